@@ -1,0 +1,25 @@
+"""The nouns: frozen dataclasses over numpy arrays, imported by every other room."""
+
+from lesionseg.core.candidate import Candidate as Candidate
+from lesionseg.core.candidate import OperatingPoint as OperatingPoint
+from lesionseg.core.case import Case as Case
+from lesionseg.core.case import CaseFiles as CaseFiles
+from lesionseg.core.case import Reference as Reference
+from lesionseg.core.case import Role as Role
+from lesionseg.core.dataset import Dataset as Dataset
+from lesionseg.core.geometry import Geometry as Geometry
+from lesionseg.core.prediction import Prediction as Prediction
+from lesionseg.core.volume import Volume as Volume
+
+__all__ = [
+    "Candidate",
+    "Case",
+    "CaseFiles",
+    "Dataset",
+    "Geometry",
+    "OperatingPoint",
+    "Prediction",
+    "Reference",
+    "Role",
+    "Volume",
+]

@@ -1,0 +1,87 @@
+"""Where voxels lie in the patient: shape and affine."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from lesionseg.errors import GeometryError
+
+
+@dataclass(frozen=True, eq=False)
+class Geometry:
+    """Shape and position of a grid of `dims` spatial axes (3: z, y, x; 2: y, x).
+
+    `affine` is `[dims+1, dims+1]` and maps an array index (z, y, x) to RAS millimetres (x, y, z);
+    in 2-D it maps (y, x) to (x, y). Raises `GeometryError` when it cannot be inverted.
+    """
+
+    shape: tuple[int, ...]
+    affine: NDArray[np.float64]
+
+    def __post_init__(self) -> None:
+        affine = np.array(self.affine, dtype=np.float64)
+        affine.setflags(write=False)
+        object.__setattr__(self, "shape", tuple(int(n) for n in self.shape))
+        object.__setattr__(self, "affine", affine)
+        if affine.shape != (self.dims + 1, self.dims + 1):
+            raise GeometryError(
+                "The affine does not fit the number of axes.",
+                seen=affine.shape,
+                expected=(self.dims + 1, self.dims + 1),
+            )
+        if not np.all(np.isfinite(affine)) or abs(np.linalg.det(affine)) < 1e-12:
+            raise GeometryError("The affine cannot be inverted.", seen=affine.tolist())
+
+    @classmethod
+    def from_spacing(cls, shape: Sequence[int], spacing_mm: Sequence[float]) -> "Geometry":
+        """Grid whose axes (z, y, x) run along +S, +A, +R from the origin.
+
+        >>> Geometry.from_spacing((4, 5, 6), (3, 2, 1)).to_mm([[1, 1, 1]]).tolist()
+        [[1.0, 2.0, 3.0]]
+        """
+        dims = len(shape)
+        affine = np.eye(dims + 1)
+        affine[:dims, :dims] = np.fliplr(np.diag(np.asarray(spacing_mm, dtype=float)[::-1]))
+        return cls(tuple(shape), affine)
+
+    @property
+    def dims(self) -> int:
+        """Number of spatial axes."""
+        return len(self.shape)
+
+    @property
+    def spacing_mm(self) -> tuple[float, ...]:
+        """Distance between neighbouring voxels along each array axis, in millimetres."""
+        return tuple(
+            float(s) for s in np.linalg.norm(self.affine[: self.dims, : self.dims], axis=0)
+        )
+
+    @property
+    def voxel_size(self) -> float:
+        """Volume of one voxel in mm³ (area of a pixel in mm²): |det affine|."""
+        return float(abs(np.linalg.det(self.affine[: self.dims, : self.dims])))
+
+    def to_mm(self, index: ArrayLike) -> NDArray[np.float64]:
+        """RAS millimetres `[n, dims]` (x, y, z) of array indices `[n, dims]` (z, y, x)."""
+        points = np.asarray(index, dtype=np.float64)
+        return points @ self.affine[: self.dims, : self.dims].T + self.affine[: self.dims, -1]
+
+    def to_index(self, mm: ArrayLike) -> NDArray[np.float64]:
+        """Array indices `[n, dims]` (z, y, x), not rounded, of RAS millimetres `[n, dims]`."""
+        inverse = np.linalg.inv(self.affine)
+        points = np.asarray(mm, dtype=np.float64)
+        return points @ inverse[: self.dims, : self.dims].T + inverse[: self.dims, -1]
+
+    def distance_mm(self, other: "Geometry") -> float:
+        """Largest distance between the same corner of the two grids; infinite if shapes differ."""
+        if self.shape != other.shape:
+            return float("inf")
+        corners = np.stack(np.meshgrid(*[(0, n - 1) for n in self.shape], indexing="ij"), -1)
+        corners = corners.reshape(-1, self.dims)
+        return float(np.linalg.norm(self.to_mm(corners) - other.to_mm(corners), axis=1).max())
+
+    def matches(self, other: "Geometry", tolerance_mm: float = 1e-3) -> bool:
+        """Whether both grids have the same shape and all corners within `tolerance_mm`."""
+        return self.distance_mm(other) <= tolerance_mm

@@ -1,0 +1,130 @@
+"""The plan: every decision taken from a dataset's statistics, as a versioned JSON file."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from lesionseg.core import OperatingPoint
+from lesionseg.errors import BundleError
+
+PLAN_VERSION = 1
+Modality = Literal["mri", "ct", "xray"]
+Activation = Literal["sigmoid", "softmax"]
+
+
+@dataclass(frozen=True)
+class Normalisation:
+    """How one channel's intensities become network input: clip to [lower, upper], then scale.
+
+    `zscore`: mean and std of each case's own non-zero voxels (MRI). `dataset`: the stated
+    `mean` and `std` of the training lesions' and bodies' voxels (CT). `range`: each case's own
+    0.5 and 99.5 percentiles become 0 and 1, then zero mean and unit variance (X-ray).
+    """
+
+    scheme: Literal["zscore", "dataset", "range"]
+    lower: float | None = None
+    upper: float | None = None
+    mean: float = 0.0
+    std: float = 1.0
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A network by name from the closed table in `models.build`, and its shape.
+
+    One entry per resolution stage in `features`, `strides` (stage 0 is all ones) and `kernels`.
+    """
+
+    name: str
+    features: tuple[int, ...]
+    strides: tuple[tuple[int, ...], ...]
+    kernels: tuple[tuple[int, ...], ...]
+    blocks: int = 2
+    n_supervised: int = 3
+
+
+@dataclass(frozen=True)
+class CandidateRule:
+    """How probabilities become candidates: local peaks, extent where p ≥ peak / `ratio`.
+
+    Peaks under `floor` are dropped; so are candidates of fewer than `min_voxels`, all but the
+    `max_candidates` highest, and peaks that are only the shoulder of a higher candidate: whose
+    region touches it and whose peak is below `prominence` times the highest probability there.
+    """
+
+    ratio: float = 2.5
+    floor: float = 0.05
+    min_voxels: int = 2
+    max_candidates: int = 300
+    prominence: float = 1.5
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that training and inference must agree on; tuples in array order (z, y, x).
+
+    `label_values[k]` is the mask value and `label_names[k]` the name of network channel k.
+    `lesion_fraction` is the share of lesion voxels on the plan's grid (the prior π).
+    `reasons` explains each decision in one sentence.
+    """
+
+    dims: int
+    modality: Modality
+    channel_names: tuple[str, ...]
+    label_values: tuple[int, ...]
+    label_names: tuple[str, ...]
+    spacing_mm: tuple[float, ...]
+    normalisation: tuple[Normalisation, ...]
+    tile_shape: tuple[int, ...]
+    batch_size: int
+    architecture: Architecture
+    lesion_fraction: float
+    activation: Activation = "sigmoid"
+    candidate_rule: CandidateRule = field(default_factory=CandidateRule)
+    operating_points: tuple[OperatingPoint, ...] = ()
+    reasons: Mapping[str, str] = field(default_factory=dict)
+    schema_version: int = PLAN_VERSION
+
+    def with_(self, **changes: Any) -> "Plan":
+        """Copy of the plan with some fields changed."""
+        return replace(self, **changes)
+
+    def to_json(self) -> str:
+        """The plan as indented JSON."""
+        return json.dumps(asdict(self), indent=2, sort_keys=True)
+
+    @classmethod
+    def from_json(cls, text: str, where: str | Path = "plan.json") -> "Plan":
+        """Read a plan; raises `BundleError` naming `where` for other versions or missing keys."""
+        try:
+            return _plan(json.loads(text))
+        except (KeyError, TypeError, ValueError) as error:
+            raise BundleError(
+                "The plan cannot be read.",
+                where=where,
+                seen=repr(error),
+                expected=f"a plan of schema_version {PLAN_VERSION}",
+                remedy="use a bundle written by this version of lesionseg, or train again.",
+            ) from error
+
+
+def _plan(raw: dict[str, Any]) -> Plan:
+    if raw["schema_version"] != PLAN_VERSION:
+        raise ValueError(f"schema_version {raw['schema_version']}")
+    raw = {key: _tuples(value) for key, value in raw.items()}
+    raw["normalisation"] = tuple(Normalisation(**n) for n in raw["normalisation"])
+    raw["architecture"] = Architecture(**raw["architecture"])
+    raw["candidate_rule"] = CandidateRule(**raw["candidate_rule"])
+    raw["operating_points"] = tuple(OperatingPoint(**p) for p in raw["operating_points"])
+    return Plan(**raw)
+
+
+def _tuples(value: Any) -> Any:
+    """JSON lists as (nested) tuples, so that a plan read back equals the plan written."""
+    if isinstance(value, list):
+        return tuple(_tuples(v) for v in value)
+    if isinstance(value, dict):
+        return {key: _tuples(v) for key, v in value.items()}
+    return value
