@@ -1,1 +1,55 @@
-"""To be described."""
+"""Array in, array out: functions that know neither cases nor files.
+
+Names are imported when they are asked for, so that `lesionseg.ops.components` and
+`lesionseg.ops.size` do without torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lesionseg.ops.boxes import box_iou as box_iou
+    from lesionseg.ops.boxes import box_volume as box_volume
+    from lesionseg.ops.components import LesionInstances as LesionInstances
+    from lesionseg.ops.components import label_components as label_components
+    from lesionseg.ops.components import lesion_instances as lesion_instances
+    from lesionseg.ops.components import mask_boxes as mask_boxes
+    from lesionseg.ops.resample import resample_linear as resample_linear
+    from lesionseg.ops.resample import resample_nearest as resample_nearest
+    from lesionseg.ops.size import equivalent_diameter_mm as equivalent_diameter_mm
+    from lesionseg.ops.suppression import nms as nms
+    from lesionseg.ops.windows import gaussian_weight as gaussian_weight
+
+_HOMES = {
+    "LesionInstances": "components",
+    "box_iou": "boxes",
+    "box_volume": "boxes",
+    "equivalent_diameter_mm": "size",
+    "gaussian_weight": "windows",
+    "label_components": "components",
+    "lesion_instances": "components",
+    "mask_boxes": "components",
+    "nms": "suppression",
+    "resample_linear": "resample",
+    "resample_nearest": "resample",
+}
+__all__ = [
+    "LesionInstances",
+    "box_iou",
+    "box_volume",
+    "equivalent_diameter_mm",
+    "gaussian_weight",
+    "label_components",
+    "lesion_instances",
+    "mask_boxes",
+    "nms",
+    "resample_linear",
+    "resample_nearest",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public function from its module when it is first asked for."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'lesionseg.ops' has no attribute {name!r}")
+    return getattr(import_module(f"lesionseg.ops.{_HOMES[name]}"), name)

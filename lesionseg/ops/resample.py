@@ -1,0 +1,177 @@
+"""Resampling from one grid to another, slab by slab.
+
+Index coordinates are those of voxel centres: voxel 0 reaches from −½ to ½. Where each input axis
+runs along one output axis (identity, flips, permutations, zooms: the way from a plan's grid to a
+file's) the axes are interpolated one after the other, exactly; any other matrix goes the long way.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float, Shaped
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+from torch.nn import functional
+
+from lesionseg.errors import GeometryError
+
+# Coordinates are rounded to this many voxels, so that affines read as float32 still hit voxel
+# centres; it is far below what interpolation could show.
+_GRAIN = 1e-5
+_TOLERANCE = 1e-3
+
+_Take = Callable[[Tensor, int, NDArray[np.float64]], Tensor]
+
+
+def resample_linear(
+    array: Shaped[Tensor, "c *inp"], matrix: ArrayLike, out_shape: Sequence[int], *, slab: int = 32
+) -> Float[Tensor, "c *out"]:
+    """Interpolate `array` linearly on another grid; float32.
+
+    `matrix` `[dims+1, dims+1]` maps an output index to an input index. In the half voxel between
+    the outermost centres and the edge the outermost value holds; outside is 0. Temporaries are
+    the size of `slab` output rows. Raises `GeometryError` for a matrix that does not fit.
+    """
+    plan = _plan(array, matrix, out_shape)
+    out = array.new_zeros((array.shape[0], *out_shape), dtype=torch.float32)
+    if plan.source is not None:
+        return _by_axes(array, plan, out, slab, _take_linear)
+    for rows in _slabs(out_shape[0], slab):
+        out[:, rows] = _sample_linear(array, plan.coordinates(rows))
+    return out
+
+
+def resample_nearest(
+    array: Shaped[Tensor, "c *inp"], matrix: ArrayLike, out_shape: Sequence[int], *, slab: int = 32
+) -> Shaped[Tensor, "c *out"]:
+    """Take the nearest voxel's value on another grid, in the dtype of `array`.
+
+    As `resample_linear`; halfway between two centres the higher index wins.
+    """
+    plan = _plan(array, matrix, out_shape)
+    out = array.new_zeros((array.shape[0], *out_shape))
+    if plan.source is not None:
+        return _by_axes(array, plan, out, slab, _take_nearest)
+    for rows in _slabs(out_shape[0], slab):
+        out[:, rows] = _sample_nearest(array, plan.coordinates(rows))
+    return out
+
+
+@dataclass(frozen=True, eq=False)
+class _Resampling:
+    """A checked request. `source[j]`: the input axis along output axis j; None if they mix."""
+
+    matrix: NDArray[np.float64]
+    out_shape: tuple[int, ...]
+    source: tuple[int, ...] | None
+
+    def line(self, axis: int) -> NDArray[np.float64]:
+        """Input coordinates along output axis `axis`, when axes do not mix."""
+        row = self.matrix[0 if self.source is None else self.source[axis]]
+        return _snap(row[axis] * np.arange(self.out_shape[axis]) + row[-1])
+
+    def coordinates(self, rows: slice) -> list[NDArray[np.float64]]:
+        """Input coordinates of the output rows, one array `[rows, *out[1:]]` an input axis."""
+        index = np.ogrid[(rows, *(slice(0, n) for n in self.out_shape[1:]))]
+        return [
+            _snap(np.asarray(sum(m * i for m, i in zip(row[:-1], index, strict=True)) + row[-1]))
+            for row in self.matrix[:-1]
+        ]
+
+
+def _plan(array: Tensor, matrix: ArrayLike, out_shape: Sequence[int]) -> _Resampling:
+    checked = np.asarray(matrix, dtype=np.float64)
+    dims = array.ndim - 1
+    if checked.shape != (dims + 1, dims + 1) or len(out_shape) != dims:
+        raise GeometryError(
+            "The resampling matrix does not fit the array.",
+            seen=(checked.shape, tuple(out_shape)),
+            expected=f"a matrix of {dims + 1} rows and columns and a shape of {dims} axes",
+        )
+    shape = tuple(int(n) for n in out_shape)
+    return _Resampling(checked, shape, _unmixed(checked[:dims, :dims], shape))
+
+
+def _unmixed(linear: NDArray[np.float64], out_shape: tuple[int, ...]) -> tuple[int, ...] | None:
+    """The input axis of each output axis, if none moves another's coordinate by 0.001 voxels."""
+    along = np.abs(linear).argmax(axis=1)  # the output axis of each input axis
+    if len(set(along.tolist())) < len(along):
+        return None
+    drift = np.abs(linear) * np.maximum(np.array(out_shape) - 1, 0)
+    drift[np.arange(len(along)), along] = 0
+    return tuple(int(i) for i in np.argsort(along)) if drift.sum(1).max() < _TOLERANCE else None
+
+
+def _by_axes(array: Tensor, plan: _Resampling, out: Tensor, slab: int, take: _Take) -> Tensor:
+    view = array.permute(0, *(1 + axis for axis in plan.source or ()))
+    lines = [plan.line(axis) for axis in range(len(plan.out_shape))]
+    for rows in _slabs(plan.out_shape[0], slab):
+        piece = take(view, 1, lines[0][rows])
+        for axis, line in enumerate(lines[1:], start=2):
+            piece = take(piece, axis, line)
+        out[:, rows] = piece
+    return out
+
+
+def _take_linear(array: Tensor, axis: int, x: NDArray[np.float64]) -> Tensor:
+    n = array.shape[axis]
+    inside = _inside(x, n)
+    x = np.clip(x, 0, n - 1)
+    low = np.floor(x).astype(np.int64)
+    share = x - low
+    piece = array.index_select(axis, _on(array, low)).float()
+    if share.any():
+        high = array.index_select(axis, _on(array, np.minimum(low + 1, n - 1))).float()
+        piece = torch.lerp(piece, high, _along(array, axis, share.astype(np.float32)))
+    return piece if inside.all() else torch.where(_along(array, axis, inside), piece, 0)
+
+
+def _take_nearest(array: Tensor, axis: int, x: NDArray[np.float64]) -> Tensor:
+    n = array.shape[axis]
+    index = np.clip(np.floor(x + 0.5), 0, n - 1).astype(np.int64)
+    piece = array.index_select(axis, _on(array, index))
+    inside = _inside(x, n)
+    return piece if inside.all() else piece * _along(array, axis, inside)
+
+
+def _sample_linear(array: Tensor, coordinates: list[NDArray[np.float64]]) -> Tensor:
+    """Interpolate at scattered coordinates; `grid_sample` wants them last axis first, in ±1."""
+    lengths = array.shape[1:]
+    pairs = list(zip(coordinates, lengths, strict=True))
+    inside = np.logical_and.reduce([_inside(x, n) for x, n in pairs])
+    scaled = [2 * x / max(n - 1, 1) - 1 for x, n in reversed(pairs)]
+    grid = _on(array, np.stack(scaled, axis=-1).astype(np.float32))
+    found = functional.grid_sample(
+        array[None].float(), grid[None], mode="bilinear", padding_mode="border", align_corners=True
+    )
+    return found[0] * _on(array, inside)
+
+
+def _sample_nearest(array: Tensor, coordinates: list[NDArray[np.float64]]) -> Tensor:
+    pairs = list(zip(coordinates, array.shape[1:], strict=True))
+    inside = np.logical_and.reduce([_inside(x, n) for x, n in pairs])
+    index = [_on(array, np.clip(np.floor(x + 0.5), 0, n - 1).astype(np.int64)) for x, n in pairs]
+    found = torch.stack([channel[tuple(index)] for channel in array])
+    return found * _on(array, inside)
+
+
+def _inside(x: NDArray[np.float64], n: int) -> NDArray[np.bool_]:
+    return np.asarray((x >= -0.5) & (x <= n - 0.5))
+
+
+def _snap(x: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.asarray(np.round(x / _GRAIN) * _GRAIN)
+
+
+def _on(array: Tensor, values: NDArray[np.generic]) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(values)).to(array.device)
+
+
+def _along(array: Tensor, axis: int, values: NDArray[np.generic]) -> Tensor:
+    return _on(array, values).reshape([-1 if a == axis else 1 for a in range(array.ndim)])
+
+
+def _slabs(n: int, slab: int) -> list[slice]:
+    return [slice(start, min(start + slab, n)) for start in range(0, n, slab)]

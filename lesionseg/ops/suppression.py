@@ -1,0 +1,100 @@
+"""Non-maximum suppression of boxes of any number of axes."""
+
+import numba
+import numpy as np
+import torch
+from jaxtyping import Float, Int64
+from numpy.typing import NDArray
+from torch import Tensor
+
+from lesionseg.errors import ContentError
+
+
+def nms(
+    boxes: Float[Tensor, "n two_d"], scores: Float[Tensor, " n"], iou_threshold: float
+) -> Int64[Tensor, " kept"]:
+    """Keep the highest scoring of boxes that overlap by more than `iou_threshold`.
+
+    `boxes` `[n, 2·dims]`: starts then stops, half-open. Returns the kept indices by descending
+    score, ties by index; none for no boxes. A box is dropped when its IoU with a kept box of
+    higher rank is above the threshold (equal is kept). Computed in float32. Raises `ContentError`
+    for shapes that do not fit.
+
+    >>> boxes = torch.tensor([[0.0, 0, 4, 4], [0, 1, 4, 5], [9, 9, 10, 10]])
+    >>> nms(boxes, torch.tensor([0.5, 0.9, 0.1]), 0.5).tolist()
+    [1, 2]
+    """
+    if boxes.ndim != 2 or boxes.shape[1] % 2 or scores.shape != boxes.shape[:1]:
+        raise ContentError(
+            "Boxes and scores do not fit together.",
+            seen=(tuple(boxes.shape), tuple(scores.shape)),
+            expected="boxes [n, 2·dims] and scores [n]",
+        )
+    order = torch.argsort(scores.detach(), descending=True, stable=True)
+    kept = _kept_on_cpu(boxes.detach()[order].float().cpu().numpy(), float(iou_threshold))
+    return order[torch.from_numpy(kept).to(order.device)]
+
+
+def _kept_on_cpu(ranked: NDArray[np.float32], iou_threshold: float) -> NDArray[np.bool_]:
+    """Which of the boxes, already by descending score, stay.
+
+    Boxes are laid out by start along the axis they are most spread on, so that only those in
+    reach of a kept box are compared with it, in loops over contiguous memory.
+    """
+    n, dims = ranked.shape[0], ranked.shape[1] // 2
+    if n == 0:
+        return np.zeros(0, dtype=np.bool_)
+    start, stop = ranked[:, :dims], ranked[:, dims:]
+    longest = np.maximum((stop - start).max(axis=0), 1e-6)
+    axis = int(np.argmax(np.ptp(start, axis=0) / longest))
+    place = np.argsort(start[:, axis], kind="stable")
+    position = np.empty(n, dtype=np.int64)
+    position[place] = np.arange(n)
+    starts = np.ascontiguousarray(start[place].T)
+    stops = np.ascontiguousarray(stop[place].T)
+    kept: NDArray[np.bool_] = _sweep(
+        starts, stops, position, axis, longest[axis], np.float32(iou_threshold)
+    )
+    return kept
+
+
+@numba.njit(cache=True, error_model="numpy", nogil=True)  # 10 000 boxes of 3-D: 15 to 40 ms
+def _sweep(
+    starts: NDArray[np.float32],
+    stops: NDArray[np.float32],
+    position: NDArray[np.int64],
+    axis: int,
+    longest: np.float32,
+    iou_threshold: np.float32,
+) -> NDArray[np.bool_]:
+    """`starts`, `stops` `[dims, n]` sorted along `axis`; `position[rank]` is a box's column."""
+    dims, n = starts.shape
+    volume = np.ones(n, dtype=np.float32)
+    for d in range(dims):
+        for j in range(n):
+            volume[j] *= max(stops[d, j] - starts[d, j], np.float32(0))
+    alive = np.ones(n, dtype=np.bool_)
+    kept = np.zeros(n, dtype=np.bool_)
+    shared = np.empty(n, dtype=np.float32)
+    for rank in range(n):
+        i = position[rank]
+        if not alive[i]:
+            continue
+        kept[rank] = True
+        first = np.searchsorted(starts[axis], starts[axis, i] - longest)
+        last = np.searchsorted(starts[axis], stops[axis, i])
+        # slices that start at 0 and plain comparisons are what the compiler turns into vectors
+        here = shared[: last - first]
+        here[:] = 1
+        for d in range(dims):
+            low, high = starts[d, i], stops[d, i]
+            others_start, others_stop = starts[d, first:last], stops[d, first:last]
+            for j in range(last - first):
+                start = others_start[j] if others_start[j] > low else low
+                stop = others_stop[j] if others_stop[j] < high else high
+                here[j] *= stop - start if stop > start else np.float32(0)
+        for j in range(last - first):
+            union = volume[i] + volume[first + j] - here[j]
+            if here[j] > 0 and here[j] / union > iou_threshold:
+                alive[first + j] = False
+    return kept

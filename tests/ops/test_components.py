@@ -1,0 +1,103 @@
+import numpy as np
+import pytest
+from scipy import ndimage
+
+from lesionseg.errors import ContentError
+from lesionseg.ops.components import (
+    foreground_slices,
+    label_components,
+    lesion_instances,
+    mask_boxes,
+)
+
+
+def naive_components(mask):
+    """Flood fill from each unvisited voxel in C order."""
+    found = np.zeros(mask.shape, dtype=np.int32)
+    steps = [np.array(s) - 1 for s in np.ndindex(*(3,) * mask.ndim)]
+    n = 0
+    for seed in np.argwhere(mask):
+        if found[tuple(seed)]:
+            continue
+        n += 1
+        queue = [seed]
+        while queue:
+            voxel = queue.pop()
+            inside = all(0 <= v < length for v, length in zip(voxel, mask.shape, strict=True))
+            if not inside or not mask[tuple(voxel)] or found[tuple(voxel)]:
+                continue
+            found[tuple(voxel)] = n
+            queue += [voxel + step for step in steps]
+    return found
+
+
+@pytest.mark.parametrize("shape", [(23, 31), (9, 11, 13)])
+@pytest.mark.parametrize("density", [0.02, 0.1, 0.3])
+def test_components_equal_a_flood_fill(shape, density):
+    mask = np.random.default_rng(1).random(shape) < density
+    np.testing.assert_array_equal(label_components(mask), naive_components(mask))
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_ids_follow_the_first_voxel_in_c_order_whatever_the_memory_layout(order):
+    mask = np.zeros((3, 4, 5), dtype=bool, order=order)
+    mask[0, 3, 4] = mask[1, 0, 0] = mask[2, 3, 0] = True
+    found = label_components(mask)
+    assert [found[0, 3, 4], found[1, 0, 0], found[2, 3, 0]] == [1, 2, 3]
+
+
+def test_corners_connect():
+    mask = np.zeros((2, 2, 2), dtype=bool)
+    mask[0, 0, 0] = mask[1, 1, 1] = True
+    assert label_components(mask).max() == 1
+
+
+def test_touching_lesions_of_different_labels_stay_apart():
+    labels = np.array([[1, 1, 2, 2, 0, 1]], dtype=np.uint8)
+    found = lesion_instances(labels)
+    assert found.instances.tolist() == [[1, 1, 2, 2, 0, 3]]
+    assert found.labels == (1, 2, 1)
+    assert found.instances.dtype == np.int32
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.int32, np.int64, np.uint16])
+def test_labels_of_any_integer_type(dtype):
+    labels = np.zeros((4, 5, 6), dtype=dtype)
+    labels[1:3, 1:3, 1:3] = 7
+    found = lesion_instances(labels)
+    assert found.labels == (7,)
+    assert (found.instances == (labels == 7)).all()
+
+
+@pytest.mark.parametrize("shape", [(4, 5), (3, 4, 5)])
+def test_no_lesion(shape):
+    found = lesion_instances(np.zeros(shape, dtype=np.uint8))
+    assert found.labels == ()
+    assert found.instances.shape == shape
+    assert not found.instances.any()
+
+
+def test_four_axes_are_refused():
+    with pytest.raises(ContentError, match="two or three axes"):
+        lesion_instances(np.zeros((2, 2, 2, 2), dtype=np.uint8))
+
+
+def test_boxes_of_instances():
+    instances = np.zeros((4, 5, 6), dtype=np.int32)
+    instances[1:3, 2:5, 0:1] = 1
+    instances[3, 4, 5] = 3
+    assert mask_boxes(instances, 3).tolist() == [
+        [1, 2, 0, 3, 5, 1],
+        [0, 0, 0, 0, 0, 0],
+        [3, 4, 5, 4, 5, 6],
+    ]
+    assert mask_boxes(instances, 0).shape == (0, 6)
+
+
+def test_foreground_slices_bound_the_voxels():
+    array = np.zeros((7, 8, 9))
+    array[2:4, 1:7, 5] = 1
+    inside = foreground_slices(array)
+    assert inside == (slice(2, 4), slice(1, 7), slice(5, 6))
+    assert inside == ndimage.find_objects(array.astype(int))[0]
+    assert foreground_slices(np.zeros((3, 3))) is None

@@ -1,0 +1,75 @@
+import time
+
+import pytest
+import torch
+
+from lesionseg.errors import ContentError
+from lesionseg.ops import box_iou, nms
+
+
+def naive_nms(boxes, scores, threshold):
+    iou = box_iou(boxes, boxes)
+    kept = []
+    for i in sorted(range(len(boxes)), key=lambda i: (-scores[i].item(), i)):
+        if all(iou[i, j] <= threshold for j in kept):
+            kept.append(i)
+    return kept
+
+
+def random_boxes(n, dims, seed, spread=30.0):
+    generator = torch.Generator().manual_seed(seed)
+    start = torch.rand(n, dims, generator=generator) * spread
+    size = torch.rand(n, dims, generator=generator) * 12
+    return torch.cat([start, start + size], 1), torch.rand(n, generator=generator)
+
+
+@pytest.mark.parametrize("dims", [1, 2, 3])
+@pytest.mark.parametrize("threshold", [0.0, 0.1, 0.5])
+def test_equals_the_naive_loop(dims, threshold):
+    boxes, scores = random_boxes(150, dims, seed=dims)
+    assert nms(boxes, scores, threshold).tolist() == naive_nms(boxes, scores, threshold)
+
+
+def test_hand_value():
+    # IoU of the first two is 3/5, the third touches neither
+    boxes = torch.tensor([[0.0, 0, 4, 4], [0, 1, 4, 5], [4, 5, 6, 6]])
+    scores = torch.tensor([0.5, 0.9, 0.1])
+    assert nms(boxes, scores, 0.59).tolist() == [1, 2]
+    assert nms(boxes, scores, 0.61).tolist() == [1, 0, 2]
+
+
+def test_an_iou_equal_to_the_threshold_is_kept():
+    boxes = torch.tensor([[0.0, 0, 2, 2], [0, 0, 2, 1]])
+    assert nms(boxes, torch.tensor([0.9, 0.8]), 0.5).tolist() == [0, 1]
+
+
+def test_ties_go_by_index_and_the_suppressed_do_not_suppress():
+    boxes = torch.tensor([[0.0, 0, 2, 4], [0, 0, 2, 6], [0, 0, 2, 9]])
+    assert nms(boxes, torch.full((3,), 0.5), 0.6).tolist() == [0, 2]
+
+
+def test_no_boxes():
+    kept = nms(torch.zeros(0, 6), torch.zeros(0), 0.5)
+    assert kept.shape == (0,)
+    assert kept.dtype == torch.int64
+
+
+def test_empty_boxes_suppress_nothing():
+    boxes = torch.tensor([[1.0, 1, 1, 1], [1, 1, 1, 1], [0, 0, 3, 3]])
+    assert nms(boxes, torch.tensor([0.9, 0.8, 0.7]), 0.0).tolist() == [0, 1, 2]
+
+
+def test_wrong_shapes_are_refused():
+    with pytest.raises(ContentError, match="do not fit together"):
+        nms(torch.zeros(3, 4), torch.zeros(2), 0.5)
+
+
+def test_ten_thousand_boxes_are_fast():
+    boxes, scores = random_boxes(10_000, 3, seed=0, spread=256)
+    nms(boxes, scores, 0.1)
+    seconds = []
+    for _ in range(3):
+        begin = time.perf_counter()
+        nms(boxes, scores, 0.1)
+        seconds.append(time.perf_counter() - begin)
+    assert min(seconds) < 0.5  # ten times what a quiet core needs
