@@ -1,0 +1,39 @@
+# The two commands a newcomer needs are `make demo` and `make test`; each sets itself up.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+WORKERS ?= 2
+
+.PHONY: demo test setup check slow data bench lock
+
+demo: setup  ## train, predict, evaluate and report on simulated brain MRI
+	$(BIN)/python scripts/train.py experiment=demo_mri
+
+test: setup check  ## style, types, import rules and all quick tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS)
+
+setup: $(VENV)/.installed  ## the environment alone, from the lock file
+
+$(VENV)/.installed: requirements.lock pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -r requirements.lock
+	$(BIN)/python -m pip install --quiet --no-deps --editable .
+	touch $@
+
+check: setup  ## ruff, mypy --strict, import rules
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+slow: setup  ## tests that take over a minute
+	OMP_NUM_THREADS=2 $(BIN)/python -m pytest -q -m slow
+
+data: setup  ## tests on real scans (LESIONSEG_DATA, or ../shared/data)
+	OMP_NUM_THREADS=2 $(BIN)/python -m pytest -q -m data
+
+bench: setup  ## every speed claim, quickly
+	for b in benchmarks/bench_*.py; do $(BIN)/python $$b --quick || exit 1; done
+
+lock: setup  ## write requirements.lock anew from the environment
+	$(BIN)/python -m pip freeze --exclude-editable | sed 's/+cpu//' > requirements.lock

@@ -1,0 +1,298 @@
+"""The command line: Hydra overrides in, one recipe of `pipeline` called with plain typed arguments.
+
+lesionseg train data.root=DIR model=unet loss.gamma=2
+python scripts/train.py data.root=DIR model=unet loss.gamma=2
+"""
+
+import difflib
+import logging
+import re
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lesionseg.errors import ConfigError, LesionsegError
+
+HERE = Path(__file__).resolve().parent
+OVERRIDE = re.compile(r"^(?P<sign>[+~]{0,2})(?P<key>[\w./@-]+)(?:=(?P<value>.*))?$", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Verb:
+    """What the help says of a verb, and which of its overrides hold a path."""
+
+    summary: str
+    paths: tuple[str, ...]
+    examples: tuple[str, str, str]
+
+
+VERBS: dict[str, Verb] = {
+    "train": Verb(
+        "from a folder of scans to a trained model, its scores, a report and a bundle",
+        ("data.root", "data.splits", "data.cache_dir", "run_dir"),
+        (
+            "data.root=DIR",
+            "data.root=DIR run_dir=runs/a loss=focal loss.gamma=2 trainer.max_minutes=20",
+            "experiment=demo_mri",
+        ),
+    ),
+    "prepare": Verb(
+        "read and check every case, plan, and fill the cache without training",
+        ("data.root", "data.splits", "data.cache_dir", "run_dir"),
+        (
+            "data.root=DIR check=true",
+            "data.root=DIR run_dir=runs/a",
+            "data.root=DIR 'data.group=(P[0-9]+)_'",
+        ),
+    ),
+    "predict": Verb(
+        "masks and scored candidates for new scans, each in the scan's own geometry",
+        ("bundle", "input", "output"),
+        (
+            "bundle=runs/a input=scans output=predictions",
+            "bundle=runs/a/bundle input='scans/*.nii.gz' output=predictions inference=fast",
+            "bundle=runs/a input=scan.nii.gz output=predictions operating_point=score:0.37",
+        ),
+    ),
+    "evaluate": Verb(
+        "Dice, lesion recall by size and FROC of anybody's masks or candidates",
+        ("reference", "prediction", "output"),
+        (
+            "reference=labels prediction=predictions output=scores",
+            "reference=labels prediction=predictions output=scores 'groups=(P[0-9]+)_'",
+            "reference=labels prediction=predictions output=scores evaluated_on=test",
+        ),
+    ),
+    "report": Verb(
+        "one page a clinician can read, from the tables that evaluate wrote",
+        ("scores", "output", "images", "reference", "prediction"),
+        (
+            "scores=scores output=report",
+            "scores=scores output=report images=scans reference=labels prediction=predictions",
+            "scores=runs/a output=report images=DIR",
+        ),
+    ),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """`lesionseg VERB OVERRIDES…`; returns the exit status."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if arguments and arguments[0] in VERBS:
+        return run(arguments[0], arguments[1:])
+    if arguments and arguments[0] not in ("-h", "--help"):
+        near = _nearest(arguments[0], VERBS)
+        _say(f"Unknown verb {arguments[0]!r}.{near}", error=True)
+        return 2
+    _say("lesionseg VERB [group=option] [key=value] …\n")
+    for name, verb in VERBS.items():
+        _say(f"  {name:<9} {verb.summary}")
+    _say("\n`lesionseg VERB --help` shows its groups, options and examples.")
+    return 0
+
+
+def run(verb: str, argv: Sequence[str]) -> int:
+    """Run one verb with Hydra overrides; returns 0, 1 after an error, 2 after a mistyped one."""
+    if {"-h", "--help"} & set(argv):
+        _say(_help(verb))
+        return 0
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    debug = any(a.replace(" ", "").lower() == "debug=true" for a in argv)
+    try:
+        if {"-m", "--multirun"} & set(argv):
+            return _multirun(verb, [a for a in argv if a not in ("-m", "--multirun")])
+        return _call(compose(verb, argv))
+    except ConfigError as error:
+        return _fail(error, debug, status=2)
+    except LesionsegError as error:
+        return _fail(error, debug, status=1)
+    except KeyboardInterrupt:
+        _say("Interrupted; the same command resumes.", error=True)
+        return 130
+
+
+def compose(verb: str, argv: Sequence[str]) -> Any:
+    """The resolved configuration of a verb under overrides, checked key by key.
+
+    Raises `ConfigError` that names the nearest valid key or option.
+    """
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_dir
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    overrides = [_quoted(argument, VERBS[verb].paths) for argument in argv]
+    groups = _groups(verb)
+    chosen = [o for o in overrides if _key(o) in groups]
+    _check_options(chosen, groups)
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        try:
+            base = hydra_compose(verb, overrides=chosen)
+            _check_keys([o for o in overrides if o not in chosen], base)
+            cfg = hydra_compose(verb, overrides=overrides)
+        except (HydraException, OmegaConfBaseException) as error:
+            raise ConfigError(str(error).splitlines()[0], where=" ".join(argv)) from error
+    _check_complete(cfg, verb)
+    return cfg
+
+
+def conf_dir() -> Path:
+    """The configuration: beside this file in an installed wheel, else in the repository."""
+    return HERE / "conf" if (HERE / "conf").is_dir() else HERE.parent / "conf"
+
+
+def _call(cfg: Any) -> int:
+    from hydra.utils import instantiate
+    from omegaconf import OmegaConf
+
+    plain = OmegaConf.to_container(cfg, resolve=True)
+    del cfg["debug"]
+    takes_config = cfg["_target_"].rsplit(".", 1)[-1] in ("train", "prepare")
+    outcome = instantiate(cfg, _convert_="all", **({"config": plain} if takes_config else {}))
+    for line in outcome.summary():
+        _say(line)
+    return int(outcome.exit_status)
+
+
+def _multirun(verb: str, argv: Sequence[str]) -> int:
+    """Let Hydra expand `a=1,2` into one run each, in sequence or through a launcher plugin."""
+    import hydra
+
+    for argument in argv:
+        if not argument.startswith("hydra"):
+            _check_options([argument], {})
+    statuses: list[int] = []
+
+    def task(cfg: Any) -> int:
+        statuses.append(_call(cfg))
+        return statuses[-1]
+
+    sys.argv = [verb, "--multirun", *(_quoted(a, VERBS[verb].paths) for a in argv)]
+    hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=verb)(task)()
+    return max(statuses, default=1)
+
+
+def _quoted(argument: str, paths: Iterable[str]) -> str:
+    """Quote the value of a path override, so that spaces, `=`, commas and brackets pass Hydra.
+
+    >>> _quoted("input=a b,c.nii", ["input"])
+    "input='a b,c.nii'"
+    """
+    key, separator, value = argument.partition("=")
+    bare = not (value[:1] in "'\"" and value[:1] == value[-1:]) if value else False
+    if not separator or key.lstrip("+") not in paths or not bare or value == "null":
+        return argument
+    escaped = value.replace("\\", "\\\\").replace("'", "\\'")
+    return f"{key}='{escaped}'"
+
+
+def _key(override: str) -> str:
+    match = OVERRIDE.match(override)
+    if match is None:
+        raise ConfigError(
+            "This is no override.",
+            where=override,
+            expected="key=value or group=option",
+            remedy="see --help.",
+        )
+    return match["key"]
+
+
+def _groups(verb: str) -> dict[str, list[str]]:
+    """The verb's groups and the options of each, in the order of its table of contents."""
+    import yaml
+
+    root = conf_dir()
+    contents = yaml.safe_load((root / f"{verb}.yaml").read_text(encoding="utf-8"))
+    names = [next(iter(d)) for d in contents["defaults"] if isinstance(d, dict)]
+    return {n: sorted(p.stem for p in (root / n).glob("*.yaml")) for n in names}
+
+
+def _check_options(chosen: Sequence[str], groups: Mapping[str, Sequence[str]]) -> None:
+    for override in chosen:
+        key, value = _key(override), override.partition("=")[2].strip("'\"")
+        if key in groups and value not in (*groups[key], "null"):
+            raise ConfigError(
+                f"There is no option {value!r} in group {key!r}.{_nearest(value, groups[key])}",
+                where=override,
+                expected=" | ".join(groups[key]),
+            )
+
+
+def _check_keys(overrides: Sequence[str], base: Any) -> None:
+    from omegaconf import OmegaConf
+
+    known = list(_flatten(OmegaConf.to_container(base, resolve=False)))
+    for override in overrides:
+        key = _key(override)
+        if override[0] in "+~" or key in known or key.startswith("hydra."):
+            continue
+        raise ConfigError(f"There is no setting {key!r}.{_nearest(key, known)}", where=override)
+
+
+def _flatten(node: Any, prefix: str = "") -> Iterable[str]:
+    if isinstance(node, dict):
+        for key, value in node.items():
+            yield f"{prefix}{key}"
+            yield from _flatten(value, f"{prefix}{key}.")
+
+
+def _nearest(word: str, known: Iterable[str]) -> str:
+    """` Did you mean …?`, or nothing when no known word is near.
+
+    >>> _nearest("los.gamma", ["loss.gamma", "seed"])
+    " Did you mean 'loss.gamma'?"
+    """
+    near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    return f" Did you mean {near[0]!r}?" if near else ""
+
+
+def _check_complete(cfg: Any, verb: str) -> None:
+    from omegaconf import OmegaConf
+
+    missing = sorted(OmegaConf.missing_keys(cfg))
+    if missing:
+        raise ConfigError(
+            f"A setting is missing: {', '.join(missing)}.",
+            where=f"{verb}",
+            expected=f"{missing[0]}=…",
+            remedy=f"for example: lesionseg {verb} {VERBS[verb].examples[0]}",
+        )
+
+
+def _fail(error: LesionsegError, debug: bool, status: int) -> int:
+    if debug:
+        raise error
+    _say(f"Error: {error}", error=True)
+    return status
+
+
+def _help(verb: str) -> str:
+    """The verb's page of help, from the first comment of each configuration file."""
+    root, entry = conf_dir(), VERBS[verb]
+    lines = [f"{verb}: {entry.summary}.", "", "Examples:"]
+    lines += [f"  python scripts/{verb}.py {example}" for example in entry.examples]
+    lines += ["", "Settings (key=value):"]
+    lines += [f"  {line}" for line in _own_settings(root / f"{verb}.yaml")]
+    for group, options in _groups(verb).items():
+        lines += ["", f"Group {group} (group=option; its settings are {group}.key=value):"]
+        lines += [
+            f"  {group}={o:<20} {_first_comment(root / group / f'{o}.yaml')}" for o in options
+        ]
+    lines += ["", "Any setting of any group can be overridden; a mistyped one names the nearest."]
+    return "\n".join(lines)
+
+
+def _own_settings(path: Path) -> list[str]:
+    text = path.read_text(encoding="utf-8").split("_target_:", 1)[1]
+    return [line for line in text.splitlines()[1:] if re.match(r"^\w+:", line)]
+
+
+def _first_comment(path: Path) -> str:
+    return path.read_text(encoding="utf-8").splitlines()[0].lstrip("# ").strip()
+
+
+def _say(text: str, *, error: bool = False) -> None:
+    (sys.stderr if error else sys.stdout).write(text + "\n")

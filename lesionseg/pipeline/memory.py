@@ -1,0 +1,12 @@
+"""How much memory a plan may count on."""
+
+import os
+
+import torch
+
+
+def available_memory_gb(device: str) -> float:
+    """Memory of the device in GB (10⁹ bytes): the GPU's own, or the host's physical memory."""
+    if device.startswith("cuda"):
+        return float(torch.cuda.get_device_properties(device).total_memory) / 1e9
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9

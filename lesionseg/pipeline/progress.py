@@ -1,0 +1,32 @@
+"""Progress on the terminal: one bar a step, with the time left."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+Advance = Callable[[str, int, int], None]
+
+
+@contextmanager
+def bar(what: str) -> Iterator[Advance]:
+    """A bar on standard error; call what it yields with (item, done, total).
+
+    Nothing is drawn where standard error is no terminal.
+    """
+    console = Console(stderr=True)
+    columns = (
+        TextColumn("{task.description:<22}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[item]}"),
+    )
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        task = progress.add_task(what, total=None, item="")
+
+        def advance(item: str, done: int, total: int) -> None:
+            progress.update(task, completed=done, total=total, item=item)
+
+        yield advance

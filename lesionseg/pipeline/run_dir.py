@@ -1,0 +1,62 @@
+"""The run directory: claimed by one configuration, resumed by the same, refused to another."""
+
+import re
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lesionseg.errors import ConfigError, OutputError
+from lesionseg.io.atomic import write_text
+
+FREE = ("debug", "run_dir")  # settings that do not change the result
+
+
+def default_run_dir(data_root: str, architecture: str) -> Path:
+    """`runs/<dataset>_<model>_<time>` under the current folder."""
+    name = re.sub(r"[^\w.-]+", "-", Path(data_root).resolve().name) or "data"
+    return Path("runs") / f"{name}_{architecture}_{time.strftime('%Y%m%d-%H%M%S')}"
+
+
+def check_claim(run_dir: Path, config: Mapping[str, Any]) -> None:
+    """Refuse a run directory that another configuration made.
+
+    Raises `ConfigError` naming the settings that differ, and `OutputError` when the path is a file.
+    """
+    if run_dir.exists() and not run_dir.is_dir():
+        raise OutputError("The run directory is a file.", where=run_dir, remedy="name another one.")
+    claimed = run_dir / "config.yaml"
+    if not claimed.is_file():
+        return
+    before = yaml.safe_load(claimed.read_text(encoding="utf-8"))
+    changed = sorted(_differences(before, dict(config)))
+    if changed:
+        raise ConfigError(
+            "This run directory belongs to another configuration.",
+            where=run_dir,
+            seen="; ".join(changed),
+            remedy="name another run_dir=, or give the same settings to resume.",
+        )
+
+
+def claim(run_dir: Path, config: Mapping[str, Any]) -> None:
+    """Write the resolved configuration into the run directory, making it if need be."""
+    check_claim(run_dir, config)
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError("The run directory cannot be made.", where=run_dir) from error
+    write_text(run_dir / "config.yaml", yaml.safe_dump(dict(config), sort_keys=False))
+
+
+def _differences(before: Any, now: Any, key: str = "") -> Iterable[str]:
+    """`key: old → new` for every leaf that differs, the free settings left out."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        for name in [*before, *(n for n in now if n not in before)]:
+            if key or name not in FREE:
+                inner = f"{key}.{name}" if key else name
+                yield from _differences(before.get(name), now.get(name), inner)
+    elif before != now:
+        yield f"{key}: {before} → {now}"

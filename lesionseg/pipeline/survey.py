@@ -1,0 +1,137 @@
+"""The first look at a dataset: read every case once, refuse bad ones, count lesions, divide."""
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from lesionseg.core import Case, CaseFiles, Dataset
+from lesionseg.errors import DatasetError, LesionsegError
+from lesionseg.io.cases import read_case
+from lesionseg.io.conventions import read_dataset
+from lesionseg.ops.components import lesion_instances
+from lesionseg.pipeline.progress import Advance, bar
+from lesionseg.pipeline.settings import DataSettings
+from lesionseg.plan.fingerprint import Fingerprint, take_fingerprint
+from lesionseg.plan.splits import Splits, make_splits
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What is known of a dataset before anything is decided."""
+
+    dataset: Dataset
+    fingerprint: Fingerprint
+    splits: Splits
+
+    def of_role(self, role: str) -> tuple[CaseFiles, ...]:
+        """The cases of one role, in the dataset's order."""
+        return tuple(c for c in self.dataset.cases if self.splits.roles.get(c.case) == role)
+
+
+def survey(data: DataSettings, seed: int) -> Survey:
+    """Read every case and divide the dataset; nothing is written.
+
+    The fingerprint is taken from development cases only: those a dataset calls test are read and
+    checked, not counted. Raises `DatasetError` naming every bad file, an unlabelled dataset, one
+    without any lesion, and one whose only group leaves nothing to validate on.
+    """
+    dataset = open_dataset(data)
+    _require_labels(dataset)
+    burden: dict[str, int] = {}
+    problems: list[LesionsegError] = []
+    with bar("Reading the dataset") as advance:
+        cases = _readable(dataset, burden, problems, advance)
+        fingerprint = take_fingerprint(dataset, cases)
+    _refuse(problems, data.root)
+    if sum(burden.values()) == 0:
+        raise DatasetError(
+            "There is no lesion in any reference.",
+            where=data.root,
+            seen=f"{len(burden)} cases, all of them lesion-free",
+            remedy="check the label values in the masks, or add cases with lesions.",
+        )
+    given = Path(data.splits) if data.splits else None
+    splits = make_splits(
+        dataset, burden, validation_fraction=data.validation_fraction, seed=seed, given=given
+    )
+    found = Survey(dataset, fingerprint, splits)
+    _require_validation(found, data)
+    return found
+
+
+def open_dataset(data: DataSettings) -> Dataset:
+    """The dataset of `data.root`; simulated first when the settings say so and it is missing."""
+    root = Path(data.root)
+    if data.phantoms is not None and not root.exists():
+        log.info("Simulating a dataset in %s (these are no real scans)", root)
+        data.phantoms(root)
+    dataset = read_dataset(
+        root, group=data.group, convention=data.convention, merge_labels=data.merge_labels
+    )
+    log.info("%s: %d cases, read as %s", dataset.name, len(dataset.cases), dataset.convention)
+    return dataset
+
+
+def _require_labels(dataset: Dataset) -> None:
+    labelled = [c for c in dataset.cases if c.reference is not None or c.annotations]
+    if not labelled:
+        raise DatasetError(
+            "No case has a reference to learn from.",
+            where=dataset.root,
+            remedy="add masks, or predict with an existing bundle.",
+        )
+
+
+def _readable(
+    dataset: Dataset, burden: dict[str, int], problems: list[LesionsegError], advance: Advance
+) -> Iterator[Case]:
+    """Yield each development case; fill the lesion counts and collect what cannot be read."""
+    for done, files in enumerate(dataset.cases, start=1):
+        try:
+            case = read_case(files, dataset)
+        except LesionsegError as error:
+            problems.append(error)
+            continue
+        finally:
+            advance(files.case, done, len(dataset.cases))
+        if case.reference is None:
+            continue
+        burden[files.case] = n_lesions(case)
+        if files.role not in ("test", "external"):
+            yield case
+
+
+def n_lesions(case: Case) -> int:
+    """Number of reference lesions of a case; 0 without a reference."""
+    reference = case.reference
+    if reference is None:
+        return 0
+    if reference.instances is not None:
+        return len(reference.instance_labels)
+    if reference.labels is not None:
+        return len(lesion_instances(reference.labels).labels)
+    return 0 if reference.boxes is None else len(reference.boxes)
+
+
+def _refuse(problems: list[LesionsegError], root: str) -> None:
+    if len(problems) == 1:
+        raise problems[0]
+    if problems:
+        shown = "\n  ".join(str(p) for p in problems[:20])
+        more = f"\n  … and {len(problems) - 20} more" if len(problems) > 20 else ""
+        raise DatasetError(f"{len(problems)} cases cannot be used:\n  {shown}{more}", where=root)
+
+
+def _require_validation(found: Survey, data: DataSettings) -> None:
+    if found.of_role("validation") or data.validation_fraction == 0:
+        return
+    raise DatasetError(
+        "No case is left to validate on.",
+        where=data.root,
+        seen=f"{len(found.of_role('train'))} case(s) to train on",
+        expected="at least two labelled cases",
+        remedy="add a case, or train without any validation: data.validation_fraction=0.",
+    )

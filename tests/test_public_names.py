@@ -1,0 +1,22 @@
+"""Each room's door lists in `__all__` exactly what it re-exports."""
+
+import importlib
+from types import ModuleType
+
+import pytest
+
+ROOMS = "core ops io plan data models losses evaluation inference training report pipeline".split()
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_door_lists_what_it_exports(room: str) -> None:
+    door = importlib.import_module(f"lesionseg.{room}")
+    listed = list(getattr(door, "__all__", []))
+    assert listed == sorted(set(listed)), "sorted and without doubles"
+    for name in listed:
+        assert hasattr(door, name)
+    public = {
+        n for n, v in vars(door).items() if not n.startswith("_") and not isinstance(v, ModuleType)
+    }
+    lazy = {"TYPE_CHECKING", "Any", "import_module"}
+    assert public - lazy <= set(listed)
