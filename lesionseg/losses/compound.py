@@ -1,0 +1,183 @@
+"""Voxel losses as modules with named terms: focal, cross-entropy, and both with Dice."""
+
+from jaxtyping import Bool, Float, Integer
+from torch import Tensor, nn
+
+from lesionseg.errors import ConfigError
+from lesionseg.losses.dice import dice_loss
+from lesionseg.losses.focal import sigmoid_focal_loss, softmax_focal_loss
+from lesionseg.losses.inputs import Alpha, Normaliser, Reduction
+
+LossTerms = dict[str, Float[Tensor, ""]]
+
+
+class VoxelLoss(nn.Module):
+    """What every loss of a voxel network is: settings, an activation and named terms.
+
+    `forward` takes logits `[B, K, *spatial]` (sigmoid) or `[B, 1+K, *spatial]` (softmax), labels
+    `[B, *spatial]` (0 background, k = class k), `valid` `[B, *spatial]` (False leaves a voxel out)
+    and `normaliser`, the divisor of terms reduced `per_positive`; other terms ignore it. It returns
+    fp32 scalars by name, each already weighted: the loss is their sum.
+    """
+
+    def __init__(self, activation: str = "sigmoid") -> None:
+        super().__init__()
+        if activation not in ("sigmoid", "softmax"):
+            raise ConfigError(
+                "There is no such activation.",
+                where="activation",
+                seen=activation,
+                expected="sigmoid or softmax",
+            )
+        self.activation = activation
+
+    def forward(
+        self,
+        logits: Float[Tensor, "b c *spatial"],
+        labels: Integer[Tensor, "b *spatial"],
+        *,
+        valid: Bool[Tensor, "b *spatial"] | None = None,
+        normaliser: Normaliser = None,
+    ) -> LossTerms:
+        """The loss's terms."""
+        raise NotImplementedError
+
+
+class FocalLoss(VoxelLoss):
+    """Focal loss as the term `focal`; settings as in `sigmoid_focal_loss`."""
+
+    def __init__(
+        self,
+        alpha: Alpha = 0.25,
+        gamma: float = 2.0,
+        reduction: Reduction = "per_positive",
+        activation: str = "sigmoid",
+        weight: float = 1.0,
+    ) -> None:
+        super().__init__(activation)
+        if reduction == "none":
+            raise ConfigError("A training loss is one number.", where="reduction", seen=reduction)
+        self.alpha, self.gamma, self.reduction, self.weight = alpha, gamma, reduction, weight
+
+    def forward(
+        self,
+        logits: Float[Tensor, "b c *spatial"],
+        labels: Integer[Tensor, "b *spatial"],
+        *,
+        valid: Bool[Tensor, "b *spatial"] | None = None,
+        normaliser: Normaliser = None,
+    ) -> LossTerms:
+        """The term `focal`."""
+        function = softmax_focal_loss if self.activation == "softmax" else sigmoid_focal_loss
+        loss = function(
+            logits,
+            labels,
+            alpha=self.alpha,
+            gamma=self.gamma,
+            reduction=self.reduction,
+            valid=valid,
+            normaliser=normaliser if self.reduction == "per_positive" else None,
+        )
+        return {"focal": self.weight * loss}
+
+
+class CrossEntropyLoss(VoxelLoss):
+    """Cross-entropy (binary for a sigmoid) as the term `cross_entropy`.
+
+    Lesion voxels count `lesion_weight` times. It is a focal loss with γ = 0.
+    """
+
+    def __init__(
+        self,
+        lesion_weight: float = 1.0,
+        reduction: Reduction = "mean",
+        activation: str = "sigmoid",
+        weight: float = 1.0,
+    ) -> None:
+        super().__init__(activation)
+        if not 0 < lesion_weight < float("inf"):
+            raise ConfigError(
+                "A weight must be above 0.", where="lesion_weight", seen=lesion_weight
+            )
+        # α : 1 − α = lesion_weight : 1
+        alpha = lesion_weight / (1 + lesion_weight)
+        self.focal = FocalLoss(alpha, 0.0, reduction, activation, weight * (1 + lesion_weight))
+
+    def forward(
+        self,
+        logits: Float[Tensor, "b c *spatial"],
+        labels: Integer[Tensor, "b *spatial"],
+        *,
+        valid: Bool[Tensor, "b *spatial"] | None = None,
+        normaliser: Normaliser = None,
+    ) -> LossTerms:
+        """The term `cross_entropy`."""
+        terms = self.focal(logits, labels, valid=valid, normaliser=normaliser)
+        return {"cross_entropy": terms["focal"]}
+
+
+class DiceFocalLoss(VoxelLoss):
+    """Soft Dice plus focal loss, the terms `dice` and `focal`."""
+
+    def __init__(
+        self,
+        alpha: Alpha = 0.25,
+        gamma: float = 2.0,
+        reduction: Reduction = "per_positive",
+        activation: str = "sigmoid",
+        focal_weight: float = 1.0,
+        dice_weight: float = 1.0,
+        smooth: float = 1.0,
+    ) -> None:
+        super().__init__(activation)
+        self.focal = FocalLoss(alpha, gamma, reduction, activation, focal_weight)
+        self.dice_weight, self.smooth = dice_weight, smooth
+
+    def forward(
+        self,
+        logits: Float[Tensor, "b c *spatial"],
+        labels: Integer[Tensor, "b *spatial"],
+        *,
+        valid: Bool[Tensor, "b *spatial"] | None = None,
+        normaliser: Normaliser = None,
+    ) -> LossTerms:
+        """The terms `dice` and `focal`."""
+        dice = dice_loss(
+            logits, labels, activation=self.activation, valid=valid, smooth=self.smooth
+        )
+        terms: LossTerms = self.focal(logits, labels, valid=valid, normaliser=normaliser)
+        return {"dice": self.dice_weight * dice, **terms}
+
+
+class DiceCrossEntropyLoss(VoxelLoss):
+    """Soft Dice plus cross-entropy, the terms `dice` and `cross_entropy`."""
+
+    def __init__(
+        self,
+        lesion_weight: float = 1.0,
+        reduction: Reduction = "mean",
+        activation: str = "sigmoid",
+        cross_entropy_weight: float = 1.0,
+        dice_weight: float = 1.0,
+        smooth: float = 1.0,
+    ) -> None:
+        super().__init__(activation)
+        self.cross_entropy = CrossEntropyLoss(
+            lesion_weight, reduction, activation, cross_entropy_weight
+        )
+        self.dice_weight, self.smooth = dice_weight, smooth
+
+    def forward(
+        self,
+        logits: Float[Tensor, "b c *spatial"],
+        labels: Integer[Tensor, "b *spatial"],
+        *,
+        valid: Bool[Tensor, "b *spatial"] | None = None,
+        normaliser: Normaliser = None,
+    ) -> LossTerms:
+        """The terms `dice` and `cross_entropy`."""
+        dice = dice_loss(
+            logits, labels, activation=self.activation, valid=valid, smooth=self.smooth
+        )
+        terms: LossTerms = self.cross_entropy(logits, labels, valid=valid, normaliser=normaliser)
+        return {"dice": self.dice_weight * dice, **terms}

@@ -1,0 +1,163 @@
+"""Focal loss (Lin et al. 2017, arXiv 1708.02002) for voxels of any dimension and for anchors.
+
+    FL(p_t) = −α_t · (1 − p_t)^γ · log p_t
+
+α_t weights the class of the truth: α for lesion, 1 − α for background. γ = 0 and α = ½ is half of
+the cross-entropy, γ = 0 without α is the cross-entropy.
+"""
+
+import torch
+from jaxtyping import Bool, Float, Shaped
+from torch import Tensor
+
+from lesionseg.losses.inputs import (
+    Alpha,
+    Normaliser,
+    Reduction,
+    check_label_shape,
+    check_logits,
+    check_settings,
+    check_valid,
+    check_values,
+    is_label_map,
+    sigmoid_weights,
+    softmax_weights,
+    without_ignored,
+)
+from lesionseg.ops.kernels.focal_plain import (
+    FocalSums,
+    lesion_of_class,
+    sigmoid_focal_plain,
+    soft_focal_plain,
+    softmax_focal_plain,
+)
+
+
+def sigmoid_focal_loss(
+    logits: Float[Tensor, "b k *spatial"],
+    target: Shaped[Tensor, "..."],
+    *,
+    alpha: Alpha = 0.25,
+    gamma: float = 2.0,
+    reduction: Reduction = "per_positive",
+    valid: Shaped[Tensor, "..."] | None = None,
+    normaliser: Normaliser = None,
+    ignore_index: int | None = None,
+) -> Float[Tensor, "..."]:
+    """Focal loss of K independent lesion classes; background has no logit of its own.
+
+    `logits`: `[B, K, *spatial]`, or `[n, K]` for anchors. `target`: a label map without the class
+    axis (0 background, k = class k; any integer dtype, bool when K = 1), or of the logits' shape
+    with 0/1 (or, floating, with values between). `alpha`: the weight of lesions (1 − α that of
+    background), one number or one a class, None for no weighting. `valid`: `[B, *spatial]` or of
+    the logits' shape, False or 0 leaves out; likewise voxels labelled `ignore_index`.
+
+    Reductions: `none` (the logits' shape, 0 where left out), `sum`, `mean` over the valid logits,
+    `per_positive`: the sum divided by `normaliser`, by default the number of valid lesion
+    elements, at least 1. Computed and returned in fp32 (fp64 for fp64 logits); finite, with finite
+    gradient, for logits up to 1e4 in fp32, bf16 and fp16. Nothing to judge gives 0.
+
+    Raises `ConfigError` (settings), `GeometryError` (shapes), `ContentError` (dtypes, and labels
+    outside 0..K; values are looked at on the CPU only, since a GPU would have to be waited for).
+
+    >>> import torch
+    >>> logits = torch.zeros(1, 1, 2)  # p = ½ everywhere
+    >>> loss = sigmoid_focal_loss(logits, torch.tensor([[0, 1]]), reduction="none")
+    >>> [round(value, 5) for value in loss.flatten().tolist()]  # 0.75·¼·log 2, 0.25·¼·log 2
+    [0.12997, 0.04332]
+    """
+    check_settings(gamma, reduction, normaliser)
+    check_logits(logits, min_classes=1)
+    check_valid(logits, valid)
+    is_map = is_label_map(logits, target)
+    positive, negative = sigmoid_weights(alpha, logits.shape[1])
+    target, keep = without_ignored(target, valid, ignore_index)
+    check_values(target, logits.shape[1] if is_map else 1)
+    keep = _like_logits(keep, logits)
+    logits = _upcast(logits, keep)
+    lesion = lesion_of_class(target, logits.shape[1]) if is_map else target
+    if lesion.is_floating_point():
+        loss = soft_focal_plain(logits, lesion.to(logits.dtype), positive, negative, gamma)
+    else:
+        loss = sigmoid_focal_plain(logits, lesion.bool(), positive, negative, gamma)
+    return _reduced(loss, lesion, keep, reduction, normaliser)
+
+
+def softmax_focal_loss(
+    logits: Float[Tensor, "b c *spatial"],
+    target: Shaped[Tensor, "..."],
+    *,
+    alpha: Alpha = 0.25,
+    gamma: float = 2.0,
+    reduction: Reduction = "per_positive",
+    valid: Shaped[Tensor, "..."] | None = None,
+    normaliser: Normaliser = None,
+    ignore_index: int | None = None,
+) -> Float[Tensor, "..."]:
+    """Focal loss of 1 + K mutually exclusive classes; class 0 is background.
+
+    `logits`: `[B, 1+K, *spatial]` or `[n, 1+K]`. `target`: label map without the class axis, any
+    integer dtype. `alpha`: a number weights lesions by α and background by 1 − α, a sequence has
+    1 + K entries. `valid`: `[B, *spatial]`; of the logits' shape, a voxel counts where all its
+    classes do. Reduction `none` gives `[B, *spatial]`; a positive is a valid voxel with a label
+    above 0. All else, the errors too, as `sigmoid_focal_loss`.
+
+    >>> import torch
+    >>> logits = torch.zeros(1, 2, 2)  # p = ½ everywhere
+    >>> loss = softmax_focal_loss(logits, torch.tensor([[0, 1]]), reduction="none")
+    >>> [round(value, 5) for value in loss.flatten().tolist()]  # 0.75·¼·log 2, 0.25·¼·log 2
+    [0.12997, 0.04332]
+    """
+    check_settings(gamma, reduction, normaliser)
+    check_logits(logits, min_classes=2)
+    check_valid(logits, valid)
+    check_label_shape(logits, target)
+    weights = softmax_weights(alpha, logits.shape[1])
+    if valid is not None and valid.shape == logits.shape:
+        valid = valid.bool().all(dim=1)
+    target, keep = without_ignored(target, valid, ignore_index)
+    check_values(target, logits.shape[1] - 1)
+    logits = _upcast(logits, _like_logits(keep, logits))
+    loss = softmax_focal_plain(logits, target, weights, gamma)
+    return _reduced(loss, target > 0, keep, reduction, normaliser)
+
+
+def _like_logits(keep: Tensor | None, logits: Tensor) -> Tensor | None:
+    """`[B, …]` as a view of the logits' shape."""
+    if keep is None or keep.shape == logits.shape:
+        return keep
+    return keep.unsqueeze(1).expand_as(logits)
+
+
+def _upcast(logits: Tensor, keep: Tensor | None) -> Tensor:
+    """At least fp32, zero where left out: a NaN there must reach neither value nor gradient."""
+    logits = logits if logits.dtype == torch.float64 else logits.float()
+    return logits if keep is None else logits.masked_fill(~keep, 0)
+
+
+def _reduced(
+    loss: Float[Tensor, "*shape"],
+    lesion: Shaped[Tensor, "*shape"],
+    keep: Bool[Tensor, "*shape"] | None,
+    reduction: Reduction,
+    normaliser: Normaliser,
+) -> Float[Tensor, "..."]:
+    if keep is not None:
+        loss, lesion = loss.masked_fill(~keep, 0), lesion.masked_fill(~keep, 0)
+    if reduction == "none":
+        return loss
+    n_valid = loss.new_full((), loss.numel()) if keep is None else keep.sum()
+    return reduce_sums(FocalSums(loss.sum(), lesion.sum(), n_valid), reduction, normaliser)
+
+
+def reduce_sums(sums: FocalSums, reduction: Reduction, normaliser: Normaliser) -> Float[Tensor, ""]:
+    """The sum divided as `reduction` says, all on the sums' device."""
+    if reduction == "sum":
+        return sums.total
+    if reduction == "mean":
+        return sums.total / sums.n_valid.clamp_min(1)
+    if normaliser is None:
+        return sums.total / sums.n_positive.clamp_min(1)
+    if isinstance(normaliser, Tensor):
+        normaliser = normaliser.to(sums.total, non_blocking=True)
+    return sums.total / normaliser

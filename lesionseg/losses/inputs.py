@@ -1,0 +1,181 @@
+"""What the losses accept: settings, shapes and labels, checked before any number is computed."""
+
+from collections.abc import Sequence
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from lesionseg.errors import ConfigError, ContentError, GeometryError
+
+Reduction = Literal["none", "mean", "sum", "per_positive"]
+Alpha = float | Sequence[float] | None
+Normaliser = float | Tensor | None
+
+
+def check_settings(gamma: float, reduction: str, normaliser: Normaliser) -> None:
+    """Refuse, with `ConfigError`, settings that mean nothing."""
+    if not 0 <= gamma < float("inf"):
+        raise ConfigError("γ must be a finite number of at least 0.", where="gamma", seen=gamma)
+    if reduction not in get_args(Reduction):
+        raise ConfigError(
+            "There is no such reduction.",
+            where="reduction",
+            seen=reduction,
+            expected=" or ".join(get_args(Reduction)),
+        )
+    if normaliser is not None and reduction != "per_positive":
+        raise ConfigError(
+            "A normaliser is the divisor of the reduction per_positive alone.",
+            where="normaliser",
+            seen=f"reduction {reduction}",
+            remedy="leave one of the two out.",
+        )
+    if isinstance(normaliser, int | float) and not normaliser > 0:
+        raise ConfigError("A divisor must be above 0.", where="normaliser", seen=normaliser)
+
+
+def sigmoid_weights(alpha: Alpha, n_classes: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Weights of lesions and of background, one a class: α and 1 − α, or all 1 for None.
+
+    >>> sigmoid_weights(0.25, 2)
+    ((0.25, 0.25), (0.75, 0.75))
+    """
+    if alpha is None:
+        return (1.0,) * n_classes, (1.0,) * n_classes
+    positive = _alphas(alpha, n_classes)
+    return positive, tuple(1 - a for a in positive)
+
+
+def softmax_weights(alpha: Alpha, n_classes: int) -> tuple[float, ...]:
+    """Weights of the 1 + K classes, background first.
+
+    >>> softmax_weights(0.25, 3)
+    (0.75, 0.25, 0.25)
+    """
+    if alpha is None:
+        return (1.0,) * n_classes
+    weights = _alphas(alpha, n_classes)
+    return (1 - weights[0], *weights[1:]) if isinstance(alpha, int | float) else weights
+
+
+def _alphas(alpha: float | Sequence[float], n_classes: int) -> tuple[float, ...]:
+    if isinstance(alpha, int | float):
+        values = (float(alpha),) * n_classes
+    else:
+        values = tuple(float(value) for value in alpha)
+    if len(values) != n_classes:
+        raise ConfigError(
+            "α needs one number, or one a class.",
+            where="alpha",
+            seen=f"{len(values)} numbers",
+            expected=f"{n_classes} numbers",
+        )
+    if not all(0 <= value <= 1 for value in values):
+        raise ConfigError("α must lie in [0, 1].", where="alpha", seen=alpha)
+    return values
+
+
+def check_logits(logits: Tensor, min_classes: int) -> None:
+    """Refuse, with `ContentError` or `GeometryError`, logits that are not `[B, K, …]` floats."""
+    if not logits.is_floating_point():
+        raise ContentError("Logits must be floating point.", seen=logits.dtype)
+    if logits.ndim < 2 or logits.shape[1] < min_classes:
+        raise GeometryError(
+            "The logits lack a class axis of the right length.",
+            seen=tuple(logits.shape),
+            expected=f"[B, K, …] with K ≥ {min_classes}",
+        )
+
+
+def is_label_map(logits: Tensor, target: Tensor) -> bool:
+    """Whether `target` is `[B, …]` (labels) rather than of the logits' shape (0/1).
+
+    Raises `GeometryError` when it is neither, `ContentError` for floating-point label maps.
+    """
+    if target.shape == logits.shape:
+        return False
+    check_label_shape(logits, target)
+    return True
+
+
+def check_label_shape(logits: Tensor, target: Tensor) -> None:
+    """Refuse, with `GeometryError` or `ContentError`, what is no label map for these logits."""
+    if target.shape != spatial_shape(logits):
+        raise GeometryError(
+            "The target does not fit the logits.",
+            seen=f"target {tuple(target.shape)} for logits {tuple(logits.shape)}",
+            expected=f"labels {spatial_shape(logits)}",
+            remedy="give a label map without the class axis (0 background, k = class k).",
+        )
+    if target.is_floating_point() or target.is_complex():
+        raise ContentError(
+            "A label map must hold integers.",
+            seen=target.dtype,
+            expected="an integer dtype, best uint8",
+            remedy="call .to(torch.uint8) on it.",
+        )
+
+
+def check_valid(logits: Tensor, valid: Tensor | None) -> None:
+    """Refuse, with `GeometryError`, a valid mask of neither `[B, …]` nor the logits' shape."""
+    if valid is not None and valid.shape not in (logits.shape, spatial_shape(logits)):
+        raise GeometryError(
+            "The valid mask does not fit the logits.",
+            seen=f"valid {tuple(valid.shape)} for logits {tuple(logits.shape)}",
+            expected=f"{spatial_shape(logits)} or {tuple(logits.shape)}",
+        )
+
+
+def without_ignored(
+    target: Tensor, valid: Tensor | None, ignore_index: int | None
+) -> tuple[Tensor, Tensor | None]:
+    """The target with 0 where it is left out, and what is kept as bool (None: everything)."""
+    keep = None if valid is None else valid.bool()
+    if ignore_index is not None:
+        labelled = target != ignore_index
+        if keep is not None and keep.ndim != labelled.ndim:
+            keep, labelled = _same_axes(keep, labelled)
+        keep = labelled if keep is None else keep & labelled
+    if keep is None:
+        return target, None
+    left_out = ~keep
+    if left_out.ndim > target.ndim:
+        left_out = left_out.all(dim=1)
+    elif left_out.ndim < target.ndim:
+        left_out = left_out.unsqueeze(1)
+    return target.masked_fill(left_out, 0), keep
+
+
+def _same_axes(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+    """Both with a class axis; the one without gets an axis of length 1."""
+    n = max(first.ndim, second.ndim)
+    first, second = (t if t.ndim == n else t.unsqueeze(1) for t in (first, second))
+    return first, second
+
+
+def check_values(target: Tensor, highest: int) -> None:
+    """Refuse, with `ContentError`, labels outside 0..`highest`; looks at tensors on the CPU only.
+
+    On a GPU the look would make the host wait for the device at each step.
+    """
+    if target.device.type != "cpu" or target.numel() == 0 or target.dtype == torch.bool:
+        return
+    lowest, largest = (float(v) for v in torch.aminmax(target))
+    if not (lowest >= 0 and largest <= highest):
+        raise label_error(f"values from {lowest:g} to {largest:g}", highest)
+
+
+def label_error(seen: str, highest: int) -> ContentError:
+    """The error for labels outside 0..`highest`."""
+    return ContentError(
+        "The target holds values that are no class of these logits.",
+        seen=seen,
+        expected=f"0 to {highest}",
+        remedy="map ignored voxels to 0 and leave them out with `valid` or `ignore_index`.",
+    )
+
+
+def spatial_shape(logits: Tensor) -> tuple[int, ...]:
+    """The logits' shape without the class axis."""
+    return (logits.shape[0], *logits.shape[2:])

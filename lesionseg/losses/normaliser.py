@@ -1,0 +1,50 @@
+"""The divisor of a focal loss in training: a steady estimate of the lesion voxels of a batch."""
+
+import torch
+from jaxtyping import Bool, Float, Integer
+from torch import Tensor, nn
+
+from lesionseg.errors import ConfigError
+
+
+def count_positives(
+    labels: Integer[Tensor, "b *spatial"], valid: Bool[Tensor, "b *spatial"] | None = None
+) -> Float[Tensor, ""]:
+    """Number of valid voxels (anchors) with a label above 0, on the labels' device."""
+    lesion = labels > 0
+    return (lesion if valid is None else lesion & valid).sum().float()
+
+
+class PositiveAverage(nn.Module):
+    """Exponential moving average of the positives of the whole batch, never below `expected`.
+
+    One noisy count is poison: a lesion-free 96³ tile at p = ½ divided by 1 is a loss of 10⁵.
+    `expected` (positives a batch, from the fingerprint's lesion fraction; floored at 1) is the
+    first value and the floor. `update` takes the count over all tiles and processes of an
+    optimiser step (the caller adds them up) and knows nothing of other processes: where these
+    average their gradients, each divides by the result over their number. detectron2's RetinaNet
+    keeps the same average.
+
+    >>> average = PositiveAverage(expected=100, momentum=0.9)
+    >>> average.update(torch.tensor(1100.0)).item()
+    200.0
+    >>> average.update(torch.tensor(0.0)).item()
+    180.0
+    """
+
+    average: Tensor
+
+    def __init__(self, expected: float, momentum: float = 0.9) -> None:
+        super().__init__()
+        if not 0 <= expected < float("inf"):
+            raise ConfigError("A count must be at least 0.", where="expected", seen=expected)
+        if not 0 <= momentum < 1:
+            raise ConfigError("The momentum must lie in [0, 1).", where="momentum", seen=momentum)
+        self.expected, self.momentum = max(float(expected), 1.0), momentum
+        self.register_buffer("average", torch.tensor(self.expected))
+
+    @torch.no_grad()
+    def update(self, count: Float[Tensor, ""]) -> Float[Tensor, ""]:
+        """Take in the positives of a batch; the divisor for it, as a new 0-d tensor."""
+        self.average.lerp_(count.to(self.average), 1 - self.momentum)
+        return self.average.clamp_min(self.expected)
