@@ -1,0 +1,125 @@
+"""The smallest parts of a network: convolution, instance norm and leaky ReLU for 2-D and 3-D."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional
+
+from lesionseg.errors import ConfigError
+
+LEAKY_SLOPE = 0.01
+Conv = nn.Conv2d | nn.Conv3d
+Up = nn.ConvTranspose2d | nn.ConvTranspose3d
+
+
+@dataclass(frozen=True)
+class Layers:
+    """The layers that exist once per number of spatial axes."""
+
+    conv: Callable[..., Conv]
+    up: Callable[..., Up]
+
+
+LAYERS: Mapping[int, Layers] = {
+    2: Layers(nn.Conv2d, nn.ConvTranspose2d),
+    3: Layers(nn.Conv3d, nn.ConvTranspose3d),
+}
+
+
+def layers(dims: int) -> Layers:
+    """The layers for `dims` spatial axes; raises `ConfigError` unless 2 or 3."""
+    if dims not in LAYERS:
+        raise ConfigError("No layers for this many axes.", seen=dims, expected=sorted(LAYERS))
+    return LAYERS[dims]
+
+
+class InstanceNorm(nn.Module):
+    """Zero mean and unit variance per channel and case, then a learnt scale and shift.
+
+    `[B, channels, *spatial]` of any number of axes, more than one voxel (Ulyanov et al. 2016).
+    """
+
+    def __init__(self, channels: int, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+        self.eps = eps
+
+    def forward(self, x: Float[Tensor, "b c *spatial"]) -> Float[Tensor, "b c *spatial"]:
+        """Normalised features, in the precision of `x`."""
+        if x.device.type == "cpu":
+            # The same formula: one group per channel. It makes a training step 1.2 (fp32) and 1.1
+            # (bf16) times as fast there; on GPUs autocast would widen its output to fp32.
+            return functional.group_norm(x, x.shape[1], self.weight, self.bias, self.eps)
+        return functional.instance_norm(x, weight=self.weight, bias=self.bias, eps=self.eps)
+
+
+class ConvBlock(nn.Module):
+    """Convolution, instance norm with learnt scale and shift, leaky ReLU.
+
+    `[B, in_channels, *spatial]` to `[B, out_channels, *(spatial / stride)]`, spatial divisible by
+    `stride`. `kernel` holds odd sizes. The convolution has no bias: the norm would remove it.
+    """
+
+    def __init__(
+        self,
+        dims: int,
+        in_channels: int,
+        out_channels: int,
+        *,
+        kernel: Sequence[int],
+        stride: Sequence[int],
+    ) -> None:
+        super().__init__()
+        self.conv = layers(dims).conv(
+            in_channels,
+            out_channels,
+            kernel_size=tuple(kernel),
+            stride=tuple(stride),
+            padding=tuple(k // 2 for k in kernel),
+            bias=False,
+        )
+        self.norm = InstanceNorm(out_channels)
+        self.activation = nn.LeakyReLU(LEAKY_SLOPE, inplace=True)
+        initialise(self.conv)
+
+    def forward(self, x: Float[Tensor, "b c *spatial"]) -> Float[Tensor, "b k *smaller"]:
+        """Features of the block."""
+        out: Tensor = self.activation(self.norm(self.conv(x)))
+        return out
+
+
+class Stage(nn.Sequential):
+    """`n_blocks` conv blocks in a row; only the first changes channels and takes the stride."""
+
+    def __init__(
+        self,
+        dims: int,
+        in_channels: int,
+        out_channels: int,
+        *,
+        kernel: Sequence[int],
+        stride: Sequence[int],
+        n_blocks: int,
+    ) -> None:
+        ones = (1,) * dims
+        super().__init__(
+            *(
+                ConvBlock(
+                    dims,
+                    in_channels if i == 0 else out_channels,
+                    out_channels,
+                    kernel=kernel,
+                    stride=stride if i == 0 else ones,
+                )
+                for i in range(n_blocks)
+            )
+        )
+
+
+def initialise(conv: Conv | Up) -> None:
+    """He normal weights for the leaky slope (He et al. 2015, eq. 15, fan in), in place."""
+    nn.init.kaiming_normal_(conv.weight, a=LEAKY_SLOPE, nonlinearity="leaky_relu")

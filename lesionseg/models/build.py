@@ -1,0 +1,44 @@
+"""From a plan to its network, by a closed table: no name found in a file is ever imported."""
+
+from collections.abc import Callable, Mapping
+from difflib import get_close_matches
+
+import torch
+from torch import nn
+
+from lesionseg.errors import ConfigError
+from lesionseg.models.unet import unet
+from lesionseg.plan.plan import Plan
+
+NetworkFactory = Callable[[Plan], nn.Module]
+
+ARCHITECTURES: Mapping[str, NetworkFactory] = {"unet": unet}
+
+
+def build_network(
+    plan: Plan, *, architectures: Mapping[str, NetworkFactory] | None = None, seed: int = 0
+) -> nn.Module:
+    """The network named by `plan.architecture.name`, freshly initialised.
+
+    `architectures` adds a user's own factories to the table (and may replace entries). The same
+    plan and `seed` give the same weights; the global random state is left as it was. Raises
+    `ConfigError` for a name in neither table.
+    """
+    table = {**ARCHITECTURES, **(architectures or {})}
+    name = plan.architecture.name
+    if name not in table:
+        raise ConfigError(
+            f"There is no network named {name!r}.",
+            where="plan.architecture.name",
+            expected=", ".join(sorted(table)),
+            remedy=_remedy(name, table),
+        )
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        return table[name](plan)
+
+
+def _remedy(name: str, table: Mapping[str, NetworkFactory]) -> str:
+    near = get_close_matches(name, table, n=1)
+    hint = f"write {near[0]!r}, or " if near else ""
+    return hint + "pass your own network as an object: architectures={name: factory}."

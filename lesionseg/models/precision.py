@@ -1,0 +1,36 @@
+"""Which number format makes convolutions fastest on a device."""
+
+from functools import cache
+from pathlib import Path
+
+import torch
+
+BF16_CPU_FLAGS = frozenset({"avx512_bf16", "amx_bf16"})
+
+
+def fast_dtype(device: torch.device) -> torch.dtype:
+    """bf16 where the device multiplies it natively, else fp32.
+
+    Forward and backward of the 3-D U-Net (features 16, 32, 64, 128; batch 2 × 64³) on two cores of
+    a CPU with avx512_bf16: fp32 1.68 s, fp32 channels-last 1.29 s, bf16 0.78 s, bf16 channels-last
+    1.21 s; the 2-D one (batch 4 × 512²) 4.9, 2.9, 2.1 and 3.0 s.
+    """
+    native = {"cpu": _cpu_has_bf16, "cuda": _gpu_has_bf16}.get(device.type)
+    return torch.bfloat16 if native is not None and native() else torch.float32
+
+
+def fast_memory_format(dims: int, dtype: torch.dtype, device: torch.device) -> torch.memory_format:
+    """Channels-last for fp32 on CPUs (see `fast_dtype`), contiguous for all else."""
+    if device.type == "cpu" and dtype == torch.float32:
+        return torch.channels_last_3d if dims == 3 else torch.channels_last
+    return torch.contiguous_format
+
+
+@cache
+def _cpu_has_bf16() -> bool:
+    info = Path("/proc/cpuinfo")  # Linux; elsewhere fp32 is the safe answer
+    return info.is_file() and not BF16_CPU_FLAGS.isdisjoint(info.read_text().split())
+
+
+def _gpu_has_bf16() -> bool:
+    return torch.cuda.is_bf16_supported(including_emulation=False)

@@ -1,0 +1,43 @@
+"""The U-Net: a trunk and one segmentation head per supervised level."""
+
+from collections.abc import Sequence
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from lesionseg.models.heads import SegmentationHead, prior_bias
+from lesionseg.models.trunk import Decoder, Encoder
+from lesionseg.plan.plan import Architecture, Plan
+
+
+class UNet(nn.Module):
+    """Encoder, decoder with skips, and heads (Ronneberger et al. 2015, Isensee et al. 2021).
+
+    `forward`: image `[B, C, *spatial]` to a list of fp32 logits `[B, K, *spatial]`. In eval mode
+    the list has one entry, at full resolution; in train mode `architecture.n_supervised`, finest
+    first, each at its stage's resolution. K = `len(bias)`. Raises `GeometryError` for inputs that
+    the total stride does not divide.
+    """
+
+    def __init__(
+        self, dims: int, in_channels: int, architecture: Architecture, bias: Sequence[float]
+    ) -> None:
+        super().__init__()
+        self.encoder = Encoder(dims, in_channels, architecture)
+        self.decoder = Decoder(dims, architecture)
+        self.heads = nn.ModuleList(
+            SegmentationHead(dims, width, bias)
+            for width in self.decoder.channels[: architecture.n_supervised]
+        )
+
+    def forward(self, image: Float[Tensor, "b c *spatial"]) -> list[Tensor]:
+        """Logits, finest first."""
+        features = self.decoder(self.encoder(image))
+        heads = list(self.heads) if self.training else [self.heads[0]]
+        return [head(x) for head, x in zip(heads, features, strict=False)]  # rest unsupervised
+
+
+def unet(plan: Plan) -> UNet:
+    """The U-Net that `plan` describes, its heads starting at the plan's lesion fraction."""
+    bias = prior_bias(plan.lesion_fraction, len(plan.label_values), plan.activation)
+    return UNet(plan.dims, len(plan.channel_names), plan.architecture, bias)
