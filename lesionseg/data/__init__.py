@@ -1,1 +1,71 @@
-"""To be described."""
+"""From a case to tiles for a network: prepared, cached, tiled, sampled, augmented.
+
+The room's door opens lazily: `lesionseg.data.tiling` needs numpy alone, and MONAI and torch are
+imported with the first name that needs them.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from lesionseg.data.tiling import TileGrid as TileGrid
+
+if TYPE_CHECKING:
+    from lesionseg.data.augment import AugmentationSettings as AugmentationSettings
+    from lesionseg.data.augment import build_augmentation as build_augmentation
+    from lesionseg.data.cache import Cache as Cache
+    from lesionseg.data.cache import CachedCase as CachedCase
+    from lesionseg.data.cache import fill_cache as fill_cache
+    from lesionseg.data.dataset import TileDataset as TileDataset
+    from lesionseg.data.dataset import build_loader as build_loader
+    from lesionseg.data.prepare import PreparedCase as PreparedCase
+    from lesionseg.data.prepare import PreparedReference as PreparedReference
+    from lesionseg.data.prepare import prepare_case as prepare_case
+    from lesionseg.data.prepare import prepare_image as prepare_image
+    from lesionseg.data.prepare import prepare_reference as prepare_reference
+    from lesionseg.data.sampling import TileSampler as TileSampler
+    from lesionseg.data.targets import LesionTargets as LesionTargets
+    from lesionseg.data.targets import lesion_targets as lesion_targets
+
+_MODULES = {
+    "AugmentationSettings": "augment",
+    "Cache": "cache",
+    "CachedCase": "cache",
+    "LesionTargets": "targets",
+    "PreparedCase": "prepare",
+    "PreparedReference": "prepare",
+    "TileDataset": "dataset",
+    "TileSampler": "sampling",
+    "build_augmentation": "augment",
+    "build_loader": "dataset",
+    "fill_cache": "cache",
+    "lesion_targets": "targets",
+    "prepare_case": "prepare",
+    "prepare_image": "prepare",
+    "prepare_reference": "prepare",
+}
+
+__all__ = [
+    "AugmentationSettings",
+    "Cache",
+    "CachedCase",
+    "LesionTargets",
+    "PreparedCase",
+    "PreparedReference",
+    "TileDataset",
+    "TileGrid",
+    "TileSampler",
+    "build_augmentation",
+    "build_loader",
+    "fill_cache",
+    "lesion_targets",
+    "prepare_case",
+    "prepare_image",
+    "prepare_reference",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import the module behind a public name, and MONAI with it, only when it is asked for."""
+    if name in _MODULES:
+        return getattr(import_module(f"lesionseg.data.{_MODULES[name]}"), name)
+    raise AttributeError(f"module 'lesionseg.data' has no attribute {name!r}")

@@ -1,0 +1,243 @@
+"""A case on the plan's grid: oriented, resampled, normalised; the reference moves along.
+
+MONAI's `Orientation` turns the axes and MONAI's `Spacing` lays the grid; `ops.resample` reads the
+voxels on it, one slab at a time, as it does on the way back to the file's grid.
+"""
+
+import itertools
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from monai.transforms import Orientation, Spacing
+from numpy.typing import NDArray
+
+from lesionseg.core import Case, Geometry, Reference, Volume
+from lesionseg.data.adaptor import CANONICAL_AXES, from_monai, geometry_of, to_monai
+from lesionseg.data.normalise import normalise
+from lesionseg.errors import ContentError
+from lesionseg.ops.components import lesion_instances
+from lesionseg.ops.resample import resample_linear, resample_nearest
+from lesionseg.plan.plan import Plan
+
+logger = logging.getLogger(__name__)
+
+# spacings and grids closer than this (millimetres) are the same
+SAME_MM = 1e-3
+
+
+@dataclass(frozen=True, eq=False)
+class PreparedReference:
+    """What a reader marked, on the plan's grid.
+
+    `labels` `[*spatial]` uint8: 0 background, k for `plan.label_values[k-1]` (network channel
+    k-1). `instances` `[*spatial]` int32: lesion ids 1..n. `instance_labels[id-1]`: the label k of
+    lesion id. `valid` `[*spatial]` bool: voxels that teach; None when all do.
+    """
+
+    labels: NDArray[np.uint8]
+    instances: NDArray[np.int32]
+    instance_labels: tuple[int, ...]
+    valid: NDArray[np.bool_] | None
+
+
+@dataclass(frozen=True, eq=False)
+class PreparedCase:
+    """A case as the network meets it: image `[C, *spatial]` float32 on the plan's grid."""
+
+    case: str
+    group: str
+    image: Volume
+    reference: PreparedReference | None
+
+
+def prepare_case(case: Case, plan: Plan) -> PreparedCase:
+    """Bring image and reference to the plan's grid; errors name the case."""
+    image = prepare_image(case.image, plan, where=case.case)
+    reference = None
+    if case.reference is not None:
+        reference = prepare_reference(case.reference, image.geometry, plan, where=case.case)
+    return PreparedCase(case.case, case.group, image, reference)
+
+
+def prepare_image(volume: Volume, plan: Plan, *, where: str | None = None) -> Volume:
+    """Orient, resample and normalise an image `[C, *file]`; `[C, *plan]` float32, a new array.
+
+    In 3-D the axes end up along +S, +A, +R, as near as the file's own axes allow; in 2-D they stay.
+    Spacing becomes `plan.spacing_mm` by linear interpolation; an axis within 1e-3 mm of it keeps
+    its own, and if all do no voxel is changed. The geometry returned maps the new indices to the
+    patient's millimetres. The same voxels in whatever orientation give the same array. Holds at
+    most the turned image and the result. Raises `ContentError` when channels or axes are not the
+    plan's.
+    """
+    if volume.array.shape[0] != len(plan.channel_names) or volume.geometry.dims != plan.dims:
+        raise ContentError(
+            "The image is not of the kind the plan was made for.",
+            where=where,
+            seen=f"{volume.array.shape[0]} channels, {volume.geometry.dims} axes",
+            expected=f"{len(plan.channel_names)} channels, {plan.dims} axes",
+        )
+    prepared = _on_plan_grid(volume, plan)
+    normalise(prepared.array, plan.normalisation)
+    return prepared
+
+
+def orient(volume: Volume) -> Volume:
+    """The volume with its axes along +S, +A, +R (closest to it when oblique); a raster as it is.
+
+    Shares memory with `volume` where no axis is turned round. Unsigned 16 and 32 bit integers,
+    which torch hardly knows, become int32 and int64.
+    """
+    if volume.geometry.dims != 3:
+        return volume
+    wider = {"uint16": np.int32, "uint32": np.int64}.get(volume.array.dtype.name)
+    array = volume.array if wider is None else volume.array.astype(wider)
+    # labels=None would guess them from the affine's space; ours is always RAS
+    turn = Orientation(axcodes=CANONICAL_AXES, labels=(("L", "R"), ("P", "A"), ("I", "S")))
+    return from_monai(turn(to_monai(Volume(array, volume.geometry))))
+
+
+def plan_geometry(oriented: Geometry, plan: Plan) -> Geometry:
+    """The plan's grid over an oriented one: its first voxel centre and directions, new spacing.
+
+    A shear (a tilted CT gantry) is straightened, about the volume's centre. Axes within 1e-3 mm
+    of the plan's spacing keep theirs; if all do, the very same geometry is returned.
+    """
+    target = [
+        own if abs(own - wanted) <= SAME_MM else wanted
+        for own, wanted in zip(oriented.spacing_mm, plan.spacing_mm, strict=True)
+    ]
+    if target == list(oriented.spacing_mm):
+        return oriented
+    # an array of one voxel that claims the shape: Spacing in lazy mode reads nothing else
+    shell = np.broadcast_to(np.zeros((), dtype=np.uint8), (1, *oriented.shape))
+    lay = Spacing(pixdim=target, diagonal=False, lazy=True)
+    return geometry_of(lay(to_monai(Volume(shell, oriented))))
+
+
+def prepare_reference(
+    reference: Reference, geometry: Geometry, plan: Plan, *, where: str | None = None
+) -> PreparedReference:
+    """Bring a reference to the plan's grid `geometry` (that of the prepared image).
+
+    Lesions are the reference's instances; else the components of its labels; else its boxes,
+    filled, the smaller over the larger. Voxels are taken from the nearest; a lesion that would
+    vanish keeps the voxel at its centre. No lesion gives zeros. Raises `ContentError` for a label
+    the plan does not know.
+    """
+    instances, values = _lesions(reference)
+    unknown = sorted(set(values) - set(plan.label_values))
+    if unknown:
+        raise ContentError(
+            "A lesion has a label the plan does not know.",
+            where=where,
+            seen=unknown,
+            expected=list(plan.label_values),
+        )
+    moved = _read_nearest(instances, reference.geometry, geometry).astype(np.int32, copy=False)
+    _revive(moved, instances, len(values), reference.geometry, geometry)
+    channel = tuple(plan.label_values.index(value) + 1 for value in values)
+    labels = np.array((0, *channel), dtype=np.uint8)[moved]
+    valid = None
+    if reference.ignore is not None:
+        ignore = reference.ignore.astype(np.uint8)
+        valid = _read_nearest(ignore, reference.geometry, geometry) == 0
+    return PreparedReference(labels, moved, channel, valid)
+
+
+def _on_plan_grid(volume: Volume, plan: Plan) -> Volume:
+    """Turned and resampled, float32, in memory of its own."""
+    turned = orient(volume)
+    geometry = plan_geometry(turned.geometry, plan)
+    if geometry is turned.geometry:
+        array = np.ascontiguousarray(turned.array, dtype=np.float32)
+        own = not np.may_share_memory(array, volume.array)
+        return Volume(array if own else array.copy(), geometry)
+    reaching, matrix = _reaching(turned, geometry)
+    del turned  # a padded copy may have taken its place
+    read = resample_linear(torch.from_numpy(reaching), matrix, geometry.shape)
+    return Volume(read.numpy(), geometry)
+
+
+def _read_nearest(array: NDArray[Any], source: Geometry, geometry: Geometry) -> NDArray[Any]:
+    """`array` `[*file]` on the plan's grid: turned only where that is enough, else nearest."""
+    turned = orient(Volume(array[np.newaxis], source))
+    if turned.geometry.matches(geometry, SAME_MM):
+        return np.ascontiguousarray(turned.array[0])
+    array, matrix = _reaching(turned, geometry)
+    return resample_nearest(torch.from_numpy(array), matrix, geometry.shape)[0].numpy()
+
+
+def _reaching(volume: Volume, geometry: Geometry) -> tuple[NDArray[Any], NDArray[np.float64]]:
+    """The volume's voxels, and the matrix that maps an index of `geometry` to one of theirs.
+
+    Where the grid reaches farther than half a voxel over the volume (its last voxel may, by half
+    of its own size), the outermost voxels are repeated: an edge to nothing would look like air.
+    """
+    matrix = np.linalg.inv(volume.geometry.affine) @ geometry.affine
+    corners = np.array(list(itertools.product(*[(0, n - 1) for n in geometry.shape])))
+    reach = corners @ matrix[:-1, :-1].T + matrix[:-1, -1]
+    over = reach.max(axis=0) - np.array(volume.geometry.shape) + 1
+    before = np.ceil(-reach.min(axis=0) - 0.5 - SAME_MM).clip(0).astype(int)
+    after = np.ceil(over - 0.5 - SAME_MM).clip(0).astype(int)
+    if not before.any() and not after.any():
+        return volume.array, matrix
+    matrix[:-1, -1] += before
+    padding = [(0, 0), *zip(before.tolist(), after.tolist(), strict=True)]
+    return np.pad(volume.array, padding, mode="edge"), matrix
+
+
+def _lesions(reference: Reference) -> tuple[NDArray[np.int32], tuple[int, ...]]:
+    """Instances on the file's grid and the label value of each."""
+    if reference.instances is not None:
+        return reference.instances, reference.instance_labels
+    if reference.labels is not None:
+        found = lesion_instances(reference.labels)
+        return found.instances, found.labels
+    instances = np.zeros(reference.geometry.shape, dtype=np.int32)
+    if reference.boxes is None:
+        return instances, ()
+    dims = reference.geometry.dims
+    boxes = reference.boxes.reshape(-1, 2 * dims)
+    # the smaller box comes last and stays on top
+    for i in np.argsort(-np.prod(boxes[:, dims:] - boxes[:, :dims], axis=1), kind="stable"):
+        start = np.floor(boxes[i, :dims]).clip(0).astype(int)
+        stop = np.ceil(boxes[i, dims:]).astype(int)
+        instances[tuple(slice(a, b) for a, b in zip(start, stop, strict=True))] = i + 1
+    return instances, reference.box_labels
+
+
+def _revive(
+    moved: NDArray[np.int32],
+    instances: NDArray[np.int32],
+    n: int,
+    source: Geometry,
+    geometry: Geometry,
+) -> None:
+    """Give each lesion that resampling lost one voxel: its centre, or the nearest free one."""
+    present = np.bincount(moved.reshape(-1), minlength=n + 1)
+    lost = set(np.flatnonzero(present[1:] == 0) + 1)
+    if not lost:
+        return
+    voxels = np.argwhere(np.isin(instances, list(lost)))
+    ids = instances[tuple(voxels.T)]
+    # one lesion's voxel must not be taken from a lesion that has only that one
+    for lesion in np.unique(ids):
+        centre = geometry.to_index(source.to_mm(voxels[ids == lesion].mean(axis=0)))
+        moved[_free_voxel(moved, np.atleast_2d(centre)[0])] = lesion
+    logger.debug("%d lesions were smaller than a voxel of the plan's grid.", len(lost))
+
+
+def _free_voxel(moved: NDArray[np.int32], centre: NDArray[np.float64]) -> tuple[int, ...]:
+    """The background voxel nearest to `centre` among the 3^d around it; the centre if none is."""
+    limit = np.array(moved.shape) - 1
+    middle = np.rint(centre).astype(int).clip(0, limit)
+    around = middle + np.array(list(itertools.product((-1, 0, 1), repeat=moved.ndim)))
+    around = around.clip(0, limit)
+    distance = np.square(around - centre).sum(axis=1)
+    for voxel in around[np.argsort(distance, kind="stable")]:
+        if moved[tuple(voxel)] == 0:
+            return tuple(int(v) for v in voxel)
+    return tuple(int(v) for v in middle)

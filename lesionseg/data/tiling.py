@@ -1,0 +1,134 @@
+"""Cutting a volume into tiles; numpy only, for training and stitching alike.
+
+ tile 0        tile 2
+├───────────┤├───────────┤
+      ├───────────┤              overlap 0.5: each step is at most half a tile
+         tile 1
+"""
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lesionseg.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class TileGrid:
+    """Tiles of one shape that cover a volume, evenly spread, all of them inside where they fit.
+
+    `shape`, `tile_shape`: voxels along each spatial axis. `overlap` in [0, 1): the least share of a
+    tile that its neighbour covers too. An axis shorter than the tile is padded on both sides to the
+    tile's length; `starts` and `slices` count in the padded array. What lies outside the volume is
+    0 after normalisation, as at the border of a convolution. Raises `ConfigError` for an overlap
+    outside [0, 1) or axes that do not fit.
+    """
+
+    shape: tuple[int, ...]
+    tile_shape: tuple[int, ...]
+    overlap: float = 0.5
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "shape", tuple(int(n) for n in self.shape))
+        object.__setattr__(self, "tile_shape", tuple(int(n) for n in self.tile_shape))
+        if not 0 <= self.overlap < 1:
+            raise ConfigError("The tiles' overlap is wrong.", seen=self.overlap, expected="[0, 1)")
+        if len(self.shape) != len(self.tile_shape) or min(self.shape + self.tile_shape) < 1:
+            raise ConfigError(
+                "The tile does not fit the volume's axes.",
+                seen=self.tile_shape,
+                expected=self.shape,
+            )
+
+    @cached_property
+    def pad(self) -> tuple[tuple[int, int], ...]:
+        """Voxels to add (before, after) along each axis; zeros where the tile fits."""
+        return tuple(_pad(n, tile) for n, tile in zip(self.shape, self.tile_shape, strict=True))
+
+    @cached_property
+    def padded_shape(self) -> tuple[int, ...]:
+        """Shape of the padded array: at least a tile along every axis."""
+        return tuple(max(n, tile) for n, tile in zip(self.shape, self.tile_shape, strict=True))
+
+    @cached_property
+    def starts(self) -> tuple[tuple[int, ...], ...]:
+        """First voxel of every tile in the padded array, in C order."""
+        axes = [
+            _axis_starts(n, tile, self.overlap)
+            for n, tile in zip(self.padded_shape, self.tile_shape, strict=True)
+        ]
+        return tuple(itertools.product(*axes))
+
+    @cached_property
+    def inside(self) -> tuple[slice, ...]:
+        """Where the volume lies in the padded array."""
+        return tuple(
+            slice(before, before + n) for n, (before, _) in zip(self.shape, self.pad, strict=True)
+        )
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    def slices(self, i: int) -> tuple[slice, ...]:
+        """Tile i as slices into the padded array."""
+        return tuple(
+            slice(start, start + tile)
+            for start, tile in zip(self.starts[i], self.tile_shape, strict=True)
+        )
+
+
+def clip_start(
+    start: Sequence[int], shape: Sequence[int], tile_shape: Sequence[int]
+) -> tuple[int, ...]:
+    """The start nearest to `start` that keeps the tile in the volume.
+
+    Along an axis shorter than the tile the volume sits in the tile's middle, as in `TileGrid`, and
+    the start is negative.
+
+    >>> clip_start((-3, 90, 5), (64, 100, 10), (32, 32, 32))
+    (0, 68, -11)
+    """
+    return tuple(
+        min(max(int(s), 0), n - tile) if n >= tile else -_pad(n, tile)[0]
+        for s, n, tile in zip(start, shape, tile_shape, strict=True)
+    )
+
+
+def read_tile(array: NDArray[Any], start: Sequence[int], tile_shape: Sequence[int]) -> NDArray[Any]:
+    """Copy one tile out of `[..., *spatial]`, zeros outside; touches nothing but the tile.
+
+    `start` may be negative and the tile may reach over the end. Keeps the dtype, so that a memory
+    map of float16 is copied as it is and converted afterwards, on a tile instead of a volume.
+    """
+    shape = array.shape[-len(tile_shape) :]
+    source: list[Any] = [...]
+    target: list[Any] = [...]
+    for first, n, length in zip(start, shape, tile_shape, strict=True):
+        low = min(max(first, 0), n)
+        high = max(min(first + length, n), low)
+        source.append(slice(low, high))
+        target.append(slice(low - first, high - first))
+    found = array[tuple(source)]
+    if found.shape[-len(tile_shape) :] == tuple(tile_shape):
+        return np.array(found)
+    tile = np.zeros((*found.shape[: -len(tile_shape)], *tile_shape), dtype=array.dtype)
+    if found.size:
+        tile[tuple(target)] = found
+    return tile
+
+
+def _pad(n: int, tile: int) -> tuple[int, int]:
+    missing = max(tile - n, 0)
+    return missing // 2, missing - missing // 2
+
+
+def _axis_starts(n: int, tile: int, overlap: float) -> list[int]:
+    step = max(tile * (1 - overlap), 1.0)
+    count = math.ceil((n - tile) / step) + 1
+    return [int(s) for s in np.linspace(0, n - tile, count).round()]

@@ -1,0 +1,230 @@
+import numpy as np
+import pytest
+import torch
+from monai.transforms import Spacing
+
+from lesionseg.core import Case, Geometry, Reference, Volume
+from lesionseg.data.adaptor import from_monai, to_monai
+from lesionseg.data.prepare import prepare_case, prepare_image, prepare_reference
+from lesionseg.errors import ContentError
+from lesionseg.plan.plan import Architecture, Normalisation, Plan
+
+SHAPE = (11, 14, 17)
+
+
+def make_plan(spacing_mm=(1.0, 1.0, 1.0), normalisation=None, label_values=(1,), dims=3):
+    return Plan(
+        dims=dims,
+        modality="mri",
+        channel_names=("T1",),
+        label_values=label_values,
+        label_names=tuple(f"lesion{v}" for v in label_values),
+        spacing_mm=spacing_mm,
+        normalisation=normalisation or (Normalisation("dataset"),),
+        tile_shape=(8,) * dims,
+        batch_size=2,
+        architecture=Architecture("unet", (8,), ((1,) * dims,), ((3,) * dims,)),
+        lesion_fraction=0.01,
+    )
+
+
+def oblique(shape=SHAPE, spacing=(1.0, 1.0, 1.0), degrees=20.0, origin=(-31.0, 12.5, 40.0)):
+    """Axes near (+S, +A, +R), turned about two patient axes."""
+    a, b = np.deg2rad([degrees, -0.6 * degrees])
+    about_z = np.array([[np.cos(a), -np.sin(a), 0], [np.sin(a), np.cos(a), 0], [0, 0, 1]])
+    about_x = np.array([[1, 0, 0], [0, np.cos(b), -np.sin(b)], [0, np.sin(b), np.cos(b)]])
+    affine = np.eye(4)
+    affine[:3, :3] = about_z @ about_x @ np.fliplr(np.eye(3)) @ np.diag(spacing)
+    affine[:3, 3] = origin
+    return Geometry(shape, affine)
+
+
+def turned(volume, axes, flips):
+    """The same voxels at the same places, stored with other axes: numpy alone, no library."""
+    geometry = volume.geometry
+    step = np.zeros((4, 4))
+    step[3, 3] = 1
+    for new, old in enumerate(axes):
+        step[old, new] = -1 if flips[new] else 1
+        step[old, 3] = geometry.shape[old] - 1 if flips[new] else 0
+    array = volume.array.transpose(0, *(a + 1 for a in axes))
+    array = np.flip(array, [i + 1 for i, f in enumerate(flips) if f])
+    return Volume(array, Geometry(array.shape[1:], geometry.affine @ step))
+
+
+ORIENTATIONS = {
+    "SAR": ((0, 1, 2), (0, 0, 0)),
+    "RAS": ((2, 1, 0), (0, 0, 0)),
+    "LPS": ((2, 1, 0), (1, 1, 0)),
+    "PIR": ((1, 0, 2), (1, 1, 0)),
+    "SAL": ((0, 1, 2), (0, 0, 1)),
+    "IRP": ((0, 2, 1), (1, 0, 1)),
+}
+
+
+@pytest.mark.parametrize("name", ORIENTATIONS)
+@pytest.mark.parametrize("degrees", [0.0, 20.0])
+def test_any_orientation_of_the_same_voxels_gives_the_same_array(rng, name, degrees):
+    truth = Volume(rng.normal(size=(1, *SHAPE)).astype(np.float32), oblique(degrees=degrees))
+    stored = turned(truth, *ORIENTATIONS[name])
+    prepared = prepare_image(stored, make_plan())
+    np.testing.assert_array_equal(prepared.array, truth.array)
+    assert prepared.geometry.matches(truth.geometry, 1e-6)
+    resampled = prepare_image(stored, make_plan((1.5, 0.8, 1.2)))
+    expected = prepare_image(truth, make_plan((1.5, 0.8, 1.2)))
+    np.testing.assert_allclose(resampled.array, expected.array, atol=1e-4)
+    assert resampled.geometry.matches(expected.geometry, 1e-6)
+
+
+def test_random_voxels_of_an_oblique_volume_keep_their_millimetres(rng):
+    array = np.arange(np.prod(SHAPE), dtype=np.float32).reshape(1, *SHAPE)
+    stored = turned(Volume(array, oblique()), *ORIENTATIONS["PIR"])
+    prepared = prepare_image(stored, make_plan())
+    index = np.stack([rng.integers(0, n, 50) for n in prepared.geometry.shape], axis=1)
+    for voxel, mm in zip(index, prepared.geometry.to_mm(index), strict=True):
+        before = np.argwhere(stored.array[0] == prepared.array[0][tuple(voxel)])
+        np.testing.assert_allclose(stored.geometry.to_mm(before)[0], mm, atol=1e-6)
+
+
+@pytest.mark.parametrize("spacing", [(2.0, 0.7, 1.0), (0.5, 1.3, 2.0), (3.0, 3.0, 3.0)])
+def test_the_returned_affine_maps_indices_to_the_millimetres_they_were_read_at(spacing):
+    geometry = oblique(spacing=(1.7, 0.9, 1.1))
+    mm = geometry.to_mm(np.stack(np.indices(SHAPE), -1).reshape(-1, 3))
+    for axis in range(3):
+        ramp = mm[:, axis].reshape(1, *SHAPE).astype(np.float32)
+        prepared = prepare_image(Volume(ramp, geometry), make_plan(spacing))
+        assert prepared.geometry.spacing_mm == pytest.approx(spacing)
+        index = np.stack(np.indices(prepared.geometry.shape), -1)
+        # the outer half voxel repeats the edge, so look at what lies between file voxel centres
+        inside = geometry.to_index(prepared.geometry.to_mm(index.reshape(-1, 3)))
+        inside = ((inside >= 0) & (inside <= np.array(SHAPE) - 1)).all(axis=1)
+        assert inside.mean() > 0.4
+        expected = prepared.geometry.to_mm(index.reshape(-1, 3))[:, axis]
+        np.testing.assert_allclose(prepared.array.reshape(-1)[inside], expected[inside], atol=1e-3)
+
+
+def test_resampling_agrees_with_monai(rng):
+    volume = Volume(rng.normal(size=(1, *SHAPE)).astype(np.float32), oblique())
+    ours = prepare_image(volume, make_plan((2.0, 0.7, 1.0)))
+    monai = Spacing((2.0, 0.7, 1.0), padding_mode="border", align_corners=True)(to_monai(volume))
+    theirs = from_monai(monai)
+    assert ours.geometry.matches(theirs.geometry)
+    np.testing.assert_allclose(ours.array, theirs.array, atol=1e-3)
+
+
+def test_a_raster_is_not_turned_and_its_pixels_keep_their_place():
+    geometry = Geometry((20, 30), np.array([[0, 0.5, 3.0], [-0.4, 0, 9.0], [0, 0, 1]]))
+    y, x = np.indices((20, 30))
+    ramp = geometry.to_mm(np.stack([y, x], -1).reshape(-1, 2))[:, 1].reshape(1, 20, 30)
+    same = prepare_image(Volume(ramp.astype(np.float32), geometry), make_plan((0.4, 0.5), dims=2))
+    np.testing.assert_array_equal(same.array, ramp.astype(np.float32))
+    coarse = prepare_image(Volume(ramp.astype(np.float32), geometry), make_plan((1, 1), dims=2))
+    assert coarse.geometry.shape == (9, 16)
+    index = np.stack(np.indices((8, 15)), -1).reshape(-1, 2)
+    np.testing.assert_allclose(
+        coarse.array[0, :8, :15].reshape(-1), coarse.geometry.to_mm(index)[:, 1], atol=1e-4
+    )
+    # the last row's centre lies over the edge: the edge is repeated, no air appears
+    np.testing.assert_allclose(coarse.array[0, 8], ramp[0, -1, 0], atol=1e-4)
+
+
+def test_an_axis_within_a_thousandth_of_a_millimetre_is_left_alone(rng):
+    geometry = Geometry.from_spacing(SHAPE, (1.0005, 1.0, 0.9995))
+    volume = Volume(rng.normal(size=(1, *SHAPE)).astype(np.float32), geometry)
+    prepared = prepare_image(volume, make_plan())
+    np.testing.assert_array_equal(prepared.array, volume.array)
+    assert prepared.geometry is not None
+    assert prepared.geometry.spacing_mm == geometry.spacing_mm
+
+
+def test_the_callers_array_is_left_as_it_was(rng):
+    array = rng.normal(size=(1, *SHAPE)).astype(np.float32)
+    array.setflags(write=False)
+    kept = array.copy()
+    plan = make_plan(normalisation=(Normalisation("zscore"),))
+    prepared = prepare_image(Volume(array, Geometry.from_spacing(SHAPE, (1, 1, 1))), plan)
+    np.testing.assert_array_equal(array, kept)
+    assert not np.shares_memory(array, prepared.array)
+
+
+def test_the_wrong_number_of_channels_is_refused():
+    volume = Volume(np.zeros((2, *SHAPE), np.float32), Geometry.from_spacing(SHAPE, (1, 1, 1)))
+    with pytest.raises(ContentError, match="2 channels"):
+        prepare_image(volume, make_plan())
+
+
+def test_labels_become_channels_and_touching_labels_stay_two_lesions():
+    labels = np.zeros(SHAPE, np.uint8)
+    labels[2:4, 2:4, 2:4] = 7
+    labels[4:6, 2:4, 2:4] = 3
+    geometry = Geometry.from_spacing(SHAPE, (1, 1, 1))
+    prepared = prepare_reference(
+        Reference(geometry, labels=labels), geometry, make_plan(label_values=(3, 7))
+    )
+    assert prepared.instance_labels == (2, 1)
+    np.testing.assert_array_equal(prepared.labels, np.where(labels == 7, 2, labels == 3))
+    assert prepared.valid is None
+
+
+def test_a_lesion_smaller_than_a_voxel_keeps_one_at_its_centre():
+    shape = (30, 30, 30)
+    labels = np.zeros(shape, np.uint8)
+    small = [(4, 4, 4), (16, 22, 28), (1, 1, 1), (1, 1, 4)]
+    for voxel in small:
+        labels[voxel] = 1
+    geometry = Geometry.from_spacing(shape, (1, 1, 1))
+    plan = make_plan((3.0, 3.0, 3.0))
+    grid = prepare_image(Volume(labels[None].astype(np.float32), geometry), plan).geometry
+    prepared = prepare_reference(Reference(geometry, labels=labels), grid, plan)
+    assert len(prepared.instance_labels) == 4
+    assert np.bincount(prepared.instances.ravel())[1:].min() == 1
+    for number in range(1, 5):
+        (voxel,) = np.argwhere(prepared.instances == number)
+        distances = np.linalg.norm(grid.to_mm([voxel]) - geometry.to_mm(small), axis=1)
+        assert distances.min() <= 3.0
+
+
+def test_reference_and_image_move_together_through_an_oblique_turn(rng):
+    labels = np.zeros(SHAPE, np.int16)
+    labels[3:8, 5:9, 6:14] = 1
+    truth = Volume(labels[None], oblique())
+    stored = turned(truth, *ORIENTATIONS["LPS"])
+    image = Volume(stored.array.astype(np.float32), stored.geometry)
+    reference = Reference(stored.geometry, labels=stored.array[0], ignore=stored.array[0] > 0)
+    prepared = prepare_case(Case("c", image, reference, "g"), make_plan())
+    np.testing.assert_array_equal(prepared.reference.labels, labels)
+    np.testing.assert_array_equal(prepared.image.array[0] > 0.5, labels > 0)
+    np.testing.assert_array_equal(prepared.reference.valid, labels == 0)
+
+
+def test_boxes_without_masks_are_filled_the_small_one_on_top():
+    geometry = Geometry.from_spacing((10, 12), (1, 1))
+    boxes = np.array([[2, 3, 4, 5], [0, 0, 8, 8]], np.float32)
+    reference = Reference(geometry, boxes=boxes, box_labels=(1, 1))
+    prepared = prepare_reference(reference, geometry, make_plan((1, 1), dims=2))
+    assert np.bincount(prepared.instances.ravel()).tolist() == [120 - 64, 4, 60]
+    assert prepared.instances[2, 3] == 1
+
+
+def test_a_lesion_free_reference_is_zeros_and_an_unknown_label_is_refused():
+    geometry = Geometry.from_spacing(SHAPE, (1, 1, 1))
+    empty = prepare_reference(
+        Reference(geometry, labels=np.zeros(SHAPE, np.uint8)), geometry, make_plan()
+    )
+    assert empty.instance_labels == ()
+    assert not empty.labels.any()
+    with pytest.raises(ContentError, match="case7"):
+        prepare_reference(
+            Reference(geometry, labels=np.full(SHAPE, 9, np.uint8)),
+            geometry,
+            make_plan(),
+            where="case7",
+        )
+
+
+def test_the_adaptor_gives_back_what_it_was_given(rng):
+    volume = Volume(rng.normal(size=(2, *SHAPE)).astype(np.float32), oblique())
+    back = from_monai(to_monai(volume))
+    np.testing.assert_array_equal(back.array, volume.array)
+    np.testing.assert_array_equal(back.geometry.affine, volume.geometry.affine)
+    assert isinstance(to_monai(volume), torch.Tensor)
