@@ -1,1 +1,1 @@
-"""To be described."""
+"""Inference: tiles put together, probabilities restored to the file, candidates, bundles."""

@@ -1,0 +1,165 @@
+"""A bundle: a network's weights and its plan in a folder, readable without running any of it.
+
+bundle/
+├── weights.safetensors   tensors by name, nothing else
+├── plan.json             grid, normalisation, architecture by name, operating points
+└── model_card.md         for people
+"""
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from hashlib import blake2b
+from pathlib import Path
+from tempfile import mkdtemp
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from lesionseg.errors import BundleError
+from lesionseg.models.build import NetworkFactory, build_network
+from lesionseg.plan.plan import Plan
+
+WEIGHTS, PLAN, CARD = "weights.safetensors", "plan.json", "model_card.md"
+_PICKLES = (b"PK\x03\x04", b"\x80")  # torch.save's zip archive, and bare pickles
+
+
+@dataclass(frozen=True, eq=False)
+class Bundle:
+    """A network, in eval mode on the CPU, and the plan it was trained by."""
+
+    network: nn.Module
+    plan: Plan
+
+
+def write_bundle(folder: Path, network: nn.Module, plan: Plan, card: str) -> None:
+    """Write the bundle in one go: `folder` appears complete or not at all; an old one is replaced.
+
+    Tensors keep their dtype.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    new = Path(mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        new.chmod(0o755)  # mkdtemp's folders are for their maker alone
+        save_file(_tensors(network), new / WEIGHTS)
+        (new / PLAN).write_text(plan.to_json() + "\n", encoding="utf-8")
+        (new / CARD).write_text(card, encoding="utf-8")
+        _replace(new, folder)
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+
+
+def read_bundle(folder: Path, architectures: Mapping[str, NetworkFactory] | None = None) -> Bundle:
+    """Read a bundle, or the bundle of a run; nothing in it is executed or imported.
+
+    The network is built from the plan by the closed table of `models.build` and the caller's own
+    `architectures`. Raises `BundleError` for a missing file, a pickle in place of safetensors, a
+    plan of another version, tensors that are missing, extra, of another shape or not finite;
+    `ConfigError` for an unknown architecture.
+    """
+    folder = resolve_bundle(folder)
+    plan = Plan.from_json((folder / PLAN).read_text("utf-8", "replace"), folder / PLAN)
+    tensors = _read_tensors(folder / WEIGHTS)
+    network = build_network(plan, architectures=architectures)
+    _refuse_misfit(tensors, network.state_dict(), folder / WEIGHTS)
+    network.load_state_dict(tensors)
+    return Bundle(network.eval(), plan)
+
+
+def resolve_bundle(path: Path) -> Path:
+    """The bundle folder meant by `path`: the folder itself, or `bundle` inside a run's folder.
+
+    Raises `BundleError` when neither holds weights and plan.
+    """
+    for folder in (path, path / "bundle"):
+        if (folder / WEIGHTS).is_file() and (folder / PLAN).is_file():
+            return folder
+    raise BundleError(
+        "There is no bundle.",
+        where=path,
+        seen=", ".join(sorted(p.name for p in path.iterdir())[:8])
+        if path.is_dir()
+        else "no folder",
+        expected=f"{WEIGHTS} and {PLAN}, in the folder or in its folder 'bundle'",
+        remedy="give the folder of a finished training run, or its bundle.",
+    )
+
+
+def bundle_digest(folder: Path) -> str:
+    """Sixteen hexadecimal digits that change whenever the weights or the plan change."""
+    digest = blake2b(digest_size=8)
+    for name in (WEIGHTS, PLAN):
+        digest.update((resolve_bundle(folder) / name).read_bytes())
+    return digest.hexdigest()
+
+
+def _tensors(network: nn.Module) -> dict[str, Tensor]:
+    """Own copies: safetensors refuses tensors that share memory."""
+    state = network.state_dict()
+    return {name: t.detach().cpu().contiguous().clone() for name, t in state.items()}
+
+
+def _replace(new: Path, folder: Path) -> None:
+    """Put `new` in the place of `folder`; a folder that holds files cannot be renamed over."""
+    if not folder.exists():
+        new.rename(folder)
+        return
+    kept = Path(mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    old = folder.rename(kept / "old")
+    try:
+        new.rename(folder)
+    except OSError:
+        old.rename(folder)
+        raise
+    finally:
+        shutil.rmtree(kept, ignore_errors=True)
+
+
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    with path.open("rb") as file:
+        start = file.read(4)
+    if start.startswith(_PICKLES):
+        raise BundleError(
+            "The weights are a pickle, which could run any code; it was not opened.",
+            where=path,
+            expected="a safetensors file",
+            remedy="save the weights with lesionseg's export, or safetensors.torch.save_file.",
+        )
+    try:
+        return load_file(path)
+    except (SafetensorError, ValueError, OSError) as error:
+        raise BundleError(
+            "The weights cannot be read.",
+            where=path,
+            seen=str(error),
+            expected="a complete safetensors file",
+            remedy="copy the bundle again.",
+        ) from error
+
+
+def _refuse_misfit(
+    tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], where: Path
+) -> None:
+    common = tensors.keys() & expected.keys()
+    faults = {
+        "missing": expected.keys() - tensors.keys(),
+        "extra": tensors.keys() - expected.keys(),
+        "of another shape": {n for n in common if tensors[n].shape != expected[n].shape},
+        "not finite": {n for n in common if not bool(torch.isfinite(tensors[n]).all())},
+    }
+    seen = "; ".join(f"{what}: {_some(names)}" for what, names in faults.items() if names)
+    if seen:
+        raise BundleError(
+            "The weights do not fit the plan's network.",
+            where=where,
+            seen=seen,
+            expected=f"the {len(expected)} tensors of the network that plan.json describes",
+            remedy="use weights and plan of the same training run.",
+        )
+
+
+def _some(names: set[str]) -> str:
+    listed = sorted(names)
+    return ", ".join(listed[:5]) + (f" and {len(listed) - 5} more" if len(listed) > 5 else "")

@@ -1,0 +1,153 @@
+"""From probabilities to candidates, and which of them are accepted."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lesionseg.core import Candidate, Geometry, OperatingPoint, Prediction
+from lesionseg.errors import ConfigError, GeometryError
+from lesionseg.inference.regions import Region, grow_regions
+from lesionseg.ops.size import equivalent_diameter_mm
+from lesionseg.plan.plan import CandidateRule
+
+DEFAULT_POINT = OperatingPoint("score:0.5", 0.5)
+
+
+@dataclass(frozen=True, eq=False)
+class Found:
+    """The candidates of one case and their voxels.
+
+    `candidates` by descending score, ids 1..n in that order; `instances` `[*spatial]` int32 holds
+    ids, 0 elsewhere.
+    """
+
+    candidates: tuple[Candidate, ...]
+    instances: NDArray[np.int32]
+
+
+def find_candidates(
+    probabilities: Iterable[NDArray[np.float32]],
+    geometry: Geometry,
+    rule: CandidateRule,
+    label_values: Sequence[int],
+) -> Found:
+    """Find candidates in the probabilities `[K, *spatial]` of K labels, by `CandidateRule`.
+
+    The channels may come one by one from a generator. Voxels that share a face, an edge or a
+    corner touch. A plateau is one peak; ties go to the lower index. A voxel claimed for two labels
+    belongs to the higher probability, and a candidate's score is the highest probability of its
+    voxels. Nothing above the floor gives no candidates. The cost grows with the voxels above the
+    floor. Raises `GeometryError` for a channel that does not fit, `ContentError` for NaN.
+
+    >>> rule = CandidateRule(min_voxels=1)
+    >>> p = np.array([[[0.9, 0.5, 0.1, 0.6, 0.3]]], dtype=np.float32)
+    >>> found = find_candidates(p, Geometry.from_spacing((1, 5), (1, 1)), rule, (7,))
+    >>> found.instances.tolist(), [c.label for c in found.candidates]
+    ([[1, 1, 0, 2, 2]], [7, 7])
+    """
+    channels = [_regions(channel, geometry, rule) for channel in probabilities]
+    if len(channels) != len(label_values):
+        raise GeometryError(
+            "The probabilities do not have one channel a label.",
+            seen=len(channels),
+            expected=len(label_values),
+        )
+    regions = [region for channel in channels for region in channel]
+    labels = np.repeat(np.array(label_values), [len(channel) for channel in channels])
+    if sum(len(channel) > 0 for channel in channels) > 1:
+        regions = _settle(regions)
+    instances = np.zeros(geometry.shape, dtype=np.int32)
+    candidates = []
+    for number, i in enumerate(_ranking(regions, rule), start=1):
+        instances.flat[regions[i].voxels] = number
+        candidates.append(_candidate(number, regions[i], geometry, int(labels[i])))
+    return Found(tuple(candidates), instances)
+
+
+def choose_operating_point(
+    points: Sequence[OperatingPoint], name: str | None = None
+) -> OperatingPoint:
+    """The operating point called `name` among a bundle's `points`.
+
+    `score:0.37` is any score in [0, 1]; `fp_per_case:1` and `sensitivity:0.9` must be among
+    `points` (numbers are compared, so `fp_per_case:1.0` is `fp_per_case:1`). None is the first
+    point, or score 0.5 where there is none. Raises `ConfigError` naming the points there are.
+
+    >>> choose_operating_point((), "score:0.37")
+    OperatingPoint(name='score:0.37', score=0.37, chosen_on=None, lesion_recall=None, \
+false_positives_per_case=None)
+    """
+    if name is None:
+        return points[0] if points else DEFAULT_POINT
+    kind, value = _parse_point(name)
+    if kind == "score" and value is not None and 0 <= value <= 1:
+        return OperatingPoint(name, value)
+    known = [p for p in points if value is not None and _parse_point(p.name) == (kind, value)]
+    if not known:
+        raise ConfigError(
+            f"There is no operating point {name!r}.",
+            where="operating_point",
+            expected=", ".join([*(p.name for p in points), "score:<0 to 1>"]),
+            remedy="choose one of these, or give a score.",
+        )
+    return known[0]
+
+
+def apply_operating_point(prediction: Prediction, point: OperatingPoint) -> Prediction:
+    """The same candidates, accepted where their score reaches the operating point's."""
+    candidates = tuple(replace(c, accepted=c.score >= point.score) for c in prediction.candidates)
+    return replace(prediction, candidates=candidates, operating_point=point)
+
+
+def _parse_point(name: str) -> tuple[str, float | None]:
+    kind, _, value = name.partition(":")
+    try:
+        return kind.strip(), float(value)
+    except ValueError:
+        return name, None
+
+
+def _regions(channel: NDArray[np.float32], geometry: Geometry, rule: CandidateRule) -> list[Region]:
+    if channel.shape != geometry.shape:
+        raise GeometryError(
+            "The probabilities do not fit the grid.", seen=channel.shape, expected=geometry.shape
+        )
+    return grow_regions(channel, rule)
+
+
+def _settle(regions: Sequence[Region]) -> list[Region]:
+    """Give every voxel claimed for several labels to the highest probability, ties to the first."""
+    voxels = np.concatenate([r.voxels for r in regions])
+    probabilities = np.concatenate([r.probabilities for r in regions])
+    order = np.lexsort((-probabilities, voxels))  # stable: ties stay in the order of labels
+    first = np.ones(len(order), dtype=np.bool_)
+    first[1:] = np.diff(voxels[order]) > 0
+    won = np.zeros(len(order), dtype=np.bool_)
+    won[order[first]] = True
+    parts = np.split(won, np.cumsum([len(r.voxels) for r in regions])[:-1])
+    return [region.part(keep) for region, keep in zip(regions, parts, strict=True)]
+
+
+def _ranking(regions: Sequence[Region], rule: CandidateRule) -> list[int]:
+    """Which regions become candidates, best first."""
+    large = [i for i, r in enumerate(regions) if len(r.voxels) >= max(rule.min_voxels, 1)]
+    high = [i for i in large if regions[i].score >= rule.floor]
+    high.sort(key=lambda i: (-regions[i].score, regions[i].peak, i))
+    return high[: rule.max_candidates]
+
+
+def _candidate(number: int, region: Region, geometry: Geometry, label: int) -> Candidate:
+    index = np.stack(np.unravel_index(region.voxels, geometry.shape), axis=-1)
+    volume_mm = len(index) * geometry.voxel_size
+    return Candidate(
+        id=number,
+        label=label,
+        score=region.score,
+        start_vox=tuple(float(v) for v in index.min(0)),
+        stop_vox=tuple(float(v) + 1 for v in index.max(0)),
+        centre_mm=tuple(float(v) for v in geometry.to_mm(index.mean(0, keepdims=True))[0]),
+        diameter_mm=float(equivalent_diameter_mm(volume_mm, geometry.dims)),
+        volume_ml=volume_mm / 1000 if geometry.dims == 3 else None,
+    )

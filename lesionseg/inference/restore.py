@@ -1,0 +1,103 @@
+"""From the plan's grid back to the grid of the scan's own file."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float
+from numpy.typing import NDArray
+from torch import Tensor
+
+from lesionseg.core import Geometry
+from lesionseg.errors import GeometryError
+from lesionseg.ops.resample import resample_linear
+
+_EXACT_VOX = 1e-3
+
+
+@dataclass(frozen=True)
+class SignedPermutation:
+    """Grids that differ by flips, axis order and whole-voxel shifts only.
+
+    File axis a runs along plan axis `axes[a]`; file index i lies at plan index
+    `signs[a] · i + offsets[a]`.
+    """
+
+    axes: tuple[int, ...]
+    signs: tuple[int, ...]
+    offsets: tuple[int, ...]
+
+    def apply(self, array: NDArray[np.float32], shape: tuple[int, ...]) -> NDArray[np.float32]:
+        """`array` `[*plan]` read on the file's grid; 0 where the plan's grid does not reach."""
+        out = np.zeros(shape, dtype=array.dtype)
+        spans = [
+            _span(n_out, array.shape[axis], sign, offset)
+            for n_out, axis, sign, offset in zip(
+                shape, self.axes, self.signs, self.offsets, strict=True
+            )
+        ]
+        seen = array.transpose(self.axes)
+        out[tuple(span[0] for span in spans)] = seen[tuple(span[1] for span in spans)]
+        return out
+
+
+def restore(
+    probabilities: Float[Tensor, "k *plan"], plan_geometry: Geometry, file_geometry: Geometry
+) -> NDArray[np.float32]:
+    """Probabilities `[K, *file]` float32 on the file's grid.
+
+    Exact when the grids differ only by flips, axis order and whole voxels; otherwise linear, a
+    slab at a time. 0 where the plan's grid does not reach. Raises `GeometryError` when the
+    probabilities do not lie on `plan_geometry` or the numbers of axes differ.
+    """
+    _refuse_misfit(tuple(probabilities.shape[1:]), plan_geometry, file_geometry)
+    matrix = np.linalg.inv(plan_geometry.affine) @ file_geometry.affine
+    exact = signed_permutation(matrix, file_geometry.shape)
+    if exact is None:
+        resampled = resample_linear(probabilities, matrix, file_geometry.shape)
+        return resampled.cpu().numpy()
+    array = probabilities.float().cpu().numpy()
+    restored = [exact.apply(channel, file_geometry.shape) for channel in array]
+    return np.stack(restored) if len(restored) > 1 else restored[0][np.newaxis]
+
+
+def signed_permutation(
+    matrix: NDArray[np.float64], shape: tuple[int, ...]
+) -> SignedPermutation | None:
+    """The flips and axis order that `matrix` `[dims+1, dims+1]` is, or None when it is more.
+
+    `matrix` maps file indices to plan indices; no voxel of `shape` may be farther than a
+    thousandth of a voxel from a whole plan index.
+
+    >>> signed_permutation(np.array([[0, -1, 4], [1, 0, 0], [0, 0, 1.0]]), (9, 5))
+    SignedPermutation(axes=(1, 0), signs=(1, -1), offsets=(0, 4))
+    """
+    dims = len(shape)
+    whole = np.rint(matrix).astype(np.int64)
+    drift = np.abs(matrix - whole)[:dims] @ np.array([*(n - 1 for n in shape), 1.0])
+    linear = whole[:dims, :dims]
+    if drift.max() > _EXACT_VOX or not np.array_equal(linear @ linear.T, np.eye(dims)):
+        return None
+    axes = tuple(int(a) for a in np.abs(linear).argmax(axis=0))
+    signs = tuple(int(linear[axis, a]) for a, axis in enumerate(axes))
+    return SignedPermutation(axes, signs, tuple(int(whole[axis, dims]) for axis in axes))
+
+
+def _span(n_out: int, n_in: int, sign: int, offset: int) -> tuple[slice, slice]:
+    """Output indices that fall inside the input, and the input indices they read."""
+    inside = [i for i in range(n_out) if 0 <= sign * i + offset < n_in]
+    if not inside:
+        return slice(0, 0), slice(0, 0)
+    first, last = sign * inside[0] + offset, sign * inside[-1] + offset
+    end = last + sign
+    return slice(inside[0], inside[-1] + 1), slice(first, end if end >= 0 else None, sign)
+
+
+def _refuse_misfit(
+    shape: tuple[int, ...], plan_geometry: Geometry, file_geometry: Geometry
+) -> None:
+    if shape != plan_geometry.shape or file_geometry.dims != plan_geometry.dims:
+        raise GeometryError(
+            "The probabilities do not lie on the plan's grid.",
+            seen=f"{shape} to be restored to {file_geometry.dims} axes",
+            expected=plan_geometry.shape,
+        )

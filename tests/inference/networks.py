@@ -1,0 +1,29 @@
+"""Networks without training, whose output is known."""
+
+import torch
+from torch import Tensor, nn
+
+
+class Bright(nn.Module):
+    """Logit of lesion k: how much brighter than `level` the first channel is, times `gain`."""
+
+    def __init__(self, level: float = 2.0, gain: float = 4.0, n_labels: int = 1) -> None:
+        super().__init__()
+        self.level = nn.Parameter(torch.tensor(level))
+        self.gain = nn.Parameter(torch.tensor(gain))
+        self.n_labels = n_labels
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        return [((image[:, :1] - self.level) * self.gain).repeat_interleave(self.n_labels, 1)]
+
+
+class Identity(nn.Module):
+    """Logits are the image itself; remembers how often it was called and with what shapes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[tuple[int, ...]] = []
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        self.seen.append(tuple(image.shape))
+        return [image]
