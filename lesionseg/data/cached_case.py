@@ -1,0 +1,228 @@
+"""One prepared case on disk: what its folder holds, and how it is written and read.
+
+<case>/
+├── image.npy      [C, *spatial] float16
+├── labels.npy     [*spatial] uint8
+├── instances.npy  [*spatial] the smallest unsigned integer that holds the ids
+├── valid.npy      [*spatial] bool, only where something is not valid
+└── case.json      geometry, lesions, hash of the source files
+"""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lesionseg.core import Geometry
+from lesionseg.data.prepare import PreparedCase, PreparedReference
+from lesionseg.errors import ReadError
+
+CACHE_VERSION = 1
+MAX_SEEDS = 32
+_HALF_MAX = float(np.finfo(np.float16).max)
+
+
+@dataclass(frozen=True)
+class CachedLesion:
+    """One lesion of a prepared case.
+
+    `id`: its voxel value in the instances. `label`: k for the plan's k-th label. `start`, `stop`:
+    half-open box in voxels of the plan's grid. `seeds`: at most 32 of its voxels, spread over it.
+    """
+
+    id: int
+    label: int
+    start: tuple[int, ...]
+    stop: tuple[int, ...]
+    voxels: int
+    seeds: tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True, eq=False)
+class CachedCase:
+    """A prepared case on disk. Its arrays are read-only memory maps, mapped anew at each access.
+
+    Nothing stays open in between, so that thousands of cases cost no file handles and the object
+    travels to worker processes as a few numbers. `source` is the hash of the files it is made of.
+    """
+
+    case: str
+    group: str
+    folder: Path
+    source: str
+    geometry: Geometry
+    channels: int
+    lesions: tuple[CachedLesion, ...]
+    has_valid: bool
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Spatial shape on the plan's grid."""
+        return self.geometry.shape
+
+    @property
+    def image(self) -> NDArray[np.float16]:
+        """Normalised image `[C, *spatial]` float16."""
+        return self._map("image")
+
+    @property
+    def labels(self) -> NDArray[np.uint8]:
+        """Label map `[*spatial]` uint8: 0 background, k for the plan's k-th label."""
+        return self._map("labels")
+
+    @property
+    def instances(self) -> NDArray[np.unsignedinteger[Any]]:
+        """Lesion ids `[*spatial]`, 0 elsewhere, in the smallest unsigned integer that fits."""
+        return self._map("instances")
+
+    @property
+    def valid(self) -> NDArray[np.bool_] | None:
+        """Voxels that teach `[*spatial]`; None when all do."""
+        return self._map("valid") if self.has_valid else None
+
+    def _map(self, name: str) -> NDArray[Any]:
+        path = self.folder / f"{name}.npy"
+        try:
+            mapped: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError) as error:
+            raise ReadError(
+                "A cached array cannot be read.",
+                where=path,
+                seen=error,
+                remedy="start again: the cache builds what is missing.",
+            ) from error
+        return mapped
+
+
+def write_cached_case(
+    folder: Path, prepared: PreparedCase, reference: PreparedReference, source: str
+) -> None:
+    """Fill an empty folder with a prepared case; `source` is the hash of the files it is made of.
+
+    Raises nothing of its own: `OSError` where the disk refuses.
+    """
+    _save(folder, "image", _half(prepared.image.array))
+    _save(folder, "labels", reference.labels)
+    n = len(reference.instance_labels)
+    _save(folder, "instances", reference.instances.astype(np.min_scalar_type(n)))
+    if reference.valid is not None:
+        _save(folder, "valid", reference.valid)
+    geometry = prepared.image.geometry
+    entry = {
+        "version": CACHE_VERSION,
+        "source": source,
+        "case": prepared.case,
+        "group": prepared.group,
+        "channels": prepared.image.array.shape[0],
+        "shape": geometry.shape,
+        "affine": geometry.affine.tolist(),
+        "has_valid": reference.valid is not None,
+        "lesions": [asdict(lesion) for lesion in lesion_table(reference)],
+    }
+    (folder / "case.json").write_text(json.dumps(entry), encoding="utf-8")
+
+
+def _save(folder: Path, name: str, array: NDArray[Any]) -> None:
+    np.save(folder / f"{name}.npy", np.ascontiguousarray(array), allow_pickle=False)
+
+
+def _half(array: NDArray[np.float32]) -> NDArray[np.float16]:
+    """Float16, with what is out of its range held at its ends instead of infinity."""
+    with np.errstate(over="ignore"):
+        half = array.astype(np.float16)
+    return np.clip(half, -_HALF_MAX, _HALF_MAX, out=half)
+
+
+def lesion_table(reference: PreparedReference) -> tuple[CachedLesion, ...]:
+    """The lesions in order of id; ids that no voxel holds are left out."""
+    instances = reference.instances
+    where = np.flatnonzero(instances)
+    ids = instances.reshape(-1)[where]
+    order = np.argsort(ids, kind="stable")
+    found, first = np.unique(ids[order], return_index=True)
+    groups = np.split(where[order], first[1:])
+    return tuple(
+        _lesion(int(i), reference.instance_labels[i - 1], flat, instances.shape)
+        for i, flat in zip(found, groups, strict=False)
+    )
+
+
+def _lesion(
+    number: int, label: int, flat: NDArray[np.int64], shape: tuple[int, ...]
+) -> CachedLesion:
+    voxels = np.stack(np.unravel_index(flat, shape), axis=1)
+    chosen = np.linspace(0, len(voxels) - 1, min(len(voxels), MAX_SEEDS)).round().astype(int)
+    return CachedLesion(
+        id=number,
+        label=label,
+        start=_ints(voxels.min(axis=0)),
+        stop=_ints(voxels.max(axis=0) + 1),
+        voxels=len(voxels),
+        seeds=tuple(_ints(voxel) for voxel in voxels[chosen]),
+    )
+
+
+def read_cached_case(folder: Path) -> CachedCase:
+    """Read a case's folder; raises `ReadError` when a part of it is missing or does not fit."""
+    path = folder / "case.json"
+    try:
+        cached = _from_json(json.loads(path.read_text(encoding="utf-8")), folder)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ReadError(
+            "The cache holds no such case, or a damaged one.",
+            where=path,
+            seen=repr(error),
+            remedy="prepare the dataset again: the cache makes what is missing.",
+        ) from error
+    _check_arrays(cached)
+    return cached
+
+
+def _from_json(raw: dict[str, Any], folder: Path) -> CachedCase:
+    if raw["version"] != CACHE_VERSION:
+        raise ValueError(f"version {raw['version']}")
+    lesions = tuple(
+        CachedLesion(
+            id=lesion["id"],
+            label=lesion["label"],
+            start=tuple(lesion["start"]),
+            stop=tuple(lesion["stop"]),
+            voxels=lesion["voxels"],
+            seeds=tuple(tuple(seed) for seed in lesion["seeds"]),
+        )
+        for lesion in raw["lesions"]
+    )
+    return CachedCase(
+        case=raw["case"],
+        group=raw["group"],
+        folder=folder,
+        source=raw["source"],
+        geometry=Geometry(tuple(raw["shape"]), np.array(raw["affine"])),
+        channels=raw["channels"],
+        lesions=lesions,
+        has_valid=raw["has_valid"],
+    )
+
+
+def _check_arrays(cached: CachedCase) -> None:
+    """Map each array once: a file cut short or of another shape raises `ReadError`."""
+    shape = cached.shape
+    wanted = {"image": (cached.channels, *shape), "labels": shape, "instances": shape}
+    if cached.has_valid:
+        wanted["valid"] = shape
+    for name, expected in wanted.items():
+        seen = getattr(cached, name).shape
+        if seen != expected:
+            raise ReadError(
+                f"The cached {name} does not fit its case.",
+                where=cached.folder,
+                seen=seen,
+                expected=expected,
+            )
+
+
+def _ints(values: NDArray[Any]) -> tuple[int, ...]:
+    return tuple(int(v) for v in values)
