@@ -45,7 +45,7 @@ def inversion_time_ms(t1_ms: float, repetition_ms: float = REPETITION_MS) -> flo
     1992;16:841).
 
     >>> round(inversion_time_ms(2569.0))
-    1704
+    1705
     """
     return float(t1_ms * (np.log(2) - np.log1p(np.exp(-repetition_ms / t1_ms))))
 

@@ -180,7 +180,7 @@ def lesion_share(
     ]
     points = np.stack([g.ravel() for g in np.meshgrid(*fine, indexing="ij")], axis=1)
     level = _rippled_radius(rng, points / (diameter_mm / 2))
-    n_inside = int(round(np.pi / 6 * diameter_mm**3 / (spacing.prod() / SUBSAMPLES**3)))
+    n_inside = round(np.pi / 6 * diameter_mm**3 / (spacing.prod() / SUBSAMPLES**3))
     cut = np.partition(level, min(n_inside, level.size - 1))[min(n_inside, level.size - 1)]
     shape = [n for h in half for n in (2 * h + 1, SUBSAMPLES)]
     covered = (level < cut).reshape(shape).mean(axis=(1, 3, 5))
