@@ -1,0 +1,176 @@
+"""Which tiles an epoch shows: lesion, hard and background tiles in an exact mix.
+
+A tile is a function of (seed, epoch, index) alone, so that any number of workers, in any order,
+reads the same tiles. Lesions are chosen, not cases: otherwise a small lesion in a scan full of them
+would hardly ever be seen, and lesion-free scans would thin the lesions out.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lesionseg.data.cached_case import CachedCase, CachedLesion
+from lesionseg.data.tiling import clip_start
+from lesionseg.errors import ConfigError
+
+TileKind = Literal["lesion", "hard", "background"]
+
+# share of the tile, around its centre, in which a lesion's seed voxel may come to lie
+INNER_SHARE = 0.75
+# draws for a background tile free of lesions before one with lesions is taken
+_BACKGROUND_DRAWS = 10
+
+
+@dataclass(frozen=True)
+class HardPoint:
+    """A place worth seeing again: an index into the sampler's cases and a voxel (z, y, x) there."""
+
+    case: int
+    centre: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class TileChoice:
+    """One tile: an index into the sampler's cases and its first voxel, negative where it pads."""
+
+    case: int
+    start: tuple[int, ...]
+    kind: TileKind
+
+
+class TileSampler:
+    """Chooses `n_tiles` tiles of `tile_shape` for every epoch.
+
+    round(`lesion_share` · n) tiles hold a lesion, round(`hard_share` · n) a hard point, the others
+    are background: anywhere in any case, free of lesions where ten draws find such a place. Within
+    an epoch every lesion is chosen equally often (to within one), or in proportion to
+    voxels^−`size_weight`. The lesion's seed voxel lies anywhere in the inner three quarters of the
+    tile, which is then moved into the volume. Without a lesion, or a hard point, their share goes
+    to the background. Raises `ConfigError` for shares outside [0, 1] and for no case.
+    """
+
+    def __init__(
+        self,
+        cases: Sequence[CachedCase],
+        tile_shape: Sequence[int],
+        *,
+        n_tiles: int,
+        seed: int,
+        lesion_share: float = 0.5,
+        hard_share: float = 0.0,
+        size_weight: float = 0.0,
+    ) -> None:
+        _refuse(cases, n_tiles, lesion_share, hard_share)
+        self.cases = tuple(cases)
+        self.tile_shape = tuple(tile_shape)
+        self.n_tiles = n_tiles
+        self.seed = seed
+        self.lesion_share = lesion_share
+        self.hard_share = hard_share
+        self._hard: tuple[HardPoint, ...] = ()
+        self._lesions = [
+            (i, lesion) for i, case in enumerate(self.cases) for lesion in case.lesions
+        ]
+        voxels = np.array([lesion.voxels for _, lesion in self._lesions], dtype=np.float64)
+        self._weights = voxels ** -float(size_weight)
+        self._table = lru_cache(maxsize=2)(self._epoch_table)
+
+    def __len__(self) -> int:
+        return self.n_tiles
+
+    def set_hard(self, points: Sequence[HardPoint]) -> None:
+        """Replace the hard points; workers that already run keep the old ones."""
+        self._hard = tuple(points)
+        self._table.cache_clear()
+
+    def choose(self, epoch: int, index: int) -> TileChoice:
+        """Tile `index` of 0 … n_tiles−1 in `epoch`."""
+        pick = int(self._table(epoch)[index])
+        rng = np.random.default_rng([self.seed, epoch, index, 1])
+        n_lesions = len(self._lesions)
+        if pick < 0:
+            return self._background(rng)
+        if pick < n_lesions:
+            case, lesion = self._lesions[pick]
+            centre = lesion.seeds[rng.integers(len(lesion.seeds))]
+            return TileChoice(case, self._around(case, centre, rng), "lesion")
+        point = self._hard[pick - n_lesions]
+        return TileChoice(point.case, self._around(point.case, point.centre, rng), "hard")
+
+    def _epoch_table(self, epoch: int) -> NDArray[np.int64]:
+        """One number a tile: a lesion, a hard point (counted after the lesions) or −1."""
+        rng = np.random.default_rng([self.seed, epoch])
+        n_lesions, n_hard = len(self._lesions), len(self._hard)
+        lesion_tiles = round(self.lesion_share * self.n_tiles) if n_lesions else 0
+        hard_tiles = round(self.hard_share * self.n_tiles) if n_hard else 0
+        hard_tiles = min(hard_tiles, self.n_tiles - lesion_tiles)
+        table = np.full(self.n_tiles, -1, dtype=np.int64)
+        table[:lesion_tiles] = spread(self._weights, lesion_tiles, rng)
+        hard = spread(np.ones(n_hard), hard_tiles, rng)
+        table[lesion_tiles : lesion_tiles + hard_tiles] = n_lesions + hard
+        return rng.permutation(table)
+
+    def _around(
+        self, case: int, centre: Sequence[int], rng: np.random.Generator
+    ) -> tuple[int, ...]:
+        tile = np.array(self.tile_shape)
+        margin = np.floor(tile * (1 - INNER_SHARE) / 2).astype(int)
+        place = rng.integers(margin, np.maximum(tile - margin, margin + 1))
+        start = [int(c) - int(p) for c, p in zip(centre, place, strict=True)]
+        return clip_start(start, self.cases[case].shape, self.tile_shape)
+
+    def _background(self, rng: np.random.Generator) -> TileChoice:
+        start: tuple[int, ...] = ()
+        case = 0
+        for _ in range(_BACKGROUND_DRAWS):
+            case = int(rng.integers(len(self.cases)))
+            shape = self.cases[case].shape
+            room = [max(n - t, 0) for n, t in zip(shape, self.tile_shape, strict=True)]
+            start = clip_start([int(rng.integers(r + 1)) for r in room], shape, self.tile_shape)
+            if not any(self._meets(start, lesion) for lesion in self.cases[case].lesions):
+                break
+        return TileChoice(case, start, "background")
+
+    def _meets(self, start: Sequence[int], lesion: CachedLesion) -> bool:
+        return all(
+            s < stop and first < s + tile
+            for s, tile, first, stop in zip(
+                start, self.tile_shape, lesion.start, lesion.stop, strict=True
+            )
+        )
+
+
+def spread(weights: NDArray[np.float64], n: int, rng: np.random.Generator) -> NDArray[np.int64]:
+    """Choose n indices in proportion to `weights`, each within one of its exact share.
+
+    Systematic sampling: equidistant points with one random offset on the cumulated weights of a
+    shuffled order (Madow 1949). No weights or n = 0 give an empty array.
+    """
+    if n == 0 or len(weights) == 0:
+        return np.empty(0, dtype=np.int64)
+    order = rng.permutation(len(weights))
+    upper = np.cumsum(weights[order])
+    points = (np.arange(n) + rng.random()) / n * upper[-1]
+    place = np.searchsorted(upper, points, side="right")
+    return rng.permutation(order[np.minimum(place, len(order) - 1)])
+
+
+def _refuse(
+    cases: Sequence[CachedCase], n_tiles: int, lesion_share: float, hard_share: float
+) -> None:
+    if not cases or n_tiles < 1:
+        raise ConfigError(
+            "There is nothing to take tiles from.",
+            seen=f"{len(cases)} cases, {n_tiles} tiles an epoch",
+            expected="at least one of each",
+        )
+    if min(lesion_share, hard_share) < 0 or lesion_share + hard_share > 1:
+        raise ConfigError(
+            "The tiles' mix is wrong.",
+            seen=f"lesion_share={lesion_share}, hard_share={hard_share}",
+            expected="shares of at least 0 that add up to at most 1",
+        )

@@ -1,0 +1,143 @@
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lesionseg.core import Geometry
+from lesionseg.data.cached_case import CachedCase, CachedLesion
+from lesionseg.data.sampling import HardPoint, TileSampler, spread
+from lesionseg.errors import ConfigError
+
+TILE = (8, 8, 8)
+
+
+def make_case(name, lesions=(), shape=(20, 24, 28)):
+    """A cached case without arrays; `lesions` are (first voxel, side)."""
+    table = tuple(
+        CachedLesion(
+            id=i + 1,
+            label=1,
+            start=first,
+            stop=tuple(f + side for f in first),
+            voxels=side**3,
+            seeds=(first, tuple(f + side - 1 for f in first)),
+        )
+        for i, (first, side) in enumerate(lesions)
+    )
+    geometry = Geometry.from_spacing(shape, (1,) * len(shape))
+    return CachedCase(name, name, Path(name), "hash", geometry, 1, table, False)
+
+
+@pytest.fixture
+def cases():
+    """One case with two lesions, one with one, and ten that are free of lesions."""
+    marked = [make_case("a", [((2, 3, 4), 1), ((15, 15, 15), 3)]), make_case("b", [((9, 9, 9), 2)])]
+    return marked + [make_case(f"free{i}") for i in range(10)]
+
+
+def choices(sampler, epoch=0):
+    return [sampler.choose(epoch, i) for i in range(len(sampler))]
+
+
+def holds(choice, lesion):
+    return any(
+        all(s <= v < s + t for s, v, t in zip(choice.start, seed, TILE, strict=True))
+        for seed in lesion.seeds
+    )
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.5, 1.0])
+def test_the_mix_is_met_exactly_however_many_cases_are_free_of_lesions(cases, share):
+    sampler = TileSampler(cases, TILE, n_tiles=50, seed=1, lesion_share=share)
+    kinds = Counter(c.kind for c in choices(sampler, epoch=3))
+    assert kinds["lesion"] == round(share * 50)
+    assert kinds["background"] == 50 - round(share * 50)
+
+
+def test_lesion_tiles_hold_a_lesion_and_background_tiles_none(cases):
+    sampler = TileSampler(cases, TILE, n_tiles=200, seed=0)
+    for choice in choices(sampler):
+        lesions = cases[choice.case].lesions
+        if choice.kind == "lesion":
+            assert any(holds(choice, lesion) for lesion in lesions)
+        else:
+            assert not any(holds(choice, lesion) for lesion in lesions)
+        stop = np.array(choice.start) + TILE
+        assert min(choice.start) >= 0
+        assert (stop <= cases[choice.case].shape).all()
+
+
+def test_every_lesion_is_equally_likely_whatever_case_it_lies_in(cases):
+    sampler = TileSampler(cases, TILE, n_tiles=120, seed=0, lesion_share=0.5)
+    counts = Counter()
+    for choice in choices(sampler):
+        if choice.kind == "lesion":
+            lesions = cases[choice.case].lesions
+            (found,) = [lesion.id for lesion in lesions if holds(choice, lesion)]
+            counts[choice.case, found] += 1
+    assert set(counts.values()) == {20}
+
+
+def test_small_lesions_can_be_shown_more_often(cases):
+    sampler = TileSampler(cases, TILE, n_tiles=300, seed=0, lesion_share=1, size_weight=1)
+    small = sum(holds(c, cases[0].lesions[0]) for c in choices(sampler) if c.case == 0)
+    large = sum(holds(c, cases[0].lesions[1]) for c in choices(sampler) if c.case == 0)
+    assert small / large == pytest.approx(27, rel=0.2)
+
+
+def test_the_lesion_comes_to_lie_all_over_the_inner_tile():
+    case = make_case("a", [((50, 50, 50), 1)], shape=(100, 100, 100))
+    sampler = TileSampler([case], TILE, n_tiles=400, seed=0, lesion_share=1)
+    places = np.array([50 - np.array(c.start) for c in choices(sampler)])
+    assert (places.min(axis=0) == 1).all()
+    assert (places.max(axis=0) == 6).all()
+
+
+def test_a_tile_depends_on_seed_epoch_and_index_alone(cases):
+    first = TileSampler(cases, TILE, n_tiles=30, seed=5)
+    second = TileSampler(cases, TILE, n_tiles=30, seed=5)
+    backwards = [second.choose(2, i) for i in reversed(range(30))][::-1]
+    assert choices(first, 2) == backwards
+    assert choices(first, 3) != backwards
+    assert choices(TileSampler(cases, TILE, n_tiles=30, seed=6), 2) != backwards
+
+
+def test_without_any_lesion_all_tiles_are_background():
+    sampler = TileSampler([make_case("free")], TILE, n_tiles=12, seed=0, lesion_share=0.9)
+    assert {c.kind for c in choices(sampler)} == {"background"}
+
+
+def test_a_volume_smaller_than_the_tile_sits_in_its_middle():
+    case = make_case("a", [((2, 3, 4), 1)], shape=(5, 20, 8))
+    sampler = TileSampler([case], TILE, n_tiles=10, seed=0)
+    assert {(c.start[0], c.start[2]) for c in choices(sampler)} == {(-1, 0)}
+
+
+def test_hard_points_get_their_share_once_they_are_given(cases):
+    sampler = TileSampler(cases, TILE, n_tiles=40, seed=0, lesion_share=0.5, hard_share=0.2)
+    assert Counter(c.kind for c in choices(sampler))["hard"] == 0
+    sampler.set_hard([HardPoint(4, (10, 11, 12)), HardPoint(7, (0, 0, 0))])
+    found = choices(sampler)
+    assert Counter(c.kind for c in found) == {"lesion": 20, "hard": 8, "background": 12}
+    assert {c.case for c in found if c.kind == "hard"} == {4, 7}
+
+
+def test_a_case_full_of_lesions_still_gives_background_tiles():
+    case = make_case("full", [((0, 0, 0), 20)], shape=(20, 20, 20))
+    sampler = TileSampler([case], TILE, n_tiles=10, seed=0)
+    assert Counter(c.kind for c in choices(sampler))["background"] == 5
+
+
+def test_wrong_shares_and_no_cases_are_refused(cases):
+    with pytest.raises(ConfigError, match="mix"):
+        TileSampler(cases, TILE, n_tiles=4, seed=0, lesion_share=0.8, hard_share=0.4)
+    with pytest.raises(ConfigError, match="nothing"):
+        TileSampler([], TILE, n_tiles=4, seed=0)
+
+
+def test_spreading_is_within_one_of_the_exact_share(rng):
+    weights = np.array([1.0, 2.0, 3.0, 0.5])
+    counts = np.bincount(spread(weights, 65, rng), minlength=4)
+    assert (np.abs(counts - weights / weights.sum() * 65) <= 1).all()
+    assert len(spread(np.array([]), 5, rng)) == 0
