@@ -1,1 +1,40 @@
-"""Inference: tiles put together, probabilities restored to the file, candidates, bundles."""
+"""Inference: from a scan to candidates, by a bundle.
+
+`sliding` runs the network over tiles and `stitch` puts them together; `restore` goes back to the
+file's own grid; `regions` and `postprocess` turn probabilities into candidates and accept them;
+`bundle` and `card` keep a model on disk; `predictor` is all of it behind one call.
+"""
+
+from lesionseg.inference.bundle import Bundle as Bundle
+from lesionseg.inference.bundle import bundle_digest as bundle_digest
+from lesionseg.inference.bundle import read_bundle as read_bundle
+from lesionseg.inference.bundle import resolve_bundle as resolve_bundle
+from lesionseg.inference.bundle import write_bundle as write_bundle
+from lesionseg.inference.card import model_card as model_card
+from lesionseg.inference.postprocess import Found as Found
+from lesionseg.inference.postprocess import apply_operating_point as apply_operating_point
+from lesionseg.inference.postprocess import choose_operating_point as choose_operating_point
+from lesionseg.inference.postprocess import find_candidates as find_candidates
+from lesionseg.inference.predictor import Predictor as Predictor
+from lesionseg.inference.predictor import choose_device as choose_device
+from lesionseg.inference.restore import restore as restore
+from lesionseg.inference.sliding import predict_probabilities as predict_probabilities
+from lesionseg.inference.stitch import Stitcher as Stitcher
+
+__all__ = [
+    "Bundle",
+    "Found",
+    "Predictor",
+    "Stitcher",
+    "apply_operating_point",
+    "bundle_digest",
+    "choose_device",
+    "choose_operating_point",
+    "find_candidates",
+    "model_card",
+    "predict_probabilities",
+    "read_bundle",
+    "resolve_bundle",
+    "restore",
+    "write_bundle",
+]

@@ -1,0 +1,113 @@
+"""The model card: what a bundle is, how well it did and what it is not for, in Markdown."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from lesionseg.plan.plan import Plan
+
+_UNTOUCHED = ("test", "external")
+
+
+def model_card(
+    plan: Plan,
+    scores: Mapping[str, Any] | None = None,
+    provenance: Mapping[str, Any] | None = None,
+) -> str:
+    """Model card of a network trained by `plan`.
+
+    `scores` is the content of a `scores.json`, `provenance` whatever is known of the run (version,
+    date, data, seed); both may be None, and the card says so. Values that are undefined are
+    written as such, never as a number.
+    """
+    sections = {
+        "Purpose": _purpose(plan),
+        "Input": _input(plan),
+        "Output": _output(plan),
+        "Performance": _performance(scores),
+        "Decisions": [f"- {name}: {reason}" for name, reason in sorted(plan.reasons.items())],
+        "Provenance": [f"- {name}: {value}" for name, value in (provenance or {}).items()],
+    }
+    parts = [f"# Lesion model: {', '.join(plan.label_names)}"]
+    for title, lines in sections.items():
+        parts.append(f"## {title}\n\n" + ("\n".join(lines) or "Not recorded."))
+    return "\n\n".join(parts) + "\n"
+
+
+def _purpose(plan: Plan) -> list[str]:
+    return [
+        f"Marks {', '.join(plan.label_names)} in {_MODALITIES[plan.modality]}, as an aid to "
+        "research. It is no medical device, gives no diagnosis and must not be used in the care "
+        "of patients without the validation and approval that this requires. Scans that differ "
+        "from the training data in scanner, protocol or population may give worse results than "
+        "those stated here.",
+    ]
+
+
+_MODALITIES = {"mri": "MRI", "ct": "CT", "xray": "X-ray images"}
+
+
+def _input(plan: Plan) -> list[str]:
+    spacing = " × ".join(f"{s:g}" for s in plan.spacing_mm)
+    return [
+        f"- channels, in this order: {', '.join(plan.channel_names)}",
+        f"- spatial axes: {plan.dims}",
+        f"- resampled to {spacing} mm, in tiles of {_times(plan.tile_shape)} voxels",
+        f"- network: {plan.architecture.name}, features {_listed(plan.architecture.features)}",
+    ]
+
+
+def _output(plan: Plan) -> list[str]:
+    pairs = zip(plan.label_values, plan.label_names, strict=True)
+    points = [
+        f"- operating point {p.name}: accepted from score {p.score:.3g}"
+        + (f", chosen on {p.chosen_on} data" if p.chosen_on else "")
+        for p in plan.operating_points
+    ]
+    return [
+        *(f"- mask value {value}: {name}" for value, name in pairs),
+        f"- candidates from score {plan.candidate_rule.floor:g}, each with its extent",
+        *(points or ["- no operating point was chosen; accepted from score 0.5"]),
+    ]
+
+
+def _performance(scores: Mapping[str, Any] | None) -> list[str]:
+    if scores is None:
+        return ["Not evaluated."]
+    role = str(scores.get("evaluated_on"))
+    caution = "not used in training" if role in _UNTOUCHED else "development data: optimistic"
+    rows = {
+        "cases": scores.get("n_cases"),
+        "lesions": scores.get("n_lesions"),
+        "lesion recall": _part(scores, "lesion_recall", "value"),
+        "lesion recall, 95 % confidence": _interval(_part(scores, "lesion_recall", "ci95")),
+        "false positives per case": scores.get("false_positives_per_case"),
+        "Dice, mean of cases with a lesion": _part(scores, "dice", "mean"),
+        "CPM (mean recall of the FROC)": scores.get("cpm"),
+    }
+    table = [f"| {name} | {_number(value)} |" for name, value in rows.items()]
+    return [f"On {role} data ({caution}).", "", "| score | value |", "|---|---|", *table]
+
+
+def _part(scores: Mapping[str, Any], name: str, key: str) -> Any:
+    value = scores.get(name)
+    return value.get(key) if isinstance(value, Mapping) else value
+
+
+def _interval(value: Any) -> str | None:
+    if not isinstance(value, Sequence) or isinstance(value, str):
+        return None
+    return " to ".join(_number(v) for v in value)
+
+
+def _number(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.3g}"
+    return "undefined" if value is None or isinstance(value, Mapping) else str(value)
+
+
+def _times(values: Sequence[int]) -> str:
+    return " × ".join(str(v) for v in values)
+
+
+def _listed(values: Sequence[int]) -> str:
+    return ", ".join(str(v) for v in values)

@@ -1,0 +1,230 @@
+"""The predictor: from a scan's file to its candidates, by one bundle."""
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from os import PathLike
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from lesionseg.core import CaseFiles, Dataset, Geometry, Prediction, Volume
+from lesionseg.data.prepare import prepare_image
+from lesionseg.errors import ConfigError, ContentError, DatasetError
+from lesionseg.inference.bundle import Bundle, read_bundle
+from lesionseg.inference.postprocess import (
+    apply_operating_point,
+    choose_operating_point,
+    find_candidates,
+)
+from lesionseg.inference.restore import restore
+from lesionseg.inference.sliding import OnTile, predict_probabilities
+from lesionseg.io.cases import read_image
+from lesionseg.io.volumes import strip_suffix
+from lesionseg.models.build import NetworkFactory
+from lesionseg.plan.plan import Plan
+
+StrPath = str | PathLike[str]
+
+
+class Predictor:
+    """A network and its plan, ready for scans.
+
+        predictor = Predictor("runs/ms/bundle")
+        prediction = predictor("scan.nii.gz")
+        for candidate in prediction.candidates: ...
+
+    `bundle` is a bundle's folder, a run's folder or a `Bundle`. `device`: "auto", "cpu", "cuda",
+    …; None is "auto" for a folder and where the network lies for a `Bundle`. `operating_point`:
+    see `choose_operating_point`. `overlap` of the tiles, `flips`, `batch_size` and `dtype`: see
+    `predict_probabilities`. `raster_mm` is the pixel size of images that state none (PNG); None is
+    the plan's spacing, so that they are not resampled. `architectures` maps a name in the plan to
+    the caller's own factory.
+    Raises `BundleError` for an unusable bundle, `ConfigError` for a wrong device or operating
+    point.
+    """
+
+    def __init__(
+        self,
+        bundle: StrPath | Bundle,
+        *,
+        device: str | torch.device | None = None,
+        operating_point: str | None = None,
+        overlap: float = 0.5,
+        flips: bool = False,
+        batch_size: int | None = None,
+        dtype: torch.dtype | None = None,
+        raster_mm: float | None = None,
+        architectures: Mapping[str, NetworkFactory] | None = None,
+    ) -> None:
+        if not isinstance(bundle, Bundle):
+            bundle = read_bundle(Path(bundle), architectures)
+            device = device or "auto"
+        self.plan = bundle.plan
+        self.operating_point = choose_operating_point(self.plan.operating_points, operating_point)
+        self._network = bundle.network
+        self._device = None if device is None else choose_device(device)
+        self._overlap, self._flips = overlap, flips
+        self._batch_size, self._dtype, self._raster_mm = batch_size, dtype, raster_mm
+
+    @classmethod
+    def from_network(
+        cls,
+        network: nn.Module,
+        plan: Plan,
+        *,
+        device: str | torch.device | None = None,
+        operating_point: str | None = None,
+        overlap: float = 0.5,
+        flips: bool = False,
+        batch_size: int | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> "Predictor":
+        """A predictor of a network in memory; it stays where it lies unless `device` is given."""
+        return cls(
+            Bundle(network, plan),
+            device=device,
+            operating_point=operating_point,
+            overlap=overlap,
+            flips=flips,
+            batch_size=batch_size,
+            dtype=dtype,
+        )
+
+    def __call__(self, image: StrPath | Sequence[StrPath]) -> Prediction:
+        """Predict one case: its file, or one file a channel in the plan's order.
+
+        Raises `ReadError`, `GeometryError` or `ContentError` naming the file at fault.
+        """
+        files = self._case_files(image)
+        return self.predict_volume(self.read(files), files.case)
+
+    def read(self, files: CaseFiles) -> Volume:
+        """Read a case's channels as one volume `[C, *spatial]` float32, on the file's grid."""
+        plan = self.plan
+        if len(files.images) != len(plan.channel_names):
+            raise DatasetError(
+                f"Case {files.case!r} does not have the channels this model needs.",
+                where=files.images[0] if files.images else None,
+                seen=f"{len(files.images)} files",
+                expected=f"{len(plan.channel_names)}: {', '.join(plan.channel_names)}",
+            )
+        labels = dict(zip(plan.label_values, plan.label_names, strict=True))
+        root = files.images[0].parent
+        unlabelled = Dataset("input", root, "files", plan.dims, plan.channel_names, labels, ())
+        volume = read_image(self._with_pixel_mm(files), unlabelled)
+        self._refuse_misfit(volume, str(files.images[0]))
+        return volume
+
+    def predict_volume(
+        self, volume: Volume, case: str, *, on_tile: OnTile | None = None
+    ) -> Prediction:
+        """Predict a volume `[C, *spatial]`; candidates and masks lie on its own grid.
+
+        Raises `ContentError` naming `case` for wrong channels or axes, NaN or infinity.
+        """
+        self._refuse_misfit(volume, case)
+        return self.decide(self._channels(volume, on_tile), volume.geometry, case)
+
+    def probabilities(
+        self, volume: Volume, *, on_tile: OnTile | None = None
+    ) -> NDArray[np.float32]:
+        """Probabilities `[K, *spatial]` float32 of the plan's labels, on the volume's own grid."""
+        self._refuse_misfit(volume, "volume")
+        return np.stack(list(self._channels(volume, on_tile)))
+
+    def decide(
+        self, probabilities: Iterable[NDArray[np.float32]], geometry: Geometry, case: str
+    ) -> Prediction:
+        """The prediction that probabilities `[K, *spatial]` make, by the plan's candidate rule."""
+        found = find_candidates(
+            probabilities, geometry, self.plan.candidate_rule, self.plan.label_values
+        )
+        prediction = Prediction(case, geometry, found.candidates, found.instances)
+        return apply_operating_point(prediction, self.operating_point)
+
+    def _channels(self, volume: Volume, on_tile: OnTile | None) -> Iterator[NDArray[np.float32]]:
+        """One label's probabilities after the other, so that one restored channel is held."""
+        prepared = prepare_image(volume, self.plan)
+        found = self._slide(torch.from_numpy(prepared.array), on_tile)
+        for k in range(len(found)):
+            yield restore(found[k : k + 1], prepared.geometry, volume.geometry)[0]
+
+    def _slide(self, image: Tensor, on_tile: OnTile | None) -> Tensor:
+        return predict_probabilities(
+            self._network,
+            image,
+            self.plan,
+            overlap=self._overlap,
+            batch_size=self._batch_size,
+            flips=self._flips,
+            device=self._device,
+            dtype=self._dtype,
+            on_tile=on_tile,
+        )
+
+    def _case_files(self, image: StrPath | Sequence[StrPath]) -> CaseFiles:
+        paths = (image,) if isinstance(image, (str, PathLike)) else tuple(image)
+        files = tuple(Path(p) for p in paths)
+        if not files:
+            raise DatasetError("A case needs at least one file.", expected=self.plan.channel_names)
+        return CaseFiles(case_id(files[0]), files)
+
+    def _with_pixel_mm(self, files: CaseFiles) -> CaseFiles:
+        """The files with a pixel size, for images that state none themselves."""
+        if self.plan.dims != 2 or "pixel_mm" in files.columns:
+            return files
+        mm = self._raster_mm or self.plan.spacing_mm[0]
+        return replace(files, columns={**files.columns, "pixel_mm": str(mm)})
+
+    def _refuse_misfit(self, volume: Volume, where: str) -> None:
+        seen = (volume.array.shape[0], volume.geometry.dims)
+        expected = (len(self.plan.channel_names), self.plan.dims)
+        if seen != expected:
+            raise ContentError(
+                "The image is not of the kind this model was trained on.",
+                where=where,
+                seen=f"{seen[0]} channels and {seen[1]} spatial axes",
+                expected=f"{expected[0]} channels ({', '.join(self.plan.channel_names)}) "
+                f"and {expected[1]} spatial axes",
+            )
+        wrong = sum(int(np.count_nonzero(~np.isfinite(channel))) for channel in volume.array)
+        if wrong:
+            raise ContentError(
+                "The image holds NaN or infinity.",
+                where=where,
+                seen=f"{wrong} voxels",
+                remedy="replace them, with 0 or the background's value, before predicting.",
+            )
+
+
+def case_id(path: Path) -> str:
+    """The case a file belongs to: its name without suffix and channel number.
+
+    >>> case_id(Path("scans/ms_03_0000.nii.gz"))
+    'ms_03'
+    """
+    return re.sub(r"_\d{4}$", "", strip_suffix(path))
+
+
+def choose_device(name: str | torch.device) -> torch.device:
+    """The device called `name`; "auto" is the GPU where there is one, else the CPU.
+
+    Raises `ConfigError` for a device that is unknown or absent.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(
+            f"The device {str(name)!r} cannot be used.",
+            where="device",
+            seen=str(error).splitlines()[0],
+            expected="auto, cpu or cuda",
+        ) from error
+    return device

@@ -1,0 +1,249 @@
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from tests.inference.networks import Bright
+
+import lesionseg
+from lesionseg.core import Geometry, OperatingPoint, Prediction, Volume
+from lesionseg.errors import ConfigError, ContentError, DatasetError, GeometryError
+from lesionseg.inference.bundle import write_bundle
+from lesionseg.inference.predictor import Predictor, choose_device
+from lesionseg.io.volumes import write_volume
+from lesionseg.models.build import build_network
+from lesionseg.plan.plan import Plan
+
+SHAPE = (22, 26, 30)
+SPACING_MM = (1.0, 1.0, 1.0)
+FLOAT32 = torch.float32
+
+
+def _phantom(rng: np.random.Generator) -> NDArray[np.float32]:
+    """A body of noise with three bright blobs, alike in no direction, in SAR order."""
+    grid = np.stack(np.meshgrid(*[np.arange(n) for n in SHAPE], indexing="ij"), -1)
+    image = rng.normal(100, 4, SHAPE)
+    for centre, radius, height in (
+        ((6, 8, 7), 3.2, 90),
+        ((15, 18, 9), 4.4, 110),
+        ((12, 9, 23), 2.4, 75),
+    ):
+        image += height * (((grid - centre) ** 2).sum(-1) < radius**2)
+    return image.astype(np.float32)
+
+
+def _stored(array: NDArray[np.float32], geometry: Geometry, code: str) -> Volume:
+    """The same voxels in the same places, with array axes along `code` (slowest first)."""
+    mm = {"L": (0, -1), "R": (0, 1), "P": (1, -1), "A": (1, 1), "I": (2, -1), "S": (2, 1)}
+    axes = [{0: 2, 1: 1, 2: 0}[mm[letter][0]] for letter in code]  # source array axis
+    matrix = np.zeros((4, 4))
+    matrix[3, 3] = 1
+    turned = array.transpose(axes)
+    for i, (letter, axis) in enumerate(zip(code, axes, strict=True)):
+        sign = mm[letter][1]
+        matrix[axis, i] = sign
+        if sign < 0:
+            matrix[axis, 3] = array.shape[axis] - 1
+            turned = np.flip(turned, i)
+    return Volume(turned[None].copy(), Geometry(turned.shape, geometry.affine @ matrix))
+
+
+def _read_at(prediction: Prediction, like: Geometry) -> NDArray[np.int32]:
+    """A prediction's instances at the voxel centres of another grid."""
+    assert prediction.instances is not None
+    index = prediction.geometry.to_index(like.to_mm(np.argwhere(np.ones(like.shape))))
+    index = np.rint(index).astype(int)
+    inside = ((index >= 0) & (index < prediction.geometry.shape)).all(1)
+    assert inside.all()
+    return prediction.instances[tuple(index.T)].reshape(like.shape)
+
+
+def _oblique(geometry: Geometry) -> Geometry:
+    """The same grid in a head turned by 12 and 7 degrees."""
+    a, b = np.deg2rad(12), np.deg2rad(7)
+    about_z = np.array([[np.cos(a), -np.sin(a), 0], [np.sin(a), np.cos(a), 0], [0, 0, 1]])
+    about_x = np.array([[1, 0, 0], [0, np.cos(b), -np.sin(b)], [0, np.sin(b), np.cos(b)]])
+    turn = np.eye(4)
+    turn[:3, :3] = about_z @ about_x
+    return Geometry(geometry.shape, turn @ geometry.affine)
+
+
+def _dice(a: NDArray[np.bool_], b: NDArray[np.bool_]) -> float:
+    return float(2 * (a & b).sum() / (a.sum() + b.sum()))
+
+
+def _predictors(plan: Plan) -> dict[str, Predictor]:
+    # the random network's output is shifted so that part of the volume lies above the floor
+    random = build_network(replace(plan, lesion_fraction=0.2), seed=3)
+    return {
+        "threshold": Predictor.from_network(Bright(), plan, dtype=FLOAT32),
+        "unet": Predictor.from_network(random, plan, dtype=FLOAT32),
+    }
+
+
+CODES = ["SAR", "SAL", "SPL", "IPL", "RAS", "LPS", "PIR", "ASL", "RSA"]
+
+
+@pytest.mark.parametrize("name", ["threshold", "unet"])
+@pytest.mark.parametrize("spacing_mm", [SPACING_MM, (1.3, 0.9, 1.1)])
+def test_however_a_scan_is_stored_the_candidates_lie_in_the_same_place(
+    rng: np.random.Generator, plan: Plan, name: str, spacing_mm: tuple[float, ...]
+) -> None:
+    geometry = Geometry.from_spacing(SHAPE, SPACING_MM)
+    predictor = _predictors(replace(plan, spacing_mm=spacing_mm))[name]
+    image = _phantom(rng)
+    expected = predictor.predict_volume(Volume(image[None], geometry), "plain")
+    assert expected.instances is not None
+    assert len(expected.candidates) >= (3 if name == "threshold" else 1)
+    for code in CODES:
+        volume = _stored(image, geometry, code)
+        found = predictor.predict_volume(volume, code)
+        assert found.geometry.shape == volume.geometry.shape
+        np.testing.assert_allclose(found.geometry.affine, volume.geometry.affine, atol=1e-5)
+        there = _read_at(found, geometry)
+        if spacing_mm == SPACING_MM:
+            assert np.array_equal(there, expected.instances)
+        assert _dice(there > 0, expected.instances > 0) >= 0.99
+        for a, b in zip(found.candidates, expected.candidates, strict=True):
+            np.testing.assert_allclose(a.centre_mm, b.centre_mm, atol=0.1)
+
+
+@pytest.mark.parametrize("spacing_mm", [SPACING_MM, (1.3, 0.9, 1.1)])
+def test_an_oblique_header_turns_the_candidates_along(
+    rng: np.random.Generator, plan: Plan, spacing_mm: tuple[float, ...]
+) -> None:
+    plain = Geometry.from_spacing(SHAPE, SPACING_MM)
+    predictor = _predictors(replace(plan, spacing_mm=spacing_mm))["threshold"]
+    image = _phantom(rng)
+    expected = predictor.predict_volume(Volume(image[None], plain), "plain")
+    oblique = _oblique(plain)
+    for code in ("SAR", "LPS", "PIR"):
+        volume = _stored(image, oblique, code)
+        there = _read_at(predictor.predict_volume(volume, code), oblique)
+        assert expected.instances is not None
+        assert _dice(there > 0, expected.instances > 0) >= 0.99
+        if spacing_mm == SPACING_MM:
+            assert np.array_equal(there, expected.instances)
+
+
+def test_blobs_are_found_where_they_are(rng: np.random.Generator, plan: Plan) -> None:
+    geometry = Geometry.from_spacing(SHAPE, (2.0, 1.5, 1.0))
+    predictor = _predictors(plan)["threshold"]
+    prediction = predictor.predict_volume(Volume(_phantom(rng)[None], geometry), "a")
+    centres = {tuple(np.rint(geometry.to_index([c.centre_mm])[0])) for c in prediction.candidates}
+    assert {(6, 8, 7), (15, 18, 9), (12, 9, 23)} <= centres
+    assert prediction.mask().dtype == np.uint8
+    assert set(np.unique(prediction.mask())) == {0, 1}
+
+
+def test_two_axes_work_alike(rng: np.random.Generator, plan: Plan) -> None:
+    flat = replace(plan, dims=2, modality="xray", tile_shape=(16, 16), spacing_mm=(0.5, 0.5))
+    image = _phantom(rng)[12]
+    predictor = Predictor.from_network(Bright(), flat, flips=True)
+    volume = Volume(image[None], Geometry.from_spacing(image.shape, (0.5, 0.5)))
+    prediction = predictor.predict_volume(volume, "x")
+    assert prediction.instances is not None
+    assert prediction.instances.shape == image.shape
+    assert all(c.volume_ml is None for c in prediction.candidates)
+
+
+def test_probabilities_lie_on_the_files_grid(rng: np.random.Generator, plan: Plan) -> None:
+    two = replace(plan, label_values=(1, 2), label_names=("a", "b"), spacing_mm=(2.0, 2.0, 2.0))
+    predictor = Predictor.from_network(Bright(n_labels=2), two)
+    volume = Volume(_phantom(rng)[None], Geometry.from_spacing(SHAPE, SPACING_MM))
+    found = predictor.probabilities(volume)
+    assert found.shape == (2, *SHAPE)
+    assert found.dtype == np.float32
+    assert 0 <= found.min() <= found.max() <= 1
+
+
+def test_the_operating_point_decides_what_is_accepted(rng: np.random.Generator, plan: Plan) -> None:
+    pointed = replace(plan, operating_points=(OperatingPoint("fp_per_case:1", 1.0),))
+    volume = Volume(_phantom(rng)[None], Geometry.from_spacing(SHAPE, SPACING_MM))
+    strict = Predictor.from_network(Bright(), pointed).predict_volume(volume, "a")
+    assert strict.operating_point == pointed.operating_points[0]
+    lenient = Predictor.from_network(Bright(), pointed, operating_point="score:0")
+    accepted = lenient.predict_volume(volume, "a").candidates
+    assert all(c.accepted for c in accepted)
+    assert len(accepted) == len(strict.candidates)
+    with pytest.raises(ConfigError, match="fp_per_case:1"):
+        Predictor.from_network(Bright(), pointed, operating_point="fp_per_case:3")
+
+
+def test_a_bundle_and_a_path_are_all_it_takes(
+    rng: np.random.Generator, plan: Plan, tmp_path: Path
+) -> None:
+    write_bundle(tmp_path / "run" / "bundle", build_network(plan), plan, "")
+    geometry = Geometry.from_spacing(SHAPE, SPACING_MM)
+    write_volume(tmp_path / "scan_0000.nii.gz", Volume(_phantom(rng)[None], geometry))
+    prediction = lesionseg.Predictor(tmp_path / "run")(tmp_path / "scan_0000.nii.gz")
+    assert prediction.case == "scan"
+    assert prediction.geometry.matches(geometry)
+
+
+def test_rasters_without_a_pixel_size_have_the_plans(
+    rng: np.random.Generator, plan: Plan, tmp_path: Path
+) -> None:
+    flat = replace(plan, dims=2, modality="xray", tile_shape=(16, 16), spacing_mm=(0.2, 0.2))
+    image = rng.integers(0, 255, (1, 40, 30)).astype(np.uint8)
+    write_volume(tmp_path / "x.png", Volume(image, Geometry.from_spacing((40, 30), (1, 1))))
+    predictor = Predictor.from_network(Bright(), flat)
+    assert predictor(tmp_path / "x.png").geometry.spacing_mm == (0.2, 0.2)
+
+
+def test_several_channels_come_as_several_files(
+    rng: np.random.Generator, plan: Plan, tmp_path: Path
+) -> None:
+    two = replace(plan, channel_names=("T1", "FLAIR"), normalisation=plan.normalisation * 2)
+    geometry = Geometry.from_spacing(SHAPE, SPACING_MM)
+    paths = [tmp_path / "a_0000.nii", tmp_path / "a_0001.nii"]
+    for path in paths:
+        write_volume(path, Volume(_phantom(rng)[None], geometry))
+    predictor = Predictor.from_network(Bright(), two)
+    assert predictor(paths).case == "a"
+    with pytest.raises(DatasetError, match=r"a_0000\.nii.*2: T1, FLAIR"):
+        predictor(paths[0])
+    with pytest.raises(DatasetError, match="at least one file"):
+        predictor([])
+
+
+def test_a_file_of_other_axes_is_refused_by_name(
+    rng: np.random.Generator, plan: Plan, tmp_path: Path
+) -> None:
+    image = rng.integers(0, 255, (1, 40, 30)).astype(np.uint8)
+    write_volume(tmp_path / "x.png", Volume(image, Geometry.from_spacing((40, 30), (1, 1))))
+    with pytest.raises(GeometryError, match=r"x\.png"):
+        Predictor.from_network(Bright(), plan)(tmp_path / "x.png")
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_refuses_voxels_that_are_no_numbers(plan: Plan, bad: float) -> None:
+    image = np.zeros((1, *SHAPE), np.float32)
+    image[0, 3, 4, 5] = bad
+    volume = Volume(image, Geometry.from_spacing(SHAPE, SPACING_MM))
+    with pytest.raises(ContentError, match=r"in case-7.*1 voxels"):
+        Predictor.from_network(Bright(), plan).predict_volume(volume, "case-7")
+
+
+@pytest.mark.parametrize("shape", [(2, 9, 9, 9), (1, 9, 9)])
+def test_refuses_a_volume_of_another_kind(plan: Plan, shape: tuple[int, ...]) -> None:
+    volume = Volume(
+        np.zeros(shape, np.float32), Geometry.from_spacing(shape[1:], (1,) * len(shape[1:]))
+    )
+    with pytest.raises(ContentError, match=r"in case-7.*channels \(T1\)"):
+        Predictor.from_network(Bright(), plan).predict_volume(volume, "case-7")
+
+
+def test_a_constant_volume_has_no_candidates(plan: Plan) -> None:
+    volume = Volume(np.full((1, 4, 5, 6), 7, np.int16), Geometry.from_spacing((4, 5, 6), (1, 1, 1)))
+    prediction = Predictor.from_network(Bright(), plan).predict_volume(volume, "tiny")
+    assert prediction.candidates == ()
+    assert not prediction.mask().any()
+
+
+def test_an_unknown_device_is_refused() -> None:
+    assert choose_device("auto").type in ("cpu", "cuda")
+    with pytest.raises(ConfigError, match="'warp' cannot be used"):
+        choose_device("warp")
