@@ -12,7 +12,8 @@ class Dataset:
     """What a data folder holds, whatever convention it follows.
 
     `labels` maps a lesion label's value in the masks to its name, background left out, in
-    ascending order of value. `convention` names how the folder was read.
+    ascending order of value. `convention` names how the folder was read. `merged_values` are the
+    mask values that all count as the one label 1, when the user asked for that; else empty.
     """
 
     name: str
@@ -24,3 +25,4 @@ class Dataset:
     cases: tuple[CaseFiles, ...]
     ignore_label: int | None = None
     incomplete_reference: bool = False
+    merged_values: tuple[int, ...] = ()

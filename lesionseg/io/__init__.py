@@ -1,1 +1,50 @@
-"""To be described."""
+"""Files: the only room that knows formats, folder conventions and how files order their axes.
+
+Importing it is light: the libraries of the formats are imported when such a file is read.
+"""
+
+from lesionseg.io.atomic import atomic_path as atomic_path
+from lesionseg.io.atomic import read_csv as read_csv
+from lesionseg.io.atomic import read_json as read_json
+from lesionseg.io.atomic import write_csv as write_csv
+from lesionseg.io.atomic import write_json as write_json
+from lesionseg.io.atomic import write_text as write_text
+from lesionseg.io.cases import read_case as read_case
+from lesionseg.io.cases import read_image as read_image
+from lesionseg.io.cases import read_mask as read_mask
+from lesionseg.io.conventions import read_dataset as read_dataset
+from lesionseg.io.images import find_images as find_images
+from lesionseg.io.predictions import PredictionFiles as PredictionFiles
+from lesionseg.io.predictions import find_masks as find_masks
+from lesionseg.io.predictions import find_predictions as find_predictions
+from lesionseg.io.predictions import read_prediction as read_prediction
+from lesionseg.io.predictions import write_prediction as write_prediction
+from lesionseg.io.volumes import case_suffix as case_suffix
+from lesionseg.io.volumes import read_geometry as read_geometry
+from lesionseg.io.volumes import read_volume as read_volume
+from lesionseg.io.volumes import strip_suffix as strip_suffix
+from lesionseg.io.volumes import write_volume as write_volume
+
+__all__ = [
+    "PredictionFiles",
+    "atomic_path",
+    "case_suffix",
+    "find_images",
+    "find_masks",
+    "find_predictions",
+    "read_case",
+    "read_csv",
+    "read_dataset",
+    "read_geometry",
+    "read_image",
+    "read_json",
+    "read_mask",
+    "read_prediction",
+    "read_volume",
+    "strip_suffix",
+    "write_csv",
+    "write_json",
+    "write_prediction",
+    "write_text",
+    "write_volume",
+]

@@ -1,0 +1,126 @@
+"""Results on disk that are whole or absent: a temporary name in the same folder, then a rename."""
+
+import csv
+import json
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lesionseg.errors import LesionsegError, OutputError, ReadError
+
+
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path`, renamed onto it on success and deleted on failure.
+
+    The temporary name begins with a dot and keeps the suffix, so that writers which go by the
+    suffix work and readers of the folder pass it by. Missing parent folders are made. Raises
+    `OutputError` where the disk refuses; errors of the caller's own pass through.
+    """
+    temporary = path.with_name(f".{uuid.uuid4().hex[:8]}-{path.name}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        temporary.replace(path)
+    except OSError as error:
+        raise OutputError(
+            f"Cannot write the file: {error.strerror or error}.",
+            where=path,
+            remedy="Check that the folder may be written to and that the disk has room.",
+        ) from error
+    finally:
+        _remove(temporary)
+
+
+def _remove(path: Path) -> None:
+    try:
+        path.unlink(missing_ok=True)
+    except OSError:  # its folder may be a file: then nothing was written either
+        return
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write UTF-8 text atomically."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, obj: object) -> None:
+    """Write JSON atomically; numpy numbers and paths are turned plain.
+
+    Raises `OutputError` for NaN and infinity: what is undefined is written as null.
+    """
+    try:
+        text = json.dumps(obj, indent=1, allow_nan=False, ensure_ascii=False, default=_plain)
+    except (ValueError, TypeError) as error:
+        raise OutputError(f"The content does not fit JSON: {error}.", where=path) from error
+    write_text(path, text + "\n")
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    if isinstance(value, Path):
+        return str(value)
+    raise TypeError(f"{type(value).__name__} is not JSON")
+
+
+def write_csv(path: Path, rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> None:
+    """Write a table atomically, columns in the given order; a missing value or None stays empty.
+
+    Raises `OutputError` when a row holds a key that is no column.
+    """
+    unknown = sorted({key for row in rows for key in row} - set(columns))
+    if unknown:
+        raise OutputError(
+            "The table has no such column.", where=path, seen=unknown, expected=list(columns)
+        )
+    with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(columns), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    """Read a table as one dictionary a row; spaces around names and values are dropped.
+
+    Raises `ReadError` when the file is missing, no UTF-8, has no header or a row longer than it.
+    """
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file, skipinitialspace=True)
+            rows = [_stripped(row, path, reader.line_num) for row in reader]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise ReadError(f"Cannot read the table: {error}.", where=path) from error
+    if not reader.fieldnames:
+        raise ReadError("The table is empty.", where=path, expected="a first line of column names")
+    return rows
+
+
+def _stripped(row: Mapping[str | None, Any], path: Path, line: int) -> dict[str, str]:
+    if None in row:
+        raise ReadError(
+            f"Line {line} has more values than there are columns.",
+            where=path,
+            seen=row[None],
+            remedy="Put values that hold a comma between double quotes.",
+        )
+    return {str(key).strip(): (value or "").strip() for key, value in row.items()}
+
+
+def read_json(path: Path) -> Any:
+    """Read JSON; raises `ReadError` when it is missing or no JSON, NaN and infinity included."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8-sig"), parse_constant=_refuse_constant)
+    except (OSError, ValueError, RecursionError, LesionsegError) as error:
+        raise ReadError(f"Cannot read the JSON: {error}.", where=path) from error
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON; what is undefined is null")

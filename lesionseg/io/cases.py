@@ -1,0 +1,187 @@
+"""Cases in memory: channels on one grid and the reference that belongs to them."""
+
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lesionseg.core import Case, CaseFiles, Dataset, Geometry, Reference, Volume
+from lesionseg.errors import ContentError, DatasetError, GeometryError
+from lesionseg.io.coco_reference import read_coco_reference
+from lesionseg.io.volumes import read_volume
+
+TOLERANCE_MM = 1e-3
+
+
+def read_case(files: CaseFiles, dataset: Dataset) -> Case:
+    """Read one case: image `[C, *spatial]` float32 and its reference, on the first file's grid.
+
+    The reference is None for an unlabelled case. Masks keep their file's values (1 for all with
+    merged labels); voxels of the dataset's ignore label become `Reference.ignore` and background.
+    Raises `DatasetError` when channels are missing, `GeometryError` when files lie further than
+    0.001 mm apart, `ContentError` for NaN, infinity and mask values that are no label.
+    """
+    image = read_image(files, dataset)
+    reference = _reference(files, dataset, image.geometry)
+    return Case(case=files.case, image=image, reference=reference, group=files.group)
+
+
+def read_image(files: CaseFiles, dataset: Dataset) -> Volume:
+    """Read the channels of one case alone, as `read_case` does."""
+    if len(files.images) != len(dataset.channel_names):
+        raise DatasetError(
+            f"The case {files.case!r} has not one file a channel.",
+            where=files.images[0].parent if files.images else None,
+            seen=[file.name for file in files.images],
+            expected=", ".join(dataset.channel_names),
+        )
+    raster_mm = pixel_mm(files)
+    first = read_volume(files.images[0], raster_mm=raster_mm)
+    _check_dims(files.images[0], first.geometry, dataset.dims)
+    array = np.empty((len(files.images), *first.geometry.shape), dtype=np.float32)
+    for channel, file in enumerate(files.images):
+        volume = first if channel == 0 else read_volume(file, raster_mm=raster_mm)
+        check_grid(file, volume.geometry, files.images[0], first.geometry)
+        array[channel] = _finite(file, volume.array[0])
+    return Volume(array, first.geometry)
+
+
+def read_mask(
+    path: Path,
+    *,
+    labels: Collection[int] | None = None,
+    ignore_label: int | None = None,
+    merged_values: Collection[int] = (),
+    raster_mm: float | None = None,
+) -> Reference:
+    """Read a label mask as a reference on its own grid; its lesions follow from the labels.
+
+    Values must be whole, not negative and, when `labels` are given, among them (or 0 or
+    `ignore_label`); any storage type will do. Those in `merged_values` become 1. `ignore` is None
+    where no voxel is ignored. Raises `ContentError` naming the file.
+    """
+    volume = read_volume(path, raster_mm=raster_mm, as_labels=True)
+    values = _whole_numbers(path, volume.array[0])
+    present = [int(v) for v in np.unique(values)]
+    allowed = None if labels is None else {0, *labels, *merged_values}
+    _check_values(path, present, allowed, ignore_label)
+    ignore = None
+    if ignore_label is not None and ignore_label in present:
+        ignore = values == ignore_label
+        values = np.where(ignore, 0, values).astype(values.dtype)
+    if merged_values:
+        values = (values > 0).astype(np.uint8)
+    return Reference(volume.geometry, labels=values, ignore=ignore)
+
+
+def pixel_mm(files: CaseFiles) -> float | None:
+    """Pixel size of the case's rasters, from the column of that name; None when unknown."""
+    text = files.columns.get("pixel_mm", "")
+    try:
+        return float(text) if text else None
+    except ValueError as error:
+        raise DatasetError(
+            f"The pixel size of the case {files.case!r} is no number.",
+            where="column pixel_mm",
+            seen=text,
+        ) from error
+
+
+def check_grid(path: Path, seen: Geometry, other: Path, expected: Geometry) -> None:
+    """Raise `GeometryError` naming both files when their grids are not the same."""
+    distance = seen.distance_mm(expected)
+    if distance <= TOLERANCE_MM:
+        return
+    if seen.shape != expected.shape:
+        raise GeometryError(
+            f"Two files of a case differ in shape: {path.name} and {other.name}.",
+            where=path,
+            seen=seen.shape,
+            expected=f"{expected.shape} as in {other}",
+            remedy="Resample one onto the grid of the other.",
+        )
+    raise GeometryError(
+        f"Two files of a case lie apart in space: {path.name} and {other.name}.",
+        where=path,
+        seen=f"corners up to {distance:.6g} mm apart",
+        expected=f"the grid of {other} within {TOLERANCE_MM:g} mm",
+        remedy="Register them, or copy the affine if they are known to lie on one grid.",
+    )
+
+
+def _reference(files: CaseFiles, dataset: Dataset, geometry: Geometry) -> Reference | None:
+    if files.annotations:
+        return read_coco_reference(files, geometry, dataset.merged_values)
+    if files.reference is None:
+        return None
+    found = read_mask(
+        files.reference,
+        labels=tuple(dataset.labels),
+        ignore_label=dataset.ignore_label,
+        merged_values=dataset.merged_values,
+        raster_mm=pixel_mm(files),
+    )
+    check_grid(files.reference, found.geometry, files.images[0], geometry)
+    return Reference(geometry, labels=found.labels, ignore=found.ignore)
+
+
+def _check_dims(path: Path, geometry: Geometry, dims: int) -> None:
+    if geometry.dims != dims:
+        raise GeometryError(
+            "The image has not as many axes as the dataset's others.",
+            where=path,
+            seen=geometry.shape,
+            expected=f"{dims} spatial axes",
+        )
+
+
+def _finite(path: Path, array: NDArray[Any]) -> NDArray[np.float32]:
+    with np.errstate(over="ignore"):
+        values = array.astype(np.float32, copy=False)
+    n_bad = int(values.size - np.isfinite(values).sum())
+    if n_bad:
+        raise ContentError(
+            "The image holds voxels that are no numbers.",
+            where=path,
+            seen=f"{n_bad} voxels are NaN or infinite",
+            remedy="Replace them, for instance by the value of air, and write the file again.",
+        )
+    return values
+
+
+def _whole_numbers(path: Path, array: NDArray[Any]) -> NDArray[np.integer[Any]]:
+    """Mask values in the smallest unsigned integer type that holds them."""
+    if array.dtype.kind == "f":
+        broken = ~(np.isfinite(array) & (array == np.round(array)))
+        if broken.any():
+            raise ContentError(
+                "The mask holds values that are no whole numbers.",
+                where=path,
+                seen=f"{int(broken.sum())} voxels, such as {array[broken][0]}",
+                remedy="Resample masks with nearest-neighbour interpolation.",
+            )
+    lowest, highest = (array.min(), array.max()) if array.size else (0, 0)
+    if lowest < 0 or highest > np.iinfo(np.int32).max:
+        raise ContentError(
+            "The mask holds values that cannot be labels.",
+            where=path,
+            seen=f"{lowest} to {highest}",
+            expected="0 for background, then 1, 2, …",
+        )
+    return array.astype(np.min_scalar_type(int(highest)), copy=False)
+
+
+def _check_values(
+    path: Path, present: Sequence[int], allowed: Collection[int] | None, ignore_label: int | None
+) -> None:
+    unknown = [v for v in present if allowed is not None and v not in {*allowed, ignore_label}]
+    if unknown:
+        raise ContentError(
+            "The mask holds values that the dataset does not list as labels.",
+            where=path,
+            seen=unknown[:10],
+            expected=sorted(allowed or ()),
+            remedy="Name them in the dataset's labels, or change them (255 is often meant as 1).",
+        )

@@ -1,0 +1,118 @@
+"""A dataset folder in any of the conventions we know, recognised by what lies in it."""
+
+import logging
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from lesionseg.core import CaseFiles, Dataset
+from lesionseg.errors import ConfigError, DatasetError
+from lesionseg.io.coco import read_coco, recognises_coco
+from lesionseg.io.groups import assign_groups
+from lesionseg.io.manifest import read_manifest, recognises_manifest
+from lesionseg.io.nnunet import read_msd, read_nnunet, recognises_msd, recognises_nnunet
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Convention:
+    """One way of laying out a dataset: its name, what it looks for, and who reads it."""
+
+    name: str
+    looks_for: str
+    recognises: Callable[[Path], bool]
+    read: Callable[[Path], Dataset]
+
+
+# asked in this order: a manifest was written on purpose; MSD is nnU-Net without channel numbers
+CONVENTIONS = (
+    Convention("manifest", "manifest.csv", recognises_manifest, read_manifest),
+    Convention("msd", "dataset.json and imagesTr/<case>.nii.gz", recognises_msd, read_msd),
+    Convention("nnunet", "dataset.json and imagesTr/<case>_0000.*", recognises_nnunet, read_nnunet),
+    Convention("coco", "annotations.json and images/", recognises_coco, read_coco),
+)
+
+
+def read_dataset(
+    root: Path,
+    *,
+    group: str | None = None,
+    convention: str | None = None,
+    merge_labels: bool = False,
+) -> Dataset:
+    """Read what a data folder holds, without opening more than one image's header.
+
+    `group` is a regular expression that finds the patient in a case id (see `groups`);
+    `convention` names the layout instead of recognising it; `merge_labels` makes all labels one,
+    `{1: "lesion"}`. Raises `DatasetError` for a folder that is missing, not recognised, without
+    cases, with a case twice or without all its channel files, `ReadError` for unreadable tables.
+    """
+    chosen = _choose(root, convention)
+    dataset = chosen.read(root)
+    _check_ids(root, [c.case for c in dataset.cases])
+    dataset = replace(dataset, cases=assign_groups(dataset.cases, group))
+    _warn_of_shared_groups(dataset.cases)
+    logger.info(
+        "%s read as %s: %d cases of %d groups.",
+        root,
+        chosen.name,
+        len(dataset.cases),
+        len({c.group for c in dataset.cases}),
+    )
+    return _merged(dataset) if merge_labels else dataset
+
+
+def _choose(root: Path, name: str | None) -> Convention:
+    if not root.is_dir():
+        raise DatasetError("The data folder does not exist.", where=root)
+    if name is not None and name not in {c.name for c in CONVENTIONS}:
+        raise ConfigError(
+            "The convention is unknown.",
+            where="data.convention",
+            seen=name,
+            expected=", ".join(c.name for c in CONVENTIONS),
+        )
+    fitting = [c for c in CONVENTIONS if (c.recognises(root) if name is None else c.name == name)]
+    if not fitting:
+        raise DatasetError(
+            "The folder follows no convention known here.",
+            where=root,
+            seen=", ".join(sorted(p.name for p in root.iterdir())[:8]) or "an empty folder",
+            expected="; ".join(f"{c.name}: {c.looks_for}" for c in CONVENTIONS),
+            remedy="Write a manifest.csv with the columns case, image and reference.",
+        )
+    return fitting[0]
+
+
+def _check_ids(root: Path, ids: Sequence[str]) -> None:
+    if not ids:
+        raise DatasetError("The dataset has no case.", where=root)
+    twice = sorted(case for case, n in Counter(ids).items() if n > 1)
+    if twice:
+        raise DatasetError(
+            f"{len(twice)} cases are there more than once, such as {twice[0]!r}.",
+            where=root,
+            remedy="Give every case its own name; a file's suffix does not count.",
+        )
+    # an id becomes a file's name when predictions are written
+    unfit = [case for case in ids if Path(case).name != case or "\\" in case or "\0" in case]
+    if unfit:
+        raise DatasetError("A case id cannot be a file name.", where=root, seen=unfit[0])
+
+
+def _warn_of_shared_groups(cases: Sequence[CaseFiles]) -> None:
+    held_out = {c.group for c in cases if c.role in ("test", "external")}
+    shared = sorted(held_out & {c.group for c in cases if c.role not in ("test", "external")})
+    if shared:
+        logger.warning(
+            "%d groups, such as %r, have cases for training and for testing: test scores would "
+            "be optimistic.",
+            len(shared),
+            shared[0],
+        )
+
+
+def _merged(dataset: Dataset) -> Dataset:
+    return replace(dataset, labels={1: "lesion"}, merged_values=tuple(dataset.labels))

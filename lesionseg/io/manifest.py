@@ -1,0 +1,116 @@
+"""A dataset as a table: `manifest.csv`, one row a case, beside or above its files."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import get_args
+
+from lesionseg.core import CaseFiles, Dataset, Role
+from lesionseg.errors import DatasetError
+from lesionseg.io.atomic import read_csv, read_json
+from lesionseg.io.volumes import read_geometry
+
+MANIFEST = "manifest.csv"
+LABELS = "labels.json"
+_OWN_COLUMNS = ("case", "reference", "group", "role", "fold")
+
+
+def recognises_manifest(root: Path) -> bool:
+    """Whether the folder holds a `manifest.csv`."""
+    return (root / MANIFEST).is_file()
+
+
+def read_manifest(root: Path) -> Dataset:
+    """Read `manifest.csv`: `case, image[, image_0001 …], reference, group, role, fold` and others.
+
+    Paths are relative to the manifest; an empty reference means unlabelled. Further columns are
+    kept in `CaseFiles.columns`; `pixel_mm` is the pixel size of rasters. Labels are those of
+    `labels.json` (`{"1": "lesion"}`) beside it, else that one. Raises `DatasetError`.
+    """
+    path = root / MANIFEST
+    rows = read_csv(path)
+    images = _image_columns(rows, path)
+    cases = tuple(_case(root, row, images, line) for line, row in enumerate(rows, start=2))
+    return Dataset(
+        name=root.name,
+        root=root,
+        convention="manifest",
+        dims=read_geometry(cases[0].images[0], raster_mm=None).dims,
+        channel_names=images,
+        labels=_labels(root / LABELS),
+        cases=cases,
+    )
+
+
+def parse_role(text: str, where: Path) -> Role | None:
+    """A role by name; None for nothing. Raises `DatasetError` for any other word."""
+    for role in get_args(Role):
+        if text == role:
+            return text  # type: ignore[return-value]  # one of the four, as just compared
+    if text:
+        raise DatasetError(
+            "The role is unknown.", where=where, seen=text, expected=", ".join(get_args(Role))
+        )
+    return None
+
+
+def parse_fold(text: str, where: Path) -> int | None:
+    """A fold's number from 0; None for nothing. Raises `DatasetError` for anything else."""
+    if text and not text.isdigit():
+        raise DatasetError(
+            "The fold is no whole number.", where=where, seen=text, expected="0, 1, 2, … or nothing"
+        )
+    return int(text) if text else None
+
+
+def _image_columns(rows: Sequence[Mapping[str, str]], path: Path) -> tuple[str, ...]:
+    if not rows:
+        raise DatasetError("The manifest has no case.", where=path)
+    columns = list(rows[0])
+    missing = [name for name in ("case", "image") if name not in columns]
+    if missing:
+        raise DatasetError(
+            f"The manifest lacks the column {missing[0]!r}.",
+            where=path,
+            seen=columns,
+            expected="case, image[, image_0001 …], reference, group, role, fold; commas between",
+        )
+    return ("image", *sorted(c for c in columns if c.startswith("image_") and c[6:].isdigit()))
+
+
+def _case(root: Path, row: Mapping[str, str], images: Sequence[str], line: int) -> CaseFiles:
+    path = root / MANIFEST
+    if not row["case"] or not all(row[name] for name in images):
+        raise DatasetError(f"Line {line} lacks its case or an image.", where=path, seen=dict(row))
+    reference = row.get("reference", "")
+    return CaseFiles(
+        case=row["case"],
+        images=tuple(_existing(root, row[name], line) for name in images),
+        reference=_existing(root, reference, line) if reference else None,
+        group=row.get("group", ""),
+        role=parse_role(row.get("role", ""), path),
+        fold=parse_fold(row.get("fold", ""), path),
+        columns={k: v for k, v in row.items() if k not in (*_OWN_COLUMNS, *images)},
+    )
+
+
+def _existing(root: Path, name: str, line: int) -> Path:
+    file = root / name
+    if not file.is_file():
+        raise DatasetError(
+            f"A file named in line {line} does not exist.",
+            where=root / MANIFEST,
+            seen=name,
+            remedy="Write paths relative to the folder of the manifest.",
+        )
+    return file
+
+
+def _labels(path: Path) -> dict[int, str]:
+    if not path.is_file():
+        return {1: "lesion"}
+    labels = read_json(path)
+    if isinstance(labels, dict) and labels and all(k.isdigit() and int(k) > 0 for k in labels):
+        return {int(k): str(v) for k, v in sorted(labels.items(), key=lambda kv: int(kv[0]))}
+    raise DatasetError(
+        "The labels are unclear.", where=path, seen=labels, expected='{"1": "lesion"}'
+    )

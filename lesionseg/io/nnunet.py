@@ -1,0 +1,234 @@
+"""nnU-Net raw folders (versions 1 and 2) and Medical Segmentation Decathlon folders.
+
+Layouts: nnU-Net documentation/dataset_format.md; medicaldecathlon.com.
+"""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lesionseg.core import CaseFiles, Dataset, Role
+from lesionseg.errors import DatasetError
+from lesionseg.io.atomic import read_json
+from lesionseg.io.volumes import is_image_file, read_geometry, strip_suffix
+
+Collect = Callable[[Sequence[Path]], dict[str, dict[int, Path]]]
+_CHANNEL = re.compile(r"(.+)_(\d{4})")
+_PARTS: tuple[tuple[str, Role | None], ...] = (("Tr", None), ("Ts", "test"))
+
+
+def recognises_nnunet(root: Path) -> bool:
+    """Whether the folder holds a `dataset.json`."""
+    return (root / "dataset.json").is_file()
+
+
+def recognises_msd(root: Path) -> bool:
+    """Whether it moreover has `imagesTr` files without a channel number, such as `lung_001`."""
+    files = _image_files(root / "imagesTr")
+    unnumbered = files and not any(_CHANNEL.fullmatch(strip_suffix(f)) for f in files)
+    return recognises_nnunet(root) and bool(unnumbered)
+
+
+def read_nnunet(root: Path) -> Dataset:
+    """Read an nnU-Net raw folder; groups are not yet assigned. Raises `DatasetError`."""
+    return _read(root, "nnunet", _channel_files)
+
+
+def read_msd(root: Path) -> Dataset:
+    """Read a Medical Segmentation Decathlon folder of one channel. Raises `DatasetError`."""
+    return _read(root, "msd", _single_files)
+
+
+def _read(root: Path, convention: str, collect: Collect) -> Dataset:
+    facts_path = root / "dataset.json"
+    facts = _facts(facts_path)
+    channels = _channel_names(facts, facts_path)
+    if convention == "msd" and len(channels) > 1:
+        raise DatasetError(
+            "The Decathlon keeps several channels in one 4-D file, which is not read.",
+            where=root,
+            seen=channels,
+            remedy="Split each file into <case>_0000, <case>_0001, … in imagesTr.",
+        )
+    labels, ignore = parse_labels(facts.get("labels"), facts_path)
+    folds = _folds(root / "splits_final.json")
+    cases = [c for part, role in _PARTS for c in _cases(root, part, role, channels, folds, collect)]
+    if not cases:
+        raise DatasetError(
+            "No labelled case found.",
+            where=root,
+            expected="imagesTr/<case>_0000.nii.gz with labelsTr/<case>.nii.gz",
+        )
+    return Dataset(
+        name=str(facts.get("name") or root.name),
+        root=root,
+        convention=convention,
+        dims=read_geometry(cases[0].images[0]).dims,
+        channel_names=channels,
+        labels=labels,
+        cases=tuple(cases),
+        ignore_label=ignore,
+        incomplete_reference=bool(facts.get("incomplete_reference", False)),
+    )
+
+
+def _facts(path: Path) -> Mapping[str, Any]:
+    facts = read_json(path)
+    if not isinstance(facts, dict):
+        raise DatasetError("The file holds no JSON object.", where=path, seen=type(facts).__name__)
+    return facts
+
+
+def _channel_names(facts: Mapping[str, Any], path: Path) -> tuple[str, ...]:
+    """Names by channel number: version 2 says `channel_names`, version 1 and MSD `modality`."""
+    names = facts.get("channel_names", facts.get("modality"))
+    if isinstance(names, Mapping) and {str(k) for k in names} == {
+        str(i) for i in range(len(names))
+    }:
+        by_number = {int(k): str(v) for k, v in names.items()}
+        if by_number:
+            return tuple(by_number[i] for i in range(len(by_number)))
+    raise DatasetError(
+        "The channels are not named.",
+        where=path,
+        seen=names,
+        expected='"channel_names": {"0": "FLAIR", "1": "T1"}',
+    )
+
+
+def parse_labels(labels: Any, path: Path) -> tuple[dict[int, str], int | None]:
+    """Lesion label names by value, and the value to ignore, of either version's `labels`.
+
+    Version 2 writes name to value, version 1 value to name. 0 is background whatever its name.
+    Raises `DatasetError` for regions (lists of values), other values than integers and none.
+    """
+    pairs = _label_pairs(labels, path)
+    ignore = next((value for name, value in pairs if name == "ignore"), None)
+    named = {value: name for name, value in sorted(pairs, key=lambda p: p[1])}
+    lesions = {value: name for value, name in named.items() if value not in (0, ignore)}
+    if len(named) < len(pairs) or min(named, default=0) < 0 or not lesions:
+        raise DatasetError(
+            "The labels are no list of distinct values from 0 on with at least one lesion label.",
+            where=path,
+            seen=labels,
+            expected='"labels": {"background": 0, "lesion": 1}',
+        )
+    return lesions, ignore
+
+
+def _label_pairs(labels: Any, path: Path) -> list[tuple[str, int]]:
+    pairs = list(labels.items()) if isinstance(labels, Mapping) else []
+    if any(isinstance(value, list) for _, value in pairs):
+        raise DatasetError(
+            "Region-based labels (a list of values) are not read.",
+            where=path,
+            seen=labels,
+            expected="one value a label",
+            remedy="List every mask value once under a name of its own; a region cannot be learnt.",
+        )
+    if all(str(name).isdigit() and isinstance(value, str) for name, value in pairs):
+        return [(str(name), int(value)) for value, name in pairs]
+    if not all(str(value).isdigit() for _, value in pairs):
+        raise DatasetError("A label's value is no whole number.", where=path, seen=labels)
+    return [(str(name), int(value)) for name, value in pairs]
+
+
+def _folds(path: Path) -> dict[str, int]:
+    """Fold of each case: the split whose `val` list it stands in; none when a case is in two."""
+    splits = read_json(path) if path.is_file() else []
+    if not isinstance(splits, list) or not all(isinstance(s, dict) for s in splits):
+        raise DatasetError("The splits are no list of objects.", where=path)
+    pairs = [
+        (str(case), fold) for fold, split in enumerate(splits) for case in split.get("val", ())
+    ]
+    return dict(pairs) if len(dict(pairs)) == len(pairs) else {}
+
+
+def _cases(
+    root: Path,
+    part: str,
+    role: Role | None,
+    channels: Sequence[str],
+    folds: Mapping[str, int],
+    collect: Collect,
+) -> list[CaseFiles]:
+    """Labelled cases of `imagesTr` or `imagesTs`; unlabelled test scans are left out."""
+    images = collect(_image_files(root / f"images{part}"))
+    references = _single_files(_image_files(root / f"labels{part}"))
+    _check_labelled(root, part, set(images), set(references))
+    return [
+        CaseFiles(
+            case=case,
+            images=_ordered(root, case, images[case], len(channels)),
+            reference=references[case][0],
+            role=role,
+            fold=folds.get(case) if role is None else None,
+        )
+        for case in sorted(images)
+        if case in references
+    ]
+
+
+def _image_files(folder: Path) -> list[Path]:
+    return sorted(f for f in folder.iterdir() if is_image_file(f)) if folder.is_dir() else []
+
+
+def _channel_files(files: Sequence[Path]) -> dict[str, dict[int, Path]]:
+    """Files by case and channel number, from names such as `<case>_0001.nii.gz`."""
+    found: dict[str, dict[int, Path]] = {}
+    for file in files:
+        match = _CHANNEL.fullmatch(strip_suffix(file))
+        if match is None:
+            raise DatasetError(
+                "The image's name has no channel number.",
+                where=file,
+                expected="<case>_0000, <case>_0001, …",
+            )
+        _add(found.setdefault(match.group(1), {}), int(match.group(2)), file)
+    return found
+
+
+def _single_files(files: Sequence[Path]) -> dict[str, dict[int, Path]]:
+    """Files by case, one a case, as channel 0."""
+    found: dict[str, dict[int, Path]] = {}
+    for file in files:
+        _add(found.setdefault(strip_suffix(file), {}), 0, file)
+    return found
+
+
+def _add(channels: dict[int, Path], number: int, file: Path) -> None:
+    if number in channels:
+        raise DatasetError(
+            "The same case is there twice.",
+            where=file,
+            seen=f"also {channels[number].name}",
+            remedy="Keep one of the two files.",
+        )
+    channels[number] = file
+
+
+def _check_labelled(root: Path, part: str, images: set[str], references: set[str]) -> None:
+    if orphans := sorted(references - images):
+        raise DatasetError(
+            f"{len(orphans)} masks in labels{part} have no image, such as {orphans[0]!r}.",
+            where=root / f"labels{part}",
+            expected=f"images{part}/{orphans[0]}_0000.nii.gz or the like",
+        )
+    if part == "Tr" and (unlabelled := sorted(images - references)):
+        raise DatasetError(
+            f"{len(unlabelled)} training images have no mask, such as {unlabelled[0]!r}.",
+            where=root / "labelsTr",
+            remedy="Give lesion-free cases a mask of zeros and move unlabelled ones to imagesTs.",
+        )
+
+
+def _ordered(root: Path, case: str, files: Mapping[int, Path], n_channels: int) -> tuple[Path, ...]:
+    if sorted(files) != list(range(n_channels)):
+        raise DatasetError(
+            f"The case {case!r} has not the channel files that dataset.json promises.",
+            where=root,
+            seen=[f.name for _, f in sorted(files.items())],
+            expected=", ".join(f"{case}_{i:04d}" for i in range(n_channels)),
+        )
+    return tuple(files[i] for i in range(n_channels))

@@ -1,0 +1,257 @@
+"""Predictions as files: `<case>_mask`, `<case>_instances`, `<case>_candidates.json`."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lesionseg.core import Candidate, Geometry, Prediction, Volume
+from lesionseg.errors import ContentError, DatasetError, OutputError, ReadError
+from lesionseg.io.candidate_file import read_candidates, write_candidates
+from lesionseg.io.cases import check_grid, read_mask
+from lesionseg.io.volumes import (
+    is_image_file,
+    read_geometry,
+    strip_suffix,
+    write_volume,
+)
+from lesionseg.ops.components import lesion_instances, mask_boxes
+from lesionseg.ops.size import equivalent_diameter_mm
+
+_MASK, _INSTANCES, _CANDIDATES = "_mask", "_instances", "_candidates.json"
+
+
+@dataclass(frozen=True)
+class PredictionFiles:
+    """The files of one predicted case; at least one of the three is there."""
+
+    case: str
+    mask: Path | None = None
+    instances: Path | None = None
+    candidates: Path | None = None
+
+
+def write_prediction(
+    folder: Path, prediction: Prediction, *, suffix: str = ".nii.gz", like: Path | None = None
+) -> None:
+    """Write the files of one case, each atomically, the candidates last.
+
+    Two-axis cases get `.png` whatever the `suffix`. Bare boxes (no instances) get the candidates
+    alone. The mask is uint8, the instances uint16, or int32 beyond 65535 candidates. `like` is the
+    scan's own file: see `write_volume`. Raises `OutputError`.
+    """
+    case = prediction.case
+    if Path(case).name != case:
+        raise OutputError("A case id cannot be a file name.", where=folder, seen=case)
+    suffix = ".png" if prediction.geometry.dims == 2 else suffix
+    if prediction.instances is not None:
+        instances = _compact(prediction.instances)
+        for name, array in ((_MASK, prediction.mask()), (_INSTANCES, instances)):
+            volume = Volume(array[np.newaxis], prediction.geometry)
+            write_volume(folder / f"{case}{name}{suffix}", volume, like)
+    write_candidates(folder / f"{case}{_CANDIDATES}", prediction)
+
+
+def find_predictions(folder: Path) -> dict[str, PredictionFiles]:
+    """Find the predicted cases of a folder, by case id, sorted.
+
+    Known are our three files a case, bare masks `<case>_mask.*` or `<case>.*`, and candidate files
+    alone. Raises `DatasetError` when the folder is missing, holds none, or two masks of one case.
+    """
+    found: dict[str, dict[str, Path]] = {}
+    for file in _files(folder):
+        case, kind = _case_and_kind(file)
+        if kind in found.setdefault(case, {}):
+            raise _twice(file, found[case][kind])
+        found[case][kind] = file
+    if not found:
+        raise DatasetError(
+            "No prediction found.",
+            where=folder,
+            expected="<case>_mask.*, <case>.* or <case>_candidates.json",
+        )
+    return {case: PredictionFiles(case, **found[case]) for case in sorted(found)}
+
+
+def find_masks(folder: Path) -> dict[str, Path]:
+    """Find reference masks `<case>.*` or `<case>_mask.*` by case id; no instance masks.
+
+    Raises `DatasetError` when the folder is missing, holds none, or two masks of one case.
+    """
+    found: dict[str, Path] = {}
+    for file in _files(folder):
+        case, kind = _case_and_kind(file)
+        if kind != "mask":
+            continue
+        if case in found:
+            raise _twice(file, found[case])
+        found[case] = file
+    if not found:
+        raise DatasetError("No mask found.", where=folder, expected="<case>.nii.gz or the like")
+    return dict(sorted(found.items()))
+
+
+def read_prediction(
+    files: PredictionFiles, *, geometry: Geometry | None = None, raster_mm: float | None = None
+) -> Prediction:
+    """Read one predicted case.
+
+    `geometry` is the scan's: the masks must lie on it, rasters take their pixel size from it, and
+    candidates without masks cannot do without it. Masks without candidate file give candidates
+    from their connected components (or instances) with score 1 and `scored=False`. Candidates
+    carry a mask where the instances hold their id. Raises `ReadError`, `GeometryError`,
+    `ContentError`.
+    """
+    grid = _grid(files, geometry, raster_mm)
+    if files.candidates is None:
+        return _unscored(files, grid)
+    found = read_candidates(files.candidates, grid)
+    instances = None if files.instances is None else _read_ids(files.instances)
+    candidates = found.candidates
+    if instances is not None and files.instances is not None:
+        candidates = _with_masks(candidates, instances, files.instances)
+    else:
+        candidates = tuple(replace(c, has_mask=False) for c in candidates)
+    return Prediction(
+        case=files.case,
+        geometry=grid,
+        candidates=candidates,
+        instances=instances,
+        voxel_threshold=found.voxel_threshold,
+        operating_point=found.operating_point,
+        scored=found.scored,
+    )
+
+
+def _files(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        raise DatasetError("The folder does not exist.", where=folder)
+    hidden = (f for f in folder.iterdir() if f.is_file() and not f.name.startswith("."))
+    return sorted(f for f in hidden if is_image_file(f) or f.name.endswith(_CANDIDATES))
+
+
+def _case_and_kind(file: Path) -> tuple[str, str]:
+    """The case id and which field of `PredictionFiles` the file is."""
+    if file.name.endswith(_CANDIDATES):
+        return file.name.removesuffix(_CANDIDATES), "candidates"
+    stem = strip_suffix(file)
+    if stem.endswith(_INSTANCES):
+        return stem.removesuffix(_INSTANCES), "instances"
+    return stem.removesuffix(_MASK), "mask"
+
+
+def _twice(file: Path, other: Path) -> DatasetError:
+    return DatasetError(
+        "Two files hold the same case.",
+        where=file,
+        seen=f"also {other.name}",
+        remedy="Keep one of the two.",
+    )
+
+
+def _grid(files: PredictionFiles, geometry: Geometry | None, raster_mm: float | None) -> Geometry:
+    """The grid all present masks agree on; the scan's own where it is given."""
+    grid, source = geometry, files.candidates
+    for file in (files.instances, files.mask):
+        if file is None:
+            continue
+        spacing = raster_mm
+        if spacing is None and geometry is not None and geometry.dims == 2:
+            spacing = geometry.spacing_mm[0]
+        found = read_geometry(file, raster_mm=spacing)
+        if grid is not None:
+            check_grid(file, found, source or Path("the scan"), grid)
+        grid, source = grid or found, file
+    if grid is None:
+        raise ReadError(
+            "Candidates without masks say nothing of the scan's grid.",
+            where=files.candidates,
+            remedy="Give the scan or its reference beside the prediction.",
+        )
+    return grid
+
+
+def _read_ids(path: Path) -> NDArray[np.int32]:
+    labels = read_mask(path).labels
+    return np.asarray(labels, dtype=np.int32)
+
+
+def _with_masks(
+    candidates: Sequence[Candidate], instances: NDArray[np.int32], path: Path
+) -> tuple[Candidate, ...]:
+    present = set(np.unique(instances).tolist()) - {0}
+    unknown = sorted(present - {c.id for c in candidates})
+    if unknown:
+        raise ContentError(
+            "The instance mask holds ids that the candidate file does not.",
+            where=path,
+            seen=unknown[:10],
+            remedy="Both files must come from the same prediction.",
+        )
+    return tuple(replace(c, has_mask=c.id in present) for c in candidates)
+
+
+def _unscored(files: PredictionFiles, grid: Geometry) -> Prediction:
+    """A prediction from masks alone."""
+    labels = None if files.mask is None else np.asarray(read_mask(files.mask).labels)
+    if files.instances is not None:
+        instances = _consecutive(_read_ids(files.instances))
+        label_of = _labels_of(instances, labels)
+    else:
+        found = lesion_instances(np.zeros(grid.shape, np.uint8) if labels is None else labels)
+        instances, label_of = found.instances, found.labels
+    candidates = _candidates(instances, label_of, grid)
+    return Prediction(files.case, grid, candidates, instances, scored=False)
+
+
+def _consecutive(ids: NDArray[np.int32]) -> NDArray[np.int32]:
+    _, inverse = np.unique(np.append(ids, 0), return_inverse=True)  # 0 is there, and first
+    return inverse[:-1].reshape(ids.shape).astype(np.int32)
+
+
+def _labels_of(instances: NDArray[np.int32], labels: NDArray[Any] | None) -> tuple[int, ...]:
+    """Label of each instance: the value of its first labelled voxel, 1 where there is none."""
+    n = int(instances.max(initial=0))
+    label_of = np.ones(n + 1, dtype=np.int64)
+    if labels is not None:
+        inside = (instances > 0) & (labels > 0)
+        ids, first = np.unique(instances[inside], return_index=True)
+        label_of[ids] = labels[inside][first]
+    return tuple(label_of[1:].tolist())
+
+
+def _candidates(
+    instances: NDArray[np.int32], labels: Sequence[int], geometry: Geometry
+) -> tuple[Candidate, ...]:
+    boxes = mask_boxes(instances, len(labels)).astype(float)
+    return tuple(
+        _candidate(instances, i, label, boxes[i - 1], geometry)
+        for i, label in enumerate(labels, start=1)
+    )
+
+
+def _candidate(
+    instances: NDArray[np.int32], number: int, label: int, box: NDArray[Any], geometry: Geometry
+) -> Candidate:
+    start, stop = box[: geometry.dims], box[geometry.dims :]
+    inside = tuple(slice(int(a), int(b)) for a, b in zip(start, stop, strict=True))
+    voxels = np.argwhere(instances[inside] == number)
+    volume_mm = len(voxels) * geometry.voxel_size
+    return Candidate(
+        id=number,
+        label=label,
+        score=1.0,
+        start_vox=tuple(start.tolist()),
+        stop_vox=tuple(stop.tolist()),
+        centre_mm=tuple(geometry.to_mm([start + voxels.mean(axis=0)])[0].tolist()),
+        diameter_mm=float(equivalent_diameter_mm(volume_mm, geometry.dims)),
+        volume_ml=volume_mm / 1000 if geometry.dims == 3 else None,
+    )
+
+
+def _compact(instances: NDArray[np.int32]) -> NDArray[Any]:
+    highest = int(instances.max(initial=0))
+    return instances.astype(np.uint16 if highest <= np.iinfo(np.uint16).max else np.int32)
