@@ -1,0 +1,118 @@
+"""The recipe of `report`: a page from the tables that `evaluate` wrote, and the images."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from lesionseg.core import Dataset
+from lesionseg.errors import ConfigError, ReadError
+from lesionseg.pipeline.progress import bar
+from lesionseg.report.gallery import Limits
+from lesionseg.report.page import write_report
+
+
+@dataclass(frozen=True)
+class ReportSettings:
+    """How much a report shows: its title, and the most pictures of each kind."""
+
+    title: str | None = None
+    missed: int = 12
+    false_marks: int = 8
+    found: int = 6
+
+    def __post_init__(self) -> None:
+        for name in ("missed", "false_marks", "found"):
+            if getattr(self, name) < 0:
+                raise ConfigError(
+                    "The number of pictures must not be negative.",
+                    where=f"report.{name}",
+                    seen=getattr(self, name),
+                    remedy="take 0 for none.",
+                )
+
+    @property
+    def limits(self) -> Limits:
+        """The most exhibits of each kind."""
+        return Limits(self.missed, self.false_marks, self.found)
+
+
+def report(
+    scores: str | Path,
+    output: str | Path,
+    *,
+    images: str | Path | None = None,
+    reference: str | Path | None = None,
+    prediction: str | Path | None = None,
+    title: str | None = None,
+    report: ReportSettings | None = None,
+) -> Path:
+    """Write `output/report.html` and return its path.
+
+    `scores` is the output folder of `evaluate` or a run directory, which brings its predictions
+    and its training's history. `images` and `reference` are dataset roots or folders of files.
+    Raises `ReadError` when there are no scores, naming the file and what to do.
+    """
+    folder, settings = Path(scores), report or ReportSettings()
+    if not (folder / "scores.json").is_file():
+        raise ReadError(
+            "There are no scores to report.",
+            where=folder / "scores.json",
+            seen="no such folder" if not folder.is_dir() else "a folder without it",
+            remedy="run evaluate first, and give its output folder or a run directory as scores.",
+        )
+    return _write(
+        folder,
+        Path(output),
+        images=_path(images),
+        reference=_path(reference),
+        prediction=_path(prediction),
+        settings=settings,
+        title=title or settings.title,
+    )
+
+
+def report_run(run: Path, dataset: Dataset, settings: ReportSettings) -> Path | None:
+    """Write the reports of a run directory, validation and test; return the first one's path.
+
+    None when the run has no scores at all, as without a case to validate on.
+    """
+    pages = [
+        _write(folder, folder, images=dataset, settings=settings, title=settings.title)
+        for folder in (run, run / "test")
+        if (folder / "scores.json").is_file()
+    ]
+    return pages[0] if pages else None
+
+
+def _write(
+    folder: Path,
+    output: Path,
+    *,
+    images: Path | Dataset | None,
+    settings: ReportSettings,
+    title: str | None,
+    reference: Path | None = None,
+    prediction: Path | None = None,
+) -> Path:
+    history = folder / "metrics.csv"
+    with bar("Drawing pictures") as advance:
+        return write_report(
+            folder,
+            output,
+            images=images,
+            reference=reference,
+            prediction=prediction or _predictions_of(folder),
+            history=history if history.is_file() else None,
+            title=title,
+            limits=settings.limits,
+            progress=advance,
+        )
+
+
+def _predictions_of(folder: Path) -> Path | None:
+    """A run directory's own predictions, where it has them."""
+    places = (folder / "validation", folder / "predictions")
+    return next((place for place in places if place.is_dir()), None)
+
+
+def _path(given: str | Path | None) -> Path | None:
+    return None if given is None else Path(given)

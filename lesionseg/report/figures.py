@@ -1,0 +1,211 @@
+"""The report's charts: tables in, figures out; matplotlib is imported only when one is drawn."""
+
+import io
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from lesionseg.report.scores import Froc, Scores, SizeGroup
+from lesionseg.report.tables import CaseRow, Curve, LesionRow
+from lesionseg.report.text import size_range
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Colour-blind safe pairs (Okabe and Ito 2008) that also differ in lightness, for grey-scale print.
+INK, GRID = "#1a1a1a", "#d9d9d9"
+FOUND, MISSED, ACCENT = "#0072b2", "#cfd8dc", "#d55e00"
+STYLES = ("-", "--", ":", "-.")
+RC: Any = {
+    "font.family": "sans-serif",
+    "font.sans-serif": ["Helvetica", "Arial", "Liberation Sans", "DejaVu Sans"],
+    "font.size": 10,
+    "svg.fonttype": "path",
+    "svg.hashsalt": "lesionseg",
+    "axes.edgecolor": INK,
+    "axes.labelcolor": INK,
+    "hatch.linewidth": 0.8,
+}
+
+
+def recall_by_size(scores: Scores, lesions: Sequence[LesionRow]) -> "Figure":
+    """Recall of each size group with interval, above the counts found and missed.
+
+    Lesions near the scan's resolution are hatched in the counts.
+    """
+    figure = _figure(7.6, 4.6)
+    shares, counts = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
+    groups = scores.recall_by_size
+    _draw_shares(shares, groups)
+    _draw_counts(counts, groups, lesions)
+    labels = [f"{size_range(g, scores.size_unit)}\n{g.detected} of {g.n}" for g in groups]
+    counts.set_xticks(np.arange(len(groups)), labels)
+    counts.set_xlim(-0.5, len(groups) - 0.5)
+    counts.set_xlabel("equivalent diameter; found of all")
+    return figure
+
+
+def _draw_shares(axes: "Axes", groups: Sequence[SizeGroup]) -> None:
+    _tidy(axes, "share found")
+    axes.set_ylim(0, 1.02)
+    for at, group in enumerate(groups):
+        if not group.n:
+            axes.text(at, 0.03, "none", ha="center", color=INK)
+            continue
+        share = group.detected / group.n
+        axes.bar(at, share, width=0.6, color=FOUND)
+        if group.recall.ci95 is not None:
+            low, high = group.recall.ci95
+            errors = [[max(share - low, 0)], [max(high - share, 0)]]
+            axes.errorbar(at, share, yerr=errors, color=INK, capsize=5, linewidth=1.4)
+    if groups and all(group.recall.ci95 is None for group in groups):
+        axes.set_title("no intervals: see the text", fontsize=9, loc="right")
+
+
+def _draw_counts(axes: "Axes", groups: Sequence[SizeGroup], lesions: Sequence[LesionRow]) -> None:
+    _tidy(axes, "lesions")
+    base = [0] * len(groups)
+    for detected in (True, False):
+        for near in (False, True):
+            heights = [
+                sum(
+                    lesion.detected is detected and lesion.near_resolution is near
+                    for lesion in lesions
+                    if _within(lesion, group)
+                )
+                for group in groups
+            ]
+            drawn = [at for at, height in enumerate(heights) if height]
+            axes.bar(
+                drawn,
+                [heights[at] for at in drawn],
+                bottom=[base[at] for at in drawn],
+                width=0.6,
+                color=FOUND if detected else MISSED,
+                edgecolor=("white" if detected else INK) if near else "none",
+                hatch="////" if near else None,
+                label=("found" if detected else "missed") + (", near resolution" if near else ""),
+            )
+            base = [b + h for b, h in zip(base, heights, strict=True)]
+    axes.legend(frameon=False, fontsize=8.5, ncols=2, handlelength=1.6)
+    axes.locator_params(axis="y", integer=True, nbins=4)
+    axes.set_ylim(0, max([1, *base]) * 1.35)
+
+
+def _within(lesion: LesionRow, group: SizeGroup) -> bool:
+    above = lesion.diameter_mm >= group.from_mm
+    return above and (group.to_mm is None or lesion.diameter_mm < group.to_mm)
+
+
+def froc_curve(froc: Froc, scores: Scores) -> "Figure":
+    """Recall against false positives per case on a doubling axis, with the operating point."""
+    figure = _figure(7.6, 3.8)
+    axes = figure.subplots()
+    _tidy(axes, "share of lesions found")
+    points = sorted(zip(froc.fp_per_case, froc.recall, froc.ci95, strict=True))
+    first = min([0.125, *(x for x, _, _ in points if x > 0)])
+    x = [max(p[0], first) for p in points]
+    axes.step(x, [p[1] for p in points], where="post", color=FOUND, linewidth=2)
+    axes.plot([x[-1], max(8.0, x[-1])], [points[-1][1]] * 2, ":", color=FOUND)
+    if all(p[2] is not None for p in points):
+        bounds = [p[2] for p in points if p[2] is not None]
+        low, high = [b[0] for b in bounds], [b[1] for b in bounds]
+        axes.fill_between(x, low, high, step="post", color=FOUND, alpha=0.18, linewidth=0)
+    _mark_operating_point(axes, scores, first)
+    _doubling_axis(axes, first, max(8.0, x[-1]))
+    return figure
+
+
+def _mark_operating_point(axes: "Axes", scores: Scores, first: float) -> None:
+    price = scores.estimate("false_positives_per_case").value
+    recall = scores.estimate("lesion_recall").value
+    if price is None or recall is None:
+        return
+    axes.plot(max(price, first), recall, "o", color=ACCENT, markersize=9, zorder=5, clip_on=False)
+    axes.annotate(
+        "used here",
+        (max(price, first), recall),
+        xytext=(8, -14),
+        textcoords="offset points",
+        color=INK,
+    )
+
+
+def _doubling_axis(axes: "Axes", first: float, last: float) -> None:
+    axes.set_xscale("log", base=2)
+    axes.set_xlim(first, last)
+    axes.set_ylim(0, 1.02)
+    ticks = [t for t in (2.0**k for k in range(-10, 12)) if first <= t <= last]
+    axes.set_xticks(ticks, [f"1/{round(1 / t)}" if t < 1 else f"{t:g}" for t in ticks])
+    axes.set_xlabel("marks per scan that match no lesion")
+
+
+def dice_per_case(cases: Sequence[CaseRow], median: float | None) -> "Figure":
+    """Dice of each case with a reference lesion, against its lesion volume where that is known."""
+    figure = _figure(7.6, 3.4)
+    axes = figure.subplots()
+    _tidy(axes, "Dice")
+    rows = [case for case in cases if case.dice is not None]
+    values = [case.dice or 0.0 for case in rows]
+    volumes = [case.reference_ml or 0.0 for case in rows]
+    if rows and all(volumes):
+        if max(volumes) > 10 * min(volumes):
+            axes.set_xscale("log")
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.set_xlabel("lesion volume of the scan (ml)")
+        axes.plot(volumes, values, "o", color=FOUND, alpha=0.75, clip_on=False)
+    else:
+        axes.set_xlabel("scans, sorted")
+        axes.plot(range(1, len(rows) + 1), sorted(values), "o", color=FOUND, clip_on=False)
+        axes.locator_params(axis="x", integer=True)
+    if median is not None:
+        axes.axhline(median, color=ACCENT, linestyle="--", linewidth=1.2, label="median")
+        axes.legend(frameon=False, fontsize=8.5, loc="lower right")
+    axes.set_ylim(-0.02, 1.02)
+    return figure
+
+
+def training_curves(curves: Sequence[Curve]) -> "Figure":
+    """Each loss column of the history against the optimiser step."""
+    figure = _figure(7.6, 3.2)
+    axes = figure.subplots()
+    _tidy(axes, "loss")
+    colours = (FOUND, ACCENT, INK, "#009e73", "#cc79a7", "#56b4e9")
+    for at, curve in enumerate(curves):
+        axes.plot(
+            curve.steps,
+            curve.values,
+            STYLES[at % len(STYLES)],
+            color=colours[at % len(colours)],
+            linewidth=1.4,
+            marker="." if len(curve.steps) < 30 else None,
+            label=curve.name,
+        )
+    axes.set_xlabel("optimiser step")
+    axes.legend(frameon=False, fontsize=8.5)
+    return figure
+
+
+def draw_svg(make: Callable[[], "Figure"]) -> bytes:
+    """Draw a figure in the house style as SVG, the same bytes for the same figure."""
+    import matplotlib as mpl
+
+    with mpl.rc_context(RC):
+        buffer = io.BytesIO()
+        make().savefig(buffer, format="svg", metadata={"Date": None})
+        return buffer.getvalue()
+
+
+def _figure(width: float, height: float) -> "Figure":
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def _tidy(axes: "Axes", ylabel: str) -> None:
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="y", color=GRID, linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.set_ylabel(ylabel)

@@ -1,0 +1,140 @@
+"""The report's tables: rows of cells that carry what is shown and what they sort by."""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from lesionseg.report import text
+from lesionseg.report.scores import Scores
+from lesionseg.report.tables import CaseRow, LesionRow
+
+# Rows beyond this make a page slow to open; the omitted number is printed.
+MAX_ROWS = 3000
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What is shown, the number it sorts by (None: by its words), and a place in the page."""
+
+    shown: str
+    key: float | None = None
+    link: str = ""
+
+
+Line = tuple[Cell, ...]
+
+
+@dataclass(frozen=True)
+class Listing:
+    """A table: headings, lines, and how many lines were left out."""
+
+    headings: tuple[str, ...]
+    lines: tuple[Line, ...]
+    omitted: int = 0
+
+
+def list_cases(cases: Sequence[CaseRow]) -> Listing:
+    """One line per case, those with most missed lesions first."""
+    ordered = sorted(cases, key=lambda case: (-case.n_missed, -case.n_false_positive, case.case))
+    return _listing(text.HEADINGS_CASES, map(_case_line, ordered))
+
+
+def list_lesions(lesions: Sequence[LesionRow], unit: str) -> Listing:
+    """One line per reference lesion, missed ones first, by descending size."""
+    ordered = sorted(lesions, key=lambda row: (row.detected, -row.diameter_mm, row.case))
+    return _listing(text.HEADINGS_LESIONS, (_lesion_line(row, unit) for row in ordered))
+
+
+def list_sizes(scores: Scores) -> Listing:
+    """One line per size group: found of all, share, interval."""
+    lines = (
+        (
+            Cell(text.size_range(group, scores.size_unit)),
+            Cell(f"{group.detected} of {group.n}"),
+            Cell(text.share(group.detected, group.n, group.recall)),
+            Cell(text.interval(group.recall) if group.n else text.NO_LESION),
+        )
+        for group in scores.recall_by_size
+    )
+    return _listing(text.HEADINGS_SIZE, lines)
+
+
+def list_measures(scores: Scores) -> Listing:
+    """One line per number of scores.json, linked to its definition."""
+    lines = (
+        (Cell(words, link=f"def-{definition}"), Cell(text.measure(scores.estimate(key))))
+        for key, (words, definition) in text.MEASURES.items()
+    )
+    return _listing(text.HEADINGS_MEASURES, lines)
+
+
+def list_reasons(lesions: Sequence[LesionRow]) -> Listing:
+    """How many missed lesions each reason has, most frequent first."""
+    reasons = Counter(text.why_missed(row.why_missed) for row in lesions if not row.detected)
+    lines = ((Cell(why), _number(n, 0)) for why, n in reasons.most_common())
+    return _listing(text.HEADINGS_WHY, lines)
+
+
+def list_rules(lesions: Sequence[LesionRow]) -> Listing:
+    """How many lesions are found under other rules of what found means."""
+    lines = (
+        (Cell(words), Cell(f"{sum(getattr(row, rule) for row in lesions)} of {len(lesions)}"))
+        for rule, words in text.RULES.items()
+    )
+    return _listing(text.HEADINGS_RULES, lines)
+
+
+def list_provenance(scores: Scores) -> Listing:
+    """Everything the scores say of their origin, nested keys joined by dots."""
+    said = {"preset": scores.preset, **dict(_flatten(scores.provenance))}
+    lines = ((Cell(key), Cell(value)) for key, value in said.items())
+    return _listing(text.HEADINGS_PROVENANCE, lines)
+
+
+def _listing(headings: tuple[str, ...], lines: Iterable[Line]) -> Listing:
+    kept = tuple(lines)
+    return Listing(headings, kept[:MAX_ROWS], max(0, len(kept) - MAX_ROWS))
+
+
+def _case_line(case: CaseRow) -> Line:
+    return (
+        Cell(case.case),
+        Cell(case.group),
+        Cell(case.status or text.OK),
+        *(_number(n, 0) for n in (case.n_lesions, case.n_detected, case.n_missed)),
+        _number(case.n_false_positive, 0),
+        _number(case.dice, 2),
+        _number(case.surface_dice, 2),
+        _number(case.hd95_mm, 1),
+        _number(case.reference_ml, 2),
+        _number(case.predicted_ml, 2),
+    )
+
+
+def _lesion_line(row: LesionRow, unit: str) -> Line:
+    return (
+        Cell(row.case),
+        _number(row.lesion, 0),
+        Cell(row.label),
+        Cell(f"{row.diameter_mm:.1f} {unit}", row.diameter_mm),
+        Cell(text.YES if row.near_resolution else ""),
+        _number(row.detected_at if row.detected else None, 2),
+        _number(row.iou if row.detected else None, 2),
+        Cell("" if row.detected else text.why_missed(row.why_missed)),
+    )
+
+
+def _number(value: float | None, digits: int) -> Cell:
+    # undefined sorts below everything
+    return Cell(text.number(value, digits), float("-inf") if value is None else float(value))
+
+
+def _flatten(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    for key, value in node.items():
+        if isinstance(value, Mapping):
+            yield from _flatten(value, f"{prefix}{key}.")
+        elif isinstance(value, list | tuple):
+            yield f"{prefix}{key}", ", ".join(str(item) for item in value)
+        else:
+            yield f"{prefix}{key}", str(value)

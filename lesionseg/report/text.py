@@ -1,0 +1,479 @@
+"""All wording of the report in one place, so that it can be corrected and translated."""
+
+import math
+from collections.abc import Iterable, Mapping
+
+from lesionseg.report.scores import UNSTATED, Estimate, Froc, Scores, SizeGroup
+from lesionseg.report.tables import CandidateRow, CaseRow, LesionRow
+
+# Words that claim more than a standalone comparison can show; the page is tested for them.
+FORBIDDEN = ("safe", "clinically validated", "rules out", "outperforms")
+
+# Under this many lesions a percentage without an interval pretends to a precision it lacks.
+MIN_FOR_PERCENT = 10
+
+TITLE = "Which lesions were found, and which were missed"
+SUBTITLE = "Sensitivity report"
+NONE = "–"
+NO_LESION = "no such lesion"
+
+SIMULATED = "Simulated scans"
+SIMULATED_TEXT = (
+    "The scans were made by a program, not recorded from people. "
+    "Nothing here says how the model does on patients."
+)
+DEVELOPMENT = "Development data: optimistic"
+DEVELOPMENT_TEXT = {
+    "train": "The model was trained on these very scans.",
+    "validation": "These scans were not trained on, but choices were made by looking at them "
+    "(which training step to keep, from which score a mark counts).",
+}
+UNTOUCHED = "not used in training"
+NOT_GROUP_SAFE = "Same patients on both sides"
+NOT_GROUP_SAFE_TEXT = (
+    "Scans of one patient were used both for training and here, so the figures flatter."
+)
+POINT_OPTIMISTIC = (
+    "The score from which a mark counts was chosen on these same scans; that flatters the figures."
+)
+
+LIMITS_TITLE = "What these figures do not say"
+LIMITS = (
+    "Standalone performance: the program's marks were compared with a reference. "
+    "No reader was studied, with or without the program.",
+    "An empty result does not exclude a lesion.",
+    "The reference is itself an opinion: a mark that matches none of its lesions may be real, "
+    "and the reference may lack lesions that the program missed too.",
+    "Predictive values hold only at the share of lesions in these scans.",
+    "Research use only. Not a medical device.",
+)
+
+SECTIONS: Mapping[str, str] = {
+    "summary": "In short",
+    "size": "Found, by size of lesion",
+    "froc": "Found, by price in false marks",
+    "overlap": "How well outlines agree",
+    "training": "Training",
+    "why": "Why lesions were missed",
+    "gallery": "Pictures",
+    "cases": "All scans",
+    "lesions": "All reference lesions",
+    "definitions": "Definitions",
+    "provenance": "Where the figures come from",
+}
+
+WHY_MISSED: Mapping[str, str] = {
+    "no_response": "no response: the model marked nothing there",
+    "below_operating_point": "marked, but with a score under the operating point",
+    "merged": "merged: its mark counts for a neighbouring lesion",
+    "overlap_too_small": "marked, but the mark and the lesion overlap too little",
+    "removed_by_size": "marked, but the mark was removed for its size",
+    "case_failed": "the scan could not be processed",
+    "": "not stated",
+}
+
+GALLERY_TITLES: Mapping[str, str] = {
+    "missed": "Missed lesions",
+    "false_alarm": "Marks that match no reference lesion",
+    "found": "Found lesions, for comparison",
+}
+GALLERY_ORDERS: Mapping[str, str] = {
+    "missed": "drawn evenly from all sizes, the largest first",
+    "false_alarm": "those with the highest scores",
+    "found": "drawn at random from all sizes with a fixed seed",
+}
+NO_PICTURES = (
+    "No pictures: the folder of scans was not given. Give the images to the report to see here "
+    "what was missed and what was marked wrongly."
+)
+GALLERY_TEXT = (
+    "Slices through the middle of each lesion or mark, cut out around it, along the scan's own "
+    "axes. The patient's right is on the left of a picture, and in sagittal slices the front. "
+    "Grey values are stretched to the cut-out."
+)
+GALLERY_TEXT_2D = "The whole image with the place framed, and a cut-out around it."
+NO_BOX = "Its place in the scan is not stated in the tables."
+OUTLINES = "Outlines"
+KEY_REFERENCE = "reference (solid)"
+KEY_PREDICTION = "program's marks that count (dashed)"
+
+SIZE_TEXT = (
+    "Bars: share of the reference lesions that were found, with 95 % interval. Counts below the "
+    "sizes. Hatched: lesions near the resolution of the scan (under 8 voxels or on one slice), "
+    "where size and outline are uncertain themselves."
+)
+FROC_TEXT = (
+    "Lowering the score from which a mark counts finds more lesions and brings more false marks. "
+    "The curve shows every such choice; the dot is the one used in this report. Each division to "
+    "the right doubles the false marks."
+)
+FROC_NONE = "No curve: the marks have no scores, or the curve is not defined."
+OVERLAP_TEXT = (
+    "Dice coefficient of all lesion voxels of a scan (0: no overlap, 1: identical), for scans with "
+    "a reference lesion. A scan whose every lesion was missed counts as 0."
+)
+OVERLAP_NONE = "No figure: no scan has a Dice coefficient."
+TRAINING_TEXT = "The loss during training. A lower loss is no measure of the lesions found."
+OTHER_RULES = (
+    "Tiny lesions are hard to overlap. The same marks that count, under other rules of what "
+    "“found” means:"
+)
+RULES: Mapping[str, str] = {
+    "any_overlap": "mark and lesion share at least one voxel",
+    "iou50": "IoU at least 0.5",
+    "centre_distance": "centre of a mark within the lesion's radius",
+}
+CASES_TEXT = (
+    "One line per scan. Press a heading to sort. A dash means not defined: Dice and surface "
+    "distance need a reference lesion, the distance also a mark."
+)
+LESIONS_TEXT = "One line per reference lesion. Press a heading to sort."
+SEARCH = "Search"
+
+DEFINITIONS: Mapping[str, tuple[str, str]] = {
+    "lesion": (
+        "Reference lesion",
+        "One connected region (26 neighbours in 3-D, 8 in 2-D) of the reference mask, or one "
+        "instance where the reference has instances.",
+    ),
+    "found": (
+        "Found",
+        "A mark that counts is matched to the lesion: intersection over union (IoU) of at least "
+        "0.1, one mark to one lesion, as many pairs as possible. Other presets have other rules; "
+        "the preset used is named at the end.",
+    ),
+    "false-mark": (
+        "Mark that matches no lesion",
+        "A mark that counts and has IoU under 0.1 with every reference lesion. Given per scan, "
+        "over all scans, and over the lesion-free ones alone.",
+    ),
+    "ignored": (
+        "Second mark on a lesion",
+        "A mark that overlaps a lesion (IoU at least 0.1) which another mark has found already: "
+        "neither a find nor a false mark.",
+    ),
+    "operating-point": (
+        "Operating point",
+        "The score from which a mark counts. It was chosen beforehand for a stated rate of false "
+        "marks or a stated sensitivity.",
+    ),
+    "size": (
+        "Size",
+        "Equivalent diameter: of a ball (in 2-D a disc) with the lesion's volume (area).",
+    ),
+    "interval": (
+        "95 % interval",
+        "Range that, over repeated samples of patients, holds the true value 95 times in 100. It "
+        "respects that lesions of one patient are alike. Under 5 patients none is given.",
+    ),
+    "froc": (
+        "FROC curve",
+        "Share of lesions found against false marks per scan as the score is lowered. CPM is its "
+        "mean height at 1/8, 1/4, 1/2, 1, 2, 4 and 8 false marks per scan.",
+    ),
+    "dice": (
+        "Dice",
+        "Twice the overlap of two masks over the sum of their volumes. Surface Dice: the share of "
+        "both surfaces that lie within a tolerance of each other. HD95: 95th percentile of the "
+        "distances between the surfaces.",
+    ),
+    "precision": (
+        "Precision, F1",
+        "Precision: share of the marks that count which found a lesion. F1: harmonic mean of "
+        "precision and the share of lesions found.",
+    ),
+}
+DEFINITIONS_MORE = "Formula, unit, rule for empty cases and source of each number: docs/metrics.md."
+
+MEASURES: Mapping[str, tuple[str, str]] = {
+    "lesion_recall": ("Lesions found, of all", "found"),
+    "lesion_recall_mean_per_group": ("Lesions found, mean over patients", "found"),
+    "lesion_precision": ("Precision", "precision"),
+    "lesion_f1": ("F1", "precision"),
+    "false_positives_per_case": ("False marks per scan", "false-mark"),
+    "false_positives_per_lesion_free_case": ("False marks per lesion-free scan", "false-mark"),
+    "cpm": ("CPM", "froc"),
+    "average_precision": ("Average precision", "froc"),
+    "case_auroc": ("Telling scans with a lesion from those without: AUROC", "froc"),
+    "dice": ("Dice, mean over scans with a lesion", "dice"),
+    "surface_dice": ("Surface Dice, mean over scans with a lesion", "dice"),
+}
+
+
+HEADINGS_CASES = (
+    "Scan",
+    "Patient",
+    "Result",
+    "Lesions",
+    "Found",
+    "Missed",
+    "False marks",
+    "Dice",
+    "Surface Dice",
+    "HD95 (mm)",
+    "Reference (ml)",
+    "Marked (ml)",
+)
+HEADINGS_LESIONS = (
+    "Scan",
+    "Lesion",
+    "Label",
+    "Size",
+    "Near resolution",
+    "Found at",
+    "IoU",
+    "If missed: why",
+)
+HEADINGS_SIZE = ("Size", "Found", "Share", "95 % interval")
+HEADINGS_MEASURES = ("Measure", "Value")
+HEADINGS_WHY = ("Reason", "Lesions")
+HEADINGS_RULES = ("Rule", "Found")
+HEADINGS_PROVENANCE = ("What", "Value")
+OK, YES = "ok", "yes"
+CONTENTS = "Contents"
+SCROLL = "Table, scrolls sideways"
+
+
+def count(n: int, one: str, many: str | None = None) -> str:
+    """`n` things, in the singular or plural.
+
+    >>> count(1, "scan"), count(2, "scan")
+    ('1 scan', '2 scans')
+    """
+    return f"{n:,} {one if n == 1 else many or one + 's'}".replace(",", " ")
+
+
+def number(value: float | None, digits: int = 2) -> str:
+    """A number for a table, or a dash."""
+    return NONE if value is None else f"{value:.{digits}f}"
+
+
+def percent(part: float) -> str:
+    r"""A share in whole percent; never rounded up to 100 % or down to 0 %.
+
+    >>> percent(0.5), percent(0.999), percent(0.001)
+    ('50\xa0%', '99\xa0%', '1\xa0%')
+    """
+    shown = round(100 * part)
+    if (shown == 100 and part < 1) or (shown == 0 and part > 0):
+        shown = 99 if shown else 1
+    return f"{shown}\N{NO-BREAK SPACE}%"
+
+
+def rate(value: float) -> str:
+    """A rate to two digits, so that a small one is not rounded away.
+
+    >>> rate(0.041), rate(0.84), rate(103.2)
+    ('0.041', '0.84', '103')
+    """
+    return f"{value:.0f}" if value >= 10 else f"{value:.2g}"
+
+
+def size_range(group: SizeGroup, unit: str) -> str:
+    """A size group in words.
+
+    >>> size_range(SizeGroup(20, None, 1, 1, Estimate(1.0)), "mm")
+    '20 mm and more'
+    """
+    if group.to_mm is None:
+        return f"{group.from_mm:g} {unit} and more"
+    if group.from_mm == 0:
+        return f"under {group.to_mm:g} {unit}"
+    return f"{group.from_mm:g} to {group.to_mm:g} {unit}"
+
+
+def interval(estimate: Estimate) -> str:
+    """The 95 % interval of a share, or why there is none."""
+    if estimate.ci95 is None:
+        return "no interval" + ("" if estimate.reason == UNSTATED else f": {estimate.reason}")
+    low, high = estimate.ci95
+    return f"{math.floor(100 * low + 1e-9)} to {math.ceil(100 * high - 1e-9)}\N{NO-BREAK SPACE}%"
+
+
+def share(found: int, of: int, estimate: Estimate) -> str:
+    """A share in percent; a dash for none, and for few lesions without an interval."""
+    if of == 0 or (estimate.ci95 is None and of < MIN_FOR_PERCENT):
+        return NONE
+    return percent(found / of)
+
+
+def share_found(found: int, of: int, estimate: Estimate) -> str:
+    """A share in percent with its interval; without interval and with few lesions, neither."""
+    if of == 0:
+        return NO_LESION
+    if estimate.ci95 is None and of < MIN_FOR_PERCENT:
+        return f"too few for a percentage; {interval(estimate)}"
+    if estimate.ci95 is None:
+        return f"{percent(found / of)}, {interval(estimate)}"
+    return f"{percent(found / of)}, 95 % interval {interval(estimate)}"
+
+
+def measure(estimate: Estimate) -> str:
+    """A number of any kind with its interval, or `not defined` with the reason."""
+    if estimate.value is None:
+        return f"not defined: {estimate.reason}"
+    if estimate.ci95 is None:
+        why = "" if estimate.reason == UNSTATED else f" (no interval: {estimate.reason})"
+        return f"{estimate.value:.2f}{why}"
+    low, high = estimate.ci95
+    return f"{estimate.value:.2f} (95 % interval {low:.2f} to {high:.2f})"
+
+
+def found_sentence(scores: Scores) -> str:
+    """How many lesions were found, the large and the small ones apart."""
+    cut = 5.0
+    large = [g for g in scores.recall_by_size if g.from_mm >= cut]
+    small = [g for g in scores.recall_by_size if g.from_mm < cut]
+    found = scores.n_lesions - scores.n_missed
+    if not scores.n_lesions:
+        return "These scans have no reference lesion, so nothing can be said about finding them."
+    if not all(any(g.n for g in side) for side in (large, small)):
+        return f"Found {found} of {count(scores.n_lesions, 'reference lesion')}."
+    return (
+        f"Found {_found_of(large)} reference lesions of {cut:g} {scores.size_unit} or more "
+        f"and {_found_of(small)} smaller ones."
+    )
+
+
+def overall_sentence(scores: Scores) -> str:
+    """The share of all lesions with its interval, and the number missed."""
+    if not scores.n_lesions:
+        return ""
+    found = scores.n_lesions - scores.n_missed
+    said = share_found(found, scores.n_lesions, scores.estimate("lesion_recall"))
+    return f"Together {found} of {scores.n_lesions} ({said}); {scores.n_missed} missed."
+
+
+def false_mark_sentence(scores: Scores) -> str:
+    """The price: marks that match no reference lesion."""
+    per_case = scores.estimate("false_positives_per_case")
+    free = scores.estimate("false_positives_per_lesion_free_case")
+    kind = "unconfirmed mark" if scores.incomplete_reference else "mark"
+    marks = count(scores.n_false_positive, kind)
+    price = f"(not defined: {per_case.reason})" if per_case.value is None else rate(per_case.value)
+    scans = count(scores.n_cases, "scan")
+    said = f"{price} marks a scan match no reference lesion ({marks} on {scans})"
+    if not scores.n_lesion_free_cases:
+        return f"{said}; no scan is lesion-free."
+    if free.value is None:
+        return f"{said}; on lesion-free scans not defined: {free.reason}."
+    where = count(scores.n_lesion_free_cases, "lesion-free scan")
+    return f"{said}; on the {where} {rate(free.value)} a scan."
+
+
+def scans_sentence(scores: Scores) -> str:
+    """How many scans of how many patients, and in which role."""
+    patients = f"of {count(scores.n_groups, 'patient')}"
+    if scores.n_groups == scores.n_cases and scores.n_cases > 1:
+        patients = "each counted as a patient of its own"
+    free = f"{scores.n_lesion_free_cases} of them without a reference lesion"
+    role = role_words(scores.evaluated_on)
+    return f"{count(scores.n_cases, 'scan')}, {patients}, {free}; {role}."
+
+
+def role_words(role: str) -> str:
+    """What a role means for trust."""
+    if role in DEVELOPMENT_TEXT:
+        return f"{role} data, used in development"
+    return f"{role} data, {UNTOUCHED}" if role in ("test", "external") else f"role: {role}"
+
+
+def ignored_sentence(scores: Scores) -> str:
+    """Marks that count neither way; empty when there are none."""
+    if not scores.n_ignored:
+        return ""
+    marks = count(scores.n_ignored, "further mark")
+    verb = "overlaps" if scores.n_ignored == 1 else "overlap"
+    return f"{marks} {verb} a lesion that another mark had found; not counted either way."
+
+
+def failed_sentence(cases: Iterable[CaseRow]) -> str:
+    """Scans without a result; empty when there are none."""
+    failed = sum(case.failed for case in cases)
+    return f"{count(failed, 'scan')} gave no result; see the table of scans." if failed else ""
+
+
+def operating_point_sentence(scores: Scores) -> str:
+    """From which score a mark counts, and on what that was chosen."""
+    point = scores.operating_point
+    if point.score is None:
+        return "All marks count: they carry no scores."
+    chosen = f", chosen on {point.chosen_on} data" if point.chosen_on else ", given by hand"
+    return f"A mark counts from a score of {point.score:.3g}{chosen}."
+
+
+def caption_lesion(lesion: LesionRow, unit: str) -> str:
+    """What a picture of a lesion shows."""
+    size = f"{lesion.diameter_mm:.1f} {unit}"
+    size += f" ({lesion.volume_ml:.2g} ml)" if lesion.volume_ml is not None else ""
+    near = ", near the scan's resolution" if lesion.near_resolution else ""
+    if not lesion.detected:
+        return f"{size}{near} · missed, {why_missed(lesion.why_missed)}"
+    score = NONE if lesion.detected_at is None else f"{lesion.detected_at:.2f}"
+    overlap = "" if lesion.iou is None else f", overlap (IoU) {lesion.iou:.2f}"
+    return f"{size}{near} · found with score {score}{overlap}"
+
+
+def caption_candidate(candidate: CandidateRow, unit: str) -> str:
+    """What a picture of a false mark shows."""
+    score = NONE if candidate.score is None else f"{candidate.score:.2f}"
+    touch = ", touches a reference lesion" if candidate.touches_lesion else ""
+    return f"score {score}, {candidate.diameter_mm:.1f} {unit}{touch}"
+
+
+def shown_sentence(shown: int, total: int, what: str) -> str:
+    """How many of how many are shown, so that nobody takes the choice for the whole."""
+    if not total:
+        return "There are none."
+    rest = f"{total - shown} not shown" if total > shown else "all shown"
+    return f"Shown: {shown} of {total}, {what}; {rest}."
+
+
+def why_missed(reason: str) -> str:
+    """The reason for a miss in words; unknown reasons as they stand."""
+    return WHY_MISSED.get(reason.replace(" ", "_"), reason)
+
+
+def omitted(n: int) -> str:
+    """Lines of a table that are only in the file."""
+    return f"{count(n, 'further line')} not shown; the CSV file has all."
+
+
+def no_picture(why: str) -> str:
+    """Why a card has no picture."""
+    return f"No picture. {why}"
+
+
+def alt_sizes(scores: Scores) -> str:
+    """The chart of recall by size in words."""
+    groups = scores.recall_by_size
+    return "Share of lesions found by size: " + "; ".join(
+        f"{size_range(group, scores.size_unit)}: {group.detected} of {group.n}" for group in groups
+    )
+
+
+def alt_froc(froc: Froc) -> str:
+    """The ends of the FROC curve in words."""
+    first, last = min(froc.fp_per_case), max(froc.fp_per_case)
+    return (
+        f"FROC curve from {percent(min(froc.recall))} of lesions found at {rate(first)} false "
+        f"marks per scan to {percent(max(froc.recall))} at {rate(last)}."
+    )
+
+
+def alt_dice(cases: Iterable[CaseRow], median: float | None) -> str:
+    """The chart of Dice per case in words."""
+    values = [case.dice for case in cases if case.dice is not None]
+    middle = "" if median is None else f", median {median:.2f}"
+    ends = f"from {min(values):.2f} to {max(values):.2f}{middle}" if values else "none"
+    return f"Dice of {count(len(values), 'scan')}: {ends}."
+
+
+def alt_training(names: Iterable[str]) -> str:
+    """The chart of the training in words."""
+    return f"Course of {', '.join(names)} during training."
+
+
+def _found_of(groups: Iterable[SizeGroup]) -> str:
+    groups = list(groups)
+    return f"{sum(g.detected for g in groups)} of {sum(g.n for g in groups)}"

@@ -1,0 +1,208 @@
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from lesionseg.errors import ReadError
+from lesionseg.report import text
+from lesionseg.report.album import Hanging, draw_walls, trim
+from lesionseg.report.gallery import choose_exhibits
+from lesionseg.report.page import banners, summary, write_report
+from lesionseg.report.scores import read_scores
+from lesionseg.report.tables import read_tables
+
+from .conftest import Blob, Evaluation
+
+
+class Words(HTMLParser):
+    """Visible text, addresses and alternative texts of a page."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words: list[str] = []
+        self.sources: list[str] = []
+        self.images: list[dict[str, str | None]] = []
+        self._hidden = False
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self._hidden = tag in ("style", "script")
+        found = dict(attrs)
+        self.sources += [found[key] or "" for key in ("src", "href") if key in found]
+        if tag in ("img", "svg"):
+            self.images.append(found)
+
+    def handle_endtag(self, tag: str) -> None:
+        self._hidden = False
+
+    def handle_data(self, data: str) -> None:
+        if not self._hidden and data.strip():
+            self.words.append(" ".join(data.split()))
+
+
+def read(page: Path) -> Words:
+    words = Words()
+    words.feed(page.read_text(encoding="utf-8"))
+    return words
+
+
+def page_words(page: Path) -> str:
+    return " ".join(read(page).words).replace("\xa0", " ")
+
+
+def test_page_says_what_was_found_and_at_what_price(scores_dir: Path, tmp_path: Path) -> None:
+    words = page_words(write_report(scores_dir, tmp_path / "out"))
+    for said in (
+        "Found 2 of 3 reference lesions of 5 mm or more and 1 of 2 smaller ones.",
+        "Together 3 of 5 (60 %, 95 % interval 30 to 80 %); 2 missed.",
+        "0.67 marks a scan match no reference lesion (2 marks on 3 scans); "
+        "on the 1 lesion-free scan 0.5 a scan.",
+        "3 scans, of 2 patients, 1 of them without a reference lesion; "
+        "test data, not used in training.",
+        "A mark counts from a score of 0.5, chosen on validation data.",
+        "No reader was studied",
+        "An empty result does not exclude a lesion.",
+        "Research use only. Not a medical device.",
+        "not defined: under 8 scans",
+        text.NO_PICTURES,
+    ):
+        assert said in words
+
+
+def test_page_needs_no_network_and_every_figure_has_words(scores_dir: Path, tmp_path: Path) -> None:
+    history = tmp_path / "metrics.csv"
+    history.write_text("step,minutes,loss\n1,0.1,2\n2,0.2,1\n")
+    page = read(write_report(scores_dir, tmp_path / "out", history=history))
+    assert all(source.startswith(("data:", "#")) for source in page.sources)
+    assert len(page.images) == 4
+    assert all(image.get("alt") or image.get("aria-label") for image in page.images)
+
+
+@pytest.mark.parametrize("role", ["train", "validation", "test", "external"])
+def test_page_claims_nothing_it_cannot_show(
+    evaluation: Evaluation, tmp_path: Path, role: str
+) -> None:
+    evaluation.changes = {"evaluated_on": role}
+    words = page_words(write_report(evaluation.write(tmp_path / "s"), tmp_path / "out"))
+    assert not re.search(r"\b(nan|NaN|inf|None|null)\b", words)
+    words = words.lower()
+    for word in text.FORBIDDEN:
+        assert not re.search(rf"\b{word}\b", words)
+    assert ("development data: optimistic" in words) == (role in ("train", "validation"))
+    assert ("not used in training" in words) == (role in ("test", "external"))
+
+
+def test_banners_for_simulated_scans_and_shared_patients(
+    evaluation: Evaluation, tmp_path: Path
+) -> None:
+    evaluation.changes = {"provenance": {"simulated": True}, "split_is_group_safe": False}
+    titles = [b.title for b in banners(read_scores(evaluation.write(tmp_path) / "scores.json"))]
+    assert titles == [text.SIMULATED, text.NOT_GROUP_SAFE]
+
+
+def test_operating_point_chosen_on_the_same_scans_is_optimistic(
+    evaluation: Evaluation, tmp_path: Path
+) -> None:
+    point = {"score": 0.5, "chosen_on": "test", "optimistic": True}
+    evaluation.changes = {"operating_point": point}
+    (banner,) = banners(read_scores(evaluation.write(tmp_path) / "scores.json"))
+    assert banner.title == text.DEVELOPMENT
+
+
+def test_incomplete_reference_makes_marks_unconfirmed(
+    evaluation: Evaluation, tmp_path: Path
+) -> None:
+    evaluation.changes = {"provenance": {"incomplete_reference": True}}
+    said = " ".join(summary(read_tables(evaluation.write(tmp_path))))
+    assert "2 unconfirmed marks on 3 scans" in said
+
+
+def test_nothing_found_and_nothing_to_find_both_make_a_page(tmp_path: Path) -> None:
+    missed = Evaluation([Blob("a", 1, (9, 9, 9), 2.0, detected=False)], cases=("a",))
+    words = page_words(write_report(missed.write(tmp_path / "missed"), tmp_path / "out"))
+    assert "Found 0 of 1 reference lesion." in words
+    empty = Evaluation(changes={"froc": None, "dice": {"mean": None, "reason": "no lesion"}})
+    words = page_words(write_report(empty.write(tmp_path / "empty"), tmp_path / "out"))
+    assert "nothing can be said about finding them" in words
+    assert text.FROC_NONE in words
+    assert "not defined: no lesion" in words
+
+
+def test_names_from_tables_are_escaped(tmp_path: Path) -> None:
+    odd = Evaluation(cases=("<script>alert(1)</script>",))
+    page = write_report(odd.write(tmp_path / "s"), tmp_path / "out", title="a < b & c")
+    html = page.read_text(encoding="utf-8")
+    assert "<script>alert" not in html
+    assert "<h1>a &lt; b &amp; c</h1>" in html
+
+
+def test_failed_scans_are_said(evaluation: Evaluation, tmp_path: Path) -> None:
+    evaluation.failed = ("c",)
+    assert "1 scan gave no result" in " ".join(summary(read_tables(evaluation.write(tmp_path))))
+
+
+def test_missing_scores_leave_no_page(tmp_path: Path) -> None:
+    with pytest.raises(ReadError, match=r"scores\.json"):
+        write_report(tmp_path, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def hang(evaluation: Evaluation, folder: Path) -> tuple[Hanging, ...]:
+    tables = read_tables(evaluation.write(folder))
+    return draw_walls(choose_exhibits(tables), tables, evaluation.scene)
+
+
+def test_gallery_shows_misses_false_marks_and_finds(evaluation: Evaluation, tmp_path: Path) -> None:
+    missed, false, found = hang(evaluation, tmp_path)
+    assert [len(wall.cards) for wall in (missed, false, found)] == [2, 2, 3]
+    assert "missed, no response" in missed.cards[0].caption
+    assert "score 0.90" in false.cards[0].caption
+    for card in missed.cards:
+        assert [view.plane for view in card.views] == ["axial", "coronal", "sagittal"]
+        assert all(view.reference for view in card.views)
+    assert all(view.accepted for card in false.cards for view in card.views)
+
+
+def test_each_case_is_read_once_and_progress_is_told(
+    evaluation: Evaluation, tmp_path: Path
+) -> None:
+    tables = read_tables(evaluation.write(tmp_path))
+    read_cases: list[str] = []
+    told: list[tuple[str, int, int]] = []
+
+    def load(case: str, accepted: frozenset[int]):  # type: ignore[no-untyped-def]
+        read_cases.append(case)
+        return evaluation.scene(case, accepted)
+
+    draw_walls(choose_exhibits(tables), tables, load, lambda *step: told.append(step))
+    assert read_cases == ["a", "b", "c"]
+    assert told[-1] == ("c", 3, 3)
+
+
+def test_case_that_cannot_be_read_leaves_a_note(evaluation: Evaluation, tmp_path: Path) -> None:
+    tables = read_tables(evaluation.write(tmp_path))
+
+    def load(case: str, accepted: frozenset[int]):  # type: ignore[no-untyped-def]
+        raise ReadError("The image of a case is not there.", where=case)
+
+    for wall in draw_walls(choose_exhibits(tables), tables, load):
+        assert all(card.note == "The image of a case is not there." for card in wall.cards)
+
+
+def test_trimmed_gallery_counts_what_it_leaves_out(evaluation: Evaluation, tmp_path: Path) -> None:
+    tables = read_tables(evaluation.write(tmp_path))
+    walls = choose_exhibits(tables)
+    missed, *_ = trim(draw_walls(walls, tables, evaluation.scene), walls, 1)
+    assert len(missed.cards) == 1
+    assert missed.sentence.endswith("1 not shown.")
+
+
+def test_scores_json_of_the_contract_alone_is_enough(
+    evaluation: Evaluation, tmp_path: Path
+) -> None:
+    raw = json.loads((evaluation.write(tmp_path) / "scores.json").read_text())
+    for optional in ("dice", "surface_dice", "lesion_f1", "cpm", "froc", "provenance"):
+        raw[optional] = None
+    (tmp_path / "scores.json").write_text(json.dumps(raw))
+    assert "not defined" in page_words(write_report(tmp_path, tmp_path / "out"))

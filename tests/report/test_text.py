@@ -1,0 +1,76 @@
+import re
+
+import pytest
+
+from lesionseg.report import text
+from lesionseg.report.scores import Estimate, SizeGroup
+
+
+def wording() -> str:
+    """Every word the report may print."""
+    found: list[str] = []
+
+    def collect(value: object) -> None:
+        if isinstance(value, str):
+            found.append(value)
+        elif isinstance(value, dict):
+            collect(list(value.values()))
+        elif isinstance(value, list | tuple):
+            for item in value:
+                collect(item)
+
+    collect({k: v for k, v in vars(text).items() if k.isupper() and k != "FORBIDDEN"})
+    return "\n".join(found)
+
+
+@pytest.mark.parametrize("word", text.FORBIDDEN)
+def test_wording_claims_nothing_it_cannot_show(word: str) -> None:
+    assert not re.search(rf"\b{word}\b", wording(), re.IGNORECASE)
+
+
+def test_wording_says_reference_never_ground_truth() -> None:
+    assert "ground truth" not in wording().lower()
+    assert "reference" in wording().lower()
+
+
+def test_limits_that_every_page_carries() -> None:
+    limits = " ".join(text.LIMITS)
+    for said in (
+        "Standalone performance",
+        "No reader was studied",
+        "An empty result does not exclude a lesion",
+        "Research use only. Not a medical device",
+    ):
+        assert said in limits
+
+
+def test_few_lesions_without_interval_get_no_percentage() -> None:
+    few = Estimate(1.0, None, "fewer than 5 patients")
+    assert "%" not in text.share_found(3, 3, few)
+    assert "fewer than 5 patients" in text.share_found(3, 3, few)
+    assert text.share(3, 3, few) == text.NONE
+    assert text.share(3, 3, Estimate(1.0, (0.4, 1.0))) == "100\xa0%"
+
+
+def test_intervals_are_rounded_outwards() -> None:
+    assert text.interval(Estimate(0.5, (0.309, 0.691))) == "30 to 70\xa0%"
+    assert text.interval(Estimate(0.5, (0.3, 0.7))) == "30 to 70\xa0%"
+
+
+def test_undefined_measure_prints_its_reason() -> None:
+    assert text.measure(Estimate(None, None, "no scores")) == "not defined: no scores"
+    assert text.measure(Estimate(0.5, (0.4, 0.6))) == "0.50 (95 % interval 0.40 to 0.60)"
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "words"),
+    [(0.0, 3.0, "under 3 mm"), (3.0, 5.0, "3 to 5 mm"), (20.0, None, "20 mm and more")],
+)
+def test_size_groups_in_words(low: float, high: float | None, words: str) -> None:
+    assert text.size_range(SizeGroup(low, high, 0, 0, Estimate(None)), "mm") == words
+
+
+def test_what_is_left_out_is_counted() -> None:
+    assert text.shown_sentence(12, 23, "the largest first").endswith("; 11 not shown.")
+    assert text.shown_sentence(2, 2, "the largest first").endswith("; all shown.")
+    assert text.shown_sentence(0, 0, "the largest first") == "There are none."
