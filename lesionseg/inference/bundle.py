@@ -11,14 +11,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
-from tempfile import mkdtemp
+from uuid import uuid4
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from lesionseg.errors import BundleError
+from lesionseg.errors import BundleError, OutputError
 from lesionseg.models.build import NetworkFactory, build_network
 from lesionseg.plan.plan import Plan
 
@@ -37,16 +37,19 @@ class Bundle:
 def write_bundle(folder: Path, network: nn.Module, plan: Plan, card: str) -> None:
     """Write the bundle in one go: `folder` appears complete or not at all; an old one is replaced.
 
-    Tensors keep their dtype.
+    Tensors keep their dtype. Raises `OutputError` when the disk refuses.
     """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    new = Path(mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    new = _beside(folder)
     try:
-        new.chmod(0o755)  # mkdtemp's folders are for their maker alone
-        save_file(_tensors(network), new / WEIGHTS)
+        new.mkdir(parents=True)
         (new / PLAN).write_text(plan.to_json() + "\n", encoding="utf-8")
         (new / CARD).write_text(card, encoding="utf-8")
+        save_file(_tensors(network), new / WEIGHTS)
+        # safetensors lets only the owner read
+        (new / WEIGHTS).chmod((new / PLAN).stat().st_mode & 0o777)
         _replace(new, folder)
+    except (OSError, SafetensorError) as error:
+        raise OutputError("The bundle cannot be written.", where=folder, seen=error) from error
     finally:
         shutil.rmtree(new, ignore_errors=True)
 
@@ -101,20 +104,23 @@ def _tensors(network: nn.Module) -> dict[str, Tensor]:
     return {name: t.detach().cpu().contiguous().clone() for name, t in state.items()}
 
 
+def _beside(folder: Path) -> Path:
+    """A hidden name in the same folder that nothing has yet."""
+    return folder.with_name(f".{uuid4().hex[:8]}-{folder.name}")
+
+
 def _replace(new: Path, folder: Path) -> None:
     """Put `new` in the place of `folder`; a folder that holds files cannot be renamed over."""
     if not folder.exists():
         new.rename(folder)
         return
-    kept = Path(mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    old = folder.rename(kept / "old")
+    old = folder.rename(_beside(folder))
     try:
         new.rename(folder)
     except OSError:
         old.rename(folder)
         raise
-    finally:
-        shutil.rmtree(kept, ignore_errors=True)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def _read_tensors(path: Path) -> dict[str, Tensor]:

@@ -33,9 +33,9 @@ StrPath = str | PathLike[str]
 class Predictor:
     """A network and its plan, ready for scans.
 
-        predictor = Predictor("runs/ms/bundle")
-        prediction = predictor("scan.nii.gz")
-        for candidate in prediction.candidates: ...
+    >>> predictor = Predictor("runs/ms")  # doctest: +SKIP
+    >>> prediction = predictor("scan.nii.gz")  # doctest: +SKIP
+    >>> [(c.score, c.centre_mm) for c in prediction.candidates if c.accepted]  # doctest: +SKIP
 
     `bundle` is a bundle's folder, a run's folder or a `Bundle`. `device`: "auto", "cpu", "cuda",
     …; None is "auto" for a folder and where the network lies for a `Bundle`. `operating_point`:

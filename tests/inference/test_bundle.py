@@ -6,10 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
-from tests.inference.networks import Bright
 
 from lesionseg.core import OperatingPoint
-from lesionseg.errors import BundleError, ConfigError
+from lesionseg.errors import BundleError, ConfigError, OutputError
 from lesionseg.inference.bundle import (
     bundle_digest,
     read_bundle,
@@ -18,6 +17,7 @@ from lesionseg.inference.bundle import (
 )
 from lesionseg.models.build import build_network
 from lesionseg.plan.plan import Plan
+from tests.inference.networks import Bright
 
 
 @pytest.fixture
@@ -50,6 +50,8 @@ def test_a_bundle_holds_three_files_and_nothing_is_left_beside_it(folder: Path) 
         "weights.safetensors",
     ]
     assert [p.name for p in folder.parent.iterdir()] == ["bundle"]
+    modes = {p.stat().st_mode for p in folder.iterdir()}
+    assert len(modes) == 1  # whoever may read the plan may read the weights
 
 
 def test_an_old_bundle_is_replaced_as_a_whole(folder: Path, plan: Plan) -> None:
@@ -68,7 +70,7 @@ def test_a_bundle_that_cannot_be_written_leaves_the_old_one(
         raise OSError("disk full")
 
     monkeypatch.setattr("lesionseg.inference.bundle.save_file", refuse)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(OutputError, match=r"bundle.*disk full"):
         write_bundle(folder, build_network(plan), plan, "")
     assert read_bundle(folder).plan == plan
     assert [p.name for p in folder.parent.iterdir()] == ["bundle"]
@@ -157,6 +159,6 @@ def test_a_network_of_ones_own_is_passed_as_an_object(tmp_path: Path, plan: Plan
 
 def test_a_name_in_a_file_is_never_imported(tmp_path: Path, plan: Plan) -> None:
     named, _ = _mine(plan)
+    write_bundle(tmp_path / "b", Bright(), named, "")
     with pytest.raises(ConfigError, match="no network named 'mine'"):
-        write_bundle(tmp_path / "b", Bright(), named, "")
         read_bundle(tmp_path / "b")

@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from tests.inference.networks import Bright
 
 import lesionseg
 from lesionseg.core import Geometry, OperatingPoint, Prediction, Volume
@@ -15,6 +14,7 @@ from lesionseg.inference.predictor import Predictor, choose_device
 from lesionseg.io.volumes import write_volume
 from lesionseg.models.build import build_network
 from lesionseg.plan.plan import Plan
+from tests.inference.networks import Bright
 
 SHAPE = (22, 26, 30)
 SPACING_MM = (1.0, 1.0, 1.0)
