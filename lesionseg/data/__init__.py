@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from lesionseg.data.prepare import prepare_case as prepare_case
     from lesionseg.data.prepare import prepare_image as prepare_image
     from lesionseg.data.prepare import prepare_reference as prepare_reference
+    from lesionseg.data.sampling import HardPoint as HardPoint
+    from lesionseg.data.sampling import SamplingSettings as SamplingSettings
     from lesionseg.data.sampling import TileSampler as TileSampler
     from lesionseg.data.targets import LesionTargets as LesionTargets
     from lesionseg.data.targets import lesion_targets as lesion_targets
@@ -30,9 +32,11 @@ _MODULES = {
     "AugmentationSettings": "augment",
     "Cache": "cache",
     "CachedCase": "cache",
+    "HardPoint": "sampling",
     "LesionTargets": "targets",
     "PreparedCase": "prepare",
     "PreparedReference": "prepare",
+    "SamplingSettings": "sampling",
     "TileDataset": "dataset",
     "TileSampler": "sampling",
     "build_augmentation": "augment",
@@ -48,9 +52,11 @@ __all__ = [
     "AugmentationSettings",
     "Cache",
     "CachedCase",
+    "HardPoint",
     "LesionTargets",
     "PreparedCase",
     "PreparedReference",
+    "SamplingSettings",
     "TileDataset",
     "TileGrid",
     "TileSampler",

@@ -26,6 +26,18 @@ _BACKGROUND_DRAWS = 10
 
 
 @dataclass(frozen=True)
+class SamplingSettings:
+    """The mix of tiles, in plain numbers; the fields are those of `TileSampler`."""
+
+    lesion_share: float = 0.5
+    hard_share: float = 0.0
+    size_weight: float = 0.0
+
+    def __post_init__(self) -> None:
+        _refuse_shares(self.lesion_share, self.hard_share)
+
+
+@dataclass(frozen=True)
 class HardPoint:
     """A place worth seeing again: an index into the sampler's cases and a voxel (z, y, x) there."""
 
@@ -64,7 +76,13 @@ class TileSampler:
         hard_share: float = 0.0,
         size_weight: float = 0.0,
     ) -> None:
-        _refuse(cases, n_tiles, lesion_share, hard_share)
+        _refuse_shares(lesion_share, hard_share)
+        if not cases or n_tiles < 1:
+            raise ConfigError(
+                "There is nothing to take tiles from.",
+                seen=f"{len(cases)} cases, {n_tiles} tiles an epoch",
+                expected="at least one of each",
+            )
         self.cases = tuple(cases)
         self.tile_shape = tuple(tile_shape)
         self.n_tiles = n_tiles
@@ -159,15 +177,7 @@ def spread(weights: NDArray[np.float64], n: int, rng: np.random.Generator) -> ND
     return rng.permutation(order[np.minimum(place, len(order) - 1)])
 
 
-def _refuse(
-    cases: Sequence[CachedCase], n_tiles: int, lesion_share: float, hard_share: float
-) -> None:
-    if not cases or n_tiles < 1:
-        raise ConfigError(
-            "There is nothing to take tiles from.",
-            seen=f"{len(cases)} cases, {n_tiles} tiles an epoch",
-            expected="at least one of each",
-        )
+def _refuse_shares(lesion_share: float, hard_share: float) -> None:
     if min(lesion_share, hard_share) < 0 or lesion_share + hard_share > 1:
         raise ConfigError(
             "The tiles' mix is wrong.",

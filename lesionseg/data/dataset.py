@@ -1,0 +1,128 @@
+"""Tiles for a network: a torch dataset over cached cases, and its loader."""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from monai.data import DataLoader
+from torch import Tensor
+from torch.utils.data import Dataset, Sampler
+
+from lesionseg.data.augment import Augmentation, TileTensors
+from lesionseg.data.cached_case import CachedCase
+from lesionseg.data.sampling import TileChoice, TileSampler
+from lesionseg.data.tiling import read_tile
+from lesionseg.errors import ConfigError
+
+
+class TileDataset(Dataset[TileTensors]):
+    """`len(sampler)` tiles an epoch, each a function of (seed, epoch, index) alone.
+
+    An item holds `image` `[C, *tile]` float32, `labels` `[*tile]` uint8 (0 background, k for the
+    plan's k-th label), `instances` `[*tile]` int32 (lesion ids of the case) and `valid` `[*tile]`
+    bool, false outside the volume and where the reference is to be ignored. `cases` are the
+    sampler's. Raises `ConfigError` when sampler, cases and tile do not belong together.
+    """
+
+    def __init__(
+        self,
+        cases: Sequence[CachedCase],
+        sampler: TileSampler,
+        augmentation: Augmentation | None,
+        tile_shape: Sequence[int],
+    ) -> None:
+        if tuple(cases) != sampler.cases or tuple(tile_shape) != sampler.tile_shape:
+            raise ConfigError(
+                "The sampler was made for other cases or tiles.",
+                seen=(len(sampler.cases), sampler.tile_shape),
+                expected=(len(cases), tuple(tile_shape)),
+            )
+        self.sampler = sampler
+        self.augmentation = augmentation
+        # shared, so that workers which live through all epochs see it change
+        epoch = torch.zeros((), dtype=torch.int64)
+        self._epoch: Tensor = epoch.share_memory_()  # type: ignore[no-untyped-call]  # in torch
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch; call it before the loader is iterated anew."""
+        self._epoch.fill_(epoch)
+
+    @property
+    def epoch(self) -> int:
+        """The epoch whose tiles are given."""
+        return int(self._epoch)
+
+    def __len__(self) -> int:
+        return len(self.sampler)
+
+    def __getitem__(self, index: int) -> TileTensors:
+        epoch = self.epoch
+        tile = self.read(self.sampler.choose(epoch, index))
+        if self.augmentation is None:
+            return tile
+        rng = np.random.default_rng([self.sampler.seed, epoch, index, 2])
+        return self.augmentation(tile, rng)
+
+    def read(self, choice: TileChoice) -> TileTensors:
+        """The tile as it lies in the cache, without augmentation."""
+        case, tile_shape = self.sampler.cases[choice.case], self.sampler.tile_shape
+        image = read_tile(case.image, choice.start, tile_shape)
+        labels = read_tile(case.labels, choice.start, tile_shape)
+        instances = read_tile(case.instances, choice.start, tile_shape)
+        return {
+            "image": torch.from_numpy(image).float(),
+            "labels": torch.from_numpy(labels),
+            "instances": torch.from_numpy(instances.astype(np.int32)),
+            "valid": _valid(case, choice.start, tile_shape),
+        }
+
+
+def build_loader(
+    dataset: TileDataset,
+    batch_size: int,
+    workers: int,
+    seed: int,
+    *,
+    rank: int = 0,
+    n_ranks: int = 1,
+) -> DataLoader:
+    """Batches `{"image": [B, C, *tile], "labels": [B, *tile], …}` in the sampler's order.
+
+    The order is random already and the same for any number of `workers` (forked processes with one
+    torch thread each, kept over epochs; 0 works in this process). An incomplete last batch is left
+    out. With several processes each reads every `n_ranks`-th tile from `rank` on.
+    """
+    generator = torch.Generator()
+    generator.manual_seed(seed)
+    return DataLoader(
+        dataset,
+        batch_size=batch_size,
+        sampler=_InOrder(len(dataset), rank, n_ranks),
+        num_workers=workers,
+        drop_last=True,
+        generator=generator,
+        persistent_workers=workers > 0,
+        multiprocessing_context="fork" if workers > 0 else None,
+        pin_memory=torch.cuda.is_available(),
+    )
+
+
+class _InOrder(Sampler[int]):
+    """Every `n_ranks`-th index from `rank` on, the same number for every rank."""
+
+    def __init__(self, n: int, rank: int, n_ranks: int) -> None:
+        self._indices = range(n - n % n_ranks)[rank::n_ranks]
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._indices)
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+
+def _valid(case: CachedCase, start: Sequence[int], tile_shape: Sequence[int]) -> Tensor:
+    valid = case.valid
+    if valid is not None:
+        return torch.from_numpy(read_tile(valid, start, tile_shape))
+    everywhere = np.broadcast_to(np.True_, case.shape)
+    return torch.from_numpy(read_tile(everywhere, start, tile_shape))
