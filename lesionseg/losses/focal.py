@@ -20,10 +20,11 @@ from lesionseg.losses.inputs import (
     check_valid,
     check_values,
     is_label_map,
+    labelled,
     sigmoid_weights,
     softmax_weights,
-    without_ignored,
 )
+from lesionseg.ops.kernels.focal_fused import fused_sigmoid_sums, fused_softmax_sums
 from lesionseg.ops.kernels.focal_plain import (
     FocalSums,
     lesion_of_class,
@@ -70,16 +71,22 @@ def sigmoid_focal_loss(
     check_logits(logits, min_classes=1)
     check_valid(logits, valid)
     is_map = is_label_map(logits, target)
-    positive, negative = sigmoid_weights(alpha, logits.shape[1])
-    target, keep = without_ignored(target, valid, ignore_index)
-    check_values(target, logits.shape[1] if is_map else 1)
-    keep = _like_logits(keep, logits)
+    weights = sigmoid_weights(alpha, logits.shape[1])
+    valid = labelled(target, valid, ignore_index)
+    check_values(target, valid, logits.shape[1] if is_map else 1)
+    if reduction != "none":
+        sums = fused_sigmoid_sums(logits, target, valid, *weights, gamma)
+        if sums is not None:
+            return _divided(sums, reduction, normaliser)
+    keep = None if valid is None else valid.bool()
+    if keep is not None and keep.ndim < logits.ndim:
+        keep = keep.unsqueeze(1).expand_as(logits)
     logits = _upcast(logits, keep)
     lesion = lesion_of_class(target, logits.shape[1]) if is_map else target
     if lesion.is_floating_point():
-        loss = soft_focal_plain(logits, lesion.to(logits.dtype), positive, negative, gamma)
+        loss = soft_focal_plain(logits, lesion.to(logits.dtype), *weights, gamma)
     else:
-        loss = sigmoid_focal_plain(logits, lesion.bool(), positive, negative, gamma)
+        loss = sigmoid_focal_plain(logits, lesion.bool(), *weights, gamma)
     return _reduced(loss, lesion, keep, reduction, normaliser)
 
 
@@ -115,18 +122,18 @@ def softmax_focal_loss(
     weights = softmax_weights(alpha, logits.shape[1])
     if valid is not None and valid.shape == logits.shape:
         valid = valid.bool().all(dim=1)
-    target, keep = without_ignored(target, valid, ignore_index)
-    check_values(target, logits.shape[1] - 1)
-    logits = _upcast(logits, _like_logits(keep, logits))
+    valid = labelled(target, valid, ignore_index)
+    check_values(target, valid, logits.shape[1] - 1)
+    if reduction != "none":
+        sums = fused_softmax_sums(logits, target, valid, weights, gamma)
+        if sums is not None:
+            return _divided(sums, reduction, normaliser)
+    keep = None if valid is None else valid.bool()
+    if keep is not None:
+        target = target.masked_fill(~keep, 0)
+    logits = _upcast(logits, None if keep is None else keep.unsqueeze(1))
     loss = softmax_focal_plain(logits, target, weights, gamma)
     return _reduced(loss, target > 0, keep, reduction, normaliser)
-
-
-def _like_logits(keep: Tensor | None, logits: Tensor) -> Tensor | None:
-    """`[B, …]` as a view of the logits' shape."""
-    if keep is None or keep.shape == logits.shape:
-        return keep
-    return keep.unsqueeze(1).expand_as(logits)
 
 
 def _upcast(logits: Tensor, keep: Tensor | None) -> Tensor:
@@ -147,10 +154,10 @@ def _reduced(
     if reduction == "none":
         return loss
     n_valid = loss.new_full((), loss.numel()) if keep is None else keep.sum()
-    return reduce_sums(FocalSums(loss.sum(), lesion.sum(), n_valid), reduction, normaliser)
+    return _divided(FocalSums(loss.sum(), lesion.sum(), n_valid), reduction, normaliser)
 
 
-def reduce_sums(sums: FocalSums, reduction: Reduction, normaliser: Normaliser) -> Float[Tensor, ""]:
+def _divided(sums: FocalSums, reduction: Reduction, normaliser: Normaliser) -> Float[Tensor, ""]:
     """The sum divided as `reduction` says, all on the sums' device."""
     if reduction == "sum":
         return sums.total

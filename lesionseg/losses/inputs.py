@@ -127,53 +127,38 @@ def check_valid(logits: Tensor, valid: Tensor | None) -> None:
         )
 
 
-def without_ignored(
-    target: Tensor, valid: Tensor | None, ignore_index: int | None
-) -> tuple[Tensor, Tensor | None]:
-    """The target with 0 where it is left out, and what is kept as bool (None: everything)."""
-    keep = None if valid is None else valid.bool()
-    if ignore_index is not None:
-        labelled = target != ignore_index
-        if keep is not None and keep.ndim != labelled.ndim:
-            keep, labelled = _same_axes(keep, labelled)
-        keep = labelled if keep is None else keep & labelled
-    if keep is None:
-        return target, None
-    left_out = ~keep
-    if left_out.ndim > target.ndim:
-        left_out = left_out.all(dim=1)
-    elif left_out.ndim < target.ndim:
-        left_out = left_out.unsqueeze(1)
-    return target.masked_fill(left_out, 0), keep
+def labelled(target: Tensor, valid: Tensor | None, ignore_index: int | None) -> Tensor | None:
+    """The valid mask without what is labelled `ignore_index`; None when nothing is left out."""
+    if ignore_index is None:
+        return valid
+    kept = target != ignore_index
+    if valid is None:
+        return kept
+    n = max(valid.ndim, kept.ndim)
+    valid, kept = (t if t.ndim == n else t.unsqueeze(1) for t in (valid.bool(), kept))
+    return valid & kept
 
 
-def _same_axes(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
-    """Both with a class axis; the one without gets an axis of length 1."""
-    n = max(first.ndim, second.ndim)
-    first, second = (t if t.ndim == n else t.unsqueeze(1) for t in (first, second))
-    return first, second
-
-
-def check_values(target: Tensor, highest: int) -> None:
-    """Refuse, with `ContentError`, labels outside 0..`highest`; looks at tensors on the CPU only.
+def check_values(target: Tensor, valid: Tensor | None, highest: int) -> None:
+    """Refuse, with `ContentError`, valid labels outside 0..`highest`, on the CPU only.
 
     On a GPU the look would make the host wait for the device at each step.
     """
     if target.device.type != "cpu" or target.numel() == 0 or target.dtype == torch.bool:
         return
-    lowest, largest = (float(v) for v in torch.aminmax(target))
+    if valid is not None:
+        left_out = ~valid.bool()
+        if left_out.ndim != target.ndim:
+            left_out = left_out.all(1) if left_out.ndim > target.ndim else left_out.unsqueeze(1)
+        target = target.masked_fill(left_out, 0)
+    lowest, largest = (value.item() for value in torch.aminmax(target))
     if not (lowest >= 0 and largest <= highest):
-        raise label_error(f"values from {lowest:g} to {largest:g}", highest)
-
-
-def label_error(seen: str, highest: int) -> ContentError:
-    """The error for labels outside 0..`highest`."""
-    return ContentError(
-        "The target holds values that are no class of these logits.",
-        seen=seen,
-        expected=f"0 to {highest}",
-        remedy="map ignored voxels to 0 and leave them out with `valid` or `ignore_index`.",
-    )
+        raise ContentError(
+            "The target holds values that are no class of these logits.",
+            seen=f"values from {lowest} to {largest}",
+            expected=f"0 to {highest}",
+            remedy="leave other voxels out with `valid` or `ignore_index`.",
+        )
 
 
 def spatial_shape(logits: Tensor) -> tuple[int, ...]:

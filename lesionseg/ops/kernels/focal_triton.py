@@ -1,0 +1,320 @@
+"""The focal loss as two Triton kernels: partial sums forward, the gradient backward.
+
+Each way reads a voxel's logits and integer label once (and its valid mask, if there is one);
+backward computes everything anew from them, so about 14 bytes a voxel move in all (fp32, uint8
+labels) and nothing is stored but the gradient. Sums are deterministic: each program writes its
+own. Offsets within a block are 32 bit, everything larger 64 bit, so that tensors may have more
+than 2^31 elements. Nothing makes the host wait for the device.
+
+Kernels call only builtins of `triton.language`, none of its helpers written in Triton, so that
+they also run under Triton's interpreter whenever that was switched on.
+"""
+
+from functools import lru_cache
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from jaxtyping import Bool, Float, Integer, Shaped
+from torch import Tensor
+
+from lesionseg.ops.kernels.focal_plain import FocalSums
+
+BLOCK = 2048  # voxels of one program: 16 for each of 128 threads, loads of 16 bytes
+_LOWEST = tl.constexpr(-1e30)  # below any logit, yet it can be subtracted from itself
+
+
+@triton.jit
+def _add(a, b):  # type: ignore[no-untyped-def]
+    return a + b
+
+
+@triton.jit
+def _larger(a, b):  # type: ignore[no-untyped-def]
+    return tl.where(b > a, b, a)  # a NaN in a stays
+
+
+@triton.jit
+def _log1p(e):  # type: ignore[no-untyped-def]
+    """log(1 + e) for e in [0, 1], to 3e-8 of itself: log alone would drop an e below 6e-8.
+
+    Interpolated at Chebyshev nodes, as in the CPU twin.
+    """
+    p = (((-0.0032563785 * e + 0.019907162) * e - 0.0570642) * e + 0.10614265) * e - 0.15311863
+    p = ((((p * e + 0.19678117) * e - 0.24954559) * e + 0.33330005) * e - 0.49999905) * e + 1.0
+    return p * e
+
+
+@triton.jit
+def _parts(z, gamma, POWER: tl.constexpr):  # type: ignore[no-untyped-def]
+    """sigmoid(z)^γ, sigmoid(z), sigmoid(−z) and softplus(z) of error logits z.
+
+    `POWER` is γ where it is written out (0 and 2), −1 where `gamma` is only known at run time.
+    """
+    e = tl.exp(-tl.abs(z))
+    large = 1.0 / (1.0 + e)
+    small = e * large
+    log1p = _log1p(e)
+    error = tl.where(z > 0, large, small)
+    truth = tl.where(z > 0, small, large)
+    if POWER == 0:
+        focus = tl.full(z.shape, 1.0, tl.float32)
+    elif POWER == 2:
+        focus = error * error
+    else:
+        focus = tl.exp(gamma * (-_larger(-z, 0.0) - log1p))
+    return focus, error, truth, _larger(z, 0.0) + log1p
+
+
+@triton.jit
+def _slope(z, gamma, POWER: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Derivative of sigmoid(z)^γ · softplus(z) by z."""
+    focus, error, truth, cross_entropy = _parts(z, gamma, POWER)
+    if POWER == 0:
+        return error
+    return focus * (gamma * truth * cross_entropy + error)
+
+
+@triton.jit
+def _block(n_voxels, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Sample and first voxel (64 bit), offsets and mask of this program's block."""
+    n_blocks = (n_voxels + BLOCK - 1) // BLOCK
+    program = tl.program_id(0)
+    start = (program % n_blocks).to(tl.int64) * BLOCK
+    offsets = tl.arange(0, BLOCK)
+    inside = offsets < tl.minimum(n_voxels - start, BLOCK).to(tl.int32)
+    return (program // n_blocks).to(tl.int64), start, offsets, inside
+
+
+@triton.jit
+def _labels(labels, valid, first, offsets, inside, VALID: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Labels of a block and whether each voxel counts."""
+    label = tl.load(labels + first + offsets, mask=inside, other=0).to(tl.int32)
+    kept = inside
+    if VALID:
+        kept = inside & (tl.load(valid + first + offsets, mask=inside, other=0) != 0)
+    return label, kept
+
+
+@triton.jit
+def _store_sums(sums, loss, lesion, kept):  # type: ignore[no-untyped-def]
+    """Write this program's summed loss, lesion voxels and valid voxels."""
+    slot = sums + tl.program_id(0).to(tl.int64) * 3
+    tl.store(slot, tl.reduce(loss, 0, _add))
+    tl.store(slot + 1, tl.reduce(lesion.to(tl.float32), 0, _add))
+    tl.store(slot + 2, tl.reduce(kept.to(tl.float32), 0, _add))
+
+
+@triton.jit
+def _sigmoid_sums(  # type: ignore[no-untyped-def]
+    x, x_sample, x_class, x_voxel,
+    labels, valid, weights, gamma, n_voxels, sums,
+    C: tl.constexpr, POWER: tl.constexpr, VALID: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    sample, start, offsets, inside = _block(n_voxels, BLOCK)
+    label, kept = _labels(labels, valid, sample * n_voxels + start, offsets, inside, VALID)
+    logits = x + sample * x_sample + start * x_voxel + offsets * x_voxel
+    loss = tl.full([BLOCK], 0.0, tl.float32)
+    for k in range(C):
+        value = tl.load(logits, mask=kept, other=0.0).to(tl.float32)
+        lesion = label == k + 1
+        focus, _, _, cross_entropy = _parts(tl.where(lesion, -value, value), gamma, POWER)
+        weight = tl.where(lesion, tl.load(weights + k), tl.load(weights + C + k))
+        loss += tl.where(kept, weight, 0.0) * focus * cross_entropy
+        logits += x_class  # a step of the 64-bit pointer: k · x_class could leave 32 bits
+    _store_sums(sums, loss, kept & (label > 0) & (label <= C), kept)
+
+
+@triton.jit
+def _sigmoid_gradient(  # type: ignore[no-untyped-def]
+    x, x_sample, x_class, x_voxel,
+    labels, valid, weights, gamma, n_voxels, scale,
+    out, out_sample, out_class, out_voxel,
+    C: tl.constexpr, POWER: tl.constexpr, VALID: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    sample, start, offsets, inside = _block(n_voxels, BLOCK)
+    label, kept = _labels(labels, valid, sample * n_voxels + start, offsets, inside, VALID)
+    logits = x + sample * x_sample + start * x_voxel + offsets * x_voxel
+    slots = out + sample * out_sample + start * out_voxel + offsets * out_voxel
+    factor = tl.load(scale).to(tl.float32)
+    for k in range(C):
+        value = tl.load(logits, mask=kept, other=0.0).to(tl.float32)
+        lesion = label == k + 1
+        slope = _slope(tl.where(lesion, -value, value), gamma, POWER)
+        weight = tl.where(lesion, -tl.load(weights + k), tl.load(weights + C + k))
+        gradient = tl.where(kept, weight, 0.0) * factor * slope
+        tl.store(slots, gradient.to(out.dtype.element_ty), mask=inside)
+        logits += x_class
+        slots += out_class
+
+
+@triton.jit
+def _softmax_parts(logits, x_class, label, kept, weights, C: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Error logit, log-sum-exp of the classes that are not the truth, weight of the truth.
+
+    The sum is kept relative to the largest logit so far, so that one pass is enough.
+    """
+    top = tl.full(label.shape, _LOWEST, tl.float32)
+    total, truth, weight = top * 0.0, top * 0.0, top * 0.0
+    for c in range(C):
+        value = tl.load(logits, mask=kept, other=0.0).to(tl.float32)
+        is_truth = label == c
+        truth = tl.where(is_truth, value, truth)
+        weight = tl.where(is_truth, tl.load(weights + c), weight)
+        value = tl.where(is_truth, _LOWEST, value)
+        new_top = _larger(top, value)
+        total = total * tl.exp(top - new_top) + tl.exp(value - new_top)
+        top = new_top
+        logits += x_class
+    others = top + tl.log(total)
+    return others - truth, others, tl.where(kept, weight, 0.0)
+
+
+@triton.jit
+def _softmax_sums(  # type: ignore[no-untyped-def]
+    x, x_sample, x_class, x_voxel,
+    labels, valid, weights, gamma, n_voxels, sums,
+    C: tl.constexpr, POWER: tl.constexpr, VALID: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    sample, start, offsets, inside = _block(n_voxels, BLOCK)
+    label, kept = _labels(labels, valid, sample * n_voxels + start, offsets, inside, VALID)
+    logits = x + sample * x_sample + start * x_voxel + offsets * x_voxel
+    z, _, weight = _softmax_parts(logits, x_class, label, kept, weights, C)
+    focus, _, _, cross_entropy = _parts(z, gamma, POWER)
+    _store_sums(sums, weight * focus * cross_entropy, kept & (label > 0) & (label < C), kept)
+
+
+@triton.jit
+def _softmax_gradient(  # type: ignore[no-untyped-def]
+    x, x_sample, x_class, x_voxel,
+    labels, valid, weights, gamma, n_voxels, scale,
+    out, out_sample, out_class, out_voxel,
+    C: tl.constexpr, POWER: tl.constexpr, VALID: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    sample, start, offsets, inside = _block(n_voxels, BLOCK)
+    label, kept = _labels(labels, valid, sample * n_voxels + start, offsets, inside, VALID)
+    logits = x + sample * x_sample + start * x_voxel + offsets * x_voxel
+    slots = out + sample * out_sample + start * out_voxel + offsets * out_voxel
+    z, others, weight = _softmax_parts(logits, x_class, label, kept, weights, C)
+    slope = weight * tl.load(scale).to(tl.float32) * _slope(z, gamma, POWER)
+    for c in range(C):  # these logits come from the cache
+        value = tl.load(logits, mask=kept, other=0.0).to(tl.float32)
+        is_truth = label == c
+        share = tl.exp(tl.where(is_truth, _LOWEST, value) - others)
+        gradient = tl.where(is_truth, -slope, slope * share)
+        tl.store(slots, gradient.to(out.dtype.element_ty), mask=inside)
+        logits += x_class
+        slots += out_class
+
+
+Weights = tuple[tuple[float, ...], ...]
+
+
+def sigmoid_sums(
+    logits: Float[Tensor, "b k s"],
+    labels: Integer[Tensor, "b s"] | Bool[Tensor, "b s"],
+    valid: Shaped[Tensor, "b s"] | None,
+    weights: Weights,
+    gamma: float,
+) -> FocalSums:
+    """Summed loss, lesion voxels and valid logits; `weights` of lesions and of background."""
+    sums = _sums(_sigmoid_sums, logits, labels, valid, weights, gamma)
+    return sums._replace(n_valid=sums.n_valid * logits.shape[1])
+
+
+def sigmoid_gradient(
+    logits: Float[Tensor, "b k s"],
+    labels: Integer[Tensor, "b s"] | Bool[Tensor, "b s"],
+    valid: Shaped[Tensor, "b s"] | None,
+    weights: Weights,
+    gamma: float,
+    scale: Float[Tensor, ""],
+) -> Float[Tensor, "b k s"]:
+    """Derivative of `scale` times the summed loss by the logits, in their dtype."""
+    return _gradient(_sigmoid_gradient, logits, labels, valid, weights, gamma, scale)
+
+
+def softmax_sums(
+    logits: Float[Tensor, "b c s"],
+    labels: Integer[Tensor, "b s"] | Bool[Tensor, "b s"],
+    valid: Shaped[Tensor, "b s"] | None,
+    weights: Weights,
+    gamma: float,
+) -> FocalSums:
+    """Summed loss, lesion voxels and valid voxels; `weights` holds one tuple, one a class."""
+    return _sums(_softmax_sums, logits, labels, valid, weights, gamma)
+
+
+def softmax_gradient(
+    logits: Float[Tensor, "b c s"],
+    labels: Integer[Tensor, "b s"] | Bool[Tensor, "b s"],
+    valid: Shaped[Tensor, "b s"] | None,
+    weights: Weights,
+    gamma: float,
+    scale: Float[Tensor, ""],
+) -> Float[Tensor, "b c s"]:
+    """Derivative of `scale` times the summed loss by the logits, in their dtype."""
+    return _gradient(_softmax_gradient, logits, labels, valid, weights, gamma, scale)
+
+
+def _sums(
+    kernel: Any,
+    logits: Tensor,
+    labels: Tensor,
+    valid: Tensor | None,
+    weights: Weights,
+    gamma: float,
+) -> FocalSums:
+    n_programs = _n_programs(logits)
+    sums = torch.zeros(max(n_programs, 1), 3, device=logits.device)
+    if n_programs:
+        arguments, options = _arguments(logits, labels, valid, weights, gamma)
+        kernel[(n_programs,)](*arguments, sums, **options)
+    # fp64, because a count of 2^24 voxels and more has no room in fp32
+    return FocalSums(*sums.sum(0, dtype=torch.float64).float().unbind())
+
+
+def _gradient(
+    kernel: Any,
+    logits: Tensor,
+    labels: Tensor,
+    valid: Tensor | None,
+    weights: Weights,
+    gamma: float,
+    scale: Tensor,
+) -> Tensor:
+    gradient = torch.empty_like(logits)
+    if logits.numel():
+        arguments, options = _arguments(logits, labels, valid, weights, gamma)
+        kernel[(_n_programs(logits),)](
+            *arguments, scale.contiguous(), gradient, *gradient.stride(), **options
+        )
+    return gradient
+
+
+def _n_programs(logits: Tensor) -> int:
+    return logits.shape[0] * -(-logits.shape[2] // BLOCK) if logits.numel() else 0
+
+
+def _arguments(
+    logits: Tensor, labels: Tensor, valid: Tensor | None, weights: Weights, gamma: float
+) -> tuple[list[Any], dict[str, Any]]:
+    """What all four kernels take, in order and by name."""
+    labels = labels.contiguous()
+    mask = labels if valid is None else valid.contiguous()
+    table = _table(weights, logits.device)
+    values = [logits.detach(), *logits.stride(), labels, mask, table, gamma, logits.shape[2]]
+    options = {
+        "C": logits.shape[1],
+        "POWER": int(gamma) if gamma in (0, 2) else -1,
+        "VALID": valid is not None,
+        "BLOCK": BLOCK,
+    }
+    return values, options
+
+
+@lru_cache(maxsize=64)
+def _table(weights: Weights, device: torch.device) -> Tensor:
+    """The class weights on the device, sent there once."""
+    return torch.tensor(weights).to(device, non_blocking=True)
