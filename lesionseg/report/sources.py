@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from lesionseg.core import Case, CaseFiles, Dataset, Geometry, Prediction, Reference
 from lesionseg.errors import DatasetError, GeometryError, ReadError
-from lesionseg.io.cases import read_case
+from lesionseg.io.cases import read_case, read_mask
 from lesionseg.io.conventions import read_dataset
 from lesionseg.io.images import find_images
 from lesionseg.io.predictions import (
@@ -24,6 +24,9 @@ from lesionseg.io.volumes import read_volume
 from lesionseg.report.scene import Mask, Scene
 
 _log = logging.getLogger(__name__)
+
+# In voxels: programs round a grid differently, and no outline moves visibly by this.
+GRID_TOLERANCE = 0.05
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,16 +85,14 @@ class Sources:
             other = None if there is None else read_case(there, self._dataset.dataset)
             return None if other is None else _reference_mask(other.reference, geometry)
         if case in self._masks:
-            volume = read_volume(self._masks[case])
-            _check_grid(case, volume.geometry, geometry)
-            return np.asarray(volume.array[0] > 0)
+            mask = read_mask(self._masks[case], raster_mm=geometry.spacing_mm[0])
+            return _reference_mask(mask, geometry)
         return _reference_mask(found.reference, geometry)
 
     def _marks(self, case: str, accepted: frozenset[int], geometry: Geometry) -> Mask | None:
         if case not in self._predictions:
             return None
-        prediction = read_prediction(self._predictions[case])
-        _check_grid(case, prediction.geometry, geometry)
+        prediction = read_prediction(self._predictions[case], geometry=geometry)
         return _accepted_mask(prediction, accepted)
 
 
@@ -122,20 +123,15 @@ def _existing(folder: Path) -> Path:
     return folder
 
 
-def _check_grid(case: str, seen: Geometry, expected: Geometry) -> None:
-    if seen.shape != expected.shape:
-        raise GeometryError(
-            "A mask does not lie on the image's grid.",
-            where=case,
-            seen=seen.shape,
-            expected=expected.shape,
-        )
-
-
 def _reference_mask(reference: Reference | None, geometry: Geometry) -> Mask | None:
     if reference is None:
         return None
-    _check_grid("reference", reference.geometry, geometry)
+    if not reference.geometry.matches(geometry, GRID_TOLERANCE * min(geometry.spacing_mm)):
+        raise GeometryError(
+            "The reference does not lie on the image's grid.",
+            seen=reference.geometry.shape,
+            expected=f"{geometry.shape}, in the same place",
+        )
     if reference.instances is not None:
         return np.asarray(reference.instances > 0)
     if reference.labels is not None:

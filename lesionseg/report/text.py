@@ -67,6 +67,7 @@ WHY_MISSED: Mapping[str, str] = {
     "below_operating_point": "marked, but with a score under the operating point",
     "merged": "merged: its mark counts for a neighbouring lesion",
     "overlap_too_small": "marked, but the mark and the lesion overlap too little",
+    "wrong_label": "marked, but as another kind of lesion",
     "removed_by_size": "marked, but the mark was removed for its size",
     "case_failed": "the scan could not be processed",
     "": "not stated",
