@@ -1,0 +1,245 @@
+"""Train a network: the one entrance to this room."""
+
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import pytorch_lightning as pl
+import torch
+from lightning_fabric.utilities.warnings import PossibleUserWarning
+from torch import nn
+
+from lesionseg.data.augment import AugmentationSettings
+from lesionseg.data.cached_case import CachedCase
+from lesionseg.data.sampling import SamplingSettings
+from lesionseg.models.precision import fast_dtype, fast_memory_format
+from lesionseg.plan.plan import Plan
+from lesionseg.training.callbacks import (
+    ProgressLine,
+    Record,
+    Resume,
+    SaveCheckpoint,
+    Stop,
+    Validate,
+    Validation,
+)
+from lesionseg.training.checkpoint import Checkpoint, read_checkpoint
+from lesionseg.training.module import Counters, SegmentationModule
+from lesionseg.training.settings import OptimiserSettings, TrainerSettings
+from lesionseg.training.stream import TileSource, TileStream
+from lesionseg.training.tiles import EpochTiles
+
+log = logging.getLogger(__name__)
+
+CHECKPOINT = Path("checkpoints") / "last.ckpt"
+HISTORY = Path("metrics.csv")
+Precision = Literal["32-true", "bf16-mixed"]
+
+
+@dataclass(frozen=True, eq=False)
+class FitResult:
+    """What training leaves.
+
+    `network` has the final (averaged) weights, is in eval mode and on the CPU. `steps` counts
+    `skipped` ones too. `history` is metrics.csv. `stopped_because`: `max_steps`, `max_minutes`, or
+    `callback` when one of the caller's ended it. `device`: where training ran (`cpu`, `cuda:0`).
+    """
+
+    network: nn.Module
+    steps: int
+    skipped: int
+    minutes: float
+    history: Path
+    stopped_because: str
+    device: str
+
+
+def fit(
+    network: nn.Module,
+    loss: nn.Module,
+    plan: Plan,
+    cases: Sequence[CachedCase],
+    *,
+    settings: TrainerSettings,
+    optimiser: OptimiserSettings,
+    sampling: SamplingSettings,
+    augmentation: AugmentationSettings,
+    run_dir: Path,
+    validate: Validate | None = None,
+    callbacks: Sequence[pl.Callback] = (),
+) -> FitResult:
+    """Train `network` in place on tiles of `cases`; all else as in `fit_tiles`.
+
+    Raises `ConfigError` without cases. An epoch shows `steps_per_epoch` steps' tiles.
+    """
+    n_tiles = settings.steps_per_epoch * settings.accumulate * plan.batch_size
+    tiles = EpochTiles(cases, plan, sampling, augmentation, n_tiles=n_tiles, seed=settings.seed)
+    tiles[0]  # what is wrong with the cases is said here rather than by a worker process
+    return fit_tiles(
+        network,
+        loss,
+        plan,
+        tiles,
+        settings=settings,
+        optimiser=optimiser,
+        run_dir=run_dir,
+        validate=validate,
+        callbacks=callbacks,
+    )
+
+
+def fit_tiles(
+    network: nn.Module,
+    loss: nn.Module,
+    plan: Plan,
+    tiles: TileSource,
+    *,
+    settings: TrainerSettings,
+    optimiser: OptimiserSettings,
+    run_dir: Path,
+    validate: Validate | None = None,
+    callbacks: Sequence[pl.Callback] = (),
+) -> FitResult:
+    """Train `network` in place on numbered `tiles`; resumes from `run_dir`'s last checkpoint.
+
+    `loss` follows `losses.VoxelLoss`. `validate` is given the averaged network in eval mode and
+    returns scores for metrics.csv. A training that had already ended is not prolonged: its result
+    is returned as it was. Raises `TrainingError` when the checkpoint does not fit or the loss stays
+    NaN, and passes on whatever reading tiles or `validate` raises.
+    """
+    path = run_dir / CHECKPOINT
+    checkpoint = read_checkpoint(path) if path.is_file() else None
+    module = SegmentationModule(network, loss, plan, settings, optimiser)
+    counters = Counters(**checkpoint.counters) if checkpoint else Counters()
+    device = _device_type(settings.accelerator)
+    if checkpoint is None or module.budget.progress(counters.steps, counters.minutes) < 1:
+        mine = our_callbacks(settings, run_dir, checkpoint, validate)
+        device = _train(module, tiles, counters.steps, [*mine, *callbacks], run_dir)
+        checkpoint = read_checkpoint(path)
+    return _result(module, checkpoint, run_dir, device)
+
+
+def our_callbacks(
+    settings: TrainerSettings,
+    run_dir: Path,
+    checkpoint: Checkpoint | None,
+    validate: Validate | None,
+) -> list[pl.Callback]:
+    """The callbacks of every training, in the order in which they act after a step."""
+    path, record = run_dir / CHECKPOINT, Record(run_dir / HISTORY, settings.log_every)
+    made: list[pl.Callback] = [Resume(checkpoint, path), record]
+    if validate is not None:
+        made.append(Validation(validate, settings.validate_every_minutes, record))
+    made += [SaveCheckpoint(path, settings.checkpoint_every_minutes), Stop()]
+    return [*made, ProgressLine()] if settings.progress else made
+
+
+def _train(
+    module: SegmentationModule,
+    tiles: TileSource,
+    first_step: int,
+    callbacks: Sequence[pl.Callback],
+    run_dir: Path,
+) -> str:
+    """Run Lightning's trainer; returns the device it ran on."""
+    settings, plan = module.settings, module.plan
+    device = torch.device(_device_type(settings.accelerator))
+    precision = choose_precision(settings.precision, device)
+    dtype = torch.bfloat16 if precision == "bf16-mixed" else torch.float32
+    layout = fast_memory_format(plan.dims, dtype, device)
+    module.to(memory_format=layout)
+    stream = TileStream(
+        tiles,
+        plan.batch_size * settings.accumulate,
+        first_step=first_step,
+        workers=settings.workers,
+        pin=device.type == "cuda",
+    )
+    with _quiet():
+        trainer = _trainer(settings, precision, callbacks, run_dir)
+        trainer.fit(module, stream)
+    module.to(memory_format=torch.contiguous_format)
+    return str(trainer.strategy.root_device)
+
+
+def choose_precision(asked: str, device: torch.device) -> Precision:
+    """`auto` is bf16-mixed where convolutions are faster in it (see `models.fast_dtype`)."""
+    if asked == "auto":
+        return "bf16-mixed" if fast_dtype(device) == torch.bfloat16 else "32-true"
+    return "bf16-mixed" if asked == "bf16-mixed" else "32-true"
+
+
+def _trainer(
+    settings: TrainerSettings,
+    precision: Precision,
+    callbacks: Sequence[pl.Callback],
+    run_dir: Path,
+) -> pl.Trainer:
+    """A trainer that only drives the loop: what it would log, save and show is ours."""
+    return pl.Trainer(
+        accelerator=settings.accelerator,
+        devices=settings.devices,
+        # spawned processes share this one's folder and tiles; a launcher would run main again
+        strategy="auto" if settings.devices in (1, "1") else "ddp_spawn",
+        precision=precision,
+        callbacks=list(callbacks),
+        max_epochs=1,  # the stream has no end; the budget's callback stops it
+        default_root_dir=run_dir,
+        use_distributed_sampler=False,
+        num_sanity_val_steps=0,
+        logger=False,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        enable_progress_bar=False,
+    )
+
+
+def _result(
+    module: SegmentationModule, checkpoint: Checkpoint, run_dir: Path, device: str
+) -> FitResult:
+    """Read back from the checkpoint, which is the same for one process and for many."""
+    checkpoint.restore_weights(module, run_dir / CHECKPOINT)
+    module.network.load_state_dict(module.final_network.state_dict())
+    counters = module.counters
+    reason = module.budget.stop_reason(counters.steps, counters.minutes)
+    log.info(
+        "Trained %d steps in %.1f minutes (%d skipped).",
+        counters.steps,
+        counters.minutes,
+        counters.skipped,
+    )
+    return FitResult(
+        network=module.network.eval(),
+        steps=counters.steps,
+        skipped=counters.skipped,
+        minutes=counters.minutes,
+        history=run_dir / HISTORY,
+        stopped_because=reason or "callback",
+        device=device,
+    )
+
+
+def _device_type(accelerator: str) -> str:
+    if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
+        return "cuda"
+    return "cpu"
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the trainer's advice (a GPU not used on purpose, few workers) and its banners."""
+    banners = logging.getLogger("pytorch_lightning")
+    level = banners.level
+    banners.setLevel(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", category=PossibleUserWarning)
+            # Lightning 2.6 asks newer versions of torch for a class they are about to drop
+            warnings.filterwarnings("ignore", ".*LeafSpec", category=FutureWarning)
+            yield
+    finally:
+        banners.setLevel(level)

@@ -1,0 +1,220 @@
+"""One training step: tiles in, named loss terms, gradients, an update of the weights."""
+
+import inspect
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+
+from lesionseg.errors import TrainingError
+from lesionseg.losses.normaliser import PositiveAverage, count_positives
+from lesionseg.plan.plan import Plan
+from lesionseg.training.averaging import averaged_network
+from lesionseg.training.optimiser import make_optimiser, set_learning_rate
+from lesionseg.training.schedule import Budget, Clock, learning_rate
+from lesionseg.training.settings import OptimiserSettings, TrainerSettings
+from lesionseg.training.supervision import Targets, coarsen, level_weights, supervised_strides
+
+log = logging.getLogger(__name__)
+
+MAX_SKIPPED_IN_A_ROW = 10
+
+
+@dataclass(frozen=True, eq=False)
+class StepReport:
+    """What one step did; `terms` sum to `loss`, `positives` counts the lesion voxels of the step.
+
+    Tensors are 0-d and stay on the device, so that nobody waits for what nobody reads.
+    """
+
+    step: int
+    lr: float
+    loss: Tensor
+    terms: Mapping[str, Tensor]
+    positives: Tensor
+    skipped: bool
+
+
+@dataclass
+class Counters:
+    """How far training has come; steps count skipped ones too, as they used up their tiles."""
+
+    steps: int = 0
+    minutes: float = 0.0
+    skipped: int = 0
+    skipped_in_a_row: int = 0
+
+
+class SegmentationModule(pl.LightningModule):
+    """A network, its loss and its weights' average, trained one optimiser step a batch.
+
+    A batch holds all tiles of a step on this process, `plan.batch_size · accumulate` of them: the
+    divisor of the focal loss counts the positives of all, so they must be known before the first
+    backward. It goes through the network `plan.batch_size` tiles at a time. The loss is the mean
+    over these parts and over processes, each given divisor / (parts · processes): then both terms
+    averaged over voxels and terms divided by positives equal those of one large batch.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        loss: nn.Module,
+        plan: Plan,
+        settings: TrainerSettings,
+        optimiser: OptimiserSettings,
+        clock: Clock | None = None,
+    ) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.network, self.loss, self.plan = network, loss, plan
+        self.settings, self.optimiser_settings = settings, optimiser
+        self.averaged = (
+            None if settings.ema_decay is None else averaged_network(network, settings.ema_decay)
+        )
+        self.strides = supervised_strides(plan.architecture)
+        self.normalisers = nn.ModuleList()
+        self.budget = Budget(settings.max_steps, settings.max_minutes)
+        self.clock = clock or Clock()
+        self.counters = Counters()
+        self.latest: StepReport | None = None
+        self._wants_instances = "instances" in inspect.signature(loss.forward).parameters
+
+    def setup(self, stage: str) -> None:
+        """Start the averages of positives, now that the number of processes is known."""
+        self.normalisers = self.make_normalisers(self.trainer.world_size)
+
+    def make_normalisers(self, n_processes: int) -> nn.ModuleList:
+        """One average of positives a level, from what the plan expects of a step."""
+        n_tiles = self.plan.batch_size * self.settings.accumulate * n_processes
+        voxels = n_tiles * prod(self.plan.tile_shape)
+        return nn.ModuleList(
+            PositiveAverage(self.plan.lesion_fraction * voxels / prod(stride))
+            for stride in self.strides
+        )
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """The optimiser over the network's weights."""
+        return make_optimiser(self.network, self.optimiser_settings)
+
+    @property
+    def final_network(self) -> nn.Module:
+        """The network to keep: the averaged one where there is one."""
+        return self.network if self.averaged is None else self.averaged.module
+
+    @property
+    def progress(self) -> float:
+        """Share of the budget spent."""
+        return self.budget.progress(self.counters.steps, self.counters.minutes)
+
+    @property
+    def epoch(self) -> int:
+        """Epochs of the sampler completed."""
+        return self.counters.steps // self.settings.steps_per_epoch
+
+    def training_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> None:
+        """One optimiser step; a step whose loss or gradient is not finite leaves the weights."""
+        optimiser: Any = self.optimizers()
+        lr = set_learning_rate(optimiser, learning_rate(self.progress, self.optimiser_settings))
+        levels = self._levels(batch)
+        divisors, positives = self._divisors(levels)
+        optimiser.zero_grad()
+        terms = self._accumulate(batch["image"], levels, divisors)
+        norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.settings.gradient_clip)
+        loss = self._agree(torch.stack(list(terms.values())).sum())
+        finite = bool(torch.isfinite(loss) & torch.isfinite(norm))
+        if finite:
+            optimiser.step()
+            if self.averaged is not None:
+                self.averaged.update_parameters(self.network)
+        self._count(finite)
+        self.latest = StepReport(self.counters.steps, lr, loss, terms, positives, not finite)
+
+    def _levels(self, batch: Mapping[str, Tensor]) -> list[Targets]:
+        finest = Targets.of(batch)
+        return [coarsen(finest, stride) for stride in self.strides]
+
+    def _divisors(self, levels: Sequence[Targets]) -> tuple[list[Tensor], Tensor]:
+        """The divisor of each level's loss, and the positives of the finest on all processes."""
+        counts = torch.stack([count_positives(t.labels, t.valid) for t in levels])
+        counts = self._reduce(counts, "sum")
+        shares = self.settings.accumulate * self.trainer.world_size
+        averages: Any = self.normalisers
+        divisors = [a.update(n) / shares for a, n in zip(averages, counts, strict=True)]
+        return divisors, counts[0]
+
+    def _accumulate(
+        self, image: Tensor, levels: Sequence[Targets], divisors: Sequence[Tensor]
+    ) -> dict[str, Tensor]:
+        """Add up the gradients of all parts; the named terms' means over them."""
+        size = self.plan.batch_size
+        images, parts = torch.split(image, size), zip(*(t.split(size) for t in levels), strict=True)
+        total: dict[str, Tensor] = {}
+        for tiles, targets in zip(images, parts, strict=True):
+            terms = self._terms(self.network(tiles), targets, divisors)
+            means = {name: term / len(images) for name, term in terms.items()}
+            self.manual_backward(torch.stack(list(means.values())).sum())
+            _add(total, {name: mean.detach() for name, mean in means.items()})
+        return total
+
+    def _terms(
+        self, logits: Sequence[Tensor], levels: Sequence[Targets], divisors: Sequence[Tensor]
+    ) -> dict[str, Tensor]:
+        """The loss's terms summed over the supervised levels; computed in fp32."""
+        total: dict[str, Tensor] = {}
+        with torch.autocast(logits[0].device.type, enabled=False):
+            for weight, level, targets, divisor in zip(
+                level_weights(len(logits)), logits, levels, divisors, strict=False
+            ):
+                terms = self._level_terms(level.float(), targets, divisor)
+                _add(total, {name: weight * term for name, term in terms.items()})
+        return total
+
+    def _level_terms(self, logits: Tensor, targets: Targets, divisor: Tensor) -> dict[str, Tensor]:
+        extra = {"instances": targets.instances} if self._wants_instances else {}
+        terms: dict[str, Tensor] = self.loss(
+            logits, targets.labels, valid=targets.valid, normaliser=divisor, **extra
+        )
+        return terms
+
+    def _agree(self, loss: Tensor) -> Tensor:
+        """The mean loss over processes; sets the minutes, so that all of them stop together."""
+        self.counters.minutes = self.clock.minutes()
+        if self.trainer.world_size == 1:
+            return loss
+        means = self._reduce(torch.stack([loss, loss.new_tensor(self.counters.minutes)]), "mean")
+        self.counters.minutes = float(means[1])
+        return means[0]
+
+    def _reduce(self, values: Tensor, how: str) -> Tensor:
+        reduced: Tensor = self.trainer.strategy.reduce(values, reduce_op=how)
+        return reduced
+
+    def _count(self, finite: bool) -> None:
+        self.counters.steps += 1
+        if finite:
+            self.counters.skipped_in_a_row = 0
+            return
+        self.counters.skipped += 1
+        self.counters.skipped_in_a_row += 1
+        log.warning(
+            "Step %d skipped: its loss or gradient is not finite (%d of them so far).",
+            self.counters.steps,
+            self.counters.skipped,
+        )
+        if self.counters.skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW:
+            raise TrainingError(
+                "Training has diverged: the loss or its gradient is not finite.",
+                seen=f"{MAX_SKIPPED_IN_A_ROW} such steps in a row, up to step "
+                f"{self.counters.steps}",
+                remedy="lower optim.lr, set trainer.precision=32-true, or look at the images.",
+            )
+
+
+def _add(total: dict[str, Tensor], terms: Mapping[str, Tensor]) -> None:
+    for name, term in terms.items():
+        total[name] = total[name] + term if name in total else term

@@ -1,0 +1,92 @@
+"""What can be chosen about training, as plain numbers that a configuration can hold."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from lesionseg.errors import ConfigError
+
+PRECISIONS = ("auto", "32-true", "bf16-mixed")
+
+
+@dataclass(frozen=True)
+class OptimiserSettings:
+    """The optimiser and how its learning rate runs from the start (0) to the end (1) of training.
+
+    Linear warm-up over `warmup_fraction`, then `cosine` or `poly` decay to 0. `momentum` is SGD's
+    (Nesterov); AdamW takes it as its first β. `weight_decay` spares norms and biases.
+    """
+
+    name: Literal["adamw", "sgd"] = "adamw"
+    lr: float = 1e-3
+    weight_decay: float = 1e-2
+    momentum: float = 0.9
+    warmup_fraction: float = 0.05
+    schedule: Literal["cosine", "poly"] = "cosine"
+
+    def __post_init__(self) -> None:
+        _one_of("optim.name", self.name, ("adamw", "sgd"))
+        _one_of("optim.schedule", self.schedule, ("cosine", "poly"))
+        _require("optim.lr", self.lr, self.lr > 0, "a number above 0")
+        _require("optim.weight_decay", self.weight_decay, self.weight_decay >= 0, "0 or more")
+        _require("optim.momentum", self.momentum, 0 <= self.momentum < 1, "a number in [0, 1)")
+        share = self.warmup_fraction
+        _require("optim.warmup_fraction", share, 0 <= share < 1, "a number in [0, 1)")
+
+
+@dataclass(frozen=True)
+class TrainerSettings:
+    """How long, on what and how to train.
+
+    Training ends at `max_minutes` of wall time (validations included, mid-epoch if need be) or at
+    `max_steps`, whichever comes first; at least one must be given, else `ConfigError`. A step is
+    one update from `accumulate` batches per device; `steps_per_epoch` of them are an epoch of the
+    sampler. `ema_decay`: of the averaged weights that are kept in the end, None for the last ones.
+    `validate_every_minutes`: None validates at the end only. `checkpoint_every_minutes`: at most
+    so much work is lost when training is killed. `workers`: processes that make tiles, 0 for none.
+    """
+
+    max_minutes: float | None = None
+    max_steps: int | None = None
+    steps_per_epoch: int = 50
+    accelerator: str = "auto"
+    devices: int | str = 1
+    precision: str = "auto"
+    accumulate: int = 1
+    gradient_clip: float = 12.0
+    ema_decay: float | None = 0.99
+    workers: int = 1
+    validate_every_minutes: float | None = None
+    checkpoint_every_minutes: float = 0.25
+    log_every: int = 5
+    seed: int = 0
+    progress: bool = True
+
+    def __post_init__(self) -> None:
+        if self.max_minutes is None and self.max_steps is None:
+            raise ConfigError(
+                "Nothing says when training ends.",
+                where="trainer",
+                expected="max_minutes, max_steps or both",
+                remedy="set trainer.max_minutes=60, say.",
+            )
+        _one_of("trainer.precision", self.precision, PRECISIONS)
+        for name in ("max_minutes", "validate_every_minutes", "gradient_clip"):
+            value = getattr(self, name)
+            _require(f"trainer.{name}", value, value is None or value > 0, "a number above 0")
+        for name in ("max_steps", "steps_per_epoch", "accumulate", "log_every"):
+            value = getattr(self, name)
+            _require(f"trainer.{name}", value, value is None or value >= 1, "1 or more")
+        for name in ("workers", "checkpoint_every_minutes"):
+            value = getattr(self, name)
+            _require(f"trainer.{name}", value, value >= 0, "0 or more")
+        decay = self.ema_decay
+        _require("trainer.ema_decay", decay, decay is None or 0 <= decay < 1, "in [0, 1), or null")
+
+
+def _require(where: str, seen: object, kept: bool, expected: str) -> None:
+    if not kept:
+        raise ConfigError("A training setting is wrong.", where=where, seen=seen, expected=expected)
+
+
+def _one_of(where: str, seen: str, choices: tuple[str, ...]) -> None:
+    _require(where, seen, seen in choices, ", ".join(choices))

@@ -1,0 +1,82 @@
+"""The endless stream of tiles, cut into the batches of each step; it can begin at any step."""
+
+from collections.abc import Iterator
+from itertools import count
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+Batch = dict[str, Tensor]
+
+
+class StepSampler(Sampler[list[int]]):
+    """Numbers of the tiles that process `rank` of `world_size` sees in each step from `first_step`.
+
+    Step s of the whole training takes the tiles s·n, s·n + 1 … of the stream, n being the tiles of
+    all processes together; so a resumed training sees what an undisturbed one would have seen.
+
+    >>> steps = iter(StepSampler(tiles_per_step=2, first_step=3, rank=1, world_size=2))
+    >>> next(steps), next(steps)
+    ([14, 15], [18, 19])
+    """
+
+    def __init__(
+        self, tiles_per_step: int, first_step: int = 0, rank: int = 0, world_size: int = 1
+    ) -> None:
+        self.tiles_per_step, self.first_step = tiles_per_step, first_step
+        self.rank, self.world_size = rank, world_size
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for step in count(self.first_step):
+            start = (step * self.world_size + self.rank) * self.tiles_per_step
+            yield list(range(start, start + self.tiles_per_step))
+
+
+class TileSource(Protocol):
+    """Tiles by number, any number from 0: dictionaries of image, labels, instances and valid."""
+
+    def __getitem__(self, number: int) -> Batch:
+        """The tile of that number; the same each time."""
+        ...
+
+
+class TileStream:
+    """Batches of one process from a given step on, without end.
+
+    A plain iterable and no DataLoader, as the latter would be taken apart and put together again
+    by the trainer, whose restart in mid-epoch could not keep the order of tiles.
+    """
+
+    def __init__(
+        self, tiles: TileSource, tiles_per_step: int, *, first_step: int, workers: int, pin: bool
+    ) -> None:
+        self.tiles, self.tiles_per_step = tiles, tiles_per_step
+        self.first_step, self.workers, self.pin = first_step, workers, pin
+
+    def __iter__(self) -> Iterator[Batch]:
+        loader = DataLoader(
+            _Unsized(self.tiles),
+            batch_sampler=StepSampler(self.tiles_per_step, self.first_step, *_process()),
+            num_workers=self.workers,
+            multiprocessing_context="fork" if self.workers else None,
+            pin_memory=self.pin,
+        )
+        return iter(loader)
+
+
+class _Unsized(Dataset[Batch]):
+    """A tile source as what a DataLoader takes."""
+
+    def __init__(self, tiles: TileSource) -> None:
+        self.tiles = tiles
+
+    def __getitem__(self, number: int) -> Batch:
+        return self.tiles[number]
+
+
+def _process() -> tuple[int, int]:
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_rank(), torch.distributed.get_world_size()
+    return 0, 1

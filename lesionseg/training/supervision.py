@@ -1,0 +1,84 @@
+"""What each supervised level of a network is taught, and how much it counts."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Self
+
+import torch
+from jaxtyping import Shaped
+from torch import Tensor
+
+from lesionseg.plan.plan import Architecture
+
+
+@dataclass(frozen=True, eq=False)
+class Targets:
+    """The reference of a batch of tiles at one resolution, each `[B, *spatial]`.
+
+    `labels` holds 0 for background and k for class k, `instances` lesion ids, `valid` False where a
+    voxel teaches nothing.
+    """
+
+    labels: Tensor
+    instances: Tensor
+    valid: Tensor
+
+    @classmethod
+    def of(cls, batch: Mapping[str, Tensor]) -> Self:
+        """The targets of a batch; invalid voxels carry no label."""
+        valid = batch["valid"].bool()
+        return cls(
+            batch["labels"].masked_fill(~valid, 0),
+            batch["instances"].masked_fill(~valid, 0),
+            valid,
+        )
+
+    def split(self, size: int) -> list["Targets"]:
+        """The targets of each `size` tiles in turn."""
+        parts = (torch.split(t, size) for t in (self.labels, self.instances, self.valid))
+        return [Targets(*part) for part in zip(*parts, strict=True)]
+
+
+def coarsen(targets: Targets, stride: Sequence[int]) -> Targets:
+    """Targets on a grid `stride` times coarser; spatial axes are multiples of `stride`.
+
+    A coarse voxel takes the highest label in its block. Nearest sampling would drop a lesion of a
+    few voxels and teach the coarse levels that it is background: exactly the lesions that matter
+    here. A block with an invalid voxel is invalid unless a lesion is known to be in it.
+    """
+    labels = _block_max(targets.labels, stride)
+    complete = ~_block_max(~targets.valid, stride)
+    return Targets(labels, _block_max(targets.instances, stride), complete | (labels > 0))
+
+
+def _block_max(
+    values: Shaped[Tensor, "b *spatial"], stride: Sequence[int]
+) -> Shaped[Tensor, "b *smaller"]:
+    blocks = [values.shape[0]]
+    for n, s in zip(values.shape[1:], stride, strict=True):
+        blocks += [n // s, s]
+    return values.reshape(blocks).amax(dim=tuple(range(2, len(blocks), 2)))
+
+
+def supervised_strides(architecture: Architecture) -> tuple[tuple[int, ...], ...]:
+    """Stride from the input to each supervised level, finest first.
+
+    >>> table = Architecture("unet", (8, 16, 32), ((1, 1), (1, 2), (2, 2)), ((3, 3),) * 3)
+    >>> supervised_strides(table)
+    ((1, 1), (1, 2), (2, 4))
+    """
+    totals = accumulate(
+        architecture.strides, lambda a, b: tuple(x * y for x, y in zip(a, b, strict=True))
+    )
+    return tuple(totals)[: architecture.n_supervised]
+
+
+def level_weights(n_levels: int) -> tuple[float, ...]:
+    """1, ½, ¼ … scaled to a sum of 1, finest first (Isensee et al. 2021).
+
+    >>> level_weights(2)
+    (0.6666666666666666, 0.3333333333333333)
+    """
+    weights = [0.5**level for level in range(n_levels)]
+    return tuple(w / sum(weights) for w in weights)
