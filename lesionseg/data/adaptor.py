@@ -18,22 +18,27 @@ from lesionseg.core import Geometry, Volume
 # our axes (z, y, x) run towards the head, the front and the patient's right hand
 CANONICAL_AXES = "SAR"
 
+# unsigned integers that torch cannot flip, pad or index
+_WIDER = {"uint16": np.int32, "uint32": np.int64, "uint64": np.int64}
+
 
 def to_monai(volume: Volume) -> MetaTensor:
-    """View of the volume `[C, *spatial]` with its affine, float64 `[4, 4]`; no copy if writable.
+    """The volume `[C, *spatial]` with its affine, float64; without a copy where torch allows.
 
     In 2-D the affine is padded with an identity third axis, as MONAI does itself.
     """
-    array = volume.array
-    if not array.flags.writeable or any(stride < 0 for stride in array.strides):
-        array = array.copy()
-    return MetaTensor(torch.from_numpy(array), affine=_padded(volume.geometry.affine))
+    return MetaTensor(as_torch(volume.array), affine=_padded(volume.geometry.affine))
+
+
+def shell(geometry: Geometry) -> MetaTensor:
+    """One channel of nothing on a grid, for transforms that only ask where voxels lie."""
+    nothing = torch.zeros((), dtype=torch.uint8).expand(1, *geometry.shape)
+    return MetaTensor(nothing, affine=_padded(geometry.affine))
 
 
 def from_monai(tensor: MetaTensor) -> Volume:
     """The volume of a `MetaTensor` `[C, *spatial]`; the array shares the tensor's memory."""
-    array = tensor.as_tensor().numpy()
-    return Volume(array, geometry_of(tensor))
+    return Volume(tensor.as_tensor().numpy(), geometry_of(tensor))
 
 
 def geometry_of(tensor: MetaTensor) -> Geometry:
@@ -43,9 +48,18 @@ def geometry_of(tensor: MetaTensor) -> Geometry:
     return Geometry(shape, to_affine_nd(len(shape), affine))
 
 
-def affine_tensor(geometry: Geometry) -> torch.Tensor:
-    """The geometry's affine as MONAI's transforms take it: float64 `[4, 4]`."""
-    return torch.from_numpy(_padded(geometry.affine))
+def as_torch(array: NDArray[Any]) -> torch.Tensor:
+    """The array as a tensor, sharing memory unless torch cannot take it as it is.
+
+    Foreign byte order, negative strides and read-only memory are copied; unsigned integers of 16
+    bits and more become int32 or int64.
+    """
+    wider = _WIDER.get(array.dtype.name)
+    if wider is not None or not array.dtype.isnative:
+        array = array.astype(wider or array.dtype.newbyteorder("="))
+    if not array.flags.writeable or any(stride < 0 for stride in array.strides):
+        array = array.copy()
+    return torch.from_numpy(array)
 
 
 def _padded(affine: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -17,7 +17,7 @@ from lesionseg.plan.plan import Normalisation
 RANGE_PERCENTILES = (0.5, 99.5)
 # percentiles of larger arrays are taken from evenly spaced voxels: sorting copies what it sorts
 _MAX_SORTED = 1 << 22
-_SLAB_VOXELS = 1 << 20
+_SLAB_VOXELS = 1 << 18
 
 
 @dataclass(frozen=True)

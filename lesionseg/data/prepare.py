@@ -10,12 +10,18 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from monai.transforms import Orientation, Spacing
 from numpy.typing import NDArray
 
 from lesionseg.core import Case, Geometry, Reference, Volume
-from lesionseg.data.adaptor import CANONICAL_AXES, from_monai, geometry_of, to_monai
+from lesionseg.data.adaptor import (
+    CANONICAL_AXES,
+    as_torch,
+    from_monai,
+    geometry_of,
+    shell,
+    to_monai,
+)
 from lesionseg.data.normalise import normalise
 from lesionseg.errors import ContentError
 from lesionseg.ops.components import lesion_instances
@@ -26,6 +32,8 @@ logger = logging.getLogger(__name__)
 
 # spacings and grids closer than this (millimetres) are the same
 SAME_MM = 1e-3
+# rows resampled at a time: temporaries of a few per cent of the volume
+_SLAB_ROWS = 8
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,16 +95,13 @@ def prepare_image(volume: Volume, plan: Plan, *, where: str | None = None) -> Vo
 def orient(volume: Volume) -> Volume:
     """The volume with its axes along +S, +A, +R (closest to it when oblique); a raster as it is.
 
-    Shares memory with `volume` where no axis is turned round. Unsigned 16 and 32 bit integers,
-    which torch hardly knows, become int32 and int64.
+    Shares memory with `volume` where no axis is turned round.
     """
     if volume.geometry.dims != 3:
         return volume
-    wider = {"uint16": np.int32, "uint32": np.int64}.get(volume.array.dtype.name)
-    array = volume.array if wider is None else volume.array.astype(wider)
     # labels=None would guess them from the affine's space; ours is always RAS
     turn = Orientation(axcodes=CANONICAL_AXES, labels=(("L", "R"), ("P", "A"), ("I", "S")))
-    return from_monai(turn(to_monai(Volume(array, volume.geometry))))
+    return from_monai(turn(to_monai(volume)))
 
 
 def plan_geometry(oriented: Geometry, plan: Plan) -> Geometry:
@@ -111,10 +116,9 @@ def plan_geometry(oriented: Geometry, plan: Plan) -> Geometry:
     ]
     if target == list(oriented.spacing_mm):
         return oriented
-    # an array of one voxel that claims the shape: Spacing in lazy mode reads nothing else
-    shell = np.broadcast_to(np.zeros((), dtype=np.uint8), (1, *oriented.shape))
+    # lazy: the grid is laid, no voxel is read
     lay = Spacing(pixdim=target, diagonal=False, lazy=True)
-    return geometry_of(lay(to_monai(Volume(shell, oriented))))
+    return geometry_of(lay(shell(oriented)))
 
 
 def prepare_reference(
@@ -157,7 +161,7 @@ def _on_plan_grid(volume: Volume, plan: Plan) -> Volume:
         return Volume(array if own else array.copy(), geometry)
     reaching, matrix = _reaching(turned, geometry)
     del turned  # a padded copy may have taken its place
-    read = resample_linear(torch.from_numpy(reaching), matrix, geometry.shape)
+    read = resample_linear(as_torch(reaching), matrix, geometry.shape, slab=_SLAB_ROWS)
     return Volume(read.numpy(), geometry)
 
 
@@ -167,7 +171,7 @@ def _read_nearest(array: NDArray[Any], source: Geometry, geometry: Geometry) -> 
     if turned.geometry.matches(geometry, SAME_MM):
         return np.ascontiguousarray(turned.array[0])
     array, matrix = _reaching(turned, geometry)
-    return resample_nearest(torch.from_numpy(array), matrix, geometry.shape)[0].numpy()
+    return resample_nearest(as_torch(array), matrix, geometry.shape)[0].numpy()
 
 
 def _reaching(volume: Volume, geometry: Geometry) -> tuple[NDArray[Any], NDArray[np.float64]]:

@@ -147,6 +147,38 @@ def test_the_callers_array_is_left_as_it_was(rng):
     assert not np.shares_memory(array, prepared.array)
 
 
+@pytest.mark.parametrize("dtype", ["uint8", "int16", "uint16", ">i2", ">f4", "float64", "bool"])
+@pytest.mark.parametrize("spacing", [(1.0, 1.0, 1.0), (2.0, 1.0, 0.5)])
+def test_every_voxel_type_of_files_is_taken(rng, dtype, spacing):
+    array = rng.integers(0, 2, size=(1, *SHAPE))
+    plan = make_plan(spacing)
+    expected = prepare_image(Volume(array.astype(np.float32), oblique()), plan)
+    prepared = prepare_image(Volume(array.astype(dtype), oblique()), plan)
+    assert prepared.array.dtype == np.float32
+    np.testing.assert_array_equal(prepared.array, expected.array)
+    labels = Reference(oblique(), labels=array[0].astype(np.dtype(dtype)))
+    assert prepare_reference(labels, prepared.geometry, plan).labels.max() == 1
+
+
+def test_a_tilted_gantry_is_straightened_and_stays_in_place():
+    shape = (12, 14, 10)
+    affine = Geometry.from_spacing(shape, (2.0, 1.0, 1.0)).affine.copy()
+    affine[1, 0] = 0.7  # each slice lies 0.7 mm farther to the front
+    geometry = Geometry(shape, affine)
+    mm = geometry.to_mm(np.stack(np.indices(shape), -1).reshape(-1, 3))
+    ramp = mm[:, 1].reshape(1, *shape).astype(np.float32)
+    prepared = prepare_image(Volume(ramp, geometry), make_plan((1.0, 1.0, 1.0)))
+    grid = prepared.geometry
+    directions = grid.affine[:3, :3] / grid.spacing_mm
+    np.testing.assert_allclose(directions.T @ directions, np.eye(3), atol=1e-9)
+    index = np.stack(np.indices(grid.shape), -1).reshape(-1, 3)
+    where = geometry.to_index(grid.to_mm(index))
+    inside = ((where >= 0) & (where <= np.array(shape) - 1)).all(axis=1)
+    assert inside.sum() > 0.5 * np.prod(grid.shape)
+    expected = grid.to_mm(index)[:, 1]
+    np.testing.assert_allclose(prepared.array.reshape(-1)[inside], expected[inside], atol=1e-3)
+
+
 def test_the_wrong_number_of_channels_is_refused():
     volume = Volume(np.zeros((2, *SHAPE), np.float32), Geometry.from_spacing(SHAPE, (1, 1, 1)))
     with pytest.raises(ContentError, match="2 channels"):

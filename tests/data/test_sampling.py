@@ -6,7 +6,7 @@ import pytest
 
 from lesionseg.core import Geometry
 from lesionseg.data.cached_case import CachedCase, CachedLesion
-from lesionseg.data.sampling import HardPoint, TileSampler, spread
+from lesionseg.data.sampling import HardPoint, SamplingSettings, TileSampler, spread
 from lesionseg.errors import ConfigError
 
 TILE = (8, 8, 8)
@@ -132,6 +132,8 @@ def test_a_case_full_of_lesions_still_gives_background_tiles():
 def test_wrong_shares_and_no_cases_are_refused(cases):
     with pytest.raises(ConfigError, match="mix"):
         TileSampler(cases, TILE, n_tiles=4, seed=0, lesion_share=0.8, hard_share=0.4)
+    with pytest.raises(ConfigError, match="mix"):
+        SamplingSettings(lesion_share=-0.1)
     with pytest.raises(ConfigError, match="nothing"):
         TileSampler([], TILE, n_tiles=4, seed=0)
 
