@@ -1,8 +1,9 @@
 """Inference: from a scan to candidates, by a bundle.
 
-`sliding` runs the network over tiles and `stitch` puts them together; `restore` goes back to the
-file's own grid; `regions` and `postprocess` turn probabilities into candidates and accept them;
-`bundle` and `card` keep a model on disk; `predictor` is all of it behind one call.
+`settings` are the user's choices; `sliding` runs the network over tiles and `stitch` puts them
+together; `restore` goes back to the file's own grid; `regions` and `postprocess` turn probabilities
+into candidates and accept them; `bundle` and `card` keep a model on disk; `predictor` is all of it
+behind one call.
 """
 
 from lesionseg.inference.bundle import Bundle as Bundle
@@ -18,12 +19,14 @@ from lesionseg.inference.postprocess import find_candidates as find_candidates
 from lesionseg.inference.predictor import Predictor as Predictor
 from lesionseg.inference.predictor import choose_device as choose_device
 from lesionseg.inference.restore import restore as restore
+from lesionseg.inference.settings import InferenceSettings as InferenceSettings
 from lesionseg.inference.sliding import predict_probabilities as predict_probabilities
 from lesionseg.inference.stitch import Stitcher as Stitcher
 
 __all__ = [
     "Bundle",
     "Found",
+    "InferenceSettings",
     "Predictor",
     "Stitcher",
     "apply_operating_point",

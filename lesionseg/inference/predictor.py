@@ -21,7 +21,8 @@ from lesionseg.inference.postprocess import (
     find_candidates,
 )
 from lesionseg.inference.restore import restore
-from lesionseg.inference.sliding import OnTile, predict_probabilities
+from lesionseg.inference.settings import InferenceSettings, Precision
+from lesionseg.inference.sliding import OnTile, device_of, predict_probabilities
 from lesionseg.io.cases import read_image
 from lesionseg.io.volumes import strip_suffix
 from lesionseg.models.build import NetworkFactory
@@ -39,8 +40,8 @@ class Predictor:
 
     `bundle` is a bundle's folder, a run's folder or a `Bundle`. `device`: "auto", "cpu", "cuda",
     …; None is "auto" for a folder and where the network lies for a `Bundle`. `operating_point`:
-    see `choose_operating_point`. `overlap` of the tiles, `flips`, `batch_size` and `dtype`: see
-    `predict_probabilities`. `raster_mm` is the pixel size of images that state none (PNG); None is
+    see `choose_operating_point`. `overlap`, `flips`, `batch_size` and `precision`: see
+    `InferenceSettings`. `raster_mm` is the pixel size of images that state none (PNG); None is
     the plan's spacing, so that they are not resampled. `architectures` maps a name in the plan to
     the caller's own factory.
     Raises `BundleError` for an unusable bundle, `ConfigError` for a wrong device or operating
@@ -56,7 +57,7 @@ class Predictor:
         overlap: float = 0.5,
         flips: bool = False,
         batch_size: int | None = None,
-        dtype: torch.dtype | None = None,
+        precision: Precision = "auto",
         raster_mm: float | None = None,
         architectures: Mapping[str, NetworkFactory] | None = None,
     ) -> None:
@@ -67,8 +68,8 @@ class Predictor:
         self.operating_point = choose_operating_point(self.plan.operating_points, operating_point)
         self._network = bundle.network
         self._device = None if device is None else choose_device(device)
-        self._overlap, self._flips = overlap, flips
-        self._batch_size, self._dtype, self._raster_mm = batch_size, dtype, raster_mm
+        self._settings = InferenceSettings(overlap, flips, batch_size, precision)
+        self._raster_mm = raster_mm
 
     @classmethod
     def from_network(
@@ -76,22 +77,20 @@ class Predictor:
         network: nn.Module,
         plan: Plan,
         *,
+        settings: InferenceSettings | None = None,
         device: str | torch.device | None = None,
         operating_point: str | None = None,
-        overlap: float = 0.5,
-        flips: bool = False,
-        batch_size: int | None = None,
-        dtype: torch.dtype | None = None,
     ) -> "Predictor":
         """A predictor of a network in memory; it stays where it lies unless `device` is given."""
+        settings = settings or InferenceSettings()
         return cls(
             Bundle(network, plan),
             device=device,
             operating_point=operating_point,
-            overlap=overlap,
-            flips=flips,
-            batch_size=batch_size,
-            dtype=dtype,
+            overlap=settings.overlap,
+            flips=settings.flips,
+            batch_size=settings.batch_size,
+            precision=settings.precision,
         )
 
     def __call__(self, image: StrPath | Sequence[StrPath]) -> Prediction:
@@ -154,15 +153,16 @@ class Predictor:
             yield restore(found[k : k + 1], prepared.geometry, volume.geometry)[0]
 
     def _slide(self, image: Tensor, on_tile: OnTile | None) -> Tensor:
+        device = self._device or device_of(self._network)
         return predict_probabilities(
             self._network,
             image,
             self.plan,
-            overlap=self._overlap,
-            batch_size=self._batch_size,
-            flips=self._flips,
-            device=self._device,
-            dtype=self._dtype,
+            overlap=self._settings.overlap,
+            batch_size=self._settings.batch_size,
+            flips=self._settings.flips,
+            device=device,
+            dtype=self._settings.dtype(device),
             on_tile=on_tile,
         )
 

@@ -12,6 +12,7 @@ from torch.nn import functional
 from lesionseg.data.tiling import TileGrid
 from lesionseg.errors import GeometryError
 from lesionseg.inference.stitch import Stitcher
+from lesionseg.models.precision import fast_dtype, fast_memory_format
 from lesionseg.ops.windows import gaussian_weight
 from lesionseg.plan.plan import Plan
 
@@ -36,12 +37,15 @@ def predict_probabilities(
     Gaussian weights; softmax's background channel is dropped. `flips` averages the probabilities
     over the mirrored images too (`flip_axes`). `device` None is the network's; the result stays
     there if it fits. `dtype` bfloat16 or float16 computes under autocast, float32 without, None
-    chooses (`fast_dtype`). `on_tile(done, total)` is called after every batch. The network is put
-    into eval mode. Raises `GeometryError` for an image whose channels or axes do not fit the plan.
+    chooses (`models.precision`). `on_tile(done, total)` is called after every batch. The network is
+    put into eval mode. Raises `GeometryError` for an image or output that does not fit the plan.
     """
     _refuse_misfit(image, plan)
-    device = device or _device_of(network)
-    network = network.to(device).eval()
+    device = device or device_of(network)
+    dtype = dtype or fast_dtype(device)
+    layout = fast_memory_format(plan.dims, dtype, device)
+    # torch's own stub does not know the keyword
+    network = network.to(device=device, memory_format=layout).eval()  # type: ignore[call-overload]
     grid = TileGrid(tuple(image.shape[1:]), plan.tile_shape, overlap)
     home = _home(device, (len(image) + len(plan.label_values) + 1) * prod(grid.padded_shape))
     padded = _pad(image.to(device=home, dtype=torch.float32), grid)
@@ -70,17 +74,7 @@ def flip_axes(plan: Plan) -> tuple[tuple[int, ...], ...]:
     return tuple(c for n in range(len(axes) + 1) for c in combinations(axes, n))
 
 
-def fast_dtype(device: torch.device) -> torch.dtype:
-    """bfloat16 where the device computes it natively, else float32."""
-    if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
-    # the only way to ask for the instructions; without them bfloat16 is slower than float32
-    native = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
-    return torch.bfloat16 if device.type == "cpu" and native and native() else torch.float32
-
-
-def _autocast(device: torch.device, dtype: torch.dtype | None) -> torch.autocast:
-    dtype = dtype or fast_dtype(device)
+def _autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
     on = dtype != torch.float32
     return torch.autocast(device.type, dtype=dtype if on else torch.bfloat16, enabled=on)
 
@@ -125,7 +119,8 @@ def _home(device: torch.device, n_values: int) -> torch.device:
     return device
 
 
-def _device_of(network: nn.Module) -> torch.device:
+def device_of(network: nn.Module) -> torch.device:
+    """Where the network's weights lie; the CPU when it has none."""
     first = next(network.parameters(), None)
     return torch.device("cpu") if first is None else first.device
 

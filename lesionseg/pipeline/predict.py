@@ -1,7 +1,8 @@
 """Predict: a bundle and a folder of scans in; masks, candidates and a status per scan out."""
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from hashlib import blake2b
 from pathlib import Path
@@ -14,13 +15,15 @@ from numpy.typing import NDArray
 from lesionseg import __version__
 from lesionseg.core import CaseFiles, Geometry, Prediction, Volume
 from lesionseg.errors import ConfigError, DatasetError, LesionsegError
-from lesionseg.inference.bundle import bundle_digest, resolve_bundle
+from lesionseg.inference.bundle import bundle_digest
 from lesionseg.inference.predictor import Predictor
+from lesionseg.inference.settings import InferenceSettings
 from lesionseg.io.atomic import read_csv, write_csv
 from lesionseg.io.images import find_images
 from lesionseg.io.predictions import write_prediction
 from lesionseg.io.volumes import case_suffix, write_volume
 from lesionseg.models.build import NetworkFactory
+from lesionseg.pipeline.progress import Advance, bar
 from lesionseg.plan.plan import Plan
 
 logger = logging.getLogger(__name__)
@@ -48,58 +51,78 @@ class PredictionRow:
     key: str = ""
 
 
-Progress = Callable[[PredictionRow, int, int], None]
+class Predicted(tuple[PredictionRow, ...]):
+    """The rows of one call, a case each, in order of case id."""
+
+    __slots__ = ()
+
+    @property
+    def exit_status(self) -> int:
+        """1 when a case failed, else 0."""
+        return int(any(row.status == "failed" for row in self))
+
+    def summary(self) -> list[str]:
+        """How many cases were done, kept and failed, and why each failed one did."""
+        counts = Counter(row.status for row in self)
+        accepted = sum(row.n_accepted for row in self)
+        first = (
+            f"{len(self)} cases: {counts['done']} predicted, {counts['kept']} kept from an "
+            f"earlier run, {counts['failed']} failed; {accepted} candidates accepted."
+        )
+        return [first, *(f"{r.case}: {r.message}" for r in self if r.status == "failed")]
 
 
 def predict(
-    bundle: Path,
-    input: Path | str,
-    output: Path,
+    bundle: str | Path,
+    input: str | Path,
+    output: str | Path,
     *,
+    inference: InferenceSettings | None = None,
     operating_point: str | None = None,
-    overlap: float = 0.5,
-    flips: bool = False,
     device: str = "auto",
     raster_mm: float | None = None,
     save_probabilities: bool = False,
     architectures: Mapping[str, NetworkFactory] | None = None,
-    progress: Progress | None = None,
-) -> list[PredictionRow]:
+    progress: Advance | None = None,
+) -> Predicted:
     """Predict every case found in `input` (a folder, a glob or a file); one row each.
 
     Writes mask, instances and candidates of each case to `output`, in the scan's own geometry and
     format, with `save_probabilities` also `probabilities/<case>_<label>`, and `predictions.csv`
     anew after every case; rows of other cases in that file stay. A case that fails does not stop
-    the others: the caller looks for rows with status "failed". Started again, it leaves out what is
-    done and unchanged. `raster_mm` and the settings before it: see `Predictor`.
-    `progress(row, done, total)` is called after every case. Raises `BundleError` or `ConfigError`
-    for an unusable bundle or setting and an output folder that is the input folder,
-    `DatasetError` when there is no case.
+    the others. Started again, it leaves out what is done and unchanged. `operating_point`,
+    `device`, `raster_mm` and `architectures`: see `Predictor`. `progress(case, done, total)` is
+    called after every case, in place of a bar. Raises `BundleError` or `ConfigError` for an
+    unusable bundle or setting and an output folder that is the input folder, `DatasetError` when
+    there is no case.
     """
+    settings = inference or InferenceSettings()
     predictor = Predictor(
         bundle,
         device=device,
         operating_point=operating_point,
-        overlap=overlap,
-        flips=flips,
+        overlap=settings.overlap,
+        flips=settings.flips,
+        batch_size=settings.batch_size,
+        precision=settings.precision,
         raster_mm=raster_mm,
         architectures=architectures,
     )
-    settings = (
+    choices = (
         __version__,
-        bundle_digest(resolve_bundle(bundle)),
-        repr((predictor.operating_point, overlap, flips, raster_mm, save_probabilities)),
+        bundle_digest(Path(bundle)),
+        repr((predictor.operating_point, settings, raster_mm, save_probabilities)),
     )
-    cases = _find_cases(Path(input), output, predictor.plan)
-    table = _Table(output)
+    cases = _find_cases(Path(input), Path(output), predictor.plan)
+    table = _Table(Path(output))
     rows = []
-    for files in cases:
-        row = _predict_case(predictor, files, table, settings, save_probabilities)
-        table.put(row)
-        rows.append(row)
-        if progress is not None:
-            progress(row, len(rows), len(cases))
-    return rows
+    with bar("Predicting") as advance:
+        for files in cases:
+            row = _predict_case(predictor, files, table, choices, save_probabilities)
+            table.put(row)
+            rows.append(row)
+            (progress or advance)(row.case, len(rows), len(cases))
+    return Predicted(rows)
 
 
 class _Table:
@@ -168,7 +191,7 @@ def _predict_case(
     predictor: Predictor,
     files: CaseFiles,
     table: _Table,
-    settings: Sequence[str],
+    choices: Sequence[str],
     save_probabilities: bool,
 ) -> PredictionRow:
     """One case, whatever happens; only an interruption by the user goes through."""
@@ -177,7 +200,7 @@ def _predict_case(
     names = (f"_mask{suffix}", f"_instances{suffix}", "_candidates.json")
     outputs = [table.folder / f"{files.case}{name}" for name in names]
     try:
-        key = _key(files, settings)
+        key = _key(files, choices)
         kept = table.kept(files.case, key, outputs)
         if kept is not None:
             return kept
@@ -232,9 +255,9 @@ def _suffix(path: Path, raster: str) -> str:
     return {".mhd": ".mha", ".nhdr": ".nrrd"}.get(suffix, suffix)
 
 
-def _key(files: CaseFiles, settings: Sequence[str]) -> str:
+def _key(files: CaseFiles, choices: Sequence[str]) -> str:
     """Sixteen hexadecimal digits that change with the scan's bytes, the bundle or a setting."""
-    digest = blake2b(repr(tuple(settings)).encode(), digest_size=8)
+    digest = blake2b(repr(tuple(choices)).encode(), digest_size=8)
     for path in files.images:
         with path.open("rb") as file:
             while piece := file.read(2**22):

@@ -3,7 +3,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from numpy.typing import NDArray
 
 import lesionseg
@@ -11,6 +10,7 @@ from lesionseg.core import Geometry, OperatingPoint, Prediction, Volume
 from lesionseg.errors import ConfigError, ContentError, DatasetError, GeometryError
 from lesionseg.inference.bundle import write_bundle
 from lesionseg.inference.predictor import Predictor, choose_device
+from lesionseg.inference.settings import InferenceSettings
 from lesionseg.io.volumes import write_volume
 from lesionseg.models.build import build_network
 from lesionseg.plan.plan import Plan
@@ -18,7 +18,7 @@ from tests.inference.networks import Bright
 
 SHAPE = (22, 26, 30)
 SPACING_MM = (1.0, 1.0, 1.0)
-FLOAT32 = torch.float32
+EXACT = InferenceSettings(precision="fp32")
 
 
 def _phantom(rng: np.random.Generator) -> NDArray[np.float32]:
@@ -78,8 +78,8 @@ def _predictors(plan: Plan) -> dict[str, Predictor]:
     # the random network's output is shifted so that part of the volume lies above the floor
     random = build_network(replace(plan, lesion_fraction=0.2), seed=3)
     return {
-        "threshold": Predictor.from_network(Bright(), plan, dtype=FLOAT32),
-        "unet": Predictor.from_network(random, plan, dtype=FLOAT32),
+        "threshold": Predictor.from_network(Bright(), plan, settings=EXACT),
+        "unet": Predictor.from_network(random, plan, settings=EXACT),
     }
 
 
@@ -141,7 +141,7 @@ def test_blobs_are_found_where_they_are(rng: np.random.Generator, plan: Plan) ->
 def test_two_axes_work_alike(rng: np.random.Generator, plan: Plan) -> None:
     flat = replace(plan, dims=2, modality="xray", tile_shape=(16, 16), spacing_mm=(0.5, 0.5))
     image = _phantom(rng)[12]
-    predictor = Predictor.from_network(Bright(), flat, flips=True)
+    predictor = Predictor.from_network(Bright(), flat, settings=InferenceSettings(flips=True))
     volume = Volume(image[None], Geometry.from_spacing(image.shape, (0.5, 0.5)))
     prediction = predictor.predict_volume(volume, "x")
     assert prediction.instances is not None

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from lesionseg.errors import GeometryError
-from lesionseg.inference.sliding import fast_dtype, flip_axes, predict_probabilities
+from lesionseg.inference.sliding import flip_axes, predict_probabilities
 from lesionseg.plan.plan import Plan
 from tests.inference.networks import Identity
 
@@ -88,10 +88,6 @@ def test_low_precision_changes_probabilities_little(plan: Plan) -> None:
     fast = predict_probabilities(Wrapped(), image, plan, dtype=torch.bfloat16)
     assert fast.dtype == FLOAT32
     assert 0 < float((exact - fast).abs().max()) < 0.02
-
-
-def test_the_cpu_has_a_fast_type() -> None:
-    assert fast_dtype(torch.device("cpu")) in (torch.float32, torch.bfloat16)
 
 
 def test_nothing_is_kept_for_gradients(plan: Plan) -> None:

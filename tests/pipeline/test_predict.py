@@ -10,9 +10,10 @@ from numpy.typing import NDArray
 from lesionseg.core import Geometry, Volume
 from lesionseg.errors import BundleError, ConfigError, DatasetError
 from lesionseg.inference.bundle import write_bundle
+from lesionseg.inference.settings import InferenceSettings
 from lesionseg.io.predictions import find_predictions, read_prediction
 from lesionseg.io.volumes import read_volume, write_volume
-from lesionseg.pipeline.predict import PredictionRow, predict
+from lesionseg.pipeline.predict import Predicted, predict
 from lesionseg.plan.plan import Plan
 from tests.inference.networks import Bright
 
@@ -48,7 +49,7 @@ def _image(rng: np.random.Generator) -> NDArray[np.float32]:
     return image.astype(np.float32)
 
 
-def _run(bundle: Path, source: Path | str, output: Path, **options: object) -> list[PredictionRow]:
+def _run(bundle: Path, source: Path | str, output: Path, **options: object) -> Predicted:
     return predict(bundle, source, output, architectures=MINE, **options)  # type: ignore[arg-type]
 
 
@@ -61,6 +62,7 @@ def test_every_scan_gets_its_files_in_its_own_format_and_geometry(
     bundle: Path, scans: Path, tmp_path: Path
 ) -> None:
     rows = _run(bundle, scans, tmp_path / "out")
+    assert rows.exit_status == 0
     assert [(r.case, r.status) for r in rows] == [("a", "done"), ("b", "done"), ("c", "done")]
     found = find_predictions(tmp_path / "out")
     for case, scan in {"a": "a.nii.gz", "b": "more/b.mha", "c": "more/c.nii"}.items():
@@ -101,7 +103,11 @@ def test_bad_files_do_not_stop_the_others(bundle: Path, scans: Path, tmp_path: P
     write_volume(scans / "ad.nii.gz", bad)
     flat = Volume(np.zeros((1, 9, 9), np.uint8), Geometry.from_spacing((9, 9), (1, 1)))
     write_volume(scans / "ae.png", flat)
-    rows = {row.case: row for row in _run(bundle, scans, tmp_path / "out")}
+    outcome = _run(bundle, scans, tmp_path / "out")
+    rows = {row.case: row for row in outcome}
+    assert outcome.exit_status == 1
+    assert outcome.summary()[0].startswith("8 cases: 3 predicted, 0 kept from an earlier run, 5")
+    assert len(outcome.summary()) == 6
     assert [c for c, r in rows.items() if r.status == "done"] == ["a", "b", "c"]
     for case in ("aa", "ab", "ac", "ad", "ae"):
         assert rows[case].status == "failed"
@@ -125,8 +131,8 @@ def test_a_second_run_keeps_what_is_done_and_unchanged(
     assert replace(second[0], status="done") == first[0]
     assert [row.status for row in _run(bundle, scans, output)] == ["kept"] * 3
     # another setting, another answer
-    changed = _run(bundle, scans, output, operating_point="score:0.2")
-    assert [row.status for row in changed] == ["done"] * 3
+    for change in ({"operating_point": "score:0.2"}, {"inference": InferenceSettings(0.25)}):
+        assert [row.status for row in _run(bundle, scans, output, **change)] == ["done"] * 3
 
 
 def test_another_bundle_is_another_prediction(
@@ -141,7 +147,7 @@ def test_another_bundle_is_another_prediction(
 def test_an_interrupted_run_goes_on_where_it_stopped(
     bundle: Path, scans: Path, tmp_path: Path
 ) -> None:
-    def interrupt(row: PredictionRow, done: int, total: int) -> None:
+    def interrupt(case: str, done: int, total: int) -> None:
         assert total == 3
         if done == 2:
             raise KeyboardInterrupt

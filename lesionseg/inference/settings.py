@@ -1,0 +1,49 @@
+"""What a user chooses about inference; nothing that training has to agree on."""
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+
+from lesionseg.errors import ConfigError
+from lesionseg.models.precision import fast_dtype
+
+Precision = Literal["auto", "fp32", "bf16"]
+
+
+@dataclass(frozen=True)
+class InferenceSettings:
+    """How a network is slid over a volume.
+
+    `overlap` in [0, 1): the share of a tile that its neighbour covers too. `flips` averages over
+    mirrored images: 2^dims times the work. `batch_size` None is the plan's on a GPU, 1 on a CPU.
+    `precision`: "auto" is bf16 where the device computes it natively, else fp32.
+    """
+
+    overlap: float = 0.5
+    flips: bool = False
+    batch_size: int | None = None
+    precision: Precision = "auto"
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.overlap < 1:
+            raise _wrong("overlap", self.overlap, "a share in [0, 1)")
+        if self.batch_size is not None and self.batch_size < 1:
+            raise _wrong("batch_size", self.batch_size, "at least 1, or null")
+        if self.precision not in get_args(Precision):
+            raise _wrong("precision", self.precision, ", ".join(get_args(Precision)))
+
+    def dtype(self, device: torch.device) -> torch.dtype:
+        """The number format to compute in on `device`."""
+        if self.precision == "auto":
+            return fast_dtype(device)
+        return torch.bfloat16 if self.precision == "bf16" else torch.float32
+
+
+def _wrong(name: str, seen: object, expected: str) -> ConfigError:
+    return ConfigError(
+        f"The inference setting {name} is wrong.",
+        where=f"inference.{name}",
+        seen=seen,
+        expected=expected,
+    )
