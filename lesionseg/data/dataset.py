@@ -56,12 +56,14 @@ class TileDataset(Dataset[TileTensors]):
         return len(self.sampler)
 
     def __getitem__(self, index: int) -> TileTensors:
-        epoch = self.epoch
+        return self.tile(self.epoch, index)
+
+    def tile(self, epoch: int, index: int) -> TileTensors:
+        """Tile `index` of any epoch, augmented; for loaders that count epochs themselves."""
         tile = self.read(self.sampler.choose(epoch, index))
         if self.augmentation is None:
             return tile
-        rng = np.random.default_rng([self.sampler.seed, epoch, index, 2])
-        return self.augmentation(tile, rng)
+        return self.augmentation(tile, np.random.default_rng([self.sampler.seed, epoch, index, 2]))
 
     def read(self, choice: TileChoice) -> TileTensors:
         """The tile as it lies in the cache, without augmentation."""
