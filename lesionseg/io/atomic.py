@@ -95,10 +95,11 @@ def read_csv(path: Path) -> list[dict[str, str]]:
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file, skipinitialspace=True)
+            names = reader.fieldnames
             rows = [_stripped(row, path, reader.line_num) for row in reader]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise ReadError(f"Cannot read the table: {error}.", where=path) from error
-    if not reader.fieldnames:
+    if not names:
         raise ReadError("The table is empty.", where=path, expected="a first line of column names")
     return rows
 

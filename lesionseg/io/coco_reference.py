@@ -1,6 +1,7 @@
 """COCO annotations of one case as a reference: from an instance mask, drawings or boxes."""
 
 import logging
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -127,7 +128,9 @@ def _drawn(case: str, lesion: CocoLesion, shape: tuple[int, ...]) -> NDArray[np.
             segmentation = coco_mask.frPyObjects(segmentation, *shape)
         if isinstance(segmentation, list):
             segmentation = coco_mask.merge(segmentation)
-        pixels: NDArray[Any] = coco_mask.decode(segmentation).astype(bool)
+        with warnings.catch_warnings():  # the library's array protocol is that of numpy 1
+            warnings.simplefilter("ignore", DeprecationWarning)
+            pixels: NDArray[Any] = coco_mask.decode(segmentation).astype(bool)
     except Exception as error:  # the library raises bare Exceptions for malformed input
         raise ContentError(f"A segmentation cannot be drawn: {error}.", where=case) from error
     if pixels.shape != shape:

@@ -64,12 +64,9 @@ def _copy_forms(image: Any, like: Path, geometry: Geometry) -> None:
         scale = _mm_scale(source)
         sform = scale @ source.get_sform() if same else image.affine
         qform = scale @ source.get_qform() if same else image.affine
-    if sform_code:
-        image.set_sform(sform, code=sform_code)
-    if qform_code:
-        image.set_qform(qform, code=qform_code)
-    if not sform_code and qform_code:  # the grid rests on the qform alone: leave it so
-        image.set_sform(None, code=0)
+    if sform_code or qform_code:  # else both stay at 1: the scan names no frame
+        image.set_qform(qform if qform_code else None, code=qform_code)
+        image.set_sform(sform if sform_code else None, code=sform_code)
 
 
 @contextmanager

@@ -1,0 +1,61 @@
+"""Small volumes and dataset folders, written with the formats' own libraries or by hand."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+
+from lesionseg.core import Geometry
+
+
+@pytest.fixture
+def oblique() -> Geometry:
+    """An asymmetric grid, turned about two axes, with three different spacings."""
+    a, b = np.deg2rad(20), np.deg2rad(-35)
+    about_x = np.array([[1, 0, 0], [0, np.cos(a), -np.sin(a)], [0, np.sin(a), np.cos(a)]])
+    about_z = np.array([[np.cos(b), -np.sin(b), 0], [np.sin(b), np.cos(b), 0], [0, 0, 1]])
+    affine = np.eye(4)
+    affine[:3, :3] = about_z @ about_x @ np.diag([0.7, 1.1, 3.3])[:, ::-1]
+    affine[:3, 3] = (12.5, -40.25, 7.75)
+    return Geometry((3, 4, 5), affine)
+
+
+@pytest.fixture
+def write_nifti() -> Callable[..., Path]:
+    """Write a file array (x, y, z) by nibabel, identity affine unless one is given."""
+
+    def write(path: Path, array: np.ndarray, affine: np.ndarray | None = None) -> Path:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        nibabel.save(nibabel.Nifti1Image(array, np.eye(4) if affine is None else affine), path)
+        return path
+
+    return write
+
+
+@pytest.fixture
+def nnunet_folder(tmp_path: Path, write_nifti: Callable[..., Path]) -> Callable[..., Path]:
+    """Write an nnU-Net raw folder of two training cases of two channels; facts may be changed."""
+
+    def write(cases: tuple[str, ...] = ("A", "B"), channels: int = 2, **facts: object) -> Path:
+        root = tmp_path / "Dataset001_toy"
+        for case in cases:
+            for channel in range(channels):
+                image = np.full((5, 4, 3), channel, np.int16)
+                write_nifti(root / "imagesTr" / f"{case}_{channel:04d}.nii.gz", image)
+            mask = np.zeros((5, 4, 3), np.uint8)
+            mask[1, 2, 0] = 1
+            write_nifti(root / "labelsTr" / f"{case}.nii.gz", mask)
+        content = {
+            "channel_names": {str(c): f"channel{c}" for c in range(channels)},
+            "labels": {"background": 0, "lesion": 1},
+            "numTraining": len(cases),
+            "file_ending": ".nii.gz",
+            **facts,
+        }
+        (root / "dataset.json").write_text(json.dumps(content))
+        return root
+
+    return write

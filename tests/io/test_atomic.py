@@ -1,0 +1,112 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lesionseg.errors import OutputError, ReadError
+from lesionseg.io.atomic import (
+    atomic_path,
+    read_csv,
+    read_json,
+    write_csv,
+    write_json,
+    write_text,
+)
+
+
+def test_the_temporary_file_lies_beside_and_keeps_the_suffix(tmp_path: Path) -> None:
+    target = tmp_path / "new" / "scan.nii.gz"
+    with atomic_path(target) as temporary:
+        assert temporary.parent == target.parent
+        assert temporary.name.endswith(".nii.gz")
+        assert temporary.name.startswith(".")
+        temporary.write_text("whole")
+        assert not target.exists()
+    assert target.read_text() == "whole"
+    assert list(target.parent.iterdir()) == [target]
+
+
+def test_a_failure_leaves_the_old_file_and_no_half_file(tmp_path: Path) -> None:
+    target = tmp_path / "scores.json"
+    target.write_text("old")
+
+    def break_off() -> None:
+        with atomic_path(target) as temporary:
+            temporary.write_text("half")
+            raise RuntimeError("broken")
+
+    with pytest.raises(RuntimeError, match="broken"):
+        break_off()
+    assert target.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError, match="Cannot write the file") as refused:
+        write_text(tmp_path / "file" / "a.txt", "x")
+    assert "a.txt" in str(refused.value)
+
+
+def test_json_round_trip_turns_numpy_and_paths_plain(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    write_json(path, {"n": np.int64(3), "x": np.float32(0.5), "v": np.arange(2), "p": Path("b")})
+    assert read_json(path) == {"n": 3, "x": 0.5, "v": [0, 1], "p": "b"}
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), np.float32("nan"), object()])
+def test_json_refuses_what_it_cannot_hold(tmp_path: Path, value: object) -> None:
+    with pytest.raises(OutputError, match="does not fit JSON"):
+        write_json(tmp_path / "a.json", {"x": value})
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("text", ["{", '{"x": NaN}', '{"x": -Infinity}', ""])
+def test_reading_json_refuses_what_is_none(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "a.json"
+    path.write_text(text)
+    with pytest.raises(ReadError, match=r"a\.json"):
+        read_json(path)
+
+
+def test_json_with_byte_order_mark_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps({"ä": 1}), encoding="utf-8-sig")
+    assert read_json(path) == {"ä": 1}
+
+
+def test_csv_round_trip_with_commas_quotes_and_none(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    write_csv(path, [{"case": 'a,"b"', "dice": 0.5}, {"case": "c", "dice": None}], ["case", "dice"])
+    assert read_csv(path) == [{"case": 'a,"b"', "dice": "0.5"}, {"case": "c", "dice": ""}]
+
+
+def test_csv_of_no_rows_is_its_header(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    write_csv(path, [], ["case", "dice"])
+    assert path.read_text() == "case,dice\n"
+    assert read_csv(path) == []
+
+
+def test_csv_refuses_an_unknown_column(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match="no such column"):
+        write_csv(tmp_path / "a.csv", [{"dyce": 1}], ["dice"])
+
+
+def test_csv_as_spreadsheets_save_it(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_bytes(b"\xef\xbb\xbfcase, image\r\nA, a.nii \r\n")
+    assert read_csv(path) == [{"case": "A", "image": "a.nii"}]
+
+
+@pytest.mark.parametrize(
+    ("content", "match"),
+    [(b"", "empty"), (b"a\n1,2\n", "Line 2"), (b"a\n\xff\n", "Cannot read the table")],
+)
+def test_csv_refusals_name_the_file(tmp_path: Path, content: bytes, match: str) -> None:
+    path = tmp_path / "table.csv"
+    path.write_bytes(content)
+    with pytest.raises(ReadError, match=match) as refused:
+        read_csv(path)
+    assert "table.csv" in str(refused.value)
