@@ -73,6 +73,10 @@ class Record(AfterStep):
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write what is left."""
+        self.write()
+
+    def write(self) -> None:
+        """Write the history now; nothing on processes other than the first."""
         if self.history is not None:
             self.history.write()
 
@@ -111,15 +115,18 @@ class Validation(AfterStep):
             scores = _in_eval_mode(self.validate, module.final_network)
             named = {f"validation_{name}": value for name, value in scores.items()}
             self.record.history.add({**_where(module), **named})
-            self.record.history.write()
+            self.record.write()
         trainer.strategy.barrier()
 
 
 class SaveCheckpoint(AfterStep):
-    """Writes checkpoints/last.ckpt every few minutes and at the end."""
+    """Writes checkpoints/last.ckpt every few minutes and at the end.
 
-    def __init__(self, path: Path, every_minutes: float) -> None:
-        self.path, self.every_minutes = path, every_minutes
+    The history goes first: a resumed training keeps its rows up to the checkpoint's step.
+    """
+
+    def __init__(self, path: Path, every_minutes: float, record: Record) -> None:
+        self.path, self.every_minutes, self.record = path, every_minutes, record
         self._due = 0.0
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -136,6 +143,7 @@ class SaveCheckpoint(AfterStep):
         self._save(trainer, cast(SegmentationModule, pl_module))
 
     def _save(self, trainer: pl.Trainer, module: SegmentationModule) -> None:
+        self.record.write()
         if trainer.is_global_zero:
             write_checkpoint(self.path, Checkpoint.of(module))
         self._due = module.clock.minutes() + self.every_minutes

@@ -134,7 +134,7 @@ def our_callbacks(
     made: list[pl.Callback] = [Resume(checkpoint, path), record]
     if validate is not None:
         made.append(Validation(validate, settings.validate_every_minutes, record))
-    made += [SaveCheckpoint(path, settings.checkpoint_every_minutes), Stop()]
+    made += [SaveCheckpoint(path, settings.checkpoint_every_minutes, record), Stop()]
     return [*made, ProgressLine()] if settings.progress else made
 
 
