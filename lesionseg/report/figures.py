@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lesionseg.report.scores import Froc, Scores, SizeGroup
+from lesionseg.report.scores import FrocPoint, Scores, SizeGroup
 from lesionseg.report.tables import CaseRow, Curve, LesionRow
 from lesionseg.report.text import size_range
 
@@ -78,6 +78,8 @@ def _draw_counts(axes: "Axes", groups: Sequence[SizeGroup], lesions: Sequence[Le
                 for group in groups
             ]
             drawn = [at for at, height in enumerate(heights) if height]
+            if not drawn:
+                continue
             axes.bar(
                 drawn,
                 [heights[at] for at in drawn],
@@ -99,23 +101,32 @@ def _within(lesion: LesionRow, group: SizeGroup) -> bool:
     return above and (group.to_mm is None or lesion.diameter_mm < group.to_mm)
 
 
-def froc_curve(froc: Froc, scores: Scores) -> "Figure":
-    """Recall against false positives per case on a doubling axis, with the operating point."""
+def froc_curve(scores: Scores) -> "Figure":
+    """Recall against false positives per case on a doubling axis, with the operating point.
+
+    Rates beyond the last candidate, where nothing more can be found, are joined by dots.
+    """
     figure = _figure(7.6, 3.8)
     axes = figure.subplots()
     _tidy(axes, "share of lesions found")
-    points = sorted(zip(froc.fp_per_case, froc.recall, froc.ci95, strict=True))
-    first = min([0.125, *(x for x, _, _ in points if x > 0)])
-    x = [max(p[0], first) for p in points]
-    axes.step(x, [p[1] for p in points], where="post", color=FOUND, linewidth=2)
-    axes.plot([x[-1], max(8.0, x[-1])], [points[-1][1]] * 2, ":", color=FOUND)
-    if all(p[2] is not None for p in points):
-        bounds = [p[2] for p in points if p[2] is not None]
-        low, high = [b[0] for b in bounds], [b[1] for b in bounds]
-        axes.fill_between(x, low, high, step="post", color=FOUND, alpha=0.18, linewidth=0)
+    first = min([0.125, *(p.fp_per_case for p in scores.froc if p.fp_per_case > 0)])
+    reached = [point for point in scores.froc if point.reached]
+    beyond = [*reached[-1:], *(point for point in scores.froc if not point.reached)]
+    for points, style, marker in ((reached, "-", "o"), (beyond, ":", "")):
+        x = [max(point.fp_per_case, first) for point in points]
+        y = [point.recall for point in points]
+        axes.plot(x, y, style, marker=marker, color=FOUND, linewidth=2, markersize=4)
+    _band(axes, scores.froc, first)
     _mark_operating_point(axes, scores, first)
-    _doubling_axis(axes, first, max(8.0, x[-1]))
+    _doubling_axis(axes, first, max([8.0, *(p.fp_per_case for p in scores.froc)]))
     return figure
+
+
+def _band(axes: "Axes", points: Sequence[FrocPoint], first: float) -> None:
+    known = [(max(p.fp_per_case, first), *p.ci95) for p in points if p.ci95 is not None]
+    if known:
+        x, low, high = zip(*known, strict=True)
+        axes.fill_between(x, low, high, color=FOUND, alpha=0.18, linewidth=0)
 
 
 def _mark_operating_point(axes: "Axes", scores: Scores, first: float) -> None:
@@ -152,8 +163,7 @@ def dice_per_case(cases: Sequence[CaseRow], median: float | None) -> "Figure":
     volumes = [case.reference_ml or 0.0 for case in rows]
     if rows and all(volumes):
         if max(volumes) > 10 * min(volumes):
-            axes.set_xscale("log")
-        axes.xaxis.set_major_formatter("{x:g}")
+            _log_axis(axes)
         axes.set_xlabel("lesion volume of the scan (ml)")
         axes.plot(volumes, values, "o", color=FOUND, alpha=0.75, clip_on=False)
     else:
@@ -165,6 +175,15 @@ def dice_per_case(cases: Sequence[CaseRow], median: float | None) -> "Figure":
         axes.legend(frameon=False, fontsize=8.5, loc="lower right")
     axes.set_ylim(-0.02, 1.02)
     return figure
+
+
+def _log_axis(axes: "Axes") -> None:
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter(NullFormatter())
 
 
 def training_curves(curves: Sequence[Curve]) -> "Figure":

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lesionseg.report import text
-from lesionseg.report.scores import Scores
+from lesionseg.report.scores import Scores, read_estimate
 from lesionseg.report.tables import CaseRow, LesionRow
 
 # Rows beyond this make a page slow to open; the omitted number is printed.
@@ -76,13 +76,36 @@ def list_reasons(lesions: Sequence[LesionRow]) -> Listing:
     return _listing(text.HEADINGS_WHY, lines)
 
 
-def list_rules(lesions: Sequence[LesionRow]) -> Listing:
-    """How many lesions are found under other rules of what found means."""
+def list_rules(scores: Scores, lesions: Sequence[LesionRow]) -> Listing:
+    """How many lesions are found, and at what price, under other rules of what found means."""
     lines = (
-        (Cell(words), Cell(f"{sum(getattr(row, rule) for row in lesions)} of {len(lesions)}"))
+        (
+            Cell(words),
+            Cell(f"{sum(getattr(row, rule) for row in lesions)} of {len(lesions)}"),
+            Cell(text.optional_rate(scores.false_marks_under(rule))),
+        )
         for rule, words in text.RULES.items()
     )
     return _listing(text.HEADINGS_RULES, lines)
+
+
+def list_labels(scores: Scores) -> Listing:
+    """One line per kind of lesion; no line at all when there is only one kind."""
+    labels = scores.raw.get("per_label") or {}
+    found = [(name, one) for name, one in labels.items() if isinstance(one, Mapping)]
+    lines = (_label_line(name, one) for name, one in found if len(found) > 1)
+    return _listing(text.HEADINGS_LABELS, lines)
+
+
+def _label_line(name: str, one: Mapping[str, Any]) -> Line:
+    n, recall = int(one.get("n_lesions") or 0), read_estimate(one, "lesion_recall")
+    found = n - int(one.get("n_missed") or 0)
+    return (
+        Cell(name),
+        Cell(f"{found} of {n}"),
+        Cell(text.share_found(found, n, recall)),
+        Cell(text.optional_rate(read_estimate(one, "false_positives_per_case").value)),
+    )
 
 
 def list_provenance(scores: Scores) -> Listing:

@@ -115,7 +115,7 @@ def summary(tables: Tables) -> tuple[str, ...]:
 
 def _context(tables: Tables, history: Path | None, title: str | None) -> dict[str, Any]:
     scores, charts = tables.scores, _charts(tables, history)
-    return {
+    context = {
         "text": text,
         "title": title or text.TITLE,
         "version": __version__,
@@ -126,20 +126,26 @@ def _context(tables: Tables, history: Path | None, title: str | None) -> dict[st
         "sizes": listing.list_sizes(scores),
         "measures": listing.list_measures(scores),
         "reasons": listing.list_reasons(tables.lesions),
-        "rules": listing.list_rules(tables.lesions),
+        "rules": listing.list_rules(scores, tables.lesions),
+        "labels": listing.list_labels(scores),
         "cases": listing.list_cases(tables.cases),
         "lesions": listing.list_lesions(tables.lesions, scores.size_unit),
         "provenance": listing.list_provenance(scores),
-        "sections": _sections(charts, bool(scores.n_missed)),
         "flat": all(len(lesion.start_vox) == 2 for lesion in tables.lesions),
     }
+    return {**context, "sections": _sections(context)}
 
 
-def _sections(charts: Mapping[str, Chart], any_missed: bool) -> tuple[str, ...]:
+def _sections(context: Mapping[str, Any]) -> tuple[str, ...]:
     """The sections the page has, in order."""
-    absent = {"summary"} | {key for key in ("size", "training") if key not in charts}
-    absent |= set() if any_missed else {"why"}
-    return tuple(key for key in text.SECTIONS if key not in absent)
+    present = {
+        "summary": False,  # the first screen needs no link
+        "size": "size" in context["charts"],
+        "training": "training" in context["charts"],
+        "labels": bool(context["labels"].lines),
+        "why": bool(context["reasons"].lines),
+    }
+    return tuple(key for key in text.SECTIONS if present.get(key, True))
 
 
 def _charts(tables: Tables, history: Path | None) -> dict[str, Chart]:
@@ -148,9 +154,9 @@ def _charts(tables: Tables, history: Path | None) -> dict[str, Chart]:
     if scores.n_lesions:
         alt = text.alt_sizes(scores)
         charts["size"] = _chart(lambda: figures.recall_by_size(scores, tables.lesions), alt)
-    froc = scores.froc
-    if froc is not None:
-        charts["froc"] = _chart(lambda: figures.froc_curve(froc, scores), text.alt_froc(froc))
+    if scores.froc:
+        alt = text.alt_froc(scores.froc)
+        charts["froc"] = _chart(lambda: figures.froc_curve(scores), alt)
     if any(case.dice is not None for case in tables.cases):
         median = scores.median_dice
         alt = text.alt_dice(tables.cases, median)

@@ -19,6 +19,8 @@ MIN_SIDE_MM = 64.0
 SIDE_PER_EXTENT = 4.0
 MIN_SHARE_2D = 0.25
 MAX_PIXELS = 400
+MIN_CONTRAST = 0.25
+SAMPLE = 100_000
 PLANES = ("axial", "coronal", "sagittal")
 # letter on the left and on the upper edge of each plane, once axes run to I, P, L
 EDGES = (("R", "A"), ("R", "S"), ("A", "S"))
@@ -30,7 +32,8 @@ class View:
 
     `height_mm` and `width_mm` are its size. `reference` and `accepted` are closed loops of
     (x, y) points in units of `pixel_mm` (height, width of a pixel as cut out). `frame` is a
-    rectangle (x, y, width, height) in millimetres around the place on an overview.
+    rectangle (x, y, width, height) in millimetres around the place on an overview. `centre` is
+    the place itself (x, y) in millimetres.
     """
 
     plane: str
@@ -43,6 +46,7 @@ class View:
     left: str = ""
     top: str = ""
     frame: tuple[float, float, float, float] | None = None
+    centre: tuple[float, float] | None = None
 
     def path(self, loops: Sequence[Loop]) -> str:
         """Loops as the `d` of an SVG path, in millimetres."""
@@ -52,6 +56,12 @@ class View:
             for loop in loops
         )
         return "".join(f"M{line}Z" for line in lines)
+
+    def ticks(self) -> str:
+        """Short lines at the lower and the right edge that point to the centre, as an SVG path."""
+        x, y = self.centre or (self.width_mm / 2, self.height_mm / 2)
+        length = 0.06 * self.height_mm
+        return f"M{x:g} {self.height_mm:g}v{-length:g}M{self.width_mm:g} {y:g}h{-length:g}"
 
     def data_uri(self) -> str:
         """The grey values as a PNG data URI."""
@@ -150,19 +160,28 @@ def _view(scene: Scene, middle: Sequence[int], axis: int | None, side_mm: float)
             scene.geometry.shape, middle, scene.geometry.spacing_mm, strict=True
         )
     ]
-    neighbourhood = scene.image[tuple(index)]
+    shades = _shades(scene.image, scene.image[tuple(index)])
     if axis is not None:
         index[axis] = middle[axis]
     pixel = [s for k, s in enumerate(scene.geometry.spacing_mm) if k != axis]
     left, top = EDGES[axis] if axis is not None else ("", "")
     plane = PLANES[axis] if axis is not None else "cut-out"
-    return _draw(scene, tuple(index), neighbourhood, pixel, plane, left, top)
+    y, x = (
+        (at - around.start + 0.5) * s
+        for k, (at, around, s) in enumerate(
+            zip(middle, index, scene.geometry.spacing_mm, strict=True)
+        )
+        if k != axis
+    )
+    view = _draw(scene, tuple(index), shades, pixel, plane)
+    return replace(view, left=left, top=top, centre=(x, y))
 
 
 def _overview(scene: Scene, middle: Sequence[int], side_mm: float) -> View:
     """The whole 2-D image with a frame where the cut-out lies."""
     spacing = scene.geometry.spacing_mm
-    whole = _draw(scene, (slice(None), slice(None)), scene.image, spacing, "whole image", "", "")
+    shades = _shades(scene.image, scene.image)
+    whole = _draw(scene, (slice(None), slice(None)), shades, spacing, "whole image")
     rows, columns = (
         _around(n, at, side_mm / s)
         for n, at, s in zip(scene.geometry.shape, middle, spacing, strict=True)
@@ -179,13 +198,13 @@ def _overview(scene: Scene, middle: Sequence[int], side_mm: float) -> View:
 def _draw(
     scene: Scene,
     index: tuple[Any, ...],
-    neighbourhood: NDArray[Any],
+    shades: tuple[float, float],
     pixel: Sequence[float],
     plane: str,
-    left: str,
-    top: str,
 ) -> View:
-    image = _grey(scene.image[index], neighbourhood)
+    low, high = shades
+    scaled = (scene.image[index].astype(np.float32) - low) / (high - low)
+    image = (np.clip(scaled, 0, 1) * 255).round().astype(np.uint8)
     reference, accepted = (
         () if mask is None else trace_loops(mask[index])
         for mask in (scene.reference, scene.accepted)
@@ -199,8 +218,6 @@ def _draw(
         (pixel[0], pixel[1]),
         reference,
         accepted,
-        left,
-        top,
     )
 
 
@@ -211,8 +228,14 @@ def _around(n: int, at: int, side: float) -> slice:
     return slice(start, start + size)
 
 
-def _grey(values: NDArray[Any], neighbourhood: NDArray[Any]) -> NDArray[np.uint8]:
-    """Grey values stretched between the 1st and 99.9th percentile of the neighbourhood."""
-    low, high = np.percentile(neighbourhood, (1.0, 99.9))
-    scaled = (values.astype(np.float32) - low) / max(float(high - low), 1e-6)
-    return np.asarray(np.clip(scaled, 0, 1) * 255).round().astype(np.uint8)
+def _shades(image: NDArray[Any], neighbourhood: NDArray[Any]) -> tuple[float, float]:
+    """Values shown black and white: the neighbourhood's 1st and 99.9th percentile.
+
+    Widened where that is less than a quarter of the whole image's range, lest noise looks like
+    tissue.
+    """
+    low, high = (float(v) for v in np.percentile(neighbourhood, (1.0, 99.9)))
+    sample = image.reshape(-1)[:: max(1, image.size // SAMPLE)]
+    least, most = np.percentile(sample, (1.0, 99.9))
+    missing = max(MIN_CONTRAST * float(most - least), 1e-6) - (high - low)
+    return (low - missing / 2, high + missing / 2) if missing > 0 else (low, high)

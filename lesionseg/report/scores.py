@@ -33,12 +33,13 @@ class SizeGroup:
 
 
 @dataclass(frozen=True)
-class Froc:
-    """Lesion recall against false positives per case; one interval or None per point."""
+class FrocPoint:
+    """Lesion recall at a rate of false positives; `reached` is False beyond the last candidate."""
 
-    fp_per_case: tuple[float, ...]
-    recall: tuple[float, ...]
-    ci95: tuple[tuple[float, float] | None, ...]
+    fp_per_case: float
+    recall: float
+    ci95: tuple[float, float] | None
+    reached: bool
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ class Scores:
     n_missed: int
     n_ignored: int
     recall_by_size: tuple[SizeGroup, ...]
-    froc: Froc | None
+    froc: tuple[FrocPoint, ...]
     operating_point: AcceptedFrom
     size_unit: str
     split_is_group_safe: bool | None
@@ -80,6 +81,17 @@ class Scores:
         """Median Dice over the cases with a reference lesion, None when not defined."""
         median = (self.raw.get("dice") or {}).get("median")
         return None if median is None else float(median)
+
+    @property
+    def n_touching(self) -> int:
+        """False positives that touch some lesion without matching it."""
+        return int((self.raw.get("false_positives") or {}).get("touching_lesion") or 0)
+
+    def false_marks_under(self, rule: str) -> float | None:
+        """False positives per case under another rule of what found means."""
+        found = (self.raw.get("other_criteria") or {}).get(rule) or {}
+        rate = found.get("false_positives_per_case")
+        return None if rate is None else float(rate)
 
     @property
     def simulated(self) -> bool:
@@ -135,12 +147,15 @@ def read_scores(path: Path) -> Scores:
 def read_estimate(raw: Mapping[str, Any], key: str) -> Estimate:
     """The number under `key`: plain, or a mapping with `value` or `mean`, `ci95` and `reason`.
 
+    The interval and the reason of a plain one stand in `ci95` and `reasons`, under the same key.
+
     >>> read_estimate({"cpm": None, "reasons": {"cpm": "under 8 cases"}}, "cpm").reason
     'under 8 cases'
     """
     found, reason = raw.get(key), _reason(raw, key)
     if not isinstance(found, Mapping):
-        return Estimate(None if found is None else float(found), None, reason)
+        interval = _interval((raw.get("ci95") or {}).get(key))
+        return Estimate(None if found is None else float(found), interval, reason)
     value = found.get("value", found.get("mean"))
     return Estimate(
         None if value is None else float(value),
@@ -204,16 +219,19 @@ def _size_group(group: Mapping[str, Any]) -> SizeGroup:
     )
 
 
-def _froc(raw: Mapping[str, Any] | None) -> Froc | None:
-    if not raw or not raw.get("fp_per_case"):
-        return None
-    n = len(raw["fp_per_case"])
-    intervals = raw.get("ci95") or [None] * n
-    return Froc(
-        tuple(float(x) for x in raw["fp_per_case"]),
-        tuple(float(y) for y in raw["recall"]),
-        tuple(_interval(pair) for pair in intervals),
-    )
+def _froc(raw: Mapping[str, Any] | None) -> tuple[FrocPoint, ...]:
+    """The defined points of the curve by ascending rate; `()` when there is none."""
+    raw = raw or {}
+    rates, recalls = raw.get("fp_per_case") or (), raw.get("recall") or ()
+    intervals = raw.get("ci95") or [None] * len(rates)
+    beyond = raw.get("beyond_reached") or [False] * len(rates)
+    points = zip(rates, recalls, intervals, beyond, strict=True)
+    defined = [
+        FrocPoint(float(rate), float(recall), _interval(pair), not far)
+        for rate, recall, pair, far in points
+        if recall is not None
+    ]
+    return tuple(sorted(defined, key=lambda point: point.fp_per_case))
 
 
 def _accepted_from(raw: Mapping[str, Any]) -> AcceptedFrom:

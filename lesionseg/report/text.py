@@ -1,9 +1,9 @@
 """All wording of the report in one place, so that it can be corrected and translated."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
-from lesionseg.report.scores import UNSTATED, Estimate, Froc, Scores, SizeGroup
+from lesionseg.report.scores import UNSTATED, Estimate, FrocPoint, Scores, SizeGroup
 from lesionseg.report.tables import CandidateRow, CaseRow, LesionRow
 
 # Words that claim more than a standalone comparison can show; the page is tested for them.
@@ -51,6 +51,7 @@ LIMITS = (
 SECTIONS: Mapping[str, str] = {
     "summary": "In short",
     "size": "Found, by size of lesion",
+    "labels": "Found, by kind of lesion",
     "froc": "Found, by price in false marks",
     "overlap": "How well outlines agree",
     "training": "Training",
@@ -63,7 +64,7 @@ SECTIONS: Mapping[str, str] = {
 }
 
 WHY_MISSED: Mapping[str, str] = {
-    "no_response": "no response: the model marked nothing there",
+    "no_response": "no response, the model marked nothing there",
     "below_operating_point": "marked, but with a score under the operating point",
     "merged": "merged: its mark counts for a neighbouring lesion",
     "overlap_too_small": "marked, but the mark and the lesion overlap too little",
@@ -89,10 +90,13 @@ NO_PICTURES = (
 )
 GALLERY_TEXT = (
     "Slices through the middle of each lesion or mark, cut out around it, along the scan's own "
-    "axes. The patient's right is on the left of a picture, and in sagittal slices the front. "
+    "axes. Ticks at the edges point to it. The patient's right is on the left of a picture, in "
+    "sagittal slices the front is. "
     "Grey values are stretched to the cut-out."
 )
-GALLERY_TEXT_2D = "The whole image with the place framed, and a cut-out around it."
+GALLERY_TEXT_2D = (
+    "The whole image with the place framed, and a cut-out around it. Ticks point to it."
+)
 NO_BOX = "Its place in the scan is not stated in the tables."
 OUTLINES = "Outlines"
 KEY_REFERENCE = "reference (solid)"
@@ -105,8 +109,8 @@ SIZE_TEXT = (
 )
 FROC_TEXT = (
     "Lowering the score from which a mark counts finds more lesions and brings more false marks. "
-    "The curve shows every such choice; the dot is the one used in this report. Each division to "
-    "the right doubles the false marks."
+    "The curve shows what each choice would give; the large dot is the one used in this report. "
+    "Each division to the right doubles the false marks. Dotted: no further marks to accept."
 )
 FROC_NONE = "No curve: the marks have no scores, or the curve is not defined."
 OVERLAP_TEXT = (
@@ -155,8 +159,8 @@ DEFINITIONS: Mapping[str, tuple[str, str]] = {
     ),
     "operating-point": (
         "Operating point",
-        "The score from which a mark counts. It was chosen beforehand for a stated rate of false "
-        "marks or a stated sensitivity.",
+        "The score from which a mark counts, chosen for a stated rate of false marks or a stated "
+        "sensitivity, or given by hand. On which scans it was chosen stands at the top.",
     ),
     "size": (
         "Size",
@@ -193,11 +197,13 @@ MEASURES: Mapping[str, tuple[str, str]] = {
     "lesion_f1": ("F1", "precision"),
     "false_positives_per_case": ("False marks per scan", "false-mark"),
     "false_positives_per_lesion_free_case": ("False marks per lesion-free scan", "false-mark"),
+    "specificity": ("Lesion-free scans without any mark", "false-mark"),
     "cpm": ("CPM", "froc"),
     "average_precision": ("Average precision", "froc"),
     "case_auroc": ("Telling scans with a lesion from those without: AUROC", "froc"),
     "dice": ("Dice, mean over scans with a lesion", "dice"),
     "surface_dice": ("Surface Dice, mean over scans with a lesion", "dice"),
+    "hd95_mm": ("HD95 (mm), mean over scans where it is defined", "dice"),
 }
 
 
@@ -228,7 +234,8 @@ HEADINGS_LESIONS = (
 HEADINGS_SIZE = ("Size", "Found", "Share", "95 % interval")
 HEADINGS_MEASURES = ("Measure", "Value")
 HEADINGS_WHY = ("Reason", "Lesions")
-HEADINGS_RULES = ("Rule", "Found")
+HEADINGS_RULES = ("Rule", "Found", "False marks per scan")
+HEADINGS_LABELS = ("Kind of lesion", "Found", "Share", "False marks per scan")
 HEADINGS_PROVENANCE = ("What", "Value")
 OK, YES = "ok", "yes"
 CONTENTS = "Contents"
@@ -268,6 +275,11 @@ def rate(value: float) -> str:
     ('0.041', '0.84', '103')
     """
     return f"{value:.0f}" if value >= 10 else f"{value:.2g}"
+
+
+def optional_rate(value: float | None) -> str:
+    """A rate for a table, or a dash."""
+    return NONE if value is None else rate(value)
 
 
 def size_range(group: SizeGroup, unit: str) -> str:
@@ -353,7 +365,8 @@ def false_mark_sentence(scores: Scores) -> str:
     marks = count(scores.n_false_positive, kind)
     price = f"(not defined: {per_case.reason})" if per_case.value is None else rate(per_case.value)
     scans = count(scores.n_cases, "scan")
-    said = f"{price} marks a scan match no reference lesion ({marks} on {scans})"
+    touching = f", {scores.n_touching} of them touch a lesion" if scores.n_touching else ""
+    said = f"{price} marks a scan match no reference lesion ({marks} on {scans}{touching})"
     if not scores.n_lesion_free_cases:
         return f"{said}; no scan is lesion-free."
     if free.value is None:
@@ -367,7 +380,7 @@ def scans_sentence(scores: Scores) -> str:
     patients = f"of {count(scores.n_groups, 'patient')}"
     if scores.n_groups == scores.n_cases and scores.n_cases > 1:
         patients = "each counted as a patient of its own"
-    free = f"{scores.n_lesion_free_cases} of them without a reference lesion"
+    free = f"{scores.n_lesion_free_cases or 'none'} of them without a reference lesion"
     role = role_words(scores.evaluated_on)
     return f"{count(scores.n_cases, 'scan')}, {patients}, {free}; {role}."
 
@@ -391,14 +404,18 @@ def ignored_sentence(scores: Scores) -> str:
 def failed_sentence(cases: Iterable[CaseRow]) -> str:
     """Scans without a result; empty when there are none."""
     failed = sum(case.failed for case in cases)
-    return f"{count(failed, 'scan')} gave no result; see the table of scans." if failed else ""
+    return (
+        f"{count(failed, 'scan')} without a prediction: lesions there count as missed."
+        if failed
+        else ""
+    )
 
 
 def operating_point_sentence(scores: Scores) -> str:
     """From which score a mark counts, and on what that was chosen."""
     point = scores.operating_point
     if point.score is None:
-        return "All marks count: they carry no scores."
+        return "No score is stated; the marks the predictions themselves accept were counted."
     chosen = f", chosen on {point.chosen_on} data" if point.chosen_on else ", given by hand"
     return f"A mark counts from a score of {point.score:.3g}{chosen}."
 
@@ -409,7 +426,7 @@ def caption_lesion(lesion: LesionRow, unit: str) -> str:
     size += f" ({lesion.volume_ml:.2g} ml)" if lesion.volume_ml is not None else ""
     near = ", near the scan's resolution" if lesion.near_resolution else ""
     if not lesion.detected:
-        return f"{size}{near} · missed, {why_missed(lesion.why_missed)}"
+        return f"{size}{near} · missed: {why_missed(lesion.why_missed)}"
     score = NONE if lesion.detected_at is None else f"{lesion.detected_at:.2f}"
     overlap = "" if lesion.iou is None else f", overlap (IoU) {lesion.iou:.2f}"
     return f"{size}{near} · found with score {score}{overlap}"
@@ -453,12 +470,12 @@ def alt_sizes(scores: Scores) -> str:
     )
 
 
-def alt_froc(froc: Froc) -> str:
+def alt_froc(points: Sequence[FrocPoint]) -> str:
     """The ends of the FROC curve in words."""
-    first, last = min(froc.fp_per_case), max(froc.fp_per_case)
+    first, last = points[0], points[-1]
     return (
-        f"FROC curve from {percent(min(froc.recall))} of lesions found at {rate(first)} false "
-        f"marks per scan to {percent(max(froc.recall))} at {rate(last)}."
+        f"FROC curve from {percent(first.recall)} of lesions found at {rate(first.fp_per_case)} "
+        f"false marks per scan to {percent(last.recall)} at {rate(last.fp_per_case)}."
     )
 
 

@@ -139,7 +139,9 @@ def test_names_from_tables_are_escaped(tmp_path: Path) -> None:
 
 def test_failed_scans_are_said(evaluation: Evaluation, tmp_path: Path) -> None:
     evaluation.failed = ("c",)
-    assert "1 scan gave no result" in " ".join(summary(read_tables(evaluation.write(tmp_path))))
+    assert "1 scan without a prediction" in " ".join(
+        summary(read_tables(evaluation.write(tmp_path)))
+    )
 
 
 def test_missing_scores_leave_no_page(tmp_path: Path) -> None:
@@ -156,7 +158,7 @@ def hang(evaluation: Evaluation, folder: Path) -> tuple[Hanging, ...]:
 def test_gallery_shows_misses_false_marks_and_finds(evaluation: Evaluation, tmp_path: Path) -> None:
     missed, false, found = hang(evaluation, tmp_path)
     assert [len(wall.cards) for wall in (missed, false, found)] == [2, 2, 3]
-    assert "missed, no response" in missed.cards[0].caption
+    assert "missed: no response" in missed.cards[0].caption
     assert "score 0.90" in false.cards[0].caption
     for card in missed.cards:
         assert [view.plane for view in card.views] == ["axial", "coronal", "sagittal"]

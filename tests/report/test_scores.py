@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from lesionseg.errors import ContentError, ReadError
-from lesionseg.report.scores import UNSTATED, read_estimate, read_scores
+from lesionseg.report.scores import UNSTATED, FrocPoint, read_estimate, read_scores
 
 
 def test_missing_file_says_what_to_do(tmp_path: Path) -> None:
@@ -36,8 +36,7 @@ def test_counts_and_sizes_are_read(scores_dir: Path) -> None:
     assert scores.recall_by_size[0].recall.reason == "fewer than 3 lesions"
     assert scores.estimate("dice").value == 0.55
     assert scores.median_dice == 0.6
-    assert scores.froc is not None
-    assert scores.froc.ci95[0] == (0.0, 0.3)
+    assert scores.froc[0] == FrocPoint(0.0, 0.1, (0.0, 0.3), reached=True)
 
 
 @pytest.mark.parametrize(
