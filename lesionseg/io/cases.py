@@ -44,7 +44,10 @@ def read_image(files: CaseFiles, dataset: Dataset) -> Volume:
     for channel, file in enumerate(files.images):
         volume = first if channel == 0 else read_volume(file, raster_mm=raster_mm)
         check_grid(file, volume.geometry, files.images[0], first.geometry)
-        array[channel] = _finite(file, volume.array[0])
+        with np.errstate(over="ignore"):  # too large for float32 becomes infinite, and is told
+            array[channel] = volume.array[0]
+        if volume.array.dtype.kind == "f":
+            _check_finite(file, array[channel])
     return Volume(array, first.geometry)
 
 
@@ -137,10 +140,8 @@ def _check_dims(path: Path, geometry: Geometry, dims: int) -> None:
         )
 
 
-def _finite(path: Path, array: NDArray[Any]) -> NDArray[np.float32]:
-    with np.errstate(over="ignore"):
-        values = array.astype(np.float32, copy=False)
-    n_bad = int(values.size - np.isfinite(values).sum())
+def _check_finite(path: Path, values: NDArray[np.float32]) -> None:
+    n_bad = values.size - int(np.count_nonzero(np.isfinite(values)))
     if n_bad:
         raise ContentError(
             "The image holds voxels that are no numbers.",
@@ -148,7 +149,6 @@ def _finite(path: Path, array: NDArray[Any]) -> NDArray[np.float32]:
             seen=f"{n_bad} voxels are NaN or infinite",
             remedy="Replace them, for instance by the value of air, and write the file again.",
         )
-    return values
 
 
 def _whole_numbers(path: Path, array: NDArray[Any]) -> NDArray[np.integer[Any]]:
