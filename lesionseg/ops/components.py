@@ -56,14 +56,14 @@ def lesion_instances(labels: NDArray[np.integer[Any]]) -> LesionInstances:
         return LesionInstances(instances, ())
     tile = _unsigned(np.ascontiguousarray(labels[inside]))
     found = cc3d.connected_components(tile, connectivity=FULL_CONNECTIVITY[labels.ndim])
-    ids, first = np.unique(found, return_index=True)
-    values = tile.ravel()[first]
-    lesion = ids > 0
-    order = np.argsort(first[lesion], kind="stable")
+    # only foreground is sorted: it is the few
+    foreground = np.flatnonzero(found)
+    ids, at = np.unique(found.reshape(-1)[foreground], return_index=True)
+    first = np.sort(foreground[at])
     renumber = np.zeros(int(ids[-1]) + 1, dtype=np.int32)
-    renumber[ids[lesion][order]] = np.arange(1, len(order) + 1)
+    renumber[found.reshape(-1)[first]] = np.arange(1, len(first) + 1)
     instances[inside] = renumber[found]
-    return LesionInstances(instances, tuple(int(v) for v in values[lesion][order]))
+    return LesionInstances(instances, tuple(tile.reshape(-1)[first].tolist()))
 
 
 def foreground_slices(array: NDArray[Any]) -> tuple[slice, ...] | None:

@@ -1,0 +1,148 @@
+"""What every number is when there is nothing to compute it from: one table for code and docs."""
+
+from dataclasses import dataclass
+
+from lesionseg.evaluation.bootstrap import MIN_GROUPS
+
+MIN_CASES_FOR_CPM = 8
+
+
+@dataclass(frozen=True)
+class EdgeCase:
+    """The value of `numbers` in a situation; None is written as null with `reason`."""
+
+    numbers: str
+    situation: str
+    value: float | None
+    reason: str
+
+
+CASE_WITHOUT_LESION = EdgeCase(
+    "`dice`, `surface_dice`, `hd95_mm` of a case",
+    "no reference lesion, with or without candidates",
+    None,
+    "a lesion-free case is judged by its false positives, never by a flattering Dice of 1",
+)
+CASE_MISSED = EdgeCase(
+    "`dice`, `surface_dice` of a case",
+    "lesions, but nothing accepted (or no prediction at all)",
+    0.0,
+    "a missed case counts 0",
+)
+DISTANCE_WITHOUT_PREDICTION = EdgeCase(
+    "`hd95_mm` of a case",
+    "lesions, but nothing accepted (or no prediction at all)",
+    None,
+    "there is no surface to measure from; such cases are counted in `hd95_mm.n_undefined`",
+)
+CASE_WITHOUT_MASKS = EdgeCase(
+    "`dice`, `surface_dice`, `hd95_mm` of a case",
+    "the reference or the prediction has boxes without masks",
+    None,
+    "boxes have no voxels to compare",
+)
+NO_MASKED_CASE = EdgeCase(
+    "`dice`, `surface_dice`, `hd95_mm`",
+    "no case has a defined value",
+    None,
+    "no case with a reference lesion has masks to compare",
+)
+NO_LESION = EdgeCase(
+    "`lesion_recall`, `lesion_recall_mean_per_group`, `lesion_f1`, `recall_by_size`, `froc`, "
+    "`cpm`, `average_precision`",
+    "no reference lesion at all (of that size)",
+    None,
+    "there is no reference lesion to find",
+)
+NOTHING_ACCEPTED = EdgeCase(
+    "`lesion_precision`",
+    "no accepted candidate, or all of them ignored",
+    None,
+    "no accepted candidate was judged",
+)
+NOTHING_FOUND = EdgeCase(
+    "`lesion_f1`, `froc`, `average_precision`",
+    "lesions, but no candidate",
+    0.0,
+    "every lesion is missed",
+)
+NO_CASE = EdgeCase("`false_positives_per_case`", "no case", None, "there is no case")
+NO_LESION_FREE_CASE = EdgeCase(
+    "`false_positives_per_lesion_free_case`, `false_positive_ml_per_lesion_free_case`, "
+    "`specificity`",
+    "every case has a lesion",
+    None,
+    "there is no lesion-free case",
+)
+NO_VOLUME = EdgeCase(
+    "`volume_ml`, `reference_ml`, `predicted_ml`, `false_positive_ml_per_lesion_free_case`",
+    "images of two axes",
+    None,
+    "an image of two axes has no volume",
+)
+UNSCORED = EdgeCase(
+    "`froc`, `cpm`, `average_precision`, `case_auroc`, `detected_at`, `score`, `case_score`",
+    "candidates without scores (bare masks)",
+    None,
+    "the candidates have no scores, and a score is never invented",
+)
+TOO_FEW_CASES_FOR_CPM = EdgeCase(
+    "`cpm`",
+    f"under {MIN_CASES_FOR_CPM} cases",
+    None,
+    f"1/8 false positives per case cannot be seen in fewer than {MIN_CASES_FOR_CPM} cases",
+)
+ONE_KIND_OF_CASE = EdgeCase(
+    "`case_auroc`",
+    "all cases have lesions, or none has",
+    None,
+    "an AUROC needs cases with and without lesions",
+)
+TOO_FEW_GROUPS = EdgeCase(
+    "every `ci95`",
+    f"under {MIN_GROUPS} groups with something to count",
+    None,
+    f"fewer than {MIN_GROUPS} groups are too few for an interval",
+)
+UNSTABLE = EdgeCase(
+    "every `ci95`",
+    "undefined in more than half of the bootstrap replicates",
+    None,
+    "the number is undefined in more than half of the resampled data sets",
+)
+NO_OPERATING_POINT = EdgeCase(
+    "`operating_point.score`",
+    "no operating point was given and the prediction files state none",
+    None,
+    "the prediction's own accepted candidates were taken",
+)
+
+EDGE_CASES = (
+    CASE_WITHOUT_LESION,
+    CASE_MISSED,
+    DISTANCE_WITHOUT_PREDICTION,
+    CASE_WITHOUT_MASKS,
+    NO_MASKED_CASE,
+    NO_LESION,
+    NOTHING_ACCEPTED,
+    NOTHING_FOUND,
+    NO_CASE,
+    NO_LESION_FREE_CASE,
+    NO_VOLUME,
+    UNSCORED,
+    TOO_FEW_CASES_FOR_CPM,
+    ONE_KIND_OF_CASE,
+    TOO_FEW_GROUPS,
+    UNSTABLE,
+    NO_OPERATING_POINT,
+)
+
+
+def as_markdown() -> str:
+    """The table as it stands in docs/metrics.md."""
+    rows = [
+        f"| {e.numbers} | {e.situation} | {'null' if e.value is None else f'{e.value:g}'} "
+        f"| {e.reason} |"
+        for e in EDGE_CASES
+    ]
+    return "\n".join(["| number | when | is | because |", "|---|---|---|---|", *rows])

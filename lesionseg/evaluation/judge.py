@@ -1,0 +1,133 @@
+"""Match one case: every lesion found or not, every candidate true, false or ignored."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lesionseg.core import OperatingPoint, Prediction, Reference
+from lesionseg.evaluation.instances import Instances, candidate_instances, reference_instances
+from lesionseg.evaluation.matching import NEVER, Links, detection_scores, find_links, match
+from lesionseg.evaluation.overlap import Overlaps, overlap_table
+from lesionseg.evaluation.presets import SIDE_CRITERIA, Criterion
+from lesionseg.evaluation.results import Found, Outcome
+
+
+@dataclass(frozen=True, eq=False)
+class Verdict:
+    """The matching under one criterion: who found each lesion, and each candidate's outcome.
+
+    `candidate_of` `[n_lesions]`: row of the candidate, -1 for a missed lesion.
+    """
+
+    candidate_of: NDArray[np.int64]
+    outcomes: tuple[Outcome, ...]
+
+    @property
+    def found(self) -> NDArray[np.bool_]:
+        """Which lesions were found."""
+        return self.candidate_of >= 0
+
+    def count(self) -> Found:
+        """Lesions found, false positives and ignored candidates."""
+        return Found(
+            int(self.found.sum()),
+            self.outcomes.count("false_positive"),
+            self.outcomes.count("ignored"),
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Judged:
+    """A matched case. Arrays are by row of `lesions` or `candidates`.
+
+    `at_point`: with the accepted candidates alone; `at_any`: with all retained ones. `sides`: the
+    accepted ones under the side criteria. `detected_at`: the score at which a lesion is found.
+    """
+
+    prediction: Prediction
+    lesions: Instances
+    candidates: Instances
+    overlaps: Overlaps
+    accepted: NDArray[np.bool_]
+    detected_at: NDArray[np.float64]
+    at_point: Verdict
+    at_any: Verdict
+    sides: Mapping[str, Verdict]
+
+    @property
+    def has_masks(self) -> bool:
+        """Whether all lesions and all accepted candidates have voxels to compare."""
+        return bool(self.lesions.masked.all() and self.candidates.masked[self.accepted].all())
+
+
+def judge(
+    reference: Reference,
+    prediction: Prediction,
+    criterion: Criterion,
+    operating_point: OperatingPoint | None,
+) -> Judged:
+    """Match a prediction with its reference on the same grid.
+
+    Candidates of at least the operating point's score are accepted; without a point, or without
+    scores, those that the prediction marks as accepted.
+    """
+    lesions = reference_instances(reference)
+    candidates = candidate_instances(prediction, reference.ignore)
+    overlaps = overlap_table(candidates, lesions)
+    scores = np.array([c.score for c in prediction.candidates], dtype=np.float64)
+    accepted = np.array([c.accepted for c in prediction.candidates], dtype=np.bool_)
+    if operating_point is not None and prediction.scored:
+        accepted = scores >= operating_point.score
+    aside = _mostly_ignored(reference, prediction, candidates)
+
+    def verdict(links: Links, present: NDArray[np.bool_], prefer: NDArray[np.bool_]) -> Verdict:
+        candidate_of = match(links.among(present), prefer)
+        return Verdict(candidate_of, _outcomes(links, present, aside, candidate_of))
+
+    links = find_links(criterion, candidates, lesions, overlaps)
+    detected_at = detection_scores(links, scores)
+    by_now = detected_at >= scores[accepted].min(initial=np.inf)
+    nothing = np.zeros(len(lesions), dtype=np.bool_)
+    return Judged(
+        prediction,
+        lesions,
+        candidates,
+        overlaps,
+        accepted,
+        detected_at,
+        at_point=verdict(links, accepted, by_now),
+        at_any=verdict(links, np.ones_like(accepted), detected_at > NEVER),
+        sides={
+            side.name: verdict(find_links(side, candidates, lesions, overlaps), accepted, nothing)
+            for side in SIDE_CRITERIA
+        },
+    )
+
+
+def _outcomes(
+    links: Links,
+    present: NDArray[np.bool_],
+    aside: NDArray[np.bool_],
+    candidate_of: NDArray[np.int64],
+) -> tuple[Outcome, ...]:
+    """Matched: true. Else linked to some lesion, or out of what is judged: ignored. Else false."""
+    matched = np.zeros(len(present), dtype=np.bool_)
+    matched[candidate_of[candidate_of >= 0]] = True
+    spared = links.linked() | aside
+    names: list[Outcome] = ["false_positive", "ignored", "true_positive", "not_accepted"]
+    index = np.select([~present, matched, spared], [3, 2, 1], 0)
+    return tuple(names[i] for i in index)
+
+
+def _mostly_ignored(
+    reference: Reference, prediction: Prediction, candidates: Instances
+) -> NDArray[np.bool_]:
+    """Candidates that lose more than half of their voxels to what is not judged."""
+    if reference.ignore is None or prediction.instances is None or len(candidates) == 0:
+        return np.zeros(len(candidates), dtype=np.bool_)
+    lost = np.bincount(
+        prediction.instances[reference.ignore].reshape(-1), minlength=int(candidates.ids.max()) + 1
+    )[candidates.ids]
+    return lost > candidates.n_voxels

@@ -1,0 +1,139 @@
+"""What judging one case gives: its lesions, its candidates and its numbers."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from lesionseg.core import OperatingPoint
+from lesionseg.evaluation.overlap import VoxelCounts
+
+Outcome = Literal["true_positive", "false_positive", "ignored", "not_accepted"]
+WhyMissed = Literal[
+    "",
+    "no_response",
+    "below_operating_point",
+    "overlap_too_small",
+    "merged",
+    "wrong_label",
+    "case_failed",
+]
+Status = Literal["ok", "missing"]
+
+
+@dataclass(frozen=True)
+class LesionResult:
+    """One reference lesion and whether it was found.
+
+    `voxels`, `slices` and the axes are None for a bare box, `volume_ml` also in 2-D. `candidate`
+    and `iou` are those of the match at the operating point. `detected_at` is the highest score at
+    which the lesion is found, None when it never is or candidates have no scores. `any_overlap`,
+    `iou50` and `centre_distance`: found under the side criteria at the operating point.
+    """
+
+    lesion: int
+    label: int
+    diameter_mm: float
+    volume_ml: float | None
+    voxels: int | None
+    slices: int | None
+    long_axis_mm: float | None
+    short_axis_mm: float | None
+    near_resolution: bool
+    start_vox: tuple[float, ...]
+    stop_vox: tuple[float, ...]
+    centre_mm: tuple[float, ...]
+    detected: bool
+    detected_at: float | None
+    candidate: int | None
+    iou: float | None
+    any_overlap: bool
+    iou50: bool
+    centre_distance: bool
+    why_missed: WhyMissed
+
+
+@dataclass(frozen=True)
+class CandidateResult:
+    """One candidate and what became of it.
+
+    `outcome` at the operating point; `outcome_any` when all retained candidates count (the FROC's
+    view). `lesion` and `iou`: the matched lesion, else the one of its label that it overlaps most.
+    `touches_lesion`: overlaps some lesion, of whatever label.
+    """
+
+    candidate: int
+    label: int
+    score: float | None
+    probability: float | None
+    diameter_mm: float
+    volume_ml: float | None
+    start_vox: tuple[float, ...]
+    stop_vox: tuple[float, ...]
+    centre_mm: tuple[float, ...]
+    accepted: bool
+    outcome: Outcome
+    lesion: int | None
+    iou: float | None
+    touches_lesion: bool
+    outcome_any: Outcome
+
+
+@dataclass(frozen=True)
+class Found:
+    """Counts of one case under one criterion at the operating point."""
+
+    true_positive: int
+    false_positive: int
+    ignored: int
+
+
+@dataclass(frozen=True)
+class CaseResult:
+    """One judged case.
+
+    `dice`, `surface_dice` and `hd95_mm` are None where docs/metrics.md says so. `counts` holds
+    voxels by label, all labels as one under 0, and is empty where there are no masks to compare.
+    `sides` holds the counts under the side criteria. `splits`: lesions overlapped by several
+    accepted candidates; `merges`: accepted candidates that overlap several lesions. `case_score`:
+    the highest candidate's score, 0 without candidates, None without scores. `scored`: whether
+    candidates have scores. `physical`: whether lengths are millimetres, not pixels.
+    """
+
+    case: str
+    group: str
+    role: str
+    status: Status
+    dims: int
+    lesions: tuple[LesionResult, ...]
+    candidates: tuple[CandidateResult, ...]
+    dice: float | None
+    surface_dice: float | None
+    hd95_mm: float | None
+    reference_ml: float | None
+    predicted_ml: float | None
+    case_score: float | None
+    scored: bool
+    splits: int = 0
+    merges: int = 0
+    counts: Mapping[int, VoxelCounts] = field(default_factory=dict)
+    sides: Mapping[str, Found] = field(default_factory=dict)
+    operating_point: OperatingPoint | None = None
+    physical: bool = True
+    seconds: float = 0.0
+
+    @property
+    def n_detected(self) -> int:
+        """Lesions found at the operating point."""
+        return sum(lesion.detected for lesion in self.lesions)
+
+    def n_outcome(self, outcome: Outcome) -> int:
+        """Candidates of that outcome at the operating point."""
+        return sum(candidate.outcome == outcome for candidate in self.candidates)
+
+    @property
+    def false_positive_ml(self) -> float | None:
+        """Volume of the false positives; None in 2-D."""
+        if self.dims == 2:
+            return None
+        false = (c for c in self.candidates if c.outcome == "false_positive")
+        return sum((c.volume_ml or 0.0 for c in false), 0.0)

@@ -1,0 +1,135 @@
+"""scores.json: every number of an evaluation, from the results of its cases.
+
+What is undefined is null. Numbers with an interval are mappings and carry their own `reason`; the
+reasons of plain ones stand in `reasons`, their intervals in `ci95`, under the number's key.
+"""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import lesionseg
+from lesionseg.core import OperatingPoint
+from lesionseg.evaluation import edge_cases
+from lesionseg.evaluation.estimates import as_list, as_mapping
+from lesionseg.evaluation.presets import Preset
+from lesionseg.evaluation.results import CaseResult
+from lesionseg.evaluation.summary import Summary
+
+_log = logging.getLogger(__name__)
+
+SCHEMA_VERSION = 1
+DEVELOPMENT_ROLES = ("train", "validation")
+
+
+def summarise(
+    results: Sequence[CaseResult],
+    preset: Preset,
+    *,
+    evaluated_on: str,
+    operating_point: OperatingPoint | None = None,
+    labels: Mapping[int, str] | None = None,
+    split_is_group_safe: bool | None = None,
+    replicates: int = 1000,
+    seed: int = 0,
+    provenance: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """The content of scores.json, as DESIGN's contract and docs/metrics.md describe it.
+
+    `evaluated_on` is the role of the cases. `labels` names label values; others are named by their
+    value. `operating_point`: None takes the one that all predictions state. `replicates` and
+    `seed` are the bootstrap's. No result at all gives nulls throughout.
+    """
+    summary = Summary.of(results, preset, replicates, seed)
+    plain = {**summary.detection_numbers(), **summary.curve_numbers()}
+    reasons = {key: number.reason for key, number in plain.items() if number.reason}
+    froc = summary.froc()
+    if froc is None:
+        reasons["froc"] = (edge_cases.NO_LESION if summary.scored else edge_cases.UNSCORED).reason
+    point = _operating_point(results, operating_point, evaluated_on)
+    if point["score"] is None:
+        reasons["operating_point.score"] = edge_cases.NO_OPERATING_POINT.reason
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "evaluated_on": evaluated_on,
+        "preset": preset.name,
+        **summary.counts(),
+        "dice": summary.overlap("dice"),
+        "surface_dice": {
+            **summary.overlap("surface_dice"),
+            "tolerance_mm": preset.surface_tolerance_mm,
+        },
+        "hd95_mm": summary.distance(),
+        "lesion_recall": as_mapping(summary.recall()),
+        **{key: number.value for key, number in plain.items()},
+        "recall_by_size": summary.recall_by_size(),
+        "size_unit": "mm" if not results or any(r.physical for r in results) else "px",
+        "froc": froc,
+        "operating_point": point,
+        "other_criteria": summary.other_criteria(),
+        "false_positives": summary.false_positives(),
+        "splits": sum(r.splits for r in results),
+        "merges": sum(r.merges for r in results),
+        "per_label": _per_label(summary, labels or {}),
+        "missing_predictions": [r.case for r in results if r.status == "missing"],
+        "split_is_group_safe": split_is_group_safe,
+        "ci95": {key: as_list(number.ci95) for key, number in plain.items()},
+        "reasons": reasons,
+        "provenance": {
+            **(provenance or {}),
+            "lesionseg": lesionseg.__version__,
+            "preset": asdict(preset),
+            "bootstrap": {
+                "replicates": replicates,
+                "seed": seed,
+                "undefined": {k: n.n_undefined for k, n in plain.items() if n.n_undefined},
+            },
+        },
+    }
+
+
+def _per_label(summary: Summary, labels: Mapping[int, str]) -> dict[str, Any]:
+    seen = {x.label for r in summary.results for x in r.lesions}
+    seen |= {c.label for r in summary.results for c in r.candidates}
+    return {
+        labels.get(label, str(label)): _one_label(summary.of_label(label), label)
+        for label in sorted(seen | set(labels))
+    }
+
+
+def _one_label(part: Summary, label: int) -> dict[str, Any]:
+    counts = part.counts()
+    plain = {
+        "lesion_precision": part.precision(),
+        "false_positives_per_case": part.false_positives_per_case(),
+        "average_precision": part.average_precision(),
+    }
+    names = ("n_lesions", "n_true_positive", "n_false_positive", "n_missed", "n_ignored")
+    return {
+        "label": label,
+        **{name: counts[name] for name in names},
+        "dice": part.label_dice(label),
+        "lesion_recall": as_mapping(part.recall()),
+        **{key: number.value for key, number in plain.items()},
+        "ci95": {key: as_list(number.ci95) for key, number in plain.items()},
+        "reasons": {key: number.reason for key, number in plain.items() if number.reason},
+    }
+
+
+def _operating_point(
+    results: Sequence[CaseResult], given: OperatingPoint | None, evaluated_on: str
+) -> dict[str, Any]:
+    """The point, and whether choosing it on these cases, or developing on them, flatters."""
+    stated = {given} if given else {r.operating_point for r in results if r.status == "ok"}
+    if len(stated) > 1:
+        _log.warning("The predictions state different operating points; none is reported.")
+    point = stated.pop() if len(stated) == 1 else None
+    chosen_on = point.chosen_on if point else None
+    return {
+        "name": point.name if point else None,
+        "score": point.score if point else None,
+        "chosen_on": chosen_on,
+        "optimistic": evaluated_on in DEVELOPMENT_ROLES
+        or (chosen_on is not None and evaluated_on in chosen_on.split("+")),
+    }

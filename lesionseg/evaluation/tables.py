@@ -1,0 +1,143 @@
+"""cases.csv, lesions.csv and candidates.csv: results as rows."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from lesionseg.evaluation.results import CandidateResult, CaseResult, LesionResult
+
+CASE_COLUMNS = (
+    "case",
+    "group",
+    "role",
+    "status",
+    "n_lesions",
+    "n_candidates",
+    "n_detected",
+    "n_missed",
+    "n_false_positive",
+    "n_ignored",
+    "dice",
+    "surface_dice",
+    "hd95_mm",
+    "reference_ml",
+    "predicted_ml",
+    "false_positive_ml",
+    "splits",
+    "merges",
+    "case_score",
+    "seconds",
+)
+LESION_COLUMNS = (
+    "case",
+    "group",
+    "lesion",
+    "label",
+    "volume_ml",
+    "diameter_mm",
+    "voxels",
+    "slices",
+    "long_axis_mm",
+    "short_axis_mm",
+    "near_resolution",
+    "start_vox",
+    "stop_vox",
+    "centre_mm",
+    "detected",
+    "detected_at",
+    "candidate",
+    "iou",
+    "any_overlap",
+    "iou50",
+    "centre_distance",
+    "why_missed",
+)
+CANDIDATE_COLUMNS = (
+    "case",
+    "group",
+    "candidate",
+    "label",
+    "score",
+    "probability",
+    "diameter_mm",
+    "volume_ml",
+    "start_vox",
+    "stop_vox",
+    "centre_mm",
+    "accepted",
+    "outcome",
+    "lesion",
+    "iou",
+    "touches_lesion",
+    "outcome_any",
+)
+
+# columns of cases.csv that a result has under the same name
+_SAME_NAME = (
+    "case",
+    "group",
+    "role",
+    "status",
+    "n_detected",
+    "dice",
+    "surface_dice",
+    "hd95_mm",
+    "reference_ml",
+    "predicted_ml",
+    "false_positive_ml",
+    "splits",
+    "merges",
+    "case_score",
+)
+
+Row = dict[str, Any]
+
+
+def case_rows(results: Sequence[CaseResult]) -> list[Row]:
+    """One row a case; what is undefined is None."""
+    return [_plain(_case(result)) for result in results]
+
+
+def lesion_rows(results: Sequence[CaseResult], labels: Mapping[int, str]) -> list[Row]:
+    """One row a reference lesion; `labels` names label values."""
+    return [_row(r, lesion, LESION_COLUMNS, labels) for r in results for lesion in r.lesions]
+
+
+def candidate_rows(results: Sequence[CaseResult], labels: Mapping[int, str]) -> list[Row]:
+    """One row a retained candidate."""
+    return [_row(r, found, CANDIDATE_COLUMNS, labels) for r in results for found in r.candidates]
+
+
+def _case(result: CaseResult) -> Row:
+    return {
+        **{name: getattr(result, name) for name in _SAME_NAME},
+        "n_lesions": len(result.lesions),
+        "n_candidates": len(result.candidates),
+        "n_missed": len(result.lesions) - result.n_detected,
+        "n_false_positive": result.n_outcome("false_positive"),
+        "n_ignored": result.n_outcome("ignored"),
+        "seconds": round(result.seconds, 4),
+    }
+
+
+def _row(
+    result: CaseResult,
+    item: LesionResult | CandidateResult,
+    columns: Sequence[str],
+    labels: Mapping[int, str],
+) -> Row:
+    own = {name: getattr(item, name) for name in columns if hasattr(item, name)}
+    names = {"label": labels.get(item.label, str(item.label))}
+    return _plain({**own, **names, "case": result.case, "group": result.group})
+
+
+def _plain(row: Row) -> Row:
+    """Cells as text that other programs read: true and false, numbers separated by spaces."""
+    return {key: _cell(value) for key, value in row.items()}
+
+
+def _cell(value: Any) -> Any:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, tuple):
+        return " ".join(f"{round(number, 4):.12g}" for number in value)
+    return value

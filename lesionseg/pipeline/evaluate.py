@@ -1,0 +1,244 @@
+"""The recipe of `evaluate`: judge predicted files against reference files, case by case."""
+
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from lesionseg.core import (
+    CaseFiles,
+    Dataset,
+    Geometry,
+    OperatingPoint,
+    Prediction,
+    Reference,
+)
+from lesionseg.errors import DatasetError
+from lesionseg.evaluation import CaseResult, Preset, evaluate_case, find_preset, summarise
+from lesionseg.evaluation.tables import (
+    CANDIDATE_COLUMNS,
+    CASE_COLUMNS,
+    LESION_COLUMNS,
+    candidate_rows,
+    case_rows,
+    lesion_rows,
+)
+from lesionseg.io.atomic import write_csv, write_json
+from lesionseg.io.cases import pixel_mm, read_mask
+from lesionseg.io.coco_reference import read_coco_reference
+from lesionseg.io.conventions import read_dataset
+from lesionseg.io.groups import assign_groups
+from lesionseg.io.predictions import (
+    PredictionFiles,
+    find_masks,
+    find_predictions,
+    read_prediction,
+)
+from lesionseg.io.volumes import read_geometry
+
+_log = logging.getLogger(__name__)
+
+Progress = Callable[[str, int, int], None]
+_DATASET_FILES = ("manifest.csv", "dataset.json", "annotations.json")
+
+
+@dataclass(frozen=True, eq=False)
+class Pair:
+    """A case to judge; reference and prediction are read when its turn comes.
+
+    `prediction` is given the reference's grid; None: there is no prediction of this case.
+    """
+
+    case: str
+    reference: Callable[[], Reference]
+    prediction: Callable[[Geometry], Prediction] | None
+    group: str = ""
+    role: str = ""
+
+
+def evaluate(
+    reference: Path,
+    prediction: Path,
+    output: Path,
+    *,
+    dataset: Dataset | None = None,
+    evaluated_on: str = "external",
+    operating_point: OperatingPoint | None = None,
+    preset: str | Preset = "lesionseg",
+    groups: str | None = None,
+    replicates: int = 1000,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Judge a folder of predictions; writes scores.json and three tables, returns the scores.
+
+    `reference`: a folder of masks named by case, or a dataset folder. `dataset`: already read; its
+    labelled cases are judged and `reference` is not looked at. `prediction`: our files, another
+    program's masks, or candidate files alone. `groups`: regular expression on the case id that
+    names the patient. A case without prediction counts as missed lesions; a prediction without
+    reference is named in a warning. `progress` is called with case, number done and total.
+    Raises `DatasetError`, `ReadError`, `GeometryError` or `ContentError`, and then writes nothing.
+    """
+    if dataset is None and any((reference / name).is_file() for name in _DATASET_FILES):
+        dataset = read_dataset(reference)
+    cases = _labelled(dataset) if dataset else _masks(reference)
+    pairs = _pairs(assign_groups(cases, groups), dataset, prediction, evaluated_on)
+    return evaluate_pairs(
+        pairs,
+        output,
+        evaluated_on=evaluated_on,
+        operating_point=operating_point,
+        preset=preset,
+        labels=dataset.labels if dataset else None,
+        replicates=replicates,
+        seed=seed,
+        provenance=_provenance(dataset),
+        progress=progress,
+    )
+
+
+def evaluate_pairs(
+    pairs: Sequence[Pair],
+    output: Path,
+    *,
+    evaluated_on: str,
+    operating_point: OperatingPoint | None = None,
+    preset: str | Preset = "lesionseg",
+    labels: Mapping[int, str] | None = None,
+    split_is_group_safe: bool | None = None,
+    replicates: int = 1000,
+    seed: int = 0,
+    provenance: Mapping[str, Any] | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Judge pairs, one in memory at a time; writes and returns as `evaluate` does."""
+    rules = find_preset(preset) if isinstance(preset, str) else preset
+    results = list(judge_pairs(pairs, rules, operating_point=operating_point, progress=progress))
+    scores = summarise(
+        results,
+        rules,
+        evaluated_on=evaluated_on,
+        operating_point=operating_point,
+        labels=labels,
+        split_is_group_safe=split_is_group_safe,
+        replicates=replicates,
+        seed=seed,
+        provenance=provenance,
+    )
+    write_results(output, results, scores, labels or {})
+    return scores
+
+
+def judge_pairs(
+    pairs: Sequence[Pair],
+    preset: Preset,
+    *,
+    operating_point: OperatingPoint | None = None,
+    progress: Progress | None = None,
+) -> Iterator[CaseResult]:
+    """The result of each pair in turn; what was read for it is let go before the next."""
+    for done, pair in enumerate(pairs, start=1):
+        reference = pair.reference()
+        yield evaluate_case(
+            reference,
+            pair.prediction(reference.geometry) if pair.prediction else None,
+            preset,
+            case=pair.case,
+            group=pair.group,
+            role=pair.role,
+            operating_point=operating_point,
+        )
+        if progress:
+            progress(pair.case, done, len(pairs))
+
+
+def write_results(
+    output: Path,
+    results: Sequence[CaseResult],
+    scores: Mapping[str, Any],
+    labels: Mapping[int, str],
+) -> None:
+    """Write the three tables and, last, scores.json; each atomically."""
+    output.mkdir(parents=True, exist_ok=True)
+    write_csv(output / "cases.csv", case_rows(results), CASE_COLUMNS)
+    write_csv(output / "lesions.csv", lesion_rows(results, labels), LESION_COLUMNS)
+    write_csv(output / "candidates.csv", candidate_rows(results, labels), CANDIDATE_COLUMNS)
+    write_json(output / "scores.json", scores)
+
+
+def _masks(folder: Path) -> list[CaseFiles]:
+    return [CaseFiles(case, (), reference=path) for case, path in find_masks(folder).items()]
+
+
+def _labelled(dataset: Dataset) -> list[CaseFiles]:
+    found = [c for c in dataset.cases if c.reference is not None or c.annotations]
+    if not found:
+        raise DatasetError("No case has a reference to judge by.", where=dataset.root)
+    return found
+
+
+def _pairs(
+    cases: Sequence[CaseFiles], dataset: Dataset | None, folder: Path, evaluated_on: str
+) -> list[Pair]:
+    """Pair references and predictions by case id; says which have no counterpart."""
+    found = find_predictions(folder)
+    ids = {c.case for c in cases}
+    missing, extra = sorted(ids - set(found)), sorted(set(found) - ids)
+    if len(missing) == len(ids):
+        raise DatasetError(
+            "No prediction has the name of a reference.",
+            where=folder,
+            seen=", ".join(extra[:3]),
+            expected=", ".join(missing[:3]),
+            remedy="name the predictions <case>_mask.* or <case>.* after the references.",
+        )
+    if missing:
+        _log.warning("No prediction; all lesions count as missed: %s", ", ".join(missing))
+    if extra:
+        _log.warning("No reference; these predictions are not judged: %s", ", ".join(extra))
+    return [
+        Pair(
+            case=files.case,
+            reference=partial(_read_reference, files, dataset),
+            prediction=_reader(found[files.case]) if files.case in found else None,
+            group=files.group,
+            role=files.role or evaluated_on,
+        )
+        for files in cases
+    ]
+
+
+def _read_reference(files: CaseFiles, dataset: Dataset | None) -> Reference:
+    """The reference of a case; its image's header is read at most, never its voxels."""
+    raster_mm = pixel_mm(files)
+    if dataset is not None and files.annotations:
+        geometry = read_geometry(files.images[0], raster_mm=raster_mm)
+        return read_coco_reference(files, geometry, dataset.merged_values)
+    if files.reference is None:
+        raise DatasetError("The case has no reference.", where=f"case {files.case}")
+    if dataset is None:
+        return read_mask(files.reference, raster_mm=raster_mm)
+    return read_mask(
+        files.reference,
+        labels=tuple(dataset.labels),
+        ignore_label=dataset.ignore_label,
+        merged_values=dataset.merged_values,
+        raster_mm=raster_mm,
+    )
+
+
+def _reader(files: PredictionFiles) -> Callable[[Geometry], Prediction]:
+    return lambda geometry: read_prediction(files, geometry=geometry)
+
+
+def _provenance(dataset: Dataset | None) -> dict[str, Any]:
+    if dataset is None:
+        return {}
+    return {
+        "dataset": dataset.name,
+        "convention": dataset.convention,
+        "simulated": "simulated" in dataset.name.lower(),
+        "incomplete_reference": dataset.incomplete_reference,
+    }

@@ -1,0 +1,167 @@
+"""Tiny cases drawn by hand, one sentence each, with what the default preset must make of them.
+
+In a drawing a digit is an instance id, a dot is background; rows are separated by spaces, slices
+by bars. Candidates have the given scores and, unless said otherwise, label 1.
+"""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from lesionseg.core import Candidate, Geometry, Prediction, Reference
+from lesionseg.ops.components import mask_boxes
+
+
+@dataclass(frozen=True)
+class HandCase:
+    name: str
+    sentence: str
+    reference: str
+    prediction: str
+    scores: tuple[float, ...]
+    tp: int
+    fp: int
+    fn: int
+    ignored: int = 0
+    dice: float | None = None
+    detected_at: tuple[float | None, ...] = ()
+    lesion_labels: tuple[int, ...] = ()
+    candidate_labels: tuple[int, ...] = ()
+    accepted_from: float = 0.0
+    sides: dict[str, tuple[int, int]] = field(default_factory=dict)  # name: found, false positives
+
+
+def draw(text):
+    slices = [
+        [[0 if c == "." else int(c) for c in row] for row in part.split()]
+        for part in text.split("|")
+    ]
+    array = np.array(slices, dtype=np.int32)
+    return array[0] if "|" not in text else array
+
+
+def make_reference(case, spacing_mm=None):
+    instances = draw(case.reference)
+    n = int(instances.max())
+    labels = case.lesion_labels or (1,) * n
+    geometry = Geometry.from_spacing(instances.shape, spacing_mm or (1.0,) * instances.ndim)
+    values = np.array([0, *labels])[instances]
+    return Reference(geometry, labels=values, instances=instances, instance_labels=labels)
+
+
+def make_prediction(case, spacing_mm=None):
+    instances = draw(case.prediction)
+    geometry = Geometry.from_spacing(instances.shape, spacing_mm or (1.0,) * instances.ndim)
+    return prediction_of(
+        instances, case.scores, geometry, case.candidate_labels, case.accepted_from, case.name
+    )
+
+
+def prediction_of(instances, scores, geometry, labels=(), accepted_from=0.0, case="case"):
+    boxes = mask_boxes(instances, len(scores)).tolist()
+    dims = instances.ndim
+    candidates = [
+        Candidate(
+            id=i + 1,
+            label=labels[i] if labels else 1,
+            score=score,
+            start_vox=tuple(boxes[i][:dims]),
+            stop_vox=tuple(boxes[i][dims:]),
+            centre_mm=(0.0,) * dims,
+            diameter_mm=1.0,
+            volume_ml=None,
+            accepted=score >= accepted_from,
+        )
+        for i, score in enumerate(scores)
+    ]
+    ranked = tuple(sorted(candidates, key=lambda c: (-c.score, c.id)))
+    return Prediction(case, geometry, ranked, instances)
+
+
+HAND_CASES = (
+    HandCase(
+        "perfect", "A candidate equal to the only lesion finds it.",
+        ".... .11. .11. ....", ".... .11. .11. ....", (0.9,),
+        tp=1, fp=0, fn=0, dice=1.0, detected_at=(0.9,),
+        sides={"any_overlap": (1, 0), "iou50": (1, 0), "centre_distance": (1, 0)},
+    ),
+    HandCase(
+        "nothing", "A lesion-free case without candidates has neither hits nor misses.",
+        ".... ....", ".... ....", (), tp=0, fp=0, fn=0, dice=None,
+    ),
+    HandCase(
+        "false_alarm", "A candidate in a lesion-free case is a false positive, and Dice undefined.",
+        ".... ....", "11.. ....", (0.4,), tp=0, fp=1, fn=0, dice=None,
+        sides={"any_overlap": (0, 1), "iou50": (0, 1), "centre_distance": (0, 1)},
+    ),
+    HandCase(
+        "missed", "A lesion without candidate is missed and its case counts Dice 0.",
+        ".... .11.", ".... ....", (), tp=0, fp=0, fn=1, dice=0.0, detected_at=(None,),
+    ),
+    HandCase(
+        "elsewhere", "A candidate beside the lesion is a false positive and the lesion is missed.",
+        "11..... .......", "....111 .......", (0.8,), tp=0, fp=1, fn=1, dice=0.0,
+        detected_at=(None,),
+    ),
+    HandCase(
+        "exactly_a_tenth", "IoU 1/10 suffices.",
+        "1......... ..........", "1111111111 ..........", (0.5,), tp=1, fp=0, fn=0, dice=2 / 11,
+        detected_at=(0.5,), sides={"any_overlap": (1, 0), "iou50": (0, 1)},
+    ),
+    HandCase(
+        "under_a_tenth", "IoU 1/11 is a false positive that touches a lesion.",
+        "1.......... ...........", "11111111111 ...........", (0.5,), tp=0, fp=1, fn=1,
+        dice=2 / 12, detected_at=(None,),
+        sides={"any_overlap": (1, 0), "iou50": (0, 1), "centre_distance": (0, 1)},
+    ),
+    HandCase(
+        "split", "Two candidates on one lesion: the better fit finds it, the other is ignored.",
+        "111111 ......", "111122 ......", (0.6, 0.9), tp=1, fp=0, fn=0, ignored=1, dice=1.0,
+        detected_at=(0.9,), sides={"any_overlap": (1, 0)},
+    ),
+    HandCase(
+        "merge", "One candidate over two lesions finds one of them; the other is missed.",
+        "111.22 ......", "111111 ......", (0.7,), tp=1, fp=0, fn=1, dice=10 / 11,
+        detected_at=(0.7, None), sides={"any_overlap": (2, 0)},
+    ),
+    HandCase(
+        "stolen",
+        "Candidate 1 fits lesion 1 best, but lesion 1 is all that candidate 2 can find: by an "
+        "augmenting path both lesions are found.",
+        "111122.. ........", "21111... ........", (0.9, 0.5), tp=2, fp=0, fn=0, dice=10 / 11,
+        detected_at=(0.9, 0.5),
+    ),
+    HandCase(
+        "tie", "Candidates of the same score enter together, whatever their ids.",
+        "111222 ......", "222111 ......", (0.5, 0.5), tp=2, fp=0, fn=0, dice=1.0,
+        detected_at=(0.5, 0.5),
+    ),
+    HandCase(
+        "below_the_point", "A candidate under the operating point finds the lesion only below it.",
+        ".11. .11.", ".11. .11.", (0.3,), tp=0, fp=0, fn=1, dice=0.0, detected_at=(0.3,),
+        accepted_from=0.5,
+    ),
+    HandCase(
+        "late_better_fit",
+        "The later, better candidate takes the match; the lesion stays found from the first.",
+        "1111 ....", "12.. 12..", (0.9, 0.4), tp=1, fp=0, fn=0, ignored=1, dice=4 / 8,
+        detected_at=(0.9,),
+    ),
+    HandCase(
+        "wrong_label", "A perfect candidate of another label finds nothing.",
+        ".11. .11.", ".11. .11.", (0.9,), tp=0, fp=1, fn=1, dice=1.0, detected_at=(None,),
+        lesion_labels=(1,), candidate_labels=(2,),
+        sides={"any_overlap": (0, 1), "iou50": (0, 1), "centre_distance": (0, 1)},
+    ),
+    HandCase(
+        "three_axes", "In 3-D a candidate of two of the lesion's three slices finds it.",
+        "11 11|11 11|11 11", "11 11|11 11|.. ..", (0.8,), tp=1, fp=0, fn=0, dice=16 / 20,
+        detected_at=(0.8,), sides={"any_overlap": (1, 0), "iou50": (1, 0)},
+    ),
+    HandCase(
+        "two_of_three",
+        "Three lesions, two candidates: at most two are found, with the largest summed IoU.",
+        "11.22.33 ........", "11122... ........", (0.6, 0.8), tp=2, fp=0, fn=1, dice=2 * 4 / 11,
+        detected_at=(0.6, 0.8, None),
+    ),
+)  # fmt: skip
