@@ -144,16 +144,32 @@ def conf_dir() -> Path:
 
 
 def _call(cfg: Any) -> int:
+    from hydra.errors import InstantiationException
     from hydra.utils import instantiate
     from omegaconf import OmegaConf
 
-    plain = OmegaConf.to_container(cfg, resolve=True)
-    del cfg["debug"]
-    takes_config = cfg["_target_"].rsplit(".", 1)[-1] in ("train", "prepare")
-    outcome = instantiate(cfg, _convert_="all", **({"config": plain} if takes_config else {}))
-    for line in outcome.summary():
-        _say(line)
-    return int(outcome.exit_status)
+    plain: Any = OmegaConf.to_container(cfg, resolve=True)
+    recipe = {key: value for key, value in plain.items() if key != "debug"}
+    try:
+        # partial: the settings are built here, the recipe is called outside, so that what it
+        # raises is not taken for a wrong setting
+        call = instantiate({**recipe, "_partial_": True}, _convert_="all")
+    except InstantiationException as error:
+        if isinstance(error.__cause__, LesionsegError):
+            raise error.__cause__ from None
+        raise ConfigError("A setting is wrong.", seen=str(error)) from error
+    outcome = call(**_config_for(plain))
+
+    from lesionseg.pipeline.summary import lines_of
+
+    _say("\n".join(lines_of(outcome)))
+    return int(getattr(outcome, "exit_status", 0))
+
+
+def _config_for(plain: dict[str, Any]) -> dict[str, Any]:
+    """The whole configuration, as data, for the recipes that keep it with their results."""
+    keeps_it = plain["_target_"].rsplit(".", 1)[-1] in ("train", "prepare", "tune")
+    return {"config": plain} if keeps_it else {}
 
 
 def _multirun(verb: str, argv: Sequence[str]) -> int:
@@ -184,7 +200,8 @@ def _quoted(argument: str, paths: Iterable[str]) -> str:
     bare = not (value[:1] in "'\"" and value[:1] == value[-1:]) if value else False
     if not separator or key.lstrip("+") not in paths or not bare or value == "null":
         return argument
-    escaped = value.replace("\\", "\\\\").replace("'", "\\'")
+    # Hydra reads a backslash as itself unless a quote follows the run of backslashes
+    escaped = re.sub(r"(\\*)('|$)", lambda m: m[1] * 2 + ("\\'" if m[2] else ""), value)
     return f"{key}='{escaped}'"
 
 
@@ -291,7 +308,8 @@ def _own_settings(path: Path) -> list[str]:
 
 
 def _first_comment(path: Path) -> str:
-    return path.read_text(encoding="utf-8").splitlines()[0].lstrip("# ").strip()
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return next(line for line in lines if "@package" not in line).lstrip("# ").strip()
 
 
 def _say(text: str, *, error: bool = False) -> None:

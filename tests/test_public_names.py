@@ -5,7 +5,20 @@ from types import ModuleType
 
 import pytest
 
-ROOMS = "core ops io plan data models losses evaluation inference training report pipeline".split()
+ROOMS = [
+    "core",
+    "ops",
+    "io",
+    "plan",
+    "data",
+    "models",
+    "losses",
+    "evaluation",
+    "inference",
+    "training",
+    "report",
+    "pipeline",
+]
 
 
 @pytest.mark.parametrize("room", ROOMS)

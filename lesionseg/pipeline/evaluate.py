@@ -201,7 +201,7 @@ def _pairs(
     return [
         Pair(
             case=files.case,
-            reference=partial(_read_reference, files, dataset),
+            reference=partial(read_reference, files, dataset),
             prediction=_reader(found[files.case]) if files.case in found else None,
             group=files.group,
             role=files.role or evaluated_on,
@@ -210,7 +210,7 @@ def _pairs(
     ]
 
 
-def _read_reference(files: CaseFiles, dataset: Dataset | None) -> Reference:
+def read_reference(files: CaseFiles, dataset: Dataset | None) -> Reference:
     """The reference of a case; its image's header is read at most, never its voxels."""
     raster_mm = pixel_mm(files)
     if dataset is not None and files.annotations:

@@ -1,8 +1,14 @@
-"""How much memory a plan may count on."""
+"""The device that trains, and how much memory a plan may count on."""
 
 import os
 
 import torch
+
+
+def training_device(accelerator: str) -> str:
+    """`cuda` or `cpu`, as Lightning would choose for this accelerator."""
+    wanted = accelerator in ("auto", "gpu", "cuda")
+    return "cuda" if wanted and torch.cuda.is_available() else "cpu"
 
 
 def available_memory_gb(device: str) -> float:

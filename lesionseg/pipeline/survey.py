@@ -1,8 +1,10 @@
 """The first look at a dataset: read every case once, refuse bad ones, count lesions, divide."""
 
 import logging
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 from lesionseg.core import Case, CaseFiles, Dataset
@@ -39,13 +41,20 @@ def survey(data: DataSettings, seed: int) -> Survey:
     without any lesion, and one whose only group leaves nothing to validate on.
     """
     dataset = open_dataset(data)
-    _require_labels(dataset)
     burden: dict[str, int] = {}
     problems: list[LesionsegError] = []
     with bar("Reading the dataset") as advance:
         cases = _readable(dataset, burden, problems, advance)
-        fingerprint = take_fingerprint(dataset, cases)
+        first = next(cases, None)
+        fingerprint = None if first is None else take_fingerprint(dataset, chain([first], cases))
     _refuse(problems, data.root)
+    if fingerprint is None:
+        raise DatasetError(
+            "No case has a reference to learn from.",
+            where=data.root,
+            seen=f"{len(dataset.cases)} cases, none of them labelled and free for training",
+            remedy="add masks, or predict with an existing bundle.",
+        )
     if sum(burden.values()) == 0:
         raise DatasetError(
             "There is no lesion in any reference.",
@@ -75,14 +84,13 @@ def open_dataset(data: DataSettings) -> Dataset:
     return dataset
 
 
-def _require_labels(dataset: Dataset) -> None:
-    labelled = [c for c in dataset.cases if c.reference is not None or c.annotations]
-    if not labelled:
-        raise DatasetError(
-            "No case has a reference to learn from.",
-            where=dataset.root,
-            remedy="add masks, or predict with an existing bundle.",
-        )
+def inspect(data: DataSettings) -> tuple[int, list[LesionsegError]]:
+    """Read every case; how many there are, and what is wrong with those that cannot be used."""
+    dataset = open_dataset(data)
+    problems: list[LesionsegError] = []
+    with bar("Reading the dataset") as advance:
+        deque(_readable(dataset, {}, problems, advance), maxlen=0)
+    return len(dataset.cases), problems
 
 
 def _readable(

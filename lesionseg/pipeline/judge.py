@@ -1,0 +1,124 @@
+"""Predict the cases of one role, choose the operating point where it is still open, and score."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from lesionseg.core import CaseFiles, Geometry, OperatingPoint, Prediction
+from lesionseg.errors import ContentError
+from lesionseg.evaluation import CaseResult, Preset, choose
+from lesionseg.inference.postprocess import apply_operating_point
+from lesionseg.inference.predictor import Predictor
+from lesionseg.io.cases import read_case
+from lesionseg.io.predictions import find_predictions, read_prediction, write_prediction
+from lesionseg.pipeline.evaluate import Pair, evaluate_pairs, judge_pairs, read_reference
+from lesionseg.pipeline.progress import bar
+from lesionseg.pipeline.survey import Survey
+
+# the false-positive rates and sensitivities for which every bundle stores a score
+RATES = (1.0, 0.5, 2.0, 4.0)
+SENSITIVITIES = (0.8, 0.9)
+
+
+@dataclass(frozen=True)
+class Judged:
+    """Scores of one role's cases, and the operating points they were accepted by."""
+
+    scores: Mapping[str, Any]
+    points: tuple[OperatingPoint, ...]
+
+
+def judge(
+    predictor: Predictor,
+    found: Survey,
+    role: str,
+    output: Path,
+    preset: Preset,
+    *,
+    replicates: int,
+    points: tuple[OperatingPoint, ...] | None,
+    seed: int,
+    origin: Mapping[str, Any],
+) -> Judged | None:
+    """Predict all labelled cases of `role` into `output/<predictions folder>` and score them.
+
+    `points` None: they are chosen on these very cases, which makes them optimistic. The first
+    point accepts the candidates. None when the role has no labelled case.
+    """
+    cases = [c for c in found.of_role(role) if c.reference is not None or c.annotations]
+    if not cases:
+        return None
+    folder = output / ("validation" if role == "validation" else "predictions")
+    predict_cases(predictor, found, cases, folder)
+    pairs = _pairs(found, cases, folder, role)
+    if points is None:
+        points = choose_points(list(judge_pairs(pairs, preset)))
+    _accept(folder, pairs, points[0])
+    with bar(f"Judging {role}") as advance:
+        scores = evaluate_pairs(
+            pairs,
+            output,
+            evaluated_on=role,
+            operating_point=points[0],
+            preset=preset,
+            labels=found.dataset.labels,
+            split_is_group_safe=found.splits.group_safe,
+            replicates=replicates,
+            seed=seed,
+            provenance=origin,
+            progress=advance,
+        )
+    return Judged(scores, points)
+
+
+def predict_cases(
+    predictor: Predictor, found: Survey, cases: Sequence[CaseFiles], folder: Path
+) -> None:
+    """Write the candidates of every case, one case in memory at a time."""
+    with bar("Predicting") as advance:
+        for done, files in enumerate(cases, start=1):
+            case = read_case(files, found.dataset)
+            prediction = predictor.predict_volume(case.image, case.case)
+            write_prediction(folder, prediction)
+            advance(files.case, done, len(cases))
+
+
+def choose_points(results: Sequence[CaseResult]) -> tuple[OperatingPoint, ...]:
+    """One point for each stated rate and, where there are lesions, each stated sensitivity."""
+    points = [choose(results, fp_per_case=rate) for rate in RATES]
+    for sensitivity in SENSITIVITIES:
+        try:
+            points.append(choose(results, sensitivity=sensitivity))
+        except ContentError:  # lesion-free cases alone: no sensitivity to choose for
+            continue
+    return tuple(points)
+
+
+def _pairs(found: Survey, cases: Sequence[CaseFiles], folder: Path, role: str) -> list[Pair]:
+    files = find_predictions(folder)
+    return [
+        Pair(
+            case=case.case,
+            reference=partial(read_reference, case, found.dataset),
+            prediction=_reader(partial(read_prediction, files[case.case])),
+            group=case.group,
+            role=role,
+        )
+        for case in cases
+    ]
+
+
+def _reader(read: Callable[..., Prediction]) -> Callable[[Geometry], Prediction]:
+    return lambda geometry: read(geometry=geometry)
+
+
+def _accept(folder: Path, pairs: Sequence[Pair], point: OperatingPoint) -> None:
+    """Write the predictions again, accepted by the operating point."""
+    for pair in pairs:
+        if pair.prediction is None:
+            continue
+        before = pair.prediction(pair.reference().geometry)
+        after = replace(apply_operating_point(before, point), case=pair.case)
+        write_prediction(folder, after)

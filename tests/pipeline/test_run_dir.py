@@ -1,0 +1,34 @@
+from pathlib import Path
+
+import pytest
+
+from lesionseg.errors import ConfigError, OutputError
+from lesionseg.pipeline.run_dir import check_claim, claim, default_run_dir
+
+CONFIG = {"loss": {"gamma": 2.0}, "seed": 0, "run_dir": "a", "debug": False}
+
+
+def test_the_same_configuration_resumes(tmp_path: Path) -> None:
+    claim(tmp_path / "run", CONFIG)
+    check_claim(tmp_path / "run", {**CONFIG, "run_dir": "elsewhere", "debug": True})
+
+
+def test_another_configuration_is_refused_and_the_difference_named(tmp_path: Path) -> None:
+    claim(tmp_path, CONFIG)
+    with pytest.raises(ConfigError, match=r"loss\.gamma: 2\.0 → 5\.0; seed: 0 → 1"):
+        check_claim(tmp_path, {**CONFIG, "loss": {"gamma": 5.0}, "seed": 1})
+
+
+def test_a_file_in_its_place_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "run").touch()
+    with pytest.raises(OutputError, match="is a file"):
+        claim(tmp_path / "run", CONFIG)
+
+
+def test_checking_makes_no_folder(tmp_path: Path) -> None:
+    check_claim(tmp_path / "run", CONFIG)
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_default_name_holds_dataset_and_model() -> None:
+    assert default_run_dir("some/My data", "unet").name.startswith("My-data_unet_")

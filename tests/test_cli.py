@@ -1,0 +1,92 @@
+"""The command line: overrides that are right, nearly right and wrong."""
+
+from pathlib import Path
+
+import pytest
+
+from lesionseg.cli import VERBS, compose, main, run
+from lesionseg.errors import ConfigError
+
+REQUIRED = {
+    "train": ["data.root=x"],
+    "prepare": ["data.root=x"],
+    "predict": ["bundle=b", "input=i", "output=o"],
+    "evaluate": ["reference=r", "prediction=p", "output=o"],
+    "report": ["scores=s", "output=o"],
+}
+
+
+@pytest.mark.parametrize("path", ["a b", "a=b", "a,b", "a[1](2){3}", "it's", "a\\b", "ä#ö:é"])
+def test_paths_arrive_as_they_were_typed(path: str) -> None:
+    assert compose("train", [f"data.root={path}"]).data.root == path
+    assert compose("train", ["data.root=x", f"run_dir={path}"]).run_dir == path
+
+
+def test_quoted_and_null_paths_stay_as_hydra_reads_them() -> None:
+    assert compose("train", ["data.root='a b'"]).data.root == "a b"
+    assert compose("train", ["data.root=x", "run_dir=null"]).run_dir is None
+
+
+@pytest.mark.parametrize(
+    ("override", "nearest"),
+    [
+        ("los.gamma=2", "loss.gamma"),
+        ("loss.gama=2", "loss.gamma"),
+        ("trainer.max_minute=2", "trainer.max_minutes"),
+        ("model=unett", "unet"),
+        ("loss=dice-focal", "dice_focal"),
+        ("experiment=demo_mr", "demo_mri"),
+    ],
+)
+def test_a_mistyped_override_names_the_nearest(override: str, nearest: str) -> None:
+    with pytest.raises(ConfigError, match=f"Did you mean '{nearest}'"):
+        compose("train", ["data.root=x", override])
+
+
+@pytest.mark.parametrize("argument", ["model", "=3", "loss.gamma=[1", "--fast"])
+def test_what_is_no_override_is_refused(argument: str) -> None:
+    with pytest.raises(ConfigError):
+        compose("train", ["data.root=x", argument])
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_a_missing_setting_is_named(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(verb, []) == 2
+    assert REQUIRED[verb][0].partition("=")[0] in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_shows_examples_groups_and_options(
+    verb: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(verb, ["--help"]) == 0
+    page = capsys.readouterr().out
+    assert page.count(f"python scripts/{verb}.py") == 3
+    for group in compose_groups(verb):
+        assert f"Group {group} " in page
+
+
+def compose_groups(verb: str) -> list[str]:
+    from lesionseg.cli import _groups
+
+    return list(_groups(verb))
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_has_a_script(verb: str, repository: Path) -> None:
+    script = (repository / "scripts" / f"{verb}.py").read_text(encoding="utf-8")
+    assert f'run("{verb}"' in script
+
+
+def test_an_unknown_verb_names_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["trian"]) == 2
+    assert "Did you mean 'train'?" in capsys.readouterr().err
+
+
+def test_an_error_prints_one_message_and_no_traceback(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("train", [f"data.root={tmp_path / 'nowhere'}"]) == 1
+    printed = capsys.readouterr().err
+    assert "nowhere" in printed
+    assert "Traceback" not in printed
