@@ -1,28 +1,42 @@
-"""What teaches a network: focal loss and its compounds, tensors in, named terms out.
+"""What teaches a network: focal loss and its kin, tensors in, numbers or named terms out.
 
-The functions are the focal loss itself; the modules are what training is configured with.
+The functions are the losses themselves, the modules what training is configured with.
 """
 
 from lesionseg.losses.compound import CrossEntropyLoss as CrossEntropyLoss
 from lesionseg.losses.compound import DiceCrossEntropyLoss as DiceCrossEntropyLoss
 from lesionseg.losses.compound import DiceFocalLoss as DiceFocalLoss
 from lesionseg.losses.compound import FocalLoss as FocalLoss
-from lesionseg.losses.compound import VoxelLoss as VoxelLoss
 from lesionseg.losses.dice import dice_loss as dice_loss
 from lesionseg.losses.focal import sigmoid_focal_loss as sigmoid_focal_loss
 from lesionseg.losses.focal import softmax_focal_loss as softmax_focal_loss
+from lesionseg.losses.instance_wise import InstanceWise as InstanceWise
 from lesionseg.losses.normaliser import PositiveAverage as PositiveAverage
 from lesionseg.losses.normaliser import count_positives as count_positives
+from lesionseg.losses.quality import quality_focal_loss as quality_focal_loss
+from lesionseg.losses.quality import varifocal_loss as varifocal_loss
+from lesionseg.losses.trimmed import MinedCrossEntropyLoss as MinedCrossEntropyLoss
+from lesionseg.losses.trimmed import TrimmedFocalLoss as TrimmedFocalLoss
+from lesionseg.losses.tversky import FocalTverskyLoss as FocalTverskyLoss
+from lesionseg.losses.tversky import UnifiedFocalLoss as UnifiedFocalLoss
+from lesionseg.losses.voxel_loss import VoxelLoss as VoxelLoss
 
 __all__ = [
     "CrossEntropyLoss",
     "DiceCrossEntropyLoss",
     "DiceFocalLoss",
     "FocalLoss",
+    "FocalTverskyLoss",
+    "InstanceWise",
+    "MinedCrossEntropyLoss",
     "PositiveAverage",
+    "TrimmedFocalLoss",
+    "UnifiedFocalLoss",
     "VoxelLoss",
     "count_positives",
     "dice_loss",
+    "quality_focal_loss",
     "sigmoid_focal_loss",
     "softmax_focal_loss",
+    "varifocal_loss",
 ]

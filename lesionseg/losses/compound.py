@@ -1,46 +1,13 @@
-"""Voxel losses as modules with named terms: focal, cross-entropy, and both with Dice."""
+"""Focal loss, cross-entropy, and both with Dice, as modules with named terms."""
 
 from jaxtyping import Bool, Float, Integer
-from torch import Tensor, nn
+from torch import Tensor
 
 from lesionseg.errors import ConfigError
 from lesionseg.losses.dice import dice_loss
 from lesionseg.losses.focal import sigmoid_focal_loss, softmax_focal_loss
 from lesionseg.losses.inputs import Alpha, Normaliser, Reduction
-
-LossTerms = dict[str, Float[Tensor, ""]]
-
-
-class VoxelLoss(nn.Module):
-    """What every loss of a voxel network is: settings, an activation and named terms.
-
-    `forward` takes logits `[B, K, *spatial]` (sigmoid) or `[B, 1+K, *spatial]` (softmax), labels
-    `[B, *spatial]` (0 background, k = class k), `valid` `[B, *spatial]` (False leaves a voxel out)
-    and `normaliser`, the divisor of terms reduced `per_positive`; other terms ignore it. It returns
-    fp32 scalars by name, each already weighted: the loss is their sum.
-    """
-
-    def __init__(self, activation: str = "sigmoid") -> None:
-        super().__init__()
-        if activation not in ("sigmoid", "softmax"):
-            raise ConfigError(
-                "There is no such activation.",
-                where="activation",
-                seen=activation,
-                expected="sigmoid or softmax",
-            )
-        self.activation = activation
-
-    def forward(
-        self,
-        logits: Float[Tensor, "b c *spatial"],
-        labels: Integer[Tensor, "b *spatial"],
-        *,
-        valid: Bool[Tensor, "b *spatial"] | None = None,
-        normaliser: Normaliser = None,
-    ) -> LossTerms:
-        """The loss's terms."""
-        raise NotImplementedError
+from lesionseg.losses.voxel_loss import LossTerms, VoxelLoss
 
 
 class FocalLoss(VoxelLoss):

@@ -24,7 +24,7 @@ def overlap_sums(
 ) -> Float[Tensor, "3 k"]:
     """Per class over the whole batch: Σ p·y, Σ p and Σ y of the valid voxels."""
     if valid is not None:
-        keep = valid.unsqueeze(1)
+        keep = valid.bool().unsqueeze(1)
         probabilities = probabilities.masked_fill(~keep, 0)
         lesion = lesion & keep
     axes = (0, *range(2, probabilities.ndim))

@@ -77,7 +77,7 @@ def sigmoid_focal_loss(
     if reduction != "none":
         sums = fused_sigmoid_sums(logits, target, valid, *weights, gamma)
         if sums is not None:
-            return _divided(sums, reduction, normaliser)
+            return divided(sums, reduction, normaliser)
     keep = None if valid is None else valid.bool()
     if keep is not None and keep.ndim < logits.ndim:
         keep = keep.unsqueeze(1).expand_as(logits)
@@ -127,7 +127,7 @@ def softmax_focal_loss(
     if reduction != "none":
         sums = fused_softmax_sums(logits, target, valid, weights, gamma)
         if sums is not None:
-            return _divided(sums, reduction, normaliser)
+            return divided(sums, reduction, normaliser)
     keep = None if valid is None else valid.bool()
     if keep is not None:
         target = target.masked_fill(~keep, 0)
@@ -154,10 +154,10 @@ def _reduced(
     if reduction == "none":
         return loss
     n_valid = loss.new_full((), loss.numel()) if keep is None else keep.sum()
-    return _divided(FocalSums(loss.sum(), lesion.sum(), n_valid), reduction, normaliser)
+    return divided(FocalSums(loss.sum(), lesion.sum(), n_valid), reduction, normaliser)
 
 
-def _divided(sums: FocalSums, reduction: Reduction, normaliser: Normaliser) -> Float[Tensor, ""]:
+def divided(sums: FocalSums, reduction: Reduction, normaliser: Normaliser) -> Float[Tensor, ""]:
     """The sum divided as `reduction` says, all on the sums' device."""
     if reduction == "sum":
         return sums.total

@@ -82,7 +82,9 @@ def _block(n_voxels, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
     n_blocks = (n_voxels + BLOCK - 1) // BLOCK
     program = tl.program_id(0)
     start = (program % n_blocks).to(tl.int64) * BLOCK
-    offsets = tl.arange(0, BLOCK)
+    # 4 voxels in a row a thread: 16-byte loads of fp32 side by side in a warp. Without the hint the
+    # labels, 16 to a load, would set the pattern, and the logits be fetched in strides of 64 bytes.
+    offsets = tl.max_contiguous(tl.arange(0, BLOCK), 4)
     inside = offsets < tl.minimum(n_voxels - start, BLOCK).to(tl.int32)
     return (program // n_blocks).to(tl.int64), start, offsets, inside
 
@@ -310,6 +312,8 @@ def _arguments(
         "POWER": int(gamma) if gamma in (0, 2) else -1,
         "VALID": valid is not None,
         "BLOCK": BLOCK,
+        "num_warps": 4,
+        "enable_fp_fusion": True,
     }
     return values, options
 
