@@ -1,4 +1,4 @@
-"""The report's charts: tables in, figures out; matplotlib is imported only when one is drawn."""
+"""How the report's charts look, drawn onto a figure; matplotlib is imported only when drawing."""
 
 import io
 from collections.abc import Callable, Sequence
@@ -12,10 +12,11 @@ from lesionseg.report.text import size_range
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+    from matplotlib.figure import FigureBase
 
 # Colour-blind safe pairs (Okabe and Ito 2008) that also differ in lightness, for grey-scale print.
 INK, GRID = "#1a1a1a", "#d9d9d9"
+WIDTH = 7.6  # inches
 FOUND, MISSED, ACCENT = "#0072b2", "#cfd8dc", "#d55e00"
 STYLES = ("-", "--", ":", "-.")
 RC: Any = {
@@ -30,13 +31,12 @@ RC: Any = {
 }
 
 
-def recall_by_size(scores: Scores, lesions: Sequence[LesionRow]) -> "Figure":
+def recall_by_size(onto: "FigureBase", scores: Scores, lesions: Sequence[LesionRow]) -> None:
     """Recall of each size group with interval, above the counts found and missed.
 
     Lesions near the scan's resolution are hatched in the counts.
     """
-    figure = _figure(7.6, 4.6)
-    shares, counts = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
+    shares, counts = onto.subplots(2, 1, sharex=True, height_ratios=(3, 2))
     groups = scores.recall_by_size
     _draw_shares(shares, groups)
     _draw_counts(counts, groups, lesions)
@@ -44,7 +44,6 @@ def recall_by_size(scores: Scores, lesions: Sequence[LesionRow]) -> "Figure":
     counts.set_xticks(np.arange(len(groups)), labels)
     counts.set_xlim(-0.5, len(groups) - 0.5)
     counts.set_xlabel("equivalent diameter; found of all")
-    return figure
 
 
 def _draw_shares(axes: "Axes", groups: Sequence[SizeGroup]) -> None:
@@ -101,13 +100,12 @@ def _within(lesion: LesionRow, group: SizeGroup) -> bool:
     return above and (group.to_mm is None or lesion.diameter_mm < group.to_mm)
 
 
-def froc_curve(scores: Scores) -> "Figure":
+def froc_curve(onto: "FigureBase", scores: Scores) -> None:
     """Recall against false positives per case on a doubling axis, with the operating point.
 
     Rates beyond the last candidate, where nothing more can be found, are joined by dots.
     """
-    figure = _figure(7.6, 3.8)
-    axes = figure.subplots()
+    axes = onto.subplots()
     _tidy(axes, "share of lesions found")
     first = min([0.125, *(p.fp_per_case for p in scores.froc if p.fp_per_case > 0)])
     reached = [point for point in scores.froc if point.reached]
@@ -119,7 +117,6 @@ def froc_curve(scores: Scores) -> "Figure":
     _band(axes, scores.froc, first)
     _mark_operating_point(axes, scores, first)
     _doubling_axis(axes, first, max([8.0, *(p.fp_per_case for p in scores.froc)]))
-    return figure
 
 
 def _band(axes: "Axes", points: Sequence[FrocPoint], first: float) -> None:
@@ -138,7 +135,7 @@ def _mark_operating_point(axes: "Axes", scores: Scores, first: float) -> None:
     axes.annotate(
         "used here",
         (max(price, first), recall),
-        xytext=(8, -14),
+        xytext=(8, -14 if recall > 0.1 else 8),
         textcoords="offset points",
         color=INK,
     )
@@ -153,10 +150,9 @@ def _doubling_axis(axes: "Axes", first: float, last: float) -> None:
     axes.set_xlabel("marks per scan that match no lesion")
 
 
-def dice_per_case(cases: Sequence[CaseRow], median: float | None) -> "Figure":
+def dice_per_case(onto: "FigureBase", cases: Sequence[CaseRow], median: float | None) -> None:
     """Dice of each case with a reference lesion, against its lesion volume where that is known."""
-    figure = _figure(7.6, 3.4)
-    axes = figure.subplots()
+    axes = onto.subplots()
     _tidy(axes, "Dice")
     rows = [case for case in cases if case.dice is not None]
     values = [case.dice or 0.0 for case in rows]
@@ -174,7 +170,6 @@ def dice_per_case(cases: Sequence[CaseRow], median: float | None) -> "Figure":
         axes.axhline(median, color=ACCENT, linestyle="--", linewidth=1.2, label="median")
         axes.legend(frameon=False, fontsize=8.5, loc="lower right")
     axes.set_ylim(-0.02, 1.02)
-    return figure
 
 
 def _log_axis(axes: "Axes") -> None:
@@ -186,10 +181,9 @@ def _log_axis(axes: "Axes") -> None:
     axes.xaxis.set_minor_formatter(NullFormatter())
 
 
-def training_curves(curves: Sequence[Curve]) -> "Figure":
+def training_curves(onto: "FigureBase", curves: Sequence[Curve]) -> None:
     """Each loss column of the history against the optimiser step."""
-    figure = _figure(7.6, 3.2)
-    axes = figure.subplots()
+    axes = onto.subplots()
     _tidy(axes, "loss")
     colours = (FOUND, ACCENT, INK, "#009e73", "#cc79a7", "#56b4e9")
     for at, curve in enumerate(curves):
@@ -204,23 +198,18 @@ def training_curves(curves: Sequence[Curve]) -> "Figure":
         )
     axes.set_xlabel("optimiser step")
     axes.legend(frameon=False, fontsize=8.5)
-    return figure
 
 
-def draw_svg(make: Callable[[], "Figure"]) -> bytes:
-    """Draw a figure in the house style as SVG, the same bytes for the same figure."""
+def draw_svg(draw: "Callable[[FigureBase], None]", height: float) -> bytes:
+    """Draw a figure of `height` inches as SVG, the same bytes for the same figure."""
     import matplotlib as mpl
-
-    with mpl.rc_context(RC):
-        buffer = io.BytesIO()
-        make().savefig(buffer, format="svg", metadata={"Date": None})
-        return buffer.getvalue()
-
-
-def _figure(width: float, height: float) -> "Figure":
     from matplotlib.figure import Figure
 
-    return Figure(figsize=(width, height), layout="constrained")
+    with mpl.rc_context(RC):
+        buffer, figure = io.BytesIO(), Figure(figsize=(WIDTH, height), layout="constrained")
+        draw(figure)
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
+        return buffer.getvalue()
 
 
 def _tidy(axes: "Axes", ylabel: str) -> None:

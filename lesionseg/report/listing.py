@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from lesionseg.report import text
@@ -27,17 +27,19 @@ Line = tuple[Cell, ...]
 
 @dataclass(frozen=True)
 class Listing:
-    """A table: headings, lines, and how many lines were left out."""
+    """A table: headings, lines, how many lines were left out, and a note below."""
 
     headings: tuple[str, ...]
     lines: tuple[Line, ...]
     omitted: int = 0
+    note: str = ""
 
 
-def list_cases(cases: Sequence[CaseRow]) -> Listing:
+def list_cases(cases: Sequence[CaseRow], unit: str) -> Listing:
     """One line per case, those with most missed lesions first."""
     ordered = sorted(cases, key=lambda case: (-case.n_missed, -case.n_false_positive, case.case))
-    return _listing(text.HEADINGS_CASES, map(_case_line, ordered))
+    headings = tuple(heading.format(unit=unit) for heading in text.HEADINGS_CASES)
+    return _listing(headings, map(_case_line, ordered))
 
 
 def list_lesions(lesions: Sequence[LesionRow], unit: str) -> Listing:
@@ -47,23 +49,27 @@ def list_lesions(lesions: Sequence[LesionRow], unit: str) -> Listing:
 
 
 def list_sizes(scores: Scores) -> Listing:
-    """One line per size group: found of all, share, interval."""
+    """One line per size group: found of all, share, interval; a note says why one has none."""
     lines = (
         (
             Cell(text.size_range(group, scores.size_unit)),
             Cell(f"{group.detected} of {group.n}"),
             Cell(text.share(group.detected, group.n, group.recall)),
-            Cell(text.interval(group.recall) if group.n else text.NO_LESION),
+            Cell(text.bounds(group.recall) if group.n else text.NO_LESION),
         )
         for group in scores.recall_by_size
     )
-    return _listing(text.HEADINGS_SIZE, lines)
+    bare = [g.recall.reason for g in scores.recall_by_size if g.n and g.recall.ci95 is None]
+    return replace(_listing(text.HEADINGS_SIZE, lines), note=text.no_intervals(bare))
 
 
 def list_measures(scores: Scores) -> Listing:
     """One line per number of scores.json, linked to its definition."""
     lines = (
-        (Cell(words, link=f"def-{definition}"), Cell(text.measure(scores.estimate(key))))
+        (
+            Cell(words.format(unit=scores.size_unit), link=f"def-{definition}"),
+            Cell(text.measure(scores.estimate(key))),
+        )
         for key, (words, definition) in text.MEASURES.items()
     )
     return _listing(text.HEADINGS_MEASURES, lines)

@@ -1,34 +1,23 @@
 """The sensitivity report as one self-contained HTML file."""
 
-import base64
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lesionseg import __version__
 from lesionseg.core import Dataset
 from lesionseg.errors import OutputError
 from lesionseg.io.atomic import write_text
-from lesionseg.report import figures, listing, text
+from lesionseg.report import listing, text
 from lesionseg.report.album import Hanging, Progress, draw_walls, trim
+from lesionseg.report.charts import make_charts
 from lesionseg.report.gallery import Limits, choose_exhibits
 from lesionseg.report.scores import Scores
-from lesionseg.report.tables import Tables, read_history, read_tables
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from lesionseg.report.tables import Tables, read_tables
 
 MAX_BYTES = 15_000_000
 TEMPLATES = Path(__file__).parent / "templates"
-
-
-@dataclass(frozen=True)
-class Chart:
-    """A drawn figure as a data URI, with the words that stand for it."""
-
-    source: str
-    alt: str
 
 
 @dataclass(frozen=True)
@@ -114,7 +103,7 @@ def summary(tables: Tables) -> tuple[str, ...]:
 
 
 def _context(tables: Tables, history: Path | None, title: str | None) -> dict[str, Any]:
-    scores, charts = tables.scores, _charts(tables, history)
+    scores, charts = tables.scores, make_charts(tables, history)
     context = {
         "text": text,
         "title": title or text.TITLE,
@@ -128,7 +117,7 @@ def _context(tables: Tables, history: Path | None, title: str | None) -> dict[st
         "reasons": listing.list_reasons(tables.lesions),
         "rules": listing.list_rules(scores, tables.lesions),
         "labels": listing.list_labels(scores),
-        "cases": listing.list_cases(tables.cases),
+        "cases": listing.list_cases(tables.cases, scores.size_unit),
         "lesions": listing.list_lesions(tables.lesions, scores.size_unit),
         "provenance": listing.list_provenance(scores),
         "flat": all(len(lesion.start_vox) == 2 for lesion in tables.lesions),
@@ -146,31 +135,6 @@ def _sections(context: Mapping[str, Any]) -> tuple[str, ...]:
         "why": bool(context["reasons"].lines),
     }
     return tuple(key for key in text.SECTIONS if present.get(key, True))
-
-
-def _charts(tables: Tables, history: Path | None) -> dict[str, Chart]:
-    """The charts that can be drawn, by section."""
-    scores, charts = tables.scores, {}
-    if scores.n_lesions:
-        alt = text.alt_sizes(scores)
-        charts["size"] = _chart(lambda: figures.recall_by_size(scores, tables.lesions), alt)
-    if scores.froc:
-        alt = text.alt_froc(scores.froc)
-        charts["froc"] = _chart(lambda: figures.froc_curve(scores), alt)
-    if any(case.dice is not None for case in tables.cases):
-        median = scores.median_dice
-        alt = text.alt_dice(tables.cases, median)
-        charts["overlap"] = _chart(lambda: figures.dice_per_case(tables.cases, median), alt)
-    curves = () if history is None else read_history(history)
-    if curves:
-        alt = text.alt_training([curve.name for curve in curves])
-        charts["training"] = _chart(lambda: figures.training_curves(curves), alt)
-    return charts
-
-
-def _chart(make: "Callable[[], Figure]", alt: str) -> Chart:
-    encoded = base64.b64encode(figures.draw_svg(make)).decode("ascii")
-    return Chart(f"data:image/svg+xml;base64,{encoded}", alt)
 
 
 def _render(context: dict[str, Any], hangings: Sequence[Hanging]) -> str:

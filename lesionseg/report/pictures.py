@@ -16,7 +16,7 @@ from lesionseg.report.scene import Mask, Scene
 
 # Wide enough to recognise the place; narrow enough that no face can be rebuilt.
 MIN_SIDE_MM = 64.0
-SIDE_PER_EXTENT = 4.0
+SIDE_PER_EXTENT = 3.0
 MIN_SHARE_2D = 0.25
 MAX_PIXELS = 400
 MIN_CONTRAST = 0.25

@@ -16,6 +16,7 @@ TITLE = "Which lesions were found, and which were missed"
 SUBTITLE = "Sensitivity report"
 NONE = "–"
 NO_LESION = "no such lesion"
+NO_INTERVAL = "none"
 
 SIMULATED = "Simulated scans"
 SIMULATED_TEXT = (
@@ -203,7 +204,7 @@ MEASURES: Mapping[str, tuple[str, str]] = {
     "case_auroc": ("Telling scans with a lesion from those without: AUROC", "froc"),
     "dice": ("Dice, mean over scans with a lesion", "dice"),
     "surface_dice": ("Surface Dice, mean over scans with a lesion", "dice"),
-    "hd95_mm": ("HD95 (mm), mean over scans where it is defined", "dice"),
+    "hd95_mm": ("HD95 ({unit}), mean over scans where it is defined", "dice"),
 }
 
 
@@ -217,7 +218,7 @@ HEADINGS_CASES = (
     "False marks",
     "Dice",
     "Surface Dice",
-    "HD95 (mm)",
+    "HD95 ({unit})",
     "Reference (ml)",
     "Marked (ml)",
 )
@@ -299,8 +300,21 @@ def interval(estimate: Estimate) -> str:
     """The 95 % interval of a share, or why there is none."""
     if estimate.ci95 is None:
         return "no interval" + ("" if estimate.reason == UNSTATED else f": {estimate.reason}")
+    return bounds(estimate)
+
+
+def bounds(estimate: Estimate) -> str:
+    """The ends of an interval in percent, rounded outwards; `none` without one."""
+    if estimate.ci95 is None:
+        return NO_INTERVAL
     low, high = estimate.ci95
     return f"{math.floor(100 * low + 1e-9)} to {math.ceil(100 * high - 1e-9)}\N{NO-BREAK SPACE}%"
+
+
+def no_intervals(reasons: Iterable[str]) -> str:
+    """Why some groups have no interval, each reason once; empty when all have one."""
+    said = sorted({reason for reason in reasons if reason != UNSTATED})
+    return f"No interval: {'; '.join(said)}." if said else ""
 
 
 def share(found: int, of: int, estimate: Estimate) -> str:
@@ -329,6 +343,8 @@ def measure(estimate: Estimate) -> str:
         why = "" if estimate.reason == UNSTATED else f" (no interval: {estimate.reason})"
         return f"{estimate.value:.2f}{why}"
     low, high = estimate.ci95
+    if low == high:
+        return f"{estimate.value:.2f} (no interval: all resampled patients give the same)"
     return f"{estimate.value:.2f} (95 % interval {low:.2f} to {high:.2f})"
 
 
@@ -365,7 +381,7 @@ def false_mark_sentence(scores: Scores) -> str:
     marks = count(scores.n_false_positive, kind)
     price = f"(not defined: {per_case.reason})" if per_case.value is None else rate(per_case.value)
     scans = count(scores.n_cases, "scan")
-    touching = f", {scores.n_touching} of them touch a lesion" if scores.n_touching else ""
+    touching = f", {scores.n_touching} of them touching a lesion" if scores.n_touching else ""
     said = f"{price} marks a scan match no reference lesion ({marks} on {scans}{touching})"
     if not scores.n_lesion_free_cases:
         return f"{said}; no scan is lesion-free."

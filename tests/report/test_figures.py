@@ -1,6 +1,7 @@
 from pathlib import Path
 
 import pytest
+from matplotlib.figure import Figure, FigureBase
 
 from lesionseg.report import figures
 from lesionseg.report.tables import Curve, Tables, read_tables
@@ -14,7 +15,8 @@ def tables(scores_dir: Path) -> Tables:
 
 
 def test_bars_show_the_share_found_and_the_counts(tables: Tables) -> None:
-    figure = figures.recall_by_size(tables.scores, tables.lesions)
+    figure = Figure()
+    figures.recall_by_size(figure, tables.scores, tables.lesions)
     shares, counts = figure.axes
     assert [bar.get_height() for bar in shares.patches] == [0, 1, 0, 1, 1]
     assert sum(bar.get_height() for bar in counts.patches) == len(tables.lesions)
@@ -24,22 +26,28 @@ def test_bars_show_the_share_found_and_the_counts(tables: Tables) -> None:
 
 
 def test_drawing_is_reproducible_svg(tables: Tables) -> None:
-    def make():  # type: ignore[no-untyped-def]
-        return figures.recall_by_size(tables.scores, tables.lesions)
+    def draw(onto: FigureBase) -> None:
+        figures.froc_curve(onto, tables.scores)
 
-    assert figures.draw_svg(make) == figures.draw_svg(make)
-    assert b"<svg" in figures.draw_svg(make)
+    assert figures.draw_svg(draw, 3) == figures.draw_svg(draw, 3)
+    assert b"<svg" in figures.draw_svg(draw, 3)
 
 
-def test_froc_is_drawn_with_and_without_intervals(tables: Tables, tmp_path: Path) -> None:
-    figures.draw_svg(lambda: figures.froc_curve(tables.scores))
-    bare = Evaluation(changes={"froc": {"fp_per_case": [0.0], "recall": [0.0], "ci95": None}})
-    scores = read_tables(bare.write(tmp_path / "bare")).scores
-    figures.draw_svg(lambda: figures.froc_curve(scores))
+def test_froc_joins_rates_beyond_the_last_mark_by_dots(tmp_path: Path) -> None:
+    froc = {"fp_per_case": [1, 2, 4], "recall": [0.2, 0.4, None], "beyond_reached": [0, 1, 1]}
+    scores = read_tables(Evaluation(changes={"froc": froc}).write(tmp_path)).scores
+    figure = Figure()
+    figures.froc_curve(figure, scores)
+    reached, beyond = figure.axes[0].lines[:2]
+    assert list(reached.get_xdata()) == [1]
+    assert list(beyond.get_xdata()) == [1, 2]
+    assert beyond.get_linestyle() == ":"
 
 
 def test_dice_and_training_are_drawn(tables: Tables) -> None:
-    figures.draw_svg(lambda: figures.dice_per_case(tables.cases, 0.5))
-    figures.draw_svg(lambda: figures.dice_per_case(tables.cases[2:], None))
-    curves = [Curve("loss", (1, 2), (1, 0.5)), Curve("focal_loss", (1,), (1,))]
-    figures.draw_svg(lambda: figures.training_curves(curves))
+    figures.dice_per_case(Figure(), tables.cases, 0.5)
+    figures.dice_per_case(Figure(), tables.cases[2:], None)
+    curves = [Curve("loss", (1, 2), (1, 0.5)), Curve("loss_focal", (1,), (1,))]
+    figure = Figure()
+    figures.training_curves(figure, curves)
+    assert [line.get_label() for line in figure.axes[0].lines] == ["loss", "loss_focal"]
