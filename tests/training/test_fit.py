@@ -2,6 +2,7 @@
 
 import copy
 import shutil
+import signal
 import time
 from pathlib import Path
 
@@ -281,6 +282,22 @@ def test_a_users_callback_may_end_training(train):
 
     result = train(max_steps=50, callbacks=[Enough()])
     assert (result.steps, result.stopped_because) == (3, "callback")
+
+
+def test_ctrl_c_says_how_to_go_on(train, tmp_path, caplog):
+    class CtrlC(pl.Callback):
+        def on_train_batch_end(self, trainer, pl_module, *_):
+            if pl_module.counters.steps == 3:
+                raise KeyboardInterrupt
+
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        with pytest.raises(SystemExit):
+            train(max_steps=5, callbacks=[CtrlC()], checkpoint_every_minutes=0)
+    finally:
+        signal.signal(signal.SIGINT, handler)  # the trainer leaves it ignored
+    assert "Interrupted at step 3; the same command goes on" in caplog.text
+    assert train(max_steps=5).steps == 5
 
 
 def test_a_users_own_network_with_one_output_is_trained(train, make_plan):
