@@ -145,10 +145,10 @@ class SaveCheckpoint(AfterStep):
     def on_exception(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
     ) -> None:
-        """Tell an interrupted user how to go on; the state is that of the last checkpoint."""
+        """Tell an interrupted user how to go on; it loses the steps since the last checkpoint."""
         if trainer.is_global_zero and isinstance(exception, KeyboardInterrupt | SystemExit):
             step = cast(SegmentationModule, pl_module).counters.steps
-            log.warning("Interrupted at step %d; the same command goes on from its checkpoint.", step)
+            log.warning("Interrupted at step %d; the same command goes on from there.", step)
 
     def _save(self, trainer: pl.Trainer, module: SegmentationModule) -> None:
         self.record.write()
