@@ -240,12 +240,18 @@ class Summary:
 
     def _criterion(self, name: str) -> dict[str, Any]:
         false = sum(r.sides[name].false_positive for r in self.results)
-        return {
+        found = {
             "lesion_recall": as_mapping(self._share(attrgetter(name))),
             "n_false_positive": false,
             "n_ignored": sum(r.sides[name].ignored for r in self.results),
-            "false_positives_per_case": false / len(self.results) if self.results else None,
         }
+        if not self.results:
+            return {
+                **found,
+                "false_positives_per_case": edge_cases.NO_CASE.value,
+                "reason": edge_cases.NO_CASE.reason,
+            }
+        return {**found, "false_positives_per_case": false / len(self.results)}
 
     def false_positives(self) -> dict[str, int]:
         """False positives that touch some lesion, and those elsewhere."""

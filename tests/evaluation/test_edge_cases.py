@@ -1,0 +1,20 @@
+from pathlib import Path
+
+from lesionseg.evaluation.edge_cases import EDGE_CASES, as_markdown
+from lesionseg.evaluation.tables import CANDIDATE_COLUMNS, CASE_COLUMNS, LESION_COLUMNS
+
+METRICS = Path(__file__).parents[2] / "docs" / "metrics.md"
+
+
+def test_the_table_stands_in_the_documentation_word_for_word():
+    assert as_markdown() in METRICS.read_text(encoding="utf-8")
+
+
+def test_every_column_is_documented():
+    text = METRICS.read_text(encoding="utf-8")
+    for column in {*CASE_COLUMNS, *LESION_COLUMNS, *CANDIDATE_COLUMNS}:
+        assert f"`{column}`" in text, column
+
+
+def test_every_row_says_why():
+    assert all(row.reason and row.situation and row.numbers for row in EDGE_CASES)

@@ -1,0 +1,157 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from lesionseg.core import Geometry, OperatingPoint, Prediction, Reference
+from lesionseg.errors import GeometryError
+from lesionseg.evaluation import PRESETS, evaluate_case
+from tests.evaluation.hand_cases import (
+    HAND_CASES,
+    HandCase,
+    make_prediction,
+    make_reference,
+    prediction_of,
+)
+
+PRESET = PRESETS["lesionseg"]
+CASES = {case.name: case for case in HAND_CASES}
+
+
+def judge(name, **changes):
+    case = CASES[name]
+    return evaluate_case(make_reference(case), make_prediction(case), PRESET, case=name, **changes)
+
+
+def test_a_missing_prediction_counts_as_missed_lesions():
+    found = evaluate_case(make_reference(CASES["perfect"]), None, PRESET, case="a", group="g")
+    assert (found.status, found.n_detected, len(found.lesions)) == ("missing", 0, 1)
+    assert (found.dice, found.surface_dice, found.hd95_mm) == (0.0, 0.0, None)
+    assert found.lesions[0].why_missed == "case_failed"
+
+
+@pytest.mark.parametrize(
+    ("name", "reasons"),
+    [
+        ("perfect", [""]),
+        ("missed", ["no_response"]),
+        ("elsewhere", ["no_response"]),
+        ("under_a_tenth", ["overlap_too_small"]),
+        ("merge", ["", "merged"]),
+        ("below_the_point", ["below_operating_point"]),
+        ("wrong_label", ["wrong_label"]),
+    ],
+)
+def test_why_a_lesion_was_missed(name, reasons):
+    assert [lesion.why_missed for lesion in judge(name).lesions] == reasons
+
+
+def test_the_operating_point_overrules_the_flags():
+    case = CASES["split"]
+    point = OperatingPoint("score:0.7", 0.7)
+    found = judge("split", operating_point=point)
+    assert [c.outcome for c in found.candidates] == ["true_positive", "not_accepted"]
+    assert [c.outcome_any for c in found.candidates] == ["ignored", "true_positive"]
+    assert found.dice == pytest.approx(2 * 2 / (6 + 2))
+    assert found.operating_point == point
+    assert case.accepted_from == 0.0
+
+
+def test_splits_merges_and_touching():
+    assert (judge("split").splits, judge("split").merges) == (1, 0)
+    assert (judge("merge").splits, judge("merge").merges) == (0, 1)
+    assert judge("under_a_tenth").candidates[0].touches_lesion
+    assert not judge("elsewhere").candidates[0].touches_lesion
+
+
+def test_candidates_of_another_program_have_no_scores():
+    case = CASES["perfect"]
+    prediction = make_prediction(case)
+    bare = Prediction(
+        "a", prediction.geometry, prediction.candidates, prediction.instances, scored=False
+    )
+    found = evaluate_case(make_reference(case), bare, PRESET, case="a")
+    assert found.lesions[0].detected
+    assert found.lesions[0].detected_at is None
+    assert found.candidates[0].score is None
+    assert found.case_score is None
+
+
+def test_volumes_and_sizes_in_three_axes():
+    case = CASES["three_axes"]
+    found = evaluate_case(
+        make_reference(case, (3.0, 2.0, 1.0)), make_prediction(case, (3.0, 2.0, 1.0)), PRESET,
+        case="a",
+    )  # fmt: skip
+    lesion = found.lesions[0]
+    assert found.reference_ml == pytest.approx(12 * 6 / 1000)
+    assert found.predicted_ml == pytest.approx(8 * 6 / 1000)
+    assert lesion.volume_ml == pytest.approx(0.072)
+    assert lesion.diameter_mm == pytest.approx(2 * (72 * 3 / (4 * np.pi)) ** (1 / 3))
+    assert (lesion.slices, lesion.voxels, lesion.near_resolution) == (3, 12, False)
+    assert lesion.centre_mm == (0.5, 1.0, 3.0)
+    assert found.hd95_mm == pytest.approx(3.0)
+
+
+def test_two_axes_have_no_volume():
+    found = judge("perfect")
+    assert (found.reference_ml, found.predicted_ml, found.false_positive_ml) == (None, None, None)
+    assert found.lesions[0].diameter_mm == pytest.approx(2 * (4 / np.pi) ** 0.5)
+
+
+def test_boxes_alone_are_judged_without_dice():
+    geometry = Geometry.from_spacing((20, 20), (0.5, 0.5))
+    boxes = np.array([[2, 2, 6, 6]], dtype=np.float32)
+    reference = Reference(geometry, boxes=boxes, box_labels=(1,))
+    drawn = np.zeros((20, 20), dtype=np.int32)
+    drawn[2:6, 2:5] = 1
+    masked = prediction_of(drawn, (0.8,), geometry)
+    bare = Prediction(
+        "a", geometry, tuple(replace(c, has_mask=False) for c in masked.candidates), None
+    )
+    for prediction in (masked, bare):
+        found = evaluate_case(reference, prediction, PRESET, case="a")
+        assert (found.n_detected, found.lesions[0].iou) == (1, 0.75)
+        assert (found.dice, found.surface_dice, found.hd95_mm) == (None, None, None)
+        assert found.lesions[0].voxels is None
+        assert found.candidates[0].touches_lesion
+
+
+def test_a_candidate_in_what_is_not_judged_is_ignored():
+    case = HandCase("a", "", "11.... ......", "11.222 ......", (0.9, 0.8), 1, 0, 0)
+    reference = make_reference(case)
+    ignore = np.zeros((2, 6), dtype=bool)
+    ignore[0, 4:] = True
+    judged = Reference(
+        reference.geometry, instances=reference.instances, instance_labels=(1,), ignore=ignore
+    )
+    found = evaluate_case(judged, make_prediction(case), PRESET, case="a")
+    assert [c.outcome for c in found.candidates] == ["true_positive", "ignored"]
+
+
+@pytest.mark.parametrize("shape", [(4, 5), (5, 4)])
+def test_another_grid_is_refused_showing_both(shape):
+    reference = make_reference(CASES["perfect"])
+    other = Prediction("a", Geometry.from_spacing(shape, (1.0, 2.0)), (), None)
+    with pytest.raises(GeometryError) as error:
+        evaluate_case(reference, other, PRESET, case="patient-7")
+    assert "(4, 4)" in str(error.value)
+    assert str(shape) in str(error.value)
+    assert "patient-7" in str(error.value)
+
+
+def test_the_order_of_axes_changes_nothing():
+    case = CASES["three_axes"]
+    reference, prediction = make_reference(case, (3.0, 2.0, 1.0)), make_prediction(case)
+    turned = Geometry.from_spacing((2, 2, 3), (1.0, 2.0, 3.0))
+    again = evaluate_case(
+        Reference(turned, instances=reference.instances.T.copy(), instance_labels=(1,)),
+        Prediction("a", turned, prediction.candidates, prediction.instances.T.copy()),
+        PRESET,
+        case="a",
+    )
+    first = evaluate_case(reference, make_prediction(case, (3.0, 2.0, 1.0)), PRESET, case="a")
+    assert (first.dice, first.surface_dice, first.hd95_mm) == (
+        again.dice, again.surface_dice, again.hd95_mm,
+    )  # fmt: skip
+    assert first.lesions[0].diameter_mm == again.lesions[0].diameter_mm

@@ -1,0 +1,81 @@
+import pytest
+
+from lesionseg.errors import ConfigError, ContentError
+from lesionseg.evaluation import PRESETS, choose, evaluate_case
+from tests.evaluation.hand_cases import HandCase, make_prediction, make_reference
+
+
+def judge(reference, prediction, scores, case="a", role="validation", scored=True):
+    drawn = HandCase(case, "", reference, prediction, scores, 0, 0, 0)
+    found = make_prediction(drawn)
+    found = type(found)(case, found.geometry, found.candidates, found.instances, scored=scored)
+    return evaluate_case(make_reference(drawn), found, PRESETS["lesionseg"], case=case, role=role)
+
+
+@pytest.fixture
+def results():
+    """Two cases: lesions found at .9, .6 and .2; false positives at .8, .5 and .4."""
+    return [
+        judge("11.22.... .........", "11.22.333 .........", (0.9, 0.6, 0.8), "a"),
+        judge("11....... .........", "11.22.333 .........", (0.2, 0.5, 0.4), "b"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("rate", "recall", "false"), [(0.0, 1 / 3, 0.0), (0.5, 2 / 3, 0.5), (1.0, 2 / 3, 1.0)]
+)
+def test_no_more_false_positives_than_asked_for(results, rate, recall, false):
+    point = choose(results, fp_per_case=rate)
+    assert point.lesion_recall == pytest.approx(recall)
+    assert point.false_positives_per_case == pytest.approx(false)
+    assert point.chosen_on == "validation"
+    assert point.name == f"fp_per_case:{rate:g}"
+
+
+def test_one_false_positive_per_case_is_the_default(results):
+    assert choose(results) == choose(results, fp_per_case=1)
+    assert 0.4 < choose(results).score <= 0.5
+
+
+def test_more_false_positives_than_there_are_accepts_everything(results):
+    point = choose(results, fp_per_case=8)
+    assert (point.lesion_recall, point.false_positives_per_case) == (1.0, 1.5)
+
+
+@pytest.mark.parametrize(
+    ("sensitivity", "false"), [(1 / 3, 0.0), (0.5, 0.5), (2 / 3, 0.5), (0.9, 1.5), (1.0, 1.5)]
+)
+def test_the_highest_score_of_the_sensitivity(results, sensitivity, false):
+    point = choose(results, sensitivity=sensitivity)
+    assert point.lesion_recall >= sensitivity - 1e-9
+    assert point.false_positives_per_case == false
+
+
+def test_an_unreachable_sensitivity_takes_what_there_is(caplog):
+    results = [judge("11.22 .....", "11... .....", (0.7,))]
+    point = choose(results, sensitivity=0.9)
+    assert (point.score, point.lesion_recall) == (0.7, 0.5)
+    assert "out of reach" in caplog.text
+
+
+def test_false_positives_that_outrank_everything():
+    results = [judge("11... .....", "11.22 .....", (0.5, 1.0))]
+    point = choose(results, fp_per_case=0)
+    assert point.score > 1.0
+    assert (point.lesion_recall, point.false_positives_per_case) == (0.0, 0.0)
+
+
+def test_no_candidate_at_all():
+    point = choose([judge("11... .....", "..... .....", ())])
+    assert (point.score, point.lesion_recall, point.false_positives_per_case) == (0.0, 0.0, 0.0)
+
+
+def test_refusals(results):
+    with pytest.raises(ConfigError, match="not for both"):
+        choose(results, fp_per_case=1, sensitivity=0.9)
+    with pytest.raises(ContentError, match="scores"):
+        choose([judge("11 ..", "11 ..", (1.0,), scored=False)])
+    with pytest.raises(ContentError, match="scores"):
+        choose([])
+    with pytest.raises(ContentError, match="without a reference lesion"):
+        choose([judge(".. ..", "11 ..", (0.3,))], sensitivity=0.5)
