@@ -12,12 +12,13 @@ from lesionseg.report.page import write_report
 
 @dataclass(frozen=True)
 class ReportSettings:
-    """How much a report shows: its title, and the most pictures of each kind."""
+    """What a report is: its title, the most pictures of each kind, and whether on paper too."""
 
     title: str | None = None
     missed: int = 12
     false_marks: int = 8
     found: int = 6
+    pdf: bool = True
 
     def __post_init__(self) -> None:
         for name in ("missed", "false_marks", "found"):
@@ -45,7 +46,7 @@ def report(
     title: str | None = None,
     report: ReportSettings | None = None,
 ) -> Path:
-    """Write `output/report.html` and return its path.
+    """Write `output/report.html`, and `report.pdf` beside it; return the page's path.
 
     `scores` is the output folder of `evaluate` or a run directory, which brings its predictions
     and its training's history. `images` and `reference` are dataset roots or folders of files.
@@ -104,6 +105,7 @@ def _write(
             history=history if history.is_file() else None,
             title=title,
             limits=settings.limits,
+            pdf=settings.pdf,
             progress=advance,
         )
 

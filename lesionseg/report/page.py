@@ -13,6 +13,7 @@ from lesionseg.report import listing, text
 from lesionseg.report.album import Hanging, Progress, draw_walls, trim
 from lesionseg.report.charts import make_charts
 from lesionseg.report.gallery import Limits, choose_exhibits
+from lesionseg.report.pdf import Summary, write_pdf
 from lesionseg.report.scores import Scores
 from lesionseg.report.tables import Tables, read_tables
 
@@ -38,6 +39,7 @@ def write_report(
     history: Path | None = None,
     title: str | None = None,
     limits: Limits | None = None,
+    pdf: bool = False,
     progress: Progress | None = None,
 ) -> Path:
     """Write `output/report.html` from the tables in `scores_dir`, and return its path.
@@ -46,7 +48,8 @@ def write_report(
     `prediction` a folder of prediction files: they give the pictures, which are left out without
     `images`; `limits` says how many. `history` is a training's metrics.csv. `progress` is told
     (case, cases drawn, cases to draw). The page needs no network and has at most 15 MB; it is
-    written whole or not at all.
+    written whole or not at all. `pdf` writes `output/report.pdf` beside it: the first screen,
+    the charts and the pictures, without the tables.
 
     Raises `ReadError` and `ContentError` for tables that are missing, unreadable or of different
     evaluations, `OutputError` when the page cannot be kept within its size.
@@ -70,6 +73,10 @@ def write_report(
         raise OutputError("The report is too large.", seen=len(page.encode()), expected=MAX_BYTES)
     output.mkdir(parents=True, exist_ok=True)
     write_text(output / "report.html", page)
+    if pdf:
+        write_pdf(
+            output / "report.pdf", _on_paper(context), [*context["charts"].values()], hangings
+        )
     return output / "report.html"
 
 
@@ -123,6 +130,16 @@ def _context(tables: Tables, history: Path | None, title: str | None) -> dict[st
         "flat": all(len(lesion.start_vox) == 2 for lesion in tables.lesions),
     }
     return {**context, "sections": _sections(context)}
+
+
+def _on_paper(context: Mapping[str, Any]) -> Summary:
+    return Summary(
+        title=context["title"],
+        role=text.role_words(context["scores"].evaluated_on),
+        banners=[f"{banner.title}. {banner.text}" for banner in context["banners"]],
+        sentences=context["summary"],
+        sizes=context["sizes"],
+    )
 
 
 def _sections(context: Mapping[str, Any]) -> tuple[str, ...]:

@@ -100,8 +100,8 @@ GALLERY_TEXT_2D = (
 )
 NO_BOX = "Its place in the scan is not stated in the tables."
 OUTLINES = "Outlines"
-KEY_REFERENCE = "reference (solid)"
-KEY_PREDICTION = "program's marks that count (dashed)"
+KEY_REFERENCE = "reference (blue, solid)"
+KEY_PREDICTION = "program's marks that count (orange, dashed)"
 
 SIZE_TEXT = (
     "Bars: share of the reference lesions that were found, with 95 % interval. Counts below the "
