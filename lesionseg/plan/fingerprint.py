@@ -1,0 +1,260 @@
+"""The fingerprint: what a dataset's images and lesions are like, in numbers."""
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from itertools import permutations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lesionseg.core import Case, Dataset, Geometry, Reference
+from lesionseg.errors import DatasetError
+from lesionseg.ops.components import lesion_instances
+from lesionseg.ops.size import equivalent_diameter_mm
+from lesionseg.plan.plan import Modality
+
+FINGERPRINT_VERSION = 1
+SAMPLED = 8192  # voxels looked at per case and kind, evenly spaced: memory stays bounded
+AIR_HU = -950.0  # CT values above it belong to the body, aerated lung included
+NO_MAGNITUDE = -500.0  # values below it occur in CT (air at -1000 HU), never in MRI magnitudes
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Mean, standard deviation and the 0.5 and 99.5 percentiles of some voxels."""
+
+    mean: float
+    std: float
+    lower: float
+    upper: float
+
+
+@dataclass(frozen=True)
+class ChannelStatistics:
+    """Intensities of one channel in the file's units, every case with the same weight.
+
+    `lesion` is None without any lesion voxel. `body` are voxels above -950 HU in a CT channel and
+    non-zero ones in others. `nonzero_share` is the mean share of non-zero voxels in a case.
+    """
+
+    name: str
+    is_ct: bool
+    body: Spread
+    lesion: Spread | None
+    nonzero_share: float
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """Statistics of a dataset's labelled cases.
+
+    Per case: `shapes` and `spacings_mm` (3-D: axes turned along +S, +A, +R, as prepared images
+    have them) and `lesions_per_case`. Per lesion, in no order that matters: `diameters_mm` (the
+    equivalent diameter) and `lesion_voxels` on the file's grid. `lesion_fraction` is the share of
+    the scanned volume that is lesion.
+    """
+
+    dims: int
+    modality: Modality
+    channels: tuple[ChannelStatistics, ...]
+    shapes: tuple[tuple[int, ...], ...]
+    spacings_mm: tuple[tuple[float, ...], ...]
+    lesions_per_case: tuple[int, ...]
+    diameters_mm: tuple[float, ...]
+    lesion_voxels: tuple[int, ...]
+    lesion_fraction: float
+    schema_version: int = FINGERPRINT_VERSION
+
+    @property
+    def n_cases(self) -> int:
+        """Number of cases seen."""
+        return len(self.shapes)
+
+    @property
+    def n_lesions(self) -> int:
+        """Number of lesions over all cases."""
+        return sum(self.lesions_per_case)
+
+    @property
+    def n_lesion_free_cases(self) -> int:
+        """Number of cases without any lesion."""
+        return sum(n == 0 for n in self.lesions_per_case)
+
+    def to_json(self) -> str:
+        """The fingerprint as JSON, with the counts spelled out for readers."""
+        counts = {name: getattr(self, name) for name in _COUNTS}
+        return json.dumps({**counts, **asdict(self)}, indent=1, allow_nan=False)
+
+    @classmethod
+    def from_json(cls, text: str, where: str | Path = "fingerprint.json") -> "Fingerprint":
+        """Read a fingerprint; raises `DatasetError` naming `where` when it is none."""
+        try:
+            return _fingerprint(json.loads(text))
+        except (KeyError, TypeError, ValueError) as error:
+            raise DatasetError(
+                "The fingerprint cannot be read.",
+                where=where,
+                seen=repr(error),
+                expected=f"a fingerprint of schema_version {FINGERPRINT_VERSION}",
+                remedy="delete the file; it is taken again from the data.",
+            ) from error
+
+
+_COUNTS = ("n_cases", "n_lesions", "n_lesion_free_cases")
+
+
+def take_fingerprint(dataset: Dataset, cases: Iterable[Case]) -> Fingerprint:
+    """Statistics of `cases`, read one after the other and forgotten; unlabelled ones are skipped.
+
+    Lesions are the reference's instances, else the components of its labels, else its boxes
+    (filled). Raises `DatasetError` when there is no labelled case.
+    """
+    notes = [_look(case, case.reference, dataset) for case in cases if case.reference is not None]
+    if not notes:
+        raise DatasetError(
+            "No labelled case to plan from.",
+            where=dataset.root,
+            remedy="add reference masks or boxes for some cases.",
+        )
+    kinds = [_is_ct(dataset, notes, c) for c in range(len(dataset.channel_names))]
+    return Fingerprint(
+        dims=dataset.dims,
+        modality=_modality(dataset.dims, kinds),
+        channels=tuple(
+            _channel(name, kinds[c], notes, c) for c, name in enumerate(dataset.channel_names)
+        ),
+        shapes=tuple(n.shape for n in notes),
+        spacings_mm=tuple(n.spacing_mm for n in notes),
+        lesions_per_case=tuple(len(n.lesion_voxels) for n in notes),
+        diameters_mm=tuple(d for n in notes for d in n.diameters_mm),
+        lesion_voxels=tuple(v for n in notes for v in n.lesion_voxels),
+        lesion_fraction=sum(n.lesion_mm for n in notes) / sum(n.scanned_mm for n in notes),
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class _Note:
+    """What is kept of one case: sizes, and a sample of voxels `[C, n]` of each kind."""
+
+    shape: tuple[int, ...]
+    spacing_mm: tuple[float, ...]
+    lesion_voxels: tuple[int, ...]
+    diameters_mm: tuple[float, ...]
+    lesion_mm: float
+    scanned_mm: float
+    sample: NDArray[np.float32]
+    lesion_sample: NDArray[np.float32]
+    nonzero: tuple[float, ...]
+
+
+def _look(case: Case, reference: Reference, dataset: Dataset) -> _Note:
+    array, geometry = case.image.array, case.image.geometry
+    order = canonical_order(geometry)
+    voxels, covered = _lesions(reference)
+    diameters = equivalent_diameter_mm(voxels * geometry.voxel_size, dataset.dims)
+    flat = array.reshape(len(array), -1)
+    return _Note(
+        shape=tuple(geometry.shape[a] for a in order),
+        spacing_mm=tuple(round(geometry.spacing_mm[a], 6) for a in order),
+        lesion_voxels=tuple(int(v) for v in voxels),
+        diameters_mm=tuple(round(float(d), 4) for d in diameters),
+        lesion_mm=float(covered.sum()) * geometry.voxel_size,
+        scanned_mm=float(np.prod(geometry.shape)) * geometry.voxel_size,
+        sample=_sampled(flat),
+        lesion_sample=_sampled(array[:, covered]),
+        nonzero=tuple(float(np.count_nonzero(c) / c.size) for c in flat),
+    )
+
+
+def canonical_order(geometry: Geometry) -> tuple[int, ...]:
+    """Which array axes run along S, A and R, as nearly as they do; a raster's stay as they are.
+
+    >>> canonical_order(Geometry((2, 3, 4), np.diag([1.0, 1.0, 1.0, 1.0])))  # array axes: R, A, S
+    (2, 1, 0)
+    """
+    if geometry.dims != 3:
+        return tuple(range(geometry.dims))
+    along = np.abs(geometry.affine[:3, :3]) / np.asarray(geometry.spacing_mm)
+    return max(
+        permutations(range(3)), key=lambda p: along[2, p[0]] + along[1, p[1]] + along[0, p[2]]
+    )
+
+
+def _lesions(reference: Reference) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """Voxels of each lesion and the mask of all of them."""
+    instances = reference.instances
+    if instances is None and reference.labels is not None:
+        instances = lesion_instances(reference.labels).instances
+    if instances is not None:
+        counts = np.bincount(instances.ravel())[1:]
+        return counts[counts > 0], instances > 0
+    covered = np.zeros(reference.geometry.shape, dtype=bool)
+    boxes = reference.boxes if reference.boxes is not None else np.zeros((0, 2 * covered.ndim))
+    for box in np.rint(boxes).astype(int):
+        low, high = box[: covered.ndim], box[covered.ndim :]
+        covered[tuple(slice(max(a, 0), b) for a, b in zip(low, high, strict=True))] = True
+    sides = np.maximum(boxes[:, covered.ndim :] - boxes[:, : covered.ndim], 1)
+    return np.rint(sides.prod(axis=1)).astype(np.int64), covered
+
+
+def _sampled(values: NDArray[Any]) -> NDArray[np.float32]:
+    """Up to `SAMPLED` evenly spaced columns of `[C, n]`, as a copy."""
+    step = -(-values.shape[1] // SAMPLED) or 1
+    return np.array(values[:, step // 2 :: step], dtype=np.float32)
+
+
+def _is_ct(dataset: Dataset, notes: Sequence[_Note], channel: int) -> bool:
+    """By the channel's name (nnU-Net's convention), else by values only Hounsfield units have."""
+    if dataset.dims != 3:
+        return False
+    if dataset.channel_names[channel].strip().lower() == "ct":
+        return True
+    lowest = np.median([n.sample[channel].min() for n in notes])
+    return bool(lowest < NO_MAGNITUDE)
+
+
+def _modality(dims: int, channels_are_ct: Sequence[bool]) -> Modality:
+    if dims == 2:
+        return "xray"
+    return "ct" if any(channels_are_ct) else "mri"
+
+
+def _channel(name: str, is_ct: bool, notes: Sequence[_Note], c: int) -> ChannelStatistics:
+    whole = [n.sample[c] for n in notes]
+    body = [s[s > AIR_HU] if is_ct else s[s != 0] for s in whole]
+    lesion = np.concatenate([n.lesion_sample[c] for n in notes])
+    return ChannelStatistics(
+        name=name,
+        is_ct=is_ct,
+        body=_spread(np.concatenate(body)) or Spread(0.0, 1.0, 0.0, 0.0),
+        lesion=_spread(lesion),
+        nonzero_share=float(np.mean([n.nonzero[c] for n in notes])),
+    )
+
+
+def _spread(values: NDArray[np.float32]) -> Spread | None:
+    if values.size == 0:
+        return None
+    wide = values.astype(np.float64)
+    lower, upper = np.percentile(wide, (0.5, 99.5))
+    return Spread(float(wide.mean()), float(wide.std()), float(lower), float(upper))
+
+
+def _fingerprint(raw: dict[str, Any]) -> Fingerprint:
+    if raw["schema_version"] != FINGERPRINT_VERSION:
+        raise ValueError(f"schema_version {raw['schema_version']}")
+    kept = {key: value for key, value in raw.items() if key not in _COUNTS}
+    kept["channels"] = tuple(_channel_from(channel) for channel in raw["channels"])
+    for key in ("shapes", "spacings_mm"):
+        kept[key] = tuple(tuple(row) for row in raw[key])
+    for key in ("lesions_per_case", "diameters_mm", "lesion_voxels"):
+        kept[key] = tuple(raw[key])
+    return Fingerprint(**kept)
+
+
+def _channel_from(raw: dict[str, Any]) -> ChannelStatistics:
+    lesion = None if raw["lesion"] is None else Spread(**raw["lesion"])
+    return ChannelStatistics(**{**raw, "body": Spread(**raw["body"]), "lesion": lesion})

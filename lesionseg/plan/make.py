@@ -1,0 +1,195 @@
+"""From a fingerprint to a plan: the rules in their order, each decision with its reason."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lesionseg.core import Dataset
+from lesionseg.errors import ConfigError
+from lesionseg.plan import rules, tile_rules
+from lesionseg.plan.fingerprint import Fingerprint
+from lesionseg.plan.plan import Activation, Architecture, Plan
+
+
+@dataclass(frozen=True)
+class PlanOverrides:
+    """What somebody decides instead of the rules; None leaves it to them."""
+
+    architecture: str = "unet"
+    spacing_mm: Sequence[float] | None = None
+    tile_shape: Sequence[int] | None = None
+    batch_size: int | None = None
+    base_features: int | None = None
+    activation: Activation = "sigmoid"
+
+    def __post_init__(self) -> None:
+        spacing, tile = self.spacing_mm or (1.0,), self.tile_shape or (1,)
+        counts = (self.batch_size or 1, self.base_features or 1)
+        if min(spacing) <= 0 or min(tile) < 1 or min(counts) < 1:
+            raise ConfigError("Sizes of a plan are positive.", where="model", seen=self)
+        if self.activation not in ("sigmoid", "softmax"):
+            raise ConfigError(
+                "The activation is unknown.",
+                where="model.activation",
+                seen=self.activation,
+                expected="sigmoid or softmax",
+            )
+
+
+def make_plan(
+    fingerprint: Fingerprint,
+    dataset: Dataset,
+    *,
+    memory_gb: float,
+    device: str,
+    overrides: PlanOverrides | None = None,
+) -> Plan:
+    """Decide everything that training and inference must agree on.
+
+    `device` is torch's name ("cpu", "cuda", …) and `memory_gb` its memory in 10⁹ bytes. The same
+    input gives the same plan. Raises `ConfigError` for overrides that do not fit the dataset.
+    """
+    chosen = overrides or PlanOverrides()
+    _check_axes(chosen, fingerprint.dims)
+    allowed = _budget(device, memory_gb, chosen)
+    spacing = _spacing(fingerprint, device, chosen)
+    grid = _Grid(fingerprint, spacing.value)
+    tile = _tile(grid, allowed.value, chosen)
+    shape = _architecture(tile.value, spacing.value, allowed.value, chosen)
+    batch = _batch(grid, tile.value, allowed.value, chosen)
+    scales = [rules.normalisation(c, fingerprint.dims) for c in fingerprint.channels]
+    prior = rules.prior(fingerprint.lesion_fraction)
+    candidates = rules.candidate_rule(
+        fingerprint.lesion_voxels, fingerprint.lesions_per_case, prior.value
+    )
+    return Plan(
+        dims=fingerprint.dims,
+        modality=fingerprint.modality,
+        channel_names=dataset.channel_names,
+        label_values=tuple(dataset.labels),
+        label_names=tuple(dataset.labels.values()),
+        spacing_mm=spacing.value,
+        normalisation=tuple(scale.value for scale in scales),
+        tile_shape=tile.value,
+        batch_size=batch.value,
+        architecture=shape.value,
+        lesion_fraction=prior.value,
+        activation=chosen.activation,
+        candidate_rule=candidates.value,
+        reasons={
+            "budget": allowed.reason,
+            "spacing_mm": spacing.reason,
+            "normalisation": "; ".join(dict.fromkeys(scale.reason for scale in scales)),
+            "tile_shape": tile.reason,
+            "architecture": shape.reason,
+            "batch_size": batch.reason,
+            "lesion_fraction": prior.reason,
+            "candidate_rule": candidates.reason,
+        },
+    )
+
+
+@dataclass(frozen=True)
+class _Grid:
+    """The dataset on the plan's grid."""
+
+    fingerprint: Fingerprint
+    spacing_mm: tuple[float, ...]
+
+    @property
+    def shapes(self) -> NDArray[np.float64]:
+        """Shape of every case `[n, dims]`, resampled."""
+        sizes = np.asarray(self.fingerprint.shapes) * np.asarray(self.fingerprint.spacings_mm)
+        return np.asarray(np.maximum(np.round(sizes / np.asarray(self.spacing_mm)), 1))
+
+    @property
+    def median_shape(self) -> tuple[int, ...]:
+        """Median number of voxels along each axis."""
+        return tuple(int(n) for n in np.ceil(np.median(self.shapes, axis=0)))
+
+    @property
+    def n_voxels(self) -> float:
+        """Voxels of all cases together."""
+        return float(self.shapes.prod(axis=1).sum())
+
+
+def _check_axes(chosen: PlanOverrides, dims: int) -> None:
+    for name in ("spacing_mm", "tile_shape"):
+        value = getattr(chosen, name)
+        if value is not None and len(value) != dims:
+            raise ConfigError(
+                f"{name} has the wrong number of axes.",
+                where=f"model.{name}",
+                seen=list(value),
+                expected=f"{dims} numbers, in array order ({'z, y, x' if dims == 3 else 'y, x'})",
+            )
+
+
+def _budget(
+    device: str, memory_gb: float, chosen: PlanOverrides
+) -> rules.Decision[tile_rules.Budget]:
+    found = tile_rules.budget(device, memory_gb)
+    base = chosen.base_features
+    if base is None:
+        return found
+    widest = max(found.value.widest * base // found.value.base_features, base)
+    return replace(found, value=replace(found.value, base_features=base, widest=widest))
+
+
+def _spacing(
+    fingerprint: Fingerprint, device: str, chosen: PlanOverrides
+) -> rules.Decision[tuple[float, ...]]:
+    if chosen.spacing_mm is not None:
+        return rules.Decision(tuple(float(s) for s in chosen.spacing_mm), "chosen by hand")
+    found = rules.target_spacing(fingerprint.spacings_mm, fingerprint.diameters_mm)
+    coarse = rules.halved_resolution(found.value, fingerprint.diameters_mm, device)
+    reason = "; ".join(r for r in (found.reason, coarse.reason) if r)
+    return rules.Decision(coarse.value, reason)
+
+
+def _tile(
+    grid: _Grid, allowed: tile_rules.Budget, chosen: PlanOverrides
+) -> rules.Decision[tuple[int, ...]]:
+    if chosen.tile_shape is not None:
+        return rules.Decision(tuple(int(n) for n in chosen.tile_shape), "chosen by hand")
+    n_channels = len(grid.fingerprint.channels)
+    return tile_rules.tile_shape(grid.median_shape, grid.spacing_mm, allowed, n_channels)
+
+
+def _architecture(
+    tile: Sequence[int],
+    spacing_mm: Sequence[float],
+    allowed: tile_rules.Budget,
+    chosen: PlanOverrides,
+) -> rules.Decision[Architecture]:
+    by_hand = chosen.tile_shape is not None
+    shape = tile_rules.network_shape(
+        tile,
+        spacing_mm,
+        allowed.base_features,
+        allowed.widest,
+        name=chosen.architecture,
+        exact=by_hand,
+    )
+    if by_hand and len(shape.features) == 1:
+        raise ConfigError(
+            "A tile of this size cannot be halved once.",
+            where="model.tile_shape",
+            seen=list(tile),
+            expected="sides that are multiples of 16, such as 64",
+        )
+    rest = [n // s for n, s in zip(tile, tile_rules.total_stride(shape), strict=True)]
+    kind = "anisotropic" if rules.is_anisotropic(spacing_mm) else "all axes alike"
+    reason = f"{len(shape.features)} stages, {shape.features[0]} to {shape.features[-1]} features, "
+    return rules.Decision(shape, reason + f"coarsest map {rest} voxels wide; {kind}")
+
+
+def _batch(
+    grid: _Grid, tile: Sequence[int], allowed: tile_rules.Budget, chosen: PlanOverrides
+) -> rules.Decision[int]:
+    if chosen.batch_size is not None:
+        return rules.Decision(chosen.batch_size, "chosen by hand")
+    n_channels = len(grid.fingerprint.channels)
+    return tile_rules.batch_size(tile, grid.spacing_mm, allowed, grid.n_voxels, n_channels)

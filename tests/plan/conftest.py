@@ -1,0 +1,37 @@
+"""A tiny dataset in memory: what the planning rules need of one."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lesionseg.core import Case, CaseFiles, Dataset, Geometry, Reference, Volume
+
+
+@pytest.fixture
+def dataset() -> Dataset:
+    return Dataset(
+        name="toy",
+        root=Path("toy"),
+        convention="nnunet",
+        dims=3,
+        channel_names=("FLAIR",),
+        labels={1: "lesion"},
+        cases=tuple(CaseFiles(f"c{i}", (Path(f"c{i}.nii.gz"),), group=f"g{i}") for i in range(3)),
+    )
+
+
+@pytest.fixture
+def cases() -> list[Case]:
+    """Two lesions of 8 voxels and one of 1 voxel in c0, none in c1 and c2; voxels of 2 mm³."""
+    geometry = Geometry.from_spacing((10, 12, 14), (2.0, 1.0, 1.0))
+    rng = np.random.default_rng(0)
+    found = []
+    for name in ("c0", "c1", "c2"):
+        image = rng.uniform(100, 200, size=(1, *geometry.shape)).astype(np.float32)
+        labels = np.zeros(geometry.shape, dtype=np.uint8)
+        if name == "c0":
+            labels[1:3, 1:3, 1:3] = labels[6:8, 6:8, 6:8] = labels[9, 11, 13] = 1
+            image[0][labels > 0] = 300
+        found.append(Case(name, Volume(image, geometry), Reference(geometry, labels), group=name))
+    return found

@@ -1,0 +1,147 @@
+"""The fingerprint counts, measures and forgets."""
+
+import gc
+import weakref
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from lesionseg.core import Case, Dataset, Geometry, Reference, Volume
+from lesionseg.errors import DatasetError
+from lesionseg.plan.fingerprint import Fingerprint, canonical_order, take_fingerprint
+
+
+def test_counts_and_sizes_by_hand(dataset: Dataset, cases: list[Case]):
+    found = take_fingerprint(dataset, cases)
+    assert (found.n_cases, found.n_lesions, found.n_lesion_free_cases) == (3, 3, 2)
+    assert found.lesions_per_case == (3, 0, 0)
+    assert sorted(found.lesion_voxels) == [1, 8, 8]
+    # 8 voxels of 2 mm³: 2 (3·16 / 4π)^⅓
+    assert max(found.diameters_mm) == pytest.approx(2 * (3 * 16 / (4 * np.pi)) ** (1 / 3), rel=1e-4)
+    assert found.lesion_fraction == pytest.approx(17 / (3 * 10 * 12 * 14))
+    assert found.shapes == ((10, 12, 14),) * 3
+    assert found.spacings_mm == ((2.0, 1.0, 1.0),) * 3
+    assert found.modality == "mri"
+
+
+def test_intensities_of_lesions_and_body(dataset: Dataset, cases: list[Case]):
+    (channel,) = take_fingerprint(dataset, cases).channels
+    assert channel.lesion is not None
+    assert (channel.lesion.mean, channel.lesion.std) == (300, 0)
+    assert channel.body.mean == pytest.approx(150, abs=3)
+    assert channel.body.lower == pytest.approx(100, abs=2)
+    assert channel.nonzero_share == 1
+
+
+def test_a_dataset_without_any_lesion_has_no_lesion_statistics(dataset: Dataset, cases: list[Case]):
+    found = take_fingerprint(dataset, cases[1:])
+    assert found.channels[0].lesion is None
+    assert (found.n_lesions, found.lesion_fraction) == (0, 0)
+    assert Fingerprint.from_json(found.to_json()) == found
+
+
+def test_the_order_of_axes_in_the_file_does_not_matter(dataset: Dataset, cases: list[Case]):
+    turned = [_turned(case) for case in cases]
+    one, other = take_fingerprint(dataset, cases), take_fingerprint(dataset, turned)
+    assert other.shapes == one.shapes
+    assert other.spacings_mm == one.spacings_mm
+    assert sorted(other.diameters_mm) == sorted(one.diameters_mm)
+
+
+def _turned(case: Case) -> Case:
+    """The same case stored with its axes as (x, y, z)."""
+    assert case.reference is not None
+    assert case.reference.labels is not None
+    shape, affine = case.image.geometry.shape, case.image.geometry.affine
+    geometry = Geometry(shape[::-1], affine[:, [2, 1, 0, 3]])
+    image = Volume(case.image.array.transpose(0, 3, 2, 1), geometry)
+    return Case(case.case, image, Reference(geometry, case.reference.labels.transpose(2, 1, 0)))
+
+
+def test_canonical_order_of_an_oblique_volume():
+    tilt = np.deg2rad(20)
+    affine = np.eye(4)
+    affine[:3, :3] = [  # array axes: A-P, S-I tilted, R-L
+        [0.0, 0.0, 1.0],
+        [-2 * np.cos(tilt), 3 * np.sin(tilt), 0.0],
+        [2 * np.sin(tilt), 3 * np.cos(tilt), 0.0],
+    ]
+    assert canonical_order(Geometry((4, 5, 6), affine)) == (1, 0, 2)
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "is_ct"),
+    [("CT", 0.0, True), ("ct", 0.0, True), ("image", -1000.0, True), ("T1", 0.0, False)],
+)
+def test_ct_is_known_by_name_or_by_its_values(
+    dataset: Dataset, cases: list[Case], name: str, values: float, is_ct: bool
+):
+    for case in cases:
+        case.image.array[0, :3] = values
+    found = take_fingerprint(replace(dataset, channel_names=(name,)), cases)
+    assert found.channels[0].is_ct == is_ct
+    assert found.modality == ("ct" if is_ct else "mri")
+    if values < 0:
+        assert found.channels[0].body.lower > -950  # air is left out
+
+
+def test_two_axes_are_a_radiograph(dataset: Dataset):
+    geometry = Geometry.from_spacing((20, 30), (0.5, 0.5))
+    labels = np.zeros(geometry.shape, dtype=np.uint8)
+    labels[3:7, 3:7] = 1
+    image = Volume(np.ones((1, 20, 30), np.float32), geometry)
+    found = take_fingerprint(
+        replace(dataset, dims=2), [Case("a", image, Reference(geometry, labels))]
+    )
+    assert found.modality == "xray"
+    assert found.diameters_mm[0] == pytest.approx(2 * np.sqrt(4 / np.pi), rel=1e-4)
+
+
+def test_boxes_alone_are_filled(dataset: Dataset):
+    geometry = Geometry.from_spacing((20, 30), (1.0, 1.0))
+    boxes = np.array([[2, 3, 6, 8], [10, 10, 12, 12]], dtype=np.float32)
+    image = Volume(np.ones((1, 20, 30), np.float32), geometry)
+    case = Case("a", image, Reference(geometry, boxes=boxes, box_labels=(1, 1)))
+    found = take_fingerprint(replace(dataset, dims=2), [case])
+    assert found.lesion_voxels == (20, 4)
+    assert found.lesion_fraction == pytest.approx(24 / 600)
+
+
+def test_touching_instances_stay_two_lesions(dataset: Dataset, cases: list[Case]):
+    geometry = cases[0].image.geometry
+    instances = np.zeros(geometry.shape, dtype=np.int32)
+    instances[1:3, 1:3, 1:3], instances[3:5, 1:3, 1:3] = 1, 2
+    reference = Reference(geometry, instances=instances, instance_labels=(1, 1))
+    found = take_fingerprint(dataset, [Case("a", cases[0].image, reference)])
+    assert found.lesions_per_case == (2,)
+
+
+def test_one_case_is_in_memory_at_a_time(dataset: Dataset, cases: list[Case]):
+    alive: list[weakref.ref[Case]] = []
+
+    def stream() -> Iterator[Case]:
+        for case in cases:
+            gc.collect()
+            assert sum(ref() is not None for ref in alive) <= 1
+            fresh = replace(case)
+            alive.append(weakref.ref(fresh))
+            yield fresh
+
+    take_fingerprint(dataset, stream())
+
+
+def test_unlabelled_cases_are_skipped_and_none_left_is_refused(dataset: Dataset, cases: list[Case]):
+    unlabelled = replace(cases[1], reference=None)
+    assert take_fingerprint(dataset, [cases[0], unlabelled]).n_cases == 1
+    with pytest.raises(DatasetError, match="No labelled case"):
+        take_fingerprint(dataset, [unlabelled])
+
+
+def test_json_round_trip_and_refusal(dataset: Dataset, cases: list[Case]):
+    found = take_fingerprint(dataset, cases)
+    assert Fingerprint.from_json(found.to_json()) == found
+    for text in ("{}", "[]", "nonsense", found.to_json().replace('_version": 1', '_version": 9')):
+        with pytest.raises(DatasetError, match=r"a\.json"):
+            Fingerprint.from_json(text, where="a.json")

@@ -1,0 +1,86 @@
+"""A whole plan: reasoned, repeatable, and bent only by what somebody asks for."""
+
+from dataclasses import replace
+
+import pytest
+
+from lesionseg.core import Case, Dataset
+from lesionseg.errors import ConfigError
+from lesionseg.plan import Fingerprint, Plan, PlanOverrides, make_plan, take_fingerprint
+
+
+@pytest.fixture
+def fingerprint(dataset: Dataset, cases: list[Case]) -> Fingerprint:
+    taken = take_fingerprint(dataset, cases)
+    return replace(taken, shapes=((160, 190, 160),) * 3, spacings_mm=((1.0, 1.0, 1.0),) * 3)
+
+
+def plan_of(fingerprint: Fingerprint, dataset: Dataset, **overrides) -> Plan:
+    return make_plan(
+        fingerprint, dataset, memory_gb=16, device="cpu", overrides=PlanOverrides(**overrides)
+    )
+
+
+def test_the_rules_decide_and_say_why(fingerprint: Fingerprint, dataset: Dataset):
+    plan = plan_of(fingerprint, dataset)
+    assert plan.tile_shape == (64, 64, 64)
+    assert (plan.batch_size, plan.architecture.features[0]) == (2, 16)
+    assert (plan.label_values, plan.label_names) == ((1,), ("lesion",))
+    assert plan.lesion_fraction == fingerprint.lesion_fraction
+    decided = ("spacing_mm", "normalisation", "tile_shape", "architecture", "batch_size")
+    assert all(plan.reasons[name] for name in (*decided, "lesion_fraction", "candidate_rule"))
+
+
+def test_the_same_fingerprint_gives_the_same_plan(fingerprint: Fingerprint, dataset: Dataset):
+    again = Fingerprint.from_json(fingerprint.to_json())
+    plan = plan_of(fingerprint, dataset)
+    assert plan_of(again, dataset) == plan
+    assert Plan.from_json(plan.to_json()) == plan
+
+
+def test_a_gpu_gets_the_larger_network(fingerprint: Fingerprint, dataset: Dataset):
+    plan = make_plan(fingerprint, dataset, memory_gb=24, device="cuda:0")
+    assert plan.tile_shape == (128, 128, 128)
+    assert plan.architecture.features == (32, 64, 128, 256, 320, 320)
+
+
+def test_overrides_win_and_are_said(fingerprint: Fingerprint, dataset: Dataset):
+    plan = plan_of(
+        fingerprint, dataset, spacing_mm=[2, 1, 1], tile_shape=[32, 48, 48], batch_size=3,
+        base_features=8, activation="softmax", architecture="mine",
+    )  # fmt: skip
+    assert plan.spacing_mm == (2.0, 1.0, 1.0)
+    assert plan.tile_shape == (32, 48, 48)
+    assert (plan.batch_size, plan.activation) == (3, "softmax")
+    assert plan.architecture.name == "mine"
+    assert plan.architecture.features == (8, 16, 32, 64, 64)  # z, the coarse axis, halves last
+    by_hand = [name for name, reason in plan.reasons.items() if reason == "chosen by hand"]
+    assert by_hand == ["spacing_mm", "tile_shape", "batch_size"]
+
+
+def test_a_coarser_grid_has_a_smaller_median_volume(fingerprint: Fingerprint, dataset: Dataset):
+    plan = plan_of(fingerprint, dataset, spacing_mm=[4, 4, 4])
+    assert plan.tile_shape == (40, 48, 40)  # 160, 190, 160 mm; coarsest map of 5 or 6 voxels
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        ({"tile_shape": [64, 64]}, "wrong number of axes"),
+        ({"spacing_mm": [1.0, 1.0]}, "wrong number of axes"),
+        ({"tile_shape": [63, 63, 63]}, "cannot be halved"),
+    ],
+)
+def test_refuses_what_does_not_fit(
+    fingerprint: Fingerprint, dataset: Dataset, overrides: dict, words: str
+):
+    with pytest.raises(ConfigError, match=words):
+        plan_of(fingerprint, dataset, **overrides)
+
+
+@pytest.mark.parametrize(
+    "overrides", [{"spacing_mm": [0.0, 1.0, 1.0]}, {"batch_size": -1}, {"activation": "relu"}]
+)
+def test_refuses_impossible_overrides(overrides: dict):
+    with pytest.raises(ConfigError):
+        PlanOverrides(**overrides)

@@ -1,0 +1,116 @@
+"""Tile, stages, strides, kernels and batch, and what a training step costs."""
+
+from math import prod
+
+import pytest
+
+from lesionseg.plan.cost import training_cost
+from lesionseg.plan.plan import Architecture
+from lesionseg.plan.tile_rules import (
+    batch_size,
+    budget,
+    network_shape,
+    tile_shape,
+    total_stride,
+)
+
+CPU = budget("cpu", 16.0).value
+GPU = budget("cuda", 24.0).value
+SHAPES = [(51, 51, 51), (96, 112, 96), (20, 512, 512), (7, 300, 300), (181, 217, 181), (3, 9, 40)]
+
+
+def test_cost_of_one_stage_by_hand():
+    flat = Architecture("unet", (4,), ((1, 1),), ((3, 3),), blocks=2)
+    cost = training_cost(flat, (8, 8), 2, n_channels=3)
+    # 9·(3·4 + 4·4) multiplications a pixel, 64 pixels, 2 tiles, forward and backward (3)
+    assert cost.multiplications == 3 * 2 * 64 * 9 * (3 * 4 + 4 * 4)
+    # 2 blocks of 2 maps of 4 features, fp32
+    assert cost.activation_bytes == 4 * 2 * 64 * 4 * 2 * 2
+
+
+def test_cost_grows_with_voxels_batch_and_features():
+    shape = network_shape((64, 64, 64), (1, 1, 1), 16, 128)
+    base = training_cost(shape, (64, 64, 64), 2)
+    assert training_cost(shape, (64, 64, 64), 4).multiplications == 2 * base.multiplications
+    assert training_cost(shape, (128, 64, 64), 2).activation_bytes == 2 * base.activation_bytes
+    wide = training_cost(network_shape((64, 64, 64), (1, 1, 1), 32, 256), (64, 64, 64), 2)
+    assert 3.5 < wide.multiplications / base.multiplications < 4
+    assert wide.memory_gb > base.memory_gb
+
+
+def test_an_isotropic_tile_is_halved_until_four_voxels_are_left():
+    shape = network_shape((64, 64, 64), (1, 1, 1), 16, 128)
+    assert shape.strides == ((1, 1, 1),) + ((2, 2, 2),) * 4
+    assert shape.kernels == ((3, 3, 3),) * 5
+    assert shape.features == (16, 32, 64, 128, 128)
+    assert shape.n_supervised == 3
+    assert total_stride(shape) == (16, 16, 16)
+
+
+def test_a_coarse_axis_waits_until_the_others_have_caught_up():
+    shape = network_shape((16, 128, 128), (5.0, 1.0, 1.0), 32, 320)
+    assert shape.strides[:4] == ((1, 1, 1), (1, 2, 2), (1, 2, 2), (2, 2, 2))
+    assert shape.kernels[:3] == ((1, 3, 3), (1, 3, 3), (3, 3, 3))
+    assert total_stride(shape)[0] == 4
+
+
+def test_a_short_axis_stops_while_the_long_ones_go_on():
+    shape = network_shape((8, 64, 64), (1, 1, 1), 16, 128)
+    assert total_stride(shape) == (2, 16, 16)
+
+
+def test_two_axes_and_a_single_slice():
+    assert total_stride(network_shape((320, 320), (1, 1), 16, 128)) == (64, 64)
+    flat = network_shape((1, 64, 64), (5, 1, 1), 16, 128)
+    assert total_stride(flat)[0] == 1
+    assert all(kernel[0] == 1 for kernel in flat.kernels)
+
+
+def test_an_exact_tile_is_halved_only_where_it_is_even():
+    assert total_stride(network_shape((48, 48, 48), (1, 1, 1), 16, 128, exact=True)) == (8, 8, 8)
+    assert total_stride(network_shape((36, 40, 50), (1, 1, 1), 16, 128, exact=True)) == (4, 8, 2)
+
+
+@pytest.mark.parametrize("allowed", [CPU, GPU])
+@pytest.mark.parametrize("median", SHAPES)
+def test_a_tile_is_divisible_within_the_budget_and_no_larger_than_the_volume(
+    median: tuple[int, ...], allowed
+):
+    spacing = (5.0, 1.0, 1.0) if median[0] == 20 else (1.0, 1.0, 1.0)
+    tile = tile_shape(median, spacing, allowed).value
+    shape = network_shape(tile, spacing, allowed.base_features, allowed.widest)
+    stride = total_stride(shape)
+    assert all(n % s == 0 for n, s in zip(tile, stride, strict=True))
+    assert prod(tile) > prod(stride)
+    assert all(n < m + s for n, m, s in zip(tile, median, stride, strict=True))
+    cost = training_cost(shape, tile, 2, bytes_a_value=allowed.bytes_a_value)
+    assert cost.memory_gb <= allowed.memory_gb
+    if allowed.multiplications is not None:
+        assert cost.multiplications <= allowed.multiplications * 1.4  # a small volume, rounded up
+
+
+def test_the_tiles_known_from_practice():
+    assert tile_shape((160, 192, 160), (1, 1, 1), CPU).value == (64, 64, 64)
+    assert tile_shape((160, 192, 160), (1, 1, 1), GPU).value == (128, 128, 128)
+    assert tile_shape((51, 51, 51), (1, 1, 1), CPU).value == (56, 56, 56)
+    assert tile_shape((1024, 1024), (1, 1), CPU).value == (320, 320)
+
+
+def test_more_memory_never_makes_a_smaller_tile():
+    sizes = [
+        prod(tile_shape((300, 300, 300), (1, 1, 1), budget("cuda", gb).value).value)
+        for gb in (2, 4, 8, 16, 32, 80)
+    ]
+    assert sizes == sorted(sizes)
+
+
+def test_a_tile_covers_like_distances_along_all_axes():
+    tile = tile_shape((60, 400, 400), (3.0, 1.0, 1.0), GPU).value
+    assert 0.5 < tile[0] * 3.0 / tile[1] < 1.5
+
+
+def test_batch_is_two_at_least_and_bounded_by_budget_and_dataset():
+    assert batch_size((64, 64, 64), (1, 1, 1), CPU, 1e9).value == 2
+    assert batch_size((64, 64, 64), (1, 1, 1), GPU, 1e5).value == 2
+    assert batch_size((64, 64, 64), (1, 1, 1), GPU, 1e9).value == GPU.batch
+    assert batch_size((320, 320), (1, 1), CPU, 1e5).value == 4
