@@ -4,6 +4,7 @@ What is undefined is null. Numbers with an interval are mappings and carry their
 reasons of plain ones stand in `reasons`, their intervals in `ci95`, under the number's key.
 """
 
+import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -79,7 +80,7 @@ def summarise(
         "provenance": {
             **(provenance or {}),
             "lesionseg": lesionseg.__version__,
-            "preset": asdict(preset),
+            "preset": json.loads(json.dumps(asdict(preset))),  # lists, as when read back
             "bootstrap": {
                 "replicates": replicates,
                 "seed": seed,

@@ -1,0 +1,185 @@
+import csv
+import json
+import logging
+
+import numpy as np
+import pytest
+
+from lesionseg.core import Geometry, OperatingPoint, Volume
+from lesionseg.errors import ConfigError, DatasetError, GeometryError
+from lesionseg.evaluation.tables import CANDIDATE_COLUMNS, CASE_COLUMNS, LESION_COLUMNS
+from lesionseg.io.predictions import write_prediction
+from lesionseg.io.volumes import write_volume
+from lesionseg.pipeline.evaluate import Pair, evaluate, evaluate_pairs
+from tests.evaluation.hand_cases import HAND_CASES, make_prediction, make_reference, prediction_of
+
+SHAPE, SPACING = (10, 12, 14), (3.0, 1.0, 1.0)
+GEOMETRY = Geometry.from_spacing(SHAPE, SPACING)
+
+
+def write_mask(path, array, geometry=GEOMETRY):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_volume(path, Volume(array.astype(np.uint8)[None], geometry))
+
+
+def lesions(n, found=None):
+    """n boxes; with `found`, only those, and moved by a voxel."""
+    mask = np.zeros(SHAPE, dtype=np.uint8)
+    for i in range(n) if found is None else found:
+        mask[2:4, 1 + 4 * i : 4 + 4 * i, 2 + (found is not None) : 6 + (found is not None)] = 1
+    return mask
+
+
+def rows(path):
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture
+def folders(tmp_path):
+    """Three cases: both lesions found, one of three found, lesion-free with a false positive."""
+    reference, prediction = tmp_path / "reference", tmp_path / "prediction"
+    write_mask(reference / "a.nii.gz", lesions(2))
+    write_mask(reference / "b.nii.gz", lesions(3))
+    write_mask(reference / "c.nii.gz", lesions(0))
+    write_mask(prediction / "a.nii.gz", lesions(2, [0, 1]))
+    write_mask(prediction / "b_mask.nii.gz", lesions(3, [2]))
+    write_mask(prediction / "c.nii.gz", lesions(0, [0]))
+    return reference, prediction, tmp_path / "out"
+
+
+def test_bare_masks_of_another_program(folders):
+    scores = evaluate(*folders, replicates=20)
+    assert (scores["n_cases"], scores["n_lesions"], scores["n_lesion_free_cases"]) == (3, 5, 1)
+    assert (scores["n_true_positive"], scores["n_missed"], scores["n_false_positive"]) == (3, 2, 1)
+    assert scores["lesion_recall"]["value"] == 0.6
+    assert scores["froc"] is None
+    assert scores["cpm"] is None
+    assert scores["evaluated_on"] == "external"
+    assert json.loads((folders[2] / "scores.json").read_text()) == scores
+
+
+def test_tables_agree_with_the_scores(folders):
+    scores = evaluate(*folders, replicates=5)
+    out = folders[2]
+    cases, found, candidates = (
+        rows(out / f"{name}.csv") for name in ("cases", "lesions", "candidates")
+    )
+    assert tuple(cases[0]) == CASE_COLUMNS
+    assert tuple(found[0]) == LESION_COLUMNS
+    assert tuple(candidates[0]) == CANDIDATE_COLUMNS
+    assert [row["case"] for row in cases] == ["a", "b", "c"]
+    assert sum(int(row["n_detected"]) for row in cases) == scores["n_true_positive"]
+    assert sum(row["detected"] == "true" for row in found) == scores["n_true_positive"]
+    outcomes = [row["outcome"] for row in candidates]
+    assert outcomes.count("false_positive") == scores["n_false_positive"]
+    assert candidates[0]["score"] == ""
+    assert cases[2]["dice"] == ""
+    assert float(cases[0]["reference_ml"]) == pytest.approx(2 * 24 * 3 / 1000)
+
+
+def test_our_own_files_bring_scores_and_their_operating_point(tmp_path):
+    geometry = Geometry.from_spacing(SHAPE, SPACING)
+    drawn = lesions(2).astype(np.int32)
+    drawn[2:4, 5:8][drawn[2:4, 5:8] > 0] = 2
+    prediction = prediction_of(drawn, (0.9, 0.3), geometry, accepted_from=0.5, case="a")
+    point = OperatingPoint("score:0.5", 0.5)
+    prediction = type(prediction)(
+        "a", geometry, prediction.candidates, prediction.instances, operating_point=point
+    )
+    write_prediction(tmp_path / "prediction", prediction)
+    write_mask(tmp_path / "reference" / "a.nii.gz", lesions(2))
+    folders = (tmp_path / "reference", tmp_path / "prediction", tmp_path / "out")
+    scores = evaluate(*folders, replicates=5)
+    assert scores["n_true_positive"] == 1
+    assert scores["operating_point"]["score"] == 0.5
+    assert scores["froc"]["recall"] == [1.0] * 7
+    lower = evaluate(*folders, operating_point=OperatingPoint("score:0.2", 0.2), replicates=5)
+    assert lower["n_true_positive"] == 2
+    assert [row["detected_at"] for row in rows(tmp_path / "out" / "lesions.csv")] == ["0.9", "0.3"]
+
+
+def test_a_missing_prediction_is_named_and_its_lesions_are_missed(folders, caplog):
+    (folders[1] / "b_mask.nii.gz").unlink()
+    with caplog.at_level(logging.WARNING):
+        scores = evaluate(*folders, replicates=5)
+    assert scores["missing_predictions"] == ["b"]
+    assert scores["n_missed"] == 3
+    assert "missed: b" in caplog.text
+    assert [row["status"] for row in rows(folders[2] / "cases.csv")] == ["ok", "missing", "ok"]
+    assert {row["why_missed"] for row in rows(folders[2] / "lesions.csv")} == {"", "case_failed"}
+
+
+def test_an_extra_prediction_is_named(folders, caplog):
+    write_mask(folders[1] / "stranger.nii.gz", lesions(1))
+    with caplog.at_level(logging.WARNING):
+        assert evaluate(*folders, replicates=5)["n_cases"] == 3
+    assert "not judged: stranger" in caplog.text
+
+
+def test_another_grid_is_refused_and_nothing_is_written(folders):
+    moved = Geometry(SHAPE, GEOMETRY.affine + np.array([[0, 0, 0, 5.0]] + [[0] * 4] * 3))
+    write_mask(folders[1] / "a.nii.gz", lesions(2), moved)
+    with pytest.raises(GeometryError) as error:
+        evaluate(*folders)
+    assert "a.nii.gz" in str(error.value)
+    assert not folders[2].exists()
+
+
+def test_folders_that_have_nothing_in_common_are_refused(folders):
+    for path in sorted(folders[1].iterdir()):
+        path.rename(path.with_name("other_" + path.name))
+    with pytest.raises(DatasetError, match="name of a reference"):
+        evaluate(*folders)
+
+
+def test_groups_by_pattern(folders):
+    scores = evaluate(*folders, groups="[abc]", replicates=5)
+    assert scores["n_groups"] == 3
+    for path in [*folders[0].iterdir(), *folders[1].iterdir()]:
+        path.rename(path.with_name("one_" + path.name))
+    assert evaluate(*folders, groups="one", replicates=5)["n_groups"] == 1
+
+
+def test_progress_is_told(folders):
+    told = []
+    evaluate(*folders, replicates=5, progress=lambda *step: told.append(step))
+    assert told == [("a", 1, 3), ("b", 2, 3), ("c", 3, 3)]
+
+
+def test_an_unknown_preset_is_refused(folders):
+    with pytest.raises(ConfigError, match="no such preset"):
+        evaluate(*folders, preset="luna")
+
+
+def test_a_dataset_folder_as_reference(folders):
+    root = folders[0].parent / "dataset"
+    for name in "abc":
+        image = np.random.default_rng(0).normal(100, 10, SHAPE).astype(np.float32)
+        (root / "imagesTr").mkdir(parents=True, exist_ok=True)
+        write_volume(root / "imagesTr" / f"{name}_0000.nii.gz", Volume(image[None], GEOMETRY))
+        write_mask(root / "labelsTr" / f"{name}.nii.gz", lesions("cab".index(name)))
+    about = {
+        "channel_names": {"0": "T1"},
+        "labels": {"background": 0, "metastasis": 1},
+        "numTraining": 3,
+        "file_ending": ".nii.gz",
+    }
+    (root / "dataset.json").write_text(json.dumps(about))
+    scores = evaluate(root, folders[1], folders[2], replicates=5)
+    assert list(scores["per_label"]) == ["metastasis"]
+    assert scores["n_lesions"] == 3
+    assert rows(folders[2] / "lesions.csv")[0]["label"] == "metastasis"
+
+
+def test_pairs_in_memory_need_no_files(tmp_path):
+    pairs = [
+        Pair(c.name, lambda c=c: make_reference(c), lambda _, c=c: make_prediction(c), role="test")
+        for c in HAND_CASES
+    ]
+    scores = evaluate_pairs(pairs, tmp_path, evaluated_on="test", replicates=20)
+    assert scores["n_true_positive"] == sum(c.tp for c in HAND_CASES)
+    assert scores["n_false_positive"] == sum(c.fp for c in HAND_CASES)
+    assert scores["n_missed"] == sum(c.fn for c in HAND_CASES)
+    assert scores["n_ignored"] == sum(c.ignored for c in HAND_CASES)
+    assert (tmp_path / "scores.json").is_file()
