@@ -8,7 +8,7 @@ import numpy as np
 
 from lesionseg.report.scores import FrocPoint, Scores, SizeGroup
 from lesionseg.report.tables import CaseRow, Curve, LesionRow
-from lesionseg.report.text import size_range
+from lesionseg.report.text import MIN_FOR_PERCENT, size_range
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -54,7 +54,11 @@ def _draw_shares(axes: "Axes", groups: Sequence[SizeGroup]) -> None:
             axes.text(at, 0.03, "none", ha="center", color=INK)
             continue
         share = group.detected / group.n
-        axes.bar(at, share, width=0.6, color=FOUND)
+        few = group.recall.ci95 is None and group.n < MIN_FOR_PERCENT
+        face = "none" if few else FOUND
+        axes.bar(
+            at, share, width=0.6, facecolor=face, edgecolor=FOUND, linestyle="--" if few else "-"
+        )
         if group.recall.ci95 is not None:
             low, high = group.recall.ci95
             errors = [[max(share - low, 0)], [max(high - share, 0)]]

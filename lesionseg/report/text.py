@@ -92,8 +92,7 @@ NO_PICTURES = (
 GALLERY_TEXT = (
     "Slices through the middle of each lesion or mark, cut out around it, along the scan's own "
     "axes. Ticks at the edges point to it. The patient's right is on the left of a picture, in "
-    "sagittal slices the front is. "
-    "Grey values are stretched to the cut-out."
+    "sagittal slices the front is. Grey values are stretched to the cut-out."
 )
 GALLERY_TEXT_2D = (
     "The whole image with the place framed, and a cut-out around it. Ticks point to it."
@@ -104,9 +103,9 @@ KEY_REFERENCE = "reference (blue, solid)"
 KEY_PREDICTION = "program's marks that count (orange, dashed)"
 
 SIZE_TEXT = (
-    "Bars: share of the reference lesions that were found, with 95 % interval. Counts below the "
-    "sizes. Hatched: lesions near the resolution of the scan (under 8 voxels or on one slice), "
-    "where size and outline are uncertain themselves."
+    "Bars: share of the reference lesions that were found, with 95 % interval; hollow where they "
+    "are too few for a percentage. Counts below the sizes. Hatched: lesions near the resolution "
+    "of the scan (under 8 voxels or on one slice), where size and outline are uncertain themselves."
 )
 FROC_TEXT = (
     "Lowering the score from which a mark counts finds more lesions and brings more false marks. "
