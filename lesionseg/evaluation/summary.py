@@ -145,8 +145,8 @@ class Summary:
         cpm = self._curve(detection.cpm(self.pool, self.preset.fp_per_case))[0]
         if cpm.value is not None and len(self.results) < edge_cases.MIN_CASES_FOR_CPM:
             cpm = Number(None, None, edge_cases.TOO_FEW_CASES_FOR_CPM.reason)
-        ap = self._curve(detection.average_precision(self.pool))[0]
-        return {"cpm": cpm, "average_precision": ap, "case_auroc": self._auroc()}
+        area = self.average_precision()
+        return {"cpm": cpm, "average_precision": area, "case_auroc": self._auroc()}
 
     def _auroc(self) -> Number:
         both = self.pool.case_positive.any() and not self.pool.case_positive.all()
@@ -154,8 +154,10 @@ class Summary:
         return self._one(detection.case_auroc(self.pool), support, edge_cases.ONE_KIND_OF_CASE)
 
     def average_precision(self) -> Number:
-        """Average precision alone."""
-        return self.curve_numbers()["average_precision"]
+        """Average precision; undefined without scores."""
+        if not self.scored:
+            return undefined_numbers(edge_cases.UNSCORED, 1)[0]
+        return self._curve(detection.average_precision(self.pool))[0]
 
     def _curve(self, statistic: Statistic) -> list[Number]:
         lesions = self.sums([len(r.lesions) for r in self.results])
