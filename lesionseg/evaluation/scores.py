@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-import lesionseg
 from lesionseg.core import OperatingPoint
 from lesionseg.evaluation import edge_cases
 from lesionseg.evaluation.estimates import as_list, as_mapping
@@ -79,7 +78,6 @@ def summarise(
         "reasons": reasons,
         "provenance": {
             **(provenance or {}),
-            "lesionseg": lesionseg.__version__,
             "preset": json.loads(json.dumps(asdict(preset))),  # lists, as when read back
             "bootstrap": {
                 "replicates": replicates,

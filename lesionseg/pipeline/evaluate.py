@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import lesionseg
 from lesionseg.core import (
     CaseFiles,
     Dataset,
@@ -125,7 +126,7 @@ def evaluate_pairs(
         split_is_group_safe=split_is_group_safe,
         replicates=replicates,
         seed=seed,
-        provenance=provenance,
+        provenance={"lesionseg": lesionseg.__version__, **(provenance or {})},
     )
     write_results(output, results, scores, labels or {})
     return scores
