@@ -203,7 +203,7 @@ def _plain_sigmoid_sum(
     logits: Tensor, labels: Tensor, valid: Tensor | None, weights: Weights, gamma: float
 ) -> Tensor:
     left_out = _left_out(labels, valid)
-    logits = logits.float().masked_fill(left_out.unsqueeze(1), 0)
+    logits = _single(logits).masked_fill(left_out.unsqueeze(1), 0)
     lesion = lesion_of_class(labels, logits.shape[1])
     loss = sigmoid_focal_plain(logits, lesion, weights[0], weights[1], gamma)
     return loss.masked_fill(left_out.unsqueeze(1), 0).sum()
@@ -213,9 +213,14 @@ def _plain_softmax_sum(
     logits: Tensor, labels: Tensor, valid: Tensor | None, weights: Weights, gamma: float
 ) -> Tensor:
     left_out = _left_out(labels, valid)
-    logits = logits.float().masked_fill(left_out.unsqueeze(1), 0)
+    logits = _single(logits).masked_fill(left_out.unsqueeze(1), 0)
     loss = softmax_focal_plain(logits, labels.masked_fill(left_out, 0), weights[0], gamma)
     return loss.masked_fill(left_out, 0).sum()
+
+
+def _single(logits: Tensor) -> Tensor:
+    """At least single precision."""
+    return logits if logits.dtype == torch.float64 else logits.float()
 
 
 def _left_out(labels: Tensor, valid: Tensor | None) -> Tensor:

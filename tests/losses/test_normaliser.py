@@ -1,0 +1,51 @@
+"""The divisor of a focal loss in training."""
+
+import pytest
+import torch
+
+from lesionseg.errors import ConfigError
+from lesionseg.losses import PositiveAverage, count_positives
+
+
+def test_counts_valid_lesion_voxels() -> None:
+    labels = torch.tensor([[0, 1, 2, 3]], dtype=torch.uint8)
+    assert count_positives(labels).item() == 3
+    assert count_positives(labels, torch.tensor([[True, False, True, True]])).item() == 2
+
+
+def test_follows_the_counts_slowly_and_never_falls_below_what_is_expected() -> None:
+    average = PositiveAverage(expected=50, momentum=0.5)
+    assert average.update(torch.tensor(150)).item() == 100
+    assert average.update(torch.tensor(0)).item() == 50
+    assert [average.update(torch.tensor(0)).item() for _ in range(5)] == [50] * 5
+    assert PositiveAverage(expected=0).update(torch.tensor(0)).item() == 1
+
+
+def test_processes_that_divide_by_their_share_agree_with_one_that_has_the_whole_batch() -> None:
+    """Sums 10 and 30 on two processes, 4 and 0 positives: gradients are averaged by DDP."""
+    one = PositiveAverage(expected=1, momentum=0.0).update(torch.tensor(4.0))
+    shared = [PositiveAverage(expected=1, momentum=0.0).update(torch.tensor(4.0 + 0.0)) / 2] * 2
+    mean = sum(total / divisor for total, divisor in zip((10, 30), shared, strict=True)) / 2
+    torch.testing.assert_close(mean, (10 + 30) / one)
+
+
+def test_survives_a_restart() -> None:
+    first, second = PositiveAverage(expected=10), PositiveAverage(expected=10)
+    first.update(torch.tensor(1000))
+    second.load_state_dict(first.state_dict())
+    assert second.update(torch.tensor(30)) == first.update(torch.tensor(30))
+
+
+def test_an_earlier_divisor_is_not_changed_by_a_later_one() -> None:
+    average = PositiveAverage(expected=10)
+    divisor = average.update(torch.tensor(1000))
+    value = divisor.item()
+    average.update(torch.tensor(9))
+    assert divisor.item() == value
+
+
+def test_refuses_settings_without_meaning() -> None:
+    with pytest.raises(ConfigError, match="expected"):
+        PositiveAverage(expected=-1)
+    with pytest.raises(ConfigError, match="momentum"):
+        PositiveAverage(expected=1, momentum=1.0)
