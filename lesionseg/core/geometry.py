@@ -66,13 +66,15 @@ class Geometry:
     def to_mm(self, index: ArrayLike) -> NDArray[np.float64]:
         """RAS millimetres `[n, dims]` (x, y, z) of array indices `[n, dims]` (z, y, x)."""
         points = np.asarray(index, dtype=np.float64)
-        return points @ self.affine[: self.dims, : self.dims].T + self.affine[: self.dims, -1]
+        moved = points @ self.affine[: self.dims, : self.dims].T + self.affine[: self.dims, -1]
+        return np.asarray(moved, dtype=np.float64)
 
     def to_index(self, mm: ArrayLike) -> NDArray[np.float64]:
         """Array indices `[n, dims]` (z, y, x), not rounded, of RAS millimetres `[n, dims]`."""
         inverse = np.linalg.inv(self.affine)
         points = np.asarray(mm, dtype=np.float64)
-        return points @ inverse[: self.dims, : self.dims].T + inverse[: self.dims, -1]
+        moved = points @ inverse[: self.dims, : self.dims].T + inverse[: self.dims, -1]
+        return np.asarray(moved, dtype=np.float64)
 
     def distance_mm(self, other: "Geometry") -> float:
         """Largest distance between the same corner of the two grids; infinite if shapes differ."""

@@ -5,19 +5,15 @@ of the image and the lesions. What is simulated says so in its own files; no num
 is a claim about patients.
 """
 
-from lesionseg.data.phantom_mri import MriPhantoms as MriPhantoms
 from lesionseg.data.phantom_mri import MriSettings as MriSettings
 from lesionseg.data.phantom_mri import simulate_mri_case as simulate_mri_case
 from lesionseg.data.phantom_mri import write_mri_phantoms as write_mri_phantoms
-from lesionseg.data.phantom_xray import XrayPhantoms as XrayPhantoms
 from lesionseg.data.phantom_xray import XraySettings as XraySettings
 from lesionseg.data.phantom_xray import simulate_xray_case as simulate_xray_case
 from lesionseg.data.phantom_xray import write_xray_phantoms as write_xray_phantoms
 
 __all__ = [
-    "MriPhantoms",
     "MriSettings",
-    "XrayPhantoms",
     "XraySettings",
     "simulate_mri_case",
     "simulate_xray_case",

@@ -1,7 +1,7 @@
 """Simulated FLAIR scans of heads with white-matter lesions, whose reference is exact."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -196,37 +196,6 @@ def _rippled_radius(rng: np.random.Generator, points: NDArray[np.float64]) -> ND
     return np.asarray(radius + 0.12 * np.cos(points @ waves + phases).sum(axis=1))
 
 
-@dataclass(frozen=True)
-class MriPhantoms:
-    """A simulated dataset to be written: call it with a folder.
-
-    The last `n_test` of `n_cases` go to `imagesTs` and `labelsTs`; `lesion_free_share` of them,
-    evenly spread, have no lesion. The rest is explained in `MriSettings`.
-    """
-
-    n_cases: int
-    seed: int
-    n_test: int = 0
-    lesion_free_share: float = 1 / 6
-    settings: MriSettings = field(default_factory=MriSettings)
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.n_test <= self.n_cases or self.n_cases < 1:
-            raise ConfigError("Cannot simulate these cases.", seen=self)
-
-    def __call__(self, folder: Path) -> None:
-        """Write an nnU-Net raw folder (v2 `dataset.json`).
-
-        Case i depends on `seed` and i alone, so a longer set begins with the shorter one.
-        """
-        for index in range(self.n_cases):
-            free = _is_lesion_free(index, self.lesion_free_share)
-            rng = np.random.default_rng([self.seed, index])
-            case = simulate_mri_case(f"SIM_{index:03d}", rng, self.settings, lesion_free=free)
-            _write_case(folder, case, "Tr" if index < self.n_cases - self.n_test else "Ts")
-        write_json(folder / "dataset.json", _description(self))
-
-
 def write_mri_phantoms(
     folder: Path,
     n_cases: int,
@@ -241,9 +210,21 @@ def write_mri_phantoms(
     n_lesions: tuple[int, int] = (10, 40),
     lesion_fraction: float | None = None,
 ) -> None:
-    """Write simulated FLAIR scans as an nnU-Net raw folder: `MriPhantoms` in one call."""
+    """Write `n_cases` simulated FLAIR scans as an nnU-Net raw folder (v2 `dataset.json`).
+
+    The last `n_test` cases go to `imagesTs` and `labelsTs`. Case i depends on `seed` and i alone,
+    so a longer set begins with the shorter one. The other arguments are those of `MriSettings`;
+    lesion-free cases are spread evenly. Raises `ConfigError` for impossible numbers.
+    """
+    if not 0 <= n_test <= n_cases or n_cases < 1:
+        raise ConfigError("Cannot simulate these cases.", seen=f"{n_cases=}, {n_test=}")
     settings = MriSettings(shape, spacing_mm, contrast, noise, n_lesions, lesion_fraction)
-    MriPhantoms(n_cases, seed, n_test, lesion_free_share, settings)(folder)
+    for index in range(n_cases):
+        free = _is_lesion_free(index, lesion_free_share)
+        rng = np.random.default_rng([seed, index])
+        case = simulate_mri_case(f"SIM_{index:03d}", rng, settings, lesion_free=free)
+        _write_case(folder, case, "Tr" if index < n_cases - n_test else "Ts")
+    write_json(folder / "dataset.json", _description(n_cases - n_test, n_test, seed))
 
 
 def _is_lesion_free(index: int, share: float) -> bool:
@@ -264,15 +245,15 @@ def _write_case(folder: Path, case: Case, part: str) -> None:
         write_volume(labels / f"{case.case}.nii.gz", mask)
 
 
-def _description(phantoms: MriPhantoms) -> dict[str, object]:
+def _description(n_train: int, n_test: int, seed: int) -> dict[str, object]:
     return {
         "name": "simulated_flair",
         "description": "SIMULATED FLAIR scans of heads with white-matter lesions; no patient. "
-        f"Signal equation, partial volume, coil shading and Rician noise; seed {phantoms.seed}.",
+        f"Signal equation, partial volume, coil shading and Rician noise; seed {seed}.",
         "licence": "CC0-1.0",
         "channel_names": {"0": "FLAIR"},
         "labels": {"background": 0, "lesion": 1},
-        "numTraining": phantoms.n_cases - phantoms.n_test,
-        "numTest": phantoms.n_test,
+        "numTraining": n_train,
+        "numTest": n_test,
         "file_ending": ".nii.gz",
     }

@@ -1,7 +1,7 @@
 """Simulated chest radiographs with nodules, whose reference is exact."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -144,45 +144,6 @@ def _nodule_mm(
     return np.asarray(chord, dtype=np.float32)
 
 
-@dataclass(frozen=True)
-class XrayPhantoms:
-    """A simulated dataset to be written: call it with a folder.
-
-    `lesion_free_share` of the cases, evenly spread, have no nodule. The rest is explained in
-    `XraySettings`.
-    """
-
-    n_cases: int
-    seed: int
-    lesion_free_share: float = 0.25
-    settings: XraySettings = field(default_factory=XraySettings)
-
-    def __post_init__(self) -> None:
-        if self.n_cases < 1:
-            raise ConfigError("Cannot simulate these cases.", seen=self)
-
-    def __call__(self, folder: Path) -> None:
-        """Write a COCO folder with instance masks, every image another patient.
-
-        `images/` holds 12-bit levels in 16-bit PNG, `masks/` nodule ids in 8-bit PNG. Case i
-        depends on `seed` and i alone.
-        """
-        images: list[dict[str, Any]] = []
-        annotations: list[dict[str, Any]] = []
-        for index in range(self.n_cases):
-            case = self._case(index)
-            _write_case(folder, case)
-            images.append(_image_entry(index, case, self.settings.pixel_mm))
-            annotations += _annotations(index, case, len(annotations))
-        write_json(folder / "annotations.json", _document(images, annotations, self.seed))
-
-    def _case(self, index: int) -> Case:
-        share = self.lesion_free_share
-        free = int((index + 1) * share + 1e-9) > int(index * share + 1e-9)
-        rng = np.random.default_rng([self.seed, index])
-        return simulate_xray_case(f"SIMX_{index:03d}", rng, self.settings, lesion_free=free)
-
-
 def write_xray_phantoms(
     folder: Path,
     n_cases: int,
@@ -195,9 +156,25 @@ def write_xray_phantoms(
     photons: float = 4e5,
     n_nodules: tuple[int, int] = (1, 4),
 ) -> None:
-    """Write simulated chest radiographs as a COCO folder: `XrayPhantoms` in one call."""
+    """Write `n_cases` simulated chest radiographs as a COCO folder with instance masks.
+
+    `images/` holds 12-bit levels in 16-bit PNG, `masks/` nodule ids in 8-bit PNG. Every image
+    is another patient. Case i depends on `seed` and i alone. The other
+    arguments are those of `XraySettings`. Raises `ConfigError` for impossible numbers.
+    """
+    if n_cases < 1:
+        raise ConfigError("Cannot simulate these cases.", seen=f"{n_cases=}")
     settings = XraySettings(shape, pixel_mm, contrast, photons, n_nodules)
-    XrayPhantoms(n_cases, seed, lesion_free_share, settings)(folder)
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    for index in range(n_cases):
+        free = int((index + 1) * lesion_free_share + 1e-9) > int(index * lesion_free_share + 1e-9)
+        rng = np.random.default_rng([seed, index])
+        case = simulate_xray_case(f"SIMX_{index:03d}", rng, settings, lesion_free=free)
+        _write_case(folder, case)
+        images.append(_image_entry(index, case, pixel_mm))
+        annotations += _annotations(index, case, len(annotations))
+    write_json(folder / "annotations.json", _document(images, annotations, seed))
 
 
 def _write_case(folder: Path, case: Case) -> None:

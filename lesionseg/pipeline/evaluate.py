@@ -60,9 +60,9 @@ class Pair:
 
 
 def evaluate(
-    reference: Path,
-    prediction: Path,
-    output: Path,
+    reference: str | Path,
+    prediction: str | Path,
+    output: str | Path,
     *,
     dataset: Dataset | None = None,
     evaluated_on: str = "external",
@@ -82,6 +82,7 @@ def evaluate(
     reference is named in a warning. `progress` is called with case, number done and total.
     Raises `DatasetError`, `ReadError`, `GeometryError` or `ContentError`, and then writes nothing.
     """
+    reference, prediction, output = Path(reference), Path(prediction), Path(output)
     if dataset is None and any((reference / name).is_file() for name in _DATASET_FILES):
         dataset = read_dataset(reference)
     cases = _labelled(dataset) if dataset else _masks(reference)

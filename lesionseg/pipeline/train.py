@@ -8,7 +8,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from lesionseg.data.augment import AugmentationSettings
@@ -144,9 +143,8 @@ def prepare_cases(found: Survey, plan: Plan, data: DataSettings, run: Path) -> l
 
 def learn(plan: Plan, cases: list[CachedCase], learning: Learning, run: Path) -> FitResult:
     """Build the plan's network from the seed and train it."""
-    torch.manual_seed(learning.trainer.seed)
     return fit(
-        build_network(plan),
+        build_network(plan, seed=learning.trainer.seed),
         learning.loss,
         plan,
         cases,

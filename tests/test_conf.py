@@ -1,0 +1,60 @@
+"""Every option of every group composes, and its constructor accepts it."""
+
+from pathlib import Path
+
+import pytest
+
+from lesionseg.cli import VERBS, _groups, compose, conf_dir
+
+REQUIRED = {
+    "train": ["data.root=x"],
+    "prepare": ["data.root=x"],
+    "tune": ["data.root=x"],
+    "predict": ["bundle=b", "input=i", "output=o"],
+    "evaluate": ["reference=r", "prediction=p", "output=o"],
+    "report": ["scores=s", "output=o"],
+}
+OPTIONS = [
+    (verb, group, option)
+    for verb in VERBS
+    for group, options in _groups(verb).items()
+    for option in options
+]
+
+
+@pytest.mark.parametrize(("verb", "group", "option"), OPTIONS)
+def test_every_option_composes_and_instantiates(verb: str, group: str, option: str) -> None:
+    from hydra.utils import instantiate
+    from omegaconf import OmegaConf
+
+    cfg = compose(verb, [*REQUIRED[verb], f"{group}={option}"])
+    plain = OmegaConf.to_container(cfg, resolve=True)
+    assert isinstance(plain, dict)
+    for settings in plain.values():
+        if isinstance(settings, dict):
+            assert instantiate(settings, _convert_="all") is not None
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_the_recipe_takes_exactly_what_the_configuration_gives(verb: str) -> None:
+    import inspect
+
+    from hydra.utils import get_method
+
+    cfg = compose(verb, REQUIRED[verb])
+    parameters = inspect.signature(get_method(cfg["_target_"])).parameters
+    given = {str(key) for key in cfg} - {"_target_", "debug"}
+    needed = {n for n, p in parameters.items() if p.default is p.empty}
+    assert given <= set(parameters)
+    assert needed - {"config"} <= given
+
+
+def test_every_file_opens_with_what_it_is_for() -> None:
+    for path in sorted(Path(conf_dir()).rglob("*.yaml")):
+        first = path.read_text(encoding="utf-8").splitlines()[0]
+        assert first.startswith("# "), path
+
+
+def test_every_group_folder_is_used() -> None:
+    used = {group for verb in VERBS for group in _groups(verb)}
+    assert {p.name for p in conf_dir().iterdir() if p.is_dir()} == used
