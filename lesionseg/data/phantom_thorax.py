@@ -151,7 +151,7 @@ def _skeleton(rng: np.random.Generator, shape: Sequence[int], mm: float) -> Fiel
         polyline([(84, 60, s * 14), (90, 60, s * 55), (104, 30, s * 105), (110, 0, s * 165)], 0.0)
         for s in (-1, 1)
     ]
-    bone = _shell(ribs, 6.2, 1.6, shape, mm) * np.float32(0.7)  # ribs are flat along the beam
+    bone = _shell(ribs, 6.2, 1.6, shape, mm) * np.float32(0.5)  # ribs are flat along the beam
     bone += _shell(collar, 6.0, 2.0, shape, mm)
     return bone + _spine(rng, shape, mm, offset) + _blades(shape, mm)
 

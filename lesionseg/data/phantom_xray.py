@@ -38,7 +38,7 @@ class XraySettings:
     contrast: float = 1.0
     photons: float = 4e5
     n_nodules: tuple[int, int] = (1, 4)
-    diameter_mm: tuple[float, float, float] = (5.0, 13.0, 30.0)
+    diameter_mm: tuple[float, float, float] = (5.0, 15.0, 30.0)
     log_spread: float = 0.45
 
     def __post_init__(self) -> None:
@@ -78,7 +78,7 @@ def _expose(rng: np.random.Generator, attenuation: Field, photons: float) -> Fie
     counts = rng.poisson(ndimage.gaussian_filter(light, 0.6) * photons)
     density = -np.log(np.maximum(counts, 1) / photons)
     density -= LATITUDE * _blurred(density, 5.0)
-    lower, upper = np.percentile(density, (2.0, 99.7))
+    lower, upper = np.percentile(density, (0.02, 99.7))
     levels = np.clip((density - lower) / (upper - lower), 0, 1) * GREY_LEVELS
     return np.asarray(np.rint(levels), dtype=np.float32)
 
@@ -115,14 +115,14 @@ def _add_nodules(
 
 
 def _solidity(rng: np.random.Generator) -> float:
-    """Density of a nodule, from lung (0) over soft tissue (1) to one with calcium (2).
+    """Density of a nodule, from lung (0) over soft tissue (1) to heavily calcified (2).
 
-    One in eight is ground glass; half of the others hold some calcium, as healed granulomas do.
+    One in eight is ground glass; most hold calcium, as healed granulomas do: the visible ones.
     """
     kind = rng.random()
     if kind < 0.125:
-        return float(rng.uniform(0.5, 0.8))
-    return float(rng.uniform(0.9, 1.1) if kind < 0.55 else rng.uniform(1.1, 2.0))
+        return float(rng.uniform(0.7, 1.0))
+    return float(rng.uniform(1.0, 1.3) if kind < 0.4 else rng.uniform(1.4, 2.2))
 
 
 def _nodule_mm(
