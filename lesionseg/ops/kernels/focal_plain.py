@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Integer
+from jaxtyping import Bool, Float, Integer, Shaped
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -89,7 +89,7 @@ def softmax_focal_plain(
 
 
 def lesion_of_class(
-    labels: Integer[Tensor, "b *spatial"], n_classes: int
+    labels: Shaped[Tensor, "b *spatial"], n_classes: int
 ) -> Bool[Tensor, "b k *spatial"]:
     """Whether each voxel is a lesion of class 1..K, one channel a class."""
     classes = torch.arange(1, n_classes + 1, device=labels.device)

@@ -1,0 +1,167 @@
+"""Focal loss, forward and backward: time and peak extra memory against its peers.
+
+    python benchmarks/bench_focal.py [--quick] [--large] [--device cuda]
+
+All get the same fp32 logits of one class, 1 % lesion voxels, α = 0.25, γ = 2, reduction `mean`;
+ours reads uint8 labels, the others a one-hot float copy made beforehand and not counted. All take
+turns and the best times count. `floor` moves as many bytes as are needed at least (logits, labels
+read twice, the gradient written once: 14 a voxel) at the speed of a large copy. Memory is the
+highest sum of bytes that torch's allocator had given out at a time beyond the inputs, the gradient
+included, per voxel; on the CPU it is taken from the profiler's record of every allocation.
+"""
+
+import argparse
+import importlib.util
+import shutil
+from collections.abc import Callable
+
+import table
+import torch
+from monai.losses import FocalLoss as MonaiFocalLoss
+from torch import Tensor
+from torch.nn import functional as F
+from torch.profiler import ProfilerActivity, profile
+
+from lesionseg.losses import sigmoid_focal_loss
+
+Loss = Callable[[Tensor], Tensor]
+BYTES_NEEDED = 14
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="fewer rounds")
+    parser.add_argument("--large", action="store_true", help="8x1x192 on a CPU too: 3 GB, minutes")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    options = parser.parse_args()
+    sizes = [(2, 96)] + [(8, 192)] * (options.large or options.device != "cpu")
+    rows: list[table.Row] = []
+    skipped: dict[str, str] = {}
+    for batch, side in sizes:
+        rows += measure(batch, side, options.device, 15 if options.quick else 100, skipped)
+    if not options.device.startswith("cuda"):
+        skipped["the Triton kernel"] = "no GPU here; the CPU's rows are numba's"
+    table.print_report(
+        "focal",
+        rows,
+        device=table.device_name(options.device),
+        versions=table.versions("monai", "torchvision", "numba", "triton"),
+        skipped=skipped,
+    )
+
+
+def measure(
+    batch: int, side: int, device: str, rounds: int, skipped: dict[str, str]
+) -> list[table.Row]:
+    """Rows of time and memory for one shape."""
+    what = f"focal_{batch}x1x{side}"
+    draw = torch.Generator().manual_seed(0)
+    shape = (batch, 1, side, side, side)
+    logits = (3 * torch.randn(shape, generator=draw) - 4).to(device).requires_grad_()
+    labels = (torch.rand(batch, side, side, side, generator=draw) < 0.01).to(torch.uint8).to(device)
+    losses = {"ours": ours(labels)} | peers(labels.unsqueeze(1).float(), logits, skipped)
+    check_agreement(losses, logits)
+    runs = {name: step(loss, logits) for name, loss in losses.items()}
+    n_bytes = BYTES_NEEDED * logits.numel() // 2  # a copy reads and writes each
+    source = torch.zeros(n_bytes, dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    times = table.interleaved_ms(
+        {**runs, "floor": lambda: target.copy_(source)}, rounds=rounds, device=device
+    )
+    memory = {name: peak_bytes(run, device) / logits.numel() for name, run in runs.items()}
+    rows = [
+        table.Row(what, times["ours"], "ms", peer, value)
+        for peer, value in times.items()
+        if peer != "ours"
+    ]
+    return rows + [
+        table.Row(f"{what}_memory", memory["ours"], "bytes/voxel", peer, value)
+        for peer, value in memory.items()
+        if peer != "ours"
+    ]
+
+
+def ours(labels: Tensor) -> Loss:
+    """lesionseg's focal loss of integer labels."""
+    return lambda logits: sigmoid_focal_loss(logits, labels, reduction="mean")
+
+
+def peers(target: Tensor, logits: Tensor, skipped: dict[str, str]) -> dict[str, Loss]:
+    """The same loss by others, where they can be had, and plain cross-entropy."""
+    monai = MonaiFocalLoss(gamma=2.0, alpha=0.25)
+    losses: dict[str, Loss] = {
+        "monai": lambda logits: monai(logits, target),
+        "eager": lambda logits: eager(logits, target),
+        "cross_entropy": lambda logits: F.binary_cross_entropy_with_logits(logits, target),
+    }
+    if importlib.util.find_spec("torchvision") is None:
+        skipped["torchvision"] = "not installed"
+    else:
+        from torchvision.ops import sigmoid_focal_loss as theirs
+
+        losses["torchvision"] = lambda logits: theirs(logits, target, reduction="mean")
+    compiled = torch.compile(eager, dynamic=False)
+    try:
+        compiled(logits, target).backward()
+        losses["torch_compile"] = lambda logits: compiled(logits, target)
+    except Exception as error:  # whatever a missing or broken compiler raises
+        reason = "no C++ compiler" if shutil.which("g++") is None else type(error).__name__
+        skipped["torch_compile"] = reason
+    logits.grad = None
+    return losses
+
+
+def eager(logits: Tensor, target: Tensor) -> Tensor:
+    """The formula as most repositories write it."""
+    cross_entropy = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
+    p_t = torch.exp(-cross_entropy)
+    alpha_t = 0.25 * target + 0.75 * (1 - target)
+    return (alpha_t * (1 - p_t) ** 2 * cross_entropy).mean()
+
+
+def step(loss: Loss, logits: Tensor) -> Callable[[], None]:
+    """Forward and backward, with a gradient made anew as after `zero_grad`."""
+
+    def run() -> None:
+        logits.grad = None
+        loss(logits).backward()
+
+    return run
+
+
+def check_agreement(losses: dict[str, Loss], logits: Tensor) -> None:
+    """A benchmark of another number would be none."""
+    values = {name: loss(logits).item() for name, loss in losses.items()}
+    for name, value in values.items():
+        if name != "cross_entropy":
+            assert abs(value / values["ours"] - 1) < 1e-4, values
+
+
+def peak_bytes(run: Callable[[], None], device: str) -> int:
+    """Highest number of bytes held at a time during one run, beyond those held before."""
+    run()
+    if device.startswith("cuda"):
+        return _peak_on_gpu(run)
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
+        run()
+    kineto = record.profiler.kineto_results.events()
+    changes = [(e.start_ns(), e.nbytes()) for e in kineto if e.name() == "[memory]"]
+    held, peak = 0, 0
+    for _, change in sorted(changes, key=lambda c: c[0]):
+        held += change
+        peak = max(peak, held)
+    return peak
+
+
+def _peak_on_gpu(run: Callable[[], None]) -> int:
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    run()
+    torch.cuda.synchronize()
+    return torch.cuda.max_memory_allocated() - before
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,128 @@
+"""What every benchmark prints: a table for people, then one line of JSON for programs."""
+
+import json
+import platform
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+
+import torch
+
+
+@dataclass(frozen=True)
+class Row:
+    """Ours against a peer. `ratio` above 1 means ours is better (less time, less memory)."""
+
+    what: str
+    ours: float
+    unit: str
+    peer: str
+    peer_value: float
+
+    @property
+    def ratio(self) -> float:
+        """How many times better ours is."""
+        return self.peer_value / self.ours
+
+
+def device_name(device: str = "cpu") -> str:
+    """The GPU's name, or the processor's with the number of threads in use.
+
+    >>> device_name("cpu").endswith("threads")
+    True
+    """
+    if device.startswith("cuda"):
+        return torch.cuda.get_device_name(device)
+    return f"{_processor()}, {torch.get_num_threads()} threads"
+
+
+def versions(*packages: str) -> dict[str, str]:
+    """Versions of Python, torch, lesionseg and the named packages, those not installed left out."""
+    found = {"python": platform.python_version()}
+    for package in ("torch", "lesionseg", *packages):
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def print_report(
+    bench: str,
+    rows: Sequence[Row],
+    *,
+    device: str,
+    versions: Mapping[str, str],
+    skipped: Mapping[str, str] | None = None,
+) -> None:
+    """The table, what was skipped and why, and the JSON line."""
+    print(f"\n{bench} on {device}")
+    print("  ".join(f"{name} {version}" for name, version in versions.items()))
+    width = max([len(row.what) for row in rows], default=0)
+    peers = max([len(row.peer) for row in rows], default=0)
+    for row in rows:
+        print(
+            f"{row.what:<{width}}  ours {row.ours:>10.3f} {row.unit:<12} "
+            f"{row.peer:<{peers}} {row.peer_value:>10.3f}   x{row.ratio:.2f}"
+        )
+    for what, why in (skipped or {}).items():
+        print(f"not measured: {what} ({why})")
+    line = {
+        "bench": bench,
+        "device": device,
+        "versions": dict(versions),
+        "rows": [
+            {name: _rounded(value) for name, value in (asdict(row) | {"ratio": row.ratio}).items()}
+            for row in rows
+        ],
+    }
+    print(json.dumps(line, ensure_ascii=False))
+    sys.stdout.flush()
+
+
+def interleaved_ms(
+    runs: Mapping[str, Callable[[], object]], *, rounds: int, device: str = "cpu"
+) -> dict[str, float]:
+    """Milliseconds of each run, the best of `rounds`; they take turns.
+
+    Other programs can only add time, so the best is the least disturbed, and taking turns lets a
+    busy minute hurt all alike.
+    """
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for name in runs:  # compile, allocate, fill caches
+        for _ in range(2):
+            runs[name]()
+    for _ in range(rounds):
+        for name, run in runs.items():
+            times[name].append(_once_ms(run, device))
+    return {name: min(values) for name, values in times.items()}
+
+
+def _once_ms(run: Callable[[], object], device: str) -> float:
+    if device.startswith("cuda"):
+        start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        torch.cuda.synchronize()
+        start.record()
+        run()
+        stop.record()
+        torch.cuda.synchronize()
+        return float(start.elapsed_time(stop))
+    begin = time.perf_counter()
+    run()
+    return (time.perf_counter() - begin) * 1e3
+
+
+def _rounded(value: object) -> object:
+    return float(f"{value:.4g}") if isinstance(value, float) else value
+
+
+def _processor() -> str:
+    information = Path("/proc/cpuinfo")
+    if information.exists():
+        for line in information.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
