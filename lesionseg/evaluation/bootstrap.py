@@ -5,7 +5,7 @@ returns `[replicates, k]` values, NaN where undefined. The number itself is the 
 weights of one, so that value and interval come from the same code.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,10 +21,15 @@ Statistic = Callable[[Weights], NDArray[np.float64]]
 
 @dataclass(frozen=True)
 class Interval:
-    """A percentile interval; None where undefined in more than half of the replicates."""
+    """A percentile interval; None where undefined in more than half of the replicates.
+
+    None too where all replicates agree (`collapsed`): an interval without width claims a certainty
+    that no sample gives.
+    """
 
     ci95: tuple[float, float] | None
     n_undefined: int
+    collapsed: bool = False
 
 
 def draw_groups(n_groups: int, replicates: int, rng: np.random.Generator) -> Weights:
@@ -59,27 +64,62 @@ def _interval(values: NDArray[np.float64]) -> Interval:
     if len(defined) == 0 or n_undefined > len(values) / 2:
         return Interval(None, n_undefined)
     low, high = np.quantile(defined, [0.025, 0.975])
+    if high - low <= 1e-12 * max(1.0, abs(high)):
+        return Interval(None, n_undefined, collapsed=True)
     return Interval((float(low), float(high)), n_undefined)
 
 
-def design_effect(hits: NDArray[np.float64], totals: NDArray[np.float64]) -> float:
+def design_effect(
+    hits: NDArray[np.float64], totals: NDArray[np.float64], pooled: float | None = None
+) -> float:
     """How much wider groups make a proportion vary than independent lesions would; at least 1.
 
     `hits` and `totals` `[groups]`. The cluster variance of the ratio Σhits/Σtotals (linearised)
-    over the binomial one; 1 where either vanishes.
+    over the binomial one. Where all or nothing was hit both vanish and the data cannot tell: then
+    `pooled`, the design effect of like proportions, but at most Σm²/Σm of m lesions a group (Kish
+    1965), as if a group's lesions were all hit or missed together; that bound where there is none.
 
     >>> design_effect(np.array([2.0, 0.0, 2.0, 0.0]), np.array([2.0, 2.0, 2.0, 2.0])) > 2
     True
+    >>> design_effect(np.array([3.0, 1.0]), np.array([3.0, 1.0]))
+    2.5
     """
+    if not totals.any():
+        return 1.0
+    spread = _spread(hits, totals)
+    if spread is None:
+        bound = float((totals**2).sum() / totals.sum())
+        return max(1.0, bound if pooled is None else min(pooled, bound))
+    return max(1.0, spread.cluster / spread.binomial)
+
+
+def pooled_design_effect(
+    hits: Sequence[NDArray[np.float64]], totals: Sequence[NDArray[np.float64]]
+) -> float | None:
+    """The design effect of several proportions taken together; None where all are degenerate."""
+    spreads = [_spread(h, t) for h, t in zip(hits, totals, strict=True)]
+    known = [s for s in spreads if s is not None]
+    if not known:
+        return None
+    return max(1.0, sum(s.cluster for s in known) / sum(s.binomial for s in known))
+
+
+@dataclass(frozen=True)
+class _Spread:
+    """n² times the variance of a proportion: between groups, and of independent lesions."""
+
+    cluster: float
+    binomial: float
+
+
+def _spread(hits: NDArray[np.float64], totals: NDArray[np.float64]) -> _Spread | None:
+    """None for under 2 groups and where all or nothing was hit."""
     n, groups = totals.sum(), int((totals > 0).sum())
-    if groups < 2:
-        return 1.0
+    if groups < 2 or not 0 < hits.sum() < n:
+        return None
     p = hits.sum() / n
-    binomial = p * (1 - p) / n
-    if binomial == 0:
-        return 1.0
-    cluster = groups / (groups - 1) * ((hits - p * totals) ** 2).sum() / n**2
-    return max(1.0, float(cluster / binomial))
+    cluster = groups / (groups - 1) * ((hits - p * totals) ** 2).sum()
+    return _Spread(float(cluster), float(n * p * (1 - p)))
 
 
 def wilson_interval(hits: float, total: float, deff: float = 1.0) -> tuple[float, float]:

@@ -110,6 +110,12 @@ UNSTABLE = EdgeCase(
     None,
     "the number is undefined in more than half of the resampled data sets",
 )
+COLLAPSED = EdgeCase(
+    "every bootstrapped `ci95`",
+    "the same number in all replicates, such as nothing found, or everything",
+    None,
+    "all resampled data sets give the same number, which does not make it certain",
+)
 NO_OPERATING_POINT = EdgeCase(
     "`operating_point.score`",
     "no operating point was given and the prediction files state none",
@@ -134,6 +140,7 @@ EDGE_CASES = (
     ONE_KIND_OF_CASE,
     TOO_FEW_GROUPS,
     UNSTABLE,
+    COLLAPSED,
     NO_OPERATING_POINT,
 )
 

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from lesionseg.evaluation import edge_cases
 from lesionseg.evaluation.bootstrap import (
     MIN_GROUPS,
+    Interval,
     Statistic,
     Weights,
     design_effect,
@@ -57,27 +58,35 @@ class Estimator:
             return [Number(value, None, edge_cases.TOO_FEW_GROUPS.reason) for value in values]
         intervals = percentile_intervals(statistic, self.weights, items)
         return [
-            Number(
-                value,
-                interval.ci95,
-                None if interval.ci95 else edge_cases.UNSTABLE.reason,
-                interval.n_undefined,
-            )
+            Number(value, interval.ci95, _why_none(interval), interval.n_undefined)
             for value, interval in zip(values, intervals, strict=True)
         ]
 
 
 def proportion(
-    hits: NDArray[np.float64], totals: NDArray[np.float64], undefined: EdgeCase
+    hits: NDArray[np.float64],
+    totals: NDArray[np.float64],
+    undefined: EdgeCase,
+    pooled_deff: float | None = None,
 ) -> Number:
-    """Σhits/Σtotals of sums by group, with Wilson's interval widened by the design effect."""
+    """Σhits/Σtotals of sums by group, with Wilson's interval widened by the design effect.
+
+    `pooled_deff`: the design effect where this proportion's own cannot be told.
+    """
     total = float(totals.sum())
     if total == 0:
         return Number(undefined.value, None, undefined.reason)
     value = float(hits.sum() / total)
     if (totals > 0).sum() < MIN_GROUPS:
         return Number(value, None, edge_cases.TOO_FEW_GROUPS.reason)
-    return Number(value, wilson_interval(float(hits.sum()), total, design_effect(hits, totals)))
+    deff = design_effect(hits, totals, pooled_deff)
+    return Number(value, wilson_interval(float(hits.sum()), total, deff))
+
+
+def _why_none(interval: Interval) -> str | None:
+    if interval.ci95 is not None:
+        return None
+    return (edge_cases.COLLAPSED if interval.collapsed else edge_cases.UNSTABLE).reason
 
 
 def undefined_numbers(why: EdgeCase, n: int) -> list[Number]:

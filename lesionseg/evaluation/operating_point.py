@@ -14,6 +14,9 @@ from lesionseg.evaluation.results import CaseResult
 
 _log = logging.getLogger(__name__)
 
+# where no case shows a candidate: half-way, so that an unseen scan's faint ones are not all taken
+UNINFORMED_SCORE = 0.5
+
 
 def choose(
     results: Sequence[CaseResult],
@@ -24,10 +27,11 @@ def choose(
     """Choose the operating point from judged cases that have scores.
 
     `fp_per_case` (1 when neither is given): the lowest score with no more false positives per
-    case. `sensitivity`: the highest score that finds at least this share of the lesions, or all
-    that can be found. The score lies halfway between the two observed ones it separates. Raises
-    `ConfigError` when both are given, `ContentError` for candidates without scores or, for a
-    sensitivity, without lesions.
+    case. `sensitivity`: the highest score that finds at least this share of the lesions. The score
+    lies halfway between the two observed ones it separates. Where no case has a candidate there is
+    nothing to choose by: the score is then `UNINFORMED_SCORE`, with a warning. Raises `ConfigError`
+    when both are given, `ContentError` for candidates without scores and for a sensitivity without
+    lesions or out of reach, naming the range that can be reached.
     """
     if fp_per_case is not None and sensitivity is not None:
         raise ConfigError(
@@ -66,7 +70,10 @@ def _for_false_positives(pool: Pool, rate: float) -> float:
     false = np.sort(pool.false_score)[::-1]
     observed = _observed(pool)
     if len(false) <= allowed:
-        return float(observed[0]) if len(observed) else 0.0
+        if len(observed):
+            return float(observed[0])
+        _log.warning("No case has a candidate to choose a score by; %g is taken.", UNINFORMED_SCORE)
+        return UNINFORMED_SCORE
     # one false positive too many: the score must lie above it
     above = observed[observed > false[allowed]]
     return _between(false[allowed], above[0] if len(above) else np.inf)
@@ -78,16 +85,13 @@ def _for_sensitivity(pool: Pool, sensitivity: float) -> float:
         raise ContentError("A sensitivity cannot be chosen for without a reference lesion.")
     wanted = max(1, int(np.ceil(sensitivity * n - 1e-9)))
     found = np.sort(pool.detected_at[pool.detected_at > NEVER])[::-1]
-    if len(found) == 0:
-        return 0.0
     if len(found) < wanted:
-        _log.warning(
-            "A sensitivity of %g is out of reach: at any score %d of %d lesions are found.",
-            sensitivity,
-            len(found),
-            n,
+        raise ContentError(
+            "This sensitivity is out of reach.",
+            seen=f"{sensitivity:g}; at any score at most {len(found)} of {n} lesions are found",
+            expected=f"a sensitivity from 0 to {len(found) / n:.3g}",
         )
-    score = found[min(wanted, len(found)) - 1]
+    score = found[wanted - 1]
     observed = _observed(pool)
     below = observed[observed < score]
     return _between(below[-1], score) if len(below) else float(score)

@@ -1,5 +1,6 @@
 """What is pooled over all cases: counts, means, proportions and curves."""
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from operator import attrgetter
@@ -9,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lesionseg.evaluation import detection, edge_cases
-from lesionseg.evaluation.bootstrap import Statistic
+from lesionseg.evaluation.bootstrap import Statistic, pooled_design_effect
 from lesionseg.evaluation.detection import Pool, pool_results, sums_by_group
 from lesionseg.evaluation.edge_cases import EdgeCase
 from lesionseg.evaluation.estimates import (
@@ -90,9 +91,15 @@ class Summary:
         return self._share(lambda lesion: lesion.detected, chosen)
 
     def _share(self, found: Chosen, chosen: Chosen = lambda _: True) -> Number:
+        return proportion(*self._tally(found, chosen), edge_cases.NO_LESION)
+
+    def _tally(
+        self, found: Chosen, chosen: Chosen
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """The chosen lesions that were found, and all chosen ones, by group."""
         kept = [[x for x in r.lesions if chosen(x)] for r in self.results]
         hits = self.sums([sum(map(found, lesions)) for lesions in kept])
-        return proportion(hits, self.sums([len(x) for x in kept]), edge_cases.NO_LESION)
+        return hits, self.sums([len(x) for x in kept])
 
     def precision(self) -> Number:
         """Share of the judged accepted candidates that found a lesion."""
@@ -221,20 +228,23 @@ class Summary:
     def recall_by_size(self) -> list[dict[str, Any]]:
         """Recall in groups of equivalent diameter, `[from, to)`."""
         edges = self.preset.size_edges_mm
-        return [self._size(a, b) for a, b in zip(edges, (*edges[1:], None), strict=True)]
+        return self.recall_between([*edges, None])
 
-    def _size(self, low: float, high: float | None) -> dict[str, Any]:
-        def inside(lesion: LesionResult) -> bool:
-            return low <= lesion.diameter_mm and (high is None or lesion.diameter_mm < high)
-
-        chosen = [x for r in self.results for x in r.lesions if inside(x)]
-        return {
-            "from_mm": low,
-            "to_mm": high,
-            "n": len(chosen),
-            "detected": sum(x.detected for x in chosen),
-            **as_mapping(self.recall(inside), "recall"),
-        }
+    def recall_between(self, edges: Sequence[float | None]) -> list[dict[str, Any]]:
+        """Recall between neighbouring diameters, `[from, to)`; None stands for no bound."""
+        bins = list(itertools.pairwise(edges))
+        tallies = [self._tally(attrgetter("detected"), _between(*b)) for b in bins]
+        deff = pooled_design_effect([h for h, _ in tallies], [t for _, t in tallies])
+        return [
+            {
+                "from_mm": low,
+                "to_mm": high,
+                "n": int(totals.sum()),
+                "detected": int(hits.sum()),
+                **as_mapping(proportion(hits, totals, edge_cases.NO_LESION, deff), "recall"),
+            }
+            for (low, high), (hits, totals) in zip(bins, tallies, strict=True)
+        ]
 
     def other_criteria(self) -> dict[str, Any]:
         """Recall and false positives of the accepted candidates under the side criteria."""
@@ -260,3 +270,9 @@ class Summary:
         false = [c for r in self.results for c in r.candidates if c.outcome == "false_positive"]
         touching = sum(c.touches_lesion for c in false)
         return {"touching_lesion": touching, "elsewhere": len(false) - touching}
+
+
+def _between(low: float | None, high: float | None) -> Chosen:
+    """Lesions of a diameter `[low, high)`."""
+    least, most = -np.inf if low is None else low, np.inf if high is None else high
+    return lambda lesion: least <= lesion.diameter_mm < most

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -38,6 +39,7 @@ from lesionseg.io.predictions import (
     read_prediction,
 )
 from lesionseg.io.volumes import read_geometry
+from lesionseg.pipeline.progress import bar
 
 _log = logging.getLogger(__name__)
 
@@ -79,7 +81,8 @@ def evaluate(
     labelled cases are judged and `reference` is not looked at. `prediction`: our files, another
     program's masks, or candidate files alone. `groups`: regular expression on the case id that
     names the patient. A case without prediction counts as missed lesions; a prediction without
-    reference is named in a warning. `progress` is called with case, number done and total.
+    reference is named in a warning. `progress` is called with case, number done and total; without
+    it a bar is drawn on the terminal.
     Raises `DatasetError`, `ReadError`, `GeometryError` or `ContentError`, and then writes nothing.
     """
     reference, prediction, output = Path(reference), Path(prediction), Path(output)
@@ -87,18 +90,19 @@ def evaluate(
         dataset = read_dataset(reference)
     cases = _labelled(dataset) if dataset else _masks(reference)
     pairs = _pairs(assign_groups(cases, groups), dataset, prediction, evaluated_on)
-    return evaluate_pairs(
-        pairs,
-        output,
-        evaluated_on=evaluated_on,
-        operating_point=operating_point,
-        preset=preset,
-        labels=dataset.labels if dataset else None,
-        replicates=replicates,
-        seed=seed,
-        provenance=_provenance(dataset),
-        progress=progress,
-    )
+    with bar("Judging") if progress is None else nullcontext(progress) as advance:
+        return evaluate_pairs(
+            pairs,
+            output,
+            evaluated_on=evaluated_on,
+            operating_point=operating_point,
+            preset=preset,
+            labels=dataset.labels if dataset else None,
+            replicates=replicates,
+            seed=seed,
+            provenance=_provenance(dataset),
+            progress=advance,
+        )
 
 
 def evaluate_pairs(

@@ -1,5 +1,6 @@
 """Predict the cases of one role, choose the operating point where it is still open, and score."""
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -16,6 +17,8 @@ from lesionseg.io.predictions import find_predictions, read_prediction, write_pr
 from lesionseg.pipeline.evaluate import Pair, evaluate_pairs, judge_pairs, read_reference
 from lesionseg.pipeline.progress import bar
 from lesionseg.pipeline.survey import Survey
+
+_log = logging.getLogger(__name__)
 
 # the false-positive rates and sensitivities for which every bundle stores a score
 RATES = (1.0, 0.5, 2.0, 4.0)
@@ -86,13 +89,13 @@ def predict_cases(
 
 
 def choose_points(results: Sequence[CaseResult]) -> tuple[OperatingPoint, ...]:
-    """One point for each stated rate and, where there are lesions, each stated sensitivity."""
+    """One point for each stated rate and each stated sensitivity that can be reached."""
     points = [choose(results, fp_per_case=rate) for rate in RATES]
     for sensitivity in SENSITIVITIES:
         try:
             points.append(choose(results, sensitivity=sensitivity))
-        except ContentError:  # lesion-free cases alone: no sensitivity to choose for
-            continue
+        except ContentError as error:  # out of reach, or no lesion at all
+            _log.warning("No operating point for a sensitivity of %g: %s", sensitivity, error)
     return tuple(points)
 
 

@@ -5,6 +5,7 @@ from lesionseg.evaluation.bootstrap import (
     design_effect,
     draw_groups,
     percentile_intervals,
+    pooled_design_effect,
     value_of,
     wilson_interval,
 )
@@ -40,7 +41,7 @@ def test_undefined_replicates_are_counted():
     weights = draw_groups(6, 1000, np.random.default_rng(1))
     found = percentile_intervals(ratio(only_one, only_one), weights, 6)[0]
     assert found.n_undefined == (weights[:, 0] == 0).sum()
-    assert found.ci95 == (1.0, 1.0)
+    assert (found.ci95, found.collapsed) == (None, True)
     never = percentile_intervals(ratio(only_one, np.zeros(6)), weights, 6)[0]
     assert (never.ci95, never.n_undefined) == (None, 1000)
 
@@ -65,5 +66,26 @@ def test_design_effect_of_independent_and_of_identical_lesions():
     assert design_effect(independent, totals) == pytest.approx(1, abs=0.2)
     identical = 4.0 * rng.binomial(1, 0.5, 500)
     assert design_effect(identical, totals) == pytest.approx(4, rel=0.1)
-    assert design_effect(totals, totals) == 1
-    assert design_effect(totals[:1] / 2, totals[:1]) == 1
+
+
+def test_design_effect_of_all_found_is_bounded_by_the_group_sizes():
+    totals = np.array([4.0, 4.0, 4.0, 4.0, 1.0])
+    bound = (totals**2).sum() / totals.sum()
+    assert design_effect(totals, totals) == design_effect(0 * totals, totals) == bound
+    assert design_effect(totals, totals, pooled=1.5) == 1.5
+    assert design_effect(totals, totals, pooled=99) == bound
+    assert design_effect(np.ones(9), np.ones(9)) == 1
+
+
+def test_pooled_design_effect_leaves_degenerate_proportions_out():
+    hits, totals = np.array([2.0, 0.0, 2.0, 0.0]), np.full(4, 2.0)
+    alone = design_effect(hits, totals)
+    assert pooled_design_effect([hits, totals], [totals, totals]) == pytest.approx(alone)
+    assert pooled_design_effect([totals], [totals]) is None
+
+
+@pytest.mark.parametrize("same", [0.0, 0.7, 1.0])
+def test_an_interval_without_width_is_none(same):
+    weights = draw_groups(9, 200, np.random.default_rng(1))
+    found = percentile_intervals(ratio(np.full(9, same), np.ones(9)), weights, 9)[0]
+    assert (found.ci95, found.collapsed, found.n_undefined) == (None, True, 0)

@@ -51,11 +51,11 @@ def test_the_highest_score_of_the_sensitivity(results, sensitivity, false):
     assert point.false_positives_per_case == false
 
 
-def test_an_unreachable_sensitivity_takes_what_there_is(caplog):
+def test_an_unreachable_sensitivity_is_refused_with_what_can_be_reached():
     results = [judge("11.22 .....", "11... .....", (0.7,))]
-    point = choose(results, sensitivity=0.9)
-    assert (point.score, point.lesion_recall) == (0.7, 0.5)
-    assert "out of reach" in caplog.text
+    with pytest.raises(ContentError, match=r"1 of 2 lesions.*from 0 to 0\.5"):
+        choose(results, sensitivity=0.9)
+    assert choose(results, sensitivity=0.5).score == 0.7
 
 
 def test_false_positives_that_outrank_everything():
@@ -65,9 +65,13 @@ def test_false_positives_that_outrank_everything():
     assert (point.lesion_recall, point.false_positives_per_case) == (0.0, 0.0)
 
 
-def test_no_candidate_at_all():
-    point = choose([judge("11... .....", "..... .....", ())])
-    assert (point.score, point.lesion_recall, point.false_positives_per_case) == (0.0, 0.0, 0.0)
+def test_no_candidate_at_all_gives_a_score_halfway_and_says_so(caplog):
+    missed = [judge("11... .....", "..... .....", ())]
+    point = choose(missed)
+    assert (point.score, point.lesion_recall, point.false_positives_per_case) == (0.5, 0.0, 0.0)
+    assert "No case has a candidate" in caplog.text
+    with pytest.raises(ContentError, match="0 of 1 lesions"):
+        choose(missed, sensitivity=0.5)
 
 
 def test_refusals(results):

@@ -136,6 +136,23 @@ def test_perfect_predictions():
     assert scores["specificity"] == 1.0
 
 
+def test_all_found_and_nothing_found_are_not_certain():
+    for name in ("perfect", "missed"):
+        case = next(c for c in HAND_CASES if c.name == name)
+        results = [
+            evaluate_case(make_reference(case), make_prediction(case), PRESET, case=f"{i}")
+            for i in range(9)
+        ]
+        scores = summarise(results, PRESET, evaluated_on="test", replicates=100)
+        for key in ("lesion_f1", "cpm", "average_precision", "lesion_recall_mean_per_group"):
+            assert scores[key] in (0.0, 1.0)
+            assert scores["ci95"][key] is None
+            assert "certain" in scores["reasons"][key]
+        assert scores["froc"]["ci95"] == [None] * 7
+        low, high = scores["lesion_recall"]["ci95"]
+        assert 0.2 < high - low < 0.4
+
+
 def test_the_seed_decides_the_intervals():
     one, same, other = (
         summarise(many(), PRESET, evaluated_on="test", replicates=60, seed=s) for s in (1, 1, 2)

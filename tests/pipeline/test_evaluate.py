@@ -1,6 +1,7 @@
 import csv
 import json
 import logging
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -145,6 +146,19 @@ def test_progress_is_told(folders):
     told = []
     evaluate(*folders, replicates=5, progress=lambda *step: told.append(step))
     assert told == [("a", 1, 3), ("b", 2, 3), ("c", 3, 3)]
+
+
+def test_a_bar_is_drawn_unless_progress_is_told_elsewhere(folders, monkeypatch):
+    drawn = []
+
+    @contextmanager
+    def bar(what):
+        drawn.append(what)
+        yield lambda *step: drawn.append(step[1:])
+
+    monkeypatch.setattr("lesionseg.pipeline.evaluate.bar", bar)
+    evaluate(*folders, replicates=5)
+    assert drawn == ["Judging", (1, 3), (2, 3), (3, 3)]
 
 
 def test_an_unknown_preset_is_refused(folders):
