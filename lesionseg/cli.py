@@ -47,6 +47,15 @@ VERBS: dict[str, Verb] = {
             "data.root=DIR 'data.group=(P[0-9]+)_'",
         ),
     ),
+    "tune": Verb(
+        "the focal loss's α and γ, searched together; several processes may share a search",
+        ("data.root", "data.splits", "data.cache_dir", "run_dir"),
+        (
+            "data.root=DIR run_dir=runs/pair",
+            "data.root=DIR run_dir=runs/pair loss=focal tune.n_trials=40 trainer.max_minutes=10",
+            "data.root=DIR 'tune.alpha=[0.2,0.8]' 'tune.gamma=[1,3]'",
+        ),
+    ),
     "predict": Verb(
         "masks and scored candidates for new scans, each in the scan's own geometry",
         ("bundle", "input", "output"),

@@ -10,6 +10,7 @@ from lesionseg.errors import ConfigError
 REQUIRED = {
     "train": ["data.root=x"],
     "prepare": ["data.root=x"],
+    "tune": ["data.root=x"],
     "predict": ["bundle=b", "input=i", "output=o"],
     "evaluate": ["reference=r", "prediction=p", "output=o"],
     "report": ["scores=s", "output=o"],

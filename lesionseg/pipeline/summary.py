@@ -1,6 +1,6 @@
 """What a verb prints when it is done: a table a person can read, and where the rest lies."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,16 +40,22 @@ def scores_lines(by_role: Mapping[str, Mapping[str, Any]]) -> list[str]:
         return []
     rows = {name: [_cell(s, name) for s in by_role.values()] for name in ROWS}
     table = [["", *by_role], *([name, *cells] for name, cells in rows.items())]
-    widths = [max(len(row[i]) for row in table) for i in range(len(table[0]))]
-    return [_aligned(row, widths) for row in table]
+    return aligned(table)
 
 
-def _aligned(row: list[str], widths: list[int]) -> str:
-    cells = [
-        row[0].ljust(widths[0]),
-        *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True)),
-    ]
-    return "  ".join(cells).rstrip()
+def aligned(table: Sequence[Sequence[str]]) -> list[str]:
+    """Rows as lines of equal columns, the first to the left, the others to the right.
+
+    >>> aligned([["", "a"], ["recall", "0.5"]])
+    ['          a', 'recall  0.5']
+    """
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    return [_line(row, widths) for row in table]
+
+
+def _line(row: Sequence[str], widths: Sequence[int]) -> str:
+    first, *others = (cell.rjust(width) for cell, width in zip(row, widths, strict=True))
+    return "  ".join([row[0].ljust(len(first)), *others]).rstrip()
 
 
 ROWS: Mapping[str, tuple[str, ...]] = {

@@ -2,12 +2,13 @@
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pytorch_lightning as pl
 from torch import nn
 
 from lesionseg.data.augment import AugmentationSettings
@@ -32,6 +33,7 @@ from lesionseg.pipeline.settings import DataSettings
 from lesionseg.pipeline.survey import Survey, survey
 from lesionseg.plan.make import PlanOverrides, make_plan
 from lesionseg.plan.plan import Plan
+from lesionseg.training.callbacks import Validate
 from lesionseg.training.fit import FitResult, fit
 from lesionseg.training.settings import OptimiserSettings, TrainerSettings
 
@@ -141,8 +143,16 @@ def prepare_cases(found: Survey, plan: Plan, data: DataSettings, run: Path) -> l
         )
 
 
-def learn(plan: Plan, cases: list[CachedCase], learning: Learning, run: Path) -> FitResult:
-    """Build the plan's network from the seed and train it."""
+def learn(
+    plan: Plan,
+    cases: list[CachedCase],
+    learning: Learning,
+    run: Path,
+    *,
+    validate: Validate | None = None,
+    callbacks: Sequence[pl.Callback] = (),
+) -> FitResult:
+    """Build the plan's network from the seed and train it; the rest is as in `fit`."""
     return fit(
         build_network(plan, seed=learning.trainer.seed),
         learning.loss,
@@ -153,6 +163,8 @@ def learn(plan: Plan, cases: list[CachedCase], learning: Learning, run: Path) ->
         sampling=learning.sampling,
         augmentation=learning.augmentation,
         run_dir=run,
+        validate=validate,
+        callbacks=callbacks,
     )
 
 

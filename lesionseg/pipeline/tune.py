@@ -1,0 +1,174 @@
+"""The recipe of `tune`: α and γ of a focal loss, searched together by short trainings."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from lesionseg.core import CaseFiles
+from lesionseg.data.augment import AugmentationSettings
+from lesionseg.data.sampling import SamplingSettings
+from lesionseg.errors import ConfigError, DatasetError
+from lesionseg.evaluation import Preset
+from lesionseg.inference.settings import InferenceSettings
+from lesionseg.io.cases import read_case
+from lesionseg.pipeline.memory import training_device
+from lesionseg.pipeline.provenance import device_name, is_simulated, provenance
+from lesionseg.pipeline.run_dir import check_claim, claim, default_run_dir
+from lesionseg.pipeline.search import Search, TuneSettings, require_optuna
+from lesionseg.pipeline.settings import DataSettings
+from lesionseg.pipeline.summary import aligned
+from lesionseg.pipeline.survey import Survey, n_lesions, survey
+from lesionseg.pipeline.train import Learning, decide, prepare_cases
+from lesionseg.pipeline.trial import Examiner, LossOfPair, TrialRecipe, pair_of
+from lesionseg.pipeline.tune_results import Circumstances, describe, write_results
+from lesionseg.plan.make import PlanOverrides
+from lesionseg.plan.plan import Plan
+from lesionseg.report.tuning import TuningSearch, TuningTrial, table
+from lesionseg.training.settings import OptimiserSettings, TrainerSettings
+
+log = logging.getLogger(__name__)
+
+N_CHECKS = 4  # validations a trial, the last one included, where the settings do not say
+
+
+@dataclass(frozen=True)
+class TuneOutcome:
+    """What a search has found so far, and where it lies."""
+
+    run_dir: Path
+    search: TuningSearch
+
+    def summary(self) -> list[str]:
+        """The table of trials, the verdict, and how to train with it."""
+        lines = [*aligned(table(self.search)), "", *self.search.notes]
+        best = self.search.best
+        if best is not None:
+            pair = f"loss.alpha={best.alpha:.3f} loss.gamma={best.gamma:.2f}"
+            lines += ["", f"To train with the best pair, add to your `train`: {pair}"]
+        return [*lines, f"Heat map: {self.run_dir / 'tune.html'}"]
+
+
+def tune(
+    data: DataSettings,
+    model: PlanOverrides,
+    loss: LossOfPair,
+    sampling: SamplingSettings,
+    augment: AugmentationSettings,
+    optim: OptimiserSettings,
+    trainer: TrainerSettings,
+    inference: InferenceSettings,
+    preset: Preset,
+    tune: TuneSettings,
+    run_dir: str | None,
+    seed: int,
+    config: Mapping[str, Any],
+) -> TuneOutcome:
+    """Search for the α and γ with which the validation lesions are found best.
+
+    `loss` is called with `alpha` and `gamma`. Each trial is a training as `train` does it, in
+    `run_dir/trials`; `run_dir/journal.log` keeps the search. The same command goes on with it or,
+    while other processes run, takes part in it; only `tune.n_trials` may change. tune.json and
+    tune.html are written after each trial. Raises the `LesionsegError` of whatever is wrong.
+    """
+    first = pair_of(loss)
+    require_optuna()
+    _check_devices(trainer)
+    run = Path(run_dir) if run_dir else default_run_dir(data.root, f"{model.architecture}_tune")
+    check_claim(run, _without_n_trials(config))
+    found = survey(data, seed)
+    cases = [c for c in found.of_role("validation") if c.reference is not None or c.annotations]
+    lesions = _count_lesions(found, cases, data)
+    claim(run, _without_n_trials(config))
+    plan = _plan_of(run) or decide(found, model, trainer.accelerator, run)
+    trainer = replace(_with_checks(trainer), seed=seed)
+    recipe = TrialRecipe(
+        loss=loss,
+        plan=plan,
+        cases=prepare_cases(found, plan, data, run),
+        learning=partial(
+            Learning, sampling=sampling, augmentation=augment, optimiser=optim, trainer=trainer
+        ),
+        examine=partial(Examiner, found, cases, plan, inference, preset, tune.fp_per_case),
+        run=run,
+    )
+    origin = _origin(found, seed, trainer, config)
+    about = Circumstances(tune, seed, _budget(trainer), len(cases), lesions, first, origin)
+    search = Search(run, tune, seed=seed, first=first)
+
+    def done(trial: TuningTrial) -> None:
+        _log_trial(trial)
+        write_results(run, search.trials(), about)
+
+    search.run(recipe, done)
+    return TuneOutcome(run, describe(search.trials(), about))
+
+
+def _check_devices(trainer: TrainerSettings) -> None:
+    if trainer.devices not in (1, "1"):
+        raise ConfigError(
+            "A trial trains on one device.",
+            where="trainer.devices",
+            seen=trainer.devices,
+            remedy="start the same command once a device: the processes share the search.",
+        )
+
+
+def _without_n_trials(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration that has to stay the same while a search goes on."""
+    searched = {k: v for k, v in config.get("tune", {}).items() if k != "n_trials"}
+    return {**config, "tune": searched}
+
+
+def _count_lesions(found: Survey, cases: Sequence[CaseFiles], data: DataSettings) -> int:
+    total = sum(n_lesions(read_case(files, found.dataset)) for files in cases)
+    if total == 0:
+        raise DatasetError(
+            "No lesion is left to measure the trials by.",
+            where=data.root,
+            seen=f"{len(cases)} validation cases",
+            remedy="raise data.validation_fraction, or give other splits.",
+        )
+    return total
+
+
+def _plan_of(run: Path) -> Plan | None:
+    """The plan of the process that began: another machine's memory would make another one."""
+    path = run / "plan.json"
+    return Plan.from_json(path.read_text(encoding="utf-8"), path) if path.is_file() else None
+
+
+def _with_checks(trainer: TrainerSettings) -> TrainerSettings:
+    if trainer.validate_every_minutes is not None or trainer.max_minutes is None:
+        return trainer
+    return replace(trainer, validate_every_minutes=trainer.max_minutes / N_CHECKS)
+
+
+def _budget(trainer: TrainerSettings) -> str:
+    limits = [
+        f"{value:g} {what}"
+        for value, what in ((trainer.max_minutes, "minutes"), (trainer.max_steps, "steps"))
+        if value is not None
+    ]
+    return f"a training of at most {' or '.join(limits)}"
+
+
+def _origin(
+    found: Survey, seed: int, trainer: TrainerSettings, config: Mapping[str, Any]
+) -> dict[str, Any]:
+    simulated = is_simulated(config.get("data", {}), found.dataset)
+    device = device_name(training_device(trainer.accelerator))
+    return provenance(found.dataset, seed, device, simulated)
+
+
+def _log_trial(trial: TuningTrial) -> None:
+    log.info(
+        "Trial %d: α %.3f, γ %.2f, recall %.3f%s.",
+        trial.number,
+        trial.alpha,
+        trial.gamma,
+        trial.scores.get("recall", 0.0),
+        " (stopped early)" if trial.state == "pruned" else "",
+    )

@@ -1,0 +1,97 @@
+"""The heat map of a search for α and γ: where in the rectangle training went well."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lesionseg.report.figures import ACCENT, INK
+from lesionseg.report.tuning import TuningSearch, TuningTrial
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import FigureBase
+
+BANDWIDTH = 0.12  # of each axis' length: how far a trial speaks for its surroundings
+NEAR = 0.15  # summed weight of the trials below which nothing is drawn
+POINTS = 121  # of the heat map along each axis
+COLOURS = "viridis"  # even in lightness, so that it survives grey-scale print
+MARKS = {"complete": ("o", 70, "trained to the end"), "pruned": ("X", 55, "stopped early")}
+
+
+def smoothed_surface(
+    search: TuningSearch, alphas: NDArray[np.float64], gammas: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Mean of the values of nearby trials `[gammas, alphas]`; NaN where no trial is near.
+
+    Weights are Gaussian in the distance as a share of each axis' length (Nadaraya 1964). A mean
+    and no interpolation: trials are noisy, and a surface through all of them would show the noise
+    as hills. A pruned trial counts with the value at which it was stopped.
+    """
+    known = _with_value(search)
+    if not known:
+        return np.full((len(gammas), len(alphas)), np.nan)
+    at = np.array([[t.alpha, t.gamma] for t in known])
+    values = np.array([t.value for t in known], dtype=np.float64)
+    span = np.array([np.ptp(search.alpha), np.ptp(search.gamma)]) * BANDWIDTH
+    points = np.stack(np.meshgrid(alphas, gammas), axis=-1)
+    weights = np.exp(-(((points[:, :, None] - at) / span) ** 2).sum(-1) / 2)
+    total = weights.sum(-1)
+    mean = (weights * values).sum(-1) / np.maximum(total, np.finfo(np.float64).tiny)
+    return np.where(total >= NEAR, mean, np.nan)
+
+
+def draw_surface(onto: "FigureBase", search: TuningSearch) -> None:
+    """The smoothed surface as colour, every trial on it in its own, and a ring around the best."""
+    import matplotlib as mpl
+
+    trials = _with_value(search)
+    values = [t.value or 0.0 for t in trials] or [0.0, 1.0]
+    scale = mpl.colors.Normalize(min(values), max(*values, min(values) + 1e-6))
+    alphas, gammas = (np.linspace(*side, POINTS) for side in (search.alpha, search.gamma))
+    axes = onto.subplots()
+    axes.set_facecolor("#eceff1")
+    axes.pcolormesh(
+        alphas,
+        gammas,
+        smoothed_surface(search, alphas, gammas),
+        cmap=COLOURS,
+        norm=scale,
+        shading="nearest",
+        rasterized=True,
+    )
+    _draw_trials(axes, trials, scale)
+    best = search.best
+    if best is not None:
+        axes.plot(
+            [best.alpha], [best.gamma], "o", ms=16, mfc="none", mec=ACCENT, mew=2.2, clip_on=False
+        )
+    axes.set(xlabel="α, the weight of lesions", ylabel="γ, the focusing")
+    axes.set(xlim=search.alpha, ylim=search.gamma)
+    onto.colorbar(mpl.cm.ScalarMappable(scale, COLOURS), ax=axes, label=search.objective)
+
+
+def _draw_trials(axes: "Axes", trials: Sequence[TuningTrial], scale: Any) -> None:
+    for state, (marker, size, label) in MARKS.items():
+        here = [t for t in trials if t.state == state]
+        axes.scatter(
+            [t.alpha for t in here],
+            [t.gamma for t in here],
+            c=[t.value or 0.0 for t in here],
+            cmap=COLOURS,
+            norm=scale,
+            marker=marker,
+            s=size,
+            edgecolors="white",
+            linewidths=1.2,
+            label=label if here else None,
+            clip_on=False,
+            zorder=3,
+        )
+    if trials:
+        axes.legend(loc="upper right", fontsize=8, framealpha=0.9, labelcolor=INK)
+
+
+def _with_value(search: TuningSearch) -> list[TuningTrial]:
+    return [t for t in search.trials if t.value is not None and t.state in MARKS]
