@@ -1,7 +1,7 @@
 """The history of a training: metrics.csv, one row each few steps."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from lesionseg.errors import ReadError
@@ -15,13 +15,15 @@ WRITING_SHARE = 0.02  # of the time of training that writing may take
 class History:
     """Rows of metrics.csv, which is replaced as a whole, so that it is never cut off mid-line.
 
-    Columns: step, minutes, epoch, lr, loss, then whatever the rows bring (`loss_<term>`,
-    positives, skipped, `validation_<name>`), in order of appearance.
+    Columns: `first` (step, minutes, epoch, lr, loss), then whatever the rows bring
+    (`loss_<term>`, positives, skipped, `validation_<name>`), in order of appearance.
     """
 
-    def __init__(self, path: Path, upto_step: int = 0) -> None:
+    def __init__(
+        self, path: Path, upto_step: int = 0, first: Sequence[str] = FIRST_COLUMNS
+    ) -> None:
         """Begin with the rows that `path` already holds up to `upto_step`: later ones were lost."""
-        self.path = path
+        self.path, self.first = path, tuple(first)
         self.rows = [row for row in _old_rows(path) if int(row["step"]) <= upto_step]
         self._next_write = 0.0
 
@@ -35,7 +37,7 @@ class History:
         """Write the file now."""
         started = time.monotonic()
         seen = (name for row in self.rows for name in row)
-        write_csv(self.path, self.rows, list(dict.fromkeys((*FIRST_COLUMNS, *seen))))
+        write_csv(self.path, self.rows, list(dict.fromkeys((*self.first, *seen))))
         ended = time.monotonic()
         pause = max(MIN_SECONDS_BETWEEN_WRITES, (ended - started) / WRITING_SHARE)
         self._next_write = ended + pause

@@ -2,7 +2,7 @@
 
 import inspect
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -23,6 +23,7 @@ from lesionseg.training.supervision import Targets, coarsen, level_weights, supe
 log = logging.getLogger(__name__)
 
 MAX_SKIPPED_IN_A_ROW = 10
+Watch = Callable[[Tensor, Targets], None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,6 +83,7 @@ class SegmentationModule(pl.LightningModule):
         self.clock = clock or Clock()
         self.counters = Counters()
         self.latest: StepReport | None = None
+        self.watch: Watch | None = None  # shown the finest logits and targets of each part
         self._wants_instances = "instances" in inspect.signature(loss.forward).parameters
 
     def setup(self, stage: str) -> None:
@@ -155,7 +157,10 @@ class SegmentationModule(pl.LightningModule):
         images, parts = torch.split(image, size), zip(*(t.split(size) for t in levels), strict=True)
         total: dict[str, Tensor] = {}
         for tiles, targets in zip(images, parts, strict=True):
-            terms = self._terms(self.network(tiles), targets, divisors)
+            logits = self.network(tiles)
+            if self.watch is not None:
+                self.watch(logits[0].detach(), targets[0])
+            terms = self._terms(logits, targets, divisors)
             means = {name: term / len(images) for name, term in terms.items()}
             self.manual_backward(torch.stack(list(means.values())).sum())
             _add(total, {name: mean.detach() for name, mean in means.items()})
