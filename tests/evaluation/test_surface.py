@@ -1,26 +1,21 @@
+import itertools
+
 import numpy as np
 import pytest
 
-from lesionseg.evaluation.surface import surface_distances, surface_voxels
+from lesionseg.evaluation.surface import surface_distances
+from lesionseg.evaluation.surfels import surfel_areas, surfels_of
 
 
-def naive_surface(mask):
-    """Voxels with a face neighbour that is outside the mask or outside the array."""
+def naive_corners(mask):
+    """Grid corners whose neighbouring voxels are neither all inside nor all outside."""
+    padded = np.pad(mask, 1)
     found = []
-    for voxel in np.argwhere(mask):
-        for axis in range(mask.ndim):
-            for step in (-1, 1):
-                other = voxel.copy()
-                other[axis] += step
-                inside = 0 <= other[axis] < mask.shape[axis]
-                if not inside or not mask[tuple(other)]:
-                    found.append(tuple(voxel))
-    return sorted(set(found))
-
-
-def naive_distances(a, b, spacing):
-    a, b = np.array(naive_surface(a)) * spacing, np.array(naive_surface(b)) * spacing
-    return np.array([min(np.linalg.norm(p - q) for q in b) for p in a])
+    for corner in itertools.product(*[range(n + 1) for n in mask.shape]):
+        around = padded[tuple(slice(c, c + 2) for c in corner)]
+        if 0 < around.sum() < around.size:
+            found.append(corner)
+    return np.array(found)
 
 
 def blob(seed, shape):
@@ -36,17 +31,36 @@ def blob(seed, shape):
 def test_distances_equal_brute_force(shape, spacing, seed):
     a, b = blob(seed, shape), blob(seed + 10, shape)
     found = surface_distances(np.argwhere(a), np.argwhere(b), spacing)
-    to_b, to_a = naive_distances(a, b, spacing), naive_distances(b, a, spacing)
-    np.testing.assert_allclose(found.from_reference_mm, to_b)
-    np.testing.assert_allclose(found.from_prediction_mm, to_a)
-    assert found.hd95_mm() == pytest.approx(max(np.percentile(to_b, 95), np.percentile(to_a, 95)))
-    within = (to_b <= 1.0).sum() + (to_a <= 1.0).sum()
-    assert found.surface_dice(1.0) == pytest.approx(within / (len(to_a) + len(to_b)))
+    ends = [naive_corners(m) * spacing for m in (a, b)]
+    apart = np.linalg.norm(ends[0][:, None] - ends[1][None], axis=-1)
+    np.testing.assert_allclose(found.reference.distances_mm, np.sort(apart.min(1)))
+    np.testing.assert_allclose(found.prediction.distances_mm, np.sort(apart.min(0)))
+
+
+@pytest.mark.parametrize("size", [1, 2, 5])
+def test_area_of_a_box_is_that_of_its_faces_with_the_edges_cut_off(size):
+    voxels = np.argwhere(np.ones((size, size, size), dtype=bool))
+    areas = surfels_of(voxels, (1.0, 1.0, 1.0)).areas
+    face, edge, corner = (size - 1) ** 2, (size - 1) * np.sqrt(0.5), np.sqrt(3) / 8
+    assert areas.sum() == pytest.approx(6 * face + 12 * edge + 8 * corner)
+
+
+def test_length_of_a_square_contour():
+    voxels = np.argwhere(np.ones((3, 3), dtype=bool))
+    assert surfels_of(voxels, (1.0, 1.0)).areas.sum() == pytest.approx(4 * 2 + 4 * np.sqrt(0.5))
+
+
+@pytest.mark.parametrize("spacing", [(1.0, 1.0, 1.0), (3.0, 0.7, 1.1), (0.5, 2.0)])
+def test_a_neighbourhood_has_the_area_of_its_complement(spacing):
+    areas = surfel_areas(spacing)
+    np.testing.assert_allclose(areas, areas[::-1])
+    assert areas[0] == 0.0
+    assert (areas[1:-1] > 0).all()
 
 
 def test_surface_includes_the_edge_of_the_image():
-    mask = np.ones((3, 3, 3), dtype=bool)
-    assert len(surface_voxels(np.argwhere(mask))) == 26
+    voxels = np.argwhere(np.ones((3, 3, 3), dtype=bool))
+    assert len(surfels_of(voxels, (1.0, 1.0, 1.0)).areas) == 4**3 - 2**3
 
 
 def test_equal_masks():
@@ -56,13 +70,23 @@ def test_equal_masks():
     assert found.hd95_mm() == 0.0
 
 
-def test_a_shift_of_one_slice_by_hand():
-    a, b = np.zeros((8, 8), bool), np.zeros((8, 8), bool)
-    a[2, 2:6] = b[3, 2:6] = True
+def test_a_shift_by_hand():
+    a, b = np.zeros((9, 8), bool), np.zeros((9, 8), bool)
+    a[2, 2:6] = b[5, 2:6] = True
     found = surface_distances(np.argwhere(a), np.argwhere(b), (2.5, 1.0))
-    assert found.hd95_mm() == 2.5
-    assert found.surface_dice(2.5) == 1.0
-    assert found.surface_dice(2.4) == 0.0
+    assert found.hd95_mm() == 7.5
+    assert found.surface_dice(7.5) == 1.0
+    assert found.surface_dice(5.0) == pytest.approx(0.5)
+    assert found.surface_dice(4.9) == 0.0
+
+
+def test_the_percentile_weighs_elements_by_their_area():
+    a = np.argwhere(np.ones((4, 4), dtype=bool))
+    found = surface_distances(a, a[a[:, 0] < 3], (1.0, 1.0))
+    weighed = np.repeat(
+        found.reference.distances_mm, np.rint(found.reference.areas * 1000).astype(int)
+    )
+    assert found.reference.percentile_mm(95) == np.percentile(weighed, 95, method="inverted_cdf")
 
 
 def test_an_empty_mask_has_no_surface():
