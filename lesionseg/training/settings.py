@@ -1,5 +1,6 @@
 """What can be chosen about training, as plain numbers that a configuration can hold."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -81,6 +82,32 @@ class TrainerSettings:
             _require(f"trainer.{name}", value, value >= 0, "0 or more")
         decay = self.ema_decay
         _require("trainer.ema_decay", decay, decay is None or 0 <= decay < 1, "in [0, 1), or null")
+
+
+@dataclass(frozen=True)
+class AuditSettings:
+    """Whether and when training looks for references that are likely wrong (label_audit.csv).
+
+    `at`: ascending shares of the budget, in (0, 1], after which all training cases are predicted
+    with tiles that overlap by `overlap`. `max_rows` of the list are kept. Each look costs as much
+    as predicting the training set once: about 3 s for a head of 96 × 112 × 96 voxels on two CPU
+    cores, a fraction of that on a GPU. All but the look at the end come out of `max_minutes`, so
+    on a CPU keep the audit for trainings of an hour and more, or take `at: [1.0]`.
+    """
+
+    enabled: bool = False
+    at: Sequence[float] = (0.5, 0.75, 1.0)
+    overlap: float = 0.25
+    max_rows: int = 200
+
+    def __post_init__(self) -> None:
+        shares = tuple(self.at)
+        object.__setattr__(self, "at", shares)
+        kept = len(shares) > 0 and sorted(set(shares)) == list(shares)
+        kept = kept and shares[0] > 0 and shares[-1] <= 1
+        _require("audit.at", shares, kept, "ascending shares in (0, 1]")
+        _require("audit.overlap", self.overlap, 0 <= self.overlap < 1, "a share in [0, 1)")
+        _require("audit.max_rows", self.max_rows, self.max_rows >= 1, "1 or more")
 
 
 def _require(where: str, seen: object, kept: bool, expected: str) -> None:

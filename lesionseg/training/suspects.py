@@ -1,0 +1,122 @@
+"""Where a reference is most likely wrong: places that a training network keeps disagreeing with."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import dist
+from typing import Any, Literal
+
+SuspectKind = Literal["lesion", "spot"]
+
+
+@dataclass(frozen=True)
+class Sighting:
+    """One place as one network sees it: a reference lesion, or a spot where there is none.
+
+    `p` in [0, 1]: the highest probability in it. `lesion`: the lesion's id, None for a spot.
+    `centre_mm`: RAS millimetres (x, y, z), in 2-D (x, y). `diameter_mm`: equivalent diameter.
+    """
+
+    kind: SuspectKind
+    case: str
+    group: str
+    label: str
+    lesion: int | None
+    centre_mm: tuple[float, ...]
+    diameter_mm: float
+    p: float
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """All places of the training cases as seen after `share` (0 to 1) of the training."""
+
+    share: float
+    sightings: tuple[Sighting, ...]
+
+
+@dataclass(frozen=True)
+class Suspect:
+    """A place with the probabilities of all snapshots and a suspicion in [0, 1]."""
+
+    place: Sighting
+    p: tuple[float, ...]
+
+    @property
+    def suspicion(self) -> float:
+        """1 − mean p of a lesion that should be seen, mean p of a spot that should not."""
+        mean = sum(self.p) / len(self.p)
+        return 1 - mean if self.place.kind == "lesion" else mean
+
+
+def rank_suspects(snapshots: Sequence[Snapshot]) -> list[Suspect]:
+    """All places, the most suspicious first; ties by kind, case and position.
+
+    A lesion is known by its id, a spot by its position: two spots of one case and label in
+    different snapshots are one when their centres are closer than the larger one's diameter, the
+    nearest pairs first. A spot missing from a snapshot has p = 0 there. Place and size are those of
+    the latest snapshot that saw it. No snapshot gives no suspects.
+    """
+    found = [*_lesions(snapshots), *_spots(snapshots)]
+    return sorted(
+        found, key=lambda s: (-s.suspicion, s.place.kind, s.place.case, s.place.centre_mm)
+    )
+
+
+def _lesions(snapshots: Sequence[Snapshot]) -> list[Suspect]:
+    seen: dict[tuple[str, int | None], list[Sighting]] = {}
+    for snapshot in snapshots:
+        for sighting in snapshot.sightings:
+            if sighting.kind == "lesion":
+                seen.setdefault((sighting.case, sighting.lesion), []).append(sighting)
+    return [Suspect(each[-1], tuple(s.p for s in each)) for each in seen.values()]
+
+
+def _spots(snapshots: Sequence[Snapshot]) -> list[Suspect]:
+    """Tracks of spots, grown from the last snapshot backwards."""
+    tracks: dict[tuple[str, str], list[list[Sighting | None]]] = {}
+    for done, snapshot in enumerate(reversed(snapshots)):
+        here: dict[tuple[str, str], list[Sighting]] = {key: [] for key in tracks}
+        for sighting in snapshot.sightings:
+            if sighting.kind == "spot":
+                here.setdefault((sighting.case, sighting.label), []).append(sighting)
+        for key, spots in here.items():
+            _extend(tracks.setdefault(key, []), spots, done)
+    return [
+        Suspect(
+            next(sighting for sighting in track if sighting is not None),
+            tuple(0.0 if s is None else s.p for s in reversed(track)),
+        )
+        for each in tracks.values()
+        for track in each
+    ]
+
+
+def _extend(tracks: list[list[Sighting | None]], spots: Sequence[Sighting], done: int) -> None:
+    """Append to each of the `done` entries long tracks its nearest spot, or None; begin new ones.
+
+    A track's place is its newest sighting in time, the first one.
+    """
+    places = [next(s for s in track if s is not None) for track in tracks]
+    pairs = sorted(
+        (distance, i, j)
+        for i, place in enumerate(places)
+        for j, spot in enumerate(spots)
+        if (distance := dist(place.centre_mm, spot.centre_mm))
+        < max(place.diameter_mm, spot.diameter_mm)
+    )
+    taken: dict[int, int] = {}
+    for _, i, j in pairs:
+        if i not in taken and j not in taken.values():
+            taken[i] = j
+    for i, track in enumerate(tracks):
+        track.append(spots[taken[i]] if i in taken else None)
+    free = [spot for j, spot in enumerate(spots) if j not in taken.values()]
+    tracks.extend([*[None] * done, spot] for spot in free)
+
+
+def snapshot_from_json(raw: Mapping[str, Any]) -> Snapshot:
+    """A snapshot from what `dataclasses.asdict` made of it; raises `KeyError`, `TypeError`."""
+    sightings = (
+        Sighting(**{**each, "centre_mm": tuple(each["centre_mm"])}) for each in raw["sightings"]
+    )
+    return Snapshot(float(raw["share"]), tuple(sightings))
