@@ -14,6 +14,7 @@ class Dataset:
     `labels` maps a lesion label's value in the masks to its name, background left out, in
     ascending order of value. `convention` names how the folder was read. `merged_values` are the
     mask values that all count as the one label 1, when the user asked for that; else empty.
+    `resample_tilt`: DICOM series of a tilted gantry are resampled upright, not refused.
     """
 
     name: str
@@ -26,3 +27,4 @@ class Dataset:
     ignore_label: int | None = None
     incomplete_reference: bool = False
     merged_values: tuple[int, ...] = ()
+    resample_tilt: bool = False

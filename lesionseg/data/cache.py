@@ -26,6 +26,7 @@ from lesionseg.data.cached_case import CachedCase as CachedCase
 from lesionseg.data.cached_case import CachedLesion as CachedLesion
 from lesionseg.data.prepare import PreparedCase, prepare_case
 from lesionseg.errors import ContentError, OutputError, ReadError
+from lesionseg.io.volumes import content_files
 from lesionseg.plan.plan import Plan
 
 logger = logging.getLogger(__name__)
@@ -130,7 +131,8 @@ def cache_key(dataset: Dataset, plan: Plan) -> str:
 def source_hash(files: CaseFiles) -> str:
     """SHA-256 of the content of a case's files and of what tables say of its lesions."""
     digest = hashlib.sha256()
-    for path in (*files.images, *((files.reference,) if files.reference else ())):
+    named = (*files.images, *((files.reference,) if files.reference else ()))
+    for path in (part for image in named for part in content_files(image)):
         try:
             with path.open("rb") as stream:
                 digest.update(hashlib.file_digest(stream, "sha256").digest())

@@ -20,6 +20,7 @@ from lesionseg.io.predictions import find_predictions as find_predictions
 from lesionseg.io.predictions import read_prediction as read_prediction
 from lesionseg.io.predictions import write_prediction as write_prediction
 from lesionseg.io.volumes import case_suffix as case_suffix
+from lesionseg.io.volumes import content_files as content_files
 from lesionseg.io.volumes import read_geometry as read_geometry
 from lesionseg.io.volumes import read_volume as read_volume
 from lesionseg.io.volumes import strip_suffix as strip_suffix
@@ -29,6 +30,7 @@ __all__ = [
     "PredictionFiles",
     "atomic_path",
     "case_suffix",
+    "content_files",
     "find_images",
     "find_masks",
     "find_predictions",

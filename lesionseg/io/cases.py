@@ -10,6 +10,9 @@ from numpy.typing import NDArray
 from lesionseg.core import Case, CaseFiles, Dataset, Geometry, Reference, Volume
 from lesionseg.errors import ContentError, DatasetError, GeometryError
 from lesionseg.io.coco_reference import read_coco_reference
+from lesionseg.io.dicom_headers import is_dicom
+from lesionseg.io.dicom_reference import read_dicom_reference
+from lesionseg.io.dicom_stack import Tilt
 from lesionseg.io.volumes import read_volume
 
 TOLERANCE_MM = 1e-3
@@ -37,12 +40,12 @@ def read_image(files: CaseFiles, dataset: Dataset) -> Volume:
             seen=[file.name for file in files.images],
             expected=", ".join(dataset.channel_names),
         )
-    raster_mm = pixel_mm(files)
-    first = read_volume(files.images[0], raster_mm=raster_mm)
+    raster_mm, tilt = pixel_mm(files), _tilt(dataset)
+    first = read_volume(files.images[0], raster_mm=raster_mm, tilt=tilt)
     _check_dims(files.images[0], first.geometry, dataset.dims)
     array = np.empty((len(files.images), *first.geometry.shape), dtype=np.float32)
     for channel, file in enumerate(files.images):
-        volume = first if channel == 0 else read_volume(file, raster_mm=raster_mm)
+        volume = first if channel == 0 else read_volume(file, raster_mm=raster_mm, tilt=tilt)
         check_grid(file, volume.geometry, files.images[0], first.geometry)
         with np.errstate(over="ignore"):  # too large for float32 becomes infinite, and is told
             array[channel] = volume.array[0]
@@ -119,6 +122,8 @@ def _reference(files: CaseFiles, dataset: Dataset, geometry: Geometry) -> Refere
         return read_coco_reference(files, geometry, dataset.merged_values)
     if files.reference is None:
         return None
+    if is_dicom(files.reference):
+        return read_dicom_reference(files.reference, geometry, dataset.labels)
     found = read_mask(
         files.reference,
         labels=tuple(dataset.labels),
@@ -128,6 +133,10 @@ def _reference(files: CaseFiles, dataset: Dataset, geometry: Geometry) -> Refere
     )
     check_grid(files.reference, found.geometry, files.images[0], geometry)
     return Reference(geometry, labels=found.labels, ignore=found.ignore)
+
+
+def _tilt(dataset: Dataset) -> Tilt:
+    return "resample" if dataset.resample_tilt else "refuse"
 
 
 def _check_dims(path: Path, geometry: Geometry, dims: int) -> None:

@@ -18,7 +18,7 @@ def check_file(path: Path) -> None:
         raise ReadError(
             "A folder stands where an image file was expected.",
             where=path,
-            remedy="Convert DICOM series to NIfTI first, for instance with dcm2niix.",
+            remedy="Name a folder only where it holds one DICOM series.",
         )
     if not path.is_file():
         raise ReadError("The file does not exist.", where=path, remedy="Check its name and folder.")

@@ -7,6 +7,9 @@ from pathlib import Path
 
 from lesionseg.core import CaseFiles
 from lesionseg.errors import DatasetError
+from lesionseg.io.dicom import group_files
+from lesionseg.io.dicom_headers import SUFFIXES as DICOM
+from lesionseg.io.dicom_headers import is_dicom
 from lesionseg.io.volumes import SUFFIXES, is_image_file, strip_suffix
 
 _CHANNEL = re.compile(r"(.+)_(\d{4})")
@@ -17,10 +20,11 @@ def find_images(source: Path, channels: int) -> list[CaseFiles]:
     """Find the scans under `source`, sorted by case id.
 
     A folder is searched through and through, leaving out hidden files and masks written by
-    `predictions`. Files named `<case>_0000.<suffix>`, `<case>_0001…` are channels of one case;
-    every other file is a case. Ids are file stems; where two are the same, both get their folders'
-    names before them. A case may have another number of files than `channels`: reading it says so,
-    and the others go on. Raises `DatasetError` when nothing is found.
+    `predictions`; DICOM slices of one folder are one case, called as the folder. Files named
+    `<case>_0000.<suffix>`, `<case>_0001…` are channels of one case; every other file is a case.
+    Ids are file stems; where two are the same, both get their folders' names before them. A case
+    may have another number of files than `channels`: reading it says so, and the others go on.
+    Raises `DatasetError` when nothing is found.
     """
     files = _files(source)
     if not files:
@@ -45,7 +49,24 @@ def _files(source: Path) -> list[Path]:
         found = Path(source.anchor or ".").glob(str(source.relative_to(source.anchor)))
     else:
         raise DatasetError("The input does not exist.", where=source)
-    return sorted(f for f in found if f.is_file() and is_image_file(f) and not _is_output(f))
+    entries = sorted(found)
+    files = [f for f in entries if f.is_file() and is_image_file(f) and not _is_output(f)]
+    return sorted([*_dicom_images(entries), *(f for f in files if not is_dicom(f))])
+
+
+def _dicom_images(entries: Sequence[Path]) -> list[Path]:
+    """The radiographs among the files and in the folders, and the folders of slices."""
+    inside = [file for folder in entries if folder.is_dir() for file in folder.iterdir()]
+    folders: dict[Path, list[Path]] = {}
+    for file in sorted({*entries, *inside}):
+        known = file.name.lower().endswith(SUFFIXES) and not file.name.lower().endswith(DICOM)
+        if not known and is_dicom(file) and file.name.upper() != "DICOMDIR":
+            folders.setdefault(file.parent, []).append(file)
+    return [image for files in folders.values() for image in group_files(files)]
+
+
+def _stem(path: Path) -> str:
+    return path.name if path.is_dir() else strip_suffix(path)
 
 
 def _is_output(file: Path) -> bool:
@@ -57,7 +78,7 @@ def _grouped(files: Sequence[Path], channels: int) -> dict[Path, list[Path]]:
     firsts = {f.parent / m.group(1) for f in files if (m := _channel(f)) and m.group(2) == "0000"}
     cases: dict[Path, list[Path]] = {}
     for file in files:
-        match, key = _channel(file), file.parent / strip_suffix(file)
+        match, key = _channel(file), file.parent / _stem(file)
         if match is not None and _is_numbered(
             file.parent / match.group(1), match, firsts, channels
         ):
@@ -79,7 +100,7 @@ def _same_id(where: Path, case: str) -> DatasetError:
 
 
 def _channel(file: Path) -> re.Match[str] | None:
-    return _CHANNEL.fullmatch(strip_suffix(file))
+    return _CHANNEL.fullmatch(_stem(file))
 
 
 def _root(source: Path) -> Path:

@@ -60,11 +60,11 @@ def _header(path: Path) -> Any:
             remedy="Split it into one file a channel: <case>_0000, <case>_0001, ….",
         )
     n_voxels = int(np.prod(reader.GetSize(), dtype=object))
-    check_claim(_voxel_file(path), n_voxels * _bytes_per_voxel(reader))
+    check_claim(voxel_file(path), n_voxels * _bytes_per_voxel(reader))
     return reader
 
 
-def _voxel_file(path: Path) -> Path:
+def voxel_file(path: Path) -> Path:
     """The file that holds the voxels: a `.mhd` header names it in its last line."""
     if path.suffix.lower() == ".mhd":
         for line in path.read_text(encoding="utf-8", errors="replace").splitlines():

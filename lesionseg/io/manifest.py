@@ -95,7 +95,7 @@ def _case(root: Path, row: Mapping[str, str], images: Sequence[str], line: int) 
 
 def _existing(root: Path, name: str, line: int) -> Path:
     file = root / name
-    if not file.is_file():
+    if not file.exists():  # a folder is a DICOM series
         raise DatasetError(
             f"A file named in line {line} does not exist.",
             where=root / MANIFEST,

@@ -8,11 +8,14 @@ from numpy.typing import NDArray
 
 from lesionseg.core import Geometry, Volume
 from lesionseg.errors import LesionsegError, OutputError, ReadError
-from lesionseg.io import itk, nifti, raster
+from lesionseg.io import dicom, itk, nifti, raster
 from lesionseg.io.atomic import atomic_path
+from lesionseg.io.dicom_headers import SUFFIXES as DICOM_SUFFIXES
+from lesionseg.io.dicom_headers import is_dicom
+from lesionseg.io.dicom_stack import Tilt
 from lesionseg.io.guard import check_file
 
-SUFFIXES = (*nifti.SUFFIXES, *itk.SUFFIXES, *raster.SUFFIXES)
+SUFFIXES = (*nifti.SUFFIXES, *itk.SUFFIXES, *raster.SUFFIXES, *DICOM_SUFFIXES)
 
 
 def case_suffix(path: Path) -> str:
@@ -40,14 +43,23 @@ def is_image_file(path: Path) -> bool:
     return path.name.lower().endswith(SUFFIXES) and not path.name.startswith(".")
 
 
-def read_volume(path: Path, *, raster_mm: float | None = None, as_labels: bool = False) -> Volume:
+def read_volume(
+    path: Path,
+    *,
+    raster_mm: float | None = None,
+    as_labels: bool = False,
+    tilt: Tilt = "refuse",
+) -> Volume:
     """Read one file as a volume `[1, *spatial]`, voxels as stored, affine to RAS millimetres.
 
     The dtype is the file's (float32 where a NIfTI header scales). Nothing is reoriented: the array
     axes are the file's, slowest first. Rasters have two spatial axes and pixels of `raster_mm`
     (1 mm when not given); in other formats it is not used. `as_labels` reads a mask: see
-    `raster.read_raster`. Raises `ReadError` naming the file.
+    `raster.read_raster`. A folder is a DICOM series; `tilt` says whether one of a tilted gantry is
+    resampled. Raises `ReadError` naming the file.
     """
+    if _is_dicom(path):
+        return dicom.read_dicom(path, tilt=tilt)
     suffix = _checked_suffix(path)
     if suffix in nifti.SUFFIXES:
         return nifti.read_nifti(path)
@@ -56,8 +68,10 @@ def read_volume(path: Path, *, raster_mm: float | None = None, as_labels: bool =
     return raster.read_raster(path, raster_mm, as_labels=as_labels)
 
 
-def read_geometry(path: Path, *, raster_mm: float | None = None) -> Geometry:
+def read_geometry(path: Path, *, raster_mm: float | None = None, tilt: Tilt = "refuse") -> Geometry:
     """Read shape and affine from the header alone; raises as `read_volume` does."""
+    if _is_dicom(path):
+        return dicom.read_dicom_geometry(path, tilt=tilt)
     suffix = _checked_suffix(path)
     if suffix in nifti.SUFFIXES:
         return nifti.read_nifti_geometry(path)
@@ -103,6 +117,36 @@ def _write(
             seen=suffix,
             expected=".nii.gz, .nii, .nrrd, .mha, .png or .tif",
         )
+
+
+def _is_dicom(path: Path) -> bool:
+    """Whether to read it as DICOM: a folder, the suffix or, without one known, first bytes."""
+    if path.is_dir():
+        return True
+    check_file(path)
+    suffix = case_suffix(path).lower()
+    return suffix in DICOM_SUFFIXES or (suffix not in SUFFIXES and is_dicom(path))
+
+
+def content_files(path: Path) -> tuple[Path, ...]:
+    """The files an image consists of: itself, those of a series' folder, or header and voxels."""
+    if path.is_dir():
+        return tuple(sorted(file for file in path.iterdir() if is_dicom(file)))
+    if path.suffix.lower() == ".mhd" and path.is_file():
+        return tuple(dict.fromkeys((path, itk.voxel_file(path))))
+    return (path,)
+
+
+def result_suffix(path: Path, dims: int) -> str:
+    """The format in which a prediction on the image is written: its own where that is exact.
+
+    >>> result_suffix(Path("a.nrrd"), 3), result_suffix(Path("a.jpg"), 2)
+    ('.nrrd', '.png')
+    """
+    suffix = {".mhd": ".mha"}.get(case_suffix(path).lower(), case_suffix(path).lower())
+    if suffix in (*nifti.SUFFIXES, ".nrrd", ".mha"):
+        return suffix
+    return ".png" if dims == 2 else ".nii.gz"
 
 
 def _checked_suffix(path: Path) -> str:

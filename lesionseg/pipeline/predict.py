@@ -21,7 +21,7 @@ from lesionseg.inference.settings import InferenceSettings
 from lesionseg.io.atomic import read_csv, write_csv
 from lesionseg.io.images import find_images
 from lesionseg.io.predictions import write_prediction
-from lesionseg.io.volumes import case_suffix, write_volume
+from lesionseg.io.volumes import content_files, result_suffix, write_volume
 from lesionseg.models.build import NetworkFactory
 from lesionseg.pipeline.progress import Advance, bar
 from lesionseg.plan.plan import Plan
@@ -196,7 +196,7 @@ def _predict_case(
 ) -> PredictionRow:
     """One case, whatever happens; only an interruption by the user goes through."""
     start, key = perf_counter(), ""
-    suffix = _suffix(files.images[0], ".png")
+    suffix = result_suffix(files.images[0], predictor.plan.dims)
     names = (f"_mask{suffix}", f"_instances{suffix}", "_candidates.json")
     outputs = [table.folder / f"{files.case}{name}" for name in names]
     try:
@@ -240,25 +240,17 @@ def _saving(
     plan: Plan,
 ) -> Iterator[NDArray[np.float32]]:
     """Write each label's probabilities to `probabilities/<case>_<label>` on their way."""
-    suffix = _suffix(files.images[0], ".tif")
+    suffix = result_suffix(files.images[0], plan.dims).replace(".png", ".tif")
     for channel, label in zip(probabilities, plan.label_values, strict=True):
         path = output / "probabilities" / f"{files.case}_{label}{suffix}"
         write_volume(path, Volume(channel[np.newaxis], geometry), like=files.images[0])
         yield channel
 
 
-def _suffix(path: Path, raster: str) -> str:
-    """The format to write: the scan's own, one file instead of two, and no lossy raster."""
-    suffix = case_suffix(path).lower()
-    if suffix in (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff"):
-        return raster
-    return {".mhd": ".mha", ".nhdr": ".nrrd"}.get(suffix, suffix)
-
-
 def _key(files: CaseFiles, choices: Sequence[str]) -> str:
     """Sixteen hexadecimal digits that change with the scan's bytes, the bundle or a setting."""
     digest = blake2b(repr(tuple(choices)).encode(), digest_size=8)
-    for path in files.images:
+    for path in (part for image in files.images for part in content_files(image)):
         with path.open("rb") as file:
             while piece := file.read(2**22):
                 digest.update(piece)

@@ -10,6 +10,7 @@ from typing import Any
 
 import lesionseg
 from lesionseg.core import Dataset
+from lesionseg.io.volumes import content_files
 
 PACKAGES = ("torch", "monai", "nibabel", "pytorch-lightning", "numpy", "hydra-core")
 
@@ -33,8 +34,9 @@ def data_hash(dataset: Dataset) -> str:
     """SHA-256 over the contents of every image and reference file, in the dataset's order."""
     whole = hashlib.sha256()
     for case in dataset.cases:
-        for path in (*case.images, *([case.reference] if case.reference else [])):
-            with Path(path).open("rb") as stream:
+        named = (*case.images, *([case.reference] if case.reference else []))
+        for path in (part for image in named for part in content_files(image)):
+            with path.open("rb") as stream:
                 whole.update(hashlib.file_digest(stream, "sha256").digest())
     return whole.hexdigest()
 

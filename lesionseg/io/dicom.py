@@ -1,0 +1,80 @@
+"""DICOM images: a folder with one series, an enhanced file, a single slice or a radiograph."""
+
+from pathlib import Path
+
+from lesionseg.core import Geometry, Volume
+from lesionseg.errors import ReadError
+from lesionseg.io.dicom_headers import image_headers, is_image, is_xray, read_header, refuse_unfit
+from lesionseg.io.dicom_slices import read_slices, read_values
+from lesionseg.io.dicom_stack import Stack, Tilt, settle_tilt, settled_geometry, stack_slices
+from lesionseg.io.dicom_xray import read_radiograph, read_radiograph_geometry
+
+
+def read_dicom(path: Path, *, tilt: Tilt = "refuse") -> Volume:
+    """Read a series' folder or one file as a volume `[1, *spatial]` float32.
+
+    Slices are sorted by their position along the normal and rescaled each by its own slope;
+    distances come from positions, never from the thickness. Radiographs (CR, DX, MG) have two
+    axes: see `dicom_xray`. Raises `ReadError` and `GeometryError` naming the file at fault.
+    """
+    radiograph = _radiograph(path)
+    if radiograph is not None:
+        return read_radiograph(radiograph)
+    stack = _stack(path)
+    return settle_tilt(stack, read_values(list(stack.slices)), tilt, path)
+
+
+def read_dicom_geometry(path: Path, *, tilt: Tilt = "refuse") -> Geometry:
+    """Read the geometry from the headers alone."""
+    radiograph = _radiograph(path)
+    if radiograph is not None:
+        return read_radiograph_geometry(radiograph)
+    return settled_geometry(_stack(path), tilt, path)
+
+
+def group_files(files: list[Path]) -> list[Path]:
+    """What DICOM files of one folder are images: a file each for radiographs, else the folder.
+
+    A single file that is no radiograph stays a file. The order is that of the files' names.
+    """
+    headers = {file: read_header(file) for file in files}
+    images = {file: header for file, header in headers.items() if is_image(header)}
+    radiographs = [file for file, header in images.items() if is_xray(header)]
+    others = [file for file in images if file not in radiographs]
+    return [*radiographs, *(others if len(others) == 1 else [others[0].parent] if others else [])]
+
+
+def _radiograph(path: Path) -> Path | None:
+    """The file when `path` is one radiograph or a folder with just that."""
+    if path.is_file():
+        return path if is_xray(read_header(path)) else None
+    headers = image_headers(path)
+    if len(headers) == 1:
+        (file, header), *_ = headers.items()
+        return file if is_xray(header) else None
+    if headers and all(is_xray(header) for header in headers.values()):
+        raise ReadError(
+            "The folder holds several radiographs: each is an image of its own.",
+            where=path,
+            seen=", ".join(file.name for file in list(headers)[:4]),
+            remedy="Name the file, not the folder.",
+        )
+    return None
+
+
+def _stack(path: Path) -> Stack:
+    headers = image_headers(path) if path.is_dir() else {path: read_header(path)}
+    if not headers:
+        raise ReadError(
+            "A folder stands where an image file was expected.",
+            where=path,
+            expected="an image file, or a folder with the files of one DICOM series",
+        )
+    for file, header in headers.items():
+        if not is_image(header):
+            raise ReadError(
+                "The DICOM file holds no image.", where=file, seen=header.get("Modality")
+            )
+        refuse_unfit(file, header)
+    slices = [piece for file, header in headers.items() for piece in read_slices(file, header)]
+    return stack_slices(slices, path)
