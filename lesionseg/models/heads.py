@@ -33,8 +33,19 @@ class SegmentationHead(nn.Module):
     def forward(self, x: Float[Tensor, "b c *spatial"]) -> Float[Tensor, "b k *spatial"]:
         """Logits."""
         with torch.autocast(x.device.type, enabled=False):
-            logits: Tensor = self.conv(x.to(self.conv.weight.dtype))
-        return logits
+            x = x.to(self.conv.weight.dtype)
+            return self._on_cpu(x) if x.device.type == "cpu" else torch.as_tensor(self.conv(x))
+
+    def _on_cpu(self, x: Tensor) -> Tensor:
+        """The same 1×1 convolution as a matrix product.
+
+        A convolution to one channel is badly vectorised there: at 2 × 16 × 64³ it took 27 ms
+        forward and 73 ms backward of a step of 900 ms on two cores, the product a few.
+        """
+        logits = torch.matmul(self.conv.weight.flatten(1), x.flatten(2))
+        if self.conv.bias is not None:
+            logits = logits + self.conv.bias[:, None]
+        return logits.reshape(len(x), -1, *x.shape[2:])
 
 
 def prior_bias(lesion_fraction: float, n_labels: int, activation: Activation) -> tuple[float, ...]:
