@@ -35,7 +35,9 @@ from lesionseg.plan.make import PlanOverrides, make_plan
 from lesionseg.plan.plan import Plan
 from lesionseg.training.callbacks import Validate
 from lesionseg.training.fit import FitResult, fit
-from lesionseg.training.settings import OptimiserSettings, TrainerSettings
+from lesionseg.training.focal_balance import FocalBalance
+from lesionseg.training.label_audit import LabelAudit
+from lesionseg.training.settings import AuditSettings, OptimiserSettings, TrainerSettings
 
 log = logging.getLogger(__name__)
 
@@ -69,6 +71,7 @@ def train(
     augment: AugmentationSettings,
     optim: OptimiserSettings,
     trainer: TrainerSettings,
+    audit: AuditSettings,
     inference: InferenceSettings,
     preset: Preset,
     report: ReportSettings,
@@ -91,7 +94,9 @@ def train(
     plan = decide(found, model, trainer.accelerator, run)
     cases = prepare_cases(found, plan, data, run)
     learning = Learning(loss, sampling, augment, optim, replace(trainer, seed=seed))
-    fitted = learn(plan, cases, learning, run)
+    watchers: list[pl.Callback] = [FocalBalance(run)]
+    watchers += [LabelAudit(cases, plan, audit, run)] if audit.enabled else []
+    fitted = learn(plan, cases, learning, run, callbacks=watchers)
     origin = provenance(found.dataset, seed, device_name(fitted.device), _simulated(config, found))
     origin |= {"training_minutes": round(fitted.minutes, 3), "training_steps": fitted.steps}
     predictor = Predictor.from_network(
