@@ -1,39 +1,36 @@
 """Random changes to training tiles; image and masks move together.
 
-MONAI's dictionary transforms do the work. All turning, scaling and shearing is one resampling, and
-the masks of a tile travel as the channels of one array, so that they are resampled together.
+Changes are drawn first and carried out afterwards: what a tile is turned by decides how much of the
+volume around it has to be read, so that no empty corners are turned in.
 """
 
-import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
-from monai.transforms import (
-    Compose,
-    RandAdjustContrastd,
-    RandAffined,
-    RandFlipd,
-    RandGaussianNoised,
-    RandGaussianSmoothd,
-    Randomizable,
-    RandScaleIntensityd,
-    RandShiftIntensityd,
-    RandSimulateLowResolutiond,
-)
+from numpy.typing import NDArray
 from torch import Tensor
 
+from lesionseg.data.draws import Draw
+from lesionseg.data.intensity import Intensity, change_intensity
+from lesionseg.data.movement import MAX_BEND, Bend, Movement, n_knots, turning
+from lesionseg.data.tiling import read_tile
 from lesionseg.errors import ConfigError
+from lesionseg.ops.warp import warp_linear, warp_nearest
 from lesionseg.plan.plan import Plan
 
 TileTensors = dict[str, Tensor]
-Augmentation = Callable[[TileTensors, np.random.Generator], TileTensors]
 
 # axes whose spacings differ by more than this do not turn into each other
 ANISOTROPY = 2.0
-_LINEAR = {2: "bilinear", 3: "trilinear"}
+_PROBABILITIES = (
+    "flip_probability",
+    "spatial_probability",
+    "elastic_share",
+    "intensity_probability",
+)
 
 
 @dataclass(frozen=True)
@@ -44,10 +41,12 @@ class AugmentationSettings:
     shearing together, `intensity_probability` for each intensity change. `flip_axes`: array axes
     (0 is z in 3-D); None: all, and none for X-rays, where left is not right and up not down.
     `rotate_degrees`, `scale`, `shear`: drawn from ± the number; only within the plane where the
-    slices are thick. In units of the normalised image: `noise_std` (the largest), `brightness`
-    (added, ±). `contrast`: factor 1 ± the number. `gamma`: range; not for CT, whose numbers mean
-    something. `blur_sigma`: range in voxels. `low_resolution`: range of zoom, at most 1. A pair of
-    equal numbers leaves a ranged change out. Raises `ConfigError` for values out of range.
+    slices are thick. `elastic_voxels`: the largest displacement, at knots `elastic_spacing` apart,
+    both in voxels of the finest axis; no farther than 0.4 spacings, so that nothing folds. In
+    units of the normalised image: `noise_std` (the largest), `brightness` (added, ±). `contrast`:
+    factor 1 ± the number. `gamma`: range; not for CT, whose numbers mean something. `blur_sigma`:
+    range in voxels. `low_resolution`: range of zoom, at most 1. A pair of equal numbers leaves a
+    ranged change out. Raises `ConfigError` for values out of range.
     """
 
     flip_probability: float = 0.5
@@ -56,6 +55,9 @@ class AugmentationSettings:
     rotate_degrees: float = 20.0
     scale: float = 0.2
     shear: float = 0.05
+    elastic_share: float = 0.3
+    elastic_voxels: float = 4.0
+    elastic_spacing: float = 24.0
     intensity_probability: float = 0.2
     noise_std: float = 0.15
     brightness: float = 0.2
@@ -65,7 +67,7 @@ class AugmentationSettings:
     low_resolution: Sequence[float] = (0.5, 1.0)
 
     def __post_init__(self) -> None:
-        for name in ("flip_probability", "spatial_probability", "intensity_probability"):
+        for name in _PROBABILITIES:
             if not 0 <= getattr(self, name) <= 1:
                 _refuse(name, getattr(self, name), "a probability")
         for name in ("gamma", "blur_sigma", "low_resolution"):
@@ -77,85 +79,124 @@ class AugmentationSettings:
             value = getattr(self, field.name)
             if isinstance(value, int | float) and value < 0:
                 _refuse(field.name, value, "at least 0")
+        if self.elastic_voxels > MAX_BEND * self.elastic_spacing:
+            _refuse("elastic_voxels", self.elastic_voxels, f"{MAX_BEND} elastic_spacing at most")
         if self.low_resolution[1] > 1 or self.scale >= 1:
             _refuse("low_resolution, scale", (self.low_resolution, self.scale), "at most 1")
 
 
-def build_augmentation(settings: AugmentationSettings, plan: Plan) -> Augmentation:
-    """A function `(tile, rng) -> tile` that changes tiles of this plan.
+def build_augmentation(settings: AugmentationSettings, plan: Plan) -> "Augmentation | None":
+    """What changes tiles of this plan; None when the settings leave nothing to change.
 
-    A tile holds `image` `[C, *tile]` float32 and `labels`, `instances`, `valid` `[*tile]`; shapes
-    and dtypes stay. Images are interpolated linearly, masks take the nearest voxel; what comes in
-    from outside is 0 and not valid. The same generator state gives the same tile. Raises
-    `ConfigError` for flip axes the plan does not have.
+    Raises `ConfigError` for flip axes the plan does not have.
     """
-    transforms = [*_spatial(settings, plan), *_intensity(settings, plan)]
-    return _Augmentation(Compose(transforms)) if transforms else _unchanged
+    augmentation = Augmentation(settings, plan)
+    moves = settings.spatial_probability or (settings.flip_probability and augmentation.flip_axes)
+    return augmentation if moves or settings.intensity_probability else None
 
 
 @dataclass(frozen=True, eq=False)
-class _Augmentation:
-    compose: Compose
+class Change:
+    """All that happens to one tile; a few numbers, drawn before the tile is read."""
 
-    def __call__(self, tile: TileTensors, rng: np.random.Generator) -> TileTensors:
-        self.compose.set_random_state(seed=int(rng.integers(2**32 - 1)))
-        masks = torch.stack([tile[key].float() for key in ("labels", "instances", "valid")])
-        changed = self.compose({"image": tile["image"], "masks": masks})
-        labels, instances, valid = _plain(changed["masks"]).unbind()
-        return {
-            "image": _plain(changed["image"]),
-            "labels": labels.to(tile["labels"].dtype),
-            "instances": instances.to(tile["instances"].dtype),
-            "valid": valid > 0.5,
-        }
+    movement: Movement
+    intensity: Intensity
 
 
-def _unchanged(tile: TileTensors, rng: np.random.Generator) -> TileTensors:
-    return tile
+NO_CHANGE = Change(Movement(), Intensity())
 
 
-def _plain(tensor: Tensor) -> Tensor:
-    """Without MONAI's record of transforms, which would be dragged through every batch."""
-    plain: Tensor = tensor.as_tensor() if hasattr(tensor, "as_tensor") else tensor
-    return plain.contiguous()
+class Augmentation:
+    """Draws changes of tiles and carries them out, on the device where the tile is.
+
+    Image and masks are moved in one resampling each; what comes in from outside the volume is 0 and
+    not valid. Tiles of one batch differ in what they undergo and in how much of the volume they
+    are read from, so each is done by itself: a tile is large enough to fill a GPU.
+    """
+
+    def __init__(self, settings: AugmentationSettings, plan: Plan) -> None:
+        self.settings, self.plan = settings, plan
+        self.flip_axes = _flip_axes(settings, plan)
+
+    def draw(self, generator: torch.Generator) -> Change:
+        """One tile's changes; the same generator state gives the same."""
+        draw = Draw(generator)
+        return Change(self._movement(draw), self._intensity(draw))
+
+    def __call__(self, tile: TileTensors, generator: torch.Generator) -> TileTensors:
+        """Change a tile of which no surroundings are at hand: beyond its edge all is 0."""
+        change = self.draw(generator)
+        shape = tuple(tile["labels"].shape)
+        source = change.movement.source(shape)
+        starts, sizes = [a for a, _ in source], [b - a for a, b in source]
+        piece = {key: read_tile(t.numpy(), starts, sizes) for key, t in tile.items()}
+        return apply({key: torch.from_numpy(p) for key, p in piece.items()}, change, shape)
+
+    def _movement(self, draw: Draw) -> Movement:
+        chosen, plan = self.settings, self.plan
+        flips = tuple(axis for axis in self.flip_axes if draw.happens(chosen.flip_probability))
+        if not draw.happens(chosen.spatial_probability):
+            return Movement(flips)
+        dims, spacing = plan.dims, np.array(plan.spacing_mm)
+        alike = np.maximum.outer(spacing, spacing) / np.minimum.outer(spacing, spacing)
+        together = alike <= ANISOTROPY
+        fine = spacing / spacing.min() <= ANISOTROPY
+        turn = turning(math.radians(chosen.rotate_degrees) * draw.between(dims, dims) * together)
+        shear = np.eye(dims) + chosen.shear * draw.between(dims, dims) * together * ~np.eye(
+            dims, dtype=bool
+        )
+        scale = np.diag(1 + chosen.scale * draw.between(dims) * fine)
+        # in millimetres a turn is a turn; back to voxels
+        linear = (turn @ shear @ scale) * spacing / spacing[:, None]
+        linear = linear @ np.diag([-1.0 if axis in flips else 1.0 for axis in range(dims)])
+        return Movement(flips, linear, self._bend(draw, fine))
+
+    def _bend(self, draw: Draw, fine: NDArray[np.bool_]) -> Bend | None:
+        chosen, plan = self.settings, self.plan
+        if not draw.happens(chosen.elastic_share) or not chosen.elastic_voxels:
+            return None
+        finer = np.array(plan.spacing_mm) / min(plan.spacing_mm)
+        distance = tuple(float(d) for d in (chosen.elastic_spacing / finer).clip(1))
+        knots = [n_knots(n, d) for n, d in zip(plan.tile_shape, distance, strict=True)]
+        largest = chosen.elastic_voxels / finer * fine
+        return Bend((draw.between(plan.dims, *knots).T * largest).T.astype(np.float32), distance)
+
+    def _intensity(self, draw: Draw) -> Intensity:
+        chosen, n_channels = self.settings, len(self.plan.channel_names)
+        p = chosen.intensity_probability
+        return Intensity(
+            coarse=draw.number(p, chosen.low_resolution),
+            blur=draw.numbers(p, chosen.blur_sigma, self.plan.dims),
+            contrast=draw.numbers(p, (1 - chosen.contrast, 1 + chosen.contrast), n_channels),
+            brightness=draw.numbers(p, (-chosen.brightness, chosen.brightness), n_channels),
+            noise=draw.number(p, (0, chosen.noise_std)) or 0.0,
+            gamma=None if self.plan.modality == "ct" else draw.number(p, chosen.gamma),
+            seed=draw.seed(),
+        )
 
 
-def _spatial(settings: AugmentationSettings, plan: Plan) -> list[Randomizable]:
-    keys = ("image", "masks")
-    transforms: list[Randomizable] = []
-    if settings.spatial_probability and (settings.rotate_degrees or settings.scale):
-        transforms.append(_affine(settings, plan, keys))
-    if settings.flip_probability:
-        transforms += [
-            RandFlipd(keys, prob=settings.flip_probability, spatial_axis=axis)
-            for axis in _flip_axes(settings, plan)
-        ]
-    return transforms
+def apply(piece: TileTensors, change: Change, shape: tuple[int, ...]) -> TileTensors:
+    """The changed tile of `shape` out of the piece of volume that its movement asks for.
 
-
-def _affine(settings: AugmentationSettings, plan: Plan, keys: Sequence[str]) -> RandAffined:
-    # MONAI's order: 3-D angles turn (y, x), (z, x), (z, y); shears go from axis to axis
-    planes = list(itertools.combinations(range(plan.dims), 2))[::-1]
-    turn = math.radians(settings.rotate_degrees)
-    shears = itertools.permutations(range(plan.dims), 2)
-    affine = RandAffined(
-        keys,
-        prob=settings.spatial_probability,
-        rotate_range=tuple(turn * _alike(plan, a, b) for a, b in planes),
-        shear_range=tuple(settings.shear * _alike(plan, a, b) for a, b in shears),
-        scale_range=(settings.scale,) * plan.dims,
-        mode=("bilinear", "nearest"),
-        padding_mode="zeros",
-    )
-    # the default, float64, takes half as long again for differences no one can see
-    affine.rand_affine.resampler.dtype = torch.float32
-    return affine
-
-
-def _alike(plan: Plan, a: int, b: int) -> bool:
-    """Whether two axes are sampled alike, so that a turn from one to the other is a turn."""
-    first, second = plan.spacing_mm[a], plan.spacing_mm[b]
-    return max(first, second) / min(first, second) <= ANISOTROPY
+    `piece`: `image` `[C, *source]` (any float) and masks `[*source]`, read at the tile's start plus
+    `change.movement.source(shape)`. Images are interpolated linearly, masks take the nearest
+    voxel and keep their dtype.
+    """
+    movement, keys = change.movement, [key for key in piece if key != "image"]
+    image, masks = piece["image"], [piece[key] for key in keys]
+    wanted = change.intensity.coarse_shape(shape)
+    if movement.linear is not None:
+        masks = warp_nearest(masks, movement.warp(shape, shape, image.device))
+    elif movement.flips:
+        masks = [mask.flip(movement.flips) for mask in masks]
+    if movement.linear is not None or wanted != shape:
+        image = warp_linear(image, movement.warp(shape, wanted, image.device))
+    elif movement.flips:
+        image = image.flip([1 + axis for axis in movement.flips]).float()
+    else:
+        image = image.to(torch.float32, copy=True)
+    image = change_intensity(image, change.intensity, shape)
+    return {"image": image, **dict(zip(keys, masks, strict=True))}
 
 
 def _flip_axes(settings: AugmentationSettings, plan: Plan) -> tuple[int, ...]:
@@ -165,48 +206,6 @@ def _flip_axes(settings: AugmentationSettings, plan: Plan) -> tuple[int, ...]:
     if not set(axes) <= set(range(plan.dims)):
         _refuse("flip_axes", axes, f"axes from 0 to {plan.dims - 1}")
     return axes
-
-
-def _intensity(settings: AugmentationSettings, plan: Plan) -> list[Randomizable]:
-    prob = settings.intensity_probability
-    if not prob:
-        return []
-    low, high = settings.blur_sigma
-    transforms: list[Randomizable] = []
-    if low < high:
-        sigma = (low, high)
-        transforms.append(
-            RandGaussianSmoothd("image", sigma_x=sigma, sigma_y=sigma, sigma_z=sigma, prob=prob)
-        )
-    if settings.noise_std:
-        transforms.append(RandGaussianNoised("image", std=settings.noise_std, prob=prob))
-    if settings.contrast:
-        transforms.append(
-            RandScaleIntensityd("image", factors=settings.contrast, prob=prob, channel_wise=True)
-        )
-    if settings.brightness:
-        transforms.append(
-            RandShiftIntensityd("image", offsets=settings.brightness, prob=prob, channel_wise=True)
-        )
-    return transforms + _coarse(settings, plan, prob)
-
-
-def _coarse(settings: AugmentationSettings, plan: Plan, prob: float) -> list[Randomizable]:
-    transforms: list[Randomizable] = []
-    if settings.low_resolution[0] < settings.low_resolution[1]:
-        transforms.append(
-            RandSimulateLowResolutiond(
-                "image",
-                prob=prob,
-                zoom_range=tuple(settings.low_resolution),
-                upsample_mode=_LINEAR[plan.dims],
-            )
-        )
-    if settings.gamma[0] < settings.gamma[1] and plan.modality != "ct":
-        transforms.append(
-            RandAdjustContrastd("image", prob=prob, gamma=tuple(settings.gamma), retain_stats=True)
-        )
-    return transforms
 
 
 def _refuse(name: str, seen: object, expected: str) -> None:

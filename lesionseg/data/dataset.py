@@ -1,6 +1,7 @@
 """Tiles for a network: a torch dataset over cached cases, and its loader."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -8,11 +9,29 @@ from monai.data import DataLoader
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
-from lesionseg.data.augment import Augmentation, TileTensors
+from lesionseg.data.augment import NO_CHANGE, Augmentation, Change, TileTensors, apply
 from lesionseg.data.cached_case import CachedCase
+from lesionseg.data.draws import tile_generator
 from lesionseg.data.sampling import TileChoice, TileSampler
 from lesionseg.data.tiling import read_tile
 from lesionseg.errors import ConfigError
+
+
+@dataclass(frozen=True, eq=False)
+class RawTile:
+    """A tile on its way: what was read for it, and the changes to be made."""
+
+    tensors: TileTensors
+    change: Change
+
+    def to(self, device: torch.device) -> "RawTile":
+        """On another device, without waiting for the copy."""
+        moved = {key: t.to(device, non_blocking=True) for key, t in self.tensors.items()}
+        return RawTile(moved, self.change)
+
+    def pin_memory(self) -> "RawTile":
+        """In memory from which a GPU can copy by itself; torch's loader asks for it."""
+        return RawTile({key: t.pin_memory() for key, t in self.tensors.items()}, self.change)
 
 
 class TileDataset(Dataset[TileTensors]):
@@ -60,22 +79,35 @@ class TileDataset(Dataset[TileTensors]):
 
     def tile(self, epoch: int, index: int) -> TileTensors:
         """Tile `index` of any epoch, augmented; for loaders that count epochs themselves."""
-        tile = self.read(self.sampler.choose(epoch, index))
-        if self.augmentation is None:
-            return tile
-        return self.augmentation(tile, np.random.default_rng([self.sampler.seed, epoch, index, 2]))
+        return self.finish(self.raw(epoch, index))
 
-    def read(self, choice: TileChoice) -> TileTensors:
-        """The tile as it lies in the cache, without augmentation."""
-        case, tile_shape = self.sampler.cases[choice.case], self.sampler.tile_shape
-        image = read_tile(case.image, choice.start, tile_shape)
-        labels = read_tile(case.labels, choice.start, tile_shape)
-        instances = read_tile(case.instances, choice.start, tile_shape)
+    def raw(self, epoch: int, index: int) -> RawTile:
+        """What `finish` makes the same tile of: read, and its changes drawn but not carried out."""
+        change = NO_CHANGE
+        if self.augmentation is not None:
+            generator = tile_generator(self.sampler.seed, epoch, index, 2)
+            change = self.augmentation.draw(generator)
+        return RawTile(self.read(self.sampler.choose(epoch, index), change), change)
+
+    def finish(self, raw: RawTile) -> TileTensors:
+        """Carry out the changes, on the device where the raw tile is."""
+        return apply(raw.tensors, raw.change, self.sampler.tile_shape)
+
+    def read(self, choice: TileChoice, change: Change = NO_CHANGE) -> TileTensors:
+        """The tile as it lies in the cache, or as much around it as a change moves into it.
+
+        The image is float16, as in the cache.
+        """
+        case = self.sampler.cases[choice.case]
+        source = change.movement.source(self.sampler.tile_shape)
+        start = [s + first for s, (first, _) in zip(choice.start, source, strict=True)]
+        shape = [stop - first for first, stop in source]
+        instances = read_tile(case.instances, start, shape).astype(np.int32)
         return {
-            "image": torch.from_numpy(image).float(),
-            "labels": torch.from_numpy(labels),
-            "instances": torch.from_numpy(instances.astype(np.int32)),
-            "valid": _valid(case, choice.start, tile_shape),
+            "image": torch.from_numpy(read_tile(case.image, start, shape)),
+            "labels": torch.from_numpy(read_tile(case.labels, start, shape)),
+            "instances": torch.from_numpy(instances),
+            "valid": _valid(case, start, shape),
         }
 
 

@@ -1,12 +1,14 @@
 """The endless stream of tiles, cut into the batches of each step; it can begin at any step."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import count
-from typing import Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
+
+from lesionseg.data.dataset import RawTile
 
 Batch = dict[str, Tensor]
 
@@ -42,11 +44,26 @@ class TileSource(Protocol):
         ...
 
 
+@runtime_checkable
+class RawTileSource(TileSource, Protocol):
+    """A source that can leave the work on a tile to the device that trains."""
+
+    def raw(self, number: int) -> RawTile:
+        """What is read for the tile of that number."""
+        ...
+
+    def finish(self, raw: RawTile) -> Batch:
+        """The tile; equal to that of `__getitem__` but for rounding and the device's own noise."""
+        ...
+
+
 class TileStream:
     """Batches of one process from a given step on, without end.
 
     A plain iterable and no DataLoader, as the latter would be taken apart and put together again
-    by the trainer, whose restart in mid-epoch could not keep the order of tiles.
+    by the trainer, whose restart in mid-epoch could not keep the order of tiles. With `pin` the
+    batches go to this process's GPU, and tiles are augmented there where the source allows;
+    without, the workers do it.
     """
 
     def __init__(
@@ -56,14 +73,31 @@ class TileStream:
         self.first_step, self.workers, self.pin = first_step, workers, pin
 
     def __iter__(self) -> Iterator[Batch]:
-        loader = DataLoader(
-            _Unsized(self.tiles),
+        if self.pin and isinstance(self.tiles, RawTileSource):
+            device = torch.device("cuda", torch.cuda.current_device())
+            return finished(self._loader(_Raw(self.tiles), list), self.tiles, device)
+        return iter(self._loader(_Unsized(self.tiles), None))
+
+    def _loader(
+        self, tiles: "_Unsized | _Raw", collate: Callable[[list[Any]], Any] | None
+    ) -> "DataLoader[Any]":
+        return DataLoader(
+            tiles,
             batch_sampler=StepSampler(self.tiles_per_step, self.first_step, *_process()),
             num_workers=self.workers,
             multiprocessing_context="fork" if self.workers else None,
             pin_memory=self.pin,
+            collate_fn=collate,
         )
-        return iter(loader)
+
+
+def finished(
+    batches: Iterable[Sequence[RawTile]], tiles: RawTileSource, device: torch.device
+) -> Iterator[Batch]:
+    """Batches of raw tiles, augmented on `device` and put together."""
+    for raws in batches:
+        done = [tiles.finish(raw.to(device)) for raw in raws]
+        yield {key: torch.stack([tile[key] for tile in done]) for key in done[0]}
 
 
 class _Unsized(Dataset[Batch]):
@@ -74,6 +108,16 @@ class _Unsized(Dataset[Batch]):
 
     def __getitem__(self, number: int) -> Batch:
         return self.tiles[number]
+
+
+class _Raw(Dataset[RawTile]):
+    """The same for tiles that are finished elsewhere."""
+
+    def __init__(self, tiles: RawTileSource) -> None:
+        self.tiles = tiles
+
+    def __getitem__(self, number: int) -> RawTile:
+        return self.tiles.raw(number)
 
 
 def _process() -> tuple[int, int]:

@@ -3,12 +3,11 @@
 from collections.abc import Sequence
 from functools import cached_property
 
-import numpy as np
 from torch import Tensor
 
 from lesionseg.data.augment import AugmentationSettings, build_augmentation
 from lesionseg.data.cached_case import CachedCase
-from lesionseg.data.dataset import TileDataset
+from lesionseg.data.dataset import RawTile, TileDataset
 from lesionseg.data.sampling import SamplingSettings, TileSampler
 from lesionseg.plan.plan import Plan
 
@@ -49,12 +48,15 @@ class EpochTiles:
         return TileDataset(self.cases, sampler, change, self.plan.tile_shape)
 
     def __getitem__(self, number: int) -> dict[str, Tensor]:
-        epoch, index = divmod(number, self.n_tiles)
-        dataset = self.dataset
-        tile = dataset.read(dataset.sampler.choose(epoch, index))
-        if dataset.augmentation is None:
-            return tile
-        return dataset.augmentation(tile, np.random.default_rng([self.seed, epoch, index, 2]))
+        return self.finish(self.raw(number))
+
+    def raw(self, number: int) -> RawTile:
+        """What `finish` makes the tile of: read by a worker, to be changed on the GPU."""
+        return self.dataset.raw(*divmod(number, self.n_tiles))
+
+    def finish(self, raw: RawTile) -> dict[str, Tensor]:
+        """The tile, augmented on the device where its raw form is."""
+        return self.dataset.finish(raw)
 
     def __getstate__(self) -> dict[str, object]:
         """Settings only: the sampler's tables do not travel to other processes."""

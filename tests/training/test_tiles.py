@@ -16,6 +16,7 @@ from lesionseg.losses import FocalLoss
 from lesionseg.models import build_network
 from lesionseg.training.fit import fit
 from lesionseg.training.settings import OptimiserSettings, TrainerSettings
+from lesionseg.training.stream import RawTileSource, finished
 from lesionseg.training.tiles import EpochTiles
 
 
@@ -59,6 +60,18 @@ def test_each_epoch_keeps_the_mix_and_shows_new_tiles(cases, plan):
     for epoch in epochs:
         assert sum(bool(tile["labels"].any()) for tile in epoch) >= 3
     assert not torch.equal(epochs[0][0]["image"], epochs[1][0]["image"])
+
+
+def test_tiles_finished_on_the_training_device_are_those_the_workers_finish(cases, plan):
+    tiles = stream(cases, plan)
+    assert isinstance(tiles, RawTileSource)
+    raws = [[tiles.raw(i) for i in numbers] for numbers in ([0, 1, 2], [7, 8, 9])]
+    for batch, numbers in zip(
+        finished(raws, tiles, torch.device("cpu")), ([0, 1, 2], [7, 8, 9]), strict=True
+    ):
+        for place, number in enumerate(numbers):
+            for key, tensor in tiles[number].items():
+                assert torch.equal(batch[key][place], tensor)
 
 
 def test_fit_trains_on_cases(cases, plan, tmp_path):

@@ -1,0 +1,128 @@
+"""How a tile is moved: flips, or one map that turns, scales, shears, flips and bends at once.
+
+The bend is a cubic B-spline of random displacements on a coarse grid of knots (Rueckert et al.
+1999, IEEE TMI 18:712): smooth, nowhere larger than its largest knot, and without folds while that
+is below 0.4 knot distances (Choi and Lee 2000).
+"""
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from lesionseg.ops.warp import Warp
+
+MAX_BEND = 0.4  # in knot distances
+
+
+@dataclass(frozen=True, eq=False)
+class Bend:
+    """Displacements in voxels `[dims, *knots]` and the distance of the knots along each axis."""
+
+    knots: NDArray[np.float32]
+    spacing: tuple[float, ...]
+
+    def at(self, positions: Sequence[NDArray[np.float64]], device: torch.device) -> Tensor:
+        """Displacement `[dims, *grid]` float32 on the grid of these positions along each axis."""
+        field = torch.from_numpy(self.knots).to(device)
+        weights = [
+            _spline_weights(x, distance, n)
+            for x, distance, n in zip(positions, self.spacing, self.knots.shape[1:], strict=True)
+        ]
+        return along_axes(field, [torch.from_numpy(w).to(device) for w in weights])
+
+
+@dataclass(frozen=True, eq=False)
+class Movement:
+    """From where in and around a tile its voxels come.
+
+    `flips`: axes turned round. `linear` `[dims, dims]`: a voxel x from the tile's centre is read
+    at linear · x from it, then displaced by `bend`, flips included; None: only flips, exactly.
+    """
+
+    flips: tuple[int, ...] = ()
+    linear: NDArray[np.float64] | None = None
+    bend: Bend | None = None
+
+    def matrix(self, tile_shape: Sequence[int]) -> NDArray[np.float64]:
+        """`[dims, dims + 1]` from an index of the moved tile to one of the tile as it lies."""
+        linear = self.linear
+        if linear is None:
+            linear = np.diag([-1.0 if a in self.flips else 1.0 for a in range(len(tile_shape))])
+        middle = (np.array(tile_shape) - 1) / 2
+        return np.concatenate([linear, (middle - linear @ middle)[:, None]], axis=1)
+
+    def source(self, tile_shape: Sequence[int]) -> tuple[tuple[int, int], ...]:
+        """Start and stop along each axis of what is read, counted from the tile's first voxel."""
+        if self.linear is None:
+            return tuple((0, n) for n in tile_shape)
+        matrix = self.matrix(tile_shape)
+        corners = np.array(list(itertools.product(*[(0, n - 1) for n in tile_shape])))
+        reach = corners @ matrix[:, :-1].T + matrix[:, -1]
+        bent = 0 if self.bend is None else np.abs(self.bend.knots).max(initial=0)
+        low, high = np.floor(reach.min(axis=0) - bent), np.ceil(reach.max(axis=0) + bent)
+        return tuple((int(a), int(b) + 1) for a, b in zip(low, high, strict=True))
+
+    def warp(
+        self, tile_shape: Sequence[int], out_shape: Sequence[int], device: torch.device
+    ) -> Warp:
+        """The warp that reads a tile, on a grid of `out_shape` voxels over it, out of its source.
+
+        `out_shape` equal to `tile_shape` is the tile itself; fewer voxels are a coarser one.
+        """
+        step = np.array(tile_shape) / np.array(out_shape)
+        matrix = self.matrix(tile_shape)
+        coarse = matrix.copy()
+        coarse[:, :-1] *= step
+        starts = [start for start, _ in self.source(tile_shape)]
+        coarse[:, -1] += matrix[:, :-1] @ ((step - 1) / 2) - starts
+        bend = None
+        if self.bend is not None:
+            grid = [(np.arange(n) + 0.5) * s - 0.5 for n, s in zip(out_shape, step, strict=True)]
+            bend = self.bend.at(grid, device)
+        return Warp(coarse, tuple(out_shape), bend)
+
+    def place(self, voxel: Sequence[int], tile_shape: Sequence[int]) -> tuple[int, ...]:
+        """The voxel of the tile as it lies (may be outside) that was read for `voxel`."""
+        where = self.matrix(tile_shape) @ np.array([*voxel, 1.0])
+        if self.bend is not None:
+            at = [np.array([float(v)]) for v in voxel]
+            where = where + self.bend.at(at, torch.device("cpu")).reshape(-1).numpy()
+        return tuple(int(v) for v in np.floor(where + 0.5))
+
+
+def turning(angles: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Rotation by angles[a, b] (radians, a < b) from axis a towards b, one plane after another."""
+    turn = np.eye(len(angles))
+    for a, b in itertools.combinations(range(len(angles)), 2):
+        plane = np.eye(len(angles))
+        cos, sin = math.cos(angles[a, b]), math.sin(angles[a, b])
+        plane[a, a], plane[b, b], plane[a, b], plane[b, a] = cos, cos, -sin, sin
+        turn = plane @ turn
+    return turn
+
+
+def n_knots(n: int, spacing: float) -> int:
+    """Knots that determine a cubic B-spline over `n` voxels."""
+    return math.floor((n - 1) / spacing) + 4
+
+
+def along_axes(array: Tensor, matrices: Sequence[Tensor]) -> Tensor:
+    """Multiply `[C, *inp]` by a matrix `[out, inp]` along each spatial axis."""
+    for axis, matrix in enumerate(matrices[:-1], start=1):
+        shape = array.shape
+        flat = array.reshape(*shape[: axis + 1], -1)
+        array = torch.matmul(matrix, flat).reshape(*shape[:axis], -1, *shape[axis + 1 :])
+    return torch.matmul(array, matrices[-1].T)
+
+
+def _spline_weights(x: NDArray[np.float64], spacing: float, n: int) -> NDArray[np.float32]:
+    """Weight of each of `n` knots at each position: the uniform cubic B-spline."""
+    t = np.abs(x[:, None] / spacing + 1 - np.arange(n))
+    inner, outer = 2 / 3 - t**2 + t**3 / 2, (2 - t).clip(0) ** 3 / 6
+    return np.where(t < 1, inner, outer).astype(np.float32)

@@ -1,0 +1,134 @@
+"""Reading a moved tile on the CPU: coordinates are made row by row and never lie in memory.
+
+Each row is a few short loops over arrays that stay in the L1 cache, which LLVM turns into vector
+instructions; indices are unsigned, because numba tests signed ones for being negative. 2-D arrays
+come as 3-D ones of one slice. Speed against `grid_sample`: docs/data_loading.md.
+"""
+
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
+
+import numba
+import numpy as np
+from numpy.typing import NDArray
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+_F, _I, _U = np.float32, np.int32, np.uint32
+_ZERO, _HALF, _ONE = _F(0), _F(0.5), _F(1)
+
+
+def _compiled(function: Function) -> Function:
+    """Machine code that runs without Python's lock, kept where a folder can be written."""
+    options = {"nogil": True, "error_model": "numpy", "fastmath": {"contract", "nsz"}}
+    try:
+        return cast(Function, numba.njit(cache=True, **options)(function))
+    except RuntimeError:
+        return cast(Function, numba.njit(**options)(function))
+
+
+@_compiled
+def coordinate_row(
+    row: NDArray[np.float32],
+    matrix: NDArray[np.float32],
+    bend: NDArray[np.float32],
+    axis: int,
+    k: int,
+    j: int,
+) -> None:
+    """Source coordinates along `axis` of output row (k, j); an empty `bend` bends nothing."""
+    first = matrix[axis, 0] * _F(k) + matrix[axis, 1] * _F(j) + matrix[axis, 3]
+    step = matrix[axis, 2]
+    for i in range(row.size):
+        row[i] = first + step * _F(_I(i))
+    if bend.size:
+        bent = bend[axis, k, j]
+        for i in range(row.size):
+            row[i] += bent[i]
+
+
+@_compiled
+def linear(
+    image: NDArray[np.float32],
+    matrix: NDArray[np.float32],
+    bend: NDArray[np.float32],
+    out: NDArray[np.float32],
+) -> None:
+    """Fill `out` `[C, Z, Y, X]` by interpolating `image` `[C, Z, Y, X]`, both contiguous."""
+    channels = image.reshape(image.shape[0], -1)
+    n_out = out.shape[3]
+    place = np.empty(n_out, np.uint32)
+    row = np.empty(n_out, np.float32)
+    share = np.empty((3, n_out), np.float32)
+    inside = np.empty(n_out, np.float32)
+    # from one voxel to the next along an axis; nowhere to go along an axis of one voxel
+    pitch = (image.shape[2] * image.shape[3], image.shape[3], 1)
+    dz = _U(pitch[0] if image.shape[1] > 1 else 0)
+    dy = _U(pitch[1] if image.shape[2] > 1 else 0)
+    dx = _U(1 if image.shape[3] > 1 else 0)
+    for k in range(out.shape[1]):
+        for j in range(out.shape[2]):
+            for i in range(n_out):
+                place[i] = _U(0)
+                inside[i] = _ONE
+            for axis in range(3):
+                coordinate_row(row, matrix, bend, axis, k, j)
+                n = image.shape[axis + 1]
+                last, low = _F(n - 1), _I(max(n - 2, 0))
+                beyond, along, stride = last + _HALF, share[axis], _U(pitch[axis])
+                for i in range(n_out):
+                    x = row[i]
+                    inside[i] = inside[i] if (x >= -_HALF) & (x <= beyond) else _ZERO
+                    x = min(max(x, _ZERO), last)
+                    cell = min(_I(x), low)
+                    along[i] = x - _F(cell)
+                    place[i] += _U(cell) * stride
+            for c in range(out.shape[0]):
+                source, target = channels[c], out[c, k, j]
+                for i in range(n_out):
+                    p = place[i]
+                    fx, fy, fz = share[2, i], share[1, i], share[0, i]
+                    a = source[p] + fx * (source[p + dx] - source[p])
+                    q = p + dy
+                    b = source[q] + fx * (source[q + dx] - source[q])
+                    near = a + fy * (b - a)
+                    p = p + dz
+                    a = source[p] + fx * (source[p + dx] - source[p])
+                    q = p + dy
+                    b = source[q] + fx * (source[q + dx] - source[q])
+                    target[i] = (near + fz * (a + fy * (b - a) - near)) * inside[i]
+
+
+@_compiled
+def nearest_places(
+    shape: NDArray[np.int64],
+    matrix: NDArray[np.float32],
+    bend: NDArray[np.float32],
+    out: NDArray[np.int32],
+) -> None:
+    """Flat index of the nearest voxel of an array of `shape` for each of `out`; −1 outside."""
+    row = np.empty(out.shape[2], np.float32)
+    pitch = (shape[1] * shape[2], shape[2], 1)
+    for k in range(out.shape[0]):
+        for j in range(out.shape[1]):
+            place = out[k, j]
+            for i in range(place.size):
+                place[i] = _I(0)
+            for axis in range(3):
+                coordinate_row(row, matrix, bend, axis, k, j)
+                last, stride = _F(shape[axis] - 1), _I(pitch[axis])
+                beyond = last + _HALF
+                for i in range(place.size):
+                    x = row[i]
+                    out_here = (x < -_HALF) | (x > beyond) | (place[i] < _I(0))
+                    cell = _I(min(max(x, _ZERO), last) + _HALF)
+                    place[i] = _I(-1) if out_here else place[i] + min(cell, _I(last)) * stride
+
+
+@_compiled
+def take(source: NDArray[Any], places: NDArray[np.int32], out: NDArray[Any]) -> None:
+    """Copy `source[places]` (all flat) into `out`; what is outside keeps what `out` holds."""
+    for i in range(places.size):
+        place = places[i]
+        if place >= _I(0):
+            out[i] = source[_U(place)]
