@@ -45,7 +45,7 @@ class TuneOutcome:
         """The table of trials, the verdict, and how to train with it."""
         lines = [*aligned(table(self.search)), "", *self.search.notes]
         best = self.search.best
-        if best is not None:
+        if best is not None and best.value:
             pair = f"loss.alpha={best.alpha:.3f} loss.gamma={best.gamma:.2f}"
             lines += ["", f"To train with the best pair, add to your `train`: {pair}"]
         return [*lines, f"Heat map: {self.run_dir / 'tune.html'}"]

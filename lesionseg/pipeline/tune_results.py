@@ -1,7 +1,7 @@
 """What a search for α and γ comes to: sentences, tune.json and tune.html."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -41,14 +41,15 @@ def write_results(run: Path, trials: tuple[TuningTrial, ...], about: Circumstanc
 def describe(trials: tuple[TuningTrial, ...], about: Circumstances) -> TuningSearch:
     """The trials with their rectangle and what can be said of them."""
     (a_low, a_high), (g_low, g_high) = about.settings.alpha, about.settings.gamma
+    rate = about.settings.fp_per_case
     found = TuningSearch(
         alpha=(float(a_low), float(a_high)),
         gamma=(float(g_low), float(g_high)),
         trials=trials,
-        objective=f"lesion recall at {about.settings.fp_per_case:g} false positives a case",
+        objective=f"lesion recall at {rate:g} false positive{'s' if rate != 1 else ''} a case",
         title=TITLE,
     )
-    return TuningSearch(**{**vars(found), "notes": tuple(_notes(found, about))})
+    return replace(found, notes=tuple(_notes(found, about)))
 
 
 def _notes(found: TuningSearch, about: Circumstances) -> list[str]:
@@ -61,8 +62,8 @@ def _notes(found: TuningSearch, about: Circumstances) -> list[str]:
         "average precision, which decides between pairs that find the same lesions.",
     ]
     best = found.best
-    if best is None:
-        return notes
+    if best is None or not best.value:
+        return [*notes, "No trial has found a lesion: give a trial more time."]
     notes.append(f"Best: {_in_words(best, about)}{_against_first(found, about)}")
     notes.append(
         f"Judged on {about.n_cases} validation cases with {about.n_lesions} lesions: one lesion is "

@@ -1,6 +1,5 @@
 """The heat map of a search for α and γ: where in the rectangle training went well."""
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,7 +16,6 @@ BANDWIDTH = 0.12  # of each axis' length: how far a trial speaks for its surroun
 NEAR = 0.15  # summed weight of the trials below which nothing is drawn
 POINTS = 121  # of the heat map along each axis
 COLOURS = "viridis"  # even in lightness, so that it survives grey-scale print
-MARKS = {"complete": ("o", 70, "trained to the end"), "pruned": ("X", 55, "stopped early")}
 
 
 def smoothed_surface(
@@ -27,9 +25,9 @@ def smoothed_surface(
 
     Weights are Gaussian in the distance as a share of each axis' length (Nadaraya 1964). A mean
     and no interpolation: trials are noisy, and a surface through all of them would show the noise
-    as hills. A pruned trial counts with the value at which it was stopped.
+    as hills. Pruned trials are left out: a value from half-way does not compare.
     """
-    known = _with_value(search)
+    known = _finished(search)
     if not known:
         return np.full((len(gammas), len(alphas)), np.nan)
     at = np.array([[t.alpha, t.gamma] for t in known])
@@ -43,11 +41,11 @@ def smoothed_surface(
 
 
 def draw_surface(onto: "FigureBase", search: TuningSearch) -> None:
-    """The smoothed surface as colour, every trial on it in its own, and a ring around the best."""
+    """The smoothed surface as colour, every finished trial on it in its own, the best ringed."""
     import matplotlib as mpl
 
-    trials = _with_value(search)
-    values = [t.value or 0.0 for t in trials] or [0.0, 1.0]
+    finished = _finished(search)
+    values = [t.value or 0.0 for t in finished] or [0.0, 1.0]
     scale = mpl.colors.Normalize(min(values), max(*values, min(values) + 1e-6))
     alphas, gammas = (np.linspace(*side, POINTS) for side in (search.alpha, search.gamma))
     axes = onto.subplots()
@@ -61,37 +59,37 @@ def draw_surface(onto: "FigureBase", search: TuningSearch) -> None:
         shading="nearest",
         rasterized=True,
     )
-    _draw_trials(axes, trials, scale)
-    best = search.best
-    if best is not None:
-        axes.plot(
-            [best.alpha], [best.gamma], "o", ms=16, mfc="none", mec=ACCENT, mew=2.2, clip_on=False
-        )
+    _draw_trials(axes, search, scale)
     axes.set(xlabel="α, the weight of lesions", ylabel="γ, the focusing")
     axes.set(xlim=search.alpha, ylim=search.gamma)
     onto.colorbar(mpl.cm.ScalarMappable(scale, COLOURS), ax=axes, label=search.objective)
 
 
-def _draw_trials(axes: "Axes", trials: Sequence[TuningTrial], scale: Any) -> None:
-    for state, (marker, size, label) in MARKS.items():
-        here = [t for t in trials if t.state == state]
-        axes.scatter(
-            [t.alpha for t in here],
-            [t.gamma for t in here],
-            c=[t.value or 0.0 for t in here],
-            cmap=COLOURS,
-            norm=scale,
-            marker=marker,
-            s=size,
-            edgecolors="white",
-            linewidths=1.2,
-            label=label if here else None,
-            clip_on=False,
-            zorder=3,
-        )
-    if trials:
-        axes.legend(loc="upper right", fontsize=8, framealpha=0.9, labelcolor=INK)
+def _draw_trials(axes: "Axes", search: TuningSearch, scale: Any) -> None:
+    finished, pruned = _finished(search), [t for t in search.trials if t.state == "pruned"]
+    mark: dict[str, Any] = {"linestyle": "none", "clip_on": False}
+    axes.scatter(
+        [t.alpha for t in finished],
+        [t.gamma for t in finished],
+        c=[t.value or 0.0 for t in finished],
+        cmap=COLOURS,
+        norm=scale,
+        s=70,
+        edgecolors="white",
+        linewidths=1.2,
+        label="trained to the end",
+        clip_on=False,
+        zorder=3,
+    )
+    pairs = [t.alpha for t in pruned], [t.gamma for t in pruned]
+    axes.plot(*pairs, "x", color=INK, label="stopped early", **mark)
+    best = [search.best] if search.best else []
+    pairs = [t.alpha for t in best], [t.gamma for t in best]
+    axes.plot(*pairs, "o", ms=16, mfc="none", mec=ACCENT, mew=2.2, label="best", **mark)
+    axes.legend(
+        loc="lower left", bbox_to_anchor=(0, 1), ncols=3, frameon=False, fontsize=9, labelcolor=INK
+    )
 
 
-def _with_value(search: TuningSearch) -> list[TuningTrial]:
-    return [t for t in search.trials if t.value is not None and t.state in MARKS]
+def _finished(search: TuningSearch) -> list[TuningTrial]:
+    return [t for t in search.trials if t.state == "complete" and t.value is not None]

@@ -81,8 +81,8 @@ def write_tuning_page(search: TuningSearch, path: Path) -> Path:
         loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined
     )
     caption = (
-        f"Colour: {search.objective}, averaged over nearby trials; grey where no trial is near. "
-        "The ring is the best trial. The table below holds every number."
+        f"Colour: {search.objective}, averaged over nearby trials that were trained to the end; "
+        "grey where none is near. The table below holds every number."
     )
     chart = Chart(partial(draw_surface, search=search), HEIGHT, caption, "Heat map over α and γ.")
     header, *rows = table(search)
