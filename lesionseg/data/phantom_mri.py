@@ -39,8 +39,8 @@ class MriSettings:
     noise: float = 0.05
     n_lesions: tuple[int, int] = (10, 40)
     lesion_fraction: float | None = None
-    diameter_mm: tuple[float, float, float] = (2.0, 6.0, 15.0)
-    log_spread: float = 0.45
+    diameter_mm: tuple[float, float, float] = (2.0, 7.0, 15.0)
+    log_spread: float = 0.4
     bias: float = 0.12
 
     def __post_init__(self) -> None:
@@ -117,8 +117,8 @@ def _diameters(rng: np.random.Generator, settings: MriSettings) -> list[float]:
 
 def _severity(rng: np.random.Generator, diameter_mm: float) -> float:
     """Signal relative to a fully demyelinated plaque: small lesions tend to be fainter."""
-    typical = 0.64 * (diameter_mm / 6.0) ** 0.15
-    return float(np.clip(typical * np.exp(rng.normal(0, 0.17)), 0.47, 1.0))
+    typical = 0.72 * (diameter_mm / 6.0) ** 0.1
+    return float(np.clip(typical * np.exp(rng.normal(0, 0.15)), 0.55, 1.0))
 
 
 def _zones(head: Head) -> list[tuple[float, NDArray[np.int64]]]:
