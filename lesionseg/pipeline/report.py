@@ -7,17 +7,28 @@ from lesionseg.core import Dataset
 from lesionseg.errors import ConfigError, ReadError
 from lesionseg.pipeline.progress import bar
 from lesionseg.report.gallery import Limits
-from lesionseg.report.page import write_report
+from lesionseg.report.write import Options, write_report
+
+GALLERIES = ("page", "all")
 
 
 @dataclass(frozen=True)
 class ReportSettings:
-    """What a report is: its title, the most pictures of each kind, and whether on paper too."""
+    """What a report is: its title, the most pictures of each kind, and what lies beside the page.
+
+    `missed`, `false_marks`, `found`: the most pictures; fewer are shown where the page would grow
+    too large. `gallery`: `page`, or `all` to write every miss and every false mark into the folder
+    `gallery` as well. `identifiers`: print the real names of cases and patients. `study`: a
+    study.yaml with what a report cannot know by itself.
+    """
 
     title: str | None = None
-    missed: int = 12
-    false_marks: int = 8
-    found: int = 6
+    missed: int = 120
+    false_marks: int = 60
+    found: int = 12
+    gallery: str = "page"
+    identifiers: bool = False
+    study: str | None = None
     pdf: bool = True
 
     def __post_init__(self) -> None:
@@ -29,11 +40,24 @@ class ReportSettings:
                     seen=getattr(self, name),
                     remedy="take 0 for none.",
                 )
+        if self.gallery not in GALLERIES:
+            raise ConfigError(
+                "There is no such gallery.",
+                where="report.gallery",
+                seen=self.gallery,
+                expected=" or ".join(GALLERIES),
+            )
 
-    @property
-    def limits(self) -> Limits:
-        """The most exhibits of each kind."""
-        return Limits(self.missed, self.false_marks, self.found)
+    def options(self, title: str | None = None) -> Options:
+        """The same as the report room takes it."""
+        return Options(
+            title=title or self.title,
+            limits=Limits(self.missed, self.false_marks, self.found),
+            pdf=self.pdf,
+            identifiers=self.identifiers,
+            whole_gallery=self.gallery == "all",
+            study=None if self.study is None else Path(self.study),
+        )
 
 
 def report(
@@ -46,7 +70,7 @@ def report(
     title: str | None = None,
     report: ReportSettings | None = None,
 ) -> Path:
-    """Write `output/report.html`, and `report.pdf` beside it; return the page's path.
+    """Write `output/report.html`, and what lies beside it; return the page's path.
 
     `scores` is the output folder of `evaluate` or a run directory, which brings its predictions
     and its training's history. `images` and `reference` are dataset roots or folders of files.
@@ -66,8 +90,7 @@ def report(
         images=_path(images),
         reference=_path(reference),
         prediction=_path(prediction),
-        settings=settings,
-        title=title or settings.title,
+        options=settings.options(title),
     )
 
 
@@ -77,7 +100,7 @@ def report_run(run: Path, dataset: Dataset, settings: ReportSettings) -> Path | 
     None when the run has no scores at all, as without a case to validate on.
     """
     pages = [
-        _write(folder, folder, images=dataset, settings=settings, title=settings.title)
+        _write(folder, folder, images=dataset, options=settings.options())
         for folder in (run, run / "test")
         if (folder / "scores.json").is_file()
     ]
@@ -89,8 +112,7 @@ def _write(
     output: Path,
     *,
     images: Path | Dataset | None,
-    settings: ReportSettings,
-    title: str | None,
+    options: Options,
     reference: Path | None = None,
     prediction: Path | None = None,
 ) -> Path:
@@ -103,9 +125,7 @@ def _write(
             reference=reference,
             prediction=prediction or _predictions_of(folder),
             history=history if history.is_file() else None,
-            title=title,
-            limits=settings.limits,
-            pdf=settings.pdf,
+            options=options,
             progress=advance,
         )
 

@@ -26,6 +26,11 @@ class Card:
     note: str = ""
 
     @property
+    def reach(self) -> int:
+        """How many slices there are to either side of the middle one, at most."""
+        return max(max(v.at, len(v.slices) - 1 - v.at) for v in self.views) if self.views else 0
+
+    @property
     def alt(self) -> str:
         """What the picture shows, for those who cannot see it."""
         return f"{self.case}, {self.name}: {self.caption}"
@@ -38,6 +43,7 @@ class Hanging:
     title: str
     sentence: str
     cards: tuple[Card, ...]
+    kind: str = ""
 
 
 def draw_walls(
@@ -108,7 +114,7 @@ def _card(exhibit: Exhibit, unit: str, scene: Scene | None = None, note: str = "
 
 def _hang(wall: Wall, cards: Mapping[Exhibit, Card]) -> Hanging:
     shown = tuple(cards[exhibit] for exhibit in wall.exhibits)
-    return Hanging(text.GALLERY_TITLES[wall.kind], _sentence(wall, len(shown)), shown)
+    return Hanging(text.GALLERY_TITLES[wall.kind], _sentence(wall, len(shown)), shown, wall.kind)
 
 
 def _sentence(wall: Wall, shown: int) -> str:

@@ -2,11 +2,13 @@
 
 import io
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from lesionseg.report.scores import FrocPoint, Scores, SizeGroup
+from lesionseg.report.sweep import Sweep
 from lesionseg.report.tables import CaseRow, Curve, LesionRow
 from lesionseg.report.text import MIN_FOR_PERCENT, size_range
 
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
 # Colour-blind safe pairs (Okabe and Ito 2008) that also differ in lightness, for grey-scale print.
 INK, GRID = "#1a1a1a", "#d9d9d9"
 WIDTH = 7.6  # inches
+TOP = 1.02  # of axes that show a share: room for a line at 1
 FOUND, MISSED, ACCENT = "#0072b2", "#cfd8dc", "#d55e00"
 STYLES = ("-", "--", ":", "-.")
 RC: Any = {
@@ -48,7 +51,7 @@ def recall_by_size(onto: "FigureBase", scores: Scores, lesions: Sequence[LesionR
 
 def _draw_shares(axes: "Axes", groups: Sequence[SizeGroup]) -> None:
     _tidy(axes, "share found")
-    axes.set_ylim(0, 1.02)
+    axes.set_ylim(0, TOP)
     for at, group in enumerate(groups):
         if not group.n:
             axes.text(at, 0.03, "none", ha="center", color=INK)
@@ -104,23 +107,34 @@ def _within(lesion: LesionRow, group: SizeGroup) -> bool:
     return above and (group.to_mm is None or lesion.diameter_mm < group.to_mm)
 
 
-def froc_curve(onto: "FigureBase", scores: Scores) -> None:
+def froc_curve(onto: "FigureBase", scores: Scores, sweep: Sweep | None = None) -> None:
     """Recall against false positives per case on a doubling axis, with the operating point.
 
-    Rates beyond the last candidate, where nothing more can be found, are joined by dots.
+    With `sweep` the whole step curve, else the stored points joined. Rates beyond the last
+    candidate, where nothing more can be found, are joined by dots.
     """
     axes = onto.subplots()
     _tidy(axes, "share of lesions found")
-    first = min([0.125, *(p.fp_per_case for p in scores.froc if p.fp_per_case > 0)])
+    first, last = froc_range(scores)
     reached = [point for point in scores.froc if point.reached]
     beyond = [*reached[-1:], *(point for point in scores.froc if not point.reached)]
-    for points, style, marker in ((reached, "-", "o"), (beyond, ":", "")):
+    parts = ((reached, "-", "o"), (beyond, ":", ""))
+    for points, style, marker in parts if sweep is None else parts[1:]:
         x = [max(point.fp_per_case, first) for point in points]
         y = [point.recall for point in points]
         axes.plot(x, y, style, marker=marker, color=FOUND, linewidth=2, markersize=4)
+    if sweep is not None:
+        rates, recall = sweep.curve()
+        axes.step(np.maximum(rates, first), recall, where="post", color=FOUND, linewidth=2)
     _band(axes, scores.froc, first)
     _mark_operating_point(axes, scores, first)
-    _doubling_axis(axes, first, max([8.0, *(p.fp_per_case for p in scores.froc)]))
+    _doubling_axis(axes, first, last)
+
+
+def froc_range(scores: Scores) -> tuple[float, float]:
+    """Ends of the axis of false positives per case; rates below it are drawn at its start."""
+    rates = [point.fp_per_case for point in scores.froc]
+    return min([0.125, *(rate for rate in rates if rate > 0)]), max([8.0, *rates])
 
 
 def _band(axes: "Axes", points: Sequence[FrocPoint], first: float) -> None:
@@ -148,7 +162,7 @@ def _mark_operating_point(axes: "Axes", scores: Scores, first: float) -> None:
 def _doubling_axis(axes: "Axes", first: float, last: float) -> None:
     axes.set_xscale("log", base=2)
     axes.set_xlim(first, last)
-    axes.set_ylim(0, 1.02)
+    axes.set_ylim(0, TOP)
     ticks = [t for t in (2.0**k for k in range(-10, 12)) if first <= t <= last]
     axes.set_xticks(ticks, [f"1/{round(1 / t)}" if t < 1 else f"{t:g}" for t in ticks])
     axes.set_xlabel("marks per scan that match no lesion")
@@ -204,7 +218,15 @@ def training_curves(onto: "FigureBase", curves: Sequence[Curve]) -> None:
     axes.legend(frameon=False, fontsize=8.5)
 
 
-def draw_svg(draw: "Callable[[FigureBase], None]", height: float) -> bytes:
+@dataclass(frozen=True)
+class Drawing:
+    """A figure as SVG, and where its first axes lie: left, top, width, height as shares of it."""
+
+    svg: bytes
+    frame: tuple[float, float, float, float]
+
+
+def draw_svg(draw: "Callable[[FigureBase], None]", height: float) -> Drawing:
     """Draw a figure of `height` inches as SVG, the same bytes for the same figure."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
@@ -213,7 +235,9 @@ def draw_svg(draw: "Callable[[FigureBase], None]", height: float) -> bytes:
         buffer, figure = io.BytesIO(), Figure(figsize=(WIDTH, height), layout="constrained")
         draw(figure)
         figure.savefig(buffer, format="svg", metadata={"Date": None})
-        return buffer.getvalue()
+        place = figure.axes[0].get_position()
+        frame = (place.x0, 1 - place.y1, place.width, place.height)
+        return Drawing(buffer.getvalue(), frame)
 
 
 def _tidy(axes: "Axes", ylabel: str) -> None:

@@ -37,11 +37,14 @@ class Wall:
 
 @dataclass(frozen=True)
 class Limits:
-    """Most exhibits of each kind."""
+    """Most exhibits of each kind; None: all of them."""
 
-    missed: int = 12
-    false_alarm: int = 8
-    found: int = 6
+    missed: int | None = 120
+    false_alarm: int | None = 60
+    found: int | None = 12
+
+
+ALL = Limits(None, None, None)
 
 
 def choose_exhibits(tables: Tables, limits: Limits | None = None) -> tuple[Wall, ...]:
@@ -64,7 +67,7 @@ def choose_exhibits(tables: Tables, limits: Limits | None = None) -> tuple[Wall,
     )
 
 
-def _wall(kind: Kind, rows: Sequence[LesionRow | CandidateRow], limit: int) -> Wall:
+def _wall(kind: Kind, rows: Sequence[LesionRow | CandidateRow], limit: int | None) -> Wall:
     return Wall(kind, tuple(Exhibit(kind, row) for row in rows[:limit]), len(rows))
 
 

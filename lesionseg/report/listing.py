@@ -1,13 +1,16 @@
 """The report's tables: rows of cells that carry what is shown and what they sort by."""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from lesionseg.report import text
-from lesionseg.report.scores import Scores, read_estimate
-from lesionseg.report.tables import CaseRow, LesionRow
+from lesionseg.report.checklists import Checklist, Item
+from lesionseg.report.scores import Scores, SizeGroup, read_estimate
+from lesionseg.report.study import Study
+from lesionseg.report.sweep import size_index
+from lesionseg.report.tables import CandidateRow, CaseRow, LesionRow
 
 # Rows beyond this make a page slow to open; the omitted number is printed.
 MAX_ROWS = 3000
@@ -15,11 +18,15 @@ MAX_ROWS = 3000
 
 @dataclass(frozen=True)
 class Cell:
-    """What is shown, the number it sorts by (None: by its words), and a place in the page."""
+    """What is shown, the number it sorts by (None: by its words), and a place in the page.
+
+    `terms`: what the table at that place is searched for, several separated by semicolons.
+    """
 
     shown: str
     key: float | None = None
     link: str = ""
+    terms: str = ""
 
 
 Line = tuple[Cell, ...]
@@ -42,10 +49,20 @@ def list_cases(cases: Sequence[CaseRow], unit: str) -> Listing:
     return _listing(headings, map(_case_line, ordered))
 
 
-def list_lesions(lesions: Sequence[LesionRow], unit: str) -> Listing:
+def list_lesions(lesions: Sequence[LesionRow], groups: tuple[SizeGroup, ...], unit: str) -> Listing:
     """One line per reference lesion, missed ones first, by descending size."""
     ordered = sorted(lesions, key=lambda row: (row.detected, -row.diameter_mm, row.case))
-    return _listing(text.HEADINGS_LESIONS, (_lesion_line(row, unit) for row in ordered))
+    names = [text.size_range(group, unit) for group in groups]
+    return _listing(
+        text.HEADINGS_LESIONS,
+        (_lesion_line(row, names[size_index(row.diameter_mm, groups)], unit) for row in ordered),
+    )
+
+
+def list_marks(candidates: Sequence[CandidateRow], unit: str) -> Listing:
+    """One line per candidate, by descending score."""
+    ordered = sorted(candidates, key=lambda row: (-(row.score or 0.0), row.case, row.candidate))
+    return _listing(text.HEADINGS_MARKS, (_mark_line(row, unit) for row in ordered))
 
 
 def list_sizes(scores: Scores) -> Listing:
@@ -53,7 +70,11 @@ def list_sizes(scores: Scores) -> Listing:
     lines = (
         (
             Cell(text.size_range(group, scores.size_unit)),
-            Cell(f"{group.detected} of {group.n}"),
+            Cell(
+                f"{group.detected} of {group.n}",
+                link="lesion-table" if group.n else "",
+                terms=text.size_range(group, scores.size_unit),
+            ),
             Cell(text.share(group.detected, group.n, group.recall)),
             Cell(text.bounds(group.recall) if group.n else text.NO_LESION),
         )
@@ -69,8 +90,9 @@ def list_measures(scores: Scores) -> Listing:
         (
             Cell(words.format(unit=scores.size_unit), link=f"def-{definition}"),
             Cell(text.measure(scores.estimate(key))),
+            Cell(text.TABLE_NAMES[rows], link=rows),
         )
-        for key, (words, definition) in text.MEASURES.items()
+        for key, (words, definition, rows) in text.MEASURES.items()
     )
     return _listing(text.HEADINGS_MEASURES, lines)
 
@@ -78,7 +100,10 @@ def list_measures(scores: Scores) -> Listing:
 def list_reasons(lesions: Sequence[LesionRow]) -> Listing:
     """How many missed lesions each reason has, most frequent first."""
     reasons = Counter(text.why_missed(row.why_missed) for row in lesions if not row.detected)
-    lines = ((Cell(why), _number(n, 0)) for why, n in reasons.most_common())
+    lines = (
+        (Cell(why), replace(_number(n, 0), link="lesion-table", terms=f"{text.MISSED}; {why}"))
+        for why, n in reasons.most_common()
+    )
     return _listing(text.HEADINGS_WHY, lines)
 
 
@@ -114,11 +139,29 @@ def _label_line(name: str, one: Mapping[str, Any]) -> Line:
     )
 
 
-def list_provenance(scores: Scores) -> Listing:
-    """Everything the scores say of their origin, nested keys joined by dots."""
-    said = {"preset": scores.preset, **dict(_flatten(scores.provenance))}
-    lines = ((Cell(key), Cell(value)) for key, value in said.items())
-    return _listing(text.HEADINGS_PROVENANCE, lines)
+def list_answers(answers: Iterable[tuple[str, str]]) -> Listing:
+    """Questions with their answers, one a line."""
+    return _listing(text.HEADINGS_STUDY, ((Cell(q), Cell(a)) for q, a in answers))
+
+
+def list_items(checklist: Checklist, study: Study, sections: Iterable[str]) -> Listing:
+    """A guideline's items, whether they are answered, and where."""
+    there = frozenset(sections)
+    return _listing(
+        text.HEADINGS_CHECKLIST, (_item_line(item, study, there) for item in checklist.items)
+    )
+
+
+def _item_line(item: Item, study: Study, there: frozenset[str]) -> Line:
+    state = item.state(study)
+    section = "study" if state == "supplied" else item.section
+    where = text.SECTIONS[section] if section else ""
+    return (
+        Cell(item.number),
+        Cell(item.asks),
+        Cell(text.STATES[state]),
+        Cell(where, link=section if section in there else ""),
+    )
 
 
 def _listing(headings: tuple[str, ...], lines: Iterable[Line]) -> Listing:
@@ -141,12 +184,14 @@ def _case_line(case: CaseRow) -> Line:
     )
 
 
-def _lesion_line(row: LesionRow, unit: str) -> Line:
+def _lesion_line(row: LesionRow, size: str, unit: str) -> Line:
     return (
         Cell(row.case),
         _number(row.lesion, 0),
         Cell(row.label),
         Cell(f"{row.diameter_mm:.1f} {unit}", row.diameter_mm),
+        Cell(size),
+        Cell(text.FOUND if row.detected else text.MISSED),
         Cell(text.YES if row.near_resolution else ""),
         _number(row.detected_at if row.detected else None, 2),
         _number(row.iou if row.detected else None, 2),
@@ -154,16 +199,19 @@ def _lesion_line(row: LesionRow, unit: str) -> Line:
     )
 
 
+def _mark_line(row: CandidateRow, unit: str) -> Line:
+    return (
+        Cell(row.case),
+        _number(row.candidate, 0),
+        Cell(row.label),
+        _number(row.score, 3),
+        _number(row.probability, 2),
+        Cell(f"{row.diameter_mm:.1f} {unit}", row.diameter_mm),
+        Cell(text.OUTCOMES.get(row.outcome, row.outcome)),
+        Cell(text.YES if row.touches_lesion else ""),
+    )
+
+
 def _number(value: float | None, digits: int) -> Cell:
     # undefined sorts below everything
     return Cell(text.number(value, digits), float("-inf") if value is None else float(value))
-
-
-def _flatten(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    for key, value in node.items():
-        if isinstance(value, Mapping):
-            yield from _flatten(value, f"{prefix}{key}.")
-        elif isinstance(value, list | tuple):
-            yield f"{prefix}{key}", ", ".join(str(item) for item in value)
-        else:
-            yield f"{prefix}{key}", str(value)

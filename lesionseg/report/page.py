@@ -6,19 +6,26 @@ from pathlib import Path
 from typing import Any
 
 from lesionseg import __version__
-from lesionseg.core import Dataset
 from lesionseg.errors import OutputError
 from lesionseg.io.atomic import write_text
 from lesionseg.report import listing, text
-from lesionseg.report.album import Hanging, Progress, draw_walls, trim
+from lesionseg.report.album import Hanging, trim
 from lesionseg.report.charts import make_charts
-from lesionseg.report.gallery import Limits, choose_exhibits
-from lesionseg.report.pdf import Summary, write_pdf
+from lesionseg.report.checklists import CHECKLISTS
+from lesionseg.report.extras import make_extras
+from lesionseg.report.figures import TOP, froc_range
+from lesionseg.report.gallery import Wall
+from lesionseg.report.origin import origin
 from lesionseg.report.scores import Scores
-from lesionseg.report.tables import Tables, read_tables
+from lesionseg.report.study import Study, make_flow
+from lesionseg.report.sweep import make_sweep
+from lesionseg.report.tables import Tables
 
 MAX_BYTES = 15_000_000
+# Pictures of each kind, tried in turn until the page is small enough.
+FEWER = (100, 80, 60, 45, 30, 20, 12, 6, 3, 1, 0)
 TEMPLATES = Path(__file__).parent / "templates"
+Context = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -29,55 +36,93 @@ class Banner:
     text: str
 
 
-def write_report(
-    scores_dir: Path,
-    output: Path,
+@dataclass(frozen=True)
+class Fact:
+    """A sentence of the first screen, its definition, and the table its numbers are counted from.
+
+    `terms`: what that table is searched for, to show these rows alone.
+    """
+
+    words: str
+    definition: str = ""
+    rows: str = ""
+    terms: str = ""
+
+
+def make_context(
+    tables: Tables,
+    study: Study,
     *,
-    images: Path | Dataset | None = None,
-    reference: Path | None = None,
-    prediction: Path | None = None,
     history: Path | None = None,
     title: str | None = None,
-    limits: Limits | None = None,
-    pdf: bool = False,
-    progress: Progress | None = None,
-) -> Path:
-    """Write `output/report.html` from the tables in `scores_dir`, and return its path.
+    identifiers: bool = False,
+) -> Context:
+    """Everything that the page is filled with, the pictures aside."""
+    scores, sweep = tables.scores, make_sweep(tables)
+    charts = make_charts(tables, history, sweep)
+    flat = bool(tables.lesions) and all(len(lesion.start_vox) == 2 for lesion in tables.lesions)
+    flow = make_flow(tables, study)
+    context = {
+        "text": text,
+        "title": title or text.TITLE,
+        "version": __version__,
+        "scores": scores,
+        "banners": banners(scores),
+        "facts": facts(tables),
+        "charts": charts,
+        "sweep": sweep,
+        "sizes": listing.list_sizes(scores),
+        "measures": listing.list_measures(scores),
+        "reasons": listing.list_reasons(tables.lesions),
+        "rules": listing.list_rules(scores, tables.lesions),
+        "labels": listing.list_labels(scores),
+        "cases": listing.list_cases(tables.cases, scores.size_unit),
+        "lesions": listing.list_lesions(tables.lesions, scores.recall_by_size, scores.size_unit),
+        "marks": listing.list_marks(tables.candidates, scores.size_unit),
+        "extras": make_extras(scores),
+        "flow": flow,
+        "unexplained": text.unexplained(flow.n_unexplained),
+        "study": listing.list_answers(study.lines()),
+        "provenance": listing.list_answers(origin(scores, tables.folder, identifiers=identifiers)),
+        "flat": flat,
+        "identifiers": identifiers,
+        "words": _words_of_script(scores),
+    }
+    sections = _sections(context)
+    guides = [(c, listing.list_items(c, study, sections), _states(c, study)) for c in CHECKLISTS]
+    return {**context, "sections": sections, "checklists": guides}
 
-    `images` and `reference` are dataset roots (or one read already) or folders of bare files,
-    `prediction` a folder of prediction files: they give the pictures, which are left out without
-    `images`; `limits` says how many. `history` is a training's metrics.csv. `progress` is told
-    (case, cases drawn, cases to draw). The page needs no network and has at most 15 MB; it is
-    written whole or not at all. `pdf` writes `output/report.pdf` beside it: the first screen,
-    the charts and the pictures, without the tables.
 
-    Raises `ReadError` and `ContentError` for tables that are missing, unreadable or of different
-    evaluations, `OutputError` when the page cannot be kept within its size.
+def write_page(
+    path: Path, context: Context, hangings: Sequence[Hanging], walls: Sequence[Wall]
+) -> str:
+    """Write the page with as many pictures as fit, whole or not at all; returns its text.
+
+    Raises `OutputError` when it is too large even without pictures.
     """
-    tables = read_tables(scores_dir)
-    walls = choose_exhibits(tables, limits)
-    hangings: tuple[Hanging, ...] = ()
-    if images is not None:
-        # the readers of images are loaded only where there are images to read
-        from lesionseg.report.sources import Sources
-
-        load = Sources(images, reference, prediction).load
-        hangings = draw_walls(walls, tables, load, progress)
-    context = _context(tables, history, title)
-    page = _render(context, hangings)
-    for fewer in (6, 3, 1, 0):
+    page = render("report.html.j2", context, hangings)
+    for fewer in FEWER:
         if len(page.encode()) <= MAX_BYTES:
             break
-        page = _render(context, trim(hangings, walls, fewer))
+        page = render("report.html.j2", context, trim(hangings, walls, fewer))
     if len(page.encode()) > MAX_BYTES:
         raise OutputError("The report is too large.", seen=len(page.encode()), expected=MAX_BYTES)
-    output.mkdir(parents=True, exist_ok=True)
-    write_text(output / "report.html", page)
-    if pdf:
-        write_pdf(
-            output / "report.pdf", _on_paper(context), [*context["charts"].values()], hangings
-        )
-    return output / "report.html"
+    write_text(path, page)
+    return page
+
+
+def render(template: str, context: Context, hangings: Sequence[Hanging]) -> str:
+    """Fill a template; names from tables are escaped."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template(template).render(**context, hangings=hangings)
 
 
 def banners(scores: Scores) -> tuple[Banner, ...]:
@@ -94,55 +139,48 @@ def banners(scores: Scores) -> tuple[Banner, ...]:
     return tuple(found)
 
 
-def summary(tables: Tables) -> tuple[str, ...]:
+def facts(tables: Tables) -> tuple[Fact, ...]:
     """The first screen's sentences, in order; the first is the headline."""
     scores = tables.scores
-    sentences = (
-        text.found_sentence(scores),
-        text.overall_sentence(scores),
-        text.false_mark_sentence(scores),
-        text.ignored_sentence(scores),
-        text.scans_sentence(scores),
-        text.failed_sentence(tables.cases),
-        text.operating_point_sentence(scores),
+    false, ignored = (text.OUTCOMES[name] for name in ("false_positive", "ignored"))
+    told = (
+        Fact(text.found_sentence(scores), "found", "lesion-table", text.FOUND),
+        Fact(text.overall_sentence(scores), "interval", "lesion-table", text.MISSED),
+        Fact(text.halving_sentence(scores), "interval"),
+        Fact(text.false_mark_sentence(scores), "false-mark", "mark-table", false),
+        Fact(text.ignored_sentence(scores), "ignored", "mark-table", ignored),
+        Fact(text.scans_sentence(scores), "", "case-table"),
+        Fact(text.failed_sentence(tables), "failed", "case-table", text.FAILED),
+        Fact(text.operating_point_sentence(scores), "operating-point", "mark-table"),
     )
-    return tuple(sentence for sentence in sentences if sentence)
+    return tuple(fact for fact in told if fact.words)
 
 
-def _context(tables: Tables, history: Path | None, title: str | None) -> dict[str, Any]:
-    scores, charts = tables.scores, make_charts(tables, history)
-    context = {
-        "text": text,
-        "title": title or text.TITLE,
-        "version": __version__,
-        "scores": scores,
-        "banners": banners(scores),
-        "summary": summary(tables),
-        "charts": charts,
-        "sizes": listing.list_sizes(scores),
-        "measures": listing.list_measures(scores),
-        "reasons": listing.list_reasons(tables.lesions),
-        "rules": listing.list_rules(scores, tables.lesions),
-        "labels": listing.list_labels(scores),
-        "cases": listing.list_cases(tables.cases, scores.size_unit),
-        "lesions": listing.list_lesions(tables.lesions, scores.size_unit),
-        "provenance": listing.list_provenance(scores),
-        "flat": all(len(lesion.start_vox) == 2 for lesion in tables.lesions),
+def summary(tables: Tables) -> tuple[str, ...]:
+    """The words of the first screen."""
+    return tuple(fact.words for fact in facts(tables))
+
+
+def _words_of_script(scores: Scores) -> dict[str, Any]:
+    """What the page's script prints by itself, and the axes of the curve it draws on."""
+    return {
+        "said": text.SLIDER_SAID,
+        "free": text.SLIDER_FREE,
+        "of": text.SLIDER_OF,
+        "never": text.SLIDER_NEVER,
+        "unit": scores.size_unit,
+        "froc": froc_range(scores),
+        "top": TOP,
     }
-    return {**context, "sections": _sections(context)}
 
 
-def _on_paper(context: Mapping[str, Any]) -> Summary:
-    return Summary(
-        title=context["title"],
-        role=text.role_words(context["scores"].evaluated_on),
-        banners=[f"{banner.title}. {banner.text}" for banner in context["banners"]],
-        sentences=context["summary"],
-        sizes=context["sizes"],
+def _states(checklist: Any, study: Study) -> str:
+    return text.checklist_sentence(
+        *(checklist.n(state, study) for state in ("automatic", "supplied", "not stated"))
     )
 
 
-def _sections(context: Mapping[str, Any]) -> tuple[str, ...]:
+def _sections(context: Context) -> tuple[str, ...]:
     """The sections the page has, in order."""
     present = {
         "summary": False,  # the first screen needs no link
@@ -150,18 +188,6 @@ def _sections(context: Mapping[str, Any]) -> tuple[str, ...]:
         "training": "training" in context["charts"],
         "labels": bool(context["labels"].lines),
         "why": bool(context["reasons"].lines),
+        **{key: key in context["extras"] for key in ("comparison", "subgroups", "calibration")},
     }
     return tuple(key for key in text.SECTIONS if present.get(key, True))
-
-
-def _render(context: dict[str, Any], hangings: Sequence[Hanging]) -> str:
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("report.html.j2").render(**context, hangings=hangings)

@@ -1,5 +1,6 @@
 """The sensitivity report on paper: summary, charts and pictures as A4 pages."""
 
+import logging
 import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -61,6 +62,7 @@ def write_pdf(
     import matplotlib as mpl
     from matplotlib.backends.backend_pdf import PdfPages
 
+    logging.getLogger("fontTools").setLevel(logging.WARNING)  # it tells of every font it embeds
     with mpl.rc_context({**RC, "pdf.fonttype": 42}), atomic_path(path) as temporary:
         about = {"Title": summary.title, "CreationDate": None}
         with PdfPages(temporary, metadata=about) as pdf:

@@ -5,6 +5,7 @@ import io
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,10 @@ MIN_SIDE_MM = 64.0
 SIDE_PER_EXTENT = 3.0
 MIN_SHARE_2D = 0.25
 MAX_PIXELS = 400
+MAX_PIXELS_OF_STACK = 256
+# Slices to either side of the middle one; together they reach just beyond the lesion.
+REACH = 3
+JPEG_QUALITY = 85
 MIN_CONTRAST = 0.25
 SAMPLE = 100_000
 PLANES = ("axial", "coronal", "sagittal")
@@ -27,35 +32,62 @@ EDGES = (("R", "A"), ("R", "S"), ("A", "S"))
 
 
 @dataclass(frozen=True, eq=False)
-class View:
-    """One slice to be drawn: grey values `[h, w]` uint8 and outlines in millimetres.
+class Slice:
+    """Grey values `[h, w]` uint8 and the outlines on them, closed loops of (x, y) in pixels.
 
-    `height_mm` and `width_mm` are its size. `reference` and `accepted` are closed loops of
-    (x, y) points in units of `pixel_mm` (height, width of a pixel as cut out). `frame` is a
-    rectangle (x, y, width, height) in millimetres around the place on an overview. `centre` is
+    `offset_mm` is its distance from the middle slice, towards the feet, the back or the left.
+    """
+
+    image: NDArray[np.uint8]
+    reference: tuple[Loop, ...] = ()
+    accepted: tuple[Loop, ...] = ()
+    offset_mm: float = 0.0
+
+
+@dataclass(frozen=True, eq=False)
+class View:
+    """A few parallel slices to be drawn, of which the one `at` goes through the place.
+
+    `height_mm` and `width_mm` are a slice's size, `pixel_mm` a pixel's (height, width). `frame` is
+    a rectangle (x, y, width, height) in millimetres around the place on an overview. `centre` is
     the place itself (x, y) in millimetres.
     """
 
     plane: str
-    image: NDArray[np.uint8]
+    slices: tuple[Slice, ...]
+    at: int
     height_mm: float
     width_mm: float
     pixel_mm: tuple[float, float]
-    reference: tuple[Loop, ...] = ()
-    accepted: tuple[Loop, ...] = ()
     left: str = ""
     top: str = ""
     frame: tuple[float, float, float, float] | None = None
     centre: tuple[float, float] | None = None
 
-    def path(self, loops: Sequence[Loop]) -> str:
-        """Loops as the `d` of an SVG path, in millimetres."""
-        height, width = self.pixel_mm
-        lines = (
-            "L".join(f"{round(x * width, 2):g} {round(y * height, 2):g}" for x, y in loop)
-            for loop in loops
-        )
-        return "".join(f"M{line}Z" for line in lines)
+    @property
+    def image(self) -> NDArray[np.uint8]:
+        """Grey values of the middle slice."""
+        return self.slices[self.at].image
+
+    @property
+    def reference(self) -> tuple[Loop, ...]:
+        """Outlines of the reference on the middle slice."""
+        return self.slices[self.at].reference
+
+    @property
+    def accepted(self) -> tuple[Loop, ...]:
+        """Outlines of the accepted marks on the middle slice."""
+        return self.slices[self.at].accepted
+
+    @staticmethod
+    def path(loops: Sequence[Loop]) -> str:
+        """Loops as the `d` of an SVG path, in pixels; `scale` turns it into millimetres."""
+        return "".join(f"M{loop[0][0]} {loop[0][1]}{_steps(loop)}Z" for loop in loops)
+
+    @property
+    def scale(self) -> str:
+        """The SVG transformation from pixels to millimetres."""
+        return f"scale({self.pixel_mm[1]:g} {self.pixel_mm[0]:g})"
 
     def ticks(self) -> str:
         """Short lines at the lower and the right edge that point to the centre, as an SVG path."""
@@ -63,15 +95,19 @@ class View:
         length = 0.06 * self.height_mm
         return f"M{x:g} {self.height_mm:g}v{-length:g}M{self.width_mm:g} {y:g}h{-length:g}"
 
+    @cached_property
     def data_uri(self) -> str:
-        """The grey values as a PNG data URI."""
+        """All slices, the first on top, as one JPEG data URI."""
         from PIL import Image
 
+        pictures = [Image.fromarray(one.image) for one in self.slices]
+        side = MAX_PIXELS_OF_STACK if len(pictures) > 1 else MAX_PIXELS
+        for picture in pictures:
+            picture.thumbnail((side, side), Image.Resampling.BOX)
+        strip = np.concatenate([np.asarray(picture) for picture in pictures])
         buffer = io.BytesIO()
-        picture = Image.fromarray(self.image)
-        picture.thumbnail((MAX_PIXELS, MAX_PIXELS), Image.Resampling.BOX)
-        picture.save(buffer, "png", optimize=True)
-        return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+        Image.fromarray(strip).save(buffer, "jpeg", quality=JPEG_QUALITY, optimize=True)
+        return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
 def cut_views(
@@ -81,8 +117,9 @@ def cut_views(
 
     They pass through the reference in the box, or, with `on_mark`, through the accepted mark.
 
-    3-D: axial, coronal and sagittal, turned so that each array axis runs to the patient's feet,
-    back and left. 2-D: the whole image with a frame, and the cut-out, as they lie in the file.
+    3-D: axial, coronal and sagittal, each with its neighbours to just beyond the box, turned so
+    that each array axis runs to the patient's feet, back and left. 2-D: the whole image with a
+    frame, and the cut-out, as they lie in the file.
     """
     turned, box = _turn(scene, np.array([start, stop], dtype=float))
     masks = (turned.accepted,) if on_mark else (turned.reference, turned.accepted)
@@ -91,7 +128,16 @@ def cut_views(
     if scene.geometry.dims == 2:
         close_up = _view(turned, middle, None, side_mm)
         return _overview(turned, middle, side_mm), close_up
-    return tuple(_view(turned, middle, axis, side_mm) for axis in range(3))
+    offsets = [_offsets(box[:, axis], middle[axis], turned.image.shape[axis]) for axis in range(3)]
+    return tuple(_view(turned, middle, axis, side_mm, offsets[axis]) for axis in range(3))
+
+
+def _steps(loop: Loop) -> str:
+    """From corner to corner, always along a row or a column; the way back closes by itself."""
+    return "".join(
+        f"h{x - before[0]}" if y == before[1] else f"v{y - before[1]}"
+        for before, (x, y) in itertools.pairwise(loop)
+    )
 
 
 def display_axes(geometry: Geometry) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -143,17 +189,31 @@ def _middle(geometry: Geometry, box: NDArray[Any], masks: Sequence[Mask | None])
     return tuple(int(v) for v in np.clip(np.round(centre), start, stop - 1))
 
 
+def _offsets(ends: NDArray[Any], middle: int, n: int) -> tuple[int, ...]:
+    """Slices beside the middle one, in equal steps to just beyond `ends` (start, stop)."""
+    beyond = max(middle - ends[0], ends[1] - 1 - middle) + 1
+    step = max(1, int(np.ceil(beyond / REACH)))
+    return tuple(k * step for k in range(-REACH, REACH + 1) if 0 <= middle + k * step < n)
+
+
 def _side_mm(geometry: Geometry, box: NDArray[Any]) -> float:
+    """Three times the lesion, but no more than the least side around it."""
     extent = float(((box[1] - box[0]) * geometry.spacing_mm).max())
     least = MIN_SIDE_MM
     if geometry.dims == 2:
         size = [n * s for n, s in zip(geometry.shape, geometry.spacing_mm, strict=True)]
         least = MIN_SHARE_2D * max(size)
-    return max(least, SIDE_PER_EXTENT * extent)
+    return max(least, min(SIDE_PER_EXTENT * extent, extent + least))
 
 
-def _view(scene: Scene, middle: Sequence[int], axis: int | None, side_mm: float) -> View:
-    """The slice across `axis` (None: the 2-D image itself) around `middle`."""
+def _view(
+    scene: Scene,
+    middle: Sequence[int],
+    axis: int | None,
+    side_mm: float,
+    offsets: Sequence[int] = (0,),
+) -> View:
+    """The slices across `axis` (None: the 2-D image itself) around `middle`."""
     index: list[Any] = [
         _around(n, at, side_mm / spacing)
         for n, at, spacing in zip(
@@ -161,19 +221,18 @@ def _view(scene: Scene, middle: Sequence[int], axis: int | None, side_mm: float)
         )
     ]
     shades = _shades(scene.image, scene.image[tuple(index)])
-    if axis is not None:
-        index[axis] = middle[axis]
-    pixel = [s for k, s in enumerate(scene.geometry.spacing_mm) if k != axis]
-    left, top = EDGES[axis] if axis is not None else ("", "")
+    spacing = scene.geometry.spacing_mm
+    kept = [k for k in range(len(spacing)) if k != axis]
+    y, x = ((middle[k] - index[k].start + 0.5) * spacing[k] for k in kept)
+    slices = []
+    for offset in offsets:
+        if axis is not None:
+            index[axis] = middle[axis] + offset
+        apart = 0.0 if axis is None else offset * spacing[axis]
+        slices.append(replace(_draw(scene, tuple(index), shades), offset_mm=apart))
     plane = PLANES[axis] if axis is not None else "cut-out"
-    y, x = (
-        (at - around.start + 0.5) * s
-        for k, (at, around, s) in enumerate(
-            zip(middle, index, scene.geometry.spacing_mm, strict=True)
-        )
-        if k != axis
-    )
-    view = _draw(scene, tuple(index), shades, pixel, plane)
+    view = _gather(plane, slices, list(offsets).index(0), [spacing[k] for k in kept])
+    left, top = EDGES[axis] if axis is not None else ("", "")
     return replace(view, left=left, top=top, centre=(x, y))
 
 
@@ -181,7 +240,7 @@ def _overview(scene: Scene, middle: Sequence[int], side_mm: float) -> View:
     """The whole 2-D image with a frame where the cut-out lies."""
     spacing = scene.geometry.spacing_mm
     shades = _shades(scene.image, scene.image)
-    whole = _draw(scene, (slice(None), slice(None)), shades, spacing, "whole image")
+    whole = replace(_draw(scene, (slice(None), slice(None)), shades), reference=(), accepted=())
     rows, columns = (
         _around(n, at, side_mm / s)
         for n, at, s in zip(scene.geometry.shape, middle, spacing, strict=True)
@@ -192,16 +251,22 @@ def _overview(scene: Scene, middle: Sequence[int], side_mm: float) -> View:
         (columns.stop - columns.start) * spacing[1],
         (rows.stop - rows.start) * spacing[0],
     )
-    return replace(whole, reference=(), accepted=(), frame=frame)
+    return replace(_gather("whole image", [whole], 0, spacing), frame=frame)
 
 
-def _draw(
-    scene: Scene,
-    index: tuple[Any, ...],
-    shades: tuple[float, float],
-    pixel: Sequence[float],
-    plane: str,
-) -> View:
+def _gather(plane: str, slices: Sequence[Slice], at: int, pixel: Sequence[float]) -> View:
+    height, width = slices[0].image.shape
+    return View(
+        plane,
+        tuple(slices),
+        at,
+        height * pixel[0],
+        width * pixel[1],
+        (float(pixel[0]), float(pixel[1])),
+    )
+
+
+def _draw(scene: Scene, index: tuple[Any, ...], shades: tuple[float, float]) -> Slice:
     low, high = shades
     scaled = (scene.image[index].astype(np.float32) - low) / (high - low)
     image = (np.clip(scaled, 0, 1) * 255).round().astype(np.uint8)
@@ -209,16 +274,7 @@ def _draw(
         () if mask is None else trace_loops(mask[index])
         for mask in (scene.reference, scene.accepted)
     )
-    height, width = image.shape
-    return View(
-        plane,
-        image,
-        height * pixel[0],
-        width * pixel[1],
-        (pixel[0], pixel[1]),
-        reference,
-        accepted,
-    )
+    return Slice(image, reference, accepted)
 
 
 def _around(n: int, at: int, side: float) -> slice:

@@ -75,8 +75,11 @@ class CandidateRow:
     volume_ml: float | None
     start_vox: tuple[float, ...]
     stop_vox: tuple[float, ...]
+    centre_mm: tuple[float, ...]
+    probability: float | None
     accepted: bool
     outcome: str
+    outcome_any: str
     touches_lesion: bool
 
 
@@ -224,8 +227,11 @@ def _candidate(row: Row) -> CandidateRow:
         volume_ml=_number(row.get("volume_ml", "")),
         start_vox=_point(row["start_vox"]),
         stop_vox=_point(row["stop_vox"]),
+        centre_mm=_point(row.get("centre_mm", "")),
+        probability=_number(row.get("probability", "")),
         accepted=_flag(row["accepted"]),
         outcome=row["outcome"],
+        outcome_any=row.get("outcome_any", ""),
         touches_lesion=_flag(row.get("touches_lesion", "")),
     )
 

@@ -4,13 +4,15 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 
 from lesionseg.report.scores import UNSTATED, Estimate, FrocPoint, Scores, SizeGroup
-from lesionseg.report.tables import CandidateRow, CaseRow, LesionRow
+from lesionseg.report.tables import CandidateRow, CaseRow, LesionRow, Tables
 
 # Words that claim more than a standalone comparison can show; the page is tested for them.
 FORBIDDEN = ("safe", "clinically validated", "rules out", "outperforms")
 
 # Under this many lesions a percentage without an interval pretends to a precision it lacks.
 MIN_FOR_PERCENT = 10
+# Under this many patients there is no interval (docs/metrics.md).
+MIN_GROUPS = 5
 
 TITLE = "Which lesions were found, and which were missed"
 SUBTITLE = "Sensitivity report"
@@ -54,15 +56,117 @@ SECTIONS: Mapping[str, str] = {
     "size": "Found, by size of lesion",
     "labels": "Found, by kind of lesion",
     "froc": "Found, by price in false marks",
-    "overlap": "How well outlines agree",
-    "training": "Training",
     "why": "Why lesions were missed",
     "gallery": "Pictures",
+    "comparison": "Compared with another reader or model",
+    "subgroups": "Found, by group of patients or scans",
+    "calibration": "What a score is worth",
+    "overlap": "How well outlines agree",
+    "flow": "From scans found to scans judged",
+    "study": "The study",
     "cases": "All scans",
     "lesions": "All reference lesions",
+    "marks": "All marks",
     "definitions": "Definitions",
+    "training": "Training",
     "provenance": "Where the figures come from",
+    "checklists": "Reporting guidelines",
 }
+
+PSEUDONYM_CASE, PSEUDONYM_PATIENT = "case", "patient"
+PSEUDONYMS_TEXT = (
+    "Scans and patients have pseudonyms here. Which ones they stand for is in pseudonyms.csv "
+    "beside the page: keep that file, do not pass it on."
+)
+WITHHELD = "withheld; in the files of the evaluation"
+UNREADABLE = "The scan or its masks could not be read; the log says why."
+BURNED_IN = (
+    "These are whole images. Names, dates or numbers may be burned into them: look at each one "
+    "before the page is passed on."
+)
+NOT_STATED = "not stated"
+
+STUDY: Mapping[str, str] = {
+    "intended_use": "Intended use",
+    "objectives": "Objectives",
+    "design": "Prospective or retrospective",
+    "registration": "Registration, protocol",
+    "ethics": "Ethics",
+    "population": "Population",
+    "eligibility": "Eligibility",
+    "sampling": "Consecutive, random or convenience sample",
+    "dates": "Dates",
+    "sites": "Sites",
+    "scanners": "Scanners",
+    "sample_size": "How the number of patients was fixed",
+    "deidentification": "Removal of identifiers",
+    "exclusions": "Exclusions",
+    "reference_readers": "Who read the reference",
+    "reference_consensus": "How consensus was found",
+    "reference_tools": "Tools of the readers",
+    "reference_blinding": "What the readers could see",
+    "reference_rationale": "Why this reference",
+    "interval": "Time between scan and reference",
+    "model": "Model",
+    "training_data": "Training data",
+    "threshold": "Threshold prespecified or exploratory",
+    "indeterminate": "Missing or unclear results",
+    "robustness": "Other scanners, sites or settings",
+    "explainability": "How results were made understandable",
+    "fairness": "Groups of patients compared",
+    "limitations": "Limitations",
+    "implications": "Implications for practice",
+    "availability": "Code, model and data",
+    "funding": "Funding",
+    "interests": "Interests",
+}
+STUDY_TEXT = (
+    "Supplied by the authors of the evaluation (report.study=study.yaml; docs/study.yaml is a "
+    "template). Nothing of it can be checked from the files."
+)
+FLOW_FOUND, FLOW_EXCLUDED = "Scans found", "Left out before"
+FLOW_ENTERED, FLOW_FAILED = "Scans evaluated", "Without a result"
+FLOW_RESULT = "Scans with a result"
+CHECKLISTS_TEXT = (
+    "Which items of two reporting guidelines this page answers: automatically, by what was "
+    "supplied, or not at all. The wording is shortened; the guidelines themselves count. STARD-AI "
+    "keeps the items of STARD 2015: the numbers are those, its additions are marked AI."
+)
+STATES: Mapping[str, str] = {
+    "automatic": "automatic",
+    "supplied": "supplied",
+    "not stated": NOT_STATED,
+}
+
+SLIDER = "Score from which a mark counts"
+SLIDER_TEXT = (
+    "Move the score to see what another choice would have given on these same scans. Only the "
+    "operating point of the report has an interval; a score picked by looking here would flatter."
+)
+SLIDER_BACK = "Back to the operating point"
+SLIDER_MISSES = "Missed at this score"
+SLIDER_NONE = "No slider: the marks have no scores, or no operating point is stated."
+HEADINGS_SLIDER_SIZES = ("Size", "Found")
+HEADINGS_SLIDER_MISSES = ("Scan", "Lesion", "Size", "Found from score")
+# {…} are filled in by the page's script as the slider moves
+SLIDER_SAID = (
+    "From a score of {score}: found {found} of {lesions} lesions ({share}), {rate} marks a scan "
+    "match no reference lesion ({false} on {cases} scans){free}."
+)
+SLIDER_FREE = "; {rate} on each of the {cases} lesion-free scans"
+SLIDER_NEVER = "never"
+SLIDER_OF = "{found} of {n}"
+GREY_LEVEL, GREY_WIDTH, GREY_BACK = "Level", "Window", "Reset"
+SCROLL_SLICES = "Slice"
+DEFINITION_LINK, ROWS_LINK = "what this means", "its rows"
+FOUND, MISSED = "found", "missed"
+OUTCOMES: Mapping[str, str] = {
+    "true_positive": "found a lesion",
+    "false_positive": "matches no lesion",
+    "ignored": "second mark on a lesion",
+    "not_accepted": "score too low to count",
+}
+ALL_PICTURES = "All pictures of this kind are in the folder gallery beside this page."
 
 WHY_MISSED: Mapping[str, str] = {
     "no_response": "no response, the model marked nothing there",
@@ -91,8 +195,9 @@ NO_PICTURES = (
 )
 GALLERY_TEXT = (
     "Slices through the middle of each lesion or mark, cut out around it, along the scan's own "
-    "axes. Ticks at the edges point to it. The patient's right is on the left of a picture, in "
-    "sagittal slices the front is. Grey values are stretched to the cut-out."
+    "axes; the slider below scrolls to its neighbours. Ticks at the edges point to it. The "
+    "patient's right is on the left of a picture, in sagittal slices the front is. Grey values are "
+    "stretched to the cut-out."
 )
 GALLERY_TEXT_2D = (
     "The whole image with the place framed, and a cut-out around it. Ticks point to it."
@@ -133,7 +238,8 @@ CASES_TEXT = (
     "distance need a reference lesion, the distance also a mark."
 )
 LESIONS_TEXT = "One line per reference lesion. Press a heading to sort."
-SEARCH = "Search"
+MARKS_TEXT = "One line per mark, also those whose score is too low to count."
+SEARCH = "Search (several words: separate them by ;)"
 
 DEFINITIONS: Mapping[str, tuple[str, str]] = {
     "lesion": (
@@ -151,6 +257,11 @@ DEFINITIONS: Mapping[str, tuple[str, str]] = {
         "Mark that matches no lesion",
         "A mark that counts and has IoU under 0.1 with every reference lesion. Given per scan, "
         "over all scans, and over the lesion-free ones alone.",
+    ),
+    "failed": (
+        "Without a result",
+        "A scan for which there is no prediction. Its lesions count as missed and it counts as a "
+        "scan without marks; the figures with such scans left out stand beside.",
     ),
     "ignored": (
         "Second mark on a lesion",
@@ -190,20 +301,34 @@ DEFINITIONS: Mapping[str, tuple[str, str]] = {
 }
 DEFINITIONS_MORE = "Formula, unit, rule for empty cases and source of each number: docs/metrics.md."
 
-MEASURES: Mapping[str, tuple[str, str]] = {
-    "lesion_recall": ("Lesions found, of all", "found"),
-    "lesion_recall_mean_per_group": ("Lesions found, mean over patients", "found"),
-    "lesion_precision": ("Precision", "precision"),
-    "lesion_f1": ("F1", "precision"),
-    "false_positives_per_case": ("False marks per scan", "false-mark"),
-    "false_positives_per_lesion_free_case": ("False marks per lesion-free scan", "false-mark"),
-    "specificity": ("Lesion-free scans without any mark", "false-mark"),
-    "cpm": ("CPM", "froc"),
-    "average_precision": ("Average precision", "froc"),
-    "case_auroc": ("Telling scans with a lesion from those without: AUROC", "froc"),
-    "dice": ("Dice, mean over scans with a lesion", "dice"),
-    "surface_dice": ("Surface Dice, mean over scans with a lesion", "dice"),
-    "hd95_mm": ("HD95 ({unit}), mean over scans where it is defined", "dice"),
+# key of scores.json: words, definition, table whose rows it is counted from
+MEASURES: Mapping[str, tuple[str, str, str]] = {
+    "lesion_recall": ("Lesions found, of all", "found", "lesion-table"),
+    "lesion_recall_mean_per_group": ("Lesions found, mean over patients", "found", "case-table"),
+    "lesion_precision": ("Precision", "precision", "mark-table"),
+    "lesion_f1": ("F1", "precision", "mark-table"),
+    "false_positives_per_case": ("False marks per scan", "false-mark", "mark-table"),
+    "false_positives_per_lesion_free_case": (
+        "False marks per lesion-free scan",
+        "false-mark",
+        "case-table",
+    ),
+    "specificity": ("Lesion-free scans without any mark", "false-mark", "case-table"),
+    "cpm": ("CPM", "froc", "lesion-table"),
+    "average_precision": ("Average precision", "froc", "mark-table"),
+    "case_auroc": (
+        "Telling scans with a lesion from those without: AUROC",
+        "froc",
+        "case-table",
+    ),
+    "dice": ("Dice, mean over scans with a lesion", "dice", "case-table"),
+    "surface_dice": ("Surface Dice, mean over scans with a lesion", "dice", "case-table"),
+    "hd95_mm": ("HD95 ({unit}), mean over scans where it is defined", "dice", "case-table"),
+}
+TABLE_NAMES: Mapping[str, str] = {
+    "case-table": "scans",
+    "lesion-table": "lesions",
+    "mark-table": "marks",
 }
 
 
@@ -226,18 +351,41 @@ HEADINGS_LESIONS = (
     "Lesion",
     "Label",
     "Size",
+    "Size group",
+    "Result",
     "Near resolution",
     "Found at",
     "IoU",
     "If missed: why",
 )
+HEADINGS_MARKS = ("Scan", "Mark", "Label", "Score", "Chance", "Size", "Result", "Touches a lesion")
+HEADINGS_STUDY = ("Question", "Answer")
+HEADINGS_CHECKLIST = ("Item", "Asks for", "Here", "Where")
 HEADINGS_SIZE = ("Size", "Found", "Share", "95 % interval")
-HEADINGS_MEASURES = ("Measure", "Value")
+HEADINGS_MEASURES = ("Measure", "Value", "Rows")
 HEADINGS_WHY = ("Reason", "Lesions")
 HEADINGS_RULES = ("Rule", "Found", "False marks per scan")
 HEADINGS_LABELS = ("Kind of lesion", "Found", "Share", "False marks per scan")
 HEADINGS_PROVENANCE = ("What", "Value")
-OK, YES = "ok", "yes"
+OK, YES, NO, FAILED = "ok", "yes", "no", "missing"
+EXTRAS: Mapping[str, str] = {
+    "comparison": "The same scans and the same reference, judged by the same rules. Pairs are "
+    "compared patient by patient.",
+    "subgroups": "Small groups differ by chance alone: look at the intervals, not at the order. "
+    "No significance is tested.",
+    "calibration": "How often a mark of a given score is a lesion, in these scans. Where lesions "
+    "are rarer, a score is worth less.",
+}
+# words of scores.json that its keys do not say well
+EXTRA_WORDS: Mapping[str, str] = {
+    "n": "number",
+    "ece": "expected calibration error",
+    "brier": "Brier score",
+    "recall_by_contrast": "by size and contrast",
+    "recall_by_quantile": "by size, groups of equal number",
+    "recall_by_diameter": "diameters found with a given chance",
+}
+ALL_SHOWN = "All of this kind, in parts."
 CONTENTS = "Contents"
 SCROLL = "Table, scrolls sideways"
 
@@ -416,14 +564,65 @@ def ignored_sentence(scores: Scores) -> str:
     return f"{marks} {verb} a lesion that another mark had found; not counted either way."
 
 
-def failed_sentence(cases: Iterable[CaseRow]) -> str:
-    """Scans without a result; empty when there are none."""
-    failed = sum(case.failed for case in cases)
+def failed_sentence(tables: Tables) -> str:
+    """Scans without a result, counted as misses and left out; empty when there are none."""
+    failed = {case.case for case in tables.cases if case.failed}
+    if not failed:
+        return ""
+    lost = sum(lesion.case in failed for lesion in tables.lesions)
+    judged = [lesion for lesion in tables.lesions if lesion.case not in failed]
+    found = sum(lesion.detected for lesion in judged)
+    scans = len(tables.cases) - len(failed)
+    said = f"{count(len(failed), 'scan')} without a prediction: lesions there count as missed"
+    if not lost:
+        return f"{said}; there are none."
+    if not scans:
+        return f"{said} ({lost}). No scan has a prediction."
+    price = rate(tables.scores.n_false_positive / scans)
     return (
-        f"{count(failed, 'scan')} without a prediction: lesions there count as missed."
-        if failed
-        else ""
+        f"{said} ({lost}). With such scans left out, {found} of {count(len(judged), 'lesion')} "
+        f"found, {price} marks a scan that match none."
     )
+
+
+def halving_sentence(scores: Scores) -> str:
+    """How many more patients would halve the interval, or give one at all.
+
+    An interval narrows with the square root of the number of independent patients, so half the
+    width takes four times as many in all.
+    """
+    if scores.n_groups < MIN_GROUPS and scores.n_lesions:
+        missing = count(MIN_GROUPS - scores.n_groups, "more patient")
+        return f"At least {missing} with lesions would be needed for any interval."
+    if scores.estimate("lesion_recall").ci95 is None:
+        return ""
+    more = f"{3 * scores.n_groups:,}".replace(",", " ")
+    return (
+        f"To halve the width of that interval, about {more} more patients like these would be "
+        "needed: four times as many in all."
+    )
+
+
+def unexplained(n: int) -> str:
+    """The stated numbers of a flow do not add up; empty when they do."""
+    if not n:
+        return ""
+    what = "unaccounted for" if n > 0 else "more than were found"
+    return f"The stated numbers do not add up: {count(abs(n), 'scan')} {what}."
+
+
+def checklist_sentence(automatic: int, supplied: int, missing: int) -> str:
+    """How many items are in which state."""
+    return f"{automatic} answered automatically, {supplied} supplied, {missing} {NOT_STATED}."
+
+
+def shows(slice_mm: float) -> str:
+    """How far a slice lies from the middle one.
+
+    >>> shows(0.0), shows(-3.0)
+    ('middle', '-3 mm')
+    """
+    return "middle" if slice_mm == 0 else f"{slice_mm:+.3g} mm"
 
 
 def operating_point_sentence(scores: Scores) -> str:
@@ -460,6 +659,11 @@ def shown_sentence(shown: int, total: int, what: str) -> str:
         return "There are none."
     rest = f"{total - shown} not shown" if total > shown else "all shown"
     return f"Shown: {shown} of {total}, {what}; {rest}."
+
+
+def gallery_page(title: str, first: int, last: int) -> str:
+    """The title of one page of a whole gallery."""
+    return f"{title}, {first} to {last}"
 
 
 def why_missed(reason: str) -> str:

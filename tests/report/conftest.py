@@ -197,6 +197,7 @@ def _mark(blob: Blob, outcome: str) -> dict[str, Any]:
         "accepted": True,
         "outcome": outcome,
         "touches_lesion": False,
+        "outcome_any": outcome,
     }
 
 

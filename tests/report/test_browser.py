@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from lesionseg.report.page import write_report
+from lesionseg.report.write import write_report
 
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
 pytestmark = [
@@ -25,7 +25,7 @@ const said = {};
 press(3); said.most = column(3); press(3); said.fewest = column(3);
 press(7); said.dice = column(7);
 const search = document.getElementById("case-table-search");
-search.value = "GROUP B"; search.dispatchEvent(new Event("input"));
+search.value = "PATIENT 2"; search.dispatchEvent(new Event("input"));
 said.found = [...body.rows].filter(row => !row.hidden).map(row => row.cells[0].textContent.trim());
 document.body.append(Object.assign(document.createElement("pre"),
   {id: "probe", textContent: JSON.stringify({...said, errors})}));
@@ -47,5 +47,5 @@ def test_tables_sort_and_search_without_errors(scores_dir: Path, tmp_path: Path)
     found = re.search(r'<pre id="probe">(.*?)</pre>', dumped)
     assert found, "the page's script ran"
     assert found[1] == (
-        '{"most":"3 2 0","fewest":"0 2 3","dice":"1.00 0.33 –","found":["b"],"errors":[]}'
+        '{"most":"3 2 0","fewest":"0 2 3","dice":"1.00 0.33 –","found":["case 2"],"errors":[]}'
     )

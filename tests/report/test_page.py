@@ -9,11 +9,14 @@ from lesionseg.errors import ReadError
 from lesionseg.report import text
 from lesionseg.report.album import Hanging, draw_walls, trim
 from lesionseg.report.gallery import choose_exhibits
-from lesionseg.report.page import banners, summary, write_report
+from lesionseg.report.page import banners, summary
 from lesionseg.report.scores import read_scores
 from lesionseg.report.tables import read_tables
+from lesionseg.report.write import Options, write_report
 
 from .conftest import Blob, Evaluation
+
+NAMED = Options(title="a < b & c", identifiers=True)
 
 
 class Words(HTMLParser):
@@ -131,7 +134,7 @@ def test_nothing_found_and_nothing_to_find_both_make_a_page(tmp_path: Path) -> N
 
 def test_names_from_tables_are_escaped(tmp_path: Path) -> None:
     odd = Evaluation(cases=("<script>alert(1)</script>",))
-    page = write_report(odd.write(tmp_path / "s"), tmp_path / "out", title="a < b & c")
+    page = write_report(odd.write(tmp_path / "s"), tmp_path / "out", options=NAMED)
     html = page.read_text(encoding="utf-8")
     assert "<script>alert" not in html
     assert "<h1>a &lt; b &amp; c</h1>" in html

@@ -6,9 +6,9 @@ from lesionseg.report.album import draw_walls
 from lesionseg.report.charts import make_charts
 from lesionseg.report.gallery import Limits, choose_exhibits
 from lesionseg.report.listing import Listing
-from lesionseg.report.page import write_report
 from lesionseg.report.pdf import Paragraph, Summary, write_pdf
 from lesionseg.report.tables import read_tables
+from lesionseg.report.write import Options, write_report
 
 from .conftest import Evaluation
 
@@ -50,6 +50,6 @@ def test_lines_fit_the_page() -> None:
 
 def test_pdf_lies_beside_the_page_only_when_asked_for(scores_dir: Path, tmp_path: Path) -> None:
     write_report(scores_dir, tmp_path / "a")
-    write_report(scores_dir, tmp_path / "b", pdf=True)
+    write_report(scores_dir, tmp_path / "b", options=Options(pdf=True))
     assert not (tmp_path / "a" / "report.pdf").exists()
     assert (tmp_path / "b" / "report.pdf").is_file()

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from lesionseg.core import Geometry
-from lesionseg.report.pictures import cut_views, display_axes
+from lesionseg.report.pictures import View, cut_views, display_axes
 from lesionseg.report.scene import Scene
 
 SPACING = (2.0, 1.0, 1.5)
@@ -71,7 +71,7 @@ def test_sizes_are_in_millimetres_and_slices_isotropic_on_the_page() -> None:
     assert axial.pixel_mm == (1.0, 1.5)
     assert (axial.height_mm, axial.width_mm) == (50.0, 60.0)
     assert coronal.pixel_mm == (2.0, 1.5)
-    assert axial.path(axial.reference).startswith("M")
+    assert axial.scale == "scale(1.5 1)"
 
 
 def test_cut_out_stays_inside_the_image() -> None:
@@ -108,14 +108,30 @@ def test_slice_passes_through_the_lesion_even_when_its_box_centre_does_not() -> 
     assert all(view.reference for view in cut_views(scene, (10, 10, 10), (20, 20, 20)))
 
 
-def test_picture_is_a_png_of_bounded_size() -> None:
+def test_outlines_are_drawn_corner_by_corner() -> None:
+    square = ((0, 0), (2, 0), (2, 1), (0, 1))
+    assert View.path([square, square[:3]]) == "M0 0h2v1h-2ZM0 0h2v1Z"
+
+
+def test_neighbours_reach_just_beyond_the_lesion_and_stay_in_the_image() -> None:
+    scene, box = scene_in((0, 1, 2), ())
+    axial, coronal, _ = cut_views(scene, box[0], box[1])
+    assert [one.offset_mm for one in axial.slices] == [-6, -4, -2, 0, 2, 4, 6]
+    assert [one.offset_mm for one in coronal.slices] == [-6, -4, -2, 0, 2, 4, 6]
+    assert not axial.slices[0].reference, "above the lesion"
+    assert axial.slices[axial.at].reference
+    low = cut_views(scene, (0, 20, 8), (2, 26, 16))[0]
+    assert (low.at, len(low.slices)) == (3, 5), "the first slice of the file is the lowest"
+
+
+def test_picture_is_a_strip_of_bounded_size() -> None:
     scene = Scene(
         np.random.default_rng(0).random((1000, 1200)).astype(np.float32),
         Geometry.from_spacing((1000, 1200), (1, 1)),
     )
     whole, _ = cut_views(scene, (500, 500), (520, 520))
-    head, data = whole.data_uri().split(",")
-    assert head == "data:image/png;base64"
+    head, data = whole.data_uri.split(",")
+    assert head == "data:image/jpeg;base64"
     with Image.open(io.BytesIO(base64.b64decode(data))) as picture:
         assert max(picture.size) == 400
         assert picture.mode == "L"

@@ -1,0 +1,156 @@
+"""Everything a report leaves on disk: the page, the paper, the pseudonyms, the marks to judge."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from lesionseg.core import Dataset
+from lesionseg.errors import LesionsegError, ReadError
+from lesionseg.io.atomic import write_text
+from lesionseg.report import text
+from lesionseg.report.adjudication import write_adjudication
+from lesionseg.report.album import Hanging, Progress, draw_walls, trim
+from lesionseg.report.charts import Chart
+from lesionseg.report.gallery import ALL, Limits, Wall, choose_exhibits
+from lesionseg.report.names import Names, make_pseudonyms, names_in, rename, write_pseudonyms
+from lesionseg.report.page import Context, make_context, render, write_page
+from lesionseg.report.pdf import Summary, write_pdf
+from lesionseg.report.scene import Load, Scene
+from lesionseg.report.study import read_study
+from lesionseg.report.tables import read_tables
+
+_log = logging.getLogger(__name__)
+# On paper every picture costs a sixth of a page.
+ON_PAPER = 12
+PER_GALLERY_PAGE = 60
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a report is: its title, how many pictures, and what goes beside the page.
+
+    `identifiers` True prints the real names of cases and patients. `whole_gallery` writes every
+    miss and every false mark into the folder `gallery`. `study` is a study.yaml.
+    """
+
+    title: str | None = None
+    limits: Limits = field(default_factory=Limits)
+    pdf: bool = False
+    identifiers: bool = False
+    whole_gallery: bool = False
+    study: Path | None = None
+
+
+def write_report(
+    scores_dir: Path,
+    output: Path,
+    *,
+    images: Path | Dataset | None = None,
+    reference: Path | None = None,
+    prediction: Path | None = None,
+    history: Path | None = None,
+    options: Options | None = None,
+    progress: Progress | None = None,
+) -> Path:
+    """Write `output/report.html` from the tables in `scores_dir`, and return its path.
+
+    `images` and `reference` are dataset roots (or one read already) or folders of bare files,
+    `prediction` a folder of prediction files: they give the pictures, which are left out without
+    `images`. `history` is a training's metrics.csv. `progress` is told (case, cases drawn, cases
+    to draw). The page needs no network and has at most 15 MB; it is written whole or not at all.
+    Beside it: `adjudicate.csv`, `pseudonyms.csv` unless identifiers are printed, `report.pdf` and
+    the folder `gallery` where the options say so.
+
+    Raises `ReadError` and `ContentError` for tables that are missing, unreadable or of different
+    evaluations, `ConfigError` for a study file that is wrong, `OutputError` when the page cannot
+    be kept within its size.
+    """
+    options = options or Options()
+    tables, study = read_tables(scores_dir), read_study(options.study)
+    names = None if options.identifiers else make_pseudonyms(tables)
+    shown = tables if names is None else rename(tables, names)
+    context = make_context(
+        shown, study, history=history, title=options.title, identifiers=options.identifiers
+    )
+    limits = ALL if options.whole_gallery else options.limits
+    walls = choose_exhibits(shown, limits)
+    hangings: tuple[Hanging, ...] = ()
+    if images is not None:
+        load = _loader(images, reference, prediction, names)
+        hangings = draw_walls(walls, shown, load, progress)
+    output.mkdir(parents=True, exist_ok=True)
+    page = write_page(output / "report.html", context, hangings, walls)
+    write_adjudication(output / "adjudicate.csv", tables)
+    if names is not None:
+        write_pseudonyms(output / "pseudonyms.csv", tables, names)
+        _warn_of(names_in(page, names))
+    if options.whole_gallery and hangings:
+        _write_gallery(output / "gallery", context, hangings)
+    if options.pdf:
+        write_pdf(
+            output / "report.pdf", _on_paper(context), _charts(context), _few(hangings, walls)
+        )
+    return output / "report.html"
+
+
+def _loader(
+    images: Path | Dataset, reference: Path | None, prediction: Path | None, names: Names | None
+) -> Load:
+    # the readers of images are loaded only where there are images to read
+    from lesionseg.report.sources import Sources
+
+    sources = Sources(images, reference, prediction)
+    if names is None:
+        return sources.load
+
+    def load(case: str, accepted: frozenset[int]) -> Scene:
+        try:
+            return sources.load(names.real_case(case), accepted)
+        except LesionsegError as error:
+            _log.warning("%s is %s: %s", case, names.real_case(case), error)
+            raise ReadError(text.UNREADABLE) from error
+
+    return load
+
+
+def _warn_of(found: Sequence[str]) -> None:
+    """Names that came in by a title or a study file."""
+    if found:
+        _log.warning(
+            "The page names %s: look at its title, study file and labels before passing it on.",
+            ", ".join(found),
+        )
+
+
+def _write_gallery(folder: Path, context: Context, hangings: Sequence[Hanging]) -> None:
+    """All pictures, a page for every sixty of a kind, and the list of these pages."""
+    folder.mkdir(parents=True, exist_ok=True)
+    pages = []
+    for hanging in hangings:
+        for first in range(0, len(hanging.cards), PER_GALLERY_PAGE):
+            cards = hanging.cards[first : first + PER_GALLERY_PAGE]
+            title = text.gallery_page(hanging.title, first + 1, first + len(cards))
+            name = f"{hanging.kind}-{first // PER_GALLERY_PAGE + 1}.html"
+            part = replace(hanging, title=title, cards=cards, sentence=text.ALL_SHOWN)
+            write_text(folder / name, render("gallery.html.j2", context, [part]))
+            pages.append((name, title))
+    write_text(folder / "index.html", render("index.html.j2", {**context, "pages": pages}, []))
+
+
+def _few(hangings: Sequence[Hanging], walls: Sequence[Wall]) -> tuple[Hanging, ...]:
+    return trim(hangings, walls, ON_PAPER) if hangings else ()
+
+
+def _charts(context: Context) -> list[Chart]:
+    return [*context["charts"].values()]
+
+
+def _on_paper(context: Context) -> Summary:
+    return Summary(
+        title=context["title"],
+        role=text.role_words(context["scores"].evaluated_on),
+        banners=[f"{banner.title}. {banner.text}" for banner in context["banners"]],
+        sentences=[fact.words for fact in context["facts"]],
+        sizes=context["sizes"],
+    )
