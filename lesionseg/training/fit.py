@@ -16,6 +16,7 @@ from torch import nn
 from lesionseg.data.augment import AugmentationSettings
 from lesionseg.data.cached_case import CachedCase
 from lesionseg.data.sampling import SamplingSettings
+from lesionseg.errors import ConfigError
 from lesionseg.models.precision import fast_dtype, fast_memory_format
 from lesionseg.plan.plan import Plan
 from lesionseg.training.callbacks import (
@@ -111,6 +112,7 @@ def fit_tiles(
     is returned as it was. Raises `TrainingError` when the checkpoint does not fit or the loss stays
     NaN, and passes on whatever reading tiles or `validate` raises.
     """
+    _check_activation(loss, plan)
     path = run_dir / CHECKPOINT
     checkpoint = read_checkpoint(path) if path.is_file() else None
     module = SegmentationModule(network, loss, plan, settings, optimiser)
@@ -121,6 +123,18 @@ def fit_tiles(
         device = _train(module, tiles, counters.steps, [*mine, *callbacks], run_dir)
         checkpoint = read_checkpoint(path)
     return _result(module, checkpoint, run_dir, device)
+
+
+def _check_activation(loss: nn.Module, plan: Plan) -> None:
+    """A loss for independent labels must not teach a network of exclusive ones, or the reverse."""
+    activation = getattr(loss, "activation", plan.activation)
+    if activation != plan.activation:
+        raise ConfigError(
+            "Loss and network disagree about what logits mean.",
+            where="model.activation",
+            seen=f"{plan.activation} for the network, {activation} for the loss",
+            remedy=f"set model.activation={activation}, or +loss.activation={plan.activation}.",
+        )
 
 
 def our_callbacks(

@@ -11,12 +11,13 @@ import pytorch_lightning as pl
 import torch
 from torch import nn
 
-from lesionseg.errors import TrainingError
+from lesionseg.errors import ConfigError, TrainingError
 from lesionseg.io.atomic import read_csv
 from lesionseg.losses import CrossEntropyLoss, DiceFocalLoss, FocalLoss
 from lesionseg.models import build_network
-from lesionseg.training.fit import choose_precision
-from lesionseg.training.settings import OptimiserSettings
+from lesionseg.plan.plan import Plan
+from lesionseg.training.fit import choose_precision, fit_tiles
+from lesionseg.training.settings import OptimiserSettings, TrainerSettings
 
 SGD = OptimiserSettings(name="sgd", lr=0.05, momentum=0.9)
 
@@ -320,3 +321,17 @@ def test_nothing_but_the_history_and_the_checkpoint_is_left(train, tmp_path):
     train(max_steps=3, progress=True, validate=lambda _: {})
     files = {str(p.relative_to(tmp_path / "run")) for p in (tmp_path / "run").rglob("*")}
     assert files == {"metrics.csv", "checkpoints", "checkpoints/last.ckpt"}
+
+
+def test_loss_and_network_must_agree_on_the_activation(tmp_path: Path, plan: Plan) -> None:
+    loss = FocalLoss(activation="softmax")
+    with pytest.raises(ConfigError, match=r"model\.activation=softmax"):
+        fit_tiles(
+            torch.nn.Identity(),
+            loss,
+            plan,
+            None,  # type: ignore[arg-type]
+            settings=TrainerSettings(max_steps=1),
+            optimiser=OptimiserSettings(),
+            run_dir=tmp_path,
+        )
