@@ -107,7 +107,9 @@ def run(verb: str, argv: Sequence[str]) -> int:
     if {"-h", "--help"} & set(argv):
         _say(_help(verb))
         return 0
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    # ours alone: other packages' notes on fonts and plug-ins are no news to a user
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    logging.getLogger("lesionseg").setLevel(logging.INFO)
     debug = any(a.replace(" ", "").lower() == "debug=true" for a in argv)
     try:
         if {"-m", "--multirun"} & set(argv):
