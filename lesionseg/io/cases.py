@@ -27,7 +27,7 @@ def read_case(files: CaseFiles, dataset: Dataset) -> Case:
     0.001 mm apart, `ContentError` for NaN, infinity and mask values that are no label.
     """
     image = read_image(files, dataset)
-    reference = _reference(files, dataset, image.geometry)
+    reference = read_reference(files, dataset, image.geometry)
     return Case(case=files.case, image=image, reference=reference, group=files.group)
 
 
@@ -40,9 +40,9 @@ def read_image(files: CaseFiles, dataset: Dataset) -> Volume:
             seen=[file.name for file in files.images],
             expected=", ".join(dataset.channel_names),
         )
-    raster_mm, tilt = pixel_mm(files), _tilt(dataset)
+    raster_mm, tilt = pixel_mm(files), tilt_of(dataset)
     first = read_volume(files.images[0], raster_mm=raster_mm, tilt=tilt)
-    _check_dims(files.images[0], first.geometry, dataset.dims)
+    check_dims(files.images[0], first.geometry, dataset.dims)
     array = np.empty((len(files.images), *first.geometry.shape), dtype=np.float32)
     for channel, file in enumerate(files.images):
         volume = first if channel == 0 else read_volume(file, raster_mm=raster_mm, tilt=tilt)
@@ -50,7 +50,7 @@ def read_image(files: CaseFiles, dataset: Dataset) -> Volume:
         with np.errstate(over="ignore"):  # too large for float32 becomes infinite, and is told
             array[channel] = volume.array[0]
         if volume.array.dtype.kind == "f":
-            _check_finite(file, array[channel])
+            check_finite(file, array[channel])
     return Volume(array, first.geometry)
 
 
@@ -117,7 +117,8 @@ def check_grid(path: Path, seen: Geometry, other: Path, expected: Geometry) -> N
     )
 
 
-def _reference(files: CaseFiles, dataset: Dataset, geometry: Geometry) -> Reference | None:
+def read_reference(files: CaseFiles, dataset: Dataset, geometry: Geometry) -> Reference | None:
+    """Read the reference of one case, whose image has the given `geometry`."""
     if files.annotations:
         return read_coco_reference(files, geometry, dataset.merged_values)
     if files.reference is None:
@@ -135,11 +136,13 @@ def _reference(files: CaseFiles, dataset: Dataset, geometry: Geometry) -> Refere
     return Reference(geometry, labels=found.labels, ignore=found.ignore)
 
 
-def _tilt(dataset: Dataset) -> Tilt:
+def tilt_of(dataset: Dataset) -> Tilt:
+    """What the dataset wants done with DICOM series of a tilted gantry."""
     return "resample" if dataset.resample_tilt else "refuse"
 
 
-def _check_dims(path: Path, geometry: Geometry, dims: int) -> None:
+def check_dims(path: Path, geometry: Geometry, dims: int) -> None:
+    """Raise `GeometryError` unless the image has as many axes as the dataset's others."""
     if geometry.dims != dims:
         raise GeometryError(
             "The image has not as many axes as the dataset's others.",
@@ -149,7 +152,8 @@ def _check_dims(path: Path, geometry: Geometry, dims: int) -> None:
         )
 
 
-def _check_finite(path: Path, values: NDArray[np.float32]) -> None:
+def check_finite(path: Path, values: NDArray[np.float32]) -> None:
+    """Raise `ContentError` when voxels are NaN or infinite."""
     n_bad = values.size - int(np.count_nonzero(np.isfinite(values)))
     if n_bad:
         raise ContentError(

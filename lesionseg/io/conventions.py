@@ -9,6 +9,8 @@ from pathlib import Path
 from lesionseg.core import CaseFiles, Dataset
 from lesionseg.errors import ConfigError, DatasetError
 from lesionseg.io.coco import read_coco, recognises_coco
+from lesionseg.io.dicom_headers import SUFFIXES as DICOM
+from lesionseg.io.dicom_xray import is_radiograph, radiograph_columns
 from lesionseg.io.groups import assign_groups
 from lesionseg.io.manifest import read_manifest, recognises_manifest
 from lesionseg.io.nnunet import read_msd, read_nnunet, recognises_msd, recognises_nnunet
@@ -41,18 +43,22 @@ def read_dataset(
     group: str | None = None,
     convention: str | None = None,
     merge_labels: bool = False,
+    resample_tilt: bool = False,
 ) -> Dataset:
     """Read what a data folder holds, without opening more than one image's header.
 
     `group` is a regular expression that finds the patient in a case id (see `groups`);
     `convention` names the layout instead of recognising it; `merge_labels` makes all labels one,
-    `{1: "lesion"}`. Raises `DatasetError` for a folder that is missing, not recognised, without
-    cases, with a case twice or without all its channel files, `ReadError` for unreadable tables.
+    `{1: "lesion"}`; `resample_tilt` takes DICOM series of a tilted gantry. Radiographs in DICOM
+    get the columns of `dicom_xray.radiograph_columns`. Raises `DatasetError` for a folder that is
+    missing, not recognised, without cases, with a case twice or without all its channel files,
+    `ReadError` for unreadable tables.
     """
     chosen = _choose(root, convention)
     dataset = chosen.read(root)
     _check_ids(root, [c.case for c in dataset.cases])
-    dataset = replace(dataset, cases=assign_groups(dataset.cases, group))
+    cases = tuple(_with_radiograph_columns(c) for c in assign_groups(dataset.cases, group))
+    dataset = replace(dataset, cases=cases, resample_tilt=resample_tilt)
     _warn_of_shared_groups(dataset.cases)
     logger.info(
         "%s read as %s: %d cases of %d groups.",
@@ -100,6 +106,13 @@ def _check_ids(root: Path, ids: Sequence[str]) -> None:
     unfit = [case for case in ids if Path(case).name != case or "\\" in case or "\0" in case]
     if unfit:
         raise DatasetError("A case id cannot be a file name.", where=root, seen=unfit[0])
+
+
+def _with_radiograph_columns(case: CaseFiles) -> CaseFiles:
+    path = case.images[0]
+    if not path.name.lower().endswith(DICOM) or not path.is_file() or not is_radiograph(path):
+        return case
+    return replace(case, columns={**radiograph_columns(path), **case.columns})
 
 
 def _warn_of_shared_groups(cases: Sequence[CaseFiles]) -> None:

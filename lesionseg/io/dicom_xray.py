@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from lesionseg.core import Geometry, Volume
 from lesionseg.errors import ReadError
-from lesionseg.io.dicom_headers import read_header, refuse_unfit
+from lesionseg.io.dicom_headers import is_xray, read_header, refuse_unfit
 from lesionseg.io.guard import reading
 
 if TYPE_CHECKING:
@@ -79,6 +79,11 @@ def pixel_size(header: "Header") -> PixelSize:
     if factor is None:
         return PixelSize(base, DETECTOR)
     return PixelSize((base[0] / factor, base[1] / factor), MAGNIFIED)
+
+
+def is_radiograph(path: Path) -> bool:
+    """Whether a DICOM file is a radiograph, by its header."""
+    return is_xray(read_header(path))
 
 
 def radiograph_columns(path: Path) -> dict[str, str]:

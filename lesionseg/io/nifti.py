@@ -38,6 +38,13 @@ def read_nifti_geometry(path: Path) -> Geometry:
         return _geometry(path, _parse(path, stream))
 
 
+def states_orientation(path: Path) -> bool:
+    """Whether the header says how the patient lay: its sform or qform code is not 0."""
+    with reading(path), _open(path) as stream:
+        header = _parse(path, stream).header
+        return bool(header["sform_code"] or header["qform_code"])
+
+
 def write_nifti(path: Path, array: NDArray[Any], geometry: Geometry, like: Path | None) -> None:
     """Write `array` `[*spatial]`, in millimetres, sform and qform alike.
 

@@ -5,21 +5,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lesionseg.errors import LesionsegError
+from lesionseg.pipeline.check import Checked, check_dataset
 from lesionseg.pipeline.run_dir import check_claim, claim, default_run_dir
 from lesionseg.pipeline.settings import DataSettings
-from lesionseg.pipeline.survey import inspect, survey
+from lesionseg.pipeline.survey import open_dataset, survey
 from lesionseg.pipeline.train import decide, prepare_cases
 from lesionseg.plan.make import PlanOverrides
 from lesionseg.training.settings import TrainerSettings
 
+PAGE = "dataset_report.html"
+
 
 @dataclass(frozen=True)
 class Prepared:
-    """What `prepare` found: a sentence a line, and 1 when a case cannot be used."""
+    """What `prepare` decided, a sentence a line."""
 
     lines: tuple[str, ...]
-    exit_status: int = 0
 
     def summary(self) -> list[str]:
         """What to print."""
@@ -34,10 +35,10 @@ def prepare(
     check: bool,
     seed: int,
     config: Mapping[str, Any],
-) -> Prepared:
-    """Prepare a dataset for training, or only `check` it and list every problem of every case."""
+) -> Prepared | Checked:
+    """Prepare a dataset for training, or only `check` it: list every problem, and write a page."""
     if check:
-        return _check(data)
+        return _check(data, run_dir)
     run = Path(run_dir) if run_dir else default_run_dir(data.root, model.architecture)
     check_claim(run, config)
     found = survey(data, seed)
@@ -48,12 +49,7 @@ def prepare(
     return Prepared((*lines, f"{len(cases)} training cases prepared; the plan is in {run}."))
 
 
-def _check(data: DataSettings) -> Prepared:
-    n_cases, problems = inspect(data)
-    lines = [_line(problem) for problem in problems]
-    verdict = f"{n_cases} cases read, {len(problems)} cannot be used."
-    return Prepared((*lines, verdict), exit_status=int(bool(problems)))
-
-
-def _line(problem: LesionsegError) -> str:
-    return f"- {problem}"
+def _check(data: DataSettings, run_dir: str | None) -> Checked:
+    """The page lies in `run_dir` where one is named, else in a folder of its own under `runs`."""
+    folder = Path(run_dir) if run_dir else default_run_dir(data.root, "check")
+    return check_dataset(open_dataset(data), folder / PAGE)

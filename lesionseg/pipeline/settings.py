@@ -1,17 +1,34 @@
 """What a user chooses about the data and the validation, as plain values."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from lesionseg.errors import ConfigError
 
 
 @dataclass(frozen=True)
+class DicomSettings:
+    """What is done with DICOM series that are no upright stack of slices: refuse or resample."""
+
+    tilt: str = "refuse"
+
+    def __post_init__(self) -> None:
+        if self.tilt not in ("refuse", "resample"):
+            raise ConfigError(
+                "There is no such way with a tilted gantry.",
+                where="data.dicom.tilt",
+                seen=self.tilt,
+                expected="refuse or resample",
+            )
+
+
+@dataclass(frozen=True)
 class DataSettings:
     """Where the data lie and how they are divided; see `conf/data/folder.yaml`.
 
-    `phantoms` writes a simulated dataset to a folder when `root` does not exist yet.
+    `fold` of `n_folds` validates in place of a share of the groups. `phantoms` writes a simulated
+    dataset to a folder when `root` does not exist yet.
     """
 
     root: str
@@ -19,9 +36,12 @@ class DataSettings:
     convention: str | None = None
     merge_labels: bool = False
     validation_fraction: float = 0.2
+    fold: int | None = None
+    n_folds: int = 5
     splits: str | None = None
     cache_dir: str | None = None
     phantoms: Callable[[Path], None] | None = None
+    dicom: DicomSettings = field(default_factory=DicomSettings)
 
     def __post_init__(self) -> None:
         if not 0 <= self.validation_fraction < 1:
@@ -30,4 +50,11 @@ class DataSettings:
                 where="data.validation_fraction",
                 seen=self.validation_fraction,
                 remedy="take 0.2, or 0 to train on every case.",
+            )
+        if self.n_folds < 2 or not 0 <= (self.fold or 0) < self.n_folds:
+            raise ConfigError(
+                "There is no such fold.",
+                where="data.fold",
+                seen=f"fold {self.fold} of {self.n_folds}",
+                expected="0 to n_folds - 1, and at least two folds",
             )

@@ -1,7 +1,6 @@
 """The first look at a dataset: read every case once, refuse bad ones, count lesions, divide."""
 
 import logging
-from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain
@@ -78,19 +77,14 @@ def open_dataset(data: DataSettings) -> Dataset:
         log.info("Simulating a dataset in %s (these are no real scans)", root)
         data.phantoms(root)
     dataset = read_dataset(
-        root, group=data.group, convention=data.convention, merge_labels=data.merge_labels
+        root,
+        group=data.group,
+        convention=data.convention,
+        merge_labels=data.merge_labels,
+        resample_tilt=data.dicom.tilt == "resample",
     )
     log.info("%s: %d cases, read as %s", dataset.name, len(dataset.cases), dataset.convention)
     return dataset
-
-
-def inspect(data: DataSettings) -> tuple[int, list[LesionsegError]]:
-    """Read every case; how many there are, and what is wrong with those that cannot be used."""
-    dataset = open_dataset(data)
-    problems: list[LesionsegError] = []
-    with bar("Reading the dataset") as advance:
-        deque(_readable(dataset, {}, problems, advance), maxlen=0)
-    return len(dataset.cases), problems
 
 
 def _readable(

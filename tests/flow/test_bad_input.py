@@ -114,7 +114,7 @@ def test_every_bad_case_is_named_at_once(raw: Path, capsys: pytest.CaptureFixtur
     _truncate(raw)
     other = raw / "imagesTr" / "SIM_002_0000.nii.gz"
     _change(other, lambda voxels, _: voxels.__setitem__((2, 3, 4), np.nan))
-    assert run("prepare", [f"data.root={raw}", "check=true"]) == 1
+    assert run("prepare", [f"data.root={raw}", f"run_dir={raw.parent}/run", "check=true"]) == 1
     printed = capsys.readouterr().out
     assert "SIM_001_0000.nii.gz" in printed
     assert "SIM_002_0000.nii.gz" in printed

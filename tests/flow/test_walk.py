@@ -112,7 +112,7 @@ def test_the_same_walk_in_two_dimensions(tmp_path: Path) -> None:
 def test_prepare_checks_and_prepares(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_mri_phantoms(tmp_path / "raw", 4, seed=0, shape=(24, 28, 24), spacing_mm=(5.0, 5.0, 5.0))
     root = f"data.root={tmp_path / 'raw'}"
-    assert run("prepare", [root, "check=true"]) == 0
+    assert run("prepare", [root, "check=true", f"run_dir={tmp_path / 'check'}"]) == 0
     assert "4 cases read, 0 cannot be used" in capsys.readouterr().out
     assert run("prepare", [root, f"run_dir={tmp_path / 'run'}"]) == 0
     assert (tmp_path / "run" / "plan.json").is_file()

@@ -1,0 +1,160 @@
+"""Everything that is wrong with one case at once, where reading it stops at the first."""
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from lesionseg.core import Case, CaseFiles, Dataset, Geometry
+from lesionseg.errors import ContentError, DatasetError, GeometryError, LesionsegError, ReadError
+from lesionseg.io.cases import (
+    check_dims,
+    check_finite,
+    check_grid,
+    pixel_mm,
+    read_case,
+    read_reference,
+    tilt_of,
+)
+from lesionseg.io.dicom_headers import is_dicom, read_header
+from lesionseg.io.nifti import SUFFIXES as NIFTI
+from lesionseg.io.nifti import states_orientation
+from lesionseg.io.volumes import content_files, read_geometry, read_volume
+
+FaultKind = Literal["unreadable", "geometry", "not_finite", "labels", "channels"]
+
+
+@dataclass(frozen=True, eq=False)
+class Fault:
+    """Why a case cannot be used: what kind of fault, and the error that says so in full."""
+
+    kind: FaultKind
+    error: LesionsegError
+
+
+@dataclass(frozen=True, eq=False)
+class Inspected:
+    """A case that can be used, or its faults; `case` is None exactly when there are any.
+
+    `patient` is a hash of the patient's identifier where the files hold one, None elsewhere;
+    `burned_in`: the files say that letters are burned into the picture; `oriented` is False when
+    the files leave open how the patient lay.
+    """
+
+    case: Case | None
+    faults: tuple[Fault, ...] = ()
+    patient: str | None = None
+    burned_in: bool = False
+    oriented: bool = True
+
+
+def inspect_case(files: CaseFiles, dataset: Dataset) -> Inspected:
+    """Read a case; where that fails, look at each of its files by itself and list every fault."""
+    try:
+        case = read_case(files, dataset)
+    except LesionsegError as error:
+        faults = tuple(_faults(files, dataset))
+        return Inspected(None, faults or (Fault("unreadable", error),))
+    patient, burned_in = _dicom_facts(files.images)
+    return Inspected(case, (), patient, burned_in, all(_is_oriented(f) for f in files.images))
+
+
+def _faults(files: CaseFiles, dataset: Dataset) -> Iterator[Fault]:
+    if len(files.images) != len(dataset.channel_names):
+        error = DatasetError(
+            f"The case {files.case!r} has not one file a channel.",
+            seen=[file.name for file in files.images],
+            expected=", ".join(dataset.channel_names),
+        )
+        yield Fault("channels", error)
+    first: tuple[Path, Geometry] | None = None
+    for file in files.images:
+        geometry = None
+        for found in _image_faults(file, files, dataset):
+            if isinstance(found, Geometry):
+                geometry = found
+            else:
+                yield found
+        if geometry is not None and first is not None:
+            yield from _misfit(file, geometry, *first)
+        first = first or (None if geometry is None else (file, geometry))
+    yield from _reference_faults(files, dataset, first)
+
+
+def _image_faults(path: Path, files: CaseFiles, dataset: Dataset) -> Iterator[Fault | Geometry]:
+    """Faults of one image file, and its geometry when it can be read."""
+    try:
+        volume = read_volume(path, raster_mm=pixel_mm(files), tilt=tilt_of(dataset))
+    except GeometryError as error:
+        yield Fault("geometry", error)
+        return
+    except LesionsegError as error:
+        yield Fault("unreadable", error)
+        return
+    yield volume.geometry
+    try:
+        check_dims(path, volume.geometry, dataset.dims)
+    except GeometryError as error:
+        yield Fault("geometry", error)
+    try:
+        check_finite(path, volume.array.astype("float32", copy=False))
+    except ContentError as error:
+        yield Fault("not_finite", error)
+
+
+def _misfit(path: Path, geometry: Geometry, other: Path, expected: Geometry) -> Iterator[Fault]:
+    try:
+        check_grid(path, geometry, other, expected)
+    except GeometryError as error:
+        yield Fault("geometry", error)
+
+
+def _reference_faults(
+    files: CaseFiles, dataset: Dataset, image: tuple[Path, Geometry] | None
+) -> Iterator[Fault]:
+    """Faults of the reference: its values even where its grid is wrong."""
+    own = _own_geometry(files)
+    if image is not None and own is not None and files.reference is not None:
+        yield from _misfit(files.reference, own, *image)
+    geometry = own or (image[1] if image else None)
+    if geometry is None and files.reference is None:
+        return
+    try:
+        # on its own grid the values are judged alone; a grid of the image's is told above
+        read_reference(files, dataset, geometry or read_geometry(files.images[0]))
+    except GeometryError as error:
+        if own is None:
+            yield Fault("geometry", error)
+    except ReadError as error:
+        yield Fault("unreadable", error)
+    except LesionsegError as error:
+        yield Fault("labels", error)
+
+
+def _own_geometry(files: CaseFiles) -> Geometry | None:
+    """The grid a mask states itself; None for DICOM references, tables and unreadable files."""
+    if files.reference is None or files.annotations or is_dicom(files.reference):
+        return None
+    try:
+        return read_geometry(files.reference, raster_mm=pixel_mm(files))
+    except LesionsegError:
+        return None
+
+
+def _dicom_facts(images: tuple[Path, ...]) -> tuple[str | None, bool]:
+    """Hash of the patient's identifier, and whether letters are burned in."""
+    patient, burned_in = None, False
+    for image in images:
+        file = next(iter(content_files(image)), image)
+        if not is_dicom(file):
+            continue
+        header = read_header(file)
+        name = str(header.get("PatientID", "") or "").strip()
+        patient = patient or (hashlib.sha256(name.encode()).hexdigest() if name else None)
+        burned_in |= str(header.get("BurnedInAnnotation", "")).upper() == "YES"
+    return patient, burned_in
+
+
+def _is_oriented(path: Path) -> bool:
+    return states_orientation(path) if path.name.lower().endswith(NIFTI) else True
