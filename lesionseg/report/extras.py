@@ -14,6 +14,7 @@ from lesionseg.report.scores import Scores, read_estimate
 
 # section of the page: keys of scores.json that it prints
 KEYS: Mapping[str, tuple[str, ...]] = {
+    "official": ("official",),
     "comparison": ("comparison", "reader"),
     "subgroups": ("subgroups", "recall_by_contrast", "recall_by_quantile", "recall_by_diameter"),
     "calibration": ("calibration",),

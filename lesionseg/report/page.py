@@ -188,6 +188,6 @@ def _sections(context: Context) -> tuple[str, ...]:
         "training": "training" in context["charts"],
         "labels": bool(context["labels"].lines),
         "why": bool(context["reasons"].lines),
-        **{key: key in context["extras"] for key in ("comparison", "subgroups", "calibration")},
+        **{key: key in context["extras"] for key in text.EXTRAS},
     }
     return tuple(key for key in text.SECTIONS if present.get(key, True))

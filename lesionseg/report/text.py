@@ -58,6 +58,7 @@ SECTIONS: Mapping[str, str] = {
     "froc": "Found, by price in false marks",
     "why": "Why lesions were missed",
     "gallery": "Pictures",
+    "official": "By the official scorer's own rules",
     "comparison": "Compared with another reader or model",
     "subgroups": "Found, by group of patients or scans",
     "calibration": "What a score is worth",
@@ -369,6 +370,7 @@ HEADINGS_LABELS = ("Kind of lesion", "Found", "Share", "False marks per scan")
 HEADINGS_PROVENANCE = ("What", "Value")
 OK, YES, NO, FAILED = "ok", "yes", "no", "missing"
 EXTRAS: Mapping[str, str] = {
+    "official": "These follow the scorer named, and differ from the figures above in their rules.",
     "comparison": "The same scans and the same reference, judged by the same rules. Pairs are "
     "compared patient by patient.",
     "subgroups": "Small groups differ by chance alone: look at the intervals, not at the order. "

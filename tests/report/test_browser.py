@@ -1,13 +1,24 @@
-"""The page in a real browser: sorting, searching, outlines, no errors."""
+"""The page in a real browser: tables, slider, gallery, no errors."""
 
+import csv
+import html
+import json
 import re
 import shutil
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from lesionseg.report.write import write_report
+from lesionseg.report.album import draw_walls
+from lesionseg.report.gallery import choose_exhibits
+from lesionseg.report.page import make_context, write_page
+from lesionseg.report.study import Study
+from lesionseg.report.tables import read_tables
+
+from .conftest import Evaluation
 
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
 pytestmark = [
@@ -15,9 +26,17 @@ pytestmark = [
     pytest.mark.skipif(BROWSER is None, reason="no headless Chromium"),
 ]
 
-PROBE = """
-<script>
-const errors = []; window.addEventListener("error", event => errors.push(event.message));
+FRAME = """
+<script>window.problems = []; window.addEventListener("error", e => problems.push(e.message));
+window.addEventListener("securitypolicyviolation", e => problems.push(e.violatedDirective));
+</script>
+"""
+REPLY = """
+<script>{probe}
+document.body.append(Object.assign(document.createElement("pre"),
+  {{id: "probe", textContent: JSON.stringify({{...said, problems}})}}));</script>
+"""
+TABLES = """
 const table = document.getElementById("case-table"), body = table.tBodies[0];
 const column = i => [...body.rows].map(row => row.cells[i].textContent.trim()).join(" ");
 const press = i => table.tHead.rows[0].cells[i].querySelector("button").click();
@@ -25,27 +44,118 @@ const said = {};
 press(3); said.most = column(3); press(3); said.fewest = column(3);
 press(7); said.dice = column(7);
 const search = document.getElementById("case-table-search");
-search.value = "PATIENT 2"; search.dispatchEvent(new Event("input"));
+search.value = "GROUP B; ok"; search.dispatchEvent(new Event("input"));
 said.found = [...body.rows].filter(row => !row.hidden).map(row => row.cells[0].textContent.trim());
-document.body.append(Object.assign(document.createElement("pre"),
-  {id: "probe", textContent: JSON.stringify({...said, errors})}));
-</script>
+document.querySelector("#reasons a").click();
+const lesions = document.getElementById("lesion-table");
+said.linked = [...lesions.tBodies[0].rows].filter(row => !row.hidden).length;
+said.open = lesions.closest("details").open;
+"""
+SLIDER = """
+const input = document.getElementById("threshold"), now = document.getElementById("slider");
+const ring = document.getElementById("froc-now");
+const sizes = () => [...document.getElementById("slider-sizes").tBodies[0].rows];
+const read = () => ({
+  threshold: Number(now.dataset.threshold), found: Number(now.dataset.found),
+  false: Number(now.dataset.false), said: document.getElementById("slider-said").textContent,
+  misses: document.getElementById("slider-misses").tBodies[0].rows.length,
+  sizes: sizes().map(row => row.cells[1].textContent),
+  ring: [ring.style.left, ring.style.top]});
+const said = {start: read(), levels: []};
+for (let i = 0; i <= Number(input.max); i++) {
+  input.value = i; input.dispatchEvent(new Event("input")); said.levels.push(read());
+}
+document.getElementById("threshold-back").click(); said.back = read();
+"""
+GALLERY = """
+const card = document.querySelector(".card"), input = card.querySelector("input[type=range]");
+const view = card.querySelector(".view"), picture = view.querySelector("image");
+const state = () => [Number(picture.getAttribute("y")), view.querySelector("output").textContent,
+  [...view.querySelectorAll("g.outlines")].findIndex(g => getComputedStyle(g).display !== "none")];
+const said = {start: state()};
+input.value = 2; input.dispatchEvent(new Event("input")); said.two = state();
+input.value = -9; input.dispatchEvent(new Event("input")); said.first = state();
+said.loaded = picture.getBoundingClientRect().width > 0;
+document.getElementById("outlines").click();
+said.hidden = getComputedStyle(view.querySelector("g.outlines")).display;
+const knob = document.getElementById("level");
+knob.value = 30; knob.dispatchEvent(new Event("input"));
+said.filter = getComputedStyle(picture).filter;
+document.getElementById("grey-back").click(); said.plain = getComputedStyle(picture).filter;
 """
 
 
-def test_tables_sort_and_search_without_errors(scores_dir: Path, tmp_path: Path) -> None:
-    page = write_report(scores_dir, tmp_path / "out")
-    html = page.read_text(encoding="utf-8").replace("</body>", PROBE + "</body>")
-    page.write_text(html, encoding="utf-8")
+def write(evaluation: Evaluation, folder: Path) -> Path:
+    tables = read_tables(evaluation.write(folder / "scores"))
+    walls = choose_exhibits(tables)
+    hangings = draw_walls(walls, tables, evaluation.scene)
+    write_page(folder / "report.html", make_context(tables, Study()), hangings, walls)
+    return folder / "report.html"
+
+
+def ask(page: Path, probe: str) -> Mapping[str, Any]:
+    """What the probe's `said` holds after the page's own scripts have run."""
+    content = page.read_text(encoding="utf-8").replace("<head>", "<head>" + FRAME)
+    content = content.replace("</body>", REPLY.format(probe=probe) + "</body>")
+    page.write_text(content, encoding="utf-8")
     dumped = subprocess.run(
         [str(BROWSER), "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom", page.as_uri()],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=120,
         check=True,
     ).stdout
-    found = re.search(r'<pre id="probe">(.*?)</pre>', dumped)
+    found = re.search(r'<pre id="probe">(.*?)</pre>', dumped, re.DOTALL)
     assert found, "the page's script ran"
-    assert found[1] == (
-        '{"most":"3 2 0","fewest":"0 2 3","dice":"1.00 0.33 –","found":["case 2"],"errors":[]}'
-    )
+    said: Mapping[str, Any] = json.loads(html.unescape(found[1]))
+    assert said["problems"] == []
+    return said
+
+
+def test_tables_sort_search_and_are_linked(evaluation: Evaluation, tmp_path: Path) -> None:
+    said = ask(write(evaluation, tmp_path), TABLES)
+    assert said["most"] == "3 2 0"
+    assert said["fewest"] == "0 2 3"
+    assert said["dice"] == "1.00 0.33 –"
+    assert said["found"] == ["b"]
+    assert said["linked"] == 2
+    assert said["open"] is True
+
+
+def test_sliders_numbers_equal_the_tables_counted_again(
+    evaluation: Evaluation, tmp_path: Path
+) -> None:
+    for at, blob in enumerate([*evaluation.lesions, *evaluation.false_marks]):
+        blob.score = 0.30000000000000004 + 0.1 * at
+    said = ask(write(evaluation, tmp_path), SLIDER)
+    with (tmp_path / "scores" / "lesions.csv").open() as file:
+        lesions = [float(row["detected_at"] or "-inf") for row in csv.DictReader(file)]
+    with (tmp_path / "scores" / "candidates.csv").open() as file:
+        marks = list(csv.DictReader(file))
+    false = [float(m["score"]) for m in marks if m["outcome_any"] == "false_positive"]
+    expected = sorted({0.5, *(x for x in lesions if x > 0), *false}, reverse=True)
+    assert [level["threshold"] for level in said["levels"]] == expected
+    for level in said["levels"]:
+        found = sum(x >= level["threshold"] for x in lesions)
+        assert level["found"] == found
+        assert level["misses"] == len(lesions) - found
+        assert level["false"] == sum(x >= level["threshold"] for x in false)
+        assert sum(int(size.split()[0]) for size in level["sizes"]) == found
+        assert f"found {found} of {len(lesions)} lesions" in level["said"]
+    assert said["start"] == said["back"]
+    assert said["start"]["threshold"] == 0.5
+    assert len({tuple(level["ring"]) for level in said["levels"]}) > 3
+
+
+def test_gallery_scrolls_hides_outlines_and_windows(evaluation: Evaluation, tmp_path: Path) -> None:
+    said = ask(write(evaluation, tmp_path), GALLERY)
+    y, words, shown = said["start"]
+    assert (words, shown) == ("middle", 3)
+    assert said["two"][2] == 5
+    assert said["two"][0] == pytest.approx(y * 5 / 3)
+    assert said["two"][1] == "+6 mm"
+    assert said["first"][0] == 0
+    assert said["loaded"] is True
+    assert said["hidden"] == "none"
+    assert "grey" in said["filter"]
+    assert said["plain"] == "none"
