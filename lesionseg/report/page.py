@@ -10,6 +10,8 @@ from lesionseg.errors import OutputError
 from lesionseg.io.atomic import write_text
 from lesionseg.report import listing, text
 from lesionseg.report.album import Hanging, trim
+from lesionseg.report.audit import Section
+from lesionseg.report.balance import balance_charts, balance_warnings
 from lesionseg.report.charts import make_charts
 from lesionseg.report.checklists import CHECKLISTS
 from lesionseg.report.extras import make_extras
@@ -56,10 +58,11 @@ def make_context(
     history: Path | None = None,
     title: str | None = None,
     identifiers: bool = False,
+    audit: Section | None = None,
 ) -> Context:
     """Everything that the page is filled with, the pictures aside."""
     scores, sweep = tables.scores, make_sweep(tables)
-    charts = make_charts(tables, history, sweep)
+    charts = make_charts(tables, history, sweep) | balance_charts(tables.folder)
     flat = bool(tables.lesions) and all(len(lesion.start_vox) == 2 for lesion in tables.lesions)
     flow = make_flow(tables, study)
     context = {
@@ -70,6 +73,8 @@ def make_context(
         "banners": banners(scores),
         "facts": facts(tables),
         "charts": charts,
+        "balance_warnings": balance_warnings(tables.folder),
+        "audit": audit,
         "sweep": sweep,
         "sizes": listing.list_sizes(scores),
         "measures": listing.list_measures(scores),
@@ -186,6 +191,8 @@ def _sections(context: Context) -> tuple[str, ...]:
         "summary": False,  # the first screen needs no link
         "size": "size" in context["charts"],
         "training": "training" in context["charts"],
+        "balance": "balance" in context["charts"],
+        "audit": context["audit"] is not None,
         "labels": bool(context["labels"].lines),
         "why": bool(context["reasons"].lines),
         **{key: key in context["extras"] for key in text.EXTRAS},

@@ -70,6 +70,8 @@ SECTIONS: Mapping[str, str] = {
     "marks": "All marks",
     "definitions": "Definitions",
     "training": "Training",
+    "balance": "Who taught the network",
+    "audit": "References worth a second look",
     "provenance": "Where the figures come from",
     "checklists": "Reporting guidelines",
 }

@@ -11,6 +11,7 @@ from lesionseg.io.atomic import write_text
 from lesionseg.report import text
 from lesionseg.report.adjudication import write_adjudication
 from lesionseg.report.album import Hanging, Progress, draw_walls, trim
+from lesionseg.report.audit import Section, read_suspects, section
 from lesionseg.report.charts import Chart
 from lesionseg.report.gallery import ALL, Limits, Wall, choose_exhibits
 from lesionseg.report.names import Names, make_pseudonyms, names_in, rename, write_pseudonyms
@@ -71,7 +72,12 @@ def write_report(
     names = None if options.identifiers else make_pseudonyms(tables)
     shown = tables if names is None else rename(tables, names)
     context = make_context(
-        shown, study, history=history, title=options.title, identifiers=options.identifiers
+        shown,
+        study,
+        history=history,
+        title=options.title,
+        identifiers=options.identifiers,
+        audit=_audit(scores_dir, images, reference, tables.scores.size_unit, options),
     )
     limits = ALL if options.whole_gallery else options.limits
     walls = choose_exhibits(shown, limits)
@@ -92,6 +98,16 @@ def write_report(
             output / "report.pdf", _on_paper(context), _charts(context), _few(hangings, walls)
         )
     return output / "report.html"
+
+
+def _audit(
+    folder: Path, images: Path | Dataset | None, reference: Path | None, unit: str, options: Options
+) -> Section | None:
+    """What a run directory says of the references it was trained on."""
+    suspects = read_suspects(folder / "label_audit.csv")
+    # the audit has the real names, and no predictions
+    load = None if images is None or not suspects else _loader(images, reference, None, None)
+    return section(suspects, load, unit, identifiers=options.identifiers)
 
 
 def _loader(

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from lesionseg.errors import ContentError, ReadError
-from lesionseg.report import audit
+from lesionseg.report import audit, write_report
 
 from .conftest import Blob, Evaluation
 
@@ -91,3 +91,13 @@ def test_the_table_holds_the_first_rows(rows: tuple[audit.SuspectRow, ...]) -> N
     assert listing.omitted == 60 - audit.ROWS
     shown = [cell.shown for cell in listing.lines[0]]
     assert shown == ["1", "a", "lesion not seen", "12.0 mm", "50, 60, 60", "0.95"]
+
+
+def test_the_page_has_the_section_when_the_run_has_the_file(
+    evaluation: Evaluation, tmp_path: Path, rows: tuple[audit.SuspectRow, ...]
+) -> None:
+    run = evaluation.write(tmp_path)  # beside the label_audit.csv of `rows`
+    html = write_report(run, tmp_path / "out").read_text(encoding="utf-8")
+    assert '<section id="audit">' in html
+    assert '<a href="#audit">' in html
+    assert "training scan 2" in html
