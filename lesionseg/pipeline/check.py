@@ -9,10 +9,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from lesionseg.core import Case, CaseFiles, Dataset, Geometry, Reference
+from lesionseg.core import Case, CaseFiles, Dataset, Geometry
 from lesionseg.io.inspection import Inspected, inspect_case
-from lesionseg.ops.components import lesion_instances
-from lesionseg.ops.size import equivalent_diameter_mm
+from lesionseg.pipeline.lesions import lesion_diameters, lesion_mask
 from lesionseg.pipeline.progress import bar
 from lesionseg.plan.fingerprint import canonical_order
 from lesionseg.report.dataset_page import CaseLook, Remark, write_dataset_report
@@ -111,7 +110,7 @@ def _trace(files: CaseFiles, dataset: Dataset, pseudonym: str) -> _Trace:
     if found.case is None:
         return _Trace(files, CaseLook(pseudonym, role), flaws=flaws)
     image, reference = found.case.image, found.case.reference
-    lesions = None if reference is None else _lesion_mask(reference)
+    lesions = None if reference is None else lesion_mask(reference)
     return _Trace(
         files=files,
         look=CaseLook(
@@ -119,7 +118,7 @@ def _trace(files: CaseFiles, dataset: Dataset, pseudonym: str) -> _Trace:
             role,
             shape=image.geometry.shape,
             spacing_mm=_canonical(image.geometry),
-            diameters=_diameters(reference),
+            diameters=lesion_diameters(reference),
             ranges=tuple(_range(channel) for channel in image.array),
             thumbnail=draw_thumbnail(image.array[0], image.geometry, lesions),
         ),
@@ -248,35 +247,6 @@ def _axes(geometry: Geometry) -> str:
 
 def _canonical(geometry: Geometry) -> tuple[float, ...]:
     return tuple(round(geometry.spacing_mm[a], 6) for a in canonical_order(geometry))
-
-
-def _lesion_mask(reference: Reference) -> NDArray[np.bool_]:
-    if reference.instances is not None:
-        return np.asarray(reference.instances > 0)
-    if reference.labels is not None:
-        return np.asarray(reference.labels > 0)
-    mask, dims = np.zeros(reference.geometry.shape, dtype=bool), reference.geometry.dims
-    for box in () if reference.boxes is None else reference.boxes:
-        start, stop = np.floor(box[:dims]).astype(int), np.ceil(box[dims:]).astype(int)
-        mask[tuple(slice(max(a, 0), b) for a, b in zip(start, stop, strict=True))] = True
-    return mask
-
-
-def _diameters(reference: Reference | None) -> tuple[float, ...]:
-    """Equivalent diameters of the lesions, those of boxes as if they were filled."""
-    if reference is None:
-        return ()
-    dims, size = reference.geometry.dims, reference.geometry.voxel_size
-    instances = reference.instances
-    if instances is None and reference.labels is not None:
-        instances = lesion_instances(reference.labels).instances
-    if instances is not None:
-        voxels = np.bincount(instances.ravel())[1:]
-        voxels = voxels[voxels > 0].astype(float)
-    else:
-        boxes = np.zeros((0, 2 * dims)) if reference.boxes is None else reference.boxes
-        voxels = (boxes[:, dims:] - boxes[:, :dims]).prod(axis=1).astype(float)
-    return tuple(float(d) for d in np.atleast_1d(equivalent_diameter_mm(voxels * size, dims)))
 
 
 def _range(channel: NDArray[np.float32]) -> tuple[float, float, float]:

@@ -6,11 +6,13 @@ from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
+import numpy as np
+
 from lesionseg.core import Case, CaseFiles, Dataset
 from lesionseg.errors import DatasetError, LesionsegError
 from lesionseg.io.cases import read_case
 from lesionseg.io.conventions import read_dataset
-from lesionseg.ops.components import lesion_instances
+from lesionseg.pipeline.lesions import lesion_diameters
 from lesionseg.pipeline.progress import Advance, bar
 from lesionseg.pipeline.settings import DataSettings
 from lesionseg.plan.fingerprint import Fingerprint, take_fingerprint
@@ -41,9 +43,10 @@ def survey(data: DataSettings, seed: int) -> Survey:
     """
     dataset = open_dataset(data)
     burden: dict[str, int] = {}
+    sizes: dict[str, float] = {}
     problems: list[LesionsegError] = []
     with bar("Reading the dataset") as advance:
-        cases = _readable(dataset, burden, problems, advance)
+        cases = _readable(dataset, burden, sizes, problems, advance)
         first = next(cases, None)
         fingerprint = None if first is None else take_fingerprint(dataset, chain([first], cases))
     _refuse(problems, data.root)
@@ -63,7 +66,14 @@ def survey(data: DataSettings, seed: int) -> Survey:
         )
     given = Path(data.splits) if data.splits else None
     splits = make_splits(
-        dataset, burden, validation_fraction=data.validation_fraction, seed=seed, given=given
+        dataset,
+        burden,
+        validation_fraction=data.validation_fraction,
+        seed=seed,
+        given=given,
+        fold=data.fold,
+        n_folds=data.n_folds,
+        sizes=sizes,
     )
     found = Survey(dataset, fingerprint, splits)
     _require_validation(found, data)
@@ -88,9 +98,13 @@ def open_dataset(data: DataSettings) -> Dataset:
 
 
 def _readable(
-    dataset: Dataset, burden: dict[str, int], problems: list[LesionsegError], advance: Advance
+    dataset: Dataset,
+    burden: dict[str, int],
+    sizes: dict[str, float],
+    problems: list[LesionsegError],
+    advance: Advance,
 ) -> Iterator[Case]:
-    """Yield each development case; fill the lesion counts and collect what cannot be read."""
+    """Yield each development case; fill lesion counts and median sizes, collect what is bad."""
     for done, files in enumerate(dataset.cases, start=1):
         try:
             case = read_case(files, dataset)
@@ -101,21 +115,16 @@ def _readable(
             advance(files.case, done, len(dataset.cases))
         if case.reference is None:
             continue
-        burden[files.case] = n_lesions(case)
+        diameters = lesion_diameters(case.reference)
+        burden[files.case] = len(diameters)
+        sizes[files.case] = float(np.median(diameters)) if diameters else 0.0
         if files.role not in ("test", "external"):
             yield case
 
 
 def n_lesions(case: Case) -> int:
     """Number of reference lesions of a case; 0 without a reference."""
-    reference = case.reference
-    if reference is None:
-        return 0
-    if reference.instances is not None:
-        return len(reference.instance_labels)
-    if reference.labels is not None:
-        return len(lesion_instances(reference.labels).labels)
-    return 0 if reference.boxes is None else len(reference.boxes)
+    return len(lesion_diameters(case.reference))
 
 
 def _refuse(problems: list[LesionsegError], root: str) -> None:

@@ -50,6 +50,9 @@ def make_splits(
     validation_fraction: float = 0.2,
     seed: int = 0,
     given: Path | None = None,
+    fold: int | None = None,
+    n_folds: int = 5,
+    sizes: Mapping[str, float] | None = None,
 ) -> Splits:
     """Give every labelled case a role; `burden` is the number of lesions of each labelled case.
 
@@ -57,12 +60,17 @@ def make_splits(
     this order: the file `given` (our splits.json, or nnU-Net's splits_final.json, first fold), the
     dataset's own validation role, its lowest fold, or drawn: whole groups, `validation_fraction`
     of them and at least one, spread evenly over the groups sorted by their number of lesions.
-    With a single group it is drawn by case (`group_safe` False, with a warning); with a single
-    case it is empty. Raises `DatasetError` when `given` does not fit the dataset.
+    With `fold` it is that fold: of the file, of the dataset, or of `n_folds` dealt out from all
+    groups by lesion count and then by `sizes` (a typical lesion diameter a case). With a single
+    group it is drawn by case (`group_safe` False, with a warning); with a single case it is empty.
+    Raises `DatasetError` when `given` does not fit the dataset and for a fold that is not there.
     """
     roles = _stated(dataset, burden)
     if given is not None:
-        roles, note = _given(roles, given), f"as given in {given.name}"
+        roles, note = _given(roles, given, fold or 0), f"as given in {given.name}"
+        note += "" if fold is None else f", fold {fold}"
+    elif fold is not None:
+        roles, note = _kth_fold(dataset, roles, burden, sizes or {}, fold, n_folds, seed)
     elif "validation" in roles.values():
         note = "validation as the dataset states it"
     elif any(c.fold is not None for c in dataset.cases if roles.get(c.case) == "train"):
@@ -88,19 +96,97 @@ def _stated(dataset: Dataset, burden: Mapping[str, int]) -> dict[str, Role]:
 
 def _by_fold(dataset: Dataset, roles: dict[str, Role]) -> tuple[dict[str, Role], str]:
     """The lowest of the dataset's folds validates."""
-    folds = {c.case: c.fold for c in dataset.cases if roles.get(c.case) == "train"}
-    first = min(fold for fold in folds.values() if fold is not None)
-    held = {case for case, fold in folds.items() if fold == first}
-    return _with_validation(roles, held), f"validation is fold {first} of the dataset"
+    folds = _stated_folds(dataset, roles)
+    return _hold_fold(roles, folds, min(folds.values()))
+
+
+def _stated_folds(dataset: Dataset, roles: Mapping[str, Role]) -> dict[str, int]:
+    development = [c for c in dataset.cases if roles.get(c.case) in ("train", "validation")]
+    return {c.case: c.fold for c in development if c.fold is not None}
+
+
+def _hold_fold(
+    roles: Mapping[str, Role], folds: Mapping[str, int], fold: int
+) -> tuple[dict[str, Role], str]:
+    held = {case for case, number in folds.items() if number == fold}
+    return _with_validation(roles, held), f"validation is fold {fold} of the dataset"
+
+
+def _kth_fold(
+    dataset: Dataset,
+    roles: Mapping[str, Role],
+    burden: Mapping[str, int],
+    sizes: Mapping[str, float],
+    fold: int,
+    n_folds: int,
+    seed: int,
+) -> tuple[dict[str, Role], str]:
+    """One fold of the dataset's own, or of those dealt out; a stated validation takes part."""
+    open_roles: dict[str, Role] = {c: "train" if r == "validation" else r for c, r in roles.items()}
+    folds = _stated_folds(dataset, roles)
+    if folds:
+        _require_fold(fold, max(folds.values()) + 1, dataset.root)
+        return _hold_fold(open_roles, folds, fold)
+    units = _units([c for c in dataset.cases if open_roles.get(c.case) == "train"])
+    _require_fold(fold, min(n_folds, len(units)), dataset.root)
+    dealt = _deal(units, burden, sizes, n_folds, np.random.default_rng(seed))
+    held = {case for name in dealt[fold] for case in units[name]}
+    note = f"fold {fold} of {n_folds}, dealt out by group, balanced by lesions and their size"
+    return _with_validation(open_roles, held), note
+
+
+def _require_fold(fold: int, n_folds: int, where: Path) -> None:
+    if fold >= n_folds:
+        raise DatasetError(
+            "There is no such fold.",
+            where=where,
+            seen=f"data.fold={fold}",
+            expected=f"0 to {n_folds - 1}: there are not more folds, or groups to fill them",
+        )
+
+
+def _deal(
+    units: Mapping[str, Sequence[str]],
+    burden: Mapping[str, int],
+    sizes: Mapping[str, float],
+    n_folds: int,
+    rng: np.random.Generator,
+) -> list[list[str]]:
+    """Units in `n_folds` hands: sorted by burden in blocks, by size within, dealt at random."""
+    weight = {name: sum(burden[case] for case in cases) for name, cases in units.items()}
+    size = {n: float(np.median([sizes.get(c, 0.0) for c in cases])) for n, cases in units.items()}
+    names = sorted(weight)
+    shuffled = [names[i] for i in rng.permutation(len(names))]
+    by_burden = sorted(shuffled, key=lambda name: weight[name])
+    free = [name for name in by_burden if weight[name] == 0]
+    rest = by_burden[len(free) :]
+    wide = n_folds * max(1, round(len(rest) / (3 * n_folds)))  # about three classes of burden
+    classes = [free, *(rest[i : i + wide] for i in range(0, len(rest), wide))]
+    ordered = [name for members in classes for name in sorted(members, key=lambda n: size[n])]
+    hands: list[list[str]] = [[] for _ in range(n_folds)]
+    for start in range(0, len(ordered), n_folds):
+        block = ordered[start : start + n_folds]
+        for name, hand in zip(block, rng.permutation(n_folds), strict=False):
+            hands[int(hand)].append(name)
+    return _filled(hands)
+
+
+def _filled(hands: list[list[str]]) -> list[list[str]]:
+    """No hand is empty where there are units enough: the fullest gives its last."""
+    for hand in hands:
+        fullest = max(hands, key=len)
+        if not hand and len(fullest) > 1:
+            hand.append(fullest.pop())
+    return sorted(hands, key=lambda hand: not hand)
 
 
 def _with_validation(roles: Mapping[str, Role], held: set[str]) -> dict[str, Role]:
     return {case: "validation" if case in held else role for case, role in roles.items()}
 
 
-def _given(roles: Mapping[str, Role], path: Path) -> dict[str, Role]:
+def _given(roles: Mapping[str, Role], path: Path, fold: int) -> dict[str, Role]:
     """Roles of a file; it must name every labelled case, and may not train on a test case."""
-    wanted = _roles_in(read_json(path), path)
+    wanted = _roles_in(read_json(path), path, fold)
     reserved = {c: r for c, r in roles.items() if r in ("test", "external")}
     merged = {**reserved, **wanted}
     unknown, missing = sorted(set(wanted) - set(roles)), sorted(set(roles) - set(merged))
@@ -115,13 +201,15 @@ def _given(roles: Mapping[str, Role], path: Path) -> dict[str, Role]:
     return merged
 
 
-def _roles_in(raw: Any, path: Path) -> dict[str, Role]:
-    """Roles from our own JSON, or from the first fold of nnU-Net's list."""
+def _roles_in(raw: Any, path: Path, fold: int) -> dict[str, Role]:
+    """Roles from our own JSON, or from one fold of nnU-Net's list."""
+    if isinstance(raw, list):
+        _require_fold(fold, max(len(raw), 1), path)
     try:
         if isinstance(raw, list):
-            fold = raw[0]
-            train: dict[str, Role] = dict.fromkeys(map(str, fold["train"]), "train")
-            return {**train, **dict.fromkeys(map(str, fold["val"]), "validation")}
+            split = raw[fold]
+            train: dict[str, Role] = dict.fromkeys(map(str, split["train"]), "train")
+            return {**train, **dict.fromkeys(map(str, split["val"]), "validation")}
         return _checked_roles(raw["roles"])
     except (KeyError, TypeError, IndexError, ValueError, AttributeError) as error:
         raise DatasetError(

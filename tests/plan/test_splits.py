@@ -181,3 +181,63 @@ def test_json_round_trip_and_refusal(dataset: Dataset):
     for text in ("[]", "{}", "x", '{"roles": {"a": "umpire"}, "group_safe": true}'):
         with pytest.raises(DatasetError, match="cannot be read"):
             Splits.from_json(text)
+
+
+def test_folds_are_disjoint_cover_everything_and_cut_no_group(dataset: Dataset):
+    groups = {f"c{i:02d}": f"g{i // 2}" for i in range(30)}
+    built, burden = build(dataset, groups), {c: int(c[1:]) % 7 for c in groups}
+    held = [
+        of_role(make_splits(built, burden, fold=k, n_folds=5, seed=2), "validation")
+        for k in range(5)
+    ]
+    assert sum(len(h) for h in held) == 30
+    assert set().union(*held) == set(groups)
+    for cases in held:
+        assert len({groups[c] for c in cases}) == 3
+        assert not {groups[c] for c in cases} & {groups[c] for c in groups if c not in cases}
+
+
+def test_folds_are_balanced_by_burden_and_by_size(dataset: Dataset):
+    cases = {f"c{i:02d}": f"g{i}" for i in range(40)}
+    burden = {c: 0 if i < 10 else 1 + i // 20 for i, c in enumerate(cases)}
+    sizes = {c: float(i % 10) for i, c in enumerate(cases)}
+    for k in range(5):
+        splits = make_splits(build(dataset, cases), burden, fold=k, seed=1, sizes=sizes)
+        held = of_role(splits, "validation")
+        assert len(held) == 8
+        assert sum(burden[c] == 0 for c in held) == 2
+        typical = sum(sizes[c] for c in held if burden[c]) / 6
+        assert abs(typical - 4.5) < 1.5
+
+
+def test_a_fold_that_does_not_exist_is_refused(dataset: Dataset):
+    with pytest.raises(DatasetError, match=r"no such fold.*data\.fold=5"):
+        make_splits(build(dataset, TEN), dict.fromkeys(TEN, 1), fold=5)
+    few = {"a": "a", "b": "b"}
+    with pytest.raises(DatasetError, match="no such fold"):
+        make_splits(build(dataset, few), dict.fromkeys(few, 1), fold=2)
+
+
+def test_a_fold_of_the_dataset_and_of_a_given_file(dataset: Dataset, tmp_path: Path):
+    folds = {case: i % 2 for i, case in enumerate(TEN)}
+    built, burden = build(dataset, TEN, folds=folds), dict.fromkeys(TEN, 1)
+    splits = make_splits(built, burden, fold=1)
+    assert of_role(splits, "validation") == {c for c, f in folds.items() if f == 1}
+    given = tmp_path / "splits_final.json"
+    sides = [sorted(TEN)[:3], sorted(TEN)[3:6]]
+    lists = [{"train": sorted(set(TEN) - set(s)), "val": s} for s in sides]
+    given.write_text(json.dumps(lists))
+    splits = make_splits(built, burden, given=given, fold=1)
+    assert of_role(splits, "validation") == set(sides[1])
+    assert splits.note == "as given in splits_final.json, fold 1"
+    with pytest.raises(DatasetError, match="no such fold"):
+        make_splits(built, burden, given=given, fold=2)
+
+
+def test_the_test_role_stays_out_of_the_folds(dataset: Dataset):
+    roles = {"c0": "test", "c1": "validation"}
+    built = build(dataset, TEN, roles=roles)
+    held = [
+        of_role(make_splits(built, dict.fromkeys(TEN, 1), fold=k), "validation") for k in range(5)
+    ]
+    assert set().union(*held) == set(TEN) - {"c0"}
