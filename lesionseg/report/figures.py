@@ -99,7 +99,7 @@ def _draw_counts(axes: "Axes", groups: Sequence[SizeGroup], lesions: Sequence[Le
             base = [b + h for b, h in zip(base, heights, strict=True)]
     axes.legend(frameon=False, fontsize=8.5, ncols=2, handlelength=1.6)
     axes.locator_params(axis="y", integer=True, nbins=4)
-    axes.set_ylim(0, max([1, *base]) * 1.35)
+    axes.set_ylim(0, max([1, *base]) * 1.6)
 
 
 def _within(lesion: LesionRow, group: SizeGroup) -> bool:

@@ -139,9 +139,9 @@ def _label_line(name: str, one: Mapping[str, Any]) -> Line:
     )
 
 
-def list_answers(answers: Iterable[tuple[str, str]]) -> Listing:
-    """Questions with their answers, one a line."""
-    return _listing(text.HEADINGS_STUDY, ((Cell(q), Cell(a)) for q, a in answers))
+def list_pairs(headings: tuple[str, str], pairs: Iterable[tuple[str, str]]) -> Listing:
+    """Words in two columns, one pair a line."""
+    return _listing(headings, ((Cell(left), Cell(right)) for left, right in pairs))
 
 
 def list_items(checklist: Checklist, study: Study, sections: Iterable[str]) -> Listing:

@@ -87,8 +87,11 @@ def make_context(
         "extras": make_extras(scores),
         "flow": flow,
         "unexplained": text.unexplained(flow.n_unexplained),
-        "study": listing.list_answers(study.lines()),
-        "provenance": listing.list_answers(origin(scores, tables.folder, identifiers=identifiers)),
+        "study": listing.list_pairs(text.HEADINGS_STUDY, study.lines()),
+        "n_answers": len(study.answers),
+        "provenance": listing.list_pairs(
+            text.HEADINGS_PROVENANCE, origin(scores, tables.folder, identifiers=identifiers)
+        ),
         "flat": flat,
         "identifiers": identifiers,
         "words": _words_of_script(scores),

@@ -16,6 +16,7 @@ from lesionseg.report.charts import Chart
 from lesionseg.report.figures import INK, RC
 from lesionseg.report.listing import Listing
 from lesionseg.report.outlines import Loop
+from lesionseg.report.paper_tables import Block, Frame, table_pages
 from lesionseg.report.pictures import View
 
 if TYPE_CHECKING:
@@ -53,12 +54,13 @@ class Summary:
     banners: Sequence[str]
     sentences: Sequence[str]
     sizes: Listing
+    blocks: Sequence[Block] = ()
 
 
 def write_pdf(
     path: Path, summary: Summary, charts: Sequence[Chart], hangings: Sequence[Hanging]
 ) -> None:
-    """Write the summary, the charts on one page, and six pictures a page; whole or not at all."""
+    """Write summary, charts, six pictures a page, and tables; whole or not at all."""
     import matplotlib as mpl
     from matplotlib.backends.backend_pdf import PdfPages
 
@@ -67,6 +69,7 @@ def write_pdf(
         about = {"Title": summary.title, "CreationDate": None}
         with PdfPages(temporary, metadata=about) as pdf:
             pages = [_first_page(summary), *_chart_pages(charts), *_picture_pages(hangings)]
+            pages += table_pages(summary.blocks, _frame(), _page, text.omitted)
             for number, page in enumerate(pages, start=1):
                 foot = f"{text.LIMITS[-1]}    {number}/{len(pages)}"
                 page.text(LEFT, BOTTOM / 2, foot, size=8, color=INK)
@@ -77,6 +80,13 @@ def _page() -> "Figure":
     from matplotlib.figure import Figure
 
     return Figure(figsize=A4)
+
+
+def _frame() -> Frame:
+    width, height = A4[0] * 72, A4[1] * 72
+    return Frame(
+        LEFT * width, (1 - 2 * LEFT) * width, TOP * height, BOTTOM * height, (width, height)
+    )
 
 
 def _first_page(summary: Summary) -> "Figure":
@@ -174,8 +184,9 @@ def _card(part: "SubFigure", card: Card) -> None:
         return
     wide = len(card.views) == 2
     ratios = (1, 1) if wide else (2, 1)
+    top = 0.95 - 0.045 * len(words)
     grid = part.add_gridspec(
-        2, 2, width_ratios=ratios, left=0, right=0.96, top=0.86, bottom=0.04, wspace=0.05
+        2, 2, width_ratios=ratios, left=0, right=0.96, top=top, bottom=0.04, wspace=0.05
     )
     places = (grid[:, 0], grid[:, 1]) if wide else (grid[:, 0], grid[0, 1], grid[1, 1])
     for view, place in zip(card.views, places, strict=True):

@@ -44,6 +44,17 @@ class Flow:
         """Scans that have a prediction to judge."""
         return self.n_entered - self.n_failed
 
+    def lines(self) -> list[tuple[str, str]]:
+        """The steps from found to evaluated, with their numbers."""
+        steps = (
+            (text.FLOW_FOUND, self.n_found),
+            (text.FLOW_EXCLUDED, self.n_excluded),
+            (text.FLOW_ENTERED, self.n_entered),
+            (text.FLOW_FAILED, self.n_failed),
+            (text.FLOW_RESULT, self.n_with_result),
+        )
+        return [(words, text.NOT_STATED if n is None else str(n)) for words, n in steps]
+
     @property
     def n_unexplained(self) -> int:
         """Scans that the stated numbers leave unaccounted for."""

@@ -362,6 +362,8 @@ HEADINGS_LESIONS = (
     "If missed: why",
 )
 HEADINGS_MARKS = ("Scan", "Mark", "Label", "Score", "Chance", "Size", "Result", "Touches a lesion")
+HEADINGS_FLOW = ("Step", "Scans")
+HEADINGS_DEFINITIONS = ("Word", "Meaning")
 HEADINGS_STUDY = ("Question", "Answer")
 HEADINGS_CHECKLIST = ("Item", "Asks for", "Here", "Where")
 HEADINGS_SIZE = ("Size", "Found", "Share", "95 % interval")
@@ -605,6 +607,12 @@ def halving_sentence(scores: Scores) -> str:
         f"To halve the width of that interval, about {more} more patients like these would be "
         "needed: four times as many in all."
     )
+
+
+def supplied(n: int, of: int) -> str:
+    """How much of a study file was filled in."""
+    asked = count(of, "question")
+    return f"{n} of {asked} answered." if n else f"Nothing was supplied: {asked} {NOT_STATED}."
 
 
 def unexplained(n: int) -> str:

@@ -14,8 +14,10 @@ from lesionseg.report.album import Hanging, Progress, draw_walls, trim
 from lesionseg.report.audit import Section, read_suspects, section
 from lesionseg.report.charts import Chart
 from lesionseg.report.gallery import ALL, Limits, Wall, choose_exhibits
+from lesionseg.report.listing import list_pairs
 from lesionseg.report.names import Names, make_pseudonyms, names_in, rename, write_pseudonyms
 from lesionseg.report.page import Context, make_context, render, write_page
+from lesionseg.report.paper_tables import Block
 from lesionseg.report.pdf import Summary, write_pdf
 from lesionseg.report.scene import Load, Scene
 from lesionseg.report.study import read_study
@@ -25,6 +27,7 @@ _log = logging.getLogger(__name__)
 # On paper every picture costs a sixth of a page.
 ON_PAPER = 12
 PER_GALLERY_PAGE = 60
+CASE_SHARES = (0.1, 0.11, 0.08, 0.08, 0.075, 0.08, 0.075, 0.065, 0.08, 0.075, 0.095, 0.085)
 
 
 @dataclass(frozen=True)
@@ -169,4 +172,32 @@ def _on_paper(context: Context) -> Summary:
         banners=[f"{banner.title}. {banner.text}" for banner in context["banners"]],
         sentences=[fact.words for fact in context["facts"]],
         sizes=context["sizes"],
+        blocks=_blocks(context),
+    )
+
+
+def _blocks(context: Context) -> tuple[Block, ...]:
+    """The tables on paper, in the page's order; all scans, lesions and marks stay on the page."""
+    titles, flow = text.SECTIONS, list_pairs(text.HEADINGS_FLOW, context["flow"].lines())
+    definitions = list_pairs(text.HEADINGS_DEFINITIONS, text.DEFINITIONS.values())
+    extras = [
+        Block(f"{titles[key]}: {title}", listing)
+        for key, extra in context["extras"].items()
+        for title, listing in extra.tables
+    ]
+    return (
+        Block(titles["froc"], context["measures"], (0.4, 0.6), (0, 1)),
+        Block(titles["size"], context["rules"], (0.5, 0.25, 0.25), words=text.OTHER_RULES),
+        Block(titles["labels"], context["labels"]),
+        Block(titles["why"], context["reasons"], (0.7, 0.3)),
+        *extras,
+        Block(titles["flow"], flow, (0.4, 0.6), words=context["unexplained"]),
+        Block(titles["study"], context["study"], (0.4, 0.6), words=text.STUDY_TEXT),
+        Block(titles["cases"], context["cases"], CASE_SHARES),
+        Block(titles["definitions"], definitions, (0.25, 0.75)),
+        Block(titles["provenance"], context["provenance"], (0.4, 0.6)),
+        *(
+            Block(f"{guide.name}: {states}", items, (0.08, 0.5, 0.15, 0.27), words=guide.source)
+            for guide, items, states in context["checklists"]
+        ),
     )
