@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 WORKERS ?= 2
 
-.PHONY: demo test setup check slow data bench lock
+.PHONY: demo test setup check slow data bench peers lock
 
 demo: setup  ## train, predict, evaluate and report on simulated brain MRI
 	$(BIN)/python scripts/train.py experiment=demo_mri
@@ -34,6 +34,13 @@ data: setup  ## tests on real scans (LESIONSEG_DATA, or ../shared/data)
 
 bench: setup  ## every speed claim, quickly
 	for b in benchmarks/bench_*.py; do $(BIN)/python $$b --quick || exit 1; done
+
+peers: .peers/.installed  ## the packages that benchmarks and tests compare with
+
+.peers/.installed: benchmarks/peers.txt
+	$(PYTHON) -m venv .peers
+	.peers/bin/python -m pip install --quiet -r benchmarks/peers.txt
+	touch $@
 
 lock: setup  ## write requirements.lock anew from the environment
 	$(BIN)/python -m pip freeze --exclude-editable | sed 's/+cpu//' > requirements.lock

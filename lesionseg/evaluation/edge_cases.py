@@ -116,6 +116,15 @@ COLLAPSED = EdgeCase(
     None,
     "all resampled data sets give the same number, which does not make it certain",
 )
+NOT_OFFICIAL = EdgeCase(
+    "`official`", "the preset is our own", None, "the preset stands for no other scorer"
+)
+OFFICIAL_UNDEFINED = EdgeCase(
+    "a value of `official`",
+    "no case, or no lesion, that defines it by the scorer's own rules",
+    None,
+    "the scorer leaves the number undefined on these cases",
+)
 NO_OPERATING_POINT = EdgeCase(
     "`operating_point.score`",
     "no operating point was given and the prediction files state none",
@@ -141,6 +150,8 @@ EDGE_CASES = (
     TOO_FEW_GROUPS,
     UNSTABLE,
     COLLAPSED,
+    NOT_OFFICIAL,
+    OFFICIAL_UNDEFINED,
     NO_OPERATING_POINT,
 )
 

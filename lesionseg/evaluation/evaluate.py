@@ -12,6 +12,7 @@ from lesionseg.evaluation.instances import Instances
 from lesionseg.evaluation.judge import Judged, judge
 from lesionseg.evaluation.lesions import NEAR_RESOLUTION_VOXELS, Extent, measure_extent
 from lesionseg.evaluation.matching import NEVER
+from lesionseg.evaluation.official import score_case
 from lesionseg.evaluation.overlap import VoxelCounts, voxel_counts
 from lesionseg.evaluation.presets import Preset
 from lesionseg.evaluation.results import CandidateResult, CaseResult, LesionResult, WhyMissed
@@ -66,6 +67,7 @@ def evaluate_case(
         sides={name: verdict.count() for name, verdict in judged.sides.items()},
         operating_point=operating_point or given.operating_point,
         physical=reference.geometry.dims > 2 or set(reference.geometry.spacing_mm) != {1.0},
+        official=score_case(preset.official, judged),
         seconds=perf_counter() - begin,
     )
 

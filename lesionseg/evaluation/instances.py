@@ -133,7 +133,7 @@ def _voxels(
     """Array indices of all instance voxels, sorted by row and then in C order, and their rows."""
     if map_ is None:
         return np.zeros((0, geometry.dims), dtype=np.int64), np.zeros(0, dtype=np.int64)
-    flat = np.flatnonzero(map_)
+    flat = np.flatnonzero(map_ != 0)  # of booleans it is several times faster
     owner = _rows(ids, map_.reshape(-1)[flat])
     if ignore is not None:
         judged = ~ignore.reshape(-1)[flat]

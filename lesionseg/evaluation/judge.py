@@ -82,14 +82,18 @@ def judge(
         accepted = scores >= operating_point.score
     aside = _mostly_ignored(reference, prediction, candidates)
 
-    def verdict(links: Links, present: NDArray[np.bool_], prefer: NDArray[np.bool_]) -> Verdict:
-        candidate_of = match(links.among(present), prefer)
-        return Verdict(candidate_of, _outcomes(links, present, aside, candidate_of))
+    def verdict(
+        rule: Criterion, links: Links, present: NDArray[np.bool_], prefer: NDArray[np.bool_]
+    ) -> Verdict:
+        candidate_of = match(links, prefer, present=present, scores=scores, ids=candidates.ids)
+        spared = links.linked() if rule.unmatched == "ignored" else np.zeros_like(present)
+        return Verdict(candidate_of, _outcomes(present, spared | aside, candidate_of))
 
     links = find_links(criterion, candidates, lesions, overlaps)
-    detected_at = detection_scores(links, scores)
+    detected_at = detection_scores(links, scores, candidates.ids)
     by_now = detected_at >= scores[accepted].min(initial=np.inf)
     nothing = np.zeros(len(lesions), dtype=np.bool_)
+    everyone = np.ones_like(accepted)
     return Judged(
         prediction,
         lesions,
@@ -97,25 +101,23 @@ def judge(
         overlaps,
         accepted,
         detected_at,
-        at_point=verdict(links, accepted, by_now),
-        at_any=verdict(links, np.ones_like(accepted), detected_at > NEVER),
+        at_point=verdict(criterion, links, accepted, by_now),
+        at_any=verdict(criterion, links, everyone, detected_at > NEVER),
         sides={
-            side.name: verdict(find_links(side, candidates, lesions, overlaps), accepted, nothing)
+            side.name: verdict(
+                side, find_links(side, candidates, lesions, overlaps), accepted, nothing
+            )
             for side in SIDE_CRITERIA
         },
     )
 
 
 def _outcomes(
-    links: Links,
-    present: NDArray[np.bool_],
-    aside: NDArray[np.bool_],
-    candidate_of: NDArray[np.int64],
+    present: NDArray[np.bool_], spared: NDArray[np.bool_], candidate_of: NDArray[np.int64]
 ) -> tuple[Outcome, ...]:
-    """Matched: true. Else linked to some lesion, or out of what is judged: ignored. Else false."""
+    """Matched: true. Else spared by the rules, or out of what is judged: ignored. Else false."""
     matched = np.zeros(len(present), dtype=np.bool_)
     matched[candidate_of[candidate_of >= 0]] = True
-    spared = links.linked() | aside
     names: list[Outcome] = ["false_positive", "ignored", "true_positive", "not_accepted"]
     index = np.select([~present, matched, spared], [3, 2, 1], 0)
     return tuple(names[i] for i in index)

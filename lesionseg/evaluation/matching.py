@@ -1,14 +1,14 @@
-"""Which candidate finds which lesion.
+"""Which candidate finds which lesion: one core for all presets, told apart by `Criterion`.
 
-Candidates enter by descending score, ties together. After each entry the matching has as many
-pairs as possible and, among such, the largest summed IoU. Adding a candidate changes an optimal
-matching only along one path that starts at this candidate, so a found lesion stays found, and one
-pass gives the score at which each lesion is found. Where two matchings are equally good the one
-that keeps the found lesions is taken.
+By default candidates enter by descending score, ties together. After each entry the matching has
+as many pairs as possible and, among such, the largest summed IoU. Adding a candidate changes an
+optimal matching only along one path that starts at this candidate, so a found lesion stays found,
+and one pass gives the score at which each lesion is found. Where two matchings are equally good
+the one that keeps the found lesions is taken.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,8 +17,8 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from lesionseg.evaluation.instances import Instances
-from lesionseg.evaluation.overlap import Overlaps
-from lesionseg.evaluation.presets import Criterion
+from lesionseg.evaluation.overlap import Overlaps, box_ious
+from lesionseg.evaluation.presets import Assignment, Criterion
 
 NEVER = -np.inf
 # Outweighs rounding, and no difference between IoUs that anybody would notice.
@@ -37,22 +37,23 @@ class Links:
     candidate: NDArray[np.int64]
     lesion: NDArray[np.int64]
     weight: NDArray[np.float64]
-    one_to_one: bool
+    assignment: Assignment = "every_threshold"
 
     def among(self, candidates: NDArray[np.bool_]) -> "Links":
         """The links of the chosen candidates."""
-        kept = candidates[self.candidate]
-        return Links(
-            self.n_candidates,
-            self.n_lesions,
-            self.candidate[kept],
-            self.lesion[kept],
-            self.weight[kept],
-            self.one_to_one,
+        return self.where(candidates[self.candidate])
+
+    def where(self, kept: NDArray[np.bool_]) -> "Links":
+        """The chosen links `[links]`."""
+        return replace(
+            self,
+            candidate=self.candidate[kept],
+            lesion=self.lesion[kept],
+            weight=self.weight[kept],
         )
 
     def linked(self) -> NDArray[np.bool_]:
-        """Which candidates may find some lesion: unmatched they are ignored, never false."""
+        """Which candidates may find some lesion."""
         found = np.zeros(self.n_candidates, dtype=np.bool_)
         found[self.candidate] = True
         return found
@@ -64,29 +65,81 @@ def find_links(
     """The links of a case under a criterion; only pairs of the same label."""
     if criterion.measure == "centre":
         candidate, lesion, weight = _near_pairs(criterion, candidates, lesions)
+    elif criterion.measure == "box_iou":
+        candidate, lesion, weight = _box_pairs(criterion, candidates, lesions)
     else:
+        weight = _iou(overlaps, criterion.epsilon)
         enough = overlaps.iou > 0
         if criterion.measure == "iou":
-            enough = overlaps.iou >= criterion.threshold
+            enough = weight >= criterion.threshold
         candidate, lesion = overlaps.candidate[enough], overlaps.lesion[enough]
-        weight = overlaps.iou[enough]
-    same = candidates.labels[candidate] == lesions.labels[lesion]
-    return Links(
-        len(candidates),
-        len(lesions),
-        candidate[same],
-        lesion[same],
-        weight[same],
-        criterion.one_to_one,
-    )
+        weight = weight[enough]
+    found = Links(len(candidates), len(lesions), candidate, lesion, weight, criterion.assignment)
+    return found.where(candidates.labels[candidate] == lesions.labels[lesion])
 
 
-def detection_scores(links: Links, scores: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The highest score `[n_lesions]` at which each lesion is found; `NEVER` when it never is."""
+def detection_scores(
+    links: Links, scores: NDArray[np.float64], ids: NDArray[np.int64] | None = None
+) -> NDArray[np.float64]:
+    """The highest score `[n_lesions]` at which each lesion is found; `NEVER` when it never is.
+
+    `ids` `[n_candidates]`: see `match`.
+    """
+    if links.assignment == "every_threshold":
+        return _scores_of_each_threshold(links, scores)
     found_at = np.full(links.n_lesions, NEVER)
-    if not links.one_to_one:
+    if links.assignment == "all":
         np.maximum.at(found_at, links.lesion, scores[links.candidate])
         return found_at
+    everyone = np.ones(links.n_candidates, dtype=np.bool_)
+    nobody = np.zeros(links.n_lesions, dtype=np.bool_)
+    candidate_of = match(links, nobody, present=everyone, scores=scores, ids=ids)
+    found = candidate_of >= 0
+    found_at[found] = scores[candidate_of[found]]
+    return found_at
+
+
+def match(
+    links: Links,
+    prefer: NDArray[np.bool_],
+    *,
+    present: NDArray[np.bool_] | None = None,
+    scores: NDArray[np.float64] | None = None,
+    ids: NDArray[np.int64] | None = None,
+) -> NDArray[np.int64]:
+    """The candidate `[n_lesions]` that finds each lesion, -1 for none.
+
+    Of the candidates that are `present` (all by default), as the links' `assignment` has it. At
+    every threshold: as many pairs as possible, then the largest summed weight, then the lesions in
+    `prefer`. All: the candidate of the largest weight. `once` pairs all candidates, present or
+    not, and of equal pairings takes the one that suits the order of `ids`.
+    """
+    if present is None:
+        present = np.ones(links.n_candidates, dtype=np.bool_)
+    if links.assignment == "once":
+        candidate_of = _match_once(links, np.arange(links.n_candidates) if ids is None else ids)
+        candidate_of[~np.append(present, False)[candidate_of]] = -1
+        return candidate_of
+    links = links.among(present)
+    if links.assignment == "by_score" and scores is not None:
+        return _match_greedily(
+            links, np.lexsort((-links.lesion, -links.weight, _ranks(links, scores)))
+        )
+    if links.assignment in ("by_score", "by_overlap"):
+        return _match_greedily(links, np.argsort(-links.weight, kind="stable"))
+    candidate_of = np.full(links.n_lesions, -1, dtype=np.int64)
+    if links.assignment == "all":
+        order = np.argsort(links.weight, kind="stable")
+        candidate_of[links.lesion[order]] = links.candidate[order]
+        return candidate_of
+    for part in _parts(links):
+        rows, columns = part.best(np.ones(len(part.candidates), np.bool_), prefer[part.lesions])
+        candidate_of[part.lesions[columns]] = part.candidates[rows]
+    return candidate_of
+
+
+def _scores_of_each_threshold(links: Links, scores: NDArray[np.float64]) -> NDArray[np.float64]:
+    found_at = np.full(links.n_lesions, NEVER)
     for part in _parts(links):
         for score in np.unique(scores[part.candidates])[::-1]:
             found = found_at[part.lesions] > NEVER
@@ -98,20 +151,35 @@ def detection_scores(links: Links, scores: NDArray[np.float64]) -> NDArray[np.fl
     return found_at
 
 
-def match(links: Links, prefer: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """The candidate `[n_lesions]` that finds each lesion, -1 for none.
-
-    One to one: as many pairs as possible, then the largest summed weight, then the lesions in
-    `prefer`. Otherwise: the candidate of the largest weight.
-    """
+def _match_once(links: Links, ids: NDArray[np.int64]) -> NDArray[np.int64]:
+    """One assignment of the largest summed 1 + weight; equal ones as scipy breaks the tie."""
+    order = np.argsort(ids, kind="stable")
+    place = np.empty_like(order)
+    place[order] = np.arange(len(order))
+    gain = np.zeros((links.n_lesions, links.n_candidates))
+    gain[links.lesion, place[links.candidate]] = 1 + links.weight
+    rows, columns = linear_sum_assignment(gain, maximize=True)
+    real = gain[rows, columns] > 0
     candidate_of = np.full(links.n_lesions, -1, dtype=np.int64)
-    if not links.one_to_one:
-        order = np.argsort(links.weight, kind="stable")
-        candidate_of[links.lesion[order]] = links.candidate[order]
-        return candidate_of
-    for part in _parts(links):
-        rows, columns = part.best(np.ones(len(part.candidates), np.bool_), prefer[part.lesions])
-        candidate_of[part.lesions[columns]] = part.candidates[rows]
+    candidate_of[rows[real]] = order[columns[real]]
+    return candidate_of
+
+
+def _ranks(links: Links, scores: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Each link's candidate by descending score, ties by row."""
+    rank = np.empty(links.n_candidates, dtype=np.int64)
+    rank[np.argsort(-scores, kind="stable")] = np.arange(links.n_candidates)
+    return rank[links.candidate]
+
+
+def _match_greedily(links: Links, order: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Go through the links in an order and pair what is still free on both sides."""
+    candidate_of = np.full(links.n_lesions, -1, dtype=np.int64)
+    taken = np.zeros(links.n_candidates, dtype=np.bool_)
+    for link in order:
+        candidate, lesion = links.candidate[link], links.lesion[link]
+        if candidate_of[lesion] < 0 and not taken[candidate]:
+            candidate_of[lesion], taken[candidate] = candidate, True
     return candidate_of
 
 
@@ -166,3 +234,21 @@ def _near_pairs(
     distance = np.linalg.norm(apart, axis=-1)
     candidate, lesion = np.nonzero(distance < criterion.threshold * lesions.diameters_mm / 2)
     return candidate, lesion, 1 / (1 + distance[candidate, lesion])
+
+
+def _box_pairs(
+    criterion: Criterion, candidates: Instances, lesions: Instances
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
+    """Pairs whose boxes overlap enough, masks or not."""
+    iou = box_ious(candidates.boxes, lesions.boxes)
+    candidate, lesion = np.nonzero((iou >= criterion.threshold) & (iou > 0))
+    return candidate, lesion, iou[candidate, lesion]
+
+
+def _iou(overlaps: Overlaps, epsilon: float) -> NDArray[np.float64]:
+    """The pairs' IoU, `epsilon` added above and below the fraction bar where both have masks."""
+    if epsilon == 0:
+        return overlaps.iou
+    shared = overlaps.voxels
+    union = np.rint(np.divide(shared, overlaps.iou))
+    return np.where(shared > 0, (shared + epsilon) / (union + epsilon), overlaps.iou)

@@ -82,6 +82,12 @@ def voxel_counts(
     )
 
 
+def box_ious(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:
+    """IoU `[n, m]` of boxes `[n, 2·dims]` and `[m, 2·dims]`."""
+    found: NDArray[np.float64] = box_iou(torch.from_numpy(a), torch.from_numpy(b)).numpy()
+    return found
+
+
 def _mask_pairs(candidates: Instances, lesions: Instances) -> Overlaps:
     """Count the pairs by looking up the candidate at every lesion voxel."""
     n = len(lesions)
@@ -99,7 +105,6 @@ def _mask_pairs(candidates: Instances, lesions: Instances) -> Overlaps:
 
 
 def _box_pairs(candidates: Instances, lesions: Instances, bare: NDArray[np.bool_]) -> Overlaps:
-    a, b = torch.from_numpy(candidates.boxes), torch.from_numpy(lesions.boxes)
-    iou = box_iou(a, b).numpy()
+    iou = box_ious(candidates.boxes, lesions.boxes)
     candidate, lesion = np.nonzero(bare & (iou > 0))
     return Overlaps(candidate, lesion, np.zeros_like(candidate), iou[candidate, lesion])

@@ -6,39 +6,68 @@ from typing import Literal
 
 from lesionseg.errors import ConfigError
 
-Measure = Literal["iou", "overlap", "centre"]
+Measure = Literal["iou", "box_iou", "overlap", "centre"]
+Assignment = Literal["every_threshold", "once", "by_score", "by_overlap", "all"]
+Unmatched = Literal["ignored", "false_positive"]
+Scorer = Literal[
+    "picai",
+    "luna16",
+    "nndetection",
+    "coco",
+    "panoptica",
+    "brats2023",
+    "brats2023_men",
+    "brats2023_met",
+    "isles22",
+    "msseg",
+    "autopet",
+]
 
 
 @dataclass(frozen=True)
 class Criterion:
-    """When a candidate may find a lesion of its own label.
+    """When a candidate may find a lesion of its own label, and which one it then finds.
 
-    `iou`: IoU ≥ `threshold`, mask–mask where both have masks, else box–box. `overlap`: at least
-    one voxel shared. `centre`: distance between the centres under `threshold` times the lesion's
-    radius (half its equivalent diameter). `one_to_one`: one candidate finds one lesion; otherwise
-    it finds all lesions it may.
+    `measure`: `iou`: IoU ≥ `threshold`, mask–mask where both have masks, else box–box. `box_iou`:
+    box–box always. `overlap`: at least one voxel shared. `centre`: distance between the centres
+    under `threshold` times the lesion's radius (half its equivalent diameter).
+
+    `assignment`: `every_threshold`: one to one, as many pairs as possible at every score, then the
+    largest summed IoU. `once`: one to one among all candidates, largest sum of 1 + IoU, whatever
+    the score. `by_score`: from the highest score down each takes the free lesion of largest IoU,
+    of equals the last. `by_overlap`: from the largest IoU down each takes its lesion if both are
+    free. `all`: each finds all lesions it may.
+
+    `unmatched`: what a candidate is that may find a lesion and is left without. `epsilon` is added
+    above and below the fraction bar of the IoU.
     """
 
     name: str
     measure: Measure
     threshold: float = 0.0
-    one_to_one: bool = True
+    assignment: Assignment = "every_threshold"
+    unmatched: Unmatched = "ignored"
+    epsilon: float = 0.0
 
 
 @dataclass(frozen=True)
 class Preset:
-    """A rule set for a whole evaluation: the match criterion and the settings beside it."""
+    """A rule set for a whole evaluation: the match criterion and the settings beside it.
+
+    `official`: whose scorer's own numbers are given beside ours.
+    """
 
     name: str
     criterion: Criterion
+    official: Scorer | None = None
     surface_tolerance_mm: float = 1.0
     size_edges_mm: tuple[float, ...] = (0.0, 3.0, 5.0, 10.0, 20.0)
     fp_per_case: tuple[float, ...] = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
 
 
-ANY_OVERLAP = Criterion("any_overlap", "overlap", one_to_one=False)
+ANY_OVERLAP = Criterion("any_overlap", "overlap", assignment="all")
 IOU50 = Criterion("iou50", "iou", 0.5)
-CENTRE_DISTANCE = Criterion("centre_distance", "centre", 1.0, one_to_one=False)
+CENTRE_DISTANCE = Criterion("centre_distance", "centre", 1.0, assignment="all")
 
 # Always printed beside the preset's own numbers, because IoU is harsh to tiny lesions.
 SIDE_CRITERIA = (ANY_OVERLAP, IOU50, CENTRE_DISTANCE)
@@ -48,6 +77,31 @@ PRESETS: Mapping[str, Preset] = {
     "any_overlap": Preset("any_overlap", ANY_OVERLAP),
     "iou50": Preset("iou50", IOU50),
     "centre_distance": Preset("centre_distance", CENTRE_DISTANCE),
+    "picai": Preset(
+        "picai", Criterion("iou10", "iou", 0.1, assignment="once", epsilon=1e-8), official="picai"
+    ),
+    "luna16": Preset("luna16", CENTRE_DISTANCE, official="luna16"),
+    "nndetection": Preset(
+        "nndetection",
+        Criterion("box_iou10", "box_iou", 0.1, "by_score", "false_positive"),
+        official="nndetection",
+    ),
+    "coco": Preset(
+        "coco",
+        Criterion("box_iou50", "box_iou", 0.5, "by_score", "false_positive"),
+        official="coco",
+    ),
+    "panoptica": Preset(
+        "panoptica",
+        Criterion("iou50", "iou", 0.5, "by_overlap", "false_positive"),
+        official="panoptica",
+    ),
+    "brats2023": Preset("brats2023", ANY_OVERLAP, official="brats2023"),
+    "brats2023_men": Preset("brats2023_men", ANY_OVERLAP, official="brats2023_men"),
+    "brats2023_met": Preset("brats2023_met", ANY_OVERLAP, official="brats2023_met"),
+    "isles22": Preset("isles22", ANY_OVERLAP, official="isles22"),
+    "msseg": Preset("msseg", ANY_OVERLAP, official="msseg"),
+    "autopet": Preset("autopet", ANY_OVERLAP, official="autopet"),
 }
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from lesionseg.core import OperatingPoint
+from lesionseg.evaluation.box_matches import OfficialCase
 from lesionseg.evaluation.overlap import VoxelCounts
 
 Outcome = Literal["true_positive", "false_positive", "ignored", "not_accepted"]
@@ -96,7 +97,8 @@ class CaseResult:
     `sides` holds the counts under the side criteria. `splits`: lesions overlapped by several
     accepted candidates; `merges`: accepted candidates that overlap several lesions. `case_score`:
     the highest candidate's score, 0 without candidates, None without scores. `scored`: whether
-    candidates have scores. `physical`: whether lengths are millimetres, not pixels.
+    candidates have scores. `physical`: whether lengths are millimetres, not pixels. `official`:
+    what the preset's official scorer takes from the case.
     """
 
     case: str
@@ -120,6 +122,7 @@ class CaseResult:
     operating_point: OperatingPoint | None = None
     physical: bool = True
     seconds: float = 0.0
+    official: OfficialCase = None
 
     @property
     def n_detected(self) -> int:

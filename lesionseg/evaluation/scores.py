@@ -13,6 +13,7 @@ from typing import Any
 from lesionseg.core import OperatingPoint
 from lesionseg.evaluation import edge_cases
 from lesionseg.evaluation.estimates import as_list, as_mapping
+from lesionseg.evaluation.official import score_cases
 from lesionseg.evaluation.presets import Preset
 from lesionseg.evaluation.results import CaseResult
 from lesionseg.evaluation.summary import Summary
@@ -44,6 +45,8 @@ def summarise(
     summary = Summary.of(results, preset, replicates, seed)
     plain = {**summary.detection_numbers(), **summary.curve_numbers()}
     reasons = {key: number.reason for key, number in plain.items() if number.reason}
+    if preset.official is None:
+        reasons["official"] = edge_cases.NOT_OFFICIAL.reason
     froc = summary.froc()
     if froc is None:
         reasons["froc"] = (edge_cases.NO_LESION if summary.scored else edge_cases.UNSCORED).reason
@@ -71,6 +74,7 @@ def summarise(
         "false_positives": summary.false_positives(),
         "splits": sum(r.splits for r in results),
         "merges": sum(r.merges for r in results),
+        "official": _official(results, preset),
         "per_label": _per_label(summary, labels or {}),
         "missing_predictions": [r.case for r in results if r.status == "missing"],
         "split_is_group_safe": split_is_group_safe,
@@ -86,6 +90,17 @@ def summarise(
             },
         },
     }
+
+
+def _official(results: Sequence[CaseResult], preset: Preset) -> dict[str, Any] | None:
+    """The numbers of the preset's official scorer; None for presets of our own."""
+    if preset.official is None:
+        return None
+    found = score_cases(preset.official, results)
+    undefined = [name for name, value in found.values.items() if value is None]
+    why = found.reason or (edge_cases.OFFICIAL_UNDEFINED.reason if undefined else None)
+    scored = {"scorer": found.scorer, "n_cases": found.n, "values": found.values}
+    return scored if why is None else {**scored, "reason": why}
 
 
 def _per_label(summary: Summary, labels: Mapping[int, str]) -> dict[str, Any]:

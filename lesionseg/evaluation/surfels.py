@@ -41,7 +41,7 @@ def surfels_of(voxels: NDArray[np.int64], spacing_mm: Sequence[float]) -> Surfel
     for bit, offset in enumerate(_corners(len(shape))):
         codes[place + np.ravel_multi_index(offset, shape)] |= np.uint8(1 << bit)
     full = 2 ** (2 ** len(shape)) - 1
-    found = np.flatnonzero(codes)
+    found = np.flatnonzero(codes != 0)
     found = found[codes[found] != full]
     corners = np.stack(np.unravel_index(found, shape), axis=1) + low
     spacing: NDArray[np.float64] = np.asarray(spacing_mm, dtype=np.float64)

@@ -14,10 +14,10 @@ def random_links(rng, n_candidates, n_lesions, density=0.4):
     return links_of(weight), weight
 
 
-def links_of(weight, one_to_one=True):
+def links_of(weight, assignment="every_threshold"):
     candidate, lesion = np.nonzero(weight)
     shape = np.shape(weight)
-    return Links(*shape, candidate, lesion, np.asarray(weight)[candidate, lesion], one_to_one)
+    return Links(*shape, candidate, lesion, np.asarray(weight)[candidate, lesion], assignment)
 
 
 def best_by_trying(weight):
@@ -64,7 +64,7 @@ def test_order_of_candidates_does_not_matter(seed):
 
 
 def test_many_to_many_takes_the_highest_score_and_the_best_fit():
-    links = links_of(np.array([[0.2, 0.3], [0.5, 0.0]]), one_to_one=False)
+    links = links_of(np.array([[0.2, 0.3], [0.5, 0.0]]), assignment="all")
     np.testing.assert_array_equal(detection_scores(links, np.array([0.9, 0.4])), [0.9, 0.9])
     np.testing.assert_array_equal(match(links, np.zeros(2, bool)), [1, 0])
 
