@@ -1,0 +1,202 @@
+"""Draw the figures of docs/focal.md from the library's own loss.
+
+    python docs/figures/make_focal_figures.py [--search RUN/tune.json]
+
+Writes focal_*.svg beside this file, and the numbers that the text quotes to focal_numbers.json.
+Nothing is sketched: values and gradients come from `sigmoid_focal_loss` and its backward pass.
+`--search` draws the heat map of a search for α and γ from its tune.json too.
+"""
+
+import argparse
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from lesionseg.io.atomic import atomic_path, read_json, write_json
+from lesionseg.losses import sigmoid_focal_loss
+from lesionseg.report.figures import ACCENT, FOUND, GRID, INK, STYLES, draw_svg
+from lesionseg.report.surface import draw_surface
+from lesionseg.report.tuning import TuningSearch, TuningTrial
+
+if TYPE_CHECKING:
+    from matplotlib.figure import FigureBase
+
+HERE = Path(__file__).resolve().parent
+GAMMAS = (0.0, 0.5, 1.0, 2.0, 5.0)
+COLOURS = (INK, "#56b4e9", FOUND, ACCENT, "#cc79a7")  # Okabe and Ito 2008
+FRACTIONS = (1e-2, 1e-3, 1e-4)
+# A calibrated detector whose evidence for and against a lesion is normal, the two kinds of voxels
+# lying 4 standard deviations apart (area under the ROC curve 0.998): half-way through training.
+DISTANCE = 4.0
+EASY = 0.1  # background that is given a lower probability than this is called easy
+# The best α for each γ in table 1b of Lin et al. (arXiv 1708.02002)
+PAPER = ((0.0, 0.75), (0.5, 0.5), (1.0, 0.25), (2.0, 0.25), (5.0, 0.25))
+
+
+def main() -> None:
+    """Draw them all."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--search", type=Path, help="tune.json of a search")
+    options = parser.parse_args()
+    write("focal_curves", curves, 3.6)
+    write("focal_gradient_share", gradient_share, 3.6)
+    write("focal_calibration", calibration, 3.8)
+    if options.search:
+        write("focal_search", partial(draw_surface, search=read_search(options.search)), 4.6)
+    write_json(HERE / "focal_numbers.json", numbers())
+
+
+def write(name: str, draw: "Callable[[FigureBase], None]", height: float) -> None:
+    """One figure as SVG beside this file."""
+    with atomic_path(HERE / f"{name}.svg") as path:
+        path.write_bytes(draw_svg(draw, height).svg)
+
+
+def loss_and_gradient(
+    logits: NDArray[np.float64], is_lesion: bool, gamma: float, alpha: float | None
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Focal loss of each logit and its derivative in the logit, by the library."""
+    x = torch.tensor(logits)[:, None].requires_grad_()
+    target = torch.full(x.shape, float(is_lesion), dtype=torch.float64)
+    loss = sigmoid_focal_loss(x, target, alpha=alpha, gamma=gamma, reduction="none")
+    (slope,) = torch.autograd.grad(loss.sum(), x)
+    return loss.detach().numpy()[:, 0], slope.numpy()[:, 0]
+
+
+def curves(onto: "FigureBase") -> None:
+    """The loss, and the size of its gradient in the logit, against p_t."""
+    left, right = onto.subplots(1, 2)
+    p = np.linspace(1e-3, 1 - 1e-3, 400)
+    for gamma, colour in zip(GAMMAS, COLOURS, strict=True):
+        loss, slope = loss_and_gradient(np.log(p / (1 - p)), True, gamma, None)
+        left.plot(p, loss, color=colour, label=f"γ = {gamma:g}")
+        right.plot(p, np.abs(slope), color=colour)
+    left.set(xlabel="probability of the truth, p_t", ylabel="loss", ylim=(0, 4), xlim=(0, 1))
+    right.set(xlabel="probability of the truth, p_t", ylabel="|gradient in the logit|", xlim=(0, 1))
+    left.legend(frameon=False)
+    _tidy(left, right)
+
+
+def shares(fraction: float, gamma: float, alpha: float) -> tuple[float, float, float]:
+    """Shares of the absolute gradient from lesions, easy and other background."""
+    prior = np.log(fraction / (1 - fraction))
+    logits = np.linspace(-50, 50, 20001)
+    # the log likelihood ratio of such evidence is normal too, with mean ±d²/2 and deviation d
+    background, lesion = (
+        np.exp(-(((logits - prior - sign * DISTANCE**2 / 2) / DISTANCE) ** 2) / 2)
+        for sign in (-1, 1)
+    )
+    pull = np.abs(loss_and_gradient(logits, False, gamma, alpha)[1]) * background * (1 - fraction)
+    push = np.abs(loss_and_gradient(logits, True, gamma, alpha)[1]) * lesion * fraction
+    easy = logits < np.log(EASY / (1 - EASY))
+    total = pull.sum() + push.sum()
+    return push.sum() / total, pull[easy].sum() / total, pull[~easy].sum() / total
+
+
+def gradient_share(onto: "FigureBase") -> None:
+    """Who gets the gradient, against γ, at three lesion fractions."""
+    gammas = np.linspace(0, 5, 51)
+    panels = onto.subplots(1, len(FRACTIONS), sharey=True)
+    for axes, fraction in zip(panels, FRACTIONS, strict=True):
+        found = np.array([shares(fraction, g, 0.5) for g in gammas])
+        names = ("lesions", "easy background", "other background")
+        looks = ((FOUND, STYLES[0]), (INK, STYLES[1]), (ACCENT, STYLES[3]))
+        for column, name, (colour, style) in zip(found.T, names, looks, strict=True):
+            axes.plot(gammas, column, color=colour, linestyle=style, label=name)
+        axes.set(title=f"lesions: {fraction:g} of the voxels", xlabel="γ", xlim=(0, 5), ylim=(0, 1))
+        axes.title.set_fontsize(10)
+    panels[0].set_ylabel("share of the gradient")
+    panels[0].legend(frameon=False, fontsize=8.5)
+    _tidy(*panels)
+
+
+def minimiser(q: NDArray[np.float64], gamma: float, alpha: float) -> NDArray[np.float64]:
+    """The probability that a network is taught for a voxel which is lesion with chance q.
+
+    Where q·|slope for lesion| = (1 − q)·|slope for background|: found by bisection in the logit,
+    since the first falls and the second rises with it.
+    """
+    low, high = np.full_like(q, -60.0), np.full_like(q, 60.0)
+    for _ in range(80):
+        middle = (low + high) / 2
+        push = np.abs(loss_and_gradient(middle, True, gamma, alpha)[1]) * q
+        pull = np.abs(loss_and_gradient(middle, False, gamma, alpha)[1]) * (1 - q)
+        low, high = np.where(push > pull, middle, low), np.where(push > pull, high, middle)
+    return 1 / (1 + np.exp(-(low + high) / 2))
+
+
+def calibration(onto: "FigureBase") -> None:
+    """What a score means: the taught probability against the true chance, by γ and by α."""
+    q = np.logspace(-4, np.log10(0.999), 200)
+    left, right = onto.subplots(1, 2, sharey=True)
+    for gamma, colour in zip(GAMMAS, COLOURS, strict=True):
+        left.plot(q, minimiser(q, gamma, 0.5), color=colour, label=f"γ = {gamma:g}")
+    for alpha, colour in zip((0.05, 0.25, 0.5, 0.75, 0.95), COLOURS, strict=True):
+        right.plot(q, minimiser(q, 2.0, alpha), color=colour, label=f"α = {alpha:g}")
+    for axes, title in ((left, "α = 0.5"), (right, "γ = 2")):
+        axes.plot(q, q, color="#999999", linewidth=0.8, zorder=0)
+        axes.set(xscale="log", yscale="log", xlim=(1e-4, 1), ylim=(1e-4, 1), title=title)
+        axes.set_xlabel("true chance of lesion, q")
+        axes.legend(frameon=False, fontsize=8.5, loc="lower right")
+        axes.title.set_fontsize(10)
+    left.set_ylabel("probability taught, p*")
+    _tidy(left, right)
+
+
+def read_search(path: Path) -> TuningSearch:
+    """A search as tune.json keeps it."""
+    raw = read_json(path)
+    return TuningSearch(
+        alpha=tuple(raw["search"]["alpha"]),
+        gamma=tuple(raw["search"]["gamma"]),
+        trials=tuple(TuningTrial(**trial) for trial in raw["trials"]),
+        objective=raw["objective"].partition(" + ")[0],
+        title="",
+    )
+
+
+def numbers() -> dict[str, object]:
+    """What docs/focal.md quotes."""
+    chances = np.array([1e-3, 1e-2, 0.1, 0.5])
+    return {
+        "loss at p_t 0.1 over loss at p_t 0.99, by γ": {
+            f"{gamma:g}": _rounded(_hard_over_easy(gamma)) for gamma in GAMMAS
+        },
+        "share of the gradient: lesions, easy background, other background; α 0.5": {
+            f"lesions {fraction:g}, γ {gamma:g}": [
+                _rounded(x) for x in shares(fraction, gamma, 0.5)
+            ]
+            for fraction in FRACTIONS
+            for gamma in GAMMAS
+        },
+        "probability taught where the chance of lesion is 0.001, 0.01, 0.1, 0.5": {
+            f"α {alpha:g}, γ {gamma:g}": [_rounded(x) for x in minimiser(chances, gamma, alpha)]
+            for gamma, alpha in (*((g, 0.5) for g in GAMMAS), *PAPER, (2.0, 0.75))
+        },
+    }
+
+
+def _hard_over_easy(gamma: float) -> float:
+    p = np.array([0.1, 0.99])
+    hard, easy = loss_and_gradient(np.log(p / (1 - p)), True, gamma, None)[0]
+    return float(hard / easy)
+
+
+def _rounded(value: float) -> float:
+    return float(f"{value:.3g}")
+
+
+def _tidy(*all_axes: object) -> None:
+    for axes in all_axes:
+        axes.spines[["top", "right"]].set_visible(False)  # type: ignore[attr-defined]
+        axes.grid(color=GRID, linewidth=0.8)  # type: ignore[attr-defined]
+        axes.set_axisbelow(True)  # type: ignore[attr-defined]
+
+
+if __name__ == "__main__":
+    main()
