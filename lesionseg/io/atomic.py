@@ -90,11 +90,15 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]], columns: Sequence[s
 def read_csv(path: Path) -> list[dict[str, str]]:
     """Read a table as one dictionary a row; spaces around names and values are dropped.
 
+    Commas stand between the columns or, where the first line has none, semicolons or tabs.
+
     Raises `ReadError` when the file is missing, no UTF-8, has no header or a row longer than it.
     """
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file, skipinitialspace=True)
+            separator = _separator(file.readline())
+            file.seek(0)
+            reader = csv.DictReader(file, delimiter=separator, skipinitialspace=True)
             names = reader.fieldnames
             rows = [_stripped(row, path, reader.line_num) for row in reader]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
@@ -102,6 +106,11 @@ def read_csv(path: Path) -> list[dict[str, str]]:
     if not names:
         raise ReadError("The table is empty.", where=path, expected="a first line of column names")
     return rows
+
+
+def _separator(header: str) -> str:
+    """What stands between column names: spreadsheets write semicolons in much of Europe."""
+    return next((sign for sign in ",;\t" if sign in header), ",")
 
 
 def _stripped(row: Mapping[str | None, Any], path: Path, line: int) -> dict[str, str]:

@@ -1,6 +1,7 @@
 """Cases in memory: channels on one grid and the reference that belongs to them."""
 
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from lesionseg.io.coco_reference import read_coco_reference
 from lesionseg.io.dicom_headers import is_dicom
 from lesionseg.io.dicom_reference import read_dicom_reference
 from lesionseg.io.dicom_stack import Tilt
+from lesionseg.io.instances import read_instances
+from lesionseg.io.luna16 import read_balls
 from lesionseg.io.volumes import read_volume
 
 TOLERANCE_MM = 1e-3
@@ -119,8 +122,14 @@ def check_grid(path: Path, seen: Geometry, other: Path, expected: Geometry) -> N
 
 def read_reference(files: CaseFiles, dataset: Dataset, geometry: Geometry) -> Reference | None:
     """Read the reference of one case, whose image has the given `geometry`."""
-    if files.annotations:
+    if "lesions" in files.annotations:
         return read_coco_reference(files, geometry, dataset.merged_values)
+    if "balls" in files.annotations:
+        return read_balls(files, geometry)
+    if "instances" in files.annotations and files.reference is not None:
+        found = read_instances(files, pixel_mm(files), bool(dataset.merged_values))
+        check_grid(files.reference, found.geometry, files.images[0], geometry)
+        return replace(found, geometry=geometry)
     if files.reference is None:
         return None
     if is_dicom(files.reference):

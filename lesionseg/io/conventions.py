@@ -8,11 +8,15 @@ from pathlib import Path
 
 from lesionseg.core import CaseFiles, Dataset
 from lesionseg.errors import ConfigError, DatasetError
+from lesionseg.io.bids import read_bids, recognises_bids
 from lesionseg.io.coco import read_coco, recognises_coco
+from lesionseg.io.datalist import read_datalist, recognises_datalist
 from lesionseg.io.dicom_headers import SUFFIXES as DICOM
 from lesionseg.io.dicom_xray import is_radiograph, radiograph_columns
 from lesionseg.io.groups import assign_groups
+from lesionseg.io.luna16 import read_luna16, recognises_luna16
 from lesionseg.io.manifest import read_manifest, recognises_manifest
+from lesionseg.io.nndetection import read_nndetection, recognises_nndetection
 from lesionseg.io.nnunet import read_msd, read_nnunet, recognises_msd, recognises_nnunet
 
 logger = logging.getLogger(__name__)
@@ -31,9 +35,20 @@ class Convention:
 # asked in this order: a manifest was written on purpose; MSD is nnU-Net without channel numbers
 CONVENTIONS = (
     Convention("manifest", "manifest.csv", recognises_manifest, read_manifest),
+    Convention("luna16", "annotations.csv of LUNA16 and its scans", recognises_luna16, read_luna16),
+    Convention(
+        "nndetection",
+        "dataset.json and labelsTr/<case>.json",
+        recognises_nndetection,
+        read_nndetection,
+    ),
     Convention("msd", "dataset.json and imagesTr/<case>.nii.gz", recognises_msd, read_msd),
+    Convention(
+        "datalist", "a JSON file with a list 'training'", recognises_datalist, read_datalist
+    ),
     Convention("nnunet", "dataset.json and imagesTr/<case>_0000.*", recognises_nnunet, read_nnunet),
     Convention("coco", "annotations.json and images/", recognises_coco, read_coco),
+    Convention("bids", "sub-*/…_label-lesion_mask.*", recognises_bids, read_bids),
 )
 
 

@@ -134,7 +134,7 @@ def _reference_faults(
 
 def _own_geometry(files: CaseFiles) -> Geometry | None:
     """The grid a mask states itself; None for DICOM references, tables and unreadable files."""
-    if files.reference is None or files.annotations or is_dicom(files.reference):
+    if files.reference is None or "lesions" in files.annotations or is_dicom(files.reference):
         return None
     try:
         return read_geometry(files.reference, raster_mm=pixel_mm(files))

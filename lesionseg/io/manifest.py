@@ -11,7 +11,7 @@ from lesionseg.io.volumes import read_geometry
 
 MANIFEST = "manifest.csv"
 LABELS = "labels.json"
-_OWN_COLUMNS = ("case", "reference", "group", "role", "fold")
+_OWN_COLUMNS = ("case", "reference", "instances", "group", "role", "fold")
 
 
 def recognises_manifest(root: Path) -> bool:
@@ -22,7 +22,9 @@ def recognises_manifest(root: Path) -> bool:
 def read_manifest(root: Path) -> Dataset:
     """Read `manifest.csv`: `case, image[, image_0001 …], reference, group, role, fold` and others.
 
-    Paths are relative to the manifest; an empty reference means unlabelled. Further columns are
+    Commas, semicolons or tabs between. Paths are relative to the manifest; a folder is a DICOM
+    series, an empty reference means unlabelled. In place of `reference`, `instances` names a mask
+    whose values are lesion ids, all of label 1. Further columns are
     kept in `CaseFiles.columns`; `pixel_mm` is the pixel size of rasters. Labels are those of
     `labels.json` (`{"1": "lesion"}`) beside it, else that one. Raises `DatasetError`.
     """
@@ -36,7 +38,7 @@ def read_manifest(root: Path) -> Dataset:
         convention="manifest",
         dims=read_geometry(cases[0].images[0], raster_mm=None).dims,
         channel_names=images,
-        labels=_labels(root / LABELS),
+        labels=read_label_names(root),
         cases=cases,
     )
 
@@ -81,14 +83,23 @@ def _case(root: Path, row: Mapping[str, str], images: Sequence[str], line: int) 
     path = root / MANIFEST
     if not row["case"] or not all(row[name] for name in images):
         raise DatasetError(f"Line {line} lacks its case or an image.", where=path, seen=dict(row))
-    reference = row.get("reference", "")
+    reference, instances = row.get("reference", ""), row.get("instances", "")
+    if reference and instances:
+        raise DatasetError(
+            f"Line {line} has a reference and instances.",
+            where=path,
+            seen=[reference, instances],
+            expected="one of them: a label mask, or a mask whose values are lesion ids",
+        )
+    mask = reference or instances
     return CaseFiles(
         case=row["case"],
         images=tuple(_existing(root, row[name], line) for name in images),
-        reference=_existing(root, reference, line) if reference else None,
+        reference=_existing(root, mask, line) if mask else None,
         group=row.get("group", ""),
         role=parse_role(row.get("role", ""), path),
         fold=parse_fold(row.get("fold", ""), path),
+        annotations={"instances": None} if instances else {},
         columns={k: v for k, v in row.items() if k not in (*_OWN_COLUMNS, *images)},
     )
 
@@ -105,7 +116,9 @@ def _existing(root: Path, name: str, line: int) -> Path:
     return file
 
 
-def _labels(path: Path) -> dict[int, str]:
+def read_label_names(root: Path) -> dict[int, str]:
+    """Label names by value from `labels.json` in the folder; label 1 is the lesion without it."""
+    path = root / LABELS
     if not path.is_file():
         return {1: "lesion"}
     labels = read_json(path)

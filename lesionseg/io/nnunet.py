@@ -32,7 +32,7 @@ def recognises_msd(root: Path) -> bool:
 
 def read_nnunet(root: Path) -> Dataset:
     """Read an nnU-Net raw folder; groups are not yet assigned. Raises `DatasetError`."""
-    return _read(root, "nnunet", _channel_files)
+    return _read(root, "nnunet", channel_files)
 
 
 def read_msd(root: Path) -> Dataset:
@@ -43,7 +43,7 @@ def read_msd(root: Path) -> Dataset:
 def _read(root: Path, convention: str, collect: Collect) -> Dataset:
     facts_path = root / "dataset.json"
     facts = _facts(facts_path)
-    channels = _channel_names(facts, facts_path)
+    channels = name_channels(facts, facts_path)
     if convention == "msd" and len(channels) > 1:
         raise DatasetError(
             "The Decathlon keeps several channels in one 4-D file, which is not read.",
@@ -53,7 +53,11 @@ def _read(root: Path, convention: str, collect: Collect) -> Dataset:
         )
     labels, ignore = parse_labels(facts.get("labels"), facts_path)
     folds = _folds(root / "splits_final.json")
-    cases = [c for part, role in _PARTS for c in _cases(root, part, role, channels, folds, collect)]
+    cases = [
+        c
+        for part, role in _PARTS
+        for c in collect_cases(root, part, role, channels, folds, collect)
+    ]
     if not cases:
         raise DatasetError(
             "No labelled case found.",
@@ -80,8 +84,8 @@ def _facts(path: Path) -> Mapping[str, Any]:
     return facts
 
 
-def _channel_names(facts: Mapping[str, Any], path: Path) -> tuple[str, ...]:
-    """Names by channel number: version 2 says `channel_names`, version 1 and MSD `modality`."""
+def name_channels(facts: Mapping[str, Any], path: Path) -> tuple[str, ...]:
+    """Names in order: version 2 says `channel_names`, version 1 and the Decathlon `modality`."""
     names = facts.get("channel_names", facts.get("modality"))
     if isinstance(names, Mapping) and {str(k) for k in names} == {
         str(i) for i in range(len(names))
@@ -145,7 +149,7 @@ def _folds(path: Path) -> dict[str, int]:
     return dict(pairs) if len(dict(pairs)) == len(pairs) else {}
 
 
-def _cases(
+def collect_cases(
     root: Path,
     part: str,
     role: Role | None,
@@ -174,7 +178,7 @@ def _image_files(folder: Path) -> list[Path]:
     return sorted(f for f in folder.iterdir() if is_image_file(f)) if folder.is_dir() else []
 
 
-def _channel_files(files: Sequence[Path]) -> dict[str, dict[int, Path]]:
+def channel_files(files: Sequence[Path]) -> dict[str, dict[int, Path]]:
     """Files by case and channel number, from names such as `<case>_0001.nii.gz`."""
     found: dict[str, dict[int, Path]] = {}
     for file in files:

@@ -30,7 +30,7 @@ def test_a_convention_may_be_named(nnunet_folder: Folder) -> None:
     root = nnunet_folder()
     assert read_dataset(root, convention="nnunet").convention == "nnunet"
     with pytest.raises(ConfigError, match=r"convention is unknown.*nnunet"):
-        read_dataset(root, convention="bids")
+        read_dataset(root, convention="bidz")
 
 
 def test_the_convention_is_said_in_the_log(

@@ -82,7 +82,7 @@ def test_a_manifest_goes_before_other_conventions(manifest: Callable[[str], Path
 @pytest.mark.parametrize(
     ("text", "match"),
     [
-        ("case;image\nA;scans/a.nii.gz\n", "lacks the column 'case'"),
+        ("name,image\nA,scans/a.nii.gz\n", "lacks the column 'case'"),
         ("case,reference\nA,scans/m.nii.gz\n", "lacks the column 'image'"),
         ("case,image\n", "no case"),
         ("case,image\nA,scans/gone.nii.gz\n", "line 2 does not exist.*gone"),
