@@ -6,6 +6,7 @@ folder/<key of plan and dataset>/<case>/    see cached_case.py
 import hashlib
 import json
 import logging
+import os
 import shutil
 import time
 import uuid
@@ -31,6 +32,7 @@ from lesionseg.plan.plan import Plan
 
 logger = logging.getLogger(__name__)
 
+MAX_WORKERS = 8  # each holds a case, and disks are busy with that many
 _PARTIAL = ".partial-"
 _DAY_SECONDS = 86400
 
@@ -151,23 +153,31 @@ def fill_cache(
     *,
     read: Callable[[CaseFiles], Case],
     progress: Callable[[str, int, int], None] | None = None,
-    workers: int = 1,
+    workers: int | None = None,
 ) -> list[CachedCase]:
     """Prepare every case that the cache lacks; the cached cases in the order of `cases`.
 
-    `read` turns a case's files into arrays. `workers` threads hold one case each; 1 works in this
-    thread. `progress(case, done, total)` is called here after each case. What is made stays made:
-    the next call goes on where an interrupted one stopped. The first error ends the call.
+    `read` turns a case's files into arrays. `workers` threads hold one case each (None: as many as
+    there are cores, eight at most); 1 works in this thread. `progress(case, done, total)` is
+    called here after each case. What is made stays made: the next call goes on where an
+    interrupted one stopped. The first error ends the call.
     """
     cache = Cache(folder, cache_key(dataset, plan))
     cache.sweep()
     make = partial(_cached, cache=cache, plan=plan, read=read)
     found: dict[int, CachedCase] = {}
-    for i, cached in _run(make, cases, workers):
+    for i, cached in _run(make, cases, workers or min(_cores(), MAX_WORKERS)):
         found[i] = cached
         if progress is not None:
             progress(cached.case, len(found), len(cases))
     return [found[i] for i in range(len(cases))]
+
+
+def _cores() -> int:
+    """Processor cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _cached(

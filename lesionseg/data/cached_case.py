@@ -9,7 +9,10 @@
 """
 
 import json
+import mmap
+import os
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +48,7 @@ class CachedLesion:
 class CachedCase:
     """A prepared case on disk. Its arrays are read-only memory maps, mapped anew at each access.
 
-    Nothing stays open in between, so that thousands of cases cost no file handles and the object
+    No file stays open in between, so that thousands of cases cost no file handles and the object
     travels to worker processes as a few numbers. `source` is the hash of the files it is made of.
     """
 
@@ -86,7 +89,7 @@ class CachedCase:
     def _map(self, name: str) -> NDArray[Any]:
         path = self.folder / f"{name}.npy"
         try:
-            mapped: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
+            mapped = _map_array(path)
         except (OSError, ValueError) as error:
             raise ReadError(
                 "A cached array cannot be read.",
@@ -95,6 +98,29 @@ class CachedCase:
                 remedy="start again: the cache builds what is missing.",
             ) from error
         return mapped
+
+
+def _map_array(path: Path) -> NDArray[Any]:
+    """The array of a .npy file, its pages read when they are touched; `ValueError` if cut short."""
+    with path.open("rb") as stream:
+        written = os.fstat(stream.fileno())
+        layout = _layout(path, written.st_mtime_ns, written.st_size)
+        pages = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+    return np.ndarray(layout.shape, layout.dtype, pages, layout.offset)
+
+
+@dataclass(frozen=True)
+class _Layout:
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    offset: int
+
+
+@lru_cache(maxsize=1 << 16)
+def _layout(path: Path, modified_ns: int, size: int) -> _Layout:
+    """What the header says: parsing it takes longer than reading a tile."""
+    mapped: Any = np.load(path, mmap_mode="r", allow_pickle=False)
+    return _Layout(mapped.shape, mapped.dtype, mapped.offset)
 
 
 def write_cached_case(

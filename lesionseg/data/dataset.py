@@ -2,10 +2,12 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from monai.data import DataLoader
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
@@ -91,21 +93,24 @@ class TileDataset(Dataset[TileTensors]):
 
     def finish(self, raw: RawTile) -> TileTensors:
         """Carry out the changes, on the device where the raw tile is."""
-        return apply(raw.tensors, raw.change, self.sampler.tile_shape)
+        tile = apply(raw.tensors, raw.change, self.sampler.tile_shape)
+        return tile | {"instances": tile["instances"].int()}
 
     def read(self, choice: TileChoice, change: Change = NO_CHANGE) -> TileTensors:
         """The tile as it lies in the cache, or as much around it as a change moves into it.
 
-        The image is float16, as in the cache.
+        The image is float16, as in the cache, and few instances are uint8: less to move.
         """
         case = self.sampler.cases[choice.case]
         source = change.movement.source(self.sampler.tile_shape)
         start = [s + first for s, (first, _) in zip(choice.start, source, strict=True)]
         shape = [stop - first for first, stop in source]
-        instances = read_tile(case.instances, start, shape).astype(np.int32)
+        instances = read_tile(case.instances, start, shape)
+        if instances.dtype != np.uint8:  # torch knows little of the others
+            instances = instances.astype(np.int32)
         return {
             "image": torch.from_numpy(read_tile(case.image, start, shape)),
-            "labels": torch.from_numpy(read_tile(case.labels, start, shape)),
+            "labels": torch.from_numpy(_labels(case, instances, start, shape)),
             "instances": torch.from_numpy(instances),
             "valid": _valid(case, start, shape),
         }
@@ -152,6 +157,18 @@ class _InOrder(Sampler[int]):
 
     def __len__(self) -> int:
         return len(self._indices)
+
+
+def _labels(
+    case: CachedCase, instances: NDArray[Any], start: Sequence[int], shape: Sequence[int]
+) -> NDArray[np.uint8]:
+    """The label map; where all lesions have one label it follows from the instances."""
+    labels = {lesion.label for lesion in case.lesions}
+    if len(labels) > 1:
+        return read_tile(case.labels, start, shape)
+    marked: NDArray[np.uint8] = (instances != 0).view(np.uint8)
+    label = labels.pop() if labels else 1
+    return marked if label == 1 else marked * np.uint8(label)
 
 
 def _valid(case: CachedCase, start: Sequence[int], tile_shape: Sequence[int]) -> Tensor:

@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from lesionseg.data.cached_case import CachedCase, CachedLesion
+from lesionseg.data.cached_case import CachedCase
 from lesionseg.data.tiling import clip_start
 from lesionseg.errors import ConfigError
 
@@ -93,6 +93,7 @@ class TileSampler:
         self._lesions = [
             (i, lesion) for i, case in enumerate(self.cases) for lesion in case.lesions
         ]
+        self._boxes = [_boxes(case) for case in self.cases]
         voxels = np.array([lesion.voxels for _, lesion in self._lesions], dtype=np.float64)
         self._weights = voxels ** -float(size_weight)
         self._table = lru_cache(maxsize=2)(self._epoch_table)
@@ -149,17 +150,22 @@ class TileSampler:
             shape = self.cases[case].shape
             room = [max(n - t, 0) for n, t in zip(shape, self.tile_shape, strict=True)]
             start = clip_start([int(rng.integers(r + 1)) for r in room], shape, self.tile_shape)
-            if not any(self._meets(start, lesion) for lesion in self.cases[case].lesions):
+            if not self._meets_lesion(start, case):
                 break
         return TileChoice(case, start, "background")
 
-    def _meets(self, start: Sequence[int], lesion: CachedLesion) -> bool:
-        return all(
-            s < stop and first < s + tile
-            for s, tile, first, stop in zip(
-                start, self.tile_shape, lesion.start, lesion.stop, strict=True
-            )
-        )
+    def _meets_lesion(self, start: Sequence[int], case: int) -> bool:
+        first, stop = self._boxes[case]
+        begin = np.array(start)
+        return bool(((begin < stop) & (first < begin + self.tile_shape)).all(axis=1).any())
+
+
+def _boxes(case: CachedCase) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Starts and stops `[n, dims]` of a case's lesions."""
+    shape = (-1, len(case.shape))
+    first = np.array([lesion.start for lesion in case.lesions], dtype=np.int64)
+    stop = np.array([lesion.stop for lesion in case.lesions], dtype=np.int64)
+    return first.reshape(shape), stop.reshape(shape)
 
 
 def spread(weights: NDArray[np.float64], n: int, rng: np.random.Generator) -> NDArray[np.int64]:

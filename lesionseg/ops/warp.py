@@ -131,7 +131,8 @@ def _padded(warp: Warp) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     bend = np.zeros((3, 0, 0, 0), dtype=np.float32)
     if warp.bend is not None:
         bend = warp.bend.numpy().reshape(len(warp.shape), *(1,) * extra, *warp.shape)
-        bend = np.concatenate([np.zeros((extra, *bend.shape[1:]), np.float32), bend])
+        if extra:
+            bend = np.concatenate([np.zeros((extra, *bend.shape[1:]), np.float32), bend])
     return matrix, np.ascontiguousarray(bend)
 
 

@@ -1,0 +1,304 @@
+"""Tiles and preparation: reading a tile, a whole training tile, preparing a dataset, on one core.
+
+    python benchmarks/bench_loading.py [--quick]
+
+`read_tile`: a sampled 96³ tile from the cache of a 192 × 224 × 192 case, against MONAI's
+`RandCropByPosNegLabeld` on the same case in memory (medians). `augment_tile`: reading and
+augmentation as in training, the mean over tiles, as each undergoes something else; against
+MONAI's crop and the same steps at the same probabilities, and against nnU-Net's own training
+transforms on a tile already in memory. `augment_alone`: the same without ours and MONAI's reading.
+`prepare`: from raw files to the cache, as commands, start-up included, against
+`nnUNetv2_plan_and_preprocess`. nnU-Net runs in the peers' environment (`make peers`).
+
+All times are processor time of one thread: on an idle core that is the time of the clock, and on a
+busy machine it is what can still be compared. Waiting, which nnU-Net's processes do for one
+another, is not counted.
+"""
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from itertools import permutations
+from math import radians
+from pathlib import Path
+
+import numpy as np
+import table
+import torch
+from monai import transforms as mt
+
+from lesionseg.core import Geometry, Volume
+from lesionseg.data.augment import AugmentationSettings, build_augmentation
+from lesionseg.data.cached_case import CachedCase, read_cached_case, write_cached_case
+from lesionseg.data.dataset import TileDataset
+from lesionseg.data.prepare import PreparedCase, PreparedReference
+from lesionseg.data.sampling import TileSampler
+from lesionseg.io.volumes import write_volume
+from lesionseg.ops.components import label_components
+from lesionseg.plan.plan import Architecture, Normalisation, Plan
+
+ROOT = Path(__file__).resolve().parent.parent
+PEERS = ROOT / ".peers" / "bin"
+CASE, TILE = (192, 224, 192), (96, 96, 96)
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="fewer tiles and cases")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    skipped: dict[str, str] = {"200 tiles a second on a GPU": "not measured on a GPU"}
+    with tempfile.TemporaryDirectory() as folder:
+        rows = tiles(Path(folder), 24 if options.quick else 200, skipped)
+        rows += prepare(Path(folder), 3 if options.quick else 12, skipped)
+    table.print_report(
+        "loading",
+        rows,
+        device=f"{table.device_name()}, load {os.getloadavg()[0]:.1f}",
+        versions=table.versions("monai", "numba") | peer_versions(),
+        skipped=skipped,
+    )
+
+
+def tiles(folder: Path, n: int, skipped: dict[str, str]) -> list[table.Row]:
+    """Rows of reading and augmenting."""
+    case, plan = make_case(folder / "case"), make_plan()
+    augmentation = build_augmentation(AugmentationSettings(), plan)
+    sampler = TileSampler([case], TILE, n_tiles=n, seed=0)
+    plain = TileDataset([case], sampler, None, TILE)
+    full = TileDataset([case], sampler, augmentation, TILE)
+    raws = [full.raw(1, i) for i in range(min(n, 24))]
+    whole = {
+        "image": torch.from_numpy(np.asarray(case.image, np.float32)),
+        "labels": torch.from_numpy(np.array(case.labels))[None],
+    }
+    crop, chain = monai_crop(), monai_chain(AugmentationSettings())
+    ready = [crop(whole)[0] for _ in range(min(n, 24))]
+    read = turns(
+        n,
+        ours=lambda i: plain.read(sampler.choose(0, i)),
+        monai=lambda i: crop(whole),
+    )
+    made = turns(n, ours=lambda i: full.tile(0, i), monai=lambda i: chain(crop(whole)[0]))
+    alone = turns(
+        n,
+        ours=lambda i: full.finish(raws[i % len(raws)]),
+        monai=lambda i: chain(dict(ready[i % len(ready)])),
+    )
+    mean = {name: float(np.mean(times)) for name, times in made.items()}
+    rows = [
+        row("read_tile", {name: float(np.median(times)) for name, times in read.items()}),
+        row("augment_tile", mean),
+        row("augment_alone", {name: float(np.mean(times)) for name, times in alone.items()}),
+    ]
+    theirs = peer("augment", folder, str(n), skipped=skipped)
+    if theirs:
+        rows.append(table.Row("augment_tile", mean["ours"], "ms", "nnunet", theirs["mean_ms"]))
+    return rows
+
+
+def row(what: str, times: dict[str, float]) -> table.Row:
+    """Ours against MONAI."""
+    return table.Row(what, times["ours"], "ms", "monai", times["monai"])
+
+
+def turns(n: int, **runs: Callable[[int], object]) -> dict[str, list[float]]:
+    """Milliseconds of each of n runs; all take turns, so that a busy minute hurts all alike."""
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for i in range(-2, n):
+        for name, run in runs.items():
+            begin = time.process_time()
+            run(max(i, 0))
+            if i >= 0:
+                times[name].append((time.process_time() - begin) * 1e3)
+    return times
+
+
+def monai_crop() -> mt.Compose:
+    """A tile around a lesion voxel or a background voxel, half of each."""
+    return mt.RandCropByPosNegLabeld(
+        ("image", "labels"), label_key="labels", spatial_size=TILE, pos=1, neg=1, num_samples=1
+    )
+
+
+def monai_chain(chosen: AugmentationSettings) -> mt.Compose:
+    """Our default steps and probabilities by MONAI's transforms."""
+    keys, p = ("image", "labels"), chosen.intensity_probability
+    sigma, turn = tuple(chosen.blur_sigma), radians(chosen.rotate_degrees)
+    modes = ("bilinear", "nearest")
+    affine = {
+        "rotate_range": (turn,) * 3,
+        "shear_range": (chosen.shear,) * len(list(permutations(range(3), 2))),
+        "scale_range": (chosen.scale,) * 3,
+        "mode": modes,
+        "padding_mode": "zeros",
+    }
+    bent = chosen.spatial_probability * chosen.elastic_share
+    return mt.Compose(
+        [
+            mt.RandAffined(keys, prob=chosen.spatial_probability - bent, **affine),
+            mt.Rand3DElasticd(
+                keys, prob=bent, sigma_range=(5, 8), magnitude_range=(50, 150), **affine
+            ),
+            *(mt.RandFlipd(keys, prob=chosen.flip_probability, spatial_axis=a) for a in range(3)),
+            mt.RandSimulateLowResolutiond(
+                "image",
+                prob=p,
+                zoom_range=tuple(chosen.low_resolution),
+                upsample_mode="trilinear",
+            ),
+            mt.RandGaussianSmoothd("image", sigma_x=sigma, sigma_y=sigma, sigma_z=sigma, prob=p),
+            mt.RandScaleIntensityd("image", factors=chosen.contrast, prob=p),
+            mt.RandShiftIntensityd("image", offsets=chosen.brightness, prob=p),
+            mt.RandGaussianNoised("image", std=chosen.noise_std, prob=p),
+            mt.RandAdjustContrastd("image", prob=p, gamma=tuple(chosen.gamma), retain_stats=True),
+        ]
+    )
+
+
+def prepare(folder: Path, n: int, skipped: dict[str, str]) -> list[table.Row]:
+    """The row of preparing `n` cases of raw files."""
+    if not (PEERS / "nnUNetv2_plan_and_preprocess").exists():
+        skipped["nnunet"] = "nnunetv2 is not in .peers; make peers"
+        return []
+    raw = folder / "raw" / "Dataset001_Bench"
+    write_dataset(raw, n)
+    ours = [sys.executable, str(ROOT / "scripts" / "prepare.py"), f"data.root={raw}"]
+    ours += [f"run_dir={folder / 'run'}", "data.validation_fraction=0"]
+    ours_s = finish(ours, {"OMP_NUM_THREADS": "1"})
+    theirs = [str(PEERS / "nnUNetv2_plan_and_preprocess"), "-d", "1", "-c", "3d_fullres"]
+    theirs_s = finish([*theirs, "-np", "1", "-npfp", "1"], peer_environment(folder))
+    return [table.Row("prepare", ours_s / n, "s/case", "nnunet", theirs_s / n)]
+
+
+def finish(command: list[str], environment: dict[str, str]) -> float:
+    """Run a command to its end; seconds it and its processes computed. Shows why it fails."""
+    before = children_seconds()
+    done = subprocess.run(
+        command, env=os.environ | environment, capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        sys.exit(f"{command[0]} failed:\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}")
+    return children_seconds() - before
+
+
+def children_seconds() -> float:
+    """Processor time of all processes started so far and ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def peer(what: str, folder: Path, *arguments: str, skipped: dict[str, str]) -> dict[str, float]:
+    """What peer_nnunet.py measures; nothing, with the reason in `skipped`, where it cannot."""
+    if not (PEERS / "python").exists():
+        skipped["nnunet"] = "there is no .peers; make peers"
+        return {}
+    script = Path(__file__).with_name("peer_nnunet.py")
+    done = subprocess.run(
+        [PEERS / "python", script, what, *arguments],
+        env=os.environ | peer_environment(folder),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        skipped["nnunet"] = (done.stderr.strip() or "no message").splitlines()[-1]
+        return {}
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def peer_environment(folder: Path) -> dict[str, str]:
+    """Where nnU-Net looks and writes, on one thread."""
+    places = {"nnUNet_raw": "raw", "nnUNet_preprocessed": "pre", "nnUNet_results": "results"}
+    for place in places.values():
+        (folder / place).mkdir(exist_ok=True)
+    threads = dict.fromkeys(("OMP_NUM_THREADS", "nnUNet_def_n_proc", "nnUNet_n_proc_DA"), "1")
+    return {name: str(folder / place) for name, place in places.items()} | threads
+
+
+def peer_versions() -> dict[str, str]:
+    """The peers' versions, without starting them."""
+    found = {}
+    for package in ("nnunetv2", "batchgeneratorsv2"):
+        for path in ROOT.glob(f".peers/lib/python*/site-packages/{package}-*.dist-info"):
+            found[package] = path.name.removeprefix(f"{package}-").removesuffix(".dist-info")
+    return found
+
+
+def make_case(folder: Path) -> CachedCase:
+    """A cached case of noise with 30 lesions of 2 to 9 voxels across."""
+    rng = np.random.default_rng(0)
+    image = rng.normal(size=(1, *CASE)).astype(np.float32)
+    labels = lesions(rng, CASE)
+    instances = label_components(labels > 0)
+    reference = PreparedReference(labels, instances, (1,) * int(instances.max()), None)
+    volume = Volume(image, Geometry.from_spacing(CASE, (1.0, 1.0, 1.0)))
+    folder.mkdir()
+    write_cached_case(folder, PreparedCase("a", "a", volume, reference), reference, "none")
+    return read_cached_case(folder)
+
+
+def lesions(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+    """30 cubes inside the middle half."""
+    labels = np.zeros(shape, np.uint8)
+    for _ in range(30):
+        side = int(rng.integers(2, 10))
+        start = [int(rng.integers(s // 4, 3 * s // 4 - side)) for s in shape]
+        labels[tuple(slice(a, a + side) for a in start)] = 1
+    return labels
+
+
+def write_dataset(root: Path, n: int) -> None:
+    """An nnU-Net raw folder of int16 scans of two spacings, a bright body on air."""
+    shape = (112, 160, 144)
+    (root / "imagesTr").mkdir(parents=True)
+    (root / "labelsTr").mkdir()
+    axes = np.ogrid[tuple(slice(-1, 1, s * 1j) for s in shape)]
+    body = sum(a**2 for a in axes) < 0.8
+    for i in range(n):
+        rng = np.random.default_rng(i)
+        labels = lesions(rng, shape) * body
+        scan = (rng.normal(400, 30, shape) + 150 * labels) * body
+        spacing = (1.0, 1.0, 1.0) if i % 3 else (1.25, 1.0, 1.0)
+        geometry = Geometry.from_spacing(shape, spacing)
+        image = root / "imagesTr" / f"c{i:02}_0000.nii.gz"
+        write_volume(image, Volume(scan.astype(np.int16)[None], geometry))
+        write_volume(
+            root / "labelsTr" / f"c{i:02}.nii.gz", Volume(labels.astype(np.uint8)[None], geometry)
+        )
+    described = {
+        "channel_names": {"0": "FLAIR"},
+        "labels": {"background": 0, "lesion": 1},
+        "numTraining": n,
+        "file_ending": ".nii.gz",
+    }
+    (root / "dataset.json").write_text(json.dumps(described))
+
+
+def make_plan() -> Plan:
+    """A plan of 96³ tiles."""
+    stages = ((1, 1, 1), (2, 2, 2))
+    return Plan(
+        dims=3,
+        modality="mri",
+        channel_names=("T1",),
+        label_values=(1,),
+        label_names=("lesion",),
+        spacing_mm=(1.0, 1.0, 1.0),
+        normalisation=(Normalisation("zscore"),),
+        tile_shape=TILE,
+        batch_size=2,
+        architecture=Architecture("unet", (8, 16), stages, ((3, 3, 3),) * 2),
+        lesion_fraction=0.001,
+    )
+
+
+if __name__ == "__main__":
+    main()
