@@ -22,7 +22,8 @@ T = TypeVar("T")
 PARTS = ("lesion", "hard", "easy")
 PART_NAMES = ("lesions", "hardest 1 % of background", "easy background")
 PART_COLOURS = (FOUND, ACCENT, MISSED)
-MAX_POINTS = 60  # along the steps; more would show single batches
+# Points along the steps, each of several rows: single batches hold few lesions or none
+MIN_POINTS, MAX_POINTS, ROWS_A_POINT = 10, 60, 4
 BALANCE_TEXT = (
     "Which voxels the focal loss listened to, over training. Above: shares of the loss and of its "
     "gradient that came from lesions, from the hardest 1 % of background and from the easy rest. "
@@ -93,7 +94,8 @@ def read_course(path: Path) -> Course | None:
         raise ContentError(
             "The focal balance cannot be read.", where=path, seen=repr(error)
         ) from error
-    bins = np.array_split(np.arange(len(rows)), min(len(rows), MAX_POINTS))
+    n_points = min(max(len(rows) // ROWS_A_POINT, MIN_POINTS), MAX_POINTS, len(rows))
+    bins = np.array_split(np.arange(len(rows)), n_points)
 
     def pooled(name: str, weight: str) -> NDArray[np.float64]:
         return np.array([_mean(table[name][at], table[weight][at]) for at in bins])
