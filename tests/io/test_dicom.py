@@ -411,3 +411,17 @@ def test_series_and_radiographs_are_found_for_prediction(series: Series, tmp_pat
     assert [c.case for c in find_images(tmp_path / "all" / "patient" / "scan_a", 1)] == ["scan_a"]
     globbed = find_images(tmp_path / "all" / "patient" / "scan_b" / "*.dcm", 1)
     assert [c.case for c in globbed] == ["scan_b"]
+
+
+def test_an_independent_reader_sees_the_same_scan(series: Series) -> None:
+    import SimpleITK as sitk
+
+    folder = series({z: {"RescaleSlope": 2} for z in range(5)})
+    reader = sitk.ImageSeriesReader()
+    reader.SetFileNames(reader.GetGDCMSeriesFileNames(str(folder)))
+    image = reader.Execute()
+    volume = read_volume(folder)
+    np.testing.assert_array_equal(volume.array[0], sitk.GetArrayFromImage(image))
+    for index in ((0, 0, 0), (4, 3, 5), (1, 2, 0)):
+        theirs = np.array(image.TransformIndexToPhysicalPoint(index[::-1])) * LPS
+        np.testing.assert_allclose(volume.geometry.to_mm([index])[0], theirs, atol=1e-6)
