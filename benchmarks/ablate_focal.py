@@ -53,7 +53,7 @@ from lesionseg.pipeline.judge import judge
 from lesionseg.pipeline.provenance import data_hash
 from lesionseg.pipeline.settings import DataSettings
 from lesionseg.pipeline.survey import Survey, survey
-from lesionseg.pipeline.train import Learning, decide, learn, prepare_cases
+from lesionseg.pipeline.train import Learning, decide, learn, linked, prepare_cases
 from lesionseg.plan.make import PlanOverrides
 from lesionseg.plan.plan import Plan
 from lesionseg.training.settings import OptimiserSettings, TrainerSettings
@@ -242,7 +242,9 @@ def train_and_judge(setting: Setting, loss: str, seed: int, run: Path) -> dict[s
         trainer=trainer,
     )
     fitted = learn(setting.plan, setting.cases, learning, run)
-    predictor = Predictor.from_network(fitted.network, setting.plan, device=fitted.device)
+    predictor = Predictor.from_network(
+        fitted.network, linked(setting.plan, learning.loss), device=fitted.device
+    )
     judged = judge(
         predictor,
         setting.found,

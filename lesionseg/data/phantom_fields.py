@@ -1,12 +1,13 @@
 """Random smooth fields and soft edges, from which the simulated anatomy is built."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-Field = NDArray[np.float32]
+Field = NDArray[np.floating[Any]]
 
 
 def millimetre_axes(shape: Sequence[int], spacing_mm: Sequence[float]) -> list[Field]:
@@ -61,7 +62,7 @@ def inside(depth_mm: Field, width_mm: float) -> Field:
 
 
 def ellipsoid_depth(
-    axes: Sequence[Field], centre_mm: Sequence[float], radii_mm: Sequence[float]
+    axes: Sequence[Field | np.floating[Any]], centre_mm: Sequence[float], radii_mm: Sequence[float]
 ) -> Field:
     """Approximate signed distance in mm to an ellipsoid's surface, positive inside.
 

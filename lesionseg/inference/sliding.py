@@ -12,6 +12,7 @@ from torch.nn import functional
 from lesionseg.data.tiling import TileGrid
 from lesionseg.errors import GeometryError
 from lesionseg.inference.stitch import Stitcher
+from lesionseg.losses.posterior import posterior_logits
 from lesionseg.models.precision import fast_dtype, fast_memory_format
 from lesionseg.ops.windows import gaussian_weight
 from lesionseg.plan.plan import Plan
@@ -34,7 +35,8 @@ def predict_probabilities(
     """Probabilities `[K, *spatial]` float32 of the K lesion labels, on the image's grid.
 
     `image` is prepared for `plan`. Logits become probabilities before tiles are averaged, with
-    Gaussian weights; softmax's background channel is dropped. `flips` averages the probabilities
+    Gaussian weights; what the focal loss did to them is undone (`plan.link`). Softmax's
+    background channel is dropped. `flips` averages the probabilities
     over the mirrored images too (`flip_axes`). `device` None is the network's; the result stays
     there if it fits. `dtype` bfloat16 or float16 computes under autocast, float32 without, None
     chooses (`models.precision`). `on_tile(done, total)` is called after every batch. The network is
@@ -98,7 +100,11 @@ def _probabilities(network: nn.Module, tiles: Tensor, plan: Plan) -> Tensor:
             seen=tuple(logits.shape),
             expected=(len(tiles), n_expected, *tiles.shape[2:]),
         )
-    return logits.softmax(1)[:, 1:] if plan.activation == "softmax" else logits.sigmoid()
+    if plan.activation == "softmax":
+        return logits.softmax(1)[:, 1:]
+    if plan.link is not None:
+        logits = posterior_logits(logits, alpha=plan.link.alpha, gamma=plan.link.gamma)
+    return logits.sigmoid()
 
 
 def _pad(image: Tensor, grid: TileGrid) -> Tensor:

@@ -13,6 +13,7 @@ from lesionseg.losses.focal import softmax_focal_loss as softmax_focal_loss
 from lesionseg.losses.instance_wise import InstanceWise as InstanceWise
 from lesionseg.losses.normaliser import PositiveAverage as PositiveAverage
 from lesionseg.losses.normaliser import count_positives as count_positives
+from lesionseg.losses.posterior import posterior_logits as posterior_logits
 from lesionseg.losses.quality import quality_focal_loss as quality_focal_loss
 from lesionseg.losses.quality import varifocal_loss as varifocal_loss
 from lesionseg.losses.trimmed import MinedCrossEntropyLoss as MinedCrossEntropyLoss
@@ -35,6 +36,7 @@ __all__ = [
     "VoxelLoss",
     "count_positives",
     "dice_loss",
+    "posterior_logits",
     "quality_focal_loss",
     "sigmoid_focal_loss",
     "softmax_focal_loss",

@@ -26,6 +26,11 @@ class FocalLoss(VoxelLoss):
             raise ConfigError("A training loss is one number.", where="reduction", seen=reduction)
         self.alpha, self.gamma, self.reduction, self.weight = alpha, gamma, reduction, weight
 
+    @property
+    def link(self) -> tuple[Alpha, float] | None:
+        """α and γ for independent classes; nothing is undone for exclusive ones."""
+        return (self.alpha, self.gamma) if self.activation == "sigmoid" else None
+
     def forward(
         self,
         logits: Float[Tensor, "b c *spatial"],
@@ -69,6 +74,11 @@ class CrossEntropyLoss(VoxelLoss):
         # α : 1 − α = lesion_weight : 1
         alpha = lesion_weight / (1 + lesion_weight)
         self.focal = FocalLoss(alpha, 0.0, reduction, activation, weight * (1 + lesion_weight))
+
+    @property
+    def link(self) -> tuple[Alpha, float] | None:
+        """α of the weight, γ = 0."""
+        return self.focal.link
 
     def forward(
         self,

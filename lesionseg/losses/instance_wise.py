@@ -8,7 +8,7 @@ from scipy import ndimage
 from torch import Tensor
 
 from lesionseg.errors import ConfigError, GeometryError
-from lesionseg.losses.inputs import Normaliser
+from lesionseg.losses.inputs import Alpha, Normaliser
 from lesionseg.losses.voxel_loss import LossTerms, VoxelLoss
 
 
@@ -40,6 +40,11 @@ class InstanceWise(VoxelLoss):
             raise ConfigError("A margin is at least 0 voxels.", where="margin", seen=margin)
         self.loss, self.margin = loss, margin
         self.tile_weight, self.lesion_weight = tile_weight, lesion_weight
+
+    @property
+    def link(self) -> tuple[Alpha, float] | None:
+        """That of the loss it wraps, which the background sees unchanged."""
+        return self.loss.link
 
     def forward(
         self,

@@ -4,7 +4,7 @@ from jaxtyping import Bool, Float, Integer
 from torch import Tensor, nn
 
 from lesionseg.errors import ConfigError
-from lesionseg.losses.inputs import Normaliser
+from lesionseg.losses.inputs import Alpha, Normaliser
 
 LossTerms = dict[str, Float[Tensor, ""]]
 
@@ -31,6 +31,11 @@ class VoxelLoss(nn.Module):
                 expected="sigmoid or softmax",
             )
         self.activation = activation
+
+    @property
+    def link(self) -> tuple[Alpha, float] | None:
+        """(α, γ) by which `posterior_logits` undoes this loss; None where nothing is known to."""
+        return None
 
     def forward(
         self,

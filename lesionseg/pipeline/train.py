@@ -32,7 +32,7 @@ from lesionseg.pipeline.run_dir import check_claim, claim, default_run_dir
 from lesionseg.pipeline.settings import DataSettings
 from lesionseg.pipeline.survey import Survey, survey
 from lesionseg.plan.make import PlanOverrides, make_plan
-from lesionseg.plan.plan import Plan
+from lesionseg.plan.plan import FocalLink, Plan
 from lesionseg.training.callbacks import Validate
 from lesionseg.training.fit import FitResult, fit
 from lesionseg.training.focal_balance import FocalBalance
@@ -91,7 +91,7 @@ def train(
     check_claim(run, config)
     found = survey(data, seed)
     claim(run, config)
-    plan = decide(found, model, trainer.accelerator, run)
+    plan = linked(decide(found, model, trainer.accelerator, run), loss)
     cases = prepare_cases(found, plan, data, run)
     learning = Learning(loss, sampling, augment, optim, replace(trainer, seed=seed))
     watchers: list[pl.Callback] = [FocalBalance(run)]
@@ -132,6 +132,15 @@ def decide(found: Survey, model: PlanOverrides, accelerator: str, run: Path) -> 
     write_text(run / "splits.json", found.splits.to_json())
     write_text(run / "plan.json", plan.to_json())
     return plan
+
+
+def linked(plan: Plan, loss: nn.Module) -> Plan:
+    """The plan with what inference must undo of the loss; see `losses.posterior`."""
+    link = getattr(loss, "link", None)
+    if link is None:
+        return plan.with_(link=None)
+    alpha, gamma = link
+    return plan.with_(link=FocalLink(tuple(alpha) if isinstance(alpha, Sequence) else alpha, gamma))
 
 
 def prepare_cases(found: Survey, plan: Plan, data: DataSettings, run: Path) -> list[CachedCase]:

@@ -22,7 +22,7 @@ from lesionseg.io.cases import read_case
 from lesionseg.losses import VoxelLoss
 from lesionseg.pipeline.search import OpenTrial
 from lesionseg.pipeline.survey import Survey
-from lesionseg.pipeline.train import Learning, learn
+from lesionseg.pipeline.train import Learning, learn, linked
 from lesionseg.plan.plan import Plan
 from lesionseg.training.callbacks import AfterStep
 from lesionseg.training.fit import CHECKPOINT
@@ -126,16 +126,16 @@ class TellTrial(AfterStep):
 class TrialRecipe:
     """What all trials of a search share; called with a trial, it trains and returns its value.
 
-    `loss` is called with `alpha` and `gamma`, `learning` with the loss, `examine` for an examiner
-    of the trial's own. Every trial has the same first weights and tiles, so that trials differ by
-    their pair alone.
+    `loss` is called with `alpha` and `gamma`, `learning` with the loss, `examine` with the
+    trial's plan for an examiner of its own. Every trial has the same first weights and tiles, so
+    that trials differ by their pair alone.
     """
 
     loss: LossOfPair
     plan: Plan
     cases: list[CachedCase]
     learning: Callable[[nn.Module], Learning]
-    examine: Callable[[], Examiner]
+    examine: Callable[[Plan], Examiner]
     run: Path
 
     def __call__(self, trial: OpenTrial) -> float:
@@ -144,8 +144,8 @@ class TrialRecipe:
         Checkpoints are removed: a search leaves numbers.
         """
         folder = self.run / "trials" / f"{trial.number:03d}"
-        examiner = self.examine()
-        learning = self.learning(self.loss(alpha=trial.alpha, gamma=trial.gamma))
+        loss = self.loss(alpha=trial.alpha, gamma=trial.gamma)
+        examiner, learning = self.examine(linked(self.plan, loss)), self.learning(loss)
         try:
             learn(
                 self.plan,

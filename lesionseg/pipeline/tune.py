@@ -91,7 +91,7 @@ def tune(
         learning=partial(
             Learning, sampling=sampling, augmentation=augment, optimiser=optim, trainer=trainer
         ),
-        examine=partial(Examiner, found, cases, plan, inference, preset, tune.fp_per_case),
+        examine=lambda linked: Examiner(found, cases, linked, inference, preset, tune.fp_per_case),
         run=run,
     )
     origin = _origin(found, seed, trainer, config)

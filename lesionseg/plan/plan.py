@@ -62,12 +62,24 @@ class CandidateRule:
 
 
 @dataclass(frozen=True)
+class FocalLink:
+    """α (one number or one a label) and γ of the focal loss that taught the network.
+
+    Inference undoes them (`losses.posterior`), so that its probabilities mean probabilities.
+    """
+
+    alpha: float | tuple[float, ...] | None
+    gamma: float
+
+
+@dataclass(frozen=True)
 class Plan:
     """Everything that training and inference must agree on; tuples in array order (z, y, x).
 
     `label_values[k]` is the mask value and `label_names[k]` the name of network channel k.
     `lesion_fraction` is the share of lesion voxels on the plan's grid (the prior π).
-    `reasons` explains each decision in one sentence.
+    `link`: None where the network's outputs are taken as they are. `reasons` explains each decision
+    in one sentence.
     """
 
     dims: int
@@ -84,6 +96,7 @@ class Plan:
     activation: Activation = "sigmoid"
     candidate_rule: CandidateRule = field(default_factory=CandidateRule)
     operating_points: tuple[OperatingPoint, ...] = ()
+    link: FocalLink | None = None
     reasons: Mapping[str, str] = field(default_factory=dict)
     schema_version: int = PLAN_VERSION
 
@@ -118,6 +131,7 @@ def _plan(raw: dict[str, Any]) -> Plan:
     raw["architecture"] = Architecture(**raw["architecture"])
     raw["candidate_rule"] = CandidateRule(**raw["candidate_rule"])
     raw["operating_points"] = tuple(OperatingPoint(**p) for p in raw["operating_points"])
+    raw["link"] = FocalLink(**raw["link"]) if raw.get("link") else None
     return Plan(**raw)
 
 
