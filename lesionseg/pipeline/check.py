@@ -250,8 +250,11 @@ def _canonical(geometry: Geometry) -> tuple[float, ...]:
 
 
 def _range(channel: NDArray[np.float32]) -> tuple[float, float, float]:
+    """The 0.5, 50 and 99.5 percentile of a channel, its lowest value (background) left out."""
     flat = channel.reshape(-1)
-    low, middle, high = np.percentile(flat[:: max(1, flat.size // _SAMPLED)], (0.5, 50, 99.5))
+    sample = flat[:: max(1, flat.size // _SAMPLED)]
+    above = sample[sample > sample.min()]
+    low, middle, high = np.percentile(above if above.size else sample, (0.5, 50, 99.5))
     return float(low), float(middle), float(high)
 
 

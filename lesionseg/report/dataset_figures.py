@@ -51,7 +51,7 @@ def intensity_ranges(
         axes.vlines(at, values[:, 0], values[:, 2], color=FOUND, linewidth=1.2)
         axes.plot(at, values[:, 1], ".", color=ACCENT, markersize=4)
         _tidy(axes, name)
-    panels[-1].set_xlabel("case")
+    _number_cases(panels[-1])
 
 
 def spacing_scatter(onto: "FigureBase", spacings: Sequence[Sequence[float]], unit: str) -> None:
@@ -64,9 +64,16 @@ def spacing_scatter(onto: "FigureBase", spacings: Sequence[Sequence[float]], uni
         at = np.arange(1, len(values) + 1)
         axes.plot(at, values[:, axis], marker, label=name, markersize=4, fillstyle="none")
     axes.set_ylim(0, float(values.max()) * 1.1)
-    axes.set_xlabel("case")
+    _number_cases(axes)
     axes.legend(frameon=False, fontsize=9)
     _tidy(axes, f"{unit} a voxel")
+
+
+def _number_cases(axes: "Axes") -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    axes.set_xlabel("case")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
 def _tidy(axes: "Axes", ylabel: str) -> None:

@@ -15,14 +15,17 @@ LEGEND = (
 )
 PSEUDONYMS = (
     "Cases are numbered in the dataset's order. No name, path, date or identifier of the files is "
-    "on this page; the command that wrote it printed which number is which case."
+    "on this page; the command that wrote it printed which case each finding is about."
 )
 BURNED_IN = (
     "Pictures may show letters that are burned into their pixels: look through them before the "
     "page is passed on."
 )
 SIZE_TEXT = "Equivalent diameters of all reference lesions."
-INTENSITY_TEXT = "From the 0.5 to the 99.5 percentile of each case's voxels; the dot is the median."
+INTENSITY_TEXT = (
+    "From the 0.5 to the 99.5 percentile of each case's voxels above the image's lowest value; the "
+    "dot is the median."
+)
 SPACING_TEXT = "Voxel size along each axis."
 
 # kind of finding: what it means to whoever reads the page
