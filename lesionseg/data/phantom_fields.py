@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 Field = NDArray[np.floating[Any]]
+Axes = Sequence[Field | np.floating[Any]]  # a single number where all points share it
 
 
 def millimetre_axes(shape: Sequence[int], spacing_mm: Sequence[float]) -> list[Field]:
@@ -40,7 +41,7 @@ def smooth_field(
     return np.asarray((field - field.mean()) / max(float(field.std()), 1e-6), dtype=np.float32)
 
 
-def _along(field: Field, axis: int, position: NDArray[np.float64]) -> Field:
+def _along(field: Field, axis: int, position: Field) -> Field:
     """Evaluate cubic B-spline coefficients at `position` along one axis (separable upsampling)."""
     node = np.floor(position).astype(int)
     t = position - node
@@ -58,12 +59,10 @@ def inside(depth_mm: Field, width_mm: float) -> Field:
     `depth_mm` is the signed distance to the surface, positive inside; `width_mm` the voxel's size.
     This is the partial volume of a plane that crosses a voxel along an axis.
     """
-    return np.clip(depth_mm / np.float32(width_mm) + np.float32(0.5), 0, 1)
+    return np.asarray(np.clip(depth_mm / np.float32(width_mm) + np.float32(0.5), 0, 1))
 
 
-def ellipsoid_depth(
-    axes: Sequence[Field | np.floating[Any]], centre_mm: Sequence[float], radii_mm: Sequence[float]
-) -> Field:
+def ellipsoid_depth(axes: Axes, centre_mm: Sequence[float], radii_mm: Sequence[float]) -> Field:
     """Approximate signed distance in mm to an ellipsoid's surface, positive inside.
 
     First order: (1 − f) · f / |∇f| with f = |x / r|; exact for a sphere.
@@ -78,6 +77,6 @@ def ellipsoid_depth(
 
 
 def _triples(
-    axes: Sequence[Field], centre_mm: Sequence[float], radii_mm: Sequence[float]
-) -> list[tuple[Field, float, float]]:
+    axes: Axes, centre_mm: Sequence[float], radii_mm: Sequence[float]
+) -> list[tuple[Field | np.floating[Any], float, float]]:
     return list(zip(axes, centre_mm, radii_mm, strict=True))
