@@ -67,7 +67,7 @@ VERBS: dict[str, Verb] = {
     ),
     "evaluate": Verb(
         "Dice, lesion recall by size and FROC of anybody's masks or candidates",
-        ("reference", "prediction", "output"),
+        ("reference", "prediction", "output", "compare", "adjudication"),
         (
             "reference=labels prediction=predictions output=scores",
             "reference=labels prediction=predictions output=scores 'groups=(P[0-9]+)_'",

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import stdtrit
 
 MIN_GROUPS = 5
 _Z95 = 1.959963984540054
@@ -120,6 +121,17 @@ def _spread(hits: NDArray[np.float64], totals: NDArray[np.float64]) -> _Spread |
     p = hits.sum() / n
     cluster = groups / (groups - 1) * ((hits - p * totals) ** 2).sum()
     return _Spread(float(cluster), float(n * p * (1 - p)))
+
+
+def few_groups_factor(groups: int) -> float:
+    """By how much an effective sample shrinks because its variance is estimated from few groups.
+
+    (t/z)² of the 97.5 % points, t with `groups − 1` degrees of freedom (Korn & Graubard 1998).
+
+    >>> round(few_groups_factor(5), 2), round(few_groups_factor(50), 2)
+    (2.01, 1.05)
+    """
+    return float((stdtrit(max(groups - 1, 1), 0.975) / _Z95) ** 2)
 
 
 def wilson_interval(hits: float, total: float, deff: float = 1.0) -> tuple[float, float]:

@@ -125,6 +125,24 @@ OFFICIAL_UNDEFINED = EdgeCase(
     None,
     "the scorer leaves the number undefined on these cases",
 )
+NOTHING_MATCHED = EdgeCase(
+    "`segmentation_quality`, `matched_lesion_dice`",
+    "no lesion is found by a mask",
+    None,
+    "no lesion is found by a mask",
+)
+TOO_FEW_FOR_CURVE = EdgeCase(
+    "`size_curve`, `calibration`",
+    "fewer than 5 found or 5 missed lesions, true or false candidates",
+    None,
+    "fewer than 5 of either kind are too few for a curve",
+)
+OUTSIDE_SIZES = EdgeCase(
+    "`size_curve.d50_mm`, `size_curve.d90_mm`",
+    "the diameter lies outside the observed ones, or recall does not grow with size",
+    None,
+    "the diameter lies outside the observed ones, or recall does not grow with size",
+)
 NO_OPERATING_POINT = EdgeCase(
     "`operating_point.score`",
     "no operating point was given and the prediction files state none",
@@ -152,6 +170,9 @@ EDGE_CASES = (
     COLLAPSED,
     NOT_OFFICIAL,
     OFFICIAL_UNDEFINED,
+    NOTHING_MATCHED,
+    TOO_FEW_FOR_CURVE,
+    OUTSIDE_SIZES,
     NO_OPERATING_POINT,
 )
 

@@ -14,6 +14,7 @@ from lesionseg.evaluation.bootstrap import (
     Weights,
     design_effect,
     draw_groups,
+    few_groups_factor,
     percentile_intervals,
     value_of,
     wilson_interval,
@@ -79,7 +80,7 @@ def proportion(
     value = float(hits.sum() / total)
     if (totals > 0).sum() < MIN_GROUPS:
         return Number(value, None, edge_cases.TOO_FEW_GROUPS.reason)
-    deff = design_effect(hits, totals, pooled_deff)
+    deff = design_effect(hits, totals, pooled_deff) * few_groups_factor(int((totals > 0).sum()))
     return Number(value, wilson_interval(float(hits.sum()), total, deff))
 
 

@@ -39,6 +39,12 @@ class VoxelCounts:
         total = self.reference + self.predicted
         return 2 * self.shared / total if total else None
 
+    @property
+    def iou(self) -> float | None:
+        """`|A∩B| / |A∪B|`; None when both are empty."""
+        union = self.reference + self.predicted - self.shared
+        return self.shared / union if union else None
+
 
 def overlap_table(candidates: Instances, lesions: Instances) -> Overlaps:
     """All overlapping pairs of a case, sorted by candidate, then lesion; none gives no rows."""

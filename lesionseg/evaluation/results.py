@@ -52,6 +52,13 @@ class LesionResult:
     centre_distance: bool
     why_missed: WhyMissed
 
+    @property
+    def dice(self) -> float | None:
+        """Dice of the lesion with the candidate that finds it; None when missed or a bare box."""
+        if self.iou is None or self.voxels is None:
+            return None
+        return 2 * self.iou / (1 + self.iou)
+
 
 @dataclass(frozen=True)
 class CandidateResult:
@@ -128,6 +135,18 @@ class CaseResult:
     def n_detected(self) -> int:
         """Lesions found at the operating point."""
         return sum(lesion.detected for lesion in self.lesions)
+
+    @property
+    def iou(self) -> float | None:
+        """IoU of all lesions with all accepted candidates; None where `dice` is."""
+        return None if self.dice is None or 0 not in self.counts else self.counts[0].iou
+
+    @property
+    def volume_error_ml(self) -> float | None:
+        """Predicted minus reference volume; None in 2-D and without masks."""
+        if self.reference_ml is None or self.predicted_ml is None:
+            return None
+        return self.predicted_ml - self.reference_ml
 
     def n_outcome(self, outcome: Outcome) -> int:
         """Candidates of that outcome at the operating point."""

@@ -12,6 +12,7 @@ from typing import Any
 
 from lesionseg.core import OperatingPoint
 from lesionseg.evaluation import edge_cases
+from lesionseg.evaluation.details import detail_numbers
 from lesionseg.evaluation.estimates import as_list, as_mapping
 from lesionseg.evaluation.official import score_cases
 from lesionseg.evaluation.presets import Preset
@@ -67,6 +68,7 @@ def summarise(
         "lesion_recall": as_mapping(summary.recall()),
         **{key: number.value for key, number in plain.items()},
         "recall_by_size": summary.recall_by_size(),
+        **detail_numbers(summary),
         "size_unit": "mm" if not results or any(r.physical for r in results) else "px",
         "froc": froc,
         "operating_point": point,

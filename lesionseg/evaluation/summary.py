@@ -119,9 +119,9 @@ class Summary:
         f1 = detection.ratio(2 * found, found + lesions + false)
         per_group = detection.mean_of_groups(found, lesions)
         return {
-            "lesion_recall_mean_per_group": self._one(per_group, lesions, edge_cases.NO_LESION),
+            "lesion_recall_mean_per_group": self.one(per_group, lesions, edge_cases.NO_LESION),
             "lesion_precision": self.precision(),
-            "lesion_f1": self._one(f1, lesions, edge_cases.NO_LESION),
+            "lesion_f1": self.one(f1, lesions, edge_cases.NO_LESION),
             "false_positives_per_case": self.false_positives_per_case(),
             **self._lesion_free_numbers(),
         }
@@ -158,7 +158,7 @@ class Summary:
     def _auroc(self) -> Number:
         both = self.pool.case_positive.any() and not self.pool.case_positive.all()
         support = self.sums([float(both)] * len(self.results))
-        return self._one(detection.case_auroc(self.pool), support, edge_cases.ONE_KIND_OF_CASE)
+        return self.one(detection.case_auroc(self.pool), support, edge_cases.ONE_KIND_OF_CASE)
 
     def average_precision(self) -> Number:
         """Average precision; undefined without scores."""
@@ -173,15 +173,16 @@ class Summary:
     def _items(self) -> int:
         return sum(len(x) for x in (self.pool.detected_at, self.pool.false_score)) + 1
 
-    def _one(
+    def one(
         self, statistic: Statistic, support: NDArray[np.float64], undefined: EdgeCase
     ) -> Number:
+        """A statistic of one value with its interval; see `Estimator.bootstrapped`."""
         return self.estimator.bootstrapped(statistic, support, undefined, len(self.results))[0]
 
     def _ratio(
         self, above: NDArray[np.float64], below: NDArray[np.float64], undefined: EdgeCase
     ) -> Number:
-        return self._one(detection.ratio(above, below), below, undefined)
+        return self.one(detection.ratio(above, below), below, undefined)
 
     def froc(self) -> dict[str, Any] | None:
         """The curve at the preset's rates; None without lesions or scores."""

@@ -26,6 +26,8 @@ CASE_COLUMNS = (
     "merges",
     "case_score",
     "seconds",
+    "iou",
+    "volume_error_ml",
 )
 LESION_COLUMNS = (
     "case",
@@ -50,6 +52,7 @@ LESION_COLUMNS = (
     "iou50",
     "centre_distance",
     "why_missed",
+    "dice",
 )
 CANDIDATE_COLUMNS = (
     "case",
@@ -87,6 +90,8 @@ _SAME_NAME = (
     "splits",
     "merges",
     "case_score",
+    "iou",
+    "volume_error_ml",
 )
 
 Row = dict[str, Any]

@@ -19,6 +19,8 @@ from lesionseg.core import (
 )
 from lesionseg.errors import DatasetError
 from lesionseg.evaluation import CaseResult, Preset, evaluate_case, find_preset, summarise
+from lesionseg.evaluation.adjudication import Verdict, adjudicate, read_verdicts
+from lesionseg.evaluation.compare import compare as compare_models
 from lesionseg.evaluation.tables import (
     CANDIDATE_COLUMNS,
     CASE_COLUMNS,
@@ -27,7 +29,7 @@ from lesionseg.evaluation.tables import (
     case_rows,
     lesion_rows,
 )
-from lesionseg.io.atomic import write_csv, write_json
+from lesionseg.io.atomic import read_csv, write_csv, write_json
 from lesionseg.io.cases import pixel_mm, read_mask
 from lesionseg.io.coco_reference import read_coco_reference
 from lesionseg.io.conventions import read_dataset
@@ -71,6 +73,8 @@ def evaluate(
     operating_point: OperatingPoint | None = None,
     preset: str | Preset = "lesionseg",
     groups: str | None = None,
+    compare: str | Path | None = None,
+    adjudication: str | Path | None = None,
     replicates: int = 1000,
     seed: int = 0,
     progress: Progress | None = None,
@@ -83,13 +87,17 @@ def evaluate(
     names the patient. A case without prediction counts as missed lesions; a prediction without
     reference is named in a warning. `progress` is called with case, number done and total; without
     it a bar is drawn on the terminal.
-    Raises `DatasetError`, `ReadError`, `GeometryError` or `ContentError`, and then writes nothing.
+    `compare`: another folder of predictions, a second model or reader, judged on the same cases and
+    compared. `adjudication`: adjudicate.csv, filled in by a person. Raises `DatasetError`,
+    `ReadError`, `GeometryError` or `ContentError`, and then writes nothing.
     """
     reference, prediction, output = Path(reference), Path(prediction), Path(output)
     if dataset is None and any((reference / name).is_file() for name in _DATASET_FILES):
         dataset = read_dataset(reference)
-    cases = _labelled(dataset) if dataset else _masks(reference)
-    pairs = _pairs(assign_groups(cases, groups), dataset, prediction, evaluated_on)
+    cases = assign_groups(_labelled(dataset) if dataset else _masks(reference), groups)
+    pairs = _pairs(cases, dataset, prediction, evaluated_on)
+    others = _pairs(cases, dataset, Path(compare), evaluated_on) if compare else None
+    verdicts = _verdicts(Path(adjudication)) if adjudication else None
     with bar("Judging") if progress is None else nullcontext(progress) as advance:
         return evaluate_pairs(
             pairs,
@@ -101,6 +109,8 @@ def evaluate(
             replicates=replicates,
             seed=seed,
             provenance=_provenance(dataset),
+            others=others,
+            verdicts=verdicts,
             progress=advance,
         )
 
@@ -117,9 +127,14 @@ def evaluate_pairs(
     replicates: int = 1000,
     seed: int = 0,
     provenance: Mapping[str, Any] | None = None,
+    others: Sequence[Pair] | None = None,
+    verdicts: Sequence[Verdict] | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Judge pairs, one in memory at a time; writes and returns as `evaluate` does."""
+    """Judge pairs, one in memory at a time; writes and returns as `evaluate` does.
+
+    `others`: the same cases with the predictions to compare with, at their own operating points.
+    """
     rules = find_preset(preset) if isinstance(preset, str) else preset
     results = list(judge_pairs(pairs, rules, operating_point=operating_point, progress=progress))
     scores = summarise(
@@ -133,6 +148,11 @@ def evaluate_pairs(
         seed=seed,
         provenance={"lesionseg": lesionseg.__version__, **(provenance or {})},
     )
+    if others is not None:
+        second = list(judge_pairs(others, rules))
+        scores["comparison"] = compare_models(results, second, replicates=replicates, seed=seed)
+    if verdicts is not None:
+        scores["adjudication"] = adjudicate(results, verdicts)
     write_results(output, results, scores, labels or {})
     return scores
 
@@ -172,6 +192,10 @@ def write_results(
     write_csv(output / "lesions.csv", lesion_rows(results, labels), LESION_COLUMNS)
     write_csv(output / "candidates.csv", candidate_rows(results, labels), CANDIDATE_COLUMNS)
     write_json(output / "scores.json", scores)
+
+
+def _verdicts(path: Path) -> list[Verdict]:
+    return read_verdicts(read_csv(path), str(path))
 
 
 def _masks(folder: Path) -> list[CaseFiles]:

@@ -161,6 +161,26 @@ def test_a_bar_is_drawn_unless_progress_is_told_elsewhere(folders, monkeypatch):
     assert drawn == ["Judging", (1, 3), (2, 3), (3, 3)]
 
 
+def test_a_second_reader_is_judged_by_the_same_code_and_compared(folders):
+    scores = evaluate(*folders, compare=folders[0], replicates=5)
+    recall = scores["comparison"]["lesion_recall"]
+    assert (recall["one"], recall["other"]) == (0.6, 1.0)
+    assert "5 groups" in recall["reason"]
+
+
+def test_verdicts_of_a_person_are_read_back(folders, tmp_path):
+    evaluate(*folders, replicates=5)
+    row = rows(folders[2] / "candidates.csv")[-1]
+    path = tmp_path / "adjudicate.csv"
+    names = ("case", "candidate", "start_vox", "stop_vox")
+    cells = [*(row[name] for name in names), "lesion"]
+    path.write_text(",".join((*names, "verdict")) + "\n" + ",".join(cells) + "\n")
+    found = evaluate(*folders, adjudication=path, replicates=5)["adjudication"]
+    assert (found["n_lesion"], found["n_stale"]) == (1, 0)
+    assert found["by_reference"]["n_false_positive"] == 1
+    assert found["adjudicated"]["n_false_positive"] == 0
+
+
 def test_an_unknown_preset_is_refused(folders):
     with pytest.raises(ConfigError, match="no such preset"):
         evaluate(*folders, preset="luna")

@@ -1,0 +1,104 @@
+"""False positives that a person found to be lesions the reference lacks: both numbers."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from lesionseg.errors import ContentError
+from lesionseg.evaluation.results import CandidateResult, CaseResult
+
+LESION, NO_LESION, UNSURE = "lesion", "no_lesion", "unsure"
+# what people write, spaces and hyphens taken as underscores, capitals as small letters
+_WORDS = {
+    **dict.fromkeys(("lesion", "yes", "true_lesion"), LESION),
+    **dict.fromkeys(("no_lesion", "not_lesion", "no", "not_a_lesion"), NO_LESION),
+    **dict.fromkeys(("unsure", "unclear", "?"), UNSURE),
+}
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a person says of a candidate; its box tells whether it is still the same one."""
+
+    case: str
+    candidate: int
+    start_vox: tuple[float, ...]
+    stop_vox: tuple[float, ...]
+    verdict: str
+
+
+def read_verdicts(rows: Sequence[Mapping[str, str]], where: str) -> list[Verdict]:
+    """The filled-in rows of adjudicate.csv; raises `ContentError` for a row that is not usable."""
+    return [_verdict(row, i, where) for i, row in enumerate(rows, 2) if row.get("verdict")]
+
+
+def _verdict(row: Mapping[str, str], line: int, where: str) -> Verdict:
+    word = row["verdict"].strip().lower().replace(" ", "_").replace("-", "_")
+    if word not in _WORDS:
+        raise ContentError(
+            "This verdict is not known.",
+            where=f"{where}, line {line}",
+            seen=row["verdict"],
+            expected=f"{LESION}, {NO_LESION}, {UNSURE} or nothing",
+        )
+    try:
+        ends = [tuple(float(x) for x in row[k].split()) for k in ("start_vox", "stop_vox")]
+        return Verdict(row["case"], int(row["candidate"]), ends[0], ends[1], _WORDS[word])
+    except (KeyError, ValueError) as error:
+        raise ContentError(
+            "The row names no candidate.",
+            where=f"{where}, line {line}",
+            seen=dict(row),
+            expected="case, candidate, start_vox and stop_vox as the report wrote them",
+        ) from error
+
+
+def adjudicate(results: Sequence[CaseResult], verdicts: Sequence[Verdict]) -> dict[str, Any]:
+    """The main numbers by the reference alone and with the confirmed lesions added to it.
+
+    A false positive with the verdict `lesion` counts as a lesion that was found; lesions that both
+    the reference and the model miss stay unknown, so the adjudicated recall flatters the model.
+    Verdicts on marks that are no longer false positives, or have moved, are counted as stale.
+    """
+    false = {
+        (r.case, c.candidate): c
+        for r in results
+        for c in r.candidates
+        if c.outcome == "false_positive"
+    }
+    fresh = [v for v in verdicts if _same(false.get((v.case, v.candidate)), v)]
+    said = {word: sum(v.verdict == word for v in fresh) for word in (LESION, NO_LESION, UNSURE)}
+    found = sum(r.n_detected for r in results)
+    true = sum(r.n_outcome("true_positive") for r in results)
+    lesions = sum(len(r.lesions) for r in results)
+    real = said[LESION]
+    return {
+        **{f"n_{word}": n for word, n in said.items()},
+        "n_open": len(false) - len({(v.case, v.candidate) for v in fresh}),
+        "n_stale": len(verdicts) - len(fresh),
+        "by_reference": _numbers(found, lesions, true, len(false), len(results)),
+        "adjudicated": _numbers(
+            found + real, lesions + real, true + real, len(false) - real, len(results)
+        ),
+    }
+
+
+def _same(candidate: CandidateResult | None, verdict: Verdict) -> bool:
+    if candidate is None:
+        return False
+    here = (*candidate.start_vox, *candidate.stop_vox)
+    there = (*verdict.start_vox, *verdict.stop_vox)
+    return len(here) == len(there) and all(
+        abs(a - b) < 1e-3 for a, b in zip(here, there, strict=True)
+    )
+
+
+def _numbers(found: int, lesions: int, true: int, false: int, cases: int) -> dict[str, Any]:
+    numbers = {
+        "n_lesions": lesions,
+        "n_false_positive": false,
+        "lesion_recall": found / lesions if lesions else None,
+        "lesion_precision": true / (true + false) if true + false else None,
+        "false_positives_per_case": false / cases if cases else None,
+    }
+    return numbers if lesions and true + false else {**numbers, "reason": "nothing to count"}

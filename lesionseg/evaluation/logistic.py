@@ -1,0 +1,47 @@
+"""Logistic regression of one variable, with ridge."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class Logistic:
+    """P(true) = 1 / (1 + exp(−(intercept + slope·x)))."""
+
+    intercept: float
+    slope: float
+
+    def probability(self, x: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The fitted chance at each x."""
+        return 1 / (1 + np.exp(-np.clip(self.intercept + self.slope * x, -500, 500)))
+
+
+def fit_logistic(
+    x: NDArray[np.float64],
+    true: NDArray[np.bool_],
+    *,
+    ridge: float = 0.0,
+    targets: NDArray[np.float64] | None = None,
+) -> Logistic:
+    """Maximum likelihood by Newton's method; `ridge`/2 · slope² of standardised x is added.
+
+    `targets` in [0, 1] stand in for `true`, as Platt's do. Without spread in x the slope is 0.
+    """
+    y = true.astype(np.float64) if targets is None else targets
+    middle, spread = float(x.mean()), float(x.std())
+    z = (x - middle) / spread if spread > 0 else np.zeros_like(x)
+    design = np.stack([np.ones_like(z), z], axis=1)
+    penalty = np.diag([0.0, ridge if spread > 0 else 1.0])
+    beta = np.zeros(2)
+    for _ in range(100):
+        p = 1 / (1 + np.exp(-np.clip(design @ beta, -30, 30)))
+        slope = design.T @ (y - p) - penalty @ beta
+        weight = np.maximum(p * (1 - p), 1e-9)
+        step = np.linalg.solve(design.T @ (design * weight[:, None]) + penalty, slope)
+        beta += step * min(1.0, 5 / max(float(np.abs(step).max()), 1e-300))
+        if np.abs(step).max() < 1e-10:
+            break
+    slope_of_x = float(beta[1] / spread) if spread > 0 else 0.0
+    return Logistic(float(beta[0] - slope_of_x * middle), slope_of_x)
