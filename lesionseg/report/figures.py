@@ -133,7 +133,8 @@ def froc_curve(onto: "FigureBase", scores: Scores, sweep: Sweep | None = None) -
 
 def froc_range(scores: Scores) -> tuple[float, float]:
     """Ends of the axis of false positives per case; rates below it are drawn at its start."""
-    rates = [point.fp_per_case for point in scores.froc]
+    here = scores.estimate("false_positives_per_case").value or 0.0
+    rates = [*(point.fp_per_case for point in scores.froc), here]
     return min([0.125, *(rate for rate in rates if rate > 0)]), max([8.0, *rates])
 
 

@@ -124,17 +124,27 @@ def list_labels(scores: Scores) -> Listing:
     """One line per kind of lesion; no line at all when there is only one kind."""
     labels = scores.raw.get("per_label") or {}
     found = [(name, one) for name, one in labels.items() if isinstance(one, Mapping)]
-    lines = (_label_line(name, one) for name, one in found if len(found) > 1)
-    return _listing(text.HEADINGS_LABELS, lines)
+    kept = [(name, one, _count(one)) for name, one in found if len(found) > 1]
+    bare = [
+        recall.reason
+        for _, one, n in kept
+        if n and (recall := read_estimate(one, "lesion_recall")).ci95 is None
+    ]
+    lines = (_label_line(name, one, n) for name, one, n in kept)
+    return replace(_listing(text.HEADINGS_LABELS, lines), note=text.no_intervals(bare))
 
 
-def _label_line(name: str, one: Mapping[str, Any]) -> Line:
-    n, recall = int(one.get("n_lesions") or 0), read_estimate(one, "lesion_recall")
-    found = n - int(one.get("n_missed") or 0)
+def _count(one: Mapping[str, Any]) -> int:
+    return int(one.get("n_lesions") or 0)
+
+
+def _label_line(name: str, one: Mapping[str, Any], n: int) -> Line:
+    recall, found = read_estimate(one, "lesion_recall"), n - int(one.get("n_missed") or 0)
     return (
         Cell(name),
-        Cell(f"{found} of {n}"),
-        Cell(text.share_found(found, n, recall)),
+        Cell(f"{found} of {n}", link="lesion-table" if n else "", terms=name),
+        Cell(text.share(found, n, recall)),
+        Cell(text.bounds(recall) if n else text.NO_LESION),
         Cell(text.optional_rate(read_estimate(one, "false_positives_per_case").value)),
     )
 

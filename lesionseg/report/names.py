@@ -72,7 +72,10 @@ def names_in(page: str, names: Names) -> tuple[str, ...]:
     return tuple(
         name
         for name in sorted(real)
-        if len(name) >= MIN_SEARCHED and re.search(rf"(?<!\w){re.escape(name)}(?!\w)", words)
+        # the plain search first: it is many times faster, and nearly always finds nothing
+        if len(name) >= MIN_SEARCHED
+        and name in words
+        and re.search(rf"(?<!\w){re.escape(name)}(?!\w)", words)
     )
 
 

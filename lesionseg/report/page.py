@@ -71,7 +71,7 @@ def make_context(
         "version": __version__,
         "scores": scores,
         "banners": banners(scores),
-        "facts": facts(tables),
+        "facts": facts(tables, study),
         "charts": charts,
         "balance_warnings": balance_warnings(tables.folder),
         "audit": audit,
@@ -147,7 +147,7 @@ def banners(scores: Scores) -> tuple[Banner, ...]:
     return tuple(found)
 
 
-def facts(tables: Tables) -> tuple[Fact, ...]:
+def facts(tables: Tables, study: Study | None = None) -> tuple[Fact, ...]:
     """The first screen's sentences, in order; the first is the headline."""
     scores = tables.scores
     false, ignored = (text.OUTCOMES[name] for name in ("false_positive", "ignored"))
@@ -158,6 +158,7 @@ def facts(tables: Tables) -> tuple[Fact, ...]:
         Fact(text.false_mark_sentence(scores), "false-mark", "mark-table", false),
         Fact(text.ignored_sentence(scores), "ignored", "mark-table", ignored),
         Fact(text.scans_sentence(scores), "", "case-table"),
+        Fact(text.origin_sentence(study.answers if study else {}), "", "study-table"),
         Fact(text.failed_sentence(tables), "failed", "case-table", text.FAILED),
         Fact(text.operating_point_sentence(scores), "operating-point", "mark-table"),
     )

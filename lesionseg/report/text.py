@@ -162,6 +162,7 @@ SLIDER_OF = "{found} of {n}"
 GREY_LEVEL, GREY_WIDTH, GREY_BACK = "Level", "Window", "Reset"
 SCROLL_SLICES = "Slice"
 DEFINITION_LINK, ROWS_LINK = "what this means", "its rows"
+ROWS_LINKS: Mapping[str, str] = {"study-table": "the study"}
 FOUND, MISSED = "found", "missed"
 OUTCOMES: Mapping[str, str] = {
     "true_positive": "found a lesion",
@@ -370,7 +371,7 @@ HEADINGS_SIZE = ("Size", "Found", "Share", "95 % interval")
 HEADINGS_MEASURES = ("Measure", "Value", "Rows")
 HEADINGS_WHY = ("Reason", "Lesions")
 HEADINGS_RULES = ("Rule", "Found", "False marks per scan")
-HEADINGS_LABELS = ("Kind of lesion", "Found", "Share", "False marks per scan")
+HEADINGS_LABELS = ("Kind of lesion", "Found", "Share", "95 % interval", "False marks per scan")
 HEADINGS_PROVENANCE = ("What", "Value")
 OK, YES, NO, FAILED = "ok", "yes", "no", "missing"
 EXTRAS: Mapping[str, str] = {
@@ -552,6 +553,18 @@ def scans_sentence(scores: Scores) -> str:
     free = f"{scores.n_lesion_free_cases or 'none'} of them without a reference lesion"
     role = role_words(scores.evaluated_on)
     return f"{count(scores.n_cases, 'scan')}, {patients}, {free}; {role}."
+
+
+def origin_sentence(answers: Mapping[str, str]) -> str:
+    """Where the scans come from and who read the reference, as far as it was supplied.
+
+    >>> origin_sentence({"sites": "Bern"})
+    'Scans from: Bern. Reference by: not stated.'
+    """
+    sites, readers = (
+        answers.get(key, NOT_STATED).rstrip(".") for key in ("sites", "reference_readers")
+    )
+    return f"Scans from: {sites}. Reference by: {readers}."
 
 
 def role_words(role: str) -> str:

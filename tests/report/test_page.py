@@ -211,3 +211,30 @@ def test_scores_json_of_the_contract_alone_is_enough(
         raw[optional] = None
     (tmp_path / "scores.json").write_text(json.dumps(raw))
     assert "not defined" in page_words(write_report(tmp_path, tmp_path / "out"))
+
+
+def test_batch_whose_every_scan_failed_still_makes_a_page(tmp_path: Path) -> None:
+    lost = [Blob("a", 1, (9, 9, 9), 6.0, detected=False), Blob("b", 1, (9, 9, 9), 2.0, False)]
+    batch = Evaluation(lost, failed=("a", "b", "c"))
+    words = page_words(write_report(batch.write(tmp_path / "s"), tmp_path / "out"))
+    assert "Found 0 of 1 reference lesions of 5 mm or more and 0 of 1 smaller ones." in words
+    assert "3 scans without a prediction" in words
+    assert "No scan has a prediction." in words
+
+
+def test_500_scans_fit_and_rows_beyond_the_limit_are_counted(tmp_path: Path) -> None:
+    cases = tuple(f"scan {n}" for n in range(500))
+    lesions = [Blob(case, k, (9, 9, 9), 2.0 + k, score=0.8) for case in cases for k in range(7)]
+    page = write_report(Evaluation(lesions, cases=cases).write(tmp_path / "s"), tmp_path / "out")
+    assert page.stat().st_size < 5_000_000
+    assert "500 further lines not shown" in page_words(page)
+
+
+def test_too_few_patients_are_told_how_many_are_missing(
+    evaluation: Evaluation, tmp_path: Path
+) -> None:
+    said = " ".join(summary(read_tables(evaluation.write(tmp_path / "few"))))
+    assert "At least 3 more patients" in said
+    evaluation.changes = {"n_groups": 43}
+    said = " ".join(summary(read_tables(evaluation.write(tmp_path / "many"))))
+    assert "about 129 more patients" in said
