@@ -51,10 +51,10 @@ class DataSettings:
                 seen=self.validation_fraction,
                 remedy="take 0.2, or 0 to train on every case.",
             )
-        if self.n_folds < 2 or not 0 <= (self.fold or 0) < self.n_folds:
+        if self.n_folds < 2 or (self.fold or 0) < 0:  # a file may have more folds than n_folds
             raise ConfigError(
                 "There is no such fold.",
                 where="data.fold",
                 seen=f"fold {self.fold} of {self.n_folds}",
-                expected="0 to n_folds - 1, and at least two folds",
+                expected="a fold from 0 on, and at least two of them",
             )
