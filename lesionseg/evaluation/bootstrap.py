@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import stdtrit
+from scipy.special import ndtr, stdtrit
 
 MIN_GROUPS = 5
 _Z95 = 1.959963984540054
@@ -56,15 +56,25 @@ def percentile_intervals(statistic: Statistic, weights: Weights, items: int) -> 
     values = np.concatenate(
         [statistic(weights[i : i + chunk]) for i in range(0, max(len(weights), 1), chunk)]
     )
-    return [_interval(column) for column in values.T]
+    tail = _tail(weights.shape[1])
+    return [_interval(column, tail) for column in values.T]
 
 
-def _interval(values: NDArray[np.float64]) -> Interval:
+def _tail(groups: int) -> float:
+    """What lies beyond each end: under 2.5 % for few groups, whose spread is underestimated.
+
+    Φ(−√(n/(n−1))·t), t the 97.5 % point with n − 1 degrees of freedom (Hesterberg 2015).
+    """
+    n = max(groups, 2)
+    return float(ndtr(-np.sqrt(n / (n - 1)) * stdtrit(n - 1, 0.975)))
+
+
+def _interval(values: NDArray[np.float64], tail: float) -> Interval:
     defined = values[~np.isnan(values)]
     n_undefined = len(values) - len(defined)
     if len(defined) == 0 or n_undefined > len(values) / 2:
         return Interval(None, n_undefined)
-    low, high = np.quantile(defined, [0.025, 0.975])
+    low, high = np.quantile(defined, [tail, 1 - tail])
     if high - low <= 1e-12 * max(1.0, abs(high)):
         return Interval(None, n_undefined, collapsed=True)
     return Interval((float(low), float(high)), n_undefined)
