@@ -85,11 +85,14 @@ class TileDataset(Dataset[TileTensors]):
 
     def raw(self, epoch: int, index: int) -> RawTile:
         """What `finish` makes the same tile of: read, and its changes drawn but not carried out."""
-        change = NO_CHANGE
-        if self.augmentation is not None:
-            generator = tile_generator(self.sampler.seed, epoch, index, 2)
-            change = self.augmentation.draw(generator)
+        change = self.change(epoch, index)
         return RawTile(self.read(self.sampler.choose(epoch, index), change), change)
+
+    def change(self, epoch: int, index: int) -> Change:
+        """How that tile is changed."""
+        if self.augmentation is None:
+            return NO_CHANGE
+        return self.augmentation.draw(tile_generator(self.sampler.seed, epoch, index, 2))
 
     def finish(self, raw: RawTile) -> TileTensors:
         """Carry out the changes, on the device where the raw tile is."""

@@ -29,6 +29,7 @@ from lesionseg.training.callbacks import (
     Validation,
 )
 from lesionseg.training.checkpoint import Checkpoint, read_checkpoint
+from lesionseg.training.hard import HardPlaces, WatchBackground
 from lesionseg.training.module import Counters, SegmentationModule
 from lesionseg.training.settings import OptimiserSettings, TrainerSettings
 from lesionseg.training.stream import TileSource, TileStream
@@ -116,6 +117,8 @@ def fit_tiles(
     path = run_dir / CHECKPOINT
     checkpoint = read_checkpoint(path) if path.is_file() else None
     module = SegmentationModule(network, loss, plan, settings, optimiser)
+    if isinstance(tiles, EpochTiles) and tiles.hard is not None:
+        callbacks = [*callbacks, _remember(tiles, tiles.hard, module, checkpoint)]
     counters = Counters(**checkpoint.counters) if checkpoint else Counters()
     device = _device_type(settings.accelerator)
     if checkpoint is None or module.budget.progress(counters.steps, counters.minutes) < 1:
@@ -135,6 +138,19 @@ def _check_activation(loss: nn.Module, plan: Plan) -> None:
             seen=f"{plan.activation} for the network, {activation} for the loss",
             remedy=f"set model.activation={activation}, or +loss.activation={plan.activation}.",
         )
+
+
+def _remember(
+    tiles: EpochTiles, hard: HardPlaces, module: SegmentationModule, checkpoint: Checkpoint | None
+) -> WatchBackground:
+    """Let the module's checkpoints carry the hard background, and fill it from the last one.
+
+    At once and not with the rest of the state: tiles are read ahead before training starts.
+    """
+    module.add_module("hard", hard)
+    if checkpoint is not None and "hard._extra_state" in checkpoint.module:
+        hard.set_extra_state(checkpoint.module["hard._extra_state"])
+    return WatchBackground(tiles.report)
 
 
 def our_callbacks(

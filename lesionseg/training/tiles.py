@@ -8,15 +8,17 @@ from torch import Tensor
 from lesionseg.data.augment import AugmentationSettings, build_augmentation
 from lesionseg.data.cached_case import CachedCase
 from lesionseg.data.dataset import RawTile, TileDataset
-from lesionseg.data.sampling import SamplingSettings, TileSampler
+from lesionseg.data.sampling import HardPoint, SamplingSettings, TileChoice, TileSampler
 from lesionseg.plan.plan import Plan
+from lesionseg.training.hard import HardPlaces
 
 
 class EpochTiles:
     """Tile i of the stream is tile i mod `n_tiles` of epoch i div `n_tiles`, augmented.
 
-    A function of `seed` and i alone, in whatever process and order it is asked for; so nothing of
-    the sampler needs to be kept in a checkpoint. Raises what `TileSampler` refuses on first use.
+    A function of `seed` and i alone, in whatever process and order it is asked for, and of the hard
+    background found two epochs before, `hard`, which is all that a checkpoint has to keep. Raises
+    what `TileSampler` refuses on first use.
     """
 
     def __init__(
@@ -31,6 +33,9 @@ class EpochTiles:
     ) -> None:
         self.cases, self.plan, self.n_tiles, self.seed = tuple(cases), plan, n_tiles, seed
         self.sampling, self.augmentation = sampling, augmentation
+        hard = round(sampling.hard_share * n_tiles)
+        self.hard = HardPlaces(plan.dims, hard) if hard else None
+        self._hard_epoch = -1
 
     @cached_property
     def dataset(self) -> TileDataset:
@@ -52,7 +57,35 @@ class EpochTiles:
 
     def raw(self, number: int) -> RawTile:
         """What `finish` makes the tile of: read by a worker, to be changed on the GPU."""
-        return self.dataset.raw(*divmod(number, self.n_tiles))
+        epoch, index = divmod(number, self.n_tiles)
+        self._show_hard(epoch)
+        return self.dataset.raw(epoch, index)
+
+    def choice(self, number: int) -> TileChoice:
+        """Where the tile of that number lies."""
+        epoch, index = divmod(number, self.n_tiles)
+        self._show_hard(epoch)
+        return self.dataset.sampler.choose(epoch, index)
+
+    def report(self, number: int, voxel: tuple[int, ...], score: float) -> None:
+        """Remember that voxel of that tile, as hard background for a later epoch."""
+        if self.hard is None:
+            return
+        epoch, index = divmod(number, self.n_tiles)
+        choice, shape = self.choice(number), self.plan.tile_shape
+        away = self.dataset.change(epoch, index).movement.place(voxel, shape)
+        centre = tuple(
+            min(max(start + step, 0), n - 1)
+            for start, step, n in zip(
+                choice.start, away, self.cases[choice.case].shape, strict=True
+            )
+        )
+        self.hard.add(epoch, number, HardPoint(choice.case, centre), score)
+
+    def _show_hard(self, epoch: int) -> None:
+        if self.hard is not None and self._hard_epoch != epoch:
+            self.dataset.sampler.set_hard(self.hard.of(epoch))
+            self._hard_epoch = epoch
 
     def finish(self, raw: RawTile) -> dict[str, Tensor]:
         """The tile, augmented on the device where its raw form is."""
