@@ -1,6 +1,6 @@
 """Does the label audit find wrong references? Spoil a tenth of a simulated set's labels and look.
 
-Run: python benchmarks/trial_label_audit.py --minutes 4 --output runs/trial_label_audit
+Run: python benchmarks/trial_label_audit.py --seed 2 --output runs/trial_label_audit
 
 Makes simulated heads with exact references, then spoils a tenth of the lesions: a third dropped, a
 third added on normal tissue, a third moved by more than their diameter. Trains on the spoilt set
@@ -18,8 +18,10 @@ from math import dist
 from pathlib import Path
 from typing import Any
 
+import matplotlib as mpl
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from scipy import ndimage
 
@@ -38,6 +40,7 @@ from lesionseg.pipeline.settings import DataSettings
 from lesionseg.pipeline.survey import survey
 from lesionseg.pipeline.train import decide, prepare_cases
 from lesionseg.plan.make import PlanOverrides
+from lesionseg.report.figures import FOUND, GRID, INK, RC
 from lesionseg.training.fit import fit
 from lesionseg.training.focal_balance import FocalBalance
 from lesionseg.training.label_audit import SNAPSHOTS, LabelAudit, read_snapshots
@@ -47,7 +50,9 @@ from lesionseg.training.suspects import Snapshot, Suspect, rank_suspects
 SPOILT_SHARE = 0.1
 TOPS = (10, 20, 50)
 TRIES = 400
-TILE = (48, 48, 48)  # and a narrow network, so that minutes on two cores are enough
+# a narrow network on small tiles, so that minutes on two cores are enough to learn something
+MODEL = PlanOverrides(tile_shape=(32, 32, 32), batch_size=4, base_features=8)
+LEARNING = OptimiserSettings(lr=3e-3)
 
 
 @dataclass(frozen=True)
@@ -172,11 +177,12 @@ def _diameter(n_voxels: int, geometry: Geometry) -> float:
     return float(equivalent_diameter_mm(n_voxels * geometry.voxel_size, geometry.dims))
 
 
-def train(folder: Path, run: Path, minutes: float, seed: int) -> list[Snapshot]:
+def train(folder: Path, run: Path, budget: TrainerSettings) -> list[Snapshot]:
     """Train on the whole set with the audit on; the snapshots."""
+    seed = budget.seed
     data = DataSettings(root=str(folder), validation_fraction=0.0)
     found = survey(data, seed)
-    plan = decide(found, PlanOverrides(tile_shape=TILE, base_features=8), "auto", run)
+    plan = decide(found, MODEL, "auto", run)
     cases = prepare_cases(found, plan, data, run)
     audit = AuditSettings(enabled=True)
     fit(
@@ -184,8 +190,8 @@ def train(folder: Path, run: Path, minutes: float, seed: int) -> list[Snapshot]:
         DiceFocalLoss(alpha=0.75, gamma=2.0),
         plan,
         cases,
-        settings=TrainerSettings(max_minutes=minutes, seed=seed),
-        optimiser=OptimiserSettings(),
+        settings=budget,
+        optimiser=LEARNING,
         sampling=SamplingSettings(),
         augmentation=AugmentationSettings(),
         run_dir=run,
@@ -240,10 +246,12 @@ def judge(suspects: list[Suspect], spoilt: list[Spoilt]) -> dict[str, Any]:
 def main(arguments: list[str] | None = None) -> None:
     """Make, spoil, train, look, print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--minutes", type=float, default=4.0)
+    parser.add_argument("--steps", type=int, default=400, help="about 3 minutes on 2 idle cores")
+    parser.add_argument("--minutes", type=float, help="instead of steps")
     parser.add_argument("--cases", type=int, default=32)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, default=Path("runs/trial_label_audit"))
+    parser.add_argument("--figure", type=Path, help="an SVG of precision against rows read")
     chosen = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     shutil.rmtree(chosen.output, ignore_errors=True)
@@ -253,11 +261,14 @@ def main(arguments: list[str] | None = None) -> None:
     )
     spoilt = spoil(folder, SPOILT_SHARE, np.random.default_rng(chosen.seed))
     write_json(chosen.output / "spoilt.json", [asdict(place) for place in spoilt])
-    snapshots = train(folder, chosen.output / "run", chosen.minutes, chosen.seed)
+    steps = chosen.steps if chosen.minutes is None else None
+    budget = TrainerSettings(max_minutes=chosen.minutes, max_steps=steps, seed=chosen.seed)
+    snapshots = train(folder, chosen.output / "run", budget)
     result = {
         "trial": "label_audit",
         "seed": chosen.seed,
         "cases": chosen.cases,
+        "steps": steps,
         "minutes": chosen.minutes,
         "machine": f"{torch.get_num_threads()} CPU cores",
         "versions": {
@@ -268,7 +279,36 @@ def main(arguments: list[str] | None = None) -> None:
         **judge(rank_suspects(snapshots), spoilt),
     }
     write_json(chosen.output / "label_audit_trial.json", result)
+    if chosen.figure is not None:
+        draw(result, chosen.figure)
     print_table(result)
+
+
+def draw(result: dict[str, Any], path: Path) -> None:
+    """Precision and share of the spoilt places found against the rows read, as SVG."""
+    ranks = np.array(result["spoilt_by_rank"])
+    read = np.arange(1, result["rows"] + 1)
+    found = np.searchsorted(ranks, read, side="right")
+    n_places = sum(result["spoilt_places"].values())
+    with mpl.rc_context(RC):
+        figure = Figure(figsize=(7.6, 3.0), layout="constrained")
+        left, right = figure.subplots(1, 2)
+        left.plot(read, found / read, color=FOUND, linewidth=2, label="label audit")
+        left.axhline(result["base_rate"], color=INK, linestyle=":", label="random order")
+        left.set_ylabel("share of the rows that are spoilt")
+        left.set_xlim(1, min(200, result["rows"]))
+        right.plot(read, found / n_places, color=FOUND, linewidth=2)
+        right.plot(read, result["base_rate"] * read / n_places, ":", color=INK)
+        right.set_ylabel("share of the spoilt places found")
+        right.set_xlim(1, result["rows"])
+        for axes in (left, right):
+            axes.set_xlabel("rows read")
+            axes.set_ylim(0, 1.02)
+            axes.spines[["top", "right"]].set_visible(False)
+            axes.grid(axis="y", color=GRID, linewidth=0.8)
+        left.legend(frameon=False)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, format="svg", metadata={"Date": None})
 
 
 def print_table(result: dict[str, Any]) -> None:

@@ -115,7 +115,7 @@ def look(
 
 
 def lesions_seen(case: CachedCase, p: NDArray[np.float32], plan: Plan) -> list[Sighting]:
-    """Each reference lesion with the highest probability `p` `[K, *spatial]` of its own label."""
+    """Each reference lesion with the mean of the probabilities `p` `[K, *spatial]` of its label."""
     instances = case.instances
     return [_lesion_seen(case, lesion, instances, p, plan) for lesion in case.lesions]
 
@@ -141,7 +141,7 @@ def _lesion_seen(
         diameter_mm=float(
             equivalent_diameter_mm(lesion.voxels * geometry.voxel_size, geometry.dims)
         ),
-        p=float(p[lesion.label - 1][box][inside].max()),
+        p=float(p[lesion.label - 1][box][inside].mean()),
     )
 
 

@@ -5,14 +5,23 @@ from dataclasses import dataclass
 from math import dist
 from typing import Any, Literal
 
+import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
+from numpy.typing import NDArray
+
 SuspectKind = Literal["lesion", "spot"]
+# Lesions of like size that one is compared with: enough for a steady median, few enough to be alike
+N_ALIKE = 30
+# Below this a median says that the network has not learnt to see lesions of the size at all
+LEAST_EXPECTED = 0.1
 
 
 @dataclass(frozen=True)
 class Sighting:
     """One place as one network sees it: a reference lesion, or a spot where there is none.
 
-    `p` in [0, 1]: the highest probability in it. `lesion`: the lesion's id, None for a spot.
+    `p` in [0, 1]: the mean probability in a lesion (its highest would grow with its size, by chance
+    alone), the peak of a spot. `lesion`: the lesion's id, None for a spot.
     `centre_mm`: RAS millimetres (x, y, z), in 2-D (x, y). `diameter_mm`: equivalent diameter.
     """
 
@@ -34,18 +43,23 @@ class Snapshot:
     sightings: tuple[Sighting, ...]
 
 
+# a place as last seen, and its probability at each snapshot
+Track = tuple[Sighting, tuple[float, ...]]
+
+
 @dataclass(frozen=True)
 class Suspect:
-    """A place with the probabilities of all snapshots and a suspicion in [0, 1]."""
+    """A place with the probabilities of all snapshots and a suspicion in [0, 1].
+
+    With p the mean over the snapshots. A lesion: 1 − p / expected, that being how well lesions
+    of its size are usually seen, so that a faint dot among faint dots is no suspect. A spot: p,
+    times its diameter in median lesion diameters where it is smaller than that, since most of what
+    a network takes for lesions without reason is small.
+    """
 
     place: Sighting
     p: tuple[float, ...]
-
-    @property
-    def suspicion(self) -> float:
-        """1 − mean p of a lesion that should be seen, mean p of a spot that should not."""
-        mean = sum(self.p) / len(self.p)
-        return 1 - mean if self.place.kind == "lesion" else mean
+    suspicion: float
 
 
 def rank_suspects(snapshots: Sequence[Snapshot]) -> list[Suspect]:
@@ -54,24 +68,54 @@ def rank_suspects(snapshots: Sequence[Snapshot]) -> list[Suspect]:
     A lesion is known by its id, a spot by its position: two spots of one case and label in
     different snapshots are one when their centres are closer than the larger one's diameter, the
     nearest pairs first. A spot missing from a snapshot has p = 0 there. Place and size are those of
-    the latest snapshot that saw it. No snapshot gives no suspects.
+    the latest snapshot that saw it. A lesion is expected to be seen as the median of the
+    `N_ALIKE` lesions around it in order of size. No snapshot gives no suspects.
     """
-    found = [*_lesions(snapshots), *_spots(snapshots)]
+    lesions = _lesions(snapshots)
+    expected = _expected(lesions)
+    usual_mm = float(np.median([place.diameter_mm for place, _ in lesions])) if lesions else 0.0
+    found = [
+        *(
+            Suspect(place, p, min(max(1 - _mean(p) / float(usual), 0.0), 1.0))
+            for (place, p), usual in zip(lesions, expected, strict=True)
+        ),
+        *(
+            Suspect(place, p, _mean(p) * min(1.0, place.diameter_mm / max(usual_mm, 1e-6)))
+            for place, p in _spots(snapshots)
+        ),
+    ]
     return sorted(
         found, key=lambda s: (-s.suspicion, s.place.kind, s.place.case, s.place.centre_mm)
     )
 
 
-def _lesions(snapshots: Sequence[Snapshot]) -> list[Suspect]:
+def _expected(lesions: Sequence[Track]) -> NDArray[np.float64]:
+    """How well lesions of the size of each are usually seen."""
+    if not lesions:
+        return np.empty(0)
+    order = np.argsort([place.diameter_mm for place, _ in lesions], kind="stable")
+    seen = np.array([_mean(p) for _, p in lesions])[order]
+    n = min(N_ALIKE, len(lesions))
+    medians = np.median(sliding_window_view(seen, n), axis=1)
+    expected = np.empty(len(lesions))
+    expected[order] = medians[np.clip(np.arange(len(lesions)) - n // 2, 0, len(lesions) - n)]
+    return np.maximum(expected, LEAST_EXPECTED)
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+def _lesions(snapshots: Sequence[Snapshot]) -> list[Track]:
     seen: dict[tuple[str, int | None], list[Sighting]] = {}
     for snapshot in snapshots:
         for sighting in snapshot.sightings:
             if sighting.kind == "lesion":
                 seen.setdefault((sighting.case, sighting.lesion), []).append(sighting)
-    return [Suspect(each[-1], tuple(s.p for s in each)) for each in seen.values()]
+    return [(each[-1], tuple(s.p for s in each)) for each in seen.values()]
 
 
-def _spots(snapshots: Sequence[Snapshot]) -> list[Suspect]:
+def _spots(snapshots: Sequence[Snapshot]) -> list[Track]:
     """Tracks of spots, grown from the last snapshot backwards."""
     tracks: dict[tuple[str, str], list[list[Sighting | None]]] = {}
     for done, snapshot in enumerate(reversed(snapshots)):
@@ -82,7 +126,7 @@ def _spots(snapshots: Sequence[Snapshot]) -> list[Suspect]:
         for key, spots in here.items():
             _extend(tracks.setdefault(key, []), spots, done)
     return [
-        Suspect(
+        (
             next(sighting for sighting in track if sighting is not None),
             tuple(0.0 if s is None else s.p for s in reversed(track)),
         )

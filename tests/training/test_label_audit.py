@@ -63,10 +63,10 @@ def sigmoid(x):
 def test_lesions_and_spots_are_seen_where_they_are(case, make_plan):
     first, second, spot = look(Seer(), case, make_plan())
     assert (first.kind, first.lesion, first.case, first.group) == ("lesion", 1, "one", "patient")
-    assert first.p == pytest.approx(sigmoid(3.0), abs=1e-3)
+    assert first.p == pytest.approx((sigmoid(3.0) + 14 * sigmoid(-6.0)) / 15, abs=1e-3)
     assert first.centre_mm == pytest.approx((10.0, 4.0))  # x, y: columns 3 to 7 of 2 mm, rows 3–5
     assert first.diameter_mm == pytest.approx(2 * np.sqrt(30 / np.pi))
-    assert second.p == pytest.approx(sigmoid(-2.0), abs=1e-3)
+    assert second.p == pytest.approx((sigmoid(-2.0) + 7 * sigmoid(-6.0)) / 8, abs=1e-3)
     assert (spot.kind, spot.lesion, spot.label) == ("spot", None, "lesion")
     assert spot.p == pytest.approx(sigmoid(1.5), abs=1e-3)
     assert spot.centre_mm == pytest.approx((36.0, 18.0))
