@@ -16,7 +16,13 @@ from lesionseg.report.scores import Scores, read_estimate
 KEYS: Mapping[str, tuple[str, ...]] = {
     "official": ("official",),
     "comparison": ("comparison", "reader"),
-    "subgroups": ("subgroups", "recall_by_contrast", "recall_by_quantile", "recall_by_diameter"),
+    "adjudication": ("adjudication",),
+    "subgroups": (
+        "subgroups",
+        "recall_by_size_quantile",
+        "recall_by_size_and_contrast",
+        "size_curve",
+    ),
     "calibration": ("calibration",),
 }
 # They belong to the number beside them.

@@ -60,7 +60,8 @@ SECTIONS: Mapping[str, str] = {
     "gallery": "Pictures",
     "official": "By the official scorer's own rules",
     "comparison": "Compared with another reader or model",
-    "subgroups": "Found, by group of patients or scans",
+    "adjudication": "Unconfirmed marks, judged by a person",
+    "subgroups": "Found, by finer groups",
     "calibration": "What a score is worth",
     "overlap": "How well outlines agree",
     "flow": "From scans found to scans judged",
@@ -378,6 +379,9 @@ EXTRAS: Mapping[str, str] = {
     "official": "These follow the scorer named, and differ from the figures above in their rules.",
     "comparison": "The same scans and the same reference, judged by the same rules. Pairs are "
     "compared patient by patient.",
+    "adjudication": "Marks that match no reference lesion and that a person has judged since. "
+    "Lesions that the reference and the model both lack stay unknown, so the judged figures "
+    "flatter the model.",
     "subgroups": "Small groups differ by chance alone: look at the intervals, not at the order. "
     "No significance is tested.",
     "calibration": "How often a mark of a given score is a lesion, in these scans. Where lesions "
@@ -388,9 +392,9 @@ EXTRA_WORDS: Mapping[str, str] = {
     "n": "number",
     "ece": "expected calibration error",
     "brier": "Brier score",
-    "recall_by_contrast": "by size and contrast",
-    "recall_by_quantile": "by size, groups of equal number",
-    "recall_by_diameter": "diameters found with a given chance",
+    "recall_by_size_quantile": "by size, groups of about equal number",
+    "recall_by_size_and_contrast": "by size and contrast",
+    "size_curve": "chance of being found along the diameter",
 }
 ALL_SHOWN = "All of this kind, in parts."
 CONTENTS = "Contents"
