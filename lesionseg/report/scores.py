@@ -154,7 +154,9 @@ def read_estimate(raw: Mapping[str, Any], key: str) -> Estimate:
     """
     found, reason = raw.get(key), _reason(raw, key)
     if not isinstance(found, Mapping):
-        interval = _interval((raw.get("ci95") or {}).get(key))
+        intervals = raw.get("ci95")
+        # in a row of a table `ci95` is the row's own interval, not one a key
+        interval = _interval(intervals.get(key)) if isinstance(intervals, Mapping) else None
         return Estimate(None if found is None else float(found), interval, reason)
     value = found.get("value", found.get("mean"))
     return Estimate(

@@ -666,7 +666,7 @@ def operating_point_sentence(scores: Scores) -> str:
 def caption_lesion(lesion: LesionRow, unit: str) -> str:
     """What a picture of a lesion shows."""
     size = f"{lesion.diameter_mm:.1f} {unit}"
-    size += f" ({lesion.volume_ml:.2g} ml)" if lesion.volume_ml is not None else ""
+    size += f" ({rate(lesion.volume_ml)} ml)" if lesion.volume_ml is not None else ""
     near = ", near the scan's resolution" if lesion.near_resolution else ""
     if not lesion.detected:
         return f"{size}{near} · missed: {why_missed(lesion.why_missed)}"
