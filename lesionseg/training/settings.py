@@ -90,8 +90,8 @@ class AuditSettings:
 
     `at`: ascending shares of the budget, in (0, 1], after which all training cases are predicted
     with tiles that overlap by `overlap`. `max_rows` of the list are kept. Each look costs as much
-    as predicting the training set once: about 3 s for a head of 96 × 112 × 96 voxels on two CPU
-    cores, a fraction of that on a GPU. All but the look at the end come out of `max_minutes`, so
+    as predicting the training set once: about 2 s for a head of 96 × 112 × 96 voxels on one CPU
+    core, a fraction of that on a GPU. All but the look at the end come out of `max_minutes`, so
     on a CPU keep the audit for trainings of an hour and more, or take `at: [1.0]`.
     """
 
