@@ -1,13 +1,12 @@
 """Draw the figures of docs/focal.md from the library's own loss.
 
-    python docs/figures/make_focal_figures.py [--search RUN/tune.json]
+    python docs/figures/make_focal_figures.py
 
 Writes focal_*.svg beside this file, and the numbers that the text quotes to focal_numbers.json.
 Nothing is sketched: values and gradients come from `sigmoid_focal_loss` and its backward pass.
-`--search` draws the heat map of a search for α and γ from its tune.json too.
+The heat map is that of a search for α and γ whose tune.json is kept here as focal_search.json.
 """
 
-import argparse
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -40,14 +39,10 @@ PAPER = ((0.0, 0.75), (0.5, 0.5), (1.0, 0.25), (2.0, 0.25), (5.0, 0.25))
 
 def main() -> None:
     """Draw them all."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--search", type=Path, help="tune.json of a search")
-    options = parser.parse_args()
     write("focal_curves", curves, 3.6)
     write("focal_gradient_share", gradient_share, 3.6)
     write("focal_calibration", calibration, 3.8)
-    if options.search:
-        write("focal_search", partial(draw_surface, search=read_search(options.search)), 4.6)
+    write("focal_search", partial(draw_surface, search=read_search()), 4.6)
     write_json(HERE / "focal_numbers.json", numbers())
 
 
@@ -148,9 +143,9 @@ def calibration(onto: "FigureBase") -> None:
     _tidy(left, right)
 
 
-def read_search(path: Path) -> TuningSearch:
-    """A search as tune.json keeps it."""
-    raw = read_json(path)
+def read_search() -> TuningSearch:
+    """The search as its tune.json keeps it."""
+    raw = read_json(HERE / "focal_search.json")
     return TuningSearch(
         alpha=tuple(raw["search"]["alpha"]),
         gamma=tuple(raw["search"]["gamma"]),

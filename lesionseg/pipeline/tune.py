@@ -26,6 +26,7 @@ from lesionseg.pipeline.trial import Examiner, LossOfPair, TrialRecipe, pair_of
 from lesionseg.pipeline.tune_results import Circumstances, describe, write_results
 from lesionseg.plan.make import PlanOverrides
 from lesionseg.plan.plan import Plan
+from lesionseg.report.surface import steadiest
 from lesionseg.report.tuning import TuningSearch, TuningTrial, table
 from lesionseg.training.settings import OptimiserSettings, TrainerSettings
 
@@ -44,10 +45,10 @@ class TuneOutcome:
     def summary(self) -> list[str]:
         """The table of trials, the verdict, and how to train with it."""
         lines = [*aligned(table(self.search)), "", *self.search.notes]
-        best = self.search.best
-        if best is not None and best.value:
-            pair = f"loss.alpha={best.alpha:.3f} loss.gamma={best.gamma:.2f}"
-            lines += ["", f"To train with the best pair, add to your `train`: {pair}"]
+        chosen = steadiest(self.search)
+        if chosen is not None and chosen.value:
+            pair = f"loss.alpha={chosen.alpha:.3f} loss.gamma={chosen.gamma:.2f}"
+            lines += ["", f"To train with this pair, add to your `train`: {pair}"]
         return [*lines, f"Heat map: {self.run_dir / 'tune.html'}"]
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from lesionseg.evaluation.bootstrap import wilson_interval
 from lesionseg.io.atomic import write_json
 from lesionseg.pipeline.search import TuneSettings
+from lesionseg.report.surface import steadiest
 from lesionseg.report.tuning import TuningSearch, TuningTrial, write_tuning_page
 
 SCHEMA_VERSION = 1
@@ -65,12 +66,16 @@ def _notes(found: TuningSearch, about: Circumstances) -> list[str]:
     if best is None or not best.value:
         return [*notes, "No trial has found a lesion: give a trial more time."]
     notes.append(f"Best: {_in_words(best, about)}{_against_first(found, about)}")
+    steady = steadiest(found)
+    if steady is not None and steady != best:
+        notes.append(
+            f"Best together with its neighbours, and the one to take: {_in_words(steady, about)}."
+        )
     notes.append(
         f"Judged on {about.n_cases} validation cases with {about.n_lesions} lesions: one lesion is "
         f"{100 / about.n_lesions:.1f} points of recall. Pairs whose intervals overlap cannot be "
-        "told apart, and the best of many noisy trials looks better than it is: take the region "
-        "that is good, not the point. These are development data, so none of these numbers is a "
-        "result."
+        "told apart, and the best of many noisy trials looks better than it is. These are "
+        "development data, so none of these numbers is a result."
     )
     return notes
 
@@ -92,7 +97,7 @@ def _against_first(found: TuningSearch, about: Circumstances) -> str:
 
 
 def _document(found: TuningSearch, about: Circumstances) -> dict[str, Any]:
-    best = found.best
+    best, steady = found.best, steadiest(found)
     return {
         "schema_version": SCHEMA_VERSION,
         "objective": f"{found.objective} + 0.01 · average precision",
@@ -104,6 +109,7 @@ def _document(found: TuningSearch, about: Circumstances) -> dict[str, Any]:
         "search": asdict(about.settings),
         "first": None if about.first is None else list(about.first),
         "best": None if best is None else _entry(best),
+        "steadiest": None if steady is None else _entry(steady),
         "trials": [_entry(trial) for trial in found.trials],
         "provenance": dict(about.origin),
     }

@@ -27,17 +27,37 @@ def smoothed_surface(
     and no interpolation: trials are noisy, and a surface through all of them would show the noise
     as hills. Pruned trials are left out: a value from half-way does not compare.
     """
-    known = _finished(search)
-    if not known:
-        return np.full((len(gammas), len(alphas)), np.nan)
-    at = np.array([[t.alpha, t.gamma] for t in known])
-    values = np.array([t.value for t in known], dtype=np.float64)
-    span = np.array([np.ptp(search.alpha), np.ptp(search.gamma)]) * BANDWIDTH
     points = np.stack(np.meshgrid(alphas, gammas), axis=-1)
-    weights = np.exp(-(((points[:, :, None] - at) / span) ** 2).sum(-1) / 2)
+    weights, values = _weights(search, points), _values(search)
     total = weights.sum(-1)
     mean = (weights * values).sum(-1) / np.maximum(total, np.finfo(np.float64).tiny)
     return np.where(total >= NEAR, mean, np.nan)
+
+
+def steadiest(search: TuningSearch) -> TuningTrial | None:
+    """The finished trial that is best together with its neighbours: noise moves it less.
+
+    Each trial is given the weighted mean of the trials around it and of one more with the mean of
+    all, so that a trial without neighbours cannot win by luck. None without a finished trial.
+    """
+    finished = _finished(search)
+    if not finished:
+        return None
+    weights = _weights(search, np.array([[t.alpha, t.gamma] for t in finished]))
+    values = _values(search)
+    means = ((weights * values).sum(-1) + values.mean()) / (weights.sum(-1) + 1)
+    return finished[int(means.argmax())]
+
+
+def _weights(search: TuningSearch, points: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Weights `[..., trials]` of the finished trials at points `[..., 2]` of α and γ."""
+    at = np.array([[t.alpha, t.gamma] for t in _finished(search)]).reshape(-1, 2)
+    span = np.array([np.ptp(search.alpha), np.ptp(search.gamma)]) * BANDWIDTH
+    return np.asarray(np.exp(-(((points[..., None, :] - at) / span) ** 2).sum(-1) / 2))
+
+
+def _values(search: TuningSearch) -> NDArray[np.float64]:
+    return np.array([t.value for t in _finished(search)], dtype=np.float64)
 
 
 def draw_surface(onto: "FigureBase", search: TuningSearch) -> None:
@@ -81,13 +101,23 @@ def _draw_trials(axes: "Axes", search: TuningSearch, scale: Any) -> None:
         clip_on=False,
         zorder=3,
     )
-    pairs = [t.alpha for t in pruned], [t.gamma for t in pruned]
-    axes.plot(*pairs, "x", color=INK, label="stopped early", **mark)
-    best = [search.best] if search.best else []
-    pairs = [t.alpha for t in best], [t.gamma for t in best]
-    axes.plot(*pairs, "o", ms=16, mfc="none", mec=ACCENT, mew=2.2, label="best", **mark)
+    if pruned:
+        pairs = [t.alpha for t in pruned], [t.gamma for t in pruned]
+        axes.plot(*pairs, "x", color=INK, label="stopped early", **mark)
+    singled = ((search.best, "o", "best"), (steadiest(search), "s", "best with neighbours"))
+    for trial, shape, label in singled:
+        if trial is not None:
+            look = {"ms": 15, "mfc": "none", "mec": ACCENT, "mew": 2.0, **mark}
+            axes.plot([trial.alpha], [trial.gamma], shape, label=label, **look)
     axes.legend(
-        loc="lower left", bbox_to_anchor=(0, 1), ncols=3, frameon=False, fontsize=9, labelcolor=INK
+        loc="lower left",
+        bbox_to_anchor=(0, 1),
+        ncols=4,
+        frameon=False,
+        fontsize=8.5,
+        labelcolor=INK,
+        columnspacing=1.2,
+        markerscale=0.6,
     )
 
 

@@ -7,7 +7,12 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from lesionseg.report.surface import BANDWIDTH, draw_surface, smoothed_surface
+from lesionseg.report.surface import (
+    BANDWIDTH,
+    draw_surface,
+    smoothed_surface,
+    steadiest,
+)
 from lesionseg.report.tuning import State, TuningSearch, TuningTrial, table, write_tuning_page
 
 
@@ -78,6 +83,19 @@ def test_the_map_shows_every_trial_that_has_a_value() -> None:
     draw_surface(figure, SEARCH)
     axes = figure.axes[0]
     assert len(axes.collections[1].get_offsets()) == 3  # after the surface itself
-    crosses, ring = axes.lines
+    crosses, ring, square = axes.lines
     assert list(crosses.get_xdata()) == [0.9]
     assert list(ring.get_xdata()) == [0.25]
+    assert list(square.get_xdata()) == [0.25]
+
+
+def test_a_lucky_trial_without_neighbours_is_not_the_steadiest() -> None:
+    crowd = [trial(i, 0.3 + 0.01 * i, 2.0, 0.6) for i in range(4)]
+    lucky = trial(4, 0.9, 4.5, 0.62)
+    bad = trial(5, 0.9, 0.2, 0.3)
+    search = replace(SEARCH, trials=(*crowd, lucky, bad))
+    assert search.best == lucky
+    found = steadiest(search)
+    assert found is not None
+    assert found.number < 4
+    assert steadiest(replace(SEARCH, trials=())) is None
