@@ -29,6 +29,7 @@ from typing import Any
 
 import numpy as np
 import table
+import torch
 from torch import nn
 
 from lesionseg.data.augment import AugmentationSettings
@@ -94,6 +95,7 @@ class Setting:
     output: Path
     minutes: float
     accelerator: str
+    quick: bool
     identity: str
 
     def cell(self, loss: str, seed: int) -> str:
@@ -132,6 +134,8 @@ def main() -> None:
     options = arguments()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     logging.getLogger("lesionseg").setLevel(logging.ERROR)
+    if options.quick:
+        torch.set_num_threads(1)  # tiles too small to share
     with output_folder(options) as output:
         setting = prepare(options, output)
         cells = {
@@ -158,7 +162,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="tiny cells, kept only with --output")
     options = parser.parse_args()
     if options.quick:
-        options.minutes = 1.5 / 60
+        options.minutes = 1 / 60
     return options
 
 
@@ -195,6 +199,7 @@ def prepare(options: argparse.Namespace, output: Path) -> Setting:
         output=output,
         minutes=options.minutes,
         accelerator=options.accelerator,
+        quick=options.quick,
         identity=sha256((plan.to_json() + data_hash(found.dataset)).encode()).hexdigest()[:16],
     )
 
@@ -232,6 +237,7 @@ def train_and_judge(setting: Setting, loss: str, seed: int, run: Path) -> dict[s
         max_minutes=setting.minutes,
         accelerator=setting.accelerator,
         seed=seed,
+        workers=0 if setting.quick else 1,
         progress=False,
     )
     learning = Learning(
@@ -251,7 +257,7 @@ def train_and_judge(setting: Setting, loss: str, seed: int, run: Path) -> dict[s
         setting.role,
         run,
         PRESET,
-        replicates=1000,
+        replicates=100 if setting.quick else 1000,
         points=None,
         seed=0,
         origin={},
