@@ -16,6 +16,7 @@ from typing import Any
 from lesionseg.errors import ConfigError, LesionsegError
 
 HERE = Path(__file__).resolve().parent
+NUMBERS_OR_WORDS = ("trainer.devices",)
 OVERRIDE = re.compile(r"^(?P<sign>[+~]{0,2})(?P<key>[\w./@-]+)(?:=(?P<value>.*))?$", re.DOTALL)
 
 
@@ -31,7 +32,7 @@ class Verb:
 VERBS: dict[str, Verb] = {
     "train": Verb(
         "from a folder of scans to a trained model, its scores, a report and a bundle",
-        ("data.root", "data.splits", "data.cache_dir", "run_dir"),
+        ("data.root", "data.splits", "data.cache_dir", "run_dir", "report.study"),
         (
             "data.root=DIR",
             "data.root=DIR run_dir=runs/a loss=focal loss.gamma=2 trainer.max_minutes=20",
@@ -76,7 +77,7 @@ VERBS: dict[str, Verb] = {
     ),
     "report": Verb(
         "one page a clinician can read, from the tables that evaluate wrote",
-        ("scores", "output", "images", "reference", "prediction"),
+        ("scores", "output", "images", "reference", "prediction", "report.study"),
         (
             "scores=scores output=report",
             "scores=scores output=report images=scans reference=labels prediction=predictions",
@@ -143,6 +144,7 @@ def compose(verb: str, argv: Sequence[str]) -> Any:
             base = hydra_compose(verb, overrides=chosen)
             _check_keys([o for o in overrides if o not in chosen], base)
             cfg = hydra_compose(verb, overrides=overrides)
+            _check_kinds([o for o in overrides if o not in chosen], base, cfg)
         except (HydraException, OmegaConfBaseException) as error:
             raise ConfigError(str(error).splitlines()[0], where=" ".join(argv)) from error
     _check_complete(cfg, verb)
@@ -260,6 +262,27 @@ def _check_keys(overrides: Sequence[str], base: Any) -> None:
         raise ConfigError(f"There is no setting {key!r}.{_nearest(key, known)}", where=override)
 
 
+def _check_kinds(overrides: Sequence[str], base: Any, cfg: Any) -> None:
+    """Words in place of a number, or anything in place of true or false, are refused at once."""
+    from omegaconf import OmegaConf
+
+    for override in overrides:
+        key = _key(override)
+        before, now = OmegaConf.select(base, key), OmegaConf.select(cfg, key)
+        if isinstance(before, bool):
+            fits, expected = now is None or isinstance(now, bool), "true or false"
+        else:
+            number = isinstance(before, int | float) and key not in NUMBERS_OR_WORDS
+            fits, expected = not (number and isinstance(now, str)), "a number"
+        if not fits:
+            raise ConfigError(
+                f"The value of {key!r} is of the wrong kind.",
+                where=override,
+                seen=repr(now),
+                expected=expected,
+            )
+
+
 def _flatten(node: Any, prefix: str = "") -> Iterable[str]:
     if isinstance(node, dict):
         for key, value in node.items():
@@ -315,7 +338,7 @@ def _help(verb: str) -> str:
 
 def _own_settings(path: Path) -> list[str]:
     text = path.read_text(encoding="utf-8").split("_target_:", 1)[1]
-    return [line for line in text.splitlines()[1:] if re.match(r"^\w+:", line)]
+    return [line for line in text.splitlines()[1:] if re.match(r"^\w+: *\S", line)]
 
 
 def _first_comment(path: Path) -> str:

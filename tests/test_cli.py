@@ -21,6 +21,7 @@ REQUIRED = {
 def test_paths_arrive_as_they_were_typed(path: str) -> None:
     assert compose("train", [f"data.root={path}"]).data.root == path
     assert compose("train", ["data.root=x", f"run_dir={path}"]).run_dir == path
+    assert compose("train", ["data.root=x", f"report.study={path}"]).report.study == path
 
 
 def test_quoted_and_null_paths_stay_as_hydra_reads_them() -> None:
@@ -44,6 +45,27 @@ def test_a_mistyped_override_names_the_nearest(override: str, nearest: str) -> N
         compose("train", ["data.root=x", override])
 
 
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("loss.gamma=two", "a number"),
+        ("trainer.max_minutes=abc", "a number"),
+        ("seed=x", "a number"),
+        ("trainer.progress=yes", "true or false"),
+    ],
+)
+def test_a_value_of_the_wrong_kind_is_refused(override: str, expected: str) -> None:
+    with pytest.raises(ConfigError, match=f"wrong kind.*{expected}"):
+        compose("train", ["data.root=x", override])
+
+
+@pytest.mark.parametrize(
+    "override", ["loss.alpha=[0.2,0.4]", "trainer.devices=auto", "loss.gamma=1"]
+)
+def test_values_of_several_kinds_pass(override: str) -> None:
+    compose("train", ["data.root=x", override])
+
+
 @pytest.mark.parametrize("argument", ["model", "=3", "loss.gamma=[1", "--fast"])
 def test_what_is_no_override_is_refused(argument: str) -> None:
     with pytest.raises(ConfigError):
@@ -63,6 +85,7 @@ def test_help_shows_examples_groups_and_options(
     assert run(verb, ["--help"]) == 0
     page = capsys.readouterr().out
     assert page.count(f"python scripts/{verb}.py") == 3
+    assert not any(line.endswith(":") and line.startswith("  ") for line in page.splitlines())
     for group in compose_groups(verb):
         assert f"Group {group} " in page
 

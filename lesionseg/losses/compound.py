@@ -6,7 +6,13 @@ from torch import Tensor
 from lesionseg.errors import ConfigError
 from lesionseg.losses.dice import dice_loss
 from lesionseg.losses.focal import sigmoid_focal_loss, softmax_focal_loss
-from lesionseg.losses.inputs import Alpha, Normaliser, Reduction
+from lesionseg.losses.inputs import (
+    Alpha,
+    Normaliser,
+    Reduction,
+    check_alpha,
+    check_settings,
+)
 from lesionseg.losses.voxel_loss import LossTerms, VoxelLoss
 
 
@@ -24,6 +30,8 @@ class FocalLoss(VoxelLoss):
         super().__init__(activation)
         if reduction == "none":
             raise ConfigError("A training loss is one number.", where="reduction", seen=reduction)
+        check_settings(gamma, reduction, None)  # here, not at the first step of a training
+        check_alpha(alpha)
         self.alpha, self.gamma, self.reduction, self.weight = alpha, gamma, reduction, weight
 
     @property

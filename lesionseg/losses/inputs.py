@@ -71,9 +71,15 @@ def _alphas(alpha: float | Sequence[float], n_classes: int) -> tuple[float, ...]
             seen=f"{len(values)} numbers",
             expected=f"{n_classes} numbers",
         )
+    check_alpha(alpha)
+    return values
+
+
+def check_alpha(alpha: Alpha) -> None:
+    """Refuse, with `ConfigError`, weights outside [0, 1], whatever the number of classes."""
+    values = () if alpha is None else (alpha,) if isinstance(alpha, int | float) else alpha
     if not all(0 <= value <= 1 for value in values):
         raise ConfigError("α must lie in [0, 1].", where="alpha", seen=alpha)
-    return values
 
 
 def check_logits(logits: Tensor, min_classes: int) -> None:

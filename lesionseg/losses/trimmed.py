@@ -6,7 +6,7 @@ from torch import Tensor
 
 from lesionseg.errors import ConfigError
 from lesionseg.losses.focal import sigmoid_focal_loss, softmax_focal_loss
-from lesionseg.losses.inputs import Alpha, Normaliser
+from lesionseg.losses.inputs import Alpha, Normaliser, check_alpha, check_settings
 from lesionseg.losses.voxel_loss import LossTerms, VoxelLoss
 from lesionseg.ops.kernels.focal_plain import lesion_of_class
 
@@ -33,6 +33,8 @@ class TrimmedFocalLoss(VoxelLoss):
         for name, value in (("percent", percent), ("lesion_percent", lesion_percent)):
             if not 0 <= value < 100:
                 raise ConfigError("A percentage lies in [0, 100).", where=name, seen=value)
+        check_settings(gamma, "mean", None)
+        check_alpha(alpha)
         self.percent, self.lesion_percent = percent, lesion_percent
         self.alpha, self.gamma, self.weight = alpha, gamma, weight
 

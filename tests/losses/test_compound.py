@@ -118,3 +118,12 @@ def test_refuses_what_is_no_training_loss() -> None:
         FocalLoss(reduction="none")
     with pytest.raises(ConfigError, match="lesion_weight"):
         CrossEntropyLoss(lesion_weight=0)
+
+
+@pytest.mark.parametrize("loss_class", [FocalLoss, DiceFocalLoss, TrimmedFocalLoss])
+@pytest.mark.parametrize("wrong", [{"gamma": -1.0}, {"alpha": 2.0}, {"alpha": [0.5, -0.1]}])
+def test_refuses_impossible_settings_before_any_training(
+    loss_class: type[VoxelLoss], wrong: dict[str, float]
+) -> None:
+    with pytest.raises(ConfigError):
+        loss_class(**wrong)
