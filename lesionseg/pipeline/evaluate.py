@@ -6,7 +6,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import lesionseg
 from lesionseg.core import (
@@ -16,8 +16,9 @@ from lesionseg.core import (
     OperatingPoint,
     Prediction,
     Reference,
+    Role,
 )
-from lesionseg.errors import DatasetError
+from lesionseg.errors import ConfigError, DatasetError
 from lesionseg.evaluation import CaseResult, Preset, evaluate_case, find_preset, summarise
 from lesionseg.evaluation.adjudication import Verdict, adjudicate, read_verdicts
 from lesionseg.evaluation.compare import compare as compare_models
@@ -88,9 +89,10 @@ def evaluate(
     reference is named in a warning. `progress` is called with case, number done and total; without
     it a bar is drawn on the terminal.
     `compare`: another folder of predictions, a second model or reader, judged on the same cases and
-    compared. `adjudication`: adjudicate.csv, filled in by a person. Raises `DatasetError`,
-    `ReadError`, `GeometryError` or `ContentError`, and then writes nothing.
+    compared. `adjudication`: adjudicate.csv, filled in by a person. Raises `ConfigError`,
+    `DatasetError`, `ReadError`, `GeometryError` or `ContentError`, and then writes nothing.
     """
+    _check_role(evaluated_on)
     reference, prediction, output = Path(reference), Path(prediction), Path(output)
     if dataset is None and any((reference / name).is_file() for name in _DATASET_FILES):
         dataset = read_dataset(reference)
@@ -192,6 +194,17 @@ def write_results(
     write_csv(output / "lesions.csv", lesion_rows(results, labels), LESION_COLUMNS)
     write_csv(output / "candidates.csv", candidate_rows(results, labels), CANDIDATE_COLUMNS)
     write_json(output / "scores.json", scores)
+
+
+def _check_role(evaluated_on: str) -> None:
+    """A mistyped role would pass development data off as untouched."""
+    if evaluated_on not in get_args(Role):
+        raise ConfigError(
+            "There is no such role.",
+            where="evaluated_on",
+            seen=evaluated_on,
+            expected=" or ".join(get_args(Role)),
+        )
 
 
 def _verdicts(path: Path) -> list[Verdict]:

@@ -186,6 +186,12 @@ def test_an_unknown_preset_is_refused(folders):
         evaluate(*folders, preset="luna")
 
 
+def test_a_mistyped_role_is_refused_and_nothing_is_written(folders):
+    with pytest.raises(ConfigError, match=r"tets.*train or validation or test or external"):
+        evaluate(*folders, evaluated_on="tets")
+    assert not folders[2].exists()
+
+
 def test_a_dataset_folder_as_reference(folders):
     root = folders[0].parent / "dataset"
     for name in "abc":
