@@ -1,6 +1,6 @@
 """Simulated FLAIR scans of heads with white-matter lesions, whose reference is exact."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -209,12 +209,14 @@ def write_mri_phantoms(
     noise: float = 0.05,
     n_lesions: tuple[int, int] = (10, 40),
     lesion_fraction: float | None = None,
+    progress: Callable[[str, int, int], None] | None = None,
 ) -> None:
     """Write `n_cases` simulated FLAIR scans as an nnU-Net raw folder (v2 `dataset.json`).
 
     The last `n_test` cases go to `imagesTs` and `labelsTs`. Case i depends on `seed` and i alone,
     so a longer set begins with the shorter one. The other arguments are those of `MriSettings`;
-    lesion-free cases are spread evenly. Raises `ConfigError` for impossible numbers.
+    lesion-free cases are spread evenly. `progress(case, done, total)` is called after every case.
+    Raises `ConfigError` for impossible numbers.
     """
     if not 0 <= n_test <= n_cases or n_cases < 1:
         raise ConfigError("Cannot simulate these cases.", seen=f"{n_cases=}, {n_test=}")
@@ -224,6 +226,8 @@ def write_mri_phantoms(
         rng = np.random.default_rng([seed, index])
         case = simulate_mri_case(f"SIM_{index:03d}", rng, settings, lesion_free=free)
         _write_case(folder, case, "Tr" if index < n_cases - n_test else "Ts")
+        if progress:
+            progress(case.case, index + 1, n_cases)
     write_json(folder / "dataset.json", _description(n_cases - n_test, n_test, seed))
 
 

@@ -1,6 +1,6 @@
 """Simulated chest radiographs with nodules, whose reference is exact."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -155,12 +155,14 @@ def write_xray_phantoms(
     contrast: float = 1.0,
     photons: float = 4e5,
     n_nodules: tuple[int, int] = (1, 4),
+    progress: Callable[[str, int, int], None] | None = None,
 ) -> None:
     """Write `n_cases` simulated chest radiographs as a COCO folder with instance masks.
 
     `images/` holds 12-bit levels in 16-bit PNG, `masks/` nodule ids in 8-bit PNG. Every image
-    is another patient. Case i depends on `seed` and i alone. The other
-    arguments are those of `XraySettings`. Raises `ConfigError` for impossible numbers.
+    is another patient. Case i depends on `seed` and i alone. The other arguments are those of
+    `XraySettings`. `progress(case, done, total)` is called after every case. Raises `ConfigError`
+    for impossible numbers.
     """
     if n_cases < 1:
         raise ConfigError("Cannot simulate these cases.", seen=f"{n_cases=}")
@@ -172,6 +174,8 @@ def write_xray_phantoms(
         rng = np.random.default_rng([seed, index])
         case = simulate_xray_case(f"SIMX_{index:03d}", rng, settings, lesion_free=free)
         _write_case(folder, case)
+        if progress:
+            progress(case.case, index + 1, n_cases)
         images.append(_image_entry(index, case, pixel_mm))
         annotations += _annotations(index, case, len(annotations))
     write_json(folder / "annotations.json", _document(images, annotations, seed))

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from lesionseg.errors import ConfigError
 
@@ -28,7 +27,7 @@ class DataSettings:
     """Where the data lie and how they are divided; see `conf/data/folder.yaml`.
 
     `fold` of `n_folds` validates in place of a share of the groups. `phantoms` writes a simulated
-    dataset to a folder when `root` does not exist yet.
+    dataset to a folder when `root` does not exist yet, and is told `progress`.
     """
 
     root: str
@@ -40,7 +39,7 @@ class DataSettings:
     n_folds: int = 5
     splits: str | None = None
     cache_dir: str | None = None
-    phantoms: Callable[[Path], None] | None = None
+    phantoms: Callable[..., None] | None = None
     dicom: DicomSettings = field(default_factory=DicomSettings)
 
     def __post_init__(self) -> None:

@@ -15,6 +15,7 @@ from lesionseg.io.conventions import read_dataset
 from lesionseg.pipeline.lesions import lesion_diameters
 from lesionseg.pipeline.progress import Advance, bar
 from lesionseg.pipeline.settings import DataSettings
+from lesionseg.pipeline.simulate import simulate_once
 from lesionseg.plan.fingerprint import Fingerprint, take_fingerprint
 from lesionseg.plan.splits import Splits, make_splits
 
@@ -81,11 +82,13 @@ def survey(data: DataSettings, seed: int) -> Survey:
 
 
 def open_dataset(data: DataSettings) -> Dataset:
-    """The dataset of `data.root`; simulated first when the settings say so and it is missing."""
+    """The dataset of `data.root`; simulated first when the settings say so and it is missing.
+
+    Raises `DatasetError`, or `ConfigError` where other settings simulated it.
+    """
     root = Path(data.root)
-    if data.phantoms is not None and not root.exists():
-        log.info("Simulating a dataset in %s (these are no real scans)", root)
-        data.phantoms(root)
+    if data.phantoms is not None:
+        simulate_once(root, data.phantoms)
     dataset = read_dataset(
         root,
         group=data.group,

@@ -151,7 +151,9 @@ def test_writes_a_folder_in_nnunet_s_form(tmp_path):
 def test_a_longer_set_begins_with_the_shorter_one(tmp_path):
     options = {"seed": 2, "shape": (32, 32, 32), "spacing_mm": (4.0, 4.0, 4.0)}
     write_mri_phantoms(tmp_path / "one", 1, **options)
-    write_mri_phantoms(tmp_path / "two", 2, **options)
+    told: list[tuple[str, int, int]] = []
+    write_mri_phantoms(tmp_path / "two", 2, **options, progress=lambda *done: told.append(done))
+    assert told == [("SIM_000", 1, 2), ("SIM_001", 2, 2)]
     one, two = (read_volume(tmp_path / n / "imagesTr/SIM_000_0000.nii.gz") for n in ("one", "two"))
     np.testing.assert_array_equal(one.array, two.array)
 

@@ -89,7 +89,10 @@ def test_lesion_free_case_has_an_empty_reference():
 
 
 def test_writes_a_coco_folder(tmp_path):
-    write_xray_phantoms(tmp_path, 4, seed=1, shape=(160, 160), pixel_mm=2.2)
+    told: list[tuple[str, int, int]] = []
+    told_to = {"progress": lambda *done: told.append(done)}
+    write_xray_phantoms(tmp_path, 4, seed=1, shape=(160, 160), pixel_mm=2.2, **told_to)
+    assert [done for _, done, _ in told] == [1, 2, 3, 4]
     document = json.loads((tmp_path / "annotations.json").read_text())
     assert "SIMULATED" in document["info"]["description"]
     assert [i["id"] for i in document["images"]] == [1, 2, 3, 4]
