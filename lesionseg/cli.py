@@ -121,7 +121,7 @@ def run(verb: str, argv: Sequence[str]) -> int:
     except LesionsegError as error:
         return _fail(error, debug, status=1)
     except KeyboardInterrupt:
-        _say("Interrupted; the same command resumes.", error=True)
+        _say("Interrupted; the same command resumes, with run_dir= if it had none.", error=True)
         return 130
 
 

@@ -1,5 +1,6 @@
 """The recipe of `prepare`: read and check every case, plan, and fill the cache."""
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,8 @@ from lesionseg.pipeline.survey import open_dataset, survey
 from lesionseg.pipeline.train import decide, prepare_cases
 from lesionseg.plan.make import PlanOverrides
 from lesionseg.training.settings import TrainerSettings
+
+log = logging.getLogger(__name__)
 
 PAGE = "dataset_report.html"
 
@@ -43,6 +46,8 @@ def prepare(
     check_claim(run, config)
     found = survey(data, seed)
     claim(run, config)
+    if run_dir is None:  # its name holds the time: the same command would begin anew
+        log.info("Results go to %s; run_dir=%s resumes it.", run, run)
     plan = decide(found, model, trainer.accelerator, run)
     cases = prepare_cases(found, plan, data, run)
     lines = [f"{name}: {reason}" for name, reason in plan.reasons.items()]

@@ -31,6 +31,14 @@ def check_claim(run_dir: Path, config: Mapping[str, Any]) -> None:
     if not claimed.is_file():
         return
     before = yaml.safe_load(claimed.read_text(encoding="utf-8"))
+    makers = [_verb(c) for c in (before, config)]
+    if makers[0] != makers[1]:  # every setting of the one verb would differ from the other's
+        raise ConfigError(
+            f"This run directory belongs to {makers[0]}.",
+            where=run_dir,
+            remedy=f"name another run_dir= for {makers[1]}; in the same parent folder it finds "
+            "the cases that are already prepared.",
+        )
     changed = sorted(_differences(before, dict(config)))
     if changed:
         raise ConfigError(
@@ -49,6 +57,11 @@ def claim(run_dir: Path, config: Mapping[str, Any]) -> None:
     except OSError as error:
         raise OutputError("The run directory cannot be made.", where=run_dir) from error
     write_text(run_dir / "config.yaml", yaml.safe_dump(dict(config), sort_keys=False))
+
+
+def _verb(config: Mapping[str, Any]) -> str:
+    """The recipe that a configuration calls: `train`, `prepare` or `tune`."""
+    return str(config.get("_target_", "")).rpartition(".")[2]
 
 
 def _differences(before: Any, now: Any, key: str = "") -> Iterable[str]:

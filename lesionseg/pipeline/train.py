@@ -91,6 +91,8 @@ def train(
     check_claim(run, config)
     found = survey(data, seed)
     claim(run, config)
+    if run_dir is None:  # its name holds the time: the same command would begin anew
+        log.info("Results go to %s; run_dir=%s resumes it.", run, run)
     plan = linked(decide(found, model, trainer.accelerator, run), loss)
     cases = prepare_cases(found, plan, data, run)
     learning = Learning(loss, sampling, augment, optim, replace(trainer, seed=seed))

@@ -145,10 +145,12 @@ class SaveCheckpoint(AfterStep):
     def on_exception(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
     ) -> None:
-        """Tell an interrupted user how to go on; it loses the steps since the last checkpoint."""
+        """Tell an interrupted user how to go on; the steps since the last checkpoint are lost."""
         if trainer.is_global_zero and isinstance(exception, KeyboardInterrupt | SystemExit):
             step = cast(SegmentationModule, pl_module).counters.steps
-            log.warning("Interrupted at step %d; the same command goes on from there.", step)
+            log.warning(
+                "Interrupted at step %d; the same command goes on from the last checkpoint.", step
+            )
 
     def _save(self, trainer: pl.Trainer, module: SegmentationModule) -> None:
         self.record.write()

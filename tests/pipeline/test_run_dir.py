@@ -19,6 +19,13 @@ def test_another_configuration_is_refused_and_the_difference_named(tmp_path: Pat
         check_claim(tmp_path, {**CONFIG, "loss": {"gamma": 5.0}, "seed": 1})
 
 
+def test_another_verbs_directory_is_refused_in_one_sentence(tmp_path: Path) -> None:
+    claim(tmp_path, {"_target_": "lesionseg.pipeline.prepare.prepare", "check": False})
+    with pytest.raises(ConfigError, match="belongs to prepare") as refusal:
+        check_claim(tmp_path, {"_target_": "lesionseg.pipeline.train.train", **CONFIG})
+    assert "gamma" not in str(refusal.value)
+
+
 def test_a_file_in_its_place_is_refused(tmp_path: Path) -> None:
     (tmp_path / "run").touch()
     with pytest.raises(OutputError, match="is a file"):
