@@ -57,7 +57,8 @@ def judge(
     predict_cases(predictor, found, cases, folder)
     pairs = _pairs(found, cases, folder, role)
     if points is None:
-        points = choose_points(list(judge_pairs(pairs, preset)))
+        with bar("Choosing the score") as advance:
+            points = choose_points(list(judge_pairs(pairs, preset, progress=advance)))
     _accept(folder, pairs, points[0])
     with bar(f"Judging {role}") as advance:
         scores = evaluate_pairs(
