@@ -45,10 +45,10 @@ def prepare(
     run = Path(run_dir) if run_dir else default_run_dir(data.root, model.architecture)
     check_claim(run, config)
     found = survey(data, seed)
+    plan = decide(found, model, trainer.accelerator, run)
     claim(run, config)
     if run_dir is None:  # its name holds the time: the same command would begin anew
         log.info("Results go to %s; run_dir=%s resumes it.", run, run)
-    plan = decide(found, model, trainer.accelerator, run)
     cases = prepare_cases(found, plan, data, run)
     lines = [f"{name}: {reason}" for name, reason in plan.reasons.items()]
     return Prepared((*lines, f"{len(cases)} training cases prepared; the plan is in {run}."))

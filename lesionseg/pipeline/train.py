@@ -34,7 +34,7 @@ from lesionseg.pipeline.survey import Survey, survey
 from lesionseg.plan.make import PlanOverrides, make_plan
 from lesionseg.plan.plan import FocalLink, Plan
 from lesionseg.training.callbacks import Validate
-from lesionseg.training.fit import FitResult, fit
+from lesionseg.training.fit import FitResult, check_activation, fit
 from lesionseg.training.focal_balance import FocalBalance
 from lesionseg.training.label_audit import LabelAudit
 from lesionseg.training.settings import AuditSettings, OptimiserSettings, TrainerSettings
@@ -90,10 +90,11 @@ def train(
     run = Path(run_dir) if run_dir else default_run_dir(data.root, model.architecture)
     check_claim(run, config)
     found = survey(data, seed)
-    claim(run, config)
+    plan = linked(decide(found, model, trainer.accelerator, run), loss)
+    check_activation(loss, plan)
+    claim(run, config)  # last: a refused setting must not make the corrected one another's
     if run_dir is None:  # its name holds the time: the same command would begin anew
         log.info("Results go to %s; run_dir=%s resumes it.", run, run)
-    plan = linked(decide(found, model, trainer.accelerator, run), loss)
     cases = prepare_cases(found, plan, data, run)
     learning = Learning(loss, sampling, augment, optim, replace(trainer, seed=seed))
     watchers: list[pl.Callback] = [FocalBalance(run)]

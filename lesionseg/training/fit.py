@@ -113,7 +113,7 @@ def fit_tiles(
     is returned as it was. Raises `TrainingError` when the checkpoint does not fit or the loss stays
     NaN, and passes on whatever reading tiles or `validate` raises.
     """
-    _check_activation(loss, plan)
+    check_activation(loss, plan)
     path = run_dir / CHECKPOINT
     checkpoint = read_checkpoint(path) if path.is_file() else None
     module = SegmentationModule(network, loss, plan, settings, optimiser)
@@ -128,8 +128,11 @@ def fit_tiles(
     return _result(module, checkpoint, run_dir, device)
 
 
-def _check_activation(loss: nn.Module, plan: Plan) -> None:
-    """A loss for independent labels must not teach a network of exclusive ones, or the reverse."""
+def check_activation(loss: nn.Module, plan: Plan) -> None:
+    """A loss for independent labels must not teach a network of exclusive ones, or the reverse.
+
+    Raises `ConfigError`.
+    """
     activation = getattr(loss, "activation", plan.activation)
     if activation != plan.activation:
         raise ConfigError(

@@ -110,6 +110,24 @@ def test_a_fault_is_named_and_nothing_is_written(
     assert sorted(tmp_path.rglob("*")) == before
 
 
+@pytest.mark.parametrize(
+    ("wrong", "named"),
+    [
+        ("model.tile_shape=[16,16]", "model.tile_shape"),
+        ("model.activation=softmax", "model.activation"),
+        ("loss.gamma=two", "loss.gamma"),
+        ("loss.alpha=2", "alpha"),
+    ],
+)
+def test_a_refused_setting_leaves_the_run_directory_to_the_corrected_one(
+    wrong: str, named: str, raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_dir = tmp_path / "run"
+    assert run("train", [f"data.root={raw}", f"run_dir={run_dir}", wrong]) == 2
+    assert named in capsys.readouterr().err
+    assert not (run_dir / "config.yaml").exists()
+
+
 def test_every_bad_case_is_named_at_once(raw: Path, capsys: pytest.CaptureFixture[str]) -> None:
     _truncate(raw)
     other = raw / "imagesTr" / "SIM_002_0000.nii.gz"
