@@ -82,8 +82,8 @@ def tune(
     found = survey(data, seed)
     cases = [c for c in found.of_role("validation") if c.reference is not None or c.annotations]
     lesions = _count_lesions(found, cases, data)
-    claim(run, _without_n_trials(config))
     plan = _plan_of(run) or decide(found, model, trainer.accelerator, run)
+    claim(run, _without_n_trials(config))  # last, as in `train`
     trainer = replace(_with_checks(trainer), seed=seed)
     recipe = TrialRecipe(
         loss=loss,
