@@ -114,3 +114,10 @@ def test_an_error_prints_one_message_and_no_traceback(
     printed = capsys.readouterr().err
     assert "nowhere" in printed
     assert "Traceback" not in printed
+
+
+def test_an_unknown_operating_point_is_refused_before_anything_is_read(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert run("train", ["data.root=nowhere", "operating_point=fp_per_case:3"]) == 2
+    assert "fp_per_case:1" in capsys.readouterr().err

@@ -10,7 +10,7 @@ from typing import Any
 from lesionseg.core import CaseFiles, Geometry, OperatingPoint, Prediction
 from lesionseg.errors import ContentError
 from lesionseg.evaluation import CaseResult, Preset, choose
-from lesionseg.inference.postprocess import apply_operating_point
+from lesionseg.inference.postprocess import apply_operating_point, choose_operating_point
 from lesionseg.inference.predictor import Predictor
 from lesionseg.io.cases import read_case
 from lesionseg.io.predictions import find_predictions, read_prediction, write_prediction
@@ -44,11 +44,13 @@ def judge(
     points: tuple[OperatingPoint, ...] | None,
     seed: int,
     origin: Mapping[str, Any],
+    accept: str | None = None,
 ) -> Judged | None:
     """Predict all labelled cases of `role` into `output/<predictions folder>` and score them.
 
     `points` None: they are chosen on these very cases, which makes them optimistic. The first
-    point accepts the candidates. None when the role has no labelled case.
+    point accepts the candidates: of those chosen here the one called `accept`, by default that of
+    1 false positive a case. None when the role has no labelled case.
     """
     cases = [c for c in found.of_role(role) if c.reference is not None or c.annotations]
     if not cases:
@@ -59,6 +61,7 @@ def judge(
     if points is None:
         with bar("Choosing the score") as advance:
             points = choose_points(list(judge_pairs(pairs, preset, progress=advance)))
+        points = _first(points, accept)
     _accept(folder, pairs, points[0])
     with bar(f"Judging {role}") as advance:
         scores = evaluate_pairs(
@@ -87,6 +90,22 @@ def predict_cases(
             prediction = predictor.predict_volume(case.image, case.case)
             write_prediction(folder, prediction)
             advance(files.case, done, len(cases))
+
+
+def check_point(name: str) -> None:
+    """Refuse, before training, an operating point that `judge` could not accept by."""
+    rates = [OperatingPoint(f"fp_per_case:{rate:g}", 0.5) for rate in RATES]
+    choose_operating_point([*rates, *_sensitivities()], name)
+
+
+def _sensitivities() -> list[OperatingPoint]:
+    return [OperatingPoint(f"sensitivity:{share:g}", 0.5) for share in SENSITIVITIES]
+
+
+def _first(points: tuple[OperatingPoint, ...], name: str | None) -> tuple[OperatingPoint, ...]:
+    """The points with the one called `name` in front."""
+    first = choose_operating_point(points, name)
+    return (first, *(p for p in points if p.name != first.name))
 
 
 def choose_points(results: Sequence[CaseResult]) -> tuple[OperatingPoint, ...]:

@@ -23,7 +23,7 @@ from lesionseg.inference.settings import InferenceSettings
 from lesionseg.io.atomic import write_text
 from lesionseg.io.cases import read_case
 from lesionseg.models.build import build_network
-from lesionseg.pipeline.judge import Judged, judge
+from lesionseg.pipeline.judge import Judged, check_point, judge
 from lesionseg.pipeline.memory import available_memory_gb, training_device
 from lesionseg.pipeline.progress import bar
 from lesionseg.pipeline.provenance import device_name, is_simulated, provenance
@@ -75,6 +75,7 @@ def train(
     inference: InferenceSettings,
     preset: Preset,
     report: ReportSettings,
+    operating_point: str,
     run_dir: str | None,
     seed: int,
     replicates: int,
@@ -89,6 +90,7 @@ def train(
     started = time.monotonic()
     run = Path(run_dir) if run_dir else default_run_dir(data.root, model.architecture)
     check_claim(run, config)
+    check_point(operating_point)
     found = survey(data, seed)
     plan = linked(decide(found, model, trainer.accelerator, run), loss)
     check_activation(loss, plan)
@@ -108,7 +110,7 @@ def train(
     score = partial(
         judge, predictor, found, preset=preset, replicates=replicates, seed=seed, origin=origin
     )
-    validation = score("validation", run, points=None)
+    validation = score("validation", run, points=None, accept=operating_point)
     points = validation.points if validation else (DEFAULT_POINT,)
     keep_bundle(fitted.network, plan.with_(operating_points=points), validation, origin, run)
     tested = score("test", run / "test", points=points)
