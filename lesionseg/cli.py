@@ -189,9 +189,6 @@ def _multirun(verb: str, argv: Sequence[str]) -> int:
     """Let Hydra expand `a=1,2` into one run each, in sequence or through a launcher plugin."""
     import hydra
 
-    for argument in argv:
-        if not argument.startswith("hydra"):
-            _check_options([argument], {})
     statuses: list[int] = []
 
     def task(cfg: Any) -> int:

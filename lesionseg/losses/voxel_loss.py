@@ -1,5 +1,7 @@
 """What every loss of a voxel network has in common."""
 
+from abc import ABC, abstractmethod
+
 from jaxtyping import Bool, Float, Integer
 from torch import Tensor, nn
 
@@ -9,7 +11,7 @@ from lesionseg.losses.inputs import Alpha, Normaliser
 LossTerms = dict[str, Float[Tensor, ""]]
 
 
-class VoxelLoss(nn.Module):
+class VoxelLoss(nn.Module, ABC):
     """What every loss of a voxel network is: settings, an activation and named terms.
 
     `forward` takes logits `[B, K, *spatial]` (sigmoid) or `[B, 1+K, *spatial]` (softmax), labels
@@ -37,6 +39,7 @@ class VoxelLoss(nn.Module):
         """(α, γ) by which `posterior_logits` undoes this loss; None where nothing is known to."""
         return None
 
+    @abstractmethod
     def forward(
         self,
         logits: Float[Tensor, "b c *spatial"],
@@ -46,4 +49,3 @@ class VoxelLoss(nn.Module):
         normaliser: Normaliser = None,
     ) -> LossTerms:
         """The loss's terms."""
-        raise NotImplementedError

@@ -245,7 +245,7 @@ def _pairs(
         Pair(
             case=files.case,
             reference=partial(read_reference, files, dataset),
-            prediction=_reader(found[files.case]) if files.case in found else None,
+            prediction=prediction_reader(found[files.case]) if files.case in found else None,
             group=files.group,
             role=files.role or evaluated_on,
         )
@@ -272,7 +272,8 @@ def read_reference(files: CaseFiles, dataset: Dataset | None) -> Reference:
     )
 
 
-def _reader(files: PredictionFiles) -> Callable[[Geometry], Prediction]:
+def prediction_reader(files: PredictionFiles) -> Callable[[Geometry], Prediction]:
+    """Reads a case's prediction when it is given the reference's grid."""
     return lambda geometry: read_prediction(files, geometry=geometry)
 
 

@@ -1,20 +1,26 @@
 """Predict the cases of one role, choose the operating point where it is still open, and score."""
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from lesionseg.core import CaseFiles, Geometry, OperatingPoint, Prediction
+from lesionseg.core import CaseFiles, OperatingPoint
 from lesionseg.errors import ContentError
 from lesionseg.evaluation import CaseResult, Preset, choose
 from lesionseg.inference.postprocess import apply_operating_point, choose_operating_point
 from lesionseg.inference.predictor import Predictor
 from lesionseg.io.cases import read_case
-from lesionseg.io.predictions import find_predictions, read_prediction, write_prediction
-from lesionseg.pipeline.evaluate import Pair, evaluate_pairs, judge_pairs, read_reference
+from lesionseg.io.predictions import find_predictions, write_prediction
+from lesionseg.pipeline.evaluate import (
+    Pair,
+    evaluate_pairs,
+    judge_pairs,
+    prediction_reader,
+    read_reference,
+)
 from lesionseg.pipeline.progress import bar
 from lesionseg.pipeline.survey import Survey
 
@@ -94,12 +100,9 @@ def predict_cases(
 
 def check_point(name: str) -> None:
     """Refuse, before training, an operating point that `judge` could not accept by."""
-    rates = [OperatingPoint(f"fp_per_case:{rate:g}", 0.5) for rate in RATES]
-    choose_operating_point([*rates, *_sensitivities()], name)
-
-
-def _sensitivities() -> list[OperatingPoint]:
-    return [OperatingPoint(f"sensitivity:{share:g}", 0.5) for share in SENSITIVITIES]
+    names = [f"fp_per_case:{rate:g}" for rate in RATES]
+    names += [f"sensitivity:{share:g}" for share in SENSITIVITIES]
+    choose_operating_point([OperatingPoint(known, 0.5) for known in names], name)
 
 
 def _first(points: tuple[OperatingPoint, ...], name: str | None) -> tuple[OperatingPoint, ...]:
@@ -125,16 +128,12 @@ def _pairs(found: Survey, cases: Sequence[CaseFiles], folder: Path, role: str) -
         Pair(
             case=case.case,
             reference=partial(read_reference, case, found.dataset),
-            prediction=_reader(partial(read_prediction, files[case.case])),
+            prediction=prediction_reader(files[case.case]),
             group=case.group,
             role=role,
         )
         for case in cases
     ]
-
-
-def _reader(read: Callable[..., Prediction]) -> Callable[[Geometry], Prediction]:
-    return lambda geometry: read(geometry=geometry)
 
 
 def _accept(folder: Path, pairs: Sequence[Pair], point: OperatingPoint) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import lesionseg
 from lesionseg.core import Dataset
-from lesionseg.io.volumes import content_files
+from lesionseg.data.cache import source_hash
 
 PACKAGES = ("torch", "monai", "nibabel", "pytorch-lightning", "numpy", "hydra-core")
 
@@ -31,13 +31,10 @@ def provenance(dataset: Dataset, seed: int, device: str, simulated: bool) -> dic
 
 
 def data_hash(dataset: Dataset) -> str:
-    """SHA-256 over the contents of every image and reference file, in the dataset's order."""
+    """SHA-256 over `data.cache.source_hash` of every case, in the dataset's order."""
     whole = hashlib.sha256()
     for case in dataset.cases:
-        named = (*case.images, *([case.reference] if case.reference else []))
-        for path in (part for image in named for part in content_files(image)):
-            with path.open("rb") as stream:
-                whole.update(hashlib.file_digest(stream, "sha256").digest())
+        whole.update(source_hash(case).encode())
     return whole.hexdigest()
 
 

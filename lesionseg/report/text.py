@@ -171,7 +171,6 @@ OUTCOMES: Mapping[str, str] = {
     "ignored": "second mark on a lesion",
     "not_accepted": "score too low to count",
 }
-ALL_PICTURES = "All pictures of this kind are in the folder gallery beside this page."
 
 WHY_MISSED: Mapping[str, str] = {
     "no_response": "no response, the model marked nothing there",
