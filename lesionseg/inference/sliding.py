@@ -11,8 +11,8 @@ from torch.nn import functional
 
 from lesionseg.data.tiling import TileGrid
 from lesionseg.errors import GeometryError
+from lesionseg.inference.probabilities import label_probabilities
 from lesionseg.inference.stitch import Stitcher
-from lesionseg.losses.posterior import posterior_logits
 from lesionseg.models.precision import fast_dtype, fast_memory_format
 from lesionseg.ops.windows import gaussian_weight
 from lesionseg.plan.plan import Plan
@@ -100,11 +100,7 @@ def _probabilities(network: nn.Module, tiles: Tensor, plan: Plan) -> Tensor:
             seen=tuple(logits.shape),
             expected=(len(tiles), n_expected, *tiles.shape[2:]),
         )
-    if plan.activation == "softmax":
-        return logits.softmax(1)[:, 1:]
-    if plan.link is not None:
-        logits = posterior_logits(logits, alpha=plan.link.alpha, gamma=plan.link.gamma)
-    return logits.sigmoid()
+    return label_probabilities(logits, plan)
 
 
 def _pad(image: Tensor, grid: TileGrid) -> Tensor:

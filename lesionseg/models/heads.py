@@ -45,7 +45,8 @@ class SegmentationHead(nn.Module):
         logits = torch.matmul(self.conv.weight.flatten(1), x.flatten(2))
         if self.conv.bias is not None:
             logits = logits + self.conv.bias[:, None]
-        return logits.reshape(len(x), -1, *x.shape[2:])
+        # not len(x), which an export would take for a constant
+        return logits.reshape(x.shape[0], -1, *x.shape[2:])
 
 
 def prior_bias(lesion_fraction: float, n_labels: int, activation: Activation) -> tuple[float, ...]:
