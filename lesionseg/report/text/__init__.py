@@ -1,0 +1,16 @@
+"""All wording of the report in one folder, so that it can be corrected and translated.
+
+A module a part of the page; pages and tables say `text.NAME`, wherever it is defined. Functions
+put numbers into sentences; everything else is fixed.
+"""
+
+# ruff: noqa: F403  (a list of two hundred names would be one more place to keep in step)
+from lesionseg.report.text.amounts import *
+from lesionseg.report.text.charts import *
+from lesionseg.report.text.definitions import *
+from lesionseg.report.text.frame import *
+from lesionseg.report.text.gallery import *
+from lesionseg.report.text.slider import *
+from lesionseg.report.text.study import *
+from lesionseg.report.text.summary import *
+from lesionseg.report.text.tables import *

@@ -1,0 +1,120 @@
+"""Numbers in words: counts, shares with their intervals, sizes, and why there is none."""
+
+import math
+from collections.abc import Iterable
+
+from lesionseg.report.scores import UNSTATED, Estimate, SizeGroup
+
+# Under this many lesions a percentage without an interval pretends to a precision it lacks.
+MIN_FOR_PERCENT = 10
+# Under this many patients there is no interval (docs/metrics.md).
+MIN_GROUPS = 5
+NONE = "–"
+NO_LESION = "no such lesion"
+NO_INTERVAL = "none"
+NOT_STATED = "not stated"
+
+
+def count(n: int, one: str, many: str | None = None) -> str:
+    """`n` things, in the singular or plural.
+
+    >>> count(1, "scan"), count(2, "scan")
+    ('1 scan', '2 scans')
+    """
+    return f"{n:,} {one if n == 1 else many or one + 's'}".replace(",", " ")
+
+
+def number(value: float | None, digits: int = 2) -> str:
+    """A number for a table, or a dash."""
+    return NONE if value is None else f"{value:.{digits}f}"
+
+
+def percent(part: float) -> str:
+    r"""A share in whole percent; never rounded up to 100 % or down to 0 %.
+
+    >>> percent(0.5), percent(0.999), percent(0.001)
+    ('50\xa0%', '99\xa0%', '1\xa0%')
+    """
+    shown = round(100 * part)
+    if (shown == 100 and part < 1) or (shown == 0 and part > 0):
+        shown = 99 if shown else 1
+    return f"{shown}\N{NO-BREAK SPACE}%"
+
+
+def rate(value: float) -> str:
+    """A rate to two digits, so that a small one is not rounded away.
+
+    >>> rate(0.041), rate(0.84), rate(103.2)
+    ('0.041', '0.84', '103')
+    """
+    return f"{value:.0f}" if value >= 10 else f"{value:.2g}"
+
+
+def optional_rate(value: float | None) -> str:
+    """A rate for a table, or a dash."""
+    return NONE if value is None else rate(value)
+
+
+def size_range(group: SizeGroup, unit: str) -> str:
+    """A size group in words.
+
+    >>> size_range(SizeGroup(20, None, 1, 1, Estimate(1.0)), "mm")
+    '20 mm and more'
+    """
+    if group.to_mm is None:
+        return f"{group.from_mm:g} {unit} and more"
+    if group.from_mm == 0:
+        return f"under {group.to_mm:g} {unit}"
+    return f"{group.from_mm:g} to {group.to_mm:g} {unit}"
+
+
+def interval(estimate: Estimate) -> str:
+    """The 95 % interval of a share, or why there is none."""
+    if estimate.ci95 is None:
+        return "no interval" + ("" if estimate.reason == UNSTATED else f": {estimate.reason}")
+    return bounds(estimate)
+
+
+def bounds(estimate: Estimate) -> str:
+    """The ends of an interval in percent, rounded outwards; `none` without one."""
+    if estimate.ci95 is None:
+        return NO_INTERVAL
+    low, high = estimate.ci95
+    return f"{math.floor(100 * low + 1e-9)} to {math.ceil(100 * high - 1e-9)}\N{NO-BREAK SPACE}%"
+
+
+def no_intervals(reasons: Iterable[str]) -> str:
+    """Why some groups have no interval, each reason once; empty when all have one."""
+    said = sorted({reason for reason in reasons if reason != UNSTATED})
+    return f"No interval: {'; '.join(said)}." if said else ""
+
+
+def share(found: int, of: int, estimate: Estimate) -> str:
+    """A share in percent; a dash for none, and for few lesions without an interval."""
+    if of == 0 or (estimate.ci95 is None and of < MIN_FOR_PERCENT):
+        return NONE
+    return percent(found / of)
+
+
+def share_found(found: int, of: int, estimate: Estimate) -> str:
+    """A share in percent with its interval; without interval and with few lesions, neither."""
+    if of == 0:
+        return NO_LESION
+    if estimate.ci95 is None and of < MIN_FOR_PERCENT:
+        return f"too few for a percentage; {interval(estimate)}"
+    if estimate.ci95 is None:
+        return f"{percent(found / of)}, {interval(estimate)}"
+    return f"{percent(found / of)}, 95 % interval {interval(estimate)}"
+
+
+def measure(estimate: Estimate) -> str:
+    """A number of any kind with its interval, or `not defined` with the reason."""
+    if estimate.value is None:
+        return f"not defined: {estimate.reason}"
+    if estimate.ci95 is None:
+        why = "" if estimate.reason == UNSTATED else f" (no interval: {estimate.reason})"
+        return f"{estimate.value:.2f}{why}"
+    low, high = estimate.ci95
+    if low == high:
+        return f"{estimate.value:.2f} (no interval: all resampled patients give the same)"
+    return f"{estimate.value:.2f} (95 % interval {low:.2f} to {high:.2f})"

@@ -1,0 +1,92 @@
+"""What each number means, and which rows it is counted from."""
+
+from collections.abc import Mapping
+
+DEFINITIONS: Mapping[str, tuple[str, str]] = {
+    "lesion": (
+        "Reference lesion",
+        "One connected region (26 neighbours in 3-D, 8 in 2-D) of the reference mask, or one "
+        "instance where the reference has instances.",
+    ),
+    "found": (
+        "Found",
+        "A mark that counts is matched to the lesion: intersection over union (IoU) of at least "
+        "0.1, one mark to one lesion, as many pairs as possible. Other presets have other rules; "
+        "the preset used is named at the end.",
+    ),
+    "false-mark": (
+        "Mark that matches no lesion",
+        "A mark that counts and has IoU under 0.1 with every reference lesion. Given per scan, "
+        "over all scans, and over the lesion-free ones alone.",
+    ),
+    "failed": (
+        "Without a result",
+        "A scan for which there is no prediction. Its lesions count as missed and it counts as a "
+        "scan without marks; the figures with such scans left out stand beside.",
+    ),
+    "ignored": (
+        "Second mark on a lesion",
+        "A mark that overlaps a lesion (IoU at least 0.1) which another mark has found already: "
+        "neither a find nor a false mark.",
+    ),
+    "operating-point": (
+        "Operating point",
+        "The score from which a mark counts, chosen for a stated rate of false marks or a stated "
+        "sensitivity, or given by hand. On which scans it was chosen stands at the top.",
+    ),
+    "size": (
+        "Size",
+        "Equivalent diameter: of a ball (in 2-D a disc) with the lesion's volume (area).",
+    ),
+    "interval": (
+        "95 % interval",
+        "Range that, over repeated samples of patients, holds the true value 95 times in 100. It "
+        "respects that lesions of one patient are alike. Under 5 patients none is given.",
+    ),
+    "froc": (
+        "FROC curve",
+        "Share of lesions found against false marks per scan as the score is lowered. CPM is its "
+        "mean height at 1/8, 1/4, 1/2, 1, 2, 4 and 8 false marks per scan.",
+    ),
+    "dice": (
+        "Dice",
+        "Twice the overlap of two masks over the sum of their volumes. Surface Dice: the share of "
+        "both surfaces that lie within a tolerance of each other. HD95: 95th percentile of the "
+        "distances between the surfaces.",
+    ),
+    "precision": (
+        "Precision, F1",
+        "Precision: share of the marks that count which found a lesion. F1: harmonic mean of "
+        "precision and the share of lesions found.",
+    ),
+}
+DEFINITIONS_MORE = "Formula, unit, rule for empty cases and source of each number: docs/metrics.md."
+# key of scores.json: words, definition, table whose rows it is counted from
+MEASURES: Mapping[str, tuple[str, str, str]] = {
+    "lesion_recall": ("Lesions found, of all", "found", "lesion-table"),
+    "lesion_recall_mean_per_group": ("Lesions found, mean over patients", "found", "case-table"),
+    "lesion_precision": ("Precision", "precision", "mark-table"),
+    "lesion_f1": ("F1", "precision", "mark-table"),
+    "false_positives_per_case": ("False marks per scan", "false-mark", "mark-table"),
+    "false_positives_per_lesion_free_case": (
+        "False marks per lesion-free scan",
+        "false-mark",
+        "case-table",
+    ),
+    "specificity": ("Lesion-free scans without any mark", "false-mark", "case-table"),
+    "cpm": ("CPM", "froc", "lesion-table"),
+    "average_precision": ("Average precision", "froc", "mark-table"),
+    "case_auroc": (
+        "Telling scans with a lesion from those without: AUROC",
+        "froc",
+        "case-table",
+    ),
+    "dice": ("Dice, mean over scans with a lesion", "dice", "case-table"),
+    "surface_dice": ("Surface Dice, mean over scans with a lesion", "dice", "case-table"),
+    "hd95_mm": ("HD95 ({unit}), mean over scans where it is defined", "dice", "case-table"),
+}
+TABLE_NAMES: Mapping[str, str] = {
+    "case-table": "scans",
+    "lesion-table": "lesions",
+    "mark-table": "marks",
+}

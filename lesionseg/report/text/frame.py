@@ -1,0 +1,88 @@
+"""The page around the figures: titles, banners, limits, section names, links."""
+
+from collections.abc import Mapping
+
+from lesionseg.report.text.amounts import count
+
+# Words that claim more than a standalone comparison can show; the page is tested for them.
+FORBIDDEN = ("safe", "clinically validated", "rules out", "outperforms")
+TITLE = "Which lesions were found, and which were missed"
+SUBTITLE = "Sensitivity report"
+SIMULATED = "Simulated scans"
+SIMULATED_TEXT = (
+    "The scans were made by a program, not recorded from people. "
+    "Nothing here says how the model does on patients."
+)
+DEVELOPMENT = "Development data: optimistic"
+DEVELOPMENT_TEXT = {
+    "train": "The model was trained on these very scans.",
+    "validation": "These scans were not trained on, but choices were made by looking at them "
+    "(which training step to keep, from which score a mark counts).",
+}
+UNTOUCHED = "not used in training"
+NOT_GROUP_SAFE = "Same patients on both sides"
+NOT_GROUP_SAFE_TEXT = (
+    "Scans of one patient were used both for training and here, so the figures flatter."
+)
+POINT_OPTIMISTIC = (
+    "The score from which a mark counts was chosen on these same scans; that flatters the figures."
+)
+LIMITS_TITLE = "What these figures do not say"
+LIMITS = (
+    "Standalone performance: the program's marks were compared with a reference. "
+    "No reader was studied, with or without the program.",
+    "An empty result does not exclude a lesion.",
+    "The reference is itself an opinion: a mark that matches none of its lesions may be real, "
+    "and the reference may lack lesions that the program missed too.",
+    "Predictive values hold only at the share of lesions in these scans.",
+    "Research use only. Not a medical device.",
+)
+SECTIONS: Mapping[str, str] = {
+    "summary": "In short",
+    "size": "Found, by size of lesion",
+    "labels": "Found, by kind of lesion",
+    "froc": "Found, by price in false marks",
+    "why": "Why lesions were missed",
+    "gallery": "Pictures",
+    "official": "By the official scorer's own rules",
+    "comparison": "Compared with another reader or model",
+    "adjudication": "Unconfirmed marks, judged by a person",
+    "subgroups": "Found, by finer groups",
+    "calibration": "What a score is worth",
+    "overlap": "How well outlines agree",
+    "flow": "From scans found to scans judged",
+    "study": "The study",
+    "cases": "All scans",
+    "lesions": "All reference lesions",
+    "marks": "All marks",
+    "definitions": "Definitions",
+    "training": "Training",
+    "balance": "Who taught the network",
+    "audit": "References worth a second look",
+    "provenance": "Where the figures come from",
+    "checklists": "Reporting guidelines",
+}
+PSEUDONYM_CASE, PSEUDONYM_PATIENT = "case", "patient"
+PSEUDONYMS_TEXT = (
+    "Scans and patients have pseudonyms here. Which ones they stand for is in pseudonyms.csv "
+    "beside the page: keep that file, do not pass it on."
+)
+WITHHELD = "withheld; in the files of the evaluation"
+UNREADABLE = "The scan or its masks could not be read; the log says why."
+DEFINITION_LINK, ROWS_LINK = "what this means", "its rows"
+ROWS_LINKS: Mapping[str, str] = {"study-table": "the study"}
+CASES_TEXT = (
+    "One line per scan. Press a heading to sort. A dash means not defined: Dice and surface "
+    "distance need a reference lesion, the distance also a mark."
+)
+LESIONS_TEXT = "One line per reference lesion. Press a heading to sort."
+MARKS_TEXT = "One line per mark, also those whose score is too low to count."
+SEARCH = "Search (several words: separate them by ;)"
+ALL_SHOWN = "All of this kind, in parts."
+CONTENTS = "Contents"
+SCROLL = "Table, scrolls sideways"
+
+
+def omitted(n: int) -> str:
+    """Lines of a table that are only in the file."""
+    return f"{count(n, 'further line')} not shown; the CSV file has all."

@@ -1,0 +1,91 @@
+"""Headings and cells of the tables."""
+
+from collections.abc import Mapping
+
+FOUND, MISSED = "found", "missed"
+OUTCOMES: Mapping[str, str] = {
+    "true_positive": "found a lesion",
+    "false_positive": "matches no lesion",
+    "ignored": "second mark on a lesion",
+    "not_accepted": "score too low to count",
+}
+WHY_MISSED: Mapping[str, str] = {
+    "no_response": "no response, the model marked nothing there",
+    "below_operating_point": "marked, but with a score under the operating point",
+    "merged": "merged: its mark counts for a neighbouring lesion",
+    "overlap_too_small": "marked, but the mark and the lesion overlap too little",
+    "wrong_label": "marked, but as another kind of lesion",
+    "removed_by_size": "marked, but the mark was removed for its size",
+    "case_failed": "the scan could not be processed",
+    "": "not stated",
+}
+OTHER_RULES = (
+    "Tiny lesions are hard to overlap. The same marks that count, under other rules of what "
+    "“found” means:"
+)
+RULES: Mapping[str, str] = {
+    "any_overlap": "mark and lesion share at least one voxel",
+    "iou50": "IoU at least 0.5",
+    "centre_distance": "centre of a mark within the lesion's radius",
+}
+HEADINGS_CASES = (
+    "Scan",
+    "Patient",
+    "Result",
+    "Lesions",
+    "Found",
+    "Missed",
+    "False marks",
+    "Dice",
+    "Surface Dice",
+    "HD95 ({unit})",
+    "Reference (ml)",
+    "Marked (ml)",
+)
+HEADINGS_LESIONS = (
+    "Scan",
+    "Lesion",
+    "Label",
+    "Size",
+    "Size group",
+    "Result",
+    "Near resolution",
+    "Found at",
+    "IoU",
+    "If missed: why",
+)
+HEADINGS_MARKS = ("Scan", "Mark", "Label", "Score", "Chance", "Size", "Result", "Touches a lesion")
+HEADINGS_DEFINITIONS = ("Word", "Meaning")
+HEADINGS_SIZE = ("Size", "Found", "Share", "95 % interval")
+HEADINGS_MEASURES = ("Measure", "Value", "Rows")
+HEADINGS_WHY = ("Reason", "Lesions")
+HEADINGS_RULES = ("Rule", "Found", "False marks per scan")
+HEADINGS_LABELS = ("Kind of lesion", "Found", "Share", "95 % interval", "False marks per scan")
+HEADINGS_PROVENANCE = ("What", "Value")
+OK, YES, NO, FAILED = "ok", "yes", "no", "missing"
+EXTRAS: Mapping[str, str] = {
+    "official": "These follow the scorer named, and differ from the figures above in their rules.",
+    "comparison": "The same scans and the same reference, judged by the same rules. Pairs are "
+    "compared patient by patient.",
+    "adjudication": "Marks that match no reference lesion and that a person has judged since. "
+    "Lesions that the reference and the model both lack stay unknown, so the judged figures "
+    "flatter the model.",
+    "subgroups": "Small groups differ by chance alone: look at the intervals, not at the order. "
+    "No significance is tested.",
+    "calibration": "How often a mark of a given score is a lesion, in these scans. Where lesions "
+    "are rarer, a score is worth less.",
+}
+# words of scores.json that its keys do not say well
+EXTRA_WORDS: Mapping[str, str] = {
+    "n": "number",
+    "ece": "expected calibration error",
+    "brier": "Brier score",
+    "recall_by_size_quantile": "by size, groups of about equal number",
+    "recall_by_size_and_contrast": "by size and contrast",
+    "size_curve": "chance of being found along the diameter",
+}
+
+
+def why_missed(reason: str) -> str:
+    """The reason for a miss in words; unknown reasons as they stand."""
+    return WHY_MISSED.get(reason.replace(" ", "_"), reason)
