@@ -8,8 +8,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from lesionseg.ops.boxes import box_giou as box_giou
     from lesionseg.ops.boxes import box_iou as box_iou
     from lesionseg.ops.boxes import box_volume as box_volume
+    from lesionseg.ops.clustering import weighted_box_clustering as weighted_box_clustering
     from lesionseg.ops.components import LesionInstances as LesionInstances
     from lesionseg.ops.components import label_components as label_components
     from lesionseg.ops.components import lesion_instances as lesion_instances
@@ -17,11 +19,14 @@ if TYPE_CHECKING:
     from lesionseg.ops.resample import resample_linear as resample_linear
     from lesionseg.ops.resample import resample_nearest as resample_nearest
     from lesionseg.ops.size import equivalent_diameter_mm as equivalent_diameter_mm
+    from lesionseg.ops.suppression import batched_nms as batched_nms
     from lesionseg.ops.suppression import nms as nms
     from lesionseg.ops.windows import gaussian_weight as gaussian_weight
 
 _HOMES = {
     "LesionInstances": "components",
+    "batched_nms": "suppression",
+    "box_giou": "boxes",
     "box_iou": "boxes",
     "box_volume": "boxes",
     "equivalent_diameter_mm": "size",
@@ -32,9 +37,12 @@ _HOMES = {
     "nms": "suppression",
     "resample_linear": "resample",
     "resample_nearest": "resample",
+    "weighted_box_clustering": "clustering",
 }
 __all__ = [
     "LesionInstances",
+    "batched_nms",
+    "box_giou",
     "box_iou",
     "box_volume",
     "equivalent_diameter_mm",
@@ -45,6 +53,7 @@ __all__ = [
     "nms",
     "resample_linear",
     "resample_nearest",
+    "weighted_box_clustering",
 ]
 
 

@@ -13,6 +13,12 @@ def box_volume(boxes: Float[Tensor, "n two_d"]) -> Float[Tensor, " n"]:
     return _product((stop - start).clamp(min=0))
 
 
+def split_box(boxes: Float[Tensor, "*n two_d"]) -> tuple[Tensor, Tensor]:
+    """Centre and side lengths, each `[…, dims]`, of boxes `[…, 2·dims]`."""
+    start, stop = boxes.chunk(2, dim=-1)
+    return (start + stop) / 2, stop - start
+
+
 def box_iou(a: Float[Tensor, "n two_d"], b: Float[Tensor, "m two_d"]) -> Float[Tensor, "n m"]:
     """Intersection over union of each box in `a` with each in `b`, in [0, 1].
 
@@ -31,6 +37,60 @@ def box_iou(a: Float[Tensor, "n two_d"], b: Float[Tensor, "m two_d"]) -> Float[T
     shared = _product((stop - start).clamp(min=0))
     union = box_volume(a)[:, None] + box_volume(b)[None] - shared
     return torch.where(shared > 0, shared / union, torch.zeros_like(shared))
+
+
+def paired_iou(a: Float[Tensor, "n two_d"], b: Float[Tensor, "n two_d"]) -> Float[Tensor, " n"]:
+    """IoU of each box in `a` with the one of the same number in `b`; else as `box_iou`."""
+    a, b = _at_least_float32(a), _at_least_float32(b)
+    shared = _shared(a, b)
+    union = box_volume(a) + box_volume(b) - shared
+    return torch.where(shared > 0, shared / union, torch.zeros_like(shared))
+
+
+def box_giou(a: Float[Tensor, "n two_d"], b: Float[Tensor, "m two_d"]) -> Float[Tensor, "n m"]:
+    """Generalised IoU of each box in `a` with each in `b`, in [−1, 1] (Rezatofighi et al. 2019).
+
+    IoU minus the share of the smallest enclosing box that neither covers (arXiv 1902.09630,
+    algorithm 1). An enclosing box without volume counts as covered. Else as `box_iou`.
+
+    >>> a = torch.tensor([[0.0, 0.0, 1.0, 1.0]])
+    >>> box_giou(a, torch.tensor([[0.0, 2.0, 1.0, 3.0]])).tolist()
+    [[-0.3333333432674408]]
+    """
+    a, b = _at_least_float32(a), _at_least_float32(b)
+    n, m = len(a), len(b)
+    wide_a = a[:, None].expand(n, m, -1).flatten(0, 1)
+    wide_b = b[None].expand(n, m, -1).flatten(0, 1)
+    return paired_giou(wide_a, wide_b).reshape(n, m)
+
+
+def paired_giou(a: Float[Tensor, "n two_d"], b: Float[Tensor, "n two_d"]) -> Float[Tensor, " n"]:
+    """Generalised IoU of each box in `a` with the one of the same number in `b`; see `box_giou`."""
+    a, b = _at_least_float32(a), _at_least_float32(b)
+    shared = _shared(a, b)
+    union = box_volume(a) + box_volume(b) - shared
+    hull = box_volume(enclosing_box(a, b))
+    return shared / union.clamp(min=_TINY) - (hull - union) / hull.clamp(min=_TINY)
+
+
+def enclosing_box(
+    a: Float[Tensor, "n two_d"], b: Float[Tensor, "n two_d"]
+) -> Float[Tensor, "n two_d"]:
+    """The smallest box that holds both, pair by pair."""
+    start_a, stop_a = a.chunk(2, dim=-1)
+    start_b, stop_b = b.chunk(2, dim=-1)
+    return torch.cat([torch.minimum(start_a, start_b), torch.maximum(stop_a, stop_b)], dim=-1)
+
+
+_TINY = 1e-9  # below any voxel's volume; keeps quotients and their gradients finite
+
+
+def _shared(a: Float[Tensor, "n two_d"], b: Float[Tensor, "n two_d"]) -> Float[Tensor, " n"]:
+    """Volume of the overlap, pair by pair."""
+    start_a, stop_a = a.chunk(2, dim=-1)
+    start_b, stop_b = b.chunk(2, dim=-1)
+    start, stop = torch.maximum(start_a, start_b), torch.minimum(stop_a, stop_b)
+    return _product((stop - start).clamp(min=0))
 
 
 def _product(sides: Float[Tensor, "*n d"]) -> Float[Tensor, "*n"]:

@@ -35,6 +35,34 @@ def nms(
     return order[torch.from_numpy(kept).to(order.device)]
 
 
+def batched_nms(
+    boxes: Float[Tensor, "n two_d"],
+    scores: Float[Tensor, " n"],
+    groups: Int64[Tensor, " n"],
+    iou_threshold: float,
+) -> Int64[Tensor, " kept"]:
+    """`nms` within each group alone (a label, an image): boxes of different groups never meet.
+
+    `groups` `[n]` int64, any values. Order and errors as in `nms`.
+
+    >>> boxes = torch.tensor([[0.0, 0, 4, 4], [0, 0, 4, 4]])
+    >>> batched_nms(boxes, torch.tensor([0.5, 0.9]), torch.tensor([0, 1]), 0.5).tolist()
+    [1, 0]
+    """
+    if groups.shape != scores.shape:
+        raise ContentError(
+            "There is not one group a box.", seen=tuple(groups.shape), expected=tuple(scores.shape)
+        )
+    kept = [
+        index[nms(boxes[index], scores[index], iou_threshold)]
+        for index in (
+            torch.nonzero(groups == group)[:, 0] for group in sorted(set(groups.tolist()))
+        )
+    ]
+    together = torch.cat(kept).sort().values if kept else groups.long()
+    return together[torch.argsort(scores[together], descending=True, stable=True)]
+
+
 def _kept_on_cpu(ranked: NDArray[np.float32], iou_threshold: float) -> NDArray[np.bool_]:
     """Which of the boxes, already by descending score, stay.
 

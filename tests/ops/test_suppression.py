@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lesionseg.errors import ContentError
-from lesionseg.ops import box_iou, nms
+from lesionseg.ops import batched_nms, box_iou, nms
 
 
 def naive_nms(boxes, scores, threshold):
@@ -73,3 +73,25 @@ def test_ten_thousand_boxes_are_fast():
         nms(boxes, scores, 0.1)
         seconds.append(time.perf_counter() - begin)
     assert min(seconds) < 0.5  # ten times what a quiet core needs
+
+
+def test_boxes_of_different_groups_never_suppress_each_other():
+    generator = torch.Generator().manual_seed(3)
+    start = torch.rand((60, 3), generator=generator) * 6
+    boxes, scores = torch.cat([start, start + 4], 1), torch.rand(60, generator=generator)
+    groups = torch.randint(0, 3, (60,), generator=generator)
+    expected = []
+    for group in range(3):
+        index = torch.nonzero(groups == group)[:, 0]
+        expected += index[nms(boxes[index], scores[index], 0.3)].tolist()
+    kept = batched_nms(boxes, scores, groups, 0.3)
+    assert sorted(kept.tolist()) == sorted(expected)
+    assert scores[kept].tolist() == sorted(scores[kept].tolist(), reverse=True)
+
+
+def test_batched_nms_of_nothing_keeps_nothing_and_wants_a_group_a_box():
+    assert (
+        batched_nms(torch.zeros((0, 4)), torch.zeros(0), torch.zeros(0).long(), 0.5).tolist() == []
+    )
+    with pytest.raises(ContentError, match="one group a box"):
+        batched_nms(torch.zeros((2, 4)), torch.zeros(2), torch.zeros(1).long(), 0.5)

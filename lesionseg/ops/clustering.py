@@ -1,0 +1,136 @@
+"""Weighted box clustering: one box from the many that tiles, flips and models give of a lesion."""
+
+from dataclasses import dataclass
+
+import numba
+import numpy as np
+import torch
+from jaxtyping import Float, Int64
+from numpy.typing import NDArray
+from torch import Tensor
+
+from lesionseg.errors import ContentError
+
+
+@dataclass(frozen=True, eq=False)
+class Clusters:
+    """Merged boxes `[n, 2·dims]` and scores `[n]` float32, by descending score.
+
+    `leader` `[n]` int64 is the number of the highest scoring box of each cluster, `size` `[n]`
+    int64 how many boxes it has.
+    """
+
+    boxes: Float[Tensor, "n two_d"]
+    scores: Float[Tensor, " n"]
+    leader: Int64[Tensor, " n"]
+    size: Int64[Tensor, " n"]
+
+
+def weighted_box_clustering(
+    boxes: Float[Tensor, "n two_d"],
+    scores: Float[Tensor, " n"],
+    iou_threshold: float,
+    *,
+    weights: Float[Tensor, " n"] | None = None,
+    expected: Float[Tensor, " n"] | None = None,
+) -> Clusters:
+    """Merge boxes that overlap by more than `iou_threshold` into weighted averages.
+
+    By descending score, ties by index, a box not yet in a cluster gathers all such boxes that
+    overlap it. With f = weight · IoU with the leader (Jaeger et al. 2020, arXiv 1811.08661, section
+    3.1), the cluster's score is Σ f·s / (Σ f + missing · mean f) and its box the average by f·s.
+    `weights` `[n]`: how far a prediction is to be trusted, such as the tile weight at its centre; 1
+    when None. `expected` `[n]`: how many predictions the leader's place should have had (tiles that
+    see it, flips and models together); missing = expected − found, at least 0: nothing is missing
+    when None. On the CPU in float64 sums; no boxes give none. Raises `ContentError` for shapes that
+    do not fit.
+
+    >>> boxes = torch.tensor([[0.0, 0, 4, 4], [0, 0, 4, 4]])
+    >>> found = weighted_box_clustering(boxes, torch.tensor([0.9, 0.6]), 0.5)
+    >>> round(found.scores.item(), 3), found.size.item()
+    (0.75, 2)
+    """
+    n = len(boxes)
+    extras = {"weights": weights, "expected": expected}
+    shapes = {name: tuple(t.shape) for name, t in extras.items() if t is not None}
+    if boxes.ndim != 2 or boxes.shape[1] % 2 or {(n,), scores.shape, *shapes.values()} != {(n,)}:
+        raise ContentError(
+            "Boxes, scores and weights do not fit together.",
+            seen=(tuple(boxes.shape), tuple(scores.shape), shapes),
+            expected="boxes [n, 2·dims], and n of each of the others",
+        )
+    order = torch.argsort(scores.detach(), descending=True, stable=True)
+    ranked = [_ranked(t, order, n) for t in (scores, weights, expected)]
+    ranked[2] = ranked[2] if expected is not None else np.zeros(n)
+    corners = boxes.detach().double().cpu().numpy()[order.cpu().numpy()]
+    merged, score, leader, size = _clusters(corners, *ranked, float(iou_threshold))
+    best = np.argsort(-score, kind="stable")
+    return Clusters(
+        torch.from_numpy(merged[best]).float().to(boxes.device),
+        torch.from_numpy(score[best]).float().to(boxes.device),
+        order[torch.from_numpy(leader[best]).to(order.device)],
+        torch.from_numpy(size[best]).to(boxes.device),
+    )
+
+
+def _ranked(values: Tensor | None, order: Tensor, n: int) -> NDArray[np.float64]:
+    """Values in order of descending score; ones for None."""
+    if values is None:
+        return np.ones(n)
+    found: NDArray[np.float64] = values.detach()[order].double().cpu().numpy()
+    return found
+
+
+@numba.njit(cache=True, error_model="numpy", nogil=True)
+def _clusters(
+    boxes: NDArray[np.float64],
+    scores: NDArray[np.float64],
+    weights: NDArray[np.float64],
+    expected: NDArray[np.float64],
+    iou_threshold: float,
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64], NDArray[np.int64]]:
+    """The clusters of boxes by descending score, in order of their leaders."""
+    n, dims = boxes.shape[0], boxes.shape[1] // 2
+    volume = np.ones(n)
+    for i in range(n):
+        for d in range(dims):
+            volume[i] *= max(boxes[i, dims + d] - boxes[i, d], 0.0)
+    free = np.ones(n, dtype=np.bool_)
+    merged, score = np.zeros((n, 2 * dims)), np.zeros(n)
+    leader, size = np.zeros(n, dtype=np.int64), np.zeros(n, dtype=np.int64)
+    n_clusters = 0
+    for i in range(n):
+        if not free[i]:
+            continue
+        trust, trusted_score, found = 0.0, 0.0, 0
+        for j in range(i, n):
+            if not free[j]:
+                continue
+            overlap = 1.0
+            if j > i:
+                shared = 1.0
+                for d in range(dims):
+                    side = min(boxes[i, dims + d], boxes[j, dims + d])
+                    shared *= max(side - max(boxes[i, d], boxes[j, d]), 0.0)
+                union = volume[i] + volume[j] - shared
+                overlap = shared / union if shared > 0.0 else 0.0
+                if overlap <= iou_threshold:
+                    continue
+            free[j] = False
+            found += 1
+            factor = weights[j] * overlap
+            trust += factor
+            trusted_score += factor * scores[j]
+            for d in range(2 * dims):
+                merged[n_clusters, d] += factor * scores[j] * boxes[j, d]
+        missing = max(expected[i] - found, 0.0)
+        total = trust + missing * trust / found
+        score[n_clusters] = trusted_score / total if total > 0.0 else 0.0
+        for d in range(2 * dims):
+            if trusted_score > 0.0:
+                merged[n_clusters, d] /= trusted_score
+            else:
+                merged[n_clusters, d] = boxes[i, d]
+        leader[n_clusters], size[n_clusters] = i, found
+        n_clusters += 1
+    return merged[:n_clusters], score[:n_clusters], leader[:n_clusters], size[:n_clusters]

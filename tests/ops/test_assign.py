@@ -1,0 +1,120 @@
+"""Assignment of anchors to lesions against a naive reference, and its guarantees."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from lesionseg.ops.anchors import AnchorLevel, grid_anchors
+from lesionseg.ops.assign import BACKGROUND, IGNORED, assign_atss, assign_by_iou
+from lesionseg.ops.boxes import box_iou, split_box
+
+LEVELS_2D = [
+    AnchorLevel((16, 16), (2, 2), ((3.0, 3.0), (4.0, 6.0))),
+    AnchorLevel((8, 8), (4, 4), ((6.0, 6.0), (8.0, 12.0))),
+]
+LEVELS_3D = [
+    AnchorLevel((4, 8, 8), (4, 2, 2), ((4.0, 3.0, 3.0),)),
+    AnchorLevel((4, 4, 4), (4, 4, 4), ((6.0, 8.0, 8.0),)),
+]
+
+
+def _lesions(dims: int, n: int, seed: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    limit = 32.0 if dims == 2 else 16.0
+    start = torch.rand((n, dims), generator=generator) * (limit - 6)
+    return torch.cat([start, start + 1 + torch.rand((n, dims), generator=generator) * 8], dim=1)
+
+
+def _naive_atss(levels: list[AnchorLevel], boxes: Tensor, k: int) -> dict[int, int]:
+    """Anchor -> lesion by the paper's algorithm, with loops and the whole distance matrix."""
+    anchors = grid_anchors(levels)
+    overlap = box_iou(boxes, anchors)
+    wanted: dict[int, tuple[float, int]] = {}
+    for lesion in range(len(boxes)):
+        candidates, offset = [], 0
+        for level in levels:
+            here = split_box(anchors[offset : offset + level.n_anchors])[0]
+            distance = (here - split_box(boxes[lesion : lesion + 1])[0]).square().sum(1)
+            n = min(k * len(level.sizes), len(distance))
+            candidates += (torch.argsort(distance, stable=True)[:n] + offset).tolist()
+            offset += level.n_anchors
+        values = overlap[lesion, candidates]
+        threshold = values.mean() + values.std(correction=0)
+        for anchor, value in zip(candidates, values.tolist(), strict=True):
+            if value >= threshold and value > wanted.get(anchor, (0.0, 0))[0]:
+                wanted[anchor] = (value, lesion)
+    return {anchor: lesion for anchor, (_, lesion) in wanted.items()}
+
+
+@pytest.mark.parametrize(("levels", "dims"), [(LEVELS_2D, 2), (LEVELS_3D, 3)])
+@pytest.mark.parametrize("seed", range(5))
+def test_atss_agrees_with_the_papers_algorithm(
+    levels: list[AnchorLevel], dims: int, seed: int
+) -> None:
+    boxes = _lesions(dims, 4, seed)
+    found = assign_atss(levels, grid_anchors(levels), boxes, n_nearest=5)
+    naive = _naive_atss(levels, boxes, 5)
+    positive = {int(a): int(found[a]) for a in torch.nonzero(found >= 0)[:, 0]}
+    served = set(naive.values())
+    forced = {a for a, lesion in positive.items() if lesion not in served}
+    assert {a: n for a, n in positive.items() if a not in forced} == naive
+
+
+@pytest.mark.parametrize("side", [0.5, 1.0, 2.0, 3.0])
+def test_a_lesion_of_any_size_and_place_has_an_anchor(side: float) -> None:
+    generator = torch.Generator().manual_seed(int(side * 2))
+    start = torch.rand((40, 2), generator=generator) * (32 - side)
+    boxes = torch.cat([start, start + side], dim=1)
+    found = assign_atss(LEVELS_2D, grid_anchors(LEVELS_2D), boxes)
+    assert set(found[found >= 0].tolist()) == set(range(40))
+
+
+def test_two_lesions_in_one_place_each_get_an_anchor() -> None:
+    boxes = torch.tensor([[5.0, 5.0, 8.0, 8.0], [5.0, 5.0, 8.0, 8.0]])
+    anchors = grid_anchors(LEVELS_2D)
+    for found in (assign_atss(LEVELS_2D, anchors, boxes),):
+        assert set(found[found >= 0].tolist()) == {0, 1}
+
+
+def test_no_lesion_is_background_throughout() -> None:
+    anchors = grid_anchors(LEVELS_2D)
+    for found in (
+        assign_atss(LEVELS_2D, anchors, torch.zeros((0, 4))),
+        assign_by_iou(anchors, torch.zeros((0, 4))),
+    ):
+        assert set(found.tolist()) == {BACKGROUND}
+
+
+def test_no_anchor_gives_an_empty_assignment() -> None:
+    assert assign_by_iou(torch.zeros((0, 4)), torch.zeros((1, 4))).shape == (0,)
+    assert assign_atss([], torch.zeros((0, 4)), torch.zeros((1, 4))).shape == (0,)
+
+
+def test_iou_thresholds_by_hand() -> None:
+    anchors = torch.tensor([[0.0, 0, 4, 4], [0, 0, 4, 9], [0, 0, 4, 20], [20, 20, 24, 24]])
+    lesions = torch.tensor([[0.0, 0, 4, 4]])  # IoU 1, 0.44, 0.2, 0
+    assert assign_by_iou(anchors, lesions).tolist() == [0, IGNORED, BACKGROUND, BACKGROUND]
+    far = torch.tensor([[0.0, 0, 1, 4]])  # best IoU 0.25: the lesion takes it all the same
+    assert assign_by_iou(anchors, far).tolist() == [0, BACKGROUND, BACKGROUND, BACKGROUND]
+
+
+def test_iou_assignment_is_the_same_in_chunks() -> None:
+    anchors, lesions = grid_anchors(LEVELS_2D), _lesions(2, 21, 3)
+    overlap = box_iou(lesions, anchors)
+    best, owner = overlap.max(0)
+    found = assign_by_iou(anchors, lesions, positive=0.3, negative=0.2)
+    sure = best >= 0.3
+    forced = set(overlap.argmax(1).tolist())
+    plain = [a for a in torch.nonzero(sure)[:, 0].tolist() if a not in forced]
+    assert found[plain].tolist() == owner[plain].tolist()
+    assert set(found[found >= 0].tolist()) == set(range(21))
+
+
+def test_matching_64_lesions_with_two_million_anchors_is_bounded() -> None:
+    # by construction: 64 lesions x 9^3 cells a level, whatever the level's size
+    level = AnchorLevel((100, 100, 100), (2, 2, 2), ((4.0, 4.0, 4.0), (6.0, 6.0, 6.0)))
+    generator = torch.Generator().manual_seed(0)
+    start = torch.rand((64, 3), generator=generator) * 190
+    anchors = grid_anchors([level])
+    found = assign_atss([level], anchors, torch.cat([start, start + 4], dim=1))
+    assert set(found[found >= 0].tolist()) == set(range(64))
