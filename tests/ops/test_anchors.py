@@ -27,7 +27,8 @@ def test_no_level_has_no_anchor() -> None:
 
 @pytest.mark.parametrize("k", [1, 4, 9, 50])
 @pytest.mark.parametrize(
-    "shape", "stride", [((7, 9), (2, 3)), ((2, 8, 8), (5, 1, 2)), ((3, 1), (1, 1))]
+    ("shape", "stride"),
+    [((7, 9), (2, 3)), ((2, 8, 8), (5, 1, 2)), ((3, 1), (1, 1))],
 )
 def test_nearest_cells_are_those_of_the_full_distance_matrix(
     k: int, shape: tuple[int, ...], stride: tuple[int, ...]
