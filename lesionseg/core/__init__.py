@@ -1,22 +1,32 @@
 """The nouns: frozen dataclasses over numpy arrays, imported by every other room."""
 
+from lesionseg.core.calibration import Calibration as Calibration
 from lesionseg.core.candidate import Candidate as Candidate
 from lesionseg.core.candidate import OperatingPoint as OperatingPoint
 from lesionseg.core.case import Case as Case
 from lesionseg.core.case import CaseFiles as CaseFiles
 from lesionseg.core.case import Reference as Reference
 from lesionseg.core.case import Role as Role
+from lesionseg.core.dataset import UNION as UNION
+from lesionseg.core.dataset import UNION as UNION
 from lesionseg.core.dataset import Dataset as Dataset
+from lesionseg.core.dataset import LabelRegion as LabelRegion
+from lesionseg.core.dataset import LabelRegion as LabelRegion
 from lesionseg.core.geometry import Geometry as Geometry
 from lesionseg.core.prediction import Prediction as Prediction
 from lesionseg.core.volume import Volume as Volume
 
 __all__ = [
+    "UNION",
+    "UNION",
+    "Calibration",
     "Candidate",
     "Case",
     "CaseFiles",
     "Dataset",
     "Geometry",
+    "LabelRegion",
+    "LabelRegion",
     "OperatingPoint",
     "Prediction",
     "Reference",

@@ -31,8 +31,11 @@ class OperatingPoint:
     """The score from which a candidate is accepted, and what it was chosen for.
 
     `name`: `fp_per_case:1`, `sensitivity:0.9` or `score:0.37`. `chosen_on`: the role of the cases
-    it was chosen on, None for a score given by hand. `lesion_recall` and
-    `false_positives_per_case` are what those cases gave.
+    it was chosen on (`validation`, or `out-of-fold`), None for a score given by hand.
+    `lesion_recall` and `false_positives_per_case` are what those cases gave, with 95 % intervals
+    that resample groups. The `expected_` ones are what the same choice gives where it may not look:
+    every fold accepted by the score that the others choose. `attainable_recall` is the highest
+    recall that any score gave.
     """
 
     name: str
@@ -40,3 +43,8 @@ class OperatingPoint:
     chosen_on: str | None = None
     lesion_recall: float | None = None
     false_positives_per_case: float | None = None
+    lesion_recall_ci95: tuple[float, float] | None = None
+    false_positives_per_case_ci95: tuple[float, float] | None = None
+    expected_recall: float | None = None
+    expected_false_positives_per_case: float | None = None
+    attainable_recall: float | None = None

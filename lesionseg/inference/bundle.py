@@ -2,13 +2,14 @@
 
 bundle/
 ├── weights.safetensors   tensors by name, nothing else
-├── plan.json             grid, normalisation, architecture by name, operating points
+├── weights_1.safetensors … those of an ensemble's other members; plan.json says how many
+├── plan.json             grid, normalisation, architecture by name, operating points, calibration
 └── model_card.md         for people
 """
 
 import shutil
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from hashlib import blake2b
 from pathlib import Path
 from uuid import uuid4
@@ -28,25 +29,40 @@ _PICKLES = (b"PK\x03\x04", b"\x80")  # torch.save's zip archive, and bare pickle
 
 @dataclass(frozen=True, eq=False)
 class Bundle:
-    """A network, in eval mode on the CPU, and the plan it was trained by."""
+    """A network, in eval mode on the CPU, and the plan it was trained by.
+
+    `others`: an ensemble's other members, of the same plan; probabilities are averaged over all.
+    """
 
     network: nn.Module
     plan: Plan
+    others: tuple[nn.Module, ...] = ()
+
+    @property
+    def networks(self) -> tuple[nn.Module, ...]:
+        """All members; one network where it is no ensemble."""
+        return (self.network, *self.others)
 
 
-def write_bundle(folder: Path, network: nn.Module, plan: Plan, card: str) -> None:
+def write_bundle(
+    folder: Path, network: nn.Module | Sequence[nn.Module], plan: Plan, card: str
+) -> None:
     """Write the bundle in one go: `folder` appears complete or not at all; an old one is replaced.
 
-    Tensors keep their dtype. Raises `OutputError` when the disk refuses.
+    Several networks make an ensemble. Tensors keep their dtype. Raises `OutputError` when the disk
+    refuses.
     """
+    networks = (network,) if isinstance(network, nn.Module) else tuple(network)
+    plan = replace(plan, n_members=len(networks))
     new = _beside(folder)
     try:
         new.mkdir(parents=True)
         (new / PLAN).write_text(plan.to_json() + "\n", encoding="utf-8")
         (new / CARD).write_text(card, encoding="utf-8")
-        save_file(_tensors(network), new / WEIGHTS)
-        # safetensors lets only the owner read
-        (new / WEIGHTS).chmod((new / PLAN).stat().st_mode & 0o777)
+        for name, member in zip(_weight_files(plan), networks, strict=True):
+            save_file(_tensors(member), new / name)
+            # safetensors lets only the owner read
+            (new / name).chmod((new / PLAN).stat().st_mode & 0o777)
         _replace(new, folder)
     except (OSError, SafetensorError) as error:
         raise OutputError("The bundle cannot be written.", where=folder, seen=error) from error
@@ -64,11 +80,10 @@ def read_bundle(folder: Path, architectures: Mapping[str, NetworkFactory] | None
     """
     folder = resolve_bundle(folder)
     plan = Plan.from_json((folder / PLAN).read_text("utf-8", "replace"), folder / PLAN)
-    tensors = _read_tensors(folder / WEIGHTS)
-    network = build_network(plan, architectures=architectures)
-    _refuse_misfit(tensors, network.state_dict(), folder / WEIGHTS)
-    network.load_state_dict(tensors)
-    return Bundle(network.eval(), plan)
+    paths = [folder / name for name in _weight_files(plan)]
+    _refuse_incomplete(paths)
+    first, *others = (_read_network(path, plan, architectures) for path in paths)
+    return Bundle(first, plan, tuple(others))
 
 
 def resolve_bundle(path: Path) -> Path:
@@ -92,10 +107,40 @@ def resolve_bundle(path: Path) -> Path:
 
 def bundle_digest(folder: Path) -> str:
     """Sixteen hexadecimal digits that change whenever the weights or the plan change."""
-    digest = blake2b(digest_size=8)
-    for name in (WEIGHTS, PLAN):
-        digest.update((resolve_bundle(folder) / name).read_bytes())
+    digest, folder = blake2b(digest_size=8), resolve_bundle(folder)
+    members = sorted(folder.glob("weights_*.safetensors"))
+    for path in (folder / WEIGHTS, folder / PLAN, *members):
+        digest.update(path.read_bytes())
     return digest.hexdigest()
+
+
+def _weight_files(plan: Plan) -> Iterator[str]:
+    """The name of each member's weights."""
+    stem, _, suffix = WEIGHTS.partition(".")
+    yield WEIGHTS
+    yield from (f"{stem}_{k}.{suffix}" for k in range(1, plan.n_members))
+
+
+def _refuse_incomplete(paths: Sequence[Path]) -> None:
+    missing = [path.name for path in paths if not path.is_file()]
+    if missing:
+        raise BundleError(
+            "Members of the ensemble are missing.",
+            where=paths[0].parent,
+            seen=f"no {', '.join(missing)}",
+            expected=f"the weights of {len(paths)} networks, as plan.json says",
+            remedy="copy the bundle again.",
+        )
+
+
+def _read_network(
+    path: Path, plan: Plan, architectures: Mapping[str, NetworkFactory] | None
+) -> nn.Module:
+    tensors = _read_tensors(path)
+    network = build_network(plan, architectures=architectures)
+    _refuse_misfit(tensors, network.state_dict(), path)
+    network.load_state_dict(tensors)
+    return network.eval()
 
 
 def _tensors(network: nn.Module) -> dict[str, Tensor]:

@@ -60,7 +60,8 @@ def find_candidates(
         regions = _settle(regions)
     instances = np.zeros(geometry.shape, dtype=np.int32)
     candidates = []
-    for number, i in enumerate(_ranking(regions, rule), start=1):
+    ranked = [i for i in _ranking(regions, rule) if _is_large(regions[i], geometry, rule)]
+    for number, i in enumerate(ranked, start=1):
         instances.flat[regions[i].voxels] = number
         candidates.append(_candidate(number, regions[i], geometry, int(labels[i])))
     return Found(tuple(candidates), instances)
@@ -75,9 +76,8 @@ def choose_operating_point(
     `points` (numbers are compared, so `fp_per_case:1.0` is `fp_per_case:1`). None is the first
     point, or score 0.5 where there is none. Raises `ConfigError` naming the points there are.
 
-    >>> choose_operating_point((), "score:0.37")
-    OperatingPoint(name='score:0.37', score=0.37, chosen_on=None, lesion_recall=None, \
-false_positives_per_case=None)
+    >>> choose_operating_point((), "score:0.37").score
+    0.37
     """
     if name is None:
         return points[0] if points else DEFAULT_POINT
@@ -89,16 +89,37 @@ false_positives_per_case=None)
         raise ConfigError(
             f"There is no operating point {name!r}.",
             where="operating_point",
-            expected=", ".join([*(p.name for p in points), "score:<0 to 1>"]),
+            expected=", ".join([*(p.name for p in points), "score:<0 to 1>"])
+            + (_attainable(points) if kind == "sensitivity" else ""),
             remedy="choose one of these, or give a score.",
         )
     return known[0]
+
+
+def _attainable(points: Sequence[OperatingPoint]) -> str:
+    """The sensitivities that could have been chosen, where the points remember them."""
+    known = next((p for p in points if p.attainable_recall is not None), None)
+    if known is None:
+        return ""
+    reach = f"0 to {known.attainable_recall:.3g}"
+    return f" (sensitivities from {reach} were in reach on the {known.chosen_on} data)"
 
 
 def apply_operating_point(prediction: Prediction, point: OperatingPoint) -> Prediction:
     """The same candidates, accepted where their score reaches the operating point's."""
     candidates = tuple(replace(c, accepted=c.score >= point.score) for c in prediction.candidates)
     return replace(prediction, candidates=candidates, operating_point=point)
+
+
+def without_small(prediction: Prediction, least_mm: float) -> Prediction:
+    """The prediction without its candidates under `least_mm` in diameter; ids are kept."""
+    kept = tuple(c for c in prediction.candidates if c.diameter_mm >= least_mm)
+    if len(kept) == len(prediction.candidates):
+        return prediction
+    instances = prediction.instances
+    if instances is not None:
+        instances = np.where(np.isin(instances, [c.id for c in kept]), instances, 0)
+    return replace(prediction, candidates=kept, instances=instances)
 
 
 def _parse_point(name: str) -> tuple[str, float | None]:
@@ -136,6 +157,11 @@ def _ranking(regions: Sequence[Region], rule: CandidateRule) -> list[int]:
     high = [i for i in large if regions[i].score >= rule.floor]
     high.sort(key=lambda i: (-regions[i].score, regions[i].peak, i))
     return high[: rule.max_candidates]
+
+
+def _is_large(region: Region, geometry: Geometry, rule: CandidateRule) -> bool:
+    volume_mm = len(region.voxels) * geometry.voxel_size
+    return float(equivalent_diameter_mm(volume_mm, geometry.dims)) >= rule.min_diameter_mm
 
 
 def _candidate(number: int, region: Region, geometry: Geometry, label: int) -> Candidate:

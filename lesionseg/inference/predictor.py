@@ -15,6 +15,7 @@ from lesionseg.core import CaseFiles, Dataset, Geometry, Prediction, Volume
 from lesionseg.data.prepare import prepare_image
 from lesionseg.errors import ConfigError, ContentError, DatasetError
 from lesionseg.inference.bundle import Bundle, read_bundle
+from lesionseg.inference.calibrate import calibrated
 from lesionseg.inference.postprocess import (
     apply_operating_point,
     choose_operating_point,
@@ -66,7 +67,7 @@ class Predictor:
             device = device or "auto"
         self.plan = bundle.plan
         self.operating_point = choose_operating_point(self.plan.operating_points, operating_point)
-        self._network = bundle.network
+        self._networks = bundle.networks
         self._device = None if device is None else choose_device(device)
         self._settings = InferenceSettings(overlap, flips, batch_size, precision)
         self._raster_mm = raster_mm
@@ -143,7 +144,9 @@ class Predictor:
             probabilities, geometry, self.plan.candidate_rule, self.plan.label_values
         )
         prediction = Prediction(case, geometry, found.candidates, found.instances)
-        return apply_operating_point(prediction, self.operating_point)
+        return calibrated(
+            apply_operating_point(prediction, self.operating_point), self.plan.calibration
+        )
 
     def _channels(self, volume: Volume, on_tile: OnTile | None) -> Iterator[NDArray[np.float32]]:
         """One label's probabilities after the other, so that one restored channel is held."""
@@ -153,9 +156,19 @@ class Predictor:
             yield restore(found[k : k + 1], prepared.geometry, volume.geometry)[0]
 
     def _slide(self, image: Tensor, on_tile: OnTile | None) -> Tensor:
-        device = self._device or device_of(self._network)
+        """Probabilities on the plan's grid, the mean of all members."""
+        total: Tensor | None = None
+        for k, network in enumerate(self._networks):
+            found = self._slide_one(network, image, _part_of(on_tile, k, len(self._networks)))
+            total = found if total is None else total + found
+        if total is None:
+            raise ConfigError("A predictor needs a network.", where="bundle")
+        return total if len(self._networks) == 1 else total / len(self._networks)
+
+    def _slide_one(self, network: nn.Module, image: Tensor, on_tile: OnTile | None) -> Tensor:
+        device = self._device or device_of(network)
         return predict_probabilities(
-            self._network,
+            network,
             image,
             self.plan,
             overlap=self._settings.overlap,
@@ -199,6 +212,13 @@ class Predictor:
                 seen=f"{wrong} voxels",
                 remedy="replace them, with 0 or the background's value, before predicting.",
             )
+
+
+def _part_of(on_tile: OnTile | None, member: int, n_members: int) -> OnTile | None:
+    """Tiles of one member counted among those of all."""
+    if on_tile is None or n_members == 1:
+        return on_tile
+    return lambda done, total: on_tile(member * total + done, n_members * total)
 
 
 def case_id(path: Path) -> str:

@@ -115,8 +115,13 @@ def _operating_point(entry: Any, path: Path) -> OperatingPoint | None:
         return None
     if not isinstance(entry, Mapping) or not _is_number(entry.get("score")):
         raise ContentError("The operating point has no score.", where=path, seen=entry)
-    known = {key: entry[key] for key in _POINT_FIELDS if key in entry}
+    known = {key: _hashable(entry[key]) for key in _POINT_FIELDS if key in entry}
     return OperatingPoint(**{"name": f"score:{entry['score']}", **known})
+
+
+def _hashable(value: Any) -> Any:
+    """An interval as the tuple it was."""
+    return tuple(value) if isinstance(value, list) else value
 
 
 def _vector(entry: Mapping[str, Any], key: str, dims: int, path: Path) -> tuple[float, ...]:

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from lesionseg.core import OperatingPoint
+from lesionseg.core import UNION, Calibration, OperatingPoint
 from lesionseg.errors import BundleError
 
 PLAN_VERSION = 1
@@ -52,6 +52,8 @@ class CandidateRule:
     Peaks under `floor` are dropped; so are candidates of fewer than `min_voxels`, all but the
     `max_candidates` highest, and peaks that are only the shoulder of a higher candidate: whose
     region touches it and whose peak is below `prominence` times the highest probability there.
+    Candidates under `min_diameter_mm` (equivalent diameter) are dropped too: 0 unless
+    cross-validation showed that they are false alarms.
     """
 
     ratio: float = 2.5
@@ -59,6 +61,7 @@ class CandidateRule:
     min_voxels: int = 2
     max_candidates: int = 300
     prominence: float = 1.5
+    min_diameter_mm: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -77,9 +80,12 @@ class Plan:
     """Everything that training and inference must agree on; tuples in array order (z, y, x).
 
     `label_values[k]` is the mask value and `label_names[k]` the name of network channel k.
+    `regions[k]`, where there are any, are the mask values of which channel k is taught, and
+    `label_values[k]` is the one painted for it, later channels over earlier ones.
     `lesion_fraction` is the share of lesion voxels on the plan's grid (the prior π).
-    `link`: None where the network's outputs are taken as they are. `reasons` explains each decision
-    in one sentence.
+    `link`: None where the network's outputs are taken as they are. `calibration`: what a score is
+    worth, None where it was not fitted. `n_members`: networks whose probabilities are averaged.
+    `reasons` explains each decision in one sentence.
     """
 
     dims: int
@@ -97,8 +103,29 @@ class Plan:
     candidate_rule: CandidateRule = field(default_factory=CandidateRule)
     operating_points: tuple[OperatingPoint, ...] = ()
     link: FocalLink | None = None
+    calibration: Calibration | None = None
+    n_members: int = 1
+    regions: tuple[tuple[int, ...], ...] = ()
     reasons: Mapping[str, str] = field(default_factory=dict)
     schema_version: int = PLAN_VERSION
+
+    @property
+    def mask_values(self) -> tuple[int, ...]:
+        """The mask values that prepared labels 1, 2, … stand for."""
+        if not self.regions:
+            return self.label_values
+        return tuple(sorted({value for region in self.regions for value in region}))
+
+    @property
+    def label_regions(self) -> tuple[tuple[int, ...], ...]:
+        """The prepared labels of which each channel is taught; none without regions."""
+        place = {value: k for k, value in enumerate(self.mask_values, start=1)}
+        return tuple(tuple(place[value] for value in region) for region in self.regions)
+
+    @property
+    def lesion_labels(self) -> Mapping[int, str]:
+        """Labels by which lesions are told apart: one for all where there are regions."""
+        return UNION if self.regions else dict(zip(self.label_values, self.label_names, strict=True))
 
     def with_(self, **changes: Any) -> "Plan":
         """Copy of the plan with some fields changed."""
@@ -132,6 +159,7 @@ def _plan(raw: dict[str, Any]) -> Plan:
     raw["candidate_rule"] = CandidateRule(**raw["candidate_rule"])
     raw["operating_points"] = tuple(OperatingPoint(**p) for p in raw["operating_points"])
     raw["link"] = FocalLink(**raw["link"]) if raw.get("link") else None
+    raw["calibration"] = Calibration(**raw["calibration"]) if raw.get("calibration") else None
     return Plan(**raw)
 
 

@@ -162,3 +162,25 @@ def test_a_name_in_a_file_is_never_imported(tmp_path: Path, plan: Plan) -> None:
     write_bundle(tmp_path / "b", Bright(), named, "")
     with pytest.raises(ConfigError, match="no network named 'mine'"):
         read_bundle(tmp_path / "b")
+
+
+def test_an_ensemble_keeps_all_its_members(folder: Path, plan: Plan) -> None:
+    members = [build_network(plan, seed=seed) for seed in (1, 2, 3)]
+    one = bundle_digest(folder)
+    write_bundle(folder, members, plan, "# card\n")
+    assert {p.name for p in folder.iterdir()} >= {"weights_1.safetensors", "weights_2.safetensors"}
+    back = read_bundle(folder)
+    assert back.plan.n_members == len(back.networks) == 3
+    for member, found in zip(members, back.networks, strict=True):
+        for a, b in zip(member.parameters(), found.parameters(), strict=True):
+            assert torch.equal(a, b)
+    assert bundle_digest(folder) != one
+
+
+def test_an_ensemble_without_one_of_its_members_is_refused(folder: Path, plan: Plan) -> None:
+    write_bundle(folder, [build_network(plan), build_network(plan, seed=1)], plan, "# card\n")
+    whole = bundle_digest(folder)
+    (folder / "weights_1.safetensors").unlink()
+    assert bundle_digest(folder) != whole
+    with pytest.raises(BundleError, match=r"weights_1\.safetensors.*2 networks"):
+        read_bundle(folder)

@@ -11,6 +11,7 @@ from lesionseg.inference.postprocess import (
     apply_operating_point,
     choose_operating_point,
     find_candidates,
+    without_small,
 )
 from lesionseg.ops.components import label_components
 from lesionseg.plan.plan import CandidateRule
@@ -266,3 +267,26 @@ def test_points_are_found_by_name_whatever_the_digits() -> None:
 def test_an_unknown_point_is_refused_naming_those_there_are(name: str) -> None:
     with pytest.raises(ConfigError, match=r"fp_per_case:1, sensitivity:0\.9"):
         choose_operating_point(POINTS, name)
+
+
+def test_a_least_diameter_drops_candidates_afterwards_as_in_the_rule() -> None:
+    # 1 and 3 pixels: discs of 1.13 and 1.95 mm
+    channel = [[0.9, 0.0, 0.0, 0.6, 0.6, 0.6]]
+    found = _find(channel)
+    whole = Prediction(
+        "a", Geometry.from_spacing((1, 6), (1.0, 1.0)), found.candidates, found.instances
+    )
+    assert without_small(whole, 1.1) is whole
+    kept = without_small(whole, 1.5)
+    assert [c.score for c in kept.candidates] == pytest.approx([0.6])
+    assert kept.instances is not None
+    assert kept.instances.tolist() == [[0, 0, 0, 2, 2, 2]]
+    ruled = _find(channel, rule=replace(RULE, min_diameter_mm=1.5))
+    assert _scores(ruled) == [0.6]
+    assert ruled.instances.tolist() == [[0, 0, 0, 1, 1, 1]]
+
+
+def test_a_sensitivity_out_of_reach_is_refused_with_what_was_in_reach() -> None:
+    points = (OperatingPoint("fp_per_case:1", 0.4, "out-of-fold", attainable_recall=0.834),)
+    with pytest.raises(ConfigError, match=r"from 0 to 0\.834 were in reach on the out-of-fold"):
+        choose_operating_point(points, "sensitivity:0.9")

@@ -6,9 +6,9 @@ import pytest
 from numpy.typing import NDArray
 
 import lesionseg
-from lesionseg.core import Geometry, OperatingPoint, Prediction, Volume
+from lesionseg.core import Calibration, Geometry, OperatingPoint, Prediction, Volume
 from lesionseg.errors import ConfigError, ContentError, DatasetError, GeometryError
-from lesionseg.inference.bundle import write_bundle
+from lesionseg.inference.bundle import Bundle, write_bundle
 from lesionseg.inference.predictor import Predictor, choose_device
 from lesionseg.inference.settings import InferenceSettings
 from lesionseg.io.volumes import write_volume
@@ -247,3 +247,27 @@ def test_an_unknown_device_is_refused() -> None:
     assert choose_device("auto").type in ("cpu", "cuda")
     with pytest.raises(ConfigError, match="'warp' cannot be used"):
         choose_device("warp")
+
+
+def test_an_ensemble_averages_the_probabilities_of_its_members(
+    rng: np.random.Generator, plan: Plan
+) -> None:
+    array = rng.normal(100, 5, (1, 16, 16, 16)).astype(np.float32)
+    volume = Volume(array, Geometry.from_spacing((16, 16, 16), (1.0, 1.0, 1.0)))
+    members = (Bright(0.0, 1.0), Bright(1.0, 3.0))
+    alone = [Predictor.from_network(m, plan).probabilities(volume) for m in members]
+    tiles: list[tuple[int, int]] = []
+    together = Predictor(Bundle(members[0], plan, (members[1],)))
+    both = together.probabilities(volume, on_tile=lambda done, total: tiles.append((done, total)))
+    assert np.allclose(both, (alone[0] + alone[1]) / 2, atol=1e-6)
+    assert tiles[-1] == (2, 2)
+
+
+def test_candidates_carry_the_calibrated_chance(rng: np.random.Generator, plan: Plan) -> None:
+    array = rng.normal(100, 5, (1, 16, 16, 16)).astype(np.float32)
+    array[0, 4:8, 4:8, 4:8] += 100
+    volume = Volume(array, Geometry.from_spacing((16, 16, 16), (1.0, 1.0, 1.0)))
+    fitted = replace(plan, calibration=Calibration("platt", intercept=-2.0, slope=1.0))
+    (found,) = Predictor.from_network(Bright(), fitted).predict_volume(volume, "a").candidates
+    assert found.probability is not None
+    assert found.probability < found.score

@@ -1,0 +1,48 @@
+import json
+
+import pytest
+
+from lesionseg.core import Calibration, OperatingPoint
+from lesionseg.errors import BundleError
+from lesionseg.plan.plan import FocalLink, Plan
+
+POINT = OperatingPoint(
+    "fp_per_case:1",
+    0.3,
+    "out-of-fold",
+    lesion_recall=0.8,
+    false_positives_per_case=0.9,
+    lesion_recall_ci95=(0.7, 0.9),
+    expected_recall=0.75,
+    expected_false_positives_per_case=1.1,
+    attainable_recall=0.95,
+)
+
+
+def test_a_plan_read_back_is_the_plan_written(plan: Plan) -> None:
+    full = plan.with_(
+        operating_points=(POINT,),
+        calibration=Calibration("isotonic", knots=(-1.0, 2.0), probabilities=(0.1, 0.9), n_true=3),
+        link=FocalLink((0.25, 0.5), 2.0),
+        n_members=5,
+        reasons={"spacing": "as measured"},
+    )
+    assert Plan.from_json(full.to_json()) == full
+
+
+def test_a_plan_written_before_these_decisions_existed_can_still_be_read(plan: Plan) -> None:
+    raw = json.loads(plan.with_(operating_points=(OperatingPoint("score:0.5", 0.5),)).to_json())
+    for key in ("calibration", "n_members"):
+        del raw[key]
+    del raw["candidate_rule"]["min_diameter_mm"]
+    raw["operating_points"] = [
+        {k: raw["operating_points"][0][k] for k in ("name", "score", "chosen_on")}
+    ]
+    old = Plan.from_json(json.dumps(raw))
+    assert (old.calibration, old.n_members, old.candidate_rule.min_diameter_mm) == (None, 1, 0.0)
+    assert old.operating_points[0].expected_recall is None
+
+
+def test_another_version_is_refused(plan: Plan) -> None:
+    with pytest.raises(BundleError, match="schema_version 9"):
+        Plan.from_json(plan.with_(schema_version=9).to_json())
