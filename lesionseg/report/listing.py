@@ -157,14 +157,13 @@ def list_pairs(headings: tuple[str, str], pairs: Iterable[tuple[str, str]]) -> L
 def list_items(checklist: Checklist, study: Study, sections: Iterable[str]) -> Listing:
     """A guideline's items, whether they are answered, and where."""
     there = frozenset(sections)
-    return _listing(
-        text.HEADINGS_CHECKLIST, (_item_line(item, study, there) for item in checklist.items)
-    )
+    lines = (_item_line(item, study, there) for item in checklist.items)
+    return _listing(text.HEADINGS_CHECKLIST, lines)
 
 
 def _item_line(item: Item, study: Study, there: frozenset[str]) -> Line:
-    state = item.state(study)
-    section = "study" if state == "supplied" else item.section
+    state = item.state(study, there)
+    section = "study" if state == "supplied" else item.section(there)
     where = text.SECTIONS[section] if section else ""
     return (
         Cell(item.number),

@@ -13,7 +13,7 @@ from lesionseg.report.album import Hanging, trim
 from lesionseg.report.audit import Section
 from lesionseg.report.balance import balance_charts, balance_warnings
 from lesionseg.report.charts import make_charts
-from lesionseg.report.checklists import CHECKLISTS
+from lesionseg.report.checklists import CHECKLISTS, Checklist, State
 from lesionseg.report.extras import make_extras
 from lesionseg.report.figures import TOP, froc_range
 from lesionseg.report.gallery import Wall
@@ -97,7 +97,10 @@ def make_context(
         "words": _words_of_script(scores),
     }
     sections = _sections(context)
-    guides = [(c, listing.list_items(c, study, sections), _states(c, study)) for c in CHECKLISTS]
+    there = ("summary", *sections)
+    guides = [
+        (c, listing.list_items(c, study, there), _states(c, study, there)) for c in CHECKLISTS
+    ]
     return {**context, "sections": sections, "checklists": guides}
 
 
@@ -183,10 +186,9 @@ def _words_of_script(scores: Scores) -> dict[str, Any]:
     }
 
 
-def _states(checklist: Any, study: Study) -> str:
-    return text.checklist_sentence(
-        *(checklist.n(state, study) for state in ("automatic", "supplied", "not stated"))
-    )
+def _states(checklist: Checklist, study: Study, there: Sequence[str]) -> str:
+    states: tuple[State, ...] = ("automatic", "supplied", "not stated")
+    return text.checklist_sentence(*(checklist.n(state, study, there) for state in states))
 
 
 def _sections(context: Context) -> tuple[str, ...]:

@@ -5,7 +5,7 @@ import yaml
 
 from lesionseg.errors import ConfigError, ReadError
 from lesionseg.report import text
-from lesionseg.report.checklists import CHECKLISTS, CLAIM, STARD
+from lesionseg.report.checklists import CHECKLISTS, CLAIM, STARD_AI
 from lesionseg.report.study import COUNTS, Study, make_flow, read_study
 from lesionseg.report.tables import read_tables
 from lesionseg.report.write import Options, write_report
@@ -79,15 +79,26 @@ def test_failed_scans_are_counted_as_misses_and_left_out(
 def test_checklists_have_all_items_in_order() -> None:
     numbers = [item.number for item in CLAIM.items]
     assert numbers == [str(n) for n in range(1, 45)]
-    stard = [item.number.rstrip("ab") for item in STARD.items if item.number != "AI"]
-    assert sorted(set(stard), key=int) == [str(n) for n in range(1, 31)]
+    stard = [item.number.rstrip("abcd*") for item in STARD_AI.items]
+    assert list(dict.fromkeys(stard)) == [str(n) for n in range(1, 41)]
+    assert len(stard) == 48
+    assert sum("*" in item.number for item in STARD_AI.items) == 18
 
 
 def test_items_point_at_sections_and_questions_that_exist() -> None:
     for checklist in CHECKLISTS:
         for item in checklist.items:
             assert set(item.keys) <= set(text.STUDY)
-            assert not item.section or item.section in text.SECTIONS
+            assert set(item.sections) <= set(text.SECTIONS)
+            assert item.keys or item.sections
+
+
+def test_items_are_automatic_only_where_their_section_is_there() -> None:
+    item = next(item for item in STARD_AI.items if item.number == "23*")
+    study = Study({"fairness": "by sex"})
+    assert item.state(study, ["why"]) == "automatic"
+    assert item.state(study, ["cases"]) == "supplied"
+    assert item.state(Study(), ["cases"]) == "not stated"
 
 
 def test_page_shows_study_flow_and_guidelines(scores_dir: Path, tmp_path: Path) -> None:
@@ -97,4 +108,4 @@ def test_page_shows_study_flow_and_guidelines(scores_dir: Path, tmp_path: Path) 
     assert page.count(text.NOT_STATED) > 20
     assert "STARD" in page
     assert text.FLOW_EXCLUDED in page
-    assert STARD.n("supplied", read_study(path)) == 1
+    assert STARD_AI.n("supplied", read_study(path), ()) == 1

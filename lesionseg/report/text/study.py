@@ -6,16 +6,21 @@ from lesionseg.report.text.amounts import NOT_STATED, count
 
 STUDY: Mapping[str, str] = {
     "intended_use": "Intended use",
+    "users": "Who is meant to use it, and what they must know",
     "objectives": "Objectives",
     "design": "Prospective or retrospective",
     "registration": "Registration, protocol",
     "ethics": "Ethics",
     "population": "Population",
+    "alternatives": "Other diagnoses among those without a lesion",
     "eligibility": "Eligibility",
     "sampling": "Consecutive, random or convenience sample",
     "dates": "Dates",
     "sites": "Sites",
     "scanners": "Scanners",
+    "acquisition": "How images were acquired and prepared",
+    "data_source": "Source of the data: routine, collected for this, public",
+    "representativeness": "How these scans differ from those of use and of training",
     "sample_size": "How the number of patients was fixed",
     "deidentification": "Removal of identifiers",
     "exclusions": "Exclusions",
@@ -23,12 +28,14 @@ STUDY: Mapping[str, str] = {
     "reference_consensus": "How consensus was found",
     "reference_tools": "Tools of the readers",
     "reference_blinding": "What the readers could see",
+    "test_blinding": "What the model had seen of these patients or references",
     "reference_rationale": "Why this reference",
     "interval": "Time between scan and reference",
     "model": "Model",
     "training_data": "Training data",
     "threshold": "Threshold prespecified or exploratory",
     "indeterminate": "Missing or unclear results",
+    "harm": "Harm done by test or reference",
     "robustness": "Other scanners, sites or settings",
     "explainability": "How results were made understandable",
     "fairness": "Groups of patients compared",
@@ -47,8 +54,8 @@ FLOW_ENTERED, FLOW_FAILED = "Scans evaluated", "Without a result"
 FLOW_RESULT = "Scans with a result"
 CHECKLISTS_TEXT = (
     "Which items of two reporting guidelines this page answers: automatically, by what was "
-    "supplied, or not at all. The wording is shortened; the guidelines themselves count. STARD-AI "
-    "keeps the items of STARD 2015: the numbers are those, its additions are marked AI."
+    "supplied, or not at all. What they ask for is put in other, shorter words here; the "
+    "guidelines themselves count. An answered item is not yet a good answer."
 )
 STATES: Mapping[str, str] = {
     "automatic": "automatic",
