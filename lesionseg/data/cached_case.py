@@ -20,28 +20,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lesionseg.core import Geometry
+from lesionseg.data.lesion_table import CachedLesion as CachedLesion
+from lesionseg.data.lesion_table import LesionTable, find_lesions
 from lesionseg.data.prepare import PreparedCase, PreparedReference
 from lesionseg.errors import ReadError
 
 CACHE_VERSION = 1
-MAX_SEEDS = 32
 _HALF_MAX = float(np.finfo(np.float16).max)
-
-
-@dataclass(frozen=True)
-class CachedLesion:
-    """One lesion of a prepared case.
-
-    `id`: its voxel value in the instances. `label`: k for the plan's k-th label. `start`, `stop`:
-    half-open box in voxels of the plan's grid. `seeds`: at most 32 of its voxels, spread over it.
-    """
-
-    id: int
-    label: int
-    start: tuple[int, ...]
-    stop: tuple[int, ...]
-    voxels: int
-    seeds: tuple[tuple[int, ...], ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,7 +43,7 @@ class CachedCase:
     source: str
     geometry: Geometry
     channels: int
-    lesions: tuple[CachedLesion, ...]
+    lesions: LesionTable
     has_valid: bool
 
     @property
@@ -146,7 +131,7 @@ def write_cached_case(
         "shape": geometry.shape,
         "affine": geometry.affine.tolist(),
         "has_valid": reference.valid is not None,
-        "lesions": [asdict(lesion) for lesion in lesion_table(reference)],
+        "lesions": [asdict(lesion) for lesion in find_lesions(reference)],
     }
     (folder / "case.json").write_text(json.dumps(entry), encoding="utf-8")
 
@@ -160,35 +145,6 @@ def _half(array: NDArray[np.float32]) -> NDArray[np.float16]:
     with np.errstate(over="ignore"):
         half = array.astype(np.float16)
     return np.clip(half, -_HALF_MAX, _HALF_MAX, out=half)
-
-
-def lesion_table(reference: PreparedReference) -> tuple[CachedLesion, ...]:
-    """The lesions in order of id; ids that no voxel holds are left out."""
-    instances = reference.instances
-    where = np.flatnonzero(instances)
-    ids = instances.reshape(-1)[where]
-    order = np.argsort(ids, kind="stable")
-    found, first = np.unique(ids[order], return_index=True)
-    groups = np.split(where[order], first[1:])
-    return tuple(
-        _lesion(int(i), reference.instance_labels[i - 1], flat, instances.shape)
-        for i, flat in zip(found, groups, strict=False)
-    )
-
-
-def _lesion(
-    number: int, label: int, flat: NDArray[np.int64], shape: tuple[int, ...]
-) -> CachedLesion:
-    voxels = np.stack(np.unravel_index(flat, shape), axis=1)
-    chosen = np.linspace(0, len(voxels) - 1, min(len(voxels), MAX_SEEDS)).round().astype(int)
-    return CachedLesion(
-        id=number,
-        label=label,
-        start=_ints(voxels.min(axis=0)),
-        stop=_ints(voxels.max(axis=0) + 1),
-        voxels=len(voxels),
-        seeds=tuple(_ints(voxel) for voxel in voxels[chosen]),
-    )
 
 
 def read_cached_case(folder: Path) -> CachedCase:
@@ -210,7 +166,7 @@ def read_cached_case(folder: Path) -> CachedCase:
 def _from_json(raw: dict[str, Any], folder: Path) -> CachedCase:
     if raw["version"] != CACHE_VERSION:
         raise ValueError(f"version {raw['version']}")
-    lesions = tuple(
+    lesions = (
         CachedLesion(
             id=lesion["id"],
             label=lesion["label"],
@@ -228,7 +184,7 @@ def _from_json(raw: dict[str, Any], folder: Path) -> CachedCase:
         source=raw["source"],
         geometry=Geometry(tuple(raw["shape"]), np.array(raw["affine"])),
         channels=raw["channels"],
-        lesions=lesions,
+        lesions=LesionTable(lesions, len(raw["shape"])),
         has_valid=raw["has_valid"],
     )
 
@@ -248,7 +204,3 @@ def _check_arrays(cached: CachedCase) -> None:
                 seen=seen,
                 expected=expected,
             )
-
-
-def _ints(values: NDArray[Any]) -> tuple[int, ...]:
-    return tuple(int(v) for v in values)

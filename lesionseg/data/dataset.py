@@ -166,11 +166,11 @@ def _labels(
     case: CachedCase, instances: NDArray[Any], start: Sequence[int], shape: Sequence[int]
 ) -> NDArray[np.uint8]:
     """The label map; where all lesions have one label it follows from the instances."""
-    labels = {lesion.label for lesion in case.lesions}
-    if len(labels) > 1:
+    labels = case.lesions.labels
+    label = int(labels[0]) if len(labels) else 1
+    if (labels != label).any():
         return read_tile(case.labels, start, shape)
     marked: NDArray[np.uint8] = (instances != 0).view(np.uint8)
-    label = labels.pop() if labels else 1
     return marked if label == 1 else marked * np.uint8(label)
 
 

@@ -90,11 +90,10 @@ class TileSampler:
         self.lesion_share = lesion_share
         self.hard_share = hard_share
         self._hard: tuple[HardPoint, ...] = ()
-        self._lesions = [
-            (i, lesion) for i, case in enumerate(self.cases) for lesion in case.lesions
-        ]
-        self._boxes = [_boxes(case) for case in self.cases]
-        voxels = np.array([lesion.voxels for _, lesion in self._lesions], dtype=np.float64)
+        self._tables = [case.lesions for case in self.cases]
+        # lesions are counted through all cases: those of case i from _first[i] on
+        self._first = np.cumsum([0, *(len(table) for table in self._tables)])
+        voxels = np.concatenate([table.voxels for table in self._tables]).astype(np.float64)
         self._weights = voxels ** -float(size_weight)
         self._table = lru_cache(maxsize=2)(self._epoch_table)
 
@@ -110,12 +109,13 @@ class TileSampler:
         """Tile `index` of 0 … n_tiles−1 in `epoch`."""
         pick = int(self._table(epoch)[index])
         rng = np.random.default_rng([self.seed, epoch, index, 1])
-        n_lesions = len(self._lesions)
+        n_lesions = len(self._weights)
         if pick < 0:
             return self._background(rng)
         if pick < n_lesions:
-            case, lesion = self._lesions[pick]
-            centre = lesion.seeds[rng.integers(len(lesion.seeds))]
+            case = int(np.searchsorted(self._first, pick, side="right")) - 1
+            seeds = self._tables[case].seeds(pick - int(self._first[case]))
+            centre = seeds[rng.integers(len(seeds))].tolist()
             return TileChoice(case, self._around(case, centre, rng), "lesion")
         point = self._hard[pick - n_lesions]
         return TileChoice(point.case, self._around(point.case, point.centre, rng), "hard")
@@ -123,7 +123,7 @@ class TileSampler:
     def _epoch_table(self, epoch: int) -> NDArray[np.int64]:
         """One number a tile: a lesion, a hard point (counted after the lesions) or −1."""
         rng = np.random.default_rng([self.seed, epoch])
-        n_lesions, n_hard = len(self._lesions), len(self._hard)
+        n_lesions, n_hard = len(self._weights), len(self._hard)
         lesion_tiles = round(self.lesion_share * self.n_tiles) if n_lesions else 0
         hard_tiles = round(self.hard_share * self.n_tiles) if n_hard else 0
         hard_tiles = min(hard_tiles, self.n_tiles - lesion_tiles)
@@ -155,17 +155,9 @@ class TileSampler:
         return TileChoice(case, start, "background")
 
     def _meets_lesion(self, start: Sequence[int], case: int) -> bool:
-        first, stop = self._boxes[case]
-        begin = np.array(start)
+        boxes, begin = self._tables[case].boxes, np.array(start)
+        first, stop = boxes[:, : len(start)], boxes[:, len(start) :]
         return bool(((begin < stop) & (first < begin + self.tile_shape)).all(axis=1).any())
-
-
-def _boxes(case: CachedCase) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Starts and stops `[n, dims]` of a case's lesions."""
-    shape = (-1, len(case.shape))
-    first = np.array([lesion.start for lesion in case.lesions], dtype=np.int64)
-    stop = np.array([lesion.stop for lesion in case.lesions], dtype=np.int64)
-    return first.reshape(shape), stop.reshape(shape)
 
 
 def spread(weights: NDArray[np.float64], n: int, rng: np.random.Generator) -> NDArray[np.int64]:

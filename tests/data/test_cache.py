@@ -7,7 +7,7 @@ import pytest
 
 from lesionseg.core import Case, CaseFiles, Dataset, Geometry, Reference, Volume
 from lesionseg.data.cache import Cache, cache_key, fill_cache, source_hash
-from lesionseg.data.cached_case import lesion_table
+from lesionseg.data.lesion_table import LesionTable, find_lesions
 from lesionseg.data.prepare import PreparedReference
 from lesionseg.errors import ContentError, ReadError
 from lesionseg.plan.plan import Normalisation
@@ -180,10 +180,29 @@ def test_seeds_are_at_most_32_and_spread_over_the_lesion():
     instances[0, 0, 20:120] = 1
     instances[0, 0, 150:152] = 3
     reference = PreparedReference((instances > 0).astype(np.uint8), instances, (1, 1, 2), None)
-    first, second = lesion_table(reference)
+    first, second = find_lesions(reference)
     places = [seed[2] for seed in first.seeds]
     assert len(places) == 32
     assert (places[0], places[-1], max(np.diff(places))) == (20, 119, 4)
     assert (second.id, second.label, len(second.seeds)) == (3, 2, 2)
     empty = PreparedReference(instances.astype(np.uint8) * 0, instances * 0, (), None)
-    assert lesion_table(empty) == ()
+    assert find_lesions(empty) == ()
+
+
+def test_a_packed_table_gives_back_the_lesions_it_was_made_of():
+    instances = np.zeros((1, 9, 300), np.int32)
+    instances[0, 0, 20:290] = 1
+    instances[0, 5:7, 5] = 2
+    lesions = find_lesions(PreparedReference(instances.astype(np.uint8), instances, (2, 1), None))
+    table = LesionTable(lesions, dims=3)
+    assert tuple(table) == lesions == table[:]
+    assert table == lesions
+    assert table[-1] == lesions[1]
+    assert (table.labels.tolist(), table.voxels.tolist()) == ([2, 1], [270, 2])
+    assert table.boxes.tolist() == [[0, 0, 20, 1, 1, 290], [0, 5, 5, 1, 7, 6]]
+    assert table.seeds(1).tolist() == [[0, 5, 5], [0, 6, 5]]
+    assert table.nbytes < 500
+    with pytest.raises(IndexError):
+        table[2]
+    empty = LesionTable((), dims=2)
+    assert (len(empty), tuple(empty), empty.boxes.shape) == (0, (), (0, 4))

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 from lesionseg.core import Geometry
-from lesionseg.data.cached_case import CachedCase, CachedLesion
+from lesionseg.data.cached_case import CachedCase
+from lesionseg.data.lesion_table import CachedLesion, LesionTable
 from lesionseg.data.sampling import HardPoint, SamplingSettings, TileSampler, spread
 from lesionseg.errors import ConfigError
 
@@ -26,7 +27,9 @@ def make_case(name, lesions=(), shape=(20, 24, 28)):
         for i, (first, side) in enumerate(lesions)
     )
     geometry = Geometry.from_spacing(shape, (1,) * len(shape))
-    return CachedCase(name, name, Path(name), "hash", geometry, 1, table, False)
+    return CachedCase(
+        name, name, Path(name), "hash", geometry, 1, LesionTable(table, len(shape)), False
+    )
 
 
 @pytest.fixture
