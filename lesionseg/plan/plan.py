@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from lesionseg.core import UNION, Calibration, OperatingPoint
 from lesionseg.errors import BundleError
+from lesionseg.plan.anchor_plan import AnchorPlan
 
 PLAN_VERSION = 1
 Modality = Literal["mri", "ct", "xray"]
@@ -83,7 +84,8 @@ class Plan:
     `regions[k]`, where there are any, are the mask values of which channel k is taught, and
     `label_values[k]` is the one painted for it, later channels over earlier ones.
     `lesion_fraction` is the share of lesion voxels on the plan's grid (the prior π).
-    `link`: None where the network's outputs are taken as they are. `calibration`: what a score is
+    `link`: None where the network's outputs are taken as they are. `anchors`: of a detector, else
+    None. `calibration`: what a score is
     worth, None where it was not fitted. `n_members`: networks whose probabilities are averaged.
     `reasons` explains each decision in one sentence.
     """
@@ -103,6 +105,7 @@ class Plan:
     candidate_rule: CandidateRule = field(default_factory=CandidateRule)
     operating_points: tuple[OperatingPoint, ...] = ()
     link: FocalLink | None = None
+    anchors: AnchorPlan | None = None
     calibration: Calibration | None = None
     n_members: int = 1
     regions: tuple[tuple[int, ...], ...] = ()
@@ -125,7 +128,9 @@ class Plan:
     @property
     def lesion_labels(self) -> Mapping[int, str]:
         """Labels by which lesions are told apart: one for all where there are regions."""
-        return UNION if self.regions else dict(zip(self.label_values, self.label_names, strict=True))
+        if self.regions:
+            return UNION
+        return dict(zip(self.label_values, self.label_names, strict=True))
 
     def with_(self, **changes: Any) -> "Plan":
         """Copy of the plan with some fields changed."""
@@ -158,6 +163,7 @@ def _plan(raw: dict[str, Any]) -> Plan:
     raw["architecture"] = Architecture(**raw["architecture"])
     raw["candidate_rule"] = CandidateRule(**raw["candidate_rule"])
     raw["operating_points"] = tuple(OperatingPoint(**p) for p in raw["operating_points"])
+    raw["anchors"] = AnchorPlan(**raw["anchors"]) if raw.get("anchors") else None
     raw["link"] = FocalLink(**raw["link"]) if raw.get("link") else None
     raw["calibration"] = Calibration(**raw["calibration"]) if raw.get("calibration") else None
     return Plan(**raw)

@@ -1,0 +1,56 @@
+"""The anchors of a detector, as part of a plan."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+
+from lesionseg.ops.anchors import AnchorLevel
+
+
+@dataclass(frozen=True)
+class AnchorPlan:
+    """Which stages of the trunk look for lesions, and the boxes they start from.
+
+    `stages`: their numbers, finest first. `sizes[level]`: side lengths in voxels of the anchors at
+    each cell, the same number at every level. `width` and `depth`: channels and convolutions of the
+    two heads that all levels share. `prior`: the share of anchors that are expected to be positive
+    at the start. `mean_iou` and `small_recall` say how well the sizes fit the training lesions:
+    mean IoU with the best one, and the share of the smallest tenth with IoU ≥ 0.5, both sharing
+    their centre; None without a lesion.
+    """
+
+    stages: tuple[int, ...]
+    sizes: tuple[tuple[tuple[float, ...], ...], ...]
+    width: int = 32
+    depth: int = 2
+    prior: float = 0.01
+    mean_iou: float | None = None
+    small_recall: float | None = None
+
+    @property
+    def n_shapes(self) -> int:
+        """Anchors at each cell."""
+        return len(self.sizes[0])
+
+    def levels(
+        self, strides: Sequence[tuple[int, ...]], tile_shape: Sequence[int]
+    ) -> tuple[AnchorLevel, ...]:
+        """The grids on a tile of this shape, for a trunk of these strides from stage to stage."""
+        totals = total_strides(strides)
+        return tuple(
+            AnchorLevel(
+                tuple(n // s for n, s in zip(tile_shape, totals[stage], strict=True)),
+                totals[stage],
+                sizes,
+            )
+            for stage, sizes in zip(self.stages, self.sizes, strict=True)
+        )
+
+
+def total_strides(strides: Sequence[tuple[int, ...]]) -> tuple[tuple[int, ...], ...]:
+    """Stride from the input to each stage.
+
+    >>> total_strides(((1, 1), (1, 2), (2, 2)))
+    ((1, 1), (1, 2), (2, 4))
+    """
+    return tuple(accumulate(strides, lambda a, b: tuple(x * y for x, y in zip(a, b, strict=True))))
