@@ -14,11 +14,14 @@ class Geometry:
     """Shape and position of a grid of `dims` spatial axes (3: z, y, x; 2: y, x).
 
     `affine` is `[dims+1, dims+1]` and maps an array index (z, y, x) to RAS millimetres (x, y, z);
-    in 2-D it maps (y, x) to (x, y). Raises `GeometryError` when it cannot be inverted.
+    in 2-D it maps (y, x) to (x, y). `unit` says what its lengths are measured in: "mm", or
+    "mm at the detector" for a radiograph that shows things larger than they are. Raises
+    `GeometryError` when the affine cannot be inverted.
     """
 
     shape: tuple[int, ...]
     affine: NDArray[np.float64]
+    unit: str = "mm"
 
     def __post_init__(self) -> None:
         affine = np.array(self.affine, dtype=np.float64)
@@ -35,7 +38,9 @@ class Geometry:
             raise GeometryError("The affine cannot be inverted.", seen=affine.tolist())
 
     @classmethod
-    def from_spacing(cls, shape: Sequence[int], spacing_mm: Sequence[float]) -> "Geometry":
+    def from_spacing(
+        cls, shape: Sequence[int], spacing_mm: Sequence[float], unit: str = "mm"
+    ) -> "Geometry":
         """Grid whose axes (z, y, x) run along +S, +A, +R from the origin.
 
         >>> Geometry.from_spacing((4, 5, 6), (3, 2, 1)).to_mm([[1, 1, 1]]).tolist()
@@ -44,7 +49,7 @@ class Geometry:
         dims = len(shape)
         affine = np.eye(dims + 1)
         affine[:dims, :dims] = np.fliplr(np.diag(np.asarray(spacing_mm, dtype=float)[::-1]))
-        return cls(tuple(shape), affine)
+        return cls(tuple(shape), affine, unit)
 
     @property
     def dims(self) -> int:
@@ -57,6 +62,14 @@ class Geometry:
         return tuple(
             float(s) for s in np.linalg.norm(self.affine[: self.dims, : self.dims], axis=0)
         )
+
+    @property
+    def size_unit(self) -> str:
+        """What sizes on this grid are to be called: `unit`, or "px" where no pixel size is known.
+
+        A picture whose pixels are exactly 1 mm wide is one that states none.
+        """
+        return "px" if self.dims == 2 and set(self.spacing_mm) == {1.0} else self.unit
 
     @property
     def voxel_size(self) -> float:

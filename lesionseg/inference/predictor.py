@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
 
@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from lesionseg.core import CaseFiles, Dataset, Geometry, Prediction, Volume
 from lesionseg.data.prepare import prepare_image
 from lesionseg.errors import ConfigError, ContentError, DatasetError
-from lesionseg.inference.bundle import Bundle, read_bundle
+from lesionseg.inference.bundle import Bundle
 from lesionseg.inference.calibrate import calibrated
+from lesionseg.inference.ensemble import ensemble
 from lesionseg.inference.postprocess import (
     apply_operating_point,
     choose_operating_point,
@@ -25,11 +26,29 @@ from lesionseg.inference.restore import restore
 from lesionseg.inference.settings import InferenceSettings, Precision
 from lesionseg.inference.sliding import OnTile, device_of, predict_probabilities
 from lesionseg.io.cases import read_image
+from lesionseg.io.dicom_stack import Tilt
 from lesionseg.io.volumes import strip_suffix
 from lesionseg.models.build import NetworkFactory
 from lesionseg.plan.plan import Plan
 
 StrPath = str | PathLike[str]
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """A scan as the network meets it, and the grid of its own file."""
+
+    image: Volume
+    file_geometry: Geometry
+
+
+@dataclass(frozen=True, eq=False)
+class Inferred:
+    """Probabilities `[K, *plan]` of a scan on the plan's grid, and the grid of its own file."""
+
+    probabilities: Tensor
+    plan_geometry: Geometry
+    file_geometry: Geometry
 
 
 class Predictor:
@@ -39,19 +58,21 @@ class Predictor:
     >>> prediction = predictor("scan.nii.gz")  # doctest: +SKIP
     >>> [(c.score, c.centre_mm) for c in prediction.candidates if c.accepted]  # doctest: +SKIP
 
-    `bundle` is a bundle's folder, a run's folder or a `Bundle`. `device`: "auto", "cpu", "cuda",
+    `bundle` is a bundle's folder, a run's folder or a `Bundle`, or several of them whose
+    probabilities are averaged (an ensemble; the first one's plan decides). `device`: "auto", "cpu", "cuda",
     …; None is "auto" for a folder and where the network lies for a `Bundle`. `operating_point`:
     see `choose_operating_point`. `overlap`, `flips`, `batch_size` and `precision`: see
-    `InferenceSettings`. `raster_mm` is the pixel size of images that state none (PNG); None is
-    the plan's spacing, so that they are not resampled. `architectures` maps a name in the plan to
-    the caller's own factory.
+    `InferenceSettings`; `settings` is all of these at once, and more. `raster_mm` is the pixel size of images that state none (PNG); None is
+    the plan's spacing, so that they are not resampled. `tilt`: "resample" brings the slices of a
+    tilted CT gantry upright, and the prediction lies on those. `architectures` maps a name in
+    the plan to the caller's own factory.
     Raises `BundleError` for an unusable bundle, `ConfigError` for a wrong device or operating
     point.
     """
 
     def __init__(
         self,
-        bundle: StrPath | Bundle,
+        bundle: StrPath | Bundle | Sequence[StrPath | Bundle],
         *,
         device: str | torch.device | None = None,
         operating_point: str | None = None,
@@ -60,17 +81,21 @@ class Predictor:
         batch_size: int | None = None,
         precision: Precision = "auto",
         raster_mm: float | None = None,
+        tilt: Tilt = "refuse",
+        settings: InferenceSettings | None = None,
         architectures: Mapping[str, NetworkFactory] | None = None,
     ) -> None:
-        if not isinstance(bundle, Bundle):
-            bundle = read_bundle(Path(bundle), architectures)
+        given = (bundle,) if isinstance(bundle, (str, PathLike, Bundle)) else tuple(bundle)
+        if not all(isinstance(b, Bundle) for b in given):
             device = device or "auto"
-        self.plan = bundle.plan
+        members = ensemble(given, architectures)
+        self.plan = members.plan
         self.operating_point = choose_operating_point(self.plan.operating_points, operating_point)
-        self._networks = bundle.networks
+        self._networks = members.networks
         self._device = None if device is None else choose_device(device)
-        self._settings = InferenceSettings(overlap, flips, batch_size, precision)
+        self._settings = settings or InferenceSettings(overlap, flips, batch_size, precision)
         self._raster_mm = raster_mm
+        self._tilt = tilt
 
     @classmethod
     def from_network(
@@ -88,10 +113,7 @@ class Predictor:
             Bundle(network, plan),
             device=device,
             operating_point=operating_point,
-            overlap=settings.overlap,
-            flips=settings.flips,
-            batch_size=settings.batch_size,
-            precision=settings.precision,
+            settings=settings,
         )
 
     def __call__(self, image: StrPath | Sequence[StrPath]) -> Prediction:
@@ -114,7 +136,16 @@ class Predictor:
             )
         labels = dict(zip(plan.label_values, plan.label_names, strict=True))
         root = files.images[0].parent
-        unlabelled = Dataset("input", root, "files", plan.dims, plan.channel_names, labels, ())
+        unlabelled = Dataset(
+            "input",
+            root,
+            "files",
+            plan.dims,
+            plan.channel_names,
+            labels,
+            (),
+            resample_tilt=self._tilt == "resample",
+        )
         volume = read_image(self._with_pixel_mm(files), unlabelled)
         self._refuse_misfit(volume, str(files.images[0]))
         return volume
@@ -126,15 +157,31 @@ class Predictor:
 
         Raises `ContentError` naming `case` for wrong channels or axes, NaN or infinity.
         """
+        inferred = self.infer(self.prepare(volume, case), on_tile=on_tile)
+        return self.decide(self.restored(inferred), volume.geometry, case)
+
+    def prepare(self, volume: Volume, case: str) -> Prepared:
+        """First step of `predict_volume`: the volume on the plan's grid, normalised."""
         self._refuse_misfit(volume, case)
-        return self.decide(self._channels(volume, on_tile), volume.geometry, case)
+        return Prepared(prepare_image(volume, self.plan), volume.geometry)
+
+    def infer(self, prepared: Prepared, *, on_tile: OnTile | None = None) -> Inferred:
+        """Second step: what the network says of every voxel of the plan's grid."""
+        found = self._slide(torch.from_numpy(prepared.image.array), on_tile)
+        return Inferred(found, prepared.image.geometry, prepared.file_geometry)
+
+    def restored(self, inferred: Inferred) -> Iterator[NDArray[np.float32]]:
+        """Third step: probabilities on the file's grid, one label after the other."""
+        for k in range(len(inferred.probabilities)):
+            one = inferred.probabilities[k : k + 1]
+            yield restore(one, inferred.plan_geometry, inferred.file_geometry)[0]
 
     def probabilities(
         self, volume: Volume, *, on_tile: OnTile | None = None
     ) -> NDArray[np.float32]:
         """Probabilities `[K, *spatial]` float32 of the plan's labels, on the volume's own grid."""
-        self._refuse_misfit(volume, "volume")
-        return np.stack(list(self._channels(volume, on_tile)))
+        inferred = self.infer(self.prepare(volume, "volume"), on_tile=on_tile)
+        return np.stack(list(self.restored(inferred)))
 
     def decide(
         self, probabilities: Iterable[NDArray[np.float32]], geometry: Geometry, case: str
@@ -147,13 +194,6 @@ class Predictor:
         return calibrated(
             apply_operating_point(prediction, self.operating_point), self.plan.calibration
         )
-
-    def _channels(self, volume: Volume, on_tile: OnTile | None) -> Iterator[NDArray[np.float32]]:
-        """One label's probabilities after the other, so that one restored channel is held."""
-        prepared = prepare_image(volume, self.plan)
-        found = self._slide(torch.from_numpy(prepared.array), on_tile)
-        for k in range(len(found)):
-            yield restore(found[k : k + 1], prepared.geometry, volume.geometry)[0]
 
     def _slide(self, image: Tensor, on_tile: OnTile | None) -> Tensor:
         """Probabilities on the plan's grid, the mean of all members."""

@@ -25,11 +25,15 @@ class CandidateFile:
 
 
 def write_candidates(path: Path, prediction: Prediction) -> None:
-    """Write the candidates of a prediction atomically. Raises `OutputError` for NaN."""
+    """Write the candidates of a prediction atomically. Raises `OutputError` for NaN.
+
+    `size_unit`: "mm", "mm at the detector" or, where no pixel size is known, "px".
+    """
     point = prediction.operating_point
     content = {
         "schema_version": SCHEMA_VERSION,
         "case": prediction.case,
+        "size_unit": prediction.geometry.size_unit,
         "voxel_threshold": prediction.voxel_threshold,
         "operating_point": None if point is None else asdict(point),
         "candidates": [asdict(candidate) for candidate in prediction.candidates],

@@ -4,12 +4,16 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from lesionseg.errors import ReadError
 from lesionseg.io.guard import reading
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset as Header
 
+# DICOM's axes run to the patient's left and back, those of the affines here to right and front
+LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 SUFFIXES = (".dcm", ".dicom", ".ima")
 _SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
 # storage classes of CR, DX, mammography and intra-oral radiographs, PS3.4 table B.5-1

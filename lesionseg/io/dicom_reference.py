@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 
 from lesionseg.core import Geometry, Reference
 from lesionseg.errors import ContentError, GeometryError, ReadError
-from lesionseg.io.dicom_headers import read_header
+from lesionseg.io.dicom_headers import LPS_TO_RAS, read_header
+from lesionseg.io.dicom_pixels import stored_pixels
 from lesionseg.io.guard import reading
 from lesionseg.io.polygon import fill_polygon
 
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
     from pydicom.dataset import Dataset as Header
 
 _OFF_GRID = 0.1  # voxels: how far from a voxel's centre, or slice, a reference may lie
-_LPS_TO_RAS = np.array([-1.0, -1.0, 1.0])
 
 
 def read_dicom_reference(path: Path, geometry: Geometry, labels: Mapping[int, str]) -> Reference:
@@ -73,7 +73,7 @@ def _values(path: Path, names: Mapping[int, str], labels: Mapping[int, str]) -> 
 
 def _segments(path: Path, header: "Header") -> list[tuple[int, str, _Drawn]]:
     """Number, name and voxel centres of each segment."""
-    stored = header.pixel_array
+    stored = stored_pixels(path, header)
     frames = stored[np.newaxis] if stored.ndim == 2 else stored
     fractional = str(header.get("SegmentationType", "BINARY")) == "FRACTIONAL"
     least = int(header.get("MaximumFractionalValue", 255)) / 2 if fractional else 0.5
@@ -109,7 +109,7 @@ def _frame_places(path: Path, header: "Header") -> Iterator[tuple[int, NDArray[n
         origin = np.array(group(frame, "PlanePositionSequence").ImagePositionPatient, dtype=float)
         number = group(frame, "SegmentIdentificationSequence").ReferencedSegmentNumber
         affine = np.stack([down * down_mm, across * across_mm, origin], axis=1)
-        yield int(number), _LPS_TO_RAS[:, np.newaxis] * affine
+        yield int(number), LPS_TO_RAS[:3, :3] @ affine
 
 
 def _contours(path: Path, header: "Header") -> list[tuple[int, str, _Drawn]]:
@@ -122,7 +122,7 @@ def _contours(path: Path, header: "Header") -> list[tuple[int, str, _Drawn]]:
             if kind not in ("CLOSED_PLANAR", "CLOSEDPLANAR_XOR", "POINT"):
                 raise ReadError("A contour is not closed.", where=path, seen=kind)
             points = np.array(contour.ContourData, dtype=float).reshape(-1, 3)
-            drawn[int(roi.ReferencedROINumber)].append(points * _LPS_TO_RAS)
+            drawn[int(roi.ReferencedROINumber)].append(points @ LPS_TO_RAS[:3, :3])
     return [(number, name, drawn[number]) for number, name in names.items()]
 
 

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from lesionseg.errors import ReadError
 from lesionseg.io.dicom_headers import read_header, refuse_unfit
+from lesionseg.io.dicom_pixels import stored_pixels
 from lesionseg.io.guard import reading
 
 if TYPE_CHECKING:
@@ -71,8 +72,7 @@ def read_values(slices: list[Slice]) -> NDArray[np.float32]:
         by_path.setdefault(piece.path, []).append(index)
     for path, indices in by_path.items():
         header = read_header(path, pixels=True)
-        with reading(path):
-            stored = header.pixel_array
+        stored = stored_pixels(path, header)
         for index in indices:
             piece = slices[index]
             values = stored if piece.frame is None or stored.ndim == 2 else stored[piece.frame]

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from lesionseg.core import Geometry, Volume
 from lesionseg.errors import GeometryError, ReadError
+from lesionseg.io.dicom_headers import LPS_TO_RAS
 from lesionseg.io.dicom_slices import Slice
 
 logger = logging.getLogger(__name__)
@@ -22,7 +23,6 @@ UNEVEN = 0.05  # share of the slice distance by which a step may differ from the
 _SAME_PLACE_MM = 1e-2
 _SAME_DIRECTION = 1e-4
 _DRIFT_PIXELS = 0.5  # over the whole stack: less moves no voxel to its neighbour
-_LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,7 +51,7 @@ class Stack:
         affine[:3, 1] = first.down * first.pixel_mm[0]
         affine[:3, 2] = first.across * first.pixel_mm[1]
         affine[:3, 3] = first.position
-        return Geometry((len(self.slices), *first.shape), _LPS_TO_RAS @ affine)
+        return Geometry((len(self.slices), *first.shape), LPS_TO_RAS @ affine)
 
 
 def stack_slices(slices: Sequence[Slice], where: Path) -> Stack:
@@ -102,11 +102,11 @@ def upright_geometry(stack: Stack) -> Geometry:
     first, n = stack.slices[0], len(stack.slices)
     drift = np.round(stack.drift, 3)  # lest a rounding error asks for a further row
     low, extra = np.minimum(np.floor(drift), 0), np.ceil(np.abs(drift)).astype(int)
-    affine = np.array(_LPS_TO_RAS @ stack.geometry.affine)
+    affine = np.array(LPS_TO_RAS @ stack.geometry.affine)
     affine[:3, 0] = first.normal * (stack.step @ first.normal)
     affine[:3, 3] += affine[:3, 1:3] @ low
     shape = (n, first.shape[0] + int(extra[0]), first.shape[1] + int(extra[1]))
-    return Geometry(shape, _LPS_TO_RAS @ affine)
+    return Geometry(shape, LPS_TO_RAS @ affine)
 
 
 def _tilted(stack: Stack, where: Path) -> GeometryError:
@@ -116,7 +116,7 @@ def _tilted(stack: Stack, where: Path) -> GeometryError:
         "The gantry was tilted: the slices are shifted against each other.",
         where=where,
         seen=f"{angle:.1f} degrees",
-        remedy="Resample them upright with data.dicom.tilt=resample.",
+        remedy="Resample them upright: data.dicom.tilt=resample, in predict dicom.tilt=resample.",
     )
 
 

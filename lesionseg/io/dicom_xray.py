@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 from lesionseg.core import Geometry, Volume
 from lesionseg.errors import ReadError
 from lesionseg.io.dicom_headers import is_xray, read_header, refuse_unfit
+from lesionseg.io.dicom_hidden import HIDING, hidden_pixels
+from lesionseg.io.dicom_pixels import stored_pixels
 from lesionseg.io.guard import reading
 
 if TYPE_CHECKING:
@@ -39,21 +41,29 @@ class PixelSize:
     mm: tuple[float, float]
     source: str
 
+    @property
+    def unit(self) -> str:
+        """What lengths are to be called: "mm at the detector" where they are larger than true."""
+        return f"mm {DETECTOR}" if self.source == DETECTOR else "mm"
+
 
 def read_radiograph(path: Path) -> Volume:
     """Read a radiograph `[1, y, x]` float32: bright is dense, whatever the file's photometry.
 
-    Padding takes the darkest value of the image proper. Raises `ReadError`.
+    Padding and what a shutter or collimator covers take the darkest value of the image proper and
+    are not `valid`. Raises `ReadError`.
     """
     header = read_header(path, pixels=True)
     _refuse(path, header)
+    stored = stored_pixels(path, header)
     with reading(path):
-        stored = header.pixel_array
-        padding = _padding(header, stored)
+        hidden = hidden_pixels(path, header, stored)
         grey = _presented(header, stored)
-    if padding.any() and not padding.all():
-        grey[padding] = grey[~padding].min()
-    return Volume(grey[np.newaxis].astype(np.float32), _geometry(header))
+    geometry, valid = _geometry(header), None
+    if hidden.any():
+        valid = ~hidden
+        grey[hidden] = grey[valid].min()
+    return Volume(grey[np.newaxis].astype(np.float32), geometry, valid)
 
 
 def read_radiograph_geometry(path: Path) -> Geometry:
@@ -79,6 +89,16 @@ def pixel_size(header: "Header") -> PixelSize:
     if factor is None:
         return PixelSize(base, DETECTOR)
     return PixelSize((base[0] / factor, base[1] / factor), MAGNIFIED)
+
+
+def read_hidden(path: Path) -> NDArray[np.bool_] | None:
+    """Pixels of a radiograph that show nothing; None when all show something."""
+    header = read_header(path)
+    if not any(name in header for name in HIDING):
+        return None
+    header = read_header(path, pixels=True)
+    hidden = hidden_pixels(path, header, stored_pixels(path, header))
+    return hidden if hidden.any() else None
 
 
 def is_radiograph(path: Path) -> bool:
@@ -125,17 +145,9 @@ def _is_inverted(header: "Header") -> bool:
     return photometry == "MONOCHROME1" or str(header.get("PresentationLUTShape", "")) == "INVERSE"
 
 
-def _padding(header: "Header", stored: NDArray[Any]) -> NDArray[np.bool_]:
-    value = header.get("PixelPaddingValue")
-    if value is None:
-        return np.zeros(stored.shape, dtype=bool)
-    limit = header.get("PixelPaddingRangeLimit", value)
-    low, high = sorted((int(value), int(limit)))
-    return np.asarray((stored >= low) & (stored <= high))
-
-
 def _geometry(header: "Header") -> Geometry:
-    return Geometry.from_spacing((int(header.Rows), int(header.Columns)), pixel_size(header).mm)
+    size = pixel_size(header)
+    return Geometry.from_spacing((int(header.Rows), int(header.Columns)), size.mm, size.unit)
 
 
 def _pair(header: "Header", name: str) -> tuple[float, float] | None:

@@ -4,19 +4,20 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from lesionseg.errors import ConfigError
+from lesionseg.io.dicom_stack import Tilt
 
 
 @dataclass(frozen=True)
 class DicomSettings:
     """What is done with DICOM series that are no upright stack of slices: refuse or resample."""
 
-    tilt: str = "refuse"
+    tilt: Tilt = "refuse"
 
     def __post_init__(self) -> None:
         if self.tilt not in ("refuse", "resample"):
             raise ConfigError(
                 "There is no such way with a tilted gantry.",
-                where="data.dicom.tilt",
+                where="dicom.tilt",
                 seen=self.tilt,
                 expected="refuse or resample",
             )

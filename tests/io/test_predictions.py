@@ -99,6 +99,7 @@ def test_the_candidate_file_holds_what_is_promised(tmp_path: Path, oblique: Geom
     assert list(content) == [
         "schema_version",
         "case",
+        "size_unit",
         "voxel_threshold",
         "operating_point",
         "candidates",
