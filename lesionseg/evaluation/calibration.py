@@ -1,26 +1,27 @@
 """Is a candidate with probability p a true positive in a share p of cases?
 
 Platt's fit (1999) with an intercept, on the logit of the score; isotonic only with 200 of each.
-Calibration never changes the order of candidates of different scores under Platt, and is not used
-for ranking.
+Probabilities are never used for ranking.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import isotonic_regression
 
+from lesionseg.core import Calibration
+from lesionseg.core.calibration import CalibrationKind, logit
 from lesionseg.errors import ContentError
 from lesionseg.evaluation.logistic import fit_logistic
 from lesionseg.evaluation.results import CaseResult
 
 MIN_FOR_ISOTONIC = 200
-MIN_FOR_CALIBRATION = 5  # of each outcome
+MIN_FOR_PLATT = 10  # of each outcome, to fit
+MIN_FOR_CALIBRATION = 5  # of each outcome, to describe
 N_BINS = 10
-Method = Literal["platt", "isotonic"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,27 +30,6 @@ class Judgements:
 
     values: NDArray[np.float64]
     true: NDArray[np.bool_]
-
-
-@dataclass(frozen=True)
-class Calibration:
-    """Score to probability: knots by ascending logit of the score, linear between, flat beyond.
-
-    Platt: two parameters; isotonic: the knots.
-    """
-
-    method: Method
-    intercept: float = 0.0
-    slope: float = 1.0
-    knots: tuple[float, ...] = ()
-    probabilities: tuple[float, ...] = ()
-
-    def probability(self, scores: NDArray[np.float64]) -> NDArray[np.float64]:
-        """The calibrated chance of being a lesion."""
-        x = logit(scores)
-        if self.method == "isotonic":
-            return np.interp(x, self.knots, self.probabilities)
-        return 1 / (1 + np.exp(-(self.intercept + self.slope * x)))
 
 
 def judgements(results: Sequence[CaseResult], *, calibrated: bool = False) -> Judgements:
@@ -64,29 +44,55 @@ def judgements(results: Sequence[CaseResult], *, calibrated: bool = False) -> Ju
     )
 
 
-def fit_calibration(data: Judgements, method: Method = "platt") -> Calibration:
+def fit_calibration(
+    data: Judgements, kind: CalibrationKind = "platt", *, fitted_on: str | None = None
+) -> Calibration:
     """Fit on candidates of development cases, best out of fold.
 
-    Raises `ContentError` with fewer than 5 of each outcome (isotonic: 200).
+    Raises `ContentError` with fewer than 10 of each outcome (isotonic: 200).
     """
     n_true, n_false = int(data.true.sum()), int((~data.true).sum())
-    least = MIN_FOR_ISOTONIC if method == "isotonic" else MIN_FOR_CALIBRATION
+    least = MIN_FOR_ISOTONIC if kind == "isotonic" else MIN_FOR_PLATT
     if min(n_true, n_false) < least:
         raise ContentError(
-            f"Too few candidates to calibrate ({method}).",
+            f"Too few candidates to calibrate ({kind}).",
             seen=f"{n_true} true and {n_false} false ones",
             expected=f"at least {least} of each",
         )
     x = logit(data.values)
-    if method == "platt":
+    if kind == "platt":
         # Platt's targets: one pseudo-count of each outcome keeps probabilities off 0 and 1
         targets = np.where(data.true, (n_true + 1) / (n_true + 2), 1 / (n_false + 2))
         fit = fit_logistic(x, data.true, targets=targets)
-        return Calibration("platt", fit.intercept, fit.slope)
+        found = Calibration("platt", fit.intercept, fit.slope)
+    else:
+        found = _isotonic(x, data.true)
+    return replace(found, fitted_on=fitted_on, n_true=n_true, n_false=n_false)
+
+
+def fit_out_of_fold(
+    results: Sequence[CaseResult], fold_of: Mapping[str, int], kind: CalibrationKind = "platt"
+) -> dict[int, Calibration | None]:
+    """For each fold of `fold_of` (by case) the calibration fitted on all the others.
+
+    With it probabilities can be judged on the very cases the final one is fitted on. None where
+    the other folds have too few candidates.
+    """
+    found: dict[int, Calibration | None] = {}
+    for number in sorted(set(fold_of.values())):
+        rest = judgements([r for r in results if fold_of[r.case] != number])
+        try:
+            found[number] = fit_calibration(rest, kind)
+        except ContentError:
+            found[number] = None
+    return found
+
+
+def _isotonic(x: NDArray[np.float64], true: NDArray[np.bool_]) -> Calibration:
     order = np.argsort(x, kind="stable")
     knots, first = np.unique(x[order], return_inverse=True)
     counts = np.bincount(first)
-    shares = np.bincount(first, weights=data.true[order]) / counts
+    shares = np.bincount(first, weights=true[order]) / counts
     fitted = isotonic_regression(shares, weights=counts).x
     return Calibration(
         "isotonic", knots=tuple(knots.tolist()), probabilities=tuple(fitted.tolist())
@@ -124,9 +130,3 @@ def describe_calibration(data: Judgements) -> dict[str, Any] | None:
         "ece": float(sum(apart) / len(p)),
         "reliability": curve,
     }
-
-
-def logit(p: NDArray[np.float64]) -> NDArray[np.float64]:
-    """ln(p/(1−p)), with p kept a millionth off 0 and 1."""
-    kept = np.clip(p, 1e-6, 1 - 1e-6)
-    return np.asarray(np.log(kept / (1 - kept)), dtype=np.float64)

@@ -113,7 +113,7 @@ def test_calibration_mends_what_is_overconfident_and_keeps_the_order(method):
 def test_isotonic_needs_two_hundred_of_each():
     with pytest.raises(ContentError, match="at least 200 of each"):
         fit_calibration(drawn(300), "isotonic")
-    with pytest.raises(ContentError, match="at least 5 of each"):
+    with pytest.raises(ContentError, match="at least 10 of each"):
         fit_calibration(Judgements(np.full(20, 0.5), np.arange(20) < 3))
 
 
