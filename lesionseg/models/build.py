@@ -7,12 +7,17 @@ import torch
 from torch import nn
 
 from lesionseg.errors import ConfigError
+from lesionseg.models.retinanet import retina_unet, retinanet
 from lesionseg.models.unet import unet
 from lesionseg.plan.plan import Plan
 
 NetworkFactory = Callable[[Plan], nn.Module]
 
-ARCHITECTURES: Mapping[str, NetworkFactory] = {"unet": unet}
+ARCHITECTURES: Mapping[str, NetworkFactory] = {
+    "unet": unet,
+    "retinanet": retinanet,
+    "retina_unet": retina_unet,
+}
 
 
 def build_network(
