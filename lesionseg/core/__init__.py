@@ -8,9 +8,7 @@ from lesionseg.core.case import CaseFiles as CaseFiles
 from lesionseg.core.case import Reference as Reference
 from lesionseg.core.case import Role as Role
 from lesionseg.core.dataset import UNION as UNION
-from lesionseg.core.dataset import UNION as UNION
 from lesionseg.core.dataset import Dataset as Dataset
-from lesionseg.core.dataset import LabelRegion as LabelRegion
 from lesionseg.core.dataset import LabelRegion as LabelRegion
 from lesionseg.core.geometry import Geometry as Geometry
 from lesionseg.core.prediction import Prediction as Prediction
@@ -18,14 +16,12 @@ from lesionseg.core.volume import Volume as Volume
 
 __all__ = [
     "UNION",
-    "UNION",
     "Calibration",
     "Candidate",
     "Case",
     "CaseFiles",
     "Dataset",
     "Geometry",
-    "LabelRegion",
     "LabelRegion",
     "OperatingPoint",
     "Prediction",

@@ -15,7 +15,9 @@ class Prediction:
 
     `candidates` are sorted by descending score, ties by id. `instances` `[*spatial]` int32 holds
     candidate ids, 0 elsewhere; None with boxes only. `scored` is False for bare masks of another
-    program: their candidates' scores are a placeholder and FROC, CPM and AP are null.
+    program: their candidates' scores are a placeholder and FROC, CPM and AP are null. `values`
+    `[*spatial]` holds the mask values of all candidates where they differ within one (regions);
+    None: a candidate's voxels all hold its label.
     """
 
     case: str
@@ -25,6 +27,7 @@ class Prediction:
     voxel_threshold: float | None = None
     operating_point: OperatingPoint | None = None
     scored: bool = True
+    values: NDArray[np.uint8] | None = None
 
     def mask(self) -> NDArray[np.uint8]:
         """Label values `[*spatial]` of the accepted candidates; zeros when there is none."""
@@ -33,4 +36,5 @@ class Prediction:
         label_of = np.zeros(max([c.id for c in self.candidates], default=0) + 1, dtype=np.uint8)
         for candidate in self.candidates:
             label_of[candidate.id] = candidate.label if candidate.accepted else 0
-        return label_of[self.instances]
+        labels = label_of[self.instances]
+        return labels if self.values is None else np.where(labels > 0, self.values, np.uint8(0))

@@ -124,6 +124,7 @@ def cache_key(dataset: Dataset, plan: Plan) -> str:
         "spacing_mm": plan.spacing_mm,
         "normalisation": [asdict(n) for n in plan.normalisation],
         "label_values": plan.label_values,
+        "regions": plan.regions,
         "ignore_label": dataset.ignore_label,
     }
     text = json.dumps(decisions, sort_keys=True)

@@ -25,7 +25,8 @@ from lesionseg.data.lesion_table import LesionTable, find_lesions
 from lesionseg.data.prepare import PreparedCase, PreparedReference
 from lesionseg.errors import ReadError
 
-CACHE_VERSION = 1
+CACHE_VERSION = 2
+MAX_VALID_SEEDS = 512
 _HALF_MAX = float(np.finfo(np.float16).max)
 
 
@@ -35,6 +36,8 @@ class CachedCase:
 
     No file stays open in between, so that thousands of cases cost no file handles and the object
     travels to worker processes as a few numbers. `source` is the hash of the files it is made of.
+    `is_mixed`: a lesion's voxels may hold other labels than its own (regions). `valid_seeds`: some
+    background voxels that teach, spread over it, where not all do; None where all do.
     """
 
     case: str
@@ -45,6 +48,8 @@ class CachedCase:
     channels: int
     lesions: LesionTable
     has_valid: bool
+    is_mixed: bool = False
+    valid_seeds: tuple[tuple[int, ...], ...] | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -58,7 +63,7 @@ class CachedCase:
 
     @property
     def labels(self) -> NDArray[np.uint8]:
-        """Label map `[*spatial]` uint8: 0 background, k for the plan's k-th label."""
+        """Label map `[*spatial]` uint8: 0 background, k for the plan's k-th mask value."""
         return self._map("labels")
 
     @property
@@ -131,6 +136,8 @@ def write_cached_case(
         "shape": geometry.shape,
         "affine": geometry.affine.tolist(),
         "has_valid": reference.valid is not None,
+        "is_mixed": _is_mixed(reference),
+        "valid_seeds": _valid_seeds(reference),
         "lesions": [asdict(lesion) for lesion in find_lesions(reference)],
     }
     (folder / "case.json").write_text(json.dumps(entry), encoding="utf-8")
@@ -145,6 +152,25 @@ def _half(array: NDArray[np.float32]) -> NDArray[np.float16]:
     with np.errstate(over="ignore"):
         half = array.astype(np.float16)
     return np.clip(half, -_HALF_MAX, _HALF_MAX, out=half)
+
+
+def _is_mixed(reference: PreparedReference) -> bool:
+    inside = reference.instances > 0
+    own = np.array((0, *reference.instance_labels), dtype=np.uint8)
+    return bool((reference.labels[inside] != own[reference.instances[inside]]).any())
+
+
+def _valid_seeds(reference: PreparedReference) -> list[list[int]] | None:
+    """Valid voxels of background, evenly spaced in C order."""
+    if reference.valid is None:
+        return None
+    flat = np.flatnonzero(reference.valid & (reference.instances == 0))
+    n = min(len(flat), MAX_VALID_SEEDS)
+    chosen = flat[np.linspace(0, max(len(flat) - 1, 0), n).round().astype(np.int64)]
+    seeds: list[list[int]] = np.stack(
+        np.unravel_index(chosen, reference.valid.shape), axis=1
+    ).tolist()
+    return seeds
 
 
 def read_cached_case(folder: Path) -> CachedCase:
@@ -177,6 +203,7 @@ def _from_json(raw: dict[str, Any], folder: Path) -> CachedCase:
         )
         for lesion in raw["lesions"]
     )
+    seeds = raw["valid_seeds"]
     return CachedCase(
         case=raw["case"],
         group=raw["group"],
@@ -186,6 +213,8 @@ def _from_json(raw: dict[str, Any], folder: Path) -> CachedCase:
         channels=raw["channels"],
         lesions=LesionTable(lesions, len(raw["shape"])),
         has_valid=raw["has_valid"],
+        is_mixed=raw["is_mixed"],
+        valid_seeds=None if seeds is None else tuple(tuple(seed) for seed in seeds),
     )
 
 

@@ -40,9 +40,9 @@ class TileDataset(Dataset[TileTensors]):
     """`len(sampler)` tiles an epoch, each a function of (seed, epoch, index) alone.
 
     An item holds `image` `[C, *tile]` float32, `labels` `[*tile]` uint8 (0 background, k for the
-    plan's k-th label), `instances` `[*tile]` int32 (lesion ids of the case) and `valid` `[*tile]`
-    bool, false outside the volume and where the reference is to be ignored. `cases` are the
-    sampler's. Raises `ConfigError` when sampler, cases and tile do not belong together.
+    plan's k-th mask value), `instances` `[*tile]` int32 (lesion ids of the case) and `valid`
+    `[*tile]` bool, false outside the volume and where the reference is to be ignored. `cases` are
+    the sampler's. Raises `ConfigError` when sampler, cases and tile do not belong together.
     """
 
     def __init__(
@@ -168,7 +168,7 @@ def _labels(
     """The label map; where all lesions have one label it follows from the instances."""
     labels = case.lesions.labels
     label = int(labels[0]) if len(labels) else 1
-    if (labels != label).any():
+    if case.is_mixed or (labels != label).any():
         return read_tile(case.labels, start, shape)
     marked: NDArray[np.uint8] = (instances != 0).view(np.uint8)
     return marked if label == 1 else marked * np.uint8(label)

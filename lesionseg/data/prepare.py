@@ -6,6 +6,7 @@ voxels on it, one slab at a time, as it does on the way back to the file's grid.
 
 import itertools
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,9 +41,10 @@ _SLAB_ROWS = 8
 class PreparedReference:
     """What a reader marked, on the plan's grid.
 
-    `labels` `[*spatial]` uint8: 0 background, k for `plan.label_values[k-1]` (network channel
-    k-1). `instances` `[*spatial]` int32: lesion ids 1..n. `instance_labels[id-1]`: the label k of
-    lesion id. `valid` `[*spatial]` bool: voxels that teach; None when all do.
+    `labels` `[*spatial]` uint8: 0 background, k for `plan.mask_values[k-1]` (without regions:
+    network channel k-1). `instances` `[*spatial]` int32: lesion ids 1..n. `instance_labels[id-1]`:
+    the label k of lesion id, 1 for all with regions. `valid` `[*spatial]` bool: voxels that teach;
+    None when all do.
     """
 
     labels: NDArray[np.uint8]
@@ -128,27 +130,67 @@ def prepare_reference(
 
     Lesions are the reference's instances; else the components of its labels; else its boxes,
     filled, the smaller over the larger. Voxels are taken from the nearest; a lesion that would
-    vanish keeps the voxel at its centre. No lesion gives zeros. Raises `ContentError` for a label
-    the plan does not know.
+    vanish keeps the voxel at its centre. What is ignored holds no lesion. No lesion gives zeros.
+    Raises `ContentError` for a label the plan does not know.
     """
     instances, values = _lesions(reference)
-    unknown = sorted(set(values) - set(plan.label_values))
+    inside = _inside(instances, reference) if plan.regions else None
+    _refuse_unknown(values if inside is None else np.unique(inside).tolist(), plan, where)
+    moved = _read_nearest(instances, reference.geometry, geometry).astype(np.int32, copy=False)
+    _revive(moved, instances, len(values), reference.geometry, geometry)
+    if inside is not None:
+        channel = (1,) * len(values)
+        labels = _parts(inside, instances, moved, (reference.geometry, geometry), plan)
+    else:
+        channel = tuple(plan.label_values.index(value) + 1 for value in values)
+        labels = np.array((0, *channel), dtype=np.uint8)[moved]
+    valid = None
+    if reference.ignore is not None:
+        ignore = reference.ignore.astype(np.uint8)
+        # a lesion revived beside its place is still one
+        valid = (_read_nearest(ignore, reference.geometry, geometry) == 0) | (moved > 0)
+    return PreparedReference(labels, moved, channel, valid)
+
+
+def _inside(instances: NDArray[np.int32], reference: Reference) -> NDArray[np.integer[Any]]:
+    """The mask value of each lesion voxel, in C order; 1 where there is no label map."""
+    if reference.labels is None:
+        return np.ones(np.count_nonzero(instances), dtype=np.uint8)
+    return reference.labels[instances > 0]
+
+
+def _refuse_unknown(values: Sequence[int], plan: Plan, where: str | None) -> None:
+    unknown = sorted(set(values) - set(plan.mask_values))
     if unknown:
         raise ContentError(
             "A lesion has a label the plan does not know.",
             where=where,
             seen=unknown,
-            expected=list(plan.label_values),
+            expected=list(plan.mask_values),
         )
-    moved = _read_nearest(instances, reference.geometry, geometry).astype(np.int32, copy=False)
-    _revive(moved, instances, len(values), reference.geometry, geometry)
-    channel = tuple(plan.label_values.index(value) + 1 for value in values)
-    labels = np.array((0, *channel), dtype=np.uint8)[moved]
-    valid = None
-    if reference.ignore is not None:
-        ignore = reference.ignore.astype(np.uint8)
-        valid = _read_nearest(ignore, reference.geometry, geometry) == 0
-    return PreparedReference(labels, moved, channel, valid)
+
+
+def _parts(
+    values: NDArray[np.integer[Any]],
+    instances: NDArray[np.int32],
+    moved: NDArray[np.int32],
+    geometry: tuple[Geometry, Geometry],
+    plan: Plan,
+) -> NDArray[np.uint8]:
+    """The prepared labels within lesions that hold several; `values` are those of `_inside`.
+
+    `geometry`: the file's grid and the plan's.
+    """
+    place = np.zeros(max(plan.mask_values) + 1, dtype=np.uint8)
+    place[list(plan.mask_values)] = np.arange(1, len(plan.mask_values) + 1)
+    drawn = np.zeros(instances.shape, dtype=np.uint8)
+    drawn[instances > 0] = place[values]
+    labels = np.where(moved > 0, _read_nearest(drawn, *geometry), np.uint8(0))
+    # a revived lesion may lie where its mask does not: there it is what most of it is
+    for lesion in np.unique(moved[(moved > 0) & (labels == 0)]):
+        usual = np.bincount(drawn[instances == lesion]).argmax()
+        labels[(moved == lesion) & (labels == 0)] = usual
+    return labels
 
 
 def _on_plan_grid(volume: Volume, plan: Plan) -> Volume:
@@ -194,7 +236,14 @@ def _reaching(volume: Volume, geometry: Geometry) -> tuple[NDArray[Any], NDArray
 
 
 def _lesions(reference: Reference) -> tuple[NDArray[np.int32], tuple[int, ...]]:
-    """Instances on the file's grid and the label value of each."""
+    """Instances on the file's grid and the label value of each; ignored voxels hold none."""
+    instances, values = _drawn(reference)
+    if reference.ignore is not None and (instances[reference.ignore] > 0).any():
+        instances = np.where(reference.ignore, 0, instances).astype(np.int32)
+    return instances, values
+
+
+def _drawn(reference: Reference) -> tuple[NDArray[np.int32], tuple[int, ...]]:
     if reference.instances is not None:
         return reference.instances, reference.instance_labels
     if reference.labels is not None:

@@ -58,7 +58,8 @@ class TileSampler:
     """Chooses `n_tiles` tiles of `tile_shape` for every epoch.
 
     round(`lesion_share` · n) tiles hold a lesion, round(`hard_share` · n) a hard point, the others
-    are background: anywhere in any case, free of lesions where ten draws find such a place. Within
+    are background: anywhere in any case, free of lesions where ten draws find such a place, and
+    around a voxel that teaches where some do not. Within
     an epoch every lesion is chosen equally often (to within one), or in proportion to
     voxels^−`size_weight`. The lesion's seed voxel lies anywhere in the inner three quarters of the
     tile, which is then moved into the volume. Without a lesion, or a hard point, their share goes
@@ -147,12 +148,18 @@ class TileSampler:
         case = 0
         for _ in range(_BACKGROUND_DRAWS):
             case = int(rng.integers(len(self.cases)))
-            shape = self.cases[case].shape
-            room = [max(n - t, 0) for n, t in zip(shape, self.tile_shape, strict=True)]
-            start = clip_start([int(rng.integers(r + 1)) for r in room], shape, self.tile_shape)
-            if not self._meets_lesion(start, case):
+            start = self._anywhere(case, rng)
+            if not self._meets_lesion(start, case) and self.cases[case].valid_seeds != ():
                 break
         return TileChoice(case, start, "background")
+
+    def _anywhere(self, case: int, rng: np.random.Generator) -> tuple[int, ...]:
+        """A tile anywhere in the case; where not all voxels teach, one around one that does."""
+        shape, seeds = self.cases[case].shape, self.cases[case].valid_seeds
+        if seeds:
+            return self._around(case, seeds[rng.integers(len(seeds))], rng)
+        room = [max(n - t, 0) for n, t in zip(shape, self.tile_shape, strict=True)]
+        return clip_start([int(rng.integers(r + 1)) for r in room], shape, self.tile_shape)
 
     def _meets_lesion(self, start: Sequence[int], case: int) -> bool:
         boxes, begin = self._tables[case].boxes, np.array(start)

@@ -14,9 +14,11 @@ from lesionseg.io.coco_reference import read_coco_reference
 from lesionseg.io.dicom_headers import is_dicom
 from lesionseg.io.dicom_reference import read_dicom_reference
 from lesionseg.io.dicom_stack import Tilt
+from lesionseg.io.dicom_xray import is_radiograph, read_hidden
 from lesionseg.io.instances import read_instances
 from lesionseg.io.luna16 import read_balls
 from lesionseg.io.volumes import read_volume
+from lesionseg.ops.components import lesion_instances
 
 TOLERANCE_MM = 1e-3
 
@@ -30,7 +32,10 @@ def read_case(files: CaseFiles, dataset: Dataset) -> Case:
     0.001 mm apart, `ContentError` for NaN, infinity and mask values that are no label.
     """
     image = read_image(files, dataset)
-    reference = read_reference(files, dataset, image.geometry)
+    reference = _ignoring(
+        _read_reference(files, dataset, image.geometry),
+        None if image.valid is None else ~image.valid,
+    )
     return Case(case=files.case, image=image, reference=reference, group=files.group)
 
 
@@ -44,17 +49,20 @@ def read_image(files: CaseFiles, dataset: Dataset) -> Volume:
             expected=", ".join(dataset.channel_names),
         )
     raster_mm, tilt = pixel_mm(files), tilt_of(dataset)
+    valid: NDArray[np.bool_] | None = None
     first = read_volume(files.images[0], raster_mm=raster_mm, tilt=tilt)
     check_dims(files.images[0], first.geometry, dataset.dims)
     array = np.empty((len(files.images), *first.geometry.shape), dtype=np.float32)
     for channel, file in enumerate(files.images):
         volume = first if channel == 0 else read_volume(file, raster_mm=raster_mm, tilt=tilt)
         check_grid(file, volume.geometry, files.images[0], first.geometry)
+        if volume.valid is not None:
+            valid = volume.valid if valid is None else valid & volume.valid
         with np.errstate(over="ignore"):  # too large for float32 becomes infinite, and is told
             array[channel] = volume.array[0]
         if volume.array.dtype.kind == "f":
             check_finite(file, array[channel])
-    return Volume(array, first.geometry)
+    return Volume(array, first.geometry, valid)
 
 
 def read_mask(
@@ -63,13 +71,15 @@ def read_mask(
     labels: Collection[int] | None = None,
     ignore_label: int | None = None,
     merged_values: Collection[int] = (),
+    united: bool = False,
     raster_mm: float | None = None,
 ) -> Reference:
     """Read a label mask as a reference on its own grid; its lesions follow from the labels.
 
     Values must be whole, not negative and, when `labels` are given, among them (or 0 or
-    `ignore_label`); any storage type will do. Those in `merged_values` become 1. `ignore` is None
-    where no voxel is ignored. Raises `ContentError` naming the file.
+    `ignore_label`); any storage type will do. Those in `merged_values` become 1. `united`: what
+    touches is one lesion, whatever its values (regions). `ignore` is None where no voxel is
+    ignored. Raises `ContentError` naming the file.
     """
     volume = read_volume(path, raster_mm=raster_mm, as_labels=True)
     values = _whole_numbers(path, volume.array[0])
@@ -82,7 +92,11 @@ def read_mask(
         values = np.where(ignore, 0, values).astype(values.dtype)
     if merged_values:
         values = (values > 0).astype(np.uint8)
-    return Reference(volume.geometry, labels=values, ignore=ignore)
+    found = Reference(volume.geometry, labels=values, ignore=ignore)
+    if not united:
+        return found
+    lesions = lesion_instances((values > 0).astype(np.uint8))
+    return replace(found, instances=lesions.instances, instance_labels=lesions.labels)
 
 
 def pixel_mm(files: CaseFiles) -> float | None:
@@ -96,6 +110,15 @@ def pixel_mm(files: CaseFiles) -> float | None:
             where="column pixel_mm",
             seen=text,
         ) from error
+
+
+def mask_mm(files: CaseFiles, image: Geometry) -> float | None:
+    """Pixel size of a mask that states none: that of its image; None where pixels are no squares.
+
+    A radiograph in DICOM knows its millimetres, a PNG drawn on it does not.
+    """
+    square = image.dims == 2 and np.ptp(image.spacing_mm) < TOLERANCE_MM / max(image.shape)
+    return image.spacing_mm[0] if square else pixel_mm(files)
 
 
 def check_grid(path: Path, seen: Geometry, other: Path, expected: Geometry) -> None:
@@ -121,13 +144,32 @@ def check_grid(path: Path, seen: Geometry, other: Path, expected: Geometry) -> N
 
 
 def read_reference(files: CaseFiles, dataset: Dataset, geometry: Geometry) -> Reference | None:
-    """Read the reference of one case, whose image has the given `geometry`."""
+    """Read the reference of one case, whose image has the given `geometry`.
+
+    What a radiograph's padding, shutter or collimator hides becomes `ignore`, but for lesions.
+    """
+    found = _read_reference(files, dataset, geometry)
+    for file in files.images if found is not None and geometry.dims == 2 else ():
+        if is_dicom(file) and is_radiograph(file):
+            found = _ignoring(found, read_hidden(file))
+    return found
+
+
+def _ignoring(reference: Reference | None, hidden: NDArray[np.bool_] | None) -> Reference | None:
+    """The reference with hidden voxels ignored as well; a lesion drawn there is still one."""
+    if reference is None or hidden is None:
+        return reference
+    free = hidden if reference.labels is None else hidden & (reference.labels == 0)
+    return replace(reference, ignore=free if reference.ignore is None else reference.ignore | free)
+
+
+def _read_reference(files: CaseFiles, dataset: Dataset, geometry: Geometry) -> Reference | None:
     if "lesions" in files.annotations:
         return read_coco_reference(files, geometry, dataset.merged_values)
     if "balls" in files.annotations:
         return read_balls(files, geometry)
     if "instances" in files.annotations and files.reference is not None:
-        found = read_instances(files, pixel_mm(files), bool(dataset.merged_values))
+        found = read_instances(files, mask_mm(files, geometry), bool(dataset.merged_values))
         check_grid(files.reference, found.geometry, files.images[0], geometry)
         return replace(found, geometry=geometry)
     if files.reference is None:
@@ -139,10 +181,11 @@ def read_reference(files: CaseFiles, dataset: Dataset, geometry: Geometry) -> Re
         labels=tuple(dataset.labels),
         ignore_label=dataset.ignore_label,
         merged_values=dataset.merged_values,
-        raster_mm=pixel_mm(files),
+        united=bool(dataset.regions),
+        raster_mm=mask_mm(files, geometry),
     )
     check_grid(files.reference, found.geometry, files.images[0], geometry)
-    return Reference(geometry, labels=found.labels, ignore=found.ignore)
+    return replace(found, geometry=geometry)
 
 
 def tilt_of(dataset: Dataset) -> Tilt:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from lesionseg.core import CaseFiles, Dataset
+from lesionseg.core import UNION, CaseFiles, Dataset
 from lesionseg.errors import ConfigError, DatasetError
 from lesionseg.io.bids import read_bids, recognises_bids
 from lesionseg.io.coco import read_coco, recognises_coco
@@ -143,4 +143,4 @@ def _warn_of_shared_groups(cases: Sequence[CaseFiles]) -> None:
 
 
 def _merged(dataset: Dataset) -> Dataset:
-    return replace(dataset, labels={1: "lesion"}, merged_values=tuple(dataset.labels))
+    return replace(dataset, labels=dict(UNION), merged_values=tuple(dataset.labels), regions=())

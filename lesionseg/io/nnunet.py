@@ -11,6 +11,7 @@ from typing import Any
 from lesionseg.core import CaseFiles, Dataset, Role
 from lesionseg.errors import DatasetError
 from lesionseg.io.atomic import read_json
+from lesionseg.io.nnunet_labels import parse_labels
 from lesionseg.io.volumes import is_image_file, read_geometry, strip_suffix
 
 Collect = Callable[[Sequence[Path]], dict[str, dict[int, Path]]]
@@ -51,7 +52,7 @@ def _read(root: Path, convention: str, collect: Collect) -> Dataset:
             seen=channels,
             remedy="Split each file into <case>_0000, <case>_0001, … in imagesTr.",
         )
-    labels, ignore = parse_labels(facts.get("labels"), facts_path)
+    labels = parse_labels(facts.get("labels"), facts.get("regions_class_order"), facts_path)
     folds = _folds(root / "splits_final.json")
     cases = [
         c
@@ -70,9 +71,10 @@ def _read(root: Path, convention: str, collect: Collect) -> Dataset:
         convention=convention,
         dims=read_geometry(cases[0].images[0]).dims,
         channel_names=channels,
-        labels=labels,
+        labels=labels.names,
         cases=tuple(cases),
-        ignore_label=ignore,
+        ignore_label=labels.ignore,
+        regions=labels.regions,
         incomplete_reference=bool(facts.get("incomplete_reference", False)),
     )
 
@@ -99,43 +101,6 @@ def name_channels(facts: Mapping[str, Any], path: Path) -> tuple[str, ...]:
         seen=names,
         expected='"channel_names": {"0": "FLAIR", "1": "T1"}',
     )
-
-
-def parse_labels(labels: Any, path: Path) -> tuple[dict[int, str], int | None]:
-    """Lesion label names by value, and the value to ignore, of either version's `labels`.
-
-    Version 2 writes name to value, version 1 value to name. 0 is background whatever its name.
-    Raises `DatasetError` for regions (lists of values), other values than integers and none.
-    """
-    pairs = _label_pairs(labels, path)
-    ignore = next((value for name, value in pairs if name == "ignore"), None)
-    named = {value: name for name, value in sorted(pairs, key=lambda p: p[1])}
-    lesions = {value: name for value, name in named.items() if value not in (0, ignore)}
-    if len(named) < len(pairs) or min(named, default=0) < 0 or not lesions:
-        raise DatasetError(
-            "The labels are no list of distinct values from 0 on with at least one lesion label.",
-            where=path,
-            seen=labels,
-            expected='"labels": {"background": 0, "lesion": 1}',
-        )
-    return lesions, ignore
-
-
-def _label_pairs(labels: Any, path: Path) -> list[tuple[str, int]]:
-    pairs = list(labels.items()) if isinstance(labels, Mapping) else []
-    if any(isinstance(value, list) for _, value in pairs):
-        raise DatasetError(
-            "Region-based labels (a list of values) are not read.",
-            where=path,
-            seen=labels,
-            expected="one value a label",
-            remedy="List every mask value once under a name of its own; a region cannot be learnt.",
-        )
-    if all(str(name).isdigit() and isinstance(value, str) for name, value in pairs):
-        return [(str(name), int(value)) for value, name in pairs]
-    if not all(str(value).isdigit() for _, value in pairs):
-        raise DatasetError("A label's value is no whole number.", where=path, seen=labels)
-    return [(str(name), int(value)) for name, value in pairs]
 
 
 def _folds(path: Path) -> dict[str, int]:

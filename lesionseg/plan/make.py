@@ -53,6 +53,7 @@ def make_plan(
     """
     chosen = overrides or PlanOverrides()
     _check_axes(chosen, fingerprint.dims)
+    _check_regions(chosen, dataset)
     allowed = _budget(device, memory_gb, chosen)
     spacing = _spacing(fingerprint, device, chosen)
     grid = _Grid(fingerprint, spacing.value)
@@ -68,8 +69,9 @@ def make_plan(
         dims=fingerprint.dims,
         modality=fingerprint.modality,
         channel_names=dataset.channel_names,
-        label_values=tuple(dataset.labels),
-        label_names=tuple(dataset.labels.values()),
+        label_values=tuple(r.painted for r in dataset.regions) or tuple(dataset.labels),
+        label_names=tuple(r.name for r in dataset.regions) or tuple(dataset.labels.values()),
+        regions=tuple(region.values for region in dataset.regions),
         spacing_mm=spacing.value,
         normalisation=tuple(scale.value for scale in scales),
         tile_shape=tile.value,
@@ -125,6 +127,16 @@ def _check_axes(chosen: PlanOverrides, dims: int) -> None:
                 seen=list(value),
                 expected=f"{dims} numbers, in array order ({'z, y, x' if dims == 3 else 'y, x'})",
             )
+
+
+def _check_regions(chosen: PlanOverrides, dataset: Dataset) -> None:
+    if dataset.regions and chosen.activation == "softmax":
+        raise ConfigError(
+            "Regions overlap: a softmax cannot learn them.",
+            where="model.activation",
+            seen=f"softmax for {', '.join(region.name for region in dataset.regions)}",
+            remedy="set model.activation=sigmoid, or data.merge_labels=true to learn one label.",
+        )
 
 
 def _budget(

@@ -7,6 +7,7 @@ from lesionseg.core import Case, Geometry, Reference, Volume
 from lesionseg.data.adaptor import from_monai, to_monai
 from lesionseg.data.prepare import prepare_case, prepare_image, prepare_reference
 from lesionseg.errors import ContentError
+from lesionseg.ops.components import lesion_instances
 from lesionseg.plan.plan import Architecture, Normalisation, Plan
 
 SHAPE = (11, 14, 17)
@@ -219,14 +220,66 @@ def test_a_lesion_smaller_than_a_voxel_keeps_one_at_its_centre():
 def test_reference_and_image_move_together_through_an_oblique_turn(rng):
     labels = np.zeros(SHAPE, np.int16)
     labels[3:8, 5:9, 6:14] = 1
+    labels[1:3, 2:5, 1:9] = 2
     truth = Volume(labels[None], oblique())
     stored = turned(truth, *ORIENTATIONS["LPS"])
-    image = Volume(stored.array.astype(np.float32), stored.geometry)
-    reference = Reference(stored.geometry, labels=stored.array[0], ignore=stored.array[0] > 0)
+    image = Volume((stored.array == 1).astype(np.float32), stored.geometry)
+    drawn, ignore = (stored.array[0] == 1).astype(np.uint8), stored.array[0] == 2
+    reference = Reference(stored.geometry, labels=drawn, ignore=ignore)
     prepared = prepare_case(Case("c", image, reference, "g"), make_plan())
-    np.testing.assert_array_equal(prepared.reference.labels, labels)
-    np.testing.assert_array_equal(prepared.image.array[0] > 0.5, labels > 0)
-    np.testing.assert_array_equal(prepared.reference.valid, labels == 0)
+    np.testing.assert_array_equal(prepared.reference.labels, labels == 1)
+    np.testing.assert_array_equal(prepared.image.array[0] > 0.5, labels == 1)
+    np.testing.assert_array_equal(prepared.reference.valid, labels != 2)
+
+
+def test_what_is_ignored_holds_no_lesion():
+    labels = np.zeros((6, 8), np.uint8)
+    labels[1:3, 1:7] = 1
+    ignore = np.zeros_like(labels, dtype=bool)
+    ignore[:, 4:] = True
+    geometry = Geometry.from_spacing(labels.shape, (1, 1))
+    box = np.array([[1, 1, 3, 7]], np.float32)
+    for reference in (
+        Reference(geometry, labels=labels, ignore=ignore),
+        Reference(geometry, boxes=box, box_labels=(1,), ignore=ignore),
+    ):
+        prepared = prepare_reference(reference, geometry, make_plan((1, 1), dims=2))
+        assert np.count_nonzero(prepared.labels) == np.count_nonzero(prepared.instances) == 6
+        np.testing.assert_array_equal(prepared.valid, ~ignore)
+
+
+def _regions_plan(spacing):
+    return make_plan(spacing, dims=2).with_(
+        label_values=(1, 9), label_names=("whole", "core"), regions=((1, 4, 9), (9,))
+    )
+
+
+def test_a_lesion_of_several_mask_values_is_one():
+    labels = np.array([[0, 1, 4, 0, 0], [0, 9, 9, 0, 4]], np.uint16)
+    geometry = Geometry.from_spacing(labels.shape, (1, 1))
+    united = lesion_instances((labels > 0).astype(np.uint8))
+    reference = Reference(
+        geometry, labels=labels, instances=united.instances, instance_labels=united.labels
+    )
+    prepared = prepare_reference(reference, geometry, _regions_plan((1, 1)))
+    assert prepared.labels.tolist() == [[0, 1, 2, 0, 0], [0, 3, 3, 0, 2]]
+    assert prepared.instance_labels == (1, 1)
+    assert prepared.instances.tolist() == [[0, 1, 1, 0, 0], [0, 1, 1, 0, 2]]
+    with pytest.raises(ContentError, match="does not know"):
+        prepare_reference(reference, geometry, _regions_plan((1, 1)).with_(regions=((1, 9), (9,))))
+
+
+def test_a_tiny_lesion_of_a_region_keeps_its_value():
+    labels = np.zeros((30, 30), np.uint8)
+    labels[4, 4] = 9
+    geometry = Geometry.from_spacing(labels.shape, (1, 1))
+    plan = _regions_plan((3.0, 3.0))
+    image = prepare_image(Volume(labels[None].astype(np.float32), geometry), plan)
+    reference = Reference(
+        geometry, labels=labels, instances=(labels > 0).astype(np.int32), instance_labels=(1,)
+    )
+    prepared = prepare_reference(reference, image.geometry, plan)
+    assert sorted(np.unique(prepared.labels)) == [0, 3]
 
 
 def test_boxes_without_masks_are_filled_the_small_one_on_top():

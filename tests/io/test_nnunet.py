@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from lesionseg.core import LabelRegion
 from lesionseg.errors import DatasetError, ReadError
 from lesionseg.io.conventions import read_dataset
 
@@ -87,6 +88,50 @@ def test_the_ignore_label_is_no_lesion(nnunet_folder: Folder) -> None:
     assert dataset.ignore_label == 2
 
 
+REGIONS = {"background": 0, "whole tumor": [1, 2, 3], "core": [2, 3], "enhancing": 3, "ignore": 4}
+
+
+def test_lists_of_values_are_regions(nnunet_folder: Folder) -> None:
+    dataset = read_dataset(nnunet_folder(labels=REGIONS, regions_class_order=[1, 2, 3]))
+    assert dataset.regions == (
+        LabelRegion("whole tumor", (1, 2, 3), 1),
+        LabelRegion("core", (2, 3), 2),
+        LabelRegion("enhancing", (3,), 3),
+    )
+    assert dataset.labels == {1: "whole tumor", 2: "core", 3: "enhancing"}
+    assert dataset.lesion_labels == {1: "lesion"}
+    assert dataset.ignore_label == 4
+
+
+def test_lists_of_one_value_are_plain_labels(nnunet_folder: Folder) -> None:
+    dataset = read_dataset(nnunet_folder(labels={"background": 0, "b": [2], "a": [1]}))
+    assert dataset.regions == ()
+    assert list(dataset.labels.items()) == [(1, "a"), (2, "b")]
+
+
+def test_merged_labels_have_no_regions(nnunet_folder: Folder) -> None:
+    root = nnunet_folder(labels=REGIONS, regions_class_order=[1, 2, 3])
+    dataset = read_dataset(root, merge_labels=True)
+    assert dataset.regions == ()
+    assert dataset.merged_values == (1, 2, 3)
+
+
+@pytest.mark.parametrize(
+    ("order", "match"),
+    [
+        ([1, 2], "need an order"),
+        ([1, 2, 2], "need an order"),
+        (3, "need an order"),
+        ([2, 1, 3], "'core' would be painted with a value that is not its own"),
+    ],
+)
+def test_an_order_that_does_not_fit_is_refused(
+    nnunet_folder: Folder, order: Any, match: str
+) -> None:
+    with pytest.raises(DatasetError, match=match):
+        read_dataset(nnunet_folder(labels=REGIONS, regions_class_order=order))
+
+
 def test_decathlon_of_one_channel_is_read(
     nnunet_folder: Folder, write_nifti: Callable[..., Path]
 ) -> None:
@@ -115,7 +160,12 @@ def test_decathlon_of_one_channel_is_read(
 @pytest.mark.parametrize(
     ("facts", "match"),
     [
-        ({"labels": {"background": 0, "whole": [1, 2], "core": 2}}, "Region-based"),
+        ({"labels": {"background": 0, "whole": [1, 2], "core": 2}}, "need an order"),
+        ({"labels": {"background": 0, "whole": []}}, "distinct"),
+        ({"labels": {"background": 0, "whole": [0, 1]}}, "distinct"),
+        ({"labels": {"background": 0, "whole": [1, 2], "ignore": 2}}, "distinct"),
+        ({"labels": {"background": 0, "whole": [1, 2], "ignore": [3, 4]}}, "distinct"),
+        ({"labels": {"background": 0, "whole": [1, "x"]}}, "whole number"),
         ({"labels": {"background": 0}}, "at least one lesion label"),
         ({"labels": None}, "at least one lesion label"),
         ({"labels": {"background": 0, "a": 1, "b": 1}}, "distinct"),
