@@ -59,13 +59,13 @@ class Predictor:
     >>> [(c.score, c.centre_mm) for c in prediction.candidates if c.accepted]  # doctest: +SKIP
 
     `bundle` is a bundle's folder, a run's folder or a `Bundle`, or several of them whose
-    probabilities are averaged (an ensemble; the first one's plan decides). `device`: "auto", "cpu", "cuda",
-    …; None is "auto" for a folder and where the network lies for a `Bundle`. `operating_point`:
-    see `choose_operating_point`. `overlap`, `flips`, `batch_size` and `precision`: see
-    `InferenceSettings`; `settings` is all of these at once, and more. `raster_mm` is the pixel size of images that state none (PNG); None is
-    the plan's spacing, so that they are not resampled. `tilt`: "resample" brings the slices of a
-    tilted CT gantry upright, and the prediction lies on those. `architectures` maps a name in
-    the plan to the caller's own factory.
+    probabilities are averaged (an ensemble; the first one's plan decides). `device`: "auto", "cpu",
+    "cuda", …; None is "auto" for a folder and where the network lies for a `Bundle`.
+    `operating_point`: see `choose_operating_point`. `overlap`, `flips`, `batch_size` and
+    `precision`: see `InferenceSettings`; `settings` is all of these at once, and more. `raster_mm`
+    is the pixel size of images that state none (PNG); None is the plan's spacing, so that they are
+    not resampled. `tilt`: "resample" brings the slices of a tilted CT gantry upright, and the
+    prediction lies on those. `architectures` maps a name in the plan to the caller's own factory.
     Raises `BundleError` for an unusable bundle, `ConfigError` for a wrong device or operating
     point.
     """

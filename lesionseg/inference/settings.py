@@ -1,7 +1,7 @@
 """What a user chooses about inference; nothing that training has to agree on."""
 
-from dataclasses import dataclass
-from typing import Literal, get_args
+from dataclasses import astuple, dataclass, replace
+from typing import Any, Literal, get_args
 
 import torch
 
@@ -17,13 +17,18 @@ class InferenceSettings:
 
     `overlap` in [0, 1): the share of a tile that its neighbour covers too. `flips` averages over
     mirrored images: 2^dims times the work. `batch_size` None is the plan's on a GPU, 1 on a CPU.
-    `precision`: "auto" is bf16 where the device computes it natively, else fp32.
+    `precision`: "auto" is bf16 where the device computes it natively, else fp32. `body_mask`:
+    what lies outside the patient's body is background, and tiles wholly there are left out (see
+    `inference.body`). `max_memory_gb`: memory for all cases at work, network left out; None is a
+    share of what is free. Above it, cases go one by one and probabilities go to a temporary file.
     """
 
     overlap: float = 0.5
     flips: bool = False
     batch_size: int | None = None
     precision: Precision = "auto"
+    body_mask: bool = True
+    max_memory_gb: float | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.overlap < 1:
@@ -32,12 +37,18 @@ class InferenceSettings:
             raise _wrong("batch_size", self.batch_size, "at least 1, or null")
         if self.precision not in get_args(Precision):
             raise _wrong("precision", self.precision, ", ".join(get_args(Precision)))
+        if self.max_memory_gb is not None and not self.max_memory_gb > 0:
+            raise _wrong("max_memory_gb", self.max_memory_gb, "gigabytes above 0, or null")
 
     def dtype(self, device: torch.device) -> torch.dtype:
         """The number format to compute in on `device`."""
         if self.precision == "auto":
             return fast_dtype(device)
         return torch.bfloat16 if self.precision == "bf16" else torch.float32
+
+    def that_matter(self) -> tuple[Any, ...]:
+        """The settings that may change a result, and not only what it takes."""
+        return astuple(replace(self, max_memory_gb=None))
 
 
 def _wrong(name: str, seen: object, expected: str) -> ConfigError:

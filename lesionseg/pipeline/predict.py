@@ -13,6 +13,7 @@ from lesionseg.pipeline.predict_cases import PredictJob, predict_cases
 from lesionseg.pipeline.predict_table import Predicted, PredictionTable
 from lesionseg.pipeline.predict_write import SaveProbabilities
 from lesionseg.pipeline.progress import Advance, bar
+from lesionseg.pipeline.settings import DicomSettings
 from lesionseg.plan.plan import Plan
 
 
@@ -25,6 +26,7 @@ def predict(
     operating_point: str | None = None,
     device: str = "auto",
     raster_mm: float | None = None,
+    dicom: DicomSettings | None = None,
     save_probabilities: SaveProbabilities = "none",
     architectures: Mapping[str, NetworkFactory] | None = None,
     progress: Advance | None = None,
@@ -37,9 +39,10 @@ def predict(
     `probabilities/<case>_<label>`, and `predictions.csv`; rows of other cases in that file stay. A
     case that fails does not stop the others. Started again, it leaves out what is done and
     unchanged. Reading, the network and writing overlap. `operating_point`, `device`, `raster_mm`
-    and `architectures`: see `Predictor`. `progress(case, done, total)` is called after every case,
-    in place of a bar. Raises `BundleError` or `ConfigError` for an unusable bundle or setting and
-    an output folder that is the input folder, `DatasetError` when there is no case.
+    and `architectures`: see `Predictor`; `dicom` says what is done with a tilted gantry.
+    `progress(case, done, total)` is called after every case, in place of a bar. Raises
+    `BundleError` or `ConfigError` for an unusable bundle or setting and an output folder that is
+    the input folder, `DatasetError` when there is no case.
     """
     folders = (bundle,) if isinstance(bundle, (str, Path)) else tuple(bundle)
     job = PredictJob(
@@ -49,6 +52,7 @@ def predict(
         operating_point=operating_point,
         device=device,
         raster_mm=raster_mm,
+        tilt=(dicom or DicomSettings()).tilt,
         save_probabilities=save_probabilities,
     )
     predictor = job.predictor(architectures)

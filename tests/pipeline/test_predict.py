@@ -13,7 +13,8 @@ from lesionseg.inference.bundle import write_bundle
 from lesionseg.inference.settings import InferenceSettings
 from lesionseg.io.predictions import find_predictions, read_prediction
 from lesionseg.io.volumes import read_volume, write_volume
-from lesionseg.pipeline.predict import Predicted, predict
+from lesionseg.pipeline.predict import predict
+from lesionseg.pipeline.predict_table import Predicted
 from lesionseg.plan.plan import Plan
 from tests.inference.networks import Bright
 
@@ -180,15 +181,15 @@ def test_cases_of_another_input_stay_in_the_table(
 
 
 def test_results_inside_the_input_folder_are_no_scans(bundle: Path, scans: Path) -> None:
-    _run(bundle, scans, scans / "results", save_probabilities=True)
-    rows = _run(bundle, scans, scans / "results", save_probabilities=True)
+    _run(bundle, scans, scans / "results", save_probabilities="float16")
+    rows = _run(bundle, scans, scans / "results", save_probabilities="float16")
     assert [row.case for row in rows] == ["a", "b", "c"]
     with pytest.raises(ConfigError, match="output folder is the input folder"):
         _run(bundle, scans, scans)
 
 
 def test_probabilities_are_saved_when_asked_for(bundle: Path, scans: Path, tmp_path: Path) -> None:
-    _run(bundle, scans, tmp_path / "out", save_probabilities=True)
+    _run(bundle, scans, tmp_path / "out", save_probabilities="float16")
     image = read_volume(scans / "a.nii.gz")
     saved = read_volume(tmp_path / "out" / "probabilities" / "a_1.nii.gz")
     assert saved.geometry.matches(image.geometry)
@@ -211,7 +212,9 @@ def test_rasters_get_png(tmp_path: Path, plan: Plan, rng: np.random.Generator) -
     for name in ("x.png", "y.tif"):
         volume = Volume(image[None], Geometry.from_spacing(image.shape, (1, 1)))
         write_volume(tmp_path / "in" / name, volume)
-    rows = _run(tmp_path / "bundle", tmp_path / "in", tmp_path / "out", save_probabilities=True)
+    rows = _run(
+        tmp_path / "bundle", tmp_path / "in", tmp_path / "out", save_probabilities="float16"
+    )
     assert [row.status for row in rows] == ["done", "done"]
     assert read_volume(tmp_path / "out" / "y_mask.png").array[0, 6, 7] == 1
     assert (tmp_path / "out" / "probabilities" / "x_1.tif").is_file()

@@ -1,0 +1,219 @@
+"""Predict a list of cases: read and prepare, network, restore and write, all three at once."""
+
+import logging
+import resource
+import sys
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field, replace
+from hashlib import blake2b
+from pathlib import Path
+from time import perf_counter
+
+from lesionseg import __version__
+from lesionseg.core import CaseFiles
+from lesionseg.errors import LesionsegError
+from lesionseg.inference.bundle import bundle_digest
+from lesionseg.inference.predictor import Inferred, Predictor, Prepared
+from lesionseg.inference.settings import InferenceSettings
+from lesionseg.io.dicom_stack import Tilt
+from lesionseg.io.volumes import content_files, read_geometry
+from lesionseg.models.build import NetworkFactory
+from lesionseg.pipeline.memory_share import MemoryBudget, default_budget, needed_bytes
+from lesionseg.pipeline.predict_table import PredictionRow, Status
+from lesionseg.pipeline.predict_write import SaveProbabilities, Targets, write_case
+from lesionseg.pipeline.stages import Halt, overlapped
+
+logger = logging.getLogger(__name__)
+
+# "ru_maxrss" counts kilobytes, but bytes on a Mac
+_RSS_PER_MB = 2**20 if sys.platform == "darwin" else 2**10
+
+
+@dataclass(frozen=True)
+class PredictJob:
+    """What a worker must know to predict cases, beside their files: plain values, picklable.
+
+    `bundles`: folders; several make an ensemble. The rest: see `predict`.
+    """
+
+    bundles: tuple[Path, ...]
+    output: Path
+    inference: InferenceSettings = field(default_factory=InferenceSettings)
+    operating_point: str | None = None
+    device: str = "auto"
+    raster_mm: float | None = None
+    tilt: Tilt = "refuse"
+    save_probabilities: SaveProbabilities = "none"
+
+    def predictor(self, architectures: Mapping[str, NetworkFactory] | None = None) -> Predictor:
+        """The predictor that the job asks for."""
+        return Predictor(
+            self.bundles,
+            device=self.device,
+            operating_point=self.operating_point,
+            settings=self.inference,
+            raster_mm=self.raster_mm,
+            tilt=self.tilt,
+            architectures=architectures,
+        )
+
+
+def predict_cases(
+    job: PredictJob,
+    cases: Sequence[CaseFiles],
+    *,
+    known: Mapping[str, PredictionRow] | None = None,
+    predictor: Predictor | None = None,
+) -> Generator[PredictionRow]:
+    """Predict cases into `job.output`; yields the row of each as soon as it is written.
+
+    Rows come in the order of `cases`. `known` are rows of earlier runs: what is unchanged is kept.
+    A case that fails gives a row that says why; nothing it wrote is left. `predictor` saves
+    building the job's anew. Close the generator to give the rest up: what is written stays.
+    """
+    predictor = predictor or job.predictor()
+    passage = _Passage(job, predictor, known or {})
+    steps = (passage.read, passage.infer, passage.write)
+    with closing(overlapped(cases, *steps)) as finished:
+        for work in finished:
+            yield work.row
+
+
+@dataclass(eq=False)
+class _Work:
+    """One case on its way; `row` is there as soon as nothing is left to do."""
+
+    files: CaseFiles
+    row: PredictionRow | None = None
+    seconds: float = 0.0
+    input: str = ""
+    key: str = ""
+    prepared: Prepared | None = None
+    inferred: Inferred | None = None
+
+
+class _Passage:
+    """The three steps of one call."""
+
+    def __init__(
+        self, job: PredictJob, predictor: Predictor, known: Mapping[str, PredictionRow]
+    ) -> None:
+        self.job, self.predictor, self.known = job, predictor, known
+        self.targets = Targets(job.output, job.save_probabilities)
+        gigabytes = job.inference.max_memory_gb
+        total = default_budget() if gigabytes is None else int(gigabytes * 2**30)
+        self.budget = MemoryBudget(total)
+        self.bundle = _joint_digest(job.bundles)
+        choices = (predictor.operating_point, job.inference.that_matter(), job.raster_mm, job.tilt)
+        self.choices = repr((__version__, self.bundle, *choices, job.save_probabilities))
+
+    def read(self, cases: Iterator[CaseFiles], halt: Halt) -> Iterator[_Work]:
+        """Step 1: what is unchanged is kept, the rest read and brought to the plan's grid."""
+        for files in cases:
+            work = _Work(files)
+            with self._guarded(work):
+                self._read(work, halt)
+            yield work
+
+    def infer(self, works: Iterator[_Work], halt: Halt) -> Iterator[_Work]:
+        """Step 2: the network, tile by tile."""
+        for work in works:
+            with self._guarded(work):
+                if work.prepared is not None:
+                    prepared, work.prepared = work.prepared, None
+                    work.inferred = self.predictor.infer(prepared, on_tile=lambda *_: halt.check())
+                    del prepared
+            yield work
+
+    def write(self, works: Iterator[_Work], _: Halt) -> Iterator[_Work]:
+        """Step 3: back to the file's grid, candidates, files."""
+        for work in works:
+            with self._guarded(work):
+                if work.inferred is not None:
+                    inferred, work.inferred = work.inferred, None
+                    counts = write_case(self.predictor, inferred, work.files, self.targets)
+                    work.row = replace(self._row(work, "done"), **counts)
+                    del inferred
+            self.budget.give_back(work.files.case)
+            yield work
+
+    def _read(self, work: _Work, halt: Halt) -> None:
+        files, plan = work.files, self.predictor.plan
+        work.input = _content_digest(files, self.bundle)
+        work.key = _digest(self.choices, work.input)
+        work.row = self._kept(work)
+        if work.row is not None:
+            return
+        self.targets.clear(files, plan)
+        geometry = read_geometry(files.images[0], raster_mm=self.job.raster_mm, tilt=self.job.tilt)
+        if geometry.dims == plan.dims:  # else reading it says so
+            n_bytes = needed_bytes(geometry, plan.spacing_mm, len(plan.channel_names))
+            self.budget.take(files.case, n_bytes, halt)
+        work.prepared = self.predictor.prepare(self.predictor.read(files), files.case)
+
+    def _kept(self, work: _Work) -> PredictionRow | None:
+        """The row of an earlier run, if it was done with the same key and its files are there."""
+        row = self.known.get(work.files.case)
+        if row is None or row.status == "failed" or row.key != work.key:
+            return None
+        outputs = self.targets.paths(work.files, self.predictor.plan)
+        return replace(row, status="kept") if all(p.is_file() for p in outputs) else None
+
+    def _row(self, work: _Work, status: Status, message: str = "") -> PredictionRow:
+        return PredictionRow(
+            case=work.files.case,
+            status=status,
+            message=message,
+            seconds=round(work.seconds, 3),
+            peak_memory_mb=peak_memory_mb(),
+            bundle=self.bundle,
+            input=work.input,
+            key=work.key,
+        )
+
+    @contextmanager
+    def _guarded(self, work: _Work) -> Iterator[None]:
+        """Time a step; whatever it raises becomes the case's row, and what it wrote is removed."""
+        begin = perf_counter()
+        try:
+            yield
+        except Exception as error:  # a damaged file may make any library raise anything
+            message = str(error) if isinstance(error, LesionsegError) else repr(error)
+            logger.warning("Case %s failed: %s", work.files.case, message)
+            logger.debug("Case %s failed.", work.files.case, exc_info=error)
+            work.prepared = work.inferred = None
+            work.row = self._row(work, "failed", message)
+            self.targets.clear(work.files, self.predictor.plan)
+        finally:
+            work.seconds += perf_counter() - begin
+            if work.row is not None and work.row.status != "kept":
+                work.row = replace(work.row, seconds=round(work.seconds, 3))
+
+
+def peak_memory_mb() -> int:
+    """The most memory that this process has held at one time."""
+    return int(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / _RSS_PER_MB)
+
+
+def _joint_digest(bundles: Sequence[Path]) -> str:
+    """Sixteen hexadecimal digits: a bundle's own, those of several taken together."""
+    digests = [bundle_digest(folder) for folder in bundles]
+    return digests[0] if len(digests) == 1 else _digest(*digests)
+
+
+def _digest(*parts: str) -> str:
+    return blake2b(repr(parts).encode(), digest_size=8).hexdigest()
+
+
+def _content_digest(files: CaseFiles, key: str) -> str:
+    """Sixteen hexadecimal digits that change with the scan's bytes.
+
+    Keyed, lest the table tell who has the same scan elsewhere that it is the same.
+    """
+    digest = blake2b(digest_size=8, key=key.encode())
+    for path in (part for image in files.images for part in content_files(image)):
+        with path.open("rb") as file:
+            while piece := file.read(2**22):
+                digest.update(piece)
+    return digest.hexdigest()
