@@ -1,50 +1,54 @@
 """What a network is taught about a tile: its lesions as boxes, beside the label map."""
 
 from dataclasses import dataclass
-from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from lesionseg.ops.components import mask_boxes
+import torch
+from jaxtyping import Float, Int64, Integer
+from torch import Tensor
 
 
 @dataclass(frozen=True, eq=False)
 class LesionTargets:
-    """The lesions of one tile, in order of id.
+    """The lesions of one tile, in order of id, on the tile's device.
 
     `boxes` `[n, 2·dims]` float32: starts then stops, half-open voxels of the tile. `labels` `[n]`
-    int64: k for the plan's k-th label. `ids` `[n]` int64: the lesions' ids in the case.
+    int64: the tile's label there, k for the plan's k-th. `ids` `[n]` int64: the lesions' ids in the
+    case.
     """
 
-    boxes: NDArray[np.float32]
-    labels: NDArray[np.int64]
-    ids: NDArray[np.int64]
+    boxes: Float[Tensor, "n two_d"]
+    labels: Int64[Tensor, " n"]
+    ids: Int64[Tensor, " n"]
 
 
 def lesion_targets(
-    instances: NDArray[np.integer[Any]], labels: NDArray[np.integer[Any]], *, min_voxels: int = 1
+    instances: Integer[Tensor, "*tile"], labels: Integer[Tensor, "*tile"], *, min_voxels: int = 1
 ) -> LesionTargets:
     """Boxes of the lesions that reach into a tile `[*tile]`, after augmentation.
 
     A box holds the part of the lesion inside the tile; parts of fewer than `min_voxels` are left
-    out. `labels` is the tile's label map. No lesion gives arrays of length 0.
+    out. `labels` is the tile's label map; a lesion has that of its first voxel. The cost grows with
+    the lesions' voxels. No lesion gives arrays of length 0.
 
-    >>> tile = np.array([[0, 7, 7], [0, 0, 7]])
-    >>> found = lesion_targets(tile, np.sign(tile))
+    >>> tile = torch.tensor([[0, 7, 7], [0, 0, 7]])
+    >>> found = lesion_targets(tile, tile.sign())
     >>> found.boxes.tolist(), found.labels.tolist(), found.ids.tolist()
     ([[0.0, 1.0, 2.0, 3.0]], [1], [7])
     """
-    where = np.flatnonzero(instances)
-    ids, first, inverse, voxels = np.unique(
-        instances.reshape(-1)[where], return_index=True, return_inverse=True, return_counts=True
+    voxels = torch.nonzero(instances)
+    at = voxels.unbind(1)
+    ids, owner, counts = torch.unique(instances[at].long(), return_inverse=True, return_counts=True)
+    start, stop = _extremes(voxels, owner, len(ids))
+    first = torch.full_like(ids, len(voxels)).scatter_reduce(
+        0, owner, torch.arange(len(voxels), device=ids.device), "amin"
     )
-    numbered = np.zeros(instances.size, dtype=np.int32)
-    numbered[where] = inverse + 1
-    boxes = mask_boxes(numbered.reshape(instances.shape), len(ids))
-    kept = voxels >= min_voxels
-    return LesionTargets(
-        boxes=boxes[kept],
-        labels=labels.reshape(-1)[where[first]][kept].astype(np.int64),
-        ids=ids[kept].astype(np.int64),
-    )
+    kept = counts >= min_voxels
+    boxes = torch.cat([start, stop + 1], dim=1).float()
+    return LesionTargets(boxes[kept], labels[at].long()[first][kept], ids[kept])
+
+
+def _extremes(voxels: Tensor, owner: Tensor, n: int) -> tuple[Tensor, Tensor]:
+    """Lowest and highest index `[n, dims]` of each owner's voxels."""
+    empty, where = voxels.new_zeros((n, voxels.shape[1])), owner[:, None].expand_as(voxels)
+    low = empty.scatter_reduce(0, where, voxels, "amin", include_self=False)
+    return low, empty.scatter_reduce(0, where, voxels, "amax", include_self=False)

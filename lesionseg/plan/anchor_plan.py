@@ -14,7 +14,8 @@ class AnchorPlan:
     `stages`: their numbers, finest first. `sizes[level]`: side lengths in voxels of the anchors at
     each cell, the same number at every level. `width` and `depth`: channels and convolutions of the
     two heads that all levels share. `prior`: the share of anchors that are expected to be positive
-    at the start. `mean_iou` and `small_recall` say how well the sizes fit the training lesions:
+    at the start. `alpha` and `gamma`: of the focal loss that taught the scores, which inference
+    undoes (`losses.posterior`); None where there is none to undo. `mean_iou` and `small_recall` say how well the sizes fit the training lesions:
     mean IoU with the best one, and the share of the smallest tenth with IoU ≥ 0.5, both sharing
     their centre; None without a lesion.
     """
@@ -24,6 +25,8 @@ class AnchorPlan:
     width: int = 32
     depth: int = 2
     prior: float = 0.01
+    alpha: float | None = None
+    gamma: float | None = None
     mean_iou: float | None = None
     small_recall: float | None = None
 
