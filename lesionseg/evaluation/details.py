@@ -1,16 +1,21 @@
 """Further numbers of scores.json: quality of what is found, recall along size, calibration."""
 
+import itertools
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lesionseg.evaluation import detection, edge_cases
 from lesionseg.evaluation.calibration import describe_calibration, judgements
-from lesionseg.evaluation.estimates import as_mapping
-from lesionseg.evaluation.size import fit_size_curve
-from lesionseg.evaluation.summary import Summary
+from lesionseg.evaluation.edge_cases import EdgeCase
+from lesionseg.evaluation.estimates import Number, as_list, as_mapping, proportion
+from lesionseg.evaluation.size import SizeCurve, fit_size_curve, size_statistic
+from lesionseg.evaluation.summary import Chosen, Summary, of_diameter
 
 N_QUANTILE_BINS = 4
+N_CURVE_POINTS = 25
 
 
 def detail_numbers(summary: Summary) -> dict[str, Any]:
@@ -20,6 +25,8 @@ def detail_numbers(summary: Summary) -> dict[str, Any]:
         "volume_error_ml": volume_error(summary),
         **panoptic_quality(summary),
         "recall_by_size_quantile": recall_by_quantile(summary),
+        "recall_by_size_and_contrast": recall_by_size_and_contrast(summary),
+        **case_numbers(summary),
         "size_curve": size_curve(summary),
         "calibration": calibration(summary),
     }
@@ -63,26 +70,100 @@ def recall_by_quantile(summary: Summary) -> list[dict[str, Any]]:
     return summary.recall_between([0.0, *(cuts[cuts > 0]).tolist(), None])
 
 
+def recall_by_size_and_contrast(summary: Summary) -> list[dict[str, Any]]:
+    """Recall in cells of equivalent diameter and contrast without its sign, `[from, to)`.
+
+    Lesions whose contrast is not known are in no cell; empty when none is known.
+    """
+    if not any(x.contrast is not None for r in summary.results for x in r.lesions):
+        return []
+    preset = summary.preset
+    contrasts = list(itertools.pairwise([*preset.contrast_edges, None]))
+    sizes = itertools.pairwise([*preset.size_edges_mm, None])
+    cells = [(*size, *contrast) for size in sizes for contrast in contrasts]
+    names = ("from_mm", "to_mm", "contrast_from", "contrast_to")
+    found = summary.recalls([_of_cell(*cell) for cell in cells])
+    return [
+        {**dict(zip(names, cell, strict=True)), **recall}
+        for cell, recall in zip(cells, found, strict=True)
+    ]
+
+
+def _of_cell(
+    from_mm: float | None, to_mm: float | None, low: float | None, high: float | None
+) -> Chosen:
+    """Lesions of a diameter and a contrast (without its sign) within both."""
+    of_size = of_diameter(from_mm, to_mm)
+    least, most = -np.inf if low is None else low, np.inf if high is None else high
+    return lambda lesion: (
+        lesion.contrast is not None and of_size(lesion) and least <= abs(lesion.contrast) < most
+    )
+
+
+def case_numbers(summary: Summary) -> dict[str, dict[str, Any]]:
+    """Sensitivity and specificity of calling a case positive when a candidate is accepted."""
+    called = np.array([r.is_called for r in summary.results], dtype=np.bool_)
+    ill = np.array([bool(r.lesions) for r in summary.results], dtype=np.bool_)
+    return {
+        "case_sensitivity": _share(summary, called & ill, ill, edge_cases.NO_CASE_WITH_LESION),
+        "case_specificity": _share(summary, ~called & ~ill, ~ill, edge_cases.NO_LESION_FREE_CASE),
+    }
+
+
+def _share(
+    summary: Summary, hits: NDArray[np.bool_], of: NDArray[np.bool_], undefined: EdgeCase
+) -> dict[str, Any]:
+    share = proportion(summary.sums(hits.tolist()), summary.sums(of.tolist()), undefined)
+    return {**as_mapping(share), "n": int(of.sum())}
+
+
 def size_curve(summary: Summary) -> dict[str, Any]:
     """The logistic curve of recall over ln diameter and where it passes 50 and 90 %."""
     lesions = [x for r in summary.results for x in r.lesions]
-    curve = fit_size_curve(
-        np.array([x.diameter_mm for x in lesions], dtype=np.float64),
-        np.array([x.detected for x in lesions], dtype=np.bool_),
-    )
+    diameters = np.array([x.diameter_mm for x in lesions], dtype=np.float64)
+    found = np.array([x.detected for x in lesions], dtype=np.bool_)
+    curve = fit_size_curve(diameters, found)
     if curve is None:
-        none = dict.fromkeys(("intercept", "slope", "d50_mm", "d90_mm"))
+        none = dict.fromkeys(("intercept", "slope", "d50_mm", "d90_mm", "d50_ci95", "d90_ci95"))
+        none |= {"diameters_mm": [], "recall": [], "ci95": []}
         return {**none, "reason": edge_cases.TOO_FEW_FOR_CURVE.reason}
-    found: dict[str, Any] = {
+    along = np.geomspace(curve.smallest_mm, curve.largest_mm, N_CURVE_POINTS)
+    statistic = size_statistic(diameters, found, summary.pool.lesion_group, along)
+    support = summary.sums([len(r.lesions) for r in summary.results])
+    numbers = summary.estimator.bootstrapped(
+        statistic, support, edge_cases.NO_LESION, 4 * len(lesions)
+    )
+    *points, d50, d90 = numbers
+    values = {
         "intercept": curve.intercept,
         "slope": curve.slope,
         "d50_mm": curve.d50_mm,
         "d90_mm": curve.d90_mm,
+        "d50_ci95": _inside(curve, curve.d50_mm, d50),
+        "d90_ci95": _inside(curve, curve.d90_mm, d90),
         "observed_mm": [curve.smallest_mm, curve.largest_mm],
+        "diameters_mm": along.tolist(),
+        "recall": curve.recall(along).tolist(),
+        "ci95": [as_list(p.ci95) for p in points],
     }
+    why = _why_open(curve, values, points[0].reason)
+    return values if why is None else {**values, "reason": why}
+
+
+def _inside(curve: SizeCurve, value: float | None, number: Number) -> list[float] | None:
+    """The interval of a diameter, None where it or an end of it was not observed."""
+    ends = number.ci95
+    if value is None or ends is None or not all(map(curve.inside, ends)):
+        return None
+    return as_list(ends)
+
+
+def _why_open(curve: SizeCurve, values: Mapping[str, Any], why: str | None) -> str | None:
     if None in (curve.d50_mm, curve.d90_mm):
-        found["reason"] = edge_cases.OUTSIDE_SIZES.reason
-    return found
+        return edge_cases.OUTSIDE_SIZES.reason
+    if why is None and None in (values["d50_ci95"], values["d90_ci95"]):
+        return edge_cases.INTERVAL_OUTSIDE_SIZES.reason
+    return why
 
 
 def calibration(summary: Summary) -> dict[str, Any]:

@@ -69,10 +69,13 @@ NOTHING_FOUND = EdgeCase(
 NO_CASE = EdgeCase("`false_positives_per_case`", "no case", None, "there is no case")
 NO_LESION_FREE_CASE = EdgeCase(
     "`false_positives_per_lesion_free_case`, `false_positive_ml_per_lesion_free_case`, "
-    "`specificity`",
+    "`specificity`, `case_specificity`",
     "every case has a lesion",
     None,
     "there is no lesion-free case",
+)
+NO_CASE_WITH_LESION = EdgeCase(
+    "`case_sensitivity`", "no case has a lesion", None, "there is no case with a lesion"
 )
 NO_VOLUME = EdgeCase(
     "`volume_ml`, `reference_ml`, `predicted_ml`, `false_positive_ml_per_lesion_free_case`",
@@ -143,6 +146,24 @@ OUTSIDE_SIZES = EdgeCase(
     None,
     "the diameter lies outside the observed ones, or recall does not grow with size",
 )
+INTERVAL_OUTSIDE_SIZES = EdgeCase(
+    "`size_curve.d50_ci95`, `size_curve.d90_ci95`",
+    "an end of the interval lies outside the observed diameters",
+    None,
+    "an end of the interval lies outside the observed diameters",
+)
+NO_IMAGE = EdgeCase(
+    "`recall_by_size_and_contrast`, `contrast`",
+    "no image was given, or no ring could be measured",
+    None,
+    "contrast needs the images",
+)
+NO_SUBGROUP = EdgeCase(
+    "`subgroups`",
+    "no table says anything that divides the cases",
+    None,
+    "no table says anything that divides the cases",
+)
 NO_OPERATING_POINT = EdgeCase(
     "`operating_point.score`",
     "no operating point was given and the prediction files state none",
@@ -161,6 +182,7 @@ EDGE_CASES = (
     NOTHING_FOUND,
     NO_CASE,
     NO_LESION_FREE_CASE,
+    NO_CASE_WITH_LESION,
     NO_VOLUME,
     UNSCORED,
     TOO_FEW_CASES_FOR_CPM,
@@ -173,6 +195,9 @@ EDGE_CASES = (
     NOTHING_MATCHED,
     TOO_FEW_FOR_CURVE,
     OUTSIDE_SIZES,
+    INTERVAL_OUTSIDE_SIZES,
+    NO_IMAGE,
+    NO_SUBGROUP,
     NO_OPERATING_POINT,
 )
 

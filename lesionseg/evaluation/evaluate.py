@@ -1,13 +1,15 @@
 """Judge one case: reference and prediction in, every number of the case out."""
 
+from collections.abc import Sequence
 from time import perf_counter
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lesionseg.core import Candidate, Geometry, OperatingPoint, Prediction, Reference
+from lesionseg.core import Candidate, Geometry, OperatingPoint, Prediction, Reference, Volume
 from lesionseg.errors import GeometryError
 from lesionseg.evaluation import edge_cases
+from lesionseg.evaluation.contrast import lesion_contrasts
 from lesionseg.evaluation.instances import Instances
 from lesionseg.evaluation.judge import Judged, judge
 from lesionseg.evaluation.lesions import NEAR_RESOLUTION_VOXELS, Extent, measure_extent
@@ -33,15 +35,19 @@ def evaluate_case(
     group: str = "",
     role: str = "",
     operating_point: OperatingPoint | None = None,
+    image: Volume | None = None,
 ) -> CaseResult:
     """Judge the prediction of one case; None stands for a prediction that is missing.
 
     Candidates of at least the operating point's score are accepted; without one, those that the
-    prediction itself marks as accepted. Both are on one grid, else `GeometryError`.
+    prediction itself marks as accepted. `image`: from its first channel comes the lesions'
+    contrast. All are on one grid, else `GeometryError`.
     """
     begin = perf_counter()
     if prediction is not None:
-        _check_grids(case, reference.geometry, prediction.geometry)
+        _check_grids("prediction", case, reference.geometry, prediction.geometry)
+    if image is not None:
+        _check_grids("image", case, reference.geometry, image.geometry)
     given = prediction or Prediction(case, reference.geometry, (), None)
     judged = judge(reference, given, preset.criterion, operating_point)
     counts = _counts(judged)
@@ -52,7 +58,7 @@ def evaluate_case(
         role=role,
         status="missing" if prediction is None else "ok",
         dims=reference.geometry.dims,
-        lesions=tuple(_lesion(judged, i, prediction is None) for i in range(len(judged.lesions))),
+        lesions=_lesions(judged, prediction is None, _contrasts(judged, reference, image)),
         candidates=tuple(_candidate(judged, i) for i in range(len(judged.candidates))),
         dice=_dice(judged, counts),
         surface_dice=surface_dice,
@@ -66,25 +72,27 @@ def evaluate_case(
         counts=counts,
         sides={name: verdict.count() for name, verdict in judged.sides.items()},
         operating_point=operating_point or given.operating_point,
-        physical=reference.geometry.dims > 2 or set(reference.geometry.spacing_mm) != {1.0},
+        physical=reference.geometry.size_unit != "px",
+        unit=reference.geometry.size_unit,
         official=score_case(preset.official, judged),
         seconds=perf_counter() - begin,
     )
 
 
-def _check_grids(case: str, reference: Geometry, prediction: Geometry) -> None:
-    if reference.matches(prediction, _GRID_TOLERANCE * min(reference.spacing_mm)):
+def _check_grids(what: str, case: str, reference: Geometry, other: Geometry) -> None:
+    if reference.matches(other, _GRID_TOLERANCE * min(reference.spacing_mm)):
         return
     raise GeometryError(
-        "The prediction is not on the grid of its reference.",
+        f"The {what} is not on the grid of its reference.",
         where=f"case {case}",
-        seen=f"prediction {_in_words(prediction)}, {reference.distance_mm(prediction):.4g} mm off",
-        expected=f"reference {_in_words(reference)}",
-        remedy="resample the prediction onto the reference's grid.",
+        seen=f"{what} {describe_grid(other)}, {reference.distance_mm(other):.4g} mm off",
+        expected=f"reference {describe_grid(reference)}",
+        remedy=f"resample the {what} onto the reference's grid.",
     )
 
 
-def _in_words(geometry: Geometry) -> str:
+def describe_grid(geometry: Geometry) -> str:
+    """Shape, spacing and place of a grid, for messages."""
     origin = tuple(float(x) for x in geometry.affine[:-1, -1].round(3))
     spacing = tuple(round(s, 4) for s in geometry.spacing_mm)
     return f"of shape {geometry.shape}, spacing {spacing} mm, first voxel at {origin} mm"
@@ -141,7 +149,21 @@ def _n_repeated(judged: Judged, rows: NDArray[np.int64]) -> int:
     return int((np.bincount(rows[same & judged.accepted[candidate]]) > 1).sum())
 
 
-def _lesion(judged: Judged, row: int, missing: bool) -> LesionResult:
+def _contrasts(
+    judged: Judged, reference: Reference, image: Volume | None
+) -> Sequence[float | None]:
+    if image is None:
+        return [None] * len(judged.lesions)
+    return lesion_contrasts(image, judged.lesions, reference.ignore)
+
+
+def _lesions(
+    judged: Judged, missing: bool, contrasts: Sequence[float | None]
+) -> tuple[LesionResult, ...]:
+    return tuple(_lesion(judged, i, missing, contrast) for i, contrast in enumerate(contrasts))
+
+
+def _lesion(judged: Judged, row: int, missing: bool, contrast: float | None) -> LesionResult:
     lesions, by = judged.lesions, int(judged.at_point.candidate_of[row])
     voxels = lesions.voxels_of(row)
     extent = measure_extent(voxels, lesions.geometry.spacing_mm) if len(voxels) else None
@@ -168,6 +190,7 @@ def _lesion(judged: Judged, row: int, missing: bool) -> LesionResult:
         iou50=sides["iou50"],
         centre_distance=sides["centre_distance"],
         why_missed="" if by >= 0 else "case_failed" if missing else _why_missed(judged, row),
+        contrast=contrast,
     )
 
 

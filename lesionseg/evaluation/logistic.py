@@ -45,3 +45,37 @@ def fit_logistic(
             break
     slope_of_x = float(beta[1] / spread) if spread > 0 else 0.0
     return Logistic(float(beta[0] - slope_of_x * middle), slope_of_x)
+
+
+def fit_weighted(
+    x: NDArray[np.float64],
+    true: NDArray[np.bool_],
+    weights: NDArray[np.float64],
+    *,
+    ridge: float,
+) -> NDArray[np.float64]:
+    """Intercept and slope `[fits, 2]` of `fit_logistic` with each row of `weights` `[fits, n]`.
+
+    x is standardised alike for all fits, by its own mean and spread. A fit without weight stays
+    at 0.
+    """
+    middle, spread = float(x.mean()), float(x.std())
+    z = (x - middle) / spread if spread > 0 else np.zeros_like(x)
+    y = true.astype(np.float64)
+    prior = ridge if spread > 0 else 1.0
+    beta = np.zeros((len(weights), 2))
+    for _ in range(100):
+        p = 1 / (1 + np.exp(-np.clip(beta[:, :1] + beta[:, 1:] * z, -30, 30)))
+        left = weights * (y - p)
+        slope = np.stack([left.sum(1), left @ z - prior * beta[:, 1]], axis=1)
+        w = weights * np.maximum(p * (1 - p), 1e-9)
+        a, b, c = w.sum(1) + 1e-12, w @ z, w @ z**2 + prior
+        det = a * c - b**2
+        step = np.stack([c * slope[:, 0] - b * slope[:, 1], a * slope[:, 1] - b * slope[:, 0]], 1)
+        step /= det[:, None]
+        step *= np.minimum(1, 5 / np.maximum(np.abs(step).max(1), 1e-300))[:, None]
+        beta += step
+        if np.abs(step).max(initial=0) < 1e-8:
+            break
+    by_x = beta[:, 1] / spread if spread > 0 else np.zeros(len(beta))
+    return np.stack([beta[:, 0] - by_x * middle, by_x], axis=1)

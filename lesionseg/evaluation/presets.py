@@ -62,6 +62,7 @@ class Preset:
     official: Scorer | None = None
     surface_tolerance_mm: float = 1.0
     size_edges_mm: tuple[float, ...] = (0.0, 3.0, 5.0, 10.0, 20.0)
+    contrast_edges: tuple[float, ...] = (0.0, 1.0, 3.0)
     fp_per_case: tuple[float, ...] = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
 
 

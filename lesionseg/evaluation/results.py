@@ -15,6 +15,7 @@ WhyMissed = Literal[
     "below_operating_point",
     "overlap_too_small",
     "merged",
+    "removed_by_size",
     "wrong_label",
     "case_failed",
 ]
@@ -29,6 +30,7 @@ class LesionResult:
     and `iou` are those of the match at the operating point. `detected_at` is the highest score at
     which the lesion is found, None when it never is or candidates have no scores. `any_overlap`,
     `iou50` and `centre_distance`: found under the side criteria at the operating point.
+    `contrast` to the tissue around it (`evaluation.contrast`): None without an image.
     """
 
     lesion: int
@@ -51,6 +53,7 @@ class LesionResult:
     iou50: bool
     centre_distance: bool
     why_missed: WhyMissed
+    contrast: float | None = None
 
     @property
     def dice(self) -> float | None:
@@ -104,8 +107,9 @@ class CaseResult:
     `sides` holds the counts under the side criteria. `splits`: lesions overlapped by several
     accepted candidates; `merges`: accepted candidates that overlap several lesions. `case_score`:
     the highest candidate's score, 0 without candidates, None without scores. `scored`: whether
-    candidates have scores. `physical`: whether lengths are millimetres, not pixels. `official`:
-    what the preset's official scorer takes from the case.
+    candidates have scores. `physical`: whether lengths are millimetres, not pixels, and `unit`
+    which: those of a radiograph may be "mm at the detector". `official`: what the preset's
+    official scorer takes from the case.
     """
 
     case: str
@@ -128,6 +132,7 @@ class CaseResult:
     sides: Mapping[str, Found] = field(default_factory=dict)
     operating_point: OperatingPoint | None = None
     physical: bool = True
+    unit: str = "mm"
     seconds: float = 0.0
     official: OfficialCase = None
 
@@ -147,6 +152,11 @@ class CaseResult:
         if self.reference_ml is None or self.predicted_ml is None:
             return None
         return self.predicted_ml - self.reference_ml
+
+    @property
+    def is_called(self) -> bool:
+        """Whether any candidate is accepted: the case is called positive."""
+        return any(candidate.accepted for candidate in self.candidates)
 
     def n_outcome(self, outcome: Outcome) -> int:
         """Candidates of that outcome at the operating point."""

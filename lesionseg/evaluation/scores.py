@@ -17,6 +17,7 @@ from lesionseg.evaluation.estimates import as_list, as_mapping
 from lesionseg.evaluation.official import score_cases
 from lesionseg.evaluation.presets import Preset
 from lesionseg.evaluation.results import CaseResult
+from lesionseg.evaluation.subgroups import Columns, subgroup_numbers
 from lesionseg.evaluation.summary import Summary
 
 _log = logging.getLogger(__name__)
@@ -36,12 +37,15 @@ def summarise(
     replicates: int = 1000,
     seed: int = 0,
     provenance: Mapping[str, Any] | None = None,
+    columns: Columns | None = None,
+    subgroups: Sequence[str] | None = None,
 ) -> dict[str, Any]:
     """The content of scores.json, as DESIGN's contract and docs/metrics.md describe it.
 
     `evaluated_on` is the role of the cases. `labels` names label values; others are named by their
     value. `operating_point`: None takes the one that all predictions state. `replicates` and
-    `seed` are the bootstrap's. No result at all gives nulls throughout.
+    `seed` are the bootstrap's. `columns`: what a table says of each case; `subgroups` names those
+    to divide by, None takes all that divide. No result at all gives nulls throughout.
     """
     summary = Summary.of(results, preset, replicates, seed)
     plain = {**summary.detection_numbers(), **summary.curve_numbers()}
@@ -51,6 +55,12 @@ def summarise(
     froc = summary.froc()
     if froc is None:
         reasons["froc"] = (edge_cases.NO_LESION if summary.scored else edge_cases.UNSCORED).reason
+    details = detail_numbers(summary)
+    if not details["recall_by_size_and_contrast"]:
+        reasons["recall_by_size_and_contrast"] = edge_cases.NO_IMAGE.reason
+    parts = subgroup_numbers(summary, columns or {}, subgroups)
+    if not parts:
+        reasons["subgroups"] = edge_cases.NO_SUBGROUP.reason
     point = _operating_point(results, operating_point, evaluated_on)
     if point["score"] is None:
         reasons["operating_point.score"] = edge_cases.NO_OPERATING_POINT.reason
@@ -68,8 +78,9 @@ def summarise(
         "lesion_recall": as_mapping(summary.recall()),
         **{key: number.value for key, number in plain.items()},
         "recall_by_size": summary.recall_by_size(),
-        **detail_numbers(summary),
-        "size_unit": "mm" if not results or any(r.physical for r in results) else "px",
+        **details,
+        "subgroups": parts,
+        "size_unit": _size_unit(results),
         "froc": froc,
         "operating_point": point,
         "other_criteria": summary.other_criteria(),
@@ -92,6 +103,14 @@ def summarise(
             },
         },
     }
+
+
+def _size_unit(results: Sequence[CaseResult]) -> str:
+    """What sizes are called: the unit of all cases, or that some are measured at the detector."""
+    units = {r.unit for r in results if r.physical}
+    if not units:
+        return "px" if results else "mm"
+    return units.pop() if len(units) == 1 else "mm, partly at the detector"
 
 
 def _official(results: Sequence[CaseResult], preset: Preset) -> dict[str, Any] | None:

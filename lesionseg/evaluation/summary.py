@@ -234,17 +234,23 @@ class Summary:
     def recall_between(self, edges: Sequence[float | None]) -> list[dict[str, Any]]:
         """Recall between neighbouring diameters, `[from, to)`; None stands for no bound."""
         bins = list(itertools.pairwise(edges))
-        tallies = [self._tally(attrgetter("detected"), _between(*b)) for b in bins]
+        found = self.recalls([of_diameter(*b) for b in bins])
+        return [
+            {"from_mm": low, "to_mm": high, **recall}
+            for (low, high), recall in zip(bins, found, strict=True)
+        ]
+
+    def recalls(self, bins: Sequence[Chosen]) -> list[dict[str, Any]]:
+        """Recall of the lesions of each bin; the design effect of degenerate ones is pooled."""
+        tallies = [self._tally(attrgetter("detected"), chosen) for chosen in bins]
         deff = pooled_design_effect([h for h, _ in tallies], [t for _, t in tallies])
         return [
             {
-                "from_mm": low,
-                "to_mm": high,
                 "n": int(totals.sum()),
                 "detected": int(hits.sum()),
                 **as_mapping(proportion(hits, totals, edge_cases.NO_LESION, deff), "recall"),
             }
-            for (low, high), (hits, totals) in zip(bins, tallies, strict=True)
+            for hits, totals in tallies
         ]
 
     def other_criteria(self) -> dict[str, Any]:
@@ -273,7 +279,7 @@ class Summary:
         return {"touching_lesion": touching, "elsewhere": len(false) - touching}
 
 
-def _between(low: float | None, high: float | None) -> Chosen:
+def of_diameter(low: float | None, high: float | None) -> Chosen:
     """Lesions of a diameter `[low, high)`."""
     least, most = -np.inf if low is None else low, np.inf if high is None else high
     return lambda lesion: least <= lesion.diameter_mm < most

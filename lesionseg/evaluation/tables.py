@@ -53,6 +53,7 @@ LESION_COLUMNS = (
     "centre_distance",
     "why_missed",
     "dice",
+    "contrast",
 )
 CANDIDATE_COLUMNS = (
     "case",

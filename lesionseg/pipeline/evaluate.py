@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, get_args
@@ -17,11 +17,13 @@ from lesionseg.core import (
     Prediction,
     Reference,
     Role,
+    Volume,
 )
 from lesionseg.errors import ConfigError, DatasetError
 from lesionseg.evaluation import CaseResult, Preset, evaluate_case, find_preset, summarise
 from lesionseg.evaluation.adjudication import Verdict, adjudicate, read_verdicts
 from lesionseg.evaluation.compare import compare as compare_models
+from lesionseg.evaluation.subgroups import Columns
 from lesionseg.evaluation.tables import (
     CANDIDATE_COLUMNS,
     CASE_COLUMNS,
@@ -31,17 +33,13 @@ from lesionseg.evaluation.tables import (
     lesion_rows,
 )
 from lesionseg.io.atomic import read_csv, write_csv, write_json
-from lesionseg.io.cases import pixel_mm, read_mask
-from lesionseg.io.coco_reference import read_coco_reference
+from lesionseg.io.cases import pixel_mm, read_mask, tilt_of
+from lesionseg.io.cases import read_reference as read_case_reference
 from lesionseg.io.conventions import read_dataset
 from lesionseg.io.groups import assign_groups
-from lesionseg.io.predictions import (
-    PredictionFiles,
-    find_masks,
-    find_predictions,
-    read_prediction,
-)
+from lesionseg.io.predictions import find_masks, find_predictions
 from lesionseg.io.volumes import read_geometry
+from lesionseg.pipeline.evaluate_inputs import image_readers, prediction_reader, read_columns
 from lesionseg.pipeline.progress import bar
 
 _log = logging.getLogger(__name__)
@@ -54,7 +52,8 @@ _DATASET_FILES = ("manifest.csv", "dataset.json", "annotations.json")
 class Pair:
     """A case to judge; reference and prediction are read when its turn comes.
 
-    `prediction` is given the reference's grid; None: there is no prediction of this case.
+    `prediction` is given the reference's grid; None: there is no prediction of this case. `image`
+    is read for the lesions' contrast; None: it is not measured.
     """
 
     case: str
@@ -62,6 +61,7 @@ class Pair:
     prediction: Callable[[Geometry], Prediction] | None
     group: str = ""
     role: str = ""
+    image: Callable[[], Volume] | None = None
 
 
 def evaluate(
@@ -76,6 +76,10 @@ def evaluate(
     groups: str | None = None,
     compare: str | Path | None = None,
     adjudication: str | Path | None = None,
+    images: str | Path | None = None,
+    columns: str | Path | None = None,
+    subgroups: Sequence[str] | None = None,
+    resample: bool = False,
     replicates: int = 1000,
     seed: int = 0,
     progress: Progress | None = None,
@@ -89,16 +93,22 @@ def evaluate(
     reference is named in a warning. `progress` is called with case, number done and total; without
     it a bar is drawn on the terminal.
     `compare`: another folder of predictions, a second model or reader, judged on the same cases and
-    compared. `adjudication`: adjudicate.csv, filled in by a person. Raises `ConfigError`,
-    `DatasetError`, `ReadError`, `GeometryError` or `ContentError`, and then writes nothing.
+    compared. `adjudication`: adjudicate.csv, filled in by a person.
+    `images`: a folder of images named by case, or `dataset` for the reference's own, to measure the
+    lesions' contrast in. `subgroups`: columns of the dataset's manifest or of `columns`, a CSV file
+    with a column `case`; None takes all that divide the cases, an empty list none. `resample`:
+    predictions on another grid are brought onto the reference's, which else is an error.
+    Raises `ConfigError`, `DatasetError`, `ReadError`, `GeometryError` or `ContentError`, and then
+    writes nothing.
     """
     _check_role(evaluated_on)
     reference, prediction, output = Path(reference), Path(prediction), Path(output)
     if dataset is None and any((reference / name).is_file() for name in _DATASET_FILES):
         dataset = read_dataset(reference)
     cases = assign_groups(_labelled(dataset) if dataset else _masks(reference), groups)
-    pairs = _pairs(cases, dataset, prediction, evaluated_on)
-    others = _pairs(cases, dataset, Path(compare), evaluated_on) if compare else None
+    pairs = _pairs(cases, dataset, prediction, evaluated_on, resample)
+    others = _pairs(cases, dataset, Path(compare), evaluated_on, resample) if compare else None
+    pairs = with_images(pairs, image_readers(cases, dataset, images))
     verdicts = _verdicts(Path(adjudication)) if adjudication else None
     with bar("Judging") if progress is None else nullcontext(progress) as advance:
         return evaluate_pairs(
@@ -111,6 +121,8 @@ def evaluate(
             replicates=replicates,
             seed=seed,
             provenance=_provenance(dataset),
+            columns=read_columns(cases, Path(columns) if columns else None),
+            subgroups=subgroups,
             others=others,
             verdicts=verdicts,
             progress=advance,
@@ -129,6 +141,8 @@ def evaluate_pairs(
     replicates: int = 1000,
     seed: int = 0,
     provenance: Mapping[str, Any] | None = None,
+    columns: Columns | None = None,
+    subgroups: Sequence[str] | None = None,
     others: Sequence[Pair] | None = None,
     verdicts: Sequence[Verdict] | None = None,
     progress: Progress | None = None,
@@ -149,6 +163,8 @@ def evaluate_pairs(
         replicates=replicates,
         seed=seed,
         provenance={"lesionseg": lesionseg.__version__, **(provenance or {})},
+        columns=columns,
+        subgroups=subgroups,
     )
     if others is not None:
         second = list(judge_pairs(others, rules))
@@ -177,6 +193,7 @@ def judge_pairs(
             group=pair.group,
             role=pair.role,
             operating_point=operating_point,
+            image=pair.image() if pair.image else None,
         )
         if progress:
             progress(pair.case, done, len(pairs))
@@ -223,7 +240,11 @@ def _labelled(dataset: Dataset) -> list[CaseFiles]:
 
 
 def _pairs(
-    cases: Sequence[CaseFiles], dataset: Dataset | None, folder: Path, evaluated_on: str
+    cases: Sequence[CaseFiles],
+    dataset: Dataset | None,
+    folder: Path,
+    evaluated_on: str,
+    resample: bool,
 ) -> list[Pair]:
     """Pair references and predictions by case id; says which have no counterpart."""
     found = find_predictions(folder)
@@ -245,7 +266,9 @@ def _pairs(
         Pair(
             case=files.case,
             reference=partial(read_reference, files, dataset),
-            prediction=prediction_reader(found[files.case]) if files.case in found else None,
+            prediction=prediction_reader(found[files.case], resample=resample)
+            if files.case in found
+            else None,
             group=files.group,
             role=files.role or evaluated_on,
         )
@@ -254,27 +277,24 @@ def _pairs(
 
 
 def read_reference(files: CaseFiles, dataset: Dataset | None) -> Reference:
-    """The reference of a case; its image's header is read at most, never its voxels."""
-    raster_mm = pixel_mm(files)
-    if dataset is not None and files.annotations:
-        geometry = read_geometry(files.images[0], raster_mm=raster_mm)
-        return read_coco_reference(files, geometry, dataset.merged_values)
-    if files.reference is None:
-        raise DatasetError("The case has no reference.", where=f"case {files.case}")
+    """The reference of a case on its image's grid; of the image the header is read.
+
+    Of a radiograph that states what it hides the pixels are read as well.
+    """
     if dataset is None:
-        return read_mask(files.reference, raster_mm=raster_mm)
-    return read_mask(
-        files.reference,
-        labels=tuple(dataset.labels),
-        ignore_label=dataset.ignore_label,
-        merged_values=dataset.merged_values,
-        raster_mm=raster_mm,
-    )
+        if files.reference is None:
+            raise DatasetError("The case has no reference.", where=f"case {files.case}")
+        return read_mask(files.reference, raster_mm=pixel_mm(files))
+    image = read_geometry(files.images[0], raster_mm=pixel_mm(files), tilt=tilt_of(dataset))
+    found = read_case_reference(files, dataset, image)
+    if found is None:
+        raise DatasetError("The case has no reference.", where=f"case {files.case}")
+    return found
 
 
-def prediction_reader(files: PredictionFiles) -> Callable[[Geometry], Prediction]:
-    """Reads a case's prediction when it is given the reference's grid."""
-    return lambda geometry: read_prediction(files, geometry=geometry)
+def with_images(pairs: Sequence[Pair], readers: Mapping[str, Callable[[], Volume]]) -> list[Pair]:
+    """The pairs with the images there are, by case id."""
+    return [replace(pair, image=readers.get(pair.case)) for pair in pairs]
 
 
 def _provenance(dataset: Dataset | None) -> dict[str, Any]:

@@ -1,89 +1,115 @@
-"""Predict the cases of one role, choose the operating point where it is still open, and score."""
+"""Predict the cases of one role, choose what is still open on development cases, and score."""
 
-import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from lesionseg.core import CaseFiles, OperatingPoint
-from lesionseg.errors import ContentError
-from lesionseg.evaluation import CaseResult, Preset, choose
-from lesionseg.inference.postprocess import apply_operating_point, choose_operating_point
+from lesionseg.core import CaseFiles, Geometry, OperatingPoint, Prediction
+from lesionseg.errors import DatasetError
+from lesionseg.evaluation import CaseResult, Preset
+from lesionseg.inference.postprocess import without_small
 from lesionseg.inference.predictor import Predictor
 from lesionseg.io.cases import read_case
 from lesionseg.io.predictions import find_predictions, write_prediction
+from lesionseg.pipeline.choice import Choice, Wishes, make_choice
 from lesionseg.pipeline.evaluate import (
     Pair,
     evaluate_pairs,
     judge_pairs,
-    prediction_reader,
     read_reference,
+    with_images,
 )
+from lesionseg.pipeline.evaluate_inputs import image_readers, prediction_reader, read_columns
+from lesionseg.pipeline.least_size import choose_least_size
 from lesionseg.pipeline.progress import bar
 from lesionseg.pipeline.survey import Survey
 
-_log = logging.getLogger(__name__)
-
-# the false-positive rates and sensitivities for which every bundle stores a score
-RATES = (1.0, 0.5, 2.0, 4.0)
-SENSITIVITIES = (0.8, 0.9)
+OUT_OF_FOLD = "out-of-fold"
 
 
 @dataclass(frozen=True)
 class Judged:
-    """Scores of one role's cases, and the operating points they were accepted by."""
+    """Scores of one role's cases, and what was chosen on them."""
 
     scores: Mapping[str, Any]
-    points: tuple[OperatingPoint, ...]
+    choice: Choice
 
 
-def judge(
-    predictor: Predictor,
-    found: Survey,
-    role: str,
-    output: Path,
-    preset: Preset,
-    *,
-    replicates: int,
-    points: tuple[OperatingPoint, ...] | None,
-    seed: int,
-    origin: Mapping[str, Any],
-    accept: str | None = None,
+@dataclass(frozen=True)
+class Rules:
+    """By what cases are judged: the preset, the user's wishes, and where it all came from."""
+
+    preset: Preset
+    wishes: Wishes
+    origin: Mapping[str, Any]
+
+
+def judge_validation(
+    predictor: Predictor, found: Survey, run: Path, rules: Rules
 ) -> Judged | None:
-    """Predict all labelled cases of `role` into `output/<predictions folder>` and score them.
+    """Predict the validation cases into `run/validation`, choose on them, and score them.
 
-    `points` None: they are chosen on these very cases, which makes them optimistic. The first
-    point accepts the candidates: of those chosen here the one called `accept`, by default that of
-    1 false positive a case. None when the role has no labelled case.
+    What is chosen on the cases it is scored on flatters; the scores say so. None without a
+    labelled validation case.
     """
-    cases = [c for c in found.of_role(role) if c.reference is not None or c.annotations]
+    cases = labelled(found, "validation")
     if not cases:
         return None
-    folder = output / ("validation" if role == "validation" else "predictions")
+    folder = run / "validation"
     predict_cases(predictor, found, cases, folder)
-    pairs = _pairs(found, cases, folder, role)
-    if points is None:
-        with bar("Choosing the score") as advance:
-            points = choose_points(list(judge_pairs(pairs, preset, progress=advance)))
-        points = _first(points, accept)
-    _accept(folder, pairs, points[0])
-    with bar(f"Judging {role}") as advance:
-        scores = evaluate_pairs(
-            pairs,
-            output,
-            evaluated_on=role,
-            operating_point=points[0],
-            preset=preset,
-            labels=found.dataset.labels,
-            split_is_group_safe=found.splits.group_safe,
-            replicates=replicates,
-            seed=seed,
-            provenance=origin,
-            progress=advance,
-        )
-    return Judged(scores, points)
+    pairs = _pairs(found, dict.fromkeys(cases, folder), "validation")
+    choice = make_choice(_results(pairs, rules), rules.wishes, chosen_on="validation")
+    _write_chosen(pairs, choice, folder)
+    return Judged(_score(found, cases, folder, run, "validation", choice.points[0], rules), choice)
+
+
+def judge_out_of_fold(
+    found: Survey, folders: Sequence[Path], folds: Sequence[int], output: Path, rules: Rules
+) -> Judged:
+    """Choose on the predictions that each fold made of the others' cases, gather and score them.
+
+    `folders[i]` holds the predictions by the network of fold `folds[i]`. All cases are written
+    again, as chosen, to `output/predictions`. Raises `DatasetError` for a case of several folds.
+    """
+    made_in = _made_in(found, folders)
+    fold_of = {c.case: folds[folders.index(folder)] for c, folder in made_in.items()}
+    pairs = _pairs(found, made_in, "validation")
+
+    def judged(diameter: float) -> list[CaseResult]:
+        return _results([_filtered(pair, diameter) for pair in pairs], rules)
+
+    least = choose_least_size(_results(pairs, rules), judged, rules.wishes)
+    choice = make_choice(
+        least.results,
+        rules.wishes,
+        chosen_on=OUT_OF_FOLD,
+        fold_of=fold_of,
+        min_diameter_mm=least.diameter_mm,
+        reasons={"candidates: least diameter": least.why},
+    )
+    folder, cases = output / "predictions", list(made_in)
+    _write_chosen(pairs, choice, folder)
+    scores = _score(found, cases, folder, output, "validation", choice.points[0], rules)
+    return Judged(scores, choice)
+
+
+def judge_untouched(
+    predictor: Predictor, found: Survey, output: Path, role: str, rules: Rules
+) -> Mapping[str, Any] | None:
+    """Predict and score the cases of a role by a predictor whose plan is complete; None if none."""
+    cases = labelled(found, role)
+    if not cases:
+        return None
+    folder = output / "predictions"
+    predict_cases(predictor, found, cases, folder)
+    return _score(found, cases, folder, output, role, predictor.operating_point, rules)
+
+
+def labelled(found: Survey, role: str) -> list[CaseFiles]:
+    """The cases of a role that can be judged."""
+    return [c for c in found.of_role(role) if c.reference is not None or c.annotations]
 
 
 def predict_cases(
@@ -98,49 +124,80 @@ def predict_cases(
             advance(files.case, done, len(cases))
 
 
-def check_point(name: str) -> None:
-    """Refuse, before training, an operating point that `judge` could not accept by."""
-    names = [f"fp_per_case:{rate:g}" for rate in RATES]
-    names += [f"sensitivity:{share:g}" for share in SENSITIVITIES]
-    choose_operating_point([OperatingPoint(known, 0.5) for known in names], name)
+def _made_in(found: Survey, folders: Sequence[Path]) -> dict[CaseFiles, Path]:
+    """The folder of each development case's prediction, in the dataset's order."""
+    made: dict[str, Path] = {}
+    for folder in folders:
+        twice = sorted(set(find_predictions(folder)) & set(made))
+        if twice:
+            raise DatasetError(
+                "A case validates in more than one fold.", where=folder, seen=", ".join(twice[:5])
+            )
+        made |= dict.fromkeys(find_predictions(folder), folder)
+    return {c: made[c.case] for c in found.dataset.cases if c.case in made}
 
 
-def _first(points: tuple[OperatingPoint, ...], name: str | None) -> tuple[OperatingPoint, ...]:
-    """The points with the one called `name` in front."""
-    first = choose_operating_point(points, name)
-    return (first, *(p for p in points if p.name != first.name))
-
-
-def choose_points(results: Sequence[CaseResult]) -> tuple[OperatingPoint, ...]:
-    """One point for each stated rate and each stated sensitivity that can be reached."""
-    points = [choose(results, fp_per_case=rate) for rate in RATES]
-    for sensitivity in SENSITIVITIES:
-        try:
-            points.append(choose(results, sensitivity=sensitivity))
-        except ContentError as error:  # out of reach, or no lesion at all
-            _log.warning("No operating point for a sensitivity of %g: %s", sensitivity, error)
-    return tuple(points)
-
-
-def _pairs(found: Survey, cases: Sequence[CaseFiles], folder: Path, role: str) -> list[Pair]:
-    files = find_predictions(folder)
+def _pairs(found: Survey, folder_of: Mapping[CaseFiles, Path], role: str) -> list[Pair]:
+    files = {folder: find_predictions(folder) for folder in dict.fromkeys(folder_of.values())}
     return [
         Pair(
             case=case.case,
             reference=partial(read_reference, case, found.dataset),
-            prediction=prediction_reader(files[case.case]),
+            prediction=prediction_reader(files[folder][case.case]),
             group=case.group,
             role=role,
         )
-        for case in cases
+        for case, folder in folder_of.items()
     ]
 
 
-def _accept(folder: Path, pairs: Sequence[Pair], point: OperatingPoint) -> None:
-    """Write the predictions again, accepted by the operating point."""
+def _results(pairs: Sequence[Pair], rules: Rules) -> list[CaseResult]:
+    with bar("Choosing the score") as advance:
+        return list(judge_pairs(pairs, rules.preset, progress=advance))
+
+
+def _filtered(pair: Pair, diameter: float) -> Pair:
+    """The pair without its candidates under a diameter."""
+    read = pair.prediction
+    if read is None:
+        return pair
+
+    def large(geometry: Geometry, read: Callable[[Geometry], Prediction] = read) -> Prediction:
+        return without_small(read(geometry), diameter)
+
+    return replace(pair, prediction=large)
+
+
+def _write_chosen(pairs: Sequence[Pair], choice: Choice, folder: Path) -> None:
+    """Write the predictions to `folder` as the choice has them."""
     for pair in pairs:
-        if pair.prediction is None:
-            continue
-        before = pair.prediction(pair.reference().geometry)
-        after = replace(apply_operating_point(before, point), case=pair.case)
-        write_prediction(folder, after)
+        if pair.prediction is not None:
+            before = replace(pair.prediction(pair.reference().geometry), case=pair.case)
+            write_prediction(folder, choice.apply_to(before))
+
+
+def _score(
+    found: Survey,
+    cases: Sequence[CaseFiles],
+    folder: Path,
+    output: Path,
+    role: str,
+    point: OperatingPoint,
+    rules: Rules,
+) -> Mapping[str, Any]:
+    pairs = _pairs(found, dict.fromkeys(cases, folder), role)
+    with bar(f"Judging {role}") as advance:
+        return evaluate_pairs(
+            with_images(pairs, image_readers(cases, found.dataset, "dataset")),
+            output,
+            evaluated_on=role,
+            operating_point=point,
+            preset=rules.preset,
+            labels=found.dataset.labels,
+            split_is_group_safe=found.splits.group_safe,
+            replicates=rules.wishes.replicates,
+            seed=rules.wishes.seed,
+            provenance=rules.origin,
+            columns=read_columns(cases),
+            progress=advance,
+        )

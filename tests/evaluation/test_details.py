@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -10,7 +12,7 @@ from lesionseg.evaluation.calibration import (
     fit_calibration,
 )
 from lesionseg.evaluation.compare import compare
-from lesionseg.evaluation.logistic import fit_logistic
+from lesionseg.evaluation.logistic import fit_logistic, fit_weighted
 from lesionseg.evaluation.size import fit_size_curve
 from tests.evaluation.hand_cases import HAND_CASES, make_prediction, make_reference
 from tests.evaluation.random_cases import random_cases
@@ -176,3 +178,57 @@ def test_unknown_verdicts_are_refused_with_their_line():
         read_verdicts([{**ROW, "verdict": "maybe"}], "adjudicate.csv")
     with pytest.raises(ContentError, match="names no candidate"):
         read_verdicts([{"verdict": "lesion"}], "adjudicate.csv")
+
+
+def test_weighted_fits_are_those_of_repeated_lesions():
+    rng = np.random.default_rng(3)
+    x, weights = rng.normal(size=60), rng.integers(0, 4, (5, 60)).astype(float)
+    true = rng.random(60) < 1 / (1 + np.exp(-x))
+    fits = fit_weighted(x, true, weights, ridge=0.0)
+    for fit, row in zip(fits, weights.astype(int), strict=True):
+        alone = fit_logistic(np.repeat(x, row), np.repeat(true, row))
+        assert fit == pytest.approx([alone.intercept, alone.slope], rel=1e-5, abs=1e-6)
+    same = fit_logistic(x, true, ridge=1 / 2.5**2)
+    (once,) = fit_weighted(x, true, np.ones((1, 60)), ridge=1 / 2.5**2)
+    assert once == pytest.approx([same.intercept, same.slope], rel=1e-5)
+
+
+def grown(n_groups, seed, steep=3.0):
+    """Lesions of 1 to 20 mm, found the likelier the larger; 50 % at 4 mm."""
+    rng = np.random.default_rng(seed)
+    base, results = judge("perfect"), []
+    for group in range(n_groups):
+        lesions = []
+        for number in range(1, 13):
+            mm = float(np.exp(rng.uniform(0, np.log(20))))
+            p = 1 / (1 + np.exp(-steep * np.log(mm / 4)))
+            found = bool(rng.random() < p)
+            lesions.append(replace(base.lesions[0], lesion=number, diameter_mm=mm, detected=found))
+        case = f"case{group}"
+        results.append(replace(base, case=case, group=case, lesions=tuple(lesions)))
+    return results
+
+
+def test_the_size_curve_has_intervals_that_hold_the_truth():
+    curve = summarise(grown(40, 0), PRESET, evaluated_on="test", replicates=300)["size_curve"]
+    low, high = curve["d50_ci95"]
+    assert low < 4 < high
+    assert low < curve["d50_mm"] < high
+    assert high - low < 2
+    low, high = curve["d90_ci95"]
+    assert low < 4 * 9 ** (1 / 3) < high
+    assert len(curve["diameters_mm"]) == len(curve["recall"]) == len(curve["ci95"]) == 25
+    assert curve["diameters_mm"][0] == pytest.approx(curve["observed_mm"][0])
+    for value, (low, high) in zip(curve["recall"], curve["ci95"], strict=True):
+        assert low <= value <= high
+
+
+def test_intervals_of_diameters_that_leave_the_observed_sizes_are_not_given():
+    few = summarise(grown(3, 0), PRESET, evaluated_on="test", replicates=50)["size_curve"]
+    assert few["d50_ci95"] is None
+    assert few["ci95"] == [None] * 25
+    assert "5 groups" in few["reason"]
+    flat = summarise(grown(12, 1, steep=1.2), PRESET, evaluated_on="test", replicates=200)
+    curve = flat["size_curve"]
+    assert curve["d90_ci95"] is None
+    assert "observed" in curve["reason"]
