@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from lesionseg.core import Candidate, Geometry, OperatingPoint, Prediction
 from lesionseg.errors import ConfigError, GeometryError
-from lesionseg.inference.regions import Region, grow_regions
+from lesionseg.inference.regions import Above, Region, collect_above, grow_regions
 from lesionseg.ops.size import equivalent_diameter_mm
 from lesionseg.plan.plan import CandidateRule
 
@@ -28,14 +28,15 @@ class Found:
 
 
 def find_candidates(
-    probabilities: Iterable[NDArray[np.float32]],
+    probabilities: Iterable[NDArray[np.float32] | Above],
     geometry: Geometry,
     rule: CandidateRule,
     label_values: Sequence[int],
 ) -> Found:
     """Find candidates in the probabilities `[K, *spatial]` of K labels, by `CandidateRule`.
 
-    The channels may come one by one from a generator. Voxels that share a face, an edge or a
+    The channels may come one by one from a generator, whole or as the voxels that matter
+    (`collect_above`). Voxels that share a face, an edge or a
     corner touch. A plateau is one peak; ties go to the lower index. A voxel claimed for two labels
     belongs to the higher probability, and a candidate's score is the highest probability of its
     voxels. Nothing above the floor gives no candidates. The cost grows with the voxels above the
@@ -130,11 +131,15 @@ def _parse_point(name: str) -> tuple[str, float | None]:
         return name, None
 
 
-def _regions(channel: NDArray[np.float32], geometry: Geometry, rule: CandidateRule) -> list[Region]:
+def _regions(
+    channel: NDArray[np.float32] | Above, geometry: Geometry, rule: CandidateRule
+) -> list[Region]:
     if channel.shape != geometry.shape:
         raise GeometryError(
             "The probabilities do not fit the grid.", seen=channel.shape, expected=geometry.shape
         )
+    if not isinstance(channel, Above):
+        channel = collect_above([channel], geometry.shape, rule)
     return grow_regions(channel, rule)
 
 

@@ -1,6 +1,10 @@
-"""Local peaks of a probability volume and the voxels that each of them claims (compiled)."""
+"""Local peaks of a probability volume and the voxels that each of them claims (compiled).
 
-from collections.abc import Callable
+Only voxels that can belong to a candidate are held, not the volume: memory grows with what the
+network finds.
+"""
+
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
@@ -8,13 +12,25 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from lesionseg.errors import ContentError
+from lesionseg.errors import ContentError, GeometryError
 from lesionseg.plan.plan import CandidateRule
 
 Ints = NDArray[np.integer[Any]]
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 _FREE, _NO_PEAK = 0, -1
+
+
+@dataclass(frozen=True, eq=False)
+class Above:
+    """The voxels of one label's volume that matter for candidates.
+
+    `shape` is the volume's; `index` `[n]` flat indices ascending, `probabilities` `[n]` float32.
+    """
+
+    shape: tuple[int, ...]
+    index: Ints
+    probabilities: NDArray[np.float32]
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,26 +55,56 @@ class Region:
         return Region(self.voxels[keep], self.probabilities[keep])
 
 
-def grow_regions(probabilities: NDArray[np.float32], rule: CandidateRule) -> list[Region]:
-    """The regions of one label's probabilities `[*spatial]`, by descending peak, ties by index.
+def collect_above(
+    slabs: Iterable[NDArray[np.floating[Any]]], shape: tuple[int, ...], rule: CandidateRule
+) -> Above:
+    """The voxels that a candidate of `rule` may hold, from slabs `[rows, *shape[1:]]` in order.
+
+    A candidate's extent ends at floor / ratio at the lowest. Holds one slab and what was found.
+    Raises `ContentError` for NaN, `GeometryError` when the slabs are not `shape` together.
+    """
+    # half the memory wherever 32 bits suffice
+    kind = np.int32 if int(np.prod(shape, dtype=np.int64)) < 2**31 else np.int64
+    limit = np.float32(rule.floor / max(rule.ratio, 1.0) * (1 - 1e-6))
+    indices, values, row = [], [], 0
+    for slab in slabs:
+        if slab.shape[1:] != shape[1:]:
+            raise _misfit(slab.shape, shape)
+        flat = np.ascontiguousarray(slab).reshape(-1)
+        found = np.flatnonzero(~(flat < limit))  # NaN is found too
+        values.append(flat[found].astype(np.float32))
+        offset = row * (flat.size // max(len(slab), 1))
+        indices.append((found + offset).astype(kind))
+        row += len(slab)
+    if row != shape[0]:
+        raise _misfit((row, *shape[1:]), shape)
+    p = np.concatenate(values)
+    if np.isnan(p).any():
+        raise ContentError("The probabilities hold NaN.")
+    return Above(shape, np.concatenate(indices), p)
+
+
+def grow_regions(above: Above, rule: CandidateRule) -> list[Region]:
+    """The regions of one label, by descending peak, ties by index.
 
     Each peak claims, highest first, the unclaimed voxels connected to it with p ≥ peak / ratio;
     regions that are shoulders or too small are left out, but what they claimed stays claimed.
-    Raises `ContentError` for NaN.
     """
-    p = np.ascontiguousarray(probabilities, dtype=np.float32).reshape(-1)
-    index = np.int32 if p.size < 2**31 else np.int64  # half the memory wherever it fits
-    above = np.flatnonzero(~(p < rule.floor)).astype(index)
-    if np.isnan(p[above]).any():
-        raise ContentError("The probabilities hold NaN.")
-    shape = (1, *probabilities.shape)[-3:]  # 2-D is 3-D with one slice
-    state = np.zeros(p.size, dtype=np.int32)
-    peaks = _peaks(p, shape, above, state)
+    p = above.probabilities
+    shape = (1, *above.shape)[-3:]  # 2-D is 3-D with one slice
+    n_rows, n_x = shape[0] * shape[1], shape[2]
+    starts = np.searchsorted(above.index, np.arange(n_rows + 1, dtype=np.int64) * n_x)
+    state = np.zeros(len(p), dtype=np.int32)
+    peaks = _peaks(p, above.index, starts, shape, np.float32(rule.floor), state)
     peaks = peaks[np.argsort(-p[peaks], kind="stable")]
-    limits = (rule.min_voxels, rule.max_candidates)
-    voxels, ends = _claim(p, shape, peaks, state, rule.ratio, rule.prominence, limits)
-    spans = [np.sort(span) for span in np.split(voxels, ends[:-1])] if len(ends) else []
-    return [Region(span, p[span]) for span in spans]
+    limits = (rule.ratio, rule.prominence, rule.min_voxels, rule.max_candidates)
+    claimed, ends = _claim(p, above.index, starts, shape, peaks, state, limits)
+    spans = [np.sort(span) for span in np.split(claimed, ends[:-1])] if len(ends) else []
+    return [Region(above.index[span], p[span]) for span in spans]
+
+
+def _misfit(seen: tuple[int, ...], expected: tuple[int, ...]) -> GeometryError:
+    return GeometryError("The probabilities do not fit the grid.", seen=seen, expected=expected)
 
 
 def _compiled(function: Function) -> Function:
@@ -70,47 +116,68 @@ def _compiled(function: Function) -> Function:
 
 
 @_compiled
-def _peaks(p: Any, shape: Any, above: Any, state: Any) -> Any:
-    """The voxels of `above` on plateaus that have no higher neighbour; `state` as it was."""
+def _neighbours(index: Any, starts: Any, shape: Any, v: Any, found: Any) -> Any:
+    """How many held voxels touch the one at position `v`, itself included; `found` is filled."""
     n_z, n_y, n_x = shape
-    stack = np.empty_like(above)
+    flat = index[v]
+    z, y, x = flat // (n_y * n_x), flat // n_x % n_y, flat % n_x
+    n = 0
+    for a in range(max(z - 1, 0), min(z + 2, n_z)):
+        for b in range(max(y - 1, 0), min(y + 2, n_y)):
+            row = a * n_y + b
+            first, last = row * n_x + max(x - 1, 0), row * n_x + min(x + 1, n_x - 1)
+            low, high = starts[row], starts[row + 1]
+            end = high
+            while low < high:
+                middle = (low + high) // 2
+                if index[middle] < first:
+                    low = middle + 1
+                else:
+                    high = middle
+            while low < end and index[low] <= last:
+                found[n] = low
+                n += 1
+                low += 1
+    return n
+
+
+@_compiled
+def _peaks(p: Any, index: Any, starts: Any, shape: Any, floor: Any, state: Any) -> Any:
+    """Positions from the floor up on plateaus without a higher neighbour; `state` as it was."""
+    stack = np.empty(len(p), dtype=np.int32)
+    found = np.empty(27, dtype=np.int64)
     n_stack = 0
-    for v in above:
-        z, y, x = v // (n_y * n_x), v // n_x % n_y, v % n_x
-        for a in range(max(z - 1, 0), min(z + 2, n_z)):
-            for b in range(max(y - 1, 0), min(y + 2, n_y)):
-                for c in range(max(x - 1, 0), min(x + 2, n_x)):
-                    if p[(a * n_y + b) * n_x + c] > p[v]:
-                        state[v] = _NO_PEAK
+    for v in range(len(p)):
+        if p[v] < floor:
+            state[v] = _NO_PEAK
+            continue
+        for k in range(_neighbours(index, starts, shape, v, found)):
+            if p[found[k]] > p[v]:
+                state[v] = _NO_PEAK
         if state[v] == _NO_PEAK:
             stack[n_stack] = v
             n_stack += 1
     while n_stack:  # what is level with a voxel below a higher one is no peak either
         n_stack -= 1
         v = stack[n_stack]
-        z, y, x = v // (n_y * n_x), v // n_x % n_y, v % n_x
-        for a in range(max(z - 1, 0), min(z + 2, n_z)):
-            for b in range(max(y - 1, 0), min(y + 2, n_y)):
-                for c in range(max(x - 1, 0), min(x + 2, n_x)):
-                    u = (a * n_y + b) * n_x + c
-                    if p[u] == p[v] and state[u] == _FREE:
-                        state[u] = _NO_PEAK
-                        stack[n_stack] = u
-                        n_stack += 1
-    peaks = above[state[above] == _FREE]
-    state[above] = _FREE
+        for k in range(_neighbours(index, starts, shape, v, found)):
+            u = found[k]
+            if p[u] == p[v] and state[u] == _FREE:
+                state[u] = _NO_PEAK
+                stack[n_stack] = u
+                n_stack += 1
+    peaks = np.flatnonzero(state == _FREE)
+    state[:] = _FREE
     return peaks
 
 
 @_compiled
-def _claim(
-    p: Any, shape: Any, peaks: Any, state: Any, ratio: Any, prominence: Any, limits: Any
-) -> Any:
-    """Voxels of the kept regions one after the other, and where each region ends."""
-    n_z, n_y, n_x = shape
-    min_voxels, max_candidates = limits
-    voxels = np.empty(1024, dtype=peaks.dtype)
+def _claim(p: Any, index: Any, starts: Any, shape: Any, peaks: Any, state: Any, limits: Any) -> Any:
+    """Positions of the kept regions one after the other, and where each region ends."""
+    ratio, prominence, min_voxels, max_candidates = limits
+    claimed = np.empty(1024, dtype=np.int64)
     ends = np.empty(max_candidates, dtype=np.int64)
+    found = np.empty(27, dtype=np.int64)
     begin = n_kept = number = 0
     for peak in peaks:
         if state[peak] != _FREE:
@@ -119,27 +186,24 @@ def _claim(
             break
         number += 1
         bar, contact = p[peak] / ratio, -1.0
-        voxels[begin], state[peak] = peak, number
+        claimed[begin], state[peak] = peak, number
         here, end = begin, begin + 1
         while here < end:
-            v = voxels[here]
+            v = claimed[here]
             here += 1
-            if end + 27 > len(voxels):
-                voxels = np.concatenate((voxels, np.empty_like(voxels)))
-            z, y, x = v // (n_y * n_x), v // n_x % n_y, v % n_x
-            for a in range(max(z - 1, 0), min(z + 2, n_z)):
-                for b in range(max(y - 1, 0), min(y + 2, n_y)):
-                    for c in range(max(x - 1, 0), min(x + 2, n_x)):
-                        u = (a * n_y + b) * n_x + c
-                        if state[u] == _FREE and p[u] >= bar:
-                            state[u] = number
-                            voxels[end] = u
-                            end += 1
-                        elif state[u] != _FREE and state[u] != number:
-                            contact = max(contact, p[v])
+            if end + 27 > len(claimed):
+                claimed = np.concatenate((claimed, np.empty_like(claimed)))
+            for k in range(_neighbours(index, starts, shape, v, found)):
+                u = found[k]
+                if state[u] == _FREE and p[u] >= bar:
+                    state[u] = number
+                    claimed[end] = u
+                    end += 1
+                elif state[u] != _FREE and state[u] != number:
+                    contact = max(contact, p[v])
         shoulder = p[peak] < prominence * contact
         if end - begin >= min_voxels and not shoulder:
             ends[n_kept] = end
             n_kept += 1
             begin = end
-    return voxels[:begin], ends[:n_kept]
+    return claimed[:begin], ends[:n_kept]
