@@ -5,7 +5,7 @@ runs along one output axis (identity, flips, permutations, zooms: the way from a
 file's) the axes are interpolated one after the other, exactly; any other matrix goes the long way.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,13 +34,25 @@ def resample_linear(
     the outermost centres and the edge the outermost value holds; outside is 0. Temporaries are
     the size of `slab` output rows. Raises `GeometryError` for a matrix that does not fit.
     """
-    plan = _plan(array, matrix, out_shape)
-    out = array.new_zeros((array.shape[0], *out_shape), dtype=torch.float32)
-    if plan.source is not None:
-        return _by_axes(array, plan, out, slab, _take_linear)
-    for rows in _slabs(out_shape[0], slab):
-        out[:, rows] = _sample_linear(array, plan.coordinates(rows))
+    out = array.new_empty((array.shape[0], *out_shape), dtype=torch.float32)
+    for rows, piece in linear_slabs(array, matrix, out_shape, slab=slab):
+        out[:, rows] = piece
     return out
+
+
+def linear_slabs(
+    array: Shaped[Tensor, "c *inp"], matrix: ArrayLike, out_shape: Sequence[int], *, slab: int = 32
+) -> Iterator[tuple[slice, Float[Tensor, "c rows *rest"]]]:
+    """What `resample_linear` gives, `slab` rows of the output at a time, with the rows' place."""
+    plan = _plan(array, matrix, out_shape)
+    lines = [] if plan.source is None else [plan.line(axis) for axis in range(len(plan.source))]
+    if plan.source is None:
+        array = array.float()
+    for rows in _slabs(out_shape[0], slab):
+        if plan.source is None:
+            yield rows, _sample_linear(array, plan.coordinates(rows))
+        else:
+            yield rows, _by_axes(array, plan.source, [lines[0][rows], *lines[1:]], _take_linear)
 
 
 def resample_nearest(
@@ -52,10 +64,13 @@ def resample_nearest(
     """
     plan = _plan(array, matrix, out_shape)
     out = array.new_zeros((array.shape[0], *out_shape))
-    if plan.source is not None:
-        return _by_axes(array, plan, out, slab, _take_nearest)
+    lines = [] if plan.source is None else [plan.line(axis) for axis in range(len(plan.source))]
     for rows in _slabs(out_shape[0], slab):
-        out[:, rows] = _sample_nearest(array, plan.coordinates(rows))
+        if plan.source is None:
+            out[:, rows] = _sample_nearest(array, plan.coordinates(rows))
+        else:
+            places = [lines[0][rows], *lines[1:]]
+            out[:, rows] = _by_axes(array, plan.source, places, _take_nearest)
     return out
 
 
@@ -104,15 +119,14 @@ def _unmixed(linear: NDArray[np.float64], out_shape: tuple[int, ...]) -> tuple[i
     return tuple(int(i) for i in np.argsort(along)) if drift.sum(1).max() < _TOLERANCE else None
 
 
-def _by_axes(array: Tensor, plan: _Resampling, out: Tensor, slab: int, take: _Take) -> Tensor:
-    view = array.permute(0, *(1 + axis for axis in plan.source or ()))
-    lines = [plan.line(axis) for axis in range(len(plan.out_shape))]
-    for rows in _slabs(plan.out_shape[0], slab):
-        piece = take(view, 1, lines[0][rows])
-        for axis, line in enumerate(lines[1:], start=2):
-            piece = take(piece, axis, line)
-        out[:, rows] = piece
-    return out
+def _by_axes(
+    array: Tensor, source: tuple[int, ...], places: Sequence[NDArray[np.float64]], take: _Take
+) -> Tensor:
+    """Read `array` where `places[j]` are the input coordinates along output axis j."""
+    piece = array.permute(0, *(1 + axis for axis in source))
+    for axis, places_there in enumerate(places, start=1):
+        piece = take(piece, axis, places_there)
+    return piece
 
 
 def _take_linear(array: Tensor, axis: int, x: NDArray[np.float64]) -> Tensor:
