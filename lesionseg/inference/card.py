@@ -57,16 +57,28 @@ def _input(plan: Plan) -> list[str]:
 
 
 def _output(plan: Plan) -> list[str]:
-    pairs = zip(plan.label_values, plan.label_names, strict=True)
     points = [
         f"- operating point {p.name}: accepted from score {p.score:.3g}"
         + (f", chosen on {p.chosen_on} data" if p.chosen_on else "")
         for p in plan.operating_points
     ]
     return [
-        *(f"- mask value {value}: {name}" for value, name in pairs),
+        *_mask_values(plan),
         f"- candidates from score {plan.candidate_rule.floor:g}, each with its extent",
         *(points or ["- no operating point was chosen; accepted from score 0.5"]),
+    ]
+
+
+def _mask_values(plan: Plan) -> list[str]:
+    pairs = list(zip(plan.label_values, plan.label_names, strict=True))
+    if not plan.regions:
+        return [f"- mask value {value}: {name}" for value, name in pairs]
+    return [
+        *(
+            f"- region {name}: mask values {_listed(values)}, painted as {painted}"
+            for (painted, name), values in zip(pairs, plan.regions, strict=True)
+        ),
+        "- a lesion is what touches, of whatever region; later regions are painted over earlier",
     ]
 
 

@@ -16,6 +16,7 @@ _SHARED = (
     "modality",
     "channel_names",
     "label_values",
+    "regions",
     "spacing_mm",
     "normalisation",
     "tile_shape",

@@ -20,11 +20,12 @@ class Found:
     """The candidates of one case and their voxels.
 
     `candidates` by descending score, ids 1..n in that order; `instances` `[*spatial]` int32 holds
-    ids, 0 elsewhere.
+    ids, 0 elsewhere. `values`: see `Prediction`.
     """
 
     candidates: tuple[Candidate, ...]
     instances: NDArray[np.int32]
+    values: NDArray[np.uint8] | None = None
 
 
 def find_candidates(

@@ -17,10 +17,10 @@ from lesionseg.errors import ConfigError, ContentError, DatasetError
 from lesionseg.inference.bundle import Bundle
 from lesionseg.inference.calibrate import calibrated
 from lesionseg.inference.ensemble import ensemble
+from lesionseg.inference.painting import find_by_plan
 from lesionseg.inference.postprocess import (
     apply_operating_point,
     choose_operating_point,
-    find_candidates,
 )
 from lesionseg.inference.restore import restore
 from lesionseg.inference.settings import InferenceSettings, Precision
@@ -134,7 +134,7 @@ class Predictor:
                 seen=f"{len(files.images)} files",
                 expected=f"{len(plan.channel_names)}: {', '.join(plan.channel_names)}",
             )
-        labels = dict(zip(plan.label_values, plan.label_names, strict=True))
+        labels = plan.lesion_labels
         root = files.images[0].parent
         unlabelled = Dataset(
             "input",
@@ -187,10 +187,10 @@ class Predictor:
         self, probabilities: Iterable[NDArray[np.float32]], geometry: Geometry, case: str
     ) -> Prediction:
         """The prediction that probabilities `[K, *spatial]` make, by the plan's candidate rule."""
-        found = find_candidates(
-            probabilities, geometry, self.plan.candidate_rule, self.plan.label_values
+        found = find_by_plan(probabilities, geometry, self.plan)
+        prediction = Prediction(
+            case, geometry, found.candidates, found.instances, values=found.values
         )
-        prediction = Prediction(case, geometry, found.candidates, found.instances)
         return calibrated(
             apply_operating_point(prediction, self.operating_point), self.plan.calibration
         )

@@ -11,14 +11,20 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Integer
+from jaxtyping import Bool, Float, Integer, Shaped
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lesionseg.losses.compound import FocalLoss
 from lesionseg.losses.dice import lesion_probabilities
-from lesionseg.losses.inputs import Alpha, sigmoid_weights, softmax_weights
+from lesionseg.losses.inputs import (
+    Alpha,
+    everywhere,
+    lesion_target,
+    sigmoid_weights,
+    softmax_weights,
+)
 from lesionseg.losses.trimmed import TrimmedFocalLoss
 
 HARD_SHARE = 0.01  # of the background: its hardest elements
@@ -107,7 +113,7 @@ def focal_terms(loss: nn.Module) -> tuple[FocalTerm, ...]:
 @torch.no_grad()
 def measure_balance(
     logits: Float[Tensor, "b c *spatial"],
-    labels: Integer[Tensor, "b *spatial"],
+    labels: Shaped[Tensor, "b *any"],
     instances: Integer[Tensor, "b *spatial"],
     terms: Sequence[FocalTerm],
     *,
@@ -116,8 +122,8 @@ def measure_balance(
 ) -> Balance:
     """Who gets the loss `terms` of a batch and their gradient.
 
-    Labels: 0 background, k class k; `instances` lesion ids, unique within a tile. An element is a
-    logit of a sigmoid (a voxel is background to all classes but its own) or a voxel of a softmax.
+    Labels as a `VoxelLoss` takes them; `instances` lesion ids, unique within a tile. An element is
+    a logit of a sigmoid (a voxel is background to all classes but its own) or a voxel of a softmax.
     Without terms the sums are 0.
     """
     lesion, background = _elements(logits, labels, valid, activation, terms)
@@ -141,7 +147,7 @@ def measure_balance(
 @torch.no_grad()
 def loss_curves(
     logits: Float[Tensor, "b c *spatial"],
-    labels: Integer[Tensor, "b *spatial"],
+    labels: Shaped[Tensor, "b *any"],
     terms: Sequence[FocalTerm],
     *,
     activation: str = "sigmoid",
@@ -175,7 +181,7 @@ def _elements(
     terms: Sequence[FocalTerm],
 ) -> tuple[_Elements, _Elements]:
     """The elements of lesions and those of background."""
-    kept = torch.ones_like(labels, dtype=torch.bool) if valid is None else valid.bool()
+    kept = everywhere(logits) if valid is None else valid.bool()
     logits = logits.detach().float()
     n = logits.shape[1]
     if activation == "softmax":
@@ -194,10 +200,11 @@ def _sigmoid_errors(
 ) -> tuple[list[Tensor], list[Tensor]]:
     """Error logits by class: those of its lesions, and those of everything else."""
     lesion, background = [], []
-    for k in range(logits.shape[1]):
-        of_class = kept & (labels == k + 1)
-        lesion.append(-logits[:, k][of_class])
-        background.append(logits[:, k][kept & ~of_class])
+    for errors, truth in zip(
+        logits.unbind(1), lesion_target(labels, logits).unbind(1), strict=True
+    ):
+        lesion.append(-errors[kept & truth])
+        background.append(errors[kept & ~truth])
     return lesion, background
 
 
@@ -242,13 +249,15 @@ def _highest(
     logits: Tensor, labels: Tensor, instances: Tensor, valid: Tensor | None, activation: str
 ) -> tuple[tuple[float, ...], float | None]:
     """The highest probability in each lesion, and in background."""
-    kept = torch.ones_like(labels, dtype=torch.bool) if valid is None else valid.bool()
+    kept = everywhere(logits) if valid is None else valid.bool()
     p = lesion_probabilities(logits.detach(), activation)
-    background = kept & (labels == 0)
+    truth = lesion_target(labels, p)
+    lesion = truth.any(1)
+    background = kept & ~lesion
     over = torch.where(background, p.amax(1), -1.0).max() if labels.numel() else p.new_tensor(-1.0)
-    inside = kept & (labels > 0) & (instances > 0)
+    inside = kept & lesion & (instances > 0)
     tile = inside.nonzero()[:, 0]
-    own = p.movedim(1, -1)[inside].gather(1, labels[inside].long().unsqueeze(1) - 1).squeeze(1)
+    own = p.masked_fill(~truth, -1).amax(1)[inside]
     key = torch.stack([tile, instances[inside].long()], dim=1)
     found, which = torch.unique(key, dim=0, return_inverse=True)
     highest = own.new_zeros(len(found)).scatter_reduce(0, which, own, "amax", include_self=False)

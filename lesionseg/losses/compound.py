@@ -1,6 +1,6 @@
 """Focal loss, cross-entropy, and both with Dice, as modules with named terms."""
 
-from jaxtyping import Bool, Float, Integer
+from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
 from lesionseg.errors import ConfigError
@@ -42,7 +42,7 @@ class FocalLoss(VoxelLoss):
     def forward(
         self,
         logits: Float[Tensor, "b c *spatial"],
-        labels: Integer[Tensor, "b *spatial"],
+        labels: Shaped[Tensor, "b *any"],
         *,
         valid: Bool[Tensor, "b *spatial"] | None = None,
         normaliser: Normaliser = None,
@@ -91,7 +91,7 @@ class CrossEntropyLoss(VoxelLoss):
     def forward(
         self,
         logits: Float[Tensor, "b c *spatial"],
-        labels: Integer[Tensor, "b *spatial"],
+        labels: Shaped[Tensor, "b *any"],
         *,
         valid: Bool[Tensor, "b *spatial"] | None = None,
         normaliser: Normaliser = None,
@@ -121,7 +121,7 @@ class DiceFocalLoss(VoxelLoss):
     def forward(
         self,
         logits: Float[Tensor, "b c *spatial"],
-        labels: Integer[Tensor, "b *spatial"],
+        labels: Shaped[Tensor, "b *any"],
         *,
         valid: Bool[Tensor, "b *spatial"] | None = None,
         normaliser: Normaliser = None,
@@ -155,7 +155,7 @@ class DiceCrossEntropyLoss(VoxelLoss):
     def forward(
         self,
         logits: Float[Tensor, "b c *spatial"],
-        labels: Integer[Tensor, "b *spatial"],
+        labels: Shaped[Tensor, "b *any"],
         *,
         valid: Bool[Tensor, "b *spatial"] | None = None,
         normaliser: Normaliser = None,

@@ -1,11 +1,10 @@
 """Soft Dice loss, one minus the Dice overlap of probabilities and lesions."""
 
 import torch
-from jaxtyping import Bool, Float, Integer
+from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
-from lesionseg.losses.inputs import check_label_shape, check_valid
-from lesionseg.ops.kernels.focal_plain import lesion_of_class
+from lesionseg.losses.inputs import check_valid, lesion_target
 
 
 def lesion_probabilities(
@@ -34,7 +33,7 @@ def overlap_sums(
 
 def dice_loss(
     logits: Float[Tensor, "b c *spatial"],
-    labels: Integer[Tensor, "b *spatial"],
+    labels: Shaped[Tensor, "b *any"],
     *,
     activation: str = "sigmoid",
     valid: Bool[Tensor, "b *spatial"] | None = None,
@@ -42,14 +41,13 @@ def dice_loss(
 ) -> Float[Tensor, ""]:
     """1 − (2·Σ p·y + s) / (Σ p + Σ y + s), summed over the batch, then the mean over classes.
 
-    Milletari et al. 2016 with sums instead of squares. Summing over the batch and `smooth` (in
-    voxels) keep the loss of a lesion-free batch within [0, 1] with a gradient that lowers p.
-    Empty input gives 0. fp32.
+    `labels`: a label map, or 0/1 of the probabilities' shape. Milletari et al. 2016 with sums
+    instead of squares. Summing over the batch and `smooth` (in voxels) keep the loss of a
+    lesion-free batch within [0, 1] with a gradient that lowers p. Empty input gives 0. fp32.
     """
-    check_label_shape(logits, labels)
     check_valid(logits, valid)
     probabilities = lesion_probabilities(logits, activation)
-    lesion = lesion_of_class(labels, probabilities.shape[1])
+    lesion = lesion_target(labels, probabilities)
     hit, predicted, present = overlap_sums(probabilities, lesion, valid)
     overlap: Tensor = (2 * hit + smooth) / (predicted + present + smooth)
     return (1 - overlap).mean()

@@ -4,9 +4,11 @@ from collections.abc import Sequence
 from typing import Literal, get_args
 
 import torch
+from jaxtyping import Bool, Float, Integer, Shaped
 from torch import Tensor
 
 from lesionseg.errors import ConfigError, ContentError, GeometryError
+from lesionseg.ops.kernels.focal_plain import lesion_of_class
 
 Reduction = Literal["none", "mean", "sum", "per_positive"]
 Alpha = float | Sequence[float] | None
@@ -123,6 +125,35 @@ def check_label_shape(logits: Tensor, target: Tensor) -> None:
         )
 
 
+def region_target(
+    labels: Integer[Tensor, "b *spatial"], regions: Sequence[Sequence[int]]
+) -> Bool[Tensor, "b k *spatial"]:
+    """Whether each voxel belongs to each region, a set of labels: regions may overlap.
+
+    >>> region_target(torch.tensor([[0, 1, 2]]), [(1, 2), (2,)]).int().tolist()
+    [[[0, 1, 1], [0, 0, 1]]]
+    """
+    target = torch.zeros(
+        (len(labels), len(regions), *labels.shape[1:]), dtype=torch.bool, device=labels.device
+    )
+    for channel, region in zip(target.unbind(1), regions, strict=True):
+        for label in region:  # a few; an index by label would take eight bytes a voxel
+            channel |= labels == label
+    return target
+
+
+def lesion_target(
+    labels: Shaped[Tensor, "b *any"], like: Float[Tensor, "b k *spatial"]
+) -> Bool[Tensor, "b k *spatial"]:
+    """Whether each voxel is a lesion of each of the K classes that `like` has channels for.
+
+    `labels`: a label map, or 0/1 of the shape of `like`. Raises as `check_label_shape`.
+    """
+    if is_label_map(like, labels):
+        return lesion_of_class(labels, like.shape[1])
+    return labels.bool()
+
+
 def check_valid(logits: Tensor, valid: Tensor | None) -> None:
     """Refuse, with `GeometryError`, a valid mask of neither `[B, …]` nor the logits' shape."""
     if valid is not None and valid.shape not in (logits.shape, spatial_shape(logits)):
@@ -167,6 +198,11 @@ def check_values(target: Tensor, valid: Tensor | None, highest: int) -> None:
             expected=f"0 to {highest}",
             remedy="leave other voxels out with `valid` or `ignore_index`.",
         )
+
+
+def everywhere(logits: Tensor) -> Tensor:
+    """The valid mask `[B, *spatial]` of logits of which all are valid."""
+    return torch.ones(spatial_shape(logits), dtype=torch.bool, device=logits.device)
 
 
 def spatial_shape(logits: Tensor) -> tuple[int, ...]:

@@ -3,12 +3,12 @@
 from collections.abc import Iterator
 
 import torch
-from jaxtyping import Bool, Float, Integer
+from jaxtyping import Bool, Float, Integer, Shaped
 from scipy import ndimage
 from torch import Tensor
 
 from lesionseg.errors import ConfigError, GeometryError
-from lesionseg.losses.inputs import Alpha, Normaliser
+from lesionseg.losses.inputs import Alpha, Normaliser, spatial_shape
 from lesionseg.losses.voxel_loss import LossTerms, VoxelLoss
 
 
@@ -49,20 +49,22 @@ class InstanceWise(VoxelLoss):
     def forward(
         self,
         logits: Float[Tensor, "b c *spatial"],
-        labels: Integer[Tensor, "b *spatial"],
+        labels: Shaped[Tensor, "b *any"],
         *,
         valid: Bool[Tensor, "b *spatial"] | None = None,
         normaliser: Normaliser = None,
         instances: Integer[Tensor, "b *spatial"] | None = None,
     ) -> LossTerms:
         """The terms of the whole tile and those of its lesions."""
-        if instances is None or instances.shape != labels.shape:
+        if instances is None or instances.shape != spatial_shape(logits):
             raise GeometryError(
                 "Lesion ids are needed, one map a tile.",
                 where="instances",
                 seen=None if instances is None else tuple(instances.shape),
-                expected=tuple(labels.shape),
+                expected=spatial_shape(logits),
             )
+        if valid is not None:
+            instances = instances.masked_fill(~valid.bool(), 0)  # what is left out is no lesion
         whole: LossTerms = self.loss(logits, labels, valid=valid, normaliser=normaliser)
         terms = {name: self.tile_weight * term for name, term in whole.items()}
         lesions = [
@@ -89,7 +91,8 @@ class InstanceWise(VoxelLoss):
         if valid is not None:
             kept = kept & valid[place].bool()
         inside = (place[0], slice(None), *place[1:])
-        terms: LossTerms = self.loss(logits[inside], labels[place], valid=kept)
+        target = labels[place] if labels.shape == instances.shape else labels[inside]
+        terms: LossTerms = self.loss(logits[inside], target, valid=kept)
         return terms
 
 

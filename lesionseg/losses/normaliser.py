@@ -1,18 +1,23 @@
 """The divisor of a focal loss in training: a steady estimate of the lesion voxels of a batch."""
 
 import torch
-from jaxtyping import Bool, Float, Integer
+from jaxtyping import Bool, Float, Shaped
 from torch import Tensor, nn
 
 from lesionseg.errors import ConfigError
 
 
 def count_positives(
-    labels: Integer[Tensor, "b *spatial"], valid: Bool[Tensor, "b *spatial"] | None = None
+    labels: Shaped[Tensor, "b *any"], valid: Bool[Tensor, "b *spatial"] | None = None
 ) -> Float[Tensor, ""]:
-    """Number of valid voxels (anchors) with a label above 0, on the labels' device."""
+    """Number of valid voxels (anchors) with a label above 0, on the labels' device.
+
+    Of a target `[B, K, *spatial]` each class counts, as the focal loss does.
+    """
     lesion = labels > 0
-    return (lesion if valid is None else lesion & valid).sum().float()
+    if valid is not None:
+        lesion = lesion & (valid.unsqueeze(1) if lesion.ndim > valid.ndim else valid)
+    return lesion.sum().float()
 
 
 class PositiveAverage(nn.Module):

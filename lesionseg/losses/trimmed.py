@@ -1,14 +1,20 @@
 """Losses that choose their voxels: without the hardest few, or with hardly any of the easy ones."""
 
 import torch
-from jaxtyping import Bool, Float, Integer
+from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
 from lesionseg.errors import ConfigError
 from lesionseg.losses.focal import sigmoid_focal_loss, softmax_focal_loss
-from lesionseg.losses.inputs import Alpha, Normaliser, check_alpha, check_settings
+from lesionseg.losses.inputs import (
+    Alpha,
+    Normaliser,
+    check_alpha,
+    check_settings,
+    everywhere,
+    lesion_target,
+)
 from lesionseg.losses.voxel_loss import LossTerms, VoxelLoss
-from lesionseg.ops.kernels.focal_plain import lesion_of_class
 
 
 class TrimmedFocalLoss(VoxelLoss):
@@ -41,7 +47,7 @@ class TrimmedFocalLoss(VoxelLoss):
     def forward(
         self,
         logits: Float[Tensor, "b c *spatial"],
-        labels: Integer[Tensor, "b *spatial"],
+        labels: Shaped[Tensor, "b *any"],
         *,
         valid: Bool[Tensor, "b *spatial"] | None = None,
         normaliser: Normaliser = None,
@@ -83,7 +89,7 @@ class MinedCrossEntropyLoss(VoxelLoss):
     def forward(
         self,
         logits: Float[Tensor, "b c *spatial"],
-        labels: Integer[Tensor, "b *spatial"],
+        labels: Shaped[Tensor, "b *any"],
         *,
         valid: Bool[Tensor, "b *spatial"] | None = None,
         normaliser: Normaliser = None,
@@ -122,8 +128,8 @@ def _loss_map(
     """Focal loss of each element, and which are valid lesion and valid background."""
     function = softmax_focal_loss if activation == "softmax" else sigmoid_focal_loss
     loss = function(logits, labels, alpha=alpha, gamma=gamma, reduction="none", valid=valid)
-    kept = torch.ones_like(labels, dtype=torch.bool) if valid is None else valid.bool()
+    kept = everywhere(logits) if valid is None else valid.bool()
     if activation == "softmax":
         return loss, kept & (labels > 0), kept & (labels == 0)
-    kept, lesion = kept.unsqueeze(1), lesion_of_class(labels, logits.shape[1])
+    kept, lesion = kept.unsqueeze(1), lesion_target(labels, logits)
     return loss, kept & lesion, kept & ~lesion

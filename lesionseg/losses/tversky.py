@@ -1,15 +1,16 @@
 """Overlap losses that focus: focal Tversky and unified focal loss."""
 
+from math import prod
+
 import torch
-from jaxtyping import Bool, Float, Integer
+from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
 from lesionseg.errors import ConfigError
 from lesionseg.losses.compound import FocalLoss
 from lesionseg.losses.dice import lesion_probabilities, overlap_sums
-from lesionseg.losses.inputs import Normaliser, check_label_shape, check_valid
+from lesionseg.losses.inputs import Normaliser, check_valid, lesion_target, spatial_shape
 from lesionseg.losses.voxel_loss import LossTerms, VoxelLoss
-from lesionseg.ops.kernels.focal_plain import lesion_of_class
 
 _SMALLEST = 1e-6  # a power below 1 of less would have an endless slope
 
@@ -54,7 +55,7 @@ class FocalTverskyLoss(VoxelLoss):
     def forward(
         self,
         logits: Float[Tensor, "b c *spatial"],
-        labels: Integer[Tensor, "b *spatial"],
+        labels: Shaped[Tensor, "b *any"],
         *,
         valid: Bool[Tensor, "b *spatial"] | None = None,
         normaliser: Normaliser = None,
@@ -96,7 +97,7 @@ class UnifiedFocalLoss(VoxelLoss):
     def forward(
         self,
         logits: Float[Tensor, "b c *spatial"],
-        labels: Integer[Tensor, "b *spatial"],
+        labels: Shaped[Tensor, "b *any"],
         *,
         valid: Bool[Tensor, "b *spatial"] | None = None,
         normaliser: Normaliser = None,
@@ -107,15 +108,13 @@ class UnifiedFocalLoss(VoxelLoss):
         sums = _lesion_sums(logits, labels, self.activation, valid)
         return {
             "focal": self.share * (lesion + background),
-            "focal_tversky": (1 - self.share) * self._overlap(sums, labels, valid),
+            "focal_tversky": (1 - self.share)
+            * self._overlap(sums, prod(spatial_shape(logits)) if valid is None else valid.sum()),
         }
 
-    def _overlap(
-        self, sums: Float[Tensor, "3 k"], labels: Tensor, valid: Tensor | None
-    ) -> Float[Tensor, ""]:
+    def _overlap(self, sums: Float[Tensor, "3 k"], n_valid: int | Tensor) -> Float[Tensor, ""]:
         distance = tversky_distance(sums, self.delta, self.smooth)
         lesion = distance.clamp_min(_SMALLEST).pow(1 - self.gamma)
-        n_valid = labels.numel() if valid is None else valid.sum()
         if self.activation == "softmax":  # one background for all: what is no lesion of any class
             sums = sums.sum(1, keepdim=True)
         hit, predicted, present = sums
@@ -130,10 +129,9 @@ class UnifiedFocalLoss(VoxelLoss):
 def _lesion_sums(
     logits: Tensor, labels: Tensor, activation: str, valid: Tensor | None
 ) -> Float[Tensor, "3 k"]:
-    check_label_shape(logits, labels)
     check_valid(logits, valid)
     probabilities = lesion_probabilities(logits, activation)
-    return overlap_sums(probabilities, lesion_of_class(labels, probabilities.shape[1]), valid)
+    return overlap_sums(probabilities, lesion_target(labels, probabilities), valid)
 
 
 def _check_share(value: float, name: str) -> None:

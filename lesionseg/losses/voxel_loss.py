@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 
-from jaxtyping import Bool, Float, Integer
+from jaxtyping import Bool, Float, Shaped
 from torch import Tensor, nn
 
 from lesionseg.errors import ConfigError
@@ -15,7 +15,8 @@ class VoxelLoss(nn.Module, ABC):
     """What every loss of a voxel network is: settings, an activation and named terms.
 
     `forward` takes logits `[B, K, *spatial]` (sigmoid) or `[B, 1+K, *spatial]` (softmax), labels
-    `[B, *spatial]` (0 background, k = class k), `valid` `[B, *spatial]` (False leaves a voxel out)
+    `[B, *spatial]` (0 background, k = class k; a sigmoid's also 0/1 of the logits' shape, where
+    classes overlap), `valid` `[B, *spatial]` (False leaves a voxel out)
     and `normaliser`, the divisor of terms reduced `per_positive`; other terms ignore it. It returns
     fp32 scalars by name, each already weighted: the loss is their sum. Where `needs_instances`,
     `forward` also takes `instances` `[B, *spatial]`, lesion ids from 1.
@@ -43,7 +44,7 @@ class VoxelLoss(nn.Module, ABC):
     def forward(
         self,
         logits: Float[Tensor, "b c *spatial"],
-        labels: Integer[Tensor, "b *spatial"],
+        labels: Shaped[Tensor, "b *any"],
         *,
         valid: Bool[Tensor, "b *spatial"] | None = None,
         normaliser: Normaliser = None,

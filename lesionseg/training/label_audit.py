@@ -23,13 +23,13 @@ from torch import nn
 
 from lesionseg.data.cached_case import CachedCase, CachedLesion
 from lesionseg.errors import ReadError
-from lesionseg.inference.postprocess import find_candidates
+from lesionseg.inference.painting import find_by_plan
 from lesionseg.inference.sliding import predict_probabilities
 from lesionseg.io.atomic import read_json, write_csv, write_text
 from lesionseg.ops.size import equivalent_diameter_mm
 from lesionseg.plan.plan import Plan
 from lesionseg.training.callbacks import AfterStep
-from lesionseg.training.module import SegmentationModule
+from lesionseg.training.module import LesionModule
 from lesionseg.training.settings import AuditSettings
 from lesionseg.training.suspects import (
     Sighting,
@@ -60,23 +60,23 @@ class LabelAudit(AfterStep):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Take up the snapshots of an earlier part of the same training."""
-        if cast(SegmentationModule, pl_module).counters.steps:
+        if cast(LesionModule, pl_module).counters.steps:
             self.snapshots = read_snapshots(self.run_dir / SNAPSHOTS)
 
-    def after_step(self, trainer: pl.Trainer, module: SegmentationModule) -> None:
+    def after_step(self, trainer: pl.Trainer, module: LesionModule) -> None:
         """Take a snapshot when it is due; the last one waits for the end of training."""
         if module.progress < 1:
             self._take(trainer, module)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Take what is due and write the list."""
-        self._take(trainer, cast(SegmentationModule, pl_module))
+        self._take(trainer, cast(LesionModule, pl_module))
         if trainer.is_global_zero:
             suspects = rank_suspects(self.snapshots)[: self.settings.max_rows]
             shares = [snapshot.share for snapshot in self.snapshots]
             write_audit(self.run_dir / AUDIT, suspects, shares)
 
-    def _take(self, trainer: pl.Trainer, module: SegmentationModule) -> None:
+    def _take(self, trainer: pl.Trainer, module: LesionModule) -> None:
         """One snapshot stands for all shares passed since the one before."""
         taken = max((snapshot.share for snapshot in self.snapshots), default=0.0)
         due = [share for share in self.settings.at if taken < share <= module.progress]
@@ -115,8 +115,12 @@ def look(
 
 
 def lesions_seen(case: CachedCase, p: NDArray[np.float32], plan: Plan) -> list[Sighting]:
-    """Each reference lesion with the mean of the probabilities `p` `[K, *spatial]` of its label."""
+    """Each reference lesion with the mean of the probabilities `p` `[K, *spatial]` of its label.
+
+    Where the plan has regions that is the highest over them.
+    """
     instances = case.instances
+    p = p.max(axis=0, keepdims=True) if plan.regions else p
     return [_lesion_seen(case, lesion, instances, p, plan) for lesion in case.lesions]
 
 
@@ -135,7 +139,7 @@ def _lesion_seen(
         kind="lesion",
         case=case.case,
         group=case.group,
-        label=plan.label_names[lesion.label - 1],
+        label=list(plan.lesion_labels.values())[lesion.label - 1],
         lesion=lesion.id,
         centre_mm=tuple(float(v) for v in geometry.to_mm(centre[None])[0]),
         diameter_mm=float(
@@ -147,20 +151,19 @@ def _lesion_seen(
 
 def spots_seen(case: CachedCase, p: NDArray[np.float32], plan: Plan) -> list[Sighting]:
     """Each candidate in `p` `[K, *spatial]` that touches neither a lesion nor what is ignored."""
-    found = find_candidates(p, case.geometry, plan.candidate_rule, plan.label_values)
+    found = find_by_plan(p, case.geometry, plan)
     known = np.asarray(case.labels) > 0
     if case.valid is not None:
         known |= ~np.asarray(case.valid)
     # a mark that ends beside a lesion is a badly drawn outline, no second lesion
     known = ndimage.binary_dilation(known, np.ones((3,) * known.ndim))
     touching = set(np.unique(found.instances[known]).tolist())
-    names = dict(zip(plan.label_values, plan.label_names, strict=True))
     return [
         Sighting(
             kind="spot",
             case=case.case,
             group=case.group,
-            label=names[candidate.label],
+            label=plan.lesion_labels[candidate.label],
             lesion=None,
             centre_mm=candidate.centre_mm,
             diameter_mm=candidate.diameter_mm,

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Shaped
 from torch import Tensor
 
+from lesionseg.losses.inputs import region_target
 from lesionseg.plan.plan import Architecture
 
 
@@ -16,7 +17,8 @@ from lesionseg.plan.plan import Architecture
 class Targets:
     """The reference of a batch of tiles at one resolution, each `[B, *spatial]`.
 
-    `labels` holds 0 for background and k for class k, `instances` lesion ids, `valid` False where a
+    `labels` holds 0 for background and k for class k; with regions it is `[B, K, *spatial]` and
+    says whether a voxel belongs to each. `instances` holds lesion ids, `valid` is False where a
     voxel teaches nothing.
     """
 
@@ -25,11 +27,15 @@ class Targets:
     valid: Tensor
 
     @classmethod
-    def of(cls, batch: Mapping[str, Tensor]) -> Self:
-        """The targets of a batch; invalid voxels carry no label."""
+    def of(cls, batch: Mapping[str, Tensor], regions: Sequence[Sequence[int]] = ()) -> Self:
+        """The targets of a batch; invalid voxels carry no label.
+
+        `regions` are sets of labels, as `Plan.label_regions` has them; none: each label is a class.
+        """
         valid = batch["valid"].bool()
+        labels = batch["labels"].masked_fill(~valid, 0)
         return cls(
-            batch["labels"].masked_fill(~valid, 0),
+            region_target(labels, regions) if regions else labels,
             batch["instances"].masked_fill(~valid, 0),
             valid,
         )
@@ -43,22 +49,26 @@ class Targets:
 def coarsen(targets: Targets, stride: Sequence[int]) -> Targets:
     """Targets on a grid `stride` times coarser; spatial axes are multiples of `stride`.
 
-    A coarse voxel takes the highest label in its block. Nearest sampling would drop a lesion of a
-    few voxels and teach the coarse levels that it is background: exactly the lesions that matter
-    here. A block with an invalid voxel is invalid unless a lesion is known to be in it.
+    A coarse voxel takes the highest label in its block, or belongs to every region in it. Nearest
+    sampling would drop a lesion of a few voxels and teach the coarse levels that it is background:
+    exactly the lesions that matter here. A block with an invalid voxel is invalid unless a lesion
+    is known to be in it.
     """
     labels = _block_max(targets.labels, stride)
     complete = ~_block_max(~targets.valid, stride)
-    return Targets(labels, _block_max(targets.instances, stride), complete | (labels > 0))
+    known = labels.any(1) if labels.ndim > complete.ndim else labels > 0
+    return Targets(labels, _block_max(targets.instances, stride), complete | known)
 
 
 def _block_max(
     values: Shaped[Tensor, "b *spatial"], stride: Sequence[int]
 ) -> Shaped[Tensor, "b *smaller"]:
-    blocks = [values.shape[0]]
-    for n, s in zip(values.shape[1:], stride, strict=True):
+    """The highest value in each block of the last axes."""
+    blocks = list(values.shape[: values.ndim - len(stride)])
+    first = len(blocks)
+    for n, s in zip(values.shape[first:], stride, strict=True):
         blocks += [n // s, s]
-    return values.reshape(blocks).amax(dim=tuple(range(2, len(blocks), 2)))
+    return values.reshape(blocks).amax(dim=tuple(range(first + 1, len(blocks), 2)))
 
 
 def supervised_strides(architecture: Architecture) -> tuple[tuple[int, ...], ...]:

@@ -59,3 +59,36 @@ def test_strides_accumulate_over_the_supervised_stages_only():
     strides = ((1, 1, 1), (1, 2, 2), (2, 2, 2), (2, 2, 2))
     table = Architecture("unet", (4,) * 4, strides, ((3, 3, 3),) * 4, n_supervised=3)
     assert supervised_strides(table) == ((1, 1, 1), (1, 2, 2), (2, 4, 4))
+
+
+def test_regions_overlap_at_every_level():
+    labels = torch.zeros(1, 4, 4, dtype=torch.uint8)
+    labels[0, 0, 0], labels[0, 1, 1], labels[0, 3, 3] = 3, 1, 2
+    valid = torch.ones_like(labels, dtype=torch.bool)
+    valid[0, 2, 0] = valid[0, 0, 1] = False
+    labels[0, 2, 0] = 3  # not known
+    batch = {"labels": labels, "instances": labels.int(), "valid": valid}
+    finest = Targets.of(batch, regions=((1, 2, 3), (2, 3), (3,)))
+    assert finest.labels.shape == (1, 3, 4, 4)
+    assert finest.labels.sum(dim=(0, 2, 3)).tolist() == [3, 2, 1]
+    coarse = coarsen(finest, (2, 2))
+    # a block is in a region as soon as one of its voxels is: the highest label alone would not do
+    assert coarse.labels[0].int().tolist() == [[[1, 0], [0, 1]], [[1, 0], [0, 1]], [[1, 0], [0, 0]]]
+    assert coarse.valid[0].tolist() == [[True, True], [False, True]]
+    assert [t.labels.shape for t in finest.split(1)] == [(1, 3, 4, 4)]
+
+
+@pytest.mark.parametrize("regions", [(), ((1, 2), (2,))])
+def test_what_is_ignored_changes_no_level(regions):
+    noise = torch.Generator().manual_seed(3)
+    valid = torch.rand((2, 8, 8), generator=noise) > 0.3
+    known = torch.randint(0, 3, (2, 8, 8), generator=noise, dtype=torch.uint8)
+    levels = []
+    for hidden in (0, 1, 2):
+        labels = known.masked_fill(~valid, hidden)
+        batch = {"labels": labels, "instances": labels.int(), "valid": valid}
+        levels.append(coarsen(Targets.of(batch, regions), (2, 4)))
+    for other in levels[1:]:
+        assert torch.equal(other.labels, levels[0].labels)
+        assert torch.equal(other.instances, levels[0].instances)
+        assert torch.equal(other.valid, levels[0].valid)

@@ -1,0 +1,138 @@
+"""What every loss owes to voxels that are left out, and to classes that overlap."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from lesionseg.errors import LesionsegError
+from lesionseg.losses import (
+    CrossEntropyLoss,
+    DiceCrossEntropyLoss,
+    DiceFocalLoss,
+    FocalLoss,
+    FocalTverskyLoss,
+    InstanceWise,
+    MinedCrossEntropyLoss,
+    TrimmedFocalLoss,
+    UnifiedFocalLoss,
+    VoxelLoss,
+    count_positives,
+)
+from lesionseg.losses.balance import FocalTerm, loss_curves, measure_balance
+from lesionseg.losses.inputs import region_target
+
+SHAPE = (2, 6, 7, 8)
+LOSSES: dict[str, Callable[..., VoxelLoss]] = {
+    "focal": FocalLoss,
+    "cross_entropy": CrossEntropyLoss,
+    "dice_focal": DiceFocalLoss,
+    "dice_cross_entropy": DiceCrossEntropyLoss,
+    "focal_tversky": FocalTverskyLoss,
+    "unified_focal": UnifiedFocalLoss,
+    "trimmed_focal": lambda **k: TrimmedFocalLoss(percent=2.0, lesion_percent=2.0, **k),
+    "mined_cross_entropy": lambda **k: MinedCrossEntropyLoss(minimum=10, **k),
+    "lesion_wise": lambda **k: InstanceWise(DiceFocalLoss(**k), margin=2),
+    "blob": lambda **k: InstanceWise(FocalTverskyLoss(**k), margin=None),
+}
+
+
+def scene(channels: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Logits, labels of two classes and the lesions they make; the right half is empty."""
+    draw = torch.Generator().manual_seed(seed)
+    logits = torch.randn((SHAPE[0], channels, *SHAPE[1:]), generator=draw)
+    labels = torch.zeros(SHAPE, dtype=torch.uint8)
+    labels[0, 1:3, 1:4, 1:3] = 1
+    labels[0, 4:6, 5:7, 0:2] = 2
+    labels[1, 2:4, 2:5, 1:4] = 2
+    instances = labels.int()
+    return logits, labels, instances
+
+
+def called(
+    loss: VoxelLoss, logits: torch.Tensor, labels: torch.Tensor, instances: torch.Tensor, valid
+) -> dict[str, torch.Tensor]:
+    extra = {"instances": instances} if loss.needs_instances else {}
+    return loss(logits, labels, valid=valid, **extra)
+
+
+@pytest.mark.parametrize("activation", ["sigmoid", "softmax", "regions"])
+@pytest.mark.parametrize("name", LOSSES)
+def test_what_is_ignored_teaches_nothing(name: str, activation: str) -> None:
+    loss = LOSSES[name](activation="softmax" if activation == "softmax" else "sigmoid")
+    logits, labels, instances = scene(3 if activation == "softmax" else 2)
+    valid = torch.ones(SHAPE, dtype=torch.bool)
+    valid[..., 4:] = False
+    # another truth, another lesion and wild logits where nobody is to look
+    other, other_labels, other_instances = logits.clone(), labels.clone(), instances.clone()
+    other[..., 4:] = 50.0
+    other_labels[..., 4:] = 1
+    other_instances[..., 5:7] = 9
+    if activation == "regions":
+        labels, other_labels = (region_target(x, [(1, 2), (2,)]) for x in (labels, other_labels))
+    first = called(loss, logits, labels, instances, valid)
+    leaf = other.requires_grad_()
+    second = called(loss, leaf, other_labels, other_instances, valid)
+    for term in first:
+        torch.testing.assert_close(second[term], first[term])
+    torch.stack(list(second.values())).sum().backward()
+    assert leaf.grad is not None
+    assert leaf.grad[..., 4:].abs().max() == 0
+    assert leaf.grad[..., :4].abs().max() > 0
+
+
+@pytest.mark.parametrize("activation", ["sigmoid", "softmax", "regions"])
+def test_what_is_ignored_is_in_no_balance(activation: str) -> None:
+    logits, labels, instances = scene(3 if activation == "softmax" else 2)
+    valid = torch.ones(SHAPE, dtype=torch.bool)
+    valid[..., 4:] = False
+    other, other_labels, other_instances = logits.clone(), labels.clone(), instances.clone()
+    other[..., 4:], other_labels[..., 4:], other_instances[..., 4:] = 50.0, 2, 9
+    if activation == "regions":
+        labels, other_labels = (region_target(x, [(1, 2), (2,)]) for x in (labels, other_labels))
+    terms = [FocalTerm(0.25, 2.0)]
+    kind = "softmax" if activation == "softmax" else "sigmoid"
+    here = measure_balance(logits, labels, instances, terms, activation=kind, valid=valid)
+    there = measure_balance(
+        other, other_labels, other_instances, terms, activation=kind, valid=valid
+    )
+    assert here == there
+    assert len(here.lesion_p) == 3
+    curves = [
+        loss_curves(*x, terms, activation=kind, valid=valid)
+        for x in ((logits, labels), (other, other_labels))
+    ]
+    assert (curves[0].lesion == curves[1].lesion).all()
+    assert (curves[0].background == curves[1].background).all()
+    assert count_positives(labels, valid) == count_positives(other_labels, valid)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_regions_of_one_label_each_are_the_labels(name: str) -> None:
+    loss = LOSSES[name](activation="sigmoid")
+    logits, labels, instances = scene(2)
+    by_label = called(loss, logits, labels, instances, None)
+    by_region = called(loss, logits, region_target(labels, [(1,), (2,)]), instances, None)
+    assert by_label.keys() == by_region.keys()
+    for term in by_label:
+        torch.testing.assert_close(by_region[term], by_label[term])
+
+
+def test_each_region_is_taught_by_itself() -> None:
+    logits, labels, _ = scene(2)
+    both = FocalLoss(reduction="sum")(logits, region_target(labels, [(1, 2), (2,)]))["focal"]
+    whole = FocalLoss(reduction="sum")(logits[:, :1], (labels > 0).int())["focal"]
+    core = FocalLoss(reduction="sum")(logits[:, 1:], (labels == 2).int())["focal"]
+    torch.testing.assert_close(both, whole + core)
+
+
+def test_positives_are_counted_in_each_region() -> None:
+    target = region_target(torch.tensor([[0, 1, 2, 2]]), [(1, 2), (2,)])
+    assert count_positives(target) == 5
+    assert count_positives(target, torch.tensor([[True, True, True, False]])) == 3
+
+
+def test_a_softmax_takes_no_regions() -> None:
+    logits, labels, _ = scene(3)
+    with pytest.raises(LesionsegError, match="does not fit"):
+        FocalLoss(activation="softmax")(logits, region_target(labels, [(1,), (1, 2), (2,)]))
