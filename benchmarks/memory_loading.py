@@ -18,7 +18,7 @@ from bench_loading import lesions, make_plan
 
 from lesionseg.core import Case, CaseFiles, Dataset, Geometry, Reference, Volume
 from lesionseg.data.augment import AugmentationSettings, build_augmentation
-from lesionseg.data.cache import fill_cache
+from lesionseg.data.fill import fill_cache
 from lesionseg.data.dataset import TileDataset
 from lesionseg.data.sampling import TileSampler
 

@@ -14,9 +14,9 @@ if TYPE_CHECKING:
     from lesionseg.data.augment import build_augmentation as build_augmentation
     from lesionseg.data.cache import Cache as Cache
     from lesionseg.data.cache import CachedCase as CachedCase
-    from lesionseg.data.cache import fill_cache as fill_cache
     from lesionseg.data.dataset import TileDataset as TileDataset
     from lesionseg.data.dataset import build_loader as build_loader
+    from lesionseg.data.fill import fill_cache as fill_cache
     from lesionseg.data.prepare import PreparedCase as PreparedCase
     from lesionseg.data.prepare import PreparedReference as PreparedReference
     from lesionseg.data.prepare import prepare_case as prepare_case
@@ -41,7 +41,7 @@ _MODULES = {
     "TileSampler": "sampling",
     "build_augmentation": "augment",
     "build_loader": "dataset",
-    "fill_cache": "cache",
+    "fill_cache": "fill",
     "lesion_targets": "targets",
     "prepare_case": "prepare",
     "prepare_image": "prepare",

@@ -1,23 +1,23 @@
 """Prepared cases on disk: memory maps that tiles are copied out of, and a table of lesions.
 
-folder/<key of plan and dataset>/<case>/    see cached_case.py
+folder/<key of plan and dataset>/<2 characters>/<case>/    see cached_case.py
+
+The two characters spread the cases over 256 folders: no disk likes 10⁵ entries in one. At a URL
+cases lie in shards instead, see shards.py. Several processes may fill one cache: each case is
+claimed by one of them (claims.py).
 """
 
 import hashlib
 import json
 import logging
-import os
 import shutil
-import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
+from typing import Protocol
 from urllib.parse import quote
 
-from lesionseg.core import Case, CaseFiles, Dataset
+from lesionseg.core import CaseFiles, Dataset
 from lesionseg.data.cached_case import (
     CACHE_VERSION,
     read_cached_case,
@@ -25,16 +25,36 @@ from lesionseg.data.cached_case import (
 )
 from lesionseg.data.cached_case import CachedCase as CachedCase
 from lesionseg.data.cached_case import CachedLesion as CachedLesion
-from lesionseg.data.prepare import PreparedCase, prepare_case
+from lesionseg.data.claims import ClaimFolder, Claims
+from lesionseg.data.prepare import PreparedCase, PreparedReference
 from lesionseg.errors import ContentError, OutputError, ReadError
+from lesionseg.io.local_disk import PARTIAL, sweep
 from lesionseg.io.volumes import content_files
 from lesionseg.plan.plan import Plan
 
 logger = logging.getLogger(__name__)
 
-MAX_WORKERS = 8  # each holds a case, and disks are busy with that many
-_PARTIAL = ".partial-"
-_DAY_SECONDS = 86400
+
+class CaseStore(Protocol):
+    """Where `fill_cache` keeps cases: `Cache` on a disk, `shards.ShardCache` at a URL."""
+
+    def find(self, case: str, source: str) -> CachedCase | None:
+        """The entry, or None when it is missing, damaged or made of other files than `source`."""
+
+    def store(self, prepared: PreparedCase, source: str) -> CachedCase:
+        """Keep a case. Raises `ContentError` for one without a reference, `OutputError`."""
+
+    def claim(self, case: str) -> bool:
+        """Whether this process may make the case; then it must store it or give it back."""
+
+    def give_back(self, case: str) -> None:
+        """The claimed case will not be made, or has been found after all."""
+
+    def flush(self) -> None:
+        """Show others all that has been stored."""
+
+    def sweep(self) -> None:
+        """Remove what runs that were killed have left behind a day ago or earlier."""
 
 
 class Cache:
@@ -47,6 +67,7 @@ class Cache:
     def __init__(self, folder: Path, key: str) -> None:
         self.folder = folder / key
         self.key = key
+        self._claims = Claims(ClaimFolder(self.folder / "claims"))
 
     def find(self, case: str, source: str) -> CachedCase | None:
         """The entry, or None when it is missing, damaged or made of other files than `source`."""
@@ -68,41 +89,54 @@ class Cache:
 
     def store(self, prepared: PreparedCase, source: str) -> CachedCase:
         """Write an entry beside its place and move it there whole, replacing what was there."""
-        if prepared.reference is None:
-            raise ContentError(
-                "A case without a reference cannot teach.",
-                where=prepared.case,
-                remedy="leave it out, or give it an empty mask if it is free of lesions.",
-            )
+        reference = reference_of(prepared)
         made = self._scratch()
         try:
             made.mkdir(parents=True)
-            write_cached_case(made, prepared, prepared.reference, source)
+            write_cached_case(made, prepared, reference, source)
             self._put(made, self._entry(prepared.case))
         except OSError as error:
-            raise OutputError(
-                "The cache cannot be written.",
-                where=self.folder,
-                seen=error,
-                remedy="check that the folder may be written to and that the disk has room.",
-            ) from error
+            raise self._refused(error) from error
         finally:
             shutil.rmtree(made, ignore_errors=True)
+        self.give_back(prepared.case)
         return self.open(prepared.case)
+
+    def claim(self, case: str) -> bool:
+        """Whether this process may make the case, and no other is at it."""
+        try:
+            return self._claims.take(case)
+        except OSError as error:
+            raise self._refused(error) from error
+
+    def give_back(self, case: str) -> None:
+        """Claimed no longer."""
+        self._claims.give_back(case)
+
+    def flush(self) -> None:
+        """Nothing to do: a stored case is there at once."""
 
     def sweep(self) -> None:
         """Remove what runs that were killed have left behind a day ago or earlier."""
-        for left in self.folder.glob(f"{_PARTIAL}*"):
-            if time.time() - left.stat().st_mtime > _DAY_SECONDS:
-                shutil.rmtree(left, ignore_errors=True)
+        sweep(self.folder)
 
     def _entry(self, case: str) -> Path:
-        return self.folder / quote(case, safe=" ")
+        spread = hashlib.sha256(case.encode()).hexdigest()[:2]
+        return self.folder / spread / quote(case, safe=" ")
 
     def _scratch(self) -> Path:
-        return self.folder / f"{_PARTIAL}{uuid.uuid4().hex}"
+        return self.folder / f"{PARTIAL}{uuid.uuid4().hex}"
+
+    def _refused(self, error: OSError) -> OutputError:
+        return OutputError(
+            "The cache cannot be written.",
+            where=self.folder,
+            seen=error,
+            remedy="check that the folder may be written to and that the disk has room.",
+        )
 
     def _put(self, made: Path, entry: Path) -> None:
+        entry.parent.mkdir(exist_ok=True)
         if entry.exists():
             old = self._scratch()
             entry.replace(old)
@@ -113,6 +147,17 @@ class Cache:
             # another run has put the same case there in the meantime
             if not (entry / "case.json").exists():
                 raise
+
+
+def reference_of(prepared: PreparedCase) -> PreparedReference:
+    """A case's reference; raises `ContentError` when it has none."""
+    if prepared.reference is None:
+        raise ContentError(
+            "A case without a reference cannot teach.",
+            where=prepared.case,
+            remedy="leave it out, or give it an empty mask if it is free of lesions.",
+        )
+    return prepared.reference
 
 
 def cache_key(dataset: Dataset, plan: Plan) -> str:
@@ -144,61 +189,3 @@ def source_hash(files: CaseFiles) -> str:
     said = json.dumps([files.annotations, files.group], sort_keys=True, default=str)
     digest.update(said.encode())
     return digest.hexdigest()
-
-
-def fill_cache(
-    dataset: Dataset,
-    cases: Sequence[CaseFiles],
-    plan: Plan,
-    folder: Path,
-    *,
-    read: Callable[[CaseFiles], Case],
-    progress: Callable[[str, int, int], None] | None = None,
-    workers: int | None = None,
-) -> list[CachedCase]:
-    """Prepare every case that the cache lacks; the cached cases in the order of `cases`.
-
-    `read` turns a case's files into arrays. `workers` threads hold one case each (None: as many as
-    there are cores, eight at most); 1 works in this thread. `progress(case, done, total)` is
-    called here after each case. What is made stays made: the next call goes on where an
-    interrupted one stopped. The first error ends the call.
-    """
-    cache = Cache(folder, cache_key(dataset, plan))
-    cache.sweep()
-    make = partial(_cached, cache=cache, plan=plan, read=read)
-    found: dict[int, CachedCase] = {}
-    for i, cached in _run(make, cases, workers or min(_cores(), MAX_WORKERS)):
-        found[i] = cached
-        if progress is not None:
-            progress(cached.case, len(found), len(cases))
-    return [found[i] for i in range(len(cases))]
-
-
-def _cores() -> int:
-    """Processor cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-def _cached(
-    files: CaseFiles, *, cache: Cache, plan: Plan, read: Callable[[CaseFiles], Case]
-) -> CachedCase:
-    source = source_hash(files)
-    return cache.find(files.case, source) or cache.store(prepare_case(read(files), plan), source)
-
-
-def _run(
-    make: Callable[[CaseFiles], CachedCase], cases: Sequence[CaseFiles], workers: int
-) -> Iterator[tuple[int, CachedCase]]:
-    if workers <= 1:
-        yield from ((i, make(files)) for i, files in enumerate(cases))
-        return
-    with ThreadPoolExecutor(workers) as pool:
-        futures = {pool.submit(make, files): i for i, files in enumerate(cases)}
-        try:
-            for future in as_completed(futures):
-                yield futures[future], future.result()
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise

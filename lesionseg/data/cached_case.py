@@ -11,10 +11,11 @@
 import json
 import mmap
 import os
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +31,13 @@ MAX_VALID_SEEDS = 512
 _HALF_MAX = float(np.finfo(np.float16).max)
 
 
+class Origin(Protocol):
+    """Where a case's folder can be had again."""
+
+    def fetch(self, folder: Path) -> None:
+        """Put a copy of the case at `folder`, whole. Raises `ReadError`."""
+
+
 @dataclass(frozen=True, eq=False)
 class CachedCase:
     """A prepared case on disk. Its arrays are read-only memory maps, mapped anew at each access.
@@ -37,7 +45,8 @@ class CachedCase:
     No file stays open in between, so that thousands of cases cost no file handles and the object
     travels to worker processes as a few numbers. `source` is the hash of the files it is made of.
     `is_mixed`: a lesion's voxels may hold other labels than its own (regions). `valid_seeds`: some
-    background voxels that teach, spread over it, where not all do; None where all do.
+    background voxels that teach, spread over it, where not all do; None where all do. With an
+    `origin`, `folder` is a copy, fetched when it is read and not there.
     """
 
     case: str
@@ -50,6 +59,7 @@ class CachedCase:
     has_valid: bool
     is_mixed: bool = False
     valid_seeds: tuple[tuple[int, ...], ...] | None = None
+    origin: Origin | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -79,7 +89,7 @@ class CachedCase:
     def _map(self, name: str) -> NDArray[Any]:
         path = self.folder / f"{name}.npy"
         try:
-            mapped = _map_array(path)
+            mapped = self._fetched(path) if self.origin else _map_array(path)
         except (OSError, ValueError) as error:
             raise ReadError(
                 "A cached array cannot be read.",
@@ -87,6 +97,18 @@ class CachedCase:
                 seen=error,
                 remedy="start again: the cache builds what is missing.",
             ) from error
+        return mapped
+
+    def _fetched(self, path: Path) -> NDArray[Any]:
+        """The array of a copy, whose folder's time says when it was used."""
+        try:
+            mapped = _map_array(path)
+            os.utime(self.folder)
+        except FileNotFoundError:
+            if self.origin is None:
+                raise
+            self.origin.fetch(self.folder)
+            mapped = _map_array(path)
         return mapped
 
 
@@ -177,7 +199,7 @@ def read_cached_case(folder: Path) -> CachedCase:
     """Read a case's folder; raises `ReadError` when a part of it is missing or does not fit."""
     path = folder / "case.json"
     try:
-        cached = _from_json(json.loads(path.read_text(encoding="utf-8")), folder)
+        cached = case_from_json(json.loads(path.read_text(encoding="utf-8")), folder)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ReadError(
             "The cache holds no such case, or a damaged one.",
@@ -189,7 +211,10 @@ def read_cached_case(folder: Path) -> CachedCase:
     return cached
 
 
-def _from_json(raw: dict[str, Any], folder: Path) -> CachedCase:
+def case_from_json(
+    raw: Mapping[str, Any], folder: Path, origin: Origin | None = None
+) -> CachedCase:
+    """The case that a `case.json` tells of; `ValueError` or `KeyError` for another format."""
     if raw["version"] != CACHE_VERSION:
         raise ValueError(f"version {raw['version']}")
     lesions = (
@@ -215,6 +240,7 @@ def _from_json(raw: dict[str, Any], folder: Path) -> CachedCase:
         has_valid=raw["has_valid"],
         is_mixed=raw["is_mixed"],
         valid_seeds=None if seeds is None else tuple(tuple(seed) for seed in seeds),
+        origin=origin,
     )
 
 

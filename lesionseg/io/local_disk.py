@@ -1,0 +1,88 @@
+"""Local disk lent to copies of remote files: a folder and the most bytes they may take."""
+
+import contextlib
+import os
+import random
+import shutil
+import time
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+PARTIAL = ".partial-"
+_DAY_SECONDS = 86400
+# how often, in shares of the bound that have arrived, the copies are counted
+_COUNT_EVERY = 0.01
+
+
+def default_folder() -> Path:
+    """`lesionseg` in the user's cache folder."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "lesionseg"
+
+
+@dataclass(frozen=True)
+class LocalDisk:
+    """Where local copies lie and how many bytes they may take together.
+
+    The bound is kept within about a hundredth for each process that fetches, and may be passed by
+    one copy where it is smaller than that.
+    """
+
+    folder: Path = field(default_factory=default_folder)
+    most_bytes: int = 100 * 10**9
+
+    def make_room(self, pattern: str, keep: Path, arrived: int) -> None:
+        """Remove those folders that were used longest ago until the bound is kept.
+
+        `pattern` says which folders below ours are copies; `keep` is one that has just come, with
+        `arrived` bytes. A folder counts as used when its time is set. To spare the counting, it is
+        done at random, on average once a hundredth of the bound.
+        """
+        if random.random() < arrived / (_COUNT_EVERY * max(self.most_bytes, 1)):
+            self._evict(pattern, keep)
+
+    def _evict(self, pattern: str, keep: Path) -> None:
+        total = 0
+        for _, size, folder in sorted(_copies(self.folder, pattern), reverse=True):
+            total += size
+            if total > self.most_bytes and folder != keep:
+                remove_whole(folder)
+                total -= size
+
+
+def remove_whole(folder: Path) -> None:
+    """Remove a folder so that nobody meets half of it."""
+    away = folder.with_name(f"{PARTIAL}{uuid.uuid4().hex}")
+    try:
+        folder.replace(away)
+    except OSError:  # another process was first
+        return
+    shutil.rmtree(away, ignore_errors=True)
+
+
+def sweep(folder: Path) -> None:
+    """Remove what runs that were killed have left in a folder a day ago or earlier."""
+    for left in folder.glob(f"{PARTIAL}*"):
+        try:
+            old = time.time() - left.stat().st_mtime > _DAY_SECONDS
+        except FileNotFoundError:
+            continue
+        if old:
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def folder_bytes(folder: Path) -> int:
+    """Bytes of the files right in a folder; 0 where another process has just removed it."""
+    try:
+        return sum(file.stat().st_size for file in folder.iterdir())
+    except OSError:
+        return 0
+
+
+def _copies(root: Path, pattern: str) -> Iterator[tuple[float, int, Path]]:
+    """When each copy was used, its bytes and its folder; those that vanish meanwhile left out."""
+    for folder in root.glob(pattern):
+        if not folder.name.startswith(PARTIAL):
+            with contextlib.suppress(OSError):
+                yield folder.stat().st_mtime, folder_bytes(folder), folder
