@@ -84,6 +84,15 @@ VERBS: dict[str, Verb] = {
             "scores=runs/a output=report images=DIR",
         ),
     ),
+    "export": Verb(
+        "a bundle's network for other programs: ONNX, or MONAI's bundle",
+        ("bundle", "output"),
+        (
+            "bundle=runs/a output=exported",
+            "bundle=runs/a output=exported opset=20",
+            "bundle=runs/a output=exported format=monai",
+        ),
+    ),
 }
 
 

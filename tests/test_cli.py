@@ -14,6 +14,7 @@ REQUIRED = {
     "predict": ["bundle=b", "input=i", "output=o"],
     "evaluate": ["reference=r", "prediction=p", "output=o"],
     "report": ["scores=s", "output=o"],
+    "export": ["bundle=b", "output=o"],
 }
 
 

@@ -13,6 +13,7 @@ REQUIRED = {
     "predict": ["bundle=b", "input=i", "output=o"],
     "evaluate": ["reference=r", "prediction=p", "output=o"],
     "report": ["scores=s", "output=o"],
+    "export": ["bundle=b", "output=o"],
 }
 OPTIONS = [
     (verb, group, option)

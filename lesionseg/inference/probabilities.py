@@ -1,5 +1,8 @@
 """From a network's logits to the probabilities of the labels, and a network that gives them."""
 
+from collections.abc import Sequence
+
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -25,24 +28,31 @@ def label_probabilities(
 
 
 class ProbabilityNetwork(nn.Module):
-    """A segmentation network in eval mode whose output is what `label_probabilities` gives.
+    """Segmentation networks whose output is the mean of what `label_probabilities` gives of each.
 
-    One tensor in, one tensor out, for programs that know neither the plan nor the focal loss.
+    One tensor in, one tensor out, for programs that know neither the plan nor the focal loss. The
+    networks are put into eval mode.
     """
 
-    def __init__(self, network: nn.Module, plan: Plan) -> None:
+    def __init__(self, networks: Sequence[nn.Module], plan: Plan) -> None:
         super().__init__()
-        self.network = network.eval()
+        self.networks = nn.ModuleList(network.eval() for network in networks)
         self._plan = plan
 
     def forward(self, image: Float[Tensor, "b c *spatial"]) -> Float[Tensor, "b k *spatial"]:
         """Probabilities; raises `ConfigError` for a network that returns no list of logits."""
-        outputs = self.network(image)
-        if not isinstance(outputs, list):
-            raise ConfigError(
-                "Only a network that segments can be exported.",
-                where="plan.architecture.name",
-                seen=self._plan.architecture.name,
-                expected="a network whose output is a list of logits",
-            )
-        return label_probabilities(outputs[0], self._plan)
+        total = torch.zeros((), device=image.device)
+        for network in self.networks:
+            outputs = network(image)
+            if not isinstance(outputs, list):
+                raise self._no_segmentation()
+            total = total + label_probabilities(outputs[0], self._plan)
+        return total / len(self.networks)
+
+    def _no_segmentation(self) -> ConfigError:
+        return ConfigError(
+            "Only a network that segments can be exported.",
+            where="plan.architecture.name",
+            seen=self._plan.architecture.name,
+            expected="a network whose output is a list of logits",
+        )
