@@ -91,7 +91,7 @@ def retinanet(plan: Plan) -> RetinaNet:
         plan.dims,
         len(plan.channel_names),
         plan.architecture,
-        len(plan.label_values),
+        len(plan.lesion_labels),
         planned_anchors(plan),
     )
 
@@ -104,7 +104,7 @@ def retina_unet(plan: Plan) -> RetinaUNet:
         len(plan.channel_names),
         plan.architecture,
         prior_bias(plan.lesion_fraction, n_labels, plan.activation),
-        n_labels,
+        len(plan.lesion_labels),
         planned_anchors(plan),
     )
 
@@ -118,6 +118,11 @@ def planned_anchors(plan: Plan) -> AnchorPlan:
             remedy="make the plan for model=retinanet or model=retina_unet.",
         )
     return plan.anchors
+
+
+def has_voxels(plan: Plan) -> bool:
+    """Whether the plan's network gives probabilities of voxels: all but a RetinaNet do."""
+    return plan.architecture.name != "retinanet"
 
 
 def check_stages(anchors: AnchorPlan, architecture: Architecture) -> None:

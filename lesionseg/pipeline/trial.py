@@ -20,13 +20,13 @@ from lesionseg.inference.predictor import Predictor
 from lesionseg.inference.settings import InferenceSettings
 from lesionseg.io.cases import read_case
 from lesionseg.losses import VoxelLoss
+from lesionseg.pipeline.learning import Learning, learn, linked
 from lesionseg.pipeline.search import OpenTrial
 from lesionseg.pipeline.survey import Survey
-from lesionseg.pipeline.train import Learning, learn, linked
 from lesionseg.plan.plan import Plan
 from lesionseg.training.callbacks import AfterStep
 from lesionseg.training.fit import CHECKPOINT
-from lesionseg.training.module import SegmentationModule
+from lesionseg.training.module import LesionModule
 
 LossOfPair = Callable[..., nn.Module]  # a loss whose α and γ are still open
 
@@ -114,7 +114,7 @@ class TellTrial(AfterStep):
     def __init__(self, trial: OpenTrial, examiner: Examiner) -> None:
         self.trial, self.examiner, self._n_told = trial, examiner, 0
 
-    def after_step(self, trainer: pl.Trainer, module: SegmentationModule) -> None:
+    def after_step(self, trainer: pl.Trainer, module: LesionModule) -> None:
         """Lets `HopelessTrial` through, which ends the training."""
         quality = self.examiner.latest
         if quality is not None and self.examiner.n_examined > self._n_told:

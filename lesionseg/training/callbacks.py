@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from lesionseg.training.checkpoint import Checkpoint, write_checkpoint
 from lesionseg.training.history import History
-from lesionseg.training.module import SegmentationModule, StepReport
+from lesionseg.training.module import LesionModule, StepReport
 
 log = logging.getLogger(__name__)
 
@@ -27,9 +27,9 @@ class AfterStep(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_args: Any, **_kwargs: Any
     ) -> None:
         """Lightning's hook."""
-        self.after_step(trainer, cast(SegmentationModule, pl_module))
+        self.after_step(trainer, cast(LesionModule, pl_module))
 
-    def after_step(self, trainer: pl.Trainer, module: SegmentationModule) -> None:
+    def after_step(self, trainer: pl.Trainer, module: LesionModule) -> None:
         """What this callback does after a step, skipped ones included."""
 
 
@@ -41,7 +41,7 @@ class Resume(AfterStep):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Restore, or start the clock at 0."""
-        module = cast(SegmentationModule, pl_module)
+        module = cast(LesionModule, pl_module)
         if self.checkpoint is None:
             module.clock.start(0.0)
             return
@@ -60,9 +60,9 @@ class Record(AfterStep):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Open the history, without rows later than the step that training resumes at."""
         if trainer.is_global_zero:
-            self.history = History(self.path, cast(SegmentationModule, pl_module).counters.steps)
+            self.history = History(self.path, cast(LesionModule, pl_module).counters.steps)
 
-    def after_step(self, trainer: pl.Trainer, module: SegmentationModule) -> None:
+    def after_step(self, trainer: pl.Trainer, module: LesionModule) -> None:
         """Collect; write when `every` steps are together or training ends."""
         if self.history is None or module.latest is None:
             return
@@ -93,9 +93,9 @@ class Validation(AfterStep):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Set the time of the first validation."""
-        self._plan(cast(SegmentationModule, pl_module))
+        self._plan(cast(LesionModule, pl_module))
 
-    def after_step(self, trainer: pl.Trainer, module: SegmentationModule) -> None:
+    def after_step(self, trainer: pl.Trainer, module: LesionModule) -> None:
         """Validate when it is due."""
         due = self._due is not None and module.counters.minutes >= self._due
         if due and module.progress < 1:
@@ -104,13 +104,13 @@ class Validation(AfterStep):
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Validate what training hands over."""
-        self._run(trainer, cast(SegmentationModule, pl_module))
+        self._run(trainer, cast(LesionModule, pl_module))
 
-    def _plan(self, module: SegmentationModule) -> None:
+    def _plan(self, module: LesionModule) -> None:
         if self.every_minutes is not None:
             self._due = module.clock.minutes() + self.every_minutes
 
-    def _run(self, trainer: pl.Trainer, module: SegmentationModule) -> None:
+    def _run(self, trainer: pl.Trainer, module: LesionModule) -> None:
         if trainer.is_global_zero and self.record.history is not None:
             scores = _in_eval_mode(self.validate, module.final_network)
             named = {f"validation_{name}": value for name, value in scores.items()}
@@ -131,28 +131,28 @@ class SaveCheckpoint(AfterStep):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Set the time of the first one."""
-        self._due = cast(SegmentationModule, pl_module).clock.minutes() + self.every_minutes
+        self._due = cast(LesionModule, pl_module).clock.minutes() + self.every_minutes
 
-    def after_step(self, trainer: pl.Trainer, module: SegmentationModule) -> None:
+    def after_step(self, trainer: pl.Trainer, module: LesionModule) -> None:
         """Save when it is due."""
         if module.counters.minutes >= self._due:
             self._save(trainer, module)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Save what training hands over."""
-        self._save(trainer, cast(SegmentationModule, pl_module))
+        self._save(trainer, cast(LesionModule, pl_module))
 
     def on_exception(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
     ) -> None:
         """Tell an interrupted user how to go on; the steps since the last checkpoint are lost."""
         if trainer.is_global_zero and isinstance(exception, KeyboardInterrupt | SystemExit):
-            step = cast(SegmentationModule, pl_module).counters.steps
+            step = cast(LesionModule, pl_module).counters.steps
             log.warning(
                 "Interrupted at step %d; the same command goes on from the last checkpoint.", step
             )
 
-    def _save(self, trainer: pl.Trainer, module: SegmentationModule) -> None:
+    def _save(self, trainer: pl.Trainer, module: LesionModule) -> None:
         self.record.write()
         if trainer.is_global_zero:
             write_checkpoint(self.path, Checkpoint.of(module))
@@ -162,7 +162,7 @@ class SaveCheckpoint(AfterStep):
 class Stop(AfterStep):
     """Ends training, in the middle of an epoch if need be, when the budget is spent."""
 
-    def after_step(self, trainer: pl.Trainer, module: SegmentationModule) -> None:
+    def after_step(self, trainer: pl.Trainer, module: LesionModule) -> None:
         """Tell the trainer to stop."""
         if module.progress >= 1:
             trainer.should_stop = True
@@ -184,7 +184,7 @@ class ProgressLine(AfterStep):
             self._bar.add_task("Training", total=1.0, state="")
             self._bar.start()
 
-    def after_step(self, trainer: pl.Trainer, module: SegmentationModule) -> None:
+    def after_step(self, trainer: pl.Trainer, module: LesionModule) -> None:
         """Move the line on."""
         if self._bar is None or module.latest is None:
             return
@@ -219,7 +219,7 @@ def _progress_bar() -> Progress:
     return Progress(*columns, console=console, disable=not console.is_terminal)
 
 
-def _log_progress(module: SegmentationModule, report: StepReport) -> None:
+def _log_progress(module: LesionModule, report: StepReport) -> None:
     log.info(
         "Epoch %d, step %d, %.1f minutes (%.0f %% of the budget), loss %.4g.",
         module.epoch,
@@ -230,12 +230,12 @@ def _log_progress(module: SegmentationModule, report: StepReport) -> None:
     )
 
 
-def _where(module: SegmentationModule) -> dict[str, object]:
+def _where(module: LesionModule) -> dict[str, object]:
     counters = module.counters
     return {"step": counters.steps, "minutes": counters.minutes, "epoch": module.epoch}
 
 
-def _means(reports: list[StepReport], module: SegmentationModule) -> dict[str, object]:
+def _means(reports: list[StepReport], module: LesionModule) -> dict[str, object]:
     """Means of the steps that counted; blank losses when none did."""
     done = [report for report in reports if not report.skipped]
     names = list(reports[-1].terms)

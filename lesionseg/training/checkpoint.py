@@ -10,7 +10,7 @@ import torch
 
 from lesionseg.errors import TrainingError
 from lesionseg.io.atomic import atomic_path
-from lesionseg.training.module import Counters, SegmentationModule
+from lesionseg.training.module import Counters, LesionModule
 
 CHECKPOINT_VERSION = 1
 
@@ -30,12 +30,12 @@ class Checkpoint:
     version: int = CHECKPOINT_VERSION
 
     @classmethod
-    def of(cls, module: SegmentationModule) -> "Checkpoint":
+    def of(cls, module: LesionModule) -> "Checkpoint":
         """The state of `module` now."""
         optimiser: Any = module.optimizers()
         return cls(module.state_dict(), optimiser.state_dict(), asdict(module.counters))
 
-    def restore(self, module: SegmentationModule, where: Path) -> None:
+    def restore(self, module: LesionModule, where: Path) -> None:
         """Put all state back; raises `TrainingError` naming `where` when it does not fit."""
         self.restore_weights(module, where)
         optimiser: Any = module.optimizers()
@@ -43,7 +43,7 @@ class Checkpoint:
             optimiser.optimizer.load_state_dict(self.optimiser)
         module.clock.start(module.counters.minutes)
 
-    def restore_weights(self, module: SegmentationModule, where: Path) -> None:
+    def restore_weights(self, module: LesionModule, where: Path) -> None:
         """Put back all but the optimiser and the clock; raises `TrainingError` likewise."""
         module.normalisers = module.normalisers or module.make_normalisers(n_processes=1)
         with _fitting(where):

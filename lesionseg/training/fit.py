@@ -17,7 +17,9 @@ from lesionseg.data.augment import AugmentationSettings
 from lesionseg.data.cached_case import CachedCase
 from lesionseg.data.sampling import SamplingSettings
 from lesionseg.errors import ConfigError
+from lesionseg.losses.detection import DetectionLoss
 from lesionseg.models.precision import fast_dtype, fast_memory_format
+from lesionseg.models.retinanet import has_voxels
 from lesionseg.plan.plan import Plan
 from lesionseg.training.callbacks import (
     ProgressLine,
@@ -29,8 +31,9 @@ from lesionseg.training.callbacks import (
     Validation,
 )
 from lesionseg.training.checkpoint import Checkpoint, read_checkpoint
+from lesionseg.training.detection_objective import make_objective
 from lesionseg.training.hard import HardPlaces, WatchBackground
-from lesionseg.training.module import Counters, SegmentationModule
+from lesionseg.training.module import Counters, LesionModule
 from lesionseg.training.settings import OptimiserSettings, TrainerSettings
 from lesionseg.training.stream import TileSource, TileStream
 from lesionseg.training.tiles import EpochTiles
@@ -66,6 +69,7 @@ def fit(
     plan: Plan,
     cases: Sequence[CachedCase],
     *,
+    detection: DetectionLoss | None = None,
     settings: TrainerSettings,
     optimiser: OptimiserSettings,
     sampling: SamplingSettings,
@@ -86,6 +90,7 @@ def fit(
         loss,
         plan,
         tiles,
+        detection=detection,
         settings=settings,
         optimiser=optimiser,
         run_dir=run_dir,
@@ -100,6 +105,7 @@ def fit_tiles(
     plan: Plan,
     tiles: TileSource,
     *,
+    detection: DetectionLoss | None = None,
     settings: TrainerSettings,
     optimiser: OptimiserSettings,
     run_dir: Path,
@@ -108,16 +114,19 @@ def fit_tiles(
 ) -> FitResult:
     """Train `network` in place on numbered `tiles`; resumes from `run_dir`'s last checkpoint.
 
-    `loss` follows `losses.VoxelLoss`. `validate` is given the averaged network in eval mode and
-    returns scores for metrics.csv. A training that had already ended is not prolonged: its result
-    is returned as it was. Raises `TrainingError` when the checkpoint does not fit or the loss stays
+    `loss` follows `losses.VoxelLoss`; `detection` teaches a detector's anchors (None: as it is by
+    default), and `loss` its voxels where it has them. `validate` is given the averaged network in
+    eval mode and returns scores for metrics.csv. A training that had already ended is not
+    prolonged: its result is returned as it was. Raises `TrainingError` when the checkpoint does not fit or the loss stays
     NaN, and passes on whatever reading tiles or `validate` raises.
     """
     check_activation(loss, plan)
     path = run_dir / CHECKPOINT
     checkpoint = read_checkpoint(path) if path.is_file() else None
-    module = SegmentationModule(network, loss, plan, settings, optimiser)
+    objective = make_objective(loss, detection or DetectionLoss(), plan)
+    module = LesionModule(network, objective, plan, settings, optimiser)
     if isinstance(tiles, EpochTiles) and tiles.hard is not None:
+        _require_voxels(plan)
         callbacks = [*callbacks, _remember(tiles, tiles.hard, module, checkpoint)]
     counters = Counters(**checkpoint.counters) if checkpoint else Counters()
     device = _device_type(settings.accelerator)
@@ -143,8 +152,18 @@ def check_activation(loss: nn.Module, plan: Plan) -> None:
         )
 
 
+def _require_voxels(plan: Plan) -> None:
+    """Hard background is the worst voxel of a tile: there must be voxels."""
+    if not has_voxels(plan):
+        raise ConfigError(
+            "Hard background cannot be collected from a network without voxels.",
+            where="sampling.hard_share",
+            expected=f"0 for model={plan.architecture.name}",
+        )
+
+
 def _remember(
-    tiles: EpochTiles, hard: HardPlaces, module: SegmentationModule, checkpoint: Checkpoint | None
+    tiles: EpochTiles, hard: HardPlaces, module: LesionModule, checkpoint: Checkpoint | None
 ) -> WatchBackground:
     """Let the module's checkpoints carry the hard background, and fill it from the last one.
 
@@ -172,7 +191,7 @@ def our_callbacks(
 
 
 def _train(
-    module: SegmentationModule,
+    module: LesionModule,
     tiles: TileSource,
     first_step: int,
     callbacks: Sequence[pl.Callback],
@@ -231,9 +250,7 @@ def _trainer(
     )
 
 
-def _result(
-    module: SegmentationModule, checkpoint: Checkpoint, run_dir: Path, device: str
-) -> FitResult:
+def _result(module: LesionModule, checkpoint: Checkpoint, run_dir: Path, device: str) -> FitResult:
     """Read back from the checkpoint, which is the same for one process and for many."""
     checkpoint.restore_weights(module, run_dir / CHECKPOINT)
     module.network.load_state_dict(module.final_network.state_dict())

@@ -24,7 +24,6 @@ from lesionseg.losses.balance import (
     FocalTerm,
     LossCurves,
     Parts,
-    focal_terms,
     loss_curves,
     measure_balance,
 )
@@ -36,7 +35,7 @@ from lesionseg.training.degeneration import (
     find_degenerations,
 )
 from lesionseg.training.history import History
-from lesionseg.training.module import SegmentationModule
+from lesionseg.training.module import LesionModule
 from lesionseg.training.supervision import Targets
 
 log = logging.getLogger(__name__)
@@ -87,9 +86,9 @@ class FocalBalance(AfterStep):
         """Take up what an earlier part of the same training has written."""
         if not trainer.is_global_zero:
             return
-        module = cast(SegmentationModule, pl_module)
+        module = cast(LesionModule, pl_module)
         done = module.counters.steps
-        self.terms = focal_terms(module.loss)
+        self.terms = module.objective.focal_terms()
         self.history = History(self.run_dir / BALANCE, done, COLUMNS)
         self._rows = [_from_row(row) for row in self.history.rows[-STRETCH:]]
         self.said = read_warnings(self.run_dir / WARNINGS, done)
@@ -98,7 +97,7 @@ class FocalBalance(AfterStep):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Ask to see the logits of a logging step."""
-        module = cast(SegmentationModule, pl_module)
+        module = cast(LesionModule, pl_module)
         due = (module.counters.steps + 1) % module.settings.log_every == 0
         module.watch = None
         if self.history is not None and due:
@@ -106,7 +105,7 @@ class FocalBalance(AfterStep):
             activation = module.plan.activation
             module.watch = lambda logits, targets: self._look(logits, targets, activation, last)
 
-    def after_step(self, trainer: pl.Trainer, module: SegmentationModule) -> None:
+    def after_step(self, trainer: pl.Trainer, module: LesionModule) -> None:
         """Write the row of a logging step; nothing of a skipped one."""
         if module.latest is None or self.history is None:
             return
@@ -118,7 +117,7 @@ class FocalBalance(AfterStep):
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write what is left, and the curves."""
-        cast(SegmentationModule, pl_module).watch = None
+        cast(LesionModule, pl_module).watch = None
         if self.history is not None:
             self.history.write()
             write_json(self.run_dir / WARNINGS, [asdict(warning) for warning in self.said])
@@ -137,7 +136,7 @@ class FocalBalance(AfterStep):
                 loss_curves(*where, self.terms, activation=activation, valid=targets.valid)
             )
 
-    def _add(self, module: SegmentationModule) -> None:
+    def _add(self, module: LesionModule) -> None:
         loss = float(torch.stack(self._losses).mean())
         row = _row(module.counters.steps, loss, self._balances, bool(self.terms))
         self._losses = []

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from lesionseg.data.sampling import HardPoint
 from lesionseg.training.callbacks import AfterStep
-from lesionseg.training.module import SegmentationModule, Watch
+from lesionseg.training.module import LesionModule, Watch
 from lesionseg.training.supervision import Targets
 
 _SLOTS = 4  # epochs kept: the present one, those in use and one that is being read ahead
@@ -74,18 +74,18 @@ class WatchBackground(AfterStep):
         self.found = found
         self._next: Watch | None = None
         self._seen = 0
-        self._module: SegmentationModule | None = None
+        self._module: LesionModule | None = None
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_args: Any, **_kwargs: Any
     ) -> None:
         """Look at what the module shows, and pass it on to who else wants to look at this step."""
-        module = cast(SegmentationModule, pl_module)
+        module = cast(LesionModule, pl_module)
         if trainer.world_size == 1 and module.watch != self.watch:
             self._module, self._next = module, module.watch
             module.watch = self.watch
 
-    def after_step(self, trainer: pl.Trainer, module: SegmentationModule) -> None:
+    def after_step(self, trainer: pl.Trainer, module: LesionModule) -> None:
         """Begin to count the tiles of the next step."""
         self._seen = 0
 

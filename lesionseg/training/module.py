@@ -1,10 +1,8 @@
 """One training step: tiles in, named loss terms, gradients, an update of the weights."""
 
-import inspect
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from math import prod
 from typing import Any
 
 import pytorch_lightning as pl
@@ -12,13 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from lesionseg.errors import TrainingError
-from lesionseg.losses.normaliser import PositiveAverage, count_positives
+from lesionseg.losses.normaliser import PositiveAverage
 from lesionseg.plan.plan import Plan
 from lesionseg.training.averaging import averaged_network
+from lesionseg.training.objective import Lesson, Objective, add_terms
 from lesionseg.training.optimiser import make_optimiser, set_learning_rate
 from lesionseg.training.schedule import Budget, Clock, learning_rate
 from lesionseg.training.settings import OptimiserSettings, TrainerSettings
-from lesionseg.training.supervision import Targets, coarsen, level_weights, supervised_strides
+from lesionseg.training.supervision import Targets
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +27,8 @@ Watch = Callable[[Tensor, Targets], None]
 
 @dataclass(frozen=True, eq=False)
 class StepReport:
-    """What one step did; `terms` sum to `loss`, `positives` counts the lesion voxels of the step.
+    """What one step did; `terms` sum to `loss`, `positives` counts the lesion voxels (or
+    anchors) of the step.
 
     Tensors are 0-d and stay on the device, so that nobody waits for what nobody reads.
     """
@@ -51,8 +51,8 @@ class Counters:
     skipped_in_a_row: int = 0
 
 
-class SegmentationModule(pl.LightningModule):
-    """A network, its loss and its weights' average, trained one optimiser step a batch.
+class LesionModule(pl.LightningModule):
+    """A network, its objective and its weights' average, trained one optimiser step a batch.
 
     A batch holds all tiles of a step on this process, `plan.batch_size · accumulate` of them: the
     divisor of the focal loss counts the positives of all, so they must be known before the first
@@ -64,7 +64,7 @@ class SegmentationModule(pl.LightningModule):
     def __init__(
         self,
         network: nn.Module,
-        loss: nn.Module,
+        objective: Objective,
         plan: Plan,
         settings: TrainerSettings,
         optimiser: OptimiserSettings,
@@ -72,32 +72,26 @@ class SegmentationModule(pl.LightningModule):
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
-        self.network, self.loss, self.plan = network, loss, plan
+        self.network, self.objective, self.plan = network, objective, plan
         self.settings, self.optimiser_settings = settings, optimiser
         self.averaged = (
             None if settings.ema_decay is None else averaged_network(network, settings.ema_decay)
         )
-        self.strides = supervised_strides(plan.architecture)
         self.normalisers = nn.ModuleList()
         self.budget = Budget(settings.max_steps, settings.max_minutes)
         self.clock = clock or Clock()
         self.counters = Counters()
         self.latest: StepReport | None = None
         self.watch: Watch | None = None  # shown the finest logits and targets of each part
-        self._wants_instances = "instances" in inspect.signature(loss.forward).parameters
 
     def setup(self, stage: str) -> None:
         """Start the averages of positives, now that the number of processes is known."""
         self.normalisers = self.make_normalisers(self.trainer.world_size)
 
     def make_normalisers(self, n_processes: int) -> nn.ModuleList:
-        """One average of positives a level, from what the plan expects of a step."""
+        """One average of positives a divisor, from what the objective expects of a step."""
         n_tiles = self.plan.batch_size * self.settings.accumulate * n_processes
-        voxels = n_tiles * prod(self.plan.tile_shape)
-        return nn.ModuleList(
-            PositiveAverage(self.plan.lesion_fraction * voxels / prod(stride))
-            for stride in self.strides
-        )
+        return nn.ModuleList(PositiveAverage(n) for n in self.objective.expected(n_tiles))
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """The optimiser over the network's weights."""
@@ -122,10 +116,10 @@ class SegmentationModule(pl.LightningModule):
         """One optimiser step; a step whose loss or gradient is not finite leaves the weights."""
         optimiser: Any = self.optimizers()
         lr = set_learning_rate(optimiser, learning_rate(self.progress, self.optimiser_settings))
-        levels = self._levels(batch)
-        divisors, positives = self._divisors(levels)
+        lesson = self.objective.lesson(batch)
+        divisors, positives = self._divisors(lesson)
         optimiser.zero_grad()
-        terms = self._accumulate(batch["image"], levels, divisors)
+        terms = self._accumulate(batch["image"], lesson, divisors)
         norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.settings.gradient_clip)
         loss = self._agree(torch.stack(list(terms.values())).sum())
         finite = bool(torch.isfinite(loss) & torch.isfinite(norm))
@@ -136,55 +130,30 @@ class SegmentationModule(pl.LightningModule):
         self._count(finite)
         self.latest = StepReport(self.counters.steps, lr, loss, terms, positives, not finite)
 
-    def _levels(self, batch: Mapping[str, Tensor]) -> list[Targets]:
-        finest = Targets.of(batch)
-        return [coarsen(finest, stride) for stride in self.strides]
-
-    def _divisors(self, levels: Sequence[Targets]) -> tuple[list[Tensor], Tensor]:
-        """The divisor of each level's loss, and the positives of the finest on all processes."""
-        counts = torch.stack([count_positives(t.labels, t.valid) for t in levels])
-        counts = self._reduce(counts, "sum")
+    def _divisors(self, lesson: Lesson) -> tuple[list[Tensor], Tensor]:
+        """The divisor of each group of terms, and the first's positives on all processes."""
+        counts = self._reduce(torch.stack(lesson.counts()), "sum")
         shares = self.settings.accumulate * self.trainer.world_size
         averages: Any = self.normalisers
         divisors = [a.update(n) / shares for a, n in zip(averages, counts, strict=True)]
         return divisors, counts[0]
 
     def _accumulate(
-        self, image: Tensor, levels: Sequence[Targets], divisors: Sequence[Tensor]
+        self, image: Tensor, lesson: Lesson, divisors: Sequence[Tensor]
     ) -> dict[str, Tensor]:
         """Add up the gradients of all parts; the named terms' means over them."""
         size = self.plan.batch_size
-        images, parts = torch.split(image, size), zip(*(t.split(size) for t in levels), strict=True)
+        images, parts = torch.split(image, size), lesson.split(size)
         total: dict[str, Tensor] = {}
-        for tiles, targets in zip(images, parts, strict=True):
-            logits = self.network(tiles)
+        for tiles, part in zip(images, parts, strict=True):
+            output = self.network(tiles)
             if self.watch is not None:
-                self.watch(logits[0].detach(), targets[0])
-            terms = self._terms(logits, targets, divisors)
+                self.watch(*self.objective.shown(output, part))
+            terms = self.objective.terms(output, part, divisors)
             means = {name: term / len(images) for name, term in terms.items()}
             self.manual_backward(torch.stack(list(means.values())).sum())
-            _add(total, {name: mean.detach() for name, mean in means.items()})
+            add_terms(total, {name: mean.detach() for name, mean in means.items()})
         return total
-
-    def _terms(
-        self, logits: Sequence[Tensor], levels: Sequence[Targets], divisors: Sequence[Tensor]
-    ) -> dict[str, Tensor]:
-        """The loss's terms summed over the supervised levels; computed in fp32."""
-        total: dict[str, Tensor] = {}
-        with torch.autocast(logits[0].device.type, enabled=False):
-            for weight, level, targets, divisor in zip(
-                level_weights(len(logits)), logits, levels, divisors, strict=False
-            ):
-                terms = self._level_terms(level.float(), targets, divisor)
-                _add(total, {name: weight * term for name, term in terms.items()})
-        return total
-
-    def _level_terms(self, logits: Tensor, targets: Targets, divisor: Tensor) -> dict[str, Tensor]:
-        extra = {"instances": targets.instances} if self._wants_instances else {}
-        terms: dict[str, Tensor] = self.loss(
-            logits, targets.labels, valid=targets.valid, normaliser=divisor, **extra
-        )
-        return terms
 
     def _agree(self, loss: Tensor) -> Tensor:
         """The mean loss over processes; sets the minutes, so that all of them stop together."""
@@ -218,8 +187,3 @@ class SegmentationModule(pl.LightningModule):
                 f"{self.counters.steps}",
                 remedy="lower optim.lr, set trainer.precision=32-true, or look at the images.",
             )
-
-
-def _add(total: dict[str, Tensor], terms: Mapping[str, Tensor]) -> None:
-    for name, term in terms.items():
-        total[name] = total[name] + term if name in total else term
