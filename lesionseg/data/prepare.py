@@ -1,40 +1,32 @@
 """A case on the plan's grid: oriented, resampled, normalised; the reference moves along.
 
-MONAI's `Orientation` turns the axes and MONAI's `Spacing` lays the grid; `ops.resample` reads the
-voxels on it, one slab at a time, as it does on the way back to the file's grid.
+MONAI's `Orientation` says how the axes turn and MONAI's `Spacing` lays the grid; `onto_grid` reads
+the image on it, one slab at a time, as inference does on the way back to the file's grid.
 """
 
 import itertools
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from monai.transforms import Orientation, Spacing
+from monai.transforms import Spacing
 from numpy.typing import NDArray
 
 from lesionseg.core import Case, Geometry, Reference, Volume
-from lesionseg.data.adaptor import (
-    CANONICAL_AXES,
-    as_torch,
-    from_monai,
-    geometry_of,
-    shell,
-    to_monai,
-)
+from lesionseg.data.adaptor import as_torch, geometry_of, shell
 from lesionseg.data.normalise import normalise
+from lesionseg.data.onto_grid import copy_float32, read_linear, turned
 from lesionseg.errors import ContentError
 from lesionseg.ops.components import lesion_instances
-from lesionseg.ops.resample import resample_linear, resample_nearest
+from lesionseg.ops.resample import resample_nearest
 from lesionseg.plan.plan import Plan
 
 logger = logging.getLogger(__name__)
 
 # spacings and grids closer than this (millimetres) are the same
 SAME_MM = 1e-3
-# rows resampled at a time: temporaries of a few per cent of the volume
-_SLAB_ROWS = 8
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,14 +64,23 @@ def prepare_case(case: Case, plan: Plan) -> PreparedCase:
     return PreparedCase(case.case, case.group, image, reference)
 
 
-def prepare_image(volume: Volume, plan: Plan, *, where: str | None = None) -> Volume:
+def prepare_image(
+    volume: Volume,
+    plan: Plan,
+    *,
+    where: str | None = None,
+    overwrite: bool = False,
+    look: Callable[[Volume], None] | None = None,
+) -> Volume:
     """Orient, resample and normalise an image `[C, *file]`; `[C, *plan]` float32, a new array.
 
     In 3-D the axes end up along +S, +A, +R, as near as the file's own axes allow; in 2-D they stay.
     Spacing becomes `plan.spacing_mm` by linear interpolation; an axis within 1e-3 mm of it keeps
     its own, and if all do no voxel is changed. The geometry returned maps the new indices to the
-    patient's millimetres. The same voxels in whatever orientation give the same array. Holds at
-    most the turned image and the result. Raises `ContentError` when channels or axes are not the
+    patient's millimetres. The same voxels in whatever orientation give the same array. Holds the
+    image and the result, or, where `overwrite` gives leave and the image lies on the plan's grid,
+    the image alone. `look` is called before normalisation, and may not keep what it is shown.
+    Raises `ContentError` when channels or axes are not the
     plan's.
     """
     if volume.array.shape[0] != len(plan.channel_names) or volume.geometry.dims != plan.dims:
@@ -89,21 +90,11 @@ def prepare_image(volume: Volume, plan: Plan, *, where: str | None = None) -> Vo
             seen=f"{volume.array.shape[0]} channels, {volume.geometry.dims} axes",
             expected=f"{len(plan.channel_names)} channels, {plan.dims} axes",
         )
-    prepared = _on_plan_grid(volume, plan)
+    prepared = _on_plan_grid(volume, plan, overwrite=overwrite)
+    if look is not None:
+        look(prepared)
     normalise(prepared.array, plan.normalisation)
     return prepared
-
-
-def orient(volume: Volume) -> Volume:
-    """The volume with its axes along +S, +A, +R (closest to it when oblique); a raster as it is.
-
-    Shares memory with `volume` where no axis is turned round.
-    """
-    if volume.geometry.dims != 3:
-        return volume
-    # labels=None would guess them from the affine's space; ours is always RAS
-    turn = Orientation(axcodes=CANONICAL_AXES, labels=(("L", "R"), ("P", "A"), ("I", "S")))
-    return from_monai(turn(to_monai(volume)))
 
 
 def plan_geometry(oriented: Geometry, plan: Plan) -> Geometry:
@@ -193,26 +184,21 @@ def _parts(
     return labels
 
 
-def _on_plan_grid(volume: Volume, plan: Plan) -> Volume:
-    """Turned and resampled, float32, in memory of its own."""
-    turned = orient(volume)
-    geometry = plan_geometry(turned.geometry, plan)
-    if geometry is turned.geometry:
-        array = np.ascontiguousarray(turned.array, dtype=np.float32)
-        own = not np.may_share_memory(array, volume.array)
-        return Volume(array if own else array.copy(), geometry)
-    reaching, matrix = _reaching(turned, geometry)
-    del turned  # a padded copy may have taken its place
-    read = resample_linear(as_torch(reaching), matrix, geometry.shape, slab=_SLAB_ROWS)
-    return Volume(read.numpy(), geometry)
+def _on_plan_grid(volume: Volume, plan: Plan, *, overwrite: bool) -> Volume:
+    """Turned and resampled, float32."""
+    view = turned(volume)
+    geometry = plan_geometry(view.geometry, plan)
+    if geometry is view.geometry:
+        return copy_float32(view, overwrite=overwrite)
+    return read_linear(view, geometry)
 
 
 def _read_nearest(array: NDArray[Any], source: Geometry, geometry: Geometry) -> NDArray[Any]:
     """`array` `[*file]` on the plan's grid: turned only where that is enough, else nearest."""
-    turned = orient(Volume(array[np.newaxis], source))
-    if turned.geometry.matches(geometry, SAME_MM):
-        return np.ascontiguousarray(turned.array[0])
-    array, matrix = _reaching(turned, geometry)
+    view = turned(Volume(array[np.newaxis], source))
+    if view.geometry.matches(geometry, SAME_MM):
+        return np.ascontiguousarray(view.array[0])
+    array, matrix = _reaching(view, geometry)
     return resample_nearest(as_torch(array), matrix, geometry.shape)[0].numpy()
 
 

@@ -1,0 +1,82 @@
+"""An image read on the plan's grid, a slab at a time: no copy of it but the result."""
+
+import itertools
+
+import numpy as np
+from monai.transforms import Orientation
+from numpy.typing import NDArray
+
+from lesionseg.core import Geometry, Volume
+from lesionseg.data.adaptor import CANONICAL_AXES, as_torch, geometry_of, shell
+from lesionseg.ops.resample import resample_linear
+
+# rows made at a time: temporaries of a few per cent of the volume
+_SLAB_ROWS = 8
+
+
+def turned(volume: Volume) -> Volume:
+    """The volume with its axes along +S, +A, +R (closest to it when oblique); a raster as it is.
+
+    A view of the same voxels, whose strides may be negative.
+    """
+    if volume.geometry.dims != 3:
+        return volume
+    # labels=None would guess them from the affine's space; ours is always RAS
+    turn = Orientation(
+        axcodes=CANONICAL_AXES, labels=(("L", "R"), ("P", "A"), ("I", "S")), lazy=True
+    )
+    geometry = geometry_of(turn(shell(volume.geometry)))
+    # which file axis a turned one runs along, and which way
+    matrix = np.linalg.inv(volume.geometry.affine) @ geometry.affine
+    linear = np.rint(matrix[:-1, :-1]).astype(int)
+    axes = np.abs(linear).argmax(axis=0)
+    view = volume.array.transpose(0, *(1 + axes))
+    ways = tuple(slice(None, None, int(linear[axis, a])) for a, axis in enumerate(axes))
+    return Volume(view[(slice(None), *ways)], geometry)
+
+
+def copy_float32(volume: Volume, *, overwrite: bool = False) -> Volume:
+    """The voxels in C order, float32, in memory of their own; in the same with `overwrite`.
+
+    `overwrite` is a leave, not an order: it holds where type and order are right already.
+    """
+    array = np.ascontiguousarray(volume.array, dtype=np.float32)
+    if not overwrite and np.may_share_memory(array, volume.array):
+        array = array.copy()
+    return Volume(array, volume.geometry)
+
+
+def read_linear(volume: Volume, geometry: Geometry) -> Volume:
+    """Interpolate an image `[C, *spatial]` on another grid that covers about the same place.
+
+    Where the grid reaches over the volume (its last voxel may, by half of its own size), the
+    outermost voxels go on: an edge to nothing would look like air. Temporaries are the input rows
+    that one slab of the output needs.
+    """
+    matrix = np.linalg.inv(volume.geometry.affine) @ geometry.affine
+    out = np.empty((len(volume.array), *geometry.shape), dtype=np.float32)
+    for start in range(0, geometry.shape[0], _SLAB_ROWS):
+        shape = (min(_SLAB_ROWS, geometry.shape[0] - start), *geometry.shape[1:])
+        there = matrix.copy()
+        there[:-1, -1] += start * matrix[:-1, 0]
+        piece, there = _rows_needed(volume.array, there, shape)
+        out[:, start : start + shape[0]] = resample_linear(as_torch(piece), there, shape).numpy()
+    return Volume(out, geometry)
+
+
+def _rows_needed(
+    array: NDArray[np.generic], matrix: NDArray[np.float64], shape: tuple[int, ...]
+) -> tuple[NDArray[np.generic], NDArray[np.float64]]:
+    """The input that output indices of `shape` read, edges repeated, and the matrix to it."""
+    corners = np.array(list(itertools.product(*[(0, n - 1) for n in shape])))
+    reach = corners @ matrix[:-1, :-1].T + matrix[:-1, -1]
+    lowest = np.floor(reach.min(axis=0)).astype(int) - 1
+    highest = np.ceil(reach.max(axis=0)).astype(int) + 1
+    lengths = np.array(array.shape[1:])
+    first, last = lowest.clip(0, lengths - 1), highest.clip(0, lengths - 1)
+    inside = tuple(slice(a, b + 1) for a, b in zip(first, last, strict=True))
+    padding = [(0, 0), *zip(first - lowest, highest - last, strict=True)]
+    piece = np.pad(array[(slice(None), *inside)], padding, mode="edge")
+    matrix = matrix.copy()
+    matrix[:-1, -1] -= lowest
+    return piece, matrix
