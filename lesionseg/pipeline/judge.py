@@ -46,9 +46,26 @@ class Rules:
     origin: Mapping[str, Any]
 
 
-def judge_validation(
-    predictor: Predictor, found: Survey, run: Path, rules: Rules
-) -> Judged | None:
+@dataclass(frozen=True)
+class FoldRun:
+    """One fold of a cross-validation: its number, the roles it gives, and its run directory."""
+
+    number: int
+    found: Survey
+    run: Path
+
+    @property
+    def folder(self) -> Path:
+        """Where the predictions of its validation cases lie."""
+        return self.run / "validation"
+
+    @property
+    def cases(self) -> list[CaseFiles]:
+        """The cases that its network has not learned from."""
+        return labelled(self.found, "validation")
+
+
+def judge_validation(predictor: Predictor, found: Survey, run: Path, rules: Rules) -> Judged | None:
     """Predict the validation cases into `run/validation`, choose on them, and score them.
 
     What is chosen on the cases it is scored on flatters; the scores say so. None without a
@@ -59,23 +76,22 @@ def judge_validation(
         return None
     folder = run / "validation"
     predict_cases(predictor, found, cases, folder)
-    pairs = _pairs(found, dict.fromkeys(cases, folder), "validation")
+    pairs = _pairs(found, cases, folder, "validation")
     choice = make_choice(_results(pairs, rules), rules.wishes, chosen_on="validation")
     _write_chosen(pairs, choice, folder)
     return Judged(_score(found, cases, folder, run, "validation", choice.points[0], rules), choice)
 
 
 def judge_out_of_fold(
-    found: Survey, folders: Sequence[Path], folds: Sequence[int], output: Path, rules: Rules
+    found: Survey, folds: Sequence[FoldRun], output: Path, rules: Rules
 ) -> Judged:
-    """Choose on the predictions that each fold made of the others' cases, gather and score them.
+    """Choose on the predictions of the cases that each fold's network never saw, and score them.
 
-    `folders[i]` holds the predictions by the network of fold `folds[i]`. All cases are written
-    again, as chosen, to `output/predictions`. Raises `DatasetError` for a case of several folds.
+    All cases are written again, as chosen, to `output/predictions`; the folds stay as they are.
+    Raises `DatasetError` for a case that validates in several folds.
     """
-    made_in = _made_in(found, folders)
-    fold_of = {c.case: folds[folders.index(folder)] for c, folder in made_in.items()}
-    pairs = _pairs(found, made_in, "validation")
+    fold_of = _fold_of(folds)
+    pairs = [p for f in folds for p in _pairs(f.found, f.cases, f.folder, "validation")]
 
     def judged(diameter: float) -> list[CaseResult]:
         return _results([_filtered(pair, diameter) for pair in pairs], rules)
@@ -89,7 +105,8 @@ def judge_out_of_fold(
         min_diameter_mm=least.diameter_mm,
         reasons={"candidates: least diameter": least.why},
     )
-    folder, cases = output / "predictions", list(made_in)
+    folder = output / "predictions"
+    cases = [c for c in found.dataset.cases if c.case in fold_of]
     _write_chosen(pairs, choice, folder)
     scores = _score(found, cases, folder, output, "validation", choice.points[0], rules)
     return Judged(scores, choice)
@@ -124,30 +141,32 @@ def predict_cases(
             advance(files.case, done, len(cases))
 
 
-def _made_in(found: Survey, folders: Sequence[Path]) -> dict[CaseFiles, Path]:
-    """The folder of each development case's prediction, in the dataset's order."""
-    made: dict[str, Path] = {}
-    for folder in folders:
-        twice = sorted(set(find_predictions(folder)) & set(made))
+def _fold_of(folds: Sequence[FoldRun]) -> dict[str, int]:
+    """The fold of each case."""
+    fold_of: dict[str, int] = {}
+    for fold in folds:
+        twice = [c.case for c in fold.cases if c.case in fold_of]
         if twice:
             raise DatasetError(
-                "A case validates in more than one fold.", where=folder, seen=", ".join(twice[:5])
+                "A case validates in more than one fold.",
+                where=f"fold {fold.number}",
+                seen=", ".join(twice[:5]),
             )
-        made |= dict.fromkeys(find_predictions(folder), folder)
-    return {c: made[c.case] for c in found.dataset.cases if c.case in made}
+        fold_of |= dict.fromkeys([c.case for c in fold.cases], fold.number)
+    return fold_of
 
 
-def _pairs(found: Survey, folder_of: Mapping[CaseFiles, Path], role: str) -> list[Pair]:
-    files = {folder: find_predictions(folder) for folder in dict.fromkeys(folder_of.values())}
+def _pairs(found: Survey, cases: Sequence[CaseFiles], folder: Path, role: str) -> list[Pair]:
+    files = find_predictions(folder)
     return [
         Pair(
             case=case.case,
             reference=partial(read_reference, case, found.dataset),
-            prediction=prediction_reader(files[folder][case.case]),
+            prediction=prediction_reader(files[case.case]),
             group=case.group,
             role=role,
         )
-        for case, folder in folder_of.items()
+        for case in cases
     ]
 
 
@@ -185,7 +204,7 @@ def _score(
     point: OperatingPoint,
     rules: Rules,
 ) -> Mapping[str, Any]:
-    pairs = _pairs(found, dict.fromkeys(cases, folder), role)
+    pairs = _pairs(found, cases, folder, role)
     with bar(f"Judging {role}") as advance:
         return evaluate_pairs(
             with_images(pairs, image_readers(cases, found.dataset, "dataset")),

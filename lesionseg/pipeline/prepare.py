@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from lesionseg.pipeline.check import Checked, check_dataset
+from lesionseg.pipeline.learning import decide, prepare_cases
 from lesionseg.pipeline.run_dir import check_claim, claim, default_run_dir
 from lesionseg.pipeline.settings import DataSettings
 from lesionseg.pipeline.survey import open_dataset, survey
-from lesionseg.pipeline.train import decide, prepare_cases
 from lesionseg.plan.make import PlanOverrides
 from lesionseg.training.settings import TrainerSettings
 

@@ -11,6 +11,7 @@ import yaml
 from lesionseg.errors import ConfigError, OutputError
 from lesionseg.io.atomic import write_text
 
+CLAIM = "config.yaml"
 FREE = ("debug", "run_dir")  # settings that do not change the result
 
 
@@ -27,10 +28,9 @@ def check_claim(run_dir: Path, config: Mapping[str, Any]) -> None:
     """
     if run_dir.exists() and not run_dir.is_dir():
         raise OutputError("The run directory is a file.", where=run_dir, remedy="name another one.")
-    claimed = run_dir / "config.yaml"
-    if not claimed.is_file():
+    if not is_claimed(run_dir):
         return
-    before = yaml.safe_load(claimed.read_text(encoding="utf-8"))
+    before = yaml.safe_load((run_dir / CLAIM).read_text(encoding="utf-8"))
     makers = [_verb(c) for c in (before, config)]
     if makers[0] != makers[1]:  # every setting of the one verb would differ from the other's
         raise ConfigError(
@@ -49,6 +49,11 @@ def check_claim(run_dir: Path, config: Mapping[str, Any]) -> None:
         )
 
 
+def is_claimed(run_dir: Path) -> bool:
+    """Whether some configuration has made this run directory its own."""
+    return (run_dir / CLAIM).is_file()
+
+
 def claim(run_dir: Path, config: Mapping[str, Any]) -> None:
     """Write the resolved configuration into the run directory, making it if need be."""
     check_claim(run_dir, config)
@@ -56,7 +61,7 @@ def claim(run_dir: Path, config: Mapping[str, Any]) -> None:
         run_dir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError("The run directory cannot be made.", where=run_dir) from error
-    write_text(run_dir / "config.yaml", yaml.safe_dump(dict(config), sort_keys=False))
+    write_text(run_dir / CLAIM, yaml.safe_dump(dict(config), sort_keys=False))
 
 
 def _verb(config: Mapping[str, Any]) -> str:

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from lesionseg.errors import ConfigError
 from lesionseg.io.dicom_stack import Tilt
 
+ALL_FOLDS = "all"
+
 
 @dataclass(frozen=True)
 class DicomSettings:
@@ -27,7 +29,8 @@ class DicomSettings:
 class DataSettings:
     """Where the data lie and how they are divided; see `conf/data/folder.yaml`.
 
-    `fold` of `n_folds` validates in place of a share of the groups. `phantoms` writes a simulated
+    `fold` of `n_folds` validates in place of a share of the groups; "all" is every one of them in
+    turn. `phantoms` writes a simulated
     dataset to a folder when `root` does not exist yet, and is told `progress`.
     """
 
@@ -36,7 +39,7 @@ class DataSettings:
     convention: str | None = None
     merge_labels: bool = False
     validation_fraction: float = 0.2
-    fold: int | None = None
+    fold: int | str | None = None
     n_folds: int = 5
     splits: str | None = None
     cache_dir: str | None = None
@@ -51,10 +54,12 @@ class DataSettings:
                 seen=self.validation_fraction,
                 remedy="take 0.2, or 0 to train on every case.",
             )
-        if self.n_folds < 2 or (self.fold or 0) < 0:  # a file may have more folds than n_folds
+        number = 0 if self.fold in (None, ALL_FOLDS) else self.fold
+        # a file may have more folds than n_folds
+        if self.n_folds < 2 or not isinstance(number, int) or number < 0:
             raise ConfigError(
                 "There is no such fold.",
                 where="data.fold",
                 seen=f"fold {self.fold} of {self.n_folds}",
-                expected="a fold from 0 on, and at least two of them",
+                expected=f"a fold from 0 on, or {ALL_FOLDS}, and at least two of them",
             )

@@ -22,6 +22,7 @@ def lines_of(outcome: object) -> list[str]:
 def _train_lines(outcome: TrainOutcome) -> Iterator[str]:
     yield from scores_lines(outcome.scores)
     yield ""
+    yield from outcome.notes
     yield f"Finished in {outcome.seconds / 60:.1f} minutes."
     yield f"Bundle:  {outcome.run_dir / 'bundle'}"
     if outcome.report is not None:

@@ -1,8 +1,8 @@
 """The first look at a dataset: read every case once, refuse bad ones, count lesions, divide."""
 
 import logging
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
 
@@ -14,21 +14,26 @@ from lesionseg.io.cases import read_case
 from lesionseg.io.conventions import read_dataset
 from lesionseg.pipeline.lesions import lesion_diameters
 from lesionseg.pipeline.progress import Advance, bar
-from lesionseg.pipeline.settings import DataSettings
+from lesionseg.pipeline.settings import ALL_FOLDS, DataSettings
 from lesionseg.pipeline.simulate import simulate_once
 from lesionseg.plan.fingerprint import Fingerprint, take_fingerprint
-from lesionseg.plan.splits import Splits, make_splits
+from lesionseg.plan.splits import Splits, fold_numbers, make_splits
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Survey:
-    """What is known of a dataset before anything is decided."""
+    """What is known of a dataset before anything is decided.
+
+    `burden` and `sizes`: number and median diameter of the lesions of each labelled case.
+    """
 
     dataset: Dataset
     fingerprint: Fingerprint
     splits: Splits
+    burden: Mapping[str, int] = field(default_factory=dict)
+    sizes: Mapping[str, float] = field(default_factory=dict)
 
     def of_role(self, role: str) -> tuple[CaseFiles, ...]:
         """The cases of one role, in the dataset's order."""
@@ -36,7 +41,7 @@ class Survey:
 
 
 def survey(data: DataSettings, seed: int) -> Survey:
-    """Read every case and divide the dataset; nothing is written.
+    """Read every case and divide the dataset; nothing is written. All folds: as the first one.
 
     The fingerprint is taken from development cases only: those a dataset calls test are read and
     checked, not counted. Raises `DatasetError` naming every bad file, an unlabelled dataset, one
@@ -65,20 +70,35 @@ def survey(data: DataSettings, seed: int) -> Survey:
             seen=f"{len(burden)} cases, all of them lesion-free",
             remedy="check the label values in the masks, or add cases with lesions.",
         )
-    given = Path(data.splits) if data.splits else None
-    splits = make_splits(
-        dataset,
-        burden,
-        validation_fraction=data.validation_fraction,
-        seed=seed,
-        given=given,
-        fold=data.fold,
-        n_folds=data.n_folds,
-        sizes=sizes,
-    )
-    found = Survey(dataset, fingerprint, splits)
+    undivided = Survey(dataset, fingerprint, Splits({}, True, seed, ""), burden, sizes)
+    fold = folds_of(undivided, data)[0] if data.fold == ALL_FOLDS else data.fold
+    found = divided(undivided, data, seed, None if fold is None else int(fold))
     _require_validation(found, data)
     return found
+
+
+def divided(found: Survey, data: DataSettings, seed: int, fold: int | None) -> Survey:
+    """The same dataset with the roles of one fold, or of the split that the settings ask for."""
+    splits = make_splits(
+        found.dataset,
+        found.burden,
+        validation_fraction=data.validation_fraction,
+        seed=seed,
+        given=_given(data),
+        fold=fold,
+        n_folds=data.n_folds,
+        sizes=found.sizes,
+    )
+    return replace(found, splits=splits)
+
+
+def folds_of(found: Survey, data: DataSettings) -> tuple[int, ...]:
+    """The numbers of the folds that cross-validation goes through."""
+    return fold_numbers(found.dataset, found.burden, given=_given(data), n_folds=data.n_folds)
+
+
+def _given(data: DataSettings) -> Path | None:
+    return Path(data.splits) if data.splits else None
 
 
 def open_dataset(data: DataSettings) -> Dataset:

@@ -86,9 +86,9 @@ def train(
     finish = cross_validate if data.fold == ALL_FOLDS else _hold_out
     finished = finish(recipe, found, run)
     page = report_run(run, found.dataset, report)
-    notes = tuple(finished.plan.reasons.get(what, "") for what in CHOSEN)
-    seconds = time.monotonic() - started
-    return TrainOutcome(run, seconds, finished.scores, page, tuple(n for n in notes if n))
+    why = finished.plan.reasons
+    notes = tuple(f"{what.capitalize()}: {why[what]}" for what in CHOSEN if what in why)
+    return TrainOutcome(run, time.monotonic() - started, finished.scores, page, notes)
 
 
 def _hold_out(recipe: Recipe, found: Survey, run: Path) -> Finished:

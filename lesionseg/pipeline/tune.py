@@ -14,6 +14,7 @@ from lesionseg.errors import ConfigError, DatasetError
 from lesionseg.evaluation import Preset
 from lesionseg.inference.settings import InferenceSettings
 from lesionseg.io.cases import read_case
+from lesionseg.pipeline.learning import Learning, decide, prepare_cases
 from lesionseg.pipeline.memory import training_device
 from lesionseg.pipeline.provenance import device_name, is_simulated, provenance
 from lesionseg.pipeline.run_dir import check_claim, claim, default_run_dir
@@ -21,7 +22,6 @@ from lesionseg.pipeline.search import Search, TuneSettings, require_optuna
 from lesionseg.pipeline.settings import DataSettings
 from lesionseg.pipeline.summary import aligned
 from lesionseg.pipeline.survey import Survey, n_lesions, survey
-from lesionseg.pipeline.train import Learning, decide, prepare_cases
 from lesionseg.pipeline.trial import Examiner, LossOfPair, TrialRecipe, pair_of
 from lesionseg.pipeline.tune_results import Circumstances, describe, write_results
 from lesionseg.plan.make import PlanOverrides

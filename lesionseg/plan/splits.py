@@ -83,6 +83,37 @@ def make_splits(
     return Splits(roles, safe, seed, note)
 
 
+def fold_numbers(
+    dataset: Dataset, burden: Mapping[str, int], *, given: Path | None = None, n_folds: int = 5
+) -> tuple[int, ...]:
+    """The folds that `make_splits` can make, ascending: of the file, of the dataset, or dealt out.
+
+    Raises `DatasetError` when `given` is one split rather than a list of folds, and when the
+    dataset has a single fold or a single labelled case: nothing would be left to train on.
+    """
+    roles = _stated(dataset, burden)
+    if given is not None:
+        raw = read_json(given)
+        if not isinstance(raw, list):
+            raise DatasetError(
+                "The given split is a single one.",
+                where=given,
+                expected='a list of folds, [{"train": […], "val": […]}, …]',
+                remedy="train without data.fold, or give folds.",
+            )
+        numbers = tuple(range(len(raw)))
+    elif stated := _stated_folds(dataset, roles):
+        numbers = tuple(sorted(set(stated.values())))
+    else:
+        open_cases = [c for c in dataset.cases if roles.get(c.case) in ("train", "validation")]
+        numbers = tuple(range(min(n_folds, len(_units(open_cases)))))
+    if len(numbers) < 2:
+        raise DatasetError(
+            "Cross-validation needs at least two folds.", where=dataset.root, seen=len(numbers)
+        )
+    return numbers
+
+
 def _stated(dataset: Dataset, burden: Mapping[str, int]) -> dict[str, Role]:
     """Roles the dataset states; labelled cases without one train."""
     stated: dict[str, Role] = {}

@@ -1,0 +1,127 @@
+"""Plan, prepare and learn: the steps that every training goes through, whoever orders it."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import pytorch_lightning as pl
+from torch import nn
+
+from lesionseg.data.augment import AugmentationSettings
+from lesionseg.data.cache import CachedCase
+from lesionseg.data.fill import fill_cache
+from lesionseg.data.sampling import SamplingSettings
+from lesionseg.io.atomic import write_text
+from lesionseg.io.cases import read_case
+from lesionseg.models.build import build_network
+from lesionseg.pipeline.choice import undecided
+from lesionseg.pipeline.memory import available_memory_gb, training_device
+from lesionseg.pipeline.progress import bar
+from lesionseg.pipeline.run_dir import is_claimed
+from lesionseg.pipeline.settings import DataSettings
+from lesionseg.pipeline.survey import Survey
+from lesionseg.plan.make import PlanOverrides, make_plan
+from lesionseg.plan.plan import FocalLink, Plan
+from lesionseg.training.callbacks import Validate
+from lesionseg.training.fit import FitResult, fit
+from lesionseg.training.settings import OptimiserSettings, TrainerSettings
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Learning:
+    """Everything that is chosen about how a network learns."""
+
+    loss: nn.Module
+    sampling: SamplingSettings
+    augmentation: AugmentationSettings
+    optimiser: OptimiserSettings
+    trainer: TrainerSettings
+
+
+def decide(
+    found: Survey, model: PlanOverrides, accelerator: str, run: Path, given: Plan | None = None
+) -> Plan:
+    """Make the plan, unless it is `given` or the run has one; write fingerprint, plan, splits."""
+    plan = given or kept_plan(run) or _planned(found, model, accelerator)
+    write_text(run / "fingerprint.json", found.fingerprint.to_json())
+    write_text(run / "splits.json", found.splits.to_json())
+    write_text(run / "plan.json", plan.to_json())
+    return plan
+
+
+def kept_plan(run: Path) -> Plan | None:
+    """The plan of a run that is resumed: another machine's memory would make another one.
+
+    None for a new run, and for one whose settings were refused before it was claimed.
+    """
+    path = run / "plan.json"
+    if not (is_claimed(run) and path.is_file()):
+        return None
+    log.info("Resuming: the plan is kept as this run first made it, whatever machine this is.")
+    return undecided(Plan.from_json(path.read_text(encoding="utf-8"), path))
+
+
+def _planned(found: Survey, model: PlanOverrides, accelerator: str) -> Plan:
+    device = training_device(accelerator)
+    plan = make_plan(
+        found.fingerprint,
+        found.dataset,
+        memory_gb=available_memory_gb(device),
+        device=device,
+        overrides=model,
+    )
+    for decision, reason in plan.reasons.items():
+        log.info("Plan, %s: %s", decision, reason)
+    return plan
+
+
+def linked(plan: Plan, loss: nn.Module) -> Plan:
+    """The plan with what inference must undo of the loss; see `losses.posterior`."""
+    link = getattr(loss, "link", None)
+    if link is None:
+        return plan.with_(link=None)
+    alpha, gamma = link
+    return plan.with_(link=FocalLink(tuple(alpha) if isinstance(alpha, Sequence) else alpha, gamma))
+
+
+def prepare_cases(found: Survey, plan: Plan, data: DataSettings, run: Path) -> list[CachedCase]:
+    """The training cases on the plan's grid, from the cache where it has them."""
+    folder = Path(data.cache_dir) if data.cache_dir else run.parent / "cache"
+    with bar("Preparing cases") as advance:
+        return fill_cache(
+            found.dataset,
+            found.of_role("train"),
+            plan,
+            folder,
+            read=partial(read_case, dataset=found.dataset),
+            progress=advance,
+        )
+
+
+def learn(
+    plan: Plan,
+    cases: list[CachedCase],
+    learning: Learning,
+    run: Path,
+    *,
+    validate: Validate | None = None,
+    callbacks: Sequence[pl.Callback] = (),
+) -> FitResult:
+    """Build the plan's network from the seed and train it; the rest is as in `fit`."""
+    return fit(
+        build_network(plan, seed=learning.trainer.seed),
+        learning.loss,
+        plan,
+        cases,
+        settings=learning.trainer,
+        optimiser=learning.optimiser,
+        sampling=learning.sampling,
+        augmentation=learning.augmentation,
+        run_dir=run,
+        validate=validate,
+        callbacks=callbacks,
+    )

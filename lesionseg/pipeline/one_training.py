@@ -1,0 +1,128 @@
+"""One training from plan to bundle: learn, predict the validation cases, choose on them, keep."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+from torch import nn
+
+from lesionseg.evaluation import Preset
+from lesionseg.inference.bundle import write_bundle
+from lesionseg.inference.card import model_card
+from lesionseg.inference.postprocess import DEFAULT_POINT
+from lesionseg.inference.predictor import Predictor
+from lesionseg.inference.settings import InferenceSettings
+from lesionseg.io.atomic import write_text
+from lesionseg.pipeline.choice import Choice, Wishes
+from lesionseg.pipeline.judge import Judged, Rules, judge_validation
+from lesionseg.pipeline.learning import Learning, decide, learn, linked, prepare_cases
+from lesionseg.pipeline.provenance import device_name, is_simulated, provenance
+from lesionseg.pipeline.report import ReportSettings
+from lesionseg.pipeline.run_dir import claim
+from lesionseg.pipeline.settings import DataSettings
+from lesionseg.pipeline.survey import Survey
+from lesionseg.plan.make import PlanOverrides
+from lesionseg.plan.plan import Plan
+from lesionseg.training.fit import check_activation
+from lesionseg.training.focal_balance import FocalBalance
+from lesionseg.training.label_audit import LabelAudit
+from lesionseg.training.settings import AuditSettings
+
+log = logging.getLogger(__name__)
+
+BUNDLE = "bundle"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """All that a user chose for `train`; `config` is the same as plain data."""
+
+    data: DataSettings
+    model: PlanOverrides
+    learning: Learning
+    audit: AuditSettings
+    inference: InferenceSettings
+    preset: Preset
+    report: ReportSettings
+    wishes: Wishes
+    config: Mapping[str, Any]
+
+    def rules(self, origin: Mapping[str, Any]) -> Rules:
+        """By what the cases of this recipe are judged."""
+        return Rules(self.preset, self.wishes, origin)
+
+    def origin(self, found: Survey, device: str) -> dict[str, Any]:
+        """What made the results: versions, seed, data, machine."""
+        simulated = is_simulated(self.config.get("data", {}), found.dataset)
+        return provenance(found.dataset, self.wishes.seed, device_name(device), simulated)
+
+
+@dataclass(frozen=True, eq=False)
+class Trained:
+    """A trained network: its complete plan, its predictor, and how it did on validation cases."""
+
+    predictor: Predictor
+    plan: Plan
+    validation: Judged | None
+    origin: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Finished:
+    """The complete plan of a run and its scores by what they were computed on."""
+
+    plan: Plan
+    scores: Mapping[str, Mapping[str, Any]]
+
+
+def begin(recipe: Recipe, found: Survey, run: Path, given: Plan | None = None) -> Plan:
+    """Plan (or take the `given` one), check it, and claim the run directory for the recipe."""
+    learning = recipe.learning
+    decided = decide(found, recipe.model, learning.trainer.accelerator, run, given)
+    plan = linked(decided, learning.loss)
+    check_activation(learning.loss, plan)
+    claim(run, recipe.config)  # last: a refused setting must not make the corrected one another's
+    if not recipe.config.get("run_dir"):  # its name holds the time: the same command begins anew
+        log.info("Results go to %s; run_dir=%s resumes it.", run, run)
+    return plan
+
+
+def train_once(recipe: Recipe, found: Survey, plan: Plan, run: Path) -> Trained:
+    """Train by the plan on the survey's roles; leaves validation scores and the bundle in `run`."""
+    cases = prepare_cases(found, plan, recipe.data, run)
+    # a loss may keep sums of its own: every training begins with a fresh one
+    learning = replace(recipe.learning, loss=deepcopy(recipe.learning.loss))
+    watchers: list[pl.Callback] = [FocalBalance(run)]
+    watchers += [LabelAudit(cases, plan, recipe.audit, run)] if recipe.audit.enabled else []
+    fitted = learn(plan, cases, learning, run, callbacks=watchers)
+    origin = recipe.origin(found, fitted.device)
+    origin |= {"training_minutes": round(fitted.minutes, 3), "training_steps": fitted.steps}
+
+    def predictor(by: Plan) -> Predictor:
+        return Predictor.from_network(
+            fitted.network, by, settings=recipe.inference, device=fitted.device
+        )
+
+    validation = judge_validation(predictor(plan), found, run, recipe.rules(origin))
+    choice = validation.choice if validation else Choice((DEFAULT_POINT,))
+    complete = choice.added_to(plan)
+    scores = validation.scores if validation else None
+    keep_bundle([fitted.network], complete, scores, origin, run)
+    return Trained(predictor(complete), complete, validation, origin)
+
+
+def keep_bundle(
+    networks: Sequence[nn.Module],
+    plan: Plan,
+    scores: Mapping[str, Any] | None,
+    origin: Mapping[str, Any],
+    run: Path,
+) -> None:
+    """Write the bundle and, with all that was chosen, the plan again."""
+    plan = plan.with_(n_members=len(networks))
+    write_bundle(run / BUNDLE, networks, plan, model_card(plan, scores, origin))
+    write_text(run / "plan.json", plan.to_json())
