@@ -10,6 +10,7 @@ from lesionseg.core.case import Role as Role
 from lesionseg.core.dataset import UNION as UNION
 from lesionseg.core.dataset import Dataset as Dataset
 from lesionseg.core.dataset import LabelRegion as LabelRegion
+from lesionseg.core.dataset import Problem as Problem
 from lesionseg.core.geometry import Geometry as Geometry
 from lesionseg.core.prediction import Prediction as Prediction
 from lesionseg.core.volume import Volume as Volume
@@ -25,6 +26,7 @@ __all__ = [
     "LabelRegion",
     "OperatingPoint",
     "Prediction",
+    "Problem",
     "Reference",
     "Role",
     "Volume",

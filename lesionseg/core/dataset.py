@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lesionseg.core.case import CaseFiles
+from lesionseg.errors import LesionsegError
 
 # what a lesion is called whose voxels may hold several mask values
 UNION: Mapping[int, str] = {1: "lesion"}
@@ -23,6 +24,15 @@ class LabelRegion:
     painted: int
 
 
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """Why a case cannot be taken as it is listed; `told_again` when reading it says the same."""
+
+    case: str
+    error: LesionsegError
+    told_again: bool = False
+
+
 @dataclass(frozen=True)
 class Dataset:
     """What a data folder holds, whatever convention it follows.
@@ -33,7 +43,8 @@ class Dataset:
     a component of all of them together, one lesion and not one a region. `convention` names how
     the folder was read. `merged_values` are the mask values that all count as the one label 1,
     when the user asked for that; else empty. `resample_tilt`: DICOM series of a tilted gantry are
-    resampled upright, not refused.
+    resampled upright, not refused. `problems`: what is wrong with single cases, in a dataset that
+    was read to look for it; else empty.
     """
 
     name: str
@@ -48,6 +59,7 @@ class Dataset:
     merged_values: tuple[int, ...] = ()
     resample_tilt: bool = False
     regions: tuple[LabelRegion, ...] = ()
+    problems: tuple[Problem, ...] = ()
 
     @property
     def lesion_labels(self) -> Mapping[int, str]:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from lesionseg.core import CaseFiles, Dataset, Geometry
 from lesionseg.errors import DatasetError, LesionsegError
+from lesionseg.io.listing import Problems, count_axes
 from lesionseg.io.volumes import is_image_file, read_geometry, strip_suffix
 
 logger = logging.getLogger(__name__)
@@ -32,14 +33,19 @@ def read_bids(root: Path) -> Dataset:
     images), else those of the raw session; of these the ones on the mask's grid, which is looked
     up in the first session. Raises `DatasetError` for two masks of a session or none at all.
     """
-    masks = _masks(root)
+    problems = Problems()
+    masks = _masks(root, problems)
     if not masks:
         raise DatasetError(
             "No lesion mask found.",
             where=root,
             expected="derivatives/<name>/sub-1/ses-1/anat/sub-1_ses-1_label-lesion_mask.nii.gz",
         )
-    images = {case: _images(root, case, mask) for case, mask in masks.items()}
+    images = {}
+    for case, mask in masks.items():
+        with problems.of(case):
+            images[case] = _images(root, case, mask)
+    masks = {case: mask for case, mask in masks.items() if case in images}
     channels = _channels(root, masks, images)
     cases = tuple(
         CaseFiles(
@@ -54,36 +60,36 @@ def read_bids(root: Path) -> Dataset:
         name=root.name,
         root=root,
         convention="bids",
-        dims=read_geometry(cases[0].images[0]).dims,
+        dims=count_axes(cases),
         channel_names=channels,
         labels={1: "lesion"},
         cases=cases,
+        problems=problems.found,
     )
 
 
-def _masks(root: Path) -> dict[str, Path]:
+def _masks(root: Path, problems: Problems) -> dict[str, Path]:
     """Mask of each session, called `sub-…[_ses-…]`."""
     found: dict[str, Path] = {}
     for file in sorted(root.rglob("sub-*_label-*")):
         if not is_image_file(file) or not _MASK.fullmatch(strip_suffix(file)):
             continue
-        case = _case(file)
+        match = _SESSION.fullmatch(strip_suffix(file))
+        if match is None:
+            problems.add("", DatasetError("The file is not named after a subject.", where=file))
+            continue
+        case = "_".join(part for part in match.groups() if part)
         if case in found:
-            raise DatasetError(
+            error = DatasetError(
                 f"The session {case!r} has two lesion masks.",
                 where=file,
                 seen=f"also {found[case].name}",
                 remedy="Keep one, or write a manifest.csv that says which.",
             )
+            problems.add(case, error)
+            continue
         found[case] = file
     return found
-
-
-def _case(file: Path) -> str:
-    match = _SESSION.fullmatch(strip_suffix(file))
-    if match is None:
-        raise DatasetError("The file is not named after a subject.", where=file)
-    return "_".join(part for part in match.groups() if part)
 
 
 def _images(root: Path, case: str, mask: Path) -> dict[str, Path]:
@@ -106,6 +112,8 @@ def _channels(
     root: Path, masks: Mapping[str, Path], images: Mapping[str, Mapping[str, Path]]
 ) -> tuple[str, ...]:
     """Suffixes that all sessions have and that lie on the mask's grid in the first."""
+    if not images:
+        return ()
     shared = set.intersection(*(set(found) for found in images.values()))
     first = next(iter(masks))
     grid = read_geometry(masks[first])

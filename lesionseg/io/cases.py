@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from lesionseg.core import Case, CaseFiles, Dataset, Geometry, Reference, Volume
 from lesionseg.errors import ContentError, DatasetError, GeometryError
+from lesionseg.io.boxes import read_boxes
 from lesionseg.io.coco_reference import read_coco_reference
 from lesionseg.io.dicom_headers import is_dicom
 from lesionseg.io.dicom_reference import read_dicom_reference
@@ -166,6 +167,8 @@ def _ignoring(reference: Reference | None, hidden: NDArray[np.bool_] | None) -> 
 def _read_reference(files: CaseFiles, dataset: Dataset, geometry: Geometry) -> Reference | None:
     if "lesions" in files.annotations:
         return read_coco_reference(files, geometry, dataset.merged_values)
+    if "boxes" in files.annotations:
+        return read_boxes(files, geometry, merged=bool(dataset.merged_values))
     if "balls" in files.annotations:
         return read_balls(files, geometry)
     if "instances" in files.annotations and files.reference is not None:

@@ -13,6 +13,7 @@ from typing import Any
 from lesionseg.core import CaseFiles, Dataset
 from lesionseg.errors import ContentError, DatasetError
 from lesionseg.io.atomic import read_json
+from lesionseg.io.listing import Problems
 from lesionseg.io.manifest import parse_fold, parse_role
 from lesionseg.io.volumes import strip_suffix
 
@@ -64,7 +65,11 @@ def read_coco(root: Path) -> Dataset:
     )
     ranked = sorted(categories, key=lambda c: int(_field(c, "id", path)))
     label_of = {int(c["id"]): rank for rank, c in enumerate(ranked, start=1)}
-    lesions = _lesions(images, annotations, label_of, path)
+    problems = Problems()
+    lesions = _lesions(images, annotations, label_of, path, problems)
+    cases = tuple(
+        _case(root, image, tuple(lesions[_field(image, "id", path)]), problems) for image in images
+    )
     return Dataset(
         name=root.name,
         root=root,
@@ -72,8 +77,9 @@ def read_coco(root: Path) -> Dataset:
         dims=2,
         channel_names=("image",),
         labels={label_of[int(c["id"])]: str(c.get("name", c["id"])) for c in ranked},
-        cases=tuple(_case(root, i, tuple(lesions[_field(i, "id", path)])) for i in images),
+        cases=cases,
         incomplete_reference=_is_incomplete(content),
+        problems=problems.found,
     )
 
 
@@ -101,19 +107,26 @@ def _lesions(
     annotations: Iterable[Mapping[str, Any]],
     label_of: Mapping[int, int],
     path: Path,
+    problems: Problems,
 ) -> dict[Any, list[CocoLesion]]:
-    """Lesions by image id, in the file's order."""
-    lesions: dict[Any, list[CocoLesion]] = {_field(image, "id", path): [] for image in images}
+    """Lesions by image id, in the file's order; unusable annotations become problems."""
+    names = {_field(image, "id", path): _stem(image) for image in images}
+    lesions: dict[Any, list[CocoLesion]] = {number: [] for number in names}
     for annotation in annotations:
-        image, category = (_field(annotation, key, path) for key in ("image_id", "category_id"))
-        if image not in lesions or category not in label_of:
-            raise DatasetError(
-                f"Annotation {annotation.get('id')} points to an image or category not listed.",
-                where=path,
-                seen=f"image_id {image}, category_id {category}",
-            )
-        lesions[image].append(_lesion(annotation, label_of[category], path))
+        with problems.of(names.get(annotation.get("image_id"), "")):
+            image, category = (_field(annotation, key, path) for key in ("image_id", "category_id"))
+            if image not in lesions or category not in label_of:
+                raise DatasetError(
+                    f"Annotation {annotation.get('id')} points to an image or category not listed.",
+                    where=path,
+                    seen=f"image_id {image}, category_id {category}",
+                )
+            lesions[image].append(_lesion(annotation, label_of[category], path))
     return lesions
+
+
+def _stem(image: Mapping[str, Any]) -> str:
+    return strip_suffix(Path(str(image.get("file_name", ""))))
 
 
 def _lesion(annotation: Mapping[str, Any], label: int, path: Path) -> CocoLesion:
@@ -144,33 +157,43 @@ def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and math.isfinite(value)
 
 
-def _case(root: Path, image: Mapping[str, Any], lesions: tuple[CocoLesion, ...]) -> CaseFiles:
+def _case(
+    root: Path, image: Mapping[str, Any], lesions: tuple[CocoLesion, ...], problems: Problems
+) -> CaseFiles:
     path = root / ANNOTATIONS
-    file, mask = _image_file(root, image), image.get("mask_file")
+    file, mask = _image_file(root, image, problems), image.get("mask_file")
     mask_path = None if mask is None else root / "masks" / str(mask)
+    role, fold = None, None
+    with problems.of(strip_suffix(file)):
+        role = parse_role(str(image.get("role") or ""), path)
+    with problems.of(strip_suffix(file)):
+        fold = parse_fold(str(image.get("fold", "")), path)
     return CaseFiles(
         case=strip_suffix(file),
         images=(file,),
         reference=mask_path if mask_path is not None and mask_path.is_file() else None,
         group=str(image.get("patient") or ""),
-        role=parse_role(str(image.get("role") or ""), path),
-        fold=parse_fold(str(image.get("fold", "")), path),
+        role=role,
+        fold=fold,
         annotations={"lesions": lesions, "size": (image.get("height"), image.get("width"))},
         columns={"pixel_mm": "", **_columns(image)},
     )
 
 
-def _image_file(root: Path, image: Mapping[str, Any]) -> Path:
+def _image_file(root: Path, image: Mapping[str, Any], problems: Problems) -> Path:
+    """The image's file, or where it should lie and a problem."""
     name = str(_field(image, "file_name", root / ANNOTATIONS))
-    file = next((f for f in (root / "images" / name, root / name) if f.is_file()), None)
+    usual = root / "images" / name
+    file = next((f for f in (usual, root / name) if f.is_file()), None)
     if file is None:
-        raise DatasetError(
+        error = DatasetError(
             "An image that the annotations name is not there.",
             where=root / ANNOTATIONS,
             seen=name,
             expected=f"images/{name}",
         )
-    return file
+        problems.add(strip_suffix(usual), error, told_again=True)
+    return file or usual
 
 
 def _columns(image: Mapping[str, Any]) -> dict[str, str]:

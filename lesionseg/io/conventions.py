@@ -1,25 +1,29 @@
 """A dataset folder in any of the conventions we know, recognised by what lies in it."""
 
 import logging
-from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lesionseg.core import UNION, CaseFiles, Dataset
-from lesionseg.errors import ConfigError, DatasetError
+from lesionseg.errors import ConfigError, DatasetError, LesionsegError
 from lesionseg.io.bids import read_bids, recognises_bids
 from lesionseg.io.coco import read_coco, recognises_coco
 from lesionseg.io.datalist import read_datalist, recognises_datalist
+from lesionseg.io.dicom import radiograph_file
 from lesionseg.io.dicom_headers import SUFFIXES as DICOM
-from lesionseg.io.dicom_xray import is_radiograph, radiograph_columns
+from lesionseg.io.dicom_xray import radiograph_columns
 from lesionseg.io.groups import assign_groups
+from lesionseg.io.listing import Problems, refuse_problems
 from lesionseg.io.luna16 import read_luna16, recognises_luna16
 from lesionseg.io.manifest import read_manifest, recognises_manifest
 from lesionseg.io.nndetection import read_nndetection, recognises_nndetection
 from lesionseg.io.nnunet import read_msd, read_nnunet, recognises_msd, recognises_nnunet
+from lesionseg.io.volumes import SUFFIXES
 
 logger = logging.getLogger(__name__)
+NOT_DICOM = tuple(suffix for suffix in SUFFIXES if suffix not in DICOM)
 
 
 @dataclass(frozen=True)
@@ -59,6 +63,7 @@ def read_dataset(
     convention: str | None = None,
     merge_labels: bool = False,
     resample_tilt: bool = False,
+    lenient: bool = False,
 ) -> Dataset:
     """Read what a data folder holds, without opening more than one image's header.
 
@@ -66,12 +71,16 @@ def read_dataset(
     `convention` names the layout instead of recognising it; `merge_labels` makes all labels one,
     `{1: "lesion"}`; `resample_tilt` takes DICOM series of a tilted gantry. Radiographs in DICOM
     get the columns of `dicom_xray.radiograph_columns`. Raises `DatasetError` for a folder that is
-    missing, not recognised, without cases, with a case twice or without all its channel files,
-    `ReadError` for unreadable tables.
+    missing, not recognised or without cases, and one that names every case that is there twice,
+    lacks a file, or says of itself what cannot be; `lenient` leaves those in `Dataset.problems`
+    instead. Raises `ReadError` for unreadable tables.
     """
     chosen = _choose(root, convention)
-    dataset = chosen.read(root)
-    _check_ids(root, [c.case for c in dataset.cases])
+    dataset = _distinct(chosen.read(root))
+    if not lenient:
+        refuse_problems(dataset.problems, root)
+    if not dataset.cases:
+        raise DatasetError("The dataset has no case.", where=root)
     cases = tuple(_with_radiograph_columns(c) for c in assign_groups(dataset.cases, group))
     dataset = replace(dataset, cases=cases, resample_tilt=resample_tilt)
     _warn_of_shared_groups(dataset.cases)
@@ -107,27 +116,39 @@ def _choose(root: Path, name: str | None) -> Convention:
     return fitting[0]
 
 
-def _check_ids(root: Path, ids: Sequence[str]) -> None:
-    if not ids:
-        raise DatasetError("The dataset has no case.", where=root)
-    twice = sorted(case for case, n in Counter(ids).items() if n > 1)
-    if twice:
-        raise DatasetError(
-            f"{len(twice)} cases are there more than once, such as {twice[0]!r}.",
-            where=root,
-            remedy="Give every case its own name; a file's suffix does not count.",
-        )
-    # an id becomes a file's name when predictions are written
-    unfit = [case for case in ids if Path(case).name != case or "\\" in case or "\0" in case]
-    if unfit:
-        raise DatasetError("A case id cannot be a file name.", where=root, seen=unfit[0])
+def _distinct(dataset: Dataset) -> Dataset:
+    """The dataset with the first case of every id; those after it become problems."""
+    problems = Problems()
+    cases: dict[str, CaseFiles] = {}
+    for case in dataset.cases:
+        name = case.case
+        if name in cases:
+            error = DatasetError(
+                f"The case {name!r} is there more than once.",
+                where=dataset.root,
+                remedy="Give every case its own name; a file's suffix does not count.",
+            )
+            problems.add(name, error)
+            continue
+        # an id becomes a file's name when predictions are written
+        if Path(name).name != name or "\\" in name or "\0" in name:
+            error = DatasetError("A case id cannot be a file name.", where=dataset.root, seen=name)
+            problems.add(name, error)
+        cases[name] = case
+    found = (*dataset.problems, *problems.found)
+    return replace(dataset, cases=tuple(cases.values()), problems=found)
 
 
 def _with_radiograph_columns(case: CaseFiles) -> CaseFiles:
+    """The case with what its first image says of itself, where that is a radiograph in DICOM."""
     path = case.images[0]
-    if not path.name.lower().endswith(DICOM) or not path.is_file() or not is_radiograph(path):
+    if path.name.lower().endswith(NOT_DICOM):
         return case
-    return replace(case, columns={**radiograph_columns(path), **case.columns})
+    with suppress(LesionsegError):  # reading the case says what is wrong with it
+        file = radiograph_file(path)
+        if file is not None:
+            return replace(case, columns={**radiograph_columns(file), **case.columns})
+    return case
 
 
 def _warn_of_shared_groups(cases: Sequence[CaseFiles]) -> None:

@@ -1,17 +1,23 @@
-"""MONAI datalists: a JSON file that names image and label of every case.
+"""MONAI datalists: a JSON file that names image and label, or image and boxes, of every case.
 
-Format: MONAI, `monai.data.load_decathlon_datalist`.
+Format: MONAI, `monai.data.load_decathlon_datalist`; boxes as in its detection tutorials.
 """
 
+import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from lesionseg.core import CaseFiles, Dataset, Role
 from lesionseg.errors import DatasetError, ReadError
 from lesionseg.io.atomic import read_json
-from lesionseg.io.manifest import parse_fold, read_label_names
-from lesionseg.io.volumes import read_geometry, strip_suffix
+from lesionseg.io.boxes import BOX_MODES, BOX_SPACES, BoxSpace, TableBoxes, parse_boxes
+from lesionseg.io.listing import Problems, count_axes
+from lesionseg.io.manifest import LABELS, parse_fold, read_label_names
+from lesionseg.io.volumes import strip_suffix
+
+logger = logging.getLogger(__name__)
 
 _ROLES: tuple[tuple[str, Role | None], ...] = (
     ("training", None),
@@ -19,6 +25,8 @@ _ROLES: tuple[tuple[str, Role | None], ...] = (
     ("test", "test"),
     ("testing", "test"),
 )
+# what MONAI's own detection tutorial writes, by the number of axes
+_USUAL: Mapping[int, tuple[str, BoxSpace]] = {2: ("xyxy", "voxel"), 3: ("cccwhd", "LPS")}
 
 
 def recognises_datalist(root: Path) -> bool:
@@ -33,35 +41,42 @@ def recognises_datalist(root: Path) -> bool:
 def read_datalist(root: Path) -> Dataset:
     """Read the datalist of a folder; paths are relative to it, a list of images is channels.
 
-    `fold` of an entry is kept; entries without `label` are left out. Labels are named by
-    `labels.json` beside it, else 1 is the lesion. Raises `DatasetError`.
+    `fold` of an entry is kept; entries without `label` are left out. With `box`, `label` lists
+    the class of each from 0, which becomes label 1 and so on. `box_mode` (MONAI's names) and
+    `box_space` ("LPS", "RAS" or "voxel") at the top say what the numbers are; without them they
+    are taken as MONAI's detection tutorial writes them: "cccwhd" in LPS millimetres, on pictures
+    "xyxy" in pixels. Labels are named by `labels.json` beside it, else 1 is the lesion. What is
+    wrong with single entries becomes `Dataset.problems`. Raises `DatasetError`.
     """
-    path = _find(root)
+    path, problems = _find(root), Problems()
     if path is None:
         raise DatasetError(
             "No datalist found.", where=root, expected='a JSON file with {"training": […]}'
         )
     content = read_json(path)
-    cases = [
-        _case(root, path, entry, role)
+    entries = [
+        (entry, role)
         for key, role in _ROLES
         for entry in content.get(key, ())
         if isinstance(entry, dict) and "label" in entry
     ]
-    if not cases:
+    if not entries:
         raise DatasetError("No entry of the datalist has a label.", where=path)
-    channels = tuple(f"channel {i}" for i in range(len(cases[0].images)))
-    names = content.get("modality")
-    if isinstance(names, dict) and len(names) == len(channels):
-        channels = tuple(str(names[key]) for key in sorted(names, key=str))
+    found = [_case(root, path, entry, role, problems) for entry, role in entries]
+    cases = [case for case in found if case is not None]
+    dims = count_axes(cases)
+    if any("box" in entry for entry, _ in entries):
+        mode, space = _box_format(content, dims, path)
+        cases = _with_boxes(cases, mode, space, path, problems)
     return Dataset(
         name=str(content.get("name") or root.name),
         root=root,
         convention="datalist",
-        dims=read_geometry(cases[0].images[0]).dims,
-        channel_names=channels,
-        labels=read_label_names(root),
+        dims=dims,
+        channel_names=_channels(content, len(cases[0].images) if cases else 1),
+        labels=_labels(root, cases),
         cases=tuple(cases),
+        problems=problems.found,
     )
 
 
@@ -78,35 +93,86 @@ def _find(root: Path) -> Path | None:
     return None
 
 
-def _case(root: Path, path: Path, entry: Mapping[str, Any], role: Role | None) -> CaseFiles:
-    if "box" in entry or not isinstance(entry["label"], str):
-        raise DatasetError(
-            "A datalist of boxes is not read.",
-            where=path,
-            seen=str(entry.get("image")),
-            expected="the path of a mask as label",
-            remedy="Convert it to COCO (2-D), or to LUNA16's annotations.csv (3-D).",
+def _channels(content: Mapping[str, Any], n: int) -> tuple[str, ...]:
+    names = content.get("modality")
+    if isinstance(names, dict) and len(names) == n:
+        return tuple(str(names[key]) for key in sorted(names, key=str))
+    return tuple(f"channel {i}" for i in range(n))
+
+
+def _case(
+    root: Path, path: Path, entry: Mapping[str, Any], role: Role | None, problems: Problems
+) -> CaseFiles | None:
+    """The case of an entry; None when it names no image. Boxes stay as they are written."""
+    images = entry.get("image")
+    named = [images] if isinstance(images, str) else [str(name) for name in images or ()]
+    if not named:
+        problems.add("", DatasetError("An entry names no image.", where=path, seen=dict(entry)))
+        return None
+    case = strip_suffix(root / named[0]).removesuffix("_0000")
+    mask = entry["label"] if isinstance(entry["label"], str) else None
+    if mask is None and "box" not in entry:
+        error = DatasetError(
+            f"The label of {case!r} is no path.", where=path, seen=entry["label"], expected="a mask"
         )
-    images = entry["image"] if isinstance(entry["image"], Sequence) else None
-    named = [images] if isinstance(images, str) else list(images or ())
-    files = [_existing(root, path, str(name)) for name in (*named, entry["label"])]
+        problems.add(case, error)
+    for name in (*named, *([mask] if mask else [])):
+        problems.check_file(case, root / name, where=path, named=name, by="the datalist")
+    fold = None
+    with problems.of(case):
+        fold = parse_fold(str(entry.get("fold", "")), path)
     return CaseFiles(
-        case=strip_suffix(files[0]).removesuffix("_0000"),
-        images=tuple(files[:-1]),
-        reference=files[-1],
+        case=case,
+        images=tuple(root / name for name in named),
+        reference=root / mask if mask else None,
         group=str(entry.get("patient") or ""),
         role=role,
-        fold=parse_fold(str(entry.get("fold", "")), path),
+        fold=fold,
+        annotations={"boxes": (entry["box"], entry["label"])} if "box" in entry else {},
     )
 
 
-def _existing(root: Path, path: Path, name: str) -> Path:
-    file = root / name
-    if not file.exists():
+def _box_format(content: Mapping[str, Any], dims: int, path: Path) -> tuple[str, BoxSpace]:
+    """Mode and space of the boxes, as stated or as is usual. Raises `DatasetError`."""
+    mode, space = _USUAL[dims]
+    if "box_mode" not in content and "box_space" not in content:
+        logger.warning("%s: boxes are taken as %s in %s coordinates.", path.name, mode, space)
+    mode = str(content.get("box_mode", mode))
+    stated = str(content.get("box_space", space))
+    chosen = next((known for known in BOX_SPACES if known == stated), None)
+    if mode not in BOX_MODES or len(mode) != 2 * dims or chosen is None:
         raise DatasetError(
-            "A file that the datalist names is not there.",
+            "The boxes are written in a way that is not known.",
             where=path,
-            seen=name,
-            remedy="Write paths relative to the datalist's folder.",
+            seen=f"box_mode {mode}, box_space {stated}",
+            expected=f"box_mode {', '.join(m for m in BOX_MODES if len(m) == 2 * dims)}; "
+            f"box_space {', '.join(BOX_SPACES)}",
         )
-    return file
+    return mode, chosen
+
+
+def _with_boxes(
+    cases: Sequence[CaseFiles], mode: str, space: BoxSpace, path: Path, problems: Problems
+) -> list[CaseFiles]:
+    kept = []
+    for case in cases:
+        if "boxes" not in case.annotations:
+            kept.append(case)
+            continue
+        boxes, labels = case.annotations["boxes"]
+        table = TableBoxes((), (), mode, space)
+        with problems.of(case.case):
+            table = parse_boxes(boxes, labels, mode, space, path, case.case)
+        kept.append(replace(case, annotations={"boxes": table}))
+    return kept
+
+
+def _labels(root: Path, cases: Sequence[CaseFiles]) -> Mapping[int, str]:
+    """Names by value: those of `labels.json`, else one for every class that the boxes have."""
+    if (root / LABELS).is_file():
+        return read_label_names(root)
+    tables = [c.annotations["boxes"] for c in cases if "boxes" in c.annotations]
+    highest = max((k for table in tables for k in table.labels), default=1)
+    if highest == 1:
+        return read_label_names(root)
+    return {k: f"class {k}" for k in range(1, highest + 1)}

@@ -4,7 +4,14 @@ from pathlib import Path
 
 from lesionseg.core import Geometry, Volume
 from lesionseg.errors import ReadError
-from lesionseg.io.dicom_headers import image_headers, is_image, is_xray, read_header, refuse_unfit
+from lesionseg.io.dicom_headers import (
+    image_headers,
+    is_dicom,
+    is_image,
+    is_xray,
+    read_header,
+    refuse_unfit,
+)
 from lesionseg.io.dicom_slices import read_slices, read_values
 from lesionseg.io.dicom_stack import Stack, Tilt, settle_tilt, settled_geometry, stack_slices
 from lesionseg.io.dicom_xray import read_radiograph, read_radiograph_geometry
@@ -17,7 +24,7 @@ def read_dicom(path: Path, *, tilt: Tilt = "refuse") -> Volume:
     distances come from positions, never from the thickness. Radiographs (CR, DX, MG) have two
     axes: see `dicom_xray`. Raises `ReadError` and `GeometryError` naming the file at fault.
     """
-    radiograph = _radiograph(path)
+    radiograph = radiograph_file(path)
     if radiograph is not None:
         return read_radiograph(radiograph)
     stack = _stack(path)
@@ -26,7 +33,7 @@ def read_dicom(path: Path, *, tilt: Tilt = "refuse") -> Volume:
 
 def read_dicom_geometry(path: Path, *, tilt: Tilt = "refuse") -> Geometry:
     """Read the geometry from the headers alone."""
-    radiograph = _radiograph(path)
+    radiograph = radiograph_file(path)
     if radiograph is not None:
         return read_radiograph_geometry(radiograph)
     return settled_geometry(_stack(path), tilt, path)
@@ -44,10 +51,15 @@ def group_files(files: list[Path]) -> list[Path]:
     return [*radiographs, *(others if len(others) == 1 else [others[0].parent] if others else [])]
 
 
-def _radiograph(path: Path) -> Path | None:
-    """The file when `path` is one radiograph or a folder with just that."""
+def radiograph_file(path: Path) -> Path | None:
+    """The file when `path` is one radiograph or a folder with just that; None for all else.
+
+    Raises `ReadError` for a folder of several.
+    """
     if path.is_file():
-        return path if is_xray(read_header(path)) else None
+        return path if is_dicom(path) and is_xray(read_header(path)) else None
+    if not path.is_dir():
+        return None
     headers = image_headers(path)
     if len(headers) == 1:
         (file, header), *_ = headers.items()

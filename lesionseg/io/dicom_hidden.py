@@ -57,13 +57,10 @@ def _outside(header: "Header", what: str, shape: tuple[int, ...]) -> NDArray[np.
     """Pixels beyond the stated shapes; where there are several, beyond any of them."""
     stated = header.get(f"{what}Shape")
     shapes = [stated] if isinstance(stated, str) else list(stated or ())
+    draw = {"RECTANGULAR": _rectangle, "CIRCULAR": _circle, "POLYGONAL": _polygon}
     outside = np.zeros(shape, dtype=bool)
-    for name in shapes:
-        inside = {
-            "RECTANGULAR": _rectangle,
-            "CIRCULAR": _circle,
-            "POLYGONAL": _polygon,
-        }.get(str(name).upper(), lambda *_: None)(header, what, shape)
+    for name in (str(name).upper() for name in shapes):
+        inside = draw[name](header, what, shape) if name in draw else None
         if inside is not None:
             outside |= ~inside
     return outside if outside.any() else None

@@ -39,7 +39,7 @@ def stored_pixels(path: Path, header: "Header") -> NDArray[Any]:
 
 
 def _refuse_undecodable(path: Path, header: "Header") -> None:
-    from pydicom.pixels import get_decoder
+    from pydicom.pixels.decoders.base import get_decoder
 
     syntax = header.file_meta.get("TransferSyntaxUID") if hasattr(header, "file_meta") else None
     if syntax is None or not syntax.is_compressed:

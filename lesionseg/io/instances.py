@@ -8,6 +8,7 @@ import numpy as np
 from lesionseg.core import CaseFiles, Reference
 from lesionseg.errors import ContentError, DatasetError
 from lesionseg.io.volumes import read_volume
+from lesionseg.ops.components import mask_boxes
 
 
 def read_instances(files: CaseFiles, raster_mm: float | None, merged: bool) -> Reference:
@@ -34,6 +35,8 @@ def read_instances(files: CaseFiles, raster_mm: float | None, merged: bool) -> R
         labels=table.astype(np.min_scalar_type(int(table.max())))[instances],
         instances=instances,
         instance_labels=tuple(labels),
+        boxes=mask_boxes(instances, len(labels)),
+        box_labels=tuple(labels),
     )
 
 

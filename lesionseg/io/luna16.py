@@ -15,7 +15,9 @@ from numpy.typing import NDArray
 from lesionseg.core import CaseFiles, Dataset, Geometry, Reference
 from lesionseg.errors import DatasetError, GeometryError
 from lesionseg.io.atomic import read_csv
+from lesionseg.io.listing import Problems
 from lesionseg.io.volumes import is_image_file, strip_suffix
+from lesionseg.ops.components import mask_boxes
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +52,8 @@ def read_luna16(root: Path) -> Dataset:
     A nodule is a ball; findings of `annotations_excluded.csv` are ignored. Raises `DatasetError`.
     """
     scans = {strip_suffix(f): f for f in sorted(root.rglob("*")) if is_image_file(f)}
-    nodules, excluded = (_balls(root / name) for name in (ANNOTATIONS, EXCLUDED))
+    problems = Problems()
+    nodules, excluded = (_balls(root / name, problems) for name in (ANNOTATIONS, EXCLUDED))
     if unknown := sorted(set(nodules) - set(scans)):
         logger.warning("%d annotated scans are not there, such as %s.", len(unknown), unknown[0])
     if not scans:
@@ -65,7 +68,9 @@ def read_luna16(root: Path) -> Dataset:
         for case, file in scans.items()
     )
     logger.info("LUNA16 states centres and diameters: nodules are drawn as balls.")
-    return Dataset(root.name, root, "luna16", 3, ("CT",), {1: "nodule"}, cases)
+    return Dataset(
+        root.name, root, "luna16", 3, ("CT",), {1: "nodule"}, cases, problems=problems.found
+    )
 
 
 def read_balls(files: CaseFiles, geometry: Geometry) -> Reference:
@@ -86,11 +91,14 @@ def read_balls(files: CaseFiles, geometry: Geometry) -> Reference:
     kept = [i for i in range(1, len(balls) + 1) if (instances == i).any()]
     renumber = np.zeros(len(balls) + 1, dtype=np.int32)
     renumber[kept] = np.arange(1, len(kept) + 1)
+    instances = renumber[instances]
     return Reference(
         geometry,
         labels=(instances > 0).astype(np.uint8),
-        instances=renumber[instances],
+        instances=instances,
         instance_labels=(1,) * len(kept),
+        boxes=mask_boxes(instances, len(kept)),
+        box_labels=(1,) * len(kept),
         ignore=ignore if ignore.any() else None,
     )
 
@@ -115,17 +123,19 @@ def _inside(case: str, ball: Ball, geometry: Geometry) -> tuple[NDArray[np.int64
     return tuple((found if len(found) else nearest[np.newaxis]).T)
 
 
-def _balls(path: Path) -> Mapping[str, tuple[Ball, ...]]:
+def _balls(path: Path, problems: Problems) -> Mapping[str, tuple[Ball, ...]]:
     """Findings of a table by scan; none when it is not there."""
     found: dict[str, tuple[Ball, ...]] = {}
     for row in read_csv(path) if path.is_file() else []:
         try:
             case = row[_COLUMNS[0]]
             x, y, z, diameter = (float(row[name]) for name in _COLUMNS[1:])
-        except (KeyError, ValueError) as error:
-            raise DatasetError(
+        except (KeyError, ValueError):
+            error = DatasetError(
                 "A finding is incomplete.", where=path, seen=row, expected=", ".join(_COLUMNS)
-            ) from error
+            )
+            problems.add(row.get(_COLUMNS[0], ""), error)
+            continue
         size = diameter if diameter > 0 else _EXCLUDED_MM
         found[case] = (*found.get(case, ()), Ball((-x, -y, z), size))
     return found

@@ -7,7 +7,7 @@ from typing import get_args
 from lesionseg.core import CaseFiles, Dataset, Role
 from lesionseg.errors import DatasetError
 from lesionseg.io.atomic import read_csv, read_json
-from lesionseg.io.volumes import read_geometry
+from lesionseg.io.listing import Problems, count_axes
 
 MANIFEST = "manifest.csv"
 LABELS = "labels.json"
@@ -26,20 +26,23 @@ def read_manifest(root: Path) -> Dataset:
     series, an empty reference means unlabelled. In place of `reference`, `instances` names a mask
     whose values are lesion ids, all of label 1. Further columns are
     kept in `CaseFiles.columns`; `pixel_mm` is the pixel size of rasters. Labels are those of
-    `labels.json` (`{"1": "lesion"}`) beside it, else that one. Raises `DatasetError`.
+    `labels.json` (`{"1": "lesion"}`) beside it, else that one. What is wrong with single rows
+    becomes `Dataset.problems`; what is wrong with the table raises `DatasetError`.
     """
-    path = root / MANIFEST
+    path, problems = root / MANIFEST, Problems()
     rows = read_csv(path)
     images = _image_columns(rows, path)
-    cases = tuple(_case(root, row, images, line) for line, row in enumerate(rows, start=2))
+    found = [_case(root, row, images, line, problems) for line, row in enumerate(rows, start=2)]
+    cases = tuple(case for case in found if case is not None)
     return Dataset(
         name=root.name,
         root=root,
         convention="manifest",
-        dims=read_geometry(cases[0].images[0], raster_mm=None).dims,
+        dims=count_axes(cases),
         channel_names=images,
         labels=read_label_names(root),
         cases=cases,
+        problems=problems.found,
     )
 
 
@@ -79,41 +82,45 @@ def _image_columns(rows: Sequence[Mapping[str, str]], path: Path) -> tuple[str, 
     return ("image", *sorted(c for c in columns if c.startswith("image_") and c[6:].isdigit()))
 
 
-def _case(root: Path, row: Mapping[str, str], images: Sequence[str], line: int) -> CaseFiles:
-    path = root / MANIFEST
-    if not row["case"] or not all(row[name] for name in images):
-        raise DatasetError(f"Line {line} lacks its case or an image.", where=path, seen=dict(row))
+def _case(
+    root: Path, row: Mapping[str, str], images: Sequence[str], line: int, problems: Problems
+) -> CaseFiles | None:
+    """The case of a row, as far as it can be told; None without an id or any image."""
+    path, case = root / MANIFEST, row["case"]
+    lacking = [name for name in ("case", *images) if not row[name]]
+    if lacking:
+        error = DatasetError(f"Line {line} lacks its {lacking[0]}.", where=path, seen=dict(row))
+        problems.add(case, error, told_again=bool(case and row["image"]))
+    if not case or not any(row[name] for name in images):
+        return None
     reference, instances = row.get("reference", ""), row.get("instances", "")
     if reference and instances:
-        raise DatasetError(
+        error = DatasetError(
             f"Line {line} has a reference and instances.",
             where=path,
             seen=[reference, instances],
             expected="one of them: a label mask, or a mask whose values are lesion ids",
         )
+        problems.add(case, error)
     mask = reference or instances
+    for name in (*(row[column] for column in images), mask):
+        if name:
+            problems.check_file(case, root / name, where=path, named=name, by=f"line {line}")
+    role, fold = None, None
+    with problems.of(case):
+        role = parse_role(row.get("role", ""), path)
+    with problems.of(case):
+        fold = parse_fold(row.get("fold", ""), path)
     return CaseFiles(
-        case=row["case"],
-        images=tuple(_existing(root, row[name], line) for name in images),
-        reference=_existing(root, mask, line) if mask else None,
+        case=case,
+        images=tuple(root / row[name] for name in images if row[name]),
+        reference=root / mask if mask else None,
         group=row.get("group", ""),
-        role=parse_role(row.get("role", ""), path),
-        fold=parse_fold(row.get("fold", ""), path),
-        annotations={"instances": None} if instances else {},
+        role=role,
+        fold=fold,
+        annotations={"instances": None} if instances and not reference else {},
         columns={k: v for k, v in row.items() if k not in (*_OWN_COLUMNS, *images)},
     )
-
-
-def _existing(root: Path, name: str, line: int) -> Path:
-    file = root / name
-    if not file.exists():  # a folder is a DICOM series
-        raise DatasetError(
-            f"A file named in line {line} does not exist.",
-            where=root / MANIFEST,
-            seen=name,
-            remedy="Write paths relative to the folder of the manifest.",
-        )
-    return file
 
 
 def read_label_names(root: Path) -> dict[int, str]:

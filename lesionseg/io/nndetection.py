@@ -11,8 +11,9 @@ from typing import Any
 from lesionseg.core import CaseFiles, Dataset
 from lesionseg.errors import DatasetError
 from lesionseg.io.atomic import read_json
-from lesionseg.io.nnunet import channel_files, collect_cases, name_channels
-from lesionseg.io.volumes import read_geometry, strip_suffix
+from lesionseg.io.listing import Problems, count_axes
+from lesionseg.io.nnunet import PARTS, channel_files, collect_cases, name_channels
+from lesionseg.io.volumes import strip_suffix
 
 _SPLIT = "raw_splitted"
 
@@ -39,22 +40,22 @@ def read_nndetection(root: Path) -> Dataset:
         )
     labels = {int(key) + 1: str(names[key]) for key in sorted(names, key=int)}
     channels = name_channels({"modality": facts.get("modalities")}, root / "dataset.json")
-    home = _home(root)
-    cases = [
-        _with_instances(case, labels)
-        for part, role in (("Tr", None), ("Ts", "test"))
-        for case in collect_cases(home, part, role, channels, {}, channel_files)  # type: ignore[arg-type]
-    ]
-    if not cases:
+    home, problems, cases = _home(root), Problems(), []
+    for part, role in PARTS:
+        for case in collect_cases(home, part, role, channels, {}, channel_files, problems):
+            with problems.of(case.case):
+                cases.append(_with_instances(case, labels))
+    if not cases and not problems.found:
         raise DatasetError("No labelled case found.", where=home)
     return Dataset(
         name=str(facts.get("name") or root.name),
         root=root,
         convention="nndetection",
-        dims=read_geometry(cases[0].images[0]).dims,
+        dims=count_axes(cases),
         channel_names=channels,
         labels=labels,
         cases=tuple(cases),
+        problems=problems.found,
     )
 
 

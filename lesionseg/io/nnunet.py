@@ -11,12 +11,13 @@ from typing import Any
 from lesionseg.core import CaseFiles, Dataset, Role
 from lesionseg.errors import DatasetError
 from lesionseg.io.atomic import read_json
+from lesionseg.io.listing import Problems, count_axes
 from lesionseg.io.nnunet_labels import parse_labels
-from lesionseg.io.volumes import is_image_file, read_geometry, strip_suffix
+from lesionseg.io.volumes import is_image_file, strip_suffix
 
-Collect = Callable[[Sequence[Path]], dict[str, dict[int, Path]]]
+Collect = Callable[[Sequence[Path], Problems], dict[str, dict[int, Path]]]
 _CHANNEL = re.compile(r"(.+)_(\d{4})")
-_PARTS: tuple[tuple[str, Role | None], ...] = (("Tr", None), ("Ts", "test"))
+PARTS: tuple[tuple[str, Role | None], ...] = (("Tr", None), ("Ts", "test"))
 
 
 def recognises_nnunet(root: Path) -> bool:
@@ -53,13 +54,13 @@ def _read(root: Path, convention: str, collect: Collect) -> Dataset:
             remedy="Split each file into <case>_0000, <case>_0001, … in imagesTr.",
         )
     labels = parse_labels(facts.get("labels"), facts.get("regions_class_order"), facts_path)
-    folds = _folds(root / "splits_final.json")
+    folds, problems = _folds(root / "splits_final.json"), Problems()
     cases = [
         c
-        for part, role in _PARTS
-        for c in collect_cases(root, part, role, channels, folds, collect)
+        for part, role in PARTS
+        for c in collect_cases(root, part, role, channels, folds, collect, problems)
     ]
-    if not cases:
+    if not cases and not problems.found:
         raise DatasetError(
             "No labelled case found.",
             where=root,
@@ -69,13 +70,14 @@ def _read(root: Path, convention: str, collect: Collect) -> Dataset:
         name=str(facts.get("name") or root.name),
         root=root,
         convention=convention,
-        dims=read_geometry(cases[0].images[0]).dims,
+        dims=count_axes(cases),
         channel_names=channels,
         labels=labels.names,
         cases=tuple(cases),
         ignore_label=labels.ignore,
         regions=labels.regions,
         incomplete_reference=bool(facts.get("incomplete_reference", False)),
+        problems=problems.found,
     )
 
 
@@ -121,15 +123,16 @@ def collect_cases(
     channels: Sequence[str],
     folds: Mapping[str, int],
     collect: Collect,
+    problems: Problems,
 ) -> list[CaseFiles]:
     """Labelled cases of `imagesTr` or `imagesTs`; unlabelled test scans are left out."""
-    images = collect(_image_files(root / f"images{part}"))
-    references = _single_files(_image_files(root / f"labels{part}"))
-    _check_labelled(root, part, set(images), set(references))
+    images = collect(_image_files(root / f"images{part}"), problems)
+    references = _single_files(_image_files(root / f"labels{part}"), problems)
+    _check_labelled(root, part, set(images), set(references), problems)
     return [
         CaseFiles(
             case=case,
-            images=_ordered(root, case, images[case], len(channels)),
+            images=_ordered(root, case, images[case], len(channels), problems),
             reference=references[case][0],
             role=role,
             fold=folds.get(case) if role is None else None,
@@ -143,26 +146,30 @@ def _image_files(folder: Path) -> list[Path]:
     return sorted(f for f in folder.iterdir() if is_image_file(f)) if folder.is_dir() else []
 
 
-def channel_files(files: Sequence[Path]) -> dict[str, dict[int, Path]]:
+def channel_files(files: Sequence[Path], problems: Problems) -> dict[str, dict[int, Path]]:
     """Files by case and channel number, from names such as `<case>_0001.nii.gz`."""
     found: dict[str, dict[int, Path]] = {}
     for file in files:
         match = _CHANNEL.fullmatch(strip_suffix(file))
         if match is None:
-            raise DatasetError(
+            error = DatasetError(
                 "The image's name has no channel number.",
                 where=file,
                 expected="<case>_0000, <case>_0001, …",
             )
-        _add(found.setdefault(match.group(1), {}), int(match.group(2)), file)
+            problems.add(strip_suffix(file), error)
+            continue
+        with problems.of(match.group(1)):
+            _add(found.setdefault(match.group(1), {}), int(match.group(2)), file)
     return found
 
 
-def _single_files(files: Sequence[Path]) -> dict[str, dict[int, Path]]:
+def _single_files(files: Sequence[Path], problems: Problems) -> dict[str, dict[int, Path]]:
     """Files by case, one a case, as channel 0."""
     found: dict[str, dict[int, Path]] = {}
     for file in files:
-        _add(found.setdefault(strip_suffix(file), {}), 0, file)
+        with problems.of(strip_suffix(file)):
+            _add(found.setdefault(strip_suffix(file), {}), 0, file)
     return found
 
 
@@ -177,27 +184,35 @@ def _add(channels: dict[int, Path], number: int, file: Path) -> None:
     channels[number] = file
 
 
-def _check_labelled(root: Path, part: str, images: set[str], references: set[str]) -> None:
-    if orphans := sorted(references - images):
-        raise DatasetError(
-            f"{len(orphans)} masks in labels{part} have no image, such as {orphans[0]!r}.",
+def _check_labelled(
+    root: Path, part: str, images: set[str], references: set[str], problems: Problems
+) -> None:
+    for case in sorted(references - images):
+        error = DatasetError(
+            f"The mask {case!r} in labels{part} has no image.",
             where=root / f"labels{part}",
-            expected=f"images{part}/{orphans[0]}_0000.nii.gz or the like",
+            expected=f"images{part}/{case}_0000.nii.gz or the like",
         )
-    if part == "Tr" and (unlabelled := sorted(images - references)):
-        raise DatasetError(
-            f"{len(unlabelled)} training images have no mask, such as {unlabelled[0]!r}.",
+        problems.add(case, error)
+    for case in sorted(images - references) if part == "Tr" else ():
+        error = DatasetError(
+            f"The training image {case!r} has no mask.",
             where=root / "labelsTr",
             remedy="Give lesion-free cases a mask of zeros and move unlabelled ones to imagesTs.",
         )
+        problems.add(case, error)
 
 
-def _ordered(root: Path, case: str, files: Mapping[int, Path], n_channels: int) -> tuple[Path, ...]:
+def _ordered(
+    root: Path, case: str, files: Mapping[int, Path], n_channels: int, problems: Problems
+) -> tuple[Path, ...]:
+    """The channel files by number; those that are there, and a problem, when one is missing."""
     if sorted(files) != list(range(n_channels)):
-        raise DatasetError(
+        error = DatasetError(
             f"The case {case!r} has not the channel files that dataset.json promises.",
             where=root,
             seen=[f.name for _, f in sorted(files.items())],
             expected=", ".join(f"{case}_{i:04d}" for i in range(n_channels)),
         )
-    return tuple(files[i] for i in range(n_channels))
+        problems.add(case, error, told_again=len(files) != n_channels)
+    return tuple(file for _, file in sorted(files.items()))

@@ -198,15 +198,10 @@ def test_a_datalist_gives_channels_folds_and_roles(tmp_path: Path, write_nifti: 
     assert cases["a_t1"].reference is not None
 
 
-def test_a_datalist_of_boxes_or_of_missing_files_is_refused(
-    tmp_path: Path, write_nifti: Write
-) -> None:
-    datalist(tmp_path, write_nifti, box=[[1, 2, 3, 4, 5, 6]])
-    with pytest.raises(DatasetError, match="datalist of boxes"):
-        read_dataset(tmp_path)
+def test_a_datalist_of_missing_files_is_refused(tmp_path: Path, write_nifti: Write) -> None:
     datalist(tmp_path, write_nifti)
     (tmp_path / "masks" / "a.nii.gz").unlink()
-    with pytest.raises(DatasetError, match=r"is not there.*masks/a\.nii\.gz"):
+    with pytest.raises(DatasetError, match=r"does not exist.*masks/a\.nii\.gz"):
         read_dataset(tmp_path)
 
 

@@ -11,6 +11,7 @@ import pytest
 
 from lesionseg.core import LabelRegion
 from lesionseg.errors import DatasetError, ReadError
+from lesionseg.io.cases import read_case
 from lesionseg.io.conventions import read_dataset
 
 Folder = Callable[..., Path]
@@ -150,8 +151,9 @@ def test_decathlon_of_one_channel_is_read(
     assert dataset.labels == {1: "cancer"}
     assert [c.case for c in dataset.cases] == ["A", "B"]
     write_nifti(root / "imagesTr" / "A.nii.gz", np.zeros((5, 4, 3, 2), np.int16))
+    dataset = read_dataset(root)
     with pytest.raises(ReadError, match="Split a 4-D file"):
-        read_dataset(root)
+        read_case(dataset.cases[0], dataset)
     (root / "dataset.json").write_text(json.dumps({**facts, "modality": {"0": "T1", "1": "T2"}}))
     with pytest.raises(DatasetError, match=r"4-D file.*_0000"):
         read_dataset(root)
@@ -210,14 +212,14 @@ def test_an_image_without_channel_number_is_named(nnunet_folder: Folder) -> None
 def test_a_training_image_without_mask_is_named(nnunet_folder: Folder) -> None:
     root = nnunet_folder()
     (root / "labelsTr" / "B.nii.gz").unlink()
-    with pytest.raises(DatasetError, match=r"no mask, such as 'B'.*mask of zeros"):
+    with pytest.raises(DatasetError, match=r"'B' has no mask.*mask of zeros"):
         read_dataset(root)
 
 
 def test_a_mask_without_image_is_named(nnunet_folder: Folder) -> None:
     root = nnunet_folder()
     (root / "labelsTr" / "B.nii.gz").rename(root / "labelsTr" / "C.nii.gz")
-    with pytest.raises(DatasetError, match="no image, such as 'C'"):
+    with pytest.raises(DatasetError, match="'C' in labelsTr has no image"):
         read_dataset(root)
 
 
@@ -236,7 +238,7 @@ def test_a_case_for_training_and_testing_is_refused(
     root = nnunet_folder(channels=1)
     write_nifti(root / "imagesTs" / "A_0000.nii.gz", np.zeros((5, 4, 3), np.int16))
     write_nifti(root / "labelsTs" / "A.nii.gz", np.zeros((5, 4, 3), np.uint8))
-    with pytest.raises(DatasetError, match="more than once, such as 'A'"):
+    with pytest.raises(DatasetError, match="'A' is there more than once"):
         read_dataset(root)
 
 
