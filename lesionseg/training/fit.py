@@ -1,6 +1,7 @@
 """Train a network: the one entrance to this room."""
 
 import logging
+import signal
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -117,8 +118,8 @@ def fit_tiles(
     `loss` follows `losses.VoxelLoss`; `detection` teaches a detector's anchors (None: as it is by
     default), and `loss` its voxels where it has them. `validate` is given the averaged network in
     eval mode and returns scores for metrics.csv. A training that had already ended is not
-    prolonged: its result is returned as it was. Raises `TrainingError` when the checkpoint does not fit or the loss stays
-    NaN, and passes on whatever reading tiles or `validate` raises.
+    prolonged: its result is returned as it was. Raises `TrainingError` when the checkpoint does not
+    fit or the loss stays NaN, and passes on whatever reading tiles or `validate` raises.
     """
     check_activation(loss, plan)
     path = run_dir / CHECKPOINT
@@ -211,7 +212,7 @@ def _train(
         workers=settings.workers,
         pin=device.type == "cuda",
     )
-    with _quiet():
+    with _quiet(), _interruptible():
         trainer = _trainer(settings, precision, callbacks, run_dir)
         trainer.fit(module, stream)
     module.to(memory_format=torch.contiguous_format)
@@ -277,6 +278,19 @@ def _device_type(accelerator: str) -> str:
     if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
         return "cuda"
     return "cpu"
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Let Ctrl-C through as itself: Lightning turns it into an exit with status 1, deaf to more."""
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SystemExit as error:
+        if not isinstance(error.__context__, KeyboardInterrupt):
+            raise
+        signal.signal(signal.SIGINT, handler)
+        raise KeyboardInterrupt from error
 
 
 @contextmanager
