@@ -15,7 +15,8 @@ class AnchorPlan:
     each cell, the same number at every level. `width` and `depth`: channels and convolutions of the
     two heads that all levels share. `prior`: the share of anchors that are expected to be positive
     at the start. `alpha` and `gamma`: of the focal loss that taught the scores, which inference
-    undoes (`losses.posterior`); None where there is none to undo. `mean_iou` and `small_recall` say how well the sizes fit the training lesions:
+    undoes (`losses.posterior`); None where there is none to undo. `mean_iou` and `small_recall` say
+    how well the sizes fit the training lesions:
     mean IoU with the best one, and the share of the smallest tenth with IoU ≥ 0.5, both sharing
     their centre; None without a lesion.
     """

@@ -22,7 +22,7 @@ Extents = NDArray[np.float64]
 
 def fit_anchors(
     extents: Sequence[Sequence[float]], architecture: Architecture
-) -> Decision[AnchorPlan]:
+) -> Decision[AnchorPlan | None]:
     """Levels and sizes of anchors for lesions of these side lengths `[n, dims]` in plan voxels.
 
     The finest level has at most ⅔ of the smallest tenth's sides between its cells, but never full

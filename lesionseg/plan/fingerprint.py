@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from lesionseg.core import Case, Dataset, Geometry, Reference
 from lesionseg.errors import DatasetError
-from lesionseg.ops.components import lesion_instances
+from lesionseg.ops.components import lesion_instances, mask_boxes
 from lesionseg.ops.size import equivalent_diameter_mm
 from lesionseg.plan.plan import Modality
 
@@ -53,7 +53,9 @@ class Fingerprint:
 
     Per case: `shapes` and `spacings_mm` (3-D: axes turned along +S, +A, +R, as prepared images
     have them) and `lesions_per_case`. Per lesion, in no order that matters: `diameters_mm` (the
-    equivalent diameter) and `lesion_voxels` on the file's grid. `lesion_fraction` is the share of
+    equivalent diameter), `lesion_voxels` on the file's grid and `extents_mm`, the sides of its box
+    along the axes of `spacings_mm`; none in a file written before they were taken.
+    `lesion_fraction` is the share of
     the scanned volume that is lesion.
     """
 
@@ -66,6 +68,7 @@ class Fingerprint:
     diameters_mm: tuple[float, ...]
     lesion_voxels: tuple[int, ...]
     lesion_fraction: float
+    extents_mm: tuple[tuple[float, ...], ...] = ()
     schema_version: int = FINGERPRINT_VERSION
 
     @property
@@ -132,6 +135,7 @@ def take_fingerprint(dataset: Dataset, cases: Iterable[Case]) -> Fingerprint:
         diameters_mm=tuple(d for n in notes for d in n.diameters_mm),
         lesion_voxels=tuple(v for n in notes for v in n.lesion_voxels),
         lesion_fraction=sum(n.lesion_mm for n in notes) / sum(n.scanned_mm for n in notes),
+        extents_mm=tuple(side for n in notes for side in n.extents_mm),
     )
 
 
@@ -143,6 +147,7 @@ class _Note:
     spacing_mm: tuple[float, ...]
     lesion_voxels: tuple[int, ...]
     diameters_mm: tuple[float, ...]
+    extents_mm: tuple[tuple[float, ...], ...]
     lesion_mm: float
     scanned_mm: float
     sample: NDArray[np.float32]
@@ -153,7 +158,7 @@ class _Note:
 def _look(case: Case, reference: Reference, dataset: Dataset) -> _Note:
     array, geometry = case.image.array, case.image.geometry
     order = canonical_order(geometry)
-    voxels, covered = _lesions(reference)
+    voxels, sides, covered = _lesions(reference)
     diameters = equivalent_diameter_mm(voxels * geometry.voxel_size, dataset.dims)
     flat = array.reshape(len(array), -1)
     return _Note(
@@ -161,6 +166,9 @@ def _look(case: Case, reference: Reference, dataset: Dataset) -> _Note:
         spacing_mm=tuple(round(geometry.spacing_mm[a], 6) for a in order),
         lesion_voxels=tuple(int(v) for v in voxels),
         diameters_mm=tuple(round(float(d), 4) for d in diameters),
+        extents_mm=tuple(
+            tuple(round(float(row[a]) * geometry.spacing_mm[a], 4) for a in order) for row in sides
+        ),
         lesion_mm=float(covered.sum()) * geometry.voxel_size,
         scanned_mm=float(np.prod(geometry.shape)) * geometry.voxel_size,
         sample=_sampled(flat),
@@ -183,21 +191,29 @@ def canonical_order(geometry: Geometry) -> tuple[int, ...]:
     )
 
 
-def _lesions(reference: Reference) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """Voxels of each lesion and the mask of all of them."""
+def _lesions(
+    reference: Reference,
+) -> tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.bool_]]:
+    """Voxels of each lesion, the sides `[n, dims]` of its box in voxels, and the mask of all."""
     instances = reference.instances
     if instances is None and reference.labels is not None:
         instances = lesion_instances(reference.labels).instances
     if instances is not None:
         counts = np.bincount(instances.ravel())[1:]
-        return counts[counts > 0], instances > 0
+        found = mask_boxes(instances, len(counts))[counts > 0]
+        return counts[counts > 0], _sides(found), instances > 0
     covered = np.zeros(reference.geometry.shape, dtype=bool)
     boxes = reference.boxes if reference.boxes is not None else np.zeros((0, 2 * covered.ndim))
     for box in np.rint(boxes).astype(int):
         low, high = box[: covered.ndim], box[covered.ndim :]
         covered[tuple(slice(max(a, 0), b) for a, b in zip(low, high, strict=True))] = True
-    sides = np.maximum(boxes[:, covered.ndim :] - boxes[:, : covered.ndim], 1)
-    return np.rint(sides.prod(axis=1)).astype(np.int64), covered
+    sides = np.maximum(_sides(boxes), 1)
+    return np.rint(sides.prod(axis=1)).astype(np.int64), sides, covered
+
+
+def _sides(boxes: NDArray[Any]) -> NDArray[np.float32]:
+    start, stop = np.split(boxes, 2, axis=1)
+    return np.asarray(stop - start)
 
 
 def _sampled(values: NDArray[Any]) -> NDArray[np.float32]:
@@ -250,6 +266,7 @@ def _fingerprint(raw: dict[str, Any]) -> Fingerprint:
     kept["channels"] = tuple(_channel_from(channel) for channel in raw["channels"])
     for key in ("shapes", "spacings_mm"):
         kept[key] = tuple(tuple(row) for row in raw[key])
+    kept["extents_mm"] = tuple(tuple(row) for row in raw.get("extents_mm", ()))
     for key in ("lesions_per_case", "diameters_mm", "lesion_voxels"):
         kept[key] = tuple(raw[key])
     return Fingerprint(**kept)

@@ -9,8 +9,12 @@ from numpy.typing import NDArray
 from lesionseg.core import Dataset
 from lesionseg.errors import ConfigError
 from lesionseg.plan import rules, tile_rules
+from lesionseg.plan.anchor_plan import AnchorPlan
+from lesionseg.plan.anchors import fit_anchors
 from lesionseg.plan.fingerprint import Fingerprint
 from lesionseg.plan.plan import Activation, Architecture, Plan
+
+DETECTORS = ("retinanet", "retina_unet")
 
 
 @dataclass(frozen=True)
@@ -65,6 +69,7 @@ def make_plan(
     candidates = rules.candidate_rule(
         fingerprint.lesion_voxels, fingerprint.lesions_per_case, prior.value
     )
+    anchors = _anchors(fingerprint, spacing.value, shape.value)
     return Plan(
         dims=fingerprint.dims,
         modality=fingerprint.modality,
@@ -80,6 +85,7 @@ def make_plan(
         lesion_fraction=prior.value,
         activation=chosen.activation,
         candidate_rule=candidates.value,
+        anchors=anchors.value,
         reasons={
             "budget": allowed.reason,
             "spacing_mm": spacing.reason,
@@ -89,6 +95,7 @@ def make_plan(
             "batch_size": batch.reason,
             "lesion_fraction": prior.reason,
             "candidate_rule": candidates.reason,
+            **({"anchors": anchors.reason} if anchors.value else {}),
         },
     )
 
@@ -196,6 +203,16 @@ def _architecture(
     kind = "anisotropic" if rules.is_anisotropic(spacing_mm) else "all axes alike"
     reason = f"{len(shape.features)} stages, {shape.features[0]} to {shape.features[-1]} features, "
     return rules.Decision(shape, reason + f"coarsest map {rest} voxels wide; {kind}")
+
+
+def _anchors(
+    fingerprint: Fingerprint, spacing_mm: Sequence[float], architecture: Architecture
+) -> rules.Decision[AnchorPlan | None]:
+    """Fitted to the lesions' boxes for a detector; none for a network that only segments."""
+    if architecture.name not in DETECTORS:
+        return rules.Decision(None, "")
+    extents = np.asarray(fingerprint.extents_mm).reshape(-1, fingerprint.dims)
+    return fit_anchors((extents / np.asarray(spacing_mm)).tolist(), architecture)
 
 
 def _batch(

@@ -1,0 +1,89 @@
+"""Detectors on the trunk: shapes, order of anchors, prior, and refusals."""
+
+import math
+
+import pytest
+import torch
+
+from lesionseg.errors import ConfigError
+from lesionseg.models.build import build_network
+from lesionseg.models.retinanet import RetinaNet, planned_anchors
+from lesionseg.ops.anchors import grid_anchors
+from lesionseg.plan.anchor_plan import AnchorPlan
+from lesionseg.plan.plan import Architecture, Normalisation, Plan
+
+
+def _plan(dims: int, name: str, n_labels: int = 1) -> Plan:
+    strides = ((1,) * dims, (2,) * dims, (2,) * dims)
+    sizes = (((3.0,) * dims, (4.0,) * dims), ((8.0,) * dims, (9.0,) * dims))
+    return Plan(
+        dims=dims,
+        modality="mri",
+        channel_names=("a",),
+        label_values=tuple(range(1, n_labels + 1)),
+        label_names=tuple("ab"[:n_labels]),
+        spacing_mm=(1.0,) * dims,
+        normalisation=(Normalisation("zscore"),),
+        tile_shape=(16,) * dims,
+        batch_size=2,
+        architecture=Architecture(name, (4, 8, 8), strides, ((3,) * dims,) * 3, n_supervised=2),
+        lesion_fraction=0.01,
+        anchors=AnchorPlan(stages=(1, 2), sizes=sizes, width=8, depth=1),
+    )
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+@pytest.mark.parametrize("name", ["retinanet", "retina_unet"])
+def test_every_anchor_has_scores_and_a_box(dims: int, name: str) -> None:
+    plan = _plan(dims, name, n_labels=2)
+    network = build_network(plan)
+    tiles = torch.randn(2, 1, *plan.tile_shape)
+    output = network(tiles)
+    levels = planned_anchors(plan).levels(plan.architecture.strides, plan.tile_shape)
+    n = len(grid_anchors(levels))
+    assert output.class_logits.shape == (2, n, 2)
+    assert output.box_deltas.shape == (2, n, 2 * dims)
+    n_levels = {"retinanet": 0, "retina_unet": 2}[name]
+    assert len(output.segmentation) == n_levels
+    assert len(network.eval()(tiles).segmentation) == min(n_levels, 1)
+
+
+def test_first_scores_are_the_prior_and_first_boxes_the_anchors() -> None:
+    output = build_network(_plan(2, "retinanet"))(torch.zeros(1, 1, 16, 16))
+    assert output.class_logits.mean().item() == pytest.approx(-math.log(99), abs=0.2)
+    assert output.box_deltas.abs().max() < 0.3
+
+
+def test_outputs_lie_at_their_anchors() -> None:
+    """The gradient of an anchor's score by the image is centred on the anchor."""
+    plan = _plan(2, "retinanet")
+    network = build_network(plan).eval()
+    image = torch.randn(1, 1, 16, 16, requires_grad=True)
+    levels = planned_anchors(plan).levels(plan.architecture.strides, (16, 16))
+    number = 2 * (5 * 8 + 3) + 1  # second shape of cell (5, 3) of the finest level
+    assert grid_anchors(levels)[number].tolist() == [9.0, 5.0, 13.0, 9.0]
+    network(image).class_logits[0, number, 0].backward()
+    assert image.grad is not None
+    weight = image.grad[0, 0] ** 4  # the norms spread a little of it everywhere
+    steps = torch.arange(16) + 0.5
+    y = float((weight.sum(1) * steps).sum() / weight.sum())
+    x = float((weight.sum(0) * steps).sum() / weight.sum())
+    assert abs(y - 11) < 2
+    assert abs(x - 7) < 2
+
+
+def test_the_same_head_serves_all_levels_and_all_weights_learn() -> None:
+    network = build_network(_plan(3, "retina_unet"))
+    output = network(torch.randn(1, 1, 16, 16, 16))
+    total = output.class_logits.sum() + output.box_deltas.sum()
+    (total + sum(level.sum() for level in output.segmentation)).backward()
+    assert all(p.grad is not None for p in network.parameters())
+
+
+def test_a_plan_without_anchors_or_with_wrong_levels_is_refused() -> None:
+    plan = _plan(2, "retinanet")
+    with pytest.raises(ConfigError, match="no anchors"):
+        build_network(plan.with_(anchors=None))
+    wrong = AnchorPlan(stages=(2, 7), sizes=(((3.0, 3.0),), ((3.0, 3.0),)))
+    with pytest.raises(ConfigError, match="do not fit"):
+        RetinaNet(2, 1, plan.architecture, 1, wrong)
