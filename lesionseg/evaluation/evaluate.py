@@ -6,7 +6,15 @@ from time import perf_counter
 import numpy as np
 from numpy.typing import NDArray
 
-from lesionseg.core import Candidate, Geometry, OperatingPoint, Prediction, Reference, Volume
+from lesionseg.core import (
+    Candidate,
+    Geometry,
+    LabelRegion,
+    OperatingPoint,
+    Prediction,
+    Reference,
+    Volume,
+)
 from lesionseg.errors import GeometryError
 from lesionseg.evaluation import edge_cases
 from lesionseg.evaluation.contrast import lesion_contrasts
@@ -17,6 +25,7 @@ from lesionseg.evaluation.matching import NEVER
 from lesionseg.evaluation.official import score_case
 from lesionseg.evaluation.overlap import VoxelCounts, voxel_counts
 from lesionseg.evaluation.presets import Preset
+from lesionseg.evaluation.regions import can_be_divided, prediction_of, reference_of, united
 from lesionseg.evaluation.results import CandidateResult, CaseResult, LesionResult, WhyMissed
 from lesionseg.evaluation.surface import surface_distances
 
@@ -36,14 +45,18 @@ def evaluate_case(
     role: str = "",
     operating_point: OperatingPoint | None = None,
     image: Volume | None = None,
+    regions: Sequence[LabelRegion] = (),
 ) -> CaseResult:
     """Judge the prediction of one case; None stands for a prediction that is missing.
 
     Candidates of at least the operating point's score are accepted; without one, those that the
     prediction itself marks as accepted. `image`: from its first channel comes the lesions'
-    contrast. All are on one grid, else `GeometryError`.
+    contrast. With `regions` all candidates have the label of the union, and each region is judged
+    by itself too. All are on one grid, else `GeometryError`.
     """
     begin = perf_counter()
+    if regions and prediction is not None:
+        prediction = united(prediction)
     if prediction is not None:
         _check_grids("prediction", case, reference.geometry, prediction.geometry)
     if image is not None:
@@ -75,6 +88,18 @@ def evaluate_case(
         physical=reference.geometry.size_unit != "px",
         unit=reference.geometry.size_unit,
         official=score_case(preset.official, judged),
+        regions={
+            region.name: evaluate_case(
+                reference_of(reference, region),
+                None if prediction is None else prediction_of(prediction, region),
+                preset,
+                case=case,
+                group=group,
+                role=role,
+                operating_point=operating_point,
+            )
+            for region in (regions if can_be_divided(prediction, regions) else ())
+        },
         seconds=perf_counter() - begin,
     )
 

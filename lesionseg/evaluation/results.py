@@ -109,7 +109,7 @@ class CaseResult:
     the highest candidate's score, 0 without candidates, None without scores. `scored`: whether
     candidates have scores. `physical`: whether lengths are millimetres, not pixels, and `unit`
     which: those of a radiograph may be "mm at the detector". `official`: what the preset's
-    official scorer takes from the case.
+    official scorer takes from the case. `regions`: each region by name, judged by itself.
     """
 
     case: str
@@ -135,6 +135,7 @@ class CaseResult:
     unit: str = "mm"
     seconds: float = 0.0
     official: OfficialCase = None
+    regions: Mapping[str, "CaseResult"] = field(default_factory=dict)
 
     @property
     def n_detected(self) -> int:

@@ -16,9 +16,11 @@ from lesionseg.evaluation.details import detail_numbers
 from lesionseg.evaluation.estimates import as_list, as_mapping
 from lesionseg.evaluation.official import score_cases
 from lesionseg.evaluation.presets import Preset
+from lesionseg.evaluation.regions import REGION_LABEL
 from lesionseg.evaluation.results import CaseResult
 from lesionseg.evaluation.subgroups import Columns, subgroup_numbers
 from lesionseg.evaluation.summary import Summary
+from lesionseg.evaluation.tables import region_names
 
 _log = logging.getLogger(__name__)
 
@@ -89,6 +91,17 @@ def summarise(
         "merges": sum(r.merges for r in results),
         "official": _official(results, preset),
         "per_label": _per_label(summary, labels or {}),
+        "per_region": {
+            name: _one_region(
+                Summary.of(
+                    [r.regions[name] for r in results if name in r.regions],
+                    preset,
+                    replicates,
+                    seed,
+                )
+            )
+            for name in region_names(results)
+        },
         "missing_predictions": [r.case for r in results if r.status == "missing"],
         "split_is_group_safe": split_is_group_safe,
         "ci95": {key: as_list(number.ci95) for key, number in plain.items()},
@@ -149,6 +162,23 @@ def _one_label(part: Summary, label: int) -> dict[str, Any]:
         **{key: number.value for key, number in plain.items()},
         "ci95": {key: as_list(number.ci95) for key, number in plain.items()},
         "reasons": {key: number.reason for key, number in plain.items() if number.reason},
+    }
+
+
+def _one_region(part: Summary) -> dict[str, Any]:
+    """A region's components as if they were all the lesions there are."""
+    found = _one_label(part, REGION_LABEL)
+    del found["label"]
+    return {
+        "n_cases": len(part.results),
+        **found,
+        "dice": part.overlap("dice"),
+        "surface_dice": {
+            **part.overlap("surface_dice"),
+            "tolerance_mm": part.preset.surface_tolerance_mm,
+        },
+        "hd95_mm": part.distance(),
+        "official": _official(part.results, part.preset),
     }
 
 

@@ -1,5 +1,6 @@
 """cases.csv, lesions.csv and candidates.csv: results as rows."""
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -95,7 +96,20 @@ _SAME_NAME = (
     "volume_error_ml",
 )
 
+_OF_REGION = ("dice", "n_lesions", "n_detected")
+
 Row = dict[str, Any]
+
+
+def region_names(results: Sequence[CaseResult]) -> list[str]:
+    """The regions that some case was judged by, in their order."""
+    return list(dict.fromkeys(name for result in results for name in result.regions))
+
+
+def case_columns(results: Sequence[CaseResult]) -> tuple[str, ...]:
+    """The columns of cases.csv: three more a region, its name with `_` for anything but letters."""
+    more = (f"{what}_{_word(name)}" for name in region_names(results) for what in _OF_REGION)
+    return (*CASE_COLUMNS, *more)
 
 
 def case_rows(results: Sequence[CaseResult]) -> list[Row]:
@@ -122,7 +136,19 @@ def _case(result: CaseResult) -> Row:
         "n_false_positive": result.n_outcome("false_positive"),
         "n_ignored": result.n_outcome("ignored"),
         "seconds": round(result.seconds, 4),
+        **{
+            f"{what}_{_word(name)}": value
+            for name, part in result.regions.items()
+            for what, value in zip(
+                _OF_REGION, (part.dice, len(part.lesions), part.n_detected), strict=True
+            )
+        },
     }
+
+
+def _word(name: str) -> str:
+    """A name as part of a column's."""
+    return re.sub(r"\W+", "_", name.strip())
 
 
 def _row(

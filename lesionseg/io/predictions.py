@@ -1,4 +1,8 @@
-"""Predictions as files: `<case>_mask`, `<case>_instances`, `<case>_candidates.json`."""
+"""Predictions as files: `<case>_mask`, `<case>_instances`, `<case>_candidates.json`.
+
+Where labels are regions `<case>_regions` holds the mask values of all retained candidates; the mask
+holds those of the accepted ones.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -22,16 +26,18 @@ from lesionseg.ops.components import lesion_instances, mask_boxes
 from lesionseg.ops.size import equivalent_diameter_mm
 
 _MASK, _INSTANCES, _CANDIDATES = "_mask", "_instances", "_candidates.json"
+_REGIONS = "_regions"
 
 
 @dataclass(frozen=True)
 class PredictionFiles:
-    """The files of one predicted case; at least one of the three is there."""
+    """The files of one predicted case; at least one of the first three is there."""
 
     case: str
     mask: Path | None = None
     instances: Path | None = None
     candidates: Path | None = None
+    regions: Path | None = None
 
 
 def write_prediction(
@@ -40,16 +46,18 @@ def write_prediction(
     """Write the files of one case, each atomically, the candidates last.
 
     Two-axis cases get `.png` whatever the `suffix`. Bare boxes (no instances) get the candidates
-    alone. The mask is uint8, the instances uint16, or int32 beyond 65535 candidates. `like` is the
-    scan's own file: see `write_volume`. Raises `OutputError`.
+    alone. Mask and regions are uint8, the instances uint16, or int32 beyond 65535 candidates.
+    `like` is the scan's own file: see `write_volume`. Raises `OutputError`.
     """
     case = prediction.case
     if Path(case).name != case:
         raise OutputError("A case id cannot be a file name.", where=folder, seen=case)
     suffix = ".png" if prediction.geometry.dims == 2 else suffix
     if prediction.instances is not None:
-        instances = _compact(prediction.instances)
-        for name, array in ((_MASK, prediction.mask()), (_INSTANCES, instances)):
+        arrays = {_MASK: prediction.mask(), _INSTANCES: _compact(prediction.instances)}
+        if prediction.values is not None:
+            arrays[_REGIONS] = np.where(prediction.instances > 0, prediction.values, np.uint8(0))
+        for name, array in arrays.items():
             volume = Volume(array[np.newaxis], prediction.geometry)
             write_volume(folder / f"{case}{name}{suffix}", volume, like)
     write_candidates(folder / f"{case}{_CANDIDATES}", prediction)
@@ -58,7 +66,7 @@ def write_prediction(
 def find_predictions(folder: Path) -> dict[str, PredictionFiles]:
     """Find the predicted cases of a folder, by case id, sorted.
 
-    Known are our three files a case, bare masks `<case>_mask.*` or `<case>.*`, and candidate files
+    Known are our own files of a case, bare masks `<case>_mask.*` or `<case>.*`, and candidate files
     alone. Raises `DatasetError` when the folder is missing, holds none, or two masks of one case.
     """
     found: dict[str, dict[str, Path]] = {}
@@ -95,19 +103,24 @@ def find_masks(folder: Path) -> dict[str, Path]:
 
 
 def read_prediction(
-    files: PredictionFiles, *, geometry: Geometry | None = None, raster_mm: float | None = None
+    files: PredictionFiles,
+    *,
+    geometry: Geometry | None = None,
+    raster_mm: float | None = None,
+    united: bool = False,
 ) -> Prediction:
     """Read one predicted case.
 
     `geometry` is the scan's: the masks must lie on it, rasters take their pixel size from it, and
     candidates without masks cannot do without it. Masks without candidate file give candidates
     from their connected components (or instances) with score 1 and `scored=False`. Candidates
-    carry a mask where the instances hold their id. Raises `ReadError`, `GeometryError`,
+    carry a mask where the instances hold their id. `united`: a mask's values are regions, and a
+    candidate is a component of their union, of label 1. Raises `ReadError`, `GeometryError`,
     `ContentError`.
     """
     grid = _grid(files, geometry, raster_mm)
     if files.candidates is None:
-        return _unscored(files, grid)
+        return _unscored(files, grid, united)
     found = read_candidates(files.candidates, grid)
     instances = None if files.instances is None else _read_ids(files.instances)
     candidates = found.candidates
@@ -123,6 +136,7 @@ def read_prediction(
         voxel_threshold=found.voxel_threshold,
         operating_point=found.operating_point,
         scored=found.scored,
+        values=_read_values(files, united),
     )
 
 
@@ -138,6 +152,8 @@ def _case_and_kind(file: Path) -> tuple[str, str]:
     if file.name.endswith(_CANDIDATES):
         return file.name.removesuffix(_CANDIDATES), "candidates"
     stem = strip_suffix(file)
+    if stem.endswith(_REGIONS):
+        return stem.removesuffix(_REGIONS), "regions"
     if stem.endswith(_INSTANCES):
         return stem.removesuffix(_INSTANCES), "instances"
     return stem.removesuffix(_MASK), "mask"
@@ -155,7 +171,7 @@ def _twice(file: Path, other: Path) -> DatasetError:
 def _grid(files: PredictionFiles, geometry: Geometry | None, raster_mm: float | None) -> Geometry:
     """The grid all present masks agree on; the scan's own where it is given."""
     grid, source = geometry, files.candidates
-    for file in (files.instances, files.mask):
+    for file in (files.instances, files.mask, files.regions):
         if file is None:
             continue
         spacing = raster_mm
@@ -194,9 +210,18 @@ def _with_masks(
     return tuple(replace(c, has_mask=c.id in present) for c in candidates)
 
 
-def _unscored(files: PredictionFiles, grid: Geometry) -> Prediction:
+def _read_values(files: PredictionFiles, united: bool) -> NDArray[np.uint8] | None:
+    """The mask values within candidates: of all, else (from a mask) of the accepted ones."""
+    path = files.regions or (files.mask if united else None)
+    return None if path is None else np.asarray(read_mask(path).labels, dtype=np.uint8)
+
+
+def _unscored(files: PredictionFiles, grid: Geometry, united: bool) -> Prediction:
     """A prediction from masks alone."""
     labels = None if files.mask is None else np.asarray(read_mask(files.mask).labels)
+    values = labels.astype(np.uint8) if united and labels is not None else None
+    if united and labels is not None:
+        labels = (labels > 0).astype(np.uint8)
     if files.instances is not None:
         instances = _consecutive(_read_ids(files.instances))
         label_of = _labels_of(instances, labels)
@@ -204,7 +229,7 @@ def _unscored(files: PredictionFiles, grid: Geometry) -> Prediction:
         found = lesion_instances(np.zeros(grid.shape, np.uint8) if labels is None else labels)
         instances, label_of = found.instances, found.labels
     candidates = _candidates(instances, label_of, grid)
-    return Prediction(files.case, grid, candidates, instances, scored=False)
+    return Prediction(files.case, grid, candidates, instances, scored=False, values=values)
 
 
 def _consecutive(ids: NDArray[np.int32]) -> NDArray[np.int32]:

@@ -13,6 +13,7 @@ from lesionseg.core import (
     CaseFiles,
     Dataset,
     Geometry,
+    LabelRegion,
     OperatingPoint,
     Prediction,
     Reference,
@@ -26,9 +27,9 @@ from lesionseg.evaluation.compare import compare as compare_models
 from lesionseg.evaluation.subgroups import Columns
 from lesionseg.evaluation.tables import (
     CANDIDATE_COLUMNS,
-    CASE_COLUMNS,
     LESION_COLUMNS,
     candidate_rows,
+    case_columns,
     case_rows,
     lesion_rows,
 )
@@ -53,7 +54,7 @@ class Pair:
     """A case to judge; reference and prediction are read when its turn comes.
 
     `prediction` is given the reference's grid; None: there is no prediction of this case. `image`
-    is read for the lesions' contrast; None: it is not measured.
+    is read for the lesions' contrast; None: it is not measured. `regions` are the dataset's.
     """
 
     case: str
@@ -62,6 +63,7 @@ class Pair:
     group: str = ""
     role: str = ""
     image: Callable[[], Volume] | None = None
+    regions: tuple[LabelRegion, ...] = ()
 
 
 def evaluate(
@@ -117,7 +119,7 @@ def evaluate(
             evaluated_on=evaluated_on,
             operating_point=operating_point,
             preset=preset,
-            labels=dataset.labels if dataset else None,
+            labels=dataset.lesion_labels if dataset else None,
             replicates=replicates,
             seed=seed,
             provenance=_provenance(dataset),
@@ -194,6 +196,7 @@ def judge_pairs(
             role=pair.role,
             operating_point=operating_point,
             image=pair.image() if pair.image else None,
+            regions=pair.regions,
         )
         if progress:
             progress(pair.case, done, len(pairs))
@@ -207,7 +210,7 @@ def write_results(
 ) -> None:
     """Write the three tables and, last, scores.json; each atomically."""
     output.mkdir(parents=True, exist_ok=True)
-    write_csv(output / "cases.csv", case_rows(results), CASE_COLUMNS)
+    write_csv(output / "cases.csv", case_rows(results), case_columns(results))
     write_csv(output / "lesions.csv", lesion_rows(results, labels), LESION_COLUMNS)
     write_csv(output / "candidates.csv", candidate_rows(results, labels), CANDIDATE_COLUMNS)
     write_json(output / "scores.json", scores)
@@ -262,15 +265,17 @@ def _pairs(
         _log.warning("No prediction; all lesions count as missed: %s", ", ".join(missing))
     if extra:
         _log.warning("No reference; these predictions are not judged: %s", ", ".join(extra))
+    regions = dataset.regions if dataset else ()
     return [
         Pair(
             case=files.case,
             reference=partial(read_reference, files, dataset),
-            prediction=prediction_reader(found[files.case], resample=resample)
+            prediction=prediction_reader(found[files.case], resample=resample, united=bool(regions))
             if files.case in found
             else None,
             group=files.group,
             role=files.role or evaluated_on,
+            regions=regions,
         )
         for files in cases
     ]

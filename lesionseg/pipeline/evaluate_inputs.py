@@ -23,21 +23,22 @@ _log = logging.getLogger(__name__)
 
 
 def prediction_reader(
-    files: PredictionFiles, *, resample: bool = False
+    files: PredictionFiles, *, resample: bool = False, united: bool = False
 ) -> Callable[[Geometry], Prediction]:
     """Reads a case's prediction when it is given the reference's grid.
 
     A prediction on another grid is resampled when that is asked for, else a `GeometryError`.
+    `united`: as in `read_prediction`.
     """
 
     def read(geometry: Geometry) -> Prediction:
         own = _grid_of(files, geometry)
         if own is None or own.matches(geometry):
-            return read_prediction(files, geometry=geometry)
+            return read_prediction(files, geometry=geometry, united=united)
         if not resample:
             raise _other_grid(files, own, geometry)
         _log.warning("Resampled onto the grid of its reference: %s", files.case)
-        return onto_grid(replace(read_prediction(files), geometry=own), geometry)
+        return onto_grid(replace(read_prediction(files, united=united), geometry=own), geometry)
 
     return read
 
