@@ -15,6 +15,7 @@ from lesionseg.evaluation.size import SizeCurve, fit_size_curve, size_statistic
 from lesionseg.evaluation.summary import Chosen, Summary, of_diameter
 
 N_QUANTILE_BINS = 4
+HALF_MM = 5.0  # what a report calls small
 N_CURVE_POINTS = 25
 
 
@@ -24,6 +25,7 @@ def detail_numbers(summary: Summary) -> dict[str, Any]:
         "iou": summary.overlap("iou"),
         "volume_error_ml": volume_error(summary),
         **panoptic_quality(summary),
+        "recall_by_half": summary.recall_between([0.0, HALF_MM, None]),
         "recall_by_size_quantile": recall_by_quantile(summary),
         "recall_by_size_and_contrast": recall_by_size_and_contrast(summary),
         **case_numbers(summary),

@@ -52,6 +52,9 @@ def test_volume_error_counts_lesion_free_cases():
     assert scores["volume_error_ml"]["absolute"]["mean"] == pytest.approx(np.mean(np.abs(errors)))
     bins = scores["recall_by_size_quantile"]
     assert sum(b["n"] for b in bins) == scores["n_lesions"]
+    small, large = scores["recall_by_half"]
+    assert (small["to_mm"], large["from_mm"], large["to_mm"]) == (5.0, 5.0, None)
+    assert small["n"] + large["n"] == scores["n_lesions"]
 
 
 def test_size_curve_finds_the_diameters_it_was_drawn_from():
