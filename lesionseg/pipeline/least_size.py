@@ -62,7 +62,8 @@ def _diameters(results: Sequence[CaseResult]) -> list[float]:
     ]
     if not true:
         return []
-    return sorted({round(float(d), 2) for d in np.quantile(true, QUANTILES)})
+    # rounded down, lest a candidate of just that size falls below it
+    return sorted({float(d) for d in np.floor(100 * np.quantile(true, QUANTILES)) / 100})
 
 
 def _only_large_false(results: Sequence[CaseResult], diameter: float) -> list[CaseResult]:
