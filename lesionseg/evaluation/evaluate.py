@@ -1,6 +1,7 @@
 """Judge one case: reference and prediction in, every number of the case out."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from time import perf_counter
 
 import numpy as np
@@ -20,7 +21,7 @@ from lesionseg.evaluation import edge_cases
 from lesionseg.evaluation.contrast import lesion_contrasts
 from lesionseg.evaluation.instances import Instances
 from lesionseg.evaluation.judge import Judged, judge
-from lesionseg.evaluation.lesions import NEAR_RESOLUTION_VOXELS, Extent, measure_extent
+from lesionseg.evaluation.lesions import NEAR_RESOLUTION_VOXELS, Extent, measure_extents
 from lesionseg.evaluation.matching import NEVER
 from lesionseg.evaluation.official import score_case
 from lesionseg.evaluation.overlap import VoxelCounts, voxel_counts
@@ -77,8 +78,8 @@ def evaluate_case(
         surface_dice=surface_dice,
         hd95_mm=hd95_mm,
         reference_ml=_ml(judged.lesions, np.ones(len(judged.lesions), dtype=np.bool_)),
-        predicted_ml=_ml(judged.candidates, judged.accepted),
-        case_score=max((c.score for c in given.candidates), default=0.0) if given.scored else None,
+        predicted_ml=_ml(judged.candidates, judged.drawn),
+        case_score=_case_score(judged) if given.scored else None,
         scored=given.scored,
         splits=_n_repeated(judged, judged.overlaps.lesion),
         merges=_n_repeated(judged, judged.overlaps.candidate),
@@ -102,6 +103,12 @@ def evaluate_case(
         },
         seconds=perf_counter() - begin,
     )
+
+
+def _case_score(judged: Judged) -> float:
+    """The highest score of a candidate that is judged."""
+    rows = zip(judged.prediction.candidates, judged.set_aside.mostly, strict=True)
+    return max((candidate.score for candidate, aside in rows if not aside), default=0.0)
 
 
 def _check_grids(what: str, case: str, reference: Geometry, other: Geometry) -> None:
@@ -185,13 +192,17 @@ def _contrasts(
 def _lesions(
     judged: Judged, missing: bool, contrasts: Sequence[float | None]
 ) -> tuple[LesionResult, ...]:
-    return tuple(_lesion(judged, i, missing, contrast) for i, contrast in enumerate(contrasts))
+    lesions = judged.lesions
+    extents = measure_extents(lesions.voxels, lesions.first, lesions.geometry.spacing_mm)
+    both = zip(extents, contrasts, strict=True)
+    return tuple(
+        replace(_lesion(judged, row, extent, missing), contrast=contrast)
+        for row, (extent, contrast) in enumerate(both)
+    )
 
 
-def _lesion(judged: Judged, row: int, missing: bool, contrast: float | None) -> LesionResult:
+def _lesion(judged: Judged, row: int, extent: Extent | None, missing: bool) -> LesionResult:
     lesions, by = judged.lesions, int(judged.at_point.candidate_of[row])
-    voxels = lesions.voxels_of(row)
-    extent = measure_extent(voxels, lesions.geometry.spacing_mm) if len(voxels) else None
     at = float(judged.detected_at[row])
     sides = {name: bool(verdict.found[row]) for name, verdict in judged.sides.items()}
     return LesionResult(
@@ -199,7 +210,7 @@ def _lesion(judged: Judged, row: int, missing: bool, contrast: float | None) -> 
         label=int(lesions.labels[row]),
         diameter_mm=float(lesions.diameters_mm[row]),
         volume_ml=lesions.volume_ml(row),
-        voxels=len(voxels) or None,
+        voxels=int(lesions.n_voxels[row]) or None,
         slices=extent.slices if extent else None,
         long_axis_mm=extent.long_axis_mm if extent else None,
         short_axis_mm=extent.short_axis_mm if extent else None,
@@ -215,7 +226,6 @@ def _lesion(judged: Judged, row: int, missing: bool, contrast: float | None) -> 
         iou50=sides["iou50"],
         centre_distance=sides["centre_distance"],
         why_missed="" if by >= 0 else "case_failed" if missing else _why_missed(judged, row),
-        contrast=contrast,
     )
 
 

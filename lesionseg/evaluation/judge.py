@@ -12,6 +12,7 @@ from lesionseg.evaluation.matching import NEVER, Links, detection_scores, find_l
 from lesionseg.evaluation.overlap import Overlaps, overlap_table
 from lesionseg.evaluation.presets import SIDE_CRITERIA, Criterion
 from lesionseg.evaluation.results import Found, Outcome
+from lesionseg.evaluation.set_aside import SetAside, find_set_aside
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,6 +45,7 @@ class Judged:
 
     `at_point`: with the accepted candidates alone; `at_any`: with all retained ones. `sides`: the
     accepted ones under the side criteria. `detected_at`: the score at which a lesion is found.
+    `set_aside`: how far candidates lie in what is not judged.
     """
 
     prediction: Prediction
@@ -55,11 +57,17 @@ class Judged:
     at_point: Verdict
     at_any: Verdict
     sides: Mapping[str, Verdict]
+    set_aside: SetAside
+
+    @property
+    def drawn(self) -> NDArray[np.bool_]:
+        """The accepted candidates of which something is left to judge."""
+        return self.accepted & ~self.set_aside.wholly
 
     @property
     def has_masks(self) -> bool:
         """Whether all lesions and all accepted candidates have voxels to compare."""
-        return bool(self.lesions.masked.all() and self.candidates.masked[self.accepted].all())
+        return bool(self.lesions.masked.all() and self.candidates.masked[self.drawn].all())
 
 
 def judge(
@@ -75,21 +83,24 @@ def judge(
     """
     lesions = reference_instances(reference)
     candidates = candidate_instances(prediction, reference.ignore)
-    overlaps = overlap_table(candidates, lesions)
+    set_aside = find_set_aside(reference, prediction, candidates)
+    overlaps = overlap_table(candidates, lesions).among(~set_aside.wholly)
     scores = np.array([c.score for c in prediction.candidates], dtype=np.float64)
     accepted = np.array([c.accepted for c in prediction.candidates], dtype=np.bool_)
     if operating_point is not None and prediction.scored:
         accepted = scores >= operating_point.score
-    aside = _mostly_ignored(reference, prediction, candidates)
 
     def verdict(
         rule: Criterion, links: Links, present: NDArray[np.bool_], prefer: NDArray[np.bool_]
     ) -> Verdict:
         candidate_of = match(links, prefer, present=present, scores=scores, ids=candidates.ids)
         spared = links.linked() if rule.unmatched == "ignored" else np.zeros_like(present)
-        return Verdict(candidate_of, _outcomes(present, spared | aside, candidate_of))
+        return Verdict(candidate_of, _outcomes(present, spared | set_aside.mostly, candidate_of))
 
-    links = find_links(criterion, candidates, lesions, overlaps)
+    def linked(rule: Criterion) -> Links:
+        return find_links(rule, candidates, lesions, overlaps).among(~set_aside.wholly)
+
+    links = linked(criterion)
     detected_at = detection_scores(links, scores, candidates.ids)
     by_now = detected_at >= scores[accepted].min(initial=np.inf)
     nothing = np.zeros(len(lesions), dtype=np.bool_)
@@ -103,12 +114,8 @@ def judge(
         detected_at,
         at_point=verdict(criterion, links, accepted, by_now),
         at_any=verdict(criterion, links, everyone, detected_at > NEVER),
-        sides={
-            side.name: verdict(
-                side, find_links(side, candidates, lesions, overlaps), accepted, nothing
-            )
-            for side in SIDE_CRITERIA
-        },
+        sides={side.name: verdict(side, linked(side), accepted, nothing) for side in SIDE_CRITERIA},
+        set_aside=set_aside,
     )
 
 
@@ -121,15 +128,3 @@ def _outcomes(
     names: list[Outcome] = ["false_positive", "ignored", "true_positive", "not_accepted"]
     index = np.select([~present, matched, spared], [3, 2, 1], 0)
     return tuple(names[i] for i in index)
-
-
-def _mostly_ignored(
-    reference: Reference, prediction: Prediction, candidates: Instances
-) -> NDArray[np.bool_]:
-    """Candidates that lose more than half of their voxels to what is not judged."""
-    if reference.ignore is None or prediction.instances is None or len(candidates) == 0:
-        return np.zeros(len(candidates), dtype=np.bool_)
-    lost = np.bincount(
-        prediction.instances[reference.ignore].reshape(-1), minlength=int(candidates.ids.max()) + 1
-    )[candidates.ids]
-    return lost > candidates.n_voxels

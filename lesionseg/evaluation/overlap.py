@@ -24,6 +24,11 @@ class Overlaps:
     voxels: NDArray[np.int64]
     iou: NDArray[np.float64]
 
+    def among(self, candidates: NDArray[np.bool_]) -> "Overlaps":
+        """The pairs of the chosen candidates."""
+        kept = candidates[self.candidate]
+        return Overlaps(self.candidate[kept], self.lesion[kept], self.voxels[kept], self.iou[kept])
+
 
 @dataclass(frozen=True)
 class VoxelCounts:

@@ -106,7 +106,7 @@ class CaseResult:
     voxels by label, all labels as one under 0, and is empty where there are no masks to compare.
     `sides` holds the counts under the side criteria. `splits`: lesions overlapped by several
     accepted candidates; `merges`: accepted candidates that overlap several lesions. `case_score`:
-    the highest candidate's score, 0 without candidates, None without scores. `scored`: whether
+    the highest judged candidate's, 0 without one, None without scores. `scored`: whether
     candidates have scores. `physical`: whether lengths are millimetres, not pixels, and `unit`
     which: those of a radiograph may be "mm at the detector". `official`: what the preset's
     official scorer takes from the case. `regions`: each region by name, judged by itself.
@@ -156,8 +156,8 @@ class CaseResult:
 
     @property
     def is_called(self) -> bool:
-        """Whether any candidate is accepted: the case is called positive."""
-        return any(candidate.accepted for candidate in self.candidates)
+        """Whether any candidate is accepted and judged: the case is called positive."""
+        return any(c.accepted and c.outcome != "ignored" for c in self.candidates)
 
     def n_outcome(self, outcome: Outcome) -> int:
         """Candidates of that outcome at the operating point."""

@@ -2,7 +2,8 @@
 
 Boxes are matched at each IoU threshold on its own. COCO also splits by area (of the mask, where
 the reference has one), in two dimensions alone; lesions outside the range are ignored, and so are
-the boxes that find them and unmatched boxes outside the range.
+the boxes that find them and unmatched boxes outside the range. Boxes in what the reference says to
+ignore (COCO's crowd regions) are neither true nor false.
 """
 
 from collections.abc import Sequence
@@ -17,6 +18,7 @@ from lesionseg.evaluation.instances import Instances
 from lesionseg.evaluation.judge import Judged
 from lesionseg.evaluation.official.curves import Values, froc_curve, froc_values
 from lesionseg.evaluation.overlap import box_ious
+from lesionseg.evaluation.set_aside import MOSTLY
 
 MAX_BOXES = 100
 RECALLS = np.linspace(0.0, 1.0, 101)
@@ -73,8 +75,12 @@ def nndetection_scores(cases: Sequence[Sequence[BoxMatches]]) -> Values:
 def _pooled_froc(cases: Sequence[Sequence[BoxMatches]], row: int) -> Values:
     matches = [m for case in cases for m in case]
     n_lesions = sum(m.n_lesions for m in matches)
-    scores = np.concatenate([np.zeros(0), *(m.scores for m in matches)])
-    true = np.concatenate([np.zeros(0, dtype=np.bool_), *(m.matched[row] for m in matches)])
+    judged = [~m.ignored[row] for m in matches]
+    pairs = list(zip(matches, judged, strict=True))
+    scores = np.concatenate([np.zeros(0), *(m.scores[kept] for m, kept in pairs)])
+    true = np.concatenate(
+        [np.zeros(0, dtype=np.bool_), *(m.matched[row][kept] for m, kept in pairs)]
+    )
     curve = froc_curve(scores, true, n_lesions, len(cases))
     return froc_values(curve, NNDETECTION_RATES, "froc")
 
@@ -99,6 +105,9 @@ def _matches(
     of_ignored = [np.append(outside, False)[f] for f in found]
     ignored = np.array(of_ignored).reshape(len(ious), len(boxes))
     ignored |= ~matched & _outside(_box_areas(candidates), limits)[boxes]
+    # as COCO's crowd regions: by the share of the box that lies in what is not judged
+    share = judged.set_aside.of_box[boxes]
+    ignored |= ~matched & (share >= np.maximum(ious, MOSTLY)[:, np.newaxis])
     return BoxMatches(label, area, given[boxes], matched, ignored, int((~outside).sum()))
 
 
