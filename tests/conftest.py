@@ -69,7 +69,7 @@ def web(tmp_path: Path) -> Iterator[tuple[Path, str]]:
     pytest.importorskip("fsspec")
     pytest.importorskip("aiohttp")
     root = tmp_path / "www"
-    root.mkdir()
+    root.mkdir(exist_ok=True)
     handler = partial(_QuietHandler, directory=str(root))
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})

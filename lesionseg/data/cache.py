@@ -29,6 +29,7 @@ from lesionseg.data.claims import ClaimFolder, Claims
 from lesionseg.data.prepare import PreparedCase, PreparedReference
 from lesionseg.errors import ContentError, OutputError, ReadError
 from lesionseg.io.local_disk import PARTIAL, sweep
+from lesionseg.io.mirror import content_hash
 from lesionseg.io.volumes import content_files
 from lesionseg.plan.plan import Plan
 
@@ -182,8 +183,7 @@ def source_hash(files: CaseFiles) -> str:
     named = (*files.images, *((files.reference,) if files.reference else ()))
     for path in (part for image in named for part in content_files(image)):
         try:
-            with path.open("rb") as stream:
-                digest.update(hashlib.file_digest(stream, "sha256").digest())
+            digest.update(content_hash(path))
         except OSError as error:
             raise ReadError("The file cannot be read.", where=path, seen=error) from error
     said = json.dumps([files.annotations, files.group], sort_keys=True, default=str)

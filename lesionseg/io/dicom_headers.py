@@ -8,6 +8,7 @@ import numpy as np
 
 from lesionseg.errors import ReadError
 from lesionseg.io.guard import reading
+from lesionseg.io.mirror import bring
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset as Header
@@ -36,6 +37,7 @@ def is_dicom(path: Path) -> bool:
         return False
     if path.name.lower().endswith(SUFFIXES):
         return True
+    bring(path)
     with path.open("rb") as stream:
         return stream.read(132)[128:] == b"DICM"
 
@@ -50,6 +52,7 @@ def read_header(path: Path, *, pixels: bool = False) -> "Header":
             where=path,
             remedy="pip install 'lesionseg[dicom]'",
         ) from error
+    bring(path)
     with reading(path), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what vendors write differently is no fault of the user's
         return dcmread(path, stop_before_pixels=not pixels)

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from lesionseg.errors import GeometryError, LesionsegError, ReadError
+from lesionseg.io.mirror import bring
 
 # deflate, the compression of NIfTI, NRRD, MHA and PNG, shrinks at most 1032 to 1 (zlib's
 # technical notes); rounded up, and small files are let through whatever they claim
@@ -13,7 +14,8 @@ _ALWAYS_ALLOWED_BYTES = 2**20
 
 
 def check_file(path: Path) -> None:
-    """Raise `ReadError` unless `path` is a file with at least one byte."""
+    """Raise `ReadError` unless it is a file with at least one byte; a mirrored one is fetched."""
+    bring(path)
     if path.is_dir():
         raise ReadError(
             "A folder stands where an image file was expected.",
@@ -28,6 +30,7 @@ def check_file(path: Path) -> None:
 
 def check_claim(path: Path, n_bytes: int, *, compressed: bool = True) -> None:
     """Raise `ReadError` when a header claims more bytes of voxels than its file can hold."""
+    bring(path)
     size = path.stat().st_size
     most = size * _MOST_COMPRESSION + _ALWAYS_ALLOWED_BYTES if compressed else size
     if n_bytes > most:

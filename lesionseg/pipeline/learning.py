@@ -90,7 +90,7 @@ def linked(plan: Plan, loss: nn.Module) -> Plan:
 
 def prepare_cases(found: Survey, plan: Plan, data: DataSettings, run: Path) -> list[CachedCase]:
     """The training cases on the plan's grid, from the cache where it has them."""
-    folder = Path(data.cache_dir) if data.cache_dir else run.parent / "cache"
+    folder = data.cache_dir or run.parent / "cache"
     with bar("Preparing cases") as advance:
         return fill_cache(
             found.dataset,
@@ -99,6 +99,7 @@ def prepare_cases(found: Survey, plan: Plan, data: DataSettings, run: Path) -> l
             folder,
             read=partial(read_case, dataset=found.dataset),
             progress=advance,
+            disk=data.disk,
         )
 
 

@@ -2,9 +2,11 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from lesionseg.errors import ConfigError
 from lesionseg.io.dicom_stack import Tilt
+from lesionseg.io.local_disk import LocalDisk, default_folder
 
 ALL_FOLDS = "all"
 
@@ -31,7 +33,8 @@ class DataSettings:
 
     `fold` of `n_folds` validates in place of a share of the groups; "all" is every one of them in
     turn. `phantoms` writes a simulated
-    dataset to a folder when `root` does not exist yet, and is told `progress`.
+    dataset to a folder when `root` does not exist yet, and is told `progress`. `root` and
+    `cache_dir` may be URLs; then copies lie in `local_dir` and take at most `local_gb` each.
     """
 
     root: str
@@ -43,6 +46,8 @@ class DataSettings:
     n_folds: int = 5
     splits: str | None = None
     cache_dir: str | None = None
+    local_dir: str | None = None
+    local_gb: float = 100.0
     phantoms: Callable[..., None] | None = None
     dicom: DicomSettings = field(default_factory=DicomSettings)
 
@@ -54,6 +59,13 @@ class DataSettings:
                 seen=self.validation_fraction,
                 remedy="take 0.2, or 0 to train on every case.",
             )
+        if self.local_gb <= 0:
+            raise ConfigError(
+                "Copies of remote files need some room.",
+                where="data.local_gb",
+                seen=self.local_gb,
+                expected="a number above 0",
+            )
         number = 0 if self.fold in (None, ALL_FOLDS) else self.fold
         # a file may have more folds than n_folds
         if self.n_folds < 2 or not isinstance(number, int) or number < 0:
@@ -63,3 +75,9 @@ class DataSettings:
                 seen=f"fold {self.fold} of {self.n_folds}",
                 expected=f"a fold from 0 on, or {ALL_FOLDS}, and at least two of them",
             )
+
+    @property
+    def disk(self) -> LocalDisk:
+        """Where copies of what lies at a URL may be."""
+        folder = Path(self.local_dir) if self.local_dir else default_folder()
+        return LocalDisk(folder.absolute(), int(self.local_gb * 1e9))

@@ -12,6 +12,8 @@ from lesionseg.core import Case, CaseFiles, Dataset
 from lesionseg.errors import DatasetError, LesionsegError
 from lesionseg.io.cases import read_case
 from lesionseg.io.conventions import read_dataset
+from lesionseg.io.mirror import mirror
+from lesionseg.io.remote import is_url
 from lesionseg.pipeline.lesions import lesion_diameters
 from lesionseg.pipeline.progress import Advance, bar
 from lesionseg.pipeline.settings import ALL_FOLDS, DataSettings
@@ -106,7 +108,7 @@ def open_dataset(data: DataSettings) -> Dataset:
 
     Raises `DatasetError`, or `ConfigError` where other settings simulated it.
     """
-    root = Path(data.root)
+    root = mirror(data.root, data.disk) if is_url(data.root) else Path(data.root)
     if data.phantoms is not None:
         simulate_once(root, data.phantoms)
     dataset = read_dataset(
