@@ -1,7 +1,7 @@
 """The lesions or the candidates of one case, as lists of voxels: all that judging needs."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 
 from lesionseg.core import Geometry, Prediction, Reference
 from lesionseg.errors import ContentError
-from lesionseg.ops.components import lesion_instances
+from lesionseg.ops.components import lesion_voxels, nonzero_voxels
+from lesionseg.ops.kernels import sparse_numba
 from lesionseg.ops.size import equivalent_diameter_mm
 
 
@@ -20,7 +21,7 @@ class Instances:
     `ids` and `labels` `[n]`; `boxes` `[n, 2·dims]` (starts, stops; half-open voxels);
     `centres_mm` `[n, dims]` (mean of the voxels, or middle of the box); `diameters_mm` `[n]`.
     `voxels` `[v, dims]` are array indices, those of row i at `first[i]:first[i + 1]`; a row
-    without any has only its box. `map_` `[*spatial]` is the instance map the ids stand in.
+    without any has only its box. `map_` `[*spatial]` is a candidate map that the ids stand in.
     """
 
     geometry: Geometry
@@ -66,19 +67,16 @@ def reference_instances(reference: Reference) -> Instances:
     Voxels to be ignored are taken out first. A lesion that has neither voxels nor a box is left
     out. Lesion-free gives no rows. Raises `ContentError` for an instance without a label.
     """
+    if reference.instances is None and reference.labels is not None:
+        return _components(reference)
     map_, labels, boxes = reference.instances, reference.instance_labels, reference.boxes
-    if map_ is None and reference.labels is not None:
-        judged = reference.labels
-        if reference.ignore is not None:
-            judged = np.where(reference.ignore, 0, judged)
-        found = lesion_instances(judged)
-        map_, labels = found.instances, found.labels
-    elif map_ is None:
+    if map_ is None:
         labels = reference.box_labels
     if boxes is not None and len(boxes) != len(labels):
         boxes = None  # boxes of something else than these lesions
     ids = np.arange(1, len(labels) + 1)
-    return _instances(reference.geometry, ids, labels, boxes, map_, reference.ignore)
+    voxels = _voxels(ids, map_, reference.ignore)
+    return _instances(reference.geometry, ids, labels, boxes, voxels)
 
 
 def candidate_instances(prediction: Prediction, ignore: NDArray[np.bool_] | None) -> Instances:
@@ -91,7 +89,31 @@ def candidate_instances(prediction: Prediction, ignore: NDArray[np.bool_] | None
     boxes = boxes.reshape(-1, 2 * prediction.geometry.dims)
     ids = np.array([c.id for c in candidates], dtype=np.int64)
     labels = [c.label for c in candidates]
-    return _instances(prediction.geometry, ids, labels, boxes, prediction.instances, ignore)
+    voxels = _voxels(ids, prediction.instances, ignore)
+    found = _instances(prediction.geometry, ids, labels, boxes, voxels)
+    return replace(found, map_=prediction.instances)
+
+
+@dataclass(frozen=True, eq=False)
+class _Voxels:
+    """Flat indices `[v]` of all voxels, row by row and ascending within; row i's are
+    `first[i]:first[i + 1]`."""
+
+    flat: NDArray[np.int64]
+    first: NDArray[np.int64]
+
+
+def _components(reference: Reference) -> Instances:
+    """The components of the labels."""
+    labels = reference.labels
+    if labels is None:
+        raise ContentError("The reference has no label map.")
+    if reference.ignore is not None:
+        labels = np.where(reference.ignore, 0, labels)
+    found = lesion_voxels(labels)
+    ids = np.arange(1, len(found.labels) + 1)
+    voxels = _grouped(found.index, found.owner, len(ids))
+    return _instances(reference.geometry, ids, found.labels, None, voxels)
 
 
 def _instances(
@@ -99,47 +121,48 @@ def _instances(
     ids: NDArray[np.int64],
     labels: Sequence[int],
     boxes: NDArray[Any] | None,
-    map_: NDArray[np.integer[Any]] | None,
-    ignore: NDArray[np.bool_] | None,
+    voxels: _Voxels,
 ) -> Instances:
-    voxels, owner = _voxels(geometry, ids, map_, ignore)
-    counts = np.bincount(owner, minlength=len(ids))
+    counts = np.diff(voxels.first)
     # a row without voxels keeps its given box; without one there is nothing to find
     kept = np.ones(len(ids), dtype=np.bool_) if boxes is not None else counts > 0
     first = np.concatenate([[0], np.cumsum(counts[kept])])
     drawn = np.zeros((len(first) - 1, 2 * geometry.dims))
     if boxes is not None:
         drawn[:] = boxes
-    _draw_boxes(drawn, voxels, first)
+    places = np.stack(np.unravel_index(voxels.flat, geometry.shape), axis=1)
+    _draw_boxes(drawn, places, first)
     return Instances(
         geometry,
         ids[kept],
         np.asarray(labels, dtype=np.int64)[kept],
         drawn,
-        _centres_mm(geometry, voxels, first, drawn),
+        _centres_mm(geometry, places, first, drawn),
         _diameters_mm(geometry, counts[kept], drawn),
-        voxels,
+        places,
         first,
-        map_,
     )
 
 
 def _voxels(
-    geometry: Geometry,
     ids: NDArray[np.int64],
     map_: NDArray[np.integer[Any]] | None,
     ignore: NDArray[np.bool_] | None,
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Array indices of all instance voxels, sorted by row and then in C order, and their rows."""
+) -> _Voxels:
+    """The voxels of an instance map, those to be ignored left out."""
     if map_ is None:
-        return np.zeros((0, geometry.dims), dtype=np.int64), np.zeros(0, dtype=np.int64)
-    flat = np.flatnonzero(map_ != 0)  # of booleans it is several times faster
+        return _Voxels(np.zeros(0, dtype=np.int64), np.zeros(len(ids) + 1, dtype=np.int64))
+    flat = nonzero_voxels(map_)
     owner = _rows(ids, map_.reshape(-1)[flat])
     if ignore is not None:
         judged = ~ignore.reshape(-1)[flat]
         flat, owner = flat[judged], owner[judged]
-    order = np.argsort(owner, kind="stable")
-    return np.stack(np.unravel_index(flat[order], geometry.shape), axis=1), owner[order]
+    return _grouped(flat, owner, len(ids))
+
+
+def _grouped(flat: NDArray[np.int64], owner: NDArray[np.int64], n: int) -> _Voxels:
+    order, first = sparse_numba.grouped(owner, n)
+    return _Voxels(flat[order], first)
 
 
 def _rows(ids: NDArray[np.int64], found: NDArray[np.integer[Any]]) -> NDArray[np.int64]:

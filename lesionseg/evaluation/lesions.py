@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from lesionseg.ops.kernels.sparse_numba import compiled
+
 NEAR_RESOLUTION_VOXELS = 8
 
 
@@ -35,41 +37,95 @@ def through_plane_axis(spacing_mm: Sequence[float]) -> int:
     return int(np.argmax(spacing >= 0.99 * spacing.max()))
 
 
-def measure_extent(voxels: NDArray[np.int64], spacing_mm: Sequence[float]) -> Extent:
-    """Measure a lesion given as array indices `[v, dims]` in C order, at least one."""
-    plane, slices = voxels, 1
-    spacing = np.asarray(spacing_mm, dtype=np.float64)
-    if voxels.shape[1] == 3:
-        axis = through_plane_axis(spacing_mm)
-        counts = np.bincount(voxels[:, axis] - voxels[:, axis].min())
-        slices = int((counts > 0).sum())
-        fullest = voxels[:, axis].min() + int(counts.argmax())
-        plane = np.delete(voxels[voxels[:, axis] == fullest], axis, axis=1)
-        spacing = np.delete(spacing, axis)
-    long_mm, short_mm = _axes_mm(_row_ends(plane) * spacing, spacing)
-    few = len(voxels) < NEAR_RESOLUTION_VOXELS
-    flat = voxels.shape[1] == 3 and slices == 1
-    return Extent(slices, long_mm, short_mm, few or flat)
+def measure_extents(
+    voxels: NDArray[np.int64], first: NDArray[np.int64], spacing_mm: Sequence[float]
+) -> list[Extent | None]:
+    """Measure lesions whose array indices `[v, dims]`, in C order, are `first[i]:first[i + 1]`.
+
+    None for a lesion without voxels.
+    """
+    dims = len(spacing_mm)
+    axis = through_plane_axis(spacing_mm) if dims == 3 else 0
+    solid = np.pad(voxels, ((0, 0), (3 - dims, 0)))
+    spacing = np.array([1.0] * (3 - dims) + [float(s) for s in spacing_mm])
+    measured = _extents(solid, first, axis, spacing)
+    counts = np.diff(first)
+    return [
+        Extent(
+            int(slices),
+            long_mm,
+            short_mm,
+            n < NEAR_RESOLUTION_VOXELS or (dims == 3 and slices == 1),
+        )
+        if n
+        else None
+        for n, (slices, long_mm, short_mm) in zip(counts.tolist(), measured.tolist(), strict=True)
+    ]
 
 
-def _row_ends(pixels: NDArray[np.int64]) -> NDArray[np.int64]:
-    """First and last pixel of each row: the corners of the hull are among them."""
-    order = np.lexsort((pixels[:, 1], pixels[:, 0]))
-    pixels = pixels[order]
-    starts = np.flatnonzero(np.diff(pixels[:, 0], prepend=-1))
-    stops = np.append(starts[1:], len(pixels)) - 1
-    return np.asarray(pixels[np.concatenate([starts, stops])])
+def measure_extent(voxels: NDArray[np.int64], spacing_mm: Sequence[float]) -> Extent | None:
+    """Measure one lesion; see `measure_extents`."""
+    return measure_extents(voxels, np.array([0, len(voxels)]), spacing_mm)[0]
 
 
-def _axes_mm(points: NDArray[np.float64], pixel_mm: NDArray[np.float64]) -> tuple[float, float]:
+@compiled
+def _row_ends(
+    voxels: NDArray[np.int64], axis: int, fullest: int, spacing: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """First and last pixel of a slice's rows, in mm: the corners of the hull are among them."""
+    one, two = (1 if axis == 0 else 0), (1 if axis == 2 else 2)
+    starts = np.empty((len(voxels), 2))
+    stops = np.empty((len(voxels), 2))
+    n, row = 0, -1
+    for i in range(len(voxels)):
+        if voxels[i, axis] != fullest:
+            continue
+        if n == 0 or voxels[i, one] != row:
+            row = voxels[i, one]
+            starts[n, 0], starts[n, 1] = row * spacing[one], voxels[i, two] * spacing[two]
+            n += 1
+        stops[n - 1, 0], stops[n - 1, 1] = row * spacing[one], voxels[i, two] * spacing[two]
+    return np.concatenate((starts[:n], stops[:n]))
+
+
+@compiled
+def _axes_mm(points: NDArray[np.float64], pixel_mm: tuple[float, float]) -> tuple[float, float]:
     """Largest distance and the width perpendicular to it, each a pixel wider than the centres."""
-    apart = points[:, None] - points[None]
-    squared = (apart**2).sum(-1)
-    longest = np.unravel_index(int(squared.argmax()), squared.shape)
-    if squared[longest] == 0:
-        return float(pixel_mm.max()), float(pixel_mm.min())
-    along = apart[longest] / np.sqrt(squared[longest])
-    across = np.array([-along[1], along[0]])
-    long_mm = np.sqrt(squared[longest]) + np.abs(along) @ pixel_mm
-    short_mm = np.ptp(points @ across) + np.abs(across) @ pixel_mm
-    return float(long_mm), float(short_mm)
+    longest, a, b = 0.0, 0, 0
+    for i in range(len(points)):
+        for j in range(i + 1, len(points)):
+            square = (points[i, 0] - points[j, 0]) ** 2 + (points[i, 1] - points[j, 1]) ** 2
+            if square > longest:
+                longest, a, b = square, i, j
+    if longest == 0:
+        return max(pixel_mm), min(pixel_mm)
+    length = np.sqrt(longest)
+    along = (points[a] - points[b]) / length
+    least, most = np.inf, -np.inf
+    for i in range(len(points)):
+        place = points[i, 1] * along[0] - points[i, 0] * along[1]
+        least, most = min(least, place), max(most, place)
+    long_mm = length + abs(along[0]) * pixel_mm[0] + abs(along[1]) * pixel_mm[1]
+    short_mm = most - least + abs(along[1]) * pixel_mm[0] + abs(along[0]) * pixel_mm[1]
+    return long_mm, short_mm
+
+
+@compiled
+def _extents(
+    voxels: NDArray[np.int64], first: NDArray[np.int64], axis: int, spacing: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Slices, long and short axis `[n, 3]`; nothing sensible without voxels."""
+    found = np.zeros((len(first) - 1, 3))
+    pixel_mm = (spacing[1 if axis == 0 else 0], spacing[1 if axis == 2 else 2])
+    for row in range(len(first) - 1):
+        own = voxels[first[row] : first[row + 1]]
+        if len(own) == 0:
+            continue
+        low = own[:, axis].min()
+        counts = np.zeros(own[:, axis].max() - low + 1, dtype=np.int64)
+        for i in range(len(own)):
+            counts[own[i, axis] - low] += 1
+        points = _row_ends(own, axis, low + counts.argmax(), spacing)
+        found[row, 0] = (counts > 0).sum()
+        found[row, 1], found[row, 2] = _axes_mm(points, pixel_mm)
+    return found

@@ -132,7 +132,9 @@ def match(
         order = np.argsort(links.weight, kind="stable")
         candidate_of[links.lesion[order]] = links.candidate[order]
         return candidate_of
-    for part in _parts(links):
+    single = _single(links)
+    candidate_of[links.lesion[single]] = links.candidate[single]
+    for part in _parts(links.where(~single)):
         rows, columns = part.best(np.ones(len(part.candidates), np.bool_), prefer[part.lesions])
         candidate_of[part.lesions[columns]] = part.candidates[rows]
     return candidate_of
@@ -140,7 +142,9 @@ def match(
 
 def _scores_of_each_threshold(links: Links, scores: NDArray[np.float64]) -> NDArray[np.float64]:
     found_at = np.full(links.n_lesions, NEVER)
-    for part in _parts(links):
+    single = _single(links)
+    found_at[links.lesion[single]] = scores[links.candidate[single]]
+    for part in _parts(links.where(~single)):
         for score in np.unique(scores[part.candidates])[::-1]:
             found = found_at[part.lesions] > NEVER
             if found.all():
@@ -203,6 +207,14 @@ class _Part:
         rows, columns = linear_sum_assignment(value, maximize=True)
         real = weight[rows, columns] > 0
         return chosen[rows[real]], columns[real]
+
+
+def _single(links: Links) -> NDArray[np.bool_]:
+    """Links whose candidate and lesion have no other: most of them, and there is no choice."""
+    of_candidate = np.bincount(links.candidate, minlength=links.n_candidates)
+    of_lesion = np.bincount(links.lesion, minlength=links.n_lesions)
+    found: NDArray[np.bool_] = (of_candidate[links.candidate] == 1) & (of_lesion[links.lesion] == 1)
+    return found
 
 
 def _parts(links: Links) -> Iterator[_Part]:

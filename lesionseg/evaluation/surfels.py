@@ -15,6 +15,8 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
+from lesionseg.ops.kernels import surface_numba
+
 Point = tuple[float, ...]
 Corner = tuple[int, ...]
 Simplex = tuple[Point, ...]  # ends of a segment (2-D) or vertices of a triangle (3-D)
@@ -22,31 +24,26 @@ Simplex = tuple[Point, ...]  # ends of a segment (2-D) or vertices of a triangle
 
 @dataclass(frozen=True, eq=False)
 class Surfels:
-    """Position `[n, dims]` in mm, on the lattice of voxel corners, and area (length) `[n]`."""
+    """Corners `[n, dims]` on the lattice of voxel corners, and area (length) `[n]`."""
 
-    points_mm: NDArray[np.float64]
+    corners: NDArray[np.int64]
     areas: NDArray[np.float64]
 
 
 def surfels_of(voxels: NDArray[np.int64], spacing_mm: Sequence[float]) -> Surfels:
     """The surface elements of a mask given as its voxels `[v, dims]`, at least one.
 
-    Beyond the image is outside the mask. Positions are `index · spacing`, of the corner before
-    each voxel: two masks are half a voxel off alike.
+    Beyond the image is outside the mask. An element's corner is that before the voxel of the same
+    index, so that two masks are half a voxel off alike.
     """
-    low = voxels.min(axis=0)
-    shape = tuple((voxels.max(axis=0) - low + 2).tolist())
-    codes = np.zeros(int(np.prod(shape)), dtype=np.uint8)
-    place = np.ravel_multi_index(tuple((voxels - low).T), shape)
-    for bit, offset in enumerate(_corners(len(shape))):
-        codes[place + np.ravel_multi_index(offset, shape)] |= np.uint8(1 << bit)
-    full = 2 ** (2 ** len(shape)) - 1
-    found = np.flatnonzero(codes != 0)
-    found = found[codes[found] != full]
-    corners = np.stack(np.unravel_index(found, shape), axis=1) + low
-    spacing: NDArray[np.float64] = np.asarray(spacing_mm, dtype=np.float64)
-    areas = surfel_areas(tuple(spacing.tolist()))[codes[found]]
-    return Surfels(np.multiply(corners, spacing), areas)
+    dims = voxels.shape[1]
+    low, high = surface_numba.bounds(voxels)
+    shape = (high - low + 2).astype(np.int64)
+    codes = np.zeros(int(shape.prod()), dtype=np.uint8)  # pages never touched cost nothing
+    steps = np.array(_corners(dims)) @ np.append(np.cumprod(shape[:0:-1])[::-1], 1)
+    corners, found = surface_numba.corners_of(voxels, low, shape, steps, codes)
+    areas = surfel_areas(tuple(float(s) for s in spacing_mm))
+    return Surfels(corners, areas[found])
 
 
 @lru_cache(maxsize=256)

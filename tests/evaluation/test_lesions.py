@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from lesionseg.evaluation.lesions import measure_extent
+from lesionseg.evaluation.lesions import measure_extent, measure_extents
 
 
 def test_a_box_by_hand():
@@ -47,3 +47,45 @@ def test_axes_do_not_depend_on_direction():
     a = measure_extent(np.argwhere(mask), (1.0, 1.0, 1.0))
     b = measure_extent(np.argwhere(mask.transpose(0, 2, 1)), (1.0, 1.0, 1.0))
     assert a.long_axis_mm == pytest.approx(b.long_axis_mm)
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_axes_and_slices_equal_a_naive_search(seed):
+    rng = np.random.default_rng(seed)
+    dims = int(rng.integers(2, 4))
+    spacing = tuple(rng.choice([0.5, 1.0, 2.5], dims).tolist())
+    mask = rng.random(tuple(rng.integers(1, 8, dims))) < 0.4
+    mask.flat[0] = True
+    voxels = np.argwhere(mask)
+    found = measure_extent(voxels, spacing)
+    plane, pixel = voxels, np.array(spacing)
+    if dims == 3:
+        axis = int(np.argmax(spacing))
+        layers = np.unique(voxels[:, axis], return_counts=True)
+        assert found.slices == len(layers[0])
+        fullest = layers[0][layers[1].argmax()]
+        plane = np.delete(voxels[voxels[:, axis] == fullest], axis, axis=1)
+        pixel = np.delete(pixel, axis)
+    apart = (plane[:, None] - plane[None]) * pixel
+    squared = (apart**2).sum(-1)
+    if not squared.any():
+        assert (found.long_axis_mm, found.short_axis_mm) == (pixel.max(), pixel.min())
+        return
+    widths = set()
+    for pair in np.argwhere(np.isclose(squared, squared.max())):  # any of the longest will do
+        along = apart[tuple(pair)] / np.sqrt(squared.max())
+        across = np.array([-along[1], along[0]])
+        long_mm = np.sqrt(squared.max()) + np.abs(along) @ pixel
+        short_mm = np.ptp(plane * pixel @ across) + np.abs(across) @ pixel
+        widths.add((round(long_mm, 9), round(short_mm, 9)))
+    assert (round(found.long_axis_mm, 9), round(found.short_axis_mm, 9)) in widths
+
+
+def test_lesions_measured_together_are_those_measured_alone():
+    rng = np.random.default_rng(1)
+    parts = [np.argwhere(rng.random((3, 5, 4)) < 0.5) for _ in range(4)]
+    parts[2] = parts[2][:0]
+    first = np.cumsum([0, *map(len, parts)])
+    together = measure_extents(np.concatenate(parts), first, (2.0, 1.0, 1.0))
+    assert together == [measure_extent(p, (2.0, 1.0, 1.0)) if len(p) else None for p in parts]
+    assert together[2] is None

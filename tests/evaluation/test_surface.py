@@ -3,7 +3,7 @@ import itertools
 import numpy as np
 import pytest
 
-from lesionseg.evaluation.surface import surface_distances
+from lesionseg.evaluation.surface import nearest_mm, surface_distances
 from lesionseg.evaluation.surfels import surfel_areas, surfels_of
 
 
@@ -93,3 +93,24 @@ def test_an_empty_mask_has_no_surface():
     some, none = np.array([[1, 1]]), np.zeros((0, 2), dtype=np.int64)
     assert surface_distances(some, none, (1.0, 1.0)) is None
     assert surface_distances(none, some, (1.0, 1.0)) is None
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_nearest_points_near_and_far_equal_brute_force(seed):
+    rng = np.random.default_rng(seed)
+    dims = int(rng.integers(2, 4))
+    spacing = rng.choice([0.4, 0.7, 1.0, 1.3, 3.0, 5.0], dims)
+    reach = rng.integers(1, rng.choice([4, 40, 90]), dims)
+    points, others = (np.unique(rng.integers(0, reach + 1, (40, dims)), axis=0) for _ in range(2))
+    others = others + rng.integers(-50, 50, dims)
+    apart = np.linalg.norm((points[:, None] - others[None]) * spacing, axis=-1)
+    np.testing.assert_allclose(nearest_mm(points, others, spacing), apart.min(1), rtol=1e-12)
+
+
+def test_no_grid_is_turned_wrong():
+    # an axis each: what lies along one must not be taken for another
+    for axis, mm in enumerate((5.0, 1.0, 0.5)):
+        other = np.zeros((1, 3), np.int64)
+        other[0, axis] = 7
+        found = nearest_mm(np.zeros((1, 3), np.int64), other, (5.0, 1.0, 0.5))
+        assert found == pytest.approx(7 * mm)

@@ -8,6 +8,7 @@ from lesionseg.ops.components import (
     label_components,
     lesion_instances,
     mask_boxes,
+    nonzero_voxels,
 )
 
 
@@ -101,3 +102,35 @@ def test_foreground_slices_bound_the_voxels():
     assert inside == (slice(2, 4), slice(1, 7), slice(5, 6))
     assert inside == ndimage.find_objects(array.astype(int))[0]
     assert foreground_slices(np.zeros((3, 3))) is None
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_components_of_crowded_maps_equal_flood_filling(seed):
+    rng = np.random.default_rng(seed)
+    shape = tuple(rng.integers(1, 11, rng.integers(2, 4)))
+    kept = rng.random(shape) < rng.random()
+    labels = (rng.integers(1, 4, shape) * kept).astype(rng.choice(["u1", "i2", "i4", "i8"]))
+    found = lesion_instances(labels)
+    apart = np.zeros((4, *shape), np.int32)
+    for value in (1, 2, 3):
+        apart[value] = ndimage.label(labels == value, np.ones((3,) * len(shape)))[0]
+    pairs = {(v, part, i) for v in (1, 2, 3) for part, i in _pairs(apart[v], found.instances)}
+    assert len(pairs) == len(found.labels) == apart.max(axis=tuple(range(1, apart.ndim))).sum()
+    assert {(i, v) for v, _, i in pairs} == set(enumerate(found.labels, start=1))
+    ids, first = np.unique(found.instances, return_index=True)
+    assert (np.diff(first[ids > 0]) > 0).all()  # numbered by first voxel
+
+
+def _pairs(parts, instances):
+    inside = parts > 0
+    return set(zip(parts[inside].tolist(), instances[inside].tolist(), strict=True))
+
+
+@pytest.mark.parametrize("dtype", ["?", "u1", "i1", "u2", "i4", "i8", "f4"])
+@pytest.mark.parametrize("start", [0, 1, 3])
+def test_voxels_that_are_set_are_found_in_any_type_and_piece(dtype, start):
+    rng = np.random.default_rng(start)
+    array = ((rng.random(61) < 0.2) * rng.integers(1, 100, 61)).astype(dtype)[start:]
+    np.testing.assert_array_equal(nonzero_voxels(array), np.flatnonzero(array))
+    turned = array[: 56 - start - (56 - start) % 2].reshape(2, -1).T
+    np.testing.assert_array_equal(nonzero_voxels(turned), np.flatnonzero(turned))
