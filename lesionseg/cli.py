@@ -32,7 +32,7 @@ class Verb:
 VERBS: dict[str, Verb] = {
     "train": Verb(
         "from a folder of scans to a trained model, its scores, a report and a bundle",
-        ("data.root", "data.splits", "data.cache_dir", "run_dir", "report.study"),
+        ("data.root", "data.splits", "data.cache_dir", "data.local_dir", "run_dir", "report.study"),
         (
             "data.root=DIR",
             "data.root=DIR run_dir=runs/a loss=focal loss.gamma=2 trainer.max_minutes=20",
@@ -41,7 +41,7 @@ VERBS: dict[str, Verb] = {
     ),
     "prepare": Verb(
         "read and check every case, plan, and fill the cache without training",
-        ("data.root", "data.splits", "data.cache_dir", "run_dir"),
+        ("data.root", "data.splits", "data.cache_dir", "data.local_dir", "run_dir"),
         (
             "data.root=DIR check=true",
             "data.root=DIR run_dir=runs/a",
@@ -50,7 +50,7 @@ VERBS: dict[str, Verb] = {
     ),
     "tune": Verb(
         "the focal loss's α and γ, searched together; several processes may share a search",
-        ("data.root", "data.splits", "data.cache_dir", "run_dir"),
+        ("data.root", "data.splits", "data.cache_dir", "data.local_dir", "run_dir"),
         (
             "data.root=DIR run_dir=runs/pair",
             "data.root=DIR run_dir=runs/pair loss=focal tune.n_trials=40 trainer.max_minutes=10",
@@ -91,6 +91,15 @@ VERBS: dict[str, Verb] = {
             "bundle=runs/a output=exported",
             "bundle=runs/a output=exported opset=20",
             "bundle=runs/a output=exported format=monai",
+        ),
+    ),
+    "serve": Verb(
+        "a bundle behind HTTP: a page, a REST interface, and MONAI Label's for 3D Slicer",
+        ("bundle",),
+        (
+            "bundle=runs/a",
+            "bundle=runs/a port=8080 inference=fast",
+            "bundle=runs/a host=0.0.0.0 max_upload_mb=200",
         ),
     ),
 }

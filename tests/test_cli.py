@@ -15,6 +15,7 @@ REQUIRED = {
     "evaluate": ["reference=r", "prediction=p", "output=o"],
     "report": ["scores=s", "output=o"],
     "export": ["bundle=b", "output=o"],
+    "serve": ["bundle=b"],
 }
 
 

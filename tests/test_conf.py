@@ -14,6 +14,7 @@ REQUIRED = {
     "evaluate": ["reference=r", "prediction=p", "output=o"],
     "report": ["scores=s", "output=o"],
     "export": ["bundle=b", "output=o"],
+    "serve": ["bundle=b"],
 }
 OPTIONS = [
     (verb, group, option)

@@ -33,7 +33,7 @@ def inference_config(plan: Plan, *, overlap: float = 0.5, batch_size: int = 1) -
 
     Images are NIfTI in 3-D and PNG in 2-D, those of several channels named `<case>_0000.<suffix>`
     and on. The label map holds, where the highest probability reaches `threshold`, that label's
-    value: MONAI has no candidates; lesionseg's own rule is in its plan.
+    value (of regions the last one's): MONAI has no candidates; lesionseg's own rule is in its plan.
     """
     return {
         "imports": [
@@ -171,10 +171,7 @@ def _to_plan_grid(plan: Plan) -> list[dict[str, Any]]:
 def _postprocessing(plan: Plan) -> list[dict[str, Any]]:
     values = list(plan.label_values)
     dtype = "np.uint8" if max(values) < 256 else "np.uint16"
-    label_map = (
-        f"$lambda p: (p.amax(0, keepdim=True) >= @threshold) * "
-        f"torch.tensor({values})[p.argmax(0, keepdim=True)]"
-    )
+    label_map = _painted(values) if plan.regions else _highest(values)
     return [
         {
             "_target_": "Invertd",
@@ -187,6 +184,22 @@ def _postprocessing(plan: Plan) -> list[dict[str, Any]]:
         {"_target_": "Lambdad", "keys": "pred", "func": label_map, "overwrite": "mask"},
         _saved("mask", "mask", ".png" if plan.dims == 2 else ".nii.gz", f"${dtype}"),
     ]
+
+
+def _highest(values: Sequence[int]) -> str:
+    """The label of the highest probability, where it reaches the threshold."""
+    return (
+        "$lambda p: (p.amax(0, keepdim=True) >= @threshold) * "
+        f"torch.tensor({list(values)})[p.argmax(0, keepdim=True)]"
+    )
+
+
+def _painted(values: Sequence[int]) -> str:
+    """Regions overlap: the last one that reaches the threshold is painted over the others."""
+    return (
+        f"$lambda p: torch.tensor({[0, *values]})[((p >= @threshold) * torch.arange(1, len(p) + 1)"
+        ".reshape(-1, *[1] * (p.ndim - 1))).amax(0, keepdim=True)]"
+    )
 
 
 def _saved(key: str, postfix: str, suffix: str, dtype: str) -> dict[str, Any]:

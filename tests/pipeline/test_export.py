@@ -16,6 +16,7 @@ from lesionseg.core import CaseFiles, Geometry, Volume
 from lesionseg.errors import BundleError, ConfigError, OutputError
 from lesionseg.inference.bundle import Bundle, read_bundle, write_bundle
 from lesionseg.inference.export import largest_difference, trace, write_onnx
+from lesionseg.inference.monai_bundle import inference_config
 from lesionseg.inference.predictor import Predictor
 from lesionseg.inference.sliding import predict_probabilities
 from lesionseg.io.volumes import read_volume, write_volume
@@ -197,6 +198,15 @@ def test_monai_runs_a_network_for_radiographs(
     labels = np.where(own.max(0) >= 0.5, np.array([1, 4])[own.argmax(0)], 0)
     assert 0 < (labels > 0).mean() < 1
     assert (mask == labels).mean() > 0.999
+
+
+def test_regions_are_painted_later_over_earlier_ones(plan: Plan) -> None:
+    two = replace(_plan(plan, 3, 1, "sigmoid"), regions=((1, 4), (4,)))
+    steps = inference_config(two)["postprocessing"]["transforms"]
+    (text,) = (step["func"] for step in steps if step["_target_"] == "Lambdad")
+    paint = eval(text.removeprefix("$").replace("@threshold", "0.5"), {"torch": torch})
+    probabilities = torch.tensor([[0.9, 0.9, 0.1, 0.6], [0.8, 0.2, 0.1, 0.5]])[:, None, None]
+    assert paint(probabilities).flatten().tolist() == [4, 1, 0, 4]
 
 
 def test_an_ensemble_is_exported_as_its_mean(plan: Plan, tmp_path: Path) -> None:
