@@ -18,6 +18,7 @@ from lesionseg.io.dicom_stack import Tilt
 from lesionseg.io.dicom_xray import is_radiograph, read_hidden
 from lesionseg.io.instances import read_instances
 from lesionseg.io.luna16 import read_balls
+from lesionseg.io.nnunet_labels import IGNORE
 from lesionseg.io.volumes import read_volume
 from lesionseg.ops.components import lesion_instances
 
@@ -94,10 +95,13 @@ def read_mask(
     if merged_values:
         values = (values > 0).astype(np.uint8)
     found = Reference(volume.geometry, labels=values, ignore=ignore)
-    if not united:
-        return found
-    lesions = lesion_instances((values > 0).astype(np.uint8))
-    return replace(found, instances=lesions.instances, instance_labels=lesions.labels)
+    return _united(found) if united else found
+
+
+def _united(reference: Reference) -> Reference:
+    """The reference with the components of all labels together as its lesions, of one label."""
+    lesions = lesion_instances((np.asarray(reference.labels) > 0).astype(np.uint8))
+    return replace(reference, instances=lesions.instances, instance_labels=lesions.labels)
 
 
 def pixel_mm(files: CaseFiles) -> float | None:
@@ -178,7 +182,7 @@ def _read_reference(files: CaseFiles, dataset: Dataset, geometry: Geometry) -> R
     if files.reference is None:
         return None
     if is_dicom(files.reference):
-        return read_dicom_reference(files.reference, geometry, dataset.labels)
+        return _read_named(files.reference, dataset, geometry)
     found = read_mask(
         files.reference,
         labels=tuple(dataset.labels),
@@ -189,6 +193,19 @@ def _read_reference(files: CaseFiles, dataset: Dataset, geometry: Geometry) -> R
     )
     check_grid(files.reference, found.geometry, files.images[0], geometry)
     return replace(found, geometry=geometry)
+
+
+def _read_named(path: Path, dataset: Dataset, geometry: Geometry) -> Reference:
+    """A DICOM reference, whose segments are found by name; `ignore` is one where it has a value."""
+    names, left_out = dict(dataset.labels), dataset.ignore_label
+    if left_out is not None:
+        names[left_out] = IGNORE
+    found = read_dicom_reference(path, geometry, names)
+    if left_out is not None:
+        values = np.asarray(found.labels)
+        ignore = values == left_out
+        found = replace(found, labels=np.where(ignore, 0, values), ignore=ignore)
+    return _united(found) if dataset.regions else found
 
 
 def tilt_of(dataset: Dataset) -> Tilt:

@@ -26,8 +26,9 @@ def read_coco_reference(
     overlap the smaller keeps the pixel. A lesion without a pixel of its own, hidden by smaller
     ones, is left out and said in the log. With an annotation that has only a box there are no
     instances and labels, only boxes. No annotation means lesion-free: zeros and no boxes. Crowd
-    regions become `ignore`. Labels in `merged_values` become 1. Raises `GeometryError` when the
-    annotated size is another, `ContentError` for values and boxes that fit nothing.
+    regions become `ignore`, but for lesions annotated by themselves. Labels in `merged_values`
+    become 1. Raises `GeometryError` when the annotated size is another, `ContentError` for values
+    and boxes that fit nothing.
     """
     _check_size(files, geometry)
     everything: Sequence[CocoLesion] = files.annotations["lesions"]
@@ -39,11 +40,16 @@ def read_coco_reference(
     instances = _instances(files, lesions, geometry.shape)
     if instances is None:
         box_labels = tuple(labels.tolist())
+        if ignore is not None:
+            for box in boxes:
+                ignore[_pixels(box)] = False
         return Reference(geometry, boxes=boxes, box_labels=box_labels, ignore=ignore)
     seen = _seen(files.case, instances, len(lesions))
     renumber = np.zeros(len(lesions) + 1, dtype=np.int32)
     renumber[1:][seen] = np.arange(1, int(seen.sum()) + 1)
     kept = tuple(labels[seen].tolist())
+    if ignore is not None:
+        ignore &= instances == 0
     values = np.array([0, *labels]).astype(np.min_scalar_type(max(kept, default=0)))
     return Reference(
         geometry,
@@ -150,12 +156,14 @@ def _ignored(case: str, crowds: Sequence[CocoLesion], shape: tuple[int, ...]) ->
         if crowd.segmentation is not None:
             ignore |= _drawn(case, crowd, shape)
         else:
-            (top, left), (bottom, right) = (
-                np.floor(box[:2]).astype(int),
-                np.ceil(box[2:]).astype(int),
-            )
-            ignore[top:bottom, left:right] = True
+            ignore[_pixels(box)] = True
     return ignore
+
+
+def _pixels(box: NDArray[np.float32]) -> tuple[slice, ...]:
+    """The pixels that a box touches."""
+    start, stop = np.floor(box[:2]).astype(int), np.ceil(box[2:]).astype(int)
+    return tuple(slice(a, b) for a, b in zip(start, stop, strict=True))
 
 
 def _seen(case: str, instances: NDArray[np.int32], n: int) -> NDArray[np.bool_]:

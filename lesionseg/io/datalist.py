@@ -15,6 +15,7 @@ from lesionseg.io.atomic import read_json
 from lesionseg.io.boxes import BOX_MODES, BOX_SPACES, BoxSpace, TableBoxes, parse_boxes
 from lesionseg.io.listing import Problems, count_axes
 from lesionseg.io.manifest import LABELS, parse_fold, read_label_names
+from lesionseg.io.nnunet_labels import FileLabels
 from lesionseg.io.volumes import strip_suffix
 
 logger = logging.getLogger(__name__)
@@ -68,14 +69,16 @@ def read_datalist(root: Path) -> Dataset:
     if any("box" in entry for entry, _ in entries):
         mode, space = _box_format(content, dims, path)
         cases = _with_boxes(cases, mode, space, path, problems)
+    labels = _labels(root, cases)
     return Dataset(
         name=str(content.get("name") or root.name),
         root=root,
         convention="datalist",
         dims=dims,
         channel_names=_channels(content, len(cases[0].images) if cases else 1),
-        labels=_labels(root, cases),
+        labels=labels.names,
         cases=tuple(cases),
+        ignore_label=labels.ignore,
         problems=problems.found,
     )
 
@@ -167,7 +170,7 @@ def _with_boxes(
     return kept
 
 
-def _labels(root: Path, cases: Sequence[CaseFiles]) -> Mapping[int, str]:
+def _labels(root: Path, cases: Sequence[CaseFiles]) -> FileLabels:
     """Names by value: those of `labels.json`, else one for every class that the boxes have."""
     if (root / LABELS).is_file():
         return read_label_names(root)
@@ -175,4 +178,4 @@ def _labels(root: Path, cases: Sequence[CaseFiles]) -> Mapping[int, str]:
     highest = max((k for table in tables for k in table.labels), default=1)
     if highest == 1:
         return read_label_names(root)
-    return {k: f"class {k}" for k in range(1, highest + 1)}
+    return FileLabels({k: f"class {k}" for k in range(1, highest + 1)})

@@ -8,6 +8,7 @@ from lesionseg.core import CaseFiles, Dataset, Role
 from lesionseg.errors import DatasetError
 from lesionseg.io.atomic import read_csv, read_json
 from lesionseg.io.listing import Problems, count_axes
+from lesionseg.io.nnunet_labels import IGNORE, FileLabels
 
 MANIFEST = "manifest.csv"
 LABELS = "labels.json"
@@ -24,24 +25,26 @@ def read_manifest(root: Path) -> Dataset:
 
     Commas, semicolons or tabs between. Paths are relative to the manifest; a folder is a DICOM
     series, an empty reference means unlabelled. In place of `reference`, `instances` names a mask
-    whose values are lesion ids, all of label 1. Further columns are
-    kept in `CaseFiles.columns`; `pixel_mm` is the pixel size of rasters. Labels are those of
-    `labels.json` (`{"1": "lesion"}`) beside it, else that one. What is wrong with single rows
-    becomes `Dataset.problems`; what is wrong with the table raises `DatasetError`.
+    whose values are lesion ids, all of label 1. Further columns are kept in `CaseFiles.columns`;
+    `pixel_mm` is the pixel size of rasters. Labels are those of `labels.json` beside it
+    (`{"1": "lesion", "9": "ignore"}`), else that one lesion. What is wrong with single rows becomes
+    `Dataset.problems`; what is wrong with the table raises `DatasetError`.
     """
     path, problems = root / MANIFEST, Problems()
     rows = read_csv(path)
     images = _image_columns(rows, path)
     found = [_case(root, row, images, line, problems) for line, row in enumerate(rows, start=2)]
     cases = tuple(case for case in found if case is not None)
+    labels = read_label_names(root)
     return Dataset(
         name=root.name,
         root=root,
         convention="manifest",
         dims=count_axes(cases),
         channel_names=images,
-        labels=read_label_names(root),
+        labels=labels.names,
         cases=cases,
+        ignore_label=labels.ignore,
         problems=problems.found,
     )
 
@@ -123,14 +126,21 @@ def _case(
     )
 
 
-def read_label_names(root: Path) -> dict[int, str]:
-    """Label names by value from `labels.json` in the folder; label 1 is the lesion without it."""
+def read_label_names(root: Path) -> FileLabels:
+    """Label names by value from `labels.json` in the folder; label 1 is the lesion without it.
+
+    The value called `ignore` is one to ignore. Raises `DatasetError`.
+    """
     path = root / LABELS
     if not path.is_file():
-        return {1: "lesion"}
+        return FileLabels({1: "lesion"})
     labels = read_json(path)
-    if isinstance(labels, dict) and labels and all(k.isdigit() and int(k) > 0 for k in labels):
-        return {int(k): str(v) for k, v in sorted(labels.items(), key=lambda kv: int(kv[0]))}
+    if isinstance(labels, dict) and all(k.isdigit() and int(k) > 0 for k in labels):
+        named = {int(k): str(v) for k, v in sorted(labels.items(), key=lambda kv: int(kv[0]))}
+        ignored = [value for value, name in named.items() if name == IGNORE]
+        lesions = {value: name for value, name in named.items() if name != IGNORE}
+        if lesions and len(ignored) < 2:
+            return FileLabels(lesions, next(iter(ignored), None))
     raise DatasetError(
         "The labels are unclear.", where=path, seen=labels, expected='{"1": "lesion"}'
     )

@@ -212,6 +212,17 @@ def test_crowds_are_ignored_not_judged(folder: Folder) -> None:
     assert not reference.labels.any()
 
 
+@pytest.mark.parametrize("drawn", [True, False])
+def test_a_lesion_within_a_crowd_is_still_one(folder: Folder, drawn: bool) -> None:
+    lesion = {"bbox": [2, 1, 3, 3], **({"segmentation": SQUARE} if drawn else {})}
+    reference = _reference(folder([lesion, {"bbox": [1, 0, 7, 7], "iscrowd": 1}]))
+    assert reference.ignore is not None
+    assert reference.ignore.sum() == 49 - 9
+    if drawn:
+        assert reference.labels is not None
+        assert not (reference.ignore & (reference.labels > 0)).any()
+
+
 def test_merged_labels_are_all_one(folder: Folder) -> None:
     root = folder([{"bbox": [2, 1, 3, 3], "segmentation": SQUARE, "category_id": 30}])
     assert read_dataset(root, merge_labels=True).labels == {1: "lesion"}

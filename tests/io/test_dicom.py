@@ -349,6 +349,18 @@ def test_a_segmentation_object_is_read_as_label_values(
     np.testing.assert_array_equal(reference.labels, expected)
 
 
+def test_a_segment_called_ignore_is_ignored(series: Series, grid: Geometry, tmp_path: Path) -> None:
+    series()
+    masks = {"lesion": blob((1, 2, 3)), "Ignore": blob((4, 3, 5), (4, 3, 4))}
+    segmentation(tmp_path / "seg.dcm", grid, masks)
+    root = manifest(tmp_path, "scan", "seg.dcm", '{"1": "lesion", "9": "ignore"}')
+    dataset = read_dataset(root)
+    reference = read_case(dataset.cases[0], dataset).reference
+    assert reference is not None
+    np.testing.assert_array_equal(reference.labels, masks["lesion"])
+    np.testing.assert_array_equal(reference.ignore, masks["Ignore"])
+
+
 def test_a_segmentation_of_another_grid_or_of_other_names_is_refused(
     series: Series, grid: Geometry, tmp_path: Path
 ) -> None:

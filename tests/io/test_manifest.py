@@ -65,7 +65,21 @@ def test_labels_beside_it_name_the_values(manifest: Callable[[str], Path]) -> No
         read_case(dataset.cases[0], dataset)
 
 
-@pytest.mark.parametrize("labels", ["[]", "{}", '{"0": "background"}', '{"lesion": 1}'])
+def test_a_value_beside_it_is_ignored(manifest: Callable[[str], Path]) -> None:
+    root = manifest("case,image,reference\nA,scans/a.nii.gz,scans/m.nii.gz\n")
+    (root / "labels.json").write_text('{"1": "ignore", "2": "scar"}')
+    dataset = read_dataset(root)
+    assert (dict(dataset.labels), dataset.ignore_label) == ({2: "scar"}, 1)
+    reference = read_case(dataset.cases[0], dataset).reference
+    assert reference is not None
+    assert reference.labels is not None
+    assert reference.ignore is not None
+    assert (int(reference.labels.sum()), int(reference.ignore.sum())) == (0, 1)
+
+
+@pytest.mark.parametrize(
+    "labels", ["[]", "{}", '{"1": "ignore"}', '{"0": "background"}', '{"lesion": 1}']
+)
 def test_unclear_labels_are_refused(manifest: Callable[[str], Path], labels: str) -> None:
     root = manifest("case,image\nA,scans/a.nii.gz\n")
     (root / "labels.json").write_text(labels)
