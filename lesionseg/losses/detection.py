@@ -1,5 +1,6 @@
 """What teaches a detector: anchors' scores by focal loss, positive anchors' boxes by overlap."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -11,7 +12,7 @@ from torch.nn import functional as F
 from lesionseg.errors import ConfigError
 from lesionseg.losses.boxes import Overlap, offset_loss, overlap_loss
 from lesionseg.losses.focal import sigmoid_focal_loss
-from lesionseg.losses.inputs import Normaliser
+from lesionseg.losses.inputs import Alpha, Normaliser
 from lesionseg.losses.quality import quality_focal_loss, varifocal_loss
 from lesionseg.losses.voxel_loss import LossTerms
 from lesionseg.ops.box_coder import decode_boxes, encode_boxes
@@ -51,7 +52,7 @@ class DetectionLoss(nn.Module):
     def __init__(
         self,
         classification: Classification = "focal",
-        alpha: float | None = None,
+        alpha: Alpha = None,
         gamma: float | None = None,
         overlap: Overlap = "giou",
         overlap_weight: float = 1.0,
@@ -72,6 +73,10 @@ class DetectionLoss(nn.Module):
                 where="detection",
                 seen=(overlap_weight, offset_weight, negatives),
             )
+        if classification == "varifocal" and isinstance(alpha, Sequence):
+            raise ConfigError(
+                "Varifocal loss has one α.", where="detection.alpha", seen=list(alpha)
+            )
         overlap_loss(torch.zeros((0, 4)), torch.zeros((0, 4)), overlap)  # refuses unknown names
         self.classification: Classification = classification
         self.alpha = (0.75 if classification == "varifocal" else 0.25) if alpha is None else alpha
@@ -81,7 +86,7 @@ class DetectionLoss(nn.Module):
         self.negatives = negatives
 
     @property
-    def link(self) -> tuple[float, float] | None:
+    def link(self) -> tuple[Alpha, float] | None:
         """(α, γ) by which `posterior_logits` undoes the scores' loss; None unless it is focal."""
         return (self.alpha, self.gamma) if self.classification == "focal" else None
 
@@ -128,8 +133,9 @@ class DetectionLoss(nn.Module):
         goal = wanted.float()
         goal[wanted > 0] = quality.clamp(min=1e-3)  # a positive stays one however bad its box is
         if self.classification == "varifocal":
+            alpha = 0.75 if isinstance(self.alpha, Sequence) else self.alpha
             return varifocal_loss(
-                flat, goal, alpha=self.alpha, gamma=self.gamma, reduction="sum", valid=kept
+                flat, goal, alpha=alpha or 0.75, gamma=self.gamma, reduction="sum", valid=kept
             )
         return quality_focal_loss(flat, goal, beta=self.gamma, reduction="sum", valid=kept)
 

@@ -37,13 +37,14 @@ def weighted_box_clustering(
     """Merge boxes that overlap by more than `iou_threshold` into weighted averages.
 
     By descending score, ties by index, a box not yet in a cluster gathers all such boxes that
-    overlap it. With f = weight · IoU with the leader (Jaeger et al. 2020, arXiv 1811.08661, section
-    3.1), the cluster's score is Σ f·s / (Σ f + missing · mean f) and its box the average by f·s.
-    `weights` `[n]`: how far a prediction is to be trusted, such as the tile weight at its centre; 1
-    when None. `expected` `[n]`: how many predictions the leader's place should have had (tiles that
-    see it, flips and models together); missing = expected − found, at least 0: nothing is missing
-    when None. On the CPU in float64 sums; no boxes give none. Raises `ContentError` for shapes that
-    do not fit.
+    overlap it. With f = weight · IoU with the leader, the cluster's score is Σ f·s / (Σ f +
+    missing) and its box the average by f·s (after Jaeger et al. 2020, arXiv 1811.08661, section
+    3.1, who weigh by area and count what is missing). `weights` `[n]`: how far a prediction is to
+    be trusted, such as the tile weight at its centre; 1 when None. `expected` `[n]`: the summed
+    weight of all predictions that were asked about the leader's place (tiles that see it, times
+    flips and models); missing = expected − the weight found, at least 0; None: nothing is missing.
+    Sums in float64 on the CPU; no boxes give none. Raises `ContentError` for shapes that do not
+    fit.
 
     >>> boxes = torch.tensor([[0.0, 0, 4, 4], [0, 0, 4, 4]])
     >>> found = weighted_box_clustering(boxes, torch.tensor([0.9, 0.6]), 0.5)
@@ -102,7 +103,7 @@ def _clusters(
     for i in range(n):
         if not free[i]:
             continue
-        trust, trusted_score, found = 0.0, 0.0, 0
+        trust, trusted_score, weight, found = 0.0, 0.0, 0.0, 0
         for j in range(i, n):
             if not free[j]:
                 continue
@@ -118,13 +119,13 @@ def _clusters(
                     continue
             free[j] = False
             found += 1
+            weight += weights[j]
             factor = weights[j] * overlap
             trust += factor
             trusted_score += factor * scores[j]
             for d in range(2 * dims):
                 merged[n_clusters, d] += factor * scores[j] * boxes[j, d]
-        missing = max(expected[i] - found, 0.0)
-        total = trust + missing * trust / found
+        total = trust + max(expected[i] - weight, 0.0)
         score[n_clusters] = trusted_score / total if total > 0.0 else 0.0
         for d in range(2 * dims):
             if trusted_score > 0.0:

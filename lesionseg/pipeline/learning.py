@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from lesionseg.data.fill import fill_cache
 from lesionseg.data.sampling import SamplingSettings
 from lesionseg.io.atomic import write_text
 from lesionseg.io.cases import read_case
+from lesionseg.losses.detection import DetectionLoss
 from lesionseg.models.build import build_network
 from lesionseg.pipeline.choice import undecided
 from lesionseg.pipeline.memory import available_memory_gb, training_device
@@ -25,6 +26,7 @@ from lesionseg.pipeline.survey import Survey
 from lesionseg.plan.make import PlanOverrides, make_plan
 from lesionseg.plan.plan import FocalLink, Plan
 from lesionseg.training.callbacks import Validate
+from lesionseg.training.detection_objective import taught_anchors
 from lesionseg.training.fit import FitResult, fit
 from lesionseg.training.settings import OptimiserSettings, TrainerSettings
 
@@ -40,6 +42,7 @@ class Learning:
     augmentation: AugmentationSettings
     optimiser: OptimiserSettings
     trainer: TrainerSettings
+    detection: DetectionLoss = field(default_factory=DetectionLoss)
 
 
 def decide(
@@ -79,8 +82,10 @@ def _planned(found: Survey, model: PlanOverrides, accelerator: str) -> Plan:
     return plan
 
 
-def linked(plan: Plan, loss: nn.Module) -> Plan:
-    """The plan with what inference must undo of the loss; see `losses.posterior`."""
+def linked(plan: Plan, loss: nn.Module, detection: DetectionLoss | None = None) -> Plan:
+    """The plan with what inference must undo of the losses; see `losses.posterior`."""
+    if plan.anchors is not None and detection is not None:
+        plan = taught_anchors(plan, detection)
     link = getattr(loss, "link", None)
     if link is None:
         return plan.with_(link=None)
@@ -118,6 +123,7 @@ def learn(
         learning.loss,
         plan,
         cases,
+        detection=learning.detection,
         settings=learning.trainer,
         optimiser=learning.optimiser,
         sampling=learning.sampling,

@@ -83,7 +83,7 @@ def begin(recipe: Recipe, found: Survey, run: Path, given: Plan | None = None) -
     """Plan (or take the `given` one), check it, and claim the run directory for the recipe."""
     learning = recipe.learning
     decided = decide(found, recipe.model, learning.trainer.accelerator, run, given)
-    plan = linked(decided, learning.loss)
+    plan = linked(decided, learning.loss, learning.detection)
     check_activation(learning.loss, plan)
     claim(run, recipe.config)  # last: a refused setting must not make the corrected one another's
     if not recipe.config.get("run_dir"):  # its name holds the time: the same command begins anew

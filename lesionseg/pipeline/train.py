@@ -12,6 +12,7 @@ from lesionseg.data.augment import AugmentationSettings
 from lesionseg.data.sampling import SamplingSettings
 from lesionseg.evaluation import Preset
 from lesionseg.inference.settings import InferenceSettings
+from lesionseg.losses.detection import DetectionLoss
 from lesionseg.pipeline.choice import CHOSEN, Wishes
 from lesionseg.pipeline.cross_validation import cross_validate
 from lesionseg.pipeline.judge import judge_untouched
@@ -45,6 +46,7 @@ def train(
     data: DataSettings,
     model: PlanOverrides,
     loss: nn.Module,
+    detection: DetectionLoss,
     sampling: SamplingSettings,
     augment: AugmentationSettings,
     optim: OptimiserSettings,
@@ -74,7 +76,7 @@ def train(
     recipe = Recipe(
         data=data,
         model=model,
-        learning=Learning(loss, sampling, augment, optim, replace(trainer, seed=seed)),
+        learning=Learning(loss, sampling, augment, optim, replace(trainer, seed=seed), detection),
         audit=audit,
         inference=inference,
         preset=preset,

@@ -15,10 +15,10 @@ class AnchorPlan:
     each cell, the same number at every level. `width` and `depth`: channels and convolutions of the
     two heads that all levels share. `prior`: the share of anchors that are expected to be positive
     at the start. `alpha` and `gamma`: of the focal loss that taught the scores, which inference
-    undoes (`losses.posterior`); None where there is none to undo. `mean_iou` and `small_recall` say
-    how well the sizes fit the training lesions:
-    mean IoU with the best one, and the share of the smallest tenth with IoU ≥ 0.5, both sharing
-    their centre; None without a lesion.
+    undoes (`losses.posterior`); None where there is none to undo. `merge_iou`: boxes that overlap
+    by more are taken for one lesion. `mean_iou` and `small_recall` say how well the sizes fit the
+    training lesions: mean IoU with the best one, and the share of the smallest tenth with IoU ≥
+    0.5, both sharing their centre; None without a lesion.
     """
 
     stages: tuple[int, ...]
@@ -26,8 +26,9 @@ class AnchorPlan:
     width: int = 32
     depth: int = 2
     prior: float = 0.01
-    alpha: float | None = None
+    alpha: float | tuple[float, ...] | None = None
     gamma: float | None = None
+    merge_iou: float = 0.2
     mean_iou: float | None = None
     small_recall: float | None = None
 

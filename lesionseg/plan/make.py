@@ -1,6 +1,6 @@
 """From a fingerprint to a plan: the rules in their order, each decision with its reason."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -12,9 +12,13 @@ from lesionseg.plan import rules, tile_rules
 from lesionseg.plan.anchor_plan import AnchorPlan
 from lesionseg.plan.anchors import fit_anchors
 from lesionseg.plan.fingerprint import Fingerprint
-from lesionseg.plan.plan import Activation, Architecture, Plan
+from lesionseg.plan.plan import Activation, Architecture, CandidateSource, Plan
 
-DETECTORS = ("retinanet", "retina_unet")
+# what a detector's candidates may come from, the default first
+_SOURCES: Mapping[str, tuple[CandidateSource, ...]] = {
+    "retinanet": ("detection",),
+    "retina_unet": ("both", "detection", "segmentation"),
+}
 
 
 @dataclass(frozen=True)
@@ -27,12 +31,20 @@ class PlanOverrides:
     batch_size: int | None = None
     base_features: int | None = None
     activation: Activation = "sigmoid"
+    candidates: CandidateSource | None = None
 
     def __post_init__(self) -> None:
         spacing, tile = self.spacing_mm or (1.0,), self.tile_shape or (1,)
         counts = (self.batch_size or 1, self.base_features or 1)
         if min(spacing) <= 0 or min(tile) < 1 or min(counts) < 1:
             raise ConfigError("Sizes of a plan are positive.", where="model", seen=self)
+        if self.candidates not in (None, *_SOURCES.get(self.architecture, ("segmentation",))):
+            raise ConfigError(
+                f"A {self.architecture} does not give such candidates.",
+                where="model.candidates",
+                seen=self.candidates,
+                expected=", ".join(_SOURCES.get(self.architecture, ("segmentation",))),
+            )
         if self.activation not in ("sigmoid", "softmax"):
             raise ConfigError(
                 "The activation is unknown.",
@@ -84,7 +96,7 @@ def make_plan(
         architecture=shape.value,
         lesion_fraction=prior.value,
         activation=chosen.activation,
-        candidate_rule=candidates.value,
+        candidate_rule=replace(candidates.value, source=_source(chosen)),
         anchors=anchors.value,
         reasons={
             "budget": allowed.reason,
@@ -205,11 +217,15 @@ def _architecture(
     return rules.Decision(shape, reason + f"coarsest map {rest} voxels wide; {kind}")
 
 
+def _source(chosen: PlanOverrides) -> CandidateSource:
+    return chosen.candidates or _SOURCES.get(chosen.architecture, ("segmentation",))[0]
+
+
 def _anchors(
     fingerprint: Fingerprint, spacing_mm: Sequence[float], architecture: Architecture
 ) -> rules.Decision[AnchorPlan | None]:
     """Fitted to the lesions' boxes for a detector; none for a network that only segments."""
-    if architecture.name not in DETECTORS:
+    if architecture.name not in _SOURCES:
         return rules.Decision(None, "")
     extents = np.asarray(fingerprint.extents_mm).reshape(-1, fingerprint.dims)
     return fit_anchors((extents / np.asarray(spacing_mm)).tolist(), architecture)

@@ -13,6 +13,7 @@ from lesionseg.plan.anchor_plan import AnchorPlan
 PLAN_VERSION = 1
 Modality = Literal["mri", "ct", "xray"]
 Activation = Literal["sigmoid", "softmax"]
+CandidateSource = Literal["segmentation", "detection", "both"]
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,8 @@ class CandidateRule:
     `max_candidates` highest, and peaks that are only the shoulder of a higher candidate: whose
     region touches it and whose peak is below `prominence` times the highest probability there.
     Candidates under `min_diameter_mm` (equivalent diameter) are dropped too: 0 unless
-    cross-validation showed that they are false alarms.
+    cross-validation showed that they are false alarms. `source`: whether candidates come from the
+    voxels, from a detector's boxes or from both (`inference.fusion`).
     """
 
     ratio: float = 2.5
@@ -63,6 +65,7 @@ class CandidateRule:
     max_candidates: int = 300
     prominence: float = 1.5
     min_diameter_mm: float = 0.0
+    source: CandidateSource = "segmentation"
 
 
 @dataclass(frozen=True)

@@ -193,6 +193,7 @@ def _anchors(levels: tuple[AnchorLevel, ...], device: torch.device) -> Tensor:
 def taught_anchors(plan: Plan, loss: DetectionLoss) -> Plan:
     """The plan with what inference must undo of the anchors' loss."""
     alpha, gamma = loss.link or (None, None)
+    alpha = tuple(alpha) if isinstance(alpha, Sequence) else alpha
     return plan.with_(anchors=replace(planned_anchors(plan), alpha=alpha, gamma=gamma))
 
 
