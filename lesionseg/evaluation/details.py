@@ -17,6 +17,7 @@ from lesionseg.evaluation.summary import Chosen, Summary, of_diameter
 N_QUANTILE_BINS = 4
 HALF_MM = 5.0  # what a report calls small
 N_CURVE_POINTS = 25
+_COMPARED = ("brier", "slope", "intercept", "ece")
 
 
 def detail_numbers(summary: Summary) -> dict[str, Any]:
@@ -169,7 +170,10 @@ def _why_open(curve: SizeCurve, values: Mapping[str, Any], why: str | None) -> s
 
 
 def calibration(summary: Summary) -> dict[str, Any]:
-    """How well the candidates' probabilities (else: their scores) say what is a lesion."""
+    """How well the candidates' probabilities (else: their scores) say what is a lesion.
+
+    Beside probabilities, `of_score` has the same numbers of the scores, to compare with.
+    """
     if not summary.scored:
         return {"of": None, "reason": edge_cases.UNSCORED.reason}
     candidates = [c for r in summary.results for c in r.candidates]
@@ -177,4 +181,7 @@ def calibration(summary: Summary) -> dict[str, Any]:
     found = describe_calibration(judgements(summary.results, calibrated=calibrated))
     if found is None:
         return {"of": None, "reason": edge_cases.TOO_FEW_FOR_CURVE.reason}
-    return {"of": "probability" if calibrated else "score", **found}
+    if not calibrated:
+        return {"of": "score", **found}
+    raw = describe_calibration(judgements(summary.results)) or {}
+    return {"of": "probability", **found, "of_score": {k: raw.get(k) for k in _COMPARED}}

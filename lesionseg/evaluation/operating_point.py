@@ -41,13 +41,14 @@ def choose(
     *,
     fp_per_case: float | None = None,
     sensitivity: float | None = None,
+    quiet: bool = False,
 ) -> OperatingPoint:
     """Choose the operating point from judged cases that have scores.
 
     `fp_per_case` (1 when neither is given): the lowest score with no more false positives per
     case. `sensitivity`: the highest score that finds at least this share of the lesions. The score
     lies halfway between the two observed ones it separates. Where no case has a candidate there is
-    nothing to choose by: the score is then `UNINFORMED_SCORE`, with a warning. Raises `ConfigError`
+    nothing to choose by: the score is then `UNINFORMED_SCORE`, with a warning unless `quiet`. Raises `ConfigError`
     when both are given, `ContentError` for candidates without scores and for a sensitivity without
     lesions or out of reach, naming the range that can be reached.
     """
@@ -63,7 +64,7 @@ def choose(
         _refuse_unreachable(marks, sensitivity)
         return _point(f"sensitivity:{sensitivity:g}", _for_sensitivity(marks, sensitivity), results)
     rate = 1.0 if fp_per_case is None else fp_per_case
-    if not len(marks.observed):
+    if not len(marks.observed) and not quiet:
         _log.warning("No case has a candidate to choose a score by; %g is taken.", UNINFORMED_SCORE)
     return _point(f"fp_per_case:{rate:g}", _for_false_positives(marks, rate), results)
 

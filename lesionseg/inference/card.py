@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from lesionseg.core import OperatingPoint
 from lesionseg.plan.plan import Plan
 
 _UNTOUCHED = ("test", "external")
@@ -52,21 +53,50 @@ def _input(plan: Plan) -> list[str]:
         f"- channels, in this order: {', '.join(plan.channel_names)}",
         f"- spatial axes: {plan.dims}",
         f"- resampled to {spacing} mm, in tiles of {_times(plan.tile_shape)} voxels",
-        f"- network: {plan.architecture.name}, features {_listed(plan.architecture.features)}",
+        f"- network: {plan.architecture.name}, features {_listed(plan.architecture.features)}"
+        + (f"; the mean of {plan.n_members}" if plan.n_members > 1 else ""),
     ]
 
 
 def _output(plan: Plan) -> list[str]:
-    points = [
-        f"- operating point {p.name}: accepted from score {p.score:.3g}"
-        + (f", chosen on {p.chosen_on} data" if p.chosen_on else "")
-        for p in plan.operating_points
-    ]
+    points = [_point(p) for p in plan.operating_points]
     return [
         *_mask_values(plan),
         f"- candidates from score {plan.candidate_rule.floor:g}, each with its extent",
         *(points or ["- no operating point was chosen; accepted from score 0.5"]),
+        _probability(plan),
     ]
+
+
+def _point(point: OperatingPoint) -> str:
+    """A point's score, what it gave where it was chosen, and what to expect elsewhere."""
+    line = f"- operating point {point.name}: accepted from score {point.score:.3g}"
+    line += f", chosen on {point.chosen_on} data" if point.chosen_on else ""
+    if point.lesion_recall is None or point.false_positives_per_case is None:
+        return line
+    recall = _with_interval(point.lesion_recall, point.lesion_recall_ci95)
+    false = _with_interval(point.false_positives_per_case, point.false_positives_per_case_ci95)
+    line += f"; there, lesion recall {recall} with {false} false positives per case"
+    if point.expected_recall is None or point.expected_false_positives_per_case is None:
+        return line
+    return (
+        f"{line}; to expect: {point.expected_recall:.3g} with "
+        f"{point.expected_false_positives_per_case:.3g}"
+    )
+
+
+def _with_interval(value: float, ci95: tuple[float, float] | None) -> str:
+    return f"{value:.3g}" + (f" ({_interval(ci95)})" if ci95 else "")
+
+
+def _probability(plan: Plan) -> str:
+    fit = plan.calibration
+    if fit is None:
+        return "- scores are not calibrated: they rank candidates and are no probabilities"
+    return (
+        f"- each candidate's probability: {fit.kind} calibration of its score, fitted on "
+        f"{fit.n_true} true and {fit.n_false} false candidates of {fit.fitted_on} data"
+    )
 
 
 def _mask_values(plan: Plan) -> list[str]:

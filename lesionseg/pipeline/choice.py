@@ -137,7 +137,7 @@ def _points(
     results: Sequence[CaseResult], wishes: Wishes, chosen_on: str, fold_of: Mapping[str, int]
 ) -> tuple[OperatingPoint, ...]:
     """One point for each stated rate and each stated sensitivity that can be reached."""
-    points = [choose(results, fp_per_case=rate) for rate in RATES]
+    points = [choose(results, fp_per_case=rate, quiet=i > 0) for i, rate in enumerate(RATES)]
     for sensitivity in SENSITIVITIES:
         try:
             points.append(choose(results, sensitivity=sensitivity))

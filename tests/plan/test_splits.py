@@ -10,7 +10,7 @@ import pytest
 
 from lesionseg.core import CaseFiles, Dataset, Role
 from lesionseg.errors import DatasetError
-from lesionseg.plan.splits import Splits, make_splits
+from lesionseg.plan.splits import Splits, fold_numbers, make_splits
 
 
 def build(dataset: Dataset, groups: Mapping[str, str], **changes: Mapping[str, object]) -> Dataset:
@@ -241,3 +241,25 @@ def test_the_test_role_stays_out_of_the_folds(dataset: Dataset):
         of_role(make_splits(built, dict.fromkeys(TEN, 1), fold=k), "validation") for k in range(5)
     ]
     assert set().union(*held) == set(TEN) - {"c0"}
+
+
+def test_the_folds_there_are(dataset: Dataset, tmp_path: Path):
+    burden = dict.fromkeys(TEN, 1)
+    assert fold_numbers(build(dataset, TEN), burden, n_folds=3) == (0, 1, 2)
+    few = dict(list(TEN.items())[:2])
+    assert fold_numbers(build(dataset, few), dict.fromkeys(few, 1)) == (0, 1)
+    own = build(dataset, TEN, folds={case: 3 + i % 2 for i, case in enumerate(TEN)})
+    assert fold_numbers(own, burden) == (3, 4)
+    given = tmp_path / "folds.json"
+    given.write_text(json.dumps([{"train": [], "val": []}] * 4))
+    assert fold_numbers(own, burden, given=given) == (0, 1, 2, 3)
+
+
+def test_one_split_and_one_fold_are_no_cross_validation(dataset: Dataset, tmp_path: Path):
+    one = build(dataset, {"a": "g"})
+    with pytest.raises(DatasetError, match="at least two folds"):
+        fold_numbers(one, {"a": 1})
+    given = tmp_path / "splits.json"
+    given.write_text(json.dumps({"roles": {}}))
+    with pytest.raises(DatasetError, match="single one"):
+        fold_numbers(one, {"a": 1}, given=given)
