@@ -48,9 +48,9 @@ def choose(
     `fp_per_case` (1 when neither is given): the lowest score with no more false positives per
     case. `sensitivity`: the highest score that finds at least this share of the lesions. The score
     lies halfway between the two observed ones it separates. Where no case has a candidate there is
-    nothing to choose by: the score is then `UNINFORMED_SCORE`, with a warning unless `quiet`. Raises `ConfigError`
-    when both are given, `ContentError` for candidates without scores and for a sensitivity without
-    lesions or out of reach, naming the range that can be reached.
+    nothing to choose by: the score is then `UNINFORMED_SCORE`, with a warning unless `quiet`.
+    Raises `ConfigError` when both are given, `ContentError` for candidates without scores and for
+    a sensitivity without lesions or out of reach, naming the range that can be reached.
     """
     if fp_per_case is not None and sensitivity is not None:
         raise ConfigError(
