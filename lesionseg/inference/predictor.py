@@ -1,10 +1,11 @@
 """The predictor: from a scan's file to its candidates, by one bundle."""
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from lesionseg.core import CaseFiles, Dataset, Geometry, Prediction, Volume
 from lesionseg.data.prepare import prepare_image
 from lesionseg.errors import ConfigError, ContentError, DatasetError
+from lesionseg.inference.body import Body, find_body
 from lesionseg.inference.bundle import Bundle
 from lesionseg.inference.calibrate import calibrated
 from lesionseg.inference.ensemble import ensemble
@@ -22,9 +24,12 @@ from lesionseg.inference.postprocess import (
     apply_operating_point,
     choose_operating_point,
 )
-from lesionseg.inference.restore import restore
+from lesionseg.inference.regions import Above, collect_above
+from lesionseg.inference.restore import restore_slabs
 from lesionseg.inference.settings import InferenceSettings, Precision
-from lesionseg.inference.sliding import OnTile, device_of, predict_probabilities
+from lesionseg.inference.slide import Slide
+from lesionseg.inference.sliding import OnTile, Slider, Task
+from lesionseg.inference.store import Store
 from lesionseg.io.cases import read_image
 from lesionseg.io.dicom_stack import Tilt
 from lesionseg.io.volumes import strip_suffix
@@ -36,19 +41,27 @@ StrPath = str | PathLike[str]
 
 @dataclass(frozen=True, eq=False)
 class Prepared:
-    """A scan as the network meets it, and the grid of its own file."""
+    """A scan as the network meets it, where the patient is in it, and its own file's grid."""
 
     image: Volume
     file_geometry: Geometry
+    body: Body | None = None
 
 
 @dataclass(frozen=True, eq=False)
 class Inferred:
-    """Probabilities `[K, *plan]` of a scan on the plan's grid, and the grid of its own file."""
+    """Probabilities of a scan on the plan's grid, and the grid of its own file.
 
-    probabilities: Tensor
+    `seconds`: that the network took, with what is done to its tiles.
+    """
+
+    store: Store
     plan_geometry: Geometry
     file_geometry: Geometry
+    seconds: float = 0.0
+
+
+Tag = TypeVar("Tag")
 
 
 class Predictor:
@@ -158,33 +171,85 @@ class Predictor:
         Raises `ContentError` naming `case` for wrong channels or axes, NaN or infinity.
         """
         inferred = self.infer(self.prepare(volume, case), on_tile=on_tile)
-        return self.decide(self.restored(inferred), volume.geometry, case)
+        return self.decide(self.found(inferred), volume.geometry, case)
 
-    def prepare(self, volume: Volume, case: str) -> Prepared:
-        """First step of `predict_volume`: the volume on the plan's grid, normalised."""
+    def prepare(self, volume: Volume, case: str, *, overwrite: bool = False) -> Prepared:
+        """First step of `predict_volume`: the volume on the plan's grid, normalised.
+
+        With `overwrite` it may lie in the volume's own memory.
+        """
         self._refuse_misfit(volume, case)
-        return Prepared(prepare_image(volume, self.plan), volume.geometry)
+        body: list[Body | None] = [None]
+
+        def look(image: Volume) -> None:
+            body[0] = find_body(image, self.plan.modality)
+
+        image = prepare_image(
+            volume,
+            self.plan,
+            where=case,
+            overwrite=overwrite,
+            look=look if self._settings.body_mask else None,
+        )
+        return Prepared(image, volume.geometry, body[0])
 
     def infer(self, prepared: Prepared, *, on_tile: OnTile | None = None) -> Inferred:
         """Second step: what the network says of every voxel of the plan's grid."""
-        found = self._slide(torch.from_numpy(prepared.image.array), on_tile)
-        return Inferred(found, prepared.image.geometry, prepared.file_geometry)
+        ((_, outcome),) = self.infer_all(iter([(None, prepared)]), on_tile=on_tile)
+        if not isinstance(outcome, Inferred):
+            raise outcome or ContentError("There is nothing to infer.")
+        return outcome
 
-    def restored(self, inferred: Inferred) -> Iterator[NDArray[np.float32]]:
-        """Third step: probabilities on the file's grid, one label after the other."""
-        for k in range(len(inferred.probabilities)):
-            one = inferred.probabilities[k : k + 1]
-            yield restore(one, inferred.plan_geometry, inferred.file_geometry)[0]
+    def infer_all(
+        self,
+        scans: Iterator[tuple[Tag, Prepared | None]],
+        *,
+        ready: Callable[[], bool] = lambda: True,
+        on_tile: OnTile | None = None,
+        spill: Callable[[Tag], Path | None] = lambda _: None,
+    ) -> Iterator[tuple[Tag, Inferred | Exception | None]]:
+        """The second step for many scans, in order; their tiles share batches.
+
+        What comes with a scan goes with it; None passes as it is, and what goes wrong with one is
+        its outcome. `ready`, `on_tile`: see `Slider.run`. Probabilities go to memory, or to a
+        nameless file in the folder that `spill` names.
+        """
+        slider = Slider.by_settings(self._networks, self.plan, self._settings, self._device)
+
+        def tasks() -> Iterator[Task[tuple[Tag, Inferred | Exception | None]]]:
+            for tag, prepared in scans:
+                task = self._task(tag, prepared, slider.device, spill)
+                del prepared  # the slide keeps what it needs, and only until it is done
+                yield task
+
+        for task in slider.run(tasks(), ready=ready, on_tile=on_tile):
+            (tag, outcome), slide = task.tag, task.slide
+            if slide is not None and isinstance(outcome, Inferred):
+                outcome = slide.error or replace(outcome, seconds=slide.seconds)
+            del task, slide
+            yield tag, outcome
+            del tag, outcome  # nothing here holds on to a volume while the next one is made
+
+    def restored(self, inferred: Inferred) -> Iterator[Iterator[NDArray[np.float32]]]:
+        """Third step: of one label after the other, slabs `[rows, *file[1:]]` of the file."""
+        for channel in inferred.store.values:
+            yield _slabs(channel, inferred)
+
+    def found(self, inferred: Inferred) -> Iterator[Above]:
+        """Third step: of one label after the other, the voxels that may belong to a candidate."""
+        shape, rule = inferred.file_geometry.shape, self.plan.candidate_rule
+        for slabs in self.restored(inferred):
+            yield collect_above(slabs, shape, rule)
 
     def probabilities(
         self, volume: Volume, *, on_tile: OnTile | None = None
     ) -> NDArray[np.float32]:
         """Probabilities `[K, *spatial]` float32 of the plan's labels, on the volume's own grid."""
         inferred = self.infer(self.prepare(volume, "volume"), on_tile=on_tile)
-        return np.stack(list(self.restored(inferred)))
+        return np.stack([np.concatenate(list(slabs)) for slabs in self.restored(inferred)])
 
     def decide(
-        self, probabilities: Iterable[NDArray[np.float32]], geometry: Geometry, case: str
+        self, probabilities: Iterable[NDArray[np.float32] | Above], geometry: Geometry, case: str
     ) -> Prediction:
         """The prediction that probabilities `[K, *spatial]` make, by the plan's candidate rule."""
         found = find_by_plan(probabilities, geometry, self.plan)
@@ -195,29 +260,30 @@ class Predictor:
             apply_operating_point(prediction, self.operating_point), self.plan.calibration
         )
 
-    def _slide(self, image: Tensor, on_tile: OnTile | None) -> Tensor:
-        """Probabilities on the plan's grid, the mean of all members."""
-        total: Tensor | None = None
-        for k, network in enumerate(self._networks):
-            found = self._slide_one(network, image, _part_of(on_tile, k, len(self._networks)))
-            total = found if total is None else total + found
-        if total is None:
-            raise ConfigError("A predictor needs a network.", where="bundle")
-        return total if len(self._networks) == 1 else total / len(self._networks)
-
-    def _slide_one(self, network: nn.Module, image: Tensor, on_tile: OnTile | None) -> Tensor:
-        device = self._device or device_of(network)
-        return predict_probabilities(
-            network,
-            image,
-            self.plan,
-            overlap=self._settings.overlap,
-            batch_size=self._settings.batch_size,
-            flips=self._settings.flips,
-            device=device,
-            dtype=self._settings.dtype(device),
-            on_tile=on_tile,
-        )
+    def _task(
+        self,
+        tag: Tag,
+        prepared: Prepared | None,
+        device: torch.device,
+        spill: Callable[[Tag], Path | None],
+    ) -> Task[tuple[Tag, Inferred | Exception | None]]:
+        if prepared is None:
+            return Task((tag, None), None)
+        image = prepared.image
+        try:
+            shape = (len(self.plan.label_values), *image.geometry.shape)
+            store = Store(shape, folder=spill(tag))
+            slide = Slide(
+                torch.from_numpy(image.array),
+                self.plan,
+                store,
+                overlap=self._settings.overlap,
+                body=prepared.body,
+                device=device,
+            )
+        except Exception as error:
+            return Task((tag, error), None)
+        return Task((tag, Inferred(store, image.geometry, prepared.file_geometry)), slide)
 
     def _case_files(self, image: StrPath | Sequence[StrPath]) -> CaseFiles:
         paths = (image,) if isinstance(image, (str, PathLike)) else tuple(image)
@@ -254,11 +320,11 @@ class Predictor:
             )
 
 
-def _part_of(on_tile: OnTile | None, member: int, n_members: int) -> OnTile | None:
-    """Tiles of one member counted among those of all."""
-    if on_tile is None or n_members == 1:
-        return on_tile
-    return lambda done, total: on_tile(member * total + done, n_members * total)
+def _slabs(channel: Tensor, inferred: Inferred) -> Iterator[NDArray[np.float32]]:
+    grids = inferred.plan_geometry, inferred.file_geometry
+    for slab in restore_slabs(channel, *grids, decode=inferred.store.decode):
+        inferred.store.release()
+        yield slab
 
 
 def case_id(path: Path) -> str:

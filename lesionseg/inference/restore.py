@@ -1,17 +1,22 @@
 """From the plan's grid back to the grid of the scan's own file."""
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import torch
 from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
 from lesionseg.core import Geometry
 from lesionseg.errors import GeometryError
-from lesionseg.ops.resample import resample_linear
+from lesionseg.ops.resample import linear_slabs
 
 _EXACT_VOX = 1e-3
+# rows restored at a time
+_SLAB_ROWS = 16
 
 
 @dataclass(frozen=True)
@@ -26,38 +31,64 @@ class SignedPermutation:
     signs: tuple[int, ...]
     offsets: tuple[int, ...]
 
-    def apply(self, array: NDArray[np.float32], shape: tuple[int, ...]) -> NDArray[np.float32]:
+    def slabs(self, array: NDArray[Any], shape: tuple[int, ...]) -> Iterator[NDArray[Any]]:
         """`array` `[*plan]` read on the file's grid; 0 where the plan's grid does not reach."""
-        out = np.zeros(shape, dtype=array.dtype)
-        spans = [
+        first, *rest = (
             _span(n_out, array.shape[axis], sign, offset)
             for n_out, axis, sign, offset in zip(
                 shape, self.axes, self.signs, self.offsets, strict=True
             )
-        ]
-        seen = array.transpose(self.axes)
-        out[tuple(span[0] for span in spans)] = seen[tuple(span[1] for span in spans)]
-        return out
+        )
+        seen = array.transpose(self.axes)[tuple(span[1] for span in (first, *rest))]
+        reached = first[0]
+        for start in range(0, shape[0], _SLAB_ROWS):
+            stop = min(start + _SLAB_ROWS, shape[0])
+            out = np.zeros((stop - start, *shape[1:]), dtype=array.dtype)
+            a, b = max(start, reached.start), min(stop, reached.stop)
+            if a < b:
+                rows = slice(a - start, b - start)
+                there = (rows, *(span[0] for span in rest))
+                out[there] = seen[a - reached.start : b - reached.start]
+            yield out
 
 
 def restore(
     probabilities: Float[Tensor, "k *plan"], plan_geometry: Geometry, file_geometry: Geometry
 ) -> NDArray[np.float32]:
-    """Probabilities `[K, *file]` float32 on the file's grid.
+    """Probabilities `[K, *file]` float32 on the file's grid; see `restore_slabs`."""
+    out = np.empty((len(probabilities), *file_geometry.shape), dtype=np.float32)
+    for channel, there in zip(probabilities, out, strict=True):
+        row = 0
+        for slab in restore_slabs(channel, plan_geometry, file_geometry):
+            there[row : row + len(slab)] = slab
+            row += len(slab)
+    return out
 
-    Exact when the grids differ only by flips, axis order and whole voxels; otherwise linear, a
-    slab at a time. 0 where the plan's grid does not reach. Raises `GeometryError` when the
-    probabilities do not lie on `plan_geometry` or the numbers of axes differ.
+
+def restore_slabs(
+    probabilities: Float[Tensor, "*plan"],
+    plan_geometry: Geometry,
+    file_geometry: Geometry,
+    *,
+    decode: Callable[[Tensor], Tensor] = Tensor.float,
+) -> Iterator[NDArray[np.float32]]:
+    """One channel's probabilities on the file's grid, some rows `[rows, *file[1:]]` at a time.
+
+    Exact when the grids differ only by flips, axis order and whole voxels; otherwise linear; 0
+    where the plan's grid does not reach. `decode` turns stored numbers into probabilities, 0 into
+    0. Raises `GeometryError` when the probabilities do not lie on `plan_geometry` or the numbers of
+    axes differ.
     """
-    _refuse_misfit(tuple(probabilities.shape[1:]), plan_geometry, file_geometry)
+    _refuse_misfit(tuple(probabilities.shape), plan_geometry, file_geometry)
     matrix = np.linalg.inv(plan_geometry.affine) @ file_geometry.affine
     exact = signed_permutation(matrix, file_geometry.shape)
-    if exact is None:
-        resampled = resample_linear(probabilities, matrix, file_geometry.shape)
-        return resampled.cpu().numpy()
-    array = probabilities.float().cpu().numpy()
-    restored = [exact.apply(channel, file_geometry.shape) for channel in array]
-    return np.stack(restored) if len(restored) > 1 else restored[0][np.newaxis]
+    if exact is not None:
+        for stored in exact.slabs(probabilities.cpu().numpy(), file_geometry.shape):
+            yield decode(torch.from_numpy(stored)).numpy()
+        return
+    shape = file_geometry.shape
+    for _, slab in linear_slabs(probabilities[None], matrix, shape, slab=_SLAB_ROWS, decode=decode):
+        yield slab[0].cpu().numpy()
 
 
 def signed_permutation(

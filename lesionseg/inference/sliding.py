@@ -1,23 +1,27 @@
-"""A network slid over a whole volume in overlapping tiles."""
+"""A network slid over whole volumes in overlapping tiles."""
 
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
 from itertools import combinations
-from math import prod
+from time import perf_counter
+from typing import Generic, Self, TypeVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn import functional
 
-from lesionseg.data.tiling import TileGrid
-from lesionseg.errors import GeometryError
+from lesionseg.errors import ConfigError, GeometryError
 from lesionseg.inference.probabilities import label_probabilities
-from lesionseg.inference.stitch import Stitcher
+from lesionseg.inference.settings import InferenceSettings
+from lesionseg.inference.slide import Slide
+from lesionseg.inference.store import Store
 from lesionseg.models.precision import fast_dtype, fast_memory_format
-from lesionseg.ops.windows import gaussian_weight
 from lesionseg.plan.plan import Plan
 
 OnTile = Callable[[int, int], None]
+Tag = TypeVar("Tag")
 
 
 def predict_probabilities(
@@ -32,38 +36,169 @@ def predict_probabilities(
     dtype: torch.dtype | None = None,
     on_tile: OnTile | None = None,
 ) -> Float[Tensor, "k *spatial"]:
-    """Probabilities `[K, *spatial]` float32 of the K lesion labels, on the image's grid.
+    """Probabilities `[K, *spatial]` float32 of the K channels of the plan, on the image's grid.
 
-    `image` is prepared for `plan`. Logits become probabilities before tiles are averaged, with
-    Gaussian weights; what the focal loss did to them is undone (`plan.link`). Softmax's
-    background channel is dropped. `flips` averages the probabilities
-    over the mirrored images too (`flip_axes`). `device` None is the network's; the result stays
-    there if it fits. `dtype` bfloat16 or float16 computes under autocast, float32 without, None
-    chooses (`models.precision`). `on_tile(done, total)` is called after every batch. The network is
-    put into eval mode. Raises `GeometryError` for an image or output that does not fit the plan.
+    `image` is prepared for `plan`; see `Slide` and `Slider` for the rest.
     """
-    _refuse_misfit(image, plan)
-    device = device or device_of(network)
-    dtype = dtype or fast_dtype(device)
-    layout = fast_memory_format(plan.dims, dtype, device)
-    # torch's own stub does not know the keyword
-    network = network.to(device=device, memory_format=layout).eval()  # type: ignore[call-overload]
-    grid = TileGrid(tuple(image.shape[1:]), plan.tile_shape, overlap)
-    home = _home(device, (len(image) + len(plan.label_values) + 1) * prod(grid.padded_shape))
-    padded = _pad(image.to(device=home, dtype=torch.float32), grid)
-    weight = gaussian_weight(plan.tile_shape)
-    stitcher = Stitcher(grid.padded_shape, len(plan.label_values), weight, device=home)
-    size = batch_size or (plan.batch_size if device.type == "cuda" else 1)
-    views = flip_axes(plan) if flips else ((),)
-    with torch.inference_mode(), _autocast(device, dtype):
-        for batch in _batches(len(grid), size):
-            tiles = torch.stack([padded[(slice(None), *grid.slices(i))] for i in batch])
-            outputs = _mean_over_flips(network, tiles.to(device), plan, views)
-            for i, output in zip(batch, outputs, strict=True):
-                stitcher.add(output, grid.slices(i))
-            if on_tile is not None:
-                on_tile(batch[-1] + 1, len(grid))
-    return stitcher.finish()[(slice(None), *grid.inside)]
+    slider = Slider(
+        (network,), plan, batch_size=batch_size, flips=flips, device=device, dtype=dtype
+    )
+    store = Store((len(plan.label_values), *image.shape[1:]), dtype=torch.float32)
+    slide = Slide(image, plan, store, overlap=overlap, device=slider.device)
+    for _ in slider.run(iter([Task(None, slide)]), on_tile=on_tile):
+        if slide.error is not None:
+            raise slide.error
+    return store.values
+
+
+@dataclass(frozen=True, eq=False)
+class Task(Generic[Tag]):
+    """A slide and what goes with it; without a slide it only keeps its place in the order."""
+
+    tag: Tag
+    slide: Slide | None
+
+
+class Slider:
+    """Networks at work on a device: the mean of what they say of a batch of tiles.
+
+    Logits become probabilities before anything is averaged; what the focal loss did to them is
+    undone (`plan.link`), softmax's background is dropped. `flips` averages over the mirrored
+    images too (`flip_axes`). `device` None is the network's. `dtype` bfloat16 or float16 computes
+    under autocast, float32 without, None chooses (`models.precision`). `batch_size` None is the
+    plan's on a GPU and 1 on a CPU; a batch holds tiles of several images and is always full, with
+    zeros where tiles are lacking, so that no tile's result depends on what else is predicted.
+    The networks are put into eval mode. Raises `ConfigError` without a network.
+    """
+
+    def __init__(
+        self,
+        networks: Sequence[nn.Module],
+        plan: Plan,
+        *,
+        batch_size: int | None = None,
+        flips: bool = False,
+        device: torch.device | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        if not networks:
+            raise ConfigError("A predictor needs a network.", where="bundle")
+        self.plan, self.device = plan, device or device_of(networks[0])
+        self._dtype = dtype or fast_dtype(self.device)
+        layout = fast_memory_format(plan.dims, self._dtype, self.device)
+        self._networks = [
+            # torch's own stub does not know the keyword
+            n.to(device=self.device, memory_format=layout).eval()  # type: ignore[call-overload]
+            for n in networks
+        ]
+        self.batch_size = batch_size or (plan.batch_size if self.device.type == "cuda" else 1)
+        self._views = flip_axes(plan) if flips else ((),)
+
+    @classmethod
+    def by_settings(
+        cls,
+        networks: Sequence[nn.Module],
+        plan: Plan,
+        settings: InferenceSettings,
+        device: torch.device | None = None,
+    ) -> Self:
+        """The slider that a user's settings ask for."""
+        if device is None and networks:
+            device = device_of(networks[0])
+        return cls(
+            networks,
+            plan,
+            batch_size=settings.batch_size,
+            flips=settings.flips,
+            device=device,
+            dtype=None if device is None else settings.dtype(device),
+        )
+
+    def run(
+        self,
+        tasks: Iterator[Task[Tag]],
+        *,
+        ready: Callable[[], bool] = lambda: True,
+        on_tile: OnTile | None = None,
+    ) -> Iterator[Task[Tag]]:
+        """Yield the tasks in order, each when its slide is complete or has an `error`.
+
+        `ready()` tells whether the next task can be had without waiting; if not, tiles are not
+        kept waiting for company. `on_tile(done, total)` is called after every batch.
+        """
+        waiting: list[_Tile] = []
+        opened: deque[Task[Tag]] = deque()
+        for task in tasks:
+            opened.append(task)
+            tiles = _tiles(task.slide)
+            while tiles:
+                waiting.append(tiles.pop(0))
+                if len(waiting) == self.batch_size:
+                    self._compute(waiting, on_tile)
+            del task  # nothing here holds on to a volume while the next one is waited for
+            if not ready():
+                self._compute(waiting, on_tile)
+            while opened and (opened[0].slide is None or opened[0].slide.is_closed):
+                yield opened.popleft()
+        self._compute(waiting, on_tile)
+        yield from opened
+
+    def probabilities(self, tiles: Float[Tensor, "b c *tile"]) -> Float[Tensor, "b k *tile"]:
+        """Mean over networks and mirrored views, float32; raises `GeometryError` for a misfit."""
+        total: Tensor | None = None
+        for network in self._networks:
+            for axes in self._views:
+                turned = [axis + 2 for axis in axes]
+                found = self._one(network, tiles.flip(turned) if axes else tiles)
+                found = found.flip(turned) if axes else found
+                total = found if total is None else total + found
+        n = len(self._networks) * len(self._views)
+        return torch.as_tensor(total) if n == 1 else torch.as_tensor(total) / n
+
+    def _one(self, network: nn.Module, tiles: Tensor) -> Tensor:
+        logits: Tensor = network(tiles)[0]
+        n_expected = len(self.plan.label_values) + (self.plan.activation == "softmax")
+        if logits.shape != (len(tiles), n_expected, *tiles.shape[2:]):
+            raise GeometryError(
+                "The network's output does not fit the plan.",
+                seen=tuple(logits.shape),
+                expected=(len(tiles), n_expected, *tiles.shape[2:]),
+            )
+        return label_probabilities(logits, self.plan)
+
+    def _compute(self, waiting: list["_Tile"], on_tile: OnTile | None) -> None:
+        """Compute the tiles that wait; what goes wrong is the error of all their slides."""
+        batch, waiting[:] = [t for t in waiting if t.slide.error is None], []
+        if not batch:
+            return
+        begin = perf_counter()
+        try:
+            with ExitStack() as stack:
+                stack.enter_context(torch.inference_mode())
+                stack.enter_context(_autocast(self.device, self._dtype))
+                tiles = [t.slide.tile(t.i) for t in batch]
+                tiles += [torch.zeros_like(tiles[0])] * (self.batch_size - len(tiles))
+                # tiles of one batch may lie on different devices
+                outputs = self.probabilities(torch.stack([t.to(self.device) for t in tiles]))
+                for tile, output in zip(batch, outputs[: len(batch)], strict=True):
+                    tile.slide.put(tile.i, output)
+        except Exception as error:
+            for tile in batch:
+                tile.slide.error = error
+        for tile in batch:
+            tile.slide.seconds += (perf_counter() - begin) / len(batch)
+        if on_tile is not None:
+            on_tile(batch[-1].i + 1, len(batch[-1].slide))
+
+
+@dataclass(frozen=True)
+class _Tile:
+    slide: Slide
+    i: int
+
+
+def _tiles(slide: Slide | None) -> list[_Tile]:
+    return [] if slide is None else [_Tile(slide, i) for i in range(len(slide))]
 
 
 def flip_axes(plan: Plan) -> tuple[tuple[int, ...], ...]:
@@ -76,62 +211,12 @@ def flip_axes(plan: Plan) -> tuple[tuple[int, ...], ...]:
     return tuple(c for n in range(len(axes) + 1) for c in combinations(axes, n))
 
 
-def _autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
-    on = dtype != torch.float32
-    return torch.autocast(device.type, dtype=dtype if on else torch.bfloat16, enabled=on)
-
-
-def _mean_over_flips(
-    network: nn.Module, tiles: Tensor, plan: Plan, views: Sequence[tuple[int, ...]]
-) -> Tensor:
-    total: Tensor | float = 0.0
-    for axes in views:
-        flipped = [axis + 2 for axis in axes]
-        total = total + _probabilities(network, tiles.flip(flipped), plan).flip(flipped)
-    return torch.as_tensor(total) / len(views)
-
-
-def _probabilities(network: nn.Module, tiles: Tensor, plan: Plan) -> Tensor:
-    logits: Tensor = network(tiles)[0].float()
-    n_expected = len(plan.label_values) + (plan.activation == "softmax")
-    if logits.shape != (len(tiles), n_expected, *tiles.shape[2:]):
-        raise GeometryError(
-            "The network's output does not fit the plan.",
-            seen=tuple(logits.shape),
-            expected=(len(tiles), n_expected, *tiles.shape[2:]),
-        )
-    return label_probabilities(logits, plan)
-
-
-def _pad(image: Tensor, grid: TileGrid) -> Tensor:
-    """Zeros around an image smaller than the tile, as in training."""
-    amounts = [n for before_after in reversed(grid.pad) for n in before_after]
-    return functional.pad(image, amounts) if any(amounts) else image
-
-
-def _batches(n: int, size: int) -> Iterator[list[int]]:
-    for start in range(0, n, size):
-        yield list(range(start, min(start + size, n)))
-
-
-def _home(device: torch.device, n_values: int) -> torch.device:
-    """Where image and sums lie: on the device if float32 values fill less than half its room."""
-    if device.type == "cuda" and 4 * n_values > torch.cuda.mem_get_info(device)[0] / 2:
-        return torch.device("cpu")
-    return device
-
-
 def device_of(network: nn.Module) -> torch.device:
     """Where the network's weights lie; the CPU when it has none."""
     first = next(network.parameters(), None)
     return torch.device("cpu") if first is None else first.device
 
 
-def _refuse_misfit(image: Tensor, plan: Plan) -> None:
-    expected = (len(plan.channel_names), plan.dims)
-    if (image.shape[0], image.ndim - 1) != expected:
-        raise GeometryError(
-            "The image does not fit the plan.",
-            seen=f"{image.shape[0]} channels and {image.ndim - 1} spatial axes",
-            expected=f"{expected[0]} channels and {expected[1]} spatial axes",
-        )
+def _autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
+    on = dtype != torch.float32
+    return torch.autocast(device.type, dtype=dtype if on else torch.bfloat16, enabled=on)

@@ -1,6 +1,11 @@
-"""Overlapping tile outputs put together to one volume: a weighted average."""
+"""Overlapping tile outputs put together to one volume: a weighted average, a few rows at a time.
 
-from collections.abc import Sequence
+rows ──▶  done   │   at work: one tile high   │  to come
+─────────────────┼────────────────────────────┼──────────
+  handed over    │ ▣▣▣▣▣ tiles begin here     │
+"""
+
+from collections.abc import Callable, Sequence
 
 import torch
 from jaxtyping import Float
@@ -8,19 +13,24 @@ from torch import Tensor
 
 from lesionseg.errors import ContentError, GeometryError
 
+TakeRows = Callable[[int, Tensor], None]
+
 
 class Stitcher:
     """Weighted average of overlapping tile outputs `[K, *tile]` on a grid `[K, *shape]`.
 
-    `weight` `[*tile]` positive, the same for each tile and channel; the sums are float32 on
-    `device` (the weight's when None): one accumulator of K channels and one weight map. Feed every
-    tile to `add`, then call `finish` once.
+    `weight` `[*tile]` positive, the same for each tile and channel. Tiles come by ascending first
+    row. Once no later tile can reach them, rows are handed to `take_rows(first_row, average)`,
+    `[K, rows, *shape[1:]]` float32, in order and each once; the sums behind them are held for one
+    tile's height only, in float32 on `device` (the weight's when None). Voxels that no tile covered
+    are refused, or 0 with `gaps`. Feed every tile to `add`, then call `finish` once.
 
-    >>> stitcher = Stitcher((3,), 1, torch.ones(2))
+    >>> stitcher = Stitcher((3,), 1, torch.ones(2), lambda row, p: print(row, p.tolist()))
     >>> stitcher.add(torch.tensor([[1.0, 1.0]]), (slice(0, 2),))
     >>> stitcher.add(torch.tensor([[3.0, 3.0]]), (slice(1, 3),))
-    >>> stitcher.finish().tolist()
-    [[1.0, 2.0, 3.0]]
+    0 [[1.0]]
+    >>> stitcher.finish()
+    1 [[2.0, 3.0]]
     """
 
     def __init__(
@@ -28,7 +38,9 @@ class Stitcher:
         shape: Sequence[int],
         n_channels: int,
         weight: Float[Tensor, "*tile"],
+        take_rows: TakeRows,
         *,
+        gaps: bool = False,
         device: torch.device | None = None,
     ) -> None:
         if weight.ndim != len(shape) or not bool((weight > 0).all()):
@@ -38,35 +50,62 @@ class Stitcher:
                 expected=f"{len(shape)} axes",
             )
         self._weight = weight.to(device=device, dtype=torch.float32)
-        target = self._weight.device
-        self._sum = torch.zeros((n_channels, *shape), dtype=torch.float32, device=target)
-        self._total = torch.zeros(tuple(shape), dtype=torch.float32, device=target)
-        self._finished = False
+        self._shape, self._take_rows, self._gaps = tuple(shape), take_rows, gaps
+        held = (len(weight), *self._shape[1:])
+        self._sum = self._weight.new_zeros((n_channels, *held))
+        self._total = self._weight.new_zeros(held)
+        self._first_row, self._finished = 0, False
 
     def add(self, tile_output: Float[Tensor, "k *tile"], slices: Sequence[slice]) -> None:
-        """Add one tile's output at its place; raises `GeometryError` when it does not fit there."""
+        """Add one tile's output at its place.
+
+        Raises `GeometryError` when it does not fit there, or comes after a tile of a later row.
+        """
         self._refuse_after_end()
-        where = tuple(slices)
-        target, total = self._sum[(slice(None), *where)], self._total[where]
-        if tile_output.shape != target.shape or total.shape != self._weight.shape:
+        rows, *rest = slices
+        expected = (len(self._sum), *self._weight.shape)
+        inside = all(s.start >= 0 and s.stop <= n for s, n in zip(slices, self._shape, strict=True))
+        spans = tuple(s.stop - s.start for s in slices)
+        if tile_output.shape != expected or spans != expected[1:] or not inside:
             raise GeometryError(
                 "A tile's output does not fit its place in the volume.",
-                seen=tuple(tile_output.shape),
-                expected=(target.shape[0], *self._weight.shape),
+                seen=(tuple(tile_output.shape), [(s.start, s.stop) for s in slices]),
+                expected=expected,
             )
-        target.addcmul_(tile_output.to(target), self._weight)
-        total.add_(self._weight)
+        if rows.start < self._first_row:
+            raise GeometryError(
+                "A tile comes too late: its first rows are handed over.",
+                seen=rows.start,
+                expected=f"{self._first_row} or later",
+            )
+        self._hand_over(rows.start)
+        self._sum[(slice(None), slice(None), *rest)].addcmul_(
+            tile_output.to(self._sum), self._weight
+        )
+        self._total[(slice(None), *rest)].add_(self._weight)
 
-    def finish(self) -> Float[Tensor, "k *shape"]:
-        """The weighted average, once; raises `ContentError` where no tile fell."""
+    def finish(self) -> None:
+        """Hand over the last rows, once; raises `ContentError` where no tile fell."""
         self._refuse_after_end()
-        uncovered = int((self._total == 0).sum())
-        if uncovered:
-            raise ContentError("No tile covers part of the volume.", seen=f"{uncovered} voxels")
+        self._hand_over(self._shape[0])
         self._finished = True
-        average = self._sum.div_(self._total)
-        del self._sum, self._total
-        return average
+
+    def _hand_over(self, end: int) -> None:
+        """Hand over all rows before `end`, and move the rest to the front."""
+        while self._first_row < end:
+            n = min(end - self._first_row, len(self._total))
+            total = self._total[:n]
+            uncovered = 0 if self._gaps else int((total == 0).sum())
+            if uncovered:
+                raise ContentError("No tile covers part of the volume.", seen=f"{uncovered} voxels")
+            # where the total is 0, so is the sum
+            average = self._sum[:, :n] / total.clamp_min(torch.finfo(torch.float32).tiny)
+            self._take_rows(self._first_row, average)
+            left = len(self._total) - n
+            for held in (self._sum, self._total[None]):
+                held[:, :left] = held[:, n:].clone()
+                held[:, left:] = 0
+            self._first_row += n
 
     def _refuse_after_end(self) -> None:
         if self._finished:

@@ -41,18 +41,32 @@ def resample_linear(
 
 
 def linear_slabs(
-    array: Shaped[Tensor, "c *inp"], matrix: ArrayLike, out_shape: Sequence[int], *, slab: int = 32
+    array: Shaped[Tensor, "c *inp"],
+    matrix: ArrayLike,
+    out_shape: Sequence[int],
+    *,
+    slab: int = 32,
+    decode: Callable[[Tensor], Tensor] = Tensor.float,
 ) -> Iterator[tuple[slice, Float[Tensor, "c rows *rest"]]]:
-    """What `resample_linear` gives, `slab` rows of the output at a time, with the rows' place."""
+    """What `resample_linear` gives, `slab` rows of the output at a time, with the rows' place.
+
+    `decode` turns stored numbers into those to interpolate between; where axes do not mix, only
+    the rows that are read are decoded.
+    """
     plan = _plan(array, matrix, out_shape)
-    lines = [] if plan.source is None else [plan.line(axis) for axis in range(len(plan.source))]
     if plan.source is None:
-        array = array.float()
-    for rows in _slabs(out_shape[0], slab):
-        if plan.source is None:
+        array = decode(array)
+        for rows in _slabs(out_shape[0], slab):
             yield rows, _sample_linear(array, plan.coordinates(rows))
-        else:
-            yield rows, _by_axes(array, plan.source, [lines[0][rows], *lines[1:]], _take_linear)
+        return
+    lines = [plan.line(axis) for axis in range(len(plan.source))]
+    along, last = 1 + plan.source[0], array.shape[1 + plan.source[0]] - 1
+    for rows in _slabs(out_shape[0], slab):
+        x = lines[0][rows]
+        first = int(np.clip(np.floor(x.min()), 0, last))
+        n = int(np.clip(np.floor(x.max()) + 1, 0, last)) - first + 1
+        read = decode(array.narrow(along, first, n))
+        yield rows, _by_axes(read, plan.source, [x - first, *lines[1:]], _take_linear)
 
 
 def resample_nearest(

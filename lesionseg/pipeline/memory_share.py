@@ -1,30 +1,32 @@
 """How many cases may be in memory at once: each takes its share of a budget, or waits."""
 
 import threading
+from math import prod
 from pathlib import Path
 
 from lesionseg.core import Geometry
 from lesionseg.pipeline.stages import Halt
+from lesionseg.plan.plan import Plan
 
 # the most that a case needs at one time, in copies of its larger grid in float32
 COPIES = 2.5
 # of what the machine has free at the start
 _DEFAULT_SHARE = 0.6
+# bytes a voxel of the file for instances and masks while they are written
+_DECISION = 8
 _GIB = 2**30
 
 
-def needed_bytes(file_geometry: Geometry, spacing_mm: tuple[float, ...], n_channels: int) -> int:
-    """Memory that a case takes at most on its way through the pipeline, network left out."""
-    n_file = n_plan = 1.0
-    for n, own, wanted in zip(
-        file_geometry.shape,
-        sorted(file_geometry.spacing_mm),
-        sorted(spacing_mm),
-        strict=True,
-    ):
-        n_file *= n
-        n_plan *= n * own / wanted
-    return int(4 * COPIES * n_channels * max(n_file, n_plan))
+def needed_bytes(geometry: Geometry, plan: Plan) -> int:
+    """Memory that a case on a file's grid takes at most on its way, the network left out.
+
+    Two copies of the image, file and plan, or image and probabilities, and half a one to spare.
+    """
+    finer = prod(geometry.spacing_mm) / prod(plan.spacing_mm)
+    n_voxels = prod(geometry.shape) * max(1.0, finer)
+    image = 4 * len(plan.channel_names)
+    probabilities = 2 * len(plan.label_values)
+    return int(n_voxels * max(COPIES * image, image + probabilities + _DECISION))
 
 
 def default_budget() -> int:

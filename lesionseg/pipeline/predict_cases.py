@@ -22,7 +22,7 @@ from lesionseg.models.build import NetworkFactory
 from lesionseg.pipeline.memory_share import MemoryBudget, default_budget, needed_bytes
 from lesionseg.pipeline.predict_table import PredictionRow, Status
 from lesionseg.pipeline.predict_write import SaveProbabilities, Targets, write_case
-from lesionseg.pipeline.stages import Halt, overlapped
+from lesionseg.pipeline.stages import Halt, Queue, overlapped
 
 logger = logging.getLogger(__name__)
 
@@ -89,8 +89,14 @@ class _Work:
     seconds: float = 0.0
     input: str = ""
     key: str = ""
+    n_bytes: int = 0
     prepared: Prepared | None = None
     inferred: Inferred | None = None
+
+    def hand_over(self) -> Prepared | None:
+        """What was prepared; it is no longer held here."""
+        prepared, self.prepared = self.prepared, None
+        return prepared
 
 
 class _Passage:
@@ -118,12 +124,20 @@ class _Passage:
 
     def infer(self, works: Iterator[_Work], halt: Halt) -> Iterator[_Work]:
         """Step 2: the network, tile by tile."""
-        for work in works:
+        found = self.predictor.infer_all(
+            ((work, work.hand_over()) for work in works),
+            ready=works.ready if isinstance(works, Queue) else lambda: True,
+            on_tile=lambda *_: halt.check(),
+            spill=self._spill,
+        )
+        for work, outcome in found:
             with self._guarded(work):
-                if work.prepared is not None:
-                    prepared, work.prepared = work.prepared, None
-                    work.inferred = self.predictor.infer(prepared, on_tile=lambda *_: halt.check())
-                    del prepared
+                if isinstance(outcome, Exception):
+                    raise outcome
+            if outcome is not None:
+                work.inferred = outcome
+                work.seconds += outcome.seconds
+            del outcome
             yield work
 
     def write(self, works: Iterator[_Work], _: Halt) -> Iterator[_Work]:
@@ -131,10 +145,9 @@ class _Passage:
         for work in works:
             with self._guarded(work):
                 if work.inferred is not None:
-                    inferred, work.inferred = work.inferred, None
-                    counts = write_case(self.predictor, inferred, work.files, self.targets)
+                    counts = write_case(self.predictor, work.inferred, work.files, self.targets)
                     work.row = replace(self._row(work, "done"), **counts)
-                    del inferred
+            work.inferred = None
             self.budget.give_back(work.files.case)
             yield work
 
@@ -148,9 +161,15 @@ class _Passage:
         self.targets.clear(files, plan)
         geometry = read_geometry(files.images[0], raster_mm=self.job.raster_mm, tilt=self.job.tilt)
         if geometry.dims == plan.dims:  # else reading it says so
-            n_bytes = needed_bytes(geometry, plan.spacing_mm, len(plan.channel_names))
-            self.budget.take(files.case, n_bytes, halt)
-        work.prepared = self.predictor.prepare(self.predictor.read(files), files.case)
+            work.n_bytes = needed_bytes(geometry, plan)
+            self.budget.take(files.case, work.n_bytes, halt)
+        work.prepared = self.predictor.prepare(
+            self.predictor.read(files), files.case, overwrite=True
+        )
+
+    def _spill(self, work: _Work) -> Path | None:
+        """Where probabilities go that would not fit beside the rest."""
+        return self.job.output if work.n_bytes > self.budget.total_bytes else None
 
     def _kept(self, work: _Work) -> PredictionRow | None:
         """The row of an earlier run, if it was done with the same key and its files are there."""

@@ -1,6 +1,7 @@
 """What a predicted case leaves in the output folder, and how it gets there."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypedDict
@@ -10,6 +11,7 @@ from numpy.typing import NDArray
 
 from lesionseg.core import CaseFiles, Geometry, Volume
 from lesionseg.inference.predictor import Inferred, Predictor
+from lesionseg.inference.regions import collect_above
 from lesionseg.io.predictions import write_prediction
 from lesionseg.io.volumes import result_suffix, write_volume
 from lesionseg.plan.plan import Plan
@@ -61,28 +63,45 @@ def write_case(
     predictor: Predictor, inferred: Inferred, files: CaseFiles, targets: Targets
 ) -> Counts:
     """Restore, find candidates and write; the candidates' file comes last."""
-    channels = predictor.restored(inferred)
-    if targets.save_probabilities != "none":
-        channels = _saving(channels, inferred.file_geometry, files, targets, predictor.plan)
-    prediction = predictor.decide(channels, inferred.file_geometry, files.case)
-    suffix = result_suffix(files.images[0], predictor.plan.dims)
+    geometry, plan = inferred.file_geometry, predictor.plan
+    found = []
+    for slabs, label in zip(predictor.restored(inferred), plan.label_values, strict=True):
+        with saving(targets, files, geometry, plan, label) as save:
+            found.append(collect_above(map(save, slabs), geometry.shape, plan.candidate_rule))
+    inferred.store.close()
+    prediction = predictor.decide(found, geometry, files.case)
+    suffix = result_suffix(files.images[0], plan.dims)
     write_prediction(targets.folder, prediction, suffix=suffix, like=files.images[0])
     accepted = sum(c.accepted for c in prediction.candidates)
     return {"n_candidates": len(prediction.candidates), "n_accepted": accepted}
 
 
-def _saving(
-    channels: Iterator[NDArray[np.float32]],
-    geometry: Geometry,
-    files: CaseFiles,
-    targets: Targets,
-    plan: Plan,
-) -> Iterator[NDArray[np.float32]]:
-    """Write each label's probabilities on their way."""
-    for channel, label in zip(channels, plan.label_values, strict=True):
-        volume = Volume(channel[np.newaxis], geometry)
-        write_volume(targets.probability_path(files, plan, label), volume, like=files.images[0])
-        yield channel
+@contextmanager
+def saving(
+    targets: Targets, files: CaseFiles, geometry: Geometry, plan: Plan, label: int
+) -> Iterator[Callable[[NDArray[np.float32]], NDArray[np.float32]]]:
+    """Yield a function that notes each slab and passes it on; at the end they are written.
+
+    uint8 holds p · 255, rounded. float16 is kept in half the memory and, as most formats have no
+    such number, written as float32: what is lost to rounding compresses to nothing.
+    """
+    if targets.save_probabilities == "none":
+        yield lambda slab: slab
+        return
+    kept = np.empty(geometry.shape, dtype=targets.save_probabilities)
+    factor = 255.0 if targets.save_probabilities == "uint8" else 1.0
+    row = 0
+
+    def note(slab: NDArray[np.float32]) -> NDArray[np.float32]:
+        nonlocal row
+        values = np.rint(slab * factor) if factor != 1.0 else slab
+        kept[row : row + len(slab)] = values
+        row += len(slab)
+        return slab
+
+    yield note
+    volume = Volume(kept[np.newaxis], geometry)
+    write_volume(targets.probability_path(files, plan, label), volume, like=files.images[0])
 
 
 def _literal(name: str) -> str:

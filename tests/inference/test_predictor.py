@@ -259,8 +259,8 @@ def test_an_ensemble_averages_the_probabilities_of_its_members(
     tiles: list[tuple[int, int]] = []
     together = Predictor(Bundle(members[0], plan, (members[1],)))
     both = together.probabilities(volume, on_tile=lambda done, total: tiles.append((done, total)))
-    assert np.allclose(both, (alone[0] + alone[1]) / 2, atol=1e-6)
-    assert tiles[-1] == (2, 2)
+    assert np.allclose(both, (alone[0] + alone[1]) / 2, atol=3e-4)  # kept as float16
+    assert tiles[-1] == (1, 1)
 
 
 def test_candidates_carry_the_calibrated_chance(rng: np.random.Generator, plan: Plan) -> None:
