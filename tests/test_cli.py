@@ -123,3 +123,19 @@ def test_an_unknown_operating_point_is_refused_before_anything_is_read(
 ) -> None:
     assert run("train", ["data.root=nowhere", "operating_point=fp_per_case:3"]) == 2
     assert "fp_per_case:1" in capsys.readouterr().err
+
+
+def test_a_run_directory_may_name_its_fold() -> None:
+    cfg = compose("train", ["data.root=x", "data.fold=2", "run_dir=runs/cv/fold_${data.fold}"])
+    assert cfg.run_dir == "runs/cv/fold_2"
+
+
+def test_ctrl_c_is_no_error_but_leaves_with_130(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(_: object) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("lesionseg.cli._call", interrupted)
+    assert run("train", ["data.root=x"]) == 130
+    assert "the same command resumes" in capsys.readouterr().err

@@ -12,6 +12,7 @@ import numpy as np
 from lesionseg.core import CaseFiles, Dataset, Role
 from lesionseg.errors import DatasetError
 from lesionseg.io.atomic import read_json
+from lesionseg.plan.folds import deal
 
 logger = logging.getLogger(__name__)
 
@@ -160,7 +161,7 @@ def _kth_fold(
         return _hold_fold(open_roles, folds, fold)
     units = _units([c for c in dataset.cases if open_roles.get(c.case) == "train"])
     _require_fold(fold, min(n_folds, len(units)), dataset.root)
-    dealt = _deal(units, burden, sizes, n_folds, np.random.default_rng(seed))
+    dealt = deal(units, burden, sizes, n_folds, np.random.default_rng(seed))
     held = {case for name in dealt[fold] for case in units[name]}
     note = f"fold {fold} of {n_folds}, dealt out by group, balanced by lesions and their size"
     return _with_validation(open_roles, held), note
@@ -174,41 +175,6 @@ def _require_fold(fold: int, n_folds: int, where: Path) -> None:
             seen=f"data.fold={fold}",
             expected=f"0 to {n_folds - 1}: there are not more folds, or groups to fill them",
         )
-
-
-def _deal(
-    units: Mapping[str, Sequence[str]],
-    burden: Mapping[str, int],
-    sizes: Mapping[str, float],
-    n_folds: int,
-    rng: np.random.Generator,
-) -> list[list[str]]:
-    """Units in `n_folds` hands: sorted by burden in blocks, by size within, dealt at random."""
-    weight = {name: sum(burden[case] for case in cases) for name, cases in units.items()}
-    size = {n: float(np.median([sizes.get(c, 0.0) for c in cases])) for n, cases in units.items()}
-    names = sorted(weight)
-    shuffled = [names[i] for i in rng.permutation(len(names))]
-    by_burden = sorted(shuffled, key=lambda name: weight[name])
-    free = [name for name in by_burden if weight[name] == 0]
-    rest = by_burden[len(free) :]
-    wide = n_folds * max(1, round(len(rest) / (3 * n_folds)))  # about three classes of burden
-    classes = [free, *(rest[i : i + wide] for i in range(0, len(rest), wide))]
-    ordered = [name for members in classes for name in sorted(members, key=lambda n: size[n])]
-    hands: list[list[str]] = [[] for _ in range(n_folds)]
-    for start in range(0, len(ordered), n_folds):
-        block = ordered[start : start + n_folds]
-        for name, hand in zip(block, rng.permutation(n_folds), strict=False):
-            hands[int(hand)].append(name)
-    return _filled(hands)
-
-
-def _filled(hands: list[list[str]]) -> list[list[str]]:
-    """No hand is empty where there are units enough: the fullest gives its last."""
-    for hand in hands:
-        fullest = max(hands, key=len)
-        if not hand and len(fullest) > 1:
-            hand.append(fullest.pop())
-    return sorted(hands, key=lambda hand: not hand)
 
 
 def _with_validation(roles: Mapping[str, Role], held: set[str]) -> dict[str, Role]:
