@@ -131,7 +131,9 @@ def size_curve(summary: Summary) -> dict[str, Any]:
         none |= {"diameters_mm": [], "recall": [], "ci95": []}
         return {**none, "reason": edge_cases.TOO_FEW_FOR_CURVE.reason}
     along = np.geomspace(curve.smallest_mm, curve.largest_mm, N_CURVE_POINTS)
-    statistic = size_statistic(diameters, found, summary.pool.lesion_group, along)
+    statistic = size_statistic(
+        diameters, found, summary.pool.lesion_group, len(summary.pool.groups), along
+    )
     support = summary.sums([len(r.lesions) for r in summary.results])
     numbers = summary.estimator.bootstrapped(
         statistic, support, edge_cases.NO_LESION, 4 * len(lesions)

@@ -47,28 +47,29 @@ def fit_logistic(
     return Logistic(float(beta[0] - slope_of_x * middle), slope_of_x)
 
 
-def fit_weighted(
+def fit_counts(
     x: NDArray[np.float64],
-    true: NDArray[np.bool_],
-    weights: NDArray[np.float64],
+    true: NDArray[np.float64],
+    totals: NDArray[np.float64],
+    spread: NDArray[np.float64],
     *,
     ridge: float,
 ) -> NDArray[np.float64]:
-    """Intercept and slope `[fits, 2]` of `fit_logistic` with each row of `weights` `[fits, n]`.
+    """Intercept and slope `[fits, 2]` of `fit_logistic` from counts `[fits, n]` at each x `[n]`.
 
-    x is standardised alike for all fits, by its own mean and spread. A fit without weight stays
-    at 0.
+    `true` of `totals` are true there. `spread` `[n]`: counts by whose mean and deviation x is
+    standardised for all fits alike. A fit without counts stays at 0.
     """
-    middle, spread = float(x.mean()), float(x.std())
-    z = (x - middle) / spread if spread > 0 else np.zeros_like(x)
-    y = true.astype(np.float64)
-    prior = ridge if spread > 0 else 1.0
-    beta = np.zeros((len(weights), 2))
+    middle = float(np.average(x, weights=spread))
+    width = float(np.sqrt(np.average((x - middle) ** 2, weights=spread)))
+    z = (x - middle) / width if width > 0 else np.zeros_like(x)
+    prior = ridge if width > 0 else 1.0
+    beta = np.zeros((len(totals), 2))
     for _ in range(100):
         p = 1 / (1 + np.exp(-np.clip(beta[:, :1] + beta[:, 1:] * z, -30, 30)))
-        left = weights * (y - p)
+        left = true - totals * p
         slope = np.stack([left.sum(1), left @ z - prior * beta[:, 1]], axis=1)
-        w = weights * np.maximum(p * (1 - p), 1e-9)
+        w = totals * np.maximum(p * (1 - p), 1e-9)
         a, b, c = w.sum(1) + 1e-12, w @ z, w @ z**2 + prior
         det = a * c - b**2
         step = np.stack([c * slope[:, 0] - b * slope[:, 1], a * slope[:, 1] - b * slope[:, 0]], 1)
@@ -77,5 +78,5 @@ def fit_weighted(
         beta += step
         if np.abs(step).max(initial=0) < 1e-8:
             break
-    by_x = beta[:, 1] / spread if spread > 0 else np.zeros(len(beta))
+    by_x = beta[:, 1] / width if width > 0 else np.zeros(len(beta))
     return np.stack([beta[:, 0] - by_x * middle, by_x], axis=1)

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from lesionseg.core import Candidate, Geometry, Prediction
 from lesionseg.errors import GeometryError
-from lesionseg.ops.components import mask_boxes
+from lesionseg.ops.components import mask_boxes, present_values
 from lesionseg.ops.resample import resample_nearest
 from lesionseg.ops.size import equivalent_diameter_mm
 
@@ -36,7 +36,7 @@ def onto_grid(prediction: Prediction, geometry: Geometry) -> Prediction:
         moved = tuple(_moved_box(c, matrix, geometry) for c in prediction.candidates)
         return replace(prediction, geometry=geometry, candidates=moved)
     instances = _nearest(prediction.instances, matrix, geometry.shape)
-    ids = set(np.unique(prediction.instances).tolist())
+    ids = set(present_values(prediction.instances))
     _keep_small_ones(instances, [c for c in prediction.candidates if c.id in ids], geometry)
     boxes = mask_boxes(instances, max((c.id for c in prediction.candidates), default=0))
     counts = np.bincount(instances.reshape(-1), minlength=len(boxes) + 1)
@@ -68,7 +68,7 @@ def _keep_small_ones(
     instances: NDArray[np.int32], candidates: Sequence[Candidate], geometry: Geometry
 ) -> None:
     """Give candidates that no voxel of the new grid fell into the voxel nearest to their centre."""
-    present = set(np.unique(instances).tolist())
+    present = set(present_values(instances))
     for candidate in candidates:
         if candidate.id in present:
             continue

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lesionseg.evaluation.bootstrap import Statistic, Weights
-from lesionseg.evaluation.logistic import Logistic, fit_logistic, fit_weighted
+from lesionseg.evaluation.logistic import Logistic, fit_counts, fit_logistic
 
 MIN_FOR_CURVE = 5  # lesions found and lesions missed
 _RIDGE = 1 / 2.5**2
@@ -61,6 +61,7 @@ def size_statistic(
     diameters_mm: NDArray[np.float64],
     found: NDArray[np.bool_],
     group: NDArray[np.int64],
+    n_groups: int,
     along_mm: NDArray[np.float64],
 ) -> Statistic:
     """Statistic: the curve at `along_mm`, and the diameters found with 50 and 90 %.
@@ -68,10 +69,14 @@ def size_statistic(
     `group` `[lesions]`. Those diameters are not held within the observed ones here; they are
     undefined where recall does not grow with size.
     """
-    x = np.log(diameters_mm)
+    values, place = np.unique(diameters_mm, return_inverse=True)  # counts of voxels repeat
+    x, shape = np.log(values), (n_groups, len(values))
+    totals, hits = np.zeros(shape), np.zeros(shape)
+    np.add.at(totals, (group, place), 1)
+    np.add.at(hits, (group[found], place[found]), 1)
 
     def statistic(weights: Weights) -> NDArray[np.float64]:
-        fits = fit_weighted(x, found, weights[:, group], ridge=_RIDGE)
+        fits = fit_counts(x, weights @ hits, weights @ totals, totals.sum(0), ridge=_RIDGE)
         intercept, slope = fits[:, :1], fits[:, 1:]
         curve = 1 / (1 + np.exp(-np.clip(intercept + slope * np.log(along_mm), -500, 500)))
         wanted = np.array([_logit(0.5), _logit(0.9)])

@@ -20,7 +20,7 @@ from lesionseg.io.instances import read_instances
 from lesionseg.io.luna16 import read_balls
 from lesionseg.io.nnunet_labels import IGNORE
 from lesionseg.io.volumes import read_volume
-from lesionseg.ops.components import lesion_instances
+from lesionseg.ops.components import lesion_instances, present_values
 
 TOLERANCE_MM = 1e-3
 
@@ -85,7 +85,7 @@ def read_mask(
     """
     volume = read_volume(path, raster_mm=raster_mm, as_labels=True)
     values = _whole_numbers(path, volume.array[0])
-    present = [int(v) for v in np.unique(values)]
+    present = present_values(values)
     allowed = None if labels is None else {0, *labels, *merged_values}
     _check_values(path, present, allowed, ignore_label)
     ignore = None

@@ -22,7 +22,7 @@ from lesionseg.io.volumes import (
     strip_suffix,
     write_volume,
 )
-from lesionseg.ops.components import lesion_instances, mask_boxes
+from lesionseg.ops.components import lesion_instances, mask_boxes, present_values
 from lesionseg.ops.size import equivalent_diameter_mm
 
 _MASK, _INSTANCES, _CANDIDATES = "_mask", "_instances", "_candidates.json"
@@ -198,7 +198,7 @@ def _read_ids(path: Path) -> NDArray[np.int32]:
 def _with_masks(
     candidates: Sequence[Candidate], instances: NDArray[np.int32], path: Path
 ) -> tuple[Candidate, ...]:
-    present = set(np.unique(instances).tolist()) - {0}
+    present = set(present_values(instances)) - {0}
     unknown = sorted(present - {c.id for c in candidates})
     if unknown:
         raise ContentError(

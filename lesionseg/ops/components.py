@@ -11,6 +11,7 @@ from lesionseg.errors import ContentError
 from lesionseg.ops.kernels import sparse_numba
 
 FULL_CONNECTIVITY = {2: 8, 3: 26}
+_CHUNK = 1 << 22  # voxels looked at together
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,6 +99,23 @@ def nonzero_voxels(array: NDArray[Any]) -> NDArray[np.int64]:
     if whole.ctypes.data % 8:  # a piece of an array that begins between two words
         whole = whole[:0]
     return sparse_numba.nonzero(items, whole.view(np.uint64), per_word)
+
+
+def present_values(array: NDArray[np.integer[Any]]) -> list[int]:
+    """The different values of an array, ascending; of one mostly 0 it is quick.
+
+    >>> present_values(np.array([[3, 0], [0, 1]])), present_values(np.array([2, 2]))
+    ([0, 1, 3], [2])
+    """
+    items = np.ascontiguousarray(array).reshape(-1)
+    found: set[int] = set()
+    for start in range(0, items.size, _CHUNK):
+        piece = items[start : start + _CHUNK]
+        inside = nonzero_voxels(piece)
+        found.update(np.unique(piece[inside]).tolist())
+        if len(inside) < len(piece):
+            found.add(0)
+    return sorted(found)
 
 
 def foreground_slices(array: NDArray[Any]) -> tuple[slice, ...] | None:

@@ -12,7 +12,7 @@ from lesionseg.evaluation.calibration import (
     fit_calibration,
 )
 from lesionseg.evaluation.compare import compare
-from lesionseg.evaluation.logistic import fit_logistic, fit_weighted
+from lesionseg.evaluation.logistic import fit_counts, fit_logistic
 from lesionseg.evaluation.size import fit_size_curve
 from tests.evaluation.hand_cases import HAND_CASES, make_prediction, make_reference
 from tests.evaluation.random_cases import random_cases
@@ -183,16 +183,17 @@ def test_unknown_verdicts_are_refused_with_their_line():
         read_verdicts([{"verdict": "lesion"}], "adjudicate.csv")
 
 
-def test_weighted_fits_are_those_of_repeated_lesions():
+def test_fits_of_counts_are_those_of_repeated_lesions():
     rng = np.random.default_rng(3)
     x, weights = rng.normal(size=60), rng.integers(0, 4, (5, 60)).astype(float)
     true = rng.random(60) < 1 / (1 + np.exp(-x))
-    fits = fit_weighted(x, true, weights, ridge=0.0)
+    fits = fit_counts(x, weights * true, weights, np.ones(60), ridge=0.0)
     for fit, row in zip(fits, weights.astype(int), strict=True):
         alone = fit_logistic(np.repeat(x, row), np.repeat(true, row))
         assert fit == pytest.approx([alone.intercept, alone.slope], rel=1e-5, abs=1e-6)
     same = fit_logistic(x, true, ridge=1 / 2.5**2)
-    (once,) = fit_weighted(x, true, np.ones((1, 60)), ridge=1 / 2.5**2)
+    ones = np.ones((1, 60))
+    (once,) = fit_counts(x, ones * true, ones, ones[0], ridge=1 / 2.5**2)
     assert once == pytest.approx([same.intercept, same.slope], rel=1e-5)
 
 

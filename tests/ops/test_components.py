@@ -9,6 +9,7 @@ from lesionseg.ops.components import (
     lesion_instances,
     mask_boxes,
     nonzero_voxels,
+    present_values,
 )
 
 
@@ -134,3 +135,12 @@ def test_voxels_that_are_set_are_found_in_any_type_and_piece(dtype, start):
     np.testing.assert_array_equal(nonzero_voxels(array), np.flatnonzero(array))
     turned = array[: 56 - start - (56 - start) % 2].reshape(2, -1).T
     np.testing.assert_array_equal(nonzero_voxels(turned), np.flatnonzero(turned))
+
+
+@pytest.mark.parametrize("dtype", ["u1", "u2", "i4"])
+def test_present_values_are_those_of_numpy(dtype):
+    rng = np.random.default_rng(0)
+    for share in (0.0, 0.01, 0.5, 1.0):
+        array = (rng.integers(1, 90, (7, 8, 9)) * (rng.random((7, 8, 9)) < share)).astype(dtype)
+        assert present_values(array) == np.unique(array).tolist()
+    assert present_values(np.zeros((0, 4), dtype)) == []
