@@ -12,6 +12,7 @@ from lesionseg.io.dicom_headers import (
     read_header,
     refuse_unfit,
 )
+from lesionseg.io.dicom_series import series_headers
 from lesionseg.io.dicom_slices import read_slices, read_values
 from lesionseg.io.dicom_stack import Stack, Tilt, settle_tilt, settled_geometry, stack_slices
 from lesionseg.io.dicom_xray import read_radiograph, read_radiograph_geometry
@@ -39,18 +40,6 @@ def read_dicom_geometry(path: Path, *, tilt: Tilt = "refuse") -> Geometry:
     return settled_geometry(_stack(path), tilt, path)
 
 
-def group_files(files: list[Path]) -> list[Path]:
-    """What DICOM files of one folder are images: a file each for radiographs, else the folder.
-
-    A single file that is no radiograph stays a file. The order is that of the files' names.
-    """
-    headers = {file: read_header(file) for file in files}
-    images = {file: header for file, header in headers.items() if is_image(header)}
-    radiographs = [file for file, header in images.items() if is_xray(header)]
-    others = [file for file in images if file not in radiographs]
-    return [*radiographs, *(others if len(others) == 1 else [others[0].parent] if others else [])]
-
-
 def radiograph_file(path: Path) -> Path | None:
     """The file when `path` is one radiograph or a folder with just that; None for all else.
 
@@ -58,7 +47,7 @@ def radiograph_file(path: Path) -> Path | None:
     """
     if path.is_file():
         return path if is_dicom(path) and is_xray(read_header(path)) else None
-    if not path.is_dir():
+    if not path.is_dir() or not _starts_with_radiograph(path):
         return None
     headers = image_headers(path)
     if len(headers) == 1:
@@ -74,8 +63,18 @@ def radiograph_file(path: Path) -> Path | None:
     return None
 
 
+def _starts_with_radiograph(folder: Path) -> bool:
+    """Whether the first image of the folder is one: the others of a series need no second look."""
+    for file in sorted(folder.iterdir()):
+        if is_dicom(file) and file.name.upper() != "DICOMDIR":
+            header = read_header(file)
+            if is_image(header):
+                return is_xray(header)
+    return False
+
+
 def _stack(path: Path) -> Stack:
-    headers = image_headers(path) if path.is_dir() else {path: read_header(path)}
+    headers = {path: read_header(path)} if path.is_file() else series_headers(path)
     if not headers:
         raise ReadError(
             "A folder stands where an image file was expected.",

@@ -2,14 +2,14 @@
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from lesionseg.core import CaseFiles
 from lesionseg.errors import DatasetError
-from lesionseg.io.dicom import group_files
 from lesionseg.io.dicom_headers import SUFFIXES as DICOM
 from lesionseg.io.dicom_headers import is_dicom
+from lesionseg.io.dicom_series import group_files, split_series
 from lesionseg.io.volumes import SUFFIXES, is_image_file, strip_suffix
 
 _CHANNEL = re.compile(r"(.+)_(\d{4})")
@@ -20,29 +20,31 @@ def find_images(source: Path, channels: int) -> list[CaseFiles]:
     """Find the scans under `source`, sorted by case id.
 
     A folder is searched through and through, leaving out hidden files and masks written by
-    `predictions`; DICOM slices of one folder are one case, called as the folder. Files named
+    `predictions`. A DICOM series is one case, called as its folder, and with its number where the
+    folder holds several; localisers and screen shots are left out and named in the log. Files named
     `<case>_0000.<suffix>`, `<case>_0001…` are channels of one case; every other file is a case.
     Ids are file stems; where two are the same, both get their folders' names before them. A case
     may have another number of files than `channels`: reading it says so, and the others go on.
     Raises `DatasetError` when nothing is found.
     """
-    files = _files(source)
-    if not files:
+    names = _named_files(source)
+    if not names:
         raise DatasetError(
             "No image found.",
             where=source,
             expected="files ending in " + ", ".join(SUFFIXES),
             remedy="Name a folder, one file, or a pattern such as 'scans/*.nii.gz'.",
         )
-    cases = _grouped(files, channels)
+    cases = _grouped(names, channels)
     ids = _ids(list(cases), _root(source))
     found = [CaseFiles(ids[key], tuple(images), group=ids[key]) for key, images in cases.items()]
     return sorted(found, key=lambda case: case.case)
 
 
-def _files(source: Path) -> list[Path]:
-    if source.is_file():
-        return [source]
+def _named_files(source: Path) -> dict[Path, str]:
+    """The images under `source` in order, and the stem of each."""
+    if source.is_file() or split_series(source) is not None:
+        return {source: source.parent.name if split_series(source) else strip_suffix(source)}
     if source.is_dir():
         found = source.rglob("*")
     elif any(sign in str(source) for sign in "*?["):
@@ -51,34 +53,32 @@ def _files(source: Path) -> list[Path]:
         raise DatasetError("The input does not exist.", where=source)
     entries = sorted(found)
     files = [f for f in entries if f.is_file() and is_image_file(f) and not _is_output(f)]
-    return sorted([*_dicom_images(entries), *(f for f in files if not is_dicom(f))])
+    others = {f: strip_suffix(f) for f in files if not is_dicom(f)}
+    return dict(sorted({**_dicom_images(entries), **others}.items()))
 
 
-def _dicom_images(entries: Sequence[Path]) -> list[Path]:
-    """The radiographs among the files and in the folders, and the folders of slices."""
+def _dicom_images(entries: Sequence[Path]) -> dict[Path, str]:
+    """The radiographs and series among the files and in the folders, by what to call each."""
     inside = [file for folder in entries if folder.is_dir() for file in folder.iterdir()]
     folders: dict[Path, list[Path]] = {}
     for file in sorted({*entries, *inside}):
         known = file.name.lower().endswith(SUFFIXES) and not file.name.lower().endswith(DICOM)
         if not known and is_dicom(file) and file.name.upper() != "DICOMDIR":
             folders.setdefault(file.parent, []).append(file)
-    return [image for files in folders.values() for image in group_files(files)]
-
-
-def _stem(path: Path) -> str:
-    return path.name if path.is_dir() else strip_suffix(path)
+    return {k: v for files in folders.values() for k, v in group_files(files).items()}
 
 
 def _is_output(file: Path) -> bool:
     return strip_suffix(file).endswith(_OWN_OUTPUT)
 
 
-def _grouped(files: Sequence[Path], channels: int) -> dict[Path, list[Path]]:
+def _grouped(names: Mapping[Path, str], channels: int) -> dict[Path, list[Path]]:
     """Files by folder and case id; channel files in the order of their numbers."""
-    firsts = {f.parent / m.group(1) for f in files if (m := _channel(f)) and m.group(2) == "0000"}
+    matches = {file: _CHANNEL.fullmatch(stem) for file, stem in names.items()}
+    firsts = {f.parent / m.group(1) for f, m in matches.items() if m and m.group(2) == "0000"}
     cases: dict[Path, list[Path]] = {}
-    for file in files:
-        match, key = _channel(file), file.parent / _stem(file)
+    for file, stem in names.items():
+        match, key = matches[file], file.parent / stem
         if match is not None and _is_numbered(
             file.parent / match.group(1), match, firsts, channels
         ):
@@ -97,10 +97,6 @@ def _is_numbered(key: Path, match: re.Match[str], firsts: set[Path], channels: i
 
 def _same_id(where: Path, case: str) -> DatasetError:
     return DatasetError("Two scans would get the same case id.", where=where, seen=case)
-
-
-def _channel(file: Path) -> re.Match[str] | None:
-    return _CHANNEL.fullmatch(_stem(file))
 
 
 def _root(source: Path) -> Path:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from lesionseg.core import CaseFiles, Problem
 from lesionseg.errors import DatasetError, LesionsegError
+from lesionseg.io.dicom_series import split_series
 from lesionseg.io.volumes import read_geometry
 
 _MOST_SHOWN = 100
@@ -36,7 +37,7 @@ class Problems:
 
     def check_file(self, case: str, file: Path, *, where: Path, named: str, by: str) -> None:
         """Note a file that is missing or empty; `named` as in the list, `by` which entry of it."""
-        if not file.exists():  # a folder is a DICOM series
+        if not file.exists() and split_series(file) is None:  # a folder is a DICOM series
             what, remedy = "does not exist", f"Write paths relative to the folder of {where.name}."
         elif file.is_file() and file.stat().st_size == 0:
             what, remedy = "is empty", "Copy it again from its source."

@@ -12,6 +12,7 @@ from lesionseg.io import dicom, itk, nifti, raster
 from lesionseg.io.atomic import atomic_path
 from lesionseg.io.dicom_headers import SUFFIXES as DICOM_SUFFIXES
 from lesionseg.io.dicom_headers import is_dicom
+from lesionseg.io.dicom_series import series_headers, split_series
 from lesionseg.io.dicom_stack import Tilt
 from lesionseg.io.guard import check_file
 
@@ -121,7 +122,7 @@ def _write(
 
 def _is_dicom(path: Path) -> bool:
     """Whether to read it as DICOM: a folder, the suffix or, without one known, first bytes."""
-    if path.is_dir():
+    if path.is_dir() or split_series(path) is not None:
         return True
     check_file(path)
     suffix = case_suffix(path).lower()
@@ -129,7 +130,9 @@ def _is_dicom(path: Path) -> bool:
 
 
 def content_files(path: Path) -> tuple[Path, ...]:
-    """The files an image consists of: itself, those of a series' folder, or header and voxels."""
+    """The files an image consists of: itself, those of a series, or header and voxels."""
+    if split_series(path) is not None:
+        return tuple(series_headers(path))
     if path.is_dir():
         return tuple(sorted(file for file in path.iterdir() if is_dicom(file)))
     if path.suffix.lower() == ".mhd" and path.is_file():
