@@ -25,6 +25,7 @@ from lesionseg.evaluation.tables import region_names
 _log = logging.getLogger(__name__)
 
 SCHEMA_VERSION = 1
+_EXPECTED = ("expected_recall", "expected_false_positives_per_case", "attainable_recall")
 DEVELOPMENT_ROLES = ("train", "validation")
 
 
@@ -185,7 +186,10 @@ def _one_region(part: Summary) -> dict[str, Any]:
 def _operating_point(
     results: Sequence[CaseResult], given: OperatingPoint | None, evaluated_on: str
 ) -> dict[str, Any]:
-    """The point, and whether choosing it on these cases, or developing on them, flatters."""
+    """The point, and whether choosing it on these cases, or developing on them, flatters.
+
+    With what its choice led to expect of unseen cases, where that is known.
+    """
     stated = {given} if given else {r.operating_point for r in results if r.status == "ok"}
     if len(stated) > 1:
         _log.warning("The predictions state different operating points; none is reported.")
@@ -197,4 +201,5 @@ def _operating_point(
         "chosen_on": chosen_on,
         "optimistic": evaluated_on in DEVELOPMENT_ROLES
         or (chosen_on is not None and evaluated_on in chosen_on.split("+")),
+        **{name: v for name in _EXPECTED if (v := getattr(point, name, None)) is not None},
     }
