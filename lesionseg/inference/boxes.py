@@ -51,16 +51,25 @@ class BoxCollector:
     cuts (an edge inside the volume) is damped by the tile weight at its centre: a neighbour sees it
     whole. All looks together are merged by weighted box clustering, weighted by the tile weight,
     looks that saw nothing there counting as 0, as in the average of probabilities; or, with
-    `merge` "nms", by NMS.
+    `merge` "nms", by NMS. `tiles` are those that are looked at, all when None.
     """
 
-    def __init__(self, grid: TileGrid, plan: Plan, *, n_views: int = 1, merge: str = "wbc") -> None:
+    def __init__(
+        self,
+        grid: TileGrid,
+        plan: Plan,
+        *,
+        n_views: int = 1,
+        merge: str = "wbc",
+        tiles: Sequence[int] | None = None,
+    ) -> None:
         self.grid, self.plan, self.merge = grid, plan, merge
         anchors = planned_anchors(plan)
         self._anchors = grid_anchors(anchors.levels(plan.architecture.strides, plan.tile_shape))
         self._weight = gaussian_weight(plan.tile_shape)
         self._starts = torch.tensor(grid.starts, dtype=torch.float32).reshape(len(grid), plan.dims)
         self._n_views = n_views
+        self._tiles = range(len(grid)) if tiles is None else tiles
         self._parts: list[_Look] = []
         self.n_degenerate = 0
 
@@ -163,8 +172,8 @@ class BoxCollector:
         """Summed weight `[n]` of all looks that had each point in their tile."""
         shape = torch.tensor(self._weight.shape, dtype=torch.float32)
         total = torch.zeros(len(centres))
-        for start in self._starts:
-            here = centres - start
+        for tile in self._tiles:
+            here = centres - self._starts[tile]
             inside = ((here >= 0) & (here < shape)).all(-1)
             total[inside] += self._weight_at(here[inside])
         return total * self._n_views

@@ -12,13 +12,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from lesionseg.core import CaseFiles, Dataset, Geometry, Prediction, Volume
+from lesionseg.core import Candidate, CaseFiles, Dataset, Geometry, Prediction, Volume
 from lesionseg.data.prepare import prepare_image
 from lesionseg.errors import ConfigError, ContentError, DatasetError
 from lesionseg.inference.body import Body, find_body
+from lesionseg.inference.boxes import FoundBoxes
 from lesionseg.inference.bundle import Bundle
 from lesionseg.inference.calibrate import calibrated
 from lesionseg.inference.ensemble import ensemble
+from lesionseg.inference.fusion import box_candidates, fuse
 from lesionseg.inference.painting import find_by_plan
 from lesionseg.inference.postprocess import (
     apply_operating_point,
@@ -34,6 +36,7 @@ from lesionseg.io.cases import read_image
 from lesionseg.io.dicom_stack import Tilt
 from lesionseg.io.volumes import strip_suffix
 from lesionseg.models.build import NetworkFactory
+from lesionseg.models.retinanet import n_voxel_channels
 from lesionseg.plan.plan import Plan
 
 StrPath = str | PathLike[str]
@@ -50,7 +53,7 @@ class Prepared:
 
 @dataclass(frozen=True, eq=False)
 class Inferred:
-    """Probabilities of a scan on the plan's grid, and the grid of its own file.
+    """Probabilities and a detector's boxes on the plan's grid, and the grid of the scan's own file.
 
     `seconds`: that the network took, with what is done to its tiles.
     """
@@ -59,6 +62,7 @@ class Inferred:
     plan_geometry: Geometry
     file_geometry: Geometry
     seconds: float = 0.0
+    boxes: FoundBoxes | None = None
 
 
 Tag = TypeVar("Tag")
@@ -171,7 +175,8 @@ class Predictor:
         Raises `ContentError` naming `case` for wrong channels or axes, NaN or infinity.
         """
         inferred = self.infer(self.prepare(volume, case), on_tile=on_tile)
-        return self.decide(self.found(inferred), volume.geometry, case)
+        boxes = self.box_candidates(inferred)
+        return self.decide(self.found(inferred), volume.geometry, case, boxes=boxes)
 
     def prepare(self, volume: Volume, case: str, *, overwrite: bool = False) -> Prepared:
         """First step of `predict_volume`: the volume on the plan's grid, normalised.
@@ -218,14 +223,14 @@ class Predictor:
 
         def tasks() -> Iterator[Task[tuple[Tag, Inferred | Exception | None]]]:
             for tag, prepared in scans:
-                task = self._task(tag, prepared, slider.device, spill)
+                task = self._task(tag, prepared, slider, spill)
                 del prepared  # the slide keeps what it needs, and only until it is done
                 yield task
 
         for task in slider.run(tasks(), ready=ready, on_tile=on_tile):
             (tag, outcome), slide = task.tag, task.slide
             if slide is not None and isinstance(outcome, Inferred):
-                outcome = slide.error or replace(outcome, seconds=slide.seconds)
+                outcome = slide.error or replace(outcome, seconds=slide.seconds, boxes=slide.boxes)
             del task, slide
             yield tag, outcome
             del tag, outcome  # nothing here holds on to a volume while the next one is made
@@ -241,6 +246,14 @@ class Predictor:
         for slabs in self.restored(inferred):
             yield collect_above(slabs, shape, rule)
 
+    def box_candidates(self, inferred: Inferred) -> tuple[Candidate, ...] | None:
+        """Third step: a detector's boxes on the file's grid; None where none are asked for."""
+        if inferred.boxes is None:
+            return None
+        rule, labels = self.plan.candidate_rule, tuple(self.plan.lesion_labels)
+        grids = inferred.plan_geometry, inferred.file_geometry
+        return box_candidates(inferred.boxes, *grids, rule, labels)
+
     def probabilities(
         self, volume: Volume, *, on_tile: OnTile | None = None
     ) -> NDArray[np.float32]:
@@ -249,13 +262,30 @@ class Predictor:
         return np.stack([np.concatenate(list(slabs)) for slabs in self.restored(inferred)])
 
     def decide(
-        self, probabilities: Iterable[NDArray[np.float32] | Above], geometry: Geometry, case: str
+        self,
+        probabilities: Iterable[NDArray[np.float32] | Above],
+        geometry: Geometry,
+        case: str,
+        *,
+        boxes: Sequence[Candidate] | None = None,
     ) -> Prediction:
-        """The prediction that probabilities `[K, *spatial]` make, by the plan's candidate rule."""
-        found = find_by_plan(probabilities, geometry, self.plan)
-        prediction = Prediction(
-            case, geometry, found.candidates, found.instances, values=found.values
-        )
+        """The prediction that probabilities `[K, *spatial]` make, by the plan's candidate rule.
+
+        With a detector's `boxes` these are the candidates, or both are fused, as the rule says.
+        """
+        if boxes is not None and self.plan.candidate_rule.source == "detection":
+            prediction = Prediction(case, geometry, tuple(boxes), None)
+        else:
+            found = find_by_plan(probabilities, geometry, self.plan)
+            found = found if boxes is None else fuse(found, boxes)
+            prediction = Prediction(
+                case,
+                geometry,
+                found.candidates,
+                found.instances,
+                values=found.values,
+                removed=found.removed,
+            )
         return calibrated(
             apply_operating_point(prediction, self.operating_point), self.plan.calibration
         )
@@ -264,22 +294,24 @@ class Predictor:
         self,
         tag: Tag,
         prepared: Prepared | None,
-        device: torch.device,
+        slider: Slider,
         spill: Callable[[Tag], Path | None],
     ) -> Task[tuple[Tag, Inferred | Exception | None]]:
         if prepared is None:
             return Task((tag, None), None)
         image = prepared.image
         try:
-            shape = (len(self.plan.label_values), *image.geometry.shape)
-            store = Store(shape, folder=spill(tag))
+            n_channels = n_voxel_channels(self.plan)
+            folder = spill(tag) if n_channels else None
+            store = Store((n_channels, *image.geometry.shape), folder=folder)
             slide = Slide(
                 torch.from_numpy(image.array),
                 self.plan,
                 store,
                 overlap=self._settings.overlap,
                 body=prepared.body,
-                device=device,
+                n_looks=slider.n_looks,
+                device=slider.device,
             )
         except Exception as error:
             return Task((tag, error), None)

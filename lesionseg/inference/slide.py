@@ -1,5 +1,7 @@
 """One image on its way under the network: which tiles of it are computed, and what they give."""
 
+from collections.abc import Sequence
+from dataclasses import replace
 from math import prod
 
 import torch
@@ -10,8 +12,12 @@ from torch.nn import functional
 from lesionseg.data.tiling import TileGrid
 from lesionseg.errors import GeometryError
 from lesionseg.inference.body import Body
+from lesionseg.inference.boxes import BoxCollector, FoundBoxes
 from lesionseg.inference.stitch import Stitcher
 from lesionseg.inference.store import Store
+from lesionseg.models.detector_output import DetectorOutput
+from lesionseg.models.retinanet import n_voxel_channels
+from lesionseg.ops.boxes import split_box
 from lesionseg.ops.windows import gaussian_weight
 from lesionseg.plan.plan import Plan
 
@@ -22,9 +28,10 @@ class Slide:
     Tiles cover the `body` (the whole image without one), within its box, wherever it fits inside
     the image; those that the body does not touch are left out unless `skip` is False. Probabilities
     `[K, *spatial]` go to `store`, averaged with Gaussian weights, 0 outside the body: with or
-    without skipping they are the same. Image and sums lie on `device` if they fill less than half
-    its room, else in the host's memory. Raises `GeometryError` for an image that does not fit the
-    plan.
+    without skipping they are the same. So are a detector's `boxes`, whose centre lies in the body;
+    `n_looks` is how often each tile is seen (networks times mirrored views). Image and sums lie on
+    `device` if they fill less than half its room, else in the host's memory. Raises
+    `GeometryError` for an image that does not fit the plan.
     """
 
     def __init__(
@@ -36,21 +43,26 @@ class Slide:
         overlap: float = 0.5,
         body: Body | None = None,
         skip: bool = True,
+        n_looks: int = 1,
         device: torch.device | None = None,
     ) -> None:
         _refuse_misfit(image, plan)
+        n_channels = n_voxel_channels(plan)
         self.store, self._body = store, body
         self._region = _region(tuple(image.shape[1:]), plan.tile_shape, body)
         seen = image[(slice(None), *self._region)]
         grid = TileGrid(tuple(seen.shape[1:]), plan.tile_shape, overlap)
-        n_sums = (len(plan.label_values) + 1) * prod(grid.padded_shape[1:]) * plan.tile_shape[0]
+        n_sums = (n_channels + 1) * prod(grid.padded_shape[1:]) * plan.tile_shape[0]
         home = _home(device or image.device, seen.numel() + n_sums)
         self._image = _pad(seen.to(device=home, dtype=torch.float32), grid)
         self._grid = grid
-        self._tiles = [i for i in range(len(grid)) if not skip or self._matters(grid.slices(i))]
+        matter = [i for i in range(len(grid)) if self._matters(grid.slices(i))]
+        self._tiles = matter if skip else list(range(len(grid)))
+        self._collector = _collector(plan, grid, n_looks, matter)
+        self.boxes: FoundBoxes | None = None
         self._stitcher = Stitcher(
             grid.padded_shape,
-            len(plan.label_values),
+            n_channels,
             gaussian_weight(plan.tile_shape),
             self._take_rows,
             gaps=body is not None,
@@ -78,6 +90,29 @@ class Slide:
         if self.n_done == len(self):
             self._stitcher.finish()
             self._image = self._image.new_empty(0)
+            self.boxes = self._found_boxes()
+
+    def see(self, i: int, output: DetectorOutput, flipped: Sequence[int]) -> None:
+        """Take the boxes of one look at tile i, mirrored along the spatial axes `flipped`."""
+        if self._collector is not None:
+            self._collector.add(output, [self._tiles[i]], flipped)
+
+    def _found_boxes(self) -> FoundBoxes | None:
+        """All looks' boxes as one list, on the image's grid; those in the air are left out."""
+        if self._collector is None:
+            return None
+        found = self._collector.finish()
+        offset = torch.tensor([region.start for region in self._region] * 2)
+        boxes = found.boxes + offset
+        if self._body is None:
+            return replace(found, boxes=boxes)
+        limit = torch.tensor(self._body.shape) - 1
+        centre = split_box(boxes)[0].long().clamp(min=0).minimum(limit)
+        kept = torch.tensor(
+            [bool(self._body.rows(z, z + 1)[(0, *rest)]) for z, *rest in centre.tolist()],
+            dtype=torch.bool,
+        )
+        return FoundBoxes(boxes[kept], found.scores[kept], found.labels[kept])
 
     def _matters(self, slices: tuple[slice, ...]) -> bool:
         if self._body is None:
@@ -103,6 +138,14 @@ class Slide:
             rows = rows * torch.from_numpy(mask).to(rows.device)
         self.store.write(where, rows)
         self.store.release()
+
+
+def _collector(
+    plan: Plan, grid: TileGrid, n_looks: int, tiles: Sequence[int]
+) -> BoxCollector | None:
+    if plan.anchors is None or plan.candidate_rule.source == "segmentation":
+        return None
+    return BoxCollector(grid, plan, n_views=n_looks, tiles=tiles)
 
 
 def _region(

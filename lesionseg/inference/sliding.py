@@ -17,7 +17,9 @@ from lesionseg.inference.probabilities import label_probabilities
 from lesionseg.inference.settings import InferenceSettings
 from lesionseg.inference.slide import Slide
 from lesionseg.inference.store import Store
+from lesionseg.models.detector_output import DetectorOutput
 from lesionseg.models.precision import fast_dtype, fast_memory_format
+from lesionseg.models.retinanet import has_voxels, n_voxel_channels
 from lesionseg.plan.plan import Plan
 
 OnTile = Callable[[int, int], None]
@@ -43,7 +45,7 @@ def predict_probabilities(
     slider = Slider(
         (network,), plan, batch_size=batch_size, flips=flips, device=device, dtype=dtype
     )
-    store = Store((len(plan.label_values), *image.shape[1:]), dtype=torch.float32)
+    store = Store((n_voxel_channels(plan), *image.shape[1:]), dtype=torch.float32)
     slide = Slide(image, plan, store, overlap=overlap, device=slider.device)
     for _ in slider.run(iter([Task(None, slide)]), on_tile=on_tile):
         if slide.error is not None:
@@ -57,6 +59,22 @@ class Task(Generic[Tag]):
 
     tag: Tag
     slide: Slide | None
+
+
+@dataclass(frozen=True, eq=False)
+class Look:
+    """What one network says of tiles mirrored along the spatial axes `flipped`."""
+
+    output: DetectorOutput
+    flipped: tuple[int, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Seen:
+    """Mean probabilities `[B, K, *tile]` float32 (K = 0 without voxels), and a detector's looks."""
+
+    probabilities: Tensor
+    looks: tuple[Look, ...] = ()
 
 
 class Slider:
@@ -143,20 +161,34 @@ class Slider:
         self._compute(waiting, on_tile)
         yield from opened
 
-    def probabilities(self, tiles: Float[Tensor, "b c *tile"]) -> Float[Tensor, "b k *tile"]:
-        """Mean over networks and mirrored views, float32; raises `GeometryError` for a misfit."""
+    @property
+    def n_looks(self) -> int:
+        """How often each tile is seen."""
+        return len(self._networks) * len(self._views)
+
+    def look(self, tiles: Float[Tensor, "b c *tile"]) -> "Seen":
+        """What networks and mirrored views say; raises `GeometryError` for a misfit."""
         total: Tensor | None = None
+        looks = []
         for network in self._networks:
             for axes in self._views:
                 turned = [axis + 2 for axis in axes]
-                found = self._one(network, tiles.flip(turned) if axes else tiles)
+                output = network(tiles.flip(turned) if axes else tiles)
+                if isinstance(output, DetectorOutput):
+                    looks.append(Look(output, axes))
+                found = self._probabilities(output, tiles)
                 found = found.flip(turned) if axes else found
                 total = found if total is None else total + found
-        n = len(self._networks) * len(self._views)
-        return torch.as_tensor(total) if n == 1 else torch.as_tensor(total) / n
+        mean = (
+            torch.as_tensor(total) if self.n_looks == 1 else torch.as_tensor(total) / self.n_looks
+        )
+        return Seen(mean, tuple(looks))
 
-    def _one(self, network: nn.Module, tiles: Tensor) -> Tensor:
-        logits: Tensor = network(tiles)[0]
+    def _probabilities(self, output: Sequence[Tensor] | DetectorOutput, tiles: Tensor) -> Tensor:
+        levels = output.segmentation if isinstance(output, DetectorOutput) else output
+        if not has_voxels(self.plan):
+            return tiles.new_zeros((len(tiles), 0, *tiles.shape[2:]), dtype=torch.float32)
+        logits = levels[0]
         n_expected = len(self.plan.label_values) + (self.plan.activation == "softmax")
         if logits.shape != (len(tiles), n_expected, *tiles.shape[2:]):
             raise GeometryError(
@@ -179,9 +211,11 @@ class Slider:
                 tiles = [t.slide.tile(t.i) for t in batch]
                 tiles += [torch.zeros_like(tiles[0])] * (self.batch_size - len(tiles))
                 # tiles of one batch may lie on different devices
-                outputs = self.probabilities(torch.stack([t.to(self.device) for t in tiles]))
-                for tile, output in zip(batch, outputs[: len(batch)], strict=True):
-                    tile.slide.put(tile.i, output)
+                seen = self.look(torch.stack([t.to(self.device) for t in tiles]))
+                for row, tile in enumerate(batch):
+                    for look in seen.looks:
+                        tile.slide.see(tile.i, look.output.tile(row), look.flipped)
+                    tile.slide.put(tile.i, seen.probabilities[row])
         except Exception as error:
             for tile in batch:
                 tile.slide.error = error

@@ -18,3 +18,8 @@ class DetectorOutput:
     class_logits: Float[Tensor, "b n k"]
     box_deltas: Float[Tensor, "b n two_d"]
     segmentation: tuple[Tensor, ...] = ()
+
+    def tile(self, number: int) -> "DetectorOutput":
+        """The output of one tile, as a batch of one and without its voxels."""
+        rows = slice(number, number + 1)
+        return DetectorOutput(self.class_logits[rows], self.box_deltas[rows])

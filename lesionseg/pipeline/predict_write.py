@@ -14,6 +14,7 @@ from lesionseg.inference.predictor import Inferred, Predictor
 from lesionseg.inference.regions import collect_above
 from lesionseg.io.predictions import write_prediction
 from lesionseg.io.volumes import result_suffix, write_volume
+from lesionseg.models.retinanet import has_voxels
 from lesionseg.plan.plan import Plan
 
 SaveProbabilities = Literal["none", "uint8", "float16"]
@@ -37,9 +38,11 @@ class Targets:
     def paths(self, files: CaseFiles, plan: Plan) -> list[Path]:
         """The files that a case has when it is done."""
         suffix = result_suffix(files.images[0], plan.dims)
-        names = [f"_mask{suffix}", f"_instances{suffix}", "_candidates.json"]
+        with_masks = plan.candidate_rule.source != "detection"
+        masks = [f"_mask{suffix}", f"_instances{suffix}"] if with_masks else []
+        names = [*masks, "_candidates.json"]
         found = [self.folder / f"{files.case}{name}" for name in names]
-        if self.save_probabilities != "none":
+        if self.save_probabilities != "none" and has_voxels(plan):
             found += [self.probability_path(files, plan, label) for label in plan.label_values]
         return found
 
@@ -65,11 +68,13 @@ def write_case(
     """Restore, find candidates and write; the candidates' file comes last."""
     geometry, plan = inferred.file_geometry, predictor.plan
     found = []
-    for slabs, label in zip(predictor.restored(inferred), plan.label_values, strict=True):
+    labels = plan.label_values if has_voxels(plan) else ()
+    for slabs, label in zip(predictor.restored(inferred), labels, strict=True):
         with saving(targets, files, geometry, plan, label) as save:
             found.append(collect_above(map(save, slabs), geometry.shape, plan.candidate_rule))
     inferred.store.close()
-    prediction = predictor.decide(found, geometry, files.case)
+    boxes = predictor.box_candidates(inferred)
+    prediction = predictor.decide(found, geometry, files.case, boxes=boxes)
     suffix = result_suffix(files.images[0], plan.dims)
     write_prediction(targets.folder, prediction, suffix=suffix, like=files.images[0])
     accepted = sum(c.accepted for c in prediction.candidates)
