@@ -1,8 +1,9 @@
 """Candidates by a plan; where it has regions, found on their union and painted one by one.
 
 A lesion is one whatever regions it has: what is looked for is the highest probability over them.
-Within a candidate a region reaches as far as its own probability passes the bar that ends the
-candidate itself, so that no voxel of it is left without a region.
+A voxel of a candidate belongs to each region that has at least half of that: the region is then as
+likely as not, given that the voxel is lesion at all. Where the network is sure of the lesion this
+is the usual half; and no voxel is left without a region.
 """
 
 from collections.abc import Iterable, Sequence
@@ -40,8 +41,9 @@ def find_by_plan(
             seen=len(channels),
             expected=len(plan.regions),
         )
-    found = find_candidates([highest(channels)], geometry, rule, tuple(UNION))
-    return replace(found, values=_painted(found, channels, plan))
+    union = highest(channels)
+    found = find_candidates([union], geometry, rule, tuple(UNION))
+    return replace(found, values=_painted(found.instances, union, channels, plan.label_values))
 
 
 def highest(channels: Sequence[Above]) -> Above:
@@ -60,12 +62,17 @@ def highest(channels: Sequence[Above]) -> Above:
     return Above(channels[0].shape, index, probabilities)
 
 
-def _painted(found: Found, channels: Sequence[Above], plan: Plan) -> NDArray[np.uint8]:
-    bar = np.full(len(found.candidates) + 1, np.inf)  # of background: nothing passes
-    for candidate in found.candidates:
-        bar[candidate.id] = candidate.score / plan.candidate_rule.ratio
-    values = np.zeros(found.instances.shape, dtype=np.uint8)
-    for channel, value in zip(channels, plan.label_values, strict=True):
-        passes = channel.probabilities >= bar[found.instances.flat[channel.index]]
-        values.flat[channel.index[passes]] = value
+def _painted(
+    instances: NDArray[np.int32],
+    union: Above,
+    channels: Sequence[Above],
+    painted: Sequence[int],
+) -> NDArray[np.uint8]:
+    """The mask values of all candidates, later regions over earlier ones."""
+    values = np.zeros(instances.shape, dtype=np.uint8)
+    for channel, value in zip(channels, painted, strict=True):
+        of_lesion = union.probabilities[np.searchsorted(union.index, channel.index)]
+        belongs = channel.probabilities >= of_lesion / 2
+        belongs &= instances.flat[channel.index] > 0
+        values.flat[channel.index[belongs]] = value
     return values

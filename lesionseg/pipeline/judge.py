@@ -165,6 +165,7 @@ def _pairs(found: Survey, cases: Sequence[CaseFiles], folder: Path, role: str) -
             prediction=prediction_reader(files[case.case]),
             group=case.group,
             role=role,
+            regions=found.dataset.regions,
         )
         for case in cases
     ]
@@ -212,7 +213,7 @@ def _score(
             evaluated_on=role,
             operating_point=point,
             preset=rules.preset,
-            labels=found.dataset.labels,
+            labels=found.dataset.lesion_labels,
             split_is_group_safe=found.splits.group_safe,
             replicates=rules.wishes.replicates,
             seed=rules.wishes.seed,
