@@ -108,12 +108,10 @@ class TileDataset(Dataset[TileTensors]):
         source = change.movement.source(self.sampler.tile_shape)
         start = [s + first for s, (first, _) in zip(choice.start, source, strict=True)]
         shape = [stop - first for first, stop in source]
-        instances = read_tile(case.instances, start, shape)
-        if instances.dtype != np.uint8:  # torch knows little of the others
-            instances = instances.astype(np.int32)
+        labels, instances = _masks(case, start, shape)
         return {
             "image": torch.from_numpy(read_tile(case.image, start, shape)),
-            "labels": torch.from_numpy(_labels(case, instances, start, shape)),
+            "labels": torch.from_numpy(labels),
             "instances": torch.from_numpy(instances),
             "valid": _valid(case, start, shape),
         }
@@ -162,16 +160,27 @@ class _InOrder(Sampler[int]):
         return len(self._indices)
 
 
-def _labels(
-    case: CachedCase, instances: NDArray[Any], start: Sequence[int], shape: Sequence[int]
-) -> NDArray[np.uint8]:
-    """The label map; where all lesions have one label it follows from the instances."""
-    labels = case.lesions.labels
-    label = int(labels[0]) if len(labels) else 1
-    if case.is_mixed or (labels != label).any():
-        return read_tile(case.labels, start, shape)
-    marked: NDArray[np.uint8] = (instances != 0).view(np.uint8)
-    return marked if label == 1 else marked * np.uint8(label)
+def _masks(
+    case: CachedCase, start: Sequence[int], shape: Sequence[int]
+) -> tuple[NDArray[np.uint8], NDArray[Any]]:
+    """Labels and instances of a tile, read only where boxes of lesions reach into it."""
+    lesions, dims, first = case.lesions, len(shape), np.array(start)
+    few = not len(lesions) or lesions.ids[-1] < 256  # torch knows little of other small types
+    instances = np.zeros(shape, dtype=np.uint8 if few else np.int32)
+    labels = np.zeros(shape, dtype=np.uint8)
+    low = np.maximum(lesions.boxes[:, :dims], first)
+    high = np.minimum(lesions.boxes[:, dims:], first + np.array(shape))
+    touched = (low < high).all(axis=1)
+    if not touched.any():
+        return labels, instances
+    source, table = case.instances, lesions.label_table()
+    kinds = case.labels if case.is_mixed else None
+    for a, b in zip(low[touched].tolist(), high[touched].tolist(), strict=True):
+        here = tuple(map(slice, a, b))
+        box = tuple(slice(i - s, j - s) for i, j, s in zip(a, b, start, strict=True))
+        instances[box] = found = source[here]
+        labels[box] = table[found] if kinds is None else kinds[here]
+    return labels, instances
 
 
 def _valid(case: CachedCase, start: Sequence[int], tile_shape: Sequence[int]) -> Tensor:

@@ -56,9 +56,20 @@ class LesionTable(Sequence[CachedLesion]):
         return self._rows[:, _BOX:]
 
     @property
+    def ids(self) -> NDArray[np.int64]:
+        """Voxel value of each lesion `[n]`, ascending."""
+        return self._rows[:, _ID]
+
+    @property
     def labels(self) -> NDArray[np.int64]:
         """Label of each lesion `[n]`."""
         return self._rows[:, _LABEL]
+
+    def label_table(self) -> NDArray[np.uint8]:
+        """The label of the lesion with each id, from id 0 (background, 0) on."""
+        table = np.zeros(int(self.ids[-1]) + 1 if len(self) else 1, dtype=np.uint8)
+        table[self.ids] = self.labels
+        return table
 
     @property
     def voxels(self) -> NDArray[np.int64]:

@@ -23,6 +23,8 @@ TileKind = Literal["lesion", "hard", "background"]
 INNER_SHARE = 0.75
 # draws for a background tile free of lesions before one with lesions is taken
 _BACKGROUND_DRAWS = 10
+# as many as ten draws of a case and a place in it need, in up to four dimensions
+_NUMBERS = 6 * _BACKGROUND_DRAWS
 
 
 @dataclass(frozen=True)
@@ -109,14 +111,14 @@ class TileSampler:
     def choose(self, epoch: int, index: int) -> TileChoice:
         """Tile `index` of 0 … n_tiles−1 in `epoch`."""
         pick = int(self._table(epoch)[index])
-        rng = np.random.default_rng([self.seed, epoch, index, 1])
+        rng = _Numbers([self.seed, epoch, index, 1])
         n_lesions = len(self._weights)
         if pick < 0:
             return self._background(rng)
         if pick < n_lesions:
             case = int(np.searchsorted(self._first, pick, side="right")) - 1
             seeds = self._tables[case].seeds(pick - int(self._first[case]))
-            centre = seeds[rng.integers(len(seeds))].tolist()
+            centre = seeds[rng.below(len(seeds))].tolist()
             return TileChoice(case, self._around(case, centre, rng), "lesion")
         point = self._hard[pick - n_lesions]
         return TileChoice(point.case, self._around(point.case, point.centre, rng), "hard")
@@ -134,37 +136,45 @@ class TileSampler:
         table[lesion_tiles : lesion_tiles + hard_tiles] = n_lesions + hard
         return rng.permutation(table)
 
-    def _around(
-        self, case: int, centre: Sequence[int], rng: np.random.Generator
-    ) -> tuple[int, ...]:
-        tile = np.array(self.tile_shape)
-        margin = np.floor(tile * (1 - INNER_SHARE) / 2).astype(int)
-        place = rng.integers(margin, np.maximum(tile - margin, margin + 1))
-        start = [int(c) - int(p) for c, p in zip(centre, place, strict=True)]
+    def _around(self, case: int, centre: Sequence[int], rng: "_Numbers") -> tuple[int, ...]:
+        margins = [int(n * (1 - INNER_SHARE) / 2) for n in self.tile_shape]
+        places = [m + rng.below(n - 2 * m) for n, m in zip(self.tile_shape, margins, strict=True)]
+        start = [int(c) - place for c, place in zip(centre, places, strict=True)]
         return clip_start(start, self.cases[case].shape, self.tile_shape)
 
-    def _background(self, rng: np.random.Generator) -> TileChoice:
+    def _background(self, rng: "_Numbers") -> TileChoice:
         start: tuple[int, ...] = ()
         case = 0
         for _ in range(_BACKGROUND_DRAWS):
-            case = int(rng.integers(len(self.cases)))
+            case = rng.below(len(self.cases))
             start = self._anywhere(case, rng)
             if not self._meets_lesion(start, case) and self.cases[case].valid_seeds != ():
                 break
         return TileChoice(case, start, "background")
 
-    def _anywhere(self, case: int, rng: np.random.Generator) -> tuple[int, ...]:
+    def _anywhere(self, case: int, rng: "_Numbers") -> tuple[int, ...]:
         """A tile anywhere in the case; where not all voxels teach, one around one that does."""
         shape, seeds = self.cases[case].shape, self.cases[case].valid_seeds
         if seeds:
-            return self._around(case, seeds[rng.integers(len(seeds))], rng)
+            return self._around(case, seeds[rng.below(len(seeds))], rng)
         room = [max(n - t, 0) for n, t in zip(shape, self.tile_shape, strict=True)]
-        return clip_start([int(rng.integers(r + 1)) for r in room], shape, self.tile_shape)
+        return clip_start([rng.below(r + 1) for r in room], shape, self.tile_shape)
 
     def _meets_lesion(self, start: Sequence[int], case: int) -> bool:
         boxes, begin = self._tables[case].boxes, np.array(start)
         first, stop = boxes[:, : len(start)], boxes[:, len(start) :]
         return bool(((begin < stop) & (first < begin + self.tile_shape)).all(axis=1).any())
+
+
+class _Numbers:
+    """A tile's random numbers, drawn at once: one at a time they would take as long as reading."""
+
+    def __init__(self, seed: Sequence[int]) -> None:
+        self._left = iter(np.random.default_rng(seed).random(_NUMBERS).tolist())
+
+    def below(self, n: int) -> int:
+        """A whole number from 0 to n−1."""
+        return int(next(self._left) * n)
 
 
 def spread(weights: NDArray[np.float64], n: int, rng: np.random.Generator) -> NDArray[np.int64]:
