@@ -1,14 +1,16 @@
 """Small volumes and dataset folders, written with the formats' own libraries or by hand."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import nibabel
 import numpy as np
 import pytest
 
 from lesionseg.core import Geometry
+from tests.io.dicom_files import write_series
 
 
 @pytest.fixture
@@ -57,5 +59,30 @@ def nnunet_folder(tmp_path: Path, write_nifti: Callable[..., Path]) -> Callable[
         }
         (root / "dataset.json").write_text(json.dumps(content))
         return root
+
+    return write
+
+
+@pytest.fixture
+def grid() -> Geometry:
+    """Oblique, three spacings, axis 0 along the right-handed normal of the slices."""
+    a, b = np.deg2rad(20), np.deg2rad(-35)
+    about_x = np.array([[1, 0, 0], [0, np.cos(a), -np.sin(a)], [0, np.sin(a), np.cos(a)]])
+    about_z = np.array([[np.cos(b), -np.sin(b), 0], [np.sin(b), np.cos(b), 0], [0, 0, 1]])
+    turn = about_z @ about_x
+    affine = np.eye(4)
+    affine[:3, 0] = np.cross(turn[:, 0], turn[:, 1]) * 3.0
+    affine[:3, 1] = turn[:, 1] * 0.75
+    affine[:3, 2] = turn[:, 0] * 0.5
+    affine[:3, 3] = (12.5, -40.25, 7.75)
+    return Geometry((5, 4, 6), affine)
+
+
+@pytest.fixture
+def series(tmp_path: Path, grid: Geometry) -> Callable[..., Path]:
+    """Write a CT series in shuffled file order; `changes` by slice replace elements."""
+
+    def write(changes: Mapping[int, Mapping[str, Any]] | None = None, folder: str = "scan") -> Path:
+        return write_series(tmp_path, grid, changes, folder)
 
     return write

@@ -10,10 +10,13 @@ from pydicom.dataset import FileMetaDataset
 from pydicom.sequence import Sequence
 from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 
+from lesionseg.core import Geometry, Volume
 from lesionseg.errors import ReadError
+from lesionseg.io.cases import read_case, read_reference
+from lesionseg.io.conventions import read_dataset
 from lesionseg.io.dicom_headers import read_header
-from lesionseg.io.dicom_xray import pixel_size, radiograph_columns
-from lesionseg.io.volumes import read_geometry, read_volume
+from lesionseg.io.dicom_xray import pixel_size, radiograph_columns, read_hidden
+from lesionseg.io.volumes import read_geometry, read_volume, write_volume
 
 DX = "1.2.840.10008.5.1.4.1.1.1.1"
 PIXELS = np.array([[0, 100, 200], [300, 400, 500]], dtype=np.uint16)
@@ -81,6 +84,102 @@ def test_padding_is_as_dark_as_the_darkest_pixel(tmp_path: Path) -> None:
     np.testing.assert_array_equal(np.ravel(seen)[1:], [400, 300, 200, 100, 0])
 
 
+HIDING: list[tuple[dict[str, Any], list[list[int]]]] = [
+    ({"PixelPaddingValue": 0}, [[0, 1, 1], [1, 1, 1]]),
+    ({"PixelPaddingValue": 0, "PixelPaddingRangeLimit": 150}, [[0, 0, 1], [1, 1, 1]]),
+    (
+        {
+            "CollimatorShape": "RECTANGULAR",
+            "CollimatorUpperHorizontalEdge": 1,
+            "CollimatorLowerHorizontalEdge": 2,
+            "CollimatorLeftVerticalEdge": 2,
+            "CollimatorRightVerticalEdge": 2,
+        },
+        [[0, 1, 0], [0, 1, 0]],
+    ),
+    (
+        {
+            "ShutterShape": "CIRCULAR",
+            "CenterOfCircularShutter": [1, 2],
+            "RadiusOfCircularShutter": 1,
+        },
+        [[1, 1, 1], [0, 1, 0]],
+    ),
+    (
+        {
+            "ShutterShape": ["POLYGONAL", "RECTANGULAR"],
+            "VerticesOfThePolygonalShutter": [0, 0, 0, 4, 3, 4, 3, 2, 2, 0],
+            "ShutterUpperHorizontalEdge": 1,
+            "ShutterLowerHorizontalEdge": 1,
+            "ShutterLeftVerticalEdge": 1,
+            "ShutterRightVerticalEdge": 3,
+        },
+        [[1, 1, 1], [0, 0, 0]],
+    ),
+]
+
+
+@pytest.mark.parametrize(("elements", "valid"), HIDING)
+def test_what_is_hidden_is_dark_and_not_valid(
+    tmp_path: Path, elements: dict[str, Any], valid: list[list[int]]
+) -> None:
+    volume = read_volume(save(tmp_path / "a.dcm", PIXELS + np.uint16(7) * (PIXELS > 0), **elements))
+    seen = np.array(valid, dtype=bool)
+    assert volume.valid is not None
+    np.testing.assert_array_equal(volume.valid, seen)
+    assert (volume.array[0][~seen] == volume.array[0][seen].min()).all()
+    hidden = read_hidden(tmp_path / "a.dcm")
+    assert hidden is not None
+    np.testing.assert_array_equal(hidden, ~seen)
+
+
+@pytest.mark.parametrize(
+    "elements",
+    [
+        {},
+        {"PixelPaddingValue": 4000},
+        {"PixelPaddingValue": 0, "PixelPaddingRangeLimit": 4000},
+        {"CollimatorShape": "RECTANGULAR"},
+        {"ShutterShape": "BITMAP"},
+    ],
+)
+def test_nothing_is_hidden_without_a_credible_statement(
+    tmp_path: Path, elements: dict[str, Any]
+) -> None:
+    path = save(tmp_path / "a.dcm", **elements)
+    assert read_volume(path).valid is None
+    assert read_hidden(path) is None
+
+
+def test_padding_is_ignored_by_the_reference_but_for_lesions(tmp_path: Path) -> None:
+    save(tmp_path / "a.dcm", PixelPaddingValue=0, PixelPaddingRangeLimit=150)
+    mask = np.zeros((1, 2, 3), np.uint8)
+    mask[0, 0, 1] = mask[0, 1, 2] = 1
+    write_volume(tmp_path / "m.png", Volume(mask, Geometry.from_spacing((2, 3), (1, 1))))
+    (tmp_path / "manifest.csv").write_text("case,image,reference\nA,a.dcm,m.png\n")
+    dataset = read_dataset(tmp_path)
+    case = read_case(dataset.cases[0], dataset)
+    assert case.reference is not None
+    assert case.reference.ignore is not None
+    assert case.reference.ignore.tolist() == [[True, False, False], [False, False, False]]
+    again = read_reference(dataset.cases[0], dataset, case.image.geometry)
+    assert again is not None
+    np.testing.assert_array_equal(again.ignore, case.reference.ignore)
+
+
+def test_a_png_drawn_on_a_radiograph_takes_its_millimetres(tmp_path: Path) -> None:
+    save(tmp_path / "a.dcm", ImagerPixelSpacing=[0.2, 0.2])
+    mask = np.ones((1, 2, 3), np.uint8)
+    write_volume(tmp_path / "m.png", Volume(mask, Geometry.from_spacing((2, 3), (1, 1))))
+    (tmp_path / "manifest.csv").write_text("case,image,reference\nA,a.dcm,m.png\n")
+    dataset = read_dataset(tmp_path)
+    assert dataset.cases[0].columns["pixel_size_source"] == "at the detector"
+    reference = read_case(dataset.cases[0], dataset).reference
+    assert reference is not None
+    assert reference.geometry.spacing_mm == pytest.approx((0.2, 0.2))
+    assert reference.geometry.size_unit == "mm at the detector"
+
+
 SIZES: list[tuple[dict[str, Any], float, str]] = [
     ({"PixelSpacing": [0.1, 0.1], "PixelSpacingCalibrationType": "GEOMETRY"}, 0.1, "calibrated"),
     (
@@ -115,6 +214,8 @@ def test_the_pixel_size_is_trusted_only_when_calibrated(
     assert read_geometry(path).spacing_mm == pytest.approx((mm, mm))
     assert read_volume(path).geometry.spacing_mm == pytest.approx((mm, mm))
     assert pixel_size(read_header(path)).source == source
+    unit = {"at the detector": "mm at the detector", "unknown": "px"}.get(source, "mm")
+    assert read_geometry(path).size_unit == unit
 
 
 def test_side_view_and_intent_are_kept(tmp_path: Path) -> None:
