@@ -56,7 +56,7 @@ class Fingerprint:
     equivalent diameter), `lesion_voxels` on the file's grid and `extents_mm`, the sides of its box
     along the axes of `spacings_mm`; none in a file written before they were taken.
     `lesion_fraction` is the share of
-    the scanned volume that is lesion.
+    the scanned volume that is lesion, what is to be ignored left out.
     """
 
     dims: int
@@ -134,7 +134,7 @@ def take_fingerprint(dataset: Dataset, cases: Iterable[Case]) -> Fingerprint:
         lesions_per_case=tuple(len(n.lesion_voxels) for n in notes),
         diameters_mm=tuple(d for n in notes for d in n.diameters_mm),
         lesion_voxels=tuple(v for n in notes for v in n.lesion_voxels),
-        lesion_fraction=sum(n.lesion_mm for n in notes) / sum(n.scanned_mm for n in notes),
+        lesion_fraction=_share(sum(n.lesion_mm for n in notes), sum(n.scanned_mm for n in notes)),
         extents_mm=tuple(side for n in notes for side in n.extents_mm),
     )
 
@@ -159,6 +159,7 @@ def _look(case: Case, reference: Reference, dataset: Dataset) -> _Note:
     array, geometry = case.image.array, case.image.geometry
     order = canonical_order(geometry)
     voxels, sides, covered = _lesions(reference)
+    n_known = covered.size if reference.ignore is None else np.count_nonzero(~reference.ignore)
     diameters = equivalent_diameter_mm(voxels * geometry.voxel_size, dataset.dims)
     flat = array.reshape(len(array), -1)
     return _Note(
@@ -170,11 +171,16 @@ def _look(case: Case, reference: Reference, dataset: Dataset) -> _Note:
             tuple(round(float(row[a]) * geometry.spacing_mm[a], 4) for a in order) for row in sides
         ),
         lesion_mm=float(covered.sum()) * geometry.voxel_size,
-        scanned_mm=float(np.prod(geometry.shape)) * geometry.voxel_size,
+        scanned_mm=float(n_known) * geometry.voxel_size,
         sample=_sampled(flat),
         lesion_sample=_sampled(array[:, covered]),
         nonzero=tuple(float(np.count_nonzero(c) / c.size) for c in flat),
     )
+
+
+def _share(part: float, whole: float) -> float:
+    """The part of a whole; 0 of nothing, as where every voxel is to be ignored."""
+    return part / whole if whole > 0 else 0.0
 
 
 def canonical_order(geometry: Geometry) -> tuple[int, ...]:
@@ -194,11 +200,16 @@ def canonical_order(geometry: Geometry) -> tuple[int, ...]:
 def _lesions(
     reference: Reference,
 ) -> tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.bool_]]:
-    """Voxels of each lesion, the sides `[n, dims]` of its box in voxels, and the mask of all."""
+    """Voxels of each lesion, the sides `[n, dims]` of its box in voxels, and the mask of all.
+
+    What the reference says to ignore is no lesion.
+    """
     instances = reference.instances
     if instances is None and reference.labels is not None:
         instances = lesion_instances(reference.labels).instances
     if instances is not None:
+        if reference.ignore is not None:
+            instances = np.where(reference.ignore, 0, instances)
         counts = np.bincount(instances.ravel())[1:]
         found = mask_boxes(instances, len(counts))[counts > 0]
         return counts[counts > 0], _sides(found), instances > 0
@@ -207,6 +218,8 @@ def _lesions(
     for box in np.rint(boxes).astype(int):
         low, high = box[: covered.ndim], box[covered.ndim :]
         covered[tuple(slice(max(a, 0), b) for a, b in zip(low, high, strict=True))] = True
+    if reference.ignore is not None:
+        covered &= ~reference.ignore
     sides = np.maximum(_sides(boxes), 1)
     return np.rint(sides.prod(axis=1)).astype(np.int64), sides, covered
 

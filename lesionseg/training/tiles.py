@@ -80,7 +80,9 @@ class EpochTiles:
                 choice.start, away, self.cases[choice.case].shape, strict=True
             )
         )
-        self.hard.add(epoch, number, HardPoint(choice.case, centre), score)
+        valid = self.cases[choice.case].valid
+        if valid is None or valid[centre]:  # rounding may have led it into what is ignored
+            self.hard.add(epoch, number, HardPoint(choice.case, centre), score)
 
     def _show_hard(self, epoch: int) -> None:
         if self.hard is not None and self._hard_epoch != epoch:

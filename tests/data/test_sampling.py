@@ -1,4 +1,5 @@
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -146,3 +147,21 @@ def test_spreading_is_within_one_of_the_exact_share(rng):
     counts = np.bincount(spread(weights, 65, rng), minlength=4)
     assert (np.abs(counts - weights / weights.sum() * 65) <= 1).all()
     assert len(spread(np.array([]), 5, rng)) == 0
+
+
+def test_background_is_taken_around_voxels_that_teach():
+    seeds = ((2, 3, 4), (17, 20, 25), (10, 4, 20))
+    sparse = replace(make_case("sparse"), has_valid=True, valid_seeds=seeds)
+    blind = replace(make_case("blind"), has_valid=True, valid_seeds=())
+    sampler = TileSampler([sparse, blind], TILE, n_tiles=60, seed=0)
+    met = set()
+    for choice in choices(sampler):
+        inside = [
+            seed
+            for seed in seeds
+            if all(s <= v < s + t for s, v, t in zip(choice.start, seed, TILE, strict=True))
+        ]
+        assert choice.case == 0
+        assert inside
+        met.update(inside)
+    assert met == set(seeds)

@@ -26,6 +26,29 @@ def test_counts_and_sizes_by_hand(dataset: Dataset, cases: list[Case]):
     assert found.modality == "mri"
 
 
+def test_what_is_ignored_does_not_count(dataset: Dataset, cases: list[Case]):
+    ignored = []
+    for case in cases:
+        assert case.reference is not None
+        ignore = np.zeros(case.reference.geometry.shape, bool)
+        ignore[5:] = True  # with the second lesion and the one of a voxel
+        ignored.append(replace(case, reference=replace(case.reference, ignore=ignore)))
+    found = take_fingerprint(dataset, ignored)
+    assert (found.lesions_per_case, found.lesion_voxels) == ((1, 0, 0), (8,))
+    assert found.lesion_fraction == pytest.approx(8 / (3 * 5 * 12 * 14))
+
+
+def test_a_lesion_of_several_regions_is_one(dataset: Dataset, cases: list[Case]):
+    reference = cases[0].reference
+    assert reference is not None
+    labels = np.zeros(reference.geometry.shape, np.uint8)
+    labels[1:4, 1:3, 1:3], labels[2, 1:3, 1:3] = 1, 2
+    whole = (labels > 0).astype(np.int32)
+    united = replace(reference, labels=labels, instances=whole, instance_labels=(1,))
+    found = take_fingerprint(dataset, [replace(cases[0], reference=united)])
+    assert found.lesion_voxels == (12,)
+
+
 def test_intensities_of_lesions_and_body(dataset: Dataset, cases: list[Case]):
     (channel,) = take_fingerprint(dataset, cases).channels
     assert channel.lesion is not None
