@@ -17,7 +17,8 @@ class Prediction:
     candidate ids, 0 elsewhere; None with boxes only. `scored` is False for bare masks of another
     program: their candidates' scores are a placeholder and FROC, CPM and AP are null. `values`
     `[*spatial]` holds the mask values of all candidates where they differ within one (regions);
-    None: a candidate's voxels all hold its label.
+    None: a candidate's voxels all hold its label. `removed`: what would be candidates but for
+    their size, boxes without masks, with ids of their own; only to tell why a lesion was missed.
     """
 
     case: str
@@ -28,6 +29,7 @@ class Prediction:
     operating_point: OperatingPoint | None = None
     scored: bool = True
     values: NDArray[np.uint8] | None = None
+    removed: tuple[Candidate, ...] = ()
 
     def mask(self) -> NDArray[np.uint8]:
         """Label values `[*spatial]` of the accepted candidates; zeros when there is none."""

@@ -253,7 +253,22 @@ def _why_missed(judged: Judged, row: int) -> WhyMissed:
         return "overlap_too_small"
     if (~same & accepted).any():
         return "wrong_label"
+    if _was_removed(judged, row):
+        return "removed_by_size"
     return "below_operating_point" if same.any() else "no_response"
+
+
+def _was_removed(judged: Judged, row: int) -> bool:
+    """Whether something of its label that was dropped for its size alone lay in the lesion.
+
+    Only what would have been accepted counts.
+    """
+    lesions, voxels = judged.lesions, judged.lesions.voxels_of(row)
+    return any(
+        bool(((voxels >= c.start_vox) & (voxels < c.stop_vox)).all(axis=1).any())
+        for c in judged.prediction.removed
+        if c.label == lesions.labels[row] and c.score >= judged.accepted_from
+    )
 
 
 def _candidate(judged: Judged, row: int) -> CandidateResult:

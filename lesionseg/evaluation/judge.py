@@ -45,7 +45,8 @@ class Judged:
 
     `at_point`: with the accepted candidates alone; `at_any`: with all retained ones. `sides`: the
     accepted ones under the side criteria. `detected_at`: the score at which a lesion is found.
-    `set_aside`: how far candidates lie in what is not judged.
+    `set_aside`: how far candidates lie in what is not judged. `accepted_from`: the score from which
+    candidates are accepted, the lowest accepted one's where no point is stated.
     """
 
     prediction: Prediction
@@ -58,6 +59,7 @@ class Judged:
     at_any: Verdict
     sides: Mapping[str, Verdict]
     set_aside: SetAside
+    accepted_from: float
 
     @property
     def drawn(self) -> NDArray[np.bool_]:
@@ -100,6 +102,7 @@ def judge(
     def linked(rule: Criterion) -> Links:
         return find_links(rule, candidates, lesions, overlaps).among(~set_aside.wholly)
 
+    point = operating_point or prediction.operating_point
     links = linked(criterion)
     detected_at = detection_scores(links, scores, candidates.ids)
     by_now = detected_at >= scores[accepted].min(initial=np.inf)
@@ -116,6 +119,7 @@ def judge(
         at_any=verdict(criterion, links, everyone, detected_at > NEVER),
         sides={side.name: verdict(side, linked(side), accepted, nothing) for side in SIDE_CRITERIA},
         set_aside=set_aside,
+        accepted_from=point.score if point else float(scores[accepted].min(initial=1.0)),
     )
 
 

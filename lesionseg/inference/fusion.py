@@ -110,7 +110,8 @@ def fuse(voxels: Found, boxes: Sequence[Candidate]) -> Found:
         if one.candidate.has_mask:
             ids[one.candidate.id] = number
     candidates = [replace(one.candidate, score=one.score) for one in merged]
-    return Found(_numbered(candidates), ids[voxels.instances], voxels.values)
+    removed = tuple(replace(c, score=c.score / 2) for c in voxels.removed)
+    return Found(_numbered(candidates), ids[voxels.instances], voxels.values, removed)
 
 
 @dataclass(frozen=True)

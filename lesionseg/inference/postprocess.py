@@ -20,12 +20,13 @@ class Found:
     """The candidates of one case and their voxels.
 
     `candidates` by descending score, ids 1..n in that order; `instances` `[*spatial]` int32 holds
-    ids, 0 elsewhere. `values`: see `Prediction`.
+    ids, 0 elsewhere. `values` and `removed`: see `Prediction`.
     """
 
     candidates: tuple[Candidate, ...]
     instances: NDArray[np.int32]
     values: NDArray[np.uint8] | None = None
+    removed: tuple[Candidate, ...] = ()
 
 
 def find_candidates(
@@ -49,7 +50,8 @@ def find_candidates(
     >>> found.instances.tolist(), [c.label for c in found.candidates]
     ([[1, 1, 0, 2, 2]], [7, 7])
     """
-    channels = [_regions(channel, geometry, rule) for channel in probabilities]
+    grown = [_regions(channel, geometry, rule) for channel in probabilities]
+    channels = [[r for r in channel if len(r.voxels) >= rule.min_voxels] for channel in grown]
     if len(channels) != len(label_values):
         raise GeometryError(
             "The probabilities do not have one channel a label.",
@@ -62,11 +64,27 @@ def find_candidates(
         regions = _settle(regions)
     instances = np.zeros(geometry.shape, dtype=np.int32)
     candidates = []
-    ranked = [i for i in _ranking(regions, rule) if _is_large(regions[i], geometry, rule)]
+    ranking = _ranking(regions, rule)
+    ranked = [i for i in ranking if _is_large(regions[i], geometry, rule)]
+    small = [(regions[i], int(labels[i])) for i in ranking if i not in set(ranked)]
+    for label, channel in zip(label_values, grown, strict=True):
+        small += [(r, label) for r in channel if len(r.voxels) < rule.min_voxels]
     for number, i in enumerate(ranked, start=1):
         instances.flat[regions[i].voxels] = number
         candidates.append(_candidate(number, regions[i], geometry, int(labels[i])))
-    return Found(tuple(candidates), instances)
+    return Found(tuple(candidates), instances, removed=_removed(small, geometry, rule))
+
+
+def _removed(
+    small: Sequence[tuple[Region, int]], geometry: Geometry, rule: CandidateRule
+) -> tuple[Candidate, ...]:
+    """The regions of these labels as boxes, the highest first."""
+    high = [(r, label) for r, label in small if r.score >= rule.floor]
+    high.sort(key=lambda one: (-one[0].score, one[0].peak))
+    return tuple(
+        replace(_candidate(number, region, geometry, label), has_mask=False, accepted=False)
+        for number, (region, label) in enumerate(high[: rule.max_candidates], start=1)
+    )
 
 
 def choose_operating_point(
@@ -114,14 +132,26 @@ def apply_operating_point(prediction: Prediction, point: OperatingPoint) -> Pred
 
 
 def without_small(prediction: Prediction, least_mm: float) -> Prediction:
-    """The prediction without its candidates under `least_mm` in diameter; ids are kept."""
+    """The prediction without its candidates under `least_mm` in diameter; ids are kept.
+
+    They join those that were removed for their size before.
+    """
     kept = tuple(c for c in prediction.candidates if c.diameter_mm >= least_mm)
     if len(kept) == len(prediction.candidates):
         return prediction
     instances = prediction.instances
     if instances is not None:
         instances = np.where(np.isin(instances, [c.id for c in kept]), instances, 0)
-    return replace(prediction, candidates=kept, instances=instances)
+    small = [c for c in prediction.candidates if c.diameter_mm < least_mm]
+    removed = sorted([*prediction.removed, *small], key=lambda c: -c.score)
+    return replace(
+        prediction,
+        candidates=kept,
+        instances=instances,
+        removed=tuple(
+            replace(c, id=i, has_mask=False, accepted=False) for i, c in enumerate(removed, 1)
+        ),
+    )
 
 
 def _parse_point(name: str) -> tuple[str, float | None]:

@@ -88,7 +88,8 @@ def grow_regions(above: Above, rule: CandidateRule) -> list[Region]:
     """The regions of one label, by descending peak, ties by index.
 
     Each peak claims, highest first, the unclaimed voxels connected to it with p ≥ peak / ratio;
-    regions that are shoulders or too small are left out, but what they claimed stays claimed.
+    regions that are shoulders are left out, but what they claimed stays claimed. Of those under
+    `min_voxels` there are at most `max_candidates` as well.
     """
     p = above.probabilities
     shape = (1, *above.shape)[-3:]  # 2-D is 3-D with one slice
@@ -176,13 +177,13 @@ def _claim(p: Any, index: Any, starts: Any, shape: Any, peaks: Any, state: Any, 
     """Positions of the kept regions one after the other, and where each region ends."""
     ratio, prominence, min_voxels, max_candidates = limits
     claimed = np.empty(1024, dtype=np.int64)
-    ends = np.empty(max_candidates, dtype=np.int64)
+    ends = np.empty(2 * max_candidates, dtype=np.int64)
     found = np.empty(27, dtype=np.int64)
-    begin = n_kept = number = 0
+    begin = n_kept = n_small = number = 0
     for peak in peaks:
         if state[peak] != _FREE:
             continue
-        if n_kept == max_candidates:
+        if n_kept - n_small == max_candidates:
             break
         number += 1
         bar, contact = p[peak] / ratio, -1.0
@@ -202,7 +203,9 @@ def _claim(p: Any, index: Any, starts: Any, shape: Any, peaks: Any, state: Any, 
                 elif state[u] != _FREE and state[u] != number:
                     contact = max(contact, p[v])
         shoulder = p[peak] < prominence * contact
-        if end - begin >= min_voxels and not shoulder:
+        small = end - begin < min_voxels
+        if not shoulder and not (small and n_small == max_candidates):
+            n_small += small
             ends[n_kept] = end
             n_kept += 1
             begin = end

@@ -22,12 +22,14 @@ class CandidateFile:
     voxel_threshold: float | None
     operating_point: OperatingPoint | None
     scored: bool
+    removed: tuple[Candidate, ...] = ()
 
 
 def write_candidates(path: Path, prediction: Prediction) -> None:
     """Write the candidates of a prediction atomically. Raises `OutputError` for NaN.
 
-    `size_unit`: "mm", "mm at the detector" or, where no pixel size is known, "px".
+    `size_unit`: "mm", "mm at the detector" or, where no pixel size is known, "px". `removed`, where
+    there are any: what was dropped for its size alone.
     """
     point = prediction.operating_point
     content = {
@@ -38,6 +40,8 @@ def write_candidates(path: Path, prediction: Prediction) -> None:
         "operating_point": None if point is None else asdict(point),
         "candidates": [asdict(candidate) for candidate in prediction.candidates],
     }
+    if prediction.removed:
+        content["removed"] = [asdict(candidate) for candidate in prediction.removed]
     # said only where it is not so: the scores stand in for another program's missing ones
     write_json(path, content if prediction.scored else {**content, "scored": False})
 
@@ -66,7 +70,14 @@ def read_candidates(path: Path, geometry: Geometry) -> CandidateFile:
         voxel_threshold=_optional(content, "voxel_threshold", path),
         operating_point=_operating_point(content.get("operating_point"), path),
         scored=bool(content.get("scored", True)),
+        removed=_removed(content.get("removed", []), geometry, path),
     )
+
+
+def _removed(entries: Any, geometry: Geometry, path: Path) -> tuple[Candidate, ...]:
+    if not isinstance(entries, list):
+        raise ContentError("'removed' is no list of candidates.", where=path, seen=entries)
+    return tuple(_candidate(c, i, geometry, path) for i, c in enumerate(entries, start=1))
 
 
 def _candidate(entry: Any, place: int, geometry: Geometry, path: Path) -> Candidate:

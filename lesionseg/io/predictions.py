@@ -136,6 +136,7 @@ def read_prediction(
         voxel_threshold=found.voxel_threshold,
         operating_point=found.operating_point,
         scored=found.scored,
+        removed=found.removed,
         values=_read_values(files, united),
     )
 

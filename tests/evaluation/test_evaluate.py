@@ -3,7 +3,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from lesionseg.core import Geometry, OperatingPoint, Prediction, Reference
+from lesionseg.core import Candidate, Geometry, OperatingPoint, Prediction, Reference
 from lesionseg.errors import GeometryError
 from lesionseg.evaluation import PRESETS, evaluate_case
 from tests.evaluation.hand_cases import (
@@ -155,3 +155,28 @@ def test_the_order_of_axes_changes_nothing():
         again.dice, again.surface_dice, again.hd95_mm,
     )  # fmt: skip
     assert first.lesions[0].diameter_mm == again.lesions[0].diameter_mm
+
+
+def small(score, start, label=1):
+    stop = tuple(s + 1.0 for s in start)
+    return Candidate(1, label, score, start, stop, (0.0, 0.0), 1.0, None, False, accepted=False)
+
+
+@pytest.mark.parametrize(
+    ("removed", "why"),
+    [
+        ((), "no_response"),
+        ((small(0.7, (1.0, 1.0)),), "removed_by_size"),
+        ((small(0.7, (0.0, 1.0)),), "no_response"),  # beside the lesion
+        ((small(0.4, (1.0, 1.0)),), "no_response"),  # would not have been accepted
+        ((small(0.7, (1.0, 1.0), label=2),), "no_response"),
+    ],
+)
+def test_what_was_removed_for_its_size_tells_why_a_lesion_was_missed(removed, why):
+    hand = next(c for c in HAND_CASES if c.name == "missed")
+    given = replace(
+        make_prediction(hand), removed=removed, operating_point=OperatingPoint("score:0.5", 0.5)
+    )
+    result = evaluate_case(make_reference(hand), given, PRESETS["lesionseg"], case="a")
+    assert [x.why_missed for x in result.lesions] == [why]
+    assert result.candidates == ()  # nothing else changes

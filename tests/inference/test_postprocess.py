@@ -290,3 +290,32 @@ def test_a_sensitivity_out_of_reach_is_refused_with_what_was_in_reach() -> None:
     points = (OperatingPoint("fp_per_case:1", 0.4, "out-of-fold", attainable_recall=0.834),)
     with pytest.raises(ConfigError, match=r"from 0 to 0\.834 were in reach on the out-of-fold"):
         choose_operating_point(points, "sensitivity:0.9")
+
+
+def test_what_is_dropped_for_its_size_is_remembered_as_boxes() -> None:
+    channel = [[0.9, 0.0, 0.0, 0.6, 0.6, 0.6, 0.0, 0.3]]
+    for rule in (replace(RULE, min_voxels=2), replace(RULE, min_diameter_mm=1.5)):
+        found = _find(channel, rule=rule)
+        assert _scores(found) == [0.6]
+        assert [round(c.score, 3) for c in found.removed] == [0.9, 0.3]
+        assert [c.start_vox for c in found.removed] == [(0.0, 0.0), (0.0, 7.0)]
+        assert not any(c.has_mask or c.accepted for c in found.removed)
+    few = _find(channel, rule=replace(RULE, min_voxels=2, max_candidates=1))
+    assert [round(c.score, 3) for c in few.removed] == [0.9]
+    assert _find(channel).removed == ()
+
+
+def test_what_is_dropped_afterwards_joins_what_was_dropped_before() -> None:
+    channel = [[0.9, 0.0, 0.6, 0.6, 0.0, 0.5, 0.5, 0.5]]
+    found = _find(channel, rule=replace(RULE, min_voxels=2))
+    whole = Prediction(
+        "a",
+        Geometry.from_spacing((1, 8), (1.0, 1.0)),
+        found.candidates,
+        found.instances,
+        removed=found.removed,
+    )
+    kept = without_small(whole, 1.7)
+    assert [c.score for c in kept.candidates] == pytest.approx([0.5])
+    assert [c.score for c in kept.removed] == pytest.approx([0.9, 0.6])
+    assert [c.id for c in kept.removed] == [1, 2]

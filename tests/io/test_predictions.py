@@ -346,3 +346,15 @@ def test_finding_refuses_doubles_emptiness_and_absence(
     _touch(tmp_path, "A_mask.nii.gz", "A.nii.gz")
     with pytest.raises(DatasetError, match=r"same case.*A_mask\.nii\.gz"):
         find(tmp_path)
+
+
+def test_what_was_removed_for_its_size_comes_back(tmp_path: Path) -> None:
+    geometry = Geometry.from_spacing((4, 5, 6), (2.0, 1.0, 1.0))
+    gone = _candidate(1, geometry, (2, 3, 4), has_mask=False, accepted=False)
+    write_prediction(tmp_path, replace(_prediction(geometry), removed=(gone,)))
+    (files,) = find_predictions(tmp_path).values()
+    assert read_prediction(files, geometry=geometry).removed == (gone,)
+    path = next(tmp_path.glob("*_candidates.json"))
+    path.write_text(json.dumps({**json.loads(path.read_text()), "removed": "all"}))
+    with pytest.raises(ContentError, match="removed"):
+        read_prediction(files, geometry=geometry)
