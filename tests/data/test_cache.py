@@ -1,5 +1,6 @@
 import json
 import pickle
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -208,3 +209,32 @@ def test_a_packed_table_gives_back_the_lesions_it_was_made_of():
         table[2]
     empty = LesionTable((), dims=2)
     assert (len(empty), tuple(empty), empty.boxes.shape) == (0, (), (0, 4))
+
+
+def test_an_entry_knows_where_to_teach_and_whether_a_lesion_has_parts(fill, dataset, plan, read):
+    whole = fill()[0]
+    assert (whole.is_mixed, whole.valid_seeds) == (False, None)
+
+    def read_parts(files):
+        case = read(files)
+        labels = case.reference.labels
+        ids = (labels > 0).astype(np.int32)
+        labels[2] *= 2
+        ignore = np.zeros(labels.shape, bool)
+        ignore[5:] = True
+        parts = Reference(
+            case.image.geometry, labels=labels, instances=ids, instance_labels=(1,), ignore=ignore
+        )
+        return replace(case, reference=parts)
+
+    regions = plan.with_(label_values=(1, 2), label_names=("a", "b"), regions=((1, 2), (2,)))
+    cached = fill_cache(
+        dataset, dataset.cases, regions, whole.folder.parent.parent, read=read_parts
+    )[0]
+    assert cached.folder != whole.folder
+    assert cached.is_mixed
+    assert np.unique(cached.labels).tolist() == [0, 1, 2]
+    seeds = np.array(cached.valid_seeds)
+    assert len(seeds) == min(512, 5 * 10 * 11 - 12)
+    assert seeds[:, 0].max() < 5
+    assert (cached.instances[tuple(seeds.T)] == 0).all()

@@ -72,6 +72,23 @@ def test_lesions_and_spots_are_seen_where_they_are(case, make_plan):
     assert spot.centre_mm == pytest.approx((36.0, 18.0))
 
 
+class TwoSeers(nn.Module):
+    """The image is the logit of the whole; its core is seen a little better."""
+
+    def forward(self, image):
+        return [torch.cat([image, image + 0.5], dim=1)]
+
+
+def test_with_regions_the_highest_of_them_is_looked_at(case, make_plan):
+    plan = make_plan().with_(
+        label_values=(1, 2), label_names=("whole", "core"), regions=((1, 2), (2,))
+    )
+    first, _, spot = look(TwoSeers(), case, plan)
+    assert first.label == spot.label == "lesion"
+    assert first.p == pytest.approx((sigmoid(3.5) + 14 * sigmoid(-5.5)) / 15, abs=1e-3)
+    assert spot.p == pytest.approx(sigmoid(2.0), abs=1e-3)
+
+
 def audit(path):
     with path.open(newline="") as file:
         return list(csv.DictReader(file))
