@@ -25,6 +25,7 @@ from lesionseg.inference.painting import find_by_plan
 from lesionseg.inference.postprocess import (
     apply_operating_point,
     choose_operating_point,
+    without_small,
 )
 from lesionseg.inference.regions import Above, collect_above
 from lesionseg.inference.restore import restore_slabs
@@ -275,6 +276,7 @@ class Predictor:
         """
         if boxes is not None and self.plan.candidate_rule.source == "detection":
             prediction = Prediction(case, geometry, tuple(boxes), None)
+            prediction = without_small(prediction, self.plan.candidate_rule.min_diameter_mm)
         else:
             found = find_by_plan(probabilities, geometry, self.plan)
             found = found if boxes is None else fuse(found, boxes)
