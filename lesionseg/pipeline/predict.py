@@ -9,8 +9,9 @@ from lesionseg.errors import ConfigError, DatasetError
 from lesionseg.inference.settings import InferenceSettings
 from lesionseg.io.images import find_images
 from lesionseg.models.build import NetworkFactory
-from lesionseg.pipeline.predict_cases import PredictJob, predict_cases
-from lesionseg.pipeline.predict_table import Predicted, PredictionTable
+from lesionseg.pipeline.engines.engine import EngineName, choose_engine
+from lesionseg.pipeline.predict_cases import PredictJob
+from lesionseg.pipeline.predict_table import Predicted, PredictionTable, Shard
 from lesionseg.pipeline.predict_write import SaveProbabilities
 from lesionseg.pipeline.progress import Advance, bar
 from lesionseg.pipeline.settings import DicomSettings
@@ -24,10 +25,13 @@ def predict(
     *,
     inference: InferenceSettings | None = None,
     operating_point: str | None = None,
-    device: str = "auto",
+    device: str | Sequence[str] = "auto",
     raster_mm: float | None = None,
     dicom: DicomSettings | None = None,
     save_probabilities: SaveProbabilities = "none",
+    engine: EngineName = "local",
+    num_shards: int = 1,
+    shard_index: int = 0,
     architectures: Mapping[str, NetworkFactory] | None = None,
     progress: Advance | None = None,
 ) -> Predicted:
@@ -38,8 +42,11 @@ def predict(
     scan's own geometry and format, with `save_probabilities` also
     `probabilities/<case>_<label>`, and `predictions.csv`; rows of other cases in that file stay. A
     case that fails does not stop the others. Started again, it leaves out what is done and
-    unchanged. Reading, the network and writing overlap. `operating_point`, `device`, `raster_mm`
-    and `architectures`: see `Predictor`; `dicom` says what is done with a tilted gantry.
+    unchanged. Reading, the network and writing overlap. `operating_point`, `raster_mm` and
+    `architectures`: see `Predictor`; `dicom` says what is done with a tilted gantry. `device`: one,
+    or several that share the cases; "auto" is every GPU. `engine`: "local", or "ray" for a cluster
+    whose machines all see the same folders. Of `num_shards` equal calls, each with another
+    `shard_index`, each predicts its part of the cases and writes a table of its own.
     `progress(case, done, total)` is called after every case, in place of a bar. Raises
     `BundleError` or `ConfigError` for an unusable bundle or setting and an output folder that is
     the input folder, `DatasetError` when there is no case.
@@ -50,15 +57,16 @@ def predict(
         output=Path(output),
         inference=inference or InferenceSettings(),
         operating_point=operating_point,
-        device=device,
+        device=device if isinstance(device, str) else tuple(device),
         raster_mm=raster_mm,
         tilt=(dicom or DicomSettings()).tilt,
         save_probabilities=save_probabilities,
     )
-    predictor = job.predictor(architectures)
-    cases = find_cases(Path(input), job.output, predictor.plan)
-    table = PredictionTable(job.output)
-    found = predict_cases(job, cases, known=table.rows, predictor=predictor)
+    shard, run = Shard(shard_index, num_shards), choose_engine(engine)
+    predictors = job.predictors(architectures)
+    cases = shard.of(find_cases(Path(input), job.output, predictors[0].plan))
+    table = PredictionTable(job.output, shard)
+    found = run(job, cases, table.rows, predictors, architectures)
     rows = []
     try:
         with bar("Predicting") as advance, closing(found):

@@ -6,9 +6,12 @@ import sys
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from hashlib import blake2b
 from pathlib import Path
 from time import perf_counter
+
+import torch
 
 from lesionseg import __version__
 from lesionseg.core import CaseFiles
@@ -41,16 +44,31 @@ class PredictJob:
     output: Path
     inference: InferenceSettings = field(default_factory=InferenceSettings)
     operating_point: str | None = None
-    device: str = "auto"
+    device: str | tuple[str, ...] = "auto"
     raster_mm: float | None = None
     tilt: Tilt = "refuse"
     save_probabilities: SaveProbabilities = "none"
 
-    def predictor(self, architectures: Mapping[str, NetworkFactory] | None = None) -> Predictor:
-        """The predictor that the job asks for."""
+    @property
+    def devices(self) -> tuple[str, ...]:
+        """The devices that share the cases: those named, or every GPU, or whatever there is."""
+        if not isinstance(self.device, str):
+            return self.device
+        n_gpus = torch.cuda.device_count() if self.device == "auto" else 0
+        return tuple(f"cuda:{i}" for i in range(n_gpus)) if n_gpus > 1 else (self.device,)
+
+    def predictors(
+        self, architectures: Mapping[str, NetworkFactory] | None = None
+    ) -> tuple[Predictor, ...]:
+        """The predictors that the job asks for, one a device."""
+        return tuple(self._predictor(device, architectures) for device in self.devices)
+
+    def _predictor(
+        self, device: str, architectures: Mapping[str, NetworkFactory] | None
+    ) -> Predictor:
         return Predictor(
             self.bundles,
-            device=self.device,
+            device=device,
             operating_point=self.operating_point,
             settings=self.inference,
             raster_mm=self.raster_mm,
@@ -64,17 +82,23 @@ def predict_cases(
     cases: Sequence[CaseFiles],
     *,
     known: Mapping[str, PredictionRow] | None = None,
-    predictor: Predictor | None = None,
+    predictors: Sequence[Predictor] = (),
 ) -> Generator[PredictionRow]:
     """Predict cases into `job.output`; yields the row of each as soon as it is written.
 
-    Rows come in the order of `cases`. `known` are rows of earlier runs: what is unchanged is kept.
-    A case that fails gives a row that says why; nothing it wrote is left. `predictor` saves
-    building the job's anew. Close the generator to give the rest up: what is written stays.
+    Rows come in the order of `cases`, with several devices as they are done. `known` are rows of
+    earlier runs: what is unchanged is kept. A case that fails gives a row that says why; nothing it
+    wrote is left. `predictors` saves building the job's anew: one a device, which share the cases.
+    Close the generator to give the rest up: what is written stays.
     """
-    predictor = predictor or job.predictor()
-    passage = _Passage(job, predictor, known or {})
-    steps = (passage.read, passage.infer, passage.write)
+    predictors = predictors or job.predictors()
+    passage = _Passage(job, predictors, known or {})
+    # a GPU is fed by a thread that reads and relieved by one that writes
+    steps = (
+        [passage.read for _ in predictors],
+        [partial(passage.infer, predictor) for predictor in predictors],
+        [passage.write for _ in predictors],
+    )
     with closing(overlapped(cases, *steps)) as finished:
         for work in finished:
             yield work.row
@@ -103,9 +127,11 @@ class _Passage:
     """The three steps of one call."""
 
     def __init__(
-        self, job: PredictJob, predictor: Predictor, known: Mapping[str, PredictionRow]
+        self, job: PredictJob, predictors: Sequence[Predictor], known: Mapping[str, PredictionRow]
     ) -> None:
+        predictor = predictors[0]
         self.job, self.predictor, self.known = job, predictor, known
+        self.alone = len(predictors) == 1
         self.targets = Targets(job.output, job.save_probabilities)
         gigabytes = job.inference.max_memory_gb
         total = default_budget() if gigabytes is None else int(gigabytes * 2**30)
@@ -122,11 +148,14 @@ class _Passage:
                 self._read(work, halt)
             yield work
 
-    def infer(self, works: Iterator[_Work], halt: Halt) -> Iterator[_Work]:
+    def infer(self, predictor: Predictor, works: Iterator[_Work], halt: Halt) -> Iterator[_Work]:
         """Step 2: the network, tile by tile."""
-        found = self.predictor.infer_all(
+        # what waits now may be another device's a moment later: several never wait for the next
+        # case with tiles of the last in hand, whose memory its reader may be waiting for
+        ready = works.ready if self.alone and isinstance(works, Queue) else lambda: self.alone
+        found = predictor.infer_all(
             ((work, work.hand_over()) for work in works),
-            ready=works.ready if isinstance(works, Queue) else lambda: True,
+            ready=ready,
             on_tile=lambda *_: halt.check(),
             spill=self._spill,
         )

@@ -1,16 +1,20 @@
 """`predictions.csv`: what became of every case, kept on disk while the cases go by."""
 
+import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from time import perf_counter
-from typing import Literal
+from typing import Literal, TypeVar
 
+from lesionseg.errors import ConfigError
 from lesionseg.io.atomic import read_csv, write_csv
 
+T = TypeVar("T")
 Status = Literal["done", "kept", "failed"]
 TABLE = "predictions.csv"
+_ANY_TABLE = re.compile(r"predictions(_\d+_of_\d+)?\.csv")
 _STATUSES: Mapping[str, Status] = {"done": "done", "kept": "kept", "failed": "failed"}
 # of the time, at most this share goes into writing the table anew
 _WRITING_SHARE = 0.02
@@ -60,23 +64,59 @@ class Predicted(tuple[PredictionRow, ...]):
         return [first, *(f"{r.case}: {r.message}" for r in self if r.status == "failed")]
 
 
+@dataclass(frozen=True)
+class Shard:
+    """The part of the cases that one task of a job array predicts: every `number`-th from `index`.
+
+    Raises `ConfigError` unless 0 ≤ index < number.
+
+    >>> Shard(1, 3).of("abcdefg")
+    ['b', 'e']
+    """
+
+    index: int = 0
+    number: int = 1
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.index < self.number:
+            raise ConfigError(
+                "There is no such shard.",
+                where="shard_index",
+                seen=f"shard_index={self.index} num_shards={self.number}",
+                expected="shard_index from 0 to num_shards - 1",
+            )
+
+    def of(self, cases: Sequence[T]) -> list[T]:
+        """This shard's cases."""
+        return list(cases[self.index :: self.number])
+
+    @property
+    def table(self) -> str:
+        """The name of its table."""
+        return TABLE if self.number == 1 else f"predictions_{self.index}_of_{self.number}.csv"
+
+
 class PredictionTable:
     """`predictions.csv` in an output folder: the rows of earlier runs, and this run's.
 
-    The file is always whole. It is written anew with the first row that is `put` and then seldom
-    enough to cost next to nothing, and by `close`; a run killed in between finds the results of a
-    few cases without their rows, and predicts these again.
+    Each shard has a table of its own, so that no two processes write the same file; what is read
+    is the rows of all tables, and what is written without shards is their union. The file is
+    always whole. It is written anew with the first row that is `put` and then seldom enough to cost
+    next to nothing, and by `close`; a run killed in between finds the results of a few cases
+    without their rows, and predicts these again.
     """
 
-    def __init__(self, output: Path) -> None:
-        self._path = output / TABLE
-        known = read_csv(self._path) if self._path.is_file() else []
-        self.rows = {row.case: row for row in map(parse_row, known) if row is not None}
+    def __init__(self, output: Path, shard: Shard | None = None) -> None:
+        self._shard = shard or Shard()
+        self._path = output / self._shard.table
+        self.rows = {row.case: row for row in _known_rows(output, self._path)}
+        self._own = set(self.rows) if self._shard.number == 1 else set()
         self._next_write, self._is_written = 0.0, True
 
     def put(self, row: PredictionRow) -> None:
         """Add or replace a row."""
         self.rows[row.case] = row
+        self._own.add(row.case)
         self._is_written = False
         if perf_counter() >= self._next_write:
             self.close()
@@ -87,9 +127,17 @@ class PredictionTable:
             return
         begin = perf_counter()
         columns = [field.name for field in fields(PredictionRow)]
-        write_csv(self._path, [asdict(self.rows[case]) for case in sorted(self.rows)], columns)
+        write_csv(self._path, [asdict(self.rows[case]) for case in sorted(self._own)], columns)
         end = perf_counter()
         self._is_written, self._next_write = True, end + (end - begin) / _WRITING_SHARE
+
+
+def _known_rows(output: Path, last: Path) -> Iterator[PredictionRow]:
+    """The rows of all tables in a folder; of the same case the youngest table's, `last` winning."""
+    found = output.iterdir() if output.is_dir() else iter(())
+    tables = [path for path in found if _ANY_TABLE.fullmatch(path.name)]
+    for path in sorted(tables, key=lambda p: (p == last, p.stat().st_mtime_ns)):
+        yield from (row for row in map(parse_row, read_csv(path)) if row is not None)
 
 
 def parse_row(raw: Mapping[str, str]) -> PredictionRow | None:

@@ -1,0 +1,1 @@
+"""Where the cases of one `predict` are worked on: this machine, or a cluster."""
