@@ -56,8 +56,12 @@ def percentile_intervals(statistic: Statistic, weights: Weights, items: int) -> 
     values = np.concatenate(
         [statistic(weights[i : i + chunk]) for i in range(0, max(len(weights), 1), chunk)]
     )
-    tail = _tail(weights.shape[1])
-    return [_interval(column, tail) for column in values.T]
+    return [percentiles(column, weights.shape[1]) for column in values.T]
+
+
+def percentiles(values: NDArray[np.float64], groups: int) -> Interval:
+    """The percentile interval of the replicates `[n]` of a number, drawn from so many groups."""
+    return _interval(values, _tail(groups))
 
 
 def _tail(groups: int) -> float:

@@ -7,5 +7,6 @@ scorer needs, `score_cases` puts the cases together.
 from lesionseg.evaluation.official.scorers import OfficialScores as OfficialScores
 from lesionseg.evaluation.official.scorers import score_case as score_case
 from lesionseg.evaluation.official.scorers import score_cases as score_cases
+from lesionseg.evaluation.official.scorers import score_intervals as score_intervals
 
-__all__ = ["OfficialScores", "score_case", "score_cases"]
+__all__ = ["OfficialScores", "score_case", "score_cases", "score_intervals"]

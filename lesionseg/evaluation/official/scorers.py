@@ -4,6 +4,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
+import numpy as np
+
+from lesionseg.evaluation.bootstrap import Interval, Weights, percentiles
 from lesionseg.evaluation.box_matches import OfficialCase
 from lesionseg.evaluation.judge import Judged
 from lesionseg.evaluation.official import boxes, curves, masks
@@ -60,6 +63,39 @@ def score_cases(scorer: Scorer, results: Sequence[CaseResult]) -> OfficialScores
     cases = [r.official for r in results if isinstance(r.official, tuple)]
     sum_up = boxes.coco_scores if scorer == "coco" else boxes.nndetection_scores
     return OfficialScores(scorer, sum_up(cases), len(cases))
+
+
+def score_intervals(
+    scorer: Scorer, results: Sequence[CaseResult], weights: Weights
+) -> dict[str, Interval]:
+    """Percentile interval of each of the scorer's numbers, of whole groups drawn again.
+
+    `weights` `[replicates, groups]`: how often each group, in the order of its name, is drawn. The
+    scorer judges each drawing as it judges the cases themselves.
+    """
+    groups = sorted({r.group for r in results})
+    of_group = {group: [r for r in results if r.group == group] for group in groups}
+    drawn = [
+        score_cases(
+            scorer,
+            [
+                result
+                for group, times in zip(groups, row.astype(int).tolist(), strict=True)
+                for result in of_group[group] * times
+            ],
+        ).values
+        for row in weights
+    ]
+    names = score_cases(scorer, results).values
+    columns = {
+        name: np.array([_or_nan(values.get(name)) for values in drawn], dtype=np.float64)
+        for name in names
+    }
+    return {name: percentiles(column, len(groups)) for name, column in columns.items()}
+
+
+def _or_nan(value: float | None) -> float:
+    return np.nan if value is None else value
 
 
 def _means(scorer: str, cases: Sequence[Mapping[str, float | None]]) -> OfficialScores:
