@@ -121,6 +121,7 @@ def onnx_note(plan: Plan, digest: str, opset: int, difference: float) -> dict[st
             "shape": ["batch", len(plan.label_values), *plan.tile_shape],
             "dtype": "float32",
             "labels": [{"value": value, "name": name} for value, name in labels],
+            "regions": [list(values) for values in plan.regions],
             "focal_correction": None if plan.link is None else asdict(plan.link),
         },
         "candidate_rule": asdict(plan.candidate_rule),

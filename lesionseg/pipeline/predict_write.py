@@ -40,6 +40,7 @@ class Targets:
         suffix = result_suffix(files.images[0], plan.dims)
         with_masks = plan.candidate_rule.source != "detection"
         masks = [f"_mask{suffix}", f"_instances{suffix}"] if with_masks else []
+        masks += [f"_regions{suffix}"] if with_masks and plan.regions else []
         names = [*masks, "_candidates.json"]
         found = [self.folder / f"{files.case}{name}" for name in names]
         if self.save_probabilities != "none" and has_voxels(plan):

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from lesionseg.core import Case, Dataset
+from lesionseg.core import Case, Dataset, LabelRegion
 from lesionseg.errors import ConfigError
 from lesionseg.plan import Fingerprint, Plan, PlanOverrides, make_plan, take_fingerprint
 
@@ -29,6 +29,19 @@ def test_the_rules_decide_and_say_why(fingerprint: Fingerprint, dataset: Dataset
     assert plan.lesion_fraction == fingerprint.lesion_fraction
     decided = ("spacing_mm", "normalisation", "tile_shape", "architecture", "batch_size")
     assert all(plan.reasons[name] for name in (*decided, "lesion_fraction", "candidate_rule"))
+
+
+def test_regions_are_channels_of_mask_values(fingerprint: Fingerprint, dataset: Dataset):
+    regions = (LabelRegion("whole", (1, 4, 9), 1), LabelRegion("core", (4, 9), 9))
+    plan = plan_of(fingerprint, replace(dataset, regions=regions))
+    assert (plan.label_values, plan.label_names) == ((1, 9), ("whole", "core"))
+    assert plan.regions == ((1, 4, 9), (4, 9))
+    assert plan.mask_values == (1, 4, 9)
+    assert plan.label_regions == ((1, 2, 3), (2, 3))
+    assert plan.lesion_labels == {1: "lesion"}
+    assert Plan.from_json(plan.to_json()) == plan
+    with pytest.raises(ConfigError, match="Regions overlap"):
+        plan_of(fingerprint, replace(dataset, regions=regions), activation="softmax")
 
 
 def test_the_same_fingerprint_gives_the_same_plan(fingerprint: Fingerprint, dataset: Dataset):
