@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -187,5 +188,14 @@ def _valid(case: CachedCase, start: Sequence[int], tile_shape: Sequence[int]) ->
     valid = case.valid
     if valid is not None:
         return torch.from_numpy(read_tile(valid, start, tile_shape))
+    inside = all(0 <= s <= n - t for s, n, t in zip(start, case.shape, tile_shape, strict=True))
+    if inside:
+        return _everywhere(tuple(tile_shape))
     everywhere = np.broadcast_to(np.True_, case.shape)
     return torch.from_numpy(read_tile(everywhere, start, tile_shape))
+
+
+@lru_cache(maxsize=4)
+def _everywhere(shape: tuple[int, ...]) -> Tensor:
+    """True everywhere: one tensor for many tiles, which nobody writes to."""
+    return torch.ones(shape, dtype=torch.bool)

@@ -99,6 +99,7 @@ class TileSampler:
         voxels = np.concatenate([table.voxels for table in self._tables]).astype(np.float64)
         self._weights = voxels ** -float(size_weight)
         self._table = lru_cache(maxsize=2)(self._epoch_table)
+        self._reach = lru_cache(maxsize=256)(self._reach_of)
 
     def __len__(self) -> int:
         return self.n_tiles
@@ -161,9 +162,14 @@ class TileSampler:
         return clip_start([rng.below(r + 1) for r in room], shape, self.tile_shape)
 
     def _meets_lesion(self, start: Sequence[int], case: int) -> bool:
-        boxes, begin = self._tables[case].boxes, np.array(start)
-        first, stop = boxes[:, : len(start)], boxes[:, len(start) :]
-        return bool(((begin < stop) & (first < begin + self.tile_shape)).all(axis=1).any())
+        # first − tile < start < stop along every axis, as one comparison
+        reach = np.array((*start, *(-s for s in start)))
+        return bool((self._reach(case) < reach).all(axis=1).any())
+
+    def _reach_of(self, case: int) -> NDArray[np.int64]:
+        """Where tiles that meet the lesions begin: the last place before, and minus the end."""
+        boxes, dims = self._tables[case].boxes, len(self.tile_shape)
+        return np.concatenate([boxes[:, :dims] - self.tile_shape, -boxes[:, dims:]], axis=1)
 
 
 class _Numbers:

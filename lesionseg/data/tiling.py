@@ -94,10 +94,10 @@ def clip_start(
     >>> clip_start((-3, 90, 5), (64, 100, 10), (32, 32, 32))
     (0, 68, -11)
     """
-    return tuple(
-        min(max(int(s), 0), n - tile) if n >= tile else -_pad(n, tile)[0]
-        for s, n, tile in zip(start, shape, tile_shape, strict=True)
-    )
+    clipped = []
+    for s, n, tile in zip(start, shape, tile_shape, strict=True):
+        clipped.append(min(max(int(s), 0), n - tile) if n >= tile else -_pad(n, tile)[0])
+    return tuple(clipped)
 
 
 def read_tile(array: NDArray[Any], start: Sequence[int], tile_shape: Sequence[int]) -> NDArray[Any]:
