@@ -16,6 +16,7 @@ from typing import Any
 from lesionseg.errors import ConfigError, LesionsegError
 
 HERE = Path(__file__).resolve().parent
+LISTS_OF_PATHS = ("bundle",)  # of which there may be several: an ensemble
 NUMBERS_OR_WORDS = ("trainer.devices",)
 OVERRIDE = re.compile(r"^(?P<sign>[+~]{0,2})(?P<key>[\w./@-]+)(?:=(?P<value>.*))?$", re.DOTALL)
 
@@ -221,16 +222,31 @@ def _multirun(verb: str, argv: Sequence[str]) -> int:
 def _quoted(argument: str, paths: Iterable[str]) -> str:
     """Quote the value of a path override, so that spaces, `=`, commas and brackets pass Hydra.
 
+    Several bundles are a list of paths.
+
     >>> _quoted("input=a b,c.nii", ["input"])
     "input='a b,c.nii'"
+    >>> _quoted("bundle=[runs/a b, runs/c]", ["bundle"])
+    "bundle=['runs/a b','runs/c']"
     """
     key, separator, value = argument.partition("=")
-    bare = not (value[:1] in "'\"" and value[:1] == value[-1:]) if value else False
-    if not separator or key.lstrip("+") not in paths or not bare or value == "null":
+    name = key.lstrip("+")
+    if not separator or name not in paths or not value or value == "null":
         return argument
-    # Hydra reads a backslash as itself unless a quote follows the run of backslashes
+    if name in LISTS_OF_PATHS and value[0] == "[" and value[-1] == "]":
+        return f"{key}=[{','.join(_quoted_path(v.strip()) for v in value[1:-1].split(','))}]"
+    return f"{key}={_quoted_path(value)}"
+
+
+def _quoted_path(value: str) -> str:
+    """A path between single quotes, unless it stands between quotes already.
+
+    Hydra reads a backslash as itself unless a quote follows the run of backslashes.
+    """
+    if value[:1] in ("'", '"') and value[:1] == value[-1:]:
+        return value
     escaped = re.sub(r"(\\*)('|$)", lambda m: m[1] * 2 + ("\\'" if m[2] else ""), value)
-    return f"{key}='{escaped}'"
+    return f"'{escaped}'"
 
 
 def _key(override: str) -> str:

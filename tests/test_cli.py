@@ -26,6 +26,15 @@ def test_paths_arrive_as_they_were_typed(path: str) -> None:
     assert compose("train", ["data.root=x", f"report.study={path}"]).report.study == path
 
 
+def test_several_bundles_are_a_list_of_paths() -> None:
+    given = ["input=i", "output=o"]
+    assert list(compose("predict", ["bundle=[a b, it's=[1]]", *given]).bundle) == [
+        "a b",
+        "it's=[1]",
+    ]
+    assert compose("predict", ["bundle=a,b [1]", *given]).bundle == "a,b [1]"
+
+
 def test_quoted_and_null_paths_stay_as_hydra_reads_them() -> None:
     assert compose("train", ["data.root='a b'"]).data.root == "a b"
     assert compose("train", ["data.root=x", "run_dir=null"]).run_dir is None
