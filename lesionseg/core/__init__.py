@@ -12,6 +12,7 @@ from lesionseg.core.dataset import Dataset as Dataset
 from lesionseg.core.dataset import LabelRegion as LabelRegion
 from lesionseg.core.dataset import Problem as Problem
 from lesionseg.core.geometry import Geometry as Geometry
+from lesionseg.core.geometry import joint_unit as joint_unit
 from lesionseg.core.prediction import Prediction as Prediction
 from lesionseg.core.volume import Volume as Volume
 
@@ -30,4 +31,5 @@ __all__ = [
     "Reference",
     "Role",
     "Volume",
+    "joint_unit",
 ]

@@ -1,12 +1,25 @@
 """Where voxels lie in the patient: shape and affine."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from lesionseg.errors import GeometryError
+
+
+def joint_unit(units: Iterable[str]) -> str:
+    """What sizes of several grids are called; "px" only where no pixel size is known of any.
+
+    >>> joint_unit(["mm", "mm at the detector"]), joint_unit(["px", "mm"])
+    ('mm, partly at the detector', 'mm')
+    """
+    found = set(units)
+    known = found - {"px"}
+    if not known:
+        return "px" if found else "mm"
+    return known.pop() if len(known) == 1 else "mm, partly at the detector"
 
 
 @dataclass(frozen=True, eq=False)

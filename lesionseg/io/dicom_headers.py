@@ -78,13 +78,18 @@ def is_xray(header: "Header") -> bool:
     return str(header.get("SOPClassUID", "")) in _XRAY
 
 
+def is_secondary_capture(header: "Header") -> bool:
+    """Whether it is a picture of a screen or of a film."""
+    return str(header.get("SOPClassUID", "")).startswith(_SECONDARY_CAPTURE)
+
+
 def refuse_unfit(path: Path, header: "Header") -> None:
     """Raise `ReadError` for localisers, secondary captures, colour and frames without a place."""
     kinds = {str(value).upper() for value in header.get("ImageType", None) or ()}
     n_frames = int(header.get("NumberOfFrames", None) or 1)
     for wrong, what, remedy in (
         (
-            str(header.get("SOPClassUID", "")).startswith(_SECONDARY_CAPTURE),
+            is_secondary_capture(header),
             "The DICOM file is a secondary capture (a screen shot), not a scan",
             "Leave it out of the dataset; take the series that it shows.",
         ),

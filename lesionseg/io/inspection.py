@@ -1,8 +1,10 @@
 """Everything that is wrong with one case at once, where reading it stops at the first."""
 
 import hashlib
+import logging
 from collections.abc import Iterator
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -12,12 +14,13 @@ from lesionseg.io.cases import (
     check_dims,
     check_finite,
     check_grid,
+    mask_mm,
     pixel_mm,
     read_case,
     read_reference,
     tilt_of,
 )
-from lesionseg.io.dicom_headers import is_dicom, read_header
+from lesionseg.io.dicom_headers import is_dicom, is_secondary_capture, read_header
 from lesionseg.io.nifti import SUFFIXES as NIFTI
 from lesionseg.io.nifti import states_orientation
 from lesionseg.io.volumes import content_files, read_geometry, read_volume
@@ -38,8 +41,9 @@ class Inspected:
     """A case that can be used, or its faults; `case` is None exactly when there are any.
 
     `patient` is a hash of the patient's identifier where the files hold one, None elsewhere;
-    `burned_in`: the files say that letters are burned into the picture; `oriented` is False when
-    the files leave open how the patient lay.
+    `burned_in`: the files say that letters are burned into the picture, or are screen shots that
+    do not deny it; `oriented` is False when the files leave open how the patient lay. `remarks`:
+    what the readers warned about.
     """
 
     case: Case | None
@@ -47,17 +51,45 @@ class Inspected:
     patient: str | None = None
     burned_in: bool = False
     oriented: bool = True
+    remarks: tuple[str, ...] = ()
 
 
 def inspect_case(files: CaseFiles, dataset: Dataset) -> Inspected:
     """Read a case; where that fails, look at each of its files by itself and list every fault."""
+    with _listening() as remarks:
+        found = _read(files, dataset)
+    patient, burned_in = _dicom_facts(files.images)
+    told = tuple(dict.fromkeys(remarks))
+    return replace(found, patient=patient, burned_in=burned_in, remarks=told)
+
+
+def _read(files: CaseFiles, dataset: Dataset) -> Inspected:
     try:
         case = read_case(files, dataset)
     except LesionsegError as error:
         faults = tuple(_faults(files, dataset))
         return Inspected(None, faults or (Fault("unreadable", error),))
-    patient, burned_in = _dicom_facts(files.images)
-    return Inspected(case, (), patient, burned_in, all(_is_oriented(f) for f in files.images))
+    return Inspected(case, oriented=all(_is_oriented(f) for f in files.images))
+
+
+@contextmanager
+def _listening() -> Iterator[list[str]]:
+    """What the readers warn about, in place of their log: it names files."""
+    heard: list[str] = []
+
+    class Ear(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            heard.append(record.getMessage())
+
+    logger, ear = logging.getLogger("lesionseg.io"), Ear(logging.WARNING)
+    before = logger.propagate
+    logger.addHandler(ear)
+    logger.propagate = False
+    try:
+        yield heard
+    finally:
+        logger.propagate = before
+        logger.removeHandler(ear)
 
 
 def _faults(files: CaseFiles, dataset: Dataset) -> Iterator[Fault]:
@@ -136,23 +168,31 @@ def _own_geometry(files: CaseFiles) -> Geometry | None:
     """The grid a mask states itself; None for DICOM references, tables and unreadable files."""
     if files.reference is None or "lesions" in files.annotations or is_dicom(files.reference):
         return None
-    try:
-        return read_geometry(files.reference, raster_mm=pixel_mm(files))
-    except LesionsegError:
-        return None
+    mm = None
+    with suppress(LesionsegError):
+        mm = pixel_mm(files)
+        image = read_geometry(files.images[0], raster_mm=mm, tilt="resample")
+        mm = mask_mm(files, image)
+    with suppress(LesionsegError):
+        return read_geometry(files.reference, raster_mm=mm)
+    return None
 
 
 def _dicom_facts(images: tuple[Path, ...]) -> tuple[str | None, bool]:
     """Hash of the patient's identifier, and whether letters are burned in."""
     patient, burned_in = None, False
     for image in images:
-        file = next(iter(content_files(image)), image)
-        if not is_dicom(file):
+        try:
+            file = next(iter(content_files(image)), image)
+            if not is_dicom(file):
+                continue
+            header = read_header(file)
+        except LesionsegError:  # told already
             continue
-        header = read_header(file)
         name = str(header.get("PatientID", "") or "").strip()
         patient = patient or (hashlib.sha256(name.encode()).hexdigest() if name else None)
-        burned_in |= str(header.get("BurnedInAnnotation", "")).upper() == "YES"
+        said = str(header.get("BurnedInAnnotation", "") or "").upper()
+        burned_in |= said == "YES" or (not said and is_secondary_capture(header))
     return patient, burned_in
 
 

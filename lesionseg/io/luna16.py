@@ -55,7 +55,7 @@ def read_luna16(root: Path) -> Dataset:
     problems = Problems()
     nodules, excluded = (_balls(root / name, problems) for name in (ANNOTATIONS, EXCLUDED))
     if unknown := sorted(set(nodules) - set(scans)):
-        logger.warning("%d annotated scans are not there, such as %s.", len(unknown), unknown[0])
+        logger.warning("%d annotated scans are not there.", len(unknown))
     if not scans:
         raise DatasetError("No scan found.", where=root, expected="subset*/<seriesuid>.mhd")
     cases = tuple(

@@ -1,91 +1,65 @@
 """The recipe of `prepare check=true`: every problem of every case, and a page that shows them."""
 
 import hashlib
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lesionseg.core import Case, CaseFiles, Dataset, Geometry
+from lesionseg.core import Case, CaseFiles, Dataset, Geometry, Problem, joint_unit
 from lesionseg.io.inspection import Inspected, inspect_case
+from lesionseg.pipeline.check_between import Trace, compare_cases
+from lesionseg.pipeline.findings import Checked, Finding
 from lesionseg.pipeline.lesions import lesion_diameters, lesion_mask
 from lesionseg.pipeline.progress import bar
+from lesionseg.pipeline.redact import redact, redact_error
 from lesionseg.plan.fingerprint import canonical_order
 from lesionseg.report.dataset_page import CaseLook, Remark, write_dataset_report
 from lesionseg.report.dataset_text import MEANING
 from lesionseg.report.thumbnail import draw_thumbnail
 
-SPACING_FACTOR = 2.0  # from the median of the cases: beyond it a case is an outlier
 _TELLING = 100  # voxels from which two equal references are no coincidence
 _SAMPLED = 100_000  # voxels looked at for the percentiles of a channel
+# of a radiograph: `dicom_xray.radiograph_columns`
+_TAKEN = ("laterality", "view", "presentation_intent", "pixel_size_source")
 
 
-@dataclass(frozen=True)
-class Finding:
-    """One problem of one case. `text` names files, for the person who has to mend them."""
+def check_dataset(dataset: Dataset, page: Path, *, identifiers: bool = False) -> Checked:
+    """Inspect every case, one after the other in memory, compare them, and write the page.
 
-    case: str
-    kind: str
-    severity: str
-    text: str
-
-
-@dataclass(frozen=True)
-class Checked:
-    """All findings, the number of cases, and where the page lies."""
-
-    n_cases: int
-    findings: tuple[Finding, ...]
-    pseudonyms: Mapping[str, str]
-    page: Path
-
-    @property
-    def exit_status(self) -> int:
-        """1 when a case cannot be used."""
-        return int(any(f.severity == "error" for f in self.findings))
-
-    def summary(self) -> list[str]:
-        """A line a finding, the verdict, and where the page lies."""
-        lines = [f"- {f.severity}, {self.pseudonyms[f.case]}, {f.text}" for f in self.findings]
-        bad = len({f.case for f in self.findings if f.severity == "error"})
-        warned = len({f.case for f in self.findings if f.severity == "warning"})
-        verdict = f"{self.n_cases} cases read, {bad} cannot be used, {warned} should be looked at."
-        return [*lines, verdict, f"Dataset report: {self.page}"]
-
-
-@dataclass(frozen=True)
-class _Trace:
-    """What is kept of a case to compare it with the others, once its arrays are forgotten."""
-
-    files: CaseFiles
-    look: CaseLook
-    images: tuple[str, ...] = ()
-    reference: str | None = None
-    patient: str | None = None
-    axes: str = ""
-    flaws: tuple[Finding, ...] = ()
-
-
-def check_dataset(dataset: Dataset, page: Path) -> Checked:
-    """Inspect every case, one after the other in memory, compare them, and write the page."""
+    The page names nobody; with `identifiers` the summary that is printed does.
+    """
     traces = []
     with bar("Checking the dataset") as advance:
         for number, files in enumerate(dataset.cases, start=1):
             name = f"case {number:0{len(str(len(dataset.cases)))}d}"
             traces.append(_trace(files, dataset, name))
-            advance(files.case, number, len(dataset.cases))
-    findings = [f for trace in traces for f in trace.flaws]
-    for compare in (_same_content, _same_patient, _leaks, _spacing_outliers, _turned):
-        findings += compare(traces)
-    order = {files.case: i for i, files in enumerate(dataset.cases)}
-    findings.sort(key=lambda f: order[f.case])
-    looks = [replace(t.look, remarks=_remarks(t.files.case, findings)) for t in traces]
-    write_dataset_report(page, looks, dataset.channel_names, _unit(dataset))
+            advance(name, number, len(dataset.cases))
     names = {t.files.case: t.look.pseudonym for t in traces}
-    return Checked(len(traces), tuple(findings), names, page)
+    findings = [_listed(p, dataset, names) for p in dataset.problems if not _told(p, names)]
+    findings += [f for trace in traces for f in trace.flaws]
+    findings += compare_cases(traces)
+    order = {case: i for i, case in enumerate(names)}
+    findings.sort(key=lambda f: order.get(f.case, -1))
+    looks = [replace(t.look, remarks=_remarks(t.files.case, findings)) for t in traces]
+    unlisted = _remarks_of_none(findings, names)
+    unit = joint_unit(t.unit for t in traces if t.unit)
+    write_dataset_report(page, looks, dataset.channel_names, unit, unlisted)
+    return Checked(len(traces), tuple(findings), names, page, identifiers)
+
+
+def _told(problem: Problem, names: dict[str, str]) -> bool:
+    """Whether reading the case says it as well."""
+    return problem.told_again and problem.case in names
+
+
+def _listed(problem: Problem, dataset: Dataset, names: dict[str, str]) -> Finding:
+    case = problem.case if problem.case in names else ""
+    files = next((c for c in dataset.cases if c.case == case), None)
+    public = redact_error(problem.error, files, names.get(case, ""))
+    return Finding(case, "listed", "error", str(problem.error), public)
 
 
 def _remarks(case: str, findings: Sequence[Finding]) -> tuple[Remark, ...]:
@@ -93,29 +67,45 @@ def _remarks(case: str, findings: Sequence[Finding]) -> tuple[Remark, ...]:
     return tuple(dict.fromkeys(found))
 
 
-def _unit(dataset: Dataset) -> str:
-    stated = any(
-        c.columns.get("pixel_mm") or "pixel_size_source" in c.columns for c in dataset.cases
-    )
-    return "mm" if dataset.dims == 3 or stated else "pixels"
+def _remarks_of_none(findings: Sequence[Finding], names: dict[str, str]) -> int:
+    """How many entries of the list are no case that could be looked at."""
+    return sum(f.case not in names for f in findings)
 
 
-def _trace(files: CaseFiles, dataset: Dataset, pseudonym: str) -> _Trace:
+def _trace(files: CaseFiles, dataset: Dataset, pseudonym: str) -> Trace:
     found = inspect_case(files, dataset)
-    role = files.role or ""
-    flaws = tuple(
-        Finding(files.case, fault.kind, "error", f"{files.case}: {fault.error}")
+    role, taken = files.role or "", tuple(files.columns.get(name, "") for name in _TAKEN)
+    known = Trace(files, CaseLook(pseudonym, role, taken=taken), patient=found.patient)
+    flaws = [
+        Finding(
+            files.case,
+            fault.kind,
+            "error",
+            str(fault.error),
+            redact_error(fault.error, files, pseudonym),
+        )
         for fault in found.faults
-    )
+    ]
+    flaws += [
+        Finding(
+            files.case,
+            "remark",
+            "note",
+            f"{MEANING['remark']} {said}",
+            f"{MEANING['remark']} {redact(said, files, pseudonym)}",
+        )
+        for said in found.remarks
+    ]
+    if found.burned_in:
+        flaws.append(known.finding("burned_in", "warning"))
     if found.case is None:
-        return _Trace(files, CaseLook(pseudonym, role), flaws=flaws)
+        return replace(known, flaws=tuple(flaws))
     image, reference = found.case.image, found.case.reference
     lesions = None if reference is None else lesion_mask(reference)
-    return _Trace(
-        files=files,
-        look=CaseLook(
-            pseudonym,
-            role,
+    return replace(
+        known,
+        look=replace(
+            known.look,
             shape=image.geometry.shape,
             spacing_mm=_canonical(image.geometry),
             diameters=lesion_diameters(reference),
@@ -124,115 +114,26 @@ def _trace(files: CaseFiles, dataset: Dataset, pseudonym: str) -> _Trace:
         ),
         images=tuple(_digest(channel) for channel in image.array),
         reference=_digest(lesions) if lesions is not None and lesions.sum() >= _TELLING else None,
-        patient=found.patient,
         axes=_axes(image.geometry),
-        flaws=tuple(_single_flaws(files, found, found.case, lesions)),
+        unit=image.geometry.size_unit,
+        flaws=(*flaws, *_single_flaws(known, found, found.case, lesions)),
     )
 
 
 def _single_flaws(
-    files: CaseFiles, found: Inspected, case: Case, lesions: NDArray[np.bool_] | None
+    known: Trace, found: Inspected, case: Case, lesions: NDArray[np.bool_] | None
 ) -> Iterator[Finding]:
-    """What can be said of a case by itself."""
+    """What can be said of a readable case by itself."""
     if any(channel.min() == channel.max() for channel in case.image.array):
-        yield _finding(files, "constant", "warning")
+        yield known.finding("constant", "warning")
     if not found.oriented:
-        yield _finding(files, "unoriented", "warning")
-    if found.burned_in:
-        yield _finding(files, "burned_in", "warning")
+        yield known.finding("unoriented", "warning")
+    if case.image.geometry.unit != "mm":
+        yield known.finding("detector", "note")
     if lesions is None:
-        yield _finding(files, "unlabelled", "note")
+        yield known.finding("unlabelled", "note")
     elif not lesions.any():
-        yield _finding(files, "lesion_free", "note")
-
-
-def _finding(files: CaseFiles, kind: str, severity: str, detail: str = "") -> Finding:
-    return Finding(files.case, kind, severity, f"{files.case}: {MEANING[kind]}{detail}")
-
-
-def _same_content(traces: Sequence[_Trace]) -> Iterator[Finding]:
-    """Images that are there twice, within a case or between cases."""
-    for trace in traces:
-        if len(set(trace.images)) < len(trace.images):
-            yield _finding(trace.files, "duplicate", "warning", " Two of its channels are equal.")
-    for group in _sharing(traces, lambda t: t.images):
-        for trace in group:
-            others = ", ".join(t.files.case for t in group if t is not trace)
-            yield _finding(trace.files, "duplicate", "warning", f" Also in: {others}.")
-
-
-def _same_patient(traces: Sequence[_Trace]) -> Iterator[Finding]:
-    """Cases of different groups with the same patient's identifier, image or reference."""
-    told: set[tuple[str, str]] = set()
-    for key in (_patient_of, _content_of):
-        for group in _sharing(traces, key):
-            if len({t.files.group for t in group}) < 2:
-                continue
-            for trace in group:
-                others = ", ".join(t.files.case for t in group if t is not trace)
-                if (trace.files.case, others) not in told:
-                    told.add((trace.files.case, others))
-                    yield _finding(trace.files, "same_patient", "warning", f" Also: {others}.")
-
-
-def _leaks(traces: Sequence[_Trace]) -> Iterator[Finding]:
-    """What is in the test role and elsewhere as well."""
-    told: set[str] = set()
-    for key in (_patient_of, _content_of, lambda t: (t.files.group,)):
-        for group in _sharing(traces, key):
-            if len({t.files.role in ("test", "external") for t in group}) < 2:
-                continue
-            for trace in group:
-                if trace.files.case not in told:
-                    told.add(trace.files.case)
-                    yield _finding(trace.files, "leak", "warning")
-
-
-def _patient_of(trace: _Trace) -> tuple[str, ...]:
-    return (trace.patient,) if trace.patient else ()
-
-
-def _content_of(trace: _Trace) -> tuple[str, ...]:
-    return (*trace.images, trace.reference) if trace.reference else trace.images
-
-
-def _sharing(
-    traces: Sequence[_Trace], keys: Callable[[_Trace], tuple[str, ...]]
-) -> Iterator[list[_Trace]]:
-    """Groups of two or more cases that share a key; each group once."""
-    by_key: dict[str, dict[str, _Trace]] = {}
-    for trace in traces:
-        for key in keys(trace):
-            by_key.setdefault(key, {})[trace.files.case] = trace
-    seen: set[tuple[str, ...]] = set()
-    for members in by_key.values():
-        if len(members) > 1 and tuple(members) not in seen:
-            seen.add(tuple(members))
-            yield list(members.values())
-
-
-def _spacing_outliers(traces: Sequence[_Trace]) -> Iterator[Finding]:
-    """Cases whose spacing is more than twice, or less than half, the median along an axis."""
-    readable = [t for t in traces if t.look.spacing_mm]
-    if len(readable) < 3:
-        return
-    median = np.median([t.look.spacing_mm for t in readable], axis=0)
-    for trace in readable:
-        ratio = np.array(trace.look.spacing_mm) / median
-        if (np.maximum(ratio, 1 / ratio) > SPACING_FACTOR).any():
-            sizes = " × ".join(f"{s:.3g}" for s in trace.look.spacing_mm)
-            usual = " × ".join(f"{s:.3g}" for s in median)
-            yield _finding(trace.files, "spacing", "warning", f" {sizes} mm; usual {usual} mm.")
-
-
-def _turned(traces: Sequence[_Trace]) -> Iterator[Finding]:
-    """Cases whose axes run otherwise than those of most."""
-    readable = [t for t in traces if t.axes]
-    usual = Counter(t.axes for t in readable).most_common(1)
-    for trace in readable:
-        if trace.axes != usual[0][0]:
-            detail = f" Axes {trace.axes}; most cases {usual[0][0]}."
-            yield _finding(trace.files, "orientation", "note", detail)
+        yield known.finding("lesion_free", "note")
 
 
 def _axes(geometry: Geometry) -> str:

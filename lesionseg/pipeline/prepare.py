@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lesionseg.pipeline.check import Checked, check_dataset
+from lesionseg.pipeline.check import check_dataset
+from lesionseg.pipeline.findings import Checked
 from lesionseg.pipeline.learning import decide, prepare_cases
 from lesionseg.pipeline.run_dir import check_claim, claim, default_run_dir
 from lesionseg.pipeline.settings import DataSettings
@@ -36,12 +37,16 @@ def prepare(
     trainer: TrainerSettings,
     run_dir: str | None,
     check: bool,
+    identifiers: bool,
     seed: int,
     config: Mapping[str, Any],
 ) -> Prepared | Checked:
-    """Prepare a dataset for training, or only `check` it: list every problem, and write a page."""
+    """Prepare a dataset for training, or only `check` it: list every problem, and write a page.
+
+    What is printed calls cases by number; `identifiers` prints their names and files.
+    """
     if check:
-        return _check(data, run_dir)
+        return _check(data, run_dir, identifiers)
     run = Path(run_dir) if run_dir else default_run_dir(data.root, model.architecture)
     check_claim(run, config)
     found = survey(data, seed)
@@ -54,7 +59,8 @@ def prepare(
     return Prepared((*lines, f"{len(cases)} training cases prepared; the plan is in {run}."))
 
 
-def _check(data: DataSettings, run_dir: str | None) -> Checked:
+def _check(data: DataSettings, run_dir: str | None, identifiers: bool) -> Checked:
     """The page lies in `run_dir` where one is named, else in a folder of its own under `runs`."""
     folder = Path(run_dir) if run_dir else default_run_dir(data.root, "check")
-    return check_dataset(open_dataset(data), folder / PAGE)
+    dataset = open_dataset(data, lenient=True)
+    return check_dataset(dataset, folder / PAGE, identifiers=identifiers)

@@ -103,10 +103,10 @@ def _given(data: DataSettings) -> Path | None:
     return Path(data.splits) if data.splits else None
 
 
-def open_dataset(data: DataSettings) -> Dataset:
+def open_dataset(data: DataSettings, *, lenient: bool = False) -> Dataset:
     """The dataset of `data.root`; simulated first when the settings say so and it is missing.
 
-    Raises `DatasetError`, or `ConfigError` where other settings simulated it.
+    `lenient`: see `read_dataset`. Raises `DatasetError`, or `ConfigError` where other settings simulated it.
     """
     root = mirror(data.root, data.disk) if is_url(data.root) else Path(data.root)
     if data.phantoms is not None:
@@ -117,6 +117,7 @@ def open_dataset(data: DataSettings) -> Dataset:
         convention=data.convention,
         merge_labels=data.merge_labels,
         resample_tilt=data.dicom.tilt == "resample",
+        lenient=lenient,
     )
     log.info("%s: %d cases, read as %s", dataset.name, len(dataset.cases), dataset.convention)
     return dataset

@@ -1,5 +1,6 @@
 """A dataset on one self-contained page: faults, pictures of every case, sizes and intensities."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -26,7 +27,7 @@ class CaseLook:
     """What the page shows of one case, called by a `pseudonym`; empty where it cannot be read.
 
     `spacing_mm` along S, A, R (2-D: down, across); `ranges` has the 0.5, 50 and 99.5 percentile
-    of each channel.
+    of each channel. `taken`: what a radiograph states, in the order of `dataset_text.TAKEN`.
     """
 
     pseudonym: str
@@ -37,12 +38,25 @@ class CaseLook:
     ranges: tuple[tuple[float, float, float], ...] = ()
     thumbnail: Thumbnail | None = None
     remarks: tuple[Remark, ...] = ()
+    taken: tuple[str, ...] = ()
+
+    @property
+    def exposure(self) -> str:
+        """What is stated of how a radiograph was taken, in a line."""
+        return ", ".join(value.lower() for value in self.taken if value)
 
 
 def write_dataset_report(
-    path: Path, looks: Sequence[CaseLook], channels: Sequence[str], unit: str
+    path: Path,
+    looks: Sequence[CaseLook],
+    channels: Sequence[str],
+    unit: str,
+    n_unlisted: int = 0,
 ) -> Path:
-    """Write the page to `path`, whole or not at all, and return it. `unit` is that of sizes."""
+    """Write the page to `path`, whole or not at all, and return it.
+
+    `unit` is that of sizes; `n_unlisted` entries of the dataset's list were no case at all.
+    """
     diameters = [d for look in looks for d in look.diameters]
     readable = [look for look in looks if look.ranges]
     charts = []
@@ -69,11 +83,13 @@ def write_dataset_report(
         charts.append(
             (dataset_text.SPACINGS, dataset_figures.data_uri(scatter, 3.0), caption, caption)
         )
-    write_text(path, _render(looks, charts, len(diameters)))
+    write_text(path, _render(looks, charts, len(diameters), n_unlisted))
     return path
 
 
-def _render(looks: Sequence[CaseLook], charts: Sequence[Any], n_lesions: int) -> str:
+def _render(
+    looks: Sequence[CaseLook], charts: Sequence[Any], n_lesions: int, n_unlisted: int
+) -> str:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(
@@ -87,11 +103,23 @@ def _render(looks: Sequence[CaseLook], charts: Sequence[Any], n_lesions: int) ->
     return environment.get_template("dataset.html.j2").render(
         text=dataset_text,
         version=__version__,
-        summary=dataset_text.counts(len(looks), n_lesions, n_free),
+        summary=dataset_text.counts(len(looks), n_lesions, n_free)
+        + dataset_text.unlisted(n_unlisted),
+        radiographs=_radiographs(looks),
         findings=_findings(looks),
         charts=charts,
         looks=looks,
     )
+
+
+def _radiographs(looks: Sequence[CaseLook]) -> list[tuple[str, str, int]]:
+    """What is stated, its value and how many radiographs state it; none without radiographs."""
+    taken = [look.taken for look in looks if any(look.taken)]
+    rows = []
+    for place, name in enumerate(dataset_text.TAKEN):
+        counts = Counter(values[place].lower() or dataset_text.NOT_STATED for values in taken)
+        rows += [(name, value, n) for value, n in counts.most_common(10)]
+    return rows
 
 
 def _findings(looks: Sequence[CaseLook]) -> list[tuple[str, str, int, str]]:

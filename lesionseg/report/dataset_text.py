@@ -15,7 +15,7 @@ LEGEND = (
 )
 PSEUDONYMS = (
     "Cases are numbered in the dataset's order. No name, path, date or identifier of the files is "
-    "on this page; the command that wrote it printed which case each finding is about."
+    "on this page; the command that wrote it prints them with identifiers=true."
 )
 BURNED_IN = (
     "Pictures may show letters that are burned into their pixels: look through them before the "
@@ -26,10 +26,18 @@ INTENSITY_TEXT = (
     "From the 0.5 to the 99.5 percentile of each case's voxels above the image's lowest value; the "
     "dot is the median."
 )
+RADIOGRAPHS = "How the radiographs were taken"
+TAKEN: tuple[str, ...] = ("laterality", "view", "intent", "pixel size")
+RADIOGRAPHS_TEXT = (
+    "As the files state it. A pixel size is calibrated, or the detector's divided by the "
+    "magnification, or at the detector (things look larger than they are), or unknown."
+)
+NOT_STATED = "not stated"
 SPACING_TEXT = "Voxel size along each axis."
 
 # kind of finding: what it means to whoever reads the page
 MEANING: Mapping[str, str] = {
+    "listed": "The dataset's list says of a case what cannot be.",
     "unreadable": "A file cannot be read.",
     "channels": "Channel files are missing or too many.",
     "geometry": "Files of the case do not lie on one grid, or slices are missing or tilted.",
@@ -43,6 +51,8 @@ MEANING: Mapping[str, str] = {
     "orientation": "The patient lies otherwise than in most cases (turned when prepared).",
     "unoriented": "The file does not say how the patient lay: left and right may be swapped.",
     "burned_in": "Letters are burned into the pixels, says the file: perhaps the patient's name.",
+    "detector": "Sizes are measured at the detector: things in the body look larger than they are.",
+    "remark": "The file's reader remarked on it.",
     "lesion_free": "The reference is empty: the case counts as lesion-free.",
     "unlabelled": "There is no reference.",
 }
@@ -58,6 +68,12 @@ def counts(n_cases: int, n_lesions: int, n_free: int) -> str:
     return (
         f"{n_cases} {_cases(n_cases)}, {n_lesions} lesions; {n_free} {_cases(n_free)} without any."
     )
+
+
+def unlisted(n: int) -> str:
+    """Entries that are no case which could be looked at; nothing for none."""
+    entries = "entry" if n == 1 else "entries"
+    return f" {n} {entries} of the list could not be taken as a case." if n else ""
 
 
 def alt_sizes(n: int) -> str:

@@ -60,7 +60,7 @@ def test_a_group_on_both_sides_is_warned_about(
         file = next((root / f"{part}Tr").glob("P1R*"))
         file.rename(root / f"{part}Ts" / file.name)
     read_dataset(root)
-    assert "1 groups, such as 'P1'" in caplog.text
+    assert "1 groups have cases for training and for testing" in caplog.text
 
 
 def test_merged_labels_are_one_and_read_as_one(nnunet_folder: Folder) -> None:
