@@ -14,6 +14,8 @@ from torch import Tensor
 from lesionseg.errors import ContentError, GeometryError
 
 TakeRows = Callable[[int, Tensor], None]
+# rows handed over at a time are about this large: temporaries the allocator finds room for
+_HANDED_BYTES = 1 << 22
 
 
 class Stitcher:
@@ -54,6 +56,7 @@ class Stitcher:
         held = (len(weight), *self._shape[1:])
         self._sum = self._weight.new_zeros((n_channels, *held))
         self._total = self._weight.new_zeros(held)
+        self._at_once = max(1, _HANDED_BYTES // max(self._sum[:, 0].nbytes, 1))
         self._first_row, self._finished = 0, False
 
     def add(self, tile_output: Float[Tensor, "k *tile"], slices: Sequence[slice]) -> None:
@@ -94,19 +97,31 @@ class Stitcher:
         """Hand over all rows before `end`, and move the rest to the front."""
         while self._first_row < end:
             n = min(end - self._first_row, len(self._total))
-            total = self._total[:n]
-            uncovered = 0 if self._gaps else int((total == 0).sum())
-            if uncovered:
-                raise ContentError("No tile covers part of the volume.", seen=f"{uncovered} voxels")
-            # where the total is 0, so is the sum
-            average = self._sum[:, :n] / total.clamp_min(torch.finfo(torch.float32).tiny)
-            self._take_rows(self._first_row, average)
-            left = len(self._total) - n
+            for first in range(0, n, self._at_once):
+                self._hand_over_rows(first, min(first + self._at_once, n))
             for held in (self._sum, self._total[None]):
-                held[:, :left] = held[:, n:].clone()
-                held[:, left:] = 0
+                _move_up(held, n)
             self._first_row += n
+
+    def _hand_over_rows(self, first: int, last: int) -> None:
+        """Hand over the held rows from `first` to `last`."""
+        total = self._total[first:last]
+        uncovered = 0 if self._gaps else int((total == 0).sum())
+        if uncovered:
+            raise ContentError("No tile covers part of the volume.", seen=f"{uncovered} voxels")
+        # where the total is 0, so is the sum
+        average = self._sum[:, first:last] / total.clamp_min(torch.finfo(torch.float32).tiny)
+        self._take_rows(self._first_row + first, average)
 
     def _refuse_after_end(self) -> None:
         if self._finished:
             raise ContentError("The stitched volume is finished; begin with a new Stitcher.")
+
+
+def _move_up(held: Tensor, n: int) -> None:
+    """Drop the first `n` rows `[K, rows, ...]`; the others move to their place, zeros follow."""
+    rows = held.shape[1]
+    for first in range(0, rows - n, n):
+        last = min(first + n, rows - n)
+        held[:, first:last] = held[:, first + n : last + n]
+    held[:, rows - n :] = 0

@@ -7,11 +7,13 @@ from collections.abc import Sequence
 from math import prod
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from lesionseg.errors import OutputError
 
+_NUMPY = {torch.float16: np.float16, torch.float32: np.float32}
 # the smallest number above 0 that float16 has: 1 itself needs a sign
 _SMALLEST = 2.0**-24
 
@@ -35,7 +37,8 @@ class Store:
     ) -> None:
         self._map: mmap.mmap | None = None
         if folder is None:
-            self.values = torch.zeros(tuple(shape), dtype=dtype)
+            # numpy's zeros take no memory before they are written
+            self.values = torch.from_numpy(np.zeros(tuple(shape), dtype=_NUMPY[dtype]))
             return
         n_bytes = prod(shape) * dtype.itemsize
         try:
