@@ -9,34 +9,41 @@ MONAI's crop and the same steps at the same probabilities, and against nnU-Net's
 transforms on a tile already in memory. `augment_alone`: the same without ours and MONAI's reading.
 `prepare`: from raw files to the cache, as commands, start-up included, against
 `nnUNetv2_plan_and_preprocess`. nnU-Net runs in the peers' environment (`make peers`).
+`cases_1000_memory`: peak memory of preparing and reading 1 000 small cases, against 10
+(memory_loading.py). `gpu_tile`: a 128³ tile read by workers and augmented on the GPU, where there
+is one, against the goal of 200 a second.
 
-All times are processor time of one thread: on an idle core that is the time of the clock, and on a
+Times are processor time of one thread: on an idle core that is the time of the clock, and on a
 busy machine it is what can still be compared. Waiting, which nnU-Net's processes do for one
-another, is not counted.
+another, is not counted. `read_tile` is told by the clock too. The arrays are in the operating
+system's file cache. Ours and MONAI take turns of eight tiles; the first of a turn is not counted.
+With `--quick` two of the later rows are measured at a time.
 """
 
 import argparse
 import json
 import os
-import resource
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import permutations
 from math import radians
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import table
 import torch
 from monai import transforms as mt
+from torch.utils.data import DataLoader, Dataset
 
 from lesionseg.core import Geometry, Volume
 from lesionseg.data.augment import AugmentationSettings, build_augmentation
 from lesionseg.data.cached_case import CachedCase, read_cached_case, write_cached_case
-from lesionseg.data.dataset import TileDataset
+from lesionseg.data.dataset import RawTile, TileDataset
 from lesionseg.data.prepare import PreparedCase, PreparedReference
 from lesionseg.data.sampling import TileSampler
 from lesionseg.io.volumes import write_volume
@@ -46,6 +53,7 @@ from lesionseg.plan.plan import Architecture, Normalisation, Plan
 ROOT = Path(__file__).resolve().parent.parent
 PEERS = ROOT / ".peers" / "bin"
 CASE, TILE = (192, 224, 192), (96, 96, 96)
+TURN = 8
 
 
 def main() -> None:
@@ -54,10 +62,25 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="fewer tiles and cases")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    skipped: dict[str, str] = {"200 tiles a second on a GPU": "not measured on a GPU"}
-    with tempfile.TemporaryDirectory() as folder:
-        rows = tiles(Path(folder), 24 if options.quick else 200, skipped)
-        rows += prepare(Path(folder), 3 if options.quick else 12, skipped)
+    skipped: dict[str, str] = {}
+    n_tiles, n_cases = (16, 2) if options.quick else (200, 12)
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        rows = tiles(folder, n_tiles)
+        rows += gpu_rows(folder, skipped)
+        # each is a process, and one of nnU-Net's takes as long as the others together
+        with ThreadPoolExecutor(2 if options.quick else 1) as pool:
+            preparing = prepare(pool, folder, n_cases, skipped)
+            theirs = pool.submit(peer, "augment", folder, str(n_tiles), skipped=skipped)
+            memory = pool.submit(memory_rows, options.quick)
+        if theirs.result():
+            ours = next(row.ours for row in rows if row.what == "augment_tile")
+            mean = theirs.result()["mean_ms"]
+            rows.append(table.Row("augment_tile", ours, "ms", "nnunet", mean))
+        if preparing:
+            seconds = [future.result() / n_cases for future in preparing]
+            rows.append(table.Row("prepare", seconds[0], "s/case", "nnunet", seconds[1]))
+        rows += memory.result()
     table.print_report(
         "loading",
         rows,
@@ -67,20 +90,68 @@ def main() -> None:
     )
 
 
-def tiles(folder: Path, n: int, skipped: dict[str, str]) -> list[table.Row]:
+def memory_rows(quick: bool) -> list[table.Row]:
+    """Peak memory of many cases against few."""
+    from memory_loading import QUICK, Sizes, measure
+
+    few, many = measure([10, 1000], QUICK if quick else Sizes()).values()
+    print(
+        f"bytes that a case of {many.lesions:.1f} lesions takes: names {many.files:.0f}, "
+        f"entry {many.entry:.0f}, sampler {many.sampler:.0f}"
+    )
+    return [table.Row("cases_1000_memory", many.peak_mb, "MB", "10_cases", few.peak_mb)]
+
+
+def gpu_rows(folder: Path, skipped: dict[str, str], n: int = 200) -> list[table.Row]:
+    """Milliseconds of the clock a 128³ tile on the GPU, four workers reading for it."""
+    if not torch.cuda.is_available():
+        skipped["gpu_tile, 200 tiles of 128³ a second"] = "no GPU here"
+        return []
+    shape = (128, 128, 128)
+    plan = make_plan().with_(tile_shape=shape)
+    case = read_cached_case(folder / "case")
+    augmentation = build_augmentation(AugmentationSettings(), plan)
+    sampler = TileSampler([case], shape, n_tiles=n + 20, seed=0)
+    tiles = TileDataset([case], sampler, augmentation, shape)
+    device = torch.device("cuda")
+    raws = DataLoader(_Raw(tiles), batch_size=None, num_workers=4, pin_memory=True)
+    begin = 0.0
+    for i, raw in enumerate(raws):
+        if i == 20:  # workers have started, kernels are loaded
+            torch.cuda.synchronize()
+            begin = time.perf_counter()
+        tiles.finish(raw.to(device))
+    torch.cuda.synchronize()
+    return [table.Row("gpu_tile", (time.perf_counter() - begin) * 1e3 / n, "ms", "goal", 5.0)]
+
+
+class _Raw(Dataset[RawTile]):
+    """Tiles as they are read, their changes not yet made."""
+
+    def __init__(self, tiles: TileDataset) -> None:
+        self.tiles = tiles
+
+    def __len__(self) -> int:
+        return len(self.tiles)
+
+    def __getitem__(self, index: int) -> RawTile:
+        return self.tiles.raw(0, index)
+
+
+def tiles(folder: Path, n: int) -> list[table.Row]:
     """Rows of reading and augmenting."""
     case, plan = make_case(folder / "case"), make_plan()
     augmentation = build_augmentation(AugmentationSettings(), plan)
     sampler = TileSampler([case], TILE, n_tiles=n, seed=0)
     plain = TileDataset([case], sampler, None, TILE)
     full = TileDataset([case], sampler, augmentation, TILE)
-    raws = [full.raw(1, i) for i in range(min(n, 24))]
+    raws = [full.raw(1, i) for i in range(min(n, 16))]
     whole = {
         "image": torch.from_numpy(np.asarray(case.image, np.float32)),
         "labels": torch.from_numpy(np.array(case.labels))[None],
     }
     crop, chain = monai_crop(), monai_chain(AugmentationSettings())
-    ready = [crop(whole)[0] for _ in range(min(n, 24))]
+    ready = [crop(whole)[0] for _ in range(min(n, 16))]
     read = turns(
         n,
         ours=lambda i: plain.read(sampler.choose(0, i)),
@@ -92,32 +163,39 @@ def tiles(folder: Path, n: int, skipped: dict[str, str]) -> list[table.Row]:
         ours=lambda i: full.finish(raws[i % len(raws)]),
         monai=lambda i: chain(dict(ready[i % len(ready)])),
     )
-    mean = {name: float(np.mean(times)) for name, times in made.items()}
-    rows = [
-        row("read_tile", {name: float(np.median(times)) for name, times in read.items()}),
-        row("augment_tile", mean),
-        row("augment_alone", {name: float(np.mean(times)) for name, times in alone.items()}),
+    return [
+        row("read_tile", read, np.median),
+        row("read_tile_clock", read, np.median, clock=True),
+        row("augment_tile", made, np.mean),
+        row("augment_alone", alone, np.mean),
     ]
-    theirs = peer("augment", folder, str(n), skipped=skipped)
-    if theirs:
-        rows.append(table.Row("augment_tile", mean["ours"], "ms", "nnunet", theirs["mean_ms"]))
-    return rows
 
 
-def row(what: str, times: dict[str, float]) -> table.Row:
-    """Ours against MONAI."""
-    return table.Row(what, times["ours"], "ms", "monai", times["monai"])
+Times = dict[str, list[tuple[float, float]]]
 
 
-def turns(n: int, **runs: Callable[[int], object]) -> dict[str, list[float]]:
-    """Milliseconds of each of n runs; all take turns, so that a busy minute hurts all alike."""
-    times: dict[str, list[float]] = {name: [] for name in runs}
-    for i in range(-2, n):
+def row(
+    what: str, times: Times, middle: Callable[[list[float]], Any], *, clock: bool = False
+) -> table.Row:
+    """Ours against MONAI; processor time, or that of the clock."""
+    ours, monai = (float(middle([t[clock] for t in times[who]])) for who in ("ours", "monai"))
+    return table.Row(what, ours, "ms", "monai", monai)
+
+
+def turns(n: int, **runs: Callable[[int], object]) -> Times:
+    """Milliseconds of this thread, and of the clock, of each of n runs; all take turns of eight.
+
+    The first of a turn, which finds the processor's caches full of the other's, is not counted.
+    """
+    times: Times = {name: [] for name in runs}
+    for start in range(0, n, TURN):
         for name, run in runs.items():
-            begin = time.process_time()
-            run(max(i, 0))
-            if i >= 0:
-                times[name].append((time.process_time() - begin) * 1e3)
+            for i in (start, *range(start, min(start + TURN, n))):
+                used, begin = time.thread_time(), time.perf_counter()
+                run(i)
+                spent = time.thread_time() - used, time.perf_counter() - begin
+                times[name].append((spent[0] * 1e3, spent[1] * 1e3))
+            del times[name][start]  # as many are counted as tiles lie before this turn
     return times
 
 
@@ -163,8 +241,10 @@ def monai_chain(chosen: AugmentationSettings) -> mt.Compose:
     )
 
 
-def prepare(folder: Path, n: int, skipped: dict[str, str]) -> list[table.Row]:
-    """The row of preparing `n` cases of raw files."""
+def prepare(
+    pool: ThreadPoolExecutor, folder: Path, n: int, skipped: dict[str, str]
+) -> list[Future[float]]:
+    """Seconds of preparing `n` cases of raw files, ours and nnU-Net's."""
     if not (PEERS / "nnUNetv2_plan_and_preprocess").exists():
         skipped["nnunet"] = "nnunetv2 is not in .peers; make peers"
         return []
@@ -172,26 +252,21 @@ def prepare(folder: Path, n: int, skipped: dict[str, str]) -> list[table.Row]:
     write_dataset(raw, n)
     ours = [sys.executable, str(ROOT / "scripts" / "prepare.py"), f"data.root={raw}"]
     ours += [f"run_dir={folder / 'run'}", "data.validation_fraction=0"]
-    ours_s = finish(ours, {"OMP_NUM_THREADS": "1"})
     theirs = [str(PEERS / "nnUNetv2_plan_and_preprocess"), "-d", "1", "-c", "3d_fullres"]
-    theirs_s = finish([*theirs, "-np", "1", "-npfp", "1"], peer_environment(folder))
-    return [table.Row("prepare", ours_s / n, "s/case", "nnunet", theirs_s / n)]
+    theirs += ["-np", "1", "-npfp", "1"]
+    slower = pool.submit(finish, theirs, peer_environment(folder))
+    return [pool.submit(finish, ours, {"OMP_NUM_THREADS": "1"}), slower]
 
 
 def finish(command: list[str], environment: dict[str, str]) -> float:
     """Run a command to its end; seconds it and its processes computed. Shows why it fails."""
-    before = children_seconds()
-    done = subprocess.run(
-        command, env=os.environ | environment, capture_output=True, text=True, check=False
-    )
-    if done.returncode:
-        sys.exit(f"{command[0]} failed:\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}")
-    return children_seconds() - before
-
-
-def children_seconds() -> float:
-    """Processor time of all processes started so far and ended."""
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    with tempfile.TemporaryFile() as said:
+        started = subprocess.Popen(command, env=os.environ | environment, stdout=said, stderr=said)
+        _, status, used = os.wait4(started.pid, 0)
+        started.returncode = os.waitstatus_to_exitcode(status)
+        if started.returncode:
+            said.seek(0)
+            sys.exit(f"{command[0]} failed:\n{said.read()[-4000:].decode(errors='replace')}")
     return used.ru_utime + used.ru_stime
 
 
