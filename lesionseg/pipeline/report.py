@@ -7,9 +7,11 @@ from lesionseg.core import Dataset
 from lesionseg.errors import ConfigError, ReadError
 from lesionseg.pipeline.progress import bar
 from lesionseg.report.gallery import Limits
+from lesionseg.report.text import NAMES
 from lesionseg.report.write import Options, write_report
 
 GALLERIES = ("page", "all")
+COMPARED = "compare"  # the second model's tables in an output folder of evaluate
 
 
 @dataclass(frozen=True)
@@ -19,7 +21,8 @@ class ReportSettings:
     `missed`, `false_marks`, `found`: the most pictures; fewer are shown where the page would grow
     too large. `gallery`: `page`, or `all` to write every miss and every false mark into the folder
     `gallery` as well. `identifiers`: print the real names of cases and patients. `study`: a
-    study.yaml with what a report cannot know by itself.
+    study.yaml with what a report cannot know by itself. `name`, `other_name`: what this model or
+    reader and the one it is compared with are called.
     """
 
     title: str | None = None
@@ -30,6 +33,8 @@ class ReportSettings:
     identifiers: bool = False
     study: str | None = None
     pdf: bool = True
+    name: str = NAMES[0]
+    other_name: str = NAMES[1]
 
     def __post_init__(self) -> None:
         for name in ("missed", "false_marks", "found"):
@@ -57,6 +62,7 @@ class ReportSettings:
             identifiers=self.identifiers,
             whole_gallery=self.gallery == "all",
             study=None if self.study is None else Path(self.study),
+            names=(self.name, self.other_name),
         )
 
 
@@ -67,6 +73,7 @@ def report(
     images: str | Path | None = None,
     reference: str | Path | None = None,
     prediction: str | Path | None = None,
+    compare: str | Path | None = None,
     title: str | None = None,
     report: ReportSettings | None = None,
 ) -> Path:
@@ -74,6 +81,8 @@ def report(
 
     `scores` is the output folder of `evaluate` or a run directory, which brings its predictions
     and its training's history. `images` and `reference` are dataset roots or folders of files.
+    `compare` is the output folder of `evaluate` for another model or reader on the same scans; by
+    default the folder `compare` in `scores`, if there is one.
     Raises `ReadError` when there are no scores, naming the file and what to do.
     """
     folder, settings = Path(scores), report or ReportSettings()
@@ -90,18 +99,19 @@ def report(
         images=_path(images),
         reference=_path(reference),
         prediction=_path(prediction),
+        compare=_path(compare),
         options=settings.options(title),
     )
 
 
 def report_run(run: Path, dataset: Dataset, settings: ReportSettings) -> Path | None:
-    """Write the reports of a run directory, validation and test; return the first one's path.
+    """Write the reports of a run directory: validation or out of fold, and test; the first's path.
 
     None when the run has no scores at all, as without a case to validate on.
     """
     pages = [
         _write(folder, folder, images=dataset, options=settings.options())
-        for folder in (run, run / "test")
+        for folder in (run, run / "oof", run / "test")
         if (folder / "scores.json").is_file()
     ]
     return pages[0] if pages else None
@@ -115,7 +125,11 @@ def _write(
     options: Options,
     reference: Path | None = None,
     prediction: Path | None = None,
+    compare: Path | None = None,
 ) -> Path:
+    beside = folder / COMPARED
+    if compare is None and (beside / "scores.json").is_file():
+        compare = beside
     history = folder / "metrics.csv"
     with bar("Drawing pictures") as advance:
         return write_report(
@@ -125,6 +139,7 @@ def _write(
             reference=reference,
             prediction=prediction or _predictions_of(folder),
             history=history if history.is_file() else None,
+            compare=compare,
             options=options,
             progress=advance,
         )

@@ -9,26 +9,15 @@ import numpy as np
 
 from lesionseg.errors import ContentError, LesionsegError
 from lesionseg.io.atomic import read_csv
+from lesionseg.report import text
 from lesionseg.report.album import Card, Hanging
 from lesionseg.report.listing import Cell, Listing
 from lesionseg.report.pictures import View, cut_views
 from lesionseg.report.scene import Load, Scene
-from lesionseg.report.text import shown_sentence
 
 _log = logging.getLogger(__name__)
 
 PICTURES, ROWS = 12, 50  # the most that are shown
-TITLE = "The first places"
-TEXT = (
-    "Places in the training scans where the network kept disagreeing with the reference while it "
-    "learnt: reference lesions that it did not see (there may be none, or it lies beside), and "
-    "spots that it took for lesions (the reference may miss one). A place high in the list may "
-    "just as well be a rare or faint lesion, or something that looks like one: the list tells a "
-    "person where to look first, it corrects nothing. All rows: label_audit.csv."
-)
-ORDER = "the most suspicious first"
-HEADINGS = ("Rank", "Scan", "What", "Size", "Centre (mm)", "Suspicion")
-KINDS = {"lesion": "lesion not seen", "spot": "lesion not marked?"}
 
 
 @dataclass(frozen=True)
@@ -66,7 +55,7 @@ def section(
         return None
     names = shown_names(rows, identifiers=identifiers)
     hanging = None if load is None else hang_suspects(rows, load, unit, names)
-    return Section(TEXT, list_suspects(rows, unit, names), hanging)
+    return Section(text.AUDIT_TEXT, list_suspects(rows, unit, names), hanging)
 
 
 def shown_names(rows: Sequence[SuspectRow], *, identifiers: bool) -> dict[str, str]:
@@ -74,7 +63,7 @@ def shown_names(rows: Sequence[SuspectRow], *, identifiers: bool) -> dict[str, s
     cases = dict.fromkeys(row.case for row in rows)
     if identifiers:
         return {case: case for case in cases}
-    return {case: f"training scan {n}" for n, case in enumerate(cases, start=1)}
+    return {case: text.training_scan(n) for n, case in enumerate(cases, start=1)}
 
 
 def read_suspects(path: Path) -> tuple[SuspectRow, ...]:
@@ -106,14 +95,14 @@ def list_suspects(rows: Sequence[SuspectRow], unit: str, names: Mapping[str, str
         (
             Cell(str(row.rank), row.rank),
             Cell(names[row.case]),
-            Cell(KINDS.get(row.kind, row.kind)),
+            Cell(text.AUDIT_KINDS.get(row.kind, row.kind)),
             Cell(f"{row.diameter_mm:.1f} {unit}", row.diameter_mm),
             Cell(", ".join(f"{v:.0f}" for v in row.centre_mm)),
             Cell(f"{row.suspicion:.2f}", row.suspicion),
         )
         for row in rows[:ROWS]
     )
-    return Listing(HEADINGS, lines, max(len(rows) - ROWS, 0))
+    return Listing(text.HEADINGS_AUDIT, lines, max(len(rows) - ROWS, 0))
 
 
 def hang_suspects(
@@ -130,17 +119,16 @@ def hang_suspects(
         except LesionsegError as error:
             _log.warning("No picture of %s: %s", case, error)
             cards |= {row.rank: _card(row, unit, names[case], note=error.what) for row in here}
-    sentence = shown_sentence(len(shown), len(rows), ORDER)
-    return Hanging(TITLE, sentence, tuple(cards[row.rank] for row in shown))
+    sentence = text.shown_sentence(len(shown), len(rows), text.AUDIT_ORDER)
+    return Hanging(text.AUDIT_TITLE, sentence, tuple(cards[row.rank] for row in shown))
 
 
 def _card(
     row: SuspectRow, unit: str, name: str, scene: Scene | None = None, note: str = ""
 ) -> Card:
-    p = " → ".join(f"{value:.2f}" for value in row.p)
-    caption = f"{KINDS.get(row.kind, row.kind)}, {row.diameter_mm:.1f} {unit}; probability {p}"
+    caption = text.caption_suspect(row.kind, f"{row.diameter_mm:.1f} {unit}", row.p)
     views = () if scene is None else _views(row, scene)
-    return Card(name, f"rank {row.rank}", caption, views, note)
+    return Card(name, text.rank(row.rank), caption, views, note)
 
 
 def _views(row: SuspectRow, scene: Scene) -> tuple[View, ...]:

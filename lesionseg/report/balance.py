@@ -1,6 +1,6 @@
 """Charts of who a focal loss taught: shares over training, and cumulative loss by class."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from lesionseg.errors import ContentError, ReadError
 from lesionseg.io.atomic import read_csv, read_json
+from lesionseg.report import text
 from lesionseg.report.charts import Chart
 from lesionseg.report.figures import ACCENT, FOUND, GRID, INK, MISSED
 
@@ -20,22 +21,9 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 PARTS = ("lesion", "hard", "easy")
-PART_NAMES = ("lesions", "hardest 1 % of background", "easy background")
 PART_COLOURS = (FOUND, ACCENT, MISSED)
 # Points along the steps, each of several rows: single batches hold few lesions or none
 MIN_POINTS, MAX_POINTS, ROWS_A_POINT = 10, 60, 4
-BALANCE_TEXT = (
-    "Which voxels the focal loss listened to, over training. Above: shares of the loss and of its "
-    "gradient that came from lesions, from the hardest 1 % of background and from the easy rest. "
-    "Below: the highest probability in a lesion (mean over the lesions of a batch) and anywhere "
-    "in background. Healthy training starts with lesions alone, then shares the gradient between "
-    "lesions and hard background; a lesion curve that falls is a network forgetting lesions."
-)
-CURVES_TEXT = (
-    "Cumulative loss at the end of training, voxels sorted from easy to hard (as figure 4 of Lin "
-    "et al. 2017). The closer a curve keeps to the lower right corner, the fewer voxels hold all "
-    "of the loss."
-)
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,11 +47,11 @@ def balance_charts(folder: Path) -> dict[str, Chart]:
     course = _optional(folder / "focal_balance.csv", read_course)
     if course is not None:
         draw = partial(draw_course, course=course)
-        charts["balance"] = Chart(draw, 4.6, BALANCE_TEXT, alt_course(course))
+        charts["balance"] = Chart(draw, 4.6, text.BALANCE_TEXT, _alt_course(course))
     curves = _optional(folder / "loss_curves.csv", read_curves)
     if curves:
         draw_all = partial(draw_curves, curves=curves)
-        charts["curves"] = Chart(draw_all, 3.0, CURVES_TEXT, alt_curves(curves))
+        charts["curves"] = Chart(draw_all, 3.0, text.CURVES_TEXT, _alt_curves(curves))
     return charts
 
 
@@ -140,17 +128,17 @@ def draw_course(onto: "FigureBase", course: Course) -> None:
     for axes, what, shares in zip(
         grid[0], ("loss", "gradient"), (course.loss, course.gradient), strict=True
     ):
-        _stack(axes, course.steps, shares, f"share of the {what}")
+        _stack(axes, course.steps, shares, text.share_of(what))
     for axes, p, name, colour in zip(
         grid[1],
         (course.lesion_p, course.background_p),
-        ("highest p in a lesion", "highest p in background"),
+        text.AXES_HIGHEST,
         (FOUND, ACCENT),
         strict=True,
     ):
         axes.plot(course.steps, p, color=colour, linewidth=1.6)
-        axes.set_ylabel(name)
-        axes.set_xlabel("optimiser step")
+        _head(axes, name)
+        axes.set_xlabel(text.AXIS_STEP)
         _frame(axes)
     handles, labels = grid[0, 0].get_legend_handles_labels()
     onto.legend(handles, labels, loc="outside upper center", ncols=3, frameon=False, fontsize=9)
@@ -163,12 +151,12 @@ def _stack(
     axes.stackplot(
         steps[known],
         shares[:, known],
-        labels=PART_NAMES,
+        labels=text.PART_NAMES,
         colors=PART_COLOURS,
         edgecolor="white",
         linewidth=0.5,
     )
-    axes.set_ylabel(name)
+    _head(axes, name)
     _frame(axes)
 
 
@@ -179,10 +167,15 @@ def draw_curves(onto: "FigureBase", curves: dict[str, NDArray[np.float64]]) -> N
         colour = FOUND if name == "lesion" else ACCENT
         axes.plot(100 * curves["quantile"], curves[name], color=colour, linewidth=2)
         axes.plot([0, 100], [0, 1], ":", color=INK, linewidth=1)
-        axes.set_xlabel(f"{name} voxels, easiest first (%)")
-        axes.set_ylabel("share of their loss")
+        axes.set_xlabel(text.axis_voxels(name))
+        axes.set_ylabel(text.AXIS_THEIR_LOSS)
         axes.set_xlim(0, 100)
         _frame(axes)
+
+
+def _head(axes: "Axes", words: str) -> None:
+    """The name of a panel above it: beside it, neighbours would run into each other."""
+    axes.set_title(words, loc="left", fontsize=9.5)
 
 
 def _frame(axes: "Axes") -> None:
@@ -192,29 +185,21 @@ def _frame(axes: "Axes") -> None:
     axes.set_axisbelow(True)
 
 
-def alt_course(course: Course) -> str:
-    """The chart of shares in words."""
-    last = course.gradient[:, np.isfinite(course.gradient).all(axis=0)]
-    if not last.size:
-        return "Highest probabilities in lesions and in background over training."
-    shares = ", ".join(
-        f"{name} {share:.0%}" for name, share in zip(PART_NAMES, last[:, -1], strict=True)
-    )
-    return f"Shares of loss and gradient over training; of the gradient at the end: {shares}."
-
-
-def alt_curves(curves: dict[str, NDArray[np.float64]]) -> str:
-    """The cumulative curves in words."""
-    said: Sequence[str] = [
-        f"the hardest tenth of {name} voxels holds {1 - curves[name][-11]:.0%} of their loss"
-        for name in ("lesion", "background")
-        if name in curves
-    ]
-    return f"Cumulative loss: {'; '.join(said)}."
-
-
 def _optional(path: Path, read: Callable[[Path], T]) -> T | None:
     try:
         return read(path)
     except ReadError:  # a run without it
         return None
+
+
+def _alt_course(course: Course) -> str:
+    """The chart of shares in words: those of the gradient at the end."""
+    known = course.gradient[:, np.isfinite(course.gradient).all(axis=0)]
+    return text.alt_course(known[:, -1].tolist() if known.size else [])
+
+
+def _alt_curves(curves: dict[str, NDArray[np.float64]]) -> str:
+    """The cumulative curves in words: what the hardest tenth holds."""
+    names = [name for name in curves if name != "quantile"]
+    tenths = {name: float(1 - curves[name][-11]) for name in names}
+    return text.alt_cumulative(tenths)

@@ -1,7 +1,7 @@
 """Sections for numbers that only some evaluations have, printed whatever their exact keys are.
 
-Comparison, subgroups and calibration are mappings, lists of mappings, or both nested; every number
-in them is a plain one or one with its interval.
+An official scorer's numbers and those after adjudication are mappings, lists of mappings, or both
+nested; every number in them is a plain one or one with its interval.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,15 +15,7 @@ from lesionseg.report.scores import Scores, read_estimate
 # section of the page: keys of scores.json that it prints
 KEYS: Mapping[str, tuple[str, ...]] = {
     "official": ("official",),
-    "comparison": ("comparison", "reader"),
     "adjudication": ("adjudication",),
-    "subgroups": (
-        "subgroups",
-        "recall_by_size_quantile",
-        "recall_by_size_and_contrast",
-        "size_curve",
-    ),
-    "calibration": ("calibration",),
 }
 # They belong to the number beside them.
 SIDE_KEYS = ("ci95", "reason", "reasons", "ci95_reason")

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from lesionseg.report import text
 from lesionseg.report.scores import FrocPoint, Scores, SizeGroup
 from lesionseg.report.sweep import Sweep
 from lesionseg.report.tables import CaseRow, Curve, LesionRow
-from lesionseg.report.text import MIN_FOR_PERCENT, size_range
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -43,21 +43,21 @@ def recall_by_size(onto: "FigureBase", scores: Scores, lesions: Sequence[LesionR
     groups = scores.recall_by_size
     _draw_shares(shares, groups)
     _draw_counts(counts, groups, lesions)
-    labels = [f"{size_range(g, scores.size_unit)}\n{g.detected} of {g.n}" for g in groups]
+    labels = [f"{text.size_range(g, scores.size_unit)}\n{g.detected} of {g.n}" for g in groups]
     counts.set_xticks(np.arange(len(groups)), labels)
     counts.set_xlim(-0.5, len(groups) - 0.5)
-    counts.set_xlabel("equivalent diameter; found of all")
+    counts.set_xlabel(text.axis_sizes(scores.size_said))
 
 
 def _draw_shares(axes: "Axes", groups: Sequence[SizeGroup]) -> None:
-    _tidy(axes, "share found")
+    tidy(axes, text.AXIS_FOUND)
     axes.set_ylim(0, TOP)
     for at, group in enumerate(groups):
         if not group.n:
-            axes.text(at, 0.03, "none", ha="center", color=INK)
+            axes.text(at, 0.03, text.NO_BAR, ha="center", color=INK)
             continue
         share = group.detected / group.n
-        few = group.recall.ci95 is None and group.n < MIN_FOR_PERCENT
+        few = group.recall.ci95 is None and group.n < text.MIN_FOR_PERCENT
         face = "none" if few else FOUND
         axes.bar(
             at, share, width=0.6, facecolor=face, edgecolor=FOUND, linestyle="--" if few else "-"
@@ -67,11 +67,11 @@ def _draw_shares(axes: "Axes", groups: Sequence[SizeGroup]) -> None:
             errors = [[max(share - low, 0)], [max(high - share, 0)]]
             axes.errorbar(at, share, yerr=errors, color=INK, capsize=5, linewidth=1.4)
     if groups and all(group.recall.ci95 is None for group in groups):
-        axes.set_title("no intervals: see the text", fontsize=9, loc="right")
+        axes.set_title(text.NO_BARS_HAVE, fontsize=9, loc="right")
 
 
 def _draw_counts(axes: "Axes", groups: Sequence[SizeGroup], lesions: Sequence[LesionRow]) -> None:
-    _tidy(axes, "lesions")
+    tidy(axes, text.AXIS_LESIONS)
     base = [0] * len(groups)
     for detected in (True, False):
         for near in (False, True):
@@ -94,7 +94,7 @@ def _draw_counts(axes: "Axes", groups: Sequence[SizeGroup], lesions: Sequence[Le
                 color=FOUND if detected else MISSED,
                 edgecolor=("white" if detected else INK) if near else "none",
                 hatch="////" if near else None,
-                label=("found" if detected else "missed") + (", near resolution" if near else ""),
+                label=text.bar_key(detected=detected, near=near),
             )
             base = [b + h for b, h in zip(base, heights, strict=True)]
     axes.legend(frameon=False, fontsize=8.5, ncols=2, handlelength=1.6)
@@ -114,7 +114,7 @@ def froc_curve(onto: "FigureBase", scores: Scores, sweep: Sweep | None = None) -
     candidate, where nothing more can be found, are joined by dots.
     """
     axes = onto.subplots()
-    _tidy(axes, "share of lesions found")
+    tidy(axes, text.AXIS_SHARE)
     first, last = froc_range(scores)
     reached = [point for point in scores.froc if point.reached]
     beyond = [*reached[-1:], *(point for point in scores.froc if not point.reached)]
@@ -128,7 +128,7 @@ def froc_curve(onto: "FigureBase", scores: Scores, sweep: Sweep | None = None) -
         axes.step(np.maximum(rates, first), recall, where="post", color=FOUND, linewidth=2)
     _band(axes, scores.froc, first)
     _mark_operating_point(axes, scores, first)
-    _doubling_axis(axes, first, last)
+    doubling_axis(axes, first, last)
 
 
 def froc_range(scores: Scores) -> tuple[float, float]:
@@ -152,7 +152,7 @@ def _mark_operating_point(axes: "Axes", scores: Scores, first: float) -> None:
         return
     axes.plot(max(price, first), recall, "o", color=ACCENT, markersize=9, zorder=5, clip_on=False)
     axes.annotate(
-        "used here",
+        text.USED_HERE,
         (max(price, first), recall),
         xytext=(8, -14 if recall > 0.1 else 8),
         textcoords="offset points",
@@ -160,38 +160,40 @@ def _mark_operating_point(axes: "Axes", scores: Scores, first: float) -> None:
     )
 
 
-def _doubling_axis(axes: "Axes", first: float, last: float) -> None:
+def doubling_axis(axes: "Axes", first: float, last: float) -> None:
+    """False marks per scan to the right, twice as many a division; a share upwards."""
     axes.set_xscale("log", base=2)
     axes.set_xlim(first, last)
     axes.set_ylim(0, TOP)
     ticks = [t for t in (2.0**k for k in range(-10, 12)) if first <= t <= last]
     axes.set_xticks(ticks, [f"1/{round(1 / t)}" if t < 1 else f"{t:g}" for t in ticks])
-    axes.set_xlabel("marks per scan that match no lesion")
+    axes.set_xlabel(text.AXIS_FALSE)
 
 
 def dice_per_case(onto: "FigureBase", cases: Sequence[CaseRow], median: float | None) -> None:
     """Dice of each case with a reference lesion, against its lesion volume where that is known."""
     axes = onto.subplots()
-    _tidy(axes, "Dice")
+    tidy(axes, text.AXIS_DICE)
     rows = [case for case in cases if case.dice is not None]
     values = [case.dice or 0.0 for case in rows]
     volumes = [case.reference_ml or 0.0 for case in rows]
     if rows and all(volumes):
         if max(volumes) > 10 * min(volumes):
-            _log_axis(axes)
-        axes.set_xlabel("lesion volume of the scan (ml)")
+            log_axis(axes)
+        axes.set_xlabel(text.AXIS_VOLUME)
         axes.plot(volumes, values, "o", color=FOUND, alpha=0.75, clip_on=False)
     else:
-        axes.set_xlabel("scans, sorted")
+        axes.set_xlabel(text.AXIS_SCANS)
         axes.plot(range(1, len(rows) + 1), sorted(values), "o", color=FOUND, clip_on=False)
         axes.locator_params(axis="x", integer=True)
     if median is not None:
-        axes.axhline(median, color=ACCENT, linestyle="--", linewidth=1.2, label="median")
+        axes.axhline(median, color=ACCENT, linestyle="--", linewidth=1.2, label=text.MEDIAN)
         axes.legend(frameon=False, fontsize=8.5, loc="lower right")
     axes.set_ylim(-0.02, 1.02)
 
 
-def _log_axis(axes: "Axes") -> None:
+def log_axis(axes: "Axes") -> None:
+    """Logarithmic to the right, with plain numbers at 1, 2 and 5."""
     from matplotlib.ticker import LogLocator, NullFormatter
 
     axes.set_xscale("log")
@@ -203,7 +205,7 @@ def _log_axis(axes: "Axes") -> None:
 def training_curves(onto: "FigureBase", curves: Sequence[Curve]) -> None:
     """Each loss column of the history against the optimiser step."""
     axes = onto.subplots()
-    _tidy(axes, "loss")
+    tidy(axes, text.AXIS_LOSS)
     colours = (FOUND, ACCENT, INK, "#009e73", "#cc79a7", "#56b4e9")
     for at, curve in enumerate(curves):
         axes.plot(
@@ -215,7 +217,7 @@ def training_curves(onto: "FigureBase", curves: Sequence[Curve]) -> None:
             marker="." if len(curve.steps) < 30 else None,
             label=curve.name,
         )
-    axes.set_xlabel("optimiser step")
+    axes.set_xlabel(text.AXIS_STEP)
     axes.legend(frameon=False, fontsize=8.5)
 
 
@@ -241,7 +243,8 @@ def draw_svg(draw: "Callable[[FigureBase], None]", height: float) -> Drawing:
         return Drawing(buffer.getvalue(), frame)
 
 
-def _tidy(axes: "Axes", ylabel: str) -> None:
+def tidy(axes: "Axes", ylabel: str) -> None:
+    """Two spines, a quiet grid, and what goes upwards."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", color=GRID, linewidth=0.8)
     axes.set_axisbelow(True)

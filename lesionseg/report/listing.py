@@ -65,23 +65,44 @@ def list_marks(candidates: Sequence[CandidateRow], unit: str) -> Listing:
     return _listing(text.HEADINGS_MARKS, (_mark_line(row, unit) for row in ordered))
 
 
-def list_sizes(scores: Scores) -> Listing:
-    """One line per size group: found of all, share, interval; a note says why one has none."""
+def list_sizes(groups: Sequence[SizeGroup], unit: str, said: str = "") -> Listing:
+    """One line per size group: found of all, share, interval; a note says why one has none.
+
+    `said`: what sizes are called where the unit alone would mislead.
+    """
     lines = (
         (
-            Cell(text.size_range(group, scores.size_unit)),
+            Cell(text.size_range(group, unit)),
             Cell(
-                f"{group.detected} of {group.n}",
+                text.of(group.detected, group.n),
                 link="lesion-table" if group.n else "",
-                terms=text.size_range(group, scores.size_unit),
+                terms=text.size_range(group, unit),
             ),
             Cell(text.share(group.detected, group.n, group.recall)),
             Cell(text.bounds(group.recall) if group.n else text.NO_LESION),
         )
-        for group in scores.recall_by_size
+        for group in groups
     )
-    bare = [g.recall.reason for g in scores.recall_by_size if g.n and g.recall.ci95 is None]
-    return replace(_listing(text.HEADINGS_SIZE, lines), note=text.no_intervals(bare))
+    bare = [g.recall.reason for g in groups if g.n and g.recall.ci95 is None]
+    headings = (text.size_heading(said or unit), *text.HEADINGS_SIZE[1:])
+    return replace(_listing(headings, lines), note=text.no_intervals(bare))
+
+
+def list_quantiles(scores: Scores) -> Listing:
+    """Groups of about as many lesions each, of whatever sizes; no line without them."""
+    groups = scores.recall_by_quantile if scores.n_lesions else ()
+    lines = (
+        (
+            Cell(text.quantile_range(group, scores.size_unit)),
+            Cell(text.of(group.detected, group.n)),
+            Cell(text.share(group.detected, group.n, group.recall)),
+            Cell(text.bounds(group.recall)),
+        )
+        for group in groups
+    )
+    bare = [g.recall.reason for g in groups if g.recall.ci95 is None]
+    headings = (text.size_heading(scores.size_said), *text.HEADINGS_SIZE[1:])
+    return replace(_listing(headings, lines), note=text.no_intervals(bare))
 
 
 def list_measures(scores: Scores) -> Listing:
@@ -93,6 +114,7 @@ def list_measures(scores: Scores) -> Listing:
             Cell(text.TABLE_NAMES[rows], link=rows),
         )
         for key, (words, definition, rows) in text.MEASURES.items()
+        if key in scores.raw
     )
     return _listing(text.HEADINGS_MEASURES, lines)
 
@@ -112,7 +134,7 @@ def list_rules(scores: Scores, lesions: Sequence[LesionRow]) -> Listing:
     lines = (
         (
             Cell(words),
-            Cell(f"{sum(getattr(row, rule) for row in lesions)} of {len(lesions)}"),
+            Cell(text.of(sum(getattr(row, rule) for row in lesions), len(lesions))),
             Cell(text.optional_rate(scores.false_marks_under(rule))),
         )
         for rule, words in text.RULES.items()
@@ -142,7 +164,7 @@ def _label_line(name: str, one: Mapping[str, Any], n: int) -> Line:
     recall, found = read_estimate(one, "lesion_recall"), n - int(one.get("n_missed") or 0)
     return (
         Cell(name),
-        Cell(f"{found} of {n}", link="lesion-table" if n else "", terms=name),
+        Cell(text.of(found, n), link="lesion-table" if n else "", terms=name),
         Cell(text.share(found, n, recall)),
         Cell(text.bounds(recall) if n else text.NO_LESION),
         Cell(text.optional_rate(read_estimate(one, "false_positives_per_case").value)),

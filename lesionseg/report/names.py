@@ -37,14 +37,23 @@ def make_pseudonyms(tables: Tables) -> Names:
 
 
 def rename(tables: Tables, names: Names) -> Tables:
-    """The same tables with the shown names; rows of unlisted cases keep no name at all."""
+    """The same tables with the shown names; rows of unlisted cases keep no name at all.
+
+    A subgroup that is one case or patient has its shown name too.
+    """
 
     def shown(row: Named) -> Named:
         case, group = names.cases.get(row.case), names.groups.get(row.group)
         return replace(row, case=case or text.NONE, group=group or text.NONE)
 
+    real = {**names.groups, **names.cases}
+    subgroups = tuple(
+        replace(group, value=real.get(group.value, group.value))
+        for group in tables.details.subgroups
+    )
     return replace(
         tables,
+        details=replace(tables.details, subgroups=subgroups),
         cases=tuple(map(shown, tables.cases)),
         lesions=tuple(map(shown, tables.lesions)),
         candidates=tuple(map(shown, tables.candidates)),

@@ -8,13 +8,15 @@ from typing import Any
 from lesionseg import __version__
 from lesionseg.errors import OutputError
 from lesionseg.io.atomic import write_text
-from lesionseg.report import listing, text
+from lesionseg.report import detail_tables, listing, text
+from lesionseg.report.absences import list_absences
 from lesionseg.report.album import Hanging, trim
 from lesionseg.report.audit import Section
 from lesionseg.report.balance import balance_charts, balance_warnings
-from lesionseg.report.charts import make_charts
+from lesionseg.report.charts import comparison_charts, make_charts
 from lesionseg.report.checklists import CHECKLISTS, Checklist, State
-from lesionseg.report.extras import make_extras
+from lesionseg.report.comparison import Pair
+from lesionseg.report.extras import KEYS, make_extras
 from lesionseg.report.figures import TOP, froc_range
 from lesionseg.report.gallery import Wall
 from lesionseg.report.origin import origin
@@ -59,10 +61,16 @@ def make_context(
     title: str | None = None,
     identifiers: bool = False,
     audit: Section | None = None,
+    pair: Pair | None = None,
+    names: tuple[str, str] = text.NAMES,
 ) -> Context:
     """Everything that the page is filled with, the pictures aside."""
     scores, sweep = tables.scores, make_sweep(tables)
-    charts = make_charts(tables, history, sweep) | balance_charts(tables.folder)
+    charts = {
+        **make_charts(tables, history, sweep),
+        **comparison_charts(tables, pair, names),
+        **balance_charts(tables.folder),
+    }
     flat = bool(tables.lesions) and all(len(lesion.start_vox) == 2 for lesion in tables.lesions)
     flow = make_flow(tables, study)
     context = {
@@ -76,7 +84,8 @@ def make_context(
         "balance_warnings": balance_warnings(tables.folder),
         "audit": audit,
         "sweep": sweep,
-        "sizes": listing.list_sizes(scores),
+        "sizes": listing.list_sizes(scores.recall_by_size, scores.size_unit, scores.size_said),
+        **_detail_listings(tables, pair, names),
         "measures": listing.list_measures(scores),
         "reasons": listing.list_reasons(tables.lesions),
         "rules": listing.list_rules(scores, tables.lesions),
@@ -102,6 +111,21 @@ def make_context(
         (c, listing.list_items(c, study, there), _states(c, study, there)) for c in CHECKLISTS
     ]
     return {**context, "sections": sections, "checklists": guides}
+
+
+def _detail_listings(tables: Tables, pair: Pair | None, names: tuple[str, str]) -> Context:
+    """The tables of the further numbers; None where the scores hold none."""
+    details, unit = tables.details, tables.scores.size_unit
+    curve, reliability = details.size_curve, details.reliability
+    return {
+        "quantiles": listing.list_quantiles(tables.scores),
+        "curve": curve and detail_tables.list_curve(curve, unit),
+        "cells": detail_tables.list_cells(details.cells, unit),
+        "subgroups": detail_tables.list_subgroups(details.subgroups),
+        "reliability": reliability and detail_tables.list_reliability(reliability),
+        "differences": detail_tables.list_differences(details.differences, names),
+        "absences": list_absences(tables, pair is not None),
+    }
 
 
 def write_page(
@@ -152,16 +176,16 @@ def banners(scores: Scores) -> tuple[Banner, ...]:
 
 def facts(tables: Tables, study: Study | None = None) -> tuple[Fact, ...]:
     """The first screen's sentences, in order; the first is the headline."""
-    scores = tables.scores
+    scores, answers = tables.scores, study.answers if study else {}
     false, ignored = (text.OUTCOMES[name] for name in ("false_positive", "ignored"))
     told = (
-        Fact(text.found_sentence(scores), "found", "lesion-table", text.FOUND),
+        Fact(text.headline(scores, answers), "found", "study-table"),
+        Fact(text.size_sentence(scores), "size"),
         Fact(text.overall_sentence(scores), "interval", "lesion-table", text.MISSED),
         Fact(text.halving_sentence(scores), "interval"),
         Fact(text.false_mark_sentence(scores), "false-mark", "mark-table", false),
         Fact(text.ignored_sentence(scores), "ignored", "mark-table", ignored),
         Fact(text.scans_sentence(scores), "", "case-table"),
-        Fact(text.origin_sentence(study.answers if study else {}), "", "study-table"),
         Fact(text.failed_sentence(tables), "failed", "case-table", text.FAILED),
         Fact(text.operating_point_sentence(scores), "operating-point", "mark-table"),
     )
@@ -201,6 +225,10 @@ def _sections(context: Context) -> tuple[str, ...]:
         "audit": context["audit"] is not None,
         "labels": bool(context["labels"].lines),
         "why": bool(context["reasons"].lines),
-        **{key: key in context["extras"] for key in text.EXTRAS},
+        "comparison": bool(context["differences"].lines) or "froc_pair" in context["charts"],
+        "subgroups": bool(context["subgroups"].lines),
+        "calibration": "calibration" in context["charts"],
+        "absent": bool(context["absences"].lines),
+        **{key: key in context["extras"] for key in KEYS},
     }
     return tuple(key for key in text.SECTIONS if present.get(key, True))

@@ -5,7 +5,7 @@ import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -28,6 +28,8 @@ LEFT, TOP, BOTTOM = 0.09, 0.94, 0.06  # of the page
 REFERENCE, ACCEPTED = "#56b4e9", "#ffb000"
 CARDS_PER_PAGE = 6
 POINTS_PER_PAGE = A4[1] * 72
+ABOVE_CHART = 0.32  # inches, for its title
+PAPER_SCALE = 0.85  # paper is narrower than the page
 
 
 @dataclass(frozen=True)
@@ -76,10 +78,10 @@ def write_pdf(
                 pdf.savefig(page)
 
 
-def _page() -> "Figure":
+def _page(layout: Literal["constrained"] | None = None) -> "Figure":
     from matplotlib.figure import Figure
 
-    return Figure(figsize=A4)
+    return Figure(figsize=A4, layout=layout)
 
 
 def _frame() -> Frame:
@@ -129,20 +131,41 @@ def _table(page: "Figure", listing: Listing, y: float) -> float:
 
 
 def _chart_pages(charts: Sequence[Chart]) -> "Iterator[Figure]":
-    """Charts one below the other, two a page."""
-    for first in range(0, len(charts), 2):
-        shown = charts[first : first + 2]
-        page = _page()
-        parts = _divide(_body(page), (1, 1))
-        for part, chart in zip(parts, shown, strict=False):
+    """Charts one below the other under their titles, as many a page as fit."""
+    for shown in _fill_pages(charts):
+        page = _page(layout="constrained")
+        inches = [_inches(chart) for chart in shown]
+        rest = max((TOP - BOTTOM) * A4[1] - sum(inches), 0.01)
+        for part, chart in zip(_divide(_body(page), [*inches, rest]), shown, strict=False):
             _chart(part, chart)
         yield page
 
 
+def _inches(chart: Chart) -> float:
+    """What a chart takes of a page: its title, itself a little smaller, and its caption."""
+    return ABOVE_CHART + PAPER_SCALE * chart.height + _caption_inches(chart)
+
+
+def _caption_inches(chart: Chart) -> float:
+    return (len(Paragraph(chart.caption, 9).lines()) * 1.35 * 9 + 22) / 72
+
+
+def _fill_pages(charts: Sequence[Chart]) -> "Iterator[list[Chart]]":
+    page: list[Chart] = []
+    for chart in charts:
+        if page and sum(map(_inches, [*page, chart])) > (TOP - BOTTOM) * A4[1]:
+            yield page
+            page = []
+        page.append(chart)
+    if page:
+        yield page
+
+
 def _chart(part: "SubFigure", chart: Chart) -> None:
-    drawn, below = _divide(part, (5, 1))
+    heights = ABOVE_CHART, PAPER_SCALE * chart.height, _caption_inches(chart)
+    above, drawn, below = _divide(part, heights)
+    above.text(0, 0.3, chart.title, size=11, weight="bold", va="bottom", color=INK)
     chart.draw(drawn)
-    drawn.subplots_adjust(left=0.08, right=0.98, top=0.95, bottom=0.15, hspace=0.12)
     caption = "\n".join(Paragraph(chart.caption, 9).lines())
     below.text(0, 0.98, caption, size=9, va="top", color=INK, linespacing=1.35)
 

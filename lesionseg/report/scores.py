@@ -9,7 +9,9 @@ from lesionseg.errors import ContentError, ReadError
 from lesionseg.io.atomic import read_json
 
 SCHEMA_VERSION = 1
+HALF_MM = 5.0
 UNSTATED = "the reason is not stated"
+Interval = tuple[float, float]
 
 
 @dataclass(frozen=True)
@@ -17,7 +19,7 @@ class Estimate:
     """A number with its 95 % interval; `value` or `ci95` may be None, then `reason` says why."""
 
     value: float | None
-    ci95: tuple[float, float] | None = None
+    ci95: Interval | None = None
     reason: str = UNSTATED
 
 
@@ -38,7 +40,7 @@ class FrocPoint:
 
     fp_per_case: float
     recall: float
-    ci95: tuple[float, float] | None
+    ci95: Interval | None
     reached: bool
 
 
@@ -53,7 +55,12 @@ class AcceptedFrom:
 
 @dataclass(frozen=True)
 class Scores:
-    """What the report prints of scores.json; `raw` is the whole file."""
+    """What the report prints of scores.json; `raw` is the whole file.
+
+    `recall_by_half`: the lesions under 5 mm and those of 5 mm or more; `recall_by_quantile`: in
+    groups of about as many lesions. `size_unit` is short, such
+    as mm; `size_said` may add where it was measured, such as mm at the detector.
+    """
 
     evaluated_on: str
     n_cases: int
@@ -65,9 +72,12 @@ class Scores:
     n_missed: int
     n_ignored: int
     recall_by_size: tuple[SizeGroup, ...]
+    recall_by_half: tuple[SizeGroup, ...]
+    recall_by_quantile: tuple[SizeGroup, ...]
     froc: tuple[FrocPoint, ...]
     operating_point: AcceptedFrom
     size_unit: str
+    size_said: str
     split_is_group_safe: bool | None
     provenance: Mapping[str, Any]
     raw: Mapping[str, Any]
@@ -156,12 +166,12 @@ def read_estimate(raw: Mapping[str, Any], key: str) -> Estimate:
     if not isinstance(found, Mapping):
         intervals = raw.get("ci95")
         # in a row of a table `ci95` is the row's own interval, not one a key
-        interval = _interval(intervals.get(key)) if isinstance(intervals, Mapping) else None
+        interval = read_interval(intervals.get(key)) if isinstance(intervals, Mapping) else None
         return Estimate(None if found is None else float(found), interval, reason)
     value = found.get("value", found.get("mean"))
     return Estimate(
         None if value is None else float(value),
-        _interval(found.get("ci95")),
+        read_interval(found.get("ci95")),
         str(found.get("reason") or found.get("ci95_reason") or reason),
     )
 
@@ -171,7 +181,8 @@ def _reason(raw: Mapping[str, Any], key: str) -> str:
     return str(raw.get(f"{key}_reason") or reasons.get(key) or UNSTATED)
 
 
-def _interval(pair: Iterable[Any] | None) -> tuple[float, float] | None:
+def read_interval(pair: Iterable[Any] | None) -> Interval | None:
+    """The two ends of an interval, None for none."""
     values = tuple(pair or ())
     if len(values) != 2 or None in values:
         return None
@@ -180,13 +191,18 @@ def _interval(pair: Iterable[Any] | None) -> tuple[float, float] | None:
 
 def _scores(raw: Mapping[str, Any]) -> Scores:
     counts = {name: int(raw[name]) for name in COUNTS}
+    groups = tuple(_size_group(group) for group in raw["recall_by_size"])
+    unit = str(raw.get("size_unit") or "mm")
     return Scores(
         **counts,
         evaluated_on=str(raw["evaluated_on"]),
-        recall_by_size=tuple(_size_group(group) for group in raw["recall_by_size"]),
+        recall_by_size=groups,
+        recall_by_half=_halves(raw, groups),
+        recall_by_quantile=tuple(_size_group(g) for g in raw.get("recall_by_size_quantile") or ()),
         froc=_froc(raw.get("froc")),
         operating_point=_accepted_from(raw.get("operating_point") or {}),
-        size_unit=str(raw.get("size_unit") or "mm"),
+        size_unit=unit.split()[0].rstrip(","),
+        size_said=unit,
         split_is_group_safe=raw.get("split_is_group_safe"),
         provenance=cast(Mapping[str, Any], raw.get("provenance") or {}),
         raw=raw,
@@ -209,7 +225,7 @@ def _size_group(group: Mapping[str, Any]) -> SizeGroup:
     upper, recall = group.get("to_mm"), group.get("recall")
     estimate = Estimate(
         None if recall is None else float(recall),
-        _interval(group.get("ci95")),
+        read_interval(group.get("ci95")),
         str(group.get("reason") or group.get("ci95_reason") or UNSTATED),
     )
     return SizeGroup(
@@ -221,6 +237,23 @@ def _size_group(group: Mapping[str, Any]) -> SizeGroup:
     )
 
 
+def _halves(raw: Mapping[str, Any], groups: tuple[SizeGroup, ...]) -> tuple[SizeGroup, ...]:
+    """Smaller and larger lesions; without an interval where the scores do not give them so."""
+    given = tuple(_size_group(group) for group in raw.get("recall_by_half") or ())
+    return given or tuple(_together(side) for side in _sides(groups) if side)
+
+
+def _sides(groups: tuple[SizeGroup, ...]) -> tuple[list[SizeGroup], list[SizeGroup]]:
+    small = [group for group in groups if group.from_mm < HALF_MM]
+    return small, [group for group in groups if group.from_mm >= HALF_MM]
+
+
+def _together(groups: list[SizeGroup]) -> SizeGroup:
+    n, found = sum(g.n for g in groups), sum(g.detected for g in groups)
+    recall = Estimate(found / n if n else None)
+    return SizeGroup(groups[0].from_mm, groups[-1].to_mm, n, found, recall)
+
+
 def _froc(raw: Mapping[str, Any] | None) -> tuple[FrocPoint, ...]:
     """The defined points of the curve by ascending rate; `()` when there is none."""
     raw = raw or {}
@@ -229,7 +262,7 @@ def _froc(raw: Mapping[str, Any] | None) -> tuple[FrocPoint, ...]:
     beyond = raw.get("beyond_reached") or [False] * len(rates)
     points = zip(rates, recalls, intervals, beyond, strict=True)
     defined = [
-        FrocPoint(float(rate), float(recall), _interval(pair), not far)
+        FrocPoint(float(rate), float(recall), read_interval(pair), not far)
         for rate, recall, pair, far in points
         if recall is not None
     ]

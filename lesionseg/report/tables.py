@@ -8,6 +8,7 @@ from typing import TypeVar
 
 from lesionseg.errors import ContentError, ReadError
 from lesionseg.io.atomic import read_csv
+from lesionseg.report.details import Details, read_details
 from lesionseg.report.scores import Scores, read_scores
 
 Row = Mapping[str, str]
@@ -92,6 +93,7 @@ class Tables:
     cases: tuple[CaseRow, ...]
     lesions: tuple[LesionRow, ...]
     candidates: tuple[CandidateRow, ...]
+    details: Details
 
 
 @dataclass(frozen=True)
@@ -109,12 +111,14 @@ def read_tables(folder: Path) -> Tables:
     Raises `ReadError` when one is missing, `ContentError` when a column is missing or unreadable
     or when the tables count other lesions than scores.json.
     """
+    scores = read_scores(folder / "scores.json")
     tables = Tables(
         folder,
-        read_scores(folder / "scores.json"),
+        scores,
         _rows(folder / "cases.csv", _case),
         _rows(folder / "lesions.csv", _lesion),
         _rows(folder / "candidates.csv", _candidate),
+        _details(scores, folder / "scores.json"),
     )
     _check_same_evaluation(tables)
     return tables
@@ -128,6 +132,18 @@ def read_history(path: Path) -> tuple[Curve, ...]:
     names = [name for name in (rows[0] if rows else {}) if "loss" in name.lower()]
     curves = (_curve(name, rows) for name in names)
     return tuple(curve for curve in curves if curve.steps)
+
+
+def _details(scores: Scores, path: Path) -> Details:
+    try:
+        return read_details(scores.raw)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ContentError(
+            "A detail of the scores cannot be read.",
+            where=path,
+            seen=f"{type(error).__name__}: {error}",
+            remedy="run evaluate again with this version.",
+        ) from error
 
 
 def _curve(name: str, rows: list[dict[str, str]]) -> Curve:

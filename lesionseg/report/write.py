@@ -1,7 +1,7 @@
 """Everything a report leaves on disk: the page, the paper, the pseudonyms, the marks to judge."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from lesionseg.report.adjudication import write_adjudication
 from lesionseg.report.album import Hanging, Progress, draw_walls, trim
 from lesionseg.report.audit import Section, read_suspects, section
 from lesionseg.report.charts import Chart
+from lesionseg.report.comparison import read_pair
 from lesionseg.report.gallery import ALL, Limits, Wall, choose_exhibits
 from lesionseg.report.listing import list_pairs
 from lesionseg.report.names import Names, make_pseudonyms, names_in, rename, write_pseudonyms
@@ -27,6 +28,8 @@ _log = logging.getLogger(__name__)
 # On paper every picture costs a sixth of a page.
 ON_PAPER = 12
 PER_GALLERY_PAGE = 60
+PAIR_SHARES = (0.3, 0.13, 0.13, 0.36, 0.08)
+SUBGROUP_SHARES = (0.14, 0.18, 0.08, 0.09, 0.11, 0.08, 0.13, 0.11, 0.08)
 CASE_SHARES = (0.1, 0.11, 0.08, 0.08, 0.075, 0.08, 0.075, 0.065, 0.08, 0.075, 0.095, 0.085)
 
 
@@ -35,7 +38,8 @@ class Options:
     """What a report is: its title, how many pictures, and what goes beside the page.
 
     `identifiers` True prints the real names of cases and patients. `whole_gallery` writes every
-    miss and every false mark into the folder `gallery`. `study` is a study.yaml.
+    miss and every false mark into the folder `gallery`. `study` is a study.yaml. `names`: what
+    this model or reader and the one it is compared with are called.
     """
 
     title: str | None = None
@@ -44,6 +48,7 @@ class Options:
     identifiers: bool = False
     whole_gallery: bool = False
     study: Path | None = None
+    names: tuple[str, str] = text.NAMES
 
 
 def write_report(
@@ -54,6 +59,7 @@ def write_report(
     reference: Path | None = None,
     prediction: Path | None = None,
     history: Path | None = None,
+    compare: Path | None = None,
     options: Options | None = None,
     progress: Progress | None = None,
 ) -> Path:
@@ -61,7 +67,8 @@ def write_report(
 
     `images` and `reference` are dataset roots (or one read already) or folders of bare files,
     `prediction` a folder of prediction files: they give the pictures, which are left out without
-    `images`. `history` is a training's metrics.csv. `progress` is told (case, cases drawn, cases
+    `images`. `history` is a training's metrics.csv. `compare` holds another model's or reader's
+    evaluation of the same scans. `progress` is told (case, cases drawn, cases
     to draw). The page needs no network and has at most 15 MB; it is written whole or not at all.
     Beside it: `adjudicate.csv`, `pseudonyms.csv` unless identifiers are printed, `report.pdf` and
     the folder `gallery` where the options say so.
@@ -72,6 +79,7 @@ def write_report(
     """
     options = options or Options()
     tables, study = read_tables(scores_dir), read_study(options.study)
+    pair = None if compare is None else read_pair(tables, compare, options.names)
     names = None if options.identifiers else make_pseudonyms(tables)
     shown = tables if names is None else rename(tables, names)
     context = make_context(
@@ -80,6 +88,8 @@ def write_report(
         history=history,
         title=options.title,
         identifiers=options.identifiers,
+        pair=pair,
+        names=options.names,
         audit=_audit(scores_dir, images, reference, tables.scores.size_unit, options),
     )
     limits = ALL if options.whole_gallery else options.limits
@@ -162,7 +172,13 @@ def _few(hangings: Sequence[Hanging], walls: Sequence[Wall]) -> tuple[Hanging, .
 
 
 def _charts(context: Context) -> list[Chart]:
-    return [*context["charts"].values()]
+    """In the order of `text.CHART_TITLES`, with their titles."""
+    charts: Mapping[str, Chart] = context["charts"]
+    return [
+        replace(charts[key], title=title)
+        for key, title in text.CHART_TITLES.items()
+        if key in charts
+    ]
 
 
 def _on_paper(context: Context) -> Summary:
@@ -174,6 +190,23 @@ def _on_paper(context: Context) -> Summary:
         sizes=context["sizes"],
         blocks=_blocks(context),
     )
+
+
+def _detail_blocks(context: Context) -> list[Block]:
+    """The tables of the further numbers, where there are any."""
+    titles = text.SECTIONS
+    tables = (
+        (text.ABSENT["size_curve"], context["curve"], (0.3, 0.7), ""),
+        (text.ABSENT["recall_by_size_and_contrast"], context["cells"], (), ""),
+        (titles["comparison"], context["differences"], PAIR_SHARES, text.P_VALUE_TEXT),
+        (titles["subgroups"], context["subgroups"], SUBGROUP_SHARES, text.EXTRAS["subgroups"]),
+        (titles["calibration"], context["reliability"], (0.6, 0.4), text.EXTRAS["calibration"]),
+    )
+    return [
+        Block(title, listing, shares, words=words)
+        for title, listing, shares, words in tables
+        if listing
+    ]
 
 
 def _blocks(context: Context) -> tuple[Block, ...]:
@@ -188,12 +221,14 @@ def _blocks(context: Context) -> tuple[Block, ...]:
     return (
         Block(titles["froc"], context["measures"], (0.4, 0.6), (0, 1)),
         Block(titles["size"], context["rules"], (0.5, 0.25, 0.25), words=text.OTHER_RULES),
+        *_detail_blocks(context),
         Block(titles["labels"], context["labels"]),
         Block(titles["why"], context["reasons"], (0.7, 0.3)),
         *extras,
         Block(titles["flow"], flow, (0.4, 0.6), words=context["unexplained"]),
         Block(titles["study"], context["study"], (0.4, 0.6), words=text.STUDY_TEXT),
         Block(titles["cases"], context["cases"], CASE_SHARES),
+        Block(titles["absent"], context["absences"], (0.4, 0.6)),
         Block(titles["definitions"], definitions, (0.25, 0.75)),
         Block(titles["provenance"], context["provenance"], (0.4, 0.6)),
         *(

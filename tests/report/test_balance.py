@@ -79,7 +79,8 @@ def test_unknown_shares_leave_the_probabilities(tmp_path: Path) -> None:
     assert course is not None
     assert course.lesion_p == pytest.approx([0.4])
     balance.draw_course(Figure(), course)
-    assert "Highest probabilities" in balance.alt_course(course)
+    charts = balance.balance_charts(tmp_path)
+    assert "Highest probabilities" in charts["balance"].alt
 
 
 def test_a_class_without_loss_has_no_curve(tmp_path: Path) -> None:

@@ -57,7 +57,9 @@ def page_words(page: Path) -> str:
 def test_page_says_what_was_found_and_at_what_price(scores_dir: Path, tmp_path: Path) -> None:
     words = page_words(write_report(scores_dir, tmp_path / "out"))
     for said in (
-        "Found 2 of 3 reference lesions of 5 mm or more and 1 of 2 smaller ones.",
+        "Found 2 of 3 reference lesions of 5 mm or more and 1 of 2 smaller ones, with 0.67 marks a "
+        "scan that match no reference lesion (0.5 on lesion-free scans); 3 scans of 2 patients; "
+        "where they are from and who read the reference is not stated.",
         "Together 3 of 5 (60 %, 95 % interval 30 to 80 %); 2 missed.",
         "0.67 marks a scan match no reference lesion (2 marks on 3 scans); "
         "on the 1 lesion-free scan 0.5 a scan.",
@@ -124,10 +126,10 @@ def test_incomplete_reference_makes_marks_unconfirmed(
 def test_nothing_found_and_nothing_to_find_both_make_a_page(tmp_path: Path) -> None:
     missed = Evaluation([Blob("a", 1, (9, 9, 9), 2.0, detected=False)], cases=("a",))
     words = page_words(write_report(missed.write(tmp_path / "missed"), tmp_path / "out"))
-    assert "Found 0 of 1 reference lesion." in words
+    assert ", all under 5 mm, with 0 marks a scan" in words
     empty = Evaluation(changes={"froc": None, "dice": {"mean": None, "reason": "no lesion"}})
     words = page_words(write_report(empty.write(tmp_path / "empty"), tmp_path / "out"))
-    assert "nothing can be said about finding them" in words
+    assert "These scans have no reference lesion to find, with" in words
     assert text.FROC_NONE in words
     assert "not defined: no lesion" in words
 
@@ -217,7 +219,7 @@ def test_batch_whose_every_scan_failed_still_makes_a_page(tmp_path: Path) -> Non
     lost = [Blob("a", 1, (9, 9, 9), 6.0, detected=False), Blob("b", 1, (9, 9, 9), 2.0, False)]
     batch = Evaluation(lost, failed=("a", "b", "c"))
     words = page_words(write_report(batch.write(tmp_path / "s"), tmp_path / "out"))
-    assert "Found 0 of 1 reference lesions of 5 mm or more and 0 of 1 smaller ones." in words
+    assert "Found 0 of 1 reference lesions of 5 mm or more and 0 of 1 smaller ones, " in words
     assert "3 scans without a prediction" in words
     assert "No scan has a prediction." in words
 

@@ -14,3 +14,4 @@ from lesionseg.report.text.slider import *
 from lesionseg.report.text.study import *
 from lesionseg.report.text.summary import *
 from lesionseg.report.text.tables import *
+from lesionseg.report.text.training import *

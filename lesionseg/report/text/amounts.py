@@ -68,6 +68,24 @@ def size_range(group: SizeGroup, unit: str) -> str:
     return f"{group.from_mm:g} to {group.to_mm:g} {unit}"
 
 
+def quantile_range(group: SizeGroup, unit: str) -> str:
+    """A range of odd sizes in words, rounded.
+
+    >>> quantile_range(SizeGroup(3.1416, 4.5678, 1, 1, Estimate(1.0)), "mm")
+    '3.14 to 4.57 mm'
+    """
+    if group.to_mm is None:
+        return f"{group.from_mm:.3g} {unit} and more"
+    if group.from_mm == 0:
+        return f"under {group.to_mm:.3g} {unit}"
+    return f"{group.from_mm:.3g} to {group.to_mm:.3g} {unit}"
+
+
+def size_heading(unit: str) -> str:
+    """The heading of a column of sizes: where they were measured when that matters."""
+    return "Size" if unit in ("mm", "px") else f"Size ({unit})"
+
+
 def interval(estimate: Estimate) -> str:
     """The 95 % interval of a share, or why there is none."""
     if estimate.ci95 is None:
@@ -105,6 +123,52 @@ def share_found(found: int, of: int, estimate: Estimate) -> str:
     if estimate.ci95 is None:
         return f"{percent(found / of)}, {interval(estimate)}"
     return f"{percent(found / of)}, 95 % interval {interval(estimate)}"
+
+
+def diameter(size: Estimate, unit: str) -> str:
+    """A size with its interval, or why there is none.
+
+    >>> diameter(Estimate(6.21, (4.0, 9.0)), "mm")
+    '6.2 mm (95 % interval 4 to 9 mm)'
+    """
+    if size.value is None:
+        return f"not defined: {size.reason}"
+    if size.ci95 is None:
+        why = "" if size.reason == UNSTATED else f" (no interval: {size.reason})"
+        return f"{rate(size.value)} {unit}{why}"
+    low, high = size.ci95
+    return f"{rate(size.value)} {unit} (95 % interval {rate(low)} to {rate(high)} {unit})"
+
+
+def difference(estimate: Estimate) -> str:
+    """A difference with its sign and interval, or why there is none.
+
+    >>> difference(Estimate(0.1, (-0.02, 0.22)))
+    '+0.10 (95 % interval −0.02 to +0.22)'
+    """
+    if estimate.value is None:
+        return f"not defined: {estimate.reason}"
+    if estimate.ci95 is None:
+        why = "" if estimate.reason == UNSTATED else f" (no interval: {estimate.reason})"
+        return f"{signed(estimate.value)}{why}"
+    low, high = map(signed, estimate.ci95)
+    return f"{signed(estimate.value)} (95 % interval {low} to {high})"
+
+
+def signed(value: float) -> str:
+    """A number with its sign, a true minus."""
+    return f"{value:+.2f}".replace("-", "\N{MINUS SIGN}")
+
+
+def p_value(p: float | None) -> str:
+    """A p-value to two digits.
+
+    >>> p_value(0.0004), p_value(0.043)
+    ('under 0.001', '0.043')
+    """
+    if p is None:
+        return NONE
+    return "under 0.001" if p < 0.001 else f"{p:.2g}"
 
 
 def measure(estimate: Estimate) -> str:

@@ -19,6 +19,22 @@ DEFINITIONS: Mapping[str, tuple[str, str]] = {
         "A mark that counts and has IoU under 0.1 with every reference lesion. Given per scan, "
         "over all scans, and over the lesion-free ones alone.",
     ),
+    "scan": (
+        "Scan with a mark",
+        "A scan is called positive when any mark counts, wherever that mark lies: also a mark "
+        "beside the lesion makes a scan with a lesion positive.",
+    ),
+    "size-curve": (
+        "Chance along the size",
+        "Logistic regression of found or missed on the logarithm of the equivalent diameter. Given "
+        "only between the smallest and the largest lesion.",
+    ),
+    "reliability": (
+        "Calibration",
+        "Whether of the marks with a stated chance of 70 % seven in ten are lesions. Brier score: "
+        "mean squared distance between chance and outcome. Slope and intercept: of the outcome on "
+        "the chance's logit.",
+    ),
     "failed": (
         "Without a result",
         "A scan for which there is no prediction. Its lesions count as missed and it counts as a "
@@ -73,7 +89,8 @@ MEASURES: Mapping[str, tuple[str, str, str]] = {
         "false-mark",
         "case-table",
     ),
-    "specificity": ("Lesion-free scans without any mark", "false-mark", "case-table"),
+    "case_sensitivity": ("Scans with a lesion that have any mark", "scan", "case-table"),
+    "specificity": ("Lesion-free scans without any mark", "scan", "case-table"),
     "cpm": ("CPM", "froc", "lesion-table"),
     "average_precision": ("Average precision", "froc", "mark-table"),
     "case_auroc": (
@@ -90,3 +107,8 @@ TABLE_NAMES: Mapping[str, str] = {
     "lesion-table": "lesions",
     "mark-table": "marks",
 }
+
+
+def measure_name(key: str) -> str:
+    """What a number of scores.json is called; its key in words when it has no name."""
+    return MEASURES[key][0] if key in MEASURES else key.replace("_", " ")

@@ -44,11 +44,11 @@ SECTIONS: Mapping[str, str] = {
     "froc": "Found, by price in false marks",
     "why": "Why lesions were missed",
     "gallery": "Pictures",
-    "official": "By the official scorer's own rules",
     "comparison": "Compared with another reader or model",
-    "adjudication": "Unconfirmed marks, judged by a person",
-    "subgroups": "Found, by finer groups",
+    "subgroups": "Found, by groups of scans",
     "calibration": "What a score is worth",
+    "official": "By the official scorer's own rules",
+    "adjudication": "Unconfirmed marks, judged by a person",
     "overlap": "How well outlines agree",
     "flow": "From scans found to scans judged",
     "study": "The study",
@@ -59,6 +59,7 @@ SECTIONS: Mapping[str, str] = {
     "training": "Training",
     "balance": "Who taught the network",
     "audit": "References worth a second look",
+    "absent": "Not on this page",
     "provenance": "Where the figures come from",
     "checklists": "Reporting guidelines",
 }
@@ -70,6 +71,12 @@ PSEUDONYMS_TEXT = (
 WITHHELD = "withheld; in the files of the evaluation"
 UNREADABLE = "The scan or its masks could not be read; the log says why."
 DEFINITION_LINK, ROWS_LINK = "what this means", "its rows"
+HEADLINE_LINKS = (
+    ("what “found” means", "def-found"),
+    ("what a 95 % interval is", "def-interval"),
+    ("all lesions", "lesion-table"),
+    ("the study", "study-table"),
+)
 ROWS_LINKS: Mapping[str, str] = {"study-table": "the study"}
 CASES_TEXT = (
     "One line per scan. Press a heading to sort. A dash means not defined: Dice and surface "

@@ -1,27 +1,83 @@
 """The sentences of the first screen."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
-from lesionseg.report.scores import Scores, SizeGroup
+from lesionseg.report.scores import Estimate, Scores
 from lesionseg.report.tables import Tables
-from lesionseg.report.text.amounts import MIN_GROUPS, NOT_STATED, count, rate, share_found
+from lesionseg.report.text.amounts import (
+    MIN_FOR_PERCENT,
+    MIN_GROUPS,
+    NOT_STATED,
+    bounds,
+    count,
+    percent,
+    rate,
+    share_found,
+    size_range,
+)
 from lesionseg.report.text.frame import DEVELOPMENT_TEXT, UNTOUCHED
 
 
-def found_sentence(scores: Scores) -> str:
-    """How many lesions were found, the large and the small ones apart."""
-    cut = 5.0
-    large = [g for g in scores.recall_by_size if g.from_mm >= cut]
-    small = [g for g in scores.recall_by_size if g.from_mm < cut]
-    found = scores.n_lesions - scores.n_missed
-    if not scores.n_lesions:
-        return "These scans have no reference lesion, so nothing can be said about finding them."
-    if not all(any(g.n for g in side) for side in (large, small)):
-        return f"Found {found} of {count(scores.n_lesions, 'reference lesion')}."
+def headline(scores: Scores, answers: Mapping[str, str]) -> str:
+    """The first sentence: what was found, at what price, on which scans, by whose reference."""
+    return f"{_found(scores)}, {_price(scores)}; {_whence(scores, answers)}."
+
+
+def _found(scores: Scores) -> str:
+    unit = scores.size_unit
+    sides = [side for side in scores.recall_by_half if side.n]
+    if not scores.n_lesions or not sides:
+        return "These scans have no reference lesion to find"
+    if len(sides) == 1:
+        found, n = scores.n_lesions - scores.n_missed, scores.n_lesions
+        share = _share(found, n, scores.estimate("lesion_recall"))
+        size = size_range(sides[0], unit)
+        return f"Found {found} of {count(n, 'reference lesion')}{share}, all {size}"
+    small, large = sides
     return (
-        f"Found {_found_of(large)} reference lesions of {cut:g} {scores.size_unit} or more "
-        f"and {_found_of(small)} smaller ones."
+        f"Found {large.detected} of {large.n} reference lesions of {large.from_mm:g} {unit} or "
+        f"more{_share(large.detected, large.n, large.recall)} and {small.detected} of {small.n} "
+        f"smaller ones{_share(small.detected, small.n, small.recall)}"
     )
+
+
+def _share(found: int, of: int, estimate: Estimate) -> str:
+    """A share in brackets; none at all for few lesions without an interval."""
+    if estimate.ci95 is None:
+        return f" ({percent(found / of)})" if of >= MIN_FOR_PERCENT else ""
+    return f" ({percent(found / of)}, 95 % interval {bounds(estimate)})"
+
+
+def _price(scores: Scores) -> str:
+    per_case = scores.estimate("false_positives_per_case").value
+    free = scores.estimate("false_positives_per_lesion_free_case").value
+    kind = "unconfirmed marks" if scores.incomplete_reference else "marks"
+    if per_case is None:
+        return "with no scan to count false marks on"
+    on_free = "no scan is lesion-free" if free is None else f"{rate(free)} on lesion-free scans"
+    return f"with {rate(per_case)} {kind} a scan that match no reference lesion ({on_free})"
+
+
+def _whence(scores: Scores, answers: Mapping[str, str]) -> str:
+    scans = f"{count(scores.n_cases, 'scan')} of {count(scores.n_groups, 'patient')}"
+    sites, readers = (answers.get(key, "").rstrip(".") for key in ("sites", "reference_readers"))
+    if not sites and not readers:
+        return f"{scans}; where they are from and who read the reference is {NOT_STATED}"
+    whence = f"from {sites}" if sites else f"from where is {NOT_STATED}"
+    return f"{scans}, {whence}, reference by {readers or 'whom is ' + NOT_STATED}"
+
+
+def size_sentence(scores: Scores) -> str:
+    """Where a size is not the lesion's own; empty when it is."""
+    if "detector" in scores.size_said:
+        which = "Some sizes are" if "partly" in scores.size_said else "Sizes are"
+        return (
+            f"{which} measured at the detector: a radiograph shows what lies away from it larger "
+            "than it is, by an amount the files do not tell."
+        )
+    if scores.size_unit == "px":
+        return "Sizes are in pixels: the files do not say how large one is."
+    return ""
 
 
 def overall_sentence(scores: Scores) -> str:
@@ -59,18 +115,6 @@ def scans_sentence(scores: Scores) -> str:
     free = f"{scores.n_lesion_free_cases or 'none'} of them without a reference lesion"
     role = role_words(scores.evaluated_on)
     return f"{count(scores.n_cases, 'scan')}, {patients}, {free}; {role}."
-
-
-def origin_sentence(answers: Mapping[str, str]) -> str:
-    """Where the scans come from and who read the reference, as far as it was supplied.
-
-    >>> origin_sentence({"sites": "Bern"})
-    'Scans from: Bern. Reference by: not stated.'
-    """
-    sites, readers = (
-        answers.get(key, NOT_STATED).rstrip(".") for key in ("sites", "reference_readers")
-    )
-    return f"Scans from: {sites}. Reference by: {readers}."
 
 
 def role_words(role: str) -> str:
@@ -135,8 +179,3 @@ def operating_point_sentence(scores: Scores) -> str:
         return "No score is stated; the marks the predictions themselves accept were counted."
     chosen = f", chosen on {point.chosen_on} data" if point.chosen_on else ", given by hand"
     return f"A mark counts from a score of {point.score:.3g}{chosen}."
-
-
-def _found_of(groups: Iterable[SizeGroup]) -> str:
-    groups = list(groups)
-    return f"{sum(g.detected for g in groups)} of {sum(g.n for g in groups)}"

@@ -62,6 +62,50 @@ HEADINGS_WHY = ("Reason", "Lesions")
 HEADINGS_RULES = ("Rule", "Found", "False marks per scan")
 HEADINGS_LABELS = ("Kind of lesion", "Found", "Share", "95 % interval", "False marks per scan")
 HEADINGS_PROVENANCE = ("What", "Value")
+HEADINGS_CURVE = ("Chance of being found", "Size")
+HEADINGS_CELLS = ("Size", "Contrast", "Found", "Share", "95 % interval")
+HEADINGS_SUBGROUPS = (
+    "By",
+    "Group",
+    "Scans",
+    "Patients",
+    "Found",
+    "Share",
+    "95 % interval",
+    "False marks per scan",
+    "Dice",
+)
+HEADINGS_DIFFERENCE = ("Difference", "p")
+CALIBRATION_NUMBERS: Mapping[str, str] = {
+    "brier": "Brier score (0: perfect)",
+    "slope": "Slope (1: perfect; under 1: chances too extreme)",
+    "intercept": "Intercept (0: perfect; under 0: chances too high)",
+    "ece": "Expected calibration error (0: perfect)",
+}
+WITH_INTERVALS = "With intervals"
+QUANTILES = "In groups of about as many lesions each"
+P_VALUE_TEXT = (
+    "p: how often a difference at least as large arises when the two are swapped within whole "
+    "patients, as if it did not matter which one read them. One p-value a line; none is corrected "
+    "for the number of lines."
+)
+NO_DIFFERENCES = (
+    "No paired differences: evaluate compare=… gives them, judging both patient by patient."
+)
+NAMES = ("this one", "the other")
+HEADINGS_ABSENT = ("What", "Why not")
+NO_COMPARISON = "no second model or reader was judged on these scans (evaluate compare=…)"
+ABSENT: Mapping[str, str] = {
+    "size_curve": "Chance of being found along the size",
+    "recall_by_size_and_contrast": "Found, by size and contrast",
+    "subgroups": "Found, by groups of scans",
+    "calibration": "What a score is worth",
+    "comparison": "Compared with another reader or model",
+    "adjudication": "Unconfirmed marks, judged by a person",
+}
+NOT_ADJUDICATED = (
+    "no person has judged them yet (fill adjudicate.csv, then evaluate adjudication=…)"
+)
 OK, YES, NO, FAILED = "ok", "yes", "no", "missing"
 EXTRAS: Mapping[str, str] = {
     "official": "These follow the scorer named, and differ from the figures above in their rules.",
@@ -80,9 +124,6 @@ EXTRA_WORDS: Mapping[str, str] = {
     "n": "number",
     "ece": "expected calibration error",
     "brier": "Brier score",
-    "recall_by_size_quantile": "by size, groups of about equal number",
-    "recall_by_size_and_contrast": "by size and contrast",
-    "size_curve": "chance of being found along the diameter",
 }
 
 
