@@ -66,7 +66,7 @@ def main() -> None:
     n_tiles, n_cases = (16, 2) if options.quick else (200, 12)
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
-        rows = tiles(folder, n_tiles)
+        rows = tiles(folder, n_tiles, quick=options.quick)
         rows += gpu_rows(folder, skipped)
         # each is a process, and one of nnU-Net's takes as long as the others together
         with ThreadPoolExecutor(2 if options.quick else 1) as pool:
@@ -138,37 +138,39 @@ class _Raw(Dataset[RawTile]):
         return self.tiles.raw(0, index)
 
 
-def tiles(folder: Path, n: int) -> list[table.Row]:
-    """Rows of reading and augmenting."""
+def tiles(folder: Path, n: int, *, quick: bool) -> list[table.Row]:
+    """Rows of reading and augmenting; augmenting alone is left out when it has to be quick."""
     case, plan = make_case(folder / "case"), make_plan()
     augmentation = build_augmentation(AugmentationSettings(), plan)
     sampler = TileSampler([case], TILE, n_tiles=n, seed=0)
     plain = TileDataset([case], sampler, None, TILE)
     full = TileDataset([case], sampler, augmentation, TILE)
-    raws = [full.raw(1, i) for i in range(min(n, 16))]
     whole = {
         "image": torch.from_numpy(np.asarray(case.image, np.float32)),
         "labels": torch.from_numpy(np.array(case.labels))[None],
     }
     crop, chain = monai_crop(), monai_chain(AugmentationSettings())
-    ready = [crop(whole)[0] for _ in range(min(n, 16))]
     read = turns(
         n,
         ours=lambda i: plain.read(sampler.choose(0, i)),
         monai=lambda i: crop(whole),
     )
     made = turns(n, ours=lambda i: full.tile(0, i), monai=lambda i: chain(crop(whole)[0]))
+    rows = [
+        row("read_tile", read, np.median),
+        row("read_tile_clock", read, np.median, clock=True),
+        row("augment_tile", made, np.mean),
+    ]
+    if quick:
+        return rows
+    raws = [full.raw(1, i) for i in range(24)]
+    ready = [crop(whole)[0] for _ in raws]
     alone = turns(
         n,
         ours=lambda i: full.finish(raws[i % len(raws)]),
         monai=lambda i: chain(dict(ready[i % len(ready)])),
     )
-    return [
-        row("read_tile", read, np.median),
-        row("read_tile_clock", read, np.median, clock=True),
-        row("augment_tile", made, np.mean),
-        row("augment_alone", alone, np.mean),
-    ]
+    return [*rows, row("augment_alone", alone, np.mean)]
 
 
 Times = dict[str, list[tuple[float, float]]]
