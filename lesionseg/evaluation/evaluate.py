@@ -86,7 +86,6 @@ def evaluate_case(
         counts=counts,
         sides={name: verdict.count() for name, verdict in judged.sides.items()},
         operating_point=operating_point or given.operating_point,
-        physical=reference.geometry.size_unit != "px",
         unit=reference.geometry.size_unit,
         official=score_case(preset.official, judged),
         regions={

@@ -107,9 +107,9 @@ class CaseResult:
     `sides` holds the counts under the side criteria. `splits`: lesions overlapped by several
     accepted candidates; `merges`: accepted candidates that overlap several lesions. `case_score`:
     the highest judged candidate's, 0 without one, None without scores. `scored`: whether
-    candidates have scores. `physical`: whether lengths are millimetres, not pixels, and `unit`
-    which: those of a radiograph may be "mm at the detector". `official`: what the preset's
-    official scorer takes from the case. `regions`: each region by name, judged by itself.
+    candidates have scores. `unit`: what lengths are, "mm", "mm at the detector" or, without a pixel
+    size, "px". `official`: what the preset's official scorer takes from the case. `regions`: each
+    region by name, judged by itself.
     """
 
     case: str
@@ -131,7 +131,6 @@ class CaseResult:
     counts: Mapping[int, VoxelCounts] = field(default_factory=dict)
     sides: Mapping[str, Found] = field(default_factory=dict)
     operating_point: OperatingPoint | None = None
-    physical: bool = True
     unit: str = "mm"
     seconds: float = 0.0
     official: OfficialCase = None

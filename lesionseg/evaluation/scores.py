@@ -10,12 +10,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from lesionseg.core import OperatingPoint
+from lesionseg.core import OperatingPoint, joint_unit
 from lesionseg.evaluation import edge_cases
+from lesionseg.evaluation.bootstrap import MIN_GROUPS
 from lesionseg.evaluation.details import detail_numbers
 from lesionseg.evaluation.estimates import as_list, as_mapping
-from lesionseg.evaluation.official import score_cases
-from lesionseg.evaluation.presets import Preset
+from lesionseg.evaluation.official import score_cases, score_intervals
+from lesionseg.evaluation.presets import Preset, Scorer
 from lesionseg.evaluation.regions import REGION_LABEL
 from lesionseg.evaluation.results import CaseResult
 from lesionseg.evaluation.subgroups import Columns, subgroup_numbers
@@ -83,14 +84,14 @@ def summarise(
         "recall_by_size": summary.recall_by_size(),
         **details,
         "subgroups": parts,
-        "size_unit": _size_unit(results),
+        "size_unit": joint_unit(r.unit for r in results),
         "froc": froc,
         "operating_point": point,
         "other_criteria": summary.other_criteria(),
         "false_positives": summary.false_positives(),
         "splits": sum(r.splits for r in results),
         "merges": sum(r.merges for r in results),
-        "official": _official(results, preset),
+        "official": _official(summary),
         "per_label": _per_label(summary, labels or {}),
         "per_region": {
             name: _one_region(
@@ -119,23 +120,36 @@ def summarise(
     }
 
 
-def _size_unit(results: Sequence[CaseResult]) -> str:
-    """What sizes are called: the unit of all cases, or that some are measured at the detector."""
-    units = {r.unit for r in results if r.physical}
-    if not units:
-        return "px" if results else "mm"
-    return units.pop() if len(units) == 1 else "mm, partly at the detector"
-
-
-def _official(results: Sequence[CaseResult], preset: Preset) -> dict[str, Any] | None:
+def _official(summary: Summary) -> dict[str, Any] | None:
     """The numbers of the preset's official scorer; None for presets of our own."""
-    if preset.official is None:
+    scorer, results = summary.preset.official, summary.results
+    if scorer is None:
         return None
-    found = score_cases(preset.official, results)
+    found = score_cases(scorer, results)
     undefined = [name for name, value in found.values.items() if value is None]
     why = found.reason or (edge_cases.OFFICIAL_UNDEFINED.reason if undefined else None)
-    scored = {"scorer": found.scorer, "n_cases": found.n, "values": found.values}
+    intervals = _official_intervals(scorer, summary, found.values)
+    if why is None and None in intervals.values():
+        few = len(summary.pool.groups) < MIN_GROUPS
+        why = (edge_cases.TOO_FEW_GROUPS if few else edge_cases.UNSTABLE).reason
+    scored = {
+        "scorer": found.scorer,
+        "n_cases": found.n,
+        "values": found.values,
+        "ci95": intervals,
+    }
     return scored if why is None else {**scored, "reason": why}
+
+
+def _official_intervals(
+    scorer: Scorer, summary: Summary, values: Mapping[str, float | None]
+) -> dict[str, list[float] | None]:
+    """Under 5 groups, and without replicates, there are none."""
+    weights = summary.estimator.weights
+    if len(summary.pool.groups) < MIN_GROUPS or not len(weights):
+        return dict.fromkeys(values)
+    found = score_intervals(scorer, summary.results, weights)
+    return {name: as_list(found[name].ci95) for name in values}
 
 
 def _per_label(summary: Summary, labels: Mapping[int, str]) -> dict[str, Any]:
@@ -179,7 +193,7 @@ def _one_region(part: Summary) -> dict[str, Any]:
             "tolerance_mm": part.preset.surface_tolerance_mm,
         },
         "hd95_mm": part.distance(),
-        "official": _official(part.results, part.preset),
+        "official": _official(part),
     }
 
 

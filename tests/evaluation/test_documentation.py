@@ -1,4 +1,4 @@
-"""docs/metrics.md names every key of scores.json and every column, and nothing is only hinted at."""
+"""docs/metrics.md names every key of scores.json, every column and every preset."""
 
 import re
 from dataclasses import replace

@@ -5,7 +5,8 @@ import pytest
 
 from lesionseg.core import Geometry, Reference
 from lesionseg.evaluation import PRESETS, evaluate_case
-from lesionseg.evaluation.official import masks, score_cases
+from lesionseg.evaluation.bootstrap import draw_groups, percentiles
+from lesionseg.evaluation.official import masks, score_cases, score_intervals
 from lesionseg.evaluation.scores import summarise
 from tests.evaluation.hand_cases import (
     HAND_CASES,
@@ -244,3 +245,37 @@ def test_boxes_or_masks_without_what_the_scorer_needs_give_a_reason(name):
     found = summarise([result], PRESETS[name], evaluated_on="test", replicates=0)["official"]
     assert found["values"] == {}
     assert found["reason"]
+
+
+@pytest.mark.parametrize("name", [n for n, p in PRESETS.items() if p.official])
+def test_official_numbers_have_intervals_around_them(name):
+    cases = random_cases(24, 5, dims=2 if name == "coco" else 3)
+    results = [
+        evaluate_case(
+            c.as_reference(), c.as_prediction(), PRESETS[name], case=c.name, group=f"g{i % 9}"
+        )
+        for i, c in enumerate(cases)
+    ]
+    found = summarise(results, PRESETS[name], evaluated_on="test", replicates=60)["official"]
+    assert found["values"].keys() == found["ci95"].keys()
+    known = {k: v for k, v in found["ci95"].items() if v is not None}
+    assert known
+    for key, (low, high) in known.items():
+        assert low <= found["values"][key] <= high
+    few = summarise(results[:4], PRESETS[name], evaluated_on="test", replicates=60)["official"]
+    assert set(few["ci95"].values()) == {None}
+    assert few["reason"]
+
+
+def test_an_interval_is_that_of_the_cases_drawn_again():
+    cases = random_cases(12, 8)
+    preset = PRESETS["isles22"]
+    results = [
+        evaluate_case(c.as_reference(), c.as_prediction(), preset, case=c.name) for c in cases
+    ]
+    weights = draw_groups(12, 40, np.random.default_rng(0))
+    found = score_intervals("isles22", results, weights)["dice"]
+    dice = np.array([r.official["dice"] for r in results])
+    means = weights @ dice / 12
+    assert found.ci95[0] == pytest.approx(percentiles(means, 12).ci95[0])
+    assert found.ci95[1] == pytest.approx(percentiles(means, 12).ci95[1])
