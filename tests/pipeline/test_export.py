@@ -138,9 +138,10 @@ def _run_monai(folder: Path, images: Path, output: Path, overlap: float = 0.5) -
 
 @pytest.mark.parametrize(
     ("affine", "shape", "overlap", "largest", "mean"),
-    # MONAI lifts its Gaussian weight to at least 1e-3, and lays the last tiles elsewhere
+    # lesionseg keeps probabilities as float16 between its steps; MONAI lifts its Gaussian weight to
+    # at least 1e-3, and lays the last tiles elsewhere
     [
-        (SAR, (32, 32, 48), 0.0, 1e-5, 1e-6),
+        (SAR, (32, 32, 48), 0.0, 3e-4, 5e-5),
         (SAR, (24, 32, 48), 0.5, 0.03, 1e-3),
         (LPS, (30, 28, 40), 0.5, 0.05, 2e-3),
     ],
