@@ -37,6 +37,7 @@ from lesionseg.io.cases import read_image
 from lesionseg.io.dicom_stack import Tilt
 from lesionseg.io.volumes import strip_suffix
 from lesionseg.models.build import NetworkFactory
+from lesionseg.models.precision import inference_memory_format
 from lesionseg.models.retinanet import n_voxel_channels
 from lesionseg.plan.plan import Plan
 
@@ -104,6 +105,8 @@ class Predictor:
         architectures: Mapping[str, NetworkFactory] | None = None,
     ) -> None:
         given = (bundle,) if isinstance(bundle, (str, PathLike, Bundle)) else tuple(bundle)
+        # networks read here are nobody else's
+        self._own = not any(isinstance(b, Bundle) for b in given)
         if not all(isinstance(b, Bundle) for b in given):
             device = device or "auto"
         members = ensemble(given, architectures)
@@ -220,7 +223,10 @@ class Predictor:
         its outcome. `ready`, `on_tile`: see `Slider.run`. Probabilities go to memory, or to a
         nameless file in the folder that `spill` names.
         """
-        slider = Slider.by_settings(self._networks, self.plan, self._settings, self._device)
+        layout = None
+        if self._own and self._device is not None:
+            layout = inference_memory_format(self.plan.dims, self._device)
+        slider = Slider.by_settings(self._networks, self.plan, self._settings, self._device, layout)
 
         def tasks() -> Iterator[Task[tuple[Tag, Inferred | Exception | None]]]:
             for tag, prepared in scans:

@@ -86,7 +86,8 @@ class Slider:
     under autocast, float32 without, None chooses (`models.precision`). `batch_size` None is the
     plan's on a GPU and 1 on a CPU; a batch holds tiles of several images and is always full, with
     zeros where tiles are lacking, so that no tile's result depends on what else is predicted.
-    The networks are put into eval mode. Raises `ConfigError` without a network.
+    The networks are put into eval mode, and their weights into `layout`; None is training's, since
+    a network in training goes on with what it is left with. Raises `ConfigError` without a network.
     """
 
     def __init__(
@@ -98,12 +99,13 @@ class Slider:
         flips: bool = False,
         device: torch.device | None = None,
         dtype: torch.dtype | None = None,
+        layout: torch.memory_format | None = None,
     ) -> None:
         if not networks:
             raise ConfigError("A predictor needs a network.", where="bundle")
         self.plan, self.device = plan, device or device_of(networks[0])
         self._dtype = dtype or fast_dtype(self.device)
-        layout = fast_memory_format(plan.dims, self._dtype, self.device)
+        layout = layout or fast_memory_format(plan.dims, self._dtype, self.device)
         self._networks = [
             # torch's own stub does not know the keyword
             n.to(device=self.device, memory_format=layout).eval()  # type: ignore[call-overload]
@@ -119,6 +121,7 @@ class Slider:
         plan: Plan,
         settings: InferenceSettings,
         device: torch.device | None = None,
+        layout: torch.memory_format | None = None,
     ) -> Self:
         """The slider that a user's settings ask for."""
         if device is None and networks:
@@ -130,6 +133,7 @@ class Slider:
             flips=settings.flips,
             device=device,
             dtype=None if device is None else settings.dtype(device),
+            layout=layout,
         )
 
     def run(

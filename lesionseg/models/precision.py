@@ -27,6 +27,19 @@ def fast_memory_format(dims: int, dtype: torch.dtype, device: torch.device) -> t
     return torch.contiguous_format
 
 
+def inference_memory_format(dims: int, device: torch.device) -> torch.memory_format:
+    """Channels-last on CPUs, contiguous for all else: forward alone is another matter.
+
+    A 96³ tile through the 3-D U-Net (features 16, 32, 64, 128, 160) on one core: bf16 0.82 s, bf16
+    channels-last 0.62 s, fp32 1.85 s, fp32 channels-last 1.46 s. Of the 0.62 s, convolutions are
+    85 %: what `torch.compile` could fuse (norm, activation, copies) would save at most a tenth of
+    a second a tile and costs a minute, and a C++ compiler, to begin with. It is left off.
+    """
+    if device.type == "cpu":
+        return torch.channels_last_3d if dims == 3 else torch.channels_last
+    return torch.contiguous_format
+
+
 @cache
 def _cpu_has_bf16() -> bool:
     info = Path("/proc/cpuinfo")  # Linux; elsewhere fp32 is the safe answer
