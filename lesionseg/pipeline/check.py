@@ -17,7 +17,7 @@ from lesionseg.pipeline.progress import bar
 from lesionseg.pipeline.redact import redact, redact_error
 from lesionseg.plan.fingerprint import canonical_order
 from lesionseg.report.dataset_page import CaseLook, Remark, write_dataset_report
-from lesionseg.report.dataset_text import MEANING
+from lesionseg.report.dataset_text import MEANING, PIXELS
 from lesionseg.report.thumbnail import draw_thumbnail
 
 _TELLING = 100  # voxels from which two equal references are no coincidence
@@ -45,7 +45,7 @@ def check_dataset(dataset: Dataset, page: Path, *, identifiers: bool = False) ->
     findings.sort(key=lambda f: order.get(f.case, -1))
     looks = [replace(t.look, remarks=_remarks(t.files.case, findings)) for t in traces]
     unlisted = _remarks_of_none(findings, names)
-    unit = joint_unit(t.unit for t in traces if t.unit)
+    unit = joint_unit(t.unit for t in traces if t.unit).replace("px", PIXELS)
     write_dataset_report(page, looks, dataset.channel_names, unit, unlisted)
     return Checked(len(traces), tuple(findings), names, page, identifiers)
 

@@ -29,7 +29,10 @@ def redact_error(error: LesionsegError, files: CaseFiles | None, pseudonym: str)
 
 def redact(text: str, files: CaseFiles, pseudonym: str) -> str:
     """A text in which paths, file names, the case's id and its group are replaced."""
-    words = {name: called for name, called in _names(files, pseudonym) if len(name) >= _SHORTEST}
+    words: dict[str, str] = {}
+    for name, called in _names(files, pseudonym):
+        if len(name) >= _SHORTEST:
+            words.setdefault(name, called)  # a file often is called as its case
     for name in sorted(words, key=len, reverse=True):
         text = re.sub(rf"(?<!\w){re.escape(name)}(?!\w)", words[name], text)
     return text.replace(repr(files.case), pseudonym)

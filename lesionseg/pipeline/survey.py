@@ -106,7 +106,8 @@ def _given(data: DataSettings) -> Path | None:
 def open_dataset(data: DataSettings, *, lenient: bool = False) -> Dataset:
     """The dataset of `data.root`; simulated first when the settings say so and it is missing.
 
-    `lenient`: see `read_dataset`. Raises `DatasetError`, or `ConfigError` where other settings simulated it.
+    `lenient`: see `read_dataset`. Raises `DatasetError`, or `ConfigError` where other settings
+    simulated it.
     """
     root = mirror(data.root, data.disk) if is_url(data.root) else Path(data.root)
     if data.phantoms is not None:

@@ -28,6 +28,8 @@ def data_uri(draw: "Callable[[FigureBase], None]", height: float) -> str:
 
 def size_histogram(onto: "FigureBase", diameters: Sequence[float], unit: str) -> None:
     """How many lesions there are of each equivalent diameter, on a logarithmic axis."""
+    from matplotlib.ticker import MaxNLocator
+
     axes = onto.subplots()
     low, high = max(min(diameters), 1e-3), max(diameters)
     edges = np.geomspace(low * 0.95, max(high, low) * 1.05, 31)
@@ -36,6 +38,7 @@ def size_histogram(onto: "FigureBase", diameters: Sequence[float], unit: str) ->
     ticks = [t for t in (1, 2, 3, 5, 10, 20, 50, 100, 200, 500) if edges[0] <= t <= edges[-1]]
     axes.set_xticks(ticks, [str(t) for t in ticks])
     axes.set_xticks([], minor=True)
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel(f"equivalent diameter in {unit}")
     _tidy(axes, "lesions")
 

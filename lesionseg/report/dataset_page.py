@@ -77,6 +77,7 @@ def write_dataset_report(
             dataset_text.INTENSITY_TEXT,
         )
         charts.append((dataset_text.INTENSITIES, uri, caption, caption))
+    if readable and unit != dataset_text.PIXELS:  # a pixel is as large as a pixel
         spacings = [look.spacing_mm for look in readable]
         scatter = partial(dataset_figures.spacing_scatter, spacings=spacings, unit=unit)
         caption = dataset_text.SPACING_TEXT
@@ -117,6 +118,8 @@ def _radiographs(looks: Sequence[CaseLook]) -> list[tuple[str, str, int]]:
     taken = [look.taken for look in looks if any(look.taken)]
     rows = []
     for place, name in enumerate(dataset_text.TAKEN):
+        if not any(values[place] for values in taken):
+            continue
         counts = Counter(values[place].lower() or dataset_text.NOT_STATED for values in taken)
         rows += [(name, value, n) for value, n in counts.most_common(10)]
     return rows

@@ -33,6 +33,7 @@ RADIOGRAPHS_TEXT = (
     "magnification, or at the detector (things look larger than they are), or unknown."
 )
 NOT_STATED = "not stated"
+PIXELS = "pixels"
 SPACING_TEXT = "Voxel size along each axis."
 
 # kind of finding: what it means to whoever reads the page
