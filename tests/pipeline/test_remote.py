@@ -56,10 +56,11 @@ def run(data, folder):
         data,
         PlanOverrides(),
         TrainerSettings(max_steps=1, accelerator="cpu"),
-        str(folder),
-        False,
-        0,
-        {"seed": 0},
+        run_dir=str(folder),
+        check=False,
+        identifiers=False,
+        seed=0,
+        config={"seed": 0},
     )
     plan = Plan.from_json((folder / "plan.json").read_text())
     return plan, prepare_cases(survey(data, 0), plan, data, folder)
