@@ -46,18 +46,23 @@ StrPath = str | PathLike[str]
 
 @dataclass(frozen=True, eq=False)
 class Prepared:
-    """A scan as the network meets it, where the patient is in it, and its own file's grid."""
+    """A scan as the network meets it, where the patient is in it, and its own file's grid.
+
+    `valid`: see `core.Volume`, on the file's grid.
+    """
 
     image: Volume
     file_geometry: Geometry
     body: Body | None = None
+    valid: NDArray[np.bool_] | None = None
 
 
 @dataclass(frozen=True, eq=False)
 class Inferred:
     """Probabilities and a detector's boxes on the plan's grid, and the grid of the scan's own file.
 
-    `seconds`: that the network took, with what is done to its tiles.
+    `seconds`: that the network took, with what is done to its tiles. `valid`: as in `Prepared`;
+    nothing is found where a radiograph shows nothing.
     """
 
     store: Store
@@ -65,6 +70,7 @@ class Inferred:
     file_geometry: Geometry
     seconds: float = 0.0
     boxes: FoundBoxes | None = None
+    valid: NDArray[np.bool_] | None = None
 
 
 Tag = TypeVar("Tag")
@@ -200,7 +206,7 @@ class Predictor:
             overwrite=overwrite,
             look=look if self._settings.body_mask else None,
         )
-        return Prepared(image, volume.geometry, body[0])
+        return Prepared(image, volume.geometry, body[0], volume.valid)
 
     def infer(self, prepared: Prepared, *, on_tile: OnTile | None = None) -> Inferred:
         """Second step: what the network says of every voxel of the plan's grid."""
@@ -259,7 +265,8 @@ class Predictor:
             return None
         rule, labels = self.plan.candidate_rule, tuple(self.plan.lesion_labels)
         grids = inferred.plan_geometry, inferred.file_geometry
-        return box_candidates(inferred.boxes, *grids, rule, labels)
+        found = box_candidates(inferred.boxes, *grids, rule, labels)
+        return found if inferred.valid is None else _within(found, inferred.valid)
 
     def probabilities(
         self, volume: Volume, *, on_tile: OnTile | None = None
@@ -323,7 +330,8 @@ class Predictor:
             )
         except Exception as error:
             return Task((tag, error), None)
-        return Task((tag, Inferred(store, image.geometry, prepared.file_geometry)), slide)
+        inferred = Inferred(store, image.geometry, prepared.file_geometry, valid=prepared.valid)
+        return Task((tag, inferred), slide)
 
     def _case_files(self, image: StrPath | Sequence[StrPath]) -> CaseFiles:
         paths = (image,) if isinstance(image, (str, PathLike)) else tuple(image)
@@ -362,9 +370,24 @@ class Predictor:
 
 def _slabs(channel: Tensor, inferred: Inferred) -> Iterator[NDArray[np.float32]]:
     grids = inferred.plan_geometry, inferred.file_geometry
+    row = 0
     for slab in restore_slabs(channel, *grids, decode=inferred.store.decode):
         inferred.store.release()
+        if inferred.valid is not None:
+            slab = np.where(inferred.valid[row : row + len(slab)], slab, np.float32(0))
+            row += len(slab)
         yield slab
+
+
+def _within(found: tuple[Candidate, ...], valid: NDArray[np.bool_]) -> tuple[Candidate, ...]:
+    """The candidates whose box has its middle on a voxel that shows something."""
+    limit = np.array(valid.shape) - 1
+
+    def middle(candidate: Candidate) -> tuple[int, ...]:
+        centre = (np.array(candidate.start_vox) + np.array(candidate.stop_vox)) / 2
+        return tuple(np.floor(centre).astype(int).clip(0, limit).tolist())
+
+    return tuple(candidate for candidate in found if valid[middle(candidate)])
 
 
 def case_id(path: Path) -> str:
