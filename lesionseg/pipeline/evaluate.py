@@ -45,6 +45,8 @@ from lesionseg.pipeline.progress import bar
 
 _log = logging.getLogger(__name__)
 
+COMPARED = "compare"  # where the second model's tables lie in an output folder
+
 Progress = Callable[[str, int, int], None]
 _DATASET_FILES = ("manifest.csv", "dataset.json", "annotations.json")
 
@@ -151,7 +153,8 @@ def evaluate_pairs(
 ) -> dict[str, Any]:
     """Judge pairs, one in memory at a time; writes and returns as `evaluate` does.
 
-    `others`: the same cases with the predictions to compare with, at their own operating points.
+    `others`: the same cases with the predictions to compare with, at their own operating points;
+    their tables go into the folder `compare` below `output`.
     """
     rules = find_preset(preset) if isinstance(preset, str) else preset
     results = list(judge_pairs(pairs, rules, operating_point=operating_point, progress=progress))
@@ -171,6 +174,17 @@ def evaluate_pairs(
     if others is not None:
         second = list(judge_pairs(others, rules))
         scores["comparison"] = compare_models(results, second, replicates=replicates, seed=seed)
+        beside = summarise(
+            second,
+            rules,
+            evaluated_on=evaluated_on,
+            labels=labels,
+            split_is_group_safe=split_is_group_safe,
+            replicates=replicates,
+            seed=seed,
+            provenance={"lesionseg": lesionseg.__version__},
+        )
+        write_results(output / COMPARED, second, beside, labels or {})
     if verdicts is not None:
         scores["adjudication"] = adjudicate(results, verdicts)
     write_results(output, results, scores, labels or {})

@@ -74,11 +74,13 @@ def draw_cells(onto: "FigureBase", cells: Sequence[Cell], unit: str) -> None:
     shares = np.full((len(sizes), len(contrasts)), np.nan)
     for cell in cells:
         y, x = sizes.index(cell.size), contrasts.index(cell.contrast)
-        share = shares[y, x] = cell.detected / cell.n if cell.n else np.nan
+        few = cell.recall.ci95 is None and cell.n < text.MIN_FOR_PERCENT
+        share = shares[y, x] = np.nan if few else cell.detected / cell.n
         said = text.of(cell.detected, cell.n) if cell.n else text.NONE
         colour = "white" if share < DARK else INK
         # fields lie between whole numbers
         axes.text(x + 0.5, y + 0.5, said, ha="center", va="center", color=colour)
+    axes.set_facecolor(GRID)
     axes.pcolormesh(shares, cmap=SHADES, vmin=0, vmax=1, edgecolors="white", linewidth=2)
     axes.set_xlim(0, len(contrasts))
     axes.set_ylim(len(sizes), 0)

@@ -166,6 +166,9 @@ def test_a_second_reader_is_judged_by_the_same_code_and_compared(folders):
     recall = scores["comparison"]["lesion_recall"]
     assert (recall["one"], recall["other"]) == (0.6, 1.0)
     assert "5 groups" in recall["reason"]
+    beside = folders[2] / "compare"
+    assert {row["detected"] for row in rows(beside / "lesions.csv")} == {"true"}
+    assert (beside / "scores.json").is_file()
 
 
 def test_verdicts_of_a_person_are_read_back(folders, tmp_path):

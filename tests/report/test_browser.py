@@ -2,6 +2,7 @@
 
 import csv
 import html
+import itertools
 import json
 import re
 import shutil
@@ -10,15 +11,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from lesionseg.report.album import draw_walls
-from lesionseg.report.gallery import choose_exhibits
-from lesionseg.report.page import make_context, write_page
+from lesionseg.report.gallery import Limits, choose_exhibits
+from lesionseg.report.page import MAX_BYTES, make_context, write_page
 from lesionseg.report.study import Study
 from lesionseg.report.tables import read_tables
 
-from .conftest import Evaluation
+from .conftest import Blob, Evaluation
+from .test_details import ALL
 
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
 pytestmark = [
@@ -75,6 +78,12 @@ const state = () => [Number(picture.getAttribute("y")), view.querySelector("outp
 const said = {start: state()};
 input.value = 2; input.dispatchEvent(new Event("input")); said.two = state();
 input.value = -9; input.dispatchEvent(new Event("input")); said.first = state();
+input.blur();
+const roll = () => card.querySelector(".views").dispatchEvent(
+  new WheelEvent("wheel", {deltaY: 1, cancelable: true, bubbles: true}));
+said.alone = roll(); said.unmoved = state();
+card.querySelector(".views").click(); roll(); said.rolled = state();
+said.focused = document.activeElement === input;
 said.loaded = picture.getBoundingClientRect().width > 0;
 document.getElementById("outlines").click();
 said.hidden = getComputedStyle(view.querySelector("g.outlines")).display;
@@ -82,6 +91,55 @@ const knob = document.getElementById("level");
 knob.value = 30; knob.dispatchEvent(new Event("input"));
 said.filter = getComputedStyle(picture).filter;
 document.getElementById("grey-back").click(); said.plain = getComputedStyle(picture).filter;
+"""
+
+
+NAMED = """
+const shown = [...document.querySelectorAll("img, svg[role=img]")];
+const named = element => element.getAttribute("alt") || element.getAttribute("aria-label");
+const labelled = input => input.labels.length || input.getAttribute("aria-label");
+const luminance = colour => {
+  const [r, g, b] = colour.match(/[\\d.]+/g).map(v => v / 255)
+    .map(v => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
+  return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+};
+const ground = element => {
+  for (let at = element; at; at = at.parentElement) {
+    const colour = getComputedStyle(at).backgroundColor;
+    if (colour !== "rgba(0, 0, 0, 0)") return colour;
+  }
+  return "rgb(255, 255, 255)";
+};
+const contrast = element => {
+  const pair = [luminance(getComputedStyle(element).color), luminance(ground(element))];
+  return (Math.max(...pair) + 0.05) / (Math.min(...pair) + 0.05);
+};
+const ids = [...document.querySelectorAll("[id]")].map(element => element.id);
+const words = document.querySelectorAll(
+  "p, td, th, li, dt, dd, figcaption, h1, h2, h3, summary, a");
+const said = {
+  pictures: shown.length,
+  unnamed: shown.filter(element => !named(element)).length,
+  unlabelled: [...document.querySelectorAll("input")].filter(input => !labelled(input)).length,
+  broken: [...document.querySelectorAll("a[href^='#']")]
+    .map(link => link.hash.slice(1)).filter(id => !document.getElementById(id)),
+  twice: ids.filter((id, at) => ids.indexOf(id) !== at),
+  pale: [...words].filter(element => !element.closest(".view") && contrast(element) < 4.5)
+    .map(element => element.textContent.trim().slice(0, 40)),
+  levels: [...document.querySelectorAll("h1, h2, h3")].map(h => Number(h.tagName[1])),
+};
+"""
+SPEED = """
+const input = document.getElementById("threshold"), start = performance.now();
+for (let k = 0; k < 20; k++) {
+  input.value = Math.round(k / 19 * Number(input.max));
+  input.dispatchEvent(new Event("input"));
+}
+document.body.offsetHeight;
+const said = {
+  ms: (performance.now() - start) / 20,
+  found: Number(document.getElementById("slider").dataset.found),
+};
 """
 
 
@@ -155,7 +213,41 @@ def test_gallery_scrolls_hides_outlines_and_windows(evaluation: Evaluation, tmp_
     assert said["two"][0] == pytest.approx(y * 5 / 3)
     assert said["two"][1] == "+6 mm"
     assert said["first"][0] == 0
+    assert said["alone"] is True  # the page may scroll
+    assert said["unmoved"] == said["first"]
+    assert said["rolled"][2] == 1
+    assert said["focused"] is True
     assert said["loaded"] is True
     assert said["hidden"] == "none"
     assert "grey" in said["filter"]
     assert said["plain"] == "none"
+
+
+def test_everything_is_named_reachable_and_dark_enough(
+    evaluation: Evaluation, tmp_path: Path
+) -> None:
+    evaluation.changes = ALL
+    said = ask(write(evaluation, tmp_path), NAMED)
+    assert said["pictures"] > 20
+    assert said["unnamed"] == said["unlabelled"] == 0
+    assert said["broken"] == said["twice"] == said["pale"] == []
+    assert said["levels"][0] == 1
+    assert all(after - before <= 1 for before, after in itertools.pairwise(said["levels"]))
+
+
+def test_slider_keeps_up_with_five_hundred_scans(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    cases = tuple(f"scan {n}" for n in range(500))
+    lesions = [
+        Blob(case, k, (9, 9, 9), float(rng.gamma(3, 3)), bool(rng.random() < 0.7), rng.random())
+        for case in cases
+        for k in range(4)
+    ]
+    false = [Blob(case, 9, (9, 9, 9), 4.0, score=rng.random()) for case in cases for _ in range(4)]
+    tables = read_tables(Evaluation(lesions, false, cases).write(tmp_path / "scores"))
+    page = tmp_path / "report.html"
+    write_page(page, make_context(tables, Study()), (), choose_exhibits(tables, Limits(0, 0, 0)))
+    assert page.stat().st_size < MAX_BYTES
+    said = ask(page, SPEED)
+    assert said["found"] == sum(blob.detected for blob in lesions)
+    assert said["ms"] < 200

@@ -61,7 +61,7 @@ def test_page_says_what_was_found_and_at_what_price(scores_dir: Path, tmp_path: 
         "scan that match no reference lesion (0.5 on lesion-free scans); 3 scans of 2 patients; "
         "where they are from and who read the reference is not stated.",
         "Together 3 of 5 (60 %, 95 % interval 30 to 80 %); 2 missed.",
-        "0.67 marks a scan match no reference lesion (2 marks on 3 scans); "
+        "2 marks on 3 scans match no reference lesion: 0.67 a scan; "
         "on the 1 lesion-free scan 0.5 a scan.",
         "3 scans, of 2 patients, 1 of them without a reference lesion; "
         "test data, not used in training.",

@@ -33,7 +33,8 @@ CURVE_TEXT = (
 )
 CELLS_TEXT = (
     "Found of all, by size and by contrast to the tissue around: how far the lesion's median grey "
-    "value lies from it, in standard deviations of the noise there. The brighter, the more found."
+    "value lies from it, in standard deviations of the noise there. The brighter, the more found; "
+    "grey where they are too few for a share."
 )
 RELIABILITY_TEXT = (
     "Of the marks to which the model gave about the same chance, how many were lesions? On the "

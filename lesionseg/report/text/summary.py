@@ -51,11 +51,17 @@ def _share(found: int, of: int, estimate: Estimate) -> str:
 def _price(scores: Scores) -> str:
     per_case = scores.estimate("false_positives_per_case").value
     free = scores.estimate("false_positives_per_lesion_free_case").value
-    kind = "unconfirmed marks" if scores.incomplete_reference else "marks"
     if per_case is None:
         return "with no scan to count false marks on"
     on_free = "no scan is lesion-free" if free is None else f"{rate(free)} on lesion-free scans"
-    return f"with {rate(per_case)} {kind} a scan that match no reference lesion ({on_free})"
+    return f"with {_false_marks(scores, rate(per_case))} no reference lesion ({on_free})"
+
+
+def _false_marks(scores: Scores, shown: str) -> str:
+    """`0.8 marks a scan that match`, or `1 mark a scan that matches`."""
+    kind = "unconfirmed mark" if scores.incomplete_reference else "mark"
+    one = shown == "1"
+    return f"{shown} {kind}{'' if one else 's'} a scan that match{'es' if one else ''}"
 
 
 def _whence(scores: Scores, answers: Mapping[str, str]) -> str:
@@ -95,10 +101,11 @@ def false_mark_sentence(scores: Scores) -> str:
     free = scores.estimate("false_positives_per_lesion_free_case")
     kind = "unconfirmed mark" if scores.incomplete_reference else "mark"
     marks = count(scores.n_false_positive, kind)
-    price = f"(not defined: {per_case.reason})" if per_case.value is None else rate(per_case.value)
+    price = f"not defined ({per_case.reason})" if per_case.value is None else rate(per_case.value)
     scans = count(scores.n_cases, "scan")
+    match = "matches" if scores.n_false_positive == 1 else "match"
     touching = f", {scores.n_touching} of them touching a lesion" if scores.n_touching else ""
-    said = f"{price} marks a scan match no reference lesion ({marks} on {scans}{touching})"
+    said = f"{marks} on {scans} {match} no reference lesion{touching}: {price} a scan"
     if not scores.n_lesion_free_cases:
         return f"{said}; no scan is lesion-free."
     if free.value is None:
