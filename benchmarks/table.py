@@ -84,16 +84,20 @@ def print_report(
 
 
 def interleaved_ms(
-    runs: Mapping[str, Callable[[], object]], *, rounds: int, device: str = "cpu"
+    runs: Mapping[str, Callable[[], object]],
+    *,
+    rounds: int,
+    device: str = "cpu",
+    warm_up: int = 2,
 ) -> dict[str, float]:
-    """Milliseconds of each run, the best of `rounds`; they take turns.
+    """Milliseconds of each run, the best of `rounds` after `warm_up` others; they take turns.
 
     Other programs can only add time, so the best is the least disturbed, and taking turns lets a
     busy minute hurt all alike.
     """
     times: dict[str, list[float]] = {name: [] for name in runs}
     for name in runs:  # compile, allocate, fill caches
-        for _ in range(2):
+        for _ in range(warm_up):
             runs[name]()
     for _ in range(rounds):
         for name, run in runs.items():

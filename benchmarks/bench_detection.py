@@ -1,0 +1,116 @@
+"""Detection: NMS, a training step and a volume against MONAI's `RetinaNetDetector`.
+
+    python benchmarks/bench_detection.py [--quick]
+
+NMS: the same boxes and threshold, the kept ones compared. Step and volume: see
+`time_detectors.py`; they run in the peers' environment (`make peers`), because MONAI's detector
+needs torchvision, each in two processes by turns, and the better counts. Memory is what the process
+grew by, weights and libraries aside.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import table
+import torch
+from monai.data.box_utils import non_max_suppression
+from torch import Tensor
+
+from lesionseg.ops import nms
+
+ROOT = Path(__file__).resolve().parent.parent
+PEERS = ROOT / ".peers" / "bin" / "python"
+IOU = 0.3
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="fewer boxes, a smaller volume")
+    options = parser.parse_args()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    skipped: dict[str, str] = {}
+    rows = [nms_row(n, device) for n in ((1, 10) if options.quick else (1, 10, 30))]
+    if device == "cpu":
+        skipped["nms_30k on a GPU"] = "no GPU here"
+    rows += detector_rows(96 if options.quick else 160, 2 if options.quick else 5, skipped)
+    table.print_report(
+        "detection",
+        rows,
+        device=table.device_name(device),
+        versions=table.versions("monai", "numba"),
+        skipped=skipped,
+    )
+
+
+def boxes_of_a_scan(thousands: int) -> tuple[Tensor, Tensor]:
+    """Boxes as a detector gives them: crowds around lesions in a volume of 512³, and scores."""
+    draw = torch.Generator().manual_seed(thousands)
+    n = 1000 * thousands
+    centres = torch.rand((n // 20, 3), generator=draw) * 500
+    near = centres.repeat_interleave(20, 0) + torch.randn((n, 3), generator=draw) * 2
+    side = 3 + torch.rand((n, 3), generator=draw) * 12
+    return torch.cat([near - side / 2, near + side / 2], dim=1), torch.rand(n, generator=draw)
+
+
+def nms_row(thousands: int, device: str) -> table.Row:
+    """Our time and MONAI's, in milliseconds."""
+    boxes, scores = (t.to(device) for t in boxes_of_a_scan(thousands))
+    kept, peers = nms(boxes, scores, IOU), non_max_suppression(boxes, scores, IOU)
+    assert kept.tolist() == torch.as_tensor(peers).tolist(), "other boxes were kept"
+    ours = table.interleaved_ms({"ours": lambda: nms(boxes, scores, IOU)}, rounds=9, device=device)
+    peer = _once_ms(boxes, scores)
+    return table.Row(f"nms_{thousands}k", ours["ours"], "ms", "monai", peer)
+
+
+def _once_ms(boxes: Tensor, scores: Tensor) -> float:
+    found = table.interleaved_ms(
+        {"monai": lambda: non_max_suppression(boxes, scores, IOU)},
+        rounds=1,
+        device=boxes.device.type,
+        warm_up=0,
+    )
+    return found["monai"]
+
+
+def detector_rows(side: int, rounds: int, skipped: dict[str, str]) -> list[table.Row]:
+    """Rows of time and memory of a step and a volume."""
+    if not PEERS.is_file():
+        skipped["detector_step, detector_volume"] = "make peers first"
+        return []
+    seen: dict[str, list[dict[str, float]]] = {"ours": [], "monai": []}
+    for who in ("ours", "monai") * 2:
+        seen[who].append(_measure(who, side, rounds))
+    best = {
+        who: {name: min(found[name] for found in all_) for name in all_[0]}
+        for who, all_ in seen.items()
+    }
+    rows = []
+    for what in ("step", "volume"):
+        for name, unit in ((what, "ms"), (f"{what}_memory", "MB")):
+            ours, peer = best["ours"][name], best["monai"][name]
+            rows.append(table.Row(f"detector_{name}", ours, unit, "monai", peer))
+    return rows
+
+
+def _measure(who: str, side: int, rounds: int) -> dict[str, float]:
+    command = [str(PEERS), str(ROOT / "benchmarks" / "time_detectors.py"), who, str(side)]
+    done = subprocess.run(
+        [*command, str(rounds)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )
+    if done.returncode:
+        sys.exit(f"{who}: {done.stderr[-2000:]}")
+    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,230 @@
+"""One detector, ours or MONAI's: a training step and a volume, and the memory they took.
+
+    .peers/bin/python benchmarks/time_detectors.py ours|monai SIDE ROUNDS
+
+Run by `bench_detection.py`, one process each, because a process remembers the most memory it ever
+held. Both have the trunk of our U-Net with the same anchors per place, bf16 where the processor has
+it, the same tile, overlap and Gaussian weights. Everything else is each one's own: MONAI's heads
+(four convolutions), ATSS and hard-negative mining as in its LUNA16 recipe. Prints one JSON line.
+"""
+
+import json
+import resource
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+from torchvision_on_cpu import supply_nms
+
+supply_nms()
+
+from lesionseg.inference.settings import InferenceSettings  # noqa: E402
+from lesionseg.inference.slide import Slide  # noqa: E402
+from lesionseg.inference.sliding import Slider, Task  # noqa: E402
+from lesionseg.inference.store import Store  # noqa: E402
+from lesionseg.losses import FocalLoss  # noqa: E402
+from lesionseg.losses.detection import DetectionLoss  # noqa: E402
+from lesionseg.models.build import build_network  # noqa: E402
+from lesionseg.models.precision import fast_dtype, fast_memory_format  # noqa: E402
+from lesionseg.models.retinanet import RetinaNet  # noqa: E402
+from lesionseg.plan.anchor_plan import AnchorPlan  # noqa: E402
+from lesionseg.plan.plan import Architecture, CandidateRule, Normalisation, Plan  # noqa: E402
+from lesionseg.training.detection_objective import make_objective  # noqa: E402
+
+TILE, BATCH = 64, 2
+SHAPES = ((3.0,) * 3, (4.0,) * 3, (6.0,) * 3)
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+DTYPE = fast_dtype(DEVICE)
+AMP = DTYPE is not torch.float32
+
+
+def plan() -> Plan:
+    """The plan of both: 16 to 128 features, three levels from a stride of 2."""
+    sizes = tuple(tuple(tuple(s * 2**i for s in shape) for shape in SHAPES) for i in range(3))
+    strides = ((1, 1, 1), *[(2, 2, 2)] * 3)
+    return Plan(
+        dims=3,
+        modality="mri",
+        channel_names=("a",),
+        label_values=(1,),
+        label_names=("lesion",),
+        spacing_mm=(1.0, 1.0, 1.0),
+        normalisation=(Normalisation("zscore"),),
+        tile_shape=(TILE,) * 3,
+        batch_size=BATCH,
+        architecture=Architecture("retinanet", (16, 32, 64, 128), strides, ((3, 3, 3),) * 4),
+        lesion_fraction=1e-3,
+        anchors=AnchorPlan(stages=(1, 2, 3), sizes=sizes),
+        candidate_rule=CandidateRule(source="detection"),
+    )
+
+
+def ours(side: int) -> dict[str, Callable[[], object]]:
+    """Our training step and volume."""
+    layout = fast_memory_format(3, DTYPE, DEVICE)
+    network = build_network(plan()).to(device=DEVICE, memory_format=layout)
+    objective = make_objective(FocalLoss(), DetectionLoss(), plan())
+    optimiser = torch.optim.AdamW(network.parameters())
+    batch = {name: value.to(DEVICE) for name, value in tiles().items()}
+
+    def step() -> None:
+        network.train()
+        lesson = objective.lesson(batch)
+        with torch.autocast(DEVICE.type, dtype=torch.bfloat16, enabled=AMP):
+            output = network(batch["image"])
+        terms = objective.terms(output, lesson, lesson.counts())
+        optimiser.zero_grad()
+        torch.stack(list(terms.values())).sum().backward()
+        optimiser.step()
+
+    image = torch.randn(1, side, side, side)
+
+    def volume() -> int:
+        settings = InferenceSettings(overlap=0.5)
+        slider = Slider.by_settings([network], plan(), settings, DEVICE)
+        store = Store((0, side, side, side))
+        slide = Slide(image, plan(), store, overlap=0.5, device=DEVICE)
+        list(slider.run(iter([Task(None, slide)])))
+        if slide.error is not None:
+            raise slide.error
+        return len(slide.boxes or ())
+
+    return {"step": step, "volume": volume}
+
+
+def monai(side: int) -> dict[str, Callable[[], object]]:
+    """MONAI's training step and volume."""
+    from monai.apps.detection.networks.retinanet_detector import RetinaNetDetector
+    from monai.apps.detection.networks.retinanet_network import RetinaNet as MonaiRetinaNet
+    from monai.apps.detection.utils.anchor_utils import AnchorGeneratorWithAnchorShape
+
+    network = MonaiRetinaNet(
+        spatial_dims=3,
+        num_classes=1,
+        num_anchors=len(SHAPES),
+        feature_extractor=Trunk(),
+        size_divisible=(8, 8, 8),
+    )
+    detector = RetinaNetDetector(
+        network=network.to(DEVICE),
+        anchor_generator=AnchorGeneratorWithAnchorShape(
+            feature_map_scales=(1, 2, 4), base_anchor_shapes=SHAPES
+        ),
+        spatial_dims=3,
+        num_classes=1,
+        size_divisible=8,
+    )
+    detector.set_atss_matcher(num_candidates=4, center_in_gt=False)
+    detector.set_hard_negative_sampler(
+        batch_size_per_image=64, positive_fraction=0.3, pool_size=20, min_neg=16
+    )
+    detector.set_target_keys(box_key="box", label_key="label")
+    detector.set_box_selector_parameters(
+        score_thresh=0.02, topk_candidates_per_level=1000, nms_thresh=0.22, detections_per_img=300
+    )
+    detector.set_sliding_window_inferer(
+        roi_size=(TILE,) * 3, overlap=0.5, sw_batch_size=1, mode="gaussian", device="cpu"
+    )
+    optimiser = torch.optim.AdamW(network.parameters())
+    images = list(tiles()["image"].to(DEVICE))
+    box = torch.tensor([[float(a) for a in LESION[:3]] + [float(b) for b in LESION[3:]]])
+    targets = [
+        {"box": box.to(DEVICE), "label": torch.zeros(1, dtype=torch.long, device=DEVICE)}
+        for _ in images
+    ]
+
+    def amp() -> torch.autocast:
+        return torch.autocast(DEVICE.type, dtype=torch.bfloat16, enabled=AMP)
+
+    def step() -> None:
+        detector.train()
+        with amp():
+            terms = detector(images, targets)
+        optimiser.zero_grad()
+        sum(terms.values()).backward()
+        optimiser.step()
+
+    image = torch.randn(1, side, side, side, device=DEVICE)
+
+    def volume() -> int:
+        detector.eval()
+        with torch.no_grad(), amp():
+            return len(detector([image], use_inferer=True)[0]["box"])
+
+    return {"step": step, "volume": volume}
+
+
+class Trunk(nn.Module):
+    """Our encoder and decoder as MONAI's feature extractor: one map a level, equally wide."""
+
+    out_channels = 32
+
+    def __init__(self) -> None:
+        super().__init__()
+        network = build_network(plan())
+        assert isinstance(network, RetinaNet)
+        self.encoder, self.decoder = network.encoder, network.decoder
+        self.laterals = network.head.laterals
+
+    def forward(self, image: Tensor) -> dict[str, Tensor]:
+        """The levels by name."""
+        maps = self.decoder(self.encoder(image)[1:])
+        pairs = zip(self.laterals, maps, strict=True)
+        return {str(i): lateral(x) for i, (lateral, x) in enumerate(pairs)}
+
+
+LESION = (20, 20, 20, 25, 25, 25)
+
+
+def tiles() -> dict[str, Tensor]:
+    """Two tiles of noise with one lesion each."""
+    torch.manual_seed(0)
+    shape = (BATCH, *(TILE,) * 3)
+    labels = torch.zeros(shape, dtype=torch.uint8)
+    labels[:, 20:25, 20:25, 20:25] = 1
+    return {
+        "image": torch.randn((BATCH, 1, *shape[1:])),
+        "labels": labels,
+        "instances": labels.int(),
+        "valid": torch.ones(shape, dtype=torch.bool),
+    }
+
+
+def peak_mb() -> float:
+    """The most memory held so far: of the GPU, or of this process."""
+    if DEVICE.type == "cuda":
+        return torch.cuda.max_memory_allocated() / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def best_ms(run: Callable[[], object], rounds: int) -> float:
+    """The best of some rounds after one to warm up."""
+    marks = []
+    for _ in range(rounds + 1):
+        marks.append(time.perf_counter())
+        run()
+        if DEVICE.type == "cuda":
+            torch.cuda.synchronize()
+    marks.append(time.perf_counter())
+    return min(b - a for a, b in list(pairwise(marks))[1:]) * 1e3
+
+
+def main() -> None:
+    """Measure one and print."""
+    warnings.filterwarnings("ignore")
+    who, side, rounds = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+    runs = {"ours": ours, "monai": monai}[who](side)
+    before = peak_mb()
+    found = {}
+    for what, run in runs.items():
+        found[what] = best_ms(run, rounds if what == "step" else 1)
+        found[f"{what}_memory"] = peak_mb() - before
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()
