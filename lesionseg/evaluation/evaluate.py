@@ -193,11 +193,11 @@ def _lesions(
 ) -> tuple[LesionResult, ...]:
     lesions = judged.lesions
     extents = measure_extents(lesions.voxels, lesions.first, lesions.geometry.spacing_mm)
-    both = zip(extents, contrasts, strict=True)
-    return tuple(
-        replace(_lesion(judged, row, extent, missing), contrast=contrast)
-        for row, (extent, contrast) in enumerate(both)
-    )
+    found = [_lesion(judged, row, extent, missing) for row, extent in enumerate(extents)]
+    if any(contrast is not None for contrast in contrasts):
+        both = zip(found, contrasts, strict=True)
+        found = [replace(lesion, contrast=contrast) for lesion, contrast in both]
+    return tuple(found)
 
 
 def _lesion(judged: Judged, row: int, extent: Extent | None, missing: bool) -> LesionResult:

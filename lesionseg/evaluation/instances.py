@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -37,10 +38,15 @@ class Instances:
     def __len__(self) -> int:
         return len(self.ids)
 
-    @property
+    @cached_property
     def n_voxels(self) -> NDArray[np.int64]:
         """Number of voxels of each row; 0 for a bare box."""
         return np.diff(self.first)
+
+    @cached_property
+    def voxel_ml(self) -> float:
+        """Volume of a voxel."""
+        return self.geometry.voxel_size / 1000
 
     @property
     def masked(self) -> NDArray[np.bool_]:
@@ -58,7 +64,7 @@ class Instances:
     def volume_ml(self, row: int) -> float | None:
         """Volume in ml; None in 2-D and for a bare box."""
         n = int(self.n_voxels[row])
-        return n * self.geometry.voxel_size / 1000 if self.geometry.dims == 3 and n else None
+        return n * self.voxel_ml if self.geometry.dims == 3 and n else None
 
 
 def reference_instances(reference: Reference) -> Instances:

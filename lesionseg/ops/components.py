@@ -5,7 +5,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
 
 from lesionseg.errors import ContentError
 from lesionseg.ops.kernels import sparse_numba
@@ -145,8 +144,7 @@ def mask_boxes(instances: NDArray[np.integer[Any]], n: int) -> NDArray[np.float3
     >>> mask_boxes(np.array([[0, 1, 1], [2, 0, 0]]), 2).tolist()
     [[0.0, 1.0, 1.0, 3.0], [1.0, 0.0, 2.0, 1.0]]
     """
-    boxes = np.zeros((n, 2 * instances.ndim), dtype=np.float32)
-    for row, found in enumerate(ndimage.find_objects(instances, max_label=n) if n else ()):
-        if found is not None:
-            boxes[row] = [s.start for s in found] + [s.stop for s in found]
-    return boxes
+    index = nonzero_voxels(instances)
+    ids = np.ascontiguousarray(instances).reshape(-1)[index].astype(np.int64)
+    shape = np.array(instances.shape, dtype=np.int64)
+    return sparse_numba.boxes(index, ids, shape, n).astype(np.float32)

@@ -141,6 +141,26 @@ def components(
 
 
 @compiled
+def boxes(
+    index: NDArray[np.int64], ids: NDArray[np.int64], shape: NDArray[np.int64], n: int
+) -> NDArray[np.int64]:
+    """Boxes `[n, 2·dims]` (starts, stops) around the voxels of the ids 1..n; zeros for none."""
+    dims = shape.size
+    found = np.zeros((n, 2 * dims), dtype=np.int64)
+    for i in range(index.size):
+        if ids[i] < 1 or ids[i] > n:
+            continue
+        box, rest = found[ids[i] - 1], index[i]
+        fresh = box[dims] == 0  # stops of a box that holds a voxel are over 0
+        for axis in range(dims - 1, -1, -1):
+            place = rest % shape[axis]
+            rest //= shape[axis]
+            box[axis] = place if fresh else min(box[axis], place)
+            box[dims + axis] = max(box[dims + axis], place + 1)
+    return found
+
+
+@compiled
 def grouped(owner: NDArray[np.int64], n: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """The order `[v]` that puts owners 0..n−1 together, as it was within, and n + 1 bounds."""
     bounds = np.zeros(n + 1, dtype=np.int64)
