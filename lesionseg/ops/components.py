@@ -77,7 +77,7 @@ def lesion_voxels(labels: NDArray[np.integer[Any]]) -> LesionVoxels:
     if labels.ndim not in FULL_CONNECTIVITY:
         raise ContentError("A label map has two or three axes.", seen=labels.shape)
     index = nonzero_voxels(labels)
-    values = labels.reshape(-1)[index]
+    values = _native(labels.reshape(-1)[index])
     owner, first = sparse_numba.components(index, values, (1, *labels.shape)[-3:])
     return LesionVoxels(index, owner, tuple(values[first].tolist()))
 
@@ -88,7 +88,7 @@ def nonzero_voxels(array: NDArray[Any]) -> NDArray[np.int64]:
     >>> nonzero_voxels(np.array([[0, 2], [0, 5]])).tolist()
     [1, 3]
     """
-    items = np.ascontiguousarray(array).reshape(-1)
+    items = _native(np.ascontiguousarray(array).reshape(-1))
     if items.dtype.kind == "b":
         items = items.view(np.uint8)
     if items.dtype.kind not in "iu":
@@ -98,6 +98,11 @@ def nonzero_voxels(array: NDArray[Any]) -> NDArray[np.int64]:
     if whole.ctypes.data % 8:  # a piece of an array that begins between two words
         whole = whole[:0]
     return sparse_numba.nonzero(items, whole.view(np.uint64), per_word)
+
+
+def _native(array: NDArray[Any]) -> NDArray[Any]:
+    """In this machine's order of bytes: files may have the other, compiled code does not."""
+    return array.astype(array.dtype.newbyteorder("="), copy=False)
 
 
 def present_values(array: NDArray[np.integer[Any]]) -> list[int]:
