@@ -1,0 +1,289 @@
+"""Prediction, NIfTI to NIfTI, on a CPU: time against nnU-Net and MONAI, overhead, and memory.
+
+    python benchmarks/bench_inference.py [--quick] [--bundle RUN --input DIR [--reference DIR]]
+
+`inference_balanced` and `inference_fast`: seconds a case with all that belongs to it (reading,
+preparing, network, restoring, candidates, writing), against nnU-Net's predictor (mirroring off)
+and a script with MONAI's `sliding_window_inference`, both with half-overlapping tiles as `balanced`
+has; the same network with the same weights in each, each in a process of its own, imports left out.
+`overhead`: the share of ours that is not the network. `dice_…`: voxels of our masks against those
+of float32 without a body mask, as what is missing to 1. `…_memory`: the most memory a process held, and for growing volumes how
+many copies in float32 of each further voxel, with a network that does nearly nothing. Without
+`--bundle` the weights are random and the scans heads of noise, which is enough for times; agreement
+and, with `--reference`, `recall_…` (lesions missed at the bundle's operating point) want a trained
+one.
+"""
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import table
+import torch
+from torch import Tensor, nn
+
+from lesionseg.core import Geometry, Volume
+from lesionseg.inference.bundle import Bundle, read_bundle, write_bundle
+from lesionseg.inference.settings import InferenceSettings
+from lesionseg.io.volumes import read_volume, write_volume
+from lesionseg.models.build import build_network
+from lesionseg.pipeline.predict import find_cases
+from lesionseg.pipeline.predict_cases import PredictJob, predict_cases
+from lesionseg.plan.plan import Architecture, Normalisation, Plan
+
+ROOT = Path(__file__).resolve().parent.parent
+PEERS = ROOT / ".peers" / "bin" / "python"
+PRESETS = {
+    "balanced": InferenceSettings(),
+    "fast": InferenceSettings(overlap=0.125),
+    "exact": InferenceSettings(precision="fp32", body_mask=False),
+}
+
+
+class Nothing(nn.Module):
+    """A network that does nearly nothing."""
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        """Logits: the first channel."""
+        return [image[:, :1] - 2]
+
+
+def main() -> None:
+    """Measure and print."""
+    options = _options()
+    if options.worker:
+        print(json.dumps(_worker(options.worker, options.folder)))
+        return
+    skipped: dict[str, str] = {"GPU": "not measured"}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        make_work(folder, options)
+        rows = speed(folder, options, skipped)
+        if not options.no_memory:
+            rows += memory(folder, (96, 192) if options.quick else (128, 256, 384, 512))
+    table.print_report(
+        "inference",
+        rows,
+        device=f"{table.device_name()}, load {os.getloadavg()[0]:.1f}",
+        versions=table.versions("numba", "nibabel"),
+        skipped=skipped,
+    )
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="a smaller network and volume")
+    parser.add_argument("--bundle", type=Path, help="a trained run or bundle")
+    parser.add_argument("--input", type=Path, help="a folder of scans for it")
+    parser.add_argument("--reference", type=Path, help="masks of their lesions")
+    parser.add_argument("--no-memory", action="store_true", help="leave the growing volumes out")
+    parser.add_argument("--worker", help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def make_work(folder: Path, options: argparse.Namespace) -> None:
+    """Bundle, weights for the peers and scans, in one folder."""
+    if options.bundle:
+        bundle = read_bundle(options.bundle)
+        (folder / "in").mkdir()
+        for scan in sorted(options.input.glob("*.nii.gz")):
+            (folder / "in" / scan.name).symlink_to(scan.resolve())
+    else:
+        bundle = random_bundle(quick=options.quick)
+        shape = (112, 128, 112) if options.quick else (176, 208, 176)
+        for seed in range(1 if options.quick else 2):
+            write_volume(folder / "in" / f"head{seed}.nii.gz", head(shape, seed))
+    write_bundle(folder / "bundle", bundle.network, bundle.plan, "")
+    torch.save(bundle.network.state_dict(), folder / "network.pt")
+
+
+def random_bundle(*, quick: bool) -> Bundle:
+    """The U-Net of the reference numbers, or a narrower one."""
+    features = (8, 16, 32, 64) if quick else (16, 32, 64, 128, 160)
+    n = len(features)
+    plan = Plan(
+        dims=3,
+        modality="mri",
+        channel_names=("FLAIR",),
+        label_values=(1,),
+        label_names=("lesion",),
+        spacing_mm=(1.0, 1.0, 1.0),
+        normalisation=(Normalisation("zscore"),),
+        tile_shape=(64,) * 3 if quick else (96,) * 3,
+        batch_size=2,
+        architecture=Architecture(
+            "unet", features, ((1,) * 3, *((2,) * 3,) * (n - 1)), ((3,) * 3,) * n
+        ),
+        lesion_fraction=0.02,
+    )
+    return Bundle(build_network(plan, seed=0).eval(), plan)
+
+
+def head(shape: tuple[int, int, int], seed: int) -> Volume:
+    """An ellipsoid of tissue with bright spots, in noisy air, as a scanner stores it."""
+    rng = np.random.default_rng(seed)
+    axes = np.ogrid[tuple(slice(-1, 1, n * 1j) for n in shape)]
+    inside = sum((a / 0.8) ** 2 for a in axes) < 1
+    image = np.where(inside, rng.normal(300, 25, shape), np.abs(rng.normal(0, 4, shape)))
+    for _ in range(12):
+        centre = rng.uniform(-0.45, 0.45, 3)
+        spot = sum((a - c) ** 2 for a, c in zip(axes, centre, strict=True)) < 0.05**2
+        image[spot] += 200
+    return Volume(image.astype(np.int16)[None], Geometry.from_spacing(shape, (1.0, 1.0, 1.0)))
+
+
+def speed(folder: Path, options: argparse.Namespace, skipped: dict[str, str]) -> list[table.Row]:
+    """Rows of time, overhead, agreement and memory."""
+    ours = {name: run_ours(name, folder) for name in PRESETS}
+    rows: list[table.Row] = []
+    for peer in ("nnunet", "monai"):
+        theirs = run_peer(peer, folder, skipped)
+        if theirs:
+            for name in ("balanced", "fast"):
+                seconds = (ours[name]["seconds"], theirs["seconds"])
+                rows.append(table.Row(f"inference_{name}", seconds[0], "s/case", peer, seconds[1]))
+            peaks = ours["balanced"]["peak_mb"], theirs["peak_mb"]
+            rows.append(table.Row("inference_memory", peaks[0], "MB", peer, peaks[1]))
+    for name in ("balanced", "fast"):
+        share = 100 * (1 - ours[name]["network_s"] / ours[name]["seconds"])
+        rows.append(table.Row(f"overhead_{name}", max(share, 0.01), "% of time", "allowed", 15))
+        if options.bundle:
+            missing = max(1 - agreement(folder / name, folder / "exact"), 1e-6)
+            rows.append(table.Row(f"dice_{name}", missing, "1 - Dice", "allowed", 0.005))
+    if options.reference:
+        for name in PRESETS:
+            missed = 1 - recall(options.reference, folder / name)
+            rows.append(table.Row(f"recall_{name}", missed, "missed", "exact", max(missed, 1e-6)))
+        exact = rows[-1].ours
+        rows[-3:] = [replace(row, peer_value=exact) for row in rows[-3:]]
+    return rows
+
+
+def memory(folder: Path, sides: Sequence[int]) -> list[table.Row]:
+    """Rows of copies of the volume that each further voxel costs, on the file's grid and off it."""
+    rows = []
+    for name, spacing in (("same", 1.0), ("finer", 0.9)):
+        plan = replace(random_bundle(quick=True).plan, spacing_mm=(spacing,) * 3)
+        plan = replace(plan, architecture=replace(plan.architecture, name="nothing"))
+        work = folder / f"grow_{name}"
+        write_bundle(work / "bundle", Nothing(), plan, "")
+        peaks = []
+        for side in sides:
+            write_volume(work / "in" / "scan.nii.gz", head((side,) * 3, 0))
+            peaks.append(run_ours("balanced", work)["peak_mb"])
+        for side, peak in zip(sides[1:], peaks[1:], strict=True):
+            voxels = (side**3 - sides[0] ** 3) / spacing**3
+            copies = (peak - peaks[0]) * 2**20 / (4 * voxels)
+            what = f"grow_{sides[0]}_to_{side}_{name}_memory"
+            rows.append(table.Row(what, copies, "copies", "allowed", 2.5))
+    return rows
+
+
+def run_ours(name: str, folder: Path) -> dict[str, float]:
+    """What our worker measures, in a process of its own."""
+    command = [sys.executable, __file__, "--worker", name, "--folder", str(folder)]
+    return _last_line(subprocess.run(command, capture_output=True, text=True, check=False))
+
+
+def run_peer(peer: str, folder: Path, skipped: dict[str, str]) -> dict[str, float]:
+    """What a peer's script measures; nothing, with the reason in `skipped`, where it cannot."""
+    if not PEERS.exists():
+        skipped[peer] = "there is no .peers; make peers"
+        return {}
+    script = Path(__file__).with_name("peer_inference.py")
+    places = {f"nnUNet_{n}": str(folder / n) for n in ("raw", "preprocessed", "results")}
+    done = subprocess.run(
+        [PEERS, script, peer, folder],
+        env=os.environ | places | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        skipped[peer] = (done.stderr.strip() or "no message").splitlines()[-1]
+        return {}
+    return _last_line(done)
+
+
+def _last_line(done: "subprocess.CompletedProcess[str]") -> dict[str, float]:
+    if done.returncode:
+        sys.exit(done.stderr[-3000:])
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def _worker(name: str, folder: Path) -> dict[str, Any]:
+    """Predict all scans of a folder, and say what it took."""
+    settings = replace(
+        PRESETS[name], max_memory_gb=0.001 if folder.name.startswith("grow") else None
+    )
+    job = PredictJob((folder / "bundle",), folder / name, settings, device="cpu")
+    predictor = job.predictors({"nothing": lambda _: Nothing()})[0]
+    cases = find_cases(folder / "in", job.output, predictor.plan)
+    spent = [0.0]
+    for network in predictor._networks:
+        _timed(network, spent)
+    base = _memory_mb("VmRSS")
+    begin = time.perf_counter()
+    rows = list(predict_cases(job, cases, predictors=[predictor]))
+    seconds = (time.perf_counter() - begin) / len(cases)
+    for row in rows:
+        if row.status != "done":
+            sys.exit(row.message)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    network_s = spent[0] / len(cases)
+    return {"seconds": seconds, "network_s": network_s, "peak_mb": peak, "base_mb": base}
+
+
+def _timed(network: nn.Module, spent: list[float]) -> None:
+    """Add the time of every call of the network to `spent`."""
+    began = [0.0]
+    network.register_forward_pre_hook(lambda *_: began.__setitem__(0, time.perf_counter()))
+
+    def after(*_: object) -> None:
+        spent[0] += time.perf_counter() - began[0]
+
+    network.register_forward_hook(after)
+
+
+def _memory_mb(name: str) -> float:
+    status = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in status if line.startswith(name)).split()[1]) / 1024
+
+
+def agreement(ours: Path, exact: Path) -> float:
+    """Dice over the voxels of all masks together."""
+    both = total = 0
+    for path in sorted(exact.glob("*_mask.nii.gz")):
+        a, b = read_volume(ours / path.name).array > 0, read_volume(path).array > 0
+        both += int((a & b).sum())
+        total += int(a.sum()) + int(b.sum())
+    return 2 * both / total if total else 1.0
+
+
+def recall(reference: Path, prediction: Path) -> float:
+    """Lesion recall at the operating point, by this project's own evaluation."""
+    from lesionseg.pipeline.evaluate import evaluate
+
+    with tempfile.TemporaryDirectory() as output:
+        names = {p.name.removesuffix("_mask.nii.gz") for p in prediction.glob("*_mask.nii.gz")}
+        for name in names:
+            (Path(output) / "reference").mkdir(exist_ok=True)
+            source = next(reference.glob(f"{name.removesuffix('_0000')}.nii.gz"))
+            (Path(output) / "reference" / f"{name}.nii.gz").symlink_to(source.resolve())
+        scores = evaluate(Path(output) / "reference", prediction, Path(output) / "scores")
+    return float(scores["lesion_recall"]["value"])
+
+
+if __name__ == "__main__":
+    main()
