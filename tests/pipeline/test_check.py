@@ -257,6 +257,13 @@ def test_the_command_names_nobody_unless_asked_to(
     assert "Otto_gap" in named
 
 
+def test_notes_of_the_same_words_share_a_line(checked: Checked) -> None:
+    lines = [line for line in checked.summary() if "counts as lesion-free" in line]
+    n = sum(f.kind == "lesion_free" for f in checked.findings)
+    assert len(lines) == 1
+    assert lines[0].startswith(f"- note, {n} cases (case ")
+
+
 def test_a_leak_into_the_test_role_is_found(tmp_path: Path) -> None:
     root = tmp_path / "leak"
     for part in ("Tr", "Ts"):
