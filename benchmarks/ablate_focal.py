@@ -2,9 +2,11 @@
 
     python benchmarks/ablate_focal.py --output runs/ablate --minutes 10 --seeds 0 1 2
     python benchmarks/ablate_focal.py --data DIR --losses ce focal --minutes 60
+    python benchmarks/ablate_focal.py --model retinanet --losses focal mined_ce
     python benchmarks/ablate_focal.py --quick
 
-The library's own recipe throughout: one survey, plan, cache and split for all; cells differ by loss
+With `--model retinanet` the losses are those of the anchors; `dice_…` are of voxels alone. The
+library's own recipe throughout: one survey, plan, cache and split for all; cells differ by loss
 and seed alone (a seed decides the first weights and the tiles). Without `--data` the heads are
 simulated, with lesions in at most 1e-4 of the voxels. All cases of the test role are judged, or of
 the validation role where there is no test role; the score from which candidates are accepted is the
@@ -21,15 +23,14 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
-from math import inf
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import table
 import torch
+from ablation_table import PRESET, markdown, report
 from torch import nn
 
 from lesionseg.data.augment import AugmentationSettings
@@ -37,9 +38,6 @@ from lesionseg.data.cache import CachedCase
 from lesionseg.data.phantom import write_mri_phantoms
 from lesionseg.data.sampling import SamplingSettings
 from lesionseg.errors import LesionsegError
-from lesionseg.evaluation import PRESETS
-from lesionseg.evaluation.edge_cases import NO_LESION
-from lesionseg.evaluation.estimates import Number, proportion
 from lesionseg.inference.predictor import Predictor
 from lesionseg.io.atomic import read_csv, read_json, write_json, write_text
 from lesionseg.io.conventions import read_dataset
@@ -50,11 +48,13 @@ from lesionseg.losses import (
     FocalLoss,
     MinedCrossEntropyLoss,
 )
-from lesionseg.pipeline.judge import judge
+from lesionseg.losses.detection import DetectionLoss
+from lesionseg.pipeline.choice import Wishes
+from lesionseg.pipeline.judge import Rules, judge_validation
+from lesionseg.pipeline.learning import Learning, decide, learn, linked, prepare_cases
 from lesionseg.pipeline.provenance import data_hash
 from lesionseg.pipeline.settings import DataSettings
 from lesionseg.pipeline.survey import Survey, survey
-from lesionseg.pipeline.train import Learning, decide, learn, linked, prepare_cases
 from lesionseg.plan.make import PlanOverrides
 from lesionseg.plan.plan import Plan
 from lesionseg.training.settings import OptimiserSettings, TrainerSettings
@@ -69,8 +69,15 @@ LOSSES: Mapping[str, Callable[[], nn.Module]] = {
     "dice_ce": DiceCrossEntropyLoss,
     "dice_focal": lambda: DiceFocalLoss(alpha=0.75, gamma=2.0),
 }
+ANCHOR_LOSSES: Mapping[str, Callable[[], DetectionLoss]] = {
+    # α = ½ halves the cross-entropy: its weight against the boxes' terms, which stay, is kept low
+    "ce": lambda: DetectionLoss(alpha=0.5, gamma=0.0),
+    "weighted_ce": lambda: DetectionLoss(alpha=0.75, gamma=0.0),
+    "mined_ce": lambda: DetectionLoss("hard_negatives"),
+    "focal": DetectionLoss,
+    "varifocal": lambda: DetectionLoss("varifocal"),
+}
 REFERENCE = "focal"  # the loss whose numbers stand as ours
-PRESET = PRESETS["lesionseg"]
 FRACTION = 1e-4
 PHANTOMS: Mapping[str, Any] = {"n_cases": 36, "n_test": 16, "n_lesions": (2, 8)}
 TINY: Mapping[str, Any] = {
@@ -101,32 +108,9 @@ class Setting:
     def cell(self, loss: str, seed: int) -> str:
         """The name of a cell: set, loss, seed and minutes."""
         root = Path(self.found.dataset.root).name
+        name = self.plan.architecture.name
+        root += "" if name == "unet" else f"__{name}"
         return f"{root}__{loss}__s{seed}__{self.minutes:g}min"
-
-
-@dataclass(frozen=True)
-class Recall:
-    """Share of lesions found with 1 false positive a case, of all or of some sizes."""
-
-    number: Number
-    n: int
-
-    def __str__(self) -> str:
-        if self.number.value is None:
-            return "–"
-        if self.number.ci95 is None:
-            return f"{self.number.value:.2f}"
-        return f"{self.number.value:.2f} ({self.number.ci95[0]:.2f}–{self.number.ci95[1]:.2f})"
-
-
-@dataclass(frozen=True)
-class RecallRow(table.Row):
-    """A row where more is better."""
-
-    @property
-    def ratio(self) -> float:
-        """How many times more of the lesions ours finds."""
-        return self.ours / self.peer_value
 
 
 def main() -> None:
@@ -142,18 +126,20 @@ def main() -> None:
             loss: [make_cell(setting, loss, seed) for seed in options.seeds]
             for loss in options.losses
         }
-        text = markdown(cells, setting)
+        text = markdown(cells, caption(setting, options.seeds))
         if options.table:
             write_text(options.table, text)
         print(f"\n{text}")
-        report(cells, setting)
+        report(cells, REFERENCE)
 
 
 def arguments() -> argparse.Namespace:
     """The command line, the quick run's smaller values filled in."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, help="a dataset folder; default: simulated heads")
-    parser.add_argument("--losses", nargs="+", choices=list(LOSSES), default=list(LOSSES))
+    parser.add_argument("--model", choices=["unet", "retinanet"], default="unet")
+    names = sorted({*LOSSES, *ANCHOR_LOSSES})
+    parser.add_argument("--losses", nargs="+", choices=names, help="default: all of the model")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--minutes", type=float, default=10.0, help="of training a cell")
     parser.add_argument("--output", type=Path, help="default: runs/ablate_focal")
@@ -161,6 +147,10 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--accelerator", default="auto", choices=["auto", "cpu", "gpu"])
     parser.add_argument("--quick", action="store_true", help="tiny cells, kept only with --output")
     options = parser.parse_args()
+    known = LOSSES if options.model == "unet" else ANCHOR_LOSSES
+    options.losses = options.losses or list(known)
+    if unknown := sorted(set(options.losses) - known.keys()):
+        parser.error(f"{options.model} has no loss {', '.join(unknown)}")
     if options.quick:
         options.minutes = 1 / 60
     return options
@@ -187,12 +177,12 @@ def prepare(options: argparse.Namespace, output: Path) -> Setting:
         cache_dir=str(output / "cache"),
     )
     found = survey(data, seed=0)
-    chosen = PlanOverrides()
+    chosen = PlanOverrides(architecture=options.model)
     if options.quick:
-        chosen = PlanOverrides(tile_shape=(32, 32, 32), base_features=4, batch_size=2)
+        chosen = replace(chosen, tile_shape=(32, 32, 32), base_features=4, batch_size=2)
     plan = decide(found, chosen, options.accelerator, output / "plan")
     return Setting(
-        found=found,
+        found=_judged_as_development(found, role),
         plan=plan,
         cases=prepare_cases(found, plan, data, output),
         role=role,
@@ -201,6 +191,30 @@ def prepare(options: argparse.Namespace, output: Path) -> Setting:
         accelerator=options.accelerator,
         quick=options.quick,
         identity=sha256((plan.to_json() + data_hash(found.dataset)).encode()).hexdigest()[:16],
+    )
+
+
+def _judged_as_development(found: Survey, role: str) -> Survey:
+    """The cases of `role` as validation cases: the point of 1 false positive is chosen on them."""
+    roles = {
+        case: "validation" if its == role else its
+        for case, its in found.splits.roles.items()
+        if its in (role, "train")
+    }
+    return replace(found, splits=replace(found.splits, roles=roles))
+
+
+def caption(setting: Setting, seeds: Sequence[int]) -> str:
+    """What the table's numbers are and what they were made with."""
+    plan = setting.plan
+    device = "gpu" if setting.accelerator == "gpu" else table.device_name()
+    return (
+        f"Lesion recall at 1 false positive a case (95 % interval) of a {plan.architecture.name} "
+        f"on the {setting.role} cases of {Path(setting.found.dataset.root).name}; lesions are "
+        f"{plan.lesion_fraction:.1e} of the voxels; {len(setting.cases)} training cases; "
+        f"{setting.minutes:g} minutes a cell on {device}; tiles "
+        f"{'×'.join(map(str, plan.tile_shape))}, batch {plan.batch_size}; seeds "
+        f"{', '.join(map(str, seeds))}."
     )
 
 
@@ -240,8 +254,10 @@ def train_and_judge(setting: Setting, loss: str, seed: int, run: Path) -> dict[s
         workers=0 if setting.quick else 1,
         progress=False,
     )
+    anchors = setting.plan.anchors is not None
     learning = Learning(
-        loss=LOSSES[loss](),
+        loss=LOSSES["focal" if anchors else loss](),
+        detection=ANCHOR_LOSSES[loss if anchors else "focal"](),
         sampling=SamplingSettings(),
         augmentation=AugmentationSettings(),
         optimiser=OptimiserSettings(),
@@ -249,19 +265,12 @@ def train_and_judge(setting: Setting, loss: str, seed: int, run: Path) -> dict[s
     )
     fitted = learn(setting.plan, setting.cases, learning, run)
     predictor = Predictor.from_network(
-        fitted.network, linked(setting.plan, learning.loss), device=fitted.device
+        fitted.network,
+        linked(setting.plan, learning.loss, learning.detection),
+        device=fitted.device,
     )
-    judged = judge(
-        predictor,
-        setting.found,
-        setting.role,
-        run,
-        PRESET,
-        replicates=100 if setting.quick else 1000,
-        points=None,
-        seed=0,
-        origin={},
-    )
+    wishes = Wishes(calibration="none", replicates=100 if setting.quick else 1000)
+    judged = judge_validation(predictor, setting.found, run, Rules(PRESET, wishes, {}))
     if judged is None:
         raise SystemExit(f"There is no {setting.role} case to judge.")
     shutil.rmtree(run / "checkpoints")
@@ -289,99 +298,6 @@ def train_and_judge(setting: Setting, loss: str, seed: int, run: Path) -> dict[s
             for row in read_csv(run / "lesions.csv")
         ],
     }
-
-
-def pooled(
-    cells: Sequence[Mapping[str, Any]], from_mm: float = 0.0, to_mm: float | None = None
-) -> Recall:
-    """Recall over the lesions `[from_mm, to_mm)` of all seeds, clustered by patient."""
-    lesions = [
-        lesion
-        for cell in cells
-        for lesion in cell["lesions"]
-        if from_mm <= lesion["diameter_mm"] < (inf if to_mm is None else to_mm)
-    ]
-    groups = sorted({lesion["group"] for lesion in lesions})
-    row = {group: i for i, group in enumerate(groups)}
-    hits, totals = np.zeros(len(groups)), np.zeros(len(groups))
-    for lesion in lesions:
-        hits[row[lesion["group"]]] += lesion["found"]
-        totals[row[lesion["group"]]] += 1
-    # every seed judges the same lesions again, which adds no lesion: divide their weight by it
-    share = max(len(cells), 1)
-    return Recall(proportion(hits / share, totals / share, NO_LESION), len(lesions) // share)
-
-
-def sizes(cells: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[tuple[float, float | None]]:
-    """The size groups that hold a lesion."""
-    edges = PRESET.size_edges_mm
-    bins = list(zip(edges, (*edges[1:], None), strict=True))
-    first = next(iter(cells.values()))
-    return [(low, high) for low, high in bins if pooled(first, low, high).n]
-
-
-def markdown(cells: Mapping[str, Sequence[Mapping[str, Any]]], setting: Setting) -> str:
-    """The table, one row a loss, with what it was made with."""
-    bins = sizes(cells)
-    first = next(iter(cells.values()))
-    names = [
-        f"{low:g} mm and more" if high is None else f"{low:g} to {high:g} mm" for low, high in bins
-    ]
-    counts = [pooled(first, low, high).n for low, high in bins]
-    titles = [f"{name} (n = {n})" for name, n in zip(names, counts, strict=True)]
-    header = ["loss", f"all (n = {pooled(first).n})", *titles, "by seed", "Dice", "AP", "steps"]
-    lines = [header, ["---", *["---:"] * (len(header) - 1)]]
-    for loss, made in cells.items():
-        recalls = [pooled(made), *(pooled(made, low, high) for low, high in bins)]
-        by_seed = ", ".join(_cell(cell["recall"]) for cell in made)
-        means = [_mean([cell[key] for cell in made]) for key in ("dice", "average_precision")]
-        steps = " ".join(str(cell["steps"]) for cell in made)
-        lines.append([loss, *map(str, recalls), by_seed, *map(_cell, means), steps])
-    plan = setting.plan
-    caption = (
-        f"Lesion recall at 1 false positive a case (95 % interval) on the {setting.role} cases of "
-        f"{Path(setting.found.dataset.root).name}; lesions are {plan.lesion_fraction:.1e} of the "
-        f"voxels; {len(setting.cases)} training cases; {setting.minutes:g} minutes a cell on "
-        f"{first[0]['device']}; tiles {'×'.join(map(str, plan.tile_shape))}, batch "
-        f"{plan.batch_size}; seeds {', '.join(str(cell['seed']) for cell in first)}."
-    )
-    return "\n".join([caption, "", *(f"| {' | '.join(line)} |" for line in lines)]) + "\n"
-
-
-def report(cells: Mapping[str, Sequence[Mapping[str, Any]]], setting: Setting) -> None:
-    """The rows and the JSON line that every benchmark ends with."""
-    rows: list[table.Row] = []
-    skipped: dict[str, str] = {}
-    parts = {"recall_at_1fp": (0.0, None)} | {
-        f"recall_at_1fp_{low:g}mm": (low, high) for low, high in sizes(cells)
-    }
-    for what, (low, high) in parts.items():
-        found = {loss: pooled(made, low, high).number.value or 0.0 for loss, made in cells.items()}
-        for peer, value in found.items():
-            if REFERENCE not in found or peer == REFERENCE:
-                continue
-            if value == 0:
-                skipped[f"{what} against {peer}"] = (
-                    f"it found nothing, focal {found[REFERENCE]:.3f}"
-                )
-            else:
-                rows.append(RecallRow(what, found[REFERENCE], "recall", peer, value))
-    table.print_report(
-        "ablate_focal",
-        rows,
-        device=next(iter(cells.values()))[0]["device"],
-        versions=table.versions("monai", "pytorch-lightning", "numba"),
-        skipped=skipped,
-    )
-
-
-def _mean(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return sum(known) / len(known) if known else None
-
-
-def _cell(value: float | None) -> str:
-    return "–" if value is None else f"{value:.2f}"
 
 
 if __name__ == "__main__":

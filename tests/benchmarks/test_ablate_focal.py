@@ -14,12 +14,12 @@ import pytest
 @pytest.fixture
 def ablate(repository: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     monkeypatch.syspath_prepend(str(repository / "benchmarks"))
-    path = repository / "benchmarks" / "ablate_focal.py"
-    spec = importlib.util.spec_from_file_location("ablate_focal", path)
+    path = repository / "benchmarks" / "ablation_table.py"
+    spec = importlib.util.spec_from_file_location("ablation_table", path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "ablate_focal", module)  # dataclasses look there
+    monkeypatch.setitem(sys.modules, "ablation_table", module)  # dataclasses look there
     spec.loader.exec_module(module)
     return module
 
