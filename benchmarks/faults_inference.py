@@ -1,0 +1,285 @@
+"""What `predict` does about faults: bad files, a full disk, and being killed at random moments.
+
+    python benchmarks/faults_inference.py [--quick] [--kills 50]
+
+One damaged scan of each kind lies among good ones; the table says what became of it and of them. A
+full disk is one that refuses to write masks. For the kills, the same command is started again and
+again in a process that gets SIGKILL after a random time, until it ends by itself; its results must
+be those of an undisturbed run, byte for byte, and nothing else may lie in the folder. The last line
+is JSON; exit status 1 when a promise was broken.
+"""
+
+import argparse
+import errno
+import gzip
+import json
+import logging
+import os
+import random
+import signal
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from unittest import mock
+
+import nibabel as nib
+import numpy as np
+import torch
+
+from lesionseg.core import Geometry, Volume
+from lesionseg.inference.bundle import write_bundle
+from lesionseg.inference.settings import InferenceSettings
+from lesionseg.io.volumes import write_volume
+from lesionseg.models.build import build_network
+from lesionseg.pipeline.predict import predict
+from lesionseg.pipeline.predict_table import TABLE
+from lesionseg.plan.plan import Architecture, Normalisation, Plan
+
+SHAPE = (40, 48, 44)
+N_GOOD = 3
+
+
+def main() -> None:
+    """Try every fault, and print what became of it."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="ten kills")
+    parser.add_argument("--kills", type=int, default=50)
+    options = parser.parse_args()
+    logging.getLogger("lesionseg").setLevel(logging.ERROR)
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write_bundle(folder / "bundle", *small_bundle(), "")
+        rows = [try_fault(folder, fault) for fault in FAULTS]
+        rows.append(full_disk(folder))
+        rows.append(kills(folder, 10 if options.quick else options.kills))
+    print(f"{'fault':<24}{'done':>6}{'kept':>6}{'failed':>8}{'as it must':>12}  message")
+    for row in rows:
+        held = "yes" if row["held"] else "NO"
+        print(
+            f"{row['fault']:<24}{row['done']:>6}{row['kept']:>6}{row['failed']:>8}{held:>12}  "
+            f"{row['message'][:80]}"
+        )
+    plain = [{k: v for k, v in row.items() if k != "message"} for row in rows]
+    print(json.dumps({"bench": "faults_inference", "rows": plain}))
+    sys.exit(not all(row["held"] for row in rows))
+
+
+def small_bundle() -> tuple[torch.nn.Module, Plan]:
+    """A small network that finds something."""
+    plan = Plan(
+        dims=3,
+        modality="mri",
+        channel_names=("FLAIR",),
+        label_values=(1,),
+        label_names=("lesion",),
+        spacing_mm=(1.0, 1.0, 1.0),
+        normalisation=(Normalisation("zscore"),),
+        tile_shape=(16, 16, 16),
+        batch_size=2,
+        architecture=Architecture("unet", (4, 8), ((1,) * 3, (2,) * 3), ((3,) * 3,) * 2, 1, 2),
+        lesion_fraction=0.3,
+    )
+    return build_network(plan, seed=0).eval(), plan
+
+
+def scan(seed: int) -> Volume:
+    """A ball with bright spots in noise, on a turned grid."""
+    rng = np.random.default_rng(seed)
+    axes = np.ogrid[tuple(slice(-1, 1, n * 1j) for n in SHAPE)]
+    image = np.where(sum(a**2 for a in axes) < 0.7, 300, 3) + rng.normal(0, 9, SHAPE)
+    image[12:16, 20:25, 22:27] += 300
+    affine = np.array([[0, -1.0, 0, 3], [0.9, 0, 0, 7], [0, 0, -1.1, 0], [0, 0, 0, 1]])
+    return Volume(image.astype(np.int16)[None], Geometry(SHAPE, affine))
+
+
+def write_good(folder: Path) -> None:
+    """The undamaged scans."""
+    for seed in range(N_GOOD):
+        write_volume(folder / f"good{seed}.nii.gz", scan(seed))
+
+
+def truncated(path: Path) -> None:
+    """Half a gzip file."""
+    write_volume(path, scan(9))
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def wrong_magic(path: Path) -> None:
+    """Something else under the name of an image."""
+    path.write_bytes(gzip.compress(b"no image at all" * 99))
+
+
+def empty(path: Path) -> None:
+    """Zero bytes."""
+    path.write_bytes(b"")
+
+
+def huge_claim(path: Path) -> None:
+    """A header of 10^12 voxels."""
+    header = nib.Nifti2Header()
+    header.set_data_shape((10_000, 10_000, 10_000))
+    header.set_data_dtype(np.int16)
+    path.write_bytes(gzip.compress(header.binaryblock + bytes(4096)))
+
+
+def four_axes(path: Path) -> None:
+    """A series over time."""
+    nib.save(nib.Nifti1Image(np.zeros((9, 9, 9, 3), np.int16), np.eye(4)), path)
+
+
+def missing_channel(path: Path) -> None:
+    """The second channel of a case, the first one lost."""
+    write_volume(path, scan(9))
+    path.rename(path.with_name("bad_0001.nii.gz"))
+    write_volume(path.with_name("bad_0000.nii.gz"), scan(9))
+
+
+def sheared(path: Path) -> None:
+    """Axes that are not at right angles: an affine as of a tilted gantry."""
+    affine = np.array([[1, 0.3, 0, 0], [0, 1, 0, 0], [0, 0.2, 1, 0], [0, 0, 0, 1.0]])
+    nib.save(nib.Nifti1Image(scan(9).array[0], affine), path)
+
+
+def singular(path: Path) -> None:
+    """An affine of zeros."""
+    image = nib.Nifti1Image(scan(9).array[0], np.eye(4))
+    raw = bytearray(image.to_bytes())
+    raw[252:256] = bytes((0, 0, 1, 0))  # no qform, sform code 1
+    raw[280:328] = bytes(48)  # its three rows
+    path.write_bytes(gzip.compress(raw))
+
+
+def constant(path: Path) -> None:
+    """The same value everywhere."""
+    volume = scan(9)
+    write_volume(path, Volume(np.full_like(volume.array, 7), volume.geometry))
+
+
+def not_numbers(path: Path) -> None:
+    """A NaN."""
+    volume = scan(9)
+    array = volume.array.astype(np.float32)
+    array[0, 3, 3, 3] = np.nan
+    write_volume(path, Volume(array, volume.geometry))
+
+
+# what makes the scan `bad.nii.gz`, and what must become of it
+FAULTS: tuple[tuple[Callable[[Path], None], str], ...] = (
+    (truncated, "failed"),
+    (wrong_magic, "failed"),
+    (empty, "failed"),
+    (huge_claim, "failed"),
+    (four_axes, "failed"),
+    (missing_channel, "failed"),
+    (sheared, "done"),
+    (singular, "failed"),
+    (constant, "done"),
+    (not_numbers, "failed"),
+)
+
+
+def try_fault(folder: Path, fault: tuple[Callable[[Path], None], str]) -> dict[str, object]:
+    """One damaged scan among good ones."""
+    spoil, expected = fault
+    source, output = folder / spoil.__name__, folder / f"{spoil.__name__}_out"
+    write_good(source)
+    spoil(source / "bad.nii.gz")
+    rows = predict(folder / "bundle", source, output)
+    bad = [row for row in rows if row.case.startswith("bad")]
+    good = [row for row in rows if row not in bad]
+    held = len(good) == N_GOOD and all(row.status == "done" for row in good)
+    held &= len(bad) == 1 and bad[0].status == expected
+    held &= leftovers(output, {row.case for row in rows if row.status != "failed"}) == []
+    return outcome(spoil.__name__, rows, held, bad[0].message)
+
+
+def full_disk(folder: Path) -> dict[str, object]:
+    """No room for the second case's mask; then room, and the same command again."""
+    source, output = folder / "full", folder / "full_out"
+    write_good(source)
+    save = nib.save
+
+    def refuse(image: object, path: Path) -> None:
+        if "good1_mask" in str(path):
+            Path(path).write_bytes(b"half a file")
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        save(image, path)
+
+    with mock.patch("nibabel.save", refuse):
+        first = predict(folder / "bundle", source, output)
+    left = leftovers(output, {"good0", "good2"})
+    again = predict(folder / "bundle", source, output)
+    held = [row.status for row in first] == ["done", "failed", "done"] and left == []
+    held &= [row.status for row in again] == ["kept", "done", "kept"]
+    return outcome("full disk, then again", again, held, first[1].message)
+
+
+def kills(folder: Path, n: int) -> dict[str, object]:
+    """Killed again and again; what is there at last is what an undisturbed run gives."""
+    source = folder / "kills"
+    for seed in range(12):
+        write_volume(source / f"case{seed:02}.nii.gz", scan(seed))
+    begin = time.perf_counter()
+    predict(folder / "bundle", source, folder / "undisturbed", save_probabilities="uint8")
+    whole = time.perf_counter() - begin
+    draw, n_killed, kept, held = random.Random(0), 0, 0, True
+    round_number = 0
+    while n_killed < n:
+        output = folder / f"killed{round_number}"
+        round_number += 1
+        while n_killed < n and run_and_kill(folder, source, output, draw.uniform(0, whole / 3)):
+            n_killed += 1
+        rows = predict(folder / "bundle", source, output, save_probabilities="uint8")
+        kept += sum(row.status == "kept" for row in rows)
+        held &= contents(output) == contents(folder / "undisturbed")
+        held &= all(row.status in ("done", "kept") for row in rows)
+    return outcome(f"{n_killed} kills", rows, held, f"{kept} cases kept in {round_number} rounds")
+
+
+def run_and_kill(folder: Path, source: Path, output: Path, after_s: float) -> bool:
+    """Predict in a child that is killed after a time; False when it was done before."""
+    child = os.fork()
+    if child == 0:
+        try:
+            settings = InferenceSettings()
+            predict(
+                folder / "bundle",
+                source,
+                output,
+                inference=replace(settings, max_memory_gb=0.001),
+                save_probabilities="uint8",
+            )
+        finally:
+            os._exit(0)
+    time.sleep(after_s)
+    os.kill(child, signal.SIGKILL)
+    _, status = os.waitpid(child, 0)
+    return os.WIFSIGNALED(status)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """All files of a folder, hidden ones too; the table, which holds times, left out."""
+    files = (p for p in folder.rglob("*") if p.is_file() and p.name != TABLE)
+    return {str(p.relative_to(folder)): p.read_bytes() for p in files}
+
+
+def leftovers(output: Path, cases: set[str]) -> list[str]:
+    """Files that belong to no case that succeeded, half-written ones among them."""
+    names = [p.name for p in output.rglob("*") if p.is_file() and p.name != TABLE]
+    return [name for name in names if not any(name.startswith(f"{case}_") for case in cases)]
+
+
+def outcome(fault: str, rows: object, held: bool, message: str) -> dict[str, object]:
+    """A line of the table."""
+    count = Counter(row.status for row in rows)  # type: ignore[attr-defined]
+    statuses = {status: count[status] for status in ("done", "kept", "failed")}
+    return {"fault": fault, **statuses, "held": bool(held), "message": message.split("\n")[0]}
+
+
+if __name__ == "__main__":
+    main()
