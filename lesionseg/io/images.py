@@ -1,4 +1,4 @@
-"""Scans to predict on: a folder, a glob or one file, grouped into cases."""
+"""Scans to predict on: a folder, a glob, one file or a table of them, grouped into cases."""
 
 import re
 from collections import Counter
@@ -10,6 +10,7 @@ from lesionseg.errors import DatasetError
 from lesionseg.io.dicom_headers import SUFFIXES as DICOM
 from lesionseg.io.dicom_headers import is_dicom
 from lesionseg.io.dicom_series import group_files, split_series
+from lesionseg.io.manifest import read_scan_list
 from lesionseg.io.volumes import SUFFIXES, is_image_file, strip_suffix
 
 _CHANNEL = re.compile(r"(.+)_(\d{4})")
@@ -17,7 +18,7 @@ _OWN_OUTPUT = ("_mask", "_instances")
 
 
 def find_images(source: Path, channels: int) -> list[CaseFiles]:
-    """Find the scans under `source`, sorted by case id.
+    """Find the scans under `source`, sorted by case id; a `.csv` lists them (`read_scan_list`).
 
     A folder is searched through and through, leaving out hidden files and masks written by
     `predictions`. A DICOM series is one case, called as its folder, and with its number where the
@@ -27,6 +28,8 @@ def find_images(source: Path, channels: int) -> list[CaseFiles]:
     may have another number of files than `channels`: reading it says so, and the others go on.
     Raises `DatasetError` when nothing is found.
     """
+    if source.suffix.lower() == ".csv" and source.is_file():
+        return read_scan_list(source)
     names = _named_files(source)
     if not names:
         raise DatasetError(

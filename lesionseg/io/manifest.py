@@ -49,6 +49,31 @@ def read_manifest(root: Path) -> Dataset:
     )
 
 
+def read_scan_list(path: Path) -> list[CaseFiles]:
+    """The cases that a table `case, image[, image_0001 …]` names, by case id; nothing is read.
+
+    Paths are relative to the table; further columns (`pixel_mm`) are kept. Files are not looked
+    for: a case whose files are missing fails by itself. Raises `DatasetError` for a table without
+    these columns or cases, a line without case or image, and a case named twice.
+    """
+    rows = read_csv(path)
+    images = _image_columns(rows, path)
+    cases: dict[str, CaseFiles] = {}
+    for line, row in enumerate(rows, start=2):
+        case = row["case"]
+        if not case or not row["image"] or Path(case).name != case or case in cases:
+            raise DatasetError(
+                f"Line {line} names no case of its own.",
+                where=path,
+                seen=dict(row),
+                expected="a case id that can be a file's name, and its image",
+            )
+        kept = {k: v for k, v in row.items() if k not in (*_OWN_COLUMNS, *images)}
+        files = tuple(path.parent / row[name] for name in images if row[name])
+        cases[case] = CaseFiles(case, files, group=row.get("group", "") or case, columns=kept)
+    return [cases[case] for case in sorted(cases)]
+
+
 def parse_role(text: str, where: Path) -> Role | None:
     """A role by name; None for nothing. Raises `DatasetError` for any other word."""
     for role in get_args(Role):

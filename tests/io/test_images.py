@@ -92,3 +92,33 @@ def test_what_is_not_there_is_refused(tmp_path: Path) -> None:
 def test_two_scans_of_one_id_are_refused(tmp_path: Path, names: tuple[str, ...]) -> None:
     with pytest.raises(DatasetError, match="same case id"):
         find_images(_touch(tmp_path, *names), 1)
+
+
+def test_a_table_names_cases_channels_and_pixel_sizes(tmp_path: Path) -> None:
+    table = tmp_path / "manifest.csv"
+    table.write_text(
+        "case,image,image_0001,pixel_mm,group\nb,more/b.nii,c.nii,,P1\na,a.png,,0.2,\n"
+    )
+    first, second = find_images(table, 2)
+    assert (first.case, first.images, first.columns["pixel_mm"]) == (
+        "a",
+        (tmp_path / "a.png",),
+        "0.2",
+    )
+    assert (second.case, second.group) == ("b", "P1")
+    assert second.images == (tmp_path / "more/b.nii", tmp_path / "c.nii")
+
+
+@pytest.mark.parametrize(
+    "rows", ["image\nb.nii", "case,image\n,b.nii", "case,image\nb,", "case,image\na,b\na,c\n"]
+)
+def test_a_table_without_cases_of_their_own_is_refused(tmp_path: Path, rows: str) -> None:
+    (tmp_path / "list.csv").write_text(rows)
+    with pytest.raises(DatasetError, match=r"list\.csv"):
+        find_images(tmp_path / "list.csv", 1)
+
+
+def test_a_case_id_is_no_path(tmp_path: Path) -> None:
+    (tmp_path / "list.csv").write_text("case,image\n../a,b.nii\n")
+    with pytest.raises(DatasetError, match="names no case"):
+        find_images(tmp_path / "list.csv", 1)
