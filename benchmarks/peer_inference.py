@@ -44,6 +44,8 @@ def main() -> None:
     scans = sorted((folder / "in").glob("*.nii.gz"))
     output = folder / peer
     output.mkdir(exist_ok=True)
+    with torch.inference_mode():  # convolutions choose their ways
+        network(torch.zeros(1, len(plan.channel_names), *plan.tile_shape))
     run = {"nnunet": nnunet, "monai": monai}[peer](network, plan)
     begin = time.perf_counter()
     run(scans, output)

@@ -9,13 +9,16 @@ tissue. From the image before normalisation, one small array whatever the volume
 2. crumbs (noise, a cable) under a hundredth of the largest connected piece are left out;
 3. what lies between two pieces of tissue along any axis counts as inside: lungs, sinuses, the
    space between arms and chest;
-4. two blocks of margin.
+4. two blocks of margin;
+5. rows and columns at the volume's ends that hold nothing but its lowest value (a stripped skull,
+   padding) are outside whatever the margin.
 
 Radiographs, and images where this finds next to nothing or nearly everything, have no mask.
 """
 
 from dataclasses import dataclass
 from functools import cached_property
+from math import prod
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,23 +40,34 @@ _SAMPLED = 1 << 20
 
 @dataclass(frozen=True, eq=False)
 class Body:
-    """The blocks `[*coarse]` that hold the body, each `block` voxels wide, of a volume `shape`."""
+    """The blocks `[*coarse]` that hold the body, each `block` voxels wide, of a volume `shape`.
+
+    What lies outside `bounds`, where there are any, is no body though its block may be.
+    """
 
     blocks: NDArray[np.bool_]
     block: tuple[int, ...]
     shape: tuple[int, ...]
+    bounds: tuple[slice, ...] | None = None
 
     @cached_property
     def box(self) -> tuple[slice, ...]:
         """The smallest box of voxels that holds the body."""
         found = foreground_slices(self.blocks) or tuple(slice(0, n) for n in self.blocks.shape)
+        bounds = self.bounds or tuple(slice(0, n) for n in self.shape)
         return tuple(
-            slice(s.start * b, min(s.stop * b, n))
-            for s, b, n in zip(found, self.block, self.shape, strict=True)
+            slice(max(s.start * b, inner.start), min(s.stop * b, inner.stop))
+            for s, b, inner in zip(found, self.block, bounds, strict=True)
         )
 
     def touches(self, slices: tuple[slice, ...]) -> bool:
         """Whether a box of voxels holds a part of the body."""
+        slices = tuple(
+            slice(max(s.start, inner.start), min(s.stop, inner.stop))
+            for s, inner in zip(slices, self.bounds or slices, strict=True)
+        )
+        if any(s.start >= s.stop for s in slices):
+            return False
         coarse = tuple(
             slice(s.start // b, -(-s.stop // b)) for s, b in zip(slices, self.block, strict=True)
         )
@@ -64,6 +78,12 @@ class Body:
         mask = self.blocks[np.arange(start, stop) // self.block[0]]
         for axis, (b, n) in enumerate(zip(self.block[1:], self.shape[1:], strict=True), start=1):
             mask = np.take(mask, np.arange(n) // b, axis=axis)
+        if self.bounds is not None:
+            first, *rest = self.bounds
+            inner = (slice(max(first.start - start, 0), max(first.stop - start, 0)), *rest)
+            outside = np.ones(mask.shape, dtype=np.bool_)
+            outside[inner] = False
+            mask[outside] = False
         return mask
 
 
@@ -76,10 +96,12 @@ def find_body(image: Volume, modality: Modality) -> Body | None:
     limits = [_tissue_limit(channel, modality) for channel in image.array]
     tissue = np.logical_or.reduce([h > t for h, t in zip(highest, limits, strict=True)])
     blocks = _grown(_enclosed(_without_crumbs(tissue)))
-    share = blocks.mean()
+    body = Body(blocks, block, image.geometry.shape, _bounds(image.array))
+    # a box that is smaller than the volume may be full
+    share = blocks.mean() * prod(s.stop - s.start for s in body.box) / prod(body.shape)
     if not _PLAUSIBLE[0] <= share <= _PLAUSIBLE[1]:
         return None
-    return Body(blocks, block, image.geometry.shape)
+    return body
 
 
 def _tissue_limit(channel: NDArray[np.float32], modality: Modality) -> float:
@@ -88,6 +110,35 @@ def _tissue_limit(channel: NDArray[np.float32], modality: Modality) -> float:
     sample = channel.reshape(-1)[:: max(1, channel.size // _SAMPLED)]
     air = min(0.0, float(sample.min()))
     return air + _MRI_TISSUE * (float(np.percentile(sample, 99.5)) - air)
+
+
+def _bounds(array: NDArray[np.float32]) -> tuple[slice, ...] | None:
+    """The box outside of which every channel has its lowest value; None when all have."""
+    bounds: tuple[slice, ...] | None = None
+    for channel in array:
+        lowest = channel.min()
+        ends = [_ends(channel, axis, lowest) for axis in range(channel.ndim)]
+        if bounds is None:
+            bounds = tuple(ends)
+        else:
+            bounds = tuple(
+                slice(min(a.start, b.start), max(a.stop, b.stop))
+                for a, b in zip(bounds, ends, strict=True)
+            )
+    if bounds is None or any(s.start >= s.stop for s in bounds):
+        return None
+    return bounds
+
+
+def _ends(channel: NDArray[np.float32], axis: int, lowest: np.float32) -> slice:
+    """From the first to the last plane across an axis that holds more than the lowest value."""
+    planes = np.moveaxis(channel, axis, 0)
+    first, last = 0, len(planes)
+    while first < last and not (planes[first] > lowest).any():
+        first += 1
+    while last > first and not (planes[last - 1] > lowest).any():
+        last -= 1
+    return slice(first, last)
 
 
 def _block_maxima(channel: NDArray[np.float32], block: tuple[int, ...]) -> NDArray[np.float32]:

@@ -101,3 +101,17 @@ def test_a_box_touches_the_body_where_the_mask_says_so(rng: np.random.Generator)
         # never left out where there is body; blocks may stick out of the box
         assert body.touches(box) or not mask[box].any()
     assert not body.touches((slice(0, 4), slice(0, 4), slice(0, 4)))
+
+
+def test_rows_of_nothing_are_outside_to_the_voxel(rng: np.random.Generator) -> None:
+    stripped = np.where(_ball((20, 30, 35), 15), rng.normal(300, 30, SHAPE), 0.0)
+    body = find_body(_volume(stripped), "mri")
+    assert body is not None
+    assert body.box == (slice(6, 35), slice(16, 45), slice(21, 50))
+    mask = _mask(body)
+    assert mask[stripped != 0].all()
+    assert mask.sum() == mask[body.box].sum()
+    assert np.array_equal(body.rows(10, 33), mask[10:33])
+    assert np.array_equal(body.rows(36, 40), mask[36:40])
+    assert not body.touches((slice(0, 6), slice(0, 60), slice(0, 70)))
+    assert body.touches((slice(0, 7), slice(0, 60), slice(0, 70)))
