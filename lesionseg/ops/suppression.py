@@ -1,5 +1,8 @@
 """Non-maximum suppression of boxes of any number of axes."""
 
+from functools import lru_cache
+from types import ModuleType
+
 import numba
 import numpy as np
 import torch
@@ -17,8 +20,9 @@ def nms(
 
     `boxes` `[n, 2·dims]`: starts then stops, half-open. Returns the kept indices by descending
     score, ties by index; none for no boxes. A box is dropped when its IoU with a kept box of
-    higher rank is above the threshold (equal is kept). Computed in float32. Raises `ContentError`
-    for shapes that do not fit.
+    higher rank is above the threshold (equal is kept). Computed in float32, on the boxes'
+    device: the same boxes stay on a GPU (by Triton; without it, and beyond 131 072 boxes, on the
+    CPU). Raises `ContentError` for shapes that do not fit.
 
     >>> boxes = torch.tensor([[0.0, 0, 4, 4], [0, 1, 4, 5], [9, 9, 10, 10]])
     >>> nms(boxes, torch.tensor([0.5, 0.9, 0.1]), 0.5).tolist()
@@ -31,8 +35,7 @@ def nms(
             expected="boxes [n, 2·dims] and scores [n]",
         )
     order = torch.argsort(scores.detach(), descending=True, stable=True)
-    kept = _kept_on_cpu(boxes.detach()[order].float().cpu().numpy(), float(iou_threshold))
-    return order[torch.from_numpy(kept).to(order.device)]
+    return order[_kept(boxes.detach()[order].float(), float(iou_threshold))]
 
 
 def batched_nms(
@@ -63,7 +66,27 @@ def batched_nms(
     return together[torch.argsort(scores[together], descending=True, stable=True)]
 
 
-def _kept_on_cpu(ranked: NDArray[np.float32], iou_threshold: float) -> NDArray[np.bool_]:
+def _kept(ranked: Tensor, iou_threshold: float) -> Tensor:
+    """Which of the boxes stay, where they lie."""
+    kernels = _triton() if ranked.is_cuda else None
+    if kernels is not None and len(ranked) <= kernels.MOST_BOXES:
+        found: Tensor = kernels.kept_by_rank(ranked, iou_threshold)
+        return found
+    kept = torch.from_numpy(kept_on_cpu(ranked.cpu().numpy(), iou_threshold))
+    return kept.to(ranked.device)
+
+
+@lru_cache(maxsize=1)
+def _triton() -> ModuleType | None:
+    """The kernels for GPUs, where Triton is installed."""
+    try:
+        from lesionseg.ops.kernels import nms_triton
+    except ImportError:
+        return None
+    return nms_triton
+
+
+def kept_on_cpu(ranked: NDArray[np.float32], iou_threshold: float) -> NDArray[np.bool_]:
     """Which of the boxes, already by descending score, stay.
 
     Boxes are laid out by start along the axis they are most spread on, so that only those in

@@ -1,7 +1,9 @@
 """The kernels under test: numba's as they are, Triton's on a GPU, else under its interpreter."""
 
+import importlib
 import importlib.util
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import ModuleType
 
@@ -21,21 +23,35 @@ class Backend:
 
 @pytest.fixture(scope="session")
 def focal_triton() -> Iterator[Backend]:
-    """Triton's kernels, on a GPU if there is one, else a private copy that is interpreted."""
-    pytest.importorskip("triton")
-    if torch.cuda.is_available():
-        from lesionseg.ops.kernels import focal_triton
+    """Triton's kernels of the focal loss."""
+    with _triton("focal_triton", BLOCK=256) as backend:
+        yield backend
 
-        yield Backend(focal_triton, "cuda")
+
+@pytest.fixture(scope="session")
+def nms_triton() -> Iterator[Backend]:
+    """Triton's kernels of non-maximum suppression."""
+    with _triton("nms_triton", ROWS=128) as backend:
+        yield backend
+
+
+@contextmanager
+def _triton(name: str, **blocks: int) -> Iterator[Backend]:
+    """A module of kernels on a GPU if there is one, else a private copy that is interpreted."""
+    pytest.importorskip("triton")
+    name = f"lesionseg.ops.kernels.{name}"
+    if torch.cuda.is_available():
+        yield Backend(importlib.import_module(name), "cuda")
         return
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TRITON_INTERPRET", "1")  # read when a kernel is defined
-        spec = importlib.util.find_spec("lesionseg.ops.kernels.focal_triton")
+        spec = importlib.util.find_spec(name)
         assert spec is not None
         assert spec.loader is not None
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
-        patch.setattr(module, "BLOCK", 256)
+        for block, size in blocks.items():
+            patch.setattr(module, block, size)
         yield Backend(module, "cpu")
 
 
