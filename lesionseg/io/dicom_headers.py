@@ -1,5 +1,6 @@
 """DICOM headers: which files are DICOM, and which of those are images we read."""
 
+import logging
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -53,6 +54,7 @@ def read_header(path: Path, *, pixels: bool = False) -> "Header":
             remedy="pip install 'lesionseg[dicom]'",
         ) from error
     bring(path)
+    logging.getLogger("pydicom").setLevel(logging.CRITICAL)  # it quotes what it finds odd
     with reading(path), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what vendors write differently is no fault of the user's
         return dcmread(path, stop_before_pixels=not pixels)
