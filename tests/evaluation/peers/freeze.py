@@ -1,4 +1,4 @@
-"""Write tests/gold/official.json: what the official packages give on 60 random cases.
+"""Write tests/gold/official.json: what the official packages give on 200 random cases.
 
 make peers && .venv/bin/python -m tests.evaluation.peers.freeze
 """
@@ -17,7 +17,7 @@ HERE = Path(__file__).parent
 ROOT = HERE.parents[2]
 PEERS = ROOT / ".peers/bin/python"
 GOLD = ROOT / "tests/gold/official.json"
-N_CASES, SEED = 60, 11
+N_CASES, SEED = 200, 11
 
 
 def peer_scores(cases):
