@@ -33,7 +33,10 @@ class Verb:
 VERBS: dict[str, Verb] = {
     "train": Verb(
         "from a folder of scans to a trained model, its scores, a report and a bundle",
-        ("data.root", "data.splits", "data.cache_dir", "data.local_dir", "run_dir", "report.study"),
+        (
+            *("data.root", "data.splits", "data.cache_dir", "data.local_dir", "run_dir"),
+            *("report.study", "model.init_from"),
+        ),
         (
             "data.root=DIR",
             "data.root=DIR run_dir=runs/a loss=focal loss.gamma=2 trainer.max_minutes=20",
@@ -42,7 +45,10 @@ VERBS: dict[str, Verb] = {
     ),
     "prepare": Verb(
         "read and check every case, plan, and fill the cache without training",
-        ("data.root", "data.splits", "data.cache_dir", "data.local_dir", "run_dir"),
+        (
+            *("data.root", "data.splits", "data.cache_dir", "data.local_dir", "run_dir"),
+            "model.init_from",
+        ),
         (
             "data.root=DIR check=true",
             "data.root=DIR run_dir=runs/a",
@@ -51,7 +57,10 @@ VERBS: dict[str, Verb] = {
     ),
     "tune": Verb(
         "the focal loss's α and γ, searched together; several processes may share a search",
-        ("data.root", "data.splits", "data.cache_dir", "data.local_dir", "run_dir"),
+        (
+            *("data.root", "data.splits", "data.cache_dir", "data.local_dir", "run_dir"),
+            "model.init_from",
+        ),
         (
             "data.root=DIR run_dir=runs/pair",
             "data.root=DIR run_dir=runs/pair loss=focal tune.n_trials=40 trainer.max_minutes=10",

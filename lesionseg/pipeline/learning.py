@@ -18,6 +18,7 @@ from lesionseg.io.cases import read_case
 from lesionseg.losses.detection import DetectionLoss
 from lesionseg.models.build import build_network
 from lesionseg.pipeline.choice import undecided
+from lesionseg.pipeline.fine_tuning import bundle_plan, start_from
 from lesionseg.pipeline.memory import available_memory_gb, training_device
 from lesionseg.pipeline.progress import bar
 from lesionseg.pipeline.run_dir import is_claimed
@@ -27,7 +28,7 @@ from lesionseg.plan.make import PlanOverrides, make_plan
 from lesionseg.plan.plan import FocalLink, Plan
 from lesionseg.training.callbacks import Validate
 from lesionseg.training.detection_objective import taught_anchors
-from lesionseg.training.fit import FitResult, fit
+from lesionseg.training.fit import CHECKPOINT, FitResult, fit
 from lesionseg.training.settings import OptimiserSettings, TrainerSettings
 
 log = logging.getLogger(__name__)
@@ -35,7 +36,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Learning:
-    """Everything that is chosen about how a network learns."""
+    """Everything that is chosen about how a network learns, `init_from` whose weights included."""
 
     loss: nn.Module
     sampling: SamplingSettings
@@ -43,6 +44,7 @@ class Learning:
     optimiser: OptimiserSettings
     trainer: TrainerSettings
     detection: DetectionLoss = field(default_factory=DetectionLoss)
+    init_from: str | None = None
 
 
 def decide(
@@ -76,6 +78,7 @@ def _planned(found: Survey, model: PlanOverrides, accelerator: str) -> Plan:
         memory_gb=available_memory_gb(device),
         device=device,
         overrides=model,
+        before=bundle_plan(model.init_from) if model.init_from else None,
     )
     for decision, reason in plan.reasons.items():
         log.info("Plan, %s: %s", decision, reason)
@@ -117,9 +120,12 @@ def learn(
     validate: Validate | None = None,
     callbacks: Sequence[pl.Callback] = (),
 ) -> FitResult:
-    """Build the plan's network from the seed and train it; the rest is as in `fit`."""
+    """Build the plan's network from the seed, or from a bundle, and train it as in `fit`."""
+    network = build_network(plan, seed=learning.trainer.seed)
+    if learning.init_from and not (run / CHECKPOINT).is_file():
+        start_from(learning.init_from, network, plan)
     return fit(
-        build_network(plan, seed=learning.trainer.seed),
+        network,
         learning.loss,
         plan,
         cases,

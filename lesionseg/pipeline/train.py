@@ -76,7 +76,9 @@ def train(
     recipe = Recipe(
         data=data,
         model=model,
-        learning=Learning(loss, sampling, augment, optim, replace(trainer, seed=seed), detection),
+        learning=Learning(
+            loss, sampling, augment, optim, replace(trainer, seed=seed), detection, model.init_from
+        ),
         audit=audit,
         inference=inference,
         preset=preset,

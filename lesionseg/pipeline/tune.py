@@ -90,7 +90,12 @@ def tune(
         plan=plan,
         cases=prepare_cases(found, plan, data, run),
         learning=partial(
-            Learning, sampling=sampling, augmentation=augment, optimiser=optim, trainer=trainer
+            Learning,
+            sampling=sampling,
+            augmentation=augment,
+            optimiser=optim,
+            trainer=trainer,
+            init_from=model.init_from,
         ),
         examine=lambda linked: Examiner(found, cases, linked, inference, preset, tune.fp_per_case),
         run=run,

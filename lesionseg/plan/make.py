@@ -12,7 +12,14 @@ from lesionseg.plan import rules, tile_rules
 from lesionseg.plan.anchor_plan import AnchorPlan
 from lesionseg.plan.anchors import fit_anchors
 from lesionseg.plan.fingerprint import Fingerprint
-from lesionseg.plan.plan import Activation, Architecture, CandidateSource, Plan
+from lesionseg.plan.follow import FOLLOWED, followed_architecture, refuse_stranger
+from lesionseg.plan.plan import (
+    Activation,
+    Architecture,
+    CandidateSource,
+    Normalisation,
+    Plan,
+)
 
 # what a detector's candidates may come from, the default first
 _SOURCES: Mapping[str, tuple[CandidateSource, ...]] = {
@@ -23,7 +30,11 @@ _SOURCES: Mapping[str, tuple[CandidateSource, ...]] = {
 
 @dataclass(frozen=True)
 class PlanOverrides:
-    """What somebody decides instead of the rules; None leaves it to them."""
+    """What somebody decides instead of the rules; None leaves it to them.
+
+    `init_from`: the bundle, or the run, whose weights training starts from; its grid,
+    normalisation and trunk are followed (`make_plan`'s `before`).
+    """
 
     architecture: str = "unet"
     spacing_mm: Sequence[float] | None = None
@@ -32,6 +43,7 @@ class PlanOverrides:
     base_features: int | None = None
     activation: Activation = "sigmoid"
     candidates: CandidateSource | None = None
+    init_from: str | None = None
 
     def __post_init__(self) -> None:
         spacing, tile = self.spacing_mm or (1.0,), self.tile_shape or (1,)
@@ -61,28 +73,33 @@ def make_plan(
     memory_gb: float,
     device: str,
     overrides: PlanOverrides | None = None,
+    before: Plan | None = None,
 ) -> Plan:
     """Decide everything that training and inference must agree on.
 
-    `device` is torch's name ("cpu", "cuda", …) and `memory_gb` its memory in 10⁹ bytes. The same
-    input gives the same plan. Raises `ConfigError` for overrides that do not fit the dataset.
+    `device` is torch's name ("cpu", "cuda", …) and `memory_gb` its memory in 10⁹ bytes. `before`:
+    the plan of the network whose weights training starts from; grid, normalisation and trunk are
+    its own, the tile too unless it is chosen. The same input gives the same plan. Raises
+    `ConfigError` for overrides that do not fit the dataset or `before`.
     """
     chosen = overrides or PlanOverrides()
+    if before is not None:
+        chosen = _following(before, chosen, fingerprint, dataset)
     _check_axes(chosen, fingerprint.dims)
     _check_regions(chosen, dataset)
     allowed = _budget(device, memory_gb, chosen)
     spacing = _spacing(fingerprint, device, chosen)
     grid = _Grid(fingerprint, spacing.value)
     tile = _tile(grid, allowed.value, chosen)
-    shape = _architecture(tile.value, spacing.value, allowed.value, chosen)
+    shape = _architecture(tile.value, spacing.value, allowed.value, chosen, before)
     batch = _batch(grid, tile.value, allowed.value, chosen)
-    scales = [rules.normalisation(c, fingerprint.dims) for c in fingerprint.channels]
+    scales = _scales(fingerprint, before)
     prior = rules.prior(fingerprint.lesion_fraction)
     candidates = rules.candidate_rule(
         fingerprint.lesion_voxels, fingerprint.lesions_per_case, prior.value
     )
-    anchors = _anchors(fingerprint, spacing.value, shape.value)
-    return Plan(
+    anchors = _anchors(fingerprint, spacing.value, shape.value, before)
+    plan = Plan(
         dims=fingerprint.dims,
         modality=fingerprint.modality,
         channel_names=dataset.channel_names,
@@ -110,6 +127,29 @@ def make_plan(
             **({"anchors": anchors.reason} if anchors.value else {}),
         },
     )
+    return plan if before is None else _with_reasons(plan, overrides or PlanOverrides())
+
+
+def _following(
+    before: Plan, chosen: PlanOverrides, fingerprint: Fingerprint, dataset: Dataset
+) -> PlanOverrides:
+    """The choices with which the rules come to the grid and the tile of `before`."""
+    refuse_stranger(
+        before,
+        dims=fingerprint.dims,
+        n_channels=len(dataset.channel_names),
+        architecture=chosen.architecture,
+        spacing_mm=chosen.spacing_mm,
+        base_features=chosen.base_features,
+    )
+    tile = chosen.tile_shape or before.tile_shape
+    return replace(chosen, spacing_mm=before.spacing_mm, tile_shape=tile)
+
+
+def _with_reasons(plan: Plan, chosen: PlanOverrides) -> Plan:
+    """What was followed is said; it was not chosen by hand."""
+    followed = ["spacing_mm", *(() if chosen.tile_shape else ("tile_shape",))]
+    return plan.with_(reasons={**plan.reasons, **dict.fromkeys(followed, FOLLOWED)})
 
 
 @dataclass(frozen=True)
@@ -194,7 +234,11 @@ def _architecture(
     spacing_mm: Sequence[float],
     allowed: tile_rules.Budget,
     chosen: PlanOverrides,
+    before: Plan | None,
 ) -> rules.Decision[Architecture]:
+    if before is not None:
+        trunk = followed_architecture(before, chosen.architecture, tile)
+        return rules.Decision(trunk, FOLLOWED)
     by_hand = chosen.tile_shape is not None
     shape = tile_rules.network_shape(
         tile,
@@ -217,16 +261,27 @@ def _architecture(
     return rules.Decision(shape, reason + f"coarsest map {rest} voxels wide; {kind}")
 
 
+def _scales(fingerprint: Fingerprint, before: Plan | None) -> list[rules.Decision[Normalisation]]:
+    if before is not None:
+        return [rules.Decision(scale, FOLLOWED) for scale in before.normalisation]
+    return [rules.normalisation(c, fingerprint.dims) for c in fingerprint.channels]
+
+
 def _source(chosen: PlanOverrides) -> CandidateSource:
     return chosen.candidates or _SOURCES.get(chosen.architecture, ("segmentation",))[0]
 
 
 def _anchors(
-    fingerprint: Fingerprint, spacing_mm: Sequence[float], architecture: Architecture
+    fingerprint: Fingerprint,
+    spacing_mm: Sequence[float],
+    architecture: Architecture,
+    before: Plan | None,
 ) -> rules.Decision[AnchorPlan | None]:
     """Fitted to the lesions' boxes for a detector; none for a network that only segments."""
     if architecture.name not in _SOURCES:
         return rules.Decision(None, "")
+    if before is not None and before.anchors is not None:
+        return rules.Decision(before.anchors, FOLLOWED)
     extents = np.asarray(fingerprint.extents_mm).reshape(-1, fingerprint.dims)
     return fit_anchors((extents / np.asarray(spacing_mm)).tolist(), architecture)
 

@@ -1,10 +1,12 @@
 """The optimisers by name."""
 
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
+from lesionseg.models.transfer import is_head
 from lesionseg.training.settings import OptimiserSettings
 
 
@@ -12,14 +14,9 @@ def make_optimiser(network: nn.Module, settings: OptimiserSettings) -> torch.opt
     """AdamW, or SGD with Nesterov momentum, over the weights of `network` that learn.
 
     Weight decay falls on kernels only: shrinking a norm's scale or the prior bias of a head
-    towards 0 regularises nothing.
+    towards 0 regularises nothing. All but the heads learn at `trunk_lr_scale` of the rate.
     """
-    learning = [p for p in network.parameters() if p.requires_grad]
-    groups: list[dict[str, Any]] = [
-        {"params": [p for p in learning if p.ndim > 1], "weight_decay": settings.weight_decay},
-        {"params": [p for p in learning if p.ndim <= 1], "weight_decay": 0.0},
-    ]
-    groups = [group for group in groups if group["params"]]
+    groups = list(_groups(network, settings))
     if settings.name == "adamw":
         return torch.optim.AdamW(groups, lr=settings.lr, betas=(settings.momentum, 0.999))
     return torch.optim.SGD(
@@ -27,8 +24,25 @@ def make_optimiser(network: nn.Module, settings: OptimiserSettings) -> torch.opt
     )
 
 
+def _groups(network: nn.Module, settings: OptimiserSettings) -> Iterator[dict[str, Any]]:
+    """Weights by decay, and by part where the parts learn at different rates."""
+    named = [(name, p) for name, p in network.named_parameters() if p.requires_grad]
+    parts: Sequence[tuple[float, list[nn.Parameter]]] = [(1.0, [p for _, p in named])]
+    if settings.trunk_lr_scale != 1:
+        trunk = [p for name, p in named if not is_head(name)]
+        heads = [p for name, p in named if is_head(name)]
+        parts = [(settings.trunk_lr_scale, trunk), (1.0, heads)]
+    for scale, learning in parts:
+        for decay, params in (
+            (settings.weight_decay, [p for p in learning if p.ndim > 1]),
+            (0.0, [p for p in learning if p.ndim <= 1]),
+        ):
+            if params:
+                yield {"params": params, "weight_decay": decay, "lr_scale": scale}
+
+
 def set_learning_rate(optimiser: torch.optim.Optimizer, lr: float) -> float:
-    """Set the rate of all weights; returns it."""
+    """Set the rate of all weights, each group's at its own scale; returns `lr`."""
     for group in optimiser.param_groups:
-        group["lr"] = lr
+        group["lr"] = lr * group.get("lr_scale", 1.0)
     return lr

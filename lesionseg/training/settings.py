@@ -15,6 +15,8 @@ class OptimiserSettings:
 
     Linear warm-up over `warmup_fraction`, then `cosine` or `poly` decay to 0. `momentum` is SGD's
     (Nesterov); AdamW takes it as its first β. `weight_decay` spares norms and biases.
+    `trunk_lr_scale`: all but the heads learn at so much of the rate, for weights that come from a
+    bundle; 0 leaves them as they are.
     """
 
     name: Literal["adamw", "sgd"] = "adamw"
@@ -23,6 +25,7 @@ class OptimiserSettings:
     momentum: float = 0.9
     warmup_fraction: float = 0.05
     schedule: Literal["cosine", "poly"] = "cosine"
+    trunk_lr_scale: float = 1.0
 
     def __post_init__(self) -> None:
         _one_of("optim.name", self.name, ("adamw", "sgd"))
@@ -30,6 +33,8 @@ class OptimiserSettings:
         _require("optim.lr", self.lr, self.lr > 0, "a number above 0")
         _require("optim.weight_decay", self.weight_decay, self.weight_decay >= 0, "0 or more")
         _require("optim.momentum", self.momentum, 0 <= self.momentum < 1, "a number in [0, 1)")
+        scale = self.trunk_lr_scale
+        _require("optim.trunk_lr_scale", scale, scale >= 0, "0 or more, such as 0.1")
         share = self.warmup_fraction
         _require("optim.warmup_fraction", share, 0 <= share < 1, "a number in [0, 1)")
 

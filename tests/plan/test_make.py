@@ -97,3 +97,50 @@ def test_refuses_what_does_not_fit(
 def test_refuses_impossible_overrides(overrides: dict):
     with pytest.raises(ConfigError):
         PlanOverrides(**overrides)
+
+
+def test_a_plan_follows_the_one_whose_weights_training_starts_from(
+    fingerprint: Fingerprint, dataset: Dataset
+):
+    before = plan_of(fingerprint, dataset, spacing_mm=(2.0, 1.0, 1.0), tile_shape=(32, 64, 64))
+    after = make_plan(fingerprint, dataset, memory_gb=24, device="cuda", before=before)
+    for name in ("spacing_mm", "normalisation", "tile_shape", "architecture"):
+        assert getattr(after, name) == getattr(before, name)
+        assert "that training starts from" in after.reasons[name]
+    detector = make_plan(
+        fingerprint,
+        dataset,
+        memory_gb=24,
+        device="cuda",
+        overrides=PlanOverrides(architecture="retina_unet", tile_shape=(64, 64, 64)),
+        before=before,
+    )
+    assert detector.architecture == replace(before.architecture, name="retina_unet")
+    assert detector.tile_shape == (64, 64, 64)
+    assert detector.anchors is not None
+
+
+@pytest.mark.parametrize(
+    ("change", "overrides", "says"),
+    [
+        ({"dims": 2}, {}, "another spatial axes"),
+        ({"channel_names": ("a", "b", "c")}, {}, "another image channels"),
+        ({}, {"architecture": "mine"}, "another kind of trunk"),
+        ({}, {"spacing_mm": (3.0, 3.0, 3.0)}, r"leave model\.spacing_mm out"),
+        ({}, {"base_features": 99}, r"leave model\.base_features out"),
+        ({}, {"tile_shape": (20, 20, 20)}, "multiples of"),
+    ],
+)
+def test_a_bundle_that_does_not_fit_is_refused(
+    fingerprint: Fingerprint, dataset: Dataset, change: dict, overrides: dict, says: str
+):
+    before = plan_of(fingerprint, dataset).with_(**change)
+    with pytest.raises(ConfigError, match=says):
+        make_plan(
+            fingerprint,
+            dataset,
+            memory_gb=16,
+            device="cpu",
+            overrides=PlanOverrides(**overrides),
+            before=before,
+        )

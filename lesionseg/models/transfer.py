@@ -1,0 +1,85 @@
+"""Start a network from another's weights: the trunk by place, heads where they mean the same."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from lesionseg.plan.plan import Plan
+
+# What a network's parts are called, and what they are called here: heads of voxels alike
+_HEADS: Mapping[str, str] = {"heads": "voxels", "segmentation": "voxels", "head": "anchors"}
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """Names of the new network's tensors that were `taken` over, and that stayed `fresh`.
+
+    `left`: names of the old one's that nothing wanted. `why_fresh`: the reason, or empty.
+    """
+
+    taken: tuple[str, ...]
+    fresh: tuple[str, ...]
+    left: tuple[str, ...]
+    why_fresh: str = ""
+
+
+def is_head(name: str) -> bool:
+    """Whether a tensor of that name belongs to a head, not to the trunk."""
+    return name.partition(".")[0] in _HEADS
+
+
+def take_weights(network: nn.Module, plan: Plan, before: nn.Module, plan_before: Plan) -> Transfer:
+    """Copy what fits of `before` into `network`, in place.
+
+    The trunk's tensors go by place and shape: a RetinaNet's decoder, which begins at a coarser
+    stage, finds its stages in that of a U-Net. A head is taken when it means the same: heads of
+    voxels by the labels (and regions) and the activation, a detector's by the labels and the
+    anchors.
+    """
+    reasons = _different_meanings(plan, plan_before)
+    theirs = {place: (name, t) for place, name, t in _places(before)}
+    taken, fresh, found = [], [], set()
+    for place, name, tensor in _places(network):
+        name_before, value = theirs.get(place, ("", None))
+        means_the_same = place.partition(".")[0] not in reasons
+        if value is not None and value.shape == tensor.shape and means_the_same:
+            tensor.copy_(value)
+            taken.append(name)
+            found.add(name_before)
+        else:
+            fresh.append(name)
+    left = tuple(name for name, _ in theirs.values() if name not in found)
+    why = "; ".join(sorted({reasons[part] for part in _parts(fresh) if part in reasons}))
+    return Transfer(tuple(taken), tuple(fresh), left, why)
+
+
+def _different_meanings(plan: Plan, before: Plan) -> dict[str, str]:
+    """For each kind of head that does not mean the same in both: why."""
+    reasons: dict[str, str] = {}
+    if (plan.label_names, plan.regions) != (before.label_names, before.regions):
+        were, are = ", ".join(before.label_names), ", ".join(plan.label_names)
+        reasons = dict.fromkeys(_HEADS.values(), f"the labels were {were} and are {are}")
+    elif plan.activation != before.activation:
+        reasons["voxels"] = f"the activation was {before.activation} and is {plan.activation}"
+    if plan.anchors and before.anchors and plan.anchors.sizes != before.anchors.sizes:
+        reasons.setdefault("anchors", "the anchors are others")
+    return reasons
+
+
+def _parts(names: list[str]) -> set[str]:
+    return {_HEADS.get(name.partition(".")[0], "") for name in names}
+
+
+def _places(network: nn.Module) -> Iterator[tuple[str, str, Tensor]]:
+    """The place of every tensor, the same in all networks of a kind; its name; the tensor."""
+    first = int(getattr(network, "finest", 0))
+    for name, tensor in network.state_dict().items():
+        part, _, rest = name.partition(".")
+        if part in _HEADS:
+            yield f"{_HEADS[part]}.{rest}", name, tensor
+        elif part == "decoder" and first:
+            kind, number, inner = rest.split(".", 2)
+            yield f"decoder.{kind}.{int(number) + first}.{inner}", name, tensor
+        else:
+            yield name, name, tensor

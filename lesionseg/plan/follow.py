@@ -1,0 +1,73 @@
+"""What a plan takes over from the one whose weights training starts from."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from lesionseg.errors import ConfigError
+from lesionseg.plan.plan import Architecture, Plan
+from lesionseg.plan.tile_rules import total_stride
+
+FOLLOWED = "as in the bundle that training starts from"
+# Networks whose encoder and decoder are built alike, so that one's weights serve the other
+_TRUNKS: Mapping[str, str] = {"unet": "plain", "retinanet": "plain", "retina_unet": "plain"}
+
+
+def trunk_kind(architecture: str) -> str:
+    """Networks of one kind share their trunk; a user's own network is a kind of its own."""
+    return _TRUNKS.get(architecture, architecture)
+
+
+def followed_architecture(before: Plan, name: str, tile: Sequence[int]) -> Architecture:
+    """The tables of the trunk that has the weights, under the name of the network asked for.
+
+    Raises `ConfigError` for a tile that its strides do not divide.
+    """
+    stride = total_stride(before.architecture)
+    if any(n % s for n, s in zip(tile, stride, strict=True)):
+        raise ConfigError(
+            "The tile does not fit the network whose weights training starts from.",
+            where="model.tile_shape",
+            seen=list(tile),
+            expected=f"multiples of {list(stride)}",
+        )
+    return replace(before.architecture, name=name)
+
+
+def refuse_stranger(
+    before: Plan,
+    *,
+    dims: int,
+    n_channels: int,
+    architecture: str,
+    spacing_mm: Sequence[float] | None,
+    base_features: int | None,
+) -> None:
+    """Raise `ConfigError` when the weights of `before` cannot serve the plan that is asked for."""
+    mine = {
+        "spatial axes": (before.dims, dims),
+        "image channels": (len(before.channel_names), n_channels),
+        "kind of trunk": (trunk_kind(before.architecture.name), trunk_kind(architecture)),
+    }
+    for what, (has, wanted) in mine.items():
+        if has != wanted:
+            raise ConfigError(
+                f"Training cannot start from this bundle: another {what}.",
+                where="model.init_from",
+                seen=f"{what}: {has} in the bundle, {wanted} here",
+                remedy="name a bundle that was trained on such images with such a network, or "
+                "leave model.init_from out.",
+            )
+    _refuse_setting("spacing_mm", spacing_mm, before.spacing_mm)
+    _refuse_setting("base_features", base_features, before.architecture.features[0])
+
+
+def _refuse_setting(name: str, chosen: object, has: object) -> None:
+    if isinstance(chosen, Sequence):
+        chosen = tuple(float(each) for each in chosen)
+    if chosen is not None and chosen != has:
+        raise ConfigError(
+            f"model.{name} and the bundle that training starts from disagree.",
+            where=f"model.{name}",
+            seen=f"{chosen}, and {has} in the bundle",
+            remedy=f"leave model.{name} out: the weights were learnt with the bundle's.",
+        )
