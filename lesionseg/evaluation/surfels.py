@@ -49,9 +49,28 @@ def surfels_of(voxels: NDArray[np.int64], spacing_mm: Sequence[float]) -> Surfel
 @lru_cache(maxsize=256)
 def surfel_areas(spacing_mm: tuple[float, ...]) -> NDArray[np.float64]:
     """Area in mm² (length in mm) of each neighbourhood `[2^(2^dims)]` at a voxel spacing."""
-    areas = np.array([_area(s, spacing_mm) for s in _surfaces(len(spacing_mm))])
+    dims = len(spacing_mm)
+    pieces = _all_pieces(dims)
+    sizes = _sizes(pieces.ends * spacing_mm)
+    areas = np.zeros(2 ** (2**dims))
+    np.add.at(areas, pieces.code, sizes)
     areas.setflags(write=False)
     return areas
+
+
+@dataclass(frozen=True, eq=False)
+class _Pieces:
+    """Ends of all segments or triangles `[n, dims, dims]` and the neighbourhood `[n]` of each."""
+
+    ends: NDArray[np.float64]
+    code: NDArray[np.int64]
+
+
+@lru_cache(maxsize=2)
+def _all_pieces(dims: int) -> _Pieces:
+    surfaces = _surfaces(dims)
+    code = np.repeat(np.arange(len(surfaces)), [len(s) for s in surfaces])
+    return _Pieces(np.array([piece for s in surfaces for piece in s]), code)
 
 
 @lru_cache(maxsize=2)
@@ -138,12 +157,12 @@ def _triangulations(loop: list[Point]) -> Iterator[list[Simplex]]:
 
 
 def _area(pieces: Sequence[Simplex], spacing_mm: Sequence[float]) -> float:
-    return sum(_size(np.multiply(piece, spacing_mm)) for piece in pieces)
+    return float(_sizes(np.multiply(pieces, spacing_mm)).sum()) if pieces else 0.0
 
 
-def _size(ends: NDArray[np.float64]) -> float:
-    """Length of a segment or area of a triangle."""
-    sides = ends[1:] - ends[0]
-    if len(sides) == 1:
-        return float(np.linalg.norm(sides[0]))
-    return float(np.linalg.norm(np.cross(sides[0], sides[1])) / 2)
+def _sizes(ends: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Length of segments `[n, 2, 2]` or area of triangles `[n, 3, 3]`."""
+    sides = ends[:, 1:] - ends[:, :1]
+    if sides.shape[1] == 1:
+        return np.asarray(np.linalg.norm(sides[:, 0], axis=-1))
+    return np.asarray(np.linalg.norm(np.cross(sides[:, 0], sides[:, 1]), axis=-1) / 2)
