@@ -30,6 +30,8 @@ from lesionseg.plan.plan import Plan
 from lesionseg.training.fit import check_activation
 from lesionseg.training.focal_balance import FocalBalance
 from lesionseg.training.label_audit import LabelAudit
+from lesionseg.training.loggers import Follow, LoggerSettings
+from lesionseg.training.previews import Previews
 from lesionseg.training.settings import AuditSettings
 
 log = logging.getLogger(__name__)
@@ -45,11 +47,19 @@ class Recipe:
     model: PlanOverrides
     learning: Learning
     audit: AuditSettings
+    logger: LoggerSettings
     inference: InferenceSettings
     preset: Preset
     report: ReportSettings
     wishes: Wishes
     config: Mapping[str, Any]
+
+    def told(self) -> dict[str, Any]:
+        """What a logger is told of the settings: nothing that names data or folders."""
+        groups = ("loss", "detection", "sampling", "augment", "optim", "trainer", "model")
+        kept = {name: dict(self.config.get(name) or {}) for name in groups}
+        kept["model"].pop("init_from", None)
+        return {**kept, "seed": self.wishes.seed}
 
     def rules(self, origin: Mapping[str, Any]) -> Rules:
         """By what the cases of this recipe are judged."""
@@ -98,6 +108,7 @@ def train_once(recipe: Recipe, found: Survey, plan: Plan, run: Path) -> Trained:
     learning = replace(recipe.learning, loss=deepcopy(recipe.learning.loss))
     watchers: list[pl.Callback] = [FocalBalance(run)]
     watchers += [LabelAudit(cases, plan, recipe.audit, run)] if recipe.audit.enabled else []
+    watchers += _followers(recipe, run)
     fitted = learn(plan, cases, learning, run, callbacks=watchers)
     origin = recipe.origin(found, fitted.device)
     origin |= {"training_minutes": round(fitted.minutes, 3), "training_steps": fitted.steps}
@@ -113,6 +124,16 @@ def train_once(recipe: Recipe, found: Survey, plan: Plan, run: Path) -> Trained:
     scores = validation.scores if validation else None
     keep_bundle([fitted.network], complete, scores, origin, run)
     return Trained(predictor(complete), complete, validation, origin)
+
+
+def _followers(recipe: Recipe, run: Path) -> list[pl.Callback]:
+    """The logger and the previews that it is shown."""
+    settings = recipe.logger
+    follow = Follow(settings, run, recipe.told())
+    every = settings.previews_every_minutes
+    if every is None:
+        return [follow]
+    return [Previews(run, every, settings.preview_tiles, follow.show), follow]
 
 
 def keep_bundle(

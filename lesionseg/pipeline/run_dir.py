@@ -12,7 +12,7 @@ from lesionseg.errors import ConfigError, OutputError
 from lesionseg.io.atomic import write_text
 
 CLAIM = "config.yaml"
-FREE = ("debug", "run_dir")  # settings that do not change the result
+FREE = ("debug", "logger", "run_dir")  # settings that do not change the result
 
 
 def default_run_dir(data_root: str, architecture: str) -> Path:

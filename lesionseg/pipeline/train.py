@@ -23,6 +23,7 @@ from lesionseg.pipeline.run_dir import check_claim, default_run_dir
 from lesionseg.pipeline.settings import ALL_FOLDS, DataSettings
 from lesionseg.pipeline.survey import Survey, survey
 from lesionseg.plan.make import PlanOverrides
+from lesionseg.training.loggers import LoggerSettings, require_logger
 from lesionseg.training.settings import AuditSettings, OptimiserSettings, TrainerSettings
 
 Scores = Mapping[str, Any]
@@ -52,6 +53,7 @@ def train(
     optim: OptimiserSettings,
     trainer: TrainerSettings,
     audit: AuditSettings,
+    logger: LoggerSettings,
     inference: InferenceSettings,
     preset: Preset,
     report: ReportSettings,
@@ -71,6 +73,7 @@ def train(
     `LesionsegError` of whatever is wrong.
     """
     started = time.monotonic()
+    require_logger(logger)
     run = Path(run_dir) if run_dir else default_run_dir(data.root, model.architecture)
     check_claim(run, config)
     recipe = Recipe(
@@ -80,6 +83,7 @@ def train(
             loss, sampling, augment, optim, replace(trainer, seed=seed), detection, model.init_from
         ),
         audit=audit,
+        logger=logger,
         inference=inference,
         preset=preset,
         report=report,

@@ -50,10 +50,14 @@ class Resume(AfterStep):
 
 
 class Record(AfterStep):
-    """Adds the mean of each few steps to the history; skipped steps are counted, not averaged."""
+    """Adds the mean of each few steps to the history; skipped steps are counted, not averaged.
+
+    `listeners` are told each row, too.
+    """
 
     def __init__(self, path: Path, every: int) -> None:
         self.path, self.every = path, every
+        self.listeners: list[Callable[[Mapping[str, object]], None]] = []
         self.history: History | None = None
         self._reports: list[StepReport] = []
 
@@ -68,8 +72,16 @@ class Record(AfterStep):
             return
         self._reports.append(module.latest)
         if module.counters.steps % self.every == 0 or module.progress >= 1:
-            self.history.add({**_where(module), **_means(self._reports, module)})
+            self.add({**_where(module), **_means(self._reports, module)})
             self._reports = []
+
+    def add(self, row: Mapping[str, object]) -> None:
+        """Add a row; on the first process, where the history is."""
+        if self.history is None:
+            return
+        self.history.add(row)
+        for tell in self.listeners:
+            tell(row)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write what is left."""
@@ -114,7 +126,7 @@ class Validation(AfterStep):
         if trainer.is_global_zero and self.record.history is not None:
             scores = _in_eval_mode(self.validate, module.final_network)
             named = {f"validation_{name}": value for name, value in scores.items()}
-            self.record.history.add({**_where(module), **named})
+            self.record.add({**_where(module), **named})
             self.record.write()
         trainer.strategy.barrier()
 
