@@ -4,8 +4,8 @@
 
 NMS: the same boxes and threshold, the kept ones compared. Step and volume: see
 `time_detectors.py`; they run in the peers' environment (`make peers`), because MONAI's detector
-needs torchvision, each in two processes by turns, and the better counts. Memory is what the process
-grew by, weights and libraries aside.
+needs torchvision, each in two processes by turns, and the better counts. Memory is the most that
+torch had given out at a time, weights and libraries aside.
 """
 
 import argparse

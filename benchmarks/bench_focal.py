@@ -17,10 +17,10 @@ from collections.abc import Callable
 
 import table
 import torch
+from memory import peak_bytes
 from monai.losses import FocalLoss as MonaiFocalLoss
 from torch import Tensor
 from torch.nn import functional as F
-from torch.profiler import ProfilerActivity, profile
 
 from lesionseg.losses import sigmoid_focal_loss
 
@@ -136,31 +136,6 @@ def check_agreement(losses: dict[str, Loss], logits: Tensor) -> None:
     for name, value in values.items():
         if name != "cross_entropy":
             assert abs(value / values["ours"] - 1) < 1e-4, values
-
-
-def peak_bytes(run: Callable[[], None], device: str) -> int:
-    """Highest number of bytes held at a time during one run, beyond those held before."""
-    run()
-    if device.startswith("cuda"):
-        return _peak_on_gpu(run)
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
-        run()
-    kineto = record.profiler.kineto_results.events()
-    changes = [(e.start_ns(), e.nbytes()) for e in kineto if e.name() == "[memory]"]
-    held, peak = 0, 0
-    for _, change in sorted(changes, key=lambda c: c[0]):
-        held += change
-        peak = max(peak, held)
-    return peak
-
-
-def _peak_on_gpu(run: Callable[[], None]) -> int:
-    torch.cuda.synchronize()
-    before = torch.cuda.memory_allocated()
-    torch.cuda.reset_peak_memory_stats()
-    run()
-    torch.cuda.synchronize()
-    return torch.cuda.max_memory_allocated() - before
 
 
 if __name__ == "__main__":

@@ -2,14 +2,14 @@
 
     .peers/bin/python benchmarks/time_detectors.py ours|monai SIDE ROUNDS
 
-Run by `bench_detection.py`, one process each, because a process remembers the most memory it ever
-held. Both have the trunk of our U-Net with the same anchors per place, bf16 where the processor has
-it, the same tile, overlap and Gaussian weights. Everything else is each one's own: MONAI's heads
-(four convolutions), ATSS and hard-negative mining as in its LUNA16 recipe. Prints one JSON line.
+Run by `bench_detection.py`, one process each. Both have the trunk of our U-Net with the same
+anchors per place, bf16 where the processor has it, the same tile, overlap and Gaussian weights.
+Everything else is each one's own: MONAI's heads (four convolutions), ATSS and hard-negative mining
+as in its LUNA16 recipe. Memory is the most that torch's allocator gave out at a time, beyond the
+weights, images and the optimiser's moments (`memory.py`). Prints one JSON line.
 """
 
 import json
-import resource
 import sys
 import time
 import warnings
@@ -17,6 +17,7 @@ from collections.abc import Callable
 from itertools import pairwise
 
 import torch
+from memory import peak_bytes
 from torch import Tensor, nn
 from torchvision_on_cpu import supply_nms
 
@@ -194,13 +195,6 @@ def tiles() -> dict[str, Tensor]:
     }
 
 
-def peak_mb() -> float:
-    """The most memory held so far: of the GPU, or of this process."""
-    if DEVICE.type == "cuda":
-        return torch.cuda.max_memory_allocated() / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-
-
 def best_ms(run: Callable[[], object], rounds: int) -> float:
     """The best of some rounds after one to warm up."""
     marks = []
@@ -218,11 +212,10 @@ def main() -> None:
     warnings.filterwarnings("ignore")
     who, side, rounds = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
     runs = {"ours": ours, "monai": monai}[who](side)
-    before = peak_mb()
     found = {}
     for what, run in runs.items():
         found[what] = best_ms(run, rounds if what == "step" else 1)
-        found[f"{what}_memory"] = peak_mb() - before
+        found[f"{what}_memory"] = peak_bytes(run, DEVICE.type) / 2**20
     print(json.dumps(found))
 
 

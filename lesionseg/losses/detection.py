@@ -119,6 +119,15 @@ class DetectionLoss(nn.Module):
 
     def _scores(self, logits: Tensor, targets: AnchorTargets, quality: Tensor) -> Tensor:
         """The summed loss of all valid anchors' scores."""
+        if self.classification == "focal":  # of a label map: in one pass, without a table of 0 / 1
+            return sigmoid_focal_loss(
+                logits.float().transpose(1, 2),
+                targets.labels,
+                alpha=self.alpha,
+                gamma=self.gamma,
+                reduction="sum",
+                valid=targets.valid,
+            )
         n_labels = logits.shape[-1]
         wanted = F.one_hot(targets.labels, n_labels + 1)[..., 1:].flatten(0, 1)
         valid = targets.valid.flatten()
@@ -126,10 +135,6 @@ class DetectionLoss(nn.Module):
         if self.classification == "hard_negatives":
             return self._mined(flat, wanted, valid, targets)
         kept = valid[:, None].expand_as(flat)
-        if self.classification == "focal":
-            return sigmoid_focal_loss(
-                flat, wanted, alpha=self.alpha, gamma=self.gamma, reduction="sum", valid=kept
-            )
         goal = wanted.float()
         goal[wanted > 0] = quality.clamp(min=1e-3)  # a positive stays one however bad its box is
         if self.classification == "varifocal":

@@ -24,7 +24,7 @@ class AnchorPlan:
     stages: tuple[int, ...]
     sizes: tuple[tuple[tuple[float, ...], ...], ...]
     width: int = 32
-    depth: int = 2
+    depth: int = 1
     prior: float = 0.01
     alpha: float | tuple[float, ...] | None = None
     gamma: float | None = None
