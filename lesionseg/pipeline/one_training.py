@@ -18,20 +18,24 @@ from lesionseg.inference.predictor import Predictor
 from lesionseg.inference.settings import InferenceSettings
 from lesionseg.io.atomic import write_text
 from lesionseg.pipeline.choice import Choice, Wishes
-from lesionseg.pipeline.judge import Judged, Rules, judge_validation
+from lesionseg.pipeline.detectors import require_masks, require_voxels
+from lesionseg.pipeline.judge import Judged, Rules, judge_validation, labelled
 from lesionseg.pipeline.learning import Learning, decide, learn, linked, prepare_cases
 from lesionseg.pipeline.provenance import device_name, is_simulated, provenance
 from lesionseg.pipeline.report import ReportSettings
 from lesionseg.pipeline.run_dir import claim
 from lesionseg.pipeline.settings import DataSettings
 from lesionseg.pipeline.survey import Survey
+from lesionseg.pipeline.volume_scores import VolumeScores
 from lesionseg.plan.make import PlanOverrides
 from lesionseg.plan.plan import Plan
+from lesionseg.training.callbacks import Validate
 from lesionseg.training.fit import check_activation
 from lesionseg.training.focal_balance import FocalBalance
 from lesionseg.training.label_audit import LabelAudit
 from lesionseg.training.loggers import Follow, LoggerSettings
 from lesionseg.training.previews import Previews
+from lesionseg.training.selection import KeepBest, take_best
 from lesionseg.training.settings import AuditSettings
 
 log = logging.getLogger(__name__)
@@ -91,7 +95,10 @@ class Finished:
 
 def begin(recipe: Recipe, found: Survey, run: Path, given: Plan | None = None) -> Plan:
     """Plan (or take the `given` one), check it, and claim the run directory for the recipe."""
-    learning = recipe.learning
+    learning, name = recipe.learning, recipe.model.architecture
+    require_masks(found, name)
+    if recipe.audit.enabled:
+        require_voxels(name, "audit", "suspects among the voxels")
     decided = decide(found, recipe.model, learning.trainer.accelerator, run, given)
     plan = linked(decided, learning.loss, learning.detection)
     check_activation(learning.loss, plan)
@@ -109,7 +116,9 @@ def train_once(recipe: Recipe, found: Survey, plan: Plan, run: Path) -> Trained:
     watchers: list[pl.Callback] = [FocalBalance(run)]
     watchers += [LabelAudit(cases, plan, recipe.audit, run)] if recipe.audit.enabled else []
     watchers += _followers(recipe, run)
-    fitted = learn(plan, cases, learning, run, callbacks=watchers)
+    validate = _validation(recipe, found, plan, run)
+    fitted = learn(plan, cases, learning, run, validate=validate, callbacks=watchers)
+    take_best(fitted.network, run, learning.trainer.select)
     origin = recipe.origin(found, fitted.device)
     origin |= {"training_minutes": round(fitted.minutes, 3), "training_steps": fitted.steps}
 
@@ -124,6 +133,17 @@ def train_once(recipe: Recipe, found: Survey, plan: Plan, run: Path) -> Trained:
     scores = validation.scores if validation else None
     keep_bundle([fitted.network], complete, scores, origin, run)
     return Trained(predictor(complete), complete, validation, origin)
+
+
+def _validation(recipe: Recipe, found: Survey, plan: Plan, run: Path) -> Validate | None:
+    """Whole volumes while training goes on, where that is asked for and there are any."""
+    trainer, cases = recipe.learning.trainer, labelled(found, "validation")
+    if trainer.validate_every_minutes is None or not cases:
+        return None
+    scores = VolumeScores(
+        found, cases, plan, recipe.inference, recipe.preset, trainer.validate_cases
+    )
+    return KeepBest(scores, run)
 
 
 def _followers(recipe: Recipe, run: Path) -> list[pl.Callback]:

@@ -6,7 +6,7 @@ from typing import Literal
 
 from lesionseg.losses.balance import Parts
 
-Kind = Literal["hard_background", "few_lesions", "collapse"]
+Kind = Literal["hard_background", "few_lesions", "collapse", "nothing_found"]
 
 # Logging steps looked at together: one batch holds a few lesions or none, so that a single row
 # says little; 20 of them are 100 steps by default.
@@ -20,6 +20,11 @@ LESION_LIMIT = 0.01
 # From the first to the last third of a stretch. Halving is far beyond what the choice of lesions
 # does to the mean over thirds, which hold a dozen lesions or more.
 COLLAPSE_RATIO = 0.5
+
+# Highest probability in a lesion, mean over a stretch, under which no lesion would become a
+# candidate (plan.CandidateRule.floor); asked once the warm-up is long over.
+FOUND_FROM = 0.05
+FOUND_AFTER = 0.25  # of the budget
 
 SENTENCES: dict[Kind, str] = {
     "hard_background": (
@@ -35,6 +40,12 @@ SENTENCES: dict[Kind, str] = {
         "The prediction collapses to background: the highest probability in a lesion fell from "
         "{before:.2g} to {after:.2g} over the last {n} logging steps while the loss fell too. "
         "Raise α, lower the learning rate, or show more tiles with lesions."
+    ),
+    "nothing_found": (
+        "After {share:.0%} of the budget no lesion would be predicted: the highest probability in "
+        "a lesion was {after:.2g} on average over the last {n} logging steps. Give more minutes, "
+        "show more tiles with lesions (sampling.lesion_share), raise α, or look at whether the "
+        "lesions can be seen at this resolution (model.spacing_mm)."
     ),
 }
 
@@ -66,14 +77,18 @@ class Degeneration:
     sentence: str
 
 
-def find_degenerations(rows: Sequence[BalanceRow]) -> tuple[Degeneration, ...]:
-    """What the last `STRETCH` of the rows (in order of step) warn of; nothing for fewer rows."""
+def find_degenerations(rows: Sequence[BalanceRow], share: float = 0.0) -> tuple[Degeneration, ...]:
+    """What the last `STRETCH` of the rows (in order of step) warn of; nothing for fewer rows.
+
+    `share`: of the budget that is spent; a network is not expected to find anything early on.
+    """
     rows = rows[-STRETCH:]
     if len(rows) < STRETCH:
         return ()
     signs: tuple[Callable[[Sequence[BalanceRow]], Degeneration | None], ...]
     signs = (_hard_background, _few_lesions, _collapse)
-    return tuple(found for sign in signs if (found := sign(rows)) is not None)
+    found = [*(sign(rows) for sign in signs), _nothing_found(rows, share)]
+    return tuple(each for each in found if each is not None)
 
 
 def _hard_background(rows: Sequence[BalanceRow]) -> Degeneration | None:
@@ -100,6 +115,13 @@ def _collapse(rows: Sequence[BalanceRow]) -> Degeneration | None:
     if after > COLLAPSE_RATIO * before or loss_after >= loss_before:
         return None
     return _say("collapse", rows, before=before, after=after)
+
+
+def _nothing_found(rows: Sequence[BalanceRow], share: float) -> Degeneration | None:
+    after = mean_lesion_p(rows)
+    if share < FOUND_AFTER or after is None or after >= FOUND_FROM:
+        return None
+    return _say("nothing_found", rows, after=after, share=share)
 
 
 def pooled_shares(rows: Sequence[BalanceRow]) -> Parts | None:

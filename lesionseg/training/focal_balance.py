@@ -143,7 +143,7 @@ class FocalBalance(AfterStep):
         self._rows = [*self._rows, row][-STRETCH:]
         if self.history is not None:
             self.history.add({**_to_row(row), "minutes": module.counters.minutes})
-        for warning in find_degenerations(self._rows):
+        for warning in find_degenerations(self._rows, module.progress):
             self._warn(warning)
 
     def _warn(self, warning: Degeneration) -> None:

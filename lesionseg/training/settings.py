@@ -47,8 +47,11 @@ class TrainerSettings:
     `max_steps`, whichever comes first; at least one must be given, else `ConfigError`. A step is
     one update from `accumulate` batches per device; `steps_per_epoch` of them are an epoch of the
     sampler. `ema_decay`: of the averaged weights that are kept in the end, None for the last ones.
-    `validate_every_minutes`: None validates at the end only. `checkpoint_every_minutes`: at most
-    so much work is lost when training is killed. `workers`: processes that make tiles, 0 for none.
+    `validate_every_minutes`: None validates at the end only, if at all; `validate_cases` of the
+    validation role are then looked at (None: all). `select`: whether the `best` or the `last`
+    weights are kept, None for the best of two validations or more. `checkpoint_every_minutes`: at
+    most so much work is lost when training is killed. `workers`: processes that make tiles, 0 for
+    none.
     """
 
     max_minutes: float | None = None
@@ -62,6 +65,8 @@ class TrainerSettings:
     ema_decay: float | None = 0.99
     workers: int = 1
     validate_every_minutes: float | None = None
+    validate_cases: int | None = 16
+    select: str | None = None
     checkpoint_every_minutes: float = 0.25
     log_every: int = 5
     seed: int = 0
@@ -79,7 +84,9 @@ class TrainerSettings:
         for name in ("max_minutes", "validate_every_minutes", "gradient_clip"):
             value = getattr(self, name)
             _require(f"trainer.{name}", value, value is None or value > 0, "a number above 0")
-        for name in ("max_steps", "steps_per_epoch", "accumulate", "log_every"):
+        if self.select is not None:
+            _one_of("trainer.select", self.select, ("best", "last"))
+        for name in ("max_steps", "steps_per_epoch", "accumulate", "log_every", "validate_cases"):
             value = getattr(self, name)
             _require(f"trainer.{name}", value, value is None or value >= 1, "1 or more")
         for name in ("workers", "checkpoint_every_minutes"):

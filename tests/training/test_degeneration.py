@@ -109,3 +109,13 @@ def test_the_mean_over_lesions_weighs_batches_by_their_lesions():
     )
     assert mean_lesion_p([one, none, three]) == pytest.approx(0.5)
     assert mean_lesion_p([none]) is None
+
+
+def test_lesions_that_stay_unseen_are_told_once_a_quarter_of_the_budget_is_spent():
+    unseen = course(lesion_p=(0.02,))
+    assert [found.kind for found in find_degenerations(unseen, 0.2)] == []
+    (found,) = find_degenerations(unseen, 0.3)
+    assert found.kind == "nothing_found"
+    assert "After 30%" in found.sentence
+    assert find_degenerations(course(lesion_p=(0.02, 0.2)), 0.9) == ()
+    assert find_degenerations(course(lesion_p=(None,)), 0.9) == ()
