@@ -7,7 +7,7 @@ preparing, network, restoring, candidates, writing), against nnU-Net's predictor
 and a script with MONAI's `sliding_window_inference`, both with half-overlapping tiles as `balanced`
 has; the same network with the same weights in each, each in a process of its own, imports left out.
 `overhead`: the share of ours that is not the network. `dice_…`: voxels of our masks against those
-of float32 without a body mask, as what is missing to 1. `…_memory`: the most memory that a process
+of float32 on the same tiles, as what is missing to 1. `…_memory`: the most memory that a process
 held, and for growing volumes how
 many copies in float32 of each further voxel that is, with a network that does nearly nothing.
 Without `--bundle` the weights are random and the scans heads of noise, which is enough for times;
@@ -48,7 +48,7 @@ PEERS = ROOT / ".peers" / "bin" / "python"
 PRESETS = {
     "balanced": InferenceSettings(),
     "fast": InferenceSettings(overlap=0.125),
-    "exact": InferenceSettings(precision="fp32", body_mask=False),
+    "exact": InferenceSettings(precision="fp32"),
 }
 
 
