@@ -52,10 +52,11 @@ def read_boxes(files: CaseFiles, geometry: Geometry, *, merged: bool = False) ->
     boxes = np.clip(np.concatenate([low, high], axis=1), 0, 2 * geometry.shape)
     outside = ~(boxes[:, : geometry.dims] < boxes[:, geometry.dims :]).all(axis=1)
     if outside.any():
+        number = int(outside.argmax())
         raise ContentError(
-            f"A box of the case {files.case!r} lies outside its image, or is empty.",
+            f"Box {number + 1} of the case {files.case!r} lies outside its image, or is empty.",
             where=files.images[0],
-            seen=[float(v) for v in given[int(outside.argmax())]],
+            seen=[float(v) for v in given[number]],
             expected=f"{table.mode} in {table.space} coordinates",
             remedy='Say what the numbers are: "box_mode" and "box_space" in the datalist.',
         )

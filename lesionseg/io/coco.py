@@ -121,7 +121,7 @@ def _lesions(
                     where=path,
                     seen=f"image_id {image}, category_id {category}",
                 )
-            lesions[image].append(_lesion(annotation, label_of[category], path))
+            lesions[image].append(_lesion(annotation, label_of[category], names[image], path))
     return lesions
 
 
@@ -129,11 +129,11 @@ def _stem(image: Mapping[str, Any]) -> str:
     return strip_suffix(Path(str(image.get("file_name", ""))))
 
 
-def _lesion(annotation: Mapping[str, Any], label: int, path: Path) -> CocoLesion:
+def _lesion(annotation: Mapping[str, Any], label: int, case: str, path: Path) -> CocoLesion:
     box = annotation.get("bbox")
     if not (isinstance(box, list) and len(box) == 4 and all(_is_number(v) for v in box)):
         raise ContentError(
-            f"Annotation {annotation.get('id')} has no box.",
+            f"Annotation {annotation.get('id')} of the case {case!r} has no box.",
             where=path,
             seen=box,
             expected="bbox: [x, y, width, height]",
@@ -141,7 +141,10 @@ def _lesion(annotation: Mapping[str, Any], label: int, path: Path) -> CocoLesion
     x, y, width, height = (float(v) for v in box)
     if width <= 0 or height <= 0:
         raise ContentError(
-            f"Annotation {annotation.get('id')}'s box is empty.", where=path, seen=box
+            f"The box of annotation {annotation.get('id')} of the case {case!r} is empty.",
+            where=path,
+            seen=box,
+            expected="bbox: [x, y, width, height] with a width and a height above 0",
         )
     mask_label = annotation.get("mask_label")
     return CocoLesion(

@@ -45,6 +45,7 @@ def read_coco_reference(
                 ignore[_pixels(box)] = False
         return Reference(geometry, boxes=boxes, box_labels=box_labels, ignore=ignore)
     seen = _seen(files.case, instances, len(lesions))
+    _check_agreement(files.case, instances, boxes)
     renumber = np.zeros(len(lesions) + 1, dtype=np.int32)
     renumber[1:][seen] = np.arange(1, int(seen.sum()) + 1)
     kept = tuple(labels[seen].tolist())
@@ -79,8 +80,13 @@ def _boxes(case: str, lesions: Sequence[CocoLesion], shape: tuple[int, ...]) -> 
     boxes = np.clip(boxes, 0, np.array([*shape, *shape], dtype=np.float32))
     outside = ~(boxes[:, :2] < boxes[:, 2:]).all(axis=1)
     if outside.any():
-        first = lesions[int(outside.argmax())].box
-        raise ContentError("A box lies outside its image.", where=case, seen=first, expected=shape)
+        number = int(outside.argmax())
+        raise ContentError(
+            f"The box of lesion {number + 1} lies outside its image.",
+            where=case,
+            seen=f"{lesions[number].box}: starts and stops along y and x",
+            expected=f"within {shape}",
+        )
     return boxes
 
 
@@ -147,6 +153,26 @@ def _drawn(case: str, lesion: CocoLesion, shape: tuple[int, ...]) -> NDArray[np.
         centre = (np.array(lesion.box[:2]) + np.array(lesion.box[2:])) / 2
         pixels[tuple(np.clip(centre.astype(int), 0, np.array(shape) - 1))] = True
     return pixels
+
+
+def _check_agreement(case: str, instances: NDArray[np.int32], boxes: NDArray[np.float32]) -> None:
+    """Raise `ContentError` when half of a lesion's pixels or more lie outside its box.
+
+    The other way round is no contradiction: smaller lesions hide pixels. A pixel more on each side
+    is allowed for rounding.
+    """
+    sizes = np.bincount(instances.ravel(), minlength=len(boxes) + 1)[1:]
+    for number, (box, size) in enumerate(zip(boxes, sizes, strict=True), start=1):
+        wide = np.concatenate([box[:2] - 1, box[2:] + 1]).clip(0)
+        within = int((instances[_pixels(wide)] == number).sum())
+        if 2 * within < size:
+            raise ContentError(
+                f"The mask of lesion {number} and its box disagree.",
+                where=case,
+                seen=f"{within} of {size} pixels within {box.tolist()} (y, x starts, y, x stops)",
+                expected="a lesion's pixels in its box",
+                remedy="correct one of the two, or leave the segmentation out.",
+            )
 
 
 def _ignored(case: str, crowds: Sequence[CocoLesion], shape: tuple[int, ...]) -> NDArray[np.bool_]:

@@ -28,7 +28,8 @@ log = logging.getLogger(__name__)
 class Survey:
     """What is known of a dataset before anything is decided.
 
-    `burden` and `sizes`: number and median diameter of the lesions of each labelled case.
+    `burden` and `sizes`: number and median diameter of the lesions of each labelled case. `boxed`:
+    number of lesions of each case whose reference has boxes and no mask.
     """
 
     dataset: Dataset
@@ -36,6 +37,7 @@ class Survey:
     splits: Splits
     burden: Mapping[str, int] = field(default_factory=dict)
     sizes: Mapping[str, float] = field(default_factory=dict)
+    boxed: Mapping[str, int] = field(default_factory=dict)
 
     def of_role(self, role: str) -> tuple[CaseFiles, ...]:
         """The cases of one role, in the dataset's order."""
@@ -52,9 +54,10 @@ def survey(data: DataSettings, seed: int) -> Survey:
     dataset = open_dataset(data)
     burden: dict[str, int] = {}
     sizes: dict[str, float] = {}
+    boxed: dict[str, int] = {}
     problems: list[LesionsegError] = []
     with bar("Reading the dataset") as advance:
-        cases = _readable(dataset, burden, sizes, problems, advance)
+        cases = _readable(dataset, burden, sizes, boxed, problems, advance)
         first = next(cases, None)
         fingerprint = None if first is None else take_fingerprint(dataset, chain([first], cases))
     _refuse(problems, data.root)
@@ -72,7 +75,7 @@ def survey(data: DataSettings, seed: int) -> Survey:
             seen=f"{len(burden)} cases, all of them lesion-free",
             remedy="check the label values in the masks, or add cases with lesions.",
         )
-    undivided = Survey(dataset, fingerprint, Splits({}, True, seed, ""), burden, sizes)
+    undivided = Survey(dataset, fingerprint, Splits({}, True, seed, ""), burden, sizes, boxed)
     fold = folds_of(undivided, data)[0] if data.fold == ALL_FOLDS else data.fold
     found = divided(undivided, data, seed, None if fold is None else int(fold))
     _require_validation(found, data)
@@ -128,6 +131,7 @@ def _readable(
     dataset: Dataset,
     burden: dict[str, int],
     sizes: dict[str, float],
+    boxed: dict[str, int],
     problems: list[LesionsegError],
     advance: Advance,
 ) -> Iterator[Case]:
@@ -144,6 +148,8 @@ def _readable(
             continue
         diameters = lesion_diameters(case.reference)
         burden[files.case] = len(diameters)
+        if case.reference.labels is None and case.reference.instances is None and diameters:
+            boxed[files.case] = len(diameters)
         sizes[files.case] = float(np.median(diameters)) if diameters else 0.0
         if files.role not in ("test", "external"):
             yield case

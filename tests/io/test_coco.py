@@ -243,10 +243,16 @@ def test_an_incomplete_reference_may_be_said(folder: Folder) -> None:
 @pytest.mark.parametrize(
     ("annotation", "error", "match"),
     [
-        ({"bbox": [2, 1, 3]}, ContentError, "has no box"),
+        ({"bbox": [2, 1, 3]}, ContentError, "of the case 'a' has no box"),
         ({"bbox": [2, 1, 3, "4"]}, ContentError, "has no box"),
         ({}, ContentError, "has no box"),
-        ({"bbox": [2, 1, 0, 4]}, ContentError, "box is empty"),
+        (
+            {"bbox": [2, 1, 0, 4], "id": 5},
+            ContentError,
+            "box of annotation 5 of the case 'a' is empty",
+        ),
+        ({"bbox": [2, 1, -3, 4]}, ContentError, "is empty"),
+        ({"bbox": [2, 1, float("nan"), 4]}, ReadError, "NaN is not JSON"),
         ({"bbox": [2, 1, 3, 4], "category_id": 99}, DatasetError, "category"),
         ({"bbox": [2, 1, 3, 4], "image_id": 99}, DatasetError, "image_id 99"),
         ({"bbox": [2, 1, 3, 4], "image_id": None}, DatasetError, "lacks 'image_id'"),
@@ -263,7 +269,9 @@ def test_annotations_that_fit_nothing_are_refused(
 @pytest.mark.parametrize(
     ("annotation", "match"),
     [
-        ({"bbox": [50, 50, 3, 3]}, "outside its image"),
+        ({"bbox": [50, 50, 3, 3]}, "lesion 1 lies outside its image.*a"),
+        ({"bbox": [-9, 1, 3, 3]}, "lesion 1 lies outside its image"),
+        ({"bbox": [6, 4, 3, 3], "segmentation": SQUARE}, "lesion 1 and its box disagree.*0 of 9"),
         ({"bbox": [2, 1, 3, 3], "segmentation": [[1.0, 2.0]]}, "cannot be drawn"),
         ({"bbox": [2, 1, 3, 3], "segmentation": [["a"] * 6]}, "cannot be drawn"),
         ({"bbox": [2, 1, 3, 3], "segmentation": {"counts": [9], "size": [3, 3]}}, "another size"),

@@ -84,7 +84,8 @@ def test_every_fault_of_a_coco_folder_is_told_at_once(tmp_path: Path) -> None:
     (tmp_path / "annotations.json").write_text(json.dumps(content))
     told = refused(tmp_path)
     assert "6 entries" in told
-    for said in ("1's box is empty", "not listed", "3 has no box", "1.png", "2.png", "Seen: x"):
+    empty, none = "annotation 1 of the case '1' is empty", "3 of the case '1' has no box"
+    for said in (empty, "not listed", none, "1.png", "2.png", "Seen: x"):
         assert said in told
 
 
