@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lesionseg import __version__
 from lesionseg.core import Candidate, Prediction
 from lesionseg.io.dicom_headers import LPS_TO_RAS
 from lesionseg.io.dicom_source import (
@@ -132,7 +131,7 @@ def _segmentation(
         instance_number=1,
         manufacturer="lesionseg",
         manufacturer_model_name="lesionseg",
-        software_versions=__version__,
+        software_versions=origin.version,
         device_serial_number=origin.bundle,
         content_label="LESIONS",
         content_description=RESEARCH_ONLY,
@@ -172,7 +171,7 @@ def _descriptions(hd: Any, segments: Segments, source: SourceSeries, origin: Ori
     made = hd.AlgorithmIdentificationSequence(
         name="lesionseg",
         family=hd.sr.CodedConcept("123110", "DCM", "Artificial Intelligence"),
-        version=__version__,
+        version=origin.version,
         source="lesionseg",
         parameters=origin.parameters,
     )

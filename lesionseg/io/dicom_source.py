@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
-from lesionseg import __version__
 from lesionseg.core import OperatingPoint
 from lesionseg.errors import ConfigError, LesionsegError, OutputError
 from lesionseg.io.atomic import atomic_path
@@ -24,6 +23,8 @@ from lesionseg.io.dicom_stack import stack_slices
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset as Header
 
+# what the names of a case's results end in
+SEGMENTATION, REPORT = "_seg.dcm", "_sr.dcm"
 RESEARCH_ONLY = "For research use only: not a medical device."
 # what every object of a study must state, though it may state that it is not known
 _MAY_BE_EMPTY = (
@@ -36,8 +37,12 @@ _NO_DATE, _NO_TIME = "19700101", "000000"
 
 @dataclass(frozen=True)
 class Origin:
-    """What made a result. `bundle`: the model's digest; `key`: changes with scan and settings."""
+    """What made a result.
 
+    `version`: lesionseg's; `bundle`: the model's digest; `key`: changes with scan and settings.
+    """
+
+    version: str
     bundle: str
     key: str
     operating_point: OperatingPoint | None = None
@@ -88,7 +93,7 @@ class SourceSeries:
 
     def uid(self, *parts: object) -> str:
         """A UID that follows from the series and `parts`: the same in every run (PS3.5, B.2)."""
-        return made_up_uid(self.first.SeriesInstanceUID, __version__, *parts)
+        return made_up_uid(self.first.SeriesInstanceUID, *parts)
 
     def number(self, nth: int) -> int:
         """The number of the nth series made from this one."""
@@ -115,6 +120,9 @@ def read_source(path: Path) -> SourceSeries:
     index: dict[Path, int] = {}
     slices = [(index.setdefault(p.path, len(index)), p.frame) for p in stack.slices]
     complete = tuple(_complete(headers[file]) for file in index)
+    for header in complete:  # what the files say of it is not always so, or not there
+        header.SpacingBetweenSlices = float(f"{abs(stack.step @ stack.slices[0].normal):.6g}")
+        header.SliceThickness = header.get("SliceThickness") or header.SpacingBetweenSlices
     return SourceSeries(complete, tuple(slices), aligned=not stack.is_tilted)
 
 

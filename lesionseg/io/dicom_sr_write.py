@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lesionseg import __version__
 from lesionseg.core import Candidate, Prediction
 from lesionseg.io.dicom_headers import LPS_TO_RAS
 from lesionseg.io.dicom_seg_write import WrittenSegmentation, category, lesion, tracking_name
@@ -73,14 +72,14 @@ class _Writer:
             manufacturer="lesionseg",
             is_complete=True,
             manufacturer_model_name="lesionseg",
-            software_versions=__version__,
+            software_versions=self.origin.version,
             device_serial_number=self.origin.bundle,
             series_description="lesionseg: measurements (research use only)",
             content_date=date,
             content_time=time,
             coding_schemes=[
                 self.hd.coding_schemes.CodingSchemeIdentificationItem(
-                    designator=_OWN_CODES, name="lesionseg", version=__version__
+                    designator=_OWN_CODES, name="lesionseg", version=self.origin.version
                 )
             ],
             specific_character_set="ISO_IR 192",
@@ -169,7 +168,7 @@ class _Writer:
     def algorithm(self) -> Any:
         """Program, version, bundle and operating point."""
         told = [f"{name}: {value}" for name, value in self.origin.parameters.items()]
-        return self.hd.sr.AlgorithmIdentification("lesionseg", __version__, told)
+        return self.hd.sr.AlgorithmIdentification("lesionseg", self.origin.version, told)
 
     def measurements(self, candidate: Candidate) -> list[Any]:
         """Score, probability, volume and diameter, as far as they are known."""

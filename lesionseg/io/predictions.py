@@ -16,6 +16,7 @@ from lesionseg.core import Candidate, Geometry, Prediction, Volume
 from lesionseg.errors import ContentError, DatasetError, OutputError, ReadError
 from lesionseg.io.candidate_file import read_candidates, write_candidates
 from lesionseg.io.cases import check_grid, read_mask
+from lesionseg.io.dicom_source import REPORT, SEGMENTATION
 from lesionseg.io.volumes import (
     is_image_file,
     read_geometry,
@@ -144,8 +145,9 @@ def read_prediction(
 def _files(folder: Path) -> list[Path]:
     if not folder.is_dir():
         raise DatasetError("The folder does not exist.", where=folder)
-    hidden = (f for f in folder.iterdir() if f.is_file() and not f.name.startswith("."))
-    return sorted(f for f in hidden if is_image_file(f) or f.name.endswith(_CANDIDATES))
+    shown = (f for f in folder.iterdir() if f.is_file() and not f.name.startswith("."))
+    files = (f for f in shown if not f.name.endswith((SEGMENTATION, REPORT)))
+    return sorted(f for f in files if is_image_file(f) or f.name.endswith(_CANDIDATES))
 
 
 def _case_and_kind(file: Path) -> tuple[str, str]:

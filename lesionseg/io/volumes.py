@@ -122,9 +122,15 @@ def _write(
 
 def _is_dicom(path: Path) -> bool:
     """Whether to read it as DICOM: a folder, the suffix or, without one known, first bytes."""
+    if not path.is_dir() and split_series(path) is None:
+        check_file(path)
+    return is_dicom_image(path)
+
+
+def is_dicom_image(path: Path) -> bool:
+    """Whether a scan's path is that of DICOM files; False for what is not there."""
     if path.is_dir() or split_series(path) is not None:
         return True
-    check_file(path)
     suffix = case_suffix(path).lower()
     return suffix in DICOM_SUFFIXES or (suffix not in SUFFIXES and is_dicom(path))
 

@@ -9,6 +9,7 @@ from lesionseg.errors import ConfigError, DatasetError
 from lesionseg.inference.settings import InferenceSettings
 from lesionseg.io.images import find_images
 from lesionseg.models.build import NetworkFactory
+from lesionseg.pipeline.dicom_output import check_dicom_output
 from lesionseg.pipeline.engines.engine import EngineName, choose_engine
 from lesionseg.pipeline.predict_cases import PredictJob
 from lesionseg.pipeline.predict_table import Predicted, PredictionTable, Shard
@@ -29,6 +30,7 @@ def predict(
     raster_mm: float | None = None,
     dicom: DicomSettings | None = None,
     save_probabilities: SaveProbabilities = "none",
+    dicom_output: bool = True,
     engine: EngineName = "local",
     num_shards: int = 1,
     shard_index: int = 0,
@@ -40,7 +42,8 @@ def predict(
     `bundle`: one, or several that are averaged. `input`: a folder, a glob, a file or a manifest;
     see `find_images`. Writes mask, instances and candidates of each case to `output`, in the
     scan's own geometry and format, with `save_probabilities` also
-    `probabilities/<case>_<label>`, and `predictions.csv`; rows of other cases in that file stay. A
+    `probabilities/<case>_<label>`, for DICOM scans with `dicom_output` also a segmentation object
+    and a structured report, and `predictions.csv`; rows of other cases in that file stay. A
     case that fails does not stop the others. Started again, it leaves out what is done and
     unchanged. Reading, the network and writing overlap. `operating_point`, `raster_mm` and
     `architectures`: see `Predictor`; `dicom` says what is done with a tilted gantry. `device`: one,
@@ -61,10 +64,13 @@ def predict(
         raster_mm=raster_mm,
         tilt=(dicom or DicomSettings()).tilt,
         save_probabilities=save_probabilities,
+        dicom_output=dicom_output,
     )
     shard, run = Shard(shard_index, num_shards), choose_engine(engine)
     predictors = job.predictors(architectures)
     cases = shard.of(find_cases(Path(input), job.output, predictors[0].plan))
+    if dicom_output:
+        check_dicom_output(cases)
     table = PredictionTable(job.output, shard)
     found = run(job, cases, table.rows, predictors, architectures)
     rows = []

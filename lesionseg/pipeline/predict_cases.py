@@ -19,9 +19,12 @@ from lesionseg.errors import LesionsegError
 from lesionseg.inference.bundle import bundle_digest
 from lesionseg.inference.predictor import Inferred, Predictor, Prepared
 from lesionseg.inference.settings import InferenceSettings
+from lesionseg.io.dicom_source import Origin
 from lesionseg.io.dicom_stack import Tilt
 from lesionseg.io.volumes import content_files, read_geometry
 from lesionseg.models.build import NetworkFactory
+from lesionseg.pipeline.detectors import require_voxels
+from lesionseg.pipeline.dicom_output import NO_SEGMENTATION
 from lesionseg.pipeline.memory_share import MemoryBudget, default_budget, needed_bytes
 from lesionseg.pipeline.predict_table import PredictionRow, Status
 from lesionseg.pipeline.predict_write import SaveProbabilities, Targets, write_case
@@ -48,6 +51,7 @@ class PredictJob:
     raster_mm: float | None = None
     tilt: Tilt = "refuse"
     save_probabilities: SaveProbabilities = "none"
+    dicom_output: bool = True
 
     @property
     def devices(self) -> tuple[str, ...]:
@@ -132,7 +136,9 @@ class _Passage:
         predictor = predictors[0]
         self.job, self.predictor, self.known = job, predictor, known
         self.alone = len(predictors) == 1
-        self.targets = Targets(job.output, job.save_probabilities)
+        if job.save_probabilities != "none":
+            require_voxels(predictor.plan, "save_probabilities", "probabilities of voxels")
+        self.targets = Targets(job.output, job.save_probabilities, job.dicom_output)
         gigabytes = job.inference.max_memory_gb
         total = default_budget() if gigabytes is None else int(gigabytes * 2**30)
         self.budget = MemoryBudget(total)
@@ -174,8 +180,12 @@ class _Passage:
         for work in works:
             with self._guarded(work):
                 if work.inferred is not None:
-                    counts = write_case(self.predictor, work.inferred, work.files, self.targets)
-                    work.row = replace(self._row(work, "done"), **counts)
+                    point = self.predictor.operating_point
+                    origin = Origin(__version__, self.bundle, work.key, point)
+                    told = write_case(
+                        self.predictor, work.inferred, work.files, self.targets, origin
+                    )
+                    work.row = replace(self._row(work, "done"), **told)
             work.inferred = None
             self.budget.give_back(work.files.case)
             yield work
@@ -205,7 +215,8 @@ class _Passage:
         row = self.known.get(work.files.case)
         if row is None or row.status == "failed" or row.key != work.key:
             return None
-        outputs = self.targets.paths(work.files, self.predictor.plan)
+        segmented = row.message != NO_SEGMENTATION
+        outputs = self.targets.paths(work.files, self.predictor.plan, segmented=segmented)
         return replace(row, status="kept") if all(p.is_file() for p in outputs) else None
 
     def _row(self, work: _Work, status: Status, message: str = "") -> PredictionRow:

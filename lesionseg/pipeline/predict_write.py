@@ -12,31 +12,38 @@ from numpy.typing import NDArray
 from lesionseg.core import CaseFiles, Geometry, Volume
 from lesionseg.inference.predictor import Inferred, Predictor
 from lesionseg.inference.regions import collect_above
+from lesionseg.io.dicom_source import Origin
 from lesionseg.io.predictions import write_prediction
-from lesionseg.io.volumes import result_suffix, write_volume
+from lesionseg.io.volumes import is_dicom_image, result_suffix, write_volume
 from lesionseg.models.retinanet import has_voxels
+from lesionseg.pipeline.dicom_output import dicom_paths, write_dicom
 from lesionseg.plan.plan import Plan
 
 SaveProbabilities = Literal["none", "uint8", "float16"]
 PROBABILITIES = "probabilities"
 
 
-class Counts(TypedDict):
-    """A case's candidates, as `PredictionRow` names them."""
+class Told(TypedDict):
+    """What there is to tell of a case that is written, as `PredictionRow` names it."""
 
     n_candidates: int
     n_accepted: int
+    message: str
 
 
 @dataclass(frozen=True)
 class Targets:
-    """The output folder, and in which numbers probabilities are kept beside the masks."""
+    """The output folder, and in which numbers probabilities are kept beside the masks.
+
+    `dicom`: whether DICOM scans get DICOM results too.
+    """
 
     folder: Path
     save_probabilities: SaveProbabilities = "none"
+    dicom: bool = False
 
-    def paths(self, files: CaseFiles, plan: Plan) -> list[Path]:
-        """The files that a case has when it is done."""
+    def paths(self, files: CaseFiles, plan: Plan, *, segmented: bool = True) -> list[Path]:
+        """The files that a case has when it is done; `segmented`: if something was accepted."""
         suffix = result_suffix(files.images[0], plan.dims)
         with_masks = plan.candidate_rule.source != "detection"
         masks = [f"_mask{suffix}", f"_instances{suffix}"] if with_masks else []
@@ -45,6 +52,8 @@ class Targets:
         found = [self.folder / f"{files.case}{name}" for name in names]
         if self.save_probabilities != "none" and has_voxels(plan):
             found += [self.probability_path(files, plan, label) for label in plan.label_values]
+        if self.dicom:
+            found += dicom_paths(self.folder, files, plan, segmented=segmented)
         return found
 
     def probability_path(self, files: CaseFiles, plan: Plan, label: int) -> Path:
@@ -64,8 +73,8 @@ class Targets:
 
 
 def write_case(
-    predictor: Predictor, inferred: Inferred, files: CaseFiles, targets: Targets
-) -> Counts:
+    predictor: Predictor, inferred: Inferred, files: CaseFiles, targets: Targets, origin: Origin
+) -> Told:
     """Restore, find candidates and write; the candidates' file comes last."""
     geometry, plan = inferred.file_geometry, predictor.plan
     found = []
@@ -76,10 +85,14 @@ def write_case(
     inferred.store.close()
     boxes = predictor.box_candidates(inferred)
     prediction = predictor.decide(found, geometry, files.case, boxes=boxes)
+    message = ""
+    if targets.dicom and is_dicom_image(files.images[0]):
+        message = write_dicom(targets.folder, prediction, files, plan, origin)
     suffix = result_suffix(files.images[0], plan.dims)
     write_prediction(targets.folder, prediction, suffix=suffix, like=files.images[0])
     accepted = sum(c.accepted for c in prediction.candidates)
-    return {"n_candidates": len(prediction.candidates), "n_accepted": accepted}
+    n_candidates = len(prediction.candidates)
+    return {"n_candidates": n_candidates, "n_accepted": accepted, "message": message}
 
 
 @contextmanager
