@@ -37,7 +37,7 @@ DISTANCE_WITHOUT_PREDICTION = EdgeCase(
 )
 CASE_WITHOUT_MASKS = EdgeCase(
     "`dice`, `surface_dice`, `hd95_mm` of a case",
-    "the reference or the prediction has boxes without masks",
+    "a lesion is a box without a mask, or the prediction holds no mask",
     None,
     "boxes have no voxels to compare",
 )

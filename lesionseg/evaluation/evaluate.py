@@ -62,7 +62,8 @@ def evaluate_case(
         _check_grids("prediction", case, reference.geometry, prediction.geometry)
     if image is not None:
         _check_grids("image", case, reference.geometry, image.geometry)
-    given = prediction or Prediction(case, reference.geometry, (), None)
+    nothing = np.zeros(reference.geometry.shape, dtype=np.int32)
+    given = prediction or Prediction(case, reference.geometry, (), nothing)
     judged = judge(reference, given, preset.criterion, operating_point)
     counts = _counts(judged)
     surface_dice, hd95_mm = _surface(judged, preset)

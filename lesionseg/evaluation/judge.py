@@ -68,8 +68,8 @@ class Judged:
 
     @property
     def has_masks(self) -> bool:
-        """Whether all lesions and all accepted candidates have voxels to compare."""
-        return bool(self.lesions.masked.all() and self.candidates.masked[self.drawn].all())
+        """Whether lesions and prediction have voxels to compare; bare boxes beside masks add none."""
+        return self.prediction.instances is not None and bool(self.lesions.masked.all())
 
 
 def judge(
