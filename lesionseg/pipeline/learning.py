@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 
 import pytorch_lightning as pl
+import torch
 from torch import nn
 
 from lesionseg.data.augment import AugmentationSettings
@@ -27,8 +28,10 @@ from lesionseg.pipeline.survey import Survey
 from lesionseg.plan.make import PlanOverrides, make_plan
 from lesionseg.plan.plan import FocalLink, Plan
 from lesionseg.training.callbacks import Validate
-from lesionseg.training.detection_objective import taught_anchors
-from lesionseg.training.fit import CHECKPOINT, FitResult, fit
+from lesionseg.training.detection_objective import make_objective, taught_anchors
+from lesionseg.training.fit import CHECKPOINT, FitResult, choose_precision, fit
+from lesionseg.training.memory_probe import Probe, fitted_to_memory
+from lesionseg.training.scaling import autocast_dtype
 from lesionseg.training.settings import OptimiserSettings, TrainerSettings
 
 log = logging.getLogger(__name__)
@@ -83,6 +86,25 @@ def _planned(found: Survey, model: PlanOverrides, accelerator: str) -> Plan:
     for decision, reason in plan.reasons.items():
         log.info("Plan, %s: %s", decision, reason)
     return plan
+
+
+def affordable(plan: Plan, learning: Learning, run: Path) -> Plan:
+    """The plan, made smaller where a trial step runs out of a GPU's memory, and written again."""
+    trainer = learning.trainer
+    device = torch.device(training_device(trainer.accelerator))
+    if device.type != "cuda":  # a processor's memory runs out without saying so
+        return plan
+    probe = Probe(
+        build=build_network,
+        teach=lambda smaller: make_objective(learning.loss, learning.detection, smaller),
+        settings=trainer,
+        optimiser=learning.optimiser,
+        device=device,
+        dtype=autocast_dtype(choose_precision(trainer.precision, device)),
+    )
+    fitted = fitted_to_memory(plan, probe)
+    write_text(run / "plan.json", fitted.to_json())
+    return fitted
 
 
 def linked(plan: Plan, loss: nn.Module, detection: DetectionLoss | None = None) -> Plan:

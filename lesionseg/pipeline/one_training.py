@@ -20,10 +20,10 @@ from lesionseg.io.atomic import write_text
 from lesionseg.pipeline.choice import Choice, Wishes
 from lesionseg.pipeline.detectors import require_masks, require_voxels
 from lesionseg.pipeline.judge import Judged, Rules, judge_validation, labelled
-from lesionseg.pipeline.learning import Learning, decide, learn, linked, prepare_cases
+from lesionseg.pipeline.learning import Learning, affordable, decide, learn, linked, prepare_cases
 from lesionseg.pipeline.provenance import device_name, is_simulated, provenance
 from lesionseg.pipeline.report import ReportSettings
-from lesionseg.pipeline.run_dir import claim
+from lesionseg.pipeline.run_dir import claim, is_claimed
 from lesionseg.pipeline.settings import DataSettings
 from lesionseg.pipeline.survey import Survey
 from lesionseg.pipeline.volume_scores import VolumeScores
@@ -102,6 +102,8 @@ def begin(recipe: Recipe, found: Survey, run: Path, given: Plan | None = None) -
     decided = decide(found, recipe.model, learning.trainer.accelerator, run, given)
     plan = linked(decided, learning.loss, learning.detection)
     check_activation(learning.loss, plan)
+    if given is None and not is_claimed(run):
+        plan = affordable(plan, learning, run)
     claim(run, recipe.config)  # last: a refused setting must not make the corrected one another's
     if not recipe.config.get("run_dir"):  # its name holds the time: the same command begins anew
         log.info("Results go to %s; run_dir=%s resumes it.", run, run)

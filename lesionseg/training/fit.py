@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import pytorch_lightning as pl
 import torch
@@ -35,6 +34,7 @@ from lesionseg.training.checkpoint import Checkpoint, read_checkpoint
 from lesionseg.training.detection_objective import make_objective
 from lesionseg.training.hard import HardPlaces, WatchBackground
 from lesionseg.training.module import Counters, LesionModule
+from lesionseg.training.scaling import Precision, autocast_dtype
 from lesionseg.training.settings import OptimiserSettings, TrainerSettings
 from lesionseg.training.stream import TileSource, TileStream
 from lesionseg.training.tiles import EpochTiles
@@ -43,7 +43,6 @@ log = logging.getLogger(__name__)
 
 CHECKPOINT = Path("checkpoints") / "last.ckpt"
 HISTORY = Path("metrics.csv")
-Precision = Literal["32-true", "bf16-mixed"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,11 +125,14 @@ def fit_tiles(
     checkpoint = read_checkpoint(path) if path.is_file() else None
     objective = make_objective(loss, detection or DetectionLoss(), plan)
     module = LesionModule(network, objective, plan, settings, optimiser)
+    device_type = _device_type(settings.accelerator)
+    if choose_precision(settings.precision, torch.device(device_type)) == "16-mixed":
+        module.use_fp16()
     if isinstance(tiles, EpochTiles) and tiles.hard is not None:
         _require_voxels(plan)
         callbacks = [*callbacks, _remember(tiles, tiles.hard, module, checkpoint)]
     counters = Counters(**checkpoint.counters) if checkpoint else Counters()
-    device = _device_type(settings.accelerator)
+    device = device_type
     if checkpoint is None or module.budget.progress(counters.steps, counters.minutes) < 1:
         mine = our_callbacks(settings, run_dir, checkpoint, validate)
         device = _train(module, tiles, counters.steps, [*mine, *callbacks], run_dir)
@@ -202,7 +204,7 @@ def _train(
     settings, plan = module.settings, module.plan
     device = torch.device(_device_type(settings.accelerator))
     precision = choose_precision(settings.precision, device)
-    dtype = torch.bfloat16 if precision == "bf16-mixed" else torch.float32
+    dtype = autocast_dtype(precision)
     layout = fast_memory_format(plan.dims, dtype, device)
     module.to(memory_format=layout)
     stream = TileStream(
@@ -212,18 +214,25 @@ def _train(
         workers=settings.workers,
         pin=device.type == "cuda",
     )
+    # Lightning's own fp16 would unscale after our clipping
+    outer = "32-true" if precision == "16-mixed" else precision
     with _quiet(), _interruptible():
-        trainer = _trainer(settings, precision, callbacks, run_dir)
+        trainer = _trainer(settings, outer, callbacks, run_dir)
         trainer.fit(module, stream)
     module.to(memory_format=torch.contiguous_format)
     return str(trainer.strategy.root_device)
 
 
 def choose_precision(asked: str, device: torch.device) -> Precision:
-    """`auto` is bf16-mixed where convolutions are faster in it (see `models.fast_dtype`)."""
+    """`auto`: bf16-mixed where convolutions are faster in it (`models.fast_dtype`).
+
+    Else 16-mixed on a GPU and 32-true on all other devices.
+    """
     if asked == "auto":
-        return "bf16-mixed" if fast_dtype(device) == torch.bfloat16 else "32-true"
-    return "bf16-mixed" if asked == "bf16-mixed" else "32-true"
+        slow: Precision = "16-mixed" if device.type == "cuda" else "32-true"
+        return "bf16-mixed" if fast_dtype(device) == torch.bfloat16 else slow
+    known: dict[str, Precision] = {"bf16-mixed": "bf16-mixed", "16-mixed": "16-mixed"}
+    return known.get(asked, "32-true")
 
 
 def _trainer(

@@ -15,6 +15,7 @@ from lesionseg.plan.plan import Plan
 from lesionseg.training.averaging import averaged_network
 from lesionseg.training.objective import Lesson, Objective, add_terms
 from lesionseg.training.optimiser import make_optimiser, set_learning_rate
+from lesionseg.training.scaling import LossScale, fp16_context
 from lesionseg.training.schedule import Budget, Clock, learning_rate
 from lesionseg.training.settings import OptimiserSettings, TrainerSettings
 from lesionseg.training.supervision import Targets
@@ -78,11 +79,16 @@ class LesionModule(pl.LightningModule):
             None if settings.ema_decay is None else averaged_network(network, settings.ema_decay)
         )
         self.normalisers = nn.ModuleList()
+        self.scale: LossScale | None = None
         self.budget = Budget(settings.max_steps, settings.max_minutes)
         self.clock = clock or Clock()
         self.counters = Counters()
         self.latest: StepReport | None = None
         self.watch: Watch | None = None  # shown the finest logits and targets of each part
+
+    def use_fp16(self) -> None:
+        """Compute in fp16 from now on, with a scaled loss."""
+        self.scale = self.scale or LossScale()
 
     def setup(self, stage: str) -> None:
         """Start the averages of positives, now that the number of processes is known."""
@@ -120,6 +126,8 @@ class LesionModule(pl.LightningModule):
         divisors, positives = self._divisors(lesson)
         optimiser.zero_grad()
         terms = self._accumulate(batch["image"], lesson, divisors)
+        if self.scale is not None:
+            self.scale.unscale(self.network.parameters())
         norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.settings.gradient_clip)
         loss = self._agree(torch.stack(list(terms.values())).sum())
         finite = bool(torch.isfinite(loss) & torch.isfinite(norm))
@@ -127,6 +135,8 @@ class LesionModule(pl.LightningModule):
             optimiser.step()
             if self.averaged is not None:
                 self.averaged.update_parameters(self.network)
+        if self.scale is not None:
+            self.scale.update(finite)
         self._count(finite)
         self.latest = StepReport(self.counters.steps, lr, loss, terms, positives, not finite)
 
@@ -146,12 +156,14 @@ class LesionModule(pl.LightningModule):
         images, parts = torch.split(image, size), lesson.split(size)
         total: dict[str, Tensor] = {}
         for tiles, part in zip(images, parts, strict=True):
-            output = self.network(tiles)
+            with fp16_context(tiles.device.type, self.scale):
+                output = self.network(tiles)
             if self.watch is not None:
                 self.watch(*self.objective.shown(output, part))
             terms = self.objective.terms(output, part, divisors)
             means = {name: term / len(images) for name, term in terms.items()}
-            self.manual_backward(torch.stack(list(means.values())).sum())
+            loss = torch.stack(list(means.values())).sum()
+            self.manual_backward(loss if self.scale is None else loss * self.scale.scale)
             add_terms(total, {name: mean.detach() for name, mean in means.items()})
         return total
 
@@ -176,14 +188,22 @@ class LesionModule(pl.LightningModule):
         self.counters.skipped += 1
         self.counters.skipped_in_a_row += 1
         log.warning(
-            "Step %d skipped: its loss or gradient is not finite (%d of them so far).",
+            "Step %d skipped: its loss or gradient is not finite (%d of them so far).%s",
             self.counters.steps,
             self.counters.skipped,
+            f" The scale of the loss is now {self.scale.scale.item():g}." if self.scale else "",
         )
         if self.counters.skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW:
             raise TrainingError(
                 "Training has diverged: the loss or its gradient is not finite.",
                 seen=f"{MAX_SKIPPED_IN_A_ROW} such steps in a row, up to step "
                 f"{self.counters.steps}",
-                remedy="lower optim.lr, set trainer.precision=32-true, or look at the images.",
+                remedy=self._remedy(),
             )
+
+    def _remedy(self) -> str:
+        if self.scale is not None:
+            return (
+                "set trainer.precision=bf16-mixed or 32-true; if that diverges too, lower optim.lr."
+            )
+        return "lower optim.lr, set trainer.precision=32-true, or look at the images."

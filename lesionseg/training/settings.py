@@ -6,7 +6,7 @@ from typing import Literal
 
 from lesionseg.errors import ConfigError
 
-PRECISIONS = ("auto", "32-true", "bf16-mixed")
+PRECISIONS = ("auto", "32-true", "bf16-mixed", "16-mixed")
 
 
 @dataclass(frozen=True)
