@@ -1,7 +1,8 @@
 """Inference: from a scan to candidates, by a bundle.
 
-`settings` are the user's choices; `sliding` runs the network over tiles and `stitch` puts them
-together; `restore` goes back to the file's own grid; `regions` and `postprocess` turn probabilities
+`settings` are the user's choices; `body` says where the patient is, `slide` cuts an image into
+tiles, `sliding` runs networks over those of many images, `stitch` puts them together and `store`
+keeps what comes of it; `restore` goes back to the file's own grid; `regions` and `postprocess` turn probabilities
 into candidates and accept them; `bundle` and `card` keep a model on disk; `predictor` is all of it
 behind one call.
 """
