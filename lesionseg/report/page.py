@@ -11,6 +11,7 @@ from lesionseg.io.atomic import write_text
 from lesionseg.report import detail_tables, listing, text
 from lesionseg.report.absences import list_absences
 from lesionseg.report.album import Hanging, trim
+from lesionseg.report.anchors import anchor_charts
 from lesionseg.report.audit import Section
 from lesionseg.report.balance import balance_charts, balance_warnings
 from lesionseg.report.charts import comparison_charts, make_charts
@@ -70,6 +71,7 @@ def make_context(
         **make_charts(tables, history, sweep),
         **comparison_charts(tables, pair, names),
         **balance_charts(tables.folder),
+        **anchor_charts(tables.folder),
     }
     flat = bool(tables.lesions) and all(len(lesion.start_vox) == 2 for lesion in tables.lesions)
     flow = make_flow(tables, study)
@@ -222,6 +224,7 @@ def _sections(context: Context) -> tuple[str, ...]:
         "size": "size" in context["charts"],
         "training": "training" in context["charts"],
         "balance": "balance" in context["charts"],
+        "anchors": "anchors" in context["charts"],
         "audit": context["audit"] is not None,
         "labels": bool(context["labels"].lines),
         "why": bool(context["reasons"].lines),

@@ -67,6 +67,7 @@ CHART_TITLES: Mapping[str, str] = {
     "training": SECTIONS["training"],
     "balance": SECTIONS["balance"],
     "curves": "Where the loss was",
+    "anchors": SECTIONS["anchors"],
 }
 
 # what stands in the charts themselves

@@ -58,6 +58,7 @@ SECTIONS: Mapping[str, str] = {
     "definitions": "Definitions",
     "training": "Training",
     "balance": "Who taught the network",
+    "anchors": "Anchors and lesions",
     "audit": "References worth a second look",
     "absent": "Not on this page",
     "provenance": "Where the figures come from",

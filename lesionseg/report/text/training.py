@@ -17,6 +17,9 @@ CURVES_TEXT = (
     "et al. 2017). The closer a curve keeps to the lower right corner, the fewer voxels hold all "
     "of the loss."
 )
+AXIS_SIDE_ACROSS = "side across, in plane (mm)"
+AXIS_SIDE_ALONG = "side along the first axis (mm)"
+LESIONS_OF_TRAINING = "lesions learnt from"
 AUDIT_TITLE = "The first places"
 AUDIT_TEXT = (
     "Places in the training scans where the network kept disagreeing with the reference while it "
@@ -28,6 +31,25 @@ AUDIT_TEXT = (
 AUDIT_ORDER = "the most suspicious first"
 HEADINGS_AUDIT = ("Rank", "Scan", "What", "Size", "Centre (mm)", "Suspicion")
 AUDIT_KINDS: Mapping[str, str] = {"lesion": "lesion not seen", "spot": "lesion not marked?"}
+
+
+def anchors_text(mean_iou: float, small_recall: float) -> str:
+    """Below the chart of the anchors' fit."""
+    return (
+        "The boxes from which the detector starts (anchors), against the lesions it learns from: "
+        f"a lesion's IoU with the best of them is {mean_iou:.2f} on average, and "
+        f"{small_recall:.0%} of the smallest tenth of lesions reach 0.5."
+    )
+
+
+def alt_anchors(n_lesions: int, n_sizes: int) -> str:
+    """The chart of the anchors' fit in words."""
+    return f"Sides of {n_lesions} lesions and of {n_sizes} anchor sizes."
+
+
+def anchor_level(number: int) -> str:
+    """A level of anchors in the legend, the finest first."""
+    return f"anchors, level {number}"
 
 
 def share_of(what: str) -> str:
