@@ -75,6 +75,8 @@ def _two_sides(sides: Any) -> NDArray[np.float64]:
 
 def draw_fit(onto: "FigureBase", fit: Fit) -> None:
     """A point a lesion, a marker an anchor size, both axes logarithmic."""
+    from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
+
     axes = onto.subplots()
     some = np.linspace(0, len(fit.lesions) - 1, min(len(fit.lesions), _MOST_LESIONS)).astype(int)
     lesions = fit.lesions[some]
@@ -90,6 +92,10 @@ def draw_fit(onto: "FigureBase", fit: Fit) -> None:
         )
     axes.set_xscale("log")
     axes.set_yscale("log")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axis.set_minor_locator(NullLocator())
     axes.set_xlabel(text.AXIS_SIDE_ACROSS)
     tidy(axes, text.AXIS_SIDE_ALONG)
     axes.legend(frameon=False, fontsize=9, loc="center left", bbox_to_anchor=(1.0, 0.5))

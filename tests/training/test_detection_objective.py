@@ -1,5 +1,10 @@
 """What a detector is taught: positives, ignored anchors, parts, and boxes after cutting."""
 
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -137,3 +142,71 @@ def test_the_plan_remembers_what_inference_must_undo() -> None:
     other = taught_anchors(plan, DetectionLoss("varifocal")).anchors
     assert other is not None
     assert other.gamma is None
+
+
+class _Empty:
+    """Tiles of noise without any lesion."""
+
+    def __getitem__(self, number: int) -> dict[str, Tensor]:
+        labels = torch.zeros((16, 16), dtype=torch.uint8)
+        noise = torch.randn((1, 16, 16), generator=torch.Generator().manual_seed(number))
+        valid = torch.ones_like(labels, dtype=torch.bool)
+        return {"image": noise, "labels": labels, "instances": labels.int(), "valid": valid}
+
+
+@pytest.mark.parametrize("name", ["retinanet", "retina_unet"])
+def test_tiles_without_any_lesion_train_without_nan(name: str, tmp_path: Path, train: Any) -> None:
+    """No step is skipped, no weight is lost."""
+    plan = _plan(name)
+    result = train(plan=plan, tiles=_Empty(), max_steps=8)
+    assert (result.steps, result.skipped) == (8, 0)
+    assert all(bool(torch.isfinite(p).all()) for p in result.network.parameters())
+
+
+_TWO_PROCESSES = """
+import os, sys
+import torch
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+from lesionseg.losses import FocalLoss
+from lesionseg.losses.detection import DetectionLoss
+from lesionseg.models.build import build_network
+from lesionseg.training.detection_objective import make_objective
+from tests.training.test_detection_objective import _batch, _plan
+
+rank = int(sys.argv[1])
+dist.init_process_group("gloo", init_method=f"file://{sys.argv[2]}", rank=rank, world_size=2)
+for name in ("retinanet", "retina_unet"):
+    plan = _plan(name)
+    network, objective = build_network(plan), make_objective(FocalLoss(), DetectionLoss(), plan)
+    wrapped = DistributedDataParallel(network)  # which fails at the next step if one is unused
+    for free in (rank == 0, True, rank == 1):  # one process without a lesion, then both
+        batch = _batch()
+        if free:
+            batch["labels"].zero_()
+            batch["instances"].zero_()
+        divisors = [torch.tensor(n) for n in objective.expected(2)]
+        terms = objective.terms(wrapped(batch["image"]), objective.lesson(batch), divisors)
+        wrapped.zero_grad()
+        torch.stack(list(terms.values())).sum().backward()
+        assert all(p.grad is not None and p.grad.isfinite().all() for p in network.parameters())
+dist.destroy_process_group()
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_use_every_weight_with_and_without_lesions(tmp_path: Path) -> None:
+    root = Path(__file__).resolve().parents[2]
+    command = [sys.executable, "-W", "ignore", "-c", _TWO_PROCESSES]
+    both = [
+        subprocess.Popen(
+            [*command, str(rank), str(tmp_path / "meeting")],
+            cwd=root,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    for process in both:
+        _, told = process.communicate(timeout=120)
+        assert process.returncode == 0, told[-2000:]
