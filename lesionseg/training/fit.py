@@ -18,7 +18,7 @@ from lesionseg.data.cached_case import CachedCase
 from lesionseg.data.sampling import SamplingSettings
 from lesionseg.errors import ConfigError
 from lesionseg.losses.detection import DetectionLoss
-from lesionseg.models.precision import fast_dtype, fast_memory_format
+from lesionseg.models.precision import fast_dtype
 from lesionseg.models.retinanet import has_voxels
 from lesionseg.plan.plan import Plan
 from lesionseg.training.callbacks import (
@@ -36,6 +36,7 @@ from lesionseg.training.hard import HardPlaces, WatchBackground
 from lesionseg.training.module import Counters, LesionModule
 from lesionseg.training.scaling import Precision, autocast_dtype
 from lesionseg.training.settings import OptimiserSettings, TrainerSettings
+from lesionseg.training.speed import choose_speed
 from lesionseg.training.stream import TileSource, TileStream
 from lesionseg.training.tiles import EpochTiles
 
@@ -205,8 +206,9 @@ def _train(
     device = torch.device(_device_type(settings.accelerator))
     precision = choose_precision(settings.precision, device)
     dtype = autocast_dtype(precision)
-    layout = fast_memory_format(plan.dims, dtype, device)
-    module.to(memory_format=layout)
+    speed = choose_speed(module.network, module.objective, plan, settings, device, dtype)
+    module.compiled = speed.compiled
+    module.to(memory_format=speed.layout)
     stream = TileStream(
         tiles,
         plan.batch_size * settings.accumulate,

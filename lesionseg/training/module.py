@@ -18,6 +18,7 @@ from lesionseg.training.optimiser import make_optimiser, set_learning_rate
 from lesionseg.training.scaling import LossScale, fp16_context
 from lesionseg.training.schedule import Budget, Clock, learning_rate
 from lesionseg.training.settings import OptimiserSettings, TrainerSettings
+from lesionseg.training.speed import BACKEND
 from lesionseg.training.supervision import Targets
 
 log = logging.getLogger(__name__)
@@ -80,6 +81,7 @@ class LesionModule(pl.LightningModule):
         )
         self.normalisers = nn.ModuleList()
         self.scale: LossScale | None = None
+        self.compiled = False
         self.budget = Budget(settings.max_steps, settings.max_minutes)
         self.clock = clock or Clock()
         self.counters = Counters()
@@ -91,8 +93,18 @@ class LesionModule(pl.LightningModule):
         self.scale = self.scale or LossScale()
 
     def setup(self, stage: str) -> None:
-        """Start the averages of positives, now that the number of processes is known."""
+        """Start the averages of positives, now that the number of processes is known; compile.
+
+        In place and in the process that trains: names of weights stay as they are.
+        """
         self.normalisers = self.make_normalisers(self.trainer.world_size)
+        if self.compiled:
+            self.network.compile(backend=BACKEND)
+
+    def teardown(self, stage: str) -> None:
+        """Hand over a network as it was, not compiled."""
+        if self.compiled:
+            self.network._compiled_call_impl = None
 
     def make_normalisers(self, n_processes: int) -> nn.ModuleList:
         """One average of positives a divisor, from what the objective expects of a step."""

@@ -46,7 +46,8 @@ class TrainerSettings:
     Training ends at `max_minutes` of wall time (validations included, mid-epoch if need be) or at
     `max_steps`, whichever comes first; at least one must be given, else `ConfigError`. A step is
     one update from `accumulate` batches per device; `steps_per_epoch` of them are an epoch of the
-    sampler. `ema_decay`: of the averaged weights that are kept in the end, None for the last ones.
+    sampler. `compile`: by `torch.compile`; `auto` where a timing on a GPU says that it pays.
+    `ema_decay`: of the averaged weights that are kept in the end, None for the last ones.
     `validate_every_minutes`: None validates at the end only, if at all; `validate_cases` of the
     validation role are then looked at (None: all). `select`: whether the `best` or the `last`
     weights are kept, None for the best of two validations or more. `checkpoint_every_minutes`: at
@@ -60,6 +61,7 @@ class TrainerSettings:
     accelerator: str = "auto"
     devices: int | str = 1
     precision: str = "auto"
+    compile: bool | str = "auto"
     accumulate: int = 1
     gradient_clip: float = 12.0
     ema_decay: float | None = 0.99
@@ -80,6 +82,12 @@ class TrainerSettings:
                 expected="max_minutes, max_steps or both",
                 remedy="set trainer.max_minutes=60, say.",
             )
+        _require(
+            "trainer.compile",
+            self.compile,
+            self.compile in (True, False, "auto"),
+            "auto, true or false",
+        )
         _one_of("trainer.precision", self.precision, PRECISIONS)
         for name in ("max_minutes", "validate_every_minutes", "gradient_clip"):
             value = getattr(self, name)

@@ -21,7 +21,7 @@ def test_training_without_an_end_is_refused():
         {"max_steps": 0},
         {"steps_per_epoch": 0},
         {"accumulate": 0},
-        {"precision": "16-mixed"},
+        {"precision": "8-mixed"},
         {"ema_decay": 1.0},
         {"gradient_clip": 0.0},
         {"workers": -1},
