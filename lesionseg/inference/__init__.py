@@ -2,9 +2,9 @@
 
 `settings` are the user's choices; `body` says where the patient is, `slide` cuts an image into
 tiles, `sliding` runs networks over those of many images, `stitch` puts them together and `store`
-keeps what comes of it; `restore` goes back to the file's own grid; `regions` and `postprocess` turn probabilities
-into candidates and accept them; `bundle` and `card` keep a model on disk; `predictor` is all of it
-behind one call.
+keeps what comes of it; `restore` goes back to the file's own grid; `regions` and `postprocess`
+turn probabilities into candidates and accept them; `bundle` and `card` keep a model on disk;
+`predictor` is all of it behind one call.
 """
 
 from lesionseg.inference.bundle import Bundle as Bundle
