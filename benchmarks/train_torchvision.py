@@ -94,7 +94,7 @@ def read(path: str) -> Tensor:
     grey = np.asarray(Image.open(path), dtype=np.float32)
     grey = grey.mean(-1) if grey.ndim == 3 else grey
     low, high = np.percentile(grey, (0.5, 99.5))
-    scaled = np.clip((grey - low) / max(high - low, 1e-6), 0, 1)
+    scaled = np.clip((grey - low) / max(high - low, 1e-6), 0, 1).astype(np.float32)
     return torch.from_numpy(scaled).expand(3, -1, -1).contiguous()
 
 
