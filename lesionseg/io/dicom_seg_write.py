@@ -29,15 +29,25 @@ _COLOURS = ((60, 70, 45), (85, -5, 75), (75, -60, 55), (80, -45, -15), (55, 10, 
 
 @dataclass(frozen=True, eq=False)
 class Segments:
-    """Segment numbers, from 1, of voxels `[*spatial]` and of candidates; and each segment's name.
+    """Segment numbers, from 1, of voxels and of candidates; and each segment's name.
 
-    `of_candidate` is empty where segments are labels, because candidates are too many.
+    A voxel's number is `number_of[values]`, 0 for none. `of_candidate` is empty where segments are
+    labels, because candidates are too many.
     """
 
-    numbers: NDArray[np.uint16]
+    values: NDArray[np.integer[Any]]
+    number_of: NDArray[np.uint16]
     labels: tuple[str, ...]
     tracking: tuple[str, ...]
     of_candidate: Mapping[int, int]
+
+    def numbers(self, planes: Sequence[int]) -> NDArray[np.uint16]:
+        """The numbers of a few slices: those of all would be another volume in memory."""
+        return np.stack([self.number_of[self.values[z]] for z in planes])
+
+    def planes(self) -> list[int]:
+        """The slices that hold something."""
+        return [z for z, values in enumerate(self.values) if self.number_of[values].any()]
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,7 +93,8 @@ def make_segments(prediction: Prediction, labels: Mapping[int, str]) -> Segments
     table = np.zeros(max(c.id for c in prediction.candidates) + 1, np.uint16)
     table[list(number)] = list(number.values())
     return Segments(
-        table[prediction.instances],
+        prediction.instances,
+        table,
         tuple(_name(labels, c.label) for c in accepted),
         tuple(tracking_name(c, labels) for c in accepted),
         number,
@@ -108,7 +119,7 @@ def _by_label(mask: NDArray[np.uint8], labels: Mapping[int, str]) -> Segments:
     table = np.zeros(max(present) + 1, np.uint16)
     table[present] = np.arange(1, len(present) + 1)
     names = tuple(_name(labels, value) for value in present)
-    return Segments(table[mask], names, names, {})
+    return Segments(mask, table, names, names, {})
 
 
 def _name(labels: Mapping[int, str], value: int) -> str:
@@ -119,7 +130,9 @@ def _segmentation(
     hd: Any, prediction: Prediction, segments: Segments, source: SourceSeries, origin: Origin
 ) -> Any:
     date, time = source.moment
-    images, pixels = _on_frames(hd, prediction, segments.numbers, source)
+    images, pixels = _on_frames(hd, prediction, segments, source)
+    taken = {id(image) for image in images}
+    others = [header for header in source.headers if id(header) not in taken]
     return hd.seg.Segmentation(
         source_images=images,
         pixel_array=pixels,
@@ -138,7 +151,7 @@ def _segmentation(
         series_description="lesionseg: lesions (research use only)",
         content_date=date,
         content_time=time,
-        further_source_images=source.headers[1:] if len(images) < len(source.headers) else None,
+        further_source_images=others or None,
         specific_character_set="ISO_IR 192",
     )
 
@@ -149,21 +162,22 @@ def _instance_uid(prediction: Prediction, source: SourceSeries, origin: Origin) 
 
 
 def _on_frames(
-    hd: Any, prediction: Prediction, numbers: NDArray[np.uint16], source: SourceSeries
+    hd: Any, prediction: Prediction, segments: Segments, source: SourceSeries
 ) -> tuple[Sequence[Any], Any]:
     """Source images, and segment numbers frame for frame, or as a volume with its own place."""
     if source.is_radiograph:
-        return source.headers, numbers
-    if source.aligned and all(frame is None for _, frame in source.slices):
-        return source.headers, numbers
+        return source.headers, segments.number_of[segments.values]
+    planes, has_frames = segments.planes(), any(f is not None for _, f in source.slices)
+    if source.aligned and not has_frames:
+        return [source.headers[z] for z in planes], segments.numbers(planes)
     if source.aligned and len(source.headers) == 1:
-        frames = np.empty_like(numbers)
-        frames[[frame or 0 for _, frame in source.slices]] = numbers
-        return source.headers, frames
+        order = np.argsort([frame or 0 for _, frame in source.slices])
+        return source.headers, segments.numbers(order.tolist())
     place = str(source.first.FrameOfReferenceUID)
     affine = LPS_TO_RAS @ prediction.geometry.affine
+    affine[:, 3] += affine[:, 0] * planes[0]
+    numbers = segments.numbers(range(planes[0], planes[-1] + 1))
     volume = hd.Volume(numbers, affine, "PATIENT", frame_of_reference_uid=place)
-    has_frames = any(frame is not None for _, frame in source.slices)
     return source.headers[:1] if has_frames else source.headers, volume
 
 
