@@ -21,11 +21,12 @@ class Layers:
 
     conv: Callable[..., Conv]
     up: Callable[..., Up]
+    average: Callable[..., nn.Module]
 
 
 LAYERS: Mapping[int, Layers] = {
-    2: Layers(nn.Conv2d, nn.ConvTranspose2d),
-    3: Layers(nn.Conv3d, nn.ConvTranspose3d),
+    2: Layers(nn.Conv2d, nn.ConvTranspose2d, nn.AvgPool2d),
+    3: Layers(nn.Conv3d, nn.ConvTranspose3d, nn.AvgPool3d),
 }
 
 

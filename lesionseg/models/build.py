@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from lesionseg.errors import ConfigError
+from lesionseg.models.residual_unet import residual_unet
 from lesionseg.models.retinanet import retina_unet, retinanet
 from lesionseg.models.unet import unet
 from lesionseg.plan.plan import Plan
@@ -15,6 +16,7 @@ NetworkFactory = Callable[[Plan], nn.Module]
 
 ARCHITECTURES: Mapping[str, NetworkFactory] = {
     "unet": unet,
+    "residual_unet": residual_unet,
     "retinanet": retinanet,
     "retina_unet": retina_unet,
 }

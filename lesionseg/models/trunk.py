@@ -109,6 +109,8 @@ def check_architecture(architecture: Architecture, dims: int) -> None:
         "a first stage without stride": set(architecture.strides[0:1]) <= {(1,) * dims},
         "odd kernels": all(k % 2 == 1 for row in architecture.kernels for k in row),
         "at least one block a stage": architecture.blocks >= 1,
+        "one number of encoder blocks per stage, or none": len(architecture.encoder_blocks)
+        in (0, n),
         "1 to as many supervised levels as stages": 1 <= architecture.n_supervised <= n,
     }
     for rule, kept in rules.items():

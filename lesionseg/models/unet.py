@@ -16,14 +16,20 @@ class UNet(nn.Module):
     `forward`: image `[B, C, *spatial]` to a list of fp32 logits `[B, K, *spatial]`. In eval mode
     the list has one entry, at full resolution; in train mode `architecture.n_supervised`, finest
     first, each at its stage's resolution. K = `len(bias)`. Raises `GeometryError` for inputs that
-    the total stride does not divide.
+    the total stride does not divide. `encoder`: another one than the plain one.
     """
 
     def __init__(
-        self, dims: int, in_channels: int, architecture: Architecture, bias: Sequence[float]
+        self,
+        dims: int,
+        in_channels: int,
+        architecture: Architecture,
+        bias: Sequence[float],
+        *,
+        encoder: nn.Module | None = None,
     ) -> None:
         super().__init__()
-        self.encoder = Encoder(dims, in_channels, architecture)
+        self.encoder = encoder or Encoder(dims, in_channels, architecture)
         self.decoder = Decoder(dims, architecture)
         self.heads = nn.ModuleList(
             SegmentationHead(dims, width, bias)

@@ -35,10 +35,11 @@ def training_cost(
     n_channels: int = 1,
     bytes_a_value: int = 4,
 ) -> Cost:
-    """Cost of one training step of a U-Net with two equal halves.
+    """Cost of one training step of a U-Net, with two equal halves or a residual encoder.
 
     A stage of f features on v voxels with b blocks of a kernel of k voxels costs, encoder and
-    decoder together, v·k·(f_before·f + 2f·f + 2(b−1)·f²); the last stage has an encoder only.
+    decoder together, v·k·(f_before·f + 2f·f + 2(b−1)·f²); the last stage has an encoder only. A
+    residual block has two convolutions, and one map more, that of its sum.
     Parameters count four times (weight, gradient and the optimiser's two moments), in fp32.
     """
     macs, values, weights = 0.0, 0.0, 0.0
@@ -47,11 +48,13 @@ def training_cost(
     for stage, (width, stride, kernel) in enumerate(rows):
         voxels /= prod(stride)
         halves = 1 if stage == n - 1 else 2
-        per_voxel = prod(kernel) * (before * width + halves * (architecture.blocks - 1) * width**2)
-        per_voxel += prod(kernel) * 2 * width**2 if halves == 2 else 0
+        decoder = architecture.blocks if halves == 2 else 0
+        encoder, sums = _encoder(architecture, stage)
+        per_voxel = prod(kernel) * (before * width + (encoder - 1) * width**2)
+        per_voxel += prod(kernel) * (decoder + 1) * width**2 if decoder else 0
         per_voxel += before * width * prod(stride) if stage else 0  # the way back up
         macs += voxels * per_voxel
-        maps = halves * architecture.blocks * _MAPS_A_BLOCK + (_MAPS_JOINED if halves == 2 else 0)
+        maps = (encoder + decoder) * _MAPS_A_BLOCK + sums + (_MAPS_JOINED if decoder else 0)
         values += voxels * width * maps
         weights += per_voxel
         before = width
@@ -60,3 +63,11 @@ def training_cost(
         activation_bytes=bytes_a_value * batch_size * values,
         parameter_bytes=4 * 4 * weights,
     )
+
+
+def _encoder(architecture: Architecture, stage: int) -> tuple[int, int]:
+    """Convolutions of an encoder's stage, and sums of residual blocks; the stem is in the first."""
+    if not architecture.encoder_blocks:
+        return architecture.blocks, 0
+    n = architecture.encoder_blocks[stage]
+    return 2 * n + (stage == 0), n

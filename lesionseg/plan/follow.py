@@ -33,6 +33,12 @@ def followed_architecture(before: Plan, name: str, tile: Sequence[int]) -> Archi
     return replace(before.architecture, name=name)
 
 
+def said_to_follow(plan: Plan, *, chose_tile: bool) -> Plan:
+    """The plan with reasons that say what was followed: it was not chosen by hand."""
+    followed = ["spacing_mm", *(() if chose_tile else ("tile_shape",))]
+    return plan.with_(reasons={**plan.reasons, **dict.fromkeys(followed, FOLLOWED)})
+
+
 def refuse_stranger(
     before: Plan,
     *,

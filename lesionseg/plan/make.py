@@ -1,6 +1,6 @@
 """From a fingerprint to a plan: the rules in their order, each decision with its reason."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -12,58 +12,20 @@ from lesionseg.plan import rules, tile_rules
 from lesionseg.plan.anchor_plan import AnchorPlan
 from lesionseg.plan.anchors import fit_anchors
 from lesionseg.plan.fingerprint import Fingerprint
-from lesionseg.plan.follow import FOLLOWED, followed_architecture, refuse_stranger
+from lesionseg.plan.follow import (
+    FOLLOWED,
+    followed_architecture,
+    refuse_stranger,
+    said_to_follow,
+)
+from lesionseg.plan.overrides import SIZES_GB, SOURCES
+from lesionseg.plan.overrides import PlanOverrides as PlanOverrides
 from lesionseg.plan.plan import (
-    Activation,
     Architecture,
     CandidateSource,
     Normalisation,
     Plan,
 )
-
-# what a detector's candidates may come from, the default first
-_SOURCES: Mapping[str, tuple[CandidateSource, ...]] = {
-    "retinanet": ("detection",),
-    "retina_unet": ("both", "detection", "segmentation"),
-}
-
-
-@dataclass(frozen=True)
-class PlanOverrides:
-    """What somebody decides instead of the rules; None leaves it to them.
-
-    `init_from`: the bundle, or the run, whose weights training starts from; its grid,
-    normalisation and trunk are followed (`make_plan`'s `before`).
-    """
-
-    architecture: str = "unet"
-    spacing_mm: Sequence[float] | None = None
-    tile_shape: Sequence[int] | None = None
-    batch_size: int | None = None
-    base_features: int | None = None
-    activation: Activation = "sigmoid"
-    candidates: CandidateSource | None = None
-    init_from: str | None = None
-
-    def __post_init__(self) -> None:
-        spacing, tile = self.spacing_mm or (1.0,), self.tile_shape or (1,)
-        counts = (self.batch_size or 1, self.base_features or 1)
-        if min(spacing) <= 0 or min(tile) < 1 or min(counts) < 1:
-            raise ConfigError("Sizes of a plan are positive.", where="model", seen=self)
-        if self.candidates not in (None, *_SOURCES.get(self.architecture, ("segmentation",))):
-            raise ConfigError(
-                f"A {self.architecture} does not give such candidates.",
-                where="model.candidates",
-                seen=self.candidates,
-                expected=", ".join(_SOURCES.get(self.architecture, ("segmentation",))),
-            )
-        if self.activation not in ("sigmoid", "softmax"):
-            raise ConfigError(
-                "The activation is unknown.",
-                where="model.activation",
-                seen=self.activation,
-                expected="sigmoid or softmax",
-            )
 
 
 def make_plan(
@@ -127,7 +89,11 @@ def make_plan(
             **({"anchors": anchors.reason} if anchors.value else {}),
         },
     )
-    return plan if before is None else _with_reasons(plan, overrides or PlanOverrides())
+    return (
+        plan
+        if before is None
+        else said_to_follow(plan, chose_tile=bool(overrides and overrides.tile_shape))
+    )
 
 
 def _following(
@@ -144,12 +110,6 @@ def _following(
     )
     tile = chosen.tile_shape or before.tile_shape
     return replace(chosen, spacing_mm=before.spacing_mm, tile_shape=tile)
-
-
-def _with_reasons(plan: Plan, chosen: PlanOverrides) -> Plan:
-    """What was followed is said; it was not chosen by hand."""
-    followed = ["spacing_mm", *(() if chosen.tile_shape else ("tile_shape",))]
-    return plan.with_(reasons={**plan.reasons, **dict.fromkeys(followed, FOLLOWED)})
 
 
 @dataclass(frozen=True)
@@ -201,7 +161,9 @@ def _check_regions(chosen: PlanOverrides, dataset: Dataset) -> None:
 def _budget(
     device: str, memory_gb: float, chosen: PlanOverrides
 ) -> rules.Decision[tile_rules.Budget]:
+    memory_gb = min(memory_gb, SIZES_GB.get(chosen.size or "", memory_gb))
     found = tile_rules.budget(device, memory_gb)
+    found = replace(found, value=replace(found.value, architecture=chosen.architecture))
     base = chosen.base_features
     if base is None:
         return found
@@ -268,7 +230,7 @@ def _scales(fingerprint: Fingerprint, before: Plan | None) -> list[rules.Decisio
 
 
 def _source(chosen: PlanOverrides) -> CandidateSource:
-    return chosen.candidates or _SOURCES.get(chosen.architecture, ("segmentation",))[0]
+    return chosen.candidates or SOURCES.get(chosen.architecture, ("segmentation",))[0]
 
 
 def _anchors(
@@ -278,7 +240,7 @@ def _anchors(
     before: Plan | None,
 ) -> rules.Decision[AnchorPlan | None]:
     """Fitted to the lesions' boxes for a detector; none for a network that only segments."""
-    if architecture.name not in _SOURCES:
+    if architecture.name not in SOURCES:
         return rules.Decision(None, "")
     if before is not None and before.anchors is not None:
         return rules.Decision(before.anchors, FOLLOWED)

@@ -37,6 +37,7 @@ class Architecture:
     """A network by name from the closed table in `models.build`, and its shape.
 
     One entry per resolution stage in `features`, `strides` (stage 0 is all ones) and `kernels`.
+    `blocks` a stage; `encoder_blocks` are a residual encoder's own, a number a stage.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Architecture:
     kernels: tuple[tuple[int, ...], ...]
     blocks: int = 2
     n_supervised: int = 3
+    encoder_blocks: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

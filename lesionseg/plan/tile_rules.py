@@ -12,6 +12,9 @@ from lesionseg.plan.plan import Architecture
 from lesionseg.plan.rules import Decision
 
 NARROWEST = 4  # voxels an axis keeps at the coarsest stage
+# Residual blocks of each encoder stage, the last for all further ones; the decoder has one
+# convolution a stage (Isensee et al. 2024, nnU-Net's ResEnc M, L and XL alike)
+RESIDUAL_BLOCKS = (1, 3, 4, 6, 6, 6)
 ROUND_UP = 1.15  # by how much a tile may exceed the median volume to fit the total stride
 
 
@@ -21,7 +24,8 @@ class Budget:
 
     `memory_gb` for one training step; `multiplications` a step on slow devices (None: no limit);
     `longest` and `longest_2d` the longest side of a tile; widths of the first and widest stage;
-    `batch` the most tiles a step; `bytes_a_value` of an activation.
+    `batch` the most tiles a step; `bytes_a_value` of an activation of
+    the network called `architecture`.
     """
 
     memory_gb: float
@@ -32,6 +36,7 @@ class Budget:
     widest: int
     batch: int
     bytes_a_value: int
+    architecture: str = "unet"
 
 
 def budget(device: str, memory_gb: float) -> Decision[Budget]:
@@ -73,12 +78,16 @@ def network_shape(
         spacing = [s * 2 if halved else s for s, halved in zip(spacing, stride, strict=True)]
         strides.append(tuple(2 if halved else 1 for halved in stride))
         kernels.append(_kernel(size, spacing))
+    n, residual = len(strides), name == "residual_unet"
+    more = (RESIDUAL_BLOCKS[-1],) * n
     return Architecture(
         name=name,
         features=tuple(min(base_features * 2**i, widest) for i in range(len(strides))),
         strides=tuple(strides),
         kernels=tuple(kernels),
-        n_supervised=min(max(len(strides) - 2, 1), 3),
+        blocks=1 if residual else 2,
+        n_supervised=min(max(n - 2, 1), 3),
+        encoder_blocks=(*RESIDUAL_BLOCKS, *more)[:n] if residual else (),
     )
 
 
@@ -118,7 +127,7 @@ def tile_shape(
             tile = larger
         if tile != larger or tile[axis] == limit[axis]:
             growing.remove(axis)
-    stride = total_stride(network_shape(tile, spacing_mm, allowed.base_features, allowed.widest))
+    stride = total_stride(_shape(tile, spacing_mm, allowed))
     fitted = tuple(
         _multiple(n, s, n == m) for n, s, m in zip(tile, stride, median_shape, strict=True)
     )
@@ -135,12 +144,18 @@ def _affordable(
     batch: int = 2,
 ) -> bool:
     """Whether a training step of `batch` such tiles keeps within the budget."""
-    shape = network_shape(tile, spacing_mm, allowed.base_features, allowed.widest)
+    shape = _shape(tile, spacing_mm, allowed)
     cost = training_cost(
         shape, tile, batch, n_channels=n_channels, bytes_a_value=allowed.bytes_a_value
     )
     fast = allowed.multiplications is None or cost.multiplications <= allowed.multiplications
     return fast and cost.memory_gb <= allowed.memory_gb
+
+
+def _shape(tile: Sequence[int], spacing_mm: Sequence[float], allowed: Budget) -> Architecture:
+    return network_shape(
+        tile, spacing_mm, allowed.base_features, allowed.widest, name=allowed.architecture
+    )
 
 
 def _multiple(n: int, stride: int, is_whole_axis: bool) -> int:

@@ -1,0 +1,64 @@
+"""What somebody decides about a plan instead of the rules."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from lesionseg.errors import ConfigError
+from lesionseg.plan.plan import Activation, CandidateSource
+
+# what a detector's candidates may come from, the default first
+SOURCES: Mapping[str, tuple[CandidateSource, ...]] = {
+    "retinanet": ("detection",),
+    "retina_unet": ("both", "detection", "segmentation"),
+}
+
+# about what nnU-Net plans its ResEnc presets M and L for
+SIZES_GB: Mapping[str, float] = {"M": 10.0, "L": 24.0}
+
+
+@dataclass(frozen=True)
+class PlanOverrides:
+    """What somebody decides instead of the rules; None leaves it to them.
+
+    `init_from`: the bundle, or the run, whose weights training starts from; its grid,
+    normalisation and trunk are followed (`make_plan`'s `before`). `size`, M or L: of a residual
+    U-Net, the memory it is planned for.
+    """
+
+    architecture: str = "unet"
+    spacing_mm: Sequence[float] | None = None
+    tile_shape: Sequence[int] | None = None
+    batch_size: int | None = None
+    base_features: int | None = None
+    activation: Activation = "sigmoid"
+    candidates: CandidateSource | None = None
+    init_from: str | None = None
+    size: str | None = None
+
+    def __post_init__(self) -> None:
+        spacing, tile = self.spacing_mm or (1.0,), self.tile_shape or (1,)
+        counts = (self.batch_size or 1, self.base_features or 1)
+        if min(spacing) <= 0 or min(tile) < 1 or min(counts) < 1:
+            raise ConfigError("Sizes of a plan are positive.", where="model", seen=self)
+        if self.candidates not in (None, *SOURCES.get(self.architecture, ("segmentation",))):
+            raise ConfigError(
+                f"A {self.architecture} does not give such candidates.",
+                where="model.candidates",
+                seen=self.candidates,
+                expected=", ".join(SOURCES.get(self.architecture, ("segmentation",))),
+            )
+        residual = self.architecture == "residual_unet"
+        if self.size not in (None, *(SIZES_GB if residual else ())):
+            raise ConfigError(
+                "A network of this name has no such size.",
+                where="model.size",
+                seen=f"{self.size} for {self.architecture}",
+                expected="M or L for residual_unet, null for all others",
+            )
+        if self.activation not in ("sigmoid", "softmax"):
+            raise ConfigError(
+                "The activation is unknown.",
+                where="model.activation",
+                seen=self.activation,
+                expected="sigmoid or softmax",
+            )
