@@ -68,7 +68,7 @@ class Judged:
 
     @property
     def has_masks(self) -> bool:
-        """Whether lesions and prediction have voxels to compare; bare boxes beside them add none."""
+        """Whether lesions and prediction have voxels to compare; bare boxes add none."""
         return self.prediction.instances is not None and bool(self.lesions.masked.all())
 
 
