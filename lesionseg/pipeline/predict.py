@@ -31,6 +31,7 @@ def predict(
     dicom: DicomSettings | None = None,
     save_probabilities: SaveProbabilities = "none",
     dicom_output: bool = True,
+    identifiers: bool = False,
     engine: EngineName = "local",
     num_shards: int = 1,
     shard_index: int = 0,
@@ -43,7 +44,8 @@ def predict(
     see `find_images`. Writes mask, instances and candidates of each case to `output`, in the
     scan's own geometry and format, with `save_probabilities` also
     `probabilities/<case>_<label>`, for DICOM scans with `dicom_output` also a segmentation object
-    and a structured report, and `predictions.csv`; rows of other cases in that file stay. A
+    and a structured report, and `predictions.csv`, whose messages name no folder or file unless
+    `identifiers`; rows of other cases in that file stay. A
     case that fails does not stop the others. Started again, it leaves out what is done and
     unchanged. Reading, the network and writing overlap. `operating_point`, `raster_mm` and
     `architectures`: see `Predictor`; `dicom` says what is done with a tilted gantry. `device`: one,
@@ -65,6 +67,7 @@ def predict(
         tilt=(dicom or DicomSettings()).tilt,
         save_probabilities=save_probabilities,
         dicom_output=dicom_output,
+        identifiers=identifiers,
     )
     shard, run = Shard(shard_index, num_shards), choose_engine(engine)
     predictors = job.predictors(architectures)

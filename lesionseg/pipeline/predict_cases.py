@@ -28,10 +28,12 @@ from lesionseg.pipeline.dicom_output import NO_SEGMENTATION
 from lesionseg.pipeline.memory_share import MemoryBudget, default_budget, needed_bytes
 from lesionseg.pipeline.predict_table import PredictionRow, Status
 from lesionseg.pipeline.predict_write import SaveProbabilities, Targets, write_case
+from lesionseg.pipeline.redact import redact, redact_error
 from lesionseg.pipeline.stages import Halt, Queue, overlapped
 
 logger = logging.getLogger(__name__)
 
+NAME = "this case"  # what a message calls it whose file is not to be named
 # "ru_maxrss" counts kilobytes, but bytes on a Mac
 _RSS_PER_MB = 2**20 if sys.platform == "darwin" else 2**10
 
@@ -52,6 +54,7 @@ class PredictJob:
     tilt: Tilt = "refuse"
     save_probabilities: SaveProbabilities = "none"
     dicom_output: bool = True
+    identifiers: bool = False
 
     @property
     def devices(self) -> tuple[str, ...]:
@@ -231,6 +234,12 @@ class _Passage:
             key=work.key,
         )
 
+    def _told(self, error: Exception, files: CaseFiles) -> str:
+        """What a failed case's row and the log say of it; where it lies only if that was asked."""
+        if isinstance(error, LesionsegError):
+            return str(error) if self.job.identifiers else redact_error(error, files, NAME)
+        return repr(error) if self.job.identifiers else redact(repr(error), files, NAME)
+
     @contextmanager
     def _guarded(self, work: _Work) -> Iterator[None]:
         """Time a step; whatever it raises becomes the case's row, and what it wrote is removed."""
@@ -238,7 +247,7 @@ class _Passage:
         try:
             yield
         except Exception as error:  # a damaged file may make any library raise anything
-            message = str(error) if isinstance(error, LesionsegError) else repr(error)
+            message = self._told(error, work.files)
             logger.warning("Case %s failed: %s", work.files.case, message)
             logger.debug("Case %s failed.", work.files.case, exc_info=error)
             work.prepared = work.inferred = None

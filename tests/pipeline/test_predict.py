@@ -112,7 +112,10 @@ def test_bad_files_do_not_stop_the_others(bundle: Path, scans: Path, tmp_path: P
     assert [c for c, r in rows.items() if r.status == "done"] == ["a", "b", "c"]
     for case in ("aa", "ab", "ac", "ad", "ae"):
         assert rows[case].status == "failed"
-        assert f"{case}." in rows[case].message
+        assert rows[case].message
+        assert str(scans) not in rows[case].message
+    named = {row.case: row for row in _run(bundle, scans, tmp_path / "named", identifiers=True)}
+    assert str(scans / "aa.nii.gz") in named["aa"].message
     assert {line["case"]: line["status"] for line in _table(tmp_path / "out")} == {
         case: row.status for case, row in rows.items()
     }
