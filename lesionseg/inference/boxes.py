@@ -50,8 +50,9 @@ class BoxCollector:
     lesion; boxes without volume or not finite are dropped and counted. A box that the tile's edge
     cuts (an edge inside the volume) is damped by the tile weight at its centre: a neighbour sees it
     whole. All looks together are merged by weighted box clustering, weighted by the tile weight,
-    looks that saw nothing there counting as 0, as in the average of probabilities; or, with
-    `merge` "nms", by NMS. `tiles` are those that are looked at, all when None.
+    looks that saw nothing there counting as 0, as in the average of probabilities; or by
+    NMS, where the plan's anchors say so (`merge`). `tiles` are those that are looked at, all when
+    None.
     """
 
     def __init__(
@@ -60,10 +61,9 @@ class BoxCollector:
         plan: Plan,
         *,
         n_views: int = 1,
-        merge: str = "wbc",
         tiles: Sequence[int] | None = None,
     ) -> None:
-        self.grid, self.plan, self.merge = grid, plan, merge
+        self.grid, self.plan = grid, plan
         anchors = planned_anchors(plan)
         self._anchors = grid_anchors(anchors.levels(plan.architecture.strides, plan.tile_shape))
         self._weight = gaussian_weight(plan.tile_shape)
@@ -140,8 +140,9 @@ class BoxCollector:
         return cut.any(-1)
 
     def _merged(self, boxes: Tensor, scores: Tensor, labels: Tensor, weights: Tensor) -> FoundBoxes:
-        threshold = planned_anchors(self.plan).merge_iou
-        if self.merge == "nms":
+        anchors = planned_anchors(self.plan)
+        threshold = anchors.merge_iou
+        if anchors.merge == "nms":
             kept = batched_nms(boxes, scores, labels, threshold)
             return FoundBoxes(boxes[kept], scores[kept], labels[kept])
         expected = self._expected(split_box(boxes)[0])

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal, get_args
 
 import torch
@@ -15,10 +16,13 @@ from lesionseg.losses.focal import sigmoid_focal_loss
 from lesionseg.losses.inputs import Alpha, Normaliser
 from lesionseg.losses.quality import quality_focal_loss, varifocal_loss
 from lesionseg.losses.voxel_loss import LossTerms
+from lesionseg.ops.anchors import AnchorLevel
+from lesionseg.ops.assign import Assigner, assign_atss, assign_by_iou
 from lesionseg.ops.box_coder import decode_boxes, encode_boxes
 from lesionseg.ops.boxes import paired_iou
 
 Classification = Literal["focal", "varifocal", "quality", "hard_negatives"]
+Assignment = Literal["atss", "iou"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,10 +47,13 @@ class DetectionLoss(nn.Module):
     `negatives` worst background anchors a positive (at least `negatives` a tile), the baseline of
     nnDetection and others. `alpha` and `gamma` None: 0.25 and 2 for `focal`, the published 0.75 and
     2 for `varifocal`, β = `gamma` for `quality`. Boxes: `overlap_weight` · (1 − GIoU or DIoU) +
-    `offset_weight` · smooth L1 of the offsets.
+    `offset_weight` · smooth L1 of the offsets. `assign`: which anchors find a lesion: `atss`, or
+    `iou`, those that overlap it by `positive_iou`; background is what overlaps none by
+    `negative_iou` (`ops.assign`).
 
     A batch without a lesion has a box term of 0 that is still attached to the network, so that no
-    parameter goes unused. Raises `ConfigError` for unknown names or negative weights.
+    parameter goes unused. Raises `ConfigError` for unknown names, negative weights or
+    limits of the IoU that are out of order.
     """
 
     def __init__(
@@ -58,6 +65,9 @@ class DetectionLoss(nn.Module):
         overlap_weight: float = 1.0,
         offset_weight: float = 0.5,
         negatives: int = 3,
+        assign: Assignment = "atss",
+        positive_iou: float = 0.5,
+        negative_iou: float = 0.4,
     ) -> None:
         super().__init__()
         if classification not in get_args(Classification):
@@ -77,6 +87,7 @@ class DetectionLoss(nn.Module):
             raise ConfigError(
                 "Varifocal loss has one α.", where="detection.alpha", seen=list(alpha)
             )
+        _check_assignment(assign, positive_iou, negative_iou)
         overlap_loss(torch.zeros((0, 4)), torch.zeros((0, 4)), overlap)  # refuses unknown names
         self.classification: Classification = classification
         self.alpha = (0.75 if classification == "varifocal" else 0.25) if alpha is None else alpha
@@ -84,11 +95,20 @@ class DetectionLoss(nn.Module):
         self.overlap: Overlap = overlap
         self.overlap_weight, self.offset_weight = overlap_weight, offset_weight
         self.negatives = negatives
+        self.assign: Assignment = assign
+        self.positive_iou, self.negative_iou = positive_iou, negative_iou
 
     @property
     def link(self) -> tuple[Alpha, float] | None:
         """(α, γ) by which `posterior_logits` undoes the scores' loss; None unless it is focal."""
         return (self.alpha, self.gamma) if self.classification == "focal" else None
+
+    @property
+    def assigner(self) -> Assigner:
+        """Which anchors are to find which lesion."""
+        if self.assign == "atss":
+            return assign_atss
+        return partial(_by_iou, self.positive_iou, self.negative_iou)
 
     def forward(
         self,
@@ -153,3 +173,32 @@ class DetectionLoss(nn.Module):
         n = max(self.negatives * int((positive & valid).sum()), least)
         hardest = loss[background].topk(min(n, int(background.sum()))).values
         return loss[positive & valid].sum() + hardest.sum() + 0 * flat.sum()
+
+
+def _by_iou(
+    positive: float,
+    negative: float,
+    levels: Sequence[AnchorLevel],
+    anchors: Float[Tensor, "n two_d"],
+    boxes: Float[Tensor, "m two_d"],
+) -> Int64[Tensor, " n"]:
+    """`assign_by_iou` as an `Assigner`: levels do not matter to it."""
+    del levels
+    return assign_by_iou(anchors, boxes, positive=positive, negative=negative)
+
+
+def _check_assignment(assign: str, positive_iou: float, negative_iou: float) -> None:
+    if assign not in get_args(Assignment):
+        raise ConfigError(
+            "There is no such assignment of anchors.",
+            where="detection.assign",
+            seen=assign,
+            expected=", ".join(get_args(Assignment)),
+        )
+    if not 0 < negative_iou <= positive_iou <= 1:
+        raise ConfigError(
+            "The limits of an assignment by IoU are out of order.",
+            where="detection",
+            seen=f"negative_iou={negative_iou:g}, positive_iou={positive_iou:g}",
+            expected="0 < negative_iou ≤ positive_iou ≤ 1",
+        )

@@ -3,8 +3,11 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
+from typing import Literal, get_args
 
 from lesionseg.ops.anchors import AnchorLevel
+
+Merge = Literal["wbc", "nms"]
 
 
 @dataclass(frozen=True)
@@ -16,9 +19,11 @@ class AnchorPlan:
     two heads that all levels share. `prior`: the share of anchors that are expected to be positive
     at the start. `alpha` and `gamma`: of the focal loss that taught the scores, which inference
     undoes (`losses.posterior`); None where there is none to undo. `merge_iou`: boxes that overlap
-    by more are taken for one lesion. `mean_iou` and `small_recall` say how well the sizes fit the
-    training lesions: mean IoU with the best one, and the share of the smallest tenth with IoU ≥
-    0.5, both sharing their centre; None without a lesion.
+    by more are taken for one lesion, and `merge` says what becomes of them: their weighted average
+    (`wbc`, `ops.clustering`) or the highest alone (`nms`). `mean_iou` and
+    `small_recall` say how well the sizes fit the training lesions: mean IoU with the best one, and
+    the share of the smallest tenth with IoU ≥ 0.5, both sharing their centre; None without a
+    lesion. An unknown `merge` is a `ValueError`.
     """
 
     stages: tuple[int, ...]
@@ -31,6 +36,11 @@ class AnchorPlan:
     merge_iou: float = 0.2
     mean_iou: float | None = None
     small_recall: float | None = None
+    merge: Merge = "wbc"
+
+    def __post_init__(self) -> None:
+        if self.merge not in get_args(Merge):
+            raise ValueError(f"no such way to merge boxes: {self.merge}")
 
     @property
     def n_shapes(self) -> int:

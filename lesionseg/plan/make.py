@@ -60,7 +60,7 @@ def make_plan(
     candidates = rules.candidate_rule(
         fingerprint.lesion_voxels, fingerprint.lesions_per_case, prior.value
     )
-    anchors = _anchors(fingerprint, spacing.value, shape.value, before)
+    anchors = _anchors(fingerprint, spacing.value, shape.value, chosen, before)
     plan = Plan(
         dims=fingerprint.dims,
         modality=fingerprint.modality,
@@ -237,15 +237,20 @@ def _anchors(
     fingerprint: Fingerprint,
     spacing_mm: Sequence[float],
     architecture: Architecture,
+    chosen: PlanOverrides,
     before: Plan | None,
 ) -> rules.Decision[AnchorPlan | None]:
     """Fitted to the lesions' boxes for a detector; none for a network that only segments."""
     if architecture.name not in SOURCES:
         return rules.Decision(None, "")
     if before is not None and before.anchors is not None:
-        return rules.Decision(before.anchors, FOLLOWED)
-    extents = np.asarray(fingerprint.extents_mm).reshape(-1, fingerprint.dims)
-    return fit_anchors((extents / np.asarray(spacing_mm)).tolist(), architecture)
+        found: rules.Decision[AnchorPlan | None] = rules.Decision(before.anchors, FOLLOWED)
+    else:
+        extents = np.asarray(fingerprint.extents_mm).reshape(-1, fingerprint.dims)
+        found = fit_anchors((extents / np.asarray(spacing_mm)).tolist(), architecture)
+    if chosen.merge is None or found.value is None:
+        return found
+    return replace(found, value=replace(found.value, merge=chosen.merge))
 
 
 def _batch(

@@ -2,8 +2,10 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import get_args
 
 from lesionseg.errors import ConfigError
+from lesionseg.plan.anchor_plan import Merge
 from lesionseg.plan.plan import Activation, CandidateSource
 
 # what a detector's candidates may come from, the default first
@@ -22,7 +24,7 @@ class PlanOverrides:
 
     `init_from`: the bundle, or the run, whose weights training starts from; its grid,
     normalisation and trunk are followed (`make_plan`'s `before`). `size`, M or L: of a residual
-    U-Net, the memory it is planned for.
+    U-Net, the memory it is planned for. `merge`: of a detector's boxes (`AnchorPlan`).
     """
 
     architecture: str = "unet"
@@ -34,6 +36,7 @@ class PlanOverrides:
     candidates: CandidateSource | None = None
     init_from: str | None = None
     size: str | None = None
+    merge: Merge | None = None
 
     def __post_init__(self) -> None:
         spacing, tile = self.spacing_mm or (1.0,), self.tile_shape or (1,)
@@ -46,6 +49,14 @@ class PlanOverrides:
                 where="model.candidates",
                 seen=self.candidates,
                 expected=", ".join(SOURCES.get(self.architecture, ("segmentation",))),
+            )
+        known = get_args(Merge) if self.architecture in SOURCES else ()
+        if self.merge not in (None, *known):
+            raise ConfigError(
+                f"The boxes of a {self.architecture} are not merged in such a way.",
+                where="model.merge",
+                seen=self.merge,
+                expected=", ".join(known) or "null: it gives no boxes",
             )
         residual = self.architecture == "residual_unet"
         if self.size not in (None, *(SIZES_GB if residual else ())):

@@ -13,7 +13,7 @@ from lesionseg.losses.detection import AnchorTargets, DetectionLoss
 from lesionseg.models.detector_output import DetectorOutput
 from lesionseg.models.retinanet import has_voxels, planned_anchors
 from lesionseg.ops.anchors import AnchorLevel, grid_anchors
-from lesionseg.ops.assign import BACKGROUND, IGNORED, Assigner, assign_atss
+from lesionseg.ops.assign import BACKGROUND, IGNORED, Assigner
 from lesionseg.ops.boxes import split_box
 from lesionseg.plan.plan import Plan
 from lesionseg.training.objective import Lesson, Objective, Terms, VoxelLesson, VoxelObjective
@@ -75,9 +75,8 @@ class DetectionObjective(Objective):
         loss: DetectionLoss,
         plan: Plan,
         voxels: VoxelObjective | None,
-        assign: Assigner = assign_atss,
     ) -> None:
-        self.loss, self.plan, self.voxels, self.assign = loss, plan, voxels, assign
+        self.loss, self.plan, self.voxels = loss, plan, voxels
 
     def expected(self, n_tiles: int) -> tuple[float, ...]:
         """A few positive anchors a tile, then what the voxels expect."""
@@ -89,8 +88,9 @@ class DetectionObjective(Objective):
         levels, anchors = self._grid(tuple(batch["labels"].shape[1:]), batch["labels"].device)
         finest = Targets.of(batch)
         labels = finest.labels.sign() if self.plan.regions else finest.labels  # one lesion, one box
+        assign = self.loss.assigner
         rows = [
-            _tile(self.assign, levels, anchors, *tile)
+            _tile(assign, levels, anchors, *tile)
             for tile in zip(finest.instances, labels, finest.valid, strict=True)
         ]
         return DetectionLesson(

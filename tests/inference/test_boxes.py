@@ -1,6 +1,8 @@
 """Boxes of tiles put together: damping, merging, mirroring, empties."""
 
 import math
+from dataclasses import replace
+from typing import get_args
 
 import pytest
 import torch
@@ -12,7 +14,7 @@ from lesionseg.models.retinanet import planned_anchors
 from lesionseg.ops.anchors import grid_anchors
 from lesionseg.ops.box_coder import encode_boxes
 from lesionseg.ops.boxes import box_iou
-from lesionseg.plan.anchor_plan import AnchorPlan
+from lesionseg.plan.anchor_plan import AnchorPlan, Merge
 from lesionseg.plan.plan import Architecture, Normalisation, Plan
 
 STRIDES = ((1, 1), (2, 2))
@@ -37,6 +39,10 @@ def _plan(**changes: object) -> Plan:
     return plan.with_(**changes)
 
 
+def _merging(merge: Merge) -> Plan:
+    return _plan(anchors=replace(planned_anchors(_plan()), merge=merge))
+
+
 def _seen(plan: Plan, boxes: list[tuple[list[float], float, int]]) -> DetectorOutput:
     """What a network would say that sees these (box, probability, label) in its tile."""
     anchors = grid_anchors(planned_anchors(plan).levels(STRIDES, plan.tile_shape))
@@ -50,10 +56,10 @@ def _seen(plan: Plan, boxes: list[tuple[list[float], float, int]]) -> DetectorOu
 
 
 @pytest.mark.parametrize("merge", ["wbc", "nms"])
-def test_a_lesion_seen_in_every_tile_comes_out_once_with_its_score(merge: str) -> None:
-    plan = _plan()
+def test_a_lesion_seen_in_every_tile_comes_out_once_with_its_score(merge: Merge) -> None:
+    plan = _merging(merge)
     grid = TileGrid((16, 24), plan.tile_shape, 0.5)
-    collector = BoxCollector(grid, plan, merge=merge)
+    collector = BoxCollector(grid, plan)
     lesion = [6.0, 10.0, 9.0, 13.0]
     for i, start in enumerate(grid.starts):
         here = [v - start[a % 2] for a, v in enumerate(lesion)]
@@ -79,11 +85,26 @@ def test_a_tile_that_saw_nothing_lowers_the_score_by_its_weight() -> None:
     assert 0.15 < collector.finish().scores.item() < 0.65  # 0.4, but for half a voxel
 
 
+def test_nms_keeps_the_highest_look_as_it_is() -> None:
+    looks = {0: 0.8, 1: 0.6}  # by tile; the lesion lies well within both
+    scores = {}
+    for merge in get_args(Merge):
+        plan = _merging(merge)
+        grid = TileGrid((16, 24), plan.tile_shape, 0.5)
+        collector = BoxCollector(grid, plan)
+        for tile, p in looks.items():
+            here = [6.0, 10.0 - grid.starts[tile][1], 10.0, 14.0 - grid.starts[tile][1]]
+            collector.add(_seen(plan, [(here, p, 1)]), [tile], ())
+        (scores[merge],) = collector.finish().scores.tolist()
+    assert scores["nms"] == pytest.approx(0.8, abs=1e-3)
+    assert 0.6 < scores["wbc"] < 0.79
+
+
 def test_a_box_cut_by_a_tiles_inner_edge_is_damped_and_at_the_volumes_edge_is_not() -> None:
-    plan = _plan()
+    plan = _merging("nms")
     grid = TileGrid((16, 32), plan.tile_shape, 0.0)
     inner, outer = [6.0, 13, 10, 17], [6.0, -1, 10, 3]
-    collector = BoxCollector(grid, plan, merge="nms")
+    collector = BoxCollector(grid, plan)
     collector.add(_seen(plan, [(inner, 0.9, 1), (outer, 0.9, 1)]), [0], ())
     found = collector.finish()
     assert found.boxes[0].tolist() == pytest.approx([6, 0, 10, 3], abs=1e-3)  # cut at the border

@@ -8,6 +8,8 @@ from lesionseg.errors import ConfigError
 from lesionseg.losses import sigmoid_focal_loss
 from lesionseg.losses.boxes import is_degenerate, offset_loss, overlap_loss
 from lesionseg.losses.detection import AnchorTargets, DetectionLoss
+from lesionseg.ops.anchors import AnchorLevel
+from lesionseg.ops.assign import BACKGROUND, IGNORED, assign_atss
 from lesionseg.ops.box_coder import encode_boxes
 
 ANCHORS = torch.tensor([[0.0, 0, 4, 4], [4, 0, 8, 4], [0, 4, 4, 8], [4, 4, 8, 8]])
@@ -94,6 +96,23 @@ def test_unknown_names_and_negative_weights_are_refused() -> None:
         DetectionLoss(overlap="iou")  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="negative"):
         DetectionLoss(offset_weight=-1.0)
+    with pytest.raises(ConfigError, match="assignment of anchors"):
+        DetectionLoss(assign="simota")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("limits", [(0.4, 0.5), (0.5, 0.0), (1.5, 0.4)])
+def test_limits_of_the_iou_out_of_order_are_refused(limits: tuple[float, float]) -> None:
+    with pytest.raises(ConfigError, match="out of order"):
+        DetectionLoss(assign="iou", positive_iou=limits[0], negative_iou=limits[1])
+
+
+def test_anchors_are_assigned_by_the_limits_given() -> None:
+    boxes = torch.tensor([[0.0, 0.0, 4.0, 4.0]])
+    anchors = torch.tensor([[0.0, 0, 4, 4], [0.0, 0, 4, 3], [0.0, 0, 4, 2], [0.0, 0, 4, 1]])
+    levels = (AnchorLevel((1, 1), (4, 4), ((4.0, 4.0),) * 4),)
+    loss = DetectionLoss(assign="iou", positive_iou=0.7, negative_iou=0.4)
+    assert loss.assigner(levels, anchors, boxes).tolist() == [0, 0, IGNORED, BACKGROUND]
+    assert DetectionLoss().assigner is assign_atss
 
 
 def test_overlap_losses_of_equal_and_of_distant_boxes() -> None:

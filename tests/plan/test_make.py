@@ -92,11 +92,25 @@ def test_refuses_what_does_not_fit(
 
 
 @pytest.mark.parametrize(
-    "overrides", [{"spacing_mm": [0.0, 1.0, 1.0]}, {"batch_size": -1}, {"activation": "relu"}]
+    "overrides",
+    [
+        {"spacing_mm": [0.0, 1.0, 1.0]},
+        {"batch_size": -1},
+        {"activation": "relu"},
+        {"merge": "nms"},  # of a network without boxes
+        {"architecture": "retinanet", "merge": "soft"},
+    ],
 )
 def test_refuses_impossible_overrides(overrides: dict):
     with pytest.raises(ConfigError):
         PlanOverrides(**overrides)
+
+
+def test_boxes_are_merged_as_chosen(fingerprint: Fingerprint, dataset: Dataset):
+    for chosen, merge in ((None, "wbc"), ("nms", "nms")):
+        plan = plan_of(fingerprint, dataset, architecture="retina_unet", merge=chosen)
+        assert plan.anchors is not None
+        assert plan.anchors.merge == merge
 
 
 def test_a_plan_follows_the_one_whose_weights_training_starts_from(

@@ -1,11 +1,14 @@
 import json
+from dataclasses import replace
 
 import pytest
 
 from lesionseg.core import Calibration, OperatingPoint
 from lesionseg.errors import BundleError
+from lesionseg.plan.anchor_plan import AnchorPlan
 from lesionseg.plan.plan import FocalLink, Plan
 
+ANCHORS = AnchorPlan(stages=(1,), sizes=(((3.0, 3.0, 3.0),),))
 POINT = OperatingPoint(
     "fp_per_case:1",
     0.3,
@@ -31,16 +34,27 @@ def test_a_plan_read_back_is_the_plan_written(plan: Plan) -> None:
 
 
 def test_a_plan_written_before_these_decisions_existed_can_still_be_read(plan: Plan) -> None:
-    raw = json.loads(plan.with_(operating_points=(OperatingPoint("score:0.5", 0.5),)).to_json())
+    points = (OperatingPoint("score:0.5", 0.5),)
+    raw = json.loads(plan.with_(operating_points=points, anchors=ANCHORS).to_json())
     for key in ("calibration", "n_members"):
         del raw[key]
-    del raw["candidate_rule"]["min_diameter_mm"]
+    del raw["candidate_rule"]["min_diameter_mm"], raw["anchors"]["merge"]
     raw["operating_points"] = [
         {k: raw["operating_points"][0][k] for k in ("name", "score", "chosen_on")}
     ]
     old = Plan.from_json(json.dumps(raw))
     assert (old.calibration, old.n_members, old.candidate_rule.min_diameter_mm) == (None, 1, 0.0)
     assert old.operating_points[0].expected_recall is None
+    assert old.anchors == ANCHORS
+    assert ANCHORS.merge == "wbc"
+
+
+def test_an_unknown_way_to_merge_boxes_is_refused(plan: Plan) -> None:
+    raw = json.loads(plan.with_(anchors=replace(ANCHORS, merge="nms")).to_json())
+    assert Plan.from_json(json.dumps(raw)).anchors == replace(ANCHORS, merge="nms")
+    raw["anchors"]["merge"] = "soft"
+    with pytest.raises(BundleError, match="merge boxes: soft"):
+        Plan.from_json(json.dumps(raw))
 
 
 def test_another_version_is_refused(plan: Plan) -> None:

@@ -73,6 +73,14 @@ def test_every_lesion_has_positive_anchors_with_its_label_and_box() -> None:
     assert lesson.counts()[0] == positive.sum()
 
 
+def test_anchors_are_assigned_as_the_loss_says() -> None:
+    """By an IoU of 1 each lesion has the one anchor that it is left with, by ATSS several."""
+    loss = DetectionLoss(assign="iou", positive_iou=1.0, negative_iou=0.9)
+    strict = make_objective(FocalLoss(), loss, _plan("retinanet")).lesson(_batch())
+    assert strict.counts()[0] == 2
+    assert _objective().lesson(_batch()).counts()[0] > 2
+
+
 def test_invalid_background_teaches_nothing_and_an_invalid_lesion_is_none() -> None:
     batch = _batch()
     batch["valid"][:, :, 8:] = False  # hides lesion 3
