@@ -41,7 +41,7 @@ def find_candidates(
     (`collect_above`). Voxels that share a face, an edge or a
     corner touch. A plateau is one peak; ties go to the lower index. A voxel claimed for two labels
     belongs to the higher probability, and a candidate's score is the highest probability of its
-    voxels. Nothing above the floor gives no candidates. The cost grows with the voxels above the
+    voxels, or their mean (`rule.score`); which are kept goes by the highest. Nothing above the floor gives no candidates. The cost grows with the voxels above the
     floor. Raises `GeometryError` for a channel that does not fit, `ContentError` for NaN.
 
     >>> rule = CandidateRule(min_voxels=1)
@@ -71,7 +71,7 @@ def find_candidates(
         small += [(r, label) for r in channel if len(r.voxels) < rule.min_voxels]
     for number, i in enumerate(ranked, start=1):
         instances.flat[regions[i].voxels] = number
-        candidates.append(_candidate(number, regions[i], geometry, int(labels[i])))
+        candidates.append(_candidate(number, regions[i], geometry, int(labels[i]), rule))
     return Found(tuple(candidates), instances, removed=_removed(small, geometry, rule))
 
 
@@ -79,11 +79,12 @@ def _removed(
     small: Sequence[tuple[Region, int]], geometry: Geometry, rule: CandidateRule
 ) -> tuple[Candidate, ...]:
     """The regions of these labels as boxes, the highest first."""
-    high = [(r, label) for r, label in small if r.score >= rule.floor]
-    high.sort(key=lambda one: (-one[0].score, one[0].peak))
+    high = [(r, label) for r, label in small if r.height >= rule.floor]
+    high.sort(key=lambda one: (-one[0].height, one[0].peak))
+    kept = sorted(high[: rule.max_candidates], key=lambda one: -one[0].score(rule.score))
     return tuple(
-        replace(_candidate(number, region, geometry, label), has_mask=False, accepted=False)
-        for number, (region, label) in enumerate(high[: rule.max_candidates], start=1)
+        replace(_candidate(number, region, geometry, label, rule), has_mask=False, accepted=False)
+        for number, (region, label) in enumerate(kept, start=1)
     )
 
 
@@ -190,9 +191,10 @@ def _settle(regions: Sequence[Region]) -> list[Region]:
 def _ranking(regions: Sequence[Region], rule: CandidateRule) -> list[int]:
     """Which regions become candidates, best first."""
     large = [i for i, r in enumerate(regions) if len(r.voxels) >= max(rule.min_voxels, 1)]
-    high = [i for i in large if regions[i].score >= rule.floor]
-    high.sort(key=lambda i: (-regions[i].score, regions[i].peak, i))
-    return high[: rule.max_candidates]
+    high = [i for i in large if regions[i].height >= rule.floor]
+    high.sort(key=lambda i: (-regions[i].height, regions[i].peak, i))
+    kept = high[: rule.max_candidates]
+    return sorted(kept, key=lambda i: -regions[i].score(rule.score))  # stable: then by the highest
 
 
 def _is_large(region: Region, geometry: Geometry, rule: CandidateRule) -> bool:
@@ -200,13 +202,15 @@ def _is_large(region: Region, geometry: Geometry, rule: CandidateRule) -> bool:
     return float(equivalent_diameter_mm(volume_mm, geometry.dims)) >= rule.min_diameter_mm
 
 
-def _candidate(number: int, region: Region, geometry: Geometry, label: int) -> Candidate:
+def _candidate(
+    number: int, region: Region, geometry: Geometry, label: int, rule: CandidateRule
+) -> Candidate:
     index = np.stack(np.unravel_index(region.voxels, geometry.shape), axis=-1)
     volume_mm = len(index) * geometry.voxel_size
     return Candidate(
         id=number,
         label=label,
-        score=region.score,
+        score=region.score(rule.score),
         start_vox=tuple(float(v) for v in index.min(0)),
         stop_vox=tuple(float(v) + 1 for v in index.max(0)),
         centre_mm=tuple(float(v) for v in geometry.to_mm(index.mean(0, keepdims=True))[0]),

@@ -13,7 +13,7 @@ from numba import njit
 from numpy.typing import NDArray
 
 from lesionseg.errors import ContentError, GeometryError
-from lesionseg.plan.plan import CandidateRule
+from lesionseg.plan.plan import CandidateRule, ComponentScore
 
 Ints = NDArray[np.integer[Any]]
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -41,9 +41,13 @@ class Region:
     probabilities: NDArray[np.float32]
 
     @property
-    def score(self) -> float:
+    def height(self) -> float:
         """The highest probability of its voxels."""
         return float(self.probabilities.max())
+
+    def score(self, kind: ComponentScore) -> float:
+        """What a candidate of these voxels scores: their highest probability, or their mean."""
+        return self.height if kind == "max" else float(self.probabilities.mean(dtype=np.float64))
 
     @property
     def peak(self) -> int:

@@ -75,7 +75,9 @@ def make_plan(
         architecture=shape.value,
         lesion_fraction=prior.value,
         activation=chosen.activation,
-        candidate_rule=replace(candidates.value, source=_source(chosen)),
+        candidate_rule=replace(
+            candidates.value, source=_source(chosen), score=chosen.component_score
+        ),
         anchors=anchors.value,
         reasons={
             "budget": allowed.reason,

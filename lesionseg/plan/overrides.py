@@ -6,7 +6,7 @@ from typing import get_args
 
 from lesionseg.errors import ConfigError
 from lesionseg.plan.anchor_plan import Merge
-from lesionseg.plan.plan import Activation, CandidateSource
+from lesionseg.plan.plan import Activation, CandidateSource, ComponentScore
 
 # what a detector's candidates may come from, the default first
 SOURCES: Mapping[str, tuple[CandidateSource, ...]] = {
@@ -25,6 +25,7 @@ class PlanOverrides:
     `init_from`: the bundle, or the run, whose weights training starts from; its grid,
     normalisation and trunk are followed (`make_plan`'s `before`). `size`, M or L: of a residual
     U-Net, the memory it is planned for. `merge`: of a detector's boxes (`AnchorPlan`).
+    `component_score`: of candidates from voxels (`CandidateRule`).
     """
 
     architecture: str = "unet"
@@ -37,6 +38,7 @@ class PlanOverrides:
     init_from: str | None = None
     size: str | None = None
     merge: Merge | None = None
+    component_score: ComponentScore = "max"
 
     def __post_init__(self) -> None:
         spacing, tile = self.spacing_mm or (1.0,), self.tile_shape or (1,)
@@ -57,6 +59,13 @@ class PlanOverrides:
                 where="model.merge",
                 seen=self.merge,
                 expected=", ".join(known) or "null: it gives no boxes",
+            )
+        if self.component_score not in get_args(ComponentScore):
+            raise ConfigError(
+                "There is no such score of a candidate.",
+                where="model.component_score",
+                seen=self.component_score,
+                expected=", ".join(get_args(ComponentScore)),
             )
         residual = self.architecture == "residual_unet"
         if self.size not in (None, *(SIZES_GB if residual else ())):

@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from lesionseg.core import UNION, Calibration, OperatingPoint
 from lesionseg.errors import BundleError
@@ -14,6 +14,7 @@ PLAN_VERSION = 1
 Modality = Literal["mri", "ct", "xray"]
 Activation = Literal["sigmoid", "softmax"]
 CandidateSource = Literal["segmentation", "detection", "both"]
+ComponentScore = Literal["max", "mean"]
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,8 @@ class CandidateRule:
     region touches it and whose peak is below `prominence` times the highest probability there.
     Candidates under `min_diameter_mm` (equivalent diameter) are dropped too: 0 unless
     cross-validation showed that they are false alarms. `source`: whether candidates come from the
-    voxels, from a detector's boxes or from both (`inference.fusion`).
+    voxels, from a detector's boxes or from both (`inference.fusion`). `score`: of a candidate from
+    voxels, their highest probability or their mean. An unknown one is a `ValueError`.
     """
 
     ratio: float = 2.5
@@ -68,6 +70,11 @@ class CandidateRule:
     prominence: float = 1.5
     min_diameter_mm: float = 0.0
     source: CandidateSource = "segmentation"
+    score: ComponentScore = "max"
+
+    def __post_init__(self) -> None:
+        if self.score not in get_args(ComponentScore):
+            raise ValueError(f"no such score of a candidate: {self.score}")
 
 
 @dataclass(frozen=True)

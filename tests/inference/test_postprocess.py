@@ -54,6 +54,20 @@ def test_two_peaks_joined_above_the_extent_are_one_candidate() -> None:
     assert len(_find([[0.9, 0.4, 0.8]]).candidates) == 1
 
 
+def test_a_candidate_may_score_the_mean_of_its_voxels() -> None:
+    p = [[0.9, 0.5, 0.4, 0.0, 0.8, 0.7]]  # the higher peak has the lower mean
+    found = _find(p, rule=replace(RULE, score="mean"))
+    assert _scores(found) == [0.75, 0.6]
+    assert found.instances.tolist() == [[2, 2, 2, 0, 1, 1]]
+    assert _scores(_find(p)) == [0.9, 0.8]
+
+
+def test_the_floor_is_the_peaks_whatever_is_scored() -> None:
+    rule = replace(RULE, score="mean", floor=0.5, max_candidates=1)
+    found = _find([[0.6, 0.3, 0.3, 0.0, 0.5]], rule=rule)
+    assert _scores(found) == [0.4]
+
+
 def test_a_shoulder_is_dropped() -> None:
     # 0.34 is a local peak beside the extent of 0.9 (p ≥ 0.36); 0.34 < 1.5 · 0.3
     found = _find([[0.9, 0.5, 0.30, 0.34, 0.1]])

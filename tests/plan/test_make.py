@@ -99,11 +99,17 @@ def test_refuses_what_does_not_fit(
         {"activation": "relu"},
         {"merge": "nms"},  # of a network without boxes
         {"architecture": "retinanet", "merge": "soft"},
+        {"component_score": "median"},
     ],
 )
 def test_refuses_impossible_overrides(overrides: dict):
     with pytest.raises(ConfigError):
         PlanOverrides(**overrides)
+
+
+def test_a_candidate_scores_as_chosen(fingerprint: Fingerprint, dataset: Dataset):
+    assert plan_of(fingerprint, dataset).candidate_rule.score == "max"
+    assert plan_of(fingerprint, dataset, component_score="mean").candidate_rule.score == "mean"
 
 
 def test_boxes_are_merged_as_chosen(fingerprint: Fingerprint, dataset: Dataset):

@@ -38,7 +38,11 @@ def test_a_plan_written_before_these_decisions_existed_can_still_be_read(plan: P
     raw = json.loads(plan.with_(operating_points=points, anchors=ANCHORS).to_json())
     for key in ("calibration", "n_members"):
         del raw[key]
-    del raw["candidate_rule"]["min_diameter_mm"], raw["anchors"]["merge"]
+    del (
+        raw["candidate_rule"]["min_diameter_mm"],
+        raw["candidate_rule"]["score"],
+        raw["anchors"]["merge"],
+    )
     raw["operating_points"] = [
         {k: raw["operating_points"][0][k] for k in ("name", "score", "chosen_on")}
     ]
@@ -46,6 +50,7 @@ def test_a_plan_written_before_these_decisions_existed_can_still_be_read(plan: P
     assert (old.calibration, old.n_members, old.candidate_rule.min_diameter_mm) == (None, 1, 0.0)
     assert old.operating_points[0].expected_recall is None
     assert old.anchors == ANCHORS
+    assert old.candidate_rule.score == "max"
     assert ANCHORS.merge == "wbc"
 
 
@@ -54,6 +59,13 @@ def test_an_unknown_way_to_merge_boxes_is_refused(plan: Plan) -> None:
     assert Plan.from_json(json.dumps(raw)).anchors == replace(ANCHORS, merge="nms")
     raw["anchors"]["merge"] = "soft"
     with pytest.raises(BundleError, match="merge boxes: soft"):
+        Plan.from_json(json.dumps(raw))
+
+
+def test_an_unknown_score_of_a_candidate_is_refused(plan: Plan) -> None:
+    raw = json.loads(plan.to_json())
+    raw["candidate_rule"]["score"] = "median"
+    with pytest.raises(BundleError, match="score of a candidate: median"):
         Plan.from_json(json.dumps(raw))
 
 
