@@ -5,6 +5,7 @@ from pathlib import Path
 from lesionseg.core import Geometry, Volume
 from lesionseg.errors import ReadError
 from lesionseg.io.dicom_headers import (
+    image_header,
     image_headers,
     is_dicom,
     is_image,
@@ -66,9 +67,9 @@ def radiograph_file(path: Path) -> Path | None:
 def _starts_with_radiograph(folder: Path) -> bool:
     """Whether the first image of the folder is one: the others of a series need no second look."""
     for file in sorted(folder.iterdir()):
-        if is_dicom(file) and file.name.upper() != "DICOMDIR":
-            header = read_header(file)
-            if is_image(header):
+        if is_dicom(file):
+            header = image_header(file)
+            if header is not None:
                 return is_xray(header)
     return False
 

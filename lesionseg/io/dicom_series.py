@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING
 
 from lesionseg.errors import ReadError
 from lesionseg.io.dicom_headers import (
+    image_header,
     image_headers,
-    is_image,
     is_xray,
-    read_header,
     refuse_unfit,
 )
 
@@ -54,22 +53,43 @@ def group_files(files: Sequence[Path]) -> dict[Path, str]:
 
     A radiograph is a file, called by its name; so is a single other image. A series is its folder,
     called by it, or where there are several `folder/series=<number>`, called `<folder>_<number>`.
-    Localisers, secondary captures and the like are left out, and named in the log.
+    Localisers, secondary captures and the like are left out, and named in the log. A file that is
+    damaged counts as an image, so that reading it says so; beside series, reading those does.
     """
-    headers = {file: read_header(file) for file in files}
-    images = {file: header for file, header in headers.items() if is_image(header)}
+    images, damaged = _images(files)
     found = {file: _stem(file) for file, header in images.items() if is_xray(header)}
     by_series: dict[str, dict[Path, Header]] = {}
     for file, header in images.items():
         if file not in found:
             by_series.setdefault(_uid(header), {})[file] = header
     fit = [series for series in by_series.values() if not _is_left_out(series)]
+    if not fit:
+        found |= {file: _stem(file) for file in damaged}
     if len(fit) == 1 == len(by_series) and len(fit[0]) == 1:
         return {**found, **{file: _stem(file) for file in fit[0]}}
     if len(fit) == len(by_series) == 1:
         folder = next(iter(fit[0])).parent
         return {**found, folder: folder.name}
     return {**found, **_named(fit)}
+
+
+def _images(files: Sequence[Path]) -> tuple[dict[Path, "Header"], list[Path]]:
+    """Headers of the images among the files, and the files that are damaged."""
+    images: dict[Path, Header] = {}
+    damaged = []
+    for file in files:
+        try:
+            header = image_header(file)
+        except ReadError as error:
+            if isinstance(error.__cause__, ImportError):
+                raise
+            damaged.append(file)
+            continue
+        if header is None:
+            logger.info("%s is left out: it is no DICOM image.", file)
+        else:
+            images[file] = header
+    return images, damaged
 
 
 def _named(fit: Sequence[Mapping[Path, "Header"]]) -> dict[Path, str]:

@@ -9,6 +9,9 @@ import pytest
 
 from lesionseg.core import Geometry
 from lesionseg.errors import GeometryError, LesionsegError, ReadError
+from lesionseg.io.conventions import read_dataset
+from lesionseg.io.images import find_images
+from lesionseg.io.inspection import inspect_case
 from lesionseg.io.volumes import content_files, read_geometry, read_volume, write_volume
 from tests.io.dicom_files import (
     LPS,
@@ -138,6 +141,68 @@ def test_a_truncated_file_is_refused(series: Series) -> None:
     file.write_bytes(file.read_bytes()[:-10])
     with pytest.raises(ReadError, match=r"c\.dcm"):
         read_volume(folder)
+
+
+def _without_suffixes(folder: Path) -> None:
+    for file in list(folder.iterdir()):
+        file.rename(file.with_suffix(""))
+
+
+@pytest.mark.parametrize("bare", [False, True], ids=["dcm", "without suffix"])
+def test_a_last_slice_cut_anywhere_is_refused_by_name(series: Series, bare: bool) -> None:
+    """However much of it was copied, the scan is not read as one of four slices."""
+    folder = series()
+    if bare:
+        _without_suffixes(folder)
+    file = folder / ("b" if bare else "b.dcm")  # the last in place
+    whole = file.read_bytes()
+    for n in (0, 50, 131, 132, 140, 200, 300, 400, 500, 600, 650, 700, 745, len(whole) - 1):
+        file.write_bytes(whole[:n])
+        with pytest.raises(LesionsegError, match=r"\bb(\.dcm)?\b"):
+            read_volume(folder)
+        assert [c.images for c in find_images(folder, 1)] == [(folder,)]  # told by reading it
+
+
+def test_inspection_tells_of_a_slice_that_was_cut_short(series: Series, tmp_path: Path) -> None:
+    file = series() / "b.dcm"
+    whole = file.read_bytes()
+    (tmp_path / "manifest.csv").write_text("case,image\nA,scan\n")
+    dataset = read_dataset(tmp_path)
+    for n in (140, 400, 745):
+        file.write_bytes(whole[:n])
+        found = inspect_case(dataset.cases[0], dataset)
+        assert [fault.kind for fault in found.faults] == ["unreadable"]
+        assert "b.dcm" in str(found.faults[0].error)
+
+
+def test_what_is_no_image_is_left_out_by_name(
+    series: Series, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    folder = series()
+    others = {
+        "plan.dcm": "1.2.840.10008.5.1.4.1.1.481.5",
+        "raw.dcm": "1.2.840.10008.5.1.4.1.1.66",
+        "state.dcm": "1.2.840.10008.5.1.4.1.1.11.1",
+        "vendor.dcm": "1.3.12.2.1107.5.9.1",
+    }
+    for name, kind in others.items():
+        save(folder / name, None, kind, Modality="OT")
+    (folder / "DICOMDIR").write_bytes(b"\0" * 128 + b"DICM")
+    (folder / "README").write_text("Scan of a phantom.")
+    assert read_volume(folder).array.shape == (1, 5, 4, 6)
+    for name in (*others, "DICOMDIR", "README"):
+        assert f"{name} is left out" in caplog.text
+
+
+def test_a_damaged_file_alone_is_a_scan_that_cannot_be_read(tmp_path: Path, series: Series) -> None:
+    folder = series()
+    whole = (folder / "b.dcm").read_bytes()
+    (tmp_path / "study").mkdir()
+    (tmp_path / "study" / "b.dcm").write_bytes(whole[:300])
+    (found,) = find_images(tmp_path / "study", 1)
+    with pytest.raises(ReadError, match=r"b\.dcm"):
+        read_volume(found.images[0])
 
 
 def test_an_independent_reader_sees_the_same_scan(series: Series) -> None:
