@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from lesionseg.report import text
 from lesionseg.report.details import Cell as Field
-from lesionseg.report.details import Difference, Reliability, SizeCurve, Subgroup
+from lesionseg.report.details import Difference, Region, Reliability, SizeCurve, Subgroup
 from lesionseg.report.listing import Cell, Line, Listing
 
 
@@ -50,6 +50,23 @@ def _subgroup_line(group: Subgroup) -> Line:
         Cell(text.optional_rate(group.false_per_case)),
         Cell(text.number(group.dice)),
     )
+
+
+def list_regions(regions: Sequence[Region]) -> Listing:
+    """One line a region, each judged by itself; no line without regions."""
+    bare = [r.recall.reason for r in regions if r.n_lesions and r.recall.ci95 is None]
+    lines = tuple(
+        (
+            Cell(region.name),
+            Cell(str(region.n_cases), region.n_cases),
+            Cell(text.number(region.dice.value)),
+            Cell(text.of(region.detected, region.n_lesions)),
+            Cell(text.share(region.detected, region.n_lesions, region.recall)),
+            Cell(text.bounds(region.recall) if region.n_lesions else text.NO_LESION),
+        )
+        for region in regions
+    )
+    return Listing(text.HEADINGS_REGIONS, lines, note=text.no_intervals(bare))
 
 
 def list_reliability(reliability: Reliability) -> Listing:

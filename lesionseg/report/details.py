@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from lesionseg.report.scores import UNSTATED, Estimate, Interval, read_interval
+from lesionseg.report.scores import UNSTATED, Estimate, Interval, read_estimate, read_interval
 
 ROW_OF_COMPARISON = {"one", "other", "difference"}
 
@@ -60,6 +60,18 @@ class Subgroup:
 
 
 @dataclass(frozen=True)
+class Region:
+    """A region judged by itself: its Dice, and its components as if they were all the lesions."""
+
+    name: str
+    n_cases: int
+    n_lesions: int
+    detected: int
+    recall: Estimate
+    dice: Estimate
+
+
+@dataclass(frozen=True)
 class Cell:
     """Lesions of a size and of a contrast to their surroundings; None: no upper bound."""
 
@@ -90,6 +102,7 @@ class Details:
     subgroups: tuple[Subgroup, ...]
     cells: tuple[Cell, ...]
     differences: tuple[Difference, ...]
+    regions: tuple[Region, ...]
     reasons: Mapping[str, str]
 
 
@@ -105,6 +118,7 @@ def read_details(raw: Mapping[str, Any]) -> Details:
         tuple(_subgroup(row) for row in raw.get("subgroups") or ()),
         tuple(_cell(row) for row in raw.get("recall_by_size_and_contrast") or ()),
         _differences(raw.get("comparison") or {}),
+        tuple(_region(name, one) for name, one in (raw.get("per_region") or {}).items()),
         {},
     )
     said = raw.get("reasons") or {}
@@ -164,6 +178,18 @@ def _subgroup(row: Mapping[str, Any]) -> Subgroup:
         _estimate(row, "recall"),
         _optional(row.get("false_positives_per_case")),
         _optional(row.get("dice")),
+    )
+
+
+def _region(name: str, one: Mapping[str, Any]) -> Region:
+    n = int(one["n_lesions"])
+    return Region(
+        name,
+        int(one["n_cases"]),
+        n,
+        n - int(one["n_missed"]),
+        read_estimate(one, "lesion_recall"),
+        read_estimate(one, "dice"),
     )
 
 

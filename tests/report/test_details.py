@@ -194,3 +194,25 @@ def test_sizes_that_are_not_the_lesions_own_are_said_to_be(
     assert text.size_sentence(scores).startswith(said)
     assert bool(text.size_sentence(scores)) is bool(said)
     assert scores.size_unit == unit[:2]
+
+
+def region(n_cases: int, n_missed: int, dice: float | None) -> dict[str, Any]:
+    recall = {"value": (4 - n_missed) / 4, "ci95": [0.1, 0.9]}
+    counts = {"n_cases": n_cases, "n_lesions": 4, "n_missed": n_missed}
+    return {**counts, "lesion_recall": recall, "dice": {"mean": dice, "ci95": None}}
+
+
+def test_regions_have_a_table_of_their_own(tmp_path: Path, evaluation: Evaluation) -> None:
+    evaluation.changes = {
+        "per_region": {"whole <tumor>": region(6, 1, 0.81), "core": region(5, 3, None)}
+    }
+    page = write_report(evaluation.write(tmp_path / "e"), tmp_path / "r").read_text()
+    table = page.split('id="region-table"')[1].split("</table>")[0]
+    for cell in ("whole &lt;tumor&gt;", "0.81", "3 of 4", "75\xa0%", "core", "1 of 4", "25\xa0%"):
+        assert cell in table
+    assert 'href="#regions"' in page
+
+
+def test_without_regions_there_is_no_such_section(tmp_path: Path, evaluation: Evaluation) -> None:
+    page = write_report(evaluation.write(tmp_path / "e"), tmp_path / "r").read_text()
+    assert 'id="regions"' not in page

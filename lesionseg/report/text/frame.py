@@ -41,6 +41,7 @@ SECTIONS: Mapping[str, str] = {
     "summary": "In short",
     "size": "Found, by size of lesion",
     "labels": "Found, by kind of lesion",
+    "regions": "Region by region",
     "froc": "Found, by price in false marks",
     "why": "Why lesions were missed",
     "gallery": "Pictures",

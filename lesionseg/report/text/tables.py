@@ -61,6 +61,11 @@ HEADINGS_MEASURES = ("Measure", "Value", "Rows")
 HEADINGS_WHY = ("Reason", "Lesions")
 HEADINGS_RULES = ("Rule", "Found", "False marks per scan")
 HEADINGS_LABELS = ("Kind of lesion", "Found", "Share", "95 % interval", "False marks per scan")
+HEADINGS_REGIONS = ("Region", "Scans", "Dice, mean", "Found", "Share", "95 % interval")
+REGIONS_TEXT = (
+    "Regions may lie within each other. Each is judged by itself: what of it hangs together counts "
+    "as one lesion of its own, so these counts are not those of the page."
+)
 HEADINGS_PROVENANCE = ("What", "Value")
 HEADINGS_CURVE = ("Chance of being found", "Size")
 HEADINGS_CELLS = ("Size", "Contrast", "Found", "Share", "95 % interval")
