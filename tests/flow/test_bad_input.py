@@ -132,7 +132,10 @@ def test_every_bad_case_is_named_at_once(raw: Path, capsys: pytest.CaptureFixtur
     _truncate(raw)
     other = raw / "imagesTr" / "SIM_002_0000.nii.gz"
     _change(other, lambda voxels, _: voxels.__setitem__((2, 3, 4), np.nan))
-    assert run("prepare", [f"data.root={raw}", f"run_dir={raw.parent}/run", "check=true"]) == 1
+    checked = [f"data.root={raw}", f"run_dir={raw.parent}/run", "check=true"]
+    assert run("prepare", checked) == 1
+    assert "SIM_00" not in capsys.readouterr().out  # unless asked to, it names nobody
+    assert run("prepare", [*checked, "identifiers=true"]) == 1
     printed = capsys.readouterr().out
     assert "SIM_001_0000.nii.gz" in printed
     assert "SIM_002_0000.nii.gz" in printed
