@@ -13,12 +13,12 @@ from lesionseg.inference.bundle import read_bundle as read_bundle
 from lesionseg.inference.bundle import resolve_bundle as resolve_bundle
 from lesionseg.inference.bundle import write_bundle as write_bundle
 from lesionseg.inference.card import model_card as model_card
+from lesionseg.inference.device import choose_device as choose_device
 from lesionseg.inference.postprocess import Found as Found
 from lesionseg.inference.postprocess import apply_operating_point as apply_operating_point
 from lesionseg.inference.postprocess import choose_operating_point as choose_operating_point
 from lesionseg.inference.postprocess import find_candidates as find_candidates
 from lesionseg.inference.predictor import Predictor as Predictor
-from lesionseg.inference.predictor import choose_device as choose_device
 from lesionseg.inference.restore import restore as restore
 from lesionseg.inference.settings import InferenceSettings as InferenceSettings
 from lesionseg.inference.sliding import predict_probabilities as predict_probabilities

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 from typing import TypeVar
@@ -14,11 +14,11 @@ from torch import Tensor, nn
 
 from lesionseg.core import Candidate, CaseFiles, Dataset, Geometry, Prediction, Volume
 from lesionseg.data.prepare import prepare_image
-from lesionseg.errors import ConfigError, ContentError, DatasetError
+from lesionseg.errors import ContentError, DatasetError
 from lesionseg.inference.body import Body, find_body
-from lesionseg.inference.boxes import FoundBoxes
 from lesionseg.inference.bundle import Bundle
 from lesionseg.inference.calibrate import calibrated
+from lesionseg.inference.device import choose_device
 from lesionseg.inference.ensemble import ensemble
 from lesionseg.inference.fusion import box_candidates, fuse
 from lesionseg.inference.painting import find_by_plan
@@ -32,6 +32,7 @@ from lesionseg.inference.restore import restore_slabs
 from lesionseg.inference.settings import InferenceSettings, Precision
 from lesionseg.inference.slide import Slide
 from lesionseg.inference.sliding import OnTile, Slider, Task
+from lesionseg.inference.steps import Inferred, Prepared
 from lesionseg.inference.store import Store
 from lesionseg.io.cases import read_image
 from lesionseg.io.dicom_stack import Tilt
@@ -42,35 +43,6 @@ from lesionseg.models.retinanet import n_voxel_channels
 from lesionseg.plan.plan import Plan
 
 StrPath = str | PathLike[str]
-
-
-@dataclass(frozen=True, eq=False)
-class Prepared:
-    """A scan as the network meets it, where the patient is in it, and its own file's grid.
-
-    `valid`: see `core.Volume`, on the file's grid.
-    """
-
-    image: Volume
-    file_geometry: Geometry
-    body: Body | None = None
-    valid: NDArray[np.bool_] | None = None
-
-
-@dataclass(frozen=True, eq=False)
-class Inferred:
-    """Probabilities and a detector's boxes on the plan's grid, and the grid of the scan's own file.
-
-    `seconds`: that the network took, with what is done to its tiles. `valid`: as in `Prepared`;
-    nothing is found where a radiograph shows nothing.
-    """
-
-    store: Store
-    plan_geometry: Geometry
-    file_geometry: Geometry
-    seconds: float = 0.0
-    boxes: FoundBoxes | None = None
-    valid: NDArray[np.bool_] | None = None
 
 
 Tag = TypeVar("Tag")
@@ -397,23 +369,3 @@ def case_id(path: Path) -> str:
     'ms_03'
     """
     return re.sub(r"_\d{4}$", "", strip_suffix(path))
-
-
-def choose_device(name: str | torch.device) -> torch.device:
-    """The device called `name`; "auto" is the GPU where there is one, else the CPU.
-
-    Raises `ConfigError` for a device that is unknown or absent.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ConfigError(
-            f"The device {str(name)!r} cannot be used.",
-            where="device",
-            seen=str(error).splitlines()[0],
-            expected="auto, cpu or cuda",
-        ) from error
-    return device

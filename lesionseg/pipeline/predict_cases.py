@@ -17,8 +17,9 @@ from lesionseg import __version__
 from lesionseg.core import CaseFiles
 from lesionseg.errors import LesionsegError
 from lesionseg.inference.bundle import bundle_digest
-from lesionseg.inference.predictor import Inferred, Predictor, Prepared
+from lesionseg.inference.predictor import Predictor
 from lesionseg.inference.settings import InferenceSettings
+from lesionseg.inference.steps import Inferred, Prepared
 from lesionseg.io.dicom_source import Origin
 from lesionseg.io.dicom_stack import Tilt
 from lesionseg.io.volumes import content_files, read_geometry

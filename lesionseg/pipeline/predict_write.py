@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lesionseg.core import CaseFiles, Geometry, Volume
-from lesionseg.inference.predictor import Inferred, Predictor
+from lesionseg.inference.predictor import Predictor
 from lesionseg.inference.regions import collect_above
+from lesionseg.inference.steps import Inferred
 from lesionseg.io.dicom_source import Origin
 from lesionseg.io.predictions import write_prediction
 from lesionseg.io.volumes import is_dicom_image, result_suffix, write_volume

@@ -9,7 +9,8 @@ import lesionseg
 from lesionseg.core import Calibration, Geometry, OperatingPoint, Prediction, Volume
 from lesionseg.errors import ConfigError, ContentError, DatasetError, GeometryError
 from lesionseg.inference.bundle import Bundle, write_bundle
-from lesionseg.inference.predictor import Predictor, choose_device
+from lesionseg.inference.device import choose_device
+from lesionseg.inference.predictor import Predictor
 from lesionseg.inference.settings import InferenceSettings
 from lesionseg.io.volumes import write_volume
 from lesionseg.models.build import build_network
