@@ -4,7 +4,8 @@
 tiles, `sliding` runs networks over those of many images, `stitch` puts them together and `store`
 keeps what comes of it; `restore` goes back to the file's own grid; `regions` and `postprocess`
 turn probabilities into candidates and accept them; `bundle` and `card` keep a model on disk;
-`predictor` is all of it behind one call.
+`boxes` and `fusion` do the same for a detector; `predictor` is all of it behind one call, in three
+`steps`.
 """
 
 from lesionseg.inference.bundle import Bundle as Bundle
