@@ -158,9 +158,9 @@ class DetectionLoss(nn.Module):
         goal = wanted.float()
         goal[wanted > 0] = quality.clamp(min=1e-3)  # a positive stays one however bad its box is
         if self.classification == "varifocal":
-            alpha = 0.75 if isinstance(self.alpha, Sequence) else self.alpha
+            alpha = self.alpha if isinstance(self.alpha, float | int) else 0.75
             return varifocal_loss(
-                flat, goal, alpha=alpha or 0.75, gamma=self.gamma, reduction="sum", valid=kept
+                flat, goal, alpha=alpha, gamma=self.gamma, reduction="sum", valid=kept
             )
         return quality_focal_loss(flat, goal, beta=self.gamma, reduction="sum", valid=kept)
 

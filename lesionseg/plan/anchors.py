@@ -3,8 +3,10 @@
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
+from lesionseg.ops.anchors import centred_iou
 from lesionseg.plan.anchor_plan import AnchorPlan, total_strides
 from lesionseg.plan.plan import Architecture
 from lesionseg.plan.rules import Decision
@@ -131,10 +133,8 @@ def _objective(sides: Extents, weights: NDArray[np.float64], shapes: Extents) ->
 
 
 def _centred_iou(a: Extents, b: Extents) -> NDArray[np.float64]:
-    """IoU `[n, m]` of boxes of these side lengths that share their centre."""
-    shared = np.minimum(a[:, None], b[None]).prod(axis=-1)
-    union = a.prod(axis=-1)[:, None] + b.prod(axis=-1)[None] - shared
-    found: NDArray[np.float64] = shared / union
+    """`ops.anchors.centred_iou` of arrays."""
+    found: NDArray[np.float64] = centred_iou(torch.from_numpy(a), torch.from_numpy(b)).numpy()
     return found
 
 

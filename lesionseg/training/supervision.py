@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
 from typing import Self
 
 import torch
@@ -10,6 +9,7 @@ from jaxtyping import Shaped
 from torch import Tensor
 
 from lesionseg.losses.inputs import region_target
+from lesionseg.plan.anchor_plan import total_strides
 from lesionseg.plan.plan import Architecture
 
 
@@ -78,10 +78,7 @@ def supervised_strides(architecture: Architecture) -> tuple[tuple[int, ...], ...
     >>> supervised_strides(table)
     ((1, 1), (1, 2), (2, 4))
     """
-    totals = accumulate(
-        architecture.strides, lambda a, b: tuple(x * y for x, y in zip(a, b, strict=True))
-    )
-    return tuple(totals)[: architecture.n_supervised]
+    return total_strides(architecture.strides)[: architecture.n_supervised]
 
 
 def level_weights(n_levels: int) -> tuple[float, ...]:
