@@ -1,0 +1,89 @@
+"""lesionseg from raw files to probabilities within a number of minutes; run by vs_nnunet.py.
+
+    python benchmarks/cell_lesionseg.py JOB.json
+
+Reading, checking, planning and preparing are counted; the schedule runs over the minutes that are
+left. JOB's `overrides` are those of `train.py`. Prediction (not counted) is `inference=balanced`,
+without mirroring.
+"""
+
+import json
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from held_out import held_out
+
+from lesionseg.cli import compose
+from lesionseg.inference.predictor import Predictor
+from lesionseg.io.cases import read_case
+from lesionseg.pipeline.learning import Learning, decide, learn, linked, prepare_cases
+from lesionseg.pipeline.survey import survey
+
+
+def main() -> None:
+    """Plan, prepare, train until the minutes are over, predict, and say what it took."""
+    job = json.loads(Path(sys.argv[1]).read_text())
+    torch.set_num_threads(job["threads"])
+    output = Path(job["output"])
+    chosen = settings(job)
+    held = held_out(Path(job["data"]), output / "cache")
+    found = held.as_development(survey(held.data, seed=0))
+    plan = decide(found, chosen["model"], job["accelerator"], output)
+    cases = prepare_cases(found, plan, held.data, output)
+    before = (time.time() - job["began"]) / 60
+    trainer = replace(
+        chosen["trainer"],
+        max_minutes=job["minutes"] - before,
+        accelerator=job["accelerator"],
+        seed=job["seed"],
+        progress=False,
+    )
+    learning = Learning(
+        loss=chosen["loss"],
+        sampling=chosen["sampling"],
+        augmentation=chosen["augment"],
+        optimiser=chosen["optim"],
+        trainer=trainer,
+        detection=chosen["detection"],
+    )
+    fitted = learn(plan, cases, learning, output)
+    spent = (time.time() - job["began"]) / 60
+    predictor = Predictor.from_network(
+        fitted.network,
+        linked(plan, learning.loss, learning.detection),
+        device=fitted.device,
+        settings=chosen["inference"],
+    )
+    for files in found.of_role("validation"):
+        image = read_case(files, found.dataset).image
+        np.save(output / f"{files.case}.npy", predictor.probabilities(image))
+    made = {
+        "steps": fitted.steps,
+        "minutes": spent,
+        "minutes_before_training": before,
+        "tile": list(plan.tile_shape),
+        "batch": plan.batch_size,
+        "features": list(plan.architecture.features),
+        "threads": job["threads"],
+    }
+    (output / "made.json").write_text(json.dumps(made, indent=1))
+
+
+def settings(job: dict[str, Any]) -> dict[str, Any]:
+    """The typed settings of `train.py` under the job's overrides."""
+    from hydra.utils import instantiate
+    from omegaconf import OmegaConf
+
+    config = compose("train", [f"data.root={job['data']}", *job["overrides"]])
+    plain: Any = OmegaConf.to_container(config, resolve=True)
+    call = instantiate({**plain, "_partial_": True}, _convert_="all")
+    return dict(call.keywords)
+
+
+if __name__ == "__main__":
+    main()

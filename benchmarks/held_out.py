@@ -1,0 +1,33 @@
+"""Which cases a comparison of trainings learns from, and which it judges; shared by benchmarks."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from lesionseg.io.conventions import read_dataset
+from lesionseg.pipeline.settings import DataSettings
+from lesionseg.pipeline.survey import Survey
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """How a dataset is divided: `role` is judged, every other development case teaches."""
+
+    data: DataSettings
+    role: str
+
+    def as_development(self, found: Survey) -> Survey:
+        """The judged cases as validation cases, on which the strictness may be chosen."""
+        roles = {
+            case: "validation" if its == self.role else its
+            for case, its in found.splits.roles.items()
+            if its in (self.role, "train")
+        }
+        return replace(found, splits=replace(found.splits, roles=roles))
+
+
+def held_out(root: Path, cache: Path, validation_fraction: float = 0.3) -> HeldOut:
+    """The test role is judged where a dataset has one, else a share of the patients."""
+    roles = {case.role for case in read_dataset(root).cases}
+    role = "test" if "test" in roles else "validation"
+    share = 0.0 if role == "test" else validation_fraction
+    return HeldOut(DataSettings(str(root), validation_fraction=share, cache_dir=str(cache)), role)

@@ -1,0 +1,290 @@
+"""nnU-Net v2 and lesionseg from the same raw folder in the same minutes: who finds the lesions?
+
+    python benchmarks/vs_nnunet.py --data DIR [DIR …] --minutes 20 --output runs/vs_nnunet
+    python benchmarks/vs_nnunet.py --data DIR --tools lesionseg nnunet_cut --seeds 0 1 2 --threads 1
+    python benchmarks/vs_nnunet.py --data DIR --tools lesionseg --overrides loss=dice_focal
+
+Same cases to learn from (the test role is judged where a set has one, else a share of patients),
+same device, threads and worker processes, same wall-clock minutes from the raw files on: plans and
+preprocessing are counted, prediction is not. Both tools' probabilities then go through the same
+candidate rule and scores; strictness is that of 1 false positive a case on the judged cases, for
+each tool alike. `nnunet` follows its own plan, `nnunet_cut` the same plan with a tile and features
+that the device can afford, our own plan's size (see `cell_nnunet.py`); both stretch their schedule
+over the minutes. nnU-Net runs in the peers' environment (`make peers`).
+
+A finished cell (set × tool × minutes × seed) is a file in OUTPUT/cells and is not made again; one
+that was interrupted begins anew, since its minutes count.
+"""
+
+import argparse
+import logging
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import table
+import torch
+from held_out import held_out
+from vs_nnunet_table import markdown, report
+
+from lesionseg.core import CaseFiles, Prediction, Volume
+from lesionseg.evaluation import PRESETS
+from lesionseg.inference.painting import find_by_plan
+from lesionseg.io.atomic import read_csv, read_json, write_json, write_text
+from lesionseg.io.cases import read_case
+from lesionseg.pipeline.choice import Wishes
+from lesionseg.pipeline.judge import Rules, judge_validation
+from lesionseg.pipeline.learning import decide
+from lesionseg.pipeline.survey import Survey, survey
+from lesionseg.plan.make import PlanOverrides
+from lesionseg.plan.plan import Plan
+
+HERE = Path(__file__).resolve().parent
+PEERS = HERE.parent / ".peers" / "bin" / "python"
+TOOLS = ("lesionseg", "nnunet_cut", "nnunet")
+DATASET = "Dataset001_compared"
+BATCH = {2: 4, 3: 2}  # tiles of nnU-Net's cut plan
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One set: what is known of it, the plan whose candidate rule judges all tools, and where."""
+
+    name: str
+    root: Path
+    found: Survey
+    plan: Plan
+    options: argparse.Namespace
+
+    @property
+    def judged(self) -> tuple[CaseFiles, ...]:
+        """The cases that no tool learns from."""
+        return self.found.of_role("validation")
+
+
+class Kept:
+    """In a predictor's place: candidates of the probabilities that a tool has left."""
+
+    def __init__(self, folder: Path, plan: Plan) -> None:
+        self.folder, self.plan = folder, plan
+
+    def predict_volume(self, volume: Volume, case: str) -> Prediction:
+        """The candidates of one case, none of them accepted yet."""
+        found = find_by_plan(np.load(self.folder / f"{case}.npy"), volume.geometry, self.plan)
+        return Prediction(case, volume.geometry, found.candidates, found.instances)
+
+
+def main() -> None:
+    """Make the missing cells, then print and write the table."""
+    options = arguments()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    logging.getLogger("lesionseg").setLevel(logging.ERROR)
+    cells: dict[str, dict[str, list[Mapping[str, Any]]]] = {}
+    for root in options.data:
+        setting = prepare(root.resolve(), options)
+        cells[setting.name] = {
+            tool: [make_cell(setting, tool, seed) for seed in options.seeds]
+            for tool in options.tools
+        }
+    text = markdown(cells)
+    if options.table:
+        write_text(options.table, text)
+    print(f"\n{text}")
+    report(cells, options.accelerator)
+
+
+def arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, nargs="+", required=True, help="dataset folders")
+    parser.add_argument("--tools", nargs="+", choices=TOOLS, default=list(TOOLS))
+    parser.add_argument("--minutes", type=float, default=20.0, help="of wall clock a cell")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of either tool")
+    parser.add_argument("--accelerator", choices=["cpu", "gpu"], default="cpu")
+    parser.add_argument("--overrides", nargs="*", default=[], help="of train.py; part of the name")
+    parser.add_argument("--output", type=Path, default=Path("runs/vs_nnunet"))
+    parser.add_argument("--table", type=Path, help="where a Markdown table goes")
+    options = parser.parse_args()
+    options.output = options.output.resolve()
+    return options
+
+
+def prepare(root: Path, options: argparse.Namespace) -> Setting:
+    """Divide the set as both tools will have it."""
+    name = root.name
+    held = held_out(root, options.output / "cache")
+    found = held.as_development(survey(held.data, seed=0))
+    folder = options.output / "plans" / name
+    folder.mkdir(parents=True, exist_ok=True)
+    plan = decide(found, PlanOverrides(), options.accelerator, folder)
+    return Setting(name, root, found, plan, options)
+
+
+def make_cell(setting: Setting, tool: str, seed: int) -> Mapping[str, Any]:
+    """The cell's numbers: read where they are, else made and judged."""
+    options = setting.options
+    variant = "_".join([tool, *options.overrides]) if tool == "lesionseg" else tool
+    name = f"{setting.name}__{variant}__{options.minutes:g}min__{options.threads}t__s{seed}"
+    path = options.output / "cells" / f"{name}.json"
+    if path.is_file():
+        kept: Mapping[str, Any] = read_json(path)
+        return kept
+    folder = options.output / "runs" / name
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    made = run_tool(setting, tool, seed, folder)
+    cell = {"set": setting.name, "tool": variant, "seed": seed, **made, **judge(setting, folder)}
+    write_json(path, cell)
+    for left in ("nnunet", "cache", "checkpoints"):
+        shutil.rmtree(folder / left, ignore_errors=True)
+    logging.info("%s: %d steps, recall %.3f", name, cell["steps"], cell["recall"] or 0)
+    return cell
+
+
+def run_tool(setting: Setting, tool: str, seed: int, folder: Path) -> dict[str, Any]:
+    """Let one tool learn and predict, in a process of its own whose start is counted."""
+    options = setting.options
+    job: dict[str, Any] = {
+        "data": str(setting.root),
+        "output": str(folder),
+        "minutes": options.minutes,
+        "seed": seed,
+        "threads": options.threads,
+        "accelerator": options.accelerator,
+        "device": "cuda" if options.accelerator == "gpu" else "cpu",
+    }
+    environment = os.environ | {
+        "OMP_NUM_THREADS": str(options.threads),
+        "PYTHONPATH": os.pathsep.join([str(HERE.parent), str(HERE)]),
+    }
+    if tool == "lesionseg":
+        job |= {"overrides": options.overrides}
+        python, script = sys.executable, "cell_lesionseg.py"
+    else:
+        job |= nnunet_job(setting, tool, folder / "nnunet")
+        folders = {"raw": "raw", "preprocessed": "preprocessed", "results": "results"}
+        environment |= {
+            f"nnUNet_{what}": str(folder / "nnunet" / where) for what, where in folders.items()
+        }
+        environment |= {"nnUNet_n_proc_DA": "1"}
+        python, script = str(PEERS), "cell_nnunet.py"
+    job["began"] = time.time()
+    write_json(folder / "job.json", job)
+    with (folder / "log.txt").open("w") as log:
+        command = [python, str(HERE / script), str(folder / "job.json")]
+        subprocess.run(command, check=True, env=environment, stdout=log, stderr=subprocess.STDOUT)
+    made: dict[str, Any] = read_json(folder / "made.json")
+    return made
+
+
+def nnunet_job(setting: Setting, tool: str, folder: Path) -> dict[str, Any]:
+    """Write the learning cases as nnU-Net wants them (not counted), and what else it is told."""
+    dims, plan = setting.plan.dims, setting.plan
+    raw = folder / "raw" / DATASET
+    for part in ("imagesTr", "labelsTr"):
+        (raw / part).mkdir(parents=True)
+    for part in ("preprocessed", "results"):
+        (folder / part).mkdir()
+    learning = setting.found.of_role("train")
+    for files in learning:
+        hand_over(setting, files, raw)
+    suffix = "".join(learning[0].images[0].suffixes)
+    described = {
+        "channel_names": {str(i): name for i, name in enumerate(plan.channel_names)},
+        "labels": {"background": 0, "lesion": 1},
+        "numTraining": len(learning),
+        "file_ending": suffix,
+    }
+    write_json(raw / "dataset.json", described)
+    return {
+        "dataset": DATASET,
+        "plan": "cut" if tool == "nnunet_cut" else "own",
+        "configuration": "2d" if dims == 2 else "3d_fullres",
+        "tile_voxels": int(np.prod(plan.tile_shape)),
+        "batch": BATCH[dims],
+        "features": [plan.architecture.features[0], max(plan.architecture.features)],
+        "scans": {files.case: [str(p) for p in files.images] for files in setting.judged},
+    }
+
+
+def hand_over(setting: Setting, files: CaseFiles, raw: Path) -> None:
+    """One case: its image files linked; its mask linked, or drawn for a radiograph."""
+    suffix = "".join(files.images[0].suffixes)
+    for i, path in enumerate(files.images):
+        (raw / "imagesTr" / f"{files.case}_{i:04d}{suffix}").symlink_to(path.resolve())
+    target = raw / "labelsTr" / f"{files.case}{suffix}"
+    if setting.plan.dims == 3 and files.reference is not None:
+        target.symlink_to(files.reference.resolve())
+        return
+    from PIL import Image
+
+    case = read_case(files, setting.found.dataset)
+    shape = case.image.geometry.shape
+    labels = case.reference.labels if case.reference is not None else None
+    drawn = np.zeros(shape, np.uint8) if labels is None else (labels > 0).astype(np.uint8)
+    Image.fromarray(drawn).save(target)
+
+
+def judge(setting: Setting, folder: Path) -> dict[str, Any]:
+    """Candidates, scores at 1 false positive a case, and Dice of the bare probabilities."""
+    rules = Rules(PRESETS["lesionseg"], Wishes(calibration="none"), {})
+    kept: Any = Kept(folder, setting.plan)
+    judged = judge_validation(kept, setting.found, folder, rules)
+    if judged is None:
+        sys.exit(f"{setting.name}: no case to judge")
+    scores = judged.scores
+    return {
+        "identity": identity(setting),
+        "device": table.device_name("cuda" if torch.cuda.is_available() else "cpu"),
+        "recall": scores["lesion_recall"]["value"],
+        "false_positives_per_case": scores["false_positives_per_case"],
+        "dice_accepted": scores["dice"]["mean"],
+        "dice_half": half_dice(setting, folder),
+        "average_precision": scores["average_precision"],
+        "cpm": scores["cpm"],
+        "froc": {key: scores["froc"][key] for key in ("fp_per_case", "recall")},
+        "n_cases": scores["n_cases"],
+        "lesions": [
+            {
+                "case": row["case"],
+                "lesion": int(row["lesion"]),
+                "group": row["group"],
+                "diameter_mm": float(row["diameter_mm"]),
+                "found": row["detected"].lower() in ("true", "1"),
+            }
+            for row in read_csv(folder / "lesions.csv")
+        ],
+    }
+
+
+def identity(setting: Setting) -> list[str]:
+    """The judged cases: cells of different divisions must not be compared."""
+    return [files.case for files in setting.judged]
+
+
+def half_dice(setting: Setting, folder: Path) -> float | None:
+    """Mean Dice of the voxels with p ≥ ½ over the judged cases that have a lesion."""
+    found = list(_half_dice(setting, folder))
+    return float(np.mean(found)) if found else None
+
+
+def _half_dice(setting: Setting, folder: Path) -> Iterator[float]:
+    for files in setting.judged:
+        reference = read_case(files, setting.found.dataset).reference
+        if reference is None or reference.labels is None or not reference.labels.any():
+            continue
+        lesion = reference.labels > 0
+        drawn = np.load(folder / f"{files.case}.npy").max(axis=0) >= 0.5
+        yield 2 * float((drawn & lesion).sum()) / float(drawn.sum() + lesion.sum())
+
+
+if __name__ == "__main__":
+    main()
