@@ -1,4 +1,4 @@
-"""The one place that knows MONAI's convention: `Volume` to `MetaTensor` and back.
+"""The one place that knows MONAI's convention: a `Geometry` to a `MetaTensor` and back.
 
 MONAI asks of an affine only that it maps the array's own index to RAS millimetres, which is what
 `Geometry.affine` does; the axes stay in our order (z, y, x), nothing is transposed or copied.
@@ -13,7 +13,7 @@ from monai.data import MetaTensor
 from monai.data.utils import to_affine_nd
 from numpy.typing import NDArray
 
-from lesionseg.core import Geometry, Volume
+from lesionseg.core import Geometry
 
 # our axes (z, y, x) run towards the head, the front and the patient's right hand
 CANONICAL_AXES = "SAR"
@@ -22,23 +22,13 @@ CANONICAL_AXES = "SAR"
 _WIDER = {"uint16": np.int32, "uint32": np.int64, "uint64": np.int64}
 
 
-def to_monai(volume: Volume) -> MetaTensor:
-    """The volume `[C, *spatial]` with its affine, float64; without a copy where torch allows.
+def shell(geometry: Geometry) -> MetaTensor:
+    """One channel of nothing on a grid, for transforms that only ask where voxels lie.
 
     In 2-D the affine is padded with an identity third axis, as MONAI does itself.
     """
-    return MetaTensor(as_torch(volume.array), affine=_padded(volume.geometry.affine))
-
-
-def shell(geometry: Geometry) -> MetaTensor:
-    """One channel of nothing on a grid, for transforms that only ask where voxels lie."""
     nothing = torch.zeros((), dtype=torch.uint8).expand(1, *geometry.shape)
     return MetaTensor(nothing, affine=_padded(geometry.affine))
-
-
-def from_monai(tensor: MetaTensor) -> Volume:
-    """The volume of a `MetaTensor` `[C, *spatial]`; the array shares the tensor's memory."""
-    return Volume(tensor.as_tensor().numpy(), geometry_of(tensor))
 
 
 def geometry_of(tensor: MetaTensor) -> Geometry:

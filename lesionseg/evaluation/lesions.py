@@ -63,11 +63,6 @@ def measure_extents(
     ]
 
 
-def measure_extent(voxels: NDArray[np.int64], spacing_mm: Sequence[float]) -> Extent | None:
-    """Measure one lesion; see `measure_extents`."""
-    return measure_extents(voxels, np.array([0, len(voxels)]), spacing_mm)[0]
-
-
 @compiled
 def _row_ends(
     voxels: NDArray[np.int64], axis: int, fullest: int, spacing: NDArray[np.float64]

@@ -1,12 +1,17 @@
 import numpy as np
 import pytest
 
-from lesionseg.evaluation.lesions import measure_extent, measure_extents
+from lesionseg.evaluation.lesions import Extent, measure_extents
+
+
+def measure(voxels, spacing_mm) -> Extent:
+    (found,) = measure_extents(voxels, np.array([0, len(voxels)]), spacing_mm)
+    return found
 
 
 def test_a_box_by_hand():
     voxels = np.argwhere(np.ones((3, 2, 6), dtype=bool))
-    found = measure_extent(voxels, (4.0, 1.0, 1.0))
+    found = measure(voxels, (4.0, 1.0, 1.0))
     diagonal = np.hypot(1, 5)
     # edge to edge along the diagonal of centres: a pixel's width in that direction is added
     assert found.long_axis_mm == pytest.approx(diagonal + (1 + 5) / diagonal)
@@ -17,7 +22,7 @@ def test_a_box_by_hand():
 def test_a_disc_of_twenty_pixels():
     y, x = np.ogrid[:25, :25]
     voxels = np.argwhere((y - 12) ** 2 + (x - 12) ** 2 <= 100)
-    found = measure_extent(voxels, (0.5, 0.5))
+    found = measure(voxels, (0.5, 0.5))
     assert found.long_axis_mm == pytest.approx(10.5, abs=0.4)
     assert found.short_axis_mm == pytest.approx(10.5, abs=0.4)
     assert found.slices == 1
@@ -25,27 +30,27 @@ def test_a_disc_of_twenty_pixels():
 
 
 def test_a_single_voxel():
-    found = measure_extent(np.array([[3, 4, 5]]), (2.0, 1.0, 0.5))
+    found = measure(np.array([[3, 4, 5]]), (2.0, 1.0, 0.5))
     assert (found.slices, found.long_axis_mm, found.short_axis_mm) == (1, 1.0, 0.5)
     assert found.near_resolution
 
 
 def test_the_slice_axis_is_the_coarse_one():
     voxels = np.argwhere(np.ones((4, 2, 5), dtype=bool))
-    assert measure_extent(voxels, (1.0, 5.0, 1.0)).slices == 2
-    assert measure_extent(voxels, (1.0, 1.0, 1.0)).slices == 4
+    assert measure(voxels, (1.0, 5.0, 1.0)).slices == 2
+    assert measure(voxels, (1.0, 1.0, 1.0)).slices == 4
 
 
 def test_one_slice_is_near_the_resolution():
     voxels = np.argwhere(np.ones((1, 4, 4), dtype=bool))
-    assert measure_extent(voxels, (1.0, 1.0, 1.0)).near_resolution
+    assert measure(voxels, (1.0, 1.0, 1.0)).near_resolution
 
 
 def test_axes_do_not_depend_on_direction():
     rng = np.random.default_rng(0)
     mask = rng.random((1, 9, 9)) < 0.4
-    a = measure_extent(np.argwhere(mask), (1.0, 1.0, 1.0))
-    b = measure_extent(np.argwhere(mask.transpose(0, 2, 1)), (1.0, 1.0, 1.0))
+    a = measure(np.argwhere(mask), (1.0, 1.0, 1.0))
+    b = measure(np.argwhere(mask.transpose(0, 2, 1)), (1.0, 1.0, 1.0))
     assert a.long_axis_mm == pytest.approx(b.long_axis_mm)
 
 
@@ -57,7 +62,7 @@ def test_axes_and_slices_equal_a_naive_search(seed):
     mask = rng.random(tuple(rng.integers(1, 8, dims))) < 0.4
     mask.flat[0] = True
     voxels = np.argwhere(mask)
-    found = measure_extent(voxels, spacing)
+    found = measure(voxels, spacing)
     plane, pixel = voxels, np.array(spacing)
     if dims == 3:
         axis = int(np.argmax(spacing))
@@ -87,5 +92,5 @@ def test_lesions_measured_together_are_those_measured_alone():
     parts[2] = parts[2][:0]
     first = np.cumsum([0, *map(len, parts)])
     together = measure_extents(np.concatenate(parts), first, (2.0, 1.0, 1.0))
-    assert together == [measure_extent(p, (2.0, 1.0, 1.0)) if len(p) else None for p in parts]
+    assert together == [measure(p, (2.0, 1.0, 1.0)) if len(p) else None for p in parts]
     assert together[2] is None
