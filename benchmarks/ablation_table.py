@@ -88,7 +88,7 @@ def markdown(cells: Mapping[str, Sequence[Cell]], caption: str) -> str:
     return "\n".join([caption, "", *(f"| {' | '.join(line)} |" for line in lines)]) + "\n"
 
 
-def report(cells: Mapping[str, Sequence[Cell]], reference: str) -> None:
+def report(cells: Mapping[str, Sequence[Cell]], reference: str, bench: str) -> None:
     """The rows and the JSON line that every benchmark ends with."""
     rows: list[table.Row] = []
     skipped: dict[str, str] = {}
@@ -107,7 +107,7 @@ def report(cells: Mapping[str, Sequence[Cell]], reference: str) -> None:
             else:
                 rows.append(RecallRow(what, found[reference], "recall", peer, value))
     table.print_report(
-        "ablate_focal",
+        bench,
         rows,
         device=next(iter(cells.values()))[0]["device"],
         versions=table.versions("monai", "pytorch-lightning", "numba"),

@@ -12,16 +12,15 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from held_out import held_out
+from recipe import recipe
 
-from lesionseg.cli import compose
 from lesionseg.inference.predictor import Predictor
 from lesionseg.io.cases import read_case
-from lesionseg.pipeline.learning import Learning, decide, learn, linked, prepare_cases
+from lesionseg.pipeline.learning import decide, learn, linked, prepare_cases
 from lesionseg.pipeline.survey import survey
 
 
@@ -30,34 +29,27 @@ def main() -> None:
     job = json.loads(Path(sys.argv[1]).read_text())
     torch.set_num_threads(job["threads"])
     output = Path(job["output"])
-    chosen = settings(job)
+    chosen = recipe(job["overrides"], Path(job["data"]))
     held = held_out(Path(job["data"]), output / "cache")
     found = held.as_development(survey(held.data, seed=0))
-    plan = decide(found, chosen["model"], job["accelerator"], output)
+    plan = decide(found, chosen.model, job["accelerator"], output)
     cases = prepare_cases(found, plan, held.data, output)
     before = (time.time() - job["began"]) / 60
     trainer = replace(
-        chosen["trainer"],
+        chosen.learning.trainer,
         max_minutes=job["minutes"] - before,
         accelerator=job["accelerator"],
         seed=job["seed"],
         progress=False,
     )
-    learning = Learning(
-        loss=chosen["loss"],
-        sampling=chosen["sampling"],
-        augmentation=chosen["augment"],
-        optimiser=chosen["optim"],
-        trainer=trainer,
-        detection=chosen["detection"],
-    )
+    learning = replace(chosen.learning, trainer=trainer)
     fitted = learn(plan, cases, learning, output)
     spent = (time.time() - job["began"]) / 60
     predictor = Predictor.from_network(
         fitted.network,
         linked(plan, learning.loss, learning.detection),
         device=fitted.device,
-        settings=chosen["inference"],
+        settings=chosen.inference,
     )
     for files in found.of_role("validation"):
         image = read_case(files, found.dataset).image
@@ -72,17 +64,6 @@ def main() -> None:
         "threads": job["threads"],
     }
     (output / "made.json").write_text(json.dumps(made, indent=1))
-
-
-def settings(job: dict[str, Any]) -> dict[str, Any]:
-    """The typed settings of `train.py` under the job's overrides."""
-    from hydra.utils import instantiate
-    from omegaconf import OmegaConf
-
-    config = compose("train", [f"data.root={job['data']}", *job["overrides"]])
-    plain: Any = OmegaConf.to_container(config, resolve=True)
-    call = instantiate({**plain, "_partial_": True}, _convert_="all")
-    return dict(call.keywords)
 
 
 if __name__ == "__main__":

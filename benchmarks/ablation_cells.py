@@ -1,0 +1,202 @@
+"""Cells of an ablation: one set, some ways to learn, some seeds; each trained and judged alike.
+
+One survey, split and cache for all; a cell that was finished is a file in OUTPUT/cells and is not
+made again, and one that was interrupted goes on from its last checkpoint. All cases of the test
+role are judged, or of the validation role where there is no test role; the score from which
+candidates are accepted is the lowest with 1 false positive a case on these very cases, for every
+cell alike.
+"""
+
+import logging
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import table
+from ablation_table import PRESET
+from held_out import HeldOut, held_out
+
+from lesionseg.data.phantom import write_mri_phantoms
+from lesionseg.errors import LesionsegError
+from lesionseg.inference.predictor import Predictor
+from lesionseg.io.atomic import read_csv, read_json, write_json
+from lesionseg.pipeline.choice import Wishes
+from lesionseg.pipeline.judge import Rules, judge_validation
+from lesionseg.pipeline.learning import Learning, decide, learn, linked, prepare_cases
+from lesionseg.pipeline.provenance import data_hash
+from lesionseg.pipeline.survey import Survey, survey
+from lesionseg.plan.make import PlanOverrides
+from lesionseg.plan.plan import Plan
+
+FRACTION = 1e-4
+PHANTOMS: Mapping[str, Any] = {"n_cases": 36, "n_test": 16, "n_lesions": (2, 8)}
+TINY: Mapping[str, Any] = {
+    "n_cases": 9,
+    "n_test": 6,
+    "n_lesions": (1, 3),
+    "shape": (48, 56, 48),
+    "spacing_mm": (3.0, 3.0, 3.0),
+}
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How long a cell trains: minutes of the clock, or steps, which a busy machine cannot cut."""
+
+    minutes: float | None
+    steps: int | None = None
+
+    def __str__(self) -> str:
+        return f"{self.steps}steps" if self.steps else f"{self.minutes:g}min"
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What all cells of one ablation share."""
+
+    found: Survey
+    held: HeldOut
+    output: Path
+    budget: Budget
+    accelerator: str
+    quick: bool
+
+    @property
+    def name(self) -> str:
+        """The dataset folder's name."""
+        return Path(self.found.dataset.root).name
+
+    @cached_property
+    def data(self) -> str:
+        """What the dataset's content is known by."""
+        return data_hash(self.found.dataset)
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way to learn, by its name; the trainer's budget, device and seed are the cell's."""
+
+    name: str
+    plan: Plan
+    learning: Learning
+
+    def taught(self, setting: Setting, seed: int) -> Learning:
+        """The learning under the budget, on the device, from the seed."""
+        trainer = replace(
+            self.learning.trainer,
+            max_minutes=None if setting.budget.steps else setting.budget.minutes,
+            max_steps=setting.budget.steps,
+            accelerator=setting.accelerator,
+            seed=seed,
+            workers=0 if setting.quick else 1,
+            progress=False,
+        )
+        return replace(self.learning, trainer=trainer)
+
+
+def prepare(
+    data: Path | None, output: Path, budget: Budget, accelerator: str, *, quick: bool
+) -> Setting:
+    """Read and divide the set, once for all cells; simulated heads without `data`."""
+    root = data or simulated(output, TINY if quick else PHANTOMS)
+    held = held_out(root, output / "cache")
+    found = held.as_development(survey(held.data, seed=0))
+    return Setting(found, held, output, budget, accelerator, quick)
+
+
+def simulated(output: Path, how: Mapping[str, Any]) -> Path:
+    """Heads with few small lesions, written once."""
+    root = output / f"phantoms_{how['n_cases']}"
+    if not (root / "dataset.json").is_file():
+        write_mri_phantoms(root, seed=1, lesion_fraction=FRACTION, **how)
+    return root
+
+
+def planned(setting: Setting, chosen: PlanOverrides) -> Plan:
+    """The plan of all cells that learn on this grid with this network."""
+    if setting.quick:
+        chosen = replace(chosen, tile_shape=(32, 32, 32), base_features=4, batch_size=2)
+    return decide(setting.found, chosen, setting.accelerator, setting.output / "plan")
+
+
+def caption(setting: Setting, plan: Plan, seeds: Sequence[int]) -> str:
+    """What the table's numbers are and what they were made with."""
+    device = "gpu" if setting.accelerator == "gpu" else table.device_name()
+    budget = setting.budget
+    long = f"{budget.steps} steps" if budget.steps else f"{budget.minutes:g} minutes"
+    n_cases = len(setting.found.of_role("train"))
+    return (
+        f"Lesion recall at 1 false positive a case (95 % interval) of a {plan.architecture.name} "
+        f"on the {setting.held.role} cases of {setting.name}; lesions are "
+        f"{plan.lesion_fraction:.1e} of the voxels; {n_cases} training cases; "
+        f"{long} a cell on {device}; tiles "
+        f"{'×'.join(map(str, plan.tile_shape))}, batch {plan.batch_size}; seeds "
+        f"{', '.join(map(str, seeds))}."
+    )
+
+
+def make_cell(setting: Setting, variant: Variant, seed: int) -> dict[str, Any]:
+    """The cell's numbers: read where they are, else trained and judged."""
+    network = variant.plan.architecture.name
+    root = setting.name + ("" if network == "unet" else f"__{network}")
+    name = f"{root}__{variant.name}__s{seed}__{setting.budget}"
+    path = setting.output / "cells" / f"{name}.json"
+    identity = sha256((variant.plan.to_json() + setting.data).encode()).hexdigest()[:16]
+    if path.is_file():
+        cell: dict[str, Any] = read_json(path)
+        if cell["identity"] != identity:
+            raise SystemExit(f"{path} was made with other data or another plan: use a new --output")
+        log.info("%s: done before", name)
+        return cell
+    try:
+        cell = train_and_judge(setting, variant, seed, setting.output / "runs" / name)
+    except LesionsegError as error:
+        raise SystemExit(f"{name}: {error}") from error
+    cell = {"identity": identity, "loss": variant.name, "seed": seed, **cell}
+    write_json(path, cell)
+    log.info("%s: recall %.3f in %d steps", name, cell["recall"] or 0, cell["steps"])
+    return cell
+
+
+def train_and_judge(setting: Setting, variant: Variant, seed: int, run: Path) -> dict[str, Any]:
+    """Train one way and judge what came out."""
+    learning, found = variant.taught(setting, seed), setting.found
+    cases = prepare_cases(found, variant.plan, setting.held.data, setting.output)
+    fitted = learn(variant.plan, cases, learning, run)
+    predictor = Predictor.from_network(
+        fitted.network,
+        linked(variant.plan, learning.loss, learning.detection),
+        device=fitted.device,
+    )
+    wishes = Wishes(calibration="none", replicates=100 if setting.quick else 1000)
+    judged = judge_validation(predictor, found, run, Rules(PRESET, wishes, {}))
+    if judged is None:
+        raise SystemExit(f"There is no {setting.held.role} case to judge.")
+    shutil.rmtree(run / "checkpoints")
+    scores = judged.scores
+    return {
+        "minutes": fitted.minutes,
+        "steps": fitted.steps,
+        "skipped": fitted.skipped,
+        "device": table.device_name(fitted.device),
+        "evaluated_on": setting.held.role,
+        "recall": scores["lesion_recall"]["value"],
+        "dice": scores["dice"]["mean"],
+        "average_precision": scores["average_precision"],
+        "cpm": scores["cpm"],
+        "false_positives_per_case": scores["false_positives_per_case"],
+        "lesions": [
+            {
+                "group": row["group"],
+                "diameter_mm": float(row["diameter_mm"]),
+                "found": row["detected"].lower() in ("true", "1"),
+            }
+            for row in read_csv(run / "lesions.csv")
+        ],
+    }
