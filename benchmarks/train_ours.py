@@ -1,0 +1,159 @@
+"""lesionseg's training, timed; run by bench_training.py.
+
+    python benchmarks/train_ours.py prepare FOLDER SIZE
+    python benchmarks/train_ours.py JOB
+
+The first prepares the raw dataset FOLDER/raw/Dataset001_Bench on the grid of a plan, FOLDER/plan.
+JOB is a `training_work.Job` as JSON. The last line is JSON. Training goes through `fit`, the public
+way, with the default loss, optimiser, sampling, augmentation and averaged weights.
+"""
+
+import json
+import logging
+import sys
+import tempfile
+from pathlib import Path
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+from training_work import SIZES, Job, Laps, Size, memory_mb
+
+from lesionseg.data.augment import AugmentationSettings
+from lesionseg.data.cached_case import CachedCase, read_cached_case
+from lesionseg.data.sampling import SamplingSettings
+from lesionseg.losses import FocalLoss
+from lesionseg.models.build import build_network
+from lesionseg.plan.plan import Normalisation, Plan
+from lesionseg.training.fit import fit, fit_tiles
+from lesionseg.training.memory_probe import some_batch
+from lesionseg.training.settings import OptimiserSettings, TrainerSettings
+
+
+class Watch(pl.Callback):
+    """Shows the clock every step and ends training when it has seen enough."""
+
+    def __init__(self, laps: Laps) -> None:
+        self.laps = laps
+
+    def on_train_batch_start(self, *_: object) -> None:
+        """The batch is on the device."""
+        self.laps.begin()
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: object) -> None:
+        """Optimiser and averages are done, and the other callbacks."""
+        if self.laps.end():
+            trainer.should_stop = True
+
+
+class InMemory:
+    """The same few tiles again and again."""
+
+    def __init__(self, batch: dict[str, Tensor]) -> None:
+        self.batch = batch
+
+    def __getitem__(self, number: int) -> dict[str, Tensor]:
+        return {name: t[number % len(t)] for name, t in self.batch.items()}
+
+
+def main() -> None:
+    """Do the job, and print what it took."""
+    logging.getLogger("lesionseg").setLevel(logging.WARNING)
+    if sys.argv[1] == "prepare":
+        prepare(Path(sys.argv[2]), SIZES[sys.argv[3]])
+        return
+    print(json.dumps(work(Job.from_json(json.loads(sys.argv[1])))))
+
+
+def prepare(folder: Path, size: Size) -> None:
+    """Fill the cache from the raw files, all of them for training, on the grid they suggest."""
+    from lesionseg.pipeline.learning import prepare_cases
+    from lesionseg.pipeline.settings import DataSettings
+    from lesionseg.pipeline.survey import survey
+    from lesionseg.plan.make import PlanOverrides, make_plan
+
+    data = DataSettings(str(folder / "raw" / "Dataset001_Bench"), validation_fraction=0)
+    found = survey(data, seed=0)
+    made = make_plan(
+        found.fingerprint, found.dataset, memory_gb=8, device="cpu", overrides=PlanOverrides()
+    )
+    plan = made.with_(tile_shape=size.tile, batch_size=size.batch, architecture=size.architecture())
+    (folder / "plan.json").write_text(plan.to_json())
+    prepare_cases(found, plan, data, folder / "run")
+    print(json.dumps({"cases": len(cached(folder))}))
+
+
+def cached(folder: Path) -> list[CachedCase]:
+    """The prepared cases."""
+    return [read_cached_case(p.parent) for p in sorted((folder / "cache").rglob("case.json"))]
+
+
+def plan_of(job: Job) -> Plan:
+    """What was planned of the data, or for a batch in memory one that knows none."""
+    path, size = Path(job.folder) / "plan.json", SIZES[job.size]
+    shape = size.architecture(folded=job.folded)
+    if path.is_file():
+        return Plan.from_json(path.read_text()).with_(architecture=shape)
+    return Plan(
+        dims=3,
+        modality="mri",
+        channel_names=("FLAIR",),
+        label_values=(1,),
+        label_names=("lesion",),
+        spacing_mm=(1.0,) * 3,
+        normalisation=(Normalisation("zscore"),),
+        tile_shape=size.tile,
+        batch_size=size.batch,
+        architecture=shape,
+        lesion_fraction=0.01,
+    )
+
+
+def work(job: Job) -> dict[str, float]:
+    """Train, and say what steps and tiles took, and how much memory."""
+    torch.set_num_threads(job.threads)
+    plan, laps = plan_of(job), Laps(job)
+    settings = TrainerSettings(
+        max_steps=10**9,
+        accelerator="gpu" if job.device.startswith("cuda") else "cpu",
+        precision=job.precision,
+        compile=job.compile,
+        workers=job.workers if job.what == "tiles" else 0,
+        progress=False,
+    )
+    optimiser, loss = OptimiserSettings(warmup_fraction=0), FocalLoss()
+    base = memory_mb("VmRSS")
+    network = build_network(plan)
+    weights = sum(p.numel() for p in network.parameters())
+    with tempfile.TemporaryDirectory() as run:
+        if job.what == "step":
+            tiles = InMemory(some_batch(plan, plan.batch_size, torch.device("cpu")))
+            fit_tiles(
+                network,
+                loss,
+                plan,
+                tiles,
+                settings=settings,
+                optimiser=optimiser,
+                run_dir=Path(run),
+                callbacks=[Watch(laps)],
+            )
+        else:
+            fit(
+                network,
+                loss,
+                plan,
+                cached(Path(job.folder)),
+                settings=settings,
+                optimiser=optimiser,
+                sampling=SamplingSettings(),
+                augmentation=AugmentationSettings(),
+                run_dir=Path(run),
+                callbacks=[Watch(laps)],
+            )
+    grown = memory_mb("VmHWM") - base
+    return {"peak_mb": grown, "weights": weights} | laps.result()
+
+
+if __name__ == "__main__":
+    main()
