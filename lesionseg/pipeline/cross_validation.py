@@ -1,8 +1,9 @@
-"""Train every fold in turn, and choose on the cases that each fold's network never saw.
+"""Train every fold, side by side or in turn, and choose on cases that its network never saw.
 
 run_dir/
 ├── plan.json, splits.json   one plan for all folds; the folds, as `data.splits` reads them
-├── fold_0/ …                runs of their own: `data.fold=0 run_dir=run_dir/fold_0` makes the same
+├── fold_0/ …                runs of their own: `data.fold=0 run_dir=run_dir/fold_0` makes the same;
+│                            train.log where folds were trained side by side
 ├── oof/                     predictions of all development cases, scores, tables, report
 ├── bundle/                  the folds' networks as one ensemble, with what was chosen out of fold
 └── test/                    the test role, predicted by the ensemble
@@ -11,6 +12,7 @@ run_dir/
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,8 @@ from lesionseg.pipeline.judge import FoldRun, judge_out_of_fold, judge_untouched
 from lesionseg.pipeline.learning import kept_plan
 from lesionseg.pipeline.memory import training_device
 from lesionseg.pipeline.one_training import BUNDLE, Finished, Recipe, begin, keep_bundle, train_once
+from lesionseg.pipeline.parallel import Environment, Job, run_together
+from lesionseg.pipeline.places import places_of
 from lesionseg.pipeline.run_dir import check_claim
 from lesionseg.pipeline.survey import Survey, divided, folds_of
 from lesionseg.plan.plan import Plan
@@ -37,8 +41,9 @@ def cross_validate(recipe: Recipe, found: Survey, run: Path) -> Finished:
     """Train all folds that are not finished yet, gather what they predicted, keep one ensemble.
 
     A finished fold is kept, one begun goes on, also where another process or another machine
-    made it. The budget of the trainer is each fold's own. Raises `ConfigError` for a fold that
-    was made by other settings or by another plan.
+    made it. The budget of the trainer is each fold's own. Where there are devices for several,
+    folds are trained side by side; the weights are the same. Raises `ConfigError` for a fold that
+    was made by other settings or by another plan, `TrainingError` naming a fold that failed.
     """
     folds = [
         FoldRun(k, divided(found, recipe.data, recipe.wishes.seed, k), run / f"fold_{k}")
@@ -50,11 +55,30 @@ def cross_validate(recipe: Recipe, found: Survey, run: Path) -> Finished:
     plan = begin(recipe, found, run, kept_plan(run) or _plan_of_finished(folds))
     _write_folds(folds, run)
     _say_what_comes(recipe, folds)
-    for fold, its in zip(folds, recipes, strict=True):
-        if not _is_finished(fold):
-            log.info("Fold %d: %d cases validate.", fold.number, len(fold.cases))
-            train_once(its, fold.found, begin(its, fold.found, fold.run, plan), fold.run)
+    todo = [(f, its) for f, its in zip(folds, recipes, strict=True) if not _is_finished(f)]
+    _train(todo, plan, places_of(recipe.learning.trainer, recipe.data.parallel_folds))
     return _gather(recipe, found, folds, run)
+
+
+def _train(
+    todo: Sequence[tuple[FoldRun, Recipe]], plan: Plan, places: Sequence[Environment]
+) -> None:
+    """In turn and in this process where there is one fold to train or one place for it."""
+    tasks = [partial(_train_fold, recipe, fold, plan) for fold, recipe in todo]
+    if min(len(todo), len(places)) > 1:
+        jobs = [
+            Job(f"Fold {fold.number}", fold.run, task)
+            for (fold, _), task in zip(todo, tasks, strict=True)
+        ]
+        run_together(jobs, places)
+        return
+    for task in tasks:
+        task()
+
+
+def _train_fold(recipe: Recipe, fold: FoldRun, plan: Plan) -> None:
+    log.info("Fold %d: %d cases validate.", fold.number, len(fold.cases))
+    train_once(recipe, fold.found, begin(recipe, fold.found, fold.run, plan), fold.run)
 
 
 def _gather(recipe: Recipe, found: Survey, folds: Sequence[FoldRun], run: Path) -> Finished:

@@ -12,7 +12,12 @@ from lesionseg.errors import ConfigError, OutputError
 from lesionseg.io.atomic import write_text
 
 CLAIM = "config.yaml"
-FREE = ("debug", "logger", "run_dir")  # settings that do not change the result
+FREE = (
+    "debug",
+    "logger",
+    "run_dir",
+    "data.parallel_folds",
+)  # settings that do not change the result
 
 
 def default_run_dir(data_root: str, architecture: str) -> Path:
@@ -73,8 +78,8 @@ def _differences(before: Any, now: Any, key: str = "") -> Iterable[str]:
     """`key: old → new` for every leaf that differs, the free settings left out."""
     if isinstance(before, dict) and isinstance(now, dict):
         for name in [*before, *(n for n in now if n not in before)]:
-            if key or name not in FREE:
-                inner = f"{key}.{name}" if key else name
+            inner = f"{key}.{name}" if key else name
+            if inner not in FREE:
                 yield from _differences(before.get(name), now.get(name), inner)
     elif before != now:
         yield f"{key}: {before} → {now}"

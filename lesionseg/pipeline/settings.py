@@ -31,9 +31,9 @@ class DicomSettings:
 class DataSettings:
     """Where the data lie and how they are divided; see `conf/data/folder.yaml`.
 
-    `fold` of `n_folds` validates in place of a share of the groups; "all" is every one of them in
-    turn. `phantoms` writes a simulated
-    dataset to a folder when `root` does not exist yet, and is told `progress`. `root` and
+    `fold` of `n_folds` validates in place of a share of the groups; "all" is every one of them,
+    `parallel_folds` at a time ("auto": as many as the GPUs have room for). `phantoms` writes a
+    simulated dataset to a folder when `root` does not exist yet, and is told `progress`. `root` and
     `cache_dir` may be URLs; then copies lie in `local_dir` and take at most `local_gb` each.
     """
 
@@ -44,6 +44,7 @@ class DataSettings:
     validation_fraction: float = 0.2
     fold: int | str | None = None
     n_folds: int = 5
+    parallel_folds: int | str = "auto"
     splits: str | None = None
     cache_dir: str | None = None
     local_dir: str | None = None
@@ -74,6 +75,15 @@ class DataSettings:
                 where="data.fold",
                 seen=f"fold {self.fold} of {self.n_folds}",
                 expected=f"a fold from 0 on, or {ALL_FOLDS}, and at least two of them",
+            )
+
+        at_a_time = self.parallel_folds
+        if at_a_time != "auto" and (not isinstance(at_a_time, int) or at_a_time < 1):
+            raise ConfigError(
+                "So many folds cannot be trained at the same time.",
+                where="data.parallel_folds",
+                seen=at_a_time,
+                expected="auto, or 1 and more",
             )
 
     @property

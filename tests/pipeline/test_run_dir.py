@@ -13,6 +13,13 @@ def test_the_same_configuration_resumes(tmp_path: Path) -> None:
     check_claim(tmp_path / "run", {**CONFIG, "run_dir": "elsewhere", "debug": True})
 
 
+def test_how_many_folds_run_at_a_time_is_free_also_where_it_was_unknown(tmp_path: Path) -> None:
+    claim(tmp_path, CONFIG | {"data": {"fold": 0}})
+    check_claim(tmp_path, CONFIG | {"data": {"fold": 0, "parallel_folds": 4}})
+    with pytest.raises(ConfigError, match=r"data\.fold: 0 → 1"):
+        check_claim(tmp_path, CONFIG | {"data": {"fold": 1, "parallel_folds": 4}})
+
+
 def test_another_configuration_is_refused_and_the_difference_named(tmp_path: Path) -> None:
     claim(tmp_path, CONFIG)
     with pytest.raises(ConfigError, match=r"loss\.gamma: 2\.0 → 5\.0; seed: 0 → 1"):
