@@ -98,9 +98,8 @@ class Laps:
         self.job = job
         self._cuda = job.device.startswith("cuda")
         self._steps: list[float] = []
-        self._n, self._began, self._first = 0, 0.0, 0.0
-        self._wall = 0.0
-        self._timed = 0
+        self._n, self._began, self._first, self._cpu = 0, 0.0, 0.0, 0.0
+        self._wall, self._used, self._timed = 0.0, 0.0, 0
         self._profile: profile | None = None
         self._busy: float | None = None
 
@@ -117,21 +116,26 @@ class Laps:
         if self._profile is not None:
             return self._profiled()
         if self._n <= self.job.warm_up:
-            self._first = now
+            self._first, self._cpu = now, time.process_time()
             if self._cuda and self._n == self.job.warm_up:
                 torch.cuda.reset_peak_memory_stats()
             return False
         self._steps.append(now - self._began)
         self._wall, self._timed = now - self._first, len(self._steps)
+        self._used = time.process_time() - self._cpu
         return self._over()
 
     def result(self) -> dict[str, float]:
-        """Median milliseconds of a step, seconds a tile, share of time outside of steps."""
+        """Median milliseconds of a step, seconds a tile, share of time outside of steps.
+
+        `tile_cpu_s`: processor time a tile, of this process with all its threads alone.
+        """
         tiles = self._timed * SIZES[self.job.size].batch
         found = {
             "steps": float(self._timed),
             "step_ms": 1e3 * statistics.median(self._steps),
             "tile_s": self._wall / tiles,
+            "tile_cpu_s": self._used / tiles,
             "outside": 1 - sum(self._steps) / self._wall,
         }
         if self._cuda:
