@@ -1,7 +1,7 @@
 """Heads: the last layers, which turn features into logits."""
 
 from collections.abc import Sequence
-from math import log
+from math import log, prod
 
 import torch
 from jaxtyping import Float
@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from lesionseg.errors import ConfigError
 from lesionseg.models.blocks import layers
+from lesionseg.models.folding import unfold
 from lesionseg.plan.plan import Activation
 
 HEAD_STD = 0.01  # Lin et al. 2017, section 4.1
@@ -17,24 +18,30 @@ HEAD_STD = 0.01  # Lin et al. 2017, section 4.1
 class SegmentationHead(nn.Module):
     """A 1×1 convolution whose first predictions are the prior probability of a lesion.
 
-    `[B, in_channels, *spatial]` to logits `[B, len(bias), *spatial]`. Computed in the precision of
-    its own weights (fp32) even under autocast: logits near ±10 carry three digits in bf16, and the
-    focal loss of an easy voxel needs more.
+    `[B, in_channels, *spatial]` to logits `[B, len(bias), *(spatial · block)]`: each voxel has
+    logits of its own for every voxel of its block. Computed in the precision of its own weights
+    (fp32) even under autocast: logits near ±10 carry three digits in bf16, and the focal loss of an
+    easy voxel needs more.
     """
 
-    def __init__(self, dims: int, in_channels: int, bias: Sequence[float]) -> None:
+    def __init__(
+        self, dims: int, in_channels: int, bias: Sequence[float], block: Sequence[int] = ()
+    ) -> None:
         super().__init__()
-        self.conv = layers(dims).conv(in_channels, len(bias), kernel_size=1)
+        self.block = tuple(block) or (1,) * dims
+        biases = torch.tensor(list(bias)).repeat_interleave(prod(self.block))
+        self.conv = layers(dims).conv(in_channels, len(biases), kernel_size=1)
         nn.init.normal_(self.conv.weight, std=HEAD_STD)
         if self.conv.bias is not None:
             with torch.no_grad():
-                self.conv.bias.copy_(torch.tensor(list(bias)))
+                self.conv.bias.copy_(biases)
 
-    def forward(self, x: Float[Tensor, "b c *spatial"]) -> Float[Tensor, "b k *spatial"]:
+    def forward(self, x: Float[Tensor, "b c *spatial"]) -> Float[Tensor, "b k *larger"]:
         """Logits."""
         with torch.autocast(x.device.type, enabled=False):
             x = x.to(self.conv.weight.dtype)
-            return self._on_cpu(x) if x.device.type == "cpu" else torch.as_tensor(self.conv(x))
+            logits = self._on_cpu(x) if x.device.type == "cpu" else torch.as_tensor(self.conv(x))
+            return unfold(logits, self.block)
 
     def _on_cpu(self, x: Tensor) -> Tensor:
         """The same 1×1 convolution as a matrix product.

@@ -4,12 +4,14 @@ Isensee et al. 2024, "nnU-Net Revisited", arXiv 2404.09556.
 """
 
 from collections.abc import Sequence
+from math import prod
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from lesionseg.models.blocks import LEAKY_SLOPE, ConvBlock, InstanceNorm, initialise, layers
+from lesionseg.models.folding import fold
 from lesionseg.models.heads import prior_bias
 from lesionseg.models.trunk import check_architecture, check_input, total_stride
 from lesionseg.models.unet import UNet
@@ -78,9 +80,13 @@ class ResidualEncoder(nn.Module):
         check_architecture(architecture, dims)
         self.total_stride = total_stride(architecture)
         self.channels = architecture.features
-        ones = (1,) * dims
+        self.block, ones = architecture.block, (1,) * dims
         self.stem = ConvBlock(
-            dims, in_channels, self.channels[0], kernel=architecture.kernels[0], stride=ones
+            dims,
+            in_channels * prod(self.block),
+            self.channels[0],
+            kernel=architecture.kernels[0],
+            stride=ones,
         )
         self.stages = nn.ModuleList(
             nn.Sequential(
@@ -99,7 +105,7 @@ class ResidualEncoder(nn.Module):
                 (self.channels[0], *self.channels),
                 self.channels,
                 architecture.kernels,
-                architecture.strides,
+                (ones, *architecture.strides[1:]),
                 architecture.encoder_blocks or (architecture.blocks,) * len(self.channels),
                 strict=False,  # the last stage feeds no further one
             )
@@ -108,7 +114,7 @@ class ResidualEncoder(nn.Module):
     def forward(self, x: Float[Tensor, "b c *spatial"]) -> list[Tensor]:
         """Feature maps, finest first."""
         check_input(tuple(x.shape[2:]), self.total_stride)
-        x = self.stem(x)
+        x = self.stem(fold(x, self.block))
         pyramid: list[torch.Tensor] = []
         for stage in self.stages:
             x = stage(x)

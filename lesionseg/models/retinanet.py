@@ -70,7 +70,7 @@ class RetinaUNet(nn.Module):
         channels = [self.decoder.channels[stage] for stage in self.stages]
         self.head = DetectionHead(dims, channels, n_labels, anchors)
         self.segmentation = nn.ModuleList(
-            SegmentationHead(dims, width, bias)
+            SegmentationHead(dims, width, bias, architecture.block)
             for width in self.decoder.channels[: architecture.n_supervised]
         )
 

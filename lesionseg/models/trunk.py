@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from lesionseg.errors import ConfigError, GeometryError
 from lesionseg.models.blocks import Stage, Up, initialise, layers
+from lesionseg.models.folding import fold
 from lesionseg.plan.plan import Architecture
 
 
@@ -23,14 +24,14 @@ class Encoder(nn.Module):
         super().__init__()
         check_architecture(architecture, dims)
         self.total_stride = total_stride(architecture)
-        self.channels = architecture.features
+        self.channels, self.block = architecture.features, architecture.block
         self.stages = nn.ModuleList(
             Stage(dims, before, after, kernel=kernel, stride=stride, n_blocks=architecture.blocks)
             for before, after, kernel, stride in zip(
-                (in_channels, *architecture.features),
+                (in_channels * prod(self.block), *architecture.features),
                 architecture.features,
                 architecture.kernels,
-                architecture.strides,
+                ((1,) * dims, *architecture.strides[1:]),
                 strict=False,  # the last stage feeds no further one
             )
         )
@@ -38,7 +39,7 @@ class Encoder(nn.Module):
     def forward(self, x: Float[Tensor, "b c *spatial"]) -> list[Tensor]:
         """Feature maps, finest first."""
         check_input(tuple(x.shape[2:]), self.total_stride)
-        pyramid = []
+        pyramid, x = [], fold(x, self.block)
         for stage in self.stages:
             x = stage(x)
             pyramid.append(x)
@@ -106,7 +107,6 @@ def check_architecture(architecture: Architecture, dims: int) -> None:
         "one stride and one kernel per stage": (len(architecture.strides), n)
         == (n, len(architecture.kernels)),
         f"{dims} numbers per stride and kernel": all(len(row) == dims for row in tables),
-        "a first stage without stride": set(architecture.strides[0:1]) <= {(1,) * dims},
         "odd kernels": all(k % 2 == 1 for row in architecture.kernels for k in row),
         "at least one block a stage": architecture.blocks >= 1,
         "one number of encoder blocks per stage, or none": len(architecture.encoder_blocks)

@@ -15,8 +15,9 @@ class UNet(nn.Module):
 
     `forward`: image `[B, C, *spatial]` to a list of fp32 logits `[B, K, *spatial]`. In eval mode
     the list has one entry, at full resolution; in train mode `architecture.n_supervised`, finest
-    first, each at its stage's resolution. K = `len(bias)`. Raises `GeometryError` for inputs that
-    the total stride does not divide. `encoder`: another one than the plain one.
+    first, each at its stage's resolution; heads undo a folded stem, so that the finest is full
+    resolution with one too. K = `len(bias)`. Raises `GeometryError` for inputs that the total
+    stride does not divide. `encoder`: another one than the plain one.
     """
 
     def __init__(
@@ -32,7 +33,7 @@ class UNet(nn.Module):
         self.encoder = encoder or Encoder(dims, in_channels, architecture)
         self.decoder = Decoder(dims, architecture)
         self.heads = nn.ModuleList(
-            SegmentationHead(dims, width, bias)
+            SegmentationHead(dims, width, bias, architecture.block)
             for width in self.decoder.channels[: architecture.n_supervised]
         )
 

@@ -79,11 +79,17 @@ def _width(architecture: Architecture, finest: int) -> int:
 def _levels(sides: Extents, strides: Extents) -> tuple[int, ...]:
     """Stages from the finest that is fine enough for the smallest to one that suits the largest."""
     n, smallest = len(strides), np.percentile(sides, SMALL_SHARE, axis=0)
-    fine = [i for i in range(1, n) if (_CELLS_ACROSS * strides[i] <= smallest).all()]
-    first = max(fine, default=min(1, n - 1))
+    allowed = _finest_allowed(strides)
+    fine = [i for i in range(allowed, n) if (_CELLS_ACROSS * strides[i] <= smallest).all()]
+    first = max(fine, default=allowed)
     coarse = [i for i in range(first, n) if (2 * strides[i] <= sides.max(axis=0)).any()]
     last = min(max(coarse, default=first), first + MOST_LEVELS - 1)
     return tuple(range(first, last + 1))
+
+
+def _finest_allowed(strides: Extents) -> int:
+    """The first stage coarser than the image, or the only one; number 0 with a folded stem."""
+    return min(int(strides[0].max() == 1), len(strides) - 1)
 
 
 def _smallest(sides: Extents) -> NDArray[np.bool_]:
@@ -139,7 +145,8 @@ def _centred_iou(a: Extents, b: Extents) -> NDArray[np.float64]:
 
 
 def _without_lesions(architecture: Architecture, strides: Extents) -> AnchorPlan:
-    stages = tuple(range(min(1, len(strides) - 1), min(len(strides), 1 + MOST_LEVELS)))
+    first = _finest_allowed(strides)
+    stages = tuple(range(first, min(len(strides), first + MOST_LEVELS)))
     octaves = 2 ** (np.arange(N_SHAPES) / N_SHAPES)
     sizes = tuple(
         tuple(tuple(float(round(2 * s * f, 2)) for s in strides[i]) for f in octaves)

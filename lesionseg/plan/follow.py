@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from lesionseg.errors import ConfigError
-from lesionseg.plan.plan import Architecture, Plan
+from lesionseg.plan.plan import Architecture, Plan, Stem
 from lesionseg.plan.tile_rules import total_stride
 
 FOLLOWED = "as in the bundle that training starts from"
@@ -47,6 +47,7 @@ def refuse_stranger(
     architecture: str,
     spacing_mm: Sequence[float] | None,
     base_features: int | None,
+    stem: Stem | None = None,
 ) -> None:
     """Raise `ConfigError` when the weights of `before` cannot serve the plan that is asked for."""
     mine = {
@@ -65,10 +66,11 @@ def refuse_stranger(
             )
     _refuse_setting("spacing_mm", spacing_mm, before.spacing_mm)
     _refuse_setting("base_features", base_features, before.architecture.features[0])
+    _refuse_setting("stem", stem, before.architecture.stem)
 
 
 def _refuse_setting(name: str, chosen: object, has: object) -> None:
-    if isinstance(chosen, Sequence):
+    if isinstance(chosen, Sequence) and not isinstance(chosen, str):
         chosen = tuple(float(each) for each in chosen)
     if chosen is not None and chosen != has:
         raise ConfigError(

@@ -109,6 +109,7 @@ def _following(
         architecture=chosen.architecture,
         spacing_mm=chosen.spacing_mm,
         base_features=chosen.base_features,
+        stem=chosen.stem,
     )
     tile = chosen.tile_shape or before.tile_shape
     return replace(chosen, spacing_mm=before.spacing_mm, tile_shape=tile)
@@ -166,6 +167,8 @@ def _budget(
     memory_gb = min(memory_gb, SIZES_GB.get(chosen.size or "", memory_gb))
     found = tile_rules.budget(device, memory_gb)
     found = replace(found, value=replace(found.value, architecture=chosen.architecture))
+    if chosen.stem == "folded":
+        found = replace(found, value=tile_rules.folded(found.value))
     base = chosen.base_features
     if base is None:
         return found
@@ -211,6 +214,7 @@ def _architecture(
         allowed.widest,
         name=chosen.architecture,
         exact=by_hand,
+        stem=allowed.stem,
     )
     if by_hand and len(shape.features) == 1:
         raise ConfigError(
@@ -221,6 +225,8 @@ def _architecture(
         )
     rest = [n // s for n, s in zip(tile, tile_rules.total_stride(shape), strict=True)]
     kind = "anisotropic" if rules.is_anisotropic(spacing_mm) else "all axes alike"
+    if shape.stem == "folded":
+        kind += f"; blocks of {list(shape.block)} voxels folded into channels"
     reason = f"{len(shape.features)} stages, {shape.features[0]} to {shape.features[-1]} features, "
     return rules.Decision(shape, reason + f"coarsest map {rest} voxels wide; {kind}")
 

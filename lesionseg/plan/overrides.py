@@ -6,7 +6,7 @@ from typing import get_args
 
 from lesionseg.errors import ConfigError
 from lesionseg.plan.anchor_plan import Merge
-from lesionseg.plan.plan import Activation, CandidateSource, ComponentScore
+from lesionseg.plan.plan import Activation, CandidateSource, ComponentScore, Stem
 
 # what a detector's candidates may come from, the default first
 SOURCES: Mapping[str, tuple[CandidateSource, ...]] = {
@@ -23,9 +23,10 @@ class PlanOverrides:
     """What somebody decides instead of the rules; None leaves it to them.
 
     `init_from`: the bundle, or the run, whose weights training starts from; its grid,
-    normalisation and trunk are followed (`make_plan`'s `before`). `size`, M or L: of a residual
-    U-Net, the memory it is planned for. `merge`: of a detector's boxes (`AnchorPlan`).
-    `component_score`: of candidates from voxels (`CandidateRule`).
+    normalisation and trunk are followed (`make_plan`'s `before`). `stem`: folded turns blocks of
+    2 voxels along each fine axis into channels, and the trunk works on half the grid. `size`, M or
+    L: of a residual U-Net, the memory it is planned for. `merge`: of a detector's boxes
+    (`AnchorPlan`). `component_score`: of candidates from voxels (`CandidateRule`).
     """
 
     architecture: str = "unet"
@@ -39,6 +40,7 @@ class PlanOverrides:
     size: str | None = None
     merge: Merge | None = None
     component_score: ComponentScore = "max"
+    stem: Stem | None = None
 
     def __post_init__(self) -> None:
         spacing, tile = self.spacing_mm or (1.0,), self.tile_shape or (1,)
@@ -66,6 +68,13 @@ class PlanOverrides:
                 where="model.component_score",
                 seen=self.component_score,
                 expected=", ".join(get_args(ComponentScore)),
+            )
+        if self.stem not in (None, *get_args(Stem)):
+            raise ConfigError(
+                "There is no such stem.",
+                where="model.stem",
+                seen=self.stem,
+                expected=", ".join(get_args(Stem)),
             )
         residual = self.architecture == "residual_unet"
         if self.size not in (None, *(SIZES_GB if residual else ())):

@@ -14,6 +14,7 @@ PLAN_VERSION = 1
 Modality = Literal["mri", "ct", "xray"]
 Activation = Literal["sigmoid", "softmax"]
 CandidateSource = Literal["segmentation", "detection", "both"]
+Stem = Literal["full", "folded"]
 ComponentScore = Literal["max", "mean"]
 
 
@@ -37,8 +38,9 @@ class Normalisation:
 class Architecture:
     """A network by name from the closed table in `models.build`, and its shape.
 
-    One entry per resolution stage in `features`, `strides` (stage 0 is all ones) and `kernels`.
-    `blocks` a stage; `encoder_blocks` are a residual encoder's own, a number a stage.
+    One entry per resolution stage in `features`, `strides` and `kernels`. The stride of stage 0 is
+    the `block` of voxels that a folded stem turns into channels; all ones for none. `blocks` a
+    stage; `encoder_blocks` are a residual encoder's own, a number a stage.
     """
 
     name: str
@@ -48,6 +50,16 @@ class Architecture:
     blocks: int = 2
     n_supervised: int = 3
     encoder_blocks: tuple[int, ...] = ()
+
+    @property
+    def block(self) -> tuple[int, ...]:
+        """Voxels along each axis that one voxel of the first stage stands for."""
+        return self.strides[0]
+
+    @property
+    def stem(self) -> Stem:
+        """Whether the first stage has a voxel for each of the image's, or for a block of them."""
+        return "folded" if max(self.block) > 1 else "full"
 
 
 @dataclass(frozen=True)

@@ -4,11 +4,11 @@ nnU-Net below is Isensee F et al., Nature Methods 2021;18:203, with its suppleme
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 
 from lesionseg.plan.cost import training_cost
-from lesionseg.plan.plan import Architecture
+from lesionseg.plan.plan import Architecture, Stem
 from lesionseg.plan.rules import Decision
 
 NARROWEST = 4  # voxels an axis keeps at the coarsest stage
@@ -25,7 +25,7 @@ class Budget:
     `memory_gb` for one training step; `multiplications` a step on slow devices (None: no limit);
     `longest` and `longest_2d` the longest side of a tile; widths of the first and widest stage;
     `batch` the most tiles a step; `bytes_a_value` of an activation of
-    the network called `architecture`.
+    the network called `architecture` with that `stem`.
     """
 
     memory_gb: float
@@ -37,6 +37,7 @@ class Budget:
     batch: int
     bytes_a_value: int
     architecture: str = "unet"
+    stem: Stem = "full"
 
 
 def budget(device: str, memory_gb: float) -> Decision[Budget]:
@@ -63,6 +64,7 @@ def network_shape(
     *,
     name: str = "unet",
     exact: bool = False,
+    stem: Stem = "full",
 ) -> Architecture:
     """Stages, strides, kernels and features for a tile (nnU-Net).
 
@@ -70,6 +72,7 @@ def network_shape(
     that can be halved; an axis over twice as coarse as the finest has kernels of 1, so that it is
     mixed only once the others have caught up. Features double from `base_features` to `widest`.
     `exact`: only halvings that the tile's own numbers allow, for a tile somebody has chosen.
+    A folded `stem` takes the place of the first stage.
     """
     size, spacing = list(map(float, tile_shape)), list(map(float, spacing_mm))
     strides, kernels = [(1,) * len(size)], [_kernel(size, spacing)]
@@ -78,17 +81,23 @@ def network_shape(
         spacing = [s * 2 if halved else s for s, halved in zip(spacing, stride, strict=True)]
         strides.append(tuple(2 if halved else 1 for halved in stride))
         kernels.append(_kernel(size, spacing))
-    n, residual = len(strides), name == "residual_unet"
-    more = (RESIDUAL_BLOCKS[-1],) * n
+    first = 1 if stem == "folded" and len(strides) > 1 else 0
+    n, residual = len(strides) - first, name == "residual_unet"
+    blocks = (*RESIDUAL_BLOCKS, *(RESIDUAL_BLOCKS[-1],) * n)[first : first + n]
     return Architecture(
         name=name,
-        features=tuple(min(base_features * 2**i, widest) for i in range(len(strides))),
-        strides=tuple(strides),
-        kernels=tuple(kernels),
+        features=tuple(min(base_features * 2**i, widest) for i in range(n)),
+        strides=tuple(strides[first:]),
+        kernels=tuple(kernels[first:]),
         blocks=1 if residual else 2,
         n_supervised=min(max(n - 2, 1), 3),
-        encoder_blocks=(*RESIDUAL_BLOCKS, *more)[:n] if residual else (),
+        encoder_blocks=blocks if residual else (),
     )
+
+
+def folded(allowed: Budget) -> Budget:
+    """The same budget for a folded stem: as wide at half resolution as the full network is."""
+    return replace(allowed, base_features=2 * allowed.base_features, stem="folded")
 
 
 def _stride(size: Sequence[float], spacing: Sequence[float], exact: bool) -> tuple[bool, ...]:
@@ -154,7 +163,12 @@ def _affordable(
 
 def _shape(tile: Sequence[int], spacing_mm: Sequence[float], allowed: Budget) -> Architecture:
     return network_shape(
-        tile, spacing_mm, allowed.base_features, allowed.widest, name=allowed.architecture
+        tile,
+        spacing_mm,
+        allowed.base_features,
+        allowed.widest,
+        name=allowed.architecture,
+        stem=allowed.stem,
     )
 
 

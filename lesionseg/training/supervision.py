@@ -72,13 +72,14 @@ def _block_max(
 
 
 def supervised_strides(architecture: Architecture) -> tuple[tuple[int, ...], ...]:
-    """Stride from the input to each supervised level, finest first.
+    """Stride from the input to each supervised level, finest first; the finest has none.
 
     >>> table = Architecture("unet", (8, 16, 32), ((1, 1), (1, 2), (2, 2)), ((3, 3),) * 3)
     >>> supervised_strides(table)
     ((1, 1), (1, 2), (2, 4))
     """
-    return total_strides(architecture.strides)[: architecture.n_supervised]
+    ones = (1,) * len(architecture.block)  # heads undo a folded stem
+    return total_strides((ones, *architecture.strides[1:]))[: architecture.n_supervised]
 
 
 def level_weights(n_levels: int) -> tuple[float, ...]:

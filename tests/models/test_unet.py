@@ -162,7 +162,6 @@ def test_instance_norm_equals_torchs(dims, noise):
     [
         ({"features": (4, 8)}, "one stride and one kernel per stage"),
         ({"kernels": ((3, 3),) * 3}, "3 numbers per stride and kernel"),
-        ({"strides": ((2, 2, 2),) * 3}, "a first stage without stride"),
         ({"kernels": ((4, 4, 4),) * 3}, "odd kernels"),
         ({"blocks": 0}, "at least one block"),
         ({"n_supervised": 4}, "supervised levels"),

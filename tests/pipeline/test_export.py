@@ -72,12 +72,19 @@ def bundle(tmp_path: Path, plan: Plan) -> Path:
     return tmp_path / "run"
 
 
-@pytest.mark.parametrize("dims", [2, 3])
+@pytest.mark.parametrize(("dims", "block"), [(2, 1), (3, 1), (3, 2)])
 @pytest.mark.parametrize("activation", ["sigmoid", "softmax"])
 def test_onnx_gives_the_bundles_probabilities_for_any_number_of_tiles(
-    tmp_path: Path, plan: Plan, dims: int, activation: Activation, rng: np.random.Generator
+    tmp_path: Path,
+    plan: Plan,
+    dims: int,
+    block: int,
+    activation: Activation,
+    rng: np.random.Generator,
 ) -> None:
     two = _plan(plan, dims, 1, activation)
+    strides = ((block,) * dims, *two.architecture.strides[1:])  # 2: a folded stem
+    two = two.with_(architecture=replace(two.architecture, strides=strides))
     network = _lively(two)
     run = write_onnx(tmp_path / "model.onnx", trace(Bundle(network, two)))
     for n_tiles in (1, 3):

@@ -100,6 +100,7 @@ def test_refuses_what_does_not_fit(
         {"merge": "nms"},  # of a network without boxes
         {"architecture": "retinanet", "merge": "soft"},
         {"component_score": "median"},
+        {"stem": "half"},
     ],
 )
 def test_refuses_impossible_overrides(overrides: dict):
@@ -140,6 +141,33 @@ def test_a_plan_follows_the_one_whose_weights_training_starts_from(
     assert detector.anchors is not None
 
 
+@pytest.mark.parametrize("chosen", [None, "folded"])
+def test_a_folded_stem_is_followed(fingerprint: Fingerprint, dataset: Dataset, chosen):
+    before = plan_of(fingerprint, dataset, stem="folded")
+    after = make_plan(
+        fingerprint,
+        dataset,
+        memory_gb=16,
+        device="cpu",
+        overrides=PlanOverrides(stem=chosen),
+        before=before,
+    )
+    assert after.architecture == before.architecture
+    assert after.architecture.stem == "folded"
+
+
+def test_a_folded_stem_is_planned_and_said(fingerprint: Fingerprint, dataset: Dataset):
+    full, folded = (plan_of(fingerprint, dataset, stem=stem) for stem in ("full", "folded"))
+    assert full == plan_of(fingerprint, dataset)
+    assert "folded" not in full.reasons["architecture"]
+    assert folded.architecture.features == full.architecture.features[1:]
+    assert folded.architecture.block == full.architecture.strides[1]
+    block = list(folded.architecture.block)
+    assert f"blocks of {block} voxels folded" in folded.reasons["architecture"]
+    by_hand = plan_of(fingerprint, dataset, stem="folded", base_features=12)
+    assert by_hand.architecture.features[0] == 12
+
+
 @pytest.mark.parametrize(
     ("change", "overrides", "says"),
     [
@@ -148,6 +176,7 @@ def test_a_plan_follows_the_one_whose_weights_training_starts_from(
         ({}, {"architecture": "mine"}, "another kind of trunk"),
         ({}, {"spacing_mm": (3.0, 3.0, 3.0)}, r"leave model\.spacing_mm out"),
         ({}, {"base_features": 99}, r"leave model\.base_features out"),
+        ({}, {"stem": "folded"}, r"leave model\.stem out"),
         ({}, {"tile_shape": (20, 20, 20)}, "multiples of"),
     ],
 )
