@@ -1,6 +1,7 @@
 """The command line: overrides that are right, nearly right and wrong."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -148,3 +149,41 @@ def test_ctrl_c_is_no_error_but_leaves_with_130(
     monkeypatch.setattr("lesionseg.cli._call", interrupted)
     assert run("train", ["data.root=x"]) == 130
     assert "the same command resumes" in capsys.readouterr().err
+
+
+def test_jobs_of_a_multirun_do_not_share_a_run_directory(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    folders = []
+
+    def call(cfg: Any) -> int:
+        folders.append(cfg.run_dir)
+        return 0
+
+    monkeypatch.setattr("lesionseg.cli._call", call)
+    assert run("train", ["-m", "data.root=x", "data.fold=0,1"]) == 0
+    assert len(set(folders)) == 2
+    named = "run_dir=runs/cv/fold_${data.fold}"
+    assert run("train", ["-m", "data.root=x", "data.fold=0,1", named]) == 0
+    assert folders[2:] == ["runs/cv/fold_0", "runs/cv/fold_1"]
+    assert run("train", ["-m", "data.root=x", "data.fold=all", "run_dir=runs/cv"]) == 0
+    assert run("train", ["-m", "data.root=x", "data.fold=0,1", "run_dir=runs/cv"]) == 2
+    assert "fold_${data.fold}" in capsys.readouterr().err
+
+
+def test_a_multirun_says_errors_in_a_sentence(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run("train", ["-m", "data.root=nowhere", "data.fold=0,1"]) == 1
+    assert "nowhere" in capsys.readouterr().err
+    assert run("train", ["-m", "data.root=nowhere", "los=focal"]) == 2
+
+
+def test_a_missing_launcher_names_the_extra(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("lesionseg.cli.find_spec", lambda _: None)
+    assert run("train", ["-m", "data.root=x", "hydra/launcher=submitit_slurm"]) == 2
+    assert "pip install 'lesionseg[slurm]'" in capsys.readouterr().err

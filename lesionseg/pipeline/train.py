@@ -23,6 +23,7 @@ from lesionseg.pipeline.run_dir import check_claim, default_run_dir
 from lesionseg.pipeline.settings import ALL_FOLDS, DataSettings
 from lesionseg.pipeline.survey import Survey, survey
 from lesionseg.plan.make import PlanOverrides
+from lesionseg.training.cluster import require_own_processes
 from lesionseg.training.loggers import LoggerSettings, require_logger
 from lesionseg.training.settings import AuditSettings, OptimiserSettings, TrainerSettings
 
@@ -74,6 +75,7 @@ def train(
     """
     started = time.monotonic()
     require_logger(logger)
+    require_own_processes(trainer.devices)
     run = Path(run_dir) if run_dir else default_run_dir(data.root, model.architecture)
     check_claim(run, config)
     recipe = Recipe(

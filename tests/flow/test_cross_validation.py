@@ -151,6 +151,24 @@ def test_a_fold_that_fails_is_named_and_the_other_is_kept(
     assert (folder / name).read_bytes() == (cv_run / name).read_bytes()
 
 
+@pytest.mark.slow
+def test_folds_as_submitted_jobs_are_gathered_afterwards(
+    cv_run: Path, raw: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By submitit on this machine, as on a cluster by SLURM."""
+    monkeypatch.chdir(raw.parent)  # Hydra's own folder goes here
+    root, launcher = f"data.root={raw}", "hydra/launcher=submitit_local"
+    jobs = ["data.fold=0,1", "run_dir=submitted/fold_${data.fold}"]
+    assert run("train", ["-m", launcher, root, *jobs, *SMALL]) == 0
+    assert not (raw.parent / "submitted" / "oof").exists()
+    assert run("train", [root, "data.fold=all", "run_dir=submitted", *SMALL]) == 0
+    for k in (0, 1):
+        name = Path(f"fold_{k}") / "bundle" / "weights.safetensors"
+        ours = (raw.parent / "submitted" / name).read_bytes()
+        assert ours == (cv_run / name).read_bytes()
+    assert (raw.parent / "submitted" / "oof" / "scores.json").is_file()
+
+
 def test_a_word_is_no_fold(raw: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("train", [f"data.root={raw}", "data.fold=every"]) == 2
     assert "a fold from 0 on, or all" in capsys.readouterr().err
