@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lesionseg.io.atomic import write_text
 from lesionseg.pipeline.check import check_dataset
 from lesionseg.pipeline.findings import Checked
 from lesionseg.pipeline.learning import decide, prepare_cases
@@ -13,11 +14,16 @@ from lesionseg.pipeline.run_dir import check_claim, claim, default_run_dir
 from lesionseg.pipeline.settings import DataSettings
 from lesionseg.pipeline.survey import open_dataset, survey
 from lesionseg.plan.make import PlanOverrides
+from lesionseg.plan.plan import Plan
 from lesionseg.training.settings import TrainerSettings
 
 log = logging.getLogger(__name__)
 
 PAGE = "dataset_report.html"
+NOT_TRIED = (
+    "estimated; no step was tried. On a GPU train and tune try two first, and may go on with fewer "
+    "or smaller tiles"
+)
 
 
 @dataclass(frozen=True)
@@ -50,13 +56,20 @@ def prepare(
     run = Path(run_dir) if run_dir else default_run_dir(data.root, model.architecture)
     check_claim(run, config)
     found = survey(data, seed)
-    plan = decide(found, model, trainer.accelerator, run)
+    plan = _untried(decide(found, model, trainer.accelerator, run), run)
     claim(run, config)
     if run_dir is None:  # its name holds the time: the same command would begin anew
         log.info("Results go to %s; run_dir=%s resumes it.", run, run)
     cases = prepare_cases(found, plan, data, run)
     lines = [f"{name}: {reason}" for name, reason in plan.reasons.items()]
     return Prepared((*lines, f"{len(cases)} training cases prepared; the plan is in {run}."))
+
+
+def _untried(plan: Plan, run: Path) -> Plan:
+    """The plan, which says that no step of it has been taken: `prepare` knows no loss."""
+    said = plan.with_(reasons={**plan.reasons, "memory": NOT_TRIED})
+    write_text(run / "plan.json", said.to_json())
+    return said
 
 
 def _check(data: DataSettings, run_dir: str | None, identifiers: bool) -> Checked:

@@ -14,10 +14,10 @@ from lesionseg.errors import ConfigError, DatasetError
 from lesionseg.evaluation import Preset
 from lesionseg.inference.settings import InferenceSettings
 from lesionseg.io.cases import read_case
-from lesionseg.pipeline.learning import Learning, decide, prepare_cases
+from lesionseg.pipeline.learning import Learning, affordable, decide, prepare_cases
 from lesionseg.pipeline.memory import training_device
 from lesionseg.pipeline.provenance import device_name, is_simulated, provenance
-from lesionseg.pipeline.run_dir import check_claim, claim, default_run_dir
+from lesionseg.pipeline.run_dir import check_claim, claim, default_run_dir, is_claimed
 from lesionseg.pipeline.search import Search, TuneSettings, require_optuna
 from lesionseg.pipeline.settings import DataSettings
 from lesionseg.pipeline.summary import aligned
@@ -25,7 +25,6 @@ from lesionseg.pipeline.survey import Survey, n_lesions, survey
 from lesionseg.pipeline.trial import Examiner, LossOfPair, TrialRecipe, pair_of
 from lesionseg.pipeline.tune_results import Circumstances, describe, write_results
 from lesionseg.plan.make import PlanOverrides
-from lesionseg.plan.plan import Plan
 from lesionseg.report.surface import steadiest
 from lesionseg.report.tuning import TuningSearch, TuningTrial, table
 from lesionseg.training.settings import OptimiserSettings, TrainerSettings
@@ -82,21 +81,24 @@ def tune(
     found = survey(data, seed)
     cases = [c for c in found.of_role("validation") if c.reference is not None or c.annotations]
     lesions = _count_lesions(found, cases, data)
-    plan = _plan_of(run) or decide(found, model, trainer.accelerator, run)
-    claim(run, _without_n_trials(config))  # last, as in `train`
     trainer = replace(_with_checks(trainer), seed=seed)
+    learning = partial(
+        Learning,
+        sampling=sampling,
+        augmentation=augment,
+        optimiser=optim,
+        trainer=trainer,
+        init_from=model.init_from,
+    )
+    plan = decide(found, model, trainer.accelerator, run)
+    if not is_claimed(run):  # once for all trials: whatever the pair, it takes the same memory
+        plan = affordable(plan, learning(loss(alpha=0.5, gamma=1.0)), run)
+    claim(run, _without_n_trials(config))  # last, as in `train`
     recipe = TrialRecipe(
         loss=loss,
         plan=plan,
         cases=prepare_cases(found, plan, data, run),
-        learning=partial(
-            Learning,
-            sampling=sampling,
-            augmentation=augment,
-            optimiser=optim,
-            trainer=trainer,
-            init_from=model.init_from,
-        ),
+        learning=learning,
         examine=lambda linked: Examiner(found, cases, linked, inference, preset, tune.fp_per_case),
         run=run,
     )
@@ -138,12 +140,6 @@ def _count_lesions(found: Survey, cases: Sequence[CaseFiles], data: DataSettings
             remedy="raise data.validation_fraction, or give other splits.",
         )
     return total
-
-
-def _plan_of(run: Path) -> Plan | None:
-    """The plan of the process that began: another machine's memory would make another one."""
-    path = run / "plan.json"
-    return Plan.from_json(path.read_text(encoding="utf-8"), path) if path.is_file() else None
 
 
 def _with_checks(trainer: TrainerSettings) -> TrainerSettings:

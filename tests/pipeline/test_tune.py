@@ -16,11 +16,13 @@ from lesionseg.errors import ConfigError, DatasetError
 from lesionseg.evaluation import PRESETS
 from lesionseg.inference.settings import InferenceSettings
 from lesionseg.losses import CrossEntropyLoss, DiceFocalLoss, FocalLoss, FocalTverskyLoss
+from lesionseg.pipeline.learning import Learning
 from lesionseg.pipeline.search import HopelessTrial, TuneSettings
 from lesionseg.pipeline.settings import DataSettings
-from lesionseg.pipeline.trial import NOTHING, Quality, pair_of, tunable_losses
+from lesionseg.pipeline.trial import NOTHING, Quality, TrialRecipe, pair_of, tunable_losses
 from lesionseg.pipeline.tune import TuneOutcome, tune
 from lesionseg.plan.make import PlanOverrides
+from lesionseg.plan.plan import Plan
 from lesionseg.training.settings import OptimiserSettings, TrainerSettings
 
 Tune = Callable[..., TuneOutcome]
@@ -58,6 +60,28 @@ def search(radiographs: Path, tmp_path: Path) -> Tune:
         )
 
     return run
+
+
+def test_the_memory_is_tried_once_before_the_search(
+    search: Tune, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried = []
+
+    def smaller(plan: Plan, learning: Learning, run: Path) -> Plan:
+        tried.append(learning.loss)
+        return plan.with_(batch_size=1)
+
+    monkeypatch.setattr("lesionseg.pipeline.tune.affordable", smaller)
+    seen = []
+    recipe = TrialRecipe
+    monkeypatch.setattr(
+        "lesionseg.pipeline.tune.TrialRecipe",
+        lambda **given: seen.append(given["plan"].batch_size) or recipe(**given),
+    )
+    search(n_trials=1)
+    search(n_trials=1)
+    assert len(tried) == 1
+    assert seen[0] == 1
 
 
 def test_a_search_leaves_its_table_page_and_journal_and_goes_on(
