@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytorch_lightning as pl
 import torch
+from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 from lightning_fabric.utilities.warnings import PossibleUserWarning
 from torch import nn
 
@@ -249,6 +250,7 @@ def _trainer(
         devices=settings.devices,
         # spawned processes share this one's folder and tiles; a launcher would run main again
         strategy="auto" if settings.devices in (1, "1") else "ddp_spawn",
+        plugins=LightningEnvironment(),  # SLURM's variables do not make this one of its processes
         precision=precision,
         callbacks=list(callbacks),
         max_epochs=1,  # the stream has no end; the budget's callback stops it
