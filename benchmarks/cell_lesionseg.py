@@ -1,4 +1,4 @@
-"""lesionseg from raw files to probabilities within a number of minutes; run by vs_nnunet.py.
+"""lesionseg from raw files to log-odds within a number of minutes; run by vs_nnunet.py.
 
     python benchmarks/cell_lesionseg.py JOB.json
 
@@ -53,7 +53,8 @@ def main() -> None:
     )
     for files in found.of_role("validation"):
         image = read_case(files, found.dataset).image
-        np.save(output / f"{files.case}.npy", predictor.probabilities(image))
+        p = np.clip(predictor.probabilities(image).astype(np.float64), 1e-38, 1 - 2**-53)
+        np.save(output / f"{files.case}.npy", (np.log(p) - np.log1p(-p)).astype(np.float32))
     made = {
         "steps": fitted.steps,
         "minutes": spent,

@@ -1,4 +1,4 @@
-"""nnU-Net v2 from raw files to probabilities within a number of minutes; run by vs_nnunet.py.
+"""nnU-Net v2 from raw files to log-odds within a number of minutes; run by vs_nnunet.py.
 
     python benchmarks/cell_nnunet.py JOB.json
 
@@ -129,7 +129,7 @@ def train(trainer: nnUNetTrainer, until: float) -> tuple[int, list[float]]:
 
 
 def predict(trainer: nnUNetTrainer, scans: dict[str, list[str]], output: Path) -> None:
-    """Probabilities `[1, *spatial]` float32 of the lesion label, on each scan's own grid."""
+    """Log-odds `[1, *spatial]` float32 of the lesion label, on each scan's own grid."""
     predictor = nnUNetPredictor(
         tile_step_size=0.5,
         use_mirroring=False,
@@ -153,10 +153,11 @@ def predict(trainer: nnUNetTrainer, scans: dict[str, list[str]], output: Path) -
     for case, files in scans.items():
         image, properties = reader.read_images(files)
         _, found = predictor.predict_single_npy_array(image, properties, None, None, True)
-        lesion = np.asarray(found[1:2], np.float32)
-        if trainer.configuration_name == "2d":
-            lesion = lesion[:, 0]
-        np.save(output / f"{case}.npy", lesion)
+        # of both probabilities the smaller one keeps what the larger one rounds to 1
+        background, lesion = np.clip(found.astype(np.float64), 1e-38, 1)
+        odds = np.log(lesion) - np.log(background)
+        odds = odds[0] if trainer.configuration_name == "2d" else odds
+        np.save(output / f"{case}.npy", odds[None].astype(np.float32))
 
 
 if __name__ == "__main__":

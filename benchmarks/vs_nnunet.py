@@ -6,7 +6,7 @@
 
 Same cases to learn from (the test role is judged where a set has one, else a share of patients),
 same device, threads and worker processes, same wall-clock minutes from the raw files on: plans and
-preprocessing are counted, prediction is not. Both tools' probabilities then go through the same
+preprocessing are counted, prediction is not. Both tools' log-odds then go through the same
 candidate rule and scores; strictness is that of 1 false positive a case on the judged cases, for
 each tool alike. `nnunet` follows its own plan, `nnunet_cut` the same plan with a tile and features
 that the device can afford, our own plan's size (see `cell_nnunet.py`); both stretch their schedule
@@ -24,7 +24,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ import numpy as np
 import table
 import torch
 from held_out import held_out
+from scipy.ndimage import maximum
 from vs_nnunet_table import markdown, report
 
 from lesionseg.core import CaseFiles, Prediction, Volume
@@ -70,15 +71,30 @@ class Setting:
 
 
 class Kept:
-    """In a predictor's place: candidates of the probabilities that a tool has left."""
+    """In a predictor's place: candidates of the log-odds that a tool has left.
+
+    Extents follow the candidate rule on float32 probabilities. Scores come from the log-odds: many
+    a softmax rounds to 1, and candidates of one score cannot be told apart.
+    """
 
     def __init__(self, folder: Path, plan: Plan) -> None:
         self.folder, self.plan = folder, plan
 
     def predict_volume(self, volume: Volume, case: str) -> Prediction:
         """The candidates of one case, none of them accepted yet."""
-        found = find_by_plan(np.load(self.folder / f"{case}.npy"), volume.geometry, self.plan)
-        return Prediction(case, volume.geometry, found.candidates, found.instances)
+        odds = np.load(self.folder / f"{case}.npy")
+        found = find_by_plan(probabilities(odds).astype(np.float32), volume.geometry, self.plan)
+        highest = maximum(odds.max(axis=0), found.instances, [c.id for c in found.candidates])
+        scored = tuple(
+            replace(candidate, score=float(probabilities(value)))
+            for candidate, value in zip(found.candidates, np.asarray(highest), strict=True)
+        )
+        return Prediction(case, volume.geometry, scored, found.instances)
+
+
+def probabilities(odds: Any) -> Any:
+    """Of log-odds, in float64."""
+    return 1 / (1 + np.exp(-np.asarray(odds, np.float64)))
 
 
 def main() -> None:
@@ -282,7 +298,7 @@ def _half_dice(setting: Setting, folder: Path) -> Iterator[float]:
         if reference is None or reference.labels is None or not reference.labels.any():
             continue
         lesion = reference.labels > 0
-        drawn = np.load(folder / f"{files.case}.npy").max(axis=0) >= 0.5
+        drawn = np.load(folder / f"{files.case}.npy").max(axis=0) >= 0  # log-odds
         yield 2 * float((drawn & lesion).sum()) / float(drawn.sum() + lesion.sum())
 
 
