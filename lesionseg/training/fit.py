@@ -22,6 +22,7 @@ from lesionseg.losses.detection import DetectionLoss
 from lesionseg.models.precision import fast_dtype
 from lesionseg.models.retinanet import has_voxels
 from lesionseg.plan.plan import Plan
+from lesionseg.training.allocator import KeepMemory
 from lesionseg.training.callbacks import (
     ProgressLine,
     Record,
@@ -188,7 +189,7 @@ def our_callbacks(
 ) -> list[pl.Callback]:
     """The callbacks of every training, in the order in which they act after a step."""
     path, record = run_dir / CHECKPOINT, Record(run_dir / HISTORY, settings.log_every)
-    made: list[pl.Callback] = [Resume(checkpoint, path), record]
+    made: list[pl.Callback] = [KeepMemory(), Resume(checkpoint, path), record]
     if validate is not None:
         made.append(Validation(validate, settings.validate_every_minutes, record))
     made += [SaveCheckpoint(path, settings.checkpoint_every_minutes, record), Stop()]
