@@ -4,6 +4,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from lesionseg.inference.postprocess import DEFAULT_POINT
 from lesionseg.inference.predictor import Predictor
 from lesionseg.inference.settings import InferenceSettings
 from lesionseg.io.atomic import write_text
+from lesionseg.io.cases import read_case
+from lesionseg.io.predictions import find_predictions, read_prediction
 from lesionseg.pipeline.choice import Choice, Wishes
 from lesionseg.pipeline.detectors import require_masks, require_voxels
 from lesionseg.pipeline.judge import Judged, Rules, judge_validation, labelled
@@ -33,10 +36,11 @@ from lesionseg.training.callbacks import Validate
 from lesionseg.training.fit import check_activation
 from lesionseg.training.focal_balance import FocalBalance
 from lesionseg.training.label_audit import LabelAudit
-from lesionseg.training.loggers import Follow, LoggerSettings
+from lesionseg.training.loggers import Follow, LoggerSettings, show_afterwards
 from lesionseg.training.previews import Previews
 from lesionseg.training.selection import KeepBest, take_best
 from lesionseg.training.settings import AuditSettings
+from lesionseg.training.validation_slices import ValidationSlices
 
 log = logging.getLogger(__name__)
 
@@ -117,8 +121,10 @@ def train_once(recipe: Recipe, found: Survey, plan: Plan, run: Path) -> Trained:
     learning = replace(recipe.learning, loss=deepcopy(recipe.learning.loss))
     watchers: list[pl.Callback] = [FocalBalance(run)]
     watchers += [LabelAudit(cases, plan, recipe.audit, run)] if recipe.audit.enabled else []
-    watchers += _followers(recipe, run)
-    validate = _validation(recipe, found, plan, run)
+    follow = Follow(recipe.logger, run, recipe.told())
+    slices = ValidationSlices(run, recipe.logger.n_previews, follow.show)
+    watchers += [*_previews(recipe.logger, run, follow), slices, follow]
+    validate = _validation(recipe, found, plan, run, slices)
     fitted = learn(plan, cases, learning, run, validate=validate, callbacks=watchers)
     take_best(fitted.network, run, learning.trainer.select)
     origin = recipe.origin(found, fitted.device)
@@ -130,6 +136,8 @@ def train_once(recipe: Recipe, found: Survey, plan: Plan, run: Path) -> Trained:
         )
 
     validation = judge_validation(predictor(plan), found, run, recipe.rules(origin))
+    if validate is None:
+        _draw_validation(recipe, found, run, fitted.steps)
     choice = validation.choice if validation else Choice((DEFAULT_POINT,))
     complete = choice.added_to(plan)
     scores = validation.scores if validation else None
@@ -137,25 +145,45 @@ def train_once(recipe: Recipe, found: Survey, plan: Plan, run: Path) -> Trained:
     return Trained(predictor(complete), complete, validation, origin)
 
 
-def _validation(recipe: Recipe, found: Survey, plan: Plan, run: Path) -> Validate | None:
+def _validation(
+    recipe: Recipe, found: Survey, plan: Plan, run: Path, slices: ValidationSlices
+) -> Validate | None:
     """Whole volumes while training goes on, where that is asked for and there are any."""
     trainer, cases = recipe.learning.trainer, labelled(found, "validation")
     if trainer.validate_every_minutes is None or not cases:
         return None
     scores = VolumeScores(
-        found, cases, plan, recipe.inference, recipe.preset, trainer.validate_cases
+        found,
+        cases,
+        plan,
+        recipe.inference,
+        recipe.preset,
+        trainer.validate_cases,
+        slices.see,
     )
     return KeepBest(scores, run)
 
 
-def _followers(recipe: Recipe, run: Path) -> list[pl.Callback]:
-    """The logger and the previews that it is shown."""
+def _draw_validation(recipe: Recipe, found: Survey, run: Path, step: int) -> None:
+    """A few validation cases as they were predicted in the end."""
     settings = recipe.logger
-    follow = Follow(settings, run, recipe.told())
+    slices = ValidationSlices(run, settings.n_previews, partial(show_afterwards, settings, run))
+    cases = labelled(found, "validation")
+    predicted = find_predictions(run / "validation") if cases else {}
+    for files in cases:
+        if slices.is_full:
+            break
+        case = read_case(files, found.dataset)
+        if case.reference is not None:
+            prediction = read_prediction(predicted[files.case], geometry=case.image.geometry)
+            slices.see(case.image, case.reference, prediction)
+    slices.draw(step)
+
+
+def _previews(settings: LoggerSettings, run: Path, follow: Follow) -> list[pl.Callback]:
+    """What the logger is shown of tiles."""
     every = settings.previews_every_minutes
-    if every is None:
-        return [follow]
-    return [Previews(run, every, settings.preview_tiles, follow.show), follow]
+    return [] if every is None else [Previews(run, every, settings.preview_tiles, follow.show)]
 
 
 def keep_bundle(

@@ -1,14 +1,14 @@
 """How well a network does on whole validation volumes while it is being trained."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from lesionseg.core import CaseFiles, Prediction, Reference
+from lesionseg.core import CaseFiles, Prediction, Reference, Volume
 from lesionseg.evaluation import CaseResult, Preset, choose, evaluate_case
 from lesionseg.inference.predictor import Predictor
 from lesionseg.inference.settings import InferenceSettings
@@ -19,6 +19,7 @@ from lesionseg.plan.plan import Plan
 log = logging.getLogger(__name__)
 
 FP_PER_CASE = 1.0
+Seen = Callable[[Volume, Reference, Prediction], None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,7 +46,7 @@ class VolumeScores:
 
     `recall_1fp`: of all lesions together, at one false positive a case; `dice`: mean over the cases
     with a lesion, of the candidates accepted at that point; left out where there are no masks. At
-    most `n_cases` (None: all) spread evenly over `cases` are looked at.
+    most `n_cases` (None: all) spread evenly over `cases` are looked at, and shown to `seen`.
     """
 
     def __init__(
@@ -56,8 +57,10 @@ class VolumeScores:
         inference: InferenceSettings,
         preset: Preset,
         n_cases: int | None = None,
+        seen: Seen | None = None,
     ) -> None:
         self.found, self.plan, self.inference, self.preset = found, plan, inference, preset
+        self.seen = seen
         self.cases = spread(cases, n_cases)
 
     def __call__(self, network: nn.Module) -> Mapping[str, float]:
@@ -81,6 +84,8 @@ class VolumeScores:
         if case.reference is None:
             return [], None
         prediction = predictor.predict_volume(case.image, case.case)
+        if self.seen is not None:
+            self.seen(case.image, case.reference, prediction)
         result = evaluate_case(
             case.reference,
             prediction,

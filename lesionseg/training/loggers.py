@@ -35,7 +35,8 @@ class LoggerSettings:
     `project` and `name` are what runs are called there (`name` None: the run directory's). W&B
     sends nothing while `offline`; `wandb sync` does so later. `tracking_uri` is MLflow's server,
     None for its own settings or else a file in the run directory. Previews of `preview_tiles`
-    tiles are drawn every `previews_every_minutes` and at the end; None for none.
+    tiles are drawn every `previews_every_minutes` and at the end, of as many validation cases
+    whenever they are predicted; None for none.
     """
 
     kind: Kind = "csv"
@@ -45,6 +46,11 @@ class LoggerSettings:
     tracking_uri: str | None = None
     previews_every_minutes: float | None = None
     preview_tiles: int = 4
+
+    @property
+    def n_previews(self) -> int:
+        """How many tiles or cases a picture shows."""
+        return 0 if self.previews_every_minutes is None else self.preview_tiles
 
     def __post_init__(self) -> None:
         if self.kind not in _MAKERS and self.kind != "csv":
@@ -120,11 +126,25 @@ class Follow(pl.Callback):
         self._close("failed")
 
     def _close(self, status: str) -> None:
-        if self.logger is None:
-            return
-        self.logger.finalize(status)
-        if self.settings.kind == "wandb":
-            self.logger.experiment.finish(exit_code=0 if status == "success" else 1)
+        if self.logger is not None:
+            _close(self.logger, self.settings.kind, status)
+
+
+def show_afterwards(
+    settings: LoggerSettings, run_dir: Path, name: str, image: NDArray[np.uint8], step: int
+) -> None:
+    """Show an image to the run of the logger that a finished training wrote to."""
+    if settings.kind == "csv":
+        return
+    logger = _MAKERS[settings.kind](settings, run_dir)
+    _SHOWERS[settings.kind](logger, name, image, step)
+    _close(logger, settings.kind, "success")
+
+
+def _close(logger: Any, kind: Kind, status: str) -> None:
+    logger.finalize(status)
+    if kind == "wandb":
+        logger.experiment.finish(exit_code=0 if status == "success" else 1)
 
 
 def _tensorboard(settings: LoggerSettings, run_dir: Path) -> Any:

@@ -67,9 +67,19 @@ def test_networks_are_scored_on_whole_radiographs(
     found = survey(DataSettings(str(tmp_path / "raw")), 0)
     plan = decide(found, PlanOverrides(tile_shape=(64, 64)), "cpu", tmp_path / "run")
     cases = labelled(found, "validation")
-    scores = VolumeScores(found, cases, plan, InferenceSettings(), PRESETS["lesionseg"], 1)
+    shown: list[str] = []
+    scores = VolumeScores(
+        found,
+        cases,
+        plan,
+        InferenceSettings(),
+        PRESETS["lesionseg"],
+        1,
+        lambda image, reference, prediction: shown.append(prediction.case),
+    )
     assert len(scores.cases) == 1
     seen = scores(Brightness(3.0))
+    assert shown == [scores.cases[0].case]
     assert set(seen) == {"recall_1fp", "dice"}
     assert all(0 <= value <= 1 for value in seen.values())
     assert scores(Brightness(999.0)) == {"recall_1fp": 0.0, "dice": 0.0}

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,9 +10,11 @@ from PIL import Image
 
 from lesionseg.errors import ConfigError
 from lesionseg.io.atomic import read_csv
+from lesionseg.plan.anchor_plan import AnchorPlan
 from lesionseg.training import loggers
+from lesionseg.training.drawing import PREDICTED, REFERENCE, outline, painted, tinted
 from lesionseg.training.loggers import Follow, LoggerSettings
-from lesionseg.training.previews import PREDICTED, REFERENCE, Previews
+from lesionseg.training.previews import Previews
 
 
 class Kept:
@@ -81,16 +84,35 @@ def test_previews_are_drawn_and_shown(train, tmp_path, kept):
     assert np.array_equal(kept.images[-1][2], last)
 
 
-def test_what_is_predicted_is_filled_and_the_reference_outlined():
-    from lesionseg.training.previews import _outline, _painted, _tinted
+def test_a_retinanets_boxes_are_framed(train, make_plan, tmp_path):
+    plan = make_plan()
+    table = replace(plan.architecture, name="retinanet")
+    anchors = AnchorPlan(stages=(1,), sizes=(((4.0, 4.0), (6.0, 6.0)),), width=8, depth=1)
+    previews = Previews(tmp_path / "run", 60, n_tiles=2)
+    train(max_steps=2, plan=plan.with_(architecture=table, anchors=anchors), callbacks=[previews])
+    (path,) = (tmp_path / "run" / "previews").iterdir()
+    picture = np.asarray(Image.open(path))
+    assert picture.shape == (2 * 192, 2 * 192, 3)
+    assert (picture == REFERENCE).all(-1).any()
 
+
+def test_what_is_predicted_is_filled_and_the_reference_outlined():
     grey = np.full((5, 5, 3), 100, np.uint8)
     mask = np.zeros((5, 5), bool)
     mask[2, 2] = True
-    picture = _painted(_tinted(grey, mask), _outline(mask), REFERENCE)
+    picture = painted(tinted(grey, mask), outline(mask), REFERENCE)
     assert picture[2, 2].tolist() == [50 + c // 2 for c in PREDICTED]
     assert [tuple(picture[at]) for at in ((1, 2), (3, 2), (2, 1), (2, 3))] == [REFERENCE] * 4
     assert (picture == 100).all(-1).sum() == 20
+
+
+def test_a_finished_training_shows_more_to_the_same_run(tmp_path, kept):
+    picture = np.zeros((2, 2, 3), np.uint8)
+    loggers.show_afterwards(LoggerSettings("csv"), tmp_path, "validation", picture, 7)
+    assert kept.images == []
+    loggers.show_afterwards(LoggerSettings("tensorboard"), tmp_path, "validation", picture, 7)
+    assert [(name, step) for name, step, _ in kept.images] == [("validation", 7)]
+    assert kept.status == "success"
 
 
 @pytest.mark.parametrize("kind", ["tensorboard", "mlflow", "wandb"])
