@@ -40,7 +40,9 @@ class KeepMemory(pl.Callback):
 
 def _tell(trim: int, mmap: int) -> None:
     """Set from which size on free memory is handed back, and blocks are asked for singly."""
-    library = ctypes.CDLL(None) if sys.platform == "linux" else None
+    if sys.platform != "linux":
+        return
+    library = ctypes.CDLL(None)
     if hasattr(library, "mallopt") and hasattr(library, "malloc_trim"):
         library.mallopt(M_TRIM_THRESHOLD, trim)
         library.mallopt(M_MMAP_THRESHOLD, mmap)
