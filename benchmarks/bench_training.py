@@ -207,7 +207,8 @@ def tiles_row(mine: Found, theirs: Found) -> table.Row:
     for who, found in (("ours", mine), ("nnunet", theirs)):
         print(
             f"{who}: {1 / found['tile_s']:.2f} tiles a second over {found['steps']:.0f} steps, "
-            f"{100 * found['outside']:.0f} % of the time between steps"
+            f"{100 * found['outside']:.0f} % of the time between steps, "
+            f"{found['tile_cpu_s']:.2f} s of processor time a tile in the training process"
         )
     return table.Row("train_tiles", mine["tile_s"], "s/tile", "nnunet", theirs["tile_s"])
 
@@ -234,7 +235,7 @@ def curve_rows(job: Job, steps: int, skipped: dict[str, str]) -> list[table.Row]
     if said is None:
         return []
     found = json.loads(said)
-    print(f"weights {found['weights']}, gradients differ by {found['gradient']:.1e} at most")
+    print(f"weights {found['weights']}, gradients in fp64 differ by {found['gradient']:.1e}")
     theirs = found["losses"]["nnunet"]
     rows = []
     for name, losses in found["losses"].items():
