@@ -13,7 +13,7 @@ ours in fp32 too. `train_step_fast`: ours with a folded stem, whose trunk works 
 `train_tiles`: seconds a tile with each tool's own prepared files, sampler, augmentation and
 workers, from the end of the warm-up on. `train_memory`: the most that a training step took, on a
 GPU what torch gave out, on a CPU what the process grew by. On a GPU also `train_step_eager`,
-`_compiled`, and `train_idle`, the share of the time in which the device does not work, against what
+`_compiled`, `_graphs`, and `train_idle`, the share of the time in which the device does not work, against what
 is allowed; without nnU-Net its network alone where `dynamic_network_architectures` is installed,
 else the goals.
 
@@ -146,6 +146,7 @@ def our_steps(job: Job, skipped: dict[str, str]) -> dict[str, Found]:
         jobs |= {
             "train_step_eager": replace(job, precision="bf16-mixed"),
             "train_step_compiled": replace(job, precision="bf16-mixed", compile=True),
+            "train_step_graphs": replace(job, precision="bf16-mixed", compile="graphs"),
         }
         del jobs["train_step"]
     else:

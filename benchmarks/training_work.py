@@ -74,7 +74,7 @@ class Job:
     steps: int = 9
     seconds: float = 10.0
     precision: str = "auto"
-    compile: bool = False
+    compile: bool | str = False
     folded: bool = False
 
     def to_json(self) -> dict[str, Any]:
