@@ -13,9 +13,9 @@ ours in fp32 too. `train_step_fast`: ours with a folded stem, whose trunk works 
 `train_tiles`: seconds a tile with each tool's own prepared files, sampler, augmentation and
 workers, from the end of the warm-up on. `train_memory`: the most that a training step took, on a
 GPU what torch gave out, on a CPU what the process grew by. On a GPU also `train_step_eager`,
-`_compiled`, `_graphs`, and `train_idle`, the share of the time in which the device does not work, against what
-is allowed; without nnU-Net its network alone where `dynamic_network_architectures` is installed,
-else the goals.
+`_compiled`, `_graphs`, and `train_idle`, the share of the time in which the device does not work,
+against what is allowed; without nnU-Net its network alone where `dynamic_network_architectures` is
+installed, else the goals.
 
 `--curve`: both networks from the same weights, on the same batches, with nnU-Net's loss and
 optimiser; how far their losses differ. nnU-Net runs in the peers' environment (`make peers`), its
