@@ -18,7 +18,7 @@ from lesionseg.training.optimiser import make_optimiser, set_learning_rate
 from lesionseg.training.scaling import LossScale, fp16_context
 from lesionseg.training.schedule import Budget, Clock, learning_rate
 from lesionseg.training.settings import OptimiserSettings, TrainerSettings
-from lesionseg.training.speed import BACKEND
+from lesionseg.training.speed import BACKEND, GRAPHS, Mode, begin_forward
 from lesionseg.training.supervision import Targets
 
 log = logging.getLogger(__name__)
@@ -81,7 +81,7 @@ class LesionModule(pl.LightningModule):
         )
         self.normalisers = nn.ModuleList()
         self.scale: LossScale | None = None
-        self.compiled = False
+        self.compiled: Mode | None = None
         self.budget = Budget(settings.max_steps, settings.max_minutes)
         self.clock = clock or Clock()
         self.counters = Counters()
@@ -99,7 +99,7 @@ class LesionModule(pl.LightningModule):
         """
         self.normalisers = self.make_normalisers(self.trainer.world_size)
         if self.compiled:
-            self.network.compile(backend=BACKEND)
+            self.network.compile(backend=BACKEND, mode=self.compiled)
 
     def teardown(self, stage: str) -> None:
         """Hand over a network as it was, not compiled."""
@@ -136,7 +136,7 @@ class LesionModule(pl.LightningModule):
         lr = set_learning_rate(optimiser, learning_rate(self.progress, self.optimiser_settings))
         lesson = self.objective.lesson(batch)
         divisors, positives = self._divisors(lesson)
-        optimiser.zero_grad()
+        self._clear_gradients(optimiser)
         terms = self._accumulate(batch["image"], lesson, divisors)
         if self.scale is not None:
             self.scale.unscale(self.network.parameters())
@@ -151,6 +151,18 @@ class LesionModule(pl.LightningModule):
             self.scale.update(finite)
         self._count(finite)
         self.latest = StepReport(self.counters.steps, lr, loss, terms, positives, not finite)
+
+    def _clear_gradients(self, optimiser: Any) -> None:
+        """None, or zeros where CUDA graphs compute the gradients.
+
+        Autograd would keep the graph's own output as the gradient, which the next part of the step
+        writes over; to zeros that are there before it adds.
+        """
+        optimiser.zero_grad(set_to_none=self.compiled != GRAPHS)
+        if self.compiled == GRAPHS:
+            for weight in self.network.parameters():
+                if weight.requires_grad and weight.grad is None:
+                    weight.grad = torch.zeros_like(weight)
 
     def _divisors(self, lesson: Lesson) -> tuple[list[Tensor], Tensor]:
         """The divisor of each group of terms, and the first's positives on all processes."""
@@ -168,10 +180,12 @@ class LesionModule(pl.LightningModule):
         images, parts = torch.split(image, size), lesson.split(size)
         total: dict[str, Tensor] = {}
         for tiles, part in zip(images, parts, strict=True):
+            begin_forward(self.compiled)
             with fp16_context(tiles.device.type, self.scale):
                 output = self.network(tiles)
             if self.watch is not None:
-                self.watch(*self.objective.shown(output, part))
+                logits, targets = self.objective.shown(output, part)
+                self.watch(logits.clone() if self.compiled == GRAPHS else logits, targets)
             terms = self.objective.terms(output, part, divisors)
             means = {name: term / len(images) for name, term in terms.items()}
             loss = torch.stack(list(means.values())).sum()

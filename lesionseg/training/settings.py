@@ -46,7 +46,7 @@ class TrainerSettings:
     Training ends at `max_minutes` of wall time (validations included, mid-epoch if need be) or at
     `max_steps`, whichever comes first; at least one must be given, else `ConfigError`. A step is
     one update from `accumulate` batches per device; `steps_per_epoch` of them are an epoch of the
-    sampler. `compile`: by `torch.compile`; `auto` where a timing on a GPU says that it pays.
+    sampler. `compile`: by `torch.compile`, `graphs` with CUDA graphs; `auto` as timed on a GPU.
     `ema_decay`: of the averaged weights that are kept in the end, None for the last ones.
     `validate_every_minutes`: None validates at the end only, if at all; `validate_cases` of the
     validation role are then looked at (None: all). `select`: whether the `best` or the `last`
@@ -85,8 +85,8 @@ class TrainerSettings:
         _require(
             "trainer.compile",
             self.compile,
-            self.compile in (True, False, "auto"),
-            "auto, true or false",
+            self.compile in (True, False, "auto", "graphs"),
+            "auto, true, false or graphs",
         )
         _one_of("trainer.precision", self.precision, PRECISIONS)
         for name in ("max_minutes", "validate_every_minutes", "gradient_clip"):
