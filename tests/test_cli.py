@@ -98,14 +98,14 @@ def test_help_shows_examples_groups_and_options(
     page = capsys.readouterr().out
     assert page.count(f"python scripts/{verb}.py") == 3
     assert not any(line.endswith(":") and line.startswith("  ") for line in page.splitlines())
-    for group in compose_groups(verb):
+    for group in composegroups(verb):
         assert f"Group {group} " in page
 
 
-def compose_groups(verb: str) -> list[str]:
-    from lesionseg.cli import _groups
+def composegroups(verb: str) -> list[str]:
+    from lesionseg.cli.compose import groups
 
-    return list(_groups(verb))
+    return list(groups(verb))
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -146,7 +146,7 @@ def test_ctrl_c_is_no_error_but_leaves_with_130(
     def interrupted(_: object) -> int:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("lesionseg.cli._call", interrupted)
+    monkeypatch.setattr("lesionseg.cli.command.call", interrupted)
     assert run("train", ["data.root=x"]) == 130
     assert "the same command resumes" in capsys.readouterr().err
 
@@ -161,7 +161,7 @@ def test_jobs_of_a_multirun_do_not_share_a_run_directory(
         folders.append(cfg.run_dir)
         return 0
 
-    monkeypatch.setattr("lesionseg.cli._call", call)
+    monkeypatch.setattr("lesionseg.cli.command.call", call)
     assert run("train", ["-m", "data.root=x", "data.fold=0,1"]) == 0
     assert len(set(folders)) == 2
     named = "run_dir=runs/cv/fold_${data.fold}"
@@ -184,6 +184,6 @@ def test_a_multirun_says_errors_in_a_sentence(
 def test_a_missing_launcher_names_the_extra(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("lesionseg.cli.find_spec", lambda _: None)
+    monkeypatch.setattr("lesionseg.cli.multirun.find_spec", lambda _: None)
     assert run("train", ["-m", "data.root=x", "hydra/launcher=submitit_slurm"]) == 2
     assert "pip install 'lesionseg[slurm]'" in capsys.readouterr().err

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from lesionseg.cli import VERBS, _groups, compose, conf_dir
+from lesionseg.cli import VERBS, compose, conf_dir
+from lesionseg.cli.compose import groups
 
 REQUIRED = {
     "train": ["data.root=x"],
@@ -19,7 +20,7 @@ REQUIRED = {
 OPTIONS = [
     (verb, group, option)
     for verb in VERBS
-    for group, options in _groups(verb).items()
+    for group, options in groups(verb).items()
     for option in options
 ]
 
@@ -58,5 +59,5 @@ def test_every_file_opens_with_what_it_is_for() -> None:
 
 
 def test_every_group_folder_is_used() -> None:
-    used = {group for verb in VERBS for group in _groups(verb)}
+    used = {group for verb in VERBS for group in groups(verb)}
     assert {p.name for p in conf_dir().iterdir() if p.is_dir()} == used

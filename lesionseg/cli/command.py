@@ -1,0 +1,93 @@
+"""The command itself: a verb and its overrides in, an exit status out, errors as sentences."""
+
+import logging
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from lesionseg.cli.compose import compose
+from lesionseg.cli.help import help_page
+from lesionseg.cli.multirun import multirun
+from lesionseg.cli.overrides import nearest
+from lesionseg.cli.verbs import VERBS
+from lesionseg.errors import ConfigError, LesionsegError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """`lesionseg VERB OVERRIDES…`; returns the exit status."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if arguments and arguments[0] in VERBS:
+        return run(arguments[0], arguments[1:])
+    if arguments and arguments[0] not in ("-h", "--help"):
+        near = nearest(arguments[0], VERBS)
+        _say(f"Unknown verb {arguments[0]!r}.{near}", error=True)
+        return 2
+    _say("lesionseg VERB [group=option] [key=value] …\n")
+    for name, verb in VERBS.items():
+        _say(f"  {name:<9} {verb.summary}")
+    _say("\n`lesionseg VERB --help` shows its groups, options and examples.")
+    return 0
+
+
+def run(verb: str, argv: Sequence[str]) -> int:
+    """Run one verb with Hydra overrides; returns 0, 1 after an error, 2 after a mistyped one."""
+    if {"-h", "--help"} & set(argv):
+        _say(help_page(verb))
+        return 0
+    # ours alone: other packages' notes on fonts and plug-ins are no news to a user
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    logging.getLogger("lesionseg").setLevel(logging.INFO)
+    debug = any(a.replace(" ", "").lower() == "debug=true" for a in argv)
+    try:
+        if {"-m", "--multirun"} & set(argv):
+            asked = [a for a in argv if a not in ("-m", "--multirun")]
+            return multirun(verb, asked, call)
+        return call(compose(verb, argv))
+    except ConfigError as error:
+        return _fail(error, debug, status=2)
+    except LesionsegError as error:
+        return _fail(error, debug, status=1)
+    except KeyboardInterrupt:
+        _say("Interrupted; the same command resumes, with run_dir= if it had none.", error=True)
+        return 130
+
+
+def call(cfg: Any) -> int:
+    """Build the settings, call the recipe, say what came out; returns the exit status."""
+    from hydra.errors import InstantiationException
+    from hydra.utils import instantiate
+    from omegaconf import OmegaConf
+
+    plain: Any = OmegaConf.to_container(cfg, resolve=True)
+    recipe = {key: value for key, value in plain.items() if key != "debug"}
+    try:
+        # partial: the settings are built here, the recipe is called outside, so that what it
+        # raises is not taken for a wrong setting
+        call = instantiate({**recipe, "_partial_": True}, _convert_="all")
+    except InstantiationException as error:
+        if isinstance(error.__cause__, LesionsegError):
+            raise error.__cause__ from None
+        raise ConfigError("A setting is wrong.", seen=str(error)) from error
+    outcome = call(**_config_for(plain))
+
+    from lesionseg.pipeline.summary import lines_of
+
+    _say("\n".join(lines_of(outcome)))
+    return int(getattr(outcome, "exit_status", 0))
+
+
+def _config_for(plain: dict[str, Any]) -> dict[str, Any]:
+    """The whole configuration, as data, for the recipes that keep it with their results."""
+    keeps_it = plain["_target_"].rsplit(".", 1)[-1] in ("train", "prepare", "tune")
+    return {"config": plain} if keeps_it else {}
+
+
+def _fail(error: LesionsegError, debug: bool, status: int) -> int:
+    if debug:
+        raise error
+    _say(f"Error: {error}", error=True)
+    return status
+
+
+def _say(text: str, *, error: bool = False) -> None:
+    (sys.stderr if error else sys.stdout).write(text + "\n")

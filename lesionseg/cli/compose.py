@@ -1,0 +1,116 @@
+"""Overrides in, one checked configuration out; a mistyped key names the nearest one."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lesionseg.cli.overrides import key_of, nearest, quoted
+from lesionseg.cli.verbs import VERBS
+from lesionseg.errors import ConfigError
+
+PACKAGE = Path(__file__).resolve().parent.parent
+NUMBERS_OR_WORDS = ("trainer.devices",)
+
+
+def compose(verb: str, argv: Sequence[str]) -> Any:
+    """The resolved configuration of a verb under overrides, checked key by key.
+
+    Raises `ConfigError` that names the nearest valid key or option.
+    """
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_dir
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    overrides = [quoted(argument, VERBS[verb].paths) for argument in argv]
+    known = groups(verb)
+    chosen = [o for o in overrides if key_of(o) in known]
+    _check_options(chosen, known)
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        try:
+            base = hydra_compose(verb, overrides=chosen)
+            _check_keys([o for o in overrides if o not in chosen], base)
+            cfg = hydra_compose(verb, overrides=overrides)
+            _check_kinds([o for o in overrides if o not in chosen], base, cfg)
+        except (HydraException, OmegaConfBaseException) as error:
+            raise ConfigError(str(error).splitlines()[0], where=" ".join(argv)) from error
+    _check_complete(cfg, verb)
+    return cfg
+
+
+def conf_dir() -> Path:
+    """The configuration: within an installed package, else in the repository."""
+    return PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.parent / "conf"
+
+
+def groups(verb: str) -> dict[str, list[str]]:
+    """The verb's groups and the options of each, in the order of its table of contents."""
+    import yaml
+
+    root = conf_dir()
+    contents = yaml.safe_load((root / f"{verb}.yaml").read_text(encoding="utf-8"))
+    names = [next(iter(d)) for d in contents["defaults"] if isinstance(d, dict)]
+    return {n: sorted(p.stem for p in (root / n).glob("*.yaml")) for n in names}
+
+
+def _check_options(chosen: Sequence[str], groups: Mapping[str, Sequence[str]]) -> None:
+    for override in chosen:
+        key, value = key_of(override), override.partition("=")[2].strip("'\"")
+        if key in groups and value not in (*groups[key], "null"):
+            raise ConfigError(
+                f"There is no option {value!r} in group {key!r}.{nearest(value, groups[key])}",
+                where=override,
+                expected=" | ".join(groups[key]),
+            )
+
+
+def _check_keys(overrides: Sequence[str], base: Any) -> None:
+    from omegaconf import OmegaConf
+
+    known = list(_flatten(OmegaConf.to_container(base, resolve=False)))
+    for override in overrides:
+        key = key_of(override)
+        if override[0] in "+~" or key in known or key.startswith("hydra."):
+            continue
+        raise ConfigError(f"There is no setting {key!r}.{nearest(key, known)}", where=override)
+
+
+def _check_kinds(overrides: Sequence[str], base: Any, cfg: Any) -> None:
+    """Words in place of a number, or anything in place of true or false, are refused at once."""
+    from omegaconf import OmegaConf
+
+    for override in overrides:
+        key = key_of(override)
+        before, now = OmegaConf.select(base, key), OmegaConf.select(cfg, key)
+        if isinstance(before, bool):
+            fits, expected = now is None or isinstance(now, bool), "true or false"
+        else:
+            number = isinstance(before, int | float) and key not in NUMBERS_OR_WORDS
+            fits, expected = not (number and isinstance(now, str)), "a number"
+        if not fits:
+            raise ConfigError(
+                f"The value of {key!r} is of the wrong kind.",
+                where=override,
+                seen=repr(now),
+                expected=expected,
+            )
+
+
+def _flatten(node: Any, prefix: str = "") -> Iterable[str]:
+    if isinstance(node, dict):
+        for key, value in node.items():
+            yield f"{prefix}{key}"
+            yield from _flatten(value, f"{prefix}{key}.")
+
+
+def _check_complete(cfg: Any, verb: str) -> None:
+    from omegaconf import OmegaConf
+
+    missing = sorted(OmegaConf.missing_keys(cfg))
+    if missing:
+        raise ConfigError(
+            f"A setting is missing: {', '.join(missing)}.",
+            where=f"{verb}",
+            expected=f"{missing[0]}=…",
+            remedy=f"for example: lesionseg {verb} {VERBS[verb].examples[0]}",
+        )

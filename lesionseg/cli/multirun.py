@@ -1,0 +1,69 @@
+"""Several values of a setting: one run each, here in turn or through a launcher of jobs."""
+
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from importlib.util import find_spec
+from typing import Any
+
+from lesionseg.cli.compose import conf_dir
+from lesionseg.cli.overrides import key_of, quoted
+from lesionseg.cli.verbs import VERBS
+from lesionseg.errors import ConfigError
+
+
+def multirun(verb: str, argv: Sequence[str], call: Callable[[Any], int]) -> int:
+    """Let Hydra expand `a=1,2` into one run each, in sequence or through a launcher plugin."""
+    import hydra
+    from hydra.errors import HydraException
+
+    statuses: list[int] = []
+
+    def task(cfg: Any) -> int:
+        statuses.append(call(cfg))
+        return statuses[-1]
+
+    _require_launcher(argv)
+    overrides = [quoted(a, VERBS[verb].paths) for a in argv]
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors come out of Hydra as themselves
+    try:
+        sys.argv = [verb, "--multirun", *overrides, *_run_dirs(verb, overrides)]
+        hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=verb)(task)()
+    except HydraException as error:
+        raise ConfigError(str(error).splitlines()[0], where=" ".join(argv)) from error
+    return max(statuses, default=0)  # a job elsewhere leaves none; if it fails, it raises here
+
+
+def _require_launcher(argv: Sequence[str]) -> None:
+    submitit = any(a.startswith("hydra/launcher=submitit") for a in argv)
+    if submitit and find_spec("hydra_plugins.hydra_submitit_launcher") is None:
+        raise ConfigError(
+            "This launcher needs the package hydra-submitit-launcher.",
+            where="hydra/launcher",
+            remedy="pip install 'lesionseg[slurm]'",
+        )
+
+
+def _run_dirs(verb: str, overrides: Sequence[str]) -> list[str]:
+    """A run directory for each job where none is named; jobs may begin in the same second.
+
+    Raises `ConfigError` where all of several jobs would share one.
+    """
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    named = [o for o in overrides if key_of(o) == "run_dir"]
+    if "run_dir" not in VERBS[verb].paths:
+        return []
+    if not named:
+        return [f"run_dir='runs/{verb}_{time.strftime('%Y%m%d-%H%M%S')}/${{hydra:job.num}}'"]
+    several = any(
+        o.is_sweep_override() for o in OverridesParser.create().parse_overrides(overrides)
+    )
+    if several and "${" not in named[-1]:
+        raise ConfigError(
+            "All jobs of this multirun would share one run directory.",
+            where=named[-1],
+            remedy="let it name what differs: 'run_dir=runs/cv/fold_${data.fold}'.",
+        )
+    return []

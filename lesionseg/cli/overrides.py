@@ -1,0 +1,63 @@
+"""One override, `key=value`: its key, and a value that passes Hydra whatever path it holds."""
+
+import difflib
+import re
+from collections.abc import Iterable
+
+from lesionseg.errors import ConfigError
+
+LISTS_OF_PATHS = ("bundle",)  # of which there may be several: an ensemble
+OVERRIDE = re.compile(r"^(?P<sign>[+~]{0,2})(?P<key>[\w./@-]+)(?:=(?P<value>.*))?$", re.DOTALL)
+
+
+def quoted(argument: str, paths: Iterable[str]) -> str:
+    """Quote the value of a path override, so that spaces, `=`, commas and brackets pass Hydra.
+
+    Several bundles are a list of paths.
+
+    >>> quoted("input=a b,c.nii", ["input"])
+    "input='a b,c.nii'"
+    >>> quoted("bundle=[runs/a b, runs/c]", ["bundle"])
+    "bundle=['runs/a b','runs/c']"
+    """
+    key, separator, value = argument.partition("=")
+    name = key.lstrip("+")
+    if not separator or name not in paths or not value or value == "null":
+        return argument
+    if name in LISTS_OF_PATHS and value[0] == "[" and value[-1] == "]":
+        return f"{key}=[{','.join(_quoted_path(v.strip()) for v in value[1:-1].split(','))}]"
+    return f"{key}={_quoted_path(value)}"
+
+
+def _quoted_path(value: str) -> str:
+    """A path between single quotes, unless it stands between quotes already.
+
+    Hydra reads a backslash as itself unless a quote follows the run of backslashes.
+    """
+    if value[:1] in ("'", '"') and value[:1] == value[-1:]:
+        return value
+    escaped = re.sub(r"(\\*)('|$)", lambda m: m[1] * 2 + ("\\'" if m[2] else ""), value)
+    return f"'{escaped}'"
+
+
+def key_of(override: str) -> str:
+    """The key of an override, its sign and value left out; raises `ConfigError` if it has none."""
+    match = OVERRIDE.match(override)
+    if match is None:
+        raise ConfigError(
+            "This is no override.",
+            where=override,
+            expected="key=value or group=option",
+            remedy="see --help.",
+        )
+    return match["key"]
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """` Did you mean …?`, or nothing when no known word is near.
+
+    >>> nearest("los.gamma", ["loss.gamma", "seed"])
+    " Did you mean 'loss.gamma'?"
+    """
+    near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    return f" Did you mean {near[0]!r}?" if near else ""

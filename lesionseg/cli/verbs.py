@@ -1,0 +1,97 @@
+"""What can be asked for: the verbs, what their help says, and which overrides hold a path."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Verb:
+    """What the help says of a verb, and which of its overrides hold a path."""
+
+    summary: str
+    paths: tuple[str, ...]
+    examples: tuple[str, str, str]
+
+
+VERBS: dict[str, Verb] = {
+    "train": Verb(
+        "from a folder of scans to a trained model, its scores, a report and a bundle",
+        (
+            *("data.root", "data.splits", "data.cache_dir", "data.local_dir", "run_dir"),
+            *("report.study", "model.init_from"),
+        ),
+        (
+            "data.root=DIR",
+            "data.root=DIR run_dir=runs/a loss=focal loss.gamma=2 trainer.max_minutes=20",
+            "experiment=demo_mri",
+        ),
+    ),
+    "prepare": Verb(
+        "read and check every case, plan, and fill the cache without training",
+        (
+            *("data.root", "data.splits", "data.cache_dir", "data.local_dir", "run_dir"),
+            "model.init_from",
+        ),
+        (
+            "data.root=DIR check=true",
+            "data.root=DIR run_dir=runs/a",
+            "data.root=DIR 'data.group=(P[0-9]+)_'",
+        ),
+    ),
+    "tune": Verb(
+        "the focal loss's α and γ, searched together; several processes may share a search",
+        (
+            *("data.root", "data.splits", "data.cache_dir", "data.local_dir", "run_dir"),
+            "model.init_from",
+        ),
+        (
+            "data.root=DIR run_dir=runs/pair",
+            "data.root=DIR run_dir=runs/pair loss=focal tune.n_trials=40 trainer.max_minutes=10",
+            "data.root=DIR 'tune.alpha=[0.2,0.8]' 'tune.gamma=[1,3]'",
+        ),
+    ),
+    "predict": Verb(
+        "masks and scored candidates for new scans, each in the scan's own geometry",
+        ("bundle", "input", "output"),
+        (
+            "bundle=runs/a input=scans output=predictions",
+            "bundle=runs/a/bundle input='scans/*.nii.gz' output=predictions inference=fast",
+            "bundle=runs/a input=scan.nii.gz output=predictions operating_point=score:0.37",
+        ),
+    ),
+    "evaluate": Verb(
+        "Dice, lesion recall by size and FROC of anybody's masks or candidates",
+        ("reference", "prediction", "output", "compare", "adjudication"),
+        (
+            "reference=labels prediction=predictions output=scores",
+            "reference=labels prediction=predictions output=scores 'groups=(P[0-9]+)_'",
+            "reference=labels prediction=predictions output=scores evaluated_on=test",
+        ),
+    ),
+    "report": Verb(
+        "one page a clinician can read, from the tables that evaluate wrote",
+        ("scores", "output", "images", "reference", "prediction", "report.study"),
+        (
+            "scores=scores output=report",
+            "scores=scores output=report images=scans reference=labels prediction=predictions",
+            "scores=runs/a output=report images=DIR",
+        ),
+    ),
+    "export": Verb(
+        "a bundle's network for other programs: ONNX, or MONAI's bundle",
+        ("bundle", "output"),
+        (
+            "bundle=runs/a output=exported",
+            "bundle=runs/a output=exported opset=20",
+            "bundle=runs/a output=exported format=monai",
+        ),
+    ),
+    "serve": Verb(
+        "a bundle behind HTTP: a page, a REST interface, and MONAI Label's for 3D Slicer",
+        ("bundle",),
+        (
+            "bundle=runs/a",
+            "bundle=runs/a port=8080 inference=fast",
+            "bundle=runs/a host=0.0.0.0 max_upload_mb=200",
+        ),
+    ),
+}
