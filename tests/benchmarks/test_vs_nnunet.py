@@ -1,0 +1,111 @@
+"""The comparison with nnU-Net without nnU-Net: candidates of log-odds, the hand-over, the table."""
+
+import argparse
+import importlib
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+
+from lesionseg.core import Geometry, Volume
+from lesionseg.data.phantom import write_mri_phantoms
+from lesionseg.io.atomic import read_json
+from lesionseg.plan.plan import Plan
+
+MINE = ("vs_nnunet", "vs_nnunet_table", "held_out", "table")
+
+
+@pytest.fixture
+def versus(repository: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
+    monkeypatch.syspath_prepend(repository / "benchmarks")
+    yield importlib.import_module("vs_nnunet")
+    for name in MINE:
+        sys.modules.pop(name, None)
+
+
+@pytest.fixture
+def setting(versus: ModuleType, tmp_path: Path) -> Any:
+    """Four tiny heads, one of which is judged."""
+    write_mri_phantoms(
+        tmp_path / "raw", 4, seed=1, shape=(32, 40, 32), spacing_mm=(4.0,) * 3, n_test=1
+    )
+    options = argparse.Namespace(output=tmp_path / "out", accelerator="cpu")
+    return versus.prepare(tmp_path / "raw", options)
+
+
+def cell(tool: str, found: list[bool], **more: Any) -> dict[str, Any]:
+    """A lesion of 4 mm in each of as many patients as there are answers."""
+    lesions = [
+        {"case": f"c{i}", "lesion": 1, "group": f"P{i}", "diameter_mm": 4.0, "found": hit}
+        for i, hit in enumerate(found)
+    ]
+    numbers = {"steps": 7, "dice_half": 0.5, "dice_accepted": 0.4, "recall": 0.3}
+    froc = {"fp_per_case": [0.5, 1.0, 2.0, 4.0], "recall": [0.1, 0.2, 0.3, 0.4]}
+    kept = {"tool": tool, "average_precision": None, "froc": froc, "lesions": lesions}
+    return {**numbers, **kept, **more}
+
+
+def test_candidates_whose_probability_rounds_to_1_keep_their_rank(
+    versus: ModuleType, setting: Any, tmp_path: Path
+) -> None:
+    odds = np.full((1, 12, 12, 12), -20, np.float32)
+    odds[0, 2:5, 2:5, 2:5], odds[0, 8:11, 8:11, 8:11] = 20, 25
+    np.save(tmp_path / "a.npy", odds)
+    assert np.float32(versus.probabilities(20)) == np.float32(versus.probabilities(25)) == 1
+    volume = Volume(odds, Geometry((12, 12, 12), np.eye(4)))
+    found = versus.Kept(tmp_path, setting.plan).predict_volume(volume, "a").candidates
+    first, second = sorted(found, key=lambda c: c.score, reverse=True)
+    assert first.start_vox == (8, 8, 8)
+    assert first.score > second.score
+
+
+def test_no_candidate_in_bare_background(versus: ModuleType, setting: Any, tmp_path: Path) -> None:
+    odds = np.full((1, 8, 8, 8), -20, np.float32)
+    np.save(tmp_path / "a.npy", odds)
+    volume = Volume(odds, Geometry((8, 8, 8), np.eye(4)))
+    assert versus.Kept(tmp_path, setting.plan).predict_volume(volume, "a").candidates == ()
+
+
+def test_the_peer_gets_the_learning_cases_and_our_size(
+    versus: ModuleType, setting: Any, tmp_path: Path
+) -> None:
+    job = versus.nnunet_job(setting, "nnunet_cut", tmp_path / "nnunet")
+    raw = tmp_path / "nnunet" / "raw" / versus.DATASET
+    learning = {files.case for files in setting.found.of_role("train")}
+    assert {p.name.removesuffix(".nii.gz") for p in (raw / "labelsTr").iterdir()} == learning
+    assert set(job["scans"]) == {files.case for files in setting.judged}
+    assert not learning & set(job["scans"])
+    plan: Plan = setting.plan
+    assert job["tile_voxels"] == np.prod(plan.tile_shape)
+    described = read_json(raw / "dataset.json")
+    assert described["numTraining"] == len(learning) == 3
+    assert list(described["channel_names"].values()) == list(plan.channel_names)
+
+
+def test_misses_of_small_lesions_are_compared(versus: ModuleType) -> None:
+    ours = [cell("lesionseg", [True] * 15 + [False] * 6)]
+    peer = [cell("nnunet", [True] * 9 + [False] * 12)]
+    said = versus.markdown({"ms": {"lesionseg": ours, "nnunet": peer}})
+    assert "of 21 lesions under 10 mm ours misses 6, it 12 (0.50×)" in said
+    assert "descriptive" not in said
+    assert "| ms | nnunet | 7 | 0.50 | 0.40 | 9 of 21 | 9 of 21 | 3–5: 9 of 21 |" in said
+
+
+def test_few_lesions_are_described_and_few_groups_have_no_interval(versus: ModuleType) -> None:
+    ours, peer = [cell("lesionseg", [True] * 4)], [cell("nnunet", [False] * 4)]
+    said = versus.markdown({"ms": {"lesionseg": ours, "nnunet": peer}})
+    assert "no interval (fewer than 5 groups). 4 such lesions: descriptive." in said
+
+
+def test_the_interval_is_paired(versus: ModuleType) -> None:
+    table = sys.modules["vs_nnunet_table"]
+    answers = [True, False] * 5
+    same = table.paired_interval([cell("a", answers)], [cell("b", answers)])
+    assert same == (0, 0, 0)  # what the patients have in common cancels
+    better = table.paired_interval([cell("a", [True] * 10)], [cell("b", answers)])
+    assert better[0] == pytest.approx(0.5)
+    assert 0 < better[1] < 0.5 < better[2]
