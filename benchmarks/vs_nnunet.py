@@ -202,22 +202,22 @@ def run_tool(setting: Setting, tool: str, seed: int, folder: Path) -> dict[str, 
 
 
 def nnunet_job(setting: Setting, tool: str, folder: Path) -> dict[str, Any]:
-    """Write the learning cases as nnU-Net wants them (not counted), and what else it is told."""
+    """Write the cases as nnU-Net wants them (not counted), and what else it is told."""
     dims, plan = setting.plan.dims, setting.plan
     raw = folder / "raw" / DATASET
-    for part in ("imagesTr", "labelsTr"):
+    for part in ("imagesTr", "labelsTr", "imagesTs"):
         (raw / part).mkdir(parents=True)
     for part in ("preprocessed", "results"):
         (folder / part).mkdir()
+    hand_over = link_case if dims == 3 else draw_case
     learning = setting.found.of_role("train")
-    for files in learning:
-        hand_over(setting, files, raw)
-    suffix = "".join(learning[0].images[0].suffixes)
+    taught = [hand_over(setting, files, raw, "Tr") for files in learning]
+    scans = {files.case: hand_over(setting, files, raw, "Ts") for files in setting.judged}
     described = {
         "channel_names": {str(i): name for i, name in enumerate(plan.channel_names)},
         "labels": {"background": 0, "lesion": 1},
         "numTraining": len(learning),
-        "file_ending": suffix,
+        "file_ending": "".join(taught[0][0].suffixes),
     }
     write_json(raw / "dataset.json", described)
     return {
@@ -227,26 +227,36 @@ def nnunet_job(setting: Setting, tool: str, folder: Path) -> dict[str, Any]:
         "tile_voxels": int(np.prod(plan.tile_shape)),
         "batch": BATCH[dims],
         "features": [plan.architecture.features[0], max(plan.architecture.features)],
-        "scans": {files.case: [str(p) for p in files.images] for files in setting.judged},
+        "scans": {case: [str(path) for path in paths] for case, paths in scans.items()},
     }
 
 
-def hand_over(setting: Setting, files: CaseFiles, raw: Path) -> None:
-    """One case: its image files linked; its mask linked, or drawn for a radiograph."""
+def link_case(setting: Setting, files: CaseFiles, raw: Path, part: str) -> list[Path]:
+    """A case's files under nnU-Net's names; returns those of its channels."""
     suffix = "".join(files.images[0].suffixes)
-    for i, path in enumerate(files.images):
-        (raw / "imagesTr" / f"{files.case}_{i:04d}{suffix}").symlink_to(path.resolve())
-    target = raw / "labelsTr" / f"{files.case}{suffix}"
-    if setting.plan.dims == 3 and files.reference is not None:
-        target.symlink_to(files.reference.resolve())
-        return
+    paths = [
+        raw / f"images{part}" / f"{files.case}_{i:04d}{suffix}" for i in range(len(files.images))
+    ]
+    for link, path in zip(paths, files.images, strict=True):
+        link.symlink_to(path.resolve())
+    if part == "Tr" and files.reference is not None:
+        (raw / "labelsTr" / f"{files.case}{suffix}").symlink_to(files.reference.resolve())
+    return paths
+
+
+def draw_case(setting: Setting, files: CaseFiles, raw: Path, part: str) -> list[Path]:
+    """A radiograph and its mask as PNG, which nnU-Net reads; it takes no JPEG."""
     from PIL import Image
 
     case = read_case(files, setting.found.dataset)
-    shape = case.image.geometry.shape
+    paths = [raw / f"images{part}" / f"{files.case}_{i:04d}.png" for i in range(len(files.images))]
+    for channel, path in zip(case.image.array, paths, strict=True):
+        Image.fromarray(channel.astype(np.uint8 if channel.max() < 256 else np.uint16)).save(path)
     labels = case.reference.labels if case.reference is not None else None
-    drawn = np.zeros(shape, np.uint8) if labels is None else (labels > 0).astype(np.uint8)
-    Image.fromarray(drawn).save(target)
+    drawn = np.zeros(case.image.geometry.shape, np.uint8) if labels is None else labels > 0
+    if part == "Tr":
+        Image.fromarray(drawn.astype(np.uint8)).save(raw / "labelsTr" / f"{files.case}.png")
+    return paths
 
 
 def judge(setting: Setting, folder: Path) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from lesionseg.core import Geometry, Volume
-from lesionseg.data.phantom import write_mri_phantoms
+from lesionseg.data.phantom import write_mri_phantoms, write_xray_phantoms
 from lesionseg.io.atomic import read_json
 from lesionseg.plan.plan import Plan
 
@@ -109,3 +109,17 @@ def test_the_interval_is_paired(versus: ModuleType) -> None:
     better = table.paired_interval([cell("a", [True] * 10)], [cell("b", answers)])
     assert better[0] == pytest.approx(0.5)
     assert 0 < better[1] < 0.5 < better[2]
+
+
+def test_radiographs_are_handed_over_as_png(versus: ModuleType, tmp_path: Path) -> None:
+    write_xray_phantoms(tmp_path / "raw", 4, seed=1, shape=(64, 64))
+    options = argparse.Namespace(output=tmp_path / "out", accelerator="cpu")
+    setting = versus.prepare(tmp_path / "raw", options)
+    job = versus.nnunet_job(setting, "nnunet", tmp_path / "nnunet")
+    raw = tmp_path / "nnunet" / "raw" / versus.DATASET
+    assert job["configuration"] == "2d"
+    assert read_json(raw / "dataset.json")["file_ending"] == ".png"
+    for part, cases in (("Tr", setting.found.of_role("train")), ("Ts", setting.judged)):
+        names = {f"{files.case}_0000.png" for files in cases}
+        assert {path.name for path in (raw / f"images{part}").iterdir()} == names
+    assert len(list((raw / "labelsTr").iterdir())) == len(setting.found.of_role("train"))
