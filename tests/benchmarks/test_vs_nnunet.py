@@ -112,7 +112,7 @@ def test_the_interval_is_paired(versus: ModuleType) -> None:
 
 
 def test_radiographs_are_handed_over_as_png(versus: ModuleType, tmp_path: Path) -> None:
-    write_xray_phantoms(tmp_path / "raw", 4, seed=1, shape=(64, 64))
+    write_xray_phantoms(tmp_path / "raw", 4, seed=1, shape=(64, 64), pixel_mm=4.0)
     options = argparse.Namespace(output=tmp_path / "out", accelerator="cpu")
     setting = versus.prepare(tmp_path / "raw", options)
     job = versus.nnunet_job(setting, "nnunet", tmp_path / "nnunet")
