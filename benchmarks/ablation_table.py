@@ -31,16 +31,6 @@ class Recall:
         return f"{self.number.value:.2f} ({self.number.ci95[0]:.2f}–{self.number.ci95[1]:.2f})"
 
 
-@dataclass(frozen=True)
-class RecallRow(table.Row):
-    """A row where more is better."""
-
-    @property
-    def ratio(self) -> float:
-        """How many times more of the lesions ours finds."""
-        return self.ours / self.peer_value
-
-
 def pooled(cells: Sequence[Cell], from_mm: float = 0.0, to_mm: float | None = None) -> Recall:
     """Recall over the lesions `[from_mm, to_mm)` of all seeds, clustered by patient."""
     lesions = [
@@ -105,7 +95,7 @@ def report(cells: Mapping[str, Sequence[Cell]], reference: str, bench: str) -> N
                     f"it found nothing, {reference} {found[reference]:.3f}"
                 )
             else:
-                rows.append(RecallRow(what, found[reference], "recall", peer, value))
+                rows.append(table.RecallRow(what, found[reference], "recall", peer, value))
     table.print_report(
         bench,
         rows,

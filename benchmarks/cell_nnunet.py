@@ -143,12 +143,11 @@ def predict(trainer: nnUNetTrainer, scans: dict[str, list[str]], output: Path) -
         network,
         trainer.plans_manager,
         trainer.configuration_manager,
-        None,
+        [network.state_dict()],
         trainer.dataset_json,
         "nnUNetTrainer",
         None,
     )
-    predictor.list_of_parameters = [network.state_dict()]
     reader = trainer.plans_manager.image_reader_writer_class()
     for case, files in scans.items():
         image, properties = reader.read_images(files)

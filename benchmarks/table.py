@@ -28,6 +28,15 @@ class Row:
         return self.peer_value / self.ours
 
 
+class RecallRow(Row):
+    """A row where more is better."""
+
+    @property
+    def ratio(self) -> float:
+        """How many times more ours is."""
+        return self.ours / self.peer_value
+
+
 def device_name(device: str = "cpu") -> str:
     """The GPU's name, or the processor's with the number of threads in use.
 

@@ -5,29 +5,27 @@
 
 The first prepares the raw dataset FOLDER/raw/Dataset001_Bench on the grid of a plan, FOLDER/plan.
 JOB is a `training_work.Job` as JSON. The last line is JSON. Training goes through `fit`, the public
-way, with the default loss, optimiser, sampling, augmentation and averaged weights.
+way, with the configuration's own loss, optimiser, sampling, augmentation and averaged weights.
 """
 
 import json
 import logging
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytorch_lightning as pl
 import torch
+from recipe import recipe
 from torch import Tensor
 from training_work import SIZES, Job, Laps, Size, memory_mb
 
-from lesionseg.data.augment import AugmentationSettings
 from lesionseg.data.cached_case import CachedCase, read_cached_case
-from lesionseg.data.sampling import SamplingSettings
-from lesionseg.losses import FocalLoss
 from lesionseg.models.build import build_network
 from lesionseg.plan.plan import Normalisation, Plan
 from lesionseg.training.fit import fit, fit_tiles
 from lesionseg.training.memory_probe import some_batch
-from lesionseg.training.settings import OptimiserSettings, TrainerSettings
 
 
 class Watch(pl.Callback):
@@ -113,7 +111,10 @@ def work(job: Job) -> dict[str, float]:
     """Train, and say what steps and tiles took, and how much memory."""
     torch.set_num_threads(job.threads)
     plan, laps = plan_of(job), Laps(job)
-    settings = TrainerSettings(
+    chosen = recipe().learning
+    settings = replace(
+        chosen.trainer,
+        max_minutes=None,
         max_steps=10**9,
         accelerator="gpu" if job.device.startswith("cuda") else "cpu",
         precision=job.precision,
@@ -121,7 +122,6 @@ def work(job: Job) -> dict[str, float]:
         workers=job.workers if job.what == "tiles" else 0,
         progress=False,
     )
-    optimiser, loss = OptimiserSettings(warmup_fraction=0), FocalLoss()
     base = memory_mb("VmRSS")
     network = build_network(plan)
     weights = sum(p.numel() for p in network.parameters())
@@ -130,24 +130,24 @@ def work(job: Job) -> dict[str, float]:
             tiles = InMemory(some_batch(plan, plan.batch_size, torch.device("cpu")))
             fit_tiles(
                 network,
-                loss,
+                chosen.loss,
                 plan,
                 tiles,
                 settings=settings,
-                optimiser=optimiser,
+                optimiser=chosen.optimiser,
                 run_dir=Path(run),
                 callbacks=[Watch(laps)],
             )
         else:
             fit(
                 network,
-                loss,
+                chosen.loss,
                 plan,
                 cached(Path(job.folder)),
                 settings=settings,
-                optimiser=optimiser,
-                sampling=SamplingSettings(),
-                augmentation=AugmentationSettings(),
+                optimiser=chosen.optimiser,
+                sampling=chosen.sampling,
+                augmentation=chosen.augmentation,
                 run_dir=Path(run),
                 callbacks=[Watch(laps)],
             )

@@ -37,6 +37,7 @@ from vs_nnunet_table import markdown, report
 
 from lesionseg.core import CaseFiles, Prediction, Volume
 from lesionseg.evaluation import PRESETS
+from lesionseg.evaluation.overlap import VoxelCounts
 from lesionseg.inference.painting import find_by_plan
 from lesionseg.io.atomic import read_csv, read_json, write_json, write_text
 from lesionseg.io.cases import read_case
@@ -152,6 +153,8 @@ def make_cell(setting: Setting, tool: str, seed: int) -> Mapping[str, Any]:
     path = options.output / "cells" / f"{name}.json"
     if path.is_file():
         kept: Mapping[str, Any] = read_json(path)
+        if kept["identity"] != identity(setting):
+            sys.exit(f"{path} judged other cases: use a new --output")
         return kept
     folder = options.output / "runs" / name
     shutil.rmtree(folder, ignore_errors=True)
@@ -186,10 +189,8 @@ def run_tool(setting: Setting, tool: str, seed: int, folder: Path) -> dict[str, 
         python, script = sys.executable, "cell_lesionseg.py"
     else:
         job |= nnunet_job(setting, tool, folder / "nnunet")
-        folders = {"raw": "raw", "preprocessed": "preprocessed", "results": "results"}
-        environment |= {
-            f"nnUNet_{what}": str(folder / "nnunet" / where) for what, where in folders.items()
-        }
+        folders = ("raw", "preprocessed", "results")
+        environment |= {f"nnUNet_{name}": str(folder / "nnunet" / name) for name in folders}
         environment |= {"nnUNet_n_proc_DA": "1"}
         python, script = str(PEERS), "cell_nnunet.py"
     job["began"] = time.time()
@@ -309,7 +310,8 @@ def _half_dice(setting: Setting, folder: Path) -> Iterator[float]:
             continue
         lesion = reference.labels > 0
         drawn = np.load(folder / f"{files.case}.npy").max(axis=0) >= 0  # log-odds
-        yield 2 * float((drawn & lesion).sum()) / float(drawn.sum() + lesion.sum())
+        counts = VoxelCounts(int(lesion.sum()), int(drawn.sum()), int((drawn & lesion).sum()))
+        yield counts.dice or 0.0
 
 
 if __name__ == "__main__":

@@ -23,15 +23,6 @@ HEADER = (
 )
 
 
-class RecallRow(table.Row):
-    """A row where more is better."""
-
-    @property
-    def ratio(self) -> float:
-        """How many times more of the lesions ours finds."""
-        return self.ours / self.peer_value
-
-
 def markdown(cells: Cells) -> str:
     """One row a tool and set (means over seeds), then what the comparison says."""
     lines = [HEADER, ("---", "---", *["---:"] * (len(HEADER) - 2))]
@@ -140,7 +131,7 @@ def report(cells: Cells, accelerator: str) -> None:
             for what, of in _numbers(name).items():
                 ours, its = (_mean([of(c) for c in tools[tool]]) for tool in (OURS, peer))
                 if its and ours is not None:
-                    rows.append(RecallRow(what, ours, "", peer, its))
+                    rows.append(table.RecallRow(what, ours, "", peer, its))
                 else:
                     skipped[f"{what} against {peer}"] = (
                         f"{peer} {its or 0:.3f}, ours {ours or 0:.3f}"

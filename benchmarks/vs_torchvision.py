@@ -48,7 +48,7 @@ def main() -> None:
             print(data.name, who, json.dumps(found))
         ours, peer = (scores[who]["recall_at_1fp"] for who in ("ours", "torchvision"))
         if peer:
-            rows.append(RecallRow(what, ours, "recall", "torchvision", peer))
+            rows.append(table.RecallRow(what, ours, "recall", "torchvision", peer))
         else:
             skipped[what] = f"torchvision's found nothing, ours {ours:.3f}"
     table.print_report(
@@ -58,15 +58,6 @@ def main() -> None:
         versions=table.versions(),
         skipped=skipped,
     )
-
-
-class RecallRow(table.Row):
-    """A row where more is better."""
-
-    @property
-    def ratio(self) -> float:
-        """How many times more of the lesions ours finds."""
-        return self.ours / self.peer_value
 
 
 def measured(who: str, data: Path, options: argparse.Namespace) -> dict[str, Any]:
