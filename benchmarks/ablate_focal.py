@@ -2,6 +2,7 @@
 
     python benchmarks/ablate_focal.py --output runs/ablate --minutes 10 --seeds 0 1 2
     python benchmarks/ablate_focal.py --data DIR --losses ce focal --minutes 60
+    python benchmarks/ablate_focal.py --data DIR --steps 300 --overrides model.stem=folded
     python benchmarks/ablate_focal.py --model retinanet --losses focal mined_ce
     python benchmarks/ablate_focal.py --quick
 
@@ -25,7 +26,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from ablation_cells import Budget, Variant, caption, make_cell, planned, prepare
+from ablation_cells import Variant, caption, cell_arguments, make_cell, planned, prepare
 from ablation_table import markdown, report
 from recipe import recipe
 from torch import nn
@@ -39,7 +40,7 @@ from lesionseg.losses import (
     MinedCrossEntropyLoss,
 )
 from lesionseg.losses.detection import DetectionLoss
-from lesionseg.plan.make import PlanOverrides
+from lesionseg.pipeline.learning import Learning
 from lesionseg.plan.plan import Plan
 
 LOSSES: Mapping[str, Callable[[], nn.Module]] = {
@@ -71,12 +72,13 @@ def main() -> None:
     if options.quick:
         torch.set_num_threads(1)  # tiles too small to share
     with output_folder(options) as output:
-        budget = Budget(options.minutes, options.steps)
-        setting = prepare(options.data, output, budget, options.accelerator, quick=options.quick)
-        plan = planned(setting, PlanOverrides(architecture=options.model))
+        setting = prepare(options, output, quick=options.quick)
+        chosen = recipe(options.overrides, Path(setting.found.dataset.root))
+        plan = planned(setting, replace(chosen.model, architecture=options.model))
+        variants = {loss: variant(plan, chosen.learning, loss) for loss in options.losses}
         cells = {
-            loss: [make_cell(setting, variant(plan, loss), seed) for seed in options.seeds]
-            for loss in options.losses
+            loss: [make_cell(setting, its, seed) for seed in options.seeds]
+            for loss, its in variants.items()
         }
         text = markdown(cells, caption(setting, plan, options.seeds))
         if options.table:
@@ -85,11 +87,11 @@ def main() -> None:
         report(cells, REFERENCE, "ablate_focal")
 
 
-def variant(plan: Plan, loss: str) -> Variant:
+def variant(plan: Plan, learning: Learning, loss: str) -> Variant:
     """The library's recipe with one loss."""
     anchors = plan.anchors is not None
     learning = replace(
-        recipe().learning,
+        learning,
         loss=LOSSES["focal" if anchors else loss](),
         detection=ANCHOR_LOSSES[loss if anchors else "focal"](),
     )
@@ -99,16 +101,11 @@ def variant(plan: Plan, loss: str) -> Variant:
 def arguments() -> argparse.Namespace:
     """The command line, the quick run's smaller values filled in."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, help="a dataset folder; default: simulated heads")
+    cell_arguments(parser)
     parser.add_argument("--model", choices=["unet", "retinanet"], default="unet")
     names = sorted({*LOSSES, *ANCHOR_LOSSES})
     parser.add_argument("--losses", nargs="+", choices=names, help="default: all of the model")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
-    parser.add_argument("--minutes", type=float, default=10.0, help="of training a cell")
-    parser.add_argument("--steps", type=int, help="of training a cell, instead of minutes")
     parser.add_argument("--output", type=Path, help="default: runs/ablate_focal")
-    parser.add_argument("--table", type=Path, help="where a Markdown table goes")
-    parser.add_argument("--accelerator", default="auto", choices=["auto", "cpu", "gpu"])
     parser.add_argument("--quick", action="store_true", help="tiny cells, kept only with --output")
     options = parser.parse_args()
     known = LOSSES if options.model == "unet" else ANCHOR_LOSSES

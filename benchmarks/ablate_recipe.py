@@ -14,7 +14,15 @@ import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from ablation_cells import Budget, Setting, Variant, caption, make_cell, planned, prepare
+from ablation_cells import (
+    Setting,
+    Variant,
+    caption,
+    cell_arguments,
+    make_cell,
+    planned,
+    prepare,
+)
 from ablation_table import markdown, report
 from recipe import recipe
 
@@ -43,8 +51,7 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     logging.getLogger("lesionseg").setLevel(logging.ERROR)
     known = {**VARIANTS, **dict(map(_named, options.also))}
-    budget = Budget(options.minutes, options.steps)
-    setting = prepare(options.data, options.output, budget, options.accelerator, quick=False)
+    setting = prepare(options, options.output)
     chosen = {name: variant(setting, name, known[name]) for name in options.variants or known}
     cells = {
         name: [make_cell(setting, its, seed) for seed in options.seeds]
@@ -60,15 +67,10 @@ def main() -> None:
 def arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, help="a dataset folder; default: simulated heads")
+    cell_arguments(parser)
     parser.add_argument("--variants", nargs="+", help="default: all")
     parser.add_argument("--also", nargs="+", default=[], help="NAME=OVERRIDE,OVERRIDE")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
-    parser.add_argument("--minutes", type=float, default=10.0, help="of training a cell")
-    parser.add_argument("--steps", type=int, help="of training a cell, instead of minutes")
     parser.add_argument("--output", type=Path, default=Path("runs/ablate_recipe"))
-    parser.add_argument("--table", type=Path, help="where a Markdown table goes")
-    parser.add_argument("--accelerator", default="auto", choices=["auto", "cpu", "gpu"])
     return parser.parse_args()
 
 
@@ -79,7 +81,7 @@ def _named(text: str) -> tuple[str, tuple[str, ...]]:
 
 def variant(setting: Setting, name: str, overrides: Sequence[str]) -> Variant:
     """The recipe changed in one part."""
-    changed = recipe(overrides, Path(setting.found.dataset.root))
+    changed = recipe([*setting.overrides, *overrides], Path(setting.found.dataset.root))
     plan = planned(setting, changed.model)
     if name == NO_PRIOR:
         plan = plan.with_(lesion_fraction=0.5)

@@ -7,6 +7,7 @@ candidates are accepted is the lowest with 1 false positive a case on these very
 cell alike.
 """
 
+import argparse
 import logging
 import shutil
 from collections.abc import Mapping, Sequence
@@ -66,6 +67,7 @@ class Setting:
     budget: Budget
     accelerator: str
     quick: bool
+    overrides: Sequence[str] = ()  # of `train.py`, for all cells
 
     @property
     def name(self) -> str:
@@ -100,14 +102,24 @@ class Variant:
         return replace(self.learning, trainer=trainer)
 
 
-def prepare(
-    data: Path | None, output: Path, budget: Budget, accelerator: str, *, quick: bool
-) -> Setting:
+def cell_arguments(parser: argparse.ArgumentParser) -> None:
+    """The part of the command line that says what the cells share."""
+    parser.add_argument("--data", type=Path, help="a dataset folder; default: simulated heads")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser.add_argument("--minutes", type=float, default=10.0, help="of training a cell")
+    parser.add_argument("--steps", type=int, help="of training a cell, instead of minutes")
+    parser.add_argument("--overrides", nargs="*", default=[], help="of train.py, for all cells")
+    parser.add_argument("--table", type=Path, help="where a Markdown table goes")
+    parser.add_argument("--accelerator", default="auto", choices=["auto", "cpu", "gpu"])
+
+
+def prepare(options: argparse.Namespace, output: Path, *, quick: bool = False) -> Setting:
     """Read and divide the set, once for all cells; simulated heads without `data`."""
-    root = data or simulated(output, TINY if quick else PHANTOMS)
+    root = options.data or simulated(output, TINY if quick else PHANTOMS)
     held = held_out(root, output / "cache")
     found = held.as_development(survey(held.data, seed=0))
-    return Setting(found, held, output, budget, accelerator, quick)
+    budget = Budget(options.minutes, options.steps)
+    return Setting(found, held, output, budget, options.accelerator, quick, options.overrides)
 
 
 def simulated(output: Path, how: Mapping[str, Any]) -> Path:
@@ -137,7 +149,8 @@ def caption(setting: Setting, plan: Plan, seeds: Sequence[int]) -> str:
         f"{plan.lesion_fraction:.1e} of the voxels; {n_cases} training cases; "
         f"{long} a cell on {device}; tiles "
         f"{'×'.join(map(str, plan.tile_shape))}, batch {plan.batch_size}; seeds "
-        f"{', '.join(map(str, seeds))}."
+        f"{', '.join(map(str, seeds))}"
+        + (f"; {' '.join(setting.overrides)}." if setting.overrides else ".")
     )
 
 
@@ -147,11 +160,14 @@ def make_cell(setting: Setting, variant: Variant, seed: int) -> dict[str, Any]:
     root = setting.name + ("" if network == "unet" else f"__{network}")
     name = f"{root}__{variant.name}__s{seed}__{setting.budget}"
     path = setting.output / "cells" / f"{name}.json"
-    identity = sha256((variant.plan.to_json() + setting.data).encode()).hexdigest()[:16]
+    known_by = "\n".join([variant.plan.to_json(), setting.data, *setting.overrides])
+    identity = sha256(known_by.encode()).hexdigest()[:16]
     if path.is_file():
         cell: dict[str, Any] = read_json(path)
         if cell["identity"] != identity:
-            raise SystemExit(f"{path} was made with other data or another plan: use a new --output")
+            raise SystemExit(
+                f"{path} was made with other data, plan or overrides: use a new --output"
+            )
         log.info("%s: done before", name)
         return cell
     try:
