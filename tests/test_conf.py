@@ -38,6 +38,23 @@ def test_every_option_composes_and_instantiates(verb: str, group: str, option: s
             assert instantiate(settings, _convert_="all") is not None
 
 
+@pytest.mark.parametrize("option", ["augment=auto", "sampling=lesions", "optim=adamw"])
+def test_a_first_option_says_what_its_class_says(option: str) -> None:
+    from hydra.utils import instantiate
+    from omegaconf import OmegaConf
+
+    group = option.partition("=")[0]
+    plain = OmegaConf.to_container(compose("train", ["data.root=x", option])[group])
+    assert isinstance(plain, dict)
+    plain.pop("_target_", None)
+    defaults = instantiate({"_target_": compose("train", ["data.root=x"])[group]["_target_"]})
+    assert plain == {key: _plain(getattr(defaults, key)) for key in plain}
+
+
+def _plain(value: object) -> object:
+    return list(value) if isinstance(value, tuple) else value
+
+
 @pytest.mark.parametrize("verb", VERBS)
 def test_the_recipe_takes_exactly_what_the_configuration_gives(verb: str) -> None:
     import inspect

@@ -16,6 +16,7 @@ from torch import Tensor
 from lesionseg.data.draws import Draw
 from lesionseg.data.intensity import Intensity, change_intensity
 from lesionseg.data.movement import MAX_BEND, Bend, Movement, n_knots, turning
+from lesionseg.data.pasting import Pasting
 from lesionseg.data.tiling import read_tile
 from lesionseg.errors import ConfigError
 from lesionseg.ops.warp import warp_linear, warp_nearest
@@ -30,6 +31,7 @@ _PROBABILITIES = (
     "spatial_probability",
     "elastic_share",
     "intensity_probability",
+    "paste_probability",
 )
 
 
@@ -46,7 +48,9 @@ class AugmentationSettings:
     units of the normalised image: `noise_std` (the largest), `brightness` (added, ±). `contrast`:
     factor 1 ± the number. `gamma`: range; not for CT, whose numbers mean something. `blur_sigma`:
     range in voxels. `low_resolution`: range of zoom, at most 1. A pair of equal numbers leaves a
-    ranged change out. Raises `ConfigError` for values out of range.
+    ranged change out. `paste_probability`: of copying lesions of any case into a tile, 1 to
+    `paste_most` of them, their difference from the tissue around them times a number within
+    `paste_contrast` (see `pasting.py`). Raises `ConfigError` for values out of range.
     """
 
     flip_probability: float = 0.5
@@ -65,12 +69,15 @@ class AugmentationSettings:
     gamma: Sequence[float] = (0.7, 1.5)
     blur_sigma: Sequence[float] = (0.4, 1.0)
     low_resolution: Sequence[float] = (0.5, 1.0)
+    paste_probability: float = 0.0
+    paste_most: int = 3
+    paste_contrast: Sequence[float] = (0.6, 1.2)
 
     def __post_init__(self) -> None:
         for name in _PROBABILITIES:
             if not 0 <= getattr(self, name) <= 1:
                 _refuse(name, getattr(self, name), "a probability")
-        for name in ("gamma", "blur_sigma", "low_resolution"):
+        for name in ("gamma", "blur_sigma", "low_resolution", "paste_contrast"):
             pair = tuple(getattr(self, name))
             object.__setattr__(self, name, pair)
             if len(pair) != 2 or not 0 < pair[0] <= pair[1]:
@@ -81,6 +88,8 @@ class AugmentationSettings:
                 _refuse(field.name, value, "at least 0")
         if self.elastic_voxels > MAX_BEND * self.elastic_spacing:
             _refuse("elastic_voxels", self.elastic_voxels, f"{MAX_BEND} elastic_spacing at most")
+        if self.paste_most < 1:
+            _refuse("paste_most", self.paste_most, "at least 1")
         if self.low_resolution[1] > 1 or self.scale >= 1:
             _refuse("low_resolution, scale", (self.low_resolution, self.scale), "at most 1")
 
@@ -92,7 +101,8 @@ def build_augmentation(settings: AugmentationSettings, plan: Plan) -> "Augmentat
     """
     augmentation = Augmentation(settings, plan)
     moves = settings.spatial_probability or (settings.flip_probability and augmentation.flip_axes)
-    return augmentation if moves or settings.intensity_probability else None
+    changes = moves or settings.intensity_probability or settings.paste_probability
+    return augmentation if changes else None
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,6 +111,7 @@ class Change:
 
     movement: Movement
     intensity: Intensity
+    pasting: Pasting | None = None
 
 
 NO_CHANGE = Change(Movement(), Intensity())
@@ -121,7 +132,7 @@ class Augmentation:
     def draw(self, generator: torch.Generator) -> Change:
         """One tile's changes; the same generator state gives the same."""
         draw = Draw(generator)
-        return Change(self._movement(draw), self._intensity(draw))
+        return Change(self._movement(draw), self._intensity(draw), self._pasting(draw))
 
     def __call__(self, tile: TileTensors, generator: torch.Generator) -> TileTensors:
         """Change a tile of which no surroundings are at hand: beyond its edge all is 0."""
@@ -173,6 +184,14 @@ class Augmentation:
             gamma=None if self.plan.modality == "ct" else draw.number(p, chosen.gamma),
             seed=draw.seed(),
         )
+
+    def _pasting(self, draw: Draw) -> Pasting | None:
+        chosen = self.settings
+        if not draw.happens(chosen.paste_probability):
+            return None
+        low, high = chosen.paste_contrast
+        n = 1 + draw.seed() % chosen.paste_most
+        return Pasting(n, (low, high), self.flip_axes, draw.seed())
 
 
 def apply(piece: TileTensors, change: Change, shape: tuple[int, ...]) -> TileTensors:

@@ -15,6 +15,7 @@ from torch.utils.data import Dataset, Sampler
 from lesionseg.data.augment import NO_CHANGE, Augmentation, Change, TileTensors, apply
 from lesionseg.data.cached_case import CachedCase
 from lesionseg.data.draws import tile_generator
+from lesionseg.data.pasting import Donors, Tile, paste
 from lesionseg.data.sampling import TileChoice, TileSampler
 from lesionseg.data.tiling import read_tile
 from lesionseg.errors import ConfigError
@@ -61,6 +62,7 @@ class TileDataset(Dataset[TileTensors]):
             )
         self.sampler = sampler
         self.augmentation = augmentation
+        self.donors = Donors(cases, tile_shape)
         # shared, so that workers which live through all epochs see it change
         epoch = torch.zeros((), dtype=torch.int64)
         self._epoch: Tensor = epoch.share_memory_()  # type: ignore[no-untyped-call]  # in torch
@@ -109,12 +111,15 @@ class TileDataset(Dataset[TileTensors]):
         source = change.movement.source(self.sampler.tile_shape)
         start = [s + first for s, (first, _) in zip(choice.start, source, strict=True)]
         shape = [stop - first for first, stop in source]
+        image, valid = read_tile(case.image, start, shape), _valid(case, start, shape)
         labels, instances = _masks(case, start, shape)
+        if change.pasting is not None:
+            paste(Tile(image, labels, instances, valid.numpy()), self.donors, change.pasting)
         return {
-            "image": torch.from_numpy(read_tile(case.image, start, shape)),
+            "image": torch.from_numpy(image),
             "labels": torch.from_numpy(labels),
             "instances": torch.from_numpy(instances),
-            "valid": _valid(case, start, shape),
+            "valid": valid,
         }
 
 

@@ -20,7 +20,7 @@ class OptimiserSettings:
     """
 
     name: Literal["adamw", "sgd"] = "adamw"
-    lr: float = 1e-3
+    lr: float = 3e-3
     weight_decay: float = 1e-2
     momentum: float = 0.9
     warmup_fraction: float = 0.05
