@@ -19,12 +19,12 @@ from typing import Any
 
 import table
 from ablation_table import PRESET
-from held_out import HeldOut, held_out
+from held_out import HeldOut, held_out, lesions_found
 
 from lesionseg.data.phantom import write_mri_phantoms
 from lesionseg.errors import LesionsegError
 from lesionseg.inference.predictor import Predictor
-from lesionseg.io.atomic import read_csv, read_json, write_json
+from lesionseg.io.atomic import read_json, write_json
 from lesionseg.pipeline.choice import Wishes
 from lesionseg.pipeline.judge import Rules, judge_validation
 from lesionseg.pipeline.learning import Learning, decide, learn, linked, prepare_cases
@@ -207,12 +207,5 @@ def train_and_judge(setting: Setting, variant: Variant, seed: int, run: Path) ->
         "average_precision": scores["average_precision"],
         "cpm": scores["cpm"],
         "false_positives_per_case": scores["false_positives_per_case"],
-        "lesions": [
-            {
-                "group": row["group"],
-                "diameter_mm": float(row["diameter_mm"]),
-                "found": row["detected"].lower() in ("true", "1"),
-            }
-            for row in read_csv(run / "lesions.csv")
-        ],
+        "lesions": lesions_found(run),
     }

@@ -1,8 +1,10 @@
-"""Which cases a comparison of trainings learns from, and which it judges; shared by benchmarks."""
+"""Which cases a comparison of trainings learns from, which it judges, and what was found there."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
+from lesionseg.io.atomic import read_csv
 from lesionseg.io.conventions import read_dataset
 from lesionseg.pipeline.settings import DataSettings
 from lesionseg.pipeline.survey import Survey
@@ -31,3 +33,17 @@ def held_out(root: Path, cache: Path, validation_fraction: float = 0.3) -> HeldO
     role = "test" if "test" in roles else "validation"
     share = 0.0 if role == "test" else validation_fraction
     return HeldOut(DataSettings(str(root), validation_fraction=share, cache_dir=str(cache)), role)
+
+
+def lesions_found(folder: Path) -> list[dict[str, Any]]:
+    """Every lesion of `folder/lesions.csv`: its case, number, group, size, and whether found."""
+    return [
+        {
+            "case": row["case"],
+            "lesion": int(row["lesion"]),
+            "group": row["group"],
+            "diameter_mm": float(row["diameter_mm"]),
+            "found": row["detected"].lower() in ("true", "1"),
+        }
+        for row in read_csv(folder / "lesions.csv")
+    ]

@@ -31,7 +31,7 @@ from typing import Any
 import numpy as np
 import table
 import torch
-from held_out import held_out
+from held_out import held_out, lesions_found
 from scipy.ndimage import maximum
 from vs_nnunet_table import markdown, report
 
@@ -39,7 +39,7 @@ from lesionseg.core import CaseFiles, Prediction, Volume
 from lesionseg.evaluation import PRESETS
 from lesionseg.evaluation.overlap import VoxelCounts
 from lesionseg.inference.painting import find_by_plan
-from lesionseg.io.atomic import read_csv, read_json, write_json, write_text
+from lesionseg.io.atomic import read_json, write_json, write_text
 from lesionseg.io.cases import read_case
 from lesionseg.pipeline.choice import Wishes
 from lesionseg.pipeline.judge import Rules, judge_validation
@@ -279,16 +279,7 @@ def judge(setting: Setting, folder: Path) -> dict[str, Any]:
         "cpm": scores["cpm"],
         "froc": {key: scores["froc"][key] for key in ("fp_per_case", "recall")},
         "n_cases": scores["n_cases"],
-        "lesions": [
-            {
-                "case": row["case"],
-                "lesion": int(row["lesion"]),
-                "group": row["group"],
-                "diameter_mm": float(row["diameter_mm"]),
-                "found": row["detected"].lower() in ("true", "1"),
-            }
-            for row in read_csv(folder / "lesions.csv")
-        ],
+        "lesions": lesions_found(folder),
     }
 
 
