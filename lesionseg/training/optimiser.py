@@ -18,7 +18,8 @@ def make_optimiser(network: nn.Module, settings: OptimiserSettings) -> torch.opt
     """
     groups = list(_groups(network, settings))
     if settings.name == "adamw":
-        return torch.optim.AdamW(groups, lr=settings.lr, betas=(settings.momentum, 0.999))
+        betas = (settings.momentum, settings.beta2)
+        return torch.optim.AdamW(groups, lr=settings.lr, betas=betas)
     return torch.optim.SGD(
         groups, lr=settings.lr, momentum=settings.momentum, nesterov=settings.momentum > 0
     )

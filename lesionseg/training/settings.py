@@ -14,15 +14,16 @@ class OptimiserSettings:
     """The optimiser and how its learning rate runs from the start (0) to the end (1) of training.
 
     Linear warm-up over `warmup_fraction`, then `cosine` or `poly` decay to 0. `momentum` is SGD's
-    (Nesterov); AdamW takes it as its first β. `weight_decay` spares norms and biases.
-    `trunk_lr_scale`: all but the heads learn at so much of the rate, for weights that come from a
-    bundle; 0 leaves them as they are.
+    (Nesterov); AdamW takes it as its first β, and `beta2` as its second: how long it remembers how
+    large gradients were. `weight_decay` spares norms and biases. `trunk_lr_scale`: all but the
+    heads learn at so much of the rate, for weights that come from a bundle; 0 leaves them.
     """
 
     name: Literal["adamw", "sgd"] = "adamw"
     lr: float = 3e-3
     weight_decay: float = 1e-2
     momentum: float = 0.9
+    beta2: float = 0.999
     warmup_fraction: float = 0.05
     schedule: Literal["cosine", "poly"] = "cosine"
     trunk_lr_scale: float = 1.0
@@ -33,6 +34,7 @@ class OptimiserSettings:
         _require("optim.lr", self.lr, self.lr > 0, "a number above 0")
         _require("optim.weight_decay", self.weight_decay, self.weight_decay >= 0, "0 or more")
         _require("optim.momentum", self.momentum, 0 <= self.momentum < 1, "a number in [0, 1)")
+        _require("optim.beta2", self.beta2, 0 <= self.beta2 < 1, "a number in [0, 1)")
         scale = self.trunk_lr_scale
         _require("optim.trunk_lr_scale", scale, scale >= 0, "0 or more, such as 0.1")
         share = self.warmup_fraction

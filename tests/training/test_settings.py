@@ -43,6 +43,7 @@ def test_a_wrong_trainer_setting_is_named(wrong):
         {"lr": float("nan")},
         {"weight_decay": -1.0},
         {"momentum": 1.0},
+        {"beta2": 1.0},
         {"warmup_fraction": 1.0},
     ],
 )
@@ -59,6 +60,12 @@ def test_weight_decay_falls_on_kernels_only(name, kind):
     decay = {id(p): g["weight_decay"] for g in optimiser.param_groups for p in g["params"]}
     assert {decay[id(p)] for p in network.parameters() if p.ndim > 1} == {0.1}
     assert {decay[id(p)] for p in network.parameters() if p.ndim <= 1} == {0.0}
+
+
+def test_adamw_takes_both_betas():
+    settings = OptimiserSettings(momentum=0.8, beta2=0.99)
+    optimiser = make_optimiser(nn.Conv2d(1, 1, 1), settings)
+    assert {group["betas"] for group in optimiser.param_groups} == {(0.8, 0.99)}
 
 
 def test_the_learning_rate_is_set_for_all_weights():
