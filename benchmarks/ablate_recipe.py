@@ -35,12 +35,15 @@ VARIANTS: Mapping[str, Sequence[str]] = {
     "uniform_sampling": ("sampling=uniform",),
     "smaller_oftener": ("sampling.size_weight=0.5",),
     "hard_background": ("sampling.hard_share=0.2",),
+    "instance_wise": ("loss=lesion_wise",),
     "dice_focal": ("loss=dice_focal",),
     "dice_cross_entropy": ("loss=dice_cross_entropy",),
-    "instance_wise": ("loss=lesion_wise",),
+    "cross_entropy": ("loss=cross_entropy",),
     "mean_over_voxels": ("+loss.reduction=mean",),
     NO_PRIOR: (),
     "no_averaged_weights": ("trainer.ema_decay=null",),
+    "long_memory": ("optim.beta2=0.999",),
+    "copied_lesions": ("augment.paste_probability=0.5",),
     "no_augmentation": ("augment=none",),
 }
 

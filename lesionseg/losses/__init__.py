@@ -11,6 +11,7 @@ from lesionseg.losses.dice import dice_loss as dice_loss
 from lesionseg.losses.focal import sigmoid_focal_loss as sigmoid_focal_loss
 from lesionseg.losses.focal import softmax_focal_loss as softmax_focal_loss
 from lesionseg.losses.instance_wise import InstanceWise as InstanceWise
+from lesionseg.losses.instance_wise import LesionWiseFocalLoss as LesionWiseFocalLoss
 from lesionseg.losses.normaliser import PositiveAverage as PositiveAverage
 from lesionseg.losses.normaliser import count_positives as count_positives
 from lesionseg.losses.posterior import posterior_logits as posterior_logits
@@ -29,6 +30,7 @@ __all__ = [
     "FocalLoss",
     "FocalTverskyLoss",
     "InstanceWise",
+    "LesionWiseFocalLoss",
     "MinedCrossEntropyLoss",
     "PositiveAverage",
     "TrimmedFocalLoss",

@@ -8,6 +8,7 @@ from scipy import ndimage
 from torch import Tensor
 
 from lesionseg.errors import ConfigError, GeometryError
+from lesionseg.losses.compound import FocalLoss
 from lesionseg.losses.inputs import Alpha, Normaliser, spatial_shape
 from lesionseg.losses.voxel_loss import LossTerms, VoxelLoss
 
@@ -94,6 +95,26 @@ class InstanceWise(VoxelLoss):
         target = labels[place] if labels.shape == instances.shape else labels[inside]
         terms: LossTerms = self.loss(logits[inside], target, valid=kept)
         return terms
+
+
+class LesionWiseFocalLoss(InstanceWise):
+    """Focal loss over the whole tile, plus the mean over lesions of focal loss around each one.
+
+    Arguments as in `FocalLoss` and `InstanceWise`. The second part teaches where a small lesion
+    ends: over the whole tile its rim is among the easy background that focal loss silences.
+    """
+
+    def __init__(
+        self,
+        alpha: Alpha = 0.25,
+        gamma: float = 2.0,
+        activation: str = "sigmoid",
+        tile_weight: float = 2.0,
+        lesion_weight: float = 1.0,
+        margin: int | None = 8,
+    ) -> None:
+        loss = FocalLoss(alpha, gamma, activation=activation)
+        super().__init__(loss, tile_weight, lesion_weight, margin)
 
 
 def _places(instances: Tensor, margin: int | None) -> Iterator[tuple[tuple[slice, ...], int]]:

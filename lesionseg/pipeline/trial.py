@@ -189,7 +189,7 @@ def _not_tunable(loss: LossOfPair) -> ConfigError:
         where="loss",
         seen=getattr(kind, "__name__", repr(kind)),
         expected=", ".join(tunable_losses()),
-        remedy="take loss=focal or loss=dice_focal.",
+        remedy="take loss=lesion_wise, loss=focal or loss=dice_focal.",
     )
 
 

@@ -23,7 +23,7 @@ class OptimiserSettings:
     lr: float = 3e-3
     weight_decay: float = 1e-2
     momentum: float = 0.9
-    beta2: float = 0.999
+    beta2: float = 0.95
     warmup_fraction: float = 0.05
     schedule: Literal["cosine", "poly"] = "cosine"
     trunk_lr_scale: float = 1.0

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lesionseg.errors import ConfigError, GeometryError
-from lesionseg.losses import DiceFocalLoss, FocalLoss, InstanceWise
+from lesionseg.losses import DiceFocalLoss, FocalLoss, InstanceWise, LesionWiseFocalLoss
 
 
 def two_lesions() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -61,6 +61,14 @@ def test_lesion_free_tiles_have_the_same_terms() -> None:
     sum(terms.values()).backward()
     assert logits.grad is not None
     assert (logits.grad > 0).all()
+
+
+def test_lesion_wise_focal_loss_is_focal_loss_twice() -> None:
+    logits, labels, instances = two_lesions()
+    named = LesionWiseFocalLoss(0.4, 1.5, tile_weight=3.0, lesion_weight=0.5, margin=2)
+    built = InstanceWise(FocalLoss(0.4, 1.5), 3.0, 0.5, 2)
+    assert named(logits, labels, instances=instances) == built(logits, labels, instances=instances)
+    assert named.link == (0.4, 1.5)
 
 
 def test_refuses_missing_instances() -> None:

@@ -137,9 +137,11 @@ def test_a_hopeless_trial_ends_in_the_middle_of_its_training(
 
 def test_a_loss_without_alpha_and_gamma_is_refused_and_the_others_named(search: Tune) -> None:
     for loss in (CrossEntropyLoss, FocalTverskyLoss):
-        with pytest.raises(ConfigError, match=r"DiceFocalLoss, FocalLoss.* loss=focal"):
+        with pytest.raises(ConfigError, match=r"DiceFocalLoss, FocalLoss.* loss=lesion_wise"):
             search(loss=partial(loss))
-    assert {"FocalLoss", "DiceFocalLoss", "TrimmedFocalLoss"} <= set(tunable_losses())
+    assert {"FocalLoss", "DiceFocalLoss", "LesionWiseFocalLoss", "TrimmedFocalLoss"} <= set(
+        tunable_losses()
+    )
 
 
 def test_several_devices_a_trial_are_refused(search: Tune) -> None:
