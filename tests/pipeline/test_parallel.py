@@ -52,7 +52,8 @@ def test_a_failing_job_lets_the_others_finish_and_is_named(
 
 
 PARENT = """
-import subprocess, sys
+import signal, subprocess, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 from functools import partial
 from pathlib import Path
 from lesionseg.pipeline.parallel import Job, run_together
