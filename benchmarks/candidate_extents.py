@@ -4,19 +4,21 @@
 
 A candidate's extent ends where p falls below its peak divided by the rule's ratio (2.5). Every
 cell's log-odds are judged anew with each ratio, all else being the same, at 1 false positive a case
-on the judged cases. Whoever reads this picks no winner from it: the cases are those of the test.
+on the judged cases. No ratio may be chosen by this table: its cases are those of the test.
 """
 
 import argparse
 import logging
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from math import inf
 from pathlib import Path
 from typing import Any
 
 from held_out import held_out, lesions_found
 from vs_nnunet import Kept
+from vs_nnunet_table import SMALL_MM, found_of_size, number
 
 from lesionseg.evaluation import PRESETS
 from lesionseg.io.atomic import write_text
@@ -25,37 +27,17 @@ from lesionseg.pipeline.judge import Rules, judge_validation
 from lesionseg.pipeline.survey import Survey, survey
 from lesionseg.plan.plan import Plan
 
-SMALL_MM = 10.0
 HEADER = ("cell", "ratio", "recall", "under 10 mm", "Dice, accepted", "AP")
-
-
-@dataclass(frozen=True)
-class Row:
-    """One cell under one ratio."""
-
-    cell: str
-    ratio: float
-    found: tuple[int, int]
-    small: tuple[int, int]
-    dice: float | None
-    average_precision: float | None
-
-    def __str__(self) -> str:
-        numbers = [_share(self.found), _share(self.small)]
-        numbers += [_number(self.dice), _number(self.average_precision)]
-        return "| " + " | ".join([self.cell, f"{self.ratio:g}", *numbers]) + " |"
 
 
 def main() -> None:
     """Judge every finished cell of the sets by every ratio; print and write the table."""
     options = arguments()
     logging.getLogger("lesionseg").setLevel(logging.ERROR)
-    lines = ["| " + " | ".join(HEADER) + " |", "| --- | ---: | ---: | ---: | ---: | ---: |"]
+    lines = [HEADER, ("---", *["---:"] * (len(HEADER) - 1))]
     for root in options.data:
-        for row in rows_of(root.resolve(), options.cells, options.ratios):
-            lines.append(str(row))
-            print(row, flush=True)
-    text = "\n".join(lines) + "\n"
+        lines += lines_of(root.resolve(), options.cells, options.ratios)
+    text = "".join(f"| {' | '.join(line)} |\n" for line in lines)
     if options.table:
         write_text(options.table, text)
     print(f"\n{text}")
@@ -71,8 +53,8 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def rows_of(root: Path, cells: Path, ratios: Sequence[float]) -> Iterator[Row]:
-    """The rows of one set, cell by cell."""
+def lines_of(root: Path, cells: Path, ratios: Sequence[float]) -> Iterator[tuple[str, ...]]:
+    """The lines of one set, cell by cell."""
     plan = Plan.from_json((cells / "plans" / root.name / "plan.json").read_text())
     held = held_out(root, cells / "cache")
     found = held.as_development(survey(held.data, seed=0))
@@ -82,34 +64,25 @@ def rows_of(root: Path, cells: Path, ratios: Sequence[float]) -> Iterator[Row]:
                 yield judged(folder, found, plan, ratio)
 
 
-def judged(folder: Path, found: Survey, plan: Plan, ratio: float) -> Row:
-    """A cell's log-odds under one ratio; the cell's own files are left alone."""
+def judged(folder: Path, found: Survey, plan: Plan, ratio: float) -> tuple[str, ...]:
+    """A cell's line under one ratio; the cell's own files are left alone."""
     ruled = plan.with_(candidate_rule=replace(plan.candidate_rule, ratio=ratio))
     kept: Any = Kept(folder, ruled)
-    rules = Rules(PRESETS["lesionseg"], Wishes(calibration="none", replicates=10), {})
+    rules = Rules(PRESETS["lesionseg"], Wishes(calibration="none"), {})
     with tempfile.TemporaryDirectory() as scratch:
         outcome = judge_validation(kept, found, Path(scratch), rules)
         if outcome is None:
             raise SystemExit(f"{folder}: no case to judge")
-        lesions = lesions_found(Path(scratch))
+        cells = [{"lesions": lesions_found(Path(scratch))}]
     scores = outcome.scores
-    small = [lesion for lesion in lesions if lesion["diameter_mm"] < SMALL_MM]
-    return Row(
+    return (
         folder.name,
-        ratio,
-        (sum(lesion["found"] for lesion in lesions), len(lesions)),
-        (sum(lesion["found"] for lesion in small), len(small)),
-        scores["dice"]["mean"],
-        scores["average_precision"],
+        f"{ratio:g}",
+        found_of_size(cells, 0, inf),
+        found_of_size(cells, 0, SMALL_MM),
+        number(scores["dice"]["mean"]),
+        number(scores["average_precision"]),
     )
-
-
-def _share(found: tuple[int, int]) -> str:
-    return f"{found[0]} of {found[1]}"
-
-
-def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.2f}"
 
 
 if __name__ == "__main__":

@@ -38,27 +38,27 @@ def _line(name: str, made: Sequence[Cell]) -> tuple[str, ...]:
         name,
         made[0]["tool"],
         " ".join(str(cell["steps"]) for cell in made),
-        _number(_mean([cell["dice_half"] for cell in made])),
-        _number(_mean([cell["dice_accepted"] for cell in made])),
-        _found(made, 0, inf),
-        _found(made, 0, SMALL_MM),
+        number(_mean([cell["dice_half"] for cell in made])),
+        number(_mean([cell["dice_accepted"] for cell in made])),
+        found_of_size(made, 0, inf),
+        found_of_size(made, 0, SMALL_MM),
         _by_size(made),
-        " / ".join(_number(value) for value in froc.values()),
-        _number(_mean([cell["average_precision"] for cell in made])),
+        " / ".join(number(value) for value in froc.values()),
+        number(_mean([cell["average_precision"] for cell in made])),
     )
 
 
 def _by_size(made: Sequence[Cell]) -> str:
     edges = (*PRESETS["lesionseg"].size_edges_mm, inf)
     parts = [
-        f"{low:g}–{'' if high == inf else f'{high:g}'}: {_found(made, low, high)}"
+        f"{low:g}–{'' if high == inf else f'{high:g}'}: {found_of_size(made, low, high)}"
         for low, high in pairwise(edges)
         if _of_size(made[0], low, high)
     ]
     return "; ".join(parts)
 
 
-def _found(made: Sequence[Cell], low: float, high: float) -> str:
+def found_of_size(made: Sequence[Cell], low: float, high: float) -> str:
     """`found of all`, of one seed, or the mean over seeds."""
     hits = [sum(lesion["found"] for lesion in _of_size(cell, low, high)) for cell in made]
     return f"{float(np.mean(hits)):g} of {len(_of_size(made[0], low, high))}"
@@ -162,7 +162,8 @@ def _mean(values: Sequence[float | None]) -> float | None:
     return float(np.mean(known)) if known else None
 
 
-def _number(value: float | None) -> str:
+def number(value: float | None) -> str:
+    """With two digits; a dash where there is none."""
     return "–" if value is None else f"{value:.2f}"
 
 

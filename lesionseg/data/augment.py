@@ -135,7 +135,8 @@ class Augmentation:
         return Change(self._movement(draw), self._intensity(draw), self._pasting(draw))
 
     def __call__(self, tile: TileTensors, generator: torch.Generator) -> TileTensors:
-        """Change a tile of which no surroundings are at hand: beyond its edge all is 0."""
+        """Change a tile of which only itself is at hand: beyond its edge all is 0, and no lesion is
+        copied into it."""
         change = self.draw(generator)
         shape = tuple(tile["labels"].shape)
         source = change.movement.source(shape)

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
@@ -62,10 +62,14 @@ class TileDataset(Dataset[TileTensors]):
             )
         self.sampler = sampler
         self.augmentation = augmentation
-        self.donors = Donors(cases, tile_shape)
         # shared, so that workers which live through all epochs see it change
         epoch = torch.zeros((), dtype=torch.int64)
         self._epoch: Tensor = epoch.share_memory_()  # type: ignore[no-untyped-call]  # in torch
+
+    @cached_property
+    def donors(self) -> Donors:
+        """The lesions to copy, looked through once in each process that copies any."""
+        return Donors(self.sampler.cases, self.sampler.tile_shape)
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch; call it before the loader is iterated anew."""
