@@ -66,7 +66,7 @@ def plan() -> Plan:
 
 def ours(side: int) -> dict[str, Callable[[], object]]:
     """Our training step and volume."""
-    layout = fast_memory_format(3, DTYPE, DEVICE)
+    layout = fast_memory_format(3, DEVICE)
     network = build_network(plan()).to(device=DEVICE, memory_format=layout)
     objective = make_objective(FocalLoss(), DetectionLoss(), plan())
     optimiser = torch.optim.AdamW(network.parameters())

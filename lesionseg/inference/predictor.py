@@ -38,7 +38,7 @@ from lesionseg.io.cases import read_image
 from lesionseg.io.dicom_stack import Tilt
 from lesionseg.io.volumes import strip_suffix
 from lesionseg.models.build import NetworkFactory
-from lesionseg.models.precision import inference_memory_format
+from lesionseg.models.precision import fast_memory_format
 from lesionseg.models.retinanet import n_voxel_channels
 from lesionseg.plan.plan import Plan
 
@@ -203,7 +203,7 @@ class Predictor:
         """
         layout = None
         if self._own and self._device is not None:
-            layout = inference_memory_format(self.plan.dims, self._device)
+            layout = fast_memory_format(self.plan.dims, self._device)
         slider = Slider.by_settings(self._networks, self.plan, self._settings, self._device, layout)
 
         def tasks() -> Iterator[Task[tuple[Tag, Inferred | Exception | None]]]:

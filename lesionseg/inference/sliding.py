@@ -18,7 +18,7 @@ from lesionseg.inference.settings import InferenceSettings
 from lesionseg.inference.slide import Slide
 from lesionseg.inference.store import Store
 from lesionseg.models.detector_output import DetectorOutput
-from lesionseg.models.precision import fast_dtype, fast_memory_format
+from lesionseg.models.precision import fast_dtype
 from lesionseg.models.retinanet import has_voxels, n_voxel_channels
 from lesionseg.plan.plan import Plan
 
@@ -86,8 +86,8 @@ class Slider:
     under autocast, float32 without, None chooses (`models.precision`). `batch_size` None is the
     plan's on a GPU and 1 on a CPU; a batch holds tiles of several images and is always full, with
     zeros where tiles are lacking, so that no tile's result depends on what else is predicted.
-    The networks are put into eval mode, and their weights into `layout`; None is training's, since
-    a network in training goes on with what it is left with. Raises `ConfigError` without a network.
+    The networks are put into eval mode, and their weights into `layout`; None leaves them, since a
+    network in training goes on with what it is left with. Raises `ConfigError` without a network.
     """
 
     def __init__(
@@ -105,12 +105,9 @@ class Slider:
             raise ConfigError("A predictor needs a network.", where="bundle")
         self.plan, self.device = plan, device or device_of(networks[0])
         self._dtype = dtype or fast_dtype(self.device)
-        layout = layout or fast_memory_format(plan.dims, self._dtype, self.device)
-        self._networks = [
-            # torch's own stub does not know the keyword
-            n.to(device=self.device, memory_format=layout).eval()  # type: ignore[call-overload]
-            for n in networks
-        ]
+        self._networks = [n.to(self.device).eval() for n in networks]
+        for network in self._networks if layout else ():
+            network.to(memory_format=layout)  # type: ignore[call-overload]  # torch's stub lacks it
         self.batch_size = batch_size or (plan.batch_size if self.device.type == "cuda" else 1)
         self._views = flip_axes(plan) if flips else ((),)
 

@@ -60,7 +60,7 @@ def choose_speed(
     Timed on copies, outside the budget's clock. A CPU's layout is known (`models.precision`), and
     it compiles only when told to: convolutions, most of a step there, are not what that speeds up.
     """
-    known = fast_memory_format(plan.dims, dtype, device)
+    known = fast_memory_format(plan.dims, device)
     if device.type != "cuda":
         return Speed(known, PLAIN if settings.compile in (True, "graphs") else None)
     objective = deepcopy(objective)  # a loss may keep sums of its own

@@ -144,8 +144,9 @@ def test_encoder_and_decoder_are_pyramids_of_the_stated_widths(noise):
     assert network.encoder.total_stride == total_stride(architecture(2)) == (4, 4)
 
 
+@pytest.mark.parametrize("last", [False, True])
 @pytest.mark.parametrize("dims", [2, 3])
-def test_instance_norm_equals_torchs(dims, noise):
+def test_instance_norm_equals_torchs(dims, last, noise):
     ours = InstanceNorm(5)
     theirs = {2: nn.InstanceNorm2d, 3: nn.InstanceNorm3d}[dims](5, affine=True)
     with torch.no_grad():
@@ -153,8 +154,14 @@ def test_instance_norm_equals_torchs(dims, noise):
             value = torch.randn(5, generator=noise)
             getattr(ours, name).copy_(value)
             getattr(theirs, name).copy_(value)
-    x = 4 + 3 * torch.randn(2, 5, *(6,) * dims, generator=noise)
-    torch.testing.assert_close(ours(x), theirs(x), rtol=1e-4, atol=1e-5)
+    x = (4 + 3 * torch.randn(2, 5, *(6,) * dims, generator=noise)).requires_grad_()
+    layout = {2: torch.channels_last, 3: torch.channels_last_3d}[dims]
+    expected, seen = theirs(x), ours(x.to(memory_format=layout) if last else x)
+    torch.testing.assert_close(seen, expected, rtol=1e-4, atol=1e-5)
+    assert seen.is_contiguous() != last
+    weight = torch.randn(x.shape, generator=noise)
+    gradients = [torch.autograd.grad((y * weight).sum(), x)[0] for y in (seen, expected)]
+    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(
