@@ -1,17 +1,19 @@
-"""Where candidates end, and what that decides: cells of vs_nnunet.py judged by other ratios.
+"""Where candidates end and which are one: cells of vs_nnunet.py judged by other rules.
 
     python benchmarks/candidate_extents.py --data DIR [DIR …] --cells runs/vs_nnunet
 
-A candidate's extent ends where p falls below its peak divided by the rule's ratio (2.5). Every
-cell's log-odds are judged anew with each ratio, all else being the same, at 1 false positive a case
-on the judged cases. No ratio may be chosen by this table: its cases are those of the test.
+A candidate's extent ends where p falls below its peak divided by the rule's ratio; peaks below the
+rule's join times the pass between them are one candidate (1: none are). Every cell's log-odds are
+judged anew with each ratio and join, all else being the same, at 1 false positive a case on the
+judged cases. These are the cases of the test: what is chosen by this table flatters there.
 """
 
 import argparse
 import logging
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
+from itertools import product
 from math import inf
 from pathlib import Path
 from typing import Any
@@ -25,9 +27,9 @@ from lesionseg.io.atomic import write_text
 from lesionseg.pipeline.choice import Wishes
 from lesionseg.pipeline.judge import Rules, judge_validation
 from lesionseg.pipeline.survey import Survey, survey
-from lesionseg.plan.plan import Plan
+from lesionseg.plan.plan import CandidateRule, Plan
 
-HEADER = ("cell", "ratio", "recall", "under 10 mm", "Dice, accepted", "AP")
+HEADER = ("cell", "ratio", "join", "recall", "under 10 mm", "Dice, accepted", "AP")
 
 
 def main() -> None:
@@ -36,7 +38,7 @@ def main() -> None:
     logging.getLogger("lesionseg").setLevel(logging.ERROR)
     lines = [HEADER, ("---", *["---:"] * (len(HEADER) - 1))]
     for root in options.data:
-        lines += lines_of(root.resolve(), options.cells, options.ratios)
+        lines += lines_of(root.resolve(), options)
     text = "".join(f"| {' | '.join(line)} |\n" for line in lines)
     if options.table:
         write_text(options.table, text)
@@ -49,25 +51,28 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--data", type=Path, nargs="+", required=True, help="dataset folders")
     parser.add_argument("--cells", type=Path, default=Path("runs/vs_nnunet"))
     parser.add_argument("--ratios", type=float, nargs="+", default=[1.5, 2.5, 4.0, 10.0])
+    parser.add_argument("--joins", type=float, nargs="+", default=[1.0, 10.0])
     parser.add_argument("--table", type=Path, help="where a Markdown table goes")
     return parser.parse_args()
 
 
-def lines_of(root: Path, cells: Path, ratios: Sequence[float]) -> Iterator[tuple[str, ...]]:
+def lines_of(root: Path, options: argparse.Namespace) -> Iterator[tuple[str, ...]]:
     """The lines of one set, cell by cell."""
+    cells: Path = options.cells
     plan = Plan.from_json((cells / "plans" / root.name / "plan.json").read_text())
     held = held_out(root, cells / "cache")
     found = held.as_development(survey(held.data, seed=0))
     for folder in sorted((cells / "runs").glob(f"{root.name}__*")):
         if (folder / "scores.json").is_file():
-            for ratio in ratios:
-                yield judged(folder, found, plan, ratio)
+            for ratio, join in product(options.ratios, options.joins):
+                yield judged(
+                    folder, found, plan, replace(plan.candidate_rule, ratio=ratio, join=join)
+                )
 
 
-def judged(folder: Path, found: Survey, plan: Plan, ratio: float) -> tuple[str, ...]:
-    """A cell's line under one ratio; the cell's own files are left alone."""
-    ruled = plan.with_(candidate_rule=replace(plan.candidate_rule, ratio=ratio))
-    kept: Any = Kept(folder, ruled)
+def judged(folder: Path, found: Survey, plan: Plan, rule: CandidateRule) -> tuple[str, ...]:
+    """A cell's line under one rule; the cell's own files are left alone."""
+    kept: Any = Kept(folder, plan.with_(candidate_rule=rule))
     rules = Rules(PRESETS["lesionseg"], Wishes(calibration="none"), {})
     with tempfile.TemporaryDirectory() as scratch:
         outcome = judge_validation(kept, found, Path(scratch), rules)
@@ -77,7 +82,8 @@ def judged(folder: Path, found: Survey, plan: Plan, ratio: float) -> tuple[str, 
     scores = outcome.scores
     return (
         folder.name,
-        f"{ratio:g}",
+        f"{rule.ratio:g}",
+        f"{rule.join:g}",
         found_of_size(cells, 0, inf),
         found_of_size(cells, 0, SMALL_MM),
         number(scores["dice"]["mean"]),

@@ -12,8 +12,9 @@ each tool alike. `nnunet` follows its own plan, `nnunet_cut` the same plan with 
 that the device can afford, our own plan's size (see `cell_nnunet.py`); both stretch their schedule
 over the minutes. nnU-Net runs in the peers' environment (`make peers`).
 
-A finished cell (set × tool × minutes × seed) is a file in OUTPUT/cells and is not made again; one
-that was interrupted begins anew, since its minutes count.
+A finished cell (set × tool × minutes × seed) is a file in OUTPUT/cells and is not made again, but
+judged again with `--judge-anew`, since its log-odds are kept; one that was interrupted begins anew,
+since its minutes count.
 """
 
 import argparse
@@ -128,6 +129,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--accelerator", choices=["cpu", "gpu"], default="cpu")
     parser.add_argument("--overrides", nargs="*", default=[], help="of train.py; part of the name")
     parser.add_argument("--output", type=Path, default=Path("runs/vs_nnunet"))
+    parser.add_argument(
+        "--judge-anew", action="store_true", help="finished cells, by today's rules"
+    )
     parser.add_argument("--table", type=Path, help="where a Markdown table goes")
     options = parser.parse_args()
     options.output = options.output.resolve()
@@ -151,15 +155,18 @@ def make_cell(setting: Setting, tool: str, seed: int) -> Mapping[str, Any]:
     variant = "_".join([tool, *options.overrides]) if tool == "lesionseg" else tool
     name = f"{setting.name}__{variant}__{options.minutes:g}min__{options.threads}t__s{seed}"
     path = options.output / "cells" / f"{name}.json"
+    folder = options.output / "runs" / name
     if path.is_file():
         kept: Mapping[str, Any] = read_json(path)
         if kept["identity"] != identity(setting):
             sys.exit(f"{path} judged other cases: use a new --output")
-        return kept
-    folder = options.output / "runs" / name
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    made = run_tool(setting, tool, seed, folder)
+        if not options.judge_anew:
+            return kept
+        made = read_json(folder / "made.json")
+    else:
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        made = run_tool(setting, tool, seed, folder)
     cell = {"set": setting.name, "tool": variant, "seed": seed, **made, **judge(setting, folder)}
     write_json(path, cell)
     for left in ("nnunet", "cache", "checkpoints"):

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from lesionseg.core import Candidate, Geometry, OperatingPoint, Prediction
 from lesionseg.errors import ConfigError, GeometryError
+from lesionseg.inference.joining import join_regions
 from lesionseg.inference.regions import Above, Region, collect_above, grow_regions
 from lesionseg.ops.size import equivalent_diameter_mm
 from lesionseg.plan.plan import CandidateRule
@@ -173,7 +174,7 @@ def _regions(
         )
     if not isinstance(channel, Above):
         channel = collect_above([channel], geometry.shape, rule)
-    return grow_regions(channel, rule)
+    return join_regions(grow_regions(channel, rule), channel, rule, geometry.voxel_size)
 
 
 def _settle(regions: Sequence[Region]) -> list[Region]:

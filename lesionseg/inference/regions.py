@@ -97,8 +97,7 @@ def grow_regions(above: Above, rule: CandidateRule) -> list[Region]:
     """
     p = above.probabilities
     shape = (1, *above.shape)[-3:]  # 2-D is 3-D with one slice
-    n_rows, n_x = shape[0] * shape[1], shape[2]
-    starts = np.searchsorted(above.index, np.arange(n_rows + 1, dtype=np.int64) * n_x)
+    starts = row_starts(above.index, shape)
     state = np.zeros(len(p), dtype=np.int32)
     peaks = _peaks(p, above.index, starts, shape, np.float32(rule.floor), state)
     peaks = peaks[np.argsort(-p[peaks], kind="stable")]
@@ -108,11 +107,17 @@ def grow_regions(above: Above, rule: CandidateRule) -> list[Region]:
     return [Region(above.index[span], p[span]) for span in spans]
 
 
+def row_starts(index: Ints, shape: tuple[int, ...]) -> NDArray[np.int64]:
+    """Where in `index` each row of a volume of three axes begins, and its end."""
+    n_rows, n_x = shape[0] * shape[1], shape[2]
+    return np.searchsorted(index, np.arange(n_rows + 1, dtype=np.int64) * n_x)
+
+
 def _misfit(seen: tuple[int, ...], expected: tuple[int, ...]) -> GeometryError:
     return GeometryError("The probabilities do not fit the grid.", seen=seen, expected=expected)
 
 
-def _compiled(function: Function) -> Function:
+def compiled(function: Function) -> Function:
     """Compiled at the first call and, where a folder can be written, kept for the next process."""
     try:
         return cast(Function, njit(cache=True)(function))
@@ -120,8 +125,8 @@ def _compiled(function: Function) -> Function:
         return cast(Function, njit(function))
 
 
-@_compiled
-def _neighbours(index: Any, starts: Any, shape: Any, v: Any, found: Any) -> Any:
+@compiled
+def neighbours(index: Any, starts: Any, shape: Any, v: Any, found: Any) -> Any:
     """How many held voxels touch the one at position `v`, itself included; `found` is filled."""
     n_z, n_y, n_x = shape
     flat = index[v]
@@ -146,7 +151,7 @@ def _neighbours(index: Any, starts: Any, shape: Any, v: Any, found: Any) -> Any:
     return n
 
 
-@_compiled
+@compiled
 def _peaks(p: Any, index: Any, starts: Any, shape: Any, floor: Any, state: Any) -> Any:
     """Positions from the floor up on plateaus without a higher neighbour; `state` as it was."""
     stack = np.empty(len(p), dtype=np.int32)
@@ -156,7 +161,7 @@ def _peaks(p: Any, index: Any, starts: Any, shape: Any, floor: Any, state: Any) 
         if p[v] < floor:
             state[v] = _NO_PEAK
             continue
-        for k in range(_neighbours(index, starts, shape, v, found)):
+        for k in range(neighbours(index, starts, shape, v, found)):
             if p[found[k]] > p[v]:
                 state[v] = _NO_PEAK
         if state[v] == _NO_PEAK:
@@ -165,7 +170,7 @@ def _peaks(p: Any, index: Any, starts: Any, shape: Any, floor: Any, state: Any) 
     while n_stack:  # what is level with a voxel below a higher one is no peak either
         n_stack -= 1
         v = stack[n_stack]
-        for k in range(_neighbours(index, starts, shape, v, found)):
+        for k in range(neighbours(index, starts, shape, v, found)):
             u = found[k]
             if p[u] == p[v] and state[u] == _FREE:
                 state[u] = _NO_PEAK
@@ -176,7 +181,7 @@ def _peaks(p: Any, index: Any, starts: Any, shape: Any, floor: Any, state: Any) 
     return peaks
 
 
-@_compiled
+@compiled
 def _claim(p: Any, index: Any, starts: Any, shape: Any, peaks: Any, state: Any, limits: Any) -> Any:
     """Positions of the kept regions one after the other, and where each region ends."""
     ratio, prominence, min_voxels, max_candidates = limits
@@ -198,7 +203,7 @@ def _claim(p: Any, index: Any, starts: Any, shape: Any, peaks: Any, state: Any, 
             here += 1
             if end + 27 > len(claimed):
                 claimed = np.concatenate((claimed, np.empty_like(claimed)))
-            for k in range(_neighbours(index, starts, shape, v, found)):
+            for k in range(neighbours(index, starts, shape, v, found)):
                 u = found[k]
                 if state[u] == _FREE and p[u] >= bar:
                     state[u] = number

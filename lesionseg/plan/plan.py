@@ -69,6 +69,8 @@ class CandidateRule:
     Peaks under `floor` are dropped; so are candidates of fewer than `min_voxels`, all but the
     `max_candidates` highest, and peaks that are only the shoulder of a higher candidate: whose
     region touches it and whose peak is below `prominence` times the highest probability there.
+    Peaks below `join` times the pass to a higher one are one candidate with it, if either is large:
+    `join_mm` in equivalent diameter (`inference.joining`; a `join` of 1 joins none).
     Candidates under `min_diameter_mm` (equivalent diameter) are dropped too: 0 unless
     cross-validation showed that they are false alarms. `source`: whether candidates come from the
     voxels, from a detector's boxes or from both (`inference.fusion`). `score`: of a candidate from
@@ -80,6 +82,8 @@ class CandidateRule:
     min_voxels: int = 2
     max_candidates: int = 300
     prominence: float = 1.5
+    join: float = 10.0
+    join_mm: float = 5.0
     min_diameter_mm: float = 0.0
     source: CandidateSource = "segmentation"
     score: ComponentScore = "max"

@@ -26,7 +26,7 @@ def plan(
         batch_size=1,
         architecture=Architecture("unet", (4,), ((1, 1),), ((3, 3),)),
         lesion_fraction=0.01,
-        candidate_rule=CandidateRule(min_voxels=1),
+        candidate_rule=CandidateRule(min_voxels=1, join=1),
         regions=regions,
     )
 

@@ -16,7 +16,7 @@ from lesionseg.inference.postprocess import (
 from lesionseg.ops.components import label_components
 from lesionseg.plan.plan import CandidateRule
 
-RULE = CandidateRule(min_voxels=1)
+RULE = CandidateRule(min_voxels=1, join=1)
 
 
 def _find(*channels: list[list[float]] | NDArray[np.float32], rule: CandidateRule = RULE) -> Found:
@@ -219,7 +219,7 @@ def _naive(p: NDArray[np.float32], rule: CandidateRule) -> NDArray[np.int32]:
 @pytest.mark.parametrize("shape", [(9, 10, 11), (24, 20)])
 def test_equals_the_slow_wording_of_the_rule(seed: int, shape: tuple[int, ...]) -> None:
     p = _blobs(np.random.default_rng(seed), shape)
-    rule = CandidateRule(min_voxels=2)
+    rule = CandidateRule(min_voxels=2, join=1)
     assert np.array_equal(_find(p, rule=rule).instances, _naive(p, rule))
 
 
