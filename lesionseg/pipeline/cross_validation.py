@@ -31,6 +31,7 @@ from lesionseg.pipeline.one_training import BUNDLE, Finished, Recipe, begin, kee
 from lesionseg.pipeline.parallel import Environment, Job, run_together
 from lesionseg.pipeline.places import places_of
 from lesionseg.pipeline.run_dir import check_claim
+from lesionseg.pipeline.same_cases import SPLITS, refuse_other_cases
 from lesionseg.pipeline.survey import Survey, divided, folds_of
 from lesionseg.plan.plan import Plan
 
@@ -43,7 +44,8 @@ def cross_validate(recipe: Recipe, found: Survey, run: Path) -> Finished:
     A finished fold is kept, one begun goes on, also where another process or another machine
     made it. The budget of the trainer is each fold's own. Where there are devices for several,
     folds are trained side by side; the weights are the same. Raises `ConfigError` for a fold that
-    was made by other settings or by another plan, `TrainingError` naming a fold that failed.
+    was made by other settings or by another plan, `DatasetError` for one that began with other
+    cases, `TrainingError` naming a fold that failed.
     """
     folds = [
         FoldRun(k, divided(found, recipe.data, recipe.wishes.seed, k), run / f"fold_{k}")
@@ -52,6 +54,7 @@ def cross_validate(recipe: Recipe, found: Survey, run: Path) -> Finished:
     recipes = [_recipe_of(recipe, fold) for fold in folds]
     for fold, its in zip(folds, recipes, strict=True):
         check_claim(fold.run, its.config)
+        refuse_other_cases(fold.run, fold.found.splits)  # also of a finished fold, which is kept
     plan = begin(recipe, found, run, kept_plan(run) or _plan_of_finished(folds))
     _write_folds(folds, run)
     _say_what_comes(recipe, folds)
@@ -153,7 +156,7 @@ def _write_folds(folds: Sequence[FoldRun], run: Path) -> None:
         return [c.case for c in fold.found.of_role(role)]
 
     content = [{"train": of(fold, "train"), "val": of(fold, "validation")} for fold in folds]
-    write_json(run / "splits.json", content)
+    write_json(run / SPLITS, content)
 
 
 def _say_what_comes(recipe: Recipe, folds: Sequence[FoldRun]) -> None:

@@ -23,6 +23,7 @@ from lesionseg.pipeline.fine_tuning import bundle_plan, start_from
 from lesionseg.pipeline.memory import available_memory_gb, training_device
 from lesionseg.pipeline.progress import bar
 from lesionseg.pipeline.run_dir import is_claimed
+from lesionseg.pipeline.same_cases import SPLITS
 from lesionseg.pipeline.settings import DataSettings
 from lesionseg.pipeline.survey import Survey
 from lesionseg.plan.make import PlanOverrides, make_plan
@@ -56,7 +57,7 @@ def decide(
     """Make the plan, unless it is `given` or the run has one; write fingerprint, plan, splits."""
     plan = given or kept_plan(run) or _planned(found, model, accelerator)
     write_text(run / "fingerprint.json", found.fingerprint.to_json())
-    write_text(run / "splits.json", found.splits.to_json())
+    write_text(run / SPLITS, found.splits.to_json())
     write_text(run / "plan.json", plan.to_json())
     return plan
 

@@ -27,6 +27,7 @@ from lesionseg.pipeline.learning import Learning, affordable, decide, learn, lin
 from lesionseg.pipeline.provenance import device_name, is_simulated, provenance
 from lesionseg.pipeline.report import ReportSettings
 from lesionseg.pipeline.run_dir import claim, is_claimed
+from lesionseg.pipeline.same_cases import refuse_other_cases
 from lesionseg.pipeline.settings import DataSettings
 from lesionseg.pipeline.survey import Survey
 from lesionseg.pipeline.volume_scores import VolumeScores
@@ -99,6 +100,7 @@ class Finished:
 
 def begin(recipe: Recipe, found: Survey, run: Path, given: Plan | None = None) -> Plan:
     """Plan (or take the `given` one), check it, and claim the run directory for the recipe."""
+    refuse_other_cases(run, found.splits)
     learning, name = recipe.learning, recipe.model.architecture
     require_masks(found, name)
     if recipe.audit.enabled:

@@ -18,6 +18,7 @@ from lesionseg.pipeline.learning import Learning, affordable, decide, prepare_ca
 from lesionseg.pipeline.memory import training_device
 from lesionseg.pipeline.provenance import device_name, is_simulated, provenance
 from lesionseg.pipeline.run_dir import check_claim, claim, default_run_dir, is_claimed
+from lesionseg.pipeline.same_cases import refuse_other_cases
 from lesionseg.pipeline.search import Search, TuneSettings, require_optuna
 from lesionseg.pipeline.settings import DataSettings
 from lesionseg.pipeline.summary import aligned
@@ -79,6 +80,7 @@ def tune(
     run = Path(run_dir) if run_dir else default_run_dir(data.root, f"{model.architecture}_tune")
     check_claim(run, _without_n_trials(config))
     found = survey(data, seed)
+    refuse_other_cases(run, found.splits)  # its trials would not compare
     cases = [c for c in found.of_role("validation") if c.reference is not None or c.annotations]
     lesions = _count_lesions(found, cases, data)
     trainer = replace(_with_checks(trainer), seed=seed)

@@ -183,7 +183,7 @@ def _with_validation(roles: Mapping[str, Role], held: set[str]) -> dict[str, Rol
 
 def _given(roles: Mapping[str, Role], path: Path, fold: int) -> dict[str, Role]:
     """Roles of a file; it must name every labelled case, and may not train on a test case."""
-    wanted = _roles_in(read_json(path), path, fold)
+    wanted = roles_in(read_json(path), path, fold)
     reserved = {c: r for c, r in roles.items() if r in ("test", "external")}
     merged = {**reserved, **wanted}
     unknown, missing = sorted(set(wanted) - set(roles)), sorted(set(roles) - set(merged))
@@ -198,7 +198,7 @@ def _given(roles: Mapping[str, Role], path: Path, fold: int) -> dict[str, Role]:
     return merged
 
 
-def _roles_in(raw: Any, path: Path, fold: int) -> dict[str, Role]:
+def roles_in(raw: Any, path: Path, fold: int) -> dict[str, Role]:
     """Roles from our own JSON, or from one fold of nnU-Net's list."""
     if isinstance(raw, list):
         _require_fold(fold, max(len(raw), 1), path)
