@@ -1,6 +1,5 @@
 """One trial of a search for α and γ: a short training, judged on whole validation volumes."""
 
-import inspect
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,18 +8,17 @@ from pathlib import Path
 import pytorch_lightning as pl
 from torch import nn
 
-import lesionseg.losses
 from lesionseg.core import CaseFiles
 from lesionseg.data.cache import CachedCase
-from lesionseg.errors import ConfigError, TrainingError
+from lesionseg.errors import TrainingError
 from lesionseg.evaluation import Preset, choose, evaluate_case
 from lesionseg.evaluation.bootstrap import value_of
 from lesionseg.evaluation.detection import average_precision, pool_results
 from lesionseg.inference.predictor import Predictor
 from lesionseg.inference.settings import InferenceSettings
 from lesionseg.io.cases import read_case
-from lesionseg.losses import VoxelLoss
 from lesionseg.pipeline.learning import Learning, learn, linked
+from lesionseg.pipeline.pair_losses import PairLosses
 from lesionseg.pipeline.search import OpenTrial
 from lesionseg.pipeline.survey import Survey
 from lesionseg.plan.plan import Plan
@@ -28,12 +26,9 @@ from lesionseg.training.callbacks import AfterStep
 from lesionseg.training.fit import CHECKPOINT
 from lesionseg.training.module import LesionModule
 
-LossOfPair = Callable[..., nn.Module]  # a loss whose α and γ are still open
-
 # Recall moves in steps of one lesion. Between pairs that find the same lesions the average
 # precision decides, with a weight too small to outweigh a lesion in a set of under a hundred.
 TIE_WEIGHT = 0.01
-PAIR = {"alpha", "gamma"}
 
 
 @dataclass(frozen=True)
@@ -126,15 +121,15 @@ class TellTrial(AfterStep):
 class TrialRecipe:
     """What all trials of a search share; called with a trial, it trains and returns its value.
 
-    `loss` is called with `alpha` and `gamma`, `learning` with the loss, `examine` with the
-    trial's plan for an examiner of its own. Every trial has the same first weights and tiles, so
-    that trials differ by their pair alone.
+    `learning` is called with `loss` and `detection`, `examine` with the trial's plan for an
+    examiner of its own. Every trial has the same first weights and tiles, so that trials differ by
+    their pair alone.
     """
 
-    loss: LossOfPair
+    losses: PairLosses
     plan: Plan
     cases: list[CachedCase]
-    learning: Callable[[nn.Module], Learning]
+    learning: Callable[..., Learning]
     examine: Callable[[Plan], Examiner]
     run: Path
 
@@ -144,13 +139,13 @@ class TrialRecipe:
         Checkpoints are removed: a search leaves numbers.
         """
         folder = self.run / "trials" / f"{trial.number:03d}"
-        loss = self.loss(alpha=trial.alpha, gamma=trial.gamma)
-        examiner, learning = self.examine(linked(self.plan, loss)), self.learning(loss)
+        loss, detection = self.losses(trial.alpha, trial.gamma)
+        examiner = self.examine(linked(self.plan, loss, detection))
         try:
             learn(
                 self.plan,
                 self.cases,
-                learning,
+                self.learning(loss=loss, detection=detection),
                 folder,
                 validate=examiner,
                 callbacks=[TellTrial(trial, examiner)],
@@ -163,38 +158,3 @@ class TrialRecipe:
         quality = examiner.latest or NOTHING
         trial.keep(quality.by_name())
         return quality.objective
-
-
-def pair_of(loss: LossOfPair) -> tuple[float, float] | None:
-    """The α and γ that the loss has when nobody tunes; None where α is not one number.
-
-    Raises `ConfigError` naming the losses that can be tuned when this one has no α or no γ.
-    """
-    try:
-        signature = inspect.signature(loss)
-    except (TypeError, ValueError) as error:
-        raise _not_tunable(loss) from error
-    if not signature.parameters.keys() >= PAIR:
-        raise _not_tunable(loss)
-    alpha, gamma = (signature.parameters[name].default for name in ("alpha", "gamma"))
-    if isinstance(alpha, int | float) and isinstance(gamma, int | float):
-        return float(alpha), float(gamma)
-    return None
-
-
-def _not_tunable(loss: LossOfPair) -> ConfigError:
-    kind = getattr(loss, "func", loss)
-    return ConfigError(
-        "This loss has no α and γ to tune.",
-        where="loss",
-        seen=getattr(kind, "__name__", repr(kind)),
-        expected=", ".join(tunable_losses()),
-        remedy="take loss=lesion_wise, loss=focal or loss=dice_focal.",
-    )
-
-
-def tunable_losses() -> list[str]:
-    """The losses that have both α and γ."""
-    kinds = [getattr(lesionseg.losses, name) for name in lesionseg.losses.__all__]
-    losses = [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, VoxelLoss)]
-    return [kind.__name__ for kind in losses if inspect.signature(kind).parameters.keys() >= PAIR]

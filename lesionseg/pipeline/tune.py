@@ -16,6 +16,7 @@ from lesionseg.inference.settings import InferenceSettings
 from lesionseg.io.cases import read_case
 from lesionseg.pipeline.learning import Learning, affordable, decide, prepare_cases
 from lesionseg.pipeline.memory import training_device
+from lesionseg.pipeline.pair_losses import AnchorLossOfPair, LossOfPair, PairLosses
 from lesionseg.pipeline.provenance import device_name, is_simulated, provenance
 from lesionseg.pipeline.run_dir import check_claim, claim, default_run_dir, is_claimed
 from lesionseg.pipeline.same_cases import refuse_other_cases
@@ -23,7 +24,7 @@ from lesionseg.pipeline.search import Search, TuneSettings, require_optuna
 from lesionseg.pipeline.settings import DataSettings
 from lesionseg.pipeline.summary import aligned
 from lesionseg.pipeline.survey import Survey, n_lesions, survey
-from lesionseg.pipeline.trial import Examiner, LossOfPair, TrialRecipe, pair_of
+from lesionseg.pipeline.trial import Examiner, TrialRecipe
 from lesionseg.pipeline.tune_results import Circumstances, describe, write_results
 from lesionseg.plan.make import PlanOverrides
 from lesionseg.report.surface import steadiest
@@ -37,25 +38,33 @@ N_CHECKS = 4  # validations a trial, the last one included, where the settings d
 
 @dataclass(frozen=True)
 class TuneOutcome:
-    """What a search has found so far, and where it lies."""
+    """What a search has found so far, where it lies, and which settings have the trials' pair."""
 
     run_dir: Path
     search: TuningSearch
+    groups: tuple[str, ...] = ("loss",)
 
     def summary(self) -> list[str]:
         """The table of trials, the verdict, and how to train with it."""
         lines = [*aligned(table(self.search)), "", *self.search.notes]
         chosen = steadiest(self.search)
         if chosen is not None and chosen.value:
-            pair = f"loss.alpha={chosen.alpha:.3f} loss.gamma={chosen.gamma:.2f}"
-            lines += ["", f"To train with this pair, add to your `train`: {pair}"]
+            advice = self.overrides(chosen.alpha, chosen.gamma)
+            lines += ["", f"To train with this pair, add to your `train`: {advice}"]
         return [*lines, f"Heat map: {self.run_dir / 'tune.html'}"]
+
+    def overrides(self, alpha: float, gamma: float) -> str:
+        """The settings with which `train` has the losses of a trial with this pair."""
+        return " ".join(
+            f"{group}.alpha={alpha:.3f} {group}.gamma={gamma:.2f}" for group in self.groups
+        )
 
 
 def tune(
     data: DataSettings,
     model: PlanOverrides,
     loss: LossOfPair,
+    detection: AnchorLossOfPair,
     sampling: SamplingSettings,
     augment: AugmentationSettings,
     optim: OptimiserSettings,
@@ -69,12 +78,13 @@ def tune(
 ) -> TuneOutcome:
     """Search for the α and γ with which the validation lesions are found best.
 
-    `loss` is called with `alpha` and `gamma`. Each trial is a training as `train` does it, in
-    `run_dir/trials`; `run_dir/journal.log` keeps the search. The same command goes on with it or,
-    while other processes run, takes part in it; only `tune.n_trials` may change. tune.json and
-    tune.html are written after each trial. Raises the `LesionsegError` of whatever is wrong.
+    `loss` and `detection` are called with `alpha` and `gamma` (`PairLosses`). Each trial is a
+    training as `train` does it, in `run_dir/trials`; `run_dir/journal.log` keeps the search. The
+    same command goes on with it or, while other processes run, takes part in it; only
+    `tune.n_trials` may change. tune.json and tune.html are written after each trial. Raises the
+    `LesionsegError` of whatever is wrong.
     """
-    first = pair_of(loss)
+    losses = PairLosses(model.architecture, loss, detection)
     require_optuna()
     _check_devices(trainer)
     run = Path(run_dir) if run_dir else default_run_dir(data.root, f"{model.architecture}_tune")
@@ -94,10 +104,11 @@ def tune(
     )
     plan = decide(found, model, trainer.accelerator, run)
     if not is_claimed(run):  # once for all trials: whatever the pair, it takes the same memory
-        plan = affordable(plan, learning(loss(alpha=0.5, gamma=1.0)), run)
+        any_loss, any_detection = losses(alpha=0.5, gamma=1.0)
+        plan = affordable(plan, learning(loss=any_loss, detection=any_detection), run)
     claim(run, _without_n_trials(config))  # last, as in `train`
     recipe = TrialRecipe(
-        loss=loss,
+        losses=losses,
         plan=plan,
         cases=prepare_cases(found, plan, data, run),
         learning=learning,
@@ -105,15 +116,15 @@ def tune(
         run=run,
     )
     origin = _origin(found, seed, trainer, config)
-    about = Circumstances(tune, seed, _budget(trainer), len(cases), lesions, first, origin)
-    search = Search(run, tune, seed=seed, first=first)
+    about = Circumstances(tune, seed, _budget(trainer), len(cases), lesions, losses.first, origin)
+    search = Search(run, tune, seed=seed, first=losses.first)
 
     def done(trial: TuningTrial) -> None:
         _log_trial(trial)
         write_results(run, search.trials(), about)
 
     search.run(recipe, done)
-    return TuneOutcome(run, describe(search.trials(), about))
+    return TuneOutcome(run, describe(search.trials(), about), losses.groups)
 
 
 def _check_devices(trainer: TrainerSettings) -> None:

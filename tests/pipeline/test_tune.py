@@ -1,5 +1,6 @@
 """The recipe of tuning: tiny trainings on simulated radiographs, and what is refused."""
 
+import csv
 import json
 from collections.abc import Callable
 from functools import partial
@@ -8,7 +9,10 @@ from typing import Any
 
 import pytest
 import torch
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
 
+from lesionseg.cli import compose
 from lesionseg.data.augment import AugmentationSettings
 from lesionseg.data.phantom import write_xray_phantoms
 from lesionseg.data.sampling import SamplingSettings
@@ -16,10 +20,12 @@ from lesionseg.errors import ConfigError, DatasetError
 from lesionseg.evaluation import PRESETS
 from lesionseg.inference.settings import InferenceSettings
 from lesionseg.losses import CrossEntropyLoss, DiceFocalLoss, FocalLoss, FocalTverskyLoss
+from lesionseg.losses.detection import DetectionLoss
 from lesionseg.pipeline.learning import Learning
+from lesionseg.pipeline.pair_losses import PairLosses, pair_of, tunable_losses
 from lesionseg.pipeline.search import HopelessTrial, TuneSettings
 from lesionseg.pipeline.settings import DataSettings
-from lesionseg.pipeline.trial import NOTHING, Quality, TrialRecipe, pair_of, tunable_losses
+from lesionseg.pipeline.trial import NOTHING, Examiner, Quality, TrialRecipe
 from lesionseg.pipeline.tune import TuneOutcome, tune
 from lesionseg.plan.make import PlanOverrides
 from lesionseg.plan.plan import Plan
@@ -43,10 +49,12 @@ def search(radiographs: Path, tmp_path: Path) -> Tune:
     def run(*, n_trials: int = 2, seed: int = 0, **changed: Any) -> TuneOutcome:
         trainer = {"max_steps": 2, **QUIET, **changed.pop("trainer", {})}
         given = {"loss": partial(FocalLoss, alpha=0.25, gamma=2.0), "seed": seed, **changed}
+        small = {"tile_shape": (32, 32), "batch_size": 2, "base_features": 4}
         return tune(
             data=given.pop("data", None)
             or DataSettings(str(radiographs), validation_fraction=0.4, cache_dir=str(tmp_path)),
-            model=PlanOverrides(tile_shape=(32, 32), batch_size=2, base_features=4),
+            model=PlanOverrides(given.pop("architecture", "unet"), **small),
+            detection=given.pop("detection", DetectionLoss),
             sampling=SamplingSettings(),
             augment=AugmentationSettings(flip_probability=0.0, spatial_probability=0.0),
             optim=OptimiserSettings(lr=1e-2),
@@ -142,6 +150,80 @@ def test_a_loss_without_alpha_and_gamma_is_refused_and_the_others_named(search: 
     assert {"FocalLoss", "DiceFocalLoss", "LesionWiseFocalLoss", "TrimmedFocalLoss"} <= set(
         tunable_losses()
     )
+
+
+def first_loss(run: Path, trial: int) -> float:
+    """Of the first step of a trial: all have the same weights and tiles then."""
+    with (run / "trials" / f"{trial:03d}" / "metrics.csv").open() as stream:
+        return float(next(csv.DictReader(stream))["loss"])
+
+
+def test_a_detectors_anchors_are_taught_by_the_trials_pair(search: Tune, tmp_path: Path) -> None:
+    outcome = search(architecture="retinanet", detection=partial(DetectionLoss, alpha=0.5))
+    one, other = (first_loss(tmp_path / "run", trial) for trial in (0, 1))
+    assert one != pytest.approx(other, rel=1e-2)
+    trials = outcome.search.trials
+    assert (trials[0].alpha, trials[0].gamma) == (0.5, 2.0)  # what the anchors have untuned
+    assert outcome.overrides(0.5, 2.0) == "detection.alpha=0.500 detection.gamma=2.00"
+
+
+@pytest.mark.parametrize(
+    ("architecture", "detection"),
+    [
+        ("unet", "focal"),
+        ("retinanet", "focal"),
+        ("retinanet", "varifocal"),
+        ("retina_unet", "focal"),
+        ("retina_unet", "varifocal"),
+        ("retina_unet", "hard_negatives"),
+    ],
+)
+def test_the_advice_makes_the_losses_of_the_trial(architecture: str, detection: str) -> None:
+    options = ["data.root=x", f"model={architecture}", f"detection={detection}"]
+    searched = made(compose("tune", options))
+    losses = PairLosses(architecture, searched["loss"], searched["detection"])
+    voxels, anchors = losses(0.6, 1.5)
+    advice = TuneOutcome(Path(), None, losses.groups).overrides(0.6, 1.5)  # type: ignore[arg-type]
+    trained = made(compose("train", [*options, *advice.split()]))
+    if architecture != "retinanet":
+        assert (voxels.alpha, voxels.gamma) == (0.6, 1.5)
+        assert (trained["loss"].alpha, trained["loss"].gamma) == (0.6, 1.5)
+    if architecture != "unet":
+        assert vars_of(anchors) == vars_of(trained["detection"])
+        assert (anchors.alpha == 0.6) == (detection != "hard_negatives")
+
+
+def made(cfg: Any) -> dict[str, Any]:
+    plain = OmegaConf.to_container(cfg, resolve=True)
+    assert isinstance(plain, dict)
+    return {name: instantiate(plain[name], _convert_="all") for name in ("loss", "detection")}
+
+
+def vars_of(loss: DetectionLoss) -> dict[str, Any]:
+    return {k: v for k, v in vars(loss).items() if not k.startswith("_")}
+
+
+@pytest.mark.parametrize("classification", ["quality", "hard_negatives"])
+def test_anchors_without_alpha_and_gamma_are_refused(search: Tune, classification: str) -> None:
+    with pytest.raises(ConfigError, match=r"detection\.classification.*detection=focal"):
+        search(
+            architecture="retinanet",
+            detection=partial(DetectionLoss, classification=classification),
+        )
+
+
+def test_the_trials_plan_undoes_what_the_pair_did(
+    search: Tune, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+
+    def examiner(found: Any, cases: Any, plan: Plan, *rest: Any) -> Examiner:
+        seen.append((plan.anchors.alpha, plan.anchors.gamma))
+        return Examiner(found, cases, plan, *rest)
+
+    monkeypatch.setattr("lesionseg.pipeline.tune.Examiner", examiner)
+    outcome = search(architecture="retinanet", n_trials=2)
+    assert seen == [(t.alpha, t.gamma) for t in outcome.search.trials]
 
 
 def test_several_devices_a_trial_are_refused(search: Tune) -> None:
