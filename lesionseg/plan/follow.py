@@ -1,11 +1,14 @@
 """What a plan takes over from the one whose weights training starts from."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from lesionseg.errors import ConfigError
-from lesionseg.plan.plan import Architecture, Plan, Stem
+from lesionseg.plan.plan import Architecture, Modality, Plan, Stem
 from lesionseg.plan.tile_rules import total_stride
+
+log = logging.getLogger(__name__)
 
 FOLLOWED = "as in the bundle that training starts from"
 # Networks whose encoder and decoder are built alike, so that one's weights serve the other
@@ -43,16 +46,21 @@ def refuse_stranger(
     before: Plan,
     *,
     dims: int,
-    n_channels: int,
+    modality: Modality,
+    channel_names: Sequence[str],
     architecture: str,
     spacing_mm: Sequence[float] | None,
     base_features: int | None,
     stem: Stem | None = None,
 ) -> None:
-    """Raise `ConfigError` when the weights of `before` cannot serve the plan that is asked for."""
+    """Raise `ConfigError` when the weights of `before` cannot serve the plan that is asked for.
+
+    Channels that are called otherwise are warned of.
+    """
     mine = {
         "spatial axes": (before.dims, dims),
-        "image channels": (len(before.channel_names), n_channels),
+        "modality": (before.modality, modality),
+        "image channels": (len(before.channel_names), len(channel_names)),
         "kind of trunk": (trunk_kind(before.architecture.name), trunk_kind(architecture)),
     }
     for what, (has, wanted) in mine.items():
@@ -64,9 +72,30 @@ def refuse_stranger(
                 remedy="name a bundle that was trained on such images with such a network, or "
                 "leave model.init_from out.",
             )
+    _check_channels(before.channel_names, channel_names)
     _refuse_setting("spacing_mm", spacing_mm, before.spacing_mm)
     _refuse_setting("base_features", base_features, before.architecture.features[0])
     _refuse_setting("stem", stem, before.architecture.stem)
+
+
+def _check_channels(has: Sequence[str], here: Sequence[str]) -> None:
+    """Weights and normalisation go over by a channel's place: no name may have moved."""
+    theirs, ours = ([name.strip().casefold() for name in names] for names in (has, here))
+    seen = f"{', '.join(has)} in the bundle, {', '.join(here)} here"
+    if any(a != b and b in theirs for a, b in zip(theirs, ours, strict=True)):
+        raise ConfigError(
+            "Training cannot start from this bundle: its channels have another order.",
+            where="model.init_from",
+            seen=seen,
+            remedy="give the dataset's channels in the bundle's order, or leave model.init_from "
+            "out.",
+        )
+    if theirs != ours:
+        log.warning(
+            "The channels are called otherwise than in the bundle that training starts from: "
+            "%s. They are normalised as there, by their place.",
+            seen,
+        )
 
 
 def _refuse_setting(name: str, chosen: object, has: object) -> None:

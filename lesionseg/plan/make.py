@@ -105,7 +105,8 @@ def _following(
     refuse_stranger(
         before,
         dims=fingerprint.dims,
-        n_channels=len(dataset.channel_names),
+        modality=fingerprint.modality,
+        channel_names=dataset.channel_names,
         architecture=chosen.architecture,
         spacing_mm=chosen.spacing_mm,
         base_features=chosen.base_features,

@@ -172,6 +172,7 @@ def test_a_folded_stem_is_planned_and_said(fingerprint: Fingerprint, dataset: Da
     ("change", "overrides", "says"),
     [
         ({"dims": 2}, {}, "another spatial axes"),
+        ({"modality": "ct"}, {}, r"another modality.*ct in the bundle, mri here"),
         ({"channel_names": ("a", "b", "c")}, {}, "another image channels"),
         ({}, {"architecture": "mine"}, "another kind of trunk"),
         ({}, {"spacing_mm": (3.0, 3.0, 3.0)}, r"leave model\.spacing_mm out"),
@@ -193,3 +194,31 @@ def test_a_bundle_that_does_not_fit_is_refused(
             overrides=PlanOverrides(**overrides),
             before=before,
         )
+
+
+@pytest.fixture
+def followed(fingerprint: Fingerprint, dataset: Dataset):
+    """Makes a plan for channels of these names that follows one with channels `before`."""
+
+    def plan(before: tuple[str, ...], here: tuple[str, ...]) -> Plan:
+        theirs = plan_of(fingerprint, dataset).with_(channel_names=before)
+        data = replace(dataset, channel_names=here)
+        return make_plan(fingerprint, data, memory_gb=16, device="cpu", before=theirs)
+
+    return plan
+
+
+@pytest.mark.parametrize(
+    ("before", "here"),
+    [(("T1", "FLAIR"), ("FLAIR", "T1")), (("T1", "FLAIR"), ("flair", "T2"))],
+)
+def test_channels_in_another_order_are_refused(followed, before, here):
+    with pytest.raises(ConfigError, match=r"another order.*T1, FLAIR in the bundle"):
+        followed(before, here)
+
+
+def test_channels_of_other_names_are_warned_of(followed, caplog):
+    followed(("T1", "FLAIR"), ("t1 ", "Flair"))
+    assert not caplog.text
+    followed(("T1", "FLAIR"), ("T1", "T2"))
+    assert "T1, FLAIR in the bundle, T1, T2 here" in caplog.text
