@@ -71,6 +71,8 @@ def take_best(network: nn.Module, run_dir: Path, select: str | None) -> bool:
     `TrainingError` when the file does not fit the network.
     """
     kept = _read(run_dir / BEST)
+    if kept is None and select == "best":
+        log.warning("No validation was made while training: the last weights are kept.")
     if kept is None or select == "last" or (select is None and kept["n"] < 2):
         return False
     best = Best(*(kept[name] for name in ("value", "latest", "n")))
@@ -99,7 +101,8 @@ def _read(path: Path) -> dict[str, Any] | None:
         kept = torch.load(path, map_location="cpu", weights_only=True)
         return {name: kept[name] for name in ("value", "latest", "n", "weights")}
     except Exception as error:  # torch.load raises half a dozen kinds for a broken file
-        raise _unusable(path, f"{type(error).__name__}: {error}") from error
+        # by its name alone: the text advises to load without `weights_only`
+        raise _unusable(path, type(error).__name__) from error
 
 
 def _unusable(path: Path, seen: str) -> TrainingError:
@@ -107,5 +110,6 @@ def _unusable(path: Path, seen: str) -> TrainingError:
         "The best weights cannot be read.",
         where=path,
         seen=seen,
-        remedy="set trainer.select=last, or train anew in another run_dir.",
+        remedy="delete this file and resume: the last weights are kept, or the best of the "
+        "validations that are still to come.",
     )

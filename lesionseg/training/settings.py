@@ -96,6 +96,13 @@ class TrainerSettings:
             _require(f"trainer.{name}", value, value is None or value > 0, "a number above 0")
         if self.select is not None:
             _one_of("trainer.select", self.select, ("best", "last"))
+        if self.select == "best" and self.validate_every_minutes is None:
+            raise ConfigError(
+                "The best weights are not known where nothing is validated meanwhile.",
+                where="trainer.select",
+                seen="best, and trainer.validate_every_minutes=null",
+                remedy="set trainer.validate_every_minutes=10, say, or leave trainer.select out.",
+            )
         for name in ("max_steps", "steps_per_epoch", "accumulate", "log_every", "validate_cases"):
             value = getattr(self, name)
             _require(f"trainer.{name}", value, value is None or value >= 1, "1 or more")

@@ -65,5 +65,14 @@ def test_a_file_that_does_not_fit_is_named(tmp_path):
     with pytest.raises(TrainingError, match=r"best\.ckpt"):
         take_best(nn.Linear(2, 2), tmp_path, "best")
     (tmp_path / "checkpoints" / "best.ckpt").write_bytes(b"no")
-    with pytest.raises(TrainingError, match=r"trainer\.select=last"):
+    with pytest.raises(TrainingError, match=r"best\.ckpt.*delete this file"):
         take_best(nn.Linear(1, 1), tmp_path, "best")
+
+
+def test_the_remedy_for_a_broken_file_works(tmp_path, caplog):
+    validated(tmp_path, 0.9, 0.1)
+    (tmp_path / "checkpoints" / "best.ckpt").unlink()
+    assert not take_best(nn.Linear(1, 1), tmp_path, "best")
+    assert "No validation was made" in caplog.text
+    assert validated(tmp_path, 0.5, 0.2).weight.item() == 1.0
+    assert take_best(network(7.0), tmp_path, "best")

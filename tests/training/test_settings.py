@@ -34,6 +34,13 @@ def test_a_wrong_trainer_setting_is_named(wrong):
         TrainerSettings(**{"max_steps": 1, **wrong})
 
 
+def test_the_best_weights_are_only_asked_for_where_something_is_validated():
+    with pytest.raises(ConfigError, match=r"trainer\.select.*validate_every_minutes=10"):
+        TrainerSettings(max_steps=1, select="best")
+    TrainerSettings(max_steps=1, select="best", validate_every_minutes=1.0)
+    TrainerSettings(max_steps=1, select="last")
+
+
 @pytest.mark.parametrize(
     "wrong",
     [
