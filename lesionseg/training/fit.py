@@ -6,12 +6,14 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 
 import pytorch_lightning as pl
 import torch
 from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 from lightning_fabric.utilities.warnings import PossibleUserWarning
+from pytorch_lightning.strategies import DDPStrategy
 from torch import nn
 
 from lesionseg.data.augment import AugmentationSettings
@@ -249,8 +251,11 @@ def _trainer(
     return pl.Trainer(
         accelerator=settings.accelerator,
         devices=settings.devices,
-        # spawned processes share this one's folder and tiles; a launcher would run main again
-        strategy="auto" if settings.devices in (1, "1") else "ddp_spawn",
+        # spawned processes share this one's folder and tiles; a launcher would run main again.
+        # They wait while the first one predicts whole volumes, to validate or audit.
+        strategy="auto"
+        if settings.devices in (1, "1")
+        else DDPStrategy(start_method="spawn", timeout=timedelta(days=1)),
         plugins=LightningEnvironment(),  # SLURM's variables do not make this one of its processes
         precision=precision,
         callbacks=list(callbacks),
