@@ -20,7 +20,7 @@ from lesionseg.losses.detection import DetectionLoss
 from lesionseg.models.build import build_network
 from lesionseg.pipeline.choice import undecided
 from lesionseg.pipeline.fine_tuning import bundle_plan, start_from
-from lesionseg.pipeline.memory import available_memory_gb, training_device
+from lesionseg.pipeline.memory import available_memory_gb, require_device, training_device
 from lesionseg.pipeline.progress import bar
 from lesionseg.pipeline.run_dir import is_claimed
 from lesionseg.pipeline.same_cases import SPLITS
@@ -75,6 +75,7 @@ def kept_plan(run: Path) -> Plan | None:
 
 
 def _planned(found: Survey, model: PlanOverrides, accelerator: str) -> Plan:
+    require_device(accelerator)  # before a plan for another device is written
     device = training_device(accelerator)
     plan = make_plan(
         found.fingerprint,

@@ -4,11 +4,25 @@ import os
 
 import torch
 
+from lesionseg.errors import ConfigError
+
 
 def training_device(accelerator: str) -> str:
     """`cuda` or `cpu`, as Lightning would choose for this accelerator."""
     wanted = accelerator in ("auto", "gpu", "cuda")
     return "cuda" if wanted and torch.cuda.is_available() else "cpu"
+
+
+def require_device(accelerator: str) -> None:
+    """Raise `ConfigError` where a GPU is asked for and there is none."""
+    if accelerator not in ("auto", "cpu") and training_device(accelerator) == "cpu":
+        raise ConfigError(
+            "There is no GPU that torch can use.",
+            where="trainer.accelerator",
+            seen=accelerator,
+            remedy="set trainer.accelerator=auto to train on the processor, or start the command "
+            "where `nvidia-smi` and torch.cuda.is_available() see a GPU.",
+        )
 
 
 def available_memory_gb(device: str) -> float:

@@ -24,6 +24,7 @@ from lesionseg.pipeline.choice import Choice, Wishes
 from lesionseg.pipeline.detectors import require_masks, require_voxels
 from lesionseg.pipeline.judge import Judged, Rules, judge_validation, labelled
 from lesionseg.pipeline.learning import Learning, affordable, decide, learn, linked, prepare_cases
+from lesionseg.pipeline.loss_check import check_losses
 from lesionseg.pipeline.provenance import device_name, is_simulated, provenance
 from lesionseg.pipeline.report import ReportSettings
 from lesionseg.pipeline.run_dir import claim, is_claimed
@@ -108,6 +109,7 @@ def begin(recipe: Recipe, found: Survey, run: Path, given: Plan | None = None) -
     decided = decide(found, recipe.model, learning.trainer.accelerator, run, given)
     plan = linked(decided, learning.loss, learning.detection)
     check_activation(learning.loss, plan)
+    check_losses(plan, learning.loss, learning.detection)
     if given is None and not is_claimed(run):
         plan = affordable(plan, learning, run)
     claim(run, recipe.config)  # last: a refused setting must not make the corrected one another's

@@ -6,6 +6,7 @@ from typing import Literal
 
 from lesionseg.errors import ConfigError
 
+ACCELERATORS = ("auto", "cpu", "gpu")
 PRECISIONS = ("auto", "32-true", "bf16-mixed", "16-mixed")
 
 
@@ -90,6 +91,7 @@ class TrainerSettings:
             self.compile in (True, False, "auto", "graphs"),
             "auto, true, false or graphs",
         )
+        _one_of("trainer.accelerator", self.accelerator, ACCELERATORS)
         _one_of("trainer.precision", self.precision, PRECISIONS)
         for name in ("max_minutes", "validate_every_minutes", "gradient_clip"):
             value = getattr(self, name)

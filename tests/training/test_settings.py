@@ -22,6 +22,7 @@ def test_training_without_an_end_is_refused():
         {"steps_per_epoch": 0},
         {"accumulate": 0},
         {"precision": "8-mixed"},
+        {"accelerator": "gpuu"},
         {"ema_decay": 1.0},
         {"gradient_clip": 0.0},
         {"workers": -1},
