@@ -1,8 +1,16 @@
 """What only some networks can do: refused for the others before anything is written."""
 
+import logging
+
+from torch import nn
+
 from lesionseg.errors import ConfigError, DatasetError
+from lesionseg.losses import FocalLoss
+from lesionseg.losses.detection import DetectionLoss
 from lesionseg.pipeline.survey import Survey
 from lesionseg.plan.plan import Plan
+
+log = logging.getLogger(__name__)
 
 _ONLY_BOXES = "retinanet"
 
@@ -32,4 +40,21 @@ def require_voxels(plan_or_name: Plan | str, where: str, what: str) -> None:
             where=where,
             seen=f"model={name}",
             remedy=f"leave {where} at its default, or train model=retina_unet.",
+        )
+
+
+def warn_of_unheard_loss(architecture: str, loss: nn.Module, detection: DetectionLoss) -> None:
+    """Say what teaches a network without voxels where a loss of voxels was chosen for it.
+
+    The default loss was not chosen; its α and γ are those of the anchors, too.
+    """
+    if architecture == _ONLY_BOXES and type(loss) is not FocalLoss:
+        log.warning(
+            "model=%s has no voxels: %s teaches it nothing. Its anchors are taught by detection=%s "
+            "(α %s, γ %s).",
+            architecture,
+            type(loss).__name__,
+            detection.classification,
+            detection.alpha,
+            detection.gamma,
         )

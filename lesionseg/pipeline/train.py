@@ -15,6 +15,7 @@ from lesionseg.inference.settings import InferenceSettings
 from lesionseg.losses.detection import DetectionLoss
 from lesionseg.pipeline.choice import CHOSEN, Wishes
 from lesionseg.pipeline.cross_validation import cross_validate
+from lesionseg.pipeline.detectors import warn_of_unheard_loss
 from lesionseg.pipeline.judge import judge_untouched
 from lesionseg.pipeline.learning import Learning
 from lesionseg.pipeline.one_training import Finished, Recipe, begin, train_once
@@ -92,6 +93,7 @@ def train(
         wishes=Wishes(operating_point, calibration, replicates, seed),
         config=config,
     )
+    warn_of_unheard_loss(model.architecture, loss, detection)
     found = survey(data, seed)
     finish = cross_validate if data.fold == ALL_FOLDS else _hold_out
     finished = finish(recipe, found, run)

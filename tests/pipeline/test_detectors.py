@@ -7,8 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from torch import nn
 
 from lesionseg.cli import run
+from lesionseg.losses import CrossEntropyLoss, DiceFocalLoss, FocalLoss
+from lesionseg.losses.detection import DetectionLoss
+from lesionseg.pipeline.detectors import warn_of_unheard_loss
 
 
 def boxed(root: Path, *, masks: bool = False, box: tuple[float, ...] = (8, 10, 9, 8)) -> Path:
@@ -69,3 +73,20 @@ def test_a_box_outside_names_case_and_lesion(
     told = capsys.readouterr().err
     assert "box of lesion 1 lies outside its image" in told
     assert all(f"(in {case})" in told for case in "123")
+
+
+@pytest.mark.parametrize(
+    ("model", "loss", "said"),
+    [
+        ("retinanet", CrossEntropyLoss(), True),
+        ("retinanet", DiceFocalLoss(), True),
+        ("retinanet", FocalLoss(gamma=3.0), False),
+        ("retina_unet", CrossEntropyLoss(), False),
+        ("unet", CrossEntropyLoss(), False),
+    ],
+)
+def test_a_loss_that_teaches_nothing_is_told(
+    model: str, loss: nn.Module, said: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    warn_of_unheard_loss(model, loss, DetectionLoss())
+    assert ("taught by detection=focal (α 0.25, γ 2.0)" in caplog.text) == said
