@@ -96,29 +96,32 @@ class Record(AfterStep):
 class Validation(AfterStep):
     """Calls `validate` with the averaged network in eval mode, at intervals and at the end.
 
-    With several processes the first one validates while the others wait. When it is due is told
-    by the minutes that all of them agreed on in a step: were each to ask its own clock, one could
-    wait here while the others go on.
+    With several processes the first one validates while the others wait. When it is due, too, is
+    the first one's to say: were each to ask its own clock, one could wait while others go on.
     """
 
     def __init__(self, validate: Validate, every_minutes: float | None, record: Record) -> None:
         self.validate, self.every_minutes, self.record = validate, every_minutes, record
-        self._due: float | None = None  # not set yet: the next step sets it
+        self._due: float | None = None
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Set the time of the first validation."""
+        self._plan(trainer, cast(LesionModule, pl_module))
 
     def after_step(self, trainer: pl.Trainer, module: LesionModule) -> None:
         """Validate when it is due."""
-        minutes = module.counters.minutes
-        if self.every_minutes is None:
-            return
-        if self._due is None:
-            self._due = minutes + self.every_minutes
-        elif minutes >= self._due and module.progress < 1:
+        due = self._due is not None and module.counters.minutes >= self._due
+        if due and module.progress < 1:
             self._run(trainer, module)
-            self._due = None
+            self._plan(trainer, module)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Validate what training hands over."""
         self._run(trainer, cast(LesionModule, pl_module))
+
+    def _plan(self, trainer: pl.Trainer, module: LesionModule) -> None:
+        if self.every_minutes is not None:
+            self._due = trainer.strategy.broadcast(module.clock.minutes() + self.every_minutes)
 
     def _run(self, trainer: pl.Trainer, module: LesionModule) -> None:
         if trainer.is_global_zero and self.record.history is not None:

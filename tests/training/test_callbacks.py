@@ -21,25 +21,32 @@ def module(own_minutes=0.0):
     return SimpleNamespace(counters=SimpleNamespace(minutes=0.0), progress=0.0, clock=clock)
 
 
-def trainer(barriers):
-    strategy = SimpleNamespace(barrier=lambda: barriers.append(1))
+def trainer(barriers, first=None):
+    """Of one of several processes, the first of which has the clock `first`."""
+    strategy = SimpleNamespace(
+        barrier=lambda: barriers.append(1),
+        broadcast=lambda own: own if first is None else first() + 1.0,
+    )
     return SimpleNamespace(is_global_zero=False, strategy=strategy)
 
 
-def validations_at(own_minutes, agreed):
-    """The steps, by number, after which a process with this clock validates."""
-    validation, one, seen = Validation(lambda _: {}, 1.0, Record()), module(own_minutes), []
+def validations_at(lag, agreed):
+    """The steps, by number, after which a process that lags behind the first one validates."""
+    validation, now, seen = Validation(lambda _: {}, 1.0, Record()), [0.0], []
+    one = module()
+    one.clock.minutes = lambda: now[0] - lag
+    validation.on_train_start(trainer([], first=lambda: now[0]), one)
     for step, minutes in enumerate(agreed):
-        one.counters.minutes = minutes
+        now[0] = one.counters.minutes = minutes
         barriers = []
-        validation.after_step(trainer(barriers), one)
+        validation.after_step(trainer(barriers, first=lambda: now[0]), one)
         seen += [step] * len(barriers)
     return seen
 
 
 def test_processes_validate_after_the_same_steps_whatever_their_own_clocks_say():
     agreed = [0.1 * i for i in range(50)]
-    first, second = validations_at(0.0, agreed), validations_at(7.77, agreed)
+    first, second = validations_at(0.0, agreed), validations_at(0.25, agreed)
     assert first == second
     assert len(first) == 4
 
