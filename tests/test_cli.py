@@ -1,5 +1,6 @@
 """The command line: overrides that are right, nearly right and wrong."""
 
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,33 @@ def test_paths_arrive_as_they_were_typed(path: str) -> None:
     assert compose("train", [f"data.root={path}"]).data.root == path
     assert compose("train", ["data.root=x", f"run_dir={path}"]).run_dir == path
     assert compose("train", ["data.root=x", f"report.study={path}"]).report.study == path
+
+
+@pytest.mark.parametrize(
+    ("verb", "key"),
+    [
+        *[("evaluate", key) for key in ("images", "columns", "groups")],
+        *[("report", key) for key in ("compare", "report.title", "report.other_name")],
+        *[(verb, "data.group") for verb in ("train", "prepare", "tune")],
+        ("train", "logger.tracking_uri"),
+    ],
+)
+@pytest.mark.parametrize("text", ["(P[0-9]+)_", r"^sub-(\d{2})$", "a b=c, (d)", "it's"])
+def test_other_free_text_arrives_as_it_was_typed(verb: str, key: str, text: str) -> None:
+    from omegaconf import OmegaConf
+
+    assert OmegaConf.select(compose(verb, [*REQUIRED[verb], f"{key}={text}"]), key) == text
+
+
+@pytest.mark.parametrize(
+    ("verb", "example"), [(verb, e) for verb, entry in VERBS.items() for e in entry.examples]
+)
+def test_every_example_of_the_help_composes(verb: str, example: str) -> None:
+    given = shlex.split(example)  # as a shell hands it over
+    cfg = compose(verb, given)
+    pattern = next((g for g in given if "(P[0-9]+)_" in g), None)
+    if pattern:
+        assert "(P[0-9]+)_" in (cfg.data.group if "data" in cfg else cfg.groups)
 
 
 def test_several_bundles_are_a_list_of_paths() -> None:

@@ -22,7 +22,7 @@ def compose(verb: str, argv: Sequence[str]) -> Any:
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
-    overrides = [quoted(argument, VERBS[verb].paths) for argument in argv]
+    overrides = [quoted(argument, VERBS[verb].texts) for argument in argv]
     known = groups(verb)
     chosen = [o for o in overrides if key_of(o) in known]
     _check_options(chosen, known)
