@@ -200,6 +200,22 @@ def test_jobs_of_a_multirun_do_not_share_a_run_directory(
     assert "fold_${data.fold}" in capsys.readouterr().err
 
 
+def test_a_multirun_leaves_out_what_an_experiment_says_to_another_verb(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    seen = []
+
+    def call(cfg: Any) -> int:
+        seen.append((cfg.data.fold, cfg.run_dir, "operating_point" in cfg))
+        return 0
+
+    monkeypatch.setattr("lesionseg.cli.command.call", call)
+    named = "run_dir=runs/fold_${data.fold}"
+    assert run("prepare", ["-m", "experiment=demo_mri", "data.fold=0,1", named]) == 0
+    assert seen == [(0, "runs/fold_0", False), (1, "runs/fold_1", False)]
+
+
 def test_a_multirun_says_errors_in_a_sentence(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

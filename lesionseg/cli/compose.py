@@ -28,9 +28,9 @@ def compose(verb: str, argv: Sequence[str]) -> Any:
     _check_options(chosen, known)
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         try:
-            base = hydra_compose(verb, overrides=chosen)
+            base = fitting(hydra_compose(verb, overrides=chosen), verb)
             _check_keys([o for o in overrides if o not in chosen], base)
-            cfg = hydra_compose(verb, overrides=overrides)
+            cfg = fitting(hydra_compose(verb, overrides=overrides), verb, overrides)
             _check_kinds([o for o in overrides if o not in chosen], base, cfg)
         except (HydraException, OmegaConfBaseException) as error:
             raise ConfigError(str(error).splitlines()[0], where=" ".join(argv)) from error
@@ -45,12 +45,31 @@ def conf_dir() -> Path:
 
 def groups(verb: str) -> dict[str, list[str]]:
     """The verb's groups and the options of each, in the order of its table of contents."""
+    root = conf_dir()
+    names = [next(iter(d)) for d in _contents(verb)["defaults"] if isinstance(d, dict)]
+    return {n: sorted(p.stem for p in (root / n).glob("*.yaml")) for n in names}
+
+
+def fitting(cfg: Any, verb: str, overrides: Sequence[str] = ()) -> Any:
+    """The configuration without what an experiment says to other verbs.
+
+    An experiment sets `operating_point` or `preset`, say, for `train`; `prepare` has neither. What
+    the overrides name stays, so that it is refused and not passed over.
+    """
+    from omegaconf import OmegaConf
+
+    named = {key_of(o).partition(".")[0] for o in overrides}
+    own = {*_contents(verb), *groups(verb), *named}
+    return OmegaConf.masked_copy(cfg, [key for key in cfg if key in own])
+
+
+def _contents(verb: str) -> dict[str, Any]:
+    """The verb's table of contents, as its file has it."""
     import yaml
 
-    root = conf_dir()
-    contents = yaml.safe_load((root / f"{verb}.yaml").read_text(encoding="utf-8"))
-    names = [next(iter(d)) for d in contents["defaults"] if isinstance(d, dict)]
-    return {n: sorted(p.stem for p in (root / n).glob("*.yaml")) for n in names}
+    text = (conf_dir() / f"{verb}.yaml").read_text(encoding="utf-8")
+    contents: dict[str, Any] = yaml.safe_load(text)
+    return contents
 
 
 def _check_options(chosen: Sequence[str], groups: Mapping[str, Sequence[str]]) -> None:

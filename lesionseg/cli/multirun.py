@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from typing import Any
 
-from lesionseg.cli.compose import conf_dir
+from lesionseg.cli.compose import conf_dir, fitting
 from lesionseg.cli.overrides import key_of, quoted
 from lesionseg.cli.verbs import VERBS
 from lesionseg.errors import ConfigError
@@ -18,14 +18,14 @@ def multirun(verb: str, argv: Sequence[str], call: Callable[[Any], int]) -> int:
     import hydra
     from hydra.errors import HydraException
 
+    _require_launcher(argv)
+    overrides = [quoted(a, VERBS[verb].texts) for a in argv]
     statuses: list[int] = []
 
     def task(cfg: Any) -> int:
-        statuses.append(call(cfg))
+        statuses.append(call(fitting(cfg, verb, overrides)))
         return statuses[-1]
 
-    _require_launcher(argv)
-    overrides = [quoted(a, VERBS[verb].texts) for a in argv]
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors come out of Hydra as themselves
     try:
         sys.argv = [verb, "--multirun", *overrides, *_run_dirs(verb, overrides)]
