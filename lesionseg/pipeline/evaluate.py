@@ -40,7 +40,12 @@ from lesionseg.io.conventions import read_dataset
 from lesionseg.io.groups import assign_groups
 from lesionseg.io.predictions import find_masks, find_predictions
 from lesionseg.io.volumes import read_geometry
-from lesionseg.pipeline.evaluate_inputs import image_readers, prediction_reader, read_columns
+from lesionseg.pipeline.evaluate_inputs import (
+    accepted_from,
+    image_readers,
+    prediction_reader,
+    read_columns,
+)
 from lesionseg.pipeline.progress import bar
 
 _log = logging.getLogger(__name__)
@@ -75,7 +80,7 @@ def evaluate(
     *,
     dataset: Dataset | None = None,
     evaluated_on: str = "external",
-    operating_point: OperatingPoint | None = None,
+    operating_point: OperatingPoint | str | None = None,
     preset: str | Preset = "lesionseg",
     groups: str | None = None,
     compare: str | Path | None = None,
@@ -93,7 +98,8 @@ def evaluate(
     `reference`: a folder of masks named by case, or a dataset folder. `dataset`: already read; its
     labelled cases are judged and `reference` is not looked at. `prediction`: our files, another
     program's masks, or candidate files alone. `groups`: regular expression on the case id that
-    names the patient. A case without prediction counts as missed lesions; a prediction without
+    names the patient. `operating_point`: `score:0.37`, say; without it candidates are accepted as
+    the predictions' files say. A case without prediction counts as missed lesions; a prediction without
     reference is named in a warning. `progress` is called with case, number done and total; without
     it a bar is drawn on the terminal.
     `compare`: another folder of predictions, a second model or reader, judged on the same cases and
@@ -106,6 +112,7 @@ def evaluate(
     writes nothing.
     """
     _check_role(evaluated_on)
+    point = accepted_from(operating_point)
     reference, prediction, output = Path(reference), Path(prediction), Path(output)
     if dataset is None and any((reference / name).is_file() for name in _DATASET_FILES):
         dataset = read_dataset(reference)
@@ -119,7 +126,7 @@ def evaluate(
             pairs,
             output,
             evaluated_on=evaluated_on,
-            operating_point=operating_point,
+            operating_point=point,
             preset=preset,
             labels=dataset.lesion_labels if dataset else None,
             replicates=replicates,
