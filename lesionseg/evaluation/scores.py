@@ -48,8 +48,9 @@ def summarise(
 
     `evaluated_on` is the role of the cases. `labels` names label values; others are named by their
     value. `operating_point`: None takes the one that all predictions state; masks without scores
-    have none. `replicates` and `seed` are the bootstrap's. `columns`: what a table says of each case; `subgroups` names those
-    to divide by, None takes all that divide. No result at all gives nulls throughout.
+    have none. `replicates` and `seed` are the bootstrap's. `columns`: what a table says of each
+    case; `subgroups` names those to divide by, None takes all that divide. No result at all gives
+    nulls throughout.
     """
     summary = Summary.of(results, preset, replicates, seed)
     plain = {**summary.detection_numbers(), **summary.curve_numbers()}
