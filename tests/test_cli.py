@@ -1,6 +1,8 @@
 """The command line: overrides that are right, nearly right and wrong."""
 
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -128,6 +130,67 @@ def test_help_shows_examples_groups_and_options(
     assert not any(line.endswith(":") and line.startswith("  ") for line in page.splitlines())
     for group in composegroups(verb):
         assert f"Group {group} " in page
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_of_a_group_prints_its_files_with_their_comments(
+    verb: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from lesionseg.cli import conf_dir
+
+    for group in composegroups(verb):
+        assert run(verb, ["--help", group]) == 0
+        page = capsys.readouterr().out
+        for file in (conf_dir() / group).glob("*.yaml"):
+            assert f"=== {group}={file.stem} ===\n{file.read_text(encoding='utf-8')}" in page
+
+
+def test_help_of_a_mistyped_group_names_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("train", ["--help", "trainr"]) == 2
+    assert "Did you mean 'trainer'?" in capsys.readouterr().err
+    assert run("export", ["model", "-h"]) == 2
+    assert "export has no group 'model'" in capsys.readouterr().err
+
+
+def test_help_beside_overrides_is_the_verbs_page(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("train", ["data.root=x", "-m", "--help"]) == 0
+    assert "Group trainer " in capsys.readouterr().out
+
+
+def test_help_loads_nothing_heavy() -> None:
+    """Help is to come at once; each of these takes longer than reading the files."""
+    code = (
+        "import sys; from lesionseg.cli import run; run('train', ['--help', 'trainer']); "
+        "run('train', ['--help']); print({'torch', 'hydra', 'monai', 'numba'} & set(sys.modules))"
+    )
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert said.stdout.rstrip().endswith("set()")
+
+
+def test_cfg_prints_the_configuration_and_runs_nothing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import yaml
+    from omegaconf import OmegaConf
+
+    monkeypatch.setattr("lesionseg.cli.command.call", lambda _: pytest.fail("it was run"))
+    given = ["data.root=a, b", "loss.gamma=3", "run_dir=runs/fold_${data.fold}", "data.fold=2"]
+    assert run("train", [*given, "--cfg"]) == 0
+    printed = yaml.safe_load(capsys.readouterr().out)
+    assert printed == OmegaConf.to_container(compose("train", given), resolve=True)
+    assert (printed["data"]["root"], printed["run_dir"]) == ("a, b", "runs/fold_2")
+    assert run("train", ["--cfg"]) == 0
+    assert yaml.safe_load(capsys.readouterr().out)["data"]["root"] == "???"
+    assert run("train", ["--cfg", "loss.gama=3"]) == 2
+    assert "Did you mean 'loss.gamma'?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("cfg", [[], ["--cfg"]])
+def test_a_reference_to_nothing_is_said_in_a_sentence(
+    cfg: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("train", ["data.root=x", "run_dir=runs/${data.nothing}", *cfg]) == 2
+    assert "data.nothing" in capsys.readouterr().err
 
 
 def composegroups(verb: str) -> list[str]:

@@ -12,10 +12,11 @@ PACKAGE = Path(__file__).resolve().parent.parent
 NUMBERS_OR_WORDS = ("trainer.devices",)
 
 
-def compose(verb: str, argv: Sequence[str]) -> Any:
+def compose(verb: str, argv: Sequence[str], *, complete: bool = True) -> Any:
     """The resolved configuration of a verb under overrides, checked key by key.
 
-    Raises `ConfigError` that names the nearest valid key or option.
+    `complete` refuses one in which a setting that has no default is missing. Raises `ConfigError`
+    that names the nearest valid key or option.
     """
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
@@ -34,7 +35,8 @@ def compose(verb: str, argv: Sequence[str]) -> Any:
             _check_kinds([o for o in overrides if o not in chosen], base, cfg)
         except (HydraException, OmegaConfBaseException) as error:
             raise ConfigError(str(error).splitlines()[0], where=" ".join(argv)) from error
-    _check_complete(cfg, verb)
+    if complete:
+        _check_complete(cfg, verb)
     return cfg
 
 
