@@ -80,6 +80,7 @@ def test_quoted_and_null_paths_stay_as_hydra_reads_them() -> None:
         ("model=unett", "unet"),
         ("loss=dice-focal", "dice_focal"),
         ("experiment=demo_mr", "demo_mri"),
+        ("+sead=1", "seed"),
     ],
 )
 def test_a_mistyped_override_names_the_nearest(override: str, nearest: str) -> None:

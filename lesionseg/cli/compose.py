@@ -91,7 +91,8 @@ def _check_keys(overrides: Sequence[str], base: Any) -> None:
     known = list(_flatten(OmegaConf.to_container(base, resolve=False)))
     for override in overrides:
         key = key_of(override)
-        if override[0] in "+~" or key in known or key.startswith("hydra."):
+        added = override[0] in "+~" and "." in key  # its group says whether it takes it
+        if added or key in known or key.startswith("hydra."):
             continue
         raise ConfigError(f"There is no setting {key!r}.{nearest(key, known)}", where=override)
 

@@ -119,7 +119,7 @@ def evaluate(
         dataset = open_reference(reference)
     labelled = cases_of(reference, dataset)
     chosen = of_role(labelled, find_predictions(prediction), evaluated_on)
-    cases = assign_groups(chosen, groups)
+    cases = assign_groups(chosen, groups, setting="groups")
     pair = partial(_pairs, cases, dataset, {c.case for c in labelled}, role, resample)
     pairs = with_images(pair(prediction), image_readers(cases, dataset, images))
     verdicts = _verdicts(Path(adjudication)) if adjudication else None

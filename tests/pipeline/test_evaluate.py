@@ -171,6 +171,10 @@ def test_groups_by_pattern(folders):
     for path in [*folders[0].iterdir(), *folders[1].iterdir()]:
         path.rename(path.with_name("one_" + path.name))
     assert evaluate(*folders, groups="one", replicates=5)["n_groups"] == 1
+    with pytest.raises(DatasetError, match=r"does not fit.*\(in groups\)"):
+        evaluate(*folders, groups="two")
+    with pytest.raises(ConfigError, match=r"no regular expression.*\(in groups\)"):
+        evaluate(*folders, groups="(two")
 
 
 def test_progress_is_told(folders):
