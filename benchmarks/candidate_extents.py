@@ -51,7 +51,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--data", type=Path, nargs="+", required=True, help="dataset folders")
     parser.add_argument("--cells", type=Path, default=Path("runs/vs_nnunet"))
     parser.add_argument("--ratios", type=float, nargs="+", default=[1.5, 2.5, 4.0, 10.0])
-    parser.add_argument("--joins", type=float, nargs="+", default=[1.0, 10.0])
+    parser.add_argument("--joins", type=float, nargs="+", default=[1.0, 20.0])
     parser.add_argument("--table", type=Path, help="where a Markdown table goes")
     return parser.parse_args()
 

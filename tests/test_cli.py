@@ -1,5 +1,8 @@
 """The command line: overrides that are right, nearly right and wrong."""
 
+import shlex
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +30,33 @@ def test_paths_arrive_as_they_were_typed(path: str) -> None:
     assert compose("train", ["data.root=x", f"report.study={path}"]).report.study == path
 
 
+@pytest.mark.parametrize(
+    ("verb", "key"),
+    [
+        *[("evaluate", key) for key in ("images", "columns", "groups")],
+        *[("report", key) for key in ("compare", "report.title", "report.other_name")],
+        *[(verb, "data.group") for verb in ("train", "prepare", "tune")],
+        ("train", "logger.tracking_uri"),
+    ],
+)
+@pytest.mark.parametrize("text", ["(P[0-9]+)_", r"^sub-(\d{2})$", "a b=c, (d)", "it's"])
+def test_other_free_text_arrives_as_it_was_typed(verb: str, key: str, text: str) -> None:
+    from omegaconf import OmegaConf
+
+    assert OmegaConf.select(compose(verb, [*REQUIRED[verb], f"{key}={text}"]), key) == text
+
+
+@pytest.mark.parametrize(
+    ("verb", "example"), [(verb, e) for verb, entry in VERBS.items() for e in entry.examples]
+)
+def test_every_example_of_the_help_composes(verb: str, example: str) -> None:
+    given = shlex.split(example)  # as a shell hands it over
+    cfg = compose(verb, given)
+    pattern = next((g for g in given if "(P[0-9]+)_" in g), None)
+    if pattern:
+        assert "(P[0-9]+)_" in (cfg.data.group if "data" in cfg else cfg.groups)
+
+
 def test_several_bundles_are_a_list_of_paths() -> None:
     given = ["input=i", "output=o"]
     assert list(compose("predict", ["bundle=[a b, it's=[1]]", *given]).bundle) == [
@@ -50,6 +80,7 @@ def test_quoted_and_null_paths_stay_as_hydra_reads_them() -> None:
         ("model=unett", "unet"),
         ("loss=dice-focal", "dice_focal"),
         ("experiment=demo_mr", "demo_mri"),
+        ("+sead=1", "seed"),
     ],
 )
 def test_a_mistyped_override_names_the_nearest(override: str, nearest: str) -> None:
@@ -100,6 +131,67 @@ def test_help_shows_examples_groups_and_options(
     assert not any(line.endswith(":") and line.startswith("  ") for line in page.splitlines())
     for group in composegroups(verb):
         assert f"Group {group} " in page
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_of_a_group_prints_its_files_with_their_comments(
+    verb: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from lesionseg.cli import conf_dir
+
+    for group in composegroups(verb):
+        assert run(verb, ["--help", group]) == 0
+        page = capsys.readouterr().out
+        for file in (conf_dir() / group).glob("*.yaml"):
+            assert f"=== {group}={file.stem} ===\n{file.read_text(encoding='utf-8')}" in page
+
+
+def test_help_of_a_mistyped_group_names_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("train", ["--help", "trainr"]) == 2
+    assert "Did you mean 'trainer'?" in capsys.readouterr().err
+    assert run("export", ["model", "-h"]) == 2
+    assert "export has no group 'model'" in capsys.readouterr().err
+
+
+def test_help_beside_overrides_is_the_verbs_page(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("train", ["data.root=x", "-m", "--help"]) == 0
+    assert "Group trainer " in capsys.readouterr().out
+
+
+def test_help_loads_nothing_heavy() -> None:
+    """Help is to come at once; each of these takes longer than reading the files."""
+    code = (
+        "import sys; from lesionseg.cli import run; run('train', ['--help', 'trainer']); "
+        "run('train', ['--help']); print({'torch', 'hydra', 'monai', 'numba'} & set(sys.modules))"
+    )
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert said.stdout.rstrip().endswith("set()")
+
+
+def test_cfg_prints_the_configuration_and_runs_nothing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import yaml
+    from omegaconf import OmegaConf
+
+    monkeypatch.setattr("lesionseg.cli.command.call", lambda _: pytest.fail("it was run"))
+    given = ["data.root=a, b", "loss.gamma=3", "run_dir=runs/fold_${data.fold}", "data.fold=2"]
+    assert run("train", [*given, "--cfg"]) == 0
+    printed = yaml.safe_load(capsys.readouterr().out)
+    assert printed == OmegaConf.to_container(compose("train", given), resolve=True)
+    assert (printed["data"]["root"], printed["run_dir"]) == ("a, b", "runs/fold_2")
+    assert run("train", ["--cfg"]) == 0
+    assert yaml.safe_load(capsys.readouterr().out)["data"]["root"] == "???"
+    assert run("train", ["--cfg", "loss.gama=3"]) == 2
+    assert "Did you mean 'loss.gamma'?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("cfg", [[], ["--cfg"]])
+def test_a_reference_to_nothing_is_said_in_a_sentence(
+    cfg: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("train", ["data.root=x", "run_dir=runs/${data.nothing}", *cfg]) == 2
+    assert "data.nothing" in capsys.readouterr().err
 
 
 def composegroups(verb: str) -> list[str]:
@@ -170,6 +262,22 @@ def test_jobs_of_a_multirun_do_not_share_a_run_directory(
     assert run("train", ["-m", "data.root=x", "data.fold=all", "run_dir=runs/cv"]) == 0
     assert run("train", ["-m", "data.root=x", "data.fold=0,1", "run_dir=runs/cv"]) == 2
     assert "fold_${data.fold}" in capsys.readouterr().err
+
+
+def test_a_multirun_leaves_out_what_an_experiment_says_to_another_verb(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    seen = []
+
+    def call(cfg: Any) -> int:
+        seen.append((cfg.data.fold, cfg.run_dir, "operating_point" in cfg))
+        return 0
+
+    monkeypatch.setattr("lesionseg.cli.command.call", call)
+    named = "run_dir=runs/fold_${data.fold}"
+    assert run("prepare", ["-m", "experiment=demo_mri", "data.fold=0,1", named]) == 0
+    assert seen == [(0, "runs/fold_0", False), (1, "runs/fold_1", False)]
 
 
 def test_a_multirun_says_errors_in_a_sentence(

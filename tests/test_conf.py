@@ -6,6 +6,7 @@ import pytest
 
 from lesionseg.cli import VERBS, compose, conf_dir
 from lesionseg.cli.compose import groups
+from lesionseg.errors import ConfigError
 
 REQUIRED = {
     "train": ["data.root=x"],
@@ -67,6 +68,30 @@ def test_the_recipe_takes_exactly_what_the_configuration_gives(verb: str) -> Non
     needed = {n for n, p in parameters.items() if p.default is p.empty}
     assert given <= set(parameters)
     assert needed - {"config"} <= given
+
+
+@pytest.mark.parametrize(
+    ("verb", "experiment"), [(v, option) for v, group, option in OPTIONS if group == "experiment"]
+)
+def test_every_verb_takes_what_an_experiment_sets(verb: str, experiment: str) -> None:
+    import inspect
+
+    from hydra.utils import instantiate
+    from omegaconf import OmegaConf
+
+    cfg = compose(verb, [*REQUIRED[verb], f"experiment={experiment}"])
+    plain = OmegaConf.to_container(cfg, resolve=True)
+    assert isinstance(plain, dict)
+    plain.pop("debug")
+    recipe = instantiate({**plain, "_partial_": True}, _convert_="all")
+    inspect.signature(recipe.func).bind(**recipe.keywords, config=plain)
+    assert cfg.run_dir == f"runs/{experiment}"
+
+
+def test_what_an_experiment_says_to_another_verb_cannot_be_set() -> None:
+    compose("train", ["experiment=demo_mri", "operating_point=fp_per_case:2"])
+    with pytest.raises(ConfigError, match="no setting 'operating_point'"):
+        compose("prepare", ["experiment=demo_mri", "operating_point=fp_per_case:2"])
 
 
 def test_every_file_opens_with_what_it_is_for() -> None:

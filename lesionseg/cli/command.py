@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from lesionseg.cli.compose import compose
-from lesionseg.cli.help import help_page
+from lesionseg.cli.help import group_page, help_page
 from lesionseg.cli.multirun import multirun
 from lesionseg.cli.overrides import nearest
 from lesionseg.cli.verbs import VERBS
@@ -25,15 +25,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     _say("lesionseg VERB [group=option] [key=value] …\n")
     for name, verb in VERBS.items():
         _say(f"  {name:<9} {verb.summary}")
-    _say("\n`lesionseg VERB --help` shows its groups, options and examples.")
+    _say("\n`lesionseg VERB --help` shows its groups, options and examples,")
+    _say("`lesionseg VERB --help GROUP` the settings of a group.")
     return 0
 
 
 def run(verb: str, argv: Sequence[str]) -> int:
     """Run one verb with Hydra overrides; returns 0, 1 after an error, 2 after a mistyped one."""
     if {"-h", "--help"} & set(argv):
-        _say(help_page(verb))
-        return 0
+        return _help(verb, argv)
     # ours alone: other packages' notes on fonts and plug-ins are no news to a user
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logging.getLogger("lesionseg").setLevel(logging.INFO)
@@ -42,6 +42,8 @@ def run(verb: str, argv: Sequence[str]) -> int:
         if {"-m", "--multirun"} & set(argv):
             asked = [a for a in argv if a not in ("-m", "--multirun")]
             return multirun(verb, asked, call)
+        if "--cfg" in argv:
+            return _show(compose(verb, [a for a in argv if a != "--cfg"], complete=False))
         return call(compose(verb, argv))
     except ConfigError as error:
         return _fail(error, debug, status=2)
@@ -56,9 +58,8 @@ def call(cfg: Any) -> int:
     """Build the settings, call the recipe, say what came out; returns the exit status."""
     from hydra.errors import InstantiationException
     from hydra.utils import instantiate
-    from omegaconf import OmegaConf
 
-    plain: Any = OmegaConf.to_container(cfg, resolve=True)
+    plain = _plain(cfg)
     recipe = {key: value for key, value in plain.items() if key != "debug"}
     try:
         # partial: the settings are built here, the recipe is called outside, so that what it
@@ -74,6 +75,37 @@ def call(cfg: Any) -> int:
 
     _say("\n".join(lines_of(outcome)))
     return int(getattr(outcome, "exit_status", 0))
+
+
+def _help(verb: str, argv: Sequence[str]) -> int:
+    """The verb's page, or those of the groups that are named; returns the exit status."""
+    named = [a for a in argv if not a.startswith("-") and "=" not in a]
+    try:
+        pages = [group_page(verb, group) for group in named] or [help_page(verb)]
+    except ConfigError as error:
+        return _fail(error, debug=False, status=2)
+    _say("\n".join(pages))
+    return 0
+
+
+def _show(cfg: Any) -> int:
+    """Print a configuration as YAML, what is still to be given as `???`."""
+    import yaml
+
+    _say(yaml.safe_dump(_plain(cfg), sort_keys=False, allow_unicode=True).rstrip())
+    return 0
+
+
+def _plain(cfg: Any) -> dict[str, Any]:
+    """A configuration as plain data; raises `ConfigError` for a reference to nothing."""
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        plain: Any = OmegaConf.to_container(cfg, resolve=True)
+    except OmegaConfBaseException as error:
+        raise ConfigError(str(error).splitlines()[0], where=error.full_key) from error
+    return dict(plain)
 
 
 def _config_for(plain: dict[str, Any]) -> dict[str, Any]:

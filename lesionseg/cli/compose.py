@@ -12,29 +12,31 @@ PACKAGE = Path(__file__).resolve().parent.parent
 NUMBERS_OR_WORDS = ("trainer.devices",)
 
 
-def compose(verb: str, argv: Sequence[str]) -> Any:
+def compose(verb: str, argv: Sequence[str], *, complete: bool = True) -> Any:
     """The resolved configuration of a verb under overrides, checked key by key.
 
-    Raises `ConfigError` that names the nearest valid key or option.
+    `complete` refuses one in which a setting that has no default is missing. Raises `ConfigError`
+    that names the nearest valid key or option.
     """
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
-    overrides = [quoted(argument, VERBS[verb].paths) for argument in argv]
+    overrides = [quoted(argument, VERBS[verb].texts) for argument in argv]
     known = groups(verb)
     chosen = [o for o in overrides if key_of(o) in known]
     _check_options(chosen, known)
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         try:
-            base = hydra_compose(verb, overrides=chosen)
+            base = fitting(hydra_compose(verb, overrides=chosen), verb)
             _check_keys([o for o in overrides if o not in chosen], base)
-            cfg = hydra_compose(verb, overrides=overrides)
+            cfg = fitting(hydra_compose(verb, overrides=overrides), verb, overrides)
             _check_kinds([o for o in overrides if o not in chosen], base, cfg)
         except (HydraException, OmegaConfBaseException) as error:
             raise ConfigError(str(error).splitlines()[0], where=" ".join(argv)) from error
-    _check_complete(cfg, verb)
+    if complete:
+        _check_complete(cfg, verb)
     return cfg
 
 
@@ -45,12 +47,31 @@ def conf_dir() -> Path:
 
 def groups(verb: str) -> dict[str, list[str]]:
     """The verb's groups and the options of each, in the order of its table of contents."""
+    root = conf_dir()
+    names = [next(iter(d)) for d in _contents(verb)["defaults"] if isinstance(d, dict)]
+    return {n: sorted(p.stem for p in (root / n).glob("*.yaml")) for n in names}
+
+
+def fitting(cfg: Any, verb: str, overrides: Sequence[str] = ()) -> Any:
+    """The configuration without what an experiment says to other verbs.
+
+    An experiment sets `operating_point` or `preset`, say, for `train`; `prepare` has neither. What
+    the overrides name stays, so that it is refused and not passed over.
+    """
+    from omegaconf import OmegaConf
+
+    named = {key_of(o).partition(".")[0] for o in overrides}
+    own = {*_contents(verb), *groups(verb), *named}
+    return OmegaConf.masked_copy(cfg, [key for key in cfg if key in own])
+
+
+def _contents(verb: str) -> dict[str, Any]:
+    """The verb's table of contents, as its file has it."""
     import yaml
 
-    root = conf_dir()
-    contents = yaml.safe_load((root / f"{verb}.yaml").read_text(encoding="utf-8"))
-    names = [next(iter(d)) for d in contents["defaults"] if isinstance(d, dict)]
-    return {n: sorted(p.stem for p in (root / n).glob("*.yaml")) for n in names}
+    text = (conf_dir() / f"{verb}.yaml").read_text(encoding="utf-8")
+    contents: dict[str, Any] = yaml.safe_load(text)
+    return contents
 
 
 def _check_options(chosen: Sequence[str], groups: Mapping[str, Sequence[str]]) -> None:
@@ -70,7 +91,8 @@ def _check_keys(overrides: Sequence[str], base: Any) -> None:
     known = list(_flatten(OmegaConf.to_container(base, resolve=False)))
     for override in overrides:
         key = key_of(override)
-        if override[0] in "+~" or key in known or key.startswith("hydra."):
+        added = override[0] in "+~" and "." in key  # its group says whether it takes it
+        if added or key in known or key.startswith("hydra."):
             continue
         raise ConfigError(f"There is no setting {key!r}.{nearest(key, known)}", where=override)
 

@@ -1,10 +1,12 @@
-"""The page of help of a verb, from the first comment of each configuration file."""
+"""The page of help of a verb, and that of a group, from the configuration files themselves."""
 
 import re
 from pathlib import Path
 
 from lesionseg.cli.compose import conf_dir, groups
+from lesionseg.cli.overrides import nearest
 from lesionseg.cli.verbs import VERBS
+from lesionseg.errors import ConfigError
 
 
 def help_page(verb: str) -> str:
@@ -20,7 +22,29 @@ def help_page(verb: str) -> str:
             f"  {group}={o:<20} {_first_comment(root / group / f'{o}.yaml')}" for o in options
         ]
     lines += ["", "Any setting of any group can be overridden; a mistyped one names the nearest."]
+    lines += [f"`{verb} --help GROUP` prints the settings of a group."] if groups(verb) else []
+    lines += [f"`{verb} … --cfg` prints the whole configuration of a command line, and stops."]
     return "\n".join(lines)
+
+
+def group_page(verb: str, group: str) -> str:
+    """Every option of a group, as its file has it; raises `ConfigError` for one that is not there.
+
+    >>> print(group_page("train", "optim").splitlines()[0])
+    === optim=adamw ===
+    """
+    known = groups(verb)
+    if group not in known:
+        raise ConfigError(
+            f"{verb} has no group {group!r}.{nearest(group, known)}",
+            where="--help",
+            expected=" | ".join(known) or "no group",
+        )
+    files = {option: conf_dir() / group / f"{option}.yaml" for option in known[group]}
+    return "\n".join(
+        f"=== {group}={option} ===\n{file.read_text(encoding='utf-8')}"
+        for option, file in files.items()
+    )
 
 
 def _own_settings(path: Path) -> list[str]:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from typing import Any
 
-from lesionseg.cli.compose import conf_dir
+from lesionseg.cli.compose import conf_dir, fitting
 from lesionseg.cli.overrides import key_of, quoted
 from lesionseg.cli.verbs import VERBS
 from lesionseg.errors import ConfigError
@@ -18,14 +18,14 @@ def multirun(verb: str, argv: Sequence[str], call: Callable[[Any], int]) -> int:
     import hydra
     from hydra.errors import HydraException
 
+    _require_launcher(argv)
+    overrides = [quoted(a, VERBS[verb].texts) for a in argv]
     statuses: list[int] = []
 
     def task(cfg: Any) -> int:
-        statuses.append(call(cfg))
+        statuses.append(call(fitting(cfg, verb, overrides)))
         return statuses[-1]
 
-    _require_launcher(argv)
-    overrides = [quoted(a, VERBS[verb].paths) for a in argv]
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors come out of Hydra as themselves
     try:
         sys.argv = [verb, "--multirun", *overrides, *_run_dirs(verb, overrides)]
@@ -53,7 +53,7 @@ def _run_dirs(verb: str, overrides: Sequence[str]) -> list[str]:
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
     named = [o for o in overrides if key_of(o) == "run_dir"]
-    if "run_dir" not in VERBS[verb].paths:
+    if "run_dir" not in VERBS[verb].texts:
         return []
     if not named:
         return [f"run_dir='runs/{verb}_{time.strftime('%Y%m%d-%H%M%S')}/${{hydra:job.num}}'"]

@@ -1,4 +1,4 @@
-"""One override, `key=value`: its key, and a value that passes Hydra whatever path it holds."""
+"""One override, `key=value`: its key, and a value that passes Hydra whatever text it holds."""
 
 import difflib
 import re
@@ -10,27 +10,29 @@ LISTS_OF_PATHS = ("bundle",)  # of which there may be several: an ensemble
 OVERRIDE = re.compile(r"^(?P<sign>[+~]{0,2})(?P<key>[\w./@-]+)(?:=(?P<value>.*))?$", re.DOTALL)
 
 
-def quoted(argument: str, paths: Iterable[str]) -> str:
-    """Quote the value of a path override, so that spaces, `=`, commas and brackets pass Hydra.
+def quoted(argument: str, texts: Iterable[str]) -> str:
+    """Quote the value of a key in `texts`, so that spaces, `=`, commas and brackets pass Hydra.
 
-    Several bundles are a list of paths.
+    Texts are paths, regular expressions and titles. Several bundles are a list of paths.
 
     >>> quoted("input=a b,c.nii", ["input"])
     "input='a b,c.nii'"
+    >>> quoted("groups=(P[0-9]+)_", ["groups"])
+    "groups='(P[0-9]+)_'"
     >>> quoted("bundle=[runs/a b, runs/c]", ["bundle"])
     "bundle=['runs/a b','runs/c']"
     """
     key, separator, value = argument.partition("=")
     name = key.lstrip("+")
-    if not separator or name not in paths or not value or value == "null":
+    if not separator or name not in texts or not value or value == "null":
         return argument
     if name in LISTS_OF_PATHS and value[0] == "[" and value[-1] == "]":
-        return f"{key}=[{','.join(_quoted_path(v.strip()) for v in value[1:-1].split(','))}]"
-    return f"{key}={_quoted_path(value)}"
+        return f"{key}=[{','.join(_quoted_text(v.strip()) for v in value[1:-1].split(','))}]"
+    return f"{key}={_quoted_text(value)}"
 
 
-def _quoted_path(value: str) -> str:
-    """A path between single quotes, unless it stands between quotes already.
+def _quoted_text(value: str) -> str:
+    """A text between single quotes, unless it stands between quotes already.
 
     Hydra reads a backslash as itself unless a quote follows the run of backslashes.
     """

@@ -1,24 +1,27 @@
-"""What can be asked for: the verbs, what their help says, and which overrides hold a path."""
+"""What can be asked for: the verbs, what their help says, and which overrides hold free text."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Verb:
-    """What the help says of a verb, and which of its overrides hold a path."""
+    """What the help says of a verb, and which of its overrides hold a path or other free text."""
 
     summary: str
-    paths: tuple[str, ...]
+    texts: tuple[str, ...]
     examples: tuple[str, str, str]
 
+
+_TRAINING = (
+    *("data.root", "data.group", "data.splits", "data.cache_dir", "data.local_dir", "run_dir"),
+    "model.init_from",
+)
+_PAGE = ("report.study", "report.title", "report.name", "report.other_name")
 
 VERBS: dict[str, Verb] = {
     "train": Verb(
         "from a folder of scans to a trained model, its scores, a report and a bundle",
-        (
-            *("data.root", "data.splits", "data.cache_dir", "data.local_dir", "run_dir"),
-            *("report.study", "model.init_from"),
-        ),
+        (*_TRAINING, *_PAGE, "logger.project", "logger.name", "logger.tracking_uri"),
         (
             "data.root=DIR",
             "data.root=DIR run_dir=runs/a loss=focal loss.gamma=2 trainer.max_minutes=20",
@@ -27,10 +30,7 @@ VERBS: dict[str, Verb] = {
     ),
     "prepare": Verb(
         "read and check every case, plan, and fill the cache without training",
-        (
-            *("data.root", "data.splits", "data.cache_dir", "data.local_dir", "run_dir"),
-            "model.init_from",
-        ),
+        _TRAINING,
         (
             "data.root=DIR check=true",
             "data.root=DIR run_dir=runs/a",
@@ -39,10 +39,7 @@ VERBS: dict[str, Verb] = {
     ),
     "tune": Verb(
         "the focal loss's α and γ, searched together; several processes may share a search",
-        (
-            *("data.root", "data.splits", "data.cache_dir", "data.local_dir", "run_dir"),
-            "model.init_from",
-        ),
+        _TRAINING,
         (
             "data.root=DIR run_dir=runs/pair",
             "data.root=DIR run_dir=runs/pair loss=focal tune.n_trials=40 trainer.max_minutes=10",
@@ -60,7 +57,10 @@ VERBS: dict[str, Verb] = {
     ),
     "evaluate": Verb(
         "Dice, lesion recall by size and FROC of anybody's masks or candidates",
-        ("reference", "prediction", "output", "compare", "adjudication"),
+        (
+            *("reference", "prediction", "output", "compare", "adjudication"),
+            *("images", "columns", "groups"),
+        ),
         (
             "reference=labels prediction=predictions output=scores",
             "reference=labels prediction=predictions output=scores 'groups=(P[0-9]+)_'",
@@ -69,7 +69,7 @@ VERBS: dict[str, Verb] = {
     ),
     "report": Verb(
         "one page a clinician can read, from the tables that evaluate wrote",
-        ("scores", "output", "images", "reference", "prediction", "report.study"),
+        ("scores", "output", "images", "reference", "prediction", "compare", *_PAGE),
         (
             "scores=scores output=report",
             "scores=scores output=report images=scans reference=labels prediction=predictions",

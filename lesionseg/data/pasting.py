@@ -142,6 +142,7 @@ def _place(tile: Tile, copy: Copy, rng: np.random.Generator) -> tuple[slice, ...
 def _put(tile: Tile, copy: Copy, box: tuple[slice, ...], number: int) -> None:
     # half of the way at the lesion's rim, so that no edge is sharper than where it was taken from
     share = np.maximum(uniform_filter(copy.mask.astype(np.float32), 3), copy.mask)
+    share *= copy.mask | copy.rim  # neither another lesion beside the donor nor padding
     here = tile.image[(slice(None), *box)]
     around = _column(_around(tile, copy, box), copy.mask.ndim)
     here += (share * (around + copy.contrast - here)).astype(here.dtype)

@@ -64,7 +64,8 @@ def evaluate_case(
         _check_grids("image", case, reference.geometry, image.geometry)
     nothing = np.zeros(reference.geometry.shape, dtype=np.int32)
     given = prediction or Prediction(case, reference.geometry, (), nothing)
-    judged = judge(reference, given, preset.criterion, operating_point)
+    point = operating_point if given.scored else None  # a score is never invented
+    judged = judge(reference, given, preset.criterion, point)
     counts = _counts(judged)
     surface_dice, hd95_mm = _surface(judged, preset)
     return CaseResult(
@@ -86,7 +87,7 @@ def evaluate_case(
         merges=_n_repeated(judged, judged.overlaps.candidate),
         counts=counts,
         sides={name: verdict.count() for name, verdict in judged.sides.items()},
-        operating_point=operating_point or given.operating_point,
+        operating_point=point or given.operating_point,
         unit=reference.geometry.size_unit,
         official=score_case(preset.official, judged),
         regions={

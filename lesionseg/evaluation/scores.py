@@ -47,9 +47,10 @@ def summarise(
     """The content of scores.json, as DESIGN's contract and docs/metrics.md describe it.
 
     `evaluated_on` is the role of the cases. `labels` names label values; others are named by their
-    value. `operating_point`: None takes the one that all predictions state. `replicates` and
-    `seed` are the bootstrap's. `columns`: what a table says of each case; `subgroups` names those
-    to divide by, None takes all that divide. No result at all gives nulls throughout.
+    value. `operating_point`: None takes the one that all predictions state; masks without scores
+    have none. `replicates` and `seed` are the bootstrap's. `columns`: what a table says of each
+    case; `subgroups` names those to divide by, None takes all that divide. No result at all gives
+    nulls throughout.
     """
     summary = Summary.of(results, preset, replicates, seed)
     plain = {**summary.detection_numbers(), **summary.curve_numbers()}
@@ -204,7 +205,12 @@ def _operating_point(
 
     With what its choice led to expect of unseen cases, where that is known.
     """
-    stated = {given} if given else {r.operating_point for r in results if r.status == "ok"}
+    predicted = [r for r in results if r.status == "ok"]
+    unscored = [r.case for r in predicted if not r.scored]
+    if given and unscored:
+        _log.warning("No scores, so all their candidates stay accepted: %s", ", ".join(unscored))
+    applies = given is not None and (not unscored or len(unscored) < len(predicted))
+    stated = {given} if applies else {r.operating_point for r in predicted}
     if len(stated) > 1:
         _log.warning("The predictions state different operating points; none is reported.")
     point = stated.pop() if len(stated) == 1 else None

@@ -94,6 +94,12 @@ def read_dataset(
     return _merged(dataset) if merge_labels else dataset
 
 
+def recognised(root: Path) -> str | None:
+    """The name of the convention that a folder follows; None: it is no dataset known here."""
+    fitting = (c.name for c in CONVENTIONS if c.recognises(root))
+    return next(fitting, None) if root.is_dir() else None
+
+
 def _choose(root: Path, name: str | None) -> Convention:
     if not root.is_dir():
         raise DatasetError("The data folder does not exist.", where=root)

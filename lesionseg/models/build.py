@@ -47,5 +47,8 @@ def build_network(
 
 def _remedy(name: str, table: Mapping[str, NetworkFactory]) -> str:
     near = get_close_matches(name, table, n=1)
-    hint = f"write {near[0]!r}, or " if near else ""
-    return hint + "pass your own network as an object: architectures={name: factory}."
+    hint = f"write {near[0]!r}. " if near else ""
+    return (
+        hint + "A bundle that holds a network of your own is read from Python, with "
+        "Predictor(bundle, architectures={name: factory}); `train` takes the networks listed here."
+    )

@@ -1,8 +1,5 @@
 """Non-maximum suppression of boxes of any number of axes."""
 
-from functools import lru_cache
-from types import ModuleType
-
 import numba
 import numpy as np
 import torch
@@ -11,6 +8,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lesionseg.errors import ContentError
+from lesionseg.ops.kernels.on_gpu import gpu_kernels
 
 
 def nms(
@@ -68,22 +66,12 @@ def batched_nms(
 
 def _kept(ranked: Tensor, iou_threshold: float) -> Tensor:
     """Which of the boxes stay, where they lie."""
-    kernels = _triton() if ranked.is_cuda else None
+    kernels = gpu_kernels("nms_triton") if ranked.is_cuda else None
     if kernels is not None and len(ranked) <= kernels.MOST_BOXES:
         found: Tensor = kernels.kept_by_rank(ranked, iou_threshold)
         return found
     kept = torch.from_numpy(kept_on_cpu(ranked.cpu().numpy(), iou_threshold))
     return kept.to(ranked.device)
-
-
-@lru_cache(maxsize=1)
-def _triton() -> ModuleType | None:
-    """The kernels for GPUs, where Triton is installed."""
-    try:
-        from lesionseg.ops.kernels import nms_triton
-    except ImportError:
-        return None
-    return nms_triton
 
 
 def kept_on_cpu(ranked: NDArray[np.float32], iou_threshold: float) -> NDArray[np.bool_]:

@@ -1,6 +1,7 @@
 """Train every fold, side by side or in turn, and choose on cases that its network never saw.
 
 run_dir/
+├── train.log                what is logged of all folds
 ├── plan.json, splits.json   one plan for all folds; the folds, as `data.splits` reads them
 ├── fold_0/ …                runs of their own: `data.fold=0 run_dir=run_dir/fold_0` makes the same;
 │                            train.log where folds were trained side by side

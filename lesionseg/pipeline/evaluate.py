@@ -1,12 +1,12 @@
 """The recipe of `evaluate`: judge predicted files against reference files, case by case."""
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import lesionseg
 from lesionseg.core import (
@@ -17,10 +17,9 @@ from lesionseg.core import (
     OperatingPoint,
     Prediction,
     Reference,
-    Role,
     Volume,
 )
-from lesionseg.errors import ConfigError, DatasetError
+from lesionseg.errors import DatasetError
 from lesionseg.evaluation import CaseResult, Preset, evaluate_case, find_preset, summarise
 from lesionseg.evaluation.adjudication import Verdict, adjudicate, read_verdicts
 from lesionseg.evaluation.compare import compare as compare_models
@@ -36,11 +35,16 @@ from lesionseg.evaluation.tables import (
 from lesionseg.io.atomic import read_csv, write_csv, write_json
 from lesionseg.io.cases import pixel_mm, read_mask, tilt_of
 from lesionseg.io.cases import read_reference as read_case_reference
-from lesionseg.io.conventions import read_dataset
 from lesionseg.io.groups import assign_groups
-from lesionseg.io.predictions import find_masks, find_predictions
+from lesionseg.io.predictions import find_predictions
 from lesionseg.io.volumes import read_geometry
-from lesionseg.pipeline.evaluate_inputs import image_readers, prediction_reader, read_columns
+from lesionseg.pipeline.evaluate_cases import cases_of, check_role, of_role, open_reference
+from lesionseg.pipeline.evaluate_inputs import (
+    accepted_from,
+    image_readers,
+    prediction_reader,
+    read_columns,
+)
 from lesionseg.pipeline.progress import bar
 
 _log = logging.getLogger(__name__)
@@ -48,7 +52,6 @@ _log = logging.getLogger(__name__)
 COMPARED = "compare"  # where the second model's tables lie in an output folder
 
 Progress = Callable[[str, int, int], None]
-_DATASET_FILES = ("manifest.csv", "dataset.json", "annotations.json")
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,8 +77,8 @@ def evaluate(
     output: str | Path,
     *,
     dataset: Dataset | None = None,
-    evaluated_on: str = "external",
-    operating_point: OperatingPoint | None = None,
+    evaluated_on: str | None = None,
+    operating_point: OperatingPoint | str | None = None,
     preset: str | Preset = "lesionseg",
     groups: str | None = None,
     compare: str | Path | None = None,
@@ -92,8 +95,11 @@ def evaluate(
 
     `reference`: a folder of masks named by case, or a dataset folder. `dataset`: already read; its
     labelled cases are judged and `reference` is not looked at. `prediction`: our files, another
-    program's masks, or candidate files alone. `groups`: regular expression on the case id that
-    names the patient. A case without prediction counts as missed lesions; a prediction without
+    program's masks, or candidate files alone. `evaluated_on`: the role of the cases; of a dataset
+    that states roles its cases alone are judged. None is `external`; then cases of a role of which
+    nothing was predicted are left out. `groups`: regular expression on the case id that names the
+    patient. `operating_point`: `score:0.37`, say; without it candidates are accepted as the
+    predictions' files say. A case without prediction counts as missed lesions; a prediction without
     reference is named in a warning. `progress` is called with case, number done and total; without
     it a bar is drawn on the terminal.
     `compare`: another folder of predictions, a second model or reader, judged on the same cases and
@@ -105,21 +111,24 @@ def evaluate(
     Raises `ConfigError`, `DatasetError`, `ReadError`, `GeometryError` or `ContentError`, and then
     writes nothing.
     """
-    _check_role(evaluated_on)
+    role = evaluated_on or "external"
+    check_role(role)
+    point = accepted_from(operating_point)
     reference, prediction, output = Path(reference), Path(prediction), Path(output)
-    if dataset is None and any((reference / name).is_file() for name in _DATASET_FILES):
-        dataset = read_dataset(reference)
-    cases = assign_groups(_labelled(dataset) if dataset else _masks(reference), groups)
-    pairs = _pairs(cases, dataset, prediction, evaluated_on, resample)
-    others = _pairs(cases, dataset, Path(compare), evaluated_on, resample) if compare else None
-    pairs = with_images(pairs, image_readers(cases, dataset, images))
+    if dataset is None:
+        dataset = open_reference(reference)
+    labelled = cases_of(reference, dataset)
+    chosen = of_role(labelled, find_predictions(prediction), evaluated_on)
+    cases = assign_groups(chosen, groups, setting="groups")
+    pair = partial(_pairs, cases, dataset, {c.case for c in labelled}, role, resample)
+    pairs = with_images(pair(prediction), image_readers(cases, dataset, images))
     verdicts = _verdicts(Path(adjudication)) if adjudication else None
     with bar("Judging") if progress is None else nullcontext(progress) as advance:
         return evaluate_pairs(
             pairs,
             output,
-            evaluated_on=evaluated_on,
-            operating_point=operating_point,
+            evaluated_on=role,
+            operating_point=point,
             preset=preset,
             labels=dataset.lesion_labels if dataset else None,
             replicates=replicates,
@@ -127,7 +136,7 @@ def evaluate(
             provenance=_provenance(dataset),
             columns=read_columns(cases, Path(columns) if columns else None),
             subgroups=subgroups,
-            others=others,
+            others=pair(Path(compare)) if compare else None,
             verdicts=verdicts,
             progress=advance,
         )
@@ -230,43 +239,25 @@ def write_results(
     write_json(output / "scores.json", scores)
 
 
-def _check_role(evaluated_on: str) -> None:
-    """A mistyped role would pass development data off as untouched."""
-    if evaluated_on not in get_args(Role):
-        raise ConfigError(
-            "There is no such role.",
-            where="evaluated_on",
-            seen=evaluated_on,
-            expected=" or ".join(get_args(Role)),
-        )
-
-
 def _verdicts(path: Path) -> list[Verdict]:
     return read_verdicts(read_csv(path), str(path))
-
-
-def _masks(folder: Path) -> list[CaseFiles]:
-    return [CaseFiles(case, (), reference=path) for case, path in find_masks(folder).items()]
-
-
-def _labelled(dataset: Dataset) -> list[CaseFiles]:
-    found = [c for c in dataset.cases if c.reference is not None or c.annotations]
-    if not found:
-        raise DatasetError("No case has a reference to judge by.", where=dataset.root)
-    return found
 
 
 def _pairs(
     cases: Sequence[CaseFiles],
     dataset: Dataset | None,
-    folder: Path,
+    labelled: Collection[str],
     evaluated_on: str,
     resample: bool,
+    folder: Path,
 ) -> list[Pair]:
-    """Pair references and predictions by case id; says which have no counterpart."""
+    """Pair references and predictions by case id; says which have no counterpart.
+
+    `labelled`: all cases with a reference, those that are not judged included.
+    """
     found = find_predictions(folder)
     ids = {c.case for c in cases}
-    missing, extra = sorted(ids - set(found)), sorted(set(found) - ids)
+    missing, extra = sorted(ids - set(found)), sorted(set(found) - set(labelled))
     if len(missing) == len(ids):
         raise DatasetError(
             "No prediction has the name of a reference.",

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import numpy as np
 
-from lesionseg.core import CaseFiles, Dataset, Geometry, Prediction, Volume
+from lesionseg.core import CaseFiles, Dataset, Geometry, OperatingPoint, Prediction, Volume
 from lesionseg.errors import ConfigError, DatasetError, GeometryError
 from lesionseg.evaluation.evaluate import describe_grid
 from lesionseg.evaluation.regrid import onto_grid
 from lesionseg.evaluation.subgroups import Columns
+from lesionseg.inference.postprocess import choose_operating_point
 from lesionseg.io.atomic import read_csv
 from lesionseg.io.cases import pixel_mm, read_image
 from lesionseg.io.images import find_images
@@ -20,6 +21,24 @@ from lesionseg.io.predictions import PredictionFiles, read_prediction
 from lesionseg.io.volumes import read_geometry, read_volume
 
 _log = logging.getLogger(__name__)
+
+
+def accepted_from(point: OperatingPoint | str | None) -> OperatingPoint | None:
+    """The operating point as a user names it, `score:0.37`; None: the predictions' own.
+
+    Raises `ConfigError` for a point that only a bundle could look up.
+    """
+    if point is None or isinstance(point, OperatingPoint):
+        return point
+    if point.partition(":")[0].strip() in ("fp_per_case", "sensitivity"):
+        raise ConfigError(
+            "Only a bundle knows the score of this operating point; predictions do not hold it.",
+            where="operating_point",
+            seen=point,
+            expected="score:<0 to 1>",
+            remedy="give the score itself; the bundle's plan.json lists its operating_points.",
+        )
+    return choose_operating_point((), point)
 
 
 def prediction_reader(

@@ -14,6 +14,7 @@ from lesionseg.data.augment import AugmentationSettings
 from lesionseg.data.cache import CachedCase
 from lesionseg.data.fill import fill_cache
 from lesionseg.data.sampling import SamplingSettings
+from lesionseg.errors import ConfigError
 from lesionseg.io.atomic import write_text
 from lesionseg.io.cases import read_case
 from lesionseg.losses.detection import DetectionLoss
@@ -49,6 +50,30 @@ class Learning:
     trainer: TrainerSettings
     detection: DetectionLoss = field(default_factory=DetectionLoss)
     init_from: str | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what hard background could not be collected with."""
+        if self.sampling.hard_share > 0:
+            _refuse_unseen_background(self.trainer)
+
+
+def _refuse_unseen_background(trainer: TrainerSettings) -> None:
+    """An epoch's hard background is that of the last but one, which must be over by then."""
+    if trainer.devices not in (1, "1"):
+        raise ConfigError(
+            "Hard background is collected on one device.",
+            where="sampling.hard_share",
+            seen=f"trainer.devices={trainer.devices}",
+            remedy="set trainer.devices=1 or sampling.hard_share=0.",
+        )
+    ahead = 2 * trainer.workers  # steps that workers read ahead
+    if ahead >= trainer.steps_per_epoch:
+        raise ConfigError(
+            "With so many workers tiles are read before their hard background is known.",
+            where="sampling.hard_share",
+            seen=f"trainer.workers={trainer.workers}, {trainer.steps_per_epoch} steps an epoch",
+            expected=f"trainer.steps_per_epoch above {ahead}",
+        )
 
 
 def decide(

@@ -14,10 +14,10 @@ from pathlib import Path
 from threading import Thread
 
 from lesionseg.errors import LesionsegError, TrainingError
+from lesionseg.pipeline.run_log import LINE, LOG
 
 log = logging.getLogger(__name__)
 
-LOG = "train.log"
 PATIENCE_SECONDS = 15.0  # for a training that is told to end
 Environment = Mapping[str, str]
 
@@ -124,7 +124,7 @@ def _write_to(path: Path) -> None:
     with path.open("a", encoding="utf-8") as stream:
         for standard in (sys.stdout, sys.stderr):
             os.dup2(stream.fileno(), standard.fileno())
-    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s")
+    logging.basicConfig(level=logging.WARNING, format=LINE)
     logging.getLogger("lesionseg").setLevel(logging.INFO)
 
 

@@ -13,6 +13,19 @@ VISIBLE = "CUDA_VISIBLE_DEVICES"
 AUTO = "auto"
 
 
+def require_count(devices: int | str) -> None:
+    """Raise `ConfigError` unless the setting is a number of devices, or "auto" for all of them."""
+    if devices == AUTO or (str(devices).isdigit() and int(devices) > 0):
+        return
+    raise ConfigError(
+        "The devices to train on are counted, not named.",
+        where="trainer.devices",
+        seen=devices,
+        expected="a number from 1 on, or auto",
+        remedy=f"name GPUs by {VISIBLE}=2,3 before the command, and set trainer.devices=2.",
+    )
+
+
 def places_of(trainer: TrainerSettings, asked: int | str) -> list[Environment]:
     """The environment of each training that runs beside others, `trainer.devices` being one's.
 
@@ -44,5 +57,5 @@ def visible_gpus() -> list[str]:
 
 
 def _devices_of_one(devices: int | str, n_gpus: int) -> int:
-    """A number; where it is none (`auto`, −1, names of GPUs) a training has them to itself."""
+    """A number; under `auto` a training has all of them to itself."""
     return int(devices) if str(devices).isdigit() else n_gpus

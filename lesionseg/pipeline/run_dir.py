@@ -12,12 +12,21 @@ from lesionseg.errors import ConfigError, OutputError
 from lesionseg.io.atomic import write_text
 
 CLAIM = "config.yaml"
+# settings that do not change the result: a whole group, or one of its settings
 FREE = (
     "debug",
     "logger",
+    "report",
     "run_dir",
+    "data.cache_dir",
+    "data.local_dir",
+    "data.local_gb",
     "data.parallel_folds",
-)  # settings that do not change the result
+    "trainer.checkpoint_every_minutes",
+    "trainer.log_every",
+    "trainer.progress",
+    "trainer.workers",
+)
 
 
 def default_run_dir(data_root: str, architecture: str) -> Path:

@@ -19,8 +19,10 @@ from lesionseg.pipeline.detectors import warn_of_unheard_loss
 from lesionseg.pipeline.judge import judge_untouched
 from lesionseg.pipeline.learning import Learning
 from lesionseg.pipeline.one_training import Finished, Recipe, begin, train_once
+from lesionseg.pipeline.places import require_count
 from lesionseg.pipeline.report import ReportSettings, report_run
 from lesionseg.pipeline.run_dir import check_claim, default_run_dir
+from lesionseg.pipeline.run_log import kept_log
 from lesionseg.pipeline.settings import ALL_FOLDS, DataSettings
 from lesionseg.pipeline.survey import Survey, survey
 from lesionseg.plan.make import PlanOverrides
@@ -68,14 +70,15 @@ def train(
 ) -> TrainOutcome:
     """Train, choose an operating point on the validation role, test, bundle and report.
 
-    All of it lies in `run_dir`; `config` is the resolved configuration that is kept there. All
-    cases are read and checked before the first file is written. Starting again with the same
-    configuration resumes. With `data.fold` "all" every fold is trained in turn, and what is chosen
-    is chosen on the cases that each fold's network never saw; see `cross_validate`. Raises the
-    `LesionsegError` of whatever is wrong.
+    All of it lies in `run_dir`; `config` is the resolved configuration that is kept there, and
+    train.log what is logged. All cases are read and checked before the first file is written.
+    Starting again with the same configuration resumes. With `data.fold` "all" every fold is trained
+    in turn, and what is chosen is chosen on the cases that each fold's network never saw; see
+    `cross_validate`. Raises the `LesionsegError` of whatever is wrong.
     """
     started = time.monotonic()
     require_logger(logger)
+    require_count(trainer.devices)
     require_own_processes(trainer.devices)
     run = Path(run_dir) if run_dir else default_run_dir(data.root, model.architecture)
     check_claim(run, config)
@@ -93,14 +96,17 @@ def train(
         wishes=Wishes(operating_point, calibration, replicates, seed),
         config=config,
     )
-    warn_of_unheard_loss(model.architecture, loss, detection)
-    found = survey(data, seed)
-    finish = cross_validate if data.fold == ALL_FOLDS else _hold_out
-    finished = finish(recipe, found, run)
-    page = report_run(run, found.dataset, report)
+    with kept_log(run) as note:
+        warn_of_unheard_loss(model.architecture, loss, detection)
+        found = survey(data, seed)
+        finish = cross_validate if data.fold == ALL_FOLDS else _hold_out
+        finished = finish(recipe, found, run)
+        page = report_run(run, found.dataset, report)
+        seconds = time.monotonic() - started
+        note(f"Finished in {seconds / 60:.1f} minutes.")
     why = finished.plan.reasons
     notes = tuple(f"{what.capitalize()}: {why[what]}" for what in CHOSEN if what in why)
-    return TrainOutcome(run, time.monotonic() - started, finished.scores, page, notes)
+    return TrainOutcome(run, seconds, finished.scores, page, notes)
 
 
 def _hold_out(recipe: Recipe, found: Survey, run: Path) -> Finished:

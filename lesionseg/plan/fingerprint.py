@@ -237,10 +237,10 @@ def _sampled(values: NDArray[Any]) -> NDArray[np.float32]:
 
 def _is_ct(dataset: Dataset, notes: Sequence[_Note], channel: int) -> bool:
     """By the channel's name (nnU-Net's convention), else by values only Hounsfield units have."""
+    if dataset.channel_names[channel].strip().casefold() == "ct":
+        return True
     if dataset.dims != 3:
         return False
-    if dataset.channel_names[channel].strip().lower() == "ct":
-        return True
     lowest = np.median([n.sample[channel].min() for n in notes])
     return bool(lowest < NO_MAGNITUDE)
 

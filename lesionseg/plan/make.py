@@ -1,5 +1,6 @@
 """From a fingerprint to a plan: the rules in their order, each decision with its reason."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -26,6 +27,8 @@ from lesionseg.plan.plan import (
     Normalisation,
     Plan,
 )
+
+logger = logging.getLogger(__name__)
 
 
 def make_plan(
@@ -235,6 +238,14 @@ def _architecture(
 def _scales(fingerprint: Fingerprint, before: Plan | None) -> list[rules.Decision[Normalisation]]:
     if before is not None:
         return [rules.Decision(scale, FOLLOWED) for scale in before.normalisation]
+    for channel in fingerprint.channels:
+        if rules.scale_name(channel.name) in rules.UNKNOWN_SCALES:
+            logger.warning(
+                "The channel %r asks for nnU-Net's scaling of each image to 0..1, which lesionseg "
+                "does not have: it is scaled as a channel of any other name. Scale the images "
+                "yourself and call the channel noNorm to have it as it is.",
+                channel.name,
+            )
     return [rules.normalisation(c, fingerprint.dims) for c in fingerprint.channels]
 
 

@@ -82,8 +82,8 @@ class CandidateRule:
     min_voxels: int = 2
     max_candidates: int = 300
     prominence: float = 1.5
-    join: float = 10.0
-    join_mm: float = 5.0
+    join: float = 20.0
+    join_mm: float = 10.0
     min_diameter_mm: float = 0.0
     source: CandidateSource = "segmentation"
     score: ComponentScore = "max"

@@ -3,7 +3,7 @@
 nnU-Net below is Isensee F et al., Nature Methods 2021;18:203, with its supplement.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -18,6 +18,13 @@ ANISOTROPIC = 3.0  # ratio of coarsest to finest spacing from which a set counts
 RESOLVED_VOXELS = 3  # voxels across a lesion that should be seen as more than a dot
 LARGE_VOXELS = 20  # voxels across from which half the resolution still shows a lesion well
 PRIOR_RANGE = (1e-6, 0.2)
+# channel names by which nnU-Net chooses a normalisation, whatever their case, and ours; CT below
+NAMED_SCALES: Mapping[str, Normalisation] = {
+    "nonorm": Normalisation("dataset"),
+    "zscore": Normalisation("zscore"),
+    "rgb_to_0_1": Normalisation("dataset", std=255.0),
+}
+UNKNOWN_SCALES = ("rescale_to_0_1", "rescale_0_1")  # such names too, that ours cannot express
 
 
 @dataclass(frozen=True)
@@ -87,9 +94,13 @@ def normalisation(channel: ChannelStatistics, dims: int) -> Decision[Normalisati
     CT has absolute units: one scale for all cases, clipped to the 0.5 and 99.5 percentiles of the
     lesions (nnU-Net) *and* of the body, so that the lung around a nodule keeps its texture; mean
     and spread are those of lesions and body in equal parts. Radiographs: each image's own range.
-    MRI has arbitrary units: each case's z-score.
+    MRI has arbitrary units: each case's z-score. A name by which nnU-Net chooses goes before all
+    of this.
     """
-    if dims == 2:
+    name = scale_name(channel.name)
+    if name in NAMED_SCALES:
+        return Decision(NAMED_SCALES[name], f"as the channel is called: {channel.name}")
+    if dims == 2 and not channel.is_ct:
         return Decision(Normalisation("range"), "each radiograph's own range")
     if not channel.is_ct:
         return Decision(Normalisation("zscore"), "each case's z-score: units are arbitrary")
@@ -104,6 +115,11 @@ def normalisation(channel: ChannelStatistics, dims: int) -> Decision[Normalisati
         std=round(max(float(np.sqrt(spread)), 1e-3), 3),
     )
     return Decision(scale, f"Hounsfield units clipped to {scale.lower:.0f}..{scale.upper:.0f}")
+
+
+def scale_name(channel_name: str) -> str:
+    """A channel's name as it is looked for among those by which nnU-Net chooses."""
+    return channel_name.strip().casefold()
 
 
 def prior(lesion_fraction: float) -> Decision[float]:

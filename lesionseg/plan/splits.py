@@ -10,7 +10,7 @@ from typing import Any, get_args
 import numpy as np
 
 from lesionseg.core import CaseFiles, Dataset, Role
-from lesionseg.errors import DatasetError
+from lesionseg.errors import ConfigError, DatasetError
 from lesionseg.io.atomic import read_json
 from lesionseg.plan.folds import deal
 
@@ -58,20 +58,26 @@ def make_splits(
     """Give every labelled case a role; `burden` is the number of lesions of each labelled case.
 
     Roles the dataset states are kept; test and external cases are never drawn. Validation is, in
-    this order: the file `given` (our splits.json, or nnU-Net's splits_final.json, first fold), the
-    dataset's own validation role, its lowest fold, or drawn: whole groups, `validation_fraction`
+    this order: the file `given` (our splits.json, or nnU-Net's splits_final.json, first fold),
+    nothing where `validation_fraction` is 0, the dataset's own validation role, its lowest fold,
+    or drawn: whole groups, `validation_fraction`
     of them and at least one, spread evenly over the groups sorted by their number of lesions.
     With `fold` it is that fold: of the file, of the dataset, or of `n_folds` dealt out from all
     groups by lesion count and then by `sizes` (a typical lesion diameter a case). With a single
     group it is drawn by case (`group_safe` False, with a warning); with a single case it is empty.
-    Raises `DatasetError` when `given` does not fit the dataset and for a fold that is not there.
+    Raises `DatasetError` when `given` does not fit the dataset and for a fold that is not there,
+    `ConfigError` when `given` or `fold` has validation cases and the fraction is 0.
     """
     roles = _stated(dataset, burden)
     if given is not None:
         roles, note = _given(roles, given, fold or 0), f"as given in {given.name}"
         note += "" if fold is None else f", fold {fold}"
+        _refuse_nothing_asked(roles, validation_fraction, f"data.splits={given}")
     elif fold is not None:
         roles, note = _kth_fold(dataset, roles, burden, sizes or {}, fold, n_folds, seed)
+        _refuse_nothing_asked(roles, validation_fraction, f"data.fold={fold}")
+    elif validation_fraction <= 0:
+        roles, note = _all_train(roles)
     elif "validation" in roles.values():
         note = "validation as the dataset states it"
     elif any(c.fold is not None for c in dataset.cases if roles.get(c.case) == "train"):
@@ -222,6 +228,29 @@ def _checked_roles(raw: Mapping[str, str]) -> dict[str, Role]:
     return {str(case): known[role] for case, role in raw.items()}
 
 
+def _all_train(roles: Mapping[str, Role]) -> tuple[dict[str, Role], str]:
+    """No validation, whatever roles or folds the dataset states."""
+    stated = [case for case, role in roles.items() if role == "validation"]
+    if stated:
+        logger.warning(
+            "data.validation_fraction=0: %d cases train that the dataset keeps for validation.",
+            len(stated),
+        )
+    open_roles: dict[str, Role] = {c: "train" if r == "validation" else r for c, r in roles.items()}
+    return open_roles, "no validation was asked for"
+
+
+def _refuse_nothing_asked(roles: Mapping[str, Role], fraction: float, asked: str) -> None:
+    """A split with a validation side contradicts a fraction of 0."""
+    if fraction <= 0 and "validation" in roles.values():
+        raise ConfigError(
+            "One setting asks for validation cases, another for none.",
+            where="data.validation_fraction",
+            seen=f"0 with {asked}",
+            remedy="leave data.validation_fraction out, or train on every case without the other.",
+        )
+
+
 def _drawn(
     dataset: Dataset,
     roles: dict[str, Role],
@@ -231,8 +260,6 @@ def _drawn(
 ) -> tuple[dict[str, Role], str]:
     """Draw validation among the training cases, by group where there are two."""
     pool = [c for c in dataset.cases if roles.get(c.case) == "train"]
-    if fraction <= 0:
-        return roles, "no validation was asked for"
     if len(pool) < 2:
         logger.warning("A single labelled case: it trains, and nothing is left to validate on.")
         return roles, "a single labelled case: no validation"

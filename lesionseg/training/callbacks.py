@@ -12,7 +12,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from torch import Tensor, nn
 
 from lesionseg.training.checkpoint import Checkpoint, write_checkpoint
-from lesionseg.training.history import History
+from lesionseg.training.history import WRITING_SHARE, History
 from lesionseg.training.module import LesionModule, StepReport
 
 log = logging.getLogger(__name__)
@@ -96,7 +96,8 @@ class Record(AfterStep):
 class Validation(AfterStep):
     """Calls `validate` with the averaged network in eval mode, at intervals and at the end.
 
-    With several processes the first one validates while the others wait.
+    With several processes the first one validates while the others wait. When it is due, too, is
+    the first one's to say: were each to ask its own clock, one could wait while others go on.
     """
 
     def __init__(self, validate: Validate, every_minutes: float | None, record: Record) -> None:
@@ -105,22 +106,22 @@ class Validation(AfterStep):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Set the time of the first validation."""
-        self._plan(cast(LesionModule, pl_module))
+        self._plan(trainer, cast(LesionModule, pl_module))
 
     def after_step(self, trainer: pl.Trainer, module: LesionModule) -> None:
         """Validate when it is due."""
         due = self._due is not None and module.counters.minutes >= self._due
         if due and module.progress < 1:
             self._run(trainer, module)
-            self._plan(module)
+            self._plan(trainer, module)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Validate what training hands over."""
         self._run(trainer, cast(LesionModule, pl_module))
 
-    def _plan(self, module: LesionModule) -> None:
+    def _plan(self, trainer: pl.Trainer, module: LesionModule) -> None:
         if self.every_minutes is not None:
-            self._due = module.clock.minutes() + self.every_minutes
+            self._due = trainer.strategy.broadcast(module.clock.minutes() + self.every_minutes)
 
     def _run(self, trainer: pl.Trainer, module: LesionModule) -> None:
         if trainer.is_global_zero and self.record.history is not None:
@@ -134,7 +135,9 @@ class Validation(AfterStep):
 class SaveCheckpoint(AfterStep):
     """Writes checkpoints/last.ckpt every few minutes and at the end.
 
-    The history goes first: a resumed training keeps its rows up to the checkpoint's step.
+    The history goes first: a resumed training keeps its rows up to the checkpoint's step. Seldomer
+    where writing is slow, so that it takes no more than `WRITING_SHARE` of the time; every 0
+    minutes is after each step, at any cost.
     """
 
     def __init__(self, path: Path, every_minutes: float, record: Record) -> None:
@@ -165,10 +168,13 @@ class SaveCheckpoint(AfterStep):
             )
 
     def _save(self, trainer: pl.Trainer, module: LesionModule) -> None:
+        began = module.clock.minutes()
         self.record.write()
         if trainer.is_global_zero:
             write_checkpoint(self.path, Checkpoint.of(module))
-        self._due = module.clock.minutes() + self.every_minutes
+        now = module.clock.minutes()
+        least = (now - began) / WRITING_SHARE if self.every_minutes else 0.0
+        self._due = now + max(self.every_minutes, least)
 
 
 class Stop(AfterStep):

@@ -249,7 +249,8 @@ def _trainer(
 ) -> pl.Trainer:
     """A trainer that only drives the loop: what it would log, save and show is ours."""
     return pl.Trainer(
-        accelerator=settings.accelerator,
+        # not "auto": Lightning would take a Mac's MPS, for which nothing here is planned
+        accelerator="gpu" if _device_type(settings.accelerator) == "cuda" else "cpu",
         devices=settings.devices,
         # spawned processes share this one's folder and tiles; a launcher would run main again.
         # They wait while the first one predicts whole volumes, to validate or audit.

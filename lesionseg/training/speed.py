@@ -1,11 +1,14 @@
 """What makes a step fastest on this machine: memory layout and compiling, by a short timing."""
 
+import gc
 import logging
+import math
 import statistics
 import time
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
@@ -68,7 +71,10 @@ def choose_speed(
     def seconds(trial: nn.Module, mode: Mode | None) -> float:
         return time_step(trial, objective, plan, device, dtype, mode)
 
-    return timed_choice(network, seconds, layouts(plan.dims), wanted_modes(settings))
+    chosen = timed_choice(network, seconds, layouts(plan.dims), wanted_modes(settings))
+    gc.collect()
+    torch.cuda.empty_cache()  # processes that are started next need it
+    return chosen
 
 
 def layouts(dims: int) -> tuple[torch.memory_format, torch.memory_format]:
@@ -95,7 +101,7 @@ def timed_choice(
     modes: Modes,
 ) -> Speed:
     """The fastest way by `seconds` of a step; a mode in which compiling fails is not taken."""
-    by_layout = {f: seconds(_copy(network, f), None) for f in formats}
+    by_layout = {f: _or_never(partial(seconds, _copy(network, f), None)) for f in formats}
     layout = min(formats, key=lambda f: by_layout[f])
     said = [f"{f} {1000 * by_layout[f]:.0f} ms" for f in formats]
     by_mode: dict[Mode | None, float] = {None: by_layout[layout]}
@@ -111,6 +117,14 @@ def timed_choice(
     torch.compiler.reset()  # gives back the memory of the trials' graphs
     log.info("A step: %s.", ", ".join(said))
     return Speed(layout, min(by_mode, key=lambda mode: by_mode[mode]))
+
+
+def _or_never(seconds: Callable[[], float]) -> float:
+    """The seconds; infinitely many where memory does not suffice."""
+    try:
+        return seconds()
+    except torch.OutOfMemoryError:
+        return math.inf
 
 
 def _compiled(network: nn.Module, mode: Mode) -> nn.Module:

@@ -129,6 +129,17 @@ def test_neighbours_of_a_lesion_are_not_copied_with_it(tmp_path):
     assert (tile.instances > 0).sum() == 1
 
 
+def test_what_touches_a_lesion_is_not_copied_with_it(tmp_path):
+    instances = np.zeros(SHAPE, np.int32)
+    instances[10, 10, 10], instances[10, 10, 11] = 1, 2
+    case = write_case(tmp_path / "touching", np.where(instances == 2, 99.0, 1.0), instances)
+    for seed in range(8):  # either of the two
+        tile = tissue()
+        paste(tile, Donors([case], TILE), order(seed=seed))
+        assert tile.instances.any()
+        assert tile.image[0][tile.instances == 0].max() == 1
+
+
 def test_regions_of_a_lesion_come_along(tmp_path):
     instances = np.zeros(SHAPE, np.int32)
     instances[LESION] = 1

@@ -39,12 +39,19 @@ def mri_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_run_leaves_everything_that_is_promised(mri_run: Path) -> None:
     promised = """config.yaml fingerprint.json plan.json splits.json checkpoints/last.ckpt
-        metrics.csv validation scores.json cases.csv lesions.csv candidates.csv report.html
+        train.log metrics.csv validation
+        scores.json cases.csv lesions.csv candidates.csv report.html
         bundle/weights.safetensors bundle/plan.json bundle/model_card.md
         test/scores.json test/cases.csv test/lesions.csv test/candidates.csv test/report.html"""
     assert [name for name in promised.split() if not (mri_run / name).exists()] == []
     left_over = [p for p in mri_run.rglob("*") if "tmp" in p.name.lower() or "partial" in p.name]
     assert left_over == []
+
+
+def test_the_log_of_a_run_holds_its_plan_and_what_was_chosen(mri_run: Path) -> None:
+    said = (mri_run / "train.log").read_text()
+    for line in ("Plan, tile", "Trained 20 steps", "Chosen, operating point:", "Finished in"):
+        assert line in said
 
 
 def test_scores_say_what_they_were_computed_on(mri_run: Path) -> None:

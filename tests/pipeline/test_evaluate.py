@@ -98,6 +98,37 @@ def test_our_own_files_bring_scores_and_their_operating_point(tmp_path):
     lower = evaluate(*folders, operating_point=OperatingPoint("score:0.2", 0.2), replicates=5)
     assert lower["n_true_positive"] == 2
     assert [row["detected_at"] for row in rows(tmp_path / "out" / "lesions.csv")] == ["0.9", "0.3"]
+    named = evaluate(*folders, operating_point="score:0.2", replicates=5)
+    assert named["operating_point"]["score"] == 0.2
+    assert named["operating_point"]["chosen_on"] is None
+    assert named["n_true_positive"] == 2
+    assert evaluate(*folders, operating_point="score:0.95", replicates=5)["n_true_positive"] == 0
+
+
+@pytest.mark.parametrize(
+    ("point", "message"),
+    [
+        ("fp_per_case:1", r"Only a bundle knows.*fp_per_case:1.*score:<0 to 1>.*plan\.json"),
+        ("sensitivity:0.9", "Only a bundle knows"),
+        ("score:1.5", "score:<0 to 1>"),
+        ("0.37", "score:<0 to 1>"),
+    ],
+)
+def test_an_operating_point_that_no_file_states_is_refused(folders, point, message):
+    with pytest.raises(ConfigError, match=message):
+        evaluate(*folders, operating_point=point)
+    assert not folders[2].exists()
+
+
+def test_an_operating_point_does_not_apply_to_masks_without_scores(folders, caplog):
+    before = evaluate(*folders, replicates=5)
+    (folders[1] / "a.nii.gz").unlink()
+    with caplog.at_level(logging.WARNING):
+        scores = evaluate(*folders, operating_point="score:0.9", replicates=5)
+    assert "all their candidates stay accepted: b, c" in caplog.text
+    assert scores["n_accepted"] == before["n_accepted"] - 2
+    assert scores["operating_point"]["score"] is None
+    assert scores["reasons"]["operating_point.score"]
 
 
 def test_a_missing_prediction_is_named_and_its_lesions_are_missed(folders, caplog):
@@ -140,6 +171,10 @@ def test_groups_by_pattern(folders):
     for path in [*folders[0].iterdir(), *folders[1].iterdir()]:
         path.rename(path.with_name("one_" + path.name))
     assert evaluate(*folders, groups="one", replicates=5)["n_groups"] == 1
+    with pytest.raises(DatasetError, match=r"does not fit.*\(in groups\)"):
+        evaluate(*folders, groups="two")
+    with pytest.raises(ConfigError, match=r"no regular expression.*\(in groups\)"):
+        evaluate(*folders, groups="(two")
 
 
 def test_progress_is_told(folders):

@@ -44,6 +44,16 @@ def test_regions_are_channels_of_mask_values(fingerprint: Fingerprint, dataset: 
         plan_of(fingerprint, replace(dataset, regions=regions), activation="softmax")
 
 
+@pytest.mark.parametrize(("name", "warned"), [("Rescale_to_0_1", True), ("noNorm", False)])
+def test_a_scaling_that_is_not_there_is_warned_of(
+    cases: list[Case], dataset: Dataset, caplog, name: str, warned: bool
+):
+    named = replace(dataset, channel_names=(name,))
+    plan_of(take_fingerprint(named, cases), named)
+    said = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
+    assert [name in text for text in said] == [True] * warned
+
+
 def test_the_same_fingerprint_gives_the_same_plan(fingerprint: Fingerprint, dataset: Dataset):
     again = Fingerprint.from_json(fingerprint.to_json())
     plan = plan_of(fingerprint, dataset)

@@ -1,10 +1,14 @@
 """Each rule against values worked out by hand."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
+from lesionseg.data.normalise import normalise
 from lesionseg.plan import rules
 from lesionseg.plan.fingerprint import ChannelStatistics, Spread
+from lesionseg.plan.plan import Normalisation
 
 
 def test_spacing_is_the_median_of_each_axis():
@@ -87,6 +91,36 @@ def test_mri_is_scaled_by_case_and_radiographs_by_range():
     lesion = Spread(0, 1, 0, 1)
     assert rules.normalisation(channel(False, lesion), 3).value.scheme == "zscore"
     assert rules.normalisation(channel(False, lesion), 2).value.scheme == "range"
+
+
+def test_slices_called_ct_share_one_scale():
+    assert rules.normalisation(channel(True, None), 2).value.scheme == "dataset"
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+@pytest.mark.parametrize(
+    ("name", "scale"),
+    [
+        ("noNorm", Normalisation("dataset")),
+        ("zscore", Normalisation("zscore")),
+        (" rgb_to_0_1", Normalisation("dataset", std=255.0)),
+    ],
+)
+def test_a_name_by_which_nnunet_chooses_goes_before_the_rules(
+    name: str, scale: Normalisation, dims: int
+):
+    named = replace(channel(dims == 3, Spread(0, 1, 0, 1)), name=name)
+    found = rules.normalisation(named, dims)
+    assert found.value == scale
+    assert name in found.reason
+
+
+def test_no_norm_leaves_values_and_rgb_divides_them(rng):
+    values = rng.uniform(0, 255, size=(2, 4, 4)).astype(np.float32)
+    array = values.copy()
+    normalise(array, [rules.NAMED_SCALES["nonorm"], rules.NAMED_SCALES["rgb_to_0_1"]])
+    np.testing.assert_array_equal(array[0], values[0])
+    np.testing.assert_allclose(array[1], values[1] / 255, rtol=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from lesionseg.core import CaseFiles, Dataset, Role
-from lesionseg.errors import DatasetError
+from lesionseg.errors import ConfigError, DatasetError
 from lesionseg.plan.splits import Splits, fold_numbers, make_splits
 
 
@@ -142,6 +142,40 @@ def test_two_groups_leave_one_for_each_side(dataset: Dataset):
 def test_no_validation_on_request(dataset: Dataset):
     splits = make_splits(build(dataset, TEN), dict.fromkeys(TEN, 1), validation_fraction=0)
     assert of_role(splits, "train") == set(TEN)
+
+
+@pytest.mark.parametrize("stated", ["folds", "roles"])
+def test_no_validation_on_request_whatever_the_dataset_states(
+    dataset: Dataset, caplog: pytest.LogCaptureFixture, stated: str
+):
+    own = {
+        "folds": {"folds": {case: i % 5 for i, case in enumerate(TEN)}},
+        "roles": {"roles": {"c1": "validation", "c2": "validation"}},
+    }[stated]
+    built, burden = build(dataset, TEN, **own), dict.fromkeys(TEN, 1)
+    assert of_role(make_splits(built, burden), "validation")
+    assert of_role(make_splits(built, burden, validation_fraction=0), "train") == set(TEN)
+    assert ("2 cases train" in caplog.text) == (stated == "roles")
+
+
+def test_test_cases_stay_test_cases_where_all_others_train(dataset: Dataset):
+    built = build(dataset, TEN, roles={"c0": "test"})
+    splits = make_splits(built, dict.fromkeys(TEN, 1), validation_fraction=0)
+    assert of_role(splits, "test") == {"c0"}
+    assert of_role(splits, "validation") == set()
+
+
+def test_a_fold_and_no_validation_contradict_each_other(dataset: Dataset, tmp_path: Path):
+    built, burden = build(dataset, TEN), dict.fromkeys(TEN, 1)
+    path = tmp_path / "splits.json"
+    path.write_text(json.dumps({"roles": dict.fromkeys(TEN, "train") | {"c1": "validation"}}))
+    for asked in ({"fold": 1}, {"given": path}):
+        with pytest.raises(ConfigError, match="asks for validation cases, another for none"):
+            make_splits(built, burden, validation_fraction=0, **asked)
+    path.write_text(json.dumps({"roles": dict.fromkeys(TEN, "train")}))
+    assert of_role(make_splits(built, burden, validation_fraction=0, given=path), "train") == set(
+        TEN
+    )
 
 
 def test_follows_a_given_split_of_either_kind(dataset: Dataset, tmp_path: Path):

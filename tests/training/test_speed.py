@@ -167,3 +167,15 @@ def test_a_training_with_cuda_graphs_learns_the_same(
     assert len(begun) == len(watch.seen) == 10  # before each of both parts' forward passes
     assert sum(bool(logits.isnan().any()) for logits in watch.seen) == 1  # the bad tile's
     assert len(watch.places) == 1  # added to memory of the training's own, not to the graph's
+
+
+def test_a_layout_that_memory_does_not_suffice_for_is_not_taken():
+    seconds = clock(torch.OutOfMemoryError("too large"), 3.0, 9.0, 9.0)
+
+    def raising(network, mode):
+        found = seconds(network, mode)
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    assert timed_choice(Conv(), raising, (FIRST, LAST), CHOICES[False]) == Speed(LAST, None)

@@ -20,6 +20,7 @@ from lesionseg.ops.kernels.focal_plain import (
     sigmoid_focal_plain,
     softmax_focal_plain,
 )
+from lesionseg.ops.kernels.on_gpu import gpu_kernels
 
 SMALL = 2**14  # logits; on a CPU the plain formula takes less time than starting threads
 Weights = tuple[tuple[float, ...], ...]
@@ -141,7 +142,7 @@ def _sigmoid_kernels(logits: Tensor) -> FocalKernels | None:
     if not _has_kernels(logits):
         return None
     if logits.device.type == "cuda":
-        return None if (module := _triton()) is None else sigmoid_kernels(module)
+        return None if (module := gpu_kernels("focal_triton")) is None else sigmoid_kernels(module)
     fits = logits.numel() >= SMALL and logits.shape[1] < 255  # classes are bytes there
     return sigmoid_kernels(_numba()) if fits else None
 
@@ -149,7 +150,7 @@ def _sigmoid_kernels(logits: Tensor) -> FocalKernels | None:
 def _softmax_kernels(logits: Tensor) -> FocalKernels | None:
     if not _has_kernels(logits) or logits.device.type != "cuda":
         return None
-    return None if (module := _triton()) is None else softmax_kernels(module)
+    return None if (module := gpu_kernels("focal_triton")) is None else softmax_kernels(module)
 
 
 def _has_kernels(logits: Tensor) -> bool:
@@ -160,16 +161,6 @@ def _has_kernels(logits: Tensor) -> bool:
         and logits.numel() > 0
         and not torch.compiler.is_compiling()  # a compiler fuses the plain formula by itself
     )
-
-
-@lru_cache(maxsize=1)
-def _triton() -> ModuleType | None:
-    """The Triton kernels; None where Triton is missing."""
-    try:
-        from lesionseg.ops.kernels import focal_triton
-    except ImportError:
-        return None
-    return focal_triton
 
 
 @lru_cache(maxsize=1)
