@@ -25,6 +25,7 @@ from lesionseg.pipeline.detectors import require_masks, require_voxels
 from lesionseg.pipeline.judge import Judged, Rules, judge_validation, labelled
 from lesionseg.pipeline.learning import Learning, affordable, decide, learn, linked, prepare_cases
 from lesionseg.pipeline.loss_check import check_losses
+from lesionseg.pipeline.memory import require_device
 from lesionseg.pipeline.provenance import device_name, is_simulated, provenance
 from lesionseg.pipeline.report import ReportSettings
 from lesionseg.pipeline.run_dir import claim, is_claimed
@@ -120,6 +121,8 @@ def begin(recipe: Recipe, found: Survey, run: Path, given: Plan | None = None) -
 
 def train_once(recipe: Recipe, found: Survey, plan: Plan, run: Path) -> Trained:
     """Train by the plan on the survey's roles; leaves validation scores and the bundle in `run`."""
+    if not (run / BUNDLE).exists():  # what is only judged again needs no GPU
+        require_device(recipe.learning.trainer.accelerator)
     cases = prepare_cases(found, plan, recipe.data, run)
     # a loss may keep sums of its own: every training begins with a fresh one
     learning = replace(recipe.learning, loss=deepcopy(recipe.learning.loss))

@@ -15,7 +15,7 @@ from lesionseg.evaluation import Preset
 from lesionseg.inference.settings import InferenceSettings
 from lesionseg.io.cases import read_case
 from lesionseg.pipeline.learning import Learning, affordable, decide, prepare_cases
-from lesionseg.pipeline.memory import training_device
+from lesionseg.pipeline.memory import require_device, training_device
 from lesionseg.pipeline.pair_losses import AnchorLossOfPair, LossOfPair, PairLosses
 from lesionseg.pipeline.provenance import device_name, is_simulated, provenance
 from lesionseg.pipeline.run_dir import check_claim, claim, default_run_dir, is_claimed
@@ -87,6 +87,7 @@ def tune(
     losses = PairLosses(model.architecture, loss, detection)
     require_optuna()
     _check_devices(trainer)
+    require_device(trainer.accelerator)
     run = Path(run_dir) if run_dir else default_run_dir(data.root, f"{model.architecture}_tune")
     check_claim(run, _without_n_trials(config))
     found = survey(data, seed)

@@ -1,5 +1,6 @@
 """Settings of a loss that do not fit the labels are named before a run belongs to them."""
 
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -85,6 +86,15 @@ def test_the_loss_is_left_as_it_was(planned: Planned) -> None:
     assert loss.n == 0
 
 
+def small_training(folder: Path) -> list[str]:
+    """The command of a training of one step, of radiographs that are drawn for it."""
+    write_xray_phantoms(folder / "raw", 3, seed=0, shape=(48, 48), pixel_mm=8.0)
+    command = [f"data.root={folder / 'raw'}", f"run_dir={folder / 'run'}", "replicates=5"]
+    command += ["trainer.max_minutes=null", "trainer.max_steps=1", "trainer.workers=0"]
+    command += ["trainer.progress=false", "report=tables", "report.pdf=false"]
+    return [*command, "model.tile_shape=[32,32]", "model.batch_size=1", "model.base_features=4"]
+
+
 @pytest.mark.parametrize(
     ("wrong", "right", "named"),
     [
@@ -102,11 +112,7 @@ def test_a_refused_setting_leaves_the_run_directory_to_the_corrected_one(
     named: str,
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    write_xray_phantoms(tmp_path / "raw", 3, seed=0, shape=(48, 48), pixel_mm=8.0)
-    command = [f"data.root={tmp_path / 'raw'}", f"run_dir={tmp_path / 'run'}", "replicates=5"]
-    command += ["trainer.max_minutes=null", "trainer.max_steps=1", "trainer.workers=0"]
-    command += ["trainer.progress=false", "report=tables", "report.pdf=false"]
-    command += ["model.tile_shape=[32,32]", "model.batch_size=1", "model.base_features=4"]
+    command = small_training(tmp_path)
     assert run("train", [*command, wrong]) == 2
     assert named in capsys.readouterr().err
     assert not (tmp_path / "cache").exists()
@@ -121,3 +127,17 @@ def test_a_gpu_that_is_not_there_is_refused_by_name(monkeypatch: pytest.MonkeyPa
         require_device("gpu")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     require_device("gpu")
+
+
+def test_on_another_machine_a_training_asks_for_its_gpu_until_it_is_finished(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    command = small_training(tmp_path)
+    assert run("train", command) == 0
+    begun = tmp_path / "run" / "config.yaml"
+    begun.write_text(begun.read_text().replace("accelerator: auto", "accelerator: gpu"))
+    assert run("train", [*command, "trainer.accelerator=gpu"]) == 0  # only judged again
+    shutil.rmtree(tmp_path / "run" / "bundle")
+    assert run("train", [*command, "trainer.accelerator=gpu"]) == 2
+    assert "There is no GPU" in capsys.readouterr().err
