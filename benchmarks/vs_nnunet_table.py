@@ -61,7 +61,7 @@ def _by_size(made: Sequence[Cell]) -> str:
 def found_of_size(made: Sequence[Cell], low: float, high: float) -> str:
     """`found of all`, of one seed, or the mean over seeds."""
     hits = [sum(lesion["found"] for lesion in _of_size(cell, low, high)) for cell in made]
-    return f"{float(np.mean(hits)):g} of {len(_of_size(made[0], low, high))}"
+    return f"{float(np.mean(hits)):.3g} of {len(_of_size(made[0], low, high))}"
 
 
 def _of_size(cell: Cell, low: float, high: float) -> list[Mapping[str, Any]]:
@@ -87,7 +87,7 @@ def _sentence(name: str, ours: Sequence[Cell], peer: Sequence[Cell]) -> str:
     said = "no interval (fewer than 5 groups)" if interval is None else _signed(*interval)
     weight = "" if n >= LEAST_LESIONS else f" {n} such lesions: descriptive."
     return (
-        f"- `{name}`, {peer[0]['tool']}: of {n} lesions under 10 mm ours misses {a:g}, it {b:g} "
+        f"- `{name}`, {peer[0]['tool']}: of {n} lesions under 10 mm ours misses {a:.3g}, it {b:.3g} "
         f"({ratio}); difference of recall {said}.{weight}"
     )
 
