@@ -87,8 +87,8 @@ def _sentence(name: str, ours: Sequence[Cell], peer: Sequence[Cell]) -> str:
     said = "no interval (fewer than 5 groups)" if interval is None else _signed(*interval)
     weight = "" if n >= LEAST_LESIONS else f" {n} such lesions: descriptive."
     return (
-        f"- `{name}`, {peer[0]['tool']}: of {n} lesions under 10 mm ours misses {a:.3g}, it {b:.3g} "
-        f"({ratio}); difference of recall {said}.{weight}"
+        f"- `{name}`, {peer[0]['tool']}: of {n} lesions under 10 mm ours misses {a:.3g}, "
+        f"it {b:.3g} ({ratio}); difference of recall {said}.{weight}"
     )
 
 
