@@ -3,9 +3,10 @@
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 
 from lesionseg.cli import VERBS, compose, conf_dir
-from lesionseg.cli.compose import groups
+from lesionseg.cli.compose import fitting, groups
 from lesionseg.errors import ConfigError
 
 REQUIRED = {
@@ -86,6 +87,16 @@ def test_every_verb_takes_what_an_experiment_sets(verb: str, experiment: str) ->
     recipe = instantiate({**plain, "_partial_": True}, _convert_="all")
     inspect.signature(recipe.func).bind(**recipe.keywords, config=plain)
     assert cfg.run_dir == f"runs/{experiment}"
+
+
+def test_what_no_verb_has_is_refused_in_an_experiment_too() -> None:
+    with pytest.raises(ConfigError, match=r"no setting 'sead'.*seed"):
+        fitting(OmegaConf.create({"sead": 1, "seed": 2}), "train")
+
+
+def test_a_setting_added_to_a_group_that_is_not_there_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"no setting 'foo\.bar'"):
+        compose("train", ["data.root=x", "+foo.bar=1"])
 
 
 def test_what_an_experiment_says_to_another_verb_cannot_be_set() -> None:

@@ -56,12 +56,18 @@ def fitting(cfg: Any, verb: str, overrides: Sequence[str] = ()) -> Any:
     """The configuration without what an experiment says to other verbs.
 
     An experiment sets `operating_point` or `preset`, say, for `train`; `prepare` has neither. What
-    the overrides name stays, so that it is refused and not passed over.
+    the overrides name stays, so that it is refused and not passed over; so does what no verb has.
     """
     from omegaconf import OmegaConf
 
     named = {key_of(o).partition(".")[0] for o in overrides}
     own = {*_contents(verb), *groups(verb), *named}
+    others = {key for other in VERBS for key in (*_contents(other), *groups(other))}
+    for key in cfg:
+        if key not in own | others:
+            raise ConfigError(
+                f"There is no setting {key!r}.{nearest(key, sorted(own))}", where="experiment"
+            )
     return OmegaConf.masked_copy(cfg, [key for key in cfg if key in own])
 
 
@@ -91,7 +97,8 @@ def _check_keys(overrides: Sequence[str], base: Any) -> None:
     known = list(_flatten(OmegaConf.to_container(base, resolve=False)))
     for override in overrides:
         key = key_of(override)
-        added = override[0] in "+~" and "." in key  # its group says whether it takes it
+        # its group says whether it takes it
+        added = override[0] in "+~" and "." in key and key.partition(".")[0] in base
         if added or key in known or key.startswith("hydra."):
             continue
         raise ConfigError(f"There is no setting {key!r}.{nearest(key, known)}", where=override)

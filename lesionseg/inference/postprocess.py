@@ -158,7 +158,7 @@ def without_small(prediction: Prediction, least_mm: float) -> Prediction:
 
 
 def _parse_point(name: str) -> tuple[str, float | None]:
-    kind, _, value = name.partition(":")
+    kind, _, value = str(name).partition(":")  # a bare number comes as one
     try:
         return kind.strip(), float(value)
     except ValueError:

@@ -56,11 +56,12 @@ def cross_validate(recipe: Recipe, found: Survey, run: Path) -> Finished:
     for fold, its in zip(folds, recipes, strict=True):
         check_claim(fold.run, its.config)
         refuse_other_cases(fold.run, fold.found.splits)  # also of a finished fold, which is kept
+    places = places_of(recipe.learning.trainer, recipe.data.parallel_folds)  # or too few devices
     plan = begin(recipe, found, run, kept_plan(run) or _plan_of_finished(folds))
     _write_folds(folds, run)
     _say_what_comes(recipe, folds)
     todo = [(f, its) for f, its in zip(folds, recipes, strict=True) if not _is_finished(f)]
-    _train(todo, plan, places_of(recipe.learning.trainer, recipe.data.parallel_folds))
+    _train(todo, plan, places)
     return _gather(recipe, found, folds, run)
 
 

@@ -78,7 +78,7 @@ def evaluate(
     *,
     dataset: Dataset | None = None,
     evaluated_on: str | None = None,
-    operating_point: OperatingPoint | str | None = None,
+    operating_point: OperatingPoint | str | float | None = None,
     preset: str | Preset = "lesionseg",
     groups: str | None = None,
     compare: str | Path | None = None,

@@ -23,13 +23,15 @@ from lesionseg.io.volumes import read_geometry, read_volume
 _log = logging.getLogger(__name__)
 
 
-def accepted_from(point: OperatingPoint | str | None) -> OperatingPoint | None:
-    """The operating point as a user names it, `score:0.37`; None: the predictions' own.
+def accepted_from(point: OperatingPoint | str | float | None) -> OperatingPoint | None:
+    """The operating point as a user names it, `score:0.37` or 0.37; None: the predictions' own.
 
     Raises `ConfigError` for a point that only a bundle could look up.
     """
     if point is None or isinstance(point, OperatingPoint):
         return point
+    if not isinstance(point, str):
+        return choose_operating_point((), f"score:{point}")
     if point.partition(":")[0].strip() in ("fp_per_case", "sensitivity"):
         raise ConfigError(
             "Only a bundle knows the score of this operating point; predictions do not hold it.",

@@ -57,8 +57,31 @@ def kept_log(run: Path) -> Iterator[Callable[[str], None]]:
 
     What is printed stays as it is. An error that ends the run is the log's last line.
     """
-    log, root = RunLog(run), logging.getLogger()
-    root.addHandler(log)
+    with _heard(log := RunLog(run)):
+        yield from _noted(log)
+
+
+@contextmanager
+def _heard(log: RunLog) -> Iterator[None]:
+    """Let the log hear all; where nobody has set logging up, warnings are still printed."""
+    root, ours = logging.getLogger(), logging.getLogger(lesionseg.__name__)
+    level, bare = ours.level, not root.handlers
+    handlers = [log, logging.lastResort] if bare and logging.lastResort else [log]
+    for handler in handlers:
+        root.addHandler(handler)
+    if bare:
+        ours.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        for handler in handlers:
+            root.removeHandler(handler)
+        ours.setLevel(level)
+        log.close()
+
+
+def _noted(log: RunLog) -> Iterator[Callable[[str], None]]:
+    """Note how it begins and, where it does so with an error, how it ends."""
     log.note(f"Training begins or goes on, lesionseg {lesionseg.__version__}.")
     try:
         yield log.note
@@ -71,6 +94,3 @@ def kept_log(run: Path) -> Iterator[Callable[[str], None]]:
     except BaseException:
         log.note(traceback.format_exc())
         raise
-    finally:
-        root.removeHandler(log)
-        log.close()

@@ -189,7 +189,8 @@ def _plan(raw: dict[str, Any]) -> Plan:
     raw = {key: _tuples(value) for key, value in raw.items()}
     raw["normalisation"] = tuple(Normalisation(**n) for n in raw["normalisation"])
     raw["architecture"] = Architecture(**raw["architecture"])
-    raw["candidate_rule"] = CandidateRule(**raw["candidate_rule"])
+    # before there was joining, operating points were fitted without it
+    raw["candidate_rule"] = CandidateRule(**{"join": 1.0, **raw["candidate_rule"]})
     raw["operating_points"] = tuple(OperatingPoint(**p) for p in raw["operating_points"])
     raw["anchors"] = AnchorPlan(**raw["anchors"]) if raw.get("anchors") else None
     raw["link"] = FocalLink(**raw["link"]) if raw.get("link") else None

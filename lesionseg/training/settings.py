@@ -6,7 +6,7 @@ from typing import Literal
 
 from lesionseg.errors import ConfigError
 
-ACCELERATORS = ("auto", "cpu", "gpu")
+ACCELERATORS = ("auto", "cpu", "gpu", "cuda")
 PRECISIONS = ("auto", "32-true", "bf16-mixed", "16-mixed")
 
 
@@ -54,8 +54,8 @@ class TrainerSettings:
     `validate_every_minutes`: None validates at the end only, if at all; `validate_cases` of the
     validation role are then looked at (None: all). `select`: whether the `best` or the `last`
     weights are kept, None for the best of two validations or more. `checkpoint_every_minutes`: at
-    most so much work is lost when training is killed. `workers`: processes that make tiles, 0 for
-    none.
+    most so much work is lost when training is killed, or 50 times what writing takes. `workers`:
+    processes that make tiles, 0 for none.
     """
 
     max_minutes: float | None = None

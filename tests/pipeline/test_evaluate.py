@@ -100,6 +100,7 @@ def test_our_own_files_bring_scores_and_their_operating_point(tmp_path):
     assert [row["detected_at"] for row in rows(tmp_path / "out" / "lesions.csv")] == ["0.9", "0.3"]
     named = evaluate(*folders, operating_point="score:0.2", replicates=5)
     assert named["operating_point"]["score"] == 0.2
+    assert evaluate(*folders, operating_point=0.2, replicates=5)["operating_point"]["score"] == 0.2
     assert named["operating_point"]["chosen_on"] is None
     assert named["n_true_positive"] == 2
     assert evaluate(*folders, operating_point="score:0.95", replicates=5)["n_true_positive"] == 0

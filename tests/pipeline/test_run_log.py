@@ -1,6 +1,8 @@
 """What a run says is kept in its directory, once that is its own."""
 
 import logging
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -84,4 +86,26 @@ def test_what_is_printed_stays_as_it_is(
         log.info("Logged.")
         note("Noted.")
     assert caplog.messages == ["Logged."]
-    assert capsys.readouterr() == ("", "")
+    printed = "".join(capsys.readouterr())
+    assert "Noted." not in printed
+    assert printed.count("Logged.") <= 1  # another test may have set printing up
+
+
+def test_where_nobody_set_logging_up_warnings_are_printed_and_the_plan_is_kept(tmp_path):
+    script = (
+        "import logging, pathlib, sys\n"
+        "from lesionseg.pipeline.run_dir import claim\n"
+        "from lesionseg.pipeline.run_log import kept_log\n"
+        "run = pathlib.Path(sys.argv[1]); claim(run, {})\n"
+        "with kept_log(run):\n"
+        "    logging.getLogger('lesionseg.x').info('a plan')\n"
+        "    logging.getLogger('lesionseg.x').warning('a warning')\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path / "run")], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == "a warning\n"
+    kept = (tmp_path / "run" / LOG).read_text("utf-8")
+    assert "a plan" in kept
+    assert "a warning" in kept

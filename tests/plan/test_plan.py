@@ -41,6 +41,7 @@ def test_a_plan_written_before_these_decisions_existed_can_still_be_read(plan: P
     del (
         raw["candidate_rule"]["min_diameter_mm"],
         raw["candidate_rule"]["score"],
+        raw["candidate_rule"]["join"],
         raw["anchors"]["merge"],
     )
     raw["operating_points"] = [
@@ -50,6 +51,7 @@ def test_a_plan_written_before_these_decisions_existed_can_still_be_read(plan: P
     assert (old.calibration, old.n_members, old.candidate_rule.min_diameter_mm) == (None, 1, 0.0)
     assert old.operating_points[0].expected_recall is None
     assert old.anchors == ANCHORS
+    assert old.candidate_rule.join == 1  # its operating points were chosen on unjoined candidates
     assert old.candidate_rule.score == "max"
     assert ANCHORS.merge == "wbc"
 
