@@ -14,6 +14,7 @@ from lesionseg.errors import ConfigError, DatasetError
 from lesionseg.evaluation import Preset
 from lesionseg.inference.settings import InferenceSettings
 from lesionseg.io.cases import read_case
+from lesionseg.pipeline.detectors import require_masks
 from lesionseg.pipeline.learning import Learning, affordable, decide, prepare_cases
 from lesionseg.pipeline.memory import require_device, training_device
 from lesionseg.pipeline.pair_losses import AnchorLossOfPair, LossOfPair, PairLosses
@@ -91,6 +92,7 @@ def tune(
     run = Path(run_dir) if run_dir else default_run_dir(data.root, f"{model.architecture}_tune")
     check_claim(run, _without_n_trials(config))
     found = survey(data, seed)
+    require_masks(found, model.architecture)
     refuse_other_cases(run, found.splits)  # its trials would not compare
     cases = [c for c in found.of_role("validation") if c.reference is not None or c.annotations]
     lesions = _count_lesions(found, cases, data)
