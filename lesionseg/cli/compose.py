@@ -62,9 +62,8 @@ def fitting(cfg: Any, verb: str, overrides: Sequence[str] = ()) -> Any:
 
     named = {key_of(o).partition(".")[0] for o in overrides}
     own = {*_contents(verb), *groups(verb), *named}
-    others = {key for other in VERBS for key in (*_contents(other), *groups(other))}
-    for key in cfg:
-        if key not in own | others:
+    for key in (key for key in cfg if key not in own):
+        if not any(key in _contents(v) or key in groups(v) for v in VERBS):
             raise ConfigError(
                 f"There is no setting {key!r}.{nearest(key, sorted(own))}", where="experiment"
             )

@@ -27,7 +27,6 @@ from lesionseg.io.predictions import find_predictions
 from lesionseg.pipeline.choice import undecided
 from lesionseg.pipeline.judge import FoldRun, judge_out_of_fold, judge_untouched, labelled
 from lesionseg.pipeline.learning import kept_plan
-from lesionseg.pipeline.memory import training_device
 from lesionseg.pipeline.one_training import BUNDLE, Finished, Recipe, begin, keep_bundle, train_once
 from lesionseg.pipeline.parallel import Environment, Job, run_together
 from lesionseg.pipeline.places import places_of
@@ -35,6 +34,7 @@ from lesionseg.pipeline.run_dir import check_claim
 from lesionseg.pipeline.same_cases import SPLITS, refuse_other_cases
 from lesionseg.pipeline.survey import Survey, divided, folds_of
 from lesionseg.plan.plan import Plan
+from lesionseg.training.device import training_device
 
 log = logging.getLogger(__name__)
 

@@ -21,7 +21,7 @@ from lesionseg.losses.detection import DetectionLoss
 from lesionseg.models.build import build_network
 from lesionseg.pipeline.choice import undecided
 from lesionseg.pipeline.fine_tuning import bundle_plan, start_from
-from lesionseg.pipeline.memory import available_memory_gb, require_device, training_device
+from lesionseg.pipeline.memory import available_memory_gb, require_device
 from lesionseg.pipeline.progress import bar
 from lesionseg.pipeline.run_dir import is_claimed
 from lesionseg.pipeline.same_cases import SPLITS
@@ -31,6 +31,7 @@ from lesionseg.plan.make import PlanOverrides, make_plan
 from lesionseg.plan.plan import FocalLink, Plan
 from lesionseg.training.callbacks import Validate
 from lesionseg.training.detection_objective import make_objective, taught_anchors
+from lesionseg.training.device import training_device
 from lesionseg.training.fit import CHECKPOINT, FitResult, choose_precision, fit
 from lesionseg.training.memory_probe import Probe, fitted_to_memory
 from lesionseg.training.scaling import autocast_dtype
@@ -59,7 +60,7 @@ class Learning:
 
 def _refuse_unseen_background(trainer: TrainerSettings) -> None:
     """An epoch's hard background is that of the last but one, which must be over by then."""
-    if trainer.devices not in (1, "1"):
+    if not trainer.has_one_device:
         raise ConfigError(
             "Hard background is collected on one device.",
             where="sampling.hard_share",

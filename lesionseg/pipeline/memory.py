@@ -1,16 +1,11 @@
-"""The device that trains, and how much memory a plan may count on."""
+"""Whether the device that is asked for is there, and how much memory a plan may count on."""
 
 import os
 
 import torch
 
 from lesionseg.errors import ConfigError
-
-
-def training_device(accelerator: str) -> str:
-    """`cuda` or `cpu`, as Lightning would choose for this accelerator."""
-    wanted = accelerator in ("auto", "gpu", "cuda")
-    return "cuda" if wanted and torch.cuda.is_available() else "cpu"
+from lesionseg.training.device import training_device
 
 
 def require_device(accelerator: str) -> None:

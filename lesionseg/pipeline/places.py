@@ -5,25 +5,12 @@ import os
 import torch
 
 from lesionseg.errors import ConfigError
-from lesionseg.pipeline.memory import training_device
 from lesionseg.pipeline.parallel import Environment
+from lesionseg.training.device import training_device
 from lesionseg.training.settings import TrainerSettings
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 AUTO = "auto"
-
-
-def require_count(devices: int | str) -> None:
-    """Raise `ConfigError` unless the setting is a number of devices, or "auto" for all of them."""
-    if devices == AUTO or (str(devices).isdigit() and int(devices) > 0):
-        return
-    raise ConfigError(
-        "The devices to train on are counted, not named.",
-        where="trainer.devices",
-        seen=devices,
-        expected="a number from 1 on, or auto",
-        remedy=f"name GPUs by {VISIBLE}=2,3 before the command, and set trainer.devices=2.",
-    )
 
 
 def places_of(trainer: TrainerSettings, asked: int | str) -> list[Environment]:

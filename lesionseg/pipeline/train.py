@@ -19,7 +19,6 @@ from lesionseg.pipeline.detectors import warn_of_unheard_loss
 from lesionseg.pipeline.judge import judge_untouched
 from lesionseg.pipeline.learning import Learning
 from lesionseg.pipeline.one_training import Finished, Recipe, begin, train_once
-from lesionseg.pipeline.places import require_count
 from lesionseg.pipeline.report import ReportSettings, report_run
 from lesionseg.pipeline.run_dir import check_claim, default_run_dir
 from lesionseg.pipeline.run_log import kept_log
@@ -78,7 +77,6 @@ def train(
     """
     started = time.monotonic()
     require_logger(logger)
-    require_count(trainer.devices)
     require_own_processes(trainer.devices)
     run = Path(run_dir) if run_dir else default_run_dir(data.root, model.architecture)
     check_claim(run, config)

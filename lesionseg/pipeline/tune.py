@@ -16,7 +16,7 @@ from lesionseg.inference.settings import InferenceSettings
 from lesionseg.io.cases import read_case
 from lesionseg.pipeline.detectors import require_masks
 from lesionseg.pipeline.learning import Learning, affordable, decide, prepare_cases
-from lesionseg.pipeline.memory import require_device, training_device
+from lesionseg.pipeline.memory import require_device
 from lesionseg.pipeline.pair_losses import AnchorLossOfPair, LossOfPair, PairLosses
 from lesionseg.pipeline.provenance import device_name, is_simulated, provenance
 from lesionseg.pipeline.run_dir import check_claim, claim, default_run_dir, is_claimed
@@ -30,6 +30,7 @@ from lesionseg.pipeline.tune_results import Circumstances, describe, write_resul
 from lesionseg.plan.make import PlanOverrides
 from lesionseg.report.surface import steadiest
 from lesionseg.report.tuning import TuningSearch, TuningTrial, table
+from lesionseg.training.device import training_device
 from lesionseg.training.settings import OptimiserSettings, TrainerSettings
 
 log = logging.getLogger(__name__)
@@ -131,7 +132,7 @@ def tune(
 
 
 def _check_devices(trainer: TrainerSettings) -> None:
-    if trainer.devices not in (1, "1"):
+    if not trainer.has_one_device:
         raise ConfigError(
             "A trial trains on one device.",
             where="trainer.devices",

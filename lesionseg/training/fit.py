@@ -36,6 +36,7 @@ from lesionseg.training.callbacks import (
 )
 from lesionseg.training.checkpoint import Checkpoint, read_checkpoint
 from lesionseg.training.detection_objective import make_objective
+from lesionseg.training.device import training_device
 from lesionseg.training.hard import HardPlaces, WatchBackground
 from lesionseg.training.module import Counters, LesionModule
 from lesionseg.training.scaling import Precision, autocast_dtype
@@ -130,14 +131,13 @@ def fit_tiles(
     checkpoint = read_checkpoint(path) if path.is_file() else None
     objective = make_objective(loss, detection or DetectionLoss(), plan)
     module = LesionModule(network, objective, plan, settings, optimiser)
-    device_type = _device_type(settings.accelerator)
-    if choose_precision(settings.precision, torch.device(device_type)) == "16-mixed":
+    device = training_device(settings.accelerator)
+    if choose_precision(settings.precision, torch.device(device)) == "16-mixed":
         module.use_fp16()
     if isinstance(tiles, EpochTiles) and tiles.hard is not None:
         _require_voxels(plan)
         callbacks = [*callbacks, _remember(tiles, tiles.hard, module, checkpoint)]
     counters = Counters(**checkpoint.counters) if checkpoint else Counters()
-    device = device_type
     if checkpoint is None or module.budget.progress(counters.steps, counters.minutes) < 1:
         mine = our_callbacks(settings, run_dir, checkpoint, validate)
         device = _train(module, tiles, counters.steps, [*mine, *callbacks], run_dir)
@@ -207,7 +207,7 @@ def _train(
 ) -> str:
     """Run Lightning's trainer; returns the device it ran on."""
     settings, plan = module.settings, module.plan
-    device = torch.device(_device_type(settings.accelerator))
+    device = torch.device(training_device(settings.accelerator))
     precision = choose_precision(settings.precision, device)
     dtype = autocast_dtype(precision)
     speed = choose_speed(module.network, module.objective, plan, settings, device, dtype)
@@ -250,12 +250,12 @@ def _trainer(
     """A trainer that only drives the loop: what it would log, save and show is ours."""
     return pl.Trainer(
         # not "auto": Lightning would take a Mac's MPS, for which nothing here is planned
-        accelerator="gpu" if _device_type(settings.accelerator) == "cuda" else "cpu",
+        accelerator="gpu" if training_device(settings.accelerator) == "cuda" else "cpu",
         devices=settings.devices,
         # spawned processes share this one's folder and tiles; a launcher would run main again.
         # They wait while the first one predicts whole volumes, to validate or audit.
         strategy="auto"
-        if settings.devices in (1, "1")
+        if settings.has_one_device
         else DDPStrategy(start_method="spawn", timeout=timedelta(days=1)),
         plugins=LightningEnvironment(),  # SLURM's variables do not make this one of its processes
         precision=precision,
@@ -292,12 +292,6 @@ def _result(module: LesionModule, checkpoint: Checkpoint, run_dir: Path, device:
         stopped_because=reason or "callback",
         device=device,
     )
-
-
-def _device_type(accelerator: str) -> str:
-    if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
-        return "cuda"
-    return "cpu"
 
 
 @contextmanager

@@ -92,6 +92,7 @@ class TrainerSettings:
             "auto, true, false or graphs",
         )
         _one_of("trainer.accelerator", self.accelerator, ACCELERATORS)
+        _require_count(self.devices)
         _one_of("trainer.precision", self.precision, PRECISIONS)
         for name in ("max_minutes", "validate_every_minutes", "gradient_clip"):
             value = getattr(self, name)
@@ -113,6 +114,11 @@ class TrainerSettings:
             _require(f"trainer.{name}", value, value >= 0, "0 or more")
         decay = self.ema_decay
         _require("trainer.ema_decay", decay, decay is None or 0 <= decay < 1, "in [0, 1), or null")
+
+    @property
+    def has_one_device(self) -> bool:
+        """Whether one process trains, on one device."""
+        return str(self.devices) == "1"
 
 
 @dataclass(frozen=True)
@@ -148,3 +154,17 @@ def _require(where: str, seen: object, kept: bool, expected: str) -> None:
 
 def _one_of(where: str, seen: str, choices: tuple[str, ...]) -> None:
     _require(where, seen, seen in choices, ", ".join(choices))
+
+
+def _require_count(devices: object) -> None:
+    """A list of GPUs would be counted wrongly."""
+    if devices == "auto" or (str(devices).isdecimal() and int(str(devices)) > 0):
+        return
+    raise ConfigError(
+        "The devices to train on are counted, not named.",
+        where="trainer.devices",
+        seen=devices,
+        expected="a number from 1 on, or auto",
+        remedy="name GPUs by CUDA_VISIBLE_DEVICES=2,3 before the command, and set "
+        "trainer.devices=2.",
+    )

@@ -80,3 +80,14 @@ def test_the_learning_rate_is_set_for_all_weights():
     optimiser = make_optimiser(nn.Conv2d(1, 1, 1), OptimiserSettings())
     assert set_learning_rate(optimiser, 0.5) == 0.5
     assert [group["lr"] for group in optimiser.param_groups] == [0.5, 0.5]
+
+
+@pytest.mark.parametrize(("devices", "one"), [(1, True), ("1", True), (4, False), ("auto", False)])
+def test_devices_are_a_number_or_all_of_them(devices, one):
+    assert TrainerSettings(max_steps=1, devices=devices).has_one_device == one
+
+
+@pytest.mark.parametrize("devices", [[0, 1], "0,1", 0, -1, "cuda:1", None, "²"])
+def test_devices_that_are_named_are_refused_with_the_way_to_name_them(devices):
+    with pytest.raises(ConfigError, match=r"trainer\.devices.*CUDA_VISIBLE_DEVICES=2,3"):
+        TrainerSettings(max_steps=1, devices=devices)
