@@ -39,8 +39,8 @@ from lesionseg.losses import (
     FocalLoss,
     MinedCrossEntropyLoss,
 )
-from lesionseg.losses.detection import DetectionLoss
-from lesionseg.pipeline.learning import Learning
+from lesionseg.losses.detection_loss import DetectionLoss
+from lesionseg.pipeline.train.learning import Learning
 from lesionseg.plan.plan import Plan
 
 LOSSES: Mapping[str, Callable[[], nn.Module]] = {

@@ -21,15 +21,15 @@ import table
 from ablation_table import PRESET
 from held_out import HeldOut, held_out, lesions_found
 
-from lesionseg.data.phantom import write_mri_phantoms
 from lesionseg.errors import LesionsegError
 from lesionseg.inference.predictor import Predictor
 from lesionseg.io.atomic import read_json, write_json
-from lesionseg.pipeline.choice import Wishes
-from lesionseg.pipeline.judge import Rules, judge_validation
-from lesionseg.pipeline.learning import Learning, decide, learn, linked, prepare_cases
-from lesionseg.pipeline.provenance import data_hash
-from lesionseg.pipeline.survey import Survey, survey
+from lesionseg.phantoms import write_mri_phantoms
+from lesionseg.pipeline.dataset.survey import Survey, survey
+from lesionseg.pipeline.judging.choice import Wishes
+from lesionseg.pipeline.judging.judge_role import Rules, judge_validation
+from lesionseg.pipeline.run.provenance import data_hash
+from lesionseg.pipeline.train.learning import Learning, decide, learn, linked, prepare_cases
 from lesionseg.plan.make import PlanOverrides
 from lesionseg.plan.plan import Plan
 

@@ -10,7 +10,7 @@ import table
 
 from lesionseg.evaluation import PRESETS
 from lesionseg.evaluation.edge_cases import NO_LESION
-from lesionseg.evaluation.estimates import Number, proportion
+from lesionseg.evaluation.statistics.estimates import Number, proportion
 
 PRESET = PRESETS["lesionseg"]
 Cell = Mapping[str, Any]

@@ -27,10 +27,10 @@ from table import Row, device_name, print_report, versions
 
 from lesionseg.core import Candidate, Geometry, Prediction, Reference
 from lesionseg.evaluation import PRESETS, CaseResult, evaluate_case, summarise
-from lesionseg.evaluation.judge import judge as match_case
-from lesionseg.evaluation.overlap import voxel_counts
+from lesionseg.evaluation.case.match_case import judge as match_case
+from lesionseg.evaluation.case.overlap import voxel_counts
+from lesionseg.io.formats.volumes import read_volume
 from lesionseg.io.predictions import find_masks
-from lesionseg.io.volumes import read_volume
 from lesionseg.ops.components import lesion_instances, mask_boxes
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -34,13 +34,13 @@ import torch
 from torch import Tensor, nn
 
 from lesionseg.core import Geometry, Volume
-from lesionseg.inference.bundle import Bundle, read_bundle, write_bundle
+from lesionseg.inference.bundles.bundle import Bundle, read_bundle, write_bundle
+from lesionseg.inference.inference_settings import InferenceSettings
 from lesionseg.inference.predictor import Predictor
-from lesionseg.inference.settings import InferenceSettings
-from lesionseg.io.volumes import read_volume, write_volume
+from lesionseg.io.formats.volumes import read_volume, write_volume
 from lesionseg.models.build import build_network
-from lesionseg.pipeline.predict import find_cases
-from lesionseg.pipeline.predict_cases import PredictJob, predict_cases
+from lesionseg.pipeline.predict.case_pipeline import PredictJob, predict_cases
+from lesionseg.pipeline.predict.recipe import find_cases
 from lesionseg.plan.plan import Architecture, Normalisation, Plan
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -286,7 +286,7 @@ def agreement(ours: Path, exact: Path) -> float:
 
 def recall(reference: Path, prediction: Path) -> float:
     """Lesion recall at the operating point, by this project's own evaluation."""
-    from lesionseg.pipeline.evaluate import evaluate
+    from lesionseg.pipeline.evaluate.recipe import evaluate
 
     with tempfile.TemporaryDirectory() as output:
         names = {p.name.removesuffix("_mask.nii.gz") for p in prediction.glob("*_mask.nii.gz")}

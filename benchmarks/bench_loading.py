@@ -41,12 +41,12 @@ from monai import transforms as mt
 from torch.utils.data import DataLoader, Dataset
 
 from lesionseg.core import Geometry, Volume
-from lesionseg.data.augment import AugmentationSettings, build_augmentation
-from lesionseg.data.cached_case import CachedCase, read_cached_case, write_cached_case
-from lesionseg.data.dataset import RawTile, TileDataset
+from lesionseg.data.augmentation.augment import AugmentationSettings, build_augmentation
+from lesionseg.data.cache.cached_case import CachedCase, read_cached_case, write_cached_case
 from lesionseg.data.prepare import PreparedCase, PreparedReference
 from lesionseg.data.sampling import TileSampler
-from lesionseg.io.volumes import write_volume
+from lesionseg.data.tile_dataset import RawTile, TileDataset
+from lesionseg.io.formats.volumes import write_volume
 from lesionseg.ops.components import label_components
 from lesionseg.plan.plan import Architecture, Normalisation, Plan
 

@@ -125,7 +125,7 @@ def prepare(
 
 def write_scans(raw: Path, n: int, side: int) -> None:
     """Simulated heads, larger than a tile."""
-    from lesionseg.data.phantom import write_mri_phantoms
+    from lesionseg.phantoms import write_mri_phantoms
 
     shape = tuple(max(axis, side + side // 4) for axis in (96, 112, 96))
     write_mri_phantoms(raw, n, seed=0, shape=shape, lesion_free_share=0)

@@ -24,9 +24,9 @@ from vs_nnunet_table import SMALL_MM, found_of_size, number
 
 from lesionseg.evaluation import PRESETS
 from lesionseg.io.atomic import write_text
-from lesionseg.pipeline.choice import Wishes
-from lesionseg.pipeline.judge import Rules, judge_validation
-from lesionseg.pipeline.survey import Survey, survey
+from lesionseg.pipeline.dataset.survey import Survey, survey
+from lesionseg.pipeline.judging.choice import Wishes
+from lesionseg.pipeline.judging.judge_role import Rules, judge_validation
 from lesionseg.plan.plan import CandidateRule, Plan
 
 HEADER = ("cell", "ratio", "join", "recall", "under 10 mm", "Dice, accepted", "AP")

@@ -20,8 +20,8 @@ from recipe import recipe
 
 from lesionseg.inference.predictor import Predictor
 from lesionseg.io.cases import read_case
-from lesionseg.pipeline.learning import decide, learn, linked, prepare_cases
-from lesionseg.pipeline.survey import survey
+from lesionseg.pipeline.dataset.survey import survey
+from lesionseg.pipeline.train.learning import decide, learn, linked, prepare_cases
 
 
 def main() -> None:

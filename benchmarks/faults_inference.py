@@ -31,12 +31,12 @@ import numpy as np
 import torch
 
 from lesionseg.core import Geometry, Volume
-from lesionseg.inference.bundle import write_bundle
-from lesionseg.inference.settings import InferenceSettings
-from lesionseg.io.volumes import write_volume
+from lesionseg.inference.bundles.bundle import write_bundle
+from lesionseg.inference.inference_settings import InferenceSettings
+from lesionseg.io.formats.volumes import write_volume
 from lesionseg.models.build import build_network
-from lesionseg.pipeline.predict import predict
-from lesionseg.pipeline.predict_table import TABLE
+from lesionseg.pipeline.predict.predictions_table import TABLE
+from lesionseg.pipeline.predict.recipe import predict
 from lesionseg.plan.plan import Architecture, Normalisation, Plan
 
 SHAPE = (40, 48, 44)

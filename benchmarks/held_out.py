@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from lesionseg.io.atomic import read_csv
-from lesionseg.io.conventions import read_dataset
-from lesionseg.pipeline.settings import DataSettings
-from lesionseg.pipeline.survey import Survey
+from lesionseg.io.layouts.conventions import read_dataset
+from lesionseg.pipeline.dataset.data_settings import DataSettings
+from lesionseg.pipeline.dataset.survey import Survey
 
 
 @dataclass(frozen=True)

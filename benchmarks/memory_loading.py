@@ -27,10 +27,10 @@ import torch
 from bench_loading import lesions, make_plan
 
 from lesionseg.core import Case, CaseFiles, Dataset, Geometry, Reference, Volume
-from lesionseg.data.augment import AugmentationSettings, build_augmentation
-from lesionseg.data.dataset import TileDataset
-from lesionseg.data.fill import fill_cache
+from lesionseg.data.augmentation.augment import AugmentationSettings, build_augmentation
+from lesionseg.data.cache.fill import fill_cache
 from lesionseg.data.sampling import TileSampler
+from lesionseg.data.tile_dataset import TileDataset
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from lesionseg.cli import compose
-from lesionseg.inference.settings import InferenceSettings
-from lesionseg.pipeline.learning import Learning
+from lesionseg.inference.inference_settings import InferenceSettings
+from lesionseg.pipeline.train.learning import Learning
 from lesionseg.plan.make import PlanOverrides
 
 

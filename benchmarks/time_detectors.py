@@ -23,18 +23,18 @@ from torchvision_on_cpu import supply_nms
 
 supply_nms()
 
-from lesionseg.inference.settings import InferenceSettings  # noqa: E402
-from lesionseg.inference.slide import Slide  # noqa: E402
-from lesionseg.inference.sliding import Slider, Task  # noqa: E402
-from lesionseg.inference.store import Store  # noqa: E402
+from lesionseg.inference.inference_settings import InferenceSettings  # noqa: E402
+from lesionseg.inference.sliding.scan_tiles import Slide  # noqa: E402
+from lesionseg.inference.sliding.sliding_window import Slider, Task  # noqa: E402
+from lesionseg.inference.sliding.store import Store  # noqa: E402
 from lesionseg.losses import FocalLoss  # noqa: E402
-from lesionseg.losses.detection import DetectionLoss  # noqa: E402
+from lesionseg.losses.detection_loss import DetectionLoss  # noqa: E402
 from lesionseg.models.build import build_network  # noqa: E402
 from lesionseg.models.precision import fast_dtype, fast_memory_format  # noqa: E402
 from lesionseg.models.retinanet import RetinaNet  # noqa: E402
 from lesionseg.plan.anchor_plan import AnchorPlan  # noqa: E402
 from lesionseg.plan.plan import Architecture, CandidateRule, Normalisation, Plan  # noqa: E402
-from lesionseg.training.detection_objective import make_objective  # noqa: E402
+from lesionseg.training.step.detection_objective import make_objective  # noqa: E402
 
 TILE, BATCH = 64, 2
 SHAPES = ((3.0,) * 3, (4.0,) * 3, (6.0,) * 3)

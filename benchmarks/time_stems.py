@@ -14,13 +14,13 @@ from collections.abc import Callable
 import torch
 
 from lesionseg.losses import FocalLoss
-from lesionseg.losses.detection import DetectionLoss
+from lesionseg.losses.detection_loss import DetectionLoss
 from lesionseg.models import build_network, fast_dtype
 from lesionseg.plan.cost import training_cost
 from lesionseg.plan.plan import Architecture, Normalisation, Plan
 from lesionseg.plan.tile_rules import network_shape
-from lesionseg.training.detection_objective import make_objective
-from lesionseg.training.memory_probe import some_batch
+from lesionseg.training.device.memory_probe import some_batch
+from lesionseg.training.step.detection_objective import make_objective
 
 TILE, BATCH, CPU = (64, 64, 64), 2, torch.device("cpu")
 

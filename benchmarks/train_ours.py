@@ -21,11 +21,11 @@ from recipe import recipe
 from torch import Tensor
 from training_work import SIZES, Job, Laps, Size, memory_mb
 
-from lesionseg.data.cached_case import CachedCase, read_cached_case
+from lesionseg.data.cache.cached_case import CachedCase, read_cached_case
 from lesionseg.models.build import build_network
 from lesionseg.plan.plan import Normalisation, Plan
+from lesionseg.training.device.memory_probe import some_batch
 from lesionseg.training.fit import fit, fit_tiles
-from lesionseg.training.memory_probe import some_batch
 
 
 class Watch(pl.Callback):
@@ -65,9 +65,9 @@ def main() -> None:
 
 def prepare(folder: Path, size: Size) -> None:
     """Fill the cache from the raw files, all of them for training, on the grid they suggest."""
-    from lesionseg.pipeline.learning import prepare_cases
-    from lesionseg.pipeline.settings import DataSettings
-    from lesionseg.pipeline.survey import survey
+    from lesionseg.pipeline.dataset.data_settings import DataSettings
+    from lesionseg.pipeline.dataset.survey import survey
+    from lesionseg.pipeline.train.learning import prepare_cases
     from lesionseg.plan.make import PlanOverrides, make_plan
 
     data = DataSettings(str(folder / "raw" / "Dataset001_Bench"), validation_fraction=0)

@@ -27,25 +27,25 @@ from scipy import ndimage
 
 from lesionseg import __version__
 from lesionseg.core import Geometry, Volume
-from lesionseg.data.augment import AugmentationSettings
-from lesionseg.data.phantom import write_mri_phantoms
+from lesionseg.data.augmentation.augment import AugmentationSettings
 from lesionseg.data.sampling import SamplingSettings
 from lesionseg.io.atomic import write_json
-from lesionseg.io.volumes import read_volume, write_volume
+from lesionseg.io.formats.volumes import read_volume, write_volume
 from lesionseg.losses import DiceFocalLoss
 from lesionseg.models.build import build_network
 from lesionseg.ops.components import lesion_instances
-from lesionseg.ops.size import equivalent_diameter_mm
-from lesionseg.pipeline.settings import DataSettings
-from lesionseg.pipeline.survey import survey
-from lesionseg.pipeline.train import decide, prepare_cases
+from lesionseg.ops.lesion_size import equivalent_diameter_mm
+from lesionseg.phantoms import write_mri_phantoms
+from lesionseg.pipeline.dataset.data_settings import DataSettings
+from lesionseg.pipeline.dataset.survey import survey
+from lesionseg.pipeline.train.recipe import decide, prepare_cases
 from lesionseg.plan.make import PlanOverrides
-from lesionseg.report.figures import FOUND, GRID, INK, RC
+from lesionseg.report.figures.chart_drawing import FOUND, GRID, INK, RC
+from lesionseg.training.callbacks.focal_balance import FocalBalance
+from lesionseg.training.callbacks.label_audit import SNAPSHOTS, LabelAudit, read_snapshots
+from lesionseg.training.callbacks.suspects import Snapshot, Suspect, rank_suspects
 from lesionseg.training.fit import fit
-from lesionseg.training.focal_balance import FocalBalance
-from lesionseg.training.label_audit import SNAPSHOTS, LabelAudit, read_snapshots
 from lesionseg.training.settings import AuditSettings, OptimiserSettings, TrainerSettings
-from lesionseg.training.suspects import Snapshot, Suspect, rank_suspects
 
 SPOILT_SHARE = 0.1
 TOPS = (10, 20, 50)

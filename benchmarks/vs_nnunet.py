@@ -38,14 +38,14 @@ from vs_nnunet_table import markdown, report
 
 from lesionseg.core import CaseFiles, Prediction, Volume
 from lesionseg.evaluation import PRESETS
-from lesionseg.evaluation.overlap import VoxelCounts
-from lesionseg.inference.painting import find_by_plan
+from lesionseg.evaluation.case.overlap import VoxelCounts
+from lesionseg.inference.candidates.painting import find_by_plan
 from lesionseg.io.atomic import read_json, write_json, write_text
 from lesionseg.io.cases import read_case
-from lesionseg.pipeline.choice import Wishes
-from lesionseg.pipeline.judge import Rules, judge_validation
-from lesionseg.pipeline.learning import decide
-from lesionseg.pipeline.survey import Survey, survey
+from lesionseg.pipeline.dataset.survey import Survey, survey
+from lesionseg.pipeline.judging.choice import Wishes
+from lesionseg.pipeline.judging.judge_role import Rules, judge_validation
+from lesionseg.pipeline.train.learning import decide
 from lesionseg.plan.make import PlanOverrides
 from lesionseg.plan.plan import Plan
 

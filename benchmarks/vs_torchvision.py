@@ -24,7 +24,7 @@ import table
 from lesionseg.cli import run
 from lesionseg.core import Reference
 from lesionseg.io.cases import read_case
-from lesionseg.io.conventions import read_dataset
+from lesionseg.io.layouts.conventions import read_dataset
 from lesionseg.ops.components import lesion_instances, mask_boxes
 
 ROOT = Path(__file__).resolve().parent.parent

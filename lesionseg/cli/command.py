@@ -5,11 +5,11 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from lesionseg.cli.command_table import VERBS
 from lesionseg.cli.compose import compose
 from lesionseg.cli.help import group_page, help_page
 from lesionseg.cli.multirun import multirun
 from lesionseg.cli.overrides import nearest
-from lesionseg.cli.verbs import VERBS
 from lesionseg.errors import ConfigError, LesionsegError
 
 
@@ -71,7 +71,7 @@ def call(cfg: Any) -> int:
         raise ConfigError("A setting is wrong.", seen=str(error)) from error
     outcome = call(**_config_for(plain))
 
-    from lesionseg.pipeline.summary import lines_of
+    from lesionseg.pipeline.run.outcome_summary import lines_of
 
     _say("\n".join(lines_of(outcome)))
     return int(getattr(outcome, "exit_status", 0))

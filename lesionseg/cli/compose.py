@@ -4,8 +4,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from lesionseg.cli.command_table import VERBS
 from lesionseg.cli.overrides import key_of, nearest, quoted
-from lesionseg.cli.verbs import VERBS
 from lesionseg.errors import ConfigError
 
 PACKAGE = Path(__file__).resolve().parent.parent

@@ -3,9 +3,9 @@
 import re
 from pathlib import Path
 
+from lesionseg.cli.command_table import VERBS
 from lesionseg.cli.compose import conf_dir, groups
 from lesionseg.cli.overrides import nearest
-from lesionseg.cli.verbs import VERBS
 from lesionseg.errors import ConfigError
 
 

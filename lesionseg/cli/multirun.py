@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from typing import Any
 
+from lesionseg.cli.command_table import VERBS
 from lesionseg.cli.compose import conf_dir, fitting
 from lesionseg.cli.overrides import key_of, quoted
-from lesionseg.cli.verbs import VERBS
 from lesionseg.errors import ConfigError
 
 

@@ -10,13 +10,11 @@ from typing import TYPE_CHECKING, Any
 from lesionseg.data.tiling import TileGrid as TileGrid
 
 if TYPE_CHECKING:
-    from lesionseg.data.augment import AugmentationSettings as AugmentationSettings
-    from lesionseg.data.augment import build_augmentation as build_augmentation
-    from lesionseg.data.cache import Cache as Cache
-    from lesionseg.data.cache import CachedCase as CachedCase
-    from lesionseg.data.dataset import TileDataset as TileDataset
-    from lesionseg.data.dataset import build_loader as build_loader
-    from lesionseg.data.fill import fill_cache as fill_cache
+    from lesionseg.data.augmentation.augment import AugmentationSettings as AugmentationSettings
+    from lesionseg.data.augmentation.augment import build_augmentation as build_augmentation
+    from lesionseg.data.cache.case_cache import Cache as Cache
+    from lesionseg.data.cache.case_cache import CachedCase as CachedCase
+    from lesionseg.data.cache.fill import fill_cache as fill_cache
     from lesionseg.data.prepare import PreparedCase as PreparedCase
     from lesionseg.data.prepare import PreparedReference as PreparedReference
     from lesionseg.data.prepare import prepare_case as prepare_case
@@ -27,21 +25,23 @@ if TYPE_CHECKING:
     from lesionseg.data.sampling import TileSampler as TileSampler
     from lesionseg.data.targets import LesionTargets as LesionTargets
     from lesionseg.data.targets import lesion_targets as lesion_targets
+    from lesionseg.data.tile_dataset import TileDataset as TileDataset
+    from lesionseg.data.tile_dataset import build_loader as build_loader
 
 _MODULES = {
-    "AugmentationSettings": "augment",
-    "Cache": "cache",
-    "CachedCase": "cache",
+    "AugmentationSettings": "augmentation.augment",
+    "Cache": "cache.case_cache",
+    "CachedCase": "cache.case_cache",
     "HardPoint": "sampling",
     "LesionTargets": "targets",
     "PreparedCase": "prepare",
     "PreparedReference": "prepare",
     "SamplingSettings": "sampling",
-    "TileDataset": "dataset",
+    "TileDataset": "tile_dataset",
     "TileSampler": "sampling",
-    "build_augmentation": "augment",
-    "build_loader": "dataset",
-    "fill_cache": "fill",
+    "build_augmentation": "augmentation.augment",
+    "build_loader": "tile_dataset",
+    "fill_cache": "cache.fill",
     "lesion_targets": "targets",
     "prepare_case": "prepare",
     "prepare_image": "prepare",

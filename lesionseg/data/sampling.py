@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from lesionseg.data.cached_case import CachedCase
+from lesionseg.data.cache.cached_case import CachedCase
 from lesionseg.data.tiling import clip_start
 from lesionseg.errors import ConfigError
 

@@ -3,8 +3,7 @@
 Knows neither networks nor files: results in, numbers out.
 """
 
-from lesionseg.evaluation.evaluate import evaluate_case as evaluate_case
-from lesionseg.evaluation.operating_point import choose as choose
+from lesionseg.evaluation.case.evaluate_case import evaluate_case as evaluate_case
 from lesionseg.evaluation.presets import PRESETS as PRESETS
 from lesionseg.evaluation.presets import Criterion as Criterion
 from lesionseg.evaluation.presets import Preset as Preset
@@ -13,6 +12,7 @@ from lesionseg.evaluation.results import CandidateResult as CandidateResult
 from lesionseg.evaluation.results import CaseResult as CaseResult
 from lesionseg.evaluation.results import LesionResult as LesionResult
 from lesionseg.evaluation.scores import summarise as summarise
+from lesionseg.evaluation.statistics.operating_point import choose as choose
 
 __all__ = [
     "PRESETS",

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from lesionseg.evaluation.bootstrap import MIN_GROUPS
+from lesionseg.evaluation.statistics.bootstrap import MIN_GROUPS
 
 MIN_CASES_FOR_CPM = 8
 

@@ -6,7 +6,7 @@ from typing import Literal
 
 from lesionseg.core import OperatingPoint
 from lesionseg.evaluation.box_matches import OfficialCase
-from lesionseg.evaluation.overlap import VoxelCounts
+from lesionseg.evaluation.case.overlap import VoxelCounts
 
 Outcome = Literal["true_positive", "false_positive", "ignored", "not_accepted"]
 WhyMissed = Literal[

@@ -12,16 +12,16 @@ from typing import Any
 
 from lesionseg.core import OperatingPoint, joint_unit
 from lesionseg.evaluation import edge_cases
-from lesionseg.evaluation.bootstrap import MIN_GROUPS
-from lesionseg.evaluation.details import detail_numbers
-from lesionseg.evaluation.estimates import as_list, as_mapping
+from lesionseg.evaluation.case.label_regions import REGION_LABEL
 from lesionseg.evaluation.official import score_cases, score_intervals
 from lesionseg.evaluation.presets import Preset, Scorer
-from lesionseg.evaluation.regions import REGION_LABEL
 from lesionseg.evaluation.results import CaseResult
-from lesionseg.evaluation.subgroups import Columns, subgroup_numbers
-from lesionseg.evaluation.summary import Summary
-from lesionseg.evaluation.tables import region_names
+from lesionseg.evaluation.rows import region_names
+from lesionseg.evaluation.statistics.bootstrap import MIN_GROUPS
+from lesionseg.evaluation.statistics.estimates import as_list, as_mapping
+from lesionseg.evaluation.statistics.further_scores import detail_numbers
+from lesionseg.evaluation.statistics.pooled import Summary
+from lesionseg.evaluation.statistics.subgroups import Columns, subgroup_numbers
 
 _log = logging.getLogger(__name__)
 

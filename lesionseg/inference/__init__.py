@@ -8,22 +8,28 @@ turn probabilities into candidates and accept them; `bundle` and `card` keep a m
 `steps`.
 """
 
-from lesionseg.inference.bundle import Bundle as Bundle
-from lesionseg.inference.bundle import bundle_digest as bundle_digest
-from lesionseg.inference.bundle import read_bundle as read_bundle
-from lesionseg.inference.bundle import resolve_bundle as resolve_bundle
-from lesionseg.inference.bundle import write_bundle as write_bundle
-from lesionseg.inference.card import model_card as model_card
+from lesionseg.inference.bundles.bundle import Bundle as Bundle
+from lesionseg.inference.bundles.bundle import bundle_digest as bundle_digest
+from lesionseg.inference.bundles.bundle import read_bundle as read_bundle
+from lesionseg.inference.bundles.bundle import resolve_bundle as resolve_bundle
+from lesionseg.inference.bundles.bundle import write_bundle as write_bundle
+from lesionseg.inference.bundles.model_card import model_card as model_card
+from lesionseg.inference.candidates.postprocess import Found as Found
+from lesionseg.inference.candidates.postprocess import (
+    apply_operating_point as apply_operating_point,
+)
+from lesionseg.inference.candidates.postprocess import (
+    choose_operating_point as choose_operating_point,
+)
+from lesionseg.inference.candidates.postprocess import find_candidates as find_candidates
 from lesionseg.inference.device import choose_device as choose_device
-from lesionseg.inference.postprocess import Found as Found
-from lesionseg.inference.postprocess import apply_operating_point as apply_operating_point
-from lesionseg.inference.postprocess import choose_operating_point as choose_operating_point
-from lesionseg.inference.postprocess import find_candidates as find_candidates
+from lesionseg.inference.inference_settings import InferenceSettings as InferenceSettings
 from lesionseg.inference.predictor import Predictor as Predictor
-from lesionseg.inference.restore import restore as restore
-from lesionseg.inference.settings import InferenceSettings as InferenceSettings
-from lesionseg.inference.sliding import predict_probabilities as predict_probabilities
-from lesionseg.inference.stitch import Stitcher as Stitcher
+from lesionseg.inference.sliding.restore import restore as restore
+from lesionseg.inference.sliding.sliding_window import (
+    predict_probabilities as predict_probabilities,
+)
+from lesionseg.inference.sliding.stitch import Stitcher as Stitcher
 
 __all__ = [
     "Bundle",

@@ -15,28 +15,28 @@ from torch import Tensor, nn
 from lesionseg.core import Candidate, CaseFiles, Dataset, Geometry, Prediction, Volume
 from lesionseg.data.prepare import prepare_image
 from lesionseg.errors import ContentError, DatasetError
-from lesionseg.inference.body import Body, find_body
-from lesionseg.inference.bundle import Bundle
+from lesionseg.inference.bundles.bundle import Bundle
+from lesionseg.inference.bundles.ensemble import ensemble
 from lesionseg.inference.calibrate import calibrated
-from lesionseg.inference.device import choose_device
-from lesionseg.inference.ensemble import ensemble
-from lesionseg.inference.fusion import box_candidates, fuse
-from lesionseg.inference.painting import find_by_plan
-from lesionseg.inference.postprocess import (
+from lesionseg.inference.candidates.fusion import box_candidates, fuse
+from lesionseg.inference.candidates.painting import find_by_plan
+from lesionseg.inference.candidates.peaks import Above, collect_above
+from lesionseg.inference.candidates.postprocess import (
     apply_operating_point,
     choose_operating_point,
     without_small,
 )
-from lesionseg.inference.regions import Above, collect_above
-from lesionseg.inference.restore import restore_slabs
-from lesionseg.inference.settings import InferenceSettings, Precision
-from lesionseg.inference.slide import Slide
-from lesionseg.inference.sliding import OnTile, Slider, Task
+from lesionseg.inference.device import choose_device
+from lesionseg.inference.inference_settings import InferenceSettings, Precision
+from lesionseg.inference.sliding.body import Body, find_body
+from lesionseg.inference.sliding.restore import restore_slabs
+from lesionseg.inference.sliding.scan_tiles import Slide
+from lesionseg.inference.sliding.sliding_window import OnTile, Slider, Task
+from lesionseg.inference.sliding.store import Store
 from lesionseg.inference.steps import Inferred, Prepared
-from lesionseg.inference.store import Store
 from lesionseg.io.cases import read_image
-from lesionseg.io.dicom_stack import Tilt
-from lesionseg.io.volumes import strip_suffix
+from lesionseg.io.dicom.stack import Tilt
+from lesionseg.io.formats.volumes import strip_suffix
 from lesionseg.models.build import NetworkFactory
 from lesionseg.models.precision import fast_memory_format
 from lesionseg.models.retinanet import n_voxel_channels

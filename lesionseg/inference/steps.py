@@ -6,9 +6,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lesionseg.core import Geometry, Volume
-from lesionseg.inference.body import Body
-from lesionseg.inference.boxes import FoundBoxes
-from lesionseg.inference.store import Store
+from lesionseg.inference.candidates.box_candidates import FoundBoxes
+from lesionseg.inference.sliding.body import Body
+from lesionseg.inference.sliding.store import Store
 
 
 @dataclass(frozen=True, eq=False)

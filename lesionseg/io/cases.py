@@ -10,16 +10,16 @@ from numpy.typing import NDArray
 
 from lesionseg.core import Case, CaseFiles, Dataset, Geometry, Reference, Volume
 from lesionseg.errors import ContentError, DatasetError, GeometryError
-from lesionseg.io.boxes import read_boxes
-from lesionseg.io.coco_reference import read_coco_reference
-from lesionseg.io.dicom_headers import is_dicom
-from lesionseg.io.dicom_reference import read_dicom_reference
-from lesionseg.io.dicom_stack import Tilt
-from lesionseg.io.dicom_xray import is_radiograph, read_hidden
-from lesionseg.io.instances import read_instances
-from lesionseg.io.luna16 import read_balls
-from lesionseg.io.nnunet_labels import IGNORE
-from lesionseg.io.volumes import read_volume
+from lesionseg.io.dicom.dicom_reference import read_dicom_reference
+from lesionseg.io.dicom.headers import is_dicom
+from lesionseg.io.dicom.radiographs import is_radiograph, read_hidden
+from lesionseg.io.dicom.stack import Tilt
+from lesionseg.io.formats.volumes import read_volume
+from lesionseg.io.layouts.box_tables import read_boxes
+from lesionseg.io.layouts.coco_reference import read_coco_reference
+from lesionseg.io.layouts.instance_labels import read_instances
+from lesionseg.io.layouts.luna16 import read_balls
+from lesionseg.io.layouts.nnunet_labels import IGNORE
 from lesionseg.ops.components import lesion_instances, present_values
 
 TOLERANCE_MM = 1e-3

@@ -20,10 +20,10 @@ from lesionseg.io.cases import (
     read_reference,
     tilt_of,
 )
-from lesionseg.io.dicom_headers import is_dicom, is_secondary_capture, read_header
-from lesionseg.io.nifti import SUFFIXES as NIFTI
-from lesionseg.io.nifti import states_orientation
-from lesionseg.io.volumes import content_files, read_geometry, read_volume
+from lesionseg.io.dicom.headers import is_dicom, is_secondary_capture, read_header
+from lesionseg.io.formats.nifti import SUFFIXES as NIFTI
+from lesionseg.io.formats.nifti import states_orientation
+from lesionseg.io.formats.volumes import content_files, read_geometry, read_volume
 
 FaultKind = Literal["unreadable", "geometry", "not_finite", "labels", "channels"]
 

@@ -16,15 +16,15 @@ from lesionseg.core import Candidate, Geometry, Prediction, Volume
 from lesionseg.errors import ContentError, DatasetError, OutputError, ReadError
 from lesionseg.io.candidate_file import read_candidates, write_candidates
 from lesionseg.io.cases import check_grid, read_mask
-from lesionseg.io.dicom_source import REPORT, SEGMENTATION
-from lesionseg.io.volumes import (
+from lesionseg.io.dicom.source_images import REPORT, SEGMENTATION
+from lesionseg.io.formats.volumes import (
     is_image_file,
     read_geometry,
     strip_suffix,
     write_volume,
 )
 from lesionseg.ops.components import lesion_instances, mask_boxes, present_values
-from lesionseg.ops.size import equivalent_diameter_mm
+from lesionseg.ops.lesion_size import equivalent_diameter_mm
 
 _MASK, _INSTANCES, _CANDIDATES = "_mask", "_instances", "_candidates.json"
 _REGIONS = "_regions"

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from lesionseg.errors import ConfigError
 from lesionseg.models.blocks import layers
-from lesionseg.models.folding import unfold
+from lesionseg.models.space_to_depth import unfold
 from lesionseg.plan.plan import Activation
 
 HEAD_STD = 0.01  # Lin et al. 2017, section 4.1

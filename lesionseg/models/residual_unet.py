@@ -10,10 +10,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from lesionseg.models.backbone import check_architecture, check_input, total_stride
 from lesionseg.models.blocks import LEAKY_SLOPE, ConvBlock, InstanceNorm, initialise, layers
-from lesionseg.models.folding import fold
 from lesionseg.models.heads import prior_bias
-from lesionseg.models.trunk import check_architecture, check_input, total_stride
+from lesionseg.models.space_to_depth import fold
 from lesionseg.models.unet import UNet
 from lesionseg.plan.plan import Architecture, Plan
 

@@ -7,10 +7,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from lesionseg.errors import ConfigError
+from lesionseg.models.backbone import Decoder, Encoder
 from lesionseg.models.detection_head import DetectionHead
 from lesionseg.models.detector_output import DetectorOutput
 from lesionseg.models.heads import SegmentationHead, prior_bias
-from lesionseg.models.trunk import Decoder, Encoder
 from lesionseg.plan.anchor_plan import AnchorPlan
 from lesionseg.plan.plan import Architecture, Plan
 

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from lesionseg.models.backbone import Decoder, Encoder
 from lesionseg.models.heads import SegmentationHead, prior_bias
-from lesionseg.models.trunk import Decoder, Encoder
 from lesionseg.plan.plan import Architecture, Plan
 
 

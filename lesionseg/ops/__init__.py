@@ -1,7 +1,7 @@
 """Array in, array out: functions that know neither cases nor files.
 
 Names are imported when they are asked for, so that `lesionseg.ops.components` and
-`lesionseg.ops.size` do without torch.
+`lesionseg.ops.lesion_size` do without torch.
 """
 
 from importlib import import_module
@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from lesionseg.ops.components import label_components as label_components
     from lesionseg.ops.components import lesion_instances as lesion_instances
     from lesionseg.ops.components import mask_boxes as mask_boxes
+    from lesionseg.ops.lesion_size import equivalent_diameter_mm as equivalent_diameter_mm
     from lesionseg.ops.resample import resample_linear as resample_linear
     from lesionseg.ops.resample import resample_nearest as resample_nearest
-    from lesionseg.ops.size import equivalent_diameter_mm as equivalent_diameter_mm
     from lesionseg.ops.suppression import batched_nms as batched_nms
     from lesionseg.ops.suppression import nms as nms
     from lesionseg.ops.windows import gaussian_weight as gaussian_weight

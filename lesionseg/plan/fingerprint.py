@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from lesionseg.core import Case, Dataset, Geometry, Reference
 from lesionseg.errors import DatasetError
 from lesionseg.ops.components import lesion_instances, mask_boxes
-from lesionseg.ops.size import equivalent_diameter_mm
+from lesionseg.ops.lesion_size import equivalent_diameter_mm
 from lesionseg.plan.plan import Modality
 
 FINGERPRINT_VERSION = 1

@@ -11,22 +11,22 @@ from lesionseg.core import Dataset
 from lesionseg.errors import ConfigError
 from lesionseg.plan import rules, tile_rules
 from lesionseg.plan.anchor_plan import AnchorPlan
-from lesionseg.plan.anchors import fit_anchors
-from lesionseg.plan.fingerprint import Fingerprint
-from lesionseg.plan.follow import (
+from lesionseg.plan.anchor_rules import fit_anchors
+from lesionseg.plan.fine_tuning_plan import (
     FOLLOWED,
     followed_architecture,
     refuse_stranger,
     said_to_follow,
 )
-from lesionseg.plan.overrides import SIZES_GB, SOURCES
-from lesionseg.plan.overrides import PlanOverrides as PlanOverrides
+from lesionseg.plan.fingerprint import Fingerprint
 from lesionseg.plan.plan import (
     Architecture,
     CandidateSource,
     Normalisation,
     Plan,
 )
+from lesionseg.plan.plan_overrides import SIZES_GB, SOURCES
+from lesionseg.plan.plan_overrides import PlanOverrides as PlanOverrides
 
 logger = logging.getLogger(__name__)
 

@@ -8,23 +8,25 @@ from typing import Any
 from lesionseg import __version__
 from lesionseg.errors import OutputError
 from lesionseg.io.atomic import write_text
-from lesionseg.report import detail_tables, listing, text
-from lesionseg.report.absences import list_absences
-from lesionseg.report.album import Hanging, trim
-from lesionseg.report.anchors import anchor_charts
-from lesionseg.report.audit import Section
-from lesionseg.report.balance import balance_charts, balance_warnings
-from lesionseg.report.charts import comparison_charts, make_charts
-from lesionseg.report.checklists import CHECKLISTS, Checklist, State
-from lesionseg.report.comparison import Pair
-from lesionseg.report.extras import KEYS, make_extras
-from lesionseg.report.figures import TOP, froc_range
-from lesionseg.report.gallery import Wall
-from lesionseg.report.origin import origin
-from lesionseg.report.scores import Scores
-from lesionseg.report.study import Study, make_flow
-from lesionseg.report.sweep import make_sweep
-from lesionseg.report.tables import Tables
+from lesionseg.report import text
+from lesionseg.report.figures.anchor_fit import anchor_charts
+from lesionseg.report.figures.balance_charts import balance_charts, balance_warnings
+from lesionseg.report.figures.chart_drawing import TOP, froc_range
+from lesionseg.report.figures.chart_list import comparison_charts, make_charts
+from lesionseg.report.inputs.origin import origin
+from lesionseg.report.inputs.result_tables import Tables
+from lesionseg.report.inputs.scores_file import Scores
+from lesionseg.report.inputs.second_model import Pair
+from lesionseg.report.inputs.study_file import Study, make_flow
+from lesionseg.report.inputs.threshold_sweep import make_sweep
+from lesionseg.report.sections import detail_tables
+from lesionseg.report.sections import table_cells as listing
+from lesionseg.report.sections.absences import list_absences
+from lesionseg.report.sections.audit_section import Section
+from lesionseg.report.sections.checklists import CHECKLISTS, Checklist, State
+from lesionseg.report.sections.gallery import Hanging, trim
+from lesionseg.report.sections.gallery_choice import Wall
+from lesionseg.report.sections.optional_sections import KEYS, make_extras
 
 MAX_BYTES = 15_000_000
 # Pictures of each kind, tried in turn until the page is small enough.

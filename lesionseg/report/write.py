@@ -9,20 +9,26 @@ from lesionseg.core import Dataset
 from lesionseg.errors import LesionsegError, ReadError
 from lesionseg.io.atomic import write_text
 from lesionseg.report import text
-from lesionseg.report.adjudication import write_adjudication
-from lesionseg.report.album import Hanging, Progress, draw_walls, trim
-from lesionseg.report.audit import Section, read_suspects, section
-from lesionseg.report.charts import Chart
-from lesionseg.report.comparison import read_pair
-from lesionseg.report.gallery import ALL, Limits, Wall, choose_exhibits
-from lesionseg.report.listing import list_pairs
-from lesionseg.report.names import Names, make_pseudonyms, names_in, rename, write_pseudonyms
+from lesionseg.report.figures.chart_list import Chart
+from lesionseg.report.inputs.pseudonyms import (
+    Names,
+    make_pseudonyms,
+    names_in,
+    rename,
+    write_pseudonyms,
+)
+from lesionseg.report.inputs.result_tables import read_tables
+from lesionseg.report.inputs.scene import Load, Scene
+from lesionseg.report.inputs.second_model import read_pair
+from lesionseg.report.inputs.study_file import read_study
 from lesionseg.report.page import Context, make_context, render, write_page
-from lesionseg.report.paper_tables import Block
-from lesionseg.report.pdf import Summary, write_pdf
-from lesionseg.report.scene import Load, Scene
-from lesionseg.report.study import read_study
-from lesionseg.report.tables import read_tables
+from lesionseg.report.pdf.document import Summary, write_pdf
+from lesionseg.report.pdf.paper_tables import Block
+from lesionseg.report.sections.adjudication_sheet import write_adjudication
+from lesionseg.report.sections.audit_section import Section, read_suspects, section
+from lesionseg.report.sections.gallery import Hanging, Progress, draw_walls, trim
+from lesionseg.report.sections.gallery_choice import ALL, Limits, Wall, choose_exhibits
+from lesionseg.report.sections.table_cells import list_pairs
 
 _log = logging.getLogger(__name__)
 # On paper every picture costs a sixth of a page.
@@ -127,7 +133,7 @@ def _loader(
     images: Path | Dataset, reference: Path | None, prediction: Path | None, names: Names | None
 ) -> Load:
     # the readers of images are loaded only where there are images to read
-    from lesionseg.report.sources import Sources
+    from lesionseg.report.inputs.case_images import Sources
 
     sources = Sources(images, reference, prediction)
     if names is None:

@@ -16,16 +16,17 @@ from lightning_fabric.utilities.warnings import PossibleUserWarning
 from pytorch_lightning.strategies import DDPStrategy
 from torch import nn
 
-from lesionseg.data.augment import AugmentationSettings
-from lesionseg.data.cached_case import CachedCase
+from lesionseg.data.augmentation.augment import AugmentationSettings
+from lesionseg.data.cache.cached_case import CachedCase
 from lesionseg.data.sampling import SamplingSettings
 from lesionseg.errors import ConfigError
-from lesionseg.losses.detection import DetectionLoss
+from lesionseg.losses.detection_loss import DetectionLoss
 from lesionseg.models.precision import fast_dtype
 from lesionseg.models.retinanet import has_voxels
 from lesionseg.plan.plan import Plan
-from lesionseg.training.allocator import KeepMemory
-from lesionseg.training.callbacks import (
+from lesionseg.training.callbacks.checkpoint import Checkpoint, read_checkpoint
+from lesionseg.training.callbacks.hard_background import HardPlaces, WatchBackground
+from lesionseg.training.callbacks.step_callbacks import (
     ProgressLine,
     Record,
     Resume,
@@ -34,16 +35,15 @@ from lesionseg.training.callbacks import (
     Validate,
     Validation,
 )
-from lesionseg.training.checkpoint import Checkpoint, read_checkpoint
-from lesionseg.training.detection_objective import make_objective
-from lesionseg.training.device import training_device
-from lesionseg.training.hard import HardPlaces, WatchBackground
-from lesionseg.training.module import Counters, LesionModule
-from lesionseg.training.scaling import Precision, autocast_dtype
+from lesionseg.training.device.allocator import KeepMemory
+from lesionseg.training.device.kind import training_device
+from lesionseg.training.device.speed import choose_speed
 from lesionseg.training.settings import OptimiserSettings, TrainerSettings
-from lesionseg.training.speed import choose_speed
-from lesionseg.training.stream import TileSource, TileStream
-from lesionseg.training.tiles import EpochTiles
+from lesionseg.training.step.detection_objective import make_objective
+from lesionseg.training.step.module import Counters, LesionModule
+from lesionseg.training.step.scaling import Precision, autocast_dtype
+from lesionseg.training.tiles.numbered_tiles import EpochTiles
+from lesionseg.training.tiles.stream import TileSource, TileStream
 
 log = logging.getLogger(__name__)
 

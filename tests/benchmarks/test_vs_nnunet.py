@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from lesionseg.core import Geometry, Volume
-from lesionseg.data.phantom import write_mri_phantoms, write_xray_phantoms
 from lesionseg.io.atomic import read_json
+from lesionseg.phantoms import write_mri_phantoms, write_xray_phantoms
 from lesionseg.plan.plan import Plan
 
 MINE = ("vs_nnunet", "vs_nnunet_table", "held_out", "table")

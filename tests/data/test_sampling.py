@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from lesionseg.core import Geometry
-from lesionseg.data.cached_case import CachedCase
-from lesionseg.data.lesion_table import CachedLesion, LesionTable
+from lesionseg.data.cache.cached_case import CachedCase
+from lesionseg.data.cache.lesion_table import CachedLesion, LesionTable
 from lesionseg.data.sampling import HardPoint, SamplingSettings, TileSampler, spread
 from lesionseg.errors import ConfigError
 

@@ -10,8 +10,8 @@ import pytest
 
 from lesionseg.cli import VERBS, compose, conf_dir
 from lesionseg.core import Geometry, Volume
-from lesionseg.inference.bundle import write_bundle
-from lesionseg.io.volumes import write_volume
+from lesionseg.inference.bundles.bundle import write_bundle
+from lesionseg.io.formats.volumes import write_volume
 from lesionseg.models.build import build_network
 from lesionseg.plan.plan import Plan
 

@@ -9,9 +9,9 @@ import pytest
 from lesionseg.core import OperatingPoint
 from lesionseg.evaluation import PRESETS, summarise
 from lesionseg.evaluation.adjudication import adjudicate
-from lesionseg.evaluation.compare import compare
-from lesionseg.evaluation.tables import CANDIDATE_COLUMNS, CASE_COLUMNS, LESION_COLUMNS
-from tests.evaluation.test_details import grown
+from lesionseg.evaluation.rows import CANDIDATE_COLUMNS, CASE_COLUMNS, LESION_COLUMNS
+from lesionseg.evaluation.statistics.compare import compare
+from tests.evaluation.statistics.test_further_scores import grown
 from tests.evaluation.test_scores import many
 
 TEXT = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text(encoding="utf-8")

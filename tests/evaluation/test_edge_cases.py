@@ -1,7 +1,7 @@
 from pathlib import Path
 
 from lesionseg.evaluation.edge_cases import EDGE_CASES, as_markdown
-from lesionseg.evaluation.tables import CANDIDATE_COLUMNS, CASE_COLUMNS, LESION_COLUMNS
+from lesionseg.evaluation.rows import CANDIDATE_COLUMNS, CASE_COLUMNS, LESION_COLUMNS
 
 METRICS = Path(__file__).parents[2] / "docs" / "metrics.md"
 

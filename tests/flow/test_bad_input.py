@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from lesionseg.cli import run
-from lesionseg.data.phantom import write_mri_phantoms
+from lesionseg.phantoms import write_mri_phantoms
 
 
 @pytest.fixture

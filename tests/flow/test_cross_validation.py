@@ -8,8 +8,8 @@ import pytest
 
 import lesionseg
 from lesionseg.cli import run
-from lesionseg.data.phantom import write_mri_phantoms
 from lesionseg.io.predictions import find_predictions
+from lesionseg.phantoms import write_mri_phantoms
 from lesionseg.plan.plan import Plan
 
 SMALL = [

@@ -9,8 +9,8 @@ import pytest
 
 from lesionseg.cli import run
 from lesionseg.core import Geometry, Volume
-from lesionseg.data.phantom import write_xray_phantoms
-from lesionseg.io.volumes import write_volume
+from lesionseg.io.formats.volumes import write_volume
+from lesionseg.phantoms import write_xray_phantoms
 
 SETTINGS = [
     "trainer.max_minutes=null",

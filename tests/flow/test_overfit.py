@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from lesionseg.cli import run
-from lesionseg.data.phantom import write_mri_phantoms, write_xray_phantoms
+from lesionseg.phantoms import write_mri_phantoms, write_xray_phantoms
 
 
 @pytest.mark.slow

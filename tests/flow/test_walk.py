@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from lesionseg.cli import run
-from lesionseg.data.phantom import write_mri_phantoms, write_xray_phantoms
+from lesionseg.phantoms import write_mri_phantoms, write_xray_phantoms
 
 SMALL = [
     "trainer.max_minutes=null",

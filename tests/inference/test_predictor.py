@@ -8,11 +8,11 @@ from numpy.typing import NDArray
 import lesionseg
 from lesionseg.core import Calibration, Geometry, OperatingPoint, Prediction, Volume
 from lesionseg.errors import ConfigError, ContentError, DatasetError, GeometryError
-from lesionseg.inference.bundle import Bundle, write_bundle
+from lesionseg.inference.bundles.bundle import Bundle, write_bundle
 from lesionseg.inference.device import choose_device
+from lesionseg.inference.inference_settings import InferenceSettings
 from lesionseg.inference.predictor import Predictor
-from lesionseg.inference.settings import InferenceSettings
-from lesionseg.io.volumes import write_volume
+from lesionseg.io.formats.volumes import write_volume
 from lesionseg.models.build import build_network
 from lesionseg.plan.plan import Plan
 from tests.inference.networks import Bright

@@ -19,7 +19,7 @@ from lesionseg.losses import (
     VoxelLoss,
     count_positives,
 )
-from lesionseg.losses.balance import FocalTerm, loss_curves, measure_balance
+from lesionseg.losses.gradient_balance import FocalTerm, loss_curves, measure_balance
 from lesionseg.losses.inputs import region_target
 
 SHAPE = (2, 6, 7, 8)

@@ -9,12 +9,12 @@ import pytest
 from lesionseg.core import Geometry, Volume
 from lesionseg.data.sampling import TileSampler
 from lesionseg.errors import ConfigError
-from lesionseg.io.remote import RemoteFolder
-from lesionseg.io.volumes import write_volume
-from lesionseg.pipeline.learning import prepare_cases
-from lesionseg.pipeline.prepare import prepare
-from lesionseg.pipeline.settings import DataSettings
-from lesionseg.pipeline.survey import survey
+from lesionseg.io.formats.volumes import write_volume
+from lesionseg.io.remote.remote_folder import RemoteFolder
+from lesionseg.pipeline.dataset.data_settings import DataSettings
+from lesionseg.pipeline.dataset.survey import survey
+from lesionseg.pipeline.prepare.recipe import prepare
+from lesionseg.pipeline.train.learning import prepare_cases
 from lesionseg.plan.make import PlanOverrides
 from lesionseg.plan.plan import Plan
 from lesionseg.training.settings import TrainerSettings

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from lesionseg.io.cases import read_case
-from lesionseg.io.conventions import read_dataset
+from lesionseg.io.layouts.conventions import read_dataset
 from lesionseg.plan import Plan, make_plan, take_fingerprint
 
 DATA = Path(os.environ.get("LESIONSEG_DATA", Path(__file__).parents[3] / "shared" / "data"))

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from lesionseg.core import Geometry
-from lesionseg.report.scene import Scene
+from lesionseg.report.inputs.scene import Scene
 
 SIZES = ((0.0, 3.0), (3.0, 5.0), (5.0, 10.0), (10.0, 20.0), (20.0, None))
 SHAPE, SPACING = (40, 120, 100), (3.0, 1.0, 1.0)

@@ -14,14 +14,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lesionseg.report.album import draw_walls
-from lesionseg.report.gallery import Limits, choose_exhibits
+from lesionseg.report.inputs.result_tables import read_tables
+from lesionseg.report.inputs.study_file import Study
 from lesionseg.report.page import MAX_BYTES, make_context, write_page
-from lesionseg.report.study import Study
-from lesionseg.report.tables import read_tables
-
-from .conftest import Blob, Evaluation
-from .test_details import ALL
+from lesionseg.report.sections.gallery import draw_walls
+from lesionseg.report.sections.gallery_choice import Limits, choose_exhibits
+from tests.report.conftest import Blob, Evaluation
+from tests.report.inputs.test_score_details import ALL
 
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
 pytestmark = [

@@ -7,14 +7,13 @@ import pytest
 
 from lesionseg.errors import ReadError
 from lesionseg.report import text
-from lesionseg.report.album import Hanging, draw_walls, trim
-from lesionseg.report.gallery import choose_exhibits
+from lesionseg.report.inputs.result_tables import read_tables
+from lesionseg.report.inputs.scores_file import read_scores
 from lesionseg.report.page import banners, summary
-from lesionseg.report.scores import read_scores
-from lesionseg.report.tables import read_tables
+from lesionseg.report.sections.gallery import Hanging, draw_walls, trim
+from lesionseg.report.sections.gallery_choice import choose_exhibits
 from lesionseg.report.write import Options, write_report
-
-from .conftest import Blob, Evaluation
+from tests.report.conftest import Blob, Evaluation
 
 NAMED = Options(title="a < b & c", identifiers=True)
 

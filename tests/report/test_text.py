@@ -3,7 +3,7 @@ import re
 import pytest
 
 from lesionseg.report import text
-from lesionseg.report.scores import Estimate, SizeGroup
+from lesionseg.report.inputs.scores_file import Estimate, SizeGroup
 
 
 def wording() -> str:

@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from lesionseg.errors import ConfigError
-from lesionseg.training.optimiser import make_optimiser, set_learning_rate
 from lesionseg.training.settings import OptimiserSettings, TrainerSettings
+from lesionseg.training.step.optimiser import make_optimiser, set_learning_rate
 
 
 def test_training_without_an_end_is_refused():

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from lesionseg.evaluation import detection
-from lesionseg.evaluation.bootstrap import value_of
-from lesionseg.evaluation.detection import Pool, pool_results
-from lesionseg.evaluation.matching import NEVER
+from lesionseg.evaluation.case.matching import NEVER
 from lesionseg.evaluation.results import CaseResult
+from lesionseg.evaluation.statistics import detection
+from lesionseg.evaluation.statistics.bootstrap import value_of
+from lesionseg.evaluation.statistics.detection import Pool, pool_results
 
 Values = dict[str, float | None]
 

@@ -6,12 +6,12 @@ put numbers into sentences; everything else is fixed.
 
 # ruff: noqa: F403  (a list of two hundred names would be one more place to keep in step)
 from lesionseg.report.text.amounts import *
-from lesionseg.report.text.charts import *
+from lesionseg.report.text.chart_captions import *
 from lesionseg.report.text.definitions import *
 from lesionseg.report.text.frame import *
-from lesionseg.report.text.gallery import *
+from lesionseg.report.text.gallery_words import *
+from lesionseg.report.text.headline import *
 from lesionseg.report.text.slider import *
-from lesionseg.report.text.study import *
-from lesionseg.report.text.summary import *
-from lesionseg.report.text.tables import *
-from lesionseg.report.text.training import *
+from lesionseg.report.text.study_words import *
+from lesionseg.report.text.table_words import *
+from lesionseg.report.text.training_words import *

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterable
 
-from lesionseg.report.scores import UNSTATED, Estimate, SizeGroup
+from lesionseg.report.inputs.scores_file import UNSTATED, Estimate, SizeGroup
 
 # Under this many lesions a percentage without an interval pretends to a precision it lacks.
 MIN_FOR_PERCENT = 10

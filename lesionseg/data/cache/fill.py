@@ -1,0 +1,120 @@
+"""Filling a cache: every case prepared once, by as many threads, processes and machines as help."""
+
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from lesionseg.core import Case, CaseFiles, Dataset
+from lesionseg.data.cache.cached_case import CachedCase
+from lesionseg.data.cache.case_cache import Cache, CaseStore, cache_key, source_hash
+from lesionseg.data.cache.shards import ShardCache
+from lesionseg.data.prepare import prepare_case
+from lesionseg.io.remote.local_disk import LocalDisk
+from lesionseg.io.remote.remote_folder import RemoteFolder, is_url
+from lesionseg.plan.plan import Plan
+
+MAX_WORKERS = 8  # each holds a case, and disks are busy with that many
+_PATIENCE_SECONDS = 1.0
+
+
+def fill_cache(
+    dataset: Dataset,
+    cases: Sequence[CaseFiles],
+    plan: Plan,
+    folder: Path | str,
+    *,
+    read: Callable[[CaseFiles], Case],
+    progress: Callable[[str, int, int], None] | None = None,
+    workers: int | None = None,
+    disk: LocalDisk | None = None,
+) -> list[CachedCase]:
+    """Prepare every case that the cache lacks; the cached cases in the order of `cases`.
+
+    `folder` is a path, or a URL whose cases are copied to `disk` when they are read. `read` turns a
+    case's files into arrays. `workers` threads hold one case each (None: as many as there are
+    cores, eight at most); 1 works in this thread. `progress(case, done, total)` is called here
+    after each case. Cases that another process has claimed are waited for. What is made stays
+    made: the next call goes on where an interrupted one stopped. The first error ends the call.
+    """
+    store = open_store(folder, cache_key(dataset, plan), disk or LocalDisk())
+    store.sweep()
+    make = _Maker(store, plan, read)
+    left = dict(enumerate(cases))
+    found: dict[int, CachedCase] = {}
+    try:
+        while left:
+            for i, cached in _run(make, left, workers or min(cores(), MAX_WORKERS)):
+                if cached is None:
+                    continue
+                found[i] = cached
+                if progress is not None:
+                    progress(cached.case, len(found), len(cases))
+            left = {i: files for i, files in left.items() if i not in found}
+            if left:  # others may be waiting for ours as we are for theirs
+                store.flush()
+                time.sleep(_PATIENCE_SECONDS)
+    finally:
+        store.flush()
+    return [found[i] for i in range(len(cases))]
+
+
+def open_store(folder: Path | str, key: str, disk: LocalDisk) -> CaseStore:
+    """The cache of that key in a local folder or at a URL."""
+    if is_url(str(folder)):
+        return ShardCache(RemoteFolder(str(folder)), key, disk)
+    return Cache(Path(folder), key)
+
+
+def cores() -> int:
+    """Processor cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+@dataclass
+class _Maker:
+    """Finds or makes one case; None when another process is at it."""
+
+    store: CaseStore
+    plan: Plan
+    read: Callable[[CaseFiles], Case]
+    sources: dict[str, str] = field(default_factory=dict)
+
+    def __call__(self, files: CaseFiles) -> CachedCase | None:
+        if files.case not in self.sources:
+            self.sources[files.case] = source_hash(files)
+        source = self.sources[files.case]
+        found = self.store.find(files.case, source)
+        if found is not None:
+            return found
+        if not self.store.claim(files.case):
+            return None
+        try:
+            found = self.store.find(files.case, source)  # made while we asked
+            if found is None:
+                return self.store.store(prepare_case(self.read(files), self.plan), source)
+        except BaseException:
+            self.store.give_back(files.case)
+            raise
+        self.store.give_back(files.case)
+        return found
+
+
+def _run(
+    make: Callable[[CaseFiles], CachedCase | None], cases: Mapping[int, CaseFiles], workers: int
+) -> Iterator[tuple[int, CachedCase | None]]:
+    if workers <= 1:
+        yield from ((i, make(files)) for i, files in cases.items())
+        return
+    with ThreadPoolExecutor(workers) as pool:
+        futures = {pool.submit(make, files): i for i, files in cases.items()}
+        try:
+            for future in as_completed(futures):
+                yield futures[future], future.result()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise

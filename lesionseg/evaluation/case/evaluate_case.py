@@ -1,0 +1,329 @@
+"""Judge one case: reference and prediction in, every number of the case out."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from time import perf_counter
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lesionseg.core import (
+    Candidate,
+    Geometry,
+    LabelRegion,
+    OperatingPoint,
+    Prediction,
+    Reference,
+    Volume,
+)
+from lesionseg.errors import GeometryError
+from lesionseg.evaluation import edge_cases
+from lesionseg.evaluation.case.contrast import lesion_contrasts
+from lesionseg.evaluation.case.instances import Instances
+from lesionseg.evaluation.case.label_regions import (
+    can_be_divided,
+    prediction_of,
+    reference_of,
+    united,
+)
+from lesionseg.evaluation.case.lesion_extent import NEAR_RESOLUTION_VOXELS, Extent, measure_extents
+from lesionseg.evaluation.case.match_case import Judged, judge
+from lesionseg.evaluation.case.matching import NEVER
+from lesionseg.evaluation.case.overlap import VoxelCounts, voxel_counts
+from lesionseg.evaluation.case.surface import surface_distances
+from lesionseg.evaluation.official import score_case
+from lesionseg.evaluation.presets import Preset
+from lesionseg.evaluation.results import CandidateResult, CaseResult, LesionResult, WhyMissed
+
+# Grids written by two programs differ by rounding; a twentieth of a voxel changes no result,
+# because voxels are compared by index.
+_GRID_TOLERANCE = 0.05
+ALL_LABELS = 0
+
+
+def evaluate_case(
+    reference: Reference,
+    prediction: Prediction | None,
+    preset: Preset,
+    *,
+    case: str,
+    group: str = "",
+    role: str = "",
+    operating_point: OperatingPoint | None = None,
+    image: Volume | None = None,
+    regions: Sequence[LabelRegion] = (),
+) -> CaseResult:
+    """Judge the prediction of one case; None stands for a prediction that is missing.
+
+    Candidates of at least the operating point's score are accepted; without one, those that the
+    prediction itself marks as accepted. `image`: from its first channel comes the lesions'
+    contrast. With `regions` all candidates have the label of the union, and each region is judged
+    by itself too. All are on one grid, else `GeometryError`.
+    """
+    begin = perf_counter()
+    if regions and prediction is not None:
+        prediction = united(prediction)
+    if prediction is not None:
+        _check_grids("prediction", case, reference.geometry, prediction.geometry)
+    if image is not None:
+        _check_grids("image", case, reference.geometry, image.geometry)
+    nothing = np.zeros(reference.geometry.shape, dtype=np.int32)
+    given = prediction or Prediction(case, reference.geometry, (), nothing)
+    point = operating_point if given.scored else None  # a score is never invented
+    judged = judge(reference, given, preset.criterion, point)
+    counts = _counts(judged)
+    surface_dice, hd95_mm = _surface(judged, preset)
+    return CaseResult(
+        case=case,
+        group=group or case,
+        role=role,
+        status="missing" if prediction is None else "ok",
+        dims=reference.geometry.dims,
+        lesions=_lesions(judged, prediction is None, _contrasts(judged, reference, image)),
+        candidates=tuple(_candidate(judged, i) for i in range(len(judged.candidates))),
+        dice=_dice(judged, counts),
+        surface_dice=surface_dice,
+        hd95_mm=hd95_mm,
+        reference_ml=_ml(judged.lesions, np.ones(len(judged.lesions), dtype=np.bool_)),
+        predicted_ml=_ml(judged.candidates, judged.drawn),
+        case_score=_case_score(judged) if given.scored else None,
+        scored=given.scored,
+        splits=_n_repeated(judged, judged.overlaps.lesion),
+        merges=_n_repeated(judged, judged.overlaps.candidate),
+        counts=counts,
+        sides={name: verdict.count() for name, verdict in judged.sides.items()},
+        operating_point=point or given.operating_point,
+        unit=reference.geometry.size_unit,
+        official=score_case(preset.official, judged),
+        regions={
+            region.name: evaluate_case(
+                reference_of(reference, region),
+                None if prediction is None else prediction_of(prediction, region),
+                preset,
+                case=case,
+                group=group,
+                role=role,
+                operating_point=operating_point,
+            )
+            for region in (regions if can_be_divided(prediction, regions) else ())
+        },
+        seconds=perf_counter() - begin,
+    )
+
+
+def _case_score(judged: Judged) -> float:
+    """The highest score of a candidate that is judged."""
+    rows = zip(judged.prediction.candidates, judged.set_aside.mostly, strict=True)
+    return max((candidate.score for candidate, aside in rows if not aside), default=0.0)
+
+
+def _check_grids(what: str, case: str, reference: Geometry, other: Geometry) -> None:
+    if reference.matches(other, _GRID_TOLERANCE * min(reference.spacing_mm)):
+        return
+    raise GeometryError(
+        f"The {what} is not on the grid of its reference.",
+        where=f"case {case}",
+        seen=f"{what} {describe_grid(other)}, {reference.distance_mm(other):.4g} mm off",
+        expected=f"reference {describe_grid(reference)}",
+        remedy=f"resample the {what} onto the reference's grid.",
+    )
+
+
+def describe_grid(geometry: Geometry) -> str:
+    """Shape, spacing and place of a grid, for messages."""
+    origin = tuple(float(x) for x in geometry.affine[:-1, -1].round(3))
+    spacing = tuple(round(s, 4) for s in geometry.spacing_mm)
+    return f"of shape {geometry.shape}, spacing {spacing} mm, first voxel at {origin} mm"
+
+
+def _counts(judged: Judged) -> dict[int, VoxelCounts]:
+    """Voxels by label, all labels as one under 0; empty where there are no masks to compare."""
+    if not judged.has_masks:
+        return {}
+    found = sorted({*judged.lesions.labels.tolist(), *judged.candidates.labels.tolist()})
+    parts = (judged.candidates, judged.lesions, judged.overlaps, judged.accepted)
+    return {
+        ALL_LABELS: voxel_counts(*parts),
+        **{label: voxel_counts(*parts, label=label) for label in found},
+    }
+
+
+def _dice(judged: Judged, counts: dict[int, VoxelCounts]) -> float | None:
+    if len(judged.lesions) == 0:
+        return edge_cases.CASE_WITHOUT_LESION.value
+    if not counts:
+        return edge_cases.CASE_WITHOUT_MASKS.value
+    # nothing accepted shares no voxel: 0, as edge_cases.CASE_MISSED has it
+    return counts[ALL_LABELS].dice
+
+
+def _surface(judged: Judged, preset: Preset) -> tuple[float | None, float | None]:
+    """Surface Dice and HD95, all labels taken as one."""
+    if len(judged.lesions) == 0:
+        return edge_cases.CASE_WITHOUT_LESION.value, edge_cases.CASE_WITHOUT_LESION.value
+    if not judged.has_masks:
+        return edge_cases.CASE_WITHOUT_MASKS.value, edge_cases.CASE_WITHOUT_MASKS.value
+    distances = surface_distances(
+        judged.lesions.voxels,
+        judged.candidates.voxels_where(judged.accepted),
+        judged.lesions.geometry.spacing_mm,
+    )
+    if distances is None:
+        return edge_cases.CASE_MISSED.value, edge_cases.DISTANCE_WITHOUT_PREDICTION.value
+    return distances.surface_dice(preset.surface_tolerance_mm), distances.hd95_mm()
+
+
+def _ml(instances: Instances, rows: NDArray[np.bool_]) -> float | None:
+    """Summed volume; None in 2-D and where a row has no mask."""
+    if instances.geometry.dims == 2 or not instances.masked[rows].all():
+        return None
+    return int(instances.n_voxels[rows].sum()) * instances.geometry.voxel_size / 1000
+
+
+def _n_repeated(judged: Judged, rows: NDArray[np.int64]) -> int:
+    """How many rows overlap several partners of their label, accepted candidates alone."""
+    candidate, lesion = judged.overlaps.candidate, judged.overlaps.lesion
+    same = judged.candidates.labels[candidate] == judged.lesions.labels[lesion]
+    return int((np.bincount(rows[same & judged.accepted[candidate]]) > 1).sum())
+
+
+def _contrasts(
+    judged: Judged, reference: Reference, image: Volume | None
+) -> Sequence[float | None]:
+    if image is None:
+        return [None] * len(judged.lesions)
+    return lesion_contrasts(image, judged.lesions, reference.ignore)
+
+
+def _lesions(
+    judged: Judged, missing: bool, contrasts: Sequence[float | None]
+) -> tuple[LesionResult, ...]:
+    lesions = judged.lesions
+    extents = measure_extents(lesions.voxels, lesions.first, lesions.geometry.spacing_mm)
+    found = [_lesion(judged, row, extent, missing) for row, extent in enumerate(extents)]
+    if any(contrast is not None for contrast in contrasts):
+        both = zip(found, contrasts, strict=True)
+        found = [replace(lesion, contrast=contrast) for lesion, contrast in both]
+    return tuple(found)
+
+
+def _lesion(judged: Judged, row: int, extent: Extent | None, missing: bool) -> LesionResult:
+    lesions, by = judged.lesions, int(judged.at_point.candidate_of[row])
+    at = float(judged.detected_at[row])
+    sides = {name: bool(verdict.found[row]) for name, verdict in judged.sides.items()}
+    return LesionResult(
+        lesion=int(lesions.ids[row]),
+        label=int(lesions.labels[row]),
+        diameter_mm=float(lesions.diameters_mm[row]),
+        volume_ml=lesions.volume_ml(row),
+        voxels=int(lesions.n_voxels[row]) or None,
+        slices=extent.slices if extent else None,
+        long_axis_mm=extent.long_axis_mm if extent else None,
+        short_axis_mm=extent.short_axis_mm if extent else None,
+        near_resolution=_near_resolution(lesions, row, extent),
+        start_vox=_start(lesions, row),
+        stop_vox=_stop(lesions, row),
+        centre_mm=tuple(lesions.centres_mm[row].tolist()),
+        detected=by >= 0,
+        detected_at=at if judged.prediction.scored and at > NEVER else None,
+        candidate=int(judged.candidates.ids[by]) if by >= 0 else None,
+        iou=_iou(judged, by, row) if by >= 0 else None,
+        any_overlap=sides["any_overlap"],
+        iou50=sides["iou50"],
+        centre_distance=sides["centre_distance"],
+        why_missed="" if by >= 0 else "case_failed" if missing else _why_missed(judged, row),
+    )
+
+
+def _near_resolution(lesions: Instances, row: int, extent: Extent | None) -> bool:
+    """By its voxels; a bare box by the voxels of the box."""
+    if extent is not None:
+        return extent.near_resolution
+    start, stop = _start(lesions, row), _stop(lesions, row)
+    sides = [b - a for a, b in zip(start, stop, strict=True)]
+    return float(np.prod(sides)) < NEAR_RESOLUTION_VOXELS
+
+
+def _why_missed(judged: Judged, row: int) -> WhyMissed:
+    """The first reason that holds, from the nearest miss to the farthest."""
+    here = judged.overlaps.lesion == row
+    candidate = judged.overlaps.candidate[here]
+    same = judged.candidates.labels[candidate] == judged.lesions.labels[row]
+    accepted = judged.accepted[candidate]
+    if judged.detected_at[row] > NEVER and not (same & accepted).any():
+        return "below_operating_point"
+    taken = {judged.at_point.outcomes[c] for c in candidate[same & accepted]}
+    if "true_positive" in taken:
+        return "merged"
+    if (same & accepted).any():
+        return "overlap_too_small"
+    if (~same & accepted).any():
+        return "wrong_label"
+    if _was_removed(judged, row):
+        return "removed_by_size"
+    return "below_operating_point" if same.any() else "no_response"
+
+
+def _was_removed(judged: Judged, row: int) -> bool:
+    """Whether something of its label that was dropped for its size alone lay in the lesion.
+
+    Only what would have been accepted counts.
+    """
+    lesions, voxels = judged.lesions, judged.lesions.voxels_of(row)
+    return any(
+        bool(((voxels >= c.start_vox) & (voxels < c.stop_vox)).all(axis=1).any())
+        for c in judged.prediction.removed
+        if c.label == lesions.labels[row] and c.score >= judged.accepted_from
+    )
+
+
+def _candidate(judged: Judged, row: int) -> CandidateResult:
+    candidates, given = judged.candidates, judged.prediction.candidates[row]
+    lesion = _lesion_of(judged, row)
+    return CandidateResult(
+        candidate=given.id,
+        label=given.label,
+        score=given.score if judged.prediction.scored else None,
+        probability=given.probability,
+        diameter_mm=float(candidates.diameters_mm[row]),
+        volume_ml=_candidate_ml(candidates, row, given),
+        start_vox=_start(candidates, row),
+        stop_vox=_stop(candidates, row),
+        centre_mm=tuple(candidates.centres_mm[row].tolist()),
+        accepted=bool(judged.accepted[row]),
+        outcome=judged.at_point.outcomes[row],
+        lesion=int(judged.lesions.ids[lesion]) if lesion >= 0 else None,
+        iou=_iou(judged, row, lesion) if lesion >= 0 else None,
+        touches_lesion=bool((judged.overlaps.candidate == row).any()),
+        outcome_any=judged.at_any.outcomes[row],
+    )
+
+
+def _lesion_of(judged: Judged, row: int) -> int:
+    """Row of the matched lesion, else of the one of its label that it overlaps most, else -1."""
+    matched = np.flatnonzero(judged.at_point.candidate_of == row)
+    if len(matched):
+        return int(matched[0])
+    pairs = judged.overlaps
+    same = judged.candidates.labels[row] == judged.lesions.labels[pairs.lesion]
+    here = np.flatnonzero((pairs.candidate == row) & same)
+    return int(pairs.lesion[here[pairs.iou[here].argmax()]]) if len(here) else -1
+
+
+def _iou(judged: Judged, candidate: int, lesion: int) -> float:
+    pairs = judged.overlaps
+    found = pairs.iou[(pairs.candidate == candidate) & (pairs.lesion == lesion)]
+    return float(found[0]) if len(found) else 0.0
+
+
+def _candidate_ml(candidates: Instances, row: int, given: Candidate) -> float | None:
+    drawn = candidates.volume_ml(row)
+    return given.volume_ml if drawn is None and candidates.geometry.dims == 3 else drawn
+
+
+def _start(instances: Instances, row: int) -> tuple[float, ...]:
+    return tuple(instances.boxes[row, : instances.geometry.dims].tolist())
+
+
+def _stop(instances: Instances, row: int) -> tuple[float, ...]:
+    return tuple(instances.boxes[row, instances.geometry.dims :].tolist())

@@ -1,0 +1,196 @@
+"""FROC, average precision, recall and their like, as functions of how often each group counts.
+
+A candidate that may find no lesion is a false positive at every threshold, and a lesion is found
+from `detected_at` down. So a pool of the lesions' `detected_at` and the false positives' scores
+is all that the curves need; ignored candidates are in neither.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lesionseg.evaluation.case.matching import NEVER
+from lesionseg.evaluation.results import CaseResult
+from lesionseg.evaluation.statistics.bootstrap import Statistic, Weights
+
+
+@dataclass(frozen=True, eq=False)
+class Pool:
+    """The lesions and false positives of all cases; `*_group` are indices into `groups`.
+
+    `detected_at` `[lesions]`: `NEVER` for a lesion that no retained candidate finds.
+    `false_score` `[false positives]` among all retained candidates. `case_score` and
+    `case_positive` (has a lesion) `[cases]`.
+    """
+
+    groups: tuple[str, ...]
+    lesion_group: NDArray[np.int64]
+    detected_at: NDArray[np.float64]
+    false_group: NDArray[np.int64]
+    false_score: NDArray[np.float64]
+    case_group: NDArray[np.int64]
+    case_score: NDArray[np.float64]
+    case_positive: NDArray[np.bool_]
+
+    @property
+    def n_cases(self) -> int:
+        """Number of cases."""
+        return len(self.case_group)
+
+    @property
+    def reached_fp_per_case(self) -> float:
+        """False positives per case when all retained candidates count; the curve ends there."""
+        return len(self.false_score) / max(self.n_cases, 1)
+
+
+def pool_results(results: Sequence[CaseResult], label: int | None = None) -> Pool:
+    """Gather cases, optionally one label's lesions and candidates only.
+
+    Cases without scores are gathered as if nothing was ever found; the curves mean nothing then.
+    """
+    groups = tuple(sorted({r.group for r in results}))
+    index = {group: i for i, group in enumerate(groups)}
+    lesions = [
+        (index[r.group], NEVER if x.detected_at is None else x.detected_at)
+        for r in results
+        for x in r.lesions
+        if label in (None, x.label)
+    ]
+    false = [
+        (index[r.group], c.score or 0.0)
+        for r in results
+        for c in r.candidates
+        if c.outcome_any == "false_positive" and label in (None, c.label)
+    ]
+    return Pool(
+        groups,
+        np.array([g for g, _ in lesions], dtype=np.int64),
+        np.array([s for _, s in lesions], dtype=np.float64),
+        np.array([g for g, _ in false], dtype=np.int64),
+        np.array([s for _, s in false], dtype=np.float64),
+        np.array([index[r.group] for r in results], dtype=np.int64),
+        np.array([r.case_score or 0.0 for r in results], dtype=np.float64),
+        np.array([len(r.lesions) > 0 for r in results], dtype=np.bool_),
+    )
+
+
+def ratio(numerator: NDArray[np.float64], denominator: NDArray[np.float64]) -> Statistic:
+    """Statistic Σnumerator/Σdenominator of sums by group `[groups]`; undefined at 0/0."""
+
+    def statistic(weights: Weights) -> NDArray[np.float64]:
+        below = weights @ denominator
+        above = weights @ numerator
+        return _divide(above, below)[:, None]
+
+    return statistic
+
+
+def mean_of_groups(numerator: NDArray[np.float64], denominator: NDArray[np.float64]) -> Statistic:
+    """Statistic: mean over the groups that have a denominator of their own ratio."""
+    counted = (denominator > 0).astype(np.float64)
+    return ratio(np.nan_to_num(_divide(numerator, denominator)), counted)
+
+
+def froc(pool: Pool, fp_per_case: Sequence[float]) -> Statistic:
+    """Statistic: lesion recall at no more than each of `fp_per_case` false positives per case.
+
+    A step curve: for x, the lowest threshold at which the false positives of all cases number at
+    most x times the cases. Beyond the false positives there are it stays flat.
+    """
+    by_score = np.argsort(-pool.false_score, kind="stable")
+    scores = np.append(pool.false_score[by_score], NEVER)
+    false_group = pool.false_group[by_score]
+    by_time = np.argsort(-pool.detected_at, kind="stable")
+    lesion_group = pool.lesion_group[by_time]
+    # lesions found above the score of each false positive: ties with one are not
+    found_before = np.searchsorted(-pool.detected_at[by_time], -scores, side="left")
+
+    def statistic(weights: Weights) -> NDArray[np.float64]:
+        n_cases = weights[:, pool.case_group].sum(1)
+        false = weights[:, false_group].cumsum(1)
+        found = _cumulative(weights[:, lesion_group])
+        columns = []
+        for x in fp_per_case:
+            # the first false positive that is one too many, or the end of the list
+            allowed = (false <= (x * n_cases + 1e-9)[:, None]).sum(1)
+            n_found = np.take_along_axis(found, found_before[allowed][:, None], 1)[:, 0]
+            columns.append(_divide(n_found, found[:, -1]))
+        return np.stack(columns, axis=1)
+
+    return statistic
+
+
+def cpm(pool: Pool, fp_per_case: Sequence[float]) -> Statistic:
+    """Statistic: mean recall of the FROC at the given rates (van Ginneken et al. 2010)."""
+    curve = froc(pool, fp_per_case)
+    return lambda weights: curve(weights).mean(axis=1, keepdims=True)
+
+
+def average_precision(pool: Pool) -> Statistic:
+    """Statistic: Σ (Rᵢ − Rᵢ₋₁)·Pᵢ over the distinct scores, ignored candidates left out.
+
+    Missed lesions stay in the recall's denominator. Without any candidate it is 0.
+    """
+    found = pool.detected_at > NEVER
+    score = np.concatenate([pool.detected_at[found], pool.false_score])
+    group = np.concatenate([pool.lesion_group[found], pool.false_group])
+    true = np.concatenate([np.ones(int(found.sum())), np.zeros(len(pool.false_score))])
+    order = np.argsort(-score, kind="stable")
+    group, true = group[order], true[order]
+    last = np.flatnonzero(np.diff(score[order], append=np.inf))  # the end of each tie
+
+    def statistic(weights: Weights) -> NDArray[np.float64]:
+        n_lesions = weights[:, pool.lesion_group].sum(1)
+        w = weights[:, group]
+        hits = (w * true).cumsum(1)[:, last]
+        precision = np.nan_to_num(_divide(hits, w.cumsum(1)[:, last]))
+        steps = np.diff(hits, axis=1, prepend=0)
+        return _divide((steps * precision).sum(1), n_lesions)[:, None]
+
+    return statistic
+
+
+def case_auroc(pool: Pool) -> Statistic:
+    """Statistic: chance that a case with a lesion scores above one without; ties count half."""
+    order = np.argsort(pool.case_score, kind="stable")
+    score, positive, group = (
+        pool.case_score[order],
+        pool.case_positive[order],
+        pool.case_group[order],
+    )
+    first = np.searchsorted(score, score, side="left")
+    last = np.searchsorted(score, score, side="right")
+
+    def statistic(weights: Weights) -> NDArray[np.float64]:
+        w = weights[:, group]
+        negatives = _cumulative(w * ~positive)
+        beaten = (negatives[:, first] + negatives[:, last]) / 2
+        wins = (w * positive * beaten).sum(1)
+        return _divide(wins, (w * positive).sum(1) * negatives[:, -1])[:, None]
+
+    return statistic
+
+
+def sums_by_group(
+    groups: Sequence[str], results: Sequence[CaseResult], values: Sequence[float]
+) -> NDArray[np.float64]:
+    """Sum `[groups]` of a value by case."""
+    index = {group: i for i, group in enumerate(groups)}
+    rows = np.array([index[r.group] for r in results], dtype=np.int64)
+    sums = np.zeros(len(groups))
+    np.add.at(sums, rows, np.asarray(values, dtype=np.float64))
+    return sums
+
+
+def _divide(above: NDArray[np.float64], below: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Quotient; NaN where the divisor is 0."""
+    out = np.full(np.shape(above), np.nan)
+    np.divide(above, below, out=out, where=below > 0)
+    return out
+
+
+def _cumulative(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Cumulative sums along the last axis, from 0."""
+    return np.concatenate([np.zeros((len(values), 1)), values.cumsum(1)], axis=1)

@@ -1,0 +1,190 @@
+"""Further numbers of scores.json: quality of what is found, recall along size, calibration."""
+
+import itertools
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lesionseg.evaluation import edge_cases
+from lesionseg.evaluation.edge_cases import EdgeCase
+from lesionseg.evaluation.statistics import detection
+from lesionseg.evaluation.statistics.calibration_curve import describe_calibration, judgements
+from lesionseg.evaluation.statistics.estimates import Number, as_list, as_mapping, proportion
+from lesionseg.evaluation.statistics.pooled import Chosen, Summary, of_diameter
+from lesionseg.evaluation.statistics.size_curve import SizeCurve, fit_size_curve, size_statistic
+
+N_QUANTILE_BINS = 4
+HALF_MM = 5.0  # what a report calls small
+N_CURVE_POINTS = 25
+_COMPARED = ("brier", "slope", "intercept", "ece")
+
+
+def detail_numbers(summary: Summary) -> dict[str, Any]:
+    """All of them, by their keys in scores.json; every null has a reason beside it."""
+    return {
+        "iou": summary.overlap("iou"),
+        "volume_error_ml": volume_error(summary),
+        **panoptic_quality(summary),
+        "recall_by_half": summary.recall_between([0.0, HALF_MM, None]),
+        "recall_by_size_quantile": recall_by_quantile(summary),
+        "recall_by_size_and_contrast": recall_by_size_and_contrast(summary),
+        **case_numbers(summary),
+        "size_curve": size_curve(summary),
+        "calibration": calibration(summary),
+    }
+
+
+def volume_error(summary: Summary) -> dict[str, Any]:
+    """Mean error (with sign) and mean absolute error of the volume by case, all cases."""
+    errors = [r.volume_error_ml for r in summary.results]
+    sizes = [None if e is None else abs(e) for e in errors]
+    absolute = summary.average(sizes)
+    return {**summary.average(errors), "absolute": absolute}
+
+
+def panoptic_quality(summary: Summary) -> dict[str, Any]:
+    """SQ: mean IoU of found lesions; RQ is `lesion_f1`; PQ = SQ·RQ; and their mean Dice."""
+    lesions = summary.sums([len(r.lesions) for r in summary.results])
+    found = summary.sums([r.n_detected for r in summary.results])
+    false = summary.n_outcome("false_positive")
+    masked = [[x for x in r.lesions if x.dice is not None] for r in summary.results]
+    iou = summary.sums([sum(x.iou or 0.0 for x in row) for row in masked])
+    dice = summary.sums([sum(x.dice or 0.0 for x in row) for row in masked])
+    counted = summary.sums([len(row) for row in masked])
+    quality = detection.ratio(2 * iou, found + lesions + false)
+    return {
+        "panoptic_quality": as_mapping(summary.one(quality, lesions, edge_cases.NO_LESION)),
+        "segmentation_quality": as_mapping(
+            summary.one(detection.ratio(iou, counted), counted, edge_cases.NOTHING_MATCHED)
+        ),
+        "matched_lesion_dice": as_mapping(
+            summary.one(detection.ratio(dice, counted), counted, edge_cases.NOTHING_MATCHED)
+        ),
+    }
+
+
+def recall_by_quantile(summary: Summary) -> list[dict[str, Any]]:
+    """Recall in four groups of about as many lesions; fewer when diameters repeat."""
+    diameters = [x.diameter_mm for r in summary.results for x in r.lesions]
+    if len(diameters) < N_QUANTILE_BINS:
+        return []
+    cuts = np.unique(np.quantile(diameters, np.linspace(0, 1, N_QUANTILE_BINS + 1)[1:-1]))
+    return summary.recall_between([0.0, *(cuts[cuts > 0]).tolist(), None])
+
+
+def recall_by_size_and_contrast(summary: Summary) -> list[dict[str, Any]]:
+    """Recall in cells of equivalent diameter and contrast without its sign, `[from, to)`.
+
+    Lesions whose contrast is not known are in no cell; empty when none is known.
+    """
+    if not any(x.contrast is not None for r in summary.results for x in r.lesions):
+        return []
+    preset = summary.preset
+    contrasts = list(itertools.pairwise([*preset.contrast_edges, None]))
+    sizes = itertools.pairwise([*preset.size_edges_mm, None])
+    cells = [(*size, *contrast) for size in sizes for contrast in contrasts]
+    names = ("from_mm", "to_mm", "contrast_from", "contrast_to")
+    found = summary.recalls([_of_cell(*cell) for cell in cells])
+    return [
+        {**dict(zip(names, cell, strict=True)), **recall}
+        for cell, recall in zip(cells, found, strict=True)
+    ]
+
+
+def _of_cell(
+    from_mm: float | None, to_mm: float | None, low: float | None, high: float | None
+) -> Chosen:
+    """Lesions of a diameter and a contrast (without its sign) within both."""
+    of_size = of_diameter(from_mm, to_mm)
+    least, most = -np.inf if low is None else low, np.inf if high is None else high
+    return lambda lesion: (
+        lesion.contrast is not None and of_size(lesion) and least <= abs(lesion.contrast) < most
+    )
+
+
+def case_numbers(summary: Summary) -> dict[str, dict[str, Any]]:
+    """Sensitivity and specificity of calling a case positive when a candidate is accepted."""
+    called = np.array([r.is_called for r in summary.results], dtype=np.bool_)
+    ill = np.array([bool(r.lesions) for r in summary.results], dtype=np.bool_)
+    return {
+        "case_sensitivity": _share(summary, called & ill, ill, edge_cases.NO_CASE_WITH_LESION),
+        "case_specificity": _share(summary, ~called & ~ill, ~ill, edge_cases.NO_LESION_FREE_CASE),
+    }
+
+
+def _share(
+    summary: Summary, hits: NDArray[np.bool_], of: NDArray[np.bool_], undefined: EdgeCase
+) -> dict[str, Any]:
+    share = proportion(summary.sums(hits.tolist()), summary.sums(of.tolist()), undefined)
+    return {**as_mapping(share), "n": int(of.sum())}
+
+
+def size_curve(summary: Summary) -> dict[str, Any]:
+    """The logistic curve of recall over ln diameter and where it passes 50 and 90 %."""
+    lesions = [x for r in summary.results for x in r.lesions]
+    diameters = np.array([x.diameter_mm for x in lesions], dtype=np.float64)
+    found = np.array([x.detected for x in lesions], dtype=np.bool_)
+    curve = fit_size_curve(diameters, found)
+    if curve is None:
+        none = dict.fromkeys(("intercept", "slope", "d50_mm", "d90_mm", "d50_ci95", "d90_ci95"))
+        none |= {"diameters_mm": [], "recall": [], "ci95": []}
+        return {**none, "reason": edge_cases.TOO_FEW_FOR_CURVE.reason}
+    along = np.geomspace(curve.smallest_mm, curve.largest_mm, N_CURVE_POINTS)
+    statistic = size_statistic(
+        diameters, found, summary.pool.lesion_group, len(summary.pool.groups), along
+    )
+    support = summary.sums([len(r.lesions) for r in summary.results])
+    numbers = summary.estimator.bootstrapped(
+        statistic, support, edge_cases.NO_LESION, 4 * len(lesions)
+    )
+    *points, d50, d90 = numbers
+    values = {
+        "intercept": curve.intercept,
+        "slope": curve.slope,
+        "d50_mm": curve.d50_mm,
+        "d90_mm": curve.d90_mm,
+        "d50_ci95": _inside(curve, curve.d50_mm, d50),
+        "d90_ci95": _inside(curve, curve.d90_mm, d90),
+        "observed_mm": [curve.smallest_mm, curve.largest_mm],
+        "diameters_mm": along.tolist(),
+        "recall": curve.recall(along).tolist(),
+        "ci95": [as_list(p.ci95) for p in points],
+    }
+    why = _why_open(curve, values, points[0].reason)
+    return values if why is None else {**values, "reason": why}
+
+
+def _inside(curve: SizeCurve, value: float | None, number: Number) -> list[float] | None:
+    """The interval of a diameter, None where it or an end of it was not observed."""
+    ends = number.ci95
+    if value is None or ends is None or not all(map(curve.inside, ends)):
+        return None
+    return as_list(ends)
+
+
+def _why_open(curve: SizeCurve, values: Mapping[str, Any], why: str | None) -> str | None:
+    if None in (curve.d50_mm, curve.d90_mm):
+        return edge_cases.OUTSIDE_SIZES.reason
+    if why is None and None in (values["d50_ci95"], values["d90_ci95"]):
+        return edge_cases.INTERVAL_OUTSIDE_SIZES.reason
+    return why
+
+
+def calibration(summary: Summary) -> dict[str, Any]:
+    """How well the candidates' probabilities (else: their scores) say what is a lesion.
+
+    Beside probabilities, `of_score` has the same numbers of the scores, to compare with.
+    """
+    if not summary.scored:
+        return {"of": None, "reason": edge_cases.UNSCORED.reason}
+    candidates = [c for r in summary.results for c in r.candidates]
+    calibrated = bool(candidates) and all(c.probability is not None for c in candidates)
+    found = describe_calibration(judgements(summary.results, calibrated=calibrated))
+    if found is None:
+        return {"of": None, "reason": edge_cases.TOO_FEW_FOR_CURVE.reason}
+    if not calibrated:
+        return {"of": "score", **found}
+    raw = describe_calibration(judgements(summary.results)) or {}
+    return {"of": "probability", **found, "of_score": {k: raw.get(k) for k in _COMPARED}}

@@ -1,0 +1,221 @@
+"""Choose the score from which a candidate is accepted, and say what to expect of it."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lesionseg.core import OperatingPoint
+from lesionseg.errors import ConfigError, ContentError
+from lesionseg.evaluation import edge_cases
+from lesionseg.evaluation.case.matching import NEVER
+from lesionseg.evaluation.results import CaseResult
+from lesionseg.evaluation.statistics import detection
+from lesionseg.evaluation.statistics.detection import Pool, pool_results
+from lesionseg.evaluation.statistics.estimates import Estimator, Number, proportion
+
+_log = logging.getLogger(__name__)
+
+# where no case shows a candidate: half-way, so that an unseen scan's faint ones are not all taken
+UNINFORMED_SCORE = 0.5
+
+
+@dataclass(frozen=True, eq=False)
+class _Marks:
+    """All that a score is chosen by: `detected_at` of lesions, scores of false positives."""
+
+    detected_at: NDArray[np.float64]
+    false_score: NDArray[np.float64]
+    n_cases: int
+
+    @property
+    def observed(self) -> NDArray[np.float64]:
+        """All scores at which something changes, ascending."""
+        found = self.detected_at[self.detected_at > NEVER]
+        return np.unique(np.concatenate([found, self.false_score]))
+
+
+def choose(
+    results: Sequence[CaseResult],
+    *,
+    fp_per_case: float | None = None,
+    sensitivity: float | None = None,
+    quiet: bool = False,
+) -> OperatingPoint:
+    """Choose the operating point from judged cases that have scores.
+
+    `fp_per_case` (1 when neither is given): the lowest score with no more false positives per
+    case. `sensitivity`: the highest score that finds at least this share of the lesions. The score
+    lies halfway between the two observed ones it separates. Where no case has a candidate there is
+    nothing to choose by: the score is then `UNINFORMED_SCORE`, with a warning unless `quiet`.
+    Raises `ConfigError` when both are given, `ContentError` for candidates without scores and for
+    a sensitivity without lesions or out of reach, naming the range that can be reached.
+    """
+    if fp_per_case is not None and sensitivity is not None:
+        raise ConfigError(
+            "An operating point is chosen for false positives or for a sensitivity, not for both.",
+            seen=f"fp_per_case={fp_per_case}, sensitivity={sensitivity}",
+        )
+    if not results or not all(r.scored for r in results):
+        raise ContentError("An operating point needs cases whose candidates have scores.")
+    marks = _marks(pool_results(results))
+    if sensitivity is not None:
+        _refuse_unreachable(marks, sensitivity)
+        return _point(f"sensitivity:{sensitivity:g}", _for_sensitivity(marks, sensitivity), results)
+    rate = 1.0 if fp_per_case is None else fp_per_case
+    if not len(marks.observed) and not quiet:
+        _log.warning("No case has a candidate to choose a score by; %g is taken.", UNINFORMED_SCORE)
+    return _point(f"fp_per_case:{rate:g}", _for_false_positives(marks, rate), results)
+
+
+def describe(name: str, score: float, results: Sequence[CaseResult]) -> OperatingPoint:
+    """A given score as an operating point, with what it gives on these cases."""
+    return _point(name, score, results)
+
+
+def with_intervals(
+    point: OperatingPoint, results: Sequence[CaseResult], *, replicates: int = 1000, seed: int = 0
+) -> OperatingPoint:
+    """The point with 95 % intervals of what its score gives on these cases.
+
+    Groups are what is resampled (false positives) or allowed for (recall: Wilson with the design
+    effect), as in scores.json. None under 5 groups. The score itself is held.
+    """
+    pool = pool_results(results)
+    hits, false = (np.zeros(len(pool.groups)) for _ in range(2))
+    np.add.at(hits, pool.lesion_group, pool.detected_at >= point.score)
+    np.add.at(false, pool.false_group, pool.false_score >= point.score)
+    lesions, cases = (
+        np.bincount(groups, minlength=len(pool.groups)).astype(np.float64)
+        for groups in (pool.lesion_group, pool.case_group)
+    )
+    recall: Number = proportion(hits, lesions, edge_cases.NO_LESION)
+    estimator = Estimator.seeded(len(pool.groups), replicates, seed)
+    rate = estimator.bootstrapped(
+        detection.ratio(false, cases), cases, edge_cases.NO_CASE, pool.n_cases
+    )[0]
+    return replace(point, lesion_recall_ci95=recall.ci95, false_positives_per_case_ci95=rate.ci95)
+
+
+def with_expectation(
+    point: OperatingPoint, results: Sequence[CaseResult], fold_of: Mapping[str, int]
+) -> OperatingPoint:
+    """The point with what its choice gives on cases that took no part in it.
+
+    For each fold of `fold_of` (by case) the score is chosen on all other folds and applied to this
+    one; lesions and false positives of all folds are then pooled. Where the other folds do not
+    reach a sensitivity, the score of the last lesion they find is taken. With one fold there is
+    nothing to expect: None.
+    """
+    numbers = sorted({fold_of[r.case] for r in results})
+    if len(numbers) < 2:
+        return point
+    folds = [
+        _marks(pool_results([r for r in results if fold_of[r.case] == number]))
+        for number in numbers
+    ]
+    kind, _, value = point.name.partition(":")
+    n_found = n_false = 0
+    for k, held in enumerate(folds):
+        rest = _joined([marks for i, marks in enumerate(folds) if i != k])
+        score = (
+            _for_sensitivity(rest, float(value))
+            if kind == "sensitivity"
+            else _for_false_positives(rest, float(value))
+        )
+        n_found += int((held.detected_at >= score).sum())
+        n_false += int((held.false_score >= score).sum())
+    n_lesions = sum(len(marks.detected_at) for marks in folds)
+    return replace(
+        point,
+        expected_recall=n_found / n_lesions if n_lesions else None,
+        expected_false_positives_per_case=n_false / sum(marks.n_cases for marks in folds),
+    )
+
+
+def attainable_recall(results: Sequence[CaseResult]) -> float | None:
+    """The share of the lesions that is found when every candidate counts; None without lesions."""
+    detected_at = pool_results(results).detected_at
+    return float((detected_at > NEVER).mean()) if len(detected_at) else None
+
+
+def dealt_folds(results: Sequence[CaseResult], n_folds: int = 5) -> dict[str, int]:
+    """The fold of each case, whole groups dealt out by name; as many as groups, at most `n_folds`.
+
+    For a single validation role, in which nobody has made folds.
+    """
+    groups = sorted({r.group for r in results})
+    fold = {group: i % n_folds for i, group in enumerate(groups)}
+    return {r.case: fold[r.group] for r in results}
+
+
+def _point(name: str, score: float, results: Sequence[CaseResult]) -> OperatingPoint:
+    pool = pool_results(results)
+    n = len(pool.detected_at)
+    roles = sorted({r.role for r in results if r.role})
+    return OperatingPoint(
+        name=name,
+        score=float(score),
+        chosen_on="+".join(roles) or None,
+        lesion_recall=float((pool.detected_at >= score).sum() / n) if n else None,
+        false_positives_per_case=float((pool.false_score >= score).sum() / pool.n_cases),
+    )
+
+
+def _marks(pool: Pool) -> _Marks:
+    return _Marks(pool.detected_at, pool.false_score, pool.n_cases)
+
+
+def _joined(parts: Sequence[_Marks]) -> _Marks:
+    return _Marks(
+        np.concatenate([p.detected_at for p in parts]),
+        np.concatenate([p.false_score for p in parts]),
+        sum(p.n_cases for p in parts),
+    )
+
+
+def _for_false_positives(marks: _Marks, rate: float) -> float:
+    allowed = int(np.floor(rate * marks.n_cases + 1e-9))
+    false, observed = np.sort(marks.false_score)[::-1], marks.observed
+    if len(false) <= allowed:
+        return float(observed[0]) if len(observed) else UNINFORMED_SCORE
+    # one false positive too many: the score must lie above it
+    above = observed[observed > false[allowed]]
+    return _between(false[allowed], above[0] if len(above) else np.inf)
+
+
+def _for_sensitivity(marks: _Marks, sensitivity: float) -> float:
+    """The highest score that finds the share; out of reach, that of the last lesion found."""
+    n = len(marks.detected_at)
+    found = np.sort(marks.detected_at[marks.detected_at > NEVER])[::-1]
+    if not len(found):
+        return UNINFORMED_SCORE
+    score = found[min(_n_wanted(n, sensitivity), len(found)) - 1]
+    below = marks.observed[marks.observed < score]
+    return _between(below[-1], score) if len(below) else float(score)
+
+
+def _refuse_unreachable(marks: _Marks, sensitivity: float) -> None:
+    n, n_found = len(marks.detected_at), int((marks.detected_at > NEVER).sum())
+    if n == 0:
+        raise ContentError("A sensitivity cannot be chosen for without a reference lesion.")
+    if n_found < _n_wanted(n, sensitivity):
+        raise ContentError(
+            "This sensitivity is out of reach.",
+            seen=f"{sensitivity:g}; at any score at most {n_found} of {n} lesions are found",
+            expected=f"a sensitivity from 0 to {n_found / n:.3g}",
+        )
+
+
+def _n_wanted(n: int, sensitivity: float) -> int:
+    return max(1, int(np.ceil(sensitivity * n - 1e-9)))
+
+
+def _between(low: float, high: float) -> float:
+    """A score above `low` and not above `high`."""
+    if not np.isfinite(high):
+        return float(np.nextafter(low, np.inf))
+    middle = (low + high) / 2
+    return float(middle if middle > low else high)

@@ -1,0 +1,147 @@
+"""Numbers of subgroups of cases: by what a table says of them. No p-values, on purpose.
+
+A subgroup is found by looking, often at many; a p-value would pretend that it was asked for.
+"""
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from lesionseg.errors import ConfigError
+from lesionseg.evaluation import edge_cases
+from lesionseg.evaluation.results import CaseResult
+from lesionseg.evaluation.statistics.detection import pool_results
+from lesionseg.evaluation.statistics.estimates import as_list
+from lesionseg.evaluation.statistics.pooled import Summary
+
+N_QUANTILES = 4
+MAX_VALUES = 20
+NOT_STATED = "not stated"
+
+Columns = Mapping[str, Mapping[str, str]]  # what a table says, by case and column
+
+
+@dataclass(frozen=True)
+class Subgroup:
+    """The cases of one value, or range of values, of a column."""
+
+    by: str
+    value: str
+    cases: frozenset[str]
+
+
+def subgroup_numbers(
+    summary: Summary, columns: Columns, by: Sequence[str] | None = None
+) -> list[dict[str, Any]]:
+    """Recall with interval, false positives per case and mean Dice of every subgroup.
+
+    `by` names columns; None takes every column that divides these cases. Raises `ConfigError` for
+    a column that is not there or does not divide.
+    """
+    cases = [r.case for r in summary.results]
+    chosen = dividing_columns(cases, columns) if by is None else by
+    found = [group for name in chosen for group in make_subgroups(cases, columns, name)]
+    return [_numbers(summary, group) for group in found]
+
+
+def dividing_columns(cases: Sequence[str], columns: Columns) -> list[str]:
+    """The columns that have several values in these cases, at most 20, and not one a case."""
+    names = list(dict.fromkeys(name for case in cases for name in columns.get(case, {})))
+    return [name for name in names if _divides(_values(cases, columns, name))]
+
+
+def make_subgroups(cases: Sequence[str], columns: Columns, name: str) -> list[Subgroup]:
+    """One subgroup a word, or four of about as many cases where all values are numbers.
+
+    Up to as many different numbers as quantiles are taken as words. An empty cell is "not stated".
+    """
+    known = sorted({column for case in cases for column in columns.get(case, {})})
+    if name not in known:
+        raise ConfigError(
+            f"No table has a column {name!r}.",
+            where="subgroups",
+            expected=", ".join(known) or "a manifest with further columns, or columns=table.csv",
+        )
+    values = _values(cases, columns, name)
+    if _is_numeric(values):
+        return _quantiles(cases, name, values)
+    words = sorted(set(values), key=lambda word: (word == NOT_STATED, word))
+    if len(words) > MAX_VALUES:
+        raise ConfigError(
+            f"The column {name!r} makes no subgroups.",
+            where="subgroups",
+            seen=f"{len(words)} different words",
+            expected=f"at most {MAX_VALUES}, or numbers alone",
+        )
+    return [
+        Subgroup(name, word, frozenset(c for c, v in zip(cases, values, strict=True) if v == word))
+        for word in words
+    ]
+
+
+def _values(cases: Sequence[str], columns: Columns, name: str) -> list[str]:
+    return [columns.get(case, {}).get(name, "").strip() or NOT_STATED for case in cases]
+
+
+def _divides(values: Sequence[str]) -> bool:
+    n = len(set(values) - {NOT_STATED})
+    return n > 1 and (_is_numeric(values) or (n <= MAX_VALUES and n < len(values)))
+
+
+def _is_numeric(values: Sequence[str]) -> bool:
+    stated = {v for v in values if v != NOT_STATED}
+    return len(stated) > N_QUANTILES and all(_number(v) is not None for v in stated)
+
+
+def _number(text: str) -> float | None:
+    try:
+        value = float(text)
+    except ValueError:
+        return None
+    return value if np.isfinite(value) else None
+
+
+def _quantiles(cases: Sequence[str], name: str, values: Sequence[str]) -> list[Subgroup]:
+    """`[from, to)`, the last one closed."""
+    numbers = np.array([np.nan if v == NOT_STATED else float(v) for v in values])
+    stated = numbers[~np.isnan(numbers)]
+    edges = np.unique(np.quantile(stated, np.linspace(0, 1, N_QUANTILES + 1)))
+    place = np.searchsorted(edges[1:-1], numbers, side="right")
+    found = []
+    for i, (low, high) in enumerate(itertools.pairwise(edges.tolist())):
+        of_bin = (place == i) & ~np.isnan(numbers)
+        found.append(Subgroup(name, f"{low:g} to {high:g}", _chosen(cases, of_bin)))
+    rest = np.isnan(numbers)
+    return [*found, Subgroup(name, NOT_STATED, _chosen(cases, rest))] if rest.any() else found
+
+
+def _chosen(cases: Sequence[str], kept: np.ndarray[Any, np.dtype[np.bool_]]) -> frozenset[str]:
+    return frozenset(case for case, keep in zip(cases, kept, strict=True) if keep)
+
+
+def _numbers(summary: Summary, group: Subgroup) -> dict[str, Any]:
+    part = _part(summary, [r for r in summary.results if r.case in group.cases])
+    counts, recall = part.counts(), part.recall()
+    dices = [r.dice for r in part.results if r.dice is not None]
+    found: dict[str, Any] = {
+        "by": group.by,
+        "value": group.value,
+        **{name: counts[name] for name in ("n_cases", "n_groups", "n_lesions")},
+        "detected": counts["n_true_positive"],
+        "recall": recall.value,
+        "ci95": as_list(recall.ci95),
+        "false_positives_per_case": counts["n_false_positive"] / counts["n_cases"],
+        "dice": float(np.mean(dices)) if dices else None,
+    }
+    why = recall.reason or (None if dices else edge_cases.NO_MASKED_CASE.reason)
+    return found if why is None else {**found, "reason": why}
+
+
+def _part(summary: Summary, results: Sequence[CaseResult]) -> Summary:
+    """Some of the cases; only what needs no resampling can be asked of it."""
+    return Summary(
+        tuple(results), summary.preset, pool_results(results), summary.estimator, summary.scored
+    )

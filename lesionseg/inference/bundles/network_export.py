@@ -1,0 +1,154 @@
+"""A bundle's network as one file that other programs run: ONNX, or torch's exported program.
+
+Both take a prepared tile `[B, C, *tile]` float32 and give `[B, K, *tile]` float32: probabilities of
+the plan's labels, the focal loss's effect undone (`inference.probabilities`), averaged over an
+ensemble's members. The number of tiles
+is free; their shape is the plan's, because instance norm takes its statistics from the whole tile,
+so that a tile of another shape is another function.
+"""
+
+import logging
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.export import ExportedProgram
+
+from lesionseg.errors import ConfigError, OutputError
+from lesionseg.inference.bundles.bundle import Bundle
+from lesionseg.inference.probabilities import ProbabilityNetwork
+from lesionseg.io.atomic import atomic_path
+
+OPSET = 18
+INPUT, OUTPUT = "image", "probabilities"
+# of fp32 runs of the same weights by two programs; probabilities lie in [0, 1]
+SAME_PROBABILITY = 1e-3
+
+Runner = Callable[[NDArray[np.float32]], NDArray[np.float32]]
+
+
+def trace(bundle: Bundle) -> ExportedProgram:
+    """The bundle's network as a program for any number of tiles of the plan's shape.
+
+    Raises `ConfigError` for a network that torch cannot export, or that does not segment.
+    """
+    network = ProbabilityNetwork([n.float() for n in bundle.networks], bundle.plan)
+    # a batch of one would be taken for a constant
+    example = torch.zeros(2, len(bundle.plan.channel_names), *bundle.plan.tile_shape)
+    free = {INPUT: {0: torch.export.Dim("batch")}}
+    try:
+        with torch.no_grad(), _torch_quiet():
+            return torch.export.export(network, (example,), dynamic_shapes=free)
+    except (RuntimeError, ValueError, TypeError) as error:
+        raise ConfigError(
+            "The network cannot be exported.",
+            where="plan.architecture.name",
+            seen=f"{bundle.plan.architecture.name}: {str(error).splitlines()[0]}",
+            expected="a network whose operations do not depend on the voxels' values",
+        ) from error
+
+
+def write_program(path: Path, program: ExportedProgram) -> Runner:
+    """Write torch's own format (`.pt2`) and return what a reader of the file computes."""
+    with atomic_path(path) as temporary, _torch_quiet():
+        torch.export.save(program, temporary)
+    with _torch_quiet():
+        module = torch.export.load(path).module()
+
+    def run(tiles: NDArray[np.float32]) -> NDArray[np.float32]:
+        with torch.inference_mode():
+            return np.asarray(module(torch.from_numpy(tiles)))
+
+    return run
+
+
+def write_onnx(path: Path, program: ExportedProgram, opset: int = OPSET) -> Runner:
+    """Write ONNX and return what onnxruntime computes from the file.
+
+    Raises `ConfigError` where the packages of the extra `export` are missing or the opset is one
+    that they cannot write.
+    """
+    onnx, onnxruntime = _onnx_packages()
+    try:
+        with _torch_quiet():
+            written = torch.onnx.export(
+                program,
+                dynamo=True,
+                opset_version=opset,
+                input_names=[INPUT],
+                output_names=[OUTPUT],
+                dynamic_shapes={INPUT: {0: "batch"}},
+                verbose=False,
+            )
+    except (RuntimeError, ValueError) as error:
+        raise ConfigError(
+            "The network cannot be written as ONNX.",
+            where="opset",
+            seen=f"{opset}: {str(error).splitlines()[0]}",
+            expected=f"opset={OPSET}",
+        ) from error
+    if written is None:  # what torch's stub allows, and its code does not
+        raise OutputError("torch returned no ONNX program.", where=path)
+    with atomic_path(path) as temporary:
+        written.save(temporary, external_data=False)
+    onnx.checker.check_model(str(path))
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+
+    def run(tiles: NDArray[np.float32]) -> NDArray[np.float32]:
+        return np.asarray(session.run([OUTPUT], {INPUT: tiles})[0])
+
+    return run
+
+
+def largest_difference(bundle: Bundle, run: Runner, *, n_tiles: int = 1) -> float:
+    """How far an exported file's probabilities are from the network's own, on random tiles.
+
+    Raises `OutputError` above 1e-3: the file computes something else.
+    """
+    shape = (n_tiles, len(bundle.plan.channel_names), *bundle.plan.tile_shape)
+    tiles = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
+    with torch.inference_mode():
+        own = ProbabilityNetwork(bundle.networks, bundle.plan)(torch.from_numpy(tiles)).numpy()
+    difference = float(np.abs(run(tiles) - own).max())
+    if not difference <= SAME_PROBABILITY:
+        raise OutputError(
+            "The exported network computes something else than the bundle's.",
+            seen=f"probabilities up to {difference:.3g} apart",
+            expected=f"at most {SAME_PROBABILITY}",
+            remedy="try another opset, or other versions of torch and onnxruntime.",
+        )
+    return difference
+
+
+def _onnx_packages() -> tuple[Any, Any]:
+    try:
+        import onnx
+        import onnxruntime  # type: ignore[import-untyped]
+        import onnxscript  # noqa: F401  torch writes ONNX through it
+    except ImportError as error:
+        raise ConfigError(
+            "Writing ONNX needs packages that are not installed.",
+            where="format",
+            seen=str(error),
+            remedy="pip install 'lesionseg[export]'",
+        ) from error
+    return onnx, onnxruntime
+
+
+@contextmanager
+def _torch_quiet() -> Iterator[None]:
+    """Without torch's notes to itself: deprecated internals, torchvision's absence."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)

@@ -1,0 +1,147 @@
+"""Candidates from boxes, from voxels, or from both, on the file's grid."""
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from math import prod
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from lesionseg.core import Candidate, Geometry
+from lesionseg.errors import GeometryError
+from lesionseg.inference.candidates.box_candidates import FoundBoxes
+from lesionseg.inference.candidates.postprocess import Found
+from lesionseg.ops.boxes import box_iou
+from lesionseg.plan.plan import CandidateRule
+
+SAME_LESION = 0.1  # IoU of boxes from which both heads mean one lesion: the match rule's own
+
+
+def restore_boxes(
+    boxes: NDArray[np.float32], plan_geometry: Geometry, file_geometry: Geometry
+) -> NDArray[np.float32]:
+    """Boxes `[n, 2·dims]` on the plan's grid as boxes on the file's, cut at its border.
+
+    The smallest box that holds the turned one: exact where grids differ by spacing, flips, axis
+    order and shifts; wider where they are oblique to each other. Raises `GeometryError` when the
+    numbers of axes differ.
+    """
+    dims = plan_geometry.dims
+    if file_geometry.dims != dims or boxes.shape[1] != 2 * dims:
+        raise GeometryError("The boxes do not fit the grids.", seen=boxes.shape, expected=dims)
+    if len(boxes) == 0:
+        return boxes
+    sides = boxes.astype(np.float64).reshape(-1, 2, dims)
+    picks = np.array(list(itertools.product((0, 1), repeat=dims)))  # corner -> start or stop, axis
+    corners = sides[:, picks, np.arange(dims)] - 0.5  # box edges lie half a voxel before the index
+    points = plan_geometry.to_mm(corners.reshape(-1, dims))
+    index = file_geometry.to_index(points).reshape(len(boxes), -1, dims) + 0.5
+    limit = np.array(file_geometry.shape, dtype=np.float64)
+    low, high = index.min(axis=1).clip(0, limit), index.max(axis=1).clip(0, limit)
+    return np.concatenate([low, high], axis=1).astype(np.float32)
+
+
+def box_candidates(
+    found: FoundBoxes,
+    plan_geometry: Geometry,
+    file_geometry: Geometry,
+    rule: CandidateRule,
+    label_values: Sequence[int],
+) -> tuple[Candidate, ...]:
+    """Candidates without masks, by descending score, ids from 1.
+
+    The diameter is that of the ellipsoid (2-D: ellipse) that touches the box's sides. Boxes that
+    lie outside the file, or are smaller than the rule allows, are left out.
+    """
+    boxes = restore_boxes(found.boxes.numpy(), plan_geometry, file_geometry)
+    rows = zip(boxes.tolist(), found.scores.tolist(), found.labels.tolist(), strict=True)
+    made = [
+        _box_candidate(box, min(max(score, 0.0), 1.0), label_values[label - 1], file_geometry)
+        for box, score, label in rows
+    ]
+    dims = file_geometry.dims
+    kept = [
+        c
+        for c in made
+        if prod(b - a for a, b in zip(c.start_vox, c.stop_vox, strict=True)) >= 0.5**dims
+        and c.diameter_mm >= rule.min_diameter_mm
+    ]
+    return _numbered(kept)
+
+
+def _box_candidate(box: Sequence[float], score: float, label: int, geometry: Geometry) -> Candidate:
+    dims = geometry.dims
+    start, stop = tuple(box[:dims]), tuple(box[dims:])
+    sides = prod(b - a for a, b in zip(start, stop, strict=True))
+    centre = [(a + b - 1) / 2 for a, b in zip(start, stop, strict=True)]
+    return Candidate(
+        id=1,
+        label=label,
+        score=score,
+        start_vox=start,
+        stop_vox=stop,
+        centre_mm=tuple(float(v) for v in geometry.to_mm([centre])[0]),
+        diameter_mm=float((max(sides, 0.0) * geometry.voxel_size) ** (1 / dims)),
+        volume_ml=None,
+        has_mask=False,
+    )
+
+
+def fuse(voxels: Found, boxes: Sequence[Candidate]) -> Found:
+    """Both heads' candidates as one list: what both found first, what one found alone after.
+
+    A candidate of the voxels and a box of the same label are one lesion from an IoU of their boxes
+    of 0.1, each used once, the largest IoU first. It keeps the voxels' mask and has the mean of
+    both scores; a candidate that only one head found has half its score, the mean with 0, as an
+    ensemble's member that saw nothing would. Ids follow the new scores.
+    """
+    partner = _partners(voxels.candidates, boxes)
+    merged = [
+        _Scored(c, (c.score + (boxes[partner[i]].score if i in partner else 0.0)) / 2)
+        for i, c in enumerate(voxels.candidates)
+    ]
+    taken = set(partner.values())
+    merged += [_Scored(b, b.score / 2) for j, b in enumerate(boxes) if j not in taken]
+    merged.sort(key=lambda m: -m.score)  # stable: ties with the voxels' first
+    ids = np.zeros(len(voxels.candidates) + 1, dtype=np.int32)
+    for number, one in enumerate(merged, start=1):
+        if one.candidate.has_mask:
+            ids[one.candidate.id] = number
+    candidates = [replace(one.candidate, score=one.score) for one in merged]
+    removed = tuple(replace(c, score=c.score / 2) for c in voxels.removed)
+    return Found(_numbered(candidates), ids[voxels.instances], voxels.values, removed)
+
+
+@dataclass(frozen=True)
+class _Scored:
+    candidate: Candidate
+    score: float
+
+
+def _numbered(candidates: Sequence[Candidate]) -> tuple[Candidate, ...]:
+    return tuple(replace(c, id=i) for i, c in enumerate(candidates, start=1))
+
+
+def _partners(voxels: Sequence[Candidate], boxes: Sequence[Candidate]) -> dict[int, int]:
+    """Which box goes with which candidate of the voxels."""
+    if not voxels or not boxes:
+        return {}
+    overlap = box_iou(_table(voxels), _table(boxes)).numpy()
+    same = np.array([[v.label == b.label for b in boxes] for v in voxels])
+    overlap = np.where(same, overlap, 0)
+    partner: dict[int, int] = {}
+    taken: set[int] = set()
+    for flat in np.argsort(-overlap, axis=None, kind="stable"):
+        i, j = divmod(int(flat), len(boxes))
+        if overlap[i, j] < SAME_LESION:
+            break
+        if i not in partner and j not in taken:
+            partner[i] = j
+            taken.add(j)
+    return partner
+
+
+def _table(candidates: Sequence[Candidate]) -> torch.Tensor:
+    return torch.tensor([[*c.start_vox, *c.stop_vox] for c in candidates])

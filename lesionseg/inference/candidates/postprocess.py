@@ -1,0 +1,221 @@
+"""From probabilities to candidates, and which of them are accepted."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lesionseg.core import Candidate, Geometry, OperatingPoint, Prediction
+from lesionseg.errors import ConfigError, GeometryError
+from lesionseg.inference.candidates.joining import join_regions
+from lesionseg.inference.candidates.peaks import Above, Region, collect_above, grow_regions
+from lesionseg.ops.lesion_size import equivalent_diameter_mm
+from lesionseg.plan.plan import CandidateRule
+
+DEFAULT_POINT = OperatingPoint("score:0.5", 0.5)
+
+
+@dataclass(frozen=True, eq=False)
+class Found:
+    """The candidates of one case and their voxels.
+
+    `candidates` by descending score, ids 1..n in that order; `instances` `[*spatial]` int32 holds
+    ids, 0 elsewhere. `values` and `removed`: see `Prediction`.
+    """
+
+    candidates: tuple[Candidate, ...]
+    instances: NDArray[np.int32]
+    values: NDArray[np.uint8] | None = None
+    removed: tuple[Candidate, ...] = ()
+
+
+def find_candidates(
+    probabilities: Iterable[NDArray[np.float32] | Above],
+    geometry: Geometry,
+    rule: CandidateRule,
+    label_values: Sequence[int],
+) -> Found:
+    """Find candidates in the probabilities `[K, *spatial]` of K labels, by `CandidateRule`.
+
+    The channels may come one by one from a generator, whole or as the voxels that matter
+    (`collect_above`). Voxels that share a face, an edge or a corner touch. A plateau is one
+    peak; ties go to the lower index. A voxel claimed for two labels belongs to the higher
+    probability, and a candidate's score is the highest probability of its voxels, or their mean
+    (`rule.score`); which are kept goes by the highest. Nothing above the floor gives no
+    candidates. The cost grows with the voxels above the floor. Raises `GeometryError` for a
+    channel that does not fit, `ContentError` for NaN.
+
+    >>> rule = CandidateRule(min_voxels=1)
+    >>> p = np.array([[[0.9, 0.5, 0.1, 0.6, 0.3]]], dtype=np.float32)
+    >>> found = find_candidates(p, Geometry.from_spacing((1, 5), (1, 1)), rule, (7,))
+    >>> found.instances.tolist(), [c.label for c in found.candidates]
+    ([[1, 1, 0, 2, 2]], [7, 7])
+    """
+    grown = [_regions(channel, geometry, rule) for channel in probabilities]
+    channels = [[r for r in channel if len(r.voxels) >= rule.min_voxels] for channel in grown]
+    if len(channels) != len(label_values):
+        raise GeometryError(
+            "The probabilities do not have one channel a label.",
+            seen=len(channels),
+            expected=len(label_values),
+        )
+    regions = [region for channel in channels for region in channel]
+    labels = np.repeat(np.array(label_values), [len(channel) for channel in channels])
+    if sum(len(channel) > 0 for channel in channels) > 1:
+        regions = _settle(regions)
+    instances = np.zeros(geometry.shape, dtype=np.int32)
+    candidates = []
+    ranking = _ranking(regions, rule)
+    ranked = [i for i in ranking if _is_large(regions[i], geometry, rule)]
+    small = [(regions[i], int(labels[i])) for i in ranking if i not in set(ranked)]
+    for label, channel in zip(label_values, grown, strict=True):
+        small += [(r, label) for r in channel if len(r.voxels) < rule.min_voxels]
+    for number, i in enumerate(ranked, start=1):
+        instances.flat[regions[i].voxels] = number
+        candidates.append(_candidate(number, regions[i], geometry, int(labels[i]), rule))
+    return Found(tuple(candidates), instances, removed=_removed(small, geometry, rule))
+
+
+def _removed(
+    small: Sequence[tuple[Region, int]], geometry: Geometry, rule: CandidateRule
+) -> tuple[Candidate, ...]:
+    """The regions of these labels as boxes, the highest first."""
+    high = [(r, label) for r, label in small if r.height >= rule.floor]
+    high.sort(key=lambda one: (-one[0].height, one[0].peak))
+    kept = sorted(high[: rule.max_candidates], key=lambda one: -one[0].score(rule.score))
+    return tuple(
+        replace(_candidate(number, region, geometry, label, rule), has_mask=False, accepted=False)
+        for number, (region, label) in enumerate(kept, start=1)
+    )
+
+
+def choose_operating_point(
+    points: Sequence[OperatingPoint], name: str | None = None
+) -> OperatingPoint:
+    """The operating point called `name` among a bundle's `points`.
+
+    `score:0.37` is any score in [0, 1]; `fp_per_case:1` and `sensitivity:0.9` must be among
+    `points` (numbers are compared, so `fp_per_case:1.0` is `fp_per_case:1`). None is the first
+    point, or score 0.5 where there is none. Raises `ConfigError` naming the points there are.
+
+    >>> choose_operating_point((), "score:0.37").score
+    0.37
+    """
+    if name is None:
+        return points[0] if points else DEFAULT_POINT
+    kind, value = _parse_point(name)
+    if kind == "score" and value is not None and 0 <= value <= 1:
+        return OperatingPoint(name, value)
+    known = [p for p in points if value is not None and _parse_point(p.name) == (kind, value)]
+    if not known:
+        raise ConfigError(
+            f"There is no operating point {name!r}.",
+            where="operating_point",
+            expected=", ".join([*(p.name for p in points), "score:<0 to 1>"])
+            + (_attainable(points) if kind == "sensitivity" else ""),
+            remedy="choose one of these, or give a score.",
+        )
+    return known[0]
+
+
+def _attainable(points: Sequence[OperatingPoint]) -> str:
+    """The sensitivities that could have been chosen, where the points remember them."""
+    known = next((p for p in points if p.attainable_recall is not None), None)
+    if known is None:
+        return ""
+    reach = f"0 to {known.attainable_recall:.3g}"
+    return f" (sensitivities from {reach} were in reach on the {known.chosen_on} data)"
+
+
+def apply_operating_point(prediction: Prediction, point: OperatingPoint) -> Prediction:
+    """The same candidates, accepted where their score reaches the operating point's."""
+    candidates = tuple(replace(c, accepted=c.score >= point.score) for c in prediction.candidates)
+    return replace(prediction, candidates=candidates, operating_point=point)
+
+
+def without_small(prediction: Prediction, least_mm: float) -> Prediction:
+    """The prediction without its candidates under `least_mm` in diameter; ids are kept.
+
+    They join those that were removed for their size before.
+    """
+    kept = tuple(c for c in prediction.candidates if c.diameter_mm >= least_mm)
+    if len(kept) == len(prediction.candidates):
+        return prediction
+    instances = prediction.instances
+    if instances is not None:
+        instances = np.where(np.isin(instances, [c.id for c in kept]), instances, 0)
+    small = [c for c in prediction.candidates if c.diameter_mm < least_mm]
+    removed = sorted([*prediction.removed, *small], key=lambda c: -c.score)
+    return replace(
+        prediction,
+        candidates=kept,
+        instances=instances,
+        removed=tuple(
+            replace(c, id=i, has_mask=False, accepted=False) for i, c in enumerate(removed, 1)
+        ),
+    )
+
+
+def _parse_point(name: str) -> tuple[str, float | None]:
+    kind, _, value = str(name).partition(":")  # a bare number comes as one
+    try:
+        return kind.strip(), float(value)
+    except ValueError:
+        return name, None
+
+
+def _regions(
+    channel: NDArray[np.float32] | Above, geometry: Geometry, rule: CandidateRule
+) -> list[Region]:
+    if channel.shape != geometry.shape:
+        raise GeometryError(
+            "The probabilities do not fit the grid.", seen=channel.shape, expected=geometry.shape
+        )
+    if not isinstance(channel, Above):
+        channel = collect_above([channel], geometry.shape, rule)
+    return join_regions(grow_regions(channel, rule), channel, rule, geometry.voxel_size)
+
+
+def _settle(regions: Sequence[Region]) -> list[Region]:
+    """Give every voxel claimed for several labels to the highest probability, ties to the first."""
+    voxels = np.concatenate([r.voxels for r in regions])
+    probabilities = np.concatenate([r.probabilities for r in regions])
+    order = np.lexsort((-probabilities, voxels))  # stable: ties stay in the order of labels
+    first = np.ones(len(order), dtype=np.bool_)
+    first[1:] = np.diff(voxels[order]) > 0
+    won = np.zeros(len(order), dtype=np.bool_)
+    won[order[first]] = True
+    parts = np.split(won, np.cumsum([len(r.voxels) for r in regions])[:-1])
+    return [region.part(keep) for region, keep in zip(regions, parts, strict=True)]
+
+
+def _ranking(regions: Sequence[Region], rule: CandidateRule) -> list[int]:
+    """Which regions become candidates, best first."""
+    large = [i for i, r in enumerate(regions) if len(r.voxels) >= max(rule.min_voxels, 1)]
+    high = [i for i in large if regions[i].height >= rule.floor]
+    high.sort(key=lambda i: (-regions[i].height, regions[i].peak, i))
+    kept = high[: rule.max_candidates]
+    return sorted(kept, key=lambda i: -regions[i].score(rule.score))  # stable: then by the highest
+
+
+def _is_large(region: Region, geometry: Geometry, rule: CandidateRule) -> bool:
+    volume_mm = len(region.voxels) * geometry.voxel_size
+    return float(equivalent_diameter_mm(volume_mm, geometry.dims)) >= rule.min_diameter_mm
+
+
+def _candidate(
+    number: int, region: Region, geometry: Geometry, label: int, rule: CandidateRule
+) -> Candidate:
+    index = np.stack(np.unravel_index(region.voxels, geometry.shape), axis=-1)
+    volume_mm = len(index) * geometry.voxel_size
+    return Candidate(
+        id=number,
+        label=label,
+        score=region.score(rule.score),
+        start_vox=tuple(float(v) for v in index.min(0)),
+        stop_vox=tuple(float(v) + 1 for v in index.max(0)),
+        centre_mm=tuple(float(v) for v in geometry.to_mm(index.mean(0, keepdims=True))[0]),
+        diameter_mm=float(equivalent_diameter_mm(volume_mm, geometry.dims)),
+        volume_ml=volume_mm / 1000 if geometry.dims == 3 else None,
+    )

@@ -1,0 +1,131 @@
+"""Several DICOM series in one folder: `folder/series=3` names that of number 3, or of that UID.
+
+No such file exists: it is how a manifest, and prediction on a whole study, point into the folder.
+"""
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lesionseg.errors import ReadError
+from lesionseg.io.dicom.headers import (
+    image_header,
+    image_headers,
+    is_xray,
+    refuse_unfit,
+)
+
+if TYPE_CHECKING:
+    from pydicom.dataset import Dataset as Header
+
+logger = logging.getLogger(__name__)
+
+_PREFIX = "series="
+
+
+def split_series(path: Path) -> tuple[Path, str] | None:
+    """Folder, and number or UID, of a path that names a series within it; None for any other."""
+    if path.name.startswith(_PREFIX) and path.parent.is_dir():
+        return path.parent, path.name.removeprefix(_PREFIX)
+    return None
+
+
+def series_headers(path: Path) -> dict[Path, "Header"]:
+    """Headers of the images of a folder, or of one series in it. Raises `ReadError` for none."""
+    chosen = split_series(path)
+    if chosen is None:
+        return image_headers(path)
+    folder, name = chosen
+    everything = image_headers(folder)
+    found = {f: h for f, h in everything.items() if name in (_number(h), _uid(h))}
+    if not found:
+        raise ReadError(
+            "The folder holds no such series.",
+            where=path,
+            expected=sorted({_PREFIX + _number(h) for h in everything.values()}),
+        )
+    return found
+
+
+def group_files(files: Sequence[Path]) -> dict[Path, str]:
+    """The images that DICOM files of one folder are, and what to call each.
+
+    A radiograph is a file, called by its name; so is a single other image. A series is its folder,
+    called by it, or where there are several `folder/series=<number>`, called `<folder>_<number>`.
+    Localisers, secondary captures and the like are left out, and named in the log. A file that is
+    damaged counts as an image, so that reading it says so; beside series, reading those does.
+    """
+    images, damaged = _images(files)
+    found = {file: _stem(file) for file, header in images.items() if is_xray(header)}
+    by_series: dict[str, dict[Path, Header]] = {}
+    for file, header in images.items():
+        if file not in found:
+            by_series.setdefault(_uid(header), {})[file] = header
+    fit = [series for series in by_series.values() if not _is_left_out(series)]
+    if not fit:
+        found |= {file: _stem(file) for file in damaged}
+    if len(fit) == 1 == len(by_series) and len(fit[0]) == 1:
+        return {**found, **{file: _stem(file) for file in fit[0]}}
+    if len(fit) == len(by_series) == 1:
+        folder = next(iter(fit[0])).parent
+        return {**found, folder: folder.name}
+    return {**found, **_named(fit)}
+
+
+def _images(files: Sequence[Path]) -> tuple[dict[Path, "Header"], list[Path]]:
+    """Headers of the images among the files, and the files that are damaged."""
+    images: dict[Path, Header] = {}
+    damaged = []
+    for file in files:
+        try:
+            header = image_header(file)
+        except ReadError as error:
+            if isinstance(error.__cause__, ImportError):
+                raise
+            damaged.append(file)
+            continue
+        if header is None:
+            logger.info("%s is left out: it is no DICOM image.", file)
+        else:
+            images[file] = header
+    return images, damaged
+
+
+def _named(fit: Sequence[Mapping[Path, "Header"]]) -> dict[Path, str]:
+    """Paths and names of series that share their folder, perhaps with what was left out."""
+    numbers = [_number(next(iter(series.values()))) for series in fit]
+    found = {}
+    for number, series in zip(numbers, fit, strict=True):
+        file, header = next(iter(series.items()))
+        unique = bool(number) and numbers.count(number) == 1
+        key = number if unique else _uid(header)
+        called = file.parent.name if len(fit) == 1 else f"{file.parent.name}_{key}"
+        found[file.parent / f"{_PREFIX}{key}"] = called
+    return found
+
+
+def _is_left_out(series: Mapping[Path, "Header"]) -> bool:
+    """Whether all files of a series are of a kind that is never read; says so."""
+    reason = ""
+    for file, header in series.items():
+        try:
+            refuse_unfit(file, header)
+        except ReadError as error:
+            reason = error.what
+        else:
+            return False
+    logger.warning("%s: left out (%d files). %s", next(iter(series)), len(series), reason)
+    return True
+
+
+def _stem(file: Path) -> str:
+    return file.stem if file.suffix.lower() in (".dcm", ".dicom", ".ima") else file.name
+
+
+def _number(header: "Header") -> str:
+    return str(header.get("SeriesNumber", None) or "")
+
+
+def _uid(header: "Header") -> str:
+    return str(header.get("SeriesInstanceUID", ""))

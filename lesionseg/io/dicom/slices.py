@@ -1,0 +1,206 @@
+"""DICOM slices: where each lies, and how its stored values become those of the modality."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lesionseg.errors import ReadError
+from lesionseg.io.dicom.headers import read_header, refuse_unfit
+from lesionseg.io.dicom.pixels import stored_pixels
+from lesionseg.io.formats.guard import reading
+
+if TYPE_CHECKING:
+    from pydicom.dataset import Dataset as Header
+
+# b-values that vendors kept to themselves before the standard had one: Siemens, Philips, GE
+_PRIVATE_B_VALUES = ((0x0019, 0x100C), (0x2001, 0x1003), (0x0043, 0x1039))
+
+
+@dataclass(frozen=True, eq=False)
+class Slice:
+    """One slice: a classic file, or frame `frame` of an enhanced one.
+
+    `position`: centre of the first pixel, LPS millimetres; `across`, `down`: unit vectors along
+    rows and columns; `pixel_mm`: (down, across). Values are `slope · stored + intercept`. `kind`
+    holds what must not differ within a volume; `phase` what may tell repeated positions apart.
+    """
+
+    path: Path
+    frame: int | None
+    series: str
+    uid: str
+    shape: tuple[int, int]
+    position: NDArray[np.float64]
+    across: NDArray[np.float64]
+    down: NDArray[np.float64]
+    pixel_mm: tuple[float, float]
+    thickness_mm: float | None
+    slope: float
+    intercept: float
+    kind: Mapping[str, str]
+    phase: Mapping[str, str]
+
+    @property
+    def normal(self) -> NDArray[np.float64]:
+        """Unit vector across the slice, right-handed with `across` and `down`."""
+        return np.cross(self.across, self.down)
+
+    @property
+    def name(self) -> str:
+        """File, and frame counted from 1, for messages."""
+        return self.path.name if self.frame is None else f"{self.path.name} frame {self.frame + 1}"
+
+
+def read_slices(path: Path, header: "Header") -> list[Slice]:
+    """The slices of a file: one, or one a frame. Raises `ReadError` for what has no place."""
+    refuse_unfit(path, header)
+    with reading(path):
+        if "PerFrameFunctionalGroupsSequence" in header:
+            return _enhanced(path, header)
+        return [_classic(path, header)]
+
+
+def read_values(slices: list[Slice]) -> NDArray[np.float32]:
+    """Values `[n, y, x]` of slices in their order; each file is opened once."""
+    stack = np.empty((len(slices), *slices[0].shape), dtype=np.float32)
+    by_path: dict[Path, list[int]] = {}
+    for index, piece in enumerate(slices):
+        by_path.setdefault(piece.path, []).append(index)
+    for path, indices in by_path.items():
+        header = read_header(path, pixels=True)
+        stored = stored_pixels(path, header)
+        for index in indices:
+            piece = slices[index]
+            values = stored if piece.frame is None or stored.ndim == 2 else stored[piece.frame]
+            stack[index] = values.astype(np.float64) * piece.slope + piece.intercept
+    return stack
+
+
+def _classic(path: Path, header: "Header") -> Slice:
+    if "ModalityLUTSequence" in header:
+        raise ReadError("The DICOM file maps its values by a table, which is not read.", where=path)
+    return _slice(
+        path,
+        header,
+        None,
+        position=_required(path, header, "ImagePositionPatient"),
+        orientation=_required(path, header, "ImageOrientationPatient"),
+        pixel_mm=_required(path, header, "PixelSpacing"),
+        thickness=header.get("SliceThickness"),
+        scale=(header.get("RescaleSlope"), header.get("RescaleIntercept")),
+        kind={
+            "echo": _text(header, "EchoNumbers"),
+            "echo time": _text(header, "EchoTime"),
+            "b-value": _b_value(header),
+            "temporal position": _text(header, "TemporalPositionIdentifier"),
+        },
+        phase={
+            "acquisition": _text(header, "AcquisitionNumber"),
+            "trigger time": _text(header, "TriggerTime"),
+            "cardiac delay": _text(header, "NominalCardiacTriggerDelayTime"),
+            "image type": _text(header, "ImageType"),
+        },
+    )
+
+
+def _enhanced(path: Path, header: "Header") -> list[Slice]:
+    shared = next(iter(header.get("SharedFunctionalGroupsSequence", None) or ()), None)
+    frames = header.PerFrameFunctionalGroupsSequence
+    return [_frame(path, header, shared, frame, number) for number, frame in enumerate(frames)]
+
+
+def _frame(path: Path, header: "Header", shared: Any, frame: Any, number: int) -> Slice:
+    """One frame, from the functional groups of its own or, where those are silent, the shared."""
+
+    def group(name: str) -> Any:
+        for source in (frame, shared):
+            if source is not None and source.get(name):
+                return source.get(name)[0]
+        return {}
+
+    measures, values = group("PixelMeasuresSequence"), group("PixelValueTransformationSequence")
+    content, diffusion = group("FrameContentSequence"), group("MRDiffusionSequence")
+    return _slice(
+        path,
+        header,
+        number,
+        position=_required(path, group("PlanePositionSequence"), "ImagePositionPatient"),
+        orientation=_required(path, group("PlaneOrientationSequence"), "ImageOrientationPatient"),
+        pixel_mm=_required(path, measures, "PixelSpacing"),
+        thickness=measures.get("SliceThickness"),
+        scale=(values.get("RescaleSlope"), values.get("RescaleIntercept")),
+        kind={
+            "echo time": _text(group("MREchoSequence"), "EffectiveEchoTime"),
+            "b-value": _text(diffusion, "DiffusionBValue"),
+            "temporal position": _text(content, "TemporalPositionIndex"),
+        },
+        phase={"image type": _text(header, "ImageType")},
+    )
+
+
+def _slice(
+    path: Path,
+    header: "Header",
+    frame: int | None,
+    *,
+    position: Any,
+    orientation: Any,
+    pixel_mm: Any,
+    thickness: Any,
+    scale: tuple[Any, Any],
+    kind: Mapping[str, str],
+    phase: Mapping[str, str],
+) -> Slice:
+    directions = np.array([float(v) for v in orientation])
+    return Slice(
+        path=path,
+        frame=frame,
+        series=str(header.get("SeriesInstanceUID", "")),
+        uid=str(header.get("SOPInstanceUID", "")) + ("" if frame is None else f" {frame}"),
+        shape=(int(header.Rows), int(header.Columns)),
+        position=np.array([float(v) for v in position]),
+        across=directions[:3] / np.linalg.norm(directions[:3]),
+        down=directions[3:] / np.linalg.norm(directions[3:]),
+        pixel_mm=(float(pixel_mm[0]), float(pixel_mm[1])),
+        thickness_mm=None if thickness in (None, "") else float(thickness),
+        slope=1.0 if scale[0] in (None, "") else float(scale[0]),
+        intercept=0.0 if scale[1] in (None, "") else float(scale[1]),
+        kind=kind,
+        phase=phase,
+    )
+
+
+def _required(path: Path, group: Any, name: str) -> Any:
+    value = group.get(name)
+    if value is None or len(value) == 0:
+        raise ReadError(
+            "The DICOM file does not say where its pixels lie.",
+            where=path,
+            expected=f"the element {name}",
+            remedy="Export the series again with its geometry, or leave the file out.",
+        )
+    return value
+
+
+def _text(group: Any, name: str) -> str:
+    value = group.get(name)
+    if isinstance(value, float):  # DS, FD: the same number is written in many ways
+        return f"{value:g}"
+    return "" if value is None else str(value)
+
+
+def _b_value(header: "Header") -> str:
+    for tag in (0x00189087, *_PRIVATE_B_VALUES):
+        value = header.get(tag)
+        if (
+            value is not None
+            and not isinstance(value.value, bytes)
+            and value.value not in ("", None)
+        ):
+            first: Any = np.ravel(value.value)[0]
+            return str(int(float(first)) % 100000)  # GE adds 1e9 to say that it means it
+    return ""

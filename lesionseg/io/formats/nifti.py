@@ -1,0 +1,165 @@
+"""NIfTI files: arrays lie as (x, y, z) in the file and as (z, y, x) in memory."""
+
+import gzip
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lesionseg.core import Geometry, Volume
+from lesionseg.errors import ReadError
+from lesionseg.io.formats.guard import check_claim, reading
+
+SUFFIXES = (".nii.gz", ".nii")
+_MM_PER_UNIT = {1: 1000.0, 3: 0.001}  # metres, micrometres; any other code is taken as mm
+_HEADER_BYTES = {348: "Nifti1Image", 540: "Nifti2Image"}
+
+
+def read_nifti(path: Path) -> Volume:
+    """Read a volume `[1, *spatial]` in the file's own dtype; scaled files give float32.
+
+    A file of two axes gives two spatial axes, one slice of a three-axis file stays 3-D. Raises
+    `ReadError` for truncated, damaged, colour and 4-D files.
+    """
+    with reading(path), _open(path) as stream:
+        image = _parse(path, stream)
+        geometry = _geometry(path, image)
+        array = _scaled(path, image.dataobj).reshape(geometry.shape[::-1])
+        _read_to_the_end(stream)
+        return Volume(np.ascontiguousarray(array.T)[np.newaxis], geometry)
+
+
+def read_nifti_geometry(path: Path) -> Geometry:
+    """Read shape and affine from the header alone."""
+    with reading(path), _open(path) as stream:
+        return _geometry(path, _parse(path, stream))
+
+
+def states_orientation(path: Path) -> bool:
+    """Whether the header says how the patient lay: its sform or qform code is not 0."""
+    with reading(path), _open(path) as stream:
+        header = _parse(path, stream).header
+        return bool(header["sform_code"] or header["qform_code"])
+
+
+def write_nifti(path: Path, array: NDArray[Any], geometry: Geometry, like: Path | None) -> None:
+    """Write `array` `[*spatial]`, in millimetres, sform and qform alike.
+
+    Their codes are 1 (scanner) unless `like` is a NIfTI file: then its codes, and its very
+    matrices when it has the same grid, so that viewers overlay the two exactly.
+    """
+    import nibabel
+
+    affine = _file_affine(geometry)
+    image = nibabel.Nifti1Image(array.T, affine)
+    image.header.set_xyzt_units("mm")
+    image.set_sform(affine, code=1)
+    image.set_qform(affine, code=1)
+    if like is not None and like.name.lower().endswith(SUFFIXES):
+        _copy_forms(image, like, geometry)
+    nibabel.save(image, path)
+
+
+def _copy_forms(image: Any, like: Path, geometry: Geometry) -> None:
+    with reading(like), _open(like) as stream:
+        source = _parse(like, stream)
+        same = _geometry(like, source).matches(geometry)
+        sform_code, qform_code = (int(source.header[f"{n}form_code"]) for n in "sq")
+        scale = _mm_scale(source)
+        sform = scale @ source.get_sform() if same else image.affine
+        qform = scale @ source.get_qform() if same else image.affine
+    if sform_code or qform_code:  # else both stay at 1: the scan names no frame
+        image.set_qform(qform if qform_code else None, code=qform_code)
+        image.set_sform(sform if sform_code else None, code=sform_code)
+
+
+@contextmanager
+def _open(path: Path) -> Iterator[BinaryIO]:
+    if path.name.lower().endswith(".gz"):
+        with gzip.open(path) as stream:
+            yield stream  # type: ignore[misc]  # GzipFile is a binary stream in all but name
+    else:
+        with path.open("rb") as file:
+            yield file
+
+
+def _parse(path: Path, stream: BinaryIO) -> Any:
+    """Header and unread voxels, once the header's claim is believable."""
+    import nibabel
+
+    start = stream.read(4)
+    kinds = [_HEADER_BYTES.get(int.from_bytes(start, order)) for order in ("little", "big")]
+    kind = next((k for k in kinds if k), None)
+    if kind is None:
+        raise ReadError("The file is no NIfTI image.", where=path, seen=f"first bytes {start!r}")
+    stream.seek(0)
+    image = getattr(nibabel, kind).from_stream(stream)
+    if min(image.shape, default=0) < 1:
+        raise ReadError("The header names no voxels.", where=path, seen=tuple(image.shape))
+    n_voxels = int(np.prod([int(n) for n in image.shape], dtype=object))
+    compressed = path.name.lower().endswith(".gz")
+    check_claim(path, n_voxels * image.get_data_dtype().itemsize, compressed=compressed)
+    return image
+
+
+def _geometry(path: Path, image: Any) -> Geometry:
+    shape = tuple(int(n) for n in image.shape)
+    while len(shape) > 3 and shape[-1] == 1:
+        shape = shape[:-1]
+    if len(shape) not in (2, 3):
+        raise ReadError(
+            "The file has other than two or three spatial axes.",
+            where=path,
+            seen=f"shape {shape}",
+            remedy="Split a 4-D file into one 3-D file a channel: <case>_0000, <case>_0001, ….",
+        )
+    affine = _mm_scale(image) @ np.asarray(image.affine, dtype=np.float64)
+    if len(shape) == 2:
+        return _plane(shape, affine)
+    return Geometry(shape[::-1], affine[:, [2, 1, 0, 3]])
+
+
+def _plane(shape: tuple[int, ...], affine: NDArray[np.float64]) -> Geometry:
+    """Geometry of a two-axis file: its place in the x-y plane, or, elsewhere, its spacing alone."""
+    spacing = np.linalg.norm(affine[:3, :2], axis=0)
+    if np.allclose(affine[2, :2], 0, atol=1e-6 * spacing.min()):
+        return Geometry(shape[::-1], affine[np.ix_([0, 1, 3], [1, 0, 3])])
+    return Geometry.from_spacing(shape[::-1], spacing[::-1].tolist())
+
+
+def _file_affine(geometry: Geometry) -> NDArray[np.float64]:
+    """The 4 by 4 affine of file indices (x, y, z); a plane is laid at z = 0."""
+    dims = geometry.dims
+    columns = [*range(dims)[::-1], dims]
+    if dims == 3:
+        return np.asarray(geometry.affine[:, columns])
+    affine = np.eye(4)
+    affine[np.ix_([0, 1, 3], [0, 1, 3])] = geometry.affine[:, columns]
+    return affine
+
+
+def _mm_scale(image: Any) -> NDArray[np.float64]:
+    factor = _MM_PER_UNIT.get(int(image.header["xyzt_units"]) & 7, 1.0)
+    return np.diag([factor, factor, factor, 1.0])
+
+
+def _scaled(path: Path, data: Any) -> NDArray[Any]:
+    """Voxels in native byte order, `slope · value + inter` in float32 where the header scales."""
+    if data.dtype.kind not in "biuf":
+        raise ReadError("The voxels are no plain numbers.", where=path, seen=str(data.dtype))
+    array = np.asarray(data.get_unscaled())
+    if (data.slope, data.inter) != (1, 0):
+        array = array.astype(np.float32)
+        array *= np.float32(data.slope)
+        array += np.float32(data.inter)
+    mapped = isinstance(array, np.memmap)  # a file that may be renamed over while we hold it
+    return np.array(array, array.dtype.newbyteorder("="), order="F", copy=True if mapped else None)
+
+
+def _read_to_the_end(stream: BinaryIO) -> None:
+    """A gzip file's checksum stands at its end, and is compared only there."""
+    while stream.read(2**20):
+        pass

@@ -1,0 +1,171 @@
+"""A dataset as a table: `manifest.csv`, one row a case, beside or above its files."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import get_args
+
+from lesionseg.core import CaseFiles, Dataset, Role
+from lesionseg.errors import DatasetError
+from lesionseg.io.atomic import read_csv, read_json
+from lesionseg.io.layouts.nnunet_labels import IGNORE, FileLabels
+from lesionseg.io.layouts.problems import Problems, count_axes
+
+MANIFEST = "manifest.csv"
+LABELS = "labels.json"
+_OWN_COLUMNS = ("case", "reference", "instances", "group", "role", "fold")
+
+
+def recognises_manifest(root: Path) -> bool:
+    """Whether the folder holds a `manifest.csv`."""
+    return (root / MANIFEST).is_file()
+
+
+def read_manifest(root: Path) -> Dataset:
+    """Read `manifest.csv`: `case, image[, image_0001 …], reference, group, role, fold` and others.
+
+    Commas, semicolons or tabs between. Paths are relative to the manifest; a folder is a DICOM
+    series, an empty reference means unlabelled. In place of `reference`, `instances` names a mask
+    whose values are lesion ids, all of label 1. Further columns are kept in `CaseFiles.columns`;
+    `pixel_mm` is the pixel size of rasters. Labels are those of `labels.json` beside it
+    (`{"1": "lesion", "9": "ignore"}`), else that one lesion. What is wrong with single rows becomes
+    `Dataset.problems`; what is wrong with the table raises `DatasetError`.
+    """
+    path, problems = root / MANIFEST, Problems()
+    rows = read_csv(path)
+    images = _image_columns(rows, path)
+    found = [_case(root, row, images, line, problems) for line, row in enumerate(rows, start=2)]
+    cases = tuple(case for case in found if case is not None)
+    labels = read_label_names(root)
+    return Dataset(
+        name=root.name,
+        root=root,
+        convention="manifest",
+        dims=count_axes(cases),
+        channel_names=images,
+        labels=labels.names,
+        cases=cases,
+        ignore_label=labels.ignore,
+        problems=problems.found,
+    )
+
+
+def read_scan_list(path: Path) -> list[CaseFiles]:
+    """The cases that a table `case, image[, image_0001 …]` names, by case id; nothing is read.
+
+    Paths are relative to the table; further columns (`pixel_mm`) are kept. Files are not looked
+    for: a case whose files are missing fails by itself. Raises `DatasetError` for a table without
+    these columns or cases, a line without case or image, and a case named twice.
+    """
+    rows = read_csv(path)
+    images = _image_columns(rows, path)
+    cases: dict[str, CaseFiles] = {}
+    for line, row in enumerate(rows, start=2):
+        case = row["case"]
+        if not case or not row["image"] or Path(case).name != case or case in cases:
+            raise DatasetError(
+                f"Line {line} names no case of its own.",
+                where=path,
+                seen=dict(row),
+                expected="a case id that can be a file's name, and its image",
+            )
+        kept = {k: v for k, v in row.items() if k not in (*_OWN_COLUMNS, *images)}
+        files = tuple(path.parent / row[name] for name in images if row[name])
+        cases[case] = CaseFiles(case, files, group=row.get("group", "") or case, columns=kept)
+    return [cases[case] for case in sorted(cases)]
+
+
+def parse_role(text: str, where: Path) -> Role | None:
+    """A role by name; None for nothing. Raises `DatasetError` for any other word."""
+    for role in get_args(Role):
+        if text == role:
+            return text  # type: ignore[return-value]  # one of the four, as just compared
+    if text:
+        raise DatasetError(
+            "The role is unknown.", where=where, seen=text, expected=", ".join(get_args(Role))
+        )
+    return None
+
+
+def parse_fold(text: str, where: Path) -> int | None:
+    """A fold's number from 0; None for nothing. Raises `DatasetError` for anything else."""
+    if text and not text.isdigit():
+        raise DatasetError(
+            "The fold is no whole number.", where=where, seen=text, expected="0, 1, 2, … or nothing"
+        )
+    return int(text) if text else None
+
+
+def _image_columns(rows: Sequence[Mapping[str, str]], path: Path) -> tuple[str, ...]:
+    if not rows:
+        raise DatasetError("The manifest has no case.", where=path)
+    columns = list(rows[0])
+    missing = [name for name in ("case", "image") if name not in columns]
+    if missing:
+        raise DatasetError(
+            f"The manifest lacks the column {missing[0]!r}.",
+            where=path,
+            seen=columns,
+            expected="case, image[, image_0001 …], reference, group, role, fold; commas between",
+        )
+    return ("image", *sorted(c for c in columns if c.startswith("image_") and c[6:].isdigit()))
+
+
+def _case(
+    root: Path, row: Mapping[str, str], images: Sequence[str], line: int, problems: Problems
+) -> CaseFiles | None:
+    """The case of a row, as far as it can be told; None without an id or any image."""
+    path, case = root / MANIFEST, row["case"]
+    lacking = [name for name in ("case", *images) if not row[name]]
+    if lacking:
+        error = DatasetError(f"Line {line} lacks its {lacking[0]}.", where=path, seen=dict(row))
+        problems.add(case, error, told_again=bool(case and row["image"]))
+    if not case or not any(row[name] for name in images):
+        return None
+    reference, instances = row.get("reference", ""), row.get("instances", "")
+    if reference and instances:
+        error = DatasetError(
+            f"Line {line} has a reference and instances.",
+            where=path,
+            seen=[reference, instances],
+            expected="one of them: a label mask, or a mask whose values are lesion ids",
+        )
+        problems.add(case, error)
+    mask = reference or instances
+    for name in (*(row[column] for column in images), mask):
+        if name:
+            problems.check_file(case, root / name, where=path, named=name, by=f"line {line}")
+    role, fold = None, None
+    with problems.of(case):
+        role = parse_role(row.get("role", ""), path)
+    with problems.of(case):
+        fold = parse_fold(row.get("fold", ""), path)
+    return CaseFiles(
+        case=case,
+        images=tuple(root / row[name] for name in images if row[name]),
+        reference=root / mask if mask else None,
+        group=row.get("group", ""),
+        role=role,
+        fold=fold,
+        annotations={"instances": None} if instances and not reference else {},
+        columns={k: v for k, v in row.items() if k not in (*_OWN_COLUMNS, *images)},
+    )
+
+
+def read_label_names(root: Path) -> FileLabels:
+    """Label names by value from `labels.json` in the folder; label 1 is the lesion without it.
+
+    The value called `ignore` is one to ignore. Raises `DatasetError`.
+    """
+    path = root / LABELS
+    if not path.is_file():
+        return FileLabels({1: "lesion"})
+    labels = read_json(path)
+    if isinstance(labels, dict) and all(k.isdigit() and int(k) > 0 for k in labels):
+        named = {int(k): str(v) for k, v in sorted(labels.items(), key=lambda kv: int(kv[0]))}
+        ignored = [value for value, name in named.items() if name == IGNORE]
+        lesions = {value: name for value, name in named.items() if name != IGNORE}
+        if lesions and len(ignored) < 2:
+            return FileLabels(lesions, next(iter(ignored), None))
+    raise DatasetError(
+        "The labels are unclear.", where=path, seen=labels, expected='{"1": "lesion"}'
+    )

@@ -1,0 +1,83 @@
+"""nnDetection raw folders: nnU-Net's layout with instance masks and a `<case>.json` beside each.
+
+Format: nnDetection, readme, "Adding New Data Sets".
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from lesionseg.core import CaseFiles, Dataset
+from lesionseg.errors import DatasetError
+from lesionseg.io.atomic import read_json
+from lesionseg.io.formats.volumes import strip_suffix
+from lesionseg.io.layouts.nnunet import PARTS, channel_files, collect_cases, name_channels
+from lesionseg.io.layouts.problems import Problems, count_axes
+
+_SPLIT = "raw_splitted"
+
+
+def recognises_nndetection(root: Path) -> bool:
+    """Whether masks have a JSON each, in the folder itself or in its `raw_splitted`."""
+    labels = _home(root) / "labelsTr"
+    return (root / "dataset.json").is_file() and next(labels.glob("*.json"), None) is not None
+
+
+def read_nndetection(root: Path) -> Dataset:
+    """Read an nnDetection task: mask values are instances, classes from 0 become labels from 1.
+
+    Raises `DatasetError` when a case's JSON is missing or names an unknown class.
+    """
+    facts = read_json(root / "dataset.json")
+    names = facts.get("labels") if isinstance(facts, dict) else None
+    if not isinstance(names, dict) or not all(str(key).isdigit() for key in names) or not names:
+        raise DatasetError(
+            "The classes are not named.",
+            where=root / "dataset.json",
+            seen=names,
+            expected='"labels": {"0": "nodule"}',
+        )
+    labels = {int(key) + 1: str(names[key]) for key in sorted(names, key=int)}
+    channels = name_channels({"modality": facts.get("modalities")}, root / "dataset.json")
+    home, problems, cases = _home(root), Problems(), []
+    for part, role in PARTS:
+        for case in collect_cases(home, part, role, channels, {}, channel_files, problems):
+            with problems.of(case.case):
+                cases.append(_with_instances(case, labels))
+    if not cases and not problems.found:
+        raise DatasetError("No labelled case found.", where=home)
+    return Dataset(
+        name=str(facts.get("name") or root.name),
+        root=root,
+        convention="nndetection",
+        dims=count_axes(cases),
+        channel_names=channels,
+        labels=labels,
+        cases=tuple(cases),
+        problems=problems.found,
+    )
+
+
+def _home(root: Path) -> Path:
+    return root / _SPLIT if (root / _SPLIT).is_dir() else root
+
+
+def _with_instances(case: CaseFiles, labels: Mapping[int, str]) -> CaseFiles:
+    mask = case.reference
+    path = mask.with_name(f"{strip_suffix(mask)}.json") if mask else Path()
+    content: Any = read_json(path)
+    try:
+        label_of = {int(i): int(k) + 1 for i, k in content["instances"].items()}
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise DatasetError(
+            "The instances are unclear.", where=path, expected='{"instances": {"1": 0}}'
+        ) from error
+    if unknown := sorted(set(label_of.values()) - set(labels)):
+        raise DatasetError(
+            "An instance is of a class that dataset.json does not name.",
+            where=path,
+            seen=[k - 1 for k in unknown],
+            expected=[k - 1 for k in labels],
+        )
+    return replace(case, annotations={"instances": label_of})

@@ -1,0 +1,71 @@
+"""What is wrong with the cases a dataset lists: gathered, so that it is told all at once."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from lesionseg.core import CaseFiles, Problem
+from lesionseg.errors import DatasetError, LesionsegError
+from lesionseg.io.dicom.series import split_series
+from lesionseg.io.formats.volumes import read_geometry
+
+_MOST_SHOWN = 100
+
+
+class Problems:
+    """Problems of single cases, in the order in which they are found."""
+
+    def __init__(self) -> None:
+        self._found: list[Problem] = []
+
+    @property
+    def found(self) -> tuple[Problem, ...]:
+        """All of them so far."""
+        return tuple(self._found)
+
+    def add(self, case: str, error: LesionsegError, *, told_again: bool = False) -> None:
+        """Note one; `told_again`: whoever reads the case will be told the same."""
+        self._found.append(Problem(case, error, told_again))
+
+    @contextmanager
+    def of(self, case: str) -> Iterator[None]:
+        """Note what is raised within, and go on behind it."""
+        try:
+            yield
+        except LesionsegError as error:
+            self.add(case, error)
+
+    def check_file(self, case: str, file: Path, *, where: Path, named: str, by: str) -> None:
+        """Note a file that is missing or empty; `named` as in the list, `by` which entry of it."""
+        if not file.exists() and split_series(file) is None:  # a folder is a DICOM series
+            what, remedy = "does not exist", f"Write paths relative to the folder of {where.name}."
+        elif file.is_file() and file.stat().st_size == 0:
+            what, remedy = "is empty", "Copy it again from its source."
+        else:
+            return
+        what = f"A file named in {by} {what}."
+        error = DatasetError(what, where=where, seen=named, remedy=remedy)
+        self.add(case, error, told_again=True)
+
+
+def refuse_problems(problems: Sequence[Problem], root: Path) -> None:
+    """Raise what is wrong as one `DatasetError`, or the only error as it is; nothing if none is."""
+    if not problems:
+        return
+    if len(problems) == 1:
+        raise problems[0].error
+    shown = "\n  ".join(str(p.error) for p in problems[:_MOST_SHOWN])
+    more = len(problems) - _MOST_SHOWN
+    rest = f"\n  … and {more} more" if more > 0 else ""
+    raise DatasetError(f"{len(problems)} entries cannot be used:\n  {shown}{rest}", where=root)
+
+
+def count_axes(cases: Sequence[CaseFiles]) -> int:
+    """Spatial axes of the first image that can be read, whatever the tilt of its gantry.
+
+    Three when none can: reading the cases says what is wrong with them.
+    """
+    for file in (file for case in cases for file in case.images[:1]):
+        with suppress(LesionsegError):
+            return read_geometry(file, tilt="resample").dims
+    return 3

@@ -1,0 +1,123 @@
+"""Scans to predict on: a folder, a glob, one file or a table of them, grouped into cases."""
+
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from lesionseg.core import CaseFiles
+from lesionseg.errors import DatasetError
+from lesionseg.io.dicom.headers import SUFFIXES as DICOM
+from lesionseg.io.dicom.headers import is_dicom
+from lesionseg.io.dicom.series import group_files, split_series
+from lesionseg.io.formats.volumes import SUFFIXES, is_image_file, strip_suffix
+from lesionseg.io.layouts.manifest import read_scan_list
+
+_CHANNEL = re.compile(r"(.+)_(\d{4})")
+_OWN_OUTPUT = ("_mask", "_instances")
+
+
+def find_images(source: Path, channels: int) -> list[CaseFiles]:
+    """Find the scans under `source`, sorted by case id; a `.csv` lists them (`read_scan_list`).
+
+    A folder is searched through and through, leaving out hidden files and masks written by
+    `predictions`. A DICOM series is one case, called as its folder, and with its number where the
+    folder holds several; localisers and screen shots are left out and named in the log. Files named
+    `<case>_0000.<suffix>`, `<case>_0001…` are channels of one case; every other file is a case.
+    Ids are file stems; where two are the same, both get their folders' names before them. A case
+    may have another number of files than `channels`: reading it says so, and the others go on.
+    Raises `DatasetError` when nothing is found.
+    """
+    if source.suffix.lower() == ".csv" and source.is_file():
+        return read_scan_list(source)
+    names = _named_files(source)
+    if not names:
+        raise DatasetError(
+            "No image found.",
+            where=source,
+            expected="files ending in " + ", ".join(SUFFIXES),
+            remedy="Name a folder, one file, or a pattern such as 'scans/*.nii.gz'.",
+        )
+    cases = _grouped(names, channels)
+    ids = _ids(list(cases), _root(source))
+    found = [CaseFiles(ids[key], tuple(images), group=ids[key]) for key, images in cases.items()]
+    return sorted(found, key=lambda case: case.case)
+
+
+def _named_files(source: Path) -> dict[Path, str]:
+    """The images under `source` in order, and the stem of each."""
+    if source.is_file() or split_series(source) is not None:
+        return {source: source.parent.name if split_series(source) else strip_suffix(source)}
+    if source.is_dir():
+        found = source.rglob("*")
+    elif any(sign in str(source) for sign in "*?["):
+        found = Path(source.anchor or ".").glob(str(source.relative_to(source.anchor)))
+    else:
+        raise DatasetError("The input does not exist.", where=source)
+    entries = sorted(found)
+    files = [f for f in entries if f.is_file() and is_image_file(f) and not _is_output(f)]
+    others = {f: strip_suffix(f) for f in files if not is_dicom(f)}
+    return dict(sorted({**_dicom_images(entries), **others}.items()))
+
+
+def _dicom_images(entries: Sequence[Path]) -> dict[Path, str]:
+    """The radiographs and series among the files and in the folders, by what to call each."""
+    inside = [file for folder in entries if folder.is_dir() for file in folder.iterdir()]
+    folders: dict[Path, list[Path]] = {}
+    for file in sorted({*entries, *inside}):
+        known = file.name.lower().endswith(SUFFIXES) and not file.name.lower().endswith(DICOM)
+        if not known and is_dicom(file) and file.name.upper() != "DICOMDIR":
+            folders.setdefault(file.parent, []).append(file)
+    return {k: v for files in folders.values() for k, v in group_files(files).items()}
+
+
+def _is_output(file: Path) -> bool:
+    return strip_suffix(file).endswith(_OWN_OUTPUT)
+
+
+def _grouped(names: Mapping[Path, str], channels: int) -> dict[Path, list[Path]]:
+    """Files by folder and case id; channel files in the order of their numbers."""
+    matches = {file: _CHANNEL.fullmatch(stem) for file, stem in names.items()}
+    firsts = {f.parent / m.group(1) for f, m in matches.items() if m and m.group(2) == "0000"}
+    cases: dict[Path, list[Path]] = {}
+    for file, stem in names.items():
+        match, key = matches[file], file.parent / stem
+        if match is not None and _is_numbered(
+            file.parent / match.group(1), match, firsts, channels
+        ):
+            cases.setdefault(file.parent / match.group(1), []).append(file)
+        elif key in cases:
+            raise _same_id(file, key.name)
+        else:
+            cases[key] = [file]
+    return cases
+
+
+def _is_numbered(key: Path, match: re.Match[str], firsts: set[Path], channels: int) -> bool:
+    """Whether the number is a channel's; a stem may also end in a year."""
+    return key in firsts or 1 < channels > int(match.group(2))
+
+
+def _same_id(where: Path, case: str) -> DatasetError:
+    return DatasetError("Two scans would get the same case id.", where=where, seen=case)
+
+
+def _root(source: Path) -> Path:
+    """The folder that ids of equal stem are told apart under."""
+    if source.exists():
+        return source if source.is_dir() else source.parent
+    plain = [i for i, part in enumerate(source.parts) if not any(sign in part for sign in "*?[")]
+    fixed = next((i for i in range(len(source.parts)) if i not in plain), len(source.parts))
+    return Path(*source.parts[:fixed])
+
+
+def _ids(keys: Sequence[Path], root: Path) -> dict[Path, str]:
+    count = Counter(key.name for key in keys)
+    ids = {
+        key: key.name if count[key.name] == 1 else "_".join(key.relative_to(root).parts)
+        for key in keys
+    }
+    if len(set(ids.values())) < len(ids):
+        twice = next(name for name, n in Counter(ids.values()).items() if n > 1)
+        raise _same_id(root, twice)
+    return ids

@@ -1,0 +1,1 @@
+"""Files at a URL: listed as a folder, fetched when read, kept on local disk within a limit."""

@@ -1,0 +1,204 @@
+"""What teaches a detector: anchors' scores by focal loss, positive anchors' boxes by overlap."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal, get_args
+
+import torch
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lesionseg.errors import ConfigError
+from lesionseg.losses.box_losses import Overlap, offset_loss, overlap_loss
+from lesionseg.losses.focal import sigmoid_focal_loss
+from lesionseg.losses.inputs import Alpha, Normaliser
+from lesionseg.losses.quality import quality_focal_loss, varifocal_loss
+from lesionseg.losses.voxel_loss import LossTerms
+from lesionseg.ops.anchors import AnchorLevel
+from lesionseg.ops.assign import Assigner, assign_atss, assign_by_iou
+from lesionseg.ops.box_coder import decode_boxes, encode_boxes
+from lesionseg.ops.boxes import paired_iou
+
+Classification = Literal["focal", "varifocal", "quality", "hard_negatives"]
+Assignment = Literal["atss", "iou"]
+
+
+@dataclass(frozen=True, eq=False)
+class AnchorTargets:
+    """What the anchors of a batch are to find; B tiles of n anchors each.
+
+    `labels` `[B, n]` int64: 0 background, k for the plan's k-th label. `valid` `[B, n]`: False
+    where an anchor teaches nothing. `boxes` `[p, 2·dims]` float32: the lesions of the p positive
+    anchors, in the order of `labels > 0`.
+    """
+
+    labels: Int64[Tensor, "b n"]
+    valid: Bool[Tensor, "b n"]
+    boxes: Float[Tensor, "p two_d"]
+
+
+class DetectionLoss(nn.Module):
+    """Scores over *all* valid anchors, boxes over positive ones, both divided by the positives.
+
+    `classification`: `focal` (Lin et al. 2017), `varifocal` or `quality` (the score learns the
+    box's IoU with its lesion), `hard_negatives`: cross-entropy over the positives and the
+    `negatives` worst background anchors a positive (at least `negatives` a tile), the baseline of
+    nnDetection and others. `alpha` and `gamma` None: 0.25 and 2 for `focal`, the published 0.75 and
+    2 for `varifocal`, β = `gamma` for `quality`. Boxes: `overlap_weight` · (1 − GIoU or DIoU) +
+    `offset_weight` · smooth L1 of the offsets. `assign`: which anchors find a lesion: `atss`, or
+    `iou`, those that overlap it by `positive_iou`; background is what overlaps none by
+    `negative_iou` (`ops.assign`).
+
+    A batch without a lesion has a box term of 0 that is still attached to the network, so that no
+    parameter goes unused. Raises `ConfigError` for unknown names, negative weights or
+    limits of the IoU that are out of order.
+    """
+
+    def __init__(
+        self,
+        classification: Classification = "focal",
+        alpha: Alpha = None,
+        gamma: float | None = None,
+        overlap: Overlap = "giou",
+        overlap_weight: float = 1.0,
+        offset_weight: float = 0.5,
+        negatives: int = 3,
+        assign: Assignment = "atss",
+        positive_iou: float = 0.5,
+        negative_iou: float = 0.4,
+    ) -> None:
+        super().__init__()
+        if classification not in get_args(Classification):
+            raise ConfigError(
+                "There is no such classification loss.",
+                where="detection.classification",
+                seen=classification,
+                expected=", ".join(get_args(Classification)),
+            )
+        if min(overlap_weight, offset_weight) < 0 or negatives < 1:
+            raise ConfigError(
+                "The weights of a detection loss are not negative, and mining keeps some anchors.",
+                where="detection",
+                seen=(overlap_weight, offset_weight, negatives),
+            )
+        if classification == "varifocal" and isinstance(alpha, Sequence):
+            raise ConfigError(
+                "Varifocal loss has one α.", where="detection.alpha", seen=list(alpha)
+            )
+        _check_assignment(assign, positive_iou, negative_iou)
+        overlap_loss(torch.zeros((0, 4)), torch.zeros((0, 4)), overlap)  # refuses unknown names
+        self.classification: Classification = classification
+        self.alpha = (0.75 if classification == "varifocal" else 0.25) if alpha is None else alpha
+        self.gamma = 2.0 if gamma is None else gamma
+        self.overlap: Overlap = overlap
+        self.overlap_weight, self.offset_weight = overlap_weight, offset_weight
+        self.negatives = negatives
+        self.assign: Assignment = assign
+        self.positive_iou, self.negative_iou = positive_iou, negative_iou
+
+    @property
+    def link(self) -> tuple[Alpha, float] | None:
+        """(α, γ) by which `posterior_logits` undoes the scores' loss; None unless it is focal."""
+        return (self.alpha, self.gamma) if self.classification == "focal" else None
+
+    @property
+    def assigner(self) -> Assigner:
+        """Which anchors are to find which lesion."""
+        if self.assign == "atss":
+            return assign_atss
+        return partial(_by_iou, self.positive_iou, self.negative_iou)
+
+    def forward(
+        self,
+        class_logits: Float[Tensor, "b n k"],
+        box_deltas: Float[Tensor, "b n two_d"],
+        anchors: Float[Tensor, "n two_d"],
+        targets: AnchorTargets,
+        *,
+        normaliser: Normaliser = None,
+    ) -> LossTerms:
+        """The terms `anchors` and `boxes`, fp32 scalars; their sum is the loss.
+
+        `normaliser`: the divisor, by default the positives, at least 1. No anchor gives 0.
+        """
+        positive = targets.labels > 0
+        place = positive.nonzero(as_tuple=True)
+        mine = anchors[place[1]].float()
+        boxes = decode_boxes(box_deltas[place], mine)
+        divisor = positive.sum().clamp(min=1) if normaliser is None else normaliser
+        with torch.no_grad():
+            quality = paired_iou(boxes, targets.boxes)
+        scores = self._scores(class_logits, targets, quality)
+        terms = self.overlap_weight * overlap_loss(boxes, targets.boxes, self.overlap)
+        wanted = encode_boxes(targets.boxes, mine)
+        terms = terms + self.offset_weight * offset_loss(box_deltas[place], wanted)
+        attached = 0 * box_deltas.float().sum()  # without a lesion the boxes' weights count too
+        return {"anchors": scores / divisor, "boxes": (terms.sum() + attached) / divisor}
+
+    def _scores(self, logits: Tensor, targets: AnchorTargets, quality: Tensor) -> Tensor:
+        """The summed loss of all valid anchors' scores."""
+        if self.classification == "focal":  # of a label map: in one pass, without a table of 0 / 1
+            return sigmoid_focal_loss(
+                logits.float().transpose(1, 2),
+                targets.labels,
+                alpha=self.alpha,
+                gamma=self.gamma,
+                reduction="sum",
+                valid=targets.valid,
+            )
+        n_labels = logits.shape[-1]
+        wanted = F.one_hot(targets.labels, n_labels + 1)[..., 1:].flatten(0, 1)
+        valid = targets.valid.flatten()
+        flat = logits.float().flatten(0, 1)
+        if self.classification == "hard_negatives":
+            return self._mined(flat, wanted, valid, targets)
+        kept = valid[:, None].expand_as(flat)
+        goal = wanted.float()
+        goal[wanted > 0] = quality.clamp(min=1e-3)  # a positive stays one however bad its box is
+        if self.classification == "varifocal":
+            alpha = self.alpha if isinstance(self.alpha, float | int) else 0.75
+            return varifocal_loss(
+                flat, goal, alpha=alpha, gamma=self.gamma, reduction="sum", valid=kept
+            )
+        return quality_focal_loss(flat, goal, beta=self.gamma, reduction="sum", valid=kept)
+
+    def _mined(self, flat: Tensor, wanted: Tensor, valid: Tensor, targets: AnchorTargets) -> Tensor:
+        """Cross-entropy of positives and of the worst background anchors of the batch."""
+        loss = F.binary_cross_entropy_with_logits(flat, wanted.float(), reduction="none").sum(-1)
+        positive = targets.labels.flatten() > 0
+        background = valid & ~positive
+        least = self.negatives * len(targets.labels)
+        n = max(self.negatives * int((positive & valid).sum()), least)
+        hardest = loss[background].topk(min(n, int(background.sum()))).values
+        return loss[positive & valid].sum() + hardest.sum() + 0 * flat.sum()
+
+
+def _by_iou(
+    positive: float,
+    negative: float,
+    levels: Sequence[AnchorLevel],
+    anchors: Float[Tensor, "n two_d"],
+    boxes: Float[Tensor, "m two_d"],
+) -> Int64[Tensor, " n"]:
+    """`assign_by_iou` as an `Assigner`: levels do not matter to it."""
+    del levels
+    return assign_by_iou(anchors, boxes, positive=positive, negative=negative)
+
+
+def _check_assignment(assign: str, positive_iou: float, negative_iou: float) -> None:
+    if assign not in get_args(Assignment):
+        raise ConfigError(
+            "There is no such assignment of anchors.",
+            where="detection.assign",
+            seen=assign,
+            expected=", ".join(get_args(Assignment)),
+        )
+    if not 0 < negative_iou <= positive_iou <= 1:
+        raise ConfigError(
+            "The limits of an assignment by IoU are out of order.",
+            where="detection",
+            seen=f"negative_iou={negative_iou:g}, positive_iou={positive_iou:g}",
+            expected="0 < negative_iou ≤ positive_iou ≤ 1",
+        )

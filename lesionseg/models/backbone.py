@@ -1,0 +1,135 @@
+"""The trunk: an encoder and a decoder that give feature pyramids to whatever head is attached."""
+
+from collections.abc import Sequence
+from math import prod
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from lesionseg.errors import ConfigError, GeometryError
+from lesionseg.models.blocks import Stage, Up, initialise, layers
+from lesionseg.models.space_to_depth import fold
+from lesionseg.plan.plan import Architecture
+
+
+class Encoder(nn.Module):
+    """One stage per entry of the architecture's tables, each coarser by its stride.
+
+    `[B, in_channels, *spatial]` to one map `[B, features[i], *(spatial / product of strides)]` per
+    stage, finest first. `forward` raises `GeometryError` for inputs the strides do not divide.
+    """
+
+    def __init__(self, dims: int, in_channels: int, architecture: Architecture) -> None:
+        super().__init__()
+        check_architecture(architecture, dims)
+        self.total_stride = total_stride(architecture)
+        self.channels, self.block = architecture.features, architecture.block
+        self.stages = nn.ModuleList(
+            Stage(dims, before, after, kernel=kernel, stride=stride, n_blocks=architecture.blocks)
+            for before, after, kernel, stride in zip(
+                (in_channels * prod(self.block), *architecture.features),
+                architecture.features,
+                architecture.kernels,
+                ((1,) * dims, *architecture.strides[1:]),
+                strict=False,  # the last stage feeds no further one
+            )
+        )
+
+    def forward(self, x: Float[Tensor, "b c *spatial"]) -> list[Tensor]:
+        """Feature maps, finest first."""
+        check_input(tuple(x.shape[2:]), self.total_stride)
+        pyramid, x = [], fold(x, self.block)
+        for stage in self.stages:
+            x = stage(x)
+            pyramid.append(x)
+        return pyramid
+
+
+class Decoder(nn.Module):
+    """Climbs back up the encoder's pyramid, joining each finer map on the way.
+
+    An encoder's list of maps to a list of the same shapes, finest first, the coarsest passed on as
+    it is; `channels[i]` is the width of map i. Maps come coarse to fine by a transposed convolution
+    whose kernel is its stride, so that no voxel is written twice (no chequerboard).
+    """
+
+    def __init__(self, dims: int, architecture: Architecture) -> None:
+        super().__init__()
+        check_architecture(architecture, dims)
+        self.channels = architecture.features
+        fine, coarse = architecture.features[:-1], architecture.features[1:]
+        ones, n_blocks = (1,) * dims, architecture.blocks
+        self.ups = nn.ModuleList(
+            _up(dims, wide, narrow, stride)
+            for wide, narrow, stride in zip(coarse, fine, architecture.strides[1:], strict=True)
+        )
+        self.stages = nn.ModuleList(
+            Stage(dims, 2 * width, width, kernel=kernel, stride=ones, n_blocks=n_blocks)
+            for width, kernel in zip(fine, architecture.kernels[:-1], strict=True)
+        )
+
+    def forward(self, pyramid: Sequence[Tensor]) -> list[Tensor]:
+        """Decoded maps, finest first, of the same number and shapes as `pyramid`."""
+        x = pyramid[-1]
+        decoded = [x]
+        steps = list(zip(self.ups, self.stages, pyramid[:-1], strict=True))
+        for up, stage, skip in reversed(steps):
+            x = stage(torch.cat([up(x), skip], dim=1))
+            decoded.insert(0, x)
+        return decoded
+
+
+def _up(dims: int, in_channels: int, out_channels: int, stride: Sequence[int]) -> Up:
+    layer = layers(dims).up(
+        in_channels, out_channels, kernel_size=tuple(stride), stride=tuple(stride), bias=False
+    )
+    initialise(layer)
+    return layer
+
+
+def total_stride(architecture: Architecture) -> tuple[int, ...]:
+    """By how much each spatial axis shrinks from the input to the coarsest stage.
+
+    >>> flat = Architecture("unet", (8, 16, 32), ((1, 1), (2, 2), (1, 2)), ((3, 3),) * 3)
+    >>> total_stride(flat)
+    (2, 4)
+    """
+    return tuple(prod(axis) for axis in zip(*architecture.strides, strict=True))
+
+
+def check_architecture(architecture: Architecture, dims: int) -> None:
+    """Raise `ConfigError` when the architecture's tables do not fit each other or `dims`."""
+    n = len(architecture.features)
+    tables = (*architecture.strides, *architecture.kernels)
+    rules = {
+        "at least one stage": n >= 1,
+        "one stride and one kernel per stage": (len(architecture.strides), n)
+        == (n, len(architecture.kernels)),
+        f"{dims} numbers per stride and kernel": all(len(row) == dims for row in tables),
+        "odd kernels": all(k % 2 == 1 for row in architecture.kernels for k in row),
+        "at least one block a stage": architecture.blocks >= 1,
+        "one number of encoder blocks per stage, or none": len(architecture.encoder_blocks)
+        in (0, n),
+        "1 to as many supervised levels as stages": 1 <= architecture.n_supervised <= n,
+    }
+    for rule, kept in rules.items():
+        if not kept:
+            raise ConfigError(
+                "The architecture's tables do not fit.", seen=architecture, expected=rule
+            )
+
+
+def check_input(shape: Sequence[int], stride: Sequence[int]) -> None:
+    """Raise `GeometryError` unless every axis of `shape` is a multiple of `stride`, and larger.
+
+    One voxel at the coarsest stage leaves instance norm nothing to normalise by.
+    """
+    fits = len(shape) == len(stride) and all(n % s == 0 for n, s in zip(shape, stride, strict=True))
+    if not fits or prod(shape) <= prod(stride):
+        raise GeometryError(
+            "The network cannot take an input of this size.",
+            seen=tuple(shape),
+            expected=f"positive multiples of {tuple(stride)}, at least one axis above it",
+            remedy="plan tiles divisible by the network's total stride.",
+        )

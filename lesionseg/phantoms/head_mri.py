@@ -1,0 +1,263 @@
+"""Simulated FLAIR scans of heads with white-matter lesions, whose reference is exact."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from lesionseg.core import Case, Geometry, Reference, Volume
+from lesionseg.errors import ConfigError
+from lesionseg.io.atomic import write_json
+from lesionseg.io.formats.volumes import write_volume
+from lesionseg.ops.components import label_components
+from lesionseg.phantoms.fields import Field, smooth_field
+from lesionseg.phantoms.head import Head, simulate_head
+
+WHITE_LEVEL = 300.0  # stored value of white matter, before each case's own scale
+SUBSAMPLES = 3  # a lesion's share of a voxel is counted on 3³ points
+TRIES = 40  # places tried for a lesion before it is given up
+
+
+@dataclass(frozen=True)
+class MriSettings:
+    """What the simulated scans look like.
+
+    `contrast` multiplies the lesions' difference from white matter; `noise` is the standard
+    deviation of the receiver noise as a share of white matter's signal; `n_lesions` the least and
+    most lesions of a case that has any. `lesion_fraction` caps the share of lesion voxels in the
+    grid (None: no cap). `diameter_mm` is least, median and most of the log-normal equivalent
+    diameter, `log_spread` its standard deviation in log mm. `bias` is the standard deviation of
+    the log of the coil's shading.
+    """
+
+    shape: tuple[int, ...] = (96, 112, 96)
+    spacing_mm: tuple[float, ...] = (1.5, 1.5, 1.5)
+    contrast: float = 1.0
+    noise: float = 0.05
+    n_lesions: tuple[int, int] = (10, 40)
+    lesion_fraction: float | None = None
+    diameter_mm: tuple[float, float, float] = (2.0, 7.0, 15.0)
+    log_spread: float = 0.4
+    bias: float = 0.12
+
+    def __post_init__(self) -> None:
+        if len(self.shape) != 3 or len(self.spacing_mm) != 3:
+            raise ConfigError(
+                "A simulated head has three axes.", seen=(self.shape, self.spacing_mm)
+            )
+        if not 1 <= self.n_lesions[0] <= self.n_lesions[1]:
+            raise ConfigError("n_lesions must be (least, most).", seen=self.n_lesions)
+
+
+def simulate_mri_case(
+    case: str, rng: np.random.Generator, settings: MriSettings, *, lesion_free: bool = False
+) -> Case:
+    """Draw one head: image `[1, Z, Y, X]` float32 in scanner units and its reference.
+
+    Chain: anatomy → FLAIR signal → lesions → coil shading → Rician noise (Gudbjartsson & Patz,
+    Magn Reson Med 1995;34:910). A voxel is lesion when at least half of it is. Voxels of different
+    lesions never touch, so that the components of the mask are the lesions.
+    """
+    head = simulate_head(rng, settings.shape, settings.spacing_mm)
+    signal, labels = head.signal.copy(), np.zeros(settings.shape, dtype=np.uint8)
+    if not lesion_free:
+        _add_lesions(rng, head, settings, signal, labels)
+    image = _acquire(rng, signal, head.signals["white"], settings)
+    geometry = Geometry.from_spacing(settings.shape, settings.spacing_mm)
+    return Case(case, Volume(image[None], geometry), Reference(geometry, labels), group=case)
+
+
+def _acquire(rng: np.random.Generator, signal: Field, white: float, settings: MriSettings) -> Field:
+    """Coil shading, Rician noise and an arbitrary scale: what the scanner would store."""
+    shading = smooth_field(rng, settings.shape, settings.spacing_mm, 220.0)
+    shaded = signal / np.float32(white) * np.exp(np.float32(settings.bias) * shading)
+    noise = rng.standard_normal((2, *settings.shape), dtype=np.float32) * settings.noise
+    scale = WHITE_LEVEL * np.exp(rng.normal(0, 0.2))
+    return np.asarray(np.hypot(shaded + noise[0], noise[1]) * scale, dtype=np.float32)
+
+
+def _add_lesions(
+    rng: np.random.Generator,
+    head: Head,
+    settings: MriSettings,
+    signal: Field,
+    labels: NDArray[np.uint8],
+) -> None:
+    """Write lesions into `signal` and `labels`, large ones first, while the budget lasts."""
+    zones = _zones(head)
+    share = np.inf if settings.lesion_fraction is None else settings.lesion_fraction
+    budget = share * labels.size
+    for diameter in _diameters(rng, settings):
+        excess = _severity(rng, diameter) * head.signals["lesion"] - head.signals["white"]
+        for _ in range(TRIES):
+            placed = _place(rng, head, settings, zones, diameter, labels)
+            if placed is not None:
+                break
+        else:
+            continue
+        where, filled = placed
+        voxels = int((filled >= 0.5).sum())
+        if voxels > budget:
+            continue
+        budget -= voxels
+        signal[where] += filled * np.float32(settings.contrast * max(excess, 0.0))
+        labels[where][filled >= 0.5] = 1
+
+
+def _diameters(rng: np.random.Generator, settings: MriSettings) -> list[float]:
+    """Equivalent diameters in mm, log-normal and clipped, in descending order."""
+    least, median, most = settings.diameter_mm
+    n = int(rng.integers(settings.n_lesions[0], settings.n_lesions[1] + 1))
+    drawn = np.exp(rng.normal(np.log(median), settings.log_spread, size=n))
+    return sorted(np.clip(drawn, least, most).tolist(), reverse=True)
+
+
+def _severity(rng: np.random.Generator, diameter_mm: float) -> float:
+    """Signal relative to a fully demyelinated plaque: small lesions tend to be fainter."""
+    typical = 0.72 * (diameter_mm / 6.0) ** 0.1
+    return float(np.clip(typical * np.exp(rng.normal(0, 0.15)), 0.55, 1.0))
+
+
+def _zones(head: Head) -> list[tuple[float, NDArray[np.int64]]]:
+    """Where lesions start, as (probability, flat voxel indices), as multiple sclerosis has them.
+
+    Around the ventricles, in deep white matter, and under the cortex (Filippi M et al., Brain
+    2019;142:1858).
+    """
+    near = (head.ventricle_mm > 0.5) & (head.ventricle_mm < 8) & (head.white > 0.5)
+    deep = (head.ventricle_mm >= 8) & (head.white > 0.98)
+    rim = (head.white > 0.4) & (head.white < 0.9) & (head.ventricle_mm >= 8)
+    zones = [(0.4, near), (0.4, deep), (0.2, rim)]
+    return [(p, np.flatnonzero(zone)) for p, zone in zones if zone.any()]
+
+
+def _place(
+    rng: np.random.Generator,
+    head: Head,
+    settings: MriSettings,
+    zones: Sequence[tuple[float, NDArray[np.int64]]],
+    diameter_mm: float,
+    labels: NDArray[np.uint8],
+) -> tuple[tuple[slice, ...], Field] | None:
+    """A free place and the lesion's share of each voxel there; None when this try does not fit."""
+    weight = np.array([p for p, _ in zones])
+    voxels = zones[int(rng.choice(len(zones), p=weight / weight.sum()))][1]
+    centre = np.array(np.unravel_index(int(rng.choice(voxels)), settings.shape))
+    jitter = rng.uniform(-0.5, 0.5, size=3) * min(1.0, diameter_mm / 5)
+    filled = lesion_share(rng, diameter_mm, settings.spacing_mm, jitter)
+    half = np.array(filled.shape) // 2
+    start, stop = centre - half, centre + half + 1
+    if (start < 1).any() or (stop > np.array(settings.shape) - 1).any():
+        return None
+    where = tuple(slice(a, b) for a, b in zip(start, stop, strict=True))
+    filled = filled * head.parenchyma[where]
+    mask = filled >= 0.5
+    wide = tuple(slice(a - 1, b + 1) for a, b in zip(start, stop, strict=True))
+    touched = ndimage.binary_dilation(np.pad(mask, 1), np.ones((3, 3, 3)))
+    free = not (labels[wide][touched] > 0).any()
+    return (where, filled) if free and label_components(mask).max() == 1 else None
+
+
+def lesion_share(
+    rng: np.random.Generator,
+    diameter_mm: float,
+    spacing_mm: Sequence[float],
+    jitter: NDArray[np.float64],
+) -> Field:
+    """Share 0..1 of each voxel of an odd box that an irregular blob at its middle covers.
+
+    A random ellipsoid whose radius is rippled by three plane waves, cut at the level where its
+    volume is that of a sphere of `diameter_mm`. `jitter` `[3]` moves it off the middle, in voxels.
+    """
+    spacing = np.asarray(spacing_mm, dtype=np.float64)
+    half = np.ceil(0.95 * diameter_mm / spacing).astype(int) + 1
+    fine = [
+        ((np.arange((2 * h + 1) * SUBSAMPLES) + 0.5) / SUBSAMPLES - h - 0.5 - j) * s
+        for h, s, j in zip(half, spacing, jitter, strict=True)
+    ]
+    points = np.stack([g.ravel() for g in np.meshgrid(*fine, indexing="ij")], axis=1)
+    level = _rippled_radius(rng, points / (diameter_mm / 2))
+    n_inside = round(np.pi / 6 * diameter_mm**3 / (spacing.prod() / SUBSAMPLES**3))
+    cut = np.partition(level, min(n_inside, level.size - 1))[min(n_inside, level.size - 1)]
+    shape = [n for h in half for n in (2 * h + 1, SUBSAMPLES)]
+    covered = (level < cut).reshape(shape).mean(axis=(1, 3, 5))
+    return np.asarray(covered, dtype=np.float32)
+
+
+def _rippled_radius(rng: np.random.Generator, points: NDArray[np.float64]) -> NDArray[np.float64]:
+    """|A·x| of a random ellipsoid plus ripples, at `points` `[n, 3]` in units of the radius."""
+    turn, _ = np.linalg.qr(rng.standard_normal((3, 3)))
+    stretch = np.exp(rng.normal(0, 0.2, size=3))
+    radius = np.linalg.norm(points @ (turn * (stretch / stretch.prod() ** (1 / 3))), axis=1)
+    waves, phases = rng.normal(0, 1.8, size=(3, 3)), rng.uniform(0, 2 * np.pi, size=3)
+    return np.asarray(radius + 0.12 * np.cos(points @ waves + phases).sum(axis=1))
+
+
+def write_mri_phantoms(
+    folder: Path,
+    n_cases: int,
+    *,
+    seed: int,
+    n_test: int = 0,
+    lesion_free_share: float = 1 / 6,
+    shape: tuple[int, ...] = (96, 112, 96),
+    spacing_mm: tuple[float, ...] = (1.5, 1.5, 1.5),
+    contrast: float = 1.0,
+    noise: float = 0.05,
+    n_lesions: tuple[int, int] = (10, 40),
+    lesion_fraction: float | None = None,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> None:
+    """Write `n_cases` simulated FLAIR scans as an nnU-Net raw folder (v2 `dataset.json`).
+
+    The last `n_test` cases go to `imagesTs` and `labelsTs`. Case i depends on `seed` and i alone,
+    so a longer set begins with the shorter one. The other arguments are those of `MriSettings`;
+    lesion-free cases are spread evenly. `progress(case, done, total)` is called after every case.
+    Raises `ConfigError` for impossible numbers.
+    """
+    if not 0 <= n_test <= n_cases or n_cases < 1:
+        raise ConfigError("Cannot simulate these cases.", seen=f"{n_cases=}, {n_test=}")
+    settings = MriSettings(shape, spacing_mm, contrast, noise, n_lesions, lesion_fraction)
+    for index in range(n_cases):
+        free = _is_lesion_free(index, lesion_free_share)
+        rng = np.random.default_rng([seed, index])
+        case = simulate_mri_case(f"SIM_{index:03d}", rng, settings, lesion_free=free)
+        _write_case(folder, case, "Tr" if index < n_cases - n_test else "Ts")
+        if progress:
+            progress(case.case, index + 1, n_cases)
+    write_json(folder / "dataset.json", _description(n_cases - n_test, n_test, seed))
+
+
+def _is_lesion_free(index: int, share: float) -> bool:
+    """Whether case `index` is one of the evenly spread lesion-free ones."""
+    return int((index + 1) * share + 1e-9) > int(index * share + 1e-9)
+
+
+def _write_case(folder: Path, case: Case, part: str) -> None:
+    """Image as int16 and mask as uint8, in the part's folders."""
+    images, labels = folder / f"images{part}", folder / f"labels{part}"
+    for place in (images, labels):
+        place.mkdir(parents=True, exist_ok=True)
+    geometry = case.image.geometry
+    stored = np.clip(np.rint(case.image.array), 0, 32767).astype(np.int16)
+    write_volume(images / f"{case.case}_0000.nii.gz", Volume(stored, geometry))
+    if case.reference is not None and case.reference.labels is not None:
+        mask = Volume(case.reference.labels[None], geometry)
+        write_volume(labels / f"{case.case}.nii.gz", mask)
+
+
+def _description(n_train: int, n_test: int, seed: int) -> dict[str, object]:
+    return {
+        "name": "simulated_flair",
+        "description": "SIMULATED FLAIR scans of heads with white-matter lesions; no patient. "
+        f"Signal equation, partial volume, coil shading and Rician noise; seed {seed}.",
+        "licence": "CC0-1.0",
+        "channel_names": {"0": "FLAIR"},
+        "labels": {"background": 0, "lesion": 1},
+        "numTraining": n_train,
+        "numTest": n_test,
+        "file_ending": ".nii.gz",
+    }

@@ -1,0 +1,93 @@
+"""What a user chooses about the data and the validation, as plain values."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from lesionseg.errors import ConfigError
+from lesionseg.io.dicom.stack import Tilt
+from lesionseg.io.remote.local_disk import LocalDisk, default_folder
+
+ALL_FOLDS = "all"
+
+
+@dataclass(frozen=True)
+class DicomSettings:
+    """What is done with DICOM series that are no upright stack of slices: refuse or resample."""
+
+    tilt: Tilt = "refuse"
+
+    def __post_init__(self) -> None:
+        if self.tilt not in ("refuse", "resample"):
+            raise ConfigError(
+                "There is no such way with a tilted gantry.",
+                where="dicom.tilt",
+                seen=self.tilt,
+                expected="refuse or resample",
+            )
+
+
+@dataclass(frozen=True)
+class DataSettings:
+    """Where the data lie and how they are divided; see `conf/data/folder.yaml`.
+
+    `fold` of `n_folds` validates in place of a share of the groups; "all" is every one of them,
+    `parallel_folds` at a time ("auto": as many as the GPUs have room for). `phantoms` writes a
+    simulated dataset to a folder when `root` does not exist yet, and is told `progress`. `root` and
+    `cache_dir` may be URLs; then copies lie in `local_dir` and take at most `local_gb` each.
+    """
+
+    root: str
+    group: str | None = None
+    convention: str | None = None
+    merge_labels: bool = False
+    validation_fraction: float = 0.2
+    fold: int | str | None = None
+    n_folds: int = 5
+    parallel_folds: int | str = "auto"
+    splits: str | None = None
+    cache_dir: str | None = None
+    local_dir: str | None = None
+    local_gb: float = 100.0
+    phantoms: Callable[..., None] | None = None
+    dicom: DicomSettings = field(default_factory=DicomSettings)
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.validation_fraction < 1:
+            raise ConfigError(
+                "The validation fraction must lie in [0, 1).",
+                where="data.validation_fraction",
+                seen=self.validation_fraction,
+                remedy="take 0.2, or 0 to train on every case.",
+            )
+        if self.local_gb <= 0:
+            raise ConfigError(
+                "Copies of remote files need some room.",
+                where="data.local_gb",
+                seen=self.local_gb,
+                expected="a number above 0",
+            )
+        number = 0 if self.fold in (None, ALL_FOLDS) else self.fold
+        # a file may have more folds than n_folds
+        if self.n_folds < 2 or not isinstance(number, int) or number < 0:
+            raise ConfigError(
+                "There is no such fold.",
+                where="data.fold",
+                seen=f"fold {self.fold} of {self.n_folds}",
+                expected=f"a fold from 0 on, or {ALL_FOLDS}, and at least two of them",
+            )
+
+        at_a_time = self.parallel_folds
+        if at_a_time != "auto" and (not isinstance(at_a_time, int) or at_a_time < 1):
+            raise ConfigError(
+                "So many folds cannot be trained at the same time.",
+                where="data.parallel_folds",
+                seen=at_a_time,
+                expected="auto, or 1 and more",
+            )
+
+    @property
+    def disk(self) -> LocalDisk:
+        """Where copies of what lies at a URL may be."""
+        folder = Path(self.local_dir) if self.local_dir else default_folder()
+        return LocalDisk(folder.absolute(), int(self.local_gb * 1e9))

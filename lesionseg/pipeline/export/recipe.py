@@ -1,0 +1,129 @@
+"""Export: a bundle for other programs, as ONNX or in MONAI's layout."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from lesionseg import __version__
+from lesionseg.errors import ConfigError
+from lesionseg.inference.bundles import monai_bundle
+from lesionseg.inference.bundles.bundle import CARD, Bundle, bundle_digest, resolve_bundle
+from lesionseg.inference.bundles.ensemble import ensemble
+from lesionseg.inference.bundles.network_export import (
+    INPUT,
+    OPSET,
+    OUTPUT,
+    largest_difference,
+    trace,
+    write_onnx,
+    write_program,
+)
+from lesionseg.io.atomic import write_json, write_text
+from lesionseg.models.build import NetworkFactory
+from lesionseg.plan.plan import Plan
+
+Format = Literal["onnx", "monai"]
+ONNX, ONNX_NOTE = "model.onnx", "model.json"
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written, and how far its probabilities are from the bundle's own (random tiles)."""
+
+    folder: Path
+    format: Format
+    largest_difference: float
+
+    def summary(self) -> list[str]:
+        """Where it lies and what was checked."""
+        return [
+            f"Exported as {self.format}: {self.folder}",
+            f"Largest difference from the bundle's probabilities: {self.largest_difference:.2g}",
+        ]
+
+
+def export(
+    bundle: str | Path | Sequence[str | Path],
+    output: str | Path,
+    *,
+    format: Format = "onnx",
+    opset: int = OPSET,
+    architectures: Mapping[str, NetworkFactory] | None = None,
+) -> Exported:
+    """Write a bundle's network, or the mean of several, so that other programs can run it.
+
+    `onnx`: `model.onnx` and `model.json`, which says what has to be done around it. `monai`: a
+    folder that `monai.bundle` runs. What was written is run on a random tile and compared with the
+    bundle. Raises `BundleError` for an unusable bundle, `ConfigError` for an unknown format, a
+    missing package or a network that cannot be exported, `OutputError` when the result differs.
+    """
+    if format not in get_args(Format):
+        raise ConfigError(
+            "The format is unknown.",
+            where="format",
+            seen=format,
+            expected=" or ".join(get_args(Format)),
+        )
+    given = (bundle,) if isinstance(bundle, (str, Path)) else tuple(bundle)
+    read, folder = ensemble(given, architectures), Path(output)
+    digest = "+".join(bundle_digest(Path(b)) for b in given)
+    if format == "onnx":
+        difference = _write_onnx(folder, read, digest, opset)
+    else:
+        difference = _write_monai(folder, read, digest)
+        card = resolve_bundle(Path(given[0])) / CARD
+        write_text(folder / monai_bundle.README, card.read_text("utf-8") if card.is_file() else "")
+    return Exported(folder, format, difference)
+
+
+def _write_onnx(folder: Path, bundle: Bundle, digest: str, opset: int) -> float:
+    run = write_onnx(folder / ONNX, trace(bundle), opset)
+    difference = largest_difference(bundle, run)
+    write_json(folder / ONNX_NOTE, onnx_note(bundle.plan, digest, opset, difference))
+    return difference
+
+
+def _write_monai(folder: Path, bundle: Bundle, digest: str) -> float:
+    run = write_program(folder / monai_bundle.PROGRAM, trace(bundle))
+    difference = largest_difference(bundle, run)
+    write_json(folder / monai_bundle.CONFIG, monai_bundle.inference_config(bundle.plan))
+    write_json(folder / monai_bundle.METADATA, monai_bundle.metadata(bundle.plan, digest))
+    return difference
+
+
+def onnx_note(plan: Plan, digest: str, opset: int, difference: float) -> dict[str, Any]:
+    """What a program needs to know around the ONNX file: grid, intensities, tiles, output."""
+    labels = zip(plan.label_values, plan.label_names, strict=True)
+    return {
+        "schema_version": 1,
+        "lesionseg_version": __version__,
+        "bundle": digest,
+        "opset": opset,
+        "largest_difference": difference,
+        "input": {
+            "name": INPUT,
+            "shape": ["batch", len(plan.channel_names), *plan.tile_shape],
+            "dtype": "float32",
+            "channels": list(plan.channel_names),
+            "axes": ["S", "A", "R"] if plan.dims == 3 else ["row", "column"],
+            "spacing_mm": list(plan.spacing_mm),
+            "normalisation": [asdict(n) for n in plan.normalisation],
+        },
+        "tiles": {
+            "shape": list(plan.tile_shape),
+            "overlap": 0.5,
+            "outside": 0.0,
+            "weight": "Gaussian, standard deviation an eighth of the tile along each axis",
+        },
+        "output": {
+            "name": OUTPUT,
+            "shape": ["batch", len(plan.label_values), *plan.tile_shape],
+            "dtype": "float32",
+            "labels": [{"value": value, "name": name} for value, name in labels],
+            "regions": [list(values) for values in plan.regions],
+            "focal_correction": None if plan.link is None else asdict(plan.link),
+        },
+        "candidate_rule": asdict(plan.candidate_rule),
+        "operating_points": [asdict(point) for point in plan.operating_points],
+    }

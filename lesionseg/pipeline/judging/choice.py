@@ -1,0 +1,234 @@
+"""What is chosen on development predictions: least size, operating points, calibration."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from lesionseg.core import Calibration, OperatingPoint, Prediction
+from lesionseg.errors import ConfigError, ContentError
+from lesionseg.evaluation import CaseResult, choose
+from lesionseg.evaluation.statistics.calibration_curve import (
+    fit_calibration,
+    fit_out_of_fold,
+    judgements,
+)
+from lesionseg.evaluation.statistics.operating_point import (
+    attainable_recall,
+    dealt_folds,
+    describe,
+    with_expectation,
+    with_intervals,
+)
+from lesionseg.inference.calibrate import calibrated
+from lesionseg.inference.candidates.postprocess import (
+    apply_operating_point,
+    choose_operating_point,
+    without_small,
+)
+from lesionseg.plan.plan import Plan
+
+_log = logging.getLogger(__name__)
+
+# the false-positive rates and sensitivities for which every bundle stores a score
+RATES = (1.0, 0.5, 2.0, 4.0)
+SENSITIVITIES = (0.8, 0.9)
+CALIBRATIONS = ("platt", "isotonic", "none")
+# what is decided on predictions, by its key in the plan's reasons
+CHOSEN = ("operating point", "calibration", "candidates: least diameter")
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What a user may say about the choice.
+
+    `accept`: the operating point that accepts candidates, None for the first rate. `calibration`:
+    `platt`, `isotonic` (Platt's where there are too few candidates) or `none`. `replicates` and
+    `seed` are the bootstrap's.
+    """
+
+    accept: str | None = None
+    calibration: str = "platt"
+    replicates: int = 1000
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse, before training, what could not be chosen after it."""
+        if self.calibration not in CALIBRATIONS:
+            raise ConfigError(
+                "There is no such calibration.",
+                where="calibration",
+                seen=self.calibration,
+                expected=" or ".join(CALIBRATIONS),
+            )
+        names = [f"fp_per_case:{rate:g}" for rate in RATES]
+        names += [f"sensitivity:{share:g}" for share in SENSITIVITIES]
+        choose_operating_point([OperatingPoint(known, 0.5) for known in names], self.accept)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What was chosen; `reasons` has a sentence for each decision.
+
+    The first of `points` accepts candidates. `calibration_of`: by case, the calibration in whose
+    fit the case had no part, which judges the final one; None where that could not be fitted.
+    """
+
+    points: tuple[OperatingPoint, ...]
+    calibration: Calibration | None = None
+    calibration_of: Mapping[str, Calibration | None] = field(default_factory=dict)
+    min_diameter_mm: float = 0.0
+    reasons: Mapping[str, str] = field(default_factory=dict)
+
+    def apply_to(self, prediction: Prediction) -> Prediction:
+        """A development case's prediction as the chosen rules have it."""
+        large = without_small(prediction, self.min_diameter_mm)
+        accepted = apply_operating_point(large, self.points[0])
+        return calibrated(accepted, self.calibration_of.get(prediction.case))
+
+    def added_to(self, plan: Plan) -> Plan:
+        """The plan with all that was chosen."""
+        return plan.with_(
+            operating_points=self.points,
+            calibration=self.calibration,
+            candidate_rule=replace(plan.candidate_rule, min_diameter_mm=self.min_diameter_mm),
+            reasons={**plan.reasons, **self.reasons},
+        )
+
+
+def undecided(plan: Plan) -> Plan:
+    """The plan as it was before anything was chosen on predictions."""
+    return plan.with_(
+        operating_points=(),
+        calibration=None,
+        n_members=1,
+        candidate_rule=replace(plan.candidate_rule, min_diameter_mm=0.0),
+        reasons={key: why for key, why in plan.reasons.items() if key not in CHOSEN},
+    )
+
+
+def make_choice(
+    results: Sequence[CaseResult],
+    wishes: Wishes,
+    *,
+    chosen_on: str,
+    fold_of: Mapping[str, int] | None = None,
+    min_diameter_mm: float = 0.0,
+    reasons: Mapping[str, str] | None = None,
+) -> Choice:
+    """Choose on judged development cases, already without what is under `min_diameter_mm`.
+
+    `fold_of`: the fold of each case; None deals whole groups into five, for what is expected of
+    cases that took no part. Nothing is learned again: only the choice is made anew.
+    """
+    fold_of = dealt_folds(results) if fold_of is None else fold_of
+    points = _points(results, wishes, chosen_on, fold_of)
+    points, why_point = _first(points, results, wishes)
+    fit, why_fit = _calibration(results, wishes, chosen_on)
+    fits = fit_out_of_fold(results, fold_of, fit.kind) if fit else {}
+    why = {"operating point": why_point, "calibration": why_fit}
+    for what, sentence in why.items():
+        _log.info("Chosen, %s: %s", what, sentence)
+    return Choice(
+        points=points,
+        calibration=fit,
+        calibration_of={case: fits.get(fold) for case, fold in fold_of.items()},
+        min_diameter_mm=min_diameter_mm,
+        reasons={**(reasons or {}), **why},
+    )
+
+
+def _points(
+    results: Sequence[CaseResult], wishes: Wishes, chosen_on: str, fold_of: Mapping[str, int]
+) -> tuple[OperatingPoint, ...]:
+    """One point for each stated rate and each stated sensitivity that can be reached."""
+    points = [choose(results, fp_per_case=rate, quiet=i > 0) for i, rate in enumerate(RATES)]
+    for sensitivity in SENSITIVITIES:
+        try:
+            points.append(choose(results, sensitivity=sensitivity))
+        except ContentError as error:  # out of reach, or no lesion at all
+            _log.info("No operating point for a sensitivity of %g: %s", sensitivity, error)
+    reach = attainable_recall(results)
+    return tuple(
+        _described(
+            replace(with_expectation(p, results, fold_of), chosen_on=chosen_on),
+            results,
+            wishes,
+            reach,
+        )
+        for p in points
+    )
+
+
+def _described(
+    point: OperatingPoint, results: Sequence[CaseResult], wishes: Wishes, reach: float | None
+) -> OperatingPoint:
+    known = replace(point, attainable_recall=reach)
+    return with_intervals(known, results, replicates=wishes.replicates, seed=wishes.seed)
+
+
+def _first(
+    points: tuple[OperatingPoint, ...], results: Sequence[CaseResult], wishes: Wishes
+) -> tuple[tuple[OperatingPoint, ...], str]:
+    """The points with the one that accepts in front, and a sentence on it.
+
+    A sensitivity that cannot be reached does not end a run that has already trained: the default
+    accepts, and the warning says what could be had.
+    """
+    reach = points[0].attainable_recall
+    try:
+        first = choose_operating_point(points, wishes.accept)
+    except ConfigError as error:
+        first = points[0]
+        why = f"{wishes.accept} is out of reach ({error}); accepted by {first.name} instead."
+        _log.warning("OPERATING POINT: %s", why)
+        return points, why
+    if first.name.startswith("score:"):
+        given = replace(describe(first.name, first.score, results), chosen_on=None)
+        first = _described(given, results, wishes, reach)
+    others = (p for p in points if p.name != first.name)
+    return (first, *others), _sentence(first)
+
+
+def _sentence(point: OperatingPoint) -> str:
+    on = f" on {point.chosen_on} cases" if point.chosen_on else " given by hand"
+    gave = f"{point.name} accepts from score {point.score:.3g}, chosen{on}"
+    gave = gave.replace("chosen given", "given")
+    if point.lesion_recall is None or point.false_positives_per_case is None:
+        return f"{gave}."
+    gave += (
+        f": recall {point.lesion_recall:.2f} with {point.false_positives_per_case:.2f} false "
+        "positives a case"
+    )
+    if point.expected_recall is None or point.expected_false_positives_per_case is None:
+        return f"{gave}."
+    return (
+        f"{gave}; {point.expected_recall:.2f} with {point.expected_false_positives_per_case:.2f} "
+        "where each fold is accepted by the others' score."
+    )
+
+
+def _calibration(
+    results: Sequence[CaseResult], wishes: Wishes, chosen_on: str
+) -> tuple[Calibration | None, str]:
+    """The fit asked for, Platt's where isotonic has too few, None where Platt has."""
+    if wishes.calibration == "none":
+        return None, "not asked for."
+    data = judgements(results)
+    why = ""
+    if wishes.calibration == "isotonic":
+        try:
+            return _fitted(fit_calibration(data, "isotonic", fitted_on=chosen_on))
+        except ContentError as error:
+            why = f"{error} Platt's fit was taken. "
+    try:
+        fit, sentence = _fitted(fit_calibration(data, "platt", fitted_on=chosen_on))
+    except ContentError as error:
+        return None, f"none. {error}"
+    return fit, why + sentence
+
+
+def _fitted(fit: Calibration) -> tuple[Calibration, str]:
+    shape = f"logit p = {fit.intercept:.3g} + {fit.slope:.3g} · logit score"
+    shape = shape if fit.kind == "platt" else f"{len(fit.knots)} knots"
+    counts = f"{fit.n_true} true and {fit.n_false} false candidates"
+    return fit, f"{fit.kind} on {counts} ({fit.fitted_on}): {shape}."

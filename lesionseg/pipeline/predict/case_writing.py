@@ -1,0 +1,129 @@
+"""What a predicted case leaves in the output folder, and how it gets there."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, TypedDict
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lesionseg.core import CaseFiles, Geometry, Volume
+from lesionseg.inference.candidates.peaks import collect_above
+from lesionseg.inference.predictor import Predictor
+from lesionseg.inference.steps import Inferred
+from lesionseg.io.dicom.source_images import Origin
+from lesionseg.io.formats.volumes import is_dicom_image, result_suffix, write_volume
+from lesionseg.io.predictions import write_prediction
+from lesionseg.models.retinanet import has_voxels
+from lesionseg.pipeline.predict.dicom_output import dicom_paths, write_dicom
+from lesionseg.plan.plan import Plan
+
+SaveProbabilities = Literal["none", "uint8", "float16"]
+PROBABILITIES = "probabilities"
+
+
+class Told(TypedDict):
+    """What there is to tell of a case that is written, as `PredictionRow` names it."""
+
+    n_candidates: int
+    n_accepted: int
+    message: str
+
+
+@dataclass(frozen=True)
+class Targets:
+    """The output folder, and in which numbers probabilities are kept beside the masks.
+
+    `dicom`: whether DICOM scans get DICOM results too.
+    """
+
+    folder: Path
+    save_probabilities: SaveProbabilities = "none"
+    dicom: bool = False
+
+    def paths(self, files: CaseFiles, plan: Plan, *, segmented: bool = True) -> list[Path]:
+        """The files that a case has when it is done; `segmented`: if something was accepted."""
+        suffix = result_suffix(files.images[0], plan.dims)
+        with_masks = plan.candidate_rule.source != "detection"
+        masks = [f"_mask{suffix}", f"_instances{suffix}"] if with_masks else []
+        masks += [f"_regions{suffix}"] if with_masks and plan.regions else []
+        names = [*masks, "_candidates.json"]
+        found = [self.folder / f"{files.case}{name}" for name in names]
+        if self.save_probabilities != "none" and has_voxels(plan):
+            found += [self.probability_path(files, plan, label) for label in plan.label_values]
+        if self.dicom:
+            found += dicom_paths(self.folder, files, plan, segmented=segmented)
+        return found
+
+    def probability_path(self, files: CaseFiles, plan: Plan, label: int) -> Path:
+        """Where the probabilities of one label go."""
+        suffix = result_suffix(files.images[0], plan.dims)
+        if self.save_probabilities != "uint8":
+            suffix = suffix.replace(".png", ".tif")
+        return self.folder / PROBABILITIES / f"{files.case}_{label}{suffix}"
+
+    def clear(self, files: CaseFiles, plan: Plan) -> None:
+        """Remove a case's files, lest old ones be taken for new, and what a killed run left."""
+        for path in self.paths(files, plan):
+            path.unlink(missing_ok=True)
+            if path.parent.is_dir():
+                for half in path.parent.glob(f".????????-{_literal(path.name)}"):
+                    half.unlink(missing_ok=True)
+
+
+def write_case(
+    predictor: Predictor, inferred: Inferred, files: CaseFiles, targets: Targets, origin: Origin
+) -> Told:
+    """Restore, find candidates and write; the candidates' file comes last."""
+    geometry, plan = inferred.file_geometry, predictor.plan
+    found = []
+    labels = plan.label_values if has_voxels(plan) else ()
+    for slabs, label in zip(predictor.restored(inferred), labels, strict=True):
+        with saving(targets, files, geometry, plan, label) as save:
+            found.append(collect_above(map(save, slabs), geometry.shape, plan.candidate_rule))
+    inferred.store.close()
+    boxes = predictor.box_candidates(inferred)
+    prediction = predictor.decide(found, geometry, files.case, boxes=boxes)
+    message = ""
+    if targets.dicom and is_dicom_image(files.images[0]):
+        message = write_dicom(targets.folder, prediction, files, plan, origin)
+    suffix = result_suffix(files.images[0], plan.dims)
+    write_prediction(targets.folder, prediction, suffix=suffix, like=files.images[0])
+    accepted = sum(c.accepted for c in prediction.candidates)
+    n_candidates = len(prediction.candidates)
+    return {"n_candidates": n_candidates, "n_accepted": accepted, "message": message}
+
+
+@contextmanager
+def saving(
+    targets: Targets, files: CaseFiles, geometry: Geometry, plan: Plan, label: int
+) -> Iterator[Callable[[NDArray[np.float32]], NDArray[np.float32]]]:
+    """Yield a function that notes each slab and passes it on; at the end they are written.
+
+    uint8 holds p · 255, rounded. float16 is kept in half the memory and, as most formats have no
+    such number, written as float32: what is lost to rounding compresses to nothing.
+    """
+    if targets.save_probabilities == "none":
+        yield lambda slab: slab
+        return
+    kept = np.empty(geometry.shape, dtype=targets.save_probabilities)
+    factor = 255.0 if targets.save_probabilities == "uint8" else 1.0
+    row = 0
+
+    def note(slab: NDArray[np.float32]) -> NDArray[np.float32]:
+        nonlocal row
+        values = np.rint(slab * factor) if factor != 1.0 else slab
+        kept[row : row + len(slab)] = values
+        row += len(slab)
+        return slab
+
+    yield note
+    volume = Volume(kept[np.newaxis], geometry)
+    write_volume(targets.probability_path(files, plan, label), volume, like=files.images[0])
+
+
+def _literal(name: str) -> str:
+    """The name as a pattern that matches itself alone."""
+    return "".join(f"[{c}]" if c in "*?[" else c for c in name)

@@ -1,0 +1,105 @@
+"""Predict: a bundle and a folder of scans in; masks, candidates and a status per scan out."""
+
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from pathlib import Path
+
+from lesionseg.core import CaseFiles
+from lesionseg.errors import ConfigError, DatasetError
+from lesionseg.inference.inference_settings import InferenceSettings
+from lesionseg.io.layouts.scan_list import find_images
+from lesionseg.models.build import NetworkFactory
+from lesionseg.pipeline.dataset.data_settings import DicomSettings
+from lesionseg.pipeline.predict.case_pipeline import PredictJob
+from lesionseg.pipeline.predict.case_writing import SaveProbabilities
+from lesionseg.pipeline.predict.dicom_output import check_dicom_output
+from lesionseg.pipeline.predict.engine import EngineName, choose_engine
+from lesionseg.pipeline.predict.predictions_table import Predicted, PredictionTable, Shard
+from lesionseg.pipeline.run.progress import Advance, bar
+from lesionseg.plan.plan import Plan
+
+
+def predict(
+    bundle: str | Path | Sequence[str | Path],
+    input: str | Path,
+    output: str | Path,
+    *,
+    inference: InferenceSettings | None = None,
+    operating_point: str | None = None,
+    device: str | Sequence[str] = "auto",
+    raster_mm: float | None = None,
+    dicom: DicomSettings | None = None,
+    save_probabilities: SaveProbabilities = "none",
+    dicom_output: bool = True,
+    identifiers: bool = False,
+    engine: EngineName = "local",
+    num_shards: int = 1,
+    shard_index: int = 0,
+    architectures: Mapping[str, NetworkFactory] | None = None,
+    progress: Advance | None = None,
+) -> Predicted:
+    """Predict every case found in `input`; one row each, by case id.
+
+    `bundle`: one, or several that are averaged. `input`: a folder, a glob, a file or a manifest;
+    see `find_images`. Writes mask, instances and candidates of each case to `output`, in the
+    scan's own geometry and format, with `save_probabilities` also
+    `probabilities/<case>_<label>`, for DICOM scans with `dicom_output` also a segmentation object
+    and a structured report, and `predictions.csv`, whose messages name no folder or file unless
+    `identifiers`; rows of other cases in that file stay. A
+    case that fails does not stop the others. Started again, it leaves out what is done and
+    unchanged. Reading, the network and writing overlap. `operating_point`, `raster_mm` and
+    `architectures`: see `Predictor`; `dicom` says what is done with a tilted gantry. `device`: one,
+    or several that share the cases; "auto" is every GPU. `engine`: "local", or "ray" for a cluster
+    whose machines all see the same folders. Of `num_shards` equal calls, each with another
+    `shard_index`, each predicts its part of the cases and writes a table of its own.
+    `progress(case, done, total)` is called after every case, in place of a bar. Raises
+    `BundleError` or `ConfigError` for an unusable bundle or setting and an output folder that is
+    the input folder, `DatasetError` when there is no case.
+    """
+    folders = (bundle,) if isinstance(bundle, (str, Path)) else tuple(bundle)
+    job = PredictJob(
+        bundles=tuple(Path(folder) for folder in folders),
+        output=Path(output),
+        inference=inference or InferenceSettings(),
+        operating_point=operating_point,
+        device=device if isinstance(device, str) else tuple(device),
+        raster_mm=raster_mm,
+        tilt=(dicom or DicomSettings()).tilt,
+        save_probabilities=save_probabilities,
+        dicom_output=dicom_output,
+        identifiers=identifiers,
+    )
+    shard, run = Shard(shard_index, num_shards), choose_engine(engine)
+    predictors = job.predictors(architectures)
+    cases = shard.of(find_cases(Path(input), job.output, predictors[0].plan))
+    if dicom_output:
+        check_dicom_output(cases)
+    table = PredictionTable(job.output, shard)
+    found = run(job, cases, table.rows, predictors, architectures)
+    rows = []
+    try:
+        with bar("Predicting") as advance, closing(found):
+            for row in found:
+                table.put(row)
+                rows.append(row)
+                (progress or advance)(row.case, len(rows), len(cases))
+    finally:
+        table.close()
+    return Predicted(sorted(rows, key=lambda row: row.case))
+
+
+def find_cases(source: Path, output: Path, plan: Plan) -> list[CaseFiles]:
+    """The cases of `source`, results of an earlier run in `output` left out."""
+    if source.is_dir() and output.exists() and source.samefile(output):
+        raise ConfigError(
+            "The output folder is the input folder: its masks would be taken for scans.",
+            where="output",
+            seen=output,
+            remedy="choose another folder; it may lie inside the input folder.",
+        )
+    results = output.resolve()
+    found = find_images(source, len(plan.channel_names))
+    cases = [c for c in found if not any(results in p.resolve().parents for p in c.images)]
+    if not cases:
+        raise DatasetError("There is no scan to predict.", where=source)
+    return cases

@@ -1,0 +1,166 @@
+"""The recipe of `prepare check=true`: every problem of every case, and a page that shows them."""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lesionseg.core import Case, CaseFiles, Dataset, Geometry, Problem, joint_unit
+from lesionseg.io.inspection import Inspected, inspect_case
+from lesionseg.pipeline.dataset.reference_lesions import lesion_diameters, lesion_mask
+from lesionseg.pipeline.prepare.check_between import Trace, compare_cases
+from lesionseg.pipeline.prepare.findings import Checked, Finding
+from lesionseg.pipeline.run.progress import bar
+from lesionseg.pipeline.run.redaction import redact, redact_error
+from lesionseg.plan.fingerprint import canonical_order
+from lesionseg.report.figures.thumbnail import draw_thumbnail
+from lesionseg.report.sections.dataset_page import CaseLook, Remark, write_dataset_report
+from lesionseg.report.text.dataset_words import MEANING, PIXELS
+
+_TELLING = 100  # voxels from which two equal references are no coincidence
+_SAMPLED = 100_000  # voxels looked at for the percentiles of a channel
+# of a radiograph: `dicom_xray.radiograph_columns`
+_TAKEN = ("laterality", "view", "presentation_intent", "pixel_size_source")
+
+
+def check_dataset(dataset: Dataset, page: Path, *, identifiers: bool = False) -> Checked:
+    """Inspect every case, one after the other in memory, compare them, and write the page.
+
+    The page names nobody; with `identifiers` the summary that is printed does.
+    """
+    traces = []
+    with bar("Checking the dataset") as advance:
+        for number, files in enumerate(dataset.cases, start=1):
+            name = f"case {number:0{len(str(len(dataset.cases)))}d}"
+            traces.append(_trace(files, dataset, name))
+            advance(name, number, len(dataset.cases))
+    names = {t.files.case: t.look.pseudonym for t in traces}
+    findings = [_listed(p, dataset, names) for p in dataset.problems if not _told(p, names)]
+    findings += [f for trace in traces for f in trace.flaws]
+    findings += compare_cases(traces)
+    order = {case: i for i, case in enumerate(names)}
+    findings.sort(key=lambda f: order.get(f.case, -1))
+    looks = [replace(t.look, remarks=_remarks(t.files.case, findings)) for t in traces]
+    unlisted = _remarks_of_none(findings, names)
+    unit = joint_unit(t.unit for t in traces if t.unit).replace("px", PIXELS)
+    write_dataset_report(page, looks, dataset.channel_names, unit, unlisted)
+    return Checked(len(traces), tuple(findings), names, page, identifiers)
+
+
+def _told(problem: Problem, names: dict[str, str]) -> bool:
+    """Whether reading the case says it as well."""
+    return problem.told_again and problem.case in names
+
+
+def _listed(problem: Problem, dataset: Dataset, names: dict[str, str]) -> Finding:
+    case = problem.case if problem.case in names else ""
+    files = next((c for c in dataset.cases if c.case == case), None)
+    public = redact_error(problem.error, files, names.get(case, ""))
+    return Finding(case, "listed", "error", str(problem.error), public)
+
+
+def _remarks(case: str, findings: Sequence[Finding]) -> tuple[Remark, ...]:
+    found = (Remark(f.kind, f.severity) for f in findings if f.case == case)
+    return tuple(dict.fromkeys(found))
+
+
+def _remarks_of_none(findings: Sequence[Finding], names: dict[str, str]) -> int:
+    """How many entries of the list are no case that could be looked at."""
+    return sum(f.case not in names for f in findings)
+
+
+def _trace(files: CaseFiles, dataset: Dataset, pseudonym: str) -> Trace:
+    found = inspect_case(files, dataset)
+    role, taken = files.role or "", tuple(files.columns.get(name, "") for name in _TAKEN)
+    known = Trace(files, CaseLook(pseudonym, role, taken=taken), patient=found.patient)
+    flaws = [
+        Finding(
+            files.case,
+            fault.kind,
+            "error",
+            str(fault.error),
+            redact_error(fault.error, files, pseudonym),
+        )
+        for fault in found.faults
+    ]
+    flaws += [
+        Finding(
+            files.case,
+            "remark",
+            "note",
+            f"{MEANING['remark']} {said}",
+            f"{MEANING['remark']} {redact(said, files, pseudonym)}",
+        )
+        for said in found.remarks
+    ]
+    if found.burned_in:
+        flaws.append(known.finding("burned_in", "warning"))
+    if found.case is None:
+        return replace(known, flaws=tuple(flaws))
+    image, reference = found.case.image, found.case.reference
+    lesions = None if reference is None else lesion_mask(reference)
+    return replace(
+        known,
+        look=replace(
+            known.look,
+            shape=image.geometry.shape,
+            spacing_mm=_canonical(image.geometry),
+            diameters=lesion_diameters(reference),
+            ranges=tuple(_range(channel) for channel in image.array),
+            thumbnail=draw_thumbnail(image.array[0], image.geometry, lesions),
+        ),
+        images=tuple(_digest(channel) for channel in image.array),
+        reference=_digest(lesions) if lesions is not None and lesions.sum() >= _TELLING else None,
+        axes=_axes(image.geometry),
+        unit=image.geometry.size_unit,
+        flaws=(*flaws, *_single_flaws(known, found, found.case, lesions)),
+    )
+
+
+def _single_flaws(
+    known: Trace, found: Inspected, case: Case, lesions: NDArray[np.bool_] | None
+) -> Iterator[Finding]:
+    """What can be said of a readable case by itself."""
+    if any(channel.min() == channel.max() for channel in case.image.array):
+        yield known.finding("constant", "warning")
+    if not found.oriented:
+        yield known.finding("unoriented", "warning")
+    if case.image.geometry.unit != "mm":
+        yield known.finding("detector", "note")
+    if lesions is None:
+        yield known.finding("unlabelled", "note")
+    elif not lesions.any():
+        yield known.finding("lesion_free", "note")
+
+
+def _axes(geometry: Geometry) -> str:
+    """Where the array axes run, as letters such as SAR; empty in 2-D."""
+    if geometry.dims != 3:
+        return ""
+    directions = geometry.affine[:3, :3] / np.asarray(geometry.spacing_mm)
+    letters = ("LR", "PA", "IS")
+    along = [int(np.abs(column).argmax()) for column in directions.T]
+    return "".join(letters[row][int(directions[row, axis] > 0)] for axis, row in enumerate(along))
+
+
+def _canonical(geometry: Geometry) -> tuple[float, ...]:
+    return tuple(round(geometry.spacing_mm[a], 6) for a in canonical_order(geometry))
+
+
+def _range(channel: NDArray[np.float32]) -> tuple[float, float, float]:
+    """The 0.5, 50 and 99.5 percentile of a channel, its lowest value (background) left out."""
+    flat = channel.reshape(-1)
+    sample = flat[:: max(1, flat.size // _SAMPLED)]
+    above = sample[sample > sample.min()]
+    low, middle, high = np.percentile(above if above.size else sample, (0.5, 50, 99.5))
+    return float(low), float(middle), float(high)
+
+
+def _digest(array: NDArray[np.generic]) -> str:
+    """Hash of shape and values: the same voxels in another file or format give the same."""
+    digest = hashlib.sha256(repr((array.shape, str(array.dtype))).encode())
+    digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()

@@ -1,0 +1,79 @@
+"""The recipe of `prepare`: read and check every case, plan, and fill the cache."""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lesionseg.io.atomic import write_text
+from lesionseg.pipeline.dataset.data_settings import DataSettings
+from lesionseg.pipeline.dataset.survey import open_dataset, survey
+from lesionseg.pipeline.prepare.check import check_dataset
+from lesionseg.pipeline.prepare.findings import Checked
+from lesionseg.pipeline.run.run_dir import check_claim, claim, default_run_dir
+from lesionseg.pipeline.train.learning import decide, prepare_cases
+from lesionseg.plan.make import PlanOverrides
+from lesionseg.plan.plan import Plan
+from lesionseg.training.settings import TrainerSettings
+
+log = logging.getLogger(__name__)
+
+PAGE = "dataset_report.html"
+NOT_TRIED = (
+    "estimated; no step was tried. On a GPU train and tune try two first, and may go on with fewer "
+    "or smaller tiles"
+)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What `prepare` decided, a sentence a line."""
+
+    lines: tuple[str, ...]
+
+    def summary(self) -> list[str]:
+        """What to print."""
+        return list(self.lines)
+
+
+def prepare(
+    data: DataSettings,
+    model: PlanOverrides,
+    trainer: TrainerSettings,
+    run_dir: str | None,
+    check: bool,
+    identifiers: bool,
+    seed: int,
+    config: Mapping[str, Any],
+) -> Prepared | Checked:
+    """Prepare a dataset for training, or only `check` it: list every problem, and write a page.
+
+    What is printed calls cases by number; `identifiers` prints their names and files.
+    """
+    if check:
+        return _check(data, run_dir, identifiers)
+    run = Path(run_dir) if run_dir else default_run_dir(data.root, model.architecture)
+    check_claim(run, config)
+    found = survey(data, seed)
+    plan = _untried(decide(found, model, trainer.accelerator, run), run)
+    claim(run, config)
+    if run_dir is None:  # its name holds the time: the same command would begin anew
+        log.info("Results go to %s; run_dir=%s resumes it.", run, run)
+    cases = prepare_cases(found, plan, data, run)
+    lines = [f"{name}: {reason}" for name, reason in plan.reasons.items()]
+    return Prepared((*lines, f"{len(cases)} training cases prepared; the plan is in {run}."))
+
+
+def _untried(plan: Plan, run: Path) -> Plan:
+    """The plan, which says that no step of it has been taken: `prepare` knows no loss."""
+    said = plan.with_(reasons={**plan.reasons, "memory": NOT_TRIED})
+    write_text(run / "plan.json", said.to_json())
+    return said
+
+
+def _check(data: DataSettings, run_dir: str | None, identifiers: bool) -> Checked:
+    """The page lies in `run_dir` where one is named, else in a folder of its own under `runs`."""
+    folder = Path(run_dir) if run_dir else default_run_dir(data.root, "check")
+    dataset = open_dataset(data, lenient=True)
+    return check_dataset(dataset, folder / PAGE, identifiers=identifiers)

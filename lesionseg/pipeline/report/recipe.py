@@ -1,0 +1,155 @@
+"""The recipe of `report`: a page from the tables that `evaluate` wrote, and the images."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from lesionseg.core import Dataset
+from lesionseg.errors import ConfigError, ReadError
+from lesionseg.pipeline.run.progress import bar
+from lesionseg.report.sections.gallery_choice import Limits
+from lesionseg.report.text import NAMES
+from lesionseg.report.write import Options, write_report
+
+GALLERIES = ("page", "all")
+COMPARED = "compare"  # the second model's tables in an output folder of evaluate
+
+
+@dataclass(frozen=True)
+class ReportSettings:
+    """What a report is: its title, the most pictures of each kind, and what lies beside the page.
+
+    `missed`, `false_marks`, `found`: the most pictures; fewer are shown where the page would grow
+    too large. `gallery`: `page`, or `all` to write every miss and every false mark into the folder
+    `gallery` as well. `identifiers`: print the real names of cases and patients. `study`: a
+    study.yaml with what a report cannot know by itself. `name`, `other_name`: what this model or
+    reader and the one it is compared with are called.
+    """
+
+    title: str | None = None
+    missed: int = 120
+    false_marks: int = 60
+    found: int = 12
+    gallery: str = "page"
+    identifiers: bool = False
+    study: str | None = None
+    pdf: bool = True
+    name: str = NAMES[0]
+    other_name: str = NAMES[1]
+
+    def __post_init__(self) -> None:
+        for name in ("missed", "false_marks", "found"):
+            if getattr(self, name) < 0:
+                raise ConfigError(
+                    "The number of pictures must not be negative.",
+                    where=f"report.{name}",
+                    seen=getattr(self, name),
+                    remedy="take 0 for none.",
+                )
+        if self.gallery not in GALLERIES:
+            raise ConfigError(
+                "There is no such gallery.",
+                where="report.gallery",
+                seen=self.gallery,
+                expected=" or ".join(GALLERIES),
+            )
+
+    def options(self, title: str | None = None) -> Options:
+        """The same as the report room takes it."""
+        return Options(
+            title=title or self.title,
+            limits=Limits(self.missed, self.false_marks, self.found),
+            pdf=self.pdf,
+            identifiers=self.identifiers,
+            whole_gallery=self.gallery == "all",
+            study=None if self.study is None else Path(self.study),
+            names=(self.name, self.other_name),
+        )
+
+
+def report(
+    scores: str | Path,
+    output: str | Path,
+    *,
+    images: str | Path | None = None,
+    reference: str | Path | None = None,
+    prediction: str | Path | None = None,
+    compare: str | Path | None = None,
+    title: str | None = None,
+    report: ReportSettings | None = None,
+) -> Path:
+    """Write `output/report.html`, and what lies beside it; return the page's path.
+
+    `scores` is the output folder of `evaluate` or a run directory, which brings its predictions
+    and its training's history. `images` and `reference` are dataset roots or folders of files.
+    `compare` is the output folder of `evaluate` for another model or reader on the same scans; by
+    default the folder `compare` in `scores`, if there is one.
+    Raises `ReadError` when there are no scores, naming the file and what to do.
+    """
+    folder, settings = Path(scores), report or ReportSettings()
+    if not (folder / "scores.json").is_file():
+        raise ReadError(
+            "There are no scores to report.",
+            where=folder / "scores.json",
+            seen="no such folder" if not folder.is_dir() else "a folder without it",
+            remedy="run evaluate first, and give its output folder or a run directory as scores.",
+        )
+    return _write(
+        folder,
+        Path(output),
+        images=_path(images),
+        reference=_path(reference),
+        prediction=_path(prediction),
+        compare=_path(compare),
+        options=settings.options(title),
+    )
+
+
+def report_run(run: Path, dataset: Dataset, settings: ReportSettings) -> Path | None:
+    """Write the reports of a run directory: validation or out of fold, and test; the first's path.
+
+    None when the run has no scores at all, as without a case to validate on.
+    """
+    pages = [
+        _write(folder, folder, images=dataset, options=settings.options())
+        for folder in (run, run / "oof", run / "test")
+        if (folder / "scores.json").is_file()
+    ]
+    return pages[0] if pages else None
+
+
+def _write(
+    folder: Path,
+    output: Path,
+    *,
+    images: Path | Dataset | None,
+    options: Options,
+    reference: Path | None = None,
+    prediction: Path | None = None,
+    compare: Path | None = None,
+) -> Path:
+    beside = folder / COMPARED
+    if compare is None and (beside / "scores.json").is_file():
+        compare = beside
+    history = folder / "metrics.csv"
+    with bar("Drawing pictures") as advance:
+        return write_report(
+            folder,
+            output,
+            images=images,
+            reference=reference,
+            prediction=prediction or _predictions_of(folder),
+            history=history if history.is_file() else None,
+            compare=compare,
+            options=options,
+            progress=advance,
+        )
+
+
+def _predictions_of(folder: Path) -> Path | None:
+    """A run directory's own predictions, where it has them."""
+    places = (folder / "validation", folder / "predictions")
+    return next((place for place in places if place.is_dir()), None)
+
+
+def _path(given: str | Path | None) -> Path | None:
+    return None if given is None else Path(given)

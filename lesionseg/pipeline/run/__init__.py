@@ -1,0 +1,1 @@
+"""What all commands share about a run: its directory, log, progress, provenance and redaction."""

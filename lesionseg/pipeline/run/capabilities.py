@@ -1,0 +1,60 @@
+"""What only some networks can do: refused for the others before anything is written."""
+
+import logging
+
+from torch import nn
+
+from lesionseg.errors import ConfigError, DatasetError
+from lesionseg.losses import FocalLoss
+from lesionseg.losses.detection_loss import DetectionLoss
+from lesionseg.pipeline.dataset.survey import Survey
+from lesionseg.plan.plan import Plan
+
+log = logging.getLogger(__name__)
+
+_ONLY_BOXES = "retinanet"
+
+
+def require_masks(found: Survey, architecture: str) -> None:
+    """Raise `DatasetError` for a network that learns voxels where a reference has boxes alone.
+
+    Filled boxes would be taken for the lesions' outlines.
+    """
+    if architecture == _ONLY_BOXES or not found.boxed:
+        return
+    case, n_boxes = next(iter(found.boxed.items()))
+    raise DatasetError(
+        f"The reference has boxes, and model={architecture} learns from masks.",
+        where=f"{case}: lesion 1",
+        seen=f"{n_boxes} boxes and no mask; so in {len(found.boxed)} case(s)",
+        remedy="train a detector, model=retinanet, or add masks.",
+    )
+
+
+def require_voxels(plan_or_name: Plan | str, where: str, what: str) -> None:
+    """Raise `ConfigError` for a setting that asks for voxels of a network that gives boxes."""
+    name = plan_or_name if isinstance(plan_or_name, str) else plan_or_name.architecture.name
+    if name == _ONLY_BOXES:
+        raise ConfigError(
+            f"There are no {what} of a network without voxels.",
+            where=where,
+            seen=f"model={name}",
+            remedy=f"leave {where} at its default, or train model=retina_unet.",
+        )
+
+
+def warn_of_unheard_loss(architecture: str, loss: nn.Module, detection: DetectionLoss) -> None:
+    """Say what teaches a network without voxels where a loss of voxels was chosen for it.
+
+    The default loss was not chosen; its α and γ are those of the anchors, too.
+    """
+    if architecture == _ONLY_BOXES and type(loss) is not FocalLoss:
+        log.warning(
+            "model=%s has no voxels: %s teaches it nothing. Its anchors are taught by detection=%s "
+            "(α %s, γ %s).",
+            architecture,
+            type(loss).__name__,
+            detection.classification,
+            detection.alpha,
+            detection.gamma,
+        )

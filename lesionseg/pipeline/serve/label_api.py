@@ -1,0 +1,163 @@
+"""As much of MONAI Label's interface as 3D Slicer's plug-in needs to segment a loaded volume.
+
+The plug-in asks `/info/`, sends the volume to `/session/` or `/datastore/`, and asks `/infer/` by
+session or image id; it gets a form of two parts, `params` and `image`. There is no stored dataset,
+no training and no active learning: the datastore is always empty to whoever lists it.
+"""
+
+import json
+import tempfile
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, File, Form, HTTPException, Response, UploadFile
+from fastapi.responses import JSONResponse
+
+from lesionseg import __version__
+from lesionseg.pipeline.serve.answer import Answer, Answerer
+from lesionseg.pipeline.serve.uploads import Shelf, Upload, store
+from lesionseg.plan.plan import Plan
+
+MODEL = "lesionseg"
+_SUFFIXES = (".nrrd", ".nii.gz", ".nii", ".mha")
+Output = Literal["image", "json", "all"]
+# what the routes take; FastAPI reads annotations by the names of the module
+Sent = Annotated[UploadFile | None, File()]
+SentMany = Annotated[list[UploadFile], File()]
+Text = Annotated[str, Form()]
+
+
+def label_router(answerer: Answerer, shelf: Shelf, max_bytes: int) -> APIRouter:
+    """The routes; uploaded volumes wait on `shelf` for the requests that follow."""
+    router = APIRouter()
+    plan = answerer.predictor.plan
+
+    @router.get("/info/")
+    def info() -> dict[str, Any]:
+        return app_info(plan)
+
+    @router.get("/datastore/")
+    def datastore(output: str = "stats") -> dict[str, Any]:
+        return {"objects": {}} if output == "all" else {**_EMPTY}
+
+    @router.put("/datastore/")
+    def add_image(file: SentMany, image: str | None = None) -> dict[str, str]:
+        key = image or uuid.uuid4().hex
+        shelf.put(_image(key), [_upload(f) for f in file], max_bytes)
+        return {"image": key}
+
+    @router.put("/session/")
+    def add_session(files: SentMany) -> dict[str, Any]:
+        key = uuid.uuid4().hex
+        shelf.put(_session(key), [_upload(f) for f in files], max_bytes)
+        return {"session_id": key, "session_info": {"name": key}}
+
+    @router.get("/session/{key}")
+    def session(key: str) -> dict[str, str]:
+        if shelf.get(_session(key)) is None:
+            raise HTTPException(404, "There is no such session, or no longer.")
+        return {"name": key}
+
+    @router.delete("/session/{key}")
+    def remove_session(key: str) -> dict[str, str]:
+        if not shelf.remove(_session(key)):
+            raise HTTPException(404, "There is no such session, or no longer.")
+        return {"name": key}
+
+    @router.post("/infer/{model}", response_class=Response)
+    def infer(
+        model: str,
+        image: str = "",
+        session_id: str = "",
+        params: Text = "{}",
+        file: Sent = None,
+        output: Output = "all",
+    ) -> Response:
+        if model != MODEL:
+            raise HTTPException(404, f"There is no such model; there is {MODEL}.")
+        suffix = _result_suffix(params, plan)
+        if file is not None:
+            with tempfile.TemporaryDirectory(prefix="lesionseg-") as folder:
+                store([_upload(file)], Path(folder), max_bytes)
+                return _response(answerer.answer(Path(folder), suffix=suffix), plan, output)
+        kept = shelf.get(_session(session_id) if session_id else _image(image))
+        if kept is None:
+            raise HTTPException(404, "There is no such image; send it first, or with the request.")
+        return _response(answerer.answer(kept, suffix=suffix), plan, output)
+
+    return router
+
+
+def app_info(plan: Plan) -> dict[str, Any]:
+    """What MONAI Label's `/info/` says, for an application of one model."""
+    labels = dict(zip(plan.label_names, plan.label_values, strict=True))
+    model = {
+        "type": "segmentation",
+        "labels": labels,
+        "dimension": plan.dims,
+        "description": "lesionseg: for research use only, no medical device",
+        "config": {},
+    }
+    return {
+        "name": "lesionseg",
+        "description": "Lesions in scans; for research use only, no medical device",
+        "version": __version__,
+        "labels": list(labels),
+        "models": {MODEL: model},
+        "trainers": {},
+        "strategies": {},
+        "scoring": {},
+        "train_stats": {},
+        "datastore": _EMPTY,
+    }
+
+
+_EMPTY: Mapping[str, Any] = {"total": 0, "completed": 0, "label_tags": {}}
+
+
+def _upload(file: UploadFile) -> Upload:
+    return Upload(file.filename or "scan.nii.gz", file.file)
+
+
+def _session(key: str) -> str:
+    return f"session:{key}"
+
+
+def _image(key: str) -> str:
+    return f"image:{key}"
+
+
+def _result_suffix(params: str, plan: Plan) -> str | None:
+    """The format that the client wants, where it names one that we write."""
+    try:
+        wanted = json.loads(params or "{}").get("result_extension")
+    except (ValueError, AttributeError) as error:
+        raise HTTPException(422, "params is no JSON object.") from error
+    return wanted if wanted in _SUFFIXES and plan.dims == 3 else None
+
+
+def _response(answer: Answer, plan: Plan, output: Output) -> Response:
+    params = {
+        "label_names": dict(zip(plan.label_names, plan.label_values, strict=True)),
+        "n_candidates": answer.n_candidates,
+        "n_accepted": answer.n_accepted,
+    }
+    name, mask = answer.file("mask")
+    if output == "json":
+        return JSONResponse(params)
+    if output == "image":
+        return Response(mask, media_type="application/octet-stream")
+    boundary = uuid.uuid4().hex
+    parts = [
+        _part(boundary, 'name="params"', "application/json", json.dumps(params).encode()),
+        _part(boundary, f'name="image"; filename="{name}"', "application/octet-stream", mask),
+        f"--{boundary}--\r\n".encode(),
+    ]
+    return Response(b"".join(parts), media_type=f"multipart/form-data; boundary={boundary}")
+
+
+def _part(boundary: str, name: str, kind: str, content: bytes) -> bytes:
+    head = f"--{boundary}\r\nContent-Disposition: form-data; {name}\r\nContent-Type: {kind}\r\n\r\n"
+    return head.encode() + content + b"\r\n"

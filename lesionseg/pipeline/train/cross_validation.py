@@ -1,0 +1,195 @@
+"""Train every fold, side by side or in turn, and choose on cases that its network never saw.
+
+run_dir/
+├── train.log                what is logged of all folds
+├── plan.json, splits.json   one plan for all folds; the folds, as `data.splits` reads them
+├── fold_0/ …                runs of their own: `data.fold=0 run_dir=run_dir/fold_0` makes the same;
+│                            train.log where folds were trained side by side
+├── oof/                     predictions of all development cases, scores, tables, report
+├── bundle/                  the folds' networks as one ensemble, with what was chosen out of fold
+└── test/                    the test role, predicted by the ensemble
+"""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from lesionseg.core import CaseFiles
+from lesionseg.errors import ConfigError
+from lesionseg.inference.bundles.bundle import read_bundle
+from lesionseg.inference.bundles.ensemble import ensemble
+from lesionseg.inference.predictor import Predictor
+from lesionseg.io.atomic import read_json, write_json
+from lesionseg.io.predictions import find_predictions
+from lesionseg.pipeline.dataset.same_cases import SPLITS, refuse_other_cases
+from lesionseg.pipeline.dataset.survey import Survey, divided, folds_of
+from lesionseg.pipeline.judging.choice import undecided
+from lesionseg.pipeline.judging.judge_role import (
+    FoldRun,
+    judge_out_of_fold,
+    judge_untouched,
+    labelled,
+)
+from lesionseg.pipeline.run.run_dir import check_claim
+from lesionseg.pipeline.train.devices import places_of
+from lesionseg.pipeline.train.learning import kept_plan
+from lesionseg.pipeline.train.one_training import (
+    BUNDLE,
+    Finished,
+    Recipe,
+    begin,
+    keep_bundle,
+    train_once,
+)
+from lesionseg.pipeline.train.parallel import Environment, Job, run_together
+from lesionseg.plan.plan import Plan
+from lesionseg.training.device.kind import training_device
+
+log = logging.getLogger(__name__)
+
+
+def cross_validate(recipe: Recipe, found: Survey, run: Path) -> Finished:
+    """Train all folds that are not finished yet, gather what they predicted, keep one ensemble.
+
+    A finished fold is kept, one begun goes on, also where another process or another machine
+    made it. The budget of the trainer is each fold's own. Where there are devices for several,
+    folds are trained side by side; the weights are the same. Raises `ConfigError` for a fold that
+    was made by other settings or by another plan, `DatasetError` for one that began with other
+    cases, `TrainingError` naming a fold that failed.
+    """
+    folds = [
+        FoldRun(k, divided(found, recipe.data, recipe.wishes.seed, k), run / f"fold_{k}")
+        for k in folds_of(found, recipe.data)
+    ]
+    recipes = [_recipe_of(recipe, fold) for fold in folds]
+    for fold, its in zip(folds, recipes, strict=True):
+        check_claim(fold.run, its.config)
+        refuse_other_cases(fold.run, fold.found.splits)  # also of a finished fold, which is kept
+    places = places_of(recipe.learning.trainer, recipe.data.parallel_folds)  # or too few devices
+    plan = begin(recipe, found, run, kept_plan(run) or _plan_of_finished(folds))
+    _write_folds(folds, run)
+    _say_what_comes(recipe, folds)
+    todo = [(f, its) for f, its in zip(folds, recipes, strict=True) if not _is_finished(f)]
+    _train(todo, plan, places)
+    return _gather(recipe, found, folds, run)
+
+
+def _train(
+    todo: Sequence[tuple[FoldRun, Recipe]], plan: Plan, places: Sequence[Environment]
+) -> None:
+    """In turn and in this process where there is one fold to train or one place for it."""
+    tasks = [partial(_train_fold, recipe, fold, plan) for fold, recipe in todo]
+    if min(len(todo), len(places)) > 1:
+        jobs = [
+            Job(f"Fold {fold.number}", fold.run, task)
+            for (fold, _), task in zip(todo, tasks, strict=True)
+        ]
+        run_together(jobs, places)
+        return
+    for task in tasks:
+        task()
+
+
+def _train_fold(recipe: Recipe, fold: FoldRun, plan: Plan) -> None:
+    log.info("Fold %d: %d cases validate.", fold.number, len(fold.cases))
+    train_once(recipe, fold.found, begin(recipe, fold.found, fold.run, plan), fold.run)
+
+
+def _gather(recipe: Recipe, found: Survey, folds: Sequence[FoldRun], run: Path) -> Finished:
+    """Judge what the folds predicted, and make them one bundle."""
+    _refuse_strangers(folds)
+    members = ensemble([read_bundle(fold.run / BUNDLE) for fold in folds])
+    device = training_device(recipe.learning.trainer.accelerator)
+    origin = recipe.origin(found, device)
+    origin |= {"folds": len(folds), "training_minutes": _minutes(folds)}
+    safe = all(fold.found.splits.group_safe for fold in folds)
+    whole = replace(found, splits=replace(found.splits, group_safe=safe))
+    judged = judge_out_of_fold(whole, folds, run / "oof", recipe.rules(origin))
+    plan = judged.choice.added_to(undecided(members.plan)).with_(n_members=len(folds))
+    keep_bundle(members.networks, plan, judged.scores, origin, run)
+    complete = replace(members, plan=plan)
+    predictor = Predictor(complete, device=device, settings=recipe.inference)
+    tested = judge_untouched(predictor, whole, run / "test", "test", recipe.rules(origin))
+    scores = {"out of fold": judged.scores, "test": tested}
+    return Finished(plan, {name: s for name, s in scores.items() if s})
+
+
+def _recipe_of(recipe: Recipe, fold: FoldRun) -> Recipe:
+    """The recipe of one fold, as `data.fold=<number>` alone would have it."""
+    data = {**recipe.config["data"], "fold": fold.number}
+    config = {**recipe.config, "data": data, "run_dir": str(fold.run)}
+    cache = recipe.data.cache_dir or str(fold.run.parent.parent / "cache")
+    settings = replace(recipe.data, fold=fold.number, cache_dir=cache)
+    return replace(recipe, data=settings, config=config)
+
+
+def _is_finished(fold: FoldRun) -> bool:
+    """Whether its bundle and the predictions of all its cases are there."""
+    if not (fold.run / BUNDLE / "plan.json").is_file() or not fold.folder.is_dir():
+        return False
+    missing = {c.case for c in fold.cases} - set(find_predictions(fold.folder))
+    if not missing:
+        log.info("Fold %d is finished and kept.", fold.number)
+    return not missing
+
+
+def _plan_of_finished(folds: Sequence[FoldRun]) -> Plan | None:
+    """The plan of folds that were trained one by one, perhaps on a machine with other memory."""
+    made = (fold.run / BUNDLE / "plan.json" for fold in folds)
+    path = next((path for path in made if path.is_file()), None)
+    return undecided(Plan.from_json(path.read_text("utf-8"), path)) if path else None
+
+
+def _refuse_strangers(folds: Sequence[FoldRun]) -> None:
+    """Out-of-fold scores compare only where all folds followed one plan."""
+    plans = {fold.number: read_bundle(fold.run / BUNDLE).plan for fold in folds}
+    first = folds[0].number
+    for number, plan in plans.items():
+        different = [
+            name for name in _DECISIVE if getattr(plan, name) != getattr(plans[first], name)
+        ]
+        if different:
+            raise ConfigError(
+                "The folds follow different plans.",
+                where=f"fold_{number}",
+                seen=f"another {', '.join(different)} than in fold_{first}",
+                remedy="state these in the settings (model.…) and train the folds again.",
+            )
+
+
+_DECISIVE = ("architecture", "tile_shape", "spacing_mm", "normalisation", "link")
+
+
+def _write_folds(folds: Sequence[FoldRun], run: Path) -> None:
+    """`splits.json` as nnU-Net's splits_final.json has it: `data.splits` reads it back."""
+
+    def of(fold: FoldRun, role: str) -> list[str]:
+        return [c.case for c in fold.found.of_role(role)]
+
+    content = [{"train": of(fold, "train"), "val": of(fold, "validation")} for fold in folds]
+    write_json(run / SPLITS, content)
+
+
+def _say_what_comes(recipe: Recipe, folds: Sequence[FoldRun]) -> None:
+    minutes = recipe.learning.trainer.max_minutes
+    budget = f", at most {minutes:g} minutes of training each" if minutes else ""
+    log.info("Cross-validation: %d folds%s.", len(folds), budget)
+    never = _never_validating(folds)
+    if never:
+        log.warning("No fold validates these, so they are not judged: %s", ", ".join(never[:10]))
+
+
+def _never_validating(folds: Sequence[FoldRun]) -> list[str]:
+    cases: list[CaseFiles] = labelled(folds[0].found, "train") + folds[0].cases
+    judged = {c.case for fold in folds for c in fold.cases}
+    return [c.case for c in cases if c.case not in judged]
+
+
+def _minutes(folds: Sequence[FoldRun]) -> float:
+    """Training time of all folds, where their scores tell."""
+    scores = [fold.run / "scores.json" for fold in folds]
+    origins: list[dict[str, Any]] = [read_json(p)["provenance"] for p in scores if p.is_file()]
+    return round(sum(float(o.get("training_minutes", 0)) for o in origins), 3)

@@ -1,0 +1,213 @@
+"""One training from plan to bundle: learn, predict the validation cases, choose on them, keep."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+from torch import nn
+
+from lesionseg.evaluation import Preset
+from lesionseg.inference.bundles.bundle import write_bundle
+from lesionseg.inference.bundles.model_card import model_card
+from lesionseg.inference.candidates.postprocess import DEFAULT_POINT
+from lesionseg.inference.inference_settings import InferenceSettings
+from lesionseg.inference.predictor import Predictor
+from lesionseg.io.atomic import write_text
+from lesionseg.io.cases import read_case
+from lesionseg.io.predictions import find_predictions, read_prediction
+from lesionseg.pipeline.dataset.data_settings import DataSettings
+from lesionseg.pipeline.dataset.same_cases import refuse_other_cases
+from lesionseg.pipeline.dataset.survey import Survey
+from lesionseg.pipeline.judging.choice import Choice, Wishes
+from lesionseg.pipeline.judging.judge_role import Judged, Rules, judge_validation, labelled
+from lesionseg.pipeline.judging.volume_scores import VolumeScores
+from lesionseg.pipeline.report.recipe import ReportSettings
+from lesionseg.pipeline.run.capabilities import require_masks, require_voxels
+from lesionseg.pipeline.run.device_memory import require_device
+from lesionseg.pipeline.run.provenance import device_name, is_simulated, provenance
+from lesionseg.pipeline.run.run_dir import claim, is_claimed
+from lesionseg.pipeline.train.learning import (
+    Learning,
+    affordable,
+    decide,
+    learn,
+    linked,
+    prepare_cases,
+)
+from lesionseg.pipeline.train.loss_check import check_losses
+from lesionseg.plan.make import PlanOverrides
+from lesionseg.plan.plan import Plan
+from lesionseg.training.callbacks.focal_balance import FocalBalance
+from lesionseg.training.callbacks.label_audit import LabelAudit
+from lesionseg.training.callbacks.loggers import Follow, LoggerSettings, show_afterwards
+from lesionseg.training.callbacks.previews import Previews
+from lesionseg.training.callbacks.selection import KeepBest, take_best
+from lesionseg.training.callbacks.step_callbacks import Validate
+from lesionseg.training.callbacks.validation_slices import ValidationSlices
+from lesionseg.training.fit import check_activation
+from lesionseg.training.settings import AuditSettings
+
+log = logging.getLogger(__name__)
+
+BUNDLE = "bundle"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """All that a user chose for `train`; `config` is the same as plain data."""
+
+    data: DataSettings
+    model: PlanOverrides
+    learning: Learning
+    audit: AuditSettings
+    logger: LoggerSettings
+    inference: InferenceSettings
+    preset: Preset
+    report: ReportSettings
+    wishes: Wishes
+    config: Mapping[str, Any]
+
+    def told(self) -> dict[str, Any]:
+        """What a logger is told of the settings: nothing that names data or folders."""
+        groups = ("loss", "detection", "sampling", "augment", "optim", "trainer", "model")
+        kept = {name: dict(self.config.get(name) or {}) for name in groups}
+        kept["model"].pop("init_from", None)
+        return {**kept, "seed": self.wishes.seed}
+
+    def rules(self, origin: Mapping[str, Any]) -> Rules:
+        """By what the cases of this recipe are judged."""
+        return Rules(self.preset, self.wishes, origin)
+
+    def origin(self, found: Survey, device: str) -> dict[str, Any]:
+        """What made the results: versions, seed, data, machine."""
+        simulated = is_simulated(self.config.get("data", {}), found.dataset)
+        return provenance(found.dataset, self.wishes.seed, device_name(device), simulated)
+
+
+@dataclass(frozen=True, eq=False)
+class Trained:
+    """A trained network: its complete plan, its predictor, and how it did on validation cases."""
+
+    predictor: Predictor
+    plan: Plan
+    validation: Judged | None
+    origin: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Finished:
+    """The complete plan of a run and its scores by what they were computed on."""
+
+    plan: Plan
+    scores: Mapping[str, Mapping[str, Any]]
+
+
+def begin(recipe: Recipe, found: Survey, run: Path, given: Plan | None = None) -> Plan:
+    """Plan (or take the `given` one), check it, and claim the run directory for the recipe."""
+    refuse_other_cases(run, found.splits)
+    learning, name = recipe.learning, recipe.model.architecture
+    require_masks(found, name)
+    if recipe.audit.enabled:
+        require_voxels(name, "audit", "suspects among the voxels")
+    decided = decide(found, recipe.model, learning.trainer.accelerator, run, given)
+    plan = linked(decided, learning.loss, learning.detection)
+    check_activation(learning.loss, plan)
+    check_losses(plan, learning.loss, learning.detection)
+    if given is None and not is_claimed(run):
+        plan = affordable(plan, learning, run)
+    claim(run, recipe.config)  # last: a refused setting must not make the corrected one another's
+    if not recipe.config.get("run_dir"):  # its name holds the time: the same command begins anew
+        log.info("Results go to %s; run_dir=%s resumes it.", run, run)
+    return plan
+
+
+def train_once(recipe: Recipe, found: Survey, plan: Plan, run: Path) -> Trained:
+    """Train by the plan on the survey's roles; leaves validation scores and the bundle in `run`."""
+    if not (run / BUNDLE).exists():  # what is only judged again needs no GPU
+        require_device(recipe.learning.trainer.accelerator)
+    cases = prepare_cases(found, plan, recipe.data, run)
+    # a loss may keep sums of its own: every training begins with a fresh one
+    learning = replace(recipe.learning, loss=deepcopy(recipe.learning.loss))
+    watchers: list[pl.Callback] = [FocalBalance(run)]
+    watchers += [LabelAudit(cases, plan, recipe.audit, run)] if recipe.audit.enabled else []
+    follow = Follow(recipe.logger, run, recipe.told())
+    slices = ValidationSlices(run, recipe.logger.n_previews, follow.show)
+    watchers += [*_previews(recipe.logger, run, follow), slices, follow]
+    validate = _validation(recipe, found, plan, run, slices)
+    fitted = learn(plan, cases, learning, run, validate=validate, callbacks=watchers)
+    take_best(fitted.network, run, learning.trainer.select)
+    origin = recipe.origin(found, fitted.device)
+    origin |= {"training_minutes": round(fitted.minutes, 3), "training_steps": fitted.steps}
+
+    def predictor(by: Plan) -> Predictor:
+        return Predictor.from_network(
+            fitted.network, by, settings=recipe.inference, device=fitted.device
+        )
+
+    validation = judge_validation(predictor(plan), found, run, recipe.rules(origin))
+    if validate is None:
+        _draw_validation(recipe, found, run, fitted.steps)
+    choice = validation.choice if validation else Choice((DEFAULT_POINT,))
+    complete = choice.added_to(plan)
+    scores = validation.scores if validation else None
+    keep_bundle([fitted.network], complete, scores, origin, run)
+    return Trained(predictor(complete), complete, validation, origin)
+
+
+def _validation(
+    recipe: Recipe, found: Survey, plan: Plan, run: Path, slices: ValidationSlices
+) -> Validate | None:
+    """Whole volumes while training goes on, where that is asked for and there are any."""
+    trainer, cases = recipe.learning.trainer, labelled(found, "validation")
+    if trainer.validate_every_minutes is None or not cases:
+        return None
+    scores = VolumeScores(
+        found,
+        cases,
+        plan,
+        recipe.inference,
+        recipe.preset,
+        trainer.validate_cases,
+        slices.see,
+    )
+    return KeepBest(scores, run)
+
+
+def _draw_validation(recipe: Recipe, found: Survey, run: Path, step: int) -> None:
+    """A few validation cases as they were predicted in the end."""
+    settings = recipe.logger
+    slices = ValidationSlices(run, settings.n_previews, partial(show_afterwards, settings, run))
+    cases = labelled(found, "validation")
+    predicted = find_predictions(run / "validation") if cases else {}
+    for files in cases:
+        if slices.is_full:
+            break
+        case = read_case(files, found.dataset)
+        if case.reference is not None:
+            prediction = read_prediction(predicted[files.case], geometry=case.image.geometry)
+            slices.see(case.image, case.reference, prediction)
+    slices.draw(step)
+
+
+def _previews(settings: LoggerSettings, run: Path, follow: Follow) -> list[pl.Callback]:
+    """What the logger is shown of tiles."""
+    every = settings.previews_every_minutes
+    return [] if every is None else [Previews(run, every, settings.preview_tiles, follow.show)]
+
+
+def keep_bundle(
+    networks: Sequence[nn.Module],
+    plan: Plan,
+    scores: Mapping[str, Any] | None,
+    origin: Mapping[str, Any],
+    run: Path,
+) -> None:
+    """Write the bundle and, with all that was chosen, the plan again."""
+    plan = plan.with_(n_members=len(networks))
+    write_bundle(run / BUNDLE, networks, plan, model_card(plan, scores, origin))
+    write_text(run / "plan.json", plan.to_json())

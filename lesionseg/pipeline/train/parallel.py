@@ -1,0 +1,135 @@
+"""Run several trainings at the same time, each a process with devices and a log of its own."""
+
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing import get_context, parent_process
+from multiprocessing.connection import wait
+from multiprocessing.context import SpawnProcess
+from pathlib import Path
+from threading import Thread
+
+from lesionseg.errors import LesionsegError, TrainingError
+from lesionseg.pipeline.run.run_log import LINE, LOG
+
+log = logging.getLogger(__name__)
+
+PATIENCE_SECONDS = 15.0  # for a training that is told to end
+Environment = Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a process is to do, what it is called, and the folder of its log.
+
+    `task` reaches the process pickled: a function of a module, or a `partial` of one.
+    """
+
+    name: str
+    folder: Path
+    task: Callable[[], object]
+
+
+def run_together(jobs: Sequence[Job], places: Sequence[Environment]) -> None:
+    """Run all jobs, one at a time in each place; a place is what its environment adds to ours.
+
+    A job that fails leaves the others to finish. An interruption ends them all, and so does the
+    end of this process. Raises `TrainingError` that names those that failed.
+    """
+    free, waiting, failed = list(places), list(jobs), list[Job]()
+    running: dict[SpawnProcess, tuple[Job, Environment]] = {}
+    try:
+        while waiting or running:
+            while waiting and free:
+                job, place = waiting.pop(0), free.pop(0)
+                running[_start(job, place)] = job, place
+            wait([process.sentinel for process in running])
+            for process in [p for p in running if not p.is_alive()]:
+                job, place = running.pop(process)
+                free.append(place)
+                if not _succeeded(process, job):
+                    failed.append(job)
+    finally:
+        _end(list(running))
+    if failed:
+        raise _failure(failed)
+
+
+def _start(job: Job, place: Environment) -> SpawnProcess:
+    process = get_context("spawn").Process(target=_work, args=(job,), name=job.name)
+    with _environment(place):  # before the process begins: CUDA reads its variables once
+        process.start()
+    where = ", ".join(f"{name}={value}" for name, value in place.items())
+    log.info("%s begins (%s); its log: %s", job.name, where, job.folder / LOG)
+    return process
+
+
+def _succeeded(process: SpawnProcess, job: Job) -> bool:
+    if process.exitcode == 0:
+        log.info("%s is finished.", job.name)
+        return True
+    log.error("%s failed; the others go on. See %s", job.name, job.folder / LOG)
+    return False
+
+
+def _end(processes: Sequence[SpawnProcess]) -> None:
+    for process in processes:
+        process.terminate()
+    for process in processes:
+        process.join(PATIENCE_SECONDS)
+        process.kill()
+
+
+def _failure(failed: Sequence[Job]) -> TrainingError:
+    names = ", ".join(job.name for job in failed)
+    lines = (failed[0].folder / LOG).read_text("utf-8", errors="replace").split("\n")
+    return TrainingError(
+        f"{names} failed; what else there was to train is finished.",
+        where=", ".join(str(job.folder / LOG) for job in failed),
+        seen=next((line for line in reversed(lines) if line.strip()), "an empty log"),
+        remedy="the same command goes on with what is missing.",
+    )
+
+
+@contextmanager
+def _environment(added: Environment) -> Iterator[None]:
+    before = dict(os.environ)
+    os.environ.update(added)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+def _work(job: Job) -> None:
+    """The life of a process: all that it says goes to its log."""
+    _write_to(job.folder / LOG)
+    Thread(target=_end_with_parent, daemon=True).start()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as by Ctrl-C, in good order
+    try:
+        job.task()
+    except LesionsegError as error:
+        sys.exit(f"Error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("Interrupted.")
+
+
+def _write_to(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8") as stream:
+        for standard in (sys.stdout, sys.stderr):
+            os.dup2(stream.fileno(), standard.fileno())
+    logging.basicConfig(level=logging.WARNING, format=LINE)
+    logging.getLogger("lesionseg").setLevel(logging.INFO)
+
+
+def _end_with_parent() -> None:
+    parent = parent_process()
+    if parent is not None:
+        wait([parent.sentinel])
+        os.kill(os.getpid(), signal.SIGTERM)

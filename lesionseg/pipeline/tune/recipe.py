@@ -1,0 +1,193 @@
+"""The recipe of `tune`: α and γ of a focal loss, searched together by short trainings."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from lesionseg.core import CaseFiles
+from lesionseg.data.augmentation.augment import AugmentationSettings
+from lesionseg.data.sampling import SamplingSettings
+from lesionseg.errors import ConfigError, DatasetError
+from lesionseg.evaluation import Preset
+from lesionseg.inference.inference_settings import InferenceSettings
+from lesionseg.io.cases import read_case
+from lesionseg.pipeline.dataset.data_settings import DataSettings
+from lesionseg.pipeline.dataset.same_cases import refuse_other_cases
+from lesionseg.pipeline.dataset.survey import Survey, n_lesions, survey
+from lesionseg.pipeline.run.capabilities import require_masks
+from lesionseg.pipeline.run.device_memory import require_device
+from lesionseg.pipeline.run.outcome_summary import aligned
+from lesionseg.pipeline.run.provenance import device_name, is_simulated, provenance
+from lesionseg.pipeline.run.run_dir import check_claim, claim, default_run_dir, is_claimed
+from lesionseg.pipeline.train.learning import Learning, affordable, decide, prepare_cases
+from lesionseg.pipeline.tune.pair_losses import AnchorLossOfPair, LossOfPair, PairLosses
+from lesionseg.pipeline.tune.search import Search, TuneSettings, require_optuna
+from lesionseg.pipeline.tune.trial import Examiner, TrialRecipe
+from lesionseg.pipeline.tune.tune_results import Circumstances, describe, write_results
+from lesionseg.plan.make import PlanOverrides
+from lesionseg.report.figures.search_surface import steadiest
+from lesionseg.report.sections.tuning_page import TuningSearch, TuningTrial, table
+from lesionseg.training.device.kind import training_device
+from lesionseg.training.settings import OptimiserSettings, TrainerSettings
+
+log = logging.getLogger(__name__)
+
+N_CHECKS = 4  # validations a trial, the last one included, where the settings do not say
+
+
+@dataclass(frozen=True)
+class TuneOutcome:
+    """What a search has found so far, where it lies, and which settings have the trials' pair."""
+
+    run_dir: Path
+    search: TuningSearch
+    groups: tuple[str, ...] = ("loss",)
+
+    def summary(self) -> list[str]:
+        """The table of trials, the verdict, and how to train with it."""
+        lines = [*aligned(table(self.search)), "", *self.search.notes]
+        chosen = steadiest(self.search)
+        if chosen is not None and chosen.value:
+            advice = self.overrides(chosen.alpha, chosen.gamma)
+            lines += ["", f"To train with this pair, add to your `train`: {advice}"]
+        return [*lines, f"Heat map: {self.run_dir / 'tune.html'}"]
+
+    def overrides(self, alpha: float, gamma: float) -> str:
+        """The settings with which `train` has the losses of a trial with this pair."""
+        return " ".join(
+            f"{group}.alpha={alpha:.3f} {group}.gamma={gamma:.2f}" for group in self.groups
+        )
+
+
+def tune(
+    data: DataSettings,
+    model: PlanOverrides,
+    loss: LossOfPair,
+    detection: AnchorLossOfPair,
+    sampling: SamplingSettings,
+    augment: AugmentationSettings,
+    optim: OptimiserSettings,
+    trainer: TrainerSettings,
+    inference: InferenceSettings,
+    preset: Preset,
+    tune: TuneSettings,
+    run_dir: str | None,
+    seed: int,
+    config: Mapping[str, Any],
+) -> TuneOutcome:
+    """Search for the α and γ with which the validation lesions are found best.
+
+    `loss` and `detection` are called with `alpha` and `gamma` (`PairLosses`). Each trial is a
+    training as `train` does it, in `run_dir/trials`; `run_dir/journal.log` keeps the search. The
+    same command goes on with it or, while other processes run, takes part in it; only
+    `tune.n_trials` may change. tune.json and tune.html are written after each trial. Raises the
+    `LesionsegError` of whatever is wrong.
+    """
+    losses = PairLosses(model.architecture, loss, detection)
+    require_optuna()
+    _check_devices(trainer)
+    require_device(trainer.accelerator)
+    run = Path(run_dir) if run_dir else default_run_dir(data.root, f"{model.architecture}_tune")
+    check_claim(run, _without_n_trials(config))
+    found = survey(data, seed)
+    require_masks(found, model.architecture)
+    refuse_other_cases(run, found.splits)  # its trials would not compare
+    cases = [c for c in found.of_role("validation") if c.reference is not None or c.annotations]
+    lesions = _count_lesions(found, cases, data)
+    trainer = replace(_with_checks(trainer), seed=seed)
+    learning = partial(
+        Learning,
+        sampling=sampling,
+        augmentation=augment,
+        optimiser=optim,
+        trainer=trainer,
+        init_from=model.init_from,
+    )
+    plan = decide(found, model, trainer.accelerator, run)
+    if not is_claimed(run):  # once for all trials: whatever the pair, it takes the same memory
+        any_loss, any_detection = losses(alpha=0.5, gamma=1.0)
+        plan = affordable(plan, learning(loss=any_loss, detection=any_detection), run)
+    claim(run, _without_n_trials(config))  # last, as in `train`
+    recipe = TrialRecipe(
+        losses=losses,
+        plan=plan,
+        cases=prepare_cases(found, plan, data, run),
+        learning=learning,
+        examine=lambda linked: Examiner(found, cases, linked, inference, preset, tune.fp_per_case),
+        run=run,
+    )
+    origin = _origin(found, seed, trainer, config)
+    about = Circumstances(tune, seed, _budget(trainer), len(cases), lesions, losses.first, origin)
+    search = Search(run, tune, seed=seed, first=losses.first)
+
+    def done(trial: TuningTrial) -> None:
+        _log_trial(trial)
+        write_results(run, search.trials(), about)
+
+    search.run(recipe, done)
+    return TuneOutcome(run, describe(search.trials(), about), losses.groups)
+
+
+def _check_devices(trainer: TrainerSettings) -> None:
+    if not trainer.has_one_device:
+        raise ConfigError(
+            "A trial trains on one device.",
+            where="trainer.devices",
+            seen=trainer.devices,
+            remedy="start the same command once a device: the processes share the search.",
+        )
+
+
+def _without_n_trials(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration that has to stay the same while a search goes on."""
+    searched = {k: v for k, v in config.get("tune", {}).items() if k != "n_trials"}
+    return {**config, "tune": searched}
+
+
+def _count_lesions(found: Survey, cases: Sequence[CaseFiles], data: DataSettings) -> int:
+    total = sum(n_lesions(read_case(files, found.dataset)) for files in cases)
+    if total == 0:
+        raise DatasetError(
+            "No lesion is left to measure the trials by.",
+            where=data.root,
+            seen=f"{len(cases)} validation cases",
+            remedy="raise data.validation_fraction, or give other splits.",
+        )
+    return total
+
+
+def _with_checks(trainer: TrainerSettings) -> TrainerSettings:
+    if trainer.validate_every_minutes is not None or trainer.max_minutes is None:
+        return trainer
+    return replace(trainer, validate_every_minutes=trainer.max_minutes / N_CHECKS)
+
+
+def _budget(trainer: TrainerSettings) -> str:
+    limits = [
+        f"{value:g} {what}"
+        for value, what in ((trainer.max_minutes, "minutes"), (trainer.max_steps, "steps"))
+        if value is not None
+    ]
+    return f"a training of at most {' or '.join(limits)}"
+
+
+def _origin(
+    found: Survey, seed: int, trainer: TrainerSettings, config: Mapping[str, Any]
+) -> dict[str, Any]:
+    simulated = is_simulated(config.get("data", {}), found.dataset)
+    device = device_name(training_device(trainer.accelerator))
+    return provenance(found.dataset, seed, device, simulated)
+
+
+def _log_trial(trial: TuningTrial) -> None:
+    log.info(
+        "Trial %d: α %.3f, γ %.2f, recall %.3f%s.",
+        trial.number,
+        trial.alpha,
+        trial.gamma,
+        trial.scores.get("recall", 0.0),
+        " (stopped early)" if trial.state == "pruned" else "",
+    )

@@ -1,0 +1,164 @@
+"""Charts of the further numbers: size curve, contrast, subgroups, calibration."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from lesionseg.report import text
+from lesionseg.report.figures.chart_drawing import ACCENT, FOUND, GRID, INK, TOP, log_axis, tidy
+from lesionseg.report.inputs.result_tables import LesionRow
+from lesionseg.report.inputs.score_details import Cell, Reliability, SizeCurve, Subgroup
+from lesionseg.report.inputs.scores_file import Interval, Scores
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import FigureBase
+
+# even in lightness, so that it survives grey-scale print
+SHADES = "cividis"
+DARK = 0.55  # shares under it are dark fields, with white letters
+LARGEST_DOT = 260.0  # square points
+PER_ROW, AROUND = 0.24, 0.9  # inches of a forest plot
+
+
+def draw_size_curve(
+    onto: "FigureBase", curve: SizeCurve, lesions: Sequence[LesionRow], scores: Scores
+) -> None:
+    """The fitted chance along the diameter with its band, and every lesion as a stroke.
+
+    Found ones stand at the top, missed ones at the bottom.
+    """
+    axes = onto.subplots()
+    tidy(axes, text.AXIS_CHANCE)
+    known = [(d, *pair) for d, pair in zip(curve.diameters, curve.intervals, strict=True) if pair]
+    if known:
+        x, low, high = zip(*known, strict=True)
+        axes.fill_between(x, low, high, color=FOUND, alpha=0.18, linewidth=0)
+    axes.plot(curve.diameters, curve.recall, color=FOUND, linewidth=2)
+    for detected, height in ((True, 1.06), (False, -0.06)):
+        sizes = [row.diameter_mm for row in lesions if row.detected is detected]
+        axes.plot(sizes, [height] * len(sizes), "|", color=INK, markersize=8, alpha=0.6)
+    for estimate, share in ((curve.d50, 0.5), (curve.d90, 0.9)):
+        _mark_diameter(axes, estimate.value, estimate.ci95, share, scores.size_unit)
+    axes.set_yticks(np.linspace(0, 1, 6))
+    axes.set_ylim(-0.12, 1.12)
+    if curve.diameters[-1] > 4 * curve.diameters[0]:
+        log_axis(axes)
+    axes.set_xlabel(text.axis_diameter(scores.size_said))
+
+
+def _mark_diameter(
+    axes: "Axes", value: float | None, ci95: Interval | None, share: float, unit: str
+) -> None:
+    if value is None:
+        return
+    if ci95 is not None:
+        axes.plot(ci95, [share, share], color=ACCENT, linewidth=1.4, marker="|", markersize=8)
+    axes.plot([value], [share], "o", color=ACCENT, markersize=7, zorder=5)
+    axes.annotate(
+        text.found_at(share, value, unit),
+        (value, share),
+        xytext=(9, -14),
+        textcoords="offset points",
+        color=INK,
+        fontsize=9,
+    )
+
+
+def draw_cells(onto: "FigureBase", cells: Sequence[Cell], unit: str) -> None:
+    """Found of all in fields of size (downwards) and contrast (to the right), shaded by share."""
+    axes = onto.subplots()
+    sizes = list(dict.fromkeys(cell.size for cell in cells))
+    contrasts = list(dict.fromkeys(cell.contrast for cell in cells))
+    shares = np.full((len(sizes), len(contrasts)), np.nan)
+    for cell in cells:
+        y, x = sizes.index(cell.size), contrasts.index(cell.contrast)
+        few = cell.recall.ci95 is None and cell.n < text.MIN_FOR_PERCENT
+        share = shares[y, x] = np.nan if few else cell.detected / cell.n
+        said = text.of(cell.detected, cell.n) if cell.n else text.NONE
+        colour = "white" if share < DARK else INK
+        # fields lie between whole numbers
+        axes.text(x + 0.5, y + 0.5, said, ha="center", va="center", color=colour)
+    axes.set_facecolor(GRID)
+    axes.pcolormesh(shares, cmap=SHADES, vmin=0, vmax=1, edgecolors="white", linewidth=2)
+    axes.set_xlim(0, len(contrasts))
+    axes.set_ylim(len(sizes), 0)
+    axes.set_xticks(np.arange(len(contrasts)) + 0.5, [text.range_words(*c, "") for c in contrasts])
+    axes.set_yticks(np.arange(len(sizes)) + 0.5, [text.range_words(*s, unit) for s in sizes])
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    axes.set_xlabel(text.AXIS_CONTRAST)
+
+
+def draw_reliability(onto: "FigureBase", reliability: Reliability) -> None:
+    """Share of marks that found a lesion against the chance stated, above how many there are."""
+    axes, counts = onto.subplots(2, 1, sharex=True, height_ratios=(4, 1))
+    tidy(axes, text.AXIS_TRUE)
+    axes.plot([0, 1], [0, 1], ":", color=INK, linewidth=1.2)
+    bins = [one for one in reliability.bins if one.n]
+    most = max((one.n for one in bins), default=1)
+    axes.plot([b.stated for b in bins], [b.true for b in bins], color=FOUND, linewidth=1.2)
+    axes.scatter(
+        [b.stated for b in bins],
+        [b.true for b in bins],
+        s=[max(18.0, LARGEST_DOT * b.n / most) for b in bins],
+        color=FOUND,
+        edgecolor="white",
+        zorder=4,
+        clip_on=False,
+    )
+    axes.set_ylim(-0.02, TOP)
+    tidy(counts, text.AXIS_MARKS)
+    counts.bar(
+        [(b.start + b.stop) / 2 for b in bins],
+        [b.n for b in bins],
+        width=[0.86 * (b.stop - b.start) for b in bins],
+        color=FOUND,
+    )
+    counts.locator_params(axis="y", integer=True, nbins=3)
+    counts.set_xlim(0, 1)
+    counts.set_xlabel(text.axis_stated(reliability.of))
+
+
+def forest_height(subgroups: Sequence[Subgroup]) -> float:
+    """Inches that a forest plot needs."""
+    return AROUND + PER_ROW * (len(subgroups) + len({group.by for group in subgroups}))
+
+
+def draw_subgroups(onto: "FigureBase", subgroups: Sequence[Subgroup], overall: float) -> None:
+    """Share found of each subgroup with its interval, below the column they are made by."""
+    axes = onto.subplots()
+    axes.axvline(overall, color=INK, linestyle=":", linewidth=1.2)
+    labels: dict[float, str] = {}
+    y, by = 0.0, ""
+    for group in subgroups:
+        if group.by != by:
+            by, labels[y], y = group.by, group.by, y + 1
+        labels[y] = f"{group.value}   {text.of(group.detected, group.n_lesions)}"
+        _draw_subgroup(axes, y, group)
+        y += 1
+    axes.set_yticks(list(labels), list(labels.values()))
+    for at, tick in enumerate(axes.get_yticklabels()):
+        tick.set_fontweight("bold" if list(labels.values())[at] in _names(subgroups) else "normal")
+    axes.set_ylim(y - 0.4, -0.6)
+    axes.set_xlim(0, TOP)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.tick_params(axis="y", length=0)
+    axes.grid(axis="x", color=GRID, linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.set_xlabel(text.AXIS_SHARE)
+
+
+def _draw_subgroup(axes: "Axes", y: float, group: Subgroup) -> None:
+    if group.recall.value is None:
+        return
+    sure = group.recall.ci95
+    if sure is not None:
+        axes.plot(sure, [y, y], color=INK, linewidth=1.4, marker="|", markersize=7)
+    face = "white" if sure is None else FOUND
+    axes.plot([group.recall.value], [y], "o", color=FOUND, markerfacecolor=face, markersize=7)
+
+
+def _names(subgroups: Sequence[Subgroup]) -> set[str]:
+    return {group.by for group in subgroups}

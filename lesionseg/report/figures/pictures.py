@@ -1,0 +1,297 @@
+"""Cut-outs of a scan around a lesion or mark, oriented as radiologists look at them."""
+
+import base64
+import io
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lesionseg.core import Geometry
+from lesionseg.report.figures.outlines import Loop, trace_loops
+from lesionseg.report.inputs.scene import Mask, Scene
+
+# Wide enough to recognise the place; narrow enough that no face can be rebuilt.
+MIN_SIDE_MM = 64.0
+SIDE_PER_EXTENT = 3.0
+MIN_SHARE_2D = 0.25
+MAX_PIXELS = 400
+MAX_PIXELS_OF_STACK = 256
+# Slices to either side of the middle one; together they reach just beyond the lesion.
+REACH = 3
+JPEG_QUALITY = 85
+MIN_CONTRAST = 0.25
+SAMPLE = 100_000
+PLANES = ("axial", "coronal", "sagittal")
+# letter on the left and on the upper edge of each plane, once axes run to I, P, L
+EDGES = (("R", "A"), ("R", "S"), ("A", "S"))
+
+
+@dataclass(frozen=True, eq=False)
+class Slice:
+    """Grey values `[h, w]` uint8 and the outlines on them, closed loops of (x, y) in pixels.
+
+    `offset_mm` is its distance from the middle slice, towards the feet, the back or the left.
+    """
+
+    image: NDArray[np.uint8]
+    reference: tuple[Loop, ...] = ()
+    accepted: tuple[Loop, ...] = ()
+    offset_mm: float = 0.0
+
+
+@dataclass(frozen=True, eq=False)
+class View:
+    """A few parallel slices to be drawn, of which the one `at` goes through the place.
+
+    `height_mm` and `width_mm` are a slice's size, `pixel_mm` a pixel's (height, width). `frame` is
+    a rectangle (x, y, width, height) in millimetres around the place on an overview. `centre` is
+    the place itself (x, y) in millimetres.
+    """
+
+    plane: str
+    slices: tuple[Slice, ...]
+    at: int
+    height_mm: float
+    width_mm: float
+    pixel_mm: tuple[float, float]
+    left: str = ""
+    top: str = ""
+    frame: tuple[float, float, float, float] | None = None
+    centre: tuple[float, float] | None = None
+
+    @property
+    def image(self) -> NDArray[np.uint8]:
+        """Grey values of the middle slice."""
+        return self.slices[self.at].image
+
+    @property
+    def reference(self) -> tuple[Loop, ...]:
+        """Outlines of the reference on the middle slice."""
+        return self.slices[self.at].reference
+
+    @property
+    def accepted(self) -> tuple[Loop, ...]:
+        """Outlines of the accepted marks on the middle slice."""
+        return self.slices[self.at].accepted
+
+    @staticmethod
+    def path(loops: Sequence[Loop]) -> str:
+        """Loops as the `d` of an SVG path, in pixels; `scale` turns it into millimetres."""
+        return "".join(f"M{loop[0][0]} {loop[0][1]}{_steps(loop)}Z" for loop in loops)
+
+    @property
+    def scale(self) -> str:
+        """The SVG transformation from pixels to millimetres."""
+        return f"scale({self.pixel_mm[1]:g} {self.pixel_mm[0]:g})"
+
+    def ticks(self) -> str:
+        """Short lines at the lower and the right edge that point to the centre, as an SVG path."""
+        x, y = self.centre or (self.width_mm / 2, self.height_mm / 2)
+        length = 0.06 * self.height_mm
+        return f"M{x:g} {self.height_mm:g}v{-length:g}M{self.width_mm:g} {y:g}h{-length:g}"
+
+    @cached_property
+    def data_uri(self) -> str:
+        """All slices, the first on top, as one JPEG data URI."""
+        from PIL import Image
+
+        pictures = [Image.fromarray(one.image) for one in self.slices]
+        side = MAX_PIXELS_OF_STACK if len(pictures) > 1 else MAX_PIXELS
+        for picture in pictures:
+            picture.thumbnail((side, side), Image.Resampling.BOX)
+        strip = np.concatenate([np.asarray(picture) for picture in pictures])
+        buffer = io.BytesIO()
+        Image.fromarray(strip).save(buffer, "jpeg", quality=JPEG_QUALITY, optimize=True)
+        return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+
+
+def cut_views(
+    scene: Scene, start: Sequence[float], stop: Sequence[float], *, on_mark: bool = False
+) -> tuple[View, ...]:
+    """Slices through the middle of the box `start` to `stop` (voxels of the scene's grid).
+
+    They pass through the reference in the box, or, with `on_mark`, through the accepted mark.
+
+    3-D: axial, coronal and sagittal, each with its neighbours to just beyond the box, turned so
+    that each array axis runs to the patient's feet, back and left. 2-D: the whole image with a
+    frame, and the cut-out, as they lie in the file.
+    """
+    turned, box = _turn(scene, np.array([start, stop], dtype=float))
+    masks = (turned.accepted,) if on_mark else (turned.reference, turned.accepted)
+    middle = _middle(turned.geometry, box, masks)
+    side_mm = _side_mm(turned.geometry, box)
+    if scene.geometry.dims == 2:
+        close_up = _view(turned, middle, None, side_mm)
+        return _overview(turned, middle, side_mm), close_up
+    offsets = [_offsets(box[:, axis], middle[axis], turned.image.shape[axis]) for axis in range(3)]
+    return tuple(_view(turned, middle, axis, side_mm, offsets[axis]) for axis in range(3))
+
+
+def _steps(loop: Loop) -> str:
+    """From corner to corner, always along a row or a column; the way back closes by itself."""
+    return "".join(
+        f"h{x - before[0]}" if y == before[1] else f"v{y - before[1]}"
+        for before, (x, y) in itertools.pairwise(loop)
+    )
+
+
+def display_axes(geometry: Geometry) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Order of the file's axes and those to flip so that they run closest to I, P, L.
+
+    The flips are named after the reordering. 2-D images stay as they are.
+
+    >>> display_axes(Geometry.from_spacing((4, 5, 6), (1, 1, 1)))
+    ((0, 1, 2), (0, 1, 2))
+    """
+    if geometry.dims == 2:
+        return (0, 1), ()
+    # rows: S, A, R as file axes z, y, x would run; columns: the file's own axes
+    directions = geometry.affine[:3, :3][::-1] / np.asarray(geometry.spacing_mm)
+    order = max(
+        itertools.permutations(range(3)),
+        key=lambda axes: sum(abs(directions[k, axis]) for k, axis in enumerate(axes)),
+    )
+    return order, tuple(k for k, axis in enumerate(order) if directions[k, axis] > 0)
+
+
+def _turn(scene: Scene, box: NDArray[Any]) -> tuple[Scene, NDArray[Any]]:
+    order, flips = display_axes(scene.geometry)
+    spacing = [scene.geometry.spacing_mm[axis] for axis in order]
+    shape = [scene.geometry.shape[axis] for axis in order]
+    box = box[:, order]
+    for axis in flips:
+        box[:, axis] = shape[axis] - box[::-1, axis]
+    image, reference, accepted = (
+        None if array is None else np.flip(array.transpose(order), flips)
+        for array in (scene.image, scene.reference, scene.accepted)
+    )
+    turned = Geometry.from_spacing(shape, spacing)
+    return Scene(np.asarray(image), turned, reference, accepted), box
+
+
+def _middle(geometry: Geometry, box: NDArray[Any], masks: Sequence[Mask | None]) -> tuple[int, ...]:
+    """The voxel at the middle of the box, moved onto the nearest marked voxel in it."""
+    start = np.maximum(np.floor(box[0]).astype(int), 0)
+    stop = np.minimum(np.maximum(np.ceil(box[1]).astype(int), start + 1), geometry.shape)
+    start = np.minimum(start, stop - 1)
+    centre = (box[0] + box[1] - 1) / 2
+    inside = tuple(slice(a, b) for a, b in zip(start, stop, strict=True))
+    for mask in masks:
+        voxels = np.argwhere(mask[inside]) + start if mask is not None else np.zeros((0, 0))
+        if len(voxels):
+            nearest = np.argmin(((voxels - centre) ** 2).sum(axis=1))
+            return tuple(int(v) for v in voxels[nearest])
+    return tuple(int(v) for v in np.clip(np.round(centre), start, stop - 1))
+
+
+def _offsets(ends: NDArray[Any], middle: int, n: int) -> tuple[int, ...]:
+    """Slices beside the middle one, in equal steps to just beyond `ends` (start, stop)."""
+    beyond = max(middle - ends[0], ends[1] - 1 - middle) + 1
+    step = max(1, int(np.ceil(beyond / REACH)))
+    return tuple(k * step for k in range(-REACH, REACH + 1) if 0 <= middle + k * step < n)
+
+
+def _side_mm(geometry: Geometry, box: NDArray[Any]) -> float:
+    """Three times the lesion, but no more than the least side around it."""
+    extent = float(((box[1] - box[0]) * geometry.spacing_mm).max())
+    least = MIN_SIDE_MM
+    if geometry.dims == 2:
+        size = [n * s for n, s in zip(geometry.shape, geometry.spacing_mm, strict=True)]
+        least = MIN_SHARE_2D * max(size)
+    return max(least, min(SIDE_PER_EXTENT * extent, extent + least))
+
+
+def _view(
+    scene: Scene,
+    middle: Sequence[int],
+    axis: int | None,
+    side_mm: float,
+    offsets: Sequence[int] = (0,),
+) -> View:
+    """The slices across `axis` (None: the 2-D image itself) around `middle`."""
+    index: list[Any] = [
+        _around(n, at, side_mm / spacing)
+        for n, at, spacing in zip(
+            scene.geometry.shape, middle, scene.geometry.spacing_mm, strict=True
+        )
+    ]
+    shades = _shades(scene.image, scene.image[tuple(index)])
+    spacing = scene.geometry.spacing_mm
+    kept = [k for k in range(len(spacing)) if k != axis]
+    y, x = ((middle[k] - index[k].start + 0.5) * spacing[k] for k in kept)
+    slices = []
+    for offset in offsets:
+        if axis is not None:
+            index[axis] = middle[axis] + offset
+        apart = 0.0 if axis is None else offset * spacing[axis]
+        slices.append(replace(_draw(scene, tuple(index), shades), offset_mm=apart))
+    plane = PLANES[axis] if axis is not None else "cut-out"
+    view = _gather(plane, slices, list(offsets).index(0), [spacing[k] for k in kept])
+    left, top = EDGES[axis] if axis is not None else ("", "")
+    return replace(view, left=left, top=top, centre=(x, y))
+
+
+def _overview(scene: Scene, middle: Sequence[int], side_mm: float) -> View:
+    """The whole 2-D image with a frame where the cut-out lies."""
+    spacing = scene.geometry.spacing_mm
+    shades = _shades(scene.image, scene.image)
+    whole = replace(_draw(scene, (slice(None), slice(None)), shades), reference=(), accepted=())
+    rows, columns = (
+        _around(n, at, side_mm / s)
+        for n, at, s in zip(scene.geometry.shape, middle, spacing, strict=True)
+    )
+    frame = (
+        columns.start * spacing[1],
+        rows.start * spacing[0],
+        (columns.stop - columns.start) * spacing[1],
+        (rows.stop - rows.start) * spacing[0],
+    )
+    return replace(_gather("whole image", [whole], 0, spacing), frame=frame)
+
+
+def _gather(plane: str, slices: Sequence[Slice], at: int, pixel: Sequence[float]) -> View:
+    height, width = slices[0].image.shape
+    return View(
+        plane,
+        tuple(slices),
+        at,
+        height * pixel[0],
+        width * pixel[1],
+        (float(pixel[0]), float(pixel[1])),
+    )
+
+
+def _draw(scene: Scene, index: tuple[Any, ...], shades: tuple[float, float]) -> Slice:
+    low, high = shades
+    scaled = (scene.image[index].astype(np.float32) - low) / (high - low)
+    image = (np.clip(scaled, 0, 1) * 255).round().astype(np.uint8)
+    reference, accepted = (
+        () if mask is None else trace_loops(mask[index])
+        for mask in (scene.reference, scene.accepted)
+    )
+    return Slice(image, reference, accepted)
+
+
+def _around(n: int, at: int, side: float) -> slice:
+    """`side` voxels around `at`, moved to lie within `n` voxels."""
+    size = min(n, max(1, round(side)))
+    start = min(max(0, at - size // 2), n - size)
+    return slice(start, start + size)
+
+
+def _shades(image: NDArray[Any], neighbourhood: NDArray[Any]) -> tuple[float, float]:
+    """Values shown black and white: the neighbourhood's 1st and 99.9th percentile.
+
+    Widened where that is less than a quarter of the whole image's range, lest noise looks like
+    tissue.
+    """
+    low, high = (float(v) for v in np.percentile(neighbourhood, (1.0, 99.9)))
+    sample = image.reshape(-1)[:: max(1, image.size // SAMPLE)]
+    least, most = np.percentile(sample, (1.0, 99.9))
+    missing = max(MIN_CONTRAST * float(most - least), 1e-6) - (high - low)
+    return (low - missing / 2, high + missing / 2) if missing > 0 else (low, high)

@@ -1,0 +1,179 @@
+"""A second model or reader on the same scans: its tables, and the charts of both."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from lesionseg.errors import ContentError
+from lesionseg.report import text
+from lesionseg.report.figures.chart_drawing import (
+    ACCENT,
+    FOUND,
+    INK,
+    TOP,
+    doubling_axis,
+    froc_range,
+    tidy,
+)
+from lesionseg.report.inputs.result_tables import Tables, read_tables
+from lesionseg.report.inputs.score_details import Difference
+from lesionseg.report.inputs.scores_file import Scores
+from lesionseg.report.inputs.threshold_sweep import make_sweep
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import FigureBase
+
+# differences of these are no shares, and have an axis of their own
+RATES = ("false_positives_per_case",)
+
+
+@dataclass(frozen=True)
+class Look:
+    """How one of the two is drawn; they differ in shape as well as in colour."""
+
+    name: str
+    colour: str
+    line: str
+    marker: str
+
+
+@dataclass(frozen=True)
+class Pair:
+    """The two evaluations and what they are called."""
+
+    one: Tables
+    other: Tables
+    names: tuple[str, str]
+
+    def looks(self) -> tuple[tuple[Tables, Look], ...]:
+        """Each with the way it is drawn."""
+        return (
+            (self.one, Look(self.names[0], FOUND, "-", "o")),
+            (self.other, Look(self.names[1], ACCENT, "--", "s")),
+        )
+
+
+def read_pair(tables: Tables, folder: Path, names: tuple[str, str]) -> Pair:
+    """The evaluation in `folder` beside `tables`; `ContentError` when it is of other scans."""
+    other = read_tables(folder)
+    here, there = ({case.case: case.n_lesions for case in t.cases} for t in (tables, other))
+    if here != there:
+        apart = sum(here.get(case) != there.get(case) for case in {*here, *there})
+        raise ContentError(
+            "The two evaluations are not of the same scans and lesions.",
+            where=folder,
+            seen=f"{apart} scans that differ",
+            expected=f"the {len(here)} scans of {tables.folder}",
+            remedy="evaluate both against the same reference.",
+        )
+    return Pair(tables, other, names)
+
+
+def draw_froc_pair(onto: "FigureBase", pair: Pair) -> None:
+    """Both curves on one doubling axis, and the operating point of each."""
+    axes = onto.subplots()
+    tidy(axes, text.AXIS_SHARE)
+    ends = [froc_range(tables.scores) for tables, _ in pair.looks()]
+    first, last = min(low for low, _ in ends), max(high for _, high in ends)
+    for tables, look in pair.looks():
+        sweep = make_sweep(tables)
+        if sweep is not None:
+            rates, recall = sweep.curve()
+            axes.step(
+                np.maximum(rates, first),
+                recall,
+                look.line,
+                where="post",
+                color=look.colour,
+                linewidth=2,
+            )
+        _point(axes, tables.scores, look, first)
+    doubling_axis(axes, first, last)
+    axes.legend(frameon=False, fontsize=9, loc="lower right")
+
+
+def _point(axes: "Axes", scores: Scores, look: Look, first: float) -> None:
+    price = scores.estimate("false_positives_per_case").value
+    recall = scores.estimate("lesion_recall").value
+    if price is not None and recall is not None:
+        axes.plot(
+            [max(price, first)],
+            [recall],
+            look.marker + look.line,
+            color=look.colour,
+            markersize=9,
+            markeredgecolor="white",
+            zorder=5,
+            clip_on=False,
+            label=look.name,
+        )
+
+
+def draw_sizes_pair(onto: "FigureBase", pair: Pair) -> None:
+    """Share found of each size group by both, side by side, with intervals."""
+    axes = onto.subplots()
+    tidy(axes, text.AXIS_FOUND)
+    groups = pair.one.scores.recall_by_size
+    for (tables, look), shift in zip(pair.looks(), (-0.12, 0.12), strict=True):
+        drawn = False
+        for at, group in enumerate(tables.scores.recall_by_size):
+            if not group.n:
+                continue
+            share, x = group.detected / group.n, at + shift
+            if group.recall.ci95 is not None:
+                axes.plot([x, x], group.recall.ci95, color=look.colour, linewidth=1.6, marker="_")
+            sure = group.recall.ci95 is not None
+            axes.plot(
+                [x],
+                [share],
+                look.marker,
+                color=look.colour,
+                markerfacecolor=look.colour if sure else "white",
+                markersize=8,
+                label=None if drawn else look.name,
+                clip_on=False,
+            )
+            drawn = True
+    axes.set_ylim(0, TOP)
+    axes.set_xticks(
+        np.arange(len(groups)), [text.size_range(g, pair.one.scores.size_unit) for g in groups]
+    )
+    axes.set_xlim(-0.5, len(groups) - 0.5)
+    axes.set_xlabel(text.axis_diameter(pair.one.scores.size_said))
+    axes.legend(frameon=False, fontsize=9, loc="lower right")
+
+
+def draw_differences(onto: "FigureBase", differences: Sequence[Difference]) -> None:
+    """Each difference with its interval around a line at zero; rates in a panel of their own."""
+    shares = [row for row in differences if row.key not in RATES]
+    rates = [row for row in differences if row.key in RATES]
+    panels = [part for part in (shares, rates) if part]
+    grid = onto.subplots(len(panels), 1, squeeze=False, height_ratios=[len(p) for p in panels])
+    for axes, part in zip(grid[:, 0], panels, strict=True):
+        _draw_panel(axes, part)
+        name = text.AXIS_DIFFERENCE if part is shares else text.AXIS_DIFFERENCE_FALSE
+        axes.set_xlabel(name)
+
+
+def _draw_panel(axes: "Axes", rows: Sequence[Difference]) -> None:
+    axes.axvline(0, color=INK, linewidth=1)
+    reach = 0.0
+    for at, row in enumerate(rows):
+        value, ci95 = row.difference.value, row.difference.ci95
+        if value is None:
+            continue
+        reach = max(reach, abs(value), *map(abs, ci95 or ()))
+        if ci95 is not None:
+            axes.plot(ci95, [at, at], color=INK, linewidth=1.4, marker="|", markersize=7)
+        face = "white" if ci95 is None else FOUND
+        axes.plot([value], [at], "o", color=FOUND, markerfacecolor=face, markersize=7)
+    reach = 1.1 * reach or 0.1
+    axes.set_xlim(-reach, reach)
+    axes.set_ylim(len(rows) - 0.4, -0.6)
+    axes.set_yticks(range(len(rows)), [text.measure_name(row.key) for row in rows])
+    axes.tick_params(axis="y", length=0)
+    axes.spines[["top", "right", "left"]].set_visible(False)

@@ -1,0 +1,1 @@
+"""The parts of the page beside the charts: tables, gallery, checklists and further pages."""

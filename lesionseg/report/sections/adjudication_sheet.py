@@ -1,0 +1,76 @@
+"""adjudicate.csv: the unconfirmed marks, for a person to say which of them are lesions."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from lesionseg.io.atomic import read_csv, write_csv
+from lesionseg.report.inputs.result_tables import CandidateRow, Tables
+
+_log = logging.getLogger(__name__)
+COLUMNS = (
+    "case",
+    "candidate",
+    "label",
+    "score",
+    "diameter_mm",
+    "centre_mm",
+    "start_vox",
+    "stop_vox",
+    "touches_lesion",
+    "verdict",
+    "reader",
+    "comment",
+)
+# What a person fills in; nothing of it is ever overwritten.
+FILLED = ("verdict", "reader", "comment")
+# A mark is the same one when all of these are.
+SAME = ("case", "candidate", "start_vox", "stop_vox")
+
+
+def write_adjudication(path: Path, tables: Tables) -> int:
+    """Write one row a false positive, by descending score; returns how many there are.
+
+    Verdicts that a person has filled in before are kept: with their mark, or below the others
+    when it is no longer among them. No file is written where there is nothing to judge.
+    """
+    false = [row for row in tables.candidates if row.outcome == "false_positive"]
+    false.sort(key=lambda row: (-(row.score or 0.0), row.case, row.candidate))
+    rows = [_row(row) for row in false]
+    before = {_identity(row): row for row in _filled(path)}
+    for row in rows:
+        row.update({key: before.get(_identity(row), {}).get(key, "") for key in FILLED})
+    left = [row for key, row in before.items() if key not in {_identity(row) for row in rows}]
+    if left:
+        _log.warning("%d verdicts in %s are of marks no longer there; kept.", len(left), path)
+    if rows or left:
+        write_csv(path, [*rows, *left], COLUMNS)
+    return len(rows)
+
+
+def _filled(path: Path) -> list[Mapping[str, str]]:
+    rows = read_csv(path) if path.is_file() else []
+    kept = [{key: row.get(key, "") for key in COLUMNS} for row in rows]
+    return [row for row in kept if any(row[key] for key in FILLED)]
+
+
+def _identity(row: Mapping[str, str]) -> tuple[str, ...]:
+    return tuple(row[key] for key in SAME)
+
+
+def _row(row: CandidateRow) -> dict[str, str]:
+    return {
+        "case": row.case,
+        "candidate": str(row.candidate),
+        "label": row.label,
+        "score": "" if row.score is None else f"{row.score:.6g}",
+        "diameter_mm": f"{row.diameter_mm:.2f}",
+        "centre_mm": _point(row.centre_mm),
+        "start_vox": _point(row.start_vox),
+        "stop_vox": _point(row.stop_vox),
+        "touches_lesion": str(row.touches_lesion).lower(),
+    }
+
+
+def _point(values: Sequence[float]) -> str:
+    return " ".join(f"{value:.12g}" for value in values)

@@ -1,0 +1,138 @@
+"""References worth a second look: the first rows of a label_audit.csv, with pictures."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from lesionseg.errors import ContentError, LesionsegError
+from lesionseg.io.atomic import read_csv
+from lesionseg.report import text
+from lesionseg.report.figures.pictures import View, cut_views
+from lesionseg.report.inputs.scene import Load, Scene
+from lesionseg.report.sections.gallery import Card, Hanging
+from lesionseg.report.sections.table_cells import Cell, Listing
+
+_log = logging.getLogger(__name__)
+
+PICTURES, ROWS = 12, 50  # the most that are shown
+
+
+@dataclass(frozen=True)
+class SuspectRow:
+    """One line of label_audit.csv; `p` holds the probability at each snapshot, oldest first."""
+
+    rank: int
+    kind: str
+    case: str
+    centre_mm: tuple[float, ...]
+    diameter_mm: float
+    suspicion: float
+    p: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Section:
+    """What the page shows of an audit; no pictures without the scans."""
+
+    words: str
+    listing: Listing
+    hanging: Hanging | None
+
+
+def section(
+    rows: Sequence[SuspectRow], load: Load | None, unit: str, *, identifiers: bool = False
+) -> Section | None:
+    """The section, or None without an audit; no pictures without `load`.
+
+    `load` gives a case, by its real name, with its reference. Names of cases are printed with
+    `identifiers` alone: otherwise scans are numbered, and label_audit.csv says by the rank which
+    they are.
+    """
+    if not rows:
+        return None
+    names = shown_names(rows, identifiers=identifiers)
+    hanging = None if load is None else hang_suspects(rows, load, unit, names)
+    return Section(text.AUDIT_TEXT, list_suspects(rows, unit, names), hanging)
+
+
+def shown_names(rows: Sequence[SuspectRow], *, identifiers: bool) -> dict[str, str]:
+    """What each case is called on the page."""
+    cases = dict.fromkeys(row.case for row in rows)
+    if identifiers:
+        return {case: case for case in cases}
+    return {case: text.training_scan(n) for n, case in enumerate(cases, start=1)}
+
+
+def read_suspects(path: Path) -> tuple[SuspectRow, ...]:
+    """Read a label_audit.csv, `()` when there is none; `ContentError` for a broken one."""
+    if not path.is_file():
+        return ()
+    try:
+        return tuple(
+            SuspectRow(
+                rank=int(row["rank"]),
+                kind=row["kind"],
+                case=row["case"],
+                centre_mm=tuple(float(v) for v in row["centre_mm"].split()),
+                diameter_mm=float(row["diameter_mm"]),
+                suspicion=float(row["suspicion"]),
+                p=tuple(float(row[name]) for name in row if name.startswith("p_at_")),
+            )
+            for row in read_csv(path)
+        )
+    except (KeyError, ValueError) as error:
+        raise ContentError(
+            "The label audit cannot be read.", where=path, seen=repr(error)
+        ) from error
+
+
+def list_suspects(rows: Sequence[SuspectRow], unit: str, names: Mapping[str, str]) -> Listing:
+    """The first rows as a table; `names` are those that cases are shown by."""
+    lines = tuple(
+        (
+            Cell(str(row.rank), row.rank),
+            Cell(names[row.case]),
+            Cell(text.AUDIT_KINDS.get(row.kind, row.kind)),
+            Cell(f"{row.diameter_mm:.1f} {unit}", row.diameter_mm),
+            Cell(", ".join(f"{v:.0f}" for v in row.centre_mm)),
+            Cell(f"{row.suspicion:.2f}", row.suspicion),
+        )
+        for row in rows[:ROWS]
+    )
+    return Listing(text.HEADINGS_AUDIT, lines, max(len(rows) - ROWS, 0))
+
+
+def hang_suspects(
+    rows: Sequence[SuspectRow], load: Load, unit: str, names: Mapping[str, str]
+) -> Hanging:
+    """The first rows with their pictures, each case read once; a note where there is none."""
+    shown = rows[:PICTURES]
+    cards: dict[int, Card] = {}
+    for case in dict.fromkeys(row.case for row in shown):
+        here = [row for row in shown if row.case == case]
+        try:
+            scene = load(case, frozenset())
+            cards |= {row.rank: _card(row, unit, names[case], scene) for row in here}
+        except LesionsegError as error:
+            _log.warning("No picture of %s: %s", case, error)
+            cards |= {row.rank: _card(row, unit, names[case], note=error.what) for row in here}
+    sentence = text.shown_sentence(len(shown), len(rows), text.AUDIT_ORDER)
+    return Hanging(text.AUDIT_TITLE, sentence, tuple(cards[row.rank] for row in shown))
+
+
+def _card(
+    row: SuspectRow, unit: str, name: str, scene: Scene | None = None, note: str = ""
+) -> Card:
+    caption = text.caption_suspect(row.kind, f"{row.diameter_mm:.1f} {unit}", row.p)
+    views = () if scene is None else _views(row, scene)
+    return Card(name, text.rank(row.rank), caption, views, note)
+
+
+def _views(row: SuspectRow, scene: Scene) -> tuple[View, ...]:
+    """Slices through the middle of a box as large as the place."""
+    middle = scene.geometry.to_index([row.centre_mm])[0]
+    half = np.maximum(row.diameter_mm / 2 / np.asarray(scene.geometry.spacing_mm), 0.5)
+    return cut_views(scene, middle - half + 0.5, middle + half + 0.5)

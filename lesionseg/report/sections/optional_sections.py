@@ -1,0 +1,106 @@
+"""Sections for numbers that only some evaluations have, printed whatever their exact keys are.
+
+An official scorer's numbers and those after adjudication are mappings, lists of mappings, or both
+nested; every number in them is a plain one or one with its interval.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from lesionseg.report import text
+from lesionseg.report.inputs.scores_file import Scores, read_estimate
+from lesionseg.report.sections.table_cells import Cell, Listing
+
+# section of the page: keys of scores.json that it prints
+KEYS: Mapping[str, tuple[str, ...]] = {
+    "official": ("official",),
+    "adjudication": ("adjudication",),
+}
+# They belong to the number beside them.
+SIDE_KEYS = ("ci95", "reason", "reasons", "ci95_reason")
+
+
+@dataclass(frozen=True)
+class Extra:
+    """A section: its sentence, and its tables with a title each."""
+
+    sentence: str
+    tables: tuple[tuple[str, Listing], ...]
+
+
+def make_extras(scores: Scores) -> dict[str, Extra]:
+    """The sections for which the scores hold something, by key of `text.SECTIONS`."""
+    found = {}
+    for section, keys in KEYS.items():
+        tables = [t for key in keys for t in _tables(_words(key), scores.raw.get(key))]
+        if tables:
+            found[section] = Extra(text.EXTRAS[section], tuple(tables))
+    return found
+
+
+def _tables(title: str, node: Any) -> list[tuple[str, Listing]]:
+    """The tables of a node and of what is nested in it, outer ones first."""
+    if isinstance(node, Mapping) and not _is_number(node):
+        if _is_table(node.values()):
+            return [(title, _table(node.keys(), list(node.values())))]
+        plain = {k: v for k, v in node.items() if k not in SIDE_KEYS and _is_plain(v)}
+        own = [(title, _pairs(plain, node))] if plain else []
+        nested = ((k, v) for k, v in node.items() if k not in (*plain, *SIDE_KEYS))
+        return [*own, *(t for k, v in nested for t in _tables(f"{title}: {_words(k)}", v))]
+    if isinstance(node, Sequence) and not isinstance(node, str) and _is_table(node):
+        return [(title, _table(None, list(node)))]
+    return []
+
+
+def _is_number(node: Any) -> bool:
+    return isinstance(node, Mapping) and bool({"value", "mean"} & set(node)) and "ci95" in node
+
+
+def _is_plain(node: Any) -> bool:
+    if isinstance(node, Mapping):
+        return _is_number(node)
+    return not isinstance(node, list | tuple) or not any(isinstance(x, Mapping) for x in node)
+
+
+def _is_table(rows: Iterable[Any]) -> bool:
+    kept = list(rows)
+    return bool(kept) and all(isinstance(r, Mapping) and not _is_number(r) for r in kept)
+
+
+def _pairs(plain: Mapping[str, Any], beside: Mapping[str, Any]) -> Listing:
+    lines = tuple((Cell(_words(key)), Cell(_value(beside, key))) for key in plain)
+    return Listing(text.HEADINGS_MEASURES[:2], lines)
+
+
+def _table(names: Iterable[str] | None, rows: Sequence[Mapping[str, Any]]) -> Listing:
+    columns = list(dict.fromkeys(k for row in rows for k in row if k not in SIDE_KEYS))
+    columns = [k for k in columns if all(_is_plain(row.get(k)) for row in rows)]
+    cells = [[Cell(_value(row, k)) for k in columns] for row in rows]
+    headings = tuple(_words(k) for k in columns)
+    if names is None:
+        return Listing(headings, tuple(map(tuple, cells)))
+    lines = ((Cell(_words(name)), *line) for name, line in zip(names, cells, strict=True))
+    return Listing(("", *headings), tuple(lines))
+
+
+def _value(row: Mapping[str, Any], key: str) -> str:
+    """A number with its interval, whichever of the two shapes it has; other values as they are."""
+    value = row.get(key)
+    if isinstance(value, bool) or value is None:
+        reason = read_estimate(row, key).reason if key in (row.get("reasons") or {}) else ""
+        words = {True: text.YES, False: text.NO, None: text.NONE}[value]
+        return f"{words} ({reason})" if reason else words
+    if isinstance(value, int | str):
+        return str(value)
+    if isinstance(value, list | tuple):
+        return ", ".join(f"{x:.3g}" if isinstance(x, float) else str(x) for x in value) or text.NONE
+    estimate = read_estimate(row, key)
+    pair = row.get("ci95")
+    if estimate.ci95 is None and isinstance(pair, list | tuple) and len(pair) == 2:
+        estimate = read_estimate({key: {"value": value, "ci95": pair}}, key)
+    return text.measure(estimate)
+
+
+def _words(key: str) -> str:
+    return text.EXTRA_WORDS.get(key, str(key).replace("_", " "))

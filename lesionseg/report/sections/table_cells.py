@@ -1,0 +1,248 @@
+"""The report's tables: rows of cells that carry what is shown and what they sort by."""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from lesionseg.report import text
+from lesionseg.report.inputs.result_tables import CandidateRow, CaseRow, LesionRow
+from lesionseg.report.inputs.scores_file import Scores, SizeGroup, read_estimate
+from lesionseg.report.inputs.study_file import Study
+from lesionseg.report.inputs.threshold_sweep import size_index
+from lesionseg.report.sections.checklists import Checklist, Item
+
+# Rows beyond this make a page slow to open; the omitted number is printed.
+MAX_ROWS = 3000
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What is shown, the number it sorts by (None: by its words), and a place in the page.
+
+    `terms`: what the table at that place is searched for, several separated by semicolons.
+    """
+
+    shown: str
+    key: float | None = None
+    link: str = ""
+    terms: str = ""
+
+
+Line = tuple[Cell, ...]
+
+
+@dataclass(frozen=True)
+class Listing:
+    """A table: headings, lines, how many lines were left out, and a note below."""
+
+    headings: tuple[str, ...]
+    lines: tuple[Line, ...]
+    omitted: int = 0
+    note: str = ""
+
+
+def list_cases(cases: Sequence[CaseRow], unit: str) -> Listing:
+    """One line per case, those with most missed lesions first."""
+    ordered = sorted(cases, key=lambda case: (-case.n_missed, -case.n_false_positive, case.case))
+    headings = tuple(heading.format(unit=unit) for heading in text.HEADINGS_CASES)
+    return _listing(headings, map(_case_line, ordered))
+
+
+def list_lesions(lesions: Sequence[LesionRow], groups: tuple[SizeGroup, ...], unit: str) -> Listing:
+    """One line per reference lesion, missed ones first, by descending size."""
+    ordered = sorted(lesions, key=lambda row: (row.detected, -row.diameter_mm, row.case))
+    names = [text.size_range(group, unit) for group in groups]
+    return _listing(
+        text.HEADINGS_LESIONS,
+        (_lesion_line(row, names[size_index(row.diameter_mm, groups)], unit) for row in ordered),
+    )
+
+
+def list_marks(candidates: Sequence[CandidateRow], unit: str) -> Listing:
+    """One line per candidate, by descending score."""
+    ordered = sorted(candidates, key=lambda row: (-(row.score or 0.0), row.case, row.candidate))
+    return _listing(text.HEADINGS_MARKS, (_mark_line(row, unit) for row in ordered))
+
+
+def list_sizes(groups: Sequence[SizeGroup], unit: str, said: str = "") -> Listing:
+    """One line per size group: found of all, share, interval; a note says why one has none.
+
+    `said`: what sizes are called where the unit alone would mislead.
+    """
+    lines = (
+        (
+            Cell(text.size_range(group, unit)),
+            Cell(
+                text.of(group.detected, group.n),
+                link="lesion-table" if group.n else "",
+                terms=text.size_range(group, unit),
+            ),
+            Cell(text.share(group.detected, group.n, group.recall)),
+            Cell(text.bounds(group.recall) if group.n else text.NO_LESION),
+        )
+        for group in groups
+    )
+    bare = [g.recall.reason for g in groups if g.n and g.recall.ci95 is None]
+    headings = (text.size_heading(said or unit), *text.HEADINGS_SIZE[1:])
+    return replace(_listing(headings, lines), note=text.no_intervals(bare))
+
+
+def list_quantiles(scores: Scores) -> Listing:
+    """Groups of about as many lesions each, of whatever sizes; no line without them."""
+    groups = scores.recall_by_quantile if scores.n_lesions else ()
+    lines = (
+        (
+            Cell(text.quantile_range(group, scores.size_unit)),
+            Cell(text.of(group.detected, group.n)),
+            Cell(text.share(group.detected, group.n, group.recall)),
+            Cell(text.bounds(group.recall)),
+        )
+        for group in groups
+    )
+    bare = [g.recall.reason for g in groups if g.recall.ci95 is None]
+    headings = (text.size_heading(scores.size_said), *text.HEADINGS_SIZE[1:])
+    return replace(_listing(headings, lines), note=text.no_intervals(bare))
+
+
+def list_measures(scores: Scores) -> Listing:
+    """One line per number of scores.json, linked to its definition."""
+    lines = (
+        (
+            Cell(words.format(unit=scores.size_unit), link=f"def-{definition}"),
+            Cell(text.measure(scores.estimate(key))),
+            Cell(text.TABLE_NAMES[rows], link=rows),
+        )
+        for key, (words, definition, rows) in text.MEASURES.items()
+        if key in scores.raw
+    )
+    return _listing(text.HEADINGS_MEASURES, lines)
+
+
+def list_reasons(lesions: Sequence[LesionRow]) -> Listing:
+    """How many missed lesions each reason has, most frequent first."""
+    reasons = Counter(text.why_missed(row.why_missed) for row in lesions if not row.detected)
+    lines = (
+        (Cell(why), replace(_number(n, 0), link="lesion-table", terms=f"{text.MISSED}; {why}"))
+        for why, n in reasons.most_common()
+    )
+    return _listing(text.HEADINGS_WHY, lines)
+
+
+def list_rules(scores: Scores, lesions: Sequence[LesionRow]) -> Listing:
+    """How many lesions are found, and at what price, under other rules of what found means."""
+    lines = (
+        (
+            Cell(words),
+            Cell(text.of(sum(getattr(row, rule) for row in lesions), len(lesions))),
+            Cell(text.optional_rate(scores.false_marks_under(rule))),
+        )
+        for rule, words in text.RULES.items()
+    )
+    return _listing(text.HEADINGS_RULES, lines)
+
+
+def list_labels(scores: Scores) -> Listing:
+    """One line per kind of lesion; no line at all when there is only one kind."""
+    labels = scores.raw.get("per_label") or {}
+    found = [(name, one) for name, one in labels.items() if isinstance(one, Mapping)]
+    kept = [(name, one, _count(one)) for name, one in found if len(found) > 1]
+    bare = [
+        recall.reason
+        for _, one, n in kept
+        if n and (recall := read_estimate(one, "lesion_recall")).ci95 is None
+    ]
+    lines = (_label_line(name, one, n) for name, one, n in kept)
+    return replace(_listing(text.HEADINGS_LABELS, lines), note=text.no_intervals(bare))
+
+
+def _count(one: Mapping[str, Any]) -> int:
+    return int(one.get("n_lesions") or 0)
+
+
+def _label_line(name: str, one: Mapping[str, Any], n: int) -> Line:
+    recall, found = read_estimate(one, "lesion_recall"), n - int(one.get("n_missed") or 0)
+    return (
+        Cell(name),
+        Cell(text.of(found, n), link="lesion-table" if n else "", terms=name),
+        Cell(text.share(found, n, recall)),
+        Cell(text.bounds(recall) if n else text.NO_LESION),
+        Cell(text.optional_rate(read_estimate(one, "false_positives_per_case").value)),
+    )
+
+
+def list_pairs(headings: tuple[str, str], pairs: Iterable[tuple[str, str]]) -> Listing:
+    """Words in two columns, one pair a line."""
+    return _listing(headings, ((Cell(left), Cell(right)) for left, right in pairs))
+
+
+def list_items(checklist: Checklist, study: Study, sections: Iterable[str]) -> Listing:
+    """A guideline's items, whether they are answered, and where."""
+    there = frozenset(sections)
+    lines = (_item_line(item, study, there) for item in checklist.items)
+    return _listing(text.HEADINGS_CHECKLIST, lines)
+
+
+def _item_line(item: Item, study: Study, there: frozenset[str]) -> Line:
+    state = item.state(study, there)
+    section = "study" if state == "supplied" else item.section(there)
+    where = text.SECTIONS[section] if section else ""
+    return (
+        Cell(item.number),
+        Cell(item.asks),
+        Cell(text.STATES[state]),
+        Cell(where, link=section if section in there else ""),
+    )
+
+
+def _listing(headings: tuple[str, ...], lines: Iterable[Line]) -> Listing:
+    kept = tuple(lines)
+    return Listing(headings, kept[:MAX_ROWS], max(0, len(kept) - MAX_ROWS))
+
+
+def _case_line(case: CaseRow) -> Line:
+    return (
+        Cell(case.case),
+        Cell(case.group),
+        Cell(case.status or text.OK),
+        *(_number(n, 0) for n in (case.n_lesions, case.n_detected, case.n_missed)),
+        _number(case.n_false_positive, 0),
+        _number(case.dice, 2),
+        _number(case.surface_dice, 2),
+        _number(case.hd95_mm, 1),
+        _number(case.reference_ml, 2),
+        _number(case.predicted_ml, 2),
+    )
+
+
+def _lesion_line(row: LesionRow, size: str, unit: str) -> Line:
+    return (
+        Cell(row.case),
+        _number(row.lesion, 0),
+        Cell(row.label),
+        Cell(f"{row.diameter_mm:.1f} {unit}", row.diameter_mm),
+        Cell(size),
+        Cell(text.FOUND if row.detected else text.MISSED),
+        Cell(text.YES if row.near_resolution else ""),
+        _number(row.detected_at if row.detected else None, 2),
+        _number(row.iou if row.detected else None, 2),
+        Cell("" if row.detected else text.why_missed(row.why_missed)),
+    )
+
+
+def _mark_line(row: CandidateRow, unit: str) -> Line:
+    return (
+        Cell(row.case),
+        _number(row.candidate, 0),
+        Cell(row.label),
+        _number(row.score, 3),
+        _number(row.probability, 2),
+        Cell(f"{row.diameter_mm:.1f} {unit}", row.diameter_mm),
+        Cell(text.OUTCOMES.get(row.outcome, row.outcome)),
+        Cell(text.YES if row.touches_lesion else ""),
+    )
+
+
+def _number(value: float | None, digits: int) -> Cell:
+    # undefined sorts below everything
+    return Cell(text.number(value, digits), float("-inf") if value is None else float(value))

@@ -1,0 +1,235 @@
+"""Captions of the charts, and the words that stand for them."""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from lesionseg.report.inputs.result_tables import CaseRow
+from lesionseg.report.inputs.score_details import Cell, Difference, Reliability, SizeCurve, Subgroup
+from lesionseg.report.inputs.scores_file import FrocPoint, Scores
+from lesionseg.report.text.amounts import count, difference, percent, rate, size_range
+from lesionseg.report.text.definitions import measure_name
+from lesionseg.report.text.frame import SECTIONS
+from lesionseg.report.text.table_words import ABSENT, FOUND, MISSED
+
+SIZE_TEXT = (
+    "Bars: share of the reference lesions that were found, with 95 % interval; hollow where they "
+    "are too few for a percentage. Counts below the sizes. Hatched: lesions near the resolution "
+    "of the scan (under 8 voxels or on one slice), where size and outline are uncertain themselves."
+)
+FROC_TEXT = (
+    "Lowering the score from which a mark counts finds more lesions and brings more false marks. "
+    "The curve shows what each choice would give; the large dot is the one used in this report. "
+    "Each division to the right doubles the false marks. Dotted: no further marks to accept."
+)
+FROC_NONE = "No curve: the marks have no scores, or the curve is not defined."
+OVERLAP_TEXT = (
+    "Dice coefficient of all lesion voxels of a scan (0: no overlap, 1: identical), for scans with "
+    "a reference lesion. A scan whose every lesion was missed counts as 0."
+)
+OVERLAP_NONE = "No figure: no scan has a Dice coefficient."
+CURVE_TEXT = (
+    "A curve fitted to all lesions: the chance of being found along the size, with 95 % interval "
+    "(band). Strokes above: lesions found; below: lesions missed. Orange dots: the sizes found "
+    "with 50 and 90 % probability, where these lie within the sizes there are."
+)
+CELLS_TEXT = (
+    "Found of all, by size and by contrast to the tissue around: how far the lesion's median grey "
+    "value lies from it, in standard deviations of the noise there. The brighter, the more found; "
+    "grey where they are too few for a share."
+)
+RELIABILITY_TEXT = (
+    "Of the marks to which the model gave about the same chance, how many were lesions? On the "
+    "dotted line a stated chance is right; below it, it promises too much. The larger a dot, the "
+    "more marks. Bars: how many marks."
+)
+SUBGROUPS_TEXT = (
+    "Share of lesions found in each group of scans, with 95 % interval; hollow where there are too "
+    "few patients for one. Dotted: all scans."
+)
+FROC_BOTH_TEXT = (
+    "Both on the same scans. Large dots: the score used for each. One without scores, such as a "
+    "reader, has a dot alone."
+)
+SIZES_BOTH_TEXT = "Share of the same lesions found by each, with 95 % interval where there is one."
+TRAINING_TEXT = "The loss during training. A lower loss is no measure of the lesions found."
+
+# in this order on paper
+CHART_TITLES: Mapping[str, str] = {
+    "size": SECTIONS["size"],
+    "size_curve": ABSENT["size_curve"],
+    "contrast": ABSENT["recall_by_size_and_contrast"],
+    "froc": SECTIONS["froc"],
+    "differences": f"{SECTIONS['comparison']}: differences",
+    "froc_pair": f"{SECTIONS['comparison']}: price in false marks",
+    "sizes_pair": f"{SECTIONS['comparison']}: by size",
+    "subgroups": SECTIONS["subgroups"],
+    "calibration": SECTIONS["calibration"],
+    "overlap": SECTIONS["overlap"],
+    "training": SECTIONS["training"],
+    "balance": SECTIONS["balance"],
+    "curves": "Where the loss was",
+    "anchors": SECTIONS["anchors"],
+}
+
+# what stands in the charts themselves
+AXIS_FOUND, AXIS_LESIONS, AXIS_MARKS = "share found", "lesions", "marks"
+AXIS_SHARE = "share of lesions found"
+AXIS_FALSE = "marks per scan that match no lesion"
+AXIS_DICE, AXIS_VOLUME, AXIS_SCANS = "Dice", "lesion volume of the scan (ml)", "scans, sorted"
+AXIS_LOSS, AXIS_STEP = "loss", "optimiser step"
+AXIS_CHANCE = "chance of being found"
+AXIS_CONTRAST = "contrast to the tissue around (in standard deviations of its noise)"
+AXIS_TRUE = "share that are lesions"
+AXIS_DIFFERENCE, AXIS_DIFFERENCE_FALSE = "difference", "difference (marks per scan)"
+NO_BAR, NO_BARS_HAVE, USED_HERE, MEDIAN = (
+    "none",
+    "no intervals: see the text",
+    "used here",
+    "median",
+)
+
+
+def axis_sizes(unit: str) -> str:
+    """Below the bars by size."""
+    where = "" if unit in ("mm", "px") else f" ({unit})"
+    return f"equivalent diameter{where}; found of all"
+
+
+def axis_diameter(unit: str) -> str:
+    """Below the curve along the size."""
+    return f"equivalent diameter ({unit})"
+
+
+def axis_stated(of: str) -> str:
+    """Below the reliability curve: what was taken for a chance."""
+    stated = of == "probability"
+    return "chance stated by the model" if stated else "score, taken for a chance"
+
+
+def bar_key(*, detected: bool, near: bool) -> str:
+    """What a part of a bar counts."""
+    return (FOUND if detected else MISSED) + (", near resolution" if near else "")
+
+
+def found_at(share: float, diameter: float, unit: str) -> str:
+    """Beside a point of the curve along the size.
+
+    >>> found_at(0.5, 6.21, "mm")
+    '50\xa0% at 6.2 mm'
+    """
+    return f"{percent(share)} at {rate(diameter)} {unit}"
+
+
+def of(found: int, n: int) -> str:
+    """A count of a count."""
+    return f"{found} of {n}"
+
+
+def range_words(low: float, high: float | None, unit: str) -> str:
+    """A range of sizes or contrasts.
+
+    >>> range_words(2, 5, "mm"), range_words(0, 2, ""), range_words(5, None, "")
+    ('2 to 5 mm', 'under 2', '5 and more')
+    """
+    after = f" {unit}" if unit else ""
+    if high is None:
+        return f"{low:g}{after} and more"
+    return f"under {high:g}{after}" if low == 0 else f"{low:g} to {high:g}{after}"
+
+
+def alt_sizes(scores: Scores) -> str:
+    """The chart of recall by size in words."""
+    groups = scores.recall_by_size
+    return "Share of lesions found by size: " + "; ".join(
+        f"{size_range(group, scores.size_unit)}: {group.detected} of {group.n}" for group in groups
+    )
+
+
+def alt_froc(points: Sequence[FrocPoint]) -> str:
+    """The ends of the FROC curve in words."""
+    first, last = points[0], points[-1]
+    return (
+        f"FROC curve from {percent(first.recall)} of lesions found at {rate(first.fp_per_case)} "
+        f"false marks per scan to {percent(last.recall)} at {rate(last.fp_per_case)}."
+    )
+
+
+def alt_dice(cases: Iterable[CaseRow], median: float | None) -> str:
+    """The chart of Dice per case in words."""
+    values = [case.dice for case in cases if case.dice is not None]
+    middle = "" if median is None else f", median {median:.2f}"
+    ends = f"from {min(values):.2f} to {max(values):.2f}{middle}" if values else "none"
+    return f"Dice of {count(len(values), 'scan')}: {ends}."
+
+
+def alt_curve(curve: SizeCurve, unit: str) -> str:
+    """The curve along the size in words."""
+    ends = (
+        f"{percent(recall)} at {rate(diameter)} {unit}"
+        for recall, diameter in (
+            (curve.recall[0], curve.diameters[0]),
+            (curve.recall[-1], curve.diameters[-1]),
+        )
+    )
+    return f"Chance of being found along the size, from {' to '.join(ends)}."
+
+
+def alt_cells(cells: Iterable[Cell], unit: str) -> str:
+    """Fields of size and contrast in words."""
+    said = (
+        f"{range_words(*cell.size, unit)}, contrast {range_words(*cell.contrast, '')}: "
+        f"{of(cell.detected, cell.n)}"
+        for cell in cells
+        if cell.n
+    )
+    return f"Lesions found by size and contrast. {'; '.join(said)}."
+
+
+def alt_reliability(reliability: Reliability) -> str:
+    """The reliability curve in words."""
+    said = (f"stated {percent(b.stated)}, true {percent(b.true)}" for b in reliability.bins if b.n)
+    return f"Reliability of {count(reliability.n, 'mark')}: {'; '.join(said)}."
+
+
+def alt_subgroups(subgroups: Iterable[Subgroup]) -> str:
+    """The forest of subgroups in words."""
+    said = (f"{g.by} {g.value}: {of(g.detected, g.n_lesions)}" for g in subgroups)
+    return f"Lesions found by subgroup. {'; '.join(said)}."
+
+
+def differences_text(name: str, other: str) -> str:
+    """Below the differences: which side is whose."""
+    return (
+        f"{name} minus {other}, compared patient by patient, with 95 % interval. Right of the line "
+        f"{name} has the higher number; for false marks the higher number is the worse."
+    )
+
+
+def alt_differences(differences: Iterable[Difference]) -> str:
+    """The differences in words."""
+    said = (f"{measure_name(row.key)}: {difference(row.difference)}" for row in differences)
+    return f"Differences between the two. {'; '.join(said)}."
+
+
+def alt_froc_pair(both: Iterable[Scores], names: Iterable[str]) -> str:
+    """The operating points of both in words."""
+    said = []
+    for scores, name in zip(both, names, strict=True):
+        recall = scores.estimate("lesion_recall").value
+        price = scores.estimate("false_positives_per_case").value
+        if recall is not None and price is not None:
+            said.append(f"{name}: {percent(recall)} found at {rate(price)} false marks per scan")
+    return f"FROC curves of both. {'; '.join(said)}."
+
+
+def alt_sizes_pair(both: Iterable[Scores], names: Iterable[str]) -> str:
+    """Recall by size of both in words."""
+    said = (
+        f"{name}, {alt_sizes(scores)[0].lower()}{alt_sizes(scores)[1:]}"
+        for scores, name in zip(both, names, strict=True)
+    )
+    return ". ".join(said) + "."
+
+
+def alt_training(names: Iterable[str]) -> str:
+    """The chart of the training in words."""
+    return f"Course of {', '.join(names)} during training."

@@ -1,0 +1,278 @@
+"""What happens between steps: resuming, recording, validating, saving, showing and stopping."""
+
+import logging
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import pytorch_lightning as pl
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from torch import Tensor, nn
+
+from lesionseg.training.callbacks.checkpoint import Checkpoint, write_checkpoint
+from lesionseg.training.callbacks.history import WRITING_SHARE, History
+from lesionseg.training.step.module import LesionModule, StepReport
+
+log = logging.getLogger(__name__)
+
+Validate = Callable[[nn.Module], Mapping[str, float]]
+
+
+class AfterStep(pl.Callback):
+    """Base of the callbacks here: one hook after each step, with our own module's type."""
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_args: Any, **_kwargs: Any
+    ) -> None:
+        """Lightning's hook."""
+        self.after_step(trainer, cast(LesionModule, pl_module))
+
+    def after_step(self, trainer: pl.Trainer, module: LesionModule) -> None:
+        """What this callback does after a step, skipped ones included."""
+
+
+class Resume(AfterStep):
+    """Puts a checkpoint's state back once the optimiser is there, and lets the clock run."""
+
+    def __init__(self, checkpoint: Checkpoint | None, path: Path) -> None:
+        self.checkpoint, self.path = checkpoint, path
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Restore, or start the clock at 0."""
+        module = cast(LesionModule, pl_module)
+        if self.checkpoint is None:
+            module.clock.start(0.0)
+            return
+        self.checkpoint.restore(module, self.path)
+        log.info("Resuming at step %d.", module.counters.steps)
+
+
+class Record(AfterStep):
+    """Adds the mean of each few steps to the history; skipped steps are counted, not averaged.
+
+    `listeners` are told each row, too.
+    """
+
+    def __init__(self, path: Path, every: int) -> None:
+        self.path, self.every = path, every
+        self.listeners: list[Callable[[Mapping[str, object]], None]] = []
+        self.history: History | None = None
+        self._reports: list[StepReport] = []
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Open the history, without rows later than the step that training resumes at."""
+        if trainer.is_global_zero:
+            self.history = History(self.path, cast(LesionModule, pl_module).counters.steps)
+
+    def after_step(self, trainer: pl.Trainer, module: LesionModule) -> None:
+        """Collect; write when `every` steps are together or training ends."""
+        if self.history is None or module.latest is None:
+            return
+        self._reports.append(module.latest)
+        if module.counters.steps % self.every == 0 or module.progress >= 1:
+            self.add({**_where(module), **_means(self._reports, module)})
+            self._reports = []
+
+    def add(self, row: Mapping[str, object]) -> None:
+        """Add a row; on the first process, where the history is."""
+        if self.history is None:
+            return
+        self.history.add(row)
+        for tell in self.listeners:
+            tell(row)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Write what is left."""
+        self.write()
+
+    def write(self) -> None:
+        """Write the history now; nothing on processes other than the first."""
+        if self.history is not None:
+            self.history.write()
+
+
+class Validation(AfterStep):
+    """Calls `validate` with the averaged network in eval mode, at intervals and at the end.
+
+    With several processes the first one validates while the others wait. When it is due, too, is
+    the first one's to say: were each to ask its own clock, one could wait while others go on.
+    """
+
+    def __init__(self, validate: Validate, every_minutes: float | None, record: Record) -> None:
+        self.validate, self.every_minutes, self.record = validate, every_minutes, record
+        self._due: float | None = None
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Set the time of the first validation."""
+        self._plan(trainer, cast(LesionModule, pl_module))
+
+    def after_step(self, trainer: pl.Trainer, module: LesionModule) -> None:
+        """Validate when it is due."""
+        due = self._due is not None and module.counters.minutes >= self._due
+        if due and module.progress < 1:
+            self._run(trainer, module)
+            self._plan(trainer, module)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Validate what training hands over."""
+        self._run(trainer, cast(LesionModule, pl_module))
+
+    def _plan(self, trainer: pl.Trainer, module: LesionModule) -> None:
+        if self.every_minutes is not None:
+            self._due = trainer.strategy.broadcast(module.clock.minutes() + self.every_minutes)
+
+    def _run(self, trainer: pl.Trainer, module: LesionModule) -> None:
+        if trainer.is_global_zero and self.record.history is not None:
+            scores = _in_eval_mode(self.validate, module.final_network)
+            named = {f"validation_{name}": value for name, value in scores.items()}
+            self.record.add({**_where(module), **named})
+            self.record.write()
+        trainer.strategy.barrier()
+
+
+class SaveCheckpoint(AfterStep):
+    """Writes checkpoints/last.ckpt every few minutes and at the end.
+
+    The history goes first: a resumed training keeps its rows up to the checkpoint's step. Seldomer
+    where writing is slow, so that it takes no more than `WRITING_SHARE` of the time; every 0
+    minutes is after each step, at any cost.
+    """
+
+    def __init__(self, path: Path, every_minutes: float, record: Record) -> None:
+        self.path, self.every_minutes, self.record = path, every_minutes, record
+        self._due = 0.0
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Set the time of the first one."""
+        self._due = cast(LesionModule, pl_module).clock.minutes() + self.every_minutes
+
+    def after_step(self, trainer: pl.Trainer, module: LesionModule) -> None:
+        """Save when it is due."""
+        if module.counters.minutes >= self._due:
+            self._save(trainer, module)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Save what training hands over."""
+        self._save(trainer, cast(LesionModule, pl_module))
+
+    def on_exception(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
+    ) -> None:
+        """Tell an interrupted user how to go on; the steps since the last checkpoint are lost."""
+        if trainer.is_global_zero and isinstance(exception, KeyboardInterrupt | SystemExit):
+            step = cast(LesionModule, pl_module).counters.steps
+            log.warning(
+                "Interrupted at step %d; the same command goes on from the last checkpoint.", step
+            )
+
+    def _save(self, trainer: pl.Trainer, module: LesionModule) -> None:
+        began = module.clock.minutes()
+        self.record.write()
+        if trainer.is_global_zero:
+            write_checkpoint(self.path, Checkpoint.of(module))
+        now = module.clock.minutes()
+        least = (now - began) / WRITING_SHARE if self.every_minutes else 0.0
+        self._due = now + max(self.every_minutes, least)
+
+
+class Stop(AfterStep):
+    """Ends training, in the middle of an epoch if need be, when the budget is spent."""
+
+    def after_step(self, trainer: pl.Trainer, module: LesionModule) -> None:
+        """Tell the trainer to stop."""
+        if module.progress >= 1:
+            trainer.should_stop = True
+
+
+class ProgressLine(AfterStep):
+    """One line on the terminal: share of the budget, time left, step and loss.
+
+    Where standard error is no terminal, a log line each epoch instead.
+    """
+
+    def __init__(self) -> None:
+        self._bar: Progress | None = None
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Draw the line, on the first process alone."""
+        if trainer.is_global_zero:
+            self._bar = _progress_bar()
+            self._bar.add_task("Training", total=1.0, state="")
+            self._bar.start()
+
+    def after_step(self, trainer: pl.Trainer, module: LesionModule) -> None:
+        """Move the line on."""
+        if self._bar is None or module.latest is None:
+            return
+        if not self._bar.disable:
+            state = f"step {module.counters.steps}  loss {float(module.latest.loss):.3g}"
+            task = self._bar.task_ids[0]
+            self._bar.update(task, completed=min(module.progress, 1.0), state=state)
+        elif module.counters.steps % module.settings.steps_per_epoch == 0:
+            _log_progress(module, module.latest)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Let go of the terminal."""
+        if self._bar is not None:
+            self._bar.stop()
+
+    def on_exception(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
+    ) -> None:
+        """Let go of the terminal."""
+        self.on_train_end(trainer, pl_module)
+
+
+def _progress_bar() -> Progress:
+    console = Console(stderr=True)
+    columns = (
+        TextColumn("{task.description:<22}"),
+        BarColumn(),
+        TaskProgressColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[state]}"),
+    )
+    return Progress(*columns, console=console, disable=not console.is_terminal)
+
+
+def _log_progress(module: LesionModule, report: StepReport) -> None:
+    log.info(
+        "Epoch %d, step %d, %.1f minutes (%.0f %% of the budget), loss %.4g.",
+        module.epoch,
+        module.counters.steps,
+        module.counters.minutes,
+        100 * module.progress,
+        float(report.loss),
+    )
+
+
+def _where(module: LesionModule) -> dict[str, object]:
+    counters = module.counters
+    return {"step": counters.steps, "minutes": counters.minutes, "epoch": module.epoch}
+
+
+def _means(reports: list[StepReport], module: LesionModule) -> dict[str, object]:
+    """Means of the steps that counted; blank losses when none did."""
+    done = [report for report in reports if not report.skipped]
+    names = list(reports[-1].terms)
+    return {
+        "lr": reports[-1].lr,
+        "loss": _mean([report.loss for report in done]),
+        **{f"loss_{name}": _mean([report.terms[name] for report in done]) for name in names},
+        "positives": _mean([report.positives for report in reports]),
+        "skipped": module.counters.skipped,
+    }
+
+
+def _mean(values: list[Tensor]) -> float | str:
+    return float(torch.stack(values).mean()) if values else ""
+
+
+def _in_eval_mode(validate: Validate, network: nn.Module) -> Mapping[str, float]:
+    network.eval()
+    try:
+        return validate(network)
+    finally:
+        network.train()

@@ -1,0 +1,235 @@
+"""One training step: tiles in, named loss terms, gradients, an update of the weights."""
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+
+from lesionseg.errors import TrainingError
+from lesionseg.losses.normaliser import PositiveAverage
+from lesionseg.plan.plan import Plan
+from lesionseg.training.device.speed import BACKEND, GRAPHS, Mode, begin_forward
+from lesionseg.training.settings import OptimiserSettings, TrainerSettings
+from lesionseg.training.step.averaging import averaged_network
+from lesionseg.training.step.objective import Lesson, Objective, add_terms
+from lesionseg.training.step.optimiser import make_optimiser, set_learning_rate
+from lesionseg.training.step.scaling import LossScale, fp16_context
+from lesionseg.training.step.schedule import Budget, Clock, learning_rate
+from lesionseg.training.step.supervision import Targets
+
+log = logging.getLogger(__name__)
+
+MAX_SKIPPED_IN_A_ROW = 10
+Watch = Callable[[Tensor, Targets], None]
+
+
+@dataclass(frozen=True, eq=False)
+class StepReport:
+    """What one step did; `terms` sum to `loss`, `positives` counts the lesion voxels (or
+    anchors) of the step.
+
+    Tensors are 0-d and stay on the device, so that nobody waits for what nobody reads.
+    """
+
+    step: int
+    lr: float
+    loss: Tensor
+    terms: Mapping[str, Tensor]
+    positives: Tensor
+    skipped: bool
+
+
+@dataclass
+class Counters:
+    """How far training has come; steps count skipped ones too, as they used up their tiles."""
+
+    steps: int = 0
+    minutes: float = 0.0
+    skipped: int = 0
+    skipped_in_a_row: int = 0
+
+
+class LesionModule(pl.LightningModule):
+    """A network, its objective and its weights' average, trained one optimiser step a batch.
+
+    A batch holds all tiles of a step on this process, `plan.batch_size · accumulate` of them: the
+    divisor of the focal loss counts the positives of all, so they must be known before the first
+    backward. It goes through the network `plan.batch_size` tiles at a time. The loss is the mean
+    over these parts and over processes, each given divisor / (parts · processes): then both terms
+    averaged over voxels and terms divided by positives equal those of one large batch.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        objective: Objective,
+        plan: Plan,
+        settings: TrainerSettings,
+        optimiser: OptimiserSettings,
+        clock: Clock | None = None,
+    ) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.network, self.objective, self.plan = network, objective, plan
+        self.settings, self.optimiser_settings = settings, optimiser
+        self.averaged = (
+            None if settings.ema_decay is None else averaged_network(network, settings.ema_decay)
+        )
+        self.normalisers = nn.ModuleList()
+        self.scale: LossScale | None = None
+        self.compiled: Mode | None = None
+        self.budget = Budget(settings.max_steps, settings.max_minutes)
+        self.clock = clock or Clock()
+        self.counters = Counters()
+        self.latest: StepReport | None = None
+        self.watch: Watch | None = None  # shown the finest logits and targets of each part
+
+    def use_fp16(self) -> None:
+        """Compute in fp16 from now on, with a scaled loss."""
+        self.scale = self.scale or LossScale()
+
+    def setup(self, stage: str) -> None:
+        """Start the averages of positives, now that the number of processes is known; compile.
+
+        In place and in the process that trains: names of weights stay as they are.
+        """
+        self.normalisers = self.make_normalisers(self.trainer.world_size)
+        if self.compiled:
+            self.network.compile(backend=BACKEND, mode=self.compiled)
+
+    def teardown(self, stage: str) -> None:
+        """Hand over a network as it was, not compiled."""
+        if self.compiled:
+            self.network._compiled_call_impl = None
+
+    def make_normalisers(self, n_processes: int) -> nn.ModuleList:
+        """One average of positives a divisor, from what the objective expects of a step."""
+        n_tiles = self.plan.batch_size * self.settings.accumulate * n_processes
+        return nn.ModuleList(PositiveAverage(n) for n in self.objective.expected(n_tiles))
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """The optimiser over the network's weights."""
+        return make_optimiser(self.network, self.optimiser_settings)
+
+    @property
+    def final_network(self) -> nn.Module:
+        """The network to keep: the averaged one where there is one."""
+        return self.network if self.averaged is None else self.averaged.module
+
+    @property
+    def progress(self) -> float:
+        """Share of the budget spent."""
+        return self.budget.progress(self.counters.steps, self.counters.minutes)
+
+    @property
+    def epoch(self) -> int:
+        """Epochs of the sampler completed."""
+        return self.counters.steps // self.settings.steps_per_epoch
+
+    def training_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> None:
+        """One optimiser step; a step whose loss or gradient is not finite leaves the weights."""
+        optimiser: Any = self.optimizers()
+        lr = set_learning_rate(optimiser, learning_rate(self.progress, self.optimiser_settings))
+        lesson = self.objective.lesson(batch)
+        divisors, positives = self._divisors(lesson)
+        self._clear_gradients(optimiser)
+        terms = self._accumulate(batch["image"], lesson, divisors)
+        if self.scale is not None:
+            self.scale.unscale(self.network.parameters())
+        norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.settings.gradient_clip)
+        loss = self._agree(torch.stack(list(terms.values())).sum())
+        finite = bool(torch.isfinite(loss) & torch.isfinite(norm))
+        if finite:
+            optimiser.step()
+            if self.averaged is not None:
+                self.averaged.update_parameters(self.network)
+        if self.scale is not None:
+            self.scale.update(finite)
+        self._count(finite)
+        self.latest = StepReport(self.counters.steps, lr, loss, terms, positives, not finite)
+
+    def _clear_gradients(self, optimiser: Any) -> None:
+        """None, or zeros where CUDA graphs compute the gradients.
+
+        Autograd would keep the graph's own output as the gradient, which the next part of the step
+        writes over; to zeros that are there before it adds.
+        """
+        optimiser.zero_grad(set_to_none=self.compiled != GRAPHS)
+        if self.compiled == GRAPHS:
+            for weight in self.network.parameters():
+                if weight.requires_grad and weight.grad is None:
+                    weight.grad = torch.zeros_like(weight)
+
+    def _divisors(self, lesson: Lesson) -> tuple[list[Tensor], Tensor]:
+        """The divisor of each group of terms, and the first's positives on all processes."""
+        counts = self._reduce(torch.stack(lesson.counts()), "sum")
+        shares = self.settings.accumulate * self.trainer.world_size
+        averages: Any = self.normalisers
+        divisors = [a.update(n) / shares for a, n in zip(averages, counts, strict=True)]
+        return divisors, counts[0]
+
+    def _accumulate(
+        self, image: Tensor, lesson: Lesson, divisors: Sequence[Tensor]
+    ) -> dict[str, Tensor]:
+        """Add up the gradients of all parts; the named terms' means over them."""
+        size = self.plan.batch_size
+        images, parts = torch.split(image, size), lesson.split(size)
+        total: dict[str, Tensor] = {}
+        for tiles, part in zip(images, parts, strict=True):
+            begin_forward(self.compiled)
+            with fp16_context(tiles.device.type, self.scale):
+                output = self.network(tiles)
+            if self.watch is not None:
+                logits, targets = self.objective.shown(output, part)
+                self.watch(logits.clone() if self.compiled == GRAPHS else logits, targets)
+            terms = self.objective.terms(output, part, divisors)
+            means = {name: term / len(images) for name, term in terms.items()}
+            loss = torch.stack(list(means.values())).sum()
+            self.manual_backward(loss if self.scale is None else loss * self.scale.scale)
+            add_terms(total, {name: mean.detach() for name, mean in means.items()})
+        return total
+
+    def _agree(self, loss: Tensor) -> Tensor:
+        """The mean loss over processes; sets the minutes, so that all of them stop together."""
+        self.counters.minutes = self.clock.minutes()
+        if self.trainer.world_size == 1:
+            return loss
+        means = self._reduce(torch.stack([loss, loss.new_tensor(self.counters.minutes)]), "mean")
+        self.counters.minutes = float(means[1])
+        return means[0]
+
+    def _reduce(self, values: Tensor, how: str) -> Tensor:
+        reduced: Tensor = self.trainer.strategy.reduce(values, reduce_op=how)
+        return reduced
+
+    def _count(self, finite: bool) -> None:
+        self.counters.steps += 1
+        if finite:
+            self.counters.skipped_in_a_row = 0
+            return
+        self.counters.skipped += 1
+        self.counters.skipped_in_a_row += 1
+        log.warning(
+            "Step %d skipped: its loss or gradient is not finite (%d of them so far).%s",
+            self.counters.steps,
+            self.counters.skipped,
+            f" The scale of the loss is now {self.scale.scale.item():g}." if self.scale else "",
+        )
+        if self.counters.skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW:
+            raise TrainingError(
+                "Training has diverged: the loss or its gradient is not finite.",
+                seen=f"{MAX_SKIPPED_IN_A_ROW} such steps in a row, up to step "
+                f"{self.counters.steps}",
+                remedy=self._remedy(),
+            )
+
+    def _remedy(self) -> str:
+        if self.scale is not None:
+            return (
+                "set trainer.precision=bf16-mixed or 32-true; if that diverges too, lower optim.lr."
+            )
+        return "lower optim.lr, set trainer.precision=32-true, or look at the images."

@@ -1,0 +1,127 @@
+"""What a network is taught: the targets of a batch and the named terms of its loss."""
+
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lesionseg.losses.gradient_balance import FocalTerm, focal_terms
+from lesionseg.losses.normaliser import count_positives
+from lesionseg.plan.plan import Plan
+from lesionseg.training.step.supervision import Targets, coarsen, level_weights, supervised_strides
+
+Terms = dict[str, Tensor]
+
+
+class Lesson(ABC):
+    """The targets of some tiles."""
+
+    @abstractmethod
+    def counts(self) -> list[Tensor]:
+        """Positives by which each group of terms is divided, 0-d; the first is the one recorded."""
+
+    @abstractmethod
+    def split(self, size: int) -> "Sequence[Lesson]":
+        """The targets of each `size` tiles in turn."""
+
+
+class Objective(ABC):
+    """Turns batches into lessons, and a network's output on one into the terms of the loss.
+
+    Terms are fp32 scalars by name, each already weighted: the loss is their sum. Each group of them
+    has a divisor; a lesson's `counts` and `divisors` are in the same order as `expected`.
+    """
+
+    @abstractmethod
+    def expected(self, n_tiles: int) -> tuple[float, ...]:
+        """Positives that `n_tiles` tiles are expected to have, a number a divisor."""
+
+    @abstractmethod
+    def lesson(self, batch: Mapping[str, Tensor]) -> Lesson:
+        """The targets of a batch of tiles."""
+
+    @abstractmethod
+    def terms(self, output: Any, lesson: Any, divisors: Sequence[Tensor]) -> Terms:
+        """The terms of the loss."""
+
+    @abstractmethod
+    def shown(self, output: Any, lesson: Any) -> tuple[Tensor, Targets]:
+        """Detached logits `[B, K, …]` and their targets, for those who watch who is taught."""
+
+    @abstractmethod
+    def focal_terms(self) -> tuple[FocalTerm, ...]:
+        """The focal terms by which the shown logits are taught; none for other losses."""
+
+
+@dataclass(frozen=True, eq=False)
+class VoxelLesson(Lesson):
+    """The targets of every supervised level, finest first."""
+
+    levels: tuple[Targets, ...]
+
+    def counts(self) -> list[Tensor]:
+        """Lesion voxels of each level."""
+        return [count_positives(t.labels, t.valid) for t in self.levels]
+
+    def split(self, size: int) -> "list[VoxelLesson]":
+        """Part by part."""
+        parts = zip(*(t.split(size) for t in self.levels), strict=True)
+        return [VoxelLesson(part) for part in parts]
+
+
+class VoxelObjective(Objective):
+    """Teaches voxels, on every supervised level of a U-Net, by a `losses.VoxelLoss`."""
+
+    def __init__(self, loss: nn.Module, plan: Plan) -> None:
+        self.loss, self.plan = loss, plan
+        self.strides = supervised_strides(plan.architecture)
+        self._wants_instances = "instances" in inspect.signature(loss.forward).parameters
+
+    def expected(self, n_tiles: int) -> tuple[float, ...]:
+        """What the plan's lesion fraction makes of the tiles' voxels, a level each."""
+        voxels = n_tiles * prod(self.plan.tile_shape)
+        return tuple(self.plan.lesion_fraction * voxels / prod(stride) for stride in self.strides)
+
+    def lesson(self, batch: Mapping[str, Tensor]) -> VoxelLesson:
+        """The label map at every level."""
+        finest = Targets.of(batch, self.plan.label_regions)
+        return VoxelLesson(tuple(coarsen(finest, stride) for stride in self.strides))
+
+    def terms(
+        self, output: Sequence[Tensor], lesson: VoxelLesson, divisors: Sequence[Tensor]
+    ) -> Terms:
+        """The loss's terms, weighted and summed over the levels; computed in fp32."""
+        total: Terms = {}
+        with torch.autocast(output[0].device.type, enabled=False):
+            for weight, level, targets, divisor in zip(
+                level_weights(len(output)), output, lesson.levels, divisors, strict=False
+            ):
+                terms = self._level_terms(level.float(), targets, divisor)
+                add_terms(total, {name: weight * term for name, term in terms.items()})
+        return total
+
+    def shown(self, output: Sequence[Tensor], lesson: VoxelLesson) -> tuple[Tensor, Targets]:
+        """The finest level."""
+        return output[0].detach(), lesson.levels[0]
+
+    def focal_terms(self) -> tuple[FocalTerm, ...]:
+        """Those of the loss."""
+        return focal_terms(self.loss)
+
+    def _level_terms(self, logits: Tensor, targets: Targets, divisor: Tensor) -> Terms:
+        extra = {"instances": targets.instances} if self._wants_instances else {}
+        terms: Terms = self.loss(
+            logits, targets.labels, valid=targets.valid, normaliser=divisor, **extra
+        )
+        return terms
+
+
+def add_terms(total: Terms, terms: Mapping[str, Tensor]) -> None:
+    """Add `terms` to `total` by name, in place."""
+    for name, term in terms.items():
+        total[name] = total[name] + term if name in total else term

@@ -1,0 +1,1 @@
+"""Training tiles by number: an endless stream that can begin at any step."""

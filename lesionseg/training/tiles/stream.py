@@ -1,0 +1,126 @@
+"""The endless stream of tiles, cut into the batches of each step; it can begin at any step."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import count
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from lesionseg.data.tile_dataset import RawTile
+
+Batch = dict[str, Tensor]
+
+
+class StepSampler(Sampler[list[int]]):
+    """Numbers of the tiles that process `rank` of `world_size` sees in each step from `first_step`.
+
+    Step s of the whole training takes the tiles s·n, s·n + 1 … of the stream, n being the tiles of
+    all processes together; so a resumed training sees what an undisturbed one would have seen.
+
+    >>> steps = iter(StepSampler(tiles_per_step=2, first_step=3, rank=1, world_size=2))
+    >>> next(steps), next(steps)
+    ([14, 15], [18, 19])
+    """
+
+    def __init__(
+        self, tiles_per_step: int, first_step: int = 0, rank: int = 0, world_size: int = 1
+    ) -> None:
+        self.tiles_per_step, self.first_step = tiles_per_step, first_step
+        self.rank, self.world_size = rank, world_size
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for step in count(self.first_step):
+            start = (step * self.world_size + self.rank) * self.tiles_per_step
+            yield list(range(start, start + self.tiles_per_step))
+
+
+class TileSource(Protocol):
+    """Tiles by number, any number from 0: dictionaries of image, labels, instances and valid."""
+
+    def __getitem__(self, number: int) -> Batch:
+        """The tile of that number; the same each time."""
+        ...
+
+
+@runtime_checkable
+class RawTileSource(TileSource, Protocol):
+    """A source that can leave the work on a tile to the device that trains."""
+
+    def raw(self, number: int) -> RawTile:
+        """What is read for the tile of that number."""
+        ...
+
+    def finish(self, raw: RawTile) -> Batch:
+        """The tile; equal to that of `__getitem__` but for rounding and the device's own noise."""
+        ...
+
+
+class TileStream:
+    """Batches of one process from a given step on, without end.
+
+    A plain iterable and no DataLoader, as the latter would be taken apart and put together again
+    by the trainer, whose restart in mid-epoch could not keep the order of tiles. With `pin` the
+    batches go to this process's GPU, and tiles are augmented there where the source allows;
+    without, the workers do it.
+    """
+
+    def __init__(
+        self, tiles: TileSource, tiles_per_step: int, *, first_step: int, workers: int, pin: bool
+    ) -> None:
+        self.tiles, self.tiles_per_step = tiles, tiles_per_step
+        self.first_step, self.workers, self.pin = first_step, workers, pin
+
+    def __iter__(self) -> Iterator[Batch]:
+        if self.pin and isinstance(self.tiles, RawTileSource):
+            device = torch.device("cuda", torch.cuda.current_device())
+            return finished(self._loader(_Raw(self.tiles), list), self.tiles, device)
+        return iter(self._loader(_Unsized(self.tiles), None))
+
+    def _loader(
+        self, tiles: "_Unsized | _Raw", collate: Callable[[list[Any]], Any] | None
+    ) -> "DataLoader[Any]":
+        return DataLoader(
+            tiles,
+            batch_sampler=StepSampler(self.tiles_per_step, self.first_step, *_process()),
+            num_workers=self.workers,
+            multiprocessing_context="fork" if self.workers else None,
+            pin_memory=self.pin,
+            collate_fn=collate,
+        )
+
+
+def finished(
+    batches: Iterable[Sequence[RawTile]], tiles: RawTileSource, device: torch.device
+) -> Iterator[Batch]:
+    """Batches of raw tiles, augmented on `device` and put together."""
+    for raws in batches:
+        done = [tiles.finish(raw.to(device)) for raw in raws]
+        yield {key: torch.stack([tile[key] for tile in done]) for key in done[0]}
+
+
+class _Unsized(Dataset[Batch]):
+    """A tile source as what a DataLoader takes."""
+
+    def __init__(self, tiles: TileSource) -> None:
+        self.tiles = tiles
+
+    def __getitem__(self, number: int) -> Batch:
+        return self.tiles[number]
+
+
+class _Raw(Dataset[RawTile]):
+    """The same for tiles that are finished elsewhere."""
+
+    def __init__(self, tiles: RawTileSource) -> None:
+        self.tiles = tiles
+
+    def __getitem__(self, number: int) -> RawTile:
+        return self.tiles.raw(number)
+
+
+def _process() -> tuple[int, int]:
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_rank(), torch.distributed.get_world_size()
+    return 0, 1

@@ -1,0 +1,352 @@
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+from monai.transforms import Affine
+
+from lesionseg.data.augmentation.augment import (
+    NO_CHANGE,
+    AugmentationSettings,
+    Change,
+    apply,
+    build_augmentation,
+)
+from lesionseg.data.augmentation.draws import tile_generator
+from lesionseg.data.augmentation.intensity import Intensity
+from lesionseg.data.augmentation.movement import Movement
+from lesionseg.errors import ConfigError
+
+OFF = {
+    "flip_probability": 0.0,
+    "spatial_probability": 0.0,
+    "intensity_probability": 0.0,
+}
+
+
+def make_tile(shape=(16, 20, 24), channels=1):
+    instances = np.zeros(shape, np.int32)
+    inner = tuple(slice(n // 4, 3 * n // 4) for n in shape)
+    instances[inner] = 70001
+    instances[tuple(slice(0, 3) for _ in shape)] = 2
+    labels = np.select([instances == 70001, instances == 2], [2, 1]).astype(np.uint8)
+    image = np.repeat((instances > 2)[None].astype(np.float32), channels, axis=0)
+    return {
+        "image": torch.from_numpy(image),
+        "labels": torch.from_numpy(labels),
+        "instances": torch.from_numpy(instances),
+        "valid": torch.ones(shape, dtype=torch.bool),
+    }
+
+
+@pytest.fixture
+def draw():
+    return tile_generator(0)
+
+
+@pytest.fixture
+def plan2d(plan):
+    return plan.with_(dims=2, spacing_mm=(0.2, 0.2), modality="xray", tile_shape=(32, 32))
+
+
+def test_shapes_dtypes_and_plain_tensors_stay(draw, plan):
+    tile = make_tile()
+    augment = build_augmentation(
+        AugmentationSettings(spatial_probability=1, intensity_probability=1), plan
+    )
+    changed = augment(tile, draw)
+    assert changed.keys() == tile.keys()
+    for key, tensor in changed.items():
+        assert type(tensor) is torch.Tensor
+        assert (tensor.shape, tensor.dtype) == (tile[key].shape, tile[key].dtype)
+        assert tensor.is_contiguous()
+    assert torch.isfinite(changed["image"]).all()
+    assert not torch.equal(changed["image"], tile["image"])
+
+
+def test_image_and_masks_move_together(draw, plan):
+    settings = AugmentationSettings(spatial_probability=1, intensity_probability=0, scale=0.1)
+    augment = build_augmentation(settings, plan)
+    for _ in range(5):
+        changed = augment(make_tile(), draw)
+        lesion = changed["instances"] == 70001
+        assert (lesion == (changed["image"][0] > 0.5)).float().mean() > 0.98
+        assert set(changed["instances"].unique().tolist()) <= {0, 2, 70001}
+        assert torch.equal(lesion, changed["labels"] == 2)
+        assert torch.equal(changed["instances"] == 2, changed["labels"] == 1)
+
+
+def test_what_comes_from_outside_is_zero_and_not_valid(draw, plan):
+    settings = AugmentationSettings(
+        spatial_probability=1, rotate_degrees=40, intensity_probability=0, flip_probability=0
+    )
+    tile = make_tile()
+    tile["image"] += 5
+    changed = build_augmentation(settings, plan)(tile, draw)
+    assert not changed["valid"].all()
+    deep = ~changed["valid"] & (changed["image"][0] == 0)
+    assert deep.any()
+    assert changed["image"][0][changed["valid"]].min() > 0.5
+
+
+def test_the_same_generator_state_gives_the_same_tile(plan):
+    augment = build_augmentation(AugmentationSettings(spatial_probability=0.5), plan)
+    tile = make_tile()
+    first = [augment(tile, tile_generator(i))["image"] for i in range(6)]
+    again = [augment(tile, tile_generator(i))["image"] for i in reversed(range(6))][::-1]
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    assert not all(torch.equal(first[0], other) for other in first[1:])
+
+
+def test_thick_slices_are_turned_only_in_their_plane(draw, plan):
+    thick = plan.with_(spacing_mm=(5.0, 1.0, 1.0))
+    settings = AugmentationSettings(
+        spatial_probability=1, rotate_degrees=30, flip_probability=0, shear=0.1, elastic_share=1
+    )
+    tile = make_tile()
+    tile["instances"][:] = torch.arange(16).view(16, 1, 1)
+    changed = build_augmentation(settings, thick)(tile, draw)["instances"]
+    for z in range(16):
+        assert set(changed[z].unique().tolist()) <= {0, z}
+    turned = build_augmentation(settings, plan)(tile, draw)["instances"]
+    assert any(len(turned[z].unique()) > 2 for z in range(16))
+
+
+def test_xrays_are_not_flipped_and_given_axes_are(draw, plan2d):
+    tile = make_tile((32, 32))
+    always = {**OFF, "flip_probability": 1.0}
+    assert build_augmentation(AugmentationSettings(**always), plan2d) is None
+    flipped = build_augmentation(AugmentationSettings(**always, flip_axes=[1]), plan2d)(tile, draw)
+    assert torch.equal(flipped["labels"], tile["labels"].flip(1))
+    assert torch.equal(flipped["image"], tile["image"].flip(2))
+    with pytest.raises(ConfigError, match="flip_axes"):
+        build_augmentation(AugmentationSettings(flip_axes=(2,)), plan2d)
+
+
+def test_two_axes_and_two_channels_work(draw, plan2d):
+    augment = build_augmentation(
+        AugmentationSettings(spatial_probability=1, intensity_probability=1), plan2d
+    )
+    changed = augment(make_tile((32, 32), channels=2), draw)
+    assert changed["image"].shape == (2, 32, 32)
+
+
+def test_a_ct_keeps_its_gamma(draw, plan):
+    settings = AugmentationSettings(
+        **{**OFF, "intensity_probability": 1.0},
+        noise_std=0,
+        brightness=0,
+        contrast=0,
+        blur_sigma=(1, 1),
+        low_resolution=(1, 1),
+    )
+    tile = make_tile()
+    tile["image"] += torch.rand(tile["image"].shape)
+    ct = build_augmentation(settings, plan.with_(modality="ct"))(tile, draw)
+    assert torch.equal(ct["image"], tile["image"])
+    mri = build_augmentation(settings, plan)(tile, draw)
+    assert not torch.equal(mri["image"], tile["image"])
+
+
+def test_everything_off_is_no_augmentation_and_a_constant_tile_stays_finite(draw, plan):
+    tile = make_tile()
+    assert build_augmentation(AugmentationSettings(**OFF), plan) is None
+    tile["image"].zero_()
+    draw = tile_generator(0)
+    changed = build_augmentation(AugmentationSettings(intensity_probability=1), plan)(tile, draw)
+    assert torch.isfinite(changed["image"]).all()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"flip_probability": 1.5}, "probability"),
+        ({"gamma": (2, 1)}, "gamma"),
+        ({"noise_std": -1}, "noise_std"),
+        ({"low_resolution": (0.5, 2)}, "low_resolution"),
+        ({"elastic_voxels": 10}, "elastic_voxels"),
+    ],
+)
+def test_settings_out_of_range_are_refused(wrong, message):
+    with pytest.raises(ConfigError, match=message):
+        AugmentationSettings(**wrong)
+
+
+def movements(plan, n=20, **settings):
+    chosen = AugmentationSettings(spatial_probability=1, intensity_probability=0, **settings)
+    augment = build_augmentation(chosen, plan)
+    return [augment.draw(tile_generator(i)).movement for i in range(n)]
+
+
+def test_the_same_affine_gives_the_voxels_that_monai_gives(plan):
+    tile = make_tile((17, 20, 23))
+    tile["image"] = torch.randn(tile["image"].shape, generator=tile_generator(9))
+    for movement in movements(plan, 6, elastic_share=0, scale=0.1):
+        square = np.eye(4)
+        square[:3, :3] = movement.linear
+        padding = {"padding_mode": "zeros"}
+        theirs = Affine(affine=square, **padding)(tile["image"])[0].as_tensor()
+        mask = tile["instances"][None].float()
+        near = Affine(affine=square, mode="nearest", **padding)(mask)[0].as_tensor()
+        ours = apply(
+            surroundings(tile, movement), Change(movement, Intensity()), tuple(mask.shape[1:])
+        )
+        inside = torch.isclose(ours["image"], theirs, atol=1e-4)
+        assert inside[0][ours["valid"]].float().mean() > 0.9  # all but the tile's outer rim
+        inner = (slice(4, -4),) * 3
+        valid = ours["valid"][inner]
+        assert inside[0][inner][valid].float().mean() > 0.999
+        assert (ours["instances"][inner] == near[0][inner].int()).float().mean() > 0.999
+
+
+def surroundings(tile, movement):
+    """What the movement reads of a tile in the middle of nothing."""
+    shape = tile["labels"].shape
+    piece = {}
+    for key, tensor in tile.items():
+        pad = []
+        for (start, stop), n in reversed(list(zip(movement.source(shape), shape, strict=True))):
+            pad += [-start, stop - n]
+        piece[key] = torch.nn.functional.pad(tensor, pad)
+    return piece
+
+
+def test_no_corner_is_empty_where_the_volume_goes_on(plan):
+    shape = (12, 14, 16)
+    for movement in movements(plan, elastic_share=0.5):
+        size = [stop - start for start, stop in movement.source(shape)]
+        piece = {"image": torch.ones(1, *size), "valid": torch.ones(size, dtype=torch.bool)}
+        changed = apply(piece, Change(movement, Intensity()), shape)
+        assert changed["valid"].all()
+        assert (changed["image"] - 1).abs().max() < 1e-5
+
+
+def test_the_centre_stays_and_place_says_where_a_voxel_came_from(plan):
+    shape = (13, 15, 17)
+    for movement in [*movements(plan, elastic_share=0.5), Movement((0, 2)), Movement()]:
+        index = np.stack(np.meshgrid(*map(np.arange, shape), indexing="ij"))
+        starts = [start for start, _ in movement.source(shape)]
+        ids = np.meshgrid(*(np.arange(a, b) for a, b in movement.source(shape)), indexing="ij")
+        piece = {"image": torch.zeros(1, *ids[0].shape)}
+        piece |= {str(a): torch.from_numpy(np.ascontiguousarray(ids[a])) for a in range(3)}
+        changed = apply(piece, Change(movement, Intensity()), shape)
+        for voxel in [(0, 0, 0), (3, 14, 8), (12, 7, 16)]:
+            found = tuple(int(changed[str(a)][voxel]) for a in range(3))
+            assert found == movement.place(voxel, shape)
+        assert len(starts) == index.shape[0]
+
+
+def test_a_turn_is_a_turn_in_millimetres(plan):
+    squeezed = plan.with_(spacing_mm=(2.0, 1.0, 1.5))
+    settings = {"scale": 0, "shear": 0, "elastic_share": 0, "flip_probability": 0}
+    for movement in movements(squeezed, 5, **settings):
+        spacing = np.array(squeezed.spacing_mm)
+        turn = movement.linear * spacing[:, None] / spacing
+        np.testing.assert_allclose(turn @ turn.T, np.eye(3), atol=1e-12)
+        assert np.linalg.det(turn) == pytest.approx(1)
+        largest = 3 * math.radians(20)
+        assert np.arccos(np.clip((np.trace(turn) - 1) / 2, -1, 1)) <= largest
+
+
+def test_a_bend_is_smooth_bounded_and_does_not_fold(plan):
+    settings = {"scale": 0, "shear": 0, "rotate_degrees": 0, "flip_probability": 0}
+    big = plan.with_(tile_shape=(40, 48, 56))
+    bends = [m.bend for m in movements(big, 6, elastic_share=1, **settings)]
+    grid = [np.arange(n, dtype=float) for n in big.tile_shape]
+    for bend in bends:
+        field = bend.at(grid, torch.device("cpu"))
+        assert 0.2 < field.abs().max() <= 4
+        for axis, other in itertools.product(range(3), range(3)):
+            slope = field[axis].diff(dim=other)
+            assert slope.abs().max() < 1  # no voxel overtakes its neighbour
+
+
+def test_a_bend_of_equal_knots_is_a_shift(plan):
+    (movement,) = movements(plan, 1, elastic_share=1, flip_probability=0)
+    movement.bend.knots[:] = 2.5
+    grid = [np.linspace(0, 15, 7)] * 3
+    torch.testing.assert_close(
+        movement.bend.at(grid, torch.device("cpu")), torch.full((3, 7, 7, 7), 2.5)
+    )
+
+
+def intensity(image, shape=None, **change):
+    tile = {"image": torch.as_tensor(image, dtype=torch.float32)}
+    return apply(
+        tile, Change(Movement(), Intensity(**change)), shape or tuple(tile["image"].shape[1:])
+    )["image"]
+
+
+def test_a_coarse_tile_keeps_lines_and_loses_detail(rng):
+    ramp = np.arange(24.0)[None, :, None].repeat(20, 2)
+    coarse = intensity(ramp, coarse=0.5)
+    np.testing.assert_allclose(coarse[0, 1:-1], ramp[0, 1:-1], atol=1e-4)
+    noise = rng.normal(size=(1, 24, 20))
+    assert intensity(noise, coarse=0.5).std() < 0.75 * noise.std()
+
+
+def test_a_blur_keeps_the_mean_and_equals_a_gaussian():
+    image = np.zeros((1, 21, 21))
+    image[0, 10, 10] = 1
+    blurred = intensity(image, blur=(1.0, 2.0))[0]
+    assert float(blurred.sum()) == pytest.approx(1, abs=1e-3)
+    assert float(blurred[10, 10]) == pytest.approx(1 / (2 * math.pi * 2), rel=0.01)
+    assert float(blurred[12, 10] / blurred[10, 10]) == pytest.approx(math.exp(-2), rel=1e-3)
+    assert float(blurred[10, 12] / blurred[10, 10]) == pytest.approx(math.exp(-0.5), rel=1e-3)
+
+
+def test_contrast_brightness_and_noise_are_one_line(rng):
+    image = rng.normal(size=(2, 60, 60))
+    changed = intensity(image, contrast=(1.5, 0.5), brightness=(1.0, -1.0))
+    np.testing.assert_allclose(changed[0], 1.5 * image[0] + 1, atol=1e-5)
+    np.testing.assert_allclose(changed[1], 0.5 * image[1] - 1, atol=1e-5)
+    noisy = intensity(image, noise=0.3, seed=1)
+    assert float((noisy - torch.from_numpy(image).float()).std()) == pytest.approx(0.3, rel=0.05)
+    assert torch.equal(noisy, intensity(image, noise=0.3, seed=1))
+    assert not torch.equal(noisy, intensity(image, noise=0.3, seed=2))
+
+
+def test_gamma_keeps_order_mean_and_deviation(rng):
+    image = rng.gamma(2, size=(1, 50, 50))
+    changed = intensity(image, gamma=0.7)[0]
+    assert float(changed.mean()) == pytest.approx(image.mean(), abs=1e-4)
+    assert float(changed.std(correction=0)) == pytest.approx(image.std(), rel=1e-4)
+    order = np.argsort(image.ravel())
+    assert (changed.ravel()[torch.from_numpy(order)].diff() >= -1e-5).all()
+
+
+def test_nothing_to_change_gives_the_same_tile_and_not_the_same_memory():
+    tile = make_tile()
+    same = apply(tile, NO_CHANGE, (16, 20, 24))
+    assert all(torch.equal(same[key], tile[key]) for key in tile)
+    same["image"].zero_()
+    assert tile["image"].any()
+
+
+def test_the_way_of_a_gpu_gives_the_tiles_of_the_compiled_loops(plan, monkeypatch):
+    from lesionseg.data.augmentation import augment
+    from lesionseg.ops import warp
+
+    settings = AugmentationSettings(spatial_probability=1.0, elastic_share=0.5)
+    augmentation = build_augmentation(settings, plan)
+    rng = np.random.default_rng(0)
+    shape = plan.tile_shape
+    for i in range(6):
+        change = augmentation.draw(torch.Generator().manual_seed(i))
+        size = [stop - start for start, stop in change.movement.source(shape)]
+        piece = {
+            "image": torch.from_numpy(rng.normal(size=(1, *size)).astype(np.float16)),
+            "labels": torch.from_numpy(rng.integers(0, 3, size, dtype=np.uint8)),
+            "valid": torch.ones(size, dtype=torch.bool),
+        }
+        compiled = augment.apply(piece, change, shape)
+        with monkeypatch.context() as patch:
+            patch.setattr(augment, "warp_linear", lambda x, w: warp.warp_linear_plain(x.float(), w))
+            patch.setattr(augment, "warp_nearest", warp.warp_nearest_plain)
+            plain = augment.apply(piece, change, shape)
+        close = torch.isclose(compiled["image"], plain["image"], atol=5e-3)
+        assert close.float().mean() > 0.99
+        for name in ("labels", "valid"):
+            assert compiled[name].dtype == plain[name].dtype
+            assert (compiled[name] == plain[name]).float().mean() > 0.995

@@ -1,0 +1,238 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from lesionseg.errors import ContentError, DatasetError
+from lesionseg.evaluation import PRESETS, evaluate_case, summarise
+from lesionseg.evaluation.adjudication import adjudicate, read_verdicts
+from lesionseg.evaluation.statistics.calibration_curve import (
+    Judgements,
+    describe_calibration,
+    fit_calibration,
+)
+from lesionseg.evaluation.statistics.compare import compare
+from lesionseg.evaluation.statistics.logistic import fit_counts, fit_logistic
+from lesionseg.evaluation.statistics.size_curve import fit_size_curve
+from tests.evaluation.hand_cases import HAND_CASES, make_prediction, make_reference
+from tests.evaluation.random_cases import random_cases
+
+PRESET = PRESETS["lesionseg"]
+
+
+def judge(name, case="a", group=""):
+    hand = next(c for c in HAND_CASES if c.name == name)
+    return evaluate_case(
+        make_reference(hand), make_prediction(hand), PRESET, case=case, group=group
+    )
+
+
+def test_quality_of_what_is_found_by_hand():
+    # IoU 1/10 in one case, 1 in the other, a lesion missed in the third
+    results = [judge(n, n) for n in ("exactly_a_tenth", "perfect", "missed", "false_alarm")]
+    scores = summarise(results, PRESET, evaluated_on="test", replicates=0)
+    assert scores["segmentation_quality"]["value"] == pytest.approx(1.1 / 2)
+    assert scores["panoptic_quality"]["value"] == pytest.approx(1.1 / (2 + 0.5 + 0.5))
+    assert scores["matched_lesion_dice"]["value"] == pytest.approx((2 / 11 + 1) / 2)
+    assert scores["iou"]["mean"] == pytest.approx((0.1 + 1 + 0) / 3)
+    assert scores["volume_error_ml"]["mean"] is None  # no volumes in two axes
+
+
+def test_volume_error_counts_lesion_free_cases():
+    cases = random_cases(12, 2)
+    results = [
+        evaluate_case(c.as_reference(), c.as_prediction(), PRESET, case=c.name) for c in cases
+    ]
+    scores = summarise(results, PRESET, evaluated_on="test", replicates=0)
+    size = [np.prod(c.spacing_mm) / 1000 for c in cases]
+    errors = [
+        ((c.instances > 0).sum() - c.reference.sum()) * s for c, s in zip(cases, size, strict=True)
+    ]
+    assert scores["volume_error_ml"]["mean"] == pytest.approx(np.mean(errors))
+    assert scores["volume_error_ml"]["absolute"]["mean"] == pytest.approx(np.mean(np.abs(errors)))
+    bins = scores["recall_by_size_quantile"]
+    assert sum(b["n"] for b in bins) == scores["n_lesions"]
+    small, large = scores["recall_by_half"]
+    assert (small["to_mm"], large["from_mm"], large["to_mm"]) == (5.0, 5.0, None)
+    assert small["n"] + large["n"] == scores["n_lesions"]
+
+
+def test_size_curve_finds_the_diameters_it_was_drawn_from():
+    rng = np.random.default_rng(0)
+    diameters = np.exp(rng.uniform(np.log(1), np.log(30), 4000))
+    p = 1 / (1 + np.exp(-3 * (np.log(diameters) - np.log(5))))
+    curve = fit_size_curve(diameters, rng.random(4000) < p)
+    assert curve.d50_mm == pytest.approx(5, rel=0.05)
+    assert curve.d90_mm == pytest.approx(5 * np.exp(np.log(9) / 3), rel=0.07)
+
+
+def test_size_curve_never_leaves_the_observed_sizes():
+    diameters = np.linspace(8, 10, 20)
+    found = np.arange(20) % 4 > 0
+    curve = fit_size_curve(diameters, found)
+    assert curve.d90_mm is None
+    assert fit_size_curve(diameters, np.arange(20) > 3) is None  # only 4 missed
+    separated = fit_size_curve(diameters, np.arange(20) >= 10)
+    assert np.isfinite(separated.slope)
+    assert separated.d50_mm == pytest.approx(9.0, abs=0.1)
+
+
+def test_logistic_fit_solves_the_score_equations():
+    rng = np.random.default_rng(1)
+    x, y = rng.normal(3, 2, 200), rng.random(200) < 0.4
+    fit = fit_logistic(x, y)
+    left = y - fit.probability(x)
+    assert left.sum() == pytest.approx(0, abs=1e-6)
+    assert (left * x).sum() == pytest.approx(0, abs=1e-6)
+    assert fit_logistic(np.full(5, 2.0), np.arange(5) < 2).slope == 0.0
+
+
+def drawn(n, seed=0):
+    rng = np.random.default_rng(seed)
+    scores = rng.uniform(0.02, 0.98, n)
+    return Judgements(scores, rng.random(n) < scores)
+
+
+def test_scores_that_are_probabilities_are_called_calibrated():
+    found = describe_calibration(drawn(20000))
+    assert found["slope"] == pytest.approx(1, abs=0.06)
+    assert found["intercept"] == pytest.approx(0, abs=0.06)
+    assert found["ece"] < 0.02
+    assert found["brier"] == pytest.approx(
+        np.mean([p * (1 - p) for p in drawn(20000).values]), abs=0.01
+    )
+    assert sum(b["n"] for b in found["reliability"]) == 20000
+
+
+@pytest.mark.parametrize("method", ["platt", "isotonic"])
+def test_calibration_mends_what_is_overconfident_and_keeps_the_order(method):
+    data = drawn(6000)
+    logit = np.log(data.values / (1 - data.values))
+    sure = Judgements(1 / (1 + np.exp(-3 * logit)), data.true)
+    fit = fit_calibration(sure, method)
+    mended = fit.probability(sure.values)
+    assert np.abs(mended - data.values).mean() < 0.04
+    assert (np.diff(mended[np.argsort(sure.values)]) >= -1e-12).all()
+
+
+def test_isotonic_needs_two_hundred_of_each():
+    with pytest.raises(ContentError, match="at least 200 of each"):
+        fit_calibration(drawn(300), "isotonic")
+    with pytest.raises(ContentError, match="at least 10 of each"):
+        fit_calibration(Judgements(np.full(20, 0.5), np.arange(20) < 3))
+
+
+def models(names_a, names_b):
+    return [
+        [judge(n, f"case{i}", f"g{i // 2}") for i, n in enumerate(names)]
+        for names in (names_a, names_b)
+    ]
+
+
+def test_equal_models_do_not_differ():
+    one, other = models(["perfect", "missed"] * 8, ["perfect", "missed"] * 8)
+    found = compare(one, other, replicates=200)["lesion_recall"]
+    assert (found["one"], found["difference"], found["p_value"]) == (0.5, 0.0, 1.0)
+    assert found["ci95"] is None
+
+
+def test_a_better_model_is_seen_to_be_better():
+    one, other = models(["perfect"] * 15 + ["missed"], ["missed"] * 12 + ["perfect"] * 4)
+    found = compare(one, other, replicates=500)["lesion_recall"]
+    assert found["difference"] == pytest.approx(15 / 16 - 4 / 16)
+    low, high = found["ci95"]
+    assert 0 < low < found["difference"] < high <= 1
+    assert found["p_value"] < 0.1
+    back = compare(other, one, replicates=500)["lesion_recall"]
+    assert back["difference"] == -found["difference"]
+    assert back["p_value"] == found["p_value"]
+
+
+def test_few_groups_give_the_difference_alone_and_other_cases_are_refused():
+    one, other = models(["perfect"] * 6, ["missed"] * 6)
+    found = compare(one, other)["lesion_recall"]
+    assert (found["difference"], found["ci95"], found["p_value"]) == (1.0, None, None)
+    assert "5 groups" in found["reason"]
+    with pytest.raises(DatasetError, match="different cases"):
+        compare(one, other[:-1])
+
+
+ROW = {"case": "elsewhere", "candidate": "1", "start_vox": "0 4", "stop_vox": "1 7"}
+
+
+def test_a_confirmed_mark_counts_as_a_lesion_in_the_second_number_only():
+    results = [judge("elsewhere", "elsewhere"), judge("perfect", "perfect")]
+    rows = [
+        {**ROW, "verdict": "Lesion"},
+        {**ROW, "case": "perfect", "verdict": "lesion"},  # no false positive: stale
+        {**ROW, "candidate": "7", "verdict": ""},
+    ]
+    found = adjudicate(results, read_verdicts(rows, "adjudicate.csv"))
+    assert (found["n_lesion"], found["n_stale"], found["n_open"]) == (1, 1, 0)
+    assert found["by_reference"]["lesion_recall"] == 0.5
+    assert found["by_reference"]["n_false_positive"] == 1
+    assert found["adjudicated"]["lesion_recall"] == pytest.approx(2 / 3)
+    assert found["adjudicated"]["n_false_positive"] == 0
+    assert found["adjudicated"]["lesion_precision"] == 1.0
+
+
+def test_unknown_verdicts_are_refused_with_their_line():
+    with pytest.raises(ContentError, match=r"line 2.*maybe"):
+        read_verdicts([{**ROW, "verdict": "maybe"}], "adjudicate.csv")
+    with pytest.raises(ContentError, match="names no candidate"):
+        read_verdicts([{"verdict": "lesion"}], "adjudicate.csv")
+
+
+def test_fits_of_counts_are_those_of_repeated_lesions():
+    rng = np.random.default_rng(3)
+    x, weights = rng.normal(size=60), rng.integers(0, 4, (5, 60)).astype(float)
+    true = rng.random(60) < 1 / (1 + np.exp(-x))
+    fits = fit_counts(x, weights * true, weights, np.ones(60), ridge=0.0)
+    for fit, row in zip(fits, weights.astype(int), strict=True):
+        alone = fit_logistic(np.repeat(x, row), np.repeat(true, row))
+        assert fit == pytest.approx([alone.intercept, alone.slope], rel=1e-5, abs=1e-6)
+    same = fit_logistic(x, true, ridge=1 / 2.5**2)
+    ones = np.ones((1, 60))
+    (once,) = fit_counts(x, ones * true, ones, ones[0], ridge=1 / 2.5**2)
+    assert once == pytest.approx([same.intercept, same.slope], rel=1e-5)
+
+
+def grown(n_groups, seed, steep=3.0):
+    """Lesions of 1 to 20 mm, found the likelier the larger; 50 % at 4 mm."""
+    rng = np.random.default_rng(seed)
+    base, results = judge("perfect"), []
+    for group in range(n_groups):
+        lesions = []
+        for number in range(1, 13):
+            mm = float(np.exp(rng.uniform(0, np.log(20))))
+            p = 1 / (1 + np.exp(-steep * np.log(mm / 4)))
+            found = bool(rng.random() < p)
+            lesions.append(replace(base.lesions[0], lesion=number, diameter_mm=mm, detected=found))
+        case = f"case{group}"
+        results.append(replace(base, case=case, group=case, lesions=tuple(lesions)))
+    return results
+
+
+def test_the_size_curve_has_intervals_that_hold_the_truth():
+    curve = summarise(grown(40, 0), PRESET, evaluated_on="test", replicates=300)["size_curve"]
+    low, high = curve["d50_ci95"]
+    assert low < 4 < high
+    assert low < curve["d50_mm"] < high
+    assert high - low < 2
+    low, high = curve["d90_ci95"]
+    assert low < 4 * 9 ** (1 / 3) < high
+    assert len(curve["diameters_mm"]) == len(curve["recall"]) == len(curve["ci95"]) == 25
+    assert curve["diameters_mm"][0] == pytest.approx(curve["observed_mm"][0])
+    for value, (low, high) in zip(curve["recall"], curve["ci95"], strict=True):
+        assert low <= value <= high
+
+
+def test_intervals_of_diameters_that_leave_the_observed_sizes_are_not_given():
+    few = summarise(grown(3, 0), PRESET, evaluated_on="test", replicates=50)["size_curve"]
+    assert few["d50_ci95"] is None
+    assert few["ci95"] == [None] * 25
+    assert "5 groups" in few["reason"]
+    flat = summarise(grown(12, 1, steep=1.2), PRESET, evaluated_on="test", replicates=200)
+    curve = flat["size_curve"]
+    assert curve["d90_ci95"] is None
+    assert "observed" in curve["reason"]

@@ -1,0 +1,155 @@
+from dataclasses import replace
+
+import pytest
+
+from lesionseg.errors import ConfigError, ContentError
+from lesionseg.evaluation import PRESETS, choose, evaluate_case, summarise
+from lesionseg.evaluation.statistics.operating_point import (
+    attainable_recall,
+    dealt_folds,
+    with_expectation,
+    with_intervals,
+)
+from tests.evaluation.hand_cases import HandCase, make_prediction, make_reference
+
+
+def judge(reference, prediction, scores, case="a", role="validation", scored=True):
+    drawn = HandCase(case, "", reference, prediction, scores, 0, 0, 0)
+    found = make_prediction(drawn)
+    found = type(found)(case, found.geometry, found.candidates, found.instances, scored=scored)
+    return evaluate_case(make_reference(drawn), found, PRESETS["lesionseg"], case=case, role=role)
+
+
+@pytest.fixture
+def results():
+    """Two cases: lesions found at .9, .6 and .2; false positives at .8, .5 and .4."""
+    return [
+        judge("11.22.... .........", "11.22.333 .........", (0.9, 0.6, 0.8), "a"),
+        judge("11....... .........", "11.22.333 .........", (0.2, 0.5, 0.4), "b"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("rate", "recall", "false"), [(0.0, 1 / 3, 0.0), (0.5, 2 / 3, 0.5), (1.0, 2 / 3, 1.0)]
+)
+def test_no_more_false_positives_than_asked_for(results, rate, recall, false):
+    point = choose(results, fp_per_case=rate)
+    assert point.lesion_recall == pytest.approx(recall)
+    assert point.false_positives_per_case == pytest.approx(false)
+    assert point.chosen_on == "validation"
+    assert point.name == f"fp_per_case:{rate:g}"
+
+
+def test_one_false_positive_per_case_is_the_default(results):
+    assert choose(results) == choose(results, fp_per_case=1)
+    assert 0.4 < choose(results).score <= 0.5
+
+
+def test_more_false_positives_than_there_are_accepts_everything(results):
+    point = choose(results, fp_per_case=8)
+    assert (point.lesion_recall, point.false_positives_per_case) == (1.0, 1.5)
+
+
+@pytest.mark.parametrize(
+    ("sensitivity", "false"), [(1 / 3, 0.0), (0.5, 0.5), (2 / 3, 0.5), (0.9, 1.5), (1.0, 1.5)]
+)
+def test_the_highest_score_of_the_sensitivity(results, sensitivity, false):
+    point = choose(results, sensitivity=sensitivity)
+    assert point.lesion_recall >= sensitivity - 1e-9
+    assert point.false_positives_per_case == false
+
+
+def test_an_unreachable_sensitivity_is_refused_with_what_can_be_reached():
+    results = [judge("11.22 .....", "11... .....", (0.7,))]
+    with pytest.raises(ContentError, match=r"1 of 2 lesions.*from 0 to 0\.5"):
+        choose(results, sensitivity=0.9)
+    assert choose(results, sensitivity=0.5).score == 0.7
+
+
+def test_false_positives_that_outrank_everything():
+    results = [judge("11... .....", "11.22 .....", (0.5, 1.0))]
+    point = choose(results, fp_per_case=0)
+    assert point.score > 1.0
+    assert (point.lesion_recall, point.false_positives_per_case) == (0.0, 0.0)
+
+
+def test_no_candidate_at_all_gives_a_score_halfway_and_says_so(caplog):
+    missed = [judge("11... .....", "..... .....", ())]
+    point = choose(missed)
+    assert (point.score, point.lesion_recall, point.false_positives_per_case) == (0.5, 0.0, 0.0)
+    assert "No case has a candidate" in caplog.text
+    with pytest.raises(ContentError, match="0 of 1 lesions"):
+        choose(missed, sensitivity=0.5)
+
+
+def test_refusals(results):
+    with pytest.raises(ConfigError, match="not for both"):
+        choose(results, fp_per_case=1, sensitivity=0.9)
+    with pytest.raises(ContentError, match="scores"):
+        choose([judge("11 ..", "11 ..", (1.0,), scored=False)])
+    with pytest.raises(ContentError, match="scores"):
+        choose([])
+    with pytest.raises(ContentError, match="without a reference lesion"):
+        choose([judge(".. ..", "11 ..", (0.3,))], sensitivity=0.5)
+
+
+@pytest.mark.parametrize("name", ["fp_per_case:1", "fp_per_case:0", "sensitivity:0.5"])
+def test_each_fold_is_accepted_by_the_score_of_the_others(results, name):
+    # a (lesions .9 .6, false .8) by b's score (.45, just over .5, .2): 2 found, 1 false;
+    # b (lesion .2, false .5 .4) by a's score (.6, .85, .85): nothing
+    kind, value = name.split(":")
+    point = with_expectation(choose(results, **{kind: float(value)}), results, {"a": 0, "b": 1})
+    assert point.expected_recall == pytest.approx(2 / 3)
+    assert point.expected_false_positives_per_case == pytest.approx(0.5)
+
+
+def test_one_fold_expects_nothing(results):
+    point = with_expectation(choose(results), results, {"a": 0, "b": 0})
+    assert point.expected_recall is None
+
+
+def test_a_sensitivity_the_other_folds_do_not_reach_takes_their_last_lesion():
+    results = [
+        judge("11.22 .....", "11.22 .....", (0.9, 0.3), "a"),
+        judge("11.22 .....", "11... .....", (0.6,), "b"),
+    ]
+    point = with_expectation(choose(results, sensitivity=0.75), results, {"a": 0, "b": 1})
+    # a by .6 of b: 1 of 2; b by .3 of a: 1 of 2
+    assert point.expected_recall == pytest.approx(0.5)
+
+
+def test_intervals_are_those_of_the_scores(results):
+    assert with_intervals(choose(results), results).lesion_recall_ci95 is None  # 2 groups
+    many = [
+        judge(
+            "11.22.... .........", "11.22.333 .........", (0.9, 0.6, 0.4 + i % 2 / 10 * 4), f"c{i}"
+        )
+        for i in range(8)
+    ]
+    many = [replace(r, group=r.case) for r in many]
+    point = with_intervals(choose(many, fp_per_case=0.5), many, replicates=200, seed=1)
+    low, high = point.false_positives_per_case_ci95
+    assert 0 <= low < point.false_positives_per_case < high <= 1
+    judged = summarise(
+        [
+            replace(
+                r,
+                lesions=tuple(replace(x, detected=x.detected_at >= point.score) for x in r.lesions),
+            )
+            for r in many
+        ],
+        PRESETS["lesionseg"],
+        evaluated_on="validation",
+        replicates=10,
+    )
+    assert list(point.lesion_recall_ci95) == judged["lesion_recall"]["ci95"]
+
+
+def test_what_can_be_reached_and_folds_dealt_by_group(results):
+    assert attainable_recall(results) == 1.0
+    assert attainable_recall([judge(".. ..", "11 ..", (0.3,))]) is None
+    grouped = [
+        replace(r, case=f"{r.case}{i}", group=g)
+        for i, (r, g) in enumerate(zip(results * 3, "ababca", strict=True))
+    ]
+    assert dealt_folds(grouped, 2) == {"a0": 0, "b1": 1, "a2": 0, "b3": 1, "a4": 0, "b5": 0}

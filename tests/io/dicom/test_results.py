@@ -1,0 +1,430 @@
+"""DICOM results: segmentations and reports lie where the scan does and say what made them."""
+
+import sys
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from pydicom import dcmread
+from pydicom.dataset import Dataset
+
+from lesionseg.core import Candidate, Geometry, OperatingPoint, Prediction
+from lesionseg.errors import ConfigError, OutputError
+from lesionseg.io.cases import read_case
+from lesionseg.io.dicom import seg_write as dicom_seg_write
+from lesionseg.io.dicom.dicom_reference import read_dicom_reference
+from lesionseg.io.dicom.headers import is_image
+from lesionseg.io.dicom.seg_write import write_segmentation
+from lesionseg.io.dicom.source_images import Origin, SourceSeries, read_source
+from lesionseg.io.dicom.sr_write import write_report
+from lesionseg.io.formats.volumes import read_geometry
+from lesionseg.io.layouts.conventions import read_dataset
+from tests.io.dicom_files import DX, LPS, enhanced, manifest, save, write_series
+
+hd = pytest.importorskip("highdicom")
+
+PATIENT = {
+    "PatientName": "Müller^Äsop",
+    "PatientID": "77-1",
+    "PatientBirthDate": "19480229",
+    "PatientSex": "F",
+    "AccessionNumber": "A7",
+    "StudyDate": "20240131",
+    "StudyTime": "101112",
+    "SpecificCharacterSet": "ISO_IR 100",
+    "FrameOfReferenceUID": "1.2.9",
+}
+POINT = OperatingPoint("fp_per_case:1", 0.5, "validation")
+ORIGIN = Origin("1.2.3", "0123456789abcdef", "fedcba9876543210", POINT)
+LABELS = {1: "lesion", 2: "cyst"}
+
+
+def turned(*angles: float) -> np.ndarray:
+    """A rotation about x, y and z, one after the other, in degrees."""
+    turn = np.eye(3)
+    for axis, angle in enumerate(np.deg2rad(angles)):
+        a, b = [i for i in range(3) if i != axis]
+        step = np.eye(3)
+        step[[a, a, b, b], [a, b, a, b]] = (
+            np.cos(angle),
+            -np.sin(angle),
+            np.sin(angle),
+            np.cos(angle),
+        )
+        turn = step @ turn
+    return turn
+
+
+def grid_of(normal: int, down: int, across: int, angles: tuple[float, ...] = (0, 0, 0)) -> Geometry:
+    """A grid of 5 x 4 x 6 whose array axes run along the patient's axes named, then turned."""
+    affine = np.eye(4)
+    axes = np.zeros((3, 3))
+    for column, (axis, spacing) in enumerate(
+        zip((normal, down, across), (3.0, 0.75, 0.5), strict=True)
+    ):
+        axes[abs(axis) - 1, column] = np.sign(axis) * spacing
+    affine[:3, :3] = turned(*angles) @ axes
+    affine[:3, 3] = (12.5, -40.25, 7.75)
+    return Geometry((5, 4, 6), affine)
+
+
+# RAS axes 1, 2, 3; a minus runs the other way
+GRIDS = {
+    "axial": grid_of(3, -2, -1),
+    "axial, head first": grid_of(-3, -2, -1),
+    "sagittal": grid_of(-1, -3, -2),
+    "coronal": grid_of(2, -3, -1),
+    "oblique": grid_of(3, -2, -1, (20, -10, -35)),
+    "oblique sagittal": grid_of(1, -3, -2, (-15, 25, 8)),
+}
+
+
+def lesions() -> np.ndarray:
+    """Two candidates without any symmetry, and a third that is not accepted."""
+    ids = np.zeros((5, 4, 6), np.int32)
+    ids[0, 0, 1:5], ids[1, 0, 1], ids[0, 1, 4], ids[2, 0, 1] = 1, 1, 1, 1
+    ids[3, 2, 2], ids[4, 2, 2], ids[4, 3, 2] = 2, 2, 2
+    ids[4, 0, 5] = 3
+    return ids
+
+
+def predict(geometry: Geometry, ids: np.ndarray | None, **changes: Any) -> Prediction:
+    found = [(1, 1, 0.9, True), (2, 2, 0.7, True), (3, 1, 0.3, False)]
+    made = []
+    for number, label, score, accepted in found:
+        inside = np.argwhere((lesions() if geometry.dims == 3 else flat()) == number)
+        if not len(inside):
+            continue
+        made.append(
+            Candidate(
+                number, label, score,
+                tuple(inside.min(0).astype(float)), tuple(inside.max(0) + 1.0),
+                tuple(geometry.to_mm([inside.mean(0)])[0]),
+                1.5 * number, 0.25 * number if geometry.dims == 3 else None,
+                ids is not None, accepted, probability=score / 2,
+            )
+        )  # fmt: skip
+    values = {"candidates": tuple(made), "instances": ids, "operating_point": POINT}
+    return Prediction("A", geometry, **{**values, **changes})
+
+
+def flat() -> np.ndarray:
+    ids = np.zeros((4, 6), np.int32)
+    ids[0, 1:5], ids[1, 4], ids[2, 0], ids[3, 5] = 1, 1, 2, 3
+    return ids
+
+
+def series(root: Path, grid: Geometry, **elements: Any) -> Path:
+    return write_series(root, grid, {z: {**PATIENT, **elements} for z in range(grid.shape[0])})
+
+
+def written(folder: Path, prediction: Prediction, source: SourceSeries) -> tuple[Path, Path]:
+    paths = folder / "A_seg.dcm", folder / "A_sr.dcm"
+    segmentation = write_segmentation(paths[0], prediction, source, ORIGIN, LABELS)
+    write_report(paths[1], prediction, source, ORIGIN, LABELS, segmentation)
+    return paths
+
+
+def points_of(path: Path) -> dict[int, set[tuple[float, ...]]]:
+    """RAS millimetres of every voxel of each segment, by the file's own elements alone."""
+    raw = dcmread(path)
+    frames = raw.pixel_array.reshape(-1, raw.Rows, raw.Columns)
+    shared = raw.SharedFunctionalGroupsSequence[0]
+    directions = np.array(shared.PlaneOrientationSequence[0].ImageOrientationPatient, float)
+    down_mm, across_mm = map(float, shared.PixelMeasuresSequence[0].PixelSpacing)
+    points: dict[int, set[tuple[float, ...]]] = {}
+    for pixels, group in zip(frames, raw.PerFrameFunctionalGroupsSequence, strict=True):
+        named = group if "SegmentIdentificationSequence" in group else shared
+        number = int(named.SegmentIdentificationSequence[0].ReferencedSegmentNumber)
+        origin = np.array(group.PlanePositionSequence[0].ImagePositionPatient, float)
+        for row, column in np.argwhere(pixels):
+            mm = origin + column * across_mm * directions[:3] + row * down_mm * directions[3:]
+            points.setdefault(number, set()).add(tuple(np.round(mm * LPS, 2) + 0.0))
+    return points
+
+
+def expected_points(geometry: Geometry, mask: np.ndarray) -> set[tuple[float, ...]]:
+    return {tuple(np.round(mm, 2) + 0.0) for mm in geometry.to_mm(np.argwhere(mask))}
+
+
+@pytest.mark.parametrize("name", GRIDS)
+def test_every_voxel_lies_where_the_scan_has_it(name: str, tmp_path: Path) -> None:
+    source = read_source(series(tmp_path, GRIDS[name]))
+    geometry = read_geometry(tmp_path / "scan")
+    prediction = predict(geometry, lesions())
+    seg, _ = written(tmp_path, prediction, source)
+    found = points_of(seg)
+    assert found == {n: expected_points(geometry, lesions() == n) for n in (1, 2)}
+    # the same by the library's own reader, which places the segments as one volume
+    volume = hd.seg.segread(seg).get_volume(combine_segments=True)
+    index = np.argwhere(volume.array)
+    mm = (np.c_[index, np.ones(len(index))] @ volume.affine.T)[:, :3] * LPS
+    assert {tuple(np.round(p, 2) + 0.0) for p in mm} == found[1] | found[2]
+    # and by our own
+    reference = read_dicom_reference(seg, geometry, LABELS)
+    np.testing.assert_array_equal(reference.labels, prediction.mask())
+
+
+def test_the_phantom_would_show_a_mirror() -> None:
+    """No flip and no exchange of axes maps the candidates onto themselves."""
+    ids = lesions()
+    assert all((np.flip(ids, a) != ids).any() for a in ((0,), (1,), (2,), (0, 1), (0, 2), (1, 2)))
+
+
+def test_patient_study_and_source_are_the_scans(tmp_path: Path) -> None:
+    source = read_source(series(tmp_path, GRIDS["oblique"]))
+    prediction = predict(read_geometry(tmp_path / "scan"), lesions())
+    files = [dcmread(f) for f in (tmp_path / "scan").iterdir()]
+    for path in written(tmp_path, prediction, source):
+        made = dcmread(path)
+        for name in ("PatientID", "PatientBirthDate", "PatientSex", "StudyInstanceUID"):
+            assert made[name].value == files[0][name].value
+        assert str(made.PatientName) == PATIENT["PatientName"]
+        assert made.SeriesInstanceUID not in {f.SeriesInstanceUID for f in files}
+        assert (made.ContentDate, made.ContentTime) == ("20240131", "101112")
+        assert made.ManufacturerModelName == "lesionseg"
+        assert not is_image(made)
+    seg = hd.seg.segread(tmp_path / "A_seg.dcm")
+    assert seg.FrameOfReferenceUID == "1.2.9"
+    assert {uids[2] for uids in seg.get_source_image_uids()} == {f.SOPInstanceUID for f in files}
+    assert seg.ReferencedSeriesSequence[0].SeriesInstanceUID == files[0].SeriesInstanceUID
+    one, two = (seg.get_segment_description(n) for n in (1, 2))
+    assert [one.segment_label, two.segment_label] == ["lesion", "cyst"]
+    assert [one.tracking_id, two.tracking_id] == ["lesion 1", "cyst 2"]
+    assert one.segmented_property_type.meaning == "Lesion"
+    (made_by,) = one.SegmentationAlgorithmIdentificationSequence
+    assert made_by.AlgorithmName == "lesionseg"
+    assert ORIGIN.bundle in made_by.AlgorithmParameters
+    # each frame names the slice it was drawn on
+    position = {f.SOPInstanceUID: list(f.ImagePositionPatient) for f in files}
+    for frame in seg.PerFrameFunctionalGroupsSequence:
+        image = frame.DerivationImageSequence[0].SourceImageSequence[0].ReferencedSOPInstanceUID
+        at = frame.PlanePositionSequence[0].ImagePositionPatient
+        np.testing.assert_allclose(at, position[image], atol=1e-3)
+
+
+def measured(group: Any) -> dict[str, float]:
+    return {m.name.meaning: float(m.value) for m in group.get_measurements()}
+
+
+def items(group: Any, code: str) -> list[Any]:
+    content = group[0].ContentSequence
+    return [i for i in content if i.ConceptNameCodeSequence[0].CodeValue == code]
+
+
+def comments(path: Path) -> str:
+    raw = dcmread(path)
+    return " ".join(str(i.TextValue) for i in raw.ContentSequence if i.ValueType == "TEXT")
+
+
+def test_the_report_has_a_group_a_candidate_that_names_its_segment(tmp_path: Path) -> None:
+    source = read_source(series(tmp_path, GRIDS["oblique"]))
+    _, sr = written(tmp_path, predict(read_geometry(tmp_path / "scan"), lesions()), source)
+    report = hd.sr.srread(sr)
+    groups = report.content.get_volumetric_roi_measurement_groups()
+    assert [g.tracking_identifier for g in groups] == ["lesion 1", "cyst 2"]
+    assert measured(groups[1]) == {
+        "Score of the model": 0.7,
+        "Calibrated probability of a lesion": 0.35,
+        "Volume": 0.5,
+        "Diameter": 3.0,
+    }
+    seg = hd.seg.segread(tmp_path / "A_seg.dcm")
+    for number, group in enumerate(groups, start=1):
+        (segment,) = items(group, "121191")
+        (reference,) = segment.ReferencedSOPSequence
+        assert reference.ReferencedSegmentNumber == number
+        assert reference.ReferencedSOPInstanceUID == seg.SOPInstanceUID
+        assert group.tracking_uid == seg.get_segment_description(number).tracking_uid
+    assert "not a medical device" in comments(sr)
+    assert "2 of 3 candidates were accepted at the operating point fp_per_case:1" in comments(sr)
+
+
+def test_the_same_run_gives_the_same_bytes(tmp_path: Path) -> None:
+    folder = series(tmp_path, GRIDS["oblique"])
+    prediction = predict(read_geometry(folder), lesions())
+    one = [p.read_bytes() for p in written(tmp_path / "1", prediction, read_source(folder))]
+    two = [p.read_bytes() for p in written(tmp_path / "2", prediction, read_source(folder))]
+    assert one == two
+    other = replace(ORIGIN, key="0" * 16)
+    write_segmentation(tmp_path / "3.dcm", prediction, read_source(folder), other, LABELS)
+    made = [dcmread(p) for p in (tmp_path / "1" / "A_seg.dcm", tmp_path / "3.dcm")]
+    assert made[0].SOPInstanceUID != made[1].SOPInstanceUID
+
+
+def test_without_an_accepted_candidate_there_is_a_report_alone(tmp_path: Path) -> None:
+    source = read_source(series(tmp_path, GRIDS["axial"]))
+    prediction = predict(read_geometry(tmp_path / "scan"), lesions())
+    refused = tuple(replace(c, accepted=False) for c in prediction.candidates)
+    seg, sr = written(tmp_path, replace(prediction, candidates=refused), source)
+    assert not seg.exists()
+    report = hd.sr.srread(sr).content
+    assert not report.get_volumetric_roi_measurement_groups()
+    assert not report.get_planar_roi_measurement_groups()
+    (group,) = report.get_image_measurement_groups()
+    assert measured(group) == {"Number of accepted candidates": 0}
+    assert "No candidate was accepted" in comments(sr)
+
+
+def test_bare_boxes_are_drawn_on_the_slices_they_meet(tmp_path: Path) -> None:
+    source = read_source(series(tmp_path, GRIDS["axial, head first"]))
+    geometry = read_geometry(tmp_path / "scan")
+    prediction = predict(geometry, None)
+    seg, sr = written(tmp_path, prediction, source)
+    assert not seg.exists()
+    groups = hd.sr.srread(sr).content.get_volumetric_roi_measurement_groups()
+    assert len(groups) == 2
+    position = {
+        f.SOPInstanceUID: np.array(f.ImagePositionPatient, float)
+        for f in map(dcmread, (tmp_path / "scan").iterdir())
+    }
+    for group, candidate in zip(groups, prediction.candidates, strict=False):
+        regions = group.roi
+        slices = range(int(candidate.start_vox[0]), int(candidate.stop_vox[0]))
+        assert len(regions) == len(slices)
+        for z, region in zip(slices, regions, strict=True):
+            (image,) = (
+                i.ReferencedSOPSequence[0].ReferencedSOPInstanceUID for i in region.ContentSequence
+            )
+            mm = geometry.to_mm([(z, 0, 0)])[0]
+            np.testing.assert_allclose(position[image] * LPS, mm, atol=1e-3)
+            assert region.value[:, 0].min() == candidate.start_vox[2]
+            assert region.value[:, 1].max() == candidate.stop_vox[1]
+
+
+def test_an_enhanced_file_is_segmented_frame_by_frame(tmp_path: Path) -> None:
+    grid = GRIDS["oblique sagittal"]
+    path = enhanced(tmp_path / "scan.dcm", grid)
+    geometry = read_geometry(path)
+    seg, sr = written(tmp_path, predict(geometry, lesions()), read_source(path))
+    assert points_of(seg) == {n: expected_points(geometry, lesions() == n) for n in (1, 2)}
+    assert len(hd.sr.srread(sr).content.get_volumetric_roi_measurement_groups()) == 2
+    _, boxes = written(tmp_path / "b", predict(geometry, None), read_source(path))
+    groups = hd.sr.srread(boxes).content.get_volumetric_roi_measurement_groups()
+    image = groups[0].roi[0].ContentSequence[0].ReferencedSOPSequence[0]
+    assert image.ReferencedFrameNumber == 5  # slice 0 is stored last
+
+
+@pytest.mark.parametrize("located", [True, False])
+def test_a_radiograph_has_its_segments_and_regions_on_the_image(
+    located: bool, tmp_path: Path
+) -> None:
+    pixels = np.arange(24, dtype=np.uint16).reshape(4, 6)
+    elements = {**PATIENT, "Modality": "DX", "ImagerPixelSpacing": [0.2, 0.2]}
+    elements |= {} if located else {"FrameOfReferenceUID": None}
+    path = save(tmp_path / "x.dcm", pixels, DX, **elements)
+    geometry, source = read_geometry(path), read_source(path)
+    seg, sr = written(tmp_path, predict(geometry, flat()), source)
+    made = hd.seg.segread(seg)
+    uid = str(dcmread(path).SOPInstanceUID)
+    array = made.get_pixels_by_source_instance([uid], combine_segments=True)[0]
+    np.testing.assert_array_equal(array, np.where(flat() < 3, flat(), 0))
+    groups = hd.sr.srread(sr).content.get_planar_roi_measurement_groups()
+    assert [g.tracking_identifier for g in groups] == ["lesion 1", "cyst 2"]
+    (diameter,) = (m for m in groups[0].get_measurements() if m.name.meaning == "Diameter")
+    assert "at the detector" in diameter.method.meaning
+    (frame,) = items(groups[1], "121214")
+    assert frame.ReferencedSOPSequence[0].ReferencedSegmentNumber == 2
+    _, boxes = written(tmp_path / "b", predict(geometry, None), source)
+    region = hd.sr.srread(boxes).content.get_planar_roi_measurement_groups()[0].roi
+    assert region.value.tolist() == [[1, 0], [5, 0], [5, 2], [1, 2], [1, 0]]
+
+
+def test_a_tilted_gantry_is_segmented_on_its_upright_slices(tmp_path: Path) -> None:
+    sheared = GRIDS["axial"].affine.copy()
+    sheared[:3, 0] += sheared[:3, 1] * 0.8
+    grid = Geometry((5, 4, 6), sheared)
+    folder = series(tmp_path, grid)
+    geometry, source = read_geometry(folder, tilt="resample"), read_source(folder)
+    assert not source.aligned
+    ids = np.zeros(geometry.shape, np.int32)
+    ids[0, 1, 2:5], ids[1, 1, 2], ids[4, -1, -1] = 1, 1, 2
+    seg, _ = written(tmp_path, predict(geometry, ids), source)
+    assert points_of(seg) == {n: expected_points(geometry, ids == n) for n in (1, 2)}
+    _, boxes = written(tmp_path / "b", predict(geometry, None), source)
+    group = hd.sr.srread(boxes).content.get_planar_roi_measurement_groups()[0]
+    centre = np.array(predict(geometry, None).candidates[0].centre_mm)
+    np.testing.assert_allclose(group.roi.value[0] * LPS, centre, atol=1e-3)
+
+
+def test_very_many_candidates_are_one_segment_a_label(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dicom_seg_write, "MOST_SEGMENTS", 1)
+    source = read_source(series(tmp_path, GRIDS["axial"]))
+    geometry = read_geometry(tmp_path / "scan")
+    prediction = predict(geometry, lesions())
+    seg, sr = written(tmp_path, prediction, source)
+    assert [s.SegmentLabel for s in dcmread(seg).SegmentSequence] == ["lesion", "cyst"]
+    np.testing.assert_array_equal(
+        read_dicom_reference(seg, geometry, LABELS).labels, prediction.mask()
+    )
+    groups = hd.sr.srread(sr).content.get_volumetric_roi_measurement_groups()
+    assert [len(g.roi) for g in groups] == [3, 2]
+
+
+def test_regions_are_one_segment_a_mask_value(tmp_path: Path) -> None:
+    source = read_source(series(tmp_path, GRIDS["axial"]))
+    geometry = read_geometry(tmp_path / "scan")
+    values = np.where(lesions() > 0, 1, 0).astype(np.uint8)
+    values[0, 0, 2] = 2
+    prediction = predict(geometry, lesions(), values=values)
+    seg, _ = written(tmp_path, prediction, source)
+    assert points_of(seg)[2] == expected_points(geometry, values == 2)
+
+
+def test_a_written_segmentation_is_read_as_a_reference(tmp_path: Path) -> None:
+    source = read_source(series(tmp_path, GRIDS["oblique"]))
+    prediction = predict(read_geometry(tmp_path / "scan"), lesions())
+    written(tmp_path, prediction, source)
+    dataset = read_dataset(manifest(tmp_path, "scan", "A_seg.dcm", '{"1": "lesion", "2": "cyst"}'))
+    reference = read_case(dataset.cases[0], dataset).reference
+    assert reference is not None
+    np.testing.assert_array_equal(reference.labels, prediction.mask())
+
+
+@pytest.mark.filterwarnings("ignore:Invalid value")  # pydicom, as the test writes them
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"PatientSex": "W", "PatientBirthDate": "29.2.1948", "StudyDate": "?"},
+        dict.fromkeys(PATIENT),
+        {"StudyInstanceUID": None, "SeriesNumber": 7},
+    ],
+)
+def test_poor_headers_are_completed(changes: Mapping[str, Any], tmp_path: Path) -> None:
+    source = read_source(series(tmp_path, GRIDS["oblique"], **changes))
+    seg, sr = written(tmp_path, predict(read_geometry(tmp_path / "scan"), lesions()), source)
+    assert len(points_of(seg)) == 2
+    assert len(hd.sr.srread(sr).content.get_volumetric_roi_measurement_groups()) == 2
+
+
+def test_what_the_library_refuses_is_told_without_the_patient(tmp_path: Path) -> None:
+    source = read_source(series(tmp_path, GRIDS["axial"]))
+    broken = Dataset()
+    broken.PatientName = "SECRET"
+    broken.SeriesInstanceUID = "1.2"
+    prediction = predict(GRIDS["axial"], lesions())
+    with pytest.raises(OutputError, match="dicom_output=false") as caught:
+        write_segmentation(
+            tmp_path / "a.dcm",
+            prediction,
+            SourceSeries((broken,), source.slices),
+            ORIGIN,
+            LABELS,
+        )
+    assert "SECRET" not in str(caught.value)
+    assert caught.value.__cause__ is None
+    assert list(tmp_path.glob("*.dcm")) == []
+
+
+def test_without_highdicom_the_remedy_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = read_source(series(tmp_path, GRIDS["axial"]))
+    monkeypatch.setitem(sys.modules, "highdicom", None)
+    with pytest.raises(ConfigError, match=r"lesionseg\[dicom\]"):
+        written(tmp_path, predict(GRIDS["axial"], lesions()), source)

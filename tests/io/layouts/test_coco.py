@@ -1,0 +1,341 @@
+"""COCO folders: boxes, polygons, RLE, instance masks, and everything that can be wrong there."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from pycocotools import mask as coco_mask
+
+from lesionseg.core import Case, Reference
+from lesionseg.errors import ContentError, DatasetError, GeometryError, ReadError
+from lesionseg.io.cases import read_case
+from lesionseg.io.layouts.conventions import read_dataset
+
+Folder = Callable[..., Path]
+SQUARE = [[2.0, 1.0, 5.0, 1.0, 5.0, 4.0, 2.0, 4.0]]  # x 2 to 5, y 1 to 4
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Folder:
+    """Write image `a.png` of 8 by 10 (height, width) with the given annotations."""
+
+    def write(
+        annotations: list[dict[str, Any]] | None = None,
+        mask: np.ndarray | None = None,
+        **image: Any,
+    ) -> Path:
+        (tmp_path / "images").mkdir()
+        (tmp_path / "masks").mkdir()
+        Image.fromarray(np.zeros((8, 10), np.uint8)).save(tmp_path / "images" / "a.png")
+        entry = {"id": 7, "file_name": "a.png", "width": 10, "height": 8, **image}
+        if mask is not None:
+            Image.fromarray(mask.astype(np.uint8)).save(tmp_path / "masks" / "a.png")
+            entry["mask_file"] = "a.png"
+        content = {
+            "images": [entry],
+            "annotations": [{"image_id": 7, "category_id": 20, **a} for a in annotations or []],
+            "categories": [{"id": 30, "name": "mass"}, {"id": 20, "name": "nodule"}],
+        }
+        (tmp_path / "annotations.json").write_text(json.dumps(content))
+        return tmp_path
+
+    return write
+
+
+def _case(root: Path, *, merge_labels: bool = False) -> Case:
+    dataset = read_dataset(root, merge_labels=merge_labels)
+    return read_case(dataset.cases[0], dataset)
+
+
+def _reference(root: Path, *, merge_labels: bool = False) -> Reference:
+    reference = _case(root, merge_labels=merge_labels).reference
+    assert reference is not None
+    return reference
+
+
+def test_labels_are_ranks_of_category_ids(folder: Folder) -> None:
+    dataset = read_dataset(folder())
+    assert (dataset.convention, dataset.dims, dataset.channel_names) == ("coco", 2, ("image",))
+    assert list(dataset.labels.items()) == [(1, "nodule"), (2, "mass")]
+    assert not dataset.incomplete_reference
+
+
+def test_an_image_says_patient_pixel_role_and_more(folder: Folder) -> None:
+    root = folder(patient="p9", pixel_mm=0.2, role="test", fold=2, view="PA")
+    dataset = read_dataset(root)
+    files = dataset.cases[0]
+    assert (files.case, files.group, files.role, files.fold) == ("a", "p9", "test", 2)
+    assert files.columns == {"pixel_mm": "0.2", "view": "PA"}
+    assert read_case(files, dataset).image.geometry.spacing_mm == (0.2, 0.2)
+
+
+def test_an_unknown_pixel_size_is_one_millimetre_and_an_empty_column(folder: Folder) -> None:
+    root = folder()
+    assert read_dataset(root).cases[0].columns == {"pixel_mm": ""}
+    assert _case(root).image.geometry.spacing_mm == (1, 1)
+
+
+def test_an_image_without_annotation_is_lesion_free(folder: Folder) -> None:
+    reference = _reference(folder())
+    for array in (reference.labels, reference.instances):
+        assert array is not None
+        assert array.shape == (8, 10)
+        assert not array.any()
+    assert reference.instance_labels == ()
+    assert reference.boxes is not None
+    assert reference.boxes.shape == (0, 4)
+
+
+def test_boxes_alone_are_starts_then_stops_by_y_and_x(folder: Folder) -> None:
+    reference = _reference(
+        folder([{"bbox": [2, 1, 3.5, 4]}, {"bbox": [0, 0, 1, 2], "category_id": 30}])
+    )
+    assert reference.labels is None
+    assert reference.instances is None
+    assert reference.boxes is not None
+    assert reference.boxes.dtype == np.float32
+    assert reference.boxes.tolist() == [[1, 2, 5, 5.5], [0, 0, 2, 1]]
+    assert reference.box_labels == (1, 2)
+
+
+def test_a_box_over_the_edge_is_cut(folder: Folder) -> None:
+    reference = _reference(folder([{"bbox": [-2, 5, 6, 60]}]))
+    assert reference.boxes is not None
+    assert reference.boxes.tolist() == [[5, 0, 8, 4]]
+
+
+def test_a_polygon_is_drawn(folder: Folder) -> None:
+    reference = _reference(folder([{"bbox": [2, 1, 3, 3], "segmentation": SQUARE}]))
+    expected = np.zeros((8, 10))
+    expected[1:4, 2:5] = 1
+    np.testing.assert_array_equal(reference.instances, expected)
+    np.testing.assert_array_equal(reference.labels, expected)
+    assert reference.instance_labels == (1,)
+
+
+@pytest.mark.parametrize("kind", ["compressed", "counts"])
+def test_rle_is_drawn(folder: Folder, kind: str) -> None:
+    mask = np.zeros((8, 10), np.uint8)
+    mask[2:4, 6:9] = 1
+    rle = coco_mask.encode(np.asfortranarray(mask))
+    counts = [6 * 8 + 2, 2, 6, 2, 6, 2, 8 + 4]  # runs down the columns
+    text = rle["counts"].decode() if kind == "compressed" else counts
+    drawing = {"size": [8, 10], "counts": text}
+    reference = _reference(folder([{"bbox": [6, 2, 3, 2], "segmentation": drawing}]))
+    np.testing.assert_array_equal(reference.instances, mask)
+
+
+def test_where_polygons_overlap_the_smaller_keeps_the_pixel(folder: Folder) -> None:
+    big = [[0.0, 0.0, 8.0, 0.0, 8.0, 8.0, 0.0, 8.0]]
+    root = folder(
+        [
+            {"bbox": [2, 1, 3, 3], "segmentation": SQUARE, "category_id": 30},
+            {"bbox": [0, 0, 8, 8], "segmentation": big},
+        ]
+    )
+    reference = _reference(root)
+    assert reference.instances is not None
+    assert reference.labels is not None
+    assert (reference.instances == 1).sum() == 9
+    assert (reference.instances == 2).sum() == 64 - 9
+    assert reference.instance_labels == (2, 1)
+    assert reference.labels[2, 3] == 2
+
+
+def test_a_polygon_too_small_for_a_pixel_keeps_one(folder: Folder) -> None:
+    speck = [[3.1, 2.1, 3.2, 2.1, 3.2, 2.2]]
+    reference = _reference(folder([{"bbox": [3.1, 2.1, 0.1, 0.1], "segmentation": speck}]))
+    assert reference.instances is not None
+    assert np.argwhere(reference.instances).tolist() == [[2, 3]]
+
+
+def _two_in_a_mask() -> np.ndarray:
+    mask = np.zeros((8, 10), np.uint8)
+    mask[1:3, 1:3] = 9
+    mask[5, 5] = 4
+    return mask
+
+
+def test_an_instance_mask_goes_before_polygons(folder: Folder) -> None:
+    annotations = [
+        {"bbox": [5, 5, 1, 1], "mask_label": 4, "segmentation": SQUARE},
+        {"bbox": [1, 1, 2, 2], "mask_label": 9, "segmentation": SQUARE, "category_id": 30},
+    ]
+    reference = _reference(folder(annotations, _two_in_a_mask()))
+    assert reference.instances is not None
+    assert reference.labels is not None
+    assert reference.instances.dtype == np.int32
+    assert (reference.instances[5, 5], reference.instances[1, 1]) == (1, 2)
+    assert (reference.labels[5, 5], reference.labels[1, 1]) == (1, 2)
+    assert reference.instance_labels == reference.box_labels == (1, 2)
+
+
+def test_a_mask_file_that_is_not_there_leaves_the_polygons(folder: Folder) -> None:
+    root = folder(
+        [{"bbox": [2, 1, 3, 3], "mask_label": 1, "segmentation": SQUARE}], mask_file="gone.png"
+    )
+    reference = _reference(root)
+    assert reference.instances is not None
+    assert reference.instances.sum() == 9
+
+
+def test_a_finding_under_two_names_is_left_out_once_and_said(
+    folder: Folder, caplog: pytest.LogCaptureFixture
+) -> None:
+    annotations = [
+        {"bbox": [1, 1, 2, 2], "mask_label": 8},
+        {"bbox": [1, 1, 2, 2], "mask_label": 9, "category_id": 30},
+        {"bbox": [5, 5, 1, 1], "mask_label": 4},
+    ]
+    reference = _reference(folder(annotations, _two_in_a_mask()))
+    assert "1 of 3 lesions" in caplog.text
+    assert reference.instance_labels == reference.box_labels == (2, 1)
+    assert reference.boxes is not None
+    assert reference.boxes.tolist() == [[1, 1, 3, 3], [5, 5, 6, 6]]
+    assert reference.instances is not None
+    assert (reference.instances[1, 1], reference.instances[5, 5]) == (1, 2)
+
+
+def test_crowds_are_ignored_not_judged(folder: Folder) -> None:
+    annotations = [
+        {"bbox": [2, 1, 3, 3], "segmentation": SQUARE, "iscrowd": 1},
+        {"bbox": [8, 6, 1.5, 2], "iscrowd": 1},
+    ]
+    reference = _reference(folder(annotations))
+    assert reference.ignore is not None
+    assert reference.labels is not None
+    assert reference.ignore.sum() == 9 + 4
+    assert not reference.labels.any()
+
+
+@pytest.mark.parametrize("drawn", [True, False])
+def test_a_lesion_within_a_crowd_is_still_one(folder: Folder, drawn: bool) -> None:
+    lesion = {"bbox": [2, 1, 3, 3], **({"segmentation": SQUARE} if drawn else {})}
+    reference = _reference(folder([lesion, {"bbox": [1, 0, 7, 7], "iscrowd": 1}]))
+    assert reference.ignore is not None
+    assert reference.ignore.sum() == 49 - 9
+    if drawn:
+        assert reference.labels is not None
+        assert not (reference.ignore & (reference.labels > 0)).any()
+
+
+def test_merged_labels_are_all_one(folder: Folder) -> None:
+    root = folder([{"bbox": [2, 1, 3, 3], "segmentation": SQUARE, "category_id": 30}])
+    assert read_dataset(root, merge_labels=True).labels == {1: "lesion"}
+    reference = _reference(root, merge_labels=True)
+    assert reference.instance_labels == (1,)
+    assert reference.labels is not None
+    assert reference.labels.max() == 1
+
+
+def test_an_incomplete_reference_may_be_said(folder: Folder) -> None:
+    root = folder()
+    content = json.loads((root / "annotations.json").read_text())
+    content["info"] = {"incomplete_reference": True}
+    (root / "annotations.json").write_text(json.dumps(content))
+    assert read_dataset(root).incomplete_reference
+
+
+@pytest.mark.parametrize(
+    ("annotation", "error", "match"),
+    [
+        ({"bbox": [2, 1, 3]}, ContentError, "of the case 'a' has no box"),
+        ({"bbox": [2, 1, 3, "4"]}, ContentError, "has no box"),
+        ({}, ContentError, "has no box"),
+        (
+            {"bbox": [2, 1, 0, 4], "id": 5},
+            ContentError,
+            "box of annotation 5 of the case 'a' is empty",
+        ),
+        ({"bbox": [2, 1, -3, 4]}, ContentError, "is empty"),
+        ({"bbox": [2, 1, float("nan"), 4]}, ReadError, "NaN is not JSON"),
+        ({"bbox": [2, 1, 3, 4], "category_id": 99}, DatasetError, "category"),
+        ({"bbox": [2, 1, 3, 4], "image_id": 99}, DatasetError, "image_id 99"),
+        ({"bbox": [2, 1, 3, 4], "image_id": None}, DatasetError, "lacks 'image_id'"),
+    ],
+)
+def test_annotations_that_fit_nothing_are_refused(
+    folder: Folder, annotation: dict[str, Any], error: type[Exception], match: str
+) -> None:
+    with pytest.raises(error, match=match) as refused:
+        read_dataset(folder([annotation]))
+    assert "annotations.json" in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("annotation", "match"),
+    [
+        ({"bbox": [50, 50, 3, 3]}, "lesion 1 lies outside its image.*a"),
+        ({"bbox": [-9, 1, 3, 3]}, "lesion 1 lies outside its image"),
+        ({"bbox": [6, 4, 3, 3], "segmentation": SQUARE}, "lesion 1 and its box disagree.*0 of 9"),
+        ({"bbox": [2, 1, 3, 3], "segmentation": [[1.0, 2.0]]}, "cannot be drawn"),
+        ({"bbox": [2, 1, 3, 3], "segmentation": [["a"] * 6]}, "cannot be drawn"),
+        ({"bbox": [2, 1, 3, 3], "segmentation": {"counts": [9], "size": [3, 3]}}, "another size"),
+    ],
+)
+def test_drawings_that_fit_nothing_are_refused(
+    folder: Folder, annotation: dict[str, Any], match: str
+) -> None:
+    with pytest.raises(ContentError, match=match):
+        _case(folder([annotation]))
+
+
+@pytest.mark.parametrize("labels", [(4,), (4, 4), (4, 9, 0), ()])
+def test_a_mask_and_annotations_that_do_not_fit_are_refused(
+    folder: Folder, labels: tuple[int, ...]
+) -> None:
+    annotations = [{"bbox": [1, 1, 2, 2], "mask_label": label} for label in labels]
+    with pytest.raises(ContentError, match=r"do not fit together.*a\.png"):
+        _case(folder(annotations, _two_in_a_mask()))
+
+
+def test_a_mask_of_another_size_is_refused(folder: Folder) -> None:
+    root = folder([{"bbox": [1, 1, 2, 2], "mask_label": 1}], np.ones((4, 4)))
+    with pytest.raises(GeometryError, match=r"does not fit the image.*masks.a\.png"):
+        _case(root)
+
+
+def test_an_image_of_another_size_than_annotated_is_refused(folder: Folder) -> None:
+    with pytest.raises(GeometryError, match=r"drawn on.*a\.png"):
+        _case(folder(width=20))
+
+
+def test_an_image_that_is_not_there_is_named(folder: Folder) -> None:
+    with pytest.raises(DatasetError, match=r"not there.*gone\.png"):
+        read_dataset(folder(file_name="gone.png"))
+
+
+def test_two_images_of_one_name_are_refused(folder: Folder) -> None:
+    root = folder()
+    content = json.loads((root / "annotations.json").read_text())
+    content["images"].append({**content["images"][0], "id": 8})
+    (root / "annotations.json").write_text(json.dumps(content))
+    with pytest.raises(DatasetError, match="'a' is there more than once"):
+        read_dataset(root)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[]",
+        "{}",
+        '{"images": [], "annotations": [], "categories": []}',
+        '{"images": [1], "annotations": [], "categories": [{"id": 1}]}',
+        '{"images": [{"file_name": "a.png"}], "annotations": [], "categories": [{"id": 1}]}',
+        '{"images": [{"id": 1}], "annotations": [], "categories": [{"id": 1}]}',
+    ],
+)
+def test_a_file_that_is_no_coco_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "annotations.json").write_text(text)
+    with pytest.raises(DatasetError, match=r"annotations\.json"):
+        read_dataset(tmp_path)
+
+
+def test_broken_json_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "annotations.json").write_text("{")
+    with pytest.raises(ReadError, match=r"annotations\.json"):
+        read_dataset(tmp_path)

@@ -1,0 +1,75 @@
+"""Recognising a dataset folder, and what holds for all conventions."""
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from lesionseg.errors import ConfigError, DatasetError
+from lesionseg.io.cases import read_case
+from lesionseg.io.layouts.conventions import CONVENTIONS, read_dataset
+
+Folder = Callable[..., Path]
+
+
+def test_a_missing_folder_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match=r"does not exist.*gone"):
+        read_dataset(tmp_path / "gone")
+
+
+def test_a_folder_of_nothing_known_names_what_would_be(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("")
+    with pytest.raises(DatasetError, match=r"no convention.*notes\.txt") as refused:
+        read_dataset(tmp_path)
+    for convention in CONVENTIONS:
+        assert convention.looks_for in str(refused.value)
+
+
+def test_a_convention_may_be_named(nnunet_folder: Folder) -> None:
+    root = nnunet_folder()
+    assert read_dataset(root, convention="nnunet").convention == "nnunet"
+    with pytest.raises(ConfigError, match=r"convention is unknown.*nnunet"):
+        read_dataset(root, convention="bidz")
+
+
+def test_the_convention_is_said_in_the_log(
+    nnunet_folder: Folder, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO):
+        read_dataset(nnunet_folder())
+    assert "read as nnunet: 2 cases of 2 groups" in caplog.text
+
+
+def test_groups_follow_a_pattern(nnunet_folder: Folder) -> None:
+    dataset = read_dataset(nnunet_folder(cases=("P1_a", "P1_b")), group="P[0-9]+")
+    assert [c.group for c in dataset.cases] == ["P1", "P1"]
+
+
+def test_halves_are_grouped_by_default(nnunet_folder: Folder) -> None:
+    dataset = read_dataset(nnunet_folder(cases=("MSCS_19L", "MSCS_19R")))
+    assert {c.group for c in dataset.cases} == {"MSCS_19"}
+
+
+def test_a_group_on_both_sides_is_warned_about(
+    nnunet_folder: Folder, caplog: pytest.LogCaptureFixture
+) -> None:
+    root = nnunet_folder(cases=("P1L", "P1R"), channels=1)
+    for part in ("images", "labels"):
+        (root / f"{part}Ts").mkdir()
+        file = next((root / f"{part}Tr").glob("P1R*"))
+        file.rename(root / f"{part}Ts" / file.name)
+    read_dataset(root)
+    assert "1 groups have cases for training and for testing" in caplog.text
+
+
+def test_merged_labels_are_one_and_read_as_one(nnunet_folder: Folder) -> None:
+    root = nnunet_folder(labels={"background": 0, "other": 2, "lesion": 1, "ignore": 3})
+    dataset = read_dataset(root, merge_labels=True)
+    assert dataset.labels == {1: "lesion"}
+    assert dataset.merged_values == (1, 2)
+    assert dataset.ignore_label == 3
+    reference = read_case(dataset.cases[0], dataset).reference
+    assert reference is not None
+    assert reference.labels is not None
+    assert reference.labels.sum() == 1

@@ -1,0 +1,119 @@
+"""Datasets as a table of cases."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lesionseg.errors import ContentError, DatasetError, ReadError
+from lesionseg.io.cases import read_case
+from lesionseg.io.layouts.conventions import read_dataset
+
+Write = Callable[..., Path]
+
+
+@pytest.fixture
+def manifest(tmp_path: Path, write_nifti: Write) -> Callable[[str], Path]:
+    """Write a manifest beside `scans/a.nii.gz`, `scans/b.nii.gz` and `scans/m.nii.gz`."""
+
+    def write(text: str) -> Path:
+        for name in "ab":
+            write_nifti(tmp_path / "scans" / f"{name}.nii.gz", np.ones((5, 4, 3), np.int16))
+        mask = np.zeros((5, 4, 3))
+        mask[0, 0, 0] = 1
+        write_nifti(tmp_path / "scans" / "m.nii.gz", mask)
+        (tmp_path / "manifest.csv").write_text(text)
+        return tmp_path
+
+    return write
+
+
+def test_every_column_is_taken_up(manifest: Callable[[str], Path]) -> None:
+    root = manifest(
+        "case,image,image_0001,reference,group,role,fold,scanner\n"
+        "A,scans/a.nii.gz,scans/b.nii.gz,scans/m.nii.gz,p1,test,,Siemens\n"
+        "B,scans/b.nii.gz,scans/a.nii.gz,,,,3,\n"
+    )
+    dataset = read_dataset(root)
+    assert dataset.convention == "manifest"
+    assert dataset.channel_names == ("image", "image_0001")
+    assert dataset.labels == {1: "lesion"}
+    a, b = dataset.cases
+    assert [f.name for f in a.images] == ["a.nii.gz", "b.nii.gz"]
+    assert a.reference == root / "scans" / "m.nii.gz"
+    assert (a.group, a.role, a.fold, a.columns) == ("p1", "test", None, {"scanner": "Siemens"})
+    assert (b.reference, b.group, b.role, b.fold) == (None, "B", None, 3)
+    assert read_case(b, dataset).reference is None
+    reference = read_case(a, dataset).reference
+    assert reference is not None
+    assert reference.labels is not None
+    assert int(reference.labels.sum()) == 1
+
+
+def test_two_columns_are_enough(manifest: Callable[[str], Path]) -> None:
+    dataset = read_dataset(manifest("case,image\nA,scans/a.nii.gz\n"))
+    assert len(dataset.cases) == 1
+
+
+def test_labels_beside_it_name_the_values(manifest: Callable[[str], Path]) -> None:
+    root = manifest("case,image,reference\nA,scans/a.nii.gz,scans/m.nii.gz\n")
+    (root / "labels.json").write_text('{"3": "cyst", "2": "scar"}')
+    dataset = read_dataset(root)
+    assert list(dataset.labels.items()) == [(2, "scar"), (3, "cyst")]
+    with pytest.raises(ContentError, match=r"does not list as labels.*m\.nii\.gz.*\[1\]"):
+        read_case(dataset.cases[0], dataset)
+
+
+def test_a_value_beside_it_is_ignored(manifest: Callable[[str], Path]) -> None:
+    root = manifest("case,image,reference\nA,scans/a.nii.gz,scans/m.nii.gz\n")
+    (root / "labels.json").write_text('{"1": "ignore", "2": "scar"}')
+    dataset = read_dataset(root)
+    assert (dict(dataset.labels), dataset.ignore_label) == ({2: "scar"}, 1)
+    reference = read_case(dataset.cases[0], dataset).reference
+    assert reference is not None
+    assert reference.labels is not None
+    assert reference.ignore is not None
+    assert (int(reference.labels.sum()), int(reference.ignore.sum())) == (0, 1)
+
+
+@pytest.mark.parametrize(
+    "labels", ["[]", "{}", '{"1": "ignore"}', '{"0": "background"}', '{"lesion": 1}']
+)
+def test_unclear_labels_are_refused(manifest: Callable[[str], Path], labels: str) -> None:
+    root = manifest("case,image\nA,scans/a.nii.gz\n")
+    (root / "labels.json").write_text(labels)
+    with pytest.raises(DatasetError, match=r"labels\.json"):
+        read_dataset(root)
+
+
+def test_a_manifest_goes_before_other_conventions(manifest: Callable[[str], Path]) -> None:
+    root = manifest("case,image\nA,scans/a.nii.gz\n")
+    (root / "dataset.json").write_text("{}")
+    assert read_dataset(root).convention == "manifest"
+
+
+@pytest.mark.parametrize(
+    ("text", "match"),
+    [
+        ("name,image\nA,scans/a.nii.gz\n", "lacks the column 'case'"),
+        ("case,reference\nA,scans/m.nii.gz\n", "lacks the column 'image'"),
+        ("case,image\n", "no case"),
+        ("case,image\nA,scans/gone.nii.gz\n", "line 2 does not exist.*gone"),
+        ("case,image,reference\nA,scans/a.nii.gz,scans/gone.nii.gz\n", "line 2 does not exist"),
+        ("case,image\n,scans/a.nii.gz\n", "Line 2 lacks"),
+        ("case,image,image_0001\nA,scans/a.nii.gz,\n", "Line 2 lacks"),
+        ("case,image,role\nA,scans/a.nii.gz,training\n", "role is unknown.*training"),
+        ("case,image,fold\nA,scans/a.nii.gz,x\n", "fold is no whole number"),
+        ("case,image\nA,scans/a.nii.gz\nA,scans/b.nii.gz\n", "'A' is there more than once"),
+        ("case,image\n../A,scans/a.nii.gz\n", "cannot be a file name"),
+    ],
+)
+def test_what_is_wrong_is_said(manifest: Callable[[str], Path], text: str, match: str) -> None:
+    with pytest.raises(DatasetError, match=match):
+        read_dataset(manifest(text))
+
+
+def test_an_empty_manifest_is_refused(manifest: Callable[[str], Path]) -> None:
+    with pytest.raises(ReadError, match=r"empty.*manifest\.csv"):
+        read_dataset(manifest(""))

@@ -1,0 +1,181 @@
+"""What is chosen on development predictions, by hand."""
+
+import logging
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from lesionseg.core import OperatingPoint
+from lesionseg.errors import ConfigError
+from lesionseg.evaluation import PRESETS, CaseResult, evaluate_case
+from lesionseg.pipeline.judging.choice import Choice, Wishes, make_choice, undecided
+from lesionseg.pipeline.judging.least_size import choose_least_size
+from lesionseg.plan.plan import Plan
+from tests.evaluation.hand_cases import HandCase, make_prediction, make_reference
+
+# two lesions of four pixels, of which the second may be missed; a speck that is none
+REFERENCE = "11.22.... 11.22...."
+FOUND = "11.22..3. 11.22...."
+MISSED = "11.....2. 11......."
+
+
+def judged(name: str, drawn: str, scores: tuple[float, ...]) -> CaseResult:
+    case = HandCase(name, "", REFERENCE, drawn, scores, 0, 0, 0)
+    return evaluate_case(
+        make_reference(case),
+        make_prediction(case),
+        PRESETS["lesionseg"],
+        case=name,
+        group=name,
+        role="validation",
+    )
+
+
+@pytest.fixture
+def results() -> list[CaseResult]:
+    """Twelve patients; the specks score as high as the lesions."""
+    rng = np.random.default_rng(0)
+    return [judged(f"c{i:02d}", FOUND, tuple(rng.uniform(0.3, 0.9, 3))) for i in range(12)]
+
+
+FOLD_OF = {f"c{i:02d}": i % 3 for i in range(12)}
+QUICK = Wishes(replicates=100)
+
+
+def test_points_say_what_they_were_chosen_on_and_what_to_expect(results: list[CaseResult]) -> None:
+    choice = make_choice(results, QUICK, chosen_on="out-of-fold", fold_of=FOLD_OF)
+    first = choice.points[0]
+    assert (first.name, first.chosen_on) == ("fp_per_case:1", "out-of-fold")
+    assert first.lesion_recall_ci95 is not None
+    assert first.expected_recall is not None
+    assert first.attainable_recall == 1.0
+    assert [p.name for p in choice.points][-1] == "sensitivity:0.9"
+    assert "accepted by the others' score" in choice.reasons["operating point"]
+
+
+def test_the_one_that_was_asked_for_accepts(results: list[CaseResult]) -> None:
+    wished = replace(QUICK, accept="sensitivity:0.8")
+    assert make_choice(results, wished, chosen_on="validation").points[0].name == "sensitivity:0.8"
+    by_hand = make_choice(results, replace(QUICK, accept="score:0.4"), chosen_on="validation")
+    assert (by_hand.points[0].score, by_hand.points[0].chosen_on) == (0.4, None)
+    assert by_hand.points[0].false_positives_per_case is not None
+
+
+def test_a_sensitivity_out_of_reach_keeps_the_default_and_says_what_could_be_had(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    few = [judged(f"c{i:02d}", MISSED, (0.9, 0.4)) for i in range(6)]
+    wished = replace(QUICK, accept="sensitivity:0.9")
+    choice = make_choice(few, wished, chosen_on="validation")
+    assert choice.points[0].name == "fp_per_case:1"
+    (warned,) = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
+    assert "sensitivity:0.9 is out of reach" in warned
+    assert "from 0 to 0.5" in warned
+    assert choice.reasons["operating point"] in warned
+
+
+def test_probabilities_of_a_case_come_from_a_fit_without_its_fold(
+    results: list[CaseResult],
+) -> None:
+    choice = make_choice(results, QUICK, chosen_on="out-of-fold", fold_of=FOLD_OF)
+    assert choice.calibration is not None
+    assert (choice.calibration.n_true, choice.calibration.n_false) == (24, 12)
+    assert choice.calibration_of["c00"] == choice.calibration_of["c03"]
+    assert choice.calibration_of["c00"] is None  # 8 false ones elsewhere are too few
+    none = make_choice(results[:6], QUICK, chosen_on="validation")
+    assert none.calibration is None
+    assert "6 false ones" in none.reasons["calibration"]
+
+
+def test_isotonic_with_too_few_becomes_platt_and_says_so(results: list[CaseResult]) -> None:
+    choice = make_choice(
+        results, replace(QUICK, calibration="isotonic"), chosen_on="out-of-fold", fold_of=FOLD_OF
+    )
+    assert choice.calibration is not None
+    assert choice.calibration.kind == "platt"
+    assert "at least 200 of each" in choice.reasons["calibration"]
+    off = make_choice(results, replace(QUICK, calibration="none"), chosen_on="validation")
+    assert off.calibration is None
+
+
+@pytest.mark.parametrize(
+    ("wish", "named"), [({"calibration": "beta"}, "platt"), ({"accept": "fp_per_case:3"}, "4")]
+)
+def test_wishes_that_cannot_be_granted_are_refused_before_training(
+    wish: dict[str, str], named: str
+) -> None:
+    with pytest.raises(ConfigError, match=named):
+        Wishes(**wish)
+
+
+def test_a_choice_applied_to_a_prediction(results: list[CaseResult]) -> None:
+    drawn = HandCase("c01", "", REFERENCE, FOUND, (0.9, 0.6, 0.3), 0, 0, 0)
+    choice = Choice((OperatingPoint("score:0.5", 0.5),), min_diameter_mm=1.5)
+    bare = make_prediction(drawn)
+    sized = tuple(
+        replace(c, diameter_mm=d) for c, d in zip(bare.candidates, (2.3, 2.3, 1.1), strict=True)
+    )
+    applied = choice.apply_to(replace(bare, candidates=sized))
+    assert [(c.score, c.accepted) for c in applied.candidates] == [(0.9, True), (0.6, True)]
+
+
+def test_a_plan_forgets_what_was_chosen(plan: Plan, results: list[CaseResult]) -> None:
+    planned = plan.with_(reasons={"spacing": "as measured"})
+    choice = make_choice(results, QUICK, chosen_on="out-of-fold", fold_of=FOLD_OF)
+    complete = replace(choice, min_diameter_mm=3.0).added_to(planned)
+    assert complete.candidate_rule.min_diameter_mm == 3.0
+    assert complete.reasons["calibration"].startswith("platt on 24 true")
+    assert undecided(complete.with_(n_members=5)) == planned
+
+
+# --- the least diameter ----------------------------------------------------------------------
+
+
+def without(results: list[CaseResult], diameter: float) -> list[CaseResult]:
+    """What judging again gives here, where a speck finds nothing."""
+    return [
+        replace(r, candidates=tuple(c for c in r.candidates if c.diameter_mm >= diameter))
+        for r in results
+    ]
+
+
+def specks(high: bool) -> list[CaseResult]:
+    """Eight patients with five specks each, above or below their lesions' scores."""
+    drawn = "11.22.3.4.5.6.7 11.22.........."
+    reference = "11.22.......... 11.22.........."
+    made = []
+    for i in range(8):
+        lesions, false = ((0.4, 0.3), 0.9) if high else ((0.9, 0.8), 0.3)
+        scores = (*lesions, *(false - k / 100 for k in range(5)))
+        case = HandCase(f"c{i}", "", reference, drawn, scores, 0, 0, 0)
+        made.append(
+            evaluate_case(
+                make_reference(case), make_prediction(case), PRESETS["lesionseg"], case=f"c{i}",
+                group=f"g{i}", role="validation",
+            )
+        )  # fmt: skip
+    return made
+
+
+def test_specks_that_outrank_lesions_are_dropped() -> None:
+    results = specks(high=True)
+    found = choose_least_size(results, lambda d: without(results, d), QUICK)
+    assert found.diameter_mm == pytest.approx(2.25)  # the lesions' own, 2·√(4/π), rounded down
+    assert all(len(r.candidates) == 2 for r in found.results)
+    assert found.why.startswith("2.25 mm: mean recall +1.000")
+
+
+def test_specks_below_the_lesions_are_left_and_nothing_is_judged_again() -> None:
+    def never(_: float) -> list[CaseResult]:
+        raise AssertionError
+
+    results = specks(high=False)
+    found = choose_least_size(results, never, QUICK)
+    assert (found.diameter_mm, found.results) == (0.0, results)
+    assert choose_least_size([], never, QUICK).diameter_mm == 0.0
+
+
+def test_a_gain_in_under_five_groups_is_no_clear_one() -> None:
+    results = specks(high=True)[:4]
+    assert choose_least_size(results, lambda d: without(results, d), QUICK).diameter_mm == 0.0

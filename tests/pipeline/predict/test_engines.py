@@ -1,0 +1,242 @@
+"""One set of cases, many workers: shards of a job array, several devices, a cluster."""
+
+import os
+import pickle
+import signal
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from torch import Tensor
+
+from lesionseg.core import CaseFiles, Geometry, Volume
+from lesionseg.errors import ConfigError
+from lesionseg.inference.bundles.bundle import write_bundle
+from lesionseg.inference.predictor import Predictor
+from lesionseg.io.atomic import read_csv
+from lesionseg.io.formats.volumes import write_volume
+from lesionseg.models.build import build_network
+from lesionseg.pipeline.predict.case_pipeline import PredictJob
+from lesionseg.pipeline.predict.predictions_table import Predicted
+from lesionseg.pipeline.predict.ray_engine import ATTEMPTS, Worker, Workers, share_out
+from lesionseg.pipeline.predict.recipe import predict
+from lesionseg.plan.plan import Plan
+from tests.inference.networks import Bright
+
+SHAPE = (12, 18, 20)
+MINE = {"mine": lambda _: Bright()}
+CASES = [f"c{i}" for i in range(7)]
+
+
+@pytest.fixture
+def bundle(tmp_path: Path, plan: Plan) -> Path:
+    mine = replace(plan, architecture=replace(plan.architecture, name="mine"))
+    write_bundle(tmp_path / "bundle", Bright(), mine, "")
+    return tmp_path / "bundle"
+
+
+@pytest.fixture
+def scans(tmp_path: Path, rng: np.random.Generator) -> Path:
+    for case in CASES:
+        image = rng.normal(100, 3, SHAPE).astype(np.float32)
+        image[3:6, 4:8, 5:9] += 60
+        geometry = Geometry.from_spacing(SHAPE, (1, 1, 1))
+        write_volume(tmp_path / "scans" / f"{case}.nii.gz", Volume(image[None], geometry))
+    return tmp_path / "scans"
+
+
+def _run(bundle: Path, scans: Path, output: Path, **options: object) -> Predicted:
+    return predict(bundle, scans, output, **{"architectures": MINE, "device": "cpu", **options})  # type: ignore[arg-type]
+
+
+def _files(folder: Path) -> dict[str, bytes]:
+    return {p.name: p.read_bytes() for p in folder.iterdir() if not p.name.startswith("pred")}
+
+
+def test_shards_do_everything_once(bundle: Path, scans: Path, tmp_path: Path) -> None:
+    whole = tmp_path / "whole"
+    _run(bundle, scans, whole)
+    output = tmp_path / "shards"
+    done = [
+        [row.case for row in _run(bundle, scans, output, num_shards=3, shard_index=i)]
+        for i in range(3)
+    ]
+    assert sorted(case for shard in done for case in shard) == CASES
+    assert max(map(len, done)) - min(map(len, done)) <= 1
+    assert _files(output) == _files(whole)
+    for i in range(3):
+        table = read_csv(output / f"predictions_{i}_of_3.csv")
+        assert [line["case"] for line in table] == done[i]
+    assert not (output / "predictions.csv").exists()
+    # the command without shards keeps what they did, and writes the one table of all
+    rows = _run(bundle, scans, output)
+    assert [row.status for row in rows] == ["kept"] * len(CASES)
+    assert [line["case"] for line in read_csv(output / "predictions.csv")] == CASES
+
+
+def test_a_shard_goes_on_where_any_run_stopped(bundle: Path, scans: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    _run(bundle, scans, output, num_shards=2, shard_index=0)
+    again = _run(bundle, scans, output, num_shards=3, shard_index=0)
+    assert [(row.case, row.status) for row in again] == [
+        ("c0", "kept"), ("c3", "done"), ("c6", "kept"),
+    ]  # fmt: skip
+
+
+def test_more_shards_than_cases_leave_some_without(
+    bundle: Path, scans: Path, tmp_path: Path
+) -> None:
+    rows = _run(bundle, scans, tmp_path / "out", num_shards=9, shard_index=8)
+    assert rows == ()
+    assert rows.exit_status == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"num_shards": 2, "shard_index": 2}, "shard_index from 0"),
+        ({"num_shards": 0}, "shard_index from 0"),
+        ({"engine": "spark"}, "local or ray"),
+    ],
+)
+def test_wrong_requests_are_refused(
+    bundle: Path, scans: Path, tmp_path: Path, options: dict[str, object], named: str
+) -> None:
+    with pytest.raises(ConfigError, match=named):
+        _run(bundle, scans, tmp_path / "out", **options)
+    assert not (tmp_path / "out").exists()
+
+
+def test_devices_share_the_cases(
+    bundle: Path, scans: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _run(bundle, scans, tmp_path / "one")
+    meeting, infer_all, seen = threading.Barrier(2), Predictor.infer_all, []
+
+    def together(self: Predictor, scans: Iterator[object], **options: object) -> Iterator[object]:
+        """Both devices have a case in hand at the same time."""
+        for tag, outcome in infer_all(self, scans, **options):  # type: ignore[arg-type]
+            if not seen.count(id(self)):
+                meeting.wait(timeout=20)
+            seen.append(id(self))
+            yield tag, outcome
+
+    monkeypatch.setattr(Predictor, "infer_all", together)
+    rows = _run(bundle, scans, tmp_path / "two", device=["cpu", "cpu"])
+    assert [(row.case, row.status) for row in rows] == [(case, "done") for case in CASES]
+    assert len(set(seen)) == 2
+    assert _files(tmp_path / "two") == _files(tmp_path / "one")
+
+
+def test_devices_share_a_small_memory_too(bundle: Path, scans: Path, tmp_path: Path) -> None:
+    from lesionseg.inference.inference_settings import InferenceSettings
+
+    tight = InferenceSettings(max_memory_gb=1e-6)
+    rows = _run(bundle, scans, tmp_path / "out", device=["cpu"] * 3, inference=tight)
+    assert [row.status for row in rows] == ["done"] * len(CASES)
+
+
+def test_every_gpu_is_used_unless_one_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    job = PredictJob((Path("b"),), Path("o"))
+    for n_gpus, devices in {0: ("auto",), 1: ("auto",), 3: ("cuda:0", "cuda:1", "cuda:2")}.items():
+        monkeypatch.setattr("torch.cuda.device_count", lambda n=n_gpus: n)
+        assert job.devices == devices
+    assert replace(job, device="cuda:1").devices == ("cuda:1",)
+    assert replace(job, device=("cpu", "cpu")).devices == ("cpu", "cpu")
+
+
+def _node(cores: float, gpus: float = 0.0, alive: bool = True) -> dict[str, object]:
+    return {"Alive": alive, "Resources": {"CPU": cores, "GPU": gpus}}
+
+
+def test_a_cluster_is_shared_out_by_gpus_else_by_cores() -> None:
+    assert share_out([_node(8, 4), _node(8, 2)]) == Workers(6, 0, 1, 4)
+    assert share_out([_node(8, 4)], wants_gpu=False) == Workers(4, 2, 0, 4)
+    assert share_out([_node(8), _node(1), _node(64, 8, alive=False)]) == Workers(9, 1, 0, 8)
+    with pytest.raises(ConfigError, match="no core"):
+        share_out([_node(0)])
+
+
+def test_a_case_that_killed_three_workers_is_given_up(
+    plan: Plan, scans: Path, tmp_path: Path
+) -> None:
+    write_bundle(tmp_path / "bundle", build_network(plan), plan, "")
+    job = PredictJob((tmp_path / "bundle",), tmp_path / "out", device="cpu")
+    (tmp_path / "out" / ATTEMPTS).mkdir(parents=True)
+    files = CaseFiles("c0", (scans / "c0.nii.gz",))
+    item = {"order": pickle.dumps((job, None, 2)), "case": pickle.dumps((files, None))}
+    worker = Worker()
+    assert worker(item)["status"] == "done"
+    (mark,) = (tmp_path / "out" / ATTEMPTS).iterdir()
+    mark.write_bytes(b"xxx")
+    row = worker(item)
+    assert row["status"] == "failed"
+    assert "3 workers died" in row["message"]
+
+
+def test_a_missing_package_names_the_extra(
+    bundle: Path, scans: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import sys
+
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(ConfigError, match=r"lesionseg\[distributed\]"):
+        _run(bundle, scans, tmp_path / "out", engine="ray")
+
+
+@pytest.fixture
+def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Ray on this machine, with room for two workers."""
+    for name, value in {
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_worker_niceness": "0",
+        "RAY_AUTH_MODE": "disabled",
+    }.items():
+        monkeypatch.setenv(name, value)
+    ray = pytest.importorskip("ray")
+    ray.init(
+        address="local",
+        num_cpus=2,
+        include_dashboard=False,
+        object_store_memory=200 * 2**20,
+        log_to_driver=False,
+        logging_level="ERROR",
+    )
+    yield
+    ray.shutdown()
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_a_cluster_does_all_cases_though_workers_are_killed(
+    bundle: Path, scans: Path, tmp_path: Path, cluster: None
+) -> None:
+    _run(bundle, scans, tmp_path / "alone")
+    struck = tmp_path / "struck"
+
+    class Deadly(Bright):
+        """Kills its process once."""
+
+        def forward(self, image: Tensor) -> list[Tensor]:
+            if not struck.exists():
+                struck.touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+            return super().forward(image)
+
+    (scans / "broken.nii.gz").write_bytes(b"no image")
+    rows = _run(
+        bundle,
+        scans,
+        tmp_path / "cluster",
+        engine="ray",
+        architectures={"mine": lambda _: Deadly()},
+    )
+    assert struck.exists()
+    assert [(r.case, r.status) for r in rows] == [
+        ("broken", "failed"), *((case, "done") for case in CASES),
+    ]  # fmt: skip
+    assert _files(tmp_path / "cluster") == _files(tmp_path / "alone")
+    assert len(read_csv(tmp_path / "cluster" / "predictions.csv")) == len(CASES) + 1

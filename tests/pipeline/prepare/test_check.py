@@ -1,0 +1,280 @@
+"""A deliberately broken dataset: every planted fault is found, and the page names nobody."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import numpy as np
+import pytest
+from pydicom.dataset import FileDataset, FileMetaDataset
+from pydicom.uid import ExplicitVRLittleEndian, generate_uid
+
+from lesionseg.cli import run
+from lesionseg.io.layouts.conventions import read_dataset
+from lesionseg.pipeline.prepare.check import check_dataset
+from lesionseg.pipeline.prepare.findings import Checked
+
+SHAPE = (12, 10, 8)  # as in the file: x, y, z
+# case ids, file names, what DICOM headers say of the patient
+SECRETS = ("Miller", "Otto", "4711", "fine0", "visit1", "truncated_image", "misrole", ".nii")
+Change = Callable[[dict[str, Any]], None]
+
+
+def write_case(root: Path, name: str, change: Change | None = None) -> tuple[str, str]:
+    """A healthy case with one lesion of 8 voxels, changed by `change`; its manifest entries."""
+    rng = np.random.default_rng(sum(name.encode()))
+    parts: dict[str, Any] = {
+        "image": rng.normal(100, 10, SHAPE).astype(np.float32),
+        "mask": np.zeros(SHAPE, np.float32),
+        "affine": np.diag([1.0, 1.0, 2.0, 1.0]),
+        "mask_affine": None,
+        "codes": 1,
+    }
+    start = rng.integers(1, 6, 3)
+    parts["mask"][tuple(slice(a, a + 2) for a in start)] = 1
+    if change:
+        change(parts)
+    for kind in ("image", "mask"):
+        own = parts["mask_affine"] if kind == "mask" else None
+        affine = parts["affine"] if own is None else own
+        file = nibabel.Nifti1Image(parts[kind], affine)
+        file.set_sform(affine, parts["codes"])
+        file.set_qform(affine, parts["codes"])
+        nibabel.save(file, root / f"{name}_{kind}.nii")
+    return f"{name}_image.nii", f"{name}_mask.nii"
+
+
+def write_dicom(
+    root: Path, name: str, odd: dict[str, Any] | None = None, n: int = 3, **elements: Any
+) -> tuple[str, str]:
+    """A DICOM series of n slices and an empty mask beside it; `odd` changes the middle slice."""
+    rng = np.random.default_rng(sum(name.encode()))
+    series = generate_uid()
+    (root / name).mkdir()
+    for z in range(n):
+        meta = FileMetaDataset()
+        meta.TransferSyntaxUID = ExplicitVRLittleEndian
+        meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.2"
+        meta.MediaStorageSOPInstanceUID = generate_uid()
+        header = FileDataset("", {}, file_meta=meta, preamble=b"\0" * 128)
+        header.SOPClassUID = meta.MediaStorageSOPClassUID
+        header.SOPInstanceUID, header.SeriesInstanceUID = generate_uid(), series
+        header.Modality, header.ImagePositionPatient = "CT", [0, 0, 2 * z]
+        header.ImageOrientationPatient, header.PixelSpacing = [1, 0, 0, 0, 1, 0], [1, 1]
+        header.Rows, header.Columns, header.SamplesPerPixel = 10, 12, 1
+        header.PhotometricInterpretation, header.PixelRepresentation = "MONOCHROME2", 0
+        header.BitsAllocated, header.BitsStored, header.HighBit = 16, 16, 15
+        header.PixelData = rng.integers(0, 200, (10, 12)).astype(np.uint16).tobytes()
+        for key, value in {**elements, **((odd or {}) if z == n // 2 else {})}.items():
+            setattr(header, key, value)
+        header.save_as(root / name / f"{z}.dcm", enforce_file_format=True)
+    affine = np.diag([-1.0, -1.0, 2.0, 1.0])
+    mask = nibabel.Nifti1Image(np.zeros((12, 10, n), np.uint8), affine)
+    nibabel.save(mask, root / f"{name}_mask.nii")
+    return name, f"{name}_mask.nii"
+
+
+def _nan(p: dict[str, Any]) -> None:
+    p["image"][1, 2, 3] = np.nan
+
+
+def _nan_and_label(p: dict[str, Any]) -> None:
+    p["image"][1, 2, 3] = np.inf
+    p["mask"][0, 0, 0] = 7
+
+
+def _shifted(p: dict[str, Any]) -> None:
+    p["mask_affine"] = p["affine"] + np.eye(4, k=3) * 2
+
+
+def _other_shape(p: dict[str, Any]) -> None:
+    p["mask"] = np.zeros((3, 3, 3), np.uint8)
+
+
+def _fraction(p: dict[str, Any]) -> None:
+    p["mask"][0, 0, 0] = 0.5
+
+
+def _empty(p: dict[str, Any]) -> None:
+    p["mask"][:] = 0
+
+
+def _constant(p: dict[str, Any]) -> None:
+    p["image"][:] = 5
+
+
+def _coarse(p: dict[str, Any]) -> None:
+    p["affine"] = np.diag([1.0, 1.0, 9.0, 1.0])
+
+
+def _flipped(p: dict[str, Any]) -> None:
+    p["affine"] = np.diag([-1.0, 1.0, 2.0, 1.0])
+
+
+def _unoriented(p: dict[str, Any]) -> None:
+    p["codes"] = 0
+    p["affine"] = np.diag([-1.0, 1.0, 2.0, 1.0])
+
+
+PLANTED: list[tuple[str, Change, set[str]]] = [
+    ("Miller_nan", _nan, {"not_finite"}),
+    ("two_faults", _nan_and_label, {"not_finite", "labels"}),
+    ("shifted", _shifted, {"geometry"}),
+    ("other_shape", _other_shape, {"geometry"}),
+    ("fraction", _fraction, {"labels"}),
+    ("empty", _empty, {"lesion_free"}),
+    ("constant", _constant, {"constant"}),
+    ("coarse", _coarse, {"spacing"}),
+    ("flipped", _flipped, {"orientation"}),
+    ("unoriented", _unoriented, {"unoriented"}),
+]
+
+
+SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
+# what is wrong with the middle slice of five, kind of the finding and a word of its text
+PLANTED_DICOM: dict[str, tuple[dict[str, Any], str, str]] = {
+    "Otto_duplicate": ({"ImagePositionPatient": [0, 0, 2]}, "unreadable", "duplicates"),
+    "Otto_gap": ({"ImagePositionPatient": [0, 0, 4.2]}, "geometry", "not evenly spaced"),
+    "Otto_echo": ({"EchoTime": 80.0}, "unreadable", "different echo time"),
+    "Otto_scout": ({"ImageType": ["ORIGINAL", "PRIMARY", "LOCALIZER"]}, "unreadable", "localiser"),
+}
+
+
+@pytest.fixture(scope="module")
+def broken(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("broken")
+    rows = {f"fine{i}": write_case(root, f"fine{i}") for i in range(6)}
+    rows |= {name: write_case(root, name, change) for name, change, _ in PLANTED}
+    rows["truncated"] = write_case(root, "truncated")
+    file = root / "truncated_image.nii"
+    file.write_bytes(file.read_bytes()[:500])
+    copy = write_case(root, "copy")
+    image = nibabel.load(root / "fine0_image.nii")
+    nibabel.save(image, root / "copy_image.nii.gz")  # another format, the same voxels
+    rows["copy"] = ("copy_image.nii.gz", copy[1])
+    rows["visit1"] = write_dicom(root, "visit1", PatientID="4711", BurnedInAnnotation="YES")
+    rows["visit2"] = write_dicom(root, "visit2", PatientID="4711", PatientName="Miller^Jane")
+    for name, (odd, _, _) in PLANTED_DICOM.items():
+        echo = {"EchoTime": 10.0} if "echo" in name else {}
+        rows[name] = write_dicom(root, name, odd, 5, PatientName="Miller^Jane", **echo)
+    rows["shot"] = write_dicom(root, "shot", n=1, SOPClassUID=SECONDARY_CAPTURE)
+    rows["missing"] = ("Miller_gone.nii", "fine1_mask.nii")
+    lines = [f"{case},{image},{mask},," for case, (image, mask) in rows.items()]
+    lines += [f"fine2,{rows['fine2'][0]},,,", f"misrole,{rows['fine3'][0]},,tset,zero"]
+    lines += [",Miller_image.nii,,,"]
+    table = ["case,image,reference,role,fold", *lines]
+    (root / "manifest.csv").write_text("\n".join(table) + "\n")
+    return root
+
+
+@pytest.fixture(scope="module")
+def checked(broken: Path, tmp_path_factory: pytest.TempPathFactory) -> Checked:
+    page = tmp_path_factory.mktemp("page") / "dataset_report.html"
+    return check_dataset(read_dataset(broken, lenient=True), page)
+
+
+def kinds(checked: Checked, case: str) -> set[str]:
+    return {f.kind for f in checked.findings if f.case == case}
+
+
+@pytest.mark.parametrize(("case", "change", "expected"), PLANTED, ids=[p[0] for p in PLANTED])
+def test_a_planted_fault_is_found(
+    checked: Checked, case: str, change: Change, expected: set[str]
+) -> None:
+    assert kinds(checked, case) >= expected
+
+
+def test_a_truncated_file_is_found_and_named(checked: Checked) -> None:
+    assert kinds(checked, "truncated") == {"unreadable"}
+    assert not any("truncated_image.nii" in line for line in checked.summary())
+    named = replace(checked, identifiers=True).summary()
+    assert any("truncated_image.nii" in line for line in named)
+
+
+@pytest.mark.parametrize("case", PLANTED_DICOM)
+def test_a_planted_fault_of_a_series_is_found(checked: Checked, case: str) -> None:
+    _, kind, word = PLANTED_DICOM[case]
+    (found,) = (f for f in checked.findings if f.case == case and f.severity == "error")
+    assert (found.kind, word in found.public) == (kind, True)
+
+
+def test_what_the_list_says_wrongly_is_found(checked: Checked) -> None:
+    assert kinds(checked, "missing") == {"unreadable"}
+    assert kinds(checked, "misrole") >= {"listed"}
+    assert kinds(checked, "fine2") == {"listed"}
+    assert any("Line 30 lacks its case" in f.public for f in checked.findings if not f.case)
+    assert "1 entry of the list" in checked.page.read_text()
+
+
+def test_a_screen_shot_that_does_not_deny_letters_is_warned_about(checked: Checked) -> None:
+    assert kinds(checked, "shot") >= {"burned_in", "unreadable"}
+
+
+def test_the_same_image_under_two_ids_is_found(checked: Checked) -> None:
+    for case in ("fine0", "copy"):
+        assert kinds(checked, case) == {"duplicate", "same_patient"}
+
+
+def test_the_same_patient_and_burned_in_letters_are_found_in_dicom(checked: Checked) -> None:
+    assert kinds(checked, "visit1") >= {"same_patient", "burned_in"}
+    assert kinds(checked, "visit2") >= {"same_patient"}
+
+
+def test_nothing_is_held_against_healthy_cases(checked: Checked) -> None:
+    assert all(kinds(checked, f"fine{i}") == set() for i in (1, 4, 5))
+    assert checked.exit_status == 1
+    assert "15 cannot be used" in checked.summary()[-2]
+
+
+def test_the_page_shows_every_case_and_names_nobody(checked: Checked, broken: Path) -> None:
+    page = checked.page.read_text()
+    printed = "\n".join(checked.summary())
+    for secret in (*SECRETS, str(broken)):
+        assert secret not in page
+        assert secret not in printed
+    assert page.count("<svg") == 15  # every case that can be read
+    assert page.count('class="reference"') == 11  # three are lesion-free
+    assert "http://" not in page.replace("http://www.w3.org", "")
+
+
+def test_the_command_names_nobody_unless_asked_to(
+    broken: Path, checked: Checked, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    command = [f"data.root={broken}", "check=true", f"run_dir={out}"]
+    assert run("prepare", command) == 1
+    seen = capsys.readouterr()
+    assert str(out / "dataset_report.html") in seen.out
+    assert (out / "dataset_report.html").is_file()
+    assert "identifiers=true" in seen.out
+    for secret in SECRETS:
+        assert secret not in seen.out
+        assert secret not in seen.err
+    named = "\n".join(replace(checked, identifiers=True).summary())
+    assert "Miller_nan_image.nii" in named
+    assert "Otto_gap" in named
+
+
+def test_notes_of_the_same_words_share_a_line(checked: Checked) -> None:
+    lines = [line for line in checked.summary() if "counts as lesion-free" in line]
+    n = sum(f.kind == "lesion_free" for f in checked.findings)
+    assert len(lines) == 1
+    assert lines[0].startswith(f"- note, {n} cases (case ")
+
+
+def test_a_leak_into_the_test_role_is_found(tmp_path: Path) -> None:
+    root = tmp_path / "leak"
+    for part in ("Tr", "Ts"):
+        (root / f"images{part}").mkdir(parents=True)
+        (root / f"labels{part}").mkdir()
+        write_case(root, "x")
+        (root / "x_image.nii").rename(root / f"images{part}" / f"case{part}_0000.nii")
+        (root / "x_mask.nii").rename(root / f"labels{part}" / f"case{part}.nii")
+    (root / "dataset.json").write_text(
+        '{"channel_names": {"0": "T1"}, "labels": {"background": 0, "lesion": 1}}'
+    )
+    found = check_dataset(read_dataset(root), tmp_path / "page.html")
+    assert kinds(found, "caseTr") == {"duplicate", "same_patient", "leak"}
+    assert found.exit_status == 0

@@ -1,0 +1,152 @@
+"""The search itself, with objectives that cost nothing."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from lesionseg.errors import ConfigError
+from lesionseg.pipeline.tune.search import OpenTrial, Search, TuneSettings
+
+FIRST = (0.25, 2.0)
+
+
+def hill(trial: OpenTrial) -> float:
+    """Highest at α = 0.3, γ = 2; told in three parts, as validations would."""
+    value = 1 - (trial.alpha - 0.3) ** 2 - (trial.gamma / 5 - 0.4) ** 2
+    for part in (1, 2, 3):
+        trial.report(value * part / 3, {"recall": value})
+    return value
+
+
+def search(folder: Path, n_trials: int, seed: int = 0, **settings: object) -> Search:
+    return Search(folder, TuneSettings(n_trials=n_trials, **settings), seed=seed, first=FIRST)  # type: ignore[arg-type]
+
+
+def test_the_known_pair_comes_first_and_the_search_finds_the_hill(tmp_path: Path) -> None:
+    found = search(tmp_path, 20)
+    found.run(hill)
+    trials = found.trials()
+    assert (trials[0].alpha, trials[0].gamma) == FIRST
+    assert [t.number for t in trials] == list(range(20))
+    best = max(trials, key=lambda t: t.value or 0)
+    assert abs(best.alpha - 0.3) < 0.15
+    assert abs(best.gamma - 2) < 0.8
+
+
+def test_both_are_searched_over_their_whole_ranges(tmp_path: Path) -> None:
+    found = search(tmp_path, 8, alpha=[0.4, 0.6], gamma=[1.0, 3.0])  # FIRST is outside
+    found.run(hill)
+    alphas = sorted(t.alpha for t in found.trials())
+    gammas = sorted(t.gamma for t in found.trials())
+    assert 0.4 <= alphas[0] < 0.43 < 0.57 < alphas[-1] <= 0.6
+    assert 1.0 <= gammas[0] < 1.25 < 2.75 < gammas[-1] <= 3.0
+
+
+def test_a_search_goes_on_where_it_stopped_and_proposes_the_same(tmp_path: Path) -> None:
+    whole = search(tmp_path / "a", 12)
+    whole.run(hill)
+    for n_trials in (5, 12):
+        parts = search(tmp_path / "b", n_trials)
+        parts.run(hill)
+    assert [(t.alpha, t.gamma) for t in parts.trials()] == [
+        (t.alpha, t.gamma) for t in whole.trials()
+    ]
+    parts.run(hill)
+    assert len(parts.trials()) == 12
+
+
+def test_hopeless_trials_are_stopped_at_the_second_validation(tmp_path: Path) -> None:
+    reports: dict[int, int] = {}
+
+    def objective(trial: OpenTrial) -> float:
+        value = 1.0 - trial.number / 10
+        for done in (1, 2, 3):
+            reports[trial.number] = done
+            trial.report(value, {})
+        return value
+
+    found = search(tmp_path, 6)
+    found.run(objective)
+    assert [t.state for t in found.trials()] == ["complete"] * 4 + ["pruned"] * 2
+    assert reports == {0: 3, 1: 3, 2: 3, 3: 3, 4: 2, 5: 2}
+    without = search(tmp_path / "no", 6, prune=False)
+    without.run(objective)
+    assert {t.state for t in without.trials()} == {"complete"}
+
+
+def test_what_an_objective_raises_frees_its_trial(tmp_path: Path) -> None:
+    def broken(trial: OpenTrial) -> float:
+        raise KeyboardInterrupt
+
+    found = search(tmp_path, 3)
+    with pytest.raises(KeyboardInterrupt):
+        found.run(broken)
+    assert found.trials() == ()
+    found.run(hill)
+    assert len(found.trials()) == 3
+
+
+def test_a_trial_whose_process_is_gone_is_freed_and_one_elsewhere_is_not(tmp_path: Path) -> None:
+    found = search(tmp_path, 4)
+    gone = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], stdout=-1)
+    for host, process in ((socket.gethostname(), int(gone.stdout)), ("elsewhere", os.getpid())):
+        trial = found._ask()
+        trial.set_user_attr("host", host)
+        trial.set_user_attr("process", process)
+    again = search(tmp_path, 4)
+    assert [(t.number, t.state) for t in again.trials()] == [(1, "running")]
+    again.run(hill)
+    assert [t.state for t in again.trials()] == ["running", "complete", "complete", "complete"]
+
+
+WORKER = """
+import sys, time
+from pathlib import Path
+from lesionseg.pipeline.tune.search import Search, TuneSettings
+search = Search(Path(sys.argv[1]), TuneSettings(n_trials=11), seed=0, first=(0.25, 2.0))
+def objective(trial):
+    time.sleep(0.15)
+    return trial.alpha
+search.run(objective, lambda trial: print(trial.number))
+"""
+
+
+def test_processes_share_a_search_and_count_together(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", WORKER, str(tmp_path)]
+    workers = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    mine = [sorted(map(int, worker.communicate()[0].split())) for worker in workers]
+    assert all(worker.returncode == 0 for worker in workers)
+    trials = search(tmp_path, 11).trials()
+    assert sorted(mine[0] + mine[1]) == [t.number for t in trials]
+    assert len(trials) == 11
+    assert len({(t.alpha, t.gamma) for t in trials}) == 11
+    assert min(map(len, mine)) > 0
+
+
+@pytest.mark.parametrize(
+    ("settings", "where"),
+    [
+        ({"alpha": [0.5, 0.5]}, "tune.alpha"),
+        ({"alpha": [0.5, 1.5]}, "tune.alpha"),
+        ({"gamma": [-1.0, 2.0]}, "tune.gamma"),
+        ({"gamma": [0.0, float("inf")]}, "tune.gamma"),
+        ({"gamma": [1.0]}, "tune.gamma"),
+        ({"n_trials": 0}, "tune.n_trials"),
+        ({"fp_per_case": 0.0}, "tune.fp_per_case"),
+    ],
+)
+def test_settings_that_search_nothing_are_refused(settings: dict, where: str) -> None:
+    with pytest.raises(ConfigError, match=where):
+        TuneSettings(**settings)
+
+
+def test_without_optuna_the_way_to_install_it_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    with pytest.raises(ConfigError, match=r"pip install 'lesionseg\[tune\]'"):
+        search(tmp_path, 1)

@@ -1,0 +1,52 @@
+from pathlib import Path
+
+import pytest
+from matplotlib.figure import Figure, FigureBase
+
+from lesionseg.report.figures import chart_drawing as figures
+from lesionseg.report.inputs.result_tables import Curve, Tables, read_tables
+from tests.report.conftest import Evaluation
+
+
+@pytest.fixture
+def tables(scores_dir: Path) -> Tables:
+    return read_tables(scores_dir)
+
+
+def test_bars_show_the_share_found_and_the_counts(tables: Tables) -> None:
+    figure = Figure()
+    figures.recall_by_size(figure, tables.scores, tables.lesions)
+    shares, counts = figure.axes
+    assert [bar.get_height() for bar in shares.patches] == [0, 1, 0, 1, 1]
+    assert sum(bar.get_height() for bar in counts.patches) == len(tables.lesions)
+    hatched = sum(bar.get_height() for bar in counts.patches if bar.get_hatch())
+    assert hatched == sum(lesion.near_resolution for lesion in tables.lesions)
+    assert "1 of 1" in counts.get_xticklabels()[1].get_text()
+
+
+def test_drawing_is_reproducible_svg(tables: Tables) -> None:
+    def draw(onto: FigureBase) -> None:
+        figures.froc_curve(onto, tables.scores)
+
+    assert figures.draw_svg(draw, 3) == figures.draw_svg(draw, 3)
+    assert b"<svg" in figures.draw_svg(draw, 3).svg
+
+
+def test_froc_joins_rates_beyond_the_last_mark_by_dots(tmp_path: Path) -> None:
+    froc = {"fp_per_case": [1, 2, 4], "recall": [0.2, 0.4, None], "beyond_reached": [0, 1, 1]}
+    scores = read_tables(Evaluation(changes={"froc": froc}).write(tmp_path)).scores
+    figure = Figure()
+    figures.froc_curve(figure, scores)
+    reached, beyond = figure.axes[0].lines[:2]
+    assert list(reached.get_xdata()) == [1]
+    assert list(beyond.get_xdata()) == [1, 2]
+    assert beyond.get_linestyle() == ":"
+
+
+def test_dice_and_training_are_drawn(tables: Tables) -> None:
+    figures.dice_per_case(Figure(), tables.cases, 0.5)
+    figures.dice_per_case(Figure(), tables.cases[2:], None)
+    curves = [Curve("loss", (1, 2), (1, 0.5)), Curve("loss_focal", (1,), (1,))]
+    figure = Figure()
+    figures.training_curves(figure, curves)
+    assert [line.get_label() for line in figure.axes[0].lines] == ["loss", "loss_focal"]

@@ -1,0 +1,220 @@
+"""What a detector is taught: positives, ignored anchors, parts, and boxes after cutting."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from lesionseg.losses import FocalLoss
+from lesionseg.losses.detection_loss import DetectionLoss
+from lesionseg.models.build import build_network
+from lesionseg.plan.anchor_plan import AnchorPlan
+from lesionseg.plan.plan import Architecture, Normalisation, Plan
+from lesionseg.training.step.detection_objective import (
+    DetectionObjective,
+    make_objective,
+    taught_anchors,
+)
+from lesionseg.training.step.objective import VoxelObjective
+
+
+def _plan(name: str, dims: int = 2) -> Plan:
+    strides = ((1,) * dims, (2,) * dims)
+    return Plan(
+        dims=dims,
+        modality="mri",
+        channel_names=("a",),
+        label_values=(1, 2),
+        label_names=("a", "b"),
+        spacing_mm=(1.0,) * dims,
+        normalisation=(Normalisation("zscore"),),
+        tile_shape=(16,) * dims,
+        batch_size=2,
+        architecture=Architecture(name, (4, 8), strides, ((3,) * dims,) * 2, n_supervised=1),
+        lesion_fraction=0.01,
+        anchors=AnchorPlan(stages=(1,), sizes=(((4.0,) * dims, (6.0,) * dims),), width=8, depth=1),
+    )
+
+
+def _batch(dims: int = 2, n: int = 2) -> dict[str, Tensor]:
+    shape = (n, *(16,) * dims)
+    instances = torch.zeros(shape, dtype=torch.int32)
+    instances[0][(slice(4, 8),) * dims] = 7
+    instances[0][(slice(10, 14),) * dims] = 3
+    labels = torch.zeros(shape, dtype=torch.uint8)
+    labels[instances == 7], labels[instances == 3] = 2, 1
+    return {
+        "image": torch.randn((n, 1, *shape[1:])),
+        "labels": labels,
+        "instances": instances,
+        "valid": torch.ones(shape, dtype=torch.bool),
+    }
+
+
+def _objective(name: str = "retinanet") -> DetectionObjective:
+    objective = make_objective(FocalLoss(), DetectionLoss(), _plan(name))
+    assert isinstance(objective, DetectionObjective)
+    return objective
+
+
+def test_every_lesion_has_positive_anchors_with_its_label_and_box() -> None:
+    lesson = _objective().lesson(_batch())
+    assert set(lesson.labels[0].tolist()) == {0, 1, 2}
+    assert set(lesson.instances[0].tolist()) == {0, 3, 7}
+    assert set(lesson.labels[1].tolist()) == {0}
+    positive = lesson.labels[0] > 0
+    assert len(lesson.boxes[0]) == int(positive.sum())
+    of_seven = lesson.boxes[0][lesson.instances[0][positive] == 7]
+    assert of_seven.unique(dim=0).tolist() == [[4, 4, 8, 8]]
+    assert lesson.counts()[0] == positive.sum()
+
+
+def test_anchors_are_assigned_as_the_loss_says() -> None:
+    """By an IoU of 1 each lesion has the one anchor that it is left with, by ATSS several."""
+    loss = DetectionLoss(assign="iou", positive_iou=1.0, negative_iou=0.9)
+    strict = make_objective(FocalLoss(), loss, _plan("retinanet")).lesson(_batch())
+    assert strict.counts()[0] == 2
+    assert _objective().lesson(_batch()).counts()[0] > 2
+
+
+def test_invalid_background_teaches_nothing_and_an_invalid_lesion_is_none() -> None:
+    batch = _batch()
+    batch["valid"][:, :, 8:] = False  # hides lesion 3
+    lesson = _objective().lesson(batch)
+    assert set(lesson.instances[0].tolist()) == {0, 7}
+    assert not bool(lesson.valid[1].all())
+    assert bool(lesson.valid[0][lesson.labels[0] > 0].all())
+    # two anchors a cell, 8 x 8 cells: those of the right half are out
+    assert int(lesson.valid[1].sum()) == 64
+
+
+def test_parts_are_the_whole_in_pieces() -> None:
+    objective = _objective("retina_unet")
+    lesson = objective.lesson(_batch(n=4))
+    parts = lesson.split(2)
+    assert len(parts) == 2
+    assert torch.equal(torch.cat([p.labels for p in parts]), lesson.labels)
+    assert sum(len(p.boxes) for p in parts) == 4
+    assert all(p.voxels is not None for p in parts)
+    counts = torch.stack([torch.stack(p.counts()) for p in parts]).sum(0)
+    torch.testing.assert_close(counts, torch.stack(lesson.counts()))
+
+
+@pytest.mark.parametrize("name", ["retinanet", "retina_unet"])
+@pytest.mark.parametrize("dims", [2, 3])
+def test_terms_are_finite_and_every_weight_learns_with_and_without_lesions(
+    name: str, dims: int
+) -> None:
+    plan = _plan(name, dims)
+    network, objective = build_network(plan), make_objective(FocalLoss(), DetectionLoss(), plan)
+    for free in (False, True):
+        batch = _batch(dims)
+        if free:
+            batch["labels"].zero_()
+            batch["instances"].zero_()
+        lesson = objective.lesson(batch)
+        divisors = [torch.tensor(n) for n in objective.expected(2)]
+        terms = objective.terms(network(batch["image"]), lesson, divisors)
+        assert {"anchors", "boxes"} <= terms.keys()
+        assert (len(terms) > 2) == (name == "retina_unet")
+        network.zero_grad()
+        torch.stack(list(terms.values())).sum().backward()
+        gradients = [p.grad for p in network.parameters()]
+        assert all(g is not None and bool(torch.isfinite(g).all()) for g in gradients)
+
+
+def test_watchers_see_voxels_where_there_are_some_and_anchors_elsewhere() -> None:
+    for name, n_axes in (("retinanet", 3), ("retina_unet", 4)):
+        objective, plan = _objective(name), _plan(name)
+        lesson = objective.lesson(_batch())
+        logits, targets = objective.shown(build_network(plan)(_batch()["image"]), lesson)
+        assert logits.ndim == n_axes
+        assert logits.shape[2:] == targets.labels.shape[1:]
+        assert len(objective.focal_terms()) == 1
+
+
+def test_a_network_that_segments_is_taught_voxels_alone() -> None:
+    plan = _plan("unet").with_(anchors=None)
+    assert isinstance(make_objective(FocalLoss(), DetectionLoss(), plan), VoxelObjective)
+
+
+def test_the_plan_remembers_what_inference_must_undo() -> None:
+    plan = taught_anchors(_plan("retinanet"), DetectionLoss(alpha=0.3, gamma=1.5))
+    assert plan.anchors is not None
+    assert (plan.anchors.alpha, plan.anchors.gamma) == (0.3, 1.5)
+    assert type(plan).from_json(plan.to_json()) == plan
+    other = taught_anchors(plan, DetectionLoss("varifocal")).anchors
+    assert other is not None
+    assert other.gamma is None
+
+
+class _Empty:
+    """Tiles of noise without any lesion."""
+
+    def __getitem__(self, number: int) -> dict[str, Tensor]:
+        labels = torch.zeros((16, 16), dtype=torch.uint8)
+        noise = torch.randn((1, 16, 16), generator=torch.Generator().manual_seed(number))
+        valid = torch.ones_like(labels, dtype=torch.bool)
+        return {"image": noise, "labels": labels, "instances": labels.int(), "valid": valid}
+
+
+@pytest.mark.parametrize("name", ["retinanet", "retina_unet"])
+def test_tiles_without_any_lesion_train_without_nan(name: str, tmp_path: Path, train: Any) -> None:
+    """No step is skipped, no weight is lost."""
+    plan = _plan(name)
+    result = train(plan=plan, tiles=_Empty(), max_steps=8)
+    assert (result.steps, result.skipped) == (8, 0)
+    assert all(bool(torch.isfinite(p).all()) for p in result.network.parameters())
+
+
+_TWO_PROCESSES = """
+import os, sys
+import torch
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+from lesionseg.losses import FocalLoss
+from lesionseg.losses.detection_loss import DetectionLoss
+from lesionseg.models.build import build_network
+from lesionseg.training.step.detection_objective import make_objective
+from tests.training.step.test_detection_objective import _batch, _plan
+
+rank = int(sys.argv[1])
+dist.init_process_group("gloo", init_method=f"file://{sys.argv[2]}", rank=rank, world_size=2)
+for name in ("retinanet", "retina_unet"):
+    plan = _plan(name)
+    network, objective = build_network(plan), make_objective(FocalLoss(), DetectionLoss(), plan)
+    wrapped = DistributedDataParallel(network)  # which fails at the next step if one is unused
+    for free in (rank == 0, True, rank == 1):  # one process without a lesion, then both
+        batch = _batch()
+        if free:
+            batch["labels"].zero_()
+            batch["instances"].zero_()
+        divisors = [torch.tensor(n) for n in objective.expected(2)]
+        terms = objective.terms(wrapped(batch["image"]), objective.lesson(batch), divisors)
+        wrapped.zero_grad()
+        torch.stack(list(terms.values())).sum().backward()
+        assert all(p.grad is not None and p.grad.isfinite().all() for p in network.parameters())
+dist.destroy_process_group()
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_use_every_weight_with_and_without_lesions(tmp_path: Path) -> None:
+    root = Path(__file__).resolve().parents[3]
+    command = [sys.executable, "-W", "ignore", "-c", _TWO_PROCESSES]
+    both = [
+        subprocess.Popen(
+            [*command, str(rank), str(tmp_path / "meeting")],
+            cwd=root,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    for process in both:
+        _, told = process.communicate(timeout=120)
+        assert process.returncode == 0, told[-2000:]

@@ -1,0 +1,37 @@
+"""Groups of weights, each at its own rate."""
+
+import torch
+
+from lesionseg.models import build_network
+from lesionseg.training.settings import OptimiserSettings
+from lesionseg.training.step.optimiser import make_optimiser, set_learning_rate
+
+
+def test_a_smaller_rate_for_the_trunk_keeps_its_ratio_through_the_schedule(make_plan):
+    network = build_network(make_plan())
+    optimiser = make_optimiser(network, OptimiserSettings(trunk_lr_scale=0.1))
+    heads = {id(p) for p in network.heads.parameters()}
+    for lr in (1.0, 0.25):
+        assert set_learning_rate(optimiser, lr) == lr
+        for group in optimiser.param_groups:
+            of_heads = {id(p) in heads for p in group["params"]}
+            assert of_heads == {group["lr"] == lr}
+            assert group["lr"] in (lr, 0.1 * lr)
+    grouped = [p for group in optimiser.param_groups for p in group["params"]]
+    assert len(grouped) == len(list(network.parameters()))
+
+
+def test_a_trunk_at_no_rate_stays_as_it_is(train, make_plan):
+    network = build_network(make_plan())
+    before = {k: v.clone() for k, v in network.state_dict().items()}
+    optimiser = OptimiserSettings(lr=1e-2, trunk_lr_scale=0.0)
+    after = train(network=network, max_steps=3, optimiser=optimiser).network.state_dict()
+    for name, tensor in before.items():
+        assert torch.equal(after[name], tensor) != name.startswith("heads"), name
+
+
+def test_norms_and_biases_do_not_decay(make_plan):
+    optimiser = make_optimiser(build_network(make_plan()), OptimiserSettings(weight_decay=0.3))
+    for group in optimiser.param_groups:
+        kernels = {p.ndim > 1 for p in group["params"]}
+        assert kernels == {group["weight_decay"] == 0.3}

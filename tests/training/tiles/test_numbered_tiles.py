@@ -1,0 +1,104 @@
+"""The stream of tiles from prepared cases, and a training on it."""
+
+import pickle
+
+import numpy as np
+import pytest
+import torch
+
+from lesionseg.core import Geometry, Volume
+from lesionseg.data.augmentation.augment import AugmentationSettings
+from lesionseg.data.cache.cached_case import read_cached_case, write_cached_case
+from lesionseg.data.prepare import PreparedCase, PreparedReference
+from lesionseg.data.sampling import SamplingSettings
+from lesionseg.errors import ConfigError
+from lesionseg.losses import FocalLoss
+from lesionseg.models import build_network
+from lesionseg.training.fit import fit
+from lesionseg.training.settings import OptimiserSettings, TrainerSettings
+from lesionseg.training.tiles.numbered_tiles import EpochTiles
+from lesionseg.training.tiles.stream import RawTileSource, finished
+
+
+@pytest.fixture
+def cases(tmp_path, rng):
+    """One case with two lesions and one without."""
+    made = []
+    for name in ("ill", "well"):
+        instances = np.zeros((20, 24, 22), np.int32)
+        if name == "ill":
+            instances[3:6, 4:8, 5:9] = 1
+            instances[14:16, 18:20, 10:13] = 2
+        image = rng.normal(size=(1, *instances.shape)).astype(np.float32) + 3 * (instances > 0)
+        geometry = Geometry.from_spacing(instances.shape, (1, 1, 1))
+        n = int(instances.max())
+        reference = PreparedReference((instances > 0).astype(np.uint8), instances, (1,) * n, None)
+        prepared = PreparedCase(name, name, Volume(image, geometry), reference)
+        (tmp_path / name).mkdir()
+        write_cached_case(tmp_path / name, prepared, reference, "hash")
+        made.append(read_cached_case(tmp_path / name))
+    return made
+
+
+def stream(cases, plan, seed=0):
+    sampling, augmentation = SamplingSettings(), AugmentationSettings()
+    return EpochTiles(cases, plan, sampling, augmentation, n_tiles=6, seed=seed)
+
+
+def test_a_tile_is_the_same_in_any_order_and_process(cases, plan):
+    tiles = stream(cases, plan)
+    forwards = [tiles[i]["image"] for i in range(15)]
+    elsewhere = pickle.loads(pickle.dumps(tiles))
+    backwards = [elsewhere[i]["image"] for i in reversed(range(15))][::-1]
+    assert all(torch.equal(a, b) for a, b in zip(forwards, backwards, strict=True))
+    assert not torch.equal(forwards[0], stream(cases, plan, seed=1)[0]["image"])
+
+
+def test_each_epoch_keeps_the_mix_and_shows_new_tiles(cases, plan):
+    tiles = stream(cases, plan)
+    epochs = [[tiles[6 * epoch + i] for i in range(6)] for epoch in range(3)]
+    for epoch in epochs:
+        assert sum(bool(tile["labels"].any()) for tile in epoch) >= 3
+    assert not torch.equal(epochs[0][0]["image"], epochs[1][0]["image"])
+
+
+def test_tiles_finished_on_the_training_device_are_those_the_workers_finish(cases, plan):
+    tiles = stream(cases, plan)
+    assert isinstance(tiles, RawTileSource)
+    raws = [[tiles.raw(i) for i in numbers] for numbers in ([0, 1, 2], [7, 8, 9])]
+    for batch, numbers in zip(
+        finished(raws, tiles, torch.device("cpu")), ([0, 1, 2], [7, 8, 9]), strict=True
+    ):
+        for place, number in enumerate(numbers):
+            for key, tensor in tiles[number].items():
+                assert torch.equal(batch[key][place], tensor)
+
+
+def test_fit_trains_on_cases(cases, plan, tmp_path):
+    result = fit(
+        build_network(plan),
+        FocalLoss(),
+        plan,
+        cases,
+        settings=TrainerSettings(max_steps=3, workers=1, accelerator="cpu", progress=False),
+        optimiser=OptimiserSettings(),
+        sampling=SamplingSettings(),
+        augmentation=AugmentationSettings(),
+        run_dir=tmp_path / "run",
+    )
+    assert (result.steps, result.skipped, result.device) == (3, 0, "cpu")
+
+
+def test_no_case_is_refused_before_training(plan, tmp_path):
+    with pytest.raises(ConfigError, match="nothing to take tiles from"):
+        fit(
+            build_network(plan),
+            FocalLoss(),
+            plan,
+            [],
+            settings=TrainerSettings(max_steps=3),
+            optimiser=OptimiserSettings(),
+            sampling=SamplingSettings(),
+            augmentation=AugmentationSettings(),
+            run_dir=tmp_path / "run",
+        )
