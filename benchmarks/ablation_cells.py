@@ -26,7 +26,7 @@ from lesionseg.inference.predictor import Predictor
 from lesionseg.io.atomic import read_json, write_json
 from lesionseg.phantoms import write_mri_phantoms
 from lesionseg.pipeline.dataset.survey import Survey, survey
-from lesionseg.pipeline.judging.choice import Wishes
+from lesionseg.pipeline.judging.choice import ChoiceSettings
 from lesionseg.pipeline.judging.judge_role import Rules, judge_validation
 from lesionseg.pipeline.run.provenance import data_hash
 from lesionseg.pipeline.train.learning import Learning, decide, learn, linked, prepare_cases
@@ -190,7 +190,7 @@ def train_and_judge(setting: Setting, variant: Variant, seed: int, run: Path) ->
         linked(variant.plan, learning.loss, learning.detection),
         device=fitted.device,
     )
-    wishes = Wishes(calibration="none", replicates=100 if setting.quick else 1000)
+    wishes = ChoiceSettings(calibration="none", replicates=100 if setting.quick else 1000)
     judged = judge_validation(predictor, found, run, Rules(PRESET, wishes, {}))
     if judged is None:
         raise SystemExit(f"There is no {setting.held.role} case to judge.")

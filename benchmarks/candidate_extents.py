@@ -25,7 +25,7 @@ from vs_nnunet_table import SMALL_MM, found_of_size, number
 from lesionseg.evaluation import PRESETS
 from lesionseg.io.atomic import write_text
 from lesionseg.pipeline.dataset.survey import Survey, survey
-from lesionseg.pipeline.judging.choice import Wishes
+from lesionseg.pipeline.judging.choice import ChoiceSettings
 from lesionseg.pipeline.judging.judge_role import Rules, judge_validation
 from lesionseg.plan.plan import CandidateRule, Plan
 
@@ -73,7 +73,7 @@ def lines_of(root: Path, options: argparse.Namespace) -> Iterator[tuple[str, ...
 def judged(folder: Path, found: Survey, plan: Plan, rule: CandidateRule) -> tuple[str, ...]:
     """A cell's line under one rule; the cell's own files are left alone."""
     kept: Any = Kept(folder, plan.with_(candidate_rule=rule))
-    rules = Rules(PRESETS["lesionseg"], Wishes(calibration="none"), {})
+    rules = Rules(PRESETS["lesionseg"], ChoiceSettings(calibration="none"), {})
     with tempfile.TemporaryDirectory() as scratch:
         outcome = judge_validation(kept, found, Path(scratch), rules)
         if outcome is None:

@@ -24,8 +24,8 @@ from torchvision_on_cpu import supply_nms
 supply_nms()
 
 from lesionseg.inference.inference_settings import InferenceSettings  # noqa: E402
-from lesionseg.inference.sliding.scan_tiles import Slide  # noqa: E402
-from lesionseg.inference.sliding.sliding_window import Slider, Task  # noqa: E402
+from lesionseg.inference.sliding.scan_tiles import ScanTiles  # noqa: E402
+from lesionseg.inference.sliding.sliding_window import SlidingWindow, Task  # noqa: E402
 from lesionseg.inference.sliding.store import Store  # noqa: E402
 from lesionseg.losses import FocalLoss  # noqa: E402
 from lesionseg.losses.detection_loss import DetectionLoss  # noqa: E402
@@ -86,9 +86,9 @@ def ours(side: int) -> dict[str, Callable[[], object]]:
 
     def volume() -> int:
         settings = InferenceSettings(overlap=0.5)
-        slider = Slider.by_settings([network], plan(), settings, DEVICE)
+        slider = SlidingWindow.by_settings([network], plan(), settings, DEVICE)
         store = Store((0, side, side, side))
-        slide = Slide(image, plan(), store, overlap=0.5, device=DEVICE)
+        slide = ScanTiles(image, plan(), store, overlap=0.5, device=DEVICE)
         list(slider.run(iter([Task(None, slide)])))
         if slide.error is not None:
             raise slide.error

@@ -43,7 +43,7 @@ from lesionseg.inference.candidates.painting import find_by_plan
 from lesionseg.io.atomic import read_json, write_json, write_text
 from lesionseg.io.cases import read_case
 from lesionseg.pipeline.dataset.survey import Survey, survey
-from lesionseg.pipeline.judging.choice import Wishes
+from lesionseg.pipeline.judging.choice import ChoiceSettings
 from lesionseg.pipeline.judging.judge_role import Rules, judge_validation
 from lesionseg.pipeline.train.learning import decide
 from lesionseg.plan.make import PlanOverrides
@@ -269,7 +269,7 @@ def draw_case(setting: Setting, files: CaseFiles, raw: Path, part: str) -> list[
 
 def judge(setting: Setting, folder: Path) -> dict[str, Any]:
     """Candidates, scores at 1 false positive a case, and Dice of the bare probabilities."""
-    rules = Rules(PRESETS["lesionseg"], Wishes(calibration="none"), {})
+    rules = Rules(PRESETS["lesionseg"], ChoiceSettings(calibration="none"), {})
     kept: Any = Kept(folder, setting.plan)
     judged = judge_validation(kept, setting.found, folder, rules)
     if judged is None:

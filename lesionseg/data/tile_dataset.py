@@ -14,7 +14,7 @@ from torch.utils.data import Dataset, Sampler
 
 from lesionseg.data.augmentation.augment import NO_CHANGE, Augmentation, Change, TileTensors, apply
 from lesionseg.data.augmentation.draws import tile_generator
-from lesionseg.data.augmentation.pasting import Donors, Tile, paste
+from lesionseg.data.augmentation.pasting import Donors, TileArrays, paste
 from lesionseg.data.cache.cached_case import CachedCase
 from lesionseg.data.sampling import TileChoice, TileSampler
 from lesionseg.data.tiling import read_tile
@@ -118,7 +118,7 @@ class TileDataset(Dataset[TileTensors]):
         image, valid = read_tile(case.image, start, shape), _valid(case, start, shape)
         labels, instances = _masks(case, start, shape)
         if change.pasting is not None:
-            paste(Tile(image, labels, instances, valid.numpy()), self.donors, change.pasting)
+            paste(TileArrays(image, labels, instances, valid.numpy()), self.donors, change.pasting)
         return {
             "image": torch.from_numpy(image),
             "labels": torch.from_numpy(labels),

@@ -17,7 +17,7 @@ _WORDS = {
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Adjudication:
     """What a person says of a candidate; its box tells whether it is still the same one."""
 
     case: str
@@ -27,12 +27,12 @@ class Verdict:
     verdict: str
 
 
-def read_verdicts(rows: Sequence[Mapping[str, str]], where: str) -> list[Verdict]:
+def read_verdicts(rows: Sequence[Mapping[str, str]], where: str) -> list[Adjudication]:
     """The filled-in rows of adjudicate.csv; raises `ContentError` for a row that is not usable."""
     return [_verdict(row, i, where) for i, row in enumerate(rows, 2) if row.get("verdict")]
 
 
-def _verdict(row: Mapping[str, str], line: int, where: str) -> Verdict:
+def _verdict(row: Mapping[str, str], line: int, where: str) -> Adjudication:
     word = row["verdict"].strip().lower().replace(" ", "_").replace("-", "_")
     if word not in _WORDS:
         raise ContentError(
@@ -43,7 +43,7 @@ def _verdict(row: Mapping[str, str], line: int, where: str) -> Verdict:
         )
     try:
         ends = [tuple(float(x) for x in row[k].split()) for k in ("start_vox", "stop_vox")]
-        return Verdict(row["case"], int(row["candidate"]), ends[0], ends[1], _WORDS[word])
+        return Adjudication(row["case"], int(row["candidate"]), ends[0], ends[1], _WORDS[word])
     except (KeyError, ValueError) as error:
         raise ContentError(
             "The row names no candidate.",
@@ -53,7 +53,7 @@ def _verdict(row: Mapping[str, str], line: int, where: str) -> Verdict:
         ) from error
 
 
-def adjudicate(results: Sequence[CaseResult], verdicts: Sequence[Verdict]) -> dict[str, Any]:
+def adjudicate(results: Sequence[CaseResult], verdicts: Sequence[Adjudication]) -> dict[str, Any]:
     """The main numbers by the reference alone and with the confirmed lesions added to it.
 
     A false positive with the verdict `lesion` counts as a lesion that was found; lesions that both
@@ -83,7 +83,7 @@ def adjudicate(results: Sequence[CaseResult], verdicts: Sequence[Verdict]) -> di
     }
 
 
-def _same(candidate: CandidateResult | None, verdict: Verdict) -> bool:
+def _same(candidate: CandidateResult | None, verdict: Adjudication) -> bool:
     if candidate is None:
         return False
     here = (*candidate.start_vox, *candidate.stop_vox)

@@ -90,7 +90,7 @@ class CandidateResult:
 
 
 @dataclass(frozen=True)
-class Found:
+class OutcomeCounts:
     """Counts of one case under one criterion at the operating point."""
 
     true_positive: int
@@ -129,7 +129,7 @@ class CaseResult:
     splits: int = 0
     merges: int = 0
     counts: Mapping[int, VoxelCounts] = field(default_factory=dict)
-    sides: Mapping[str, Found] = field(default_factory=dict)
+    sides: Mapping[str, OutcomeCounts] = field(default_factory=dict)
     operating_point: OperatingPoint | None = None
     unit: str = "mm"
     seconds: float = 0.0

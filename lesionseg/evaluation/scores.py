@@ -20,7 +20,7 @@ from lesionseg.evaluation.rows import region_names
 from lesionseg.evaluation.statistics.bootstrap import MIN_GROUPS
 from lesionseg.evaluation.statistics.estimates import as_list, as_mapping
 from lesionseg.evaluation.statistics.further_scores import detail_numbers
-from lesionseg.evaluation.statistics.pooled import Summary
+from lesionseg.evaluation.statistics.pooled import PooledResults
 from lesionseg.evaluation.statistics.subgroups import Columns, subgroup_numbers
 
 _log = logging.getLogger(__name__)
@@ -52,7 +52,7 @@ def summarise(
     case; `subgroups` names those to divide by, None takes all that divide. No result at all gives
     nulls throughout.
     """
-    summary = Summary.of(results, preset, replicates, seed)
+    summary = PooledResults.of(results, preset, replicates, seed)
     plain = {**summary.detection_numbers(), **summary.curve_numbers()}
     reasons = {key: number.reason for key, number in plain.items() if number.reason}
     if preset.official is None:
@@ -96,7 +96,7 @@ def summarise(
         "per_label": _per_label(summary, labels or {}),
         "per_region": {
             name: _one_region(
-                Summary.of(
+                PooledResults.of(
                     [r.regions[name] for r in results if name in r.regions],
                     preset,
                     replicates,
@@ -121,7 +121,7 @@ def summarise(
     }
 
 
-def _official(summary: Summary) -> dict[str, Any] | None:
+def _official(summary: PooledResults) -> dict[str, Any] | None:
     """The numbers of the preset's official scorer; None for presets of our own."""
     scorer, results = summary.preset.official, summary.results
     if scorer is None:
@@ -143,7 +143,7 @@ def _official(summary: Summary) -> dict[str, Any] | None:
 
 
 def _official_intervals(
-    scorer: Scorer, summary: Summary, values: Mapping[str, float | None]
+    scorer: Scorer, summary: PooledResults, values: Mapping[str, float | None]
 ) -> dict[str, list[float] | None]:
     """Under 5 groups, and without replicates, there are none."""
     weights = summary.estimator.weights
@@ -153,7 +153,7 @@ def _official_intervals(
     return {name: as_list(found[name].ci95) for name in values}
 
 
-def _per_label(summary: Summary, labels: Mapping[int, str]) -> dict[str, Any]:
+def _per_label(summary: PooledResults, labels: Mapping[int, str]) -> dict[str, Any]:
     seen = {x.label for r in summary.results for x in r.lesions}
     seen |= {c.label for r in summary.results for c in r.candidates}
     return {
@@ -162,7 +162,7 @@ def _per_label(summary: Summary, labels: Mapping[int, str]) -> dict[str, Any]:
     }
 
 
-def _one_label(part: Summary, label: int) -> dict[str, Any]:
+def _one_label(part: PooledResults, label: int) -> dict[str, Any]:
     counts = part.counts()
     plain = {
         "lesion_precision": part.precision(),
@@ -181,7 +181,7 @@ def _one_label(part: Summary, label: int) -> dict[str, Any]:
     }
 
 
-def _one_region(part: Summary) -> dict[str, Any]:
+def _one_region(part: PooledResults) -> dict[str, Any]:
     """A region's components as if they were all the lesions there are."""
     found = _one_label(part, REGION_LABEL)
     del found["label"]

@@ -14,7 +14,7 @@ from lesionseg.inference.bundles.bundle import read_bundle as read_bundle
 from lesionseg.inference.bundles.bundle import resolve_bundle as resolve_bundle
 from lesionseg.inference.bundles.bundle import write_bundle as write_bundle
 from lesionseg.inference.bundles.model_card import model_card as model_card
-from lesionseg.inference.candidates.postprocess import Found as Found
+from lesionseg.inference.candidates.postprocess import CandidateSet as CandidateSet
 from lesionseg.inference.candidates.postprocess import (
     apply_operating_point as apply_operating_point,
 )
@@ -33,7 +33,7 @@ from lesionseg.inference.sliding.stitch import Stitcher as Stitcher
 
 __all__ = [
     "Bundle",
-    "Found",
+    "CandidateSet",
     "InferenceSettings",
     "Predictor",
     "Stitcher",

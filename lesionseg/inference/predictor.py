@@ -30,10 +30,10 @@ from lesionseg.inference.device import choose_device
 from lesionseg.inference.inference_settings import InferenceSettings, Precision
 from lesionseg.inference.sliding.body import Body, find_body
 from lesionseg.inference.sliding.restore import restore_slabs
-from lesionseg.inference.sliding.scan_tiles import Slide
-from lesionseg.inference.sliding.sliding_window import OnTile, Slider, Task
+from lesionseg.inference.sliding.scan_tiles import ScanTiles
+from lesionseg.inference.sliding.sliding_window import OnTile, SlidingWindow, Task
 from lesionseg.inference.sliding.store import Store
-from lesionseg.inference.steps import Inferred, Prepared
+from lesionseg.inference.steps import Inferred, PreparedScan
 from lesionseg.io.cases import read_image
 from lesionseg.io.dicom.stack import Tilt
 from lesionseg.io.formats.volumes import strip_suffix
@@ -160,7 +160,7 @@ class Predictor:
         boxes = self.box_candidates(inferred)
         return self.decide(self.found(inferred), volume.geometry, case, boxes=boxes)
 
-    def prepare(self, volume: Volume, case: str, *, overwrite: bool = False) -> Prepared:
+    def prepare(self, volume: Volume, case: str, *, overwrite: bool = False) -> PreparedScan:
         """First step of `predict_volume`: the volume on the plan's grid, normalised.
 
         With `overwrite` it may lie in the volume's own memory.
@@ -178,9 +178,9 @@ class Predictor:
             overwrite=overwrite,
             look=look if self._settings.body_mask else None,
         )
-        return Prepared(image, volume.geometry, body[0], volume.valid)
+        return PreparedScan(image, volume.geometry, body[0], volume.valid)
 
-    def infer(self, prepared: Prepared, *, on_tile: OnTile | None = None) -> Inferred:
+    def infer(self, prepared: PreparedScan, *, on_tile: OnTile | None = None) -> Inferred:
         """Second step: what the network says of every voxel of the plan's grid."""
         ((_, outcome),) = self.infer_all(iter([(None, prepared)]), on_tile=on_tile)
         if not isinstance(outcome, Inferred):
@@ -189,7 +189,7 @@ class Predictor:
 
     def infer_all(
         self,
-        scans: Iterator[tuple[Tag, Prepared | None]],
+        scans: Iterator[tuple[Tag, PreparedScan | None]],
         *,
         ready: Callable[[], bool] = lambda: True,
         on_tile: OnTile | None = None,
@@ -198,13 +198,15 @@ class Predictor:
         """The second step for many scans, in order; their tiles share batches.
 
         What comes with a scan goes with it; None passes as it is, and what goes wrong with one is
-        its outcome. `ready`, `on_tile`: see `Slider.run`. Probabilities go to memory, or to a
+        its outcome. `ready`, `on_tile`: see `SlidingWindow.run`. Probabilities go to memory, or to a
         nameless file in the folder that `spill` names.
         """
         layout = None
         if self._own and self._device is not None:
             layout = fast_memory_format(self.plan.dims, self._device)
-        slider = Slider.by_settings(self._networks, self.plan, self._settings, self._device, layout)
+        slider = SlidingWindow.by_settings(
+            self._networks, self.plan, self._settings, self._device, layout
+        )
 
         def tasks() -> Iterator[Task[tuple[Tag, Inferred | Exception | None]]]:
             for tag, prepared in scans:
@@ -280,8 +282,8 @@ class Predictor:
     def _task(
         self,
         tag: Tag,
-        prepared: Prepared | None,
-        slider: Slider,
+        prepared: PreparedScan | None,
+        slider: SlidingWindow,
         spill: Callable[[Tag], Path | None],
     ) -> Task[tuple[Tag, Inferred | Exception | None]]:
         if prepared is None:
@@ -291,7 +293,7 @@ class Predictor:
             n_channels = n_voxel_channels(self.plan)
             folder = spill(tag) if n_channels else None
             store = Store((n_channels, *image.geometry.shape), folder=folder)
-            slide = Slide(
+            slide = ScanTiles(
                 torch.from_numpy(image.array),
                 self.plan,
                 store,

@@ -12,7 +12,7 @@ from lesionseg.inference.sliding.store import Store
 
 
 @dataclass(frozen=True, eq=False)
-class Prepared:
+class PreparedScan:
     """A scan as the network meets it, where the patient is in it, and its own file's grid.
 
     `valid`: see `core.Volume`, on the file's grid.
@@ -28,7 +28,7 @@ class Prepared:
 class Inferred:
     """Probabilities and a detector's boxes on the plan's grid, and the grid of the scan's own file.
 
-    `seconds`: that the network took, with what is done to its tiles. `valid`: as in `Prepared`;
+    `seconds`: that the network took, with what is done to its tiles. `valid`: as in `PreparedScan`;
     nothing is found where a radiograph shows nothing.
     """
 

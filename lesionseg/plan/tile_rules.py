@@ -19,7 +19,7 @@ ROUND_UP = 1.15  # by how much a tile may exceed the median volume to fit the to
 
 
 @dataclass(frozen=True)
-class Budget:
+class DeviceBudget:
     """What the device allows.
 
     `memory_gb` for one training step; `multiplications` a step on slow devices (None: no limit);
@@ -40,7 +40,7 @@ class Budget:
     stem: Stem = "full"
 
 
-def budget(device: str, memory_gb: float) -> Decision[Budget]:
+def budget(device: str, memory_gb: float) -> Decision[DeviceBudget]:
     """What a training step may take on a device with `memory_gb` of memory.
 
     A processor: 16 to 128 features and about 1.4 s a step on two cores at 65·10⁹ fp32
@@ -50,9 +50,9 @@ def budget(device: str, memory_gb: float) -> Decision[Budget]:
     128³ voxels at batch 2, as in nnU-Net.
     """
     if device.startswith("cuda"):
-        found = Budget(0.2 * memory_gb, None, 160, 768, 32, 320, 8, 2)
+        found = DeviceBudget(0.2 * memory_gb, None, 160, 768, 32, 320, 8, 2)
         return Decision(found, f"planned for a GPU with {memory_gb:.0f} GB")
-    found = Budget(0.25 * memory_gb, 1.4 * 65e9, 80, 320, 16, 128, 4, 4)
+    found = DeviceBudget(0.25 * memory_gb, 1.4 * 65e9, 80, 320, 16, 128, 4, 4)
     return Decision(found, "planned for a processor: about a second a training step on two cores")
 
 
@@ -95,7 +95,7 @@ def network_shape(
     )
 
 
-def folded(allowed: Budget) -> Budget:
+def folded(allowed: DeviceBudget) -> DeviceBudget:
     """The same budget for a folded stem: as wide at half resolution as the full network is."""
     return replace(allowed, base_features=2 * allowed.base_features, stem="folded")
 
@@ -118,7 +118,10 @@ def total_stride(architecture: Architecture) -> tuple[int, ...]:
 
 
 def tile_shape(
-    median_shape: Sequence[int], spacing_mm: Sequence[float], allowed: Budget, n_channels: int = 1
+    median_shape: Sequence[int],
+    spacing_mm: Sequence[float],
+    allowed: DeviceBudget,
+    n_channels: int = 1,
 ) -> Decision[tuple[int, ...]]:
     """The largest tile whose training step at batch 2 the budget allows (nnU-Net).
 
@@ -148,7 +151,7 @@ def tile_shape(
 def _affordable(
     tile: Sequence[int],
     spacing_mm: Sequence[float],
-    allowed: Budget,
+    allowed: DeviceBudget,
     n_channels: int,
     batch: int = 2,
 ) -> bool:
@@ -161,7 +164,7 @@ def _affordable(
     return fast and cost.memory_gb <= allowed.memory_gb
 
 
-def _shape(tile: Sequence[int], spacing_mm: Sequence[float], allowed: Budget) -> Architecture:
+def _shape(tile: Sequence[int], spacing_mm: Sequence[float], allowed: DeviceBudget) -> Architecture:
     return network_shape(
         tile,
         spacing_mm,
@@ -180,7 +183,7 @@ def _multiple(n: int, stride: int, is_whole_axis: bool) -> int:
 def batch_size(
     tile: Sequence[int],
     spacing_mm: Sequence[float],
-    allowed: Budget,
+    allowed: DeviceBudget,
     n_voxels: float,
     n_channels: int = 1,
 ) -> Decision[int]:

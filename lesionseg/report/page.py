@@ -16,7 +16,7 @@ from lesionseg.report.figures.chart_list import comparison_charts, make_charts
 from lesionseg.report.inputs.origin import origin
 from lesionseg.report.inputs.result_tables import Tables
 from lesionseg.report.inputs.scores_file import Scores
-from lesionseg.report.inputs.second_model import Pair
+from lesionseg.report.inputs.second_model import ModelPair
 from lesionseg.report.inputs.study_file import Study, make_flow
 from lesionseg.report.inputs.threshold_sweep import make_sweep
 from lesionseg.report.sections import detail_tables
@@ -64,7 +64,7 @@ def make_context(
     title: str | None = None,
     identifiers: bool = False,
     audit: Section | None = None,
-    pair: Pair | None = None,
+    pair: ModelPair | None = None,
     names: tuple[str, str] = text.NAMES,
 ) -> Context:
     """Everything that the page is filled with, the pictures aside."""
@@ -117,7 +117,7 @@ def make_context(
     return {**context, "sections": sections, "checklists": guides}
 
 
-def _detail_listings(tables: Tables, pair: Pair | None, names: tuple[str, str]) -> Context:
+def _detail_listings(tables: Tables, pair: ModelPair | None, names: tuple[str, str]) -> Context:
     """The tables of the further numbers; None where the scores hold none."""
     details, unit = tables.details, tables.scores.size_unit
     curve, reliability = details.size_curve, details.reliability

@@ -22,7 +22,7 @@ from lesionseg.report.inputs.scene import Load, Scene
 from lesionseg.report.inputs.second_model import read_pair
 from lesionseg.report.inputs.study_file import read_study
 from lesionseg.report.page import Context, make_context, render, write_page
-from lesionseg.report.pdf.document import Summary, write_pdf
+from lesionseg.report.pdf.document import SummaryPage, write_pdf
 from lesionseg.report.pdf.paper_tables import Block
 from lesionseg.report.sections.adjudication_sheet import write_adjudication
 from lesionseg.report.sections.audit_section import Section, read_suspects, section
@@ -187,8 +187,8 @@ def _charts(context: Context) -> list[Chart]:
     ]
 
 
-def _on_paper(context: Context) -> Summary:
-    return Summary(
+def _on_paper(context: Context) -> SummaryPage:
+    return SummaryPage(
         title=context["title"],
         role=text.role_words(context["scores"].evaluated_on),
         banners=[f"{banner.title}. {banner.text}" for banner in context["banners"]],

@@ -37,7 +37,7 @@ class Pasting:
 
 
 @dataclass(frozen=True, eq=False)
-class Tile:
+class TileArrays:
     """What a copy goes into, in place: image `[C, *shape]`, masks `[*shape]`."""
 
     image: NDArray[np.floating[Any]]
@@ -107,7 +107,7 @@ class Donors:
         )
 
 
-def paste(tile: Tile, donors: Donors, pasting: Pasting) -> None:
+def paste(tile: TileArrays, donors: Donors, pasting: Pasting) -> None:
     """Put up to `pasting.n` copies into the tile, where there is room and the tissue is alike."""
     if not len(donors):
         return
@@ -121,7 +121,7 @@ def paste(tile: Tile, donors: Donors, pasting: Pasting) -> None:
         _put(tile, copy, place, number)
 
 
-def _place(tile: Tile, copy: Copy, rng: np.random.Generator) -> tuple[slice, ...] | None:
+def _place(tile: TileArrays, copy: Copy, rng: np.random.Generator) -> tuple[slice, ...] | None:
     """The box, of some at random and free of lesions, whose tissue is most like the copy's."""
     shape = copy.mask.shape
     room = np.array(tile.labels.shape) - shape
@@ -139,7 +139,7 @@ def _place(tile: Tile, copy: Copy, rng: np.random.Generator) -> tuple[slice, ...
     return best
 
 
-def _put(tile: Tile, copy: Copy, box: tuple[slice, ...], number: int) -> None:
+def _put(tile: TileArrays, copy: Copy, box: tuple[slice, ...], number: int) -> None:
     # half of the way at the lesion's rim, so that no edge is sharper than where it was taken from
     share = np.maximum(uniform_filter(copy.mask.astype(np.float32), 3), copy.mask)
     share *= copy.mask | copy.rim  # neither another lesion beside the donor nor padding
@@ -150,7 +150,7 @@ def _put(tile: Tile, copy: Copy, box: tuple[slice, ...], number: int) -> None:
     tile.instances[box][copy.mask] = number
 
 
-def _around(tile: Tile, copy: Copy, box: tuple[slice, ...]) -> NDArray[np.float32]:
+def _around(tile: TileArrays, copy: Copy, box: tuple[slice, ...]) -> NDArray[np.float32]:
     values = tile.image[(slice(None), *box)][:, copy.rim]
     return np.asarray(values.mean(axis=1, dtype=np.float32))
 

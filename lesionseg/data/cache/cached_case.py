@@ -31,7 +31,7 @@ MAX_VALID_SEEDS = 512
 _HALF_MAX = float(np.finfo(np.float16).max)
 
 
-class Origin(Protocol):
+class CacheSource(Protocol):
     """Where a case's folder can be had again."""
 
     def fetch(self, folder: Path) -> None:
@@ -59,7 +59,7 @@ class CachedCase:
     has_valid: bool
     is_mixed: bool = False
     valid_seeds: tuple[tuple[int, ...], ...] | None = None
-    origin: Origin | None = None
+    origin: CacheSource | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -212,7 +212,7 @@ def read_cached_case(folder: Path) -> CachedCase:
 
 
 def case_from_json(
-    raw: Mapping[str, Any], folder: Path, origin: Origin | None = None
+    raw: Mapping[str, Any], folder: Path, origin: CacheSource | None = None
 ) -> CachedCase:
     """The case that a `case.json` tells of; `ValueError` or `KeyError` for another format."""
     if raw["version"] != CACHE_VERSION:

@@ -27,7 +27,7 @@ from lesionseg.evaluation.case.label_regions import (
     united,
 )
 from lesionseg.evaluation.case.lesion_extent import NEAR_RESOLUTION_VOXELS, Extent, measure_extents
-from lesionseg.evaluation.case.match_case import Judged, judge
+from lesionseg.evaluation.case.match_case import CaseMatch, judge
 from lesionseg.evaluation.case.matching import NEVER
 from lesionseg.evaluation.case.overlap import VoxelCounts, voxel_counts
 from lesionseg.evaluation.case.surface import surface_distances
@@ -111,7 +111,7 @@ def evaluate_case(
     )
 
 
-def _case_score(judged: Judged) -> float:
+def _case_score(judged: CaseMatch) -> float:
     """The highest score of a candidate that is judged."""
     rows = zip(judged.prediction.candidates, judged.set_aside.mostly, strict=True)
     return max((candidate.score for candidate, aside in rows if not aside), default=0.0)
@@ -136,7 +136,7 @@ def describe_grid(geometry: Geometry) -> str:
     return f"of shape {geometry.shape}, spacing {spacing} mm, first voxel at {origin} mm"
 
 
-def _counts(judged: Judged) -> dict[int, VoxelCounts]:
+def _counts(judged: CaseMatch) -> dict[int, VoxelCounts]:
     """Voxels by label, all labels as one under 0; empty where there are no masks to compare."""
     if not judged.has_masks:
         return {}
@@ -148,7 +148,7 @@ def _counts(judged: Judged) -> dict[int, VoxelCounts]:
     }
 
 
-def _dice(judged: Judged, counts: dict[int, VoxelCounts]) -> float | None:
+def _dice(judged: CaseMatch, counts: dict[int, VoxelCounts]) -> float | None:
     if len(judged.lesions) == 0:
         return edge_cases.CASE_WITHOUT_LESION.value
     if not counts:
@@ -157,7 +157,7 @@ def _dice(judged: Judged, counts: dict[int, VoxelCounts]) -> float | None:
     return counts[ALL_LABELS].dice
 
 
-def _surface(judged: Judged, preset: Preset) -> tuple[float | None, float | None]:
+def _surface(judged: CaseMatch, preset: Preset) -> tuple[float | None, float | None]:
     """Surface Dice and HD95, all labels taken as one."""
     if len(judged.lesions) == 0:
         return edge_cases.CASE_WITHOUT_LESION.value, edge_cases.CASE_WITHOUT_LESION.value
@@ -180,7 +180,7 @@ def _ml(instances: Instances, rows: NDArray[np.bool_]) -> float | None:
     return int(instances.n_voxels[rows].sum()) * instances.geometry.voxel_size / 1000
 
 
-def _n_repeated(judged: Judged, rows: NDArray[np.int64]) -> int:
+def _n_repeated(judged: CaseMatch, rows: NDArray[np.int64]) -> int:
     """How many rows overlap several partners of their label, accepted candidates alone."""
     candidate, lesion = judged.overlaps.candidate, judged.overlaps.lesion
     same = judged.candidates.labels[candidate] == judged.lesions.labels[lesion]
@@ -188,7 +188,7 @@ def _n_repeated(judged: Judged, rows: NDArray[np.int64]) -> int:
 
 
 def _contrasts(
-    judged: Judged, reference: Reference, image: Volume | None
+    judged: CaseMatch, reference: Reference, image: Volume | None
 ) -> Sequence[float | None]:
     if image is None:
         return [None] * len(judged.lesions)
@@ -196,7 +196,7 @@ def _contrasts(
 
 
 def _lesions(
-    judged: Judged, missing: bool, contrasts: Sequence[float | None]
+    judged: CaseMatch, missing: bool, contrasts: Sequence[float | None]
 ) -> tuple[LesionResult, ...]:
     lesions = judged.lesions
     extents = measure_extents(lesions.voxels, lesions.first, lesions.geometry.spacing_mm)
@@ -207,7 +207,7 @@ def _lesions(
     return tuple(found)
 
 
-def _lesion(judged: Judged, row: int, extent: Extent | None, missing: bool) -> LesionResult:
+def _lesion(judged: CaseMatch, row: int, extent: Extent | None, missing: bool) -> LesionResult:
     lesions, by = judged.lesions, int(judged.at_point.candidate_of[row])
     at = float(judged.detected_at[row])
     sides = {name: bool(verdict.found[row]) for name, verdict in judged.sides.items()}
@@ -244,7 +244,7 @@ def _near_resolution(lesions: Instances, row: int, extent: Extent | None) -> boo
     return float(np.prod(sides)) < NEAR_RESOLUTION_VOXELS
 
 
-def _why_missed(judged: Judged, row: int) -> WhyMissed:
+def _why_missed(judged: CaseMatch, row: int) -> WhyMissed:
     """The first reason that holds, from the nearest miss to the farthest."""
     here = judged.overlaps.lesion == row
     candidate = judged.overlaps.candidate[here]
@@ -264,7 +264,7 @@ def _why_missed(judged: Judged, row: int) -> WhyMissed:
     return "below_operating_point" if same.any() else "no_response"
 
 
-def _was_removed(judged: Judged, row: int) -> bool:
+def _was_removed(judged: CaseMatch, row: int) -> bool:
     """Whether something of its label that was dropped for its size alone lay in the lesion.
 
     Only what would have been accepted counts.
@@ -277,7 +277,7 @@ def _was_removed(judged: Judged, row: int) -> bool:
     )
 
 
-def _candidate(judged: Judged, row: int) -> CandidateResult:
+def _candidate(judged: CaseMatch, row: int) -> CandidateResult:
     candidates, given = judged.candidates, judged.prediction.candidates[row]
     lesion = _lesion_of(judged, row)
     return CandidateResult(
@@ -299,7 +299,7 @@ def _candidate(judged: Judged, row: int) -> CandidateResult:
     )
 
 
-def _lesion_of(judged: Judged, row: int) -> int:
+def _lesion_of(judged: CaseMatch, row: int) -> int:
     """Row of the matched lesion, else of the one of its label that it overlaps most, else -1."""
     matched = np.flatnonzero(judged.at_point.candidate_of == row)
     if len(matched):
@@ -310,7 +310,7 @@ def _lesion_of(judged: Judged, row: int) -> int:
     return int(pairs.lesion[here[pairs.iou[here].argmax()]]) if len(here) else -1
 
 
-def _iou(judged: Judged, candidate: int, lesion: int) -> float:
+def _iou(judged: CaseMatch, candidate: int, lesion: int) -> float:
     pairs = judged.overlaps
     found = pairs.iou[(pairs.candidate == candidate) & (pairs.lesion == lesion)]
     return float(found[0]) if len(found) else 0.0

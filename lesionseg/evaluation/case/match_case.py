@@ -12,11 +12,11 @@ from lesionseg.evaluation.case.matching import NEVER, Links, detection_scores, f
 from lesionseg.evaluation.case.overlap import Overlaps, overlap_table
 from lesionseg.evaluation.case.set_aside import SetAside, find_set_aside
 from lesionseg.evaluation.presets import SIDE_CRITERIA, Criterion
-from lesionseg.evaluation.results import Found, Outcome
+from lesionseg.evaluation.results import Outcome, OutcomeCounts
 
 
 @dataclass(frozen=True, eq=False)
-class Verdict:
+class CriterionMatch:
     """The matching under one criterion: who found each lesion, and each candidate's outcome.
 
     `candidate_of` `[n_lesions]`: row of the candidate, -1 for a missed lesion.
@@ -30,9 +30,9 @@ class Verdict:
         """Which lesions were found."""
         return self.candidate_of >= 0
 
-    def count(self) -> Found:
+    def count(self) -> OutcomeCounts:
         """Lesions found, false positives and ignored candidates."""
-        return Found(
+        return OutcomeCounts(
             int(self.found.sum()),
             self.outcomes.count("false_positive"),
             self.outcomes.count("ignored"),
@@ -40,7 +40,7 @@ class Verdict:
 
 
 @dataclass(frozen=True, eq=False)
-class Judged:
+class CaseMatch:
     """A matched case. Arrays are by row of `lesions` or `candidates`.
 
     `at_point`: with the accepted candidates alone; `at_any`: with all retained ones. `sides`: the
@@ -55,9 +55,9 @@ class Judged:
     overlaps: Overlaps
     accepted: NDArray[np.bool_]
     detected_at: NDArray[np.float64]
-    at_point: Verdict
-    at_any: Verdict
-    sides: Mapping[str, Verdict]
+    at_point: CriterionMatch
+    at_any: CriterionMatch
+    sides: Mapping[str, CriterionMatch]
     set_aside: SetAside
     accepted_from: float
 
@@ -77,7 +77,7 @@ def judge(
     prediction: Prediction,
     criterion: Criterion,
     operating_point: OperatingPoint | None,
-) -> Judged:
+) -> CaseMatch:
     """Match a prediction with its reference on the same grid.
 
     Candidates of at least the operating point's score are accepted; without a point, or without
@@ -94,10 +94,12 @@ def judge(
 
     def verdict(
         rule: Criterion, links: Links, present: NDArray[np.bool_], prefer: NDArray[np.bool_]
-    ) -> Verdict:
+    ) -> CriterionMatch:
         candidate_of = match(links, prefer, present=present, scores=scores, ids=candidates.ids)
         spared = links.linked() if rule.unmatched == "ignored" else np.zeros_like(present)
-        return Verdict(candidate_of, _outcomes(present, spared | set_aside.mostly, candidate_of))
+        return CriterionMatch(
+            candidate_of, _outcomes(present, spared | set_aside.mostly, candidate_of)
+        )
 
     def linked(rule: Criterion) -> Links:
         return find_links(rule, candidates, lesions, overlaps).among(~set_aside.wholly)
@@ -108,7 +110,7 @@ def judge(
     by_now = detected_at >= scores[accepted].min(initial=np.inf)
     nothing = np.zeros(len(lesions), dtype=np.bool_)
     everyone = np.ones_like(accepted)
-    return Judged(
+    return CaseMatch(
         prediction,
         lesions,
         candidates,

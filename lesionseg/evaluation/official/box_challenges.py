@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from lesionseg.evaluation.box_matches import BoxMatches
 from lesionseg.evaluation.case.instances import Instances
-from lesionseg.evaluation.case.match_case import Judged
+from lesionseg.evaluation.case.match_case import CaseMatch
 from lesionseg.evaluation.case.overlap import box_ious
 from lesionseg.evaluation.case.set_aside import MOSTLY
 from lesionseg.evaluation.official.curves import Values, froc_curve, froc_values
@@ -28,7 +28,7 @@ NNDETECTION_IOUS = np.union1d((0.1, 0.5, 0.75), np.linspace(0.1, 0.5, 9))
 NNDETECTION_RATES = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
 
 
-def coco_case(judged: Judged) -> tuple[BoxMatches, ...]:
+def coco_case(judged: CaseMatch) -> tuple[BoxMatches, ...]:
     """The matches of a case at IoU 0.5 to 0.95."""
     areas = COCO_AREAS if judged.lesions.geometry.dims == 2 else {"": (0.0, np.inf)}
     return tuple(
@@ -38,7 +38,7 @@ def coco_case(judged: Judged) -> tuple[BoxMatches, ...]:
     )
 
 
-def nndetection_case(judged: Judged) -> tuple[BoxMatches, ...]:
+def nndetection_case(judged: CaseMatch) -> tuple[BoxMatches, ...]:
     """The matches of a case at IoU 0.1 to 0.5 and 0.75."""
     everything = (0.0, np.inf)
     return tuple(
@@ -85,12 +85,12 @@ def _pooled_froc(cases: Sequence[Sequence[BoxMatches]], row: int) -> Values:
     return froc_values(curve, NNDETECTION_RATES, "froc")
 
 
-def _labels(judged: Judged) -> list[int]:
+def _labels(judged: CaseMatch) -> list[int]:
     return sorted({*judged.lesions.labels.tolist(), *judged.candidates.labels.tolist()})
 
 
 def _matches(
-    judged: Judged, label: int, area: str, limits: tuple[float, float], ious: NDArray[np.float64]
+    judged: CaseMatch, label: int, area: str, limits: tuple[float, float], ious: NDArray[np.float64]
 ) -> BoxMatches:
     lesions, candidates = judged.lesions, judged.candidates
     own = np.flatnonzero(lesions.labels == label)

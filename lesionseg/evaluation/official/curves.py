@@ -19,7 +19,7 @@ LUNA_RATES = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
 
 
 @dataclass(frozen=True, eq=False)
-class Curve:
+class OfficialCurve:
     """Sensitivity over false positives per scan, from the highest threshold down."""
 
     false_positives: NDArray[np.float64]
@@ -82,7 +82,7 @@ def luna_scores(results: Sequence[CaseResult]) -> Values:
 
 def froc_curve(
     scores: NDArray[np.float64], true: NDArray[np.bool_], n_lesions: int, n_cases: int
-) -> Curve | None:
+) -> OfficialCurve | None:
     """One point for each distinct score and one at the origin; None without lesions."""
     if n_lesions == 0:
         return None
@@ -90,10 +90,10 @@ def froc_curve(
     last = np.flatnonzero(np.diff(scores[order], append=np.inf))
     hits = np.cumsum(true[order])[last]
     false = np.cumsum(~true[order])[last]
-    return Curve(np.append(0.0, false / n_cases), np.append(0.0, hits / n_lesions))
+    return OfficialCurve(np.append(0.0, false / n_cases), np.append(0.0, hits / n_lesions))
 
 
-def froc_values(curve: Curve | None, rates: Sequence[float], mean: str) -> Values:
+def froc_values(curve: OfficialCurve | None, rates: Sequence[float], mean: str) -> Values:
     """The curve at the rates, and their mean under the name `mean`."""
     if curve is None:
         return {mean: None}

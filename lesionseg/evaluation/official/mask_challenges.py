@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from lesionseg.evaluation.case.match_case import Judged
+from lesionseg.evaluation.case.match_case import CaseMatch
 from lesionseg.evaluation.case.surface import surface_distances
 from lesionseg.evaluation.official.curves import Values
 
@@ -43,7 +43,7 @@ class MaskPair:
         return 2 * shared / total if total else None
 
 
-def mask_pair(judged: Judged) -> MaskPair | None:
+def mask_pair(judged: CaseMatch) -> MaskPair | None:
     """The masks of a case; None where there are boxes without masks."""
     if not judged.has_masks:
         return None

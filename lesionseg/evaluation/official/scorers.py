@@ -7,7 +7,7 @@ from functools import partial
 import numpy as np
 
 from lesionseg.evaluation.box_matches import OfficialCase
-from lesionseg.evaluation.case.match_case import Judged
+from lesionseg.evaluation.case.match_case import CaseMatch
 from lesionseg.evaluation.official import box_challenges as boxes
 from lesionseg.evaluation.official import curves
 from lesionseg.evaluation.official import mask_challenges as masks
@@ -37,7 +37,7 @@ class OfficialScores:
     reason: str | None = None
 
 
-def score_case(scorer: Scorer | None, judged: Judged) -> OfficialCase:
+def score_case(scorer: Scorer | None, judged: CaseMatch) -> OfficialCase:
     """What the scorer needs of a case; None for scorers that need nothing beyond the result."""
     if scorer == "coco":
         return boxes.coco_case(judged)

@@ -12,7 +12,7 @@ from lesionseg.evaluation.edge_cases import EdgeCase
 from lesionseg.evaluation.statistics import detection
 from lesionseg.evaluation.statistics.calibration_curve import describe_calibration, judgements
 from lesionseg.evaluation.statistics.estimates import Number, as_list, as_mapping, proportion
-from lesionseg.evaluation.statistics.pooled import Chosen, Summary, of_diameter
+from lesionseg.evaluation.statistics.pooled import Chosen, PooledResults, of_diameter
 from lesionseg.evaluation.statistics.size_curve import SizeCurve, fit_size_curve, size_statistic
 
 N_QUANTILE_BINS = 4
@@ -21,7 +21,7 @@ N_CURVE_POINTS = 25
 _COMPARED = ("brier", "slope", "intercept", "ece")
 
 
-def detail_numbers(summary: Summary) -> dict[str, Any]:
+def detail_numbers(summary: PooledResults) -> dict[str, Any]:
     """All of them, by their keys in scores.json; every null has a reason beside it."""
     return {
         "iou": summary.overlap("iou"),
@@ -36,7 +36,7 @@ def detail_numbers(summary: Summary) -> dict[str, Any]:
     }
 
 
-def volume_error(summary: Summary) -> dict[str, Any]:
+def volume_error(summary: PooledResults) -> dict[str, Any]:
     """Mean error (with sign) and mean absolute error of the volume by case, all cases."""
     errors = [r.volume_error_ml for r in summary.results]
     sizes = [None if e is None else abs(e) for e in errors]
@@ -44,7 +44,7 @@ def volume_error(summary: Summary) -> dict[str, Any]:
     return {**summary.average(errors), "absolute": absolute}
 
 
-def panoptic_quality(summary: Summary) -> dict[str, Any]:
+def panoptic_quality(summary: PooledResults) -> dict[str, Any]:
     """SQ: mean IoU of found lesions; RQ is `lesion_f1`; PQ = SQ·RQ; and their mean Dice."""
     lesions = summary.sums([len(r.lesions) for r in summary.results])
     found = summary.sums([r.n_detected for r in summary.results])
@@ -65,7 +65,7 @@ def panoptic_quality(summary: Summary) -> dict[str, Any]:
     }
 
 
-def recall_by_quantile(summary: Summary) -> list[dict[str, Any]]:
+def recall_by_quantile(summary: PooledResults) -> list[dict[str, Any]]:
     """Recall in four groups of about as many lesions; fewer when diameters repeat."""
     diameters = [x.diameter_mm for r in summary.results for x in r.lesions]
     if len(diameters) < N_QUANTILE_BINS:
@@ -74,7 +74,7 @@ def recall_by_quantile(summary: Summary) -> list[dict[str, Any]]:
     return summary.recall_between([0.0, *(cuts[cuts > 0]).tolist(), None])
 
 
-def recall_by_size_and_contrast(summary: Summary) -> list[dict[str, Any]]:
+def recall_by_size_and_contrast(summary: PooledResults) -> list[dict[str, Any]]:
     """Recall in cells of equivalent diameter and contrast without its sign, `[from, to)`.
 
     Lesions whose contrast is not known are in no cell; empty when none is known.
@@ -104,7 +104,7 @@ def _of_cell(
     )
 
 
-def case_numbers(summary: Summary) -> dict[str, dict[str, Any]]:
+def case_numbers(summary: PooledResults) -> dict[str, dict[str, Any]]:
     """Sensitivity and specificity of calling a case positive when a candidate is accepted."""
     called = np.array([r.is_called for r in summary.results], dtype=np.bool_)
     ill = np.array([bool(r.lesions) for r in summary.results], dtype=np.bool_)
@@ -115,13 +115,13 @@ def case_numbers(summary: Summary) -> dict[str, dict[str, Any]]:
 
 
 def _share(
-    summary: Summary, hits: NDArray[np.bool_], of: NDArray[np.bool_], undefined: EdgeCase
+    summary: PooledResults, hits: NDArray[np.bool_], of: NDArray[np.bool_], undefined: EdgeCase
 ) -> dict[str, Any]:
     share = proportion(summary.sums(hits.tolist()), summary.sums(of.tolist()), undefined)
     return {**as_mapping(share), "n": int(of.sum())}
 
 
-def size_curve(summary: Summary) -> dict[str, Any]:
+def size_curve(summary: PooledResults) -> dict[str, Any]:
     """The logistic curve of recall over ln diameter and where it passes 50 and 90 %."""
     lesions = [x for r in summary.results for x in r.lesions]
     diameters = np.array([x.diameter_mm for x in lesions], dtype=np.float64)
@@ -172,7 +172,7 @@ def _why_open(curve: SizeCurve, values: Mapping[str, Any], why: str | None) -> s
     return why
 
 
-def calibration(summary: Summary) -> dict[str, Any]:
+def calibration(summary: PooledResults) -> dict[str, Any]:
     """How well the candidates' probabilities (else: their scores) say what is a lesion.
 
     Beside probabilities, `of_score` has the same numbers of the scores, to compare with.

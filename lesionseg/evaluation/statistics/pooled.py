@@ -29,7 +29,7 @@ Chosen = Callable[[LesionResult], bool]
 
 
 @dataclass(frozen=True, eq=False)
-class Summary:
+class PooledResults:
     """All cases, or one label's share of them, and how to estimate from them.
 
     `scored`: whether all candidates have scores; without, the curves are undefined.
@@ -44,13 +44,13 @@ class Summary:
     @classmethod
     def of(
         cls, results: Sequence[CaseResult], preset: Preset, replicates: int, seed: int
-    ) -> "Summary":
+    ) -> "PooledResults":
         """Pool the results, and draw the bootstrap's groups once."""
         pool = pool_results(results)
         estimator = Estimator.seeded(len(pool.groups), replicates, seed)
         return cls(tuple(results), preset, pool, estimator, all(r.scored for r in results))
 
-    def of_label(self, label: int) -> "Summary":
+    def of_label(self, label: int) -> "PooledResults":
         """The lesions and candidates of one label, in all cases."""
         results = tuple(
             replace(

@@ -15,7 +15,7 @@ from lesionseg.evaluation import edge_cases
 from lesionseg.evaluation.results import CaseResult
 from lesionseg.evaluation.statistics.detection import pool_results
 from lesionseg.evaluation.statistics.estimates import as_list
-from lesionseg.evaluation.statistics.pooled import Summary
+from lesionseg.evaluation.statistics.pooled import PooledResults
 
 N_QUANTILES = 4
 MAX_VALUES = 20
@@ -34,7 +34,7 @@ class Subgroup:
 
 
 def subgroup_numbers(
-    summary: Summary, columns: Columns, by: Sequence[str] | None = None
+    summary: PooledResults, columns: Columns, by: Sequence[str] | None = None
 ) -> list[dict[str, Any]]:
     """Recall with interval, false positives per case and mean Dice of every subgroup.
 
@@ -122,7 +122,7 @@ def _chosen(cases: Sequence[str], kept: np.ndarray[Any, np.dtype[np.bool_]]) -> 
     return frozenset(case for case, keep in zip(cases, kept, strict=True) if keep)
 
 
-def _numbers(summary: Summary, group: Subgroup) -> dict[str, Any]:
+def _numbers(summary: PooledResults, group: Subgroup) -> dict[str, Any]:
     part = _part(summary, [r for r in summary.results if r.case in group.cases])
     counts, recall = part.counts(), part.recall()
     dices = [r.dice for r in part.results if r.dice is not None]
@@ -140,8 +140,8 @@ def _numbers(summary: Summary, group: Subgroup) -> dict[str, Any]:
     return found if why is None else {**found, "reason": why}
 
 
-def _part(summary: Summary, results: Sequence[CaseResult]) -> Summary:
+def _part(summary: PooledResults, results: Sequence[CaseResult]) -> PooledResults:
     """Some of the cases; only what needs no resampling can be asked of it."""
-    return Summary(
+    return PooledResults(
         tuple(results), summary.preset, pool_results(results), summary.estimator, summary.scored
     )

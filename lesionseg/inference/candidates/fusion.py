@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from lesionseg.core import Candidate, Geometry
 from lesionseg.errors import GeometryError
 from lesionseg.inference.candidates.box_candidates import FoundBoxes
-from lesionseg.inference.candidates.postprocess import Found
+from lesionseg.inference.candidates.postprocess import CandidateSet
 from lesionseg.ops.boxes import box_iou
 from lesionseg.plan.plan import CandidateRule
 
@@ -89,7 +89,7 @@ def _box_candidate(box: Sequence[float], score: float, label: int, geometry: Geo
     )
 
 
-def fuse(voxels: Found, boxes: Sequence[Candidate]) -> Found:
+def fuse(voxels: CandidateSet, boxes: Sequence[Candidate]) -> CandidateSet:
     """Both heads' candidates as one list: what both found first, what one found alone after.
 
     A candidate of the voxels and a box of the same label are one lesion from an IoU of their boxes
@@ -111,7 +111,7 @@ def fuse(voxels: Found, boxes: Sequence[Candidate]) -> Found:
             ids[one.candidate.id] = number
     candidates = [replace(one.candidate, score=one.score) for one in merged]
     removed = tuple(replace(c, score=c.score / 2) for c in voxels.removed)
-    return Found(_numbered(candidates), ids[voxels.instances], voxels.values, removed)
+    return CandidateSet(_numbered(candidates), ids[voxels.instances], voxels.values, removed)
 
 
 @dataclass(frozen=True)

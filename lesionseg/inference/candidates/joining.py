@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lesionseg.inference.candidates.peaks import Above, Region, compiled, neighbours, row_starts
+from lesionseg.inference.candidates.peaks import Above, PeakRegion, compiled, neighbours, row_starts
 from lesionseg.ops.lesion_size import equivalent_diameter_mm
 from lesionseg.plan.plan import CandidateRule
 
@@ -18,8 +18,8 @@ _UNSEEN, _NO_REGION = -1, -1
 
 
 def join_regions(
-    regions: Sequence[Region], above: Above, rule: CandidateRule, voxel_size: float = 1.0
-) -> list[Region]:
+    regions: Sequence[PeakRegion], above: Above, rule: CandidateRule, voxel_size: float = 1.0
+) -> list[PeakRegion]:
     """The regions of one label, by descending peak, those joined that one lesion may well hold.
 
     The pass of a peak is the highest level from which a way leads to a higher peak and nowhere
@@ -31,7 +31,7 @@ def join_regions(
 
     >>> p = np.array([[0.9, 0.3, 0.8, 0.05, 0.6]], np.float32)
     >>> above = Above((1, 5), np.arange(5), p[0])
-    >>> apart = [Region(np.array([i]), p[0, [i]]) for i in (0, 2, 4)]
+    >>> apart = [PeakRegion(np.array([i]), p[0, [i]]) for i in (0, 2, 4)]
     >>> joined = join_regions(apart, above, CandidateRule(join=10, join_mm=1))
     >>> [r.voxels.tolist() for r in joined]
     [[0, 2], [4]]
@@ -41,7 +41,7 @@ def join_regions(
     higher, passes = _passes_of(regions, above, rule.join)
     dims, members = len(above.shape), [[region] for region in regions]
 
-    def is_large(part: Sequence[Region]) -> bool:
+    def is_large(part: Sequence[PeakRegion]) -> bool:
         volume = voxel_size * sum(len(r.voxels) for r in part)
         return bool(equivalent_diameter_mm(volume, dims) >= rule.join_mm)
 
@@ -53,14 +53,14 @@ def join_regions(
     return [_union(part) for i, part in enumerate(members) if part[0] is regions[i]]
 
 
-def _union(regions: Sequence[Region]) -> Region:
+def _union(regions: Sequence[PeakRegion]) -> PeakRegion:
     voxels = np.concatenate([r.voxels for r in regions])
     order = np.argsort(voxels)
-    return Region(voxels[order], np.concatenate([r.probabilities for r in regions])[order])
+    return PeakRegion(voxels[order], np.concatenate([r.probabilities for r in regions])[order])
 
 
 def _passes_of(
-    regions: Sequence[Region], above: Above, join: float
+    regions: Sequence[PeakRegion], above: Above, join: float
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     """For each region the one that its pass leads to, −1 where none does, and the pass."""
     p, shape = above.probabilities, (1, *above.shape)[-3:]  # 2-D is 3-D with one slice

@@ -15,16 +15,16 @@ from numpy.typing import NDArray
 from lesionseg.core import UNION, Geometry
 from lesionseg.errors import GeometryError
 from lesionseg.inference.candidates.peaks import Above, collect_above
-from lesionseg.inference.candidates.postprocess import Found, find_candidates
+from lesionseg.inference.candidates.postprocess import CandidateSet, find_candidates
 from lesionseg.plan.plan import Plan
 
 
 def find_by_plan(
     probabilities: Iterable[NDArray[np.float32] | Above], geometry: Geometry, plan: Plan
-) -> Found:
+) -> CandidateSet:
     """The candidates in probabilities `[K, *spatial]` of the plan's channels.
 
-    With regions a candidate's label is that of the union and `Found.values` holds the mask values:
+    With regions a candidate's label is that of the union and `CandidateSet.values` holds the mask values:
     `plan.label_values` of the regions present, later ones over earlier ones. Raises as
     `find_candidates`.
     """

@@ -34,7 +34,7 @@ class Above:
 
 
 @dataclass(frozen=True, eq=False)
-class Region:
+class PeakRegion:
     """A peak's voxels: flat indices `[n]` ascending, and their probabilities `[n]`."""
 
     voxels: Ints
@@ -54,9 +54,9 @@ class Region:
         """Flat index of the first voxel that has the highest probability."""
         return int(self.voxels[self.probabilities.argmax()])
 
-    def part(self, keep: NDArray[np.bool_]) -> "Region":
+    def part(self, keep: NDArray[np.bool_]) -> "PeakRegion":
         """Only the voxels `[n]` marked in `keep`."""
-        return Region(self.voxels[keep], self.probabilities[keep])
+        return PeakRegion(self.voxels[keep], self.probabilities[keep])
 
 
 def collect_above(
@@ -88,7 +88,7 @@ def collect_above(
     return Above(shape, np.concatenate(indices), p)
 
 
-def grow_regions(above: Above, rule: CandidateRule) -> list[Region]:
+def grow_regions(above: Above, rule: CandidateRule) -> list[PeakRegion]:
     """The regions of one label, by descending peak, ties by index.
 
     Each peak claims, highest first, the unclaimed voxels connected to it with p ≥ peak / ratio;
@@ -104,7 +104,7 @@ def grow_regions(above: Above, rule: CandidateRule) -> list[Region]:
     limits = (rule.ratio, rule.prominence, rule.min_voxels, rule.max_candidates)
     claimed, ends = _claim(p, above.index, starts, shape, peaks, state, limits)
     spans = [np.sort(span) for span in np.split(claimed, ends[:-1])] if len(ends) else []
-    return [Region(above.index[span], p[span]) for span in spans]
+    return [PeakRegion(above.index[span], p[span]) for span in spans]
 
 
 def row_starts(index: Ints, shape: tuple[int, ...]) -> NDArray[np.int64]:

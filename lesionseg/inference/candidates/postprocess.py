@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from lesionseg.core import Candidate, Geometry, OperatingPoint, Prediction
 from lesionseg.errors import ConfigError, GeometryError
 from lesionseg.inference.candidates.joining import join_regions
-from lesionseg.inference.candidates.peaks import Above, Region, collect_above, grow_regions
+from lesionseg.inference.candidates.peaks import Above, PeakRegion, collect_above, grow_regions
 from lesionseg.ops.lesion_size import equivalent_diameter_mm
 from lesionseg.plan.plan import CandidateRule
 
@@ -17,7 +17,7 @@ DEFAULT_POINT = OperatingPoint("score:0.5", 0.5)
 
 
 @dataclass(frozen=True, eq=False)
-class Found:
+class CandidateSet:
     """The candidates of one case and their voxels.
 
     `candidates` by descending score, ids 1..n in that order; `instances` `[*spatial]` int32 holds
@@ -35,7 +35,7 @@ def find_candidates(
     geometry: Geometry,
     rule: CandidateRule,
     label_values: Sequence[int],
-) -> Found:
+) -> CandidateSet:
     """Find candidates in the probabilities `[K, *spatial]` of K labels, by `CandidateRule`.
 
     The channels may come one by one from a generator, whole or as the voxels that matter
@@ -74,11 +74,11 @@ def find_candidates(
     for number, i in enumerate(ranked, start=1):
         instances.flat[regions[i].voxels] = number
         candidates.append(_candidate(number, regions[i], geometry, int(labels[i]), rule))
-    return Found(tuple(candidates), instances, removed=_removed(small, geometry, rule))
+    return CandidateSet(tuple(candidates), instances, removed=_removed(small, geometry, rule))
 
 
 def _removed(
-    small: Sequence[tuple[Region, int]], geometry: Geometry, rule: CandidateRule
+    small: Sequence[tuple[PeakRegion, int]], geometry: Geometry, rule: CandidateRule
 ) -> tuple[Candidate, ...]:
     """The regions of these labels as boxes, the highest first."""
     high = [(r, label) for r, label in small if r.height >= rule.floor]
@@ -167,7 +167,7 @@ def _parse_point(name: str) -> tuple[str, float | None]:
 
 def _regions(
     channel: NDArray[np.float32] | Above, geometry: Geometry, rule: CandidateRule
-) -> list[Region]:
+) -> list[PeakRegion]:
     if channel.shape != geometry.shape:
         raise GeometryError(
             "The probabilities do not fit the grid.", seen=channel.shape, expected=geometry.shape
@@ -177,7 +177,7 @@ def _regions(
     return join_regions(grow_regions(channel, rule), channel, rule, geometry.voxel_size)
 
 
-def _settle(regions: Sequence[Region]) -> list[Region]:
+def _settle(regions: Sequence[PeakRegion]) -> list[PeakRegion]:
     """Give every voxel claimed for several labels to the highest probability, ties to the first."""
     voxels = np.concatenate([r.voxels for r in regions])
     probabilities = np.concatenate([r.probabilities for r in regions])
@@ -190,7 +190,7 @@ def _settle(regions: Sequence[Region]) -> list[Region]:
     return [region.part(keep) for region, keep in zip(regions, parts, strict=True)]
 
 
-def _ranking(regions: Sequence[Region], rule: CandidateRule) -> list[int]:
+def _ranking(regions: Sequence[PeakRegion], rule: CandidateRule) -> list[int]:
     """Which regions become candidates, best first."""
     large = [i for i, r in enumerate(regions) if len(r.voxels) >= max(rule.min_voxels, 1)]
     high = [i for i in large if regions[i].height >= rule.floor]
@@ -199,13 +199,13 @@ def _ranking(regions: Sequence[Region], rule: CandidateRule) -> list[int]:
     return sorted(kept, key=lambda i: -regions[i].score(rule.score))  # stable: then by the highest
 
 
-def _is_large(region: Region, geometry: Geometry, rule: CandidateRule) -> bool:
+def _is_large(region: PeakRegion, geometry: Geometry, rule: CandidateRule) -> bool:
     volume_mm = len(region.voxels) * geometry.voxel_size
     return float(equivalent_diameter_mm(volume_mm, geometry.dims)) >= rule.min_diameter_mm
 
 
 def _candidate(
-    number: int, region: Region, geometry: Geometry, label: int, rule: CandidateRule
+    number: int, region: PeakRegion, geometry: Geometry, label: int, rule: CandidateRule
 ) -> Candidate:
     index = np.stack(np.unravel_index(region.voxels, geometry.shape), axis=-1)
     volume_mm = len(index) * geometry.voxel_size

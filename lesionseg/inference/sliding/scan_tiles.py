@@ -22,7 +22,7 @@ from lesionseg.ops.windows import gaussian_weight
 from lesionseg.plan.plan import Plan
 
 
-class Slide:
+class ScanTiles:
     """One image `[C, *spatial]` on the plan's grid: its tiles, and what becomes of their outputs.
 
     Tiles cover the `body` (the whole image without one), within its box, wherever it fits inside

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from lesionseg.errors import ConfigError, GeometryError
 from lesionseg.inference.inference_settings import InferenceSettings
 from lesionseg.inference.probabilities import label_probabilities
-from lesionseg.inference.sliding.scan_tiles import Slide
+from lesionseg.inference.sliding.scan_tiles import ScanTiles
 from lesionseg.inference.sliding.store import Store
 from lesionseg.models.detector_output import DetectorOutput
 from lesionseg.models.precision import fast_dtype
@@ -40,13 +40,13 @@ def predict_probabilities(
 ) -> Float[Tensor, "k *spatial"]:
     """Probabilities `[K, *spatial]` float32 of the K channels of the plan, on the image's grid.
 
-    `image` is prepared for `plan`; see `Slide` and `Slider` for the rest.
+    `image` is prepared for `plan`; see `ScanTiles` and `SlidingWindow` for the rest.
     """
-    slider = Slider(
+    slider = SlidingWindow(
         (network,), plan, batch_size=batch_size, flips=flips, device=device, dtype=dtype
     )
     store = Store((n_voxel_channels(plan), *image.shape[1:]), dtype=torch.float32)
-    slide = Slide(image, plan, store, overlap=overlap, device=slider.device)
+    slide = ScanTiles(image, plan, store, overlap=overlap, device=slider.device)
     for _ in slider.run(iter([Task(None, slide)]), on_tile=on_tile):
         if slide.error is not None:
             raise slide.error
@@ -58,11 +58,11 @@ class Task(Generic[Tag]):
     """A slide and what goes with it; without a slide it only keeps its place in the order."""
 
     tag: Tag
-    slide: Slide | None
+    slide: ScanTiles | None
 
 
 @dataclass(frozen=True, eq=False)
-class Look:
+class NetworkView:
     """What one network says of tiles mirrored along the spatial axes `flipped`."""
 
     output: DetectorOutput
@@ -70,14 +70,14 @@ class Look:
 
 
 @dataclass(frozen=True, eq=False)
-class Seen:
+class TileOutput:
     """Mean probabilities `[B, K, *tile]` float32 (K = 0 without voxels), and a detector's looks."""
 
     probabilities: Tensor
-    looks: tuple[Look, ...] = ()
+    looks: tuple[NetworkView, ...] = ()
 
 
-class Slider:
+class SlidingWindow:
     """Networks at work on a device: the mean of what they say of a batch of tiles.
 
     Logits become probabilities before anything is averaged; what the focal loss did to them is
@@ -167,7 +167,7 @@ class Slider:
         """How often each tile is seen."""
         return len(self._networks) * len(self._views)
 
-    def look(self, tiles: Float[Tensor, "b c *tile"]) -> "Seen":
+    def look(self, tiles: Float[Tensor, "b c *tile"]) -> "TileOutput":
         """What networks and mirrored views say; raises `GeometryError` for a misfit."""
         total: Tensor | None = None
         looks = []
@@ -176,14 +176,14 @@ class Slider:
                 turned = [axis + 2 for axis in axes]
                 output = network(tiles.flip(turned) if axes else tiles)
                 if isinstance(output, DetectorOutput):
-                    looks.append(Look(output, axes))
+                    looks.append(NetworkView(output, axes))
                 found = self._probabilities(output, tiles)
                 found = found.flip(turned) if axes else found
                 total = found if total is None else total + found
         mean = (
             torch.as_tensor(total) if self.n_looks == 1 else torch.as_tensor(total) / self.n_looks
         )
-        return Seen(mean, tuple(looks))
+        return TileOutput(mean, tuple(looks))
 
     def _probabilities(self, output: Sequence[Tensor] | DetectorOutput, tiles: Tensor) -> Tensor:
         levels = output.segmentation if isinstance(output, DetectorOutput) else output
@@ -228,11 +228,11 @@ class Slider:
 
 @dataclass(frozen=True)
 class _Tile:
-    slide: Slide
+    slide: ScanTiles
     i: int
 
 
-def _tiles(slide: Slide | None) -> list[_Tile]:
+def _tiles(slide: ScanTiles | None) -> list[_Tile]:
     return [] if slide is None else [_Tile(slide, i) for i in range(len(slide))]
 
 

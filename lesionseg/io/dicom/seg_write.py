@@ -12,7 +12,7 @@ from lesionseg.core import Candidate, Prediction
 from lesionseg.io.dicom.headers import LPS_TO_RAS
 from lesionseg.io.dicom.source_images import (
     RESEARCH_ONLY,
-    Origin,
+    ResultOrigin,
     SourceSeries,
     making,
     require_highdicom,
@@ -62,7 +62,7 @@ def write_segmentation(
     path: Path,
     prediction: Prediction,
     source: SourceSeries,
-    origin: Origin,
+    origin: ResultOrigin,
     labels: Mapping[int, str],
 ) -> WrittenSegmentation | None:
     """Write the accepted candidates that have voxels as a binary SEG; None where there is none.
@@ -127,7 +127,7 @@ def _name(labels: Mapping[int, str], value: int) -> str:
 
 
 def _segmentation(
-    hd: Any, prediction: Prediction, segments: Segments, source: SourceSeries, origin: Origin
+    hd: Any, prediction: Prediction, segments: Segments, source: SourceSeries, origin: ResultOrigin
 ) -> Any:
     date, time = source.moment
     images, pixels = _on_frames(hd, prediction, segments, source)
@@ -156,7 +156,7 @@ def _segmentation(
     )
 
 
-def _instance_uid(prediction: Prediction, source: SourceSeries, origin: Origin) -> str:
+def _instance_uid(prediction: Prediction, source: SourceSeries, origin: ResultOrigin) -> str:
     """Another machine may round otherwise: what differs must not be called the same."""
     return source.uid("SEG", origin.key, prediction.candidates)
 
@@ -181,7 +181,9 @@ def _on_frames(
     return source.headers[:1] if has_frames else source.headers, volume
 
 
-def _descriptions(hd: Any, segments: Segments, source: SourceSeries, origin: Origin) -> list[Any]:
+def _descriptions(
+    hd: Any, segments: Segments, source: SourceSeries, origin: ResultOrigin
+) -> list[Any]:
     made = hd.AlgorithmIdentificationSequence(
         name="lesionseg",
         family=hd.sr.CodedConcept("123110", "DCM", "Artificial Intelligence"),
@@ -217,7 +219,7 @@ def lesion(hd: Any) -> Any:
     return hd.sr.CodedConcept("52988006", "SCT", "Lesion")
 
 
-def _settle_uids(dataset: Any, source: SourceSeries, origin: Origin) -> None:
+def _settle_uids(dataset: Any, source: SourceSeries, origin: ResultOrigin) -> None:
     """The library draws a random UID for the order of frames; a run must repeat itself."""
     uid = source.uid("dimensions", origin.key)
     for item in (*dataset.DimensionOrganizationSequence, *dataset.DimensionIndexSequence):

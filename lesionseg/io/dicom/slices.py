@@ -21,7 +21,7 @@ _PRIVATE_B_VALUES = ((0x0019, 0x100C), (0x2001, 0x1003), (0x0043, 0x1039))
 
 
 @dataclass(frozen=True, eq=False)
-class Slice:
+class DicomSlice:
     """One slice: a classic file, or frame `frame` of an enhanced one.
 
     `position`: centre of the first pixel, LPS millimetres; `across`, `down`: unit vectors along
@@ -55,7 +55,7 @@ class Slice:
         return self.path.name if self.frame is None else f"{self.path.name} frame {self.frame + 1}"
 
 
-def read_slices(path: Path, header: "Header") -> list[Slice]:
+def read_slices(path: Path, header: "Header") -> list[DicomSlice]:
     """The slices of a file: one, or one a frame. Raises `ReadError` for what has no place."""
     refuse_unfit(path, header)
     with reading(path):
@@ -64,7 +64,7 @@ def read_slices(path: Path, header: "Header") -> list[Slice]:
         return [_classic(path, header)]
 
 
-def read_values(slices: list[Slice]) -> NDArray[np.float32]:
+def read_values(slices: list[DicomSlice]) -> NDArray[np.float32]:
     """Values `[n, y, x]` of slices in their order; each file is opened once."""
     stack = np.empty((len(slices), *slices[0].shape), dtype=np.float32)
     by_path: dict[Path, list[int]] = {}
@@ -80,7 +80,7 @@ def read_values(slices: list[Slice]) -> NDArray[np.float32]:
     return stack
 
 
-def _classic(path: Path, header: "Header") -> Slice:
+def _classic(path: Path, header: "Header") -> DicomSlice:
     if "ModalityLUTSequence" in header:
         raise ReadError("The DICOM file maps its values by a table, which is not read.", where=path)
     return _slice(
@@ -107,13 +107,13 @@ def _classic(path: Path, header: "Header") -> Slice:
     )
 
 
-def _enhanced(path: Path, header: "Header") -> list[Slice]:
+def _enhanced(path: Path, header: "Header") -> list[DicomSlice]:
     shared = next(iter(header.get("SharedFunctionalGroupsSequence", None) or ()), None)
     frames = header.PerFrameFunctionalGroupsSequence
     return [_frame(path, header, shared, frame, number) for number, frame in enumerate(frames)]
 
 
-def _frame(path: Path, header: "Header", shared: Any, frame: Any, number: int) -> Slice:
+def _frame(path: Path, header: "Header", shared: Any, frame: Any, number: int) -> DicomSlice:
     """One frame, from the functional groups of its own or, where those are silent, the shared."""
 
     def group(name: str) -> Any:
@@ -154,9 +154,9 @@ def _slice(
     scale: tuple[Any, Any],
     kind: Mapping[str, str],
     phase: Mapping[str, str],
-) -> Slice:
+) -> DicomSlice:
     directions = np.array([float(v) for v in orientation])
-    return Slice(
+    return DicomSlice(
         path=path,
         frame=frame,
         series=str(header.get("SeriesInstanceUID", "")),

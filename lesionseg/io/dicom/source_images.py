@@ -36,7 +36,7 @@ _NO_DATE, _NO_TIME = "19700101", "000000"
 
 
 @dataclass(frozen=True)
-class Origin:
+class ResultOrigin:
     """What made a result.
 
     `version`: lesionseg's; `bundle`: the model's digest; `key`: changes with scan and settings.

@@ -14,7 +14,7 @@ from lesionseg.io.dicom.headers import LPS_TO_RAS
 from lesionseg.io.dicom.seg_write import WrittenSegmentation, category, lesion, tracking_name
 from lesionseg.io.dicom.source_images import (
     RESEARCH_ONLY,
-    Origin,
+    ResultOrigin,
     SourceSeries,
     made_up_uid,
     making,
@@ -29,7 +29,7 @@ def write_report(
     path: Path,
     prediction: Prediction,
     source: SourceSeries,
-    origin: Origin,
+    origin: ResultOrigin,
     labels: Mapping[int, str],
     segmentation: WrittenSegmentation | None = None,
 ) -> None:
@@ -53,7 +53,7 @@ class _Writer:
     hd: Any
     prediction: Prediction
     source: SourceSeries
-    origin: Origin
+    origin: ResultOrigin
     labels: Mapping[int, str]
     segmentation: WrittenSegmentation | None
 

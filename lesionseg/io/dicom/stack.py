@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from lesionseg.core import Geometry, Volume
 from lesionseg.errors import GeometryError, ReadError
 from lesionseg.io.dicom.headers import LPS_TO_RAS
-from lesionseg.io.dicom.slices import Slice
+from lesionseg.io.dicom.slices import DicomSlice
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +33,7 @@ class Stack:
     a pixel is a tilted gantry.
     """
 
-    slices: tuple[Slice, ...]
+    slices: tuple[DicomSlice, ...]
     step: NDArray[np.float64]
     drift: NDArray[np.float64]
 
@@ -54,7 +54,7 @@ class Stack:
         return Geometry((len(self.slices), *first.shape), LPS_TO_RAS @ affine)
 
 
-def stack_slices(slices: Sequence[Slice], where: Path) -> Stack:
+def stack_slices(slices: Sequence[DicomSlice], where: Path) -> Stack:
     """Sort and check slices. Raises `ReadError` and `GeometryError` naming the files at fault.
 
     Refused: several series, differing shapes, directions or pixel sizes, mixed echoes, b-values or
@@ -120,7 +120,7 @@ def _tilted(stack: Stack, where: Path) -> GeometryError:
     )
 
 
-def _refuse_series(slices: Sequence[Slice], where: Path) -> None:
+def _refuse_series(slices: Sequence[DicomSlice], where: Path) -> None:
     series = Counter(piece.series for piece in slices)
     if len(series) > 1:
         odd = next(p for p in slices if p.series != series.most_common(1)[0][0])
@@ -132,7 +132,7 @@ def _refuse_series(slices: Sequence[Slice], where: Path) -> None:
         )
 
 
-def _refuse_mixture(slices: Sequence[Slice], where: Path) -> None:
+def _refuse_mixture(slices: Sequence[DicomSlice], where: Path) -> None:
     for what in slices[0].kind:
         values = sorted({piece.kind[what] for piece in slices})
         if len(values) > 1:
@@ -144,7 +144,7 @@ def _refuse_mixture(slices: Sequence[Slice], where: Path) -> None:
             )
 
 
-def _refuse_grids(slices: Sequence[Slice], where: Path) -> None:
+def _refuse_grids(slices: Sequence[DicomSlice], where: Path) -> None:
     first = slices[0]
     for piece in slices:
         turned = max(
@@ -165,7 +165,7 @@ def _refuse_grids(slices: Sequence[Slice], where: Path) -> None:
         )
 
 
-def _refuse_twice(order: Sequence[Slice], normal: NDArray[np.float64], where: Path) -> None:
+def _refuse_twice(order: Sequence[DicomSlice], normal: NDArray[np.float64], where: Path) -> None:
     """Two slices at one place: copies, or phases of something that moves."""
     for one, other in pairwise(order):
         if float((other.position - one.position) @ normal) > _SAME_PLACE_MM:
@@ -186,7 +186,9 @@ def _refuse_twice(order: Sequence[Slice], normal: NDArray[np.float64], where: Pa
         )
 
 
-def _step(order: Sequence[Slice], normal: NDArray[np.float64], where: Path) -> NDArray[np.float64]:
+def _step(
+    order: Sequence[DicomSlice], normal: NDArray[np.float64], where: Path
+) -> NDArray[np.float64]:
     if len(order) == 1:
         thickness = order[0].thickness_mm
         logger.warning("%s: a single slice; its thickness stands for the slice distance.", where)

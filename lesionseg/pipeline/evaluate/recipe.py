@@ -21,7 +21,7 @@ from lesionseg.core import (
 )
 from lesionseg.errors import DatasetError
 from lesionseg.evaluation import CaseResult, Preset, evaluate_case, find_preset, summarise
-from lesionseg.evaluation.adjudication import Verdict, adjudicate, read_verdicts
+from lesionseg.evaluation.adjudication import Adjudication, adjudicate, read_verdicts
 from lesionseg.evaluation.rows import (
     CANDIDATE_COLUMNS,
     LESION_COLUMNS,
@@ -60,7 +60,7 @@ Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True, eq=False)
-class Pair:
+class CasePair:
     """A case to judge; reference and prediction are read when its turn comes.
 
     `prediction` is given the reference's grid; None: there is no prediction of this case. `image`
@@ -148,7 +148,7 @@ def evaluate(
 
 
 def evaluate_pairs(
-    pairs: Sequence[Pair],
+    pairs: Sequence[CasePair],
     output: Path,
     *,
     evaluated_on: str,
@@ -161,8 +161,8 @@ def evaluate_pairs(
     provenance: Mapping[str, Any] | None = None,
     columns: Columns | None = None,
     subgroups: Sequence[str] | None = None,
-    others: Sequence[Pair] | None = None,
-    verdicts: Sequence[Verdict] | None = None,
+    others: Sequence[CasePair] | None = None,
+    verdicts: Sequence[Adjudication] | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Judge pairs, one in memory at a time; writes and returns as `evaluate` does.
@@ -206,7 +206,7 @@ def evaluate_pairs(
 
 
 def judge_pairs(
-    pairs: Sequence[Pair],
+    pairs: Sequence[CasePair],
     preset: Preset,
     *,
     operating_point: OperatingPoint | None = None,
@@ -244,7 +244,7 @@ def write_results(
     write_json(output / "scores.json", scores)
 
 
-def _verdicts(path: Path) -> list[Verdict]:
+def _verdicts(path: Path) -> list[Adjudication]:
     return read_verdicts(read_csv(path), str(path))
 
 
@@ -255,7 +255,7 @@ def _pairs(
     evaluated_on: str,
     resample: bool,
     folder: Path,
-) -> list[Pair]:
+) -> list[CasePair]:
     """Pair references and predictions by case id; says which have no counterpart.
 
     `labelled`: all cases with a reference, those that are not judged included.
@@ -277,7 +277,7 @@ def _pairs(
         _log.warning("No reference; these predictions are not judged: %s", ", ".join(extra))
     regions = dataset.regions if dataset else ()
     return [
-        Pair(
+        CasePair(
             case=files.case,
             reference=partial(read_reference, files, dataset),
             prediction=prediction_reader(found[files.case], resample=resample, united=bool(regions))
@@ -307,7 +307,9 @@ def read_reference(files: CaseFiles, dataset: Dataset | None) -> Reference:
     return found
 
 
-def with_images(pairs: Sequence[Pair], readers: Mapping[str, Callable[[], Volume]]) -> list[Pair]:
+def with_images(
+    pairs: Sequence[CasePair], readers: Mapping[str, Callable[[], Volume]]
+) -> list[CasePair]:
     """The pairs with the images there are, by case id."""
     return [replace(pair, image=readers.get(pair.case)) for pair in pairs]
 

@@ -38,7 +38,7 @@ CHOSEN = ("operating point", "calibration", "candidates: least diameter")
 
 
 @dataclass(frozen=True)
-class Wishes:
+class ChoiceSettings:
     """What a user may say about the choice.
 
     `accept`: the operating point that accepts candidates, None for the first rate. `calibration`:
@@ -108,7 +108,7 @@ def undecided(plan: Plan) -> Plan:
 
 def make_choice(
     results: Sequence[CaseResult],
-    wishes: Wishes,
+    wishes: ChoiceSettings,
     *,
     chosen_on: str,
     fold_of: Mapping[str, int] | None = None,
@@ -138,7 +138,10 @@ def make_choice(
 
 
 def _points(
-    results: Sequence[CaseResult], wishes: Wishes, chosen_on: str, fold_of: Mapping[str, int]
+    results: Sequence[CaseResult],
+    wishes: ChoiceSettings,
+    chosen_on: str,
+    fold_of: Mapping[str, int],
 ) -> tuple[OperatingPoint, ...]:
     """One point for each stated rate and each stated sensitivity that can be reached."""
     points = [choose(results, fp_per_case=rate, quiet=i > 0) for i, rate in enumerate(RATES)]
@@ -160,14 +163,17 @@ def _points(
 
 
 def _described(
-    point: OperatingPoint, results: Sequence[CaseResult], wishes: Wishes, reach: float | None
+    point: OperatingPoint,
+    results: Sequence[CaseResult],
+    wishes: ChoiceSettings,
+    reach: float | None,
 ) -> OperatingPoint:
     known = replace(point, attainable_recall=reach)
     return with_intervals(known, results, replicates=wishes.replicates, seed=wishes.seed)
 
 
 def _first(
-    points: tuple[OperatingPoint, ...], results: Sequence[CaseResult], wishes: Wishes
+    points: tuple[OperatingPoint, ...], results: Sequence[CaseResult], wishes: ChoiceSettings
 ) -> tuple[tuple[OperatingPoint, ...], str]:
     """The points with the one that accepts in front, and a sentence on it.
 
@@ -208,7 +214,7 @@ def _sentence(point: OperatingPoint) -> str:
 
 
 def _calibration(
-    results: Sequence[CaseResult], wishes: Wishes, chosen_on: str
+    results: Sequence[CaseResult], wishes: ChoiceSettings, chosen_on: str
 ) -> tuple[Calibration | None, str]:
     """The fit asked for, Platt's where isotonic has too few, None where Platt has."""
     if wishes.calibration == "none":

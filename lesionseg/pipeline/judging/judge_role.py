@@ -20,13 +20,13 @@ from lesionseg.pipeline.evaluate.evaluate_inputs import (
     read_columns,
 )
 from lesionseg.pipeline.evaluate.recipe import (
-    Pair,
+    CasePair,
     evaluate_pairs,
     judge_pairs,
     read_reference,
     with_images,
 )
-from lesionseg.pipeline.judging.choice import Choice, Wishes, make_choice
+from lesionseg.pipeline.judging.choice import Choice, ChoiceSettings, make_choice
 from lesionseg.pipeline.judging.least_size import choose_least_size
 from lesionseg.pipeline.run.progress import bar
 
@@ -34,7 +34,7 @@ OUT_OF_FOLD = "out-of-fold"
 
 
 @dataclass(frozen=True)
-class Judged:
+class RoleScores:
     """Scores of one role's cases, and what was chosen on them."""
 
     scores: Mapping[str, Any]
@@ -46,7 +46,7 @@ class Rules:
     """By what cases are judged: the preset, the user's wishes, and where it all came from."""
 
     preset: Preset
-    wishes: Wishes
+    wishes: ChoiceSettings
     origin: Mapping[str, Any]
 
 
@@ -69,7 +69,9 @@ class FoldRun:
         return labelled(self.found, "validation")
 
 
-def judge_validation(predictor: Predictor, found: Survey, run: Path, rules: Rules) -> Judged | None:
+def judge_validation(
+    predictor: Predictor, found: Survey, run: Path, rules: Rules
+) -> RoleScores | None:
     """Predict the validation cases into `run/validation`, choose on them, and score them.
 
     What is chosen on the cases it is scored on flatters; the scores say so. None without a
@@ -83,12 +85,14 @@ def judge_validation(predictor: Predictor, found: Survey, run: Path, rules: Rule
     pairs = _pairs(found, cases, folder, "validation")
     choice = make_choice(_results(pairs, rules), rules.wishes, chosen_on="validation")
     _write_chosen(pairs, choice, folder)
-    return Judged(_score(found, cases, folder, run, "validation", choice.points[0], rules), choice)
+    return RoleScores(
+        _score(found, cases, folder, run, "validation", choice.points[0], rules), choice
+    )
 
 
 def judge_out_of_fold(
     found: Survey, folds: Sequence[FoldRun], output: Path, rules: Rules
-) -> Judged:
+) -> RoleScores:
     """Choose on the predictions of the cases that each fold's network never saw, and score them.
 
     All cases are written again, as chosen, to `output/predictions`; the folds stay as they are.
@@ -113,7 +117,7 @@ def judge_out_of_fold(
     cases = [c for c in found.dataset.cases if c.case in fold_of]
     _write_chosen(pairs, choice, folder)
     scores = _score(found, cases, folder, output, "validation", choice.points[0], rules)
-    return Judged(scores, choice)
+    return RoleScores(scores, choice)
 
 
 def judge_untouched(
@@ -160,10 +164,10 @@ def _fold_of(folds: Sequence[FoldRun]) -> dict[str, int]:
     return fold_of
 
 
-def _pairs(found: Survey, cases: Sequence[CaseFiles], folder: Path, role: str) -> list[Pair]:
+def _pairs(found: Survey, cases: Sequence[CaseFiles], folder: Path, role: str) -> list[CasePair]:
     files = find_predictions(folder)
     return [
-        Pair(
+        CasePair(
             case=case.case,
             reference=partial(read_reference, case, found.dataset),
             prediction=prediction_reader(files[case.case]),
@@ -175,12 +179,12 @@ def _pairs(found: Survey, cases: Sequence[CaseFiles], folder: Path, role: str) -
     ]
 
 
-def _results(pairs: Sequence[Pair], rules: Rules) -> list[CaseResult]:
+def _results(pairs: Sequence[CasePair], rules: Rules) -> list[CaseResult]:
     with bar("Choosing the score") as advance:
         return list(judge_pairs(pairs, rules.preset, progress=advance))
 
 
-def _filtered(pair: Pair, diameter: float) -> Pair:
+def _filtered(pair: CasePair, diameter: float) -> CasePair:
     """The pair without its candidates under a diameter."""
     read = pair.prediction
     if read is None:
@@ -192,7 +196,7 @@ def _filtered(pair: Pair, diameter: float) -> Pair:
     return replace(pair, prediction=large)
 
 
-def _write_chosen(pairs: Sequence[Pair], choice: Choice, folder: Path) -> None:
+def _write_chosen(pairs: Sequence[CasePair], choice: Choice, folder: Path) -> None:
     """Write the predictions to `folder` as the choice has them."""
     for pair in pairs:
         if pair.prediction is not None:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from lesionseg.evaluation import CaseResult
 from lesionseg.evaluation.statistics.bootstrap import MIN_GROUPS, draw_groups
 from lesionseg.evaluation.statistics.detection import Pool, froc, pool_results
-from lesionseg.pipeline.judging.choice import RATES, Wishes
+from lesionseg.pipeline.judging.choice import RATES, ChoiceSettings
 
 _log = logging.getLogger(__name__)
 
@@ -34,7 +34,9 @@ class LeastSize:
     why: str
 
 
-def choose_least_size(results: Sequence[CaseResult], judge: Judge, wishes: Wishes) -> LeastSize:
+def choose_least_size(
+    results: Sequence[CaseResult], judge: Judge, wishes: ChoiceSettings
+) -> LeastSize:
     """Choose among 0 and three small quantiles of the diameters of candidates that find a lesion.
 
     `judge` judges all cases without the candidates under a diameter. A diameter is taken when the
@@ -82,7 +84,7 @@ def _only_large_false(results: Sequence[CaseResult], diameter: float) -> list[Ca
 
 
 def _gain(
-    before: Sequence[CaseResult], after: Sequence[CaseResult], wishes: Wishes
+    before: Sequence[CaseResult], after: Sequence[CaseResult], wishes: ChoiceSettings
 ) -> tuple[float, float]:
     """Rise of the mean recall and the lower end of its interval, −inf under five groups."""
     old, new = pool_results(before), pool_results(after)

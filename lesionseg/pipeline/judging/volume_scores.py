@@ -23,7 +23,7 @@ Seen = Callable[[Volume, Reference, Prediction], None]
 
 
 @dataclass(frozen=True, eq=False)
-class Overlaps:
+class CaseOverlap:
     """What a case's Dice follows from at any score.
 
     Of each candidate its score, its voxels and those of them in the reference (`hits`), `[n]`; and
@@ -79,7 +79,7 @@ class VolumeScores:
 
     def _judge(
         self, predictor: Predictor, files: CaseFiles
-    ) -> tuple[list[CaseResult], Overlaps | None]:
+    ) -> tuple[list[CaseResult], CaseOverlap | None]:
         case = read_case(files, self.found.dataset)
         if case.reference is None:
             return [], None
@@ -97,7 +97,7 @@ class VolumeScores:
         return [result], overlaps(case.reference, prediction)
 
 
-def overlaps(reference: Reference, prediction: Prediction) -> Overlaps | None:
+def overlaps(reference: Reference, prediction: Prediction) -> CaseOverlap | None:
     """The table of a case; None where one side has no mask. Voxels to be ignored do not count."""
     marked = reference.labels if reference.labels is not None else reference.instances
     if marked is None or prediction.instances is None:
@@ -107,7 +107,7 @@ def overlaps(reference: Reference, prediction: Prediction) -> Overlaps | None:
         lesion, found = lesion & ~reference.ignore, np.where(reference.ignore, 0, found)
     ids = [candidate.id for candidate in prediction.candidates]
     n = max(ids, default=0) + 1
-    return Overlaps(
+    return CaseOverlap(
         score=np.array([candidate.score for candidate in prediction.candidates], dtype=np.float64),
         voxels=np.bincount(found.ravel(), minlength=n)[ids],
         hits=np.bincount(found[lesion], minlength=n)[ids],

@@ -19,12 +19,12 @@ from lesionseg.errors import LesionsegError
 from lesionseg.inference.bundles.bundle import bundle_digest
 from lesionseg.inference.inference_settings import InferenceSettings
 from lesionseg.inference.predictor import Predictor
-from lesionseg.inference.steps import Inferred, Prepared
-from lesionseg.io.dicom.source_images import Origin
+from lesionseg.inference.steps import Inferred, PreparedScan
+from lesionseg.io.dicom.source_images import ResultOrigin
 from lesionseg.io.dicom.stack import Tilt
 from lesionseg.io.formats.volumes import content_files, read_geometry
 from lesionseg.models.build import NetworkFactory
-from lesionseg.pipeline.predict.case_writing import SaveProbabilities, Targets, write_case
+from lesionseg.pipeline.predict.case_writing import CaseOutputs, SaveProbabilities, write_case
 from lesionseg.pipeline.predict.dicom_output import NO_SEGMENTATION
 from lesionseg.pipeline.predict.memory_share import MemoryBudget, default_budget, needed_bytes
 from lesionseg.pipeline.predict.predictions_table import PredictionRow, Status
@@ -100,7 +100,7 @@ def predict_cases(
     Close the generator to give the rest up: what is written stays.
     """
     predictors = predictors or job.predictors()
-    passage = _Passage(job, predictors, known or {})
+    passage = _CasePipeline(job, predictors, known or {})
     # a GPU is fed by a thread that reads and relieved by one that writes
     steps = (
         [passage.read for _ in predictors],
@@ -113,7 +113,7 @@ def predict_cases(
 
 
 @dataclass(eq=False)
-class _Work:
+class _CaseTask:
     """One case on its way; `row` is there as soon as nothing is left to do."""
 
     files: CaseFiles
@@ -122,16 +122,16 @@ class _Work:
     input: str = ""
     key: str = ""
     n_bytes: int = 0
-    prepared: Prepared | None = None
+    prepared: PreparedScan | None = None
     inferred: Inferred | None = None
 
-    def hand_over(self) -> Prepared | None:
+    def hand_over(self) -> PreparedScan | None:
         """What was prepared; it is no longer held here."""
         prepared, self.prepared = self.prepared, None
         return prepared
 
 
-class _Passage:
+class _CasePipeline:
     """The three steps of one call."""
 
     def __init__(
@@ -142,7 +142,7 @@ class _Passage:
         self.alone = len(predictors) == 1
         if job.save_probabilities != "none":
             require_voxels(predictor.plan, "save_probabilities", "probabilities of voxels")
-        self.targets = Targets(job.output, job.save_probabilities, job.dicom_output)
+        self.targets = CaseOutputs(job.output, job.save_probabilities, job.dicom_output)
         gigabytes = job.inference.max_memory_gb
         total = default_budget() if gigabytes is None else int(gigabytes * 2**30)
         self.budget = MemoryBudget(total)
@@ -150,15 +150,17 @@ class _Passage:
         choices = (predictor.operating_point, job.inference.that_matter(), job.raster_mm, job.tilt)
         self.choices = repr((__version__, self.bundle, *choices, job.save_probabilities))
 
-    def read(self, cases: Iterator[CaseFiles], halt: Halt) -> Iterator[_Work]:
+    def read(self, cases: Iterator[CaseFiles], halt: Halt) -> Iterator[_CaseTask]:
         """Step 1: what is unchanged is kept, the rest read and brought to the plan's grid."""
         for files in cases:
-            work = _Work(files)
+            work = _CaseTask(files)
             with self._guarded(work):
                 self._read(work, halt)
             yield work
 
-    def infer(self, predictor: Predictor, works: Iterator[_Work], halt: Halt) -> Iterator[_Work]:
+    def infer(
+        self, predictor: Predictor, works: Iterator[_CaseTask], halt: Halt
+    ) -> Iterator[_CaseTask]:
         """Step 2: the network, tile by tile."""
         # what waits now may be another device's a moment later: several never wait for the next
         # case with tiles of the last in hand, whose memory its reader may be waiting for
@@ -179,13 +181,13 @@ class _Passage:
             del outcome
             yield work
 
-    def write(self, works: Iterator[_Work], _: Halt) -> Iterator[_Work]:
+    def write(self, works: Iterator[_CaseTask], _: Halt) -> Iterator[_CaseTask]:
         """Step 3: back to the file's grid, candidates, files."""
         for work in works:
             with self._guarded(work):
                 if work.inferred is not None:
                     point = self.predictor.operating_point
-                    origin = Origin(__version__, self.bundle, work.key, point)
+                    origin = ResultOrigin(__version__, self.bundle, work.key, point)
                     told = write_case(
                         self.predictor, work.inferred, work.files, self.targets, origin
                     )
@@ -194,7 +196,7 @@ class _Passage:
             self.budget.give_back(work.files.case)
             yield work
 
-    def _read(self, work: _Work, halt: Halt) -> None:
+    def _read(self, work: _CaseTask, halt: Halt) -> None:
         files, plan = work.files, self.predictor.plan
         work.input = _content_digest(files, self.bundle)
         work.key = _digest(self.choices, work.input)
@@ -210,11 +212,11 @@ class _Passage:
             self.predictor.read(files), files.case, overwrite=True
         )
 
-    def _spill(self, work: _Work) -> Path | None:
+    def _spill(self, work: _CaseTask) -> Path | None:
         """Where probabilities go that would not fit beside the rest."""
         return self.job.output if work.n_bytes > self.budget.total_bytes else None
 
-    def _kept(self, work: _Work) -> PredictionRow | None:
+    def _kept(self, work: _CaseTask) -> PredictionRow | None:
         """The row of an earlier run, if it was done with the same key and its files are there."""
         row = self.known.get(work.files.case)
         if row is None or row.status == "failed" or row.key != work.key:
@@ -223,7 +225,7 @@ class _Passage:
         outputs = self.targets.paths(work.files, self.predictor.plan, segmented=segmented)
         return replace(row, status="kept") if all(p.is_file() for p in outputs) else None
 
-    def _row(self, work: _Work, status: Status, message: str = "") -> PredictionRow:
+    def _row(self, work: _CaseTask, status: Status, message: str = "") -> PredictionRow:
         return PredictionRow(
             case=work.files.case,
             status=status,
@@ -242,7 +244,7 @@ class _Passage:
         return repr(error) if self.job.identifiers else redact(repr(error), files, NAME)
 
     @contextmanager
-    def _guarded(self, work: _Work) -> Iterator[None]:
+    def _guarded(self, work: _CaseTask) -> Iterator[None]:
         """Time a step; whatever it raises becomes the case's row, and what it wrote is removed."""
         begin = perf_counter()
         try:

@@ -13,7 +13,7 @@ from lesionseg.core import CaseFiles, Geometry, Volume
 from lesionseg.inference.candidates.peaks import collect_above
 from lesionseg.inference.predictor import Predictor
 from lesionseg.inference.steps import Inferred
-from lesionseg.io.dicom.source_images import Origin
+from lesionseg.io.dicom.source_images import ResultOrigin
 from lesionseg.io.formats.volumes import is_dicom_image, result_suffix, write_volume
 from lesionseg.io.predictions import write_prediction
 from lesionseg.models.retinanet import has_voxels
@@ -33,7 +33,7 @@ class Told(TypedDict):
 
 
 @dataclass(frozen=True)
-class Targets:
+class CaseOutputs:
     """The output folder, and in which numbers probabilities are kept beside the masks.
 
     `dicom`: whether DICOM scans get DICOM results too.
@@ -74,7 +74,11 @@ class Targets:
 
 
 def write_case(
-    predictor: Predictor, inferred: Inferred, files: CaseFiles, targets: Targets, origin: Origin
+    predictor: Predictor,
+    inferred: Inferred,
+    files: CaseFiles,
+    targets: CaseOutputs,
+    origin: ResultOrigin,
 ) -> Told:
     """Restore, find candidates and write; the candidates' file comes last."""
     geometry, plan = inferred.file_geometry, predictor.plan
@@ -98,7 +102,7 @@ def write_case(
 
 @contextmanager
 def saving(
-    targets: Targets, files: CaseFiles, geometry: Geometry, plan: Plan, label: int
+    targets: CaseOutputs, files: CaseFiles, geometry: Geometry, plan: Plan, label: int
 ) -> Iterator[Callable[[NDArray[np.float32]], NDArray[np.float32]]]:
     """Yield a function that notes each slab and passes it on; at the end they are written.
 

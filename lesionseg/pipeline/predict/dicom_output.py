@@ -8,7 +8,7 @@ from lesionseg.io.dicom.seg_write import write_segmentation
 from lesionseg.io.dicom.source_images import (
     REPORT,
     SEGMENTATION,
-    Origin,
+    ResultOrigin,
     read_source,
     require_highdicom,
 )
@@ -37,7 +37,7 @@ def dicom_paths(
 
 
 def write_dicom(
-    folder: Path, prediction: Prediction, files: CaseFiles, plan: Plan, origin: Origin
+    folder: Path, prediction: Prediction, files: CaseFiles, plan: Plan, origin: ResultOrigin
 ) -> str:
     """Write both as far as there is something to tell; what the table is to say of it."""
     source = read_source(files.images[0])

@@ -27,7 +27,7 @@ NOT_TRIED = (
 
 
 @dataclass(frozen=True)
-class Prepared:
+class PrepareOutcome:
     """What `prepare` decided, a sentence a line."""
 
     lines: tuple[str, ...]
@@ -46,7 +46,7 @@ def prepare(
     identifiers: bool,
     seed: int,
     config: Mapping[str, Any],
-) -> Prepared | Checked:
+) -> PrepareOutcome | Checked:
     """Prepare a dataset for training, or only `check` it: list every problem, and write a page.
 
     What is printed calls cases by number; `identifiers` prints their names and files.
@@ -62,7 +62,7 @@ def prepare(
         log.info("Results go to %s; run_dir=%s resumes it.", run, run)
     cases = prepare_cases(found, plan, data, run)
     lines = [f"{name}: {reason}" for name, reason in plan.reasons.items()]
-    return Prepared((*lines, f"{len(cases)} training cases prepared; the plan is in {run}."))
+    return PrepareOutcome((*lines, f"{len(cases)} training cases prepared; the plan is in {run}."))
 
 
 def _untried(plan: Plan, run: Path) -> Plan:

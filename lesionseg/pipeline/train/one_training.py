@@ -23,8 +23,8 @@ from lesionseg.io.predictions import find_predictions, read_prediction
 from lesionseg.pipeline.dataset.data_settings import DataSettings
 from lesionseg.pipeline.dataset.same_cases import refuse_other_cases
 from lesionseg.pipeline.dataset.survey import Survey
-from lesionseg.pipeline.judging.choice import Choice, Wishes
-from lesionseg.pipeline.judging.judge_role import Judged, Rules, judge_validation, labelled
+from lesionseg.pipeline.judging.choice import Choice, ChoiceSettings
+from lesionseg.pipeline.judging.judge_role import RoleScores, Rules, judge_validation, labelled
 from lesionseg.pipeline.judging.volume_scores import VolumeScores
 from lesionseg.pipeline.report.recipe import ReportSettings
 from lesionseg.pipeline.run.capabilities import require_masks, require_voxels
@@ -69,7 +69,7 @@ class Recipe:
     inference: InferenceSettings
     preset: Preset
     report: ReportSettings
-    wishes: Wishes
+    wishes: ChoiceSettings
     config: Mapping[str, Any]
 
     def told(self) -> dict[str, Any]:
@@ -95,7 +95,7 @@ class Trained:
 
     predictor: Predictor
     plan: Plan
-    validation: Judged | None
+    validation: RoleScores | None
     origin: Mapping[str, Any]
 
 

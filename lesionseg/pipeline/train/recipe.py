@@ -15,7 +15,7 @@ from lesionseg.inference.inference_settings import InferenceSettings
 from lesionseg.losses.detection_loss import DetectionLoss
 from lesionseg.pipeline.dataset.data_settings import ALL_FOLDS, DataSettings
 from lesionseg.pipeline.dataset.survey import Survey, survey
-from lesionseg.pipeline.judging.choice import CHOSEN, Wishes
+from lesionseg.pipeline.judging.choice import CHOSEN, ChoiceSettings
 from lesionseg.pipeline.judging.judge_role import judge_untouched
 from lesionseg.pipeline.report.recipe import ReportSettings, report_run
 from lesionseg.pipeline.run.capabilities import warn_of_unheard_loss
@@ -91,7 +91,7 @@ def train(
         inference=inference,
         preset=preset,
         report=report,
-        wishes=Wishes(operating_point, calibration, replicates, seed),
+        wishes=ChoiceSettings(operating_point, calibration, replicates, seed),
         config=config,
     )
     with kept_log(run) as note:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lesionseg.report import text
-from lesionseg.report.inputs.result_tables import CaseRow, Curve, LesionRow
+from lesionseg.report.inputs.result_tables import CaseRow, HistoryCurve, LesionRow
 from lesionseg.report.inputs.scores_file import FrocPoint, Scores, SizeGroup
 from lesionseg.report.inputs.threshold_sweep import Sweep
 
@@ -202,7 +202,7 @@ def log_axis(axes: "Axes") -> None:
     axes.xaxis.set_minor_formatter(NullFormatter())
 
 
-def training_curves(onto: "FigureBase", curves: Sequence[Curve]) -> None:
+def training_curves(onto: "FigureBase", curves: Sequence[HistoryCurve]) -> None:
     """Each loss column of the history against the optimiser step."""
     axes = onto.subplots()
     tidy(axes, text.AXIS_LOSS)

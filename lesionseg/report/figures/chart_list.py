@@ -12,7 +12,7 @@ from lesionseg.report.figures import chart_drawing as figures
 from lesionseg.report.figures import detail_figures
 from lesionseg.report.inputs import second_model as comparison
 from lesionseg.report.inputs.result_tables import Tables, read_history
-from lesionseg.report.inputs.second_model import Pair
+from lesionseg.report.inputs.second_model import ModelPair
 from lesionseg.report.inputs.threshold_sweep import Sweep
 
 # more lines than this are in the table alone
@@ -102,7 +102,7 @@ def _detail_charts(tables: Tables) -> dict[str, Chart]:
 
 
 def comparison_charts(
-    tables: Tables, pair: Pair | None, names: tuple[str, str] = text.NAMES
+    tables: Tables, pair: ModelPair | None, names: tuple[str, str] = text.NAMES
 ) -> dict[str, Chart]:
     """The differences that scores.json holds, and the curves of both where both are given."""
     charts, rows = {}, tables.details.differences

@@ -8,8 +8,13 @@ import numpy as np
 from lesionseg.report import text
 from lesionseg.report.figures.chart_drawing import ACCENT, FOUND, GRID, INK, TOP, log_axis, tidy
 from lesionseg.report.inputs.result_tables import LesionRow
-from lesionseg.report.inputs.score_details import Cell, Reliability, SizeCurve, Subgroup
-from lesionseg.report.inputs.scores_file import Interval, Scores
+from lesionseg.report.inputs.score_details import (
+    ContrastCell,
+    Reliability,
+    SizeCurveRow,
+    SubgroupScores,
+)
+from lesionseg.report.inputs.scores_file import CI, Scores
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -23,7 +28,7 @@ PER_ROW, AROUND = 0.24, 0.9  # inches of a forest plot
 
 
 def draw_size_curve(
-    onto: "FigureBase", curve: SizeCurve, lesions: Sequence[LesionRow], scores: Scores
+    onto: "FigureBase", curve: SizeCurveRow, lesions: Sequence[LesionRow], scores: Scores
 ) -> None:
     """The fitted chance along the diameter with its band, and every lesion as a stroke.
 
@@ -49,7 +54,7 @@ def draw_size_curve(
 
 
 def _mark_diameter(
-    axes: "Axes", value: float | None, ci95: Interval | None, share: float, unit: str
+    axes: "Axes", value: float | None, ci95: CI | None, share: float, unit: str
 ) -> None:
     if value is None:
         return
@@ -66,7 +71,7 @@ def _mark_diameter(
     )
 
 
-def draw_cells(onto: "FigureBase", cells: Sequence[Cell], unit: str) -> None:
+def draw_cells(onto: "FigureBase", cells: Sequence[ContrastCell], unit: str) -> None:
     """Found of all in fields of size (downwards) and contrast (to the right), shaded by share."""
     axes = onto.subplots()
     sizes = list(dict.fromkeys(cell.size for cell in cells))
@@ -121,12 +126,12 @@ def draw_reliability(onto: "FigureBase", reliability: Reliability) -> None:
     counts.set_xlabel(text.axis_stated(reliability.of))
 
 
-def forest_height(subgroups: Sequence[Subgroup]) -> float:
+def forest_height(subgroups: Sequence[SubgroupScores]) -> float:
     """Inches that a forest plot needs."""
     return AROUND + PER_ROW * (len(subgroups) + len({group.by for group in subgroups}))
 
 
-def draw_subgroups(onto: "FigureBase", subgroups: Sequence[Subgroup], overall: float) -> None:
+def draw_subgroups(onto: "FigureBase", subgroups: Sequence[SubgroupScores], overall: float) -> None:
     """Share found of each subgroup with its interval, below the column they are made by."""
     axes = onto.subplots()
     axes.axvline(overall, color=INK, linestyle=":", linewidth=1.2)
@@ -150,7 +155,7 @@ def draw_subgroups(onto: "FigureBase", subgroups: Sequence[Subgroup], overall: f
     axes.set_xlabel(text.AXIS_SHARE)
 
 
-def _draw_subgroup(axes: "Axes", y: float, group: Subgroup) -> None:
+def _draw_subgroup(axes: "Axes", y: float, group: SubgroupScores) -> None:
     if group.recall.value is None:
         return
     sure = group.recall.ci95
@@ -160,5 +165,5 @@ def _draw_subgroup(axes: "Axes", y: float, group: Subgroup) -> None:
     axes.plot([group.recall.value], [y], "o", color=FOUND, markerfacecolor=face, markersize=7)
 
 
-def _names(subgroups: Sequence[Subgroup]) -> set[str]:
+def _names(subgroups: Sequence[SubgroupScores]) -> set[str]:
     return {group.by for group in subgroups}

@@ -32,7 +32,7 @@ EDGES = (("R", "A"), ("R", "S"), ("A", "S"))
 
 
 @dataclass(frozen=True, eq=False)
-class Slice:
+class PictureSlice:
     """Grey values `[h, w]` uint8 and the outlines on them, closed loops of (x, y) in pixels.
 
     `offset_mm` is its distance from the middle slice, towards the feet, the back or the left.
@@ -54,7 +54,7 @@ class View:
     """
 
     plane: str
-    slices: tuple[Slice, ...]
+    slices: tuple[PictureSlice, ...]
     at: int
     height_mm: float
     width_mm: float
@@ -254,7 +254,7 @@ def _overview(scene: Scene, middle: Sequence[int], side_mm: float) -> View:
     return replace(_gather("whole image", [whole], 0, spacing), frame=frame)
 
 
-def _gather(plane: str, slices: Sequence[Slice], at: int, pixel: Sequence[float]) -> View:
+def _gather(plane: str, slices: Sequence[PictureSlice], at: int, pixel: Sequence[float]) -> View:
     height, width = slices[0].image.shape
     return View(
         plane,
@@ -266,7 +266,7 @@ def _gather(plane: str, slices: Sequence[Slice], at: int, pixel: Sequence[float]
     )
 
 
-def _draw(scene: Scene, index: tuple[Any, ...], shades: tuple[float, float]) -> Slice:
+def _draw(scene: Scene, index: tuple[Any, ...], shades: tuple[float, float]) -> PictureSlice:
     low, high = shades
     scaled = (scene.image[index].astype(np.float32) - low) / (high - low)
     image = (np.clip(scaled, 0, 1) * 255).round().astype(np.uint8)
@@ -274,7 +274,7 @@ def _draw(scene: Scene, index: tuple[Any, ...], shades: tuple[float, float]) -> 
         () if mask is None else trace_loops(mask[index])
         for mask in (scene.reference, scene.accepted)
     )
-    return Slice(image, reference, accepted)
+    return PictureSlice(image, reference, accepted)
 
 
 def _around(n: int, at: int, side: float) -> slice:

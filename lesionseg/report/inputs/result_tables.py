@@ -97,7 +97,7 @@ class Tables:
 
 
 @dataclass(frozen=True)
-class Curve:
+class HistoryCurve:
     """One column of the training's history against the optimiser step."""
 
     name: str
@@ -124,7 +124,7 @@ def read_tables(folder: Path) -> Tables:
     return tables
 
 
-def read_history(path: Path) -> tuple[Curve, ...]:
+def read_history(path: Path) -> tuple[HistoryCurve, ...]:
     """The loss columns of a metrics.csv, blanks and non-numbers left out; `()` without any."""
     if not path.is_file():
         raise ReadError("The training's history is missing.", where=path, expected="a metrics.csv")
@@ -146,14 +146,14 @@ def _details(scores: Scores, path: Path) -> Details:
         ) from error
 
 
-def _curve(name: str, rows: list[dict[str, str]]) -> Curve:
+def _curve(name: str, rows: list[dict[str, str]]) -> HistoryCurve:
     points = [
         (step, value)
         for at, row in enumerate(rows)
         if (value := _number(row.get(name, ""))) is not None
         and (step := _number(row.get("step", "")) if "step" in row else float(at)) is not None
     ]
-    return Curve(name, tuple(p[0] for p in points), tuple(p[1] for p in points))
+    return HistoryCurve(name, tuple(p[0] for p in points), tuple(p[1] for p in points))
 
 
 def _rows(path: Path, make: Callable[[Row], T]) -> tuple[T, ...]:

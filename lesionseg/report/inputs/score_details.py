@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from lesionseg.report.inputs.scores_file import (
+    CI,
     UNSTATED,
     Estimate,
-    Interval,
     read_estimate,
     read_interval,
 )
@@ -16,7 +16,7 @@ ROW_OF_COMPARISON = {"one", "other", "difference"}
 
 
 @dataclass(frozen=True)
-class SizeCurve:
+class SizeCurveRow:
     """Chance of being found along the diameter, with its intervals (None: none there).
 
     `d50` and `d90`: the diameters found with 50 and 90 % probability.
@@ -24,7 +24,7 @@ class SizeCurve:
 
     diameters: tuple[float, ...]
     recall: tuple[float, ...]
-    intervals: tuple[Interval | None, ...]
+    intervals: tuple[CI | None, ...]
     d50: Estimate
     d90: Estimate
 
@@ -51,7 +51,7 @@ class Reliability:
 
 
 @dataclass(frozen=True)
-class Subgroup:
+class SubgroupScores:
     """Cases of one value of a column, or of one range of values."""
 
     by: str
@@ -66,7 +66,7 @@ class Subgroup:
 
 
 @dataclass(frozen=True)
-class Region:
+class RegionScores:
     """A region judged by itself: its Dice, and its components as if they were all the lesions."""
 
     name: str
@@ -78,7 +78,7 @@ class Region:
 
 
 @dataclass(frozen=True)
-class Cell:
+class ContrastCell:
     """Lesions of a size and of a contrast to their surroundings; None: no upper bound."""
 
     size: tuple[float, float | None]
@@ -103,12 +103,12 @@ class Difference:
 class Details:
     """All of them; `reasons` says by key of scores.json why one is not there."""
 
-    size_curve: SizeCurve | None
+    size_curve: SizeCurveRow | None
     reliability: Reliability | None
-    subgroups: tuple[Subgroup, ...]
-    cells: tuple[Cell, ...]
+    subgroups: tuple[SubgroupScores, ...]
+    cells: tuple[ContrastCell, ...]
     differences: tuple[Difference, ...]
-    regions: tuple[Region, ...]
+    regions: tuple[RegionScores, ...]
     reasons: Mapping[str, str]
 
 
@@ -137,7 +137,7 @@ def read_details(raw: Mapping[str, Any]) -> Details:
     return Details(**{**vars(found), "reasons": reasons})
 
 
-def _size_curve(raw: Mapping[str, Any]) -> SizeCurve | None:
+def _size_curve(raw: Mapping[str, Any]) -> SizeCurveRow | None:
     if not raw.get("diameters_mm"):
         return None
     reason = str(raw.get("reason") or UNSTATED)
@@ -146,7 +146,7 @@ def _size_curve(raw: Mapping[str, Any]) -> SizeCurve | None:
         for name in ("d50", "d90")
     )
     pairs = raw.get("ci95") or [None] * len(raw["diameters_mm"])
-    return SizeCurve(
+    return SizeCurveRow(
         tuple(map(float, raw["diameters_mm"])),
         tuple(map(float, raw["recall"])),
         tuple(read_interval(pair) for pair in pairs),
@@ -173,8 +173,8 @@ def _reliability(raw: Mapping[str, Any]) -> Reliability | None:
     return Reliability(str(raw.get("of") or "score"), sum(b.n for b in bins), bins, numbers)
 
 
-def _subgroup(row: Mapping[str, Any]) -> Subgroup:
-    return Subgroup(
+def _subgroup(row: Mapping[str, Any]) -> SubgroupScores:
+    return SubgroupScores(
         str(row["by"]),
         str(row["value"]),
         int(row["n_cases"]),
@@ -187,9 +187,9 @@ def _subgroup(row: Mapping[str, Any]) -> Subgroup:
     )
 
 
-def _region(name: str, one: Mapping[str, Any]) -> Region:
+def _region(name: str, one: Mapping[str, Any]) -> RegionScores:
     n = int(one["n_lesions"])
-    return Region(
+    return RegionScores(
         name,
         int(one["n_cases"]),
         n,
@@ -199,8 +199,8 @@ def _region(name: str, one: Mapping[str, Any]) -> Region:
     )
 
 
-def _cell(row: Mapping[str, Any]) -> Cell:
-    return Cell(
+def _cell(row: Mapping[str, Any]) -> ContrastCell:
+    return ContrastCell(
         (float(row["from_mm"]), _optional(row.get("to_mm"))),
         (float(row["contrast_from"]), _optional(row.get("contrast_to"))),
         int(row["n"]),

@@ -11,7 +11,7 @@ from lesionseg.io.atomic import read_json
 SCHEMA_VERSION = 1
 HALF_MM = 5.0
 UNSTATED = "the reason is not stated"
-Interval = tuple[float, float]
+CI = tuple[float, float]
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class Estimate:
     """A number with its 95 % interval; `value` or `ci95` may be None, then `reason` says why."""
 
     value: float | None
-    ci95: Interval | None = None
+    ci95: CI | None = None
     reason: str = UNSTATED
 
 
@@ -40,7 +40,7 @@ class FrocPoint:
 
     fp_per_case: float
     recall: float
-    ci95: Interval | None
+    ci95: CI | None
     reached: bool
 
 
@@ -181,7 +181,7 @@ def _reason(raw: Mapping[str, Any], key: str) -> str:
     return str(raw.get(f"{key}_reason") or reasons.get(key) or UNSTATED)
 
 
-def read_interval(pair: Iterable[Any] | None) -> Interval | None:
+def read_interval(pair: Iterable[Any] | None) -> CI | None:
     """The two ends of an interval, None for none."""
     values = tuple(pair or ())
     if len(values) != 2 or None in values:

@@ -32,7 +32,7 @@ RATES = ("false_positives_per_case",)
 
 
 @dataclass(frozen=True)
-class Look:
+class LineStyle:
     """How one of the two is drawn; they differ in shape as well as in colour."""
 
     name: str
@@ -42,22 +42,22 @@ class Look:
 
 
 @dataclass(frozen=True)
-class Pair:
+class ModelPair:
     """The two evaluations and what they are called."""
 
     one: Tables
     other: Tables
     names: tuple[str, str]
 
-    def looks(self) -> tuple[tuple[Tables, Look], ...]:
+    def looks(self) -> tuple[tuple[Tables, LineStyle], ...]:
         """Each with the way it is drawn."""
         return (
-            (self.one, Look(self.names[0], FOUND, "-", "o")),
-            (self.other, Look(self.names[1], ACCENT, "--", "s")),
+            (self.one, LineStyle(self.names[0], FOUND, "-", "o")),
+            (self.other, LineStyle(self.names[1], ACCENT, "--", "s")),
         )
 
 
-def read_pair(tables: Tables, folder: Path, names: tuple[str, str]) -> Pair:
+def read_pair(tables: Tables, folder: Path, names: tuple[str, str]) -> ModelPair:
     """The evaluation in `folder` beside `tables`; `ContentError` when it is of other scans."""
     other = read_tables(folder)
     here, there = ({case.case: case.n_lesions for case in t.cases} for t in (tables, other))
@@ -70,10 +70,10 @@ def read_pair(tables: Tables, folder: Path, names: tuple[str, str]) -> Pair:
             expected=f"the {len(here)} scans of {tables.folder}",
             remedy="evaluate both against the same reference.",
         )
-    return Pair(tables, other, names)
+    return ModelPair(tables, other, names)
 
 
-def draw_froc_pair(onto: "FigureBase", pair: Pair) -> None:
+def draw_froc_pair(onto: "FigureBase", pair: ModelPair) -> None:
     """Both curves on one doubling axis, and the operating point of each."""
     axes = onto.subplots()
     tidy(axes, text.AXIS_SHARE)
@@ -96,7 +96,7 @@ def draw_froc_pair(onto: "FigureBase", pair: Pair) -> None:
     axes.legend(frameon=False, fontsize=9, loc="lower right")
 
 
-def _point(axes: "Axes", scores: Scores, look: Look, first: float) -> None:
+def _point(axes: "Axes", scores: Scores, look: LineStyle, first: float) -> None:
     price = scores.estimate("false_positives_per_case").value
     recall = scores.estimate("lesion_recall").value
     if price is not None and recall is not None:
@@ -113,7 +113,7 @@ def _point(axes: "Axes", scores: Scores, look: Look, first: float) -> None:
         )
 
 
-def draw_sizes_pair(onto: "FigureBase", pair: Pair) -> None:
+def draw_sizes_pair(onto: "FigureBase", pair: ModelPair) -> None:
     """Share found of each size group by both, side by side, with intervals."""
     axes = onto.subplots()
     tidy(axes, text.AXIS_FOUND)

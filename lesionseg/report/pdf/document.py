@@ -48,7 +48,7 @@ class Paragraph:
 
 
 @dataclass(frozen=True)
-class Summary:
+class SummaryPage:
     """What the first page says."""
 
     title: str
@@ -60,7 +60,7 @@ class Summary:
 
 
 def write_pdf(
-    path: Path, summary: Summary, charts: Sequence[Chart], hangings: Sequence[Hanging]
+    path: Path, summary: SummaryPage, charts: Sequence[Chart], hangings: Sequence[Hanging]
 ) -> None:
     """Write summary, charts, six pictures a page, and tables; whole or not at all."""
     import matplotlib as mpl
@@ -91,7 +91,7 @@ def _frame() -> Frame:
     )
 
 
-def _first_page(summary: Summary) -> "Figure":
+def _first_page(summary: SummaryPage) -> "Figure":
     page = _page()
     paragraphs = [
         Paragraph(f"{text.SUBTITLE} · {summary.role}", above=0),

@@ -13,7 +13,7 @@ from lesionseg.report import text
 from lesionseg.report.figures.pictures import View, cut_views
 from lesionseg.report.inputs.scene import Load, Scene
 from lesionseg.report.sections.gallery import Card, Hanging
-from lesionseg.report.sections.table_cells import Cell, Listing
+from lesionseg.report.sections.table_cells import Listing, TableCell
 
 _log = logging.getLogger(__name__)
 
@@ -93,12 +93,12 @@ def list_suspects(rows: Sequence[SuspectRow], unit: str, names: Mapping[str, str
     """The first rows as a table; `names` are those that cases are shown by."""
     lines = tuple(
         (
-            Cell(str(row.rank), row.rank),
-            Cell(names[row.case]),
-            Cell(text.AUDIT_KINDS.get(row.kind, row.kind)),
-            Cell(f"{row.diameter_mm:.1f} {unit}", row.diameter_mm),
-            Cell(", ".join(f"{v:.0f}" for v in row.centre_mm)),
-            Cell(f"{row.suspicion:.2f}", row.suspicion),
+            TableCell(str(row.rank), row.rank),
+            TableCell(names[row.case]),
+            TableCell(text.AUDIT_KINDS.get(row.kind, row.kind)),
+            TableCell(f"{row.diameter_mm:.1f} {unit}", row.diameter_mm),
+            TableCell(", ".join(f"{v:.0f}" for v in row.centre_mm)),
+            TableCell(f"{row.suspicion:.2f}", row.suspicion),
         )
         for row in rows[:ROWS]
     )

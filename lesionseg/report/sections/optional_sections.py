@@ -10,7 +10,7 @@ from typing import Any
 
 from lesionseg.report import text
 from lesionseg.report.inputs.scores_file import Scores, read_estimate
-from lesionseg.report.sections.table_cells import Cell, Listing
+from lesionseg.report.sections.table_cells import Listing, TableCell
 
 # section of the page: keys of scores.json that it prints
 KEYS: Mapping[str, tuple[str, ...]] = {
@@ -69,18 +69,18 @@ def _is_table(rows: Iterable[Any]) -> bool:
 
 
 def _pairs(plain: Mapping[str, Any], beside: Mapping[str, Any]) -> Listing:
-    lines = tuple((Cell(_words(key)), Cell(_value(beside, key))) for key in plain)
+    lines = tuple((TableCell(_words(key)), TableCell(_value(beside, key))) for key in plain)
     return Listing(text.HEADINGS_MEASURES[:2], lines)
 
 
 def _table(names: Iterable[str] | None, rows: Sequence[Mapping[str, Any]]) -> Listing:
     columns = list(dict.fromkeys(k for row in rows for k in row if k not in SIDE_KEYS))
     columns = [k for k in columns if all(_is_plain(row.get(k)) for row in rows)]
-    cells = [[Cell(_value(row, k)) for k in columns] for row in rows]
+    cells = [[TableCell(_value(row, k)) for k in columns] for row in rows]
     headings = tuple(_words(k) for k in columns)
     if names is None:
         return Listing(headings, tuple(map(tuple, cells)))
-    lines = ((Cell(_words(name)), *line) for name, line in zip(names, cells, strict=True))
+    lines = ((TableCell(_words(name)), *line) for name, line in zip(names, cells, strict=True))
     return Listing(("", *headings), tuple(lines))
 
 

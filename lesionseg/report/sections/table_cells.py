@@ -17,7 +17,7 @@ MAX_ROWS = 3000
 
 
 @dataclass(frozen=True)
-class Cell:
+class TableCell:
     """What is shown, the number it sorts by (None: by its words), and a place in the page.
 
     `terms`: what the table at that place is searched for, several separated by semicolons.
@@ -29,7 +29,7 @@ class Cell:
     terms: str = ""
 
 
-Line = tuple[Cell, ...]
+Line = tuple[TableCell, ...]
 
 
 @dataclass(frozen=True)
@@ -72,14 +72,14 @@ def list_sizes(groups: Sequence[SizeGroup], unit: str, said: str = "") -> Listin
     """
     lines = (
         (
-            Cell(text.size_range(group, unit)),
-            Cell(
+            TableCell(text.size_range(group, unit)),
+            TableCell(
                 text.of(group.detected, group.n),
                 link="lesion-table" if group.n else "",
                 terms=text.size_range(group, unit),
             ),
-            Cell(text.share(group.detected, group.n, group.recall)),
-            Cell(text.bounds(group.recall) if group.n else text.NO_LESION),
+            TableCell(text.share(group.detected, group.n, group.recall)),
+            TableCell(text.bounds(group.recall) if group.n else text.NO_LESION),
         )
         for group in groups
     )
@@ -93,10 +93,10 @@ def list_quantiles(scores: Scores) -> Listing:
     groups = scores.recall_by_quantile if scores.n_lesions else ()
     lines = (
         (
-            Cell(text.quantile_range(group, scores.size_unit)),
-            Cell(text.of(group.detected, group.n)),
-            Cell(text.share(group.detected, group.n, group.recall)),
-            Cell(text.bounds(group.recall)),
+            TableCell(text.quantile_range(group, scores.size_unit)),
+            TableCell(text.of(group.detected, group.n)),
+            TableCell(text.share(group.detected, group.n, group.recall)),
+            TableCell(text.bounds(group.recall)),
         )
         for group in groups
     )
@@ -109,9 +109,9 @@ def list_measures(scores: Scores) -> Listing:
     """One line per number of scores.json, linked to its definition."""
     lines = (
         (
-            Cell(words.format(unit=scores.size_unit), link=f"def-{definition}"),
-            Cell(text.measure(scores.estimate(key))),
-            Cell(text.TABLE_NAMES[rows], link=rows),
+            TableCell(words.format(unit=scores.size_unit), link=f"def-{definition}"),
+            TableCell(text.measure(scores.estimate(key))),
+            TableCell(text.TABLE_NAMES[rows], link=rows),
         )
         for key, (words, definition, rows) in text.MEASURES.items()
         if key in scores.raw
@@ -123,7 +123,7 @@ def list_reasons(lesions: Sequence[LesionRow]) -> Listing:
     """How many missed lesions each reason has, most frequent first."""
     reasons = Counter(text.why_missed(row.why_missed) for row in lesions if not row.detected)
     lines = (
-        (Cell(why), replace(_number(n, 0), link="lesion-table", terms=f"{text.MISSED}; {why}"))
+        (TableCell(why), replace(_number(n, 0), link="lesion-table", terms=f"{text.MISSED}; {why}"))
         for why, n in reasons.most_common()
     )
     return _listing(text.HEADINGS_WHY, lines)
@@ -133,9 +133,9 @@ def list_rules(scores: Scores, lesions: Sequence[LesionRow]) -> Listing:
     """How many lesions are found, and at what price, under other rules of what found means."""
     lines = (
         (
-            Cell(words),
-            Cell(text.of(sum(getattr(row, rule) for row in lesions), len(lesions))),
-            Cell(text.optional_rate(scores.false_marks_under(rule))),
+            TableCell(words),
+            TableCell(text.of(sum(getattr(row, rule) for row in lesions), len(lesions))),
+            TableCell(text.optional_rate(scores.false_marks_under(rule))),
         )
         for rule, words in text.RULES.items()
     )
@@ -163,17 +163,17 @@ def _count(one: Mapping[str, Any]) -> int:
 def _label_line(name: str, one: Mapping[str, Any], n: int) -> Line:
     recall, found = read_estimate(one, "lesion_recall"), n - int(one.get("n_missed") or 0)
     return (
-        Cell(name),
-        Cell(text.of(found, n), link="lesion-table" if n else "", terms=name),
-        Cell(text.share(found, n, recall)),
-        Cell(text.bounds(recall) if n else text.NO_LESION),
-        Cell(text.optional_rate(read_estimate(one, "false_positives_per_case").value)),
+        TableCell(name),
+        TableCell(text.of(found, n), link="lesion-table" if n else "", terms=name),
+        TableCell(text.share(found, n, recall)),
+        TableCell(text.bounds(recall) if n else text.NO_LESION),
+        TableCell(text.optional_rate(read_estimate(one, "false_positives_per_case").value)),
     )
 
 
 def list_pairs(headings: tuple[str, str], pairs: Iterable[tuple[str, str]]) -> Listing:
     """Words in two columns, one pair a line."""
-    return _listing(headings, ((Cell(left), Cell(right)) for left, right in pairs))
+    return _listing(headings, ((TableCell(left), TableCell(right)) for left, right in pairs))
 
 
 def list_items(checklist: Checklist, study: Study, sections: Iterable[str]) -> Listing:
@@ -188,10 +188,10 @@ def _item_line(item: Item, study: Study, there: frozenset[str]) -> Line:
     section = "study" if state == "supplied" else item.section(there)
     where = text.SECTIONS[section] if section else ""
     return (
-        Cell(item.number),
-        Cell(item.asks),
-        Cell(text.STATES[state]),
-        Cell(where, link=section if section in there else ""),
+        TableCell(item.number),
+        TableCell(item.asks),
+        TableCell(text.STATES[state]),
+        TableCell(where, link=section if section in there else ""),
     )
 
 
@@ -202,9 +202,9 @@ def _listing(headings: tuple[str, ...], lines: Iterable[Line]) -> Listing:
 
 def _case_line(case: CaseRow) -> Line:
     return (
-        Cell(case.case),
-        Cell(case.group),
-        Cell(case.status or text.OK),
+        TableCell(case.case),
+        TableCell(case.group),
+        TableCell(case.status or text.OK),
         *(_number(n, 0) for n in (case.n_lesions, case.n_detected, case.n_missed)),
         _number(case.n_false_positive, 0),
         _number(case.dice, 2),
@@ -217,32 +217,32 @@ def _case_line(case: CaseRow) -> Line:
 
 def _lesion_line(row: LesionRow, size: str, unit: str) -> Line:
     return (
-        Cell(row.case),
+        TableCell(row.case),
         _number(row.lesion, 0),
-        Cell(row.label),
-        Cell(f"{row.diameter_mm:.1f} {unit}", row.diameter_mm),
-        Cell(size),
-        Cell(text.FOUND if row.detected else text.MISSED),
-        Cell(text.YES if row.near_resolution else ""),
+        TableCell(row.label),
+        TableCell(f"{row.diameter_mm:.1f} {unit}", row.diameter_mm),
+        TableCell(size),
+        TableCell(text.FOUND if row.detected else text.MISSED),
+        TableCell(text.YES if row.near_resolution else ""),
         _number(row.detected_at if row.detected else None, 2),
         _number(row.iou if row.detected else None, 2),
-        Cell("" if row.detected else text.why_missed(row.why_missed)),
+        TableCell("" if row.detected else text.why_missed(row.why_missed)),
     )
 
 
 def _mark_line(row: CandidateRow, unit: str) -> Line:
     return (
-        Cell(row.case),
+        TableCell(row.case),
         _number(row.candidate, 0),
-        Cell(row.label),
+        TableCell(row.label),
         _number(row.score, 3),
         _number(row.probability, 2),
-        Cell(f"{row.diameter_mm:.1f} {unit}", row.diameter_mm),
-        Cell(text.OUTCOMES.get(row.outcome, row.outcome)),
-        Cell(text.YES if row.touches_lesion else ""),
+        TableCell(f"{row.diameter_mm:.1f} {unit}", row.diameter_mm),
+        TableCell(text.OUTCOMES.get(row.outcome, row.outcome)),
+        TableCell(text.YES if row.touches_lesion else ""),
     )
 
 
-def _number(value: float | None, digits: int) -> Cell:
+def _number(value: float | None, digits: int) -> TableCell:
     # undefined sorts below everything
-    return Cell(text.number(value, digits), float("-inf") if value is None else float(value))
+    return TableCell(text.number(value, digits), float("-inf") if value is None else float(value))

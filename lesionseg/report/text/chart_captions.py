@@ -3,7 +3,13 @@
 from collections.abc import Iterable, Mapping, Sequence
 
 from lesionseg.report.inputs.result_tables import CaseRow
-from lesionseg.report.inputs.score_details import Cell, Difference, Reliability, SizeCurve, Subgroup
+from lesionseg.report.inputs.score_details import (
+    ContrastCell,
+    Difference,
+    Reliability,
+    SizeCurveRow,
+    SubgroupScores,
+)
 from lesionseg.report.inputs.scores_file import FrocPoint, Scores
 from lesionseg.report.text.amounts import count, difference, percent, rate, size_range
 from lesionseg.report.text.definitions import measure_name
@@ -161,7 +167,7 @@ def alt_dice(cases: Iterable[CaseRow], median: float | None) -> str:
     return f"Dice of {count(len(values), 'scan')}: {ends}."
 
 
-def alt_curve(curve: SizeCurve, unit: str) -> str:
+def alt_curve(curve: SizeCurveRow, unit: str) -> str:
     """The curve along the size in words."""
     ends = (
         f"{percent(recall)} at {rate(diameter)} {unit}"
@@ -173,7 +179,7 @@ def alt_curve(curve: SizeCurve, unit: str) -> str:
     return f"Chance of being found along the size, from {' to '.join(ends)}."
 
 
-def alt_cells(cells: Iterable[Cell], unit: str) -> str:
+def alt_cells(cells: Iterable[ContrastCell], unit: str) -> str:
     """Fields of size and contrast in words."""
     said = (
         f"{range_words(*cell.size, unit)}, contrast {range_words(*cell.contrast, '')}: "
@@ -190,7 +196,7 @@ def alt_reliability(reliability: Reliability) -> str:
     return f"Reliability of {count(reliability.n, 'mark')}: {'; '.join(said)}."
 
 
-def alt_subgroups(subgroups: Iterable[Subgroup]) -> str:
+def alt_subgroups(subgroups: Iterable[SubgroupScores]) -> str:
     """The forest of subgroups in words."""
     said = (f"{g.by} {g.value}: {of(g.detected, g.n_lesions)}" for g in subgroups)
     return f"Lesions found by subgroup. {'; '.join(said)}."

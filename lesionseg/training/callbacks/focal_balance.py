@@ -36,7 +36,7 @@ from lesionseg.training.callbacks.degeneration import (
 from lesionseg.training.callbacks.history import History
 from lesionseg.training.callbacks.step_callbacks import AfterStep
 from lesionseg.training.step.module import LesionModule
-from lesionseg.training.step.supervision import Targets
+from lesionseg.training.step.supervision import LevelTargets
 
 log = logging.getLogger(__name__)
 
@@ -124,7 +124,7 @@ class FocalBalance(AfterStep):
         if self._curves:
             write_curves(self.run_dir / CURVES, self._curves)
 
-    def _look(self, logits: Tensor, targets: Targets, activation: str, last: bool) -> None:
+    def _look(self, logits: Tensor, targets: LevelTargets, activation: str, last: bool) -> None:
         where = (logits, targets.labels)
         self._balances.append(
             measure_balance(

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from lesionseg.data.sampling import HardPoint
 from lesionseg.training.callbacks.step_callbacks import AfterStep
 from lesionseg.training.step.module import LesionModule, Watch
-from lesionseg.training.step.supervision import Targets
+from lesionseg.training.step.supervision import LevelTargets
 
 _SLOTS = 4  # epochs kept: the present one, those in use and one that is being read ahead
 
@@ -89,7 +89,7 @@ class WatchBackground(AfterStep):
         """Begin to count the tiles of the next step."""
         self._seen = 0
 
-    def watch(self, logits: Tensor, targets: Targets) -> None:
+    def watch(self, logits: Tensor, targets: LevelTargets) -> None:
         """Look at one part of a step: logits `[B, K, *tile]` at full resolution."""
         if self._next is not None:
             self._next(logits, targets)

@@ -36,7 +36,7 @@ Show = Callable[[str, Picture, int], None]
 
 
 @dataclass(frozen=True, eq=False)
-class Tile:
+class PreviewTile:
     """A tile that is drawn again and again: image `[C, *tile]` and lesion ids `[*tile]`."""
 
     image: Tensor
@@ -57,7 +57,7 @@ class Previews(AfterStep):
     ) -> None:
         self.folder, self.every_minutes, self.n_tiles = run_dir / PREVIEWS, every_minutes, n_tiles
         self.show = show
-        self.tiles: list[Tile] = []
+        self.tiles: list[PreviewTile] = []
         self._due = 0.0
         self._drawn = -1
 
@@ -85,7 +85,7 @@ class Previews(AfterStep):
     def _keep(self, batch: Mapping[str, Tensor]) -> None:
         for image, instances in zip(batch["image"], batch["instances"], strict=True):
             if len(self.tiles) < self.n_tiles and bool((instances > 0).any()):
-                self.tiles.append(Tile(image.cpu(), instances.cpu()))
+                self.tiles.append(PreviewTile(image.cpu(), instances.cpu()))
 
     def _draw(self, module: LesionModule) -> None:
         step = module.counters.steps
@@ -98,7 +98,7 @@ class Previews(AfterStep):
         self._drawn = step
 
 
-def _row(network: nn.Module, module: LesionModule, tile: Tile) -> Picture:
+def _row(network: nn.Module, module: LesionModule, tile: PreviewTile) -> Picture:
     """The two pictures of a tile, side by side."""
     output = _output(network, tile.image.to(module.device))
     instances, image = tile.instances.numpy(), tile.image[0].numpy()

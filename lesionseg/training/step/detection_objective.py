@@ -16,14 +16,20 @@ from lesionseg.ops.anchors import AnchorLevel, grid_anchors
 from lesionseg.ops.assign import BACKGROUND, IGNORED, Assigner
 from lesionseg.ops.boxes import split_box
 from lesionseg.plan.plan import Plan
-from lesionseg.training.step.objective import Lesson, Objective, Terms, VoxelLesson, VoxelObjective
-from lesionseg.training.step.supervision import Targets
+from lesionseg.training.step.objective import (
+    BatchTargets,
+    Objective,
+    Terms,
+    VoxelLesson,
+    VoxelObjective,
+)
+from lesionseg.training.step.supervision import LevelTargets
 
 _POSITIVES_A_TILE = 4.0  # what a lesion of a few voxels gets by ATSS
 
 
 @dataclass(frozen=True, eq=False)
-class DetectionLesson(Lesson):
+class DetectionLesson(BatchTargets):
     """The targets of all anchors, tile by tile, and of the voxels where the network has them.
 
     `labels`, `instances` (lesion ids, 0 for background) and `valid`: `[B, n]`; `boxes`: each tile's
@@ -86,7 +92,7 @@ class DetectionObjective(Objective):
     def lesson(self, batch: Mapping[str, Tensor]) -> DetectionLesson:
         """Assign every tile's lesions to its anchors."""
         levels, anchors = self._grid(tuple(batch["labels"].shape[1:]), batch["labels"].device)
-        finest = Targets.of(batch)
+        finest = LevelTargets.of(batch)
         labels = finest.labels.sign() if self.plan.regions else finest.labels  # one lesion, one box
         assign = self.loss.assigner
         rows = [
@@ -118,12 +124,12 @@ class DetectionObjective(Objective):
             return terms
         return terms | self.voxels.terms(output.segmentation, lesson.voxels, divisors[1:])
 
-    def shown(self, output: DetectorOutput, lesson: DetectionLesson) -> tuple[Tensor, Targets]:
+    def shown(self, output: DetectorOutput, lesson: DetectionLesson) -> tuple[Tensor, LevelTargets]:
         """The finest voxels, or the anchors as if they were voxels in a row."""
         if self.voxels is not None and lesson.voxels is not None:
             return self.voxels.shown(output.segmentation, lesson.voxels)
         logits = output.class_logits.detach().transpose(1, 2)
-        return logits, Targets(lesson.labels, lesson.instances, lesson.valid)
+        return logits, LevelTargets(lesson.labels, lesson.instances, lesson.valid)
 
     def focal_terms(self) -> tuple[FocalTerm, ...]:
         """Those of the voxels' loss, or that of the anchors'."""

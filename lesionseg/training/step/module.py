@@ -15,16 +15,16 @@ from lesionseg.plan.plan import Plan
 from lesionseg.training.device.speed import BACKEND, GRAPHS, Mode, begin_forward
 from lesionseg.training.settings import OptimiserSettings, TrainerSettings
 from lesionseg.training.step.averaging import averaged_network
-from lesionseg.training.step.objective import Lesson, Objective, add_terms
+from lesionseg.training.step.objective import BatchTargets, Objective, add_terms
 from lesionseg.training.step.optimiser import make_optimiser, set_learning_rate
 from lesionseg.training.step.scaling import LossScale, fp16_context
-from lesionseg.training.step.schedule import Budget, Clock, learning_rate
-from lesionseg.training.step.supervision import Targets
+from lesionseg.training.step.schedule import Clock, TrainingBudget, learning_rate
+from lesionseg.training.step.supervision import LevelTargets
 
 log = logging.getLogger(__name__)
 
 MAX_SKIPPED_IN_A_ROW = 10
-Watch = Callable[[Tensor, Targets], None]
+Watch = Callable[[Tensor, LevelTargets], None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,7 +82,7 @@ class LesionModule(pl.LightningModule):
         self.normalisers = nn.ModuleList()
         self.scale: LossScale | None = None
         self.compiled: Mode | None = None
-        self.budget = Budget(settings.max_steps, settings.max_minutes)
+        self.budget = TrainingBudget(settings.max_steps, settings.max_minutes)
         self.clock = clock or Clock()
         self.counters = Counters()
         self.latest: StepReport | None = None
@@ -164,7 +164,7 @@ class LesionModule(pl.LightningModule):
                 if weight.requires_grad and weight.grad is None:
                     weight.grad = torch.zeros_like(weight)
 
-    def _divisors(self, lesson: Lesson) -> tuple[list[Tensor], Tensor]:
+    def _divisors(self, lesson: BatchTargets) -> tuple[list[Tensor], Tensor]:
         """The divisor of each group of terms, and the first's positives on all processes."""
         counts = self._reduce(torch.stack(lesson.counts()), "sum")
         shares = self.settings.accumulate * self.trainer.world_size
@@ -173,7 +173,7 @@ class LesionModule(pl.LightningModule):
         return divisors, counts[0]
 
     def _accumulate(
-        self, image: Tensor, lesson: Lesson, divisors: Sequence[Tensor]
+        self, image: Tensor, lesson: BatchTargets, divisors: Sequence[Tensor]
     ) -> dict[str, Tensor]:
         """Add up the gradients of all parts; the named terms' means over them."""
         size = self.plan.batch_size

@@ -13,12 +13,17 @@ from torch import Tensor, nn
 from lesionseg.losses.gradient_balance import FocalTerm, focal_terms
 from lesionseg.losses.normaliser import count_positives
 from lesionseg.plan.plan import Plan
-from lesionseg.training.step.supervision import Targets, coarsen, level_weights, supervised_strides
+from lesionseg.training.step.supervision import (
+    LevelTargets,
+    coarsen,
+    level_weights,
+    supervised_strides,
+)
 
 Terms = dict[str, Tensor]
 
 
-class Lesson(ABC):
+class BatchTargets(ABC):
     """The targets of some tiles."""
 
     @abstractmethod
@@ -26,7 +31,7 @@ class Lesson(ABC):
         """Positives by which each group of terms is divided, 0-d; the first is the one recorded."""
 
     @abstractmethod
-    def split(self, size: int) -> "Sequence[Lesson]":
+    def split(self, size: int) -> "Sequence[BatchTargets]":
         """The targets of each `size` tiles in turn."""
 
 
@@ -42,7 +47,7 @@ class Objective(ABC):
         """Positives that `n_tiles` tiles are expected to have, a number a divisor."""
 
     @abstractmethod
-    def lesson(self, batch: Mapping[str, Tensor]) -> Lesson:
+    def lesson(self, batch: Mapping[str, Tensor]) -> BatchTargets:
         """The targets of a batch of tiles."""
 
     @abstractmethod
@@ -50,7 +55,7 @@ class Objective(ABC):
         """The terms of the loss."""
 
     @abstractmethod
-    def shown(self, output: Any, lesson: Any) -> tuple[Tensor, Targets]:
+    def shown(self, output: Any, lesson: Any) -> tuple[Tensor, LevelTargets]:
         """Detached logits `[B, K, …]` and their targets, for those who watch who is taught."""
 
     @abstractmethod
@@ -59,10 +64,10 @@ class Objective(ABC):
 
 
 @dataclass(frozen=True, eq=False)
-class VoxelLesson(Lesson):
+class VoxelLesson(BatchTargets):
     """The targets of every supervised level, finest first."""
 
-    levels: tuple[Targets, ...]
+    levels: tuple[LevelTargets, ...]
 
     def counts(self) -> list[Tensor]:
         """Lesion voxels of each level."""
@@ -89,7 +94,7 @@ class VoxelObjective(Objective):
 
     def lesson(self, batch: Mapping[str, Tensor]) -> VoxelLesson:
         """The label map at every level."""
-        finest = Targets.of(batch, self.plan.label_regions)
+        finest = LevelTargets.of(batch, self.plan.label_regions)
         return VoxelLesson(tuple(coarsen(finest, stride) for stride in self.strides))
 
     def terms(
@@ -105,7 +110,7 @@ class VoxelObjective(Objective):
                 add_terms(total, {name: weight * term for name, term in terms.items()})
         return total
 
-    def shown(self, output: Sequence[Tensor], lesson: VoxelLesson) -> tuple[Tensor, Targets]:
+    def shown(self, output: Sequence[Tensor], lesson: VoxelLesson) -> tuple[Tensor, LevelTargets]:
         """The finest level."""
         return output[0].detach(), lesson.levels[0]
 
@@ -113,7 +118,7 @@ class VoxelObjective(Objective):
         """Those of the loss."""
         return focal_terms(self.loss)
 
-    def _level_terms(self, logits: Tensor, targets: Targets, divisor: Tensor) -> Terms:
+    def _level_terms(self, logits: Tensor, targets: LevelTargets, divisor: Tensor) -> Terms:
         extra = {"instances": targets.instances} if self._wants_instances else {}
         terms: Terms = self.loss(
             logits, targets.labels, valid=targets.valid, normaliser=divisor, **extra

@@ -12,7 +12,7 @@ POLY_POWER = 0.9  # Chen et al. 2017 (DeepLab); nnU-Net's schedule
 
 
 @dataclass(frozen=True)
-class Budget:
+class TrainingBudget:
     """What training may spend; None for no limit, but not both."""
 
     max_steps: int | None
@@ -21,7 +21,7 @@ class Budget:
     def progress(self, steps: int, minutes: float) -> float:
         """The share of the budget spent, by the limit nearer to its end; 1 or more is the end.
 
-        >>> Budget(max_steps=100, max_minutes=10).progress(steps=20, minutes=5)
+        >>> TrainingBudget(max_steps=100, max_minutes=10).progress(steps=20, minutes=5)
         0.5
         """
         by_steps = steps / self.max_steps if self.max_steps else 0.0
@@ -32,7 +32,11 @@ class Budget:
         """Which limit has been reached: `max_steps`, `max_minutes` or None."""
         if self.max_steps is not None and steps >= self.max_steps:
             return "max_steps"
-        return "max_minutes" if Budget(None, self.max_minutes).progress(0, minutes) >= 1 else None
+        return (
+            "max_minutes"
+            if TrainingBudget(None, self.max_minutes).progress(0, minutes) >= 1
+            else None
+        )
 
 
 class Clock:

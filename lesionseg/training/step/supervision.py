@@ -14,7 +14,7 @@ from lesionseg.plan.plan import Architecture
 
 
 @dataclass(frozen=True, eq=False)
-class Targets:
+class LevelTargets:
     """The reference of a batch of tiles at one resolution, each `[B, *spatial]`.
 
     `labels` holds 0 for background and k for class k; with regions it is `[B, K, *spatial]` and
@@ -40,13 +40,13 @@ class Targets:
             valid,
         )
 
-    def split(self, size: int) -> list["Targets"]:
+    def split(self, size: int) -> list["LevelTargets"]:
         """The targets of each `size` tiles in turn."""
         parts = (torch.split(t, size) for t in (self.labels, self.instances, self.valid))
-        return [Targets(*part) for part in zip(*parts, strict=True)]
+        return [LevelTargets(*part) for part in zip(*parts, strict=True)]
 
 
-def coarsen(targets: Targets, stride: Sequence[int]) -> Targets:
+def coarsen(targets: LevelTargets, stride: Sequence[int]) -> LevelTargets:
     """Targets on a grid `stride` times coarser; spatial axes are multiples of `stride`.
 
     A coarse voxel takes the highest label in its block, or belongs to every region in it. Nearest
@@ -57,7 +57,7 @@ def coarsen(targets: Targets, stride: Sequence[int]) -> Targets:
     labels = _block_max(targets.labels, stride)
     complete = ~_block_max(~targets.valid, stride)
     known = labels.any(1) if labels.ndim > complete.ndim else labels > 0
-    return Targets(labels, _block_max(targets.instances, stride), complete | known)
+    return LevelTargets(labels, _block_max(targets.instances, stride), complete | known)
 
 
 def _block_max(

@@ -3,7 +3,7 @@ import pytest
 
 from lesionseg.core import Geometry, Volume
 from lesionseg.data.augmentation.augment import AugmentationSettings, build_augmentation
-from lesionseg.data.augmentation.pasting import Donors, Pasting, Tile, paste
+from lesionseg.data.augmentation.pasting import Donors, Pasting, TileArrays, paste
 from lesionseg.data.cache.cached_case import read_cached_case, write_cached_case
 from lesionseg.data.prepare import PreparedCase, PreparedReference
 from lesionseg.data.sampling import TileSampler
@@ -41,7 +41,7 @@ def tissue(level=1.0, *, lesion=False, dtype=np.float16):
     if lesion:
         instances[6:10, 6:10, 6:10] = 7
     image = np.where(instances, 5.0, level)[None].astype(dtype)
-    return Tile(image, (instances > 0).astype(np.uint8), instances, np.ones(TILE, bool))
+    return TileArrays(image, (instances > 0).astype(np.uint8), instances, np.ones(TILE, bool))
 
 
 def order(n=1, contrast=(1.0, 1.0), flips=(), seed=0):
@@ -82,7 +82,9 @@ def test_what_was_there_stays_and_copies_have_numbers_of_their_own(donor):
 def test_no_copy_where_the_tissue_differs_where_there_is_no_room_or_no_lesson(donor):
     unlike, small, silent = tissue(level=0.0), tissue(), tissue()
     silent.valid[:] = False
-    small = Tile(*(a[..., :3] for a in (small.image, small.labels, small.instances, small.valid)))
+    small = TileArrays(
+        *(a[..., :3] for a in (small.image, small.labels, small.instances, small.valid))
+    )
     for tile in (unlike, small, silent):
         before = tile.image.copy()
         paste(tile, Donors([donor], TILE), order(n=5))

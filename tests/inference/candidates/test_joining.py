@@ -6,15 +6,15 @@ from numpy.typing import NDArray
 
 from lesionseg.core import Geometry
 from lesionseg.inference.candidates.joining import join_regions
-from lesionseg.inference.candidates.peaks import Above, Region, collect_above, grow_regions
-from lesionseg.inference.candidates.postprocess import Found, find_candidates
+from lesionseg.inference.candidates.peaks import Above, PeakRegion, collect_above, grow_regions
+from lesionseg.inference.candidates.postprocess import CandidateSet, find_candidates
 from lesionseg.ops.components import label_components
 from lesionseg.plan.plan import CandidateRule
 
 RULE = CandidateRule(min_voxels=1, join=10.0, join_mm=0.0)
 
 
-def _find(p: list[list[float]], rule: CandidateRule = RULE, mm: float = 1.0) -> Found:
+def _find(p: list[list[float]], rule: CandidateRule = RULE, mm: float = 1.0) -> CandidateSet:
     array = np.asarray(p, dtype=np.float32)
     geometry = Geometry.from_spacing(array.shape, (mm,) * array.ndim)
     return find_candidates([array], geometry, rule, (1,))
@@ -64,7 +64,7 @@ def test_a_join_of_one_joins_nothing() -> None:
 def test_nothing_and_one_region_stay_as_they_are() -> None:
     above = Above((1, 3), np.arange(3), np.array([0.9, 0.5, 0.1], np.float32))
     assert join_regions([], above, RULE) == []
-    only = Region(np.array([0, 1]), above.probabilities[:2])
+    only = PeakRegion(np.array([0, 1]), above.probabilities[:2])
     assert join_regions([only], above, RULE) == [only]
 
 

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 from lesionseg.core import Geometry, OperatingPoint, Prediction
 from lesionseg.errors import ConfigError, ContentError, GeometryError
 from lesionseg.inference.candidates.postprocess import (
-    Found,
+    CandidateSet,
     apply_operating_point,
     choose_operating_point,
     find_candidates,
@@ -19,13 +19,15 @@ from lesionseg.plan.plan import CandidateRule
 RULE = CandidateRule(min_voxels=1, join=1)
 
 
-def _find(*channels: list[list[float]] | NDArray[np.float32], rule: CandidateRule = RULE) -> Found:
+def _find(
+    *channels: list[list[float]] | NDArray[np.float32], rule: CandidateRule = RULE
+) -> CandidateSet:
     arrays = [np.asarray(channel, dtype=np.float32) for channel in channels]
     geometry = Geometry.from_spacing(arrays[0].shape, (1.0,) * arrays[0].ndim)
     return find_candidates(arrays, geometry, rule, tuple(range(1, len(arrays) + 1)))
 
 
-def _scores(found: Found) -> list[float]:
+def _scores(found: CandidateSet) -> list[float]:
     return [round(c.score, 3) for c in found.candidates]
 
 

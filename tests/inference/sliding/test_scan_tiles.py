@@ -7,8 +7,8 @@ from torch import Tensor
 
 from lesionseg.core import Geometry, Volume
 from lesionseg.inference.sliding.body import Body, find_body
-from lesionseg.inference.sliding.scan_tiles import Slide
-from lesionseg.inference.sliding.sliding_window import Slider, Task
+from lesionseg.inference.sliding.scan_tiles import ScanTiles
+from lesionseg.inference.sliding.sliding_window import SlidingWindow, Task
 from lesionseg.inference.sliding.store import Store
 from lesionseg.models.build import build_network
 from lesionseg.plan.plan import Plan
@@ -33,9 +33,9 @@ def body(image: Tensor) -> Body:
     return found
 
 
-def _run(slide: Slide, plan: Plan, *, seed: int = 0) -> Tensor:
+def _run(slide: ScanTiles, plan: Plan, *, seed: int = 0) -> Tensor:
     network = build_network(replace(plan, lesion_fraction=0.2), seed=seed)
-    slider = Slider((network,), plan, dtype=torch.float32)
+    slider = SlidingWindow((network,), plan, dtype=torch.float32)
     list(slider.run(iter([Task(None, slide)])))
     assert slide.error is None
     return slide.store.decode(slide.store.values)
@@ -43,7 +43,7 @@ def _run(slide: Slide, plan: Plan, *, seed: int = 0) -> Tensor:
 
 def test_skipping_air_changes_no_bit(image: Tensor, body: Body, plan: Plan) -> None:
     slides = [
-        Slide(image, plan, Store((1, *SHAPE)), body=body, skip=skip) for skip in (True, False)
+        ScanTiles(image, plan, Store((1, *SHAPE)), body=body, skip=skip) for skip in (True, False)
     ]
     assert 0 < len(slides[0]) < len(slides[1])
     skipped, computed = (_run(slide, plan) for slide in slides)
@@ -54,7 +54,7 @@ def test_skipping_air_changes_no_bit(image: Tensor, body: Body, plan: Plan) -> N
 
 
 def test_without_a_mask_every_voxel_is_covered(image: Tensor, plan: Plan) -> None:
-    found = _run(Slide(image, plan, Store((1, *SHAPE))), plan)
+    found = _run(ScanTiles(image, plan, Store((1, *SHAPE))), plan)
     assert (found > 0).all()
 
 
@@ -62,8 +62,8 @@ def test_inside_the_body_a_network_sees_the_same_with_and_without_its_mask(
     image: Tensor, body: Body, plan: Plan
 ) -> None:
     store = Store((1, *SHAPE), dtype=torch.float32)
-    slide = Slide(image / 100, plan, store, body=body)
-    list(Slider((Identity(),), plan, dtype=torch.float32).run(iter([Task(None, slide)])))
+    slide = ScanTiles(image / 100, plan, store, body=body)
+    list(SlidingWindow((Identity(),), plan, dtype=torch.float32).run(iter([Task(None, slide)])))
     mask = torch.from_numpy(body.rows(0, SHAPE[0]))
     expected = torch.where(mask, (image / 100).sigmoid(), 0)
     torch.testing.assert_close(store.values, expected, atol=1e-6, rtol=1e-6)
@@ -76,8 +76,8 @@ def test_a_body_smaller_than_a_tile_is_seen_with_what_surrounds_it(
     blocks[12, 0:2, 4] = True
     body = Body(blocks, (4, 4, 4), SHAPE)
     network = Identity()
-    slide = Slide(image, plan, Store((1, *SHAPE)), body=body)
-    list(Slider((network,), plan).run(iter([Task(None, slide)])))
+    slide = ScanTiles(image, plan, Store((1, *SHAPE)), body=body)
+    list(SlidingWindow((network,), plan).run(iter([Task(None, slide)])))
     assert network.seen == [(1, 1, 16, 16, 16)]
     assert slide.error is None
     assert (slide.store.decode(slide.store.values)[0] > 0).nonzero()[:, 0].min() == 48
@@ -90,11 +90,14 @@ def test_images_share_batches_and_come_in_order(plan: Plan) -> None:
     network = Identity()
     tasks = [
         Task(
-            i, None if x is None else Slide(x, plan, Store((1, *x.shape[1:]), dtype=torch.float32))
+            i,
+            None
+            if x is None
+            else ScanTiles(x, plan, Store((1, *x.shape[1:]), dtype=torch.float32)),
         )
         for i, x in enumerate(images)
     ]
-    done = list(Slider((network,), plan, batch_size=3, dtype=torch.float32).run(iter(tasks)))
+    done = list(SlidingWindow((network,), plan, batch_size=3, dtype=torch.float32).run(iter(tasks)))
     assert [task.tag for task in done] == [0, 1, 2, 3]
     assert [shape[0] for shape in network.seen] == [3, 3, 3]
     for task, x in zip(done, images, strict=True):
@@ -104,8 +107,8 @@ def test_images_share_batches_and_come_in_order(plan: Plan) -> None:
 
 def test_tiles_wait_for_no_company_when_the_next_image_is_not_there_yet(plan: Plan) -> None:
     network = Identity()
-    slides = [Slide(torch.randn(1, 16, 16, 16), plan, Store((1, 16, 16, 16))) for _ in range(2)]
-    run = Slider((network,), plan, batch_size=4).run(
+    slides = [ScanTiles(torch.randn(1, 16, 16, 16), plan, Store((1, 16, 16, 16))) for _ in range(2)]
+    run = SlidingWindow((network,), plan, batch_size=4).run(
         (Task(i, slide) for i, slide in enumerate(slides)), ready=lambda: False
     )
     assert next(run).tag == 0
@@ -121,8 +124,8 @@ def test_what_goes_wrong_with_one_image_is_its_own_error(plan: Plan) -> None:
 
     images = [torch.zeros(1, 16, 16, 20) for _ in range(3)]
     images[1] += 100
-    slides = [Slide(x, plan, Store((1, *x.shape[1:]))) for x in images]
-    done = list(Slider((Fails(),), plan).run(iter([Task(None, slide) for slide in slides])))
+    slides = [ScanTiles(x, plan, Store((1, *x.shape[1:]))) for x in images]
+    done = list(SlidingWindow((Fails(),), plan).run(iter([Task(None, slide) for slide in slides])))
     assert [str(task.slide.error) if task.slide else "" for task in done] == [
         "None",
         "too bright",

@@ -18,7 +18,7 @@ from lesionseg.io.dicom import seg_write as dicom_seg_write
 from lesionseg.io.dicom.dicom_reference import read_dicom_reference
 from lesionseg.io.dicom.headers import is_image
 from lesionseg.io.dicom.seg_write import write_segmentation
-from lesionseg.io.dicom.source_images import Origin, SourceSeries, read_source
+from lesionseg.io.dicom.source_images import ResultOrigin, SourceSeries, read_source
 from lesionseg.io.dicom.sr_write import write_report
 from lesionseg.io.formats.volumes import read_geometry
 from lesionseg.io.layouts.conventions import read_dataset
@@ -38,7 +38,7 @@ PATIENT = {
     "FrameOfReferenceUID": "1.2.9",
 }
 POINT = OperatingPoint("fp_per_case:1", 0.5, "validation")
-ORIGIN = Origin("1.2.3", "0123456789abcdef", "fedcba9876543210", POINT)
+ORIGIN = ResultOrigin("1.2.3", "0123456789abcdef", "fedcba9876543210", POINT)
 LABELS = {1: "lesion", 2: "cyst"}
 
 

@@ -11,7 +11,7 @@ from lesionseg.errors import ConfigError, DatasetError, GeometryError
 from lesionseg.evaluation.rows import CANDIDATE_COLUMNS, CASE_COLUMNS, LESION_COLUMNS
 from lesionseg.io.formats.volumes import write_volume
 from lesionseg.io.predictions import write_prediction
-from lesionseg.pipeline.evaluate.recipe import Pair, evaluate, evaluate_pairs
+from lesionseg.pipeline.evaluate.recipe import CasePair, evaluate, evaluate_pairs
 from tests.evaluation.hand_cases import HAND_CASES, make_prediction, make_reference, prediction_of
 
 SHAPE, SPACING = (10, 12, 14), (3.0, 1.0, 1.0)
@@ -253,7 +253,9 @@ def test_a_dataset_folder_as_reference(folders):
 
 def test_pairs_in_memory_need_no_files(tmp_path):
     pairs = [
-        Pair(c.name, lambda c=c: make_reference(c), lambda _, c=c: make_prediction(c), role="test")
+        CasePair(
+            c.name, lambda c=c: make_reference(c), lambda _, c=c: make_prediction(c), role="test"
+        )
         for c in HAND_CASES
     ]
     scores = evaluate_pairs(pairs, tmp_path, evaluated_on="test", replicates=20)

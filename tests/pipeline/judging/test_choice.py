@@ -9,7 +9,7 @@ import pytest
 from lesionseg.core import OperatingPoint
 from lesionseg.errors import ConfigError
 from lesionseg.evaluation import PRESETS, CaseResult, evaluate_case
-from lesionseg.pipeline.judging.choice import Choice, Wishes, make_choice, undecided
+from lesionseg.pipeline.judging.choice import Choice, ChoiceSettings, make_choice, undecided
 from lesionseg.pipeline.judging.least_size import choose_least_size
 from lesionseg.plan.plan import Plan
 from tests.evaluation.hand_cases import HandCase, make_prediction, make_reference
@@ -40,7 +40,7 @@ def results() -> list[CaseResult]:
 
 
 FOLD_OF = {f"c{i:02d}": i % 3 for i in range(12)}
-QUICK = Wishes(replicates=100)
+QUICK = ChoiceSettings(replicates=100)
 
 
 def test_points_say_what_they_were_chosen_on_and_what_to_expect(results: list[CaseResult]) -> None:
@@ -106,7 +106,7 @@ def test_wishes_that_cannot_be_granted_are_refused_before_training(
     wish: dict[str, str], named: str
 ) -> None:
     with pytest.raises(ConfigError, match=named):
-        Wishes(**wish)
+        ChoiceSettings(**wish)
 
 
 def test_a_choice_applied_to_a_prediction(results: list[CaseResult]) -> None:

@@ -14,10 +14,10 @@ from lesionseg.ops.components import lesion_instances
 from lesionseg.phantoms import write_mri_phantoms
 from lesionseg.pipeline.dataset.data_settings import DataSettings
 from lesionseg.pipeline.dataset.survey import Survey, divided, folds_of, survey
-from lesionseg.pipeline.judging.choice import Wishes
+from lesionseg.pipeline.judging.choice import ChoiceSettings
 from lesionseg.pipeline.judging.judge_role import FoldRun, Rules, judge_out_of_fold, predict_cases
 
-RULES = Rules(PRESETS["lesionseg"], Wishes(replicates=50), {"folds": 3})
+RULES = Rules(PRESETS["lesionseg"], ChoiceSettings(replicates=50), {"folds": 3})
 
 
 class Reader:

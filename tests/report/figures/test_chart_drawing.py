@@ -4,7 +4,7 @@ import pytest
 from matplotlib.figure import Figure, FigureBase
 
 from lesionseg.report.figures import chart_drawing as figures
-from lesionseg.report.inputs.result_tables import Curve, Tables, read_tables
+from lesionseg.report.inputs.result_tables import HistoryCurve, Tables, read_tables
 from tests.report.conftest import Evaluation
 
 
@@ -46,7 +46,7 @@ def test_froc_joins_rates_beyond_the_last_mark_by_dots(tmp_path: Path) -> None:
 def test_dice_and_training_are_drawn(tables: Tables) -> None:
     figures.dice_per_case(Figure(), tables.cases, 0.5)
     figures.dice_per_case(Figure(), tables.cases[2:], None)
-    curves = [Curve("loss", (1, 2), (1, 0.5)), Curve("loss_focal", (1,), (1,))]
+    curves = [HistoryCurve("loss", (1, 2), (1, 0.5)), HistoryCurve("loss_focal", (1,), (1,))]
     figure = Figure()
     figures.training_curves(figure, curves)
     assert [line.get_label() for line in figure.axes[0].lines] == ["loss", "loss_focal"]

@@ -4,14 +4,14 @@ import pytest
 
 from lesionseg.report.figures.chart_list import make_charts
 from lesionseg.report.inputs.result_tables import read_tables
-from lesionseg.report.pdf.document import Paragraph, Summary, write_pdf
+from lesionseg.report.pdf.document import Paragraph, SummaryPage, write_pdf
 from lesionseg.report.sections.gallery import draw_walls
 from lesionseg.report.sections.gallery_choice import Limits, choose_exhibits
 from lesionseg.report.sections.table_cells import Listing
 from lesionseg.report.write import Options, write_report
 from tests.report.conftest import Evaluation
 
-SUMMARY = Summary("Title", "test data", ["Simulated."], ["Found 1 of 2."], Listing((), ()))
+SUMMARY = SummaryPage("Title", "test data", ["Simulated."], ["Found 1 of 2."], Listing((), ()))
 
 
 def n_pages(path: Path) -> int:

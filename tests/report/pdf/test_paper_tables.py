@@ -1,13 +1,15 @@
 from matplotlib.figure import Figure
 
 from lesionseg.report.pdf.paper_tables import Block, Frame, table_pages
-from lesionseg.report.sections.table_cells import Cell, Listing
+from lesionseg.report.sections.table_cells import Listing, TableCell
 
 FRAME = Frame(50, 500, 780, 50, page=(600, 842))
 
 
 def listing(n: int, omitted: int = 0) -> Listing:
-    return Listing(("a", "b"), tuple((Cell(str(i)), Cell("word " * 60)) for i in range(n)), omitted)
+    return Listing(
+        ("a", "b"), tuple((TableCell(str(i)), TableCell("word " * 60)) for i in range(n)), omitted
+    )
 
 
 def set_pages(*blocks: Block) -> list[list[str]]:

@@ -3,19 +3,19 @@
 import pytest
 
 from lesionseg.training.settings import OptimiserSettings
-from lesionseg.training.step.schedule import Budget, Clock, learning_rate
+from lesionseg.training.step.schedule import Clock, TrainingBudget, learning_rate
 
 
 def test_progress_is_that_of_the_limit_nearer_to_its_end():
-    both = Budget(max_steps=200, max_minutes=10)
+    both = TrainingBudget(max_steps=200, max_minutes=10)
     assert both.progress(100, 2) == 0.5
     assert both.progress(100, 8) == 0.8
-    assert Budget(None, 4).progress(10**6, 1) == 0.25
-    assert Budget(4, None).progress(1, 10**6) == 0.25
+    assert TrainingBudget(None, 4).progress(10**6, 1) == 0.25
+    assert TrainingBudget(4, None).progress(1, 10**6) == 0.25
 
 
 def test_the_reason_to_stop_is_the_limit_reached():
-    both = Budget(max_steps=10, max_minutes=1)
+    both = TrainingBudget(max_steps=10, max_minutes=1)
     assert both.stop_reason(9, 0.9) is None
     assert both.stop_reason(10, 0.9) == "max_steps"
     assert both.stop_reason(9, 1.0) == "max_minutes"

@@ -6,14 +6,19 @@ import pytest
 import torch
 
 from lesionseg.plan.plan import Architecture
-from lesionseg.training.step.supervision import Targets, coarsen, level_weights, supervised_strides
+from lesionseg.training.step.supervision import (
+    LevelTargets,
+    coarsen,
+    level_weights,
+    supervised_strides,
+)
 
 
 def targets(labels, valid=None):
     labels = torch.as_tensor(labels, dtype=torch.uint8)[None]
     valid = torch.ones_like(labels, dtype=torch.bool) if valid is None else valid[None]
     batch = {"labels": labels, "instances": labels.int() * 7, "valid": valid}
-    return Targets.of(batch)
+    return LevelTargets.of(batch)
 
 
 def test_a_lesion_of_one_voxel_survives_at_every_level():
@@ -74,7 +79,7 @@ def test_regions_overlap_at_every_level():
     valid[0, 2, 0] = valid[0, 0, 1] = False
     labels[0, 2, 0] = 3  # not known
     batch = {"labels": labels, "instances": labels.int(), "valid": valid}
-    finest = Targets.of(batch, regions=((1, 2, 3), (2, 3), (3,)))
+    finest = LevelTargets.of(batch, regions=((1, 2, 3), (2, 3), (3,)))
     assert finest.labels.shape == (1, 3, 4, 4)
     assert finest.labels.sum(dim=(0, 2, 3)).tolist() == [3, 2, 1]
     coarse = coarsen(finest, (2, 2))
@@ -93,7 +98,7 @@ def test_what_is_ignored_changes_no_level(regions):
     for hidden in (0, 1, 2):
         labels = known.masked_fill(~valid, hidden)
         batch = {"labels": labels, "instances": labels.int(), "valid": valid}
-        levels.append(coarsen(Targets.of(batch, regions), (2, 4)))
+        levels.append(coarsen(LevelTargets.of(batch, regions), (2, 4)))
     for other in levels[1:]:
         assert torch.equal(other.labels, levels[0].labels)
         assert torch.equal(other.instances, levels[0].instances)
