@@ -2,7 +2,7 @@
 
     .peers/bin/python benchmarks/time_detectors.py ours|monai SIDE ROUNDS
 
-Run by `bench_detection.py`, one process each. Both have the trunk of our U-Net with the same
+Run by `bench_detection.py`, one process each. Both have the backbone of our U-Net with the same
 anchors per place, bf16 where the processor has it, the same tile, overlap and Gaussian weights.
 Everything else is each one's own: MONAI's heads (four convolutions), ATSS and hard-negative mining
 as in its LUNA16 recipe. Memory is the most that torch's allocator gave out at a time, beyond the
@@ -107,7 +107,7 @@ def monai(side: int) -> dict[str, Callable[[], object]]:
         spatial_dims=3,
         num_classes=1,
         num_anchors=len(SHAPES),
-        feature_extractor=Trunk(),
+        feature_extractor=Backbone(),
         size_divisible=(8, 8, 8),
     )
     detector = RetinaNetDetector(
@@ -159,7 +159,7 @@ def monai(side: int) -> dict[str, Callable[[], object]]:
     return {"step": step, "volume": volume}
 
 
-class Trunk(nn.Module):
+class Backbone(nn.Module):
     """Our encoder and decoder as MONAI's feature extractor: one map a level, equally wide."""
 
     out_channels = 32

@@ -198,8 +198,8 @@ class Predictor:
         """The second step for many scans, in order; their tiles share batches.
 
         What comes with a scan goes with it; None passes as it is, and what goes wrong with one is
-        its outcome. `ready`, `on_tile`: see `SlidingWindow.run`. Probabilities go to memory, or to a
-        nameless file in the folder that `spill` names.
+        its outcome. `ready`, `on_tile`: see `SlidingWindow.run`. Probabilities go to memory, or to
+        a nameless file in the folder that `spill` names.
         """
         layout = None
         if self._own and self._device is not None:

@@ -1,4 +1,4 @@
-"""Networks: trunk and heads from the plan's tables, by a closed table of names.
+"""Networks: backbone and heads from the plan's tables, by a closed table of names.
 
 A segmentation network takes `[B, C, *spatial]` and returns a list of logits, full resolution
 first; coarser, supervised levels follow in train mode only.

@@ -1,4 +1,4 @@
-"""The trunk: an encoder and a decoder that give feature pyramids to whatever head is attached."""
+"""The backbone: an encoder and a decoder that give feature pyramids to any head."""
 
 from collections.abc import Sequence
 from math import prod

@@ -1,4 +1,4 @@
-"""RetinaNet on the U-Net's trunk: a pyramid of features and the heads that all levels share."""
+"""RetinaNet on the U-Net's backbone: a pyramid of features and the heads that all levels share."""
 
 from collections.abc import Sequence
 from dataclasses import replace

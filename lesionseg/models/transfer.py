@@ -1,4 +1,4 @@
-"""Start a network from another's weights: the trunk by place, heads where they mean the same."""
+"""Start a network from another's weights: the backbone by place, heads where they mean the same."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -25,14 +25,14 @@ class Transfer:
 
 
 def is_head(name: str) -> bool:
-    """Whether a tensor of that name belongs to a head, not to the trunk."""
+    """Whether a tensor of that name belongs to a head, not to the backbone."""
     return name.partition(".")[0] in _HEADS
 
 
 def take_weights(network: nn.Module, plan: Plan, before: nn.Module, plan_before: Plan) -> Transfer:
     """Copy what fits of `before` into `network`, in place.
 
-    The trunk's tensors go by place and shape: a RetinaNet's decoder, which begins at a coarser
+    The backbone's tensors go by place and shape: a RetinaNet's decoder, which begins at a coarser
     stage, finds its stages in that of a U-Net. A head is taken when it means the same: heads of
     voxels by the labels (and regions) and the activation, a detector's by the labels and the
     anchors.

@@ -1,4 +1,4 @@
-"""The U-Net: a trunk and one segmentation head per supervised level."""
+"""The U-Net: a backbone and one segmentation head per supervised level."""
 
 from collections.abc import Sequence
 

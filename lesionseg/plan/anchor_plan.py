@@ -12,7 +12,7 @@ Merge = Literal["wbc", "nms"]
 
 @dataclass(frozen=True)
 class AnchorPlan:
-    """Which stages of the trunk look for lesions, and the boxes they start from.
+    """Which stages of the backbone look for lesions, and the boxes they start from.
 
     `stages`: their numbers, finest first. `sizes[level]`: side lengths in voxels of the anchors at
     each cell, the same number at every level. `width` and `depth`: channels and convolutions of the
@@ -50,7 +50,7 @@ class AnchorPlan:
     def levels(
         self, strides: Sequence[tuple[int, ...]], tile_shape: Sequence[int]
     ) -> tuple[AnchorLevel, ...]:
-        """The grids on a tile of this shape, for a trunk of these strides from stage to stage."""
+        """The grids on a tile of this shape, for a backbone of these strides per stage."""
         totals = total_strides(strides)
         return tuple(
             AnchorLevel(

@@ -72,7 +72,7 @@ def _reason(found: AnchorPlan, sides: Extents, strides: Extents) -> str:
 
 
 def _width(architecture: Architecture, finest: int) -> int:
-    """Channels of the heads: the trunk's own at their finest level, within 16 and 128."""
+    """Channels of the heads: the backbone's own at their finest level, within 16 and 128."""
     return min(max(architecture.features[finest], 16), 128)
 
 

@@ -12,16 +12,16 @@ log = logging.getLogger(__name__)
 
 FOLLOWED = "as in the bundle that training starts from"
 # Networks whose encoder and decoder are built alike, so that one's weights serve the other
-_TRUNKS: Mapping[str, str] = {"unet": "plain", "retinanet": "plain", "retina_unet": "plain"}
+_BACKBONES: Mapping[str, str] = {"unet": "plain", "retinanet": "plain", "retina_unet": "plain"}
 
 
-def trunk_kind(architecture: str) -> str:
-    """Networks of one kind share their trunk; a user's own network is a kind of its own."""
-    return _TRUNKS.get(architecture, architecture)
+def backbone_kind(architecture: str) -> str:
+    """Networks of one kind share their backbone; a user's own network is a kind of its own."""
+    return _BACKBONES.get(architecture, architecture)
 
 
 def followed_architecture(before: Plan, name: str, tile: Sequence[int]) -> Architecture:
-    """The tables of the trunk that has the weights, under the name of the network asked for.
+    """The tables of the backbone that has the weights, under the name of the network asked for.
 
     Raises `ConfigError` for a tile that its strides do not divide.
     """
@@ -61,7 +61,7 @@ def refuse_stranger(
         "spatial axes": (before.dims, dims),
         "modality": (before.modality, modality),
         "image channels": (len(before.channel_names), len(channel_names)),
-        "kind of trunk": (trunk_kind(before.architecture.name), trunk_kind(architecture)),
+        "kind of backbone": (backbone_kind(before.architecture.name), backbone_kind(architecture)),
     }
     for what, (has, wanted) in mine.items():
         if has != wanted:

@@ -43,7 +43,7 @@ def make_plan(
     """Decide everything that training and inference must agree on.
 
     `device` is torch's name ("cpu", "cuda", …) and `memory_gb` its memory in 10⁹ bytes. `before`:
-    the plan of the network whose weights training starts from; grid, normalisation and trunk are
+    the plan of the network whose weights training starts from; grid, normalisation and backbone are
     its own, the tile too unless it is chosen. The same input gives the same plan. Raises
     `ConfigError` for overrides that do not fit the dataset or `before`.
     """
@@ -167,7 +167,7 @@ def _check_regions(chosen: PlanOverrides, dataset: Dataset) -> None:
 
 def _budget(
     device: str, memory_gb: float, chosen: PlanOverrides
-) -> rules.Decision[tile_rules.Budget]:
+) -> rules.Decision[tile_rules.DeviceBudget]:
     memory_gb = min(memory_gb, SIZES_GB.get(chosen.size or "", memory_gb))
     found = tile_rules.budget(device, memory_gb)
     found = replace(found, value=replace(found.value, architecture=chosen.architecture))
@@ -192,7 +192,7 @@ def _spacing(
 
 
 def _tile(
-    grid: _Grid, allowed: tile_rules.Budget, chosen: PlanOverrides
+    grid: _Grid, allowed: tile_rules.DeviceBudget, chosen: PlanOverrides
 ) -> rules.Decision[tuple[int, ...]]:
     if chosen.tile_shape is not None:
         return rules.Decision(tuple(int(n) for n in chosen.tile_shape), "chosen by hand")
@@ -203,13 +203,13 @@ def _tile(
 def _architecture(
     tile: Sequence[int],
     spacing_mm: Sequence[float],
-    allowed: tile_rules.Budget,
+    allowed: tile_rules.DeviceBudget,
     chosen: PlanOverrides,
     before: Plan | None,
 ) -> rules.Decision[Architecture]:
     if before is not None:
-        trunk = followed_architecture(before, chosen.architecture, tile)
-        return rules.Decision(trunk, FOLLOWED)
+        backbone = followed_architecture(before, chosen.architecture, tile)
+        return rules.Decision(backbone, FOLLOWED)
     by_hand = chosen.tile_shape is not None
     shape = tile_rules.network_shape(
         tile,
@@ -274,7 +274,7 @@ def _anchors(
 
 
 def _batch(
-    grid: _Grid, tile: Sequence[int], allowed: tile_rules.Budget, chosen: PlanOverrides
+    grid: _Grid, tile: Sequence[int], allowed: tile_rules.DeviceBudget, chosen: PlanOverrides
 ) -> rules.Decision[int]:
     if chosen.batch_size is not None:
         return rules.Decision(chosen.batch_size, "chosen by hand")

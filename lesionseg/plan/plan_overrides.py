@@ -23,9 +23,9 @@ class PlanOverrides:
     """What somebody decides instead of the rules; None leaves it to them.
 
     `init_from`: the bundle, or the run, whose weights training starts from; its grid,
-    normalisation and trunk are followed (`make_plan`'s `before`). `stem`: folded turns blocks of
-    2 voxels along each fine axis into channels, and the trunk works on half the grid. `size`, M or
-    L: of a residual U-Net, the memory it is planned for. `merge`: of a detector's boxes
+    normalisation and backbone are followed (`make_plan`'s `before`). `stem`: folded turns blocks of
+    2 voxels along each fine axis into channels, and the backbone works on half the grid. `size`, M
+    or L: of a residual U-Net, the memory it is planned for. `merge`: of a detector's boxes
     (`AnchorPlan`). `component_score`: of candidates from voxels (`CandidateRule`).
     """
 

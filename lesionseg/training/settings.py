@@ -16,7 +16,7 @@ class OptimiserSettings:
 
     Linear warm-up over `warmup_fraction`, then `cosine` or `poly` decay to 0. `momentum` is SGD's
     (Nesterov); AdamW takes it as its first β, and `beta2` as its second: how long it remembers how
-    large gradients were. `weight_decay` spares norms and biases. `trunk_lr_scale`: all but the
+    large gradients were. `weight_decay` spares norms and biases. `backbone_lr_scale`: all but the
     heads learn at so much of the rate, for weights that come from a bundle; 0 leaves them.
     """
 
@@ -27,7 +27,7 @@ class OptimiserSettings:
     beta2: float = 0.95
     warmup_fraction: float = 0.05
     schedule: Literal["cosine", "poly"] = "cosine"
-    trunk_lr_scale: float = 1.0
+    backbone_lr_scale: float = 1.0
 
     def __post_init__(self) -> None:
         _one_of("optim.name", self.name, ("adamw", "sgd"))
@@ -36,8 +36,8 @@ class OptimiserSettings:
         _require("optim.weight_decay", self.weight_decay, self.weight_decay >= 0, "0 or more")
         _require("optim.momentum", self.momentum, 0 <= self.momentum < 1, "a number in [0, 1)")
         _require("optim.beta2", self.beta2, 0 <= self.beta2 < 1, "a number in [0, 1)")
-        scale = self.trunk_lr_scale
-        _require("optim.trunk_lr_scale", scale, scale >= 0, "0 or more, such as 0.1")
+        scale = self.backbone_lr_scale
+        _require("optim.backbone_lr_scale", scale, scale >= 0, "0 or more, such as 0.1")
         share = self.warmup_fraction
         _require("optim.warmup_fraction", share, 0 <= share < 1, "a number in [0, 1)")
 

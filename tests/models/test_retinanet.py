@@ -1,4 +1,4 @@
-"""Detectors on the trunk: shapes, order of anchors, prior, and refusals."""
+"""Detectors on the backbone: shapes, order of anchors, prior, and refusals."""
 
 import math
 

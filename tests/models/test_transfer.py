@@ -61,7 +61,7 @@ def test_more_labels_give_new_heads_too():
     assert not any(is_head(name) for name in done.taken)
 
 
-def test_a_unet_gives_a_retina_unet_its_trunk_and_its_voxels():
+def test_a_unet_gives_a_retina_unet_its_backbone_and_its_voxels():
     network, old, done = moved(plan_of("retina_unet"), plan_of("unet"))
     assert {name.partition(".")[0] for name in done.fresh} == {"head"}
     assert done.left == ()

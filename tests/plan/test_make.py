@@ -184,7 +184,7 @@ def test_a_folded_stem_is_planned_and_said(fingerprint: Fingerprint, dataset: Da
         ({"dims": 2}, {}, "another spatial axes"),
         ({"modality": "ct"}, {}, r"another modality.*ct in the bundle, mri here"),
         ({"channel_names": ("a", "b", "c")}, {}, "another image channels"),
-        ({}, {"architecture": "mine"}, "another kind of trunk"),
+        ({}, {"architecture": "mine"}, "another kind of backbone"),
         ({}, {"spacing_mm": (3.0, 3.0, 3.0)}, r"leave model\.spacing_mm out"),
         ({}, {"base_features": 99}, r"leave model\.base_features out"),
         ({}, {"stem": "folded"}, r"leave model\.stem out"),

@@ -24,8 +24,8 @@ def find_by_plan(
 ) -> CandidateSet:
     """The candidates in probabilities `[K, *spatial]` of the plan's channels.
 
-    With regions a candidate's label is that of the union and `CandidateSet.values` holds the mask values:
-    `plan.label_values` of the regions present, later ones over earlier ones. Raises as
+    With regions a candidate's label is that of the union and `CandidateSet.values` holds the mask
+    values: `plan.label_values` of the regions present, later ones over earlier ones. Raises as
     `find_candidates`.
     """
     rule = plan.candidate_rule

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from lesionseg.report import text
+from lesionseg.report.inputs.score_details import ContrastCell as Field
 from lesionseg.report.inputs.score_details import (
     Difference,
     RegionScores,
@@ -10,7 +11,6 @@ from lesionseg.report.inputs.score_details import (
     SizeCurveRow,
     SubgroupScores,
 )
-from lesionseg.report.inputs.score_details import TableCell as Field
 from lesionseg.report.sections.table_cells import Line, Listing, TableCell
 
 

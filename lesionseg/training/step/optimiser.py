@@ -14,7 +14,7 @@ def make_optimiser(network: nn.Module, settings: OptimiserSettings) -> torch.opt
     """AdamW, or SGD with Nesterov momentum, over the weights of `network` that learn.
 
     Weight decay falls on kernels only: shrinking a norm's scale or the prior bias of a head
-    towards 0 regularises nothing. All but the heads learn at `trunk_lr_scale` of the rate.
+    towards 0 regularises nothing. All but the heads learn at `backbone_lr_scale` of the rate.
     """
     groups = list(_groups(network, settings))
     if settings.name == "adamw":
@@ -29,10 +29,10 @@ def _groups(network: nn.Module, settings: OptimiserSettings) -> Iterator[dict[st
     """Weights by decay, and by part where the parts learn at different rates."""
     named = [(name, p) for name, p in network.named_parameters() if p.requires_grad]
     parts: Sequence[tuple[float, list[nn.Parameter]]] = [(1.0, [p for _, p in named])]
-    if settings.trunk_lr_scale != 1:
-        trunk = [p for name, p in named if not is_head(name)]
+    if settings.backbone_lr_scale != 1:
+        backbone = [p for name, p in named if not is_head(name)]
         heads = [p for name, p in named if is_head(name)]
-        parts = [(settings.trunk_lr_scale, trunk), (1.0, heads)]
+        parts = [(settings.backbone_lr_scale, backbone), (1.0, heads)]
     for scale, learning in parts:
         for decay, params in (
             (settings.weight_decay, [p for p in learning if p.ndim > 1]),

@@ -7,9 +7,9 @@ from lesionseg.training.settings import OptimiserSettings
 from lesionseg.training.step.optimiser import make_optimiser, set_learning_rate
 
 
-def test_a_smaller_rate_for_the_trunk_keeps_its_ratio_through_the_schedule(make_plan):
+def test_a_smaller_rate_for_the_backbone_keeps_its_ratio_through_the_schedule(make_plan):
     network = build_network(make_plan())
-    optimiser = make_optimiser(network, OptimiserSettings(trunk_lr_scale=0.1))
+    optimiser = make_optimiser(network, OptimiserSettings(backbone_lr_scale=0.1))
     heads = {id(p) for p in network.heads.parameters()}
     for lr in (1.0, 0.25):
         assert set_learning_rate(optimiser, lr) == lr
@@ -21,10 +21,10 @@ def test_a_smaller_rate_for_the_trunk_keeps_its_ratio_through_the_schedule(make_
     assert len(grouped) == len(list(network.parameters()))
 
 
-def test_a_trunk_at_no_rate_stays_as_it_is(train, make_plan):
+def test_a_backbone_at_no_rate_stays_as_it_is(train, make_plan):
     network = build_network(make_plan())
     before = {k: v.clone() for k, v in network.state_dict().items()}
-    optimiser = OptimiserSettings(lr=1e-2, trunk_lr_scale=0.0)
+    optimiser = OptimiserSettings(lr=1e-2, backbone_lr_scale=0.0)
     after = train(network=network, max_steps=3, optimiser=optimiser).network.state_dict()
     for name, tensor in before.items():
         assert torch.equal(after[name], tensor) != name.startswith("heads"), name
