@@ -29,7 +29,7 @@ _HOMES = {
     "box_giou": "boxes",
     "box_iou": "boxes",
     "box_volume": "boxes",
-    "equivalent_diameter_mm": "size",
+    "equivalent_diameter_mm": "lesion_size",
     "gaussian_weight": "windows",
     "label_components": "components",
     "lesion_instances": "components",
