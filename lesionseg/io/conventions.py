@@ -9,6 +9,7 @@ from pathlib import Path
 from lesionseg.core import UNION, CaseFiles, Dataset
 from lesionseg.errors import ConfigError, DatasetError, LesionsegError
 from lesionseg.io.bids import read_bids, recognises_bids
+from lesionseg.io.case_ids import check_case_id
 from lesionseg.io.coco import read_coco, recognises_coco
 from lesionseg.io.datalist import read_datalist, recognises_datalist
 from lesionseg.io.dicom import radiograph_file
@@ -136,10 +137,8 @@ def _distinct(dataset: Dataset) -> Dataset:
             )
             problems.add(name, error)
             continue
-        # an id becomes a file's name when predictions are written
-        if Path(name).name != name or "\\" in name or "\0" in name:
-            error = DatasetError("A case id cannot be a file name.", where=dataset.root, seen=name)
-            problems.add(name, error)
+        with problems.of(name):
+            check_case_id(name, case.images[0] if case.images else dataset.root)
         cases[name] = case
     found = (*dataset.problems, *problems.found)
     return replace(dataset, cases=tuple(cases.values()), problems=found)
