@@ -4,7 +4,7 @@ import logging
 import resource
 import sys
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from hashlib import blake2b
@@ -20,6 +20,7 @@ from lesionseg.inference.bundle import bundle_digest
 from lesionseg.inference.predictor import Predictor
 from lesionseg.inference.settings import InferenceSettings
 from lesionseg.inference.steps import Inferred, Prepared
+from lesionseg.io.case_ids import printable_id
 from lesionseg.io.dicom_source import Origin
 from lesionseg.io.dicom_stack import Tilt
 from lesionseg.io.volumes import content_files, read_geometry
@@ -29,7 +30,7 @@ from lesionseg.pipeline.dicom_output import NO_SEGMENTATION
 from lesionseg.pipeline.memory_share import MemoryBudget, default_budget, needed_bytes
 from lesionseg.pipeline.predict_table import PredictionRow, Status
 from lesionseg.pipeline.predict_write import SaveProbabilities, Targets, write_case
-from lesionseg.pipeline.redact import redact, redact_error
+from lesionseg.pipeline.redact import redact_any
 from lesionseg.pipeline.stages import Halt, Queue, overlapped
 
 logger = logging.getLogger(__name__)
@@ -173,9 +174,9 @@ class _Passage:
             with self._guarded(work):
                 if isinstance(outcome, Exception):
                     raise outcome
-            if outcome is not None:
-                work.inferred = outcome
-                work.seconds += outcome.seconds
+                if outcome is not None:
+                    work.inferred = outcome
+                    work.seconds += outcome.seconds
             del outcome
             yield work
 
@@ -225,7 +226,7 @@ class _Passage:
 
     def _row(self, work: _Work, status: Status, message: str = "") -> PredictionRow:
         return PredictionRow(
-            case=work.files.case,
+            case=printable_id(work.files.case),
             status=status,
             message=message,
             seconds=round(work.seconds, 3),
@@ -237,9 +238,20 @@ class _Passage:
 
     def _told(self, error: Exception, files: CaseFiles) -> str:
         """What a failed case's row and the log say of it; where it lies only if that was asked."""
-        if isinstance(error, LesionsegError):
-            return str(error) if self.job.identifiers else redact_error(error, files, NAME)
-        return repr(error) if self.job.identifiers else redact(repr(error), files, NAME)
+        if self.job.identifiers:
+            text = str(error) if isinstance(error, LesionsegError) else repr(error)
+        else:
+            text = redact_any(error, files, NAME)
+        return text.encode("utf-8", "backslashreplace").decode()  # file names may be no Unicode
+
+    def _fail(self, work: _Work, error: Exception) -> None:
+        """Tell what went wrong and remove what was written; never raises an `Exception`."""
+        work.prepared = work.inferred = None
+        work.row = self._row(work, "failed", self._told(error, work.files))
+        logger.warning("Case %s failed: %s", work.row.case, work.row.message)
+        logger.debug("Case %s failed.", work.row.case, exc_info=error)
+        with suppress(Exception):  # what cannot even be named or removed was not written by us
+            self.targets.clear(work.files, self.predictor.plan)
 
     @contextmanager
     def _guarded(self, work: _Work) -> Iterator[None]:
@@ -248,12 +260,7 @@ class _Passage:
         try:
             yield
         except Exception as error:  # a damaged file may make any library raise anything
-            message = self._told(error, work.files)
-            logger.warning("Case %s failed: %s", work.files.case, message)
-            logger.debug("Case %s failed.", work.files.case, exc_info=error)
-            work.prepared = work.inferred = None
-            work.row = self._row(work, "failed", message)
-            self.targets.clear(work.files, self.predictor.plan)
+            self._fail(work, error)
         finally:
             work.seconds += perf_counter() - begin
             if work.row is not None and work.row.status != "kept":
