@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from lesionseg.core import Candidate, Geometry, Prediction, Volume
 from lesionseg.errors import ContentError, DatasetError, OutputError, ReadError
 from lesionseg.io.candidate_file import read_candidates, write_candidates
+from lesionseg.io.case_ids import check_case_id
 from lesionseg.io.cases import check_grid, read_mask
 from lesionseg.io.dicom.source_images import REPORT, SEGMENTATION
 from lesionseg.io.formats.volumes import (
@@ -51,8 +52,7 @@ def write_prediction(
     `like` is the scan's own file: see `write_volume`. Raises `OutputError`.
     """
     case = prediction.case
-    if Path(case).name != case:
-        raise OutputError("A case id cannot be a file name.", where=folder, seen=case)
+    check_case_id(case, folder, OutputError)
     suffix = ".png" if prediction.geometry.dims == 2 else suffix
     if prediction.instances is not None:
         arrays = {_MASK: prediction.mask(), _INSTANCES: _compact(prediction.instances)}
@@ -68,7 +68,8 @@ def find_predictions(folder: Path) -> dict[str, PredictionFiles]:
     """Find the predicted cases of a folder, by case id, sorted.
 
     Known are our own files of a case, bare masks `<case>_mask.*` or `<case>.*`, and candidate files
-    alone. Raises `DatasetError` when the folder is missing, holds none, or two masks of one case.
+    alone. Raises `DatasetError` when the folder is missing, holds none, two masks of one case, or
+    a case whose id cannot be one (`check_case_id`).
     """
     found: dict[str, dict[str, Path]] = {}
     for file in _files(folder):
@@ -76,6 +77,8 @@ def find_predictions(folder: Path) -> dict[str, PredictionFiles]:
         if kind in found.setdefault(case, {}):
             raise _twice(file, found[case][kind])
         found[case][kind] = file
+    for case, named in found.items():
+        check_case_id(case, next(iter(named.values())))
     if not found:
         raise DatasetError(
             "No prediction found.",
@@ -88,7 +91,8 @@ def find_predictions(folder: Path) -> dict[str, PredictionFiles]:
 def find_masks(folder: Path) -> dict[str, Path]:
     """Find reference masks `<case>.*` or `<case>_mask.*` by case id; no instance masks.
 
-    Raises `DatasetError` when the folder is missing, holds none, or two masks of one case.
+    Raises `DatasetError` when the folder is missing, holds none, two masks of one case, or a case
+    whose id cannot be one (`check_case_id`).
     """
     found: dict[str, Path] = {}
     for file in _files(folder):
@@ -97,6 +101,7 @@ def find_masks(folder: Path) -> dict[str, Path]:
             continue
         if case in found:
             raise _twice(file, found[case])
+        check_case_id(case, file)
         found[case] = file
     if not found:
         raise DatasetError("No mask found.", where=folder, expected="<case>.nii.gz or the like")

@@ -15,7 +15,6 @@ import uuid
 from dataclasses import asdict
 from pathlib import Path
 from typing import Protocol
-from urllib.parse import quote
 
 from lesionseg.core import CaseFiles, Dataset
 from lesionseg.data.cache.cached_case import (
@@ -28,6 +27,7 @@ from lesionseg.data.cache.cached_case import CachedLesion as CachedLesion
 from lesionseg.data.cache.claims import ClaimFolder, Claims
 from lesionseg.data.prepare import PreparedCase, PreparedReference
 from lesionseg.errors import ContentError, OutputError, ReadError
+from lesionseg.io.case_ids import bounded_name
 from lesionseg.io.formats.volumes import content_files
 from lesionseg.io.remote.local_disk import PARTIAL, sweep
 from lesionseg.io.remote.mirror import content_hash
@@ -123,7 +123,7 @@ class Cache:
 
     def _entry(self, case: str) -> Path:
         spread = hashlib.sha256(case.encode()).hexdigest()[:2]
-        return self.folder / spread / quote(case, safe=" ")
+        return self.folder / spread / bounded_name(case)
 
     def _scratch(self) -> Path:
         return self.folder / f"{PARTIAL}{uuid.uuid4().hex}"

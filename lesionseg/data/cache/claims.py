@@ -11,9 +11,9 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
-from urllib.parse import quote
 
 from lesionseg.errors import ReadError
+from lesionseg.io.case_ids import bounded_name
 
 # longer than any case takes, and than a shard of them is kept back
 STALE_SECONDS = 1800.0
@@ -69,7 +69,7 @@ class Claims:
     def take(self, case: str) -> bool:
         """Whether the case is ours now: it was free, or its claim is a dead process's or old."""
         mine = json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "since": time.time()})
-        name = _name(case)
+        name = bounded_name(case)
         if self.store.create(name, mine.encode()):
             return True
         try:
@@ -83,7 +83,7 @@ class Claims:
 
     def give_back(self, case: str) -> None:
         """The case is made, or given up."""
-        self.store.remove(_name(case))
+        self.store.remove(bounded_name(case))
 
 
 def _left_behind(claim: bytes) -> bool:
@@ -106,7 +106,3 @@ def _alive(pid: int) -> bool:
     except OSError:  # another user's
         return True
     return True
-
-
-def _name(case: str) -> str:
-    return quote(case, safe=" ")

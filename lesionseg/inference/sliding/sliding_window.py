@@ -200,36 +200,56 @@ class SlidingWindow:
         return label_probabilities(logits, self.plan)
 
     def _compute(self, waiting: list["_Tile"], on_tile: OnTile | None) -> None:
-        """Compute the tiles that wait; what goes wrong is the error of all their slides."""
+        """Compute the tiles that wait; what goes wrong with a slide is its own error."""
         batch, waiting[:] = [t for t in waiting if t.slide.error is None], []
         if not batch:
             return
         begin = perf_counter()
-        try:
-            with ExitStack() as stack:
-                stack.enter_context(torch.inference_mode())
-                stack.enter_context(_autocast(self.device, self._dtype))
-                tiles = [t.slide.tile(t.i) for t in batch]
-                tiles += [torch.zeros_like(tiles[0])] * (self.batch_size - len(tiles))
-                # tiles of one batch may lie on different devices
-                seen = self.look(torch.stack([t.to(self.device) for t in tiles]))
-                for row, tile in enumerate(batch):
-                    for look in seen.looks:
-                        tile.slide.see(tile.i, look.output.tile(row), look.flipped)
-                    tile.slide.put(tile.i, seen.probabilities[row])
-        except Exception as error:
-            for tile in batch:
-                tile.slide.error = error
+        with ExitStack() as stack:
+            stack.enter_context(torch.inference_mode())
+            stack.enter_context(_autocast(self.device, self._dtype))
+            self._pass(batch)
         for tile in batch:
             tile.slide.seconds += (perf_counter() - begin) / len(batch)
         if on_tile is not None:
             on_tile(batch[-1].i + 1, len(batch[-1].slide))
+
+    def _pass(self, batch: Sequence["_Tile"]) -> None:
+        """Show tiles to the networks; where that fails, those of each slide by themselves."""
+        slides = list(dict.fromkeys(t.slide for t in batch))
+        try:
+            tiles = [t.slide.tile(t.i) for t in batch]
+            tiles += [torch.zeros_like(tiles[0])] * (self.batch_size - len(tiles))
+            # tiles of one batch may lie on different devices
+            seen = self.look(torch.stack([t.to(self.device) for t in tiles]))
+        except Exception as error:
+            if len(slides) == 1:
+                slides[0].error = error
+                return
+            seen = None  # not tried again in here, where the error holds on to memory
+        if seen is None:
+            for slide in slides:
+                self._pass([t for t in batch if t.slide is slide])
+            return
+        for row, tile in enumerate(batch):
+            tile.take(seen, row)
 
 
 @dataclass(frozen=True)
 class _Tile:
     slide: ScanTiles
     i: int
+
+    def take(self, seen: TileOutput, row: int) -> None:
+        """Hand the slide what was seen of its tile, unless it was given up."""
+        if self.slide.error is not None:
+            return
+        try:
+            for look in seen.looks:
+                self.slide.see(self.i, look.output.tile(row), look.flipped)
+            self.slide.put(self.i, seen.probabilities[row])
+        except Exception as error:  # a full disk, say: no other slide's fault
+            self.slide.error = error
 
 
 def _tiles(slide: ScanTiles | None) -> list[_Tile]:

@@ -31,6 +31,11 @@ def split_series(path: Path) -> tuple[Path, str] | None:
     return None
 
 
+def folder_name(folder: Path) -> str:
+    """What a folder is called, also where the path to it is `.` or ends in `..`."""
+    return folder.resolve().name if folder.name in ("", "..") else folder.name
+
+
 def series_headers(path: Path) -> dict[Path, "Header"]:
     """Headers of the images of a folder, or of one series in it. Raises `ReadError` for none."""
     chosen = split_series(path)
@@ -69,7 +74,7 @@ def group_files(files: Sequence[Path]) -> dict[Path, str]:
         return {**found, **{file: _stem(file) for file in fit[0]}}
     if len(fit) == len(by_series) == 1:
         folder = next(iter(fit[0])).parent
-        return {**found, folder: folder.name}
+        return {**found, folder: folder_name(folder)}
     return {**found, **_named(fit)}
 
 
@@ -100,7 +105,8 @@ def _named(fit: Sequence[Mapping[Path, "Header"]]) -> dict[Path, str]:
         file, header = next(iter(series.items()))
         unique = bool(number) and numbers.count(number) == 1
         key = number if unique else _uid(header)
-        called = file.parent.name if len(fit) == 1 else f"{file.parent.name}_{key}"
+        folder = folder_name(file.parent)
+        called = folder if len(fit) == 1 else f"{folder}_{key}"
         found[file.parent / f"{_PREFIX}{key}"] = called
     return found
 

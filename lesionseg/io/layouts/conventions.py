@@ -8,6 +8,7 @@ from pathlib import Path
 
 from lesionseg.core import UNION, CaseFiles, Dataset
 from lesionseg.errors import ConfigError, DatasetError, LesionsegError
+from lesionseg.io.case_ids import check_case_id
 from lesionseg.io.dicom.headers import SUFFIXES as DICOM
 from lesionseg.io.dicom.radiographs import radiograph_columns
 from lesionseg.io.dicom.reader import radiograph_file
@@ -136,10 +137,8 @@ def _distinct(dataset: Dataset) -> Dataset:
             )
             problems.add(name, error)
             continue
-        # an id becomes a file's name when predictions are written
-        if Path(name).name != name or "\\" in name or "\0" in name:
-            error = DatasetError("A case id cannot be a file name.", where=dataset.root, seen=name)
-            problems.add(name, error)
+        with problems.of(name):
+            check_case_id(name, case.images[0] if case.images else dataset.root)
         cases[name] = case
     found = (*dataset.problems, *problems.found)
     return replace(dataset, cases=tuple(cases.values()), problems=found)

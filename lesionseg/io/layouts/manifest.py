@@ -54,7 +54,7 @@ def read_scan_list(path: Path) -> list[CaseFiles]:
 
     Paths are relative to the table; further columns (`pixel_mm`) are kept. Files are not looked
     for: a case whose files are missing fails by itself. Raises `DatasetError` for a table without
-    these columns or cases, a line without case or image, and a case named twice.
+    these columns or cases, a line without case or image, a case that is a path or named twice.
     """
     rows = read_csv(path)
     images = _image_columns(rows, path)

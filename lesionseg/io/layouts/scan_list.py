@@ -9,7 +9,7 @@ from lesionseg.core import CaseFiles
 from lesionseg.errors import DatasetError
 from lesionseg.io.dicom.headers import SUFFIXES as DICOM
 from lesionseg.io.dicom.headers import is_dicom
-from lesionseg.io.dicom.series import group_files, split_series
+from lesionseg.io.dicom.series import folder_name, group_files, split_series
 from lesionseg.io.formats.volumes import SUFFIXES, is_image_file, strip_suffix
 from lesionseg.io.layouts.manifest import read_scan_list
 
@@ -47,7 +47,8 @@ def find_images(source: Path, channels: int) -> list[CaseFiles]:
 def _named_files(source: Path) -> dict[Path, str]:
     """The images under `source` in order, and the stem of each."""
     if source.is_file() or split_series(source) is not None:
-        return {source: source.parent.name if split_series(source) else strip_suffix(source)}
+        is_series = split_series(source) is not None
+        return {source: folder_name(source.parent) if is_series else strip_suffix(source)}
     if source.is_dir():
         found = source.rglob("*")
     elif any(sign in str(source) for sign in "*?["):

@@ -4,7 +4,7 @@ import logging
 import resource
 import sys
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from hashlib import blake2b
@@ -20,6 +20,7 @@ from lesionseg.inference.bundles.bundle import bundle_digest
 from lesionseg.inference.inference_settings import InferenceSettings
 from lesionseg.inference.predictor import Predictor
 from lesionseg.inference.steps import Inferred, PreparedScan
+from lesionseg.io.case_ids import printable_id
 from lesionseg.io.dicom.source_images import ResultOrigin
 from lesionseg.io.dicom.stack import Tilt
 from lesionseg.io.formats.volumes import content_files, read_geometry
@@ -30,7 +31,7 @@ from lesionseg.pipeline.predict.memory_share import MemoryBudget, default_budget
 from lesionseg.pipeline.predict.predictions_table import PredictionRow, Status
 from lesionseg.pipeline.predict.stages import Halt, Queue, overlapped
 from lesionseg.pipeline.run.capabilities import require_voxels
-from lesionseg.pipeline.run.redaction import redact, redact_error
+from lesionseg.pipeline.run.redaction import redact_any
 
 logger = logging.getLogger(__name__)
 
@@ -175,9 +176,9 @@ class _CasePipeline:
             with self._guarded(work):
                 if isinstance(outcome, Exception):
                     raise outcome
-            if outcome is not None:
-                work.inferred = outcome
-                work.seconds += outcome.seconds
+                if outcome is not None:
+                    work.inferred = outcome
+                    work.seconds += outcome.seconds
             del outcome
             yield work
 
@@ -227,7 +228,7 @@ class _CasePipeline:
 
     def _row(self, work: _CaseTask, status: Status, message: str = "") -> PredictionRow:
         return PredictionRow(
-            case=work.files.case,
+            case=printable_id(work.files.case),
             status=status,
             message=message,
             seconds=round(work.seconds, 3),
@@ -239,9 +240,20 @@ class _CasePipeline:
 
     def _told(self, error: Exception, files: CaseFiles) -> str:
         """What a failed case's row and the log say of it; where it lies only if that was asked."""
-        if isinstance(error, LesionsegError):
-            return str(error) if self.job.identifiers else redact_error(error, files, NAME)
-        return repr(error) if self.job.identifiers else redact(repr(error), files, NAME)
+        if self.job.identifiers:
+            text = str(error) if isinstance(error, LesionsegError) else repr(error)
+        else:
+            text = redact_any(error, files, NAME)
+        return text.encode("utf-8", "backslashreplace").decode()  # file names may be no Unicode
+
+    def _fail(self, work: _CaseTask, error: Exception) -> None:
+        """Tell what went wrong and remove what was written; never raises an `Exception`."""
+        work.prepared = work.inferred = None
+        work.row = self._row(work, "failed", self._told(error, work.files))
+        logger.warning("Case %s failed: %s", work.row.case, work.row.message)
+        logger.debug("Case %s failed.", work.row.case, exc_info=error)
+        with suppress(Exception):  # what cannot even be named or removed was not written by us
+            self.targets.clear(work.files, self.predictor.plan)
 
     @contextmanager
     def _guarded(self, work: _CaseTask) -> Iterator[None]:
@@ -250,12 +262,7 @@ class _CasePipeline:
         try:
             yield
         except Exception as error:  # a damaged file may make any library raise anything
-            message = self._told(error, work.files)
-            logger.warning("Case %s failed: %s", work.files.case, message)
-            logger.debug("Case %s failed.", work.files.case, exc_info=error)
-            work.prepared = work.inferred = None
-            work.row = self._row(work, "failed", message)
-            self.targets.clear(work.files, self.predictor.plan)
+            self._fail(work, error)
         finally:
             work.seconds += perf_counter() - begin
             if work.row is not None and work.row.status != "kept":

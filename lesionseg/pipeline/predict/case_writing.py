@@ -10,9 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lesionseg.core import CaseFiles, Geometry, Volume
+from lesionseg.errors import OutputError
 from lesionseg.inference.candidates.peaks import collect_above
 from lesionseg.inference.predictor import Predictor
 from lesionseg.inference.steps import Inferred
+from lesionseg.io.case_ids import check_case_id
 from lesionseg.io.dicom.source_images import ResultOrigin
 from lesionseg.io.formats.volumes import is_dicom_image, result_suffix, write_volume
 from lesionseg.io.predictions import write_prediction
@@ -44,7 +46,11 @@ class CaseOutputs:
     dicom: bool = False
 
     def paths(self, files: CaseFiles, plan: Plan, *, segmented: bool = True) -> list[Path]:
-        """The files that a case has when it is done; `segmented`: if something was accepted."""
+        """The files that a case has when it is done; `segmented`: if something was accepted.
+
+        Raises `DatasetError` for an id that cannot name files, or would name others.
+        """
+        check_case_id(files.case, files.images[0])
         suffix = result_suffix(files.images[0], plan.dims)
         with_masks = plan.candidate_rule.source != "detection"
         masks = [f"_mask{suffix}", f"_instances{suffix}"] if with_masks else []
@@ -65,12 +71,18 @@ class CaseOutputs:
         return self.folder / PROBABILITIES / f"{files.case}_{label}{suffix}"
 
     def clear(self, files: CaseFiles, plan: Plan) -> None:
-        """Remove a case's files, lest old ones be taken for new, and what a killed run left."""
-        for path in self.paths(files, plan):
-            path.unlink(missing_ok=True)
-            if path.parent.is_dir():
-                for half in path.parent.glob(f".????????-{_literal(path.name)}"):
-                    half.unlink(missing_ok=True)
+        """Remove a case's files, lest old ones be taken for new, and what a killed run left.
+
+        Raises `OutputError` for the first that cannot be removed, once the others are.
+        """
+        kept = [error for path in self.paths(files, plan) for error in _remove(path)]
+        if kept:
+            raise OutputError(
+                "An earlier result cannot be removed.",
+                where=kept[0].filename,
+                seen=kept[0].strerror,
+                remedy="remove it by hand, or choose another output folder.",
+            ) from kept[0]
 
 
 def write_case(
@@ -126,6 +138,16 @@ def saving(
     yield note
     volume = Volume(kept[np.newaxis], geometry)
     write_volume(targets.probability_path(files, plan, label), volume, like=files.images[0])
+
+
+def _remove(path: Path) -> Iterator[OSError]:
+    """Remove a file and the halves of it that a killed run left; what was in the way."""
+    halves = path.parent.glob(f".????????-{_literal(path.name)}") if path.parent.is_dir() else ()
+    for file in (path, *halves):
+        try:
+            file.unlink(missing_ok=True)
+        except OSError as error:
+            yield error
 
 
 def _literal(name: str) -> str:

@@ -1,6 +1,7 @@
 """Results as DICOM beside the other files, for scans that came as DICOM."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from lesionseg.core import CaseFiles, Prediction
@@ -21,8 +22,11 @@ NO_SEGMENTATION = "No DICOM segmentation: no accepted candidate has voxels."
 
 def check_dicom_output(cases: Sequence[CaseFiles]) -> None:
     """Raise `ConfigError` when there is a DICOM scan and nothing to write DICOM with."""
-    if any(is_dicom_image(files.images[0]) for files in cases):
-        require_highdicom()
+    for files in cases:
+        with suppress(OSError):  # a file that cannot be opened fails by itself
+            if is_dicom_image(files.images[0]):
+                require_highdicom()
+                return
 
 
 def dicom_paths(

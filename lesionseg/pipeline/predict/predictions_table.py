@@ -1,5 +1,6 @@
 """`predictions.csv`: what became of every case, kept on disk while the cases go by."""
 
+import logging
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,6 +11,8 @@ from typing import Literal, TypeVar
 
 from lesionseg.errors import ConfigError
 from lesionseg.io.atomic import read_csv, write_csv
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 Status = Literal["done", "kept", "failed"]
@@ -119,17 +122,27 @@ class PredictionTable:
         self._own.add(row.case)
         self._is_written = False
         if perf_counter() >= self._next_write:
-            self.close()
+            self._write_or_warn()
 
     def close(self) -> None:
-        """Write what is not written yet."""
+        """Write what is not written yet. Raises `OutputError`."""
         if self._is_written:
             return
         begin = perf_counter()
         columns = [field.name for field in fields(PredictionRow)]
-        write_csv(self._path, [asdict(self.rows[case]) for case in sorted(self._own)], columns)
-        end = perf_counter()
-        self._is_written, self._next_write = True, end + (end - begin) / _WRITING_SHARE
+        try:
+            write_csv(self._path, [asdict(self.rows[case]) for case in sorted(self._own)], columns)
+        finally:
+            end = perf_counter()
+            self._next_write = end + (end - begin) / _WRITING_SHARE
+        self._is_written = True
+
+    def _write_or_warn(self) -> None:
+        """Write; where that fails now the cases go on, and `close` tries again."""
+        try:
+            self.close()
+        except Exception as error:  # a full disk, or no memory: the rows are still here
+            logger.warning("%s cannot be written yet: %r", self._path.name, error)
 
 
 def _known_rows(output: Path, last: Path) -> Iterator[PredictionRow]:

@@ -20,6 +20,7 @@ from typing import Any
 from lesionseg.core import CaseFiles
 from lesionseg.errors import ConfigError
 from lesionseg.inference.predictor import Predictor
+from lesionseg.io.case_ids import printable_id
 from lesionseg.models.build import NetworkFactory
 from lesionseg.pipeline.predict.case_pipeline import PredictJob, predict_cases
 from lesionseg.pipeline.predict.memory_share import default_budget
@@ -123,11 +124,11 @@ class Worker:
         """A case's row, as a dictionary."""
         job = self._prepare(item["order"])
         files, earlier = pickle.loads(item["case"])  # our own, from `_rows`
-        mark = job.output / ATTEMPTS / blake2b(files.case.encode(), digest_size=8).hexdigest()
+        mark = job.output / ATTEMPTS / blake2b(repr(files.case).encode(), digest_size=8).hexdigest()
         n_before = mark.stat().st_size if mark.is_file() else 0
         if n_before >= MAX_ATTEMPTS:
             message = f"{n_before} workers died of this case, perhaps for want of memory."
-            return asdict(PredictionRow(files.case, "failed", message))
+            return asdict(PredictionRow(printable_id(files.case), "failed", message))
         with mark.open("ab") as file:
             file.write(b"x")
         known = {} if earlier is None else {files.case: earlier}
@@ -184,4 +185,4 @@ def _absolute(job: PredictJob) -> PredictJob:
 
 
 def _absolute_files(files: CaseFiles) -> CaseFiles:
-    return replace(files, images=tuple(Path(image).resolve() for image in files.images))
+    return replace(files, images=tuple(Path(image).absolute() for image in files.images))

@@ -90,6 +90,13 @@ def predict(
 
 def find_cases(source: Path, output: Path, plan: Plan) -> list[CaseFiles]:
     """The cases of `source`, results of an earlier run in `output` left out."""
+    if output.exists() and not output.is_dir():
+        raise ConfigError(
+            "The output is a file.",
+            where="output",
+            seen=output,
+            expected="a folder; one that does not exist is made",
+        )
     if source.is_dir() and output.exists() and source.samefile(output):
         raise ConfigError(
             "The output folder is the input folder: its masks would be taken for scans.",
@@ -99,7 +106,14 @@ def find_cases(source: Path, output: Path, plan: Plan) -> list[CaseFiles]:
         )
     results = output.resolve()
     found = find_images(source, len(plan.channel_names))
-    cases = [c for c in found if not any(results in p.resolve().parents for p in c.images)]
+    cases = [c for c in found if not any(_lies_in(results, p) for p in c.images)]
     if not cases:
         raise DatasetError("There is no scan to predict.", where=source)
     return cases
+
+
+def _lies_in(folder: Path, path: Path) -> bool:
+    try:
+        return folder in path.resolve().parents
+    except (OSError, ValueError, RuntimeError):  # no such path, or a circle: reading it says so
+        return False

@@ -27,6 +27,16 @@ def redact_error(error: LesionsegError, files: CaseFiles | None, pseudonym: str)
     return redact(" ".join(parts), files, pseudonym)
 
 
+def redact_any(error: Exception, files: CaseFiles, pseudonym: str) -> str:
+    """What any error says of a case, redacted; only its class where the names are not to be had."""
+    try:
+        if isinstance(error, LesionsegError):
+            return redact_error(error, files, pseudonym)
+        return redact(repr(error), files, pseudonym)
+    except Exception:  # a path that no disk takes, or links that lead in a circle
+        return f"{type(error).__name__}; what it says is not told, for it may name the patient."
+
+
 def redact(text: str, files: CaseFiles, pseudonym: str) -> str:
     """A text in which paths, file names, the case's id and its group are replaced."""
     words: dict[str, str] = {}

@@ -1,5 +1,6 @@
 """The page and the REST interface."""
 
+import asyncio
 import tempfile
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -18,6 +19,7 @@ from lesionseg.pipeline.serve.label_api import label_router
 from lesionseg.pipeline.serve.uploads import Shelf, Upload, store
 
 Result = Literal["mask", "candidates", "all"]
+SWEEP_SECONDS = 60.0
 _TYPES = {".json": "application/json", ".png": "image/png", ".gz": "application/gzip"}
 
 
@@ -34,7 +36,9 @@ def make_app(answerer: Answerer, *, bundle: str, max_upload_mb: float) -> FastAP
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        sweeper = asyncio.create_task(_sweep_by_the_clock(shelf))
         yield
+        sweeper.cancel()
         shelf.close()
 
     # FastAPI's own pages of documentation load scripts from elsewhere
@@ -77,6 +81,13 @@ def make_app(answerer: Answerer, *, bundle: str, max_upload_mb: float) -> FastAP
         return attachment(name, content, counts)
 
     return app
+
+
+async def _sweep_by_the_clock(shelf: Shelf) -> None:
+    """Old scans leave even if nobody asks for anything."""
+    while True:
+        await asyncio.sleep(SWEEP_SECONDS)
+        await asyncio.to_thread(shelf.sweep)
 
 
 def sent(uploads: Sequence[UploadFile]) -> list[Upload]:

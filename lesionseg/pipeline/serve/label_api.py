@@ -1,8 +1,10 @@
 """As much of MONAI Label's interface as 3D Slicer's plug-in needs to segment a loaded volume.
 
-The plug-in asks `/info/`, sends the volume to `/session/` or `/datastore/`, and asks `/infer/` by
-session or image id; it gets a form of two parts, `params` and `image`. There is no stored dataset,
-no training and no active learning: the datastore is always empty to whoever lists it.
+The plug-in asks `/info/`, sends the volume to `/session/`, and asks `/infer/` by session; other
+clients may send it to `/datastore/`. All keys are made here and cannot be guessed, so that nobody
+gets the mask of another's scan, whatever either calls it. The answer is a form of two parts,
+`params` and `image`. There is no stored dataset, no training and no active learning: the datastore
+is always empty to whoever lists it.
 """
 
 import json
@@ -43,8 +45,9 @@ def label_router(answerer: Answerer, shelf: Shelf, max_bytes: int) -> APIRouter:
         return {"objects": {}} if output == "all" else {**_EMPTY}
 
     @router.put("/datastore/")
-    def add_image(file: SentMany, image: str | None = None) -> dict[str, str]:
-        key = image or uuid.uuid4().hex
+    def add_image(file: SentMany) -> dict[str, str]:
+        # the name that a client gives (`image=`) is no key: two may call their scans the same
+        key = uuid.uuid4().hex
         shelf.put(_image(key), [_upload(f) for f in file], max_bytes)
         return {"image": key}
 
@@ -84,7 +87,7 @@ def label_router(answerer: Answerer, shelf: Shelf, max_bytes: int) -> APIRouter:
                 return _response(answerer.answer(Path(folder), suffix=suffix), plan, output)
         kept = shelf.get(_session(session_id) if session_id else _image(image))
         if kept is None:
-            raise HTTPException(404, "There is no such image; send it first, or with the request.")
+            raise HTTPException(404, _NO_IMAGE)
         return _response(answerer.answer(kept, suffix=suffix), plan, output)
 
     return router
@@ -114,6 +117,10 @@ def app_info(plan: Plan) -> dict[str, Any]:
     }
 
 
+_NO_IMAGE = (
+    "There is no such image, or no longer. Send it to /session/ or /datastore/ and ask by the key "
+    "in the answer, or send it with this request; in 3D Slicer load the volume anew and press Run."
+)
 _EMPTY: Mapping[str, Any] = {"total": 0, "completed": 0, "label_tags": {}}
 
 

@@ -80,8 +80,9 @@ def _unzip(content: BinaryIO, folder: Path, max_bytes: int) -> None:
 class Shelf:
     """Scans that stay for further requests, by key: few, for a while, in temporary folders.
 
-    At most `size` are kept, the one asked for longest ago goes first; none is kept longer than
-    `seconds`. Keys live in memory alone.
+    At most `size` are kept, the one asked for longest ago goes first; none stays longer than
+    `seconds` after it was last asked for, if somebody calls `sweep` now and then (every other
+    method does). Keys live in memory alone.
     """
 
     def __init__(self, size: int = 8, seconds: float = 3600.0) -> None:
@@ -98,6 +99,7 @@ class Shelf:
         except BaseException:
             folder.cleanup()
             raise
+        self.sweep()
         with self._lock:
             self._drop(key)
             self._folders[key], self._touched[key] = folder, time.monotonic()
@@ -106,17 +108,23 @@ class Shelf:
 
     def get(self, key: str) -> Path | None:
         """The folder of a scan; None when there is none, or no longer."""
+        self.sweep()
+        with self._lock:
+            if key not in self._folders:
+                return None
+            self._touched[key] = time.monotonic()
+            return Path(self._folders[key].name)
+
+    def sweep(self) -> None:
+        """Forget what nobody has asked for in a long time."""
         now = time.monotonic()
         with self._lock:
             for old in [k for k, t in self._touched.items() if now - t > self._seconds]:
                 self._drop(old)
-            if key not in self._folders:
-                return None
-            self._touched[key] = now
-            return Path(self._folders[key].name)
 
     def remove(self, key: str) -> bool:
         """Forget a scan; whether there was one."""
+        self.sweep()
         with self._lock:
             return self._drop(key)
 

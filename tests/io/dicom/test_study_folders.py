@@ -98,3 +98,13 @@ def test_a_folder_of_nothing_but_localisers_has_no_scan(tmp_path: Path) -> None:
     localiser(tmp_path / "study")
     with pytest.raises(DatasetError, match="No image found"):
         find_images(tmp_path, 1)
+
+
+def test_a_series_is_called_as_its_folder_also_from_within(
+    series: Series, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = series()
+    (folder / "deeper").mkdir()
+    for place, source in ((folder, "."), (folder / "deeper", "..")):
+        monkeypatch.chdir(place)
+        assert [c.case for c in find_images(Path(source), 1)] == [folder.name]

@@ -10,6 +10,7 @@ import warnings
 import zipfile
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from lesionseg.errors import ConfigError
 from lesionseg.inference.bundles.bundle import write_bundle
 from lesionseg.inference.predictor import Predictor
 from lesionseg.io.formats.volumes import read_volume, write_volume
+from lesionseg.pipeline.serve import app as app_module
 from lesionseg.pipeline.serve.recipe import serve, serving_app
 from lesionseg.pipeline.serve.uploads import Shelf, Upload
 from lesionseg.plan.plan import Plan
@@ -206,13 +208,14 @@ def test_a_session_of_slicers_plug_in(
     key = client.put("/session/", files={"files": (NAME, content)}).json()["session_id"]
     assert client.get(f"/session/{key}").status_code == 200
     stored = client.put("/datastore/?image=v", files={"file": (NAME, content)})
-    assert stored.json() == {"image": "v"}
+    image_key = stored.json()["image"]
+    assert image_key != "v"
     assert client.get("/datastore/?output=all").json() == {"objects": {}}
     params = {"params": json.dumps({"result_extension": ".nrrd", "result_dtype": "uint8"})}
     own = Predictor(bundle, device="cpu", architectures=MINE)(scan).mask()
     for query, files in {
         f"?image=v&session_id={key}": None,
-        "?image=v": None,
+        f"?image={image_key}": None,
         "?image=": {"file": (NAME, content)},
     }.items():
         answer = client.post(f"/infer/lesionseg{query}", data=params, files=files)
@@ -228,13 +231,37 @@ def test_a_session_of_slicers_plug_in(
         client.delete(f"/session/{key}"),
         client.get(f"/session/{key}"),
         client.post(f"/infer/lesionseg?image=&session_id={key}"),
-        client.post("/infer/other?image=v"),
+        client.post(f"/infer/other?image={image_key}"),
     ):
         assert gone.status_code == 404
-    bad = client.post("/infer/lesionseg?image=v", data={"params": "[no"})
+    bad = client.post(f"/infer/lesionseg?image={image_key}", data={"params": "[no"})
     assert bad.status_code == 422
-    only = client.post("/infer/lesionseg?image=v&output=json").json()
+    only = client.post(f"/infer/lesionseg?image={image_key}&output=json").json()
     assert only["n_accepted"] > 0
+
+
+def test_two_users_who_call_their_scans_the_same_get_their_own_masks(
+    client: TestClient, scan: Path, tmp_path: Path
+) -> None:
+    other = read_volume(scan)
+    other.array[0] = other.array[0][:, ::-1].copy()
+    write_volume(tmp_path / "other.nii.gz", other)
+    sent = {"a": scan.read_bytes(), "b": (tmp_path / "other.nii.gz").read_bytes()}
+    keys = {
+        user: client.put("/datastore/?image=MRHead", files={"file": (NAME, content)}).json()[
+            "image"
+        ]
+        for user, content in sent.items()
+    }
+    assert len({*keys.values(), "MRHead"}) == 3
+    for user, content in sent.items():
+        own = client.post("/predict", files={"file": (NAME, content)}).content
+        answer = client.post(f"/infer/lesionseg?image={keys[user]}&output=image")
+        mask = _mask(answer.content, tmp_path / "asked.nii.gz")
+        np.testing.assert_array_equal(mask, _mask(own, tmp_path / "own.nii.gz"))
+    by_name = client.post("/infer/lesionseg?image=MRHead")
+    assert by_name.status_code == 404
+    assert "the key in the answer" in by_name.json()["detail"]
 
 
 def test_uploads_leave_with_the_server(bundle: Path, scan: Path, temporary: Path) -> None:
@@ -259,6 +286,36 @@ def test_a_shelf_keeps_few_and_not_for_long(temporary: Path) -> None:
     assert forgetful.get("a") is None
     shelf.close()
     assert not list(temporary.iterdir())
+
+
+def test_an_expired_scan_leaves_at_the_next_request_whatever_it_is(temporary: Path) -> None:
+    for ask in (
+        lambda s: s.get("b"),
+        lambda s: s.put("b", [Upload("x.nii", io.BytesIO(b"1"))], 10),
+        lambda s: s.remove("b"),
+    ):
+        shelf = Shelf(seconds=0.0)
+        shelf.put("a", [Upload("x.nii", io.BytesIO(b"1"))], 10)
+        (old,) = temporary.iterdir()
+        ask(shelf)
+        assert not old.exists()
+        shelf.close()
+
+
+def test_an_expired_scan_leaves_by_the_clock(
+    bundle: Path, scan: Path, temporary: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import time
+
+    monkeypatch.setattr(app_module, "SWEEP_SECONDS", 0.01)
+    monkeypatch.setattr(app_module, "Shelf", partial(Shelf, seconds=0.0))
+    app = serving_app(bundle, device="cpu", architectures=MINE)
+    with TestClient(app) as client:
+        client.put("/session/", files={"files": (NAME, scan.read_bytes())})
+        end = time.monotonic() + 10
+        while list(temporary.iterdir()) and time.monotonic() < end:
+            time.sleep(0.02)
+        assert not list(temporary.iterdir())
 
 
 def test_a_missing_package_names_the_extra(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
