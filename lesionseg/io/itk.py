@@ -73,7 +73,13 @@ def _header(path: Path) -> Any:
     if n_dims not in (2, 3) or n_channels != 1:
         raise other_axes(path, n_dims, n_channels)
     if int(np.prod(reader.GetSize(), dtype=object)) != header.n_values:
-        raise ReadError("The header can be read in two ways.", where=path, seen=reader.GetSize())
+        raise ReadError(
+            "The header can be read in two ways.",
+            where=path,
+            seen=f"sizes {reader.GetSize()}",
+            expected=f"{header.n_values} voxels",
+            remedy="Write the image anew.",
+        )
     return reader
 
 
