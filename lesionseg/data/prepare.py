@@ -6,6 +6,7 @@ the image on it, one slab at a time, as inference does on the way back to the fi
 
 import itertools
 import logging
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +19,8 @@ from lesionseg.core import Case, Geometry, Reference, Volume
 from lesionseg.data.adaptor import as_torch, geometry_of, shell
 from lesionseg.data.normalise import normalise
 from lesionseg.data.onto_grid import copy_float32, read_linear, turned
-from lesionseg.errors import ContentError
+from lesionseg.errors import ContentError, GeometryError
+from lesionseg.io.formats.guard import MOST_VOXELS
 from lesionseg.ops.components import lesion_instances
 from lesionseg.ops.resample import resample_nearest
 from lesionseg.plan.plan import Plan
@@ -80,8 +82,8 @@ def prepare_image(
     patient's millimetres. The same voxels in whatever orientation give the same array. Holds the
     image and the result, or, where `overwrite` gives leave and the image lies on the plan's grid,
     the image alone. `look` is called before normalisation, and may not keep what it is shown.
-    Raises `ContentError` when channels or axes are not the
-    plan's.
+    Raises `ContentError` when channels or axes are not the plan's, `GeometryError` when the plan's
+    grid would hold more than `MOST_VOXELS`.
     """
     if volume.array.shape[0] != len(plan.channel_names) or volume.geometry.dims != plan.dims:
         raise ContentError(
@@ -90,7 +92,7 @@ def prepare_image(
             seen=f"{volume.array.shape[0]} channels, {volume.geometry.dims} axes",
             expected=f"{len(plan.channel_names)} channels, {plan.dims} axes",
         )
-    prepared = _on_plan_grid(volume, plan, overwrite=overwrite)
+    prepared = _on_plan_grid(volume, plan, where=where, overwrite=overwrite)
     if look is not None:
         look(prepared)
     normalise(prepared.array, plan.normalisation)
@@ -184,13 +186,30 @@ def _parts(
     return labels
 
 
-def _on_plan_grid(volume: Volume, plan: Plan, *, overwrite: bool) -> Volume:
+def _on_plan_grid(volume: Volume, plan: Plan, *, where: str | None, overwrite: bool) -> Volume:
     """Turned and resampled, float32."""
     view = turned(volume)
     geometry = plan_geometry(view.geometry, plan)
     if geometry is view.geometry:
         return copy_float32(view, overwrite=overwrite)
+    _refuse_huge(geometry, where)
     return read_linear(view, geometry)
+
+
+def _refuse_huge(geometry: Geometry, where: str | None) -> None:
+    """A small file with large voxels must not ask for more memory than any machine has."""
+    if math.prod(geometry.shape) > MOST_VOXELS:
+        sizes, spacing = (
+            " × ".join(f"{n:g}" for n in s) for s in (geometry.shape, geometry.spacing_mm)
+        )
+        raise GeometryError(
+            "The image would have too many voxels on the plan's grid.",
+            where=where,
+            seen=f"{sizes} voxels of {spacing} mm",
+            expected=f"at most {MOST_VOXELS} voxels",
+            remedy="Check the voxel size in the file's header; if it is right, cut the image into "
+            "parts, or train with a coarser plan.spacing_mm.",
+        )
 
 
 def _read_nearest(array: NDArray[Any], source: Geometry, geometry: Geometry) -> NDArray[Any]:

@@ -7,7 +7,7 @@ from monai.transforms import Spacing
 from lesionseg.core import Case, Geometry, Reference, Volume
 from lesionseg.data.adaptor import geometry_of, shell
 from lesionseg.data.prepare import prepare_case, prepare_image, prepare_reference
-from lesionseg.errors import ContentError
+from lesionseg.errors import ContentError, GeometryError
 from lesionseg.ops.components import lesion_instances
 from lesionseg.plan.plan import Architecture, Normalisation, Plan
 
@@ -185,6 +185,13 @@ def test_the_wrong_number_of_channels_is_refused():
     volume = Volume(np.zeros((2, *SHAPE), np.float32), Geometry.from_spacing(SHAPE, (1, 1, 1)))
     with pytest.raises(ContentError, match="2 channels"):
         prepare_image(volume, make_plan())
+
+
+def test_h3_a_small_image_of_huge_voxels_asks_for_no_memory_on_the_plans_grid():
+    """8 KB of voxels, 100 mm wide, would be 1501³ voxels of 1 mm: 13 GB."""
+    volume = Volume(np.zeros((1, 16, 16, 16)), oblique((16, 16, 16), (100.0,) * 3, degrees=0.0))
+    with pytest.raises(GeometryError, match=r"too many voxels on the plan's grid.*\(in a\).*1501"):
+        prepare_image(volume, make_plan(), where="a")
 
 
 def test_labels_become_channels_and_touching_labels_stay_two_lesions():

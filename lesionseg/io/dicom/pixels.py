@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from numpy.typing import NDArray
 
 from lesionseg.errors import ReadError
-from lesionseg.io.formats.guard import reading
+from lesionseg.io.formats.guard import check_claim, reading
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset as Header
@@ -34,14 +34,31 @@ def stored_pixels(path: Path, header: "Header") -> NDArray[Any]:
     there for it, and for pixels that are damaged.
     """
     _refuse_undecodable(path, header)
+    check_pixels(path, header)
     with reading(path):
         return header.pixel_array
+
+
+def check_pixels(path: Path, header: "Header") -> None:
+    """Raise `ReadError` when rows, columns and frames claim more than the file can hold."""
+    with reading(path):
+        frames = header.get("PerFrameFunctionalGroupsSequence", None) or ()
+        n_frames = max(int(header.get("NumberOfFrames", None) or 1), len(frames))
+        n_bits = int(header.get("BitsAllocated", 8)) * int(header.get("SamplesPerPixel", 1))
+        n_bytes = int(header.Rows) * int(header.Columns) * n_frames * n_bits // 8
+        syntax = _syntax(header)
+        packed = syntax is not None and (syntax.is_compressed or syntax.is_deflated)
+        check_claim(path, n_bytes, compressed=packed)
+
+
+def _syntax(header: "Header") -> Any:
+    return header.file_meta.get("TransferSyntaxUID") if hasattr(header, "file_meta") else None
 
 
 def _refuse_undecodable(path: Path, header: "Header") -> None:
     from pydicom.pixels.decoders.base import get_decoder
 
-    syntax = header.file_meta.get("TransferSyntaxUID") if hasattr(header, "file_meta") else None
+    syntax = _syntax(header)
     if syntax is None or not syntax.is_compressed:
         return
     try:

@@ -16,8 +16,8 @@ from lesionseg.core import Geometry, Volume
 from lesionseg.errors import ReadError
 from lesionseg.io.dicom.headers import is_xray, read_header, refuse_unfit
 from lesionseg.io.dicom.hidden_pixels import HIDING, hidden_pixels
-from lesionseg.io.dicom.pixels import stored_pixels
-from lesionseg.io.formats.guard import reading
+from lesionseg.io.dicom.pixels import check_pixels, stored_pixels
+from lesionseg.io.formats.guard import check_grid, reading
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset as Header
@@ -54,12 +54,11 @@ def read_radiograph(path: Path) -> Volume:
     are not `valid`. Raises `ReadError`.
     """
     header = read_header(path, pixels=True)
-    _refuse(path, header)
+    geometry, valid = _checked(path, header), None
     stored = stored_pixels(path, header)
     with reading(path):
         hidden = hidden_pixels(path, header, stored)
         grey = _presented(header, stored)
-    geometry, valid = _geometry(header), None
     if hidden.any():
         valid = ~hidden
         grey[hidden] = grey[valid].min()
@@ -68,9 +67,7 @@ def read_radiograph(path: Path) -> Volume:
 
 def read_radiograph_geometry(path: Path) -> Geometry:
     """Read shape and pixel size from the header alone."""
-    header = read_header(path)
-    _refuse(path, header)
-    return _geometry(header)
+    return _checked(path, read_header(path))
 
 
 def pixel_size(header: "Header") -> PixelSize:
@@ -117,6 +114,14 @@ def radiograph_columns(path: Path) -> dict[str, str]:
         "presentation_intent": str(header.get("PresentationIntentType", "") or ""),
         "pixel_size_source": pixel_size(header).source,
     }
+
+
+def _checked(path: Path, header: "Header") -> Geometry:
+    """The geometry of what is a radiograph, and not larger than its file."""
+    _refuse(path, header)
+    check_pixels(path, header)
+    with reading(path):
+        return check_grid(path, _geometry(header))
 
 
 def _refuse(path: Path, header: "Header") -> None:

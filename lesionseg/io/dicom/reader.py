@@ -17,6 +17,7 @@ from lesionseg.io.dicom.radiographs import read_radiograph, read_radiograph_geom
 from lesionseg.io.dicom.series import series_headers
 from lesionseg.io.dicom.slices import read_slices, read_values
 from lesionseg.io.dicom.stack import Stack, Tilt, settle_tilt, settled_geometry, stack_slices
+from lesionseg.io.formats.guard import check_grid
 
 
 def read_dicom(path: Path, *, tilt: Tilt = "refuse") -> Volume:
@@ -30,6 +31,7 @@ def read_dicom(path: Path, *, tilt: Tilt = "refuse") -> Volume:
     if radiograph is not None:
         return read_radiograph(radiograph)
     stack = _stack(path)
+    check_grid(path, settled_geometry(stack, tilt, path))
     return settle_tilt(stack, read_values(list(stack.slices)), tilt, path)
 
 
@@ -38,7 +40,7 @@ def read_dicom_geometry(path: Path, *, tilt: Tilt = "refuse") -> Geometry:
     radiograph = radiograph_file(path)
     if radiograph is not None:
         return read_radiograph_geometry(radiograph)
-    return settled_geometry(_stack(path), tilt, path)
+    return check_grid(path, settled_geometry(_stack(path), tilt, path))
 
 
 def radiograph_file(path: Path) -> Path | None:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from lesionseg.errors import ReadError
 from lesionseg.io.dicom.headers import read_header, refuse_unfit
-from lesionseg.io.dicom.pixels import stored_pixels
+from lesionseg.io.dicom.pixels import check_pixels, stored_pixels
 from lesionseg.io.formats.guard import reading
 
 if TYPE_CHECKING:
@@ -58,6 +58,7 @@ class DicomSlice:
 def read_slices(path: Path, header: "Header") -> list[DicomSlice]:
     """The slices of a file: one, or one a frame. Raises `ReadError` for what has no place."""
     refuse_unfit(path, header)
+    check_pixels(path, header)
     with reading(path):
         if "PerFrameFunctionalGroupsSequence" in header:
             return _enhanced(path, header)

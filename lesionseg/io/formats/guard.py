@@ -1,9 +1,11 @@
 """Refusing bad files by name, before they cost memory."""
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from lesionseg.core import Geometry
 from lesionseg.errors import GeometryError, LesionsegError, ReadError
 from lesionseg.io.remote.mirror import bring
 
@@ -11,6 +13,10 @@ from lesionseg.io.remote.mirror import bring
 # technical notes); rounded up, and small files are let through whatever they claim
 _MOST_COMPRESSION = 1100
 _ALWAYS_ALLOWED_BYTES = 2**20
+# of one channel, on the file's grid and on the plan's: 8 GiB as float32, and indices fit 32 bits
+MOST_VOXELS = 2**31 - 1
+# from finer than microscopes to coarser than any scanner
+SPACING_MM = (1e-3, 100.0)
 
 
 def check_file(path: Path) -> None:
@@ -40,6 +46,33 @@ def check_claim(path: Path, n_bytes: int, *, compressed: bool = True) -> None:
             seen=f"{n_bytes} bytes of voxels claimed, {size} bytes in the file",
             remedy="Copy the file again, or write it anew from its source.",
         )
+
+
+def check_voxels(path: Path, n_voxels: int) -> None:
+    """Raise `ReadError` for more voxels than one file may have, whatever its size."""
+    if n_voxels > MOST_VOXELS:
+        raise ReadError(
+            "The image has too many voxels.",
+            where=path,
+            seen=n_voxels,
+            expected=f"at most {MOST_VOXELS}",
+            remedy="Check the file's header; cut a larger image into parts.",
+        )
+
+
+def check_grid(path: Path, geometry: Geometry) -> Geometry:
+    """The very geometry; raises `ReadError` for too many voxels and for an impossible spacing."""
+    check_voxels(path, math.prod(geometry.shape))
+    low, high = SPACING_MM
+    if not all(low <= mm <= high for mm in geometry.spacing_mm):
+        raise ReadError(
+            "The voxels have an impossible size.",
+            where=path,
+            seen=" × ".join(f"{mm:g}" for mm in geometry.spacing_mm) + " mm",
+            expected=f"{low:g} to {high:g} mm",
+            remedy="Correct the spacing, and its unit, in the file's header.",
+        )
+    return geometry
 
 
 @contextmanager

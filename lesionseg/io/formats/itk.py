@@ -8,10 +8,14 @@ from numpy.typing import NDArray
 
 from lesionseg.core import Geometry, Volume
 from lesionseg.errors import ReadError
-from lesionseg.io.formats.guard import check_claim, reading
+from lesionseg.io.formats.guard import check_claim, check_grid, check_voxels, reading
+from lesionseg.io.formats.header_fields import MOST_HEADER_BYTES, ItkHeader, other_axes
+from lesionseg.io.formats.metaimage_header import read_metaimage_header
+from lesionseg.io.formats.nrrd_header import read_nrrd_header
+from lesionseg.io.remote.mirror import bring
 
-_IMAGE_IO = {".nrrd": "NrrdImageIO", ".mha": "MetaImageIO", ".mhd": "MetaImageIO"}
-SUFFIXES = tuple(_IMAGE_IO)
+_NRRD = (".nrrd", ".nhdr")
+SUFFIXES = (*_NRRD, ".mha", ".mhd")
 
 
 def read_itk(path: Path) -> Volume:
@@ -21,14 +25,14 @@ def read_itk(path: Path) -> Volume:
     """
     with reading(path):
         reader = _header(path)
-        geometry = _geometry(reader)
+        geometry = _geometry(path, reader)
         return Volume(_array(reader.Execute())[np.newaxis], geometry)
 
 
 def read_itk_geometry(path: Path) -> Geometry:
     """Read shape and affine from the header alone."""
     with reading(path):
-        return _geometry(_header(path))
+        return _geometry(path, _header(path))
 
 
 def write_itk(path: Path, array: NDArray[Any], geometry: Geometry) -> None:
@@ -44,42 +48,62 @@ def write_itk(path: Path, array: NDArray[Any], geometry: Geometry) -> None:
     sitk.WriteImage(image, str(path), True)
 
 
+def voxel_file(path: Path) -> Path:
+    """The file that holds the voxels; the header's own where the header is no good.
+
+    Of mirrored files only such are fetched as may be a header without voxels.
+    """
+    try:
+        bring(path, at_most=MOST_HEADER_BYTES)
+        return _own_header(path).voxel_file
+    except (ReadError, OSError):
+        return path
+
+
 def _header(path: Path) -> Any:
     import SimpleITK as sitk
 
+    header = _own_header(path)
+    _check_voxels(path, header)
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
-    reader.SetImageIO(_IMAGE_IO[path.suffix.lower()])
+    reader.SetImageIO("NrrdImageIO" if path.suffix.lower() in _NRRD else "MetaImageIO")
     reader.ReadImageInformation()
     n_channels, n_dims = reader.GetNumberOfComponents(), reader.GetDimension()
     if n_dims not in (2, 3) or n_channels != 1:
+        raise other_axes(path, n_dims, n_channels)
+    if int(np.prod(reader.GetSize(), dtype=object)) != header.n_values:
         raise ReadError(
-            "The file holds other than one value a voxel on two or three axes.",
+            "The header can be read in two ways.",
             where=path,
-            seen=f"{n_dims} axes, {n_channels} values a voxel",
-            remedy="Split it into one file a channel: <case>_0000, <case>_0001, ….",
+            seen=f"sizes {reader.GetSize()}",
+            expected=f"{header.n_values} voxels",
+            remedy="Write the image anew.",
         )
-    n_voxels = int(np.prod(reader.GetSize(), dtype=object))
-    check_claim(voxel_file(path), n_voxels * _bytes_per_voxel(reader))
     return reader
 
 
-def voxel_file(path: Path) -> Path:
-    """The file that holds the voxels: a `.mhd` header names it in its last line."""
-    if path.suffix.lower() == ".mhd":
-        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-            key, _, value = line.partition("=")
-            file = path.parent / value.strip()
-            if key.strip() == "ElementDataFile" and file.is_file():
-                return file
-    return path
+def _own_header(path: Path) -> ItkHeader:
+    header = (read_nrrd_header if path.suffix.lower() in _NRRD else read_metaimage_header)(path)
+    if header.voxel_file != path and path.stat().st_size > MOST_HEADER_BYTES:
+        raise ReadError(
+            "A header whose voxels lie in another file is too long.",
+            where=path,
+            seen=f"{path.stat().st_size} bytes",
+            expected=f"at most {MOST_HEADER_BYTES}",
+            remedy="Write the image anew as one file: .nii.gz, .nrrd or .mha.",
+        )
+    return header
 
 
-def _bytes_per_voxel(reader: Any) -> int:
-    import SimpleITK as sitk
-
-    name = sitk.GetPixelIDValueAsString(reader.GetPixelID())  # such as "16-bit unsigned integer"
-    return int(name.partition("-bit")[0]) // 8 if name[:1].isdigit() else 1
+def _check_voxels(path: Path, header: ItkHeader) -> None:
+    """Refuse, before ITK makes room for them, voxels that the file cannot hold."""
+    n_bytes = header.n_values * header.value_bytes
+    # as text a value takes a digit and a space, the last one no space; in hex a byte two digits
+    least = {"text": 2 * header.n_values - 1, "hex": 2 * n_bytes}.get(header.packing, n_bytes)
+    check_claim(header.voxel_file, least, compressed=header.packing == "compressed")
+    check_claim(header.voxel_file, header.stored_bytes, compressed=False)
+    check_voxels(path, header.n_values)
 
 
 def _array(image: Any) -> NDArray[Any]:
@@ -88,13 +112,14 @@ def _array(image: Any) -> NDArray[Any]:
     return np.asarray(sitk.GetArrayFromImage(image))
 
 
-def _geometry(reader: Any) -> Geometry:
+def _geometry(path: Path, reader: Any) -> Geometry:
     dims = reader.GetDimension()
     affine = np.eye(dims + 1)
     direction = np.asarray(reader.GetDirection()).reshape(dims, dims)
     affine[:-1, :-1] = direction * np.asarray(reader.GetSpacing())
     affine[:-1, -1] = reader.GetOrigin()
-    return Geometry(reader.GetSize()[::-1], _flip_left_posterior(dims) @ _reverse_axes(affine))
+    affine = _flip_left_posterior(dims) @ _reverse_axes(affine)
+    return check_grid(path, Geometry(reader.GetSize()[::-1], affine))
 
 
 def _flip_left_posterior(dims: int) -> NDArray[np.float64]:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from lesionseg.core import Geometry, Volume
 from lesionseg.errors import ReadError
-from lesionseg.io.formats.guard import check_claim, reading
+from lesionseg.io.formats.guard import check_claim, check_grid, reading
 
 SUFFIXES = (".nii.gz", ".nii")
 _MM_PER_UNIT = {1: 1000.0, 3: 0.001}  # metres, micrometres; any other code is taken as mm
@@ -118,8 +118,8 @@ def _geometry(path: Path, image: Any) -> Geometry:
         )
     affine = _mm_scale(image) @ np.asarray(image.affine, dtype=np.float64)
     if len(shape) == 2:
-        return _plane(shape, affine)
-    return Geometry(shape[::-1], affine[:, [2, 1, 0, 3]])
+        return check_grid(path, _plane(shape, affine))
+    return check_grid(path, Geometry(shape[::-1], affine[:, [2, 1, 0, 3]]))
 
 
 def _plane(shape: tuple[int, ...], affine: NDArray[np.float64]) -> Geometry:

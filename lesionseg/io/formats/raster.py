@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from lesionseg.core import Geometry, Volume
 from lesionseg.errors import ContentError, OutputError, ReadError
-from lesionseg.io.formats.guard import check_claim, reading
+from lesionseg.io.formats.guard import check_claim, check_grid, check_voxels, reading
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +34,7 @@ def read_raster(path: Path, raster_mm: float | None = None, *, as_labels: bool =
     with reading(path):
         pixels = _tiff_pixels(path, as_labels) if _is_tiff(path) else _pil_pixels(path, as_labels)
         array = _to_grey(path, pixels, as_labels)
-        return Volume(array[np.newaxis], _geometry(array.shape, raster_mm))
+        return Volume(array[np.newaxis], _geometry(path, array.shape, raster_mm))
 
 
 def read_raster_geometry(path: Path, raster_mm: float | None = None) -> Geometry:
@@ -43,9 +43,9 @@ def read_raster_geometry(path: Path, raster_mm: float | None = None) -> Geometry
 
     with reading(path):
         if _is_tiff(path):
-            return _geometry(_tiff_shape(path), raster_mm)
+            return _geometry(path, _tiff_shape(path), raster_mm)
         with Image.open(path) as image:
-            return _geometry((image.height, image.width), raster_mm)
+            return _geometry(path, (image.height, image.width), raster_mm)
 
 
 def write_raster(path: Path, array: NDArray[Any]) -> None:
@@ -72,11 +72,11 @@ def _is_tiff(path: Path) -> bool:
     return path.suffix.lower() in _TIFF
 
 
-def _geometry(shape: tuple[int, ...], raster_mm: float | None) -> Geometry:
+def _geometry(path: Path, shape: tuple[int, ...], raster_mm: float | None) -> Geometry:
     mm = 1.0 if raster_mm is None else float(raster_mm)
     if not (np.isfinite(mm) and mm > 0):
         raise ContentError("The pixel size is no positive number of millimetres.", seen=raster_mm)
-    return Geometry.from_spacing(shape, (mm, mm))
+    return check_grid(path, Geometry.from_spacing(shape, (mm, mm)))
 
 
 def _pil_pixels(path: Path, as_labels: bool) -> NDArray[Any]:
@@ -84,6 +84,7 @@ def _pil_pixels(path: Path, as_labels: bool) -> NDArray[Any]:
     from PIL import Image
 
     with Image.open(path) as image:
+        check_voxels(path, image.width * image.height)
         n_bytes = image.width * image.height * len(image.getbands())
         if path.suffix.lower() not in _LOSSY:  # JPEG shrinks without a bound; PIL has its own
             check_claim(path, n_bytes)
@@ -116,6 +117,7 @@ def _tiff_pixels(path: Path, as_labels: bool) -> NDArray[Any]:
                 remedy="Convert a stack of slices to NIfTI or NRRD.",
             )
         page: Any = tiff.pages[0]
+        check_voxels(path, page.imagelength * page.imagewidth)
         check_claim(path, page.nbytes)
         inverted = page.photometric == tifffile.PHOTOMETRIC.MINISWHITE and not as_labels
         try:

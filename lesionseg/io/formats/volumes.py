@@ -142,7 +142,7 @@ def content_files(path: Path) -> tuple[Path, ...]:
         return tuple(series_headers(path))
     if path.is_dir():
         return tuple(sorted(file for file in path.iterdir() if is_dicom(file)))
-    if path.suffix.lower() == ".mhd" and path.is_file():
+    if path.suffix.lower() in itk.SUFFIXES and path.is_file():
         return tuple(dict.fromkeys((path, itk.voxel_file(path))))
     return (path,)
 
@@ -153,7 +153,9 @@ def result_suffix(path: Path, dims: int) -> str:
     >>> result_suffix(Path("a.nrrd"), 3), result_suffix(Path("a.jpg"), 2)
     ('.nrrd', '.png')
     """
-    suffix = {".mhd": ".mha"}.get(case_suffix(path).lower(), case_suffix(path).lower())
+    suffix = {".mhd": ".mha", ".nhdr": ".nrrd"}.get(
+        case_suffix(path).lower(), case_suffix(path).lower()
+    )
     if suffix in (*nifti.SUFFIXES, ".nrrd", ".mha"):
         return suffix
     return ".png" if dims == 2 else ".nii.gz"

@@ -11,12 +11,14 @@ folders and files by their names works on a URL, and libraries get the local fil
 
 import contextlib
 import hashlib
+import math
 import os
 import sqlite3
 import time
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path, PurePosixPath
 
 from lesionseg.errors import ReadError
@@ -25,7 +27,7 @@ from lesionseg.io.remote.remote_folder import RemoteFile, RemoteFolder
 
 INDEX = ".lesionseg-mirror.sqlite"
 # read to recognise a dataset, or to know what else belongs to a case: fetched at once, and kept
-TABLES = (".json", ".jsonl", ".csv", ".tsv", ".txt", ".mhd")
+TABLES = (".json", ".jsonl", ".csv", ".tsv", ".txt", ".mhd", ".nhdr")
 # a file that was asked for so recently is being read: it stays
 IN_USE_SECONDS = 120.0
 _NOTE_SECONDS = 10.0
@@ -64,8 +66,10 @@ def mirror(url: str, disk: LocalDisk) -> Path:
     return root
 
 
-def bring(path: Path) -> None:
+def bring(path: Path, at_most: float = math.inf) -> None:
     """See that a mirrored file, or all files of a mirrored folder, are here; others are let be.
+
+    So are files of more than `at_most` bytes.
 
     Raises `ReadError` when the store does not give it.
     """
@@ -74,7 +78,8 @@ def bring(path: Path) -> None:
         return
     if path.is_dir():
         with ThreadPoolExecutor(_CONNECTIONS) as pool:
-            list(pool.map(bring, (file for file in path.rglob("*") if file.is_file())))
+            files = (file for file in path.rglob("*") if file.is_file())
+            list(pool.map(partial(bring, at_most=at_most), files))
         return
     name = _name(base, path)
     with _index(base, "DEFERRED") as index:
@@ -82,7 +87,7 @@ def bring(path: Path) -> None:
             "SELECT size, state, doubtful, here, used FROM files WHERE path = ?", (name,)
         ).fetchone()
         (url, most_bytes) = index.execute("SELECT url, most_bytes FROM about").fetchone()
-    if row is None:  # not of the store
+    if row is None or (row[0] or 0) > at_most:  # not of the store, or larger
         return
     size, state, doubtful, here, used = row
     told = RemoteFile(name, size, state)

@@ -55,7 +55,7 @@ def _names(files: CaseFiles, pseudonym: str) -> Iterator[tuple[str, str]]:
         named.append((files.reference, "the reference"))
     for path, called in named:
         yield from _of_path(path, called)
-        if path.is_dir():
+        if path.exists():  # slices of a series, or voxels beside their header
             for number, file in enumerate(content_files(path), start=1):
                 yield from _of_path(file, f"file {number}")
 

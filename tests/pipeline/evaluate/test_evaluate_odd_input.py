@@ -1,6 +1,7 @@
 """What others' folders hold: no masks, one case, nothing, scores that are none, two readers."""
 
 import csv
+import gzip
 import json
 import logging
 from dataclasses import replace
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 
 from lesionseg.core import Geometry
-from lesionseg.errors import ContentError, DatasetError
+from lesionseg.errors import ContentError, DatasetError, ReadError
 from lesionseg.io.predictions import write_prediction
 from lesionseg.pipeline.evaluate.recipe import evaluate
 from lesionseg.pipeline.report.recipe import ReportSettings, report
@@ -55,6 +56,33 @@ def test_scores_outside_0_to_1_are_refused_and_the_file_named(folders, tmp_path,
     with pytest.raises(ContentError, match=r"a_candidates\.json.*from 0 to 1"):
         evaluate(folders[0], tmp_path / "boxes", folders[2])
     assert not folders[2].exists()
+
+
+@pytest.mark.parametrize("suffix", [".nrrd", ".mha"])
+def test_c2_a_prediction_that_points_at_the_reference_is_refused(folders, suffix):
+    """Review C2: such headers scored 1.000, the reference's own voxels behind them."""
+    reference, prediction, output = folders
+    for path in prediction.iterdir():
+        path.unlink()
+    for case in ("a", "b", "c"):
+        target = reference / f"{case}.nii.gz"
+        raw = target.with_suffix("").with_suffix(".raw")
+        raw.write_bytes(gzip.decompress(target.read_bytes())[352:])
+        sizes = " ".join(str(n) for n in GEOMETRY.shape[::-1])
+        if suffix == ".nrrd":
+            header = (
+                f"NRRD0004\ntype: uchar\ndimension: 3\nsizes: {sizes}\nspacings: 1 1 3\n"
+                f"encoding: gzip\nbyte skip: 352\ndata file: {target}\n\n"
+            )
+        else:
+            header = (
+                f"NDims = 3\nDimSize = {sizes}\nElementSpacing = 1 1 3\n"
+                f"ElementType = MET_UCHAR\nElementDataFile = ../reference/{raw.name}\n"
+            )
+        (prediction / f"{case}{suffix}").write_text(header)
+    with pytest.raises(ReadError, match="points out of its folder"):
+        evaluate(reference, prediction, output)
+    assert not output.exists()
 
 
 @pytest.mark.parametrize("which", [0, 1])

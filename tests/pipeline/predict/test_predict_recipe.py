@@ -174,6 +174,25 @@ def test_a_scan_that_fails_now_loses_its_old_mask(
     assert not list((tmp_path / "out").glob("a_*"))
 
 
+def test_c2_voxels_beside_a_header_are_part_of_the_input(
+    bundle: Path, scans: Path, tmp_path: Path
+) -> None:
+    """Review C2: the file that an NRRD header names was not, and its old results counted."""
+    array = read_volume(scans / "a.nii.gz").array[0].astype("<f4")
+    sizes = " ".join(str(n) for n in array.shape[::-1])
+    lone = tmp_path / "lone"
+    lone.mkdir()
+    (lone / "d.raw").write_bytes(array.tobytes())
+    (lone / "d.nrrd").write_text(
+        f"NRRD0004\ntype: float\ndimension: 3\nsizes: {sizes}\nendian: little\n"
+        "encoding: raw\ndata file: d.raw\n"
+    )
+    for status in ("done", "kept"):
+        assert [row.status for row in _run(bundle, lone, tmp_path / "out")] == [status]
+    (lone / "d.raw").write_bytes((array + 1).tobytes())
+    assert [row.status for row in _run(bundle, lone, tmp_path / "out")] == ["done"]
+
+
 def test_cases_of_another_input_stay_in_the_table(
     bundle: Path, scans: Path, tmp_path: Path
 ) -> None:

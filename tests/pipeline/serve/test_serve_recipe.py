@@ -101,6 +101,28 @@ def test_a_scan_gives_its_mask(
     assert not list(temporary.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("name", "header"),
+    [
+        ("a.mha", "NDims = 3\nDimSize = 8 8 8\nElementType = MET_UCHAR\nElementDataFile = {}\n"),
+        (
+            "a.nrrd",
+            "NRRD0004\ntype: uchar\ndimension: 3\nsizes: 8 8 8\nencoding: raw\ndata file: {}\n\n",
+        ),
+    ],
+)
+@pytest.mark.parametrize("target", ["%n%n%n%n 1 8 1", "/etc/passwd", "/not/there"])
+def test_c1_c2_an_upload_ends_no_server_and_reads_no_other_file(
+    client: TestClient, name: str, header: str, target: str
+) -> None:
+    """Review C1, C2: whether a file is there is not told either."""
+    answer = client.post("/predict", files={"file": (name, header.format(target).encode())})
+    assert answer.status_code == 422
+    assert "points out of its folder" in answer.text
+    assert target not in answer.text
+    assert client.get("/health").status_code == 200
+
+
 def test_bad_files_are_refused_with_the_reason(client: TestClient, scan: Path) -> None:
     whole = scan.read_bytes()
     for name, content in {
