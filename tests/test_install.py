@@ -69,8 +69,8 @@ def test_an_extra_is_installed_by_the_names_of_its_packages(extra: str) -> None:
 @pytest.mark.parametrize("extra", sorted(EXTRAS.keys() - {"test"}))
 def test_the_documentation_names_the_packages_of_an_extra(extra: str) -> None:
     pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
-    text = "\n".join(page.read_text(encoding="utf-8") for page in pages)
-    said = [set(names.replace('"', "").split()) for names in re.findall("pip install ([^`#]*)", text)]
+    text = "\n".join(page.read_text(encoding="utf-8").replace('"', "") for page in pages)
+    said = [set(names.split()) for names in re.findall("pip install ([^`#]*)", text)]
     assert any({name.partition(">")[0] for name in EXTRAS[extra]} <= names for names in said)
 
 
