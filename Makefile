@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 WORKERS ?= 2
 
-.PHONY: demo test setup check slow data bench peers lock
+.PHONY: demo test setup check slow data bench peers lock check-lock
 
 demo: setup  ## train, predict, evaluate and report on simulated brain MRI
 	$(BIN)/python scripts/train.py experiment=demo_mri
@@ -15,6 +15,7 @@ test: setup check  ## style, types, import rules and all quick tests
 setup: $(VENV)/.installed  ## the environment alone, from the lock file
 
 $(VENV)/.installed: requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "make setup needs Python 3.11 or later; $(PYTHON) is %s.%s. Name another: make setup PYTHON=python3.11" % sys.version_info[:2])'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet -r requirements.lock
 	$(BIN)/python -m pip install --quiet --no-deps --editable .
@@ -43,4 +44,10 @@ peers: .peers/.installed  ## the packages that benchmarks and tests compare with
 	touch $@
 
 lock: setup  ## write requirements.lock anew from the environment
-	$(BIN)/python -m pip freeze --exclude-editable | sed 's/+cpu//' > requirements.lock
+	$(BIN)/python -m pip freeze --exclude-editable | sed -e 's/+cpu//' -e 's/^triton==.*/&; $(TRITON)/' > requirements.lock
+
+# only there may a build of torch for CPUs need it named; elsewhere torch brings its own or none
+TRITON := platform_system == "Linux" and platform_machine == "x86_64"
+
+check-lock:  ## resolve requirements.lock as a stranger's pip would
+	.ci/check-lock $(PYTHON)

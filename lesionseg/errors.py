@@ -11,6 +11,7 @@ LesionsegError
 └── TrainingError    training cannot start or go on
 """
 
+from importlib import metadata
 from typing import Any
 
 
@@ -75,3 +76,21 @@ class OutputError(LesionsegError):
 
 class TrainingError(LesionsegError):
     """Training cannot start or go on."""
+
+
+def pip_install(extra: str) -> str:
+    """The command that installs what an extra brings, wherever lesionseg came from.
+
+    It names the packages: `lesionseg` is on no index, so that its extras can be asked for in a
+    clone alone. Where lesionseg runs without being installed, there is a clone.
+
+    >>> pip_install("tune")
+    'pip install "optuna>=4"'
+    """
+    try:
+        lines = metadata.requires("lesionseg") or []
+    except metadata.PackageNotFoundError:
+        lines = []
+    names = [line.partition(";")[0] for line in lines if f"extra == '{extra}'" in line]
+    wanted = [f'"{name}"' for name in names] or [f'".[{extra}]"', "in the clone"]
+    return " ".join(["pip install", *wanted])

@@ -289,9 +289,9 @@ def test_a_multirun_says_errors_in_a_sentence(
     assert run("train", ["-m", "data.root=nowhere", "los=focal"]) == 2
 
 
-def test_a_missing_launcher_names_the_extra(
+def test_a_missing_launcher_is_named_with_the_way_to_install_it(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("lesionseg.cli.multirun.find_spec", lambda _: None)
     assert run("train", ["-m", "data.root=x", "hydra/launcher=submitit_slurm"]) == 2
-    assert "pip install 'lesionseg[slurm]'" in capsys.readouterr().err
+    assert 'pip install "hydra-submitit-launcher>=1.2"' in capsys.readouterr().err

@@ -10,7 +10,7 @@ from typing import Any
 from lesionseg.cli.command_table import VERBS
 from lesionseg.cli.compose import conf_dir, fitting
 from lesionseg.cli.overrides import key_of, quoted
-from lesionseg.errors import ConfigError
+from lesionseg.errors import ConfigError, pip_install
 
 
 def multirun(verb: str, argv: Sequence[str], call: Callable[[Any], int]) -> int:
@@ -41,7 +41,7 @@ def _require_launcher(argv: Sequence[str]) -> None:
         raise ConfigError(
             "This launcher needs the package hydra-submitit-launcher.",
             where="hydra/launcher",
-            remedy="pip install 'lesionseg[slurm]'",
+            remedy=pip_install("slurm"),
         )
 
 

@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch.export import ExportedProgram
 
-from lesionseg.errors import ConfigError, OutputError
+from lesionseg.errors import ConfigError, OutputError, pip_install
 from lesionseg.inference.bundles.bundle import Bundle
 from lesionseg.inference.probabilities import ProbabilityNetwork
 from lesionseg.io.atomic import atomic_path
@@ -135,7 +135,7 @@ def _onnx_packages() -> tuple[Any, Any]:
             "Writing ONNX needs packages that are not installed.",
             where="format",
             seen=str(error),
-            remedy="pip install 'lesionseg[export]'",
+            remedy=pip_install("export"),
         ) from error
     return onnx, onnxruntime
 

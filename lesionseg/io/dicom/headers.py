@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lesionseg.errors import ReadError
+from lesionseg.errors import ReadError, pip_install
 from lesionseg.io.formats.guard import reading
 from lesionseg.io.remote.mirror import bring
 
@@ -60,7 +60,7 @@ def read_header(path: Path, *, pixels: bool = False) -> "Header":
         raise ReadError(
             "DICOM files need the package pydicom.",
             where=path,
-            remedy="pip install 'lesionseg[dicom]'",
+            remedy=pip_install("dicom"),
         ) from error
     bring(path)
     logging.getLogger("pydicom").setLevel(logging.CRITICAL)  # it quotes what it finds odd

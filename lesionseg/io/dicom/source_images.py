@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from lesionseg.core import OperatingPoint
-from lesionseg.errors import ConfigError, LesionsegError, OutputError
+from lesionseg.errors import ConfigError, LesionsegError, OutputError, pip_install
 from lesionseg.io.atomic import atomic_path
 from lesionseg.io.dicom.headers import read_header
 from lesionseg.io.dicom.reader import radiograph_file
@@ -136,7 +136,7 @@ def require_highdicom() -> Any:
             "DICOM results need packages that are not installed.",
             where="dicom_output",
             seen=error.name,
-            remedy="pip install 'lesionseg[dicom]', or give dicom_output=false.",
+            remedy=f"{pip_install('dicom')}, or give dicom_output=false.",
         ) from error
     return highdicom
 

@@ -12,12 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lesionseg.errors import ConfigError, OutputError, ReadError
+from lesionseg.errors import ConfigError, OutputError, ReadError, pip_install
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
 
-REMEDY = "pip install 'lesionseg[remote]'"
 # what stores call the number or date that changes with a file's content, the best first
 _VERSIONS = ("ETag", "etag", "md5Hash", "Content-MD5", "Digest")
 _DATES = ("LastModified", "last_modified", "Last-Modified", "mtime", "updated", "created")
@@ -135,7 +134,9 @@ class RemoteFolder:
             from fsspec.core import url_to_fs
         except ImportError as error:
             raise ConfigError(
-                "Folders at a URL need the package fsspec.", where=self.url, remedy=REMEDY
+                "Folders at a URL need the package fsspec.",
+                where=self.url,
+                remedy=pip_install("remote"),
             ) from error
         try:
             # listings change while others write: none is remembered
@@ -145,7 +146,7 @@ class RemoteFolder:
                 "The kind of store is not known, or its package is missing.",
                 where=self.url,
                 seen=error,
-                remedy=f"{REMEDY}, or the package that the message names.",
+                remedy=f"{pip_install('remote')}, or the package that the message names.",
             ) from error
         return system, root
 

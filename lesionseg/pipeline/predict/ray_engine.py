@@ -18,7 +18,7 @@ from shutil import rmtree
 from typing import Any
 
 from lesionseg.core import CaseFiles
-from lesionseg.errors import ConfigError
+from lesionseg.errors import ConfigError, pip_install
 from lesionseg.inference.predictor import Predictor
 from lesionseg.io.case_ids import printable_id
 from lesionseg.models.build import NetworkFactory
@@ -173,7 +173,7 @@ def _ray() -> Any:
             "The engine ray needs packages that are not installed.",
             where="engine",
             seen=str(error),
-            remedy="pip install 'lesionseg[distributed]'",
+            remedy=pip_install("distributed"),
         ) from error
     return ray
 

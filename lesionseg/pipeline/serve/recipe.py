@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lesionseg.errors import ConfigError
+from lesionseg.errors import ConfigError, pip_install
 from lesionseg.inference.bundles.bundle import bundle_digest
 from lesionseg.inference.inference_settings import InferenceSettings
 from lesionseg.inference.predictor import Predictor
@@ -77,6 +77,6 @@ def _uvicorn() -> Any:
         raise ConfigError(
             "Serving needs packages that are not installed.",
             seen=str(error),
-            remedy="pip install 'lesionseg[serve]'",
+            remedy=pip_install("serve"),
         ) from error
     return uvicorn

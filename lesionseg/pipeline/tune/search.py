@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from lesionseg.errors import ConfigError
+from lesionseg.errors import ConfigError, pip_install
 from lesionseg.report.sections.tuning_page import State, TuningTrial
 
 log = logging.getLogger(__name__)
@@ -247,7 +247,7 @@ def require_optuna() -> Any:
         raise ConfigError(
             "Tuning needs Optuna, version 4 or later.",
             seen=error,
-            remedy="pip install 'lesionseg[tune]'",
+            remedy=pip_install("tune"),
         ) from error
     return optuna
 

@@ -17,7 +17,7 @@ import pytorch_lightning as pl
 from numpy.typing import NDArray
 from PIL import Image
 
-from lesionseg.errors import ConfigError, ReadError
+from lesionseg.errors import ConfigError, ReadError, pip_install
 from lesionseg.io.atomic import read_json, write_json
 from lesionseg.training.callbacks.step_callbacks import Record
 
@@ -76,7 +76,7 @@ def require_logger(settings: LoggerSettings) -> None:
             f"This logger needs the package {settings.kind}.",
             where="logger",
             seen=f"no module named {settings.kind}",
-            remedy=f"pip install 'lesionseg[{settings.kind}]'",
+            remedy=pip_install(settings.kind),
         )
 
 

@@ -177,13 +177,13 @@ def test_a_case_that_killed_three_workers_is_given_up(
     assert "3 workers died" in row["message"]
 
 
-def test_a_missing_package_names_the_extra(
+def test_a_missing_package_is_named_with_the_way_to_install_it(
     bundle: Path, scans: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import sys
 
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(ConfigError, match=r"lesionseg\[distributed\]"):
+    with pytest.raises(ConfigError, match=r'pip install "ray\[data\]>='):
         _run(bundle, scans, tmp_path / "out", engine="ray")
 
 

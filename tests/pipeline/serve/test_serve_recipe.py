@@ -340,9 +340,11 @@ def test_an_expired_scan_leaves_by_the_clock(
         assert not list(temporary.iterdir())
 
 
-def test_a_missing_package_names_the_extra(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_package_is_named_with_the_way_to_install_it(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import sys
 
     monkeypatch.setitem(sys.modules, "uvicorn", None)
-    with pytest.raises(ConfigError, match=r"lesionseg\[serve\]"):
+    with pytest.raises(ConfigError, match=r'pip install .*"uvicorn>='):
         serve(bundle)

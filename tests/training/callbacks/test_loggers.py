@@ -118,7 +118,7 @@ def test_a_finished_training_shows_more_to_the_same_run(tmp_path, kept):
 @pytest.mark.parametrize("kind", ["tensorboard", "mlflow", "wandb"])
 def test_a_missing_package_is_named_with_the_way_to_install_it(monkeypatch, tmp_path, kind):
     monkeypatch.setattr(loggers, "find_spec", lambda _: None)
-    with pytest.raises(ConfigError, match=rf"pip install 'lesionseg\[{kind}\]'"):
+    with pytest.raises(ConfigError, match=f'pip install "{kind}>='):
         Follow(LoggerSettings(kind), tmp_path, {})
 
 

@@ -1,0 +1,111 @@
+"""A stranger installs lesionseg: the lock agrees with itself, and every command named works."""
+
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+
+from lesionseg.errors import pip_install
+
+ROOT = Path(__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+EXTRAS: dict[str, list[str]] = PROJECT["optional-dependencies"]
+# what the index's torch asks for on Linux: builds for CPUs ask for none, and so hide a conflict
+TRITON_OF_TORCH = {"2.13.0": "3.7.1"}
+
+
+def _locked() -> dict[str, Requirement]:
+    lines = (ROOT / "requirements.lock").read_text(encoding="utf-8").splitlines()
+    pins = [Requirement(line) for line in lines if not line.startswith("#")]
+    return {pin.name.lower().replace("_", "-"): pin for pin in pins}
+
+
+def test_the_lock_pins_the_triton_that_torch_asks_for() -> None:
+    pins = _locked()
+    torch = str(pins["torch"].specifier).removeprefix("==")
+    assert str(pins["triton"].specifier) == f"=={TRITON_OF_TORCH[torch]}"
+    marker = pins["triton"].marker
+    assert marker is not None
+    assert marker.evaluate({"platform_system": "Linux", "platform_machine": "x86_64"})
+    assert not marker.evaluate({"platform_system": "Darwin", "platform_machine": "x86_64"})
+    assert not marker.evaluate({"platform_system": "Linux", "platform_machine": "aarch64"})
+
+
+def test_the_lock_has_what_lesionseg_and_its_tests_ask_for() -> None:
+    pins = _locked()
+    for wanted in map(Requirement, [*PROJECT["dependencies"], *EXTRAS["test"], *EXTRAS["tune"]]):
+        (pin,) = pins[wanted.name.lower()].specifier
+        assert wanted.specifier.contains(pin.version), wanted
+
+
+def test_the_lock_names_one_exact_version_of_each_and_no_local_build() -> None:
+    for pin in _locked().values():
+        (only,) = pin.specifier
+        assert only.operator == "=="
+        assert "+" not in only.version
+
+
+def test_no_file_asks_an_index_for_lesionseg() -> None:
+    asked = "lesionseg" + "["
+    folders = ("benchmarks", "conf", "docs", "lesionseg", "scripts", "tests")
+    files = [*ROOT.glob("*.*"), *(file for name in folders for file in (ROOT / name).rglob("*.*"))]
+    texts = [f for f in files if f.suffix in {".md", ".py", ".yaml", ".toml", ".lock", ".txt"}]
+    assert len(texts) > 100
+    assert [f for f in texts if asked in f.read_text(encoding="utf-8")] == []
+
+
+@pytest.mark.parametrize("extra", sorted(EXTRAS.keys() - {"test"}))
+def test_an_extra_is_installed_by_the_names_of_its_packages(extra: str) -> None:
+    named = re.findall(r'"([^"]*)"', pip_install(extra))
+    assert {Requirement(name) for name in named} == {Requirement(name) for name in EXTRAS[extra]}
+
+
+@pytest.mark.parametrize("extra", sorted(EXTRAS.keys() - {"test"}))
+def test_the_documentation_names_the_packages_of_an_extra(extra: str) -> None:
+    pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
+    text = "\n".join(page.read_text(encoding="utf-8").replace('"', "") for page in pages)
+    said = [set(names.split()) for names in re.findall("pip install ([^`#]*)", text)]
+    assert any({name.partition(">")[0] for name in EXTRAS[extra]} <= names for names in said)
+
+
+def test_without_metadata_an_extra_is_installed_in_the_clone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def missing(name: str) -> list[str]:
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(metadata, "requires", missing)
+    assert pip_install("tune") == 'pip install ".[tune]" in the clone'
+
+
+@pytest.mark.parametrize(("version", "enough"), [((3, 9, 2), False), ((3, 11, 0), True)])
+def test_setup_says_which_python_it_needs(
+    tmp_path: Path, version: tuple[int, int, int], enough: bool
+) -> None:
+    """A python3 of another age: it says so, and makes no environment."""
+    (tmp_path / "sitecustomize.py").write_text(f"import sys\nsys.version_info = {version}\n")
+    python = tmp_path / "python3"
+    python.write_text(
+        f'#!/bin/sh\n[ "$1" = -c ] || exit 7\nPYTHONPATH={tmp_path} exec {sys.executable} "$@"\n'
+    )
+    python.chmod(0o755)
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("MAKE")}
+    done = subprocess.run(
+        ["make", "setup", f"PYTHON={python}", f"VENV={tmp_path / 'venv'}"],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode != 0
+    needed = PROJECT["requires-python"].removeprefix(">=")
+    message = f"make setup needs Python {needed} or later; {python} is 3.9."
+    assert (message in done.stderr) is not enough
+    assert not (tmp_path / "venv").exists()
