@@ -55,7 +55,7 @@ def defaults(section: str) -> dict[str, str]:
 @pytest.mark.parametrize("verb", VERBS)
 def test_a_verb_s_own_settings_stand_there_with_their_defaults(verb: str) -> None:
     own = {key: shown(value) for key, value in keys(read(conf_dir() / f"{verb}.yaml"))}
-    assert defaults(f"Verb `{verb}`") == own
+    assert defaults(f"Command `{verb}`") == own
 
 
 @pytest.mark.parametrize(("group", "option"), OPTIONS)

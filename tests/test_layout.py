@@ -1,0 +1,93 @@
+"""The layout: folders read at a glance, each name once, imports without circles."""
+
+import ast
+from collections import Counter
+from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+LIBRARY = ROOT / "lesionseg"
+MODULES = sorted(LIBRARY.rglob("*.py"))
+TREES = {path: ast.parse(path.read_text(encoding="utf-8")) for path in MODULES}
+FOLDERS = sorted({path.parent for path in MODULES})
+MOST_ENTRIES = 15
+MOST_REPEATED_STEMS = 5
+
+
+def dotted(path: Path) -> str:
+    name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+    return name.removesuffix(".__init__")
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=dotted)
+def test_a_folder_shows_at_most_fifteen_entries(folder: Path) -> None:
+    entries = {
+        path.name
+        for path in folder.iterdir()
+        if path.name not in ("__init__.py", "__pycache__", "py.typed")
+        and (path.is_dir() or path.suffix == ".py")
+    }
+    assert len(entries) <= MOST_ENTRIES, sorted(entries)
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=dotted)
+def test_a_package_says_what_it_does(folder: Path) -> None:
+    said = ast.get_docstring(TREES[folder / "__init__.py"])
+    assert said, f"{folder / '__init__.py'} has no docstring"
+    assert "to be described" not in said.lower()
+
+
+def test_file_names_stand_once() -> None:
+    stems = Counter(path.stem for path in MODULES if path.stem not in ("__init__", "recipe"))
+    repeated = sorted(stem for stem, n in stems.items() if n > 1)
+    assert len(repeated) <= MOST_REPEATED_STEMS, repeated
+
+
+def test_public_class_names_stand_once() -> None:
+    classes = Counter(
+        node.name
+        for tree in TREES.values()
+        for node in tree.body
+        if isinstance(node, ast.ClassDef) and not node.name.startswith("_")
+    )
+    assert sorted(name for name, n in classes.items() if n > 1) == []
+
+
+def test_imports_make_no_circle() -> None:
+    """Of imports at the top of modules; packages' lists of public names are left out."""
+    known = {dotted(path) for path in MODULES}
+    graph = {
+        dotted(path): set(imported(tree, known)) - {dotted(path)}
+        for path, tree in TREES.items()
+        if path.name != "__init__.py"
+    }
+    inner = {name: {other for other in others if other in graph} for name, others in graph.items()}
+    try:
+        TopologicalSorter(inner).prepare()
+    except CycleError as error:
+        pytest.fail(" -> ".join(error.args[1]))
+
+
+def imported(tree: ast.Module, known: set[str]) -> Iterator[str]:
+    for node in tree.body:
+        if isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+            yield from (f"{node.module}.{name.name}" for name in node.names)
+        elif isinstance(node, ast.Import):
+            yield from (name.name for name in node.names if name.name in known)
+
+
+def test_tests_mirror_the_library() -> None:
+    """A test file lies in the folder of what it tests: no folder of tests without its package."""
+    others = {"benchmarks", "docs", "flow", "gold", "examples", "hostile"}
+    files = (ROOT / "tests").glob("*/**/test_*.py")
+    folders = {path.parent.relative_to(ROOT / "tests") for path in files}
+    strays = [
+        str(folder)
+        for folder in sorted(folders)
+        if folder.parts[0] not in others and not (LIBRARY / folder).is_dir()
+    ]
+    assert strays == []
