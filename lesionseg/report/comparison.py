@@ -11,6 +11,7 @@ from lesionseg.errors import ContentError
 from lesionseg.report import text
 from lesionseg.report.details import Difference
 from lesionseg.report.figures import ACCENT, FOUND, INK, TOP, doubling_axis, froc_range, tidy
+from lesionseg.report.paper import shorten
 from lesionseg.report.scores import Scores
 from lesionseg.report.sweep import make_sweep
 from lesionseg.report.tables import Tables, read_tables
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
 # differences of these are no shares, and have an axis of their own
 RATES = ("false_positives_per_case",)
+
+LEGEND = 200.0  # points of a model's or reader's name in a legend
 
 
 @dataclass(frozen=True)
@@ -101,7 +104,7 @@ def _point(axes: "Axes", scores: Scores, look: Look, first: float) -> None:
             markeredgecolor="white",
             zorder=5,
             clip_on=False,
-            label=look.name,
+            label=shorten(look.name, LEGEND, 9),
         )
 
 
@@ -126,7 +129,7 @@ def draw_sizes_pair(onto: "FigureBase", pair: Pair) -> None:
                 color=look.colour,
                 markerfacecolor=look.colour if sure else "white",
                 markersize=8,
-                label=None if drawn else look.name,
+                label=None if drawn else shorten(look.name, LEGEND, 9),
                 clip_on=False,
             )
             drawn = True

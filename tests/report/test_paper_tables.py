@@ -1,7 +1,8 @@
 from matplotlib.figure import Figure
 
 from lesionseg.report.listing import Cell, Listing
-from lesionseg.report.paper_tables import Block, Frame, table_pages
+from lesionseg.report.paper import Frame
+from lesionseg.report.paper_tables import Block, table_pages
 
 FRAME = Frame(50, 500, 780, 50, page=(600, 842))
 
