@@ -108,6 +108,7 @@ def _first_pages(summary: Summary) -> "list[Figure]":
     _set(sheets, paragraphs)
     if summary.sizes.lines:
         _set_sizes(sheets, summary.sizes)
+    sheets.need(70)  # the title stays with the first of them
     limits = [Paragraph(text.LIMITS_TITLE, 11, bold=True, above=1.5)]
     _set(sheets, limits + [Paragraph(f"•  {limit}") for limit in text.LIMITS])
     return sheets.pages
@@ -206,7 +207,8 @@ def _card_lines(words: str) -> list[str]:
 
 
 def _card(part: "SubFigure", card: Card) -> None:
-    words = _card_lines(f"{card.case}, {card.name} · {card.caption}")
+    case = shorten(card.case, 0.8 * CARD_SHARE * FRAME.width / 2, 8)
+    words = _card_lines(f"{case}, {card.name} · {card.caption}")
     part.text(0, 0.99, "\n".join(words), size=8, va="top", color=INK)
     if not card.views:
         note = "\n".join(_card_lines(text.no_picture(card.note)))

@@ -149,6 +149,7 @@ def test_long_names_and_titles_stay_on_the_page(
     )
     words = written(report_of(evaluation, tmp_path, monkeypatch, options))
     assert any("…" in word.words for word in words)
+    assert any("· found with score" in word.words for word in words), "an id hides no caption"
     assert outside(words) == []
     assert overlapping(words) == []
 
