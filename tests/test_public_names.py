@@ -21,6 +21,13 @@ ROOMS = [
 ]
 
 
+@pytest.mark.parametrize("package", ROOMS)
+def test_a_package_says_what_it_is(package: str) -> None:
+    said = importlib.import_module(f"lesionseg.{package}").__doc__ or ""
+    assert len(said.split()) > 8
+    assert "to be described" not in said.lower()
+
+
 @pytest.mark.parametrize("room", ROOMS)
 def test_door_lists_what_it_exports(room: str) -> None:
     door = importlib.import_module(f"lesionseg.{room}")

@@ -3,6 +3,7 @@
 from lesionseg.core.calibration import Calibration as Calibration
 from lesionseg.core.candidate import Candidate as Candidate
 from lesionseg.core.candidate import OperatingPoint as OperatingPoint
+from lesionseg.core.case import UNKNOWN_ROLE as UNKNOWN_ROLE
 from lesionseg.core.case import Case as Case
 from lesionseg.core.case import CaseFiles as CaseFiles
 from lesionseg.core.case import Reference as Reference
@@ -18,6 +19,7 @@ from lesionseg.core.volume import Volume as Volume
 
 __all__ = [
     "UNION",
+    "UNKNOWN_ROLE",
     "Calibration",
     "Candidate",
     "Case",

@@ -13,6 +13,8 @@ from lesionseg.core.volume import Volume
 from lesionseg.errors import GeometryError
 
 Role = Literal["train", "validation", "test", "external"]
+# What scores say where nobody stated one role for the cases; no dataset can state it.
+UNKNOWN_ROLE = "unknown"
 
 
 @dataclass(frozen=True)

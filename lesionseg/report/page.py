@@ -174,6 +174,8 @@ def banners(scores: Scores) -> tuple[Banner, ...]:
         found.append(Banner(text.DEVELOPMENT, text.DEVELOPMENT_TEXT[scores.evaluated_on]))
     elif scores.operating_point.optimistic:
         found.append(Banner(text.DEVELOPMENT, text.POINT_OPTIMISTIC))
+    if not text.role_is_stated(scores.evaluated_on):
+        found.append(Banner(text.ROLE_UNKNOWN, text.ROLE_UNKNOWN_TEXT))
     if scores.split_is_group_safe is False:
         found.append(Banner(text.NOT_GROUP_SAFE, text.NOT_GROUP_SAFE_TEXT))
     return tuple(found)
@@ -184,13 +186,13 @@ def facts(tables: Tables, study: Study | None = None) -> tuple[Fact, ...]:
     scores, answers = tables.scores, study.answers if study else {}
     false, ignored = (text.OUTCOMES[name] for name in ("false_positive", "ignored"))
     told = (
-        Fact(text.headline(scores, answers), "found", "study-table"),
+        Fact(text.headline(tables, answers), "found", "study-table"),
         Fact(text.size_sentence(scores), "size"),
         Fact(text.overall_sentence(scores), "interval", "lesion-table", text.MISSED),
-        Fact(text.halving_sentence(scores), "interval"),
+        Fact(text.halving_sentence(tables), "interval"),
         Fact(text.false_mark_sentence(scores), "false-mark", "mark-table", false),
         Fact(text.ignored_sentence(scores), "ignored", "mark-table", ignored),
-        Fact(text.scans_sentence(scores), "", "case-table"),
+        Fact(text.scans_sentence(tables), "", "case-table"),
         Fact(text.failed_sentence(tables), "failed", "case-table", text.FAILED),
         Fact(text.operating_point_sentence(scores), "operating-point", "mark-table"),
     )

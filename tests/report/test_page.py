@@ -7,6 +7,7 @@ import pytest
 
 from lesionseg.errors import ReadError
 from lesionseg.report import text
+from lesionseg.report.inputs.pseudonyms import make_pseudonyms, rename
 from lesionseg.report.inputs.result_tables import read_tables
 from lesionseg.report.inputs.scores_file import read_scores
 from lesionseg.report.page import banners, summary
@@ -83,7 +84,7 @@ def test_page_needs_no_network_and_every_figure_has_words(scores_dir: Path, tmp_
     assert all(image.get("alt") or image.get("aria-label") for image in page.images)
 
 
-@pytest.mark.parametrize("role", ["train", "validation", "test", "external"])
+@pytest.mark.parametrize("role", ["train", "validation", "test", "external", "unknown"])
 def test_page_claims_nothing_it_cannot_show(
     evaluation: Evaluation, tmp_path: Path, role: str
 ) -> None:
@@ -95,6 +96,8 @@ def test_page_claims_nothing_it_cannot_show(
         assert not re.search(rf"\b{word}\b", words)
     assert ("development data: optimistic" in words) == (role in ("train", "validation"))
     assert ("not used in training" in words) == (role in ("test", "external"))
+    assert ("the role of these scans was not stated" in words) == (role == "unknown")
+    assert ("evaluated_on=test or evaluated_on=external" in words) == (role == "unknown")
 
 
 def test_banners_for_simulated_scans_and_shared_patients(
@@ -223,6 +226,21 @@ def test_batch_whose_every_scan_failed_still_makes_a_page(tmp_path: Path) -> Non
     assert "No scan has a prediction." in words
 
 
+def test_patients_are_counted_only_where_somebody_named_them(
+    evaluation: Evaluation, tmp_path: Path
+) -> None:
+    folder = evaluation.write(tmp_path / "s")
+    for table in ("cases", "lesions", "candidates"):
+        path = folder / f"{table}.csv"
+        path.write_text(path.read_text().replace("group ", ""))
+    tables = read_tables(folder)
+    for shown in (tables, rename(tables, make_pseudonyms(tables))):
+        said = " ".join(summary(shown))
+        assert "3 scans; patients not stated; " in said
+        assert "3 scans, patients not stated (each scan counted as one), 1 of them" in said
+        assert "of 2 patients" not in said
+
+
 def test_500_scans_fit_and_rows_beyond_the_limit_are_counted(tmp_path: Path) -> None:
     cases = tuple(f"scan {n}" for n in range(500))
     lesions = [Blob(case, k, (9, 9, 9), 2.0 + k, score=0.8) for case in cases for k in range(7)]
@@ -234,8 +252,14 @@ def test_500_scans_fit_and_rows_beyond_the_limit_are_counted(tmp_path: Path) -> 
 def test_too_few_patients_are_told_how_many_are_missing(
     evaluation: Evaluation, tmp_path: Path
 ) -> None:
+    none = {"value": 0.6, "ci95": None, "reason": "too few"}
+    evaluation.changes = {"lesion_recall": none}
     said = " ".join(summary(read_tables(evaluation.write(tmp_path / "few"))))
     assert "At least 3 more patients" in said
+    evaluation.cases += ("d", "e")  # lesion-free: they help no interval of found lesions
+    evaluation.lesions.append(Blob("d", 1, (20, 60, 50), 12.0))
+    said = " ".join(summary(read_tables(evaluation.write(tmp_path / "free"))))
+    assert "At least 2 more patients with lesions" in said
     evaluation.changes = {"n_groups": 43}
     said = " ".join(summary(read_tables(evaluation.write(tmp_path / "many"))))
     assert "about 129 more patients" in said

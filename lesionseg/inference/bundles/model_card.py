@@ -3,10 +3,14 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lesionseg.core import OperatingPoint
+from lesionseg.core import UNKNOWN_ROLE, OperatingPoint
 from lesionseg.plan.plan import Plan
 
-_UNTOUCHED = ("test", "external")
+_CAUTIONS = {
+    "test": "not used in training",
+    "external": "not used in training",
+    UNKNOWN_ROLE: "their role was not stated: they may have been used in training",
+}
 
 
 def model_card(
@@ -116,7 +120,7 @@ def _performance(scores: Mapping[str, Any] | None) -> list[str]:
     if scores is None:
         return ["Not evaluated."]
     role = str(scores.get("evaluated_on"))
-    caution = "not used in training" if role in _UNTOUCHED else "development data: optimistic"
+    caution = _CAUTIONS.get(role, "development data: optimistic")
     rows = {
         "cases": scores.get("n_cases"),
         "lesions": scores.get("n_lesions"),

@@ -49,6 +49,7 @@ from lesionseg.pipeline.evaluate.reference_cases import (
     check_role,
     of_role,
     open_reference,
+    stated_role,
 )
 from lesionseg.pipeline.run.progress import bar
 
@@ -101,12 +102,13 @@ def evaluate(
     `reference`: a folder of masks named by case, or a dataset folder. `dataset`: already read; its
     labelled cases are judged and `reference` is not looked at. `prediction`: our files, another
     program's masks, or candidate files alone. `evaluated_on`: the role of the cases; of a dataset
-    that states roles its cases alone are judged. None is `external`; then cases of a role of which
-    nothing was predicted are left out. `groups`: regular expression on the case id that names the
-    patient. `operating_point`: `score:0.37`, say; without it candidates are accepted as the
-    predictions' files say. A case without prediction counts as missed lesions; a prediction without
-    reference is named in a warning. `progress` is called with case, number done and total; without
-    it a bar is drawn on the terminal.
+    that states roles its cases alone are judged. None: cases of a role of which nothing was
+    predicted are left out, and the role is the one that the dataset states of all the others, else
+    `unknown`. `groups`: regular expression on the case id that names the patient.
+    `operating_point`: `score:0.37`, say; without it candidates are accepted as the predictions'
+    files say. A case without prediction counts as missed lesions; a prediction without reference is
+    named in a warning. `progress` is called with case, number done and total; without it a bar is
+    drawn on the terminal.
     `compare`: another folder of predictions, a second model or reader, judged on the same cases and
     compared. `adjudication`: adjudicate.csv, filled in by a person.
     `images`: a folder of images named by case, or `dataset` for the reference's own, to measure the
@@ -116,14 +118,14 @@ def evaluate(
     Raises `ConfigError`, `DatasetError`, `ReadError`, `GeometryError` or `ContentError`, and then
     writes nothing.
     """
-    role = evaluated_on or "external"
-    check_role(role)
+    check_role(evaluated_on)
     point = accepted_from(operating_point)
     reference, prediction, output = Path(reference), Path(prediction), Path(output)
     if dataset is None:
         dataset = open_reference(reference)
     labelled = cases_of(reference, dataset)
     chosen = of_role(labelled, find_predictions(prediction), evaluated_on)
+    role = evaluated_on or stated_role(chosen)
     cases = assign_groups(chosen, groups, setting="groups")
     pair = partial(_pairs, cases, dataset, {c.case for c in labelled}, role, resample)
     pairs = with_images(pair(prediction), image_readers(cases, dataset, images))

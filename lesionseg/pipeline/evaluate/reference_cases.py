@@ -5,7 +5,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import get_args
 
-from lesionseg.core import CaseFiles, Dataset, Role
+from lesionseg.core import UNKNOWN_ROLE, CaseFiles, Dataset, Role
 from lesionseg.errors import ConfigError, DatasetError
 from lesionseg.io.formats.volumes import is_image_file
 from lesionseg.io.layouts.conventions import read_dataset, recognised
@@ -38,15 +38,21 @@ def cases_of(folder: Path, dataset: Dataset | None) -> list[CaseFiles]:
     return found
 
 
-def check_role(evaluated_on: str) -> None:
-    """A mistyped role would pass development data off as untouched."""
-    if evaluated_on not in get_args(Role):
+def check_role(evaluated_on: str | None) -> None:
+    """A mistyped role would pass development data off as untouched; None states none."""
+    if evaluated_on is not None and evaluated_on not in get_args(Role):
         raise ConfigError(
             "There is no such role.",
             where="evaluated_on",
             seen=evaluated_on,
             expected=" or ".join(get_args(Role)),
         )
+
+
+def stated_role(cases: Sequence[CaseFiles]) -> str:
+    """The role that the dataset states of every one of the cases, else `unknown`."""
+    stated = {c.role for c in cases}
+    return (stated.pop() if len(stated) == 1 else None) or UNKNOWN_ROLE
 
 
 def of_role(

@@ -15,6 +15,7 @@ from lesionseg.report.inputs.score_details import (
     SubgroupScores,
 )
 from lesionseg.report.inputs.scores_file import CI, Scores
+from lesionseg.report.pdf.paper import shorten
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 SHADES = "cividis"
 DARK = 0.55  # shares under it are dark fields, with white letters
 LARGEST_DOT = 260.0  # square points
+LABEL = 150.0  # points of a subgroup's name; the rest of it is in the table
 PER_ROW, AROUND = 0.24, 0.9  # inches of a forest plot
 
 
@@ -136,16 +138,19 @@ def draw_subgroups(onto: "FigureBase", subgroups: Sequence[SubgroupScores], over
     axes = onto.subplots()
     axes.axvline(overall, color=INK, linestyle=":", linewidth=1.2)
     labels: dict[float, str] = {}
+    headings: list[float] = []
     y, by = 0.0, ""
     for group in subgroups:
         if group.by != by:
-            by, labels[y], y = group.by, group.by, y + 1
-        labels[y] = f"{group.value}   {text.of(group.detected, group.n_lesions)}"
+            by, labels[y], y = group.by, shorten(group.by, LABEL, 10, bold=True), y + 1
+            headings.append(y - 1)
+        value = shorten(group.value, LABEL, 10)
+        labels[y] = f"{value}   {text.of(group.detected, group.n_lesions)}"
         _draw_subgroup(axes, y, group)
         y += 1
     axes.set_yticks(list(labels), list(labels.values()))
-    for at, tick in enumerate(axes.get_yticklabels()):
-        tick.set_fontweight("bold" if list(labels.values())[at] in _names(subgroups) else "normal")
+    for at, tick in zip(labels, axes.get_yticklabels(), strict=True):
+        tick.set_fontweight("bold" if at in headings else "normal")
     axes.set_ylim(y - 0.4, -0.6)
     axes.set_xlim(0, TOP)
     axes.spines[["top", "right", "left"]].set_visible(False)
@@ -163,7 +168,3 @@ def _draw_subgroup(axes: "Axes", y: float, group: SubgroupScores) -> None:
         axes.plot(sure, [y, y], color=INK, linewidth=1.4, marker="|", markersize=7)
     face = "white" if sure is None else FOUND
     axes.plot([group.recall.value], [y], "o", color=FOUND, markerfacecolor=face, markersize=7)
-
-
-def _names(subgroups: Sequence[SubgroupScores]) -> set[str]:
-    return {group.by for group in subgroups}

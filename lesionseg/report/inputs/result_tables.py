@@ -86,7 +86,10 @@ class CandidateRow:
 
 @dataclass(frozen=True)
 class Tables:
-    """Everything a report is made of, pictures aside."""
+    """Everything a report is made of, pictures aside.
+
+    `patients_stated`: False where no group is known but the cases' own names.
+    """
 
     folder: Path
     scores: Scores
@@ -94,6 +97,7 @@ class Tables:
     lesions: tuple[LesionRow, ...]
     candidates: tuple[CandidateRow, ...]
     details: Details
+    patients_stated: bool = True
 
 
 @dataclass(frozen=True)
@@ -112,13 +116,15 @@ def read_tables(folder: Path) -> Tables:
     or when the tables count other lesions than scores.json.
     """
     scores = read_scores(folder / "scores.json")
+    cases = _rows(folder / "cases.csv", _case)
     tables = Tables(
         folder,
         scores,
-        _rows(folder / "cases.csv", _case),
+        cases,
         _rows(folder / "lesions.csv", _lesion),
         _rows(folder / "candidates.csv", _candidate),
         _details(scores, folder / "scores.json"),
+        any(case.group not in ("", case.case) for case in cases),
     )
     _check_same_evaluation(tables)
     return tables

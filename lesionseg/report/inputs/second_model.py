@@ -22,6 +22,7 @@ from lesionseg.report.inputs.result_tables import Tables, read_tables
 from lesionseg.report.inputs.score_details import Difference
 from lesionseg.report.inputs.scores_file import Scores
 from lesionseg.report.inputs.threshold_sweep import make_sweep
+from lesionseg.report.pdf.paper import shorten
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 
 # differences of these are no shares, and have an axis of their own
 RATES = ("false_positives_per_case",)
+
+LEGEND = 200.0  # points of a model's or reader's name in a legend
 
 
 @dataclass(frozen=True)
@@ -109,7 +112,7 @@ def _point(axes: "Axes", scores: Scores, look: LineStyle, first: float) -> None:
             markeredgecolor="white",
             zorder=5,
             clip_on=False,
-            label=look.name,
+            label=shorten(look.name, LEGEND, 9),
         )
 
 
@@ -134,7 +137,7 @@ def draw_sizes_pair(onto: "FigureBase", pair: ModelPair) -> None:
                 color=look.colour,
                 markerfacecolor=look.colour if sure else "white",
                 markersize=8,
-                label=None if drawn else look.name,
+                label=None if drawn else shorten(look.name, LEGEND, 9),
                 clip_on=False,
             )
             drawn = True

@@ -1,9 +1,8 @@
 """The sensitivity report on paper: summary, charts and pictures as A4 pages."""
 
 import logging
-import textwrap
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -15,7 +14,8 @@ from lesionseg.report.figures.chart_drawing import INK, RC
 from lesionseg.report.figures.chart_list import Chart
 from lesionseg.report.figures.outlines import Loop
 from lesionseg.report.figures.pictures import View
-from lesionseg.report.pdf.paper_tables import Block, Frame, table_pages
+from lesionseg.report.pdf.paper import Frame, Sheets, break_lines, shorten
+from lesionseg.report.pdf.paper_tables import Block, make_grid, set_rows, table_pages
 from lesionseg.report.sections.gallery import Card, Hanging
 from lesionseg.report.sections.table_cells import Listing
 
@@ -27,7 +27,14 @@ A4 = (8.27, 11.69)  # inches
 LEFT, TOP, BOTTOM = 0.09, 0.94, 0.06  # of the page
 REFERENCE, ACCEPTED = "#56b4e9", "#ffb000"
 CARDS_PER_PAGE = 6
-POINTS_PER_PAGE = A4[1] * 72
+CARD_SHARE = 0.96  # of half the width that a picture's words and views take
+FRAME = Frame(
+    LEFT * A4[0] * 72,
+    (1 - 2 * LEFT) * A4[0] * 72,
+    TOP * A4[1] * 72,
+    BOTTOM * A4[1] * 72,
+    (A4[0] * 72, A4[1] * 72),
+)
 ABOVE_CHART = 0.32  # inches, for its title
 PAPER_SCALE = 0.85  # paper is narrower than the page
 
@@ -41,10 +48,14 @@ class Paragraph:
     bold: bool = False
     above: float = 0.35
 
+    @property
+    def leading(self) -> float:
+        """From one line to the next, in points."""
+        return 1.35 * self.size
+
     def lines(self) -> list[str]:
-        """The words broken into lines; a character is a little under half as wide as its size."""
-        per_line = int((1 - 2 * LEFT) * A4[0] * 72 / (self.size * 0.46))
-        return textwrap.wrap(self.words, per_line) or [""]
+        """The words broken into lines of the page's width."""
+        return break_lines(self.words, FRAME.width, self.size, bold=self.bold)
 
 
 @dataclass(frozen=True)
@@ -70,8 +81,8 @@ def write_pdf(
     with mpl.rc_context({**RC, "pdf.fonttype": 42}), atomic_path(path) as temporary:
         about = {"Title": summary.title, "CreationDate": None}
         with PdfPages(temporary, metadata=about) as pdf:
-            pages = [_first_page(summary), *_chart_pages(charts), *_picture_pages(hangings)]
-            pages += table_pages(summary.blocks, _frame(), _page, text.omitted)
+            pages = [*_first_pages(summary), *_chart_pages(charts), *_picture_pages(hangings)]
+            pages += table_pages(summary.blocks, FRAME, _page, text.omitted)
             for number, page in enumerate(pages, start=1):
                 foot = f"{text.LIMITS[-1]}    {number}/{len(pages)}"
                 page.text(LEFT, BOTTOM / 2, foot, size=8, color=INK)
@@ -84,15 +95,9 @@ def _page(layout: Literal["constrained"] | None = None) -> "Figure":
     return Figure(figsize=A4, layout=layout)
 
 
-def _frame() -> Frame:
-    width, height = A4[0] * 72, A4[1] * 72
-    return Frame(
-        LEFT * width, (1 - 2 * LEFT) * width, TOP * height, BOTTOM * height, (width, height)
-    )
-
-
-def _first_page(summary: SummaryPage) -> "Figure":
-    page = _page()
+def _first_pages(summary: SummaryPage) -> "list[Figure]":
+    """The first screen: one page, unless there is more to say than it holds."""
+    sheets = Sheets(FRAME, _page)
     paragraphs = [
         Paragraph(f"{text.SUBTITLE} · {summary.role}", above=0),
         Paragraph(summary.title, 17, bold=True),
@@ -100,34 +105,30 @@ def _first_page(summary: SummaryPage) -> "Figure":
         Paragraph(summary.sentences[0], 13, bold=True, above=1),
         *(Paragraph(sentence) for sentence in summary.sentences[1:]),
     ]
-    y = _set(page, paragraphs, TOP)
-    y = _table(page, summary.sizes, y - 0.03)
+    _set(sheets, paragraphs)
+    if summary.sizes.lines:
+        _set_sizes(sheets, summary.sizes)
+    sheets.need(70)  # the title stays with the first of them
     limits = [Paragraph(text.LIMITS_TITLE, 11, bold=True, above=1.5)]
-    limits += [Paragraph(f"•  {limit}") for limit in text.LIMITS]
-    _set(page, limits, y)
-    return page
+    _set(sheets, limits + [Paragraph(f"•  {limit}") for limit in text.LIMITS])
+    return sheets.pages
 
 
-def _set(page: "Figure", paragraphs: Sequence[Paragraph], y: float) -> float:
-    """Set paragraphs from `y` downwards; returns where they end."""
+def _set(sheets: Sheets, paragraphs: Sequence[Paragraph]) -> None:
     for paragraph in paragraphs:
-        line = 1.35 * paragraph.size / POINTS_PER_PAGE
-        y -= paragraph.above * line
-        weight = "bold" if paragraph.bold else "normal"
-        for words in paragraph.lines():
-            page.text(LEFT, y, words, size=paragraph.size, weight=weight, va="top", color=INK)
-            y -= line
-    return y
+        sheets.y -= paragraph.above * paragraph.leading
+        sheets.write(paragraph.lines(), paragraph.size, paragraph.leading, bold=paragraph.bold)
 
 
-def _table(page: "Figure", listing: Listing, y: float) -> float:
-    rows = [listing.headings, *(tuple(cell.shown for cell in line) for line in listing.lines)]
-    for number, row in enumerate(rows if listing.lines else []):
-        for column, words in enumerate(row):
-            weight = "bold" if number == 0 else "normal"
-            page.text(LEFT + 0.19 * column, y, words, size=10, weight=weight, va="top", color=INK)
-        y -= 1.6 * 10 / POINTS_PER_PAGE
-    return _set(page, [Paragraph(listing.note, 9)], y) if listing.note else y
+def _set_sizes(sheets: Sheets, sizes: Listing) -> None:
+    """The table of sizes, its note below."""
+    rows = Block("", sizes).rows()
+    grid = make_grid(rows, FRAME.width, size=10)
+    sheets.y -= 25
+    sheets.need(2 * grid.height(grid.broken(rows[0], heading=True)))
+    set_rows(sheets, rows, grid)
+    if sizes.note:
+        _set(sheets, [Paragraph(sizes.note, 9)])
 
 
 def _chart_pages(charts: Sequence[Chart]) -> "Iterator[Figure]":
@@ -164,7 +165,8 @@ def _fill_pages(charts: Sequence[Chart]) -> "Iterator[list[Chart]]":
 def _chart(part: "SubFigure", chart: Chart) -> None:
     heights = ABOVE_CHART, PAPER_SCALE * chart.height, _caption_inches(chart)
     above, drawn, below = _divide(part, heights)
-    above.text(0, 0.3, chart.title, size=11, weight="bold", va="bottom", color=INK)
+    title = shorten(chart.title, FRAME.width, 11, bold=True)
+    above.text(0, 0.3, title, size=11, weight="bold", va="bottom", color=INK)
     chart.draw(drawn)
     caption = "\n".join(Paragraph(chart.caption, 9).lines())
     below.text(0, 0.98, caption, size=9, va="top", color=INK, linespacing=1.35)
@@ -173,15 +175,16 @@ def _chart(part: "SubFigure", chart: Chart) -> None:
 def _picture_pages(hangings: Sequence[Hanging]) -> "Iterator[Figure]":
     for hanging in hangings:
         for first in range(0, len(hanging.cards), CARDS_PER_PAGE):
-            page = _page()
+            sheets = Sheets(replace(FRAME, top=FRAME.top + 17), _page)
             heading = [Paragraph(hanging.title, 13, bold=True), Paragraph(hanging.sentence)]
             key = f"{text.KEY_REFERENCE}; {text.KEY_PREDICTION}"
-            top = _set(page, [*heading, Paragraph(key, 9)], TOP + 0.02)
-            places = _divide(_body(page, top - 0.01), (1, 1, 1), (1, 1))
+            _set(sheets, [*heading, Paragraph(key, 9)])
+            top = (sheets.y - 8) / FRAME.page[1]
+            places = _divide(_body(sheets.page, top), (1, 1, 1), (1, 1))
             cards = hanging.cards[first : first + CARDS_PER_PAGE]
             for place, card in zip(places, cards, strict=False):
                 _card(place, card)
-            yield page
+            yield sheets.page
 
 
 def _body(page: "Figure", top: float = TOP) -> "SubFigure":
@@ -199,28 +202,42 @@ def _divide(
     return list(np.ravel(np.asarray(parts)))
 
 
+def _card_lines(words: str) -> list[str]:
+    return break_lines(words, CARD_SHARE * FRAME.width / 2, 8, most=4)
+
+
 def _card(part: "SubFigure", card: Card) -> None:
-    words = textwrap.wrap(f"{card.case}, {card.name} · {card.caption}", 60)
+    case = shorten(card.case, 0.8 * CARD_SHARE * FRAME.width / 2, 8)
+    words = _card_lines(f"{case}, {card.name} · {card.caption}")
     part.text(0, 0.99, "\n".join(words), size=8, va="top", color=INK)
     if not card.views:
-        part.text(0, 0.8, text.no_picture(card.note), size=8, va="top", color=INK)
+        note = "\n".join(_card_lines(text.no_picture(card.note)))
+        part.text(0, 0.75, note, size=8, va="top", color=INK)
         return
     wide = len(card.views) == 2
     ratios = (1, 1) if wide else (2, 1)
-    top = 0.95 - 0.045 * len(words)
+    rooms = [0.95 * CARD_SHARE * FRAME.width / 2 * ratio / sum(ratios) for ratio in ratios]
+    titles = [_view_title(v, room) for v, room in zip(card.views, (*rooms, rooms[1]), strict=False)]
+    top = 0.985 - 0.045 * len(words) - 0.035 * max(map(len, titles[:2]))
     grid = part.add_gridspec(
-        2, 2, width_ratios=ratios, left=0, right=0.96, top=top, bottom=0.04, wspace=0.05
+        *(2, 2), width_ratios=ratios, left=0, right=CARD_SHARE, top=top, bottom=0.04, wspace=0.05
     )
     places = (grid[:, 0], grid[:, 1]) if wide else (grid[:, 0], grid[0, 1], grid[1, 1])
-    for view, place in zip(card.views, places, strict=True):
-        _view(part.add_subplot(place), view)
+    for view, title, place in zip(card.views, titles, places, strict=True):
+        axes = part.add_subplot(place)
+        axes.set_title("\n".join(title), size=7, color=INK, loc="left")
+        _view(axes, view)
+
+
+def _view_title(view: View, width: float) -> list[str]:
+    """The plane and what lies where in it, in lines of so many points."""
+    said = f"{view.plane} ({view.left} left, {view.top} up)" if view.left else view.plane
+    return break_lines(said, width, 7)
 
 
 def _view(axes: "Axes", view: View) -> None:
     extent = (0.0, view.width_mm, view.height_mm, 0.0)
     axes.imshow(view.image, cmap="gray", vmin=0, vmax=255, extent=extent, interpolation="bilinear")
-    axes.set_title(f"{view.plane} ({view.left} left, {view.top} up)" if view.left else view.plane)
-    axes.title.set(size=7, color=INK)
     axes.set_anchor("NW")
     axes.set_axis_off()
     _outline(axes, view, view.reference, REFERENCE, "-")

@@ -19,7 +19,14 @@ DEVELOPMENT_TEXT = {
     "validation": "These scans were not trained on, but choices were made by looking at them "
     "(which training step to keep, from which score a mark counts).",
 }
+UNTOUCHED_ROLES = ("test", "external")
 UNTOUCHED = "not used in training"
+ROLE_UNKNOWN = "The role of these scans was not stated"
+ROLE_UNKNOWN_TEXT = (
+    "They may have been used in training, and then the figures flatter. "
+    "How to fix: evaluate again with evaluated_on=test or evaluated_on=external, "
+    "but only if the model never saw these scans."
+)
 NOT_GROUP_SAFE = "Same patients on both sides"
 NOT_GROUP_SAFE_TEXT = (
     "Scans of one patient were used both for training and here, so the figures flatter."

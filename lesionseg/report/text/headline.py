@@ -15,12 +15,12 @@ from lesionseg.report.text.amounts import (
     share_found,
     size_range,
 )
-from lesionseg.report.text.frame import DEVELOPMENT_TEXT, UNTOUCHED
+from lesionseg.report.text.frame import DEVELOPMENT_TEXT, UNTOUCHED, UNTOUCHED_ROLES
 
 
-def headline(scores: Scores, answers: Mapping[str, str]) -> str:
+def headline(tables: Tables, answers: Mapping[str, str]) -> str:
     """The first sentence: what was found, at what price, on which scans, by whose reference."""
-    return f"{_found(scores)}, {_price(scores)}; {_whence(scores, answers)}."
+    return f"{_found(tables.scores)}, {_price(tables.scores)}; {_whence(tables, answers)}."
 
 
 def _found(scores: Scores) -> str:
@@ -64,8 +64,13 @@ def _false_marks(scores: Scores, shown: str) -> str:
     return f"{shown} {kind}{'' if one else 's'} a scan that match{'es' if one else ''}"
 
 
-def _whence(scores: Scores, answers: Mapping[str, str]) -> str:
-    scans = f"{count(scores.n_cases, 'scan')} of {count(scores.n_groups, 'patient')}"
+def _whence(tables: Tables, answers: Mapping[str, str]) -> str:
+    scores = tables.scores
+    scans = count(scores.n_cases, "scan")
+    if tables.patients_stated:
+        scans += f" of {count(scores.n_groups, 'patient')}"
+    else:
+        scans += f"; patients {NOT_STATED}"
     sites, readers = (answers.get(key, "").rstrip(".") for key in ("sites", "reference_readers"))
     if not sites and not readers:
         return f"{scans}; where they are from and who read the reference is {NOT_STATED}"
@@ -114,11 +119,12 @@ def false_mark_sentence(scores: Scores) -> str:
     return f"{said}; on the {where} {rate(free.value)} a scan."
 
 
-def scans_sentence(scores: Scores) -> str:
+def scans_sentence(tables: Tables) -> str:
     """How many scans of how many patients, and in which role."""
+    scores = tables.scores
     patients = f"of {count(scores.n_groups, 'patient')}"
-    if scores.n_groups == scores.n_cases and scores.n_cases > 1:
-        patients = "each counted as a patient of its own"
+    if not tables.patients_stated:
+        patients = f"patients {NOT_STATED} (each scan counted as one)"
     free = f"{scores.n_lesion_free_cases or 'none'} of them without a reference lesion"
     role = role_words(scores.evaluated_on)
     return f"{count(scores.n_cases, 'scan')}, {patients}, {free}; {role}."
@@ -128,7 +134,12 @@ def role_words(role: str) -> str:
     """What a role means for trust."""
     if role in DEVELOPMENT_TEXT:
         return f"{role} data, used in development"
-    return f"{role} data, {UNTOUCHED}" if role in ("test", "external") else f"role: {role}"
+    return f"{role} data, {UNTOUCHED}" if role in UNTOUCHED_ROLES else f"role {NOT_STATED}"
+
+
+def role_is_stated(role: str) -> bool:
+    """Whether somebody said what these scans were to the model; only then the page repeats it."""
+    return role in DEVELOPMENT_TEXT or role in UNTOUCHED_ROLES
 
 
 def ignored_sentence(scores: Scores) -> str:
@@ -161,17 +172,19 @@ def failed_sentence(tables: Tables) -> str:
     )
 
 
-def halving_sentence(scores: Scores) -> str:
+def halving_sentence(tables: Tables) -> str:
     """How many more patients would halve the interval, or give one at all.
 
     An interval narrows with the square root of the number of independent patients, so half the
-    width takes four times as many in all.
+    width takes four times as many in all. Patients without lesions do not count towards any.
     """
-    if scores.n_groups < MIN_GROUPS and scores.n_lesions:
-        missing = count(MIN_GROUPS - scores.n_groups, "more patient")
-        return f"At least {missing} with lesions would be needed for any interval."
+    scores = tables.scores
     if scores.estimate("lesion_recall").ci95 is None:
-        return ""
+        missing = MIN_GROUPS - len({lesion.group or lesion.case for lesion in tables.lesions})
+        if not tables.lesions or missing <= 0:
+            return ""
+        more = count(missing, "more patient")
+        return f"At least {more} with lesions would be needed for any interval."
     more = f"{3 * scores.n_groups:,}".replace(",", " ")
     return (
         f"To halve the width of that interval, about {more} more patients like these would be "

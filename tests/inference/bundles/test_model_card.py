@@ -26,6 +26,9 @@ def test_development_scores_are_called_optimistic(plan: Plan) -> None:
     assert "0.7 to 0.9" in card
     assert "| Dice, mean of cases with a lesion | undefined |" in card
     assert "not used in training" in model_card(plan, {**scores, "evaluated_on": "test"})
+    unknown = model_card(plan, {**scores, "evaluated_on": "unknown"})
+    assert "their role was not stated: they may have been used in training" in unknown
+    assert "development data" not in unknown
 
 
 def test_decisions_points_and_provenance_are_listed(plan: Plan) -> None:

@@ -56,7 +56,7 @@ def test_bare_masks_of_another_program(folders):
     assert scores["lesion_recall"]["value"] == 0.6
     assert scores["froc"] is None
     assert scores["cpm"] is None
-    assert scores["evaluated_on"] == "external"
+    assert scores["evaluated_on"] == "unknown"  # nobody stated it
     assert json.loads((folders[2] / "scores.json").read_text()) == scores
 
 
@@ -223,6 +223,13 @@ def test_verdicts_of_a_person_are_read_back(folders, tmp_path):
 def test_an_unknown_preset_is_refused(folders):
     with pytest.raises(ConfigError, match="no such preset"):
         evaluate(*folders, preset="luna")
+
+
+def test_a_role_that_somebody_stated_is_kept(folders):
+    assert evaluate(*folders, evaluated_on="external", replicates=5)["evaluated_on"] == "external"
+    assert {row["role"] for row in rows(folders[2] / "cases.csv")} == {"external"}
+    evaluate(*folders, replicates=5)
+    assert {row["role"] for row in rows(folders[2] / "cases.csv")} == {"unknown"}
 
 
 def test_a_mistyped_role_is_refused_and_nothing_is_written(folders):

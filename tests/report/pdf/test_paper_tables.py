@@ -1,6 +1,7 @@
 from matplotlib.figure import Figure
 
-from lesionseg.report.pdf.paper_tables import Block, Frame, table_pages
+from lesionseg.report.pdf.paper import Frame
+from lesionseg.report.pdf.paper_tables import Block, table_pages
 from lesionseg.report.sections.table_cells import Listing, TableCell
 
 FRAME = Frame(50, 500, 780, 50, page=(600, 842))
