@@ -16,7 +16,7 @@ from lesionseg.report.figures.chart_list import Chart
 from lesionseg.report.figures.outlines import Loop
 from lesionseg.report.figures.pictures import View
 from lesionseg.report.pdf.paper_tables import Block, Frame, table_pages
-from lesionseg.report.sections.gallery import Card, Hanging
+from lesionseg.report.sections.gallery import GalleryCard, GallerySection
 from lesionseg.report.sections.table_cells import Listing
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ class SummaryPage:
 
 
 def write_pdf(
-    path: Path, summary: SummaryPage, charts: Sequence[Chart], hangings: Sequence[Hanging]
+    path: Path, summary: SummaryPage, charts: Sequence[Chart], gallery: Sequence[GallerySection]
 ) -> None:
     """Write summary, charts, six pictures a page, and tables; whole or not at all."""
     import matplotlib as mpl
@@ -70,7 +70,7 @@ def write_pdf(
     with mpl.rc_context({**RC, "pdf.fonttype": 42}), atomic_path(path) as temporary:
         about = {"Title": summary.title, "CreationDate": None}
         with PdfPages(temporary, metadata=about) as pdf:
-            pages = [_first_page(summary), *_chart_pages(charts), *_picture_pages(hangings)]
+            pages = [_first_page(summary), *_chart_pages(charts), *_picture_pages(gallery)]
             pages += table_pages(summary.blocks, _frame(), _page, text.omitted)
             for number, page in enumerate(pages, start=1):
                 foot = f"{text.LIMITS[-1]}    {number}/{len(pages)}"
@@ -170,15 +170,15 @@ def _chart(part: "SubFigure", chart: Chart) -> None:
     below.text(0, 0.98, caption, size=9, va="top", color=INK, linespacing=1.35)
 
 
-def _picture_pages(hangings: Sequence[Hanging]) -> "Iterator[Figure]":
-    for hanging in hangings:
-        for first in range(0, len(hanging.cards), CARDS_PER_PAGE):
+def _picture_pages(gallery: Sequence[GallerySection]) -> "Iterator[Figure]":
+    for section in gallery:
+        for first in range(0, len(section.cards), CARDS_PER_PAGE):
             page = _page()
-            heading = [Paragraph(hanging.title, 13, bold=True), Paragraph(hanging.sentence)]
+            heading = [Paragraph(section.title, 13, bold=True), Paragraph(section.sentence)]
             key = f"{text.KEY_REFERENCE}; {text.KEY_PREDICTION}"
             top = _set(page, [*heading, Paragraph(key, 9)], TOP + 0.02)
             places = _divide(_body(page, top - 0.01), (1, 1, 1), (1, 1))
-            cards = hanging.cards[first : first + CARDS_PER_PAGE]
+            cards = section.cards[first : first + CARDS_PER_PAGE]
             for place, card in zip(places, cards, strict=False):
                 _card(place, card)
             yield page
@@ -199,7 +199,7 @@ def _divide(
     return list(np.ravel(np.asarray(parts)))
 
 
-def _card(part: "SubFigure", card: Card) -> None:
+def _card(part: "SubFigure", card: GalleryCard) -> None:
     words = textwrap.wrap(f"{card.case}, {card.name} · {card.caption}", 60)
     part.text(0, 0.99, "\n".join(words), size=8, va="top", color=INK)
     if not card.views:

@@ -3,7 +3,8 @@
 import math
 from collections.abc import Iterable
 
-from lesionseg.report.inputs.scores_file import UNSTATED, Estimate, SizeGroup
+from lesionseg.evaluation.score_sections import SizeGroup
+from lesionseg.evaluation.statistics.estimates import UNSTATED, Estimate
 
 # Under this many lesions a percentage without an interval pretends to a precision it lacks.
 MIN_FOR_PERCENT = 10
@@ -101,9 +102,9 @@ def bounds(estimate: Estimate) -> str:
     return f"{math.floor(100 * low + 1e-9)} to {math.ceil(100 * high - 1e-9)}\N{NO-BREAK SPACE}%"
 
 
-def no_intervals(reasons: Iterable[str]) -> str:
+def no_intervals(reasons: Iterable[str | None]) -> str:
     """Why some groups have no interval, each reason once; empty when all have one."""
-    said = sorted({reason for reason in reasons if reason != UNSTATED})
+    said = sorted({reason for reason in reasons if reason and reason != UNSTATED})
     return f"No interval: {'; '.join(said)}." if said else ""
 
 
