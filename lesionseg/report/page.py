@@ -197,7 +197,7 @@ def make_page(
             **anchor_charts(tables.folder),
         },
         slider=slider_json(tables),
-        sizes=tables_of.list_sizes(scores.recall_by_size, unit, scores.size_said),
+        sizes=tables_of.list_sizes(scores),
         quantiles=tables_of.list_quantiles(scores),
         size_curve=detail_tables.list_curve(curve, unit) if curve else None,
         contrast=detail_tables.list_cells(details.cells, unit),

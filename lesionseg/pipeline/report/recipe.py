@@ -21,8 +21,8 @@ class ReportSettings:
     `missed`, `false_positives`, `found`: the most pictures; fewer are shown where the page would
     grow too large. `gallery`: `page`, or `all` to write every miss and every false positive into
     the folder `gallery` as well. `identifiers`: print the real names of cases and patients.
-    `study`: a study.yaml with what a report cannot know by itself. `name`, `other_name`: what this model or
-    reader and the one it is compared with are called.
+    `study`: a study.yaml with what a report cannot know by itself. `name`, `other_name`: what this
+    model or reader and the one it is compared with are called.
     """
 
     title: str | None = None

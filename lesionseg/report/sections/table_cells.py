@@ -66,38 +66,37 @@ def list_candidates(candidates: Sequence[CandidateRow], unit: str) -> Listing:
     return _listing(text.HEADINGS_CANDIDATES, (_candidate_line(row, unit) for row in ordered))
 
 
-def list_sizes(groups: Sequence[SizeGroup], unit: str, said: str = "") -> Listing:
-    """One line per size group: found of all, share, interval; a note says why one has none.
+def list_sizes(scores: Scores) -> Listing:
+    """One line per size group: found of all, sensitivity, interval; a note says why there is none.
 
-    `said`: what sizes are called where the unit alone would mislead.
+    Linked to the lesions of the group.
     """
-    lines = (
-        (
-            TableCell(text.size_range(group, unit)),
-            TableCell(
-                text.of(group.detected, group.n),
-                link="lesion-table" if group.n else "",
-                terms=text.size_range(group, unit),
-            ),
-            *recall_cells(group.detected, group.n, group.recall),
-        )
-        for group in groups
-    )
-    headings = (text.size_heading(said or unit), *text.HEADINGS_SIZE[1:])
-    note = why_no_interval((group.n, group.recall) for group in groups)
-    return replace(_listing(headings, lines), note=note)
+    names = [text.size_range(group, scores.size_unit) for group in scores.recall_by_size]
+    return _size_table(scores, scores.recall_by_size, names, link="lesion-table")
 
 
 def list_quantiles(scores: Scores) -> Listing:
     """Groups of about as many lesions each, of whatever sizes; no line without them."""
     groups = scores.recall_by_quantile if scores.n_lesions else ()
+    unit = scores.size_unit
+    names = [text.range_words(group.from_mm, group.to_mm, unit, ".3g") for group in groups]
+    return _size_table(scores, groups, names)
+
+
+def _size_table(
+    scores: Scores, groups: Sequence[SizeGroup], names: Sequence[str], link: str = ""
+) -> Listing:
     lines = (
         (
-            TableCell(text.quantile_range(group, scores.size_unit)),
-            TableCell(text.of(group.detected, group.n)),
+            TableCell(name),
+            TableCell(
+                text.of(group.detected, group.n),
+                link=link if group.n else "",
+                terms=name if link else "",
+            ),
             *recall_cells(group.detected, group.n, group.recall),
         )
-        for group in groups
+        for group, name in zip(groups, names, strict=True)
     )
     headings = (text.size_heading(scores.size_said), *text.HEADINGS_SIZE[1:])
     note = why_no_interval((group.n, group.recall) for group in groups)

@@ -12,7 +12,14 @@ from lesionseg.evaluation.score_sections import (
     SizeCurveScores,
     SubgroupScores,
 )
-from lesionseg.report.text.amounts import count, difference, percent, rate, size_range
+from lesionseg.report.text.amounts import (
+    count,
+    difference,
+    percent,
+    range_words,
+    rate,
+    size_range,
+)
 from lesionseg.report.text.definitions import measure_name
 from lesionseg.report.text.frame import SECTIONS
 from lesionseg.report.text.table_words import ABSENT, FOUND, MISSED
@@ -147,18 +154,6 @@ def found_at(share: float, diameter: float, unit: str) -> str:
 def of(found: int, n: int) -> str:
     """A count of a count."""
     return f"{found} of {n}"
-
-
-def range_words(low: float, high: float | None, unit: str) -> str:
-    """A range of sizes or contrasts.
-
-    >>> range_words(2, 5, "mm"), range_words(0, 2, ""), range_words(5, None, "")
-    ('2 to 5 mm', 'under 2', '5 and more')
-    """
-    after = f" {unit}" if unit else ""
-    if high is None:
-        return f"{low:g}{after} and more"
-    return f"under {high:g}{after}" if low == 0 else f"{low:g} to {high:g}{after}"
 
 
 def alt_sizes(scores: Scores) -> str:

@@ -32,8 +32,8 @@ DEFINITIONS: Mapping[str, tuple[str, str]] = {
     "reliability": (
         "Calibration",
         "Whether of the candidates with a stated chance of 70 % seven in ten are lesions. "
-        "Brier score: mean squared distance between chance and outcome. Slope and intercept: of the "
-        "outcome on the chance's logit.",
+        "Brier score: mean squared distance between chance and outcome. Slope and intercept: of "
+        "the outcome on the chance's logit.",
     ),
     "failed": (
         "Without a result",

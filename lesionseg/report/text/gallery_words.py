@@ -28,8 +28,8 @@ NO_PICTURES = (
 )
 GALLERY_TEXT = (
     "Slices through the middle of each lesion or detection, cut out around it, along the scan's "
-    "own axes. The slider below scrolls to its neighbours; so do the arrow keys and the wheel after "
-    "a press on the picture. Ticks at the edges point to it. The patient's "
+    "own axes. The slider below scrolls to its neighbours; so do the arrow keys and the wheel "
+    "after a press on the picture. Ticks at the edges point to it. The patient's "
     "right is on the left of a picture, in sagittal slices the front is. Grey values are "
     "stretched to the cut-out."
 )
