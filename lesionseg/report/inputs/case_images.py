@@ -67,8 +67,8 @@ class Sources:
         found = self._read_image(case)
         geometry = found.image.geometry
         reference = self._reference(case, found)
-        accepted = self._accepted(case, accepted, geometry)
-        return Scene(found.image.array[0], geometry, reference, accepted)
+        detections = self._detections(case, accepted, geometry)
+        return Scene(found.image.array[0], geometry, reference, detections)
 
     def _read_image(self, case: str) -> Case:
         if case not in self._images.files:
@@ -89,7 +89,7 @@ class Sources:
             return _reference_mask(mask, geometry)
         return _reference_mask(found.reference, geometry)
 
-    def _accepted(self, case: str, accepted: frozenset[int], geometry: Geometry) -> Mask | None:
+    def _detections(self, case: str, accepted: frozenset[int], geometry: Geometry) -> Mask | None:
         if case not in self._predictions:
             return None
         prediction = read_prediction(self._predictions[case], geometry=geometry)
