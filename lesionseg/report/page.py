@@ -23,7 +23,6 @@ from lesionseg.report.sections import table_cells as tables_of
 from lesionseg.report.sections.audit_section import AuditSection
 from lesionseg.report.sections.checklists import CHECKLISTS, State
 from lesionseg.report.sections.gallery import GallerySection, trim
-from lesionseg.report.sections.gallery_choice import GallerySelection
 from lesionseg.report.sections.optional_sections import KEYS, Extra, make_extras
 from lesionseg.report.sections.table_cells import Listing
 from lesionseg.report.sections.threshold_slider import slider_json
@@ -222,12 +221,7 @@ def make_page(
     )
 
 
-def write_page(
-    path: Path,
-    page: Page,
-    gallery: Sequence[GallerySection],
-    selections: Sequence[GallerySelection],
-) -> str:
+def write_page(path: Path, page: Page, gallery: Sequence[GallerySection]) -> str:
     """Write the page with as many pictures as fit, whole or not at all; returns its text.
 
     Raises `OutputError` when it is too large even without pictures.
@@ -236,7 +230,7 @@ def write_page(
     for fewer in FEWER:
         if len(html.encode()) <= MAX_BYTES:
             break
-        html = render("report.html.j2", page, gallery=trim(gallery, selections, fewer))
+        html = render("report.html.j2", page, gallery=trim(gallery, fewer))
     if len(html.encode()) > MAX_BYTES:
         raise OutputError("The report is too large.", seen=len(html.encode()), expected=MAX_BYTES)
     write_text(path, html)

@@ -103,14 +103,13 @@ def write_report(
         names=options.names,
         audit=_audit(scores_dir, images, reference, tables.scores.size_unit, options),
     )
-    limits = ALL if options.whole_gallery else options.limits
-    selections = choose_items(shown, limits)
     gallery: tuple[GallerySection, ...] = ()
     if images is not None:
+        selections = choose_items(shown, ALL if options.whole_gallery else options.limits)
         load = _loader(images, reference, prediction, names)
         gallery = draw_gallery(selections, shown, load, progress)
     output.mkdir(parents=True, exist_ok=True)
-    html = write_page(output / "report.html", page, gallery, selections)
+    html = write_page(output / "report.html", page, gallery)
     write_adjudication(output / "adjudicate.csv", tables)
     if names is not None:
         write_pseudonyms(output / "pseudonyms.csv", tables, names)
@@ -118,7 +117,7 @@ def write_report(
     if options.whole_gallery and gallery:
         _write_gallery(output / "gallery", page, gallery)
     if options.pdf:
-        few = trim(gallery, selections, ON_PAPER) if gallery else ()
+        few = trim(gallery, ON_PAPER)
         write_pdf(output / "report.pdf", _on_paper(page), _charts(page), few)
     return output / "report.html"
 

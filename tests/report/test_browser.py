@@ -18,7 +18,7 @@ from lesionseg.report.inputs.result_tables import read_tables
 from lesionseg.report.inputs.study_file import Study
 from lesionseg.report.page import MAX_BYTES, make_page, write_page
 from lesionseg.report.sections.gallery import draw_gallery
-from lesionseg.report.sections.gallery_choice import Limits, choose_items
+from lesionseg.report.sections.gallery_choice import choose_items
 from tests.report.conftest import Blob, Evaluation
 from tests.report.inputs.test_score_details import ALL
 
@@ -146,7 +146,7 @@ def write(evaluation: Evaluation, folder: Path) -> Path:
     tables = read_tables(evaluation.write(folder / "scores"))
     selections = choose_items(tables)
     gallery = draw_gallery(selections, tables, evaluation.scene)
-    write_page(folder / "report.html", make_page(tables, Study()), gallery, selections)
+    write_page(folder / "report.html", make_page(tables, Study()), gallery)
     return folder / "report.html"
 
 
@@ -245,7 +245,7 @@ def test_slider_keeps_up_with_five_hundred_scans(tmp_path: Path) -> None:
     false = [Blob(case, 9, (9, 9, 9), 4.0, score=rng.random()) for case in cases for _ in range(4)]
     tables = read_tables(Evaluation(lesions, false, cases).write(tmp_path / "scores"))
     page = tmp_path / "report.html"
-    write_page(page, make_page(tables, Study()), (), choose_items(tables, Limits(0, 0, 0)))
+    write_page(page, make_page(tables, Study()), ())
     assert page.stat().st_size < MAX_BYTES
     said = ask(page, SPEED)
     assert said["found"] == sum(blob.detected for blob in lesions)

@@ -199,7 +199,7 @@ def test_case_that_cannot_be_read_leaves_a_note(evaluation: Evaluation, tmp_path
 def test_trimmed_gallery_counts_what_it_leaves_out(evaluation: Evaluation, tmp_path: Path) -> None:
     tables = read_tables(evaluation.write(tmp_path))
     selections = choose_items(tables)
-    missed, *_ = trim(draw_gallery(selections, tables, evaluation.scene), selections, 1)
+    missed, *_ = trim(draw_gallery(selections, tables, evaluation.scene), 1)
     assert len(missed.cards) == 1
     assert missed.sentence.endswith("1 not shown.")
 

@@ -44,6 +44,7 @@ class GallerySection:
     sentence: str
     cards: tuple[GalleryCard, ...]
     kind: str = ""
+    total: int = 0
 
 
 def draw_gallery(
@@ -65,17 +66,15 @@ def draw_gallery(
     return tuple(_section(selection, cards) for selection in selections)
 
 
-def trim(
-    gallery: Sequence[GallerySection], selections: Sequence[GallerySelection], n: int
-) -> tuple[GallerySection, ...]:
+def trim(gallery: Sequence[GallerySection], n: int) -> tuple[GallerySection, ...]:
     """Keep at most `n` cards of each kind, and say how many are not shown."""
     return tuple(
         replace(
             section,
             cards=section.cards[:n],
-            sentence=_sentence(selection, min(n, len(section.cards))),
+            sentence=_sentence(section.kind, min(n, len(section.cards)), section.total),
         )
-        for section, selection in zip(gallery, selections, strict=True)
+        for section in gallery
     )
 
 
@@ -122,11 +121,11 @@ def _card(item: GalleryItem, unit: str, scene: Scene | None = None, note: str = 
 def _section(
     selection: GallerySelection, cards: Mapping[GalleryItem, GalleryCard]
 ) -> GallerySection:
+    kind, total = selection.kind, selection.total
     shown = tuple(cards[item] for item in selection.items)
-    return GallerySection(
-        text.GALLERY_TITLES[selection.kind], _sentence(selection, len(shown)), shown, selection.kind
-    )
+    sentence = _sentence(kind, len(shown), total)
+    return GallerySection(text.GALLERY_TITLES[kind], sentence, shown, kind, total)
 
 
-def _sentence(selection: GallerySelection, shown: int) -> str:
-    return text.shown_sentence(shown, selection.total, text.GALLERY_ORDERS[selection.kind])
+def _sentence(kind: str, shown: int, total: int) -> str:
+    return text.shown_sentence(shown, total, text.GALLERY_ORDERS[kind])
