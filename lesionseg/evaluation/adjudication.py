@@ -58,7 +58,7 @@ def adjudicate(results: Sequence[CaseResult], verdicts: Sequence[Adjudication]) 
 
     A false positive with the verdict `lesion` counts as a lesion that was found; lesions that both
     the reference and the model miss stay unknown, so the adjudicated recall flatters the model.
-    Verdicts on marks that are no longer false positives, or have moved, are counted as stale.
+    Verdicts on candidates that are no longer false positives, or have moved, are counted as stale.
     """
     false = {
         (r.case, c.candidate): c
@@ -67,13 +67,13 @@ def adjudicate(results: Sequence[CaseResult], verdicts: Sequence[Adjudication]) 
         if c.outcome == "false_positive"
     }
     fresh = [v for v in verdicts if _same(false.get((v.case, v.candidate)), v)]
-    said = {word: sum(v.verdict == word for v in fresh) for word in (LESION, NO_LESION, UNSURE)}
+    n_of = {word: sum(v.verdict == word for v in fresh) for word in (LESION, NO_LESION, UNSURE)}
     found = sum(r.n_detected for r in results)
     true = sum(r.n_outcome("true_positive") for r in results)
     lesions = sum(len(r.lesions) for r in results)
-    real = said[LESION]
+    real = n_of[LESION]
     return {
-        **{f"n_{word}": n for word, n in said.items()},
+        **{f"n_{word}": n for word, n in n_of.items()},
         "n_open": len(false) - len({(v.case, v.candidate) for v in fresh}),
         "n_stale": len(verdicts) - len(fresh),
         "by_reference": _numbers(found, lesions, true, len(false), len(results)),

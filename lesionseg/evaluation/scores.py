@@ -17,8 +17,9 @@ from lesionseg.evaluation.official import score_cases, score_intervals
 from lesionseg.evaluation.presets import Preset, Scorer
 from lesionseg.evaluation.results import CaseResult
 from lesionseg.evaluation.rows import region_names
+from lesionseg.evaluation.score_sections import PointScores
 from lesionseg.evaluation.statistics.bootstrap import MIN_GROUPS
-from lesionseg.evaluation.statistics.estimates import as_list, as_mapping
+from lesionseg.evaluation.statistics.estimates import as_list
 from lesionseg.evaluation.statistics.further_scores import detail_numbers
 from lesionseg.evaluation.statistics.pooled import PooledResults
 from lesionseg.evaluation.statistics.subgroups import Columns, subgroup_numbers
@@ -80,7 +81,7 @@ def summarise(
             "tolerance_mm": preset.surface_tolerance_mm,
         },
         "hd95_mm": summary.distance(),
-        "lesion_recall": as_mapping(summary.recall()),
+        "lesion_recall": summary.recall().to_json(),
         **{key: number.value for key, number in plain.items()},
         "recall_by_size": summary.recall_by_size(),
         **details,
@@ -174,7 +175,7 @@ def _one_label(part: PooledResults, label: int) -> dict[str, Any]:
         "label": label,
         **{name: counts[name] for name in names},
         "dice": part.label_dice(label),
-        "lesion_recall": as_mapping(part.recall()),
+        "lesion_recall": part.recall().to_json(),
         **{key: number.value for key, number in plain.items()},
         "ci95": {key: as_list(number.ci95) for key, number in plain.items()},
         "reasons": {key: number.reason for key, number in plain.items() if number.reason},
@@ -215,11 +216,10 @@ def _operating_point(
         _log.warning("The predictions state different operating points; none is reported.")
     point = stated.pop() if len(stated) == 1 else None
     chosen_on = point.chosen_on if point else None
+    chosen_here = chosen_on is not None and evaluated_on in chosen_on.split("+")
+    optimistic = evaluated_on in DEVELOPMENT_ROLES or chosen_here
+    name, score = (point.name, point.score) if point else (None, None)
     return {
-        "name": point.name if point else None,
-        "score": point.score if point else None,
-        "chosen_on": chosen_on,
-        "optimistic": evaluated_on in DEVELOPMENT_ROLES
-        or (chosen_on is not None and evaluated_on in chosen_on.split("+")),
+        **PointScores(name, score, chosen_on, optimistic).to_json(),
         **{name: v for name in _EXPECTED if (v := getattr(point, name, None)) is not None},
     }

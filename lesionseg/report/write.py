@@ -1,7 +1,7 @@
-"""Everything a report leaves on disk: the page, the paper, the pseudonyms, the marks to judge."""
+"""Everything a report leaves on disk: the page, its PDF, pseudonyms, false positives to judge."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -10,6 +10,7 @@ from lesionseg.errors import LesionsegError, ReadError
 from lesionseg.io.atomic import write_text
 from lesionseg.report import text
 from lesionseg.report.figures.chart_list import Chart
+from lesionseg.report.figures.pictures import Load, Scene
 from lesionseg.report.inputs.pseudonyms import (
     Names,
     make_pseudonyms,
@@ -18,16 +19,19 @@ from lesionseg.report.inputs.pseudonyms import (
     write_pseudonyms,
 )
 from lesionseg.report.inputs.result_tables import read_tables
-from lesionseg.report.inputs.scene import Load, Scene
 from lesionseg.report.inputs.second_model import read_pair
 from lesionseg.report.inputs.study_file import read_study
-from lesionseg.report.page import Context, make_context, render, write_page
+from lesionseg.report.page import Page, make_page, render, write_page
 from lesionseg.report.pdf.document import SummaryPage, write_pdf
 from lesionseg.report.pdf.paper_tables import Block
 from lesionseg.report.sections.adjudication_sheet import write_adjudication
-from lesionseg.report.sections.audit_section import Section, read_suspects, section
-from lesionseg.report.sections.gallery import Hanging, Progress, draw_walls, trim
-from lesionseg.report.sections.gallery_choice import ALL, Limits, Wall, choose_exhibits
+from lesionseg.report.sections.audit_section import (
+    AuditSection,
+    make_audit_section,
+    read_suspects,
+)
+from lesionseg.report.sections.gallery import GallerySection, Progress, draw_gallery, trim
+from lesionseg.report.sections.gallery_choice import ALL, Limits, choose_items
 from lesionseg.report.sections.table_cells import list_pairs
 
 _log = logging.getLogger(__name__)
@@ -36,6 +40,7 @@ ON_PAPER = 12
 PER_GALLERY_PAGE = 60
 PAIR_SHARES = (0.3, 0.13, 0.13, 0.36, 0.08)
 SUBGROUP_SHARES = (0.14, 0.18, 0.08, 0.09, 0.11, 0.08, 0.13, 0.11, 0.08)
+GUIDE_SHARES = (0.08, 0.5, 0.15, 0.27)
 CASE_SHARES = (0.1, 0.11, 0.08, 0.08, 0.075, 0.08, 0.075, 0.065, 0.08, 0.075, 0.095, 0.085)
 
 
@@ -44,7 +49,7 @@ class Options:
     """What a report is: its title, how many pictures, and what goes beside the page.
 
     `identifiers` True prints the real names of cases and patients. `whole_gallery` writes every
-    miss and every false mark into the folder `gallery`. `study` is a study.yaml. `names`: what
+    miss and every false positive into the folder `gallery`. `study` is a study.yaml. `names`: what
     this model or reader and the one it is compared with are called.
     """
 
@@ -88,7 +93,7 @@ def write_report(
     pair = None if compare is None else read_pair(tables, compare, options.names)
     names = None if options.identifiers else make_pseudonyms(tables)
     shown = tables if names is None else rename(tables, names)
-    context = make_context(
+    page = make_page(
         shown,
         study,
         history=history,
@@ -98,35 +103,33 @@ def write_report(
         names=options.names,
         audit=_audit(scores_dir, images, reference, tables.scores.size_unit, options),
     )
-    limits = ALL if options.whole_gallery else options.limits
-    walls = choose_exhibits(shown, limits)
-    hangings: tuple[Hanging, ...] = ()
+    gallery: tuple[GallerySection, ...] = ()
     if images is not None:
+        selections = choose_items(shown, ALL if options.whole_gallery else options.limits)
         load = _loader(images, reference, prediction, names)
-        hangings = draw_walls(walls, shown, load, progress)
+        gallery = draw_gallery(selections, shown, load, progress)
     output.mkdir(parents=True, exist_ok=True)
-    page = write_page(output / "report.html", context, hangings, walls)
+    html = write_page(output / "report.html", page, gallery)
     write_adjudication(output / "adjudicate.csv", tables)
     if names is not None:
         write_pseudonyms(output / "pseudonyms.csv", tables, names)
-        _warn_of(names_in(page, names))
-    if options.whole_gallery and hangings:
-        _write_gallery(output / "gallery", context, hangings)
+        _warn_of(names_in(html, names))
+    if options.whole_gallery and gallery:
+        _write_gallery(output / "gallery", page, gallery)
     if options.pdf:
-        write_pdf(
-            output / "report.pdf", _on_paper(context), _charts(context), _few(hangings, walls)
-        )
+        few = trim(gallery, ON_PAPER)
+        write_pdf(output / "report.pdf", _on_paper(page), _charts(page), few)
     return output / "report.html"
 
 
 def _audit(
     folder: Path, images: Path | Dataset | None, reference: Path | None, unit: str, options: Options
-) -> Section | None:
+) -> AuditSection | None:
     """What a run directory says of the references it was trained on."""
     suspects = read_suspects(folder / "label_audit.csv")
     # the audit has the real names, and no predictions
     load = None if images is None or not suspects else _loader(images, reference, None, None)
-    return section(suspects, load, unit, identifiers=options.identifiers)
+    return make_audit_section(suspects, load, unit, identifiers=options.identifiers)
 
 
 def _loader(
@@ -158,55 +161,50 @@ def _warn_of(found: Sequence[str]) -> None:
         )
 
 
-def _write_gallery(folder: Path, context: Context, hangings: Sequence[Hanging]) -> None:
+def _write_gallery(folder: Path, page: Page, gallery: Sequence[GallerySection]) -> None:
     """All pictures, a page for every sixty of a kind, and the list of these pages."""
     folder.mkdir(parents=True, exist_ok=True)
     pages = []
-    for hanging in hangings:
-        for first in range(0, len(hanging.cards), PER_GALLERY_PAGE):
-            cards = hanging.cards[first : first + PER_GALLERY_PAGE]
-            title = text.gallery_page(hanging.title, first + 1, first + len(cards))
-            name = f"{hanging.kind}-{first // PER_GALLERY_PAGE + 1}.html"
-            part = replace(hanging, title=title, cards=cards, sentence=text.ALL_SHOWN)
-            write_text(folder / name, render("gallery.html.j2", context, [part]))
+    for section in gallery:
+        for first in range(0, len(section.cards), PER_GALLERY_PAGE):
+            cards = section.cards[first : first + PER_GALLERY_PAGE]
+            title = text.gallery_page(section.title, first + 1, first + len(cards))
+            name = f"{section.kind}-{first // PER_GALLERY_PAGE + 1}.html"
+            part = replace(section, title=title, cards=cards, sentence=text.ALL_SHOWN)
+            write_text(folder / name, render("gallery.html.j2", page, gallery=[part]))
             pages.append((name, title))
-    write_text(folder / "index.html", render("index.html.j2", {**context, "pages": pages}, []))
+    write_text(folder / "index.html", render("index.html.j2", page, pages=pages))
 
 
-def _few(hangings: Sequence[Hanging], walls: Sequence[Wall]) -> tuple[Hanging, ...]:
-    return trim(hangings, walls, ON_PAPER) if hangings else ()
-
-
-def _charts(context: Context) -> list[Chart]:
+def _charts(page: Page) -> list[Chart]:
     """In the order of `text.CHART_TITLES`, with their titles."""
-    charts: Mapping[str, Chart] = context["charts"]
     return [
-        replace(charts[key], title=title)
+        replace(page.charts[key], title=title)
         for key, title in text.CHART_TITLES.items()
-        if key in charts
+        if key in page.charts
     ]
 
 
-def _on_paper(context: Context) -> SummaryPage:
+def _on_paper(page: Page) -> SummaryPage:
     return SummaryPage(
-        title=context["title"],
-        role=text.role_words(context["scores"].evaluated_on),
-        banners=[f"{banner.title}. {banner.text}" for banner in context["banners"]],
-        sentences=[fact.words for fact in context["facts"]],
-        sizes=context["sizes"],
-        blocks=_blocks(context),
+        title=page.title,
+        role=text.role_words(page.scores.evaluated_on),
+        banners=[f"{banner.title}. {banner.text}" for banner in page.banners],
+        sentences=[fact.words for fact in page.facts],
+        sizes=page.sizes,
+        blocks=_blocks(page),
     )
 
 
-def _detail_blocks(context: Context) -> list[Block]:
+def _detail_blocks(page: Page) -> list[Block]:
     """The tables of the further numbers, where there are any."""
     titles = text.SECTIONS
     tables = (
-        (text.ABSENT["size_curve"], context["curve"], (0.3, 0.7), ""),
-        (text.ABSENT["recall_by_size_and_contrast"], context["cells"], (), ""),
-        (titles["comparison"], context["differences"], PAIR_SHARES, text.P_VALUE_TEXT),
-        (titles["subgroups"], context["subgroups"], SUBGROUP_SHARES, text.EXTRAS["subgroups"]),
-        (titles["calibration"], context["reliability"], (0.6, 0.4), text.EXTRAS["calibration"]),
+        (text.ABSENT["size_curve"], page.size_curve, (0.3, 0.7), ""),
+        (text.ABSENT["recall_by_size_and_contrast"], page.contrast, (), ""),
+        (titles["comparison"], page.differences, PAIR_SHARES, text.P_VALUE_TEXT),
+        (titles["subgroups"], page.subgroups, SUBGROUP_SHARES, text.EXTRAS["subgroups"]),
+        (titles["calibration"], page.calibration, (0.6, 0.4), text.EXTRAS["calibration"]),
     )
     return [
         Block(title, listing, shares, words=words)
@@ -215,30 +213,35 @@ def _detail_blocks(context: Context) -> list[Block]:
     ]
 
 
-def _blocks(context: Context) -> tuple[Block, ...]:
-    """The tables on paper, in the page's order; all scans, lesions and marks stay on the page."""
-    titles, flow = text.SECTIONS, list_pairs(text.HEADINGS_FLOW, context["flow"].lines())
+def _blocks(page: Page) -> tuple[Block, ...]:
+    """The tables on paper, in the page's order; lesions and candidates stay on the page."""
+    titles, flow = text.SECTIONS, list_pairs(text.HEADINGS_FLOW, page.flow.lines())
     definitions = list_pairs(text.HEADINGS_DEFINITIONS, text.DEFINITIONS.values())
     extras = [
         Block(f"{titles[key]}: {title}", listing)
-        for key, extra in context["extras"].items()
+        for key, extra in page.extras.items()
         for title, listing in extra.tables
     ]
     return (
-        Block(titles["froc"], context["measures"], (0.4, 0.6), (0, 1)),
-        Block(titles["size"], context["rules"], (0.5, 0.25, 0.25), words=text.OTHER_RULES),
-        *_detail_blocks(context),
-        Block(titles["labels"], context["labels"]),
-        Block(titles["why"], context["reasons"], (0.7, 0.3)),
+        Block(titles["froc"], page.measures, (0.4, 0.6), (0, 1)),
+        Block(titles["size"], page.rules, (0.5, 0.25, 0.25), words=text.OTHER_RULES),
+        *_detail_blocks(page),
+        Block(titles["labels"], page.labels),
+        Block(titles["why"], page.reasons, (0.7, 0.3)),
         *extras,
-        Block(titles["flow"], flow, (0.4, 0.6), words=context["unexplained"]),
-        Block(titles["study"], context["study"], (0.4, 0.6), words=text.STUDY_TEXT),
-        Block(titles["cases"], context["cases"], CASE_SHARES),
-        Block(titles["absent"], context["absences"], (0.4, 0.6)),
+        Block(titles["flow"], flow, (0.4, 0.6), words=text.unexplained(page.flow.n_unexplained)),
+        Block(
+            titles["study"],
+            page.study_table,
+            (0.4, 0.6),
+            words=text.STUDY_TEXT,
+        ),
+        Block(titles["cases"], page.cases, CASE_SHARES),
+        Block(titles["absent"], page.absences, (0.4, 0.6)),
         Block(titles["definitions"], definitions, (0.25, 0.75)),
-        Block(titles["provenance"], context["provenance"], (0.4, 0.6)),
+        Block(titles["provenance"], page.provenance, (0.4, 0.6)),
         *(
-            Block(f"{guide.name}: {states}", items, (0.08, 0.5, 0.15, 0.27), words=guide.source)
-            for guide, items, states in context["checklists"]
+            Block(f"{guide.name}: {guide.states}", guide.items, GUIDE_SHARES, words=guide.source)
+            for guide in page.guides
         ),
     )

@@ -1,11 +1,17 @@
+import pytest
+
 from lesionseg.evaluation import PRESETS, evaluate_case
 from lesionseg.evaluation.rows import (
     CANDIDATE_COLUMNS,
     CASE_COLUMNS,
     LESION_COLUMNS,
+    CandidateRow,
+    CaseRow,
+    LesionRow,
     candidate_rows,
     case_rows,
     lesion_rows,
+    without_failed,
 )
 from tests.evaluation.hand_cases import HAND_CASES, make_prediction, make_reference
 
@@ -29,3 +35,43 @@ def test_cells_are_plain_text():
     assert row["stop_vox"] == "3 3"
     assert row["centre_mm"] == "1.5 1.5"
     assert row["volume_ml"] is None
+
+
+def as_text(row):
+    return {name: "" if value is None else str(value) for name, value in row.items()}
+
+
+def test_rows_read_back_are_written_the_same():
+    for kind, rows in (
+        (CaseRow, case_rows(RESULTS)),
+        (LesionRow, lesion_rows(RESULTS, {})),
+        (CandidateRow, candidate_rows(RESULTS, {})),
+    ):
+        assert rows
+        for row in rows:
+            again = kind.from_csv(as_text(row))
+            assert as_text(again.to_csv()) == as_text(row)
+            assert kind.from_csv(as_text(again.to_csv())) == again
+
+
+def test_missing_or_broken_columns_are_named():
+    row = as_text(lesion_rows(RESULTS[:1], {})[0])
+    with pytest.raises(ValueError, match="no column detected"):
+        LesionRow.from_csv({name: cell for name, cell in row.items() if name != "detected"})
+    with pytest.raises(ValueError, match="'large' in column diameter_mm"):
+        LesionRow.from_csv({**row, "diameter_mm": "large"})
+    old = LesionRow.from_csv({name: row[name] for name in row if name not in ("dice", "contrast")})
+    assert (old.dice, old.contrast) == (None, None)
+
+
+def test_cases_without_a_prediction_are_left_out_of_counts():
+    cases = [
+        CaseRow.from_csv(as_text(row) | {"status": status, "n_false_positive": n})
+        for row, status, n in zip(case_rows(RESULTS[:2]), ("ok", "missing"), "30", strict=True)
+    ]
+    lesions = [LesionRow.from_csv(as_text(row)) for row in lesion_rows(RESULTS[:2], {})]
+    counts = without_failed(cases, lesions)
+    kept = [row.detected for row in lesions if row.case == cases[0].case]
+    assert (counts.n_lesions, counts.n_detected) == (len(kept), sum(kept))
+    assert counts.false_positives_per_case == 3
+    assert without_failed(cases[1:], lesions).false_positives_per_case is None

@@ -27,7 +27,7 @@ SMALL = [
     "model.tile_shape=[16,16,16]",
     "replicates=20",
     "report.missed=1",
-    "report.false_marks=0",
+    "report.false_positives=0",
     "report.found=1",
 ]
 

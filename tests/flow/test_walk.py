@@ -20,7 +20,7 @@ SMALL = [
     "model.batch_size=2",
     "replicates=50",
     "report.missed=2",
-    "report.false_marks=1",
+    "report.false_positives=1",
     "report.found=1",
 ]
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from lesionseg.core import Geometry
-from lesionseg.report.inputs.scene import Scene
+from lesionseg.report.figures.pictures import Scene
 
 SIZES = ((0.0, 3.0), (3.0, 5.0), (5.0, 10.0), (10.0, 20.0), (20.0, None))
 SHAPE, SPACING = (40, 120, 100), (3.0, 1.0, 1.0)
@@ -49,7 +49,7 @@ class Evaluation:
     """What one evaluation found; `write` puts the tables down as `evaluate` does."""
 
     lesions: list[Blob] = field(default_factory=list)
-    false_marks: list[Blob] = field(default_factory=list)
+    false_positives: list[Blob] = field(default_factory=list)
     cases: tuple[str, ...] = ("a", "b", "c")
     changes: dict[str, Any] = field(default_factory=dict)
     failed: tuple[str, ...] = ()
@@ -66,9 +66,9 @@ class Evaluation:
             "n_groups": max(1, len(self.cases) - 1),
             "n_lesion_free_cases": len(free),
             "n_lesions": n,
-            "n_candidates": found + len(self.false_marks),
+            "n_candidates": found + len(self.false_positives),
             "n_true_positive": found,
-            "n_false_positive": len(self.false_marks),
+            "n_false_positive": len(self.false_positives),
             "n_missed": n - found,
             "n_ignored": 1,
             "dice": {"mean": 0.55, "median": 0.6, "ci95": [0.4, 0.7]},
@@ -77,7 +77,7 @@ class Evaluation:
             "lesion_recall_mean_per_group": {"value": share, "ci95": None, "reason": "few"},
             "lesion_precision": {"value": 0.5, "ci95": [0.2, 0.8]},
             "lesion_f1": {"value": 0.5, "ci95": [0.3, 0.7]},
-            "false_positives_per_case": len(self.false_marks) / len(self.cases),
+            "false_positives_per_case": len(self.false_positives) / len(self.cases),
             "false_positives_per_lesion_free_case": 0.5 if free else None,
             "recall_by_size": [self._size(*edges) for edges in SIZES],
             "size_unit": "mm",
@@ -104,7 +104,7 @@ class Evaluation:
         _write(folder / "cases.csv", [self._case(c) for c in self.cases], CASE_COLUMNS)
         _write(folder / "lesions.csv", [_lesion(b) for b in self.lesions], LESION_COLUMNS)
         marks = [_mark(b, "true_positive") for b in self.lesions if b.detected]
-        marks += [_mark(b, "false_positive") for b in self.false_marks]
+        marks += [_mark(b, "false_positive") for b in self.false_positives]
         _write(folder / "candidates.csv", marks, CANDIDATE_COLUMNS)
         return folder
 
@@ -120,7 +120,7 @@ class Evaluation:
             if blob.case == case:
                 reference |= blob.mask()
                 marks |= blob.mask() & blob.detected
-        for blob in self.false_marks:
+        for blob in self.false_positives:
             if blob.case == case and blob.id in accepted:
                 marks |= blob.mask()
         image[reference] += 300
@@ -154,7 +154,7 @@ class Evaluation:
             "n_lesions": len(lesions),
             "n_detected": found,
             "n_missed": len(lesions) - found,
-            "n_false_positive": sum(b.case == case for b in self.false_marks),
+            "n_false_positive": sum(b.case == case for b in self.false_positives),
             "n_ignored": 0,
             "dice": f"{found / len(lesions):.3f}" if lesions else None,
             "reference_ml": 0.5 * len(lesions) if lesions else None,
@@ -234,7 +234,10 @@ def evaluation() -> Evaluation:
             Blob("b", 1, (22, 50, 60), 24.0),
             Blob("b", 2, (12, 70, 45), 3.5),
         ],
-        false_marks=[Blob("b", 7, (20, 90, 50), 5.0, score=0.7), Blob("c", 1, (20, 30, 50), 4.0)],
+        false_positives=[
+            Blob("b", 7, (20, 90, 50), 5.0, score=0.7),
+            Blob("c", 1, (20, 30, 50), 4.0),
+        ],
     )
 
 

@@ -16,9 +16,9 @@ import pytest
 
 from lesionseg.report.inputs.result_tables import read_tables
 from lesionseg.report.inputs.study_file import Study
-from lesionseg.report.page import MAX_BYTES, make_context, write_page
-from lesionseg.report.sections.gallery import draw_walls
-from lesionseg.report.sections.gallery_choice import Limits, choose_exhibits
+from lesionseg.report.page import MAX_BYTES, make_page, write_page
+from lesionseg.report.sections.gallery import draw_gallery
+from lesionseg.report.sections.gallery_choice import choose_items
 from tests.report.conftest import Blob, Evaluation
 from tests.report.inputs.test_score_details import ALL
 
@@ -59,7 +59,7 @@ const ring = document.getElementById("froc-now");
 const sizes = () => [...document.getElementById("slider-sizes").tBodies[0].rows];
 const read = () => ({
   threshold: Number(now.dataset.threshold), found: Number(now.dataset.found),
-  false: Number(now.dataset.false), said: document.getElementById("slider-said").textContent,
+  false: Number(now.dataset.false), said: document.getElementById("slider-summary").textContent,
   misses: document.getElementById("slider-misses").tBodies[0].rows.length,
   sizes: sizes().map(row => row.cells[1].textContent),
   ring: [ring.style.left, ring.style.top]});
@@ -144,9 +144,9 @@ const said = {
 
 def write(evaluation: Evaluation, folder: Path) -> Path:
     tables = read_tables(evaluation.write(folder / "scores"))
-    walls = choose_exhibits(tables)
-    hangings = draw_walls(walls, tables, evaluation.scene)
-    write_page(folder / "report.html", make_context(tables, Study()), hangings, walls)
+    selections = choose_items(tables)
+    gallery = draw_gallery(selections, tables, evaluation.scene)
+    write_page(folder / "report.html", make_page(tables, Study()), gallery)
     return folder / "report.html"
 
 
@@ -182,7 +182,7 @@ def test_tables_sort_search_and_are_linked(evaluation: Evaluation, tmp_path: Pat
 def test_sliders_numbers_equal_the_tables_counted_again(
     evaluation: Evaluation, tmp_path: Path
 ) -> None:
-    for at, blob in enumerate([*evaluation.lesions, *evaluation.false_marks]):
+    for at, blob in enumerate([*evaluation.lesions, *evaluation.false_positives]):
         blob.score = 0.30000000000000004 + 0.1 * at
     said = ask(write(evaluation, tmp_path), SLIDER)
     with (tmp_path / "scores" / "lesions.csv").open() as file:
@@ -245,7 +245,7 @@ def test_slider_keeps_up_with_five_hundred_scans(tmp_path: Path) -> None:
     false = [Blob(case, 9, (9, 9, 9), 4.0, score=rng.random()) for case in cases for _ in range(4)]
     tables = read_tables(Evaluation(lesions, false, cases).write(tmp_path / "scores"))
     page = tmp_path / "report.html"
-    write_page(page, make_context(tables, Study()), (), choose_exhibits(tables, Limits(0, 0, 0)))
+    write_page(page, make_page(tables, Study()), ())
     assert page.stat().st_size < MAX_BYTES
     said = ask(page, SPEED)
     assert said["found"] == sum(blob.detected for blob in lesions)

@@ -8,11 +8,10 @@ import pytest
 from lesionseg.errors import ReadError
 from lesionseg.report import text
 from lesionseg.report.inputs.pseudonyms import make_pseudonyms, rename
-from lesionseg.report.inputs.result_tables import read_tables
-from lesionseg.report.inputs.scores_file import read_scores
+from lesionseg.report.inputs.result_tables import read_scores, read_tables
 from lesionseg.report.page import banners, summary
-from lesionseg.report.sections.gallery import Hanging, draw_walls, trim
-from lesionseg.report.sections.gallery_choice import choose_exhibits
+from lesionseg.report.sections.gallery import GallerySection, draw_gallery, trim
+from lesionseg.report.sections.gallery_choice import choose_items
 from lesionseg.report.write import Options, write_report
 from tests.report.conftest import Blob, Evaluation
 
@@ -57,15 +56,14 @@ def page_words(page: Path) -> str:
 def test_page_says_what_was_found_and_at_what_price(scores_dir: Path, tmp_path: Path) -> None:
     words = page_words(write_report(scores_dir, tmp_path / "out"))
     for said in (
-        "Found 2 of 3 reference lesions of 5 mm or more and 1 of 2 smaller ones, with 0.67 marks a "
-        "scan that match no reference lesion (0.5 on lesion-free scans); 3 scans of 2 patients; "
+        "Found 2 of 3 reference lesions of 5 mm or more and 1 of 2 smaller ones, with 0.67 false "
+        "positives per scan (0.5 per lesion-free scan); 3 scans of 2 patients; "
         "where they are from and who read the reference is not stated.",
         "Together 3 of 5 (60 %, 95 % interval 30 to 80 %); 2 missed.",
-        "2 marks on 3 scans match no reference lesion: 0.67 a scan; "
-        "on the 1 lesion-free scan 0.5 a scan.",
+        "2 false positives on 3 scans: 0.67 per scan; on the 1 lesion-free scan 0.5 per scan.",
         "3 scans, of 2 patients, 1 of them without a reference lesion; "
         "test data, not used in training.",
-        "A mark counts from a score of 0.5, chosen on validation data.",
+        "A candidate counts from a score of 0.5, chosen on validation data.",
         "No reader was studied",
         "An empty result does not exclude a lesion.",
         "Research use only. Not a medical device.",
@@ -117,18 +115,18 @@ def test_operating_point_chosen_on_the_same_scans_is_optimistic(
     assert banner.title == text.DEVELOPMENT
 
 
-def test_incomplete_reference_makes_marks_unconfirmed(
+def test_incomplete_reference_makes_detections_unconfirmed(
     evaluation: Evaluation, tmp_path: Path
 ) -> None:
     evaluation.changes = {"provenance": {"incomplete_reference": True}}
     said = " ".join(summary(read_tables(evaluation.write(tmp_path))))
-    assert "2 unconfirmed marks on 3 scans" in said
+    assert "2 unconfirmed detections on 3 scans" in said
 
 
 def test_nothing_found_and_nothing_to_find_both_make_a_page(tmp_path: Path) -> None:
     missed = Evaluation([Blob("a", 1, (9, 9, 9), 2.0, detected=False)], cases=("a",))
     words = page_words(write_report(missed.write(tmp_path / "missed"), tmp_path / "out"))
-    assert ", all under 5 mm, with 0 marks a scan" in words
+    assert ", all under 5 mm, with 0 false positives per scan" in words
     empty = Evaluation(changes={"froc": None, "dice": {"mean": None, "reason": "no lesion"}})
     words = page_words(write_report(empty.write(tmp_path / "empty"), tmp_path / "out"))
     assert "These scans have no reference lesion to find, with" in words
@@ -157,14 +155,16 @@ def test_missing_scores_leave_no_page(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-def hang(evaluation: Evaluation, folder: Path) -> tuple[Hanging, ...]:
+def hang(evaluation: Evaluation, folder: Path) -> tuple[GallerySection, ...]:
     tables = read_tables(evaluation.write(folder))
-    return draw_walls(choose_exhibits(tables), tables, evaluation.scene)
+    return draw_gallery(choose_items(tables), tables, evaluation.scene)
 
 
-def test_gallery_shows_misses_false_marks_and_finds(evaluation: Evaluation, tmp_path: Path) -> None:
+def test_gallery_shows_misses_false_positives_and_finds(
+    evaluation: Evaluation, tmp_path: Path
+) -> None:
     missed, false, found = hang(evaluation, tmp_path)
-    assert [len(wall.cards) for wall in (missed, false, found)] == [2, 2, 3]
+    assert [len(selection.cards) for selection in (missed, false, found)] == [2, 2, 3]
     assert "missed: no response" in missed.cards[0].caption
     assert "score 0.90" in false.cards[0].caption
     for card in missed.cards:
@@ -184,7 +184,7 @@ def test_each_case_is_read_once_and_progress_is_told(
         read_cases.append(case)
         return evaluation.scene(case, accepted)
 
-    draw_walls(choose_exhibits(tables), tables, load, lambda *step: told.append(step))
+    draw_gallery(choose_items(tables), tables, load, lambda *step: told.append(step))
     assert read_cases == ["a", "b", "c"]
     assert told[-1] == ("c", 3, 3)
 
@@ -195,14 +195,14 @@ def test_case_that_cannot_be_read_leaves_a_note(evaluation: Evaluation, tmp_path
     def load(case: str, accepted: frozenset[int]):  # type: ignore[no-untyped-def]
         raise ReadError("The image of a case is not there.", where=case)
 
-    for wall in draw_walls(choose_exhibits(tables), tables, load):
-        assert all(card.note == "The image of a case is not there." for card in wall.cards)
+    for selection in draw_gallery(choose_items(tables), tables, load):
+        assert all(card.note == "The image of a case is not there." for card in selection.cards)
 
 
 def test_trimmed_gallery_counts_what_it_leaves_out(evaluation: Evaluation, tmp_path: Path) -> None:
     tables = read_tables(evaluation.write(tmp_path))
-    walls = choose_exhibits(tables)
-    missed, *_ = trim(draw_walls(walls, tables, evaluation.scene), walls, 1)
+    selections = choose_items(tables)
+    missed, *_ = trim(draw_gallery(selections, tables, evaluation.scene), 1)
     assert len(missed.cards) == 1
     assert missed.sentence.endswith("1 not shown.")
 

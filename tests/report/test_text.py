@@ -2,8 +2,9 @@ import re
 
 import pytest
 
+from lesionseg.evaluation.score_sections import SizeGroup
+from lesionseg.evaluation.statistics.estimates import Estimate
 from lesionseg.report import text
-from lesionseg.report.inputs.scores_file import Estimate, SizeGroup
 
 
 def wording() -> str:

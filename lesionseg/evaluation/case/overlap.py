@@ -1,4 +1,4 @@
-"""How much candidates and lesions overlap: one sparse table a case, and Dice from it."""
+"""How much candidates and lesions overlap: one sparse table per case, and Dice from it."""
 
 from dataclasses import dataclass
 

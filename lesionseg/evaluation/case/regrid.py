@@ -21,7 +21,7 @@ def onto_grid(prediction: Prediction, geometry: Geometry) -> Prediction:
     Each voxel takes the candidate of the nearest voxel, none outside of the prediction's grid. A
     candidate that falls between the new voxels keeps the one nearest to its centre, if that is
     free and inside; bare boxes become the boxes around their moved corners. Sizes are measured
-    anew. Raises `GeometryError` for another number of axes.
+    again. Raises `GeometryError` for another number of axes.
     """
     if prediction.geometry.dims != geometry.dims:
         raise GeometryError(

@@ -257,7 +257,7 @@ def _components(mask: Mask, connectivity: int = 26) -> Labels:
 
 
 def _large(components: Labels, least: int) -> Labels:
-    """Only the components of at least so many voxels, numbered anew."""
+    """Only the components of at least so many voxels, numbered again."""
     keep = np.bincount(components.reshape(-1)) >= least
     keep[0] = False
     number = np.where(keep, np.cumsum(keep), 0)

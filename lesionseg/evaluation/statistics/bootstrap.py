@@ -65,7 +65,7 @@ def percentiles(values: NDArray[np.float64], groups: int) -> Interval:
 
 
 def _tail(groups: int) -> float:
-    """What lies beyond each end: under 2.5 % for few groups, whose spread is underestimated.
+    """What lies beyond each end: under 2.5 % for few groups, whose variance is underestimated.
 
     Φ(−√(n/(n−1))·t), t the 97.5 % point with n − 1 degrees of freedom (Hesterberg 2015).
     """
@@ -101,40 +101,40 @@ def design_effect(
     """
     if not totals.any():
         return 1.0
-    spread = _spread(hits, totals)
-    if spread is None:
+    variances = _variances(hits, totals)
+    if variances is None:
         bound = float((totals**2).sum() / totals.sum())
         return max(1.0, bound if pooled is None else min(pooled, bound))
-    return max(1.0, spread.cluster / spread.binomial)
+    return max(1.0, variances.cluster / variances.binomial)
 
 
 def pooled_design_effect(
     hits: Sequence[NDArray[np.float64]], totals: Sequence[NDArray[np.float64]]
 ) -> float | None:
     """The design effect of several proportions taken together; None where all are degenerate."""
-    spreads = [_spread(h, t) for h, t in zip(hits, totals, strict=True)]
-    known = [s for s in spreads if s is not None]
+    variances = [_variances(h, t) for h, t in zip(hits, totals, strict=True)]
+    known = [s for s in variances if s is not None]
     if not known:
         return None
     return max(1.0, sum(s.cluster for s in known) / sum(s.binomial for s in known))
 
 
 @dataclass(frozen=True)
-class _Spread:
+class _Variances:
     """n² times the variance of a proportion: between groups, and of independent lesions."""
 
     cluster: float
     binomial: float
 
 
-def _spread(hits: NDArray[np.float64], totals: NDArray[np.float64]) -> _Spread | None:
+def _variances(hits: NDArray[np.float64], totals: NDArray[np.float64]) -> _Variances | None:
     """None for under 2 groups and where all or nothing was hit."""
     n, groups = totals.sum(), int((totals > 0).sum())
     if groups < 2 or not 0 < hits.sum() < n:
         return None
     p = hits.sum() / n
     cluster = groups / (groups - 1) * ((hits - p * totals) ** 2).sum()
-    return _Spread(float(cluster), float(n * p * (1 - p)))
+    return _Variances(float(cluster), float(n * p * (1 - p)))
 
 
 def few_groups_factor(groups: int) -> float:

@@ -16,6 +16,7 @@ from lesionseg.core import Calibration
 from lesionseg.core.calibration import CalibrationKind, logit
 from lesionseg.errors import ContentError
 from lesionseg.evaluation.results import CaseResult
+from lesionseg.evaluation.score_sections import CalibrationBin
 from lesionseg.evaluation.statistics.logistic import fit_logistic
 
 MIN_FOR_ISOTONIC = 200
@@ -112,21 +113,21 @@ def describe_calibration(data: Judgements) -> dict[str, Any] | None:
     fit = fit_logistic(logit(p), data.true, ridge=1e-6)
     bins = np.minimum((p * N_BINS).astype(np.int64), N_BINS - 1)
     curve = [
-        {
-            "from": i / N_BINS,
-            "to": (i + 1) / N_BINS,
-            "n": int((bins == i).sum()),
-            "mean_probability": float(p[bins == i].mean()),
-            "true_share": float(y[bins == i].mean()),
-        }
+        CalibrationBin(
+            i / N_BINS,
+            (i + 1) / N_BINS,
+            int((bins == i).sum()),
+            float(p[bins == i].mean()),
+            float(y[bins == i].mean()),
+        )
         for i in np.unique(bins).tolist()
     ]
-    apart = [b["n"] * abs(b["mean_probability"] - b["true_share"]) for b in curve]
+    apart = [b.n * abs(b.mean_probability - b.true_share) for b in curve]
     return {
         "n": len(p),
         "brier": float(((p - y) ** 2).mean()),
         "slope": fit.slope,
         "intercept": fit.intercept,
         "ece": float(sum(apart) / len(p)),
-        "reliability": curve,
+        "reliability": [b.to_json() for b in curve],
     }

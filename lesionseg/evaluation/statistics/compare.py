@@ -15,7 +15,9 @@ from numpy.typing import NDArray
 from lesionseg.errors import DatasetError
 from lesionseg.evaluation import edge_cases
 from lesionseg.evaluation.results import CaseResult
+from lesionseg.evaluation.score_sections import Difference
 from lesionseg.evaluation.statistics.bootstrap import MIN_GROUPS, draw_groups
+from lesionseg.evaluation.statistics.estimates import Estimate
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,21 +100,20 @@ def _difference(
     one: _Sums, other: _Sums, weights: NDArray[np.float64], swaps: NDArray[np.float64]
 ) -> dict[str, Any]:
     everyone = np.ones((1, len(one.above)))
-    a, b = (float(_ratio(s, everyone)[0]) for s in (one, other))
-    found: dict[str, Any] = {"one": _plain(a), "other": _plain(b), "difference": _plain(a - b)}
-    none = {"ci95": None, "p_value": None}
-    if found["difference"] is None:
-        return found | none | {"reason": "the number is undefined for one of the two"}
+    a, b = (_plain(float(_ratio(s, everyone)[0])) for s in (one, other))
+    if a is None or b is None:
+        why = "the number is undefined for one of the two"
+        return Difference(a, b, Estimate(None, None, why), None).to_json()
     if ((one.below > 0) | (other.below > 0)).sum() < MIN_GROUPS:
-        return found | none | {"reason": edge_cases.TOO_FEW_GROUPS.reason}
+        few = Estimate(a - b, None, edge_cases.TOO_FEW_GROUPS.reason)
+        return Difference(a, b, few, None).to_json()
     drawn = _ratio(one, weights) - _ratio(other, weights)
     drawn = drawn[~np.isnan(drawn)]
     low, high = np.quantile(drawn, [0.025, 0.975]) if len(drawn) else (np.nan, np.nan)
-    p_value = _p_value(one, other, a - b, swaps)
-    if not low < high:
-        reason = edge_cases.COLLAPSED.reason
-        return found | {"ci95": None, "p_value": p_value, "reason": reason}
-    return found | {"ci95": [float(low), float(high)], "p_value": p_value}
+    difference = Estimate(a - b, None, edge_cases.COLLAPSED.reason)
+    if low < high:
+        difference = Estimate(a - b, (float(low), float(high)))
+    return Difference(a, b, difference, _p_value(one, other, a - b, swaps)).to_json()
 
 
 def _p_value(one: _Sums, other: _Sums, seen: float, swaps: NDArray[np.float64]) -> float:

@@ -1,7 +1,8 @@
 """A number with its 95 % interval, or with the reason it has none."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,20 +22,67 @@ from lesionseg.evaluation.statistics.bootstrap import (
     wilson_interval,
 )
 
+UNSTATED = "the reason is not stated"
+CI = tuple[float, float]
+
 
 @dataclass(frozen=True)
-class Number:
-    """A value and its interval; `reason` says why either is None. `n_undefined` replicates."""
+class Estimate:
+    """A value with its 95 % interval; where one is None, `reason` says why.
+
+    `n_undefined`: bootstrap replicates that left it undefined; no file holds it.
+    """
 
     value: float | None
-    ci95: tuple[float, float] | None = None
+    ci95: CI | None = None
     reason: str | None = None
     n_undefined: int = 0
+
+    def to_json(self, name: str = "value") -> dict[str, Any]:
+        """As in scores.json: the value under `name`, `ci95` and, where one is null, `reason`."""
+        found: dict[str, Any] = {name: self.value, "ci95": as_list(self.ci95)}
+        return found if self.reason is None else {**found, "reason": self.reason}
+
+    @classmethod
+    def from_json(cls, raw: Mapping[str, Any], key: str) -> "Estimate":
+        """The number under `key`: plain, or a mapping with `value` or `mean`, `ci95`, `reason`.
+
+        Interval and reason of a plain one stand in `ci95` and `reasons` under the same key or, in
+        a row of a table, in the row's own `ci95` and `reason`.
+
+        >>> Estimate.from_json({"cpm": None, "reasons": {"cpm": "under 8 cases"}}, "cpm").reason
+        'under 8 cases'
+        """
+        found, intervals = raw.get(key), raw.get("ci95")
+        reason = raw.get(f"{key}_reason") or (raw.get("reasons") or {}).get(key)
+        if isinstance(found, Mapping):
+            value, pair = found.get("value", found.get("mean")), found.get("ci95")
+            reason = found.get("reason") or found.get("ci95_reason") or reason
+        elif isinstance(intervals, Mapping):
+            value, pair = found, intervals.get(key)
+        else:
+            value, pair = found, intervals
+            if "ci95" in raw:
+                reason = reason or raw.get("reason") or raw.get("ci95_reason")
+        return cls(as_float(value), as_interval(pair), str(reason or UNSTATED))
+
+
+def as_float(value: Any) -> float | None:
+    """A number of JSON, None for null."""
+    return None if value is None else float(value)
+
+
+def as_interval(pair: Iterable[Any] | None) -> CI | None:
+    """The two ends of an interval of JSON, None for none."""
+    values = tuple(pair or ())
+    if len(values) != 2 or None in values:
+        return None
+    return float(values[0]), float(values[1])
 
 
 @dataclass(frozen=True, eq=False)
 class Estimator:
-    """Turns statistics and proportions into numbers, all with the same resampled groups."""
+    """Turns statistics and proportions into estimates, all with the same resampled groups."""
 
     n_groups: int
     weights: Weights
@@ -46,7 +94,7 @@ class Estimator:
 
     def bootstrapped(
         self, statistic: Statistic, support: NDArray[np.float64], undefined: EdgeCase, items: int
-    ) -> list[Number]:
+    ) -> list[Estimate]:
         """The statistic's k values with percentile intervals.
 
         `support` `[groups]`: how much each group has to count; without any the value is that of
@@ -54,12 +102,12 @@ class Estimator:
         """
         values = value_of(statistic, self.n_groups)
         if not support.any():
-            return [Number(undefined.value, None, undefined.reason) for _ in values]
+            return [Estimate(undefined.value, None, undefined.reason) for _ in values]
         if (support > 0).sum() < MIN_GROUPS:
-            return [Number(value, None, edge_cases.TOO_FEW_GROUPS.reason) for value in values]
+            return [Estimate(value, None, edge_cases.TOO_FEW_GROUPS.reason) for value in values]
         intervals = percentile_intervals(statistic, self.weights, items)
         return [
-            Number(value, interval.ci95, _why_none(interval), interval.n_undefined)
+            Estimate(value, interval.ci95, _why_none(interval), interval.n_undefined)
             for value, interval in zip(values, intervals, strict=True)
         ]
 
@@ -69,19 +117,19 @@ def proportion(
     totals: NDArray[np.float64],
     undefined: EdgeCase,
     pooled_deff: float | None = None,
-) -> Number:
+) -> Estimate:
     """Σhits/Σtotals of sums by group, with Wilson's interval widened by the design effect.
 
     `pooled_deff`: the design effect where this proportion's own cannot be told.
     """
     total = float(totals.sum())
     if total == 0:
-        return Number(undefined.value, None, undefined.reason)
+        return Estimate(undefined.value, None, undefined.reason)
     value = float(hits.sum() / total)
     if (totals > 0).sum() < MIN_GROUPS:
-        return Number(value, None, edge_cases.TOO_FEW_GROUPS.reason)
+        return Estimate(value, None, edge_cases.TOO_FEW_GROUPS.reason)
     deff = design_effect(hits, totals, pooled_deff) * few_groups_factor(int((totals > 0).sum()))
-    return Number(value, wilson_interval(float(hits.sum()), total, deff))
+    return Estimate(value, wilson_interval(float(hits.sum()), total, deff))
 
 
 def _why_none(interval: Interval) -> str | None:
@@ -90,15 +138,9 @@ def _why_none(interval: Interval) -> str | None:
     return (edge_cases.COLLAPSED if interval.collapsed else edge_cases.UNSTABLE).reason
 
 
-def undefined_numbers(why: EdgeCase, n: int) -> list[Number]:
+def undefined_numbers(why: EdgeCase, n: int) -> list[Estimate]:
     """`n` numbers that cannot be given."""
-    return [Number(None, None, why.reason)] * n
-
-
-def as_mapping(number: Number, name: str = "value") -> dict[str, object]:
-    """The number as it stands in scores.json: `name`, `ci95` and, where one is null, `reason`."""
-    found: dict[str, object] = {name: number.value, "ci95": as_list(number.ci95)}
-    return found if number.reason is None else {**found, "reason": number.reason}
+    return [Estimate(None, None, why.reason)] * n
 
 
 def as_list(interval: Sequence[float] | None) -> list[float] | None:

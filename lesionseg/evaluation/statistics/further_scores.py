@@ -1,7 +1,6 @@
 """Further numbers of scores.json: quality of what is found, recall along size, calibration."""
 
 import itertools
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -9,14 +8,19 @@ from numpy.typing import NDArray
 
 from lesionseg.evaluation import edge_cases
 from lesionseg.evaluation.edge_cases import EdgeCase
+from lesionseg.evaluation.score_sections import HALF_MM, ContrastCell, SizeCurveScores
 from lesionseg.evaluation.statistics import detection
 from lesionseg.evaluation.statistics.calibration_curve import describe_calibration, judgements
-from lesionseg.evaluation.statistics.estimates import Number, as_list, as_mapping, proportion
-from lesionseg.evaluation.statistics.pooled import Chosen, PooledResults, of_diameter
+from lesionseg.evaluation.statistics.estimates import Estimate, proportion
+from lesionseg.evaluation.statistics.pooled import (
+    PooledResults,
+    Selection,
+    bins_between,
+    of_diameter,
+)
 from lesionseg.evaluation.statistics.size_curve import SizeCurve, fit_size_curve, size_statistic
 
 N_QUANTILE_BINS = 4
-HALF_MM = 5.0  # what a report calls small
 N_CURVE_POINTS = 25
 _COMPARED = ("brier", "slope", "intercept", "ece")
 
@@ -27,7 +31,7 @@ def detail_numbers(summary: PooledResults) -> dict[str, Any]:
         "iou": summary.overlap("iou"),
         "volume_error_ml": volume_error(summary),
         **panoptic_quality(summary),
-        "recall_by_half": summary.recall_between([0.0, HALF_MM, None]),
+        "recall_by_half": summary.recall_between([0.0, HALF_MM]),
         "recall_by_size_quantile": recall_by_quantile(summary),
         "recall_by_size_and_contrast": recall_by_size_and_contrast(summary),
         **case_numbers(summary),
@@ -55,13 +59,13 @@ def panoptic_quality(summary: PooledResults) -> dict[str, Any]:
     counted = summary.sums([len(row) for row in masked])
     quality = detection.ratio(2 * iou, found + lesions + false)
     return {
-        "panoptic_quality": as_mapping(summary.one(quality, lesions, edge_cases.NO_LESION)),
-        "segmentation_quality": as_mapping(
-            summary.one(detection.ratio(iou, counted), counted, edge_cases.NOTHING_MATCHED)
-        ),
-        "matched_lesion_dice": as_mapping(
-            summary.one(detection.ratio(dice, counted), counted, edge_cases.NOTHING_MATCHED)
-        ),
+        "panoptic_quality": summary.one(quality, lesions, edge_cases.NO_LESION).to_json(),
+        "segmentation_quality": summary.one(
+            detection.ratio(iou, counted), counted, edge_cases.NOTHING_MATCHED
+        ).to_json(),
+        "matched_lesion_dice": summary.one(
+            detection.ratio(dice, counted), counted, edge_cases.NOTHING_MATCHED
+        ).to_json(),
     }
 
 
@@ -71,7 +75,7 @@ def recall_by_quantile(summary: PooledResults) -> list[dict[str, Any]]:
     if len(diameters) < N_QUANTILE_BINS:
         return []
     cuts = np.unique(np.quantile(diameters, np.linspace(0, 1, N_QUANTILE_BINS + 1)[1:-1]))
-    return summary.recall_between([0.0, *(cuts[cuts > 0]).tolist(), None])
+    return summary.recall_between([0.0, *(cuts[cuts > 0]).tolist()])
 
 
 def recall_by_size_and_contrast(summary: PooledResults) -> list[dict[str, Any]]:
@@ -82,20 +86,17 @@ def recall_by_size_and_contrast(summary: PooledResults) -> list[dict[str, Any]]:
     if not any(x.contrast is not None for r in summary.results for x in r.lesions):
         return []
     preset = summary.preset
-    contrasts = list(itertools.pairwise([*preset.contrast_edges, None]))
-    sizes = itertools.pairwise([*preset.size_edges_mm, None])
-    cells = [(*size, *contrast) for size in sizes for contrast in contrasts]
-    names = ("from_mm", "to_mm", "contrast_from", "contrast_to")
-    found = summary.recalls([_of_cell(*cell) for cell in cells])
+    bins = bins_between(preset.size_edges_mm), bins_between(preset.contrast_edges)
+    cells = [(*size, *contrast) for size, contrast in itertools.product(*bins)]
+    counts = summary.recalls([_of_cell(*cell) for cell in cells])
     return [
-        {**dict(zip(names, cell, strict=True)), **recall}
-        for cell, recall in zip(cells, found, strict=True)
+        ContrastCell(*cell, *of_cell).to_json() for cell, of_cell in zip(cells, counts, strict=True)
     ]
 
 
 def _of_cell(
     from_mm: float | None, to_mm: float | None, low: float | None, high: float | None
-) -> Chosen:
+) -> Selection:
     """Lesions of a diameter and a contrast (without its sign) within both."""
     of_size = of_diameter(from_mm, to_mm)
     least, most = -np.inf if low is None else low, np.inf if high is None else high
@@ -118,7 +119,7 @@ def _share(
     summary: PooledResults, hits: NDArray[np.bool_], of: NDArray[np.bool_], undefined: EdgeCase
 ) -> dict[str, Any]:
     share = proportion(summary.sums(hits.tolist()), summary.sums(of.tolist()), undefined)
-    return {**as_mapping(share), "n": int(of.sum())}
+    return {**share.to_json(), "n": int(of.sum())}
 
 
 def size_curve(summary: PooledResults) -> dict[str, Any]:
@@ -128,9 +129,8 @@ def size_curve(summary: PooledResults) -> dict[str, Any]:
     found = np.array([x.detected for x in lesions], dtype=np.bool_)
     curve = fit_size_curve(diameters, found)
     if curve is None:
-        none = dict.fromkeys(("intercept", "slope", "d50_mm", "d90_mm", "d50_ci95", "d90_ci95"))
-        none |= {"diameters_mm": [], "recall": [], "ci95": []}
-        return {**none, "reason": edge_cases.TOO_FEW_FOR_CURVE.reason}
+        few, none = edge_cases.TOO_FEW_FOR_CURVE.reason, Estimate(None)
+        return SizeCurveScores(None, None, none, none, reason=few).to_json()
     along = np.geomspace(curve.smallest_mm, curve.largest_mm, N_CURVE_POINTS)
     statistic = size_statistic(
         diameters, found, summary.pool.lesion_group, len(summary.pool.groups), along
@@ -140,34 +140,31 @@ def size_curve(summary: PooledResults) -> dict[str, Any]:
         statistic, support, edge_cases.NO_LESION, 4 * len(lesions)
     )
     *points, d50, d90 = numbers
-    values = {
-        "intercept": curve.intercept,
-        "slope": curve.slope,
-        "d50_mm": curve.d50_mm,
-        "d90_mm": curve.d90_mm,
-        "d50_ci95": _inside(curve, curve.d50_mm, d50),
-        "d90_ci95": _inside(curve, curve.d90_mm, d90),
-        "observed_mm": [curve.smallest_mm, curve.largest_mm],
-        "diameters_mm": along.tolist(),
-        "recall": curve.recall(along).tolist(),
-        "ci95": [as_list(p.ci95) for p in points],
-    }
-    why = _why_open(curve, values, points[0].reason)
-    return values if why is None else {**values, "reason": why}
+    d50, d90 = _inside(curve, curve.d50_mm, d50), _inside(curve, curve.d90_mm, d90)
+    return SizeCurveScores(
+        curve.intercept,
+        curve.slope,
+        d50,
+        d90,
+        (curve.smallest_mm, curve.largest_mm),
+        tuple(along.tolist()),
+        tuple(curve.recall(along).tolist()),
+        tuple(point.ci95 for point in points),
+        _why_open(d50, d90, points[0].reason),
+    ).to_json()
 
 
-def _inside(curve: SizeCurve, value: float | None, number: Number) -> list[float] | None:
-    """The interval of a diameter, None where it or an end of it was not observed."""
-    ends = number.ci95
-    if value is None or ends is None or not all(map(curve.inside, ends)):
-        return None
-    return as_list(ends)
+def _inside(curve: SizeCurve, value: float | None, bootstrapped: Estimate) -> Estimate:
+    """The fitted diameter; no interval where it or an end of it was not observed."""
+    ends = bootstrapped.ci95
+    known = value is not None and ends is not None and all(map(curve.inside, ends))
+    return Estimate(value, ends if known else None)
 
 
-def _why_open(curve: SizeCurve, values: Mapping[str, Any], why: str | None) -> str | None:
-    if None in (curve.d50_mm, curve.d90_mm):
+def _why_open(d50: Estimate, d90: Estimate, why: str | None) -> str | None:
+    if None in (d50.value, d90.value):
         return edge_cases.OUTSIDE_SIZES.reason
-    if why is None and None in (values["d50_ci95"], values["d90_ci95"]):
+    if why is None and None in (d50.ci95, d90.ci95):
         return edge_cases.INTERVAL_OUTSIDE_SIZES.reason
     return why
 

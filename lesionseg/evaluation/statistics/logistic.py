@@ -27,13 +27,13 @@ def fit_logistic(
 ) -> Logistic:
     """Maximum likelihood by Newton's method; `ridge`/2 · slope² of standardised x is added.
 
-    `targets` in [0, 1] stand in for `true`, as Platt's do. Without spread in x the slope is 0.
+    `targets` in [0, 1] stand in for `true`, as Platt's do. Without deviation in x the slope is 0.
     """
     y = true.astype(np.float64) if targets is None else targets
-    middle, spread = float(x.mean()), float(x.std())
-    z = (x - middle) / spread if spread > 0 else np.zeros_like(x)
+    middle, deviation = float(x.mean()), float(x.std())
+    z = (x - middle) / deviation if deviation > 0 else np.zeros_like(x)
     design = np.stack([np.ones_like(z), z], axis=1)
-    penalty = np.diag([0.0, ridge if spread > 0 else 1.0])
+    penalty = np.diag([0.0, ridge if deviation > 0 else 1.0])
     beta = np.zeros(2)
     for _ in range(100):
         p = 1 / (1 + np.exp(-np.clip(design @ beta, -30, 30)))
@@ -43,7 +43,7 @@ def fit_logistic(
         beta += step * min(1.0, 5 / max(float(np.abs(step).max()), 1e-300))
         if np.abs(step).max() < 1e-10:
             break
-    slope_of_x = float(beta[1] / spread) if spread > 0 else 0.0
+    slope_of_x = float(beta[1] / deviation) if deviation > 0 else 0.0
     return Logistic(float(beta[0] - slope_of_x * middle), slope_of_x)
 
 
@@ -51,17 +51,17 @@ def fit_counts(
     x: NDArray[np.float64],
     true: NDArray[np.float64],
     totals: NDArray[np.float64],
-    spread: NDArray[np.float64],
+    weights: NDArray[np.float64],
     *,
     ridge: float,
 ) -> NDArray[np.float64]:
     """Intercept and slope `[fits, 2]` of `fit_logistic` from counts `[fits, n]` at each x `[n]`.
 
-    `true` of `totals` are true there. `spread` `[n]`: counts by whose mean and deviation x is
+    `true` of `totals` are true there. `weights` `[n]`: counts by whose mean and deviation x is
     standardised for all fits alike. A fit without counts stays at 0.
     """
-    middle = float(np.average(x, weights=spread))
-    width = float(np.sqrt(np.average((x - middle) ** 2, weights=spread)))
+    middle = float(np.average(x, weights=weights))
+    width = float(np.sqrt(np.average((x - middle) ** 2, weights=weights)))
     z = (x - middle) / width if width > 0 else np.zeros_like(x)
     prior = ridge if width > 0 else 1.0
     beta = np.zeros((len(totals), 2))

@@ -2,10 +2,9 @@
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
-from numpy.typing import NDArray
 
 from lesionseg.core import OperatingPoint
 from lesionseg.errors import ConfigError, ContentError
@@ -13,28 +12,14 @@ from lesionseg.evaluation import edge_cases
 from lesionseg.evaluation.case.matching import NEVER
 from lesionseg.evaluation.results import CaseResult
 from lesionseg.evaluation.statistics import detection
-from lesionseg.evaluation.statistics.detection import Pool, pool_results
-from lesionseg.evaluation.statistics.estimates import Estimator, Number, proportion
+from lesionseg.evaluation.statistics.detection import pool_results
+from lesionseg.evaluation.statistics.estimates import Estimate, Estimator, proportion
+from lesionseg.evaluation.statistics.threshold_sweep import ThresholdSweep
 
 _log = logging.getLogger(__name__)
 
 # where no case shows a candidate: half-way, so that an unseen scan's faint ones are not all taken
 UNINFORMED_SCORE = 0.5
-
-
-@dataclass(frozen=True, eq=False)
-class _Marks:
-    """All that a score is chosen by: `detected_at` of lesions, scores of false positives."""
-
-    detected_at: NDArray[np.float64]
-    false_score: NDArray[np.float64]
-    n_cases: int
-
-    @property
-    def observed(self) -> NDArray[np.float64]:
-        """All scores at which something changes, ascending."""
-        found = self.detected_at[self.detected_at > NEVER]
-        return np.unique(np.concatenate([found, self.false_score]))
 
 
 def choose(
@@ -60,14 +45,14 @@ def choose(
         )
     if not results or not all(r.scored for r in results):
         raise ContentError("An operating point needs cases whose candidates have scores.")
-    marks = _marks(pool_results(results))
+    sweep = ThresholdSweep.of_results(results)
     if sensitivity is not None:
-        _refuse_unreachable(marks, sensitivity)
-        return _point(f"sensitivity:{sensitivity:g}", _for_sensitivity(marks, sensitivity), results)
+        _refuse_unreachable(sweep, sensitivity)
+        return _point(f"sensitivity:{sensitivity:g}", _for_sensitivity(sweep, sensitivity), results)
     rate = 1.0 if fp_per_case is None else fp_per_case
-    if not len(marks.observed) and not quiet:
+    if not len(sweep.observed) and not quiet:
         _log.warning("No case has a candidate to choose a score by; %g is taken.", UNINFORMED_SCORE)
-    return _point(f"fp_per_case:{rate:g}", _for_false_positives(marks, rate), results)
+    return _point(f"fp_per_case:{rate:g}", _for_false_positives(sweep, rate), results)
 
 
 def describe(name: str, score: float, results: Sequence[CaseResult]) -> OperatingPoint:
@@ -91,7 +76,7 @@ def with_intervals(
         np.bincount(groups, minlength=len(pool.groups)).astype(np.float64)
         for groups in (pool.lesion_group, pool.case_group)
     )
-    recall: Number = proportion(hits, lesions, edge_cases.NO_LESION)
+    recall: Estimate = proportion(hits, lesions, edge_cases.NO_LESION)
     estimator = Estimator.seeded(len(pool.groups), replicates, seed)
     rate = estimator.bootstrapped(
         detection.ratio(false, cases), cases, edge_cases.NO_CASE, pool.n_cases
@@ -113,25 +98,25 @@ def with_expectation(
     if len(numbers) < 2:
         return point
     folds = [
-        _marks(pool_results([r for r in results if fold_of[r.case] == number]))
+        ThresholdSweep.of_results([r for r in results if fold_of[r.case] == number])
         for number in numbers
     ]
     kind, _, value = point.name.partition(":")
     n_found = n_false = 0
     for k, held in enumerate(folds):
-        rest = _joined([marks for i, marks in enumerate(folds) if i != k])
+        rest = _joined([sweep for i, sweep in enumerate(folds) if i != k])
         score = (
             _for_sensitivity(rest, float(value))
             if kind == "sensitivity"
             else _for_false_positives(rest, float(value))
         )
-        n_found += int((held.detected_at >= score).sum())
-        n_false += int((held.false_score >= score).sum())
-    n_lesions = sum(len(marks.detected_at) for marks in folds)
+        n_found += held.n_detected(score)
+        n_false += held.n_false_positive(score)
+    n_lesions = sum(len(sweep.detected_at) for sweep in folds)
     return replace(
         point,
         expected_recall=n_found / n_lesions if n_lesions else None,
-        expected_false_positives_per_case=n_false / sum(marks.n_cases for marks in folds),
+        expected_false_positives_per_case=n_false / sum(sweep.n_cases for sweep in folds),
     )
 
 
@@ -152,33 +137,29 @@ def dealt_folds(results: Sequence[CaseResult], n_folds: int = 5) -> dict[str, in
 
 
 def _point(name: str, score: float, results: Sequence[CaseResult]) -> OperatingPoint:
-    pool = pool_results(results)
-    n = len(pool.detected_at)
+    sweep = ThresholdSweep.of_results(results)
+    n = len(sweep.detected_at)
     roles = sorted({r.role for r in results if r.role})
     return OperatingPoint(
         name=name,
         score=float(score),
         chosen_on="+".join(roles) or None,
-        lesion_recall=float((pool.detected_at >= score).sum() / n) if n else None,
-        false_positives_per_case=float((pool.false_score >= score).sum() / pool.n_cases),
+        lesion_recall=sweep.n_detected(score) / n if n else None,
+        false_positives_per_case=sweep.n_false_positive(score) / sweep.n_cases,
     )
 
 
-def _marks(pool: Pool) -> _Marks:
-    return _Marks(pool.detected_at, pool.false_score, pool.n_cases)
-
-
-def _joined(parts: Sequence[_Marks]) -> _Marks:
-    return _Marks(
+def _joined(parts: Sequence[ThresholdSweep]) -> ThresholdSweep:
+    return ThresholdSweep(
         np.concatenate([p.detected_at for p in parts]),
         np.concatenate([p.false_score for p in parts]),
         sum(p.n_cases for p in parts),
     )
 
 
-def _for_false_positives(marks: _Marks, rate: float) -> float:
-    allowed = int(np.floor(rate * marks.n_cases + 1e-9))
-    false, observed = np.sort(marks.false_score)[::-1], marks.observed
+def _for_false_positives(sweep: ThresholdSweep, rate: float) -> float:
+    allowed = int(np.floor(rate * sweep.n_cases + 1e-9))
+    false, observed = np.sort(sweep.false_score)[::-1], sweep.observed
     if len(false) <= allowed:
         return float(observed[0]) if len(observed) else UNINFORMED_SCORE
     # one false positive too many: the score must lie above it
@@ -186,19 +167,19 @@ def _for_false_positives(marks: _Marks, rate: float) -> float:
     return _between(false[allowed], above[0] if len(above) else np.inf)
 
 
-def _for_sensitivity(marks: _Marks, sensitivity: float) -> float:
+def _for_sensitivity(sweep: ThresholdSweep, sensitivity: float) -> float:
     """The highest score that finds the share; out of reach, that of the last lesion found."""
-    n = len(marks.detected_at)
-    found = np.sort(marks.detected_at[marks.detected_at > NEVER])[::-1]
+    n = len(sweep.detected_at)
+    found = np.sort(sweep.detected_at[sweep.detected_at > NEVER])[::-1]
     if not len(found):
         return UNINFORMED_SCORE
     score = found[min(_n_wanted(n, sensitivity), len(found)) - 1]
-    below = marks.observed[marks.observed < score]
+    below = sweep.observed[sweep.observed < score]
     return _between(below[-1], score) if len(below) else float(score)
 
 
-def _refuse_unreachable(marks: _Marks, sensitivity: float) -> None:
-    n, n_found = len(marks.detected_at), int((marks.detected_at > NEVER).sum())
+def _refuse_unreachable(sweep: ThresholdSweep, sensitivity: float) -> None:
+    n, n_found = len(sweep.detected_at), int((sweep.detected_at > NEVER).sum())
     if n == 0:
         raise ContentError("A sensitivity cannot be chosen for without a reference lesion.")
     if n_found < _n_wanted(n, sensitivity):

@@ -1,6 +1,5 @@
 """What is pooled over all cases: counts, means, proportions and curves."""
 
-import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from operator import attrgetter
@@ -13,19 +12,19 @@ from lesionseg.evaluation import edge_cases
 from lesionseg.evaluation.edge_cases import EdgeCase
 from lesionseg.evaluation.presets import SIDE_CRITERIA, Preset
 from lesionseg.evaluation.results import CaseResult, LesionResult, Outcome
+from lesionseg.evaluation.score_sections import SizeGroup
 from lesionseg.evaluation.statistics import detection
 from lesionseg.evaluation.statistics.bootstrap import Statistic, pooled_design_effect
 from lesionseg.evaluation.statistics.detection import Pool, pool_results, sums_by_group
 from lesionseg.evaluation.statistics.estimates import (
+    Estimate,
     Estimator,
-    Number,
     as_list,
-    as_mapping,
     proportion,
     undefined_numbers,
 )
 
-Chosen = Callable[[LesionResult], bool]
+Selection = Callable[[LesionResult], bool]
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,32 +86,32 @@ class PooledResults:
             "n_ignored": sum(r.n_outcome("ignored") for r in self.results),
         }
 
-    def recall(self, chosen: Chosen = lambda _: True) -> Number:
+    def recall(self, chosen: Selection = lambda _: True) -> Estimate:
         """Share of the (chosen) lesions found at the operating point."""
         return self._share(lambda lesion: lesion.detected, chosen)
 
-    def _share(self, found: Chosen, chosen: Chosen = lambda _: True) -> Number:
+    def _share(self, found: Selection, chosen: Selection = lambda _: True) -> Estimate:
         return proportion(*self._tally(found, chosen), edge_cases.NO_LESION)
 
     def _tally(
-        self, found: Chosen, chosen: Chosen
+        self, found: Selection, chosen: Selection
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """The chosen lesions that were found, and all chosen ones, by group."""
         kept = [[x for x in r.lesions if chosen(x)] for r in self.results]
         hits = self.sums([sum(map(found, lesions)) for lesions in kept])
         return hits, self.sums([len(x) for x in kept])
 
-    def precision(self) -> Number:
+    def precision(self) -> Estimate:
         """Share of the judged accepted candidates that found a lesion."""
         hits, false = self.n_outcome("true_positive"), self.n_outcome("false_positive")
         return proportion(hits, hits + false, edge_cases.NOTHING_ACCEPTED)
 
-    def false_positives_per_case(self) -> Number:
+    def false_positives_per_case(self) -> Estimate:
         """False positives over all cases, lesion-free or not."""
         cases = self.sums([1] * len(self.results))
         return self._ratio(self.n_outcome("false_positive"), cases, edge_cases.NO_CASE)
 
-    def detection_numbers(self) -> dict[str, Number]:
+    def detection_numbers(self) -> dict[str, Estimate]:
         """The plain numbers at the operating point."""
         lesions = self.sums([len(r.lesions) for r in self.results])
         found = self.sums([r.n_detected for r in self.results])
@@ -127,7 +126,7 @@ class PooledResults:
             **self._lesion_free_numbers(),
         }
 
-    def _lesion_free_numbers(self) -> dict[str, Number]:
+    def _lesion_free_numbers(self) -> dict[str, Estimate]:
         free = [not r.lesions for r in self.results]
         cases = self.sums(free)
         n_false = [r.n_outcome("false_positive") for r in self.results]
@@ -138,36 +137,36 @@ class PooledResults:
         ml = self.sums([f * (v or 0.0) for f, v in zip(free, volumes, strict=True)])
         millilitres = self._ratio(ml, cases, none)
         if cases.any() and None in volumes:
-            millilitres = Number(None, None, edge_cases.NO_VOLUME.reason)
+            millilitres = Estimate(None, None, edge_cases.NO_VOLUME.reason)
         return {
             "false_positives_per_lesion_free_case": self._ratio(false, cases, none),
             "false_positive_ml_per_lesion_free_case": millilitres,
             "specificity": proportion(clean, cases, none),
         }
 
-    def curve_numbers(self) -> dict[str, Number]:
+    def curve_numbers(self) -> dict[str, Estimate]:
         """The plain numbers that need scores."""
         names = ("cpm", "average_precision", "case_auroc")
         if not self.scored:
             return dict(zip(names, undefined_numbers(edge_cases.UNSCORED, 3), strict=True))
         cpm = self._curve(detection.cpm(self.pool, self.preset.fp_per_case))[0]
         if cpm.value is not None and len(self.results) < edge_cases.MIN_CASES_FOR_CPM:
-            cpm = Number(None, None, edge_cases.TOO_FEW_CASES_FOR_CPM.reason)
+            cpm = Estimate(None, None, edge_cases.TOO_FEW_CASES_FOR_CPM.reason)
         area = self.average_precision()
         return {"cpm": cpm, "average_precision": area, "case_auroc": self._auroc()}
 
-    def _auroc(self) -> Number:
+    def _auroc(self) -> Estimate:
         both = self.pool.case_positive.any() and not self.pool.case_positive.all()
         support = self.sums([float(both)] * len(self.results))
         return self.one(detection.case_auroc(self.pool), support, edge_cases.ONE_KIND_OF_CASE)
 
-    def average_precision(self) -> Number:
+    def average_precision(self) -> Estimate:
         """Average precision; undefined without scores."""
         if not self.scored:
             return undefined_numbers(edge_cases.UNSCORED, 1)[0]
         return self._curve(detection.average_precision(self.pool))[0]
 
-    def _curve(self, statistic: Statistic) -> list[Number]:
+    def _curve(self, statistic: Statistic) -> list[Estimate]:
         lesions = self.sums([len(r.lesions) for r in self.results])
         return self.estimator.bootstrapped(statistic, lesions, edge_cases.NO_LESION, self._items())
 
@@ -176,13 +175,13 @@ class PooledResults:
 
     def one(
         self, statistic: Statistic, support: NDArray[np.float64], undefined: EdgeCase
-    ) -> Number:
+    ) -> Estimate:
         """A statistic of one value with its interval; see `Estimator.bootstrapped`."""
         return self.estimator.bootstrapped(statistic, support, undefined, len(self.results))[0]
 
     def _ratio(
         self, above: NDArray[np.float64], below: NDArray[np.float64], undefined: EdgeCase
-    ) -> Number:
+    ) -> Estimate:
         return self.one(detection.ratio(above, below), below, undefined)
 
     def froc(self) -> dict[str, Any] | None:
@@ -213,7 +212,7 @@ class PooledResults:
         mean = self._ratio(
             self.sums([v or 0.0 for v in values]), counted, edge_cases.NO_MASKED_CASE
         )
-        found = as_mapping(mean, "mean")
+        found = mean.to_json("mean")
         median = float(np.median(defined)) if defined else None
         return {"mean": found.pop("mean"), "median": median, **found, "n": len(defined)}
 
@@ -229,28 +228,30 @@ class PooledResults:
 
     def recall_by_size(self) -> list[dict[str, Any]]:
         """Recall in groups of equivalent diameter, `[from, to)`."""
-        edges = self.preset.size_edges_mm
-        return self.recall_between([*edges, None])
+        return self.recall_between(self.preset.size_edges_mm)
 
-    def recall_between(self, edges: Sequence[float | None]) -> list[dict[str, Any]]:
-        """Recall between neighbouring diameters, `[from, to)`; None stands for no bound."""
-        bins = list(itertools.pairwise(edges))
-        found = self.recalls([of_diameter(*b) for b in bins])
+    def recall_between(self, edges: Sequence[float]) -> list[dict[str, Any]]:
+        """Recall between neighbouring diameters, `[from, to)`, the last without upper bound."""
+        bins = bins_between(edges)
+        counts = self.recalls([of_diameter(*each) for each in bins])
         return [
-            {"from_mm": low, "to_mm": high, **recall}
-            for (low, high), recall in zip(bins, found, strict=True)
+            SizeGroup(low, high, *of_bin).to_json()
+            for (low, high), of_bin in zip(bins, counts, strict=True)
         ]
 
-    def recalls(self, bins: Sequence[Chosen]) -> list[dict[str, Any]]:
-        """Recall of the lesions of each bin; the design effect of degenerate ones is pooled."""
+    def recalls(self, bins: Sequence[Selection]) -> list[tuple[int, int, Estimate]]:
+        """Lesions of each bin, those found, and recall.
+
+        The design effect of bins where all or nothing was found is pooled.
+        """
         tallies = [self._tally(attrgetter("detected"), chosen) for chosen in bins]
         deff = pooled_design_effect([h for h, _ in tallies], [t for _, t in tallies])
         return [
-            {
-                "n": int(totals.sum()),
-                "detected": int(hits.sum()),
-                **as_mapping(proportion(hits, totals, edge_cases.NO_LESION, deff), "recall"),
-            }
+            (
+                int(totals.sum()),
+                int(hits.sum()),
+                proportion(hits, totals, edge_cases.NO_LESION, deff),
+            )
             for hits, totals in tallies
         ]
 
@@ -261,7 +262,7 @@ class PooledResults:
     def _criterion(self, name: str) -> dict[str, Any]:
         false = sum(r.sides[name].false_positive for r in self.results)
         found = {
-            "lesion_recall": as_mapping(self._share(attrgetter(name))),
+            "lesion_recall": self._share(attrgetter(name)).to_json(),
             "n_false_positive": false,
             "n_ignored": sum(r.sides[name].ignored for r in self.results),
         }
@@ -280,7 +281,12 @@ class PooledResults:
         return {"touching_lesion": touching, "elsewhere": len(false) - touching}
 
 
-def of_diameter(low: float | None, high: float | None) -> Chosen:
+def bins_between(edges: Sequence[float]) -> list[tuple[float, float | None]]:
+    """Neighbouring edges; the last bin has no upper bound."""
+    return list(zip(edges, [*edges[1:], None], strict=True))
+
+
+def of_diameter(low: float | None, high: float | None) -> Selection:
     """Lesions of a diameter `[low, high)`."""
     least, most = -np.inf if low is None else low, np.inf if high is None else high
     return lambda lesion: least <= lesion.diameter_mm < most

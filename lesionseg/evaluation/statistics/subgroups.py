@@ -5,7 +5,7 @@ A subgroup is found by looking, often at many; a p-value would pretend that it w
 
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,8 +13,8 @@ import numpy as np
 from lesionseg.errors import ConfigError
 from lesionseg.evaluation import edge_cases
 from lesionseg.evaluation.results import CaseResult
+from lesionseg.evaluation.score_sections import SubgroupScores
 from lesionseg.evaluation.statistics.detection import pool_results
-from lesionseg.evaluation.statistics.estimates import as_list
 from lesionseg.evaluation.statistics.pooled import PooledResults
 
 N_QUANTILES = 4
@@ -48,13 +48,13 @@ def subgroup_numbers(
 
 
 def dividing_columns(cases: Sequence[str], columns: Columns) -> list[str]:
-    """The columns that have several values in these cases, at most 20, and not one a case."""
+    """The columns that have several values in these cases, at most 20, and not one per case."""
     names = list(dict.fromkeys(name for case in cases for name in columns.get(case, {})))
     return [name for name in names if _divides(_values(cases, columns, name))]
 
 
 def make_subgroups(cases: Sequence[str], columns: Columns, name: str) -> list[Subgroup]:
-    """One subgroup a word, or four of about as many cases where all values are numbers.
+    """One subgroup per word, or four of about as many cases where all values are numbers.
 
     Up to as many different numbers as quantiles are taken as words. An empty cell is "not stated".
     """
@@ -126,18 +126,18 @@ def _numbers(summary: PooledResults, group: Subgroup) -> dict[str, Any]:
     part = _part(summary, [r for r in summary.results if r.case in group.cases])
     counts, recall = part.counts(), part.recall()
     dices = [r.dice for r in part.results if r.dice is not None]
-    found: dict[str, Any] = {
-        "by": group.by,
-        "value": group.value,
-        **{name: counts[name] for name in ("n_cases", "n_groups", "n_lesions")},
-        "detected": counts["n_true_positive"],
-        "recall": recall.value,
-        "ci95": as_list(recall.ci95),
-        "false_positives_per_case": counts["n_false_positive"] / counts["n_cases"],
-        "dice": float(np.mean(dices)) if dices else None,
-    }
     why = recall.reason or (None if dices else edge_cases.NO_MASKED_CASE.reason)
-    return found if why is None else {**found, "reason": why}
+    return SubgroupScores(
+        group.by,
+        group.value,
+        counts["n_cases"],
+        counts["n_groups"],
+        counts["n_lesions"],
+        counts["n_true_positive"],
+        replace(recall, reason=why),
+        counts["n_false_positive"] / counts["n_cases"],
+        float(np.mean(dices)) if dices else None,
+    ).to_json()
 
 
 def _part(summary: PooledResults, results: Sequence[CaseResult]) -> PooledResults:

@@ -18,16 +18,16 @@ COMPARED = "compare"  # the second model's tables in an output folder of evaluat
 class ReportSettings:
     """What a report is: its title, the most pictures of each kind, and what lies beside the page.
 
-    `missed`, `false_marks`, `found`: the most pictures; fewer are shown where the page would grow
-    too large. `gallery`: `page`, or `all` to write every miss and every false mark into the folder
-    `gallery` as well. `identifiers`: print the real names of cases and patients. `study`: a
-    study.yaml with what a report cannot know by itself. `name`, `other_name`: what this model or
-    reader and the one it is compared with are called.
+    `missed`, `false_positives`, `found`: the most pictures; fewer are shown where the page would
+    grow too large. `gallery`: `page`, or `all` to write every miss and every false positive into
+    the folder `gallery` as well. `identifiers`: print the real names of cases and patients.
+    `study`: a study.yaml with what a report cannot know by itself. `name`, `other_name`: what this
+    model or reader and the one it is compared with are called.
     """
 
     title: str | None = None
     missed: int = 120
-    false_marks: int = 60
+    false_positives: int = 60
     found: int = 12
     gallery: str = "page"
     identifiers: bool = False
@@ -37,7 +37,7 @@ class ReportSettings:
     other_name: str = NAMES[1]
 
     def __post_init__(self) -> None:
-        for name in ("missed", "false_marks", "found"):
+        for name in ("missed", "false_positives", "found"):
             if getattr(self, name) < 0:
                 raise ConfigError(
                     "The number of pictures must not be negative.",
@@ -54,10 +54,10 @@ class ReportSettings:
             )
 
     def options(self, title: str | None = None) -> Options:
-        """The same as the report room takes it."""
+        """The same as `lesionseg.report` takes it."""
         return Options(
             title=title or self.title,
-            limits=Limits(self.missed, self.false_marks, self.found),
+            limits=Limits(self.missed, self.false_positives, self.found),
             pdf=self.pdf,
             identifiers=self.identifiers,
             whole_gallery=self.gallery == "all",

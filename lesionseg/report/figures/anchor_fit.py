@@ -74,7 +74,7 @@ def _two_sides(sides: Any) -> NDArray[np.float64]:
 
 
 def draw_fit(onto: "FigureBase", fit: Fit) -> None:
-    """A point a lesion, a marker an anchor size, both axes logarithmic."""
+    """A point per lesion, a marker per anchor size, both axes logarithmic."""
     from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 
     axes = onto.subplots()

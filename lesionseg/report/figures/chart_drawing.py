@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from lesionseg.evaluation.rows import CaseRow, LesionRow
+from lesionseg.evaluation.score_sections import FrocPoint, Scores, SizeGroup
+from lesionseg.evaluation.statistics.threshold_sweep import ThresholdSweep
 from lesionseg.report import text
-from lesionseg.report.inputs.result_tables import CaseRow, HistoryCurve, LesionRow
-from lesionseg.report.inputs.scores_file import FrocPoint, Scores, SizeGroup
-from lesionseg.report.inputs.threshold_sweep import Sweep
+from lesionseg.report.inputs.result_tables import HistoryCurve
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -50,7 +51,7 @@ def recall_by_size(onto: "FigureBase", scores: Scores, lesions: Sequence[LesionR
 
 
 def _draw_shares(axes: "Axes", groups: Sequence[SizeGroup]) -> None:
-    tidy(axes, text.AXIS_FOUND)
+    tidy(axes, text.AXIS_SENSITIVITY)
     axes.set_ylim(0, TOP)
     for at, group in enumerate(groups):
         if not group.n:
@@ -79,7 +80,7 @@ def _draw_counts(axes: "Axes", groups: Sequence[SizeGroup], lesions: Sequence[Le
                 sum(
                     lesion.detected is detected and lesion.near_resolution is near
                     for lesion in lesions
-                    if _within(lesion, group)
+                    if group.holds(lesion.diameter_mm)
                 )
                 for group in groups
             ]
@@ -102,19 +103,14 @@ def _draw_counts(axes: "Axes", groups: Sequence[SizeGroup], lesions: Sequence[Le
     axes.set_ylim(0, max([1, *base]) * 1.6)
 
 
-def _within(lesion: LesionRow, group: SizeGroup) -> bool:
-    above = lesion.diameter_mm >= group.from_mm
-    return above and (group.to_mm is None or lesion.diameter_mm < group.to_mm)
-
-
-def froc_curve(onto: "FigureBase", scores: Scores, sweep: Sweep | None = None) -> None:
+def froc_curve(onto: "FigureBase", scores: Scores, sweep: ThresholdSweep | None = None) -> None:
     """Recall against false positives per case on a doubling axis, with the operating point.
 
     With `sweep` the whole step curve, else the stored points joined. Rates beyond the last
     candidate, where nothing more can be found, are joined by dots.
     """
     axes = onto.subplots()
-    tidy(axes, text.AXIS_SHARE)
+    tidy(axes, text.AXIS_SENSITIVITY)
     first, last = froc_range(scores)
     reached = [point for point in scores.froc if point.reached]
     beyond = [*reached[-1:], *(point for point in scores.froc if not point.reached)]
@@ -127,7 +123,7 @@ def froc_curve(onto: "FigureBase", scores: Scores, sweep: Sweep | None = None) -
         rates, recall = sweep.curve()
         axes.step(np.maximum(rates, first), recall, where="post", color=FOUND, linewidth=2)
     _band(axes, scores.froc, first)
-    _mark_operating_point(axes, scores, first)
+    _draw_operating_point(axes, scores, first)
     doubling_axis(axes, first, last)
 
 
@@ -145,15 +141,15 @@ def _band(axes: "Axes", points: Sequence[FrocPoint], first: float) -> None:
         axes.fill_between(x, low, high, color=FOUND, alpha=0.18, linewidth=0)
 
 
-def _mark_operating_point(axes: "Axes", scores: Scores, first: float) -> None:
-    price = scores.estimate("false_positives_per_case").value
+def _draw_operating_point(axes: "Axes", scores: Scores, first: float) -> None:
+    false = scores.estimate("false_positives_per_case").value
     recall = scores.estimate("lesion_recall").value
-    if price is None or recall is None:
+    if false is None or recall is None:
         return
-    axes.plot(max(price, first), recall, "o", color=ACCENT, markersize=9, zorder=5, clip_on=False)
+    axes.plot(max(false, first), recall, "o", color=ACCENT, markersize=9, zorder=5, clip_on=False)
     axes.annotate(
         text.USED_HERE,
-        (max(price, first), recall),
+        (max(false, first), recall),
         xytext=(8, -14 if recall > 0.1 else 8),
         textcoords="offset points",
         color=INK,
@@ -161,7 +157,7 @@ def _mark_operating_point(axes: "Axes", scores: Scores, first: float) -> None:
 
 
 def doubling_axis(axes: "Axes", first: float, last: float) -> None:
-    """False marks per scan to the right, twice as many a division; a share upwards."""
+    """False positives per scan to the right, twice as many per division; a share upwards."""
     axes.set_xscale("log", base=2)
     axes.set_xlim(first, last)
     axes.set_ylim(0, TOP)

@@ -13,7 +13,6 @@ from lesionseg.report.figures import detail_figures
 from lesionseg.report.inputs import second_model as comparison
 from lesionseg.report.inputs.result_tables import Tables, read_history
 from lesionseg.report.inputs.second_model import ModelPair
-from lesionseg.report.inputs.threshold_sweep import Sweep
 
 # more lines than this are in the table alone
 MOST_SUBGROUPS = 30
@@ -49,16 +48,14 @@ class Chart:
         return 100 * left, 100 * top, 100 * width, 100 * height
 
 
-def make_charts(
-    tables: Tables, history: Path | None, sweep: Sweep | None = None
-) -> dict[str, Chart]:
+def make_charts(tables: Tables, history: Path | None) -> dict[str, Chart]:
     """The charts that the tables allow, by section of the report."""
     scores, cases, charts = tables.scores, tables.cases, {}
     if scores.n_lesions:
         draw = partial(figures.recall_by_size, scores=scores, lesions=tables.lesions)
         charts["size"] = Chart(draw, 4.6, text.SIZE_TEXT, text.alt_sizes(scores))
     if scores.froc:
-        draw = partial(figures.froc_curve, scores=scores, sweep=sweep)
+        draw = partial(figures.froc_curve, scores=scores, sweep=tables.sweep)
         charts["froc"] = Chart(draw, 3.8, text.FROC_TEXT, text.alt_froc(scores.froc))
     if any(case.dice is not None for case in cases):
         draw = partial(figures.dice_per_case, cases=cases, median=scores.median_dice)
@@ -94,9 +91,9 @@ def _detail_charts(tables: Tables) -> dict[str, Chart]:
         draw = partial(detail_figures.draw_subgroups, subgroups=shown, overall=overall)
         height = detail_figures.forest_height(shown)
         charts["subgroups"] = Chart(draw, height, text.SUBGROUPS_TEXT, text.alt_subgroups(shown))
-    if details.reliability is not None:
-        draw = partial(detail_figures.draw_reliability, reliability=details.reliability)
-        alt = text.alt_reliability(details.reliability)
+    if details.calibration is not None:
+        draw = partial(detail_figures.draw_reliability, calibration=details.calibration)
+        alt = text.alt_reliability(details.calibration)
         charts["calibration"] = Chart(draw, 4.8, text.RELIABILITY_TEXT, alt)
     return charts
 

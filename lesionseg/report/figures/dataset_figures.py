@@ -69,7 +69,7 @@ def spacing_scatter(onto: "FigureBase", spacings: Sequence[Sequence[float]], uni
     axes.set_ylim(0, float(values.max()) * 1.1)
     _number_cases(axes)
     axes.legend(frameon=False, fontsize=9)
-    _tidy(axes, f"{unit} a voxel")
+    _tidy(axes, f"{unit} per voxel")
 
 
 def _number_cases(axes: "Axes") -> None:

@@ -5,16 +5,17 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lesionseg.report import text
-from lesionseg.report.figures.chart_drawing import ACCENT, FOUND, GRID, INK, TOP, log_axis, tidy
-from lesionseg.report.inputs.result_tables import LesionRow
-from lesionseg.report.inputs.score_details import (
+from lesionseg.evaluation.rows import LesionRow
+from lesionseg.evaluation.score_sections import (
+    CalibrationScores,
     ContrastCell,
-    Reliability,
-    SizeCurveRow,
+    Scores,
+    SizeCurveScores,
     SubgroupScores,
 )
-from lesionseg.report.inputs.scores_file import CI, Scores
+from lesionseg.evaluation.statistics.estimates import CI
+from lesionseg.report import text
+from lesionseg.report.figures.chart_drawing import ACCENT, FOUND, GRID, INK, TOP, log_axis, tidy
 from lesionseg.report.pdf.paper import shorten
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ PER_ROW, AROUND = 0.24, 0.9  # inches of a forest plot
 
 
 def draw_size_curve(
-    onto: "FigureBase", curve: SizeCurveRow, lesions: Sequence[LesionRow], scores: Scores
+    onto: "FigureBase", curve: SizeCurveScores, lesions: Sequence[LesionRow], scores: Scores
 ) -> None:
     """The fitted chance along the diameter with its band, and every lesion as a stroke.
 
@@ -38,24 +39,24 @@ def draw_size_curve(
     """
     axes = onto.subplots()
     tidy(axes, text.AXIS_CHANCE)
-    known = [(d, *pair) for d, pair in zip(curve.diameters, curve.intervals, strict=True) if pair]
+    known = [(d, *pair) for d, pair in zip(curve.diameters_mm, curve.ci95, strict=True) if pair]
     if known:
         x, low, high = zip(*known, strict=True)
         axes.fill_between(x, low, high, color=FOUND, alpha=0.18, linewidth=0)
-    axes.plot(curve.diameters, curve.recall, color=FOUND, linewidth=2)
+    axes.plot(curve.diameters_mm, curve.recall, color=FOUND, linewidth=2)
     for detected, height in ((True, 1.06), (False, -0.06)):
         sizes = [row.diameter_mm for row in lesions if row.detected is detected]
         axes.plot(sizes, [height] * len(sizes), "|", color=INK, markersize=8, alpha=0.6)
     for estimate, share in ((curve.d50, 0.5), (curve.d90, 0.9)):
-        _mark_diameter(axes, estimate.value, estimate.ci95, share, scores.size_unit)
+        _draw_diameter(axes, estimate.value, estimate.ci95, share, scores.size_unit)
     axes.set_yticks(np.linspace(0, 1, 6))
     axes.set_ylim(-0.12, 1.12)
-    if curve.diameters[-1] > 4 * curve.diameters[0]:
+    if curve.diameters_mm[-1] > 4 * curve.diameters_mm[0]:
         log_axis(axes)
     axes.set_xlabel(text.axis_diameter(scores.size_said))
 
 
-def _mark_diameter(
+def _draw_diameter(
     axes: "Axes", value: float | None, ci95: CI | None, share: float, unit: str
 ) -> None:
     if value is None:
@@ -98,17 +99,19 @@ def draw_cells(onto: "FigureBase", cells: Sequence[ContrastCell], unit: str) -> 
     axes.set_xlabel(text.AXIS_CONTRAST)
 
 
-def draw_reliability(onto: "FigureBase", reliability: Reliability) -> None:
-    """Share of marks that found a lesion against the chance stated, above how many there are."""
+def draw_reliability(onto: "FigureBase", calibration: CalibrationScores) -> None:
+    """Share of candidates that are lesions against the chance stated, above their number."""
     axes, counts = onto.subplots(2, 1, sharex=True, height_ratios=(4, 1))
     tidy(axes, text.AXIS_TRUE)
     axes.plot([0, 1], [0, 1], ":", color=INK, linewidth=1.2)
-    bins = [one for one in reliability.bins if one.n]
+    bins = [one for one in calibration.bins if one.n]
     most = max((one.n for one in bins), default=1)
-    axes.plot([b.stated for b in bins], [b.true for b in bins], color=FOUND, linewidth=1.2)
+    axes.plot(
+        [b.mean_probability for b in bins], [b.true_share for b in bins], color=FOUND, linewidth=1.2
+    )
     axes.scatter(
-        [b.stated for b in bins],
-        [b.true for b in bins],
+        [b.mean_probability for b in bins],
+        [b.true_share for b in bins],
         s=[max(18.0, LARGEST_DOT * b.n / most) for b in bins],
         color=FOUND,
         edgecolor="white",
@@ -116,7 +119,7 @@ def draw_reliability(onto: "FigureBase", reliability: Reliability) -> None:
         clip_on=False,
     )
     axes.set_ylim(-0.02, TOP)
-    tidy(counts, text.AXIS_MARKS)
+    tidy(counts, text.AXIS_CANDIDATES)
     counts.bar(
         [(b.start + b.stop) / 2 for b in bins],
         [b.n for b in bins],
@@ -125,7 +128,7 @@ def draw_reliability(onto: "FigureBase", reliability: Reliability) -> None:
     )
     counts.locator_params(axis="y", integer=True, nbins=3)
     counts.set_xlim(0, 1)
-    counts.set_xlabel(text.axis_stated(reliability.of))
+    counts.set_xlabel(text.axis_stated(calibration.of))
 
 
 def forest_height(subgroups: Sequence[SubgroupScores]) -> float:
@@ -134,7 +137,7 @@ def forest_height(subgroups: Sequence[SubgroupScores]) -> float:
 
 
 def draw_subgroups(onto: "FigureBase", subgroups: Sequence[SubgroupScores], overall: float) -> None:
-    """Share found of each subgroup with its interval, below the column they are made by."""
+    """Sensitivity of each subgroup with its interval, below the column they are made by."""
     axes = onto.subplots()
     axes.axvline(overall, color=INK, linestyle=":", linewidth=1.2)
     labels: dict[float, str] = {}
@@ -157,7 +160,7 @@ def draw_subgroups(onto: "FigureBase", subgroups: Sequence[SubgroupScores], over
     axes.tick_params(axis="y", length=0)
     axes.grid(axis="x", color=GRID, linewidth=0.8)
     axes.set_axisbelow(True)
-    axes.set_xlabel(text.AXIS_SHARE)
+    axes.set_xlabel(text.AXIS_SENSITIVITY)
 
 
 def _draw_subgroup(axes: "Axes", y: float, group: SubgroupScores) -> None:

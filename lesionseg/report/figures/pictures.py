@@ -1,9 +1,9 @@
-"""Cut-outs of a scan around a lesion or mark, oriented as radiologists look at them."""
+"""Cut-outs of a scan around a lesion or candidate, oriented as radiologists look at them."""
 
 import base64
 import io
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 
 from lesionseg.core import Geometry
 from lesionseg.report.figures.outlines import Loop, trace_loops
-from lesionseg.report.inputs.scene import Mask, Scene
 
 # Wide enough to recognise the place; narrow enough that no face can be rebuilt.
 MIN_SIDE_MM = 64.0
@@ -29,6 +28,26 @@ SAMPLE = 100_000
 PLANES = ("axial", "coronal", "sagittal")
 # letter on the left and on the upper edge of each plane, once axes run to I, P, L
 EDGES = (("R", "A"), ("R", "S"), ("A", "S"))
+
+
+Mask = NDArray[np.bool_]
+
+
+@dataclass(frozen=True, eq=False)
+class Scene:
+    """One case to be drawn: its first channel `[*spatial]` and masks on the same grid, or None.
+
+    `reference` holds all reference lesions, `accepted` all detections.
+    """
+
+    image: NDArray[Any]
+    geometry: Geometry
+    reference: Mask | None = None
+    accepted: Mask | None = None
+
+
+# (case, ids of the candidates that count) -> scene; raises LesionsegError
+Load = Callable[[str, frozenset[int]], Scene]
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,7 +95,7 @@ class View:
 
     @property
     def accepted(self) -> tuple[Loop, ...]:
-        """Outlines of the accepted marks on the middle slice."""
+        """Outlines of the detections on the middle slice."""
         return self.slices[self.at].accepted
 
     @staticmethod
@@ -111,18 +130,18 @@ class View:
 
 
 def cut_views(
-    scene: Scene, start: Sequence[float], stop: Sequence[float], *, on_mark: bool = False
+    scene: Scene, start: Sequence[float], stop: Sequence[float], *, on_accepted: bool = False
 ) -> tuple[View, ...]:
     """Slices through the middle of the box `start` to `stop` (voxels of the scene's grid).
 
-    They pass through the reference in the box, or, with `on_mark`, through the accepted mark.
+    They pass through the reference in the box, or, with `on_accepted`, through the detection.
 
     3-D: axial, coronal and sagittal, each with its neighbours to just beyond the box, turned so
     that each array axis runs to the patient's feet, back and left. 2-D: the whole image with a
     frame, and the cut-out, as they lie in the file.
     """
     turned, box = _turn(scene, np.array([start, stop], dtype=float))
-    masks = (turned.accepted,) if on_mark else (turned.reference, turned.accepted)
+    masks = (turned.accepted,) if on_accepted else (turned.reference, turned.accepted)
     middle = _middle(turned.geometry, box, masks)
     side_mm = _side_mm(turned.geometry, box)
     if scene.geometry.dims == 2:
@@ -175,7 +194,7 @@ def _turn(scene: Scene, box: NDArray[Any]) -> tuple[Scene, NDArray[Any]]:
 
 
 def _middle(geometry: Geometry, box: NDArray[Any], masks: Sequence[Mask | None]) -> tuple[int, ...]:
-    """The voxel at the middle of the box, moved onto the nearest marked voxel in it."""
+    """The voxel at the middle of the box, moved onto the nearest voxel of a mask in it."""
     start = np.maximum(np.floor(box[0]).astype(int), 0)
     stop = np.minimum(np.maximum(np.ceil(box[1]).astype(int), start + 1), geometry.shape)
     start = np.minimum(start, stop - 1)

@@ -1,4 +1,4 @@
-"""Images, reference and marks of one case from the folders a report is given."""
+"""Images, reference and detections of one case from the folders a report is given."""
 
 import logging
 from collections.abc import Mapping
@@ -21,7 +21,7 @@ from lesionseg.io.predictions import (
     find_predictions,
     read_prediction,
 )
-from lesionseg.report.inputs.scene import Mask, Scene
+from lesionseg.report.figures.pictures import Mask, Scene
 
 _log = logging.getLogger(__name__)
 
@@ -67,8 +67,8 @@ class Sources:
         found = self._read_image(case)
         geometry = found.image.geometry
         reference = self._reference(case, found)
-        marks = self._marks(case, accepted, geometry)
-        return Scene(found.image.array[0], geometry, reference, marks)
+        detections = self._detections(case, accepted, geometry)
+        return Scene(found.image.array[0], geometry, reference, detections)
 
     def _read_image(self, case: str) -> Case:
         if case not in self._images.files:
@@ -89,7 +89,7 @@ class Sources:
             return _reference_mask(mask, geometry)
         return _reference_mask(found.reference, geometry)
 
-    def _marks(self, case: str, accepted: frozenset[int], geometry: Geometry) -> Mask | None:
+    def _detections(self, case: str, accepted: frozenset[int], geometry: Geometry) -> Mask | None:
         if case not in self._predictions:
             return None
         prediction = read_prediction(self._predictions[case], geometry=geometry)

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from lesionseg.errors import ReadError
+from lesionseg.evaluation.score_sections import Scores
 from lesionseg.report import text
-from lesionseg.report.inputs.scores_file import Scores
 
 # Long hexadecimal numbers: hashes of data, which others could recompute from the same files.
 HASH = re.compile(r"\b[0-9a-fA-F]{32,}\b")

@@ -6,9 +6,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
+from lesionseg.evaluation.rows import CandidateRow, CaseRow, LesionRow
 from lesionseg.io.atomic import write_csv
 from lesionseg.report import text
-from lesionseg.report.inputs.result_tables import CandidateRow, CaseRow, LesionRow, Tables
+from lesionseg.report.inputs.result_tables import Tables
 
 Named = TypeVar("Named", CaseRow, LesionRow, CandidateRow)
 COLUMNS = ("pseudonym", "case", "patient_pseudonym", "group")

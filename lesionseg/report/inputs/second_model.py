@@ -1,6 +1,6 @@
 """A second model or reader on the same scans: its tables, and the charts of both."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from lesionseg.errors import ContentError
+from lesionseg.evaluation.score_sections import Difference, Scores
 from lesionseg.report import text
 from lesionseg.report.figures.chart_drawing import (
     ACCENT,
@@ -19,9 +20,6 @@ from lesionseg.report.figures.chart_drawing import (
     tidy,
 )
 from lesionseg.report.inputs.result_tables import Tables, read_tables
-from lesionseg.report.inputs.score_details import Difference
-from lesionseg.report.inputs.scores_file import Scores
-from lesionseg.report.inputs.threshold_sweep import make_sweep
 from lesionseg.report.pdf.paper import shorten
 
 if TYPE_CHECKING:
@@ -79,13 +77,12 @@ def read_pair(tables: Tables, folder: Path, names: tuple[str, str]) -> ModelPair
 def draw_froc_pair(onto: "FigureBase", pair: ModelPair) -> None:
     """Both curves on one doubling axis, and the operating point of each."""
     axes = onto.subplots()
-    tidy(axes, text.AXIS_SHARE)
+    tidy(axes, text.AXIS_SENSITIVITY)
     ends = [froc_range(tables.scores) for tables, _ in pair.looks()]
     first, last = min(low for low, _ in ends), max(high for _, high in ends)
     for tables, look in pair.looks():
-        sweep = make_sweep(tables)
-        if sweep is not None:
-            rates, recall = sweep.curve()
+        if tables.sweep is not None:
+            rates, recall = tables.sweep.curve()
             axes.step(
                 np.maximum(rates, first),
                 recall,
@@ -100,11 +97,11 @@ def draw_froc_pair(onto: "FigureBase", pair: ModelPair) -> None:
 
 
 def _point(axes: "Axes", scores: Scores, look: LineStyle, first: float) -> None:
-    price = scores.estimate("false_positives_per_case").value
+    false = scores.estimate("false_positives_per_case").value
     recall = scores.estimate("lesion_recall").value
-    if price is not None and recall is not None:
+    if false is not None and recall is not None:
         axes.plot(
-            [max(price, first)],
+            [max(false, first)],
             [recall],
             look.marker + look.line,
             color=look.colour,
@@ -117,9 +114,9 @@ def _point(axes: "Axes", scores: Scores, look: LineStyle, first: float) -> None:
 
 
 def draw_sizes_pair(onto: "FigureBase", pair: ModelPair) -> None:
-    """Share found of each size group by both, side by side, with intervals."""
+    """Sensitivity of each size group by both, side by side, with intervals."""
     axes = onto.subplots()
-    tidy(axes, text.AXIS_FOUND)
+    tidy(axes, text.AXIS_SENSITIVITY)
     groups = pair.one.scores.recall_by_size
     for (tables, look), shift in zip(pair.looks(), (-0.12, 0.12), strict=True):
         drawn = False
@@ -150,10 +147,10 @@ def draw_sizes_pair(onto: "FigureBase", pair: ModelPair) -> None:
     axes.legend(frameon=False, fontsize=9, loc="lower right")
 
 
-def draw_differences(onto: "FigureBase", differences: Sequence[Difference]) -> None:
+def draw_differences(onto: "FigureBase", differences: Mapping[str, Difference]) -> None:
     """Each difference with its interval around a line at zero; rates in a panel of their own."""
-    shares = [row for row in differences if row.key not in RATES]
-    rates = [row for row in differences if row.key in RATES]
+    shares = {key: row for key, row in differences.items() if key not in RATES}
+    rates = {key: row for key, row in differences.items() if key in RATES}
     panels = [part for part in (shares, rates) if part]
     grid = onto.subplots(len(panels), 1, squeeze=False, height_ratios=[len(p) for p in panels])
     for axes, part in zip(grid[:, 0], panels, strict=True):
@@ -162,10 +159,10 @@ def draw_differences(onto: "FigureBase", differences: Sequence[Difference]) -> N
         axes.set_xlabel(name)
 
 
-def _draw_panel(axes: "Axes", rows: Sequence[Difference]) -> None:
+def _draw_panel(axes: "Axes", rows: Mapping[str, Difference]) -> None:
     axes.axvline(0, color=INK, linewidth=1)
     reach = 0.0
-    for at, row in enumerate(rows):
+    for at, row in enumerate(rows.values()):
         value, ci95 = row.difference.value, row.difference.ci95
         if value is None:
             continue
@@ -177,6 +174,6 @@ def _draw_panel(axes: "Axes", rows: Sequence[Difference]) -> None:
     reach = 1.1 * reach or 0.1
     axes.set_xlim(-reach, reach)
     axes.set_ylim(len(rows) - 0.4, -0.6)
-    axes.set_yticks(range(len(rows)), [text.measure_name(row.key) for row in rows])
+    axes.set_yticks(range(len(rows)), [text.measure_name(key) for key in rows])
     axes.tick_params(axis="y", length=0)
     axes.spines[["top", "right", "left"]].set_visible(False)

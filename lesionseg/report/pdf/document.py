@@ -16,7 +16,7 @@ from lesionseg.report.figures.outlines import Loop
 from lesionseg.report.figures.pictures import View
 from lesionseg.report.pdf.paper import Frame, Sheets, break_lines, shorten
 from lesionseg.report.pdf.paper_tables import Block, make_grid, set_rows, table_pages
-from lesionseg.report.sections.gallery import Card, Hanging
+from lesionseg.report.sections.gallery import GalleryCard, GallerySection
 from lesionseg.report.sections.table_cells import Listing
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ class SummaryPage:
 
 
 def write_pdf(
-    path: Path, summary: SummaryPage, charts: Sequence[Chart], hangings: Sequence[Hanging]
+    path: Path, summary: SummaryPage, charts: Sequence[Chart], gallery: Sequence[GallerySection]
 ) -> None:
     """Write summary, charts, six pictures a page, and tables; whole or not at all."""
     import matplotlib as mpl
@@ -81,7 +81,7 @@ def write_pdf(
     with mpl.rc_context({**RC, "pdf.fonttype": 42}), atomic_path(path) as temporary:
         about = {"Title": summary.title, "CreationDate": None}
         with PdfPages(temporary, metadata=about) as pdf:
-            pages = [*_first_pages(summary), *_chart_pages(charts), *_picture_pages(hangings)]
+            pages = [*_first_pages(summary), *_chart_pages(charts), *_picture_pages(gallery)]
             pages += table_pages(summary.blocks, FRAME, _page, text.omitted)
             for number, page in enumerate(pages, start=1):
                 foot = f"{text.LIMITS[-1]}    {number}/{len(pages)}"
@@ -172,16 +172,16 @@ def _chart(part: "SubFigure", chart: Chart) -> None:
     below.text(0, 0.98, caption, size=9, va="top", color=INK, linespacing=1.35)
 
 
-def _picture_pages(hangings: Sequence[Hanging]) -> "Iterator[Figure]":
-    for hanging in hangings:
-        for first in range(0, len(hanging.cards), CARDS_PER_PAGE):
+def _picture_pages(gallery: Sequence[GallerySection]) -> "Iterator[Figure]":
+    for section in gallery:
+        for first in range(0, len(section.cards), CARDS_PER_PAGE):
             sheets = Sheets(replace(FRAME, top=FRAME.top + 17), _page)
-            heading = [Paragraph(hanging.title, 13, bold=True), Paragraph(hanging.sentence)]
+            heading = [Paragraph(section.title, 13, bold=True), Paragraph(section.sentence)]
             key = f"{text.KEY_REFERENCE}; {text.KEY_PREDICTION}"
             _set(sheets, [*heading, Paragraph(key, 9)])
             top = (sheets.y - 8) / FRAME.page[1]
             places = _divide(_body(sheets.page, top), (1, 1, 1), (1, 1))
-            cards = hanging.cards[first : first + CARDS_PER_PAGE]
+            cards = section.cards[first : first + CARDS_PER_PAGE]
             for place, card in zip(places, cards, strict=False):
                 _card(place, card)
             yield sheets.page
@@ -206,7 +206,7 @@ def _card_lines(words: str) -> list[str]:
     return break_lines(words, CARD_SHARE * FRAME.width / 2, 8, most=4)
 
 
-def _card(part: "SubFigure", card: Card) -> None:
+def _card(part: "SubFigure", card: GalleryCard) -> None:
     case = shorten(card.case, 0.8 * CARD_SHARE * FRAME.width / 2, 8)
     words = _card_lines(f"{case}, {card.name} · {card.caption}")
     part.text(0, 0.99, "\n".join(words), size=8, va="top", color=INK)

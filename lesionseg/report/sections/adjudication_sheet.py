@@ -1,11 +1,12 @@
-"""adjudicate.csv: the unconfirmed marks, for a person to say which of them are lesions."""
+"""adjudicate.csv: the false positives, for a person to say which of them are lesions."""
 
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from lesionseg.evaluation.rows import CandidateRow
 from lesionseg.io.atomic import read_csv, write_csv
-from lesionseg.report.inputs.result_tables import CandidateRow, Tables
+from lesionseg.report.inputs.result_tables import Tables
 
 _log = logging.getLogger(__name__)
 COLUMNS = (
@@ -24,14 +25,14 @@ COLUMNS = (
 )
 # What a person fills in; nothing of it is ever overwritten.
 FILLED = ("verdict", "reader", "comment")
-# A mark is the same one when all of these are.
+# A candidate is the same one when all of these are.
 SAME = ("case", "candidate", "start_vox", "stop_vox")
 
 
 def write_adjudication(path: Path, tables: Tables) -> int:
     """Write one row a false positive, by descending score; returns how many there are.
 
-    Verdicts that a person has filled in before are kept: with their mark, or below the others
+    Verdicts that a person has filled in before are kept: with their candidate, or below the others
     when it is no longer among them. No file is written where there is nothing to judge.
     """
     false = [row for row in tables.candidates if row.outcome == "false_positive"]
@@ -42,7 +43,7 @@ def write_adjudication(path: Path, tables: Tables) -> int:
         row.update({key: before.get(_identity(row), {}).get(key, "") for key in FILLED})
     left = [row for key, row in before.items() if key not in {_identity(row) for row in rows}]
     if left:
-        _log.warning("%d verdicts in %s are of marks no longer there; kept.", len(left), path)
+        _log.warning("%d verdicts in %s are of candidates no longer there; kept.", len(left), path)
     if rows or left:
         write_csv(path, [*rows, *left], COLUMNS)
     return len(rows)

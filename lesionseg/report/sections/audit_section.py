@@ -10,9 +10,8 @@ import numpy as np
 from lesionseg.errors import ContentError, LesionsegError
 from lesionseg.io.atomic import read_csv
 from lesionseg.report import text
-from lesionseg.report.figures.pictures import View, cut_views
-from lesionseg.report.inputs.scene import Load, Scene
-from lesionseg.report.sections.gallery import Card, Hanging
+from lesionseg.report.figures.pictures import Load, Scene, View, cut_views
+from lesionseg.report.sections.gallery import GalleryCard, GallerySection
 from lesionseg.report.sections.table_cells import Listing, TableCell
 
 _log = logging.getLogger(__name__)
@@ -34,17 +33,17 @@ class SuspectRow:
 
 
 @dataclass(frozen=True)
-class Section:
+class AuditSection:
     """What the page shows of an audit; no pictures without the scans."""
 
     words: str
     listing: Listing
-    hanging: Hanging | None
+    pictures: GallerySection | None
 
 
-def section(
+def make_audit_section(
     rows: Sequence[SuspectRow], load: Load | None, unit: str, *, identifiers: bool = False
-) -> Section | None:
+) -> AuditSection | None:
     """The section, or None without an audit; no pictures without `load`.
 
     `load` gives a case, by its real name, with its reference. Names of cases are printed with
@@ -54,8 +53,8 @@ def section(
     if not rows:
         return None
     names = shown_names(rows, identifiers=identifiers)
-    hanging = None if load is None else hang_suspects(rows, load, unit, names)
-    return Section(text.AUDIT_TEXT, list_suspects(rows, unit, names), hanging)
+    pictures = None if load is None else draw_suspects(rows, load, unit, names)
+    return AuditSection(text.AUDIT_TEXT, list_suspects(rows, unit, names), pictures)
 
 
 def shown_names(rows: Sequence[SuspectRow], *, identifiers: bool) -> dict[str, str]:
@@ -105,12 +104,12 @@ def list_suspects(rows: Sequence[SuspectRow], unit: str, names: Mapping[str, str
     return Listing(text.HEADINGS_AUDIT, lines, max(len(rows) - ROWS, 0))
 
 
-def hang_suspects(
+def draw_suspects(
     rows: Sequence[SuspectRow], load: Load, unit: str, names: Mapping[str, str]
-) -> Hanging:
+) -> GallerySection:
     """The first rows with their pictures, each case read once; a note where there is none."""
     shown = rows[:PICTURES]
-    cards: dict[int, Card] = {}
+    cards: dict[int, GalleryCard] = {}
     for case in dict.fromkeys(row.case for row in shown):
         here = [row for row in shown if row.case == case]
         try:
@@ -120,15 +119,15 @@ def hang_suspects(
             _log.warning("No picture of %s: %s", case, error)
             cards |= {row.rank: _card(row, unit, names[case], note=error.what) for row in here}
     sentence = text.shown_sentence(len(shown), len(rows), text.AUDIT_ORDER)
-    return Hanging(text.AUDIT_TITLE, sentence, tuple(cards[row.rank] for row in shown))
+    return GallerySection(text.AUDIT_TITLE, sentence, tuple(cards[row.rank] for row in shown))
 
 
 def _card(
     row: SuspectRow, unit: str, name: str, scene: Scene | None = None, note: str = ""
-) -> Card:
+) -> GalleryCard:
     caption = text.caption_suspect(row.kind, f"{row.diameter_mm:.1f} {unit}", row.p)
     views = () if scene is None else _views(row, scene)
-    return Card(name, text.rank(row.rank), caption, views, note)
+    return GalleryCard(name, text.rank(row.rank), caption, views, note)
 
 
 def _views(row: SuspectRow, scene: Scene) -> tuple[View, ...]:

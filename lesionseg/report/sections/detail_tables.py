@@ -1,35 +1,42 @@
-"""Tables of the further numbers: size curve, subgroups, calibration, comparison."""
+"""Tables of the further numbers, and of those that are absent."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
-from lesionseg.report import text
-from lesionseg.report.inputs.score_details import ContrastCell as Field
-from lesionseg.report.inputs.score_details import (
+from lesionseg.evaluation.score_sections import (
+    CalibrationScores,
+    ContrastCell,
     Difference,
-    RegionScores,
-    Reliability,
-    SizeCurveRow,
+    PartScores,
+    SizeCurveScores,
     SubgroupScores,
 )
-from lesionseg.report.sections.table_cells import Line, Listing, TableCell
+from lesionseg.report import text
+from lesionseg.report.inputs.result_tables import Tables
+from lesionseg.report.sections.table_cells import (
+    Line,
+    Listing,
+    TableCell,
+    list_pairs,
+    recall_cells,
+    why_no_interval,
+)
 
 
-def list_curve(curve: SizeCurveRow, unit: str) -> Listing:
+def list_curve(curve: SizeCurveScores, unit: str) -> Listing:
     """The sizes found with 50 and 90 % probability."""
     rows = ((0.5, curve.d50), (0.9, curve.d90))
     lines = ((TableCell(text.percent(p)), TableCell(text.diameter(size, unit))) for p, size in rows)
     return Listing(text.HEADINGS_CURVE, tuple(lines))
 
 
-def list_cells(cells: Sequence[Field], unit: str) -> Listing:
+def list_cells(cells: Sequence[ContrastCell], unit: str) -> Listing:
     """One line a field of size and contrast that has lesions."""
     lines = (
         (
             TableCell(text.range_words(*cell.size, unit)),
             TableCell(text.range_words(*cell.contrast, "")),
             TableCell(text.of(cell.detected, cell.n)),
-            TableCell(text.share(cell.detected, cell.n, cell.recall)),
-            TableCell(text.bounds(cell.recall)),
+            *recall_cells(cell.detected, cell.n, cell.recall),
         )
         for cell in cells
         if cell.n
@@ -39,9 +46,9 @@ def list_cells(cells: Sequence[Field], unit: str) -> Listing:
 
 def list_subgroups(subgroups: Sequence[SubgroupScores]) -> Listing:
     """One line a subgroup; no p-values, on purpose."""
-    bare = [g.recall.reason for g in subgroups if g.n_lesions and g.recall.ci95 is None]
     lines = tuple(_subgroup_line(group) for group in subgroups)
-    return Listing(text.HEADINGS_SUBGROUPS, lines, note=text.no_intervals(bare))
+    note = why_no_interval((group.n_lesions, group.recall) for group in subgroups)
+    return Listing(text.HEADINGS_SUBGROUPS, lines, note=note)
 
 
 def _subgroup_line(group: SubgroupScores) -> Line:
@@ -51,50 +58,70 @@ def _subgroup_line(group: SubgroupScores) -> Line:
         TableCell(str(group.n_cases), group.n_cases),
         TableCell(str(group.n_groups), group.n_groups),
         TableCell(text.of(group.detected, group.n_lesions)),
-        TableCell(text.share(group.detected, group.n_lesions, group.recall)),
-        TableCell(text.bounds(group.recall) if group.n_lesions else text.NO_LESION),
-        TableCell(text.optional_rate(group.false_per_case)),
+        *recall_cells(group.detected, group.n_lesions, group.recall),
+        TableCell(text.optional_rate(group.false_positives_per_case)),
         TableCell(text.number(group.dice)),
     )
 
 
-def list_regions(regions: Sequence[RegionScores]) -> Listing:
+def list_regions(regions: Mapping[str, PartScores]) -> Listing:
     """One line a region, each judged by itself; no line without regions."""
-    bare = [r.recall.reason for r in regions if r.n_lesions and r.recall.ci95 is None]
     lines = tuple(
         (
-            TableCell(region.name),
+            TableCell(name),
             TableCell(str(region.n_cases), region.n_cases),
             TableCell(text.number(region.dice.value)),
-            TableCell(text.of(region.detected, region.n_lesions)),
-            TableCell(text.share(region.detected, region.n_lesions, region.recall)),
-            TableCell(text.bounds(region.recall) if region.n_lesions else text.NO_LESION),
+            TableCell(text.of(region.n_detected, region.n_lesions)),
+            *recall_cells(region.n_detected, region.n_lesions, region.lesion_recall),
         )
-        for region in regions
+        for name, region in regions.items()
     )
-    return Listing(text.HEADINGS_REGIONS, lines, note=text.no_intervals(bare))
+    note = why_no_interval((one.n_lesions, one.lesion_recall) for one in regions.values())
+    return Listing(text.HEADINGS_REGIONS, lines, note=note)
 
 
-def list_reliability(reliability: Reliability) -> Listing:
+def list_reliability(calibration: CalibrationScores) -> Listing:
     """Brier score, slope, intercept and expected calibration error."""
     lines = tuple(
         (TableCell(text.CALIBRATION_NUMBERS[name]), TableCell(text.number(value, 3)))
-        for name, value in reliability.numbers.items()
+        for name, value in calibration.numbers.items()
     )
     return Listing(text.HEADINGS_PROVENANCE, lines)
 
 
-def list_differences(differences: Sequence[Difference], names: tuple[str, str]) -> Listing:
+def list_differences(differences: Mapping[str, Difference], names: tuple[str, str]) -> Listing:
     """One line a number: of the one, of the other, and their difference."""
     lines = (
         (
-            TableCell(text.measure_name(row.key)),
+            TableCell(text.measure_name(key)),
             TableCell(text.number(row.one)),
             TableCell(text.number(row.other)),
             TableCell(text.difference(row.difference)),
             TableCell(text.p_value(row.p_value)),
         )
-        for row in differences
+        for key, row in differences.items()
     )
     headings = (text.HEADINGS_MEASURES[0], *names, *text.HEADINGS_DIFFERENCE)
     return Listing(headings, tuple(lines))
+
+
+def list_absences(tables: Tables, compared: bool) -> Listing:
+    """One line for each part that these scores do not allow, with the reason."""
+    return list_pairs(text.HEADINGS_ABSENT, _absent(tables, compared))
+
+
+def _absent(tables: Tables, compared: bool) -> Iterator[tuple[str, str]]:
+    details, raw = tables.details, tables.scores.raw
+    there = {
+        "size_curve": details.size_curve is not None,
+        "recall_by_size_and_contrast": bool(details.cells),
+        "subgroups": bool(details.subgroups),
+        "calibration": details.calibration is not None,
+    }
+    for key, present in there.items():
+        if not present:
+            yield text.ABSENT[key], details.reasons[key]
+    if not compared and not details.differences:
+        yield text.ABSENT["comparison"], text.NO_COMPARISON
+    if not raw.get("adjudication") and tables.scores.n_false_positive:
+        yield text.ABSENT["adjudication"], text.NOT_ADJUDICATED

@@ -1,23 +1,23 @@
-"""The gallery: chosen lesions and marks, with their pictures drawn."""
+"""The gallery: the chosen lesions and false positives, with their pictures drawn."""
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from lesionseg.errors import LesionsegError
+from lesionseg.evaluation.rows import LesionRow
 from lesionseg.report import text
-from lesionseg.report.figures.pictures import View, cut_views
-from lesionseg.report.inputs.result_tables import LesionRow, Tables
-from lesionseg.report.inputs.scene import Load, Scene
-from lesionseg.report.sections.gallery_choice import Exhibit, Wall
+from lesionseg.report.figures.pictures import Load, Scene, View, cut_views
+from lesionseg.report.inputs.result_tables import Tables
+from lesionseg.report.sections.gallery_choice import GalleryItem, GallerySelection
 
 _log = logging.getLogger(__name__)
 Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
-class Card:
-    """One exhibit: where, what, and its views; without views `note` says why."""
+class GalleryCard:
+    """One item: where, what, and its views; without views `note` says why."""
 
     case: str
     name: str
@@ -37,38 +37,44 @@ class Card:
 
 
 @dataclass(frozen=True)
-class Hanging:
-    """One kind of exhibits with their cards, and how many there are in all."""
+class GallerySection:
+    """One kind of items with their cards, and how many there are in all."""
 
     title: str
     sentence: str
-    cards: tuple[Card, ...]
+    cards: tuple[GalleryCard, ...]
     kind: str = ""
+    total: int = 0
 
 
-def draw_walls(
-    walls: Sequence[Wall], tables: Tables, load: Load, progress: Progress | None = None
-) -> tuple[Hanging, ...]:
-    """Draw all exhibits, reading each case once; a case that cannot be read leaves a note."""
-    cards: dict[Exhibit, Card] = {}
-    exhibits = [exhibit for wall in walls for exhibit in wall.exhibits]
-    cases = sorted({exhibit.case for exhibit in exhibits})
+def draw_gallery(
+    selections: Sequence[GallerySelection],
+    tables: Tables,
+    load: Load,
+    progress: Progress | None = None,
+) -> tuple[GallerySection, ...]:
+    """Draw all items, reading each case once; a case that cannot be read leaves a note."""
+    cards: dict[GalleryItem, GalleryCard] = {}
+    items = [item for selection in selections for item in selection.items]
+    cases = sorted({item.case for item in items})
     accepted = _accepted(tables)
     for done, case in enumerate(cases, start=1):
-        here = [exhibit for exhibit in exhibits if exhibit.case == case]
+        here = [item for item in items if item.case == case]
         cards.update(_draw_case(case, here, accepted.get(case, frozenset()), tables, load))
         if progress is not None:
             progress(case, done, len(cases))
-    return tuple(_hang(wall, cards) for wall in walls)
+    return tuple(_section(selection, cards) for selection in selections)
 
 
-def trim(hangings: Sequence[Hanging], walls: Sequence[Wall], n: int) -> tuple[Hanging, ...]:
+def trim(gallery: Sequence[GallerySection], n: int) -> tuple[GallerySection, ...]:
     """Keep at most `n` cards of each kind, and say how many are not shown."""
     return tuple(
         replace(
-            hanging, cards=hanging.cards[:n], sentence=_sentence(wall, min(n, len(hanging.cards)))
+            section,
+            cards=section.cards[:n],
+            sentence=_sentence(section.kind, min(n, len(section.cards)), section.total),
         )
-        for hanging, wall in zip(hangings, walls, strict=True)
+        for section in gallery
     )
 
 
@@ -82,40 +88,44 @@ def _accepted(tables: Tables) -> Mapping[str, frozenset[int]]:
 
 def _draw_case(
     case: str,
-    exhibits: Sequence[Exhibit],
+    items: Sequence[GalleryItem],
     accepted: frozenset[int],
     tables: Tables,
     load: Load,
-) -> dict[Exhibit, Card]:
+) -> dict[GalleryItem, GalleryCard]:
     unit = tables.scores.size_unit
     try:
         scene = load(case, accepted)
     except LesionsegError as error:
         _log.warning("No picture of %s: %s", case, error)
-        return {each: _card(each, unit, note=error.what) for each in exhibits}
-    return {each: _card(each, unit, scene) for each in exhibits}
+        return {each: _card(each, unit, note=error.what) for each in items}
+    return {each: _card(each, unit, scene) for each in items}
 
 
-def _card(exhibit: Exhibit, unit: str, scene: Scene | None = None, note: str = "") -> Card:
-    subject = exhibit.subject
+def _card(item: GalleryItem, unit: str, scene: Scene | None = None, note: str = "") -> GalleryCard:
+    subject = item.subject
     if isinstance(subject, LesionRow):
         name, caption = f"lesion {subject.lesion}", text.caption_lesion(subject, unit)
     else:
-        name, caption = f"mark {subject.candidate}", text.caption_candidate(subject, unit)
-    card = Card(exhibit.case, name, caption, note=note)
+        name, caption = f"candidate {subject.candidate}", text.caption_candidate(subject, unit)
+    card = GalleryCard(item.case, name, caption, note=note)
     if scene is None:
         return card
     if len(subject.start_vox) != scene.geometry.dims:
         return replace(card, note=text.NO_BOX)
-    on_mark = exhibit.kind == "false_alarm"
-    views = cut_views(scene, subject.start_vox, subject.stop_vox, on_mark=on_mark)
+    on_accepted = item.kind == "false_positive"
+    views = cut_views(scene, subject.start_vox, subject.stop_vox, on_accepted=on_accepted)
     return replace(card, views=views)
 
 
-def _hang(wall: Wall, cards: Mapping[Exhibit, Card]) -> Hanging:
-    shown = tuple(cards[exhibit] for exhibit in wall.exhibits)
-    return Hanging(text.GALLERY_TITLES[wall.kind], _sentence(wall, len(shown)), shown, wall.kind)
+def _section(
+    selection: GallerySelection, cards: Mapping[GalleryItem, GalleryCard]
+) -> GallerySection:
+    kind, total = selection.kind, selection.total
+    shown = tuple(cards[item] for item in selection.items)
+    sentence = _sentence(kind, len(shown), total)
+    return GallerySection(text.GALLERY_TITLES[kind], sentence, shown, kind, total)
 
 
-def _sentence(wall: Wall, shown: int) -> str:
-    return text.shown_sentence(shown, wall.total, text.GALLERY_ORDERS[wall.kind])
+def _sentence(kind: str, shown: int, total: int) -> str:
+    return text.shown_sentence(shown, total, text.GALLERY_ORDERS[kind])

@@ -1,4 +1,4 @@
-"""Which lesions and marks are shown: fixed rules and a fixed seed, so that none is hand-picked."""
+"""Which lesions and false positives are shown: by fixed rules and a seed, none hand-picked."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,16 +6,18 @@ from typing import Literal
 
 import numpy as np
 
-from lesionseg.report.inputs.result_tables import CandidateRow, LesionRow, Tables
-from lesionseg.report.inputs.scores_file import SizeGroup
+from lesionseg.evaluation.rows import CandidateRow, LesionRow
+from lesionseg.evaluation.score_sections import SizeGroup
+from lesionseg.report.inputs.result_tables import Tables
+from lesionseg.report.sections.table_cells import size_index
 
-Kind = Literal["missed", "false_alarm", "found"]
+Kind = Literal["missed", "false_positive", "found"]
 SEED = 0
 
 
 @dataclass(frozen=True)
-class Exhibit:
-    """One lesion or one false mark to be shown."""
+class GalleryItem:
+    """One lesion or one false positive to be shown."""
 
     kind: Kind
     subject: LesionRow | CandidateRow
@@ -27,28 +29,28 @@ class Exhibit:
 
 
 @dataclass(frozen=True)
-class Wall:
+class GallerySelection:
     """What is shown of one kind, and how many of that kind there are."""
 
     kind: Kind
-    exhibits: tuple[Exhibit, ...]
+    items: tuple[GalleryItem, ...]
     total: int
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Most exhibits of each kind; None: all of them."""
+    """Most items of each kind; None: all of them."""
 
     missed: int | None = 120
-    false_alarm: int | None = 60
+    false_positive: int | None = 60
     found: int | None = 12
 
 
 ALL = Limits(None, None, None)
 
 
-def choose_exhibits(tables: Tables, limits: Limits | None = None) -> tuple[Wall, ...]:
-    """Missed lesions and found ones from all sizes by turns, false marks by descending score.
+def choose_items(tables: Tables, limits: Limits | None = None) -> tuple[GallerySelection, ...]:
+    """Missed lesions and found ones from all sizes by turns, false positives by descending score.
 
     Missed: the largest of each size group first. Found: shuffled with a fixed seed.
     """
@@ -61,23 +63,24 @@ def choose_exhibits(tables: Tables, limits: Limits | None = None) -> tuple[Wall,
     missed.sort(key=lambda row: (-row.diameter_mm, row.case, row.lesion))
     found = [found[i] for i in np.random.default_rng(SEED).permutation(len(found))]
     return (
-        _wall("missed", _by_turns(missed, groups), limits.missed),
-        _wall("false_alarm", false, limits.false_alarm),
-        _wall("found", _by_turns(found, groups), limits.found),
+        _select("missed", _by_turns(missed, groups), limits.missed),
+        _select("false_positive", false, limits.false_positive),
+        _select("found", _by_turns(found, groups), limits.found),
     )
 
 
-def _wall(kind: Kind, rows: Sequence[LesionRow | CandidateRow], limit: int | None) -> Wall:
-    return Wall(kind, tuple(Exhibit(kind, row) for row in rows[:limit]), len(rows))
+def _select(
+    kind: Kind, rows: Sequence[LesionRow | CandidateRow], limit: int | None
+) -> GallerySelection:
+    return GallerySelection(kind, tuple(GalleryItem(kind, row) for row in rows[:limit]), len(rows))
 
 
 def _by_turns(rows: Sequence[LesionRow], groups: Sequence[SizeGroup]) -> list[LesionRow]:
     """One of each size group in turn, the largest group first; order within a group is kept."""
-    edges = [group.from_mm for group in groups][1:]
     place: dict[int, int] = {}
     keys = []
     for at, row in enumerate(rows):
-        group = int(np.searchsorted(edges, row.diameter_mm, side="right"))
+        group = size_index(row.diameter_mm, groups)
         place[group] = place.get(group, -1) + 1
         keys.append((place[group], -group, at))
     return [rows[at] for _, _, at in sorted(keys)]

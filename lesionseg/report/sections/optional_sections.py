@@ -8,8 +8,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from lesionseg.evaluation.score_sections import Scores
+from lesionseg.evaluation.statistics.estimates import Estimate
 from lesionseg.report import text
-from lesionseg.report.inputs.scores_file import Scores, read_estimate
 from lesionseg.report.sections.table_cells import Listing, TableCell
 
 # section of the page: keys of scores.json that it prints
@@ -88,18 +89,14 @@ def _value(row: Mapping[str, Any], key: str) -> str:
     """A number with its interval, whichever of the two shapes it has; other values as they are."""
     value = row.get(key)
     if isinstance(value, bool) or value is None:
-        reason = read_estimate(row, key).reason if key in (row.get("reasons") or {}) else ""
+        reason = Estimate.from_json(row, key).reason if key in (row.get("reasons") or {}) else ""
         words = {True: text.YES, False: text.NO, None: text.NONE}[value]
         return f"{words} ({reason})" if reason else words
     if isinstance(value, int | str):
         return str(value)
     if isinstance(value, list | tuple):
         return ", ".join(f"{x:.3g}" if isinstance(x, float) else str(x) for x in value) or text.NONE
-    estimate = read_estimate(row, key)
-    pair = row.get("ci95")
-    if estimate.ci95 is None and isinstance(pair, list | tuple) and len(pair) == 2:
-        estimate = read_estimate({key: {"value": value, "ci95": pair}}, key)
-    return text.measure(estimate)
+    return text.measure(Estimate.from_json(row, key))
 
 
 def _words(key: str) -> str:

@@ -1,15 +1,16 @@
 """The report's tables: rows of cells that carry what is shown and what they sort by."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
+import numpy as np
+
+from lesionseg.evaluation.rows import CandidateRow, CaseRow, LesionRow
+from lesionseg.evaluation.score_sections import Scores, SizeGroup
+from lesionseg.evaluation.statistics.estimates import Estimate
 from lesionseg.report import text
-from lesionseg.report.inputs.result_tables import CandidateRow, CaseRow, LesionRow
-from lesionseg.report.inputs.scores_file import Scores, SizeGroup, read_estimate
 from lesionseg.report.inputs.study_file import Study
-from lesionseg.report.inputs.threshold_sweep import size_index
 from lesionseg.report.sections.checklists import Checklist, Item
 
 # Rows beyond this make a page slow to open; the omitted number is printed.
@@ -59,50 +60,47 @@ def list_lesions(lesions: Sequence[LesionRow], groups: tuple[SizeGroup, ...], un
     )
 
 
-def list_marks(candidates: Sequence[CandidateRow], unit: str) -> Listing:
+def list_candidates(candidates: Sequence[CandidateRow], unit: str) -> Listing:
     """One line per candidate, by descending score."""
     ordered = sorted(candidates, key=lambda row: (-(row.score or 0.0), row.case, row.candidate))
-    return _listing(text.HEADINGS_MARKS, (_mark_line(row, unit) for row in ordered))
+    return _listing(text.HEADINGS_CANDIDATES, (_candidate_line(row, unit) for row in ordered))
 
 
-def list_sizes(groups: Sequence[SizeGroup], unit: str, said: str = "") -> Listing:
-    """One line per size group: found of all, share, interval; a note says why one has none.
+def list_sizes(scores: Scores) -> Listing:
+    """One line per size group: found of all, sensitivity, interval; a note says why there is none.
 
-    `said`: what sizes are called where the unit alone would mislead.
+    Linked to the lesions of the group.
     """
-    lines = (
-        (
-            TableCell(text.size_range(group, unit)),
-            TableCell(
-                text.of(group.detected, group.n),
-                link="lesion-table" if group.n else "",
-                terms=text.size_range(group, unit),
-            ),
-            TableCell(text.share(group.detected, group.n, group.recall)),
-            TableCell(text.bounds(group.recall) if group.n else text.NO_LESION),
-        )
-        for group in groups
-    )
-    bare = [g.recall.reason for g in groups if g.n and g.recall.ci95 is None]
-    headings = (text.size_heading(said or unit), *text.HEADINGS_SIZE[1:])
-    return replace(_listing(headings, lines), note=text.no_intervals(bare))
+    names = [text.size_range(group, scores.size_unit) for group in scores.recall_by_size]
+    return _size_table(scores, scores.recall_by_size, names, link="lesion-table")
 
 
 def list_quantiles(scores: Scores) -> Listing:
     """Groups of about as many lesions each, of whatever sizes; no line without them."""
     groups = scores.recall_by_quantile if scores.n_lesions else ()
+    unit = scores.size_unit
+    names = [text.range_words(group.from_mm, group.to_mm, unit, ".3g") for group in groups]
+    return _size_table(scores, groups, names)
+
+
+def _size_table(
+    scores: Scores, groups: Sequence[SizeGroup], names: Sequence[str], link: str = ""
+) -> Listing:
     lines = (
         (
-            TableCell(text.quantile_range(group, scores.size_unit)),
-            TableCell(text.of(group.detected, group.n)),
-            TableCell(text.share(group.detected, group.n, group.recall)),
-            TableCell(text.bounds(group.recall)),
+            TableCell(name),
+            TableCell(
+                text.of(group.detected, group.n),
+                link=link if group.n else "",
+                terms=name if link else "",
+            ),
+            *recall_cells(group.detected, group.n, group.recall),
         )
-        for group in groups
+        for group, name in zip(groups, names, strict=True)
     )
-    bare = [g.recall.reason for g in groups if g.recall.ci95 is None]
     headings = (text.size_heading(scores.size_said), *text.HEADINGS_SIZE[1:])
-    return replace(_listing(headings, lines), note=text.no_intervals(bare))
+    note = why_no_interval((group.n, group.recall) for group in groups)
+    return replace(_listing(headings, lines), note=note)
 
 
 def list_measures(scores: Scores) -> Listing:
@@ -130,12 +128,12 @@ def list_reasons(lesions: Sequence[LesionRow]) -> Listing:
 
 
 def list_rules(scores: Scores, lesions: Sequence[LesionRow]) -> Listing:
-    """How many lesions are found, and at what price, under other rules of what found means."""
+    """Lesions found and false positives under other rules of what found means."""
     lines = (
         (
             TableCell(words),
             TableCell(text.of(sum(getattr(row, rule) for row in lesions), len(lesions))),
-            TableCell(text.optional_rate(scores.false_marks_under(rule))),
+            TableCell(text.optional_rate(scores.false_positives_under(rule))),
         )
         for rule, words in text.RULES.items()
     )
@@ -144,35 +142,39 @@ def list_rules(scores: Scores, lesions: Sequence[LesionRow]) -> Listing:
 
 def list_labels(scores: Scores) -> Listing:
     """One line per kind of lesion; no line at all when there is only one kind."""
-    labels = scores.raw.get("per_label") or {}
-    found = [(name, one) for name, one in labels.items() if isinstance(one, Mapping)]
-    kept = [(name, one, _count(one)) for name, one in found if len(found) > 1]
-    bare = [
-        recall.reason
-        for _, one, n in kept
-        if n and (recall := read_estimate(one, "lesion_recall")).ci95 is None
-    ]
-    lines = (_label_line(name, one, n) for name, one, n in kept)
-    return replace(_listing(text.HEADINGS_LABELS, lines), note=text.no_intervals(bare))
+    labels = scores.labels if len(scores.labels) > 1 else {}
+    lines = (
+        (
+            TableCell(name),
+            TableCell(
+                text.of(part.n_detected, part.n_lesions),
+                link="lesion-table" if part.n_lesions else "",
+                terms=name,
+            ),
+            *recall_cells(part.n_detected, part.n_lesions, part.lesion_recall),
+            TableCell(text.optional_rate(part.false_positives_per_case.value)),
+        )
+        for name, part in labels.items()
+    )
+    counted = ((part.n_lesions, part.lesion_recall) for part in labels.values())
+    return replace(_listing(text.HEADINGS_LABELS, lines), note=why_no_interval(counted))
 
 
-def _count(one: Mapping[str, Any]) -> int:
-    return int(one.get("n_lesions") or 0)
-
-
-def _label_line(name: str, one: Mapping[str, Any], n: int) -> Line:
-    recall, found = read_estimate(one, "lesion_recall"), n - int(one.get("n_missed") or 0)
+def recall_cells(detected: int, n: int, recall: Estimate) -> Line:
+    """A share of lesions and its interval."""
     return (
-        TableCell(name),
-        TableCell(text.of(found, n), link="lesion-table" if n else "", terms=name),
-        TableCell(text.share(found, n, recall)),
+        TableCell(text.share(detected, n, recall)),
         TableCell(text.bounds(recall) if n else text.NO_LESION),
-        TableCell(text.optional_rate(read_estimate(one, "false_positives_per_case").value)),
     )
 
 
+def why_no_interval(counted: Iterable[tuple[int, Estimate]]) -> str:
+    """Why recalls of some lesions have no interval, each reason once; empty when all have one."""
+    return text.no_intervals(recall.reason for n, recall in counted if n and recall.ci95 is None)
+
+
 def list_pairs(headings: tuple[str, str], pairs: Iterable[tuple[str, str]]) -> Listing:
-    """Words in two columns, one pair a line."""
+    """Words in two columns, one pair per line."""
     return _listing(headings, ((TableCell(left), TableCell(right)) for left, right in pairs))
 
 
@@ -193,6 +195,12 @@ def _item_line(item: Item, study: Study, there: frozenset[str]) -> Line:
         TableCell(text.STATES[state]),
         TableCell(where, link=section if section in there else ""),
     )
+
+
+def size_index(diameter_mm: float, groups: Sequence[SizeGroup]) -> int:
+    """Which size group a diameter belongs to."""
+    edges = [group.from_mm for group in groups][1:]
+    return int(np.searchsorted(edges, diameter_mm, side="right"))
 
 
 def _listing(headings: tuple[str, ...], lines: Iterable[Line]) -> Listing:
@@ -230,7 +238,7 @@ def _lesion_line(row: LesionRow, size: str, unit: str) -> Line:
     )
 
 
-def _mark_line(row: CandidateRow, unit: str) -> Line:
+def _candidate_line(row: CandidateRow, unit: str) -> Line:
     return (
         TableCell(row.case),
         _number(row.candidate, 0),

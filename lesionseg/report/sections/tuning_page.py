@@ -57,7 +57,7 @@ class TuningSearch:
 
 
 def table(search: TuningSearch) -> list[list[str]]:
-    """A header and one row a trial, in the order of trials; what there is none of is a dash."""
+    """A header and one row per trial, in the order of trials; what there is none of is a dash."""
     names = list(dict.fromkeys(name for t in search.trials for name in t.scores))
     header = ["trial", "α", "γ", *(n.replace("_", " ") for n in names), "state", "seconds", "note"]
     return [header, *(_row(trial, names) for trial in search.trials)]

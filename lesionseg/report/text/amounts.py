@@ -1,9 +1,11 @@
 """Numbers in words: counts, shares with their intervals, sizes, and why there is none."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 
-from lesionseg.report.inputs.scores_file import UNSTATED, Estimate, SizeGroup
+from lesionseg.evaluation.score_sections import SizeGroup
+from lesionseg.evaluation.statistics.estimates import UNSTATED, Estimate
 
 # Under this many lesions a percentage without an interval pretends to a precision it lacks.
 MIN_FOR_PERCENT = 10
@@ -55,30 +57,27 @@ def optional_rate(value: float | None) -> str:
     return NONE if value is None else rate(value)
 
 
+def range_words(low: float, high: float | None, unit: str, form: str = "g") -> str:
+    """A range of sizes or contrasts; None: no upper end.
+
+    >>> range_words(2, 5, "mm"), range_words(0, 2, ""), range_words(5, None, "")
+    ('2 to 5 mm', 'under 2', '5 and more')
+    >>> range_words(3.1416, 4.5678, "mm", ".3g")
+    '3.14 to 4.57 mm'
+    """
+    after = f" {unit}" if unit else ""
+    if high is None:
+        return f"{low:{form}}{after} and more"
+    return f"under {high:{form}}{after}" if low == 0 else f"{low:{form}} to {high:{form}}{after}"
+
+
 def size_range(group: SizeGroup, unit: str) -> str:
     """A size group in words.
 
     >>> size_range(SizeGroup(20, None, 1, 1, Estimate(1.0)), "mm")
     '20 mm and more'
     """
-    if group.to_mm is None:
-        return f"{group.from_mm:g} {unit} and more"
-    if group.from_mm == 0:
-        return f"under {group.to_mm:g} {unit}"
-    return f"{group.from_mm:g} to {group.to_mm:g} {unit}"
-
-
-def quantile_range(group: SizeGroup, unit: str) -> str:
-    """A range of odd sizes in words, rounded.
-
-    >>> quantile_range(SizeGroup(3.1416, 4.5678, 1, 1, Estimate(1.0)), "mm")
-    '3.14 to 4.57 mm'
-    """
-    if group.to_mm is None:
-        return f"{group.from_mm:.3g} {unit} and more"
-    if group.from_mm == 0:
-        return f"under {group.to_mm:.3g} {unit}"
-    return f"{group.from_mm:.3g} to {group.to_mm:.3g} {unit}"
+    return range_words(group.from_mm, group.to_mm, unit)
 
 
 def size_heading(unit: str) -> str:
@@ -89,7 +88,8 @@ def size_heading(unit: str) -> str:
 def interval(estimate: Estimate) -> str:
     """The 95 % interval of a share, or why there is none."""
     if estimate.ci95 is None:
-        return "no interval" + ("" if estimate.reason == UNSTATED else f": {estimate.reason}")
+        unknown = estimate.reason in (None, UNSTATED)
+        return "no interval" if unknown else f"no interval: {estimate.reason}"
     return bounds(estimate)
 
 
@@ -101,9 +101,9 @@ def bounds(estimate: Estimate) -> str:
     return f"{math.floor(100 * low + 1e-9)} to {math.ceil(100 * high - 1e-9)}\N{NO-BREAK SPACE}%"
 
 
-def no_intervals(reasons: Iterable[str]) -> str:
+def no_intervals(reasons: Iterable[str | None]) -> str:
     """Why some groups have no interval, each reason once; empty when all have one."""
-    said = sorted({reason for reason in reasons if reason != UNSTATED})
+    said = sorted({reason for reason in reasons if reason and reason != UNSTATED})
     return f"No interval: {'; '.join(said)}." if said else ""
 
 
@@ -131,13 +131,7 @@ def diameter(size: Estimate, unit: str) -> str:
     >>> diameter(Estimate(6.21, (4.0, 9.0)), "mm")
     '6.2 mm (95 % interval 4 to 9 mm)'
     """
-    if size.value is None:
-        return f"not defined: {size.reason}"
-    if size.ci95 is None:
-        why = "" if size.reason == UNSTATED else f" (no interval: {size.reason})"
-        return f"{rate(size.value)} {unit}{why}"
-    low, high = size.ci95
-    return f"{rate(size.value)} {unit} (95 % interval {rate(low)} to {rate(high)} {unit})"
+    return _with_interval(size, rate, f" {unit}")
 
 
 def difference(estimate: Estimate) -> str:
@@ -146,13 +140,7 @@ def difference(estimate: Estimate) -> str:
     >>> difference(Estimate(0.1, (-0.02, 0.22)))
     '+0.10 (95 % interval −0.02 to +0.22)'
     """
-    if estimate.value is None:
-        return f"not defined: {estimate.reason}"
-    if estimate.ci95 is None:
-        why = "" if estimate.reason == UNSTATED else f" (no interval: {estimate.reason})"
-        return f"{signed(estimate.value)}{why}"
-    low, high = map(signed, estimate.ci95)
-    return f"{signed(estimate.value)} (95 % interval {low} to {high})"
+    return _with_interval(estimate, signed)
 
 
 def signed(value: float) -> str:
@@ -173,12 +161,17 @@ def p_value(p: float | None) -> str:
 
 def measure(estimate: Estimate) -> str:
     """A number of any kind with its interval, or `not defined` with the reason."""
+    if estimate.ci95 is not None and estimate.ci95[0] == estimate.ci95[1]:
+        estimate = replace(estimate, ci95=None, reason="all resampled patients give the same")
+    return _with_interval(estimate, number)
+
+
+def _with_interval(estimate: Estimate, show: Callable[[float], str], unit: str = "") -> str:
     if estimate.value is None:
-        return f"not defined: {estimate.reason}"
+        return f"not defined: {estimate.reason or UNSTATED}"
+    shown = f"{show(estimate.value)}{unit}"
     if estimate.ci95 is None:
-        why = "" if estimate.reason == UNSTATED else f" (no interval: {estimate.reason})"
-        return f"{estimate.value:.2f}{why}"
-    low, high = estimate.ci95
-    if low == high:
-        return f"{estimate.value:.2f} (no interval: all resampled patients give the same)"
-    return f"{estimate.value:.2f} (95 % interval {low:.2f} to {high:.2f})"
+        unknown = estimate.reason in (None, UNSTATED)
+        return shown if unknown else f"{shown} (no interval: {estimate.reason})"
+    low, high = map(show, estimate.ci95)
+    return f"{shown} (95 % interval {low} to {high}{unit})"

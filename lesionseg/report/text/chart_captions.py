@@ -2,31 +2,39 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from lesionseg.report.inputs.result_tables import CaseRow
-from lesionseg.report.inputs.score_details import (
+from lesionseg.evaluation.rows import CaseRow
+from lesionseg.evaluation.score_sections import (
+    CalibrationScores,
     ContrastCell,
     Difference,
-    Reliability,
-    SizeCurveRow,
+    FrocPoint,
+    Scores,
+    SizeCurveScores,
     SubgroupScores,
 )
-from lesionseg.report.inputs.scores_file import FrocPoint, Scores
-from lesionseg.report.text.amounts import count, difference, percent, rate, size_range
+from lesionseg.report.text.amounts import (
+    count,
+    difference,
+    percent,
+    range_words,
+    rate,
+    size_range,
+)
 from lesionseg.report.text.definitions import measure_name
 from lesionseg.report.text.frame import SECTIONS
 from lesionseg.report.text.table_words import ABSENT, FOUND, MISSED
 
 SIZE_TEXT = (
-    "Bars: share of the reference lesions that were found, with 95 % interval; hollow where they "
+    "Bars: sensitivity (share of reference lesions found) with 95 % interval; hollow where they "
     "are too few for a percentage. Counts below the sizes. Hatched: lesions near the resolution "
     "of the scan (under 8 voxels or on one slice), where size and outline are uncertain themselves."
 )
 FROC_TEXT = (
-    "Lowering the score from which a mark counts finds more lesions and brings more false marks. "
+    "Lowering the score from which a candidate counts finds more lesions, at more false positives. "
     "The curve shows what each choice would give; the large dot is the one used in this report. "
-    "Each division to the right doubles the false marks. Dotted: no further marks to accept."
+    "Each division to the right doubles the false positives. Dotted: no further candidates."
 )
-FROC_NONE = "No curve: the marks have no scores, or the curve is not defined."
+FROC_NONE = "No curve: the candidates have no scores, or the curve is not defined."
 OVERLAP_TEXT = (
     "Dice coefficient of all lesion voxels of a scan (0: no overlap, 1: identical), for scans with "
     "a reference lesion. A scan whose every lesion was missed counts as 0."
@@ -43,19 +51,19 @@ CELLS_TEXT = (
     "grey where they are too few for a share."
 )
 RELIABILITY_TEXT = (
-    "Of the marks to which the model gave about the same chance, how many were lesions? On the "
+    "Of the candidates that were given about the same chance, how many were lesions? On the "
     "dotted line a stated chance is right; below it, it promises too much. The larger a dot, the "
-    "more marks. Bars: how many marks."
+    "more candidates. Bars: how many."
 )
 SUBGROUPS_TEXT = (
-    "Share of lesions found in each group of scans, with 95 % interval; hollow where there are too "
+    "Sensitivity in each group of scans, with 95 % interval; hollow where there are too "
     "few patients for one. Dotted: all scans."
 )
 FROC_BOTH_TEXT = (
     "Both on the same scans. Large dots: the score used for each. One without scores, such as a "
     "reader, has a dot alone."
 )
-SIZES_BOTH_TEXT = "Share of the same lesions found by each, with 95 % interval where there is one."
+SIZES_BOTH_TEXT = "Sensitivity of each for the same lesions, with 95 % interval where there is one."
 TRAINING_TEXT = "The loss during training. A lower loss is no measure of the lesions found."
 
 # in this order on paper
@@ -65,7 +73,7 @@ CHART_TITLES: Mapping[str, str] = {
     "contrast": ABSENT["recall_by_size_and_contrast"],
     "froc": SECTIONS["froc"],
     "differences": f"{SECTIONS['comparison']}: differences",
-    "froc_pair": f"{SECTIONS['comparison']}: price in false marks",
+    "froc_pair": f"{SECTIONS['comparison']}: FROC",
     "sizes_pair": f"{SECTIONS['comparison']}: by size",
     "subgroups": SECTIONS["subgroups"],
     "calibration": SECTIONS["calibration"],
@@ -77,21 +85,39 @@ CHART_TITLES: Mapping[str, str] = {
 }
 
 # what stands in the charts themselves
-AXIS_FOUND, AXIS_LESIONS, AXIS_MARKS = "share found", "lesions", "marks"
-AXIS_SHARE = "share of lesions found"
-AXIS_FALSE = "marks per scan that match no lesion"
+AXIS_SENSITIVITY, AXIS_LESIONS, AXIS_CANDIDATES = "sensitivity", "lesions", "candidates"
+AXIS_FALSE = "false positives per scan"
 AXIS_DICE, AXIS_VOLUME, AXIS_SCANS = "Dice", "lesion volume of the scan (ml)", "scans, sorted"
 AXIS_LOSS, AXIS_STEP = "loss", "optimiser step"
 AXIS_CHANCE = "chance of being found"
 AXIS_CONTRAST = "contrast to the tissue around (in standard deviations of its noise)"
 AXIS_TRUE = "share that are lesions"
-AXIS_DIFFERENCE, AXIS_DIFFERENCE_FALSE = "difference", "difference (marks per scan)"
+AXIS_DIFFERENCE, AXIS_DIFFERENCE_FALSE = "difference", "difference (per scan)"
 NO_BAR, NO_BARS_HAVE, USED_HERE, MEDIAN = (
     "none",
     "no intervals: see the text",
     "used here",
     "median",
 )
+
+# the slider below the FROC curve; {…} are filled in by the page's script as it moves
+SLIDER = "Score from which a candidate counts"
+SLIDER_TEXT = (
+    "Move the score to see what another choice would have given on these same scans. Only the "
+    "operating point of the report has an interval; a score picked by looking here would flatter."
+)
+SLIDER_BACK = "Back to the operating point"
+SLIDER_MISSES = "Missed at this score"
+SLIDER_NONE = "No slider: the candidates have no scores, or no operating point is stated."
+HEADINGS_SLIDER_SIZES = ("Size", "Found")
+HEADINGS_SLIDER_MISSES = ("Scan", "Lesion", "Size", "Found from score")
+SLIDER_SUMMARY = (
+    "From a score of {score}: found {found} of {lesions} lesions ({share}), {rate} false "
+    "positives per scan ({false} on {cases} scans){free}."
+)
+SLIDER_FREE = "; {rate} per lesion-free scan (of {cases})"
+SLIDER_NEVER = "never"
+SLIDER_OF = "{found} of {n}"
 
 
 def axis_sizes(unit: str) -> str:
@@ -130,22 +156,10 @@ def of(found: int, n: int) -> str:
     return f"{found} of {n}"
 
 
-def range_words(low: float, high: float | None, unit: str) -> str:
-    """A range of sizes or contrasts.
-
-    >>> range_words(2, 5, "mm"), range_words(0, 2, ""), range_words(5, None, "")
-    ('2 to 5 mm', 'under 2', '5 and more')
-    """
-    after = f" {unit}" if unit else ""
-    if high is None:
-        return f"{low:g}{after} and more"
-    return f"under {high:g}{after}" if low == 0 else f"{low:g} to {high:g}{after}"
-
-
 def alt_sizes(scores: Scores) -> str:
     """The chart of recall by size in words."""
     groups = scores.recall_by_size
-    return "Share of lesions found by size: " + "; ".join(
+    return "Sensitivity by size: " + "; ".join(
         f"{size_range(group, scores.size_unit)}: {group.detected} of {group.n}" for group in groups
     )
 
@@ -154,8 +168,8 @@ def alt_froc(points: Sequence[FrocPoint]) -> str:
     """The ends of the FROC curve in words."""
     first, last = points[0], points[-1]
     return (
-        f"FROC curve from {percent(first.recall)} of lesions found at {rate(first.fp_per_case)} "
-        f"false marks per scan to {percent(last.recall)} at {rate(last.fp_per_case)}."
+        f"FROC curve from a sensitivity of {percent(first.recall)} at {rate(first.fp_per_case)} "
+        f"false positives per scan to {percent(last.recall)} at {rate(last.fp_per_case)}."
     )
 
 
@@ -167,13 +181,13 @@ def alt_dice(cases: Iterable[CaseRow], median: float | None) -> str:
     return f"Dice of {count(len(values), 'scan')}: {ends}."
 
 
-def alt_curve(curve: SizeCurveRow, unit: str) -> str:
+def alt_curve(curve: SizeCurveScores, unit: str) -> str:
     """The curve along the size in words."""
     ends = (
         f"{percent(recall)} at {rate(diameter)} {unit}"
         for recall, diameter in (
-            (curve.recall[0], curve.diameters[0]),
-            (curve.recall[-1], curve.diameters[-1]),
+            (curve.recall[0], curve.diameters_mm[0]),
+            (curve.recall[-1], curve.diameters_mm[-1]),
         )
     )
     return f"Chance of being found along the size, from {' to '.join(ends)}."
@@ -190,10 +204,14 @@ def alt_cells(cells: Iterable[ContrastCell], unit: str) -> str:
     return f"Lesions found by size and contrast. {'; '.join(said)}."
 
 
-def alt_reliability(reliability: Reliability) -> str:
+def alt_reliability(calibration: CalibrationScores) -> str:
     """The reliability curve in words."""
-    said = (f"stated {percent(b.stated)}, true {percent(b.true)}" for b in reliability.bins if b.n)
-    return f"Reliability of {count(reliability.n, 'mark')}: {'; '.join(said)}."
+    said = (
+        f"stated {percent(b.mean_probability)}, true {percent(b.true_share)}"
+        for b in calibration.bins
+        if b.n
+    )
+    return f"Reliability of {count(calibration.n, 'candidate')}: {'; '.join(said)}."
 
 
 def alt_subgroups(subgroups: Iterable[SubgroupScores]) -> str:
@@ -206,13 +224,13 @@ def differences_text(name: str, other: str) -> str:
     """Below the differences: which side is whose."""
     return (
         f"{name} minus {other}, compared patient by patient, with 95 % interval. Right of the line "
-        f"{name} has the higher number; for false marks the higher number is the worse."
+        f"{name} has the higher number; for false positives the higher number is the worse."
     )
 
 
-def alt_differences(differences: Iterable[Difference]) -> str:
+def alt_differences(differences: Mapping[str, Difference]) -> str:
     """The differences in words."""
-    said = (f"{measure_name(row.key)}: {difference(row.difference)}" for row in differences)
+    said = (f"{measure_name(k)}: {difference(row.difference)}" for k, row in differences.items())
     return f"Differences between the two. {'; '.join(said)}."
 
 
@@ -221,9 +239,11 @@ def alt_froc_pair(both: Iterable[Scores], names: Iterable[str]) -> str:
     said = []
     for scores, name in zip(both, names, strict=True):
         recall = scores.estimate("lesion_recall").value
-        price = scores.estimate("false_positives_per_case").value
-        if recall is not None and price is not None:
-            said.append(f"{name}: {percent(recall)} found at {rate(price)} false marks per scan")
+        false = scores.estimate("false_positives_per_case").value
+        if recall is not None and false is not None:
+            said.append(
+                f"{name}: sensitivity {percent(recall)} at {rate(false)} false positives per scan"
+            )
     return f"FROC curves of both. {'; '.join(said)}."
 
 

@@ -10,18 +10,18 @@ DEFINITIONS: Mapping[str, tuple[str, str]] = {
     ),
     "found": (
         "Found",
-        "A mark that counts is matched to the lesion: intersection over union (IoU) of at least "
-        "0.1, one mark to one lesion, as many pairs as possible. Other presets have other rules; "
-        "the preset used is named at the end.",
+        "A detection, a candidate that counts, is matched to the lesion: intersection over union "
+        "(IoU) of at least 0.1, one to one, as many pairs as possible. Other presets have other "
+        "rules; the preset used is named at the end.",
     ),
-    "false-mark": (
-        "Mark that matches no lesion",
-        "A mark that counts and has IoU under 0.1 with every reference lesion. Given per scan, "
+    "false-positive": (
+        "False positive",
+        "A detection that has IoU under 0.1 with every reference lesion. Given per scan, "
         "over all scans, and over the lesion-free ones alone.",
     ),
     "scan": (
-        "Scan with a mark",
-        "A scan is called positive when any mark counts, wherever that mark lies: also a mark "
+        "Scan with a detection",
+        "A scan is called positive when any candidate counts, wherever it lies: also a detection "
         "beside the lesion makes a scan with a lesion positive.",
     ),
     "size-curve": (
@@ -31,24 +31,24 @@ DEFINITIONS: Mapping[str, tuple[str, str]] = {
     ),
     "reliability": (
         "Calibration",
-        "Whether of the marks with a stated chance of 70 % seven in ten are lesions. Brier score: "
-        "mean squared distance between chance and outcome. Slope and intercept: of the outcome on "
-        "the chance's logit.",
+        "Whether of the candidates with a stated chance of 70 % seven in ten are lesions. "
+        "Brier score: mean squared distance between chance and outcome. Slope and intercept: of "
+        "the outcome on the chance's logit.",
     ),
     "failed": (
         "Without a result",
         "A scan for which there is no prediction. Its lesions count as missed and it counts as a "
-        "scan without marks; the figures with such scans left out stand beside.",
+        "scan without detections; the figures with such scans left out stand beside.",
     ),
     "ignored": (
-        "Second mark on a lesion",
-        "A mark that overlaps a lesion (IoU at least 0.1) which another mark has found already: "
-        "neither a find nor a false mark.",
+        "Second detection of a lesion",
+        "A detection that overlaps a lesion (IoU at least 0.1) which another one has found: "
+        "neither a true nor a false positive.",
     ),
     "operating-point": (
         "Operating point",
-        "The score from which a mark counts, chosen for a stated rate of false marks or a stated "
-        "sensitivity, or given by hand. On which scans it was chosen stands at the top.",
+        "The score from which a candidate counts, chosen for a stated rate of false positives or a "
+        "stated sensitivity, or given by hand. On which scans it was chosen stands at the top.",
     ),
     "size": (
         "Size",
@@ -61,8 +61,8 @@ DEFINITIONS: Mapping[str, tuple[str, str]] = {
     ),
     "froc": (
         "FROC curve",
-        "Share of lesions found against false marks per scan as the score is lowered. CPM is its "
-        "mean height at 1/8, 1/4, 1/2, 1, 2, 4 and 8 false marks per scan.",
+        "Sensitivity against false positives per scan as the score is lowered. CPM is its "
+        "mean height at 1/8, 1/4, 1/2, 1, 2, 4 and 8 false positives per scan.",
     ),
     "dice": (
         "Dice",
@@ -72,27 +72,27 @@ DEFINITIONS: Mapping[str, tuple[str, str]] = {
     ),
     "precision": (
         "Precision, F1",
-        "Precision: share of the marks that count which found a lesion. F1: harmonic mean of "
-        "precision and the share of lesions found.",
+        "Precision: share of the detections that found a lesion. F1: harmonic mean of "
+        "precision and sensitivity.",
     ),
 }
 DEFINITIONS_MORE = "Formula, unit, rule for empty cases and source of each number: docs/metrics.md."
 # key of scores.json: words, definition, table whose rows it is counted from
 MEASURES: Mapping[str, tuple[str, str, str]] = {
-    "lesion_recall": ("Lesions found, of all", "found", "lesion-table"),
-    "lesion_recall_mean_per_group": ("Lesions found, mean over patients", "found", "case-table"),
-    "lesion_precision": ("Precision", "precision", "mark-table"),
-    "lesion_f1": ("F1", "precision", "mark-table"),
-    "false_positives_per_case": ("False marks per scan", "false-mark", "mark-table"),
+    "lesion_recall": ("Sensitivity, all lesions", "found", "lesion-table"),
+    "lesion_recall_mean_per_group": ("Sensitivity, mean over patients", "found", "case-table"),
+    "lesion_precision": ("Precision", "precision", "candidate-table"),
+    "lesion_f1": ("F1", "precision", "candidate-table"),
+    "false_positives_per_case": ("False positives per scan", "false-positive", "candidate-table"),
     "false_positives_per_lesion_free_case": (
-        "False marks per lesion-free scan",
-        "false-mark",
+        "False positives per lesion-free scan",
+        "false-positive",
         "case-table",
     ),
-    "case_sensitivity": ("Scans with a lesion that have any mark", "scan", "case-table"),
-    "specificity": ("Lesion-free scans without any mark", "scan", "case-table"),
+    "case_sensitivity": ("Scans with a lesion that have any detection", "scan", "case-table"),
+    "specificity": ("Lesion-free scans without any detection", "scan", "case-table"),
     "cpm": ("CPM", "froc", "lesion-table"),
-    "average_precision": ("Average precision", "froc", "mark-table"),
+    "average_precision": ("Average precision", "froc", "candidate-table"),
     "case_auroc": (
         "Telling scans with a lesion from those without: AUROC",
         "froc",
@@ -105,7 +105,7 @@ MEASURES: Mapping[str, tuple[str, str, str]] = {
 TABLE_NAMES: Mapping[str, str] = {
     "case-table": "scans",
     "lesion-table": "lesions",
-    "mark-table": "marks",
+    "candidate-table": "candidates",
 }
 
 

@@ -17,7 +17,7 @@ DEVELOPMENT = "Development data: optimistic"
 DEVELOPMENT_TEXT = {
     "train": "The model was trained on these very scans.",
     "validation": "These scans were not trained on, but choices were made by looking at them "
-    "(which training step to keep, from which score a mark counts).",
+    "(which training step to keep, from which score a candidate counts).",
 }
 UNTOUCHED_ROLES = ("test", "external")
 UNTOUCHED = "not used in training"
@@ -32,37 +32,38 @@ NOT_GROUP_SAFE_TEXT = (
     "Scans of one patient were used both for training and here, so the figures flatter."
 )
 POINT_OPTIMISTIC = (
-    "The score from which a mark counts was chosen on these same scans; that flatters the figures."
+    "The score from which a candidate counts was chosen on these same scans; that flatters the "
+    "figures."
 )
 LIMITS_TITLE = "What these figures do not say"
 LIMITS = (
-    "Standalone performance: the program's marks were compared with a reference. "
+    "Standalone performance: the program's detections were compared with a reference. "
     "No reader was studied, with or without the program.",
     "An empty result does not exclude a lesion.",
-    "The reference is itself an opinion: a mark that matches none of its lesions may be real, "
+    "The reference is itself an opinion: a detection that matches none of its lesions may be real, "
     "and the reference may lack lesions that the program missed too.",
     "Predictive values hold only at the share of lesions in these scans.",
     "Research use only. Not a medical device.",
 )
 SECTIONS: Mapping[str, str] = {
     "summary": "In short",
-    "size": "Found, by size of lesion",
-    "labels": "Found, by kind of lesion",
+    "size": "Sensitivity by lesion size",
+    "labels": "Sensitivity by kind of lesion",
     "regions": "Region by region",
-    "froc": "Found, by price in false marks",
+    "froc": "Sensitivity versus false positives (FROC)",
     "why": "Why lesions were missed",
     "gallery": "Pictures",
     "comparison": "Compared with another reader or model",
-    "subgroups": "Found, by groups of scans",
-    "calibration": "What a score is worth",
+    "subgroups": "Sensitivity by subgroup",
+    "calibration": "Calibration",
     "official": "By the official scorer's own rules",
-    "adjudication": "Unconfirmed marks, judged by a person",
+    "adjudication": "False positives, judged by a person",
     "overlap": "How well outlines agree",
     "flow": "From scans found to scans judged",
     "study": "The study",
     "cases": "All scans",
     "lesions": "All reference lesions",
-    "marks": "All marks",
+    "candidates": "All candidates",
     "definitions": "Definitions",
     "training": "Training",
     "balance": "Who taught the network",
@@ -89,10 +90,10 @@ HEADLINE_LINKS = (
 ROWS_LINKS: Mapping[str, str] = {"study-table": "the study"}
 CASES_TEXT = (
     "One line per scan. Press a heading to sort. A dash means not defined: Dice and surface "
-    "distance need a reference lesion, the distance also a mark."
+    "distance need a reference lesion, the distance also a detection."
 )
 LESIONS_TEXT = "One line per reference lesion. Press a heading to sort."
-MARKS_TEXT = "One line per mark, also those whose score is too low to count."
+CANDIDATES_TEXT = "One line per candidate, also those whose score is too low to count."
 SEARCH = "Search (several words: separate them by ;)"
 ALL_SHOWN = "All of this kind, in parts."
 CONTENTS = "Contents"

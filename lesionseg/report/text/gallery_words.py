@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from lesionseg.report.inputs.result_tables import CandidateRow, LesionRow
+from lesionseg.evaluation.rows import CandidateRow, LesionRow
 from lesionseg.report.text.amounts import NONE, rate
 from lesionseg.report.text.table_words import why_missed
 
@@ -14,23 +14,23 @@ GREY_LEVEL, GREY_WIDTH, GREY_BACK = "Level", "Window", "Reset"
 SCROLL_SLICES = "Slice"
 GALLERY_TITLES: Mapping[str, str] = {
     "missed": "Missed lesions",
-    "false_alarm": "Marks that match no reference lesion",
+    "false_positive": "False positives",
     "found": "Found lesions, for comparison",
 }
 GALLERY_ORDERS: Mapping[str, str] = {
     "missed": "drawn evenly from all sizes, the largest first",
-    "false_alarm": "those with the highest scores",
+    "false_positive": "those with the highest scores",
     "found": "drawn at random from all sizes with a fixed seed",
 }
 NO_PICTURES = (
     "No pictures: the folder of scans was not given. Give the images to the report to see here "
-    "what was missed and what was marked wrongly."
+    "missed lesions and false positives."
 )
 GALLERY_TEXT = (
-    "Slices through the middle of each lesion or mark, cut out around it, along the scan's own "
-    "axes. The slider below scrolls to its neighbours; so do the arrow keys and the wheel after a "
-    "press on the picture. Ticks at the edges point to it. The "
-    "patient's right is on the left of a picture, in sagittal slices the front is. Grey values are "
+    "Slices through the middle of each lesion or detection, cut out around it, along the scan's "
+    "own axes. The slider below scrolls to its neighbours; so do the arrow keys and the wheel "
+    "after a press on the picture. Ticks at the edges point to it. The patient's "
+    "right is on the left of a picture, in sagittal slices the front is. Grey values are "
     "stretched to the cut-out."
 )
 GALLERY_TEXT_2D = (
@@ -39,7 +39,7 @@ GALLERY_TEXT_2D = (
 NO_BOX = "Its place in the scan is not stated in the tables."
 OUTLINES = "Outlines"
 KEY_REFERENCE = "reference (blue, solid)"
-KEY_PREDICTION = "program's marks that count (orange, dashed)"
+KEY_PREDICTION = "program's detections (orange, dashed)"
 
 
 def shows(slice_mm: float) -> str:
@@ -64,7 +64,7 @@ def caption_lesion(lesion: LesionRow, unit: str) -> str:
 
 
 def caption_candidate(candidate: CandidateRow, unit: str) -> str:
-    """What a picture of a false mark shows."""
+    """What a picture of a false positive shows."""
     score = NONE if candidate.score is None else f"{candidate.score:.2f}"
     touch = ", touches a reference lesion" if candidate.touches_lesion else ""
     return f"score {score}, {candidate.diameter_mm:.1f} {unit}{touch}"

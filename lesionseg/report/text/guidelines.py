@@ -60,7 +60,7 @@ STARD_AI: Rows = (
     ("38", "funding", "funding"),
     ("39*", "commercial interests", "interests"),
     ("40a*", "access to data and code", "availability"),
-    ("40b*", "whether outputs are kept and can be audited", "#marks"),
+    ("40b*", "whether outputs are kept and can be audited", "#candidates"),
 )
 
 CLAIM_NAME = "CLAIM 2024"

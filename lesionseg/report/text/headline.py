@@ -2,8 +2,10 @@
 
 from collections.abc import Mapping
 
+from lesionseg.evaluation.rows import without_failed
+from lesionseg.evaluation.score_sections import Scores
+from lesionseg.evaluation.statistics.estimates import Estimate
 from lesionseg.report.inputs.result_tables import Tables
-from lesionseg.report.inputs.scores_file import Estimate, Scores
 from lesionseg.report.text.amounts import (
     MIN_FOR_PERCENT,
     MIN_GROUPS,
@@ -19,8 +21,10 @@ from lesionseg.report.text.frame import DEVELOPMENT_TEXT, UNTOUCHED, UNTOUCHED_R
 
 
 def headline(tables: Tables, answers: Mapping[str, str]) -> str:
-    """The first sentence: what was found, at what price, on which scans, by whose reference."""
-    return f"{_found(tables.scores)}, {_price(tables.scores)}; {_whence(tables, answers)}."
+    """The first sentence: sensitivity, false positives, which scans, by whose reference."""
+    return (
+        f"{_found(tables.scores)}, {_false_positives(tables.scores)}; {_whence(tables, answers)}."
+    )
 
 
 def _found(scores: Scores) -> str:
@@ -29,7 +33,7 @@ def _found(scores: Scores) -> str:
     if not scores.n_lesions or not sides:
         return "These scans have no reference lesion to find"
     if len(sides) == 1:
-        found, n = scores.n_lesions - scores.n_missed, scores.n_lesions
+        found, n = scores.n_detected, scores.n_lesions
         share = _share(found, n, scores.estimate("lesion_recall"))
         size = size_range(sides[0], unit)
         return f"Found {found} of {count(n, 'reference lesion')}{share}, all {size}"
@@ -48,20 +52,20 @@ def _share(found: int, of: int, estimate: Estimate) -> str:
     return f" ({percent(found / of)}, 95 % interval {bounds(estimate)})"
 
 
-def _price(scores: Scores) -> str:
+def _false_positives(scores: Scores) -> str:
     per_case = scores.estimate("false_positives_per_case").value
     free = scores.estimate("false_positives_per_lesion_free_case").value
     if per_case is None:
-        return "with no scan to count false marks on"
-    on_free = "no scan is lesion-free" if free is None else f"{rate(free)} on lesion-free scans"
-    return f"with {_false_marks(scores, rate(per_case))} no reference lesion ({on_free})"
+        return "with no scan to count false positives on"
+    on_free = "no scan is lesion-free" if free is None else f"{rate(free)} per lesion-free scan"
+    shown = rate(per_case)
+    return f"with {shown} {_kind(scores, shown)} per scan ({on_free})"
 
 
-def _false_marks(scores: Scores, shown: str) -> str:
-    """`0.8 marks a scan that match`, or `1 mark a scan that matches`."""
-    kind = "unconfirmed mark" if scores.incomplete_reference else "mark"
-    one = shown == "1"
-    return f"{shown} {kind}{'' if one else 's'} a scan that match{'es' if one else ''}"
+def _kind(scores: Scores, shown: str) -> str:
+    """`false positives`; where the reference leaves lesions out, `unconfirmed detections`."""
+    kind = "unconfirmed detection" if scores.incomplete_reference else "false positive"
+    return kind if shown == "1" else f"{kind}s"
 
 
 def _whence(tables: Tables, answers: Mapping[str, str]) -> str:
@@ -95,28 +99,26 @@ def overall_sentence(scores: Scores) -> str:
     """The share of all lesions with its interval, and the number missed."""
     if not scores.n_lesions:
         return ""
-    found = scores.n_lesions - scores.n_missed
+    found = scores.n_detected
     said = share_found(found, scores.n_lesions, scores.estimate("lesion_recall"))
     return f"Together {found} of {scores.n_lesions} ({said}); {scores.n_missed} missed."
 
 
-def false_mark_sentence(scores: Scores) -> str:
-    """The price: marks that match no reference lesion."""
+def false_positive_sentence(scores: Scores) -> str:
+    """False positives in all scans and in lesion-free ones."""
     per_case = scores.estimate("false_positives_per_case")
     free = scores.estimate("false_positives_per_lesion_free_case")
-    kind = "unconfirmed mark" if scores.incomplete_reference else "mark"
-    marks = count(scores.n_false_positive, kind)
-    price = f"not defined ({per_case.reason})" if per_case.value is None else rate(per_case.value)
-    scans = count(scores.n_cases, "scan")
-    match = "matches" if scores.n_false_positive == 1 else "match"
-    touching = f", {scores.n_touching} of them touching a lesion" if scores.n_touching else ""
-    said = f"{marks} on {scans} {match} no reference lesion{touching}: {price} a scan"
+    n = str(scores.n_false_positive)
+    shown = f"not defined ({per_case.reason})" if per_case.value is None else rate(per_case.value)
+    touching = f" ({scores.n_touching} touching a lesion)" if scores.n_touching else ""
+    scans = f"{_kind(scores, n)}{touching} on {count(scores.n_cases, 'scan')}"
+    total = f"{n} {scans}: {shown} per scan"
     if not scores.n_lesion_free_cases:
-        return f"{said}; no scan is lesion-free."
+        return f"{total}; no scan is lesion-free."
     if free.value is None:
-        return f"{said}; on lesion-free scans not defined: {free.reason}."
+        return f"{total}; on lesion-free scans not defined: {free.reason}."
     where = count(scores.n_lesion_free_cases, "lesion-free scan")
-    return f"{said}; on the {where} {rate(free.value)} a scan."
+    return f"{total}; on the {where} {rate(free.value)} per scan."
 
 
 def scans_sentence(tables: Tables) -> str:
@@ -143,32 +145,31 @@ def role_is_stated(role: str) -> bool:
 
 
 def ignored_sentence(scores: Scores) -> str:
-    """Marks that count neither way; empty when there are none."""
+    """Detections that count neither way; empty when there are none."""
     if not scores.n_ignored:
         return ""
-    marks = count(scores.n_ignored, "further mark")
-    verb = "overlaps" if scores.n_ignored == 1 else "overlap"
-    return f"{marks} {verb} a lesion that another mark had found; not counted either way."
+    more = count(scores.n_ignored, "further detection")
+    overlap = "overlaps" if scores.n_ignored == 1 else "overlap"
+    return f"{more} {overlap} a lesion that another one had found; not counted either way."
 
 
 def failed_sentence(tables: Tables) -> str:
     """Scans without a result, counted as misses and left out; empty when there are none."""
-    failed = {case.case for case in tables.cases if case.failed}
-    if not failed:
+    n_failed = sum(case.failed for case in tables.cases)
+    if not n_failed:
         return ""
-    lost = sum(lesion.case in failed for lesion in tables.lesions)
-    judged = [lesion for lesion in tables.lesions if lesion.case not in failed]
-    found = sum(lesion.detected for lesion in judged)
-    scans = len(tables.cases) - len(failed)
-    said = f"{count(len(failed), 'scan')} without a prediction: lesions there count as missed"
+    judged = without_failed(tables.cases, tables.lesions)
+    lost = len(tables.lesions) - judged.n_lesions
+    scans = f"{count(n_failed, 'scan')} without a prediction: lesions there count as missed"
     if not lost:
-        return f"{said}; there are none."
-    if not scans:
-        return f"{said} ({lost}). No scan has a prediction."
-    price = rate(tables.scores.n_false_positive / scans)
+        return f"{scans}; there are none."
+    if judged.false_positives_per_case is None:
+        return f"{scans} ({lost}). No scan has a prediction."
+    per_scan = rate(judged.false_positives_per_case)
     return (
-        f"{said} ({lost}). With such scans left out, {found} of {count(len(judged), 'lesion')} "
-        f"found, {price} marks a scan that match none."
+        f"{scans} ({lost}). With such scans left out, {judged.n_detected} of "
+        f"{count(judged.n_lesions, 'lesion')} "
+        f"found, {per_scan} false positives per scan."
     )
 
 
@@ -193,9 +194,9 @@ def halving_sentence(tables: Tables) -> str:
 
 
 def operating_point_sentence(scores: Scores) -> str:
-    """From which score a mark counts, and on what that was chosen."""
+    """From which score a candidate counts, and on what that was chosen."""
     point = scores.operating_point
     if point.score is None:
-        return "No score is stated; the marks the predictions themselves accept were counted."
+        return "No score is stated; the candidates that the predictions accept were counted."
     chosen = f", chosen on {point.chosen_on} data" if point.chosen_on else ", given by hand"
-    return f"A mark counts from a score of {point.score:.3g}{chosen}."
+    return f"A candidate counts from a score of {point.score:.3g}{chosen}."

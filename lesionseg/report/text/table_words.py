@@ -5,28 +5,28 @@ from collections.abc import Mapping
 FOUND, MISSED = "found", "missed"
 OUTCOMES: Mapping[str, str] = {
     "true_positive": "found a lesion",
-    "false_positive": "matches no lesion",
-    "ignored": "second mark on a lesion",
+    "false_positive": "false positive",
+    "ignored": "second detection of a lesion",
     "not_accepted": "score too low to count",
 }
 WHY_MISSED: Mapping[str, str] = {
-    "no_response": "no response, the model marked nothing there",
-    "below_operating_point": "marked, but with a score under the operating point",
-    "merged": "merged: its mark counts for a neighbouring lesion",
-    "overlap_too_small": "marked, but the mark and the lesion overlap too little",
-    "wrong_label": "marked, but as another kind of lesion",
-    "removed_by_size": "marked, but the mark was removed for its size",
+    "no_response": "no response: no candidate there",
+    "below_operating_point": "a candidate, but with a score under the operating point",
+    "merged": "merged: its detection counts for a neighbouring lesion",
+    "overlap_too_small": "detected, but detection and lesion overlap too little",
+    "wrong_label": "detected, but as another kind of lesion",
+    "removed_by_size": "a candidate, but removed for its size",
     "case_failed": "the scan could not be processed",
     "": "not stated",
 }
 OTHER_RULES = (
-    "Tiny lesions are hard to overlap. The same marks that count, under other rules of what "
+    "Tiny lesions are hard to overlap. The same detections, under other rules of what "
     "“found” means:"
 )
 RULES: Mapping[str, str] = {
-    "any_overlap": "mark and lesion share at least one voxel",
+    "any_overlap": "detection and lesion share at least one voxel",
     "iou50": "IoU at least 0.5",
-    "centre_distance": "centre of a mark within the lesion's radius",
+    "centre_distance": "centre of a detection within the lesion's radius",
 }
 HEADINGS_CASES = (
     "Scan",
@@ -35,12 +35,12 @@ HEADINGS_CASES = (
     "Lesions",
     "Found",
     "Missed",
-    "False marks",
+    "False positives",
     "Dice",
     "Surface Dice",
     "HD95 ({unit})",
     "Reference (ml)",
-    "Marked (ml)",
+    "Predicted (ml)",
 )
 HEADINGS_LESIONS = (
     "Scan",
@@ -54,30 +54,45 @@ HEADINGS_LESIONS = (
     "IoU",
     "If missed: why",
 )
-HEADINGS_MARKS = ("Scan", "Mark", "Label", "Score", "Chance", "Size", "Result", "Touches a lesion")
+HEADINGS_CANDIDATES = (
+    "Scan",
+    "Candidate",
+    "Label",
+    "Score",
+    "Chance",
+    "Size",
+    "Result",
+    "Touches a lesion",
+)
 HEADINGS_DEFINITIONS = ("Word", "Meaning")
-HEADINGS_SIZE = ("Size", "Found", "Share", "95 % interval")
+HEADINGS_SIZE = ("Size", "Found", "Sensitivity", "95 % interval")
 HEADINGS_MEASURES = ("Measure", "Value", "Rows")
 HEADINGS_WHY = ("Reason", "Lesions")
-HEADINGS_RULES = ("Rule", "Found", "False marks per scan")
-HEADINGS_LABELS = ("Kind of lesion", "Found", "Share", "95 % interval", "False marks per scan")
-HEADINGS_REGIONS = ("Region", "Scans", "Dice, mean", "Found", "Share", "95 % interval")
+HEADINGS_RULES = ("Rule", "Found", "False positives per scan")
+HEADINGS_LABELS = (
+    "Kind of lesion",
+    "Found",
+    "Sensitivity",
+    "95 % interval",
+    "False positives per scan",
+)
+HEADINGS_REGIONS = ("Region", "Scans", "Dice, mean", "Found", "Sensitivity", "95 % interval")
 REGIONS_TEXT = (
     "Regions may lie within each other. Each is judged by itself: what of it hangs together counts "
     "as one lesion of its own, so these counts are not those of the page."
 )
 HEADINGS_PROVENANCE = ("What", "Value")
 HEADINGS_CURVE = ("Chance of being found", "Size")
-HEADINGS_CELLS = ("Size", "Contrast", "Found", "Share", "95 % interval")
+HEADINGS_CELLS = ("Size", "Contrast", "Found", "Sensitivity", "95 % interval")
 HEADINGS_SUBGROUPS = (
     "By",
     "Group",
     "Scans",
     "Patients",
     "Found",
-    "Share",
+    "Sensitivity",
     "95 % interval",
-    "False marks per scan",
+    "False positives per scan",
     "Dice",
 )
 HEADINGS_DIFFERENCE = ("Difference", "p")
@@ -91,7 +106,7 @@ WITH_INTERVALS = "With intervals"
 QUANTILES = "In groups of about as many lesions each"
 P_VALUE_TEXT = (
     "p: how often a difference at least as large arises when the two are swapped within whole "
-    "patients, as if it did not matter which one read them. One p-value a line; none is corrected "
+    "patients, as if it did not matter which one read them. One p-value per line, none corrected "
     "for the number of lines."
 )
 NO_DIFFERENCES = (
@@ -102,11 +117,11 @@ HEADINGS_ABSENT = ("What", "Why not")
 NO_COMPARISON = "no second model or reader was judged on these scans (evaluate compare=…)"
 ABSENT: Mapping[str, str] = {
     "size_curve": "Chance of being found along the size",
-    "recall_by_size_and_contrast": "Found, by size and contrast",
-    "subgroups": "Found, by groups of scans",
-    "calibration": "What a score is worth",
+    "recall_by_size_and_contrast": "Sensitivity by size and contrast",
+    "subgroups": "Sensitivity by subgroup",
+    "calibration": "Calibration",
     "comparison": "Compared with another reader or model",
-    "adjudication": "Unconfirmed marks, judged by a person",
+    "adjudication": "False positives, judged by a person",
 }
 NOT_ADJUDICATED = (
     "no person has judged them yet (fill adjudicate.csv, then evaluate adjudication=…)"
@@ -116,13 +131,13 @@ EXTRAS: Mapping[str, str] = {
     "official": "These follow the scorer named, and differ from the figures above in their rules.",
     "comparison": "The same scans and the same reference, judged by the same rules. Pairs are "
     "compared patient by patient.",
-    "adjudication": "Marks that match no reference lesion and that a person has judged since. "
+    "adjudication": "False positives that a person has judged since. "
     "Lesions that the reference and the model both lack stay unknown, so the judged figures "
     "flatter the model.",
     "subgroups": "Small groups differ by chance alone: look at the intervals, not at the order. "
     "No significance is tested.",
-    "calibration": "How often a mark of a given score is a lesion, in these scans. Where lesions "
-    "are rarer, a score is worth less.",
+    "calibration": "How often a candidate of a given score is a lesion, in these scans. Where "
+    "lesions are rarer, the same score means a lower chance.",
 }
 # words of scores.json that its keys do not say well
 EXTRA_WORDS: Mapping[str, str] = {

@@ -24,13 +24,16 @@ AUDIT_TITLE = "The first places"
 AUDIT_TEXT = (
     "Places in the training scans where the network kept disagreeing with the reference while it "
     "learnt: reference lesions that it did not see (there may be none, or it lies beside), and "
-    "spots that it took for lesions (the reference may miss one). A place high in the list may "
+    "places that it took for lesions (the reference may miss one). A place high in the list may "
     "just as well be a rare or faint lesion, or something that looks like one: the list tells a "
     "person where to look first, it corrects nothing. All rows: label_audit.csv."
 )
 AUDIT_ORDER = "the most suspicious first"
 HEADINGS_AUDIT = ("Rank", "Scan", "What", "Size", "Centre (mm)", "Suspicion")
-AUDIT_KINDS: Mapping[str, str] = {"lesion": "lesion not seen", "spot": "lesion not marked?"}
+AUDIT_KINDS: Mapping[str, str] = {
+    "lesion": "lesion not seen",
+    "spot": "lesion missing in the reference?",
+}
 
 
 def anchors_text(mean_iou: float, small_recall: float) -> str:

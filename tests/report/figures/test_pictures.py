@@ -7,8 +7,7 @@ import pytest
 from PIL import Image
 
 from lesionseg.core import Geometry
-from lesionseg.report.figures.pictures import View, cut_views, display_axes
-from lesionseg.report.inputs.scene import Scene
+from lesionseg.report.figures.pictures import Scene, View, cut_views, display_axes
 
 SPACING = (2.0, 1.0, 1.5)
 SHAPE = (30, 50, 40)

@@ -19,7 +19,7 @@ def named(evaluation: Evaluation, tmp_path: Path) -> Path:
     """The same evaluation with names that tell something, and an origin with paths and hashes."""
     evaluation.cases = tuple(REAL[case] for case in evaluation.cases)
     evaluation.lesions = [replace(b, case=REAL[b.case]) for b in evaluation.lesions]
-    evaluation.false_marks = [replace(b, case=REAL[b.case]) for b in evaluation.false_marks]
+    evaluation.false_positives = [replace(b, case=REAL[b.case]) for b in evaluation.false_positives]
     origin = {
         "data_sha256": hashlib.sha256(b"scans").hexdigest(),
         "git_commit": "0123456789ab",

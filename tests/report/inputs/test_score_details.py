@@ -5,10 +5,10 @@ import pytest
 from matplotlib.figure import Figure
 
 from lesionseg.errors import ContentError
+from lesionseg.evaluation.score_sections import Details
 from lesionseg.report import text
 from lesionseg.report.figures import detail_figures
 from lesionseg.report.inputs.result_tables import read_tables
-from lesionseg.report.inputs.score_details import Details, read_details
 from lesionseg.report.inputs.second_model import (
     draw_differences,
     draw_froc_pair,
@@ -72,14 +72,14 @@ ALL: dict[str, Any] = {
 
 @pytest.fixture
 def details() -> Details:
-    return read_details(ALL)
+    return Details.from_json(ALL)
 
 
 def test_what_scores_lack_is_absent_with_its_reason() -> None:
-    empty = read_details({"size_curve": {"d50_mm": None, "reason": "few"}, "subgroups": []})
+    empty = Details.from_json({"size_curve": {"d50_mm": None, "reason": "few"}, "subgroups": []})
     assert empty.size_curve is None
     assert empty.reasons["size_curve"] == "few"
-    said = read_details({"reasons": {"subgroups": "no table"}})
+    said = Details.from_json({"reasons": {"subgroups": "no table"}})
     assert (said.subgroups, said.reasons["subgroups"]) == ((), "no table")
 
 
@@ -139,8 +139,8 @@ def test_fields_are_labelled_also_where_there_is_no_lesion(details: Details) -> 
 
 def test_reliability_and_subgroups_are_drawn(details: Details) -> None:
     figure = Figure()
-    assert details.reliability is not None
-    detail_figures.draw_reliability(figure, details.reliability)
+    assert details.calibration is not None
+    detail_figures.draw_reliability(figure, details.calibration)
     assert [bar.get_height() for bar in figure.axes[1].patches] == [20, 10]
     figure = Figure()
     detail_figures.draw_subgroups(figure, details.subgroups, 0.5)
@@ -169,7 +169,7 @@ def test_two_evaluations_are_drawn_side_by_side(evaluation: Evaluation, tmp_path
     page = write_report(
         tmp_path / "one", out, compare=tmp_path / "two", options=Options(names=("net", "reader"))
     ).read_text()
-    assert "reader, share of lesions found by size" in page
+    assert "reader, sensitivity by size" in page
     assert text.NO_DIFFERENCES in page
 
 

@@ -4,7 +4,9 @@ from pathlib import Path
 import pytest
 
 from lesionseg.errors import ContentError, ReadError
-from lesionseg.report.inputs.scores_file import UNSTATED, FrocPoint, read_estimate, read_scores
+from lesionseg.evaluation.score_sections import FrocPoint
+from lesionseg.evaluation.statistics.estimates import UNSTATED, Estimate
+from lesionseg.report.inputs.result_tables import read_scores
 
 
 def test_missing_file_says_what_to_do(tmp_path: Path) -> None:
@@ -51,5 +53,5 @@ def test_counts_and_sizes_are_read(scores_dir: Path) -> None:
     ],
 )
 def test_every_shape_of_a_number(raw: dict[str, object], value: float | None, reason: str) -> None:
-    estimate = read_estimate(raw, "x")
+    estimate = Estimate.from_json(raw, "x")
     assert (estimate.value, estimate.reason) == (value, reason)

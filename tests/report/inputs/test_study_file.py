@@ -68,7 +68,7 @@ def test_failed_scans_are_counted_as_misses_and_left_out(
     evaluation.failed = ("b",)
     said = text.failed_sentence(read_tables(evaluation.write(tmp_path)))
     assert "1 scan without a prediction: lesions there count as missed (2)." in said
-    assert "left out, 1 of 3 lesions found, 1 marks a scan" in said
+    assert "left out, 1 of 3 lesions found, 1 false positives per scan" in said
     evaluation.failed = evaluation.cases
     assert "No scan has a prediction" in text.failed_sentence(
         read_tables(evaluation.write(tmp_path))

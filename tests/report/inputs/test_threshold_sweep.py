@@ -5,14 +5,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from lesionseg.evaluation.statistics.threshold_sweep import ThresholdSweep
 from lesionseg.report.inputs.result_tables import read_tables
-from lesionseg.report.inputs.threshold_sweep import Sweep, make_sweep
+from lesionseg.report.sections.threshold_slider import slider_json
 from tests.report.conftest import Blob, Evaluation
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Lesions and false marks of many scores on three scans."""
+    """Lesions and false positives of many scores on three scans."""
     rng = np.random.default_rng(0)
     place = (20, 60, 50)
     lesions = [
@@ -28,8 +29,8 @@ def read(folder: Path, name: str) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def sweep_of(folder: Path) -> Sweep:
-    sweep = make_sweep(read_tables(folder))
+def sweep_of(folder: Path) -> ThresholdSweep:
+    sweep = read_tables(folder).sweep
     assert sweep is not None
     return sweep
 
@@ -37,21 +38,22 @@ def sweep_of(folder: Path) -> Sweep:
 def test_every_threshold_equals_the_columns_counted_one_by_one(folder: Path) -> None:
     sweep = sweep_of(folder)
     lesions, marks = read(folder, "lesions.csv"), read(folder, "candidates.csv")
-    for threshold in sweep.levels():
+    for threshold in sweep.observed:
         found = [x for x in lesions if x["detected_at"] and float(x["detected_at"]) >= threshold]
         false = [
             m
             for m in marks
             if m["outcome_any"] == "false_positive" and float(m["score"]) >= threshold
         ]
-        assert sweep.n_found(threshold) == len(found)
-        assert sweep.n_false(threshold) == len(false)
+        assert sweep.n_detected(threshold) == len(found)
+        assert sweep.n_false_positive(threshold) == len(false)
 
 
 def test_operating_point_gives_the_numbers_of_the_scores(folder: Path) -> None:
     sweep, scores = sweep_of(folder), json.loads((folder / "scores.json").read_text())
-    assert sweep.start == scores["operating_point"]["score"]
-    assert sweep.n_found(sweep.start) == scores["n_true_positive"]
+    start = json.loads(slider_json(read_tables(folder)))["start"]
+    assert start == scores["operating_point"]["score"]
+    assert sweep.n_detected(start) == scores["n_true_positive"]
 
 
 def test_curve_rises_from_nothing_and_never_falls(folder: Path) -> None:
@@ -64,11 +66,11 @@ def test_curve_rises_from_nothing_and_never_falls(folder: Path) -> None:
 
 def test_script_gets_numbers_to_the_last_digit_and_no_markup(folder: Path) -> None:
     sweep = sweep_of(folder)
-    told = sweep.to_json()
-    content = json.loads(told)
-    assert "<" not in told
+    columns = slider_json(read_tables(folder))
+    content = json.loads(columns)
+    assert "<" not in columns
     assert [-np.inf if x[0] is None else x[0] for x in content["lesions"]] == [*sweep.detected_at]
-    assert content["false"] == [*sweep.false_scores]
+    assert content["false"] == [*sweep.false_score]
     assert content["free_cases"] == 1
 
 
@@ -77,8 +79,10 @@ def test_script_gets_numbers_to_the_last_digit_and_no_markup(folder: Path) -> No
 )
 def test_no_sweep_without_an_operating_point(tmp_path: Path, changes: dict[str, object]) -> None:
     one = Evaluation([Blob("a", 1, (9, 9, 9), 4.0)], changes=changes)
-    assert make_sweep(read_tables(one.write(tmp_path))) is None
+    tables = read_tables(one.write(tmp_path))
+    assert tables.sweep is None
+    assert slider_json(tables) == ""
 
 
 def test_no_sweep_without_lesions(tmp_path: Path) -> None:
-    assert make_sweep(read_tables(Evaluation().write(tmp_path))) is None
+    assert read_tables(Evaluation().write(tmp_path)).sweep is None

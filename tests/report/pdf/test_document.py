@@ -5,8 +5,8 @@ import pytest
 from lesionseg.report.figures.chart_list import make_charts
 from lesionseg.report.inputs.result_tables import read_tables
 from lesionseg.report.pdf.document import Paragraph, SummaryPage, write_pdf
-from lesionseg.report.sections.gallery import draw_walls
-from lesionseg.report.sections.gallery_choice import Limits, choose_exhibits
+from lesionseg.report.sections.gallery import draw_gallery
+from lesionseg.report.sections.gallery_choice import Limits, choose_items
 from lesionseg.report.sections.table_cells import Listing
 from lesionseg.report.write import Options, write_report
 from tests.report.conftest import Evaluation
@@ -21,9 +21,9 @@ def n_pages(path: Path) -> int:
 def test_summary_charts_and_pictures_have_pages(evaluation: Evaluation, tmp_path: Path) -> None:
     tables = read_tables(evaluation.write(tmp_path))
     charts = list(make_charts(tables, None).values())
-    walls = choose_exhibits(tables, Limits(1, 1, 0))
-    hangings = draw_walls(walls, tables, evaluation.scene)
-    write_pdf(tmp_path / "report.pdf", SUMMARY, charts, hangings)
+    selections = choose_items(tables, Limits(1, 1, 0))
+    gallery = draw_gallery(selections, tables, evaluation.scene)
+    write_pdf(tmp_path / "report.pdf", SUMMARY, charts, gallery)
     assert (tmp_path / "report.pdf").read_bytes().startswith(b"%PDF")
     assert n_pages(tmp_path / "report.pdf") == 1 + 2 + 2
 

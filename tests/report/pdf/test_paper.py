@@ -134,7 +134,7 @@ def test_long_names_and_titles_stay_on_the_page(
     evaluation: Evaluation, tmp_path: Path, monkeypatch: Any, written: Any
 ) -> None:
     monkeypatch.setitem(figures.RC, "font.sans-serif", FONTS[:1])
-    for blob in (*evaluation.lesions, *evaluation.false_marks):
+    for blob in (*evaluation.lesions, *evaluation.false_positives):
         blob.case += LONG
     evaluation.cases = tuple(case + LONG for case in evaluation.cases)
     groups = [subgroup(by, value) for by in (LONG, WORDY) for value in (LONG, WORDY)]

@@ -12,7 +12,7 @@ def rows_of(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def test_every_unconfirmed_mark_waits_for_a_verdict(scores_dir: Path, tmp_path: Path) -> None:
+def test_every_false_positive_waits_for_a_verdict(scores_dir: Path, tmp_path: Path) -> None:
     path = tmp_path / "adjudicate.csv"
     assert write_adjudication(path, read_tables(scores_dir)) == 2
     rows = rows_of(path)

@@ -34,7 +34,7 @@ def test_rows_are_read_in_order(rows: tuple[audit.SuspectRow, ...]) -> None:
 
 def test_no_file_is_no_section(tmp_path: Path) -> None:
     assert audit.read_suspects(tmp_path / "label_audit.csv") == ()
-    assert audit.section((), None, "mm") is None
+    assert audit.make_audit_section((), None, "mm") is None
 
 
 def test_a_broken_file_is_named(tmp_path: Path) -> None:
@@ -47,22 +47,22 @@ def test_pictures_pass_through_the_place_and_show_the_reference(
     rows: tuple[audit.SuspectRow, ...],
 ) -> None:
     lesions = [Blob("a", 1, (20, 60, 50), 12.0), Blob("a", 2, (15, 40, 40), 6.0)]
-    hanging = audit.hang_suspects(rows, Evaluation(lesions).scene, "mm", NAMES)
-    assert [card.case for card in hanging.cards] == ["a", "b", "a"]
-    seen, spot, _ = hanging.cards
+    pictures = audit.draw_suspects(rows, Evaluation(lesions).scene, "mm", NAMES)
+    assert [card.case for card in pictures.cards] == ["a", "b", "a"]
+    seen, spot, _ = pictures.cards
     assert "lesion not seen, 12.0 mm; probability 0.08 → 0.02" in seen.caption
     assert all(view.reference for view in seen.views)
     assert not any(view.reference for view in spot.views)
-    assert "Shown: 3 of 3" in hanging.sentence
+    assert "Shown: 3 of 3" in pictures.sentence
 
 
 def test_a_case_that_cannot_be_read_leaves_a_note(rows: tuple[audit.SuspectRow, ...]) -> None:
     def load(case: str, accepted: frozenset[int]):  # type: ignore[no-untyped-def]
         raise ReadError("The image of a case is not there.", where=case)
 
-    hanging = audit.hang_suspects(rows, load, "mm", NAMES)
-    assert {card.note for card in hanging.cards} == {"The image of a case is not there."}
-    assert not any(card.views for card in hanging.cards)
+    pictures = audit.draw_suspects(rows, load, "mm", NAMES)
+    assert {card.note for card in pictures.cards} == {"The image of a case is not there."}
+    assert not any(card.views for card in pictures.cards)
 
 
 def test_without_identifiers_cases_are_numbered(rows: tuple[audit.SuspectRow, ...]) -> None:
@@ -72,16 +72,16 @@ def test_without_identifiers_cases_are_numbered(rows: tuple[audit.SuspectRow, ..
         asked.append(case)
         return Evaluation().scene(case, accepted)
 
-    section = audit.section(rows, load, "mm")
+    section = audit.make_audit_section(rows, load, "mm")
     assert section is not None
-    assert section.hanging is not None
+    assert section.pictures is not None
     assert asked == ["a", "b"]
     numbers = ["training scan 1", "training scan 2", "training scan 1"]
-    assert [card.case for card in section.hanging.cards] == numbers
+    assert [card.case for card in section.pictures.cards] == numbers
     assert [line[1].shown for line in section.listing.lines] == numbers
-    named = audit.section(rows, None, "mm", identifiers=True)
+    named = audit.make_audit_section(rows, None, "mm", identifiers=True)
     assert named is not None
-    assert named.hanging is None
+    assert named.pictures is None
     assert [line[1].shown for line in named.listing.lines] == ["a", "b", "a"]
 
 
