@@ -56,9 +56,8 @@ def box_candidates(
     lie outside the file, or are smaller than the rule allows, are left out.
     """
     boxes = restore_boxes(found.boxes.numpy(), plan_geometry, file_geometry)
-    rows = zip(
-        boxes.tolist(), found.scores.clamp(0, 1).tolist(), found.labels.tolist(), strict=True
-    )
+    scores = found.scores.clamp(0, 1)
+    rows = zip(boxes.tolist(), scores.tolist(), found.labels.tolist(), strict=True)
     made = [
         Candidate.from_box(1, label_values[label - 1], score, box, file_geometry)
         for box, score, label in rows
