@@ -89,7 +89,7 @@ def main() -> None:
 
 def variant(plan: Plan, learning: Learning, loss: str) -> Variant:
     """The library's recipe with one loss."""
-    anchors = plan.anchors is not None
+    anchors = plan.has_boxes
     learning = replace(
         learning,
         loss=LOSSES["focal" if anchors else loss](),

@@ -24,8 +24,9 @@ from lesionseg.plan.plan import (
     CandidateSource,
     Normalisation,
     Plan,
+    sources_of,
 )
-from lesionseg.plan.plan_overrides import SIZES_GB, SOURCES
+from lesionseg.plan.plan_overrides import SIZES_GB
 from lesionseg.plan.plan_overrides import PlanOverrides as PlanOverrides
 
 logger = logging.getLogger(__name__)
@@ -250,7 +251,7 @@ def _scales(fingerprint: Fingerprint, before: Plan | None) -> list[rules.Decisio
 
 
 def _source(chosen: PlanOverrides) -> CandidateSource:
-    return chosen.candidates or SOURCES.get(chosen.architecture, ("segmentation",))[0]
+    return chosen.candidates or sources_of(chosen.architecture)[0]
 
 
 def _anchors(
@@ -261,7 +262,7 @@ def _anchors(
     before: Plan | None,
 ) -> rules.Decision[AnchorPlan | None]:
     """Fitted to the lesions' boxes for a detector; none for a network that only segments."""
-    if architecture.name not in SOURCES:
+    if "detection" not in sources_of(architecture.name):
         return rules.Decision(None, "")
     if before is not None and before.anchors is not None:
         found: rules.Decision[AnchorPlan | None] = rules.Decision(before.anchors, FOLLOWED)

@@ -17,6 +17,19 @@ CandidateSource = Literal["segmentation", "detection", "both"]
 Stem = Literal["full", "folded"]
 ComponentScore = Literal["max", "mean"]
 
+# what candidates of our own networks may come from, the default first
+SOURCES: Mapping[str, tuple[CandidateSource, ...]] = {
+    "unet": ("segmentation",),
+    "residual_unet": ("segmentation",),
+    "retinanet": ("detection",),
+    "retina_unet": ("both", "detection", "segmentation"),
+}
+
+
+def sources_of(architecture: str) -> tuple[CandidateSource, ...]:
+    """What candidates of a network to be planned may come from; of an unknown one: its voxels."""
+    return SOURCES.get(architecture, ("segmentation",))
+
 
 @dataclass(frozen=True)
 class Normalisation:
@@ -139,6 +152,25 @@ class Plan:
     regions: tuple[tuple[int, ...], ...] = ()
     reasons: Mapping[str, str] = field(default_factory=dict)
     schema_version: int = PLAN_VERSION
+
+    @property
+    def has_boxes(self) -> bool:
+        """Whether the network gives boxes: it does where there are anchors for them."""
+        return self.anchors is not None
+
+    @property
+    def has_voxels(self) -> bool:
+        """Whether the network gives probabilities of voxels.
+
+        One that is not ours does, unless `candidate_rule.source` takes its boxes alone.
+        """
+        sources = SOURCES.get(self.architecture.name, (self.candidate_rule.source,))
+        return sources != ("detection",)
+
+    @property
+    def n_voxel_channels(self) -> int:
+        """Channels of probabilities that the network gives of each voxel."""
+        return len(self.label_values) if self.has_voxels else 0
 
     @property
     def mask_values(self) -> tuple[int, ...]:

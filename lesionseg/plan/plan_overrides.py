@@ -6,13 +6,7 @@ from typing import get_args
 
 from lesionseg.errors import ConfigError
 from lesionseg.plan.anchor_plan import Merge
-from lesionseg.plan.plan import Activation, CandidateSource, ComponentScore, Stem
-
-# what a detector's candidates may come from, the default first
-SOURCES: Mapping[str, tuple[CandidateSource, ...]] = {
-    "retinanet": ("detection",),
-    "retina_unet": ("both", "detection", "segmentation"),
-}
+from lesionseg.plan.plan import Activation, CandidateSource, ComponentScore, Stem, sources_of
 
 # about what nnU-Net plans its ResEnc presets M and L for
 SIZES_GB: Mapping[str, float] = {"M": 10.0, "L": 24.0}
@@ -47,14 +41,15 @@ class PlanOverrides:
         counts = (self.batch_size or 1, self.base_features or 1)
         if min(spacing) <= 0 or min(tile) < 1 or min(counts) < 1:
             raise ConfigError("Sizes of a plan are positive.", where="model", seen=self)
-        if self.candidates not in (None, *SOURCES.get(self.architecture, ("segmentation",))):
+        sources = sources_of(self.architecture)
+        if self.candidates not in (None, *sources):
             raise ConfigError(
                 f"A {self.architecture} does not give such candidates.",
                 where="model.candidates",
                 seen=self.candidates,
-                expected=", ".join(SOURCES.get(self.architecture, ("segmentation",))),
+                expected=", ".join(sources),
             )
-        known = get_args(Merge) if self.architecture in SOURCES else ()
+        known = get_args(Merge) if "detection" in sources else ()
         if self.merge not in (None, *known):
             raise ConfigError(
                 f"The boxes of a {self.architecture} are not merged in such a way.",
