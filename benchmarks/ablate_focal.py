@@ -2,7 +2,7 @@
 
     python benchmarks/ablate_focal.py --output runs/ablate --minutes 10 --seeds 0 1 2
     python benchmarks/ablate_focal.py --data DIR --losses ce focal --minutes 60
-    python benchmarks/ablate_focal.py --data DIR --steps 300 --overrides model.stem=folded
+    python benchmarks/ablate_focal.py --data DIR --steps 300 --overrides model.stem=space_to_depth
     python benchmarks/ablate_focal.py --model retinanet --losses focal mined_ce
     python benchmarks/ablate_focal.py --quick
 

@@ -1,4 +1,4 @@
-"""Blocks of voxels as channels, and back: what a folded stem does at a network's two ends.
+"""Blocks of voxels as channels, and back: what a space-to-depth stem does at a network's two ends.
 
 Also called space-to-depth and pixel unshuffle (Shi et al. 2016, arXiv 1609.05158).
 """

@@ -172,8 +172,8 @@ def _budget(
     memory_gb = min(memory_gb, SIZES_GB.get(chosen.size or "", memory_gb))
     found = tile_rules.budget(device, memory_gb)
     found = replace(found, value=replace(found.value, architecture=chosen.architecture))
-    if chosen.stem == "folded":
-        found = replace(found, value=tile_rules.folded(found.value))
+    if chosen.stem == "space_to_depth":
+        found = replace(found, value=tile_rules.for_space_to_depth(found.value))
     base = chosen.base_features
     if base is None:
         return found
@@ -230,8 +230,8 @@ def _architecture(
         )
     rest = [n // s for n, s in zip(tile, tile_rules.total_stride(shape), strict=True)]
     kind = "anisotropic" if rules.is_anisotropic(spacing_mm) else "all axes alike"
-    if shape.stem == "folded":
-        kind += f"; blocks of {list(shape.block)} voxels folded into channels"
+    if shape.stem == "space_to_depth":
+        kind += f"; blocks of {list(shape.block)} voxels as channels"
     reason = f"{len(shape.features)} stages, {shape.features[0]} to {shape.features[-1]} features, "
     return rules.Decision(shape, reason + f"coarsest map {rest} voxels wide; {kind}")
 

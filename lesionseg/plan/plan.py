@@ -14,7 +14,7 @@ PLAN_VERSION = 1
 Modality = Literal["mri", "ct", "xray"]
 Activation = Literal["sigmoid", "softmax"]
 CandidateSource = Literal["segmentation", "detection", "both"]
-Stem = Literal["full", "folded"]
+Stem = Literal["full", "space_to_depth"]
 ComponentScore = Literal["max", "mean"]
 
 # what candidates of our own networks may come from, the default first
@@ -52,8 +52,8 @@ class Architecture:
     """A network by name from the closed table in `models.build`, and its shape.
 
     One entry per resolution stage in `features`, `strides` and `kernels`. The stride of stage 0 is
-    the `block` of voxels that a folded stem turns into channels; all ones for none. `blocks` a
-    stage; `encoder_blocks` are a residual encoder's own, a number a stage.
+    the `block` of voxels that a space-to-depth stem turns into channels; all ones for none.
+    `blocks` per stage; `encoder_blocks` are a residual encoder's own, one number per stage.
     """
 
     name: str
@@ -72,7 +72,7 @@ class Architecture:
     @property
     def stem(self) -> Stem:
         """Whether the first stage has a voxel for each of the image's, or for a block of them."""
-        return "folded" if max(self.block) > 1 else "full"
+        return "space_to_depth" if max(self.block) > 1 else "full"
 
 
 @dataclass(frozen=True)

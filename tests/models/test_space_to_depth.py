@@ -1,4 +1,4 @@
-"""A folded stem: voxels as channels and back, and every network with one."""
+"""A space-to-depth stem: voxels as channels and back, and every network with one."""
 
 import numpy as np
 import pytest
@@ -64,7 +64,7 @@ def test_in_two_dimensions_it_is_torchs_pixel_unshuffle(noise) -> None:
 @pytest.mark.parametrize(
     "block", [(2,), (2, 2), (1, 2), (1, 1), (2, 2, 2), (1, 2, 2), (3, 1, 2)], ids=str
 )
-def test_unfolding_undoes_folding(block, noise) -> None:
+def test_depth_to_space_undoes_space_to_depth(block, noise) -> None:
     x = torch.randn(2, 3, *(6,) * len(block), generator=noise)
     small = fold(x, block)
     assert small.shape == (2, 3 * np.prod(block), *(6 // side for side in block))
@@ -105,7 +105,7 @@ def test_a_softmax_keeps_background_and_labels_apart(noise) -> None:
 def test_a_detector_has_an_anchor_at_every_cell_and_full_resolution_voxels(dims, name) -> None:
     plan = plan_of(dims, name)
     assert plan.anchors is not None
-    assert plan.anchors.stages[0] == 0  # every second voxel, as without folding
+    assert plan.anchors.stages[0] == 0  # every second voxel, as with the full stem
     output = build_network(plan)(torch.zeros(2, 2, *(16,) * dims))
     levels = plan.anchors.levels(plan.architecture.strides, plan.tile_shape)
     n = len(grid_anchors(levels))
@@ -122,7 +122,7 @@ def test_tiles_do_not_see_each_other_and_a_shift_by_the_block_is_a_shift_by_one(
     assert torch.equal(fold(x.roll(2, -1), (2, 2)), fold(x, (2, 2)).roll(1, -1))
 
 
-def test_a_full_and_a_folded_plan_exchange_only_what_fits(noise) -> None:
+def test_a_full_and_a_space_to_depth_plan_exchange_only_what_fits(noise) -> None:
     full, half = plan_of(2, block=1), plan_of(2)
     done = take_weights(build_network(half), half, build_network(full), full)
     assert "encoder.stages.0.0.conv.weight" in done.fresh
@@ -131,8 +131,8 @@ def test_a_full_and_a_folded_plan_exchange_only_what_fits(noise) -> None:
     }
 
 
-def test_a_plan_without_folding_reads_as_before() -> None:
-    for block, stem in ((1, "full"), (2, "folded")):
+def test_a_plan_of_a_full_stem_reads_as_before() -> None:
+    for block, stem in ((1, "full"), (2, "space_to_depth")):
         plan = plan_of(3, block=block)
         assert plan.architecture.stem == stem
         assert Plan.from_json(plan.to_json()) == plan
