@@ -8,8 +8,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from lesionseg.core.geometry import Geometry
-from lesionseg.core.volume import Volume
+from lesionseg.core.geometry import Geometry, Volume
 from lesionseg.errors import GeometryError
 
 Role = Literal["train", "validation", "test", "external"]

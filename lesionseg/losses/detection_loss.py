@@ -18,8 +18,7 @@ from lesionseg.losses.quality import quality_focal_loss, varifocal_loss
 from lesionseg.losses.voxel_loss import LossTerms
 from lesionseg.ops.anchors import AnchorLevel
 from lesionseg.ops.assign import Assigner, assign_atss, assign_by_iou
-from lesionseg.ops.box_coder import decode_boxes, encode_boxes
-from lesionseg.ops.boxes import paired_iou
+from lesionseg.ops.boxes import decode_boxes, encode_boxes, paired_iou
 
 Classification = Literal["focal", "varifocal", "quality", "hard_negatives"]
 Assignment = Literal["atss", "iou"]

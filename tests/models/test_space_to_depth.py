@@ -6,7 +6,7 @@ import torch
 from torch.nn.functional import binary_cross_entropy_with_logits, pixel_unshuffle
 
 from lesionseg.models import build_network
-from lesionseg.models.space_to_depth import fold, unfold
+from lesionseg.models.blocks import depth_to_space, space_to_depth
 from lesionseg.models.transfer import take_weights
 from lesionseg.ops.anchors import grid_anchors
 from lesionseg.plan.anchor_rules import fit_anchors
@@ -51,14 +51,14 @@ def noise() -> torch.Generator:
 def test_a_block_becomes_channels_in_c_order() -> None:
     x = torch.arange(16).reshape(1, 1, 4, 4)
     expected = [[[0, 2], [8, 10]], [[1, 3], [9, 11]], [[4, 6], [12, 14]], [[5, 7], [13, 15]]]
-    assert fold(x, (2, 2))[0].tolist() == expected
-    assert fold(x, (1, 2))[0, :, 0].tolist() == [[0, 2], [1, 3]]
-    assert unfold(torch.tensor(expected)[None], (2, 2)).tolist() == x.tolist()
+    assert space_to_depth(x, (2, 2))[0].tolist() == expected
+    assert space_to_depth(x, (1, 2))[0, :, 0].tolist() == [[0, 2], [1, 3]]
+    assert depth_to_space(torch.tensor(expected)[None], (2, 2)).tolist() == x.tolist()
 
 
 def test_in_two_dimensions_it_is_torchs_pixel_unshuffle(noise) -> None:
     x = torch.randn(2, 3, 6, 8, generator=noise)
-    assert torch.equal(fold(x, (2, 2)), pixel_unshuffle(x, 2))
+    assert torch.equal(space_to_depth(x, (2, 2)), pixel_unshuffle(x, 2))
 
 
 @pytest.mark.parametrize(
@@ -66,9 +66,9 @@ def test_in_two_dimensions_it_is_torchs_pixel_unshuffle(noise) -> None:
 )
 def test_depth_to_space_undoes_space_to_depth(block, noise) -> None:
     x = torch.randn(2, 3, *(6,) * len(block), generator=noise)
-    small = fold(x, block)
+    small = space_to_depth(x, block)
     assert small.shape == (2, 3 * np.prod(block), *(6 // side for side in block))
-    assert torch.equal(unfold(small, block), x)
+    assert torch.equal(depth_to_space(small, block), x)
 
 
 @pytest.mark.parametrize("dims", [2, 3])
@@ -119,7 +119,7 @@ def test_tiles_do_not_see_each_other_and_a_shift_by_the_block_is_a_shift_by_one(
     network = build_network(plan_of(2)).eval()
     x = torch.randn(2, 2, 16, 16, generator=noise)
     torch.testing.assert_close(network(x)[0][1:], network(x[1:])[0])
-    assert torch.equal(fold(x.roll(2, -1), (2, 2)), fold(x, (2, 2)).roll(1, -1))
+    assert torch.equal(space_to_depth(x.roll(2, -1), (2, 2)), space_to_depth(x, (2, 2)).roll(1, -1))
 
 
 def test_a_full_and_a_space_to_depth_plan_exchange_only_what_fits(noise) -> None:
