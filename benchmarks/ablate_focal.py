@@ -2,7 +2,7 @@
 
     python benchmarks/ablate_focal.py --output runs/ablate --minutes 10 --seeds 0 1 2
     python benchmarks/ablate_focal.py --data DIR --losses ce focal --minutes 60
-    python benchmarks/ablate_focal.py --data DIR --steps 300 --overrides model.stem=folded
+    python benchmarks/ablate_focal.py --data DIR --steps 300 --overrides model.stem=space_to_depth
     python benchmarks/ablate_focal.py --model retinanet --losses focal mined_ce
     python benchmarks/ablate_focal.py --quick
 
@@ -89,7 +89,7 @@ def main() -> None:
 
 def variant(plan: Plan, learning: Learning, loss: str) -> Variant:
     """The library's recipe with one loss."""
-    anchors = plan.anchors is not None
+    anchors = plan.has_boxes
     learning = replace(
         learning,
         loss=LOSSES["focal" if anchors else loss](),

@@ -9,7 +9,8 @@ supervision), tile, batch and scans for both, each measurement in a process of i
 `train_step`: median milliseconds of one step on a batch in memory, ours as `fit` takes it (loss,
 gradients, clipping, optimiser, averaged weights, callbacks), nnU-Net's `nnUNetTrainer.train_step`.
 On a CPU nnU-Net computes in fp32 and ours in bf16 where the processor has it; `train_step_fp32` is
-ours in fp32 too. `train_step_fast`: ours with a folded stem: the backbone has half resolution.
+ours in fp32 too. `train_step_fast`: ours with a space-to-depth stem, the backbone at half
+resolution.
 `train_tiles`: seconds a tile with each tool's own prepared files, sampler, augmentation and
 workers, from the end of the warm-up on. `train_memory`: the most that a training step took, on a
 GPU what torch gave out, on a CPU what the process grew by. On a GPU also `train_step_eager`,
@@ -151,7 +152,7 @@ def our_steps(job: Job, skipped: dict[str, str]) -> dict[str, Found]:
         del jobs["train_step"]
     else:
         jobs["train_step_fp32"] = replace(job, precision="32-true")
-    jobs["train_step_fast"] = replace(job, folded=True, compile=job.device == "cuda")
+    jobs["train_step_fast"] = replace(job, space_to_depth=True, compile=job.device == "cuda")
     found = {what: run_ours(each, skipped, what) for what, each in jobs.items()}
     done = {what: each for what, each in found.items() if each is not None}
     if job.device == "cuda" and done:

@@ -1,4 +1,4 @@
-"""A training step with the full and with a folded stem: forward, focal loss and backward.
+"""A training step with the full and with a space-to-depth stem: forward, focal loss and backward.
 
     python benchmarks/time_stems.py [--rounds 6]
 
@@ -34,9 +34,9 @@ def main() -> None:
     print("| stem | features | 10⁹ multiplications | ms | tiles a second |\n|---|---|---|---|---|")
     for stem, base, widest in (
         ("full", 16, 128),
-        ("folded", 16, 128),
-        ("folded", 32, 128),
-        ("folded", 48, 192),
+        ("space_to_depth", 16, 128),
+        ("space_to_depth", 32, 128),
+        ("space_to_depth", 48, 192),
     ):
         shape = network_shape(TILE, (1.0,) * 3, base, widest, stem=stem)
         cost = training_cost(shape, TILE, BATCH).multiplications / 1e9

@@ -89,7 +89,7 @@ def cached(folder: Path) -> list[CachedCase]:
 def plan_of(job: Job) -> Plan:
     """What was planned of the data, or for a batch in memory one that knows none."""
     path, size = Path(job.folder) / "plan.json", SIZES[job.size]
-    shape = size.architecture(folded=job.folded)
+    shape = size.architecture(space_to_depth=job.space_to_depth)
     if path.is_file():
         return Plan.from_json(path.read_text()).with_(architecture=shape)
     return Plan(

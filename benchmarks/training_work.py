@@ -31,13 +31,13 @@ class Size:
         """The shape of a tile."""
         return (self.side,) * 3
 
-    def architecture(self, *, folded: bool = False) -> Architecture:
+    def architecture(self, *, space_to_depth: bool = False) -> Architecture:
         """nnU-Net's plain U-Net of two blocks a stage as ours.
 
         nnU-Net has logits at all stages but the coarsest and gives the last of them no weight.
-        `folded`: the first stage's place is taken by blocks of voxels as channels.
+        `space_to_depth`: the first stage's place is taken by blocks of voxels as channels.
         """
-        n, first = len(self.features), int(folded)
+        n, first = len(self.features), int(space_to_depth)
         strides = ((1,) * 3, *((2,) * 3,) * (n - 1))
         return Architecture(
             "unet",
@@ -61,7 +61,7 @@ class Job:
 
     `what`: `step` (a batch in memory, `steps` of them timed one by one) or `tiles` (the real data
     pipeline for `seconds` on end), each after `warm_up` steps. `folder` holds what was prepared.
-    `precision`, `compile` and the `folded` stem are ours alone.
+    `precision`, `compile` and the `space_to_depth` stem are ours alone.
     """
 
     what: str
@@ -75,7 +75,7 @@ class Job:
     seconds: float = 10.0
     precision: str = "auto"
     compile: bool | str = False
-    folded: bool = False
+    space_to_depth: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""

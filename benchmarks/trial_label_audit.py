@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from lesionseg import __version__
-from lesionseg.core import Geometry, Volume
+from lesionseg.core import Geometry, Volume, equivalent_diameter_mm
 from lesionseg.data.augmentation.augment import AugmentationSettings
 from lesionseg.data.sampling import SamplingSettings
 from lesionseg.io.atomic import write_json
@@ -34,7 +34,6 @@ from lesionseg.io.formats.volumes import read_volume, write_volume
 from lesionseg.losses import DiceFocalLoss
 from lesionseg.models.build import build_network
 from lesionseg.ops.components import lesion_instances
-from lesionseg.ops.lesion_size import equivalent_diameter_mm
 from lesionseg.phantoms import write_mri_phantoms
 from lesionseg.pipeline.dataset.data_settings import DataSettings
 from lesionseg.pipeline.dataset.survey import survey

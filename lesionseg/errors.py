@@ -11,6 +11,8 @@ LesionsegError
 └── TrainingError    training cannot start or go on
 """
 
+from collections.abc import Iterable
+from difflib import get_close_matches
 from importlib import metadata
 from typing import Any
 
@@ -19,7 +21,7 @@ class LesionsegError(Exception):
     """Bad input, told as: what is wrong, where, what was seen, what was expected, what to do.
 
     >>> print(ReadError("Cannot read the image.", where="a.nii.gz", remedy="Copy it again."))
-    Cannot read the image. (in a.nii.gz) To mend it: Copy it again.
+    Cannot read the image. (in a.nii.gz) How to fix: Copy it again.
     """
 
     def __init__(
@@ -42,7 +44,7 @@ class LesionsegError(Exception):
         parts += [f"(in {where})"] if where is not None else []
         parts += [f"Seen: {seen}."] if seen is not None else []
         parts += [f"Expected: {expected}."] if expected is not None else []
-        parts += [f"To mend it: {remedy}"] if remedy is not None else []
+        parts += [f"How to fix: {remedy}"] if remedy is not None else []
         super().__init__(" ".join(parts))
 
 
@@ -94,3 +96,31 @@ def pip_install(extra: str) -> str:
     names = [line.partition(";")[0] for line in lines if f"extra == '{extra}'" in line]
     wanted = [f'"{name}"' for name in names] or [f'".[{extra}]"', "in the clone"]
     return " ".join(["pip install", *wanted])
+
+
+def require(
+    condition: bool,
+    what: str,
+    *,
+    where: object = None,
+    seen: Any = None,
+    expected: Any = None,
+    remedy: str | None = None,
+) -> None:
+    """Raise `ConfigError` unless the condition holds of a setting."""
+    if not condition:
+        raise ConfigError(what, where=where, seen=seen, expected=expected, remedy=remedy)
+
+
+def one_of(what: str, value: object, choices: Iterable[str], *, where: object) -> None:
+    """Raise `ConfigError` for a value that is not among the choices; it names the nearest one."""
+    known = tuple(choices)
+    near = get_close_matches(str(value), known, n=1)
+    require(
+        value in known,
+        f"There is no such {what}.",
+        where=where,
+        seen=value,
+        expected=", ".join(known),
+        remedy=f"write {near[0]}." if near else None,
+    )

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from lesionseg.cli.aliases import renamed, renamed_keys
 from lesionseg.cli.command_table import VERBS
 from lesionseg.cli.overrides import key_of, nearest, quoted
 from lesionseg.errors import ConfigError
@@ -23,7 +24,7 @@ def compose(verb: str, argv: Sequence[str], *, complete: bool = True) -> Any:
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
-    overrides = [quoted(argument, VERBS[verb].texts) for argument in argv]
+    overrides = [renamed(quoted(argument, VERBS[verb].texts)) for argument in argv]
     known = groups(verb)
     chosen = [o for o in overrides if key_of(o) in known]
     _check_options(chosen, known)
@@ -31,7 +32,8 @@ def compose(verb: str, argv: Sequence[str], *, complete: bool = True) -> Any:
         try:
             base = fitting(hydra_compose(verb, overrides=chosen), verb)
             _check_keys([o for o in overrides if o not in chosen], base)
-            cfg = fitting(hydra_compose(verb, overrides=overrides), verb, overrides)
+            cfg = renamed_keys(hydra_compose(verb, overrides=overrides))
+            cfg = fitting(cfg, verb, overrides)
             _check_kinds([o for o in overrides if o not in chosen], base, cfg)
         except (HydraException, OmegaConfBaseException) as error:
             raise ConfigError(str(error).splitlines()[0], where=" ".join(argv)) from error

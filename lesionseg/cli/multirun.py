@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from typing import Any
 
+from lesionseg.cli.aliases import renamed, renamed_keys
 from lesionseg.cli.command_table import VERBS
 from lesionseg.cli.compose import conf_dir, fitting
 from lesionseg.cli.overrides import key_of, quoted
@@ -19,11 +20,11 @@ def multirun(verb: str, argv: Sequence[str], call: Callable[[Any], int]) -> int:
     from hydra.errors import HydraException
 
     _require_launcher(argv)
-    overrides = [quoted(a, VERBS[verb].texts) for a in argv]
+    overrides = [renamed(quoted(a, VERBS[verb].texts)) for a in argv]
     statuses: list[int] = []
 
     def task(cfg: Any) -> int:
-        statuses.append(call(fitting(cfg, verb, overrides)))
+        statuses.append(call(fitting(renamed_keys(cfg), verb, overrides)))
         return statuses[-1]
 
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors come out of Hydra as themselves

@@ -1,4 +1,4 @@
-"""The nouns: frozen dataclasses over numpy arrays, imported by every other room."""
+"""The nouns: frozen dataclasses over numpy arrays, imported by every other package."""
 
 from lesionseg.core.calibration import Calibration as Calibration
 from lesionseg.core.candidate import Candidate as Candidate
@@ -13,9 +13,11 @@ from lesionseg.core.dataset import Dataset as Dataset
 from lesionseg.core.dataset import LabelRegion as LabelRegion
 from lesionseg.core.dataset import Problem as Problem
 from lesionseg.core.geometry import Geometry as Geometry
+from lesionseg.core.geometry import Volume as Volume
 from lesionseg.core.geometry import joint_unit as joint_unit
+from lesionseg.core.lesions import Lesions as Lesions
+from lesionseg.core.lesions import equivalent_diameter_mm as equivalent_diameter_mm
 from lesionseg.core.prediction import Prediction as Prediction
-from lesionseg.core.volume import Volume as Volume
 
 __all__ = [
     "UNION",
@@ -27,11 +29,13 @@ __all__ = [
     "Dataset",
     "Geometry",
     "LabelRegion",
+    "Lesions",
     "OperatingPoint",
     "Prediction",
     "Problem",
     "Reference",
     "Role",
     "Volume",
+    "equivalent_diameter_mm",
     "joint_unit",
 ]

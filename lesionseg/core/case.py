@@ -8,8 +8,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from lesionseg.core.geometry import Geometry
-from lesionseg.core.volume import Volume
+from lesionseg.core.geometry import Geometry, Volume
 from lesionseg.errors import GeometryError
 
 Role = Literal["train", "validation", "test", "external"]
@@ -43,7 +42,7 @@ class Reference:
 
     `labels` `[*spatial]` integer: 0 background, else the label's file value; None with boxes only.
     `instances` `[*spatial]` int32: lesion id 1..n; None when the components of `labels` are the
-    lesions (`ops.components.lesion_instances`). `instance_labels[id-1]` is the label of lesion id.
+    lesions (`ops.lesions.lesions_of`). `instance_labels[id-1]` is the label of lesion id.
     `boxes` `[n, 2·dims]` (starts, stops; half-open voxels) float32 and `box_labels` `[n]`: given by
     the dataset; None when they follow from the instances. `ignore` `[*spatial]` bool: voxels that
     neither teach nor judge; None for none.
@@ -66,6 +65,11 @@ class Reference:
                     seen=array.shape,
                     expected=self.geometry.shape,
                 )
+
+    def mask(self) -> NDArray[np.bool_] | None:
+        """Voxels `[*spatial]` of any lesion; None where there are boxes alone."""
+        marked = self.labels if self.instances is None else self.instances
+        return None if marked is None else np.asarray(marked > 0)
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,7 +1,8 @@
-"""Where voxels lie in the patient: shape and affine."""
+"""Where voxels lie in the patient: shape and affine; and an array with them."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -113,3 +114,24 @@ class Geometry:
     def matches(self, other: "Geometry", tolerance_mm: float = 1e-3) -> bool:
         """Whether both grids have the same shape and all corners within `tolerance_mm`."""
         return self.distance_mm(other) <= tolerance_mm
+
+
+@dataclass(frozen=True, eq=False)
+class Volume:
+    """An array `[C, *spatial]` with its geometry; a 2-D X-ray is a volume with two spatial axes.
+
+    `valid` `[*spatial]` bool: voxels that show something, and not the padding, shutter or
+    collimator of a radiograph; None when all do.
+    """
+
+    array: NDArray[Any]
+    geometry: Geometry
+    valid: NDArray[np.bool_] | None = None
+
+    def __post_init__(self) -> None:
+        if self.array.shape[1:] != self.geometry.shape:
+            raise GeometryError(
+                "The array does not fit its geometry.",
+                seen=self.array.shape,
+                expected=("C", *self.geometry.shape),
+            )

@@ -7,7 +7,7 @@ the image on it, one slab at a time, as inference does on the way back to the fi
 import itertools
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +21,7 @@ from lesionseg.data.normalise import normalise
 from lesionseg.data.onto_grid import copy_float32, read_linear, turned
 from lesionseg.errors import ContentError, GeometryError
 from lesionseg.io.formats.guard import MOST_VOXELS
-from lesionseg.ops.components import lesion_instances
+from lesionseg.ops.lesions import lesions_of
 from lesionseg.ops.resample import resample_nearest
 from lesionseg.plan.plan import Plan
 
@@ -37,8 +37,8 @@ class PreparedReference:
 
     `labels` `[*spatial]` uint8: 0 background, k for `plan.mask_values[k-1]` (without regions:
     network channel k-1). `instances` `[*spatial]` int32: lesion ids 1..n. `instance_labels[id-1]`:
-    the label k of lesion id, 1 for all with regions. `valid` `[*spatial]` bool: voxels that teach;
-    None when all do.
+    the label k of lesion id, 1 for all with regions, 0 for an id without a lesion. `valid`
+    `[*spatial]` bool: voxels that teach; None when all do.
     """
 
     labels: NDArray[np.uint8]
@@ -126,23 +126,27 @@ def prepare_reference(
     vanish keeps the voxel at its centre. What is ignored holds no lesion. No lesion gives zeros.
     Raises `ContentError` for a label the plan does not know.
     """
-    instances, values = _lesions(reference)
+    lesions = lesions_of(reference)
+    instances = lesions.drawn()
+    if reference.ignore is not None:  # a box may reach into what is ignored
+        instances[reference.ignore] = 0
     inside = _inside(instances, reference) if plan.regions else None
-    _refuse_unknown(values if inside is None else np.unique(inside).tolist(), plan, where)
+    _refuse_unknown(np.unique(lesions.labels if inside is None else inside), plan, where)
     moved = _read_nearest(instances, reference.geometry, geometry).astype(np.int32, copy=False)
-    _revive(moved, instances, len(values), reference.geometry, geometry)
+    channel = np.zeros(int(lesions.ids.max(initial=0)) + 1, dtype=np.uint8)
+    _revive(moved, instances, len(channel) - 1, reference.geometry, geometry)
     if inside is not None:
-        channel = (1,) * len(values)
+        channel[1:] = 1
         labels = _parts(inside, instances, moved, (reference.geometry, geometry), plan)
     else:
-        channel = tuple(plan.label_values.index(value) + 1 for value in values)
-        labels = np.array((0, *channel), dtype=np.uint8)[moved]
+        channel[lesions.ids] = [plan.label_values.index(v) + 1 for v in lesions.labels.tolist()]
+        labels = channel[moved]
     valid = None
     if reference.ignore is not None:
         ignore = reference.ignore.astype(np.uint8)
         # a lesion revived beside its place is still one
         valid = (_read_nearest(ignore, reference.geometry, geometry) == 0) | (moved > 0)
-    return PreparedReference(labels, moved, channel, valid)
+    return PreparedReference(labels, moved, tuple(channel[1:].tolist()), valid)
 
 
 def _inside(instances: NDArray[np.int32], reference: Reference) -> NDArray[np.integer[Any]]:
@@ -152,8 +156,8 @@ def _inside(instances: NDArray[np.int32], reference: Reference) -> NDArray[np.in
     return reference.labels[instances > 0]
 
 
-def _refuse_unknown(values: Sequence[int], plan: Plan, where: str | None) -> None:
-    unknown = sorted(set(values) - set(plan.mask_values))
+def _refuse_unknown(values: NDArray[np.integer[Any]], plan: Plan, where: str | None) -> None:
+    unknown = sorted(set(values.tolist()) - set(plan.mask_values))
     if unknown:
         raise ContentError(
             "A lesion has a label the plan does not know.",
@@ -238,33 +242,6 @@ def _reaching(volume: Volume, geometry: Geometry) -> tuple[NDArray[Any], NDArray
     matrix[:-1, -1] += before
     padding = [(0, 0), *zip(before.tolist(), after.tolist(), strict=True)]
     return np.pad(volume.array, padding, mode="edge"), matrix
-
-
-def _lesions(reference: Reference) -> tuple[NDArray[np.int32], tuple[int, ...]]:
-    """Instances on the file's grid and the label value of each; ignored voxels hold none."""
-    instances, values = _drawn(reference)
-    if reference.ignore is not None and (instances[reference.ignore] > 0).any():
-        instances = np.where(reference.ignore, 0, instances).astype(np.int32)
-    return instances, values
-
-
-def _drawn(reference: Reference) -> tuple[NDArray[np.int32], tuple[int, ...]]:
-    if reference.instances is not None:
-        return reference.instances, reference.instance_labels
-    if reference.labels is not None:
-        found = lesion_instances(reference.labels)
-        return found.instances, found.labels
-    instances = np.zeros(reference.geometry.shape, dtype=np.int32)
-    if reference.boxes is None:
-        return instances, ()
-    dims = reference.geometry.dims
-    boxes = reference.boxes.reshape(-1, 2 * dims)
-    # the smaller box comes last and stays on top
-    for i in np.argsort(-np.prod(boxes[:, dims:] - boxes[:, :dims], axis=1), kind="stable"):
-        start = np.floor(boxes[i, :dims]).clip(0).astype(int)
-        stop = np.ceil(boxes[i, dims:]).astype(int)
-        instances[tuple(slice(a, b) for a, b in zip(start, stop, strict=True))] = i + 1
-    return instances, reference.box_labels
 
 
 def _revive(

@@ -39,7 +39,6 @@ from lesionseg.io.dicom.stack import Tilt
 from lesionseg.io.formats.volumes import strip_suffix
 from lesionseg.models.build import NetworkFactory
 from lesionseg.models.precision import fast_memory_format
-from lesionseg.models.retinanet import n_voxel_channels
 from lesionseg.plan.plan import Plan
 
 StrPath = str | PathLike[str]
@@ -290,7 +289,7 @@ class Predictor:
             return Task((tag, None), None)
         image = prepared.image
         try:
-            n_channels = n_voxel_channels(self.plan)
+            n_channels = self.plan.n_voxel_channels
             folder = spill(tag) if n_channels else None
             store = Store((n_channels, *image.geometry.shape), folder=folder)
             slide = ScanTiles(

@@ -24,8 +24,8 @@ from lesionseg.io.formats.volumes import (
     strip_suffix,
     write_volume,
 )
-from lesionseg.ops.components import lesion_instances, mask_boxes, present_values
-from lesionseg.ops.lesion_size import equivalent_diameter_mm
+from lesionseg.ops.components import lesion_instances, present_values
+from lesionseg.ops.lesions import listed_lesions
 
 _MASK, _INSTANCES, _CANDIDATES = "_mask", "_instances", "_candidates.json"
 _REGIONS = "_regions"
@@ -259,29 +259,11 @@ def _labels_of(instances: NDArray[np.int32], labels: NDArray[Any] | None) -> tup
 def _candidates(
     instances: NDArray[np.int32], labels: Sequence[int], geometry: Geometry
 ) -> tuple[Candidate, ...]:
-    boxes = mask_boxes(instances, len(labels)).astype(float)
+    """One candidate of score 1 per instance."""
+    lesions = listed_lesions(geometry, np.arange(1, len(labels) + 1), labels, None, instances)
     return tuple(
-        _candidate(instances, i, label, boxes[i - 1], geometry)
-        for i, label in enumerate(labels, start=1)
-    )
-
-
-def _candidate(
-    instances: NDArray[np.int32], number: int, label: int, box: NDArray[Any], geometry: Geometry
-) -> Candidate:
-    start, stop = box[: geometry.dims], box[geometry.dims :]
-    inside = tuple(slice(int(a), int(b)) for a, b in zip(start, stop, strict=True))
-    voxels = np.argwhere(instances[inside] == number)
-    volume_mm = len(voxels) * geometry.voxel_size
-    return Candidate(
-        id=number,
-        label=label,
-        score=1.0,
-        start_vox=tuple(start.tolist()),
-        stop_vox=tuple(stop.tolist()),
-        centre_mm=tuple(geometry.to_mm([start + voxels.mean(axis=0)])[0].tolist()),
-        diameter_mm=float(equivalent_diameter_mm(volume_mm, geometry.dims)),
-        volume_ml=volume_mm / 1000 if geometry.dims == 3 else None,
+        Candidate.from_voxels(number, label, 1.0, lesions.voxels_of(row), geometry)
+        for row, (number, label) in enumerate(zip(lesions.ids.tolist(), labels, strict=True))
     )
 
 

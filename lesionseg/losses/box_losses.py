@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from lesionseg.errors import ConfigError
+from lesionseg.errors import one_of
 from lesionseg.ops.boxes import box_volume, enclosing_box, paired_giou, paired_iou, split_box
 
 Overlap = Literal["giou", "diou"]
@@ -29,13 +29,7 @@ def overlap_loss(
     >>> overlap_loss(box, torch.tensor([[2.0, 2.0, 4.0, 4.0]]), "diou").item()  # 8 / 32
     1.25
     """
-    if kind not in get_args(Overlap):
-        raise ConfigError(
-            "There is no such overlap loss.",
-            where="detection.overlap",
-            seen=kind,
-            expected=", ".join(get_args(Overlap)),
-        )
+    one_of("overlap loss", kind, get_args(Overlap), where="detection.overlap")
     boxes, lesions = boxes.float(), lesions.float()
     if kind == "giou":
         return 1 - paired_giou(boxes, lesions)

@@ -3,7 +3,7 @@
 from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
-from lesionseg.errors import ConfigError
+from lesionseg.errors import require
 from lesionseg.losses.dice import dice_loss
 from lesionseg.losses.focal import sigmoid_focal_loss, softmax_focal_loss
 from lesionseg.losses.inputs import (
@@ -28,8 +28,8 @@ class FocalLoss(VoxelLoss):
         weight: float = 1.0,
     ) -> None:
         super().__init__(activation)
-        if reduction == "none":
-            raise ConfigError("A training loss is one number.", where="reduction", seen=reduction)
+        one = reduction != "none"
+        require(one, "A training loss is one number.", where="reduction", seen=reduction)
         check_settings(gamma, reduction, None)  # here, not at the first step of a training
         check_alpha(alpha)
         self.alpha, self.gamma, self.reduction, self.weight = alpha, gamma, reduction, weight
@@ -75,10 +75,8 @@ class CrossEntropyLoss(VoxelLoss):
         weight: float = 1.0,
     ) -> None:
         super().__init__(activation)
-        if not 0 < lesion_weight < float("inf"):
-            raise ConfigError(
-                "A weight must be above 0.", where="lesion_weight", seen=lesion_weight
-            )
+        positive = 0 < lesion_weight < float("inf")
+        require(positive, "A weight must be above 0.", where="lesion_weight", seen=lesion_weight)
         # α : 1 − α = lesion_weight : 1
         alpha = lesion_weight / (1 + lesion_weight)
         self.focal = FocalLoss(alpha, 0.0, reduction, activation, weight * (1 + lesion_weight))

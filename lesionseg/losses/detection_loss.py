@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lesionseg.errors import ConfigError
+from lesionseg.errors import one_of, require
 from lesionseg.losses.box_losses import Overlap, offset_loss, overlap_loss
 from lesionseg.losses.focal import sigmoid_focal_loss
 from lesionseg.losses.inputs import Alpha, Normaliser
@@ -18,8 +18,7 @@ from lesionseg.losses.quality import quality_focal_loss, varifocal_loss
 from lesionseg.losses.voxel_loss import LossTerms
 from lesionseg.ops.anchors import AnchorLevel
 from lesionseg.ops.assign import Assigner, assign_atss, assign_by_iou
-from lesionseg.ops.box_coder import decode_boxes, encode_boxes
-from lesionseg.ops.boxes import paired_iou
+from lesionseg.ops.boxes import decode_boxes, encode_boxes, paired_iou
 
 Classification = Literal["focal", "varifocal", "quality", "hard_negatives"]
 Assignment = Literal["atss", "iou"]
@@ -70,23 +69,20 @@ class DetectionLoss(nn.Module):
         negative_iou: float = 0.4,
     ) -> None:
         super().__init__()
-        if classification not in get_args(Classification):
-            raise ConfigError(
-                "There is no such classification loss.",
-                where="detection.classification",
-                seen=classification,
-                expected=", ".join(get_args(Classification)),
-            )
-        if min(overlap_weight, offset_weight) < 0 or negatives < 1:
-            raise ConfigError(
-                "The weights of a detection loss are not negative, and mining keeps some anchors.",
-                where="detection",
-                seen=(overlap_weight, offset_weight, negatives),
-            )
-        if classification == "varifocal" and isinstance(alpha, Sequence):
-            raise ConfigError(
-                "Varifocal loss has one α.", where="detection.alpha", seen=list(alpha)
-            )
+        known = get_args(Classification)
+        one_of("classification loss", classification, known, where="detection.classification")
+        require(
+            min(overlap_weight, offset_weight) >= 0 and negatives >= 1,
+            "The weights of a detection loss are not negative, and mining keeps some anchors.",
+            where="detection",
+            seen=(overlap_weight, offset_weight, negatives),
+        )
+        require(
+            classification != "varifocal" or not isinstance(alpha, Sequence),
+            "Varifocal loss has one α.",
+            where="detection.alpha",
+            seen=alpha,
+        )
         _check_assignment(assign, positive_iou, negative_iou)
         overlap_loss(torch.zeros((0, 4)), torch.zeros((0, 4)), overlap)  # refuses unknown names
         self.classification: Classification = classification
@@ -188,17 +184,11 @@ def _by_iou(
 
 
 def _check_assignment(assign: str, positive_iou: float, negative_iou: float) -> None:
-    if assign not in get_args(Assignment):
-        raise ConfigError(
-            "There is no such assignment of anchors.",
-            where="detection.assign",
-            seen=assign,
-            expected=", ".join(get_args(Assignment)),
-        )
-    if not 0 < negative_iou <= positive_iou <= 1:
-        raise ConfigError(
-            "The limits of an assignment by IoU are out of order.",
-            where="detection",
-            seen=f"negative_iou={negative_iou:g}, positive_iou={positive_iou:g}",
-            expected="0 < negative_iou ≤ positive_iou ≤ 1",
-        )
+    one_of("assignment of anchors", assign, get_args(Assignment), where="detection.assign")
+    require(
+        0 < negative_iou <= positive_iou <= 1,
+        "The limits of an assignment by IoU are out of order.",
+        where="detection",
+        seen=f"negative_iou={negative_iou:g}, positive_iou={positive_iou:g}",
+        expected="0 < negative_iou ≤ positive_iou ≤ 1",
+    )

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Bool, Float, Integer, Shaped
 from torch import Tensor
 
-from lesionseg.errors import ConfigError, ContentError, GeometryError
+from lesionseg.errors import ContentError, GeometryError, one_of, require
 from lesionseg.ops.kernels.focal_plain import lesion_of_class
 
 Reduction = Literal["none", "mean", "sum", "per_positive"]
@@ -17,24 +17,20 @@ Normaliser = float | Tensor | None
 
 def check_settings(gamma: float, reduction: str, normaliser: Normaliser) -> None:
     """Refuse, with `ConfigError`, settings that mean nothing."""
-    if not 0 <= gamma < float("inf"):
-        raise ConfigError("γ must be a finite number of at least 0.", where="gamma", seen=gamma)
-    if reduction not in get_args(Reduction):
-        raise ConfigError(
-            "There is no such reduction.",
-            where="reduction",
-            seen=reduction,
-            expected=" or ".join(get_args(Reduction)),
+    finite = 0 <= gamma < float("inf")
+    require(finite, "γ must be a finite number of at least 0.", where="gamma", seen=gamma)
+    one_of("reduction", reduction, get_args(Reduction), where="reduction")
+    require(
+        normaliser is None or reduction == "per_positive",
+        "A normaliser belongs to the reduction per_positive alone.",
+        where="normaliser",
+        seen=f"reduction {reduction}",
+        remedy="leave one of the two out.",
+    )
+    if isinstance(normaliser, int | float):
+        require(
+            normaliser > 0, "A normaliser must be above 0.", where="normaliser", seen=normaliser
         )
-    if normaliser is not None and reduction != "per_positive":
-        raise ConfigError(
-            "A normaliser is the divisor of the reduction per_positive alone.",
-            where="normaliser",
-            seen=f"reduction {reduction}",
-            remedy="leave one of the two out.",
-        )
-    if isinstance(normaliser, int | float) and not normaliser > 0:
-        raise ConfigError("A divisor must be above 0.", where="normaliser", seen=normaliser)
 
 
 def sigmoid_weights(alpha: Alpha, n_classes: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -66,13 +62,13 @@ def _alphas(alpha: float | Sequence[float], n_classes: int) -> tuple[float, ...]
         values = (float(alpha),) * n_classes
     else:
         values = tuple(float(value) for value in alpha)
-    if len(values) != n_classes:
-        raise ConfigError(
-            "α needs one number, or one a class.",
-            where="alpha",
-            seen=f"{len(values)} numbers",
-            expected=f"{n_classes} numbers",
-        )
+    require(
+        len(values) == n_classes,
+        "α needs one number, or one per class.",
+        where="alpha",
+        seen=f"{len(values)} numbers",
+        expected=f"{n_classes} numbers",
+    )
     check_alpha(alpha)
     return values
 
@@ -80,8 +76,8 @@ def _alphas(alpha: float | Sequence[float], n_classes: int) -> tuple[float, ...]
 def check_alpha(alpha: Alpha) -> None:
     """Refuse, with `ConfigError`, weights outside [0, 1], whatever the number of classes."""
     values = () if alpha is None else (alpha,) if isinstance(alpha, int | float) else alpha
-    if not all(0 <= value <= 1 for value in values):
-        raise ConfigError("α must lie in [0, 1].", where="alpha", seen=alpha)
+    inside = all(0 <= value <= 1 for value in values)
+    require(inside, "α must lie in [0, 1].", where="alpha", seen=alpha)
 
 
 def check_logits(logits: Tensor, min_classes: int) -> None:

@@ -7,7 +7,7 @@ from jaxtyping import Bool, Float, Integer, Shaped
 from scipy import ndimage
 from torch import Tensor
 
-from lesionseg.errors import ConfigError, GeometryError
+from lesionseg.errors import GeometryError, require
 from lesionseg.losses.compound import FocalLoss
 from lesionseg.losses.inputs import Alpha, Normaliser, spatial_shape
 from lesionseg.losses.voxel_loss import LossTerms, VoxelLoss
@@ -37,8 +37,7 @@ class InstanceWise(VoxelLoss):
         margin: int | None = 8,
     ) -> None:
         super().__init__(loss.activation)
-        if margin is not None and margin < 0:
-            raise ConfigError("A margin is at least 0 voxels.", where="margin", seen=margin)
+        require((margin or 0) >= 0, "A margin is at least 0 voxels.", where="margin", seen=margin)
         self.loss, self.margin = loss, margin
         self.tile_weight, self.lesion_weight = tile_weight, lesion_weight
 

@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Bool, Float, Shaped
 from torch import Tensor, nn
 
-from lesionseg.errors import ConfigError
+from lesionseg.errors import require
 
 
 def count_positives(
@@ -41,10 +41,9 @@ class PositiveAverage(nn.Module):
 
     def __init__(self, expected: float, momentum: float = 0.9) -> None:
         super().__init__()
-        if not 0 <= expected < float("inf"):
-            raise ConfigError("A count must be at least 0.", where="expected", seen=expected)
-        if not 0 <= momentum < 1:
-            raise ConfigError("The momentum must lie in [0, 1).", where="momentum", seen=momentum)
+        finite, inside = 0 <= expected < float("inf"), 0 <= momentum < 1
+        require(finite, "A count must be at least 0.", where="expected", seen=expected)
+        require(inside, "The momentum must lie in [0, 1).", where="momentum", seen=momentum)
         self.expected, self.momentum = max(float(expected), 1.0), momentum
         self.register_buffer("average", torch.tensor(self.expected))
 

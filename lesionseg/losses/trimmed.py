@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
-from lesionseg.errors import ConfigError
+from lesionseg.errors import require
 from lesionseg.losses.focal import sigmoid_focal_loss, softmax_focal_loss
 from lesionseg.losses.inputs import (
     Alpha,
@@ -37,8 +37,7 @@ class TrimmedFocalLoss(VoxelLoss):
     ) -> None:
         super().__init__(activation)
         for name, value in (("percent", percent), ("lesion_percent", lesion_percent)):
-            if not 0 <= value < 100:
-                raise ConfigError("A percentage lies in [0, 100).", where=name, seen=value)
+            require(0 <= value < 100, "A percentage lies in [0, 100).", where=name, seen=value)
         check_settings(gamma, "mean", None)
         check_alpha(alpha)
         self.percent, self.lesion_percent = percent, lesion_percent
@@ -80,10 +79,8 @@ class MinedCrossEntropyLoss(VoxelLoss):
         weight: float = 1.0,
     ) -> None:
         super().__init__(activation)
-        if not ratio >= 0 or minimum < 0:
-            raise ConfigError(
-                "ratio and minimum must be at least 0.", seen=f"ratio {ratio}, minimum {minimum}"
-            )
+        known = f"ratio {ratio}, minimum {minimum}"
+        require(ratio >= 0 and minimum >= 0, "ratio and minimum must be at least 0.", seen=known)
         self.ratio, self.minimum, self.weight = ratio, minimum, weight
 
     def forward(

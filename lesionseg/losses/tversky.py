@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
-from lesionseg.errors import ConfigError
+from lesionseg.errors import require
 from lesionseg.losses.compound import FocalLoss
 from lesionseg.losses.dice import lesion_probabilities, overlap_sums
 from lesionseg.losses.inputs import Normaliser, check_valid, lesion_target, spatial_shape
@@ -47,8 +47,7 @@ class FocalTverskyLoss(VoxelLoss):
     ) -> None:
         super().__init__(activation)
         _check_share(false_negative_weight, "false_negative_weight")
-        if not gamma > 0:
-            raise ConfigError("γ must be above 0.", where="gamma", seen=gamma)
+        require(gamma > 0, "γ must be above 0.", where="gamma", seen=gamma)
         self.false_negative_weight, self.gamma = false_negative_weight, gamma
         self.weight, self.smooth = weight, smooth
 
@@ -87,8 +86,7 @@ class UnifiedFocalLoss(VoxelLoss):
         super().__init__(activation)
         for name, value in (("share", share), ("delta", delta)):
             _check_share(value, name)
-        if not 0 <= gamma < 1:
-            raise ConfigError("γ must lie in [0, 1).", where="gamma", seen=gamma)
+        require(0 <= gamma < 1, "γ must lie in [0, 1).", where="gamma", seen=gamma)
         self.share, self.delta, self.gamma, self.smooth = share, delta, gamma, smooth
         # α = 1 leaves lesion voxels alone, α = 0 background
         self.lesion = FocalLoss(1.0, 0.0, "mean", activation, delta)
@@ -135,5 +133,4 @@ def _lesion_sums(
 
 
 def _check_share(value: float, name: str) -> None:
-    if not 0 <= value <= 1:
-        raise ConfigError("A share must lie in [0, 1].", where=name, seen=value)
+    require(0 <= value <= 1, "A share must lie in [0, 1].", where=name, seen=value)

@@ -5,7 +5,7 @@ from abc import ABC, abstractmethod
 from jaxtyping import Bool, Float, Shaped
 from torch import Tensor, nn
 
-from lesionseg.errors import ConfigError
+from lesionseg.errors import one_of
 from lesionseg.losses.inputs import Alpha, Normaliser
 
 LossTerms = dict[str, Float[Tensor, ""]]
@@ -16,23 +16,17 @@ class VoxelLoss(nn.Module, ABC):
 
     `forward` takes logits `[B, K, *spatial]` (sigmoid) or `[B, 1+K, *spatial]` (softmax), labels
     `[B, *spatial]` (0 background, k = class k; a sigmoid's also 0/1 of the logits' shape, where
-    classes overlap), `valid` `[B, *spatial]` (False leaves a voxel out)
-    and `normaliser`, the divisor of terms reduced `per_positive`; other terms ignore it. It returns
-    fp32 scalars by name, each already weighted: the loss is their sum. Where `needs_instances`,
-    `forward` also takes `instances` `[B, *spatial]`, lesion ids from 1.
+    classes overlap), `valid` `[B, *spatial]` (False leaves a voxel out) and `normaliser`, by which
+    terms reduced `per_positive` are divided; other terms ignore it. It returns fp32 scalars by
+    name, each already weighted: the loss is their sum. Where `needs_instances`, `forward` also
+    takes `instances` `[B, *spatial]`, lesion ids from 1.
     """
 
     needs_instances = False
 
     def __init__(self, activation: str = "sigmoid") -> None:
         super().__init__()
-        if activation not in ("sigmoid", "softmax"):
-            raise ConfigError(
-                "There is no such activation.",
-                where="activation",
-                seen=activation,
-                expected="sigmoid or softmax",
-            )
+        one_of("activation", activation, ("sigmoid", "softmax"), where="activation")
         self.activation = activation
 
     @property

@@ -8,8 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from lesionseg.errors import ConfigError, GeometryError
-from lesionseg.models.blocks import Stage, Up, initialise, layers
-from lesionseg.models.space_to_depth import fold
+from lesionseg.models.blocks import Stage, Up, initialise, layers, space_to_depth
 from lesionseg.plan.plan import Architecture
 
 
@@ -39,7 +38,7 @@ class Encoder(nn.Module):
     def forward(self, x: Float[Tensor, "b c *spatial"]) -> list[Tensor]:
         """Feature maps, finest first."""
         check_input(tuple(x.shape[2:]), self.total_stride)
-        pyramid, x = [], fold(x, self.block)
+        pyramid, x = [], space_to_depth(x, self.block)
         for stage in self.stages:
             x = stage(x)
             pyramid.append(x)

@@ -2,9 +2,10 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -132,3 +133,40 @@ class Stage(nn.Sequential):
 def initialise(conv: Conv | Up) -> None:
     """He normal weights for the leaky slope (He et al. 2015, eq. 15, fan in), in place."""
     nn.init.kaiming_normal_(conv.weight, a=LEAKY_SLOPE, nonlinearity="leaky_relu")
+
+
+def space_to_depth(
+    x: Shaped[Tensor, "b c *spatial"], block: Sequence[int]
+) -> Shaped[Tensor, "b cn *smaller"]:
+    """Every block of voxels as channels of one voxel, no value lost: n per channel, in C order.
+
+    What a space-to-depth stem does (pixel unshuffle: Shi et al. 2016, arXiv 1609.05158).
+    Spatial axes are multiples of `block`; one of ones gives `x` itself.
+
+    >>> import torch
+    >>> space_to_depth(torch.tensor([[[[1, 2], [3, 4]]]]), (2, 2)).flatten().tolist()
+    [1, 2, 3, 4]
+    """
+    if prod(block) == 1:
+        return x
+    dims, sizes = len(block), list(x.shape[:2])  # not len(x), which an export takes as constant
+    for n, side in zip(x.shape[2:], block, strict=True):
+        sizes += [n // side, side]
+    grid, inside = range(2, 2 + 2 * dims, 2), range(3, 3 + 2 * dims, 2)
+    small = [n // side for n, side in zip(x.shape[2:], block, strict=True)]
+    return x.reshape(sizes).permute(0, 1, *inside, *grid).reshape(x.shape[0], -1, *small)
+
+
+def depth_to_space(
+    x: Shaped[Tensor, "b cn *smaller"], block: Sequence[int]
+) -> Shaped[Tensor, "b c *spatial"]:
+    """The way back: `depth_to_space(space_to_depth(x, block), block)` is x."""
+    if prod(block) == 1:
+        return x
+    dims, small = len(block), x.shape[2:]
+    grid, inside = range(2 + dims, 2 + 2 * dims), range(2, 2 + dims)
+    order = [axis for pair in zip(grid, inside, strict=True) for axis in pair]
+    large = [n * side for n, side in zip(small, block, strict=True)]
+    n_channels = x.shape[1] // prod(block)
+    blocks = x.reshape(x.shape[0], n_channels, *block, *small)
+    return blocks.permute(0, 1, *order).reshape(x.shape[0], n_channels, *large)

@@ -11,7 +11,7 @@ class DetectorOutput:
     """Scores and boxes of every anchor, in the order of `ops.anchors.grid_anchors`, in fp32.
 
     `class_logits` `[B, n, K]`: one independent logit a label. `box_deltas` `[B, n, 2·dims]`:
-    offsets from the anchors (`ops.box_coder`). `segmentation`: logits of the voxels as a U-Net
+    offsets from the anchors (`ops.boxes`). `segmentation`: logits of the voxels as a U-Net
     gives them, finest first; empty for a network that only detects.
     """
 

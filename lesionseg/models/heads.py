@@ -8,8 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from lesionseg.errors import ConfigError
-from lesionseg.models.blocks import layers
-from lesionseg.models.space_to_depth import unfold
+from lesionseg.models.blocks import depth_to_space, layers
 from lesionseg.plan.plan import Activation
 
 HEAD_STD = 0.01  # Lin et al. 2017, section 4.1
@@ -41,7 +40,7 @@ class SegmentationHead(nn.Module):
         with torch.autocast(x.device.type, enabled=False):
             x = x.to(self.conv.weight.dtype)
             logits = self._on_cpu(x) if x.device.type == "cpu" else torch.as_tensor(self.conv(x))
-            return unfold(logits, self.block)
+            return depth_to_space(logits, self.block)
 
     def _on_cpu(self, x: Tensor) -> Tensor:
         """The same 1×1 convolution as a matrix product.

@@ -11,9 +11,15 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from lesionseg.models.backbone import check_architecture, check_input, total_stride
-from lesionseg.models.blocks import LEAKY_SLOPE, ConvBlock, InstanceNorm, initialise, layers
+from lesionseg.models.blocks import (
+    LEAKY_SLOPE,
+    ConvBlock,
+    InstanceNorm,
+    initialise,
+    layers,
+    space_to_depth,
+)
 from lesionseg.models.heads import prior_bias
-from lesionseg.models.space_to_depth import fold
 from lesionseg.models.unet import UNet
 from lesionseg.plan.plan import Architecture, Plan
 
@@ -114,7 +120,7 @@ class ResidualEncoder(nn.Module):
     def forward(self, x: Float[Tensor, "b c *spatial"]) -> list[Tensor]:
         """Feature maps, finest first."""
         check_input(tuple(x.shape[2:]), self.total_stride)
-        x = self.stem(fold(x, self.block))
+        x = self.stem(space_to_depth(x, self.block))
         pyramid: list[torch.Tensor] = []
         for stage in self.stages:
             x = stage(x)

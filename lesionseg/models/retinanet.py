@@ -120,16 +120,6 @@ def planned_anchors(plan: Plan) -> AnchorPlan:
     return plan.anchors
 
 
-def has_voxels(plan: Plan) -> bool:
-    """Whether the plan's network gives probabilities of voxels: all but a RetinaNet do."""
-    return plan.architecture.name != "retinanet"
-
-
-def n_voxel_channels(plan: Plan) -> int:
-    """Channels of probabilities that the plan's network gives of each voxel."""
-    return len(plan.label_values) if has_voxels(plan) else 0
-
-
 def check_stages(anchors: AnchorPlan, architecture: Architecture) -> None:
     """Raise `ConfigError` when the anchors' levels are not stages of the architecture, in order."""
     n, stages = len(architecture.features), anchors.stages

@@ -15,7 +15,7 @@ class UNet(nn.Module):
 
     `forward`: image `[B, C, *spatial]` to a list of fp32 logits `[B, K, *spatial]`. In eval mode
     the list has one entry, at full resolution; in train mode `architecture.n_supervised`, finest
-    first, each at its stage's resolution; heads undo a folded stem, so that the finest is full
+    first, each at its stage's resolution. Heads undo a space-to-depth stem: the finest is at full
     resolution with one too. K = `len(bias)`. Raises `GeometryError` for inputs that the total
     stride does not divide. `encoder`: another one than the plain one.
     """

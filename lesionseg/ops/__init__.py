@@ -1,7 +1,7 @@
 """Array in, array out: functions that know neither cases nor files.
 
 Names are imported when they are asked for, so that `lesionseg.ops.components` and
-`lesionseg.ops.lesion_size` do without torch.
+`lesionseg.ops.lesions` do without torch.
 """
 
 from importlib import import_module
@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from lesionseg.ops.components import label_components as label_components
     from lesionseg.ops.components import lesion_instances as lesion_instances
     from lesionseg.ops.components import mask_boxes as mask_boxes
-    from lesionseg.ops.lesion_size import equivalent_diameter_mm as equivalent_diameter_mm
     from lesionseg.ops.resample import resample_linear as resample_linear
     from lesionseg.ops.resample import resample_nearest as resample_nearest
     from lesionseg.ops.suppression import batched_nms as batched_nms
@@ -29,7 +28,6 @@ _HOMES = {
     "box_giou": "boxes",
     "box_iou": "boxes",
     "box_volume": "boxes",
-    "equivalent_diameter_mm": "lesion_size",
     "gaussian_weight": "windows",
     "label_components": "components",
     "lesion_instances": "components",
@@ -45,7 +43,6 @@ __all__ = [
     "box_giou",
     "box_iou",
     "box_volume",
-    "equivalent_diameter_mm",
     "gaussian_weight",
     "label_components",
     "lesion_instances",

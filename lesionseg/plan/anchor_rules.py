@@ -88,7 +88,7 @@ def _levels(sides: Extents, strides: Extents) -> tuple[int, ...]:
 
 
 def _finest_allowed(strides: Extents) -> int:
-    """The first stage coarser than the image, or the only one; number 0 with a folded stem."""
+    """The first stage coarser than the image, or the only one; 0 with a space-to-depth stem."""
     return min(int(strides[0].max() == 1), len(strides) - 1)
 
 

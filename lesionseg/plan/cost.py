@@ -40,7 +40,7 @@ def training_cost(
     A stage of f features on v voxels with b blocks of a kernel of k voxels costs, encoder and
     decoder together, v·k·(f_before·f + 2f·f + 2(b−1)·f²); the last stage has an encoder only. A
     residual block has two convolutions, and one map more, that of its sum.
-    A folded stem has a block's voxels as channels of each of the first stage's.
+    A space-to-depth stem has a block's voxels as channels of each of the first stage's.
     Parameters count four times (weight, gradient and the optimiser's two moments), in fp32.
     """
     macs, values, weights = 0.0, 0.0, 0.0

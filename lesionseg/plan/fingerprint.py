@@ -12,8 +12,7 @@ from numpy.typing import NDArray
 
 from lesionseg.core import Case, Dataset, Geometry, Reference
 from lesionseg.errors import DatasetError
-from lesionseg.ops.components import lesion_instances, mask_boxes
-from lesionseg.ops.lesion_size import equivalent_diameter_mm
+from lesionseg.ops.lesions import lesion_mask, lesions_of
 from lesionseg.plan.plan import Modality
 
 FINGERPRINT_VERSION = 1
@@ -112,8 +111,8 @@ _COUNTS = ("n_cases", "n_lesions", "n_lesion_free_cases")
 def take_fingerprint(dataset: Dataset, cases: Iterable[Case]) -> Fingerprint:
     """Statistics of `cases`, read one after the other and forgotten; unlabelled ones are skipped.
 
-    Lesions are the reference's instances, else the components of its labels, else its boxes
-    (filled). Raises `DatasetError` when there is no labelled case.
+    Lesions are those of `lesions_of`: a bare box is as large as the ellipsoid inscribed in it, and
+    its intensities are those of all its voxels. Raises `DatasetError` when no case is labelled.
     """
     notes = [_look(case, case.reference, dataset) for case in cases if case.reference is not None]
     if not notes:
@@ -158,15 +157,16 @@ class _Note:
 def _look(case: Case, reference: Reference, dataset: Dataset) -> _Note:
     array, geometry = case.image.array, case.image.geometry
     order = canonical_order(geometry)
-    voxels, sides, covered = _lesions(reference)
+    lesions, covered = lesions_of(reference), lesion_mask(reference)
+    start, stop = np.split(lesions.boxes, 2, axis=1)
+    sides = np.maximum(stop - start, 1)
     n_known = covered.size if reference.ignore is None else np.count_nonzero(~reference.ignore)
-    diameters = equivalent_diameter_mm(voxels * geometry.voxel_size, dataset.dims)
     flat = array.reshape(len(array), -1)
     return _Note(
         shape=tuple(geometry.shape[a] for a in order),
         spacing_mm=tuple(round(geometry.spacing_mm[a], 6) for a in order),
-        lesion_voxels=tuple(int(v) for v in voxels),
-        diameters_mm=tuple(round(float(d), 4) for d in diameters),
+        lesion_voxels=tuple(int(v) for v in lesions.sizes_vox),
+        diameters_mm=tuple(round(float(d), 4) for d in lesions.diameters_mm),
         extents_mm=tuple(
             tuple(round(float(row[a]) * geometry.spacing_mm[a], 4) for a in order) for row in sides
         ),
@@ -195,38 +195,6 @@ def canonical_order(geometry: Geometry) -> tuple[int, ...]:
     return max(
         permutations(range(3)), key=lambda p: along[2, p[0]] + along[1, p[1]] + along[0, p[2]]
     )
-
-
-def _lesions(
-    reference: Reference,
-) -> tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.bool_]]:
-    """Voxels of each lesion, the sides `[n, dims]` of its box in voxels, and the mask of all.
-
-    What the reference says to ignore is no lesion.
-    """
-    instances = reference.instances
-    if instances is None and reference.labels is not None:
-        instances = lesion_instances(reference.labels).instances
-    if instances is not None:
-        if reference.ignore is not None:
-            instances = np.where(reference.ignore, 0, instances)
-        counts = np.bincount(instances.ravel())[1:]
-        found = mask_boxes(instances, len(counts))[counts > 0]
-        return counts[counts > 0], _sides(found), instances > 0
-    covered = np.zeros(reference.geometry.shape, dtype=bool)
-    boxes = reference.boxes if reference.boxes is not None else np.zeros((0, 2 * covered.ndim))
-    for box in np.rint(boxes).astype(int):
-        low, high = box[: covered.ndim], box[covered.ndim :]
-        covered[tuple(slice(max(a, 0), b) for a, b in zip(low, high, strict=True))] = True
-    if reference.ignore is not None:
-        covered &= ~reference.ignore
-    sides = np.maximum(_sides(boxes), 1)
-    return np.rint(sides.prod(axis=1)).astype(np.int64), sides, covered
-
-
-def _sides(boxes: NDArray[Any]) -> NDArray[np.float32]:
-    start, stop = np.split(boxes, 2, axis=1)
-    return np.asarray(stop - start)
 
 
 def _sampled(values: NDArray[Any]) -> NDArray[np.float32]:

@@ -24,8 +24,9 @@ from lesionseg.plan.plan import (
     CandidateSource,
     Normalisation,
     Plan,
+    sources_of,
 )
-from lesionseg.plan.plan_overrides import SIZES_GB, SOURCES
+from lesionseg.plan.plan_overrides import SIZES_GB
 from lesionseg.plan.plan_overrides import PlanOverrides as PlanOverrides
 
 logger = logging.getLogger(__name__)
@@ -171,8 +172,8 @@ def _budget(
     memory_gb = min(memory_gb, SIZES_GB.get(chosen.size or "", memory_gb))
     found = tile_rules.budget(device, memory_gb)
     found = replace(found, value=replace(found.value, architecture=chosen.architecture))
-    if chosen.stem == "folded":
-        found = replace(found, value=tile_rules.folded(found.value))
+    if chosen.stem == "space_to_depth":
+        found = replace(found, value=tile_rules.for_space_to_depth(found.value))
     base = chosen.base_features
     if base is None:
         return found
@@ -229,8 +230,8 @@ def _architecture(
         )
     rest = [n // s for n, s in zip(tile, tile_rules.total_stride(shape), strict=True)]
     kind = "anisotropic" if rules.is_anisotropic(spacing_mm) else "all axes alike"
-    if shape.stem == "folded":
-        kind += f"; blocks of {list(shape.block)} voxels folded into channels"
+    if shape.stem == "space_to_depth":
+        kind += f"; blocks of {list(shape.block)} voxels as channels"
     reason = f"{len(shape.features)} stages, {shape.features[0]} to {shape.features[-1]} features, "
     return rules.Decision(shape, reason + f"coarsest map {rest} voxels wide; {kind}")
 
@@ -250,7 +251,7 @@ def _scales(fingerprint: Fingerprint, before: Plan | None) -> list[rules.Decisio
 
 
 def _source(chosen: PlanOverrides) -> CandidateSource:
-    return chosen.candidates or SOURCES.get(chosen.architecture, ("segmentation",))[0]
+    return chosen.candidates or sources_of(chosen.architecture)[0]
 
 
 def _anchors(
@@ -261,7 +262,7 @@ def _anchors(
     before: Plan | None,
 ) -> rules.Decision[AnchorPlan | None]:
     """Fitted to the lesions' boxes for a detector; none for a network that only segments."""
-    if architecture.name not in SOURCES:
+    if "detection" not in sources_of(architecture.name):
         return rules.Decision(None, "")
     if before is not None and before.anchors is not None:
         found: rules.Decision[AnchorPlan | None] = rules.Decision(before.anchors, FOLLOWED)

@@ -14,8 +14,21 @@ PLAN_VERSION = 1
 Modality = Literal["mri", "ct", "xray"]
 Activation = Literal["sigmoid", "softmax"]
 CandidateSource = Literal["segmentation", "detection", "both"]
-Stem = Literal["full", "folded"]
+Stem = Literal["full", "space_to_depth"]
 ComponentScore = Literal["max", "mean"]
+
+# what candidates of our own networks may come from, the default first
+SOURCES: Mapping[str, tuple[CandidateSource, ...]] = {
+    "unet": ("segmentation",),
+    "residual_unet": ("segmentation",),
+    "retinanet": ("detection",),
+    "retina_unet": ("both", "detection", "segmentation"),
+}
+
+
+def sources_of(architecture: str) -> tuple[CandidateSource, ...]:
+    """What candidates of a network to be planned may come from; of an unknown one: its voxels."""
+    return SOURCES.get(architecture, ("segmentation",))
 
 
 @dataclass(frozen=True)
@@ -39,8 +52,8 @@ class Architecture:
     """A network by name from the closed table in `models.build`, and its shape.
 
     One entry per resolution stage in `features`, `strides` and `kernels`. The stride of stage 0 is
-    the `block` of voxels that a folded stem turns into channels; all ones for none. `blocks` a
-    stage; `encoder_blocks` are a residual encoder's own, a number a stage.
+    the `block` of voxels that a space-to-depth stem turns into channels; all ones for none.
+    `blocks` per stage; `encoder_blocks` are a residual encoder's own, one number per stage.
     """
 
     name: str
@@ -59,7 +72,7 @@ class Architecture:
     @property
     def stem(self) -> Stem:
         """Whether the first stage has a voxel for each of the image's, or for a block of them."""
-        return "folded" if max(self.block) > 1 else "full"
+        return "space_to_depth" if max(self.block) > 1 else "full"
 
 
 @dataclass(frozen=True)
@@ -139,6 +152,25 @@ class Plan:
     regions: tuple[tuple[int, ...], ...] = ()
     reasons: Mapping[str, str] = field(default_factory=dict)
     schema_version: int = PLAN_VERSION
+
+    @property
+    def has_boxes(self) -> bool:
+        """Whether the network gives boxes: it does where there are anchors for them."""
+        return self.anchors is not None
+
+    @property
+    def has_voxels(self) -> bool:
+        """Whether the network gives probabilities of voxels.
+
+        One that is not ours does, unless `candidate_rule.source` takes its boxes alone.
+        """
+        sources = SOURCES.get(self.architecture.name, (self.candidate_rule.source,))
+        return sources != ("detection",)
+
+    @property
+    def n_voxel_channels(self) -> int:
+        """Channels of probabilities that the network gives of each voxel."""
+        return len(self.label_values) if self.has_voxels else 0
 
     @property
     def mask_values(self) -> tuple[int, ...]:

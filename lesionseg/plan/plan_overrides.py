@@ -4,15 +4,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import get_args
 
-from lesionseg.errors import ConfigError
+from lesionseg.errors import one_of, require
 from lesionseg.plan.anchor_plan import Merge
-from lesionseg.plan.plan import Activation, CandidateSource, ComponentScore, Stem
-
-# what a detector's candidates may come from, the default first
-SOURCES: Mapping[str, tuple[CandidateSource, ...]] = {
-    "retinanet": ("detection",),
-    "retina_unet": ("both", "detection", "segmentation"),
-}
+from lesionseg.plan.plan import Activation, CandidateSource, ComponentScore, Stem, sources_of
 
 # about what nnU-Net plans its ResEnc presets M and L for
 SIZES_GB: Mapping[str, float] = {"M": 10.0, "L": 24.0}
@@ -23,10 +17,10 @@ class PlanOverrides:
     """What somebody decides instead of the rules; None leaves it to them.
 
     `init_from`: the bundle, or the run, whose weights training starts from; its grid,
-    normalisation and backbone are followed (`make_plan`'s `before`). `stem`: folded turns blocks of
-    2 voxels along each fine axis into channels, and the backbone works on half the grid. `size`, M
-    or L: of a residual U-Net, the memory it is planned for. `merge`: of a detector's boxes
-    (`AnchorPlan`). `component_score`: of candidates from voxels (`CandidateRule`).
+    normalisation and backbone are followed (`make_plan`'s `before`). `stem`: space_to_depth turns
+    blocks of 2 voxels along each fine axis into channels, and the backbone works on half the grid.
+    `size`, M or L: of a residual U-Net, the memory it is planned for. `merge`: of a detector's
+    boxes (`AnchorPlan`). `component_score`: of candidates from voxels (`CandidateRule`).
     """
 
     architecture: str = "unet"
@@ -45,49 +39,38 @@ class PlanOverrides:
     def __post_init__(self) -> None:
         spacing, tile = self.spacing_mm or (1.0,), self.tile_shape or (1,)
         counts = (self.batch_size or 1, self.base_features or 1)
-        if min(spacing) <= 0 or min(tile) < 1 or min(counts) < 1:
-            raise ConfigError("Sizes of a plan are positive.", where="model", seen=self)
-        if self.candidates not in (None, *SOURCES.get(self.architecture, ("segmentation",))):
-            raise ConfigError(
-                f"A {self.architecture} does not give such candidates.",
-                where="model.candidates",
-                seen=self.candidates,
-                expected=", ".join(SOURCES.get(self.architecture, ("segmentation",))),
-            )
-        known = get_args(Merge) if self.architecture in SOURCES else ()
-        if self.merge not in (None, *known):
-            raise ConfigError(
-                f"The boxes of a {self.architecture} are not merged in such a way.",
-                where="model.merge",
-                seen=self.merge,
-                expected=", ".join(known) or "null: it gives no boxes",
-            )
-        if self.component_score not in get_args(ComponentScore):
-            raise ConfigError(
-                "There is no such score of a candidate.",
-                where="model.component_score",
-                seen=self.component_score,
-                expected=", ".join(get_args(ComponentScore)),
-            )
-        if self.stem not in (None, *get_args(Stem)):
-            raise ConfigError(
-                "There is no such stem.",
-                where="model.stem",
-                seen=self.stem,
-                expected=", ".join(get_args(Stem)),
-            )
-        residual = self.architecture == "residual_unet"
-        if self.size not in (None, *(SIZES_GB if residual else ())):
-            raise ConfigError(
-                "A network of this name has no such size.",
-                where="model.size",
-                seen=f"{self.size} for {self.architecture}",
-                expected="M or L for residual_unet, null for all others",
-            )
-        if self.activation not in ("sigmoid", "softmax"):
-            raise ConfigError(
-                "The activation is unknown.",
-                where="model.activation",
-                seen=self.activation,
-                expected="sigmoid or softmax",
-            )
+        positive = min(spacing) > 0 and min(tile) >= 1 and min(counts) >= 1
+        require(positive, "Sizes of a plan are positive.", where="model", seen=self)
+        sources = sources_of(self.architecture)
+        require(
+            self.candidates in (None, *sources),
+            f"A {self.architecture} does not give such candidates.",
+            where="model.candidates",
+            seen=self.candidates,
+            expected=", ".join(sources),
+        )
+        merges = get_args(Merge) if "detection" in sources else ()
+        require(
+            self.merge in (None, *merges),
+            f"The boxes of a {self.architecture} are not merged in such a way.",
+            where="model.merge",
+            seen=self.merge,
+            expected=", ".join(merges) or "null: it gives no boxes",
+        )
+        one_of(
+            "score of a candidate",
+            self.component_score,
+            get_args(ComponentScore),
+            where="model.component_score",
+        )
+        if self.stem is not None:
+            one_of("stem", self.stem, get_args(Stem), where="model.stem")
+        sizes = SIZES_GB if self.architecture == "residual_unet" else ()
+        require(
+            self.size in (None, *sizes),
+            "A network of this name has no such size.",
+            where="model.size",
+            seen=f"{self.size} for {self.architecture}",
+            expected="M or L for residual_unet, null for all others",
+        )
+        one_of("activation", self.activation, get_args(Activation), where="model.activation")

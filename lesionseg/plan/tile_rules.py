@@ -72,7 +72,7 @@ def network_shape(
     that can be halved; an axis over twice as coarse as the finest has kernels of 1, so that it is
     mixed only once the others have caught up. Features double from `base_features` to `widest`.
     `exact`: only halvings that the tile's own numbers allow, for a tile somebody has chosen.
-    A folded `stem` takes the place of the first stage.
+    A space-to-depth `stem` takes the place of the first stage.
     """
     size, spacing = list(map(float, tile_shape)), list(map(float, spacing_mm))
     strides, kernels = [(1,) * len(size)], [_kernel(size, spacing)]
@@ -81,7 +81,7 @@ def network_shape(
         spacing = [s * 2 if halved else s for s, halved in zip(spacing, stride, strict=True)]
         strides.append(tuple(2 if halved else 1 for halved in stride))
         kernels.append(_kernel(size, spacing))
-    first = 1 if stem == "folded" and len(strides) > 1 else 0
+    first = 1 if stem == "space_to_depth" and len(strides) > 1 else 0
     n, residual = len(strides) - first, name == "residual_unet"
     blocks = (*RESIDUAL_BLOCKS, *(RESIDUAL_BLOCKS[-1],) * n)[first : first + n]
     return Architecture(
@@ -95,9 +95,9 @@ def network_shape(
     )
 
 
-def folded(allowed: DeviceBudget) -> DeviceBudget:
-    """The same budget for a folded stem: as wide at half resolution as the full network is."""
-    return replace(allowed, base_features=2 * allowed.base_features, stem="folded")
+def for_space_to_depth(allowed: DeviceBudget) -> DeviceBudget:
+    """The same budget for a space-to-depth stem: as wide at half resolution as the full one."""
+    return replace(allowed, base_features=2 * allowed.base_features, stem="space_to_depth")
 
 
 def _stride(size: Sequence[float], spacing: Sequence[float], exact: bool) -> tuple[bool, ...]:

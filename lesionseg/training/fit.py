@@ -22,7 +22,6 @@ from lesionseg.data.sampling import SamplingSettings
 from lesionseg.errors import ConfigError
 from lesionseg.losses.detection_loss import DetectionLoss
 from lesionseg.models.precision import fast_dtype
-from lesionseg.models.retinanet import has_voxels
 from lesionseg.plan.plan import Plan
 from lesionseg.training.callbacks.checkpoint import Checkpoint, read_checkpoint
 from lesionseg.training.callbacks.hard_background import HardPlaces, WatchBackground
@@ -162,7 +161,7 @@ def check_activation(loss: nn.Module, plan: Plan) -> None:
 
 def _require_voxels(plan: Plan) -> None:
     """Hard background is the worst voxel of a tile: there must be voxels."""
-    if not has_voxels(plan):
+    if not plan.has_voxels:
         raise ConfigError(
             "Hard background cannot be collected from a network without voxels.",
             where="sampling.hard_share",

@@ -86,7 +86,7 @@ def test_overlapping_work_of_a_device_counts_once(work: ModuleType) -> None:
 
 
 def test_a_job_travels_as_json(work: ModuleType) -> None:
-    job = work.Job("tiles", "somewhere", folded=True)
+    job = work.Job("tiles", "somewhere", space_to_depth=True)
     assert work.Job.from_json(json.loads(json.dumps(job.to_json())) | {"later": 1}) == job
 
 

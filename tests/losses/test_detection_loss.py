@@ -10,7 +10,7 @@ from lesionseg.losses.box_losses import is_degenerate, offset_loss, overlap_loss
 from lesionseg.losses.detection_loss import AnchorTargets, DetectionLoss
 from lesionseg.ops.anchors import AnchorLevel
 from lesionseg.ops.assign import BACKGROUND, IGNORED, assign_atss
-from lesionseg.ops.box_coder import encode_boxes
+from lesionseg.ops.boxes import encode_boxes
 
 ANCHORS = torch.tensor([[0.0, 0, 4, 4], [4, 0, 8, 4], [0, 4, 4, 8], [4, 4, 8, 8]])
 KINDS = ("focal", "varifocal", "quality", "hard_negatives")

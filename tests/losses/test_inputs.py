@@ -16,7 +16,7 @@ LOGITS, LABELS = torch.zeros(2, 3, 4), torch.zeros(2, 4, dtype=torch.int64)
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ({"reduction": "average"}, "none or mean or sum or per_positive"),
+        ({"reduction": "average"}, "none, mean, sum, per_positive"),
         ({"gamma": -1.0}, "γ"),
         ({"gamma": float("nan")}, "γ"),
         ({"alpha": 1.5}, r"\[0, 1\]"),

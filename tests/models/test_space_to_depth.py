@@ -1,4 +1,4 @@
-"""A folded stem: voxels as channels and back, and every network with one."""
+"""A space-to-depth stem: voxels as channels and back, and every network with one."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,7 @@ import torch
 from torch.nn.functional import binary_cross_entropy_with_logits, pixel_unshuffle
 
 from lesionseg.models import build_network
-from lesionseg.models.space_to_depth import fold, unfold
+from lesionseg.models.blocks import depth_to_space, space_to_depth
 from lesionseg.models.transfer import take_weights
 from lesionseg.ops.anchors import grid_anchors
 from lesionseg.plan.anchor_rules import fit_anchors
@@ -51,24 +51,24 @@ def noise() -> torch.Generator:
 def test_a_block_becomes_channels_in_c_order() -> None:
     x = torch.arange(16).reshape(1, 1, 4, 4)
     expected = [[[0, 2], [8, 10]], [[1, 3], [9, 11]], [[4, 6], [12, 14]], [[5, 7], [13, 15]]]
-    assert fold(x, (2, 2))[0].tolist() == expected
-    assert fold(x, (1, 2))[0, :, 0].tolist() == [[0, 2], [1, 3]]
-    assert unfold(torch.tensor(expected)[None], (2, 2)).tolist() == x.tolist()
+    assert space_to_depth(x, (2, 2))[0].tolist() == expected
+    assert space_to_depth(x, (1, 2))[0, :, 0].tolist() == [[0, 2], [1, 3]]
+    assert depth_to_space(torch.tensor(expected)[None], (2, 2)).tolist() == x.tolist()
 
 
 def test_in_two_dimensions_it_is_torchs_pixel_unshuffle(noise) -> None:
     x = torch.randn(2, 3, 6, 8, generator=noise)
-    assert torch.equal(fold(x, (2, 2)), pixel_unshuffle(x, 2))
+    assert torch.equal(space_to_depth(x, (2, 2)), pixel_unshuffle(x, 2))
 
 
 @pytest.mark.parametrize(
     "block", [(2,), (2, 2), (1, 2), (1, 1), (2, 2, 2), (1, 2, 2), (3, 1, 2)], ids=str
 )
-def test_unfolding_undoes_folding(block, noise) -> None:
+def test_depth_to_space_undoes_space_to_depth(block, noise) -> None:
     x = torch.randn(2, 3, *(6,) * len(block), generator=noise)
-    small = fold(x, block)
+    small = space_to_depth(x, block)
     assert small.shape == (2, 3 * np.prod(block), *(6 // side for side in block))
-    assert torch.equal(unfold(small, block), x)
+    assert torch.equal(depth_to_space(small, block), x)
 
 
 @pytest.mark.parametrize("dims", [2, 3])
@@ -105,7 +105,7 @@ def test_a_softmax_keeps_background_and_labels_apart(noise) -> None:
 def test_a_detector_has_an_anchor_at_every_cell_and_full_resolution_voxels(dims, name) -> None:
     plan = plan_of(dims, name)
     assert plan.anchors is not None
-    assert plan.anchors.stages[0] == 0  # every second voxel, as without folding
+    assert plan.anchors.stages[0] == 0  # every second voxel, as with the full stem
     output = build_network(plan)(torch.zeros(2, 2, *(16,) * dims))
     levels = plan.anchors.levels(plan.architecture.strides, plan.tile_shape)
     n = len(grid_anchors(levels))
@@ -119,10 +119,10 @@ def test_tiles_do_not_see_each_other_and_a_shift_by_the_block_is_a_shift_by_one(
     network = build_network(plan_of(2)).eval()
     x = torch.randn(2, 2, 16, 16, generator=noise)
     torch.testing.assert_close(network(x)[0][1:], network(x[1:])[0])
-    assert torch.equal(fold(x.roll(2, -1), (2, 2)), fold(x, (2, 2)).roll(1, -1))
+    assert torch.equal(space_to_depth(x.roll(2, -1), (2, 2)), space_to_depth(x, (2, 2)).roll(1, -1))
 
 
-def test_a_full_and_a_folded_plan_exchange_only_what_fits(noise) -> None:
+def test_a_full_and_a_space_to_depth_plan_exchange_only_what_fits(noise) -> None:
     full, half = plan_of(2, block=1), plan_of(2)
     done = take_weights(build_network(half), half, build_network(full), full)
     assert "encoder.stages.0.0.conv.weight" in done.fresh
@@ -131,8 +131,8 @@ def test_a_full_and_a_folded_plan_exchange_only_what_fits(noise) -> None:
     }
 
 
-def test_a_plan_without_folding_reads_as_before() -> None:
-    for block, stem in ((1, "full"), (2, "folded")):
+def test_a_plan_of_a_full_stem_reads_as_before() -> None:
+    for block, stem in ((1, "full"), (2, "space_to_depth")):
         plan = plan_of(3, block=block)
         assert plan.architecture.stem == stem
         assert Plan.from_json(plan.to_json()) == plan

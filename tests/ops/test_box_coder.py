@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lesionseg.ops.box_coder import decode_boxes, encode_boxes
+from lesionseg.ops.boxes import decode_boxes, encode_boxes
 
 
 def _boxes(dims: int, seed: int) -> Tensor:

@@ -122,13 +122,14 @@ def test_two_axes_are_a_radiograph(dataset: Dataset):
     assert found.diameters_mm[0] == pytest.approx(2 * np.sqrt(4 / np.pi), rel=1e-4)
 
 
-def test_boxes_alone_are_filled(dataset: Dataset):
+def test_boxes_alone_are_filled_and_as_large_as_the_ellipses_in_them(dataset: Dataset):
     geometry = Geometry.from_spacing((20, 30), (1.0, 1.0))
     boxes = np.array([[2, 3, 6, 8], [10, 10, 12, 12]], dtype=np.float32)
     image = Volume(np.ones((1, 20, 30), np.float32), geometry)
     case = Case("a", image, Reference(geometry, boxes=boxes, box_labels=(1, 1)))
     found = take_fingerprint(replace(dataset, dims=2), [case])
-    assert found.lesion_voxels == (20, 4)
+    assert found.diameters_mm == pytest.approx((np.sqrt(20), 2), abs=1e-4)
+    assert found.lesion_voxels == (16, 3)  # π/4 of 20 and of 4
     assert found.lesion_fraction == pytest.approx(24 / 600)
 
 

@@ -151,9 +151,9 @@ def test_a_plan_follows_the_one_whose_weights_training_starts_from(
     assert detector.anchors is not None
 
 
-@pytest.mark.parametrize("chosen", [None, "folded"])
-def test_a_folded_stem_is_followed(fingerprint: Fingerprint, dataset: Dataset, chosen):
-    before = plan_of(fingerprint, dataset, stem="folded")
+@pytest.mark.parametrize("chosen", [None, "space_to_depth"])
+def test_a_space_to_depth_stem_is_followed(fingerprint: Fingerprint, dataset: Dataset, chosen):
+    before = plan_of(fingerprint, dataset, stem="space_to_depth")
     after = make_plan(
         fingerprint,
         dataset,
@@ -163,18 +163,20 @@ def test_a_folded_stem_is_followed(fingerprint: Fingerprint, dataset: Dataset, c
         before=before,
     )
     assert after.architecture == before.architecture
-    assert after.architecture.stem == "folded"
+    assert after.architecture.stem == "space_to_depth"
 
 
-def test_a_folded_stem_is_planned_and_said(fingerprint: Fingerprint, dataset: Dataset):
-    full, folded = (plan_of(fingerprint, dataset, stem=stem) for stem in ("full", "folded"))
+def test_a_space_to_depth_stem_is_planned_and_said(fingerprint: Fingerprint, dataset: Dataset):
+    full, blocked = (
+        plan_of(fingerprint, dataset, stem=stem) for stem in ("full", "space_to_depth")
+    )
     assert full == plan_of(fingerprint, dataset)
-    assert "folded" not in full.reasons["architecture"]
-    assert folded.architecture.features == full.architecture.features[1:]
-    assert folded.architecture.block == full.architecture.strides[1]
-    block = list(folded.architecture.block)
-    assert f"blocks of {block} voxels folded" in folded.reasons["architecture"]
-    by_hand = plan_of(fingerprint, dataset, stem="folded", base_features=12)
+    assert "as channels" not in full.reasons["architecture"]
+    assert blocked.architecture.features == full.architecture.features[1:]
+    assert blocked.architecture.block == full.architecture.strides[1]
+    block = list(blocked.architecture.block)
+    assert f"blocks of {block} voxels as channels" in blocked.reasons["architecture"]
+    by_hand = plan_of(fingerprint, dataset, stem="space_to_depth", base_features=12)
     assert by_hand.architecture.features[0] == 12
 
 
@@ -187,7 +189,7 @@ def test_a_folded_stem_is_planned_and_said(fingerprint: Fingerprint, dataset: Da
         ({}, {"architecture": "mine"}, "another kind of backbone"),
         ({}, {"spacing_mm": (3.0, 3.0, 3.0)}, r"leave model\.spacing_mm out"),
         ({}, {"base_features": 99}, r"leave model\.base_features out"),
-        ({}, {"stem": "folded"}, r"leave model\.stem out"),
+        ({}, {"stem": "space_to_depth"}, r"leave model\.stem out"),
         ({}, {"tile_shape": (20, 20, 20)}, "multiples of"),
     ],
 )

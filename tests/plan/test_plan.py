@@ -56,6 +56,28 @@ def test_a_plan_written_before_these_decisions_existed_can_still_be_read(plan: P
     assert ANCHORS.merge == "wbc"
 
 
+@pytest.mark.parametrize(
+    ("name", "anchors", "source", "heads"),
+    [
+        ("unet", None, "segmentation", (True, False)),
+        ("retinanet", ANCHORS, "detection", (False, True)),
+        ("retina_unet", ANCHORS, "both", (True, True)),
+        ("retina_unet", ANCHORS, "detection", (True, True)),  # it has voxels, wanted or not
+        ("mine", None, "segmentation", (True, False)),
+        ("mine", ANCHORS, "both", (True, True)),
+        ("mine", ANCHORS, "detection", (False, True)),  # a detector of somebody's own
+    ],
+)
+def test_which_heads_a_network_has(plan: Plan, name, anchors, source, heads) -> None:
+    named = plan.with_(
+        architecture=replace(plan.architecture, name=name),
+        anchors=anchors,
+        candidate_rule=replace(plan.candidate_rule, source=source),
+    )
+    assert (named.has_voxels, named.has_boxes) == heads
+    assert named.n_voxel_channels == len(plan.label_values) * heads[0]
+
+
 def test_an_unknown_way_to_merge_boxes_is_refused(plan: Plan) -> None:
     raw = json.loads(plan.with_(anchors=replace(ANCHORS, merge="nms")).to_json())
     assert Plan.from_json(json.dumps(raw)).anchors == replace(ANCHORS, merge="nms")

@@ -9,7 +9,7 @@ from lesionseg.plan.plan import Architecture
 from lesionseg.plan.tile_rules import (
     batch_size,
     budget,
-    folded,
+    for_space_to_depth,
     network_shape,
     tile_shape,
     total_stride,
@@ -69,25 +69,25 @@ def test_two_axes_and_a_single_slice():
 
 @pytest.mark.parametrize("name", ["unet", "residual_unet"])
 @pytest.mark.parametrize("spacing", [(1.0, 1.0, 1.0), (5.0, 1.0, 1.0)])
-def test_a_folded_stem_takes_the_place_of_the_first_stage(name, spacing):
+def test_a_space_to_depth_stem_takes_the_place_of_the_first_stage(name, spacing):
     tile = (32, 64, 64)
     full = network_shape(tile, spacing, 16, 128, name=name)
-    half = network_shape(tile, spacing, 32, 128, name=name, stem="folded")
+    half = network_shape(tile, spacing, 32, 128, name=name, stem="space_to_depth")
     for table in ("features", "strides", "kernels", "encoder_blocks"):
         assert getattr(half, table) == getattr(full, table)[1:]
-    assert (full.stem, half.stem) == ("full", "folded")
+    assert (full.stem, half.stem) == ("full", "space_to_depth")
     assert half.block == ((2, 2, 2) if spacing[0] == 1 else (1, 2, 2))
     assert total_stride(half) == total_stride(full)
 
 
-def test_what_cannot_be_halved_is_not_folded():
-    assert network_shape((6, 6), (1, 1), 16, 128, stem="folded").stem == "full"
+def test_what_cannot_be_halved_is_not_a_block():
+    assert network_shape((6, 6), (1, 1), 16, 128, stem="space_to_depth").stem == "full"
 
 
-def test_a_folded_stem_costs_what_the_full_network_without_its_first_stage_does():
+def test_a_space_to_depth_stem_costs_what_the_full_network_without_its_first_stage_does():
     tile = (64, 64, 64)
     full = training_cost(network_shape(tile, (1, 1, 1), 16, 128), tile, 2)
-    half = training_cost(network_shape(tile, (1, 1, 1), 32, 128, stem="folded"), tile, 2)
+    half = training_cost(network_shape(tile, (1, 1, 1), 32, 128, stem="space_to_depth"), tile, 2)
     # of the first stage: 27·(1·16 + 4·16²) a voxel, then up to it 32·16·8 a voxel of the second,
     # whose first convolution now sees 8 channels rather than 16
     voxels = 64**3
@@ -99,9 +99,11 @@ def test_a_folded_stem_costs_what_the_full_network_without_its_first_stage_does(
     assert half.memory_gb < 0.5 * full.memory_gb
 
 
-def test_a_folded_stem_gets_larger_tiles():
+def test_a_space_to_depth_stem_gets_larger_tiles():
     for allowed, side in ((CPU, 80), (GPU, 160)):
-        assert tile_shape((160, 192, 160), (1, 1, 1), folded(allowed)).value == (side,) * 3
+        assert (
+            tile_shape((160, 192, 160), (1, 1, 1), for_space_to_depth(allowed)).value == (side,) * 3
+        )
 
 
 def test_an_exact_tile_is_halved_only_where_it_is_even():

@@ -6,8 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from lesionseg.core import Volume
-from lesionseg.evaluation.case.instances import Instances
+from lesionseg.core import Lesions, Volume
 
 RING_MM = (2.0, 5.0)
 MIN_RING_VOXELS = 10
@@ -15,7 +14,7 @@ _TO_SIGMA = 1.4826  # the standard deviation of a normal variable over its MAD
 
 
 def lesion_contrasts(
-    image: Volume, lesions: Instances, ignored: NDArray[np.bool_] | None = None
+    image: Volume, lesions: Lesions, ignored: NDArray[np.bool_] | None = None
 ) -> list[float | None]:
     """Contrast of each lesion in the image's first channel, signed: brighter is positive.
 
@@ -35,7 +34,7 @@ def lesion_contrasts(
 
 def _contrast(
     image: NDArray[Any],
-    lesions: Instances,
+    lesions: Lesions,
     row: int,
     taken: NDArray[np.bool_],
     outside: NDArray[np.bool_],

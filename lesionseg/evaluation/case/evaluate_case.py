@@ -11,6 +11,7 @@ from lesionseg.core import (
     Candidate,
     Geometry,
     LabelRegion,
+    Lesions,
     OperatingPoint,
     Prediction,
     Reference,
@@ -19,7 +20,6 @@ from lesionseg.core import (
 from lesionseg.errors import GeometryError
 from lesionseg.evaluation import edge_cases
 from lesionseg.evaluation.case.contrast import lesion_contrasts
-from lesionseg.evaluation.case.instances import Instances
 from lesionseg.evaluation.case.label_regions import (
     can_be_divided,
     prediction_of,
@@ -173,7 +173,7 @@ def _surface(judged: CaseMatch, preset: Preset) -> tuple[float | None, float | N
     return distances.surface_dice(preset.surface_tolerance_mm), distances.hd95_mm()
 
 
-def _ml(instances: Instances, rows: NDArray[np.bool_]) -> float | None:
+def _ml(instances: Lesions, rows: NDArray[np.bool_]) -> float | None:
     """Summed volume; None in 2-D and where a row has no mask."""
     if instances.geometry.dims == 2 or not instances.masked[rows].all():
         return None
@@ -235,7 +235,7 @@ def _lesion(judged: CaseMatch, row: int, extent: Extent | None, missing: bool) -
     )
 
 
-def _near_resolution(lesions: Instances, row: int, extent: Extent | None) -> bool:
+def _near_resolution(lesions: Lesions, row: int, extent: Extent | None) -> bool:
     """By its voxels; a bare box by the voxels of the box."""
     if extent is not None:
         return extent.near_resolution
@@ -316,14 +316,14 @@ def _iou(judged: CaseMatch, candidate: int, lesion: int) -> float:
     return float(found[0]) if len(found) else 0.0
 
 
-def _candidate_ml(candidates: Instances, row: int, given: Candidate) -> float | None:
+def _candidate_ml(candidates: Lesions, row: int, given: Candidate) -> float | None:
     drawn = candidates.volume_ml(row)
     return given.volume_ml if drawn is None and candidates.geometry.dims == 3 else drawn
 
 
-def _start(instances: Instances, row: int) -> tuple[float, ...]:
+def _start(instances: Lesions, row: int) -> tuple[float, ...]:
     return tuple(instances.boxes[row, : instances.geometry.dims].tolist())
 
 
-def _stop(instances: Instances, row: int) -> tuple[float, ...]:
+def _stop(instances: Lesions, row: int) -> tuple[float, ...]:
     return tuple(instances.boxes[row, instances.geometry.dims :].tolist())

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from lesionseg.core import OperatingPoint, Prediction, Reference
-from lesionseg.evaluation.case.instances import Instances, candidate_instances, reference_instances
+from lesionseg.core import Lesions, OperatingPoint, Prediction, Reference
 from lesionseg.evaluation.case.matching import NEVER, Links, detection_scores, find_links, match
 from lesionseg.evaluation.case.overlap import Overlaps, overlap_table
 from lesionseg.evaluation.case.set_aside import SetAside, find_set_aside
 from lesionseg.evaluation.presets import SIDE_CRITERIA, Criterion
 from lesionseg.evaluation.results import Outcome, OutcomeCounts
+from lesionseg.ops.lesions import candidates_of, lesions_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,8 +50,8 @@ class CaseMatch:
     """
 
     prediction: Prediction
-    lesions: Instances
-    candidates: Instances
+    lesions: Lesions
+    candidates: Lesions
     overlaps: Overlaps
     accepted: NDArray[np.bool_]
     detected_at: NDArray[np.float64]
@@ -83,8 +83,8 @@ def judge(
     Candidates of at least the operating point's score are accepted; without a point, or without
     scores, those that the prediction marks as accepted.
     """
-    lesions = reference_instances(reference)
-    candidates = candidate_instances(prediction, reference.ignore)
+    lesions = lesions_of(reference)
+    candidates = candidates_of(prediction, reference.ignore)
     set_aside = find_set_aside(reference, prediction, candidates)
     overlaps = overlap_table(candidates, lesions).among(~set_aside.wholly)
     scores = np.array([c.score for c in prediction.candidates], dtype=np.float64)

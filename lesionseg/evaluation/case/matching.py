@@ -16,7 +16,7 @@ from scipy.optimize import linear_sum_assignment
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from lesionseg.evaluation.case.instances import Instances
+from lesionseg.core import Lesions
 from lesionseg.evaluation.case.overlap import Overlaps, box_ious
 from lesionseg.evaluation.presets import Assignment, Criterion
 
@@ -60,7 +60,7 @@ class Links:
 
 
 def find_links(
-    criterion: Criterion, candidates: Instances, lesions: Instances, overlaps: Overlaps
+    criterion: Criterion, candidates: Lesions, lesions: Lesions, overlaps: Overlaps
 ) -> Links:
     """The links of a case under a criterion; only pairs of the same label."""
     if criterion.measure == "centre":
@@ -239,7 +239,7 @@ def _grouped(values: NDArray[np.integer]) -> list[NDArray[np.int64]]:
 
 
 def _near_pairs(
-    criterion: Criterion, candidates: Instances, lesions: Instances
+    criterion: Criterion, candidates: Lesions, lesions: Lesions
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
     """Pairs whose centres are nearer than the lesion's radius times the threshold."""
     apart = candidates.centres_mm[:, None] - lesions.centres_mm[None]
@@ -249,7 +249,7 @@ def _near_pairs(
 
 
 def _box_pairs(
-    criterion: Criterion, candidates: Instances, lesions: Instances
+    criterion: Criterion, candidates: Lesions, lesions: Lesions
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
     """Pairs whose boxes overlap enough, masks or not."""
     iou = box_ious(candidates.boxes, lesions.boxes)

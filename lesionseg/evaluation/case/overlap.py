@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from lesionseg.evaluation.case.instances import Instances
+from lesionseg.core import Lesions
 from lesionseg.ops.boxes import box_iou
 
 
@@ -51,7 +51,7 @@ class VoxelCounts:
         return self.shared / union if union else None
 
 
-def overlap_table(candidates: Instances, lesions: Instances) -> Overlaps:
+def overlap_table(candidates: Lesions, lesions: Lesions) -> Overlaps:
     """All overlapping pairs of a case, sorted by candidate, then lesion; none gives no rows."""
     by_mask = _mask_pairs(candidates, lesions)
     bare = ~np.outer(candidates.masked, lesions.masked)
@@ -71,8 +71,8 @@ def overlap_table(candidates: Instances, lesions: Instances) -> Overlaps:
 
 
 def voxel_counts(
-    candidates: Instances,
-    lesions: Instances,
+    candidates: Lesions,
+    lesions: Lesions,
     overlaps: Overlaps,
     accepted: NDArray[np.bool_],
     label: int | None = None,
@@ -99,14 +99,14 @@ def box_ious(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float
     return found
 
 
-def _mask_pairs(candidates: Instances, lesions: Instances) -> Overlaps:
+def _mask_pairs(candidates: Lesions, lesions: Lesions) -> Overlaps:
     """Count the pairs by looking up the candidate at every lesion voxel."""
     n = len(lesions)
     found = np.zeros(0, dtype=np.int64)
-    if candidates.map_ is not None and len(candidates) and len(lesions.voxels):
+    if candidates.instances is not None and len(candidates) and len(lesions.voxels):
         row_of = np.full(int(candidates.ids.max()) + 1, -1, dtype=np.int64)
         row_of[candidates.ids] = np.arange(len(candidates))
-        row = row_of[candidates.map_[tuple(lesions.voxels.T)]]
+        row = row_of[candidates.instances[tuple(lesions.voxels.T)]]
         owner = np.repeat(np.arange(n), lesions.n_voxels)
         found = (row * n + owner)[row >= 0]
     pairs, shared = np.unique(found, return_counts=True)
@@ -115,7 +115,7 @@ def _mask_pairs(candidates: Instances, lesions: Instances) -> Overlaps:
     return Overlaps(candidate, lesion, shared.astype(np.int64), shared / np.maximum(union, 1))
 
 
-def _box_pairs(candidates: Instances, lesions: Instances, bare: NDArray[np.bool_]) -> Overlaps:
+def _box_pairs(candidates: Lesions, lesions: Lesions, bare: NDArray[np.bool_]) -> Overlaps:
     iou = box_ious(candidates.boxes, lesions.boxes)
     candidate, lesion = np.nonzero(bare & (iou > 0))
     return Overlaps(candidate, lesion, np.zeros_like(candidate), iou[candidate, lesion])

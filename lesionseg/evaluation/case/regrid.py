@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from lesionseg.core import Candidate, Geometry, Prediction
 from lesionseg.errors import GeometryError
-from lesionseg.ops.components import mask_boxes, present_values
-from lesionseg.ops.lesion_size import equivalent_diameter_mm
+from lesionseg.ops.components import present_values
+from lesionseg.ops.lesions import candidates_of
 from lesionseg.ops.resample import resample_nearest
 
 
@@ -38,13 +38,12 @@ def onto_grid(prediction: Prediction, geometry: Geometry) -> Prediction:
     instances = _nearest(prediction.instances, matrix, geometry.shape)
     ids = set(present_values(prediction.instances))
     _keep_small_ones(instances, [c for c in prediction.candidates if c.id in ids], geometry)
-    boxes = mask_boxes(instances, max((c.id for c in prediction.candidates), default=0))
-    counts = np.bincount(instances.reshape(-1), minlength=len(boxes) + 1)
+    lesions = candidates_of(replace(prediction, geometry=geometry, instances=instances))
     candidates = tuple(
-        _measured(c, boxes[c.id - 1], int(counts[c.id]), geometry)
-        if counts[c.id]
+        _measured(c, lesions.voxels_of(row), geometry)
+        if lesions.masked[row]
         else _moved_box(c, matrix, geometry)
-        for c in prediction.candidates
+        for row, c in enumerate(prediction.candidates)
     )
     values = prediction.values
     return replace(
@@ -78,17 +77,11 @@ def _keep_small_ones(
             instances[tuple(at)] = candidate.id
 
 
-def _measured(
-    candidate: Candidate, box: NDArray[np.float32], count: int, geometry: Geometry
-) -> Candidate:
-    volume_mm = count * geometry.voxel_size
-    return replace(
-        candidate,
-        start_vox=tuple(float(v) for v in box[: geometry.dims]),
-        stop_vox=tuple(float(v) for v in box[geometry.dims :]),
-        diameter_mm=float(equivalent_diameter_mm(volume_mm, geometry.dims)),
-        volume_ml=volume_mm / 1000 if geometry.dims == 3 else None,
+def _measured(candidate: Candidate, voxels: NDArray[np.int64], geometry: Geometry) -> Candidate:
+    measured = Candidate.from_voxels(
+        candidate.id, candidate.label, candidate.score, voxels, geometry
     )
+    return replace(measured, accepted=candidate.accepted, probability=candidate.probability)
 
 
 def _moved_box(candidate: Candidate, matrix: NDArray[np.float64], geometry: Geometry) -> Candidate:

@@ -5,8 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from lesionseg.core import Prediction, Reference
-from lesionseg.evaluation.case.instances import Instances
+from lesionseg.core import Lesions, Prediction, Reference
 
 # a candidate with a larger share in what is not judged is neither true nor false
 MOSTLY = 0.5
@@ -30,7 +29,7 @@ class SetAside:
         return self.share > MOSTLY
 
 
-def find_set_aside(reference: Reference, prediction: Prediction, candidates: Instances) -> SetAside:
+def find_set_aside(reference: Reference, prediction: Prediction, candidates: Lesions) -> SetAside:
     """Look up the prediction's candidates in the reference's `ignore`."""
     none = np.zeros(len(candidates))
     ignore = reference.ignore

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lesionseg.core import Lesions
 from lesionseg.evaluation.box_matches import BoxMatches
-from lesionseg.evaluation.case.instances import Instances
 from lesionseg.evaluation.case.match_case import CaseMatch
 from lesionseg.evaluation.case.overlap import box_ious
 from lesionseg.evaluation.case.set_aside import MOSTLY
@@ -131,11 +131,11 @@ def _outside(areas: NDArray[np.float64], limits: tuple[float, float]) -> NDArray
     return (areas < limits[0]) | (areas > limits[1])
 
 
-def _lesion_areas(lesions: Instances) -> NDArray[np.float64]:
+def _lesion_areas(lesions: Lesions) -> NDArray[np.float64]:
     return np.where(lesions.masked, lesions.n_voxels, _box_areas(lesions))
 
 
-def _box_areas(instances: Instances) -> NDArray[np.float64]:
+def _box_areas(instances: Lesions) -> NDArray[np.float64]:
     dims = instances.geometry.dims
     sides = instances.boxes[:, dims:] - instances.boxes[:, :dims]
     return np.asarray(np.prod(sides, axis=1), dtype=np.float64)

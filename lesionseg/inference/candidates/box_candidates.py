@@ -14,8 +14,7 @@ from lesionseg.losses.posterior import posterior_logits
 from lesionseg.models.detector_output import DetectorOutput
 from lesionseg.models.retinanet import planned_anchors
 from lesionseg.ops.anchors import grid_anchors
-from lesionseg.ops.box_coder import decode_boxes
-from lesionseg.ops.boxes import split_box
+from lesionseg.ops.boxes import decode_boxes, split_box
 from lesionseg.ops.clustering import weighted_box_clustering
 from lesionseg.ops.suppression import batched_nms, nms
 from lesionseg.ops.windows import gaussian_weight

@@ -56,9 +56,10 @@ def box_candidates(
     lie outside the file, or are smaller than the rule allows, are left out.
     """
     boxes = restore_boxes(found.boxes.numpy(), plan_geometry, file_geometry)
-    rows = zip(boxes.tolist(), found.scores.tolist(), found.labels.tolist(), strict=True)
+    scores = found.scores.clamp(0, 1)
+    rows = zip(boxes.tolist(), scores.tolist(), found.labels.tolist(), strict=True)
     made = [
-        _box_candidate(box, min(max(score, 0.0), 1.0), label_values[label - 1], file_geometry)
+        Candidate.from_box(1, label_values[label - 1], score, box, file_geometry)
         for box, score, label in rows
     ]
     dims = file_geometry.dims
@@ -69,24 +70,6 @@ def box_candidates(
         and c.diameter_mm >= rule.min_diameter_mm
     ]
     return _numbered(kept)
-
-
-def _box_candidate(box: Sequence[float], score: float, label: int, geometry: Geometry) -> Candidate:
-    dims = geometry.dims
-    start, stop = tuple(box[:dims]), tuple(box[dims:])
-    sides = prod(b - a for a, b in zip(start, stop, strict=True))
-    centre = [(a + b - 1) / 2 for a, b in zip(start, stop, strict=True)]
-    return Candidate(
-        id=1,
-        label=label,
-        score=score,
-        start_vox=start,
-        stop_vox=stop,
-        centre_mm=tuple(float(v) for v in geometry.to_mm([centre])[0]),
-        diameter_mm=float((max(sides, 0.0) * geometry.voxel_size) ** (1 / dims)),
-        volume_ml=None,
-        has_mask=False,
-    )
 
 
 def fuse(voxels: CandidateSet, boxes: Sequence[Candidate]) -> CandidateSet:

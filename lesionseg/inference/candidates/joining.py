@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lesionseg.core import equivalent_diameter_mm
 from lesionseg.inference.candidates.peaks import Above, PeakRegion, compiled, neighbours, row_starts
-from lesionseg.ops.lesion_size import equivalent_diameter_mm
 from lesionseg.plan.plan import CandidateRule
 
 _UNSEEN, _NO_REGION = -1, -1

@@ -6,11 +6,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from lesionseg.core import Candidate, Geometry, OperatingPoint, Prediction
+from lesionseg.core import Candidate, Geometry, OperatingPoint, Prediction, equivalent_diameter_mm
 from lesionseg.errors import ConfigError, GeometryError
 from lesionseg.inference.candidates.joining import join_regions
 from lesionseg.inference.candidates.peaks import Above, PeakRegion, collect_above, grow_regions
-from lesionseg.ops.lesion_size import equivalent_diameter_mm
 from lesionseg.plan.plan import CandidateRule
 
 DEFAULT_POINT = OperatingPoint("score:0.5", 0.5)
@@ -207,15 +206,5 @@ def _is_large(region: PeakRegion, geometry: Geometry, rule: CandidateRule) -> bo
 def _candidate(
     number: int, region: PeakRegion, geometry: Geometry, label: int, rule: CandidateRule
 ) -> Candidate:
-    index = np.stack(np.unravel_index(region.voxels, geometry.shape), axis=-1)
-    volume_mm = len(index) * geometry.voxel_size
-    return Candidate(
-        id=number,
-        label=label,
-        score=region.score(rule.score),
-        start_vox=tuple(float(v) for v in index.min(0)),
-        stop_vox=tuple(float(v) + 1 for v in index.max(0)),
-        centre_mm=tuple(float(v) for v in geometry.to_mm(index.mean(0, keepdims=True))[0]),
-        diameter_mm=float(equivalent_diameter_mm(volume_mm, geometry.dims)),
-        volume_ml=volume_mm / 1000 if geometry.dims == 3 else None,
-    )
+    voxels = np.stack(np.unravel_index(region.voxels, geometry.shape), axis=-1)
+    return Candidate.from_voxels(number, label, region.score(rule.score), voxels, geometry)

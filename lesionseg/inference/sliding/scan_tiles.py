@@ -16,7 +16,6 @@ from lesionseg.inference.sliding.body import Body
 from lesionseg.inference.sliding.stitch import Stitcher
 from lesionseg.inference.sliding.store import Store
 from lesionseg.models.detector_output import DetectorOutput
-from lesionseg.models.retinanet import n_voxel_channels
 from lesionseg.ops.boxes import split_box
 from lesionseg.ops.windows import gaussian_weight
 from lesionseg.plan.plan import Plan
@@ -47,7 +46,7 @@ class ScanTiles:
         device: torch.device | None = None,
     ) -> None:
         _refuse_misfit(image, plan)
-        n_channels = n_voxel_channels(plan)
+        n_channels = plan.n_voxel_channels
         self.store, self._body = store, body
         self._region = _region(tuple(image.shape[1:]), plan.tile_shape, body)
         seen = image[(slice(None), *self._region)]
@@ -143,7 +142,7 @@ class ScanTiles:
 def _collector(
     plan: Plan, grid: TileGrid, n_looks: int, tiles: Sequence[int]
 ) -> BoxCollector | None:
-    if plan.anchors is None or plan.candidate_rule.source == "segmentation":
+    if not plan.has_boxes or plan.candidate_rule.source == "segmentation":
         return None
     return BoxCollector(grid, plan, n_views=n_looks, tiles=tiles)
 

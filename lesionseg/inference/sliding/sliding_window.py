@@ -19,7 +19,6 @@ from lesionseg.inference.sliding.scan_tiles import ScanTiles
 from lesionseg.inference.sliding.store import Store
 from lesionseg.models.detector_output import DetectorOutput
 from lesionseg.models.precision import fast_dtype
-from lesionseg.models.retinanet import has_voxels, n_voxel_channels
 from lesionseg.plan.plan import Plan
 
 OnTile = Callable[[int, int], None]
@@ -45,7 +44,7 @@ def predict_probabilities(
     slider = SlidingWindow(
         (network,), plan, batch_size=batch_size, flips=flips, device=device, dtype=dtype
     )
-    store = Store((n_voxel_channels(plan), *image.shape[1:]), dtype=torch.float32)
+    store = Store((plan.n_voxel_channels, *image.shape[1:]), dtype=torch.float32)
     slide = ScanTiles(image, plan, store, overlap=overlap, device=slider.device)
     for _ in slider.run(iter([Task(None, slide)]), on_tile=on_tile):
         if slide.error is not None:
@@ -187,7 +186,7 @@ class SlidingWindow:
 
     def _probabilities(self, output: Sequence[Tensor] | DetectorOutput, tiles: Tensor) -> Tensor:
         levels = output.segmentation if isinstance(output, DetectorOutput) else output
-        if not has_voxels(self.plan):
+        if not self.plan.has_voxels:
             return tiles.new_zeros((len(tiles), 0, *tiles.shape[2:]), dtype=torch.float32)
         logits = levels[0]
         n_expected = len(self.plan.label_values) + (self.plan.activation == "softmax")

@@ -14,8 +14,8 @@ from lesionseg.io.cases import read_case
 from lesionseg.io.layouts.conventions import read_dataset
 from lesionseg.io.remote.mirror import mirror
 from lesionseg.io.remote.remote_folder import is_url
+from lesionseg.ops.lesions import lesions_of
 from lesionseg.pipeline.dataset.data_settings import ALL_FOLDS, DataSettings
-from lesionseg.pipeline.dataset.reference_lesions import lesion_diameters
 from lesionseg.pipeline.dataset.simulate import simulate_once
 from lesionseg.pipeline.run.progress import Advance, bar
 from lesionseg.plan.fingerprint import Fingerprint, take_fingerprint
@@ -146,18 +146,18 @@ def _readable(
             advance(files.case, done, len(dataset.cases))
         if case.reference is None:
             continue
-        diameters = lesion_diameters(case.reference)
+        diameters = lesions_of(case.reference).diameters_mm
         burden[files.case] = len(diameters)
-        if case.reference.labels is None and case.reference.instances is None and diameters:
+        if case.reference.mask() is None and len(diameters):
             boxed[files.case] = len(diameters)
-        sizes[files.case] = float(np.median(diameters)) if diameters else 0.0
+        sizes[files.case] = float(np.median(diameters)) if len(diameters) else 0.0
         if files.role not in ("test", "external"):
             yield case
 
 
 def n_lesions(case: Case) -> int:
     """Number of reference lesions of a case; 0 without a reference."""
-    return len(lesion_diameters(case.reference))
+    return 0 if case.reference is None else len(lesions_of(case.reference))
 
 
 def _refuse(problems: list[LesionsegError], root: str) -> None:

@@ -99,10 +99,9 @@ class VolumeScores:
 
 def overlaps(reference: Reference, prediction: Prediction) -> CaseOverlap | None:
     """The table of a case; None where one side has no mask. Voxels to be ignored do not count."""
-    marked = reference.labels if reference.labels is not None else reference.instances
-    if marked is None or prediction.instances is None:
+    lesion, found = reference.mask(), prediction.instances
+    if lesion is None or found is None:
         return None
-    lesion, found = marked > 0, prediction.instances
     if reference.ignore is not None:
         lesion, found = lesion & ~reference.ignore, np.where(reference.ignore, 0, found)
     ids = [candidate.id for candidate in prediction.candidates]

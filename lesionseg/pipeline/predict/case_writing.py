@@ -18,7 +18,6 @@ from lesionseg.io.case_ids import check_case_id
 from lesionseg.io.dicom.source_images import ResultOrigin
 from lesionseg.io.formats.volumes import is_dicom_image, result_suffix, write_volume
 from lesionseg.io.predictions import write_prediction
-from lesionseg.models.retinanet import has_voxels
 from lesionseg.pipeline.predict.dicom_output import dicom_paths, write_dicom
 from lesionseg.plan.plan import Plan
 
@@ -57,7 +56,7 @@ class CaseOutputs:
         masks += [f"_regions{suffix}"] if with_masks and plan.regions else []
         names = [*masks, "_candidates.json"]
         found = [self.folder / f"{files.case}{name}" for name in names]
-        if self.save_probabilities != "none" and has_voxels(plan):
+        if self.save_probabilities != "none" and plan.has_voxels:
             found += [self.probability_path(files, plan, label) for label in plan.label_values]
         if self.dicom:
             found += dicom_paths(self.folder, files, plan, segmented=segmented)
@@ -95,7 +94,7 @@ def write_case(
     """Restore, find candidates and write; the candidates' file comes last."""
     geometry, plan = inferred.file_geometry, predictor.plan
     found = []
-    labels = plan.label_values if has_voxels(plan) else ()
+    labels = plan.label_values if plan.has_voxels else ()
     for slabs, label in zip(predictor.restored(inferred), labels, strict=True):
         with saving(targets, files, geometry, plan, label) as save:
             found.append(collect_above(map(save, slabs), geometry.shape, plan.candidate_rule))

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from lesionseg.core import Case, CaseFiles, Dataset, Geometry, Problem, joint_unit
 from lesionseg.io.inspection import Inspected, inspect_case
-from lesionseg.pipeline.dataset.reference_lesions import lesion_diameters, lesion_mask
+from lesionseg.ops.lesions import lesion_mask, lesions_of
 from lesionseg.pipeline.prepare.check_between import Trace, compare_cases
 from lesionseg.pipeline.prepare.findings import Checked, Finding
 from lesionseg.pipeline.run.progress import bar
@@ -102,13 +102,14 @@ def _trace(files: CaseFiles, dataset: Dataset, pseudonym: str) -> Trace:
         return replace(known, flaws=tuple(flaws))
     image, reference = found.case.image, found.case.reference
     lesions = None if reference is None else lesion_mask(reference)
+    diameters = [] if reference is None else lesions_of(reference).diameters_mm.tolist()
     return replace(
         known,
         look=replace(
             known.look,
             shape=image.geometry.shape,
             spacing_mm=_canonical(image.geometry),
-            diameters=lesion_diameters(reference),
+            diameters=tuple(diameters),
             ranges=tuple(_range(channel) for channel in image.array),
             thumbnail=draw_thumbnail(image.array[0], image.geometry, lesions),
         ),

@@ -8,11 +8,9 @@ from lesionseg.errors import ConfigError, DatasetError
 from lesionseg.losses import FocalLoss
 from lesionseg.losses.detection_loss import DetectionLoss
 from lesionseg.pipeline.dataset.survey import Survey
-from lesionseg.plan.plan import Plan
+from lesionseg.plan.plan import Plan, sources_of
 
 log = logging.getLogger(__name__)
-
-_ONLY_BOXES = "retinanet"
 
 
 def require_masks(found: Survey, architecture: str) -> None:
@@ -20,7 +18,7 @@ def require_masks(found: Survey, architecture: str) -> None:
 
     Filled boxes would be taken for the lesions' outlines.
     """
-    if architecture == _ONLY_BOXES or not found.boxed:
+    if "segmentation" not in sources_of(architecture) or not found.boxed:
         return
     case, n_boxes = next(iter(found.boxed.items()))
     raise DatasetError(
@@ -33,8 +31,11 @@ def require_masks(found: Survey, architecture: str) -> None:
 
 def require_voxels(plan_or_name: Plan | str, where: str, what: str) -> None:
     """Raise `ConfigError` for a setting that asks for voxels of a network that gives boxes."""
-    name = plan_or_name if isinstance(plan_or_name, str) else plan_or_name.architecture.name
-    if name == _ONLY_BOXES:
+    if isinstance(plan_or_name, str):
+        name, has_voxels = plan_or_name, "segmentation" in sources_of(plan_or_name)
+    else:
+        name, has_voxels = plan_or_name.architecture.name, plan_or_name.has_voxels
+    if not has_voxels:
         raise ConfigError(
             f"There are no {what} of a network without voxels.",
             where=where,
@@ -48,7 +49,7 @@ def warn_of_unheard_loss(architecture: str, loss: nn.Module, detection: Detectio
 
     The default loss was not chosen; its α and γ are those of the anchors, too.
     """
-    if architecture == _ONLY_BOXES and type(loss) is not FocalLoss:
+    if "segmentation" not in sources_of(architecture) and type(loss) is not FocalLoss:
         log.warning(
             "model=%s has no voxels: %s teaches it nothing. Its anchors are taught by detection=%s "
             "(α %s, γ %s).",

@@ -137,7 +137,7 @@ def affordable(plan: Plan, learning: Learning, run: Path) -> Plan:
 
 def linked(plan: Plan, loss: nn.Module, detection: DetectionLoss | None = None) -> Plan:
     """The plan with what inference must undo of the losses; see `losses.posterior`."""
-    if plan.anchors is not None and detection is not None:
+    if plan.has_boxes and detection is not None:
         plan = taught_anchors(plan, detection)
     link = getattr(loss, "link", None)
     if link is None:

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from lesionseg.errors import ConfigError
 from lesionseg.losses.detection_loss import DetectionLoss
 from lesionseg.models.detector_output import DetectorOutput
-from lesionseg.models.retinanet import has_voxels
 from lesionseg.plan.plan import Plan
 from lesionseg.training.device.memory_probe import some_batch
 from lesionseg.training.step.detection_objective import DetectionObjective
@@ -29,10 +28,10 @@ def check_losses(plan: Plan, loss: nn.Module, detection: DetectionLoss) -> None:
     step, when the run already belongs to it.
     """
     batch = some_batch(plan, 1, torch.device("cpu"))
-    if has_voxels(plan):
+    if plan.has_voxels:
         with _named("loss"):
             _try_voxels(VoxelObjective(deepcopy(loss), plan), plan, batch)
-    if plan.anchors is not None:
+    if plan.has_boxes:
         with _named("detection"):
             _try_anchors(DetectionObjective(detection, plan, None), plan, batch)
 

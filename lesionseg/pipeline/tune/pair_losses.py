@@ -10,7 +10,7 @@ import lesionseg.losses
 from lesionseg.errors import ConfigError
 from lesionseg.losses import VoxelLoss
 from lesionseg.losses.detection_loss import DetectionLoss
-from lesionseg.plan.plan_overrides import SOURCES
+from lesionseg.plan.plan import sources_of
 
 LossOfPair = Callable[..., nn.Module]  # a loss whose α and γ are still open
 AnchorLossOfPair = Callable[..., DetectionLoss]
@@ -54,7 +54,7 @@ class PairLosses:
     def groups(self) -> tuple[str, ...]:
         """The groups of settings whose `alpha` and `gamma` are the pair's."""
         voxels = ("loss",) if self._has_voxels else ()
-        detects = self.architecture in SOURCES
+        detects = "detection" in sources_of(self.architecture)
         return (*voxels, "detection") if detects and self._anchors_have_pair else voxels
 
     @property
@@ -67,7 +67,7 @@ class PairLosses:
 
     @property
     def _has_voxels(self) -> bool:
-        return self.architecture != "retinanet"
+        return "segmentation" in sources_of(self.architecture)
 
     @property
     def _anchors_have_pair(self) -> bool:

@@ -4,10 +4,8 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from lesionseg.core import Case, CaseFiles, Dataset, Geometry, Prediction, Reference
 from lesionseg.errors import DatasetError, GeometryError, ReadError
@@ -21,6 +19,7 @@ from lesionseg.io.predictions import (
     find_predictions,
     read_prediction,
 )
+from lesionseg.ops.lesions import filled_boxes, lesion_mask
 from lesionseg.report.figures.pictures import Mask, Scene
 
 _log = logging.getLogger(__name__)
@@ -132,11 +131,7 @@ def _reference_mask(reference: Reference | None, geometry: Geometry) -> Mask | N
             seen=reference.geometry.shape,
             expected=f"{geometry.shape}, in the same place",
         )
-    if reference.instances is not None:
-        return np.asarray(reference.instances > 0)
-    if reference.labels is not None:
-        return np.asarray(reference.labels > 0)
-    return _fill_boxes(np.zeros((0, 2)) if reference.boxes is None else reference.boxes, geometry)
+    return lesion_mask(reference)
 
 
 def _accepted_mask(prediction: Prediction, accepted: frozenset[int]) -> Mask:
@@ -145,17 +140,7 @@ def _accepted_mask(prediction: Prediction, accepted: frozenset[int]) -> Mask:
         for c in prediction.candidates
         if c.id in accepted and (not c.has_mask or prediction.instances is None)
     ]
-    mask = _fill_boxes(np.asarray(boxes), prediction.geometry)
+    mask = filled_boxes(boxes, prediction.geometry.shape)
     if prediction.instances is not None:
         mask |= np.isin(prediction.instances, np.fromiter(accepted, dtype=np.int64))
-    return mask
-
-
-def _fill_boxes(boxes: NDArray[Any], geometry: Geometry) -> Mask:
-    """Boxes as masks, so that they are outlined like any other."""
-    mask = np.zeros(geometry.shape, dtype=bool)
-    for box in boxes:
-        start = np.maximum(np.floor(box[: geometry.dims]), 0).astype(int)
-        stop = np.ceil(box[geometry.dims :]).astype(int)
-        mask[tuple(slice(a, b) for a, b in zip(start, stop, strict=True))] = True
     return mask

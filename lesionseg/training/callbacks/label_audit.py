@@ -21,12 +21,12 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from torch import nn
 
+from lesionseg.core import equivalent_diameter_mm
 from lesionseg.data.cache.cached_case import CachedCase, CachedLesion
 from lesionseg.errors import ReadError
 from lesionseg.inference.candidates.painting import find_by_plan
 from lesionseg.inference.sliding.sliding_window import predict_probabilities
 from lesionseg.io.atomic import read_json, write_csv, write_text
-from lesionseg.ops.lesion_size import equivalent_diameter_mm
 from lesionseg.plan.plan import Plan
 from lesionseg.training.callbacks.step_callbacks import AfterStep
 from lesionseg.training.callbacks.suspects import (

@@ -16,7 +16,6 @@ from lesionseg.data.tiling import TileGrid
 from lesionseg.inference.candidates.box_candidates import BoxCollector
 from lesionseg.io.atomic import atomic_path
 from lesionseg.models.detector_output import DetectorOutput
-from lesionseg.models.retinanet import has_voxels
 from lesionseg.ops.components import mask_boxes
 from lesionseg.plan.plan import Plan
 from lesionseg.training.callbacks.drawing import (
@@ -103,7 +102,7 @@ def _row(network: nn.Module, module: LesionModule, tile: PreviewTile) -> Picture
     output = _output(network, tile.image.to(module.device))
     instances, image = tile.instances.numpy(), tile.image[0].numpy()
     cut = fullest(instances > 0)
-    if has_voxels(module.plan):
+    if module.plan.has_voxels:
         p = _probability(output, module.plan.activation)
         return masks_side_by_side(image[cut], instances[cut] > 0, p[cut] >= 0.5)
     reference, found = mask_boxes(instances, int(instances.max())), _boxes(output, module.plan)

@@ -4,10 +4,9 @@ from pathlib import Path
 
 import numpy as np
 import pytorch_lightning as pl
-from numpy.typing import NDArray
 
 from lesionseg.core import Prediction, Reference, Volume
-from lesionseg.ops.components import lesion_instances, mask_boxes
+from lesionseg.ops.lesions import lesions_of
 from lesionseg.training.callbacks.drawing import (
     Picture,
     boxes_side_by_side,
@@ -66,10 +65,9 @@ class ValidationSlices(AfterStep):
 
 def _row(image: Volume, reference: Reference, prediction: Prediction) -> Picture | None:
     """The two pictures of a case; None without a lesion."""
-    marked = reference.labels if reference.labels is not None else reference.instances
-    if marked is None or prediction.instances is None:
+    lesion = reference.mask()
+    if lesion is None or prediction.instances is None:
         return _row_of_boxes(image, reference, prediction)
-    lesion = marked > 0
     if not lesion.any():
         return None
     cut = fullest(lesion)
@@ -78,7 +76,7 @@ def _row(image: Volume, reference: Reference, prediction: Prediction) -> Picture
 
 def _row_of_boxes(image: Volume, reference: Reference, prediction: Prediction) -> Picture | None:
     """The same where one side has boxes alone; the plane through the middle of the largest."""
-    boxes = _boxes_of(reference)
+    boxes = lesions_of(reference).boxes
     if len(boxes) == 0:
         return None
     start, stop = np.split(boxes, 2, axis=1)
@@ -88,15 +86,3 @@ def _row_of_boxes(image: Volume, reference: Reference, prediction: Prediction) -
     found = [c.start_vox + c.stop_vox for c in prediction.candidates if c.score >= LEAST_P]
     plane = image.array[0][cut]
     return boxes_side_by_side(plane, crossing(boxes, cut), crossing(found, cut))
-
-
-def _boxes_of(reference: Reference) -> NDArray[np.float32]:
-    """The boxes that the dataset gives, or those around its lesions."""
-    if reference.boxes is not None:
-        return reference.boxes
-    instances = reference.instances
-    if instances is None and reference.labels is not None:
-        instances = lesion_instances(reference.labels).instances
-    if instances is None:
-        return np.zeros((0, 2 * len(reference.geometry.shape)), dtype=np.float32)
-    return mask_boxes(instances, int(instances.max()))

@@ -11,7 +11,7 @@ from lesionseg.data.targets import LesionTargets, lesion_targets
 from lesionseg.losses.detection_loss import AnchorTargets, DetectionLoss
 from lesionseg.losses.gradient_balance import FocalTerm
 from lesionseg.models.detector_output import DetectorOutput
-from lesionseg.models.retinanet import has_voxels, planned_anchors
+from lesionseg.models.retinanet import planned_anchors
 from lesionseg.ops.anchors import AnchorLevel, grid_anchors
 from lesionseg.ops.assign import BACKGROUND, IGNORED, Assigner
 from lesionseg.ops.boxes import split_box
@@ -206,6 +206,6 @@ def taught_anchors(plan: Plan, loss: DetectionLoss) -> Plan:
 def make_objective(loss: nn.Module, detection: DetectionLoss, plan: Plan) -> Objective:
     """What the plan's architecture is taught: voxels, anchors or both."""
     voxels = VoxelObjective(loss, plan)
-    if plan.anchors is None:
+    if not plan.has_boxes:
         return voxels
-    return DetectionObjective(detection, plan, voxels if has_voxels(plan) else None)
+    return DetectionObjective(detection, plan, voxels if plan.has_voxels else None)

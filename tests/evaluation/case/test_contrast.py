@@ -5,7 +5,7 @@ from lesionseg.core import Geometry, Reference, Volume
 from lesionseg.errors import GeometryError
 from lesionseg.evaluation import PRESETS, evaluate_case
 from lesionseg.evaluation.case.contrast import lesion_contrasts
-from lesionseg.evaluation.case.instances import reference_instances
+from lesionseg.ops.lesions import lesions_of
 
 
 def scene(dims, spacing=1.0, size=31, level=110.0, second=None):
@@ -24,7 +24,7 @@ def scene(dims, spacing=1.0, size=31, level=110.0, second=None):
 
 
 def contrasts(reference, image):
-    return lesion_contrasts(image, reference_instances(reference), reference.ignore)
+    return lesion_contrasts(image, lesions_of(reference), reference.ignore)
 
 
 @pytest.mark.parametrize("dims", [2, 3])
@@ -48,7 +48,7 @@ def test_a_neighbour_in_the_ring_is_left_out():
 
 def test_a_naive_ring_gives_the_same():
     reference, image = scene(3, spacing=1.3, size=19, second=(slice(1, 3),) * 3)
-    lesions = reference_instances(reference)
+    lesions = lesions_of(reference)
     index = np.argwhere(np.ones(reference.geometry.shape, bool))
     for row, found in enumerate(contrasts(reference, image)):
         own = lesions.voxels_of(row)

@@ -3,9 +3,9 @@ import pytest
 
 from lesionseg.core import Geometry, Reference
 from lesionseg.errors import ContentError
-from lesionseg.evaluation.case.instances import candidate_instances, reference_instances
 from lesionseg.evaluation.case.overlap import overlap_table, voxel_counts
 from lesionseg.ops.components import lesion_instances
+from lesionseg.ops.lesions import candidates_of, lesions_of
 from tests.evaluation.hand_cases import prediction_of
 
 
@@ -21,9 +21,9 @@ def instances_of(seed, shape=(9, 10, 11), n=4):
 def both(seed):
     a, b = instances_of(seed), instances_of(seed + 100)
     geometry = Geometry.from_spacing(a.shape, (2.0, 1.0, 1.0))
-    lesions = reference_instances(Reference(geometry, instances=a, instance_labels=(1, 1, 2, 2)))
+    lesions = lesions_of(Reference(geometry, instances=a, instance_labels=(1, 1, 2, 2)))
     prediction = prediction_of(b, (0.9, 0.8, 0.7, 0.6), geometry, labels=(1, 2, 1, 2))
-    return a, b, lesions, candidate_instances(prediction, None)
+    return a, b, lesions, candidates_of(prediction, None)
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -59,7 +59,7 @@ def test_dice_equals_counting_voxels(label):
 def test_lesions_of_a_label_map_are_its_components():
     labels = np.array([[1, 0, 2, 2], [0, 0, 0, 1]], dtype=np.uint8)
     geometry = Geometry.from_spacing(labels.shape, (0.5, 0.5))
-    lesions = reference_instances(Reference(geometry, labels=labels))
+    lesions = lesions_of(Reference(geometry, labels=labels))
     assert lesions.labels.tolist() == [1, 2, 1]
     assert lesions.n_voxels.tolist() == [1, 2, 1]
     assert lesions.boxes.tolist() == [[0, 0, 1, 1], [0, 2, 1, 4], [1, 3, 2, 4]]
@@ -70,10 +70,10 @@ def test_lesions_of_a_label_map_are_its_components():
 def test_without_a_mask_boxes_are_compared():
     geometry = Geometry.from_spacing((20, 20), (1.0, 1.0))
     boxes = np.array([[0, 0, 10, 10], [12, 12, 14, 14]], dtype=np.float32)
-    lesions = reference_instances(Reference(geometry, boxes=boxes, box_labels=(1, 1)))
+    lesions = lesions_of(Reference(geometry, boxes=boxes, box_labels=(1, 1)))
     map_ = np.zeros((20, 20), dtype=np.int32)
     map_[0:10, 0:5] = 1
-    candidates = candidate_instances(prediction_of(map_, (0.9,), geometry), None)
+    candidates = candidates_of(prediction_of(map_, (0.9,), geometry), None)
     table = overlap_table(candidates, lesions)
     assert table.iou.tolist() == [0.5]
     assert table.voxels.tolist() == [0]
@@ -85,16 +85,16 @@ def test_an_instance_that_is_not_listed_is_refused():
     geometry = Geometry.from_spacing((4, 4), (1.0, 1.0))
     map_ = np.array([[1, 2, 0, 7]] + [[0] * 4] * 3, dtype=np.int32)
     with pytest.raises(ContentError, match="not listed"):
-        candidate_instances(prediction_of(map_, (0.9,), geometry), None)
+        candidates_of(prediction_of(map_, (0.9,), geometry), None)
 
 
 def test_ignored_voxels_are_taken_out_of_lesions():
     labels = np.array([[1, 1, 1, 0, 1]], dtype=np.uint8)
     geometry = Geometry.from_spacing(labels.shape, (1.0, 1.0))
     ignore = np.array([[0, 0, 1, 0, 1]], dtype=bool)
-    from_labels = reference_instances(Reference(geometry, labels=labels, ignore=ignore))
+    from_labels = lesions_of(Reference(geometry, labels=labels, ignore=ignore))
     instances = lesion_instances(labels).instances
-    from_instances = reference_instances(
+    from_instances = lesions_of(
         Reference(geometry, instances=instances, instance_labels=(1, 1), ignore=ignore)
     )
     assert from_labels.n_voxels.tolist() == from_instances.n_voxels.tolist() == [2]

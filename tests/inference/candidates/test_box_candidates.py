@@ -12,8 +12,7 @@ from lesionseg.inference.candidates.box_candidates import BoxCollector
 from lesionseg.models.detector_output import DetectorOutput
 from lesionseg.models.retinanet import planned_anchors
 from lesionseg.ops.anchors import grid_anchors
-from lesionseg.ops.box_coder import encode_boxes
-from lesionseg.ops.boxes import box_iou
+from lesionseg.ops.boxes import box_iou, encode_boxes
 from lesionseg.plan.anchor_plan import AnchorPlan, Merge
 from lesionseg.plan.plan import Architecture, Normalisation, Plan
 

@@ -7,12 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lesionseg.core import Case, Dataset, Geometry, Volume
+from lesionseg.core import Case, Dataset, Geometry, Volume, equivalent_diameter_mm
 from lesionseg.errors import ContentError, DatasetError, GeometryError
 from lesionseg.io.cases import read_case
 from lesionseg.io.formats.volumes import write_volume
 from lesionseg.io.layouts.conventions import read_dataset
-from lesionseg.ops.lesion_size import equivalent_diameter_mm
 
 Write = Callable[..., Path]
 SHAPE = (5, 4, 3)  # x, y, z in the file

@@ -83,7 +83,7 @@ def test_onnx_gives_the_bundles_probabilities_for_any_number_of_tiles(
     rng: np.random.Generator,
 ) -> None:
     two = _plan(plan, dims, 1, activation)
-    strides = ((block,) * dims, *two.architecture.strides[1:])  # 2: a folded stem
+    strides = ((block,) * dims, *two.architecture.strides[1:])  # 2: a space-to-depth stem
     two = two.with_(architecture=replace(two.architecture, strides=strides))
     network = _lively(two)
     run = write_onnx(tmp_path / "model.onnx", trace(Bundle(network, two)))

@@ -1,0 +1,185 @@
+"""The lesions of one case, marked or predicted: where each lies and how large it is."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from lesionseg.core.geometry import Geometry
+
+_UNIT_BALL = {2: np.pi, 3: 4 / 3 * np.pi}  # area or volume by the number of axes
+
+
+def equivalent_diameter_mm(volume_mm: ArrayLike, dims: int) -> NDArray[np.float64]:
+    """Diameter in mm of the ball (3-D, from mm³) or disc (2-D, from mm²) of the same size.
+
+    `2·(3V/4π)^⅓`, in 2-D `2·(A/π)^½`. Any shape; zero gives zero.
+
+    >>> float(np.round(equivalent_diameter_mm(4 / 3 * np.pi * 5**3, 3), 6))
+    10.0
+    >>> float(np.round(equivalent_diameter_mm(np.pi * 5**2, 2), 6))
+    10.0
+    """
+    volume = np.asarray(volume_mm, dtype=np.float64)
+    return np.asarray(2 * (volume / _UNIT_BALL[dims]) ** (1 / dims))
+
+
+def box_diameters_mm(boxes: NDArray[Any], geometry: Geometry) -> NDArray[np.float64]:
+    """Equivalent diameters `[n]` of what is inscribed in boxes `[n, 2·dims]`: ellipsoid or ellipse.
+
+    >>> box_diameters_mm(np.array([[0, 0, 8, 2]]), Geometry.from_spacing((9, 9), (1, 1))).tolist()
+    [4.0]
+    """
+    sides = np.maximum(boxes[:, geometry.dims :] - boxes[:, : geometry.dims], 0)
+    volumes = np.prod(sides, axis=1, dtype=np.float64) * geometry.voxel_size
+    return np.asarray(volumes ** (1 / geometry.dims))
+
+
+def box_centres_mm(boxes: NDArray[Any], geometry: Geometry) -> NDArray[np.float64]:
+    """Middles `[n, dims]` of half-open boxes: half a voxel below the mean of start and stop."""
+    return geometry.to_mm((boxes[:, : geometry.dims] + boxes[:, geometry.dims :]) / 2 - 0.5)
+
+
+def box_slices(box: Sequence[float] | NDArray[Any], dims: int) -> tuple[slice, ...]:
+    """The voxels that a box touches, also in part; what lies before the grid is cut off.
+
+    >>> box_slices((-1.0, 2.5, 3.0, 4.5), 2)
+    (slice(0, 3, None), slice(2, 5, None))
+    """
+    start = np.floor(box[:dims]).clip(0).astype(int).tolist()
+    stop = np.ceil(box[dims:]).clip(0).astype(int).tolist()
+    return tuple(slice(a, b) for a, b in zip(start, stop, strict=True))
+
+
+@dataclass(frozen=True, eq=False)
+class Lesions:
+    """Lesions or candidates, one row each, and the voxels of those that have a mask.
+
+    `ids` and `labels` `[n]`; `boxes` `[n, 2·dims]` (starts, stops; half-open voxels);
+    `centres_mm` `[n, dims]` (mean of the voxels, or middle of the box); `diameters_mm` `[n]` (of
+    a bare box: of the inscribed ellipsoid). `voxels` `[v, dims]` are array indices, those of row i
+    at `first[i]:first[i + 1]`; a row without any has only its box. `instances` `[*spatial]` is a
+    mask that the ids stand in, where one was given.
+    """
+
+    geometry: Geometry
+    ids: NDArray[np.int64]
+    labels: NDArray[np.int64]
+    boxes: NDArray[np.float64]
+    centres_mm: NDArray[np.float64]
+    diameters_mm: NDArray[np.float64]
+    voxels: NDArray[np.int64]
+    first: NDArray[np.int64]
+    instances: NDArray[np.integer[Any]] | None = None
+
+    @classmethod
+    def measured(
+        cls,
+        geometry: Geometry,
+        ids: NDArray[np.int64],
+        labels: Sequence[int],
+        boxes: NDArray[Any] | None,
+        index: NDArray[np.int64],
+        first: NDArray[np.int64],
+    ) -> "Lesions":
+        """Measure lesions; one that has neither voxels nor a box is left out.
+
+        `index` `[v]` are flat indices, those of row i at `first[i]:first[i + 1]`. `boxes`
+        `[n, 2·dims]` count for rows without voxels; the others get the boxes around theirs.
+        """
+        counts = np.diff(first)
+        present = np.ones(len(ids), dtype=np.bool_) if boxes is not None else counts > 0
+        counts = counts[present]
+        first = np.concatenate([[0], np.cumsum(counts)])
+        sides = np.zeros((len(counts), 2 * geometry.dims))
+        if boxes is not None:
+            sides[:] = boxes
+        voxels = np.stack(np.unravel_index(index, geometry.shape), axis=1)
+        _bound(sides, voxels, first)
+        diameters = equivalent_diameter_mm(counts * geometry.voxel_size, geometry.dims)
+        return cls(
+            geometry,
+            ids[present],
+            np.asarray(labels, dtype=np.int64)[present],
+            sides,
+            _centres_mm(geometry, voxels, first, sides),
+            np.where(counts > 0, diameters, box_diameters_mm(sides, geometry)),
+            voxels,
+            first,
+        )
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @cached_property
+    def n_voxels(self) -> NDArray[np.int64]:
+        """Number of voxels of each row; 0 for a bare box."""
+        return np.diff(self.first)
+
+    @cached_property
+    def sizes_vox(self) -> NDArray[np.int64]:
+        """Size of each row in voxels, of a bare box that of the inscribed ellipsoid; at least 1."""
+        radii = self.diameters_mm / 2
+        balls = _UNIT_BALL[self.geometry.dims] * radii**self.geometry.dims
+        return np.maximum(np.rint(balls / self.geometry.voxel_size), 1).astype(np.int64)
+
+    @cached_property
+    def voxel_ml(self) -> float:
+        """Volume of a voxel."""
+        return self.geometry.voxel_size / 1000
+
+    @property
+    def masked(self) -> NDArray[np.bool_]:
+        """Which rows have a mask."""
+        return self.n_voxels > 0
+
+    def voxels_of(self, row: int) -> NDArray[np.int64]:
+        """Array indices `[v, dims]` of one row's voxels, in C order."""
+        return self.voxels[self.first[row] : self.first[row + 1]]
+
+    def voxels_where(self, rows: NDArray[np.bool_]) -> NDArray[np.int64]:
+        """Array indices `[v, dims]` of the voxels of the chosen rows."""
+        return self.voxels[np.repeat(rows, self.n_voxels)]
+
+    def volume_ml(self, row: int) -> float | None:
+        """Volume in ml; None in 2-D and for a bare box."""
+        n = int(self.n_voxels[row])
+        return n * self.voxel_ml if self.geometry.dims == 3 and n else None
+
+    def drawn(self) -> NDArray[np.int32]:
+        """The ids `[*spatial]`, 0 elsewhere; bare boxes are filled, and smaller ones lie on top."""
+        instances = np.zeros(self.geometry.shape, dtype=np.int32)
+        dims = self.geometry.dims
+        volumes = np.prod(self.boxes[:, dims:] - self.boxes[:, :dims], axis=1)
+        for row in np.argsort(-volumes, kind="stable"):
+            if not self.n_voxels[row]:
+                instances[box_slices(self.boxes[row], dims)] = self.ids[row]
+        instances[tuple(self.voxels.T)] = np.repeat(self.ids, self.n_voxels)
+        return instances
+
+
+def _bound(boxes: NDArray[np.float64], voxels: NDArray[np.int64], first: NDArray[np.int64]) -> None:
+    """Replace the boxes of the rows that have voxels by those around the voxels."""
+    masked = np.flatnonzero(np.diff(first))
+    if len(masked):
+        dims = voxels.shape[1]
+        boxes[masked, :dims] = np.minimum.reduceat(voxels, first[masked], axis=0)
+        boxes[masked, dims:] = np.maximum.reduceat(voxels, first[masked], axis=0) + 1
+
+
+def _centres_mm(
+    geometry: Geometry,
+    voxels: NDArray[np.int64],
+    first: NDArray[np.int64],
+    boxes: NDArray[np.float64],
+) -> NDArray[np.float64]:
+    """Mean of the voxels' centres; of a bare box its middle."""
+    centres = box_centres_mm(boxes, geometry)
+    masked = np.flatnonzero(np.diff(first))
+    if len(masked):
+        sums = np.add.reduceat(voxels, first[masked], axis=0)
+        centres[masked] = geometry.to_mm(sums / np.diff(first)[masked, None])
+    return centres

@@ -1,0 +1,150 @@
+"""The lesions of a reference by hand: masks, instances, boxes, mixtures of them, and none."""
+
+import numpy as np
+import pytest
+
+from lesionseg.core import Candidate, Geometry, Prediction, Reference, equivalent_diameter_mm
+from lesionseg.errors import ContentError
+from lesionseg.ops.lesions import candidates_of, filled_boxes, lesion_mask, lesions_of
+
+PLANE = Geometry.from_spacing((4, 6), (2.0, 1.0))  # pixels of 2 mm²
+
+
+def text(*rows: str) -> np.ndarray:
+    """A label map of one digit per pixel."""
+    return np.array([[int(c) for c in row] for row in rows], dtype=np.int32)
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_diameter_of_a_drawn_ball(dims):
+    axes = np.ogrid[tuple(slice(-12, 13) for _ in range(dims))]
+    n_voxels = (sum(a**2 for a in axes) <= 100).sum()
+    assert float(equivalent_diameter_mm(n_voxels, dims)) == pytest.approx(20, rel=0.02)
+
+
+def test_diameters_of_arrays_and_zero():
+    found = equivalent_diameter_mm([0.0, np.pi / 6], 3)
+    np.testing.assert_allclose(found, [0.0, 1.0])
+
+
+def test_components_of_a_label_map():
+    labels = text("110003", "000003", "000000", "000020")
+    lesions = lesions_of(Reference(PLANE, labels=labels))
+    assert lesions.ids.tolist() == [1, 2, 3]
+    assert lesions.labels.tolist() == [1, 3, 2]
+    assert lesions.n_voxels.tolist() == lesions.sizes_vox.tolist() == [2, 2, 1]
+    assert lesions.boxes.tolist() == [[0, 0, 1, 2], [0, 5, 2, 6], [3, 4, 4, 5]]
+    assert lesions.centres_mm.tolist() == [[0.5, 0], [5, 1], [4, 6]]  # x, then y
+    np.testing.assert_allclose(lesions.diameters_mm, 2 * np.sqrt(np.array([4, 4, 2]) / np.pi))
+    assert lesions.voxels_of(1).tolist() == [[0, 5], [1, 5]]
+    assert lesions.drawn().tolist() == text("110002", "000002", "000000", "000030").tolist()
+
+
+def test_touching_instances_stay_apart_and_what_is_ignored_is_taken_out():
+    instances = text("112200", "112200", "000000", "333000")
+    ignore = np.zeros((4, 6), dtype=bool)
+    ignore[0, :], ignore[3, :] = True, True
+    reference = Reference(PLANE, instances=instances, instance_labels=(5, 6, 7), ignore=ignore)
+    lesions = lesions_of(reference)
+    assert lesions.ids.tolist() == [1, 2]  # nothing is left of the third
+    assert lesions.labels.tolist() == [5, 6]
+    assert lesions.boxes.tolist() == [[1, 0, 2, 2], [1, 2, 2, 4]]
+    assert lesion_mask(reference).sum() == 4
+    assert (lesions.drawn() > 0).tolist() == lesion_mask(reference).tolist()
+
+
+@pytest.mark.parametrize(
+    ("dims", "spacing", "size"), [(2, (1.0, 1.0), 78.54), (3, (1.0, 1.0, 1.0), 523.6)]
+)
+def test_a_bare_box_is_as_large_as_the_ellipsoid_inscribed_in_it(dims, spacing, size):
+    geometry = Geometry.from_spacing((30,) * dims, spacing)
+    box = np.array([[5] * dims + [15] * dims], dtype=np.float32)
+    reference = Reference(geometry, boxes=box, box_labels=(2,))
+    lesions = lesions_of(reference)
+    assert lesions.diameters_mm.tolist() == [pytest.approx(10)]  # of a box of 10 mm
+    assert lesions.sizes_vox.tolist() == [round(size)]
+    assert (lesions.n_voxels.tolist(), lesions.masked.tolist()) == ([0], [False])
+    assert lesions.centres_mm.tolist() == [[9.5] * dims]
+    assert lesions.volume_ml(0) is None
+    assert lesion_mask(reference).sum() == 10**dims  # but its pixels are all of the box
+
+
+def test_anisotropic_boxes_and_their_pixels():
+    boxes = np.array([[0, 0, 4, 2], [0.5, 1.2, 1.5, 3]], dtype=np.float32)
+    reference = Reference(PLANE, boxes=boxes, box_labels=(1, 1))
+    lesions = lesions_of(reference)
+    np.testing.assert_allclose(lesions.diameters_mm, [4.0, np.sqrt(2 * 1.8)], rtol=1e-6)
+    # the smaller lies on top, and every pixel that a box touches is its own
+    assert lesions.drawn().tolist() == text("122000", "122000", "110000", "110000").tolist()
+    assert lesion_mask(reference).tolist() == (lesions.drawn() > 0).tolist()
+
+
+def test_boxes_reach_no_further_than_the_grid():
+    filled = filled_boxes([(-2.0, 4.5, 1.0, 9.0)], (4, 6))
+    assert filled.tolist() == (text("000011", "000000", "000000", "000000") > 0).tolist()
+
+
+def test_a_listed_lesion_without_voxels_has_its_box():
+    instances = text("330000", "000000", "000000", "000000")
+    boxes = np.array([[0, 0, 2, 2], [2, 2, 4, 6], [0, 0, 4, 6]], dtype=np.float32)
+    reference = Reference(PLANE, instances=instances, instance_labels=(1, 2, 1), boxes=boxes)
+    lesions = lesions_of(reference)
+    assert lesions.masked.tolist() == [False, False, True]
+    assert lesions.boxes.tolist() == [[0, 0, 2, 2], [2, 2, 4, 6], [0, 0, 1, 2]]
+    np.testing.assert_allclose(lesions.diameters_mm[:2], np.sqrt([8, 16]))
+    assert lesions.drawn().tolist() == text("330000", "110000", "002222", "002222").tolist()
+
+
+@pytest.mark.parametrize(
+    "reference",
+    [
+        Reference(PLANE, labels=np.zeros((4, 6), dtype=np.uint8)),
+        Reference(PLANE, instances=np.zeros((4, 6), dtype=np.int32)),
+        Reference(PLANE, boxes=np.zeros((0, 4), dtype=np.float32)),
+        Reference(PLANE),
+    ],
+)
+def test_lesion_free_gives_no_rows(reference):
+    lesions = lesions_of(reference)
+    assert len(lesions) == 0
+    assert lesions.boxes.shape == (0, 4)
+    assert lesions.centres_mm.shape == (0, 2)
+    assert not lesions.drawn().any()
+    assert not lesion_mask(reference).any()
+
+
+def test_an_instance_that_is_not_listed_is_refused():
+    instances = text("120000", "000000", "000000", "000000")
+    with pytest.raises(ContentError, match=r"not listed.*\[2\]"):
+        lesions_of(Reference(PLANE, instances=instances, instance_labels=(1,)))
+
+
+def test_candidates_are_lesions_in_the_order_of_the_prediction():
+    instances = text("220000", "000000", "000000", "000000")
+    drawn = Candidate.from_voxels(2, 1, 0.9, np.argwhere(instances), PLANE)
+    box = Candidate.from_box(1, 3, 0.4, (0.0, 2.0, 4.0, 4.0), PLANE)
+    prediction = Prediction("a", PLANE, (drawn, box), instances)
+    lesions = candidates_of(prediction)
+    assert lesions.ids.tolist() == [2, 1]
+    assert lesions.labels.tolist() == [1, 3]
+    assert lesions.masked.tolist() == [True, False]
+    for row, candidate in enumerate(prediction.candidates):
+        assert lesions.diameters_mm[row] == pytest.approx(candidate.diameter_mm)
+        assert tuple(lesions.centres_mm[row]) == candidate.centre_mm
+        assert tuple(lesions.boxes[row]) == candidate.start_vox + candidate.stop_vox
+
+
+def test_candidates_from_voxels_and_from_a_box_by_hand():
+    geometry = Geometry.from_spacing((10, 10, 10), (2.0, 1.0, 1.0))
+    voxels = np.array([[1, 2, 3], [1, 2, 4], [2, 2, 3]])
+    drawn = Candidate.from_voxels(7, 2, 0.8, voxels, geometry)
+    assert (drawn.start_vox, drawn.stop_vox) == ((1.0, 2.0, 3.0), (3.0, 3.0, 5.0))
+    assert drawn.centre_mm == pytest.approx((10 / 3, 2, 8 / 3))  # x, y, z
+    assert drawn.volume_ml == pytest.approx(0.006)
+    assert drawn.diameter_mm == pytest.approx((6 * 6 / np.pi) ** (1 / 3))
+    assert drawn.has_mask
+    box = Candidate.from_box(1, 2, 0.8, (0, 0, 0, 4, 8, 8), geometry)
+    assert box.diameter_mm == pytest.approx(8)
+    assert box.centre_mm == (3.5, 3.5, 3.0)
+    assert box.volume_ml is None
+    assert not box.has_mask
