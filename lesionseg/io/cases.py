@@ -14,12 +14,13 @@ from lesionseg.io.dicom.dicom_reference import read_dicom_reference
 from lesionseg.io.dicom.headers import is_dicom
 from lesionseg.io.dicom.radiographs import is_radiograph, read_hidden
 from lesionseg.io.dicom.stack import Tilt
-from lesionseg.io.formats.volumes import read_volume
+from lesionseg.io.formats.volumes import read_geometry, read_volume
 from lesionseg.io.layouts.box_tables import read_boxes
 from lesionseg.io.layouts.coco_reference import read_coco_reference
 from lesionseg.io.layouts.instance_labels import read_instances
 from lesionseg.io.layouts.luna16 import read_balls
 from lesionseg.io.layouts.nnunet_labels import IGNORE
+from lesionseg.io.local_files import fetch_case, fetch_images
 from lesionseg.ops.components import lesion_instances, present_values
 
 TOLERANCE_MM = 1e-3
@@ -33,7 +34,8 @@ def read_case(files: CaseFiles, dataset: Dataset) -> Case:
     Raises `DatasetError` when channels are missing, `GeometryError` when files lie further than
     0.001 mm apart, `ContentError` for NaN, infinity and mask values that are no label.
     """
-    image = read_image(files, dataset)
+    fetch_case(files)
+    image = _read_image(files, dataset)
     reference = _ignoring(
         _read_reference(files, dataset, image.geometry),
         None if image.valid is None else ~image.valid,
@@ -43,6 +45,17 @@ def read_case(files: CaseFiles, dataset: Dataset) -> Case:
 
 def read_image(files: CaseFiles, dataset: Dataset) -> Volume:
     """Read the channels of one case alone, as `read_case` does."""
+    fetch_images(files.images)
+    return _read_image(files, dataset)
+
+
+def read_grid(files: CaseFiles, dataset: Dataset) -> Geometry:
+    """The grid of a case's first file, from its header alone."""
+    fetch_images(files.images[:1])
+    return read_geometry(files.images[0], raster_mm=pixel_mm(files), tilt=tilt_of(dataset))
+
+
+def _read_image(files: CaseFiles, dataset: Dataset) -> Volume:
     if len(files.images) != len(dataset.channel_names):
         raise DatasetError(
             f"The case {files.case!r} has not one file a channel.",
@@ -153,6 +166,7 @@ def read_reference(files: CaseFiles, dataset: Dataset, geometry: Geometry) -> Re
 
     What a radiograph's padding, shutter or collimator hides becomes `ignore`, but for lesions.
     """
+    fetch_case(files if geometry.dims == 2 else replace(files, images=()))
     found = _read_reference(files, dataset, geometry)
     for file in files.images if found is not None and geometry.dims == 2 else ():
         if is_dicom(file) and is_radiograph(file):

@@ -23,7 +23,8 @@ from lesionseg.io.cases import (
 from lesionseg.io.dicom.headers import is_dicom, is_secondary_capture, read_header
 from lesionseg.io.formats.nifti import SUFFIXES as NIFTI
 from lesionseg.io.formats.nifti import states_orientation
-from lesionseg.io.formats.volumes import content_files, read_geometry, read_volume
+from lesionseg.io.formats.volumes import read_geometry, read_volume
+from lesionseg.io.local_files import content_files, fetch_images
 
 FaultKind = Literal["unreadable", "geometry", "not_finite", "labels", "channels"]
 
@@ -117,6 +118,7 @@ def _faults(files: CaseFiles, dataset: Dataset) -> Iterator[Fault]:
 def _image_faults(path: Path, files: CaseFiles, dataset: Dataset) -> Iterator[Fault | Geometry]:
     """Faults of one image file, and its geometry when it can be read."""
     try:
+        fetch_images([path])
         volume = read_volume(path, raster_mm=pixel_mm(files), tilt=tilt_of(dataset))
     except GeometryError as error:
         yield Fault("geometry", error)
@@ -166,7 +168,11 @@ def _reference_faults(
 
 def _own_geometry(files: CaseFiles) -> Geometry | None:
     """The grid a mask states itself; None for DICOM references, tables and unreadable files."""
-    if files.reference is None or "lesions" in files.annotations or is_dicom(files.reference):
+    if files.reference is None:
+        return None
+    with suppress(LesionsegError):  # reading the reference says so
+        fetch_images([files.reference])
+    if "lesions" in files.annotations or is_dicom(files.reference):
         return None
     mm = None
     with suppress(LesionsegError):

@@ -10,7 +10,6 @@ import numpy as np
 
 from lesionseg.errors import ReadError
 from lesionseg.io.formats.guard import reading
-from lesionseg.io.remote.mirror import bring
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset as Header
@@ -47,7 +46,6 @@ def is_dicom(path: Path) -> bool:
         return False
     if path.name.lower().endswith(SUFFIXES):
         return True
-    bring(path)
     with path.open("rb") as stream:
         return stream.read(_PREAMBLE)[128:] == b"DICM"
 
@@ -62,7 +60,6 @@ def read_header(path: Path, *, pixels: bool = False) -> "Header":
             where=path,
             remedy="pip install 'lesionseg[dicom]'",
         ) from error
-    bring(path)
     logging.getLogger("pydicom").setLevel(logging.CRITICAL)  # it quotes what it finds odd
     with reading(path), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what vendors write differently is no fault of the user's
@@ -123,7 +120,6 @@ def _ends_in_preamble(file: Path) -> bool:
     """Whether a file without a suffix may be DICOM of which no more than its start was copied."""
     if file.suffix.strip(".").isalpha():
         return False
-    bring(file)
     return file.stat().st_size < _PREAMBLE and b"DICM".startswith(file.read_bytes().strip(b"\0"))
 
 

@@ -12,6 +12,7 @@ from lesionseg.core import CaseFiles, Dataset, Geometry
 from lesionseg.errors import DatasetError, LesionsegError
 from lesionseg.io.formats.volumes import is_image_file, read_geometry, strip_suffix
 from lesionseg.io.layouts.problems import Problems, count_axes
+from lesionseg.io.local_files import fetch_images
 
 logger = logging.getLogger(__name__)
 
@@ -116,6 +117,7 @@ def _channels(
         return ()
     shared = set.intersection(*(set(found) for found in images.values()))
     first = next(iter(masks))
+    fetch_images([masks[first]])
     grid = read_geometry(masks[first])
     fitting = [name for name in sorted(shared) if _fits(images[first][name], grid)]
     everything = {name for found in images.values() for name in found}
@@ -135,6 +137,7 @@ def _channels(
 
 def _fits(image: Path, grid: Geometry) -> bool:
     try:
+        fetch_images([image])
         return read_geometry(image).matches(grid)
     except LesionsegError:
         return False

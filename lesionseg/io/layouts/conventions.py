@@ -22,6 +22,7 @@ from lesionseg.io.layouts.manifest import read_manifest, recognises_manifest
 from lesionseg.io.layouts.nndetection import read_nndetection, recognises_nndetection
 from lesionseg.io.layouts.nnunet import read_msd, read_nnunet, recognises_msd, recognises_nnunet
 from lesionseg.io.layouts.problems import Problems, refuse_problems
+from lesionseg.io.local_files import fetch_radiograph
 
 logger = logging.getLogger(__name__)
 NOT_DICOM = tuple(suffix for suffix in SUFFIXES if suffix not in DICOM)
@@ -150,6 +151,7 @@ def _with_radiograph_columns(case: CaseFiles) -> CaseFiles:
     if path.name.lower().endswith(NOT_DICOM):
         return case
     with suppress(LesionsegError):  # reading the case says what is wrong with it
+        fetch_radiograph(path)
         file = radiograph_file(path)
         if file is not None:
             return replace(case, columns={**radiograph_columns(file), **case.columns})

@@ -8,6 +8,7 @@ from lesionseg.core import CaseFiles, Problem
 from lesionseg.errors import DatasetError, LesionsegError
 from lesionseg.io.dicom.series import split_series
 from lesionseg.io.formats.volumes import read_geometry
+from lesionseg.io.local_files import fetch_images
 
 _MOST_SHOWN = 100
 
@@ -67,5 +68,6 @@ def count_axes(cases: Sequence[CaseFiles]) -> int:
     """
     for file in (file for case in cases for file in case.images[:1]):
         with suppress(LesionsegError):
+            fetch_images([file])
             return read_geometry(file, tilt="resample").dims
     return 3

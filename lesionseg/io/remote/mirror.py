@@ -66,19 +66,23 @@ def mirror(url: str, disk: LocalDisk) -> Path:
     return root
 
 
+def is_mirrored(path: Path) -> bool:
+    """Whether a path lies in a mirrored dataset."""
+    return _base(path) is not None
+
+
 def bring(path: Path, at_most: float = math.inf) -> None:
-    """See that a mirrored file, or all files of a mirrored folder, are here; others are let be.
+    """See that a mirrored file, or all files right in a mirrored folder, are here.
 
-    So are files of more than `at_most` bytes.
-
-    Raises `ReadError` when the store does not give it.
+    Other paths, and files of more than `at_most` bytes, are left alone. Raises `ReadError` when
+    the store does not give it.
     """
     base = _base(path)
     if base is None:
         return
     if path.is_dir():
         with ThreadPoolExecutor(_CONNECTIONS) as pool:
-            files = (file for file in path.rglob("*") if file.is_file())
+            files = (file for file in path.iterdir() if file.is_file())
             list(pool.map(partial(bring, at_most=at_most), files))
         return
     name = _name(base, path)
