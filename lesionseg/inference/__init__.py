@@ -22,8 +22,8 @@ from lesionseg.inference.candidates.postprocess import (
     choose_operating_point as choose_operating_point,
 )
 from lesionseg.inference.candidates.postprocess import find_candidates as find_candidates
-from lesionseg.inference.device import choose_device as choose_device
 from lesionseg.inference.inference_settings import InferenceSettings as InferenceSettings
+from lesionseg.inference.inference_settings import choose_device as choose_device
 from lesionseg.inference.predictor import Predictor as Predictor
 from lesionseg.inference.sliding.restore import restore as restore
 from lesionseg.inference.sliding.sliding_window import (
