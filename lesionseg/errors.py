@@ -18,7 +18,7 @@ class LesionsegError(Exception):
     """Bad input, told as: what is wrong, where, what was seen, what was expected, what to do.
 
     >>> print(ReadError("Cannot read the image.", where="a.nii.gz", remedy="Copy it again."))
-    Cannot read the image. (in a.nii.gz) To mend it: Copy it again.
+    Cannot read the image. (in a.nii.gz) How to fix: Copy it again.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class LesionsegError(Exception):
         parts += [f"(in {where})"] if where is not None else []
         parts += [f"Seen: {seen}."] if seen is not None else []
         parts += [f"Expected: {expected}."] if expected is not None else []
-        parts += [f"To mend it: {remedy}"] if remedy is not None else []
+        parts += [f"How to fix: {remedy}"] if remedy is not None else []
         super().__init__(" ".join(parts))
 
 

@@ -33,7 +33,7 @@ class InferenceSettings:
 
     def __post_init__(self) -> None:
         if not 0 <= self.overlap < 1:
-            raise _wrong("overlap", self.overlap, "a share in [0, 1)")
+            raise _wrong("overlap", self.overlap, "a fraction in [0, 1)")
         if self.batch_size is not None and self.batch_size < 1:
             raise _wrong("batch_size", self.batch_size, "at least 1, or null")
         if self.precision not in get_args(Precision):

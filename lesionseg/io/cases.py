@@ -56,13 +56,7 @@ def read_grid(files: CaseFiles, dataset: Dataset) -> Geometry:
 
 
 def _read_image(files: CaseFiles, dataset: Dataset) -> Volume:
-    if len(files.images) != len(dataset.channel_names):
-        raise DatasetError(
-            f"The case {files.case!r} has not one file a channel.",
-            where=files.images[0].parent if files.images else None,
-            seen=[file.name for file in files.images],
-            expected=", ".join(dataset.channel_names),
-        )
+    check_channels(files, dataset)
     raster_mm, tilt = pixel_mm(files), tilt_of(dataset)
     valid: NDArray[np.bool_] | None = None
     first = read_volume(files.images[0], raster_mm=raster_mm, tilt=tilt)
@@ -73,7 +67,7 @@ def _read_image(files: CaseFiles, dataset: Dataset) -> Volume:
         check_grid(file, volume.geometry, files.images[0], first.geometry)
         if volume.valid is not None:
             valid = volume.valid if valid is None else valid & volume.valid
-        with np.errstate(over="ignore"):  # too large for float32 becomes infinite, and is told
+        with np.errstate(over="ignore"):  # too large for float32 becomes infinite, which is refused
             array[channel] = volume.array[0]
         if volume.array.dtype.kind == "f":
             check_finite(file, array[channel])
@@ -124,7 +118,7 @@ def pixel_mm(files: CaseFiles) -> float | None:
         return float(text) if text else None
     except ValueError as error:
         raise DatasetError(
-            f"The pixel size of the case {files.case!r} is no number.",
+            f"The pixel size of the case {files.case!r} is not a number.",
             where="column pixel_mm",
             seen=text,
         ) from error
@@ -137,6 +131,17 @@ def mask_mm(files: CaseFiles, image: Geometry) -> float | None:
     """
     square = image.dims == 2 and np.ptp(image.spacing_mm) < TOLERANCE_MM / max(image.shape)
     return image.spacing_mm[0] if square else pixel_mm(files)
+
+
+def check_channels(files: CaseFiles, dataset: Dataset) -> None:
+    """Raise `DatasetError` unless the case has one file per channel of the dataset."""
+    if len(files.images) != len(dataset.channel_names):
+        raise DatasetError(
+            f"The case {files.case!r} does not have one file per channel.",
+            where=files.images[0].parent if files.images else None,
+            seen=[file.name for file in files.images],
+            expected=", ".join(dataset.channel_names),
+        )
 
 
 def check_grid(path: Path, seen: Geometry, other: Path, expected: Geometry) -> None:
@@ -153,11 +158,11 @@ def check_grid(path: Path, seen: Geometry, other: Path, expected: Geometry) -> N
             remedy="Resample one onto the grid of the other.",
         )
     raise GeometryError(
-        f"Two files of a case lie apart in space: {path.name} and {other.name}.",
+        f"Two files of a case do not lie on one grid: {path.name} and {other.name}.",
         where=path,
         seen=f"corners up to {distance:.6g} mm apart",
         expected=f"the grid of {other} within {TOLERANCE_MM:g} mm",
-        remedy="Register them, or copy the affine if they are known to lie on one grid.",
+        remedy="Register them, or copy the affine if both are known to have the same grid.",
     )
 
 
@@ -231,7 +236,7 @@ def check_dims(path: Path, geometry: Geometry, dims: int) -> None:
     """Raise `GeometryError` unless the image has as many axes as the dataset's others."""
     if geometry.dims != dims:
         raise GeometryError(
-            "The image has not as many axes as the dataset's others.",
+            "The image does not have as many axes as the others of the dataset.",
             where=path,
             seen=geometry.shape,
             expected=f"{dims} spatial axes",
@@ -243,10 +248,10 @@ def check_finite(path: Path, values: NDArray[np.float32]) -> None:
     n_bad = values.size - int(np.count_nonzero(np.isfinite(values)))
     if n_bad:
         raise ContentError(
-            "The image holds voxels that are no numbers.",
+            "The image contains NaN or infinity.",
             where=path,
-            seen=f"{n_bad} voxels are NaN or infinite",
-            remedy="Replace them, for instance by the value of air, and write the file again.",
+            seen=f"{n_bad} voxels",
+            remedy="Replace them, for example with the value of air, and write the file again.",
         )
 
 
@@ -256,7 +261,7 @@ def _whole_numbers(path: Path, array: NDArray[Any]) -> NDArray[np.integer[Any]]:
         broken = ~(np.isfinite(array) & (array == np.round(array)))
         if broken.any():
             raise ContentError(
-                "The mask holds values that are no whole numbers.",
+                "The mask contains values that are not integers.",
                 where=path,
                 seen=f"{int(broken.sum())} voxels, such as {array[broken][0]}",
                 remedy="Resample masks with nearest-neighbour interpolation.",
@@ -264,7 +269,7 @@ def _whole_numbers(path: Path, array: NDArray[Any]) -> NDArray[np.integer[Any]]:
     lowest, highest = (array.min(), array.max()) if array.size else (0, 0)
     if lowest < 0 or highest > np.iinfo(np.int32).max:
         raise ContentError(
-            "The mask holds values that cannot be labels.",
+            "The mask contains values that cannot be labels.",
             where=path,
             seen=f"{lowest} to {highest}",
             expected="0 for background, then 1, 2, …",
@@ -278,9 +283,9 @@ def _check_values(
     unknown = [v for v in present if allowed is not None and v not in {*allowed, ignore_label}]
     if unknown:
         raise ContentError(
-            "The mask holds values that the dataset does not list as labels.",
+            "The mask contains values that the dataset does not list as labels.",
             where=path,
             seen=unknown[:10],
             expected=sorted(allowed or ()),
-            remedy="Name them in the dataset's labels, or change them (255 is often meant as 1).",
+            remedy="Name them in the dataset's labels, or change them (255 often means 1).",
         )

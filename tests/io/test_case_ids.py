@@ -46,7 +46,7 @@ def test_an_id_that_cannot_name_files_is_refused(case: str, fault: str) -> None:
         check_case_id(case, Path("list.csv"))
     assert repr(case) in str(refused.value)
     assert "list.csv" in str(refused.value)
-    assert "To mend it: Rename" in str(refused.value)
+    assert "How to fix: Rename" in str(refused.value)
     assert printable_id(case) == repr(case)
 
 

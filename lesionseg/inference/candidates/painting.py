@@ -37,7 +37,7 @@ def find_by_plan(
     ]
     if len(channels) != len(plan.regions):
         raise GeometryError(
-            "The probabilities do not have one channel a region.",
+            "The probabilities do not have one channel per region.",
             seen=len(channels),
             expected=len(plan.regions),
         )

@@ -56,7 +56,7 @@ def find_candidates(
     channels = [[r for r in channel if len(r.voxels) >= rule.min_voxels] for channel in grown]
     if len(channels) != len(label_values):
         raise GeometryError(
-            "The probabilities do not have one channel a label.",
+            "The probabilities do not have one channel per label.",
             seen=len(channels),
             expected=len(label_values),
         )

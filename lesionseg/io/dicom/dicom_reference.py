@@ -11,8 +11,8 @@ from lesionseg.core import Geometry, Reference
 from lesionseg.errors import ContentError, GeometryError, ReadError
 from lesionseg.io.dicom.headers import LPS_TO_RAS, read_header
 from lesionseg.io.dicom.pixels import stored_pixels
+from lesionseg.io.dicom.polygon import fill_polygon
 from lesionseg.io.formats.guard import reading
-from lesionseg.io.formats.polygon import fill_polygon
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset as Header
@@ -32,7 +32,10 @@ def read_dicom_reference(path: Path, geometry: Geometry, labels: Mapping[int, st
     modality = str(header.get("Modality", ""))
     if modality not in ("SEG", "RTSTRUCT"):
         raise ReadError(
-            "The DICOM file is no reference.", where=path, seen=modality, expected="SEG, RTSTRUCT"
+            "The DICOM file is not a reference.",
+            where=path,
+            seen=modality,
+            expected="SEG, RTSTRUCT",
         )
     if geometry.dims != 3:
         raise GeometryError("A DICOM reference belongs to a volume of slices.", where=path)
@@ -62,11 +65,11 @@ def _values(path: Path, names: Mapping[int, str], labels: Mapping[int, str]) -> 
         return dict(zip(names, labels, strict=True))
     if names and not found:
         raise ContentError(
-            "No segment or contour set is called as a label.",
+            "No segment or contour set has the name of a label.",
             where=path,
             seen=sorted(set(names.values()))[:10],
             expected=sorted(labels.values()),
-            remedy="Name it in labels.json beside the manifest.",
+            remedy="Name it in labels.json next to the manifest.",
         )
     return found
 
@@ -150,7 +153,7 @@ def _on_grid(path: Path, index: NDArray[np.float64], geometry: Geometry) -> NDAr
         raise GeometryError(
             "The reference was not drawn on the image's grid.",
             where=path,
-            seen=f"{off:.2f} voxels beside it" if off > _OFF_GRID else "voxels outside of it",
+            seen=f"{off:.2f} voxels off" if off > _OFF_GRID else "voxels outside it",
             remedy="Take the series that the reference was drawn on.",
         )
     return whole

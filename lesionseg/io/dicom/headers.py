@@ -78,7 +78,7 @@ def image_headers(folder: Path) -> dict[Path, "Header"]:
             continue
         header = image_header(file)
         if header is None:
-            logger.info("%s is left out: it is no DICOM image.", file)
+            logger.info("%s is left out: it is not a DICOM image.", file)
         else:
             found[file] = header
     return found
@@ -128,7 +128,7 @@ def _cut_short(file: Path) -> ReadError:
         "The DICOM file is cut short: it ends before its image.",
         where=file,
         seen=f"{file.stat().st_size} bytes",
-        remedy="Copy it again from its source, or take it out of the folder if it is no image.",
+        remedy="Copy it again from its source, or take it out of the folder if it is not an image.",
     )
 
 
@@ -160,7 +160,7 @@ def refuse_unfit(path: Path, header: "Header") -> None:
         (
             int(header.get("SamplesPerPixel", 1)) != 1,
             "The DICOM image is in colour",
-            "Leave it out: a scan has one value a voxel.",
+            "Leave it out: a scan has one value per voxel.",
         ),
         (
             n_frames > 1 and "PerFrameFunctionalGroupsSequence" not in header,

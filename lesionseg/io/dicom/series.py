@@ -91,7 +91,7 @@ def _images(files: Sequence[Path]) -> tuple[dict[Path, "Header"], list[Path]]:
             damaged.append(file)
             continue
         if header is None:
-            logger.info("%s is left out: it is no DICOM image.", file)
+            logger.info("%s is left out: it is not a DICOM image.", file)
         else:
             images[file] = header
     return images, damaged

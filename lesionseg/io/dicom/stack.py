@@ -100,7 +100,7 @@ def settled_geometry(stack: Stack, tilt: Tilt, where: Path) -> Geometry:
 def upright_geometry(stack: Stack) -> Geometry:
     """The smallest grid of upright slices that holds every tilted one."""
     first, n = stack.slices[0], len(stack.slices)
-    drift = np.round(stack.drift, 3)  # lest a rounding error asks for a further row
+    drift = np.round(stack.drift, 3)  # so that a rounding error adds no row
     low, extra = np.minimum(np.floor(drift), 0), np.ceil(np.abs(drift)).astype(int)
     affine = np.array(LPS_TO_RAS @ stack.geometry.affine)
     affine[:3, 0] = first.normal * (stack.step @ first.normal)

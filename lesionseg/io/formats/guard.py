@@ -41,7 +41,7 @@ def check_claim(path: Path, n_bytes: int, *, compressed: bool = True) -> None:
             "The header claims more voxels than the file can hold: it is truncated or damaged.",
             where=path,
             seen=f"{n_bytes} bytes of voxels claimed, {size} bytes in the file",
-            remedy="Copy the file again, or write it anew from its source.",
+            remedy="Copy the file again, or write it again from its source.",
         )
 
 

@@ -73,7 +73,7 @@ def _header(path: Path) -> Any:
             where=path,
             seen=f"sizes {reader.GetSize()}",
             expected=f"{header.n_values} voxels",
-            remedy="Write the image anew.",
+            remedy="Write the image again.",
         )
     return reader
 
@@ -86,7 +86,7 @@ def _own_header(path: Path) -> ItkHeader:
             where=path,
             seen=f"{path.stat().st_size} bytes",
             expected=f"at most {MOST_HEADER_BYTES}",
-            remedy="Write the image anew as one file: .nii.gz, .nrrd or .mha.",
+            remedy="Write the image again as one file: .nii.gz, .nrrd or .mha.",
         )
     return header
 

@@ -16,7 +16,7 @@ from lesionseg.core import CaseFiles, Dataset, Geometry, Reference
 from lesionseg.errors import DatasetError, GeometryError
 from lesionseg.io.atomic import read_csv
 from lesionseg.io.formats.volumes import is_image_file, strip_suffix
-from lesionseg.io.layouts.problems import Problems
+from lesionseg.io.layouts.case_problems import Problems
 from lesionseg.ops.components import mask_boxes
 
 logger = logging.getLogger(__name__)

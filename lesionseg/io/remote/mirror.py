@@ -152,7 +152,7 @@ def _follow(index: sqlite3.Connection, root: Path, files: list[RemoteFile]) -> N
 
 
 def _fetch(folder: RemoteFolder, path: Path, told: RemoteFile, base: Path, most_bytes: int) -> None:
-    """Copy a file beside its place, then move it there while nobody makes room."""
+    """Copy a file next to its place, then move it there under the index's lock."""
     made = base / f".partial-{uuid.uuid4().hex}"
     try:
         folder.get(told.path, made)

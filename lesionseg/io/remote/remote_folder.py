@@ -1,7 +1,7 @@
 """Folders at a URL: object stores, web servers and whatever else fsspec knows.
 
-`s3://bucket/folder`, `gs://…`, `http://…`, `memory://…`, `file://…`. What a store needs to be told
-(endpoint, key, region) it takes from its own settings: fsspec's `~/.config/fsspec/*.json`, the
+`s3://bucket/folder`, `gs://…`, `http://…`, `memory://…`, `file://…`. Endpoint, key and region
+come from the store's own settings: fsspec's `~/.config/fsspec/*.json`, the
 variables `FSSPEC_S3_ENDPOINT_URL` and the like, or the cloud's usual files.
 """
 
@@ -27,7 +27,7 @@ _DATES = ("LastModified", "last_modified", "Last-Modified", "mtime", "updated", 
 class RemoteFile:
     """What a store says of a file: its path below the folder, its size (None: unknown), its state.
 
-    `state` changes when the content does; empty where the store tells nothing of that.
+    `state` changes when the content does; empty where the store does not say.
     """
 
     path: str

@@ -24,7 +24,7 @@ def redact_error(error: LesionsegError, files: CaseFiles | None, pseudonym: str)
     parts = [error.what]
     parts += [f"Seen: {error.seen}."] if error.seen is not None else []
     parts += [f"Expected: {error.expected}."] if error.expected is not None else []
-    parts += [f"To mend it: {error.remedy}"] if error.remedy is not None else []
+    parts += [f"How to fix: {error.remedy}"] if error.remedy is not None else []
     return redact(" ".join(parts), files, pseudonym)
 
 

@@ -1,4 +1,4 @@
-"""What is wrong with the cases a dataset lists: gathered, so that it is told all at once."""
+"""What is wrong with the cases a dataset lists: collected, so that one message says it all."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -24,9 +24,9 @@ class Problems:
         """All of them so far."""
         return tuple(self._found)
 
-    def add(self, case: str, error: LesionsegError, *, told_again: bool = False) -> None:
-        """Note one; `told_again`: whoever reads the case will be told the same."""
-        self._found.append(Problem(case, error, told_again))
+    def add(self, case: str, error: LesionsegError, *, repeated: bool = False) -> None:
+        """Note one; `repeated`: reading the case raises it again."""
+        self._found.append(Problem(case, error, repeated))
 
     @contextmanager
     def of(self, case: str) -> Iterator[None]:
@@ -46,7 +46,7 @@ class Problems:
             return
         what = f"A file named in {by} {what}."
         error = DatasetError(what, where=where, seen=named, remedy=remedy)
-        self.add(case, error, told_again=True)
+        self.add(case, error, repeated=True)
 
 
 def refuse_problems(problems: Sequence[Problem], root: Path) -> None:

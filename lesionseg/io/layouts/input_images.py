@@ -104,7 +104,7 @@ def _same_id(where: Path, case: str) -> DatasetError:
 
 
 def _root(source: Path) -> Path:
-    """The folder that ids of equal stem are told apart under."""
+    """The folder below which ids of equal stem are distinguished."""
     if source.exists():
         return source if source.is_dir() else source.parent
     plain = [i for i, part in enumerate(source.parts) if not any(sign in part for sign in "*?[")]
