@@ -61,12 +61,14 @@ def read_candidates(path: Path, geometry: Geometry) -> CandidateFile:
         raise ContentError(
             "The file's version is unknown.", where=path, seen=version, expected=SCHEMA_VERSION
         )
-    found = [_candidate(c, i, geometry, path) for i, c in enumerate(content["candidates"], start=1)]
-    ids = [candidate.id for candidate in found]
+    candidates = [
+        _candidate(c, i, geometry, path) for i, c in enumerate(content["candidates"], start=1)
+    ]
+    ids = [candidate.id for candidate in candidates]
     if len(set(ids)) < len(ids):
         raise ContentError("Two candidates have the same id.", where=path, seen=sorted(ids))
     return CandidateFile(
-        candidates=tuple(sorted(found, key=lambda c: (-c.score, c.id))),
+        candidates=tuple(sorted(candidates, key=lambda c: (-c.score, c.id))),
         voxel_threshold=_optional(content, "voxel_threshold", path),
         operating_point=_operating_point(content.get("operating_point"), path),
         scored=bool(content.get("scored", True)),

@@ -101,8 +101,8 @@ def read_mask(
         values = np.where(ignore, 0, values).astype(values.dtype)
     if merged_values:
         values = (values > 0).astype(np.uint8)
-    found = Reference(volume.geometry, labels=values, ignore=ignore)
-    return _united(found) if united else found
+    reference = Reference(volume.geometry, labels=values, ignore=ignore)
+    return _united(reference) if united else reference
 
 
 def _united(reference: Reference) -> Reference:
@@ -172,11 +172,11 @@ def read_reference(files: CaseFiles, dataset: Dataset, geometry: Geometry) -> Re
     What a radiograph's padding, shutter or collimator hides becomes `ignore`, but for lesions.
     """
     fetch_case(files if geometry.dims == 2 else replace(files, images=()))
-    found = _read_reference(files, dataset, geometry)
-    for file in files.images if found is not None and geometry.dims == 2 else ():
+    reference = _read_reference(files, dataset, geometry)
+    for file in files.images if reference is not None and geometry.dims == 2 else ():
         if is_dicom(file) and is_radiograph(file):
-            found = _ignoring(found, read_hidden(file))
-    return found
+            reference = _ignoring(reference, read_hidden(file))
+    return reference
 
 
 def _ignoring(reference: Reference | None, hidden: NDArray[np.bool_] | None) -> Reference | None:
@@ -195,14 +195,14 @@ def _read_reference(files: CaseFiles, dataset: Dataset, geometry: Geometry) -> R
     if "balls" in files.annotations:
         return read_balls(files, geometry)
     if "instances" in files.annotations and files.reference is not None:
-        found = read_instances(files, mask_mm(files, geometry), bool(dataset.merged_values))
-        check_grid(files.reference, found.geometry, files.images[0], geometry)
-        return replace(found, geometry=geometry)
+        reference = read_instances(files, mask_mm(files, geometry), bool(dataset.merged_values))
+        check_grid(files.reference, reference.geometry, files.images[0], geometry)
+        return replace(reference, geometry=geometry)
     if files.reference is None:
         return None
     if is_dicom(files.reference):
         return _read_named(files.reference, dataset, geometry)
-    found = read_mask(
+    reference = read_mask(
         files.reference,
         labels=tuple(dataset.labels),
         ignore_label=dataset.ignore_label,
@@ -210,8 +210,8 @@ def _read_reference(files: CaseFiles, dataset: Dataset, geometry: Geometry) -> R
         united=bool(dataset.regions),
         raster_mm=mask_mm(files, geometry),
     )
-    check_grid(files.reference, found.geometry, files.images[0], geometry)
-    return replace(found, geometry=geometry)
+    check_grid(files.reference, reference.geometry, files.images[0], geometry)
+    return replace(reference, geometry=geometry)
 
 
 def _read_named(path: Path, dataset: Dataset, geometry: Geometry) -> Reference:
@@ -219,12 +219,12 @@ def _read_named(path: Path, dataset: Dataset, geometry: Geometry) -> Reference:
     names, left_out = dict(dataset.labels), dataset.ignore_label
     if left_out is not None:
         names[left_out] = IGNORE
-    found = read_dicom_reference(path, geometry, names)
+    reference = read_dicom_reference(path, geometry, names)
     if left_out is not None:
-        values = np.asarray(found.labels)
+        values = np.asarray(reference.labels)
         ignore = values == left_out
-        found = replace(found, labels=np.where(ignore, 0, values), ignore=ignore)
-    return _united(found) if dataset.regions else found
+        reference = replace(reference, labels=np.where(ignore, 0, values), ignore=ignore)
+    return _united(reference) if dataset.regions else reference
 
 
 def tilt_of(dataset: Dataset) -> Tilt:

@@ -84,14 +84,16 @@ class BoxCollector:
         if self.n_degenerate:
             log.debug("%d boxes without volume were dropped.", self.n_degenerate)
         boxes, scores, labels, weights = _joined(self._views, self.plan.dims)
-        found = self._merged(boxes, scores, labels, weights)
+        merged = self._merged(boxes, scores, labels, weights)
         before = torch.tensor([first for first, _ in self.grid.pad] * 2, dtype=torch.float32)
         limit = torch.tensor(self.grid.shape, dtype=torch.float32).repeat(2)
-        inside = (found.boxes - before).clamp(min=0).minimum(limit)
-        kept = ~is_degenerate(inside) & (found.scores >= self.plan.candidate_rule.floor)
-        order = torch.argsort(found.scores[kept], descending=True, stable=True)
+        inside = (merged.boxes - before).clamp(min=0).minimum(limit)
+        kept = ~is_degenerate(inside) & (merged.scores >= self.plan.candidate_rule.floor)
+        order = torch.argsort(merged.scores[kept], descending=True, stable=True)
         order = order[: self.plan.candidate_rule.max_candidates]
-        return FoundBoxes(inside[kept][order], found.scores[kept][order], found.labels[kept][order])
+        return FoundBoxes(
+            inside[kept][order], merged.scores[kept][order], merged.labels[kept][order]
+        )
 
     def _view_boxes(
         self, logits: Tensor, deltas: Tensor, tile: int, flipped: Sequence[int]
@@ -129,8 +131,8 @@ class BoxCollector:
         """The tile weight at points of the tile; that of the nearest voxel beyond it."""
         limit = torch.tensor(self._weight.shape) - 1
         place = centres.floor().long().clamp(min=0).minimum(limit)
-        found: Tensor = self._weight[place.unbind(-1)]
-        return found
+        weight: Tensor = self._weight[place.unbind(-1)]
+        return weight
 
     def _is_cut(self, boxes: Tensor, tile: int) -> Tensor:
         """Whether a box reaches a side of its tile that is no side of the volume."""
@@ -151,17 +153,17 @@ class BoxCollector:
         merged = []
         for label in sorted(set(labels.tolist())):
             mine = labels == label
-            found = weighted_box_clustering(
+            clusters = weighted_box_clustering(
                 boxes[mine],
                 scores[mine],
                 threshold,
                 weights=weights[mine],
                 expected=expected[mine],
             )
-            alone = nms(found.boxes, found.scores, threshold)  # averages may meet again
-            kept_scores = found.scores[alone]
+            alone = nms(clusters.boxes, clusters.scores, threshold)  # averages may meet again
+            kept_scores = clusters.scores[alone]
             merged.append(
-                FoundBoxes(found.boxes[alone], kept_scores, torch.full_like(alone, label))
+                FoundBoxes(clusters.boxes[alone], kept_scores, torch.full_like(alone, label))
             )
         if not merged:
             return FoundBoxes(boxes, scores, labels)

@@ -42,8 +42,10 @@ def find_by_plan(
             expected=len(plan.regions),
         )
     union = highest(channels)
-    found = find_candidates([union], geometry, rule, tuple(UNION))
-    return replace(found, values=_painted(found.instances, union, channels, plan.label_values))
+    candidates = find_candidates([union], geometry, rule, tuple(UNION))
+    return replace(
+        candidates, values=_painted(candidates.instances, union, channels, plan.label_values)
+    )
 
 
 def highest(channels: Sequence[Above]) -> Above:

@@ -123,18 +123,18 @@ class ScanTiles:
         """All views' boxes as one list, on the image's grid; those in the air are left out."""
         if self._collector is None:
             return None
-        found = self._collector.finish()
+        merged = self._collector.finish()
         offset = torch.tensor([region.start for region in self._region] * 2)
-        boxes = found.boxes + offset
+        boxes = merged.boxes + offset
         if self._body is None:
-            return replace(found, boxes=boxes)
+            return replace(merged, boxes=boxes)
         limit = torch.tensor(self._body.shape) - 1
         centre = split_box(boxes)[0].long().clamp(min=0).minimum(limit)
         kept = torch.tensor(
             [bool(self._body.rows(z, z + 1)[(0, *rest)]) for z, *rest in centre.tolist()],
             dtype=torch.bool,
         )
-        return FoundBoxes(boxes[kept], found.scores[kept], found.labels[kept])
+        return FoundBoxes(boxes[kept], merged.scores[kept], merged.labels[kept])
 
     def _touches_body(self, slices: tuple[slice, ...]) -> bool:
         if self._body is None:

@@ -58,12 +58,12 @@ _Drawn = _Points | Sequence[_Points]
 def _values(path: Path, names: Mapping[int, str], labels: Mapping[int, str]) -> dict[int, int]:
     """Label value of each segment number whose name is a label's."""
     by_name = {name.strip().lower(): value for value, name in labels.items()}
-    found = {
+    value_of = {
         n: by_name[s.strip().lower()] for n, s in names.items() if s.strip().lower() in by_name
     }
-    if not found and len(names) == len(labels) == 1:
+    if not value_of and len(names) == len(labels) == 1:
         return dict(zip(names, labels, strict=True))
-    if names and not found:
+    if names and not value_of:
         raise ContentError(
             "No segment or contour set has the name of a label.",
             where=path,
@@ -71,7 +71,7 @@ def _values(path: Path, names: Mapping[int, str], labels: Mapping[int, str]) -> 
             expected=sorted(labels.values()),
             remedy="Name it in labels.json next to the manifest.",
         )
-    return found
+    return value_of
 
 
 def _segments(path: Path, header: "Header") -> list[tuple[int, str, _Drawn]]:
@@ -107,8 +107,8 @@ def _frame_places(path: Path, header: "Header") -> Iterator[tuple[int, NDArray[n
 
     for frame in header.PerFrameFunctionalGroupsSequence:
         down_mm, across_mm = (float(v) for v in group(frame, "PixelMeasuresSequence").PixelSpacing)
-        turned = group(frame, "PlaneOrientationSequence").ImageOrientationPatient
-        across, down = np.array(turned[:3], dtype=float), np.array(turned[3:], dtype=float)
+        orientation = group(frame, "PlaneOrientationSequence").ImageOrientationPatient
+        across, down = np.array(orientation, dtype=float).reshape(2, 3)
         origin = np.array(group(frame, "PlanePositionSequence").ImagePositionPatient, dtype=float)
         number = group(frame, "SegmentIdentificationSequence").ReferencedSegmentNumber
         affine = np.stack([down * down_mm, across * across_mm, origin], axis=1)

@@ -72,7 +72,7 @@ def image_headers(folder: Path) -> dict[Path, "Header"]:
     Files that are not DICOM and other objects are left out, by name in the log. Raises `ReadError`
     for a DICOM file that is cut short: an image must not miss a slice unnoticed.
     """
-    found = {}
+    headers = {}
     for file in sorted(folder.iterdir()):
         if not file.is_file() or file.name.startswith("."):
             continue
@@ -80,8 +80,8 @@ def image_headers(folder: Path) -> dict[Path, "Header"]:
         if header is None:
             logger.info("%s is left out: it is not a DICOM image.", file)
         else:
-            found[file] = header
-    return found
+            headers[file] = header
+    return headers
 
 
 def image_header(file: Path) -> "Header | None":

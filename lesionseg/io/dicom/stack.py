@@ -147,10 +147,10 @@ def _refuse_mixture(slices: Sequence[DicomSlice], where: Path) -> None:
 def _refuse_grids(slices: Sequence[DicomSlice], where: Path) -> None:
     first = slices[0]
     for piece in slices:
-        turned = max(
+        difference = max(
             np.abs(piece.across - first.across).max(), np.abs(piece.down - first.down).max()
         )
-        if turned > _SAME_DIRECTION:
+        if difference > _SAME_DIRECTION:
             what = "direction"
         elif piece.shape != first.shape:
             what = "number of pixels"

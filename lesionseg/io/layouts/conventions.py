@@ -77,8 +77,8 @@ def read_dataset(
     lacks a file, or says of itself what cannot be; `lenient` leaves those in `Dataset.problems`
     instead. Raises `ReadError` for unreadable tables.
     """
-    chosen = _choose(root, convention)
-    dataset = _distinct(chosen.read(root))
+    layout = _choose(root, convention)
+    dataset = _distinct(layout.read(root))
     if not lenient:
         refuse_problems(dataset.problems, root)
     if not dataset.cases:
@@ -89,7 +89,7 @@ def read_dataset(
     logger.info(
         "%s read as %s: %d cases of %d groups.",
         root,
-        chosen.name,
+        layout.name,
         len(dataset.cases),
         len({c.group for c in dataset.cases}),
     )

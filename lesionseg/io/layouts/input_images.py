@@ -50,12 +50,12 @@ def _named_files(source: Path) -> dict[Path, str]:
         is_series = split_series(source) is not None
         return {source: folder_name(source.parent) if is_series else strip_suffix(source)}
     if source.is_dir():
-        found = source.rglob("*")
+        paths = source.rglob("*")
     elif any(sign in str(source) for sign in "*?["):
-        found = Path(source.anchor or ".").glob(str(source.relative_to(source.anchor)))
+        paths = Path(source.anchor or ".").glob(str(source.relative_to(source.anchor)))
     else:
         raise DatasetError("The input does not exist.", where=source)
-    entries = sorted(found)
+    entries = sorted(paths)
     files = [f for f in entries if f.is_file() and is_image_file(f) and not _is_output(f)]
     others = {f: strip_suffix(f) for f in files if not is_dicom(f)}
     return dict(sorted({**_dicom_images(entries), **others}.items()))

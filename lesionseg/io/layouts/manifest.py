@@ -68,9 +68,9 @@ def read_scan_list(path: Path) -> list[CaseFiles]:
                 seen=dict(row),
                 expected="a case id that can be a file's name, and its image",
             )
-        kept = {k: v for k, v in row.items() if k not in (*_OWN_COLUMNS, *images)}
+        columns = {k: v for k, v in row.items() if k not in (*_OWN_COLUMNS, *images)}
         files = tuple(path.parent / row[name] for name in images if row[name])
-        cases[case] = CaseFiles(case, files, group=row.get("group", "") or case, columns=kept)
+        cases[case] = CaseFiles(case, files, group=row.get("group", "") or case, columns=columns)
     return [cases[case] for case in sorted(cases)]
 
 

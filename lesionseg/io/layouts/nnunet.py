@@ -158,7 +158,7 @@ def _image_files(folder: Path) -> list[Path]:
 
 def channel_files(files: Sequence[Path], problems: Problems) -> dict[str, dict[int, Path]]:
     """Files by case and channel number, from names such as `<case>_0001.nii.gz`."""
-    found: dict[str, dict[int, Path]] = {}
+    cases: dict[str, dict[int, Path]] = {}
     for file in files:
         match = _CHANNEL.fullmatch(strip_suffix(file))
         if match is None:
@@ -170,17 +170,17 @@ def channel_files(files: Sequence[Path], problems: Problems) -> dict[str, dict[i
             problems.add(strip_suffix(file), error)
             continue
         with problems.of(match.group(1)):
-            _add(found.setdefault(match.group(1), {}), int(match.group(2)), file)
-    return found
+            _add(cases.setdefault(match.group(1), {}), int(match.group(2)), file)
+    return cases
 
 
 def _single_files(files: Sequence[Path], problems: Problems) -> dict[str, dict[int, Path]]:
     """Files by case, one per case, as channel 0."""
-    found: dict[str, dict[int, Path]] = {}
+    cases: dict[str, dict[int, Path]] = {}
     for file in files:
         with problems.of(strip_suffix(file)):
-            _add(found.setdefault(strip_suffix(file), {}), 0, file)
-    return found
+            _add(cases.setdefault(strip_suffix(file), {}), 0, file)
+    return cases
 
 
 def _add(channels: dict[int, Path], number: int, file: Path) -> None:

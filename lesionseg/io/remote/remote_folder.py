@@ -53,12 +53,12 @@ class RemoteFolder:
         prefix = root.rstrip("/") + "/"
         with _reading(self.url):
             try:
-                found = system.find(root, detail=True)
+                infos = system.find(root, detail=True)
             except FileNotFoundError:
                 return []
         files = [
             RemoteFile(path.removeprefix(prefix), info.get("size"), _state(info))
-            for path, info in found.items()
+            for path, info in infos.items()
             if path.startswith(prefix)
         ]
         return sorted(files, key=lambda file: file.path)
@@ -74,10 +74,10 @@ class RemoteFolder:
         """A file's bytes, or some of them; raises `ReadError` when they are not there."""
         system, root = self._open()
         with _reading(f"{self.url}/{path}"):
-            found: bytes = system.cat_file(_below(root, path), start=start, end=stop)
-        if start is not None and stop is not None and len(found) > stop - start:
-            found = found[start:stop]  # a web server that knows no ranges sends the whole
-        return found
+            content: bytes = system.cat_file(_below(root, path), start=start, end=stop)
+        if start is not None and stop is not None and len(content) > stop - start:
+            content = content[start:stop]  # a web server that knows no ranges sends the whole
+        return content
 
     def get(self, path: str, target: Path) -> None:
         """Copy a file to a local path; raises `ReadError` when it is not there."""
