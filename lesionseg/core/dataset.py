@@ -26,11 +26,11 @@ class LabelRegion:
 
 @dataclass(frozen=True, eq=False)
 class Problem:
-    """Why a case cannot be taken as it is listed; `told_again` when reading it says the same."""
+    """Why a case cannot be taken as it is listed; `repeated` when reading it says the same."""
 
     case: str
     error: LesionsegError
-    told_again: bool = False
+    repeated: bool = False
 
 
 @dataclass(frozen=True)

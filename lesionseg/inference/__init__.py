@@ -1,11 +1,8 @@
-"""Inference: from a scan to candidates, by a bundle.
+"""Inference: from a scan to its candidates, by a trained model.
 
-`settings` are the user's choices; `body` says where the patient is, `slide` cuts an image into
-tiles, `sliding` runs networks over those of many images, `stitch` puts them together and `store`
-keeps what comes of it; `restore` goes back to the file's own grid; `regions` and `postprocess`
-turn probabilities into candidates and accept them; `bundle` and `card` keep a model on disk;
-`boxes` and `fusion` do the same for a detector; `predictor` is all of it behind one call, in three
-`steps`.
+In comes a bundle (`bundles/`) and a scan; out comes a `Prediction` on the scan's own grid.
+`Predictor` is all of it behind one call: `sliding/` computes probabilities and boxes in tiles,
+`candidates/` turns them into candidates and accepts them.
 """
 
 from lesionseg.inference.bundles.bundle import Bundle as Bundle
@@ -22,8 +19,8 @@ from lesionseg.inference.candidates.postprocess import (
     choose_operating_point as choose_operating_point,
 )
 from lesionseg.inference.candidates.postprocess import find_candidates as find_candidates
-from lesionseg.inference.device import choose_device as choose_device
 from lesionseg.inference.inference_settings import InferenceSettings as InferenceSettings
+from lesionseg.inference.inference_settings import choose_device as choose_device
 from lesionseg.inference.predictor import Predictor as Predictor
 from lesionseg.inference.sliding.restore import restore as restore
 from lesionseg.inference.sliding.sliding_window import (

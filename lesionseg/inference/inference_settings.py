@@ -1,4 +1,4 @@
-"""What a user chooses about inference; nothing that training has to agree on."""
+"""What a user chooses about inference: settings and device, nothing that training must share."""
 
 from dataclasses import astuple, dataclass, replace
 from typing import Any, Literal, get_args
@@ -15,12 +15,13 @@ Precision = Literal["auto", "fp32", "bf16"]
 class InferenceSettings:
     """How a network is slid over a volume.
 
-    `overlap` in [0, 1): the share of a tile that its neighbour covers too. `flips` averages over
+    `overlap` in [0, 1): the fraction of a tile that its neighbour covers too. `flips` averages over
     mirrored images: 2^dims times the work. `batch_size` None is the plan's on a GPU, 1 on a CPU.
-    `precision`: "auto" is bf16 where the device computes it natively, else fp32. `body_mask`:
-    what lies outside the patient's body is background, and tiles wholly there are left out (see
-    `inference.body`). `max_memory_gb`: memory for all cases at work, network left out; None is a
-    share of what is free. Above it, cases go one by one and probabilities go to a temporary file.
+    `precision`: "auto" is bf16 where the device computes it natively, else fp32. `body_mask`: what
+    lies outside the patient's body is background, and tiles wholly there are left out (see
+    `inference.sliding.body`). `max_memory_gb`: memory for all cases at work, network left out; None
+    is a fraction of what is free. Above it, cases go one by one and probabilities go to a temporary
+    file.
     """
 
     overlap: float = 0.5
@@ -32,7 +33,7 @@ class InferenceSettings:
 
     def __post_init__(self) -> None:
         if not 0 <= self.overlap < 1:
-            raise _wrong("overlap", self.overlap, "a share in [0, 1)")
+            raise _wrong("overlap", self.overlap, "a fraction in [0, 1)")
         if self.batch_size is not None and self.batch_size < 1:
             raise _wrong("batch_size", self.batch_size, "at least 1, or null")
         if self.precision not in get_args(Precision):
@@ -49,6 +50,26 @@ class InferenceSettings:
     def that_matter(self) -> tuple[Any, ...]:
         """The settings that may change a result, and not only what it takes."""
         return astuple(replace(self, max_memory_gb=None))
+
+
+def choose_device(name: str | torch.device) -> torch.device:
+    """The device called `name`; "auto" is the GPU where there is one, else the CPU.
+
+    Raises `ConfigError` for a device that is unknown or absent.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(
+            f"The device {str(name)!r} cannot be used.",
+            where="device",
+            seen=str(error).splitlines()[0],
+            expected="auto, cpu or cuda",
+        ) from error
+    return device
 
 
 def _wrong(name: str, seen: object, expected: str) -> ConfigError:

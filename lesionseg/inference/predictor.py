@@ -17,17 +17,16 @@ from lesionseg.data.prepare import prepare_image
 from lesionseg.errors import ContentError, DatasetError
 from lesionseg.inference.bundles.bundle import Bundle
 from lesionseg.inference.bundles.ensemble import ensemble
-from lesionseg.inference.calibrate import calibrated
 from lesionseg.inference.candidates.fusion import box_candidates, fuse
 from lesionseg.inference.candidates.painting import find_by_plan
 from lesionseg.inference.candidates.peaks import Above, collect_above
 from lesionseg.inference.candidates.postprocess import (
+    apply_calibration,
     apply_operating_point,
     choose_operating_point,
     without_small,
 )
-from lesionseg.inference.device import choose_device
-from lesionseg.inference.inference_settings import InferenceSettings, Precision
+from lesionseg.inference.inference_settings import InferenceSettings, Precision, choose_device
 from lesionseg.inference.sliding.body import Body, find_body
 from lesionseg.inference.sliding.restore import restore_slabs
 from lesionseg.inference.sliding.scan_tiles import ScanTiles
@@ -203,21 +202,21 @@ class Predictor:
         layout = None
         if self._own and self._device is not None:
             layout = fast_memory_format(self.plan.dims, self._device)
-        slider = SlidingWindow.by_settings(
+        window = SlidingWindow.by_settings(
             self._networks, self.plan, self._settings, self._device, layout
         )
 
         def tasks() -> Iterator[Task[tuple[Tag, Inferred | Exception | None]]]:
             for tag, prepared in scans:
-                task = self._task(tag, prepared, slider, spill)
-                del prepared  # the slide keeps what it needs, and only until it is done
+                task = self._task(tag, prepared, window, spill)
+                del prepared  # the task keeps what it needs, and only until it is done
                 yield task
 
-        for task in slider.run(tasks(), ready=ready, on_tile=on_tile):
-            (tag, outcome), slide = task.tag, task.slide
-            if slide is not None and isinstance(outcome, Inferred):
-                outcome = slide.error or replace(outcome, seconds=slide.seconds, boxes=slide.boxes)
-            del task, slide
+        for task in window.run(tasks(), ready=ready, on_tile=on_tile):
+            (tag, outcome), scan = task.tag, task.scan
+            if scan is not None and isinstance(outcome, Inferred):
+                outcome = scan.error or replace(outcome, seconds=scan.seconds, boxes=scan.boxes)
+            del task, scan
             yield tag, outcome
             del tag, outcome  # nothing here holds on to a volume while the next one is made
 
@@ -274,7 +273,7 @@ class Predictor:
                 values=found.values,
                 removed=found.removed,
             )
-        return calibrated(
+        return apply_calibration(
             apply_operating_point(prediction, self.operating_point), self.plan.calibration
         )
 
@@ -282,7 +281,7 @@ class Predictor:
         self,
         tag: Tag,
         prepared: PreparedScan | None,
-        slider: SlidingWindow,
+        window: SlidingWindow,
         spill: Callable[[Tag], Path | None],
     ) -> Task[tuple[Tag, Inferred | Exception | None]]:
         if prepared is None:
@@ -292,19 +291,19 @@ class Predictor:
             n_channels = self.plan.n_voxel_channels
             folder = spill(tag) if n_channels else None
             store = Store((n_channels, *image.geometry.shape), folder=folder)
-            slide = ScanTiles(
+            scan = ScanTiles(
                 torch.from_numpy(image.array),
                 self.plan,
                 store,
                 overlap=self._settings.overlap,
                 body=prepared.body,
-                n_looks=slider.n_looks,
-                device=slider.device,
+                n_views=window.n_views,
+                device=window.device,
             )
         except Exception as error:
             return Task((tag, error), None)
         inferred = Inferred(store, image.geometry, prepared.file_geometry, valid=prepared.valid)
-        return Task((tag, inferred), slide)
+        return Task((tag, inferred), scan)
 
     def _case_files(self, image: StrPath | Sequence[StrPath]) -> CaseFiles:
         paths = (image,) if isinstance(image, (str, PathLike)) else tuple(image)

@@ -1,6 +1,9 @@
-"""Files: the only room that knows formats, folder conventions and how files order their axes.
+"""Files: the only package that knows formats, dataset layouts and how files order their axes.
 
-Importing it is light: the libraries of the formats are imported when such a file is read.
+In come paths; out come datasets of case files (`layouts/`), cases and volumes in memory (`cases`,
+`formats/`, `dicom/`) and predictions, which are written as well. Files at a URL are fetched where a
+case is opened (`local_files`, `remote/`). Importing it is light: the libraries of the formats are
+imported when such a file is read.
 """
 
 from lesionseg.io.atomic import atomic_path as atomic_path
@@ -13,13 +16,13 @@ from lesionseg.io.cases import read_case as read_case
 from lesionseg.io.cases import read_image as read_image
 from lesionseg.io.cases import read_mask as read_mask
 from lesionseg.io.formats.volumes import case_suffix as case_suffix
-from lesionseg.io.formats.volumes import content_files as content_files
 from lesionseg.io.formats.volumes import read_geometry as read_geometry
 from lesionseg.io.formats.volumes import read_volume as read_volume
 from lesionseg.io.formats.volumes import strip_suffix as strip_suffix
 from lesionseg.io.formats.volumes import write_volume as write_volume
 from lesionseg.io.layouts.conventions import read_dataset as read_dataset
-from lesionseg.io.layouts.scan_list import find_images as find_images
+from lesionseg.io.layouts.input_images import find_images as find_images
+from lesionseg.io.local_files import content_files as content_files
 from lesionseg.io.predictions import PredictionFiles as PredictionFiles
 from lesionseg.io.predictions import find_masks as find_masks
 from lesionseg.io.predictions import find_predictions as find_predictions

@@ -50,7 +50,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, obj: object) -> None:
-    """Write JSON atomically; numpy numbers and paths are turned plain.
+    """Write JSON atomically; numpy numbers and paths become plain ones.
 
     Raises `OutputError` for NaN and infinity: what is undefined is written as null.
     """
@@ -88,7 +88,7 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]], columns: Sequence[s
 
 
 def read_csv(path: Path) -> list[dict[str, str]]:
-    """Read a table as one dictionary a row; spaces around names and values are dropped.
+    """Read a table as one dictionary per row; spaces around names and values are dropped.
 
     Commas stand between the columns or, where the first line has none, semicolons or tabs.
 

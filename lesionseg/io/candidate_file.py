@@ -55,18 +55,20 @@ def read_candidates(path: Path, geometry: Geometry) -> CandidateFile:
     """
     content = read_json(path)
     if not isinstance(content, Mapping) or not isinstance(content.get("candidates"), list):
-        raise ContentError("The file holds no list of candidates.", where=path)
+        raise ContentError("The file contains no list of candidates.", where=path)
     version = content.get("schema_version", SCHEMA_VERSION)
     if version != SCHEMA_VERSION:
         raise ContentError(
             "The file's version is unknown.", where=path, seen=version, expected=SCHEMA_VERSION
         )
-    found = [_candidate(c, i, geometry, path) for i, c in enumerate(content["candidates"], start=1)]
-    ids = [candidate.id for candidate in found]
+    candidates = [
+        _candidate(c, i, geometry, path) for i, c in enumerate(content["candidates"], start=1)
+    ]
+    ids = [candidate.id for candidate in candidates]
     if len(set(ids)) < len(ids):
         raise ContentError("Two candidates have the same id.", where=path, seen=sorted(ids))
     return CandidateFile(
-        candidates=tuple(sorted(found, key=lambda c: (-c.score, c.id))),
+        candidates=tuple(sorted(candidates, key=lambda c: (-c.score, c.id))),
         voxel_threshold=_optional(content, "voxel_threshold", path),
         operating_point=_operating_point(content.get("operating_point"), path),
         scored=bool(content.get("scored", True)),
@@ -76,19 +78,19 @@ def read_candidates(path: Path, geometry: Geometry) -> CandidateFile:
 
 def _removed(entries: Any, geometry: Geometry, path: Path) -> tuple[Candidate, ...]:
     if not isinstance(entries, list):
-        raise ContentError("'removed' is no list of candidates.", where=path, seen=entries)
+        raise ContentError("'removed' is not a list of candidates.", where=path, seen=entries)
     return tuple(_candidate(c, i, geometry, path) for i, c in enumerate(entries, start=1))
 
 
 def _candidate(entry: Any, place: int, geometry: Geometry, path: Path) -> Candidate:
     if not isinstance(entry, Mapping):
-        raise ContentError(f"Candidate {place} is no object.", where=path, seen=entry)
+        raise ContentError(f"Candidate {place} is not an object.", where=path, seen=entry)
     start, stop = (_vector(entry, key, geometry.dims, path) for key in ("start_vox", "stop_vox"))
     score, number, label = entry.get("score"), entry.get("id", place), entry.get("label", 1)
     if not (_is_number(score) and 0 <= score <= 1):
         raise _bad(entry, "score", "a number from 0 to 1", path)
     if not (_is_whole(number) and _is_whole(label)):
-        raise _bad(entry, "id" if not _is_whole(number) else "label", "a whole number from 1", path)
+        raise _bad(entry, "id" if not _is_whole(number) else "label", "an integer from 1", path)
     if not all(a < b for a, b in zip(start, stop, strict=True)):
         raise _bad(entry, "stop_vox", f"beyond start_vox {list(start)}", path)
     centre = entry.get("centre_mm")

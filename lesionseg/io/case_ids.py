@@ -1,4 +1,4 @@
-"""What a case may be called: its id becomes the name of every file that is written about it."""
+"""What a case may be named: its id becomes the name of every file that is written about it."""
 
 import hashlib
 from pathlib import Path
@@ -32,7 +32,7 @@ def check_case_id(
         where=where,
         seen=repr(case),
         expected=f"letters, digits, '-' or '_', at most {MAX_ID_BYTES} bytes of UTF-8",
-        remedy="Rename the case, or the file or folder that it is called after.",
+        remedy="Rename the case, or the file or folder that it is named after.",
     )
 
 

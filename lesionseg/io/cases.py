@@ -14,12 +14,13 @@ from lesionseg.io.dicom.dicom_reference import read_dicom_reference
 from lesionseg.io.dicom.headers import is_dicom
 from lesionseg.io.dicom.radiographs import is_radiograph, read_hidden
 from lesionseg.io.dicom.stack import Tilt
-from lesionseg.io.formats.volumes import read_volume
+from lesionseg.io.formats.volumes import read_geometry, read_volume
 from lesionseg.io.layouts.box_tables import read_boxes
 from lesionseg.io.layouts.coco_reference import read_coco_reference
 from lesionseg.io.layouts.instance_labels import read_instances
 from lesionseg.io.layouts.luna16 import read_balls
 from lesionseg.io.layouts.nnunet_labels import IGNORE
+from lesionseg.io.local_files import fetch_case, fetch_images
 from lesionseg.ops.components import lesion_instances, present_values
 
 TOLERANCE_MM = 1e-3
@@ -33,7 +34,8 @@ def read_case(files: CaseFiles, dataset: Dataset) -> Case:
     Raises `DatasetError` when channels are missing, `GeometryError` when files lie further than
     0.001 mm apart, `ContentError` for NaN, infinity and mask values that are no label.
     """
-    image = read_image(files, dataset)
+    fetch_case(files)
+    image = _read_image(files, dataset)
     reference = _ignoring(
         _read_reference(files, dataset, image.geometry),
         None if image.valid is None else ~image.valid,
@@ -43,13 +45,18 @@ def read_case(files: CaseFiles, dataset: Dataset) -> Case:
 
 def read_image(files: CaseFiles, dataset: Dataset) -> Volume:
     """Read the channels of one case alone, as `read_case` does."""
-    if len(files.images) != len(dataset.channel_names):
-        raise DatasetError(
-            f"The case {files.case!r} has not one file a channel.",
-            where=files.images[0].parent if files.images else None,
-            seen=[file.name for file in files.images],
-            expected=", ".join(dataset.channel_names),
-        )
+    fetch_images(files.images)
+    return _read_image(files, dataset)
+
+
+def read_grid(files: CaseFiles, dataset: Dataset) -> Geometry:
+    """The grid of a case's first file, from its header alone."""
+    fetch_images(files.images[:1])
+    return read_geometry(files.images[0], raster_mm=pixel_mm(files), tilt=tilt_of(dataset))
+
+
+def _read_image(files: CaseFiles, dataset: Dataset) -> Volume:
+    check_channels(files, dataset)
     raster_mm, tilt = pixel_mm(files), tilt_of(dataset)
     valid: NDArray[np.bool_] | None = None
     first = read_volume(files.images[0], raster_mm=raster_mm, tilt=tilt)
@@ -60,7 +67,7 @@ def read_image(files: CaseFiles, dataset: Dataset) -> Volume:
         check_grid(file, volume.geometry, files.images[0], first.geometry)
         if volume.valid is not None:
             valid = volume.valid if valid is None else valid & volume.valid
-        with np.errstate(over="ignore"):  # too large for float32 becomes infinite, and is told
+        with np.errstate(over="ignore"):  # too large for float32 becomes infinite, which is refused
             array[channel] = volume.array[0]
         if volume.array.dtype.kind == "f":
             check_finite(file, array[channel])
@@ -94,8 +101,8 @@ def read_mask(
         values = np.where(ignore, 0, values).astype(values.dtype)
     if merged_values:
         values = (values > 0).astype(np.uint8)
-    found = Reference(volume.geometry, labels=values, ignore=ignore)
-    return _united(found) if united else found
+    reference = Reference(volume.geometry, labels=values, ignore=ignore)
+    return _united(reference) if united else reference
 
 
 def _united(reference: Reference) -> Reference:
@@ -111,7 +118,7 @@ def pixel_mm(files: CaseFiles) -> float | None:
         return float(text) if text else None
     except ValueError as error:
         raise DatasetError(
-            f"The pixel size of the case {files.case!r} is no number.",
+            f"The pixel size of the case {files.case!r} is not a number.",
             where="column pixel_mm",
             seen=text,
         ) from error
@@ -124,6 +131,17 @@ def mask_mm(files: CaseFiles, image: Geometry) -> float | None:
     """
     square = image.dims == 2 and np.ptp(image.spacing_mm) < TOLERANCE_MM / max(image.shape)
     return image.spacing_mm[0] if square else pixel_mm(files)
+
+
+def check_channels(files: CaseFiles, dataset: Dataset) -> None:
+    """Raise `DatasetError` unless the case has one file per channel of the dataset."""
+    if len(files.images) != len(dataset.channel_names):
+        raise DatasetError(
+            f"The case {files.case!r} does not have one file per channel.",
+            where=files.images[0].parent if files.images else None,
+            seen=[file.name for file in files.images],
+            expected=", ".join(dataset.channel_names),
+        )
 
 
 def check_grid(path: Path, seen: Geometry, other: Path, expected: Geometry) -> None:
@@ -140,11 +158,11 @@ def check_grid(path: Path, seen: Geometry, other: Path, expected: Geometry) -> N
             remedy="Resample one onto the grid of the other.",
         )
     raise GeometryError(
-        f"Two files of a case lie apart in space: {path.name} and {other.name}.",
+        f"Two files of a case do not lie on one grid: {path.name} and {other.name}.",
         where=path,
         seen=f"corners up to {distance:.6g} mm apart",
         expected=f"the grid of {other} within {TOLERANCE_MM:g} mm",
-        remedy="Register them, or copy the affine if they are known to lie on one grid.",
+        remedy="Register them, or copy the affine if both are known to have the same grid.",
     )
 
 
@@ -153,11 +171,12 @@ def read_reference(files: CaseFiles, dataset: Dataset, geometry: Geometry) -> Re
 
     What a radiograph's padding, shutter or collimator hides becomes `ignore`, but for lesions.
     """
-    found = _read_reference(files, dataset, geometry)
-    for file in files.images if found is not None and geometry.dims == 2 else ():
+    fetch_case(files if geometry.dims == 2 else replace(files, images=()))
+    reference = _read_reference(files, dataset, geometry)
+    for file in files.images if reference is not None and geometry.dims == 2 else ():
         if is_dicom(file) and is_radiograph(file):
-            found = _ignoring(found, read_hidden(file))
-    return found
+            reference = _ignoring(reference, read_hidden(file))
+    return reference
 
 
 def _ignoring(reference: Reference | None, hidden: NDArray[np.bool_] | None) -> Reference | None:
@@ -176,14 +195,14 @@ def _read_reference(files: CaseFiles, dataset: Dataset, geometry: Geometry) -> R
     if "balls" in files.annotations:
         return read_balls(files, geometry)
     if "instances" in files.annotations and files.reference is not None:
-        found = read_instances(files, mask_mm(files, geometry), bool(dataset.merged_values))
-        check_grid(files.reference, found.geometry, files.images[0], geometry)
-        return replace(found, geometry=geometry)
+        reference = read_instances(files, mask_mm(files, geometry), bool(dataset.merged_values))
+        check_grid(files.reference, reference.geometry, files.images[0], geometry)
+        return replace(reference, geometry=geometry)
     if files.reference is None:
         return None
     if is_dicom(files.reference):
         return _read_named(files.reference, dataset, geometry)
-    found = read_mask(
+    reference = read_mask(
         files.reference,
         labels=tuple(dataset.labels),
         ignore_label=dataset.ignore_label,
@@ -191,8 +210,8 @@ def _read_reference(files: CaseFiles, dataset: Dataset, geometry: Geometry) -> R
         united=bool(dataset.regions),
         raster_mm=mask_mm(files, geometry),
     )
-    check_grid(files.reference, found.geometry, files.images[0], geometry)
-    return replace(found, geometry=geometry)
+    check_grid(files.reference, reference.geometry, files.images[0], geometry)
+    return replace(reference, geometry=geometry)
 
 
 def _read_named(path: Path, dataset: Dataset, geometry: Geometry) -> Reference:
@@ -200,12 +219,12 @@ def _read_named(path: Path, dataset: Dataset, geometry: Geometry) -> Reference:
     names, left_out = dict(dataset.labels), dataset.ignore_label
     if left_out is not None:
         names[left_out] = IGNORE
-    found = read_dicom_reference(path, geometry, names)
+    reference = read_dicom_reference(path, geometry, names)
     if left_out is not None:
-        values = np.asarray(found.labels)
+        values = np.asarray(reference.labels)
         ignore = values == left_out
-        found = replace(found, labels=np.where(ignore, 0, values), ignore=ignore)
-    return _united(found) if dataset.regions else found
+        reference = replace(reference, labels=np.where(ignore, 0, values), ignore=ignore)
+    return _united(reference) if dataset.regions else reference
 
 
 def tilt_of(dataset: Dataset) -> Tilt:
@@ -217,7 +236,7 @@ def check_dims(path: Path, geometry: Geometry, dims: int) -> None:
     """Raise `GeometryError` unless the image has as many axes as the dataset's others."""
     if geometry.dims != dims:
         raise GeometryError(
-            "The image has not as many axes as the dataset's others.",
+            "The image does not have as many axes as the others of the dataset.",
             where=path,
             seen=geometry.shape,
             expected=f"{dims} spatial axes",
@@ -229,10 +248,10 @@ def check_finite(path: Path, values: NDArray[np.float32]) -> None:
     n_bad = values.size - int(np.count_nonzero(np.isfinite(values)))
     if n_bad:
         raise ContentError(
-            "The image holds voxels that are no numbers.",
+            "The image contains NaN or infinity.",
             where=path,
-            seen=f"{n_bad} voxels are NaN or infinite",
-            remedy="Replace them, for instance by the value of air, and write the file again.",
+            seen=f"{n_bad} voxels",
+            remedy="Replace them, for example with the value of air, and write the file again.",
         )
 
 
@@ -242,7 +261,7 @@ def _whole_numbers(path: Path, array: NDArray[Any]) -> NDArray[np.integer[Any]]:
         broken = ~(np.isfinite(array) & (array == np.round(array)))
         if broken.any():
             raise ContentError(
-                "The mask holds values that are no whole numbers.",
+                "The mask contains values that are not integers.",
                 where=path,
                 seen=f"{int(broken.sum())} voxels, such as {array[broken][0]}",
                 remedy="Resample masks with nearest-neighbour interpolation.",
@@ -250,7 +269,7 @@ def _whole_numbers(path: Path, array: NDArray[Any]) -> NDArray[np.integer[Any]]:
     lowest, highest = (array.min(), array.max()) if array.size else (0, 0)
     if lowest < 0 or highest > np.iinfo(np.int32).max:
         raise ContentError(
-            "The mask holds values that cannot be labels.",
+            "The mask contains values that cannot be labels.",
             where=path,
             seen=f"{lowest} to {highest}",
             expected="0 for background, then 1, 2, …",
@@ -264,9 +283,9 @@ def _check_values(
     unknown = [v for v in present if allowed is not None and v not in {*allowed, ignore_label}]
     if unknown:
         raise ContentError(
-            "The mask holds values that the dataset does not list as labels.",
+            "The mask contains values that the dataset does not list as labels.",
             where=path,
             seen=unknown[:10],
             expected=sorted(allowed or ()),
-            remedy="Name them in the dataset's labels, or change them (255 is often meant as 1).",
+            remedy="Name them in the dataset's labels, or change them (255 often means 1).",
         )

@@ -8,9 +8,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from lesionseg.core import Case, CaseFiles, Dataset, Geometry
-from lesionseg.errors import ContentError, DatasetError, GeometryError, LesionsegError, ReadError
+from lesionseg.core import Case, CaseFiles, Dataset, Geometry, Volume
+from lesionseg.errors import GeometryError, LesionsegError, ReadError
 from lesionseg.io.cases import (
+    check_channels,
     check_dims,
     check_finite,
     check_grid,
@@ -23,7 +24,8 @@ from lesionseg.io.cases import (
 from lesionseg.io.dicom.headers import is_dicom, is_secondary_capture, read_header
 from lesionseg.io.formats.nifti import SUFFIXES as NIFTI
 from lesionseg.io.formats.nifti import states_orientation
-from lesionseg.io.formats.volumes import content_files, read_geometry, read_volume
+from lesionseg.io.formats.volumes import read_geometry, read_volume
+from lesionseg.io.local_files import content_files, fetch_images
 
 FaultKind = Literal["unreadable", "geometry", "not_finite", "labels", "channels"]
 
@@ -56,117 +58,113 @@ class Inspected:
 
 def inspect_case(files: CaseFiles, dataset: Dataset) -> Inspected:
     """Read a case; where that fails, look at each of its files by itself and list every fault."""
-    with _listening() as remarks:
-        found = _read(files, dataset)
+    with _warnings() as remarks:
+        inspected = _read(files, dataset)
     patient, burned_in = _dicom_facts(files.images)
-    told = tuple(dict.fromkeys(remarks))
-    return replace(found, patient=patient, burned_in=burned_in, remarks=told)
+    return replace(
+        inspected, patient=patient, burned_in=burned_in, remarks=tuple(dict.fromkeys(remarks))
+    )
 
 
 def _read(files: CaseFiles, dataset: Dataset) -> Inspected:
     try:
         case = read_case(files, dataset)
     except LesionsegError as error:
-        faults = tuple(_faults(files, dataset))
+        faults = _all_faults(files, dataset)
         return Inspected(None, faults or (Fault("unreadable", error),))
     return Inspected(case, oriented=all(_is_oriented(f) for f in files.images))
 
 
 @contextmanager
-def _listening() -> Iterator[list[str]]:
+def _warnings() -> Iterator[list[str]]:
     """What the readers warn about, in place of their log: it names files."""
-    heard: list[str] = []
+    messages: list[str] = []
 
-    class Ear(logging.Handler):
+    class Collector(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
-            heard.append(record.getMessage())
+            messages.append(record.getMessage())
 
-    logger, ear = logging.getLogger("lesionseg.io"), Ear(logging.WARNING)
+    logger, collector = logging.getLogger("lesionseg.io"), Collector(logging.WARNING)
     before = logger.propagate
-    logger.addHandler(ear)
+    logger.addHandler(collector)
     logger.propagate = False
     try:
-        yield heard
+        yield messages
     finally:
         logger.propagate = before
-        logger.removeHandler(ear)
+        logger.removeHandler(collector)
 
 
-def _faults(files: CaseFiles, dataset: Dataset) -> Iterator[Fault]:
-    if len(files.images) != len(dataset.channel_names):
-        error = DatasetError(
-            f"The case {files.case!r} has not one file a channel.",
-            seen=[file.name for file in files.images],
-            expected=", ".join(dataset.channel_names),
-        )
-        yield Fault("channels", error)
+@contextmanager
+def _noted(faults: list[Fault], kind: FaultKind) -> Iterator[None]:
+    """Note what is raised within; `kind` is that of errors which do not tell their own."""
+    try:
+        yield
+    except GeometryError as error:
+        faults.append(Fault("geometry", error))
+    except ReadError as error:
+        faults.append(Fault("unreadable", error))
+    except LesionsegError as error:
+        faults.append(Fault(kind, error))
+
+
+def _all_faults(files: CaseFiles, dataset: Dataset) -> tuple[Fault, ...]:
+    faults: list[Fault] = []
+    with _noted(faults, "channels"):
+        check_channels(files, dataset)
     first: tuple[Path, Geometry] | None = None
     for file in files.images:
-        geometry = None
-        for found in _image_faults(file, files, dataset):
-            if isinstance(found, Geometry):
-                geometry = found
-            else:
-                yield found
+        geometry = _check_image(file, files, dataset, faults)
         if geometry is not None and first is not None:
-            yield from _misfit(file, geometry, *first)
+            with _noted(faults, "geometry"):
+                check_grid(file, geometry, *first)
         first = first or (None if geometry is None else (file, geometry))
-    yield from _reference_faults(files, dataset, first)
+    _check_reference(files, dataset, first, faults)
+    return tuple(faults)
 
 
-def _image_faults(path: Path, files: CaseFiles, dataset: Dataset) -> Iterator[Fault | Geometry]:
-    """Faults of one image file, and its geometry when it can be read."""
-    try:
+def _check_image(
+    path: Path, files: CaseFiles, dataset: Dataset, faults: list[Fault]
+) -> Geometry | None:
+    """Note the faults of one image file; its geometry when it can be read."""
+    volume: Volume | None = None
+    with _noted(faults, "unreadable"):
+        fetch_images([path])
         volume = read_volume(path, raster_mm=pixel_mm(files), tilt=tilt_of(dataset))
-    except GeometryError as error:
-        yield Fault("geometry", error)
-        return
-    except LesionsegError as error:
-        yield Fault("unreadable", error)
-        return
-    yield volume.geometry
-    try:
+    if volume is None:
+        return None
+    with _noted(faults, "geometry"):
         check_dims(path, volume.geometry, dataset.dims)
-    except GeometryError as error:
-        yield Fault("geometry", error)
-    try:
+    with _noted(faults, "not_finite"):
         check_finite(path, volume.array.astype("float32", copy=False))
-    except ContentError as error:
-        yield Fault("not_finite", error)
+    return volume.geometry
 
 
-def _misfit(path: Path, geometry: Geometry, other: Path, expected: Geometry) -> Iterator[Fault]:
-    try:
-        check_grid(path, geometry, other, expected)
-    except GeometryError as error:
-        yield Fault("geometry", error)
-
-
-def _reference_faults(
-    files: CaseFiles, dataset: Dataset, image: tuple[Path, Geometry] | None
-) -> Iterator[Fault]:
-    """Faults of the reference: its values even where its grid is wrong."""
+def _check_reference(
+    files: CaseFiles, dataset: Dataset, image: tuple[Path, Geometry] | None, faults: list[Fault]
+) -> None:
+    """Note the faults of the reference: its values even where its grid is wrong."""
     own = _own_geometry(files)
     if image is not None and own is not None and files.reference is not None:
-        yield from _misfit(files.reference, own, *image)
+        with _noted(faults, "geometry"):
+            check_grid(files.reference, own, *image)
     geometry = own or (image[1] if image else None)
     if geometry is None and files.reference is None:
         return
-    try:
-        # on its own grid the values are judged alone; a grid of the image's is told above
+    of_values: list[Fault] = []
+    with _noted(of_values, "labels"):
         read_reference(files, dataset, geometry or read_geometry(files.images[0]))
-    except GeometryError as error:
-        if own is None:
-            yield Fault("geometry", error)
-    except ReadError as error:
-        yield Fault("unreadable", error)
-    except LesionsegError as error:
-        yield Fault("labels", error)
+    # on its own grid the values are judged alone; a wrong grid is noted above
+    faults += [f for f in of_values if own is None or f.kind != "geometry"]
 
 
 def _own_geometry(files: CaseFiles) -> Geometry | None:
     """The grid a mask states itself; None for DICOM references, tables and unreadable files."""
-    if files.reference is None or "lesions" in files.annotations or is_dicom(files.reference):
+    if files.reference is None:
+        return None
+    with suppress(LesionsegError):  # reading the reference says so
+        fetch_images([files.reference])
+    if "lesions" in files.annotations or is_dicom(files.reference):
         return None
     mm = None
     with suppress(LesionsegError):
@@ -187,7 +185,7 @@ def _dicom_facts(images: tuple[Path, ...]) -> tuple[str | None, bool]:
             if not is_dicom(file):
                 continue
             header = read_header(file)
-        except LesionsegError:  # told already
+        except LesionsegError:  # noted already
             continue
         name = str(header.get("PatientID", "") or "").strip()
         patient = patient or (hashlib.sha256(name.encode()).hexdigest() if name else None)

@@ -169,7 +169,7 @@ def _case_and_kind(file: Path) -> tuple[str, str]:
 
 def _twice(file: Path, other: Path) -> DatasetError:
     return DatasetError(
-        "Two files hold the same case.",
+        "Two files are of the same case.",
         where=file,
         seen=f"also {other.name}",
         remedy="Keep one of the two.",
@@ -191,9 +191,9 @@ def _grid(files: PredictionFiles, geometry: Geometry | None, raster_mm: float | 
         grid, source = grid or found, file
     if grid is None:
         raise ReadError(
-            "Candidates without masks say nothing of the scan's grid.",
+            "Candidates without masks do not state the scan's grid.",
             where=files.candidates,
-            remedy="Give the scan or its reference beside the prediction.",
+            remedy="Give the scan or its reference with the prediction.",
         )
     return grid
 
@@ -210,7 +210,7 @@ def _with_masks(
     unknown = sorted(present - {c.id for c in candidates})
     if unknown:
         raise ContentError(
-            "The instance mask holds ids that the candidate file does not.",
+            "The instance mask contains ids that the candidate file lacks.",
             where=path,
             seen=unknown[:10],
             remedy="Both files must come from the same prediction.",

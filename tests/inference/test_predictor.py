@@ -9,8 +9,7 @@ import lesionseg
 from lesionseg.core import Calibration, Geometry, OperatingPoint, Prediction, Volume
 from lesionseg.errors import ConfigError, ContentError, DatasetError, GeometryError
 from lesionseg.inference.bundles.bundle import Bundle, write_bundle
-from lesionseg.inference.device import choose_device
-from lesionseg.inference.inference_settings import InferenceSettings
+from lesionseg.inference.inference_settings import InferenceSettings, choose_device
 from lesionseg.inference.predictor import Predictor
 from lesionseg.io.formats.volumes import write_volume
 from lesionseg.models.build import build_network

@@ -126,9 +126,9 @@ def test_voxels_that_are_no_numbers_are_counted(
 @pytest.mark.parametrize(
     ("value", "match"),
     [
-        (0.5, "no whole numbers"),
-        (np.nan, "no whole numbers"),
-        (np.inf, "no whole numbers"),
+        (0.5, "not integers"),
+        (np.nan, "not integers"),
+        (np.inf, "not integers"),
         (-1, "cannot be labels"),
         (1e12, "cannot be labels"),
         (255, "does not list as labels.*255"),
@@ -147,7 +147,7 @@ def test_mask_values_that_are_no_labels_are_refused(
 
 def test_missing_channels_are_refused(dataset: Dataset) -> None:
     files = replace(dataset.cases[0], images=dataset.cases[0].images[:1])
-    with pytest.raises(DatasetError, match=r"'A' has not one file a channel.*A_0000"):
+    with pytest.raises(DatasetError, match=r"'A' does not have one file per channel.*A_0000"):
         read_case(files, dataset)
 
 

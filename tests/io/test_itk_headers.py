@@ -14,7 +14,8 @@ import SimpleITK as sitk
 from lesionseg.core import CaseFiles
 from lesionseg.errors import ReadError
 from lesionseg.io.formats.header_fields import MOST_HEADER_BYTES
-from lesionseg.io.formats.volumes import content_files, read_geometry, read_volume
+from lesionseg.io.formats.volumes import read_geometry, read_volume
+from lesionseg.io.local_files import content_files, fetch_images
 from lesionseg.io.remote.local_disk import LocalDisk
 from lesionseg.io.remote.mirror import mirror
 from lesionseg.pipeline.run.redaction import redact
@@ -143,8 +144,8 @@ def test_c2_voxels_are_a_regular_file_of_the_same_folder(tmp_path: Path, kind: s
         file.symlink_to(tmp_path / "other.raw")
     elif kind == "device":
         file.symlink_to("/dev/zero")
-    refused(metaimage(folder / "a.mhd", b"", ElementDataFile="scan.raw"), "no regular file")
-    refused(nrrd(folder / "a.nhdr", b"", changes={"data file": "scan.raw"}), "no regular file")
+    refused(metaimage(folder / "a.mhd", b"", ElementDataFile="scan.raw"), "not a regular file")
+    refused(nrrd(folder / "a.nhdr", b"", changes={"data file": "scan.raw"}), "not a regular file")
 
 
 METAIMAGE_FAULTS: list[tuple[dict[str, str | None], str]] = [
@@ -152,8 +153,8 @@ METAIMAGE_FAULTS: list[tuple[dict[str, str | None], str]] = [
     ({"DimSize": None}, "lacks DimSize"),
     ({"ElementType": None}, "lacks ElementType"),
     ({"ElementDataFile": None}, "other than text|no field|lacks ElementDataFile"),
-    ({"NDims": "0"}, "one value a voxel"),
-    ({"NDims": "5"}, "one value a voxel"),
+    ({"NDims": "0"}, "one value per voxel"),
+    ({"NDims": "5"}, "one value per voxel"),
     ({"NDims": "-3"}, "NDims is wrong"),
     ({"NDims": "3x"}, "NDims is wrong"),
     ({"NDims": "3", "DimSize": "4 3"}, "DimSize is wrong"),
@@ -163,7 +164,7 @@ METAIMAGE_FAULTS: list[tuple[dict[str, str | None], str]] = [
     ({"DimSize": "4 3 2e9"}, "DimSize is wrong"),
     ({"DimSize": "4\xa03 2 1"}, "DimSize is wrong"),
     ({"ElementType": "MET_OTHER"}, "ElementType is wrong"),
-    ({"ElementNumberOfChannels": "3"}, "claims more voxels|one value a voxel"),
+    ({"ElementNumberOfChannels": "3"}, "claims more voxels|one value per voxel"),
     ({"ElementNumberOfChannels": "2000000000"}, "claims more voxels"),
     ({"ElementSpacing": "1 1"}, "ElementSpacing is wrong"),
     ({"ElementSpacing": "1 1 nan"}, "ElementSpacing is wrong"),
@@ -176,9 +177,9 @@ METAIMAGE_FAULTS: list[tuple[dict[str, str | None], str]] = [
     ({"Name": "n" * 251}, "Name is wrong"),
     ({"Comment": "a\x00b"}, "other than text"),
     ({"Comment": "a\rElementDataFile = /etc/passwd"}, "other than text"),
-    ({"Comment": "a\nb"}, "no field"),
-    ({"Comment": "a\n\xa0"}, "no field"),
-    ({"Colon: ElementDataFile": "/etc/passwd"}, "no field"),
+    ({"Comment": "a\nb"}, "not a field"),
+    ({"Comment": "a\n\xa0"}, "not a field"),
+    ({"Colon: ElementDataFile": "/etc/passwd"}, "not a field"),
     ({"BinaryData": "False", "DimSize": "100 100 100"}, "claims more voxels"),
 ]
 
@@ -195,8 +196,8 @@ NRRD_FAULTS: list[tuple[dict[str, str | None], str]] = [
     ({"dimension": None}, "lacks dimension"),
     ({"sizes": None}, "lacks sizes"),
     ({"encoding": None}, "lacks encoding"),
-    ({"dimension": "0"}, "one value a voxel"),
-    ({"dimension": "17"}, "one value a voxel"),
+    ({"dimension": "0"}, "one value per voxel"),
+    ({"dimension": "17"}, "one value per voxel"),
     ({"dimension": "-1"}, "dimension is wrong"),
     ({"sizes": "4 3"}, "sizes is wrong"),
     ({"sizes": "4 3 0"}, "sizes is wrong"),
@@ -208,7 +209,7 @@ NRRD_FAULTS: list[tuple[dict[str, str | None], str]] = [
     ({"byte skip": "-1", "encoding": "gzip"}, "byteskip is wrong"),
     ({"Sizes": "4 3 2"}, "sizes twice"),
     ({"datafile": "a.raw", "data file": "a.raw"}, "datafile twice"),
-    ({"unknown": "1"}, "no field"),
+    ({"unknown": "1"}, "not a field"),
     ({"content": "a\x01b"}, "other than text"),
     ({"content": "a\rdata file: /etc/passwd"}, "other than text"),
     ({"encoding": "hex", "sizes": "10 10 10"}, "claims more voxels"),
@@ -356,4 +357,5 @@ def test_c2_of_a_mirrored_set_only_small_files_are_fetched_to_know_the_content(
     assert content_files(small) == (small, root / "small.raw")
     assert content_files(large) == (large,)
     assert large.stat().st_size == 1  # a placeholder still
+    fetch_images([small])
     np.testing.assert_array_equal(read_volume(small).array[0], VOXELS)

@@ -269,7 +269,7 @@ def test_candidates_that_make_no_sense_are_refused(
     ("text", "error", "match"),
     [
         ("[]", ContentError, "no list of candidates"),
-        ('{"candidates": [3]}', ContentError, "no object"),
+        ('{"candidates": [3]}', ContentError, "not an object"),
         ('{"schema_version": 9, "candidates": []}', ContentError, "version is unknown"),
         ('{"candidates": [], "operating_point": {}}', ContentError, "operating point"),
         ('{"candidates": [], "voxel_threshold": "x"}', ContentError, "'voxel_threshold'"),

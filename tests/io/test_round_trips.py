@@ -14,7 +14,7 @@ from lesionseg.errors import ReadError
 from lesionseg.io.cases import read_case
 from lesionseg.io.formats.volumes import read_volume, write_volume
 from lesionseg.io.layouts.conventions import read_dataset
-from lesionseg.io.layouts.scan_list import find_images
+from lesionseg.io.layouts.input_images import find_images
 from tests.io.dicom_files import CT, DX, RTSTRUCT, item, lps, place, save, segmentation
 
 SHAPE = (4, 5, 6)

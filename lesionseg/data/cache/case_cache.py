@@ -28,7 +28,7 @@ from lesionseg.data.cache.claims import ClaimFolder, Claims
 from lesionseg.data.prepare import PreparedCase, PreparedReference
 from lesionseg.errors import ContentError, OutputError, ReadError
 from lesionseg.io.case_ids import bounded_name
-from lesionseg.io.formats.volumes import content_files
+from lesionseg.io.local_files import content_files
 from lesionseg.io.remote.local_disk import PARTIAL, sweep
 from lesionseg.io.remote.mirror import content_hash
 from lesionseg.plan.plan import Plan

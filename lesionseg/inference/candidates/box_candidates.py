@@ -22,7 +22,7 @@ from lesionseg.plan.plan import Plan
 
 log = logging.getLogger(__name__)
 
-MOST_IN_A_TILE = 200  # boxes that go on from one look at a tile
+MOST_IN_A_TILE = 200  # boxes that go on from one view of a tile
 _SAME_LESION_IN_A_TILE = 0.3  # IoU
 
 
@@ -45,12 +45,12 @@ class FoundBoxes:
 class BoxCollector:
     """Gathers the boxes of all tiles, flips and ensemble members, and merges them once.
 
-    A look is one network's output on one tile, mirrored or not. Within a look NMS leaves one box a
-    lesion; boxes without volume or not finite are dropped and counted. A box that the tile's edge
-    cuts (an edge inside the volume) is damped by the tile weight at its centre: a neighbour sees it
-    whole. All looks together are merged by weighted box clustering, weighted by the tile weight,
-    looks that saw nothing there counting as 0, as in the average of probabilities; or by
-    NMS, where the plan's anchors say so (`merge`). `tiles` are those that are looked at, all when
+    A view is one network's output on one tile, mirrored or not. Within a view NMS leaves one box
+    per lesion; boxes without volume or not finite are dropped and counted. A box that the tile's
+    edge cuts (an edge inside the volume) is damped by the tile weight at its centre: a neighbour
+    sees it whole. All views together are merged by weighted box clustering, weighted by the tile
+    weight. Views without a box there count as 0, as in the average of probabilities. Or NMS merges
+    them, where the plan's anchors say so (`merge`). `tiles` are those that are computed, all when
     None.
     """
 
@@ -69,30 +69,34 @@ class BoxCollector:
         self._starts = torch.tensor(grid.starts, dtype=torch.float32).reshape(len(grid), plan.dims)
         self._n_views = n_views
         self._tiles = range(len(grid)) if tiles is None else tiles
-        self._parts: list[_Look] = []
+        self._views: list[_ViewBoxes] = []
         self.n_degenerate = 0
 
     def add(self, output: DetectorOutput, tiles: Sequence[int], flipped: Sequence[int]) -> None:
         """Take what the network says of a batch of tiles, seen mirrored along spatial `flipped`."""
         logits, deltas = output.class_logits.float(), output.box_deltas.float()
         for row, tile in enumerate(tiles):
-            self._parts.append(self._look(logits[row], deltas[row], tile, flipped))
+            self._views.append(self._view_boxes(logits[row], deltas[row], tile, flipped))
 
     def finish(self) -> FoundBoxes:
         """The boxes of the volume, without the padding around a small one, cut at its border."""
         if self.n_degenerate:
             log.debug("%d boxes without volume were dropped.", self.n_degenerate)
-        boxes, scores, labels, weights = _joined(self._parts, self.plan.dims)
-        found = self._merged(boxes, scores, labels, weights)
+        boxes, scores, labels, weights = _joined(self._views, self.plan.dims)
+        merged = self._merged(boxes, scores, labels, weights)
         before = torch.tensor([first for first, _ in self.grid.pad] * 2, dtype=torch.float32)
         limit = torch.tensor(self.grid.shape, dtype=torch.float32).repeat(2)
-        inside = (found.boxes - before).clamp(min=0).minimum(limit)
-        kept = ~is_degenerate(inside) & (found.scores >= self.plan.candidate_rule.floor)
-        order = torch.argsort(found.scores[kept], descending=True, stable=True)
+        inside = (merged.boxes - before).clamp(min=0).minimum(limit)
+        kept = ~is_degenerate(inside) & (merged.scores >= self.plan.candidate_rule.floor)
+        order = torch.argsort(merged.scores[kept], descending=True, stable=True)
         order = order[: self.plan.candidate_rule.max_candidates]
-        return FoundBoxes(inside[kept][order], found.scores[kept][order], found.labels[kept][order])
+        return FoundBoxes(
+            inside[kept][order], merged.scores[kept][order], merged.labels[kept][order]
+        )
 
-    def _look(self, logits: Tensor, deltas: Tensor, tile: int, flipped: Sequence[int]) -> "_Look":
+    def _view_boxes(
+        self, logits: Tensor, deltas: Tensor, tile: int, flipped: Sequence[int]
+    ) -> "_ViewBoxes":
         """One network's boxes in one tile, in voxels of the padded volume."""
         probabilities = self._scores(logits)
         flat = probabilities.flatten()
@@ -112,7 +116,7 @@ class BoxCollector:
         weight = self._weight_at(split_box(boxes)[0])
         damped = torch.where(self._is_cut(boxes, tile), weight, torch.ones_like(weight))
         placed = boxes + self._starts[tile].repeat(2)
-        return _Look(placed, scores[kept] * damped, label[kept], weight)
+        return _ViewBoxes(placed, scores[kept] * damped, label[kept], weight)
 
     def _scores(self, logits: Tensor) -> Tensor:
         """Probabilities `[n, K]`; what the focal loss did to them is undone."""
@@ -126,8 +130,8 @@ class BoxCollector:
         """The tile weight at points of the tile; that of the nearest voxel beyond it."""
         limit = torch.tensor(self._weight.shape) - 1
         place = centres.floor().long().clamp(min=0).minimum(limit)
-        found: Tensor = self._weight[place.unbind(-1)]
-        return found
+        weight: Tensor = self._weight[place.unbind(-1)]
+        return weight
 
     def _is_cut(self, boxes: Tensor, tile: int) -> Tensor:
         """Whether a box reaches a side of its tile that is no side of the volume."""
@@ -148,17 +152,17 @@ class BoxCollector:
         merged = []
         for label in sorted(set(labels.tolist())):
             mine = labels == label
-            found = weighted_box_clustering(
+            clusters = weighted_box_clustering(
                 boxes[mine],
                 scores[mine],
                 threshold,
                 weights=weights[mine],
                 expected=expected[mine],
             )
-            alone = nms(found.boxes, found.scores, threshold)  # averages may meet again
-            kept_scores = found.scores[alone]
+            alone = nms(clusters.boxes, clusters.scores, threshold)  # averages may meet again
+            kept_scores = clusters.scores[alone]
             merged.append(
-                FoundBoxes(found.boxes[alone], kept_scores, torch.full_like(alone, label))
+                FoundBoxes(clusters.boxes[alone], kept_scores, torch.full_like(alone, label))
             )
         if not merged:
             return FoundBoxes(boxes, scores, labels)
@@ -169,7 +173,7 @@ class BoxCollector:
         )
 
     def _expected(self, centres: Tensor) -> Tensor:
-        """Summed weight `[n]` of all looks that had each point in their tile."""
+        """Summed weight `[n]` of all views that had each point in their tile."""
         shape = torch.tensor(self._weight.shape, dtype=torch.float32)
         total = torch.zeros(len(centres))
         for tile in self._tiles:
@@ -180,8 +184,8 @@ class BoxCollector:
 
 
 @dataclass(frozen=True, eq=False)
-class _Look:
-    """Boxes `[n, 2·dims]` of one look, with score, label and trust `[n]` each."""
+class _ViewBoxes:
+    """Boxes `[n, 2·dims]` of one view, with score, label and trust `[n]` each."""
 
     boxes: Tensor
     scores: Tensor
@@ -189,15 +193,15 @@ class _Look:
     weights: Tensor
 
 
-def _joined(parts: Sequence[_Look], dims: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    if not parts:
+def _joined(views: Sequence[_ViewBoxes], dims: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    if not views:
         empty = torch.zeros(0)
         return torch.zeros((0, 2 * dims)), empty, empty.long(), empty
     return (
-        torch.cat([p.boxes for p in parts]),
-        torch.cat([p.scores for p in parts]),
-        torch.cat([p.labels for p in parts]),
-        torch.cat([p.weights for p in parts]),
+        torch.cat([v.boxes for v in views]),
+        torch.cat([v.scores for v in views]),
+        torch.cat([v.labels for v in views]),
+        torch.cat([v.weights for v in views]),
     )
 
 

@@ -24,7 +24,7 @@ def restore_boxes(
 ) -> NDArray[np.float32]:
     """Boxes `[n, 2·dims]` on the plan's grid as boxes on the file's, cut at its border.
 
-    The smallest box that holds the turned one: exact where grids differ by spacing, flips, axis
+    The smallest box that holds the rotated one: exact where grids differ by spacing, flips, axis
     order and shifts; wider where they are oblique to each other. Raises `GeometryError` when the
     numbers of axes differ.
     """

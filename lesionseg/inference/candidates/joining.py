@@ -1,7 +1,7 @@
 """Which regions are one candidate: those whose peaks a high pass connects (compiled).
 
 A large lesion of which the network is sure here and less sure there has many peaks. Cut apart, each
-piece but one would be a false alarm, and none would show how large the lesion is.
+piece but one would be a false positive, and none would show how large the lesion is.
 """
 
 from collections.abc import Sequence

@@ -37,13 +37,15 @@ def find_by_plan(
     ]
     if len(channels) != len(plan.regions):
         raise GeometryError(
-            "The probabilities do not have one channel a region.",
+            "The probabilities do not have one channel per region.",
             seen=len(channels),
             expected=len(plan.regions),
         )
     union = highest(channels)
-    found = find_candidates([union], geometry, rule, tuple(UNION))
-    return replace(found, values=_painted(found.instances, union, channels, plan.label_values))
+    candidates = find_candidates([union], geometry, rule, tuple(UNION))
+    return replace(
+        candidates, values=_painted(candidates.instances, union, channels, plan.label_values)
+    )
 
 
 def highest(channels: Sequence[Above]) -> Above:

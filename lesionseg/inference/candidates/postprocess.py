@@ -6,7 +6,14 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from lesionseg.core import Candidate, Geometry, OperatingPoint, Prediction, equivalent_diameter_mm
+from lesionseg.core import (
+    Calibration,
+    Candidate,
+    Geometry,
+    OperatingPoint,
+    Prediction,
+    equivalent_diameter_mm,
+)
 from lesionseg.errors import ConfigError, GeometryError
 from lesionseg.inference.candidates.joining import join_regions
 from lesionseg.inference.candidates.peaks import Above, PeakRegion, collect_above, grow_regions
@@ -55,7 +62,7 @@ def find_candidates(
     channels = [[r for r in channel if len(r.voxels) >= rule.min_voxels] for channel in grown]
     if len(channels) != len(label_values):
         raise GeometryError(
-            "The probabilities do not have one channel a label.",
+            "The probabilities do not have one channel per label.",
             seen=len(channels),
             expected=len(label_values),
         )
@@ -131,6 +138,19 @@ def apply_operating_point(prediction: Prediction, point: OperatingPoint) -> Pred
     """The same candidates, accepted where their score reaches the operating point's."""
     candidates = tuple(replace(c, accepted=c.score >= point.score) for c in prediction.candidates)
     return replace(prediction, candidates=candidates, operating_point=point)
+
+
+def apply_calibration(prediction: Prediction, calibration: Calibration | None) -> Prediction:
+    """The same candidates in the same order, each with its calibrated `probability` of a lesion.
+
+    Never used for ranking: isotonic steps would tie candidates that the score tells apart. Without
+    a calibration, and where scores are placeholders (`scored` False), nothing changes.
+    """
+    if calibration is None or not prediction.scored or not prediction.candidates:
+        return prediction
+    chances = calibration.probability([c.score for c in prediction.candidates])
+    pairs = zip(prediction.candidates, chances.tolist(), strict=True)
+    return replace(prediction, candidates=tuple(replace(c, probability=p) for c, p in pairs))
 
 
 def without_small(prediction: Prediction, least_mm: float) -> Prediction:

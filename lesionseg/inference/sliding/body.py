@@ -53,11 +53,11 @@ class Body:
     @cached_property
     def box(self) -> tuple[slice, ...]:
         """The smallest box of voxels that holds the body."""
-        found = foreground_slices(self.blocks) or tuple(slice(0, n) for n in self.blocks.shape)
+        coarse = foreground_slices(self.blocks) or tuple(slice(0, n) for n in self.blocks.shape)
         bounds = self.bounds or tuple(slice(0, n) for n in self.shape)
         return tuple(
             slice(max(s.start * b, inner.start), min(s.stop * b, inner.stop))
-            for s, b, inner in zip(found, self.block, bounds, strict=True)
+            for s, b, inner in zip(coarse, self.block, bounds, strict=True)
         )
 
     def touches(self, slices: tuple[slice, ...]) -> bool:

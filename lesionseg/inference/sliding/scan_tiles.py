@@ -1,7 +1,7 @@
 """One image on its way under the network: which tiles of it are computed, and what they give."""
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from math import prod
 
 import torch
@@ -21,16 +21,40 @@ from lesionseg.ops.windows import gaussian_weight
 from lesionseg.plan.plan import Plan
 
 
-class ScanTiles:
-    """One image `[C, *spatial]` on the plan's grid: its tiles, and what becomes of their outputs.
+@dataclass(frozen=True, eq=False)
+class BoxView:
+    """A detector's output for tiles that it saw mirrored along the spatial axes `flipped`."""
 
-    Tiles cover the `body` (the whole image without one), within its box, wherever it fits inside
-    the image; those that the body does not touch are left out unless `skip` is False. Probabilities
-    `[K, *spatial]` go to `store`, averaged with Gaussian weights, 0 outside the body: with or
-    without skipping they are the same. So are a detector's `boxes`, whose centre lies in the body;
-    `n_looks` is how often each tile is seen (networks times mirrored views). Image and sums lie on
-    `device` if they fill less than half its room, else in the host's memory. Raises
-    `GeometryError` for an image that does not fit the plan.
+    output: DetectorOutput
+    flipped: tuple[int, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class TileOutput:
+    """Mean probabilities `[B, K, *tile]` float32 (K = 0 without voxels), and a detector's views."""
+
+    probabilities: Tensor
+    views: tuple[BoxView, ...] = ()
+
+
+class ScanTiles:
+    """One image on the plan's grid: its tiles, and what becomes of their outputs.
+
+    Tiles cover the body (the whole image without one), within its box, wherever it fits inside the
+    image; those that the body does not touch are left out. Probabilities are averaged with Gaussian
+    weights and 0 outside the body, with or without skipping; a detector's `boxes` have their centre
+    in the body. Image and sums lie on `device` if they fill less than half its memory, else in the
+    host's. Raises `GeometryError` for an image that does not fit the plan.
+
+    Args:
+        image: `[C, *spatial]`, prepared for the plan.
+        plan: tile shape, channels and labels.
+        store: where the probabilities `[K, *spatial]` go.
+        overlap: the fraction in [0, 1) of a tile that its neighbour covers too.
+        body: where the patient is; None for the whole image.
+        skip: whether tiles outside the body are left out.
+        n_views: how often each tile is seen, networks times mirrored views.
+        device: where to compute; None for the image's own.
     """
 
     def __init__(
@@ -42,22 +66,22 @@ class ScanTiles:
         overlap: float = 0.5,
         body: Body | None = None,
         skip: bool = True,
-        n_looks: int = 1,
+        n_views: int = 1,
         device: torch.device | None = None,
     ) -> None:
         _refuse_misfit(image, plan)
         n_channels = plan.n_voxel_channels
         self.store, self._body = store, body
         self._region = _region(tuple(image.shape[1:]), plan.tile_shape, body)
-        seen = image[(slice(None), *self._region)]
-        grid = TileGrid(tuple(seen.shape[1:]), plan.tile_shape, overlap)
+        covered = image[(slice(None), *self._region)]
+        grid = TileGrid(tuple(covered.shape[1:]), plan.tile_shape, overlap)
         n_sums = (n_channels + 1) * prod(grid.padded_shape[1:]) * plan.tile_shape[0]
-        home = _home(device or image.device, seen.numel() + n_sums)
-        self._image = _pad(seen.to(device=home, dtype=torch.float32), grid)
+        memory = _memory(device or image.device, covered.numel() + n_sums)
+        self._image = _pad(covered.to(device=memory, dtype=torch.float32), grid)
         self._grid = grid
-        matter = [i for i in range(len(grid)) if self._matters(grid.slices(i))]
-        self._tiles = matter if skip else list(range(len(grid)))
-        self._collector = _collector(plan, grid, n_looks, matter)
+        inside = [i for i in range(len(grid)) if self._touches_body(grid.slices(i))]
+        self._tiles = inside if skip else list(range(len(grid)))
+        self._collector = _collector(plan, grid, n_views, inside)
         self.boxes: FoundBoxes | None = None
         self._stitcher = Stitcher(
             grid.padded_shape,
@@ -65,7 +89,7 @@ class ScanTiles:
             gaussian_weight(plan.tile_shape),
             self._take_rows,
             gaps=body is not None,
-            device=home,
+            device=memory,
         )
         self.n_done, self.seconds = 0, 0.0
         self.error: Exception | None = None
@@ -82,38 +106,36 @@ class ScanTiles:
         """Tile i `[C, *tile]`, of those that are computed."""
         return self._image[(slice(None), *self._grid.slices(self._tiles[i]))]
 
-    def put(self, i: int, output: Float[Tensor, "k *tile"]) -> None:
-        """Add what the network says of tile i; tiles come in order."""
-        self._stitcher.add(output, self._grid.slices(self._tiles[i]))
+    def put(self, i: int, output: TileOutput, row: int) -> None:
+        """Take the output for tile i, one `row` of a batch; tiles come in order."""
+        if self._collector is not None:
+            for view in output.views:
+                self._collector.add(view.output.tile(row), [self._tiles[i]], view.flipped)
+        self._stitcher.add(output.probabilities[row], self._grid.slices(self._tiles[i]))
         self.n_done = i + 1
         if self.n_done == len(self):
             self._stitcher.finish()
             self._image = self._image.new_empty(0)
             self.boxes = self._found_boxes()
 
-    def see(self, i: int, output: DetectorOutput, flipped: Sequence[int]) -> None:
-        """Take the boxes of one look at tile i, mirrored along the spatial axes `flipped`."""
-        if self._collector is not None:
-            self._collector.add(output, [self._tiles[i]], flipped)
-
     def _found_boxes(self) -> FoundBoxes | None:
-        """All looks' boxes as one list, on the image's grid; those in the air are left out."""
+        """All views' boxes as one list, on the image's grid; those in the air are left out."""
         if self._collector is None:
             return None
-        found = self._collector.finish()
+        merged = self._collector.finish()
         offset = torch.tensor([region.start for region in self._region] * 2)
-        boxes = found.boxes + offset
+        boxes = merged.boxes + offset
         if self._body is None:
-            return replace(found, boxes=boxes)
+            return replace(merged, boxes=boxes)
         limit = torch.tensor(self._body.shape) - 1
         centre = split_box(boxes)[0].long().clamp(min=0).minimum(limit)
         kept = torch.tensor(
             [bool(self._body.rows(z, z + 1)[(0, *rest)]) for z, *rest in centre.tolist()],
             dtype=torch.bool,
         )
-        return FoundBoxes(boxes[kept], found.scores[kept], found.labels[kept])
+        return FoundBoxes(boxes[kept], merged.scores[kept], merged.labels[kept])
 
-    def _matters(self, slices: tuple[slice, ...]) -> bool:
+    def _touches_body(self, slices: tuple[slice, ...]) -> bool:
         if self._body is None:
             return True
         pairs = zip(slices, self._grid.pad, self._region, self._body.shape, strict=True)
@@ -140,11 +162,11 @@ class ScanTiles:
 
 
 def _collector(
-    plan: Plan, grid: TileGrid, n_looks: int, tiles: Sequence[int]
+    plan: Plan, grid: TileGrid, n_views: int, tiles: Sequence[int]
 ) -> BoxCollector | None:
     if not plan.has_boxes or plan.candidate_rule.source == "segmentation":
         return None
-    return BoxCollector(grid, plan, n_views=n_looks, tiles=tiles)
+    return BoxCollector(grid, plan, n_views=n_views, tiles=tiles)
 
 
 def _region(
@@ -167,8 +189,8 @@ def _pad(image: Tensor, grid: TileGrid) -> Tensor:
     return functional.pad(image, amounts) if any(amounts) else image
 
 
-def _home(device: torch.device, n_values: int) -> torch.device:
-    """Where image and sums lie: on the device if float32 values fill less than half its room."""
+def _memory(device: torch.device, n_values: int) -> torch.device:
+    """Where image and sums lie: on the device if float32 values fill less than half its memory."""
     if device.type == "cuda" and 4 * n_values > torch.cuda.mem_get_info(device)[0] / 2:
         return torch.device("cpu")
     return device

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from lesionseg.errors import ConfigError, GeometryError
 from lesionseg.inference.inference_settings import InferenceSettings
 from lesionseg.inference.probabilities import label_probabilities
-from lesionseg.inference.sliding.scan_tiles import ScanTiles
+from lesionseg.inference.sliding.scan_tiles import BoxView, ScanTiles, TileOutput
 from lesionseg.inference.sliding.store import Store
 from lesionseg.models.detector_output import DetectorOutput
 from lesionseg.models.precision import fast_dtype
@@ -39,54 +39,52 @@ def predict_probabilities(
 ) -> Float[Tensor, "k *spatial"]:
     """Probabilities `[K, *spatial]` float32 of the K channels of the plan, on the image's grid.
 
-    `image` is prepared for `plan`; see `ScanTiles` and `SlidingWindow` for the rest.
+    Args:
+        network: one that segments, of the plan's architecture.
+        image: `[C, *spatial]`, prepared for the plan.
+        plan: tile shape, channels and labels.
+        overlap: the fraction in [0, 1) of a tile that its neighbour covers too.
+        batch_size: tiles at a time; None is the plan's on a GPU and 1 on a CPU.
+        flips: whether to average over mirrored images: 2^dims times the work.
+        device: where to compute; None is the network's.
+        dtype: bfloat16 or float16 computes under autocast; None chooses.
+        on_tile: called with the tiles done and all tiles, after every batch.
     """
-    slider = SlidingWindow(
+    window = SlidingWindow(
         (network,), plan, batch_size=batch_size, flips=flips, device=device, dtype=dtype
     )
     store = Store((plan.n_voxel_channels, *image.shape[1:]), dtype=torch.float32)
-    slide = ScanTiles(image, plan, store, overlap=overlap, device=slider.device)
-    for _ in slider.run(iter([Task(None, slide)]), on_tile=on_tile):
-        if slide.error is not None:
-            raise slide.error
+    scan = ScanTiles(image, plan, store, overlap=overlap, device=window.device)
+    for _ in window.run(iter([Task(None, scan)]), on_tile=on_tile):
+        if scan.error is not None:
+            raise scan.error
     return store.values
 
 
 @dataclass(frozen=True, eq=False)
 class Task(Generic[Tag]):
-    """A slide and what goes with it; without a slide it only keeps its place in the order."""
+    """A scan and what goes with it; without a scan it only keeps its place in the order."""
 
     tag: Tag
-    slide: ScanTiles | None
-
-
-@dataclass(frozen=True, eq=False)
-class NetworkView:
-    """What one network says of tiles mirrored along the spatial axes `flipped`."""
-
-    output: DetectorOutput
-    flipped: tuple[int, ...]
-
-
-@dataclass(frozen=True, eq=False)
-class TileOutput:
-    """Mean probabilities `[B, K, *tile]` float32 (K = 0 without voxels), and a detector's looks."""
-
-    probabilities: Tensor
-    looks: tuple[NetworkView, ...] = ()
+    scan: ScanTiles | None
 
 
 class SlidingWindow:
-    """Networks at work on a device: the mean of what they say of a batch of tiles.
+    """Networks at work on a device: the mean of their outputs for a batch of tiles.
 
     Logits become probabilities before anything is averaged; what the focal loss did to them is
-    undone (`plan.link`), softmax's background is dropped. `flips` averages over the mirrored
-    images too (`flip_axes`). `device` None is the network's. `dtype` bfloat16 or float16 computes
-    under autocast, float32 without, None chooses (`models.precision`). `batch_size` None is the
-    plan's on a GPU and 1 on a CPU; a batch holds tiles of several images and is always full, with
-    zeros where tiles are lacking, so that no tile's result depends on what else is predicted.
-    The networks are put into eval mode, and their weights into `layout`; None leaves them, since a
-    network in training goes on with what it is left with. Raises `ConfigError` without a network.
+    undone (`plan.link`), softmax's background is dropped. A batch holds tiles of several scans and
+    is always full, with zeros where tiles are lacking, so that no tile's result depends on what
+    else is predicted. The networks are put into eval mode. Raises `ConfigError` without a network.
+
+    Args:
+        networks: the members of an ensemble, or one network.
+        plan: tile shape, channels and labels.
+        batch_size: tiles at a time; None is the plan's on a GPU and 1 on a CPU.
+        flips: whether to average over mirrored images (`flip_axes`): 2^dims times the work.
+        device: where to compute; None is the first network's.
+        dtype: bfloat16 or float16 computes under autocast, float32 without; None chooses.
+        layout: the memory format of the weights; None leaves them, for a network in training.
     """
 
     def __init__(
@@ -108,7 +106,7 @@ class SlidingWindow:
         for network in self._networks if layout else ():
             network.to(memory_format=layout)  # type: ignore[call-overload]  # torch's stub lacks it
         self.batch_size = batch_size or (plan.batch_size if self.device.type == "cuda" else 1)
-        self._views = flip_axes(plan) if flips else ((),)
+        self._mirrored = flip_axes(plan) if flips else ((),)
 
     @classmethod
     def by_settings(
@@ -119,7 +117,7 @@ class SlidingWindow:
         device: torch.device | None = None,
         layout: torch.memory_format | None = None,
     ) -> Self:
-        """The slider that a user's settings ask for."""
+        """The window that a user's settings ask for."""
         if device is None and networks:
             device = device_of(networks[0])
         return cls(
@@ -139,16 +137,15 @@ class SlidingWindow:
         ready: Callable[[], bool] = lambda: True,
         on_tile: OnTile | None = None,
     ) -> Iterator[Task[Tag]]:
-        """Yield the tasks in order, each when its slide is complete or has an `error`.
+        """Yield the tasks in order, each when its scan is complete or has an `error`.
 
-        `ready()` tells whether the next task can be had without waiting; if not, tiles are not
-        kept waiting for company. `on_tile(done, total)` is called after every batch.
+        For `ready` and `on_tile` see the drawing in `inference.sliding`.
         """
         waiting: list[_Tile] = []
         opened: deque[Task[Tag]] = deque()
         for task in tasks:
             opened.append(task)
-            tiles = _tiles(task.slide)
+            tiles = _tiles(task.scan)
             while tiles:
                 waiting.append(tiles.pop(0))
                 if len(waiting) == self.batch_size:
@@ -156,33 +153,31 @@ class SlidingWindow:
             del task  # nothing here holds on to a volume while the next one is waited for
             if not ready():
                 self._compute(waiting, on_tile)
-            while opened and (opened[0].slide is None or opened[0].slide.is_closed):
+            while opened and (opened[0].scan is None or opened[0].scan.is_closed):
                 yield opened.popleft()
         self._compute(waiting, on_tile)
         yield from opened
 
     @property
-    def n_looks(self) -> int:
-        """How often each tile is seen."""
-        return len(self._networks) * len(self._views)
+    def n_views(self) -> int:
+        """How often each tile is seen: networks times mirrored views."""
+        return len(self._networks) * len(self._mirrored)
 
-    def look(self, tiles: Float[Tensor, "b c *tile"]) -> "TileOutput":
-        """What networks and mirrored views say; raises `GeometryError` for a misfit."""
+    def predict(self, tiles: Float[Tensor, "b c *tile"]) -> TileOutput:
+        """The mean over networks and mirrored views; raises `GeometryError` for a misfit."""
         total: Tensor | None = None
-        looks = []
+        views = []
         for network in self._networks:
-            for axes in self._views:
-                turned = [axis + 2 for axis in axes]
-                output = network(tiles.flip(turned) if axes else tiles)
+            for axes in self._mirrored:
+                flipped = [axis + 2 for axis in axes]
+                output = network(tiles.flip(flipped) if axes else tiles)
                 if isinstance(output, DetectorOutput):
-                    looks.append(NetworkView(output, axes))
-                found = self._probabilities(output, tiles)
-                found = found.flip(turned) if axes else found
-                total = found if total is None else total + found
-        mean = (
-            torch.as_tensor(total) if self.n_looks == 1 else torch.as_tensor(total) / self.n_looks
-        )
-        return TileOutput(mean, tuple(looks))
+                    views.append(BoxView(output, axes))
+                p = self._probabilities(output, tiles)
+                p = p.flip(flipped) if axes else p
+                total = p if total is None else total + p
+        mean = torch.as_tensor(total)
+        return TileOutput(mean if self.n_views == 1 else mean / self.n_views, tuple(views))
 
     def _probabilities(self, output: Sequence[Tensor] | DetectorOutput, tiles: Tensor) -> Tensor:
         levels = output.segmentation if isinstance(output, DetectorOutput) else output
@@ -199,60 +194,58 @@ class SlidingWindow:
         return label_probabilities(logits, self.plan)
 
     def _compute(self, waiting: list["_Tile"], on_tile: OnTile | None) -> None:
-        """Compute the tiles that wait; what goes wrong with a slide is its own error."""
-        batch, waiting[:] = [t for t in waiting if t.slide.error is None], []
+        """Compute the tiles that wait; what goes wrong with a scan is its own error."""
+        batch, waiting[:] = [t for t in waiting if t.scan.error is None], []
         if not batch:
             return
         begin = perf_counter()
         with ExitStack() as stack:
             stack.enter_context(torch.inference_mode())
             stack.enter_context(_autocast(self.device, self._dtype))
-            self._pass(batch)
+            self._predict_batch(batch)
         for tile in batch:
-            tile.slide.seconds += (perf_counter() - begin) / len(batch)
+            tile.scan.seconds += (perf_counter() - begin) / len(batch)
         if on_tile is not None:
-            on_tile(batch[-1].i + 1, len(batch[-1].slide))
+            on_tile(batch[-1].i + 1, len(batch[-1].scan))
 
-    def _pass(self, batch: Sequence["_Tile"]) -> None:
-        """Show tiles to the networks; where that fails, those of each slide by themselves."""
-        slides = list(dict.fromkeys(t.slide for t in batch))
+    def _predict_batch(self, batch: Sequence["_Tile"]) -> None:
+        """Show tiles to the networks; where that fails, those of each scan by themselves."""
+        scans = list(dict.fromkeys(t.scan for t in batch))
+        output: TileOutput | None = None
         try:
-            tiles = [t.slide.tile(t.i) for t in batch]
+            tiles = [t.scan.tile(t.i) for t in batch]
             tiles += [torch.zeros_like(tiles[0])] * (self.batch_size - len(tiles))
             # tiles of one batch may lie on different devices
-            seen = self.look(torch.stack([t.to(self.device) for t in tiles]))
-        except Exception as error:
-            if len(slides) == 1:
-                slides[0].error = error
+            output = self.predict(torch.stack([t.to(self.device) for t in tiles]))
+        except Exception as error:  # not tried again in here, where it holds on to memory
+            if len(scans) == 1:
+                scans[0].error = error
                 return
-            seen = None  # not tried again in here, where the error holds on to memory
-        if seen is None:
-            for slide in slides:
-                self._pass([t for t in batch if t.slide is slide])
+        if output is None:
+            for scan in scans:
+                self._predict_batch([t for t in batch if t.scan is scan])
             return
         for row, tile in enumerate(batch):
-            tile.take(seen, row)
+            tile.put(output, row)
 
 
 @dataclass(frozen=True)
 class _Tile:
-    slide: ScanTiles
+    scan: ScanTiles
     i: int
 
-    def take(self, seen: TileOutput, row: int) -> None:
-        """Hand the slide what was seen of its tile, unless it was given up."""
-        if self.slide.error is not None:
+    def put(self, output: TileOutput, row: int) -> None:
+        """Hand the scan the output for this tile, unless the scan was given up."""
+        if self.scan.error is not None:
             return
         try:
-            for look in seen.looks:
-                self.slide.see(self.i, look.output.tile(row), look.flipped)
-            self.slide.put(self.i, seen.probabilities[row])
-        except Exception as error:  # a full disk, say: no other slide's fault
-            self.slide.error = error
+            self.scan.put(self.i, output, row)
+        except Exception as error:  # a full disk, say: no other scan's fault
+            self.scan.error = error
 
 
-def _tiles(slide: ScanTiles | None) -> list[_Tile]:
-    return [] if slide is None else [_Tile(slide, i) for i in range(len(slide))]
+def _tiles(scan: ScanTiles | None) -> list[_Tile]:
+    return [] if scan is None else [_Tile(scan, i) for i in range(len(scan))]
 
 
 def flip_axes(plan: Plan) -> tuple[tuple[int, ...], ...]:

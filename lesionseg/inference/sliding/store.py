@@ -23,8 +23,9 @@ class Store:
 
     float16 holds 11 binary digits, more than the probabilities are worth, of p up to one half and
     of 1 − p above it (as a negative number): what is almost certain keeps its rank. With `folder`
-    the values lie in a nameless file there, which is gone when nobody holds it, whatever ends the
-    process; `release` then takes the pages read or written so far out of this process's memory.
+    the values lie in a nameless file there, which is gone when
+    the process ends, however it ends; `release` then takes the pages read or written so far out of
+    this process's memory.
     Raises `OutputError` when the disk has no room.
     """
 
@@ -49,11 +50,11 @@ class Store:
                 self._map = mmap.mmap(file.fileno(), n_bytes)
         except OSError as error:
             raise OutputError(
-                "There is no room for a temporary file of probabilities.",
+                "There is not enough disk space for a temporary file of probabilities.",
                 where=folder,
                 seen=error,
                 expected=f"{n_bytes / 2**20:.0f} MiB",
-                remedy="free some room, or raise inference.max_memory_gb.",
+                remedy="free some space, or raise inference.max_memory_gb.",
             ) from error
         self.values = torch.frombuffer(self._map, dtype=dtype).view(tuple(shape))
 

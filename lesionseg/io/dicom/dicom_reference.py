@@ -11,8 +11,8 @@ from lesionseg.core import Geometry, Reference
 from lesionseg.errors import ContentError, GeometryError, ReadError
 from lesionseg.io.dicom.headers import LPS_TO_RAS, read_header
 from lesionseg.io.dicom.pixels import stored_pixels
+from lesionseg.io.dicom.polygon import fill_polygon
 from lesionseg.io.formats.guard import reading
-from lesionseg.io.formats.polygon import fill_polygon
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset as Header
@@ -32,7 +32,10 @@ def read_dicom_reference(path: Path, geometry: Geometry, labels: Mapping[int, st
     modality = str(header.get("Modality", ""))
     if modality not in ("SEG", "RTSTRUCT"):
         raise ReadError(
-            "The DICOM file is no reference.", where=path, seen=modality, expected="SEG, RTSTRUCT"
+            "The DICOM file is not a reference.",
+            where=path,
+            seen=modality,
+            expected="SEG, RTSTRUCT",
         )
     if geometry.dims != 3:
         raise GeometryError("A DICOM reference belongs to a volume of slices.", where=path)
@@ -55,20 +58,20 @@ _Drawn = _Points | Sequence[_Points]
 def _values(path: Path, names: Mapping[int, str], labels: Mapping[int, str]) -> dict[int, int]:
     """Label value of each segment number whose name is a label's."""
     by_name = {name.strip().lower(): value for value, name in labels.items()}
-    found = {
+    value_of = {
         n: by_name[s.strip().lower()] for n, s in names.items() if s.strip().lower() in by_name
     }
-    if not found and len(names) == len(labels) == 1:
+    if not value_of and len(names) == len(labels) == 1:
         return dict(zip(names, labels, strict=True))
-    if names and not found:
+    if names and not value_of:
         raise ContentError(
-            "No segment or contour set is called as a label.",
+            "No segment or contour set has the name of a label.",
             where=path,
             seen=sorted(set(names.values()))[:10],
             expected=sorted(labels.values()),
-            remedy="Name it in labels.json beside the manifest.",
+            remedy="Name it in labels.json next to the manifest.",
         )
-    return found
+    return value_of
 
 
 def _segments(path: Path, header: "Header") -> list[tuple[int, str, _Drawn]]:
@@ -104,8 +107,8 @@ def _frame_places(path: Path, header: "Header") -> Iterator[tuple[int, NDArray[n
 
     for frame in header.PerFrameFunctionalGroupsSequence:
         down_mm, across_mm = (float(v) for v in group(frame, "PixelMeasuresSequence").PixelSpacing)
-        turned = group(frame, "PlaneOrientationSequence").ImageOrientationPatient
-        across, down = np.array(turned[:3], dtype=float), np.array(turned[3:], dtype=float)
+        orientation = group(frame, "PlaneOrientationSequence").ImageOrientationPatient
+        across, down = np.array(orientation, dtype=float).reshape(2, 3)
         origin = np.array(group(frame, "PlanePositionSequence").ImagePositionPatient, dtype=float)
         number = group(frame, "SegmentIdentificationSequence").ReferencedSegmentNumber
         affine = np.stack([down * down_mm, across * across_mm, origin], axis=1)
@@ -150,7 +153,7 @@ def _on_grid(path: Path, index: NDArray[np.float64], geometry: Geometry) -> NDAr
         raise GeometryError(
             "The reference was not drawn on the image's grid.",
             where=path,
-            seen=f"{off:.2f} voxels beside it" if off > _OFF_GRID else "voxels outside of it",
+            seen=f"{off:.2f} voxels off" if off > _OFF_GRID else "voxels outside it",
             remedy="Take the series that the reference was drawn on.",
         )
     return whole

@@ -10,7 +10,6 @@ import numpy as np
 
 from lesionseg.errors import ReadError, pip_install
 from lesionseg.io.formats.guard import reading
-from lesionseg.io.remote.mirror import bring
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset as Header
@@ -47,7 +46,6 @@ def is_dicom(path: Path) -> bool:
         return False
     if path.name.lower().endswith(SUFFIXES):
         return True
-    bring(path)
     with path.open("rb") as stream:
         return stream.read(_PREAMBLE)[128:] == b"DICM"
 
@@ -62,7 +60,6 @@ def read_header(path: Path, *, pixels: bool = False) -> "Header":
             where=path,
             remedy=pip_install("dicom"),
         ) from error
-    bring(path)
     logging.getLogger("pydicom").setLevel(logging.CRITICAL)  # it quotes what it finds odd
     with reading(path), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what vendors write differently is no fault of the user's
@@ -75,16 +72,16 @@ def image_headers(folder: Path) -> dict[Path, "Header"]:
     Files that are not DICOM and other objects are left out, by name in the log. Raises `ReadError`
     for a DICOM file that is cut short: an image must not miss a slice unnoticed.
     """
-    found = {}
+    headers = {}
     for file in sorted(folder.iterdir()):
         if not file.is_file() or file.name.startswith("."):
             continue
         header = image_header(file)
         if header is None:
-            logger.info("%s is left out: it is no DICOM image.", file)
+            logger.info("%s is left out: it is not a DICOM image.", file)
         else:
-            found[file] = header
-    return found
+            headers[file] = header
+    return headers
 
 
 def image_header(file: Path) -> "Header | None":
@@ -123,7 +120,6 @@ def _ends_in_preamble(file: Path) -> bool:
     """Whether a file without a suffix may be DICOM of which no more than its start was copied."""
     if file.suffix.strip(".").isalpha():
         return False
-    bring(file)
     return file.stat().st_size < _PREAMBLE and b"DICM".startswith(file.read_bytes().strip(b"\0"))
 
 
@@ -132,7 +128,7 @@ def _cut_short(file: Path) -> ReadError:
         "The DICOM file is cut short: it ends before its image.",
         where=file,
         seen=f"{file.stat().st_size} bytes",
-        remedy="Copy it again from its source, or take it out of the folder if it is no image.",
+        remedy="Copy it again from its source, or take it out of the folder if it is not an image.",
     )
 
 
@@ -164,7 +160,7 @@ def refuse_unfit(path: Path, header: "Header") -> None:
         (
             int(header.get("SamplesPerPixel", 1)) != 1,
             "The DICOM image is in colour",
-            "Leave it out: a scan has one value a voxel.",
+            "Leave it out: a scan has one value per voxel.",
         ),
         (
             n_frames > 1 and "PerFrameFunctionalGroupsSequence" not in header,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lesionseg.io.formats.polygon import fill_polygon
+from lesionseg.io.dicom.polygon import fill_polygon
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset as Header
@@ -38,7 +38,7 @@ def hidden_pixels(path: Path, header: "Header", stored: NDArray[Any]) -> NDArray
         if mask is None:
             continue
         if mask.mean() > _EVERYTHING:
-            logger.warning("%s: its %s would hide the whole image; it is passed over.", path, name)
+            logger.warning("%s: its %s would hide the whole image; it is ignored.", path, name)
             continue
         hidden |= mask
     return hidden

@@ -1,5 +1,6 @@
 """DICOM images: a folder with one series, an enhanced file, a single slice or a radiograph."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from lesionseg.core import Geometry, Volume
@@ -50,7 +51,7 @@ def radiograph_file(path: Path) -> Path | None:
     """
     if path.is_file():
         return path if is_dicom(path) and is_xray(read_header(path)) else None
-    if not path.is_dir() or not _starts_with_radiograph(path):
+    if not path.is_dir() or not starts_with_radiograph(sorted(path.iterdir())):
         return None
     headers = image_headers(path)
     if len(headers) == 1:
@@ -66,9 +67,9 @@ def radiograph_file(path: Path) -> Path | None:
     return None
 
 
-def _starts_with_radiograph(folder: Path) -> bool:
-    """Whether the first image of the folder is one: the others of a series need no second look."""
-    for file in sorted(folder.iterdir()):
+def starts_with_radiograph(files: Iterable[Path]) -> bool:
+    """Whether the first image among the files is one; none behind it is opened."""
+    for file in files:
         if is_dicom(file):
             header = image_header(file)
             if header is not None:

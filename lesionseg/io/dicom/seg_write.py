@@ -20,7 +20,7 @@ from lesionseg.io.dicom.source_images import (
 )
 from lesionseg.ops.components import present_values
 
-# beyond this many viewers become slow, and a list of segments tells nobody anything
+# beyond this many viewers become slow, and a list of segments is no longer read
 MOST_SEGMENTS = 100
 _LONGEST = 64  # characters of a label, PS3.5 LO
 # CIELab, light enough to be seen on grey: red, yellow, green, cyan, blue, magenta

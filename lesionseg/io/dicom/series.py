@@ -38,19 +38,19 @@ def folder_name(folder: Path) -> str:
 
 def series_headers(path: Path) -> dict[Path, "Header"]:
     """Headers of the images of a folder, or of one series in it. Raises `ReadError` for none."""
-    chosen = split_series(path)
-    if chosen is None:
+    series = split_series(path)
+    if series is None:
         return image_headers(path)
-    folder, name = chosen
+    folder, name = series
     everything = image_headers(folder)
-    found = {f: h for f, h in everything.items() if name in (_number(h), _uid(h))}
-    if not found:
+    headers = {f: h for f, h in everything.items() if name in (_number(h), _uid(h))}
+    if not headers:
         raise ReadError(
             "The folder holds no such series.",
             where=path,
             expected=sorted({_PREFIX + _number(h) for h in everything.values()}),
         )
-    return found
+    return headers
 
 
 def group_files(files: Sequence[Path]) -> dict[Path, str]:
@@ -62,20 +62,20 @@ def group_files(files: Sequence[Path]) -> dict[Path, str]:
     damaged counts as an image, so that reading it says so; beside series, reading those does.
     """
     images, damaged = _images(files)
-    found = {file: _stem(file) for file, header in images.items() if is_xray(header)}
+    names = {file: _stem(file) for file, header in images.items() if is_xray(header)}
     by_series: dict[str, dict[Path, Header]] = {}
     for file, header in images.items():
-        if file not in found:
+        if file not in names:
             by_series.setdefault(_uid(header), {})[file] = header
     fit = [series for series in by_series.values() if not _is_left_out(series)]
     if not fit:
-        found |= {file: _stem(file) for file in damaged}
+        names |= {file: _stem(file) for file in damaged}
     if len(fit) == 1 == len(by_series) and len(fit[0]) == 1:
-        return {**found, **{file: _stem(file) for file in fit[0]}}
+        return {**names, **{file: _stem(file) for file in fit[0]}}
     if len(fit) == len(by_series) == 1:
         folder = next(iter(fit[0])).parent
-        return {**found, folder: folder_name(folder)}
-    return {**found, **_named(fit)}
+        return {**names, folder: folder_name(folder)}
+    return {**names, **_named(fit)}
 
 
 def _images(files: Sequence[Path]) -> tuple[dict[Path, "Header"], list[Path]]:
@@ -91,7 +91,7 @@ def _images(files: Sequence[Path]) -> tuple[dict[Path, "Header"], list[Path]]:
             damaged.append(file)
             continue
         if header is None:
-            logger.info("%s is left out: it is no DICOM image.", file)
+            logger.info("%s is left out: it is not a DICOM image.", file)
         else:
             images[file] = header
     return images, damaged
@@ -100,15 +100,15 @@ def _images(files: Sequence[Path]) -> tuple[dict[Path, "Header"], list[Path]]:
 def _named(fit: Sequence[Mapping[Path, "Header"]]) -> dict[Path, str]:
     """Paths and names of series that share their folder, perhaps with what was left out."""
     numbers = [_number(next(iter(series.values()))) for series in fit]
-    found = {}
+    names = {}
     for number, series in zip(numbers, fit, strict=True):
         file, header = next(iter(series.items()))
         unique = bool(number) and numbers.count(number) == 1
         key = number if unique else _uid(header)
         folder = folder_name(file.parent)
         called = folder if len(fit) == 1 else f"{folder}_{key}"
-        found[file.parent / f"{_PREFIX}{key}"] = called
-    return found
+        names[file.parent / f"{_PREFIX}{key}"] = called
+    return names
 
 
 def _is_left_out(series: Mapping[Path, "Header"]) -> bool:

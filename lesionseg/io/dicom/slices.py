@@ -56,7 +56,7 @@ class DicomSlice:
 
 
 def read_slices(path: Path, header: "Header") -> list[DicomSlice]:
-    """The slices of a file: one, or one a frame. Raises `ReadError` for what has no place."""
+    """The slices of a file: one, or one per frame. Raises `ReadError` for what has no place."""
     refuse_unfit(path, header)
     check_pixels(path, header)
     with reading(path):

@@ -167,8 +167,8 @@ class _Writer:
 
     def algorithm(self) -> Any:
         """Program, version, bundle and operating point."""
-        told = [f"{name}: {value}" for name, value in self.origin.parameters.items()]
-        return self.hd.sr.AlgorithmIdentification("lesionseg", self.origin.version, told)
+        parameters = [f"{name}: {value}" for name, value in self.origin.parameters.items()]
+        return self.hd.sr.AlgorithmIdentification("lesionseg", self.origin.version, parameters)
 
     def measurements(self, candidate: Candidate) -> list[Any]:
         """Score, probability, volume and diameter, as far as they are known."""

@@ -100,7 +100,7 @@ def settled_geometry(stack: Stack, tilt: Tilt, where: Path) -> Geometry:
 def upright_geometry(stack: Stack) -> Geometry:
     """The smallest grid of upright slices that holds every tilted one."""
     first, n = stack.slices[0], len(stack.slices)
-    drift = np.round(stack.drift, 3)  # lest a rounding error asks for a further row
+    drift = np.round(stack.drift, 3)  # so that a rounding error adds no row
     low, extra = np.minimum(np.floor(drift), 0), np.ceil(np.abs(drift)).astype(int)
     affine = np.array(LPS_TO_RAS @ stack.geometry.affine)
     affine[:3, 0] = first.normal * (stack.step @ first.normal)
@@ -147,10 +147,10 @@ def _refuse_mixture(slices: Sequence[DicomSlice], where: Path) -> None:
 def _refuse_grids(slices: Sequence[DicomSlice], where: Path) -> None:
     first = slices[0]
     for piece in slices:
-        turned = max(
+        difference = max(
             np.abs(piece.across - first.across).max(), np.abs(piece.down - first.down).max()
         )
-        if turned > _SAME_DIRECTION:
+        if difference > _SAME_DIRECTION:
             what = "direction"
         elif piece.shape != first.shape:
             what = "number of pixels"

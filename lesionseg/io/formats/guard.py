@@ -7,7 +7,6 @@ from pathlib import Path
 
 from lesionseg.core import Geometry
 from lesionseg.errors import GeometryError, LesionsegError, ReadError
-from lesionseg.io.remote.mirror import bring
 
 # deflate, the compression of NIfTI, NRRD, MHA and PNG, shrinks at most 1032 to 1 (zlib's
 # technical notes); rounded up, and small files are let through whatever they claim
@@ -20,8 +19,7 @@ SPACING_MM = (1e-3, 100.0)
 
 
 def check_file(path: Path) -> None:
-    """Raise `ReadError` unless it is a file with at least one byte; a mirrored one is fetched."""
-    bring(path)
+    """Raise `ReadError` unless it is a file with at least one byte."""
     if path.is_dir():
         raise ReadError(
             "A folder stands where an image file was expected.",
@@ -36,7 +34,6 @@ def check_file(path: Path) -> None:
 
 def check_claim(path: Path, n_bytes: int, *, compressed: bool = True) -> None:
     """Raise `ReadError` when a header claims more bytes of voxels than its file can hold."""
-    bring(path)
     size = path.stat().st_size
     most = size * _MOST_COMPRESSION + _ALWAYS_ALLOWED_BYTES if compressed else size
     if n_bytes > most:
@@ -44,7 +41,7 @@ def check_claim(path: Path, n_bytes: int, *, compressed: bool = True) -> None:
             "The header claims more voxels than the file can hold: it is truncated or damaged.",
             where=path,
             seen=f"{n_bytes} bytes of voxels claimed, {size} bytes in the file",
-            remedy="Copy the file again, or write it anew from its source.",
+            remedy="Copy the file again, or write it again from its source.",
         )
 
 

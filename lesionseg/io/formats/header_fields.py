@@ -1,8 +1,8 @@
 """Fields of a text header, MetaImage's or NRRD's, checked before ITK sees the file.
 
 ITK trusts a header: a number of axes or a name with `%` overruns its memory, and a path makes any
-file of the machine the image. So a header passes here first, by a grammar stricter than ITK's, lest
-ITK find another meaning in it.
+file of the machine the image. So a header passes here first, by a grammar stricter than
+ITK's, so that ITK can find no other meaning in it.
 """
 
 import re
@@ -24,7 +24,7 @@ _INTEGER = re.compile(r"[0-9]{1,18}")
 _NUMBER = re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]{1,2})?")
 # no path, drive, pattern or list; NRRD takes "-" for standard input
 _BARE_NAME = re.compile(r"(?!LIST|=|-$)[^/\\%:\x00-\x1f\x7f]{1,255}")
-_ANEW = "Write the image anew as one file: .nii.gz, .nrrd or .mha."
+_REWRITE = "Write the image again as one file: .nii.gz, .nrrd or .mha."
 
 Packing = Literal["raw", "text", "hex", "compressed"]
 
@@ -56,7 +56,10 @@ class Fields:
         """Take a field in; refuses one that is there already."""
         if name in self.values:
             raise ReadError(
-                f"The header states {name} twice.", where=self.path, expected="once", remedy=_ANEW
+                f"The header states {name} twice.",
+                where=self.path,
+                expected="once",
+                remedy=_REWRITE,
             )
         self.values[name] = value.strip(BLANK)
 
@@ -68,7 +71,7 @@ class Fields:
                 where=self.path,
                 seen=", ".join(sorted(self.values)) or "no field",
                 expected=name,
-                remedy=_ANEW,
+                remedy=_REWRITE,
             )
         return self.values[name]
 
@@ -78,7 +81,7 @@ class Fields:
             return default
         value = self.text(name)
         if not _INTEGER.fullmatch(value):
-            raise self.wrong(name, "a whole number from 0")
+            raise self.wrong(name, "an integer from 0")
         return int(value)
 
     def axes(self, name: str) -> int:
@@ -92,7 +95,7 @@ class Fields:
         """Whole numbers from 1, one an axis."""
         words = self._words(name)
         if len(words) != n_axes or not all(_INTEGER.fullmatch(w) and int(w) for w in words):
-            raise self.wrong(name, f"{n_axes} whole numbers from 1")
+            raise self.wrong(name, f"{n_axes} integers from 1")
         return [int(word) for word in words]
 
     def check_numbers(self, name: str, n: int) -> None:
@@ -119,17 +122,17 @@ class Fields:
                 "The header points out of its folder, or at several files.",
                 where=self.path,
                 seen=f"a path, a pattern or a list in {name}",
-                expected="voxels in the same file, or the bare name of one file beside it",
-                remedy=_ANEW,
+                expected="voxels in the same file, or the bare name of one file next to it",
+                remedy=_REWRITE,
             )
         file = self.path.parent / value
         if not file.is_file() or file.resolve().parent != self.path.parent.resolve():
             raise ReadError(
-                "The file with the voxels is not there, is no regular file or a link elsewhere.",
+                "The file with the voxels is missing, or is not a regular file in the same folder.",
                 where=self.path,
                 seen=value,
                 expected="a regular file in the header's folder",
-                remedy="Copy the file itself beside its header.",
+                remedy="Copy the file itself next to its header.",
             )
         return file
 
@@ -141,7 +144,7 @@ class Fields:
             where=self.path,
             seen=repr(seen if len(seen) <= 60 else seen[:60] + "…"),
             expected=expected,
-            remedy=_ANEW,
+            remedy=_REWRITE,
         )
 
     def _words(self, name: str) -> list[str]:
@@ -165,26 +168,26 @@ def header_lines(path: Path) -> Iterator[str]:
             where=path,
             seen=f"{MOST_HEADER_BYTES} bytes of it",
             expected="a shorter one",
-            remedy=_ANEW,
+            remedy=_REWRITE,
         )
     if rest:
         yield _as_text(path, rest)
 
 
 def no_field(path: Path, expected: str) -> ReadError:
-    """The refusal of a line that is no field; the line may name a patient, and is not told."""
+    """The refusal of a line that is no field; the line may name a patient, and is not quoted."""
     return ReadError(
-        "A line of the header is no field.", where=path, expected=expected, remedy=_ANEW
+        "A line of the header is not a field.", where=path, expected=expected, remedy=_REWRITE
     )
 
 
 def other_axes(path: Path, n_axes: int, n_channels: int = 1) -> ReadError:
-    """The refusal of what holds several values a voxel, or other than two or three axes."""
+    """The refusal of what has several values per voxel, or other than two or three axes."""
     return ReadError(
-        "The file holds other than one value a voxel on two or three axes.",
+        "The file does not hold one value per voxel on two or three axes.",
         where=path,
-        seen=f"{n_axes} axes, {n_channels} values a voxel",
-        remedy="Split it into one file a channel: <case>_0000, <case>_0001, ….",
+        seen=f"{n_axes} axes, {n_channels} values per voxel",
+        remedy="Split it into one file per channel: <case>_0000, <case>_0001, ….",
     )
 
 
@@ -192,6 +195,6 @@ def _as_text(path: Path, line: bytes) -> str:
     line = line.removesuffix(b"\r")
     if _BINARY.search(line):
         raise ReadError(
-            "The header is damaged: it holds other than text.", where=path, remedy=_ANEW
+            "The header is damaged: it holds other than text.", where=path, remedy=_REWRITE
         )
     return line.decode("utf-8", "surrogateescape")

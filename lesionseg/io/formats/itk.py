@@ -12,7 +12,6 @@ from lesionseg.io.formats.guard import check_claim, check_grid, check_voxels, re
 from lesionseg.io.formats.header_fields import MOST_HEADER_BYTES, ItkHeader, other_axes
 from lesionseg.io.formats.metaimage_header import read_metaimage_header
 from lesionseg.io.formats.nrrd_header import read_nrrd_header
-from lesionseg.io.remote.mirror import bring
 
 _NRRD = (".nrrd", ".nhdr")
 SUFFIXES = (*_NRRD, ".mha", ".mhd")
@@ -49,12 +48,8 @@ def write_itk(path: Path, array: NDArray[Any], geometry: Geometry) -> None:
 
 
 def voxel_file(path: Path) -> Path:
-    """The file that holds the voxels; the header's own where the header is no good.
-
-    Of mirrored files only such are fetched as may be a header without voxels.
-    """
+    """The file that holds the voxels; the header's own where the header is no good."""
     try:
-        bring(path, at_most=MOST_HEADER_BYTES)
         return _own_header(path).voxel_file
     except (ReadError, OSError):
         return path
@@ -78,7 +73,7 @@ def _header(path: Path) -> Any:
             where=path,
             seen=f"sizes {reader.GetSize()}",
             expected=f"{header.n_values} voxels",
-            remedy="Write the image anew.",
+            remedy="Write the image again.",
         )
     return reader
 
@@ -91,7 +86,7 @@ def _own_header(path: Path) -> ItkHeader:
             where=path,
             seen=f"{path.stat().st_size} bytes",
             expected=f"at most {MOST_HEADER_BYTES}",
-            remedy="Write the image anew as one file: .nii.gz, .nrrd or .mha.",
+            remedy="Write the image again as one file: .nii.gz, .nrrd or .mha.",
         )
     return header
 

@@ -94,7 +94,7 @@ def _parse(path: Path, stream: BinaryIO) -> Any:
     kinds = [_HEADER_BYTES.get(int.from_bytes(start, order)) for order in ("little", "big")]
     kind = next((k for k in kinds if k), None)
     if kind is None:
-        raise ReadError("The file is no NIfTI image.", where=path, seen=f"first bytes {start!r}")
+        raise ReadError("The file is not a NIfTI image.", where=path, seen=f"first bytes {start!r}")
     stream.seek(0)
     image = getattr(nibabel, kind).from_stream(stream)
     if min(image.shape, default=0) < 1:
@@ -114,7 +114,7 @@ def _geometry(path: Path, image: Any) -> Geometry:
             "The file has other than two or three spatial axes.",
             where=path,
             seen=f"shape {shape}",
-            remedy="Split a 4-D file into one 3-D file a channel: <case>_0000, <case>_0001, ….",
+            remedy="Split a 4-D file into one 3-D file per channel: <case>_0000, <case>_0001, ….",
         )
     affine = _mm_scale(image) @ np.asarray(image.affine, dtype=np.float64)
     if len(shape) == 2:
@@ -149,7 +149,7 @@ def _mm_scale(image: Any) -> NDArray[np.float64]:
 def _scaled(path: Path, data: Any) -> NDArray[Any]:
     """Voxels in native byte order, `slope · value + inter` in float32 where the header scales."""
     if data.dtype.kind not in "biuf":
-        raise ReadError("The voxels are no plain numbers.", where=path, seen=str(data.dtype))
+        raise ReadError("The voxels are not plain numbers.", where=path, seen=str(data.dtype))
     array = np.asarray(data.get_unscaled())
     if (data.slope, data.inter) != (1, 0):
         array = array.astype(np.float32)

@@ -24,7 +24,7 @@ def read_raster(path: Path, raster_mm: float | None = None, *, as_labels: bool =
     """Read an image `[1, y, x]` in the file's own dtype; y runs down the picture.
 
     Rasters know no millimetres: a pixel is `raster_mm` wide, 1 mm when not given. Colour becomes
-    grey, said in the log when it really had colour. `as_labels` reads a mask: palette indices are
+    grey, with a warning when it really had colour. `as_labels` reads a mask: palette indices are
     kept, and colour and JPEG refused, since both would invent values. Raises `ReadError`.
     """
     if as_labels and path.suffix.lower() in _LOSSY:
@@ -75,7 +75,9 @@ def _is_tiff(path: Path) -> bool:
 def _geometry(path: Path, shape: tuple[int, ...], raster_mm: float | None) -> Geometry:
     mm = 1.0 if raster_mm is None else float(raster_mm)
     if not (np.isfinite(mm) and mm > 0):
-        raise ContentError("The pixel size is no positive number of millimetres.", seen=raster_mm)
+        raise ContentError(
+            "The pixel size is not a positive number of millimetres.", seen=raster_mm
+        )
     return check_grid(path, Geometry.from_spacing(shape, (mm, mm)))
 
 
@@ -132,7 +134,7 @@ def _tiff_pixels(path: Path, as_labels: bool) -> NDArray[Any]:
 
 
 def _to_grey(path: Path, pixels: NDArray[Any], as_labels: bool) -> NDArray[Any]:
-    """One value a pixel; opacity is dropped, equal colours are grey already."""
+    """One value per pixel; opacity is dropped, equal colours are grey already."""
     native = pixels.astype(pixels.dtype.newbyteorder("="), copy=False)
     if native.ndim == 2:
         return native
@@ -143,7 +145,7 @@ def _to_grey(path: Path, pixels: NDArray[Any], as_labels: bool) -> NDArray[Any]:
         raise ReadError(
             "A mask in colour: which colour is which label?",
             where=path,
-            remedy="Save the mask with one label value a pixel.",
+            remedy="Save the mask with one label value per pixel.",
         )
     logger.warning("%s is in colour: its brightness alone is read.", path)
     grey = colours.astype(np.float64) @ _LUMA

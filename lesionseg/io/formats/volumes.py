@@ -12,7 +12,7 @@ from lesionseg.io.atomic import atomic_path
 from lesionseg.io.dicom import reader as dicom
 from lesionseg.io.dicom.headers import SUFFIXES as DICOM_SUFFIXES
 from lesionseg.io.dicom.headers import is_dicom
-from lesionseg.io.dicom.series import series_headers, split_series
+from lesionseg.io.dicom.series import split_series
 from lesionseg.io.dicom.stack import Tilt
 from lesionseg.io.formats import itk, nifti, raster
 from lesionseg.io.formats.guard import check_file
@@ -134,17 +134,6 @@ def is_dicom_image(path: Path) -> bool:
         return True
     suffix = case_suffix(path).lower()
     return suffix in DICOM_SUFFIXES or (suffix not in SUFFIXES and is_dicom(path))
-
-
-def content_files(path: Path) -> tuple[Path, ...]:
-    """The files an image consists of: itself, those of a series, or header and voxels."""
-    if split_series(path) is not None:
-        return tuple(series_headers(path))
-    if path.is_dir():
-        return tuple(sorted(file for file in path.iterdir() if is_dicom(file)))
-    if path.suffix.lower() in itk.SUFFIXES and path.is_file():
-        return tuple(dict.fromkeys((path, itk.voxel_file(path))))
-    return (path,)
 
 
 def result_suffix(path: Path, dims: int) -> str:

@@ -11,7 +11,8 @@ from pathlib import Path
 from lesionseg.core import CaseFiles, Dataset, Geometry
 from lesionseg.errors import DatasetError, LesionsegError
 from lesionseg.io.formats.volumes import is_image_file, read_geometry, strip_suffix
-from lesionseg.io.layouts.problems import Problems, count_axes
+from lesionseg.io.layouts.case_problems import Problems, count_axes
+from lesionseg.io.local_files import fetch_images
 
 logger = logging.getLogger(__name__)
 
@@ -70,7 +71,7 @@ def read_bids(root: Path) -> Dataset:
 
 def _masks(root: Path, problems: Problems) -> dict[str, Path]:
     """Mask of each session, called `sub-…[_ses-…]`."""
-    found: dict[str, Path] = {}
+    masks: dict[str, Path] = {}
     for file in sorted(root.rglob("sub-*_label-*")):
         if not is_image_file(file) or not _MASK.fullmatch(strip_suffix(file)):
             continue
@@ -79,17 +80,17 @@ def _masks(root: Path, problems: Problems) -> dict[str, Path]:
             problems.add("", DatasetError("The file is not named after a subject.", where=file))
             continue
         case = "_".join(part for part in match.groups() if part)
-        if case in found:
+        if case in masks:
             error = DatasetError(
                 f"The session {case!r} has two lesion masks.",
                 where=file,
-                seen=f"also {found[case].name}",
+                seen=f"also {masks[case].name}",
                 remedy="Keep one, or write a manifest.csv that says which.",
             )
             problems.add(case, error)
             continue
-        found[case] = file
-    return found
+        masks[case] = file
+    return masks
 
 
 def _images(root: Path, case: str, mask: Path) -> dict[str, Path]:
@@ -97,14 +98,14 @@ def _images(root: Path, case: str, mask: Path) -> dict[str, Path]:
     subject, _, session = case.partition("_")
     raw = root / subject / session if session else root / subject
     for folder in (mask.parent, raw):
-        found: dict[str, Path] = {}
+        images: dict[str, Path] = {}
         files = sorted(folder.rglob(f"{case}_*")) if folder.is_dir() else []
         for file in (f for f in files if is_image_file(f) and "label-" not in f.name):
             channel = strip_suffix(file).rpartition("_")[2]
             if channel not in _NO_CHANNEL:
-                found.setdefault(channel, file)
-        if found:
-            return found
+                images.setdefault(channel, file)
+        if images:
+            return images
     raise DatasetError(f"The session {case!r} has a mask and no image.", where=mask)
 
 
@@ -116,6 +117,7 @@ def _channels(
         return ()
     shared = set.intersection(*(set(found) for found in images.values()))
     first = next(iter(masks))
+    fetch_images([masks[first]])
     grid = read_geometry(masks[first])
     fitting = [name for name in sorted(shared) if _fits(images[first][name], grid)]
     everything = {name for found in images.values() for name in found}
@@ -135,6 +137,7 @@ def _channels(
 
 def _fits(image: Path, grid: Geometry) -> bool:
     try:
+        fetch_images([image])
         return read_geometry(image).matches(grid)
     except LesionsegError:
         return False

@@ -81,7 +81,7 @@ def _corners(
 def _to_array(
     low: NDArray[np.float64], high: NDArray[np.float64], space: BoxSpace, geometry: Geometry
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Corners in millimetres as starts and stops; of a turned box the one that holds it."""
+    """Corners in millimetres as starts and stops; of a rotated box the one that holds it."""
     sign = np.array([-1.0, -1.0, 1.0][: geometry.dims] if space == "LPS" else [1.0] * geometry.dims)
     index = np.stack(
         [

@@ -14,8 +14,8 @@ from lesionseg.core import CaseFiles, Dataset
 from lesionseg.errors import ContentError, DatasetError
 from lesionseg.io.atomic import read_json
 from lesionseg.io.formats.volumes import strip_suffix
+from lesionseg.io.layouts.case_problems import Problems
 from lesionseg.io.layouts.manifest import parse_fold, parse_role
-from lesionseg.io.layouts.problems import Problems
 
 ANNOTATIONS = "annotations.json"
 _OWN_FIELDS = {
@@ -195,7 +195,7 @@ def _image_file(root: Path, image: Mapping[str, Any], problems: Problems) -> Pat
             seen=name,
             expected=f"images/{name}",
         )
-        problems.add(strip_suffix(usual), error, told_again=True)
+        problems.add(strip_suffix(usual), error, repeated=True)
     return file or usual
 
 

@@ -67,7 +67,7 @@ def _check_size(files: CaseFiles, geometry: Geometry) -> None:
     size = files.annotations.get("size", (None, None))
     if None not in size and tuple(size) != geometry.shape:
         raise GeometryError(
-            "The image has not the size that the annotations were drawn on.",
+            "The image does not have the size that the annotations were drawn on.",
             where=files.images[0],
             seen=geometry.shape,
             expected=f"height and width {tuple(size)}",

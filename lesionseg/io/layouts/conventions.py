@@ -14,6 +14,7 @@ from lesionseg.io.dicom.radiographs import radiograph_columns
 from lesionseg.io.dicom.reader import radiograph_file
 from lesionseg.io.formats.volumes import SUFFIXES
 from lesionseg.io.layouts.bids import read_bids, recognises_bids
+from lesionseg.io.layouts.case_problems import Problems, refuse_problems
 from lesionseg.io.layouts.coco import read_coco, recognises_coco
 from lesionseg.io.layouts.datalist import read_datalist, recognises_datalist
 from lesionseg.io.layouts.groups import assign_groups
@@ -21,7 +22,7 @@ from lesionseg.io.layouts.luna16 import read_luna16, recognises_luna16
 from lesionseg.io.layouts.manifest import read_manifest, recognises_manifest
 from lesionseg.io.layouts.nndetection import read_nndetection, recognises_nndetection
 from lesionseg.io.layouts.nnunet import read_msd, read_nnunet, recognises_msd, recognises_nnunet
-from lesionseg.io.layouts.problems import Problems, refuse_problems
+from lesionseg.io.local_files import fetch_radiograph
 
 logger = logging.getLogger(__name__)
 NOT_DICOM = tuple(suffix for suffix in SUFFIXES if suffix not in DICOM)
@@ -76,8 +77,8 @@ def read_dataset(
     lacks a file, or says of itself what cannot be; `lenient` leaves those in `Dataset.problems`
     instead. Raises `ReadError` for unreadable tables.
     """
-    chosen = _choose(root, convention)
-    dataset = _distinct(chosen.read(root))
+    layout = _choose(root, convention)
+    dataset = _distinct(layout.read(root))
     if not lenient:
         refuse_problems(dataset.problems, root)
     if not dataset.cases:
@@ -88,7 +89,7 @@ def read_dataset(
     logger.info(
         "%s read as %s: %d cases of %d groups.",
         root,
-        chosen.name,
+        layout.name,
         len(dataset.cases),
         len({c.group for c in dataset.cases}),
     )
@@ -131,7 +132,7 @@ def _distinct(dataset: Dataset) -> Dataset:
         name = case.case
         if name in cases:
             error = DatasetError(
-                f"The case {name!r} is there more than once.",
+                f"The case {name!r} is listed more than once.",
                 where=dataset.root,
                 remedy="Give every case its own name; a file's suffix does not count.",
             )
@@ -150,6 +151,7 @@ def _with_radiograph_columns(case: CaseFiles) -> CaseFiles:
     if path.name.lower().endswith(NOT_DICOM):
         return case
     with suppress(LesionsegError):  # reading the case says what is wrong with it
+        fetch_radiograph(path)
         file = radiograph_file(path)
         if file is not None:
             return replace(case, columns={**radiograph_columns(file), **case.columns})

@@ -14,9 +14,9 @@ from lesionseg.errors import DatasetError, ReadError
 from lesionseg.io.atomic import read_json
 from lesionseg.io.formats.volumes import strip_suffix
 from lesionseg.io.layouts.box_tables import BOX_MODES, BOX_SPACES, BoxSpace, TableBoxes, parse_boxes
+from lesionseg.io.layouts.case_problems import Problems, count_axes
 from lesionseg.io.layouts.manifest import LABELS, parse_fold, read_label_names
 from lesionseg.io.layouts.nnunet_labels import FileLabels
-from lesionseg.io.layouts.problems import Problems, count_axes
 
 logger = logging.getLogger(__name__)
 
@@ -116,7 +116,10 @@ def _case(
     mask = entry["label"] if isinstance(entry["label"], str) else None
     if mask is None and "box" not in entry:
         error = DatasetError(
-            f"The label of {case!r} is no path.", where=path, seen=entry["label"], expected="a mask"
+            f"The label of {case!r} is not a path.",
+            where=path,
+            seen=entry["label"],
+            expected="a mask",
         )
         problems.add(case, error)
     for name in (*named, *([mask] if mask else [])):

@@ -20,11 +20,11 @@ def assign_groups(
     """Give every case its group.
 
     With a `pattern` (regular expression searched in the case id) the group is its first bracket,
-    or the whole match. Else it is, first come first served: what the dataset says (already in
-    `case.group`), the BIDS subject `sub-…` in the id, the common part of two ids that differ only
-    in a last L or R (two halves of one patient), the id itself. `setting` is what messages call the
-    pattern. Raises `DatasetError` for a case that `pattern` does not fit and `ConfigError` for one
-    that is no regular expression.
+    or the whole match. Else it is the first of these that applies: what the dataset says (already
+    in `case.group`), the BIDS subject `sub-…` in the id, the common part of two ids that differ
+    only in a last L or R (two halves of one patient), the id itself. `setting` is what messages
+    call the pattern. Raises `DatasetError` for a case that `pattern` does not fit, and
+    `ConfigError` for one that is not a regular expression.
     """
     if pattern is not None:
         compiled = _compiled(pattern, setting)
@@ -38,7 +38,7 @@ def _compiled(pattern: str, setting: str) -> re.Pattern[str]:
         return re.compile(pattern)
     except re.error as error:
         raise ConfigError(
-            f"The group pattern is no regular expression: {error}.",
+            f"The group pattern is not a regular expression: {error}.",
             where=setting,
             seen=pattern,
         ) from error

@@ -42,11 +42,11 @@ def read_instances(files: CaseFiles, raster_mm: float | None, merged: bool) -> R
 
 def _check(path: Path, values: np.ndarray, label_of: Mapping[int, int] | None) -> None:
     if (values < 0).any() or (values != np.round(values)).any():
-        raise ContentError("The instance mask holds values that are no ids.", where=path)
+        raise ContentError("The instance mask contains values that cannot be ids.", where=path)
     unknown = [int(v) for v in values if v != 0 and label_of is not None and int(v) not in label_of]
     if unknown:
         raise ContentError(
-            "The instance mask holds ids that the case's table does not.",
+            "The instance mask contains ids that the case's table lacks.",
             where=path,
             seen=unknown[:10],
             remedy="Name the class of every instance.",

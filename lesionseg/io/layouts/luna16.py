@@ -16,7 +16,7 @@ from lesionseg.core import CaseFiles, Dataset, Geometry, Reference
 from lesionseg.errors import DatasetError, GeometryError
 from lesionseg.io.atomic import read_csv
 from lesionseg.io.formats.volumes import is_image_file, strip_suffix
-from lesionseg.io.layouts.problems import Problems
+from lesionseg.io.layouts.case_problems import Problems
 from lesionseg.ops.components import mask_boxes
 
 logger = logging.getLogger(__name__)
@@ -119,13 +119,13 @@ def _inside(case: str, ball: Ball, geometry: Geometry) -> tuple[NDArray[np.int64
     grids = np.meshgrid(*(np.arange(a, b) for a, b in zip(low, high, strict=True)), indexing="ij")
     index = np.stack([g.ravel() for g in grids], axis=1)
     distance = np.linalg.norm(geometry.to_mm(index) - np.array(ball.centre_mm), axis=1)
-    found = index[distance <= ball.diameter_mm / 2]
-    return tuple((found if len(found) else nearest[np.newaxis]).T)
+    voxels = index[distance <= ball.diameter_mm / 2]
+    return tuple((voxels if len(voxels) else nearest[np.newaxis]).T)
 
 
 def _balls(path: Path, problems: Problems) -> Mapping[str, tuple[Ball, ...]]:
     """Findings of a table by scan; none when it is not there."""
-    found: dict[str, tuple[Ball, ...]] = {}
+    balls: dict[str, tuple[Ball, ...]] = {}
     for row in read_csv(path) if path.is_file() else []:
         try:
             case = row[_COLUMNS[0]]
@@ -137,8 +137,8 @@ def _balls(path: Path, problems: Problems) -> Mapping[str, tuple[Ball, ...]]:
             problems.add(row.get(_COLUMNS[0], ""), error)
             continue
         size = diameter if diameter > 0 else _EXCLUDED_MM
-        found[case] = (*found.get(case, ()), Ball((-x, -y, z), size))
-    return found
+        balls[case] = (*balls.get(case, ()), Ball((-x, -y, z), size))
+    return balls
 
 
 def _fold(file: Path) -> int | None:

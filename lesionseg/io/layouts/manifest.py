@@ -1,4 +1,4 @@
-"""A dataset as a table: `manifest.csv`, one row a case, beside or above its files."""
+"""A dataset as a table: `manifest.csv`, one row per case, next to or above its files."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -7,8 +7,8 @@ from typing import get_args
 from lesionseg.core import CaseFiles, Dataset, Role
 from lesionseg.errors import DatasetError
 from lesionseg.io.atomic import read_csv, read_json
+from lesionseg.io.layouts.case_problems import Problems, count_axes
 from lesionseg.io.layouts.nnunet_labels import IGNORE, FileLabels
-from lesionseg.io.layouts.problems import Problems, count_axes
 
 MANIFEST = "manifest.csv"
 LABELS = "labels.json"
@@ -63,14 +63,14 @@ def read_scan_list(path: Path) -> list[CaseFiles]:
         case = row["case"]
         if not case or not row["image"] or Path(case).name != case or case in cases:
             raise DatasetError(
-                f"Line {line} names no case of its own.",
+                f"Line {line} does not name a case of its own.",
                 where=path,
                 seen=dict(row),
                 expected="a case id that can be a file's name, and its image",
             )
-        kept = {k: v for k, v in row.items() if k not in (*_OWN_COLUMNS, *images)}
+        columns = {k: v for k, v in row.items() if k not in (*_OWN_COLUMNS, *images)}
         files = tuple(path.parent / row[name] for name in images if row[name])
-        cases[case] = CaseFiles(case, files, group=row.get("group", "") or case, columns=kept)
+        cases[case] = CaseFiles(case, files, group=row.get("group", "") or case, columns=columns)
     return [cases[case] for case in sorted(cases)]
 
 
@@ -90,7 +90,7 @@ def parse_fold(text: str, where: Path) -> int | None:
     """A fold's number from 0; None for nothing. Raises `DatasetError` for anything else."""
     if text and not text.isdigit():
         raise DatasetError(
-            "The fold is no whole number.", where=where, seen=text, expected="0, 1, 2, … or nothing"
+            "The fold is not an integer.", where=where, seen=text, expected="0, 1, 2, … or nothing"
         )
     return int(text) if text else None
 
@@ -113,12 +113,12 @@ def _image_columns(rows: Sequence[Mapping[str, str]], path: Path) -> tuple[str, 
 def _case(
     root: Path, row: Mapping[str, str], images: Sequence[str], line: int, problems: Problems
 ) -> CaseFiles | None:
-    """The case of a row, as far as it can be told; None without an id or any image."""
+    """The case of a row, as far as it can be read; None without an id or any image."""
     path, case = root / MANIFEST, row["case"]
     lacking = [name for name in ("case", *images) if not row[name]]
     if lacking:
         error = DatasetError(f"Line {line} lacks its {lacking[0]}.", where=path, seen=dict(row))
-        problems.add(case, error, told_again=bool(case and row["image"]))
+        problems.add(case, error, repeated=bool(case and row["image"]))
     if not case or not any(row[name] for name in images):
         return None
     reference, instances = row.get("reference", ""), row.get("instances", "")

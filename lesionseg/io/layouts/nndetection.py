@@ -12,8 +12,8 @@ from lesionseg.core import CaseFiles, Dataset
 from lesionseg.errors import DatasetError
 from lesionseg.io.atomic import read_json
 from lesionseg.io.formats.volumes import strip_suffix
+from lesionseg.io.layouts.case_problems import Problems, count_axes
 from lesionseg.io.layouts.nnunet import PARTS, channel_files, collect_cases, name_channels
-from lesionseg.io.layouts.problems import Problems, count_axes
 
 _SPLIT = "raw_splitted"
 

@@ -12,8 +12,8 @@ from lesionseg.core import CaseFiles, Dataset, Role
 from lesionseg.errors import DatasetError
 from lesionseg.io.atomic import read_json
 from lesionseg.io.formats.volumes import is_image_file, strip_suffix
+from lesionseg.io.layouts.case_problems import Problems, count_axes
 from lesionseg.io.layouts.nnunet_labels import parse_labels
-from lesionseg.io.layouts.problems import Problems, count_axes
 
 Collect = Callable[[Sequence[Path], Problems], dict[str, dict[int, Path]]]
 _CHANNEL = re.compile(r"(.+)_(\d{4})")
@@ -26,7 +26,7 @@ def recognises_nnunet(root: Path) -> bool:
 
 
 def recognises_msd(root: Path) -> bool:
-    """Whether it moreover has `imagesTr` files without a channel number, such as `lung_001`."""
+    """Whether it also has `imagesTr` files without a channel number, such as `lung_001`."""
     files = _image_files(root / "imagesTr")
     unnumbered = files and not any(_CHANNEL.fullmatch(strip_suffix(f)) for f in files)
     return recognises_nnunet(root) and bool(unnumbered)
@@ -109,7 +109,7 @@ def _folds(path: Path) -> dict[str, int]:
     """Fold of each case: the split whose `val` list it stands in; none when a case is in two."""
     splits = read_json(path) if path.is_file() else []
     if not isinstance(splits, list) or not all(isinstance(s, dict) for s in splits):
-        raise DatasetError("The splits are no list of objects.", where=path)
+        raise DatasetError("The splits are not a list of objects.", where=path)
     pairs = [
         (str(case), fold) for fold, split in enumerate(splits) for case in split.get("val", ())
     ]
@@ -125,7 +125,17 @@ def collect_cases(
     collect: Collect,
     problems: Problems,
 ) -> list[CaseFiles]:
-    """Labelled cases of `imagesTr` or `imagesTs`; unlabelled test scans are left out."""
+    """Labelled cases of `imagesTr` or `imagesTs`; unlabelled test scans are left out.
+
+    Args:
+        root: the dataset's folder.
+        part: "Tr" or "Ts".
+        role: what all these cases are for; None leaves it to the splits.
+        channels: the channels' names; a case has one file for each.
+        folds: the fold by case id, for cases without a role.
+        collect: how image files become cases: by case id, the file of each channel number.
+        problems: where what is wrong with single cases is noted.
+    """
     images = collect(_image_files(root / f"images{part}"), problems)
     references = _single_files(_image_files(root / f"labels{part}"), problems)
     _check_labelled(root, part, set(images), set(references), problems)
@@ -148,7 +158,7 @@ def _image_files(folder: Path) -> list[Path]:
 
 def channel_files(files: Sequence[Path], problems: Problems) -> dict[str, dict[int, Path]]:
     """Files by case and channel number, from names such as `<case>_0001.nii.gz`."""
-    found: dict[str, dict[int, Path]] = {}
+    cases: dict[str, dict[int, Path]] = {}
     for file in files:
         match = _CHANNEL.fullmatch(strip_suffix(file))
         if match is None:
@@ -160,17 +170,17 @@ def channel_files(files: Sequence[Path], problems: Problems) -> dict[str, dict[i
             problems.add(strip_suffix(file), error)
             continue
         with problems.of(match.group(1)):
-            _add(found.setdefault(match.group(1), {}), int(match.group(2)), file)
-    return found
+            _add(cases.setdefault(match.group(1), {}), int(match.group(2)), file)
+    return cases
 
 
 def _single_files(files: Sequence[Path], problems: Problems) -> dict[str, dict[int, Path]]:
-    """Files by case, one a case, as channel 0."""
-    found: dict[str, dict[int, Path]] = {}
+    """Files by case, one per case, as channel 0."""
+    cases: dict[str, dict[int, Path]] = {}
     for file in files:
         with problems.of(strip_suffix(file)):
-            _add(found.setdefault(strip_suffix(file), {}), 0, file)
-    return found
+            _add(cases.setdefault(strip_suffix(file), {}), 0, file)
+    return cases
 
 
 def _add(channels: dict[int, Path], number: int, file: Path) -> None:
@@ -209,10 +219,10 @@ def _ordered(
     """The channel files by number; those that are there, and a problem, when one is missing."""
     if sorted(files) != list(range(n_channels)):
         error = DatasetError(
-            f"The case {case!r} has not the channel files that dataset.json promises.",
+            f"The case {case!r} does not have the channel files that dataset.json lists.",
             where=root,
             seen=[f.name for _, f in sorted(files.items())],
             expected=", ".join(f"{case}_{i:04d}" for i in range(n_channels)),
         )
-        problems.add(case, error, told_again=len(files) != n_channels)
+        problems.add(case, error, repeated=len(files) != n_channels)
     return tuple(file for _, file in sorted(files.items()))

@@ -52,7 +52,7 @@ def _pairs(labels: Any, path: Path) -> list[tuple[str, tuple[int, ...]]]:
         return [(str(name), (int(value),)) for value, name in pairs]
     found = [(str(name), value if isinstance(value, list) else [value]) for name, value in pairs]
     if not all(str(v).isdigit() for _, values in found for v in values):
-        raise DatasetError("A label's value is no whole number.", where=path, seen=labels)
+        raise DatasetError("A label's value is not an integer.", where=path, seen=labels)
     return [(name, tuple(sorted({int(v) for v in values}))) for name, values in found]
 
 
@@ -68,7 +68,7 @@ def _check(
     mixed = any({0, *ignored} & set(values) for _, values in lesions)
     if len(set(sets)) < len(sets) or () in sets or len(ignored) > 1 or mixed or not lesions:
         raise DatasetError(
-            "The labels are no list of distinct values from 0 on with at least one lesion label.",
+            "The labels are not distinct values from 0 on with at least one lesion label.",
             where=path,
             seen=labels,
             expected='"labels": {"background": 0, "lesion": 1}',
@@ -84,7 +84,7 @@ def _regions(
             "Labels that are lists of values (regions) need an order in which masks are painted.",
             where=path,
             seen=f"regions_class_order: {order}",
-            expected=f"{len(lesions)} different values, one a region",
+            expected=f"{len(lesions)} different values, one per region",
             remedy="see nnU-Net's region_based_training.md; or data.merge_labels=true.",
         )
     regions = [

@@ -52,7 +52,7 @@ class LocalDisk:
 
 
 def remove_whole(folder: Path) -> None:
-    """Remove a folder so that nobody meets half of it."""
+    """Remove a folder so that no process sees half of it."""
     away = folder.with_name(f"{PARTIAL}{uuid.uuid4().hex}")
     try:
         folder.replace(away)

@@ -66,19 +66,23 @@ def mirror(url: str, disk: LocalDisk) -> Path:
     return root
 
 
+def is_mirrored(path: Path) -> bool:
+    """Whether a path lies in a mirrored dataset."""
+    return _base(path) is not None
+
+
 def bring(path: Path, at_most: float = math.inf) -> None:
-    """See that a mirrored file, or all files of a mirrored folder, are here; others are let be.
+    """See that a mirrored file, or all files right in a mirrored folder, are here.
 
-    So are files of more than `at_most` bytes.
-
-    Raises `ReadError` when the store does not give it.
+    Other paths, and files of more than `at_most` bytes, are left alone. Raises `ReadError` when
+    the store does not give it.
     """
     base = _base(path)
     if base is None:
         return
     if path.is_dir():
         with ThreadPoolExecutor(_CONNECTIONS) as pool:
-            files = (file for file in path.rglob("*") if file.is_file())
+            files = (file for file in path.iterdir() if file.is_file())
             list(pool.map(partial(bring, at_most=at_most), files))
         return
     name = _name(base, path)
@@ -90,12 +94,12 @@ def bring(path: Path, at_most: float = math.inf) -> None:
     if row is None or (row[0] or 0) > at_most:  # not of the store, or larger
         return
     size, state, doubtful, here, used = row
-    told = RemoteFile(name, size, state)
+    remote = RemoteFile(name, size, state)
     if doubtful:  # the listing said nothing of its state
-        told = RemoteFolder(url).look(name)
-        here = here and told.state and told.state == state
+        remote = RemoteFolder(url).look(name)
+        here = here and remote.state and remote.state == state
     if not here:
-        _fetch(RemoteFolder(url), path, told, base, most_bytes)
+        _fetch(RemoteFolder(url), path, remote, base, most_bytes)
     elif doubtful or time.time() - used > _NOTE_SECONDS:
         with _index(base) as index:
             index.execute(
@@ -127,8 +131,8 @@ def content_hash(path: Path) -> bytes:
 
 def _follow(index: sqlite3.Connection, root: Path, files: list[RemoteFile]) -> None:
     """Bring names and states up to date with what the store lists."""
-    told = index.execute("SELECT path, size, state FROM files")
-    known = {path: (size, state) for path, size, state in told}
+    rows = index.execute("SELECT path, size, state FROM files")
+    known = {path: (size, state) for path, size, state in rows}
     for file in files:
         if ".." in PurePosixPath(file.path).parts or PurePosixPath(file.path).is_absolute():
             raise ReadError("A name at the store leads out of its folder.", where=file.path)
@@ -147,30 +151,32 @@ def _follow(index: sqlite3.Connection, root: Path, files: list[RemoteFile]) -> N
         index.execute("DELETE FROM files WHERE path = ?", (path,))
 
 
-def _fetch(folder: RemoteFolder, path: Path, told: RemoteFile, base: Path, most_bytes: int) -> None:
-    """Copy a file beside its place, then move it there while nobody makes room."""
-    made = base / f".partial-{uuid.uuid4().hex}"
+def _fetch(
+    folder: RemoteFolder, path: Path, remote: RemoteFile, base: Path, most_bytes: int
+) -> None:
+    """Copy a file next to its place, then move it there under the index's lock."""
+    temporary = base / f".partial-{uuid.uuid4().hex}"
     try:
-        folder.get(told.path, made)
-        size = made.stat().st_size
-        if told.size is not None and size != told.size:
+        folder.get(remote.path, temporary)
+        size = temporary.stat().st_size
+        if remote.size is not None and size != remote.size:
             raise ReadError(
                 "The file changed while it was copied, or was cut short.",
-                where=f"{folder.url}/{told.path}",
+                where=f"{folder.url}/{remote.path}",
                 seen=f"{size} bytes",
-                expected=f"{told.size} bytes",
+                expected=f"{remote.size} bytes",
                 remedy="start again.",
             )
         with _index(base) as index:
-            made.replace(path)
+            temporary.replace(path)
             index.execute(
                 "UPDATE files SET here = ?, used = ?, state = ?, size = ?, doubtful = 0,"
                 " sha256 = NULL WHERE path = ?",
-                (max(size, 1), time.time(), told.state, told.size, told.path),
+                (max(size, 1), time.time(), remote.state, remote.size, remote.path),
             )
-            _make_room(index, _root(base, path), most_bytes, told.path)
+            _make_room(index, _root(base, path), most_bytes, remote.path)
     finally:
-        made.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
 
 
 def _make_room(index: sqlite3.Connection, root: Path, most_bytes: int, keep: str) -> None:
@@ -192,10 +198,10 @@ def _make_room(index: sqlite3.Connection, root: Path, most_bytes: int, keep: str
 
 def _hold_place(path: Path) -> None:
     """Put a placeholder: one byte, so that no reader takes it for the file or for an empty one."""
-    made = path.with_name(f".partial-{uuid.uuid4().hex}")
-    made.touch()
-    os.truncate(made, 1)
-    made.replace(path)
+    temporary = path.with_name(f".partial-{uuid.uuid4().hex}")
+    temporary.touch()
+    os.truncate(temporary, 1)
+    temporary.replace(path)
 
 
 @contextlib.contextmanager

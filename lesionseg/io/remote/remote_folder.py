@@ -1,7 +1,7 @@
 """Folders at a URL: object stores, web servers and whatever else fsspec knows.
 
-`s3://bucket/folder`, `gs://…`, `http://…`, `memory://…`, `file://…`. What a store needs to be told
-(endpoint, key, region) it takes from its own settings: fsspec's `~/.config/fsspec/*.json`, the
+`s3://bucket/folder`, `gs://…`, `http://…`, `memory://…`, `file://…`. Endpoint, key and region
+come from the store's own settings: fsspec's `~/.config/fsspec/*.json`, the
 variables `FSSPEC_S3_ENDPOINT_URL` and the like, or the cloud's usual files.
 """
 
@@ -26,7 +26,7 @@ _DATES = ("LastModified", "last_modified", "Last-Modified", "mtime", "updated", 
 class RemoteFile:
     """What a store says of a file: its path below the folder, its size (None: unknown), its state.
 
-    `state` changes when the content does; empty where the store tells nothing of that.
+    `state` changes when the content does; empty where the store does not say.
     """
 
     path: str
@@ -52,12 +52,12 @@ class RemoteFolder:
         prefix = root.rstrip("/") + "/"
         with _reading(self.url):
             try:
-                found = system.find(root, detail=True)
+                infos = system.find(root, detail=True)
             except FileNotFoundError:
                 return []
         files = [
             RemoteFile(path.removeprefix(prefix), info.get("size"), _state(info))
-            for path, info in found.items()
+            for path, info in infos.items()
             if path.startswith(prefix)
         ]
         return sorted(files, key=lambda file: file.path)
@@ -73,10 +73,10 @@ class RemoteFolder:
         """A file's bytes, or some of them; raises `ReadError` when they are not there."""
         system, root = self._open()
         with _reading(f"{self.url}/{path}"):
-            found: bytes = system.cat_file(_below(root, path), start=start, end=stop)
-        if start is not None and stop is not None and len(found) > stop - start:
-            found = found[start:stop]  # a web server that knows no ranges sends the whole
-        return found
+            content: bytes = system.cat_file(_below(root, path), start=start, end=stop)
+        if start is not None and stop is not None and len(content) > stop - start:
+            content = content[start:stop]  # a web server that knows no ranges sends the whole
+        return content
 
     def get(self, path: str, target: Path) -> None:
         """Copy a file to a local path; raises `ReadError` when it is not there."""

@@ -17,7 +17,7 @@ from lesionseg.inference.candidates.postprocess import choose_operating_point
 from lesionseg.io.atomic import read_csv
 from lesionseg.io.cases import pixel_mm, read_image
 from lesionseg.io.formats.volumes import read_geometry, read_volume
-from lesionseg.io.layouts.scan_list import find_images
+from lesionseg.io.layouts.input_images import find_images
 from lesionseg.io.predictions import PredictionFiles, read_prediction
 
 _log = logging.getLogger(__name__)

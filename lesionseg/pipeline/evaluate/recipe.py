@@ -33,9 +33,8 @@ from lesionseg.evaluation.rows import (
 from lesionseg.evaluation.statistics.compare import compare as compare_models
 from lesionseg.evaluation.statistics.subgroups import Columns
 from lesionseg.io.atomic import read_csv, write_csv, write_json
-from lesionseg.io.cases import pixel_mm, read_mask, tilt_of
+from lesionseg.io.cases import pixel_mm, read_grid, read_mask
 from lesionseg.io.cases import read_reference as read_case_reference
-from lesionseg.io.formats.volumes import read_geometry
 from lesionseg.io.layouts.groups import assign_groups
 from lesionseg.io.predictions import find_predictions
 from lesionseg.pipeline.evaluate.evaluate_inputs import (
@@ -302,8 +301,7 @@ def read_reference(files: CaseFiles, dataset: Dataset | None) -> Reference:
         if files.reference is None:
             raise DatasetError("The case has no reference.", where=f"case {files.case}")
         return read_mask(files.reference, raster_mm=pixel_mm(files))
-    image = read_geometry(files.images[0], raster_mm=pixel_mm(files), tilt=tilt_of(dataset))
-    found = read_case_reference(files, dataset, image)
+    found = read_case_reference(files, dataset, read_grid(files, dataset))
     if found is None:
         raise DatasetError("The case has no reference.", where=f"case {files.case}")
     return found

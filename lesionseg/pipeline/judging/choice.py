@@ -19,8 +19,8 @@ from lesionseg.evaluation.statistics.operating_point import (
     with_expectation,
     with_intervals,
 )
-from lesionseg.inference.calibrate import calibrated
 from lesionseg.inference.candidates.postprocess import (
+    apply_calibration,
     apply_operating_point,
     choose_operating_point,
     without_small,
@@ -83,7 +83,7 @@ class Choice:
         """A development case's prediction as the chosen rules have it."""
         large = without_small(prediction, self.min_diameter_mm)
         accepted = apply_operating_point(large, self.points[0])
-        return calibrated(accepted, self.calibration_of.get(prediction.case))
+        return apply_calibration(accepted, self.calibration_of.get(prediction.case))
 
     def added_to(self, plan: Plan) -> Plan:
         """The plan with all that was chosen."""

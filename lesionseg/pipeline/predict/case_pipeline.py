@@ -23,7 +23,8 @@ from lesionseg.inference.steps import Inferred, PreparedScan
 from lesionseg.io.case_ids import printable_id
 from lesionseg.io.dicom.source_images import ResultOrigin
 from lesionseg.io.dicom.stack import Tilt
-from lesionseg.io.formats.volumes import content_files, read_geometry
+from lesionseg.io.formats.volumes import read_geometry
+from lesionseg.io.local_files import content_files
 from lesionseg.models.build import NetworkFactory
 from lesionseg.pipeline.predict.case_writing import CaseOutputs, SaveProbabilities, write_case
 from lesionseg.pipeline.predict.dicom_output import NO_SEGMENTATION

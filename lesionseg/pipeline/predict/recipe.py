@@ -7,7 +7,7 @@ from pathlib import Path
 from lesionseg.core import CaseFiles
 from lesionseg.errors import ConfigError, DatasetError
 from lesionseg.inference.inference_settings import InferenceSettings
-from lesionseg.io.layouts.scan_list import find_images
+from lesionseg.io.layouts.input_images import find_images
 from lesionseg.models.build import NetworkFactory
 from lesionseg.pipeline.dataset.data_settings import DicomSettings
 from lesionseg.pipeline.predict.case_pipeline import PredictJob

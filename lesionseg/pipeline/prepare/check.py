@@ -52,7 +52,7 @@ def check_dataset(dataset: Dataset, page: Path, *, identifiers: bool = False) ->
 
 def _told(problem: Problem, names: dict[str, str]) -> bool:
     """Whether reading the case says it as well."""
-    return problem.told_again and problem.case in names
+    return problem.repeated and problem.case in names
 
 
 def _listed(problem: Problem, dataset: Dataset, names: dict[str, str]) -> Finding:

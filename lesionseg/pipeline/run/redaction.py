@@ -6,7 +6,8 @@ from pathlib import Path
 
 from lesionseg.core import CaseFiles
 from lesionseg.errors import LesionsegError
-from lesionseg.io.formats.volumes import content_files, strip_suffix
+from lesionseg.io.formats.volumes import strip_suffix
+from lesionseg.io.local_files import content_files
 
 _QUOTED = re.compile(r"'[^']*'")
 _SHORTEST = 3  # letters: a case called "a" is no identifier, and the word stands everywhere

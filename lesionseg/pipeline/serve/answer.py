@@ -11,7 +11,7 @@ from pathlib import Path
 from lesionseg.errors import DatasetError, LesionsegError, ReadError
 from lesionseg.inference.predictor import Predictor
 from lesionseg.io.formats.volumes import result_suffix
-from lesionseg.io.layouts.scan_list import find_images
+from lesionseg.io.layouts.input_images import find_images
 from lesionseg.io.predictions import write_prediction
 from lesionseg.pipeline.serve.uploads import CASE
 

@@ -12,7 +12,7 @@ from lesionseg.errors import DatasetError, GeometryError, ReadError
 from lesionseg.io.cases import read_case, read_mask
 from lesionseg.io.formats.volumes import read_volume
 from lesionseg.io.layouts.conventions import read_dataset
-from lesionseg.io.layouts.scan_list import find_images
+from lesionseg.io.layouts.input_images import find_images
 from lesionseg.io.predictions import (
     PredictionFiles,
     find_masks,

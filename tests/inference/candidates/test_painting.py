@@ -85,5 +85,5 @@ def test_nothing_gives_no_candidate_and_a_missing_channel_is_refused() -> None:
     assert found.candidates == ()
     assert found.values is not None
     assert not found.values.any()
-    with pytest.raises(GeometryError, match="one channel a region"):
+    with pytest.raises(GeometryError, match="one channel per region"):
         find_by_plan(rows([0.0] * 8), GRID, plan())

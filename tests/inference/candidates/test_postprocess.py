@@ -251,7 +251,7 @@ def test_refuses_nan() -> None:
 
 def test_refuses_a_channel_too_many_and_a_channel_off_the_grid() -> None:
     geometry = Geometry.from_spacing((2, 2), (1, 1))
-    with pytest.raises(GeometryError, match="one channel a label"):
+    with pytest.raises(GeometryError, match="one channel per label"):
         find_candidates(np.zeros((2, 2, 2), np.float32), geometry, RULE, (1,))
     with pytest.raises(GeometryError, match="do not fit the grid"):
         find_candidates(np.zeros((1, 3, 2), np.float32), geometry, RULE, (1,))

@@ -101,8 +101,8 @@ def test_images_share_batches_and_come_in_order(plan: Plan) -> None:
     assert [task.tag for task in done] == [0, 1, 2, 3]
     assert [shape[0] for shape in network.seen] == [3, 3, 3]
     for task, x in zip(done, images, strict=True):
-        if x is not None and task.slide is not None:
-            torch.testing.assert_close(task.slide.store.values, x.sigmoid())
+        if x is not None and task.scan is not None:
+            torch.testing.assert_close(task.scan.store.values, x.sigmoid())
 
 
 def test_tiles_wait_for_no_company_when_the_next_image_is_not_there_yet(plan: Plan) -> None:
@@ -126,7 +126,7 @@ def test_what_goes_wrong_with_one_image_is_its_own_error(plan: Plan) -> None:
     images[1] += 100
     slides = [ScanTiles(x, plan, Store((1, *x.shape[1:]))) for x in images]
     done = list(SlidingWindow((Fails(),), plan).run(iter([Task(None, slide) for slide in slides])))
-    assert [str(task.slide.error) if task.slide else "" for task in done] == [
+    assert [str(task.scan.error) if task.scan else "" for task in done] == [
         "None",
         "too bright",
         "None",

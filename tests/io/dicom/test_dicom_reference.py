@@ -50,7 +50,7 @@ def test_a_segmentation_of_another_grid_or_of_other_names_is_refused(
     with pytest.raises(GeometryError, match=r"not drawn on the image's grid.*seg\.dcm"):
         read_case(dataset.cases[0], dataset)
     segmentation(tmp_path / "seg.dcm", grid, {"a": blob((1, 2, 3)), "b": blob((1, 1, 1))})
-    with pytest.raises(LesionsegError, match="called as a label"):
+    with pytest.raises(LesionsegError, match="has the name of a label"):
         read_case(dataset.cases[0], dataset)
 
 

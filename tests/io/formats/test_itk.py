@@ -39,7 +39,7 @@ def test_other_than_one_value_a_voxel_is_refused(
     path = tmp_path / f"many{suffix}"
     sitk.WriteImage(image, str(path))
     for read in (read_volume, read_geometry):
-        with pytest.raises(ReadError, match=r"one value a voxel.*many"):
+        with pytest.raises(ReadError, match=r"one value per voxel.*many"):
             read(path)
 
 

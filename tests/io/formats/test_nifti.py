@@ -111,7 +111,7 @@ def test_other_numbers_of_axes_are_refused(
 def test_colour_is_refused(tmp_path: Path) -> None:
     colour = np.zeros((3, 3, 3), dtype=[("R", "u1"), ("G", "u1"), ("B", "u1")])
     nibabel.save(nibabel.Nifti1Image(colour, np.eye(4)), tmp_path / "rgb.nii")
-    with pytest.raises(ReadError, match=r"no plain numbers.*rgb\.nii"):
+    with pytest.raises(ReadError, match=r"not plain numbers.*rgb\.nii"):
         read_volume(tmp_path / "rgb.nii")
 
 

@@ -314,7 +314,7 @@ def test_two_images_of_one_name_are_refused(folder: Folder) -> None:
     content = json.loads((root / "annotations.json").read_text())
     content["images"].append({**content["images"][0], "id": 8})
     (root / "annotations.json").write_text(json.dumps(content))
-    with pytest.raises(DatasetError, match="'a' is there more than once"):
+    with pytest.raises(DatasetError, match="'a' is listed more than once"):
         read_dataset(root)
 
 

@@ -70,5 +70,5 @@ def test_a_pattern_that_finds_nothing_is_refused(pattern: str) -> None:
 
 
 def test_a_pattern_that_is_none_is_refused() -> None:
-    with pytest.raises(ConfigError, match="no regular expression"):
+    with pytest.raises(ConfigError, match="not a regular expression"):
         _groups("A", pattern="(")

@@ -161,7 +161,7 @@ def test_an_nndetection_instance_without_class_is_refused(
 ) -> None:
     nndetection(tmp_path, write_nifti, {"1": 1})
     dataset = read_dataset(tmp_path)
-    with pytest.raises(ContentError, match=r"ids that the case's table does not.*\[2\]"):
+    with pytest.raises(ContentError, match=r"ids that the case's table lacks.*\[2\]"):
         read_case(dataset.cases[0], dataset)
     nndetection(tmp_path, write_nifti, {"1": 1, "2": 5})
     with pytest.raises(DatasetError, match=r"class that dataset\.json does not name"):

@@ -104,8 +104,8 @@ def test_a_manifest_goes_before_other_conventions(manifest: Callable[[str], Path
         ("case,image\n,scans/a.nii.gz\n", "Line 2 lacks"),
         ("case,image,image_0001\nA,scans/a.nii.gz,\n", "Line 2 lacks"),
         ("case,image,role\nA,scans/a.nii.gz,training\n", "role is unknown.*training"),
-        ("case,image,fold\nA,scans/a.nii.gz,x\n", "fold is no whole number"),
-        ("case,image\nA,scans/a.nii.gz\nA,scans/b.nii.gz\n", "'A' is there more than once"),
+        ("case,image,fold\nA,scans/a.nii.gz,x\n", "fold is not an integer"),
+        ("case,image\nA,scans/a.nii.gz\nA,scans/b.nii.gz\n", "'A' is listed more than once"),
         ("case,image\n../A,scans/a.nii.gz\n", "cannot be a file name"),
     ],
 )

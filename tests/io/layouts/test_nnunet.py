@@ -167,17 +167,20 @@ def test_decathlon_of_one_channel_is_read(
         ({"labels": {"background": 0, "whole": [0, 1]}}, "distinct"),
         ({"labels": {"background": 0, "whole": [1, 2], "ignore": 2}}, "distinct"),
         ({"labels": {"background": 0, "whole": [1, 2], "ignore": [3, 4]}}, "distinct"),
-        ({"labels": {"background": 0, "whole": [1, "x"]}}, "whole number"),
+        ({"labels": {"background": 0, "whole": [1, "x"]}}, "integer"),
         ({"labels": {"background": 0}}, "at least one lesion label"),
         ({"labels": None}, "at least one lesion label"),
         ({"labels": {"background": 0, "a": 1, "b": 1}}, "distinct"),
-        ({"labels": {"background": 0, "a": 1.5}}, "whole number"),
-        ({"labels": {"background": 0, "a": -1}}, "whole number"),
+        ({"labels": {"background": 0, "a": 1.5}}, "integer"),
+        ({"labels": {"background": 0, "a": -1}}, "integer"),
         ({"channel_names": {}}, "channels are not named"),
         ({"channel_names": {"0": "T1", "2": "T2"}}, "channels are not named"),
         ({"channel_names": ["T1", "T2"]}, "channels are not named"),
-        ({"channel_names": {"0": "T1", "1": "T2", "2": "PD"}}, "'A' has not the channel files"),
-        ({"channel_names": {"0": "T1"}}, "'A' has not the channel files"),
+        (
+            {"channel_names": {"0": "T1", "1": "T2", "2": "PD"}},
+            "'A' does not have the channel files",
+        ),
+        ({"channel_names": {"0": "T1"}}, "'A' does not have the channel files"),
     ],
 )
 def test_facts_that_do_not_fit_are_refused(
@@ -198,7 +201,7 @@ def test_a_broken_dataset_json_is_refused(nnunet_folder: Folder, text: str) -> N
 def test_a_missing_channel_file_is_named(nnunet_folder: Folder) -> None:
     root = nnunet_folder()
     (root / "imagesTr" / "B_0001.nii.gz").unlink()
-    with pytest.raises(DatasetError, match=r"'B' has not the channel files.*B_0001"):
+    with pytest.raises(DatasetError, match=r"'B' does not have the channel files.*B_0001"):
         read_dataset(root)
 
 
@@ -238,7 +241,7 @@ def test_a_case_for_training_and_testing_is_refused(
     root = nnunet_folder(channels=1)
     write_nifti(root / "imagesTs" / "A_0000.nii.gz", np.zeros((5, 4, 3), np.int16))
     write_nifti(root / "labelsTs" / "A.nii.gz", np.zeros((5, 4, 3), np.uint8))
-    with pytest.raises(DatasetError, match="'A' is there more than once"):
+    with pytest.raises(DatasetError, match="'A' is listed more than once"):
         read_dataset(root)
 
 

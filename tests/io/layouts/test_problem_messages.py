@@ -41,10 +41,10 @@ def test_every_fault_of_a_manifest_is_told_at_once(tmp_path: Path, write_nifti: 
     for said in (
         "line 3 does not exist",
         "Line 4 lacks its image_0001",
-        "'fine' is there more than once",
+        "'fine' is listed more than once",
         "Seen: training",
         "Seen: testing",
-        "fold is no whole number",
+        "fold is not an integer",
         "line 7 does not exist",
         "line 8 is empty",
         "Line 9 lacks its case",
@@ -64,7 +64,7 @@ def test_every_fault_of_an_nnunet_folder_is_told_at_once(nnunet_folder: Write) -
     (root / "imagesTr" / "C_0001.nii.gz").rename(root / "imagesTr" / "nonumber.nii.gz")
     told = refused(root)
     for said in (
-        "'A' has not the channel files",
+        "'A' does not have the channel files",
         "'B' has no mask",
         "'C' in labelsTr has no image",
         "'X' has no mask",
@@ -97,7 +97,7 @@ def test_every_fault_of_a_datalist_is_told_at_once(tmp_path: Path) -> None:
     ]
     (tmp_path / "list.json").write_text(json.dumps({"training": [*entries[:1], *entries[1:]]}))
     told = refused(tmp_path)
-    for said in ("gone.nii.gz", "m.nii.gz", "no whole number", "names no image", "is no path"):
+    for said in ("gone.nii.gz", "m.nii.gz", "not an integer", "names no image", "is not a path"):
         assert said in told
 
 

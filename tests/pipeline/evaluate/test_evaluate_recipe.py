@@ -174,7 +174,7 @@ def test_groups_by_pattern(folders):
     assert evaluate(*folders, groups="one", replicates=5)["n_groups"] == 1
     with pytest.raises(DatasetError, match=r"does not fit.*\(in groups\)"):
         evaluate(*folders, groups="two")
-    with pytest.raises(ConfigError, match=r"no regular expression.*\(in groups\)"):
+    with pytest.raises(ConfigError, match=r"not a regular expression.*\(in groups\)"):
         evaluate(*folders, groups="(two")
 
 

@@ -1,4 +1,4 @@
-"""What is wrong with the cases a dataset lists: gathered, so that it is told all at once."""
+"""What is wrong with the cases a dataset lists: collected, so that one message says it all."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -8,6 +8,7 @@ from lesionseg.core import CaseFiles, Problem
 from lesionseg.errors import DatasetError, LesionsegError
 from lesionseg.io.dicom.series import split_series
 from lesionseg.io.formats.volumes import read_geometry
+from lesionseg.io.local_files import fetch_images
 
 _MOST_SHOWN = 100
 
@@ -23,9 +24,9 @@ class Problems:
         """All of them so far."""
         return tuple(self._found)
 
-    def add(self, case: str, error: LesionsegError, *, told_again: bool = False) -> None:
-        """Note one; `told_again`: whoever reads the case will be told the same."""
-        self._found.append(Problem(case, error, told_again))
+    def add(self, case: str, error: LesionsegError, *, repeated: bool = False) -> None:
+        """Note one; `repeated`: reading the case raises it again."""
+        self._found.append(Problem(case, error, repeated))
 
     @contextmanager
     def of(self, case: str) -> Iterator[None]:
@@ -45,7 +46,7 @@ class Problems:
             return
         what = f"A file named in {by} {what}."
         error = DatasetError(what, where=where, seen=named, remedy=remedy)
-        self.add(case, error, told_again=True)
+        self.add(case, error, repeated=True)
 
 
 def refuse_problems(problems: Sequence[Problem], root: Path) -> None:
@@ -67,5 +68,6 @@ def count_axes(cases: Sequence[CaseFiles]) -> int:
     """
     for file in (file for case in cases for file in case.images[:1]):
         with suppress(LesionsegError):
+            fetch_images([file])
             return read_geometry(file, tilt="resample").dims
     return 3

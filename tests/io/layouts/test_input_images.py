@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from lesionseg.errors import DatasetError
-from lesionseg.io.layouts.scan_list import find_images
+from lesionseg.io.layouts.input_images import find_images
 
 
 def _touch(root: Path, *names: str) -> Path:
@@ -120,5 +120,5 @@ def test_a_table_without_cases_of_their_own_is_refused(tmp_path: Path, rows: str
 
 def test_a_case_id_is_no_path(tmp_path: Path) -> None:
     (tmp_path / "list.csv").write_text("case,image\n../a,b.nii\n")
-    with pytest.raises(DatasetError, match="names no case"):
+    with pytest.raises(DatasetError, match="does not name a case"):
         find_images(tmp_path / "list.csv", 1)

@@ -50,12 +50,12 @@ def _named_files(source: Path) -> dict[Path, str]:
         is_series = split_series(source) is not None
         return {source: folder_name(source.parent) if is_series else strip_suffix(source)}
     if source.is_dir():
-        found = source.rglob("*")
+        paths = source.rglob("*")
     elif any(sign in str(source) for sign in "*?["):
-        found = Path(source.anchor or ".").glob(str(source.relative_to(source.anchor)))
+        paths = Path(source.anchor or ".").glob(str(source.relative_to(source.anchor)))
     else:
         raise DatasetError("The input does not exist.", where=source)
-    entries = sorted(found)
+    entries = sorted(paths)
     files = [f for f in entries if f.is_file() and is_image_file(f) and not _is_output(f)]
     others = {f: strip_suffix(f) for f in files if not is_dicom(f)}
     return dict(sorted({**_dicom_images(entries), **others}.items()))
@@ -104,7 +104,7 @@ def _same_id(where: Path, case: str) -> DatasetError:
 
 
 def _root(source: Path) -> Path:
-    """The folder that ids of equal stem are told apart under."""
+    """The folder below which ids of equal stem are distinguished."""
     if source.exists():
         return source if source.is_dir() else source.parent
     plain = [i for i, part in enumerate(source.parts) if not any(sign in part for sign in "*?[")]
