@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lesionseg.data.cache.cached_case import CachedCase
+from lesionseg.data.hard_places import HardPoint
 from lesionseg.data.tiling import clip_start
 from lesionseg.errors import ConfigError
 
@@ -37,14 +38,6 @@ class SamplingSettings:
 
     def __post_init__(self) -> None:
         _refuse_shares(self.lesion_share, self.hard_share)
-
-
-@dataclass(frozen=True)
-class HardPoint:
-    """A place worth seeing again: an index into the sampler's cases and a voxel (z, y, x) there."""
-
-    case: int
-    centre: tuple[int, ...]
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import torch
 
 from lesionseg.errors import ConfigError
 from lesionseg.pipeline.train.parallel import Environment
-from lesionseg.training.device.kind import training_device
+from lesionseg.training.device.accelerator import training_device
 from lesionseg.training.settings import TrainerSettings
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"

@@ -56,13 +56,13 @@ class Probe:
         decay = self.settings.ema_decay
         averaged = None if decay is None else averaged_network(network, decay)
         batch = some_batch(plan, plan.batch_size, self.device)
-        lesson = objective.lesson(batch)
-        divisors = [torch.ones((), device=self.device) for _ in lesson.counts()]
+        targets = objective.targets(batch)
+        normalisers = [torch.ones((), device=self.device) for _ in targets.counts()]
         for _ in range(2):
             optimiser.zero_grad()
             with self._autocast():
                 output = network(batch["image"])
-            terms = objective.terms(output, lesson, divisors)
+            terms = objective.terms(output, targets, normalisers)
             torch.stack(list(terms.values())).sum().backward()  # type: ignore[no-untyped-call]
             optimiser.step()
             if averaged is not None:
