@@ -25,14 +25,14 @@ def compose(command: str, argv: Sequence[str], *, complete: bool = True) -> Any:
 
     overrides = [quoted(argument, COMMANDS[command].texts) for argument in argv]
     known = groups(command)
-    chosen = [o for o in overrides if key_of(o) in known]
-    _check_options(chosen, known)
+    options = [o for o in overrides if key_of(o) in known]
+    _check_options(options, known)
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         try:
-            base = fitting(hydra_compose(command, overrides=chosen), command)
-            _check_keys([o for o in overrides if o not in chosen], base)
+            base = fitting(hydra_compose(command, overrides=options), command)
+            _check_keys([o for o in overrides if o not in options], base)
             cfg = fitting(hydra_compose(command, overrides=overrides), command, overrides)
-            _check_kinds([o for o in overrides if o not in chosen], base, cfg)
+            _check_kinds([o for o in overrides if o not in options], base, cfg)
         except (HydraException, OmegaConfBaseException) as error:
             raise ConfigError(str(error).splitlines()[0], where=" ".join(argv)) from error
     if complete:
@@ -79,8 +79,8 @@ def _contents(command: str) -> dict[str, Any]:
     return contents
 
 
-def _check_options(chosen: Sequence[str], groups: Mapping[str, Sequence[str]]) -> None:
-    for override in chosen:
+def _check_options(options: Sequence[str], groups: Mapping[str, Sequence[str]]) -> None:
+    for override in options:
         key, value = key_of(override), override.partition("=")[2].strip("'\"")
         if key in groups and value not in (*groups[key], "null"):
             raise ConfigError(

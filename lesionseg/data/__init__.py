@@ -1,6 +1,6 @@
 """From a case to tiles for a network: prepared, cached, tiled, sampled, augmented.
 
-The room's door opens lazily: `lesionseg.data.tiling` needs numpy alone, and MONAI and torch are
+The public API opens lazily: `lesionseg.data.tiling` needs numpy alone, and MONAI and torch are
 imported with the first name that needs them.
 """
 

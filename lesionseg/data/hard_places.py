@@ -21,7 +21,7 @@ class HardPoint:
 
 
 class HardPlaces(nn.Module):
-    """The `capacity` worst false alarms of each of the latest epochs.
+    """The `capacity` worst false positives of each of the latest epochs.
 
     A module without weights, so that checkpoints carry it; its memory is shared with the worker
     processes and stays on the CPU.

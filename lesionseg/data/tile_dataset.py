@@ -206,5 +206,5 @@ def _valid(case: CachedCase, start: Sequence[int], tile_shape: Sequence[int]) ->
 
 @lru_cache(maxsize=4)
 def _everywhere(shape: tuple[int, ...]) -> Tensor:
-    """True everywhere: one tensor for many tiles, which nobody writes to."""
+    """True everywhere: one tensor shared by many tiles, never written to."""
     return torch.ones(shape, dtype=torch.bool)

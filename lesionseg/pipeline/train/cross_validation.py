@@ -34,7 +34,6 @@ from lesionseg.pipeline.judging.judge_role import (
     labelled,
 )
 from lesionseg.pipeline.run.run_dir import check_claim
-from lesionseg.pipeline.train.devices import places_of
 from lesionseg.pipeline.train.learning import kept_plan
 from lesionseg.pipeline.train.one_training import (
     BUNDLE,
@@ -44,7 +43,7 @@ from lesionseg.pipeline.train.one_training import (
     keep_bundle,
     train_once,
 )
-from lesionseg.pipeline.train.parallel import Environment, Job, run_together
+from lesionseg.pipeline.train.parallel import Environment, Job, places_of, run_together
 from lesionseg.plan.plan import Plan
 from lesionseg.training.device.accelerator import training_device
 

@@ -43,10 +43,9 @@ from lesionseg.plan.plan import Plan
 from lesionseg.training.callbacks.focal_balance import FocalBalance
 from lesionseg.training.callbacks.label_audit import LabelAudit
 from lesionseg.training.callbacks.loggers import Follow, LoggerSettings, show_afterwards
-from lesionseg.training.callbacks.previews import Previews
+from lesionseg.training.callbacks.previews import Previews, ValidationSlices
 from lesionseg.training.callbacks.selection import KeepBest, take_best
 from lesionseg.training.callbacks.step_callbacks import Validate
-from lesionseg.training.callbacks.validation_slices import ValidationSlices
 from lesionseg.training.device.accelerator import require_device
 from lesionseg.training.fit import check_activation
 from lesionseg.training.learning_settings import Learning

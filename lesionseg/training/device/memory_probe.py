@@ -13,9 +13,8 @@ from lesionseg.errors import TrainingError
 from lesionseg.plan.plan import Plan
 from lesionseg.plan.tile_rules import total_stride
 from lesionseg.training.settings import OptimiserSettings, TrainerSettings
-from lesionseg.training.step.averaging import averaged_network
 from lesionseg.training.step.objective import Objective
-from lesionseg.training.step.optimiser import make_optimiser
+from lesionseg.training.step.optimiser import averaged_network, make_optimiser
 
 log = logging.getLogger(__name__)
 
@@ -26,7 +25,7 @@ MAX_STEPS_DOWN = 3
 class Probe:
     """What a training step of a plan needs: its network, what teaches it, and the device.
 
-    `dtype`: of autocast, fp32 for none. `build` and `teach` are called anew for each size.
+    `dtype`: of autocast, fp32 for none. `build` and `teach` are called again for each size.
     """
 
     build: Callable[[Plan], nn.Module]

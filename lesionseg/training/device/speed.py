@@ -61,7 +61,7 @@ def choose_speed(
     """On a GPU the faster of both layouts, then compiled, with CUDA graphs or not, where that pays.
 
     Timed on copies, outside the budget's clock. A CPU's layout is known (`models.precision`), and
-    it compiles only when told to: convolutions, most of a step there, are not what that speeds up.
+    it compiles only when asked to: convolutions, most of a step there, are not what that speeds up.
     """
     known = fast_memory_format(plan.dims, device)
     if device.type != "cuda":

@@ -14,9 +14,8 @@ from lesionseg.losses.normaliser import PositiveAverage
 from lesionseg.plan.plan import Plan
 from lesionseg.training.device.speed import BACKEND, GRAPHS, Mode, begin_forward
 from lesionseg.training.settings import OptimiserSettings, TrainerSettings
-from lesionseg.training.step.averaging import averaged_network
 from lesionseg.training.step.objective import BatchTargets, Objective, add_terms
-from lesionseg.training.step.optimiser import make_optimiser, set_learning_rate
+from lesionseg.training.step.optimiser import averaged_network, make_optimiser, set_learning_rate
 from lesionseg.training.step.scaling import LossScale, fp16_context
 from lesionseg.training.step.schedule import Clock, TrainingBudget, learning_rate
 from lesionseg.training.step.supervision import LevelTargets

@@ -78,7 +78,7 @@ def supervised_strides(architecture: Architecture) -> tuple[tuple[int, ...], ...
     >>> supervised_strides(table)
     ((1, 1), (1, 2), (2, 4))
     """
-    ones = (1,) * len(architecture.block)  # heads undo a folded stem
+    ones = (1,) * len(architecture.block)  # heads undo a space-to-depth stem
     return total_strides((ones, *architecture.strides[1:]))[: architecture.n_supervised]
 
 
