@@ -40,8 +40,8 @@ from lesionseg.losses import (
     MinedCrossEntropyLoss,
 )
 from lesionseg.losses.detection_loss import DetectionLoss
-from lesionseg.pipeline.train.learning import Learning
 from lesionseg.plan.plan import Plan
+from lesionseg.training.learning_settings import Learning
 
 LOSSES: Mapping[str, Callable[[], nn.Module]] = {
     "ce": CrossEntropyLoss,

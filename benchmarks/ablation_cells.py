@@ -29,9 +29,10 @@ from lesionseg.pipeline.dataset.survey import Survey, survey
 from lesionseg.pipeline.judging.choice import ChoiceSettings
 from lesionseg.pipeline.judging.judge_role import Rules, judge_validation
 from lesionseg.pipeline.run.provenance import data_hash
-from lesionseg.pipeline.train.learning import Learning, decide, learn, linked, prepare_cases
+from lesionseg.pipeline.train.learning import decide, learn, linked, prepare_cases
 from lesionseg.plan.make import PlanOverrides
 from lesionseg.plan.plan import Plan
+from lesionseg.training.learning_settings import Learning
 
 FRACTION = 1e-4
 PHANTOMS: Mapping[str, Any] = {"n_cases": 36, "n_test": 16, "n_lesions": (2, 8)}
@@ -95,11 +96,10 @@ class Variant:
             max_minutes=None if setting.budget.steps else setting.budget.minutes,
             max_steps=setting.budget.steps,
             accelerator=setting.accelerator,
-            seed=seed,
             workers=0 if setting.quick else 1,
             progress=False,
         )
-        return replace(self.learning, trainer=trainer)
+        return replace(self.learning, trainer=trainer, seed=seed)
 
 
 def cell_arguments(parser: argparse.ArgumentParser) -> None:

@@ -38,14 +38,14 @@ import numpy as np
 import table
 import torch
 from monai import transforms as mt
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from lesionseg.core import Geometry, Volume
-from lesionseg.data.augmentation.augment import AugmentationSettings, build_augmentation
+from lesionseg.data.augmentation.augment import AugmentationSettings
 from lesionseg.data.cache.cached_case import CachedCase, read_cached_case, write_cached_case
 from lesionseg.data.prepare import PreparedCase, PreparedReference
-from lesionseg.data.sampling import TileSampler
-from lesionseg.data.tile_dataset import RawTile, TileDataset
+from lesionseg.data.sampling import SamplingSettings
+from lesionseg.data.tile_dataset import RawTiles, TileDataset
 from lesionseg.io.formats.volumes import write_volume
 from lesionseg.ops.components import label_components
 from lesionseg.plan.plan import Architecture, Normalisation, Plan
@@ -110,11 +110,12 @@ def gpu_rows(folder: Path, skipped: dict[str, str], n: int = 200) -> list[table.
     shape = (128, 128, 128)
     plan = make_plan().with_(tile_shape=shape)
     case = read_cached_case(folder / "case")
-    augmentation = build_augmentation(AugmentationSettings(), plan)
-    sampler = TileSampler([case], shape, n_tiles=n + 20, seed=0)
-    tiles = TileDataset([case], sampler, augmentation, shape)
+    augmentation, sampling = AugmentationSettings(), SamplingSettings()
+    tiles = TileDataset([case], plan, sampling, augmentation, n_tiles=n + 20, seed=0)
     device = torch.device("cuda")
-    raws = DataLoader(_Raw(tiles), batch_size=None, num_workers=4, pin_memory=True)
+    raws = DataLoader(
+        RawTiles(tiles), batch_size=None, sampler=range(n + 20), num_workers=4, pin_memory=True
+    )
     begin = 0.0
     for i, raw in enumerate(raws):
         if i == 20:  # workers have started, kernels are loaded
@@ -125,26 +126,12 @@ def gpu_rows(folder: Path, skipped: dict[str, str], n: int = 200) -> list[table.
     return [table.Row("gpu_tile", (time.perf_counter() - begin) * 1e3 / n, "ms", "goal", 5.0)]
 
 
-class _Raw(Dataset[RawTile]):
-    """Tiles as they are read, their changes not yet made."""
-
-    def __init__(self, tiles: TileDataset) -> None:
-        self.tiles = tiles
-
-    def __len__(self) -> int:
-        return len(self.tiles)
-
-    def __getitem__(self, index: int) -> RawTile:
-        return self.tiles.raw(0, index)
-
-
 def tiles(folder: Path, n: int, *, quick: bool) -> list[table.Row]:
     """Rows of reading and augmenting; augmenting alone is left out when it has to be quick."""
     case, plan = make_case(folder / "case"), make_plan()
-    augmentation = build_augmentation(AugmentationSettings(), plan)
-    sampler = TileSampler([case], TILE, n_tiles=n, seed=0)
-    plain = TileDataset([case], sampler, None, TILE)
-    full = TileDataset([case], sampler, augmentation, TILE)
+    plan = plan.with_(tile_shape=TILE)
+    plain = TileDataset([case], plan, SamplingSettings(), None, n_tiles=n, seed=0)
+    full = TileDataset([case], plan, SamplingSettings(), AugmentationSettings(), n_tiles=n, seed=0)
     whole = {
         "image": torch.from_numpy(np.asarray(case.image, np.float32)),
         "labels": torch.from_numpy(np.array(case.labels))[None],
@@ -152,10 +139,10 @@ def tiles(folder: Path, n: int, *, quick: bool) -> list[table.Row]:
     crop, chain = monai_crop(), monai_chain(AugmentationSettings())
     read = turns(
         n,
-        ours=lambda i: plain.read(sampler.choose(0, i)),
+        ours=plain.raw,
         monai=lambda i: crop(whole),
     )
-    made = turns(n, ours=lambda i: full.tile(0, i), monai=lambda i: chain(crop(whole)[0]))
+    made = turns(n, ours=full.__getitem__, monai=lambda i: chain(crop(whole)[0]))
     rows = [
         row("read_tile", read, np.median),
         row("read_tile_clock", read, np.median, clock=True),
@@ -163,7 +150,7 @@ def tiles(folder: Path, n: int, *, quick: bool) -> list[table.Row]:
     ]
     if quick:
         return rows
-    raws = [full.raw(1, i) for i in range(24)]
+    raws = [full.raw(n + i) for i in range(24)]
     ready = [crop(whole)[0] for _ in raws]
     alone = turns(
         n,

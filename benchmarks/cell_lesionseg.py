@@ -39,10 +39,9 @@ def main() -> None:
         chosen.learning.trainer,
         max_minutes=job["minutes"] - before,
         accelerator=job["accelerator"],
-        seed=job["seed"],
         progress=False,
     )
-    learning = replace(chosen.learning, trainer=trainer)
+    learning = replace(chosen.learning, trainer=trainer, seed=job["seed"])
     fitted = learn(plan, cases, learning, output)
     spent = (time.time() - job["began"]) / 60
     predictor = Predictor.from_network(

@@ -27,9 +27,9 @@ import torch
 from bench_loading import lesions, make_plan
 
 from lesionseg.core import Case, CaseFiles, Dataset, Geometry, Reference, Volume
-from lesionseg.data.augmentation.augment import AugmentationSettings, build_augmentation
+from lesionseg.data.augmentation.augment import AugmentationSettings
 from lesionseg.data.cache.fill import fill_cache
-from lesionseg.data.sampling import TileSampler
+from lesionseg.data.sampling import SamplingSettings, TileSampler
 from lesionseg.data.tile_dataset import TileDataset
 
 
@@ -93,9 +93,9 @@ def walk(n: int, sizes: Sizes) -> Used:
             fill_cache, dataset, dataset.cases, plan, place / "cache", read=partial(simulate, sizes)
         )
         cases = fill()
-        sampler = TileSampler(cases, sizes.tile, n_tiles=sizes.n_tiles, seed=0)
-        change = build_augmentation(AugmentationSettings(), plan)
-        tiles = TileDataset(cases, sampler, change, sizes.tile)
+        tiles = TileDataset(
+            cases, plan, SamplingSettings(), AugmentationSettings(), n_tiles=sizes.n_tiles, seed=0
+        )
         for i in range(sizes.n_tiles):
             tiles[i]
         peak = peak_mb()

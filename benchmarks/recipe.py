@@ -7,8 +7,8 @@ from typing import Any
 
 from lesionseg.cli import compose
 from lesionseg.inference.inference_settings import InferenceSettings
-from lesionseg.pipeline.train.learning import Learning
 from lesionseg.plan.make import PlanOverrides
+from lesionseg.training.learning_settings import Learning
 
 
 @dataclass(frozen=True)

@@ -74,10 +74,10 @@ def ours(side: int) -> dict[str, Callable[[], object]]:
 
     def step() -> None:
         network.train()
-        lesson = objective.lesson(batch)
+        targets = objective.targets(batch)
         with torch.autocast(DEVICE.type, dtype=torch.bfloat16, enabled=AMP):
             output = network(batch["image"])
-        terms = objective.terms(output, lesson, lesson.counts())
+        terms = objective.terms(output, targets, targets.counts())
         optimiser.zero_grad()
         torch.stack(list(terms.values())).sum().backward()
         optimiser.step()

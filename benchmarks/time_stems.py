@@ -63,15 +63,15 @@ def step_of(shape: Architecture) -> Callable[[], None]:
     network = build_network(plan).train()
     objective = make_objective(FocalLoss(), DetectionLoss(), plan)
     batch = some_batch(plan, BATCH, CPU)
-    lesson = objective.lesson(batch)
-    divisors = [torch.ones(()) for _ in lesson.counts()]
+    targets = objective.targets(batch)
+    normalisers = [torch.ones(()) for _ in targets.counts()]
     dtype = fast_dtype(CPU)
 
     def step() -> None:
         network.zero_grad()
         with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
             output = network(batch["image"])
-        terms = objective.terms(output, lesson, divisors)
+        terms = objective.terms(output, targets, normalisers)
         torch.stack(list(terms.values())).sum().backward()
 
     return step

@@ -19,6 +19,7 @@ import pytorch_lightning as pl
 import torch
 from recipe import recipe
 from torch import Tensor
+from torch.utils.data import Dataset
 from training_work import SIZES, Job, Laps, Size, memory_mb
 
 from lesionseg.data.cache.cached_case import CachedCase, read_cached_case
@@ -44,7 +45,7 @@ class Watch(pl.Callback):
             trainer.should_stop = True
 
 
-class InMemory:
+class InMemory(Dataset[dict[str, Tensor]]):
     """The same few tiles again and again."""
 
     def __init__(self, batch: dict[str, Tensor]) -> None:
@@ -111,9 +112,9 @@ def work(job: Job) -> dict[str, float]:
     """Train, and say what steps and tiles took, and how much memory."""
     torch.set_num_threads(job.threads)
     plan, laps = plan_of(job), Laps(job)
-    chosen = recipe().learning
-    settings = replace(
-        chosen.trainer,
+    learning = recipe().learning
+    trainer = replace(
+        learning.trainer,
         max_minutes=None,
         max_steps=10**9,
         accelerator="gpu" if job.device.startswith("cuda") else "cpu",
@@ -122,33 +123,27 @@ def work(job: Job) -> dict[str, float]:
         workers=job.workers if job.what == "tiles" else 0,
         progress=False,
     )
+    learning = replace(learning, trainer=trainer)
     base = memory_mb("VmRSS")
     network = build_network(plan)
     weights = sum(p.numel() for p in network.parameters())
     with tempfile.TemporaryDirectory() as run:
         if job.what == "step":
-            tiles = InMemory(some_batch(plan, plan.batch_size, torch.device("cpu")))
             fit_tiles(
                 network,
-                chosen.loss,
                 plan,
-                tiles,
-                settings=settings,
-                optimiser=chosen.optimiser,
-                run_dir=Path(run),
+                InMemory(some_batch(plan, plan.batch_size, torch.device("cpu"))),
+                learning,
+                Path(run),
                 callbacks=[Watch(laps)],
             )
         else:
             fit(
                 network,
-                chosen.loss,
                 plan,
                 cached(Path(job.folder)),
-                settings=settings,
-                optimiser=chosen.optimiser,
-                sampling=chosen.sampling,
-                augmentation=chosen.augmentation,
-                run_dir=Path(run),
+                learning,
+                Path(run),
                 callbacks=[Watch(laps)],
             )
     grown = memory_mb("VmHWM") - base

@@ -27,8 +27,6 @@ from scipy import ndimage
 
 from lesionseg import __version__
 from lesionseg.core import Geometry, Volume, equivalent_diameter_mm
-from lesionseg.data.augmentation.augment import AugmentationSettings
-from lesionseg.data.sampling import SamplingSettings
 from lesionseg.io.atomic import write_json
 from lesionseg.io.formats.volumes import read_volume, write_volume
 from lesionseg.losses import DiceFocalLoss
@@ -37,13 +35,14 @@ from lesionseg.ops.components import lesion_instances
 from lesionseg.phantoms import write_mri_phantoms
 from lesionseg.pipeline.dataset.data_settings import DataSettings
 from lesionseg.pipeline.dataset.survey import survey
-from lesionseg.pipeline.train.recipe import decide, prepare_cases
+from lesionseg.pipeline.train.learning import decide, prepare_cases
 from lesionseg.plan.make import PlanOverrides
 from lesionseg.report.figures.chart_drawing import FOUND, GRID, INK, RC
 from lesionseg.training.callbacks.focal_balance import FocalBalance
 from lesionseg.training.callbacks.label_audit import SNAPSHOTS, LabelAudit, read_snapshots
 from lesionseg.training.callbacks.suspects import Snapshot, Suspect, rank_suspects
 from lesionseg.training.fit import fit
+from lesionseg.training.learning_settings import Learning
 from lesionseg.training.settings import AuditSettings, OptimiserSettings, TrainerSettings
 
 SPOILT_SHARE = 0.1
@@ -176,9 +175,8 @@ def _diameter(n_voxels: int, geometry: Geometry) -> float:
     return float(equivalent_diameter_mm(n_voxels * geometry.voxel_size, geometry.dims))
 
 
-def train(folder: Path, run: Path, budget: TrainerSettings) -> list[Snapshot]:
+def train(folder: Path, run: Path, budget: TrainerSettings, seed: int) -> list[Snapshot]:
     """Train on the whole set with the audit on; the snapshots."""
-    seed = budget.seed
     data = DataSettings(root=str(folder), validation_fraction=0.0)
     found = survey(data, seed)
     plan = decide(found, MODEL, "auto", run)
@@ -186,14 +184,10 @@ def train(folder: Path, run: Path, budget: TrainerSettings) -> list[Snapshot]:
     audit = AuditSettings(enabled=True)
     fit(
         build_network(plan, seed=seed),
-        DiceFocalLoss(alpha=0.75, gamma=2.0),
         plan,
         cases,
-        settings=budget,
-        optimiser=LEARNING,
-        sampling=SamplingSettings(),
-        augmentation=AugmentationSettings(),
-        run_dir=run,
+        Learning(DiceFocalLoss(alpha=0.75, gamma=2.0), budget, optimiser=LEARNING, seed=seed),
+        run,
         callbacks=[FocalBalance(run), LabelAudit(cases, plan, audit, run)],
     )
     return read_snapshots(run / SNAPSHOTS)
@@ -261,8 +255,8 @@ def main(arguments: list[str] | None = None) -> None:
     spoilt = spoil(folder, SPOILT_SHARE, np.random.default_rng(chosen.seed))
     write_json(chosen.output / "spoilt.json", [asdict(place) for place in spoilt])
     steps = chosen.steps if chosen.minutes is None else None
-    budget = TrainerSettings(max_minutes=chosen.minutes, max_steps=steps, seed=chosen.seed)
-    snapshots = train(folder, chosen.output / "run", budget)
+    budget = TrainerSettings(max_minutes=chosen.minutes, max_steps=steps)
+    snapshots = train(folder, chosen.output / "run", budget, chosen.seed)
     result = {
         "trial": "label_audit",
         "seed": chosen.seed,

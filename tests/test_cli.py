@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from lesionseg.cli import VERBS, compose, main, run
+from lesionseg.cli import COMMANDS, compose, main, run
 from lesionseg.errors import ConfigError
 
 REQUIRED = {
@@ -31,27 +31,28 @@ def test_paths_arrive_as_they_were_typed(path: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("verb", "key"),
+    ("command", "key"),
     [
         *[("evaluate", key) for key in ("images", "columns", "groups")],
         *[("report", key) for key in ("compare", "report.title", "report.other_name")],
-        *[(verb, "data.group") for verb in ("train", "prepare", "tune")],
+        *[(command, "data.group") for command in ("train", "prepare", "tune")],
         ("train", "logger.tracking_uri"),
     ],
 )
 @pytest.mark.parametrize("text", ["(P[0-9]+)_", r"^sub-(\d{2})$", "a b=c, (d)", "it's"])
-def test_other_free_text_arrives_as_it_was_typed(verb: str, key: str, text: str) -> None:
+def test_other_free_text_arrives_as_it_was_typed(command: str, key: str, text: str) -> None:
     from omegaconf import OmegaConf
 
-    assert OmegaConf.select(compose(verb, [*REQUIRED[verb], f"{key}={text}"]), key) == text
+    assert OmegaConf.select(compose(command, [*REQUIRED[command], f"{key}={text}"]), key) == text
 
 
 @pytest.mark.parametrize(
-    ("verb", "example"), [(verb, e) for verb, entry in VERBS.items() for e in entry.examples]
+    ("command", "example"),
+    [(command, e) for command, entry in COMMANDS.items() for e in entry.examples],
 )
-def test_every_example_of_the_help_composes(verb: str, example: str) -> None:
+def test_every_example_of_the_help_composes(command: str, example: str) -> None:
     given = shlex.split(example)  # as a shell hands it over
-    cfg = compose(verb, given)
+    cfg = compose(command, given)
     pattern = next((g for g in given if "(P[0-9]+)_" in g), None)
     if pattern:
         assert "(P[0-9]+)_" in (cfg.data.group if "data" in cfg else cfg.groups)
@@ -115,32 +116,32 @@ def test_what_is_no_override_is_refused(argument: str) -> None:
         compose("train", ["data.root=x", argument])
 
 
-@pytest.mark.parametrize("verb", VERBS)
-def test_a_missing_setting_is_named(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(verb, []) == 2
-    assert REQUIRED[verb][0].partition("=")[0] in capsys.readouterr().err
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_missing_setting_is_named(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(command, []) == 2
+    assert REQUIRED[command][0].partition("=")[0] in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize("command", COMMANDS)
 def test_help_shows_examples_groups_and_options(
-    verb: str, capsys: pytest.CaptureFixture[str]
+    command: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run(verb, ["--help"]) == 0
+    assert run(command, ["--help"]) == 0
     page = capsys.readouterr().out
-    assert page.count(f"python scripts/{verb}.py") == 3
+    assert page.count(f"python scripts/{command}.py") == 3
     assert not any(line.endswith(":") and line.startswith("  ") for line in page.splitlines())
-    for group in composegroups(verb):
+    for group in composegroups(command):
         assert f"Group {group} " in page
 
 
-@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize("command", COMMANDS)
 def test_help_of_a_group_prints_its_files_with_their_comments(
-    verb: str, capsys: pytest.CaptureFixture[str]
+    command: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from lesionseg.cli import conf_dir
 
-    for group in composegroups(verb):
-        assert run(verb, ["--help", group]) == 0
+    for group in composegroups(command):
+        assert run(command, ["--help", group]) == 0
         page = capsys.readouterr().out
         for file in (conf_dir() / group).glob("*.yaml"):
             assert f"=== {group}={file.stem} ===\n{file.read_text(encoding='utf-8')}" in page
@@ -194,19 +195,19 @@ def test_a_reference_to_nothing_is_said_in_a_sentence(
     assert "data.nothing" in capsys.readouterr().err
 
 
-def composegroups(verb: str) -> list[str]:
+def composegroups(command: str) -> list[str]:
     from lesionseg.cli.compose import groups
 
-    return list(groups(verb))
+    return list(groups(command))
 
 
-@pytest.mark.parametrize("verb", VERBS)
-def test_every_verb_has_a_script(verb: str, repository: Path) -> None:
-    script = (repository / "scripts" / f"{verb}.py").read_text(encoding="utf-8")
-    assert f'run("{verb}"' in script
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_a_script(command: str, repository: Path) -> None:
+    script = (repository / "scripts" / f"{command}.py").read_text(encoding="utf-8")
+    assert f'run("{command}"' in script
 
 
-def test_an_unknown_verb_names_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unknown_command_names_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["trian"]) == 2
     assert "Did you mean 'train'?" in capsys.readouterr().err
 

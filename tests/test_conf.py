@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from lesionseg.cli import VERBS, compose, conf_dir
+from lesionseg.cli import COMMANDS, compose, conf_dir
 from lesionseg.cli.compose import fitting, groups
 from lesionseg.errors import ConfigError
 
@@ -20,19 +20,19 @@ REQUIRED = {
     "serve": ["bundle=b"],
 }
 OPTIONS = [
-    (verb, group, option)
-    for verb in VERBS
-    for group, options in groups(verb).items()
+    (command, group, option)
+    for command in COMMANDS
+    for group, options in groups(command).items()
     for option in options
 ]
 
 
-@pytest.mark.parametrize(("verb", "group", "option"), OPTIONS)
-def test_every_option_composes_and_instantiates(verb: str, group: str, option: str) -> None:
+@pytest.mark.parametrize(("command", "group", "option"), OPTIONS)
+def test_every_option_composes_and_instantiates(command: str, group: str, option: str) -> None:
     from hydra.utils import instantiate
     from omegaconf import OmegaConf
 
-    cfg = compose(verb, [*REQUIRED[verb], f"{group}={option}"])
+    cfg = compose(command, [*REQUIRED[command], f"{group}={option}"])
     plain = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(plain, dict)
     for settings in plain.values():
@@ -57,13 +57,13 @@ def _plain(value: object) -> object:
     return list(value) if isinstance(value, tuple) else value
 
 
-@pytest.mark.parametrize("verb", VERBS)
-def test_the_recipe_takes_exactly_what_the_configuration_gives(verb: str) -> None:
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_recipe_takes_exactly_what_the_configuration_gives(command: str) -> None:
     import inspect
 
     from hydra.utils import get_method
 
-    cfg = compose(verb, REQUIRED[verb])
+    cfg = compose(command, REQUIRED[command])
     parameters = inspect.signature(get_method(cfg["_target_"])).parameters
     given = {str(key) for key in cfg} - {"_target_", "debug"}
     needed = {n for n, p in parameters.items() if p.default is p.empty}
@@ -72,15 +72,16 @@ def test_the_recipe_takes_exactly_what_the_configuration_gives(verb: str) -> Non
 
 
 @pytest.mark.parametrize(
-    ("verb", "experiment"), [(v, option) for v, group, option in OPTIONS if group == "experiment"]
+    ("command", "experiment"),
+    [(v, option) for v, group, option in OPTIONS if group == "experiment"],
 )
-def test_every_verb_takes_what_an_experiment_sets(verb: str, experiment: str) -> None:
+def test_every_command_takes_what_an_experiment_sets(command: str, experiment: str) -> None:
     import inspect
 
     from hydra.utils import instantiate
     from omegaconf import OmegaConf
 
-    cfg = compose(verb, [*REQUIRED[verb], f"experiment={experiment}"])
+    cfg = compose(command, [*REQUIRED[command], f"experiment={experiment}"])
     plain = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(plain, dict)
     plain.pop("debug")
@@ -89,7 +90,7 @@ def test_every_verb_takes_what_an_experiment_sets(verb: str, experiment: str) ->
     assert cfg.run_dir == f"runs/{experiment}"
 
 
-def test_what_no_verb_has_is_refused_in_an_experiment_too() -> None:
+def test_what_no_command_has_is_refused_in_an_experiment_too() -> None:
     with pytest.raises(ConfigError, match=r"no setting 'sead'.*seed"):
         fitting(OmegaConf.create({"sead": 1, "seed": 2}), "train")
 
@@ -99,7 +100,7 @@ def test_a_setting_added_to_a_group_that_is_not_there_is_refused() -> None:
         compose("train", ["data.root=x", "+foo.bar=1"])
 
 
-def test_what_an_experiment_says_to_another_verb_cannot_be_set() -> None:
+def test_what_an_experiment_says_to_another_command_cannot_be_set() -> None:
     compose("train", ["experiment=demo_mri", "operating_point=fp_per_case:2"])
     with pytest.raises(ConfigError, match="no setting 'operating_point'"):
         compose("prepare", ["experiment=demo_mri", "operating_point=fp_per_case:2"])
@@ -112,5 +113,5 @@ def test_every_file_opens_with_what_it_is_for() -> None:
 
 
 def test_every_group_folder_is_used() -> None:
-    used = {group for verb in VERBS for group in groups(verb)}
+    used = {group for command in COMMANDS for group in groups(command)}
     assert {p.name for p in conf_dir().iterdir() if p.is_dir()} == used

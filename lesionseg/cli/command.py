@@ -1,11 +1,11 @@
-"""The command itself: a verb and its overrides in, an exit status out, errors as sentences."""
+"""What runs a command: its name and overrides in, an exit status out, errors as sentences."""
 
 import logging
 import sys
 from collections.abc import Sequence
 from typing import Any
 
-from lesionseg.cli.command_table import VERBS
+from lesionseg.cli.command_table import COMMANDS
 from lesionseg.cli.compose import compose
 from lesionseg.cli.help import group_page, help_page
 from lesionseg.cli.multirun import multirun
@@ -14,26 +14,26 @@ from lesionseg.errors import ConfigError, LesionsegError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """`lesionseg VERB OVERRIDES…`; returns the exit status."""
+    """`lesionseg COMMAND OVERRIDES…`; returns the exit status."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    if arguments and arguments[0] in VERBS:
+    if arguments and arguments[0] in COMMANDS:
         return run(arguments[0], arguments[1:])
     if arguments and arguments[0] not in ("-h", "--help"):
-        near = nearest(arguments[0], VERBS)
-        _say(f"Unknown verb {arguments[0]!r}.{near}", error=True)
+        near = nearest(arguments[0], COMMANDS)
+        _say(f"Unknown command {arguments[0]!r}.{near}", error=True)
         return 2
-    _say("lesionseg VERB [group=option] [key=value] …\n")
-    for name, verb in VERBS.items():
-        _say(f"  {name:<9} {verb.summary}")
-    _say("\n`lesionseg VERB --help` shows its groups, options and examples,")
-    _say("`lesionseg VERB --help GROUP` the settings of a group.")
+    _say("lesionseg COMMAND [group=option] [key=value] …\n")
+    for name, entry in COMMANDS.items():
+        _say(f"  {name:<9} {entry.summary}")
+    _say("\n`lesionseg COMMAND --help` shows its groups, options and examples,")
+    _say("`lesionseg COMMAND --help GROUP` the settings of a group.")
     return 0
 
 
-def run(verb: str, argv: Sequence[str]) -> int:
-    """Run one verb with Hydra overrides; returns 0, 1 after an error, 2 after a mistyped one."""
+def run(command: str, argv: Sequence[str]) -> int:
+    """Run one command with Hydra overrides; returns 0, 1 after an error, 2 after a mistyped one."""
     if {"-h", "--help"} & set(argv):
-        return _help(verb, argv)
+        return _help(command, argv)
     # ours alone: other packages' notes on fonts and plug-ins are no news to a user
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logging.getLogger("lesionseg").setLevel(logging.INFO)
@@ -41,10 +41,10 @@ def run(verb: str, argv: Sequence[str]) -> int:
     try:
         if {"-m", "--multirun"} & set(argv):
             asked = [a for a in argv if a not in ("-m", "--multirun")]
-            return multirun(verb, asked, call)
+            return multirun(command, asked, call)
         if "--cfg" in argv:
-            return _show(compose(verb, [a for a in argv if a != "--cfg"], complete=False))
-        return call(compose(verb, argv))
+            return _show(compose(command, [a for a in argv if a != "--cfg"], complete=False))
+        return call(compose(command, argv))
     except ConfigError as error:
         return _fail(error, debug, status=2)
     except LesionsegError as error:
@@ -77,11 +77,11 @@ def call(cfg: Any) -> int:
     return int(getattr(outcome, "exit_status", 0))
 
 
-def _help(verb: str, argv: Sequence[str]) -> int:
-    """The verb's page, or those of the groups that are named; returns the exit status."""
+def _help(command: str, argv: Sequence[str]) -> int:
+    """The command's page, or those of the groups that are named; returns the exit status."""
     named = [a for a in argv if not a.startswith("-") and "=" not in a]
     try:
-        pages = [group_page(verb, group) for group in named] or [help_page(verb)]
+        pages = [group_page(command, group) for group in named] or [help_page(command)]
     except ConfigError as error:
         return _fail(error, debug=False, status=2)
     _say("\n".join(pages))
@@ -109,9 +109,9 @@ def _plain(cfg: Any) -> dict[str, Any]:
 
 
 def _config_for(plain: dict[str, Any]) -> dict[str, Any]:
-    """The whole configuration, as data, for the recipes that keep it with their results."""
-    keeps_it = plain["_target_"].rsplit(".", 1)[-1] in ("train", "prepare", "tune")
-    return {"config": plain} if keeps_it else {}
+    """The whole configuration, as data, for the commands that keep it with their results."""
+    command = COMMANDS[plain["_target_"].rpartition(".")[2]]
+    return {"config": plain} if command.keeps_config else {}
 
 
 def _fail(error: LesionsegError, debug: bool, status: int) -> int:

@@ -1,15 +1,20 @@
-"""What can be asked for: the verbs, what their help says, and which overrides hold free text."""
+"""What can be asked for: the commands, what their help says, and which overrides hold free text."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Verb:
-    """What the help says of a verb, and which of its overrides hold a path or other free text."""
+class Command:
+    """What the help says of a command, and how its configuration is taken.
+
+    `texts`: overrides that hold a path or other free text. `keeps_config`: its recipe takes the
+    resolved configuration as `config`, to keep it with the results.
+    """
 
     summary: str
     texts: tuple[str, ...]
     examples: tuple[str, str, str]
+    keeps_config: bool = False
 
 
 _TRAINING = (
@@ -18,8 +23,8 @@ _TRAINING = (
 )
 _PAGE = ("report.study", "report.title", "report.name", "report.other_name")
 
-VERBS: dict[str, Verb] = {
-    "train": Verb(
+COMMANDS: dict[str, Command] = {
+    "train": Command(
         "from a folder of scans to a trained model, its scores, a report and a bundle",
         (*_TRAINING, *_PAGE, "logger.project", "logger.name", "logger.tracking_uri"),
         (
@@ -27,8 +32,9 @@ VERBS: dict[str, Verb] = {
             "data.root=DIR run_dir=runs/a loss=focal loss.gamma=2 trainer.max_minutes=20",
             "experiment=demo_mri",
         ),
+        keeps_config=True,
     ),
-    "prepare": Verb(
+    "prepare": Command(
         "read and check every case, plan, and fill the cache without training",
         _TRAINING,
         (
@@ -36,8 +42,9 @@ VERBS: dict[str, Verb] = {
             "data.root=DIR run_dir=runs/a",
             "data.root=DIR 'data.group=(P[0-9]+)_'",
         ),
+        keeps_config=True,
     ),
-    "tune": Verb(
+    "tune": Command(
         "the focal loss's α and γ, searched together; several processes may share a search",
         _TRAINING,
         (
@@ -45,8 +52,9 @@ VERBS: dict[str, Verb] = {
             "data.root=DIR run_dir=runs/pair loss=focal tune.n_trials=40 trainer.max_minutes=10",
             "data.root=DIR 'tune.alpha=[0.2,0.8]' 'tune.gamma=[1,3]'",
         ),
+        keeps_config=True,
     ),
-    "predict": Verb(
+    "predict": Command(
         "masks and scored candidates for new scans, each in the scan's own geometry",
         ("bundle", "input", "output"),
         (
@@ -55,7 +63,7 @@ VERBS: dict[str, Verb] = {
             "bundle=runs/a input=scan.nii.gz output=predictions operating_point=score:0.37",
         ),
     ),
-    "evaluate": Verb(
+    "evaluate": Command(
         "Dice, lesion recall by size and FROC of anybody's masks or candidates",
         (
             *("reference", "prediction", "output", "compare", "adjudication"),
@@ -67,7 +75,7 @@ VERBS: dict[str, Verb] = {
             "reference=labels prediction=predictions output=scores evaluated_on=test",
         ),
     ),
-    "report": Verb(
+    "report": Command(
         "one page a clinician can read, from the tables that evaluate wrote",
         ("scores", "output", "images", "reference", "prediction", "compare", *_PAGE),
         (
@@ -76,7 +84,7 @@ VERBS: dict[str, Verb] = {
             "scores=runs/a output=report images=DIR",
         ),
     ),
-    "export": Verb(
+    "export": Command(
         "a bundle's network for other programs: ONNX, or MONAI's bundle",
         ("bundle", "output"),
         (
@@ -85,7 +93,7 @@ VERBS: dict[str, Verb] = {
             "bundle=runs/a output=exported format=monai",
         ),
     ),
-    "serve": Verb(
+    "serve": Command(
         "a bundle behind HTTP: a page, a REST interface, and MONAI Label's for 3D Slicer",
         ("bundle",),
         (

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from lesionseg.cli.aliases import renamed, renamed_keys
-from lesionseg.cli.command_table import VERBS
+from lesionseg.cli.command_table import COMMANDS
 from lesionseg.cli.overrides import key_of, nearest, quoted
 from lesionseg.errors import ConfigError
 
@@ -13,8 +13,8 @@ PACKAGE = Path(__file__).resolve().parent.parent
 NUMBERS_OR_WORDS = ("trainer.devices",)
 
 
-def compose(verb: str, argv: Sequence[str], *, complete: bool = True) -> Any:
-    """The resolved configuration of a verb under overrides, checked key by key.
+def compose(command: str, argv: Sequence[str], *, complete: bool = True) -> Any:
+    """The resolved configuration of a command under overrides, checked key by key.
 
     `complete` refuses one in which a setting that has no default is missing. Raises `ConfigError`
     that names the nearest valid key or option.
@@ -24,21 +24,21 @@ def compose(verb: str, argv: Sequence[str], *, complete: bool = True) -> Any:
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
-    overrides = [renamed(quoted(argument, VERBS[verb].texts)) for argument in argv]
-    known = groups(verb)
-    chosen = [o for o in overrides if key_of(o) in known]
-    _check_options(chosen, known)
+    overrides = [renamed(quoted(argument, COMMANDS[command].texts)) for argument in argv]
+    known = groups(command)
+    options = [o for o in overrides if key_of(o) in known]
+    _check_options(options, known)
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         try:
-            base = fitting(hydra_compose(verb, overrides=chosen), verb)
-            _check_keys([o for o in overrides if o not in chosen], base)
-            cfg = renamed_keys(hydra_compose(verb, overrides=overrides))
-            cfg = fitting(cfg, verb, overrides)
-            _check_kinds([o for o in overrides if o not in chosen], base, cfg)
+            base = fitting(hydra_compose(command, overrides=options), command)
+            _check_keys([o for o in overrides if o not in options], base)
+            cfg = renamed_keys(hydra_compose(command, overrides=overrides))
+            cfg = fitting(cfg, command, overrides)
+            _check_kinds([o for o in overrides if o not in options], base, cfg)
         except (HydraException, OmegaConfBaseException) as error:
             raise ConfigError(str(error).splitlines()[0], where=" ".join(argv)) from error
     if complete:
-        _check_complete(cfg, verb)
+        _check_complete(cfg, command)
     return cfg
 
 
@@ -47,42 +47,42 @@ def conf_dir() -> Path:
     return PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.parent / "conf"
 
 
-def groups(verb: str) -> dict[str, list[str]]:
-    """The verb's groups and the options of each, in the order of its table of contents."""
+def groups(command: str) -> dict[str, list[str]]:
+    """The command's groups and the options of each, in the order of its table of contents."""
     root = conf_dir()
-    names = [next(iter(d)) for d in _contents(verb)["defaults"] if isinstance(d, dict)]
+    names = [next(iter(d)) for d in _contents(command)["defaults"] if isinstance(d, dict)]
     return {n: sorted(p.stem for p in (root / n).glob("*.yaml")) for n in names}
 
 
-def fitting(cfg: Any, verb: str, overrides: Sequence[str] = ()) -> Any:
-    """The configuration without what an experiment says to other verbs.
+def fitting(cfg: Any, command: str, overrides: Sequence[str] = ()) -> Any:
+    """The configuration without what an experiment says to other commands.
 
     An experiment sets `operating_point` or `preset`, say, for `train`; `prepare` has neither. What
-    the overrides name stays, so that it is refused and not passed over; so does what no verb has.
+    the overrides name stays, so that it is refused and not ignored; so does what no command has.
     """
     from omegaconf import OmegaConf
 
     named = {key_of(o).partition(".")[0] for o in overrides}
-    own = {*_contents(verb), *groups(verb), *named}
+    own = {*_contents(command), *groups(command), *named}
     for key in (key for key in cfg if key not in own):
-        if not any(key in _contents(v) or key in groups(v) for v in VERBS):
+        if not any(key in _contents(name) or key in groups(name) for name in COMMANDS):
             raise ConfigError(
                 f"There is no setting {key!r}.{nearest(key, sorted(own))}", where="experiment"
             )
     return OmegaConf.masked_copy(cfg, [key for key in cfg if key in own])
 
 
-def _contents(verb: str) -> dict[str, Any]:
-    """The verb's table of contents, as its file has it."""
+def _contents(command: str) -> dict[str, Any]:
+    """The command's table of contents, as its file has it."""
     import yaml
 
-    text = (conf_dir() / f"{verb}.yaml").read_text(encoding="utf-8")
+    text = (conf_dir() / f"{command}.yaml").read_text(encoding="utf-8")
     contents: dict[str, Any] = yaml.safe_load(text)
     return contents
 
 
-def _check_options(chosen: Sequence[str], groups: Mapping[str, Sequence[str]]) -> None:
-    for override in chosen:
+def _check_options(options: Sequence[str], groups: Mapping[str, Sequence[str]]) -> None:
+    for override in options:
         key, value = key_of(override), override.partition("=")[2].strip("'\"")
         if key in groups and value not in (*groups[key], "null"):
             raise ConfigError(
@@ -133,14 +133,14 @@ def _flatten(node: Any, prefix: str = "") -> Iterable[str]:
             yield from _flatten(value, f"{prefix}{key}.")
 
 
-def _check_complete(cfg: Any, verb: str) -> None:
+def _check_complete(cfg: Any, command: str) -> None:
     from omegaconf import OmegaConf
 
     missing = sorted(OmegaConf.missing_keys(cfg))
     if missing:
         raise ConfigError(
             f"A setting is missing: {', '.join(missing)}.",
-            where=f"{verb}",
+            where=f"{command}",
             expected=f"{missing[0]}=…",
-            remedy=f"for example: lesionseg {verb} {VERBS[verb].examples[0]}",
+            remedy=f"for example: lesionseg {command} {COMMANDS[command].examples[0]}",
         )

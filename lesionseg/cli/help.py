@@ -1,42 +1,44 @@
-"""The page of help of a verb, and that of a group, from the configuration files themselves."""
+"""The page of help of a command, and that of a group, from the configuration files themselves."""
 
 import re
 from pathlib import Path
 
-from lesionseg.cli.command_table import VERBS
+from lesionseg.cli.command_table import COMMANDS
 from lesionseg.cli.compose import conf_dir, groups
 from lesionseg.cli.overrides import nearest
 from lesionseg.errors import ConfigError
 
 
-def help_page(verb: str) -> str:
-    """The verb's page of help, from the first comment of each configuration file."""
-    root, entry = conf_dir(), VERBS[verb]
-    lines = [f"{verb}: {entry.summary}.", "", "Examples:"]
-    lines += [f"  python scripts/{verb}.py {example}" for example in entry.examples]
+def help_page(command: str) -> str:
+    """The command's page of help, from the first comment of each configuration file."""
+    root, entry = conf_dir(), COMMANDS[command]
+    lines = [f"{command}: {entry.summary}.", "", "Examples:"]
+    lines += [f"  python scripts/{command}.py {example}" for example in entry.examples]
     lines += ["", "Settings (key=value):"]
-    lines += [f"  {line}" for line in _own_settings(root / f"{verb}.yaml")]
-    for group, options in groups(verb).items():
+    lines += [f"  {line}" for line in _own_settings(root / f"{command}.yaml")]
+    for group, options in groups(command).items():
         lines += ["", f"Group {group} (group=option; its settings are {group}.key=value):"]
         lines += [
             f"  {group}={o:<20} {_first_comment(root / group / f'{o}.yaml')}" for o in options
         ]
     lines += ["", "Any setting of any group can be overridden; a mistyped one names the nearest."]
-    lines += [f"`{verb} --help GROUP` prints the settings of a group."] if groups(verb) else []
-    lines += [f"`{verb} … --cfg` prints the whole configuration of a command line, and stops."]
+    lines += (
+        [f"`{command} --help GROUP` prints the settings of a group."] if groups(command) else []
+    )
+    lines += [f"`{command} … --cfg` prints the whole configuration of a command line, and stops."]
     return "\n".join(lines)
 
 
-def group_page(verb: str, group: str) -> str:
+def group_page(command: str, group: str) -> str:
     """Every option of a group, as its file has it; raises `ConfigError` for one that is not there.
 
     >>> print(group_page("train", "optim").splitlines()[0])
     === optim=adamw ===
     """
-    known = groups(verb)
+    known = groups(command)
     if group not in known:
         raise ConfigError(
-            f"{verb} has no group {group!r}.{nearest(group, known)}",
+            f"{command} has no group {group!r}.{nearest(group, known)}",
             where="--help",
             expected=" | ".join(known) or "no group",
         )

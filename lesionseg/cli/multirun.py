@@ -8,29 +8,29 @@ from importlib.util import find_spec
 from typing import Any
 
 from lesionseg.cli.aliases import renamed, renamed_keys
-from lesionseg.cli.command_table import VERBS
+from lesionseg.cli.command_table import COMMANDS
 from lesionseg.cli.compose import conf_dir, fitting
 from lesionseg.cli.overrides import key_of, quoted
 from lesionseg.errors import ConfigError, pip_install
 
 
-def multirun(verb: str, argv: Sequence[str], call: Callable[[Any], int]) -> int:
+def multirun(command: str, argv: Sequence[str], call: Callable[[Any], int]) -> int:
     """Let Hydra expand `a=1,2` into one run each, in sequence or through a launcher plugin."""
     import hydra
     from hydra.errors import HydraException
 
     _require_launcher(argv)
-    overrides = [renamed(quoted(a, VERBS[verb].texts)) for a in argv]
+    overrides = [renamed(quoted(a, COMMANDS[command].texts)) for a in argv]
     statuses: list[int] = []
 
     def task(cfg: Any) -> int:
-        statuses.append(call(fitting(renamed_keys(cfg), verb, overrides)))
+        statuses.append(call(fitting(renamed_keys(cfg), command, overrides)))
         return statuses[-1]
 
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors come out of Hydra as themselves
     try:
-        sys.argv = [verb, "--multirun", *overrides, *_run_dirs(verb, overrides)]
-        hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=verb)(task)()
+        sys.argv = [command, "--multirun", *overrides, *_run_dirs(command, overrides)]
+        hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=command)(task)()
     except HydraException as error:
         raise ConfigError(str(error).splitlines()[0], where=" ".join(argv)) from error
     return max(statuses, default=0)  # a job elsewhere leaves none; if it fails, it raises here
@@ -46,7 +46,7 @@ def _require_launcher(argv: Sequence[str]) -> None:
         )
 
 
-def _run_dirs(verb: str, overrides: Sequence[str]) -> list[str]:
+def _run_dirs(command: str, overrides: Sequence[str]) -> list[str]:
     """A run directory for each job where none is named; jobs may begin in the same second.
 
     Raises `ConfigError` where all of several jobs would share one.
@@ -54,10 +54,10 @@ def _run_dirs(verb: str, overrides: Sequence[str]) -> list[str]:
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
     named = [o for o in overrides if key_of(o) == "run_dir"]
-    if "run_dir" not in VERBS[verb].texts:
+    if "run_dir" not in COMMANDS[command].texts:
         return []
     if not named:
-        return [f"run_dir='runs/{verb}_{time.strftime('%Y%m%d-%H%M%S')}/${{hydra:job.num}}'"]
+        return [f"run_dir='runs/{command}_{time.strftime('%Y%m%d-%H%M%S')}/${{hydra:job.num}}'"]
     several = any(
         o.is_sweep_override() for o in OverridesParser.create().parse_overrides(overrides)
     )

@@ -1,6 +1,6 @@
 """From a case to tiles for a network: prepared, cached, tiled, sampled, augmented.
 
-The room's door opens lazily: `lesionseg.data.tiling` needs numpy alone, and MONAI and torch are
+The public API opens lazily: `lesionseg.data.tiling` needs numpy alone, and MONAI and torch are
 imported with the first name that needs them.
 """
 
@@ -15,24 +15,23 @@ if TYPE_CHECKING:
     from lesionseg.data.cache.case_cache import Cache as Cache
     from lesionseg.data.cache.case_cache import CachedCase as CachedCase
     from lesionseg.data.cache.fill import fill_cache as fill_cache
+    from lesionseg.data.hard_places import HardPoint as HardPoint
     from lesionseg.data.prepare import PreparedCase as PreparedCase
     from lesionseg.data.prepare import PreparedReference as PreparedReference
     from lesionseg.data.prepare import prepare_case as prepare_case
     from lesionseg.data.prepare import prepare_image as prepare_image
     from lesionseg.data.prepare import prepare_reference as prepare_reference
-    from lesionseg.data.sampling import HardPoint as HardPoint
     from lesionseg.data.sampling import SamplingSettings as SamplingSettings
     from lesionseg.data.sampling import TileSampler as TileSampler
     from lesionseg.data.targets import LesionTargets as LesionTargets
     from lesionseg.data.targets import lesion_targets as lesion_targets
     from lesionseg.data.tile_dataset import TileDataset as TileDataset
-    from lesionseg.data.tile_dataset import build_loader as build_loader
 
 _MODULES = {
     "AugmentationSettings": "augmentation.augment",
     "Cache": "cache.case_cache",
     "CachedCase": "cache.case_cache",
-    "HardPoint": "sampling",
+    "HardPoint": "hard_places",
     "LesionTargets": "targets",
     "PreparedCase": "prepare",
     "PreparedReference": "prepare",
@@ -40,7 +39,6 @@ _MODULES = {
     "TileDataset": "tile_dataset",
     "TileSampler": "sampling",
     "build_augmentation": "augmentation.augment",
-    "build_loader": "tile_dataset",
     "fill_cache": "cache.fill",
     "lesion_targets": "targets",
     "prepare_case": "prepare",
@@ -61,7 +59,6 @@ __all__ = [
     "TileGrid",
     "TileSampler",
     "build_augmentation",
-    "build_loader",
     "fill_cache",
     "lesion_targets",
     "prepare_case",

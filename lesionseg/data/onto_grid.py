@@ -22,10 +22,10 @@ def turned(volume: Volume) -> Volume:
     if volume.geometry.dims != 3:
         return volume
     # labels=None would guess them from the affine's space; ours is always RAS
-    turn = Orientation(
+    reorient = Orientation(
         axcodes=CANONICAL_AXES, labels=(("L", "R"), ("P", "A"), ("I", "S")), lazy=True
     )
-    geometry = geometry_of(turn(shell(volume.geometry)))
+    geometry = geometry_of(reorient(shell(volume.geometry)))
     # which file axis a turned one runs along, and which way
     matrix = np.linalg.inv(volume.geometry.affine) @ geometry.affine
     linear = np.rint(matrix[:-1, :-1]).astype(int)

@@ -1,4 +1,4 @@
-"""Which tiles an epoch shows: lesion, hard and background tiles in an exact mix.
+"""Which tiles per epoch shows: lesion, hard and background tiles in an exact mix.
 
 A tile is a function of (seed, epoch, index) alone, so that any number of workers, in any order,
 reads the same tiles. Lesions are chosen, not cases: otherwise a small lesion in a scan full of them
@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lesionseg.data.cache.cached_case import CachedCase
+from lesionseg.data.hard_places import HardPoint
 from lesionseg.data.tiling import clip_start
 from lesionseg.errors import ConfigError
 
@@ -37,14 +38,6 @@ class SamplingSettings:
 
     def __post_init__(self) -> None:
         _refuse_shares(self.lesion_share, self.hard_share)
-
-
-@dataclass(frozen=True)
-class HardPoint:
-    """A place worth seeing again: an index into the sampler's cases and a voxel (z, y, x) there."""
-
-    case: int
-    centre: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -83,7 +76,7 @@ class TileSampler:
         if not cases or n_tiles < 1:
             raise ConfigError(
                 "There is nothing to take tiles from.",
-                seen=f"{len(cases)} cases, {n_tiles} tiles an epoch",
+                seen=f"{len(cases)} cases, {n_tiles} tiles per epoch",
                 expected="at least one of each",
             )
         self.cases = tuple(cases)
@@ -125,7 +118,7 @@ class TileSampler:
         return TileChoice(point.case, self._around(point.case, point.centre, rng), "hard")
 
     def _epoch_table(self, epoch: int) -> NDArray[np.int64]:
-        """One number a tile: a lesion, a hard point (counted after the lesions) or −1."""
+        """One number per tile: a lesion, a hard point (counted after the lesions) or −1."""
         rng = np.random.default_rng([self.seed, epoch])
         n_lesions, n_hard = len(self._weights), len(self._hard)
         lesion_tiles = round(self.lesion_share * self.n_tiles) if n_lesions else 0

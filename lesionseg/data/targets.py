@@ -31,8 +31,8 @@ def lesion_targets(
     the lesions' voxels. No lesion gives arrays of length 0.
 
     >>> tile = torch.tensor([[0, 7, 7], [0, 0, 7]])
-    >>> found = lesion_targets(tile, tile.sign())
-    >>> found.boxes.tolist(), found.labels.tolist(), found.ids.tolist()
+    >>> lesions = lesion_targets(tile, tile.sign())
+    >>> lesions.boxes.tolist(), lesions.labels.tolist(), lesions.ids.tolist()
     ([[0.0, 1.0, 2.0, 3.0]], [1], [7])
     """
     voxels = torch.nonzero(instances)

@@ -1,24 +1,32 @@
-"""Tiles for a network: a torch dataset over cached cases, and its loader."""
+"""Training tiles by number: one endless torch dataset over cached cases."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
 import torch
-from monai.data import DataLoader
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Dataset
 
-from lesionseg.data.augmentation.augment import NO_CHANGE, Augmentation, Change, TileTensors, apply
+from lesionseg.data.augmentation.augment import (
+    NO_CHANGE,
+    Augmentation,
+    AugmentationSettings,
+    Change,
+    TileTensors,
+    apply,
+    build_augmentation,
+)
 from lesionseg.data.augmentation.draws import tile_generator
 from lesionseg.data.augmentation.pasting import Donors, TileArrays, paste
 from lesionseg.data.cache.cached_case import CachedCase
-from lesionseg.data.sampling import TileChoice, TileSampler
+from lesionseg.data.hard_places import HardPlaces, HardPoint
+from lesionseg.data.sampling import SamplingSettings, TileChoice, TileSampler
 from lesionseg.data.tiling import read_tile
-from lesionseg.errors import ConfigError
+from lesionseg.plan.plan import Plan
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,135 +47,127 @@ class RawTile:
 
 
 class TileDataset(Dataset[TileTensors]):
-    """`len(sampler)` tiles an epoch, each a function of (seed, epoch, index) alone.
+    """Tile i is tile i mod `n_tiles` of the sampler's epoch i div `n_tiles`, augmented; no end.
 
     An item holds `image` `[C, *tile]` float32, `labels` `[*tile]` uint8 (0 background, k for the
     plan's k-th mask value), `instances` `[*tile]` int32 (lesion ids of the case) and `valid`
-    `[*tile]` bool, false outside the volume and where the reference is to be ignored. `cases` are
-    the sampler's. Raises `ConfigError` when sampler, cases and tile do not belong together.
+    `[*tile]` bool, false outside the volume and where the reference is to be ignored. It is a
+    function of `seed` and i alone, in any process and order, and of the hard background collected
+    two epochs before, `hard`, which is all that a checkpoint has to keep. `augmentation` None
+    changes nothing. Raises what `TileSampler` refuses on first use.
     """
 
     def __init__(
         self,
         cases: Sequence[CachedCase],
-        sampler: TileSampler,
-        augmentation: Augmentation | None,
-        tile_shape: Sequence[int],
+        plan: Plan,
+        sampling: SamplingSettings,
+        augmentation: AugmentationSettings | None,
+        *,
+        n_tiles: int,
+        seed: int,
     ) -> None:
-        if tuple(cases) != sampler.cases or tuple(tile_shape) != sampler.tile_shape:
-            raise ConfigError(
-                "The sampler was made for other cases or tiles.",
-                seen=(len(sampler.cases), sampler.tile_shape),
-                expected=(len(cases), tuple(tile_shape)),
-            )
-        self.sampler = sampler
-        self.augmentation = augmentation
-        # shared, so that workers which live through all epochs see it change
-        epoch = torch.zeros((), dtype=torch.int64)
-        self._epoch: Tensor = epoch.share_memory_()  # type: ignore[no-untyped-call]  # in torch
+        self.cases, self.plan, self.n_tiles, self.seed = tuple(cases), plan, n_tiles, seed
+        self.sampling, self.augmentation = sampling, augmentation
+        n_hard = round(sampling.hard_share * n_tiles)
+        self.hard = HardPlaces(plan.dims, n_hard) if n_hard else None
+        self._hard_epoch = -1
+
+    @cached_property
+    def sampler(self) -> TileSampler:
+        """What chooses the tiles, made once in each process."""
+        return TileSampler(
+            self.cases,
+            self.plan.tile_shape,
+            n_tiles=self.n_tiles,
+            seed=self.seed,
+            lesion_share=self.sampling.lesion_share,
+            hard_share=self.sampling.hard_share,
+            size_weight=self.sampling.size_weight,
+        )
+
+    @cached_property
+    def _changes(self) -> Augmentation | None:
+        if self.augmentation is None:
+            return None
+        return build_augmentation(self.augmentation, self.plan)
 
     @cached_property
     def donors(self) -> Donors:
-        """The lesions to copy, looked through once in each process that copies any."""
-        return Donors(self.sampler.cases, self.sampler.tile_shape)
+        """The lesions to copy, searched once in each process that copies any."""
+        return Donors(self.cases, self.plan.tile_shape)
 
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch; call it before the loader is iterated anew."""
-        self._epoch.fill_(epoch)
+    def __getitem__(self, number: int) -> TileTensors:
+        return self.finish(self.raw(number))
 
-    @property
-    def epoch(self) -> int:
-        """The epoch whose tiles are given."""
-        return int(self._epoch)
+    def raw(self, number: int) -> RawTile:
+        """What `finish` makes the same tile of: read, and its changes drawn but not carried out.
 
-    def __len__(self) -> int:
-        return len(self.sampler)
-
-    def __getitem__(self, index: int) -> TileTensors:
-        return self.tile(self.epoch, index)
-
-    def tile(self, epoch: int, index: int) -> TileTensors:
-        """Tile `index` of any epoch, augmented; for loaders that count epochs themselves."""
-        return self.finish(self.raw(epoch, index))
-
-    def raw(self, epoch: int, index: int) -> RawTile:
-        """What `finish` makes the same tile of: read, and its changes drawn but not carried out."""
-        change = self.change(epoch, index)
-        return RawTile(self.read(self.sampler.choose(epoch, index), change), change)
-
-    def change(self, epoch: int, index: int) -> Change:
-        """How that tile is changed."""
-        if self.augmentation is None:
-            return NO_CHANGE
-        return self.augmentation.draw(tile_generator(self.sampler.seed, epoch, index, 2))
-
-    def finish(self, raw: RawTile) -> TileTensors:
-        """Carry out the changes, on the device where the raw tile is."""
-        tile = apply(raw.tensors, raw.change, self.sampler.tile_shape)
-        return tile | {"instances": tile["instances"].int()}
-
-    def read(self, choice: TileChoice, change: Change = NO_CHANGE) -> TileTensors:
-        """The tile as it lies in the cache, or as much around it as a change moves into it.
-
-        The image is float16, as in the cache, and few instances are uint8: less to move.
+        With as much around it as a change moves into it. The image is float16, as in the cache,
+        and few instances are uint8: less to move.
         """
-        case = self.sampler.cases[choice.case]
-        source = change.movement.source(self.sampler.tile_shape)
+        choice, change = self.choice(number), self.change(number)
+        case, source = self.cases[choice.case], change.movement.source(self.plan.tile_shape)
         start = [s + first for s, (first, _) in zip(choice.start, source, strict=True)]
         shape = [stop - first for first, stop in source]
         image, valid = read_tile(case.image, start, shape), _valid(case, start, shape)
         labels, instances = _masks(case, start, shape)
         if change.pasting is not None:
             paste(TileArrays(image, labels, instances, valid.numpy()), self.donors, change.pasting)
-        return {
+        tensors = {
             "image": torch.from_numpy(image),
             "labels": torch.from_numpy(labels),
             "instances": torch.from_numpy(instances),
             "valid": valid,
         }
+        return RawTile(tensors, change)
+
+    def finish(self, raw: RawTile) -> TileTensors:
+        """Carry out the changes, on the device where the raw tile is."""
+        tile = apply(raw.tensors, raw.change, self.plan.tile_shape)
+        return tile | {"instances": tile["instances"].int()}
+
+    def choice(self, number: int) -> TileChoice:
+        """Where the tile lies."""
+        epoch, index = divmod(number, self.n_tiles)
+        if self.hard is not None and self._hard_epoch != epoch:
+            self.sampler.set_hard(self.hard.of(epoch))
+            self._hard_epoch = epoch
+        return self.sampler.choose(epoch, index)
+
+    def change(self, number: int) -> Change:
+        """How the tile is changed."""
+        if self._changes is None:
+            return NO_CHANGE
+        return self._changes.draw(tile_generator(self.seed, *divmod(number, self.n_tiles), 2))
+
+    def report(self, number: int, voxel: tuple[int, ...], score: float) -> None:
+        """Keep that voxel of that tile as hard background for a later epoch."""
+        if self.hard is None:
+            return
+        choice, change = self.choice(number), self.change(number)
+        case, away = self.cases[choice.case], change.movement.place(voxel, self.plan.tile_shape)
+        centre = tuple(
+            min(max(start + step, 0), n - 1)
+            for start, step, n in zip(choice.start, away, case.shape, strict=True)
+        )
+        if case.valid is None or case.valid[centre]:  # rounding may have led it into the ignored
+            self.hard.add(number // self.n_tiles, number, HardPoint(choice.case, centre), score)
+
+    def __getstate__(self) -> dict[str, object]:
+        """Settings only: the sampler's tables do not travel to other processes."""
+        made = ("sampler", "donors", "_changes")
+        return {name: value for name, value in vars(self).items() if name not in made}
 
 
-def build_loader(
-    dataset: TileDataset,
-    batch_size: int,
-    workers: int,
-    seed: int,
-    *,
-    rank: int = 0,
-    n_ranks: int = 1,
-) -> DataLoader:
-    """Batches `{"image": [B, C, *tile], "labels": [B, *tile], …}` in the sampler's order.
+class RawTiles(Dataset[RawTile]):
+    """The same tiles, left for `TileDataset.finish` on another device."""
 
-    The order is random already and the same for any number of `workers` (forked processes with one
-    torch thread each, kept over epochs; 0 works in this process). An incomplete last batch is left
-    out. With several processes each reads every `n_ranks`-th tile from `rank` on.
-    """
-    generator = torch.Generator()
-    generator.manual_seed(seed)
-    return DataLoader(
-        dataset,
-        batch_size=batch_size,
-        sampler=_InOrder(len(dataset), rank, n_ranks),
-        num_workers=workers,
-        drop_last=True,
-        generator=generator,
-        persistent_workers=workers > 0,
-        multiprocessing_context="fork" if workers > 0 else None,
-        pin_memory=torch.cuda.is_available(),
-    )
+    def __init__(self, tiles: TileDataset) -> None:
+        self.tiles = tiles
 
-
-class _InOrder(Sampler[int]):
-    """Every `n_ranks`-th index from `rank` on, the same number for every rank."""
-
-    def __init__(self, n: int, rank: int, n_ranks: int) -> None:
-        self._indices = range(n - n % n_ranks)[rank::n_ranks]
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(self._indices)
-
-    def __len__(self) -> int:
-        return len(self._indices)
+    def __getitem__(self, number: int) -> RawTile:
+        return self.tiles.raw(number)
 
 
 def _masks(
@@ -188,8 +188,8 @@ def _masks(
     for a, b in zip(low[touched].tolist(), high[touched].tolist(), strict=True):
         here = tuple(map(slice, a, b))
         box = tuple(slice(i - s, j - s) for i, j, s in zip(a, b, start, strict=True))
-        instances[box] = found = source[here]
-        labels[box] = table[found] if kinds is None else kinds[here]
+        instances[box] = ids = source[here]
+        labels[box] = table[ids] if kinds is None else kinds[here]
     return labels, instances
 
 
@@ -206,5 +206,5 @@ def _valid(case: CachedCase, start: Sequence[int], tile_shape: Sequence[int]) ->
 
 @lru_cache(maxsize=4)
 def _everywhere(shape: tuple[int, ...]) -> Tensor:
-    """True everywhere: one tensor for many tiles, which nobody writes to."""
+    """True everywhere: one tensor shared by many tiles, never written to."""
     return torch.ones(shape, dtype=torch.bool)

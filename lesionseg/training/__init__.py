@@ -1,4 +1,4 @@
-"""Training: the only room that knows Lightning.
+"""Training: the only package that knows Lightning.
 
 Kept empty of imports, so that a configuration can name `training.settings` without loading it;
 the entrance is `training.fit.fit`.

@@ -1,4 +1,4 @@
-"""Train a network: the one entrance to this room."""
+"""Train a network: the one entrance to this package."""
 
 import logging
 import signal
@@ -15,16 +15,16 @@ from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 from lightning_fabric.utilities.warnings import PossibleUserWarning
 from pytorch_lightning.strategies import DDPStrategy
 from torch import nn
+from torch.utils.data import Dataset
 
-from lesionseg.data.augmentation.augment import AugmentationSettings
 from lesionseg.data.cache.cached_case import CachedCase
-from lesionseg.data.sampling import SamplingSettings
+from lesionseg.data.hard_places import HardPlaces
+from lesionseg.data.tile_dataset import TileDataset
 from lesionseg.errors import ConfigError
-from lesionseg.losses.detection_loss import DetectionLoss
 from lesionseg.models.precision import fast_dtype
 from lesionseg.plan.plan import Plan
 from lesionseg.training.callbacks.checkpoint import Checkpoint, read_checkpoint
-from lesionseg.training.callbacks.hard_background import HardPlaces, WatchBackground
+from lesionseg.training.callbacks.hard_background import WatchBackground
 from lesionseg.training.callbacks.step_callbacks import (
     ProgressLine,
     Record,
@@ -34,15 +34,15 @@ from lesionseg.training.callbacks.step_callbacks import (
     Validate,
     Validation,
 )
+from lesionseg.training.device.accelerator import training_device
 from lesionseg.training.device.allocator import KeepMemory
-from lesionseg.training.device.kind import training_device
 from lesionseg.training.device.speed import choose_speed
-from lesionseg.training.settings import OptimiserSettings, TrainerSettings
+from lesionseg.training.learning_settings import Learning
+from lesionseg.training.settings import TrainerSettings
 from lesionseg.training.step.detection_objective import make_objective
 from lesionseg.training.step.module import Counters, LesionModule
 from lesionseg.training.step.scaling import Precision, autocast_dtype
-from lesionseg.training.tiles.numbered_tiles import EpochTiles
-from lesionseg.training.tiles.stream import TileSource, TileStream
+from lesionseg.training.tile_stream import Batch, TileStream
 
 log = logging.getLogger(__name__)
 
@@ -70,70 +70,66 @@ class FitResult:
 
 def fit(
     network: nn.Module,
-    loss: nn.Module,
     plan: Plan,
     cases: Sequence[CachedCase],
-    *,
-    detection: DetectionLoss | None = None,
-    settings: TrainerSettings,
-    optimiser: OptimiserSettings,
-    sampling: SamplingSettings,
-    augmentation: AugmentationSettings,
+    learning: Learning,
     run_dir: Path,
+    *,
     validate: Validate | None = None,
     callbacks: Sequence[pl.Callback] = (),
 ) -> FitResult:
-    """Train `network` in place on tiles of `cases`; all else as in `fit_tiles`.
+    """Train `network` in place on tiles of `cases`, `steps_per_epoch` steps' tiles per epoch.
 
-    Raises `ConfigError` without cases. An epoch shows `steps_per_epoch` steps' tiles.
+    Args:
+        network: what `build_network(plan)` makes, or one's own with the same outputs.
+        plan: tile shape, batch size and meaning of the labels.
+        cases: prepared training cases; raises `ConfigError` where there are none.
+        learning: loss, sampling, augmentation, optimiser, trainer and seed.
+        run_dir: where metrics.csv and checkpoints go; resumes from its last checkpoint.
+        validate: given the averaged network in eval mode, returns scores for metrics.csv.
+        callbacks: Lightning callbacks that act after our own.
     """
-    n_tiles = settings.steps_per_epoch * settings.accumulate * plan.batch_size
-    tiles = EpochTiles(cases, plan, sampling, augmentation, n_tiles=n_tiles, seed=settings.seed)
+    trainer = learning.trainer
+    n_tiles = trainer.steps_per_epoch * trainer.accumulate * plan.batch_size
+    tiles = TileDataset(
+        cases,
+        plan,
+        learning.sampling,
+        learning.augmentation,
+        n_tiles=n_tiles,
+        seed=learning.seed,
+    )
     tiles[0]  # what is wrong with the cases is said here rather than by a worker process
     return fit_tiles(
-        network,
-        loss,
-        plan,
-        tiles,
-        detection=detection,
-        settings=settings,
-        optimiser=optimiser,
-        run_dir=run_dir,
-        validate=validate,
-        callbacks=callbacks,
+        network, plan, tiles, learning, run_dir, validate=validate, callbacks=callbacks
     )
 
 
 def fit_tiles(
     network: nn.Module,
-    loss: nn.Module,
     plan: Plan,
-    tiles: TileSource,
-    *,
-    detection: DetectionLoss | None = None,
-    settings: TrainerSettings,
-    optimiser: OptimiserSettings,
+    tiles: Dataset[Batch],
+    learning: Learning,
     run_dir: Path,
+    *,
     validate: Validate | None = None,
     callbacks: Sequence[pl.Callback] = (),
 ) -> FitResult:
-    """Train `network` in place on numbered `tiles`; resumes from `run_dir`'s last checkpoint.
+    """As `fit`, on numbered `tiles` of whatever source, without end (see `TileStream`).
 
-    `loss` follows `losses.VoxelLoss`; `detection` teaches a detector's anchors (None: as it is by
-    default), and `loss` its voxels where it has them. `validate` is given the averaged network in
-    eval mode and returns scores for metrics.csv. A training that had already ended is not
-    prolonged: its result is returned as it was. Raises `TrainingError` when the checkpoint does not
-    fit or the loss stays NaN, and passes on whatever reading tiles or `validate` raises.
+    A training that had already ended is not prolonged: its result is returned as it was. Raises
+    `TrainingError` when the checkpoint does not fit or the loss stays NaN, and passes on whatever
+    reading tiles or `validate` raises.
     """
-    check_activation(loss, plan)
-    path = run_dir / CHECKPOINT
+    check_activation(learning.loss, plan)
+    path, settings = run_dir / CHECKPOINT, learning.trainer
     checkpoint = read_checkpoint(path) if path.is_file() else None
-    objective = make_objective(loss, detection or DetectionLoss(), plan)
-    module = LesionModule(network, objective, plan, settings, optimiser)
+    objective = make_objective(learning.loss, learning.detection, plan)
+    module = LesionModule(network, objective, plan, settings, learning.optimiser)
     device = training_device(settings.accelerator)
     if choose_precision(settings.precision, torch.device(device)) == "16-mixed":
         module.use_fp16()
-    if isinstance(tiles, EpochTiles) and tiles.hard is not None:
+    if isinstance(tiles, TileDataset) and tiles.hard is not None:
         _require_voxels(plan)
         callbacks = [*callbacks, _remember(tiles, tiles.hard, module, checkpoint)]
     counters = Counters(**checkpoint.counters) if checkpoint else Counters()
@@ -170,7 +166,7 @@ def _require_voxels(plan: Plan) -> None:
 
 
 def _remember(
-    tiles: EpochTiles, hard: HardPlaces, module: LesionModule, checkpoint: Checkpoint | None
+    tiles: TileDataset, hard: HardPlaces, module: LesionModule, checkpoint: Checkpoint | None
 ) -> WatchBackground:
     """Let the module's checkpoints carry the hard background, and fill it from the last one.
 
@@ -199,7 +195,7 @@ def our_callbacks(
 
 def _train(
     module: LesionModule,
-    tiles: TileSource,
+    tiles: Dataset[Batch],
     first_step: int,
     callbacks: Sequence[pl.Callback],
     run_dir: Path,
@@ -295,7 +291,7 @@ def _result(module: LesionModule, checkpoint: Checkpoint, run_dir: Path, device:
 
 @contextmanager
 def _interruptible() -> Iterator[None]:
-    """Let Ctrl-C through as itself: Lightning turns it into an exit with status 1, deaf to more."""
+    """Let Ctrl-C through as itself: Lightning exits with status 1 and ignores further ones."""
     handler = signal.getsignal(signal.SIGINT)
     try:
         yield

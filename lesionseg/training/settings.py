@@ -74,7 +74,6 @@ class TrainerSettings:
     select: str | None = None
     checkpoint_every_minutes: float = 0.25
     log_every: int = 5
-    seed: int = 0
     progress: bool = True
 
     def __post_init__(self) -> None:

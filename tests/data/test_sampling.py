@@ -8,7 +8,8 @@ import pytest
 from lesionseg.core import Geometry
 from lesionseg.data.cache.cached_case import CachedCase
 from lesionseg.data.cache.lesion_table import CachedLesion, LesionTable
-from lesionseg.data.sampling import HardPoint, SamplingSettings, TileSampler, spread
+from lesionseg.data.hard_places import HardPoint
+from lesionseg.data.sampling import SamplingSettings, TileSampler, spread
 from lesionseg.errors import ConfigError
 
 TILE = (8, 8, 8)

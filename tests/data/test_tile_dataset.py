@@ -1,17 +1,20 @@
 import subprocess
 import sys
+import traceback
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from torch.utils.data import DataLoader
 
 from lesionseg.core import Geometry, Volume
-from lesionseg.data.augmentation.augment import AugmentationSettings, build_augmentation
+from lesionseg.data import tile_dataset
+from lesionseg.data.augmentation.augment import AugmentationSettings
 from lesionseg.data.cache.cached_case import read_cached_case, write_cached_case
 from lesionseg.data.prepare import PreparedCase, PreparedReference
-from lesionseg.data.sampling import TileSampler
-from lesionseg.data.tile_dataset import TileDataset, build_loader
-from lesionseg.errors import ConfigError
+from lesionseg.data.sampling import SamplingSettings, TileSampler
+from lesionseg.data.tile_dataset import TileDataset
 
 TILE = (8, 16, 12)
 
@@ -40,14 +43,17 @@ def cases(tmp_path, rng):
 
 @pytest.fixture
 def dataset(cases, plan):
-    sampler = TileSampler(cases, TILE, n_tiles=9, seed=3)
-    augment = build_augmentation(AugmentationSettings(), plan)
-    return TileDataset(cases, sampler, augment, TILE)
+    return tiles_of(cases, plan, AugmentationSettings(), n_tiles=9, seed=3)
 
 
-def test_an_item_is_the_tile_that_the_sampler_chose(cases):
+def tiles_of(cases, plan, augmentation, n_tiles, seed):
+    plan = plan.with_(tile_shape=TILE)
+    return TileDataset(cases, plan, SamplingSettings(), augmentation, n_tiles=n_tiles, seed=seed)
+
+
+def test_an_item_is_the_tile_that_the_sampler_chose(cases, plan):
     sampler = TileSampler(cases, TILE, n_tiles=20, seed=0)
-    dataset = TileDataset(cases, sampler, None, TILE)
+    dataset = tiles_of(cases, plan, None, n_tiles=20, seed=0)
     for i in range(20):
         choice, item = sampler.choose(0, i), dataset[i]
         case = cases[choice.case]
@@ -72,6 +78,21 @@ def test_types_are_those_promised(dataset):
     assert item["image"].shape == (2, *TILE)
 
 
+def loader(dataset, batch_size, epoch=0, workers=0, rank=0, n_ranks=1):
+    """The batches of an epoch of nine tiles, an incomplete last one left out."""
+    n = dataset.n_tiles
+    numbers = range(n * epoch, n * epoch + n - n % n_ranks)[rank::n_ranks]
+    context = "fork" if workers else None
+    return DataLoader(
+        dataset,
+        batch_size,
+        sampler=numbers,
+        num_workers=workers,
+        drop_last=True,
+        multiprocessing_context=context,
+    )
+
+
 def batches(loader):
     return [{key: tensor.clone() for key, tensor in batch.items()} for batch in loader]
 
@@ -81,31 +102,42 @@ def same(first, second):
 
 
 def test_batches_are_the_same_for_any_number_of_workers_and_follow_the_epoch(dataset):
-    alone, helped = build_loader(dataset, 2, 0, seed=0), build_loader(dataset, 2, 2, seed=0)
     epochs = []
     for epoch in (0, 1):
-        dataset.set_epoch(epoch)
-        epochs.append(batches(alone))
-        assert same(epochs[-1], batches(helped))
+        epochs.append(batches(loader(dataset, 2, epoch)))
+        assert same(epochs[-1], batches(loader(dataset, 2, epoch, workers=2)))
     assert len(epochs[0]) == 4
     assert epochs[0][0]["image"].shape == (2, 2, *TILE)
     assert not same(*epochs)
-    dataset.set_epoch(0)
-    assert same(epochs[0], batches(helped))
+    assert same(epochs[0], batches(loader(dataset, 2, 0, workers=2)))
 
 
 def test_ranks_share_the_tiles_evenly(dataset):
-    ranks = [build_loader(dataset, 1, 0, seed=0, rank=r, n_ranks=2) for r in (0, 1)]
-    assert [len(loader) for loader in ranks] == [4, 4]
-    first, second = (batches(loader) for loader in ranks)
+    ranks = [loader(dataset, 1, rank=r, n_ranks=2) for r in (0, 1)]
+    assert [len(its) for its in ranks] == [4, 4]
+    first, second = (batches(its) for its in ranks)
     assert torch.equal(first[1]["image"][0], dataset[2]["image"])
     assert torch.equal(second[1]["image"][0], dataset[3]["image"])
 
 
-def test_a_sampler_for_other_cases_is_refused(cases):
-    sampler = TileSampler(cases[:1], TILE, n_tiles=2, seed=0)
-    with pytest.raises(ConfigError, match="other cases"):
-        TileDataset(cases, sampler, None, TILE)
+def test_the_sampler_is_made_for_the_dataset_s_own_cases_and_tiles(dataset, cases):
+    assert dataset.sampler.cases == tuple(cases)
+    assert dataset.sampler.tile_shape == TILE
+
+
+def test_a_tile_passes_at_most_three_frames_of_ours(dataset, monkeypatch):
+    """From the loader's request to the read of the volume: item, raw tile, read."""
+    frames = []
+    read = tile_dataset.read_tile
+
+    def spy(*arguments):
+        stack = traceback.extract_stack()[:-1]
+        frames.append([f.name for f in stack if "lesionseg" in Path(f.filename).parts[-3:-1]])
+        return read(*arguments)
+
+    monkeypatch.setattr(tile_dataset, "read_tile", spy)
+    next(iter(DataLoader(dataset, sampler=[0])))
+    assert frames[0] == ["__getitem__", "raw"]  # and `read_tile` itself
 
 
 def test_tiling_is_imported_without_torch():
@@ -116,7 +148,7 @@ def test_tiling_is_imported_without_torch():
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-def test_the_rooms_door_opens_to_every_name():
+def test_the_package_s_public_api_has_every_name():
     import lesionseg.data
 
     for name in lesionseg.data.__all__:

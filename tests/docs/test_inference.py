@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lesionseg.cli import VERBS, compose, conf_dir
+from lesionseg.cli import COMMANDS as TABLE
+from lesionseg.cli import compose, conf_dir
 from lesionseg.core import Geometry, Volume
 from lesionseg.inference.bundles.bundle import write_bundle
 from lesionseg.io.formats.volumes import write_volume
@@ -29,13 +30,13 @@ COMMANDS = [
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_is_one_that_lesionseg_takes(command: str) -> None:
-    _, verb, *overrides = shlex.split(command.replace("$SLURM_ARRAY_TASK_ID", "3"))
-    compose(verb, overrides)
+    _, name, *overrides = shlex.split(command.replace("$SLURM_ARRAY_TASK_ID", "3"))
+    compose(name, overrides)
 
 
 def test_the_page_shows_every_choice_of_inference() -> None:
     shown = "\n".join(COMMANDS)
-    assert {c.split()[1] for c in COMMANDS} == {"predict", "export", "serve"} <= set(VERBS)
+    assert {c.split()[1] for c in COMMANDS} == {"predict", "export", "serve"} <= set(TABLE)
     for option in ("fast", "best"):
         assert f"inference={option}" in shown
         assert (conf_dir() / "inference" / f"{option}.yaml").is_file()

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from lesionseg.cli import VERBS, conf_dir
+from lesionseg.cli import COMMANDS, conf_dir
 
 PAGE = (Path(__file__).parents[2] / "docs" / "settings.md").read_text(encoding="utf-8")
 SECTIONS = dict(re.findall(r"^## (.*?)\n(.*?)(?=^## |\Z)", PAGE, re.MULTILINE | re.DOTALL))
@@ -52,10 +52,10 @@ def defaults(section: str) -> dict[str, str]:
     return {key: cell.strip("`") for key, cell in rows}
 
 
-@pytest.mark.parametrize("verb", VERBS)
-def test_a_verb_s_own_settings_stand_there_with_their_defaults(verb: str) -> None:
-    own = {key: shown(value) for key, value in keys(read(conf_dir() / f"{verb}.yaml"))}
-    assert defaults(f"Command `{verb}`") == own
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_command_s_own_settings_stand_there_with_their_defaults(command: str) -> None:
+    own = {key: shown(value) for key, value in keys(read(conf_dir() / f"{command}.yaml"))}
+    assert defaults(f"Command `{command}`") == own
 
 
 @pytest.mark.parametrize(("group", "option"), OPTIONS)

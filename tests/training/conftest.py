@@ -7,6 +7,7 @@ from lesionseg.losses import FocalLoss
 from lesionseg.models import build_network
 from lesionseg.plan.plan import Architecture, Normalisation, Plan
 from lesionseg.training.fit import fit_tiles
+from lesionseg.training.learning_settings import Learning
 from lesionseg.training.settings import OptimiserSettings, TrainerSettings
 
 
@@ -80,14 +81,17 @@ def train(tmp_path):
     ):
         plan = plan or small_plan()
         chosen = {"workers": 0, "accelerator": "cpu", "precision": "32-true", "progress": False}
+        learning = Learning(
+            loss or FocalLoss(),
+            TrainerSettings(**{**chosen, **settings}),
+            optimiser=optimiser or OptimiserSettings(lr=1e-2),
+        )
         return fit_tiles(
             network or build_network(plan),
-            loss or FocalLoss(),
             plan,
             tiles or Squares(),
-            settings=TrainerSettings(**{**chosen, **settings}),
-            optimiser=optimiser or OptimiserSettings(lr=1e-2),
-            run_dir=run_dir or tmp_path / "run",
+            learning,
+            run_dir or tmp_path / "run",
             validate=validate,
             callbacks=callbacks,
         )

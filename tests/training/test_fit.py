@@ -17,6 +17,7 @@ from lesionseg.losses import CrossEntropyLoss, DiceFocalLoss, FocalLoss
 from lesionseg.models import build_network
 from lesionseg.plan.plan import Plan
 from lesionseg.training.fit import choose_precision, fit_tiles
+from lesionseg.training.learning_settings import Learning
 from lesionseg.training.settings import OptimiserSettings, TrainerSettings
 
 SGD = OptimiserSettings(name="sgd", lr=0.05, momentum=0.9)
@@ -326,10 +327,8 @@ def test_loss_and_network_must_agree_on_the_activation(tmp_path: Path, plan: Pla
     with pytest.raises(ConfigError, match=r"model\.activation=softmax"):
         fit_tiles(
             torch.nn.Identity(),
-            loss,
             plan,
             None,  # type: ignore[arg-type]
-            settings=TrainerSettings(max_steps=1),
-            optimiser=OptimiserSettings(),
-            run_dir=tmp_path,
+            Learning(loss, TrainerSettings(max_steps=1)),
+            tmp_path,
         )

@@ -1,6 +1,6 @@
 """Random changes to training tiles; image and masks move together.
 
-Changes are drawn first and carried out afterwards: what a tile is turned by decides how much of the
+Changes are drawn first and carried out afterwards: how a tile is rotated decides how much of the
 volume around it has to be read, so that no empty corners are turned in.
 """
 
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lesionseg.data.augmentation.draws import Draw
 from lesionseg.data.augmentation.intensity import Intensity, change_intensity
-from lesionseg.data.augmentation.movement import MAX_BEND, Bend, Movement, n_knots, turning
+from lesionseg.data.augmentation.movement import MAX_BEND, Bend, Movement, n_knots, rotation_by
 from lesionseg.data.augmentation.pasting import Pasting
 from lesionseg.data.tiling import read_tile
 from lesionseg.errors import ConfigError
@@ -24,7 +24,7 @@ from lesionseg.plan.plan import Plan
 
 TileTensors = dict[str, Tensor]
 
-# axes whose spacings differ by more than this do not turn into each other
+# axes whose spacings differ by more than this are not rotated into each other
 ANISOTROPY = 2.0
 _PROBABILITIES = (
     "flip_probability",
@@ -39,7 +39,7 @@ _PROBABILITIES = (
 class AugmentationSettings:
     """How much tiles are changed, in plain numbers; 0 leaves a change out.
 
-    Probabilities: `flip_probability` for each axis, `spatial_probability` for turning, scaling and
+    Probabilities: `flip_probability` for each axis, `spatial_probability` for rotation, scaling and
     shearing together, `intensity_probability` for each intensity change. `flip_axes`: array axes
     (0 is z in 3-D); None: all, and none for X-rays, where left is not right and up not down.
     `rotate_degrees`, `scale`, `shear`: drawn from ± the number; only within the plane where the
@@ -145,53 +145,55 @@ class Augmentation:
         return apply({key: torch.from_numpy(p) for key, p in piece.items()}, change, shape)
 
     def _movement(self, draw: Draw) -> Movement:
-        chosen, plan = self.settings, self.plan
-        flips = tuple(axis for axis in self.flip_axes if draw.happens(chosen.flip_probability))
-        if not draw.happens(chosen.spatial_probability):
+        settings, plan = self.settings, self.plan
+        flips = tuple(axis for axis in self.flip_axes if draw.happens(settings.flip_probability))
+        if not draw.happens(settings.spatial_probability):
             return Movement(flips)
         dims, spacing = plan.dims, np.array(plan.spacing_mm)
         alike = np.maximum.outer(spacing, spacing) / np.minimum.outer(spacing, spacing)
         together = alike <= ANISOTROPY
         fine = spacing / spacing.min() <= ANISOTROPY
-        turn = turning(math.radians(chosen.rotate_degrees) * draw.between(dims, dims) * together)
-        shear = np.eye(dims) + chosen.shear * draw.between(dims, dims) * together * ~np.eye(
+        rotation = rotation_by(
+            math.radians(settings.rotate_degrees) * draw.between(dims, dims) * together
+        )
+        shear = np.eye(dims) + settings.shear * draw.between(dims, dims) * together * ~np.eye(
             dims, dtype=bool
         )
-        scale = np.diag(1 + chosen.scale * draw.between(dims) * fine)
-        # in millimetres a turn is a turn; back to voxels
-        linear = (turn @ shear @ scale) * spacing / spacing[:, None]
+        scale = np.diag(1 + settings.scale * draw.between(dims) * fine)
+        # a rotation in millimetres; back to voxels
+        linear = (rotation @ shear @ scale) * spacing / spacing[:, None]
         linear = linear @ np.diag([-1.0 if axis in flips else 1.0 for axis in range(dims)])
         return Movement(flips, linear, self._bend(draw, fine))
 
     def _bend(self, draw: Draw, fine: NDArray[np.bool_]) -> Bend | None:
-        chosen, plan = self.settings, self.plan
-        if not draw.happens(chosen.elastic_share) or not chosen.elastic_voxels:
+        settings, plan = self.settings, self.plan
+        if not draw.happens(settings.elastic_share) or not settings.elastic_voxels:
             return None
         finer = np.array(plan.spacing_mm) / min(plan.spacing_mm)
-        distance = tuple(float(d) for d in (chosen.elastic_spacing / finer).clip(1))
+        distance = tuple(float(d) for d in (settings.elastic_spacing / finer).clip(1))
         knots = [n_knots(n, d) for n, d in zip(plan.tile_shape, distance, strict=True)]
-        largest = chosen.elastic_voxels / finer * fine
+        largest = settings.elastic_voxels / finer * fine
         return Bend((draw.between(plan.dims, *knots).T * largest).T.astype(np.float32), distance)
 
     def _intensity(self, draw: Draw) -> Intensity:
-        chosen, n_channels = self.settings, len(self.plan.channel_names)
-        p = chosen.intensity_probability
+        settings, n_channels = self.settings, len(self.plan.channel_names)
+        p = settings.intensity_probability
         return Intensity(
-            coarse=draw.number(p, chosen.low_resolution),
-            blur=draw.numbers(p, chosen.blur_sigma, self.plan.dims),
-            contrast=draw.numbers(p, (1 - chosen.contrast, 1 + chosen.contrast), n_channels),
-            brightness=draw.numbers(p, (-chosen.brightness, chosen.brightness), n_channels),
-            noise=draw.number(p, (0, chosen.noise_std)) or 0.0,
-            gamma=None if self.plan.modality == "ct" else draw.number(p, chosen.gamma),
+            coarse=draw.number(p, settings.low_resolution),
+            blur=draw.numbers(p, settings.blur_sigma, self.plan.dims),
+            contrast=draw.numbers(p, (1 - settings.contrast, 1 + settings.contrast), n_channels),
+            brightness=draw.numbers(p, (-settings.brightness, settings.brightness), n_channels),
+            noise=draw.number(p, (0, settings.noise_std)) or 0.0,
+            gamma=None if self.plan.modality == "ct" else draw.number(p, settings.gamma),
             seed=draw.seed(),
         )
 
     def _pasting(self, draw: Draw) -> Pasting | None:
-        chosen = self.settings
-        if not draw.happens(chosen.paste_probability):
+        settings = self.settings
+        if not draw.happens(settings.paste_probability):
             return None
-        low, high = chosen.paste_contrast
-        n = 1 + draw.seed() % chosen.paste_most
+        low, high = settings.paste_contrast
+        n = 1 + draw.seed() % settings.paste_most
         return Pasting(n, (low, high), self.flip_axes, draw.seed())
 
 

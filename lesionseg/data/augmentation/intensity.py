@@ -1,4 +1,4 @@
-"""How a tile's intensities are changed, each voxel touched as seldom as can be.
+"""How a tile's intensities are changed, each voxel touched as rarely as possible.
 
 A coarser resolution and a blur are one matrix an axis; contrast, brightness and noise one line;
 gamma the last.

@@ -1,4 +1,4 @@
-"""How a tile is moved: flips, or one map that turns, scales, shears, flips and bends at once.
+"""How a tile is moved: flips, or one map that rotates, scales, shears, flips and bends at once.
 
 The bend is a cubic B-spline of random displacements on a coarse grid of knots (Rueckert et al.
 1999, IEEE TMI 18:712): smooth, nowhere larger than its largest knot, and without folds while that
@@ -41,7 +41,7 @@ class Bend:
 class Movement:
     """From where in and around a tile its voxels come.
 
-    `flips`: axes turned round. `linear` `[dims, dims]`: a voxel x from the tile's centre is read
+    `flips`: axes reversed. `linear` `[dims, dims]`: a voxel x from the tile's centre is read
     at linear · x from it, then displaced by `bend`, flips included; None: only flips, exactly.
     """
 
@@ -96,15 +96,15 @@ class Movement:
         return tuple(int(v) for v in np.floor(where + 0.5))
 
 
-def turning(angles: NDArray[np.float64]) -> NDArray[np.float64]:
+def rotation_by(angles: NDArray[np.float64]) -> NDArray[np.float64]:
     """Rotation by angles[a, b] (radians, a < b) from axis a towards b, one plane after another."""
-    turn = np.eye(len(angles))
+    rotation = np.eye(len(angles))
     for a, b in itertools.combinations(range(len(angles)), 2):
         plane = np.eye(len(angles))
         cos, sin = math.cos(angles[a, b]), math.sin(angles[a, b])
         plane[a, a], plane[b, b], plane[a, b], plane[b, a] = cos, cos, -sin, sin
-        turn = plane @ turn
-    return turn
+        rotation = plane @ rotation
+    return rotation
 
 
 def n_knots(n: int, spacing: float) -> int:

@@ -1,7 +1,7 @@
 """Lesions copied to other places: variety where few lesions teach (TumorCP, Yang et al. 2021).
 
 A copy is put where the tissue is like that around the lesion it was taken from, with the lesion's
-difference from its surroundings made weaker or stronger: what a network learns by heart are
+difference from its surroundings made weaker or stronger: what a network overfits to are
 otherwise the places and the contrasts of the few lesions it has seen.
 """
 

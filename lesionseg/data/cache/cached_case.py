@@ -40,7 +40,7 @@ class CacheSource(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class CachedCase:
-    """A prepared case on disk. Its arrays are read-only memory maps, mapped anew at each access.
+    """A prepared case on disk. Its arrays are read-only memory maps, mapped again at each access.
 
     No file stays open in between, so that thousands of cases cost no file handles and the object
     travels to worker processes as a few numbers. `source` is the hash of the files it is made of.

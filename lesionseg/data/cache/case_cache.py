@@ -59,7 +59,7 @@ class CaseStore(Protocol):
 
 
 class Cache:
-    """Prepared cases of one plan and dataset under `folder`, one folder a case.
+    """Prepared cases of one plan and dataset under `folder`, one folder per case.
 
     `key` (`cache_key`) names what the plan and the dataset decide about the arrays; other keys lie
     beside it untouched.
@@ -122,8 +122,8 @@ class Cache:
         sweep(self.folder)
 
     def _entry(self, case: str) -> Path:
-        spread = hashlib.sha256(case.encode()).hexdigest()[:2]
-        return self.folder / spread / bounded_name(case)
+        prefix = hashlib.sha256(case.encode()).hexdigest()[:2]
+        return self.folder / prefix / bounded_name(case)
 
     def _scratch(self) -> Path:
         return self.folder / f"{PARTIAL}{uuid.uuid4().hex}"

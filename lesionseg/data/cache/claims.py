@@ -89,8 +89,8 @@ class Claims:
 def _left_behind(claim: bytes) -> bool:
     """Whether whoever made the claim cannot be at it any more."""
     try:
-        told = json.loads(claim)
-        host, pid, since = str(told["host"]), int(told["pid"]), float(told["since"])
+        holder = json.loads(claim)
+        host, pid, since = str(holder["host"]), int(holder["pid"]), float(holder["since"])
     except (ValueError, KeyError, TypeError):  # who wrote it died over it
         return True
     if time.time() - since > STALE_SECONDS:

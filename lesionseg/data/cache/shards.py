@@ -152,8 +152,8 @@ class ShardCache:
             self._copies.mkdir(parents=True, exist_ok=True)
             self._shard = _OpenShard(self._copies)
         shard = self._shard
-        told = shard.add(made)
-        cached = self._case(told, shard.name)
+        record = shard.add(made)
+        cached = self._case(record, shard.name)
         self._known[cached.case, cached.source] = cached
         if shard.size >= self.shard_bytes or time.monotonic() - shard.began > SHARD_SECONDS:
             self._send()
@@ -170,8 +170,8 @@ class ShardCache:
             self._tables.add(f"{shard.name}{_TABLE}")
         finally:
             shutil.rmtree(shard.folder, ignore_errors=True)
-            for told in shard.cases:
-                self._claims.give_back(told["case"])
+            for record in shard.cases:
+                self._claims.give_back(record["case"])
 
     def _look(self) -> None:
         """Read the tables that are new; no more often than every half minute."""
@@ -181,15 +181,15 @@ class ShardCache:
         new = [name for name in names if name not in self._tables]
         with ThreadPoolExecutor(_READERS) as pool:
             for name, content in zip(new, pool.map(self.folder.read, new), strict=True):
-                for told in _read_table(content, f"{self.folder.url}/{name}"):
-                    cached = self._case(told, name.removesuffix(_TABLE))
+                for record in _read_table(content, f"{self.folder.url}/{name}"):
+                    cached = self._case(record, name.removesuffix(_TABLE))
                     self._known[cached.case, cached.source] = cached
         self._tables.update(new)
         self._looked = time.monotonic()
 
-    def _case(self, told: dict[str, Any], shard: str) -> CachedCase:
-        part = ShardPart(self.folder, f"{shard}.tar", told["from"], told["to"], self.disk)
-        return case_from_json(told, self._copy_of(told["source"]), part)
+    def _case(self, record: dict[str, Any], shard: str) -> CachedCase:
+        part = ShardPart(self.folder, f"{shard}.tar", record["from"], record["to"], self.disk)
+        return case_from_json(record, self._copy_of(record["source"]), part)
 
 
 class _OpenShard:
@@ -212,14 +212,14 @@ class _OpenShard:
 
     def add(self, made: Path) -> dict[str, Any]:
         """Append a case's folder; its `case.json` with the bytes it takes, `from` … `to`."""
-        told: dict[str, Any] = json.loads((made / "case.json").read_text(encoding="utf-8"))
+        record: dict[str, Any] = json.loads((made / "case.json").read_text(encoding="utf-8"))
         start = self.size
         for part in _PARTS:
             if (made / part).exists():
-                self._packed.add(made / part, f"{told['source']}/{part}", filter=_nobodys)
-        told |= {"from": start, "to": self.size}
-        self.cases.append(told)
-        return told
+                self._packed.add(made / part, f"{record['source']}/{part}", filter=_nobodys)
+        record |= {"from": start, "to": self.size}
+        self.cases.append(record)
+        return record
 
     def close(self) -> None:
         """End the tar file and write the table."""

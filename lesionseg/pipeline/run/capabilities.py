@@ -13,18 +13,18 @@ from lesionseg.plan.plan import Plan, sources_of
 log = logging.getLogger(__name__)
 
 
-def require_masks(found: Survey, architecture: str) -> None:
+def require_masks(survey: Survey, architecture: str) -> None:
     """Raise `DatasetError` for a network that learns voxels where a reference has boxes alone.
 
     Filled boxes would be taken for the lesions' outlines.
     """
-    if "segmentation" not in sources_of(architecture) or not found.boxed:
+    if "segmentation" not in sources_of(architecture) or not survey.boxed:
         return
-    case, n_boxes = next(iter(found.boxed.items()))
+    case, n_boxes = next(iter(survey.boxed.items()))
     raise DatasetError(
         f"The reference has boxes, and model={architecture} learns from masks.",
         where=f"{case}: lesion 1",
-        seen=f"{n_boxes} boxes and no mask; so in {len(found.boxed)} case(s)",
+        seen=f"{n_boxes} boxes and no mask; so in {len(survey.boxed)} case(s)",
         remedy="train a detector, model=retinanet, or add masks.",
     )
 

@@ -1,4 +1,4 @@
-"""Progress on the terminal: one bar a step, with the time left."""
+"""Progress on the terminal: one bar per step, with the time left."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

@@ -16,11 +16,11 @@ _SHORTEST = 3  # letters: a case called "a" is no identifier, and the word stand
 def redact_error(error: LesionsegError, files: CaseFiles | None, pseudonym: str) -> str:
     """What is wrong, what was seen and what to do, with a case's names replaced by `pseudonym`.
 
-    Of a case that is not known (None) only what is wrong and what to do is told, quotes emptied.
+    Of a case that is not known (None) only what is wrong and what to do is said, quotes emptied.
     """
     if files is None:
-        told = " ".join(part for part in (error.what, error.remedy) if part)
-        return _QUOTED.sub("'…'", told)
+        message = " ".join(part for part in (error.what, error.remedy) if part)
+        return _QUOTED.sub("'…'", message)
     parts = [error.what]
     parts += [f"Seen: {error.seen}."] if error.seen is not None else []
     parts += [f"Expected: {error.expected}."] if error.expected is not None else []

@@ -45,8 +45,8 @@ def check_claim(run_dir: Path, config: Mapping[str, Any]) -> None:
     if not is_claimed(run_dir):
         return
     before = yaml.safe_load((run_dir / CLAIM).read_text(encoding="utf-8"))
-    makers = [_verb(c) for c in (before, config)]
-    if makers[0] != makers[1]:  # every setting of the one verb would differ from the other's
+    makers = [_command(c) for c in (before, config)]
+    if makers[0] != makers[1]:  # every setting of one command would differ from the other's
         raise ConfigError(
             f"This run directory belongs to {makers[0]}.",
             where=run_dir,
@@ -78,7 +78,7 @@ def claim(run_dir: Path, config: Mapping[str, Any]) -> None:
     write_text(run_dir / CLAIM, yaml.safe_dump(dict(config), sort_keys=False))
 
 
-def _verb(config: Mapping[str, Any]) -> str:
+def _command(config: Mapping[str, Any]) -> str:
     """The recipe that a configuration calls: `train`, `prepare` or `tune`."""
     return str(config.get("_target_", "")).rpartition(".")[2]
 

@@ -34,24 +34,23 @@ from lesionseg.pipeline.judging.judge_role import (
     labelled,
 )
 from lesionseg.pipeline.run.run_dir import check_claim
-from lesionseg.pipeline.train.devices import places_of
 from lesionseg.pipeline.train.learning import kept_plan
 from lesionseg.pipeline.train.one_training import (
     BUNDLE,
-    Finished,
     Recipe,
+    TrainResult,
     begin,
     keep_bundle,
     train_once,
 )
-from lesionseg.pipeline.train.parallel import Environment, Job, run_together
+from lesionseg.pipeline.train.parallel import Environment, Job, places_of, run_together
 from lesionseg.plan.plan import Plan
-from lesionseg.training.device.kind import training_device
+from lesionseg.training.device.accelerator import training_device
 
 log = logging.getLogger(__name__)
 
 
-def cross_validate(recipe: Recipe, found: Survey, run: Path) -> Finished:
+def cross_validate(recipe: Recipe, survey: Survey, run: Path) -> TrainResult:
     """Train all folds that are not finished yet, gather what they predicted, keep one ensemble.
 
     A finished fold is kept, one begun goes on, also where another process or another machine
@@ -61,20 +60,20 @@ def cross_validate(recipe: Recipe, found: Survey, run: Path) -> Finished:
     cases, `TrainingError` naming a fold that failed.
     """
     folds = [
-        FoldRun(k, divided(found, recipe.data, recipe.wishes.seed, k), run / f"fold_{k}")
-        for k in folds_of(found, recipe.data)
+        FoldRun(k, divided(survey, recipe.data, recipe.learning.seed, k), run / f"fold_{k}")
+        for k in folds_of(survey, recipe.data)
     ]
     recipes = [_recipe_of(recipe, fold) for fold in folds]
     for fold, its in zip(folds, recipes, strict=True):
         check_claim(fold.run, its.config)
         refuse_other_cases(fold.run, fold.found.splits)  # also of a finished fold, which is kept
     places = places_of(recipe.learning.trainer, recipe.data.parallel_folds)  # or too few devices
-    plan = begin(recipe, found, run, kept_plan(run) or _plan_of_finished(folds))
+    plan = begin(recipe, survey, run, kept_plan(run) or _plan_of_finished(folds))
     _write_folds(folds, run)
     _say_what_comes(recipe, folds)
     todo = [(f, its) for f, its in zip(folds, recipes, strict=True) if not _is_finished(f)]
     _train(todo, plan, places)
-    return _gather(recipe, found, folds, run)
+    return _gather(recipe, survey, folds, run)
 
 
 def _train(
@@ -98,15 +97,15 @@ def _train_fold(recipe: Recipe, fold: FoldRun, plan: Plan) -> None:
     train_once(recipe, fold.found, begin(recipe, fold.found, fold.run, plan), fold.run)
 
 
-def _gather(recipe: Recipe, found: Survey, folds: Sequence[FoldRun], run: Path) -> Finished:
+def _gather(recipe: Recipe, survey: Survey, folds: Sequence[FoldRun], run: Path) -> TrainResult:
     """Judge what the folds predicted, and make them one bundle."""
     _refuse_strangers(folds)
     members = ensemble([read_bundle(fold.run / BUNDLE) for fold in folds])
     device = training_device(recipe.learning.trainer.accelerator)
-    origin = recipe.origin(found, device)
+    origin = recipe.origin(survey, device)
     origin |= {"folds": len(folds), "training_minutes": _minutes(folds)}
     safe = all(fold.found.splits.group_safe for fold in folds)
-    whole = replace(found, splits=replace(found.splits, group_safe=safe))
+    whole = replace(survey, splits=replace(survey.splits, group_safe=safe))
     judged = judge_out_of_fold(whole, folds, run / "oof", recipe.rules(origin))
     plan = judged.choice.added_to(undecided(members.plan)).with_(n_members=len(folds))
     keep_bundle(members.networks, plan, judged.scores, origin, run)
@@ -114,7 +113,7 @@ def _gather(recipe: Recipe, found: Survey, folds: Sequence[FoldRun], run: Path) 
     predictor = Predictor(complete, device=device, settings=recipe.inference)
     tested = judge_untouched(predictor, whole, run / "test", "test", recipe.rules(origin))
     scores = {"out of fold": judged.scores, "test": tested}
-    return Finished(plan, {name: s for name, s in scores.items() if s})
+    return TrainResult(plan, {name: s for name, s in scores.items() if s})
 
 
 def _recipe_of(recipe: Recipe, fold: FoldRun) -> Recipe:

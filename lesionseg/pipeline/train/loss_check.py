@@ -39,18 +39,18 @@ def check_losses(plan: Plan, loss: nn.Module, detection: DetectionLoss) -> None:
 @torch.no_grad()
 def _try_voxels(objective: VoxelObjective, plan: Plan, batch: dict[str, Tensor]) -> None:
     n_logits = len(plan.label_values) + (plan.activation == "softmax")
-    lesson = objective.lesson(batch)
+    targets = objective.targets(batch)
     logits = torch.zeros((1, n_logits, *plan.tile_shape))
-    objective.terms([logits], lesson, _ones(lesson.counts()))
+    objective.terms([logits], targets, _ones(targets.counts()))
 
 
 @torch.no_grad()
 def _try_anchors(objective: DetectionObjective, plan: Plan, batch: dict[str, Tensor]) -> None:
-    lesson = objective.lesson(batch)
-    n_anchors = lesson.labels.shape[1]
+    targets = objective.targets(batch)
+    n_anchors = targets.labels.shape[1]
     scores = torch.zeros((1, n_anchors, len(plan.lesion_labels)))
     boxes = torch.zeros((1, n_anchors, 2 * plan.dims))
-    objective.terms(DetectorOutput(scores, boxes), lesson, _ones(lesson.counts()))
+    objective.terms(DetectorOutput(scores, boxes), targets, _ones(targets.counts()))
 
 
 def _ones(counts: list[Tensor]) -> list[Tensor]:

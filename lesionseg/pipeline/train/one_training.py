@@ -28,11 +28,9 @@ from lesionseg.pipeline.judging.judge_role import RoleScores, Rules, judge_valid
 from lesionseg.pipeline.judging.volume_scores import VolumeScores
 from lesionseg.pipeline.report.recipe import ReportSettings
 from lesionseg.pipeline.run.capabilities import require_masks, require_voxels
-from lesionseg.pipeline.run.device_memory import require_device
 from lesionseg.pipeline.run.provenance import device_name, is_simulated, provenance
 from lesionseg.pipeline.run.run_dir import claim, is_claimed
 from lesionseg.pipeline.train.learning import (
-    Learning,
     affordable,
     decide,
     learn,
@@ -45,11 +43,12 @@ from lesionseg.plan.plan import Plan
 from lesionseg.training.callbacks.focal_balance import FocalBalance
 from lesionseg.training.callbacks.label_audit import LabelAudit
 from lesionseg.training.callbacks.loggers import Follow, LoggerSettings, show_afterwards
-from lesionseg.training.callbacks.previews import Previews
+from lesionseg.training.callbacks.previews import Previews, ValidationSlices
 from lesionseg.training.callbacks.selection import KeepBest, take_best
 from lesionseg.training.callbacks.step_callbacks import Validate
-from lesionseg.training.callbacks.validation_slices import ValidationSlices
+from lesionseg.training.device.accelerator import require_device
 from lesionseg.training.fit import check_activation
+from lesionseg.training.learning_settings import Learning
 from lesionseg.training.settings import AuditSettings
 
 log = logging.getLogger(__name__)
@@ -69,24 +68,24 @@ class Recipe:
     inference: InferenceSettings
     preset: Preset
     report: ReportSettings
-    wishes: ChoiceSettings
+    choice: ChoiceSettings
     config: Mapping[str, Any]
 
-    def told(self) -> dict[str, Any]:
-        """What a logger is told of the settings: nothing that names data or folders."""
+    def logged(self) -> dict[str, Any]:
+        """The settings that a logger keeps: nothing that names data or folders."""
         groups = ("loss", "detection", "sampling", "augment", "optim", "trainer", "model")
-        kept = {name: dict(self.config.get(name) or {}) for name in groups}
-        kept["model"].pop("init_from", None)
-        return {**kept, "seed": self.wishes.seed}
+        settings = {name: dict(self.config.get(name) or {}) for name in groups}
+        settings["model"].pop("init_from", None)
+        return {**settings, "seed": self.learning.seed}
 
     def rules(self, origin: Mapping[str, Any]) -> Rules:
         """By what the cases of this recipe are judged."""
-        return Rules(self.preset, self.wishes, origin)
+        return Rules(self.preset, self.choice, origin)
 
-    def origin(self, found: Survey, device: str) -> dict[str, Any]:
+    def origin(self, survey: Survey, device: str) -> dict[str, Any]:
         """What made the results: versions, seed, data, machine."""
-        simulated = is_simulated(self.config.get("data", {}), found.dataset)
-        return provenance(found.dataset, self.wishes.seed, device_name(device), simulated)
+        simulated = is_simulated(self.config.get("data", {}), survey.dataset)
+        return provenance(survey.dataset, self.learning.seed, device_name(device), simulated)
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,48 +99,49 @@ class Trained:
 
 
 @dataclass(frozen=True)
-class Finished:
+class TrainResult:
     """The complete plan of a run and its scores by what they were computed on."""
 
     plan: Plan
     scores: Mapping[str, Mapping[str, Any]]
 
 
-def begin(recipe: Recipe, found: Survey, run: Path, given: Plan | None = None) -> Plan:
-    """Plan (or take the `given` one), check it, and claim the run directory for the recipe."""
-    refuse_other_cases(run, found.splits)
+def begin(recipe: Recipe, survey: Survey, run: Path, plan: Plan | None = None) -> Plan:
+    """Plan (or take the one given), check it, and claim the run directory for the recipe."""
+    refuse_other_cases(run, survey.splits)
     learning, name = recipe.learning, recipe.model.architecture
-    require_masks(found, name)
+    require_masks(survey, name)
     if recipe.audit.enabled:
         require_voxels(name, "audit", "suspects among the voxels")
-    decided = decide(found, recipe.model, learning.trainer.accelerator, run, given)
-    plan = linked(decided, learning.loss, learning.detection)
+    is_first = plan is None and not is_claimed(run)
+    plan = decide(survey, recipe.model, learning.trainer.accelerator, run, plan)
+    plan = linked(plan, learning.loss, learning.detection)
     check_activation(learning.loss, plan)
     check_losses(plan, learning.loss, learning.detection)
-    if given is None and not is_claimed(run):
+    if is_first:
         plan = affordable(plan, learning, run)
     claim(run, recipe.config)  # last: a refused setting must not make the corrected one another's
-    if not recipe.config.get("run_dir"):  # its name holds the time: the same command begins anew
+    if not recipe.config.get("run_dir"):  # its name holds the time: another run each
         log.info("Results go to %s; run_dir=%s resumes it.", run, run)
     return plan
 
 
-def train_once(recipe: Recipe, found: Survey, plan: Plan, run: Path) -> Trained:
+def train_once(recipe: Recipe, survey: Survey, plan: Plan, run: Path) -> Trained:
     """Train by the plan on the survey's roles; leaves validation scores and the bundle in `run`."""
     if not (run / BUNDLE).exists():  # what is only judged again needs no GPU
         require_device(recipe.learning.trainer.accelerator)
-    cases = prepare_cases(found, plan, recipe.data, run)
+    cases = prepare_cases(survey, plan, recipe.data, run)
     # a loss may keep sums of its own: every training begins with a fresh one
     learning = replace(recipe.learning, loss=deepcopy(recipe.learning.loss))
     watchers: list[pl.Callback] = [FocalBalance(run)]
     watchers += [LabelAudit(cases, plan, recipe.audit, run)] if recipe.audit.enabled else []
-    follow = Follow(recipe.logger, run, recipe.told())
+    follow = Follow(recipe.logger, run, recipe.logged())
     slices = ValidationSlices(run, recipe.logger.n_previews, follow.show)
     watchers += [*_previews(recipe.logger, run, follow), slices, follow]
-    validate = _validation(recipe, found, plan, run, slices)
+    validate = _validation(recipe, survey, plan, run, slices)
     fitted = learn(plan, cases, learning, run, validate=validate, callbacks=watchers)
     take_best(fitted.network, run, learning.trainer.select)
-    origin = recipe.origin(found, fitted.device)
+    origin = recipe.origin(survey, fitted.device)
     origin |= {"training_minutes": round(fitted.minutes, 3), "training_steps": fitted.steps}
 
     def predictor(by: Plan) -> Predictor:
@@ -149,9 +149,9 @@ def train_once(recipe: Recipe, found: Survey, plan: Plan, run: Path) -> Trained:
             fitted.network, by, settings=recipe.inference, device=fitted.device
         )
 
-    validation = judge_validation(predictor(plan), found, run, recipe.rules(origin))
+    validation = judge_validation(predictor(plan), survey, run, recipe.rules(origin))
     if validate is None:
-        _draw_validation(recipe, found, run, fitted.steps)
+        _draw_validation(recipe, survey, run, fitted.steps)
     choice = validation.choice if validation else Choice((DEFAULT_POINT,))
     complete = choice.added_to(plan)
     scores = validation.scores if validation else None
@@ -160,14 +160,14 @@ def train_once(recipe: Recipe, found: Survey, plan: Plan, run: Path) -> Trained:
 
 
 def _validation(
-    recipe: Recipe, found: Survey, plan: Plan, run: Path, slices: ValidationSlices
+    recipe: Recipe, survey: Survey, plan: Plan, run: Path, slices: ValidationSlices
 ) -> Validate | None:
     """Whole volumes while training goes on, where that is asked for and there are any."""
-    trainer, cases = recipe.learning.trainer, labelled(found, "validation")
+    trainer, cases = recipe.learning.trainer, labelled(survey, "validation")
     if trainer.validate_every_minutes is None or not cases:
         return None
     scores = VolumeScores(
-        found,
+        survey,
         cases,
         plan,
         recipe.inference,
@@ -178,16 +178,16 @@ def _validation(
     return KeepBest(scores, run)
 
 
-def _draw_validation(recipe: Recipe, found: Survey, run: Path, step: int) -> None:
+def _draw_validation(recipe: Recipe, survey: Survey, run: Path, step: int) -> None:
     """A few validation cases as they were predicted in the end."""
     settings = recipe.logger
     slices = ValidationSlices(run, settings.n_previews, partial(show_afterwards, settings, run))
-    cases = labelled(found, "validation")
+    cases = labelled(survey, "validation")
     predicted = find_predictions(run / "validation") if cases else {}
     for files in cases:
         if slices.is_full:
             break
-        case = read_case(files, found.dataset)
+        case = read_case(files, survey.dataset)
         if case.reference is not None:
             prediction = read_prediction(predicted[files.case], geometry=case.image.geometry)
             slices.see(case.image, case.reference, prediction)

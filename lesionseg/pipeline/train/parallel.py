@@ -1,4 +1,4 @@
-"""Run several trainings at the same time, each a process with devices and a log of its own."""
+"""Run several trainings at the same time, each a process with its own devices and log."""
 
 import logging
 import os
@@ -13,12 +13,18 @@ from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from threading import Thread
 
-from lesionseg.errors import LesionsegError, TrainingError
+import torch
+
+from lesionseg.errors import ConfigError, LesionsegError, TrainingError
 from lesionseg.pipeline.run.run_log import LINE, LOG
+from lesionseg.training.device.accelerator import training_device
+from lesionseg.training.settings import TrainerSettings
 
 log = logging.getLogger(__name__)
 
-PATIENCE_SECONDS = 15.0  # for a training that is told to end
+PATIENCE_SECONDS = 15.0  # for a training that was asked to end
+VISIBLE = "CUDA_VISIBLE_DEVICES"
+AUTO = "auto"
 Environment = Mapping[str, str]
 
 
@@ -133,3 +139,38 @@ def _end_with_parent() -> None:
     if parent is not None:
         wait([parent.sentinel])
         os.kill(os.getpid(), signal.SIGTERM)
+
+
+def places_of(trainer: TrainerSettings, asked: int | str) -> list[Environment]:
+    """The environment of each training that runs beside others, `trainer.devices` being one's.
+
+    `asked` is a number, or "auto" for as many as the visible GPUs have room for, one on a CPU.
+    More trainings than that share the GPUs; on a CPU they share the cores. Raises `ConfigError`
+    where one training asks for more GPUs than there are.
+    """
+    if training_device(trainer.accelerator) != "cuda":
+        n = 1 if asked == AUTO else int(asked)
+        return [{"OMP_NUM_THREADS": str(max(1, torch.get_num_threads() // n))}] * n
+    gpus = visible_gpus()
+    each = max(1, _devices_of_one(trainer.devices, len(gpus)))
+    groups = [gpus[i : i + each] for i in range(0, len(gpus) - each + 1, each)]
+    if not groups:
+        raise ConfigError(
+            "There are fewer GPUs than one training asks for.",
+            where="trainer.devices",
+            seen=f"{trainer.devices} of {len(gpus)}",
+        )
+    n = len(groups) if asked == AUTO else int(asked)
+    return [{VISIBLE: ",".join(groups[i % len(groups)])} for i in range(n)]
+
+
+def visible_gpus() -> list[str]:
+    """What CUDA calls the GPUs that this process may use: numbers, or names of MIG's parts."""
+    n = torch.cuda.device_count()
+    named = [name.strip() for name in os.environ.get(VISIBLE, "").split(",") if name.strip()]
+    return named[:n] if named else [str(i) for i in range(n)]
+
+
+def _devices_of_one(devices: int | str, n_gpus: int) -> int:
+    """A number; under `auto` a training has all of them to itself."""
+    return int(devices) if str(devices).isdigit() else n_gpus

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,8 @@ from lesionseg.evaluation import Preset
 from lesionseg.inference.inference_settings import InferenceSettings
 from lesionseg.losses.detection_loss import DetectionLoss
 from lesionseg.pipeline.dataset.data_settings import ALL_FOLDS, DataSettings
-from lesionseg.pipeline.dataset.survey import Survey, survey
+from lesionseg.pipeline.dataset.survey import Survey
+from lesionseg.pipeline.dataset.survey import survey as take_survey
 from lesionseg.pipeline.judging.choice import CHOSEN, ChoiceSettings
 from lesionseg.pipeline.judging.judge_role import judge_untouched
 from lesionseg.pipeline.report.recipe import ReportSettings, report_run
@@ -22,11 +23,11 @@ from lesionseg.pipeline.run.capabilities import warn_of_unheard_loss
 from lesionseg.pipeline.run.run_dir import check_claim, default_run_dir
 from lesionseg.pipeline.run.run_log import kept_log
 from lesionseg.pipeline.train.cross_validation import cross_validate
-from lesionseg.pipeline.train.learning import Learning
-from lesionseg.pipeline.train.one_training import Finished, Recipe, begin, train_once
+from lesionseg.pipeline.train.one_training import Recipe, TrainResult, begin, train_once
 from lesionseg.plan.make import PlanOverrides
 from lesionseg.training.callbacks.loggers import LoggerSettings, require_logger
-from lesionseg.training.device.cluster import require_own_processes
+from lesionseg.training.device.accelerator import require_own_processes
+from lesionseg.training.learning_settings import Learning
 from lesionseg.training.settings import AuditSettings, OptimiserSettings, TrainerSettings
 
 Scores = Mapping[str, Any]
@@ -69,49 +70,75 @@ def train(
 ) -> TrainOutcome:
     """Train, choose an operating point on the validation role, test, bundle and report.
 
-    All of it lies in `run_dir`; `config` is the resolved configuration that is kept there, and
-    train.log what is logged. All cases are read and checked before the first file is written.
-    Starting again with the same configuration resumes. With `data.fold` "all" every fold is trained
-    in turn, and what is chosen is chosen on the cases that each fold's network never saw; see
-    `cross_validate`. Raises the `LesionsegError` of whatever is wrong.
+    All cases are read and checked before the first file is written. Starting again with the same
+    configuration resumes. Raises the `LesionsegError` of whatever is wrong.
+
+    Args:
+        data: the folder and its roles; `fold` "all" trains every fold, and chooses on the cases
+            that each fold's network never saw (see `cross_validate`).
+        model: architecture and what else of the plan is not to be derived from the data;
+            `init_from`, a bundle whose weights come first.
+        loss: of voxels, a `losses.VoxelLoss`.
+        detection: the loss of a detector's anchors.
+        sampling: the mix of tiles.
+        augment: how tiles are changed.
+        optim: the optimiser and its learning rate.
+        trainer: how long (minutes or steps), on what and how.
+        audit: whether and when references that are likely wrong are looked for.
+        logger: where else than in metrics.csv the training is followed.
+        inference: how whole volumes are predicted.
+        preset: by what rules detections are matched to lesions and scored.
+        report: what the page shows.
+        operating_point: accepts the candidates, such as fp_per_case:1.
+        calibration: of candidates' scores: platt, isotonic or none.
+        run_dir: holds all results, `config` and train.log; None for runs/<dataset>_<model>_<time>.
+        seed: of the split, the first weights, the tiles and the augmentation.
+        replicates: of the bootstrap behind every interval.
+        config: the resolved configuration as plain data, kept in the run directory.
     """
-    started = time.monotonic()
-    require_logger(logger)
-    require_own_processes(trainer.devices)
-    run = Path(run_dir) if run_dir else default_run_dir(data.root, model.architecture)
-    check_claim(run, config)
+    learning = Learning(
+        loss, trainer, sampling, augment, optim, detection, seed, init_from=model.init_from
+    )
     recipe = Recipe(
         data=data,
         model=model,
-        learning=Learning(
-            loss, sampling, augment, optim, replace(trainer, seed=seed), detection, model.init_from
-        ),
+        learning=learning,
         audit=audit,
         logger=logger,
         inference=inference,
         preset=preset,
         report=report,
-        wishes=ChoiceSettings(operating_point, calibration, replicates, seed),
+        choice=ChoiceSettings(operating_point, calibration, replicates, seed),
         config=config,
     )
+    run = Path(run_dir) if run_dir else default_run_dir(data.root, model.architecture)
+    return _run(recipe, run)
+
+
+def _run(recipe: Recipe, run: Path) -> TrainOutcome:
+    """Survey, train, judge and report, all of it in `run`."""
+    started, learning = time.monotonic(), recipe.learning
+    require_logger(recipe.logger)
+    require_own_processes(learning.trainer.devices)
+    check_claim(run, recipe.config)
     with kept_log(run) as note:
-        warn_of_unheard_loss(model.architecture, loss, detection)
-        found = survey(data, seed)
-        finish = cross_validate if data.fold == ALL_FOLDS else _hold_out
-        finished = finish(recipe, found, run)
-        page = report_run(run, found.dataset, report)
+        warn_of_unheard_loss(recipe.model.architecture, learning.loss, learning.detection)
+        survey = take_survey(recipe.data, learning.seed)
+        train_all = cross_validate if recipe.data.fold == ALL_FOLDS else _hold_out
+        result = train_all(recipe, survey, run)
+        page = report_run(run, survey.dataset, recipe.report)
         seconds = time.monotonic() - started
         note(f"Finished in {seconds / 60:.1f} minutes.")
-    why = finished.plan.reasons
+    why = result.plan.reasons
     notes = tuple(f"{what.capitalize()}: {why[what]}" for what in CHOSEN if what in why)
-    return TrainOutcome(run, seconds, finished.scores, page, notes)
+    return TrainOutcome(run, seconds, result.scores, page, notes)
 
 
-def _hold_out(recipe: Recipe, found: Survey, run: Path) -> Finished:
+def _hold_out(recipe: Recipe, survey: Survey, run: Path) -> TrainResult:
     """One training, judged on the validation and test roles."""
-    trained = train_once(recipe, found, begin(recipe, found, run), run)
+    trained = train_once(recipe, survey, begin(recipe, survey, run), run)
     tested = judge_untouched(
-        trained.predictor, found, run / "test", "test", recipe.rules(trained.origin)
+        trained.predictor, survey, run / "test", "test", recipe.rules(trained.origin)
     )
     scores = {"validation": trained.validation and trained.validation.scores, "test": tested}
-    return Finished(trained.plan, {role: s for role, s in scores.items() if s})
+    return TrainResult(trained.plan, {role: s for role, s in scores.items() if s})

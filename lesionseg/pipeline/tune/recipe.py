@@ -18,11 +18,10 @@ from lesionseg.pipeline.dataset.data_settings import DataSettings
 from lesionseg.pipeline.dataset.same_cases import refuse_other_cases
 from lesionseg.pipeline.dataset.survey import Survey, n_lesions, survey
 from lesionseg.pipeline.run.capabilities import require_masks
-from lesionseg.pipeline.run.device_memory import require_device
 from lesionseg.pipeline.run.outcome_summary import aligned
 from lesionseg.pipeline.run.provenance import device_name, is_simulated, provenance
 from lesionseg.pipeline.run.run_dir import check_claim, claim, default_run_dir, is_claimed
-from lesionseg.pipeline.train.learning import Learning, affordable, decide, prepare_cases
+from lesionseg.pipeline.train.learning import affordable, decide, prepare_cases
 from lesionseg.pipeline.tune.pair_losses import AnchorLossOfPair, LossOfPair, PairLosses
 from lesionseg.pipeline.tune.search import Search, TuneSettings, require_optuna
 from lesionseg.pipeline.tune.trial import Examiner, TrialRecipe
@@ -30,7 +29,8 @@ from lesionseg.pipeline.tune.tune_results import Circumstances, describe, write_
 from lesionseg.plan.make import PlanOverrides
 from lesionseg.report.figures.search_surface import steadiest
 from lesionseg.report.sections.tuning_page import TuningSearch, TuningTrial, table
-from lesionseg.training.device.kind import training_device
+from lesionseg.training.device.accelerator import require_device, training_device
+from lesionseg.training.learning_settings import Learning
 from lesionseg.training.settings import OptimiserSettings, TrainerSettings
 
 log = logging.getLogger(__name__)
@@ -97,13 +97,14 @@ def tune(
     refuse_other_cases(run, found.splits)  # its trials would not compare
     cases = [c for c in found.of_role("validation") if c.reference is not None or c.annotations]
     lesions = _count_lesions(found, cases, data)
-    trainer = replace(_with_checks(trainer), seed=seed)
+    trainer = _with_checks(trainer)
     learning = partial(
         Learning,
         sampling=sampling,
         augmentation=augment,
         optimiser=optim,
         trainer=trainer,
+        seed=seed,
         init_from=model.init_from,
     )
     plan = decide(found, model, trainer.accelerator, run)

@@ -18,12 +18,13 @@ from lesionseg.inference.inference_settings import InferenceSettings
 from lesionseg.inference.predictor import Predictor
 from lesionseg.io.cases import read_case
 from lesionseg.pipeline.dataset.survey import Survey
-from lesionseg.pipeline.train.learning import Learning, learn, linked
+from lesionseg.pipeline.train.learning import learn, linked
 from lesionseg.pipeline.tune.pair_losses import PairLosses
 from lesionseg.pipeline.tune.search import OpenTrial
 from lesionseg.plan.plan import Plan
 from lesionseg.training.callbacks.step_callbacks import AfterStep
 from lesionseg.training.fit import CHECKPOINT
+from lesionseg.training.learning_settings import Learning
 from lesionseg.training.step.module import LesionModule
 
 # Recall moves in steps of one lesion. Between pairs that find the same lesions the average

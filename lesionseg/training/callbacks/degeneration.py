@@ -1,4 +1,4 @@
-"""Signs that a focal loss teaches the wrong things, told in plain language."""
+"""Signs that a focal loss teaches the wrong things, in plain language."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ Kind = Literal["hard_background", "few_lesions", "collapse", "nothing_found"]
 STRETCH = 20
 # Of the gradient. Where a sigmoid's bias has settled, its gradients of lesions and background
 # cancel, so that all background together takes half; above it the outliers alone decide. Simulated
-# brain MRI with a tenth of its labels spoilt reached 0.31 (benchmarks/trial_label_audit.py).
+# brain MRI with a tenth of its labels corrupted reached 0.31 (benchmarks/trial_label_audit.py).
 HARD_LIMIT = 0.5
 # Of the gradient: a hundredth of the half that lesions take where things are in balance.
 LESION_LIMIT = 0.01
@@ -87,8 +87,8 @@ def find_degenerations(rows: Sequence[BalanceRow], share: float = 0.0) -> tuple[
         return ()
     signs: tuple[Callable[[Sequence[BalanceRow]], Degeneration | None], ...]
     signs = (_hard_background, _few_lesions, _collapse)
-    found = [*(sign(rows) for sign in signs), _nothing_found(rows, share)]
-    return tuple(each for each in found if each is not None)
+    signs_shown = [*(sign(rows) for sign in signs), _nothing_found(rows, share)]
+    return tuple(each for each in signs_shown if each is not None)
 
 
 def _hard_background(rows: Sequence[BalanceRow]) -> Degeneration | None:

@@ -1,4 +1,4 @@
-"""Who is taught: focal_balance.csv, loss_curves.csv and warnings, while a network trains.
+"""What the focal loss teaches: focal_balance.csv, loss_curves.csv and warnings while training.
 
 At each logging step, from the logits of the batch that is being trained on. One measurement takes
 about 30 ms for two tiles of 64³ on one CPU core.
@@ -7,6 +7,7 @@ about 30 ms for two tiles of 64³ on one CPU core.
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -60,23 +61,23 @@ COLUMNS = (
 
 
 class FocalBalance(AfterStep):
-    """Writes who gets loss and gradient into `run_dir`, on the first process, and warns once each.
+    """Writes which voxels get loss and gradient, on the first process, and warns once of each kind.
 
-    focal_balance.csv, one row a logging step: `loss` is the mean of the whole training loss since
+    focal_balance.csv, one row per logging step: `loss` is the mean of the whole training loss since
     the row before; `loss_…` and `gradient_…` are shares of the loss's focal term and of the L1
     norm of its gradient by the finest logits that come from lesion elements, from the hardest 1 %
     of background and from the easy rest, with the sums beside them; empty for a loss without a
     focal term. `lesion_p`: mean over `n_lesions` of the highest probability in each.
     loss_curves.csv: mean cumulative loss of the logging steps in the last tenth of the budget.
     focal_balance.json: a list of {step, kind, sentence}. A resumed training goes on with all
-    three but the curves, which a kill in the last tenth makes start anew.
+    three but the curves, which start again after a kill in the last tenth.
     """
 
     def __init__(self, run_dir: Path) -> None:
         self.run_dir = run_dir
         self.history: History | None = None
         self.terms: tuple[FocalTerm, ...] = ()
-        self.said: list[Degeneration] = []
+        self.warnings: list[Degeneration] = []
         self._rows: list[BalanceRow] = []
         self._losses: list[Tensor] = []
         self._balances: list[Balance] = []
@@ -91,7 +92,7 @@ class FocalBalance(AfterStep):
         self.terms = module.objective.focal_terms()
         self.history = History(self.run_dir / BALANCE, done, COLUMNS)
         self._rows = [_from_row(row) for row in self.history.rows[-STRETCH:]]
-        self.said = read_warnings(self.run_dir / WARNINGS, done)
+        self.warnings = read_warnings(self.run_dir / WARNINGS, done)
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
@@ -99,11 +100,8 @@ class FocalBalance(AfterStep):
         """Ask to see the logits of a logging step."""
         module = cast(LesionModule, pl_module)
         due = (module.counters.steps + 1) % module.settings.log_every == 0
-        module.watch = None
         if self.history is not None and due:
-            last = module.progress >= CURVES_FROM
-            activation = module.plan.activation
-            module.watch = lambda logits, targets: self._look(logits, targets, activation, last)
+            module.watchers.append(partial(self._watch, module))
 
     def after_step(self, trainer: pl.Trainer, module: LesionModule) -> None:
         """Write the row of a logging step; nothing of a skipped one."""
@@ -117,24 +115,18 @@ class FocalBalance(AfterStep):
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write what is left, and the curves."""
-        cast(LesionModule, pl_module).watch = None
         if self.history is not None:
             self.history.write()
-            write_json(self.run_dir / WARNINGS, [asdict(warning) for warning in self.said])
+            write_json(self.run_dir / WARNINGS, [asdict(warning) for warning in self.warnings])
         if self._curves:
             write_curves(self.run_dir / CURVES, self._curves)
 
-    def _look(self, logits: Tensor, targets: LevelTargets, activation: str, last: bool) -> None:
-        where = (logits, targets.labels)
-        self._balances.append(
-            measure_balance(
-                *where, targets.instances, self.terms, activation=activation, valid=targets.valid
-            )
-        )
-        if last and self.terms:
-            self._curves.append(
-                loss_curves(*where, self.terms, activation=activation, valid=targets.valid)
-            )
+    def _watch(self, module: LesionModule, logits: Tensor, targets: LevelTargets) -> None:
+        meaning: Any = {"activation": module.plan.activation, "valid": targets.valid}
+        labels, instances = targets.labels, targets.instances
+        self._balances.append(measure_balance(logits, labels, instances, self.terms, **meaning))
+        if self.terms and module.progress >= CURVES_FROM:
+            self._curves.append(loss_curves(logits, labels, self.terms, **meaning))
 
     def _add(self, module: LesionModule) -> None:
         loss = float(torch.stack(self._losses).mean())
@@ -147,11 +139,11 @@ class FocalBalance(AfterStep):
             self._warn(warning)
 
     def _warn(self, warning: Degeneration) -> None:
-        if warning.kind in {known.kind for known in self.said}:
+        if warning.kind in {earlier.kind for earlier in self.warnings}:
             return
         log.warning("Step %d: %s", warning.step, warning.sentence)
-        self.said.append(warning)
-        write_json(self.run_dir / WARNINGS, [asdict(known) for known in self.said])
+        self.warnings.append(warning)
+        write_json(self.run_dir / WARNINGS, [asdict(earlier) for earlier in self.warnings])
 
 
 def read_warnings(path: Path, upto_step: int) -> list[Degeneration]:

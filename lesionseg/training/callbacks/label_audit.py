@@ -1,6 +1,6 @@
 """label_audit.csv: the training references that are most likely wrong, for a human to look at.
 
-A network that has not yet learnt the training set by heart predicts what the other cases taught
+A network that has not yet overfitted the training set predicts what the other cases taught
 it. A reference lesion that it does not see, snapshot after snapshot, is likely none, or lies beside
 the real one; a spot that it takes for a lesion is likely one that the reference misses.
 """
@@ -94,8 +94,8 @@ class LabelAudit(AfterStep):
 
     def _snapshot(self, share: float, network: nn.Module) -> Snapshot:
         started = time.monotonic()
-        seer = copy.deepcopy(network)  # predicting lays out the weights anew and ends training mode
-        seen = [look(seer, case, self.plan, self.settings.overlap) for case in self.cases]
+        frozen = copy.deepcopy(network)  # predicting changes the weights' layout and the mode
+        seen = [look(frozen, case, self.plan, self.settings.overlap) for case in self.cases]
         log.info(
             "Label audit at %.0f %% of training: %d cases in %.0f s.",
             100 * share,
@@ -201,7 +201,7 @@ def read_snapshots(path: Path) -> list[Snapshot]:
     try:
         return [snapshot_from_json(raw) for raw in read_json(path)]
     except (ReadError, KeyError, TypeError, ValueError) as error:
-        log.warning("The label audit begins anew: %s", error)
+        log.warning("The label audit starts again: %s", error)
         return []
 
 

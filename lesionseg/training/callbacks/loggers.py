@@ -30,7 +30,7 @@ MADE = Path("logger.json")
 
 @dataclass(frozen=True)
 class LoggerSettings:
-    """Which logger is told the rows of metrics.csv and shown the previews; `csv` for none.
+    """Which logger gets the rows of metrics.csv and shown the previews; `csv` for none.
 
     `project` and `name` are what runs are called there (`name` None: the run directory's). W&B
     sends nothing while `offline`; `wandb sync` does so later. `tracking_uri` is MLflow's server,

@@ -1,6 +1,6 @@
-"""Pictures of a few tiles while a network trains: the reference beside the prediction."""
+"""Pictures of a few tiles and validation cases in training: reference beside prediction."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -12,11 +12,12 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
+from lesionseg.core import Prediction, Reference, Volume
 from lesionseg.data.tiling import TileGrid
 from lesionseg.inference.candidates.box_candidates import BoxCollector
 from lesionseg.io.atomic import atomic_path
 from lesionseg.models.detector_output import DetectorOutput
-from lesionseg.ops.components import mask_boxes
+from lesionseg.ops.components import lesion_instances, mask_boxes
 from lesionseg.plan.plan import Plan
 from lesionseg.training.callbacks.drawing import (
     Picture,
@@ -42,20 +43,39 @@ class PreviewTile:
     instances: Tensor
 
 
-class Previews(AfterStep):
+class Pictures(AfterStep):
+    """Base of the callbacks here: keeps rows of pictures as one in `run_dir/previews`.
+
+    `n` rows at most; `show` is given each picture, too.
+    """
+
+    def __init__(self, run_dir: Path, n: int, show: Show | None) -> None:
+        self.folder, self.n, self.show = run_dir / PREVIEWS, n, show
+
+    def keep(self, rows: Sequence[Picture], name: str, file: str, step: int) -> None:
+        """Write a PNG, whole or not at all, and show it."""
+        picture, path = stacked(rows), self.folder / f"{file}_{step:06d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_path(path) as temporary:
+            Image.fromarray(picture).save(temporary, format="PNG")
+        if self.show is not None:
+            self.show(name, picture, step)
+
+
+class Previews(Pictures):
     """Draws the first tiles with a lesion, again and again, into `run_dir/previews`.
 
     One picture each `every_minutes` and at the end, `step_<number>.png`, by the averaged network: a
-    row a tile, at its slice with most of the lesion. Left the reference's outline, right what is
+    row per tile, at its slice with most of the lesion. Left the reference's outline, right what is
     predicted at p ≥ 0.5 filled and the reference's outline; of a network without voxels the frames
-    of boxes at p ≥ `LEAST_P`. `show` is given each picture, too.
+    of boxes at p ≥ `LEAST_P`.
     """
 
     def __init__(
         self, run_dir: Path, every_minutes: float, n_tiles: int, show: Show | None = None
     ) -> None:
-        self.folder, self.every_minutes, self.n_tiles = run_dir / PREVIEWS, every_minutes, n_tiles
-        self.show = show
+        super().__init__(run_dir, n_tiles, show)
+        self.every_minutes = every_minutes
         self.tiles: list[PreviewTile] = []
         self._due = 0.0
         self._drawn = -1
@@ -68,8 +88,8 @@ class Previews(AfterStep):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Keep tiles with a lesion until there are enough."""
-        if trainer.is_global_zero and len(self.tiles) < self.n_tiles:
-            self._keep(batch)
+        if trainer.is_global_zero and len(self.tiles) < self.n:
+            self._take(batch)
 
     def after_step(self, trainer: pl.Trainer, module: LesionModule) -> None:
         """Draw when it is due."""
@@ -81,23 +101,21 @@ class Previews(AfterStep):
         """Draw what training hands over."""
         self._draw(cast(LesionModule, pl_module))
 
-    def _keep(self, batch: Mapping[str, Tensor]) -> None:
+    def _take(self, batch: Mapping[str, Tensor]) -> None:
         for image, instances in zip(batch["image"], batch["instances"], strict=True):
-            if len(self.tiles) < self.n_tiles and bool((instances > 0).any()):
+            if len(self.tiles) < self.n and bool((instances > 0).any()):
                 self.tiles.append(PreviewTile(image.cpu(), instances.cpu()))
 
     def _draw(self, module: LesionModule) -> None:
         step = module.counters.steps
         if not self.tiles or step == self._drawn:
             return
-        picture = stacked([_row(module.final_network, module, tile) for tile in self.tiles])
-        keep_picture(picture, self.folder / f"step_{step:06d}.png")
-        if self.show is not None:
-            self.show("previews", picture, step)
+        rows = [_tile_row(module.final_network, module, tile) for tile in self.tiles]
+        self.keep(rows, "previews", "step", step)
         self._drawn = step
 
 
-def _row(network: nn.Module, module: LesionModule, tile: PreviewTile) -> Picture:
+def _tile_row(network: nn.Module, module: LesionModule, tile: PreviewTile) -> Picture:
     """The two pictures of a tile, side by side."""
     output = _output(network, tile.image.to(module.device))
     instances, image = tile.instances.numpy(), tile.image[0].numpy()
@@ -105,8 +123,8 @@ def _row(network: nn.Module, module: LesionModule, tile: PreviewTile) -> Picture
     if module.plan.has_voxels:
         p = _probability(output, module.plan.activation)
         return masks_side_by_side(image[cut], instances[cut] > 0, p[cut] >= 0.5)
-    reference, found = mask_boxes(instances, int(instances.max())), _boxes(output, module.plan)
-    return boxes_side_by_side(image[cut], crossing(reference, cut), crossing(found, cut))
+    reference, boxes = mask_boxes(instances, int(instances.max())), _boxes(output, module.plan)
+    return boxes_side_by_side(image[cut], crossing(reference, cut), crossing(boxes, cut))
 
 
 def _output(network: nn.Module, image: Tensor) -> Any:
@@ -132,12 +150,85 @@ def _boxes(output: DetectorOutput, plan: Plan) -> NDArray[np.float32]:
     """The boxes `[n, 2·dims]` that inference would find in a tile by itself, at p ≥ `LEAST_P`."""
     collector = BoxCollector(TileGrid(plan.tile_shape, plan.tile_shape), plan)
     collector.add(output, [0], ())
-    found = collector.finish()
-    return np.asarray(found.boxes[found.scores >= LEAST_P].numpy())
+    candidates = collector.finish()
+    return np.asarray(candidates.boxes[candidates.scores >= LEAST_P].numpy())
 
 
-def keep_picture(picture: Picture, path: Path) -> None:
-    """Write a PNG, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_path(path) as temporary:
-        Image.fromarray(picture).save(temporary, format="PNG")
+class ValidationSlices(Pictures):
+    """Draws the first few validation cases with a lesion, into `run_dir/previews`.
+
+    One picture a validation, `validation_step_<number>.png`: a row per case, at the slice with most
+    of the lesion on the file's own grid. Left the reference's outline, right what is accepted
+    filled and the reference's outline; without masks the frames of boxes, of candidates from
+    `LEAST_P` on. Whoever predicts the cases shows them by `see`.
+    """
+
+    def __init__(self, run_dir: Path, n_cases: int, show: Show | None = None) -> None:
+        super().__init__(run_dir, n_cases, show)
+        self.rows: list[Picture] = []
+
+    @property
+    def is_full(self) -> bool:
+        """Whether no more cases are needed for the next picture."""
+        return len(self.rows) >= self.n
+
+    def see(self, image: Volume, reference: Reference, prediction: Prediction) -> None:
+        """Take a case for the next picture, if it has a lesion and the picture is not full."""
+        row = None if self.is_full else _case_row(image, reference, prediction)
+        if row is not None:
+            self.rows.append(row)
+
+    def draw(self, step: int) -> None:
+        """Write and show what has been seen since the last picture; nothing where nothing was."""
+        if self.rows:
+            self.keep(self.rows, "validation", "validation_step", step)
+            self.rows = []
+
+    def after_step(self, trainer: pl.Trainer, module: LesionModule) -> None:
+        """Draw when this step was validated."""
+        self.draw(module.counters.steps)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Draw the last validation."""
+        if isinstance(pl_module, LesionModule):
+            self.draw(pl_module.counters.steps)
+
+
+def _case_row(image: Volume, reference: Reference, prediction: Prediction) -> Picture | None:
+    """The two pictures of a case; None without a lesion."""
+    marked = reference.labels if reference.labels is not None else reference.instances
+    if marked is None or prediction.instances is None:
+        return _case_row_of_boxes(image, reference, prediction)
+    lesion = marked > 0
+    if not lesion.any():
+        return None
+    cut = fullest(lesion)
+    return masks_side_by_side(image.array[0][cut], lesion[cut], prediction.mask()[cut] > 0)
+
+
+def _case_row_of_boxes(
+    image: Volume, reference: Reference, prediction: Prediction
+) -> Picture | None:
+    """The same where one side has boxes alone; the plane through the middle of the largest."""
+    boxes = _reference_boxes(reference)
+    if len(boxes) == 0:
+        return None
+    start, stop = np.split(boxes, 2, axis=1)
+    largest = int((stop - start).prod(axis=1).argmax())
+    middle = ((start[largest] + stop[largest]) / 2).astype(int)
+    cut = tuple(int(i) for i in middle[:-2])
+    candidates = [c.start_vox + c.stop_vox for c in prediction.candidates if c.score >= LEAST_P]
+    plane = image.array[0][cut]
+    return boxes_side_by_side(plane, crossing(boxes, cut), crossing(candidates, cut))
+
+
+def _reference_boxes(reference: Reference) -> NDArray[np.float32]:
+    """The boxes that the dataset gives, or those around its lesions."""
+    if reference.boxes is not None:
+        return reference.boxes
+    instances = reference.instances
+    if instances is None and reference.labels is not None:
+        instances = lesion_instances(reference.labels).instances
+    if instances is None:
+        return np.zeros((0, 2 * len(reference.geometry.shape)), dtype=np.float32)
+    return mask_boxes(instances, int(instances.max()))

@@ -52,7 +52,7 @@ class Resume(AfterStep):
 class Record(AfterStep):
     """Adds the mean of each few steps to the history; skipped steps are counted, not averaged.
 
-    `listeners` are told each row, too.
+    `listeners` are called with each row, too.
     """
 
     def __init__(self, path: Path, every: int) -> None:
@@ -80,8 +80,8 @@ class Record(AfterStep):
         if self.history is None:
             return
         self.history.add(row)
-        for tell in self.listeners:
-            tell(row)
+        for listener in self.listeners:
+            listener(row)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write what is left."""
@@ -135,9 +135,9 @@ class Validation(AfterStep):
 class SaveCheckpoint(AfterStep):
     """Writes checkpoints/last.ckpt every few minutes and at the end.
 
-    The history goes first: a resumed training keeps its rows up to the checkpoint's step. Seldomer
-    where writing is slow, so that it takes no more than `WRITING_SHARE` of the time; every 0
-    minutes is after each step, at any cost.
+    The history goes first: a resumed training keeps its rows up to the checkpoint's step. Slow
+    writing happens less often, so that it takes no more than `WRITING_SHARE` of the time; every 0
+    minutes is after each step, whatever it costs.
     """
 
     def __init__(self, path: Path, every_minutes: float, record: Record) -> None:
@@ -160,7 +160,7 @@ class SaveCheckpoint(AfterStep):
     def on_exception(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
     ) -> None:
-        """Tell an interrupted user how to go on; the steps since the last checkpoint are lost."""
+        """Say to an interrupted user how to go on; the steps since the last checkpoint are lost."""
         if trainer.is_global_zero and isinstance(exception, KeyboardInterrupt | SystemExit):
             step = cast(LesionModule, pl_module).counters.steps
             log.warning(

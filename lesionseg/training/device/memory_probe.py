@@ -13,9 +13,8 @@ from lesionseg.errors import TrainingError
 from lesionseg.plan.plan import Plan
 from lesionseg.plan.tile_rules import total_stride
 from lesionseg.training.settings import OptimiserSettings, TrainerSettings
-from lesionseg.training.step.averaging import averaged_network
 from lesionseg.training.step.objective import Objective
-from lesionseg.training.step.optimiser import make_optimiser
+from lesionseg.training.step.optimiser import averaged_network, make_optimiser
 
 log = logging.getLogger(__name__)
 
@@ -26,7 +25,7 @@ MAX_STEPS_DOWN = 3
 class Probe:
     """What a training step of a plan needs: its network, what teaches it, and the device.
 
-    `dtype`: of autocast, fp32 for none. `build` and `teach` are called anew for each size.
+    `dtype`: of autocast, fp32 for none. `build` and `teach` are called again for each size.
     """
 
     build: Callable[[Plan], nn.Module]
@@ -56,13 +55,13 @@ class Probe:
         decay = self.settings.ema_decay
         averaged = None if decay is None else averaged_network(network, decay)
         batch = some_batch(plan, plan.batch_size, self.device)
-        lesson = objective.lesson(batch)
-        divisors = [torch.ones((), device=self.device) for _ in lesson.counts()]
+        targets = objective.targets(batch)
+        normalisers = [torch.ones((), device=self.device) for _ in targets.counts()]
         for _ in range(2):
             optimiser.zero_grad()
             with self._autocast():
                 output = network(batch["image"])
-            terms = objective.terms(output, lesson, divisors)
+            terms = objective.terms(output, targets, normalisers)
             torch.stack(list(terms.values())).sum().backward()  # type: ignore[no-untyped-call]
             optimiser.step()
             if averaged is not None:

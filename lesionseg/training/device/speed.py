@@ -61,7 +61,7 @@ def choose_speed(
     """On a GPU the faster of both layouts, then compiled, with CUDA graphs or not, where that pays.
 
     Timed on copies, outside the budget's clock. A CPU's layout is known (`models.precision`), and
-    it compiles only when told to: convolutions, most of a step there, are not what that speeds up.
+    it compiles only when asked to: convolutions, most of a step there, are not what that speeds up.
     """
     known = fast_memory_format(plan.dims, device)
     if device.type != "cuda":
@@ -154,15 +154,15 @@ def time_step(
     """Median seconds of a forward and a backward pass of a batch, after some to warm up."""
     network.to(device).train()
     batch = some_batch(plan, plan.batch_size, device)
-    lesson = objective.lesson(batch)
-    divisors = [torch.ones((), device=device) for _ in lesson.counts()]
+    targets = objective.targets(batch)
+    normalisers = [torch.ones((), device=device) for _ in targets.counts()]
     taken = []
     for _ in range(WARM_UP + TIMED):
         started = time.perf_counter()
         begin_forward(mode)
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
             output = network(batch["image"])
-        terms = objective.terms(output, lesson, divisors)
+        terms = objective.terms(output, targets, normalisers)
         torch.stack(list(terms.values())).sum().backward()  # type: ignore[no-untyped-call]
         if device.type == "cuda":
             torch.cuda.synchronize(device)

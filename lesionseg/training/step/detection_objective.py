@@ -20,8 +20,8 @@ from lesionseg.training.step.objective import (
     BatchTargets,
     Objective,
     Terms,
-    VoxelLesson,
     VoxelObjective,
+    VoxelTargets,
 )
 from lesionseg.training.step.supervision import LevelTargets
 
@@ -29,7 +29,7 @@ _POSITIVES_A_TILE = 4.0  # what a lesion of a few voxels gets by ATSS
 
 
 @dataclass(frozen=True, eq=False)
-class DetectionLesson(BatchTargets):
+class DetectionTargets(BatchTargets):
     """The targets of all anchors, tile by tile, and of the voxels where the network has them.
 
     `labels`, `instances` (lesion ids, 0 for background) and `valid`: `[B, n]`; `boxes`: each tile's
@@ -40,21 +40,21 @@ class DetectionLesson(BatchTargets):
     instances: Tensor
     valid: Tensor
     boxes: tuple[Tensor, ...]
-    voxels: VoxelLesson | None
+    voxels: VoxelTargets | None
 
     def counts(self) -> list[Tensor]:
         """Positive anchors, then lesion voxels of each level."""
         anchors = (self.labels > 0).sum().float()
         return [anchors, *(self.voxels.counts() if self.voxels else ())]
 
-    def split(self, size: int) -> "list[DetectionLesson]":
+    def split(self, size: int) -> "list[DetectionTargets]":
         """Part by part."""
         n = range(0, len(self.labels), size)
-        voxels: Sequence[VoxelLesson | None] = (
+        voxels: Sequence[VoxelTargets | None] = (
             self.voxels.split(size) if self.voxels else [None] * len(n)
         )
         return [
-            DetectionLesson(
+            DetectionTargets(
                 self.labels[i : i + size],
                 self.instances[i : i + size],
                 self.valid[i : i + size],
@@ -89,7 +89,7 @@ class DetectionObjective(Objective):
         voxels = self.voxels.expected(n_tiles) if self.voxels else ()
         return (_POSITIVES_A_TILE * n_tiles, *voxels)
 
-    def lesson(self, batch: Mapping[str, Tensor]) -> DetectionLesson:
+    def targets(self, batch: Mapping[str, Tensor]) -> DetectionTargets:
         """Assign every tile's lesions to its anchors."""
         levels, anchors = self._grid(tuple(batch["labels"].shape[1:]), batch["labels"].device)
         finest = LevelTargets.of(batch)
@@ -99,16 +99,16 @@ class DetectionObjective(Objective):
             _tile(assign, levels, anchors, *tile)
             for tile in zip(finest.instances, labels, finest.valid, strict=True)
         ]
-        return DetectionLesson(
+        return DetectionTargets(
             labels=torch.stack([row.labels for row in rows]),
             instances=torch.stack([row.ids for row in rows]),
             valid=torch.stack([row.valid for row in rows]),
             boxes=tuple(row.boxes for row in rows),
-            voxels=self.voxels.lesson(batch) if self.voxels else None,
+            voxels=self.voxels.targets(batch) if self.voxels else None,
         )
 
     def terms(
-        self, output: DetectorOutput, lesson: DetectionLesson, divisors: Sequence[Tensor]
+        self, output: DetectorOutput, targets: DetectionTargets, normalisers: Sequence[Tensor]
     ) -> Terms:
         """The anchors' terms, and the voxels' by their own names; computed in fp32."""
         with torch.autocast(output.class_logits.device.type, enabled=False):
@@ -117,19 +117,21 @@ class DetectionObjective(Objective):
                 output.class_logits.float(),
                 output.box_deltas.float(),
                 anchors,
-                lesson.anchors(),
-                normaliser=divisors[0],
+                targets.anchors(),
+                normaliser=normalisers[0],
             )
-        if self.voxels is None or lesson.voxels is None:
+        if self.voxels is None or targets.voxels is None:
             return terms
-        return terms | self.voxels.terms(output.segmentation, lesson.voxels, divisors[1:])
+        return terms | self.voxels.terms(output.segmentation, targets.voxels, normalisers[1:])
 
-    def shown(self, output: DetectorOutput, lesson: DetectionLesson) -> tuple[Tensor, LevelTargets]:
+    def shown(
+        self, output: DetectorOutput, targets: DetectionTargets
+    ) -> tuple[Tensor, LevelTargets]:
         """The finest voxels, or the anchors as if they were voxels in a row."""
-        if self.voxels is not None and lesson.voxels is not None:
-            return self.voxels.shown(output.segmentation, lesson.voxels)
+        if self.voxels is not None and targets.voxels is not None:
+            return self.voxels.shown(output.segmentation, targets.voxels)
         logits = output.class_logits.detach().transpose(1, 2)
-        return logits, LevelTargets(lesson.labels, lesson.instances, lesson.valid)
+        return logits, LevelTargets(targets.labels, targets.instances, targets.valid)
 
     def focal_terms(self) -> tuple[FocalTerm, ...]:
         """Those of the voxels' loss, or that of the anchors'."""

@@ -14,9 +14,8 @@ from lesionseg.losses.normaliser import PositiveAverage
 from lesionseg.plan.plan import Plan
 from lesionseg.training.device.speed import BACKEND, GRAPHS, Mode, begin_forward
 from lesionseg.training.settings import OptimiserSettings, TrainerSettings
-from lesionseg.training.step.averaging import averaged_network
 from lesionseg.training.step.objective import BatchTargets, Objective, add_terms
-from lesionseg.training.step.optimiser import make_optimiser, set_learning_rate
+from lesionseg.training.step.optimiser import averaged_network, make_optimiser, set_learning_rate
 from lesionseg.training.step.scaling import LossScale, fp16_context
 from lesionseg.training.step.schedule import Clock, TrainingBudget, learning_rate
 from lesionseg.training.step.supervision import LevelTargets
@@ -24,7 +23,7 @@ from lesionseg.training.step.supervision import LevelTargets
 log = logging.getLogger(__name__)
 
 MAX_SKIPPED_IN_A_ROW = 10
-Watch = Callable[[Tensor, LevelTargets], None]
+Watcher = Callable[[Tensor, LevelTargets], None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,7 +31,7 @@ class StepReport:
     """What one step did; `terms` sum to `loss`, `positives` counts the lesion voxels (or
     anchors) of the step.
 
-    Tensors are 0-d and stay on the device, so that nobody waits for what nobody reads.
+    Tensors are 0-d and stay on the device: only reading them waits for it.
     """
 
     step: int
@@ -54,13 +53,13 @@ class Counters:
 
 
 class LesionModule(pl.LightningModule):
-    """A network, its objective and its weights' average, trained one optimiser step a batch.
+    """A network, its objective and its weights' average, trained one optimiser step per batch.
 
     A batch holds all tiles of a step on this process, `plan.batch_size · accumulate` of them: the
-    divisor of the focal loss counts the positives of all, so they must be known before the first
+    normaliser of the focal loss counts the positives of all, which must be known before the first
     backward. It goes through the network `plan.batch_size` tiles at a time. The loss is the mean
-    over these parts and over processes, each given divisor / (parts · processes): then both terms
-    averaged over voxels and terms divided by positives equal those of one large batch.
+    over these parts and over processes, each given normaliser / (parts · processes). So terms
+    averaged over voxels and terms divided by positives both equal those of one large batch.
     """
 
     def __init__(
@@ -86,7 +85,7 @@ class LesionModule(pl.LightningModule):
         self.clock = clock or Clock()
         self.counters = Counters()
         self.latest: StepReport | None = None
-        self.watch: Watch | None = None  # shown the finest logits and targets of each part
+        self.watchers: list[Watcher] = []  # of the next step, each shown all of its parts
 
     def use_fp16(self) -> None:
         """Compute in fp16 from now on, with a scaled loss."""
@@ -107,7 +106,7 @@ class LesionModule(pl.LightningModule):
             self.network._compiled_call_impl = None
 
     def make_normalisers(self, n_processes: int) -> nn.ModuleList:
-        """One average of positives a divisor, from what the objective expects of a step."""
+        """One average of positives per normaliser, from what the objective expects of a step."""
         n_tiles = self.plan.batch_size * self.settings.accumulate * n_processes
         return nn.ModuleList(PositiveAverage(n) for n in self.objective.expected(n_tiles))
 
@@ -134,10 +133,11 @@ class LesionModule(pl.LightningModule):
         """One optimiser step; a step whose loss or gradient is not finite leaves the weights."""
         optimiser: Any = self.optimizers()
         lr = set_learning_rate(optimiser, learning_rate(self.progress, self.optimiser_settings))
-        lesson = self.objective.lesson(batch)
-        divisors, positives = self._divisors(lesson)
+        targets = self.objective.targets(batch)
+        normalisers, positives = self._normalise(targets)
         self._clear_gradients(optimiser)
-        terms = self._accumulate(batch["image"], lesson, divisors)
+        terms = self._accumulate(batch["image"], targets, normalisers)
+        self.watchers.clear()
         if self.scale is not None:
             self.scale.unscale(self.network.parameters())
         norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.settings.gradient_clip)
@@ -164,34 +164,40 @@ class LesionModule(pl.LightningModule):
                 if weight.requires_grad and weight.grad is None:
                     weight.grad = torch.zeros_like(weight)
 
-    def _divisors(self, lesson: BatchTargets) -> tuple[list[Tensor], Tensor]:
-        """The divisor of each group of terms, and the first's positives on all processes."""
-        counts = self._reduce(torch.stack(lesson.counts()), "sum")
+    def _normalise(self, targets: BatchTargets) -> tuple[list[Tensor], Tensor]:
+        """The normaliser of each group of terms, and the first's positives on all processes."""
+        counts = self._reduce(torch.stack(targets.counts()), "sum")
         shares = self.settings.accumulate * self.trainer.world_size
         averages: Any = self.normalisers
-        divisors = [a.update(n) / shares for a, n in zip(averages, counts, strict=True)]
-        return divisors, counts[0]
+        normalisers = [a.update(n) / shares for a, n in zip(averages, counts, strict=True)]
+        return normalisers, counts[0]
 
     def _accumulate(
-        self, image: Tensor, lesson: BatchTargets, divisors: Sequence[Tensor]
+        self, image: Tensor, targets: BatchTargets, normalisers: Sequence[Tensor]
     ) -> dict[str, Tensor]:
         """Add up the gradients of all parts; the named terms' means over them."""
         size = self.plan.batch_size
-        images, parts = torch.split(image, size), lesson.split(size)
+        images, parts = torch.split(image, size), targets.split(size)
         total: dict[str, Tensor] = {}
         for tiles, part in zip(images, parts, strict=True):
             begin_forward(self.compiled)
             with fp16_context(tiles.device.type, self.scale):
                 output = self.network(tiles)
-            if self.watch is not None:
-                logits, targets = self.objective.shown(output, part)
-                self.watch(logits.clone() if self.compiled == GRAPHS else logits, targets)
-            terms = self.objective.terms(output, part, divisors)
+            self._show(output, part)
+            terms = self.objective.terms(output, part, normalisers)
             means = {name: term / len(images) for name, term in terms.items()}
             loss = torch.stack(list(means.values())).sum()
             self.manual_backward(loss if self.scale is None else loss * self.scale.scale)
             add_terms(total, {name: mean.detach() for name, mean in means.items()})
         return total
+
+    def _show(self, output: Any, targets: BatchTargets) -> None:
+        """Show the finest logits and their targets to those who asked before the step."""
+        if self.watchers:
+            logits, finest = self.objective.shown(output, targets)
+            logits = logits.clone() if self.compiled == GRAPHS else logits
+            for watcher in self.watchers:
+                watcher(logits, finest)
 
     def _agree(self, loss: Tensor) -> Tensor:
         """The mean loss over processes; sets the minutes, so that all of them stop together."""

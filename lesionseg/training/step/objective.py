@@ -36,27 +36,27 @@ class BatchTargets(ABC):
 
 
 class Objective(ABC):
-    """Turns batches into lessons, and a network's output on one into the terms of the loss.
+    """Makes targets of a batch, and of a network's output on it the terms of the loss.
 
     Terms are fp32 scalars by name, each already weighted: the loss is their sum. Each group of them
-    has a divisor; a lesson's `counts` and `divisors` are in the same order as `expected`.
+    has a normaliser; the targets' `counts` and `normalisers` are in the order of `expected`.
     """
 
     @abstractmethod
     def expected(self, n_tiles: int) -> tuple[float, ...]:
-        """Positives that `n_tiles` tiles are expected to have, a number a divisor."""
+        """Positives that `n_tiles` tiles are expected to have, one number per normaliser."""
 
     @abstractmethod
-    def lesson(self, batch: Mapping[str, Tensor]) -> BatchTargets:
+    def targets(self, batch: Mapping[str, Tensor]) -> BatchTargets:
         """The targets of a batch of tiles."""
 
     @abstractmethod
-    def terms(self, output: Any, lesson: Any, divisors: Sequence[Tensor]) -> Terms:
+    def terms(self, output: Any, targets: Any, normalisers: Sequence[Tensor]) -> Terms:
         """The terms of the loss."""
 
     @abstractmethod
-    def shown(self, output: Any, lesson: Any) -> tuple[Tensor, LevelTargets]:
-        """Detached logits `[B, K, …]` and their targets, for those who watch who is taught."""
+    def shown(self, output: Any, targets: Any) -> tuple[Tensor, LevelTargets]:
+        """Detached logits `[B, K, …]` and their targets, for the module's watchers."""
 
     @abstractmethod
     def focal_terms(self) -> tuple[FocalTerm, ...]:
@@ -64,7 +64,7 @@ class Objective(ABC):
 
 
 @dataclass(frozen=True, eq=False)
-class VoxelLesson(BatchTargets):
+class VoxelTargets(BatchTargets):
     """The targets of every supervised level, finest first."""
 
     levels: tuple[LevelTargets, ...]
@@ -73,10 +73,10 @@ class VoxelLesson(BatchTargets):
         """Lesion voxels of each level."""
         return [count_positives(t.labels, t.valid) for t in self.levels]
 
-    def split(self, size: int) -> "list[VoxelLesson]":
+    def split(self, size: int) -> "list[VoxelTargets]":
         """Part by part."""
         parts = zip(*(t.split(size) for t in self.levels), strict=True)
-        return [VoxelLesson(part) for part in parts]
+        return [VoxelTargets(part) for part in parts]
 
 
 class VoxelObjective(Objective):
@@ -85,43 +85,43 @@ class VoxelObjective(Objective):
     def __init__(self, loss: nn.Module, plan: Plan) -> None:
         self.loss, self.plan = loss, plan
         self.strides = supervised_strides(plan.architecture)
-        self._wants_instances = "instances" in inspect.signature(loss.forward).parameters
+        self._takes_instances = "instances" in inspect.signature(loss.forward).parameters
 
     def expected(self, n_tiles: int) -> tuple[float, ...]:
-        """What the plan's lesion fraction makes of the tiles' voxels, a level each."""
+        """What the plan's lesion fraction makes of the tiles' voxels, one number per level."""
         voxels = n_tiles * prod(self.plan.tile_shape)
         return tuple(self.plan.lesion_fraction * voxels / prod(stride) for stride in self.strides)
 
-    def lesson(self, batch: Mapping[str, Tensor]) -> VoxelLesson:
+    def targets(self, batch: Mapping[str, Tensor]) -> VoxelTargets:
         """The label map at every level."""
         finest = LevelTargets.of(batch, self.plan.label_regions)
-        return VoxelLesson(tuple(coarsen(finest, stride) for stride in self.strides))
+        return VoxelTargets(tuple(coarsen(finest, stride) for stride in self.strides))
 
     def terms(
-        self, output: Sequence[Tensor], lesson: VoxelLesson, divisors: Sequence[Tensor]
+        self, output: Sequence[Tensor], targets: VoxelTargets, normalisers: Sequence[Tensor]
     ) -> Terms:
         """The loss's terms, weighted and summed over the levels; computed in fp32."""
         total: Terms = {}
         with torch.autocast(output[0].device.type, enabled=False):
-            for weight, level, targets, divisor in zip(
-                level_weights(len(output)), output, lesson.levels, divisors, strict=False
+            for weight, level, level_targets, normaliser in zip(
+                level_weights(len(output)), output, targets.levels, normalisers, strict=False
             ):
-                terms = self._level_terms(level.float(), targets, divisor)
+                terms = self._level_terms(level.float(), level_targets, normaliser)
                 add_terms(total, {name: weight * term for name, term in terms.items()})
         return total
 
-    def shown(self, output: Sequence[Tensor], lesson: VoxelLesson) -> tuple[Tensor, LevelTargets]:
+    def shown(self, output: Sequence[Tensor], targets: VoxelTargets) -> tuple[Tensor, LevelTargets]:
         """The finest level."""
-        return output[0].detach(), lesson.levels[0]
+        return output[0].detach(), targets.levels[0]
 
     def focal_terms(self) -> tuple[FocalTerm, ...]:
         """Those of the loss."""
         return focal_terms(self.loss)
 
-    def _level_terms(self, logits: Tensor, targets: LevelTargets, divisor: Tensor) -> Terms:
-        extra = {"instances": targets.instances} if self._wants_instances else {}
+    def _level_terms(self, logits: Tensor, targets: LevelTargets, normaliser: Tensor) -> Terms:
+        extra = {"instances": targets.instances} if self._takes_instances else {}
         terms: Terms = self.loss(
-            logits, targets.labels, valid=targets.valid, normaliser=divisor, **extra
+            logits, targets.labels, valid=targets.valid, normaliser=normaliser, **extra
         )
         return terms
 

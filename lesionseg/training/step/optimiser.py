@@ -1,13 +1,17 @@
-"""The optimisers by name."""
+"""The optimisers by name, and the running average of weights that training hands over."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 from lesionseg.models.transfer import is_head
 from lesionseg.training.settings import OptimiserSettings
+
+Tensors = list[Tensor] | tuple[Tensor, ...]
 
 
 def make_optimiser(network: nn.Module, settings: OptimiserSettings) -> torch.optim.Optimizer:
@@ -47,3 +51,28 @@ def set_learning_rate(optimiser: torch.optim.Optimizer, lr: float) -> float:
     for group in optimiser.param_groups:
         group["lr"] = lr * group.get("lr_scale", 1.0)
     return lr
+
+
+@dataclass(frozen=True)
+class WarmAverage:
+    """Exponential moving average whose memory grows with what there is to remember.
+
+    After n updates the decay is min(`decay`, (1+n)/(10+n)): short trainings would otherwise end
+    with an average still full of their first, random weights.
+    """
+
+    decay: float
+
+    def __call__(self, averaged: Tensors, current: Tensors, n: Tensor | int) -> None:
+        """Move `averaged` towards `current` in place."""
+        decay = min(self.decay, (1 + int(n)) / (10 + int(n)))
+        with torch.no_grad():
+            for old, new in zip(averaged, current, strict=True):
+                old.lerp_(new.to(old.dtype), 1 - decay)
+
+
+def averaged_network(network: nn.Module, decay: float) -> AveragedModel:
+    """A copy of `network` that averages its weights; buffers follow the newest values."""
+    averaged = AveragedModel(network, multi_avg_fn=WarmAverage(decay))
+    averaged.requires_grad_(False)
+    return averaged

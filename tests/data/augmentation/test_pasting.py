@@ -2,11 +2,11 @@ import numpy as np
 import pytest
 
 from lesionseg.core import Geometry, Volume
-from lesionseg.data.augmentation.augment import AugmentationSettings, build_augmentation
+from lesionseg.data.augmentation.augment import AugmentationSettings
 from lesionseg.data.augmentation.pasting import Donors, Pasting, TileArrays, paste
 from lesionseg.data.cache.cached_case import read_cached_case, write_cached_case
 from lesionseg.data.prepare import PreparedCase, PreparedReference
-from lesionseg.data.sampling import TileSampler
+from lesionseg.data.sampling import SamplingSettings
 from lesionseg.data.tile_dataset import TileDataset
 from lesionseg.errors import ConfigError
 
@@ -167,8 +167,8 @@ def test_tiles_of_a_dataset_gain_lesions_and_move_with_them(donor, plan):
     settings = AugmentationSettings(
         paste_probability=1, paste_most=2, spatial_probability=1, intensity_probability=0
     )
-    sampler = TileSampler([donor], TILE, n_tiles=12, seed=0, lesion_share=0.0)
-    pasted = TileDataset([donor], sampler, build_augmentation(settings, plan), TILE)
+    plan, sampling = plan.with_(tile_shape=TILE), SamplingSettings(lesion_share=0.0)
+    pasted = TileDataset([donor], plan, sampling, settings, n_tiles=12, seed=0)
     gained = [pasted[i] for i in range(12)]
     assert sum(bool(tile["instances"].any()) for tile in gained) > 8
     for tile in gained:

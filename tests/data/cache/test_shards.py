@@ -8,13 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch.utils.data import DataLoader
 
 from lesionseg.core import Case, CaseFiles, Dataset, Geometry, Reference, Volume
 from lesionseg.data.cache import shards
 from lesionseg.data.cache.case_cache import cache_key
 from lesionseg.data.cache.fill import fill_cache
-from lesionseg.data.sampling import TileSampler
-from lesionseg.data.tile_dataset import TileDataset, build_loader
+from lesionseg.data.sampling import SamplingSettings
+from lesionseg.data.tile_dataset import TileDataset
 from lesionseg.errors import ContentError, OutputError, ReadError
 from lesionseg.io.remote.local_disk import LocalDisk
 from lesionseg.io.remote.remote_folder import RemoteFolder
@@ -162,10 +163,10 @@ def test_the_same_tiles_come_from_a_folder_and_a_url_with_any_number_of_workers(
     url = f"file://{tmp_path}/store"
     disk = LocalDisk(tmp_path / "tile disk", most_bytes=20_000)
     remote = fill_at(fill, url, disk)
-    tiles = []
+    tiles, small = [], fill.args[2].with_(tile_shape=(4, 4, 4))
     for cases, workers in ((by_path, 0), (remote, 0), (remote, 2)):
-        sampler = TileSampler(cases, (4, 4, 4), n_tiles=8, seed=0)
-        loader = build_loader(TileDataset(cases, sampler, None, (4, 4, 4)), 2, workers, seed=0)
+        dataset = TileDataset(cases, small, SamplingSettings(), None, n_tiles=8, seed=0)
+        loader = DataLoader(dataset, 2, sampler=range(8), num_workers=workers)
         tiles.append([batch["image"].clone() for batch in loader])
     for first, second, third in zip(*tiles, strict=True):
         assert torch.equal(first, second)

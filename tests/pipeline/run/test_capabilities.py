@@ -39,13 +39,13 @@ def boxed(root: Path, *, masks: bool = False, box: tuple[float, ...] = (8, 10, 9
     return root
 
 
-@pytest.mark.parametrize("verb", ["train", "tune"])
+@pytest.mark.parametrize("command", ["train", "tune"])
 @pytest.mark.parametrize("model", ["unet", "retina_unet"])
 def test_boxes_alone_teach_no_voxels(
-    verb: str, model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    command: str, model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     root, folder = boxed(tmp_path / "raw"), tmp_path / "run"
-    assert run(verb, [f"data.root={root}", f"run_dir={folder}", f"model={model}"]) == 1
+    assert run(command, [f"data.root={root}", f"run_dir={folder}", f"model={model}"]) == 1
     told = capsys.readouterr().err
     assert "boxes" in told
     assert "1: lesion 1" in told

@@ -12,8 +12,7 @@ import pytest
 import torch
 
 from lesionseg.errors import ConfigError, TrainingError
-from lesionseg.pipeline.train.devices import places_of
-from lesionseg.pipeline.train.parallel import LOG, Job, run_together
+from lesionseg.pipeline.train.parallel import LOG, Job, places_of, run_together
 from lesionseg.training.settings import TrainerSettings
 
 

@@ -22,13 +22,13 @@ from lesionseg.losses import CrossEntropyLoss, DiceFocalLoss, FocalLoss, FocalTv
 from lesionseg.losses.detection_loss import DetectionLoss
 from lesionseg.phantoms import write_xray_phantoms
 from lesionseg.pipeline.dataset.data_settings import DataSettings
-from lesionseg.pipeline.train.learning import Learning
 from lesionseg.pipeline.tune.pair_losses import PairLosses, pair_of, tunable_losses
 from lesionseg.pipeline.tune.recipe import TuneOutcome, tune
 from lesionseg.pipeline.tune.search import HopelessTrial, TuneSettings
 from lesionseg.pipeline.tune.trial import NOTHING, Examiner, Quality, TrialRecipe
 from lesionseg.plan.make import PlanOverrides
 from lesionseg.plan.plan import Plan
+from lesionseg.training.learning_settings import Learning
 from lesionseg.training.settings import OptimiserSettings, TrainerSettings
 
 Tune = Callable[..., TuneOutcome]

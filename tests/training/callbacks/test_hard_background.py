@@ -6,15 +6,18 @@ import torch
 from lesionseg.core import Geometry, Volume
 from lesionseg.data.augmentation.augment import AugmentationSettings
 from lesionseg.data.cache.cached_case import read_cached_case, write_cached_case
+from lesionseg.data.hard_places import HardPlaces, HardPoint
 from lesionseg.data.prepare import PreparedCase, PreparedReference
-from lesionseg.data.sampling import HardPoint, SamplingSettings
+from lesionseg.data.sampling import SamplingSettings
+from lesionseg.data.tile_dataset import TileDataset
 from lesionseg.losses import FocalLoss
 from lesionseg.models import build_network
-from lesionseg.training.callbacks.hard_background import HardPlaces, lesion_score
+from lesionseg.training.callbacks.focal_balance import FocalBalance
+from lesionseg.training.callbacks.hard_background import WatchBackground, lesion_score
 from lesionseg.training.callbacks.step_callbacks import AfterStep
 from lesionseg.training.fit import fit_tiles
-from lesionseg.training.settings import OptimiserSettings, TrainerSettings
-from lesionseg.training.tiles.numbered_tiles import EpochTiles
+from lesionseg.training.learning_settings import Learning
+from lesionseg.training.settings import TrainerSettings
 
 SHAPE = (40, 44)
 
@@ -41,7 +44,7 @@ def make_tiles(tmp_path, rng, make_plan):
     case = read_cached_case(tmp_path)
 
     def make(n_tiles=8):
-        return EpochTiles(
+        return TileDataset(
             [case],
             make_plan(),
             SamplingSettings(lesion_share=0.25, hard_share=0.5),
@@ -95,25 +98,25 @@ def test_the_score_follows_any_lesion_class():
 def test_training_finds_hard_background_and_resumes_with_it(
     make_tiles, make_plan, tmp_path, workers
 ):
+    settings = TrainerSettings(
+        max_steps=14,
+        steps_per_epoch=4,
+        workers=workers,
+        accelerator="cpu",
+        precision="32-true",
+        progress=False,
+    )
+
     def train(run_dir, *steps):
         for last in steps:
             tiles = make_tiles()
             torch.manual_seed(0)
             result = fit_tiles(
                 build_network(make_plan(), seed=0),
-                FocalLoss(),
                 make_plan(),
                 tiles,
-                settings=TrainerSettings(
-                    max_steps=14,
-                    steps_per_epoch=4,
-                    workers=workers,
-                    accelerator="cpu",
-                    precision="32-true",
-                    progress=False,
-                ),
-                optimiser=OptimiserSettings(),
-                run_dir=tmp_path / run_dir,
+                Learning(FocalLoss(), settings),
+                tmp_path / run_dir,
                 callbacks=[StopAt(last)],
             )
         return tiles, result
@@ -124,3 +127,32 @@ def test_training_finds_hard_background_and_resumes_with_it(
     assert again.hard.of(3) == tiles.hard.of(3) != ()
     for a, b in zip(whole.network.parameters(), resumed.network.parameters(), strict=True):
         assert torch.equal(a, b)
+
+
+def test_watchers_of_a_step_see_the_same_in_any_order(make_tiles, train, tmp_path):
+    """Who gets gradient and where the background is worst do not depend on who watches first."""
+
+    def run(name, backwards):
+        tiles, run_dir = make_tiles(), tmp_path / name
+        reported = []
+        watchers = [
+            FocalBalance(run_dir),
+            WatchBackground(lambda *place: reported.append(place)),
+        ]
+        torch.manual_seed(0)
+        train(
+            run_dir=run_dir,
+            tiles=tiles,
+            max_steps=4,
+            log_every=2,
+            callbacks=watchers[::-1] if backwards else watchers,
+        )
+        return reported, (run_dir / "focal_balance.csv").read_text().split("\n")
+
+    first, second = run("first", backwards=False), run("second", backwards=True)
+    assert len(first[0]) == len(second[0]) > 0
+    assert {number for number, _, _ in first[0]} <= set(range(8))
+    assert first[0] == second[0]
+    rows = [[line.split(",")[2:] for line in lines] for _, lines in (first, second)]
+    assert rows[0] == rows[1]
+    assert len(rows[0]) > 2

@@ -5,7 +5,7 @@ from PIL import Image
 
 from lesionseg.core import Candidate, Geometry, Prediction, Reference, Volume
 from lesionseg.training.callbacks.drawing import PREDICTED, REFERENCE
-from lesionseg.training.callbacks.validation_slices import ValidationSlices
+from lesionseg.training.callbacks.previews import ValidationSlices
 
 GEOMETRY = Geometry.from_spacing((4, 16, 16), (3.0, 1.0, 1.0))
 GREY = Volume(np.random.default_rng(0).normal(size=(1, 4, 16, 16)).astype(np.float32), GEOMETRY)

@@ -139,8 +139,8 @@ class Watch(pl.Callback):
     def __init__(self):
         self.seen, self.places = [], set()
 
-    def on_train_start(self, trainer, pl_module):
-        pl_module.watch = lambda logits, targets: self.seen.append(logits)
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        pl_module.watchers.append(lambda logits, targets: self.seen.append(logits))
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
         self.places.add(tuple(p.grad.data_ptr() for p in pl_module.network.parameters()))

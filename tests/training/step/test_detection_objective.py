@@ -62,46 +62,46 @@ def _objective(name: str = "retinanet") -> DetectionObjective:
 
 
 def test_every_lesion_has_positive_anchors_with_its_label_and_box() -> None:
-    lesson = _objective().lesson(_batch())
-    assert set(lesson.labels[0].tolist()) == {0, 1, 2}
-    assert set(lesson.instances[0].tolist()) == {0, 3, 7}
-    assert set(lesson.labels[1].tolist()) == {0}
-    positive = lesson.labels[0] > 0
-    assert len(lesson.boxes[0]) == int(positive.sum())
-    of_seven = lesson.boxes[0][lesson.instances[0][positive] == 7]
+    targets = _objective().targets(_batch())
+    assert set(targets.labels[0].tolist()) == {0, 1, 2}
+    assert set(targets.instances[0].tolist()) == {0, 3, 7}
+    assert set(targets.labels[1].tolist()) == {0}
+    positive = targets.labels[0] > 0
+    assert len(targets.boxes[0]) == int(positive.sum())
+    of_seven = targets.boxes[0][targets.instances[0][positive] == 7]
     assert of_seven.unique(dim=0).tolist() == [[4, 4, 8, 8]]
-    assert lesson.counts()[0] == positive.sum()
+    assert targets.counts()[0] == positive.sum()
 
 
 def test_anchors_are_assigned_as_the_loss_says() -> None:
     """By an IoU of 1 each lesion has the one anchor that it is left with, by ATSS several."""
     loss = DetectionLoss(assign="iou", positive_iou=1.0, negative_iou=0.9)
-    strict = make_objective(FocalLoss(), loss, _plan("retinanet")).lesson(_batch())
+    strict = make_objective(FocalLoss(), loss, _plan("retinanet")).targets(_batch())
     assert strict.counts()[0] == 2
-    assert _objective().lesson(_batch()).counts()[0] > 2
+    assert _objective().targets(_batch()).counts()[0] > 2
 
 
 def test_invalid_background_teaches_nothing_and_an_invalid_lesion_is_none() -> None:
     batch = _batch()
     batch["valid"][:, :, 8:] = False  # hides lesion 3
-    lesson = _objective().lesson(batch)
-    assert set(lesson.instances[0].tolist()) == {0, 7}
-    assert not bool(lesson.valid[1].all())
-    assert bool(lesson.valid[0][lesson.labels[0] > 0].all())
+    targets = _objective().targets(batch)
+    assert set(targets.instances[0].tolist()) == {0, 7}
+    assert not bool(targets.valid[1].all())
+    assert bool(targets.valid[0][targets.labels[0] > 0].all())
     # two anchors a cell, 8 x 8 cells: those of the right half are out
-    assert int(lesson.valid[1].sum()) == 64
+    assert int(targets.valid[1].sum()) == 64
 
 
 def test_parts_are_the_whole_in_pieces() -> None:
     objective = _objective("retina_unet")
-    lesson = objective.lesson(_batch(n=4))
-    parts = lesson.split(2)
+    targets = objective.targets(_batch(n=4))
+    parts = targets.split(2)
     assert len(parts) == 2
-    assert torch.equal(torch.cat([p.labels for p in parts]), lesson.labels)
+    assert torch.equal(torch.cat([p.labels for p in parts]), targets.labels)
     assert sum(len(p.boxes) for p in parts) == 4
     assert all(p.voxels is not None for p in parts)
     counts = torch.stack([torch.stack(p.counts()) for p in parts]).sum(0)
-    torch.testing.assert_close(counts, torch.stack(lesson.counts()))
+    torch.testing.assert_close(counts, torch.stack(targets.counts()))
 
 
 @pytest.mark.parametrize("name", ["retinanet", "retina_unet"])
@@ -116,9 +116,9 @@ def test_terms_are_finite_and_every_weight_learns_with_and_without_lesions(
         if free:
             batch["labels"].zero_()
             batch["instances"].zero_()
-        lesson = objective.lesson(batch)
-        divisors = [torch.tensor(n) for n in objective.expected(2)]
-        terms = objective.terms(network(batch["image"]), lesson, divisors)
+        targets = objective.targets(batch)
+        normalisers = [torch.tensor(n) for n in objective.expected(2)]
+        terms = objective.terms(network(batch["image"]), targets, normalisers)
         assert {"anchors", "boxes"} <= terms.keys()
         assert (len(terms) > 2) == (name == "retina_unet")
         network.zero_grad()
@@ -130,8 +130,8 @@ def test_terms_are_finite_and_every_weight_learns_with_and_without_lesions(
 def test_watchers_see_voxels_where_there_are_some_and_anchors_elsewhere() -> None:
     for name, n_axes in (("retinanet", 3), ("retina_unet", 4)):
         objective, plan = _objective(name), _plan(name)
-        lesson = objective.lesson(_batch())
-        logits, targets = objective.shown(build_network(plan)(_batch()["image"]), lesson)
+        targets = objective.targets(_batch())
+        logits, targets = objective.shown(build_network(plan)(_batch()["image"]), targets)
         assert logits.ndim == n_axes
         assert logits.shape[2:] == targets.labels.shape[1:]
         assert len(objective.focal_terms()) == 1
@@ -193,8 +193,8 @@ for name in ("retinanet", "retina_unet"):
         if free:
             batch["labels"].zero_()
             batch["instances"].zero_()
-        divisors = [torch.tensor(n) for n in objective.expected(2)]
-        terms = objective.terms(wrapped(batch["image"]), objective.lesson(batch), divisors)
+        normalisers = [torch.tensor(n) for n in objective.expected(2)]
+        terms = objective.terms(wrapped(batch["image"]), objective.targets(batch), normalisers)
         wrapped.zero_grad()
         torch.stack(list(terms.values())).sum().backward()
         assert all(p.grad is not None and p.grad.isfinite().all() for p in network.parameters())

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lesionseg.errors import ConfigError
-from lesionseg.training.device.cluster import require_own_processes
+from lesionseg.training.device.accelerator import require_own_processes
 
 TASK = {
     "SLURM_JOB_ID": "12345",

@@ -4,7 +4,7 @@ from itertools import chain, islice
 
 import torch
 
-from lesionseg.training.tiles.stream import StepSampler, TileStream
+from lesionseg.training.tile_stream import StepSampler, TileStream
 
 
 def steps(n, **settings):

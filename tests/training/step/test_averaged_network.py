@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from lesionseg.training.step.averaging import WarmAverage, averaged_network
+from lesionseg.training.step.optimiser import WarmAverage, averaged_network
 
 
 def with_weight(value):

@@ -11,13 +11,14 @@ from lesionseg.data.augmentation.augment import AugmentationSettings
 from lesionseg.data.cache.cached_case import read_cached_case, write_cached_case
 from lesionseg.data.prepare import PreparedCase, PreparedReference
 from lesionseg.data.sampling import SamplingSettings
+from lesionseg.data.tile_dataset import RawTiles, TileDataset
 from lesionseg.errors import ConfigError
 from lesionseg.losses import FocalLoss
 from lesionseg.models import build_network
 from lesionseg.training.fit import fit
-from lesionseg.training.settings import OptimiserSettings, TrainerSettings
-from lesionseg.training.tiles.numbered_tiles import EpochTiles
-from lesionseg.training.tiles.stream import RawTileSource, finished
+from lesionseg.training.learning_settings import Learning
+from lesionseg.training.settings import TrainerSettings
+from lesionseg.training.tile_stream import finished
 
 
 @pytest.fixture
@@ -42,7 +43,7 @@ def cases(tmp_path, rng):
 
 def stream(cases, plan, seed=0):
     sampling, augmentation = SamplingSettings(), AugmentationSettings()
-    return EpochTiles(cases, plan, sampling, augmentation, n_tiles=6, seed=seed)
+    return TileDataset(cases, plan, sampling, augmentation, n_tiles=6, seed=seed)
 
 
 def test_a_tile_is_the_same_in_any_order_and_process(cases, plan):
@@ -64,8 +65,8 @@ def test_each_epoch_keeps_the_mix_and_shows_new_tiles(cases, plan):
 
 def test_tiles_finished_on_the_training_device_are_those_the_workers_finish(cases, plan):
     tiles = stream(cases, plan)
-    assert isinstance(tiles, RawTileSource)
-    raws = [[tiles.raw(i) for i in numbers] for numbers in ([0, 1, 2], [7, 8, 9])]
+    raw_tiles = RawTiles(tiles)
+    raws = [[raw_tiles[i] for i in numbers] for numbers in ([0, 1, 2], [7, 8, 9])]
     for batch, numbers in zip(
         finished(raws, tiles, torch.device("cpu")), ([0, 1, 2], [7, 8, 9]), strict=True
     ):
@@ -77,14 +78,13 @@ def test_tiles_finished_on_the_training_device_are_those_the_workers_finish(case
 def test_fit_trains_on_cases(cases, plan, tmp_path):
     result = fit(
         build_network(plan),
-        FocalLoss(),
         plan,
         cases,
-        settings=TrainerSettings(max_steps=3, workers=1, accelerator="cpu", progress=False),
-        optimiser=OptimiserSettings(),
-        sampling=SamplingSettings(),
-        augmentation=AugmentationSettings(),
-        run_dir=tmp_path / "run",
+        Learning(
+            FocalLoss(),
+            TrainerSettings(max_steps=3, workers=1, accelerator="cpu", progress=False),
+        ),
+        tmp_path / "run",
     )
     assert (result.steps, result.skipped, result.device) == (3, 0, "cpu")
 
@@ -93,12 +93,8 @@ def test_no_case_is_refused_before_training(plan, tmp_path):
     with pytest.raises(ConfigError, match="nothing to take tiles from"):
         fit(
             build_network(plan),
-            FocalLoss(),
             plan,
             [],
-            settings=TrainerSettings(max_steps=3),
-            optimiser=OptimiserSettings(),
-            sampling=SamplingSettings(),
-            augmentation=AugmentationSettings(),
-            run_dir=tmp_path / "run",
+            Learning(FocalLoss(), TrainerSettings(max_steps=3)),
+            tmp_path / "run",
         )

@@ -2,13 +2,13 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import count
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from lesionseg.data.tile_dataset import RawTile
+from lesionseg.data.tile_dataset import RawTile, RawTiles, TileDataset
 
 Batch = dict[str, Tensor]
 
@@ -36,50 +36,36 @@ class StepSampler(Sampler[list[int]]):
             yield list(range(start, start + self.tiles_per_step))
 
 
-class TileSource(Protocol):
-    """Tiles by number, any number from 0: dictionaries of image, labels, instances and valid."""
-
-    def __getitem__(self, number: int) -> Batch:
-        """The tile of that number; the same each time."""
-        ...
-
-
-@runtime_checkable
-class RawTileSource(TileSource, Protocol):
-    """A source that can leave the work on a tile to the device that trains."""
-
-    def raw(self, number: int) -> RawTile:
-        """What is read for the tile of that number."""
-        ...
-
-    def finish(self, raw: RawTile) -> Batch:
-        """The tile; equal to that of `__getitem__` but for rounding and the device's own noise."""
-        ...
-
-
 class TileStream:
     """Batches of one process from a given step on, without end.
 
     A plain iterable and no DataLoader, as the latter would be taken apart and put together again
-    by the trainer, whose restart in mid-epoch could not keep the order of tiles. With `pin` the
-    batches go to this process's GPU, and tiles are augmented there where the source allows;
+    by the trainer, whose restart in mid-epoch could not keep the order of tiles. `tiles` gives
+    dictionaries of image, labels, instances and valid, for any number from 0 on and the same each
+    time. With `pin` the batches go to this process's GPU, and a `TileDataset` is augmented there;
     without, the workers do it.
     """
 
     def __init__(
-        self, tiles: TileSource, tiles_per_step: int, *, first_step: int, workers: int, pin: bool
+        self,
+        tiles: Dataset[Batch],
+        tiles_per_step: int,
+        *,
+        first_step: int,
+        workers: int,
+        pin: bool,
     ) -> None:
         self.tiles, self.tiles_per_step = tiles, tiles_per_step
         self.first_step, self.workers, self.pin = first_step, workers, pin
 
     def __iter__(self) -> Iterator[Batch]:
-        if self.pin and isinstance(self.tiles, RawTileSource):
+        if self.pin and isinstance(self.tiles, TileDataset):
             device = torch.device("cuda", torch.cuda.current_device())
-            return finished(self._loader(_Raw(self.tiles), list), self.tiles, device)
-        return iter(self._loader(_Unsized(self.tiles), None))
+            return finished(self._loader(RawTiles(self.tiles), list), self.tiles, device)
+        return iter(self._loader(self.tiles, None))
 
     def _loader(
-        self, tiles: "_Unsized | _Raw", collate: Callable[[list[Any]], Any] | None
+        self, tiles: Dataset[Any], collate: Callable[[list[Any]], Any] | None
     ) -> "DataLoader[Any]":
         return DataLoader(
             tiles,
@@ -92,32 +78,12 @@ class TileStream:
 
 
 def finished(
-    batches: Iterable[Sequence[RawTile]], tiles: RawTileSource, device: torch.device
+    batches: Iterable[Sequence[RawTile]], tiles: TileDataset, device: torch.device
 ) -> Iterator[Batch]:
     """Batches of raw tiles, augmented on `device` and put together."""
     for raws in batches:
         done = [tiles.finish(raw.to(device)) for raw in raws]
         yield {key: torch.stack([tile[key] for tile in done]) for key in done[0]}
-
-
-class _Unsized(Dataset[Batch]):
-    """A tile source as what a DataLoader takes."""
-
-    def __init__(self, tiles: TileSource) -> None:
-        self.tiles = tiles
-
-    def __getitem__(self, number: int) -> Batch:
-        return self.tiles[number]
-
-
-class _Raw(Dataset[RawTile]):
-    """The same for tiles that are finished elsewhere."""
-
-    def __init__(self, tiles: RawTileSource) -> None:
-        self.tiles = tiles
-
-    def __getitem__(self, number: int) -> RawTile:
-        return self.tiles.raw(number)
 
 
 def _process() -> tuple[int, int]:

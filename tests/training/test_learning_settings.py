@@ -1,20 +1,17 @@
 import pytest
 
-from lesionseg.data.augmentation.augment import AugmentationSettings
 from lesionseg.data.sampling import SamplingSettings
 from lesionseg.errors import ConfigError
 from lesionseg.losses import FocalLoss
-from lesionseg.pipeline.train.learning import Learning
-from lesionseg.training.settings import OptimiserSettings, TrainerSettings
+from lesionseg.training.learning_settings import Learning
+from lesionseg.training.settings import TrainerSettings
 
 
 def learning(hard_share=0.2, **trainer):
     return Learning(
         FocalLoss(),
-        SamplingSettings(hard_share=hard_share),
-        AugmentationSettings(),
-        OptimiserSettings(),
         TrainerSettings(max_steps=1, **trainer),
+        SamplingSettings(hard_share=hard_share),
     )
 
 

@@ -1,0 +1,49 @@
+"""The device that trains: which it is, whether it is there, its memory, and who starts it."""
+
+import os
+
+import torch
+
+from lesionseg.errors import ConfigError
+
+TASKS = "SLURM_STEP_NUM_TASKS"  # srun sets it for what it starts; a batch script does not have it
+
+
+def training_device(accelerator: str) -> str:
+    """`cuda` or `cpu`: a GPU where one is there and `accelerator` does not say `cpu`."""
+    return "cuda" if accelerator != "cpu" and torch.cuda.is_available() else "cpu"
+
+
+def require_device(accelerator: str) -> None:
+    """Raise `ConfigError` where a GPU is asked for and there is none."""
+    if accelerator not in ("auto", "cpu") and training_device(accelerator) == "cpu":
+        raise ConfigError(
+            "There is no GPU that torch can use.",
+            where="trainer.accelerator",
+            seen=accelerator,
+            remedy="set trainer.accelerator=auto to train on the processor, or start the command "
+            "where `nvidia-smi` and torch.cuda.is_available() see a GPU.",
+        )
+
+
+def available_memory_gb(device: str) -> float:
+    """Memory of the device in GB (10⁹ bytes): the GPU's own, or the host's physical memory."""
+    if device.startswith("cuda"):
+        return float(torch.cuda.get_device_properties(device).total_memory) / 1e9
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
+
+
+def require_own_processes(devices: int | str) -> None:
+    """Raise `ConfigError` where srun has started the command more than once for many devices.
+
+    Each of them would start a process for every device. With one device, each is a training of
+    its own.
+    """
+    tasks = int(os.environ.get(TASKS, "1"))
+    if tasks > 1 and devices not in (1, "1"):
+        raise ConfigError(
+            "SLURM has started this command several times, and each would start processes.",
+            where="trainer.devices",
+            seen=f"{devices} devices in each of {tasks} tasks",
+            remedy="ask for one task with all GPUs, such as --ntasks=1 --gpus-per-node=4.",
+        )

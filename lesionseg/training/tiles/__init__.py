@@ -1,1 +1,0 @@
-"""Training tiles by number: an endless stream that can begin at any step."""
