@@ -10,7 +10,8 @@ from lesionseg.core import Candidate, Geometry, Volume
 from lesionseg.errors import GeometryError
 from lesionseg.inference.bundles.bundle import Bundle
 from lesionseg.inference.inference_settings import InferenceSettings
-from lesionseg.inference.predictor import Predictor, _within
+from lesionseg.inference.decision import _within
+from lesionseg.inference.predictor import Predictor
 from lesionseg.plan.plan import Plan
 from tests.inference.networks import Bright
 from tests.io.dicom_files import lps, place, write_series
