@@ -67,6 +67,11 @@ class MatchedCase:
     regions: Mapping[str, "MatchedCase"]
     seconds: float
 
+    @property
+    def geometry(self) -> Geometry:
+        """The grid of the reference."""
+        return self.links.lesions.geometry
+
     def decide(self, prediction: Prediction) -> "MatchedCase":
         """The same match by the flags, probabilities and operating point of `prediction`.
 

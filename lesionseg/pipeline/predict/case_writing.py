@@ -11,9 +11,8 @@ from numpy.typing import NDArray
 
 from lesionseg.core import CaseFiles, Geometry, Volume
 from lesionseg.errors import OutputError
-from lesionseg.inference.candidates.peaks import collect_above
+from lesionseg.inference.decision import Inferred, Slab
 from lesionseg.inference.predictor import Predictor
-from lesionseg.inference.steps import Inferred
 from lesionseg.io.case_ids import check_case_id
 from lesionseg.io.dicom.source_images import ResultOrigin
 from lesionseg.io.formats.volumes import is_dicom_image, result_suffix, write_volume
@@ -26,8 +25,8 @@ SaveProbabilities = Literal["none", "uint8", "float16"]
 PROBABILITIES = "probabilities"
 
 
-class Told(TypedDict):
-    """What there is to tell of a case that is written, as `PredictionRow` names it."""
+class CaseCounts(TypedDict):
+    """What the table says of a case that is written, as `PredictionRow` names it."""
 
     n_candidates: int
     n_accepted: int
@@ -71,7 +70,7 @@ class CaseOutputs:
         return self.folder / PROBABILITIES / f"{files.case}_{label}{suffix}"
 
     def clear(self, files: CaseFiles, plan: Plan) -> None:
-        """Remove a case's files, lest old ones be taken for new, and what a killed run left.
+        """Remove a case's files and what a killed run left: old ones are not to pass for new.
 
         Raises `OutputError` for the first that cannot be removed, once the others are.
         """
@@ -91,17 +90,15 @@ def write_case(
     files: CaseFiles,
     targets: CaseOutputs,
     origin: ResultOrigin,
-) -> Told:
-    """Restore, find candidates and write; the candidates' file comes last."""
+) -> CaseCounts:
+    """Decide on a case and write it; the candidates' file comes last."""
     geometry, plan = inferred.file_geometry, predictor.plan
-    found = []
-    labels = plan.label_values if has_voxels(plan) else ()
-    for slabs, label in zip(predictor.restored(inferred), labels, strict=True):
-        with saving(targets, files, geometry, plan, label) as save:
-            found.append(collect_above(map(save, slabs), geometry.shape, plan.candidate_rule))
-    inferred.store.close()
-    boxes = predictor.box_candidates(inferred)
-    prediction = predictor.decide(found, geometry, files.case, boxes=boxes)
+
+    def watch(channel: int, slabs: Iterator[Slab]) -> Iterator[Slab]:
+        with saving(targets, files, geometry, plan, plan.label_values[channel]) as save:
+            yield from map(save, slabs)
+
+    prediction = predictor.decide(inferred, files.case, watch)
     message = ""
     if targets.dicom and is_dicom_image(files.images[0]):
         message = write_dicom(targets.folder, prediction, files, plan, origin)

@@ -11,6 +11,7 @@ from typing import Literal, TypeVar
 
 from lesionseg.errors import ConfigError
 from lesionseg.io.atomic import read_csv, write_csv
+from lesionseg.pipeline.run.outcome import Outcome
 
 logger = logging.getLogger(__name__)
 
@@ -46,10 +47,8 @@ class PredictionRow:
     key: str = ""
 
 
-class Predicted(tuple[PredictionRow, ...]):
+class PredictOutcome(tuple[PredictionRow, ...], Outcome):
     """The rows of one call, a case each, in order of case id."""
-
-    __slots__ = ()
 
     @property
     def exit_status(self) -> int:

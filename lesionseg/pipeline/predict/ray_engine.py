@@ -22,8 +22,8 @@ from lesionseg.errors import ConfigError
 from lesionseg.inference.predictor import Predictor
 from lesionseg.io.case_ids import printable_id
 from lesionseg.models.build import NetworkFactory
-from lesionseg.pipeline.predict.case_pipeline import PredictJob, predict_cases
-from lesionseg.pipeline.predict.memory_share import default_budget
+from lesionseg.pipeline.predict.case_pipeline import default_budget
+from lesionseg.pipeline.predict.predict_job import PredictJob, predict_cases
 from lesionseg.pipeline.predict.predictions_table import PredictionRow
 
 logger = logging.getLogger(__name__)

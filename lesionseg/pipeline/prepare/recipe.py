@@ -10,7 +10,8 @@ from lesionseg.io.atomic import write_text
 from lesionseg.pipeline.dataset.data_settings import DataSettings
 from lesionseg.pipeline.dataset.survey import open_dataset, survey
 from lesionseg.pipeline.prepare.check import check_dataset
-from lesionseg.pipeline.prepare.findings import Checked
+from lesionseg.pipeline.prepare.findings import CheckOutcome
+from lesionseg.pipeline.run.outcome import Outcome
 from lesionseg.pipeline.run.run_dir import check_claim, claim, default_run_dir
 from lesionseg.pipeline.train.learning import decide, prepare_cases
 from lesionseg.plan.make import PlanOverrides
@@ -27,7 +28,7 @@ NOT_TRIED = (
 
 
 @dataclass(frozen=True)
-class PrepareOutcome:
+class PrepareOutcome(Outcome):
     """What `prepare` decided, a sentence a line."""
 
     lines: tuple[str, ...]
@@ -46,7 +47,7 @@ def prepare(
     identifiers: bool,
     seed: int,
     config: Mapping[str, Any],
-) -> PrepareOutcome | Checked:
+) -> PrepareOutcome | CheckOutcome:
     """Prepare a dataset for training, or only `check` it: list every problem, and write a page.
 
     What is printed calls cases by number; `identifiers` prints their names and files.
@@ -72,7 +73,7 @@ def _untried(plan: Plan, run: Path) -> Plan:
     return said
 
 
-def _check(data: DataSettings, run_dir: str | None, identifiers: bool) -> Checked:
+def _check(data: DataSettings, run_dir: str | None, identifiers: bool) -> CheckOutcome:
     """The page lies in `run_dir` where one is named, else in a folder of its own under `runs`."""
     folder = Path(run_dir) if run_dir else default_run_dir(data.root, "check")
     dataset = open_dataset(data, lenient=True)

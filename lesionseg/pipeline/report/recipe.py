@@ -5,6 +5,7 @@ from pathlib import Path
 
 from lesionseg.core import Dataset
 from lesionseg.errors import ConfigError, ReadError
+from lesionseg.pipeline.run.outcome import Outcome
 from lesionseg.pipeline.run.progress import bar
 from lesionseg.report.sections.gallery_choice import Limits
 from lesionseg.report.text import NAMES
@@ -66,6 +67,17 @@ class ReportSettings:
         )
 
 
+@dataclass(frozen=True)
+class ReportOutcome(Outcome):
+    """Where the page lies."""
+
+    page: Path
+
+    def summary(self) -> list[str]:
+        """The page's path."""
+        return [f"Report: {self.page}"]
+
+
 def report(
     scores: str | Path,
     output: str | Path,
@@ -76,8 +88,8 @@ def report(
     compare: str | Path | None = None,
     title: str | None = None,
     report: ReportSettings | None = None,
-) -> Path:
-    """Write `output/report.html`, and what lies beside it; return the page's path.
+) -> ReportOutcome:
+    """Write `output/report.html`, and what lies beside it.
 
     `scores` is the output folder of `evaluate` or a run directory, which brings its predictions
     and its training's history. `images` and `reference` are dataset roots or folders of files.
@@ -93,7 +105,7 @@ def report(
             seen="no such folder" if not folder.is_dir() else "a folder without it",
             remedy="run evaluate first, and give its output folder or a run directory as scores.",
         )
-    return _write(
+    page = _write(
         folder,
         Path(output),
         images=_path(images),
@@ -102,6 +114,7 @@ def report(
         compare=_path(compare),
         options=settings.options(title),
     )
+    return ReportOutcome(page)
 
 
 def report_run(run: Path, dataset: Dataset, settings: ReportSettings) -> Path | None:

@@ -10,6 +10,7 @@ from lesionseg.inference.bundles.bundle import bundle_digest
 from lesionseg.inference.inference_settings import InferenceSettings
 from lesionseg.inference.predictor import Predictor
 from lesionseg.models.build import NetworkFactory
+from lesionseg.pipeline.run.outcome import Outcome
 
 logger = logging.getLogger(__name__)
 
@@ -23,7 +24,7 @@ def serve(
     inference: InferenceSettings | None = None,
     operating_point: str | None = None,
     device: str = "auto",
-) -> None:
+) -> Outcome:
     """Serve until interrupted; see `serving.app` for what it answers.
 
     There is neither encryption nor a password: by default only this machine can ask. Requests are
@@ -40,6 +41,7 @@ def serve(
     )
     logger.info("Serving at http://%s:%d; stop with Ctrl-C.", host, port)
     uvicorn.run(app, host=host, port=port, access_log=False, log_level="warning")
+    return Outcome()
 
 
 def serving_app(

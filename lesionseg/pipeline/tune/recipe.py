@@ -17,15 +17,16 @@ from lesionseg.io.cases import read_case
 from lesionseg.pipeline.dataset.data_settings import DataSettings
 from lesionseg.pipeline.dataset.same_cases import refuse_other_cases
 from lesionseg.pipeline.dataset.survey import Survey, n_lesions, survey
+from lesionseg.pipeline.judging.volume_scores import VolumeJudge
 from lesionseg.pipeline.run.capabilities import require_masks
 from lesionseg.pipeline.run.device_memory import require_device
-from lesionseg.pipeline.run.outcome_summary import aligned
+from lesionseg.pipeline.run.outcome import Outcome, aligned
 from lesionseg.pipeline.run.provenance import device_name, is_simulated, provenance
 from lesionseg.pipeline.run.run_dir import check_claim, claim, default_run_dir, is_claimed
 from lesionseg.pipeline.train.learning import Learning, affordable, decide, prepare_cases
 from lesionseg.pipeline.tune.pair_losses import AnchorLossOfPair, LossOfPair, PairLosses
 from lesionseg.pipeline.tune.search import Search, TuneSettings, require_optuna
-from lesionseg.pipeline.tune.trial import Examiner, TrialRecipe
+from lesionseg.pipeline.tune.trial import TrialRecipe
 from lesionseg.pipeline.tune.tune_results import Circumstances, describe, write_results
 from lesionseg.plan.make import PlanOverrides
 from lesionseg.report.figures.search_surface import steadiest
@@ -39,7 +40,7 @@ N_CHECKS = 4  # validations a trial, the last one included, where the settings d
 
 
 @dataclass(frozen=True)
-class TuneOutcome:
+class TuneOutcome(Outcome):
     """What a search has found so far, where it lies, and which settings have the trials' pair."""
 
     run_dir: Path
@@ -116,7 +117,8 @@ def tune(
         plan=plan,
         cases=prepare_cases(found, plan, data, run),
         learning=learning,
-        examine=lambda linked: Examiner(found, cases, linked, inference, preset, tune.fp_per_case),
+        judge=lambda linked: VolumeJudge(found, cases, linked, inference, preset),
+        fp_per_case=tune.fp_per_case,
         run=run,
     )
     origin = _origin(found, seed, trainer, config)

@@ -1,5 +1,7 @@
 """Slices of validation cases while a network trains: the reference beside the prediction."""
 
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +22,9 @@ from lesionseg.training.callbacks.previews import LEAST_P, PREVIEWS, Show, keep_
 from lesionseg.training.callbacks.step_callbacks import AfterStep
 from lesionseg.training.step.module import LesionModule
 
+Decide = Callable[[Prediction], Prediction]
+_Row = Callable[[Decide], Picture]
+
 
 class ValidationSlices(AfterStep):
     """Draws the first few validation cases with a lesion, into `run_dir/previews`.
@@ -32,7 +37,7 @@ class ValidationSlices(AfterStep):
 
     def __init__(self, run_dir: Path, n_cases: int, show: Show | None = None) -> None:
         self.folder, self.n_cases, self.show = run_dir / PREVIEWS, n_cases, show
-        self.rows: list[Picture] = []
+        self.rows: list[_Row] = []
 
     @property
     def is_full(self) -> bool:
@@ -45,11 +50,14 @@ class ValidationSlices(AfterStep):
         if row is not None:
             self.rows.append(row)
 
-    def draw(self, step: int) -> None:
-        """Write and show what has been seen since the last picture; nothing where nothing was."""
+    def draw(self, step: int, decide: Decide = lambda prediction: prediction) -> None:
+        """Write and show what has been seen since the last picture; nothing where nothing was.
+
+        `decide` gives the predictions as they were decided on after they had been seen.
+        """
         if not self.rows:
             return
-        picture, self.rows = stacked(self.rows), []
+        picture, self.rows = stacked([row(decide) for row in self.rows]), []
         keep_picture(picture, self.folder / f"validation_step_{step:06d}.png")
         if self.show is not None:
             self.show("validation", picture, step)
@@ -64,8 +72,11 @@ class ValidationSlices(AfterStep):
             self.draw(pl_module.counters.steps)
 
 
-def _row(image: Volume, reference: Reference, prediction: Prediction) -> Picture | None:
-    """The two pictures of a case; None without a lesion."""
+def _row(image: Volume, reference: Reference, prediction: Prediction) -> _Row | None:
+    """The two pictures of a case, to be drawn when it is decided on; None without a lesion.
+
+    No more than a slice of it is kept.
+    """
     marked = reference.labels if reference.labels is not None else reference.instances
     if marked is None or prediction.instances is None:
         return _row_of_boxes(image, reference, prediction)
@@ -73,10 +84,13 @@ def _row(image: Volume, reference: Reference, prediction: Prediction) -> Picture
     if not lesion.any():
         return None
     cut = fullest(lesion)
-    return masks_side_by_side(image.array[0][cut], lesion[cut], prediction.mask()[cut] > 0)
+    plane, drawn = image.array[0][cut].copy(), lesion[cut].copy()
+    values = None if prediction.values is None else prediction.values[cut].copy()
+    sliced = replace(prediction, instances=prediction.instances[cut].copy(), values=values)
+    return lambda decide: masks_side_by_side(plane, drawn, decide(sliced).mask() > 0)
 
 
-def _row_of_boxes(image: Volume, reference: Reference, prediction: Prediction) -> Picture | None:
+def _row_of_boxes(image: Volume, reference: Reference, prediction: Prediction) -> _Row | None:
     """The same where one side has boxes alone; the plane through the middle of the largest."""
     boxes = _boxes_of(reference)
     if len(boxes) == 0:
@@ -85,9 +99,14 @@ def _row_of_boxes(image: Volume, reference: Reference, prediction: Prediction) -
     largest = int((stop - start).prod(axis=1).argmax())
     middle = ((start[largest] + stop[largest]) / 2).astype(int)
     cut = tuple(int(i) for i in middle[:-2])
-    found = [c.start_vox + c.stop_vox for c in prediction.candidates if c.score >= LEAST_P]
-    plane = image.array[0][cut]
-    return boxes_side_by_side(plane, crossing(boxes, cut), crossing(found, cut))
+    plane, bare = image.array[0][cut].copy(), replace(prediction, instances=None, values=None)
+
+    def draw(decide: Decide) -> Picture:
+        candidates = [c for c in decide(bare).candidates if c.score >= LEAST_P]
+        drawn = crossing([c.start_vox + c.stop_vox for c in candidates], cut)
+        return boxes_side_by_side(plane, crossing(boxes, cut), drawn)
+
+    return draw
 
 
 def _boxes_of(reference: Reference) -> NDArray[np.float32]:
