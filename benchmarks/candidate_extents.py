@@ -24,7 +24,7 @@ from vs_nnunet_table import SMALL_MM, found_of_size, number
 
 from lesionseg.evaluation import PRESETS
 from lesionseg.io.atomic import write_text
-from lesionseg.pipeline.dataset.survey import Survey, survey
+from lesionseg.pipeline.dataset.survey import Survey, take_survey
 from lesionseg.pipeline.judging.choice import ChoiceSettings
 from lesionseg.pipeline.judging.judge_role import Rules, judge_validation
 from lesionseg.plan.plan import CandidateRule, Plan
@@ -61,7 +61,7 @@ def lines_of(root: Path, options: argparse.Namespace) -> Iterator[tuple[str, ...
     cells: Path = options.cells
     plan = Plan.from_json((cells / "plans" / root.name / "plan.json").read_text())
     held = held_out(root, cells / "cache")
-    found = held.as_development(survey(held.data, seed=0))
+    found = held.as_development(take_survey(held.data, seed=0))
     for folder in sorted((cells / "runs").glob(f"{root.name}__*")):
         if (folder / "scores.json").is_file():
             for ratio, join in product(options.ratios, options.joins):

@@ -42,7 +42,7 @@ from lesionseg.evaluation.case.overlap import VoxelCounts
 from lesionseg.inference.candidates.painting import find_by_plan
 from lesionseg.io.atomic import read_json, write_json, write_text
 from lesionseg.io.cases import read_case
-from lesionseg.pipeline.dataset.survey import Survey, survey
+from lesionseg.pipeline.dataset.survey import Survey, take_survey
 from lesionseg.pipeline.judging.choice import ChoiceSettings
 from lesionseg.pipeline.judging.judge_role import Rules, judge_validation
 from lesionseg.pipeline.train.learning import decide
@@ -142,7 +142,7 @@ def prepare(root: Path, options: argparse.Namespace) -> Setting:
     """Divide the set as both tools will have it."""
     name = root.name
     held = held_out(root, options.output / "cache")
-    found = held.as_development(survey(held.data, seed=0))
+    found = held.as_development(take_survey(held.data, seed=0))
     folder = options.output / "plans" / name
     folder.mkdir(parents=True, exist_ok=True)
     plan = decide(found, PlanOverrides(), options.accelerator, folder)

@@ -112,9 +112,9 @@ def predict_volumes(
 ) -> Generator[T]:
     """What `use` makes of each case's prediction, in the order of `cases`.
 
-    `read` and `use` are called in threads of their own, a case each at a time; what goes wrong with
-    one case is raised here. `max_memory_gb`: for all cases under way. `overwrite`: what was read is
-    not looked at afterwards.
+    `read` and `use` are called in threads of their own, for one case at a time. What goes wrong
+    with a case is raised here. `max_memory_gb`: for all cases under way. `overwrite`: the volume
+    is not looked at afterwards, so that its memory may be used.
     """
     budget = MemoryBudget.of(max_memory_gb)
     uses: list[T] = []

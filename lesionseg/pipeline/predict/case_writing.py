@@ -55,12 +55,12 @@ class CaseOutputs:
         masks = [f"_mask{suffix}", f"_instances{suffix}"] if with_masks else []
         masks += [f"_regions{suffix}"] if with_masks and plan.regions else []
         names = [*masks, "_candidates.json"]
-        found = [self.folder / f"{files.case}{name}" for name in names]
+        paths = [self.folder / f"{files.case}{name}" for name in names]
         if self.save_probabilities != "none" and has_voxels(plan):
-            found += [self.probability_path(files, plan, label) for label in plan.label_values]
+            paths += [self.probability_path(files, plan, label) for label in plan.label_values]
         if self.dicom:
-            found += dicom_paths(self.folder, files, plan, segmented=segmented)
-        return found
+            paths += dicom_paths(self.folder, files, plan, segmented=segmented)
+        return paths
 
     def probability_path(self, files: CaseFiles, plan: Plan, label: int) -> Path:
         """Where the probabilities of one label go."""
@@ -74,14 +74,14 @@ class CaseOutputs:
 
         Raises `OutputError` for the first that cannot be removed, once the others are.
         """
-        kept = [error for path in self.paths(files, plan) for error in _remove(path)]
-        if kept:
+        errors = [error for path in self.paths(files, plan) for error in _remove(path)]
+        if errors:
             raise OutputError(
                 "An earlier result cannot be removed.",
-                where=kept[0].filename,
-                seen=kept[0].strerror,
+                where=errors[0].filename,
+                seen=errors[0].strerror,
                 remedy="remove it by hand, or choose another output folder.",
-            ) from kept[0]
+            ) from errors[0]
 
 
 def write_case(
@@ -121,19 +121,19 @@ def saving(
     if targets.save_probabilities == "none":
         yield lambda slab: slab
         return
-    kept = np.empty(geometry.shape, dtype=targets.save_probabilities)
+    stored = np.empty(geometry.shape, dtype=targets.save_probabilities)
     factor = 255.0 if targets.save_probabilities == "uint8" else 1.0
     row = 0
 
     def note(slab: NDArray[np.float32]) -> NDArray[np.float32]:
         nonlocal row
         values = np.rint(slab * factor) if factor != 1.0 else slab
-        kept[row : row + len(slab)] = values
+        stored[row : row + len(slab)] = values
         row += len(slab)
         return slab
 
     yield note
-    volume = Volume(kept[np.newaxis], geometry)
+    volume = Volume(stored[np.newaxis], geometry)
     write_volume(targets.probability_path(files, plan, label), volume, like=files.images[0])
 
 

@@ -131,8 +131,8 @@ def find_cases(source: Path, output: Path, plan: Plan) -> list[CaseFiles]:
             remedy="choose another folder; it may lie inside the input folder.",
         )
     results = output.resolve()
-    found = find_images(source, len(plan.channel_names))
-    cases = [c for c in found if not any(_lies_in(results, p) for p in c.images)]
+    scans = find_images(source, len(plan.channel_names))
+    cases = [c for c in scans if not any(_lies_in(results, p) for p in c.images)]
     if not cases:
         raise DatasetError("There is no scan to predict.", where=source)
     return cases

@@ -91,10 +91,10 @@ def _trace(files: CaseFiles, dataset: Dataset, pseudonym: str) -> Trace:
             files.case,
             "remark",
             "note",
-            f"{MEANING['remark']} {said}",
-            f"{MEANING['remark']} {redact(said, files, pseudonym)}",
+            f"{MEANING['remark']} {text}",
+            f"{MEANING['remark']} {redact(text, files, pseudonym)}",
         )
-        for said in found.remarks
+        for text in found.remarks
     ]
     if found.burned_in:
         flaws.append(known.finding("burned_in", "warning"))

@@ -14,7 +14,7 @@ ASK = "Cases are numbered in the dataset's order; identifiers=true prints their 
 class Finding:
     """One problem of one case.
 
-    `text` names files, for the person who has to mend them; `public` names nobody: cases are
+    `text` names files, for the person who has to correct them; `public` names nobody: cases are
     called by their pseudonyms. `case` is empty for an entry that is no case.
     """
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from lesionseg.io.atomic import write_text
 from lesionseg.pipeline.dataset.data_settings import DataSettings
-from lesionseg.pipeline.dataset.survey import open_dataset, survey
+from lesionseg.pipeline.dataset.survey import open_dataset, take_survey
 from lesionseg.pipeline.prepare.check import check_dataset
 from lesionseg.pipeline.prepare.findings import CheckOutcome
 from lesionseg.pipeline.run.outcome import Outcome
@@ -56,21 +56,21 @@ def prepare(
         return _check(data, run_dir, identifiers)
     run = Path(run_dir) if run_dir else default_run_dir(data.root, model.architecture)
     check_claim(run, config)
-    found = survey(data, seed)
-    plan = _untried(decide(found, model, trainer.accelerator, run), run)
+    survey = take_survey(data, seed)
+    plan = _untried(decide(survey, model, trainer.accelerator, run), run)
     claim(run, config)
-    if run_dir is None:  # its name holds the time: the same command would begin anew
+    if run_dir is None:  # its name holds the time: the same command would begin again
         log.info("Results go to %s; run_dir=%s resumes it.", run, run)
-    cases = prepare_cases(found, plan, data, run)
+    cases = prepare_cases(survey, plan, data, run)
     lines = [f"{name}: {reason}" for name, reason in plan.reasons.items()]
     return PrepareOutcome((*lines, f"{len(cases)} training cases prepared; the plan is in {run}."))
 
 
 def _untried(plan: Plan, run: Path) -> Plan:
     """The plan, which says that no step of it has been taken: `prepare` knows no loss."""
-    said = plan.with_(reasons={**plan.reasons, "memory": NOT_TRIED})
-    write_text(run / "plan.json", said.to_json())
-    return said
+    marked = plan.with_(reasons={**plan.reasons, "memory": NOT_TRIED})
+    write_text(run / "plan.json", marked.to_json())
+    return marked
 
 
 def _check(data: DataSettings, run_dir: str | None, identifiers: bool) -> CheckOutcome:

@@ -14,7 +14,7 @@ from lesionseg.evaluation import Preset
 from lesionseg.inference.inference_settings import InferenceSettings
 from lesionseg.losses.detection_loss import DetectionLoss
 from lesionseg.pipeline.dataset.data_settings import ALL_FOLDS, DataSettings
-from lesionseg.pipeline.dataset.survey import Survey, survey
+from lesionseg.pipeline.dataset.survey import Survey, take_survey
 from lesionseg.pipeline.judging.choice import CHOSEN, ChoiceSettings
 from lesionseg.pipeline.judging.judge_role import judge_untouched
 from lesionseg.pipeline.report.recipe import ReportSettings, report_run
@@ -109,7 +109,7 @@ def train(
     )
     with kept_log(run) as note:
         warn_of_unheard_loss(model.architecture, loss, detection)
-        found = survey(data, seed)
+        found = take_survey(data, seed)
         finish = cross_validate if data.fold == ALL_FOLDS else _hold_out
         finished = finish(recipe, found, run)
         page = report_run(run, found.dataset, report)

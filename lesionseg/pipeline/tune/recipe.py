@@ -16,7 +16,7 @@ from lesionseg.inference.inference_settings import InferenceSettings
 from lesionseg.io.cases import read_case
 from lesionseg.pipeline.dataset.data_settings import DataSettings
 from lesionseg.pipeline.dataset.same_cases import refuse_other_cases
-from lesionseg.pipeline.dataset.survey import Survey, n_lesions, survey
+from lesionseg.pipeline.dataset.survey import Survey, n_lesions, take_survey
 from lesionseg.pipeline.judging.volume_scores import VolumeJudge
 from lesionseg.pipeline.run.capabilities import require_masks
 from lesionseg.pipeline.run.device_memory import require_device
@@ -50,9 +50,9 @@ class TuneOutcome(Outcome):
     def summary(self) -> list[str]:
         """The table of trials, the verdict, and how to train with it."""
         lines = [*aligned(table(self.search)), "", *self.search.notes]
-        chosen = steadiest(self.search)
-        if chosen is not None and chosen.value:
-            advice = self.overrides(chosen.alpha, chosen.gamma)
+        best = steadiest(self.search)
+        if best is not None and best.value:
+            advice = self.overrides(best.alpha, best.gamma)
             lines += ["", f"To train with this pair, add to your `train`: {advice}"]
         return [*lines, f"Heat map: {self.run_dir / 'tune.html'}"]
 
@@ -93,11 +93,11 @@ def tune(
     require_device(trainer.accelerator)
     run = Path(run_dir) if run_dir else default_run_dir(data.root, f"{model.architecture}_tune")
     check_claim(run, _without_n_trials(config))
-    found = survey(data, seed)
-    require_masks(found, model.architecture)
-    refuse_other_cases(run, found.splits)  # its trials would not compare
-    cases = [c for c in found.of_role("validation") if c.reference is not None or c.annotations]
-    lesions = _count_lesions(found, cases, data)
+    survey = take_survey(data, seed)
+    require_masks(survey, model.architecture)
+    refuse_other_cases(run, survey.splits)  # its trials would not compare
+    cases = [c for c in survey.of_role("validation") if c.reference is not None or c.annotations]
+    lesions = _count_lesions(survey, cases, data)
     trainer = replace(_with_checks(trainer), seed=seed)
     learning = partial(
         Learning,
@@ -107,7 +107,7 @@ def tune(
         trainer=trainer,
         init_from=model.init_from,
     )
-    plan = decide(found, model, trainer.accelerator, run)
+    plan = decide(survey, model, trainer.accelerator, run)
     if not is_claimed(run):  # once for all trials: whatever the pair, it takes the same memory
         any_loss, any_detection = losses(alpha=0.5, gamma=1.0)
         plan = affordable(plan, learning(loss=any_loss, detection=any_detection), run)
@@ -115,21 +115,21 @@ def tune(
     recipe = TrialRecipe(
         losses=losses,
         plan=plan,
-        cases=prepare_cases(found, plan, data, run),
+        cases=prepare_cases(survey, plan, data, run),
         learning=learning,
-        judge=lambda linked: VolumeJudge(found, cases, linked, inference, preset),
+        judge=lambda linked: VolumeJudge(survey, cases, linked, inference, preset),
         fp_per_case=tune.fp_per_case,
         run=run,
     )
-    origin = _origin(found, seed, trainer, config)
+    origin = _origin(survey, seed, trainer, config)
     about = Circumstances(tune, seed, _budget(trainer), len(cases), lesions, losses.first, origin)
     search = Search(run, tune, seed=seed, first=losses.first)
 
-    def done(trial: TuningTrial) -> None:
+    def write(trial: TuningTrial) -> None:
         _log_trial(trial)
         write_results(run, search.trials(), about)
 
-    search.run(recipe, done)
+    search.run(recipe, write)
     return TuneOutcome(run, describe(search.trials(), about), losses.groups)
 
 
@@ -139,7 +139,7 @@ def _check_devices(trainer: TrainerSettings) -> None:
             "A trial trains on one device.",
             where="trainer.devices",
             seen=trainer.devices,
-            remedy="start the same command once a device: the processes share the search.",
+            remedy="start the same command once per device: the processes share the search.",
         )
 
 
@@ -149,8 +149,8 @@ def _without_n_trials(config: Mapping[str, Any]) -> dict[str, Any]:
     return {**config, "tune": searched}
 
 
-def _count_lesions(found: Survey, cases: Sequence[CaseFiles], data: DataSettings) -> int:
-    total = sum(n_lesions(read_case(files, found.dataset)) for files in cases)
+def _count_lesions(survey: Survey, cases: Sequence[CaseFiles], data: DataSettings) -> int:
+    total = sum(n_lesions(read_case(files, survey.dataset)) for files in cases)
     if total == 0:
         raise DatasetError(
             "No lesion is left to measure the trials by.",
@@ -177,11 +177,11 @@ def _budget(trainer: TrainerSettings) -> str:
 
 
 def _origin(
-    found: Survey, seed: int, trainer: TrainerSettings, config: Mapping[str, Any]
+    survey: Survey, seed: int, trainer: TrainerSettings, config: Mapping[str, Any]
 ) -> dict[str, Any]:
-    simulated = is_simulated(config.get("data", {}), found.dataset)
+    simulated = is_simulated(config.get("data", {}), survey.dataset)
     device = device_name(training_device(trainer.accelerator))
-    return provenance(found.dataset, seed, device, simulated)
+    return provenance(survey.dataset, seed, device, simulated)
 
 
 def _log_trial(trial: TuningTrial) -> None:

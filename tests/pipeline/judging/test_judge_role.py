@@ -14,7 +14,7 @@ from lesionseg.io.predictions import write_prediction
 from lesionseg.ops.components import lesion_instances
 from lesionseg.phantoms import write_mri_phantoms
 from lesionseg.pipeline.dataset.data_settings import DataSettings
-from lesionseg.pipeline.dataset.survey import Survey, divided, folds_of, survey
+from lesionseg.pipeline.dataset.survey import Survey, divided, folds_of, take_survey
 from lesionseg.pipeline.judging.choice import ChoiceSettings
 from lesionseg.pipeline.judging.judge_role import FoldRun, Rules, judge_out_of_fold
 
@@ -53,7 +53,7 @@ def folds(tmp_path_factory: pytest.TempPathFactory) -> tuple[FoldRun, ...]:
     raw = folder / "raw"
     write_mri_phantoms(raw, 6, seed=0, shape=(16, 18, 16), spacing_mm=(8.0, 8.0, 8.0))
     data = DataSettings(str(raw), fold="all", n_folds=3)
-    found, rng = survey(data, 0), np.random.default_rng(0)
+    found, rng = take_survey(data, 0), np.random.default_rng(0)
     runs = tuple(
         FoldRun(k, divided(found, data, 0, k), folder / f"fold_{k}") for k in folds_of(found, data)
     )

@@ -11,7 +11,7 @@ from lesionseg.evaluation import PRESETS
 from lesionseg.inference.inference_settings import InferenceSettings
 from lesionseg.phantoms import write_xray_phantoms
 from lesionseg.pipeline.dataset.data_settings import DataSettings
-from lesionseg.pipeline.dataset.survey import survey
+from lesionseg.pipeline.dataset.survey import take_survey
 from lesionseg.pipeline.judging.judge_role import labelled
 from lesionseg.pipeline.judging.volume_scores import VolumeJudge, VolumeScores, overlaps
 from lesionseg.pipeline.train.learning import decide
@@ -64,7 +64,7 @@ def test_networks_are_scored_on_whole_radiographs(
     write_xray_phantoms(
         tmp_path / "raw", 6, seed=3, shape=(64, 64), pixel_mm=4.0, lesion_free_share=0.0
     )
-    found = survey(DataSettings(str(tmp_path / "raw")), 0)
+    found = take_survey(DataSettings(str(tmp_path / "raw")), 0)
     plan = decide(found, PlanOverrides(tile_shape=(64, 64)), "cpu", tmp_path / "run")
     cases = labelled(found, "validation")
     shown: list[str] = []
