@@ -4,8 +4,8 @@
 tiles, `sliding` runs networks over those of many images, `stitch` puts them together and `store`
 keeps what comes of it; `restore` goes back to the file's own grid; `regions` and `postprocess`
 turn probabilities into candidates and accept them; `bundle` and `card` keep a model on disk;
-`boxes` and `fusion` do the same for a detector; `predictor` is all of it behind one call, in three
-`steps`.
+`boxes` and `fusion` do the same for a detector. A case goes from `open_scan` through
+`sliding_window` to `decision`; `predictor` is all of it behind one call.
 """
 
 from lesionseg.inference.bundles.bundle import Bundle as Bundle
@@ -14,13 +14,13 @@ from lesionseg.inference.bundles.bundle import read_bundle as read_bundle
 from lesionseg.inference.bundles.bundle import resolve_bundle as resolve_bundle
 from lesionseg.inference.bundles.bundle import write_bundle as write_bundle
 from lesionseg.inference.bundles.model_card import model_card as model_card
-from lesionseg.inference.candidates.postprocess import CandidateSet as CandidateSet
-from lesionseg.inference.candidates.postprocess import (
+from lesionseg.inference.candidates.acceptance import (
     apply_operating_point as apply_operating_point,
 )
-from lesionseg.inference.candidates.postprocess import (
+from lesionseg.inference.candidates.acceptance import (
     choose_operating_point as choose_operating_point,
 )
+from lesionseg.inference.candidates.postprocess import CandidateSet as CandidateSet
 from lesionseg.inference.candidates.postprocess import find_candidates as find_candidates
 from lesionseg.inference.device import choose_device as choose_device
 from lesionseg.inference.inference_settings import InferenceSettings as InferenceSettings

@@ -8,12 +8,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lesionseg.core import Candidate, Geometry, OperatingPoint, Prediction
-from lesionseg.inference.calibrate import calibrated
+from lesionseg.inference.candidates.acceptance import accept
 from lesionseg.inference.candidates.box_candidates import FoundBoxes
 from lesionseg.inference.candidates.fusion import box_candidates, fuse
 from lesionseg.inference.candidates.painting import find_by_plan
 from lesionseg.inference.candidates.peaks import Above, collect_above
-from lesionseg.inference.candidates.postprocess import apply_operating_point, without_small
 from lesionseg.inference.sliding.restore import restore_slabs
 from lesionseg.inference.sliding.store import Store
 from lesionseg.plan.plan import Plan
@@ -76,7 +75,6 @@ class Decision:
         boxes = self._boxes(inferred)
         if boxes is not None and rule.source == "detection":
             prediction = Prediction(case, geometry, boxes, None)
-            prediction = without_small(prediction, rule.min_diameter_mm)
         else:
             found = find_by_plan(channels, geometry, self.plan)
             found = found if boxes is None else fuse(found, boxes)
@@ -88,8 +86,7 @@ class Decision:
                 values=found.values,
                 removed=found.removed,
             )
-        accepted = apply_operating_point(prediction, self.operating_point)
-        return calibrated(accepted, self.plan.calibration)
+        return accept(prediction, self.operating_point, self.plan.calibration)
 
     def _boxes(self, inferred: Inferred) -> tuple[Candidate, ...] | None:
         """A detector's boxes on the file's grid; None where none are asked for."""

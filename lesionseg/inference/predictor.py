@@ -15,7 +15,7 @@ from lesionseg.core import CaseFiles, Prediction, Volume
 from lesionseg.errors import ContentError
 from lesionseg.inference.bundles.bundle import Bundle
 from lesionseg.inference.bundles.ensemble import ensemble
-from lesionseg.inference.candidates.postprocess import choose_operating_point
+from lesionseg.inference.candidates.acceptance import choose_operating_point
 from lesionseg.inference.decision import Decision, Inferred
 from lesionseg.inference.device import choose_device
 from lesionseg.inference.inference_settings import InferenceSettings, Precision

@@ -12,7 +12,7 @@ from lesionseg.errors import ConfigError, DatasetError
 from lesionseg.evaluation import Preset, find_preset
 from lesionseg.evaluation.adjudication import adjudicate, read_verdicts
 from lesionseg.evaluation.statistics.compare import compare as compare_models
-from lesionseg.inference.candidates.postprocess import choose_operating_point
+from lesionseg.inference.candidates.acceptance import choose_operating_point
 from lesionseg.io.atomic import read_csv
 from lesionseg.io.layouts.groups import assign_groups
 from lesionseg.io.predictions import find_predictions

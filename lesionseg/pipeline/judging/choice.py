@@ -19,12 +19,7 @@ from lesionseg.evaluation.statistics.operating_point import (
     with_expectation,
     with_intervals,
 )
-from lesionseg.inference.calibrate import calibrated
-from lesionseg.inference.candidates.postprocess import (
-    apply_operating_point,
-    choose_operating_point,
-    without_small,
-)
+from lesionseg.inference.candidates.acceptance import accept, choose_operating_point, without_small
 from lesionseg.plan.plan import Plan
 
 _log = logging.getLogger(__name__)
@@ -82,8 +77,7 @@ class Choice:
     def apply_to(self, prediction: Prediction) -> Prediction:
         """A development case's prediction as the chosen rules have it."""
         large = without_small(prediction, self.min_diameter_mm)
-        accepted = apply_operating_point(large, self.points[0])
-        return calibrated(accepted, self.calibration_of.get(prediction.case))
+        return accept(large, self.points[0], self.calibration_of.get(prediction.case))
 
     def added_to(self, plan: Plan) -> Plan:
         """The plan with all that was chosen."""

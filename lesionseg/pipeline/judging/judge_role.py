@@ -10,7 +10,7 @@ from typing import Any
 from lesionseg.core import CaseFiles, Geometry, OperatingPoint, Prediction
 from lesionseg.errors import DatasetError
 from lesionseg.evaluation import CaseResult, MatchedCase, Preset
-from lesionseg.inference.candidates.postprocess import without_small
+from lesionseg.inference.candidates.acceptance import without_small
 from lesionseg.inference.predictor import Predictor
 from lesionseg.io.cases import read_image
 from lesionseg.io.predictions import find_predictions, write_prediction

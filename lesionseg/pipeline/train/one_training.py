@@ -14,7 +14,7 @@ from torch import nn
 from lesionseg.evaluation import Preset
 from lesionseg.inference.bundles.bundle import write_bundle
 from lesionseg.inference.bundles.model_card import model_card
-from lesionseg.inference.candidates.postprocess import DEFAULT_POINT
+from lesionseg.inference.candidates.acceptance import DEFAULT_POINT
 from lesionseg.inference.inference_settings import InferenceSettings
 from lesionseg.inference.predictor import Predictor
 from lesionseg.io.atomic import write_text

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from lesionseg.core import Calibration, Candidate, Geometry, Prediction
-from lesionseg.inference.calibrate import calibrated
+from lesionseg.inference.candidates.acceptance import calibrated
 
 PLATT = Calibration("platt", intercept=-1.0, slope=2.0)
 
