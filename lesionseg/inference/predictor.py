@@ -39,19 +39,26 @@ class Predictor:
     >>> prediction = predictor("scan.nii.gz")  # doctest: +SKIP
     >>> [(c.score, c.centre_mm) for c in prediction.candidates if c.accepted]  # doctest: +SKIP
 
-    `bundle` is a bundle's folder, a run's folder or a `Bundle`, or several of them whose
-    probabilities are averaged (an ensemble; the first one's plan decides). `device`: "auto", "cpu",
-    "cuda", …; None is "auto" for a folder and where the network lies for a `Bundle`.
-    `operating_point`: see `choose_operating_point`. `overlap`, `flips`, `batch_size` and
-    `precision`: see `InferenceSettings`; `settings` is all of these at once, and more. `raster_mm`
-    is the pixel size of images that state none (PNG); None is the plan's spacing, so that they are
-    not resampled. `tilt`: "resample" brings the slices of a tilted CT gantry upright, and the
-    prediction lies on those. `architectures` maps a name in the plan to the caller's own factory.
-    Raises `BundleError` for an unusable bundle, `ConfigError` for a wrong device or operating
-    point.
-
     A case goes through three steps, which many cases may go through at once: `scans.open`,
-    `infer_all`, `decide`.
+    `infer_all`, `decide`. Raises `BundleError` for an unusable bundle, `ConfigError` for a wrong
+    device or operating point.
+
+    Args:
+        bundle: a bundle's folder, a run's folder or a `Bundle`, or several of them whose
+            probabilities are averaged (an ensemble; the first one's plan decides).
+        device: "auto", "cpu", "cuda", …; None is "auto" for a folder and where the network lies
+            for a `Bundle`.
+        operating_point: accepts candidates; see `choose_operating_point`.
+        overlap: of neighbouring tiles, as a share of a tile.
+        flips: average over mirrored images too.
+        batch_size: tiles per batch; None: the plan's on a GPU, 1 on a CPU.
+        precision: of the network's arithmetic; see `InferenceSettings`.
+        raster_mm: pixel size in mm of images that state none (PNG); None is the plan's spacing, so
+            that they are not resampled.
+        tilt: "resample" brings the slices of a tilted CT gantry upright, and the prediction lies
+            on those.
+        settings: all of overlap, flips, batch size and precision at once, and more.
+        architectures: maps a name in the plan to the caller's own factory.
     """
 
     def __init__(

@@ -50,7 +50,15 @@ def prepare(
 ) -> PrepareOutcome | CheckOutcome:
     """Prepare a dataset for training, or only `check` it: list every problem, and write a page.
 
-    What is printed calls cases by number; `identifiers` prints their names and files.
+    Args:
+        data: where the data lie and how they are divided.
+        model: what the user decides of the plan.
+        trainer: its accelerator decides the device that is planned for.
+        run_dir: where the plan goes; None: a new folder under `runs`.
+        check: only check, and write the page into `run_dir`.
+        identifiers: print the names and files of cases, which are called by number otherwise.
+        seed: of the split.
+        config: the resolved configuration, kept in `run_dir`.
     """
     if check:
         return _check(data, run_dir, identifiers)

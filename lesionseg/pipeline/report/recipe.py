@@ -91,11 +91,19 @@ def report(
 ) -> ReportOutcome:
     """Write `output/report.html`, and what lies beside it.
 
-    `scores` is the output folder of `evaluate` or a run directory, which brings its predictions
-    and its training's history. `images` and `reference` are dataset roots or folders of files.
-    `compare` is the output folder of `evaluate` for another model or reader on the same scans; by
-    default the folder `compare` in `scores`, if there is one.
     Raises `ReadError` when there are no scores, naming the file and what to do.
+
+    Args:
+        scores: the output folder of `evaluate`, or a run directory, which brings its predictions
+            and its training's history.
+        output: the folder for the page.
+        images: a dataset root or a folder of images; None: no pictures.
+        reference: a dataset root or a folder of masks; None: that of `images`.
+        prediction: the folder of the predictions; None: the run directory's own.
+        compare: the output folder of `evaluate` for another model or reader on the same scans;
+            None: the folder `compare` in `scores`, if there is one.
+        title: of the page; None: that of `report`.
+        report: the number of pictures, names, the PDF.
     """
     folder, settings = Path(scores), report or ReportSettings()
     if not (folder / "scores.json").is_file():

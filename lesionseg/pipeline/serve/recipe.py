@@ -25,11 +25,20 @@ def serve(
     operating_point: str | None = None,
     device: str = "auto",
 ) -> Outcome:
-    """Serve until interrupted; see `serving.app` for what it answers.
+    """Serve until interrupted; see `serve.app` for what it answers.
 
     There is neither encryption nor a password: by default only this machine can ask. Requests are
     not logged, for their addresses may hold names. Raises `ConfigError` without the extra `serve`,
     `BundleError` for an unusable bundle.
+
+    Args:
+        bundle: a run directory or a bundle's folder, or several that are averaged.
+        host: the address to listen at.
+        port: the port to listen at.
+        max_upload_mb: the largest request, in megabytes of 2²⁰ bytes.
+        inference: overlap, mirrored views, batch size, precision and memory.
+        operating_point: accepts candidates; None: the bundle's first.
+        device: "auto", "cpu" or "cuda".
     """
     uvicorn = _uvicorn()
     app = serving_app(

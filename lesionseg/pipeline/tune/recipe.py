@@ -81,11 +81,26 @@ def tune(
 ) -> TuneOutcome:
     """Search for the α and γ with which the validation lesions are found best.
 
-    `loss` and `detection` are called with `alpha` and `gamma` (`PairLosses`). Each trial is a
-    training as `train` does it, in `run_dir/trials`; `run_dir/journal.log` keeps the search. The
-    same command goes on with it or, while other processes run, takes part in it; only
-    `tune.n_trials` may change. tune.json and tune.html are written after each trial. Raises the
-    `LesionsegError` of whatever is wrong.
+    Each trial is a training as `train` does it, in `run_dir/trials`; `run_dir/journal.log` keeps
+    the search. The same command goes on with it or, while other processes run, takes part in it;
+    only `tune.n_trials` may change. tune.json and tune.html are written after each trial. Raises
+    the `LesionsegError` of whatever is wrong.
+
+    Args:
+        data: where the data lie and how they are divided.
+        model: what the user decides of the plan.
+        loss: gives the loss of voxels when called with `alpha` and `gamma`; see `PairLosses`.
+        detection: gives the loss of anchors, likewise.
+        sampling: which tiles are drawn.
+        augment: how they are changed.
+        optim: optimiser and learning rate.
+        trainer: budget and device of each trial.
+        inference: how the validation cases are predicted.
+        preset: the match rule of the validation.
+        tune: what is searched, and how long.
+        run_dir: where all of it lies; None: a new folder under `runs`.
+        seed: of the split, the first weights and tiles, and the search.
+        config: the resolved configuration, kept in `run_dir`.
     """
     losses = PairLosses(model.architecture, loss, detection)
     require_optuna()
