@@ -54,7 +54,7 @@ class Inferred:
 
 
 @dataclass(frozen=True)
-class Decision:
+class CaseDecision:
     """The rules by which a case's probabilities and boxes become a prediction."""
 
     plan: Plan

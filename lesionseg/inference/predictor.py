@@ -16,7 +16,7 @@ from lesionseg.errors import ContentError
 from lesionseg.inference.bundles.bundle import Bundle
 from lesionseg.inference.bundles.ensemble import ensemble
 from lesionseg.inference.candidates.acceptance import choose_operating_point
-from lesionseg.inference.decision import Decision, Inferred
+from lesionseg.inference.decision import CaseDecision, Inferred
 from lesionseg.inference.device import choose_device
 from lesionseg.inference.inference_settings import InferenceSettings, Precision
 from lesionseg.inference.open_scan import PreparedScan, ScanOpener, StrPath, case_files
@@ -88,7 +88,7 @@ class Predictor:
         self._device = None if device is None else choose_device(device)
         self._settings = settings or InferenceSettings(overlap, flips, batch_size, precision)
         self.scans = ScanOpener(self.plan, raster_mm, tilt, self._settings.body_mask)
-        self.decide = Decision(self.plan, self.operating_point)
+        self.decide = CaseDecision(self.plan, self.operating_point)
 
     @classmethod
     def from_network(

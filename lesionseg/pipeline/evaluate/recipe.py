@@ -31,7 +31,7 @@ from lesionseg.pipeline.judging.case_pairs import (
     read_columns,
 )
 from lesionseg.pipeline.judging.scoring import Scoring
-from lesionseg.pipeline.run.outcome import Outcome, scores_lines
+from lesionseg.pipeline.run.outcome import CommandOutcome, scores_lines
 from lesionseg.pipeline.run.progress import Advance, bar
 
 _log = logging.getLogger(__name__)
@@ -40,7 +40,7 @@ COMPARED = "compare"  # where the second model's tables lie in an output folder
 
 
 @dataclass(frozen=True)
-class EvaluateOutcome(Outcome):
+class EvaluateOutcome(CommandOutcome):
     """The scores, as they stand in `output/scores.json`."""
 
     scores: Mapping[str, Any]

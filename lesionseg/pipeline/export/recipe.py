@@ -21,7 +21,7 @@ from lesionseg.inference.bundles.network_export import (
 )
 from lesionseg.io.atomic import write_json, write_text
 from lesionseg.models.build import NetworkFactory
-from lesionseg.pipeline.run.outcome import Outcome
+from lesionseg.pipeline.run.outcome import CommandOutcome
 from lesionseg.plan.plan import Plan
 
 Format = Literal["onnx", "monai"]
@@ -29,7 +29,7 @@ ONNX, ONNX_NOTE = "model.onnx", "model.json"
 
 
 @dataclass(frozen=True)
-class ExportOutcome(Outcome):
+class ExportOutcome(CommandOutcome):
     """What was written, and how far its probabilities are from the bundle's own (random tiles)."""
 
     folder: Path

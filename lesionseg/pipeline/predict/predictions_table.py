@@ -11,7 +11,7 @@ from typing import Literal, TypeVar
 
 from lesionseg.errors import ConfigError
 from lesionseg.io.atomic import read_csv, write_csv
-from lesionseg.pipeline.run.outcome import Outcome
+from lesionseg.pipeline.run.outcome import CommandOutcome
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +47,7 @@ class PredictionRow:
     key: str = ""
 
 
-class PredictOutcome(tuple[PredictionRow, ...], Outcome):
+class PredictOutcome(tuple[PredictionRow, ...], CommandOutcome):
     """The rows of one call, one per case, in order of case id."""
 
     @property

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lesionseg.pipeline.run.outcome import Outcome
+from lesionseg.pipeline.run.outcome import CommandOutcome
 
 _SHOWN = 5  # cases named with a note that many share
 ASK = "Cases are numbered in the dataset's order; identifiers=true prints their names and files."
@@ -26,7 +26,7 @@ class Finding:
 
 
 @dataclass(frozen=True)
-class CheckOutcome(Outcome):
+class CheckOutcome(CommandOutcome):
     """All findings, the number of cases, and where the page lies."""
 
     n_cases: int

@@ -11,7 +11,7 @@ from lesionseg.pipeline.dataset.data_settings import DataSettings
 from lesionseg.pipeline.dataset.survey import open_dataset, take_survey
 from lesionseg.pipeline.prepare.check import check_dataset
 from lesionseg.pipeline.prepare.findings import CheckOutcome
-from lesionseg.pipeline.run.outcome import Outcome
+from lesionseg.pipeline.run.outcome import CommandOutcome
 from lesionseg.pipeline.run.run_dir import check_claim, claim, default_run_dir
 from lesionseg.pipeline.train.learning import decide, prepare_cases
 from lesionseg.plan.make import PlanOverrides
@@ -28,7 +28,7 @@ NOT_TRIED = (
 
 
 @dataclass(frozen=True)
-class PrepareOutcome(Outcome):
+class PrepareOutcome(CommandOutcome):
     """What `prepare` decided, a sentence a line."""
 
     lines: tuple[str, ...]

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from lesionseg.core import Dataset
 from lesionseg.errors import ConfigError, ReadError
-from lesionseg.pipeline.run.outcome import Outcome
+from lesionseg.pipeline.run.outcome import CommandOutcome
 from lesionseg.pipeline.run.progress import bar
 from lesionseg.report.sections.gallery_choice import Limits
 from lesionseg.report.text import NAMES
@@ -68,7 +68,7 @@ class ReportSettings:
 
 
 @dataclass(frozen=True)
-class ReportOutcome(Outcome):
+class ReportOutcome(CommandOutcome):
     """Where the page lies."""
 
     page: Path

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 
-class Outcome:
+class CommandOutcome:
     """What a command leaves. A recipe's own outcome says more; a server that was stopped, nothing.
 
     `exit_status` is that of the process: 0, or 1 where something failed.

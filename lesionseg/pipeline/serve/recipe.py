@@ -10,7 +10,7 @@ from lesionseg.inference.bundles.bundle import bundle_digest
 from lesionseg.inference.inference_settings import InferenceSettings
 from lesionseg.inference.predictor import Predictor
 from lesionseg.models.build import NetworkFactory
-from lesionseg.pipeline.run.outcome import Outcome
+from lesionseg.pipeline.run.outcome import CommandOutcome
 
 logger = logging.getLogger(__name__)
 
@@ -24,7 +24,7 @@ def serve(
     inference: InferenceSettings | None = None,
     operating_point: str | None = None,
     device: str = "auto",
-) -> Outcome:
+) -> CommandOutcome:
     """Serve until interrupted; see `serve.app` for what it answers.
 
     There is neither encryption nor a password: by default only this machine can ask. Requests are
@@ -50,7 +50,7 @@ def serve(
     )
     logger.info("Serving at http://%s:%d; stop with Ctrl-C.", host, port)
     uvicorn.run(app, host=host, port=port, access_log=False, log_level="warning")
-    return Outcome()
+    return CommandOutcome()
 
 
 def serving_app(

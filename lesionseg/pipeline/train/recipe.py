@@ -19,7 +19,7 @@ from lesionseg.pipeline.judging.choice import CHOSEN, ChoiceSettings
 from lesionseg.pipeline.judging.judge_role import judge_untouched
 from lesionseg.pipeline.report.recipe import ReportSettings, report_run
 from lesionseg.pipeline.run.capabilities import warn_of_unheard_loss
-from lesionseg.pipeline.run.outcome import Outcome, scores_lines
+from lesionseg.pipeline.run.outcome import CommandOutcome, scores_lines
 from lesionseg.pipeline.run.run_dir import check_claim, default_run_dir
 from lesionseg.pipeline.run.run_log import kept_log
 from lesionseg.pipeline.train.cross_validation import cross_validate
@@ -34,7 +34,7 @@ Scores = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
-class TrainOutcome(Outcome):
+class TrainOutcome(CommandOutcome):
     """What a finished run leaves: where, how long it took, and its scores by role.
 
     `notes`: sentences on what was chosen on development predictions.

@@ -20,7 +20,7 @@ from lesionseg.pipeline.dataset.survey import Survey, n_lesions, take_survey
 from lesionseg.pipeline.judging.volume_scores import VolumeJudge
 from lesionseg.pipeline.run.capabilities import require_masks
 from lesionseg.pipeline.run.device_memory import require_device
-from lesionseg.pipeline.run.outcome import Outcome, aligned
+from lesionseg.pipeline.run.outcome import CommandOutcome, aligned
 from lesionseg.pipeline.run.provenance import device_name, is_simulated, provenance
 from lesionseg.pipeline.run.run_dir import check_claim, claim, default_run_dir, is_claimed
 from lesionseg.pipeline.train.learning import Learning, affordable, decide, prepare_cases
@@ -40,7 +40,7 @@ N_CHECKS = 4  # validations a trial, the last one included, where the settings d
 
 
 @dataclass(frozen=True)
-class TuneOutcome(Outcome):
+class TuneOutcome(CommandOutcome):
     """What a search has found so far, where it lies, and which settings have the trials' pair."""
 
     run_dir: Path

@@ -15,7 +15,7 @@ from lesionseg.core import CaseFiles, Geometry, Volume
 from lesionseg.errors import ConfigError, DatasetError, OutputError, ReadError
 from lesionseg.inference import decision, open_scan
 from lesionseg.inference.bundles.bundle import write_bundle
-from lesionseg.inference.decision import Decision, Inferred
+from lesionseg.inference.decision import CaseDecision, Inferred
 from lesionseg.inference.inference_settings import InferenceSettings
 from lesionseg.inference.open_scan import ScanOpener
 from lesionseg.inference.sliding.scan_tiles import ScanTiles
@@ -52,11 +52,11 @@ STEPS: tuple[tuple[object, str], ...] = (
     (ScanTiles, "__init__"),
     (ScanTiles, "tile"),
     (ScanTiles, "put"),
-    (Decision, "__call__"),
+    (CaseDecision, "__call__"),
     (Inferred, "restored"),
     (decision, "collect_above"),
     (predict_write, "write_volume"),
-    (Decision, "_boxes"),
+    (CaseDecision, "_boxes"),
     (decision, "find_by_plan"),
     (predict_write, "write_dicom"),
     (predict_write, "write_prediction"),
