@@ -25,7 +25,7 @@ from lesionseg.errors import LesionsegError
 from lesionseg.inference.predictor import Predictor
 from lesionseg.io.atomic import read_json, write_json
 from lesionseg.phantoms import write_mri_phantoms
-from lesionseg.pipeline.dataset.survey import Survey, survey
+from lesionseg.pipeline.dataset.survey import Survey, take_survey
 from lesionseg.pipeline.judging.choice import ChoiceSettings
 from lesionseg.pipeline.judging.judge_role import Rules, judge_validation
 from lesionseg.pipeline.run.provenance import data_hash
@@ -117,7 +117,7 @@ def prepare(options: argparse.Namespace, output: Path, *, quick: bool = False) -
     """Read and divide the set, once for all cells; simulated heads without `data`."""
     root = options.data or simulated(output, TINY if quick else PHANTOMS)
     held = held_out(root, output / "cache")
-    found = held.as_development(survey(held.data, seed=0))
+    found = held.as_development(take_survey(held.data, seed=0))
     budget = Budget(options.minutes, options.steps)
     return Setting(found, held, output, budget, options.accelerator, quick, options.overrides)
 

@@ -27,7 +27,7 @@ from table import Row, device_name, print_report, versions
 
 from lesionseg.core import Candidate, Geometry, Prediction, Reference
 from lesionseg.evaluation import PRESETS, CaseResult, evaluate_case, summarise
-from lesionseg.evaluation.case.match_case import judge as match_case
+from lesionseg.evaluation.case.match_case import link_case
 from lesionseg.evaluation.case.overlap import voxel_counts
 from lesionseg.io.formats.volumes import read_volume
 from lesionseg.io.predictions import find_masks
@@ -50,7 +50,9 @@ class Pair:
         geometry = Geometry.from_spacing(self.reference.shape, (1.0, 1.0, 1.0))
         reference = Reference(geometry, labels=self.reference)
         prediction = as_prediction(self.prediction, geometry)
-        judged = match_case(reference, prediction, PRESETS["panoptica"].criterion, None)
+        judged = link_case(reference, prediction, PRESETS["panoptica"].criterion).accept(
+            prediction, None
+        )
         of = judged.at_point.candidate_of
         pairs = judged.overlaps
         found = of[pairs.lesion] == pairs.candidate

@@ -39,7 +39,7 @@ from lesionseg.inference.inference_settings import InferenceSettings
 from lesionseg.inference.predictor import Predictor
 from lesionseg.io.formats.volumes import read_volume, write_volume
 from lesionseg.models.build import build_network
-from lesionseg.pipeline.predict.case_pipeline import PredictJob, predict_cases
+from lesionseg.pipeline.predict.predict_job import PredictJob, predict_cases
 from lesionseg.pipeline.predict.recipe import find_cases
 from lesionseg.plan.plan import Architecture, Normalisation, Plan
 
@@ -294,7 +294,7 @@ def recall(reference: Path, prediction: Path) -> float:
             (Path(output) / "reference").mkdir(exist_ok=True)
             source = next(reference.glob(f"{name.removesuffix('_0000')}.nii.gz"))
             (Path(output) / "reference" / f"{name}.nii.gz").symlink_to(source.resolve())
-        scores = evaluate(Path(output) / "reference", prediction, Path(output) / "scores")
+        scores = evaluate(Path(output) / "reference", prediction, Path(output) / "scores").scores
     return float(scores["lesion_recall"]["value"])
 
 

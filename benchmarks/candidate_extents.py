@@ -16,17 +16,13 @@ from dataclasses import replace
 from itertools import product
 from math import inf
 from pathlib import Path
-from typing import Any
 
 from held_out import held_out, lesions_found
-from vs_nnunet import Kept
+from vs_nnunet import Kept, judge_kept
 from vs_nnunet_table import SMALL_MM, found_of_size, number
 
-from lesionseg.evaluation import PRESETS
 from lesionseg.io.atomic import write_text
-from lesionseg.pipeline.dataset.survey import Survey, survey
-from lesionseg.pipeline.judging.choice import ChoiceSettings
-from lesionseg.pipeline.judging.judge_role import Rules, judge_validation
+from lesionseg.pipeline.dataset.survey import Survey, take_survey
 from lesionseg.plan.plan import CandidateRule, Plan
 
 HEADER = ("cell", "ratio", "join", "recall", "under 10 mm", "Dice, accepted", "AP")
@@ -61,7 +57,7 @@ def lines_of(root: Path, options: argparse.Namespace) -> Iterator[tuple[str, ...
     cells: Path = options.cells
     plan = Plan.from_json((cells / "plans" / root.name / "plan.json").read_text())
     held = held_out(root, cells / "cache")
-    found = held.as_development(survey(held.data, seed=0))
+    found = held.as_development(take_survey(held.data, seed=0))
     for folder in sorted((cells / "runs").glob(f"{root.name}__*")):
         if (folder / "scores.json").is_file():
             for ratio, join in product(options.ratios, options.joins):
@@ -72,14 +68,10 @@ def lines_of(root: Path, options: argparse.Namespace) -> Iterator[tuple[str, ...
 
 def judged(folder: Path, found: Survey, plan: Plan, rule: CandidateRule) -> tuple[str, ...]:
     """A cell's line under one rule; the cell's own files are left alone."""
-    kept: Any = Kept(folder, plan.with_(candidate_rule=rule))
-    rules = Rules(PRESETS["lesionseg"], ChoiceSettings(calibration="none"), {})
+    kept = Kept(folder, plan.with_(candidate_rule=rule))
     with tempfile.TemporaryDirectory() as scratch:
-        outcome = judge_validation(kept, found, Path(scratch), rules)
-        if outcome is None:
-            raise SystemExit(f"{folder}: no case to judge")
+        scores = judge_kept(kept, found, Path(scratch))
         cells = [{"lesions": lesions_found(Path(scratch))}]
-    scores = outcome.scores
     return (
         folder.name,
         f"{rule.ratio:g}",

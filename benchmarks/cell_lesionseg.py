@@ -20,7 +20,7 @@ from recipe import recipe
 
 from lesionseg.inference.predictor import Predictor
 from lesionseg.io.cases import read_case
-from lesionseg.pipeline.dataset.survey import survey
+from lesionseg.pipeline.dataset.survey import take_survey
 from lesionseg.pipeline.train.learning import decide, learn, linked, prepare_cases
 
 
@@ -31,7 +31,7 @@ def main() -> None:
     output = Path(job["output"])
     chosen = recipe(job["overrides"], Path(job["data"]))
     held = held_out(Path(job["data"]), output / "cache")
-    found = held.as_development(survey(held.data, seed=0))
+    found = held.as_development(take_survey(held.data, seed=0))
     plan = decide(found, chosen.model, job["accelerator"], output)
     cases = prepare_cases(found, plan, held.data, output)
     before = (time.time() - job["began"]) / 60

@@ -67,12 +67,12 @@ def main() -> None:
 def prepare(folder: Path, size: Size) -> None:
     """Fill the cache from the raw files, all of them for training, on the grid they suggest."""
     from lesionseg.pipeline.dataset.data_settings import DataSettings
-    from lesionseg.pipeline.dataset.survey import survey
+    from lesionseg.pipeline.dataset.survey import take_survey
     from lesionseg.pipeline.train.learning import prepare_cases
     from lesionseg.plan.make import PlanOverrides, make_plan
 
     data = DataSettings(str(folder / "raw" / "Dataset001_Bench"), validation_fraction=0)
-    found = survey(data, seed=0)
+    found = take_survey(data, seed=0)
     made = make_plan(
         found.fingerprint, found.dataset, memory_gb=8, device="cpu", overrides=PlanOverrides()
     )

@@ -34,7 +34,7 @@ from lesionseg.models.build import build_network
 from lesionseg.ops.components import lesion_instances
 from lesionseg.phantoms import write_mri_phantoms
 from lesionseg.pipeline.dataset.data_settings import DataSettings
-from lesionseg.pipeline.dataset.survey import survey
+from lesionseg.pipeline.dataset.survey import take_survey
 from lesionseg.pipeline.train.learning import decide, prepare_cases
 from lesionseg.plan.make import PlanOverrides
 from lesionseg.report.figures.chart_drawing import FOUND, GRID, INK, RC
@@ -178,7 +178,7 @@ def _diameter(n_voxels: int, geometry: Geometry) -> float:
 def train(folder: Path, run: Path, budget: TrainerSettings, seed: int) -> list[Snapshot]:
     """Train on the whole set with the audit on; the snapshots."""
     data = DataSettings(root=str(folder), validation_fraction=0.0)
-    found = survey(data, seed)
+    found = take_survey(data, seed)
     plan = decide(found, MODEL, "auto", run)
     cases = prepare_cases(found, plan, data, run)
     audit = AuditSettings(enabled=True)

@@ -41,10 +41,11 @@ from lesionseg.evaluation import PRESETS
 from lesionseg.evaluation.case.overlap import VoxelCounts
 from lesionseg.inference.candidates.painting import find_by_plan
 from lesionseg.io.atomic import read_json, write_json, write_text
-from lesionseg.io.cases import read_case
-from lesionseg.pipeline.dataset.survey import Survey, survey
+from lesionseg.io.cases import read_case, read_image
+from lesionseg.io.predictions import write_prediction
+from lesionseg.pipeline.dataset.survey import Survey, take_survey
 from lesionseg.pipeline.judging.choice import ChoiceSettings
-from lesionseg.pipeline.judging.judge_role import Rules, judge_validation
+from lesionseg.pipeline.judging.judge_role import Rules, judge_predicted, labelled
 from lesionseg.pipeline.train.learning import decide
 from lesionseg.plan.make import PlanOverrides
 from lesionseg.plan.plan import Plan
@@ -142,7 +143,7 @@ def prepare(root: Path, options: argparse.Namespace) -> Setting:
     """Divide the set as both tools will have it."""
     name = root.name
     held = held_out(root, options.output / "cache")
-    found = held.as_development(survey(held.data, seed=0))
+    found = held.as_development(take_survey(held.data, seed=0))
     folder = options.output / "plans" / name
     folder.mkdir(parents=True, exist_ok=True)
     plan = decide(found, PlanOverrides(), options.accelerator, folder)
@@ -252,6 +253,18 @@ def link_case(setting: Setting, files: CaseFiles, raw: Path, part: str) -> list[
     return paths
 
 
+def judge_kept(kept: Kept, found: Survey, run: Path) -> Mapping[str, Any]:
+    """Write a tool's candidates of the validation cases into `run/validation`; their scores."""
+    cases = labelled(found, "validation")
+    if not cases:
+        sys.exit(f"{run}: no case to judge")
+    for files in cases:
+        image = read_image(files, found.dataset)
+        write_prediction(run / "validation", kept.predict_volume(image, files.case))
+    rules = Rules(PRESETS["lesionseg"], ChoiceSettings(calibration="none"), {})
+    return judge_predicted(found, run, rules).scores
+
+
 def draw_case(setting: Setting, files: CaseFiles, raw: Path, part: str) -> list[Path]:
     """A radiograph and its mask as PNG, which nnU-Net reads; it takes no JPEG."""
     from PIL import Image
@@ -269,12 +282,7 @@ def draw_case(setting: Setting, files: CaseFiles, raw: Path, part: str) -> list[
 
 def judge(setting: Setting, folder: Path) -> dict[str, Any]:
     """Candidates, scores at 1 false positive a case, and Dice of the bare probabilities."""
-    rules = Rules(PRESETS["lesionseg"], ChoiceSettings(calibration="none"), {})
-    kept: Any = Kept(folder, setting.plan)
-    judged = judge_validation(kept, setting.found, folder, rules)
-    if judged is None:
-        sys.exit(f"{setting.name}: no case to judge")
-    scores = judged.scores
+    scores = judge_kept(Kept(folder, setting.plan), setting.found, folder)
     return {
         "identity": identity(setting),
         "device": table.device_name("cuda" if torch.cuda.is_available() else "cpu"),

@@ -70,11 +70,8 @@ def call(cfg: Any) -> int:
             raise error.__cause__ from None
         raise ConfigError("A setting is wrong.", seen=str(error)) from error
     outcome = call(**_config_for(plain))
-
-    from lesionseg.pipeline.run.outcome_summary import lines_of
-
-    _say("\n".join(lines_of(outcome)))
-    return int(getattr(outcome, "exit_status", 0))
+    _say("\n".join(outcome.summary()))
+    return int(outcome.exit_status)
 
 
 def _help(command: str, argv: Sequence[str]) -> int:

@@ -3,7 +3,9 @@
 Knows neither networks nor files: results in, numbers out.
 """
 
+from lesionseg.evaluation.case.evaluate_case import MatchedCase as MatchedCase
 from lesionseg.evaluation.case.evaluate_case import evaluate_case as evaluate_case
+from lesionseg.evaluation.case.evaluate_case import match_case as match_case
 from lesionseg.evaluation.presets import PRESETS as PRESETS
 from lesionseg.evaluation.presets import Criterion as Criterion
 from lesionseg.evaluation.presets import Preset as Preset
@@ -20,9 +22,11 @@ __all__ = [
     "CaseResult",
     "Criterion",
     "LesionResult",
+    "MatchedCase",
     "Preset",
     "choose",
     "evaluate_case",
     "find_preset",
+    "match_case",
     "summarise",
 ]

@@ -11,13 +11,13 @@ from lesionseg.inference.bundles.bundle import read_bundle as read_bundle
 from lesionseg.inference.bundles.bundle import resolve_bundle as resolve_bundle
 from lesionseg.inference.bundles.bundle import write_bundle as write_bundle
 from lesionseg.inference.bundles.model_card import model_card as model_card
-from lesionseg.inference.candidates.postprocess import CandidateSet as CandidateSet
-from lesionseg.inference.candidates.postprocess import (
+from lesionseg.inference.candidates.acceptance import (
     apply_operating_point as apply_operating_point,
 )
-from lesionseg.inference.candidates.postprocess import (
+from lesionseg.inference.candidates.acceptance import (
     choose_operating_point as choose_operating_point,
 )
+from lesionseg.inference.candidates.postprocess import CandidateSet as CandidateSet
 from lesionseg.inference.candidates.postprocess import find_candidates as find_candidates
 from lesionseg.inference.inference_settings import InferenceSettings as InferenceSettings
 from lesionseg.inference.inference_settings import choose_device as choose_device

@@ -12,7 +12,7 @@ from lesionseg.errors import ConfigError
 from lesionseg.io.formats.volumes import write_volume
 from lesionseg.io.remote.remote_folder import RemoteFolder
 from lesionseg.pipeline.dataset.data_settings import DataSettings
-from lesionseg.pipeline.dataset.survey import survey
+from lesionseg.pipeline.dataset.survey import take_survey
 from lesionseg.pipeline.prepare.recipe import prepare
 from lesionseg.pipeline.train.learning import prepare_cases
 from lesionseg.plan.make import PlanOverrides
@@ -63,7 +63,7 @@ def run(data, folder):
         config={"seed": 0},
     )
     plan = Plan.from_json((folder / "plan.json").read_text())
-    return plan, prepare_cases(survey(data, 0), plan, data, folder)
+    return plan, prepare_cases(take_survey(data, 0), plan, data, folder)
 
 
 def test_a_dataset_and_a_cache_at_urls_give_what_folders_give(raw, url, tmp_path):

@@ -1,7 +1,7 @@
 """Judge one case: reference and prediction in, every number of the case out."""
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from time import perf_counter
 
 import numpy as np
@@ -27,18 +27,156 @@ from lesionseg.evaluation.case.label_regions import (
     united,
 )
 from lesionseg.evaluation.case.lesion_extent import NEAR_RESOLUTION_VOXELS, Extent, measure_extents
-from lesionseg.evaluation.case.match_case import CaseMatch, judge
+from lesionseg.evaluation.case.match_case import CaseLinks, CaseMatch, link_case
 from lesionseg.evaluation.case.matching import NEVER
 from lesionseg.evaluation.case.overlap import VoxelCounts, voxel_counts
 from lesionseg.evaluation.case.surface import surface_distances
 from lesionseg.evaluation.official import score_case
 from lesionseg.evaluation.presets import Preset
-from lesionseg.evaluation.results import CandidateResult, CaseResult, LesionResult, WhyMissed
+from lesionseg.evaluation.results import (
+    CandidateResult,
+    CaseResult,
+    LesionResult,
+    Status,
+    WhyMissed,
+)
 
 # Grids written by two programs differ by rounding; a twentieth of a voxel changes no result,
 # because voxels are compared by index.
 _GRID_TOLERANCE = 0.05
 ALL_LABELS = 0
+
+
+@dataclass(frozen=True, eq=False)
+class MatchedCase:
+    """A case whose candidates were matched with its lesions, once, whoever is accepted.
+
+    It holds no volume, so that the cases of a dataset fit into memory together: `prediction` has
+    the candidates alone. `contrasts` are the lesions'. `regions`: each region by itself. The rest:
+    see `evaluate_case`.
+    """
+
+    prediction: Prediction
+    links: CaseLinks
+    preset: Preset
+    case: str
+    group: str
+    role: str
+    status: Status
+    contrasts: Sequence[float | None]
+    regions: Mapping[str, "MatchedCase"]
+    seconds: float
+
+    @property
+    def geometry(self) -> Geometry:
+        """The grid of the reference."""
+        return self.links.lesions.geometry
+
+    def decide(self, prediction: Prediction) -> "MatchedCase":
+        """The same match by the flags, probabilities and operating point of `prediction`.
+
+        It has the candidates that were matched. Nothing is matched again.
+        """
+        by_id = {c.id: c for c in prediction.candidates}
+        before = self.prediction
+        decided = replace(
+            before,
+            candidates=tuple(replace(by_id[c.id], label=c.label) for c in before.candidates),
+            operating_point=prediction.operating_point,
+        )
+        regions = {name: part.decide(prediction) for name, part in self.regions.items()}
+        return replace(self, prediction=decided, regions=regions)
+
+    def result(
+        self, operating_point: OperatingPoint | None = None, *, surface: bool = True
+    ) -> CaseResult:
+        """Every number of the case; see `evaluate_case`.
+
+        Without `surface` the distances between surfaces are left out: they take the longest, and
+        nothing is chosen by them.
+        """
+        begin = perf_counter()
+        given = self.prediction
+        point = operating_point if given.scored else None  # a score is never invented
+        judged = self.links.accept(given, point)
+        counts = _counts(judged)
+        surface_dice, hd95_mm = _surface(judged, self.preset) if surface else (None, None)
+        lesions = judged.lesions
+        return CaseResult(
+            case=self.case,
+            group=self.group or self.case,
+            role=self.role,
+            status=self.status,
+            dims=lesions.geometry.dims,
+            lesions=_lesions(judged, self.status == "missing", self.contrasts),
+            candidates=tuple(_candidate(judged, i) for i in range(len(judged.candidates))),
+            dice=_dice(judged, counts),
+            surface_dice=surface_dice,
+            hd95_mm=hd95_mm,
+            reference_ml=_ml(lesions, np.ones(len(lesions), dtype=np.bool_)),
+            predicted_ml=_ml(judged.candidates, judged.drawn),
+            case_score=_case_score(judged) if given.scored else None,
+            scored=given.scored,
+            splits=_n_repeated(judged, judged.overlaps.lesion),
+            merges=_n_repeated(judged, judged.overlaps.candidate),
+            counts=counts,
+            sides={name: matched.count() for name, matched in judged.sides.items()},
+            operating_point=point or given.operating_point,
+            unit=lesions.geometry.size_unit,
+            official=score_case(self.preset.official, judged),
+            regions={
+                name: part.result(operating_point, surface=surface)
+                for name, part in self.regions.items()
+            },
+            seconds=self.seconds + perf_counter() - begin,
+        )
+
+
+def match_case(
+    reference: Reference,
+    prediction: Prediction | None,
+    preset: Preset,
+    *,
+    case: str,
+    group: str = "",
+    role: str = "",
+    image: Volume | None = None,
+    regions: Sequence[LabelRegion] = (),
+) -> MatchedCase:
+    """Match the prediction of one case with its reference; see `evaluate_case`."""
+    begin = perf_counter()
+    if regions and prediction is not None:
+        prediction = united(prediction)
+    if prediction is not None:
+        _check_grids("prediction", case, reference.geometry, prediction.geometry)
+    if image is not None:
+        _check_grids("image", case, reference.geometry, image.geometry)
+    nothing = np.zeros(reference.geometry.shape, dtype=np.int32)
+    given = prediction or Prediction(case, reference.geometry, (), nothing)
+    links = link_case(reference, given, preset.criterion)
+    parts = {
+        region.name: match_case(
+            reference_of(reference, region),
+            None if prediction is None else prediction_of(prediction, region),
+            preset,
+            case=case,
+            group=group,
+            role=role,
+        )
+        for region in (regions if can_be_divided(prediction, regions) else ())
+    }
+    return MatchedCase(
+        replace(given, instances=None, values=None),
+        links,
+        preset,
+        case,
+        group,
+        role,
+        status="missing" if prediction is None else "ok",
+        contrasts=_contrasts(links.lesions, reference, image),
+        regions=parts,
+        seconds=perf_counter() - begin,
+    )
 
 
 def evaluate_case(
@@ -53,62 +191,34 @@ def evaluate_case(
     image: Volume | None = None,
     regions: Sequence[LabelRegion] = (),
 ) -> CaseResult:
-    """Judge the prediction of one case; None stands for a prediction that is missing.
+    """Judge one case: match candidates with lesions and compute every number of the case.
 
-    Candidates of at least the operating point's score are accepted; without one, those that the
-    prediction itself marks as accepted. `image`: from its first channel comes the lesions'
-    contrast. With `regions` all candidates have the label of the union, and each region is judged
-    by itself too. All are on one grid, else `GeometryError`.
+    All are on one grid, else `GeometryError`.
+
+    Args:
+        reference: what a reader drew.
+        prediction: the candidates; None stands for a prediction that is missing.
+        preset: the match rule and what is measured beside it.
+        case: id of the case, for results and messages.
+        group: the patient; empty: the case by itself.
+        role: `train`, `validation`, `test` or `external`; empty: not stated.
+        operating_point: candidates of at least its score are accepted; None: those that the
+            prediction itself marks as accepted.
+        image: from its first channel comes the lesions' contrast; None: it is not measured.
+        regions: then all candidates have the label of the union, and each region is judged by
+            itself too.
     """
-    begin = perf_counter()
-    if regions and prediction is not None:
-        prediction = united(prediction)
-    if prediction is not None:
-        _check_grids("prediction", case, reference.geometry, prediction.geometry)
-    if image is not None:
-        _check_grids("image", case, reference.geometry, image.geometry)
-    nothing = np.zeros(reference.geometry.shape, dtype=np.int32)
-    given = prediction or Prediction(case, reference.geometry, (), nothing)
-    point = operating_point if given.scored else None  # a score is never invented
-    judged = judge(reference, given, preset.criterion, point)
-    counts = _counts(judged)
-    surface_dice, hd95_mm = _surface(judged, preset)
-    return CaseResult(
+    matched = match_case(
+        reference,
+        prediction,
+        preset,
         case=case,
-        group=group or case,
+        group=group,
         role=role,
-        status="missing" if prediction is None else "ok",
-        dims=reference.geometry.dims,
-        lesions=_lesions(judged, prediction is None, _contrasts(judged, reference, image)),
-        candidates=tuple(_candidate(judged, i) for i in range(len(judged.candidates))),
-        dice=_dice(judged, counts),
-        surface_dice=surface_dice,
-        hd95_mm=hd95_mm,
-        reference_ml=_ml(judged.lesions, np.ones(len(judged.lesions), dtype=np.bool_)),
-        predicted_ml=_ml(judged.candidates, judged.drawn),
-        case_score=_case_score(judged) if given.scored else None,
-        scored=given.scored,
-        splits=_n_repeated(judged, judged.overlaps.lesion),
-        merges=_n_repeated(judged, judged.overlaps.candidate),
-        counts=counts,
-        sides={name: verdict.count() for name, verdict in judged.sides.items()},
-        operating_point=point or given.operating_point,
-        unit=reference.geometry.size_unit,
-        official=score_case(preset.official, judged),
-        regions={
-            region.name: evaluate_case(
-                reference_of(reference, region),
-                None if prediction is None else prediction_of(prediction, region),
-                preset,
-                case=case,
-                group=group,
-                role=role,
-                operating_point=operating_point,
-            )
-            for region in (regions if can_be_divided(prediction, regions) else ())
-        },
-        seconds=perf_counter() - begin,
+        image=image,
+        regions=regions,
     )
+    return matched.result(operating_point)
 
 
 def _case_score(judged: CaseMatch) -> float:
@@ -188,11 +298,11 @@ def _n_repeated(judged: CaseMatch, rows: NDArray[np.int64]) -> int:
 
 
 def _contrasts(
-    judged: CaseMatch, reference: Reference, image: Volume | None
+    lesions: Lesions, reference: Reference, image: Volume | None
 ) -> Sequence[float | None]:
     if image is None:
-        return [None] * len(judged.lesions)
-    return lesion_contrasts(image, judged.lesions, reference.ignore)
+        return [None] * len(lesions)
+    return lesion_contrasts(image, lesions, reference.ignore)
 
 
 def _lesions(

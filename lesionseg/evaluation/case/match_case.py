@@ -1,10 +1,11 @@
 """Match one case: every lesion found or not, every candidate true, false or ignored."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 from lesionseg.core import Lesions, OperatingPoint, Prediction, Reference
 from lesionseg.evaluation.case.matching import NEVER, Links, detection_scores, find_links, match
@@ -46,7 +47,9 @@ class CaseMatch:
     `at_point`: with the accepted candidates alone; `at_any`: with all retained ones. `sides`: the
     accepted ones under the side criteria. `detected_at`: the score at which a lesion is found.
     `set_aside`: how far candidates lie in what is not judged. `accepted_from`: the score from which
-    candidates are accepted, the lowest accepted one's where no point is stated.
+    candidates are accepted, the lowest accepted one's where no point is stated. `has_masks`:
+    whether lesions and prediction have voxels to compare; bare boxes add none. `prediction` has
+    no volumes.
     """
 
     prediction: Prediction
@@ -60,69 +63,104 @@ class CaseMatch:
     sides: Mapping[str, CriterionMatch]
     set_aside: SetAside
     accepted_from: float
+    has_masks: bool
 
     @property
     def drawn(self) -> NDArray[np.bool_]:
         """The accepted candidates of which something is left to judge."""
         return self.accepted & ~self.set_aside.wholly
 
-    @property
-    def has_masks(self) -> bool:
-        """Whether lesions and prediction have voxels to compare; bare boxes add none."""
-        return self.prediction.instances is not None and bool(self.lesions.masked.all())
 
+@dataclass(frozen=True, eq=False)
+class CaseLinks:
+    """Which candidate may find which lesion of a case, whoever is accepted; holds no volume.
 
-def judge(
-    reference: Reference,
-    prediction: Prediction,
-    criterion: Criterion,
-    operating_point: OperatingPoint | None,
-) -> CaseMatch:
-    """Match a prediction with its reference on the same grid.
-
-    Candidates of at least the operating point's score are accepted; without a point, or without
-    scores, those that the prediction marks as accepted.
+    `scores` `[n]` are the candidates'. `links`: by criterion, those of `criterion` and of the side
+    criteria. The rest: see `CaseMatch`. Indices of voxels are kept in the smallest integers.
     """
+
+    scores: NDArray[np.float64]
+    lesions: Lesions
+    candidates: Lesions
+    overlaps: Overlaps
+    set_aside: SetAside
+    criterion: Criterion
+    links: Mapping[Criterion, Links]
+    has_masks: bool
+
+    def accept(self, prediction: Prediction, operating_point: OperatingPoint | None) -> CaseMatch:
+        """The match of the accepted candidates of `prediction`, which has those that were linked.
+
+        Those of at least the operating point's score are accepted; without a point, or without
+        scores, those that the prediction marks as accepted.
+        """
+        scores = self.scores
+        accepted = np.array([c.accepted for c in prediction.candidates], dtype=np.bool_)
+        if operating_point is not None and prediction.scored:
+            accepted = scores >= operating_point.score
+        point = operating_point or prediction.operating_point
+        by_now = self._detected_at >= scores[accepted].min(initial=np.inf)
+        nothing = np.zeros(len(self.lesions), dtype=np.bool_)
+        return CaseMatch(
+            prediction,
+            _with_indices(self.lesions, np.int64),
+            _with_indices(self.candidates, np.int64),
+            self.overlaps,
+            accepted,
+            self._detected_at,
+            at_point=self._match(self.criterion, accepted, by_now),
+            at_any=self._at_any,
+            sides={side.name: self._match(side, accepted, nothing) for side in SIDE_CRITERIA},
+            set_aside=self.set_aside,
+            accepted_from=point.score if point else float(scores[accepted].min(initial=1.0)),
+            has_masks=self.has_masks,
+        )
+
+    @cached_property
+    def _detected_at(self) -> NDArray[np.float64]:
+        return detection_scores(self.links[self.criterion], self.scores, self.candidates.ids)
+
+    @cached_property
+    def _at_any(self) -> CriterionMatch:
+        everyone = np.ones(len(self.candidates), dtype=np.bool_)
+        return self._match(self.criterion, everyone, self._detected_at > NEVER)
+
+    def _match(
+        self, rule: Criterion, present: NDArray[np.bool_], prefer: NDArray[np.bool_]
+    ) -> CriterionMatch:
+        """Match the `present` candidates under one criterion; lesions of `prefer` stay found."""
+        links, ids = self.links[rule], self.candidates.ids
+        candidate_of = match(links, prefer, present=present, scores=self.scores, ids=ids)
+        spared = links.linked() if rule.unmatched == "ignored" else np.zeros_like(present)
+        return CriterionMatch(
+            candidate_of, _outcomes(present, spared | self.set_aside.mostly, candidate_of)
+        )
+
+
+def link_case(reference: Reference, prediction: Prediction, criterion: Criterion) -> CaseLinks:
+    """Link a prediction's candidates with the lesions of its reference, on the same grid."""
     lesions = lesions_of(reference)
     candidates = candidates_of(prediction, reference.ignore)
     set_aside = find_set_aside(reference, prediction, candidates)
     overlaps = overlap_table(candidates, lesions).among(~set_aside.wholly)
-    scores = np.array([c.score for c in prediction.candidates], dtype=np.float64)
-    accepted = np.array([c.accepted for c in prediction.candidates], dtype=np.bool_)
-    if operating_point is not None and prediction.scored:
-        accepted = scores >= operating_point.score
-
-    def verdict(
-        rule: Criterion, links: Links, present: NDArray[np.bool_], prefer: NDArray[np.bool_]
-    ) -> CriterionMatch:
-        candidate_of = match(links, prefer, present=present, scores=scores, ids=candidates.ids)
-        spared = links.linked() if rule.unmatched == "ignored" else np.zeros_like(present)
-        return CriterionMatch(
-            candidate_of, _outcomes(present, spared | set_aside.mostly, candidate_of)
-        )
-
-    def linked(rule: Criterion) -> Links:
-        return find_links(rule, candidates, lesions, overlaps).among(~set_aside.wholly)
-
-    point = operating_point or prediction.operating_point
-    links = linked(criterion)
-    detected_at = detection_scores(links, scores, candidates.ids)
-    by_now = detected_at >= scores[accepted].min(initial=np.inf)
-    nothing = np.zeros(len(lesions), dtype=np.bool_)
-    everyone = np.ones_like(accepted)
-    return CaseMatch(
-        prediction,
-        lesions,
-        candidates,
+    indices = np.min_scalar_type(max(reference.geometry.shape))
+    return CaseLinks(
+        np.array([c.score for c in prediction.candidates], dtype=np.float64),
+        _with_indices(lesions, indices),
+        _with_indices(candidates, indices),
         overlaps,
-        accepted,
-        detected_at,
-        at_point=verdict(criterion, links, accepted, by_now),
-        at_any=verdict(criterion, links, everyone, detected_at > NEVER),
-        sides={side.name: verdict(side, linked(side), accepted, nothing) for side in SIDE_CRITERIA},
-        set_aside=set_aside,
-        accepted_from=point.score if point else float(scores[accepted].min(initial=1.0)),
+        set_aside,
+        criterion,
+        {
+            rule: find_links(rule, candidates, lesions, overlaps).among(~set_aside.wholly)
+            for rule in (criterion, *SIDE_CRITERIA)
+        },
+        has_masks=prediction.instances is not None and bool(lesions.masked.all()),
     )
+
+
+def _with_indices(lesions: Lesions, dtype: DTypeLike) -> Lesions:
+    return replace(lesions, voxels=lesions.voxels.astype(dtype, copy=False), instances=None)
 
 
 def _outcomes(

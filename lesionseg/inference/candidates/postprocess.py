@@ -1,4 +1,4 @@
-"""From probabilities to candidates, and which of them are accepted."""
+"""From probabilities to candidates."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -6,20 +6,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from lesionseg.core import (
-    Calibration,
-    Candidate,
-    Geometry,
-    OperatingPoint,
-    Prediction,
-    equivalent_diameter_mm,
-)
-from lesionseg.errors import ConfigError, GeometryError
+from lesionseg.core import Candidate, Geometry, equivalent_diameter_mm
+from lesionseg.errors import GeometryError
 from lesionseg.inference.candidates.joining import join_regions
 from lesionseg.inference.candidates.peaks import Above, PeakRegion, collect_above, grow_regions
 from lesionseg.plan.plan import CandidateRule
-
-DEFAULT_POINT = OperatingPoint("score:0.5", 0.5)
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,94 +85,6 @@ def _removed(
         replace(_candidate(number, region, geometry, label, rule), has_mask=False, accepted=False)
         for number, (region, label) in enumerate(kept, start=1)
     )
-
-
-def choose_operating_point(
-    points: Sequence[OperatingPoint], name: str | None = None
-) -> OperatingPoint:
-    """The operating point called `name` among a bundle's `points`.
-
-    `score:0.37` is any score in [0, 1]; `fp_per_case:1` and `sensitivity:0.9` must be among
-    `points` (numbers are compared, so `fp_per_case:1.0` is `fp_per_case:1`). None is the first
-    point, or score 0.5 where there is none. Raises `ConfigError` naming the points there are.
-
-    >>> choose_operating_point((), "score:0.37").score
-    0.37
-    """
-    if name is None:
-        return points[0] if points else DEFAULT_POINT
-    kind, value = _parse_point(name)
-    if kind == "score" and value is not None and 0 <= value <= 1:
-        return OperatingPoint(name, value)
-    known = [p for p in points if value is not None and _parse_point(p.name) == (kind, value)]
-    if not known:
-        raise ConfigError(
-            f"There is no operating point {name!r}.",
-            where="operating_point",
-            expected=", ".join([*(p.name for p in points), "score:<0 to 1>"])
-            + (_attainable(points) if kind == "sensitivity" else ""),
-            remedy="choose one of these, or give a score.",
-        )
-    return known[0]
-
-
-def _attainable(points: Sequence[OperatingPoint]) -> str:
-    """The sensitivities that could have been chosen, where the points remember them."""
-    known = next((p for p in points if p.attainable_recall is not None), None)
-    if known is None:
-        return ""
-    reach = f"0 to {known.attainable_recall:.3g}"
-    return f" (sensitivities from {reach} were in reach on the {known.chosen_on} data)"
-
-
-def apply_operating_point(prediction: Prediction, point: OperatingPoint) -> Prediction:
-    """The same candidates, accepted where their score reaches the operating point's."""
-    candidates = tuple(replace(c, accepted=c.score >= point.score) for c in prediction.candidates)
-    return replace(prediction, candidates=candidates, operating_point=point)
-
-
-def apply_calibration(prediction: Prediction, calibration: Calibration | None) -> Prediction:
-    """The same candidates in the same order, each with its calibrated `probability` of a lesion.
-
-    Never used for ranking: isotonic steps would tie candidates that the score tells apart. Without
-    a calibration, and where scores are placeholders (`scored` False), nothing changes.
-    """
-    if calibration is None or not prediction.scored or not prediction.candidates:
-        return prediction
-    chances = calibration.probability([c.score for c in prediction.candidates])
-    pairs = zip(prediction.candidates, chances.tolist(), strict=True)
-    return replace(prediction, candidates=tuple(replace(c, probability=p) for c, p in pairs))
-
-
-def without_small(prediction: Prediction, least_mm: float) -> Prediction:
-    """The prediction without its candidates under `least_mm` in diameter; ids are kept.
-
-    They join those that were removed for their size before.
-    """
-    kept = tuple(c for c in prediction.candidates if c.diameter_mm >= least_mm)
-    if len(kept) == len(prediction.candidates):
-        return prediction
-    instances = prediction.instances
-    if instances is not None:
-        instances = np.where(np.isin(instances, [c.id for c in kept]), instances, 0)
-    small = [c for c in prediction.candidates if c.diameter_mm < least_mm]
-    removed = sorted([*prediction.removed, *small], key=lambda c: -c.score)
-    return replace(
-        prediction,
-        candidates=kept,
-        instances=instances,
-        removed=tuple(
-            replace(c, id=i, has_mask=False, accepted=False) for i, c in enumerate(removed, 1)
-        ),
-    )
-
-
-def _parse_point(name: str) -> tuple[str, float | None]:
-    kind, _, value = str(name).partition(":")  # a bare number comes as one
-    try:
-        return kind.strip(), float(value)
-    except ValueError:
-        return name, None
 
 
 def _regions(

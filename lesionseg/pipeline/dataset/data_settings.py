@@ -33,8 +33,8 @@ class DataSettings:
 
     `fold` of `n_folds` validates in place of a share of the groups; "all" is every one of them,
     `parallel_folds` at a time ("auto": as many as the GPUs have room for). `phantoms` writes a
-    simulated dataset to a folder when `root` does not exist yet, and is told `progress`. `root` and
-    `cache_dir` may be URLs; then copies lie in `local_dir` and take at most `local_gb` each.
+    simulated dataset to a folder when `root` does not exist yet, and is given `progress`. `root`
+    and `cache_dir` may be URLs; then copies lie in `local_dir` and take at most `local_gb` each.
     """
 
     root: str

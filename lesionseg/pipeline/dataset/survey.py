@@ -44,7 +44,7 @@ class Survey:
         return tuple(c for c in self.dataset.cases if self.splits.roles.get(c.case) == role)
 
 
-def survey(data: DataSettings, seed: int) -> Survey:
+def take_survey(data: DataSettings, seed: int) -> Survey:
     """Read every case and divide the dataset; nothing is written. All folds: as the first one.
 
     The fingerprint is taken from development cases only: those a dataset calls test are read and
@@ -77,29 +77,29 @@ def survey(data: DataSettings, seed: int) -> Survey:
         )
     undivided = Survey(dataset, fingerprint, Splits({}, True, seed, ""), burden, sizes, boxed)
     fold = folds_of(undivided, data)[0] if data.fold == ALL_FOLDS else data.fold
-    found = divided(undivided, data, seed, None if fold is None else int(fold))
-    _require_validation(found, data)
-    return found
+    survey = divided(undivided, data, seed, None if fold is None else int(fold))
+    _require_validation(survey, data)
+    return survey
 
 
-def divided(found: Survey, data: DataSettings, seed: int, fold: int | None) -> Survey:
+def divided(survey: Survey, data: DataSettings, seed: int, fold: int | None) -> Survey:
     """The same dataset with the roles of one fold, or of the split that the settings ask for."""
     splits = make_splits(
-        found.dataset,
-        found.burden,
+        survey.dataset,
+        survey.burden,
         validation_fraction=data.validation_fraction,
         seed=seed,
         given=_given(data),
         fold=fold,
         n_folds=data.n_folds,
-        sizes=found.sizes,
+        sizes=survey.sizes,
     )
-    return replace(found, splits=splits)
+    return replace(survey, splits=splits)
 
 
-def folds_of(found: Survey, data: DataSettings) -> tuple[int, ...]:
+def folds_of(survey: Survey, data: DataSettings) -> tuple[int, ...]:
     """The numbers of the folds that cross-validation goes through."""
-    return fold_numbers(found.dataset, found.burden, given=_given(data), n_folds=data.n_folds)
+    return fold_numbers(survey.dataset, survey.burden, given=_given(data), n_folds=data.n_folds)
 
 
 def _given(data: DataSettings) -> Path | None:
@@ -169,13 +169,13 @@ def _refuse(problems: list[LesionsegError], root: str) -> None:
         raise DatasetError(f"{len(problems)} cases cannot be used:\n  {shown}{more}", where=root)
 
 
-def _require_validation(found: Survey, data: DataSettings) -> None:
-    if found.of_role("validation") or data.validation_fraction == 0:
+def _require_validation(survey: Survey, data: DataSettings) -> None:
+    if survey.of_role("validation") or data.validation_fraction == 0:
         return
     raise DatasetError(
         "No case is left to validate on.",
         where=data.root,
-        seen=f"{len(found.of_role('train'))} case(s) to train on",
+        seen=f"{len(survey.of_role('train'))} case(s) to train on",
         expected="at least two labelled cases",
         remedy="add a case, or train without any validation: data.validation_fraction=0.",
     )

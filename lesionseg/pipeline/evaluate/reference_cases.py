@@ -32,10 +32,10 @@ def cases_of(folder: Path, dataset: Dataset | None) -> list[CaseFiles]:
     if dataset is None:
         masks = find_masks(folder)
         return [CaseFiles(case, (), reference=path) for case, path in masks.items()]
-    found = [c for c in dataset.cases if c.reference is not None or c.annotations]
-    if not found:
+    labelled = [c for c in dataset.cases if c.reference is not None or c.annotations]
+    if not labelled:
         raise DatasetError("No case has a reference to judge by.", where=dataset.root)
-    return found
+    return labelled
 
 
 def check_role(evaluated_on: str | None) -> None:
@@ -70,8 +70,8 @@ def of_role(
     if evaluated_on is None or (evaluated_on == "external" and "external" not in stated):
         return _of_predicted_roles(cases, predicted)
     asked = {evaluated_on} | ({None} if evaluated_on in UNSTATED else set())
-    kept = [c for c in cases if c.role in asked]
-    if not kept:
+    of_the_role = [c for c in cases if c.role in asked]
+    if not of_the_role:
         raise DatasetError(
             "No case of the reference has this role.",
             where="evaluated_on",
@@ -79,14 +79,14 @@ def of_role(
             expected=" or ".join(sorted(role or UNSTATED[0] for role in stated)),
             remedy="give the role that the dataset states, or leave evaluated_on= out.",
         )
-    if len(kept) < len(cases):
+    if len(of_the_role) < len(cases):
         _log.info(
             "Judged are cases of the role %s; left out: %d of other roles. Without evaluated_on= "
             "all roles that have predictions are judged.",
             evaluated_on,
-            len(cases) - len(kept),
+            len(cases) - len(of_the_role),
         )
-    return kept
+    return of_the_role
 
 
 def _of_predicted_roles(cases: Sequence[CaseFiles], predicted: Collection[str]) -> list[CaseFiles]:

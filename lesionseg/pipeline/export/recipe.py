@@ -21,6 +21,7 @@ from lesionseg.inference.bundles.network_export import (
 )
 from lesionseg.io.atomic import write_json, write_text
 from lesionseg.models.build import NetworkFactory
+from lesionseg.pipeline.run.outcome import CommandOutcome
 from lesionseg.plan.plan import Plan
 
 Format = Literal["onnx", "monai"]
@@ -28,7 +29,7 @@ ONNX, ONNX_NOTE = "model.onnx", "model.json"
 
 
 @dataclass(frozen=True)
-class Exported:
+class ExportOutcome(CommandOutcome):
     """What was written, and how far its probabilities are from the bundle's own (random tiles)."""
 
     folder: Path
@@ -50,7 +51,7 @@ def export(
     format: Format = "onnx",
     opset: int = OPSET,
     architectures: Mapping[str, NetworkFactory] | None = None,
-) -> Exported:
+) -> ExportOutcome:
     """Write a bundle's network, or the mean of several, so that other programs can run it.
 
     `onnx`: `model.onnx` and `model.json`, which says what has to be done around it. `monai`: a
@@ -74,7 +75,7 @@ def export(
         difference = _write_monai(folder, read, digest)
         card = resolve_bundle(Path(given[0])) / CARD
         write_text(folder / monai_bundle.README, card.read_text("utf-8") if card.is_file() else "")
-    return Exported(folder, format, difference)
+    return ExportOutcome(folder, format, difference)
 
 
 def _write_onnx(folder: Path, bundle: Bundle, digest: str, opset: int) -> float:

@@ -19,12 +19,7 @@ from lesionseg.evaluation.statistics.operating_point import (
     with_expectation,
     with_intervals,
 )
-from lesionseg.inference.candidates.postprocess import (
-    apply_calibration,
-    apply_operating_point,
-    choose_operating_point,
-    without_small,
-)
+from lesionseg.inference.candidates.acceptance import accept, choose_operating_point, without_small
 from lesionseg.plan.plan import Plan
 
 _log = logging.getLogger(__name__)
@@ -39,7 +34,7 @@ CHOSEN = ("operating point", "calibration", "candidates: least diameter")
 
 @dataclass(frozen=True)
 class ChoiceSettings:
-    """What a user may say about the choice.
+    """What the user asks of the choice.
 
     `accept`: the operating point that accepts candidates, None for the first rate. `calibration`:
     `platt`, `isotonic` (Platt's where there are too few candidates) or `none`. `replicates` and
@@ -82,8 +77,7 @@ class Choice:
     def apply_to(self, prediction: Prediction) -> Prediction:
         """A development case's prediction as the chosen rules have it."""
         large = without_small(prediction, self.min_diameter_mm)
-        accepted = apply_operating_point(large, self.points[0])
-        return apply_calibration(accepted, self.calibration_of.get(prediction.case))
+        return accept(large, self.points[0], self.calibration_of.get(prediction.case))
 
     def added_to(self, plan: Plan) -> Plan:
         """The plan with all that was chosen."""
@@ -108,7 +102,7 @@ def undecided(plan: Plan) -> Plan:
 
 def make_choice(
     results: Sequence[CaseResult],
-    wishes: ChoiceSettings,
+    settings: ChoiceSettings,
     *,
     chosen_on: str,
     fold_of: Mapping[str, int] | None = None,
@@ -118,12 +112,12 @@ def make_choice(
     """Choose on judged development cases, already without what is under `min_diameter_mm`.
 
     `fold_of`: the fold of each case; None deals whole groups into five, for what is expected of
-    cases that took no part. Nothing is learned again: only the choice is made anew.
+    cases that took no part. Nothing is learned again: only the choice is made again.
     """
     fold_of = dealt_folds(results) if fold_of is None else fold_of
-    points = _points(results, wishes, chosen_on, fold_of)
-    points, why_point = _first(points, results, wishes)
-    fit, why_fit = _calibration(results, wishes, chosen_on)
+    points = _points(results, settings, chosen_on, fold_of)
+    points, why_point = _first(points, results, settings)
+    fit, why_fit = _calibration(results, settings, chosen_on)
     fits = fit_out_of_fold(results, fold_of, fit.kind) if fit else {}
     why = {"operating point": why_point, "calibration": why_fit}
     for what, sentence in why.items():
@@ -139,7 +133,7 @@ def make_choice(
 
 def _points(
     results: Sequence[CaseResult],
-    wishes: ChoiceSettings,
+    settings: ChoiceSettings,
     chosen_on: str,
     fold_of: Mapping[str, int],
 ) -> tuple[OperatingPoint, ...]:
@@ -155,7 +149,7 @@ def _points(
         _described(
             replace(with_expectation(p, results, fold_of), chosen_on=chosen_on),
             results,
-            wishes,
+            settings,
             reach,
         )
         for p in points
@@ -165,15 +159,15 @@ def _points(
 def _described(
     point: OperatingPoint,
     results: Sequence[CaseResult],
-    wishes: ChoiceSettings,
+    settings: ChoiceSettings,
     reach: float | None,
 ) -> OperatingPoint:
     known = replace(point, attainable_recall=reach)
-    return with_intervals(known, results, replicates=wishes.replicates, seed=wishes.seed)
+    return with_intervals(known, results, replicates=settings.replicates, seed=settings.seed)
 
 
 def _first(
-    points: tuple[OperatingPoint, ...], results: Sequence[CaseResult], wishes: ChoiceSettings
+    points: tuple[OperatingPoint, ...], results: Sequence[CaseResult], settings: ChoiceSettings
 ) -> tuple[tuple[OperatingPoint, ...], str]:
     """The points with the one that accepts in front, and a sentence on it.
 
@@ -182,15 +176,15 @@ def _first(
     """
     reach = points[0].attainable_recall
     try:
-        first = choose_operating_point(points, wishes.accept)
+        first = choose_operating_point(points, settings.accept)
     except ConfigError as error:
         first = points[0]
-        why = f"{wishes.accept} is out of reach ({error}); accepted by {first.name} instead."
+        why = f"{settings.accept} is out of reach ({error}); accepted by {first.name} instead."
         _log.warning("OPERATING POINT: %s", why)
         return points, why
     if first.name.startswith("score:"):
         given = replace(describe(first.name, first.score, results), chosen_on=None)
-        first = _described(given, results, wishes, reach)
+        first = _described(given, results, settings, reach)
     others = (p for p in points if p.name != first.name)
     return (first, *others), _sentence(first)
 
@@ -203,7 +197,7 @@ def _sentence(point: OperatingPoint) -> str:
         return f"{gave}."
     gave += (
         f": recall {point.lesion_recall:.2f} with {point.false_positives_per_case:.2f} false "
-        "positives a case"
+        "positives per case"
     )
     if point.expected_recall is None or point.expected_false_positives_per_case is None:
         return f"{gave}."
@@ -214,14 +208,14 @@ def _sentence(point: OperatingPoint) -> str:
 
 
 def _calibration(
-    results: Sequence[CaseResult], wishes: ChoiceSettings, chosen_on: str
+    results: Sequence[CaseResult], settings: ChoiceSettings, chosen_on: str
 ) -> tuple[Calibration | None, str]:
     """The fit asked for, Platt's where isotonic has too few, None where Platt has."""
-    if wishes.calibration == "none":
+    if settings.calibration == "none":
         return None, "not asked for."
     data = judgements(results)
     why = ""
-    if wishes.calibration == "isotonic":
+    if settings.calibration == "isotonic":
         try:
             return _fitted(fit_calibration(data, "isotonic", fitted_on=chosen_on))
         except ContentError as error:

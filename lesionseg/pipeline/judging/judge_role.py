@@ -1,6 +1,7 @@
 """Predict the cases of one role, choose what is still open on development cases, and score."""
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -8,26 +9,24 @@ from typing import Any
 
 from lesionseg.core import CaseFiles, Geometry, OperatingPoint, Prediction
 from lesionseg.errors import DatasetError
-from lesionseg.evaluation import CaseResult, Preset
-from lesionseg.inference.candidates.postprocess import without_small
+from lesionseg.evaluation import CaseResult, MatchedCase, Preset
+from lesionseg.inference.candidates.acceptance import without_small
 from lesionseg.inference.predictor import Predictor
-from lesionseg.io.cases import read_case
+from lesionseg.io.cases import read_image
 from lesionseg.io.predictions import find_predictions, write_prediction
 from lesionseg.pipeline.dataset.survey import Survey
-from lesionseg.pipeline.evaluate.evaluate_inputs import (
-    image_readers,
+from lesionseg.pipeline.judging.case_pairs import (
+    CasePair,
+    See,
+    match_pairs,
+    openers,
     prediction_reader,
     read_columns,
 )
-from lesionseg.pipeline.evaluate.recipe import (
-    CasePair,
-    evaluate_pairs,
-    judge_pairs,
-    read_reference,
-    with_images,
-)
 from lesionseg.pipeline.judging.choice import Choice, ChoiceSettings, make_choice
 from lesionseg.pipeline.judging.least_size import choose_least_size
+from lesionseg.pipeline.judging.scoring import Scoring
+from lesionseg.pipeline.predict.case_pipeline import predict_volumes
 from lesionseg.pipeline.run.progress import bar
 
 OUT_OF_FOLD = "out-of-fold"
@@ -43,11 +42,27 @@ class RoleScores:
 
 @dataclass(frozen=True)
 class Rules:
-    """By what cases are judged: the preset, the user's wishes, and where it all came from."""
+    """By what cases are judged: the preset, what the user says of the choice, the provenance."""
 
     preset: Preset
-    wishes: ChoiceSettings
+    choice: ChoiceSettings
     origin: Mapping[str, Any]
+
+    def scoring(
+        self, survey: Survey, cases: Sequence[CaseFiles], role: str, point: OperatingPoint
+    ) -> Scoring:
+        """How these cases are summed up."""
+        return Scoring(
+            preset=self.preset,
+            evaluated_on=role,
+            operating_point=point,
+            labels=survey.dataset.lesion_labels,
+            split_is_group_safe=survey.splits.group_safe,
+            replicates=self.choice.replicates,
+            seed=self.choice.seed,
+            provenance=self.origin,
+            columns=read_columns(cases),
+        )
 
 
 @dataclass(frozen=True)
@@ -55,7 +70,7 @@ class FoldRun:
     """One fold of a cross-validation: its number, the roles it gives, and its run directory."""
 
     number: int
-    found: Survey
+    survey: Survey
     run: Path
 
     @property
@@ -66,32 +81,39 @@ class FoldRun:
     @property
     def cases(self) -> list[CaseFiles]:
         """The cases that its network has not learned from."""
-        return labelled(self.found, "validation")
+        return labelled(self.survey, "validation")
 
 
 def judge_validation(
-    predictor: Predictor, found: Survey, run: Path, rules: Rules
+    predictor: Predictor, survey: Survey, run: Path, rules: Rules, see: See | None = None
 ) -> RoleScores | None:
     """Predict the validation cases into `run/validation`, choose on them, and score them.
 
-    What is chosen on the cases it is scored on flatters; the scores say so. None without a
-    labelled validation case.
+    None without a labelled validation case. `see`: as in `judge_predicted`.
     """
-    cases = labelled(found, "validation")
+    cases = labelled(survey, "validation")
     if not cases:
         return None
-    folder = run / "validation"
-    predict_cases(predictor, found, cases, folder)
-    pairs = _pairs(found, cases, folder, "validation")
-    choice = make_choice(_results(pairs, rules), rules.wishes, chosen_on="validation")
-    _write_chosen(pairs, choice, folder)
-    return RoleScores(
-        _score(found, cases, folder, run, "validation", choice.points[0], rules), choice
-    )
+    write_predictions(predictor, survey, cases, run / "validation")
+    return judge_predicted(survey, run, rules, see)
+
+
+def judge_predicted(survey: Survey, run: Path, rules: Rules, see: See | None = None) -> RoleScores:
+    """Choose on the predictions of the validation cases in `run/validation`, and score them.
+
+    What is chosen on the cases it is scored on flatters; the scores say so. A case is opened and
+    matched once; `see` is shown its image, reference and prediction, before anything is chosen.
+    """
+    cases, folder = labelled(survey, "validation"), run / "validation"
+    pairs = _pairs(survey, cases, folder, "validation")
+    matches = _matches(pairs, rules, see)
+    choice = make_choice(_undecided(matches), rules.choice, chosen_on="validation")
+    scoring = rules.scoring(survey, cases, "validation", choice.points[0])
+    return RoleScores(_score_chosen(pairs, matches, choice, folder, run, scoring), choice)
 
 
 def judge_out_of_fold(
-    found: Survey, folds: Sequence[FoldRun], output: Path, rules: Rules
+    survey: Survey, folds: Sequence[FoldRun], output: Path, rules: Rules
 ) -> RoleScores:
     """Choose on the predictions of the cases that each fold's network never saw, and score them.
 
@@ -99,54 +121,70 @@ def judge_out_of_fold(
     Raises `DatasetError` for a case that validates in several folds.
     """
     fold_of = _fold_of(folds)
-    pairs = [p for f in folds for p in _pairs(f.found, f.cases, f.folder, "validation")]
+    pairs = [p for f in folds for p in _pairs(f.survey, f.cases, f.folder, "validation")]
+    matches = {0.0: _matches(pairs, rules)}
 
-    def judged(diameter: float) -> list[CaseResult]:
-        return _results([_filtered(pair, diameter) for pair in pairs], rules)
+    def judge(diameter: float) -> list[CaseResult]:
+        matches[diameter] = _matches([_without_small(pair, diameter) for pair in pairs], rules)
+        return _undecided(matches[diameter])
 
-    least = choose_least_size(_results(pairs, rules), judged, rules.wishes)
+    least = choose_least_size(_undecided(matches[0.0]), judge, rules.choice)
     choice = make_choice(
         least.results,
-        rules.wishes,
+        rules.choice,
         chosen_on=OUT_OF_FOLD,
         fold_of=fold_of,
         min_diameter_mm=least.diameter_mm,
         reasons={"candidates: least diameter": least.why},
     )
-    folder = output / "predictions"
-    cases = [c for c in found.dataset.cases if c.case in fold_of]
-    _write_chosen(pairs, choice, folder)
-    scores = _score(found, cases, folder, output, "validation", choice.points[0], rules)
+    pair_of = {pair.case: pair for pair in pairs}
+    match_of = {match.case: match for match in matches[least.diameter_mm]}
+    cases = [c for c in survey.dataset.cases if c.case in fold_of]
+    scores = _score_chosen(
+        [pair_of[c.case] for c in cases],
+        [match_of[c.case] for c in cases],
+        choice,
+        output / "predictions",
+        output,
+        rules.scoring(survey, cases, "validation", choice.points[0]),
+    )
     return RoleScores(scores, choice)
 
 
 def judge_untouched(
-    predictor: Predictor, found: Survey, output: Path, role: str, rules: Rules
+    predictor: Predictor, survey: Survey, output: Path, role: str, rules: Rules
 ) -> Mapping[str, Any] | None:
     """Predict and score the cases of a role by a predictor whose plan is complete; None if none."""
-    cases = labelled(found, role)
+    cases = labelled(survey, role)
     if not cases:
         return None
-    folder = output / "predictions"
-    predict_cases(predictor, found, cases, folder)
-    return _score(found, cases, folder, output, role, predictor.operating_point, rules)
+    folder, point = output / "predictions", predictor.operating_point
+    write_predictions(predictor, survey, cases, folder)
+    matches = _matches(_pairs(survey, cases, folder, role), rules)
+    return _score(matches, output, rules.scoring(survey, cases, role, point))
 
 
-def labelled(found: Survey, role: str) -> list[CaseFiles]:
+def labelled(survey: Survey, role: str) -> list[CaseFiles]:
     """The cases of a role that can be judged."""
-    return [c for c in found.of_role(role) if c.reference is not None or c.annotations]
+    return [c for c in survey.of_role(role) if c.reference is not None or c.annotations]
 
 
-def predict_cases(
-    predictor: Predictor, found: Survey, cases: Sequence[CaseFiles], folder: Path
+def write_predictions(
+    predictor: Predictor, survey: Survey, cases: Sequence[CaseFiles], folder: Path
 ) -> None:
-    """Write the candidates of every case, one case in memory at a time."""
-    with bar("Predicting") as advance:
-        for done, files in enumerate(cases, start=1):
-            case = read_case(files, found.dataset)
-            prediction = predictor.predict_volume(case.image, case.case)
-            write_prediction(folder, prediction)
-            advance(files.case, done, len(cases))
+    """Write the candidates of every case; reading, the network and writing overlap."""
+
+    def write(files: CaseFiles, prediction: Prediction) -> str:
+        write_prediction(folder, prediction)
+        return files.case
+
+    read = partial(read_image, dataset=survey.dataset)
+    with (
+        bar("Predicting") as advance,
+        closing(predict_volumes(predictor, cases, read, write)) as written,
+    ):
+        for done, case in enumerate(written, start=1):
+            advance(case, done, len(cases))
 
 
 def _fold_of(folds: Sequence[FoldRun]) -> dict[str, int]:
@@ -164,27 +202,32 @@ def _fold_of(folds: Sequence[FoldRun]) -> dict[str, int]:
     return fold_of
 
 
-def _pairs(found: Survey, cases: Sequence[CaseFiles], folder: Path, role: str) -> list[CasePair]:
-    files = find_predictions(folder)
+def _pairs(survey: Survey, cases: Sequence[CaseFiles], folder: Path, role: str) -> list[CasePair]:
+    files, opened = find_predictions(folder), openers(cases, survey.dataset, "dataset")
     return [
         CasePair(
             case=case.case,
-            reference=partial(read_reference, case, found.dataset),
+            open=opened[case.case],
             prediction=prediction_reader(files[case.case]),
             group=case.group,
             role=role,
-            regions=found.dataset.regions,
+            regions=survey.dataset.regions,
         )
         for case in cases
     ]
 
 
-def _results(pairs: Sequence[CasePair], rules: Rules) -> list[CaseResult]:
-    with bar("Choosing the score") as advance:
-        return list(judge_pairs(pairs, rules.preset, progress=advance))
+def _matches(pairs: Sequence[CasePair], rules: Rules, see: See | None = None) -> list[MatchedCase]:
+    with bar("Judging") as advance:
+        return list(match_pairs(pairs, rules.preset, see=see, progress=advance))
 
 
-def _filtered(pair: CasePair, diameter: float) -> CasePair:
+def _undecided(matches: Sequence[MatchedCase]) -> list[CaseResult]:
+    """All that a choice needs to know of the cases."""
+    return [match.result(surface=False) for match in matches]
+
+
+def _without_small(pair: CasePair, diameter: float) -> CasePair:
     """The pair without its candidates under a diameter."""
     read = pair.prediction
     if read is None:
@@ -196,36 +239,28 @@ def _filtered(pair: CasePair, diameter: float) -> CasePair:
     return replace(pair, prediction=large)
 
 
-def _write_chosen(pairs: Sequence[CasePair], choice: Choice, folder: Path) -> None:
-    """Write the predictions to `folder` as the choice has them."""
-    for pair in pairs:
-        if pair.prediction is not None:
-            before = replace(pair.prediction(pair.reference().geometry), case=pair.case)
-            write_prediction(folder, choice.apply_to(before))
-
-
-def _score(
-    found: Survey,
-    cases: Sequence[CaseFiles],
+def _score_chosen(
+    pairs: Sequence[CasePair],
+    matches: Sequence[MatchedCase],
+    choice: Choice,
     folder: Path,
     output: Path,
-    role: str,
-    point: OperatingPoint,
-    rules: Rules,
+    scoring: Scoring,
 ) -> Mapping[str, Any]:
-    pairs = _pairs(found, cases, folder, role)
-    with bar(f"Judging {role}") as advance:
-        return evaluate_pairs(
-            with_images(pairs, image_readers(cases, found.dataset, "dataset")),
-            output,
-            evaluated_on=role,
-            operating_point=point,
-            preset=rules.preset,
-            labels=found.dataset.lesion_labels,
-            split_is_group_safe=found.splits.group_safe,
-            replicates=rules.wishes.replicates,
-            seed=rules.wishes.seed,
-            provenance=rules.origin,
-            columns=read_columns(cases),
-            progress=advance,
-        )
+    """Write the predictions to `folder` as the choice has them, and score them to `output`."""
+    decided = []
+    for pair, match in zip(pairs, matches, strict=True):
+        if pair.prediction is not None:
+            before = replace(pair.prediction(match.geometry), case=pair.case)
+            prediction = choice.apply_to(before)
+            write_prediction(folder, prediction)
+            match = match.decide(prediction)
+        decided.append(match)
+    return _score(decided, output, scoring)
+
+
+def _score(matches: Sequence[MatchedCase], output: Path, scoring: Scoring) -> Mapping[str, Any]:
+    results = [match.result(scoring.operating_point) for match in matches]
+    scores = scoring.sum_up(results)
+    scoring.write(output, results, scores)
+    return scores

@@ -35,21 +35,21 @@ class LeastSize:
 
 
 def choose_least_size(
-    results: Sequence[CaseResult], judge: Judge, wishes: ChoiceSettings
+    results: Sequence[CaseResult], judge: Judge, settings: ChoiceSettings
 ) -> LeastSize:
     """Choose among 0 and three small quantiles of the diameters of candidates that find a lesion.
 
     `judge` judges all cases without the candidates under a diameter. A diameter is taken when the
-    mean recall at `RATES` false positives a case rises by at least `MIN_GAIN` and the 95 % interval
-    of the rise (bootstrap, paired by group) lies above 0; the largest rise wins.
+    mean recall at `RATES` false positives per case rises by at least `MIN_GAIN` and the 95 %
+    interval of the rise (bootstrap, paired by group) lies above 0; the largest rise wins.
     """
     best = LeastSize(0.0, results, "none: dropping small candidates does not clearly help.")
     most = 0.0
     for diameter in _diameters(results):
-        if _gain(results, _only_large_false(results, diameter), wishes)[0] < MIN_GAIN:
+        if _gain(results, _only_large_false(results, diameter), settings)[0] < MIN_GAIN:
             continue
         judged = judge(diameter)
-        gain, low = _gain(results, judged, wishes)
+        gain, low = _gain(results, judged, settings)
         _log.info("Least diameter %.2f mm: mean recall %+.3f (from %+.3f).", diameter, gain, low)
         if gain >= MIN_GAIN and low > 0 and gain > most:
             most = gain
@@ -64,7 +64,7 @@ def _diameters(results: Sequence[CaseResult]) -> list[float]:
     ]
     if not true:
         return []
-    # rounded down, lest a candidate of just that size falls below it
+    # rounded down, so that a candidate of just that size does not fall below it
     return sorted({float(d) for d in np.floor(100 * np.quantile(true, QUANTILES)) / 100})
 
 
@@ -84,7 +84,7 @@ def _only_large_false(results: Sequence[CaseResult], diameter: float) -> list[Ca
 
 
 def _gain(
-    before: Sequence[CaseResult], after: Sequence[CaseResult], wishes: ChoiceSettings
+    before: Sequence[CaseResult], after: Sequence[CaseResult], settings: ChoiceSettings
 ) -> tuple[float, float]:
     """Rise of the mean recall and the lower end of its interval, −inf under five groups."""
     old, new = pool_results(before), pool_results(after)
@@ -93,7 +93,7 @@ def _gain(
     gain = float((_mean_recall(new, ones) - _mean_recall(old, ones))[0])
     if n_groups < MIN_GROUPS or np.isnan(gain):
         return (0.0 if np.isnan(gain) else gain), -np.inf
-    weights = draw_groups(n_groups, wishes.replicates, np.random.default_rng(wishes.seed))
+    weights = draw_groups(n_groups, settings.replicates, np.random.default_rng(settings.seed))
     drawn = _mean_recall(new, weights) - _mean_recall(old, weights)
     defined = drawn[~np.isnan(drawn)]
     return gain, float(np.quantile(defined, 0.025)) if len(defined) else -np.inf

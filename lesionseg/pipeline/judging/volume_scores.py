@@ -1,25 +1,27 @@
 """How well a network does on whole validation volumes while it is being trained."""
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from lesionseg.core import CaseFiles, Prediction, Reference, Volume
-from lesionseg.evaluation import CaseResult, Preset, choose, evaluate_case
+from lesionseg.core import Case, CaseFiles, Prediction, Reference, Volume
+from lesionseg.evaluation import CaseResult, Preset, choose, match_case
 from lesionseg.inference.inference_settings import InferenceSettings
 from lesionseg.inference.predictor import Predictor
 from lesionseg.io.cases import read_case
 from lesionseg.pipeline.dataset.survey import Survey
+from lesionseg.pipeline.judging.case_pairs import See
+from lesionseg.pipeline.predict.case_pipeline import predict_volumes
 from lesionseg.plan.plan import Plan
 
 log = logging.getLogger(__name__)
 
 FP_PER_CASE = 1.0
-Seen = Callable[[Volume, Reference, Prediction], None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,56 +39,62 @@ class CaseOverlap:
 
     def dice(self, score: float) -> float:
         """Dice of the candidates from `score` on, their masks being disjoint."""
-        kept = self.score >= score
-        return float(2 * self.hits[kept].sum() / (self.voxels[kept].sum() + self.reference))
+        accepted = self.score >= score
+        return float(2 * self.hits[accepted].sum() / (self.voxels[accepted].sum() + self.reference))
 
 
-class VolumeScores:
-    """Scores a network on validation cases, in the files' own grids, one case in memory at a time.
+@dataclass(frozen=True, eq=False)
+class JudgedVolume:
+    """One case as a network has it; `overlap` is None where one side has no mask."""
 
-    `recall_1fp`: of all lesions together, at one false positive a case; `dice`: mean over the cases
-    with a lesion, of the candidates accepted at that point; left out where there are no masks. At
-    most `n_cases` (None: all) spread evenly over `cases` are looked at, and shown to `seen`.
+    result: CaseResult
+    overlap: CaseOverlap | None
+
+
+@dataclass(frozen=True)
+class VolumeJudge:
+    """Judges networks on whole cases, in the files' own grids, by one plan.
+
+    At most `n_cases` (None: all) spread evenly over `cases` are looked at, and shown to `see`.
     """
 
-    def __init__(
-        self,
-        found: Survey,
-        cases: Sequence[CaseFiles],
-        plan: Plan,
-        inference: InferenceSettings,
-        preset: Preset,
-        n_cases: int | None = None,
-        seen: Seen | None = None,
-    ) -> None:
-        self.found, self.plan, self.inference, self.preset = found, plan, inference, preset
-        self.seen = seen
-        self.cases = spread(cases, n_cases)
+    survey: Survey
+    cases: Sequence[CaseFiles]
+    plan: Plan
+    inference: InferenceSettings
+    preset: Preset
+    n_cases: int | None = None
+    see: See | None = None
 
-    def __call__(self, network: nn.Module) -> Mapping[str, float]:
-        """The scores by name; none where no case can be judged."""
+    def __call__(self, network: nn.Module) -> list[JudgedVolume]:
+        """Every case that has a reference; reading, the network and judging overlap."""
+        opened: dict[str, Case] = {}
+
+        def read(files: CaseFiles) -> Volume:
+            opened[files.case] = read_case(files, self.survey.dataset)
+            return opened[files.case].image
+
+        def judge(files: CaseFiles, prediction: Prediction) -> JudgedVolume | None:
+            return self._judge(opened.pop(files.case), prediction)
+
         predictor = Predictor.from_network(network, self.plan, settings=self.inference)
-        judged = [self._judge(predictor, files) for files in self.cases]
-        results = [result for each in judged for result in each[0]]
-        if not results:
-            return {}
-        if not any(result.candidates for result in results):
-            log.warning("Nothing at all is predicted on %d validation cases.", len(results))
-        point = choose(results, fp_per_case=FP_PER_CASE, quiet=True)
-        scores = {"recall_1fp": point.lesion_recall or 0.0}
-        dice = [each[1].dice(point.score) for each in judged if each[1] and each[1].reference]
-        return scores | ({"dice": float(np.mean(dice))} if dice else {})
+        judged = predict_volumes(
+            predictor,
+            spread(self.cases, self.n_cases),
+            read,
+            judge,
+            max_memory_gb=self.inference.max_memory_gb,
+            overwrite=self.see is None,
+        )
+        with closing(judged) as volumes:
+            return [volume for volume in volumes if volume is not None]
 
-    def _judge(
-        self, predictor: Predictor, files: CaseFiles
-    ) -> tuple[list[CaseResult], CaseOverlap | None]:
-        case = read_case(files, self.found.dataset)
+    def _judge(self, case: Case, prediction: Prediction) -> JudgedVolume | None:
         if case.reference is None:
-            return [], None
-        prediction = predictor.predict_volume(case.image, case.case)
-        if self.seen is not None:
-            self.seen(case.image, case.reference, prediction)
-        result = evaluate_case(
+            return None
+        if self.see is not None:
+            self.see(case.image, case.reference, prediction)
+        match = match_case(
             case.reference,
             prediction,
             self.preset,
@@ -94,22 +102,49 @@ class VolumeScores:
             group=case.group,
             role="validation",
         )
-        return [result], overlaps(case.reference, prediction)
+        return JudgedVolume(match.result(surface=False), overlaps(case.reference, prediction))
+
+
+class VolumeScores:
+    """How well a network in training does on validation cases, by name.
+
+    `recall_1fp`: of all lesions together, at one false positive per case; `dice`: mean over the
+    cases with a lesion, of the candidates accepted at that point; left out where there are no
+    masks.
+    """
+
+    def __init__(self, judge: VolumeJudge) -> None:
+        self.judge = judge
+
+    def __call__(self, network: nn.Module) -> Mapping[str, float]:
+        """The scores by name; none where no case can be judged."""
+        volumes = self.judge(network)
+        if not volumes:
+            return {}
+        results = [volume.result for volume in volumes]
+        if not any(result.candidates for result in results):
+            log.warning("Nothing at all is predicted on %d validation cases.", len(results))
+        point = choose(results, fp_per_case=FP_PER_CASE, quiet=True)
+        scores = {"recall_1fp": point.lesion_recall or 0.0}
+        tables = [v.overlap for v in volumes if v.overlap is not None and v.overlap.reference]
+        dice = [table.dice(point.score) for table in tables]
+        return scores | ({"dice": float(np.mean(dice))} if dice else {})
 
 
 def overlaps(reference: Reference, prediction: Prediction) -> CaseOverlap | None:
     """The table of a case; None where one side has no mask. Voxels to be ignored do not count."""
-    lesion, found = reference.mask(), prediction.instances
-    if lesion is None or found is None:
+    lesion, instances = reference.mask(), prediction.instances
+    if lesion is None or instances is None:
         return None
     if reference.ignore is not None:
-        lesion, found = lesion & ~reference.ignore, np.where(reference.ignore, 0, found)
+        lesion = lesion & ~reference.ignore
+        instances = np.where(reference.ignore, 0, instances)
     ids = [candidate.id for candidate in prediction.candidates]
     n = max(ids, default=0) + 1
     return CaseOverlap(
         score=np.array([candidate.score for candidate in prediction.candidates], dtype=np.float64),
-        voxels=np.bincount(found.ravel(), minlength=n)[ids],
-        hits=np.bincount(found[lesion], minlength=n)[ids],
+        voxels=np.bincount(instances.ravel(), minlength=n)[ids],
+        hits=np.bincount(instances[lesion], minlength=n)[ids],
         reference=int(lesion.sum()),
     )
 

@@ -11,9 +11,8 @@ from numpy.typing import NDArray
 
 from lesionseg.core import CaseFiles, Geometry, Volume
 from lesionseg.errors import OutputError
-from lesionseg.inference.candidates.peaks import collect_above
+from lesionseg.inference.decision import Inferred, Slab
 from lesionseg.inference.predictor import Predictor
-from lesionseg.inference.steps import Inferred
 from lesionseg.io.case_ids import check_case_id
 from lesionseg.io.dicom.source_images import ResultOrigin
 from lesionseg.io.formats.volumes import is_dicom_image, result_suffix, write_volume
@@ -25,8 +24,8 @@ SaveProbabilities = Literal["none", "uint8", "float16"]
 PROBABILITIES = "probabilities"
 
 
-class Told(TypedDict):
-    """What there is to tell of a case that is written, as `PredictionRow` names it."""
+class CaseCounts(TypedDict):
+    """What the table says of a case that is written, as `PredictionRow` names it."""
 
     n_candidates: int
     n_accepted: int
@@ -55,12 +54,12 @@ class CaseOutputs:
         masks = [f"_mask{suffix}", f"_instances{suffix}"] if with_masks else []
         masks += [f"_regions{suffix}"] if with_masks and plan.regions else []
         names = [*masks, "_candidates.json"]
-        found = [self.folder / f"{files.case}{name}" for name in names]
+        paths = [self.folder / f"{files.case}{name}" for name in names]
         if self.save_probabilities != "none" and plan.has_voxels:
-            found += [self.probability_path(files, plan, label) for label in plan.label_values]
+            paths += [self.probability_path(files, plan, label) for label in plan.label_values]
         if self.dicom:
-            found += dicom_paths(self.folder, files, plan, segmented=segmented)
-        return found
+            paths += dicom_paths(self.folder, files, plan, segmented=segmented)
+        return paths
 
     def probability_path(self, files: CaseFiles, plan: Plan, label: int) -> Path:
         """Where the probabilities of one label go."""
@@ -70,18 +69,18 @@ class CaseOutputs:
         return self.folder / PROBABILITIES / f"{files.case}_{label}{suffix}"
 
     def clear(self, files: CaseFiles, plan: Plan) -> None:
-        """Remove a case's files, lest old ones be taken for new, and what a killed run left.
+        """Remove a case's files and what a killed run left: old ones are not to pass for new.
 
         Raises `OutputError` for the first that cannot be removed, once the others are.
         """
-        kept = [error for path in self.paths(files, plan) for error in _remove(path)]
-        if kept:
+        errors = [error for path in self.paths(files, plan) for error in _remove(path)]
+        if errors:
             raise OutputError(
                 "An earlier result cannot be removed.",
-                where=kept[0].filename,
-                seen=kept[0].strerror,
+                where=errors[0].filename,
+                seen=errors[0].strerror,
                 remedy="remove it by hand, or choose another output folder.",
-            ) from kept[0]
+            ) from errors[0]
 
 
 def write_case(
@@ -90,17 +89,15 @@ def write_case(
     files: CaseFiles,
     targets: CaseOutputs,
     origin: ResultOrigin,
-) -> Told:
-    """Restore, find candidates and write; the candidates' file comes last."""
+) -> CaseCounts:
+    """Decide on a case and write it; the candidates' file comes last."""
     geometry, plan = inferred.file_geometry, predictor.plan
-    found = []
-    labels = plan.label_values if plan.has_voxels else ()
-    for slabs, label in zip(predictor.restored(inferred), labels, strict=True):
-        with saving(targets, files, geometry, plan, label) as save:
-            found.append(collect_above(map(save, slabs), geometry.shape, plan.candidate_rule))
-    inferred.store.close()
-    boxes = predictor.box_candidates(inferred)
-    prediction = predictor.decide(found, geometry, files.case, boxes=boxes)
+
+    def watch(channel: int, slabs: Iterator[Slab]) -> Iterator[Slab]:
+        with saving(targets, files, geometry, plan, plan.label_values[channel]) as save:
+            yield from map(save, slabs)
+
+    prediction = predictor.decide(inferred, files.case, watch)
     message = ""
     if targets.dicom and is_dicom_image(files.images[0]):
         message = write_dicom(targets.folder, prediction, files, plan, origin)
@@ -123,19 +120,19 @@ def saving(
     if targets.save_probabilities == "none":
         yield lambda slab: slab
         return
-    kept = np.empty(geometry.shape, dtype=targets.save_probabilities)
+    stored = np.empty(geometry.shape, dtype=targets.save_probabilities)
     factor = 255.0 if targets.save_probabilities == "uint8" else 1.0
     row = 0
 
     def note(slab: NDArray[np.float32]) -> NDArray[np.float32]:
         nonlocal row
         values = np.rint(slab * factor) if factor != 1.0 else slab
-        kept[row : row + len(slab)] = values
+        stored[row : row + len(slab)] = values
         row += len(slab)
         return slab
 
     yield note
-    volume = Volume(kept[np.newaxis], geometry)
+    volume = Volume(stored[np.newaxis], geometry)
     write_volume(targets.probability_path(files, plan, label), volume, like=files.images[0])
 
 

@@ -43,7 +43,7 @@ def dicom_paths(
 def write_dicom(
     folder: Path, prediction: Prediction, files: CaseFiles, plan: Plan, origin: ResultOrigin
 ) -> str:
-    """Write both as far as there is something to tell; what the table is to say of it."""
+    """Write both as far as there is something to say; returns what the table says of it."""
     source = read_source(files.images[0])
     values = dict(zip(plan.label_values, plan.label_names, strict=True))
     path = folder / f"{files.case}{SEGMENTATION}"

@@ -11,6 +11,7 @@ from typing import Literal, TypeVar
 
 from lesionseg.errors import ConfigError
 from lesionseg.io.atomic import read_csv, write_csv
+from lesionseg.pipeline.run.outcome import CommandOutcome
 
 logger = logging.getLogger(__name__)
 
@@ -19,7 +20,7 @@ Status = Literal["done", "kept", "failed"]
 TABLE = "predictions.csv"
 _ANY_TABLE = re.compile(r"predictions(_\d+_of_\d+)?\.csv")
 _STATUSES: Mapping[str, Status] = {"done": "done", "kept": "kept", "failed": "failed"}
-# of the time, at most this share goes into writing the table anew
+# of the time, at most this share goes into writing the table again
 _WRITING_SHARE = 0.02
 
 
@@ -46,10 +47,8 @@ class PredictionRow:
     key: str = ""
 
 
-class Predicted(tuple[PredictionRow, ...]):
-    """The rows of one call, a case each, in order of case id."""
-
-    __slots__ = ()
+class PredictOutcome(tuple[PredictionRow, ...], CommandOutcome):
+    """The rows of one call, one per case, in order of case id."""
 
     @property
     def exit_status(self) -> int:
@@ -104,7 +103,7 @@ class PredictionTable:
 
     Each shard has a table of its own, so that no two processes write the same file; what is read
     is the rows of all tables, and what is written without shards is their union. The file is
-    always whole. It is written anew with the first row that is `put` and then seldom enough to cost
+    always whole. It is written with the first row that is `put` and then seldom enough to cost
     next to nothing, and by `close`; a run killed in between finds the results of a few cases
     without their rows, and predicts these again.
     """
@@ -147,8 +146,8 @@ class PredictionTable:
 
 def _known_rows(output: Path, last: Path) -> Iterator[PredictionRow]:
     """The rows of all tables in a folder; of the same case the youngest table's, `last` winning."""
-    found = output.iterdir() if output.is_dir() else iter(())
-    tables = [path for path in found if _ANY_TABLE.fullmatch(path.name)]
+    entries = output.iterdir() if output.is_dir() else iter(())
+    tables = [path for path in entries if _ANY_TABLE.fullmatch(path.name)]
     for path in sorted(tables, key=lambda p: (p == last, p.stat().st_mtime_ns)):
         yield from (row for row in map(parse_row, read_csv(path)) if row is not None)
 

@@ -1,8 +1,8 @@
 """Cases as a Ray Data job: the same steps, on workers all over a cluster.
 
 Every machine must see bundle, input and output under the same paths. A worker holds its networks
-and takes one case after the other; Ray starts a worker that dies anew and gives its case to
-another. Each attempt leaves a mark in the output folder before it begins, so that a case which
+and takes one case after the other; Ray replaces a worker that dies and gives its case to
+another. Each attempt leaves a file in the output folder before it begins, so that a case which
 kills its workers (for want of memory, say) is given up after three of them instead of for ever.
 """
 
@@ -22,8 +22,8 @@ from lesionseg.errors import ConfigError, pip_install
 from lesionseg.inference.predictor import Predictor
 from lesionseg.io.case_ids import printable_id
 from lesionseg.models.build import NetworkFactory
-from lesionseg.pipeline.predict.case_pipeline import PredictJob, predict_cases
-from lesionseg.pipeline.predict.memory_share import default_budget
+from lesionseg.pipeline.predict.case_pipeline import default_budget
+from lesionseg.pipeline.predict.predict_job import PredictJob, predict_cases
 from lesionseg.pipeline.predict.predictions_table import PredictionRow
 
 logger = logging.getLogger(__name__)
@@ -41,7 +41,7 @@ class Workers:
     number: int
     cores: int
     gpus: int
-    a_machine: int
+    per_machine: int
 
 
 def predict_on_ray(
@@ -72,12 +72,12 @@ def predict_on_ray(
 
 
 def share_out(nodes: Sequence[Mapping[str, Any]], *, wants_gpu: bool = True) -> Workers:
-    """One worker a GPU where there are any and they are wanted, else one for two cores.
+    """One worker per GPU where there are any and they are wanted, else one for two cores.
 
     `nodes` as `ray.nodes()` gives them. Raises `ConfigError` when none is alive with a core.
 
     >>> share_out([{"Alive": True, "Resources": {"CPU": 5.0}}] * 2)
-    Workers(number=4, cores=2, gpus=0, a_machine=2)
+    Workers(number=4, cores=2, gpus=0, per_machine=2)
     """
     alive = [node["Resources"] for node in nodes if node["Alive"]]
     gpus = [int(r.get("GPU", 0)) for r in alive] if wants_gpu else []
@@ -86,8 +86,8 @@ def share_out(nodes: Sequence[Mapping[str, Any]], *, wants_gpu: bool = True) -> 
     cores = [int(r.get("CPU", 0)) for r in alive if int(r.get("CPU", 0))]
     if not cores:
         raise ConfigError("The Ray cluster has no core to compute on.", where="engine")
-    a_worker = min(_CORES, *cores)
-    return Workers(sum(n // a_worker for n in cores), a_worker, 0, max(cores) // a_worker)
+    per_worker = min(_CORES, *cores)
+    return Workers(sum(n // per_worker for n in cores), per_worker, 0, max(cores) // per_worker)
 
 
 def _rows(
@@ -98,22 +98,22 @@ def _rows(
     architectures: Mapping[str, NetworkFactory] | None,
     workers: Workers,
 ) -> Iterator[PredictionRow]:
-    order = ray.cloudpickle.dumps((job, architectures, workers.a_machine))
+    order = ray.cloudpickle.dumps((job, architectures, workers.per_machine))
     items = [
         {"order": order, "case": pickle.dumps((_absolute_files(c), known.get(c.case)))}
         for c in cases
     ]
     n_workers = min(workers.number, len(cases))
     takes = {"num_gpus": workers.gpus} if workers.gpus else {"num_cpus": workers.cores}
-    found = ray.data.from_items(items, override_num_blocks=len(items)).map(
+    rows = ray.data.from_items(items, override_num_blocks=len(items)).map(
         Worker, compute=ray.data.ActorPoolStrategy(size=n_workers), **takes
     )
-    for row in found.iter_rows():
+    for row in rows.iter_rows():
         yield PredictionRow(**row)
 
 
 class Worker:
-    """Predicts one case a call; the networks stay from one to the next."""
+    """Predicts one case per call; the networks stay from one to the next."""
 
     def __init__(self) -> None:
         self._order = b""
@@ -124,12 +124,14 @@ class Worker:
         """A case's row, as a dictionary."""
         job = self._prepare(item["order"])
         files, earlier = pickle.loads(item["case"])  # our own, from `_rows`
-        mark = job.output / ATTEMPTS / blake2b(repr(files.case).encode(), digest_size=8).hexdigest()
-        n_before = mark.stat().st_size if mark.is_file() else 0
+        attempts = (
+            job.output / ATTEMPTS / blake2b(repr(files.case).encode(), digest_size=8).hexdigest()
+        )
+        n_before = attempts.stat().st_size if attempts.is_file() else 0
         if n_before >= MAX_ATTEMPTS:
             message = f"{n_before} workers died of this case, perhaps for want of memory."
             return asdict(PredictionRow(printable_id(files.case), "failed", message))
-        with mark.open("ab") as file:
+        with attempts.open("ab") as file:
             file.write(b"x")
         known = {} if earlier is None else {files.case: earlier}
         (row,) = predict_cases(job, [files], known=known, predictors=self._predictors)
@@ -162,7 +164,7 @@ def _connected(ray: Any) -> Iterator[None]:
 
 
 def _ray() -> Any:
-    # nothing about this job is told to anybody
+    # no usage statistics leave this machine
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
         import ray

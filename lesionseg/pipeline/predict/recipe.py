@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
+from typing import Literal, get_args
 
 from lesionseg.core import CaseFiles
 from lesionseg.errors import ConfigError, DatasetError
@@ -10,13 +11,15 @@ from lesionseg.inference.inference_settings import InferenceSettings
 from lesionseg.io.layouts.input_images import find_images
 from lesionseg.models.build import NetworkFactory
 from lesionseg.pipeline.dataset.data_settings import DicomSettings
-from lesionseg.pipeline.predict.case_pipeline import PredictJob
 from lesionseg.pipeline.predict.case_writing import SaveProbabilities
 from lesionseg.pipeline.predict.dicom_output import check_dicom_output
-from lesionseg.pipeline.predict.engine import EngineName, choose_engine
-from lesionseg.pipeline.predict.predictions_table import Predicted, PredictionTable, Shard
+from lesionseg.pipeline.predict.predict_job import PredictJob, predict_cases
+from lesionseg.pipeline.predict.predictions_table import PredictionTable, PredictOutcome, Shard
+from lesionseg.pipeline.predict.ray_engine import predict_on_ray
 from lesionseg.pipeline.run.progress import Advance, bar
 from lesionseg.plan.plan import Plan
+
+EngineName = Literal["local", "ray"]
 
 
 def predict(
@@ -37,25 +40,34 @@ def predict(
     shard_index: int = 0,
     architectures: Mapping[str, NetworkFactory] | None = None,
     progress: Advance | None = None,
-) -> Predicted:
+) -> PredictOutcome:
     """Predict every case found in `input`; one row each, by case id.
 
-    `bundle`: one, or several that are averaged. `input`: a folder, a glob, a file or a manifest;
-    see `find_images`. Writes mask, instances and candidates of each case to `output`, in the
-    scan's own geometry and format, with `save_probabilities` also
-    `probabilities/<case>_<label>`, for DICOM scans with `dicom_output` also a segmentation object
-    and a structured report, and `predictions.csv`, whose messages name no folder or file unless
-    `identifiers`; rows of other cases in that file stay. A
-    case that fails does not stop the others. Started again, it leaves out what is done and
-    unchanged. Reading, the network and writing overlap. `operating_point`, `raster_mm` and
-    `architectures`: see `Predictor`; `dicom` says what is done with a tilted gantry. `device`: one,
-    or several that share the cases; "auto" is every GPU. `engine`: "local", or "ray" for a cluster
-    whose machines all see the same folders. Of `num_shards` equal calls, each with another
-    `shard_index`, each predicts its part of the cases and writes a table of its own.
-    `progress(case, done, total)` is called after every case, in place of a bar. Raises
-    `BundleError` or `ConfigError` for an unusable bundle or setting and an output folder that is
-    the input folder, `DatasetError` when there is no case.
+    Writes mask, instances and candidates of each case to `output`, in the scan's own geometry and
+    format, and `predictions.csv`, in which rows of other cases stay. A case that fails does not
+    stop the others. Started again, it leaves out what is done and unchanged. Reading, the network
+    and writing overlap. Raises `BundleError` or `ConfigError` for an unusable bundle or setting and
+    an output folder that is the input folder, `DatasetError` when there is no case.
+
+    Args:
+        bundle: a run directory or a bundle's folder, or several that are averaged.
+        input: a folder, a glob, a file or a manifest; see `find_images`.
+        output: the folder for the results; made where there is none.
+        inference: overlap, mirrored views, batch size, precision and memory.
+        operating_point: accepts candidates; see `choose_operating_point`.
+        device: one, or several that share the cases; "auto" is every GPU.
+        raster_mm: pixel size in mm of images that state none; see `Predictor`.
+        dicom: what is done with a tilted gantry.
+        save_probabilities: also write `probabilities/<case>_<label>` in these numbers.
+        dicom_output: DICOM scans also get a segmentation object and a structured report.
+        identifiers: messages of failed cases name folders and files.
+        engine: "local", or "ray" for a cluster whose machines all see the same folders.
+        num_shards: how many equal calls share the cases, each with a table of its own.
+        shard_index: which of them this is, from 0.
+        architectures: the caller's own networks; see `Predictor`.
+        progress: called with case, number done and total after every case, in place of a bar.
     """
+    check_engine(engine)
     folders = (bundle,) if isinstance(bundle, (str, Path)) else tuple(bundle)
     job = PredictJob(
         bundles=tuple(Path(folder) for folder in folders),
@@ -69,23 +81,37 @@ def predict(
         dicom_output=dicom_output,
         identifiers=identifiers,
     )
-    shard, run = Shard(shard_index, num_shards), choose_engine(engine)
+    shard = Shard(shard_index, num_shards)
     predictors = job.predictors(architectures)
     cases = shard.of(find_cases(Path(input), job.output, predictors[0].plan))
     if dicom_output:
         check_dicom_output(cases)
     table = PredictionTable(job.output, shard)
-    found = run(job, cases, table.rows, predictors, architectures)
+    if engine == "ray":
+        finished = predict_on_ray(job, cases, table.rows, architectures)
+    else:
+        finished = predict_cases(job, cases, known=table.rows, predictors=predictors)
     rows = []
     try:
-        with bar("Predicting") as advance, closing(found):
-            for row in found:
+        with bar("Predicting") as advance, closing(finished):
+            for row in finished:
                 table.put(row)
                 rows.append(row)
                 (progress or advance)(row.case, len(rows), len(cases))
     finally:
         table.close()
-    return Predicted(sorted(rows, key=lambda row: row.case))
+    return PredictOutcome(sorted(rows, key=lambda row: row.case))
+
+
+def check_engine(name: str) -> None:
+    """Raise `ConfigError` for an engine that there is not."""
+    if name not in get_args(EngineName):
+        raise ConfigError(
+            "There is no such engine.",
+            where="engine",
+            seen=name,
+            expected=" or ".join(get_args(EngineName)),
+        )
 
 
 def find_cases(source: Path, output: Path, plan: Plan) -> list[CaseFiles]:
@@ -105,8 +131,8 @@ def find_cases(source: Path, output: Path, plan: Plan) -> list[CaseFiles]:
             remedy="choose another folder; it may lie inside the input folder.",
         )
     results = output.resolve()
-    found = find_images(source, len(plan.channel_names))
-    cases = [c for c in found if not any(_lies_in(results, p) for p in c.images)]
+    scans = find_images(source, len(plan.channel_names))
+    cases = [c for c in scans if not any(_lies_in(results, p) for p in c.images)]
     if not cases:
         raise DatasetError("There is no scan to predict.", where=source)
     return cases

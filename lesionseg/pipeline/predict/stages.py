@@ -60,7 +60,7 @@ class Queue:
             self._changed.notify_all()
 
     def wake(self) -> None:
-        """Let everybody who waits look again."""
+        """Let every waiting thread look again."""
         with self._changed:
             self._changed.notify_all()
 
@@ -112,7 +112,7 @@ def overlapped(
                 outgoing.put(item)
         except Stopped:
             pass
-        except BaseException as error:  # raised anew in the thread that asked
+        except BaseException as error:  # raised again in the thread that asked
             errors.append(error)
             give_up()
         finally:

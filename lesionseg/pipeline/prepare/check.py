@@ -12,7 +12,7 @@ from lesionseg.core import Case, CaseFiles, Dataset, Geometry, Problem, joint_un
 from lesionseg.io.inspection import Inspected, inspect_case
 from lesionseg.ops.lesions import lesion_mask, lesions_of
 from lesionseg.pipeline.prepare.check_between import Trace, compare_cases
-from lesionseg.pipeline.prepare.findings import Checked, Finding
+from lesionseg.pipeline.prepare.findings import CheckOutcome, Finding
 from lesionseg.pipeline.run.progress import bar
 from lesionseg.pipeline.run.redaction import redact, redact_error
 from lesionseg.plan.fingerprint import canonical_order
@@ -26,7 +26,7 @@ _SAMPLED = 100_000  # voxels looked at for the percentiles of a channel
 _TAKEN = ("laterality", "view", "presentation_intent", "pixel_size_source")
 
 
-def check_dataset(dataset: Dataset, page: Path, *, identifiers: bool = False) -> Checked:
+def check_dataset(dataset: Dataset, page: Path, *, identifiers: bool = False) -> CheckOutcome:
     """Inspect every case, one after the other in memory, compare them, and write the page.
 
     The page names nobody; with `identifiers` the summary that is printed does.
@@ -47,7 +47,7 @@ def check_dataset(dataset: Dataset, page: Path, *, identifiers: bool = False) ->
     unlisted = _remarks_of_none(findings, names)
     unit = joint_unit(t.unit for t in traces if t.unit).replace("px", PIXELS)
     write_dataset_report(page, looks, dataset.channel_names, unit, unlisted)
-    return Checked(len(traces), tuple(findings), names, page, identifiers)
+    return CheckOutcome(len(traces), tuple(findings), names, page, identifiers)
 
 
 def _told(problem: Problem, names: dict[str, str]) -> bool:
@@ -91,10 +91,10 @@ def _trace(files: CaseFiles, dataset: Dataset, pseudonym: str) -> Trace:
             files.case,
             "remark",
             "note",
-            f"{MEANING['remark']} {said}",
-            f"{MEANING['remark']} {redact(said, files, pseudonym)}",
+            f"{MEANING['remark']} {text}",
+            f"{MEANING['remark']} {redact(text, files, pseudonym)}",
         )
-        for said in found.remarks
+        for text in found.remarks
     ]
     if found.burned_in:
         flaws.append(known.finding("burned_in", "warning"))

@@ -67,7 +67,7 @@ def _same_content(traces: Sequence[Trace]) -> Iterator[Finding]:
 
 def _same_patient(traces: Sequence[Trace]) -> Iterator[Finding]:
     """Cases of different groups with the same patient's identifier, image or reference."""
-    told: set[tuple[str, ...]] = set()
+    reported: set[tuple[str, ...]] = set()
     for key in (_patient_of, _content_of):
         for group in _sharing(traces, key):
             if len({t.files.group for t in group}) < 2:
@@ -75,21 +75,21 @@ def _same_patient(traces: Sequence[Trace]) -> Iterator[Finding]:
             for trace in group:
                 others = [t for t in group if t is not trace]
                 pair = (trace.files.case, *(t.files.case for t in others))
-                if pair not in told:
-                    told.add(pair)
+                if pair not in reported:
+                    reported.add(pair)
                     yield trace.finding("same_patient", "warning", others=others)
 
 
 def _leaks(traces: Sequence[Trace]) -> Iterator[Finding]:
     """What is in the test role and elsewhere as well."""
-    told: set[str] = set()
+    reported: set[str] = set()
     for key in (_patient_of, _content_of, lambda t: (t.files.group,)):
         for group in _sharing(traces, key):
             if len({t.files.role in ("test", "external") for t in group}) < 2:
                 continue
             for trace in group:
-                if trace.files.case not in told:
-                    told.add(trace.files.case)
+                if trace.files.case not in reported:
+                    reported.add(trace.files.case)
                     yield trace.finding("leak", "warning")
 
 

@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from lesionseg.pipeline.run.outcome import CommandOutcome
+
 _SHOWN = 5  # cases named with a note that many share
 ASK = "Cases are numbered in the dataset's order; identifiers=true prints their names and files."
 
@@ -12,7 +14,7 @@ ASK = "Cases are numbered in the dataset's order; identifiers=true prints their 
 class Finding:
     """One problem of one case.
 
-    `text` names files, for the person who has to mend them; `public` names nobody: cases are
+    `text` names files, for the person who has to correct them; `public` names nobody: cases are
     called by their pseudonyms. `case` is empty for an entry that is no case.
     """
 
@@ -24,7 +26,7 @@ class Finding:
 
 
 @dataclass(frozen=True)
-class Checked:
+class CheckOutcome(CommandOutcome):
     """All findings, the number of cases, and where the page lies."""
 
     n_cases: int
@@ -58,12 +60,12 @@ class Checked:
         names = [f.case if self.identifiers else self.pseudonyms[f.case] for f in together]
         shown = ", ".join(names[:_SHOWN]) + (" …" if len(names) > _SHOWN else "")
         cases = "case" if len(names) == 1 else "cases"
-        told = together[0].text if self.identifiers else together[0].public
-        return f"- note, {len(names)} {cases} ({shown}): {told}"
+        text = together[0].text if self.identifiers else together[0].public
+        return f"- note, {len(names)} {cases} ({shown}): {text}"
 
     def _line(self, finding: Finding) -> str:
         name = self.pseudonyms.get(finding.case, "the list of cases")
-        told = finding.public
+        text = finding.public
         if self.identifiers:
-            told = f"{finding.case}: {finding.text}" if finding.case else finding.text
-        return f"- {finding.severity}, {name}: {told}"
+            text = f"{finding.case}: {finding.text}" if finding.case else finding.text
+        return f"- {finding.severity}, {name}: {text}"

@@ -8,9 +8,10 @@ from typing import Any
 
 from lesionseg.io.atomic import write_text
 from lesionseg.pipeline.dataset.data_settings import DataSettings
-from lesionseg.pipeline.dataset.survey import open_dataset, survey
+from lesionseg.pipeline.dataset.survey import open_dataset, take_survey
 from lesionseg.pipeline.prepare.check import check_dataset
-from lesionseg.pipeline.prepare.findings import Checked
+from lesionseg.pipeline.prepare.findings import CheckOutcome
+from lesionseg.pipeline.run.outcome import CommandOutcome
 from lesionseg.pipeline.run.run_dir import check_claim, claim, default_run_dir
 from lesionseg.pipeline.train.learning import decide, prepare_cases
 from lesionseg.plan.make import PlanOverrides
@@ -27,7 +28,7 @@ NOT_TRIED = (
 
 
 @dataclass(frozen=True)
-class PrepareOutcome:
+class PrepareOutcome(CommandOutcome):
     """What `prepare` decided, a sentence a line."""
 
     lines: tuple[str, ...]
@@ -46,33 +47,41 @@ def prepare(
     identifiers: bool,
     seed: int,
     config: Mapping[str, Any],
-) -> PrepareOutcome | Checked:
+) -> PrepareOutcome | CheckOutcome:
     """Prepare a dataset for training, or only `check` it: list every problem, and write a page.
 
-    What is printed calls cases by number; `identifiers` prints their names and files.
+    Args:
+        data: where the data lie and how they are divided.
+        model: what the user decides of the plan.
+        trainer: its accelerator decides the device that is planned for.
+        run_dir: where the plan goes; None: a new folder under `runs`.
+        check: only check, and write the page into `run_dir`.
+        identifiers: print the names and files of cases, which are called by number otherwise.
+        seed: of the split.
+        config: the resolved configuration, kept in `run_dir`.
     """
     if check:
         return _check(data, run_dir, identifiers)
     run = Path(run_dir) if run_dir else default_run_dir(data.root, model.architecture)
     check_claim(run, config)
-    found = survey(data, seed)
-    plan = _untried(decide(found, model, trainer.accelerator, run), run)
+    survey = take_survey(data, seed)
+    plan = _untried(decide(survey, model, trainer.accelerator, run), run)
     claim(run, config)
-    if run_dir is None:  # its name holds the time: the same command would begin anew
+    if run_dir is None:  # its name holds the time: the same command would begin again
         log.info("Results go to %s; run_dir=%s resumes it.", run, run)
-    cases = prepare_cases(found, plan, data, run)
+    cases = prepare_cases(survey, plan, data, run)
     lines = [f"{name}: {reason}" for name, reason in plan.reasons.items()]
     return PrepareOutcome((*lines, f"{len(cases)} training cases prepared; the plan is in {run}."))
 
 
 def _untried(plan: Plan, run: Path) -> Plan:
     """The plan, which says that no step of it has been taken: `prepare` knows no loss."""
-    said = plan.with_(reasons={**plan.reasons, "memory": NOT_TRIED})
-    write_text(run / "plan.json", said.to_json())
-    return said
+    marked = plan.with_(reasons={**plan.reasons, "memory": NOT_TRIED})
+    write_text(run / "plan.json", marked.to_json())
+    return marked
 
 
-def _check(data: DataSettings, run_dir: str | None, identifiers: bool) -> Checked:
+def _check(data: DataSettings, run_dir: str | None, identifiers: bool) -> CheckOutcome:
     """The page lies in `run_dir` where one is named, else in a folder of its own under `runs`."""
     folder = Path(run_dir) if run_dir else default_run_dir(data.root, "check")
     dataset = open_dataset(data, lenient=True)

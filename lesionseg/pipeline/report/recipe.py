@@ -5,6 +5,7 @@ from pathlib import Path
 
 from lesionseg.core import Dataset
 from lesionseg.errors import ConfigError, ReadError
+from lesionseg.pipeline.run.outcome import CommandOutcome
 from lesionseg.pipeline.run.progress import bar
 from lesionseg.report.sections.gallery_choice import Limits
 from lesionseg.report.text import NAMES
@@ -66,6 +67,17 @@ class ReportSettings:
         )
 
 
+@dataclass(frozen=True)
+class ReportOutcome(CommandOutcome):
+    """Where the page lies."""
+
+    page: Path
+
+    def summary(self) -> list[str]:
+        """The page's path."""
+        return [f"Report: {self.page}"]
+
+
 def report(
     scores: str | Path,
     output: str | Path,
@@ -76,14 +88,22 @@ def report(
     compare: str | Path | None = None,
     title: str | None = None,
     report: ReportSettings | None = None,
-) -> Path:
-    """Write `output/report.html`, and what lies beside it; return the page's path.
+) -> ReportOutcome:
+    """Write `output/report.html`, and what lies beside it.
 
-    `scores` is the output folder of `evaluate` or a run directory, which brings its predictions
-    and its training's history. `images` and `reference` are dataset roots or folders of files.
-    `compare` is the output folder of `evaluate` for another model or reader on the same scans; by
-    default the folder `compare` in `scores`, if there is one.
     Raises `ReadError` when there are no scores, naming the file and what to do.
+
+    Args:
+        scores: the output folder of `evaluate`, or a run directory, which brings its predictions
+            and its training's history.
+        output: the folder for the page.
+        images: a dataset root or a folder of images; None: no pictures.
+        reference: a dataset root or a folder of masks; None: that of `images`.
+        prediction: the folder of the predictions; None: the run directory's own.
+        compare: the output folder of `evaluate` for another model or reader on the same scans;
+            None: the folder `compare` in `scores`, if there is one.
+        title: of the page; None: that of `report`.
+        report: the number of pictures, names, the PDF.
     """
     folder, settings = Path(scores), report or ReportSettings()
     if not (folder / "scores.json").is_file():
@@ -93,7 +113,7 @@ def report(
             seen="no such folder" if not folder.is_dir() else "a folder without it",
             remedy="run evaluate first, and give its output folder or a run directory as scores.",
         )
-    return _write(
+    page = _write(
         folder,
         Path(output),
         images=_path(images),
@@ -102,6 +122,7 @@ def report(
         compare=_path(compare),
         options=settings.options(title),
     )
+    return ReportOutcome(page)
 
 
 def report_run(run: Path, dataset: Dataset, settings: ReportSettings) -> Path | None:

@@ -66,7 +66,7 @@ class Answerer:
             raise DatasetError("Send one scan at a time.", seen=f"{len(cases)} scans")
         files = cases[0]
         with self._lock:
-            prediction = self.predictor.predict_volume(self.predictor.read(files), CASE)
+            prediction = self.predictor.predict_volume(self.predictor.scans.read(files), CASE)
         chosen = suffix or result_suffix(files.images[0], plan.dims)
         with tempfile.TemporaryDirectory(prefix="lesionseg-") as output:
             write_prediction(Path(output), prediction, suffix=chosen, like=files.images[0])

@@ -27,9 +27,9 @@ def make_app(answerer: Answerer, *, bundle: str, max_upload_mb: float) -> FastAP
     """The application; `bundle` is the digest that `/health` names the model by.
 
     GET `/` is the page, GET `/health` says that it runs, POST `/predict` takes a scan as form
-    field `file` (repeated: one file a channel, or the slices of a DICOM series; or a zip of these)
-    and returns the mask, with `?result=candidates` the candidates, with `?result=all` a zip of
-    all. What cannot be predicted gives 422 and says why, too large a request 413.
+    field `file` (repeated: one file per channel, or the slices of a DICOM series; or a zip of
+    these) and returns the mask, with `?result=candidates` the candidates, with `?result=all` a zip
+    of all. What cannot be predicted gives 422 and says why, too large a request 413.
     """
     max_bytes = int(max_upload_mb * 2**20)
     shelf = Shelf()

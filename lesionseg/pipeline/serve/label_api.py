@@ -119,7 +119,7 @@ def app_info(plan: Plan) -> dict[str, Any]:
 
 _NO_IMAGE = (
     "There is no such image, or no longer. Send it to /session/ or /datastore/ and ask by the key "
-    "in the answer, or send it with this request; in 3D Slicer load the volume anew and press Run."
+    "in the answer, or send it with this request; in 3D Slicer load the volume again and press Run."
 )
 _EMPTY: Mapping[str, Any] = {"total": 0, "completed": 0, "label_tags": {}}
 

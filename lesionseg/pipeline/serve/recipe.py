@@ -10,6 +10,7 @@ from lesionseg.inference.bundles.bundle import bundle_digest
 from lesionseg.inference.inference_settings import InferenceSettings
 from lesionseg.inference.predictor import Predictor
 from lesionseg.models.build import NetworkFactory
+from lesionseg.pipeline.run.outcome import CommandOutcome
 
 logger = logging.getLogger(__name__)
 
@@ -23,12 +24,21 @@ def serve(
     inference: InferenceSettings | None = None,
     operating_point: str | None = None,
     device: str = "auto",
-) -> None:
-    """Serve until interrupted; see `serving.app` for what it answers.
+) -> CommandOutcome:
+    """Serve until interrupted; see `serve.app` for what it answers.
 
     There is neither encryption nor a password: by default only this machine can ask. Requests are
     not logged, for their addresses may hold names. Raises `ConfigError` without the extra `serve`,
     `BundleError` for an unusable bundle.
+
+    Args:
+        bundle: a run directory or a bundle's folder, or several that are averaged.
+        host: the address to listen at.
+        port: the port to listen at.
+        max_upload_mb: the largest request, in megabytes of 2²⁰ bytes.
+        inference: overlap, mirrored views, batch size, precision and memory.
+        operating_point: accepts candidates; None: the bundle's first.
+        device: "auto", "cpu" or "cuda".
     """
     uvicorn = _uvicorn()
     app = serving_app(
@@ -40,6 +50,7 @@ def serve(
     )
     logger.info("Serving at http://%s:%d; stop with Ctrl-C.", host, port)
     uvicorn.run(app, host=host, port=port, access_log=False, log_level="warning")
+    return CommandOutcome()
 
 
 def serving_app(

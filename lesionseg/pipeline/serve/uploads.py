@@ -26,7 +26,7 @@ class Upload:
 
 
 def store(uploads: Sequence[Upload], folder: Path, max_bytes: int) -> None:
-    """Write one scan to `folder`: one file, one file a channel, or a DICOM series.
+    """Write one scan to `folder`: one file, one file per channel, or a DICOM series.
 
     Several files that are no images by their names are slices, and so is what a zip holds. Raises
     `ReadError` when a zip cannot be read, `ContentError` when it holds more than `max_bytes`.
@@ -56,7 +56,7 @@ def _is_slice(name: str) -> bool:
 def _unzip(content: BinaryIO, folder: Path, max_bytes: int) -> None:
     """Every file of a zip, renamed; counted while it is unpacked, whatever its directory says."""
     folder.mkdir(parents=True)
-    left = max_bytes
+    remaining = max_bytes
     try:
         with zipfile.ZipFile(content) as archive:
             members = [m for m in archive.infolist() if not m.is_dir()]
@@ -66,8 +66,8 @@ def _unzip(content: BinaryIO, folder: Path, max_bytes: int) -> None:
                     (folder / f"{number:05d}.dcm").open("wb") as to,
                 ):
                     while piece := source.read(_PIECE):
-                        left -= len(piece)
-                        if left < 0:
+                        remaining -= len(piece)
+                        if remaining < 0:
                             raise ContentError(
                                 "The zip holds more than may be sent.",
                                 expected=f"at most {max_bytes / 2**20:.0f} MB unpacked",

@@ -66,7 +66,7 @@ def cross_validate(recipe: Recipe, survey: Survey, run: Path) -> TrainResult:
     recipes = [_recipe_of(recipe, fold) for fold in folds]
     for fold, its in zip(folds, recipes, strict=True):
         check_claim(fold.run, its.config)
-        refuse_other_cases(fold.run, fold.found.splits)  # also of a finished fold, which is kept
+        refuse_other_cases(fold.run, fold.survey.splits)  # also of a finished fold, which is kept
     places = places_of(recipe.learning.trainer, recipe.data.parallel_folds)  # or too few devices
     plan = begin(recipe, survey, run, kept_plan(run) or _plan_of_finished(folds))
     _write_folds(folds, run)
@@ -94,7 +94,7 @@ def _train(
 
 def _train_fold(recipe: Recipe, fold: FoldRun, plan: Plan) -> None:
     log.info("Fold %d: %d cases validate.", fold.number, len(fold.cases))
-    train_once(recipe, fold.found, begin(recipe, fold.found, fold.run, plan), fold.run)
+    train_once(recipe, fold.survey, begin(recipe, fold.survey, fold.run, plan), fold.run)
 
 
 def _gather(recipe: Recipe, survey: Survey, folds: Sequence[FoldRun], run: Path) -> TrainResult:
@@ -104,7 +104,7 @@ def _gather(recipe: Recipe, survey: Survey, folds: Sequence[FoldRun], run: Path)
     device = training_device(recipe.learning.trainer.accelerator)
     origin = recipe.origin(survey, device)
     origin |= {"folds": len(folds), "training_minutes": _minutes(folds)}
-    safe = all(fold.found.splits.group_safe for fold in folds)
+    safe = all(fold.survey.splits.group_safe for fold in folds)
     whole = replace(survey, splits=replace(survey.splits, group_safe=safe))
     judged = judge_out_of_fold(whole, folds, run / "oof", recipe.rules(origin))
     plan = judged.choice.added_to(undecided(members.plan)).with_(n_members=len(folds))
@@ -166,7 +166,7 @@ def _write_folds(folds: Sequence[FoldRun], run: Path) -> None:
     """`splits.json` as nnU-Net's splits_final.json has it: `data.splits` reads it back."""
 
     def of(fold: FoldRun, role: str) -> list[str]:
-        return [c.case for c in fold.found.of_role(role)]
+        return [c.case for c in fold.survey.of_role(role)]
 
     content = [{"train": of(fold, "train"), "val": of(fold, "validation")} for fold in folds]
     write_json(run / SPLITS, content)
@@ -182,7 +182,7 @@ def _say_what_comes(recipe: Recipe, folds: Sequence[FoldRun]) -> None:
 
 
 def _never_validating(folds: Sequence[FoldRun]) -> list[str]:
-    cases: list[CaseFiles] = labelled(folds[0].found, "train") + folds[0].cases
+    cases: list[CaseFiles] = labelled(folds[0].survey, "train") + folds[0].cases
     judged = {c.case for fold in folds for c in fold.cases}
     return [c.case for c in cases if c.case not in judged]
 

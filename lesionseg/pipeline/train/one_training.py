@@ -14,18 +14,16 @@ from torch import nn
 from lesionseg.evaluation import Preset
 from lesionseg.inference.bundles.bundle import write_bundle
 from lesionseg.inference.bundles.model_card import model_card
-from lesionseg.inference.candidates.postprocess import DEFAULT_POINT
+from lesionseg.inference.candidates.acceptance import DEFAULT_POINT
 from lesionseg.inference.inference_settings import InferenceSettings
 from lesionseg.inference.predictor import Predictor
 from lesionseg.io.atomic import write_text
-from lesionseg.io.cases import read_case
-from lesionseg.io.predictions import find_predictions, read_prediction
 from lesionseg.pipeline.dataset.data_settings import DataSettings
 from lesionseg.pipeline.dataset.same_cases import refuse_other_cases
 from lesionseg.pipeline.dataset.survey import Survey
 from lesionseg.pipeline.judging.choice import Choice, ChoiceSettings
 from lesionseg.pipeline.judging.judge_role import RoleScores, Rules, judge_validation, labelled
-from lesionseg.pipeline.judging.volume_scores import VolumeScores
+from lesionseg.pipeline.judging.volume_scores import VolumeJudge, VolumeScores
 from lesionseg.pipeline.report.recipe import ReportSettings
 from lesionseg.pipeline.run.capabilities import require_masks, require_voxels
 from lesionseg.pipeline.run.provenance import device_name, is_simulated, provenance
@@ -149,10 +147,13 @@ def train_once(recipe: Recipe, survey: Survey, plan: Plan, run: Path) -> Trained
             fitted.network, by, settings=recipe.inference, device=fitted.device
         )
 
-    validation = judge_validation(predictor(plan), survey, run, recipe.rules(origin))
-    if validate is None:
-        _draw_validation(recipe, survey, run, fitted.steps)
+    # as the validation cases were predicted in the end, unless they were shown all along
+    last = _last_slices(recipe, run) if validate is None else None
+    see = last.see if last else None
+    validation = judge_validation(predictor(plan), survey, run, recipe.rules(origin), see)
     choice = validation.choice if validation else Choice((DEFAULT_POINT,))
+    if last is not None:
+        last.draw(fitted.steps, choice.apply_to)
     complete = choice.added_to(plan)
     scores = validation.scores if validation else None
     keep_bundle([fitted.network], complete, scores, origin, run)
@@ -166,32 +167,15 @@ def _validation(
     trainer, cases = recipe.learning.trainer, labelled(survey, "validation")
     if trainer.validate_every_minutes is None or not cases:
         return None
-    scores = VolumeScores(
-        survey,
-        cases,
-        plan,
-        recipe.inference,
-        recipe.preset,
-        trainer.validate_cases,
-        slices.see,
-    )
-    return KeepBest(scores, run)
+    n_cases, see = trainer.validate_cases, slices.see
+    judge = VolumeJudge(survey, cases, plan, recipe.inference, recipe.preset, n_cases, see)
+    return KeepBest(VolumeScores(judge), run)
 
 
-def _draw_validation(recipe: Recipe, survey: Survey, run: Path, step: int) -> None:
-    """A few validation cases as they were predicted in the end."""
+def _last_slices(recipe: Recipe, run: Path) -> ValidationSlices:
+    """Draws a few validation cases when training is over."""
     settings = recipe.logger
-    slices = ValidationSlices(run, settings.n_previews, partial(show_afterwards, settings, run))
-    cases = labelled(survey, "validation")
-    predicted = find_predictions(run / "validation") if cases else {}
-    for files in cases:
-        if slices.is_full:
-            break
-        case = read_case(files, survey.dataset)
-        if case.reference is not None:
-            prediction = read_prediction(predicted[files.case], geometry=case.image.geometry)
-            slices.see(case.image, case.reference, prediction)
-    slices.draw(step)
+    return ValidationSlices(run, settings.n_previews, partial(show_afterwards, settings, run))
 
 
 def _previews(settings: LoggerSettings, run: Path, follow: Follow) -> list[pl.Callback]:

@@ -14,12 +14,12 @@ from lesionseg.evaluation import Preset
 from lesionseg.inference.inference_settings import InferenceSettings
 from lesionseg.losses.detection_loss import DetectionLoss
 from lesionseg.pipeline.dataset.data_settings import ALL_FOLDS, DataSettings
-from lesionseg.pipeline.dataset.survey import Survey
-from lesionseg.pipeline.dataset.survey import survey as take_survey
+from lesionseg.pipeline.dataset.survey import Survey, take_survey
 from lesionseg.pipeline.judging.choice import CHOSEN, ChoiceSettings
 from lesionseg.pipeline.judging.judge_role import judge_untouched
 from lesionseg.pipeline.report.recipe import ReportSettings, report_run
 from lesionseg.pipeline.run.capabilities import warn_of_unheard_loss
+from lesionseg.pipeline.run.outcome import CommandOutcome, scores_lines
 from lesionseg.pipeline.run.run_dir import check_claim, default_run_dir
 from lesionseg.pipeline.run.run_log import kept_log
 from lesionseg.pipeline.train.cross_validation import cross_validate
@@ -34,7 +34,7 @@ Scores = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
-class TrainOutcome:
+class TrainOutcome(CommandOutcome):
     """What a finished run leaves: where, how long it took, and its scores by role.
 
     `notes`: sentences on what was chosen on development predictions.
@@ -45,6 +45,18 @@ class TrainOutcome:
     scores: Mapping[str, Scores]
     report: Path | None
     notes: tuple[str, ...] = ()
+
+    def summary(self) -> list[str]:
+        """The scores by role, what was chosen, and where bundle and report lie."""
+        page = "No case was left to validate on, so there are no scores and no report."
+        return [
+            *scores_lines(self.scores),
+            "",
+            *self.notes,
+            f"Finished in {self.seconds / 60:.1f} minutes.",
+            f"Bundle:  {self.run_dir / 'bundle'}",
+            page if self.report is None else f"Report:  {self.report}",
+        ]
 
 
 def train(

@@ -16,15 +16,16 @@ from lesionseg.inference.inference_settings import InferenceSettings
 from lesionseg.io.cases import read_case
 from lesionseg.pipeline.dataset.data_settings import DataSettings
 from lesionseg.pipeline.dataset.same_cases import refuse_other_cases
-from lesionseg.pipeline.dataset.survey import Survey, n_lesions, survey
+from lesionseg.pipeline.dataset.survey import Survey, n_lesions, take_survey
+from lesionseg.pipeline.judging.volume_scores import VolumeJudge
 from lesionseg.pipeline.run.capabilities import require_masks
-from lesionseg.pipeline.run.outcome_summary import aligned
+from lesionseg.pipeline.run.outcome import CommandOutcome, aligned
 from lesionseg.pipeline.run.provenance import device_name, is_simulated, provenance
 from lesionseg.pipeline.run.run_dir import check_claim, claim, default_run_dir, is_claimed
 from lesionseg.pipeline.train.learning import affordable, decide, prepare_cases
 from lesionseg.pipeline.tune.pair_losses import AnchorLossOfPair, LossOfPair, PairLosses
 from lesionseg.pipeline.tune.search import Search, TuneSettings, require_optuna
-from lesionseg.pipeline.tune.trial import Examiner, TrialRecipe
+from lesionseg.pipeline.tune.trial import TrialRecipe
 from lesionseg.pipeline.tune.tune_results import Circumstances, describe, write_results
 from lesionseg.plan.make import PlanOverrides
 from lesionseg.report.figures.search_surface import steadiest
@@ -39,7 +40,7 @@ N_CHECKS = 4  # validations a trial, the last one included, where the settings d
 
 
 @dataclass(frozen=True)
-class TuneOutcome:
+class TuneOutcome(CommandOutcome):
     """What a search has found so far, where it lies, and which settings have the trials' pair."""
 
     run_dir: Path
@@ -49,9 +50,9 @@ class TuneOutcome:
     def summary(self) -> list[str]:
         """The table of trials, the verdict, and how to train with it."""
         lines = [*aligned(table(self.search)), "", *self.search.notes]
-        chosen = steadiest(self.search)
-        if chosen is not None and chosen.value:
-            advice = self.overrides(chosen.alpha, chosen.gamma)
+        best = steadiest(self.search)
+        if best is not None and best.value:
+            advice = self.overrides(best.alpha, best.gamma)
             lines += ["", f"To train with this pair, add to your `train`: {advice}"]
         return [*lines, f"Heat map: {self.run_dir / 'tune.html'}"]
 
@@ -80,11 +81,26 @@ def tune(
 ) -> TuneOutcome:
     """Search for the α and γ with which the validation lesions are found best.
 
-    `loss` and `detection` are called with `alpha` and `gamma` (`PairLosses`). Each trial is a
-    training as `train` does it, in `run_dir/trials`; `run_dir/journal.log` keeps the search. The
-    same command goes on with it or, while other processes run, takes part in it; only
-    `tune.n_trials` may change. tune.json and tune.html are written after each trial. Raises the
-    `LesionsegError` of whatever is wrong.
+    Each trial is a training as `train` does it, in `run_dir/trials`; `run_dir/journal.log` keeps
+    the search. The same command goes on with it or, while other processes run, takes part in it;
+    only `tune.n_trials` may change. tune.json and tune.html are written after each trial. Raises
+    the `LesionsegError` of whatever is wrong.
+
+    Args:
+        data: where the data lie and how they are divided.
+        model: what the user decides of the plan.
+        loss: gives the loss of voxels when called with `alpha` and `gamma`; see `PairLosses`.
+        detection: gives the loss of anchors, likewise.
+        sampling: which tiles are drawn.
+        augment: how they are changed.
+        optim: optimiser and learning rate.
+        trainer: budget and device of each trial.
+        inference: how the validation cases are predicted.
+        preset: the match rule of the validation.
+        tune: what is searched, and how long.
+        run_dir: where all of it lies; None: a new folder under `runs`.
+        seed: of the split, the first weights and tiles, and the search.
+        config: the resolved configuration, kept in `run_dir`.
     """
     losses = PairLosses(model.architecture, loss, detection)
     require_optuna()
@@ -92,11 +108,11 @@ def tune(
     require_device(trainer.accelerator)
     run = Path(run_dir) if run_dir else default_run_dir(data.root, f"{model.architecture}_tune")
     check_claim(run, _without_n_trials(config))
-    found = survey(data, seed)
-    require_masks(found, model.architecture)
-    refuse_other_cases(run, found.splits)  # its trials would not compare
-    cases = [c for c in found.of_role("validation") if c.reference is not None or c.annotations]
-    lesions = _count_lesions(found, cases, data)
+    survey = take_survey(data, seed)
+    require_masks(survey, model.architecture)
+    refuse_other_cases(run, survey.splits)  # its trials would not compare
+    cases = [c for c in survey.of_role("validation") if c.reference is not None or c.annotations]
+    lesions = _count_lesions(survey, cases, data)
     trainer = _with_checks(trainer)
     learning = partial(
         Learning,
@@ -107,7 +123,7 @@ def tune(
         seed=seed,
         init_from=model.init_from,
     )
-    plan = decide(found, model, trainer.accelerator, run)
+    plan = decide(survey, model, trainer.accelerator, run)
     if not is_claimed(run):  # once for all trials: whatever the pair, it takes the same memory
         any_loss, any_detection = losses(alpha=0.5, gamma=1.0)
         plan = affordable(plan, learning(loss=any_loss, detection=any_detection), run)
@@ -115,20 +131,21 @@ def tune(
     recipe = TrialRecipe(
         losses=losses,
         plan=plan,
-        cases=prepare_cases(found, plan, data, run),
+        cases=prepare_cases(survey, plan, data, run),
         learning=learning,
-        examine=lambda linked: Examiner(found, cases, linked, inference, preset, tune.fp_per_case),
+        judge=lambda linked: VolumeJudge(survey, cases, linked, inference, preset),
+        fp_per_case=tune.fp_per_case,
         run=run,
     )
-    origin = _origin(found, seed, trainer, config)
+    origin = _origin(survey, seed, trainer, config)
     about = Circumstances(tune, seed, _budget(trainer), len(cases), lesions, losses.first, origin)
     search = Search(run, tune, seed=seed, first=losses.first)
 
-    def done(trial: TuningTrial) -> None:
+    def write(trial: TuningTrial) -> None:
         _log_trial(trial)
         write_results(run, search.trials(), about)
 
-    search.run(recipe, done)
+    search.run(recipe, write)
     return TuneOutcome(run, describe(search.trials(), about), losses.groups)
 
 
@@ -138,7 +155,7 @@ def _check_devices(trainer: TrainerSettings) -> None:
             "A trial trains on one device.",
             where="trainer.devices",
             seen=trainer.devices,
-            remedy="start the same command once a device: the processes share the search.",
+            remedy="start the same command once per device: the processes share the search.",
         )
 
 
@@ -148,8 +165,8 @@ def _without_n_trials(config: Mapping[str, Any]) -> dict[str, Any]:
     return {**config, "tune": searched}
 
 
-def _count_lesions(found: Survey, cases: Sequence[CaseFiles], data: DataSettings) -> int:
-    total = sum(n_lesions(read_case(files, found.dataset)) for files in cases)
+def _count_lesions(survey: Survey, cases: Sequence[CaseFiles], data: DataSettings) -> int:
+    total = sum(n_lesions(read_case(files, survey.dataset)) for files in cases)
     if total == 0:
         raise DatasetError(
             "No lesion is left to measure the trials by.",
@@ -176,11 +193,11 @@ def _budget(trainer: TrainerSettings) -> str:
 
 
 def _origin(
-    found: Survey, seed: int, trainer: TrainerSettings, config: Mapping[str, Any]
+    survey: Survey, seed: int, trainer: TrainerSettings, config: Mapping[str, Any]
 ) -> dict[str, Any]:
-    simulated = is_simulated(config.get("data", {}), found.dataset)
+    simulated = is_simulated(config.get("data", {}), survey.dataset)
     device = device_name(training_device(trainer.accelerator))
-    return provenance(found.dataset, seed, device, simulated)
+    return provenance(survey.dataset, seed, device, simulated)
 
 
 def _log_trial(trial: TuningTrial) -> None:

@@ -32,7 +32,7 @@ N_PATIENT = 2  # the first validation ends no trial: it is before the weights' a
 class TuneSettings:
     """What is searched, and how long; see `conf/tune/joint.yaml`.
 
-    `alpha` and `gamma`: lowest and highest value. `fp_per_case`: the false positives a case at
+    `alpha` and `gamma`: lowest and highest value. `fp_per_case`: the false positives per case at
     which lesion recall is measured. `prune` stops a trial that, at one of its validations, is below
     the median of the earlier ones at theirs.
     """
@@ -119,7 +119,7 @@ class Search:
         """Run trials until `n_trials` are finished or under way, here and elsewhere.
 
         `objective` gives a trial's value. What it raises other than `HopelessTrial` frees the trial
-        and is passed on. `done` is told of each trial that this process finished.
+        and is passed on. `done` is called with each trial that this process finished.
         """
         while (trial := self._ask()) is not None:
             self._run(trial, objective)
@@ -129,8 +129,8 @@ class Search:
     def trials(self) -> tuple[TuningTrial, ...]:
         """Every trial so far, of all processes, by number; those that were freed left out."""
         with _quiet(self._optuna):
-            found = self._study.get_trials(deepcopy=False)
-        shown = [t for t in found if t.state.name in ("COMPLETE", "PRUNED", "RUNNING")]
+            trials = self._study.get_trials(deepcopy=False)
+        shown = [t for t in trials if t.state.name in ("COMPLETE", "PRUNED", "RUNNING")]
         return tuple(self._result(t) for t in shown if "gamma" in t.params)
 
     def _open(self, path: Path, first: tuple[float, float] | None) -> Any:
@@ -181,7 +181,7 @@ class Search:
         return trial
 
     def _sampler(self) -> Any:
-        """Drawn anew for each trial, so that a resumed search proposes what it would have."""
+        """Made for each trial by itself, so that a resumed search proposes what it would have."""
         state = np.random.SeedSequence([self.seed, len(self._study.get_trials(deepcopy=False))])
         return self._optuna.samplers.TPESampler(
             n_startup_trials=N_SPREAD,
@@ -212,8 +212,8 @@ class Search:
 
     def _taken(self) -> list[Any]:
         """Trials that are finished or under way anywhere."""
-        found = self._study.get_trials(deepcopy=False)
-        return [t for t in found if t.state.name in ("COMPLETE", "PRUNED", "RUNNING")]
+        trials = self._study.get_trials(deepcopy=False)
+        return [t for t in trials if t.state.name in ("COMPLETE", "PRUNED", "RUNNING")]
 
     def _free_orphans(self) -> None:
         """Free trials whose process on this machine is gone."""

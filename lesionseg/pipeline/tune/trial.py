@@ -1,23 +1,19 @@
 """One trial of a search for α and γ: a short training, judged on whole validation volumes."""
 
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytorch_lightning as pl
 from torch import nn
 
-from lesionseg.core import CaseFiles
 from lesionseg.data.cache.case_cache import CachedCase
 from lesionseg.errors import TrainingError
-from lesionseg.evaluation import Preset, choose, evaluate_case
+from lesionseg.evaluation import choose
 from lesionseg.evaluation.statistics.bootstrap import value_of
 from lesionseg.evaluation.statistics.detection import average_precision, pool_results
-from lesionseg.inference.inference_settings import InferenceSettings
-from lesionseg.inference.predictor import Predictor
-from lesionseg.io.cases import read_case
-from lesionseg.pipeline.dataset.survey import Survey
+from lesionseg.pipeline.judging.volume_scores import VolumeJudge
 from lesionseg.pipeline.train.learning import learn, linked
 from lesionseg.pipeline.tune.pair_losses import PairLosses
 from lesionseg.pipeline.tune.search import OpenTrial
@@ -36,7 +32,7 @@ TIE_WEIGHT = 0.01
 class Quality:
     """How well a network finds the validation lesions.
 
-    `recall` at the stated false positives a case, `average_precision` over all scores, and
+    `recall` at the stated false positives per case, `average_precision` over all scores, and
     `objective`, what a search maximises: recall, and precision where recall is the same.
     """
 
@@ -56,65 +52,36 @@ class Quality:
 NOTHING = Quality(0.0, 0.0)
 
 
-class Examiner:
-    """Judges networks on whole validation volumes, in the files' own grids, as `train` does.
+class TrialScores:
+    """Scores networks on whole validation volumes; `latest`, and how many there have been."""
 
-    One case is in memory at a time. `latest` is what the last one scored, `n_examined` how many
-    there have been.
-    """
-
-    def __init__(
-        self,
-        found: Survey,
-        cases: Sequence[CaseFiles],
-        plan: Plan,
-        inference: InferenceSettings,
-        preset: Preset,
-        fp_per_case: float,
-    ) -> None:
-        self.found, self.cases, self.plan = found, tuple(cases), plan
-        self.inference, self.preset, self.fp_per_case = inference, preset, fp_per_case
+    def __init__(self, judge: VolumeJudge, fp_per_case: float) -> None:
+        self.judge, self.fp_per_case = judge, fp_per_case
         self.latest: Quality | None = None
-        self.n_examined = 0
+        self.n_scored = 0
 
     def __call__(self, network: nn.Module) -> Mapping[str, float]:
-        """Examine a network; the scores by name."""
-        predictor = Predictor.from_network(network, self.plan, settings=self.inference)
-        results = []
-        for files in self.cases:
-            case = read_case(files, self.found.dataset)
-            if case.reference is None:
-                continue
-            prediction = predictor.predict_volume(case.image, case.case)
-            results.append(
-                evaluate_case(
-                    case.reference,
-                    prediction,
-                    self.preset,
-                    case=case.case,
-                    group=case.group,
-                    role="validation",
-                )
-            )
+        """Score a network; the scores by name."""
+        results = [volume.result for volume in self.judge(network)]
         point = choose(results, fp_per_case=self.fp_per_case)
         pool = pool_results(results)
         precision = value_of(average_precision(pool), len(pool.groups))[0]
         self.latest = Quality(point.lesion_recall or 0.0, precision or 0.0)
-        self.n_examined += 1
+        self.n_scored += 1
         return self.latest.by_name()
 
 
-class TellTrial(AfterStep):
-    """Tells a trial of each validation while training goes on; a hopeless trial ends there."""
+class ReportToTrial(AfterStep):
+    """Reports each validation to a trial while training goes on; a hopeless trial ends there."""
 
-    def __init__(self, trial: OpenTrial, examiner: Examiner) -> None:
-        self.trial, self.examiner, self._n_told = trial, examiner, 0
+    def __init__(self, trial: OpenTrial, scores: TrialScores) -> None:
+        self.trial, self.scores, self._n_reported = trial, scores, 0
 
     def after_step(self, trainer: pl.Trainer, module: LesionModule) -> None:
         """Lets `HopelessTrial` through, which ends the training."""
-        quality = self.examiner.latest
-        if quality is not None and self.examiner.n_examined > self._n_told:
-            self._n_told = self.examiner.n_examined
+        quality = self.scores.latest
+        if quality is not None and self.scores.n_scored > self._n_reported:
+            self._n_reported = self.scores.n_scored
             self.trial.report(quality.objective, quality.by_name())
 
 
@@ -122,16 +89,16 @@ class TellTrial(AfterStep):
 class TrialRecipe:
     """What all trials of a search share; called with a trial, it trains and returns its value.
 
-    `learning` is called with `loss` and `detection`, `examine` with the trial's plan for an
-    examiner of its own. Every trial has the same first weights and tiles, so that trials differ by
-    their pair alone.
+    `learning` is called with `loss` and `detection`, `judge` with the trial's plan. Every trial has
+    the same first weights and tiles, so that trials differ by their pair alone.
     """
 
     losses: PairLosses
     plan: Plan
     cases: list[CachedCase]
     learning: Callable[..., Learning]
-    examine: Callable[[Plan], Examiner]
+    judge: Callable[[Plan], VolumeJudge]
+    fp_per_case: float
     run: Path
 
     def __call__(self, trial: OpenTrial) -> float:
@@ -141,21 +108,21 @@ class TrialRecipe:
         """
         folder = self.run / "trials" / f"{trial.number:03d}"
         loss, detection = self.losses(trial.alpha, trial.gamma)
-        examiner = self.examine(linked(self.plan, loss, detection))
+        scores = TrialScores(self.judge(linked(self.plan, loss, detection)), self.fp_per_case)
         try:
             learn(
                 self.plan,
                 self.cases,
                 self.learning(loss=loss, detection=detection),
                 folder,
-                validate=examiner,
-                callbacks=[TellTrial(trial, examiner)],
+                validate=scores,
+                callbacks=[ReportToTrial(trial, scores)],
             )
         except TrainingError as error:
             trial.keep(NOTHING.by_name(), note=error.what)
             return NOTHING.objective
         finally:
             shutil.rmtree(folder / CHECKPOINT.parent, ignore_errors=True)
-        quality = examiner.latest or NOTHING
+        quality = scores.latest or NOTHING
         trial.keep(quality.by_name())
         return quality.objective

@@ -33,28 +33,28 @@ class Circumstances:
 
 def write_results(run: Path, trials: tuple[TuningTrial, ...], about: Circumstances) -> TuningSearch:
     """Write tune.json and tune.html into `run`, each whole, and return what they show."""
-    found = describe(trials, about)
-    write_json(run / "tune.json", _document(found, about))
-    write_tuning_page(found, run / "tune.html")
-    return found
+    search = describe(trials, about)
+    write_json(run / "tune.json", _document(search, about))
+    write_tuning_page(search, run / "tune.html")
+    return search
 
 
 def describe(trials: tuple[TuningTrial, ...], about: Circumstances) -> TuningSearch:
     """The trials with their rectangle and what can be said of them."""
     (a_low, a_high), (g_low, g_high) = about.settings.alpha, about.settings.gamma
     rate = about.settings.fp_per_case
-    found = TuningSearch(
+    search = TuningSearch(
         alpha=(float(a_low), float(a_high)),
         gamma=(float(g_low), float(g_high)),
         trials=trials,
-        objective=f"lesion recall at {rate:g} false positive{'s' if rate != 1 else ''} a case",
+        objective=f"lesion recall at {rate:g} false positive{'s' if rate != 1 else ''} per case",
         title=TITLE,
     )
-    return replace(found, notes=tuple(_notes(found, about)))
+    return replace(search, notes=tuple(_notes(search, about)))
 
 
-def _notes(found: TuningSearch, about: Circumstances) -> list[str]:
-    states = [t.state for t in found.trials]
+def _notes(search: TuningSearch, about: Circumstances) -> list[str]:
+    states = [t.state for t in search.trials]
     running = f", {states.count('running')} still under way" if "running" in states else ""
     notes = [
         f"{states.count('complete')} trials trained to the end, {states.count('pruned')} stopped "
@@ -62,11 +62,11 @@ def _notes(found: TuningSearch, about: Circumstances) -> list[str]:
         f"{about.seed}) and see the same tiles. The value is recall plus a hundredth of the "
         "average precision, which decides between pairs that find the same lesions.",
     ]
-    best = found.best
+    best = search.best
     if best is None or not best.value:
         return [*notes, "No trial has found a lesion: give a trial more time."]
-    notes.append(f"Best: {_in_words(best, about)}{_against_first(found, about)}")
-    steady = steadiest(found)
+    notes.append(f"Best: {_in_words(best, about)}{_against_first(search, about)}")
+    steady = steadiest(search)
     if steady is not None and steady != best:
         notes.append(
             f"Best together with its neighbours, and the one to take: {_in_words(steady, about)}."
@@ -89,18 +89,18 @@ def _in_words(trial: TuningTrial, about: Circumstances) -> str:
     )
 
 
-def _against_first(found: TuningSearch, about: Circumstances) -> str:
-    mine = [t for t in found.trials if about.first == (t.alpha, t.gamma) and "recall" in t.scores]
-    if not mine or mine[0] == found.best:
+def _against_first(search: TuningSearch, about: Circumstances) -> str:
+    mine = [t for t in search.trials if about.first == (t.alpha, t.gamma) and "recall" in t.scores]
+    if not mine or mine[0] == search.best:
         return "; it is the pair that is taken without a search." if mine else "."
     return f". The pair that is taken without a search: {_in_words(mine[0], about)}."
 
 
-def _document(found: TuningSearch, about: Circumstances) -> dict[str, Any]:
-    best, steady = found.best, steadiest(found)
+def _document(search: TuningSearch, about: Circumstances) -> dict[str, Any]:
+    best, steady = search.best, steadiest(search)
     return {
         "schema_version": SCHEMA_VERSION,
-        "objective": f"{found.objective} + 0.01 · average precision",
+        "objective": f"{search.objective} + 0.01 · average precision",
         "evaluated_on": "validation",
         "n_cases": about.n_cases,
         "n_lesions": about.n_lesions,
@@ -110,7 +110,7 @@ def _document(found: TuningSearch, about: Circumstances) -> dict[str, Any]:
         "first": None if about.first is None else list(about.first),
         "best": None if best is None else _entry(best),
         "steadiest": None if steady is None else _entry(steady),
-        "trials": [_entry(trial) for trial in found.trials],
+        "trials": [_entry(trial) for trial in search.trials],
         "provenance": dict(about.origin),
     }
 

@@ -1,7 +1,7 @@
 """Pictures of a few tiles and validation cases in training: reference beside prediction."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,7 +17,8 @@ from lesionseg.data.tiling import TileGrid
 from lesionseg.inference.candidates.box_candidates import BoxCollector
 from lesionseg.io.atomic import atomic_path
 from lesionseg.models.detector_output import DetectorOutput
-from lesionseg.ops.components import lesion_instances, mask_boxes
+from lesionseg.ops.components import mask_boxes
+from lesionseg.ops.lesions import lesions_of
 from lesionseg.plan.plan import Plan
 from lesionseg.training.callbacks.drawing import (
     Picture,
@@ -33,6 +34,8 @@ from lesionseg.training.step.module import LesionModule
 PREVIEWS = Path("previews")
 LEAST_P = 0.2  # of boxes; a detector's first ones are timid
 Show = Callable[[str, Picture, int], None]
+Decide = Callable[[Prediction], Prediction]
+_Row = Callable[[Decide], Picture]
 
 
 @dataclass(frozen=True, eq=False)
@@ -165,7 +168,7 @@ class ValidationSlices(Pictures):
 
     def __init__(self, run_dir: Path, n_cases: int, show: Show | None = None) -> None:
         super().__init__(run_dir, n_cases, show)
-        self.rows: list[Picture] = []
+        self.rows: list[_Row] = []
 
     @property
     def is_full(self) -> bool:
@@ -178,11 +181,14 @@ class ValidationSlices(Pictures):
         if row is not None:
             self.rows.append(row)
 
-    def draw(self, step: int) -> None:
-        """Write and show what has been seen since the last picture; nothing where nothing was."""
+    def draw(self, step: int, decide: Decide = lambda prediction: prediction) -> None:
+        """Write and show what has been seen since the last picture; nothing where nothing was.
+
+        `decide` gives the predictions as they were decided on after they had been seen.
+        """
         if self.rows:
-            self.keep(self.rows, "validation", "validation_step", step)
-            self.rows = []
+            rows, self.rows = [row(decide) for row in self.rows], []
+            self.keep(rows, "validation", "validation_step", step)
 
     def after_step(self, trainer: pl.Trainer, module: LesionModule) -> None:
         """Draw when this step was validated."""
@@ -194,41 +200,37 @@ class ValidationSlices(Pictures):
             self.draw(pl_module.counters.steps)
 
 
-def _case_row(image: Volume, reference: Reference, prediction: Prediction) -> Picture | None:
-    """The two pictures of a case; None without a lesion."""
-    marked = reference.labels if reference.labels is not None else reference.instances
-    if marked is None or prediction.instances is None:
+def _case_row(image: Volume, reference: Reference, prediction: Prediction) -> _Row | None:
+    """The two pictures of a case, to be drawn when it is decided on; None without a lesion.
+
+    No more than a slice of it is kept.
+    """
+    lesion = reference.mask()
+    if lesion is None or prediction.instances is None:
         return _case_row_of_boxes(image, reference, prediction)
-    lesion = marked > 0
     if not lesion.any():
         return None
     cut = fullest(lesion)
-    return masks_side_by_side(image.array[0][cut], lesion[cut], prediction.mask()[cut] > 0)
+    plane, drawn = image.array[0][cut].copy(), lesion[cut].copy()
+    values = None if prediction.values is None else prediction.values[cut].copy()
+    sliced = replace(prediction, instances=prediction.instances[cut].copy(), values=values)
+    return lambda decide: masks_side_by_side(plane, drawn, decide(sliced).mask() > 0)
 
 
-def _case_row_of_boxes(
-    image: Volume, reference: Reference, prediction: Prediction
-) -> Picture | None:
+def _case_row_of_boxes(image: Volume, reference: Reference, prediction: Prediction) -> _Row | None:
     """The same where one side has boxes alone; the plane through the middle of the largest."""
-    boxes = _reference_boxes(reference)
+    boxes = lesions_of(reference).boxes
     if len(boxes) == 0:
         return None
     start, stop = np.split(boxes, 2, axis=1)
     largest = int((stop - start).prod(axis=1).argmax())
     middle = ((start[largest] + stop[largest]) / 2).astype(int)
     cut = tuple(int(i) for i in middle[:-2])
-    candidates = [c.start_vox + c.stop_vox for c in prediction.candidates if c.score >= LEAST_P]
-    plane = image.array[0][cut]
-    return boxes_side_by_side(plane, crossing(boxes, cut), crossing(candidates, cut))
+    plane, bare = image.array[0][cut].copy(), replace(prediction, instances=None, values=None)
 
+    def draw(decide: Decide) -> Picture:
+        candidates = [c for c in decide(bare).candidates if c.score >= LEAST_P]
+        drawn = crossing([c.start_vox + c.stop_vox for c in candidates], cut)
+        return boxes_side_by_side(plane, crossing(boxes, cut), drawn)
 
-def _reference_boxes(reference: Reference) -> NDArray[np.float32]:
-    """The boxes that the dataset gives, or those around its lesions."""
-    if reference.boxes is not None:
-        return reference.boxes
-    instances = reference.instances
-    if instances is None and reference.labels is not None:
-        instances = lesion_instances(reference.labels).instances
-    if instances is None:
-        return np.zeros((0, 2 * len(reference.geometry.shape)), dtype=np.float32)
-    return mask_boxes(instances, int(instances.max()))
+    return draw

@@ -6,13 +6,12 @@ from numpy.typing import NDArray
 
 from lesionseg.core import Geometry, OperatingPoint, Prediction
 from lesionseg.errors import ConfigError, ContentError, GeometryError
-from lesionseg.inference.candidates.postprocess import (
-    CandidateSet,
+from lesionseg.inference.candidates.acceptance import (
     apply_operating_point,
     choose_operating_point,
-    find_candidates,
     without_small,
 )
+from lesionseg.inference.candidates.postprocess import CandidateSet, find_candidates
 from lesionseg.ops.components import label_components
 from lesionseg.plan.plan import CandidateRule
 

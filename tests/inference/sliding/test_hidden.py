@@ -9,8 +9,10 @@ import pytest
 from lesionseg.core import Candidate, Geometry, Volume
 from lesionseg.errors import GeometryError
 from lesionseg.inference.bundles.bundle import Bundle
+from lesionseg.inference.decision import _within
 from lesionseg.inference.inference_settings import InferenceSettings
-from lesionseg.inference.predictor import Predictor, _within
+from lesionseg.inference.open_scan import case_files
+from lesionseg.inference.predictor import Predictor
 from lesionseg.plan.plan import Plan
 from tests.inference.networks import Bright
 from tests.io.dicom_files import lps, place, write_series
@@ -54,8 +56,8 @@ def test_a_tilted_gantry_is_refused_or_resampled(tmp_path: Path, plan: Plan) -> 
     }
     folder = write_series(tmp_path, grid, moved)
     plain = replace(plan, spacing_mm=(3.0, 1.0, 1.0))
-    files = Predictor.from_network(Bright(), plain)._case_files(folder)
+    files = case_files(folder, plain)
     with pytest.raises(GeometryError, match=r"dicom\.tilt=resample"):
-        Predictor.from_network(Bright(), plain).read(files)
+        Predictor.from_network(Bright(), plain).scans.open(files)
     predictor = Predictor(Bundle(Bright(), plain), tilt="resample")
     assert predictor(folder).geometry.shape == (5, 6, 6)

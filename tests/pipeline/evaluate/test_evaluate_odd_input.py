@@ -43,7 +43,7 @@ def test_candidates_without_masks_are_judged_by_their_boxes(folders, tmp_path):
     write_boxes(tmp_path / "boxes", "a", found)
     with pytest.raises(DatasetError):
         evaluate(folders[0], tmp_path / "nothing", folders[2])
-    scores = evaluate(folders[0], tmp_path / "boxes", folders[2], replicates=5)
+    scores = evaluate(folders[0], tmp_path / "boxes", folders[2], replicates=5).scores
     assert (scores["n_true_positive"], scores["n_false_positive"]) == (1, 1)
     assert scores["missing_predictions"] == ["b", "c"]
     assert [row["dice"] for row in rows(folders[2] / "cases.csv")] == ["", "0.0", ""]
@@ -99,7 +99,7 @@ def test_one_case_has_numbers_and_no_intervals_and_says_so(folders):
         for path in folder.iterdir():
             if not path.name.startswith("b"):
                 path.unlink()
-    scores = evaluate(*folders, replicates=50)
+    scores = evaluate(*folders, replicates=50).scores
     assert scores["n_cases"] == 1
     assert scores["lesion_recall"]["value"] == pytest.approx(1 / 3)
     for number in (scores["lesion_recall"], scores["dice"], scores["case_sensitivity"]):
@@ -118,7 +118,7 @@ def test_instances_that_overlap_in_their_boxes_stay_apart(tmp_path):
     found = prediction_of(reference, (0.9, 0.8), geometry, case="a")
     write_prediction(tmp_path / "prediction", found)
     paths = [tmp_path / name for name in ("reference", "prediction", "out")]
-    scores = evaluate(*paths, replicates=5)
+    scores = evaluate(*paths, replicates=5).scores
     assert (scores["n_true_positive"], scores["n_false_positive"]) == (2, 0)
     assert scores["segmentation_quality"]["value"] == 1.0
     assert (scores["splits"], scores["merges"]) == (0, 0)
@@ -142,22 +142,22 @@ def test_two_and_three_axes(tmp_path, dims):
     for name in ("reference", "prediction"):
         write_mask(tmp_path / name / f"a{suffix}", mask, geometry)
     paths = [tmp_path / name for name in ("reference", "prediction", "out")]
-    scores = evaluate(*paths, replicates=5)
+    scores = evaluate(*paths, replicates=5).scores
     assert scores["dice"]["mean"] == scores["surface_dice"]["mean"] == 1.0
     assert scores["size_unit"] == ("px" if dims == 2 else "mm")
     assert (rows(paths[2] / "cases.csv")[0]["reference_ml"] == "") == (dims == 2)
 
 
 def test_a_second_reader_is_reported_like_a_model(folders, tmp_path):
-    scores = evaluate(folders[0], folders[1], folders[2], replicates=5)
+    scores = evaluate(folders[0], folders[1], folders[2], replicates=5).scores
     assert scores["froc"] is None
     assert scores["reasons"]["froc"]
-    page = report(folders[2], tmp_path / "report", report=PLAIN)
+    page = report(folders[2], tmp_path / "report", report=PLAIN).page
     assert page.is_file()
 
 
 def test_verdicts_survive_the_walk_through_the_report(folders, tmp_path, caplog):
-    before = evaluate(*folders, replicates=5)
+    before = evaluate(*folders, replicates=5).scores
     report(folders[2], tmp_path / "report", report=PLAIN)
     path = tmp_path / "report" / "adjudicate.csv"
     with path.open(newline="") as file:
@@ -168,7 +168,7 @@ def test_verdicts_survive_the_walk_through_the_report(folders, tmp_path, caplog)
         writer.writeheader()
         writer.writerows([{**row, "verdict": "Lesion"} for row in table])
     with caplog.at_level(logging.WARNING):
-        after = evaluate(*folders, adjudication=path, replicates=5)["adjudication"]
+        after = evaluate(*folders, adjudication=path, replicates=5).scores["adjudication"]
     assert (after["n_lesion"], after["n_stale"], after["n_open"]) == (1, 0, 0)
     assert after["adjudicated"]["n_false_positive"] == 0
     assert after["adjudicated"]["n_lesions"] == before["n_lesions"] + 1
@@ -182,6 +182,6 @@ def test_candidates_keep_their_place_on_an_oblique_grid(tmp_path):
     for name in ("reference", "prediction"):
         write_mask(tmp_path / name / "a.nii.gz", lesions(2), geometry)
     paths = [tmp_path / name for name in ("reference", "prediction", "out")]
-    scores = evaluate(*paths, replicates=5)
+    scores = evaluate(*paths, replicates=5).scores
     assert scores["n_true_positive"] == 2
     assert scores["hd95_mm"]["mean"] == 0.0

@@ -8,10 +8,13 @@ import pytest
 
 from lesionseg.core import Geometry, OperatingPoint, Volume
 from lesionseg.errors import ConfigError, DatasetError, GeometryError
+from lesionseg.evaluation import PRESETS
 from lesionseg.evaluation.rows import CANDIDATE_COLUMNS, CASE_COLUMNS, LESION_COLUMNS
 from lesionseg.io.formats.volumes import write_volume
 from lesionseg.io.predictions import write_prediction
-from lesionseg.pipeline.evaluate.recipe import CasePair, evaluate, evaluate_pairs
+from lesionseg.pipeline.evaluate.recipe import evaluate
+from lesionseg.pipeline.judging.case_pairs import CasePair, judge_pairs
+from lesionseg.pipeline.judging.scoring import Scoring
 from tests.evaluation.hand_cases import HAND_CASES, make_prediction, make_reference, prediction_of
 
 SHAPE, SPACING = (10, 12, 14), (3.0, 1.0, 1.0)
@@ -50,7 +53,7 @@ def folders(tmp_path):
 
 
 def test_bare_masks_of_another_program(folders):
-    scores = evaluate(*folders, replicates=20)
+    scores = evaluate(*folders, replicates=20).scores
     assert (scores["n_cases"], scores["n_lesions"], scores["n_lesion_free_cases"]) == (3, 5, 1)
     assert (scores["n_true_positive"], scores["n_missed"], scores["n_false_positive"]) == (3, 2, 1)
     assert scores["lesion_recall"]["value"] == 0.6
@@ -61,7 +64,7 @@ def test_bare_masks_of_another_program(folders):
 
 
 def test_tables_agree_with_the_scores(folders):
-    scores = evaluate(*folders, replicates=5)
+    scores = evaluate(*folders, replicates=5).scores
     out = folders[2]
     cases, found, candidates = (
         rows(out / f"{name}.csv") for name in ("cases", "lesions", "candidates")
@@ -91,19 +94,27 @@ def test_our_own_files_bring_scores_and_their_operating_point(tmp_path):
     write_prediction(tmp_path / "prediction", prediction)
     write_mask(tmp_path / "reference" / "a.nii.gz", lesions(2))
     folders = (tmp_path / "reference", tmp_path / "prediction", tmp_path / "out")
-    scores = evaluate(*folders, replicates=5)
+    scores = evaluate(*folders, replicates=5).scores
     assert scores["n_true_positive"] == 1
     assert scores["operating_point"]["score"] == 0.5
     assert scores["froc"]["recall"] == [1.0] * 7
-    lower = evaluate(*folders, operating_point=OperatingPoint("score:0.2", 0.2), replicates=5)
+    lower = evaluate(
+        *folders, operating_point=OperatingPoint("score:0.2", 0.2), replicates=5
+    ).scores
     assert lower["n_true_positive"] == 2
     assert [row["detected_at"] for row in rows(tmp_path / "out" / "lesions.csv")] == ["0.9", "0.3"]
-    named = evaluate(*folders, operating_point="score:0.2", replicates=5)
+    named = evaluate(*folders, operating_point="score:0.2", replicates=5).scores
     assert named["operating_point"]["score"] == 0.2
-    assert evaluate(*folders, operating_point=0.2, replicates=5)["operating_point"]["score"] == 0.2
+    assert (
+        evaluate(*folders, operating_point=0.2, replicates=5).scores["operating_point"]["score"]
+        == 0.2
+    )
     assert named["operating_point"]["chosen_on"] is None
     assert named["n_true_positive"] == 2
-    assert evaluate(*folders, operating_point="score:0.95", replicates=5)["n_true_positive"] == 0
+    assert (
+        evaluate(*folders, operating_point="score:0.95", replicates=5).scores["n_true_positive"]
+        == 0
+    )
 
 
 @pytest.mark.parametrize(
@@ -122,10 +133,10 @@ def test_an_operating_point_that_no_file_states_is_refused(folders, point, messa
 
 
 def test_an_operating_point_does_not_apply_to_masks_without_scores(folders, caplog):
-    before = evaluate(*folders, replicates=5)
+    before = evaluate(*folders, replicates=5).scores
     (folders[1] / "a.nii.gz").unlink()
     with caplog.at_level(logging.WARNING):
-        scores = evaluate(*folders, operating_point="score:0.9", replicates=5)
+        scores = evaluate(*folders, operating_point="score:0.9", replicates=5).scores
     assert "all their candidates stay accepted: b, c" in caplog.text
     assert scores["n_accepted"] == before["n_accepted"] - 2
     assert scores["operating_point"]["score"] is None
@@ -135,7 +146,7 @@ def test_an_operating_point_does_not_apply_to_masks_without_scores(folders, capl
 def test_a_missing_prediction_is_named_and_its_lesions_are_missed(folders, caplog):
     (folders[1] / "b_mask.nii.gz").unlink()
     with caplog.at_level(logging.WARNING):
-        scores = evaluate(*folders, replicates=5)
+        scores = evaluate(*folders, replicates=5).scores
     assert scores["missing_predictions"] == ["b"]
     assert scores["n_missed"] == 3
     assert "missed: b" in caplog.text
@@ -146,7 +157,7 @@ def test_a_missing_prediction_is_named_and_its_lesions_are_missed(folders, caplo
 def test_an_extra_prediction_is_named(folders, caplog):
     write_mask(folders[1] / "stranger.nii.gz", lesions(1))
     with caplog.at_level(logging.WARNING):
-        assert evaluate(*folders, replicates=5)["n_cases"] == 3
+        assert evaluate(*folders, replicates=5).scores["n_cases"] == 3
     assert "not judged: stranger" in caplog.text
 
 
@@ -167,11 +178,11 @@ def test_folders_that_have_nothing_in_common_are_refused(folders):
 
 
 def test_groups_by_pattern(folders):
-    scores = evaluate(*folders, groups="[abc]", replicates=5)
+    scores = evaluate(*folders, groups="[abc]", replicates=5).scores
     assert scores["n_groups"] == 3
     for path in [*folders[0].iterdir(), *folders[1].iterdir()]:
         path.rename(path.with_name("one_" + path.name))
-    assert evaluate(*folders, groups="one", replicates=5)["n_groups"] == 1
+    assert evaluate(*folders, groups="one", replicates=5).scores["n_groups"] == 1
     with pytest.raises(DatasetError, match=r"does not fit.*\(in groups\)"):
         evaluate(*folders, groups="two")
     with pytest.raises(ConfigError, match=r"not a regular expression.*\(in groups\)"):
@@ -198,7 +209,7 @@ def test_a_bar_is_drawn_unless_progress_is_told_elsewhere(folders, monkeypatch):
 
 
 def test_a_second_reader_is_judged_by_the_same_code_and_compared(folders):
-    scores = evaluate(*folders, compare=folders[0], replicates=5)
+    scores = evaluate(*folders, compare=folders[0], replicates=5).scores
     recall = scores["comparison"]["lesion_recall"]
     assert (recall["one"], recall["other"]) == (0.6, 1.0)
     assert "5 groups" in recall["reason"]
@@ -214,7 +225,7 @@ def test_verdicts_of_a_person_are_read_back(folders, tmp_path):
     names = ("case", "candidate", "start_vox", "stop_vox")
     cells = [*(row[name] for name in names), "lesion"]
     path.write_text(",".join((*names, "verdict")) + "\n" + ",".join(cells) + "\n")
-    found = evaluate(*folders, adjudication=path, replicates=5)["adjudication"]
+    found = evaluate(*folders, adjudication=path, replicates=5).scores["adjudication"]
     assert (found["n_lesion"], found["n_stale"]) == (1, 0)
     assert found["by_reference"]["n_false_positive"] == 1
     assert found["adjudicated"]["n_false_positive"] == 0
@@ -252,7 +263,7 @@ def test_a_dataset_folder_as_reference(folders):
         "file_ending": ".nii.gz",
     }
     (root / "dataset.json").write_text(json.dumps(about))
-    scores = evaluate(root, folders[1], folders[2], replicates=5)
+    scores = evaluate(root, folders[1], folders[2], replicates=5).scores
     assert list(scores["per_label"]) == ["metastasis"]
     assert scores["n_lesions"] == 3
     assert rows(folders[2] / "lesions.csv")[0]["label"] == "metastasis"
@@ -261,11 +272,17 @@ def test_a_dataset_folder_as_reference(folders):
 def test_pairs_in_memory_need_no_files(tmp_path):
     pairs = [
         CasePair(
-            c.name, lambda c=c: make_reference(c), lambda _, c=c: make_prediction(c), role="test"
+            c.name,
+            lambda c=c: (make_reference(c), None),
+            lambda _, c=c: make_prediction(c),
+            role="test",
         )
         for c in HAND_CASES
     ]
-    scores = evaluate_pairs(pairs, tmp_path, evaluated_on="test", replicates=20)
+    scoring = Scoring(PRESETS["lesionseg"], "test", replicates=20)
+    results = judge_pairs(pairs, scoring.preset)
+    scores = scoring.sum_up(results)
+    scoring.write(tmp_path, results, scores)
     assert scores["n_true_positive"] == sum(c.tp for c in HAND_CASES)
     assert scores["n_false_positive"] == sum(c.fp for c in HAND_CASES)
     assert scores["n_missed"] == sum(c.fn for c in HAND_CASES)

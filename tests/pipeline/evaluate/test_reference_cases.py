@@ -93,19 +93,21 @@ def test_predictions_of_the_test_part_alone(raw, tmp_path, caplog):
         write_mask(tmp_path / "found" / f"{name}.nii.gz", lesions(1, [0]))
     where = (raw, tmp_path / "found", tmp_path / "out")
     with caplog.at_level(logging.INFO):
-        scores = evaluate(*where, replicates=5)
+        scores = evaluate(*where, replicates=5).scores
     assert (scores["n_cases"], scores["n_missed"]) == (2, 0)
     assert scores["missing_predictions"] == []
     assert scores["evaluated_on"] == "test"  # imagesTs and labelsTs say so
     assert "left out" in caplog.text.lower()
     write_mask(tmp_path / "found" / "a.nii.gz", lesions(1, [0]))
-    mixed = evaluate(*where, replicates=5)
+    mixed = evaluate(*where, replicates=5).scores
     assert (mixed["missing_predictions"], mixed["evaluated_on"]) == (["b"], "unknown")
     caplog.clear()
-    scores = evaluate(*where, evaluated_on="test", replicates=5)
+    scores = evaluate(*where, evaluated_on="test", replicates=5).scores
     assert (scores["n_cases"], scores["evaluated_on"]) == (2, "test")
     assert "No reference" not in caplog.text  # a has one, and is not judged
-    assert evaluate(*where, evaluated_on="train", replicates=5)["missing_predictions"] == ["b"]
+    assert evaluate(*where, evaluated_on="train", replicates=5).scores["missing_predictions"] == [
+        "b"
+    ]
 
 
 def test_a_luna16_folder_is_a_reference(tmp_path):
@@ -124,7 +126,7 @@ def test_a_luna16_folder_is_a_reference(tmp_path):
         found[5:8, 7:10, 7:10] = scan == "1.2.3"
         write_mask(tmp_path / "found" / f"{scan}.mha", found, geometry)
     where = (root, tmp_path / "found", tmp_path / "out")
-    scores = evaluate(*where, preset="luna16", replicates=5)
+    scores = evaluate(*where, preset="luna16", replicates=5).scores
     assert (scores["n_cases"], scores["n_lesion_free_cases"]) == (2, 1)
     assert (scores["n_true_positive"], scores["n_false_positive"]) == (1, 0)
     assert scores["provenance"]["convention"] == "luna16"
@@ -139,7 +141,7 @@ def test_a_bids_folder_is_a_reference_and_its_masks_alone_are_a_folder(tmp_path)
     place = root / "derivatives" / "lesions" / "sub-01" / "ses-a" / "anat"
     write_mask(place / f"{name}_label-lesion_mask.nii.gz", lesions(2))
     write_mask(tmp_path / "found" / f"{name}.nii.gz", lesions(2, [0]))
-    scores = evaluate(root, tmp_path / "found", tmp_path / "out", replicates=5)
+    scores = evaluate(root, tmp_path / "found", tmp_path / "out", replicates=5).scores
     assert (scores["n_lesions"], scores["n_true_positive"]) == (2, 1)
     assert scores["provenance"]["convention"] == "bids"
     assert open_reference(place) is None
@@ -158,7 +160,7 @@ def test_a_datalist_is_a_reference(tmp_path):
     }
     (tmp_path / "data" / "datalist.json").write_text(json.dumps(parts))
     write_mask(tmp_path / "found" / "b.nii.gz", lesions(1, [0]))
-    scores = evaluate(tmp_path / "data", tmp_path / "found", tmp_path / "out", replicates=5)
+    scores = evaluate(tmp_path / "data", tmp_path / "found", tmp_path / "out", replicates=5).scores
     assert (scores["n_cases"], scores["n_true_positive"]) == (1, 1)
     assert scores["provenance"]["convention"] == "datalist"
 

@@ -10,12 +10,13 @@ from lesionseg.core import Candidate, Prediction
 from lesionseg.errors import DatasetError
 from lesionseg.evaluation import PRESETS
 from lesionseg.io.cases import read_case
+from lesionseg.io.predictions import write_prediction
 from lesionseg.ops.components import lesion_instances
 from lesionseg.phantoms import write_mri_phantoms
 from lesionseg.pipeline.dataset.data_settings import DataSettings
-from lesionseg.pipeline.dataset.survey import Survey, divided, folds_of, survey
+from lesionseg.pipeline.dataset.survey import Survey, divided, folds_of, take_survey
 from lesionseg.pipeline.judging.choice import ChoiceSettings
-from lesionseg.pipeline.judging.judge_role import FoldRun, Rules, judge_out_of_fold, predict_cases
+from lesionseg.pipeline.judging.judge_role import FoldRun, Rules, judge_out_of_fold
 
 RULES = Rules(PRESETS["lesionseg"], ChoiceSettings(replicates=50), {"folds": 3})
 
@@ -52,12 +53,15 @@ def folds(tmp_path_factory: pytest.TempPathFactory) -> tuple[FoldRun, ...]:
     raw = folder / "raw"
     write_mri_phantoms(raw, 6, seed=0, shape=(16, 18, 16), spacing_mm=(8.0, 8.0, 8.0))
     data = DataSettings(str(raw), fold="all", n_folds=3)
-    found, rng = survey(data, 0), np.random.default_rng(0)
+    found, rng = take_survey(data, 0), np.random.default_rng(0)
     runs = tuple(
         FoldRun(k, divided(found, data, 0, k), folder / f"fold_{k}") for k in folds_of(found, data)
     )
     for fold in runs:
-        predict_cases(Reader(found, rng), fold.found, fold.cases, fold.folder)  # type: ignore[arg-type]
+        reader = Reader(found, rng)
+        for files in fold.cases:
+            image = read_case(files, found.dataset).image
+            write_prediction(fold.folder, reader.predict_volume(image, files.case))
     return runs
 
 
@@ -65,7 +69,7 @@ def test_gathered_predictions_are_accepted_and_calibrated_out_of_fold(
     folds: tuple[FoldRun, ...], tmp_path: Path
 ) -> None:
     before = {p: p.read_bytes() for fold in folds for p in fold.folder.iterdir()}
-    judged = judge_out_of_fold(folds[0].found, folds, tmp_path, RULES)
+    judged = judge_out_of_fold(folds[0].survey, folds, tmp_path, RULES)
     first = judged.choice.points[0]
     assert first.chosen_on == "out-of-fold"
     assert first.lesion_recall == judged.scores["lesion_recall"]["value"]
@@ -89,4 +93,4 @@ def test_gathered_predictions_are_accepted_and_calibrated_out_of_fold(
 
 def test_a_case_of_two_folds_is_refused(folds: tuple[FoldRun, ...], tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match="more than one fold"):
-        judge_out_of_fold(folds[0].found, [folds[0], folds[0]], tmp_path, RULES)
+        judge_out_of_fold(folds[0].survey, [folds[0], folds[0]], tmp_path, RULES)

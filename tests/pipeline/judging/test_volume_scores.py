@@ -11,9 +11,9 @@ from lesionseg.evaluation import PRESETS
 from lesionseg.inference.inference_settings import InferenceSettings
 from lesionseg.phantoms import write_xray_phantoms
 from lesionseg.pipeline.dataset.data_settings import DataSettings
-from lesionseg.pipeline.dataset.survey import survey
+from lesionseg.pipeline.dataset.survey import take_survey
 from lesionseg.pipeline.judging.judge_role import labelled
-from lesionseg.pipeline.judging.volume_scores import VolumeScores, overlaps
+from lesionseg.pipeline.judging.volume_scores import VolumeJudge, VolumeScores, overlaps
 from lesionseg.pipeline.train.learning import decide
 from lesionseg.plan.make import PlanOverrides
 
@@ -64,11 +64,11 @@ def test_networks_are_scored_on_whole_radiographs(
     write_xray_phantoms(
         tmp_path / "raw", 6, seed=3, shape=(64, 64), pixel_mm=4.0, lesion_free_share=0.0
     )
-    found = survey(DataSettings(str(tmp_path / "raw")), 0)
+    found = take_survey(DataSettings(str(tmp_path / "raw")), 0)
     plan = decide(found, PlanOverrides(tile_shape=(64, 64)), "cpu", tmp_path / "run")
     cases = labelled(found, "validation")
     shown: list[str] = []
-    scores = VolumeScores(
+    judge = VolumeJudge(
         found,
         cases,
         plan,
@@ -77,9 +77,9 @@ def test_networks_are_scored_on_whole_radiographs(
         1,
         lambda image, reference, prediction: shown.append(prediction.case),
     )
-    assert len(scores.cases) == 1
+    scores = VolumeScores(judge)
     seen = scores(Brightness(3.0))
-    assert shown == [scores.cases[0].case]
+    assert shown == [cases[0].case]
     assert set(seen) == {"recall_1fp", "dice"}
     assert all(0 <= value <= 1 for value in seen.values())
     assert scores(Brightness(999.0)) == {"recall_1fp": 0.0, "dice": 0.0}

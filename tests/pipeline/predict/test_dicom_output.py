@@ -17,7 +17,7 @@ from lesionseg.io.formats.volumes import read_volume
 from lesionseg.io.predictions import find_predictions
 from lesionseg.pipeline.evaluate.recipe import evaluate
 from lesionseg.pipeline.predict.dicom_output import NO_SEGMENTATION
-from lesionseg.pipeline.predict.predictions_table import Predicted
+from lesionseg.pipeline.predict.predictions_table import PredictOutcome
 from lesionseg.pipeline.predict.recipe import predict
 from lesionseg.pipeline.report.recipe import ReportSettings, report
 from lesionseg.plan.plan import Plan
@@ -66,7 +66,7 @@ def scans(tmp_path: Path, rng: np.random.Generator) -> Path:
     return tmp_path / "scans"
 
 
-def run(bundle: Path, scans: Path, output: Path, **options: object) -> Predicted:
+def run(bundle: Path, scans: Path, output: Path, **options: object) -> PredictOutcome:
     return predict(bundle, scans, output, architectures=MINE, device="cpu", **options)  # type: ignore[arg-type]
 
 
@@ -157,9 +157,11 @@ def test_the_patient_is_named_in_the_dicom_results_alone(
     (root / "labels.json").write_text('{"1": "lesion"}')
     image, seg = scans / "p01", tmp_path / "out" / "p01_seg.dcm"
     (root / "manifest.csv").write_text(f"case,image,reference\np01,{image},{seg}\n")
-    scores = evaluate(root, tmp_path / "out", tmp_path / "scores", replicates=5, images="dataset")
+    scores = evaluate(
+        root, tmp_path / "out", tmp_path / "scores", replicates=5, images="dataset"
+    ).scores
     assert scores["dice"]["mean"] == 1
-    page = report(tmp_path / "scores", tmp_path / "page", report=ReportSettings(pdf=False))
+    page = report(tmp_path / "scores", tmp_path / "page", report=ReportSettings(pdf=False)).page
     assert page in who_writes(tmp_path, "SECRET", False)
     told = {p.name for p in who_writes(tmp_path, "SECRET", True)}
     assert told == {"p01_seg.dcm", "p01_sr.dcm"}

@@ -19,8 +19,8 @@ from lesionseg.inference.predictor import Predictor
 from lesionseg.io.atomic import read_csv
 from lesionseg.io.formats.volumes import write_volume
 from lesionseg.models.build import build_network
-from lesionseg.pipeline.predict.case_pipeline import PredictJob
-from lesionseg.pipeline.predict.predictions_table import Predicted
+from lesionseg.pipeline.predict.predict_job import PredictJob
+from lesionseg.pipeline.predict.predictions_table import PredictOutcome
 from lesionseg.pipeline.predict.ray_engine import ATTEMPTS, Worker, Workers, share_out
 from lesionseg.pipeline.predict.recipe import predict
 from lesionseg.plan.plan import Plan
@@ -48,7 +48,7 @@ def scans(tmp_path: Path, rng: np.random.Generator) -> Path:
     return tmp_path / "scans"
 
 
-def _run(bundle: Path, scans: Path, output: Path, **options: object) -> Predicted:
+def _run(bundle: Path, scans: Path, output: Path, **options: object) -> PredictOutcome:
     return predict(bundle, scans, output, **{"architectures": MINE, "device": "cpu", **options})  # type: ignore[arg-type]
 
 

@@ -13,18 +13,20 @@ from torch import Tensor
 
 from lesionseg.core import CaseFiles, Geometry, Volume
 from lesionseg.errors import ConfigError, DatasetError, OutputError, ReadError
+from lesionseg.inference import decision, open_scan
 from lesionseg.inference.bundles.bundle import write_bundle
+from lesionseg.inference.decision import CaseDecision, Inferred
 from lesionseg.inference.inference_settings import InferenceSettings
-from lesionseg.inference.predictor import Predictor
+from lesionseg.inference.open_scan import ScanOpener
 from lesionseg.inference.sliding.scan_tiles import ScanTiles
 from lesionseg.io.case_ids import MAX_ID_BYTES
 from lesionseg.io.formats.volumes import read_volume, write_volume
 from lesionseg.io.predictions import find_predictions
-from lesionseg.pipeline.predict import case_pipeline as predict_cases
 from lesionseg.pipeline.predict import case_writing as predict_write
+from lesionseg.pipeline.predict import predict_job
 from lesionseg.pipeline.predict import predictions_table as predict_table
 from lesionseg.pipeline.predict.case_writing import CaseOutputs
-from lesionseg.pipeline.predict.predictions_table import Predicted
+from lesionseg.pipeline.predict.predictions_table import PredictOutcome
 from lesionseg.pipeline.predict.recipe import predict
 from lesionseg.plan.plan import Plan
 from tests.inference.networks import Bright
@@ -40,23 +42,25 @@ ERRORS: tuple[Callable[[], Exception], ...] = (
 )
 # what each case passes once, in the order of cases
 STEPS: tuple[tuple[object, str], ...] = (
-    (predict_cases, "_content_digest"),
+    (predict_job, "_content_digest"),
     (CaseOutputs, "clear"),
-    (predict_cases, "read_geometry"),
-    (predict_cases, "needed_bytes"),
-    (Predictor, "read"),
-    (Predictor, "prepare"),
+    (predict_job, "read_geometry"),
+    (predict_job, "needed_bytes"),
+    (ScanOpener, "open"),
+    (ScanOpener, "read"),
+    (open_scan, "prepare_image"),
     (ScanTiles, "__init__"),
     (ScanTiles, "tile"),
     (ScanTiles, "put"),
-    (Predictor, "restored"),
-    (predict_write, "collect_above"),
+    (CaseDecision, "__call__"),
+    (Inferred, "restored"),
+    (decision, "collect_above"),
     (predict_write, "write_volume"),
-    (Predictor, "box_candidates"),
-    (Predictor, "decide"),
+    (CaseDecision, "_boxes"),
+    (decision, "find_by_plan"),
     (predict_write, "write_dicom"),
     (predict_write, "write_prediction"),
-    (predict_cases._Passage, "_row"),
+    (predict_job._JobSteps, "_row"),
 )
 each_step = pytest.mark.parametrize(("owner", "name"), STEPS, ids=[name for _, name in STEPS])
 
@@ -79,7 +83,7 @@ def scans(tmp_path: Path, rng: np.random.Generator) -> Path:
     return tmp_path / "scans"
 
 
-def _run(bundle: Path, source: Path, output: Path, **options: Any) -> Predicted:
+def _run(bundle: Path, source: Path, output: Path, **options: Any) -> PredictOutcome:
     given = {"architectures": MINE, "device": "cpu", "save_probabilities": "uint8", **options}
     return predict(bundle, source, output, **given)
 
@@ -94,7 +98,7 @@ def _without_b(content: dict[str, bytes]) -> dict[str, bytes]:
     return {name: data for name, data in content.items() if not name.startswith("b_")}
 
 
-def _statuses(rows: Predicted) -> dict[str, str]:
+def _statuses(rows: PredictOutcome) -> dict[str, str]:
     return {row.case: row.status for row in rows}
 
 

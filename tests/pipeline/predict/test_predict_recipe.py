@@ -13,7 +13,7 @@ from lesionseg.inference.bundles.bundle import write_bundle
 from lesionseg.inference.inference_settings import InferenceSettings
 from lesionseg.io.formats.volumes import read_volume, write_volume
 from lesionseg.io.predictions import find_predictions, read_prediction
-from lesionseg.pipeline.predict.predictions_table import Predicted
+from lesionseg.pipeline.predict.predictions_table import PredictOutcome
 from lesionseg.pipeline.predict.recipe import predict
 from lesionseg.plan.plan import Plan
 from tests.inference.networks import Bright
@@ -50,7 +50,7 @@ def _image(rng: np.random.Generator) -> NDArray[np.float32]:
     return image.astype(np.float32)
 
 
-def _run(bundle: Path, source: Path | str, output: Path, **options: object) -> Predicted:
+def _run(bundle: Path, source: Path | str, output: Path, **options: object) -> PredictOutcome:
     return predict(bundle, source, output, architectures=MINE, **options)  # type: ignore[arg-type]
 
 

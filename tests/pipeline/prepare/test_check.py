@@ -14,7 +14,7 @@ from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 from lesionseg.cli import run
 from lesionseg.io.layouts.conventions import read_dataset
 from lesionseg.pipeline.prepare.check import check_dataset
-from lesionseg.pipeline.prepare.findings import Checked
+from lesionseg.pipeline.prepare.findings import CheckOutcome
 
 SHAPE = (12, 10, 8)  # as in the file: x, y, z
 # case ids, file names, what DICOM headers say of the patient
@@ -170,23 +170,23 @@ def broken(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def checked(broken: Path, tmp_path_factory: pytest.TempPathFactory) -> Checked:
+def checked(broken: Path, tmp_path_factory: pytest.TempPathFactory) -> CheckOutcome:
     page = tmp_path_factory.mktemp("page") / "dataset_report.html"
     return check_dataset(read_dataset(broken, lenient=True), page)
 
 
-def kinds(checked: Checked, case: str) -> set[str]:
+def kinds(checked: CheckOutcome, case: str) -> set[str]:
     return {f.kind for f in checked.findings if f.case == case}
 
 
 @pytest.mark.parametrize(("case", "change", "expected"), PLANTED, ids=[p[0] for p in PLANTED])
 def test_a_planted_fault_is_found(
-    checked: Checked, case: str, change: Change, expected: set[str]
+    checked: CheckOutcome, case: str, change: Change, expected: set[str]
 ) -> None:
     assert kinds(checked, case) >= expected
 
 
-def test_a_truncated_file_is_found_and_named(checked: Checked) -> None:
+def test_a_truncated_file_is_found_and_named(checked: CheckOutcome) -> None:
     assert kinds(checked, "truncated") == {"unreadable"}
     assert not any("truncated_image.nii" in line for line in checked.summary())
     named = replace(checked, identifiers=True).summary()
@@ -194,13 +194,13 @@ def test_a_truncated_file_is_found_and_named(checked: Checked) -> None:
 
 
 @pytest.mark.parametrize("case", PLANTED_DICOM)
-def test_a_planted_fault_of_a_series_is_found(checked: Checked, case: str) -> None:
+def test_a_planted_fault_of_a_series_is_found(checked: CheckOutcome, case: str) -> None:
     _, kind, word = PLANTED_DICOM[case]
     (found,) = (f for f in checked.findings if f.case == case and f.severity == "error")
     assert (found.kind, word in found.public) == (kind, True)
 
 
-def test_what_the_list_says_wrongly_is_found(checked: Checked) -> None:
+def test_what_the_list_says_wrongly_is_found(checked: CheckOutcome) -> None:
     assert kinds(checked, "missing") == {"unreadable"}
     assert kinds(checked, "misrole") >= {"listed"}
     assert kinds(checked, "fine2") == {"listed"}
@@ -208,27 +208,27 @@ def test_what_the_list_says_wrongly_is_found(checked: Checked) -> None:
     assert "1 entry of the list" in checked.page.read_text()
 
 
-def test_a_screen_shot_that_does_not_deny_letters_is_warned_about(checked: Checked) -> None:
+def test_a_screen_shot_that_does_not_deny_letters_is_warned_about(checked: CheckOutcome) -> None:
     assert kinds(checked, "shot") >= {"burned_in", "unreadable"}
 
 
-def test_the_same_image_under_two_ids_is_found(checked: Checked) -> None:
+def test_the_same_image_under_two_ids_is_found(checked: CheckOutcome) -> None:
     for case in ("fine0", "copy"):
         assert kinds(checked, case) == {"duplicate", "same_patient"}
 
 
-def test_the_same_patient_and_burned_in_letters_are_found_in_dicom(checked: Checked) -> None:
+def test_the_same_patient_and_burned_in_letters_are_found_in_dicom(checked: CheckOutcome) -> None:
     assert kinds(checked, "visit1") >= {"same_patient", "burned_in"}
     assert kinds(checked, "visit2") >= {"same_patient"}
 
 
-def test_nothing_is_held_against_healthy_cases(checked: Checked) -> None:
+def test_nothing_is_held_against_healthy_cases(checked: CheckOutcome) -> None:
     assert all(kinds(checked, f"fine{i}") == set() for i in (1, 4, 5))
     assert checked.exit_status == 1
     assert "15 cannot be used" in checked.summary()[-2]
 
 
-def test_the_page_shows_every_case_and_names_nobody(checked: Checked, broken: Path) -> None:
+def test_the_page_shows_every_case_and_names_nobody(checked: CheckOutcome, broken: Path) -> None:
     page = checked.page.read_text()
     printed = "\n".join(checked.summary())
     for secret in (*SECRETS, str(broken)):
@@ -240,7 +240,7 @@ def test_the_page_shows_every_case_and_names_nobody(checked: Checked, broken: Pa
 
 
 def test_the_command_names_nobody_unless_asked_to(
-    broken: Path, checked: Checked, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    broken: Path, checked: CheckOutcome, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
     command = [f"data.root={broken}", "check=true", f"run_dir={out}"]
@@ -257,7 +257,7 @@ def test_the_command_names_nobody_unless_asked_to(
     assert "Otto_gap" in named
 
 
-def test_notes_of_the_same_words_share_a_line(checked: Checked) -> None:
+def test_notes_of_the_same_words_share_a_line(checked: CheckOutcome) -> None:
     lines = [line for line in checked.summary() if "counts as lesion-free" in line]
     n = sum(f.kind == "lesion_free" for f in checked.findings)
     assert len(lines) == 1

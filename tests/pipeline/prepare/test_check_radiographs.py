@@ -9,12 +9,12 @@ from lesionseg.core import Geometry, Volume
 from lesionseg.io.formats.volumes import write_volume
 from lesionseg.io.layouts.conventions import read_dataset
 from lesionseg.pipeline.prepare.check import check_dataset
-from lesionseg.pipeline.prepare.findings import Checked
+from lesionseg.pipeline.prepare.findings import CheckOutcome
 from tests.io.dicom_files import DX, save
 
 
 @pytest.fixture
-def checked(tmp_path: Path) -> Checked:
+def checked(tmp_path: Path) -> CheckOutcome:
     rows = ["case,image,reference"]
     for number, intent in enumerate(("FOR PRESENTATION", "FOR PROCESSING")):
         pixels = np.random.default_rng(number).integers(1, 900, (40, 30)).astype(np.uint16)
@@ -40,7 +40,7 @@ def checked(tmp_path: Path) -> Checked:
     return check_dataset(read_dataset(tmp_path / "data"), tmp_path / "page.html")
 
 
-def test_the_page_says_how_they_were_taken_and_what_a_millimetre_is(checked: Checked) -> None:
+def test_the_page_says_how_they_were_taken_and_what_a_millimetre_is(checked: CheckOutcome) -> None:
     page = checked.page.read_text()
     for said in ("for processing", "for presentation", "at the detector", "How the radiographs"):
         assert said in page
@@ -48,7 +48,7 @@ def test_the_page_says_how_they_were_taken_and_what_a_millimetre_is(checked: Che
     assert "Miller" not in page
 
 
-def test_raw_values_burned_in_letters_and_detector_sizes_are_found(checked: Checked) -> None:
+def test_raw_values_burned_in_letters_and_detector_sizes_are_found(checked: CheckOutcome) -> None:
     found = {(f.case, f.kind) for f in checked.findings}
     assert found >= {
         ("Miller_0", "detector"),

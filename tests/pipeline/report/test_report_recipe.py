@@ -34,7 +34,7 @@ def empty_dataset(root: Path) -> Dataset:
 
 
 def test_page_from_tables_alone(tmp_path: Path) -> None:
-    page = report(str(write_scores(tmp_path / "s")), str(tmp_path / "out"), title="My title")
+    page = report(str(write_scores(tmp_path / "s")), str(tmp_path / "out"), title="My title").page
     assert page == tmp_path / "out" / "report.html"
     assert "<h1>My title</h1>" in page.read_text(encoding="utf-8")
 
@@ -47,7 +47,7 @@ def test_missing_scores_name_the_file_and_the_remedy(tmp_path: Path) -> None:
 def test_run_directory_brings_its_history(tmp_path: Path) -> None:
     run = write_scores(tmp_path / "run")
     (run / "metrics.csv").write_text("step,minutes,loss\n1,0.1,2\n2,0.2,1\n")
-    assert "Course of loss" in report(run, tmp_path / "out").read_text(encoding="utf-8")
+    assert "Course of loss" in report(run, tmp_path / "out").page.read_text(encoding="utf-8")
 
 
 def test_run_gets_a_page_for_validation_and_one_for_test(tmp_path: Path) -> None:

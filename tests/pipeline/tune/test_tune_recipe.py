@@ -22,10 +22,11 @@ from lesionseg.losses import CrossEntropyLoss, DiceFocalLoss, FocalLoss, FocalTv
 from lesionseg.losses.detection_loss import DetectionLoss
 from lesionseg.phantoms import write_xray_phantoms
 from lesionseg.pipeline.dataset.data_settings import DataSettings
+from lesionseg.pipeline.judging.volume_scores import VolumeJudge
 from lesionseg.pipeline.tune.pair_losses import PairLosses, pair_of, tunable_losses
 from lesionseg.pipeline.tune.recipe import TuneOutcome, tune
 from lesionseg.pipeline.tune.search import HopelessTrial, TuneSettings
-from lesionseg.pipeline.tune.trial import NOTHING, Examiner, Quality, TrialRecipe
+from lesionseg.pipeline.tune.trial import NOTHING, Quality, TrialRecipe
 from lesionseg.plan.make import PlanOverrides
 from lesionseg.plan.plan import Plan
 from lesionseg.training.learning_settings import Learning
@@ -217,11 +218,11 @@ def test_the_trials_plan_undoes_what_the_pair_did(
 ) -> None:
     seen = []
 
-    def examiner(found: Any, cases: Any, plan: Plan, *rest: Any) -> Examiner:
+    def judge(found: Any, cases: Any, plan: Plan, *rest: Any) -> VolumeJudge:
         seen.append((plan.anchors.alpha, plan.anchors.gamma))
-        return Examiner(found, cases, plan, *rest)
+        return VolumeJudge(found, cases, plan, *rest)
 
-    monkeypatch.setattr("lesionseg.pipeline.tune.recipe.Examiner", examiner)
+    monkeypatch.setattr("lesionseg.pipeline.tune.recipe.VolumeJudge", judge)
     outcome = search(architecture="retinanet", n_trials=2)
     assert seen == [(t.alpha, t.gamma) for t in outcome.search.trials]
 

@@ -41,7 +41,7 @@ def test_contrast_from_a_folder_of_images(folders, tmp_path, caplog):
     for name in ("a_0000", "b"):
         write_image(tmp_path / "images" / f"{name}.nii.gz")
     with caplog.at_level(logging.WARNING):
-        scores = evaluate(*folders, images=tmp_path / "images", replicates=5)
+        scores = evaluate(*folders, images=tmp_path / "images", replicates=5).scores
     assert "not measured: c" in caplog.text
     assert sum(cell["n"] for cell in scores["recall_by_size_and_contrast"]) == 5
     assert all(float(row["contrast"]) < 5 for row in rows(folders[2] / "lesions.csv"))
@@ -65,21 +65,23 @@ def manifest(folders, extra="site"):
 
 
 def test_subgroups_by_a_column_of_the_manifest(folders):
-    scores = evaluate(manifest(folders), *folders[1:], images="dataset", replicates=5)
+    scores = evaluate(manifest(folders), *folders[1:], images="dataset", replicates=5).scores
     found = {row["value"]: row for row in scores["subgroups"]}
     assert {row["by"] for row in scores["subgroups"]} == {"site"}
     assert (found["N"]["n_cases"], found["N"]["n_lesions"], found["N"]["detected"]) == (2, 2, 2)
     assert (found["S"]["n_lesions"], found["S"]["detected"]) == (3, 1)
     assert found["N"]["false_positives_per_case"] == 0.5
     assert scores["recall_by_size_and_contrast"]
-    none = evaluate(manifest(folders), *folders[1:], subgroups=[], replicates=5)
+    none = evaluate(manifest(folders), *folders[1:], subgroups=[], replicates=5).scores
     assert none["subgroups"] == []
 
 
 def test_subgroups_by_a_table_beside_bare_folders(folders, tmp_path):
     table = tmp_path / "table.csv"
     table.write_text("case,scanner,sex\na,old,f\nb,new,m\nstranger,new,f\n")
-    found = evaluate(*folders, columns=table, subgroups=["scanner"], replicates=5)["subgroups"]
+    found = evaluate(*folders, columns=table, subgroups=["scanner"], replicates=5).scores[
+        "subgroups"
+    ]
     assert [(row["value"], row["n_cases"]) for row in found] == [
         ("new", 1),
         ("old", 1),
@@ -112,10 +114,10 @@ def test_another_grid_is_refused_with_both_shown(folders):
 
 
 def test_another_grid_is_resampled_when_asked_for(folders, caplog):
-    before = evaluate(*folders, replicates=5)
+    before = evaluate(*folders, replicates=5).scores
     write_mask(folders[1] / "a.nii.gz", finer(lesions(2, [0, 1])), shifted(FINE, GEOMETRY))
     with caplog.at_level(logging.WARNING):
-        after = evaluate(*folders, resample=True, replicates=5)
+        after = evaluate(*folders, resample=True, replicates=5).scores
     assert "reference: a" in caplog.text
     assert after["n_true_positive"] == before["n_true_positive"]
     assert after["dice"] == before["dice"]
@@ -146,4 +148,4 @@ def test_rasters_of_another_size_show_the_same_field(tmp_path):
     paths = [tmp_path / name for name in ("reference", "prediction", "out")]
     with pytest.raises(GeometryError, match="grid"):
         evaluate(*paths)
-    assert evaluate(*paths, resample=True, replicates=5)["dice"]["mean"] == 1.0
+    assert evaluate(*paths, resample=True, replicates=5).scores["dice"]["mean"] == 1.0

@@ -1,38 +1,27 @@
-"""What a verb prints when it is done: a table a person can read, and where the rest lies."""
+"""What every command's recipe returns: lines to print and an exit status."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lesionseg.pipeline.train.recipe import TrainOutcome
 
+class CommandOutcome:
+    """What a command leaves. A recipe's own outcome says more; a server that was stopped, nothing.
 
-def lines_of(outcome: object) -> list[str]:
-    """The closing lines of any recipe's outcome."""
-    if isinstance(outcome, TrainOutcome):
-        return list(_train_lines(outcome))
-    if isinstance(outcome, Mapping):
-        return scores_lines({str(outcome.get("evaluated_on")): outcome})
-    if isinstance(outcome, Path):
-        return [f"Report: {outcome}"]
-    summary = getattr(outcome, "summary", None)
-    return list(summary()) if callable(summary) else []
+    `exit_status` is that of the process: 0, or 1 where something failed.
+    """
 
+    @property
+    def exit_status(self) -> int:
+        """0 unless the outcome knows better."""
+        return 0
 
-def _train_lines(outcome: TrainOutcome) -> Iterator[str]:
-    yield from scores_lines(outcome.scores)
-    yield ""
-    yield from outcome.notes
-    yield f"Finished in {outcome.seconds / 60:.1f} minutes."
-    yield f"Bundle:  {outcome.run_dir / 'bundle'}"
-    if outcome.report is not None:
-        yield f"Report:  {outcome.report}"
-    else:
-        yield "No case was left to validate on, so there are no scores and no report."
+    def summary(self) -> list[str]:
+        """The closing lines, for a person."""
+        return []
 
 
 def scores_lines(by_role: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """One column a role, one row a number; what is undefined is a dash.
+    """One column per role, one row per number; what is undefined is a dash.
 
     >>> scores_lines({})
     []
@@ -65,7 +54,7 @@ ROWS: Mapping[str, tuple[str, ...]] = {
     "lesions": ("n_lesions",),
     "found": ("n_true_positive",),
     "lesion recall": ("lesion_recall", "value"),
-    "false positives a case": ("false_positives_per_case",),
+    "false positives per case": ("false_positives_per_case",),
     "lesion precision": ("lesion_precision",),
     "Dice, mean": ("dice", "mean"),
     "Dice, median": ("dice", "median"),

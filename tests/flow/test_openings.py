@@ -1,0 +1,47 @@
+"""How often one `train` opens a validation case's files, and how often it matches the case."""
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lesionseg.cli import run
+from lesionseg.evaluation.case import evaluate_case
+from lesionseg.io import cases
+from lesionseg.phantoms import write_mri_phantoms
+from tests.flow.test_walk import SMALL
+
+MOST = 4  # survey, prediction, judgement and report
+
+
+def test_a_validation_case_is_opened_four_times_and_matched_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: Counter[str] = Counter()
+    matched: Counter[str] = Counter()
+    read_volume, link_case = cases.read_volume, evaluate_case.link_case
+
+    def read(path: Path, **options: Any) -> Any:
+        opened[path.name] += 1
+        return read_volume(path, **options)
+
+    def link(reference: Any, prediction: Any, criterion: Any) -> Any:
+        matched[prediction.case] += 1
+        return link_case(reference, prediction, criterion)
+
+    monkeypatch.setattr(cases, "read_volume", read)
+    monkeypatch.setattr(evaluate_case, "link_case", link)
+    raw, folder = tmp_path / "raw", tmp_path / "run"
+    write_mri_phantoms(raw, 5, seed=0, n_test=0, shape=(24, 28, 24), spacing_mm=(5.0, 5.0, 5.0))
+    steps = ["trainer.max_steps=2", "model.tile_shape=[16,16,16]"]
+    assert run("train", [f"data.root={raw}", f"run_dir={folder}", *SMALL, *steps]) == 0
+    roles = json.loads((folder / "splits.json").read_text())["roles"]
+    validation = [case for case, role in roles.items() if role == "validation"]
+    assert validation
+    assert matched == dict.fromkeys(validation, 1)
+    for case in validation:
+        assert opened[f"{case}_0000.nii.gz"] == MOST
+        assert opened[f"{case}.nii.gz"] <= MOST
+    assert list((folder / "previews").glob("validation_step_*.png"))
