@@ -19,7 +19,7 @@ RETIRED = {
     "spoilt": "corrupted",
     "to mend it": "How to fix",
     "wishes": "settings",
-    "rooms?": "package",
+    "(?:this|each|every|the only|no other) room": "package",
     "verbs?": "command",
     "divisors?": "normaliser",
 }

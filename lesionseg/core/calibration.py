@@ -1,4 +1,4 @@
-"""What a score is worth: the map from a candidate's score to its chance of being a lesion."""
+"""Calibration: the map from a candidate's score to its chance of being a lesion."""
 
 from dataclasses import dataclass
 from typing import Literal

@@ -116,6 +116,11 @@ class DiceFocalLoss(VoxelLoss):
         self.focal = FocalLoss(alpha, gamma, reduction, activation, focal_weight)
         self.dice_weight, self.smooth = dice_weight, smooth
 
+    @property
+    def link(self) -> tuple[Alpha, float] | None:
+        """The focal term's: Dice asks for 0 or 1, which the undoing of α and γ leaves as they are."""
+        return self.focal.link
+
     def forward(
         self,
         logits: Float[Tensor, "b c *spatial"],

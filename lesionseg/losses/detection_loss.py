@@ -117,13 +117,13 @@ class DetectionLoss(nn.Module):
     ) -> LossTerms:
         """The terms `anchors` and `boxes`, fp32 scalars; their sum is the loss.
 
-        `normaliser`: the divisor, by default the positives, at least 1. No anchor gives 0.
+        `normaliser`: by default the positives, at least 1. No anchor gives 0.
         """
         positive = targets.labels > 0
         place = positive.nonzero(as_tuple=True)
         mine = anchors[place[1]].float()
         boxes = decode_boxes(box_deltas[place], mine)
-        divisor = positive.sum().clamp(min=1) if normaliser is None else normaliser
+        normaliser = positive.sum().clamp(min=1) if normaliser is None else normaliser
         with torch.no_grad():
             quality = paired_iou(boxes, targets.boxes)
         scores = self._scores(class_logits, targets, quality)
@@ -131,7 +131,7 @@ class DetectionLoss(nn.Module):
         wanted = encode_boxes(targets.boxes, mine)
         terms = terms + self.offset_weight * offset_loss(box_deltas[place], wanted)
         attached = 0 * box_deltas.float().sum()  # without a lesion the boxes' weights count too
-        return {"anchors": scores / divisor, "boxes": (terms.sum() + attached) / divisor}
+        return {"anchors": scores / normaliser, "boxes": (terms.sum() + attached) / normaliser}
 
     def _scores(self, logits: Tensor, targets: AnchorTargets, quality: Tensor) -> Tensor:
         """The summed loss of all valid anchors' scores."""

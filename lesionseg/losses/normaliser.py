@@ -1,4 +1,4 @@
-"""The divisor of a focal loss in training: a steady estimate of the lesion voxels of a batch."""
+"""The normaliser of a focal loss in training: a steady estimate of the lesion voxels of a batch."""
 
 import torch
 from jaxtyping import Bool, Float, Shaped
@@ -49,6 +49,6 @@ class PositiveAverage(nn.Module):
 
     @torch.no_grad()
     def update(self, count: Float[Tensor, ""]) -> Float[Tensor, ""]:
-        """Take in the positives of a batch; the divisor for it, as a new 0-d tensor."""
+        """Take in the positives of a batch; the normaliser for it, as a new 0-d tensor."""
         self.average.lerp_(count.to(self.average), 1 - self.momentum)
         return self.average.clamp_min(self.expected)

@@ -115,7 +115,7 @@ def test_a_fold_of_other_settings_is_refused_by_name(
     assert run("train", [*other, "loss.gamma=3"]) == 2
     printed = capsys.readouterr().err
     assert "fold_1" in printed
-    assert "loss.gamma: 2.0 → 3" in printed
+    assert "loss.gamma: 0.0 → 3" in printed
 
 
 def test_folds_side_by_side_learn_what_they_learn_in_turn(

@@ -80,7 +80,7 @@ def test_the_same_command_resumes_and_another_is_refused(
     assert run("train", same) == 0
     assert (mri_run / "bundle" / "weights.safetensors").read_bytes() == weights
     assert run("train", [*same, "loss.gamma=3"]) == 2
-    assert "loss.gamma: 2.0 → 3" in capsys.readouterr().err
+    assert "loss.gamma: 0.0 → 3" in capsys.readouterr().err
 
 
 def test_predict_evaluate_and_report_follow(mri_run: Path, tmp_path: Path) -> None:

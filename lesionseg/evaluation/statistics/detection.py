@@ -185,7 +185,7 @@ def sums_by_group(
 
 
 def _divide(above: NDArray[np.float64], below: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Quotient; NaN where the divisor is 0."""
+    """Quotient; NaN where the denominator is 0."""
     out = np.full(np.shape(above), np.nan)
     np.divide(above, below, out=out, where=below > 0)
     return out

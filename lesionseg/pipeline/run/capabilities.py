@@ -5,7 +5,7 @@ import logging
 from torch import nn
 
 from lesionseg.errors import ConfigError, DatasetError
-from lesionseg.losses import FocalLoss
+from lesionseg.losses import DiceFocalLoss
 from lesionseg.losses.detection_loss import DetectionLoss
 from lesionseg.pipeline.dataset.survey import Survey
 from lesionseg.plan.plan import Plan, sources_of
@@ -47,9 +47,9 @@ def require_voxels(plan_or_name: Plan | str, where: str, what: str) -> None:
 def warn_of_unheard_loss(architecture: str, loss: nn.Module, detection: DetectionLoss) -> None:
     """Say what teaches a network without voxels where a loss of voxels was chosen for it.
 
-    The default loss was not chosen; its α and γ are those of the anchors, too.
+    The default loss was not chosen.
     """
-    if "segmentation" not in sources_of(architecture) and type(loss) is not FocalLoss:
+    if "segmentation" not in sources_of(architecture) and not _is_default(loss):
         log.warning(
             "model=%s has no voxels: %s teaches it nothing. Its anchors are taught by detection=%s "
             "(α %s, γ %s).",
@@ -59,3 +59,10 @@ def warn_of_unheard_loss(architecture: str, loss: nn.Module, detection: Detectio
             detection.alpha,
             detection.gamma,
         )
+
+
+def _is_default(loss: nn.Module) -> bool:
+    """Whether a loss is that of `conf/loss/dice_focal.yaml`, untouched."""
+    if not isinstance(loss, DiceFocalLoss):
+        return False
+    return (loss.focal.alpha, loss.focal.gamma) == (0.5, 0.0)

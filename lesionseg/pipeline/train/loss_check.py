@@ -17,7 +17,7 @@ from lesionseg.training.step.objective import VoxelObjective
 
 _REMEDY = (
     "give one number, or one a class in the order of the labels (with softmax the background "
-    "first); unless detection.alpha is set, the anchors of detection=focal take loss.alpha."
+    "first); detection.alpha is that of the anchors."
 )
 
 

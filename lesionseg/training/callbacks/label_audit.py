@@ -30,7 +30,7 @@ from lesionseg.io.atomic import read_json, write_csv, write_text
 from lesionseg.plan.plan import Plan
 from lesionseg.training.callbacks.step_callbacks import AfterStep
 from lesionseg.training.callbacks.suspects import (
-    Sighting,
+    Observation,
     Snapshot,
     Suspect,
     rank_suspects,
@@ -102,19 +102,19 @@ class LabelAudit(AfterStep):
             len(self.cases),
             time.monotonic() - started,
         )
-        return Snapshot(share, tuple(sighting for each in seen for sighting in each))
+        return Snapshot(share, tuple(observation for each in seen for observation in each))
 
 
 def look(
     network: nn.Module, case: CachedCase, plan: Plan, overlap: float = 0.25
-) -> tuple[Sighting, ...]:
+) -> tuple[Observation, ...]:
     """All lesions of a prepared case, and all candidates that lie neither on nor beside one."""
     image = torch.from_numpy(np.asarray(case.image, dtype=np.float32))
     p = predict_probabilities(network, image, plan, overlap=overlap).float().cpu().numpy()
     return (*lesions_seen(case, p, plan), *spots_seen(case, p, plan))
 
 
-def lesions_seen(case: CachedCase, p: NDArray[np.float32], plan: Plan) -> list[Sighting]:
+def lesions_seen(case: CachedCase, p: NDArray[np.float32], plan: Plan) -> list[Observation]:
     """Each reference lesion with the mean of the probabilities `p` `[K, *spatial]` of its label.
 
     Where the plan has regions that is the highest over them.
@@ -130,12 +130,12 @@ def _lesion_seen(
     instances: NDArray[np.unsignedinteger],
     p: NDArray[np.float32],
     plan: Plan,
-) -> Sighting:
+) -> Observation:
     box = tuple(slice(a, b) for a, b in zip(lesion.start, lesion.stop, strict=True))
     inside = np.asarray(instances[box]) == lesion.id
     centre = np.argwhere(inside).mean(axis=0) + np.array(lesion.start)
     geometry = case.geometry
-    return Sighting(
+    return Observation(
         kind="lesion",
         case=case.case,
         group=case.group,
@@ -149,7 +149,7 @@ def _lesion_seen(
     )
 
 
-def spots_seen(case: CachedCase, p: NDArray[np.float32], plan: Plan) -> list[Sighting]:
+def spots_seen(case: CachedCase, p: NDArray[np.float32], plan: Plan) -> list[Observation]:
     """Each candidate in `p` `[K, *spatial]` that touches neither a lesion nor what is ignored."""
     found = find_by_plan(p, case.geometry, plan)
     known = np.asarray(case.labels) > 0
@@ -159,7 +159,7 @@ def spots_seen(case: CachedCase, p: NDArray[np.float32], plan: Plan) -> list[Sig
     known = ndimage.binary_dilation(known, np.ones((3,) * known.ndim))
     touching = set(np.unique(found.instances[known]).tolist())
     return [
-        Sighting(
+        Observation(
             kind="spot",
             case=case.case,
             group=case.group,
@@ -206,6 +206,6 @@ def read_snapshots(path: Path) -> list[Snapshot]:
 
 
 def write_snapshots(path: Path, snapshots: Sequence[Snapshot]) -> None:
-    """Write them in a compact form: there may be hundreds of thousands of sightings."""
+    """Write them in a compact form: there may be hundreds of thousands of observations."""
     raw = [asdict(snapshot) for snapshot in snapshots]
     write_text(path, json.dumps(raw, separators=(",", ":"), allow_nan=False))

@@ -17,7 +17,7 @@ LEAST_EXPECTED = 0.1
 
 
 @dataclass(frozen=True)
-class Sighting:
+class Observation:
     """One place as one network sees it: a reference lesion, or a spot where there is none.
 
     `p` in [0, 1]: the mean probability in a lesion (its highest would grow with its size, by chance
@@ -40,11 +40,11 @@ class Snapshot:
     """All places of the training cases as seen after `share` (0 to 1) of the training."""
 
     share: float
-    sightings: tuple[Sighting, ...]
+    observations: tuple[Observation, ...]
 
 
 # a place as last seen, and its probability at each snapshot
-Track = tuple[Sighting, tuple[float, ...]]
+Track = tuple[Observation, tuple[float, ...]]
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Suspect:
     a network takes for lesions without reason is small.
     """
 
-    place: Sighting
+    place: Observation
     p: tuple[float, ...]
     suspicion: float
 
@@ -107,27 +107,27 @@ def _mean(values: Sequence[float]) -> float:
 
 
 def _lesions(snapshots: Sequence[Snapshot]) -> list[Track]:
-    seen: dict[tuple[str, int | None], list[Sighting]] = {}
+    seen: dict[tuple[str, int | None], list[Observation]] = {}
     for snapshot in snapshots:
-        for sighting in snapshot.sightings:
-            if sighting.kind == "lesion":
-                seen.setdefault((sighting.case, sighting.lesion), []).append(sighting)
+        for observation in snapshot.observations:
+            if observation.kind == "lesion":
+                seen.setdefault((observation.case, observation.lesion), []).append(observation)
     return [(each[-1], tuple(s.p for s in each)) for each in seen.values()]
 
 
 def _spots(snapshots: Sequence[Snapshot]) -> list[Track]:
     """Tracks of spots, grown from the last snapshot backwards."""
-    tracks: dict[tuple[str, str], list[list[Sighting | None]]] = {}
+    tracks: dict[tuple[str, str], list[list[Observation | None]]] = {}
     for done, snapshot in enumerate(reversed(snapshots)):
-        here: dict[tuple[str, str], list[Sighting]] = {key: [] for key in tracks}
-        for sighting in snapshot.sightings:
-            if sighting.kind == "spot":
-                here.setdefault((sighting.case, sighting.label), []).append(sighting)
+        here: dict[tuple[str, str], list[Observation]] = {key: [] for key in tracks}
+        for observation in snapshot.observations:
+            if observation.kind == "spot":
+                here.setdefault((observation.case, observation.label), []).append(observation)
         for key, spots in here.items():
             _extend(tracks.setdefault(key, []), spots, done)
     return [
         (
-            next(sighting for sighting in track if sighting is not None),
+            next(observation for observation in track if observation is not None),
             tuple(0.0 if s is None else s.p for s in reversed(track)),
         )
         for each in tracks.values()
@@ -135,10 +135,12 @@ def _spots(snapshots: Sequence[Snapshot]) -> list[Track]:
     ]
 
 
-def _extend(tracks: list[list[Sighting | None]], spots: Sequence[Sighting], done: int) -> None:
+def _extend(
+    tracks: list[list[Observation | None]], spots: Sequence[Observation], done: int
+) -> None:
     """Append to each of the `done` entries long tracks its nearest spot, or None; begin new ones.
 
-    A track's place is its newest sighting in time, the first one.
+    A track's place is its newest observation in time, the first one.
     """
     places = [next(s for s in track if s is not None) for track in tracks]
     pairs = sorted(
@@ -160,7 +162,8 @@ def _extend(tracks: list[list[Sighting | None]], spots: Sequence[Sighting], done
 
 def snapshot_from_json(raw: Mapping[str, Any]) -> Snapshot:
     """A snapshot from what `dataclasses.asdict` made of it; raises `KeyError`, `TypeError`."""
-    sightings = (
-        Sighting(**{**each, "centre_mm": tuple(each["centre_mm"])}) for each in raw["sightings"]
+    observations = (
+        Observation(**{**each, "centre_mm": tuple(each["centre_mm"])})
+        for each in raw["observations"]
     )
-    return Snapshot(float(raw["share"]), tuple(sightings))
+    return Snapshot(float(raw["share"]), tuple(observations))

@@ -6,7 +6,7 @@ import pytest
 
 from lesionseg.training.callbacks.suspects import (
     N_ALIKE,
-    Sighting,
+    Observation,
     Snapshot,
     rank_suspects,
     snapshot_from_json,
@@ -14,11 +14,11 @@ from lesionseg.training.callbacks.suspects import (
 
 
 def lesion(number, p, case="a", centre=(0.0, 0.0, 0.0), diameter=4.0):
-    return Sighting("lesion", case, case, "lesion", number, centre, diameter, p)
+    return Observation("lesion", case, case, "lesion", number, centre, diameter, p)
 
 
 def spot(centre, p, case="a", diameter=4.0, label="lesion"):
-    return Sighting("spot", case, case, label, None, centre, diameter, p)
+    return Observation("spot", case, case, label, None, centre, diameter, p)
 
 
 def ranked(*snapshots):
