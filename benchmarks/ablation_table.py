@@ -10,7 +10,7 @@ import table
 
 from lesionseg.evaluation import PRESETS
 from lesionseg.evaluation.edge_cases import NO_LESION
-from lesionseg.evaluation.statistics.estimates import Number, proportion
+from lesionseg.evaluation.statistics.estimates import Estimate, proportion
 
 PRESET = PRESETS["lesionseg"]
 Cell = Mapping[str, Any]
@@ -20,7 +20,7 @@ Cell = Mapping[str, Any]
 class Recall:
     """Share of lesions found with 1 false positive a case, of all or of some sizes."""
 
-    number: Number
+    number: Estimate
     n: int
 
     def __str__(self) -> str:

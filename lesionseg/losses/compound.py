@@ -118,7 +118,7 @@ class DiceFocalLoss(VoxelLoss):
 
     @property
     def link(self) -> tuple[Alpha, float] | None:
-        """The focal term's: Dice asks for 0 or 1, which the undoing of α and γ leaves as they are."""
+        """The focal term's; Dice asks for 0 or 1, which undoing α and γ leaves as they are."""
         return self.focal.link
 
     def forward(

@@ -86,8 +86,8 @@ class CandidateRule:
     `join_mm` in equivalent diameter (`inference.joining`; a `join` of 1 joins none).
     Candidates under `min_diameter_mm` (equivalent diameter) are dropped too: 0 unless
     cross-validation showed that they are false positives. `source`: whether candidates come from
-    the voxels, from a detector's boxes or from both (`inference.fusion`). `score`: of a candidate from
-    voxels, their highest probability or their mean. An unknown one is a `ValueError`.
+    the voxels, from a detector's boxes or from both (`inference.fusion`). `score`: of a candidate
+    from voxels, their highest probability or their mean. An unknown one is a `ValueError`.
     """
 
     ratio: float = 2.5

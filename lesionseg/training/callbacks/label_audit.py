@@ -201,7 +201,7 @@ def read_snapshots(path: Path) -> list[Snapshot]:
     try:
         return [snapshot_from_json(raw) for raw in read_json(path)]
     except (ReadError, KeyError, TypeError, ValueError) as error:
-        log.warning("The label audit starts again: %s", error)
+        log.warning("The label audit begins again: %s", error)
         return []
 
 

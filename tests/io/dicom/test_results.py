@@ -426,5 +426,5 @@ def test_without_highdicom_the_remedy_is_named(
 ) -> None:
     source = read_source(series(tmp_path, GRIDS["axial"]))
     monkeypatch.setitem(sys.modules, "highdicom", None)
-    with pytest.raises(ConfigError, match=r"lesionseg\[dicom\]"):
+    with pytest.raises(ConfigError, match=r"pip install .highdicom"):
         written(tmp_path, predict(GRIDS["axial"], lesions()), source)

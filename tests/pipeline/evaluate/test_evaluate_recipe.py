@@ -237,7 +237,10 @@ def test_an_unknown_preset_is_refused(folders):
 
 
 def test_a_role_that_somebody_stated_is_kept(folders):
-    assert evaluate(*folders, evaluated_on="external", replicates=5)["evaluated_on"] == "external"
+    assert (
+        evaluate(*folders, evaluated_on="external", replicates=5).scores["evaluated_on"]
+        == "external"
+    )
     assert {row["role"] for row in rows(folders[2] / "cases.csv")} == {"external"}
     evaluate(*folders, replicates=5)
     assert {row["role"] for row in rows(folders[2] / "cases.csv")} == {"unknown"}

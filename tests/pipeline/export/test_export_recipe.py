@@ -177,7 +177,7 @@ def test_monai_runs_the_exported_folder_to_our_probabilities(
     # MONAI's layout has no place for our mask of the body: air is computed like all else
     settings = InferenceSettings(overlap=overlap, precision="fp32", body_mask=False)
     predictor = Predictor(bundle, device="cpu", settings=settings)
-    own = predictor.probabilities(predictor.read(CaseFiles("a", tuple(files))))
+    own = predictor.probabilities(predictor.scans.read(CaseFiles("a", tuple(files))))
     image = nibabel.load(tmp_path / "out" / "a_0000_prob.nii.gz")
     found = np.asarray(image.dataobj).transpose(3, 2, 1, 0)
     assert own.std() > 0.05
@@ -204,7 +204,9 @@ def test_monai_runs_a_network_for_radiographs(
     export(tmp_path / "bundle", tmp_path / "monai", format="monai")
     _run_monai(tmp_path / "monai", tmp_path / "images", tmp_path / "out")
     predictor = Predictor(tmp_path / "bundle", device="cpu", precision="fp32")
-    own = predictor.probabilities(predictor.read(CaseFiles("x", (tmp_path / "images/x.png",))))
+    own = predictor.probabilities(
+        predictor.scans.read(CaseFiles("x", (tmp_path / "images/x.png",)))
+    )
     mask = read_volume(tmp_path / "out" / "x_mask.png").array[0]
     labels = np.where(own.max(0) >= 0.5, np.array([1, 4])[own.argmax(0)], 0)
     assert 0 < (labels > 0).mean() < 1

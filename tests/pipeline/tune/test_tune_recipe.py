@@ -180,7 +180,7 @@ def test_a_detectors_anchors_are_taught_by_the_trials_pair(search: Tune, tmp_pat
     ],
 )
 def test_the_advice_makes_the_losses_of_the_trial(architecture: str, detection: str) -> None:
-    options = ["data.root=x", f"model={architecture}", f"detection={detection}"]
+    options = ["data.root=x", f"model={architecture}", f"detection={detection}", "loss=focal"]
     searched = made(compose("tune", options))
     losses = PairLosses(architecture, searched["loss"], searched["detection"])
     voxels, anchors = losses(0.6, 1.5)

@@ -159,7 +159,7 @@ def test_a_training_from_scratch_forgets_old_snapshots(train, make_plan, case, t
 def test_a_damaged_file_of_snapshots_is_begun_anew(tmp_path, caplog):
     (tmp_path / "label_audit.json").write_text('[{"share": 0.5}]')
     assert read_snapshots(tmp_path / "label_audit.json") == []
-    assert "begins anew" in caplog.text
+    assert "begins again" in caplog.text
 
 
 @pytest.mark.parametrize(
