@@ -3,7 +3,13 @@ import pytest
 import torch
 from scipy.optimize import minimize_scalar
 
-from lesionseg.losses import CrossEntropyLoss, DiceFocalLoss, FocalLoss, posterior_logits
+from lesionseg.losses import (
+    CrossEntropyLoss,
+    DiceCrossEntropyLoss,
+    DiceFocalLoss,
+    FocalLoss,
+    posterior_logits,
+)
 from lesionseg.losses.focal import sigmoid_focal_loss
 
 
@@ -56,4 +62,5 @@ def test_losses_say_what_undoes_them() -> None:
     assert FocalLoss(0.25, 2.0).link is not None
     assert FocalLoss(0.25, 2.0).link == (0.25, 2.0)
     assert CrossEntropyLoss(lesion_weight=3.0).link == (0.75, 0.0)
-    assert DiceFocalLoss().link is None
+    assert DiceFocalLoss(0.25, 2.0).link == (0.25, 2.0)
+    assert DiceCrossEntropyLoss().link is None
