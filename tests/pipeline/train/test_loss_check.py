@@ -56,7 +56,7 @@ def test_regions_have_an_alpha_each_and_their_lesions_one(planned: Planned) -> N
     regions = planned("retina_unet", regions=((1, 2), (2,)))
     check_losses(regions, FocalLoss(alpha=[0.2, 0.4]), DetectionLoss())
     with pytest.raises(
-        ConfigError, match=r"detection\.alpha\) Seen: 2 .*Expected: 1 .*loss\.alpha"
+        ConfigError, match=r"detection\.alpha\) Seen: 2 .*Expected: 1 .*background first"
     ):
         check_losses(regions, FocalLoss(), DetectionLoss(alpha=[0.2, 0.4]))
 

@@ -72,12 +72,12 @@ def test_whatever_ends_the_parent_ends_its_jobs(tmp_path: Path, end: signal.Sign
     )
     pids = wait_for(lambda: (tmp_path / "pid").read_text().split(), 2)
     parent.send_signal(end)
-    parent.wait(20)
+    parent.wait(60)
     wait_for(lambda: [pid for pid in pids if not Path("/proc", pid).exists()], 2)
 
 
 def wait_for(look, n: int) -> list[str]:
-    for _ in range(200):
+    for _ in range(600):
         try:
             found = look()
         except FileNotFoundError:
@@ -85,7 +85,7 @@ def wait_for(look, n: int) -> list[str]:
         if len(found) == n:
             return found
         time.sleep(0.1)
-    raise AssertionError("waited 20 s")
+    raise AssertionError("waited 60 s")
 
 
 def settings(**others: object) -> TrainerSettings:
