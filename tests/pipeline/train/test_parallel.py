@@ -58,7 +58,7 @@ from pathlib import Path
 from lesionseg.pipeline.train.parallel import Job, run_together
 
 if __name__ == "__main__":
-    work = "import os, time; open('pid', 'a').write(f'{os.getpid()} '); time.sleep(60)"
+    work = "import os, time; open('pid', 'a').write(f'{os.getpid()} '); time.sleep(600)"
     task = partial(exec, work)
     run_together([Job(n, Path("."), task) for n in "ab"], [{}, {}])
 """
