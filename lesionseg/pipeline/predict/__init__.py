@@ -4,6 +4,18 @@
 and writes them with the steps overlapped. One bad file never ends the batch: its row says why.
 """
 
-from lesionseg.pipeline.predict.recipe import predict as predict
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lesionseg.pipeline.predict.recipe import predict as predict
 
 __all__ = ["predict"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import the recipe only when it is asked for: other commands use this package's helpers."""
+    if name == "predict":
+        from lesionseg.pipeline.predict.recipe import predict
+
+        return predict
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

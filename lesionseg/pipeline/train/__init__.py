@@ -5,6 +5,18 @@
 directory.
 """
 
-from lesionseg.pipeline.train.recipe import train as train
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lesionseg.pipeline.train.recipe import train as train
 
 __all__ = ["train"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import the recipe only when it is asked for: other commands use this package's helpers."""
+    if name == "train":
+        from lesionseg.pipeline.train.recipe import train
+
+        return train
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
