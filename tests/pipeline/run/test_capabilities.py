@@ -6,10 +6,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hydra.utils import instantiate
 from PIL import Image
 from torch import nn
 
-from lesionseg.cli import run
+from lesionseg.cli import compose, run
 from lesionseg.losses import CrossEntropyLoss, DiceFocalLoss, FocalLoss
 from lesionseg.losses.detection_loss import DetectionLoss
 from lesionseg.pipeline.run.capabilities import warn_of_unheard_loss
@@ -92,3 +93,13 @@ def test_a_loss_that_teaches_nothing_is_told(
 ) -> None:
     warn_of_unheard_loss(model, loss, DetectionLoss())
     assert ("taught by detection=focal (α 0.25, γ 2.0)" in caplog.text) == said
+
+
+def test_the_default_loss_of_the_configuration_was_not_chosen(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    cfg = compose("train", ["data.root=x", "model=retinanet"])
+    loss, detection = (instantiate(cfg[name], _convert_="all") for name in ("loss", "detection"))
+    warn_of_unheard_loss("retinanet", loss, detection)
+    assert caplog.text == ""
+    assert (detection.alpha, detection.gamma) == (0.25, 2.0)
