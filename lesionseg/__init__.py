@@ -1,18 +1,34 @@
 """lesionseg: find small lesions in scans, and say honestly how well they are found."""
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from lesionseg.cli.notebook import Predictions as Predictions
+    from lesionseg.cli.notebook import Run as Run
+    from lesionseg.cli.notebook import evaluate as evaluate
+    from lesionseg.cli.notebook import predict as predict
+    from lesionseg.cli.notebook import train as train
     from lesionseg.inference.predictor import Predictor as Predictor
 
 __version__ = "0.1.0"
-__all__ = ["Predictor", "__version__"]
+__all__ = [
+    "Predictions",
+    "Predictor",
+    "Run",
+    "__version__",
+    "evaluate",
+    "predict",
+    "report",
+    "train",
+]
 
 
 def __getattr__(name: str) -> Any:
-    """Import `Predictor`, and torch with it, only when it is asked for."""
-    if name == "Predictor":
-        from lesionseg.inference.predictor import Predictor
-
-        return Predictor
-    raise AttributeError(f"module 'lesionseg' has no attribute {name!r}")
+    """Import what is heavy only when it is asked for."""
+    if name not in __all__:
+        raise AttributeError(f"module 'lesionseg' has no attribute {name!r}")
+    if name == "report":  # the command and the package; see there
+        return import_module("lesionseg.report")
+    home = "inference.predictor" if name == "Predictor" else "cli.notebook"
+    return getattr(import_module(f"lesionseg.{home}"), name)

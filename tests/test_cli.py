@@ -296,3 +296,85 @@ def test_a_missing_launcher_is_named_with_the_way_to_install_it(
     monkeypatch.setattr("lesionseg.cli.multirun.find_spec", lambda _: None)
     assert run("train", ["-m", "data.root=x", "hydra/launcher=submitit_slurm"]) == 2
     assert 'pip install "hydra-submitit-launcher>=1.2"' in capsys.readouterr().err
+
+
+def test_an_experiment_of_the_users_own_folder_is_found(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "my conf" / "experiment"
+    folder.mkdir(parents=True)
+    (folder / "mine.yaml").write_text("# @package _global_\n# short\ntrainer: {max_minutes: 7}\n")
+    asked = ["--config-dir", str(folder.parent), "experiment=mine", "data.root=x", "-c", "job"]
+    assert run("train", asked) == 0
+    assert "max_minutes: 7" in capsys.readouterr().out
+    assert run("train", [f"--config-dir={folder.parent}", "experiment=min"]) == 2
+    assert "Did you mean 'mine'?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        (["--config-dir", "absent"], "does not exist"),
+        (["--config-dir"], "needs a value"),
+        (["--confg-dir=x"], "Did you mean '--config-dir'?"),
+        (["+trainer.max_epochs=3"], "trainer takes no setting 'max_epochs'. Did you mean 'max_"),
+    ],
+)
+def test_a_wrong_flag_or_added_setting_is_said_in_a_sentence(
+    flags: list[str], expected: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("train", ["data.root=x", *flags]) == 2
+    assert expected in capsys.readouterr().err
+
+
+def test_input_and_output_have_short_flags(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("predict", ["-i", "a b", "-o=c", "--cfg"]) == 0
+    out = capsys.readouterr().out
+    assert "input: a b" in out
+    assert "output: c" in out
+
+
+def test_names_of_other_programs_are_taken_and_said(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    cfg = compose("train", ["data.root=x", "loss=dice_ce", "model.patch_size=[32,32,32]"])
+    assert cfg.loss._target_ == "lesionseg.losses.DiceCrossEntropyLoss"
+    assert list(cfg.model.tile_shape) == [32, 32, 32]
+    assert "dice_ce: taken as dice_cross_entropy." in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("lesionseg pre", ["predict", "prepare"]),
+        ("lesionseg train model=re", ["model=residual_unet", "model=retina_unet"]),
+        ("lesionseg train seed=1 trainer.max_m", ["trainer.max_minutes="]),
+        ("lesionseg nothing x", []),
+    ],
+)
+def test_the_tab_key_completes_commands_options_and_settings(
+    line: str,
+    expected: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("COMP_LINE", f"{line} and what follows")
+    monkeypatch.setenv("COMP_POINT", str(len(line)))
+    assert main(["-sc", "query=bash"]) == 0
+    offered = capsys.readouterr().out.split()
+    assert set(expected) <= set(offered)
+    assert bool(offered) == bool(expected)
+
+
+def test_completion_is_installed_as_hydras_is(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["-sc", "install=bash"]) == 0
+    assert "complete -o default -F _lesionseg lesionseg" in capsys.readouterr().out
+    assert main(["-sc", "install=tcsh"]) == 2
+
+
+def test_the_version_and_the_programs_own_help(capsys: pytest.CaptureFixture[str]) -> None:
+    from lesionseg import __version__
+
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out.split() == ["lesionseg", __version__]
+    assert main(["train", "--help"]) == 0
+    assert "  lesionseg train data.root=DIR" in capsys.readouterr().out

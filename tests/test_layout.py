@@ -27,7 +27,7 @@ def test_a_folder_shows_at_most_fifteen_entries(folder: Path) -> None:
     entries = {
         path.name
         for path in folder.iterdir()
-        if path.name not in ("__init__.py", "__pycache__", "py.typed")
+        if path.name not in ("__init__.py", "__main__.py", "__pycache__", "py.typed")
         and (path.is_dir() or path.suffix == ".py")
     }
     assert len(entries) <= MOST_ENTRIES, sorted(entries)

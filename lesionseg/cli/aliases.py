@@ -1,6 +1,7 @@
-"""Former names of settings and of their values: they still work, and say what they are now."""
+"""Other names of settings and of their values: former ones, and those of other programs."""
 
 import logging
+from collections.abc import Mapping
 from typing import Any
 
 log = logging.getLogger(__name__)
@@ -12,21 +13,49 @@ KEYS = {
 }
 # key of today: former value: the value of today
 VALUES = {"model.stem": {"folded": "space_to_depth"}}
+# what nnU-Net, MONAI and Lightning call it: what it is called here
+SAME_KEYS = {
+    "data.dir": "data.root",
+    "data.path": "data.root",
+    "data.batch_size": "model.batch_size",
+    "model.patch_size": "model.tile_shape",
+    "optim.learning_rate": "optim.lr",
+    "output_dir": "run_dir",
+    "trainer.accumulate_grad_batches": "trainer.accumulate",
+    "trainer.batch_size": "model.batch_size",
+    "trainer.gradient_clip_val": "trainer.gradient_clip",
+    "trainer.num_workers": "trainer.workers",
+}
+SAME_VALUES = {
+    "loss": {
+        "bce": "cross_entropy",
+        "ce": "cross_entropy",
+        "dice_bce": "dice_cross_entropy",
+        "dice_ce": "dice_cross_entropy",
+        "tversky": "focal_tversky",
+    },
+    "model": {"resenc": "residual_unet", "resunet": "residual_unet"},
+    "optim": {"adam": "adamw"},
+}
 
 
 def renamed(override: str) -> str:
     """An override `key=value` by the names of today; warns where it has a former one.
 
-    Of a sweep `key=a,b` every value is looked up.
+    Names that other programs have for the same are taken and said. Of a sweep `key=a,b` every
+    value is looked up.
 
     >>> renamed("trainer.minutes=5")
     'trainer.minutes=5'
+    >>> renamed("loss=dice_ce,focal")
+    'loss=dice_cross_entropy,focal'
     """
     left, separator, text = override.partition("=")
-    former = left.lstrip("+~")
-    key = _today(former, KEYS.get(former, former))
-    values = [_today(value, VALUES.get(key, {}).get(value, value)) for value in text.split(",")]
-    return left.removesuffix(former) + key + separator + ",".join(values)
+    typed = left.lstrip("+~")
+    key = _here(_today(typed, KEYS.get(typed, typed)), SAME_KEYS)
+    former, same = VALUES.get(key, {}), SAME_VALUES.get(key, {})
+    values = [_here(_today(value, former.get(value, value)), same) for value in text.split(",")]
+    return left.removesuffix(typed) + key + separator + ",".join(values)
 
 
 def renamed_keys(cfg: Any) -> Any:
@@ -53,3 +82,9 @@ def _today(former: str, today: str) -> str:
     if former != today:
         log.warning("%s is now called %s: change it before the next release.", former, today)
     return today
+
+
+def _here(typed: str, same: Mapping[str, str]) -> str:
+    if typed in same:
+        log.info("%s: taken as %s.", typed, same[typed])
+    return same.get(typed, typed)

@@ -1,15 +1,17 @@
 """What runs a command: its name and overrides in, an exit status out, errors as sentences."""
 
 import logging
+import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from lesionseg import __version__
 from lesionseg.cli.command_table import COMMANDS
 from lesionseg.cli.compose import compose
 from lesionseg.cli.help import group_page, help_page
 from lesionseg.cli.multirun import multirun
-from lesionseg.cli.overrides import nearest
+from lesionseg.cli.overrides import nearest, read_flags
 from lesionseg.errors import ConfigError, LesionsegError
 
 
@@ -17,8 +19,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     """`lesionseg COMMAND OVERRIDES…`; returns the exit status."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     if arguments and arguments[0] in COMMANDS:
-        return run(arguments[0], arguments[1:])
-    if arguments and arguments[0] not in ("-h", "--help"):
+        return run(arguments[0], arguments[1:], program="lesionseg")
+    if arguments and arguments[0] in ("-sc", "--shell_completion"):
+        return _guarded(lambda: _complete(arguments[1:]))
+    if arguments == ["--version"]:
+        _say(f"lesionseg {__version__}")
+        return 0
+    if arguments and arguments[0] not in ("-h", "--help", "help"):
         near = nearest(arguments[0], COMMANDS)
         _say(f"Unknown command {arguments[0]!r}.{near}", error=True)
         return 2
@@ -26,36 +33,64 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name, entry in COMMANDS.items():
         _say(f"  {name:<9} {entry.summary}")
     _say("\n`lesionseg COMMAND --help` shows its groups, options and examples,")
-    _say("`lesionseg COMMAND --help GROUP` the settings of a group.")
+    _say("`lesionseg COMMAND --help GROUP` the settings of a group,")
+    _say('`eval "$(lesionseg -sc install=bash)"` completes them by the tab key.')
     return 0
 
 
-def run(command: str, argv: Sequence[str]) -> int:
-    """Run one command with Hydra overrides; returns 0, 1 after an error, 2 after a mistyped one."""
+def run(command: str, argv: Sequence[str], *, program: str | None = None) -> int:
+    """Run one command with Hydra overrides; returns 0, 1 after an error, 2 after a mistyped one.
+
+    `program` is what the examples of its help begin with; None: the script of the repository.
+    """
     if {"-h", "--help"} & set(argv):
-        return _help(command, argv)
+        return _guarded(lambda: _help(command, argv, program or "python"))
     # ours alone: other packages' notes on fonts and plug-ins are no news to a user
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logging.getLogger("lesionseg").setLevel(logging.INFO)
     debug = any(a.replace(" ", "").lower() == "debug=true" for a in argv)
+    return _guarded(lambda: _run(command, argv), debug)
+
+
+def _run(command: str, argv: Sequence[str]) -> int:
+    flags, overrides = read_flags(argv)
+    if "--multirun" in flags:
+        return multirun(command, overrides, call)
+    if "--cfg" in flags:
+        return _show(compose(command, overrides, complete=False))
+    return call(compose(command, overrides))
+
+
+def _guarded(action: Callable[[], int], debug: bool = False) -> int:
+    """The exit status of an action; errors become sentences unless `debug`."""
     try:
-        if {"-m", "--multirun"} & set(argv):
-            asked = [a for a in argv if a not in ("-m", "--multirun")]
-            return multirun(command, asked, call)
-        if "--cfg" in argv:
-            return _show(compose(command, [a for a in argv if a != "--cfg"], complete=False))
-        return call(compose(command, argv))
-    except ConfigError as error:
-        return _fail(error, debug, status=2)
+        return action()
     except LesionsegError as error:
-        return _fail(error, debug, status=1)
+        if debug:
+            raise
+        _say(f"Error: {error}", error=True)
+        return 2 if isinstance(error, ConfigError) else 1
     except KeyboardInterrupt:
         _say("Interrupted; the same command resumes, with run_dir= if it had none.", error=True)
         return 130
 
 
+def _complete(arguments: Sequence[str]) -> int:
+    from lesionseg.cli.completion import completion
+
+    _say(completion(arguments[0] if arguments else ""))
+    return 0
+
+
 def call(cfg: Any) -> int:
     """Build the settings, call the recipe, say what came out; returns the exit status."""
+    outcome = outcome_of(cfg)
+    _say("\n".join(outcome.summary()))
+    return int(outcome.exit_status)
+
+
+def outcome_of(cfg: Any) -> Any:
+    """Build the settings and call the recipe: what it returns. Raises `ConfigError`."""
     from hydra.errors import InstantiationException
     from hydra.utils import instantiate
 
@@ -68,19 +103,28 @@ def call(cfg: Any) -> int:
     except InstantiationException as error:
         if isinstance(error.__cause__, LesionsegError):
             raise error.__cause__ from None
-        raise ConfigError("A setting is wrong.", seen=str(error)) from error
-    outcome = call(**_config_for(plain))
-    _say("\n".join(outcome.summary()))
-    return int(outcome.exit_status)
+        raise _wrong_setting(error, plain) from error
+    return call(**_config_for(plain))
 
 
-def _help(command: str, argv: Sequence[str]) -> int:
-    """The command's page, or those of the groups that are named; returns the exit status."""
+def _wrong_setting(error: Exception, plain: Mapping[str, Any]) -> ConfigError:
+    """What Hydra could not build, as a sentence; a setting that is none names the nearest."""
+    group = str(error).rpartition("full_key: ")[2].strip()
+    unknown = re.search(r"unexpected keyword argument '(\w+)'", str(error))
+    if unknown is None:
+        return ConfigError("A setting is wrong.", where=group or None, seen=str(error))
+    known = [key for key in plain.get(group, ()) if key not in ("_target_", unknown[1])]
+    return ConfigError(
+        f"{group} takes no setting {unknown[1]!r}.{nearest(unknown[1], known)}",
+        where=f"{group}.{unknown[1]}",
+        expected=", ".join(known),
+    )
+
+
+def _help(command: str, argv: Sequence[str], program: str) -> int:
+    """The command's page, or those of the groups that are named."""
     named = [a for a in argv if not a.startswith("-") and "=" not in a]
-    try:
-        pages = [group_page(command, group) for group in named] or [help_page(command)]
-    except ConfigError as error:
-        return _fail(error, debug=False, status=2)
+    pages = [group_page(command, group) for group in named] or [help_page(command, program)]
     _say("\n".join(pages))
     return 0
 
@@ -109,13 +153,6 @@ def _config_for(plain: dict[str, Any]) -> dict[str, Any]:
     """The whole configuration, as data, for the commands that keep it with their results."""
     command = COMMANDS[plain["_target_"].rpartition(".")[2]]
     return {"config": plain} if command.keeps_config else {}
-
-
-def _fail(error: LesionsegError, debug: bool, status: int) -> int:
-    if debug:
-        raise error
-    _say(f"Error: {error}", error=True)
-    return status
 
 
 def _say(text: str, *, error: bool = False) -> None:

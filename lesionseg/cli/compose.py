@@ -1,15 +1,14 @@
 """Overrides in, one checked configuration out; a mistyped key names the nearest one."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from lesionseg.cli.aliases import renamed, renamed_keys
 from lesionseg.cli.command_table import COMMANDS
 from lesionseg.cli.overrides import key_of, nearest, quoted
+from lesionseg.cli.search_path import KEY, conf_dir, config_dirs, with_search_path
 from lesionseg.errors import ConfigError
 
-PACKAGE = Path(__file__).resolve().parent.parent
 NUMBERS_OR_WORDS = ("trainer.devices",)
 
 
@@ -24,9 +23,9 @@ def compose(command: str, argv: Sequence[str], *, complete: bool = True) -> Any:
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
-    overrides = [renamed(quoted(argument, COMMANDS[command].texts)) for argument in argv]
-    known = groups(command)
-    options = [o for o in overrides if key_of(o) in known]
+    overrides = typed_overrides(command, argv)
+    known = groups(command, overrides)
+    options = [o for o in overrides if key_of(o) in (*known, KEY)]
     _check_options(options, known)
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         try:
@@ -42,16 +41,28 @@ def compose(command: str, argv: Sequence[str], *, complete: bool = True) -> Any:
     return cfg
 
 
-def conf_dir() -> Path:
-    """The configuration: within an installed package, else in the repository."""
-    return PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.parent / "conf"
+def typed_overrides(command: str, argv: Sequence[str]) -> list[str]:
+    """What was typed, quoted, by the names of today, with all places that hold configurations."""
+    return with_search_path([renamed(quoted(a, COMMANDS[command].texts)) for a in argv])
 
 
-def groups(command: str) -> dict[str, list[str]]:
-    """The command's groups and the options of each, in the order of its table of contents."""
-    root = conf_dir()
+def groups(command: str, overrides: Sequence[str] = ()) -> dict[str, list[str]]:
+    """The command's groups and the options of each, in the order of its table of contents.
+
+    Options of the user's own folders are among them where the overrides name these.
+    """
     names = [next(iter(d)) for d in _contents(command)["defaults"] if isinstance(d, dict)]
-    return {n: sorted(p.stem for p in (root / n).glob("*.yaml")) for n in names}
+    files = {
+        n: [p for root in config_dirs(overrides) for p in (root / n).glob("*.yaml")] for n in names
+    }
+    return {name: sorted({path.stem for path in paths}) for name, paths in files.items()}
+
+
+def setting_names(cfg: Any) -> list[str]:
+    """Every key of a configuration, `group.key` for those of a group."""
+    from omegaconf import OmegaConf
+
+    return list(_flatten(OmegaConf.to_container(cfg, resolve=False)))
 
 
 def fitting(cfg: Any, command: str, overrides: Sequence[str] = ()) -> Any:
@@ -93,9 +104,7 @@ def _check_options(options: Sequence[str], groups: Mapping[str, Sequence[str]]) 
 
 
 def _check_keys(overrides: Sequence[str], base: Any) -> None:
-    from omegaconf import OmegaConf
-
-    known = list(_flatten(OmegaConf.to_container(base, resolve=False)))
+    known = setting_names(base)
     for override in overrides:
         key = key_of(override)
         # its group says whether it takes it

@@ -4,22 +4,27 @@ import re
 from pathlib import Path
 
 from lesionseg.cli.command_table import COMMANDS
-from lesionseg.cli.compose import conf_dir, groups
+from lesionseg.cli.compose import groups
 from lesionseg.cli.overrides import nearest
+from lesionseg.cli.search_path import config_dirs
 from lesionseg.errors import ConfigError
 
 
-def help_page(command: str) -> str:
-    """The command's page of help, from the first comment of each configuration file."""
-    root, entry = conf_dir(), COMMANDS[command]
+def help_page(command: str, program: str = "python") -> str:
+    """The command's page of help, from the first comment of each configuration file.
+
+    Its examples begin with `program`, which is `python` for the scripts of the repository.
+    """
+    entry = COMMANDS[command]
     lines = [f"{command}: {entry.summary}.", "", "Examples:"]
-    lines += [f"  python scripts/{command}.py {example}" for example in entry.examples]
+    typed = f"python scripts/{command}.py" if program == "python" else f"{program} {command}"
+    lines += [f"  {typed} {example}" for example in entry.examples]
     lines += ["", "Settings (key=value):"]
-    lines += [f"  {line}" for line in _own_settings(root / f"{command}.yaml")]
+    lines += [f"  {line}" for line in _own_settings(_file(f"{command}.yaml"))]
     for group, options in groups(command).items():
         lines += ["", f"Group {group} (group=option; its settings are {group}.key=value):"]
         lines += [
-            f"  {group}={o:<20} {_first_comment(root / group / f'{o}.yaml')}" for o in options
+            f"  {group}={o:<20} {_first_comment(_file(f'{group}/{o}.yaml'))}" for o in options
         ]
     lines += ["", "Any setting of any group can be overridden; a mistyped one names the nearest."]
     lines += (
@@ -42,11 +47,16 @@ def group_page(command: str, group: str) -> str:
             where="--help",
             expected=" | ".join(known) or "no group",
         )
-    files = {option: conf_dir() / group / f"{option}.yaml" for option in known[group]}
+    files = {option: _file(f"{group}/{option}.yaml") for option in known[group]}
     return "\n".join(
         f"=== {group}={option} ===\n{file.read_text(encoding='utf-8')}"
         for option, file in files.items()
     )
+
+
+def _file(name: str) -> Path:
+    """A configuration's file, in our folder or an installed package's."""
+    return next(root / name for root in config_dirs() if (root / name).is_file())
 
 
 def _own_settings(path: Path) -> list[str]:

@@ -7,10 +7,11 @@ from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from typing import Any
 
-from lesionseg.cli.aliases import renamed, renamed_keys
+from lesionseg.cli.aliases import renamed_keys
 from lesionseg.cli.command_table import COMMANDS
-from lesionseg.cli.compose import conf_dir, fitting
-from lesionseg.cli.overrides import key_of, quoted
+from lesionseg.cli.compose import fitting, typed_overrides
+from lesionseg.cli.overrides import key_of
+from lesionseg.cli.search_path import conf_dir
 from lesionseg.errors import ConfigError, pip_install
 
 
@@ -20,7 +21,7 @@ def multirun(command: str, argv: Sequence[str], call: Callable[[Any], int]) -> i
     from hydra.errors import HydraException
 
     _require_launcher(argv)
-    overrides = [renamed(quoted(a, COMMANDS[command].texts)) for a in argv]
+    overrides = typed_overrides(command, argv)
     statuses: list[int] = []
 
     def task(cfg: Any) -> int:

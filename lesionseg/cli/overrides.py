@@ -2,11 +2,26 @@
 
 import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from lesionseg.errors import ConfigError
 
 LISTS_OF_PATHS = ("bundle",)  # of which there may be several: an ensemble
+# short and other spellings of flags; those with a value become an override
+FLAGS = {
+    "-m": "--multirun",
+    "-c": "--cfg",
+    "-cd": "--config-dir",
+    "-i": "--input",
+    "-o": "--output",
+    "-h": "--help",
+    "-r": "--resolve",
+}
+KEYS_OF_FLAGS = {
+    "--config-dir": "hydra.searchpath=[{}]",
+    "--input": "input={}",
+    "--output": "output={}",
+}
 OVERRIDE = re.compile(r"^(?P<sign>[+~]{0,2})(?P<key>[\w./@-]+)(?:=(?P<value>.*))?$", re.DOTALL)
 
 
@@ -29,6 +44,41 @@ def quoted(argument: str, texts: Iterable[str]) -> str:
     if name in LISTS_OF_PATHS and value[0] == "[" and value[-1] == "]":
         return f"{key}=[{','.join(_quoted_text(v.strip()) for v in value[1:-1].split(','))}]"
     return f"{key}={_quoted_text(value)}"
+
+
+def read_flags(argv: Sequence[str]) -> tuple[set[str], list[str]]:
+    """Hydra's own flags by their long names, and the overrides without them.
+
+    `--config-dir DIR` becomes `hydra.searchpath`, `-i` and `-o` the `input` and `output` of
+    `predict`. Raises `ConfigError` for a flag that is not known or lacks its value.
+
+    >>> read_flags(["-c", "job", "loss=focal", "--config-dir", "mine"])
+    ({'--cfg'}, ['loss=focal', "hydra.searchpath=['file://mine']"])
+    """
+    flags, overrides, left = set(), list[str](), list(argv)
+    while left:
+        name, separator, value = left.pop(0).partition("=")
+        name = FLAGS.get(name, name)
+        if not name.startswith("-"):
+            overrides.append(name + separator + value)
+        elif name in KEYS_OF_FLAGS:
+            value = value if separator else _value_of(name, left)
+            text = f"file://{value}" if name == "--config-dir" else value
+            overrides.append(KEYS_OF_FLAGS[name].format(_quoted_text(text)))
+        elif name in FLAGS.values():
+            flags.add(name)
+            if name == "--cfg" and left[:1] in (["job"], ["all"], ["hydra"]):
+                left.pop(0)
+        else:
+            known = (*FLAGS, *FLAGS.values())
+            raise ConfigError(f"There is no flag {name!r}.{nearest(name, known)}", where=name)
+    return flags, overrides
+
+
+def _value_of(flag: str, left: list[str]) -> str:
+    if not left or left[0].startswith("-"):
+        raise ConfigError("The flag needs a value.", where=flag)
+    return left.pop(0)
 
 
 def _quoted_text(value: str) -> str:

@@ -4,15 +4,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from os import PathLike
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from torch import nn
 
-from lesionseg.core import CaseFiles, Prediction, Volume
-from lesionseg.errors import ContentError
+from lesionseg.core import CaseFiles, Geometry, Prediction, Volume
+from lesionseg.errors import ContentError, require
 from lesionseg.inference.bundles.bundle import Bundle
 from lesionseg.inference.bundles.ensemble import ensemble
 from lesionseg.inference.candidates.acceptance import choose_operating_point
@@ -107,12 +107,23 @@ class Predictor:
             settings=settings,
         )
 
-    def __call__(self, image: StrPath | Sequence[StrPath]) -> Prediction:
-        """Predict one case: its file, or one file per channel in the plan's order.
+    def __call__(
+        self, image: StrPath | Sequence[StrPath] | NDArray[Any], affine: ArrayLike | None = None
+    ) -> Prediction:
+        """Predict one case: its file, one file per channel in the plan's order, or an array.
 
-        Raises `ReadError`, `GeometryError` or `ContentError` naming the file at fault.
+        An array is `[*spatial]` or `[C, *spatial]` with the affine that maps its index to RAS mm,
+        as nibabel and MONAI have it; masks come back on its own axes. Raises `ReadError`,
+        `GeometryError` or `ContentError` naming the file at fault, `ConfigError` for an array
+        without an affine.
         """
-        return self.predict_files(case_files(image, self.plan))
+        if not isinstance(image, np.ndarray):
+            return self.predict_files(case_files(image, self.plan))
+        where = "affine"
+        require(affine is not None, "An array needs its affine.", where=where, seen=affine)
+        channels = image[None] if image.ndim == self.plan.dims else image
+        grid = Geometry(channels.shape[1:], np.asarray(affine, dtype=np.float64))
+        return self.predict_volume(Volume(channels, grid), "array")
 
     def predict_files(self, files: CaseFiles) -> Prediction:
         """Predict one case of known files; see `__call__`."""

@@ -138,6 +138,23 @@ def test_blobs_are_found_where_they_are(rng: np.random.Generator, plan: Plan) ->
     assert set(np.unique(prediction.mask())) == {0, 1}
 
 
+def test_an_array_in_nibabels_order_gives_the_same_places(
+    rng: np.random.Generator, plan: Plan
+) -> None:
+    geometry = Geometry.from_spacing(SHAPE, SPACING_MM)
+    image = _phantom(rng)
+    predictor = Predictor.from_network(Bright(), plan)
+    expected = predictor.predict_volume(Volume(image[None], geometry), "a")
+    other_way = geometry.affine[:, [2, 1, 0, 3]]  # of (x, y, z) in place of (z, y, x)
+    prediction = predictor(image.T, other_way)
+    centres = [np.rint(c.centre_mm) for c in prediction.candidates]
+    assert np.array_equal(centres, [np.rint(c.centre_mm) for c in expected.candidates])
+    assert prediction.mask().shape == image.T.shape
+    assert _dice(prediction.mask().T > 0, expected.mask() > 0) >= 0.99
+    with pytest.raises(ConfigError, match="affine"):
+        predictor(image)
+
+
 def test_two_axes_work_alike(rng: np.random.Generator, plan: Plan) -> None:
     flat = replace(plan, dims=2, modality="xray", tile_shape=(16, 16), spacing_mm=(0.5, 0.5))
     image = _phantom(rng)[12]

@@ -33,6 +33,11 @@ def scores_lines(by_role: Mapping[str, Mapping[str, Any]]) -> list[str]:
     return aligned(table)
 
 
+def score_cells(scores: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The rows of `scores_lines` for one role: what, and how much."""
+    return [(name, _cell(scores, name)) for name in ROWS]
+
+
 def aligned(table: Sequence[Sequence[str]]) -> list[str]:
     """Rows as lines of equal columns, the first to the left, the others to the right.
 

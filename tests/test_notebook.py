@@ -1,0 +1,66 @@
+"""The commands as functions: the words of the command line, and results that show themselves."""
+
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+import lesionseg
+from lesionseg.errors import ConfigError, ReadError
+
+
+@pytest.fixture(scope="module")
+def judged(tmp_path_factory: pytest.TempPathFactory) -> lesionseg.Run:
+    """One lesion found and one missed on each of two cases, by masks."""
+    folder = tmp_path_factory.mktemp("judged")
+    for case in ("a", "b"):
+        truth = np.zeros((24, 24, 24), np.uint8)
+        truth[2:8, 2:8, 2:8] = truth[15:19, 15:19, 15:19] = 1
+        seen = truth.copy()
+        seen[12:] = 0
+        for name, array in (("truth", truth), ("masks", seen)):
+            path = folder / name / f"{case}.nii.gz"
+            path.parent.mkdir(exist_ok=True)
+            nib.save(nib.Nifti1Image(array, np.eye(4)), path)
+    return lesionseg.evaluate(folder / "truth", folder / "masks", folder / "scores", replicates=10)
+
+
+def test_scores_tables_and_the_page_of_an_evaluation(judged: lesionseg.Run, tmp_path: Path) -> None:
+    assert judged.scores["lesion_recall"]["value"] == 0.5
+    assert judged.to_pandas("lesions")["detected"].tolist() == [True, False] * 2
+    assert list(judged.to_pandas("cases")["case"]) == ["a", "b"]
+    assert "<td>lesion recall</td><td>0.500</td>" in judged._repr_html_()
+    report: Any = lesionseg.report  # the package, which is the command too
+    assert report(judged.folder, tmp_path, report__pdf=False).is_file()
+
+
+def test_a_curve_of_scores_is_a_figure(judged: lesionseg.Run) -> None:
+    figure = judged.plot()
+    assert figure.axes[0].get_ylabel() == "sensitivity"
+
+
+def test_what_is_not_there_is_named(judged: lesionseg.Run, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="There is no such table"):
+        judged.to_pandas("lesion")
+    with pytest.raises(ReadError, match="no such table"):
+        lesionseg.Predictions(tmp_path).to_pandas()
+    with pytest.raises(ConfigError, match="Did you mean 'preset'"):
+        lesionseg.evaluate("a", "b", "c", presett="iou50")
+
+
+def test_settings_are_typed_as_on_the_command_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+
+    def outcome(cfg: Any) -> Any:
+        asked.append(cfg)
+        return type("Outcome", (), {"run_dir": Path("runs/a")})
+
+    monkeypatch.setattr("lesionseg.cli.notebook.outcome_of", outcome)
+    settings = {"loss.gamma": 1.5, "model__tile_shape": (32, 32, 32), "trainer__max_steps": None}
+    run = lesionseg.train("my data", loss="focal", **settings)
+    assert run.folder == Path("runs/a")
+    (cfg,) = asked
+    assert (cfg.data.root, cfg.loss.gamma, cfg.trainer.max_steps) == ("my data", 1.5, None)
+    assert list(cfg.model.tile_shape) == [32, 32, 32]
