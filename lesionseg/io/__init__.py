@@ -20,6 +20,7 @@ from lesionseg.io.formats.volumes import read_geometry as read_geometry
 from lesionseg.io.formats.volumes import read_volume as read_volume
 from lesionseg.io.formats.volumes import strip_suffix as strip_suffix
 from lesionseg.io.formats.volumes import write_volume as write_volume
+from lesionseg.io.layouts.conventions import Convention as Convention
 from lesionseg.io.layouts.conventions import read_dataset as read_dataset
 from lesionseg.io.layouts.input_images import find_images as find_images
 from lesionseg.io.local_files import content_files as content_files
@@ -30,6 +31,7 @@ from lesionseg.io.predictions import read_prediction as read_prediction
 from lesionseg.io.predictions import write_prediction as write_prediction
 
 __all__ = [
+    "Convention",
     "PredictionFiles",
     "atomic_path",
     "case_suffix",

@@ -4,10 +4,11 @@ import logging
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from importlib.metadata import entry_points
 from pathlib import Path
 
 from lesionseg.core import UNION, CaseFiles, Dataset
-from lesionseg.errors import ConfigError, DatasetError, LesionsegError
+from lesionseg.errors import DatasetError, LesionsegError, one_of
 from lesionseg.io.case_ids import check_case_id
 from lesionseg.io.dicom.headers import SUFFIXES as DICOM
 from lesionseg.io.dicom.radiographs import radiograph_columns
@@ -58,6 +59,14 @@ CONVENTIONS = (
 )
 
 
+ENTRY_POINTS = "lesionseg.layouts"
+
+
+def conventions() -> tuple[Convention, ...]:
+    """Ours, then those of installed packages: each entry point names a `Convention`."""
+    return (*CONVENTIONS, *(point.load() for point in entry_points(group=ENTRY_POINTS)))
+
+
 def read_dataset(
     root: Path,
     *,
@@ -98,27 +107,23 @@ def read_dataset(
 
 def recognised(root: Path) -> str | None:
     """The name of the convention that a folder follows; None: it is no dataset known here."""
-    fitting = (c.name for c in CONVENTIONS if c.recognises(root))
+    fitting = (c.name for c in conventions() if c.recognises(root))
     return next(fitting, None) if root.is_dir() else None
 
 
 def _choose(root: Path, name: str | None) -> Convention:
     if not root.is_dir():
         raise DatasetError("The data folder does not exist.", where=root)
-    if name is not None and name not in {c.name for c in CONVENTIONS}:
-        raise ConfigError(
-            "The convention is unknown.",
-            where="data.convention",
-            seen=name,
-            expected=", ".join(c.name for c in CONVENTIONS),
-        )
-    fitting = [c for c in CONVENTIONS if (c.recognises(root) if name is None else c.name == name)]
+    known = conventions()
+    if name is not None:
+        one_of("convention", name, [c.name for c in known], where="data.convention")
+    fitting = [c for c in known if (c.recognises(root) if name is None else c.name == name)]
     if not fitting:
         raise DatasetError(
             "The folder follows no convention known here.",
             where=root,
             seen=", ".join(sorted(p.name for p in root.iterdir())[:8]) or "an empty folder",
-            expected="; ".join(f"{c.name}: {c.looks_for}" for c in CONVENTIONS),
+            expected="; ".join(f"{c.name}: {c.looks_for}" for c in known),
             remedy="Write a manifest.csv with the columns case, image and reference.",
         )
     return fitting[0]

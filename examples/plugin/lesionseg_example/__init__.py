@@ -1,0 +1,1 @@
+"""An example of a package that lesionseg finds by its entry points."""

@@ -1,0 +1,1 @@
+"""Options of lesionseg's groups, laid out as its own `conf/` is."""

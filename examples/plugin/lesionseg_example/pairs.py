@@ -1,0 +1,28 @@
+"""A layout: one folder per case with `scan.nii.gz` and `lesions.nii.gz`."""
+
+from pathlib import Path
+
+from lesionseg.core import CaseFiles, Dataset
+from lesionseg.io import Convention
+
+
+def recognises(root: Path) -> bool:
+    """Whether some folder holds a scan."""
+    return any(root.glob("*/scan.nii.gz"))
+
+
+def read(root: Path) -> Dataset:
+    """One case per folder; one without `lesions.nii.gz` has no reference."""
+    cases = [
+        CaseFiles(
+            case=scan.parent.name,
+            images=(scan,),
+            reference=mask if (mask := scan.with_name("lesions.nii.gz")).exists() else None,
+        )
+        for scan in sorted(root.glob("*/scan.nii.gz"))
+    ]
+    labels = {1: "lesion"}
+    return Dataset(root.name, root, "pairs", 3, ("scan",), labels, tuple(cases))
+
+
+PAIRS = Convention("pairs", "CASE/scan.nii.gz and CASE/lesions.nii.gz", recognises, read)
