@@ -1,7 +1,7 @@
 """A case on the plan's grid: oriented, resampled, normalised; the reference moves along.
 
-MONAI's `Orientation` says how the axes turn and MONAI's `Spacing` lays the grid; `onto_grid` reads
-the image on it, one slab at a time, as inference does on the way back to the file's grid.
+MONAI's `Orientation` says how the axes turn. The grid covers what the file's covers; `onto_grid`
+reads the image on it, one slab at a time, as inference does on the way back to the file's grid.
 """
 
 import itertools
@@ -12,23 +12,26 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from monai.transforms import Spacing
+import torch
 from numpy.typing import NDArray
+from scipy import ndimage
 
 from lesionseg.core import Case, Geometry, Reference, Volume
-from lesionseg.data.adaptor import as_torch, geometry_of, shell
+from lesionseg.data.adaptor import as_torch
 from lesionseg.data.normalise import normalise
 from lesionseg.data.onto_grid import copy_float32, read_linear, turned
 from lesionseg.errors import ContentError, GeometryError
 from lesionseg.io.formats.guard import MOST_VOXELS
 from lesionseg.ops.lesions import lesions_of
-from lesionseg.ops.resample import resample_nearest
+from lesionseg.ops.resample import resample_area, resample_nearest
 from lesionseg.plan.plan import Plan
 
 logger = logging.getLogger(__name__)
 
 # spacings and grids closer than this (millimetres) are the same
 SAME_MM = 1e-3
+# a lesion that covers less of its voxel than this does not show in the image
+VISIBLE_SHARE = 0.1
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,10 +103,10 @@ def prepare_image(
 
 
 def plan_geometry(oriented: Geometry, plan: Plan) -> Geometry:
-    """The plan's grid over an oriented one: its first voxel centre and directions, new spacing.
+    """The plan's grid over an oriented one: what it covers, about the same centre, new spacing.
 
-    A shear (a tilted CT gantry) is straightened, about the volume's centre. Axes within 1e-3 mm
-    of the plan's spacing keep theirs; if all do, the very same geometry is returned.
+    A shear (a tilted CT gantry) is straightened. Axes within 1e-3 mm of the plan's spacing keep
+    theirs; if all do, the very same geometry is returned.
     """
     target = [
         own if abs(own - wanted) <= SAME_MM else wanted
@@ -111,9 +114,17 @@ def plan_geometry(oriented: Geometry, plan: Plan) -> Geometry:
     ]
     if target == list(oriented.spacing_mm):
         return oriented
-    # lazy: the grid is laid, no voxel is read
-    lay = Spacing(pixdim=target, diagonal=False, lazy=True)
-    return geometry_of(lay(shell(oriented)))
+    linear = oriented.affine[:-1, :-1]
+    # the orthonormal directions of the axes: the first stays, a shear leaves the others
+    upper = np.linalg.cholesky(linear.T @ linear).T
+    directions = linear @ np.linalg.inv(upper)
+    extent = np.abs(directions.T @ linear) @ np.array(oriented.shape)
+    shape = np.maximum(np.rint(extent / target), 1).astype(int)
+    affine = np.eye(oriented.dims + 1)
+    affine[:-1, :-1] = directions * target
+    centre = oriented.to_mm((np.array(oriented.shape) - 1) / 2)
+    affine[:-1, -1] = centre - affine[:-1, :-1] @ ((shape - 1) / 2)
+    return Geometry(tuple(shape.tolist()), affine)
 
 
 def prepare_reference(
@@ -122,9 +133,11 @@ def prepare_reference(
     """Bring a reference to the plan's grid `geometry` (that of the prepared image).
 
     Lesions are the reference's instances; else the components of its labels; else its boxes,
-    filled, the smaller over the larger. Voxels are taken from the nearest; a lesion that would
-    vanish keeps the voxel at its centre. What is ignored holds no lesion. No lesion gives zeros.
-    Raises `ContentError` for a label the plan does not know.
+    filled, the smaller over the larger. A voxel is lesion where lesions cover half of it, and
+    belongs to the one that covers most. A lesion that would vanish keeps the voxel at its centre;
+    where it covers less than a tenth of that, so that the image cannot show it, the voxel does not
+    teach. What is ignored holds no lesion. No lesion gives zeros. Raises `ContentError` for a
+    label the plan does not know.
     """
     lesions = lesions_of(reference)
     instances = lesions.drawn()
@@ -132,7 +145,7 @@ def prepare_reference(
         instances[reference.ignore] = 0
     inside = _inside(instances, reference) if plan.regions else None
     _refuse_unknown(np.unique(lesions.labels if inside is None else inside), plan, where)
-    moved = _read_nearest(instances, reference.geometry, geometry).astype(np.int32, copy=False)
+    moved, covered = _read_instances(instances, reference.geometry, geometry)
     channel = np.zeros(int(lesions.ids.max(initial=0)) + 1, dtype=np.uint8)
     _revive(moved, instances, len(channel) - 1, reference.geometry, geometry)
     if inside is not None:
@@ -142,10 +155,13 @@ def prepare_reference(
         channel[lesions.ids] = [plan.label_values.index(v) + 1 for v in lesions.labels.tolist()]
         labels = channel[moved]
     valid = None
+    invisible = (moved > 0) & (covered < VISIBLE_SHARE)
+    if reference.ignore is not None or invisible.any():
+        valid = ~invisible
     if reference.ignore is not None:
         ignore = reference.ignore.astype(np.uint8)
         # a lesion revived beside its place is still one
-        valid = (_read_nearest(ignore, reference.geometry, geometry) == 0) | (moved > 0)
+        valid &= (_read_nearest(ignore, reference.geometry, geometry) == 0) | (moved > 0)
     return PreparedReference(labels, moved, tuple(channel[1:].tolist()), valid)
 
 
@@ -223,6 +239,52 @@ def _read_nearest(array: NDArray[Any], source: Geometry, geometry: Geometry) -> 
         return np.ascontiguousarray(view.array[0])
     array, matrix = _reaching(view, geometry)
     return resample_nearest(as_torch(array), matrix, geometry.shape)[0].numpy()
+
+
+def _read_instances(
+    instances: NDArray[np.int32], source: Geometry, geometry: Geometry
+) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+    """Lesion ids on the plan's grid, and the share of each voxel that lesions cover."""
+    view = turned(Volume(instances[np.newaxis], source))
+    if view.geometry.matches(geometry, SAME_MM):
+        moved = np.ascontiguousarray(view.array[0])
+        return moved, (moved > 0).astype(np.float32)
+    moved = np.zeros(geometry.shape, dtype=np.int32)
+    most, total = (np.zeros(geometry.shape, dtype=np.float32) for _ in range(2))
+    matrix = np.linalg.inv(view.geometry.affine) @ geometry.affine
+    for number, place in enumerate(ndimage.find_objects(view.array[0]), start=1):
+        if place is not None:
+            mask = view.array[0][place] == number
+            there, share = _share_of_voxels(mask, place, matrix, geometry.shape)
+            more = share > most[there]
+            moved[there][more], most[there][more] = number, share[more]
+            total[there] += share
+    moved[total < 0.5 - 1e-6] = 0
+    return moved, total
+
+
+def _share_of_voxels(
+    mask: NDArray[np.bool_],
+    place: tuple[slice, ...],
+    matrix: NDArray[np.float64],
+    shape: tuple[int, ...],
+) -> tuple[tuple[slice, ...], NDArray[np.float32]]:
+    """The part of the plan's grid that a mask at `place` of the file's reaches; its share there.
+
+    `matrix` maps an index of the plan's grid to one of the file's.
+    """
+    corners = np.array(list(itertools.product(*[(s.start - 0.5, s.stop - 0.5) for s in place])))
+    inverse = np.linalg.inv(matrix)
+    reached = corners @ inverse[:-1, :-1].T + inverse[:-1, -1]
+    first = np.floor(reached.min(axis=0) + 0.5).clip(0, np.array(shape) - 1).astype(int)
+    last = np.ceil(reached.max(axis=0) - 0.5).clip(first, np.array(shape) - 1).astype(int)
+    there = tuple(slice(a, b + 1) for a, b in zip(first.tolist(), last.tolist(), strict=True))
+    # nothing around it: a voxel that reaches over the mask is not all mask
+    border = math.ceil(np.abs(matrix[:-1, :-1]).max())
+    part = torch.from_numpy(np.pad(mask, border)[np.newaxis])
+    moved, begin = matrix.copy(), np.array([s.start for s in place]) - border
+    moved[:-1, -1] += matrix[:-1, :-1] @ first - begin
+    return there, resample_area(part, moved, tuple((last - first + 1).tolist()))[0].numpy()
 
 
 def _reaching(volume: Volume, geometry: Geometry) -> tuple[NDArray[Any], NDArray[np.float64]]:

@@ -1,12 +1,17 @@
 """Resampling from one grid to another, slab by slab.
 
-Index coordinates are those of voxel centres: voxel 0 reaches from −½ to ½. Where each input axis
-runs along one output axis (identity, flips, permutations, zooms: the way from a plan's grid to a
-file's) the axes are interpolated one after the other, exactly; any other matrix goes the long way.
+Index coordinates are those of voxel centres: voxel 0 reaches from −½ to ½. On a finer grid values
+are interpolated; on a coarser one each voxel is the mean over what it covers, so that nothing
+between two samples is lost. Where each input axis runs along one output axis (identity, flips,
+permutations, zooms: the way from a plan's grid to a file's) this is exact, one axis after the
+other; any other matrix goes the long way.
 """
 
+import itertools
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -22,17 +27,26 @@ from lesionseg.errors import GeometryError
 _GRAIN = 1e-5
 _TOLERANCE = 1e-3
 
+# an output voxel this much longer than an input one covers more than a sample shows
+_COARSER = 1 + 1e-3
+
 _Take = Callable[[Tensor, int, NDArray[np.float64]], Tensor]
 
 
 def resample_linear(
     array: Shaped[Tensor, "c *inp"], matrix: ArrayLike, out_shape: Sequence[int], *, slab: int = 32
 ) -> Float[Tensor, "c *out"]:
-    """Interpolate `array` linearly on another grid; float32.
+    """Read `array` on another grid: linear between voxel centres, the mean where coarser; float32.
 
-    `matrix` `[dims+1, dims+1]` maps an output index to an input index. In the half voxel between
-    the outermost centres and the edge the outermost value holds; outside is 0. Temporaries are
-    the size of `slab` output rows. Raises `GeometryError` for a matrix that does not fit.
+    `matrix` `[dims+1, dims+1]` maps an output index to an input index. Along an axis on which an
+    output voxel is longer than an input one, its value is the mean over its own extent. In the
+    half voxel between the outermost centres and the edge the outermost value holds; outside is 0.
+    Temporaries are the size of `slab` output rows. Raises `GeometryError` for a matrix that does
+    not fit.
+
+    >>> halved = np.diag([2.0, 1.0]) + [[0, 0.5], [0, 0]]
+    >>> resample_linear(torch.tensor([[0.0, 1.0, 4.0, 6.0]]), halved, (2,)).tolist()
+    [[0.5, 5.0]]
     """
     out = array.new_empty((array.shape[0], *out_shape), dtype=torch.float32)
     for rows, piece in linear_slabs(array, matrix, out_shape, slab=slab):
@@ -57,16 +71,41 @@ def linear_slabs(
     if plan.source is None:
         array = decode(array)
         for rows in _slabs(out_shape[0], slab):
-            yield rows, _sample_linear(array, plan.coordinates(rows))
+            parts = [_sample_linear(array, plan.coordinates(rows, at)) for at in plan.samples()]
+            yield rows, torch.stack(parts).mean(0) if len(parts) > 1 else parts[0]
         return
     lines = [plan.line(axis) for axis in range(len(plan.source))]
+    takes = [_taker(plan.ratio(axis)) for axis in range(len(plan.source))]
     along, last = 1 + plan.source[0], array.shape[1 + plan.source[0]] - 1
+    half = plan.ratio(0) / 2
     for rows in _slabs(out_shape[0], slab):
         x = lines[0][rows]
-        first = int(np.clip(np.floor(x.min()), 0, last))
-        n = int(np.clip(np.floor(x.max()) + 1, 0, last)) - first + 1
+        first = int(np.clip(np.floor(x.min() - half), 0, last))
+        n = int(np.clip(np.floor(x.max() + half) + 1, 0, last)) - first + 1
         read = decode(array.narrow(along, first, n))
-        yield rows, _by_axes(read, plan.source, [x - first, *lines[1:]], _take_linear)
+        yield rows, _by_axes(read, plan.source, [x - first, *lines[1:]], takes)
+
+
+def resample_area(
+    array: Shaped[Tensor, "c *inp"], matrix: ArrayLike, out_shape: Sequence[int]
+) -> Float[Tensor, "c *out"]:
+    """The mean over each output voxel's extent of an array that is constant within its voxels.
+
+    Of a mask: the share of the voxel that it covers, whether the grid is coarser or finer. Where
+    axes mix it is the mean of samples. float32, 0 outside; errors as `resample_linear`.
+
+    >>> halves = np.diag([0.5, 1.0]) + [[0, -0.25], [0, 0]]
+    >>> resample_area(torch.tensor([[0.0, 1.0]]), halves, (4,)).tolist()
+    [[0.0, 0.0, 1.0, 1.0]]
+    """
+    plan = _plan(array, matrix, out_shape)
+    if plan.source is None:
+        rows = slice(0, out_shape[0])
+        parts = [_sample_nearest(array, plan.coordinates(rows, at)) for at in plan.samples(least=3)]
+        return torch.stack(parts).float().mean(0)
+    axes = range(len(plan.source))
+    takes: list[_Take] = [partial(_take_mean, ratio=plan.ratio(axis)) for axis in axes]
+    return _by_axes(array, plan.source, [plan.line(axis) for axis in axes], takes)
 
 
 def resample_nearest(
@@ -84,7 +123,7 @@ def resample_nearest(
             out[:, rows] = _sample_nearest(array, plan.coordinates(rows))
         else:
             places = [lines[0][rows], *lines[1:]]
-            out[:, rows] = _by_axes(array, plan.source, places, _take_nearest)
+            out[:, rows] = _by_axes(array, plan.source, places, [_take_nearest] * len(places))
     return out
 
 
@@ -101,9 +140,25 @@ class _Resampling:
         row = self.matrix[0 if self.source is None else self.source[axis]]
         return _snap(row[axis] * np.arange(self.out_shape[axis]) + row[-1])
 
-    def coordinates(self, rows: slice) -> list[NDArray[np.float64]]:
-        """Input coordinates of the output rows, one array `[rows, *out[1:]]` an input axis."""
-        index = np.ogrid[(rows, *(slice(0, n) for n in self.out_shape[1:]))]
+    def ratio(self, axis: int) -> float:
+        """How many input voxels an output voxel is long, when axes do not mix."""
+        return float(abs(self.matrix[0 if self.source is None else self.source[axis], axis]))
+
+    def samples(self, least: int = 1) -> list[tuple[float, ...]]:
+        """Places within an output voxel, −½ to ½, whose mean stands for it when axes mix."""
+        steps = np.ceil(np.linalg.norm(self.matrix[:-1, :-1], axis=0) / _COARSER).astype(int)
+        lines = [(np.arange(n) + 0.5) / n - 0.5 for n in np.maximum(steps, least)]
+        return list(itertools.product(*(line.tolist() for line in lines)))
+
+    def coordinates(
+        self, rows: slice, at: Sequence[float] | None = None
+    ) -> list[NDArray[np.float64]]:
+        """Input coordinates of the output rows, one array `[rows, *out[1:]]` an input axis.
+
+        `at` moves all of them by a part of an output voxel.
+        """
+        grid = np.ogrid[(rows, *(slice(0, n) for n in self.out_shape[1:]))]
+        index = [i + part for i, part in zip(grid, at or [0.0] * len(grid), strict=True)]
         return [
             _snap(np.asarray(sum(m * i for m, i in zip(row[:-1], index, strict=True)) + row[-1]))
             for row in self.matrix[:-1]
@@ -134,13 +189,42 @@ def _unmixed(linear: NDArray[np.float64], out_shape: tuple[int, ...]) -> tuple[i
 
 
 def _by_axes(
-    array: Tensor, source: tuple[int, ...], places: Sequence[NDArray[np.float64]], take: _Take
+    array: Tensor,
+    source: tuple[int, ...],
+    places: Sequence[NDArray[np.float64]],
+    takes: Sequence[_Take],
 ) -> Tensor:
     """Read `array` where `places[j]` are the input coordinates along output axis j."""
     piece = array.permute(0, *(1 + axis for axis in source))
-    for axis, places_there in enumerate(places, start=1):
+    for axis, (places_there, take) in enumerate(zip(places, takes, strict=True), start=1):
         piece = take(piece, axis, places_there)
     return piece
+
+
+def _taker(ratio: float) -> _Take:
+    return _take_linear if ratio <= _COARSER else partial(_take_mean, ratio=ratio)
+
+
+def _take_mean(array: Tensor, axis: int, x: NDArray[np.float64], *, ratio: float) -> Tensor:
+    """The mean over `ratio` input voxels around each place, those inside the array alone."""
+    n = array.shape[axis]
+    low, high = (np.clip(x + way * ratio / 2, -0.5, n - 0.5) for way in (-1, 1))
+    first = np.floor(low + 0.5).astype(np.int64)
+    total = np.maximum(high - low, _GRAIN)
+    piece = None
+    for tap in range(math.ceil(ratio) + 1):
+        at = first + tap
+        share = np.clip(np.minimum(high, at + 0.5) - np.maximum(low, at - 0.5), 0, None) / total
+        if share.any():
+            values = array.index_select(axis, _on(array, np.minimum(at, n - 1))).float()
+            values = values * _along(array, axis, share.astype(np.float32))
+            piece = values if piece is None else piece.add_(values)
+    inside = _along(array, axis, _inside(x, n))
+    if piece is None:  # every place lies outside
+        return array.new_zeros(
+            [len(x) if a == axis else m for a, m in enumerate(array.shape)]
+        ).float()
+    return torch.where(inside, piece, 0)
 
 
 def _take_linear(array: Tensor, axis: int, x: NDArray[np.float64]) -> Tensor:

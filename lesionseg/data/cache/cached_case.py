@@ -26,7 +26,7 @@ from lesionseg.data.cache.lesion_table import LesionTable, find_lesions
 from lesionseg.data.prepare import PreparedCase, PreparedReference
 from lesionseg.errors import ReadError
 
-CACHE_VERSION = 2
+CACHE_VERSION = 3
 MAX_VALID_SEEDS = 512
 _HALF_MAX = float(np.finfo(np.float16).max)
 
