@@ -4,20 +4,25 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 WORKERS ?= 2
 
-.PHONY: demo test setup check slow data bench peers lock check-lock
+.PHONY: demo test setup check slow data bench peers lock check-lock wheelhouse
 
-demo: setup  ## train, predict, evaluate and report on simulated brain MRI
+demo: $(VENV)/.runtime  ## train, predict, evaluate and report on simulated brain MRI
 	$(BIN)/python scripts/train.py experiment=demo_mri
 
 test: setup check  ## style, types, import rules and all quick tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS)
 
-setup: $(VENV)/.installed  ## the environment alone, from the lock file
+setup: $(VENV)/.installed  ## the developers' environment alone, from requirements.lock
 
-$(VENV)/.installed: requirements.lock pyproject.toml
+$(VENV)/.installed: requirements.lock $(VENV)/.runtime
+	$(BIN)/python -m pip install --quiet -r requirements.lock
+	touch $@
+
+# what a user needs, without the tools of tests and the extras
+$(VENV)/.runtime: requirements-runtime.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "make setup needs Python 3.11 or later; $(PYTHON) is %s.%s. Name another: make setup PYTHON=python3.11" % sys.version_info[:2])'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet -r requirements.lock
+	$(BIN)/python -m pip install --quiet -r requirements-runtime.lock
 	$(BIN)/python -m pip install --quiet --no-deps --editable .
 	touch $@
 
@@ -43,11 +48,11 @@ peers: .peers/.installed  ## the packages that benchmarks and tests compare with
 	.peers/bin/python -m pip install --quiet -r benchmarks/peers.txt
 	touch $@
 
-lock: setup  ## write requirements.lock anew from the environment
-	$(BIN)/python -m pip freeze --exclude-editable | sed -e 's/+cpu//' -e 's/^triton==.*/&; $(TRITON)/' > requirements.lock
+lock:  ## write both locks anew, for every platform; versions in them stay unless pyproject.toml forbids
+	.ci/lock $(PYTHON)
 
-# only there may a build of torch for CPUs need it named; elsewhere torch brings its own or none
-TRITON := platform_system == "Linux" and platform_machine == "x86_64"
+wheelhouse: $(VENV)/.runtime  ## wheelhouse/: every wheel a machine without an index needs
+	$(BIN)/python -m pip wheel --quiet --wheel-dir wheelhouse -r requirements-runtime.lock .
 
-check-lock:  ## resolve requirements.lock as a stranger's pip would
+check-lock:  ## resolve requirements.lock as a stranger would, on Linux, macOS and Windows
 	.ci/check-lock $(PYTHON)

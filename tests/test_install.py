@@ -20,8 +20,8 @@ EXTRAS: dict[str, list[str]] = PROJECT["optional-dependencies"]
 TRITON_OF_TORCH = {"2.13.0": "3.7.1"}
 
 
-def _locked() -> dict[str, Requirement]:
-    lines = (ROOT / "requirements.lock").read_text(encoding="utf-8").splitlines()
+def _locked(name: str = "requirements.lock") -> dict[str, Requirement]:
+    lines = (ROOT / name).read_text(encoding="utf-8").splitlines()
     pins = [Requirement(line) for line in lines if not line.startswith("#")]
     return {pin.name.lower().replace("_", "-"): pin for pin in pins}
 
@@ -32,9 +32,19 @@ def test_the_lock_pins_the_triton_that_torch_asks_for() -> None:
     assert str(pins["triton"].specifier) == f"=={TRITON_OF_TORCH[torch]}"
     marker = pins["triton"].marker
     assert marker is not None
-    assert marker.evaluate({"platform_system": "Linux", "platform_machine": "x86_64"})
-    assert not marker.evaluate({"platform_system": "Darwin", "platform_machine": "x86_64"})
-    assert not marker.evaluate({"platform_system": "Linux", "platform_machine": "aarch64"})
+    assert marker.evaluate({"sys_platform": "linux", "platform_machine": "x86_64"})
+    assert not marker.evaluate({"sys_platform": "darwin", "platform_machine": "arm64"})
+    assert not marker.evaluate({"sys_platform": "win32", "platform_machine": "AMD64"})
+
+
+def test_the_runtimes_lock_is_a_part_of_the_developers() -> None:
+    everything, runtime = _locked(), _locked("requirements-runtime.lock")
+    assert {name: everything[name].specifier for name in runtime} == {
+        name: pin.specifier for name, pin in runtime.items()
+    }
+    assert {Requirement(line).name.lower() for line in PROJECT["dependencies"]} <= runtime.keys()
+    tools = {"ray", "mypy", "pytest", "onnx", "pandas", "optuna", "pydicom", "fastapi"}
+    assert not runtime.keys() & tools
 
 
 def test_the_lock_has_what_lesionseg_and_its_tests_ask_for() -> None:
