@@ -9,11 +9,11 @@ WORKDIR /source
 COPY requirements-runtime.lock ./
 RUN python -m venv /opt/lesionseg \
  && if [ "$TORCH" = cpu ]; then \
-      grep -v '^triton==' requirements-runtime.lock > wanted.txt; \
-      /opt/lesionseg/bin/pip install --no-cache-dir "$(grep '^torch==' wanted.txt)" \
+      /opt/lesionseg/bin/pip install --no-cache-dir \
+        "$(grep '^torch==' requirements-runtime.lock)" \
         --index-url https://download.pytorch.org/whl/cpu; \
-    else cp requirements-runtime.lock wanted.txt; fi \
- && /opt/lesionseg/bin/pip install --no-cache-dir -r wanted.txt \
+    fi \
+ && /opt/lesionseg/bin/pip install --no-cache-dir -r requirements-runtime.lock \
       fastapi uvicorn python-multipart pydicom highdicom
 COPY pyproject.toml README.md LICENSE ./
 COPY lesionseg lesionseg
