@@ -1,0 +1,21 @@
+"""On the path of every rehearsal: packages that a bare GPU machine lacks cannot be imported."""
+
+import sys
+from importlib.abc import MetaPathFinder
+
+ABSENT = {
+    "SimpleITK", "pydicom", "highdicom", "ray", "optuna", "fastapi", "uvicorn", "submitit",
+    "mlflow", "wandb", "s3fs", "beartype", "alembic", "plotly",
+}  # fmt: skip
+
+
+class Absent(MetaPathFinder):
+    """Refuses the packages of `ABSENT`, as if they were not installed."""
+
+    def find_spec(self, name: str, *_: object) -> None:
+        """Raise `ModuleNotFoundError` for them, and leave all others to the next finder."""
+        if name.partition(".")[0] in ABSENT:
+            raise ModuleNotFoundError(f"No module named {name!r} (a rehearsal)", name=name)
+
+
+sys.meta_path.insert(0, Absent())
