@@ -43,6 +43,7 @@ def gpu_tests(setting: Setting) -> Iterator[Row]:
         if not choice:
             continue
         command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *choice]
+        command += ["-W", "default"]  # what this image's versions warn of is no failure
         done = subprocess.run(
             list(map(str, command)), cwd=ROOT, capture_output=True, text=True, check=False
         )

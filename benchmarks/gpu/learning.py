@@ -1,6 +1,6 @@
 """Part 3: lesions found after the same minutes, by ours and by nnU-Net with its own plan."""
 
-import importlib.util
+import importlib
 import os
 import sys
 from argparse import Namespace
@@ -12,7 +12,7 @@ from rows import Row, Setting, absent
 from speed import dataset, n_workers
 
 STAND_IN = Path(__file__).with_name("stand_in")
-LEFT_OVER = 120.0  # seconds for preparing the comparison, predicting and judging
+LEFT_OVER = 80.0  # seconds for preparing the comparison, predicting and judging
 
 
 def ours(setting: Setting) -> Iterator[Row]:
@@ -23,18 +23,27 @@ def ours(setting: Setting) -> Iterator[Row]:
 def nnunet(setting: Setting) -> Iterator[Row]:
     """Sensitivity of nnU-Net by its own plan, judged by the same candidate rule."""
     if not vs_nnunet.PEERS.is_file():
-        if importlib.util.find_spec("nnunetv2") is None:
+        if not can_import("nnunetv2"):
             yield absent("nnunet", "nnunetv2 is neither carried nor in .peers (make peers)")
             return
         vs_nnunet.PEERS = Path(sys.executable)
-    if importlib.util.find_spec("SimpleITK") is None:  # nnU-Net then reads by nibabel
+    if not can_import("SimpleITK"):  # nnU-Net then reads by nibabel
         os.environ["PYTHONPATH"] = os.pathsep.join([os.environ["PYTHONPATH"], str(STAND_IN)])
     yield from cell(setting, "nnunet", [])
 
 
+def can_import(name: str) -> bool:
+    """Whether a package is there."""
+    try:
+        importlib.import_module(name)
+    except ModuleNotFoundError:
+        return False
+    return True
+
+
 def cell(setting: Setting, tool: str, overrides: list[str]) -> Iterator[Row]:
     """One tool's training, prediction and scores, as rows."""
-    data, _ = dataset(setting, n_test=setting.pick(4, 2))
+    data, _ = dataset(setting, "luna_nodules", n_test=setting.pick(4, 2))
     minutes = setting.pick(max(setting.seconds - LEFT_OVER, 60) / 60, 0.4)
     options = Namespace(
         output=setting.scratch / "out",

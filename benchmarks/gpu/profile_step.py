@@ -10,7 +10,7 @@ import pytorch_lightning as pl
 import torch
 from rows import Row, absent
 from torch.profiler import ProfilerActivity, profile
-from training_work import covered
+from training_work import covered, on_gpu
 
 # the first that fits; names of CUDA kernels and of torch's operations on a CPU
 FAMILIES = {
@@ -87,11 +87,12 @@ class ProfileSteps(pl.Callback):
 
     def _spans(self) -> list[tuple[str, float, float]]:
         """Name, start and end in µs of what ran on the device; on a CPU of the outermost calls."""
-        wanted = torch.autograd.DeviceType.CUDA if self.cuda else torch.autograd.DeviceType.CPU
+        if self.cuda:
+            return on_gpu(self._profile)
         return [
             (event.name, event.time_range.start, event.time_range.end)
             for event in self._profile.events() or ()
-            if event.device_type == wanted and (self.cuda or event.cpu_parent is None)
+            if event.cpu_parent is None
         ]
 
     def _wait(self) -> None:

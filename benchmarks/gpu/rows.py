@@ -85,7 +85,7 @@ class Setting:
     """Under what a row is measured.
 
     `rehearse`: small shapes on a CPU. `seconds`: what is left for it. `scratch`: a folder that is
-    removed afterwards. `data`: a dataset folder of real scans, None where none was carried.
+    removed afterwards. `data`: a folder of sets of real scans, None where none was carried.
     """
 
     device: str

@@ -56,7 +56,7 @@ PARTS: dict[int, tuple[str, dict[str, float]]] = {
             "dynunet_compiled": 150,
             "plain_conv_unet_compiled": 150,
             "step_profile": 60,
-            "end_to_end": 200,
+            "end_to_end": 240,
             "inference": 90,
         },
     ),
@@ -106,7 +106,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, default=9.0)
     parser.add_argument("--rehearse", action="store_true")
     parser.add_argument("--output", type=Path, default=ROOT / "runs" / "gpu")
-    parser.add_argument("--data", type=Path, default=carried_data(), help="a folder of real scans")
+    parser.add_argument("--data", type=Path, default=carried_data(), help="sets of real scans")
     parser.add_argument("--only", nargs="+", default=[], help="measurements, by name")
     parser.add_argument("--first", help="the measurement to begin with")
     parser.add_argument("--worker", nargs=3, help=argparse.SUPPRESS)
@@ -114,8 +114,8 @@ def arguments() -> argparse.Namespace:
 
 
 def carried_data() -> Path | None:
-    """The nodules that carry.py left."""
-    folder = CARRIED / "data" / "luna_nodules"
+    """The sets that carry.py left."""
+    folder = CARRIED / "data"
     return folder if folder.is_dir() else None
 
 
