@@ -189,11 +189,10 @@ def run_tool(setting: Setting, tool: str, seed: int, folder: Path) -> dict[str, 
         "accelerator": options.accelerator,
         "device": "cuda" if options.accelerator == "gpu" else "cpu",
     }
+    paths = [str(HERE.parent), str(HERE), os.environ.get("PYTHONPATH", "")]
     environment = os.environ | {
         "OMP_NUM_THREADS": str(options.threads),
-        "PYTHONPATH": os.pathsep.join(
-            [str(HERE.parent), str(HERE), os.environ.get("PYTHONPATH", "")]
-        ),
+        "PYTHONPATH": os.pathsep.join(filter(None, paths)),
     }
     if tool == "lesionseg":
         job |= {"overrides": options.overrides}

@@ -173,7 +173,9 @@ def test_carried_versions_are_those_of_the_lock(run: ModuleType) -> None:
     assert [line.partition("==")[0] for line in carry.pinned(carry.OURS)] == list(carry.OURS)
 
 
-def test_kernels_are_told_apart_by_name(run: ModuleType, repository: Path, monkeypatch) -> None:
+def test_kernels_are_told_apart_by_name(
+    run: ModuleType, repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.syspath_prepend(repository / "benchmarks")
     family = importlib.import_module("profile_step").family
     sys.modules.pop("training_work", None)
