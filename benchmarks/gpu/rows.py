@@ -100,16 +100,19 @@ class Setting:
 
 
 class Book:
-    """`part<N>.jsonl` and `part<N>.md` in a folder, each row in both as soon as it is there."""
+    """`part<N>.jsonl` and `part<N>.md` in a folder, each row in both as soon as it is there.
+
+    Rows of another run follow those of the runs before it.
+    """
 
     def __init__(self, folder: Path, part: int, about: dict[str, str]) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.lines, self.table = folder / f"part{part}.jsonl", folder / f"part{part}.md"
         self.log = folder / f"part{part}.log"
         said = ", ".join(f"{name} {value}" for name, value in about.items())
-        self.lines.write_text(json.dumps({"part": part, **about}, ensure_ascii=False) + "\n")
-        self.table.write_text(f"Part {part}: {said}\n\n{HEAD}")
-        self.log.write_text("")
+        with self.lines.open("a") as lines, self.table.open("a") as table:
+            lines.write(json.dumps({"part": part, **about}, ensure_ascii=False) + "\n")
+            table.write(f"\nPart {part}: {said}\n\n{HEAD}")
         self._began = time.monotonic()
 
     def add(self, row: Row) -> None:
