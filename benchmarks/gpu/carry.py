@@ -11,6 +11,7 @@ ever committed.
 """
 
 import argparse
+import importlib.util
 import json
 import re
 import shutil
@@ -87,9 +88,9 @@ def fetch(packages: list[str], folder: Path) -> None:
 
 
 def install(wheels: Path, site: Path) -> None:
-    """Unpack the carried wheels, once, from no index."""
+    """Unpack the carried wheels, once, from no index; nothing where monai is there already."""
     found = sorted(map(str, wheels.glob("*.whl")))
-    if not found or site.is_dir():
+    if not found or site.is_dir() or importlib.util.find_spec("monai"):
         return
     command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps"]
     command += ["--no-compile", "--find-links", str(wheels), "--target", str(site), *found]

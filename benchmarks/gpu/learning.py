@@ -2,13 +2,14 @@
 
 import importlib
 import os
+import subprocess
 import sys
 from argparse import Namespace
 from collections.abc import Iterator
 from pathlib import Path
 
 import vs_nnunet
-from rows import Row, Setting, absent
+from rows import NOTE, Row, Setting, absent
 from speed import dataset, n_workers
 
 STAND_IN = Path(__file__).with_name("stand_in")
@@ -54,7 +55,11 @@ def cell(setting: Setting, tool: str, overrides: list[str]) -> Iterator[Row]:
         overrides=overrides,
         judge_anew=False,
     )
-    found = vs_nnunet.make_cell(vs_nnunet.prepare(data, options), tool, seed=0)
+    try:
+        found = vs_nnunet.make_cell(vs_nnunet.prepare(data, options), tool, seed=0)
+    except subprocess.CalledProcessError as error:  # its log goes with the folder
+        said = "".join(path.read_text() for path in options.output.rglob("log.txt"))
+        raise RuntimeError(said.strip()[-NOTE:]) from error
     note = (
         f"{found['minutes']:.1f} min, {found['steps']} steps, tile {found['tile']}, "
         f"batch {found['batch']}, {found['n_cases']} cases judged"

@@ -21,7 +21,7 @@ from bench_training import GOALS_MS, gpu_jobs
 from plans import plan_of, read_plan
 from profile_step import ProfileSteps
 from recipe import recipe
-from rows import Row, Setting, absent, guarded
+from rows import NOTE, Row, Setting, absent, guarded
 from torch import Tensor
 from training_work import Job, Laps
 
@@ -32,7 +32,6 @@ from lesionseg.losses import sigmoid_focal_loss
 from lesionseg.models.build import build_network
 from lesionseg.ops import nms as keep_highest
 from lesionseg.phantoms import write_mri_phantoms
-from lesionseg.plan.plan import Plan
 from lesionseg.training.learning_settings import Learning
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -223,13 +222,20 @@ def endless(learning: Learning, setting: Setting, **changed: object) -> Learning
 def end_to_end(setting: Setting) -> Iterator[Row]:
     """`train` with its default callbacks on real scans: tiles a second, and against steps alone."""
     for name in setting.pick(tuple(SETS), ("simulated",)):
-        run = setting.scratch / name
-        said = train(setting, name, run)
-        plan, seconds = read_plan(run), seconds_a_step(run)
-        tiles = plan.batch_size * recipe().learning.trainer.accumulate
-        note = f"tile {plan.tile_shape}, batch {plan.batch_size}{said}"
-        yield Row(f"end_to_end_{name}", tiles / seconds, "tiles/s", note=note)
-        yield guarded(f"busy_{name}", partial(busy, setting, name, plan, seconds))
+        run, what = setting.scratch / name, f"end_to_end_{name}"
+        row = guarded(what, partial(tiles_a_second, setting, name, run))
+        yield row
+        if row.value is not None:
+            yield guarded(f"busy_{name}", partial(busy, setting, name, run))
+
+
+def tiles_a_second(setting: Setting, name: str, run: Path) -> Row:
+    """The rate of `train`, start-up left out."""
+    said = train(setting, name, run)
+    plan = read_plan(run)
+    tiles = plan.batch_size * recipe().learning.trainer.accumulate
+    note = f"tile {plan.tile_shape}, batch {plan.batch_size}{said}"
+    return Row(f"end_to_end_{name}", tiles / seconds_a_step(run), "tiles/s", note=note)
 
 
 def train(setting: Setting, name: str, run: Path) -> str:
@@ -240,15 +246,18 @@ def train(setting: Setting, name: str, run: Path) -> str:
     command += [f"trainer.workers={n_workers(setting)}", "report=tables", "replicates=50"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     print(done.stdout, done.stderr)
+    if not (run / "metrics.csv").is_file():
+        raise RuntimeError(done.stderr.strip()[-NOTE:])
     return f", ended with status {done.returncode}" if done.returncode else ""
 
 
-def busy(setting: Setting, name: str, plan: Plan, seconds: float) -> Row:
+def busy(setting: Setting, name: str, run: Path) -> Row:
     """The time of a step alone, a batch in memory, as a share of a step's in `train`."""
+    plan, seconds = read_plan(run), seconds_a_step(run)
     laps = Laps(replace(job_of(setting), steps=setting.pick(30, 3)))
     learning = endless(recipe().learning, setting, max_minutes=0.75)
-    run, watch = setting.scratch / f"{name}_alone", train_ours.Watch(laps)
-    train_ours.fit_in_memory(build_network(plan), plan, learning, run, watch)
+    watch, place = train_ours.Watch(laps), setting.scratch / f"{name}_alone"
+    train_ours.fit_in_memory(build_network(plan), plan, learning, place, watch)
     alone = laps.result()["step_ms"] / 1e3
     note = f"a step {1e3 * alone:.1f} ms alone, {1e3 * seconds:.1f} ms in train"
     goal = setting.pick(BUSY_GOAL, None)
