@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 WORKERS ?= 2
 
-.PHONY: demo test setup check slow data bench peers lock check-lock wheelhouse
+.PHONY: demo test setup check slow data bench gpu peers lock check-lock wheelhouse
 
 demo: $(VENV)/.runtime  ## train, predict, evaluate and report on simulated brain MRI
 	$(BIN)/python scripts/train.py experiment=demo_mri
@@ -40,6 +40,14 @@ data: setup  ## tests on real scans (LESIONSEG_DATA, or ../shared/data)
 
 bench: setup  ## every speed claim, quickly
 	for b in benchmarks/bench_*.py; do $(BIN)/python $$b --quick || exit 1; done
+
+PART ?= 1
+MINUTES ?= 9
+GPU_PYTHON := $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
+
+gpu:  ## measure a part of docs/gpu.md on this machine's GPU: PART=1, 2 or 3
+	$(GPU_PYTHON) benchmarks/gpu/carry.py install
+	$(GPU_PYTHON) benchmarks/gpu/run.py --part $(PART) --minutes $(MINUTES) $(ARGS)
 
 peers: .peers/.installed  ## the packages that benchmarks and tests compare with
 

@@ -64,7 +64,7 @@ def main() -> None:
     """Measure and print."""
     options = _options()
     if options.worker:
-        print(json.dumps(_worker(options.worker, options.folder)))
+        print(json.dumps(predict_folder(options.worker, options.folder)))
         return
     skipped: dict[str, str] = {"GPU": "not measured"}
     with tempfile.TemporaryDirectory() as name:
@@ -224,12 +224,12 @@ def _last_line(done: "subprocess.CompletedProcess[str]") -> dict[str, float]:
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
-def _worker(name: str, folder: Path) -> dict[str, Any]:
+def predict_folder(name: str, folder: Path, device: str = "cpu") -> dict[str, Any]:
     """Predict all scans of a folder, and say what it took."""
     settings = replace(
         PRESETS[name], max_memory_gb=0.001 if folder.name.startswith("grow") else None
     )
-    job = PredictJob((folder / "bundle",), folder / name, settings, device="cpu")
+    job = PredictJob((folder / "bundle",), folder / name, settings, device=device)
     predictor = job.predictors({"nothing": lambda _: Nothing()})[0]
     cases = find_cases(folder / "in", job.output, predictor.plan)
     _warm(predictor)

@@ -142,23 +142,29 @@ def measure(job: Job, ready: set[str], skipped: dict[str, str]) -> list[table.Ro
 
 def our_steps(job: Job, skipped: dict[str, str]) -> dict[str, Found]:
     """What our steps took, by the name of the row."""
-    jobs = {"train_step": job}
     if job.device == "cuda":
-        jobs |= {
-            "train_step_eager": replace(job, precision="bf16-mixed"),
-            "train_step_compiled": replace(job, precision="bf16-mixed", compile=True),
-            "train_step_graphs": replace(job, precision="bf16-mixed", compile="graphs"),
-        }
-        del jobs["train_step"]
+        jobs = gpu_jobs(job)
     else:
-        jobs["train_step_fp32"] = replace(job, precision="32-true")
-    jobs["train_step_fast"] = replace(job, space_to_depth=True, compile=job.device == "cuda")
+        fast = replace(job, space_to_depth=True)
+        half = replace(job, precision="32-true")
+        jobs = {"train_step": job, "train_step_fp32": half, "train_step_fast": fast}
     found = {what: run_ours(each, skipped, what) for what, each in jobs.items()}
     done = {what: each for what, each in found.items() if each is not None}
     if job.device == "cuda" and done:
         equal = [each for what, each in done.items() if what != "train_step_fast"]
         done["train_step"] = min(equal, key=lambda each: each["step_ms"])
     return done
+
+
+def gpu_jobs(job: Job) -> dict[str, Job]:
+    """The ways to take a step on a GPU, by the name of the row."""
+    half = replace(job, precision="bf16-mixed")
+    return {
+        "train_step_eager": half,
+        "train_step_compiled": replace(half, compile=True),
+        "train_step_graphs": replace(half, compile="graphs"),
+        "train_step_fast": replace(job, space_to_depth=True, compile=True),
+    }
 
 
 def peer_steps(job: Job, ready: set[str], skipped: dict[str, str]) -> dict[str, Found]:

@@ -14,6 +14,7 @@ weights on the same batches with its loss and optimiser.
 import contextlib
 import json
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -134,12 +135,39 @@ def plain_network(size: Size, *, bias: bool = True) -> nn.Module:
     )
 
 
-def time_network(job: Job) -> dict[str, float]:
+def monai_network(size: Size) -> nn.Module:
+    """MONAI's DynUNet of the same stages, its norms learnt as nnU-Net's are."""
+    from monai.networks.nets import DynUNet
+
+    own = size.architecture()
+    n = len(size.features)
+    return DynUNet(
+        spatial_dims=3,
+        in_channels=1,
+        out_channels=2,
+        kernel_size=own.kernels,
+        strides=own.strides,
+        upsample_kernel_size=own.strides[1:],
+        filters=size.features,
+        norm_name=("instance", {"affine": True}),
+        deep_supervision=n > 2,
+        deep_supr_num=max(n - 2, 1),
+    )
+
+
+def levels_of(output: Tensor | list[Tensor]) -> list[Tensor]:
+    """Logits of each supervised level; MONAI stacks them, all of the tile's own size."""
+    if isinstance(output, list):
+        return output
+    return list(output.unbind(1)) if output.ndim == 6 else [output]
+
+
+def time_network(job: Job, build: Callable[[Size], nn.Module] = plain_network) -> dict[str, float]:
     """A step of the network alone: bf16, cross-entropy at every level, clipping, SGD."""
     size, laps = SIZES[job.size], Laps(job)
     base = memory_mb("VmRSS")
     torch.backends.cudnn.benchmark = True
-    network = plain_network(size).to(job.device)
+    network = build(size).to(job.device).train()
     weights = sum(p.numel() for p in network.parameters())
     if job.compile:
         network.compile()
@@ -150,7 +178,8 @@ def time_network(job: Job) -> dict[str, float]:
         laps.begin()
         optimiser.zero_grad(set_to_none=True)
         with torch.autocast(torch.device(job.device).type, torch.bfloat16):
-            levels = network(image)
+            output = network(image)
+        levels = levels_of(output)
         losses = [
             functional.cross_entropy(
                 level.float(), functional.interpolate(labels, level.shape[2:])[:, 0].long()

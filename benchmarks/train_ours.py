@@ -18,7 +18,7 @@ from pathlib import Path
 import pytorch_lightning as pl
 import torch
 from recipe import recipe
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import Dataset
 from training_work import SIZES, Job, Laps, Size, memory_mb
 
@@ -27,6 +27,7 @@ from lesionseg.models.build import build_network
 from lesionseg.plan.plan import Normalisation, Plan
 from lesionseg.training.device.memory_probe import some_batch
 from lesionseg.training.fit import fit, fit_tiles
+from lesionseg.training.learning_settings import Learning
 
 
 class Watch(pl.Callback):
@@ -108,6 +109,14 @@ def plan_of(job: Job) -> Plan:
     )
 
 
+def fit_in_memory(
+    network: nn.Module, plan: Plan, learning: Learning, run: Path, watch: pl.Callback
+) -> None:
+    """Train on one batch again and again, until `watch` has seen enough."""
+    tiles = InMemory(some_batch(plan, plan.batch_size, torch.device("cpu")))
+    fit_tiles(network, plan, tiles, learning, run, callbacks=[watch])
+
+
 def work(job: Job) -> dict[str, float]:
     """Train, and say what steps and tiles took, and how much memory."""
     torch.set_num_threads(job.threads)
@@ -129,14 +138,7 @@ def work(job: Job) -> dict[str, float]:
     weights = sum(p.numel() for p in network.parameters())
     with tempfile.TemporaryDirectory() as run:
         if job.what == "step":
-            fit_tiles(
-                network,
-                plan,
-                InMemory(some_batch(plan, plan.batch_size, torch.device("cpu"))),
-                learning,
-                Path(run),
-                callbacks=[Watch(laps)],
-            )
+            fit_in_memory(network, plan, learning, Path(run), Watch(laps))
         else:
             fit(
                 network,

@@ -127,6 +127,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, default=20.0, help="of wall clock a cell")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of either tool")
+    parser.add_argument("--workers", type=int, default=1, help="of nnU-Net; ours: --overrides")
     parser.add_argument("--accelerator", choices=["cpu", "gpu"], default="cpu")
     parser.add_argument("--overrides", nargs="*", default=[], help="of train.py; part of the name")
     parser.add_argument("--output", type=Path, default=Path("runs/vs_nnunet"))
@@ -188,9 +189,10 @@ def run_tool(setting: Setting, tool: str, seed: int, folder: Path) -> dict[str, 
         "accelerator": options.accelerator,
         "device": "cuda" if options.accelerator == "gpu" else "cpu",
     }
+    paths = [str(HERE.parent), str(HERE), os.environ.get("PYTHONPATH", "")]
     environment = os.environ | {
         "OMP_NUM_THREADS": str(options.threads),
-        "PYTHONPATH": os.pathsep.join([str(HERE.parent), str(HERE)]),
+        "PYTHONPATH": os.pathsep.join(filter(None, paths)),
     }
     if tool == "lesionseg":
         job |= {"overrides": options.overrides}
@@ -199,7 +201,7 @@ def run_tool(setting: Setting, tool: str, seed: int, folder: Path) -> dict[str, 
         job |= nnunet_job(setting, tool, folder / "nnunet")
         folders = ("raw", "preprocessed", "results")
         environment |= {f"nnUNet_{name}": str(folder / "nnunet" / name) for name in folders}
-        environment |= {"nnUNet_n_proc_DA": "1"}
+        environment |= {"nnUNet_n_proc_DA": str(options.workers)}
         python, script = str(PEERS), "cell_nnunet.py"
     job["began"] = time.time()
     write_json(folder / "job.json", job)

@@ -1,0 +1,1 @@
+"""An empty module: nnU-Net imports SimpleITK beside the reader that it then uses, nibabel's."""
