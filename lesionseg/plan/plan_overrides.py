@@ -9,7 +9,7 @@ from lesionseg.plan.anchor_plan import Merge
 from lesionseg.plan.plan import Activation, CandidateSource, ComponentScore, Stem, sources_of
 
 # The memory of the cards that nnU-Net's presets M, L and XL are for; S is for the smallest
-SIZES_GB: Mapping[str, float] = {"S": 6.0, "M": 10.0, "L": 24.0, "XL": 40.0}
+SIZES_GB: Mapping[str, float] = {"S": 6.0, "M": 11.0, "L": 24.0, "XL": 40.0}
 
 
 @dataclass(frozen=True)

@@ -78,7 +78,7 @@ def budget(
         )
     found = DeviceBudget(
         lambda *step: step_gb(*step) <= SHARE * memory_gb,
-        *(256, 1024, 32, 320, 8, 16),
+        *(256, 2048, 32, 320, 8, 16),
         start=64,
         start_2d=256,
         wider=WIDER,
@@ -191,8 +191,8 @@ def _filled(
         axis = min(growing, key=lambda a: (tile[a] * spacing_mm[a], a))
         stride = total_stride(_shape(tile, spacing_mm, allowed))
         larger = (*tile[:axis], tile[axis] + stride[axis], *tile[axis + 1 :])
-        divisor = total_stride(_shape(larger, spacing_mm, allowed))
-        divisible = all(n % s == 0 for n, s in zip(larger, divisor, strict=True))
+        multiple = total_stride(_shape(larger, spacing_mm, allowed))
+        divisible = all(n % s == 0 for n, s in zip(larger, multiple, strict=True))
         if larger[axis] <= most[axis] and divisible and _affordable(larger, spacing_mm, allowed):
             tile = larger
         else:

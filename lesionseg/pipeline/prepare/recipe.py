@@ -22,8 +22,8 @@ log = logging.getLogger(__name__)
 
 PAGE = "dataset_report.html"
 NOT_TRIED = (
-    "estimated; no step was tried. On a GPU train and tune try two first, and may go on with fewer "
-    "or smaller tiles"
+    "estimated; no step was tried. On a GPU train and tune try two first, and may go on with "
+    "fewer, smaller or larger tiles"
 )
 
 
