@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -86,6 +87,7 @@ def make_plan(
         ),
     )
 
+    @cache
     def anchors_of(shape: Architecture) -> rules.Decision[AnchorPlan | None]:
         found = _anchors(fingerprint, spacing.value, shape, chosen, before)
         return _large_heads(found) if device.startswith("cuda") and before is None else found
