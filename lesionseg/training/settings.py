@@ -125,7 +125,8 @@ class TrainerSettings:
 
     def _require_positive(self, name: str) -> None:
         value = getattr(self, name)
-        _require(f"trainer.{name}", value, value is None or value > 0, "a number above 0")
+        kept = value is None or (isinstance(value, int | float) and value > 0)
+        _require(f"trainer.{name}", value, kept, "a number above 0")
 
     @property
     def has_one_device(self) -> bool:

@@ -18,6 +18,7 @@ def test_training_without_an_end_is_refused():
     "wrong",
     [
         {"max_minutes": 0},
+        {"max_minutes": "abc"},  # null by default: the command line lets it pass
         {"max_steps": 0},
         {"steps_per_epoch": 0},
         {"accumulate": 0},
