@@ -16,7 +16,7 @@ import torch
 from lesionseg.losses import FocalLoss
 from lesionseg.losses.detection_loss import DetectionLoss
 from lesionseg.models import build_network, fast_dtype
-from lesionseg.plan.cost import training_cost
+from lesionseg.plan.cost import multiplications
 from lesionseg.plan.plan import Architecture, Normalisation, Plan
 from lesionseg.plan.tile_rules import network_shape
 from lesionseg.training.device.memory_probe import some_batch
@@ -39,7 +39,7 @@ def main() -> None:
         ("space_to_depth", 48, 192),
     ):
         shape = network_shape(TILE, (1.0,) * 3, base, widest, stem=stem)
-        cost = training_cost(shape, TILE, BATCH).multiplications / 1e9
+        cost = multiplications(shape, TILE, BATCH) / 1e9
         seconds = median_seconds(step_of(shape), rounds)
         widths = ", ".join(map(str, shape.features))
         print(f"| {stem} | {widths} | {cost:.1f} | {1000 * seconds:.0f} | {BATCH / seconds:.1f} |")

@@ -93,7 +93,7 @@ def test_a_mistyped_override_names_the_nearest(override: str, nearest: str) -> N
     ("override", "expected"),
     [
         ("loss.gamma=two", "a number"),
-        ("trainer.max_minutes=abc", "a number"),
+        ("trainer.gradient_clip=abc", "a number"),
         ("seed=x", "a number"),
         ("trainer.progress=yes", "true or false"),
     ],

@@ -1,8 +1,9 @@
 """From a fingerprint to a plan: the rules in their order, each decision with its reason."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +32,10 @@ from lesionseg.plan.plan_overrides import PlanOverrides as PlanOverrides
 
 logger = logging.getLogger(__name__)
 
+StepMemory = Callable[[Plan], float]
+# Of a detector on a GPU: at least so many channels, and so many convolutions (Lin et al. 2017)
+HEAD_WIDTH, HEAD_DEPTH = 128, 4
+
 
 def make_plan(
     fingerprint: Fingerprint,
@@ -40,32 +45,30 @@ def make_plan(
     device: str,
     overrides: PlanOverrides | None = None,
     before: Plan | None = None,
+    step_memory: StepMemory | None = None,
 ) -> Plan:
     """Decide everything that training and inference must agree on.
 
     `device` is torch's name ("cpu", "cuda", …) and `memory_gb` its memory in 10⁹ bytes. `before`:
     the plan of the network whose weights training starts from; grid, normalisation and backbone are
-    its own, the tile too unless it is chosen. The same input gives the same plan. Raises
-    `ConfigError` for overrides that do not fit the dataset or `before`.
+    its own, the tile too unless it is chosen. `step_memory`: the 10⁹ bytes that a training step of
+    a plan takes, for a GPU (`training.device.step_memory`). The same input gives the same plan.
+    Raises `ConfigError` for overrides that do not fit the dataset or `before`, and for a GPU
+    without `step_memory`.
     """
     chosen = overrides or PlanOverrides()
     if before is not None:
         chosen = _following(before, chosen, fingerprint, dataset)
     _check_axes(chosen, fingerprint.dims)
     _check_regions(chosen, dataset)
-    allowed = _budget(device, memory_gb, chosen)
     spacing = _spacing(fingerprint, device, chosen)
     grid = _Grid(fingerprint, spacing.value)
-    tile = _tile(grid, allowed.value, chosen)
-    shape = _architecture(tile.value, spacing.value, allowed.value, chosen, before)
-    batch = _batch(grid, tile.value, allowed.value, chosen)
     scales = _scales(fingerprint, before)
     prior = rules.prior(fingerprint.lesion_fraction)
     candidates = rules.candidate_rule(
         fingerprint.lesion_voxels, fingerprint.lesions_per_case, prior.value
     )
-    anchors = _anchors(fingerprint, spacing.value, shape.value, chosen, before)
-    plan = Plan(
+    draft = Plan(
         dims=fingerprint.dims,
         modality=fingerprint.modality,
         channel_names=dataset.channel_names,
@@ -74,15 +77,36 @@ def make_plan(
         regions=tuple(region.values for region in dataset.regions),
         spacing_mm=spacing.value,
         normalisation=tuple(scale.value for scale in scales),
-        tile_shape=tile.value,
-        batch_size=batch.value,
-        architecture=shape.value,
+        tile_shape=(),
+        batch_size=1,
+        architecture=Architecture(chosen.architecture, (), (), ()),
         lesion_fraction=prior.value,
         activation=chosen.activation,
         candidate_rule=replace(
             candidates.value, source=_source(chosen), score=chosen.component_score
         ),
-        anchors=anchors.value,
+    )
+
+    @cache
+    def anchors_of(shape: Architecture) -> rules.Decision[AnchorPlan | None]:
+        found = _anchors(fingerprint, spacing.value, shape, chosen, before)
+        return _large_heads(found) if device.startswith("cuda") and before is None else found
+
+    def sized(shape: Architecture, tile: Sequence[int], batch: int) -> Plan:
+        return draft.with_(
+            architecture=shape,
+            tile_shape=tuple(tile),
+            batch_size=batch,
+            anchors=anchors_of(shape).value,
+        )
+
+    step_gb = None if step_memory is None else lambda *step: step_memory(sized(*step))
+    allowed = _budget(device, memory_gb, chosen, step_gb, len(dataset.channel_names))
+    tile = _tile(grid, allowed.value, chosen)
+    shape = _architecture(tile.value, spacing.value, allowed.value, chosen, before)
+    batch = _batch(grid, shape.value, tile.value, allowed.value, chosen)
+    anchors = anchors_of(shape.value)
+    plan = sized(shape.value, tile.value, batch.value).with_(
         reasons={
             "budget": allowed.reason,
             "spacing_mm": spacing.reason,
@@ -95,6 +119,9 @@ def make_plan(
             **({"anchors": anchors.reason} if anchors.value else {}),
         },
     )
+    if step_memory is not None and device.startswith("cuda"):
+        said = f"a training step takes about {step_memory(plan):.1f} GB, by prediction"
+        plan = plan.with_(reasons={**plan.reasons, "memory": said})
     return (
         plan
         if before is None
@@ -167,18 +194,23 @@ def _check_regions(chosen: PlanOverrides, dataset: Dataset) -> None:
 
 
 def _budget(
-    device: str, memory_gb: float, chosen: PlanOverrides
+    device: str,
+    memory_gb: float,
+    chosen: PlanOverrides,
+    step_gb: tile_rules.StepGb | None,
+    n_channels: int,
 ) -> rules.Decision[tile_rules.DeviceBudget]:
     memory_gb = min(memory_gb, SIZES_GB.get(chosen.size or "", memory_gb))
-    found = tile_rules.budget(device, memory_gb)
-    found = replace(found, value=replace(found.value, architecture=chosen.architecture))
+    found = tile_rules.budget(device, memory_gb, step_gb, n_channels)
+    # nnU-Net's presets of residual networks take more than 5 % of a dataset, too
+    capped = not (device.startswith("cuda") and chosen.architecture == "residual_unet")
+    allowed = replace(found.value, architecture=chosen.architecture, capped=capped)
     if chosen.stem == "space_to_depth":
-        found = replace(found, value=tile_rules.for_space_to_depth(found.value))
-    base = chosen.base_features
-    if base is None:
-        return found
-    widest = max(found.value.widest * base // found.value.base_features, base)
-    return replace(found, value=replace(found.value, base_features=base, widest=widest))
+        allowed = tile_rules.for_space_to_depth(allowed)
+    if (base := chosen.base_features) is not None:
+        widest = max(allowed.widest * base // allowed.base_features, base)
+        allowed = replace(allowed, base_features=base, widest=widest, wider=())
+    return replace(found, value=allowed)
 
 
 def _spacing(
@@ -197,8 +229,7 @@ def _tile(
 ) -> rules.Decision[tuple[int, ...]]:
     if chosen.tile_shape is not None:
         return rules.Decision(tuple(int(n) for n in chosen.tile_shape), "chosen by hand")
-    n_channels = len(grid.fingerprint.channels)
-    return tile_rules.tile_shape(grid.median_shape, grid.spacing_mm, allowed, n_channels)
+    return tile_rules.tile_shape(grid.median_shape, grid.spacing_mm, allowed)
 
 
 def _architecture(
@@ -228,6 +259,7 @@ def _architecture(
             seen=list(tile),
             expected="sides that are multiples of 16, such as 64",
         )
+    shape = tile_rules.widened(shape, tile, allowed)
     rest = [n // s for n, s in zip(tile, tile_rules.total_stride(shape), strict=True)]
     kind = "anisotropic" if rules.is_anisotropic(spacing_mm) else "all axes alike"
     if shape.stem == "space_to_depth":
@@ -274,10 +306,23 @@ def _anchors(
     return replace(found, value=replace(found.value, merge=chosen.merge))
 
 
+def _large_heads(
+    found: rules.Decision[AnchorPlan | None],
+) -> rules.Decision[AnchorPlan | None]:
+    """Heads as the paper has them, which a processor is spared."""
+    if found.value is None:
+        return found
+    width = max(found.value.width, HEAD_WIDTH)
+    return replace(found, value=replace(found.value, width=width, depth=HEAD_DEPTH))
+
+
 def _batch(
-    grid: _Grid, tile: Sequence[int], allowed: tile_rules.DeviceBudget, chosen: PlanOverrides
+    grid: _Grid,
+    shape: Architecture,
+    tile: Sequence[int],
+    allowed: tile_rules.DeviceBudget,
+    chosen: PlanOverrides,
 ) -> rules.Decision[int]:
     if chosen.batch_size is not None:
         return rules.Decision(chosen.batch_size, "chosen by hand")
-    n_channels = len(grid.fingerprint.channels)
-    return tile_rules.batch_size(tile, grid.spacing_mm, allowed, grid.n_voxels, n_channels)
+    return tile_rules.batch_size(shape, tile, allowed, grid.n_voxels)

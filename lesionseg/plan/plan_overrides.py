@@ -8,8 +8,8 @@ from lesionseg.errors import one_of, require
 from lesionseg.plan.anchor_plan import Merge
 from lesionseg.plan.plan import Activation, CandidateSource, ComponentScore, Stem, sources_of
 
-# about what nnU-Net plans its ResEnc presets M and L for
-SIZES_GB: Mapping[str, float] = {"M": 10.0, "L": 24.0}
+# The memory of the cards that nnU-Net's presets M, L and XL are for; S is for the smallest
+SIZES_GB: Mapping[str, float] = {"S": 6.0, "M": 11.0, "L": 24.0, "XL": 40.0}
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class PlanOverrides:
     `init_from`: the bundle, or the run, whose weights training starts from; its grid,
     normalisation and backbone are followed (`make_plan`'s `before`). `stem`: space_to_depth turns
     blocks of 2 voxels along each fine axis into channels, and the backbone works on half the grid.
-    `size`, M or L: of a residual U-Net, the memory it is planned for. `merge`: of a detector's
+    `size`, S, M, L or XL: the most memory of a GPU that is planned with. `merge`: of a detector's
     boxes (`AnchorPlan`). `component_score`: of candidates from voxels (`CandidateRule`).
     """
 
@@ -65,12 +65,6 @@ class PlanOverrides:
         )
         if self.stem is not None:
             one_of("stem", self.stem, get_args(Stem), where="model.stem")
-        sizes = SIZES_GB if self.architecture == "residual_unet" else ()
-        require(
-            self.size in (None, *sizes),
-            "A network of this name has no such size.",
-            where="model.size",
-            seen=f"{self.size} for {self.architecture}",
-            expected="M or L for residual_unet, null for all others",
-        )
+        if self.size is not None:
+            one_of("size", self.size, tuple(SIZES_GB), where="model.size")
         one_of("activation", self.activation, get_args(Activation), where="model.activation")

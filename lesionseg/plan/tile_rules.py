@@ -3,11 +3,12 @@
 nnU-Net below is Isensee F et al., Nature Methods 2021;18:203, with its supplement.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 
-from lesionseg.plan.cost import training_cost
+from lesionseg.errors import ConfigError
+from lesionseg.plan.cost import multiplications
 from lesionseg.plan.plan import Architecture, Stem
 from lesionseg.plan.rules import Decision
 
@@ -18,42 +19,71 @@ RESIDUAL_BLOCKS = (1, 3, 4, 6, 6, 6)
 ROUND_UP = 1.15  # by how much a tile may exceed the median volume to fit the total stride
 
 
+# GB that a training step of a network takes, with tiles of a shape and so many of them
+StepGb = Callable[[Architecture, Sequence[int], int], float]
+SHARE = 0.9  # of a GPU's memory is planned with: what a step takes is known to 15 %
+PROCESSOR = 1.4 * 65e9  # multiplications a step
+WIDER = (1.5, 2.0)  # times nnU-Net's features, where memory is left
+
+
 @dataclass(frozen=True)
 class DeviceBudget:
     """What the device allows.
 
-    `memory_gb` for one training step; `multiplications` a step on slow devices (None: no limit);
-    `longest` and `longest_2d` the longest side of a tile; widths of the first and widest stage;
-    `batch` the most tiles a step; `bytes_a_value` of an activation of
-    the network called `architecture` with that `stem`.
+    `fits(architecture, tile_shape, batch_size)`: whether it affords such a training step.
+    `start`, `start_2d`: sides of the smallest tile worth trying; `longest` and `longest_2d`: of the
+    longest; widths of the first and widest stage, which may be multiplied by `wider`; `batch` and
+    `batch_2d`: the most tiles a step, `capped` in 3-D by the dataset's size; the network is called
+    `architecture` and has that `stem`.
     """
 
-    memory_gb: float
-    multiplications: float | None
+    fits: Callable[[Architecture, Sequence[int], int], bool]
     longest: int
     longest_2d: int
     base_features: int
     widest: int
     batch: int
-    bytes_a_value: int
+    batch_2d: int
+    start: int = 16
+    start_2d: int = 16
+    wider: tuple[float, ...] = ()
+    capped: bool = True
     architecture: str = "unet"
     stem: Stem = "full"
 
 
-def budget(device: str, memory_gb: float) -> Decision[DeviceBudget]:
+def budget(
+    device: str, memory_gb: float, step_gb: StepGb | None = None, n_channels: int = 1
+) -> Decision[DeviceBudget]:
     """What a training step may take on a device with `memory_gb` of memory.
 
     A processor: 16 to 128 features and about 1.4 s a step on two cores at 65·10⁹ fp32
-    multiplications a second (0.72 s for the forward pass of 96³ voxels with 16 to 160 features),
-    a quarter of the memory. A GPU: nnU-Net's 32 to 320 features in half precision; a fifth of the
-    memory, since the closed form leaves out workspaces, fragments and fp32 copies: 24 GB then give
-    128³ voxels at batch 2, as in nnU-Net.
+    multiplications a second (0.72 s for the forward pass of 96³ voxels with 16 to 160 features);
+    its memory suffices for that. A GPU: nnU-Net's 32 to 320 features, and nine tenths of the memory
+    by `step_gb`, without which it is a `ConfigError`.
     """
-    if device.startswith("cuda"):
-        found = DeviceBudget(0.2 * memory_gb, None, 160, 768, 32, 320, 8, 2)
-        return Decision(found, f"planned for a GPU with {memory_gb:.0f} GB")
-    found = DeviceBudget(0.25 * memory_gb, 1.4 * 65e9, 80, 320, 16, 128, 4, 4)
-    return Decision(found, "planned for a processor: about a second a training step on two cores")
+    if not device.startswith("cuda"):
+        found = DeviceBudget(
+            lambda *step: multiplications(*step, n_channels=n_channels) <= PROCESSOR,
+            *(80, 320, 16, 128, 4, 4),
+        )
+        return Decision(
+            found, "planned for a processor: about a second a training step on two cores"
+        )
+    if step_gb is None:
+        raise ConfigError(
+            "A plan for a GPU needs to know what a training step takes.",
+            where="make_plan",
+            remedy="pass step_gb=StepMemory() of lesionseg.training.device.step_memory.",
+        )
+    found = DeviceBudget(
+        lambda *step: step_gb(*step) <= SHARE * memory_gb,
+        *(256, 2048, 32, 320, 8, 16),
+        start=64,
+        start_2d=256,
+        wider=WIDER,
+    )
+    return Decision(found, f"planned for a GPU with {memory_gb:.0f} GB")
 
 
 def network_shape(
@@ -118,24 +148,25 @@ def total_stride(architecture: Architecture) -> tuple[int, ...]:
 
 
 def tile_shape(
-    median_shape: Sequence[int],
-    spacing_mm: Sequence[float],
-    allowed: DeviceBudget,
-    n_channels: int = 1,
+    median_shape: Sequence[int], spacing_mm: Sequence[float], allowed: DeviceBudget
 ) -> Decision[tuple[int, ...]]:
     """The largest tile whose training step at batch 2 the budget allows (nnU-Net).
 
     Grown 8 voxels at a time along the axis that covers the fewest millimetres, at most to the
-    median volume, whose sides may be rounded up by 15 % to a multiple of the total stride.
+    median volume, whose sides may be rounded up by 15 % to a multiple of the total stride. On a GPU
+    what rounding down leaves goes to single axes, a total stride at a time.
     """
-    longest = allowed.longest if len(median_shape) == 3 else allowed.longest_2d
+    volumes = len(median_shape) == 3
+    longest = allowed.longest if volumes else allowed.longest_2d
     limit = [min(n, longest) for n in median_shape]
-    tile = [min(n, 16) for n in limit]
+    tile = [min(n, allowed.start if volumes else allowed.start_2d) for n in limit]
+    if not _affordable(tile, spacing_mm, allowed):
+        tile = [min(n, 16) for n in limit]
     growing = {axis for axis, n in enumerate(tile) if n < limit[axis]}
     while growing:
         axis = min(growing, key=lambda a: (tile[a] * spacing_mm[a], a))
         larger = [*tile[:axis], min(tile[axis] + 8, limit[axis]), *tile[axis + 1 :]]
-        if _affordable(larger, spacing_mm, allowed, n_channels):
+        if _affordable(larger, spacing_mm, allowed):
             tile = larger
         if tile != larger or tile[axis] == limit[axis]:
             growing.remove(axis)
@@ -143,25 +174,45 @@ def tile_shape(
     fitted = tuple(
         _multiple(n, s, n == m) for n, s, m in zip(tile, stride, median_shape, strict=True)
     )
+    if allowed.wider:
+        most = [min(int(ROUND_UP * m), longest) for m in median_shape]
+        fitted = _filled(fitted, most, spacing_mm, allowed)
     whole = all(n >= m for n, m in zip(fitted, median_shape, strict=True))
     what = "the median volume fits" if whole else "the largest the device allows at batch 2"
     return Decision(fitted, f"{_times(fitted)}: {what}")
 
 
-def _affordable(
-    tile: Sequence[int],
-    spacing_mm: Sequence[float],
-    allowed: DeviceBudget,
-    n_channels: int,
-    batch: int = 2,
-) -> bool:
-    """Whether a training step of `batch` such tiles keeps within the budget."""
-    shape = _shape(tile, spacing_mm, allowed)
-    cost = training_cost(
-        shape, tile, batch, n_channels=n_channels, bytes_a_value=allowed.bytes_a_value
-    )
-    fast = allowed.multiplications is None or cost.multiplications <= allowed.multiplications
-    return fast and cost.memory_gb <= allowed.memory_gb
+def _filled(
+    tile: tuple[int, ...], most: Sequence[int], spacing_mm: Sequence[float], allowed: DeviceBudget
+) -> tuple[int, ...]:
+    """The tile, longer by total strides along the axes that cover the fewest millimetres first."""
+    growing = set(range(len(tile)))
+    while growing:
+        axis = min(growing, key=lambda a: (tile[a] * spacing_mm[a], a))
+        stride = total_stride(_shape(tile, spacing_mm, allowed))
+        larger = (*tile[:axis], tile[axis] + stride[axis], *tile[axis + 1 :])
+        multiple = total_stride(_shape(larger, spacing_mm, allowed))
+        divisible = all(n % s == 0 for n, s in zip(larger, multiple, strict=True))
+        if larger[axis] <= most[axis] and divisible and _affordable(larger, spacing_mm, allowed):
+            tile = larger
+        else:
+            growing.remove(axis)
+    return tile
+
+
+def widened(shape: Architecture, tile: Sequence[int], allowed: DeviceBudget) -> Architecture:
+    """The network as wide as the budget allows at batch 2, once the tile is as large as it gets."""
+    best = shape
+    for times in allowed.wider:
+        wider = replace(shape, features=tuple(int(times * f) for f in shape.features))
+        if allowed.fits(wider, tile, 2):
+            best = wider
+    return best
+
+
+def _affordable(tile: Sequence[int], spacing_mm: Sequence[float], allowed: DeviceBudget) -> bool:
+    """Whether a training step of two such tiles keeps within the budget."""
+    return allowed.fits(_shape(tile, spacing_mm, allowed), tile, 2)
 
 
 def _shape(tile: Sequence[int], spacing_mm: Sequence[float], allowed: DeviceBudget) -> Architecture:
@@ -181,21 +232,17 @@ def _multiple(n: int, stride: int, is_whole_axis: bool) -> int:
 
 
 def batch_size(
-    tile: Sequence[int],
-    spacing_mm: Sequence[float],
-    allowed: DeviceBudget,
-    n_voxels: float,
-    n_channels: int = 1,
+    shape: Architecture, tile: Sequence[int], allowed: DeviceBudget, n_voxels: float
 ) -> Decision[int]:
     """Tiles a step: 2, or more where the budget allows; in 3-D up to 5 % of all voxels (nnU-Net).
 
     `n_voxels` is the number of voxels of the whole dataset on the plan's grid.
     """
-    most = allowed.batch
-    if len(tile) == 3:
+    most = allowed.batch if len(tile) == 3 else allowed.batch_2d
+    if len(tile) == 3 and allowed.capped:
         most = min(most, max(2, int(0.05 * n_voxels / prod(tile))))
     batch = 2
-    while batch < most and _affordable(tile, spacing_mm, allowed, n_channels, batch + 1):
+    while batch < most and allowed.fits(shape, tile, batch + 1):
         batch += 1
     why = "the most it makes sense to take" if batch == most else "more would break the budget"
     return Decision(batch, f"{batch} tiles a step: {why}")

@@ -42,6 +42,7 @@ from lesionseg.training.settings import TrainerSettings
 from lesionseg.training.step.detection_objective import make_objective
 from lesionseg.training.step.module import Counters, LesionModule
 from lesionseg.training.step.scaling import Precision, autocast_dtype
+from lesionseg.training.step.schedule import settled
 from lesionseg.training.tile_stream import Batch, TileStream
 
 log = logging.getLogger(__name__)
@@ -122,11 +123,11 @@ def fit_tiles(
     reading tiles or `validate` raises.
     """
     check_activation(learning.loss, plan)
-    path, settings = run_dir / CHECKPOINT, learning.trainer
+    path, device = run_dir / CHECKPOINT, training_device(learning.trainer.accelerator)
+    settings = settled(learning.trainer, plan, device)
     checkpoint = read_checkpoint(path) if path.is_file() else None
     objective = make_objective(learning.loss, learning.detection, plan)
     module = LesionModule(network, objective, plan, settings, learning.optimiser)
-    device = training_device(settings.accelerator)
     if choose_precision(settings.precision, torch.device(device)) == "16-mixed":
         module.use_fp16()
     if isinstance(tiles, TileDataset) and tiles.hard is not None:
@@ -187,8 +188,9 @@ def our_callbacks(
     """The callbacks of every training, in the order in which they act after a step."""
     path, record = run_dir / CHECKPOINT, Record(run_dir / HISTORY, settings.log_every)
     made: list[pl.Callback] = [KeepMemory(), Resume(checkpoint, path), record]
+    every = settings.validate_every_minutes
     if validate is not None:
-        made.append(Validation(validate, settings.validate_every_minutes, record))
+        made.append(Validation(validate, None if every == "auto" else every, record))
     made += [SaveCheckpoint(path, settings.checkpoint_every_minutes, record), Stop()]
     return [*made, ProgressLine()] if settings.progress else made
 

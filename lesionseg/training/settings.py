@@ -6,6 +6,7 @@ from typing import Literal
 
 from lesionseg.errors import ConfigError
 
+BUDGETS = ("auto", "quick", "standard", "full")
 ACCELERATORS = ("auto", "cpu", "gpu", "cuda")
 PRECISIONS = ("auto", "32-true", "bf16-mixed", "16-mixed")
 
@@ -47,11 +48,14 @@ class TrainerSettings:
     """How long, on what and how to train.
 
     Training ends at `max_minutes` of wall time (validations included, mid-epoch if need be) or at
-    `max_steps`, whichever comes first; at least one must be given, else `ConfigError`. A step is
+    `max_steps`, whichever comes first; these or a `budget` must be given, else `ConfigError`. What
+    a budget comes to is known with the plan (`step.schedule.settled`). `memory_gb`: the memory to
+    plan for, None for the device's own. A step is
     one update from `accumulate` batches per device; `steps_per_epoch` of them are an epoch of the
     sampler. `compile`: by `torch.compile`, `graphs` with CUDA graphs; `auto` as timed on a GPU.
     `ema_decay`: of the averaged weights that are kept in the end, None for the last ones.
-    `validate_every_minutes`: None validates at the end only, if at all; `validate_cases` of the
+    `validate_every_minutes`: None validates at the end only, if at all, `auto` meanwhile in
+    trainings of more than half an hour (`settled`); `validate_cases` of the
     validation role are then looked at (None: all). `select`: whether the `best` or the `last`
     weights are kept, None for the best of two validations or more. `checkpoint_every_minutes`: at
     most so much work is lost when training is killed, or 50 times what writing takes. `workers`:
@@ -60,6 +64,8 @@ class TrainerSettings:
 
     max_minutes: float | None = None
     max_steps: int | None = None
+    budget: str | None = None
+    memory_gb: float | None = None
     steps_per_epoch: int = 50
     accelerator: str = "auto"
     devices: int | str = 1
@@ -69,7 +75,7 @@ class TrainerSettings:
     gradient_clip: float = 12.0
     ema_decay: float | None = 0.99
     workers: int = 1
-    validate_every_minutes: float | None = None
+    validate_every_minutes: float | Literal["auto"] | None = None
     validate_cases: int | None = 16
     select: str | None = None
     checkpoint_every_minutes: float = 0.25
@@ -77,11 +83,11 @@ class TrainerSettings:
     progress: bool = True
 
     def __post_init__(self) -> None:
-        if self.max_minutes is None and self.max_steps is None:
+        if self.max_minutes is None and self.max_steps is None and self.budget is None:
             raise ConfigError(
                 "Nothing says when training ends.",
                 where="trainer",
-                expected="max_minutes, max_steps or both",
+                expected="max_minutes, max_steps or a budget",
                 remedy="set trainer.max_minutes=60, say.",
             )
         _require(
@@ -90,12 +96,15 @@ class TrainerSettings:
             self.compile in (True, False, "auto", "graphs"),
             "auto, true, false or graphs",
         )
+        if self.budget is not None:
+            _one_of("trainer.budget", self.budget, BUDGETS)
         _one_of("trainer.accelerator", self.accelerator, ACCELERATORS)
         _require_count(self.devices)
         _one_of("trainer.precision", self.precision, PRECISIONS)
-        for name in ("max_minutes", "validate_every_minutes", "gradient_clip"):
-            value = getattr(self, name)
-            _require(f"trainer.{name}", value, value is None or value > 0, "a number above 0")
+        if self.validate_every_minutes != "auto":
+            self._require_positive("validate_every_minutes")
+        for name in ("max_minutes", "memory_gb", "gradient_clip"):
+            self._require_positive(name)
         if self.select is not None:
             _one_of("trainer.select", self.select, ("best", "last"))
         if self.select == "best" and self.validate_every_minutes is None:
@@ -113,6 +122,11 @@ class TrainerSettings:
             _require(f"trainer.{name}", value, value >= 0, "0 or more")
         decay = self.ema_decay
         _require("trainer.ema_decay", decay, decay is None or 0 <= decay < 1, "in [0, 1), or null")
+
+    def _require_positive(self, name: str) -> None:
+        value = getattr(self, name)
+        kept = value is None or (isinstance(value, int | float) and value > 0)
+        _require(f"trainer.{name}", value, kept, "a number above 0")
 
     @property
     def has_one_device(self) -> bool:

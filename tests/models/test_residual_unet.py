@@ -8,7 +8,7 @@ import torch
 from lesionseg.errors import ConfigError
 from lesionseg.models.build import build_network
 from lesionseg.models.residual_unet import ResidualBlock
-from lesionseg.plan.cost import training_cost
+from lesionseg.plan.cost import multiplications
 from lesionseg.plan.make import PlanOverrides
 from lesionseg.plan.plan import Architecture, Normalisation, Plan
 from lesionseg.plan.tile_rules import network_shape
@@ -102,8 +102,8 @@ def test_its_cost_counts_its_convolutions() -> None:
         if isinstance(layer, torch.nn.Conv2d):
             layer.register_forward_hook(count)
     network(torch.randn(1, 2, 16, 16))
-    cost = training_cost(plan.architecture, (16, 16), 1, n_channels=2)
-    assert cost.multiplications / 3 == pytest.approx(counted, rel=0.1)  # and the ways up and past
+    cost = multiplications(plan.architecture, (16, 16), 1, n_channels=2)
+    assert cost / 3 == pytest.approx(counted, rel=0.1)  # and the ways up and past
 
 
 def test_a_table_of_another_length_is_refused() -> None:
@@ -112,8 +112,8 @@ def test_a_table_of_another_length_is_refused() -> None:
         build_network(plan.with_(architecture=replace(plan.architecture, encoder_blocks=(1, 2))))
 
 
-def test_sizes_are_a_residual_unets() -> None:
-    assert PlanOverrides("residual_unet", size="L").size == "L"
-    for name, size in (("residual_unet", "XXL"), ("unet", "M")):
+def test_sizes_are_those_of_every_network() -> None:
+    for name in ("unet", "residual_unet", "retinanet", "retina_unet"):
+        assert PlanOverrides(name, size="XL").size == "XL"
         with pytest.raises(ConfigError, match=r"model\.size"):
-            PlanOverrides(name, size=size)
+            PlanOverrides(name, size="XXL")

@@ -1,12 +1,14 @@
 """A whole plan: reasoned, repeatable, and bent only by what somebody asks for."""
 
 from dataclasses import replace
+from math import prod
 
 import pytest
 
 from lesionseg.core import Case, Dataset, LabelRegion
 from lesionseg.errors import ConfigError
 from lesionseg.plan import Fingerprint, Plan, PlanOverrides, make_plan, take_fingerprint
+from lesionseg.plan.plan_overrides import SIZES_GB
 
 
 @pytest.fixture
@@ -61,10 +63,42 @@ def test_the_same_fingerprint_gives_the_same_plan(fingerprint: Fingerprint, data
     assert Plan.from_json(plan.to_json()) == plan
 
 
+def step_gb(plan: Plan) -> float:
+    """What a step of a plan takes, made up."""
+    return 3 + 34e-9 * plan.architecture.features[0] * plan.batch_size * prod(plan.tile_shape)
+
+
 def test_a_gpu_gets_the_larger_network(fingerprint: Fingerprint, dataset: Dataset):
-    plan = make_plan(fingerprint, dataset, memory_gb=24, device="cuda:0")
+    plan = make_plan(fingerprint, dataset, memory_gb=9, device="cuda:0", step_memory=step_gb)
     assert plan.tile_shape == (128, 128, 128)
     assert plan.architecture.features == (32, 64, 128, 256, 320, 320)
+    assert "7.6 GB" in plan.reasons["memory"]
+
+
+@pytest.mark.parametrize("name", ["unet", "residual_unet", "retinanet", "retina_unet"])
+def test_every_network_has_sizes_on_a_gpu(fingerprint: Fingerprint, dataset: Dataset, name: str):
+    taken = []
+    for size in ("S", "M", "L", "XL", None):
+        chosen = PlanOverrides(architecture=name, size=size)
+        plan = make_plan(
+            fingerprint, dataset, memory_gb=140, device="cuda", overrides=chosen,
+            step_memory=step_gb,
+        )  # fmt: skip
+        taken.append(step_gb(plan))
+        assert taken[-1] <= SIZES_GB.get(size or "", 140.0)
+    assert taken == sorted(taken)
+
+
+def test_a_detector_has_large_heads_on_a_gpu_alone(fingerprint: Fingerprint, dataset: Dataset):
+    chosen = PlanOverrides(architecture="retinanet")
+    gpu = make_plan(
+        fingerprint, dataset, memory_gb=12, device="cuda", overrides=chosen, step_memory=step_gb
+    )
+    cpu = plan_of(fingerprint, dataset, architecture="retinanet")
+    assert gpu.anchors is not None
+    assert cpu.anchors is not None
+    assert (gpu.anchors.width, gpu.anchors.depth) == (128, 4)
+    assert (cpu.anchors.width, cpu.anchors.depth) == (32, 1)
 
 
 def test_overrides_win_and_are_said(fingerprint: Fingerprint, dataset: Dataset):
@@ -134,7 +168,9 @@ def test_a_plan_follows_the_one_whose_weights_training_starts_from(
     fingerprint: Fingerprint, dataset: Dataset
 ):
     before = plan_of(fingerprint, dataset, spacing_mm=(2.0, 1.0, 1.0), tile_shape=(32, 64, 64))
-    after = make_plan(fingerprint, dataset, memory_gb=24, device="cuda", before=before)
+    after = make_plan(
+        fingerprint, dataset, memory_gb=24, device="cuda", before=before, step_memory=step_gb
+    )
     for name in ("spacing_mm", "normalisation", "tile_shape", "architecture"):
         assert getattr(after, name) == getattr(before, name)
         assert "that training starts from" in after.reasons[name]
@@ -145,6 +181,7 @@ def test_a_plan_follows_the_one_whose_weights_training_starts_from(
         device="cuda",
         overrides=PlanOverrides(architecture="retina_unet", tile_shape=(64, 64, 64)),
         before=before,
+        step_memory=step_gb,
     )
     assert detector.architecture == replace(before.architecture, name="retina_unet")
     assert detector.tile_shape == (64, 64, 64)

@@ -8,6 +8,7 @@ import pytest
 from lesionseg.io.cases import read_case
 from lesionseg.io.layouts.conventions import read_dataset
 from lesionseg.plan import Plan, make_plan, take_fingerprint
+from lesionseg.training.device.step_memory import StepMemory
 
 DATA = Path(os.environ.get("LESIONSEG_DATA", Path(__file__).parents[3] / "shared" / "data"))
 
@@ -17,7 +18,13 @@ def plan_for(name: str, device: str = "cpu") -> Plan:
         pytest.skip("the real scans are not here")
     dataset = read_dataset(DATA / name)
     cases = (read_case(c, dataset) for c in dataset.cases[:40] if c.role != "test")
-    return make_plan(take_fingerprint(dataset, cases), dataset, memory_gb=24, device=device)
+    return make_plan(
+        take_fingerprint(dataset, cases),
+        dataset,
+        memory_gb=24,
+        device=device,
+        step_memory=StepMemory(),
+    )
 
 
 @pytest.mark.data

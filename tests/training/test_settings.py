@@ -18,6 +18,7 @@ def test_training_without_an_end_is_refused():
     "wrong",
     [
         {"max_minutes": 0},
+        {"max_minutes": "abc"},  # null by default: the command line lets it pass
         {"max_steps": 0},
         {"steps_per_epoch": 0},
         {"accumulate": 0},
@@ -28,6 +29,9 @@ def test_training_without_an_end_is_refused():
         {"workers": -1},
         {"checkpoint_every_minutes": -1},
         {"log_every": 0},
+        {"budget": "endless"},
+        {"memory_gb": 0.0},
+        {"validate_every_minutes": 0.0},
     ],
 )
 def test_a_wrong_trainer_setting_is_named(wrong):

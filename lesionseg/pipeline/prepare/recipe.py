@@ -22,8 +22,8 @@ log = logging.getLogger(__name__)
 
 PAGE = "dataset_report.html"
 NOT_TRIED = (
-    "estimated; no step was tried. On a GPU train and tune try two first, and may go on with fewer "
-    "or smaller tiles"
+    "estimated; no step was tried. On a GPU train and tune try two first, and may go on with "
+    "fewer, smaller or larger tiles"
 )
 
 
@@ -53,7 +53,7 @@ def prepare(
     Args:
         data: where the data lie and how they are divided.
         model: what the user decides of the plan.
-        trainer: its accelerator decides the device that is planned for.
+        trainer: its accelerator and memory decide the device that is planned for.
         run_dir: where the plan goes; None: a new folder under `runs`.
         check: only check, and write the page into `run_dir`.
         identifiers: print the names and files of cases, which are called by number otherwise.
@@ -65,7 +65,7 @@ def prepare(
     run = Path(run_dir) if run_dir else default_run_dir(data.root, model.architecture)
     check_claim(run, config)
     survey = take_survey(data, seed)
-    plan = _untried(decide(survey, model, trainer.accelerator, run), run)
+    plan = _untried(decide(survey, model, trainer, run), run)
     claim(run, config)
     if run_dir is None:  # its name holds the time: the same command would begin again
         log.info("Results go to %s; run_dir=%s resumes it.", run, run)
@@ -76,7 +76,8 @@ def prepare(
 
 def _untried(plan: Plan, run: Path) -> Plan:
     """The plan, which says that no step of it has been taken: `prepare` knows no loss."""
-    marked = plan.with_(reasons={**plan.reasons, "memory": NOT_TRIED})
+    said = "; ".join([*(r for n, r in plan.reasons.items() if n == "memory"), NOT_TRIED])
+    marked = plan.with_(reasons={**plan.reasons, "memory": said})
     write_text(run / "plan.json", marked.to_json())
     return marked
 

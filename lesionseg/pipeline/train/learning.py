@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -31,19 +32,34 @@ from lesionseg.training.device.accelerator import (
     training_device,
 )
 from lesionseg.training.device.memory_probe import Probe, fitted_to_memory
+from lesionseg.training.device.step_memory import CONTEXT_GB, StepMemory
 from lesionseg.training.fit import CHECKPOINT, FitResult, choose_precision, fit
 from lesionseg.training.learning_settings import Learning
+from lesionseg.training.settings import TrainerSettings
 from lesionseg.training.step.detection_objective import make_objective, taught_anchors
 from lesionseg.training.step.scaling import autocast_dtype
+from lesionseg.training.step.schedule import batch_factor, settled
 
 log = logging.getLogger(__name__)
 
 
+# A step that takes so much less than predicted leaves room worth planning with
+LEFT = 1.15
+
+
 def decide(
-    survey: Survey, model: PlanOverrides, accelerator: str, run: Path, given: Plan | None = None
+    survey: Survey,
+    model: PlanOverrides,
+    trainer: TrainerSettings,
+    run: Path,
+    given: Plan | None = None,
+    memory: StepMemory | None = None,
 ) -> Plan:
-    """Make the plan, unless it is `given` or the run has one; write fingerprint, plan, splits."""
-    plan = given or kept_plan(run) or _planned(survey, model, accelerator)
+    """Make the plan, unless it is `given` or the run has one; write fingerprint, plan, splits.
+
+    `memory`: what a training step takes of a GPU; None for one by the default losses.
+    """
+    plan = given or kept_plan(run) or _planned(survey, model, trainer, memory or StepMemory())
     write_text(run / "fingerprint.json", survey.fingerprint.to_json())
     write_text(run / SPLITS, survey.splits.to_json())
     write_text(run / "plan.json", plan.to_json())
@@ -62,39 +78,97 @@ def kept_plan(run: Path) -> Plan | None:
     return undecided(Plan.from_json(path.read_text(encoding="utf-8"), path))
 
 
-def _planned(survey: Survey, model: PlanOverrides, accelerator: str) -> Plan:
-    require_device(accelerator)  # before a plan for another device is written
-    device = training_device(accelerator)
-    plan = make_plan(
-        survey.fingerprint,
-        survey.dataset,
-        memory_gb=available_memory_gb(device),
-        device=device,
-        overrides=model,
-        before=bundle_plan(model.init_from) if model.init_from else None,
-    )
+def _planned(
+    survey: Survey, model: PlanOverrides, trainer: TrainerSettings, memory: StepMemory
+) -> Plan:
+    """A plan for the device at hand, or for a GPU of `memory_gb` that is elsewhere."""
+    elsewhere = trainer.memory_gb is not None and trainer.accelerator in ("gpu", "cuda")
+    if not elsewhere:
+        require_device(trainer.accelerator)  # before a plan for another device is written
+    device = "cuda" if elsewhere else training_device(trainer.accelerator)
+    memory_gb = trainer.memory_gb or available_memory_gb(device)
+    plan = _plan_for(device, memory_gb, survey, model, memory)
     for decision, reason in plan.reasons.items():
         log.info("Plan, %s: %s", decision, reason)
     return plan
 
 
-def affordable(plan: Plan, learning: Learning, run: Path) -> Plan:
-    """The plan, made smaller where a trial step runs out of a GPU's memory, and written again."""
+def _plan_for(
+    device: str, memory_gb: float, survey: Survey, model: PlanOverrides, memory: StepMemory
+) -> Plan:
+    return make_plan(
+        survey.fingerprint,
+        survey.dataset,
+        memory_gb=memory_gb,
+        device=device,
+        overrides=model,
+        before=bundle_plan(model.init_from) if model.init_from else None,
+        step_memory=memory,
+    )
+
+
+def step_memory(learning: Learning) -> StepMemory:
+    """What a training step takes of a GPU by these losses and this optimiser."""
+    return StepMemory(
+        teach=partial(make_objective, learning.loss, learning.detection),
+        optimiser=learning.optimiser,
+        averages=learning.trainer.ema_decay is not None,
+        half=learning.trainer.precision != "32-true",
+    )
+
+
+def affordable(
+    plan: Plan, learning: Learning, run: Path, survey: Survey, model: PlanOverrides
+) -> Plan:
+    """The plan, made smaller or larger by trial steps on a GPU, and written again."""
     trainer = learning.trainer
     device = torch.device(training_device(trainer.accelerator))
     if device.type != "cuda":  # a processor's memory runs out without saying so
         return plan
     probe = Probe(
         build=build_network,
-        teach=lambda smaller: make_objective(learning.loss, learning.detection, smaller),
+        teach=lambda other: make_objective(learning.loss, learning.detection, other),
         settings=trainer,
         optimiser=learning.optimiser,
         device=device,
         dtype=autocast_dtype(choose_precision(trainer.precision, device)),
     )
-    fitted = fitted_to_memory(plan, probe)
+    memory = step_memory(learning)
+    memory_gb = trainer.memory_gb or available_memory_gb(device.type)
+
+    def larger(fitting: Plan, peak_gb: float) -> Plan | None:
+        predicted, measured = memory(fitting), peak_gb + CONTEXT_GB
+        log.info("A training step: %.1f GB predicted, %.1f GB measured.", predicted, measured)
+        if predicted < LEFT * measured:
+            return None
+        more = _plan_for("cuda", memory_gb * predicted / measured, survey, model, memory)
+        return linked(more, learning.loss, learning.detection)
+
+    fitted = fitted_to_memory(plan, probe, larger)
     write_text(run / "plan.json", fitted.to_json())
     return fitted
+
+
+def settle(learning: Learning, plan: Plan) -> Learning:
+    """What is learnt with, now that the plan is known: limits of the budget, and the rate."""
+    device = training_device(learning.trainer.accelerator)
+    trainer = settled(learning.trainer, plan, device)
+    optimiser = learning.optimiser
+    rate = optimiser.lr * batch_factor(optimiser, plan)
+    limits = ((trainer.max_steps, "steps"), (trainer.max_minutes, "minutes"))
+    said = " or ".join(f"{value:g} {what}" for value, what in limits if value is not None)
+    log.info("Training ends after %s; learning rate %.2g.", said, rate)
+    return replace(learning, trainer=trainer, optimiser=replace(optimiser, lr=rate))
+
+
+def rated(plan: Plan, learning: Learning) -> Plan:
+    """The plan, saying by how much the learning rate follows its batch where it does."""
+    factor = batch_factor(learning.optimiser, plan)
+    if factor == 1:
+        return plan
+    rule = "linear in" if learning.optimiser.name == "sgd" else "as the root of"
+    reason = f"{factor:.3g} × optim.lr, {rule} the batch of {plan.batch_size}"
+    return plan.with_(reasons={**plan.reasons, "learning_rate": reason})
 
 
 def linked(plan: Plan, loss: nn.Module, detection: DetectionLoss | None = None) -> Plan:

@@ -34,6 +34,9 @@ from lesionseg.pipeline.train.learning import (
     learn,
     linked,
     prepare_cases,
+    rated,
+    settle,
+    step_memory,
 )
 from lesionseg.pipeline.train.loss_check import check_losses
 from lesionseg.plan.make import PlanOverrides
@@ -112,12 +115,17 @@ def begin(recipe: Recipe, survey: Survey, run: Path, plan: Plan | None = None) -
     if recipe.audit.enabled:
         require_voxels(name, "audit", "suspects among the voxels")
     is_first = plan is None and not is_claimed(run)
-    plan = decide(survey, recipe.model, learning.trainer.accelerator, run, plan)
+    if is_first:
+        require_device(learning.trainer.accelerator)
+    memory = step_memory(learning)
+    plan = decide(survey, recipe.model, learning.trainer, run, plan, memory)
     plan = linked(plan, learning.loss, learning.detection)
     check_activation(learning.loss, plan)
     check_losses(plan, learning.loss, learning.detection)
     if is_first:
-        plan = affordable(plan, learning, run)
+        plan = affordable(plan, learning, run, survey, recipe.model)
+    plan = rated(plan, learning)
+    write_text(run / "plan.json", plan.to_json())
     claim(run, recipe.config)  # last: a refused setting must not make the corrected one another's
     if not recipe.config.get("run_dir"):  # its name holds the time: another run each
         log.info("Results go to %s; run_dir=%s resumes it.", run, run)
@@ -130,13 +138,13 @@ def train_once(recipe: Recipe, survey: Survey, plan: Plan, run: Path) -> Trained
         require_device(recipe.learning.trainer.accelerator)
     cases = prepare_cases(survey, plan, recipe.data, run)
     # a loss may keep sums of its own: every training begins with a fresh one
-    learning = replace(recipe.learning, loss=deepcopy(recipe.learning.loss))
+    learning = settle(replace(recipe.learning, loss=deepcopy(recipe.learning.loss)), plan)
     watchers: list[pl.Callback] = [FocalBalance(run)]
     watchers += [LabelAudit(cases, plan, recipe.audit, run)] if recipe.audit.enabled else []
     follow = Follow(recipe.logger, run, recipe.logged())
     slices = ValidationSlices(run, recipe.logger.n_previews, follow.show)
     watchers += [*_previews(recipe.logger, run, follow), slices, follow]
-    validate = _validation(recipe, survey, plan, run, slices)
+    validate = _validation(replace(recipe, learning=learning), survey, plan, run, slices)
     fitted = learn(plan, cases, learning, run, validate=validate, callbacks=watchers)
     take_best(fitted.network, run, learning.trainer.select)
     origin = recipe.origin(survey, fitted.device)

@@ -33,6 +33,7 @@ from lesionseg.report.sections.tuning_page import TuningSearch, TuningTrial, tab
 from lesionseg.training.device.accelerator import require_device, training_device
 from lesionseg.training.learning_settings import Learning
 from lesionseg.training.settings import OptimiserSettings, TrainerSettings
+from lesionseg.training.step.schedule import batch_factor, settled
 
 log = logging.getLogger(__name__)
 
@@ -113,7 +114,6 @@ def tune(
     refuse_other_cases(run, survey.splits)  # its trials would not compare
     cases = [c for c in survey.of_role("validation") if c.reference is not None or c.annotations]
     lesions = _count_lesions(survey, cases, data)
-    trainer = _with_checks(trainer)
     learning = partial(
         Learning,
         sampling=sampling,
@@ -123,16 +123,19 @@ def tune(
         seed=seed,
         init_from=model.init_from,
     )
-    plan = decide(survey, model, trainer.accelerator, run)
+    plan = decide(survey, model, trainer, run)
     if not is_claimed(run):  # once for all trials: whatever the pair, it takes the same memory
         any_loss, any_detection = losses(alpha=0.5, gamma=1.0)
-        plan = affordable(plan, learning(loss=any_loss, detection=any_detection), run)
+        any_pair = learning(loss=any_loss, detection=any_detection)
+        plan = affordable(plan, any_pair, run, survey, model)
+    trainer = _with_checks(settled(trainer, plan, training_device(trainer.accelerator)))
+    rate = optim.lr * batch_factor(optim, plan)
     claim(run, _without_n_trials(config))  # last, as in `train`
     recipe = TrialRecipe(
         losses=losses,
         plan=plan,
         cases=prepare_cases(survey, plan, data, run),
-        learning=learning,
+        learning=partial(learning, trainer=trainer, optimiser=replace(optim, lr=rate)),
         judge=lambda linked: VolumeJudge(survey, cases, linked, inference, preset),
         fp_per_case=tune.fp_per_case,
         run=run,

@@ -1,4 +1,4 @@
-"""Take two training steps at the planned size, and step down until they fit the device."""
+"""Take two training steps at the planned size; step down until they fit the device, or up."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -20,6 +20,9 @@ log = logging.getLogger(__name__)
 
 MAX_STEPS_DOWN = 3
 
+# a plan for what is left, given the one that fits and its peak; None for none
+Larger = Callable[[Plan, float], Plan | None]
+
 
 @dataclass(frozen=True, eq=False)
 class Probe:
@@ -35,19 +38,22 @@ class Probe:
     device: torch.device
     dtype: torch.dtype
 
-    def fits(self, plan: Plan) -> bool:
-        """Whether two steps at the plan's size end without the device running out of memory.
+    def peak_gb(self, plan: Plan) -> float | None:
+        """The 10⁹ bytes reserved for two steps at the plan's size; None where they do not fit.
 
-        Two, as the optimiser's moments are there from the second on.
+        Two, as the optimiser's moments are there from the second on. 0 on a processor.
         """
+        is_gpu = self.device.type == "cuda"
         try:
+            if is_gpu:
+                torch.cuda.reset_peak_memory_stats(self.device)
             self._steps(plan)
+            return torch.cuda.max_memory_reserved(self.device) / 1e9 if is_gpu else 0.0
         except torch.OutOfMemoryError:
-            return False
+            return None
         finally:  # the traceback, which holds the tensors, is gone here
-            if self.device.type == "cuda":
+            if is_gpu:
                 torch.cuda.empty_cache()
-        return True
 
     def _steps(self, plan: Plan) -> None:
         network = self.build(plan).to(self.device).train()
@@ -86,17 +92,18 @@ def some_batch(plan: Plan, n_tiles: int, device: torch.device) -> dict[str, Tens
     return {name: tensor.to(device) for name, tensor in batch.items()}
 
 
-def fitted_to_memory(plan: Plan, probe: Probe) -> Plan:
+def fitted_to_memory(plan: Plan, probe: Probe, larger: Larger = lambda plan, peak_gb: None) -> Plan:
     """The plan, or a smaller one whose training steps fit: fewer tiles, then smaller ones.
 
-    At most `MAX_STEPS_DOWN` times; `reasons` say so. Raises `TrainingError` when that is not enough
-    or nothing is left to make smaller.
+    At most `MAX_STEPS_DOWN` times; `reasons` say so. Where the plan fits and what it was measured
+    to take leaves room, the `larger` one if that fits too. Raises `TrainingError` when smaller ones
+    are not enough or nothing is left to make smaller.
     """
     tried: list[Plan] = []
     smaller: Plan | None = plan
     while smaller is not None and len(tried) <= MAX_STEPS_DOWN:
-        if probe.fits(smaller):
-            return _said(plan, smaller) if tried else plan
+        if (peak_gb := probe.peak_gb(smaller)) is not None:
+            return _said(plan, smaller) if tried else _grown(plan, probe, larger(plan, peak_gb))
         log.warning("Out of memory at %s.", _size(smaller))
         tried.append(smaller)
         smaller = step_down(smaller)
@@ -106,6 +113,13 @@ def fitted_to_memory(plan: Plan, probe: Probe) -> Plan:
         remedy="set model.tile_shape, model.batch_size or model.base_features smaller, or end "
         "what else runs on the device.",
     )
+
+
+def _grown(plan: Plan, probe: Probe, larger: Plan | None) -> Plan:
+    if larger is None or _size(larger) == _size(plan) or probe.peak_gb(larger) is None:
+        return plan
+    log.info("A step takes less than planned: %s in place of %s.", _size(larger), _size(plan))
+    return larger
 
 
 def step_down(plan: Plan) -> Plan | None:

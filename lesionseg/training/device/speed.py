@@ -7,7 +7,7 @@ import statistics
 import time
 from collections.abc import Callable
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Literal
 
@@ -44,10 +44,14 @@ Seconds = Callable[[nn.Module, Mode | None], float]
 
 @dataclass(frozen=True)
 class Speed:
-    """How the network is laid out in memory, and how it is compiled, if at all."""
+    """How the network is laid out in memory, and how it is compiled, if at all.
+
+    `seconds`: of a step as timed, None where none was.
+    """
 
     layout: torch.memory_format
     compiled: Mode | None
+    seconds: float | None = field(default=None, compare=False)
 
 
 def choose_speed(
@@ -72,6 +76,9 @@ def choose_speed(
         return time_step(trial, objective, plan, device, dtype, mode)
 
     chosen = timed_choice(network, seconds, layouts(plan.dims), wanted_modes(settings))
+    if settings.max_steps and chosen.seconds:
+        hours = settings.max_steps * settings.accumulate * chosen.seconds / 3600
+        log.info("%d steps take about %.1f hours or somewhat more.", settings.max_steps, hours)
     gc.collect()
     torch.cuda.empty_cache()  # processes that are started next need it
     return chosen
@@ -107,7 +114,7 @@ def timed_choice(
     by_mode: dict[Mode | None, float] = {None: by_layout[layout]}
     if len(modes) == 1:
         log.info("A step: %s; compiled: %s.", ", ".join(said), modes[0] or "no")
-        return Speed(layout, modes[0])
+        return Speed(layout, modes[0], by_layout[layout] if modes[0] is None else None)
     for mode in (mode for mode in modes if mode is not None):
         try:
             by_mode[mode] = seconds(_compiled(_copy(network, layout), mode), mode)
@@ -116,7 +123,8 @@ def timed_choice(
             said.append(f"compiling ({mode}) failed: {type(error).__name__}")
     torch.compiler.reset()  # gives back the memory of the trials' graphs
     log.info("A step: %s.", ", ".join(said))
-    return Speed(layout, min(by_mode, key=lambda mode: by_mode[mode]))
+    fastest = min(by_mode, key=lambda mode: by_mode[mode])
+    return Speed(layout, fastest, by_mode[fastest])
 
 
 def _or_never(seconds: Callable[[], float]) -> float:

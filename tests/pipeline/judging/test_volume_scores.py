@@ -16,7 +16,9 @@ from lesionseg.pipeline.judging.judge_role import labelled
 from lesionseg.pipeline.judging.volume_scores import VolumeJudge, VolumeScores, overlaps
 from lesionseg.pipeline.train.learning import decide
 from lesionseg.plan.make import PlanOverrides
+from lesionseg.training.settings import TrainerSettings
 
+CPU = TrainerSettings(max_steps=1, accelerator="cpu")
 GEOMETRY = Geometry((4, 4), np.eye(3))
 
 
@@ -65,7 +67,7 @@ def test_networks_are_scored_on_whole_radiographs(
         tmp_path / "raw", 6, seed=3, shape=(64, 64), pixel_mm=4.0, lesion_free_share=0.0
     )
     found = take_survey(DataSettings(str(tmp_path / "raw")), 0)
-    plan = decide(found, PlanOverrides(tile_shape=(64, 64)), "cpu", tmp_path / "run")
+    plan = decide(found, PlanOverrides(tile_shape=(64, 64)), CPU, tmp_path / "run")
     cases = labelled(found, "validation")
     shown: list[str] = []
     judge = VolumeJudge(

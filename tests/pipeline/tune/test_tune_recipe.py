@@ -76,7 +76,7 @@ def test_the_memory_is_tried_once_before_the_search(
 ) -> None:
     tried = []
 
-    def smaller(plan: Plan, learning: Learning, run: Path) -> Plan:
+    def smaller(plan: Plan, learning: Learning, *_: object) -> Plan:
         tried.append(learning.loss)
         return plan.with_(batch_size=1)
 

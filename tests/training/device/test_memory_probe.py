@@ -57,6 +57,20 @@ def test_the_largest_size_that_fits_is_taken(make_plan, caplog, limit, batch, ti
     assert ("tile_shape" in fitted.reasons) == (tile != (16, 16))
 
 
+@pytest.mark.parametrize(("limit", "taken"), [(4 * 256, 4), (3 * 256, 2)])
+def test_a_larger_plan_is_taken_where_the_peak_leaves_room_and_it_fits(make_plan, limit, taken):
+    plan = make_plan(batch_size=2)
+    peaks = []
+
+    def larger(fitting, peak_gb):
+        peaks.append(peak_gb)
+        return fitting.with_(batch_size=4)
+
+    assert fitted_to_memory(plan, probe(limit), larger).batch_size == taken
+    assert peaks == [0.0]  # as a processor has it
+    assert fitted_to_memory(plan, probe(limit), lambda *_: None) is plan
+
+
 def test_after_three_smaller_sizes_it_gives_up(make_plan):
     with pytest.raises(TrainingError, match=r"down to 2 tiles of 14 × 16.*model\.tile_shape"):
         fitted_to_memory(make_plan(batch_size=8), probe(10))

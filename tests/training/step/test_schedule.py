@@ -2,8 +2,70 @@
 
 import pytest
 
-from lesionseg.training.settings import OptimiserSettings
-from lesionseg.training.step.schedule import Clock, TrainingBudget, learning_rate
+from lesionseg.training.settings import OptimiserSettings, TrainerSettings
+from lesionseg.training.step.schedule import (
+    Clock,
+    TrainingBudget,
+    batch_factor,
+    learning_rate,
+    settled,
+)
+
+
+@pytest.mark.parametrize(
+    ("device", "given", "minutes", "steps"),
+    [
+        ("cpu", {}, 60.0, None),
+        ("cuda", {}, None, 125_000),  # twice as many voxels a step as nnU-Net's
+        ("cuda", {"budget": "full"}, None, 250_000),
+        ("cuda", {"budget": "quick"}, 15.0, None),
+        ("cuda", {"max_minutes": 5.0}, 5.0, None),
+        ("cuda", {"max_steps": 7}, None, 7),
+        ("cpu", {"budget": "standard", "max_minutes": 90.0}, 90.0, 125_000),
+        ("cpu", {"budget": "full", "max_steps": 9}, None, 9),
+        ("cpu", {"budget": "quick", "max_minutes": 3.0}, 3.0, None),
+    ],
+)
+def test_a_budget_becomes_limits(make_plan, device, given, minutes, steps):
+    plan = make_plan(batch_size=4).with_(dims=3, tile_shape=(128, 128, 128))
+    found = settled(TrainerSettings(**{"budget": "auto", **given}), plan, device)
+    assert (found.max_minutes, found.max_steps) == (minutes, steps)
+
+
+def test_small_batches_take_no_more_steps_than_nnunet(make_plan):
+    assert settled(TrainerSettings(budget="standard"), make_plan(), "cuda").max_steps == 250_000
+
+
+@pytest.mark.parametrize(
+    ("given", "every"),
+    [
+        ({"max_minutes": 30.0}, None),
+        ({"max_minutes": 60.0}, 10.0),
+        ({"budget": "full"}, 20.0),
+        ({"max_steps": 50}, None),
+        ({"max_minutes": 5.0, "budget": "full"}, None),
+    ],
+)
+def test_long_trainings_are_validated_meanwhile(make_plan, given, every):
+    settings = TrainerSettings(**given, validate_every_minutes="auto")
+    assert settled(settings, make_plan(), "cpu").validate_every_minutes == every
+    never = TrainerSettings(**given, validate_every_minutes=None)
+    assert settled(never, make_plan(), "cpu").validate_every_minutes is None
+
+
+@pytest.mark.parametrize(
+    ("dims", "batch", "name", "factor"),
+    [
+        (3, 2, "adamw", 1),
+        (2, 4, "sgd", 1),
+        (3, 8, "adamw", 2),
+        (3, 8, "sgd", 4),
+        (2, 1, "adamw", 0.5),
+    ],
+)
+def test_the_rate_follows_the_batch(make_plan, dims, batch, name, factor):
+    plan = make_plan(batch_size=batch).with_(dims=dims)
+    assert batch_factor(OptimiserSettings(name=name), plan) == factor
 
 
 def test_progress_is_that_of_the_limit_nearer_to_its_end():

@@ -1,0 +1,59 @@
+"""`prepare` plans for a GPU that is not at hand."""
+
+import pytest
+
+from lesionseg.errors import ConfigError
+from lesionseg.losses import FocalLoss
+from lesionseg.phantoms import write_xray_phantoms
+from lesionseg.pipeline.dataset.data_settings import DataSettings
+from lesionseg.pipeline.dataset.survey import take_survey
+from lesionseg.pipeline.train import learning
+from lesionseg.pipeline.train.learning import decide
+from lesionseg.plan.make import PlanOverrides
+from lesionseg.training.learning_settings import Learning
+from lesionseg.training.settings import TrainerSettings
+
+
+@pytest.fixture(scope="module")
+def survey(tmp_path_factory):
+    root = tmp_path_factory.mktemp("xray")
+    write_xray_phantoms(root, n_cases=4, shape=(192, 192), seed=3)
+    return take_survey(DataSettings(str(root)), seed=0)
+
+
+@pytest.mark.parametrize("name", ["unet", "retinanet"])
+def test_a_card_is_planned_for_by_its_memory(survey, tmp_path, monkeypatch, name):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    trainer = TrainerSettings(max_steps=1, accelerator="gpu", memory_gb=24.0)
+    plan = decide(survey, PlanOverrides(name), trainer, tmp_path)
+    assert plan.reasons["budget"] == "planned for a GPU with 24 GB"
+    assert "by prediction" in plan.reasons["memory"]
+    assert plan.architecture.features[0] >= 32
+    assert (plan.anchors is not None) == (name == "retinanet")
+
+
+def test_without_its_memory_it_is_refused(survey, tmp_path, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    trainer = TrainerSettings(max_steps=1, accelerator="gpu")
+    with pytest.raises(ConfigError, match=r"trainer\.accelerator"):
+        decide(survey, PlanOverrides(), trainer, tmp_path)
+
+
+def test_a_step_that_takes_less_than_predicted_is_planned_anew(survey, tmp_path, monkeypatch):
+    """The part of `train` that follows a trial step, with a peak that is made up."""
+    monkeypatch.setattr(learning, "training_device", lambda _: "cuda")
+    offered = []
+
+    def fitted(plan, probe, larger):
+        offered.extend((larger(plan, 3.0), larger(plan, 1.0)))
+        return plan
+
+    monkeypatch.setattr(learning, "fitted_to_memory", fitted)
+    trainer = TrainerSettings(max_steps=1, accelerator="gpu", memory_gb=4.0, precision="bf16-mixed")
+    taught = Learning(FocalLoss(), trainer)
+    plan = decide(survey, PlanOverrides(), trainer, tmp_path)
+    learning.affordable(plan, taught, tmp_path, survey, PlanOverrides())
+    assert offered[0] is None
+    assert offered[1].architecture.features[0] * offered[1].batch_size > (
+        plan.architecture.features[0] * plan.batch_size
+    )
