@@ -52,6 +52,11 @@ def as_torch(array: NDArray[Any]) -> torch.Tensor:
     return torch.from_numpy(array)
 
 
+def as_meta_tensor(tensor: torch.Tensor, affine: NDArray[np.float64], name: str = "") -> MetaTensor:
+    """`[C, *spatial]` with its affine (2-D padded), and with `name` where MONAI keeps a file's."""
+    return MetaTensor(tensor, affine=_padded(affine), meta={"filename_or_obj": name})
+
+
 def _padded(affine: NDArray[np.float64]) -> NDArray[np.float64]:
     padded: NDArray[Any] = to_affine_nd(3, affine)
     return np.array(padded, dtype=np.float64)
