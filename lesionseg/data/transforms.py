@@ -7,7 +7,7 @@ transform itself. MONAI is imported with the first one that is built.
 
 import json
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
@@ -36,6 +36,7 @@ _PER_KEY = ("mode", "padding_mode", "align_corners", "dtype")
 # where a bundle's transforms may come from, and what of it opens files or calls yet other packages
 _KNOWN = ("monai.transforms", "lesionseg.data")
 _REACHES_OUT = ("monai.transforms.io", "TorchIO", "TorchVision", "CuCIM")
+_EVALUATED = ("$", "@", "%")
 _DTYPES = {"image": torch.float32, "label": torch.uint8, "instances": torch.int32}
 
 
@@ -72,18 +73,20 @@ def checked(specs: Sequence[Spec], where: str) -> tuple[Spec, ...]:
                 seen=spec,
                 expected="{_target_: package.Class, argument: value, …}, its values JSON",
             )
-    return tuple(dict(spec) for spec in specs)
+    return tuple(json.loads(json.dumps(spec)) for spec in specs)
 
 
 def build(spec: Spec, where: str) -> Transform:
     """The transform; raises `ConfigError` naming it where it cannot be imported or made."""
     try:
         made: Transform = _made(spec)
+        if not callable(made):
+            raise TypeError("not a transform")
     except Exception as error:
         raise ConfigError(
             "A transform cannot be made.",
             where=where,
-            seen=f"{spec[TARGET]}: {error}",
+            seen=f"{spec.get(TARGET)}: {error}",
             remedy="check the name, that its package is installed, and its arguments.",
         ) from error
     return made
@@ -114,17 +117,19 @@ def refuse_strangers(specs: Sequence[Spec], where: Path | str) -> None:
             where=where,
             seen=", ".join(strange),
             expected=f"transforms in {' or '.join(_KNOWN)} that open no files",
-            remedy="if you trust who made the bundle, say trust=true: then these are imported.",
+            remedy="if you trust who made the bundle, predict with trust=true to import these.",
         )
 
 
 def _targets(value: Any) -> Iterator[str]:
-    parts = value.values() if isinstance(value, Mapping) else value
+    """What would be imported, or run by MONAI as an expression where the bundle is exported."""
     if isinstance(value, Mapping) and TARGET in value:
         yield str(value[TARGET])
-    if isinstance(value, Mapping | list | tuple):
-        for part in parts:
-            yield from _targets(part)
+    if isinstance(value, str) and value[:1] in _EVALUATED:
+        yield value
+    parts = value.values() if isinstance(value, Mapping) else value
+    for part in parts if not isinstance(parts, str) and isinstance(parts, Iterable) else ():
+        yield from _targets(part)
 
 
 def _is_known(target: str) -> bool:
@@ -187,7 +192,7 @@ def run_on_volume(specs: Sequence[Spec], volume: Volume, where: str | None) -> V
     moved = not torch.allclose(image.affine, before["image"].affine)  # type: ignore[attr-defined]
     if moved or not bool(torch.isfinite(image).all()):
         _refuse("A transform moved the image, or left NaN or infinity in it.", place, "image")
-    return Volume(image.numpy(), volume.geometry, volume.valid)
+    return Volume(torch.Tensor.as_subclass(image, Tensor).numpy(), volume.geometry, volume.valid)
 
 
 def _run(chain: "Compose", item: TileItem, where: str) -> Any:
@@ -231,10 +236,12 @@ def _like(made: Any, before: Tensor, key: str) -> Tensor:
     if key in MASKS and tensor.is_floating_point() and bool((tensor != tensor.round()).any()):
         remedy = "give it mode: [bilinear, nearest] for keys: [image, label]."
         _refuse(f"A transform interpolated {key!r}.", "augment.extra", "fractions", None, remedy)
-    tensor = tensor.to(_DTYPES.get(key, torch.bool)).contiguous()
-    if isinstance(before, MetaTensor) and not isinstance(tensor, MetaTensor):
-        return MetaTensor(tensor, affine=before.affine)
-    return tensor if isinstance(before, MetaTensor) else torch.Tensor.as_subclass(tensor, Tensor)
+    done: Tensor = tensor.to(_DTYPES.get(key, torch.bool)).contiguous()
+    if not isinstance(before, MetaTensor):
+        done = torch.Tensor.as_subclass(done, Tensor)
+    elif not isinstance(done, MetaTensor):
+        done = MetaTensor(done, affine=before.affine)
+    return done
 
 
 def _refuse_parted(tile: TileItem) -> None:

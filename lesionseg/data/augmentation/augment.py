@@ -112,8 +112,13 @@ def build_augmentation(settings: AugmentationSettings, plan: Plan) -> "Augmentat
     `ConfigError` for flip axes the plan does not have.
     """
     if settings.library != "lesionseg":
-        nothing = dict.fromkeys(_PROBABILITIES[:4], 0.0)
-        settings = replace(settings, **nothing, extra=())
+        settings = replace(
+            settings,
+            flip_probability=0.0,
+            spatial_probability=0.0,
+            intensity_probability=0.0,
+            extra=(),
+        )
     augmentation = Augmentation(settings, plan)
     moves = settings.spatial_probability or (settings.flip_probability and augmentation.flip_axes)
     changes = moves or settings.intensity_probability or settings.paste_probability

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lesionseg.data.transforms import PrepareSettings
 from lesionseg.io.atomic import write_text
 from lesionseg.pipeline.dataset.data_settings import DataSettings
 from lesionseg.pipeline.dataset.survey import open_dataset, take_survey
@@ -41,6 +42,7 @@ class PrepareOutcome(CommandOutcome):
 def prepare(
     data: DataSettings,
     model: PlanOverrides,
+    prepare: PrepareSettings,
     trainer: TrainerSettings,
     run_dir: str | None,
     check: bool,
@@ -53,6 +55,7 @@ def prepare(
     Args:
         data: where the data lie and how they are divided.
         model: what the user decides of the plan.
+        prepare: what else is done to each image.
         trainer: its accelerator decides the device that is planned for.
         run_dir: where the plan goes; None: a new folder under `runs`.
         check: only check, and write the page into `run_dir`.
@@ -65,7 +68,7 @@ def prepare(
     run = Path(run_dir) if run_dir else default_run_dir(data.root, model.architecture)
     check_claim(run, config)
     survey = take_survey(data, seed)
-    plan = _untried(decide(survey, model, trainer.accelerator, run), run)
+    plan = _untried(decide(survey, model, trainer.accelerator, run, extra=prepare.extra), run)
     claim(run, config)
     if run_dir is None:  # its name holds the time: the same command would begin again
         log.info("Results go to %s; run_dir=%s resumes it.", run, run)

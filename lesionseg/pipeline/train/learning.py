@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 
 import pytorch_lightning as pl
@@ -11,8 +10,9 @@ from torch import nn
 
 from lesionseg.data.cache.case_cache import CachedCase
 from lesionseg.data.cache.fill import fill_cache
+from lesionseg.data.transforms import Spec
+from lesionseg.errors import ConfigError
 from lesionseg.io.atomic import write_text
-from lesionseg.io.cases import read_case
 from lesionseg.losses.detection_loss import DetectionLoss
 from lesionseg.models.build import build_network
 from lesionseg.pipeline.dataset.data_settings import DataSettings
@@ -40,10 +40,15 @@ log = logging.getLogger(__name__)
 
 
 def decide(
-    survey: Survey, model: PlanOverrides, accelerator: str, run: Path, given: Plan | None = None
+    survey: Survey,
+    model: PlanOverrides,
+    accelerator: str,
+    run: Path,
+    given: Plan | None = None,
+    extra: Sequence[Spec] = (),
 ) -> Plan:
     """Make the plan, unless it is `given` or the run has one; write fingerprint, plan, splits."""
-    plan = given or kept_plan(run) or _planned(survey, model, accelerator)
+    plan = given or kept_plan(run) or _planned(survey, model, accelerator, extra)
     write_text(run / "fingerprint.json", survey.fingerprint.to_json())
     write_text(run / SPLITS, survey.splits.to_json())
     write_text(run / "plan.json", plan.to_json())
@@ -62,17 +67,25 @@ def kept_plan(run: Path) -> Plan | None:
     return undecided(Plan.from_json(path.read_text(encoding="utf-8"), path))
 
 
-def _planned(survey: Survey, model: PlanOverrides, accelerator: str) -> Plan:
+def _planned(survey: Survey, model: PlanOverrides, accelerator: str, extra: Sequence[Spec]) -> Plan:
     require_device(accelerator)  # before a plan for another device is written
     device = training_device(accelerator)
+    before = bundle_plan(model.init_from) if model.init_from else None
+    if before is not None and list(before.prepare_extra) != list(extra):
+        raise ConfigError(
+            "Training cannot start from this bundle: its images were prepared in another way.",
+            where="prepare.extra",
+            seen=list(extra),
+            expected=list(before.prepare_extra),
+        )
     plan = make_plan(
         survey.fingerprint,
         survey.dataset,
         memory_gb=available_memory_gb(device),
         device=device,
         overrides=model,
-        before=bundle_plan(model.init_from) if model.init_from else None,
-    )
+        before=before,
+    ).with_(prepare_extra=tuple(extra))
     for decision, reason in plan.reasons.items():
         log.info("Plan, %s: %s", decision, reason)
     return plan
@@ -117,7 +130,6 @@ def prepare_cases(survey: Survey, plan: Plan, data: DataSettings, run: Path) -> 
             survey.of_role("train"),
             plan,
             folder,
-            read=partial(read_case, dataset=survey.dataset),
             progress=advance,
             disk=data.disk,
         )
