@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from monai.transforms import Spacing
 from numpy.typing import NDArray
 
 from lesionseg.core import Case, Geometry, Reference, Volume
@@ -114,6 +113,8 @@ def plan_geometry(oriented: Geometry, plan: Plan) -> Geometry:
     ]
     if target == list(oriented.spacing_mm):
         return oriented
+    from monai.transforms import Spacing  # takes seconds: not where `Predictor` is imported
+
     # lazy: the grid is laid, no voxel is read
     lay = Spacing(pixdim=target, diagonal=False, lazy=True)
     return geometry_of(lay(shell(oriented)))
