@@ -42,8 +42,8 @@ class PrepareOutcome(CommandOutcome):
 def prepare(
     data: DataSettings,
     model: PlanOverrides,
-    prepare: PrepareSettings,
     trainer: TrainerSettings,
+    prepare: PrepareSettings,
     run_dir: str | None,
     check: bool,
     identifiers: bool,
@@ -55,8 +55,8 @@ def prepare(
     Args:
         data: where the data lie and how they are divided.
         model: what the user decides of the plan.
-        prepare: what else is done to each image.
         trainer: its accelerator decides the device that is planned for.
+        prepare: what else is done to each image.
         run_dir: where the plan goes; None: a new folder under `runs`.
         check: only check, and write the page into `run_dir`.
         identifiers: print the names and files of cases, which are called by number otherwise.
