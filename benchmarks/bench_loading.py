@@ -29,8 +29,6 @@ import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import permutations
-from math import radians
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +39,7 @@ from monai import transforms as mt
 
 from lesionseg.core import Geometry, Volume
 from lesionseg.data.augmentation.augment import AugmentationSettings
+from lesionseg.data.augmentation.monai_chain import monai_chain
 from lesionseg.data.cache.cached_case import CachedCase, read_cached_case, write_cached_case
 from lesionseg.data.prepare import PreparedCase, PreparedReference
 from lesionseg.data.sampling import SamplingSettings
@@ -146,7 +145,8 @@ def tiles(folder: Path, n: int, *, quick: bool) -> list[table.Row]:
         "image": torch.from_numpy(np.asarray(case.image, np.float32)),
         "labels": torch.from_numpy(np.array(case.labels))[None],
     }
-    crop, chain = monai_crop(), monai_chain(AugmentationSettings())
+    chain = mt.Compose(monai_chain(AugmentationSettings(), plan, masks=("labels",)))
+    crop = monai_crop()
     read = turns(
         n,
         ours=plain.raw,
@@ -202,41 +202,6 @@ def monai_crop() -> mt.Compose:
     """A tile around a lesion voxel or a background voxel, half of each."""
     return mt.RandCropByPosNegLabeld(
         ("image", "labels"), label_key="labels", spatial_size=TILE, pos=1, neg=1, num_samples=1
-    )
-
-
-def monai_chain(chosen: AugmentationSettings) -> mt.Compose:
-    """Our default steps and probabilities by MONAI's transforms."""
-    keys, p = ("image", "labels"), chosen.intensity_probability
-    sigma, turn = tuple(chosen.blur_sigma), radians(chosen.rotate_degrees)
-    modes = ("bilinear", "nearest")
-    affine = {
-        "rotate_range": (turn,) * 3,
-        "shear_range": (chosen.shear,) * len(list(permutations(range(3), 2))),
-        "scale_range": (chosen.scale,) * 3,
-        "mode": modes,
-        "padding_mode": "zeros",
-    }
-    bent = chosen.spatial_probability * chosen.elastic_share
-    return mt.Compose(
-        [
-            mt.RandAffined(keys, prob=chosen.spatial_probability - bent, **affine),
-            mt.Rand3DElasticd(
-                keys, prob=bent, sigma_range=(5, 8), magnitude_range=(50, 150), **affine
-            ),
-            *(mt.RandFlipd(keys, prob=chosen.flip_probability, spatial_axis=a) for a in range(3)),
-            mt.RandSimulateLowResolutiond(
-                "image",
-                prob=p,
-                zoom_range=tuple(chosen.low_resolution),
-                upsample_mode="trilinear",
-            ),
-            mt.RandGaussianSmoothd("image", sigma_x=sigma, sigma_y=sigma, sigma_z=sigma, prob=p),
-            mt.RandScaleIntensityd("image", factors=chosen.contrast, prob=p),
-            mt.RandShiftIntensityd("image", offsets=chosen.brightness, prob=p),
-            mt.RandGaussianNoised("image", std=chosen.noise_std, prob=p),
-            mt.RandAdjustContrastd("image", prob=p, gamma=tuple(chosen.gamma), retain_stats=True),
-        ]
     )
 
 

@@ -35,6 +35,15 @@ class CaseFiles:
     annotations: Mapping[str, Any] = field(default_factory=dict)
     columns: Mapping[str, str] = field(default_factory=dict)
 
+    def listed(self) -> dict[str, Any]:
+        """The case as an entry of MONAI's datalists; see `Dataset.datalist`."""
+        images = [str(path) for path in self.images]
+        entry: dict[str, Any] = {"image": images[0] if len(images) == 1 else images}
+        label = None if self.reference is None else str(self.reference)
+        stated = {"label": label, "role": self.role, "fold": self.fold}
+        entry |= {"case": self.case, "group": self.group}
+        return entry | {name: value for name, value in stated.items() if value is not None}
+
 
 @dataclass(frozen=True, eq=False)
 class Reference:

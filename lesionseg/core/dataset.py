@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from lesionseg.core.case import CaseFiles
 from lesionseg.errors import LesionsegError
@@ -60,6 +61,14 @@ class Dataset:
     resample_tilt: bool = False
     regions: tuple[LabelRegion, ...] = ()
     problems: tuple[Problem, ...] = ()
+
+    def datalist(self) -> list[dict[str, Any]]:
+        """The cases as MONAI's loaders and `CacheDataset` take them, paths as strings.
+
+        `image`: a path, or one per channel; `label`: the mask, where there is one; `case`, `group`,
+        and `role` and `fold` where the dataset states them.
+        """
+        return [case.listed() for case in self.cases]
 
     @property
     def lesion_labels(self) -> Mapping[int, str]:

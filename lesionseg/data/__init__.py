@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from lesionseg.data.cache.case_cache import Cache as Cache
     from lesionseg.data.cache.case_cache import CachedCase as CachedCase
     from lesionseg.data.cache.fill import fill_cache as fill_cache
+    from lesionseg.data.cache.fill import open_dataset as open_dataset
     from lesionseg.data.hard_places import HardPoint as HardPoint
     from lesionseg.data.prepare import PreparedCase as PreparedCase
     from lesionseg.data.prepare import PreparedReference as PreparedReference
@@ -41,6 +42,7 @@ _MODULES = {
     "build_augmentation": "augmentation.augment",
     "fill_cache": "cache.fill",
     "lesion_targets": "targets",
+    "open_dataset": "cache.fill",
     "prepare_case": "prepare",
     "prepare_image": "prepare",
     "prepare_reference": "prepare",
@@ -61,6 +63,7 @@ __all__ = [
     "build_augmentation",
     "fill_cache",
     "lesion_targets",
+    "open_dataset",
     "prepare_case",
     "prepare_image",
     "prepare_reference",

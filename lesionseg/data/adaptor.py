@@ -2,18 +2,20 @@
 
 MONAI asks of an affine only that it maps the array's own index to RAS millimetres, which is what
 `Geometry.affine` does; the axes stay in our order (z, y, x), nothing is transposed or copied.
-Only the target of `Orientation` and the size of 2-D affines need care.
+Only the target of `Orientation` and the size of 2-D affines need care. MONAI takes seconds to
+import, so that is left to the first call.
 """
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from monai.data import MetaTensor
-from monai.data.utils import to_affine_nd
 from numpy.typing import NDArray
 
 from lesionseg.core import Geometry
+
+if TYPE_CHECKING:
+    from monai.data import MetaTensor
 
 # our axes (z, y, x) run towards the head, the front and the patient's right hand
 CANONICAL_AXES = "SAR"
@@ -22,17 +24,21 @@ CANONICAL_AXES = "SAR"
 _WIDER = {"uint16": np.int32, "uint32": np.int64, "uint64": np.int64}
 
 
-def shell(geometry: Geometry) -> MetaTensor:
+def shell(geometry: Geometry) -> "MetaTensor":
     """One channel of nothing on a grid, for transforms that only ask where voxels lie.
 
     In 2-D the affine is padded with an identity third axis, as MONAI does itself.
     """
+    from monai.data import MetaTensor
+
     nothing = torch.zeros((), dtype=torch.uint8).expand(1, *geometry.shape)
     return MetaTensor(nothing, affine=_padded(geometry.affine))
 
 
-def geometry_of(tensor: MetaTensor) -> Geometry:
+def geometry_of(tensor: "MetaTensor") -> Geometry:
     """Shape and affine, those of pending (lazy) transforms included."""
+    from monai.data.utils import to_affine_nd
+
     shape = tuple(int(n) for n in tensor.peek_pending_shape())
     affine = tensor.peek_pending_affine().numpy()
     return Geometry(shape, to_affine_nd(len(shape), affine))
@@ -52,6 +58,17 @@ def as_torch(array: NDArray[Any]) -> torch.Tensor:
     return torch.from_numpy(array)
 
 
+def as_meta_tensor(
+    tensor: torch.Tensor, affine: NDArray[np.float64], name: str = ""
+) -> "MetaTensor":
+    """`[C, *spatial]` with its affine (2-D padded), and with `name` where MONAI keeps a file's."""
+    from monai.data import MetaTensor
+
+    return MetaTensor(tensor, affine=_padded(affine), meta={"filename_or_obj": name})
+
+
 def _padded(affine: NDArray[np.float64]) -> NDArray[np.float64]:
+    from monai.data.utils import to_affine_nd
+
     padded: NDArray[Any] = to_affine_nd(3, affine)
     return np.array(padded, dtype=np.float64)

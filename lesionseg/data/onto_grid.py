@@ -3,7 +3,6 @@
 import itertools
 
 import numpy as np
-from monai.transforms import Orientation
 from numpy.typing import NDArray
 
 from lesionseg.core import Geometry, Volume
@@ -21,6 +20,8 @@ def turned(volume: Volume) -> Volume:
     """
     if volume.geometry.dims != 3:
         return volume
+    from monai.transforms import Orientation  # takes seconds: not where `Predictor` is imported
+
     # labels=None would guess them from the affine's space; ours is always RAS
     reorient = Orientation(
         axcodes=CANONICAL_AXES, labels=(("L", "R"), ("P", "A"), ("I", "S")), lazy=True

@@ -20,6 +20,7 @@ from lesionseg.core import Case, Geometry, Reference, Volume
 from lesionseg.data.adaptor import as_torch
 from lesionseg.data.normalise import normalise
 from lesionseg.data.onto_grid import copy_float32, read_linear, turned
+from lesionseg.data.transforms import run_on_volume
 from lesionseg.errors import ContentError, GeometryError
 from lesionseg.io.formats.guard import MOST_VOXELS
 from lesionseg.ops.lesions import lesions_of
@@ -84,7 +85,8 @@ def prepare_image(
     its own, and if all do no voxel is changed. The geometry returned maps the new indices to the
     patient's millimetres. The same voxels in whatever orientation give the same array. Holds the
     image and the result, or, where `overwrite` gives leave and the image lies on the plan's grid,
-    the image alone. `look` is called before normalisation, and may not keep what it is shown.
+    the image alone. `look` is called before normalisation, and may not keep what it is shown. The
+    plan's further transforms come last.
     Raises `ContentError` when channels or axes are not the plan's, `GeometryError` when the plan's
     grid would hold more than `MOST_VOXELS`.
     """
@@ -99,7 +101,8 @@ def prepare_image(
     if look is not None:
         look(prepared)
     normalise(prepared.array, plan.normalisation)
-    return prepared
+    extra = plan.prepare_extra
+    return run_on_volume(extra, prepared, where) if extra else prepared
 
 
 def plan_geometry(oriented: Geometry, plan: Plan) -> Geometry:

@@ -1,16 +1,17 @@
-"""Training tiles by number: one endless torch dataset over cached cases."""
+"""Training tiles by number: one endless MONAI dataset over cached cases."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
 import torch
+from monai.data import Dataset
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import Dataset
 
+from lesionseg.data.adaptor import as_meta_tensor
 from lesionseg.data.augmentation.augment import (
     NO_CHANGE,
     Augmentation,
@@ -26,52 +27,73 @@ from lesionseg.data.cache.cached_case import CachedCase
 from lesionseg.data.hard_places import HardPlaces, HardPoint
 from lesionseg.data.sampling import SamplingSettings, TileChoice, TileSampler
 from lesionseg.data.tiling import read_tile
+from lesionseg.data.transforms import TileItem, Transform, build, moves, run_on_tile, with_masks
+from lesionseg.errors import ConfigError
 from lesionseg.plan.plan import Plan
 
 
 @dataclass(frozen=True, eq=False)
 class RawTile:
-    """A tile on its way: what was read for it, and the changes to be made."""
+    """A tile on its way: what was read for it, from where, and the changes to be made."""
 
     tensors: TileTensors
     change: Change
+    choice: TileChoice
 
     def to(self, device: torch.device) -> "RawTile":
         """On another device, without waiting for the copy."""
         moved = {key: t.to(device, non_blocking=True) for key, t in self.tensors.items()}
-        return RawTile(moved, self.change)
+        return replace(self, tensors=moved)
 
     def pin_memory(self) -> "RawTile":
         """In memory from which a GPU can copy by itself; torch's loader asks for it."""
-        return RawTile({key: t.pin_memory() for key, t in self.tensors.items()}, self.change)
+        return replace(self, tensors={key: t.pin_memory() for key, t in self.tensors.items()})
 
 
-class TileDataset(Dataset[TileTensors]):
+class TileDataset(Dataset):  # type: ignore[misc]  # MONAI ships no types
     """Tile i is tile i mod `n_tiles` of the sampler's epoch i div `n_tiles`, augmented; no end.
 
-    An item holds `image` `[C, *tile]` float32, `labels` `[*tile]` uint8 (0 background, k for the
-    plan's k-th mask value), `instances` `[*tile]` int32 (lesion ids of the case) and `valid`
-    `[*tile]` bool, false outside the volume and where the reference is to be ignored. It is a
-    function of `seed` and i alone, in any process and order, and of the hard background collected
-    two epochs before, `hard`, which is all that a checkpoint has to keep. `augmentation` None
-    changes nothing. Raises what `TileSampler` refuses on first use.
+    An item holds `image` `[C, *tile]` float32 and `label` `[1, *tile]` uint8 (0 background, k for
+    the plan's k-th mask value), both MetaTensors whose affine maps the tile's own index to RAS
+    millimetres, through flips, rotation, scale and shear (a bend has no affine). Besides
+    `instances` `[1, *tile]` int32 (lesion ids of the case) and `valid` `[1, *tile]` bool, false
+    outside the volume and where the reference is to be ignored.
+
+    A tile is a function of `seed` and i alone, in any process and order, and of the hard background
+    collected two epochs before, `hard`, which is all that a checkpoint has to keep. `len` is that
+    of an epoch; for more give a loader `sampler=range(n)`. Raises what `TileSampler` refuses on
+    first use, and `ConfigError` where hard background would be looked for in moved tiles.
+
+    Args:
+        cases: prepared cases, of `fill_cache`.
+        plan: shape of the tiles, channels, labels.
+        sampling: the mix of tiles; None: half of them around lesions.
+        augmentation: how they are changed; None: not at all.
+        n_tiles: of an epoch.
+        seed: of places and changes.
+        transform: further dictionary transforms, which run last.
     """
 
     def __init__(
         self,
         cases: Sequence[CachedCase],
         plan: Plan,
-        sampling: SamplingSettings,
-        augmentation: AugmentationSettings | None,
+        sampling: SamplingSettings | None = None,
+        augmentation: AugmentationSettings | None = None,
         *,
-        n_tiles: int,
-        seed: int,
+        n_tiles: int = 250,
+        seed: int = 0,
+        transform: Transform | Sequence[Transform] = (),
     ) -> None:
+        further = [transform] if callable(transform) else transform
+        super().__init__(range(n_tiles), [*_chain(augmentation, plan), *further])
         self.cases, self.plan, self.n_tiles, self.seed = tuple(cases), plan, n_tiles, seed
-        self.sampling, self.augmentation = sampling, augmentation
-        n_hard = round(sampling.hard_share * n_tiles)
+        self.sampling, self.augmentation = sampling or SamplingSettings(), augmentation
+        n_hard = round(self.sampling.hard_share * n_tiles)
         self.hard = HardPlaces(plan.dims, n_hard) if n_hard else None
         self._hard_epoch = -1
+        if self.hard is not None:
+            _refuse_moved(augmentation)
 
     @cached_property
     def sampler(self) -> TileSampler:
@@ -97,8 +119,35 @@ class TileDataset(Dataset[TileTensors]):
         """The lesions to copy, searched once in each process that copies any."""
         return Donors(self.cases, self.plan.tile_shape)
 
-    def __getitem__(self, number: int) -> TileTensors:
-        return self.finish(self.raw(number))
+    @property
+    def has_transforms(self) -> bool:
+        """Whether other libraries' transforms have a part in a tile."""
+        return len(self.transform.transforms) > 0
+
+    def set_random_state(self, *_args: object, **_kwargs: object) -> None:
+        """Nothing: MONAI's loaders would seed here, but a tile depends on its number alone."""
+
+    def _transform(self, index: int) -> TileItem:
+        raw = self.raw(index)
+        tile = self.finish(raw)
+        name, affine = self.cases[raw.choice.case].case, self.affine(raw)
+        item: TileItem = {
+            "image": as_meta_tensor(tile["image"], affine, name),
+            "label": as_meta_tensor(tile["labels"][None], affine, name),
+            "instances": tile["instances"][None],
+            "valid": tile["valid"][None],
+        }
+        if not self.has_transforms:
+            return item
+        drawn = tile_generator(self.seed, *divmod(index, self.n_tiles), 3)
+        return run_on_tile(self.transform, item, drawn.initial_seed() % 2**32)
+
+    def affine(self, raw: RawTile) -> NDArray[np.float64]:
+        """Maps an index of the changed tile (without its bend) to RAS millimetres."""
+        dims, tile = self.plan.dims, np.eye(self.plan.dims + 1)
+        tile[:dims] = raw.change.movement.matrix(self.plan.tile_shape)
+        tile[:dims, dims] += raw.choice.start
+        return np.asarray(self.cases[raw.choice.case].geometry.affine @ tile)
 
     def raw(self, number: int) -> RawTile:
         """What `finish` makes the same tile of: read, and its changes drawn but not carried out.
@@ -120,7 +169,7 @@ class TileDataset(Dataset[TileTensors]):
             "instances": torch.from_numpy(instances),
             "valid": valid,
         }
-        return RawTile(tensors, change)
+        return RawTile(tensors, change, choice)
 
     def finish(self, raw: RawTile) -> TileTensors:
         """Carry out the changes, on the device where the raw tile is."""
@@ -160,14 +209,37 @@ class TileDataset(Dataset[TileTensors]):
         return {name: value for name, value in vars(self).items() if name not in made}
 
 
-class RawTiles(Dataset[RawTile]):
+class RawTiles(Dataset):  # type: ignore[misc]
     """The same tiles, left for `TileDataset.finish` on another device."""
 
     def __init__(self, tiles: TileDataset) -> None:
+        super().__init__(range(tiles.n_tiles))
         self.tiles = tiles
 
-    def __getitem__(self, number: int) -> RawTile:
-        return self.tiles.raw(number)
+    def _transform(self, index: int) -> RawTile:
+        return self.tiles.raw(index)
+
+
+def _chain(settings: AugmentationSettings | None, plan: Plan) -> list[Transform]:
+    """The transforms of other libraries that the settings ask for, in order."""
+    if settings is None:
+        return []
+    extra = [build(with_masks(spec), "augment.extra") for spec in settings.extra]
+    if settings.library != "monai":
+        return extra
+    from lesionseg.data.augmentation.monai_chain import monai_chain
+
+    return [*monai_chain(settings, plan), *extra]
+
+
+def _refuse_moved(settings: AugmentationSettings | None) -> None:
+    """The worst voxel's place in the case must be known."""
+    if settings is not None and (settings.library == "monai" or any(map(moves, settings.extra))):
+        raise ConfigError(
+            "Hard background cannot be found again in tiles that other transforms move.",
+            where="sampling.hard_share",
+            expected="augment=auto, and augment.extra with keys: image alone",
+        )
 
 
 def _masks(

@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import nn
 
 from lesionseg.core import CaseFiles, Geometry, Prediction, Volume
+from lesionseg.data.transforms import refuse_strangers
 from lesionseg.errors import ContentError, require
 from lesionseg.inference.bundles.bundle import Bundle
 from lesionseg.inference.bundles.ensemble import ensemble
@@ -57,6 +58,7 @@ class Predictor:
             on those.
         settings: all of overlap, flips, batch size and precision at once, and more.
         architectures: maps a name in the plan to the caller's own factory.
+        trust: import whatever transforms the plan names; else only MONAI's and our own.
     """
 
     def __init__(
@@ -73,6 +75,7 @@ class Predictor:
         tilt: Tilt = "refuse",
         settings: InferenceSettings | None = None,
         architectures: Mapping[str, NetworkFactory] | None = None,
+        trust: bool = False,
     ) -> None:
         given = (bundle,) if isinstance(bundle, (str, PathLike, Bundle)) else tuple(bundle)
         # networks read here are nobody else's
@@ -81,6 +84,8 @@ class Predictor:
             device = device or "auto"
         members = ensemble(given, architectures)
         self.plan = members.plan
+        if not trust:
+            refuse_strangers(self.plan.prepare_extra, "plan.json")
         self.operating_point = choose_operating_point(self.plan.operating_points, operating_point)
         self._networks = members.networks
         self._device = None if device is None else choose_device(device)
@@ -105,6 +110,7 @@ class Predictor:
             device=device,
             operating_point=operating_point,
             settings=settings,
+            trust=True,
         )
 
     def __call__(

@@ -128,7 +128,9 @@ class Plan:
     `link`: None where the network's outputs are taken as they are. `anchors`: of a detector, else
     None. `calibration`: what a score is
     worth, None where it was not fitted. `n_members`: networks whose probabilities are averaged.
-    `reasons` explains each decision in one sentence.
+    `prepare_extra`: further
+    transforms of a prepared image (`lesionseg.data.transforms`). `reasons` explains each decision
+    in one sentence.
     """
 
     dims: int
@@ -150,6 +152,7 @@ class Plan:
     calibration: Calibration | None = None
     n_members: int = 1
     regions: tuple[tuple[int, ...], ...] = ()
+    prepare_extra: tuple[Mapping[str, Any], ...] = ()
     reasons: Mapping[str, str] = field(default_factory=dict)
     schema_version: int = PLAN_VERSION
 
@@ -218,7 +221,8 @@ class Plan:
 def _plan(raw: dict[str, Any]) -> Plan:
     if raw["schema_version"] != PLAN_VERSION:
         raise ValueError(f"schema_version {raw['schema_version']}")
-    raw = {key: _tuples(value) for key, value in raw.items()}
+    extra = tuple(dict(spec) for spec in raw.get("prepare_extra", ()))  # as it is: lists stay lists
+    raw = {**{key: _tuples(value) for key, value in raw.items()}, "prepare_extra": extra}
     raw["normalisation"] = tuple(Normalisation(**n) for n in raw["normalisation"])
     raw["architecture"] = Architecture(**raw["architecture"])
     # before there was joining, operating points were fitted without it

@@ -5,10 +5,12 @@ from itertools import count
 from typing import Any
 
 import torch
+from monai.data import DataLoader
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import Dataset, Sampler, default_collate
 
 from lesionseg.data.tile_dataset import RawTile, RawTiles, TileDataset
+from lesionseg.data.transforms import TileItem
 
 Batch = dict[str, Tensor]
 
@@ -37,13 +39,14 @@ class StepSampler(Sampler[list[int]]):
 
 
 class TileStream:
-    """Batches of one process from a given step on, without end.
+    """Batches of one process from a given step on, without end, read by MONAI's loader.
 
-    A plain iterable and no DataLoader, as the latter would be taken apart and put together again
-    by the trainer, whose restart in mid-epoch could not keep the order of tiles. `tiles` gives
-    dictionaries of image, labels, instances and valid, for any number from 0 on and the same each
-    time. With `pin` the batches go to this process's GPU, and a `TileDataset` is augmented there;
-    without, the workers do it.
+    A plain iterable and no loader itself, which would be taken apart and put together again
+    by the trainer, whose restart in mid-epoch could not keep the order of tiles. `tiles`: a
+    `TileDataset`, or any that gives `image`, `labels`, `instances` and `valid` as `to_batch` does,
+    for any number from 0 on and the same each time. With `pin` the batches go to this process's
+    GPU, and a `TileDataset` is augmented there; without, and where other libraries' transforms
+    have a part in it, the workers do it.
     """
 
     def __init__(
@@ -59,22 +62,42 @@ class TileStream:
         self.first_step, self.workers, self.pin = first_step, workers, pin
 
     def __iter__(self) -> Iterator[Batch]:
-        if self.pin and isinstance(self.tiles, TileDataset):
+        if not isinstance(self.tiles, TileDataset):
+            return iter(self._loader(self.tiles, default_collate))
+        if self.pin and not self.tiles.has_transforms:
             device = torch.device("cuda", torch.cuda.current_device())
             return finished(self._loader(RawTiles(self.tiles), list), self.tiles, device)
-        return iter(self._loader(self.tiles, None))
+        return iter(self._loader(self.tiles, to_batch))
 
-    def _loader(
-        self, tiles: Dataset[Any], collate: Callable[[list[Any]], Any] | None
-    ) -> "DataLoader[Any]":
-        return DataLoader(
+    def _loader(self, tiles: Dataset[Any], collate: Callable[[list[Any]], Any]) -> Iterable[Any]:
+        loader: Iterable[Any] = DataLoader(
             tiles,
             batch_sampler=StepSampler(self.tiles_per_step, self.first_step, *_process()),
             num_workers=self.workers,
             multiprocessing_context="fork" if self.workers else None,
             pin_memory=self.pin,
             collate_fn=collate,
+            # else MONAI would set back torch's own, which networks draw from
+            generator=torch.Generator(),
         )
+        return loader
+
+
+def to_batch(items: Sequence[TileItem]) -> Batch:
+    """Items of a `TileDataset` as plain tensors, masks `[B, *tile]`: steps need no MetaTensor."""
+    return dict(
+        default_collate(
+            [
+                {
+                    "image": torch.Tensor.as_subclass(item["image"], Tensor),
+                    "labels": torch.Tensor.as_subclass(item["label"], Tensor)[0],
+                    "instances": item["instances"][0],
+                    "valid": item["valid"][0],
+                }
+                for item in items
+            ]
+        )
+    )
 
 
 def finished(

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import DataLoader
+from monai.data import DataLoader, Dataset, MetaTensor
 
 from lesionseg.core import Geometry, Volume
 from lesionseg.data import tile_dataset
@@ -61,21 +61,29 @@ def test_an_item_is_the_tile_that_the_sampler_chose(cases, plan):
         where = tuple(slice(s + 30, s + 30 + t) for s, t in zip(choice.start, TILE, strict=True))
         image = np.pad(np.asarray(case.image, np.float32), [(0, 0), *pad])[(..., *where)]
         np.testing.assert_array_equal(item["image"], image)
-        np.testing.assert_array_equal(item["labels"], np.pad(case.labels, pad)[where])
-        np.testing.assert_array_equal(item["instances"], np.pad(case.instances, pad)[where])
+        np.testing.assert_array_equal(item["label"][0], np.pad(case.labels, pad)[where])
+        np.testing.assert_array_equal(item["instances"][0], np.pad(case.instances, pad)[where])
         valid = np.ones(case.shape, bool) if case.valid is None else case.valid
-        np.testing.assert_array_equal(item["valid"], np.pad(valid, pad)[where])
+        np.testing.assert_array_equal(item["valid"][0], np.pad(valid, pad)[where])
 
 
 def test_types_are_those_promised(dataset):
     item = dataset[0]
     assert {key: tensor.dtype for key, tensor in item.items()} == {
         "image": torch.float32,
-        "labels": torch.uint8,
+        "label": torch.uint8,
         "instances": torch.int32,
         "valid": torch.bool,
     }
-    assert item["image"].shape == (2, *TILE)
+    assert {key: len(tensor) for key, tensor in item.items() if tensor.shape[1:] == TILE} == {
+        "image": 2,
+        "label": 1,
+        "instances": 1,
+        "valid": 1,
+    }
+    assert isinstance(dataset, Dataset)
+    assert isinstance(item["image"], MetaTensor)
+    assert isinstance(item["label"], MetaTensor)
 
 
 def loader(dataset, batch_size, epoch=0, workers=0, rank=0, n_ranks=1):
@@ -85,7 +93,7 @@ def loader(dataset, batch_size, epoch=0, workers=0, rank=0, n_ranks=1):
     context = "fork" if workers else None
     return DataLoader(
         dataset,
-        batch_size,
+        batch_size=batch_size,
         sampler=numbers,
         num_workers=workers,
         drop_last=True,
@@ -137,7 +145,7 @@ def test_a_tile_passes_at_most_three_frames_of_ours(dataset, monkeypatch):
 
     monkeypatch.setattr(tile_dataset, "read_tile", spy)
     next(iter(DataLoader(dataset, sampler=[0])))
-    assert frames[0] == ["__getitem__", "raw"]  # and `read_tile` itself
+    assert frames[0] == ["_transform", "raw"]  # and `read_tile` itself
 
 
 def test_tiling_is_imported_without_torch():

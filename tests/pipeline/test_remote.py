@@ -8,6 +8,7 @@ import pytest
 
 from lesionseg.core import Geometry, Volume
 from lesionseg.data.sampling import TileSampler
+from lesionseg.data.transforms import PrepareSettings
 from lesionseg.errors import ConfigError
 from lesionseg.io.formats.volumes import write_volume
 from lesionseg.io.remote.remote_folder import RemoteFolder
@@ -56,6 +57,7 @@ def run(data, folder):
         data,
         PlanOverrides(),
         TrainerSettings(max_steps=1, accelerator="cpu"),
+        PrepareSettings(),
         run_dir=str(folder),
         check=False,
         identifiers=False,

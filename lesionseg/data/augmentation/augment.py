@@ -6,7 +6,8 @@ volume around it has to be read, so that no empty corners are turned in.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
+from typing import Literal
 
 import numpy as np
 import torch
@@ -18,7 +19,8 @@ from lesionseg.data.augmentation.intensity import Intensity, change_intensity
 from lesionseg.data.augmentation.movement import MAX_BEND, Bend, Movement, n_knots, rotation_by
 from lesionseg.data.augmentation.pasting import Pasting
 from lesionseg.data.tiling import read_tile
-from lesionseg.errors import ConfigError
+from lesionseg.data.transforms import Spec, build, checked
+from lesionseg.errors import ConfigError, one_of
 from lesionseg.ops.warp import warp_linear, warp_nearest
 from lesionseg.plan.plan import Plan
 
@@ -50,7 +52,10 @@ class AugmentationSettings:
     range in voxels. `low_resolution`: range of zoom, at most 1. A pair of equal numbers leaves a
     ranged change out. `paste_probability`: of copying lesions of any case into a tile, 1 to
     `paste_most` of them, their difference from the tissue around them times a number within
-    `paste_contrast` (see `pasting.py`). Raises `ConfigError` for values out of range.
+    `paste_contrast` (see `pasting.py`). `library`: `monai` builds the same steps of MONAI's
+    transforms (`monai_chain.py`). `extra`: dictionary transforms of `image` and `label` that come
+    after (`lesionseg.data.transforms`). Raises `ConfigError` for values out of range and
+    transforms that cannot be built.
     """
 
     flip_probability: float = 0.5
@@ -72,8 +77,14 @@ class AugmentationSettings:
     paste_probability: float = 0.0
     paste_most: int = 3
     paste_contrast: Sequence[float] = (0.6, 1.2)
+    library: Literal["lesionseg", "monai"] = "lesionseg"
+    extra: Sequence[Spec] = ()
 
     def __post_init__(self) -> None:
+        one_of("library", self.library, ("lesionseg", "monai"), where="augment.library")
+        object.__setattr__(self, "extra", checked(self.extra, "augment.extra"))
+        for spec in self.extra:  # to be refused before cases are prepared
+            build(spec, "augment.extra")
         for name in _PROBABILITIES:
             if not 0 <= getattr(self, name) <= 1:
                 _refuse(name, getattr(self, name), "a probability")
@@ -97,8 +108,17 @@ class AugmentationSettings:
 def build_augmentation(settings: AugmentationSettings, plan: Plan) -> "Augmentation | None":
     """What changes tiles of this plan; None when the settings leave nothing to change.
 
-    Raises `ConfigError` for flip axes the plan does not have.
+    With another library lesions are copied here, and the rest is `monai_chain`'s. Raises
+    `ConfigError` for flip axes the plan does not have.
     """
+    if settings.library != "lesionseg":
+        settings = replace(
+            settings,
+            flip_probability=0.0,
+            spatial_probability=0.0,
+            intensity_probability=0.0,
+            extra=(),
+        )
     augmentation = Augmentation(settings, plan)
     moves = settings.spatial_probability or (settings.flip_probability and augmentation.flip_axes)
     changes = moves or settings.intensity_probability or settings.paste_probability
@@ -127,7 +147,7 @@ class Augmentation:
 
     def __init__(self, settings: AugmentationSettings, plan: Plan) -> None:
         self.settings, self.plan = settings, plan
-        self.flip_axes = _flip_axes(settings, plan)
+        self.flip_axes = flip_axes(settings, plan)
 
     def draw(self, generator: torch.Generator) -> Change:
         """One tile's changes; the same generator state gives the same."""
@@ -150,9 +170,7 @@ class Augmentation:
         if not draw.happens(settings.spatial_probability):
             return Movement(flips)
         dims, spacing = plan.dims, np.array(plan.spacing_mm)
-        alike = np.maximum.outer(spacing, spacing) / np.minimum.outer(spacing, spacing)
-        together = alike <= ANISOTROPY
-        fine = spacing / spacing.min() <= ANISOTROPY
+        together, fine = alike_axes(plan.spacing_mm)
         rotation = rotation_by(
             math.radians(settings.rotate_degrees) * draw.between(dims, dims) * together
         )
@@ -221,7 +239,15 @@ def apply(piece: TileTensors, change: Change, shape: tuple[int, ...]) -> TileTen
     return {"image": image, **dict(zip(keys, masks, strict=True))}
 
 
-def _flip_axes(settings: AugmentationSettings, plan: Plan) -> tuple[int, ...]:
+def alike_axes(spacing_mm: Sequence[float]) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Which axes may be rotated into each other `[dims, dims]`, and which are fine `[dims]`."""
+    spacing = np.array(spacing_mm)
+    alike = np.maximum.outer(spacing, spacing) / np.minimum.outer(spacing, spacing)
+    return alike <= ANISOTROPY, spacing / spacing.min() <= ANISOTROPY
+
+
+def flip_axes(settings: AugmentationSettings, plan: Plan) -> tuple[int, ...]:
+    """Array axes along which tiles are flipped; `ConfigError` for one the plan does not have."""
     if settings.flip_axes is None:
         return () if plan.modality == "xray" else tuple(range(plan.dims))
     axes = tuple(settings.flip_axes)

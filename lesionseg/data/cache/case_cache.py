@@ -172,6 +172,7 @@ def cache_key(dataset: Dataset, plan: Plan) -> str:
         "label_values": plan.label_values,
         "regions": plan.regions,
         "ignore_label": dataset.ignore_label,
+        **({"extra": plan.prepare_extra} if plan.prepare_extra else {}),
     }
     text = json.dumps(decisions, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -5,6 +5,8 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
+from functools import partial
+from os import PathLike
 from pathlib import Path
 
 from lesionseg.core import Case, CaseFiles, Dataset
@@ -12,6 +14,8 @@ from lesionseg.data.cache.cached_case import CachedCase
 from lesionseg.data.cache.case_cache import Cache, CaseStore, cache_key, source_hash
 from lesionseg.data.cache.shards import ShardCache
 from lesionseg.data.prepare import prepare_case
+from lesionseg.io.cases import read_case
+from lesionseg.io.layouts.conventions import read_dataset
 from lesionseg.io.remote.local_disk import LocalDisk
 from lesionseg.io.remote.remote_folder import RemoteFolder, is_url
 from lesionseg.plan.plan import Plan
@@ -20,13 +24,21 @@ MAX_WORKERS = 8  # each holds a case, and disks are busy with that many
 _PATIENCE_SECONDS = 1.0
 
 
+def open_dataset(root: str | PathLike[str], *, group: str | None = None) -> Dataset:
+    """What a data folder holds, in whatever layout; `.datalist()` of it is for MONAI.
+
+    `group`: see `lesionseg.io.layouts.conventions.read_dataset`, which says what it raises.
+    """
+    return read_dataset(Path(root), group=group)
+
+
 def fill_cache(
     dataset: Dataset,
     cases: Sequence[CaseFiles],
     plan: Plan,
     folder: Path | str,
     *,
-    read: Callable[[CaseFiles], Case],
+    read: Callable[[CaseFiles], Case] | None = None,
     progress: Callable[[str, int, int], None] | None = None,
     workers: int | None = None,
     disk: LocalDisk | None = None,
@@ -34,14 +46,15 @@ def fill_cache(
     """Prepare every case that the cache lacks; the cached cases in the order of `cases`.
 
     `folder` is a path, or a URL whose cases are copied to `disk` when they are read. `read` turns a
-    case's files into arrays. `workers` threads hold one case each (None: as many as there are
-    cores, eight at most); 1 works in this thread. `progress(case, done, total)` is called here
-    after each case. Cases that another process has claimed are waited for. What is made stays
-    made: the next call goes on where an interrupted one stopped. The first error ends the call.
+    case's files into arrays (None: `read_case`). `workers` threads hold one case each (None: as
+    many as there are cores, eight at most); 1 works in this thread. `progress(case, done, total)`
+    is called here after each case. Cases that another process has claimed are waited for. What is
+    made stays made: the next call goes on where an interrupted one stopped. The first error ends
+    the call.
     """
     store = open_store(folder, cache_key(dataset, plan), disk or LocalDisk())
     store.sweep()
-    make = _Maker(store, plan, read)
+    make = _Maker(store, plan, read or partial(read_case, dataset=dataset))
     left = dict(enumerate(cases))
     found: dict[int, CachedCase] = {}
     try:

@@ -19,6 +19,7 @@ _SHARED = (
     "regions",
     "spacing_mm",
     "normalisation",
+    "prepare_extra",
     "tile_shape",
     "activation",
     "link",

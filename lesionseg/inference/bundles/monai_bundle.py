@@ -149,7 +149,7 @@ def _preprocessing(plan: Plan) -> list[dict[str, Any]]:
         {"_target_": "EnsureChannelFirstd", "keys": "image"},
         {"_target_": "EnsureTyped", "keys": "image", "dtype": "$torch.float32"},
     ]
-    return [*read, *_to_plan_grid(plan), normalise]
+    return [*read, *_to_plan_grid(plan), normalise, *map(dict, plan.prepare_extra)]
 
 
 def _to_plan_grid(plan: Plan) -> list[dict[str, Any]]:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from lesionseg import __version__
+from lesionseg.data.transforms import refuse_strangers
 from lesionseg.errors import ConfigError
 from lesionseg.inference.bundles import monai_bundle
 from lesionseg.inference.bundles.bundle import CARD, Bundle, bundle_digest, resolve_bundle
@@ -86,6 +87,7 @@ def _write_onnx(folder: Path, bundle: Bundle, digest: str, opset: int) -> float:
 
 
 def _write_monai(folder: Path, bundle: Bundle, digest: str) -> float:
+    refuse_strangers(bundle.plan.prepare_extra, "plan.json")  # MONAI would run them
     run = write_program(folder / monai_bundle.PROGRAM, trace(bundle))
     difference = largest_difference(bundle, run)
     write_json(folder / monai_bundle.CONFIG, monai_bundle.inference_config(bundle.plan))
@@ -110,6 +112,7 @@ def onnx_note(plan: Plan, digest: str, opset: int, difference: float) -> dict[st
             "axes": ["S", "A", "R"] if plan.dims == 3 else ["row", "column"],
             "spacing_mm": list(plan.spacing_mm),
             "normalisation": [asdict(n) for n in plan.normalisation],
+            "prepare_extra": [dict(spec) for spec in plan.prepare_extra],
         },
         "tiles": {
             "shape": list(plan.tile_shape),

@@ -65,6 +65,7 @@ class PredictJob:
     save_probabilities: SaveProbabilities = "none"
     dicom_output: bool = True
     identifiers: bool = False
+    trust: bool = False
 
     @property
     def devices(self) -> tuple[str, ...]:
@@ -91,6 +92,7 @@ class PredictJob:
             raster_mm=self.raster_mm,
             tilt=self.tilt,
             architectures=architectures,
+            trust=self.trust,
         )
 
 

@@ -35,6 +35,7 @@ def predict(
     save_probabilities: SaveProbabilities = "none",
     dicom_output: bool = True,
     identifiers: bool = False,
+    trust: bool = False,
     engine: EngineName = "local",
     num_shards: int = 1,
     shard_index: int = 0,
@@ -61,6 +62,7 @@ def predict(
         save_probabilities: also write `probabilities/<case>_<label>` in these numbers.
         dicom_output: DICOM scans also get a segmentation object and a structured report.
         identifiers: messages of failed cases name folders and files.
+        trust: import transforms that the bundle names, whoever wrote them; see `Predictor`.
         engine: "local", or "ray" for a cluster whose machines all see the same folders.
         num_shards: how many equal calls share the cases, each with a table of its own.
         shard_index: which of them this is, from 0.
@@ -80,6 +82,7 @@ def predict(
         save_probabilities=save_probabilities,
         dicom_output=dicom_output,
         identifiers=identifiers,
+        trust=trust,
     )
     shard = Shard(shard_index, num_shards)
     predictors = job.predictors(architectures)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lesionseg.data.transforms import PrepareSettings
 from lesionseg.io.atomic import write_text
 from lesionseg.pipeline.dataset.data_settings import DataSettings
 from lesionseg.pipeline.dataset.survey import open_dataset, take_survey
@@ -42,6 +43,7 @@ def prepare(
     data: DataSettings,
     model: PlanOverrides,
     trainer: TrainerSettings,
+    prepare: PrepareSettings,
     run_dir: str | None,
     check: bool,
     identifiers: bool,
@@ -54,6 +56,7 @@ def prepare(
         data: where the data lie and how they are divided.
         model: what the user decides of the plan.
         trainer: its accelerator and memory decide the device that is planned for.
+        prepare: what else is done to each image.
         run_dir: where the plan goes; None: a new folder under `runs`.
         check: only check, and write the page into `run_dir`.
         identifiers: print the names and files of cases, which are called by number otherwise.
@@ -65,7 +68,7 @@ def prepare(
     run = Path(run_dir) if run_dir else default_run_dir(data.root, model.architecture)
     check_claim(run, config)
     survey = take_survey(data, seed)
-    plan = _untried(decide(survey, model, trainer, run), run)
+    plan = _untried(decide(survey, model, trainer, run, extra=prepare.extra), run)
     claim(run, config)
     if run_dir is None:  # its name holds the time: the same command would begin again
         log.info("Results go to %s; run_dir=%s resumes it.", run, run)

@@ -110,7 +110,7 @@ def _gather(recipe: Recipe, survey: Survey, folds: Sequence[FoldRun], run: Path)
     plan = judged.choice.added_to(undecided(members.plan)).with_(n_members=len(folds))
     keep_bundle(members.networks, plan, judged.scores, origin, run)
     complete = replace(members, plan=plan)
-    predictor = Predictor(complete, device=device, settings=recipe.inference)
+    predictor = Predictor(complete, device=device, settings=recipe.inference, trust=True)
     tested = judge_untouched(predictor, whole, run / "test", "test", recipe.rules(origin))
     scores = {"out of fold": judged.scores, "test": tested}
     return TrainResult(plan, {name: s for name, s in scores.items() if s})

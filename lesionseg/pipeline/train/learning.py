@@ -12,8 +12,9 @@ from torch import nn
 
 from lesionseg.data.cache.case_cache import CachedCase
 from lesionseg.data.cache.fill import fill_cache
+from lesionseg.data.transforms import Spec
+from lesionseg.errors import ConfigError
 from lesionseg.io.atomic import write_text
-from lesionseg.io.cases import read_case
 from lesionseg.losses.detection_loss import DetectionLoss
 from lesionseg.models.build import build_network
 from lesionseg.pipeline.dataset.data_settings import DataSettings
@@ -54,12 +55,15 @@ def decide(
     run: Path,
     given: Plan | None = None,
     memory: StepMemory | None = None,
+    extra: Sequence[Spec] = (),
 ) -> Plan:
     """Make the plan, unless it is `given` or the run has one; write fingerprint, plan, splits.
 
-    `memory`: what a training step takes of a GPU; None for one by the default losses.
+    `memory`: what a training step takes of a GPU; None for one by the default losses. `extra`:
+    what else is done to each image.
     """
-    plan = given or kept_plan(run) or _planned(survey, model, trainer, memory or StepMemory())
+    memory = memory or StepMemory()
+    plan = given or kept_plan(run) or _planned(survey, model, trainer, memory, extra)
     write_text(run / "fingerprint.json", survey.fingerprint.to_json())
     write_text(run / SPLITS, survey.splits.to_json())
     write_text(run / "plan.json", plan.to_json())
@@ -79,7 +83,11 @@ def kept_plan(run: Path) -> Plan | None:
 
 
 def _planned(
-    survey: Survey, model: PlanOverrides, trainer: TrainerSettings, memory: StepMemory
+    survey: Survey,
+    model: PlanOverrides,
+    trainer: TrainerSettings,
+    memory: StepMemory,
+    extra: Sequence[Spec],
 ) -> Plan:
     """A plan for the device at hand, or for a GPU of `memory_gb` that is elsewhere."""
     elsewhere = trainer.memory_gb is not None and trainer.accelerator in ("gpu", "cuda")
@@ -87,7 +95,15 @@ def _planned(
         require_device(trainer.accelerator)  # before a plan for another device is written
     device = "cuda" if elsewhere else training_device(trainer.accelerator)
     memory_gb = trainer.memory_gb or available_memory_gb(device)
-    plan = _plan_for(device, memory_gb, survey, model, memory)
+    before = bundle_plan(model.init_from) if model.init_from else None
+    if before is not None and list(before.prepare_extra) != list(extra):
+        raise ConfigError(
+            "Training cannot start from this bundle: its images were prepared in another way.",
+            where="prepare.extra",
+            seen=list(extra),
+            expected=list(before.prepare_extra),
+        )
+    plan = _plan_for(device, memory_gb, survey, model, memory).with_(prepare_extra=tuple(extra))
     for decision, reason in plan.reasons.items():
         log.info("Plan, %s: %s", decision, reason)
     return plan
@@ -142,6 +158,7 @@ def affordable(
         if predicted < LEFT * measured:
             return None
         more = _plan_for("cuda", memory_gb * predicted / measured, survey, model, memory)
+        more = more.with_(prepare_extra=plan.prepare_extra)
         return linked(more, learning.loss, learning.detection)
 
     fitted = fitted_to_memory(plan, probe, larger)
@@ -191,7 +208,6 @@ def prepare_cases(survey: Survey, plan: Plan, data: DataSettings, run: Path) -> 
             survey.of_role("train"),
             plan,
             folder,
-            read=partial(read_case, dataset=survey.dataset),
             progress=advance,
             disk=data.disk,
         )

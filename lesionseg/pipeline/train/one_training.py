@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 import pytorch_lightning as pl
 from torch import nn
 
+from lesionseg.data.transforms import PrepareSettings
 from lesionseg.evaluation import Preset
 from lesionseg.inference.bundles.bundle import write_bundle
 from lesionseg.inference.bundles.model_card import model_card
@@ -71,6 +72,7 @@ class Recipe:
     report: ReportSettings
     choice: ChoiceSettings
     config: Mapping[str, Any]
+    prepare: PrepareSettings = field(default_factory=PrepareSettings)
 
     def logged(self) -> dict[str, Any]:
         """The settings that a logger keeps: nothing that names data or folders."""
@@ -118,7 +120,7 @@ def begin(recipe: Recipe, survey: Survey, run: Path, plan: Plan | None = None) -
     if is_first:
         require_device(learning.trainer.accelerator)
     memory = step_memory(learning)
-    plan = decide(survey, recipe.model, learning.trainer, run, plan, memory)
+    plan = decide(survey, recipe.model, learning.trainer, run, plan, memory, recipe.prepare.extra)
     plan = linked(plan, learning.loss, learning.detection)
     check_activation(learning.loss, plan)
     check_losses(plan, learning.loss, learning.detection)

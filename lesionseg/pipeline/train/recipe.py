@@ -10,6 +10,7 @@ from torch import nn
 
 from lesionseg.data.augmentation.augment import AugmentationSettings
 from lesionseg.data.sampling import SamplingSettings
+from lesionseg.data.transforms import PrepareSettings
 from lesionseg.evaluation import Preset
 from lesionseg.inference.inference_settings import InferenceSettings
 from lesionseg.losses.detection_loss import DetectionLoss
@@ -64,6 +65,7 @@ def train(
     model: PlanOverrides,
     loss: nn.Module,
     detection: DetectionLoss,
+    prepare: PrepareSettings,
     sampling: SamplingSettings,
     augment: AugmentationSettings,
     optim: OptimiserSettings,
@@ -92,6 +94,7 @@ def train(
             `init_from`, a bundle whose weights come first.
         loss: of voxels, a `losses.VoxelLoss`.
         detection: the loss of a detector's anchors.
+        prepare: what else is done to each image, in training and prediction.
         sampling: the mix of tiles.
         augment: how tiles are changed.
         optim: the optimiser and its learning rate.
@@ -122,6 +125,7 @@ def train(
         report=report,
         choice=ChoiceSettings(operating_point, calibration, replicates, seed),
         config=config,
+        prepare=prepare,
     )
     run = Path(run_dir) if run_dir else default_run_dir(data.root, model.architecture)
     return _run(recipe, run)

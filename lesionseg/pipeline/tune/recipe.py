@@ -10,6 +10,7 @@ from typing import Any
 from lesionseg.core import CaseFiles
 from lesionseg.data.augmentation.augment import AugmentationSettings
 from lesionseg.data.sampling import SamplingSettings
+from lesionseg.data.transforms import PrepareSettings
 from lesionseg.errors import ConfigError, DatasetError
 from lesionseg.evaluation import Preset
 from lesionseg.inference.inference_settings import InferenceSettings
@@ -69,6 +70,7 @@ def tune(
     model: PlanOverrides,
     loss: LossOfPair,
     detection: AnchorLossOfPair,
+    prepare: PrepareSettings,
     sampling: SamplingSettings,
     augment: AugmentationSettings,
     optim: OptimiserSettings,
@@ -92,6 +94,7 @@ def tune(
         model: what the user decides of the plan.
         loss: gives the loss of voxels when called with `alpha` and `gamma`; see `PairLosses`.
         detection: gives the loss of anchors, likewise.
+        prepare: what else is done to each image.
         sampling: which tiles are drawn.
         augment: how they are changed.
         optim: optimiser and learning rate.
@@ -123,7 +126,7 @@ def tune(
         seed=seed,
         init_from=model.init_from,
     )
-    plan = decide(survey, model, trainer, run)
+    plan = decide(survey, model, trainer, run, extra=prepare.extra)
     if not is_claimed(run):  # once for all trials: whatever the pair, it takes the same memory
         any_loss, any_detection = losses(alpha=0.5, gamma=1.0)
         any_pair = learning(loss=any_loss, detection=any_detection)

@@ -173,8 +173,8 @@ def test_tiles_of_a_dataset_gain_lesions_and_move_with_them(donor, plan):
     assert sum(bool(tile["instances"].any()) for tile in gained) > 8
     for tile in gained:
         inside = (tile["image"][0] > 2.4) & tile["valid"]
-        assert (inside <= (tile["labels"] == 1)).all()
-        assert ((tile["instances"] > 0) == (tile["labels"] > 0)).all()
+        assert (inside <= (tile["label"] == 1)).all()
+        assert ((tile["instances"] > 0) == (tile["label"] > 0)).all()
 
 
 def test_settings_out_of_range_are_refused():

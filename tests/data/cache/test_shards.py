@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import DataLoader
+from monai.data import DataLoader
 
 from lesionseg.core import Case, CaseFiles, Dataset, Geometry, Reference, Volume
 from lesionseg.data.cache import shards
@@ -166,7 +166,7 @@ def test_the_same_tiles_come_from_a_folder_and_a_url_with_any_number_of_workers(
     tiles, small = [], fill.args[2].with_(tile_shape=(4, 4, 4))
     for cases, workers in ((by_path, 0), (remote, 0), (remote, 2)):
         dataset = TileDataset(cases, small, SamplingSettings(), None, n_tiles=8, seed=0)
-        loader = DataLoader(dataset, 2, sampler=range(8), num_workers=workers)
+        loader = DataLoader(dataset, workers, batch_size=2, sampler=range(8))
         tiles.append([batch["image"].clone() for batch in loader])
     for first, second, third in zip(*tiles, strict=True):
         assert torch.equal(first, second)

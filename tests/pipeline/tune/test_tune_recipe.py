@@ -15,6 +15,7 @@ from omegaconf import OmegaConf
 from lesionseg.cli import compose
 from lesionseg.data.augmentation.augment import AugmentationSettings
 from lesionseg.data.sampling import SamplingSettings
+from lesionseg.data.transforms import PrepareSettings
 from lesionseg.errors import ConfigError, DatasetError
 from lesionseg.evaluation import PRESETS
 from lesionseg.inference.inference_settings import InferenceSettings
@@ -56,6 +57,7 @@ def search(radiographs: Path, tmp_path: Path) -> Tune:
             or DataSettings(str(radiographs), validation_fraction=0.4, cache_dir=str(tmp_path)),
             model=PlanOverrides(given.pop("architecture", "unet"), **small),
             detection=given.pop("detection", DetectionLoss),
+            prepare=PrepareSettings(),
             sampling=SamplingSettings(),
             augment=AugmentationSettings(flip_probability=0.0, spatial_probability=0.0),
             optim=OptimiserSettings(lr=1e-2),
