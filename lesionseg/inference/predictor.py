@@ -23,7 +23,7 @@ from lesionseg.inference.sliding.scan_tiles import ScanTiles
 from lesionseg.inference.sliding.sliding_window import OnTile, SlidingWindow, Task
 from lesionseg.inference.sliding.store import Store
 from lesionseg.io.dicom.stack import Tilt
-from lesionseg.models.build import NetworkFactory
+from lesionseg.models.build import NetworkFactory, trusting
 from lesionseg.models.precision import fast_memory_format
 from lesionseg.plan.plan import Plan
 
@@ -57,6 +57,7 @@ class Predictor:
             on those.
         settings: all of overlap, flips, batch size and precision at once, and more.
         architectures: maps a name in the plan to the caller's own factory.
+        trust: classes that the bundle names may be imported.
     """
 
     def __init__(
@@ -73,13 +74,14 @@ class Predictor:
         tilt: Tilt = "refuse",
         settings: InferenceSettings | None = None,
         architectures: Mapping[str, NetworkFactory] | None = None,
+        trust: bool = False,
     ) -> None:
         given = (bundle,) if isinstance(bundle, (str, PathLike, Bundle)) else tuple(bundle)
         # networks read here are nobody else's
         self._own = not any(isinstance(b, Bundle) for b in given)
         if not all(isinstance(b, Bundle) for b in given):
             device = device or "auto"
-        members = ensemble(given, architectures)
+        members = ensemble(given, trusting(trust, architectures))
         self.plan = members.plan
         self.operating_point = choose_operating_point(self.plan.operating_points, operating_point)
         self._networks = members.networks

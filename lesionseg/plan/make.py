@@ -40,12 +40,14 @@ def make_plan(
     device: str,
     overrides: PlanOverrides | None = None,
     before: Plan | None = None,
+    pyramid: Architecture | None = None,
 ) -> Plan:
     """Decide everything that training and inference must agree on.
 
     `device` is torch's name ("cpu", "cuda", …) and `memory_gb` its memory in 10⁹ bytes. `before`:
     the plan of the network whose weights training starts from; grid, normalisation and backbone are
-    its own, the tile too unless it is chosen. The same input gives the same plan. Raises
+    its own, the tile too unless it is chosen. `pyramid`: the stages of a detector's backbone that
+    is not ours. The same input gives the same plan. Raises
     `ConfigError` for overrides that do not fit the dataset or `before`.
     """
     chosen = overrides or PlanOverrides()
@@ -57,7 +59,13 @@ def make_plan(
     spacing = _spacing(fingerprint, device, chosen)
     grid = _Grid(fingerprint, spacing.value)
     tile = _tile(grid, allowed.value, chosen)
+    if pyramid is not None:
+        tile = _whole_cells(tile, pyramid, chosen)
     shape = _architecture(tile.value, spacing.value, allowed.value, chosen, before)
+    if pyramid is not None:
+        shape = rules.Decision(
+            pyramid, f"{pyramid.network['_target_']}, {len(pyramid.features)} maps"
+        )
     batch = _batch(grid, tile.value, allowed.value, chosen)
     scales = _scales(fingerprint, before)
     prior = rules.prior(fingerprint.lesion_fraction)
@@ -115,6 +123,7 @@ def _following(
         spacing_mm=chosen.spacing_mm,
         base_features=chosen.base_features,
         stem=chosen.stem,
+        network=chosen.spec,
     )
     tile = chosen.tile_shape or before.tile_shape
     return replace(chosen, spacing_mm=before.spacing_mm, tile_shape=tile)
@@ -201,6 +210,23 @@ def _tile(
     return tile_rules.tile_shape(grid.median_shape, grid.spacing_mm, allowed, n_channels)
 
 
+def _whole_cells(
+    tile: rules.Decision[tuple[int, ...]], pyramid: Architecture, chosen: PlanOverrides
+) -> rules.Decision[tuple[int, ...]]:
+    """The tile, its sides multiples of the coarsest map's stride."""
+    stride = tile_rules.total_stride(pyramid)
+    whole = tuple(max(round(n / s), 1) * s for n, s in zip(tile.value, stride, strict=True))
+    if chosen.tile_shape is not None and whole != tile.value:
+        raise ConfigError(
+            "The tile does not fit the backbone.",
+            where="model.tile_shape",
+            seen=list(tile.value),
+            expected=f"multiples of {list(stride)}",
+            remedy=f"set model.tile_shape={list(whole)}.",
+        )
+    return replace(tile, value=whole)
+
+
 def _architecture(
     tile: Sequence[int],
     spacing_mm: Sequence[float],
@@ -211,7 +237,7 @@ def _architecture(
     if before is not None:
         backbone = followed_architecture(before, chosen.architecture, tile)
         return rules.Decision(backbone, FOLLOWED)
-    by_hand = chosen.tile_shape is not None
+    by_hand = chosen.tile_shape is not None and not chosen.spec  # others have rules of their own
     shape = tile_rules.network_shape(
         tile,
         spacing_mm,
@@ -228,6 +254,7 @@ def _architecture(
             seen=list(tile),
             expected="sides that are multiples of 16, such as 64",
         )
+    shape = replace(shape, network=chosen.spec)
     rest = [n // s for n, s in zip(tile, tile_rules.total_stride(shape), strict=True)]
     kind = "anisotropic" if rules.is_anisotropic(spacing_mm) else "all axes alike"
     if shape.stem == "space_to_depth":

@@ -18,7 +18,7 @@ OPTIONS = [
     for path in sorted(conf_dir().glob("*/*.yaml"))
     if path.parent.name != "experiment"
 ]
-INNER = ("_target_", "_partial_", "defaults")
+INNER = ("_target_", "_partial_", "_recursive_", "defaults")
 
 
 def keys(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -9,7 +9,7 @@ from lesionseg.core import CaseFiles
 from lesionseg.errors import ConfigError, DatasetError
 from lesionseg.inference.inference_settings import InferenceSettings
 from lesionseg.io.layouts.input_images import find_images
-from lesionseg.models.build import NetworkFactory
+from lesionseg.models.build import NetworkFactory, trusting
 from lesionseg.pipeline.dataset.data_settings import DicomSettings
 from lesionseg.pipeline.predict.case_writing import SaveProbabilities
 from lesionseg.pipeline.predict.dicom_output import check_dicom_output
@@ -38,6 +38,7 @@ def predict(
     engine: EngineName = "local",
     num_shards: int = 1,
     shard_index: int = 0,
+    trust: bool = False,
     architectures: Mapping[str, NetworkFactory] | None = None,
     progress: Advance | None = None,
 ) -> PredictOutcome:
@@ -64,6 +65,7 @@ def predict(
         engine: "local", or "ray" for a cluster whose machines all see the same folders.
         num_shards: how many equal calls share the cases, each with a table of its own.
         shard_index: which of them this is, from 0.
+        trust: classes that the bundle names may be imported.
         architectures: the caller's own networks; see `Predictor`.
         progress: called with case, number done and total after every case, in place of a bar.
     """
@@ -82,6 +84,7 @@ def predict(
         identifiers=identifiers,
     )
     shard = Shard(shard_index, num_shards)
+    architectures = trusting(trust, architectures)
     predictors = job.predictors(architectures)
     cases = shard.of(find_cases(Path(input), job.output, predictors[0].plan))
     if dicom_output:

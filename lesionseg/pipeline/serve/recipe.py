@@ -9,7 +9,7 @@ from lesionseg.errors import ConfigError, pip_install
 from lesionseg.inference.bundles.bundle import bundle_digest
 from lesionseg.inference.inference_settings import InferenceSettings
 from lesionseg.inference.predictor import Predictor
-from lesionseg.models.build import NetworkFactory
+from lesionseg.models.build import NetworkFactory, trusting
 from lesionseg.pipeline.run.outcome import CommandOutcome
 
 logger = logging.getLogger(__name__)
@@ -24,6 +24,7 @@ def serve(
     inference: InferenceSettings | None = None,
     operating_point: str | None = None,
     device: str = "auto",
+    trust: bool = False,
 ) -> CommandOutcome:
     """Serve until interrupted; see `serve.app` for what it answers.
 
@@ -39,6 +40,7 @@ def serve(
         inference: overlap, mirrored views, batch size, precision and memory.
         operating_point: accepts candidates; None: the bundle's first.
         device: "auto", "cpu" or "cuda".
+        trust: classes that the bundle names may be imported.
     """
     uvicorn = _uvicorn()
     app = serving_app(
@@ -47,6 +49,7 @@ def serve(
         inference=inference,
         operating_point=operating_point,
         device=device,
+        architectures=trusting(trust),
     )
     logger.info("Serving at http://%s:%d; stop with Ctrl-C.", host, port)
     uvicorn.run(app, host=host, port=port, access_log=False, log_level="warning")

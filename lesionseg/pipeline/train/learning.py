@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -14,7 +15,8 @@ from lesionseg.data.cache.fill import fill_cache
 from lesionseg.io.atomic import write_text
 from lesionseg.io.cases import read_case
 from lesionseg.losses.detection_loss import DetectionLoss
-from lesionseg.models.build import build_network
+from lesionseg.models.build import TRUSTED, build_network
+from lesionseg.models.network_trial import backbone_pyramid, tried
 from lesionseg.pipeline.dataset.data_settings import DataSettings
 from lesionseg.pipeline.dataset.same_cases import SPLITS
 from lesionseg.pipeline.dataset.survey import Survey
@@ -44,6 +46,8 @@ def decide(
 ) -> Plan:
     """Make the plan, unless it is `given` or the run has one; write fingerprint, plan, splits."""
     plan = given or kept_plan(run) or _planned(survey, model, accelerator)
+    # what is imported is what the user typed, whoever wrote the file
+    plan = plan.with_(architecture=replace(plan.architecture, network=model.spec))
     write_text(run / "fingerprint.json", survey.fingerprint.to_json())
     write_text(run / SPLITS, survey.splits.to_json())
     write_text(run / "plan.json", plan.to_json())
@@ -65,14 +69,20 @@ def kept_plan(run: Path) -> Plan | None:
 def _planned(survey: Survey, model: PlanOverrides, accelerator: str) -> Plan:
     require_device(accelerator)  # before a plan for another device is written
     device = training_device(accelerator)
+    before = bundle_plan(model.init_from) if model.init_from else None
+    dims, n_channels = survey.fingerprint.dims, len(survey.dataset.channel_names)
     plan = make_plan(
         survey.fingerprint,
         survey.dataset,
         memory_gb=available_memory_gb(device),
         device=device,
         overrides=model,
-        before=bundle_plan(model.init_from) if model.init_from else None,
+        before=before,
+        pyramid=backbone_pyramid(model.architecture, model.spec, dims, n_channels)
+        if model.backbone
+        else None,
     )
+    plan = tried(plan, by_hand=bool(model.tile_shape or before))
     for decision, reason in plan.reasons.items():
         log.info("Plan, %s: %s", decision, reason)
     return plan
@@ -85,7 +95,7 @@ def affordable(plan: Plan, learning: Learning, run: Path) -> Plan:
     if device.type != "cuda":  # a processor's memory runs out without saying so
         return plan
     probe = Probe(
-        build=build_network,
+        build=partial(build_network, architectures=TRUSTED),
         teach=lambda smaller: make_objective(learning.loss, learning.detection, smaller),
         settings=trainer,
         optimiser=learning.optimiser,
@@ -133,7 +143,7 @@ def learn(
     callbacks: Sequence[pl.Callback] = (),
 ) -> FitResult:
     """Build the plan's network from the seed, or from a bundle, and train it as in `fit`."""
-    network = build_network(plan, seed=learning.seed)
+    network = build_network(plan, architectures=TRUSTED, seed=learning.seed)
     if learning.init_from and not (run / CHECKPOINT).is_file():
         start_from(learning.init_from, network, plan)
     return fit(network, plan, cases, learning, run, validate=validate, callbacks=callbacks)
