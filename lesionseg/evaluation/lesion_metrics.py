@@ -58,7 +58,7 @@ class LesionMetric(CumulativeIterationMetric):  # type: ignore[misc]  # MONAI is
         return lesion_scores(torch.zeros(5) if counts is None else counts.sum(0))
 
 
-class LesionTorchMetric(Metric):  # type: ignore[misc]  # torchmetrics' base is untyped here
+class LesionTorchMetric(Metric):
     """The same as a torchmetrics `Metric`: `update(preds, target)`, `compute()` and reduction."""
 
     full_state_update = False
