@@ -1,6 +1,8 @@
 """Overrides in, one checked configuration out; a mistyped key names the nearest one."""
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
+from importlib.metadata import entry_points
 from typing import Any
 
 from lesionseg.cli.aliases import renamed, renamed_keys
@@ -10,6 +12,11 @@ from lesionseg.cli.search_path import KEY, conf_dir, config_dirs, with_search_pa
 from lesionseg.errors import ConfigError
 
 NUMBERS_OR_WORDS = ("trainer.devices",)
+# entry points by which other packages declare classes
+DECLARED = dict.fromkeys(("network", "backbone"), "lesionseg.networks") | {
+    "loss": "lesionseg.losses"
+}
+OPEN = ("model.network.", "model.backbone.")  # what they take is for the class that they name
 
 
 def compose(command: str, argv: Sequence[str], *, complete: bool = True) -> Any:
@@ -43,7 +50,37 @@ def compose(command: str, argv: Sequence[str], *, complete: bool = True) -> Any:
 
 def typed_overrides(command: str, argv: Sequence[str]) -> list[str]:
     """What was typed, quoted, by the names of today, with all places that hold configurations."""
-    return with_search_path([renamed(quoted(a, COMMANDS[command].texts)) for a in argv])
+    texts = COMMANDS[command].texts
+    return with_search_path(opened([renamed(quoted(a, texts)) for a in argv]))
+
+
+def opened(overrides: Sequence[str]) -> list[str]:
+    """The overrides, with those of somebody's own network or loss marked as new keys.
+
+    Names that installed packages declare as entry points become the classes they stand for.
+
+    >>> opened(["model.network.depth=3", "loss.gamma=2"])
+    ['++model.network.depth=3', 'loss.gamma=2']
+    """
+    own = (*OPEN, "loss.") if "loss=custom" in overrides else OPEN
+    named = [_class_of(o) for o in overrides]
+    return [f"++{o}" if o.startswith(own) else o for o in named]
+
+
+def _class_of(override: str) -> str:
+    """`model.network=NAME` or `loss._target_=NAME` with the class in place of a declared name."""
+    match = re.fullmatch(r"(?:model\.(network|backbone)|(loss))(?:\._target_)?=(\w+)", override)
+    if match is None or (match[2] and "._target_=" not in override) or match[3] == "null":
+        return override
+    points = {p.name: p for p in entry_points(group=DECLARED[match[1] or match[2]])}
+    if match[3] not in points:
+        raise ConfigError(
+            f"No installed package declares {match[3]!r}.{nearest(match[3], points)}",
+            where=override,
+            expected=", ".join(sorted(points)) or "package.module.Class",
+        )
+    kind = f"model.{match[1]}" if match[1] else "loss"
+    return f"{kind}._target_={points[match[3]].value.replace(':', '.')}"
 
 
 def groups(command: str, overrides: Sequence[str] = ()) -> dict[str, list[str]]:

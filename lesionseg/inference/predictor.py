@@ -24,7 +24,7 @@ from lesionseg.inference.sliding.scan_tiles import ScanTiles
 from lesionseg.inference.sliding.sliding_window import OnTile, SlidingWindow, Task
 from lesionseg.inference.sliding.store import Store
 from lesionseg.io.dicom.stack import Tilt
-from lesionseg.models.build import NetworkFactory
+from lesionseg.models.build import NetworkFactory, trusting
 from lesionseg.models.precision import fast_memory_format
 from lesionseg.plan.plan import Plan
 
@@ -58,7 +58,8 @@ class Predictor:
             on those.
         settings: all of overlap, flips, batch size and precision at once, and more.
         architectures: maps a name in the plan to the caller's own factory.
-        trust: import whatever transforms the plan names; else only MONAI's and our own.
+        trust: import whatever networks and transforms the bundle names; else only our own, and
+            MONAI's transforms.
     """
 
     def __init__(
@@ -82,7 +83,7 @@ class Predictor:
         self._own = not any(isinstance(b, Bundle) for b in given)
         if not all(isinstance(b, Bundle) for b in given):
             device = device or "auto"
-        members = ensemble(given, architectures)
+        members = ensemble(given, trusting(trust, architectures))
         self.plan = members.plan
         if not trust:
             refuse_strangers(self.plan.prepare_extra, "plan.json")

@@ -12,6 +12,9 @@ from lesionseg.losses.focal import sigmoid_focal_loss as sigmoid_focal_loss
 from lesionseg.losses.focal import softmax_focal_loss as softmax_focal_loss
 from lesionseg.losses.instance_wise import InstanceWise as InstanceWise
 from lesionseg.losses.instance_wise import LesionWiseFocalLoss as LesionWiseFocalLoss
+from lesionseg.losses.monai_losses import CustomLoss as CustomLoss
+from lesionseg.losses.monai_losses import MonaiFocalLoss as MonaiFocalLoss
+from lesionseg.losses.monai_losses import completed as completed
 from lesionseg.losses.normaliser import PositiveAverage as PositiveAverage
 from lesionseg.losses.normaliser import count_positives as count_positives
 from lesionseg.losses.posterior import posterior_logits as posterior_logits
@@ -25,6 +28,7 @@ from lesionseg.losses.voxel_loss import VoxelLoss as VoxelLoss
 
 __all__ = [
     "CrossEntropyLoss",
+    "CustomLoss",
     "DiceCrossEntropyLoss",
     "DiceFocalLoss",
     "FocalLoss",
@@ -32,10 +36,12 @@ __all__ = [
     "InstanceWise",
     "LesionWiseFocalLoss",
     "MinedCrossEntropyLoss",
+    "MonaiFocalLoss",
     "PositiveAverage",
     "TrimmedFocalLoss",
     "UnifiedFocalLoss",
     "VoxelLoss",
+    "completed",
     "count_positives",
     "dice_loss",
     "posterior_logits",

@@ -1,4 +1,4 @@
-"""From a plan to its network, by a closed table: no name found in a file is ever imported."""
+"""From a plan to its network, by a closed table: no name found in a file is imported unasked."""
 
 from collections.abc import Callable, Mapping
 from difflib import get_close_matches
@@ -6,7 +6,8 @@ from difflib import get_close_matches
 import torch
 from torch import nn
 
-from lesionseg.errors import ConfigError
+from lesionseg.errors import BundleError, ConfigError
+from lesionseg.models.foreign_network import READY, TARGET, custom_network, ready_network
 from lesionseg.models.residual_unet import residual_unet
 from lesionseg.models.retinanet import retina_unet, retinanet
 from lesionseg.models.unet import unet
@@ -19,6 +20,12 @@ ARCHITECTURES: Mapping[str, NetworkFactory] = {
     "residual_unet": residual_unet,
     "retinanet": retinanet,
     "retina_unet": retina_unet,
+    **dict.fromkeys(READY, ready_network),
+    "custom": custom_network,
+}
+# as `architectures`: what the plan names may be imported
+TRUSTED: Mapping[str, NetworkFactory] = {
+    name: ARCHITECTURES[name] for name in ("custom", "retinanet", "retina_unet")
 }
 
 
@@ -27,9 +34,10 @@ def build_network(
 ) -> nn.Module:
     """The network named by `plan.architecture.name`, freshly initialised.
 
-    `architectures` adds a user's own factories to the table (and may replace entries). The same
-    plan and `seed` give the same weights; the global random state is left as it was. Raises
-    `ConfigError` for a name in neither table.
+    `architectures` adds a user's own factories to the table (and may replace entries); with
+    `TRUSTED` a class that the plan names is imported. The same plan and `seed` give the same
+    weights; the global random state is left as it was. Raises `ConfigError` for a name in neither
+    table, `BundleError` for a class that nobody trusts.
     """
     table = {**ARCHITECTURES, **(architectures or {})}
     name = plan.architecture.name
@@ -40,9 +48,23 @@ def build_network(
             expected=", ".join(sorted(table)),
             remedy=_remedy(name, table),
         )
+    target = plan.architecture.network.get(TARGET)
+    if target is not None and name not in (architectures or {}):
+        raise BundleError(
+            f"The bundle's network is code from elsewhere: {target} would be imported.",
+            where="plan.architecture.network",
+            remedy="add trust=true, if you trust whoever made the bundle.",
+        )
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         return table[name](plan)
+
+
+def trusting(
+    trust: bool, architectures: Mapping[str, NetworkFactory] | None = None
+) -> Mapping[str, NetworkFactory]:
+    """The caller's own `architectures`, and what a bundle names where the user trusts it."""
+    return {**(TRUSTED if trust else {}), **(architectures or {})}
 
 
 def _remedy(name: str, table: Mapping[str, NetworkFactory]) -> str:

@@ -1,4 +1,4 @@
-"""RetinaNet on the U-Net's backbone: a pyramid of features and the heads that all levels share."""
+"""RetinaNet on the U-Net's backbone or another: a feature pyramid and heads for all levels."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -10,6 +10,7 @@ from lesionseg.errors import ConfigError
 from lesionseg.models.backbone import Decoder, Encoder
 from lesionseg.models.detection_head import DetectionHead
 from lesionseg.models.detector_output import DetectorOutput
+from lesionseg.models.foreign_network import foreign_backbone
 from lesionseg.models.heads import SegmentationHead, prior_bias
 from lesionseg.plan.anchor_plan import AnchorPlan
 from lesionseg.plan.plan import Architecture, Plan
@@ -30,12 +31,13 @@ class RetinaNet(nn.Module):
         architecture: Architecture,
         n_labels: int,
         anchors: AnchorPlan,
+        encoder: nn.Module | None = None,
     ) -> None:
         super().__init__()
         check_stages(anchors, architecture)
         self.finest = anchors.stages[0]
         self.stages = tuple(stage - self.finest for stage in anchors.stages)
-        self.encoder = Encoder(dims, in_channels, architecture)
+        self.encoder = encoder or Encoder(dims, in_channels, architecture)
         self.decoder = Decoder(dims, _from_stage(architecture, self.finest))
         channels = [self.decoder.channels[stage] for stage in self.stages]
         self.head = DetectionHead(dims, channels, n_labels, anchors)
@@ -61,11 +63,12 @@ class RetinaUNet(nn.Module):
         bias: Sequence[float],
         n_labels: int,
         anchors: AnchorPlan,
+        encoder: nn.Module | None = None,
     ) -> None:
         super().__init__()
         check_stages(anchors, architecture)
         self.stages = anchors.stages
-        self.encoder = Encoder(dims, in_channels, architecture)
+        self.encoder = encoder or Encoder(dims, in_channels, architecture)
         self.decoder = Decoder(dims, architecture)
         channels = [self.decoder.channels[stage] for stage in self.stages]
         self.head = DetectionHead(dims, channels, n_labels, anchors)
@@ -93,6 +96,7 @@ def retinanet(plan: Plan) -> RetinaNet:
         plan.architecture,
         len(plan.lesion_labels),
         planned_anchors(plan),
+        _encoder(plan),
     )
 
 
@@ -106,7 +110,13 @@ def retina_unet(plan: Plan) -> RetinaUNet:
         prior_bias(plan.lesion_fraction, n_labels, plan.activation),
         len(plan.lesion_labels),
         planned_anchors(plan),
+        _encoder(plan),
     )
+
+
+def _encoder(plan: Plan) -> nn.Module | None:
+    """The backbone that the plan names; None for our own."""
+    return foreign_backbone(plan) if plan.architecture.network else None
 
 
 def planned_anchors(plan: Plan) -> AnchorPlan:

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from lesionseg.errors import ConfigError
 from lesionseg.plan.plan import Architecture, Modality, Plan, Stem
@@ -52,6 +53,7 @@ def refuse_stranger(
     spacing_mm: Sequence[float] | None,
     base_features: int | None,
     stem: Stem | None = None,
+    network: Mapping[str, Any] | None = None,
 ) -> None:
     """Raise `ConfigError` when the weights of `before` cannot serve the plan that is asked for.
 
@@ -61,6 +63,8 @@ def refuse_stranger(
         "spatial axes": (before.dims, dims),
         "modality": (before.modality, modality),
         "image channels": (len(before.channel_names), len(channel_names)),
+        # what a bundle names is imported only where the user names it too
+        "network": (dict(before.architecture.network), dict(network or {})),
         "kind of backbone": (backbone_kind(before.architecture.name), backbone_kind(architecture)),
     }
     for what, (has, wanted) in mine.items():

@@ -46,13 +46,15 @@ def make_plan(
     overrides: PlanOverrides | None = None,
     before: Plan | None = None,
     step_memory: StepMemory | None = None,
+    pyramid: Architecture | None = None,
 ) -> Plan:
     """Decide everything that training and inference must agree on.
 
     `device` is torch's name ("cpu", "cuda", …) and `memory_gb` its memory in 10⁹ bytes. `before`:
     the plan of the network whose weights training starts from; grid, normalisation and backbone are
     its own, the tile too unless it is chosen. `step_memory`: the 10⁹ bytes that a training step of
-    a plan takes, for a GPU (`training.device.step_memory`). The same input gives the same plan.
+    a plan takes, for a GPU (`training.device.step_memory`). `pyramid`: the stages of a detector's
+    backbone that is not ours. The same input gives the same plan.
     Raises `ConfigError` for overrides that do not fit the dataset or `before`, and for a GPU
     without `step_memory`.
     """
@@ -103,7 +105,13 @@ def make_plan(
     step_gb = None if step_memory is None else lambda *step: step_memory(sized(*step))
     allowed = _budget(device, memory_gb, chosen, step_gb, len(dataset.channel_names))
     tile = _tile(grid, allowed.value, chosen)
+    if pyramid is not None:
+        tile = _whole_cells(tile, pyramid, chosen)
     shape = _architecture(tile.value, spacing.value, allowed.value, chosen, before)
+    if pyramid is not None:
+        shape = rules.Decision(
+            pyramid, f"{pyramid.network['_target_']}, {len(pyramid.features)} maps"
+        )
     batch = _batch(grid, shape.value, tile.value, allowed.value, chosen)
     anchors = anchors_of(shape.value)
     plan = sized(shape.value, tile.value, batch.value).with_(
@@ -142,6 +150,7 @@ def _following(
         spacing_mm=chosen.spacing_mm,
         base_features=chosen.base_features,
         stem=chosen.stem,
+        network=chosen.spec,
     )
     tile = chosen.tile_shape or before.tile_shape
     return replace(chosen, spacing_mm=before.spacing_mm, tile_shape=tile)
@@ -232,6 +241,23 @@ def _tile(
     return tile_rules.tile_shape(grid.median_shape, grid.spacing_mm, allowed)
 
 
+def _whole_cells(
+    tile: rules.Decision[tuple[int, ...]], pyramid: Architecture, chosen: PlanOverrides
+) -> rules.Decision[tuple[int, ...]]:
+    """The tile, its sides multiples of the coarsest map's stride."""
+    stride = tile_rules.total_stride(pyramid)
+    whole = tuple(max(round(n / s), 1) * s for n, s in zip(tile.value, stride, strict=True))
+    if chosen.tile_shape is not None and whole != tile.value:
+        raise ConfigError(
+            "The tile does not fit the backbone.",
+            where="model.tile_shape",
+            seen=list(tile.value),
+            expected=f"multiples of {list(stride)}",
+            remedy=f"set model.tile_shape={list(whole)}.",
+        )
+    return replace(tile, value=whole)
+
+
 def _architecture(
     tile: Sequence[int],
     spacing_mm: Sequence[float],
@@ -242,7 +268,7 @@ def _architecture(
     if before is not None:
         backbone = followed_architecture(before, chosen.architecture, tile)
         return rules.Decision(backbone, FOLLOWED)
-    by_hand = chosen.tile_shape is not None
+    by_hand = chosen.tile_shape is not None and not chosen.spec  # others have rules of their own
     shape = tile_rules.network_shape(
         tile,
         spacing_mm,
@@ -260,6 +286,7 @@ def _architecture(
             expected="sides that are multiples of 16, such as 64",
         )
     shape = tile_rules.widened(shape, tile, allowed)
+    shape = replace(shape, network=chosen.spec)
     rest = [n // s for n, s in zip(tile, tile_rules.total_stride(shape), strict=True)]
     kind = "anisotropic" if rules.is_anisotropic(spacing_mm) else "all axes alike"
     if shape.stem == "space_to_depth":

@@ -54,6 +54,10 @@ class Architecture:
     One entry per resolution stage in `features`, `strides` and `kernels`. The stride of stage 0 is
     the `block` of voxels that a space-to-depth stem turns into channels; all ones for none.
     `blocks` per stage; `encoder_blocks` are a residual encoder's own, one number per stage.
+
+    `network` names a network or backbone that is not ours (`_target_`) and its arguments, as JSON
+    has them. `levels`: its supervised outputs, as the input's voxels per output voxel, finest
+    first. The product of its `strides` is what a tile's sides are multiples of.
     """
 
     name: str
@@ -63,6 +67,8 @@ class Architecture:
     blocks: int = 2
     n_supervised: int = 3
     encoder_blocks: tuple[int, ...] = ()
+    network: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    levels: tuple[tuple[int, ...], ...] = ()
 
     @property
     def block(self) -> tuple[int, ...]:
@@ -222,7 +228,7 @@ def _plan(raw: dict[str, Any]) -> Plan:
     if raw["schema_version"] != PLAN_VERSION:
         raise ValueError(f"schema_version {raw['schema_version']}")
     extra = tuple(dict(spec) for spec in raw.get("prepare_extra", ()))  # as it is: lists stay lists
-    raw = {**{key: _tuples(value) for key, value in raw.items()}, "prepare_extra": extra}
+    raw = {**{key: tuples(value) for key, value in raw.items()}, "prepare_extra": extra}
     raw["normalisation"] = tuple(Normalisation(**n) for n in raw["normalisation"])
     raw["architecture"] = Architecture(**raw["architecture"])
     # before there was joining, operating points were fitted without it
@@ -234,10 +240,10 @@ def _plan(raw: dict[str, Any]) -> Plan:
     return Plan(**raw)
 
 
-def _tuples(value: Any) -> Any:
+def tuples(value: Any) -> Any:
     """JSON lists as (nested) tuples, so that a plan read back equals the plan written."""
-    if isinstance(value, list):
-        return tuple(_tuples(v) for v in value)
+    if isinstance(value, list | tuple):
+        return tuple(tuples(v) for v in value)
     if isinstance(value, dict):
-        return {key: _tuples(v) for key, v in value.items()}
+        return {key: tuples(v) for key, v in value.items()}
     return value

@@ -2,11 +2,19 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import get_args
+from typing import Any, get_args
 
 from lesionseg.errors import one_of, require
 from lesionseg.plan.anchor_plan import Merge
-from lesionseg.plan.plan import Activation, CandidateSource, ComponentScore, Stem, sources_of
+from lesionseg.plan.plan import (
+    SOURCES,
+    Activation,
+    CandidateSource,
+    ComponentScore,
+    Stem,
+    sources_of,
+    tuples,
+)
 
 # The memory of the cards that nnU-Net's presets M, L and XL are for; S is for the smallest
 SIZES_GB: Mapping[str, float] = {"S": 6.0, "M": 11.0, "L": 24.0, "XL": 40.0}
@@ -21,6 +29,8 @@ class PlanOverrides:
     blocks of 2 voxels along each fine axis into channels, and the backbone works on half the grid.
     `size`, S, M, L or XL: the most memory of a GPU that is planned with. `merge`: of a detector's
     boxes (`AnchorPlan`). `component_score`: of candidates from voxels (`CandidateRule`).
+    `network`: the arguments of a network that is not ours, with `_target_` which class it is where
+    `architecture` is "custom". `backbone`: likewise of a detector's feature maps.
     """
 
     architecture: str = "unet"
@@ -35,8 +45,32 @@ class PlanOverrides:
     merge: Merge | None = None
     component_score: ComponentScore = "max"
     stem: Stem | None = None
+    network: Mapping[str, Any] | None = None
+    backbone: Mapping[str, Any] | None = None
+
+    @property
+    def spec(self) -> dict[str, Any]:
+        """The network or backbone that is not ours, as `Architecture.network` has it."""
+        return dict(tuples(dict(self.network or self.backbone or {})))
 
     def __post_init__(self) -> None:
+        ours = self.architecture in SOURCES
+        detects = "detection" in sources_of(self.architecture)
+        for name, fits in (("network", not ours), ("backbone", detects)):
+            require(
+                fits or not getattr(self, name),
+                f"A {self.architecture} takes no {name} of another kind.",
+                where=f"model.{name}",
+                seen=getattr(self, name),
+                remedy="take model=custom for a network of your own, model=retinanet for a "
+                "backbone of your own.",
+            )
+        require(
+            ours or self.stem != "space_to_depth",
+            "Only our own networks have a space-to-depth stem.",
+            where="model.stem",
+            seen=f"model={self.architecture}",
+        )
         spacing, tile = self.spacing_mm or (1.0,), self.tile_shape or (1,)
         counts = (self.batch_size or 1, self.base_features or 1)
         positive = min(spacing) > 0 and min(tile) >= 1 and min(counts) >= 1

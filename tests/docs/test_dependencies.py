@@ -27,8 +27,9 @@ MODULES = {
     "pytorch-lightning": "pytorch_lightning",
 }
 # others import these; the library only names or needs them: s3fs is fsspec's way to S3,
-# fastapi reads forms by python-multipart, torch exports by onnxscript
-INDIRECT = {"s3fs", "python-multipart", "onnxscript"}
+# fastapi reads forms by python-multipart, torch exports by onnxscript, MONAI's transformers
+# rearrange by einops
+INDIRECT = {"einops", "s3fs", "python-multipart", "onnxscript"}
 
 
 def named() -> set[str]:

@@ -57,7 +57,8 @@ def _input(plan: Plan) -> list[str]:
         f"- channels, in this order: {', '.join(plan.channel_names)}",
         f"- spatial axes: {plan.dims}",
         f"- resampled to {spacing} mm, in tiles of {_times(plan.tile_shape)} voxels",
-        f"- network: {plan.architecture.name}, features {_listed(plan.architecture.features)}"
+        f"- network: {plan.architecture.network.get('_target_', plan.architecture.name)}, "
+        f"features {_listed(plan.architecture.features)}"
         + (f"; the mean of {plan.n_members}" if plan.n_members > 1 else ""),
     ]
 

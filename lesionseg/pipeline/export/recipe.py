@@ -21,7 +21,7 @@ from lesionseg.inference.bundles.network_export import (
     write_program,
 )
 from lesionseg.io.atomic import write_json, write_text
-from lesionseg.models.build import NetworkFactory
+from lesionseg.models.build import NetworkFactory, trusting
 from lesionseg.pipeline.run.outcome import CommandOutcome
 from lesionseg.plan.plan import Plan
 
@@ -51,14 +51,16 @@ def export(
     *,
     format: Format = "onnx",
     opset: int = OPSET,
+    trust: bool = False,
     architectures: Mapping[str, NetworkFactory] | None = None,
 ) -> ExportOutcome:
     """Write a bundle's network, or the mean of several, so that other programs can run it.
 
     `onnx`: `model.onnx` and `model.json`, which says what has to be done around it. `monai`: a
     folder that `monai.bundle` runs. What was written is run on a random tile and compared with the
-    bundle. Raises `BundleError` for an unusable bundle, `ConfigError` for an unknown format, a
-    missing package or a network that cannot be exported, `OutputError` when the result differs.
+    bundle. `trust`: classes that the bundle names may be imported. Raises `BundleError` for an
+    unusable bundle, `ConfigError` for an unknown format, a missing package or a network that cannot
+    be exported, `OutputError` when the result differs.
     """
     if format not in get_args(Format):
         raise ConfigError(
@@ -68,7 +70,7 @@ def export(
             expected=" or ".join(get_args(Format)),
         )
     given = (bundle,) if isinstance(bundle, (str, Path)) else tuple(bundle)
-    read, folder = ensemble(given, architectures), Path(output)
+    read, folder = ensemble(given, trusting(trust, architectures)), Path(output)
     digest = "+".join(bundle_digest(Path(b)) for b in given)
     if format == "onnx":
         difference = _write_onnx(folder, read, digest, opset)

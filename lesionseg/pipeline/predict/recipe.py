@@ -62,7 +62,7 @@ def predict(
         save_probabilities: also write `probabilities/<case>_<label>` in these numbers.
         dicom_output: DICOM scans also get a segmentation object and a structured report.
         identifiers: messages of failed cases name folders and files.
-        trust: import transforms that the bundle names, whoever wrote them; see `Predictor`.
+        trust: networks and transforms that the bundle names may be imported; see `Predictor`.
         engine: "local", or "ray" for a cluster whose machines all see the same folders.
         num_shards: how many equal calls share the cases, each with a table of its own.
         shard_index: which of them this is, from 0.

@@ -24,6 +24,7 @@ def serve(
     inference: InferenceSettings | None = None,
     operating_point: str | None = None,
     device: str = "auto",
+    trust: bool = False,
 ) -> CommandOutcome:
     """Serve until interrupted; see `serve.app` for what it answers.
 
@@ -39,6 +40,7 @@ def serve(
         inference: overlap, mirrored views, batch size, precision and memory.
         operating_point: accepts candidates; None: the bundle's first.
         device: "auto", "cpu" or "cuda".
+        trust: classes that the bundle names may be imported.
     """
     uvicorn = _uvicorn()
     app = serving_app(
@@ -47,6 +49,7 @@ def serve(
         inference=inference,
         operating_point=operating_point,
         device=device,
+        trust=trust,
     )
     logger.info("Serving at http://%s:%d; stop with Ctrl-C.", host, port)
     uvicorn.run(app, host=host, port=port, access_log=False, log_level="warning")
@@ -61,6 +64,7 @@ def serving_app(
     operating_point: str | None = None,
     device: str = "auto",
     architectures: Mapping[str, NetworkFactory] | None = None,
+    trust: bool = False,
 ) -> Any:
     """The ASGI application, for another server than uvicorn."""
     _uvicorn()
@@ -74,6 +78,7 @@ def serving_app(
         operating_point=operating_point,
         settings=inference,
         architectures=architectures,
+        trust=trust,
     )
     digest = "+".join(bundle_digest(Path(folder)) for folder in folders)
     return make_app(Answerer(predictor), bundle=digest, max_upload_mb=max_upload_mb)

@@ -19,7 +19,6 @@ from typing import Any
 
 from lesionseg.core import CaseFiles
 from lesionseg.errors import ConfigError
-from lesionseg.inference.bundles.bundle import read_bundle
 from lesionseg.inference.bundles.ensemble import ensemble
 from lesionseg.inference.predictor import Predictor
 from lesionseg.io.atomic import read_json, write_json
@@ -34,6 +33,7 @@ from lesionseg.pipeline.judging.judge_role import (
     labelled,
 )
 from lesionseg.pipeline.run.run_dir import check_claim
+from lesionseg.pipeline.train.fine_tuning import bundle_plan, read_as_typed
 from lesionseg.pipeline.train.learning import kept_plan
 from lesionseg.pipeline.train.one_training import (
     BUNDLE,
@@ -100,7 +100,7 @@ def _train_fold(recipe: Recipe, fold: FoldRun, plan: Plan) -> None:
 def _gather(recipe: Recipe, survey: Survey, folds: Sequence[FoldRun], run: Path) -> TrainResult:
     """Judge what the folds predicted, and make them one bundle."""
     _refuse_strangers(folds)
-    members = ensemble([read_bundle(fold.run / BUNDLE) for fold in folds])
+    members = ensemble([read_as_typed(fold.run / BUNDLE, recipe.model.spec) for fold in folds])
     device = training_device(recipe.learning.trainer.accelerator)
     origin = recipe.origin(survey, device)
     origin |= {"folds": len(folds), "training_minutes": _minutes(folds)}
@@ -144,7 +144,7 @@ def _plan_of_finished(folds: Sequence[FoldRun]) -> Plan | None:
 
 def _refuse_strangers(folds: Sequence[FoldRun]) -> None:
     """Out-of-fold scores compare only where all folds followed one plan."""
-    plans = {fold.number: read_bundle(fold.run / BUNDLE).plan for fold in folds}
+    plans = {fold.number: bundle_plan(str(fold.run)) for fold in folds}
     first = folds[0].number
     for number, plan in plans.items():
         different = [

@@ -1,12 +1,20 @@
 """Begin a training with the weights of a bundle."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
-from lesionseg.inference.bundles.bundle import PLAN, bundle_digest, read_bundle, resolve_bundle
+from lesionseg.inference.bundles.bundle import (
+    PLAN,
+    Bundle,
+    bundle_digest,
+    read_bundle,
+    resolve_bundle,
+)
+from lesionseg.models.build import TRUSTED
 from lesionseg.models.transfer import take_weights
 from lesionseg.plan.plan import Plan
 
@@ -19,12 +27,18 @@ def bundle_plan(bundle: str) -> Plan:
     return Plan.from_json(path.read_text("utf-8", "replace"), path)
 
 
+def read_as_typed(bundle: Path, network: Mapping[str, Any]) -> Bundle:
+    """Read a bundle, trusting it where the network that it names is the one the user typed."""
+    same = bundle_plan(str(bundle)).architecture.network == network
+    return read_bundle(bundle, TRUSTED if same else None)
+
+
 def start_from(bundle: str, network: nn.Module, plan: Plan) -> None:
     """Copy into `network` what it has in common with the bundle's, and say what that is.
 
     Of an ensemble the first member is taken. Raises the `LesionsegError` of a broken bundle.
     """
-    before = read_bundle(Path(bundle))
+    before = read_as_typed(Path(bundle), plan.architecture.network)
     if before.others:
         log.info(
             "The bundle is an ensemble of %d; its first network is taken.", before.plan.n_members

@@ -16,7 +16,8 @@ from lesionseg.data.transforms import Spec
 from lesionseg.errors import ConfigError
 from lesionseg.io.atomic import write_text
 from lesionseg.losses.detection_loss import DetectionLoss
-from lesionseg.models.build import build_network
+from lesionseg.models.build import TRUSTED, build_network
+from lesionseg.models.network_trial import backbone_pyramid, tried
 from lesionseg.pipeline.dataset.data_settings import DataSettings
 from lesionseg.pipeline.dataset.same_cases import SPLITS
 from lesionseg.pipeline.dataset.survey import Survey
@@ -64,6 +65,8 @@ def decide(
     """
     memory = memory or StepMemory()
     plan = given or kept_plan(run) or _planned(survey, model, trainer, memory, extra)
+    # what is imported is what the user typed, whoever wrote the file
+    plan = plan.with_(architecture=replace(plan.architecture, network=model.spec))
     write_text(run / "fingerprint.json", survey.fingerprint.to_json())
     write_text(run / SPLITS, survey.splits.to_json())
     write_text(run / "plan.json", plan.to_json())
@@ -104,6 +107,7 @@ def _planned(
             expected=list(before.prepare_extra),
         )
     plan = _plan_for(device, memory_gb, survey, model, memory).with_(prepare_extra=tuple(extra))
+    plan = tried(plan, by_hand=bool(model.tile_shape or before))
     for decision, reason in plan.reasons.items():
         log.info("Plan, %s: %s", decision, reason)
     return plan
@@ -112,6 +116,7 @@ def _planned(
 def _plan_for(
     device: str, memory_gb: float, survey: Survey, model: PlanOverrides, memory: StepMemory
 ) -> Plan:
+    dims, n_channels = survey.fingerprint.dims, len(survey.dataset.channel_names)
     return make_plan(
         survey.fingerprint,
         survey.dataset,
@@ -120,6 +125,9 @@ def _plan_for(
         overrides=model,
         before=bundle_plan(model.init_from) if model.init_from else None,
         step_memory=memory,
+        pyramid=backbone_pyramid(model.architecture, model.spec, dims, n_channels)
+        if model.backbone
+        else None,
     )
 
 
@@ -142,7 +150,7 @@ def affordable(
     if device.type != "cuda":  # a processor's memory runs out without saying so
         return plan
     probe = Probe(
-        build=build_network,
+        build=partial(build_network, architectures=TRUSTED),
         teach=lambda other: make_objective(learning.loss, learning.detection, other),
         settings=trainer,
         optimiser=learning.optimiser,
@@ -158,7 +166,7 @@ def affordable(
         if predicted < LEFT * measured:
             return None
         more = _plan_for("cuda", memory_gb * predicted / measured, survey, model, memory)
-        more = more.with_(prepare_extra=plan.prepare_extra)
+        more = tried(more, by_hand=False).with_(prepare_extra=plan.prepare_extra)
         return linked(more, learning.loss, learning.detection)
 
     fitted = fitted_to_memory(plan, probe, larger)
@@ -223,7 +231,7 @@ def learn(
     callbacks: Sequence[pl.Callback] = (),
 ) -> FitResult:
     """Build the plan's network from the seed, or from a bundle, and train it as in `fit`."""
-    network = build_network(plan, seed=learning.seed)
+    network = build_network(plan, architectures=TRUSTED, seed=learning.seed)
     if learning.init_from and not (run / CHECKPOINT).is_file():
         start_from(learning.init_from, network, plan)
     return fit(network, plan, cases, learning, run, validate=validate, callbacks=callbacks)

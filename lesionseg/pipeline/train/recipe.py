@@ -14,6 +14,7 @@ from lesionseg.data.transforms import PrepareSettings
 from lesionseg.evaluation import Preset
 from lesionseg.inference.inference_settings import InferenceSettings
 from lesionseg.losses.detection_loss import DetectionLoss
+from lesionseg.losses.monai_losses import completed
 from lesionseg.pipeline.dataset.data_settings import ALL_FOLDS, DataSettings
 from lesionseg.pipeline.dataset.survey import Survey, take_survey
 from lesionseg.pipeline.judging.choice import CHOSEN, ChoiceSettings
@@ -92,7 +93,7 @@ def train(
             that each fold's network never saw (see `cross_validate`).
         model: architecture and what else of the plan is not to be derived from the data;
             `init_from`, a bundle whose weights come first.
-        loss: of voxels, a `losses.VoxelLoss`.
+        loss: of voxels, a `losses.VoxelLoss`, or what `losses.completed` makes one of.
         detection: the loss of a detector's anchors.
         prepare: what else is done to each image, in training and prediction.
         sampling: the mix of tiles.
@@ -112,7 +113,14 @@ def train(
         config: the resolved configuration as plain data, kept in the run directory.
     """
     learning = Learning(
-        loss, trainer, sampling, augment, optim, detection, seed, init_from=model.init_from
+        completed(loss, model.activation),
+        trainer,
+        sampling,
+        augment,
+        optim,
+        detection,
+        seed,
+        init_from=model.init_from,
     )
     recipe = Recipe(
         data=data,

@@ -3,12 +3,13 @@
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from torch import nn
 
 import lesionseg.losses
 from lesionseg.errors import ConfigError
-from lesionseg.losses import VoxelLoss
+from lesionseg.losses import VoxelLoss, completed
 from lesionseg.losses.detection_loss import DetectionLoss
 from lesionseg.plan.plan import sources_of
 
@@ -31,6 +32,7 @@ class PairLosses:
     architecture: str
     voxels: LossOfPair
     anchors: AnchorLossOfPair
+    activation: str = "sigmoid"
 
     def __post_init__(self) -> None:
         pair_of(self.voxels)
@@ -48,7 +50,7 @@ class PairLosses:
         """The loss of the voxels and the loss of the anchors."""
         pair = {"alpha": alpha, "gamma": gamma}
         anchors = self.anchors(**pair) if "detection" in self.groups else self.anchors()
-        return self.voxels(**pair), anchors
+        return completed(partial(self.voxels, **pair), self.activation), anchors
 
     @property
     def groups(self) -> tuple[str, ...]:

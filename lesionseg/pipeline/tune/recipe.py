@@ -106,7 +106,7 @@ def tune(
         seed: of the split, the first weights and tiles, and the search.
         config: the resolved configuration, kept in `run_dir`.
     """
-    losses = PairLosses(model.architecture, loss, detection)
+    losses = PairLosses(model.architecture, loss, detection, model.activation)
     require_optuna()
     _check_devices(trainer)
     require_device(trainer.accelerator)

@@ -1,7 +1,7 @@
 """What a training step takes of a GPU's memory, by exact counts, without a GPU."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import prod
 from typing import Any
 
@@ -67,7 +67,14 @@ class StepMemory:
         return CONTEXT_GB + WORKSPACE_GB + RESERVED * a_weight * n_weights / 1e9
 
     def _counted(self, plan: Plan) -> tuple[int, float]:
-        """Weights of the plan's network, and bytes that a voxel of its tiles takes."""
+        """Weights of the plan's network, and bytes that a voxel of its tiles takes.
+
+        A network that is not ours counts as our U-Net of the same stages, until trial steps on the
+        GPU have measured it.
+        """
+        shape = plan.architecture
+        ours = shape.name if plan.has_boxes or not shape.network else "unet"
+        plan = plan.with_(architecture=replace(shape, name=ours, network={}))
         stride = total_stride(plan.architecture)
         # two cells at the coarsest stage: a norm needs them
         small = plan.with_(tile_shape=(2 * stride[0], *stride[1:]), batch_size=1)

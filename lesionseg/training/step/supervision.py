@@ -78,6 +78,8 @@ def supervised_strides(architecture: Architecture) -> tuple[tuple[int, ...], ...
     >>> supervised_strides(table)
     ((1, 1), (1, 2), (2, 4))
     """
+    if architecture.levels:
+        return architecture.levels
     ones = (1,) * len(architecture.block)  # heads undo a space-to-depth stem
     return total_strides((ones, *architecture.strides[1:]))[: architecture.n_supervised]
 

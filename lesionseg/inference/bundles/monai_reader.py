@@ -1,0 +1,238 @@
+"""A MONAI Bundle as one of ours: its network, weights and pre-processing, read and not run.
+
+FOLDER/configs/inference.json, configs/metadata.json and models/model.pt become a `Bundle` whose
+plan says the same. What has no equal here is refused by name; expressions (`$…`) are read only
+where they are plain values.
+"""
+
+import ast
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lesionseg.errors import BundleError, LesionsegError
+from lesionseg.models.foreign_network import TARGET, as_levels, load
+from lesionseg.plan.plan import Activation, Architecture, Modality, Normalisation, Plan
+
+CONFIG, METADATA, WEIGHTS = "configs/inference.json", "configs/metadata.json", "models/model.pt"
+_NETS = "monai.networks.nets."
+_MODALITIES: Mapping[str, Modality] = {"CT": "ct", "MR": "mri", "MRI": "mri"}
+# they change no voxel that a network of ours would see otherwise
+_HARMLESS = ("LoadImaged", "EnsureChannelFirstd", "EnsureTyped", "CropForegroundd", "Orientationd")
+_READ = ("Spacingd", "ScaleIntensityRanged")
+
+
+class AxesReversed(nn.Module):
+    """A network of tiles `[B, C, x, y, z]` as one of `[B, C, z, y, x]` with a list of logits."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        """Logits, finest first; in eval mode the finest alone."""
+        levels = as_levels(self.network(image.permute(0, 1, 4, 3, 2)), image.ndim)
+        return [level.permute(0, 1, 4, 3, 2) for level in levels[: None if self.training else 1]]
+
+
+def is_monai_bundle(folder: Path) -> bool:
+    """Whether a folder is laid out as MONAI's bundles are."""
+    return (folder / CONFIG).is_file() and (folder / METADATA).is_file()
+
+
+def read_monai_bundle(folder: Path, *, trust: bool) -> tuple[nn.Module, Plan]:
+    """The network in eval mode, with its weights, and a plan of the same pre-processing.
+
+    Without `trust` the network is one of `monai.networks.nets`, made without anything pretrained.
+    Weights are read as tensors alone. Raises `BundleError` naming what cannot be read here.
+    """
+    config = _Config(folder, _json(folder / CONFIG))
+    spec = config.value("network_def")
+    if not isinstance(spec, Mapping) or TARGET not in spec:
+        raise config.fault("network_def", spec, f"a dictionary with {TARGET}")
+    plan = _plan(config, _json(folder / METADATA))
+    network = _network(dict(spec), folder, trust)
+    try:
+        network.load_state_dict(_weights(folder / WEIGHTS))
+    except RuntimeError as error:
+        raise BundleError(
+            "The weights do not fit the network.",
+            where=folder / WEIGHTS,
+            seen=str(error).splitlines()[0],
+        ) from error
+    return AxesReversed(network).eval(), plan
+
+
+@dataclass(frozen=True)
+class _Config:
+    """`inference.json`, whose `@name` is another key and whose `$…` is a value or refused."""
+
+    folder: Path
+    raw: Mapping[str, Any]
+
+    def value(self, key: str) -> Any:
+        """What a top-level key holds."""
+        if key not in self.raw:
+            raise self.fault(key, "nothing", "the key")
+        return self.plain(self.raw[key], key)
+
+    def plain(self, given: Any, key: str) -> Any:
+        """The value with its references followed, as far as it is plain."""
+        if isinstance(given, str) and given.startswith("@") and given[1:] != key:
+            return self.value(given[1:])
+        if isinstance(given, str) and given.startswith("$"):
+            try:
+                return ast.literal_eval(given[1:])
+            except (ValueError, SyntaxError) as error:
+                raise self.fault(key, given, "a value; expressions are not run") from error
+        if isinstance(given, Mapping):
+            return {name: self.plain(value, key) for name, value in given.items()}
+        return [self.plain(value, key) for value in given] if isinstance(given, list) else given
+
+    def transforms(self, key: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+        """Names and raw settings of a chain's transforms that are not disabled."""
+        chain = self.raw.get(key, {})
+        for entry in chain.get("transforms", ()) if isinstance(chain, Mapping) else ():
+            if entry.get("_disabled_") is not True:
+                yield str(entry.get(TARGET, "")).rpartition(".")[2], entry
+
+    def fault(self, key: str, seen: object, expected: str) -> BundleError:
+        """The refusal of what stands under a key."""
+        return BundleError(
+            "The MONAI bundle holds what cannot be taken over.",
+            where=f"{self.folder / CONFIG}: {key}",
+            seen=seen,
+            expected=expected,
+        )
+
+
+def _network(spec: dict[str, Any], folder: Path, trust: bool) -> nn.Module:
+    name = str(spec.pop(TARGET))
+    target = name if "." in name else f"{_NETS}{name}"
+    known = target.startswith(_NETS) and "." not in target.removeprefix(_NETS)
+    pretrained = any("pretrained" in key and value for key, value in spec.items())
+    if not trust and (not known or pretrained):
+        raise BundleError(
+            f"The bundle's network is code or weights from elsewhere: {target} would be imported.",
+            where=folder / CONFIG,
+            seen="pretrained weights" if pretrained else target,
+            remedy="add trust=true, if you trust whoever made the bundle.",
+        )
+    arguments = {key: value for key, value in spec.items() if not key.startswith("_")}
+    try:
+        made = load(target)(**arguments)
+    except LesionsegError as error:
+        raise BundleError(error.what, where=folder / CONFIG, seen=error.seen) from error
+    except Exception as error:  # of the constructor's own choice
+        raise BundleError(
+            "The bundle's network cannot be built.", where=folder / CONFIG, seen=str(error)
+        ) from error
+    if not isinstance(made, nn.Module):
+        raise BundleError("This is no torch.nn.Module.", where=folder / CONFIG, seen=target)
+    return made
+
+
+def _weights(path: Path) -> dict[str, Tensor]:
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, UnpicklingError, EOFError) as error:
+        raise BundleError(
+            "The weights cannot be read as tensors alone.",
+            where=path,
+            seen=str(error).splitlines()[0],
+            expected="a state_dict saved by torch.save",
+        ) from error
+    for key in ("model", "state_dict", "network"):
+        state = state[key] if isinstance(state.get(key), Mapping) else state
+    return dict(state)
+
+
+def _plan(config: _Config, metadata: Mapping[str, Any]) -> Plan:
+    try:
+        formats = metadata["network_data_format"]
+        image, output = formats["inputs"]["image"], formats["outputs"]["pred"]
+        channels = _names(image, int(image["num_channels"]), "image")
+        outputs = _names(output, int(output["num_channels"]), "label")
+    except (KeyError, TypeError, ValueError) as error:
+        raise BundleError(
+            "The MONAI bundle does not say its channels.",
+            where=config.folder / METADATA,
+            seen=repr(error),
+            expected="network_data_format with inputs.image and outputs.pred",
+        ) from error
+    activation = _activation(config)
+    labels = outputs[1:] if activation == "softmax" else outputs
+    tile = config.plain(config.value("inferer").get("roi_size"), "inferer")
+    if not isinstance(tile, list | tuple) or len(tile) != 3:
+        raise config.fault("inferer", tile, "a roi_size of three numbers")
+    spacing, scale = _preprocessing(config)
+    ones = (1, 1, 1)
+    return Plan(
+        dims=3,
+        modality=_MODALITIES.get(str(image.get("modality", "")).upper(), "mri"),
+        channel_names=channels,
+        label_values=tuple(range(1, len(labels) + 1)),
+        label_names=labels,
+        spacing_mm=spacing,
+        normalisation=(scale,) * len(channels),
+        tile_shape=tuple(int(n) for n in reversed(tile)),
+        batch_size=1,
+        architecture=Architecture("monai_bundle", (1,), (ones,), ((3, 3, 3),)),
+        lesion_fraction=0.01,
+        activation=activation,
+        reasons={"architecture": f"read from the MONAI bundle {config.folder.name}"},
+    )
+
+
+def _names(part: Mapping[str, Any], n: int, word: str) -> tuple[str, ...]:
+    said = part.get("channel_def") or {}
+    return tuple(str(said.get(str(k), f"{word}_{k}")) for k in range(n))
+
+
+def _activation(config: _Config) -> Activation:
+    for name, entry in config.transforms("postprocessing"):
+        if name == "Activationsd" and entry.get("sigmoid") is True:
+            return "sigmoid"
+        if name == "Activationsd" and entry.get("softmax") is True:
+            return "softmax"
+    raise config.fault("postprocessing", "no activation", "Activationsd with sigmoid or softmax")
+
+
+def _preprocessing(config: _Config) -> tuple[tuple[float, ...], Normalisation]:
+    """Spacing (z, y, x) and normalisation; every other transform must be harmless."""
+    chain = dict(config.transforms("preprocessing"))
+    strange = [name for name in chain if name not in (*_HARMLESS, *_READ)]
+    if strange:
+        raise config.fault("preprocessing", ", ".join(strange), f"{', '.join(_HARMLESS + _READ)}")
+    axes = config.plain(chain.get("Orientationd", {}).get("axcodes"), "preprocessing")
+    if axes != "RAS":
+        raise config.fault("preprocessing", f"axcodes {axes}", "Orientationd with axcodes RAS")
+    pixdim = config.plain(chain.get("Spacingd", {}).get("pixdim"), "preprocessing")
+    if not isinstance(pixdim, list | tuple) or len(pixdim) != 3:
+        raise config.fault("preprocessing", f"pixdim {pixdim}", "Spacingd with three numbers")
+    return tuple(float(mm) for mm in reversed(pixdim)), _scale(config, chain)
+
+
+def _scale(config: _Config, chain: Mapping[str, Mapping[str, Any]]) -> Normalisation:
+    """(v − mean) / std of ScaleIntensityRanged."""
+    given = config.plain(chain.get("ScaleIntensityRanged"), "preprocessing")
+    if not given:
+        raise config.fault("preprocessing", "no scaling by stated numbers", "ScaleIntensityRanged")
+    low, high = float(given["a_min"]), float(given["a_max"])
+    first, last = float(given.get("b_min") or 0), float(given.get("b_max", 1))
+    std = (high - low) / (last - first)
+    lower, upper = (low, high) if given.get("clip") else (None, None)
+    return Normalisation("dataset", lower, upper, mean=low - first * std, std=std)
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(path.read_text("utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise BundleError("The MONAI bundle cannot be read.", where=path, seen=error) from error

@@ -1,0 +1,105 @@
+"""Networks and losses of others through the public commands: train, predict, export."""
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import monai.losses
+import pytest
+
+from lesionseg.cli import run
+from lesionseg.phantoms import write_mri_phantoms
+from tests.flow.test_walk import SMALL
+
+TEN_LINES = "tests.models.test_foreign_network.TenLines"
+SWIN = (
+    "model=swin_unetr model.network.feature_size=12 +model.network.depths=[1,1,1,1]"
+    " model.tile_shape=[64,64,64]"
+)
+SWIN_BACKBONE = (
+    "model=retinanet model.backbone._target_=monai.networks.nets.swin_unetr.SwinTransformer"
+    " model.backbone.in_chans=1 model.backbone.embed_dim=12 model.backbone.window_size=[4,4,4]"
+    " model.backbone.patch_size=[2,2,2] model.backbone.depths=[1,1,1,1]"
+    " model.backbone.num_heads=[1,1,2,2] model.tile_shape=[64,64,64]"
+)
+
+
+@pytest.fixture(scope="module")
+def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("foreign") / "raw"
+    write_mri_phantoms(folder, 4, seed=0, n_test=0, shape=(24, 28, 24), spacing_mm=(5.0, 5.0, 5.0))
+    return folder
+
+
+def trained(raw: Path, folder: Path, *overrides: str) -> Path:
+    given = [f"data.root={raw}", f"run_dir={folder}", *SMALL, "trainer.max_steps=2", *overrides]
+    assert run("train", given) == 0
+    return folder
+
+
+def predicted(bundle: Path, raw: Path, output: Path, *overrides: str) -> int:
+    scan = sorted((raw / "imagesTr").glob("*_0000.nii.gz"))[0]
+    return run("predict", [f"bundle={bundle}", f"input={scan}", f"output={output}", *overrides])
+
+
+def test_a_ten_line_network_and_monai_s_loss_train_and_predict(
+    raw: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    calls: Counter[str] = Counter()
+
+    class Counted(monai.losses.DiceFocalLoss):
+        def forward(self, *given: Any) -> Any:
+            calls["loss"] += 1
+            return super().forward(*given)
+
+    monkeypatch.setattr(monai.losses, "DiceFocalLoss", Counted)
+    bundle = trained(
+        raw,
+        tmp_path / "run",
+        "model=custom",
+        f"model.network._target_={TEN_LINES}",
+        "model.network.width=6",
+        "model.tile_shape=[16,16,16]",
+        "loss=custom",
+        "loss._target_=monai.losses.DiceFocalLoss",
+        "loss.lambda_focal=2",
+    )
+    assert calls["loss"] > 2  # the check before, and two steps
+    plan = json.loads((bundle / "bundle" / "plan.json").read_text(encoding="utf-8"))
+    assert plan["architecture"]["network"] == {"_target_": TEN_LINES, "width": 6}
+    assert predicted(bundle, raw, tmp_path / "refused") == 1
+    assert f"{TEN_LINES} would be imported" in capsys.readouterr().err
+    assert not (tmp_path / "refused").exists()
+    assert predicted(bundle, raw, tmp_path / "masks", "trust=true") == 0
+    assert run("export", [f"bundle={bundle}", f"output={tmp_path / 'onnx'}"]) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "model",
+    [
+        f"model=custom model.network._target_={TEN_LINES} model.tile_shape=[16,16,16]",
+        "model=segresnet model.network.init_filters=8 model.tile_shape=[16,16,16]",
+        "model=dynunet model.tile_shape=[16,16,16]",
+        "model=mednext model.network.init_filters=8 model.tile_shape=[32,32,32]",
+        SWIN,
+        SWIN_BACKBONE,
+    ],
+)
+def test_monai_s_networks_train_predict_and_export(raw: Path, tmp_path: Path, model: str) -> None:
+    if "swin" in model:
+        pytest.importorskip("einops")
+    bundle = trained(raw, tmp_path / "run", *model.split())
+    trust = [] if "_target_" not in model else ["trust=true"]
+    assert predicted(bundle, raw, tmp_path / "masks", *trust) == 0
+    if "backbone" not in model:  # a detector is not exported, whatever its backbone
+        assert run("export", [f"bundle={bundle}", f"output={tmp_path / 'onnx'}", *trust]) == 0
+
+
+def test_a_name_that_nobody_declares_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("train", ["data.root=x", "model=custom", "model.network=mine"]) == 2
+    assert "No installed package declares 'mine'" in capsys.readouterr().err

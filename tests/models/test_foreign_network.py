@@ -1,0 +1,171 @@
+"""Networks that are not ours: filled in, tried, wrapped, and imported only when that was asked."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lesionseg.errors import BundleError, ConfigError
+from lesionseg.models.build import TRUSTED, build_network, trusting
+from lesionseg.models.network_trial import backbone_pyramid, tried
+from lesionseg.plan.plan import Architecture, Normalisation, Plan
+from lesionseg.training.step.supervision import supervised_strides
+
+MEDNEXT = {
+    "init_filters": 8,
+    "kernel_size": 3,
+    "deep_supervision": True,
+    **dict.fromkeys(("blocks_down", "blocks_up"), (1, 1)),
+}
+HERE = "tests.models.test_foreign_network"
+
+
+class TenLines(nn.Module):
+    """What a user writes."""
+
+    def __init__(self, in_channels: int, out_channels: int, width: int = 4) -> None:
+        super().__init__()
+        self.first = nn.Conv3d(in_channels, width, 3, padding=1)
+        self.last = nn.Conv3d(width, out_channels, 1)
+
+    def forward(self, image: Tensor) -> Tensor:
+        logits: Tensor = self.last(self.first(image).relu())
+        return logits
+
+
+class Halves(nn.Module):
+    """Two maps, the coarser first, of tiles that 16 divides; its channels are called otherwise."""
+
+    def __init__(self, wide: int = 1) -> None:
+        super().__init__()
+        self.conv = nn.Conv3d(2, wide, 1)
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        if image.shape[2] % 16:
+            raise ValueError("sides must be multiples of 16")
+        logits = self.conv(image)
+        return nn.functional.avg_pool3d(logits, 2), logits
+
+
+def plan(name: str = "custom", tile: tuple[int, ...] = (16, 16, 16), **network: Any) -> Plan:
+    dims = len(tile)
+    return Plan(
+        dims=dims,
+        modality="mri",
+        channel_names=("t1", "flair"),
+        label_values=(1,),
+        label_names=("lesion",),
+        spacing_mm=(1.0,) * dims,
+        normalisation=(Normalisation("zscore"),) * 2,
+        tile_shape=tile,
+        batch_size=2,
+        architecture=Architecture(
+            name,
+            (4, 8, 8),
+            ((1,) * dims, (2,) * dims, (2,) * dims),
+            ((3,) * dims,) * 3,
+            n_supervised=2,
+            network=network,
+        ),
+        lesion_fraction=0.01,
+    )
+
+
+def target(name: str, **arguments: Any) -> dict[str, Any]:
+    return {"_target_": f"{HERE}.{name}", **arguments}
+
+
+def test_channels_are_filled_in_and_training_starts_at_the_prior() -> None:
+    network = build_network(plan(**target("TenLines", width=8)), architectures=TRUSTED)
+    with torch.no_grad():
+        (logits,) = network(torch.zeros(2, 2, 16, 16, 16))
+    assert logits.shape == (2, 1, 16, 16, 16)
+    assert logits.mean().sigmoid().item() == pytest.approx(0.01, rel=0.5)
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        (target("TenLines", depth=3), "takes no argument 'depth'"),
+        (target("TenLines", width="wide"), "cannot be built"),
+        (target("Nothing"), "no such network"),
+        ({"_target_": "missing_package.Network"}, "no such network"),
+        ({}, "no such network"),
+        ({"_target_": "builtins.dict"}, "no torch.nn.Module|cannot be built"),
+    ],
+)
+def test_what_cannot_be_built_is_said(spec: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        build_network(plan(**spec), architectures=TRUSTED)
+
+
+@pytest.mark.parametrize("name", ["custom", "retinanet"])
+def test_a_bundle_s_class_is_imported_only_with_trust(name: str) -> None:
+    stranger = plan(name, _target_="antigravity.fly")
+    with pytest.raises(BundleError, match=r"antigravity.fly would be imported.*trust=true"):
+        build_network(stranger)
+    with pytest.raises(BundleError, match=r"antigravity.fly"):
+        build_network(stranger, architectures=trusting(False))
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "n_levels"),
+    [("segresnet", {"init_filters": 8}, 1), ("dynunet", {}, 2), ("mednext", MEDNEXT, 3)],
+)
+@pytest.mark.parametrize("tile", [(16, 16, 16), (16, 32)])
+def test_monai_s_networks_need_no_trust(
+    name: str, arguments: dict[str, Any], n_levels: int, tile: tuple[int, ...]
+) -> None:
+    ready = tried(plan(name, tile, **arguments), by_hand=True)
+    assert len(supervised_strides(ready.architecture)) == n_levels
+    assert Plan.from_json(ready.to_json()) == ready
+    network = build_network(ready).eval()
+    with torch.no_grad():
+        (logits,) = network(torch.zeros(1, 2, *ready.tile_shape))
+    assert logits.shape == (1, 1, *ready.tile_shape)
+
+
+def test_a_swin_transformer_s_tile_is_rounded_to_what_it_takes() -> None:
+    pytest.importorskip("einops")
+    small = plan("swin_unetr", (72, 72), feature_size=12)
+    assert tried(small, by_hand=False).tile_shape == (64, 64)
+    with pytest.raises(ConfigError, match=r"set model.tile_shape=\[64, 64\]"):
+        tried(small, by_hand=True)
+
+
+def test_coarser_outputs_are_supervised_on_their_own_grid() -> None:
+    ready = tried(plan(tile=(20, 16, 16), **target("Halves")), by_hand=False)
+    assert ready.tile_shape == (16, 16, 16)
+    assert ready.architecture.levels == ((1, 1, 1), (2, 2, 2))
+    assert ready.architecture.strides[1] == (16, 16, 16)
+    network = build_network(ready, architectures=TRUSTED)
+    tiles = torch.zeros(2, 2, 16, 16, 16)
+    assert [x.shape[-1] for x in network.train()(tiles)] == [16, 8]
+    assert [x.shape[-1] for x in network.eval()(tiles)] == [16]
+
+
+def test_wrong_channels_name_what_is_expected() -> None:
+    with pytest.raises(ConfigError, match="logits do not fit the labels"):
+        tried(plan(**target("Halves", wide=3)), by_hand=False)
+
+
+def test_our_own_plans_are_left_alone() -> None:
+    ours = plan("unet")
+    assert tried(ours, by_hand=False) is ours
+
+
+def test_a_backbone_s_maps_are_the_stages_of_a_detector() -> None:
+    pytest.importorskip("einops")
+    spec = {
+        "_target_": "monai.networks.nets.swin_unetr.SwinTransformer",
+        "in_chans": 2,
+        "embed_dim": 12,
+        "window_size": (4, 4, 4),
+        "patch_size": (2, 2, 2),
+        "depths": (1, 1, 1, 1),
+        "num_heads": (1, 1, 2, 2),
+    }
+    stages = backbone_pyramid("retinanet", spec, 3, 2)
+    assert stages.features == (12, 24, 48, 96, 192)
+    assert stages.strides == ((2, 2, 2),) * 5
