@@ -5,9 +5,11 @@ import signal
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
@@ -202,7 +204,7 @@ def _train(
 ) -> str:
     """Run Lightning's trainer; returns the device it ran on."""
     settings, plan = module.settings, module.plan
-    device = torch.device(training_device(settings.accelerator))
+    device = chosen_device(settings)
     precision = choose_precision(settings.precision, device)
     dtype = autocast_dtype(precision)
     speed = choose_speed(module.network, module.objective, plan, settings, device, dtype)
@@ -224,6 +226,14 @@ def _train(
     return str(trainer.strategy.root_device)
 
 
+def chosen_device(settings: TrainerSettings) -> torch.device:
+    """The kind of device that trains; of GPUs in a list the first is made the current one."""
+    device = torch.device(training_device(settings.accelerator))
+    if device.type == "cuda" and isinstance(settings.devices, list | tuple):
+        torch.cuda.set_device(settings.devices[0])
+    return device
+
+
 def choose_precision(asked: str, device: torch.device) -> Precision:
     """`auto`: bf16-mixed where convolutions are faster in it (`models.fast_dtype`).
 
@@ -242,27 +252,34 @@ def _trainer(
     callbacks: Sequence[pl.Callback],
     run_dir: Path,
 ) -> pl.Trainer:
-    """A trainer that only drives the loop: what it would log, save and show is ours."""
+    """A trainer that drives the loop as ours needs it, with what users hand to it themselves."""
+    own = deepcopy(dict(settings.lightning or {}))  # each fold's training has loggers of its own
+    given: dict[str, Any] = {
+        # spawned processes share this one's folder and tiles; a launcher would run main again.
+        # They wait while the first one predicts whole volumes, to validate or audit.
+        "strategy": "auto"
+        if settings.has_one_device
+        else DDPStrategy(start_method="spawn", timeout=timedelta(days=1)),
+        "logger": False,
+        "enable_model_summary": False,
+        "enable_progress_bar": False,
+        "default_root_dir": run_dir,
+        "log_every_n_steps": settings.log_every,
+    }
+    if "num_nodes" not in own:  # SLURM's variables do not make this one of its processes
+        given["plugins"] = LightningEnvironment()
     return pl.Trainer(
         # not "auto": Lightning would take a Mac's MPS, for which nothing here is planned
         accelerator="gpu" if training_device(settings.accelerator) == "cuda" else "cpu",
         devices=settings.devices,
-        # spawned processes share this one's folder and tiles; a launcher would run main again.
-        # They wait while the first one predicts whole volumes, to validate or audit.
-        strategy="auto"
-        if settings.has_one_device
-        else DDPStrategy(start_method="spawn", timeout=timedelta(days=1)),
-        plugins=LightningEnvironment(),  # SLURM's variables do not make this one of its processes
         precision=precision,
-        callbacks=list(callbacks),
-        max_epochs=1,  # the stream has no end; the budget's callback stops it
-        default_root_dir=run_dir,
+        callbacks=[*callbacks, *deepcopy(list(settings.callbacks or ()))],
+        # the stream has no end, the budget stops it; only a few batches over and over are epochs
+        max_epochs=-1 if own.get("overfit_batches") else 1,
         use_distributed_sampler=False,
         num_sanity_val_steps=0,
-        logger=False,
         enable_checkpointing=False,
-        enable_model_summary=False,
-        enable_progress_bar=False,
+        **{**given, **own},
     )
 
 

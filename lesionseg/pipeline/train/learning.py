@@ -31,7 +31,7 @@ from lesionseg.training.device.accelerator import (
     training_device,
 )
 from lesionseg.training.device.memory_probe import Probe, fitted_to_memory
-from lesionseg.training.fit import CHECKPOINT, FitResult, choose_precision, fit
+from lesionseg.training.fit import CHECKPOINT, FitResult, choose_precision, chosen_device, fit
 from lesionseg.training.learning_settings import Learning
 from lesionseg.training.step.detection_objective import make_objective, taught_anchors
 from lesionseg.training.step.scaling import autocast_dtype
@@ -81,7 +81,7 @@ def _planned(survey: Survey, model: PlanOverrides, accelerator: str) -> Plan:
 def affordable(plan: Plan, learning: Learning, run: Path) -> Plan:
     """The plan, made smaller where a trial step runs out of a GPU's memory, and written again."""
     trainer = learning.trainer
-    device = torch.device(training_device(trainer.accelerator))
+    device = chosen_device(trainer)
     if device.type != "cuda":  # a processor's memory runs out without saying so
         return plan
     probe = Probe(
