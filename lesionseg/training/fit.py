@@ -23,6 +23,7 @@ from lesionseg.data.cache.cached_case import CachedCase
 from lesionseg.data.hard_places import HardPlaces
 from lesionseg.data.tile_dataset import TileDataset
 from lesionseg.errors import ConfigError
+from lesionseg.models import build_network
 from lesionseg.models.precision import fast_dtype
 from lesionseg.plan.plan import Plan
 from lesionseg.training.callbacks.checkpoint import Checkpoint, read_checkpoint
@@ -32,7 +33,6 @@ from lesionseg.training.callbacks.step_callbacks import (
     Record,
     Resume,
     SaveCheckpoint,
-    Stop,
     Validate,
     Validation,
 )
@@ -44,7 +44,7 @@ from lesionseg.training.settings import TrainerSettings
 from lesionseg.training.step.detection_objective import make_objective
 from lesionseg.training.step.module import Counters, LesionModule
 from lesionseg.training.step.scaling import Precision, autocast_dtype
-from lesionseg.training.tile_stream import Batch, TileStream
+from lesionseg.training.tile_stream import Batch, LesionData
 
 log = logging.getLogger(__name__)
 
@@ -91,20 +91,39 @@ def fit(
         validate: given the averaged network in eval mode, returns scores for metrics.csv.
         callbacks: Lightning callbacks that act after our own.
     """
-    trainer = learning.trainer
-    n_tiles = trainer.steps_per_epoch * trainer.accumulate * plan.batch_size
-    tiles = TileDataset(
-        cases,
-        plan,
-        learning.sampling,
-        learning.augmentation,
-        n_tiles=n_tiles,
-        seed=learning.seed,
-    )
+    tiles = tiles_of(cases, plan, learning)
     tiles[0]  # what is wrong with the cases is said here rather than by a worker process
     return fit_tiles(
         network, plan, tiles, learning, run_dir, validate=validate, callbacks=callbacks
     )
+
+
+def tiles_of(cases: Sequence[CachedCase], plan: Plan, learning: Learning) -> TileDataset:
+    """The endless, numbered tiles of prepared `cases`; raises `ConfigError` where there are none."""
+    trainer = learning.trainer
+    return TileDataset(
+        cases,
+        plan,
+        learning.sampling,
+        learning.augmentation,
+        n_tiles=trainer.steps_per_epoch * trainer.accumulate * plan.batch_size,
+        seed=learning.seed,
+    )
+
+
+def lesion_module(plan: Plan, learning: Learning, network: nn.Module | None = None) -> LesionModule:
+    """What a `pl.Trainer` trains: `network`, or the plan's own from the seed, and its objective.
+
+    Raises `ConfigError` where loss and plan disagree. `final_network` has the averaged weights.
+    """
+    check_activation(learning.loss, plan)
+    network = network or build_network(plan, seed=learning.seed)
+    objective = make_objective(learning.loss, learning.detection, plan)
+    module = LesionModule(network, objective, plan, learning.trainer, learning.optimiser)
+    device = torch.device(training_device(learning.trainer.accelerator))
+    if choose_precision(learning.trainer.precision, device) == "16-mixed":
+        module.use_fp16()
+    return module
 
 
 def fit_tiles(
@@ -123,14 +142,10 @@ def fit_tiles(
     `TrainingError` when the checkpoint does not fit or the loss stays NaN, and passes on whatever
     reading tiles or `validate` raises.
     """
-    check_activation(learning.loss, plan)
     path, settings = run_dir / CHECKPOINT, learning.trainer
+    module = lesion_module(plan, learning, network)
     checkpoint = read_checkpoint(path) if path.is_file() else None
-    objective = make_objective(learning.loss, learning.detection, plan)
-    module = LesionModule(network, objective, plan, settings, learning.optimiser)
     device = training_device(settings.accelerator)
-    if choose_precision(settings.precision, torch.device(device)) == "16-mixed":
-        module.use_fp16()
     if isinstance(tiles, TileDataset) and tiles.hard is not None:
         _require_voxels(plan)
         callbacks = [*callbacks, _remember(tiles, tiles.hard, module, checkpoint)]
@@ -191,7 +206,7 @@ def our_callbacks(
     made: list[pl.Callback] = [KeepMemory(), Resume(checkpoint, path), record]
     if validate is not None:
         made.append(Validation(validate, settings.validate_every_minutes, record))
-    made += [SaveCheckpoint(path, settings.checkpoint_every_minutes, record), Stop()]
+    made.append(SaveCheckpoint(path, settings.checkpoint_every_minutes, record))
     return [*made, ProgressLine()] if settings.progress else made
 
 
@@ -210,18 +225,11 @@ def _train(
     speed = choose_speed(module.network, module.objective, plan, settings, device, dtype)
     module.compiled = speed.compiled
     module.to(memory_format=speed.layout)
-    stream = TileStream(
-        tiles,
-        plan.batch_size * settings.accumulate,
-        first_step=first_step,
-        workers=settings.workers,
-        pin=device.type == "cuda",
-    )
     # Lightning's own fp16 would unscale after our clipping
     outer = "32-true" if precision == "16-mixed" else precision
     with _quiet(), _interruptible():
         trainer = _trainer(settings, outer, callbacks, run_dir)
-        trainer.fit(module, stream)
+        trainer.fit(module, LesionData(tiles, plan, settings, first_step))
     module.to(memory_format=torch.contiguous_format)
     return str(trainer.strategy.root_device)
 

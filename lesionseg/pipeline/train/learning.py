@@ -17,7 +17,7 @@ from lesionseg.losses.detection_loss import DetectionLoss
 from lesionseg.models.build import build_network
 from lesionseg.pipeline.dataset.data_settings import DataSettings
 from lesionseg.pipeline.dataset.same_cases import SPLITS
-from lesionseg.pipeline.dataset.survey import Survey
+from lesionseg.pipeline.dataset.survey import Survey, take_survey
 from lesionseg.pipeline.judging.choice import undecided
 from lesionseg.pipeline.run.progress import bar
 from lesionseg.pipeline.run.run_dir import is_claimed
@@ -121,6 +121,18 @@ def prepare_cases(survey: Survey, plan: Plan, data: DataSettings, run: Path) -> 
             progress=advance,
             disk=data.disk,
         )
+
+
+def prepared(
+    data: DataSettings, run: Path, model: PlanOverrides | None = None, seed: int = 0
+) -> tuple[Plan, list[CachedCase]]:
+    """A folder's plan and its prepared training cases, for a `pl.Trainer` of one's own.
+
+    Fingerprint, splits and plan are written to `run`. Raises what `lesionseg prepare` would.
+    """
+    survey = take_survey(data, seed)
+    plan = decide(survey, model or PlanOverrides(), "auto", run)
+    return plan, prepare_cases(survey, plan, data, run)
 
 
 def learn(

@@ -185,15 +185,6 @@ class SaveCheckpoint(AfterStep):
         self._due = now + max(self.every_minutes, least)
 
 
-class Stop(AfterStep):
-    """Ends training, in the middle of an epoch if need be, when the budget is spent."""
-
-    def after_step(self, trainer: pl.Trainer, module: LesionModule) -> None:
-        """Tell the trainer to stop."""
-        if module.progress >= 1:
-            trainer.should_stop = True
-
-
 class ProgressLine(AfterStep):
     """One line on the terminal: share of the budget, time left, step and loss.
 
