@@ -99,7 +99,7 @@ def fit(
 
 
 def tiles_of(cases: Sequence[CachedCase], plan: Plan, learning: Learning) -> TileDataset:
-    """The endless, numbered tiles of prepared `cases`; raises `ConfigError` where there are none."""
+    """The endless, numbered tiles of `cases`; raises `ConfigError` where there are none."""
     trainer = learning.trainer
     return TileDataset(
         cases,
@@ -261,6 +261,8 @@ def _trainer(
     run_dir: Path,
 ) -> pl.Trainer:
     """A trainer that drives the loop as ours needs it, with what users hand to it themselves."""
+    devices = settings.devices
+    devices = devices if isinstance(devices, int | str) else list(devices)
     own = deepcopy(dict(settings.lightning or {}))  # each fold's training has loggers of its own
     given: dict[str, Any] = {
         # spawned processes share this one's folder and tiles; a launcher would run main again.
@@ -279,7 +281,7 @@ def _trainer(
     return pl.Trainer(
         # not "auto": Lightning would take a Mac's MPS, for which nothing here is planned
         accelerator="gpu" if training_device(settings.accelerator) == "cuda" else "cpu",
-        devices=settings.devices,
+        devices=devices,
         precision=precision,
         callbacks=[*callbacks, *deepcopy(list(settings.callbacks or ()))],
         # the stream has no end, the budget stops it; only a few batches over and over are epochs

@@ -21,8 +21,7 @@ REFUSED: Mapping[str, str] = {
     "accelerator": "trainer.accelerator chooses it, and the plan is made for it",
     "devices": "trainer.devices chooses them",
     "callbacks": "trainer.callbacks takes them",
-    "enable_checkpointing": "checkpoints/last.ckpt resumes bit for bit; a ModelCheckpoint among "
-    "trainer.callbacks would not",
+    "enable_checkpointing": "checkpoints/last.ckpt is the one that a run resumes from",
     "use_distributed_sampler": "tiles are numbered, and each process takes its own",
     "reload_dataloaders_every_n_epochs": "the stream of tiles has no end",
 }
@@ -68,7 +67,7 @@ def check_callbacks(callbacks: object) -> None:
         )
         require(
             not isinstance(callback, Checkpoint),
-            "Lightning's checkpoints would break the promise to resume bit for bit.",
+            "A run resumes from one checkpoint, its own.",
             where="trainer.callbacks",
             seen=name,
             remedy="leave it out: checkpoints/last.ckpt and best.ckpt are written anyway.",

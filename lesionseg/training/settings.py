@@ -182,5 +182,5 @@ def _require_devices(devices: object, accelerator: str) -> None:
         where="trainer.devices",
         seen=devices,
         expected="a number from 1 on, auto, or GPUs such as [2,3]",
-        remedy="set trainer.devices=2, or name GPUs by CUDA_VISIBLE_DEVICES=2,3 before the command.",
+        remedy="set trainer.devices=2, or put CUDA_VISIBLE_DEVICES=2,3 before the command.",
     )

@@ -1,5 +1,7 @@
 """Users' own callbacks, loggers and options of Lightning's trainer: called, or refused by name."""
 
+from typing import ClassVar
+
 import pytest
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import LearningRateMonitor, ModelCheckpoint
@@ -11,7 +13,7 @@ from lesionseg.training.settings import TrainerSettings
 
 
 class Steps(pl.Callback):
-    seen: list[int] = []  # of the class: each training has a copy of the callback
+    seen: ClassVar[list[int]] = []  # of the class: each training has a copy of the callback
 
     def on_train_batch_end(self, trainer, pl_module, *_):
         self.seen.append(pl_module.counters.steps)
@@ -58,7 +60,7 @@ def test_options_of_the_trainer_are_passed_on(train, options, steps):
 @pytest.mark.filterwarnings("ignore")
 def test_a_few_batches_are_learnt_over_and_over(train, squares):
     class Counted(squares):
-        seen: set[int] = set()
+        seen: ClassVar[set[int]] = set()
 
         def __getitem__(self, number):
             self.seen.add(number)

@@ -6,7 +6,6 @@ from functools import partial
 from pathlib import Path
 
 import pytorch_lightning as pl
-import torch
 from torch import nn
 
 from lesionseg.data.cache.case_cache import CachedCase

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from lesionseg.models.transfer import is_head
@@ -66,7 +66,8 @@ class WarmAverage(AveragedModel):
     @torch.no_grad()
     def update_parameters(self, model: nn.Module) -> None:
         """Move the average towards the weights of `model`; the first update takes them over."""
-        n, old = self.n_averaged, list(self.module.parameters())
+        n: Tensor = self.n_averaged
+        old = [p.detach() for p in self.module.parameters()]
         new = [p.detach() for p in model.parameters()]
         warm = ((1 + n) / (10 + n)).clamp(max=self.decay)
         share = torch.where(n == 0, 1.0, 1 - warm)
