@@ -5,9 +5,11 @@ import signal
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
@@ -21,6 +23,7 @@ from lesionseg.data.cache.cached_case import CachedCase
 from lesionseg.data.hard_places import HardPlaces
 from lesionseg.data.tile_dataset import TileDataset
 from lesionseg.errors import ConfigError
+from lesionseg.models.build import TRUSTED, build_network
 from lesionseg.models.precision import fast_dtype
 from lesionseg.plan.plan import Plan
 from lesionseg.training.callbacks.checkpoint import Checkpoint, read_checkpoint
@@ -30,7 +33,6 @@ from lesionseg.training.callbacks.step_callbacks import (
     Record,
     Resume,
     SaveCheckpoint,
-    Stop,
     Validate,
     Validation,
 )
@@ -43,7 +45,7 @@ from lesionseg.training.step.detection_objective import make_objective
 from lesionseg.training.step.module import Counters, LesionModule
 from lesionseg.training.step.scaling import Precision, autocast_dtype
 from lesionseg.training.step.schedule import settled
-from lesionseg.training.tile_stream import Batch, TileStream
+from lesionseg.training.tile_stream import Batch, LesionData
 
 log = logging.getLogger(__name__)
 
@@ -90,20 +92,40 @@ def fit(
         validate: given the averaged network in eval mode, returns scores for metrics.csv.
         callbacks: Lightning callbacks that act after our own.
     """
-    trainer = learning.trainer
-    n_tiles = trainer.steps_per_epoch * trainer.accumulate * plan.batch_size
-    tiles = TileDataset(
-        cases,
-        plan,
-        learning.sampling,
-        learning.augmentation,
-        n_tiles=n_tiles,
-        seed=learning.seed,
-    )
+    tiles = tiles_of(cases, plan, learning)
     tiles[0]  # what is wrong with the cases is said here rather than by a worker process
     return fit_tiles(
         network, plan, tiles, learning, run_dir, validate=validate, callbacks=callbacks
     )
+
+
+def tiles_of(cases: Sequence[CachedCase], plan: Plan, learning: Learning) -> TileDataset:
+    """The endless, numbered tiles of `cases`; raises `ConfigError` where there are none."""
+    trainer = learning.trainer
+    return TileDataset(
+        cases,
+        plan,
+        learning.sampling,
+        learning.augmentation,
+        n_tiles=trainer.steps_per_epoch * trainer.accumulate * plan.batch_size,
+        seed=learning.seed,
+    )
+
+
+def lesion_module(plan: Plan, learning: Learning, network: nn.Module | None = None) -> LesionModule:
+    """What a `pl.Trainer` trains: `network`, or the plan's own from the seed, and its objective.
+
+    Raises `ConfigError` where loss and plan disagree. `final_network` has the averaged weights.
+    """
+    check_activation(learning.loss, plan)
+    network = network or build_network(plan, architectures=TRUSTED, seed=learning.seed)
+    objective = make_objective(learning.loss, learning.detection, plan)
+    device = training_device(learning.trainer.accelerator)
+    settings = settled(learning.trainer, plan, device)
+    module = LesionModule(network, objective, plan, settings, learning.optimiser)
+    if choose_precision(settings.precision, torch.device(device)) == "16-mixed":
+        module.use_fp16()
+    return module
 
 
 def fit_tiles(
@@ -122,14 +144,11 @@ def fit_tiles(
     `TrainingError` when the checkpoint does not fit or the loss stays NaN, and passes on whatever
     reading tiles or `validate` raises.
     """
-    check_activation(learning.loss, plan)
-    path, device = run_dir / CHECKPOINT, training_device(learning.trainer.accelerator)
-    settings = settled(learning.trainer, plan, device)
+    path = run_dir / CHECKPOINT
+    module = lesion_module(plan, learning, network)
+    settings = module.settings
     checkpoint = read_checkpoint(path) if path.is_file() else None
-    objective = make_objective(learning.loss, learning.detection, plan)
-    module = LesionModule(network, objective, plan, settings, learning.optimiser)
-    if choose_precision(settings.precision, torch.device(device)) == "16-mixed":
-        module.use_fp16()
+    device = training_device(settings.accelerator)
     if isinstance(tiles, TileDataset) and tiles.hard is not None:
         _require_voxels(plan)
         callbacks = [*callbacks, _remember(tiles, tiles.hard, module, checkpoint)]
@@ -191,7 +210,7 @@ def our_callbacks(
     every = settings.validate_every_minutes
     if validate is not None:
         made.append(Validation(validate, None if every == "auto" else every, record))
-    made += [SaveCheckpoint(path, settings.checkpoint_every_minutes, record), Stop()]
+    made.append(SaveCheckpoint(path, settings.checkpoint_every_minutes, record))
     return [*made, ProgressLine()] if settings.progress else made
 
 
@@ -204,26 +223,27 @@ def _train(
 ) -> str:
     """Run Lightning's trainer; returns the device it ran on."""
     settings, plan = module.settings, module.plan
-    device = torch.device(training_device(settings.accelerator))
+    device = chosen_device(settings)
     precision = choose_precision(settings.precision, device)
     dtype = autocast_dtype(precision)
     speed = choose_speed(module.network, module.objective, plan, settings, device, dtype)
     module.compiled = speed.compiled
     module.to(memory_format=speed.layout)
-    stream = TileStream(
-        tiles,
-        plan.batch_size * settings.accumulate,
-        first_step=first_step,
-        workers=settings.workers,
-        pin=device.type == "cuda",
-    )
     # Lightning's own fp16 would unscale after our clipping
     outer = "32-true" if precision == "16-mixed" else precision
     with _quiet(), _interruptible():
         trainer = _trainer(settings, outer, callbacks, run_dir)
-        trainer.fit(module, stream)
+        trainer.fit(module, LesionData(tiles, plan, settings, first_step))
     module.to(memory_format=torch.contiguous_format)
     return str(trainer.strategy.root_device)
+
+
+def chosen_device(settings: TrainerSettings) -> torch.device:
+    """The kind of device that trains; of GPUs in a list the first is made the current one."""
+    device = torch.device(training_device(settings.accelerator))
+    if device.type == "cuda" and isinstance(settings.devices, list | tuple):
+        torch.cuda.set_device(settings.devices[0])
+    return device
 
 
 def choose_precision(asked: str, device: torch.device) -> Precision:
@@ -244,27 +264,36 @@ def _trainer(
     callbacks: Sequence[pl.Callback],
     run_dir: Path,
 ) -> pl.Trainer:
-    """A trainer that only drives the loop: what it would log, save and show is ours."""
+    """A trainer that drives the loop as ours needs it, with what users hand to it themselves."""
+    devices = settings.devices
+    devices = devices if isinstance(devices, int | str) else list(devices)
+    own = deepcopy(dict(settings.lightning or {}))  # each fold's training has loggers of its own
+    given: dict[str, Any] = {
+        # spawned processes share this one's folder and tiles; a launcher would run main again.
+        # They wait while the first one predicts whole volumes, to validate or audit.
+        "strategy": "auto"
+        if settings.has_one_device
+        else DDPStrategy(start_method="spawn", timeout=timedelta(days=1)),
+        "logger": False,
+        "enable_model_summary": False,
+        "enable_progress_bar": False,
+        "default_root_dir": run_dir,
+        "log_every_n_steps": settings.log_every,
+    }
+    if "num_nodes" not in own:  # SLURM's variables do not make this one of its processes
+        given["plugins"] = LightningEnvironment()
     return pl.Trainer(
         # not "auto": Lightning would take a Mac's MPS, for which nothing here is planned
         accelerator="gpu" if training_device(settings.accelerator) == "cuda" else "cpu",
-        devices=settings.devices,
-        # spawned processes share this one's folder and tiles; a launcher would run main again.
-        # They wait while the first one predicts whole volumes, to validate or audit.
-        strategy="auto"
-        if settings.has_one_device
-        else DDPStrategy(start_method="spawn", timeout=timedelta(days=1)),
-        plugins=LightningEnvironment(),  # SLURM's variables do not make this one of its processes
+        devices=devices,
         precision=precision,
-        callbacks=list(callbacks),
-        max_epochs=1,  # the stream has no end; the budget's callback stops it
-        default_root_dir=run_dir,
+        callbacks=[*callbacks, *deepcopy(list(settings.callbacks or ()))],
+        # the stream has no end, the budget stops it; only a few batches over and over are epochs
+        max_epochs=-1 if own.get("overfit_batches") else 1,
         use_distributed_sampler=False,
         num_sanity_val_steps=0,
-        logger=False,
         enable_checkpointing=False,
-        enable_model_summary=False,
-        enable_progress_bar=False,
+        **{**given, **own},
     )
 
 

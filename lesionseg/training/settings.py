@@ -1,8 +1,8 @@
 """What can be chosen about training, as plain numbers that a configuration can hold."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from lesionseg.errors import ConfigError
 
@@ -59,7 +59,8 @@ class TrainerSettings:
     validation role are then looked at (None: all). `select`: whether the `best` or the `last`
     weights are kept, None for the best of two validations or more. `checkpoint_every_minutes`: at
     most so much work is lost when training is killed, or 50 times what writing takes. `workers`:
-    processes that make tiles, 0 for none.
+    processes that make tiles, 0 for none. `devices`: a number, `auto`, or a list of GPUs.
+    `callbacks` are Lightning's, and act after our own; `lightning` is handed to `pl.Trainer`.
     """
 
     max_minutes: float | None = None
@@ -68,7 +69,7 @@ class TrainerSettings:
     memory_gb: float | None = None
     steps_per_epoch: int = 50
     accelerator: str = "auto"
-    devices: int | str = 1
+    devices: int | str | Sequence[int] = 1
     precision: str = "auto"
     compile: bool | str = "auto"
     accumulate: int = 1
@@ -81,6 +82,8 @@ class TrainerSettings:
     checkpoint_every_minutes: float = 0.25
     log_every: int = 5
     progress: bool = True
+    callbacks: Sequence[Any] | None = None
+    lightning: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         if self.max_minutes is None and self.max_steps is None and self.budget is None:
@@ -99,7 +102,7 @@ class TrainerSettings:
         if self.budget is not None:
             _one_of("trainer.budget", self.budget, BUDGETS)
         _one_of("trainer.accelerator", self.accelerator, ACCELERATORS)
-        _require_count(self.devices)
+        _require_devices(self.devices, self.accelerator)
         _one_of("trainer.precision", self.precision, PRECISIONS)
         if self.validate_every_minutes != "auto":
             self._require_positive("validate_every_minutes")
@@ -122,6 +125,15 @@ class TrainerSettings:
             _require(f"trainer.{name}", value, value >= 0, "0 or more")
         decay = self.ema_decay
         _require("trainer.ema_decay", decay, decay is None or 0 <= decay < 1, "in [0, 1), or null")
+        self._check_lightning()
+
+    def _check_lightning(self) -> None:
+        """Only what is given needs Lightning, which takes seconds to import."""
+        if self.callbacks or self.lightning:
+            from lesionseg.training.own_options import check_callbacks, check_options
+
+            check_callbacks(self.callbacks or [])
+            check_options(self.lightning or {})
 
     def _require_positive(self, name: str) -> None:
         value = getattr(self, name)
@@ -131,7 +143,9 @@ class TrainerSettings:
     @property
     def has_one_device(self) -> bool:
         """Whether one process trains, on one device."""
-        return str(self.devices) == "1"
+        one = len(self.devices) == 1 if isinstance(self.devices, list | tuple) else False
+        nodes = (self.lightning or {}).get("num_nodes", 1)
+        return (one or str(self.devices) == "1") and nodes == 1
 
 
 @dataclass(frozen=True)
@@ -169,15 +183,18 @@ def _one_of(where: str, seen: str, choices: tuple[str, ...]) -> None:
     _require(where, seen, seen in choices, ", ".join(choices))
 
 
-def _require_count(devices: object) -> None:
-    """A list of GPUs would be counted wrongly."""
-    if devices == "auto" or (str(devices).isdecimal() and int(str(devices)) > 0):
+def _require_devices(devices: object, accelerator: str) -> None:
+    """A number, all, or the numbers of GPUs."""
+    if isinstance(devices, list | tuple):
+        numbers = all(type(d) is int and d >= 0 for d in devices)
+        if devices and numbers and len(set(devices)) == len(devices) and accelerator != "cpu":
+            return
+    elif devices == "auto" or (str(devices).isdecimal() and int(str(devices)) > 0):
         return
     raise ConfigError(
-        "The devices to train on are counted, not named.",
+        "The devices to train on are a number of them, or a list of GPUs.",
         where="trainer.devices",
         seen=devices,
-        expected="a number from 1 on, or auto",
-        remedy="name GPUs by CUDA_VISIBLE_DEVICES=2,3 before the command, and set "
-        "trainer.devices=2.",
+        expected="a number from 1 on, auto, or GPUs such as [2,3]",
+        remedy="set trainer.devices=2, or put CUDA_VISIBLE_DEVICES=2,3 before the command.",
     )

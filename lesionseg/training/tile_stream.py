@@ -2,8 +2,9 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import count
-from typing import Any
+from typing import Any, cast
 
+import pytorch_lightning as pl
 import torch
 from monai.data import DataLoader
 from torch import Tensor
@@ -11,6 +12,9 @@ from torch.utils.data import Dataset, Sampler, default_collate
 
 from lesionseg.data.tile_dataset import RawTile, RawTiles, TileDataset
 from lesionseg.data.transforms import TileItem
+from lesionseg.plan.plan import Plan
+from lesionseg.training.settings import TrainerSettings
+from lesionseg.training.step.module import LesionModule
 
 Batch = dict[str, Tensor]
 
@@ -98,6 +102,37 @@ def to_batch(items: Sequence[TileItem]) -> Batch:
             ]
         )
     )
+
+
+class LesionData(pl.LightningDataModule):
+    """The stream of `tiles` for a `pl.Trainer` with a `LesionModule`.
+
+    It begins at `first_step`, or where None at the step that the module has come to: resumed by
+    `ckpt_path`, a training sees the tiles that an undisturbed one would have seen.
+    """
+
+    def __init__(
+        self,
+        tiles: Dataset[Batch],
+        plan: Plan,
+        settings: TrainerSettings,
+        first_step: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.tiles, self.plan, self.settings = tiles, plan, settings
+        self.first_step = first_step
+
+    def train_dataloader(self) -> TileStream:
+        """The batches of this process, without end."""
+        trainer = cast(pl.Trainer, self.trainer)
+        reached = cast(LesionModule, trainer.lightning_module).counters.steps
+        return TileStream(
+            self.tiles,
+            self.plan.batch_size * self.settings.accumulate,
+            first_step=reached if self.first_step is None else self.first_step,
+            workers=self.settings.workers,
+            pin=trainer.strategy.root_device.type == "cuda",
+        )
 
 
 def finished(

@@ -37,7 +37,7 @@ def test_every_command_is_one_that_lesionseg_takes(command: str) -> None:
 def test_the_loss_of_ones_own_is_called_as_the_page_says(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (code,) = (block for language, block in BLOCKS if language == "python")
+    (code,) = (b for language, b in BLOCKS if language == "python" and "VoxelLoss" in b)
     (tmp_path / "my_losses.py").write_text(code, encoding="utf-8")
     monkeypatch.syspath_prepend(tmp_path)
     (command,) = (command for command in COMMANDS if "my_losses" in command)

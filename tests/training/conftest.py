@@ -76,6 +76,7 @@ def train(tmp_path):
         optimiser=None,
         validate=None,
         callbacks=(),
+        callbacks_of_config=None,
         network=None,
         **settings,
     ):
@@ -83,7 +84,7 @@ def train(tmp_path):
         chosen = {"workers": 0, "accelerator": "cpu", "precision": "32-true", "progress": False}
         learning = Learning(
             loss or FocalLoss(),
-            TrainerSettings(**{**chosen, **settings}),
+            TrainerSettings(**{**chosen, **settings}, callbacks=callbacks_of_config),
             optimiser=optimiser or OptimiserSettings(lr=1e-2),
         )
         return fit_tiles(

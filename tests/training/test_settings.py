@@ -91,7 +91,7 @@ def test_devices_are_a_number_or_all_of_them(devices, one):
     assert TrainerSettings(max_steps=1, devices=devices).has_one_device == one
 
 
-@pytest.mark.parametrize("devices", [[0, 1], "0,1", 0, -1, "cuda:1", None, "²"])
-def test_devices_that_are_named_are_refused_with_the_way_to_name_them(devices):
+@pytest.mark.parametrize("devices", [[], [1, 1], [-1], "0,1", 0, -1, "cuda:1", None, "²"])
+def test_devices_that_are_no_number_and_no_list_are_refused_with_the_way_to_name_them(devices):
     with pytest.raises(ConfigError, match=r"trainer\.devices.*CUDA_VISIBLE_DEVICES=2,3"):
         TrainerSettings(max_steps=1, devices=devices)

@@ -23,6 +23,8 @@ FREE = (
     "data.local_gb",
     "data.parallel_folds",
     "trainer.checkpoint_every_minutes",
+    "trainer.lightning.logger",
+    "trainer.lightning.profiler",
     "trainer.log_every",
     "trainer.progress",
     "trainer.workers",
@@ -85,7 +87,8 @@ def _command(config: Mapping[str, Any]) -> str:
 
 def _differences(before: Any, now: Any, key: str = "") -> Iterable[str]:
     """`key: old → new` for every leaf that differs, the free settings left out."""
-    if isinstance(before, dict) and isinstance(now, dict):
+    if isinstance(before or now, dict) and isinstance(now or {}, dict):
+        before, now = before or {}, now or {}
         for name in [*before, *(n for n in now if n not in before)]:
             inner = f"{key}.{name}" if key else name
             if inner not in FREE:

@@ -7,7 +7,6 @@ from functools import partial
 from pathlib import Path
 
 import pytorch_lightning as pl
-import torch
 from torch import nn
 
 from lesionseg.data.cache.case_cache import CachedCase
@@ -20,7 +19,7 @@ from lesionseg.models.build import TRUSTED, build_network
 from lesionseg.models.network_trial import backbone_pyramid, tried
 from lesionseg.pipeline.dataset.data_settings import DataSettings
 from lesionseg.pipeline.dataset.same_cases import SPLITS
-from lesionseg.pipeline.dataset.survey import Survey
+from lesionseg.pipeline.dataset.survey import Survey, take_survey
 from lesionseg.pipeline.judging.choice import undecided
 from lesionseg.pipeline.run.progress import bar
 from lesionseg.pipeline.run.run_dir import is_claimed
@@ -35,7 +34,7 @@ from lesionseg.training.device.accelerator import (
 )
 from lesionseg.training.device.memory_probe import Probe, fitted_to_memory
 from lesionseg.training.device.step_memory import CONTEXT_GB, StepMemory
-from lesionseg.training.fit import CHECKPOINT, FitResult, choose_precision, fit
+from lesionseg.training.fit import CHECKPOINT, FitResult, choose_precision, chosen_device, fit
 from lesionseg.training.learning_settings import Learning
 from lesionseg.training.settings import TrainerSettings
 from lesionseg.training.step.detection_objective import make_objective, taught_anchors
@@ -146,7 +145,7 @@ def affordable(
 ) -> Plan:
     """The plan, made smaller or larger by trial steps on a GPU, and written again."""
     trainer = learning.trainer
-    device = torch.device(training_device(trainer.accelerator))
+    device = chosen_device(trainer)
     if device.type != "cuda":  # a processor's memory runs out without saying so
         return plan
     probe = Probe(
@@ -219,6 +218,18 @@ def prepare_cases(survey: Survey, plan: Plan, data: DataSettings, run: Path) -> 
             progress=advance,
             disk=data.disk,
         )
+
+
+def prepared(
+    data: DataSettings, run: Path, model: PlanOverrides | None = None, seed: int = 0
+) -> tuple[Plan, list[CachedCase]]:
+    """A folder's plan and its prepared training cases, for a `pl.Trainer` of one's own.
+
+    Fingerprint, splits and plan are written to `run`. Raises what `lesionseg prepare` would.
+    """
+    survey = take_survey(data, seed)
+    plan = decide(survey, model or PlanOverrides(), TrainerSettings(), run)
+    return plan, prepare_cases(survey, plan, data, run)
 
 
 def learn(

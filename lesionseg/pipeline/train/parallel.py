@@ -171,6 +171,6 @@ def visible_gpus() -> list[str]:
     return named[:n] if named else [str(i) for i in range(n)]
 
 
-def _devices_of_one(devices: int | str, n_gpus: int) -> int:
+def _devices_of_one(devices: object, n_gpus: int) -> int:
     """A number; under `auto` a training has all of them to itself."""
-    return int(devices) if str(devices).isdigit() else n_gpus
+    return int(str(devices)) if str(devices).isdigit() else n_gpus

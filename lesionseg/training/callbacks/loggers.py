@@ -7,6 +7,7 @@ import logging
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
@@ -19,12 +20,11 @@ from PIL import Image
 
 from lesionseg.errors import ConfigError, ReadError, pip_install
 from lesionseg.io.atomic import read_json, write_json
-from lesionseg.training.callbacks.step_callbacks import Record
+from lesionseg.training.callbacks.step_callbacks import Record, tell
 
 log = logging.getLogger(__name__)
 
 Kind = Literal["csv", "tensorboard", "mlflow", "wandb"]
-Row = Mapping[str, object]
 MADE = Path("logger.json")
 
 
@@ -100,15 +100,7 @@ class Follow(pl.Callback):
         self.logger.log_hyperparams(dict(self.about))
         for callback in trainer.callbacks:  # type: ignore[attr-defined]  # in Lightning
             if isinstance(callback, Record):
-                callback.listeners.append(self.tell)
-
-    def tell(self, row: Row) -> None:
-        """Log the numbers of a row at its step."""
-        step = int(str(row["step"]))
-        numbers = {
-            k: float(v) for k, v in row.items() if isinstance(v, float | int) and k != "step"
-        }
-        self.logger.log_metrics(numbers, step=step)
+                callback.listeners.append(partial(tell, self.logger))
 
     def show(self, name: str, image: NDArray[np.uint8], step: int) -> None:
         """Log an image `[height, width, 3]`."""

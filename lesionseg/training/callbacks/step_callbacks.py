@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -52,7 +53,7 @@ class Resume(AfterStep):
 class Record(AfterStep):
     """Adds the mean of each few steps to the history; skipped steps are counted, not averaged.
 
-    `listeners` are called with each row, too.
+    `listeners` are called with each row, too, and so are the loggers of Lightning's trainer.
     """
 
     def __init__(self, path: Path, every: int) -> None:
@@ -65,6 +66,7 @@ class Record(AfterStep):
         """Open the history, without rows later than the step that training resumes at."""
         if trainer.is_global_zero:
             self.history = History(self.path, cast(LesionModule, pl_module).counters.steps)
+            self.listeners += [partial(tell, logger) for logger in trainer.loggers]
 
     def after_step(self, trainer: pl.Trainer, module: LesionModule) -> None:
         """Collect; write when `every` steps are together or training ends."""
@@ -91,6 +93,12 @@ class Record(AfterStep):
         """Write the history now; nothing on processes other than the first."""
         if self.history is not None:
             self.history.write()
+
+
+def tell(logger: Any, row: Mapping[str, object]) -> None:
+    """Log the numbers of a row of the history to a Lightning logger, at the row's step."""
+    numbers = {k: float(v) for k, v in row.items() if isinstance(v, float | int) and k != "step"}
+    logger.log_metrics(numbers, step=int(str(row["step"])))
 
 
 class Validation(AfterStep):
@@ -175,15 +183,6 @@ class SaveCheckpoint(AfterStep):
         now = module.clock.minutes()
         least = (now - began) / WRITING_SHARE if self.every_minutes else 0.0
         self._due = now + max(self.every_minutes, least)
-
-
-class Stop(AfterStep):
-    """Ends training, in the middle of an epoch if need be, when the budget is spent."""
-
-    def after_step(self, trainer: pl.Trainer, module: LesionModule) -> None:
-        """Tell the trainer to stop."""
-        if module.progress >= 1:
-            trainer.should_stop = True
 
 
 class ProgressLine(AfterStep):

@@ -33,7 +33,7 @@ def available_memory_gb(device: str) -> float:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
 
 
-def require_own_processes(devices: int | str) -> None:
+def require_own_processes(devices: object) -> None:
     """Raise `ConfigError` where srun has started the command more than once for many devices.
 
     Each of them would start a process for every device. With one device, each is a training of

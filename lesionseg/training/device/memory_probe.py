@@ -14,7 +14,7 @@ from lesionseg.plan.plan import Plan
 from lesionseg.plan.tile_rules import total_stride
 from lesionseg.training.settings import OptimiserSettings, TrainerSettings
 from lesionseg.training.step.objective import Objective
-from lesionseg.training.step.optimiser import averaged_network, make_optimiser
+from lesionseg.training.step.optimiser import WarmAverage, make_optimiser
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +59,7 @@ class Probe:
         network = self.build(plan).to(self.device).train()
         objective, optimiser = self.teach(plan), make_optimiser(network, self.optimiser)
         decay = self.settings.ema_decay
-        averaged = None if decay is None else averaged_network(network, decay)
+        averaged = None if decay is None else WarmAverage(network, decay)
         batch = some_batch(plan, plan.batch_size, self.device)
         targets = objective.targets(batch)
         normalisers = [torch.ones((), device=self.device) for _ in targets.counts()]

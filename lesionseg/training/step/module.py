@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import pytorch_lightning as pl
@@ -15,7 +15,7 @@ from lesionseg.plan.plan import Plan
 from lesionseg.training.device.speed import BACKEND, GRAPHS, Mode, begin_forward
 from lesionseg.training.settings import OptimiserSettings, TrainerSettings
 from lesionseg.training.step.objective import BatchTargets, Objective, add_terms
-from lesionseg.training.step.optimiser import averaged_network, make_optimiser, set_learning_rate
+from lesionseg.training.step.optimiser import WarmAverage, make_optimiser, set_learning_rate
 from lesionseg.training.step.scaling import LossScale, fp16_context
 from lesionseg.training.step.schedule import Clock, TrainingBudget, learning_rate
 from lesionseg.training.step.supervision import LevelTargets
@@ -76,7 +76,7 @@ class LesionModule(pl.LightningModule):
         self.network, self.objective, self.plan = network, objective, plan
         self.settings, self.optimiser_settings = settings, optimiser
         self.averaged = (
-            None if settings.ema_decay is None else averaged_network(network, settings.ema_decay)
+            None if settings.ema_decay is None else WarmAverage(network, settings.ema_decay)
         )
         self.normalisers = nn.ModuleList()
         self.scale: LossScale | None = None
@@ -99,6 +99,23 @@ class LesionModule(pl.LightningModule):
         self.normalisers = self.make_normalisers(self.trainer.world_size)
         if self.compiled:
             self.network.compile(backend=BACKEND, mode=self.compiled)
+
+    def on_train_start(self) -> None:
+        """Let the clock run from the minutes before a resume."""
+        self.clock.start(self.counters.minutes)
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """End training, in mid-epoch if need be, when the budget is spent."""
+        if self.progress >= 1:
+            self.trainer.should_stop = True
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Let Lightning's checkpoints tell how far training has come."""
+        checkpoint["counters"] = asdict(self.counters)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Go on from there, in the tiles and in the learning rate."""
+        self.counters = Counters(**checkpoint["counters"])
 
     def teardown(self, stage: str) -> None:
         """Hand over a network as it was, not compiled."""
@@ -151,6 +168,8 @@ class LesionModule(pl.LightningModule):
             self.scale.update(finite)
         self._count(finite)
         self.latest = StepReport(self.counters.steps, lr, loss, terms, positives, not finite)
+        if self.trainer.loggers:
+            self.log_dict({"train_loss": loss, "train_lr": lr})
 
     def _clear_gradients(self, optimiser: Any) -> None:
         """None, or zeros where CUDA graphs compute the gradients.

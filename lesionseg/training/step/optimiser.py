@@ -1,7 +1,6 @@
 """The optimisers by name, and the running average of weights that training hands over."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -10,8 +9,6 @@ from torch.optim.swa_utils import AveragedModel
 
 from lesionseg.models.transfer import is_head
 from lesionseg.training.settings import OptimiserSettings
-
-Tensors = list[Tensor] | tuple[Tensor, ...]
 
 
 def make_optimiser(network: nn.Module, settings: OptimiserSettings) -> torch.optim.Optimizer:
@@ -53,26 +50,33 @@ def set_learning_rate(optimiser: torch.optim.Optimizer, lr: float) -> float:
     return lr
 
 
-@dataclass(frozen=True)
-class WarmAverage:
-    """Exponential moving average whose memory grows with what there is to remember.
+class WarmAverage(AveragedModel):
+    """A copy of a network that holds an exponential moving average of its weights.
 
     After n updates the decay is min(`decay`, (1+n)/(10+n)): short trainings would otherwise end
-    with an average still full of their first, random weights.
+    with an average still full of their first, random weights. Buffers follow the newest values. On
+    a GPU n is never waited for, and all weights are moved by three launches.
     """
 
-    decay: float
+    def __init__(self, network: nn.Module, decay: float) -> None:
+        super().__init__(network)
+        self.decay = decay
+        self.requires_grad_(False)
 
-    def __call__(self, averaged: Tensors, current: Tensors, n: Tensor | int) -> None:
-        """Move `averaged` towards `current` in place."""
-        decay = min(self.decay, (1 + int(n)) / (10 + int(n)))
-        with torch.no_grad():
-            for old, new in zip(averaged, current, strict=True):
-                old.lerp_(new.to(old.dtype), 1 - decay)
-
-
-def averaged_network(network: nn.Module, decay: float) -> AveragedModel:
-    """A copy of `network` that averages its weights; buffers follow the newest values."""
-    averaged = AveragedModel(network, multi_avg_fn=WarmAverage(decay))
-    averaged.requires_grad_(False)
-    return averaged
+    @torch.no_grad()
+    def update_parameters(self, model: nn.Module) -> None:
+        """Move the average towards the weights of `model`; the first update takes them over."""
+        n: Tensor = self.n_averaged
+        old = [p.detach() for p in self.module.parameters()]
+        new = [p.detach() for p in model.parameters()]
+        warm = ((1 + n) / (10 + n)).clamp(max=self.decay)
+        share = torch.where(n == 0, 1.0, 1 - warm)
+        if n.is_cuda:
+            change = torch._foreach_sub(new, old)
+            torch._foreach_mul_(change, share)
+            torch._foreach_add_(old, change)
+        else:
+            torch._foreach_lerp_(old, new, float(share))
+        for kept, newest in zip(self.module.buffers(), model.buffers(), strict=True):
+            kept.copy_(newest)
+        self.n_averaged += 1

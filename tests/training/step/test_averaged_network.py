@@ -3,10 +3,9 @@
 import pickle
 
 import pytest
-import torch
 from torch import nn
 
-from lesionseg.training.step.optimiser import WarmAverage, averaged_network
+from lesionseg.training.step.optimiser import WarmAverage
 
 
 def with_weight(value):
@@ -17,7 +16,7 @@ def with_weight(value):
 
 def test_the_average_starts_at_the_first_weights_and_its_memory_grows():
     network = with_weight(1.0)
-    averaged = averaged_network(network, decay=0.99)
+    averaged = WarmAverage(network, decay=0.99)
     averaged.update_parameters(network)
     assert averaged.module.weight.item() == 1.0
     nn.init.constant_(network.weight, 0.0)
@@ -28,14 +27,15 @@ def test_the_average_starts_at_the_first_weights_and_its_memory_grows():
 
 
 def test_the_decay_never_exceeds_the_one_asked_for():
-    old, new = torch.ones(1), torch.zeros(1)
-    WarmAverage(0.9)([old], [new], 10_000)
-    assert old.item() == pytest.approx(0.9)
+    averaged = WarmAverage(with_weight(1.0), decay=0.9)
+    averaged.n_averaged.fill_(10_000)
+    averaged.update_parameters(with_weight(0.0))
+    assert averaged.module.weight.item() == pytest.approx(0.9)
 
 
 def test_the_average_does_not_learn_and_buffers_follow():
     network = nn.BatchNorm1d(2)
-    averaged = averaged_network(network, decay=0.5)
+    averaged = WarmAverage(network, decay=0.5)
     network.running_mean.fill_(3.0)
     averaged.update_parameters(network)
     network.running_mean.fill_(5.0)
@@ -45,4 +45,7 @@ def test_the_average_does_not_learn_and_buffers_follow():
 
 
 def test_it_travels_to_other_processes():
-    assert pickle.loads(pickle.dumps(WarmAverage(0.5))) == WarmAverage(0.5)
+    averaged = WarmAverage(with_weight(1.0), decay=0.5)
+    averaged.update_parameters(with_weight(2.0))
+    there = pickle.loads(pickle.dumps(averaged))
+    assert (there.decay, int(there.n_averaged), there.module.weight.item()) == (0.5, 1, 2.0)
