@@ -33,6 +33,7 @@ from lesionseg.pipeline.train.learning import decide, learn, linked, prepare_cas
 from lesionseg.plan.make import PlanOverrides
 from lesionseg.plan.plan import Plan
 from lesionseg.training.learning_settings import Learning
+from lesionseg.training.settings import TrainerSettings
 
 FRACTION = 1e-4
 PHANTOMS: Mapping[str, Any] = {"n_cases": 36, "n_test": 16, "n_lesions": (2, 8)}
@@ -134,7 +135,12 @@ def planned(setting: Setting, chosen: PlanOverrides) -> Plan:
     """The plan of all cells that learn on this grid with this network."""
     if setting.quick:
         chosen = replace(chosen, tile_shape=(32, 32, 32), base_features=4, batch_size=2)
-    return decide(setting.found, chosen, setting.accelerator, setting.output / "plan")
+    return decide(
+        setting.found,
+        chosen,
+        TrainerSettings(budget="auto", accelerator=setting.accelerator),
+        setting.output / "plan",
+    )
 
 
 def caption(setting: Setting, plan: Plan, seeds: Sequence[int]) -> str:

@@ -22,6 +22,7 @@ from lesionseg.inference.predictor import Predictor
 from lesionseg.io.cases import read_case
 from lesionseg.pipeline.dataset.survey import take_survey
 from lesionseg.pipeline.train.learning import decide, learn, linked, prepare_cases
+from lesionseg.training.settings import TrainerSettings
 
 
 def main() -> None:
@@ -32,7 +33,9 @@ def main() -> None:
     chosen = recipe(job["overrides"], Path(job["data"]))
     held = held_out(Path(job["data"]), output / "cache")
     found = held.as_development(take_survey(held.data, seed=0))
-    plan = decide(found, chosen.model, job["accelerator"], output)
+    plan = decide(
+        found, chosen.model, TrainerSettings(budget="auto", accelerator=job["accelerator"]), output
+    )
     cases = prepare_cases(found, plan, held.data, output)
     before = (time.time() - job["began"]) / 60
     trainer = replace(

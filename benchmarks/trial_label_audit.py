@@ -179,7 +179,7 @@ def train(folder: Path, run: Path, budget: TrainerSettings, seed: int) -> list[S
     """Train on the whole set with the audit on; the snapshots."""
     data = DataSettings(root=str(folder), validation_fraction=0.0)
     found = take_survey(data, seed)
-    plan = decide(found, MODEL, "auto", run)
+    plan = decide(found, MODEL, TrainerSettings(budget="auto", accelerator="auto"), run)
     cases = prepare_cases(found, plan, data, run)
     audit = AuditSettings(enabled=True)
     fit(

@@ -49,6 +49,7 @@ from lesionseg.pipeline.judging.judge_role import Rules, judge_predicted, labell
 from lesionseg.pipeline.train.learning import decide
 from lesionseg.plan.make import PlanOverrides
 from lesionseg.plan.plan import Plan
+from lesionseg.training.settings import TrainerSettings
 
 HERE = Path(__file__).resolve().parent
 PEERS = HERE.parent / ".peers" / "bin" / "python"
@@ -147,7 +148,12 @@ def prepare(root: Path, options: argparse.Namespace) -> Setting:
     found = held.as_development(take_survey(held.data, seed=0))
     folder = options.output / "plans" / name
     folder.mkdir(parents=True, exist_ok=True)
-    plan = decide(found, PlanOverrides(), options.accelerator, folder)
+    plan = decide(
+        found,
+        PlanOverrides(),
+        TrainerSettings(budget="auto", accelerator=options.accelerator),
+        folder,
+    )
     return Setting(name, root, found, plan, options)
 
 

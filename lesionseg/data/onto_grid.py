@@ -48,7 +48,9 @@ def copy_float32(volume: Volume, *, overwrite: bool = False) -> Volume:
 
 
 def read_linear(volume: Volume, geometry: Geometry) -> Volume:
-    """Interpolate an image `[C, *spatial]` on another grid that covers about the same place.
+    """Read an image `[C, *spatial]` on another grid that covers about the same place.
+
+    Linear between voxel centres; on a coarser grid the mean over each voxel.
 
     Where the grid reaches over the volume (its last voxel may, by half of its own size), the
     outermost voxels go on: an edge to nothing would look like air. Temporaries are the input rows
@@ -61,7 +63,9 @@ def read_linear(volume: Volume, geometry: Geometry) -> Volume:
         there = matrix.copy()
         there[:-1, -1] += start * matrix[:-1, 0]
         piece, there = _rows_needed(volume.array, there, shape)
-        out[:, start : start + shape[0]] = resample_linear(as_torch(piece), there, shape).numpy()
+        out[:, start : start + shape[0]] = resample_linear(
+            as_torch(piece), there, shape, average=True
+        ).numpy()
     return Volume(out, geometry)
 
 

@@ -1,7 +1,7 @@
 """Resampling from one grid to another, slab by slab.
 
-Index coordinates are those of voxel centres: voxel 0 reaches from −½ to ½. On a finer grid values
-are interpolated; on a coarser one each voxel is the mean over what it covers, so that nothing
+Index coordinates are those of voxel centres: voxel 0 reaches from −½ to ½. Values are
+interpolated; on a coarser grid each voxel can be the mean over what it covers, so that nothing
 between two samples is lost. Where each input axis runs along one output axis (identity, flips,
 permutations, zooms: the way from a plan's grid to a file's) this is exact, one axis after the
 other; any other matrix goes the long way.
@@ -34,22 +34,27 @@ _Take = Callable[[Tensor, int, NDArray[np.float64]], Tensor]
 
 
 def resample_linear(
-    array: Shaped[Tensor, "c *inp"], matrix: ArrayLike, out_shape: Sequence[int], *, slab: int = 32
+    array: Shaped[Tensor, "c *inp"],
+    matrix: ArrayLike,
+    out_shape: Sequence[int],
+    *,
+    slab: int = 32,
+    average: bool = False,
 ) -> Float[Tensor, "c *out"]:
-    """Read `array` on another grid: linear between voxel centres, the mean where coarser; float32.
+    """Interpolate `array` linearly on another grid; float32.
 
-    `matrix` `[dims+1, dims+1]` maps an output index to an input index. Along an axis on which an
-    output voxel is longer than an input one, its value is the mean over its own extent. In the
-    half voxel between the outermost centres and the edge the outermost value holds; outside is 0.
-    Temporaries are the size of `slab` output rows. Raises `GeometryError` for a matrix that does
-    not fit.
+    `matrix` `[dims+1, dims+1]` maps an output index to an input index. With `average`, along an
+    axis on which an output voxel is longer than an input one, its value is the mean over its own
+    extent. In the half voxel between the outermost centres and the edge the outermost value holds;
+    outside is 0. Temporaries are the size of `slab` output rows. Raises `GeometryError` for a
+    matrix that does not fit.
 
     >>> halved = np.diag([2.0, 1.0]) + [[0, 0.5], [0, 0]]
-    >>> resample_linear(torch.tensor([[0.0, 1.0, 4.0, 6.0]]), halved, (2,)).tolist()
-    [[0.5, 5.0]]
+    >>> resample_linear(torch.tensor([[0.0, 1.0, 4.0, 7.0]]), halved, (2,), average=True).tolist()
+    [[0.5, 5.5]]
     """
     out = array.new_empty((array.shape[0], *out_shape), dtype=torch.float32)
-    for rows, piece in linear_slabs(array, matrix, out_shape, slab=slab):
+    for rows, piece in linear_slabs(array, matrix, out_shape, slab=slab, average=average):
         out[:, rows] = piece
     return out
 
@@ -61,6 +66,7 @@ def linear_slabs(
     *,
     slab: int = 32,
     decode: Callable[[Tensor], Tensor] = Tensor.float,
+    average: bool = False,
 ) -> Iterator[tuple[slice, Float[Tensor, "c rows *rest"]]]:
     """What `resample_linear` gives, `slab` rows of the output at a time, with the rows' place.
 
@@ -71,13 +77,15 @@ def linear_slabs(
     if plan.source is None:
         array = decode(array)
         for rows in _slabs(out_shape[0], slab):
-            parts = [_sample_linear(array, plan.coordinates(rows, at)) for at in plan.samples()]
+            parts = [
+                _sample_linear(array, plan.coordinates(rows, at)) for at in plan.samples(average)
+            ]
             yield rows, torch.stack(parts).mean(0) if len(parts) > 1 else parts[0]
         return
     lines = [plan.line(axis) for axis in range(len(plan.source))]
-    takes = [_taker(plan.ratio(axis)) for axis in range(len(plan.source))]
+    takes = [_taker(plan.ratio(axis) if average else 0) for axis in range(len(plan.source))]
     along, last = 1 + plan.source[0], array.shape[1 + plan.source[0]] - 1
-    half = plan.ratio(0) / 2
+    half = plan.ratio(0) / 2 if average else 0
     for rows in _slabs(out_shape[0], slab):
         x = lines[0][rows]
         first = int(np.clip(np.floor(x.min() - half), 0, last))
@@ -101,7 +109,9 @@ def resample_area(
     plan = _plan(array, matrix, out_shape)
     if plan.source is None:
         rows = slice(0, out_shape[0])
-        parts = [_sample_nearest(array, plan.coordinates(rows, at)) for at in plan.samples(least=3)]
+        parts = [
+            _sample_nearest(array, plan.coordinates(rows, at)) for at in plan.samples(True, least=3)
+        ]
         return torch.stack(parts).float().mean(0)
     axes = range(len(plan.source))
     takes: list[_Take] = [partial(_take_mean, ratio=plan.ratio(axis)) for axis in axes]
@@ -144,9 +154,11 @@ class _Resampling:
         """How many input voxels an output voxel is long, when axes do not mix."""
         return float(abs(self.matrix[0 if self.source is None else self.source[axis], axis]))
 
-    def samples(self, least: int = 1) -> list[tuple[float, ...]]:
+    def samples(self, average: bool, least: int = 1) -> list[tuple[float, ...]]:
         """Places within an output voxel, −½ to ½, whose mean stands for it when axes mix."""
-        steps = np.ceil(np.linalg.norm(self.matrix[:-1, :-1], axis=0) / _COARSER).astype(int)
+        if not average:
+            return [(0.0,) * len(self.out_shape)]
+        steps = np.ceil(np.abs(self.matrix[:-1, :-1]).max(axis=0) / _COARSER).astype(int)
         lines = [(np.arange(n) + 0.5) / n - 0.5 for n in np.maximum(steps, least)]
         return list(itertools.product(*(line.tolist() for line in lines)))
 

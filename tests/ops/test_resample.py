@@ -71,7 +71,7 @@ def test_a_coarser_voxel_is_the_mean_over_its_extent(ratio, slab):
     matrix = np.diag([ratio, 1.0, 1.0])
     matrix[0, -1] = ratio / 2 - 0.5 + 0.2
     n = int(22 / ratio)
-    found = resample_linear(array, matrix, (n, 6), slab=slab)[0].numpy()
+    found = resample_linear(array, matrix, (n, 6), slab=slab, average=True)[0].numpy()
     fine = (np.arange(n)[:, None] * ratio + matrix[0, -1]) + ratio * (
         (np.arange(1000) + 0.5) / 1000 - 0.5
     )
@@ -86,13 +86,13 @@ def test_where_axes_mix_a_coarser_voxel_is_a_mean_too():
     turn[:2, :2] = 2 * np.array([[np.cos(0.3), -np.sin(0.3)], [np.sin(0.3), np.cos(0.3)]])
     turn[:2, -1] = 30 - turn[:2, :2] @ [5.5, 5.5]
     noise = torch.randn(1, 60, 60, generator=torch.Generator().manual_seed(0))
-    assert resample_linear(noise, turn, (12, 12)).std() < 0.6
+    assert resample_linear(noise, turn, (12, 12), average=True).std() < 0.6
 
 
 def test_outside_of_a_coarser_grid_is_nothing():
     far = np.diag([2.0, 1.0])
     far[0, -1] = 50
-    assert resample_linear(torch.ones(1, 4), far, (3,)).tolist() == [[0, 0, 0]]
+    assert resample_linear(torch.ones(1, 4), far, (3,), average=True).tolist() == [[0, 0, 0]]
 
 
 @pytest.mark.parametrize("dims", [2, 3])

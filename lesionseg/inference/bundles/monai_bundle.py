@@ -28,6 +28,19 @@ _MODALITIES = {"mri": "MR", "ct": "CT", "xray": "CR"}
 _RAS = [["L", "R"], ["P", "A"], ["I", "S"]]
 
 
+# as `data.prepare.plan_geometry`: what the image covers, about the same centre, in new voxels
+_GRID = (
+    "$lambda x: (lambda a, z, n, p: (lambda k: MetaTensor(torch.zeros((1, *k)), affine="
+    "torch.as_tensor(np.block([[z, "
+    "(a[:3].dot([*((n - 1) / 2), 1]) - z.dot((k - 1) / 2))[:, None]], "
+    "[np.zeros((1, 3)), np.ones((1, 1))]]))))"
+    "(np.maximum(np.rint(n * np.linalg.norm(a[:3, :3], axis=0) / p), 1).astype(int)))"
+    "(np.asarray(x.affine, dtype=float), "
+    "zoom_affine(np.asarray(x.affine, dtype=float), {spacing}, diagonal=False)[:3, :3], "
+    "np.array(x.shape[1:]), np.array({spacing}))"
+)
+
+
 def inference_config(plan: Plan, *, overlap: float = 0.5, batch_size: int = 1) -> dict[str, Any]:
     """MONAI's `inference.json`: a probability map and a label map for every image of a folder.
 
@@ -41,6 +54,7 @@ def inference_config(plan: Plan, *, overlap: float = 0.5, batch_size: int = 1) -
             "$import numpy as np",
             "$import torch",
             "$from monai.data import MetaTensor",
+            "$from monai.data.utils import zoom_affine",
             "$from torch.export.passes import move_to_device_pass",
         ],
         "bundle_root": ".",
@@ -159,10 +173,21 @@ def _to_plan_grid(plan: Plan) -> list[dict[str, Any]]:
     return [
         {"_target_": "Orientationd", "keys": "image", "axcodes": "SAR", "labels": _RAS},
         {
-            "_target_": "Spacingd",
+            "_target_": "CopyItemsd",
             "keys": "image",
-            "pixdim": list(plan.spacing_mm),
+            "names": "grid",
+        },
+        {
+            "_target_": "Lambdad",
+            "keys": "grid",
+            "func": _GRID.format(spacing=list(plan.spacing_mm)),
+        },
+        {
+            "_target_": "ResampleToMatchd",
+            "keys": "image",
+            "key_dst": "grid",
             "mode": "bilinear",
+            "padding_mode": "border",
             "dtype": "$torch.float32",
         },
     ]

@@ -228,7 +228,7 @@ def prepared(
     Fingerprint, splits and plan are written to `run`. Raises what `lesionseg prepare` would.
     """
     survey = take_survey(data, seed)
-    plan = decide(survey, model or PlanOverrides(), TrainerSettings(), run)
+    plan = decide(survey, model or PlanOverrides(), TrainerSettings(budget="auto"), run)
     return plan, prepare_cases(survey, plan, data, run)
 
 

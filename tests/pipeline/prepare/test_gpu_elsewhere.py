@@ -1,6 +1,7 @@
 """`prepare` plans for a GPU that is not at hand."""
 
 import pytest
+import torch
 
 from lesionseg.errors import ConfigError
 from lesionseg.losses import FocalLoss
@@ -42,6 +43,7 @@ def test_without_its_memory_it_is_refused(survey, tmp_path, monkeypatch):
 def test_a_step_that_takes_less_than_predicted_is_planned_anew(survey, tmp_path, monkeypatch):
     """The part of `train` that follows a trial step, with a peak that is made up."""
     monkeypatch.setattr(learning, "training_device", lambda _: "cuda")
+    monkeypatch.setattr(learning, "chosen_device", lambda _: torch.device("cuda"))
     offered = []
 
     def fitted(plan, probe, larger):
