@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import ndtr, stdtrit
+from scipy.special import gammaincinv, ndtr, stdtrit
 
 MIN_GROUPS = 5
 _Z95 = 1.959963984540054
@@ -46,17 +46,21 @@ def value_of(statistic: Statistic, n_groups: int) -> list[float | None]:
     return [None if np.isnan(v) else float(v) for v in values]
 
 
-def percentile_intervals(statistic: Statistic, weights: Weights, items: int) -> list[Interval]:
+def percentile_intervals(
+    statistic: Statistic, weights: Weights, items: int, informative: int | None = None
+) -> list[Interval]:
     """Percentile bootstrap interval of each of the statistic's k values.
 
     `items`: how many lesions, candidates or cases the statistic spreads the weights over, so that
-    replicates are taken a chunk at a time. No replicate gives None.
+    replicates are taken a chunk at a time. `informative`: groups with something to count, all by
+    default. No replicate gives None.
     """
     chunk = max(1, _MAX_ELEMENTS // max(items, 1))
     values = np.concatenate(
         [statistic(weights[i : i + chunk]) for i in range(0, max(len(weights), 1), chunk)]
     )
-    return [percentiles(column, weights.shape[1]) for column in values.T]
+    groups = weights.shape[1] if informative is None else informative
+    return [percentiles(column, groups) for column in values.T]
 
 
 def percentiles(values: NDArray[np.float64], groups: int) -> Interval:
@@ -146,6 +150,33 @@ def few_groups_factor(groups: int) -> float:
     (2.01, 1.05)
     """
     return float((stdtrit(max(groups - 1, 1), 0.975) / _Z95) ** 2)
+
+
+def count_design_effect(counts: NDArray[np.float64], exposure: NDArray[np.float64]) -> float:
+    """How much wider groups make a count vary than Poisson's law would; at least 1.
+
+    `counts` and `exposure` `[groups]`: events and cases. 1 where nothing was counted.
+
+    >>> count_design_effect(np.array([4.0, 0.0, 4.0, 0.0]), np.ones(4))
+    2.6666666666666665
+    """
+    groups, events = int((exposure > 0).sum()), counts.sum()
+    if groups < 2 or events == 0:
+        return 1.0
+    spread = ((counts - events / exposure.sum() * exposure) ** 2).sum()
+    return max(1.0, float(groups / (groups - 1) * spread / events))
+
+
+def garwood_interval(events: float, deff: float = 1.0) -> tuple[float, float]:
+    """Garwood's exact 95 % interval of a Poisson count (1936), of `events / deff`, scaled back.
+
+    >>> low, high = garwood_interval(0)
+    >>> low, round(high, 3)
+    (0.0, 3.689)
+    """
+    effective = events / deff
+    low = gammaincinv(effective, 0.025) if events else 0.0
+    return float(low * deff), float(gammaincinv(effective + 1, 0.975) * deff)
 
 
 def wilson_interval(hits: float, total: float, deff: float = 1.0) -> tuple[float, float]:

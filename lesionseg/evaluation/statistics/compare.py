@@ -1,6 +1,7 @@
 """Two models on the same cases: differences, paired by group.
 
-The interval is a percentile bootstrap over groups drawn for both at once. The p-value is that of a
+The interval is a percentile bootstrap over groups drawn for both at once, its tails widened for
+few groups. The p-value is that of a
 permutation test that swaps the two models within whole groups (Good 2005): under the null
 hypothesis it does not matter which model judged a patient.
 """
@@ -16,8 +17,8 @@ from lesionseg.errors import DatasetError
 from lesionseg.evaluation import edge_cases
 from lesionseg.evaluation.results import CaseResult
 from lesionseg.evaluation.score_sections import Difference
-from lesionseg.evaluation.statistics.bootstrap import MIN_GROUPS, draw_groups
-from lesionseg.evaluation.statistics.estimates import Estimate
+from lesionseg.evaluation.statistics.bootstrap import MIN_GROUPS, draw_groups, percentiles
+from lesionseg.evaluation.statistics.estimates import Estimate, why_none
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,15 +105,13 @@ def _difference(
     if a is None or b is None:
         why = "the number is undefined for one of the two"
         return Difference(a, b, Estimate(None, None, why), None).to_json()
-    if ((one.below > 0) | (other.below > 0)).sum() < MIN_GROUPS:
+    informative = int(((one.below > 0) | (other.below > 0)).sum())
+    if informative < MIN_GROUPS:
         few = Estimate(a - b, None, edge_cases.TOO_FEW_GROUPS.reason)
         return Difference(a, b, few, None).to_json()
     drawn = _ratio(one, weights) - _ratio(other, weights)
-    drawn = drawn[~np.isnan(drawn)]
-    low, high = np.quantile(drawn, [0.025, 0.975]) if len(drawn) else (np.nan, np.nan)
-    difference = Estimate(a - b, None, edge_cases.COLLAPSED.reason)
-    if low < high:
-        difference = Estimate(a - b, (float(low), float(high)))
+    interval = percentiles(drawn, informative)
+    difference = Estimate(a - b, interval.ci95, why_none(interval), interval.n_undefined)
     return Difference(a, b, difference, _p_value(one, other, a - b, swaps)).to_json()
 
 

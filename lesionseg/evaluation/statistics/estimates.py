@@ -14,9 +14,11 @@ from lesionseg.evaluation.statistics.bootstrap import (
     Interval,
     Statistic,
     Weights,
+    count_design_effect,
     design_effect,
     draw_groups,
     few_groups_factor,
+    garwood_interval,
     percentile_intervals,
     value_of,
     wilson_interval,
@@ -103,11 +105,12 @@ class Estimator:
         values = value_of(statistic, self.n_groups)
         if not support.any():
             return [Estimate(undefined.value, None, undefined.reason) for _ in values]
-        if (support > 0).sum() < MIN_GROUPS:
+        informative = int((support > 0).sum())
+        if informative < MIN_GROUPS:
             return [Estimate(value, None, edge_cases.TOO_FEW_GROUPS.reason) for value in values]
-        intervals = percentile_intervals(statistic, self.weights, items)
+        intervals = percentile_intervals(statistic, self.weights, items, informative)
         return [
-            Estimate(value, interval.ci95, _why_none(interval), interval.n_undefined)
+            Estimate(value, interval.ci95, why_none(interval), interval.n_undefined)
             for value, interval in zip(values, intervals, strict=True)
         ]
 
@@ -132,7 +135,23 @@ def proportion(
     return Estimate(value, wilson_interval(float(hits.sum()), total, deff))
 
 
-def _why_none(interval: Interval) -> str | None:
+def rate(
+    counts: NDArray[np.float64], exposure: NDArray[np.float64], undefined: EdgeCase
+) -> Estimate:
+    """Σcounts/Σexposure of sums by group, with Garwood's interval widened by the design effect."""
+    total, groups = float(exposure.sum()), int((exposure > 0).sum())
+    if total == 0:
+        return Estimate(undefined.value, None, undefined.reason)
+    value = float(counts.sum() / total)
+    if groups < MIN_GROUPS:
+        return Estimate(value, None, edge_cases.TOO_FEW_GROUPS.reason)
+    deff = count_design_effect(counts, exposure) * few_groups_factor(groups)
+    low, high = garwood_interval(float(counts.sum()), deff)
+    return Estimate(value, (low / total, high / total))
+
+
+def why_none(interval: Interval) -> str | None:
+    """The reason that a bootstrap gave no interval; None where it gave one."""
     if interval.ci95 is not None:
         return None
     return (edge_cases.COLLAPSED if interval.collapsed else edge_cases.UNSTABLE).reason

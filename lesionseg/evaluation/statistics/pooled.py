@@ -14,13 +14,14 @@ from lesionseg.evaluation.presets import SIDE_CRITERIA, Preset
 from lesionseg.evaluation.results import CaseResult, LesionResult, Outcome
 from lesionseg.evaluation.score_sections import SizeGroup
 from lesionseg.evaluation.statistics import detection
-from lesionseg.evaluation.statistics.bootstrap import Statistic, pooled_design_effect
+from lesionseg.evaluation.statistics.bootstrap import MIN_GROUPS, Statistic, pooled_design_effect
 from lesionseg.evaluation.statistics.detection import Pool, pool_results, sums_by_group
 from lesionseg.evaluation.statistics.estimates import (
     Estimate,
     Estimator,
     as_list,
     proportion,
+    rate,
     undefined_numbers,
 )
 
@@ -109,7 +110,7 @@ class PooledResults:
     def false_positives_per_case(self) -> Estimate:
         """False positives over all cases, lesion-free or not."""
         cases = self.sums([1] * len(self.results))
-        return self._ratio(self.n_outcome("false_positive"), cases, edge_cases.NO_CASE)
+        return rate(self.n_outcome("false_positive"), cases, edge_cases.NO_CASE)
 
     def detection_numbers(self) -> dict[str, Estimate]:
         """The plain numbers at the operating point."""
@@ -139,7 +140,7 @@ class PooledResults:
         if cases.any() and None in volumes:
             millilitres = Estimate(None, None, edge_cases.NO_VOLUME.reason)
         return {
-            "false_positives_per_lesion_free_case": self._ratio(false, cases, none),
+            "false_positives_per_lesion_free_case": rate(false, cases, none),
             "false_positive_ml_per_lesion_free_case": millilitres,
             "specificity": proportion(clean, cases, none),
         }
@@ -158,7 +159,13 @@ class PooledResults:
     def _auroc(self) -> Estimate:
         both = self.pool.case_positive.any() and not self.pool.case_positive.all()
         support = self.sums([float(both)] * len(self.results))
-        return self.one(detection.case_auroc(self.pool), support, edge_cases.ONE_KIND_OF_CASE)
+        found = self.one(detection.case_auroc(self.pool), support, edge_cases.ONE_KIND_OF_CASE)
+        kinds = [
+            self.sums([bool(r.lesions) is kind for r in self.results]) for kind in (False, True)
+        ]
+        if both and min(np.count_nonzero(groups) for groups in kinds) < MIN_GROUPS:
+            return replace(found, ci95=None, reason=edge_cases.TOO_FEW_GROUPS.reason)
+        return found
 
     def average_precision(self) -> Estimate:
         """Average precision; undefined without scores."""

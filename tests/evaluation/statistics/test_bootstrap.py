@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from lesionseg.evaluation.edge_cases import NO_CASE
 from lesionseg.evaluation.statistics.bootstrap import (
     design_effect,
     draw_groups,
@@ -10,6 +11,7 @@ from lesionseg.evaluation.statistics.bootstrap import (
     wilson_interval,
 )
 from lesionseg.evaluation.statistics.detection import ratio
+from lesionseg.evaluation.statistics.estimates import rate
 
 
 def test_draws_have_as_many_groups_as_there_are_and_depend_on_the_seed_alone():
@@ -89,3 +91,18 @@ def test_an_interval_without_width_is_none(same):
     weights = draw_groups(9, 200, np.random.default_rng(1))
     found = percentile_intervals(ratio(np.full(9, same), np.ones(9)), weights, 9)[0]
     assert (found.ci95, found.collapsed, found.n_undefined) == (None, True, 0)
+
+
+@pytest.mark.parametrize(("groups", "least"), [(5, 0.92), (10, 0.94), (20, 0.94), (50, 0.94)])
+def test_rates_of_overdispersed_counts_are_covered(groups, least):
+    rng = np.random.default_rng(groups)
+    sets = rng.poisson(rng.gamma(0.7, 1 / 0.7, (1500, groups)))
+    ends = [rate(s.astype(float), np.ones(groups), NO_CASE).ci95 for s in sets]
+    covered = np.mean([low <= 1 <= high for low, high in ends])
+    assert covered >= least
+
+
+def test_a_rate_of_nothing_has_an_upper_end():
+    low, high = rate(np.zeros(50), np.ones(50), NO_CASE).ci95
+    assert low == 0
+    assert 0.07 < high < 0.09
