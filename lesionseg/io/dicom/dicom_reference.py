@@ -10,8 +10,7 @@ from numpy.typing import NDArray
 from lesionseg.core import Geometry, Reference
 from lesionseg.errors import ContentError, GeometryError, ReadError
 from lesionseg.io.dicom.headers import LPS_TO_RAS, read_header
-from lesionseg.io.dicom.pixels import stored_pixels
-from lesionseg.io.dicom.polygon import fill_polygon
+from lesionseg.io.dicom.pixels import fill_polygon, stored_pixels
 from lesionseg.io.formats.guard import reading
 
 if TYPE_CHECKING:

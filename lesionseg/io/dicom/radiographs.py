@@ -15,8 +15,7 @@ from numpy.typing import NDArray
 from lesionseg.core import Geometry, Volume
 from lesionseg.errors import ReadError
 from lesionseg.io.dicom.headers import is_xray, read_header, refuse_unfit
-from lesionseg.io.dicom.hidden_pixels import HIDING, hidden_pixels
-from lesionseg.io.dicom.pixels import check_pixels, stored_pixels
+from lesionseg.io.dicom.pixels import HIDING, check_pixels, hidden_pixels, stored_pixels
 from lesionseg.io.formats.guard import check_grid, reading
 
 if TYPE_CHECKING:
