@@ -26,14 +26,13 @@ from lesionseg.pipeline.evaluate.reference_cases import (
 from lesionseg.pipeline.judging.case_pairs import (
     CasePair,
     Opener,
+    Scoring,
     judge_pairs,
     openers,
     prediction_reader,
     read_columns,
 )
-from lesionseg.pipeline.judging.scoring import Scoring
-from lesionseg.pipeline.run.outcome import CommandOutcome, scores_lines
-from lesionseg.pipeline.run.progress import Advance, bar
+from lesionseg.pipeline.run.outcome import Advance, CommandOutcome, bar, scores_lines
 
 _log = logging.getLogger(__name__)
 

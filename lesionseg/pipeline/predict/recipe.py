@@ -11,12 +11,11 @@ from lesionseg.inference.inference_settings import InferenceSettings
 from lesionseg.io.layouts.input_images import find_images
 from lesionseg.models.build import NetworkFactory
 from lesionseg.pipeline.dataset.data_settings import DicomSettings
-from lesionseg.pipeline.predict.case_writing import SaveProbabilities
-from lesionseg.pipeline.predict.dicom_output import check_dicom_output
+from lesionseg.pipeline.predict.case_writing import SaveProbabilities, check_dicom_output
 from lesionseg.pipeline.predict.predict_job import PredictJob, predict_cases
 from lesionseg.pipeline.predict.predictions_table import PredictionTable, PredictOutcome, Shard
 from lesionseg.pipeline.predict.ray_engine import predict_on_ray
-from lesionseg.pipeline.run.progress import Advance, bar
+from lesionseg.pipeline.run.outcome import Advance, bar
 from lesionseg.plan.plan import Plan
 
 EngineName = Literal["local", "ray"]

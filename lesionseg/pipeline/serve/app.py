@@ -14,9 +14,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from lesionseg import __version__
 from lesionseg.errors import LesionsegError, OutputError
-from lesionseg.pipeline.serve.answer import Answerer
 from lesionseg.pipeline.serve.label_api import label_router
-from lesionseg.pipeline.serve.uploads import Shelf, Upload, store
+from lesionseg.pipeline.serve.uploads import Answerer, Shelf, Upload, store
 
 Result = Literal["mask", "candidates", "all"]
 SWEEP_SECONDS = 60.0

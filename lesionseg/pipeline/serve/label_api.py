@@ -18,8 +18,7 @@ from fastapi import APIRouter, File, Form, HTTPException, Response, UploadFile
 from fastapi.responses import JSONResponse
 
 from lesionseg import __version__
-from lesionseg.pipeline.serve.answer import Answer, Answerer
-from lesionseg.pipeline.serve.uploads import Shelf, Upload, store
+from lesionseg.pipeline.serve.uploads import Answer, Answerer, Shelf, Upload, store
 from lesionseg.plan.plan import Plan
 
 MODEL = "lesionseg"

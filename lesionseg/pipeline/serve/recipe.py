@@ -68,8 +68,8 @@ def serving_app(
 ) -> Any:
     """The ASGI application, for another server than uvicorn."""
     _uvicorn()
-    from lesionseg.pipeline.serve.answer import Answerer
     from lesionseg.pipeline.serve.app import make_app
+    from lesionseg.pipeline.serve.uploads import Answerer
 
     folders = (bundle,) if isinstance(bundle, (str, Path)) else tuple(bundle)
     predictor = Predictor(
