@@ -14,6 +14,11 @@ Points = NDArray[np.float64]
 STEP_MM = 0.8
 
 
+def is_lesion_free(index: int, share: float) -> bool:
+    """Whether case `index` is one of the evenly spread lesion-free ones."""
+    return int((index + 1) * share + 1e-9) > int(index * share + 1e-9)
+
+
 def millimetre_axes(shape: Sequence[int], spacing_mm: Sequence[float]) -> list[Field]:
     """Open grid of voxel centres in mm, the middle of the volume at 0; one broadcastable per axis.
 

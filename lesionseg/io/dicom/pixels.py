@@ -121,12 +121,12 @@ def hidden_pixels(path: Path, header: "Header", stored: NDArray[Any]) -> NDArray
     edges, centres and vertices count rows and columns from 1, and a pixel on an edge is seen.
     """
     hidden = np.zeros(stored.shape, dtype=bool)
-    found = {
+    masks = {
         "padding": _padding(header, stored),
         "shutter": _outside(header, "Shutter", stored.shape),
         "collimator": _outside(header, "Collimator", stored.shape),
     }
-    for name, mask in found.items():
+    for name, mask in masks.items():
         if mask is None:
             continue
         if mask.mean() > _EVERYTHING:

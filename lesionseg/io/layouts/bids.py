@@ -65,7 +65,7 @@ def read_bids(root: Path) -> Dataset:
         channel_names=channels,
         labels={1: "lesion"},
         cases=cases,
-        problems=problems.found,
+        problems=problems.listed,
     )
 
 

@@ -81,7 +81,7 @@ def read_dataset(
 ) -> Dataset:
     """Read what a data folder holds, without opening more than one image's header.
 
-    `group` is a regular expression that finds the patient in a case id (see `groups`);
+    `group` is a regular expression that finds the patient in a case id (see `assign_groups`);
     `convention` names the layout instead of recognising it; `merge_labels` makes all labels one,
     `{1: "lesion"}`; `resample_tilt` takes DICOM series of a tilted gantry. Radiographs in DICOM
     get the columns of `radiographs.radiograph_columns`. Raises `DatasetError` for a folder that is
@@ -105,7 +105,9 @@ def read_dataset(
         len(dataset.cases),
         len({c.group for c in dataset.cases}),
     )
-    return _merged(dataset) if merge_labels else dataset
+    if not merge_labels:
+        return dataset
+    return replace(dataset, labels=dict(UNION), merged_values=tuple(dataset.labels), regions=())
 
 
 def recognised(root: Path) -> str | None:
@@ -149,8 +151,8 @@ def _distinct(dataset: Dataset) -> Dataset:
         with problems.of(name):
             check_case_id(name, case.images[0] if case.images else dataset.root)
         cases[name] = case
-    found = (*dataset.problems, *problems.found)
-    return replace(dataset, cases=tuple(cases.values()), problems=found)
+    listed = (*dataset.problems, *problems.listed)
+    return replace(dataset, cases=tuple(cases.values()), problems=listed)
 
 
 def _with_radiograph_columns(case: CaseFiles) -> CaseFiles:
@@ -176,10 +178,6 @@ def _warn_of_shared_groups(cases: Sequence[CaseFiles]) -> None:
         )
 
 
-def _merged(dataset: Dataset) -> Dataset:
-    return replace(dataset, labels=dict(UNION), merged_values=tuple(dataset.labels), regions=())
-
-
 def assign_groups(
     cases: Sequence[CaseFiles], pattern: str | None, *, setting: str = "data.group"
 ) -> tuple[CaseFiles, ...]:
@@ -196,7 +194,9 @@ def assign_groups(
         compiled = _compiled(pattern, setting)
         return tuple(replace(c, group=_by_pattern(c.case, compiled, setting)) for c in cases)
     halves = _halves([c.case for c in cases if not c.group], setting)
-    return tuple(replace(c, group=c.group or _by_name(c.case, halves)) for c in cases)
+    subjects = {c.case: _BIDS_SUBJECT.search(c.case) for c in cases}
+    by_name = {case: m[1] if m else halves.get(case, case) for case, m in subjects.items()}
+    return tuple(replace(c, group=c.group or by_name[c.case]) for c in cases)
 
 
 def _compiled(pattern: str, setting: str) -> re.Pattern[str]:
@@ -223,25 +223,20 @@ def _by_pattern(case: str, pattern: re.Pattern[str], setting: str) -> str:
     return group
 
 
-def _by_name(case: str, halves: dict[str, str]) -> str:
-    subject = _BIDS_SUBJECT.search(case)
-    return subject.group(1) if subject else halves.get(case, case)
-
-
 def _halves(ids: Sequence[str], setting: str) -> dict[str, str]:
     """Group of each id whose twin, with L for R or R for L at its end, is there too."""
     present = set(ids)
-    found = {
+    group_of = {
         case: match.group(1)
         for case in ids
         if (match := _HALF.fullmatch(case)) and case[:-1] + "LR"[case[-1] == "L"] in present
     }
-    if found:
+    if group_of:
         logger.info(
             "%d cases differ only in a last L or R and are taken as halves of %d patients; "
             "%s=<regular expression> says otherwise.",
-            len(found),
-            len(set(found.values())),
+            len(group_of),
+            len(set(group_of.values())),
             setting,
         )
-    return found
+    return group_of

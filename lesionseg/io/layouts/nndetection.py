@@ -48,7 +48,7 @@ def read_nndetection(root: Path) -> Dataset:
         for case in collect_cases(home, part, role, channels, {}, channel_files, problems):
             with problems.of(case.case):
                 cases.append(_with_instances(case, labels))
-    if not cases and not problems.found:
+    if not cases and not problems.listed:
         raise DatasetError("No labelled case found.", where=home)
     return Dataset(
         name=str(facts.get("name") or root.name),
@@ -58,7 +58,7 @@ def read_nndetection(root: Path) -> Dataset:
         channel_names=channels,
         labels=labels,
         cases=tuple(cases),
-        problems=problems.found,
+        problems=problems.listed,
     )
 
 

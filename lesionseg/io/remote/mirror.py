@@ -174,7 +174,8 @@ def _fetch(
                 " sha256 = NULL WHERE path = ?",
                 (max(size, 1), time.time(), remote.state, remote.size, remote.path),
             )
-            _make_room(index, _root(base, path), most_bytes, remote.path)
+            root = base / path.relative_to(base).parts[0]
+            _make_room(index, root, most_bytes, remote.path)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -228,10 +229,6 @@ def _index(base: Path, begin: str = "IMMEDIATE") -> Iterator[sqlite3.Connection]
 def _base(path: Path) -> Path | None:
     """The folder with the index above a mirrored path."""
     return next((folder for folder in path.parents if (folder / INDEX).is_file()), None)
-
-
-def _root(base: Path, path: Path) -> Path:
-    return base / path.relative_to(base).parts[0]
 
 
 def _name(base: Path, path: Path) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from lesionseg.core import Case, CaseFiles, Dataset
-from lesionseg.errors import ConfigError, DatasetError, LesionsegError, OutputError
+from lesionseg.errors import DatasetError, LesionsegError, OutputError, require
 from lesionseg.io.atomic import read_json, write_json
 from lesionseg.io.cases import read_case
 from lesionseg.io.layouts.conventions import read_dataset
@@ -211,17 +211,17 @@ def simulate_once(root: Path, write: Callable[..., None]) -> None:
 
 def _refuse_other(root: Path, settings: Mapping[str, Any]) -> None:
     """What was simulated with other settings must not pass for what was asked for."""
-    kept = root / SETTINGS
-    before = read_json(kept) if kept.is_file() else settings
+    path = root / SETTINGS
+    before = read_json(path) if path.is_file() else settings
     changed = [
         f"{key}: {before.get(key)} → {settings.get(key)}"
         for key in sorted({*before, *settings})
         if before.get(key) != settings.get(key)
     ]
-    if changed:
-        raise ConfigError(
-            "This dataset was simulated with other settings.",
-            where=root,
-            seen="; ".join(changed),
-            remedy="name another folder, data.root=, or remove this one.",
-        )
+    require(
+        not changed,
+        "This dataset was simulated with other settings.",
+        where=root,
+        seen="; ".join(changed),
+        remedy="name another folder, data.root=, or remove this one.",
+    )

@@ -39,7 +39,7 @@ from lesionseg.pipeline.predict.case_writing import (
 from lesionseg.pipeline.predict.predictions_table import PredictionRow, Status
 from lesionseg.pipeline.predict.stages import Halt
 from lesionseg.pipeline.run.capabilities import require_voxels
-from lesionseg.pipeline.run.redaction import redact_any
+from lesionseg.pipeline.run.run_log import redact_any
 
 logger = logging.getLogger(__name__)
 

@@ -17,7 +17,7 @@ import yaml
 import lesionseg
 from lesionseg.core import Dataset, Role
 from lesionseg.data.cache.case_cache import source_hash
-from lesionseg.errors import ConfigError, DatasetError, OutputError
+from lesionseg.errors import DatasetError, OutputError, require
 from lesionseg.io.atomic import read_json, write_text
 from lesionseg.plan.splits import Splits, roles_in
 
@@ -62,21 +62,21 @@ def check_claim(run_dir: Path, config: Mapping[str, Any]) -> None:
         return
     before = yaml.safe_load((run_dir / CLAIM).read_text(encoding="utf-8"))
     makers = [_command(c) for c in (before, config)]
-    if makers[0] != makers[1]:  # every setting of one command would differ from the other's
-        raise ConfigError(
-            f"This run directory belongs to {makers[0]}.",
-            where=run_dir,
-            remedy=f"name another run_dir= for {makers[1]}; in the same parent folder it finds "
-            "the cases that are already prepared.",
-        )
+    require(  # every setting of one command would differ from the other's
+        makers[0] == makers[1],
+        f"This run directory belongs to {makers[0]}.",
+        where=run_dir,
+        remedy=f"name another run_dir= for {makers[1]}; in the same parent folder it finds "
+        "the cases that are already prepared.",
+    )
     changed = sorted(_differences(before, dict(config)))
-    if changed:
-        raise ConfigError(
-            "This run directory belongs to another configuration.",
-            where=run_dir,
-            seen="; ".join(changed),
-            remedy="name another run_dir=, or give the same settings to resume.",
-        )
+    require(
+        not changed,
+        "This run directory belongs to another configuration.",
+        where=run_dir,
+        seen="; ".join(changed),
+        remedy="name another run_dir=, or give the same settings to resume.",
+    )
 
 
 def is_claimed(run_dir: Path) -> bool:
