@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -109,19 +110,13 @@ def tube_thickness(tubes: Iterable[Tube], shape: Sequence[int], pixel_mm: float)
     margin = 24
     size = [fft.next_fast_len(n + 2 * margin, real=True) for n in shape]
     total = np.zeros((size[0], size[1] // 2 + 1), dtype=np.complex64)
-    for radius, group in sorted(_by_radius(tubes).items()):
-        line = _splat(group, shape, size, pixel_mm, margin)
+    by_radius = sorted(tubes, key=lambda tube: tube.radius_mm)
+    for radius, group in groupby(by_radius, key=lambda tube: tube.radius_mm):
+        line = _splat(list(group), shape, size, pixel_mm, margin)
         disc = _disc(radius / pixel_mm, size)
         total += fft.rfft2(line) * fft.rfft2(disc)
     shadow = fft.irfft2(total, s=size)[margin : margin + shape[0], margin : margin + shape[1]]
     return np.maximum(np.asarray(shadow, dtype=np.float32), 0)
-
-
-def _by_radius(tubes: Iterable[Tube]) -> dict[float, list[Tube]]:
-    groups: dict[float, list[Tube]] = {}
-    for tube in tubes:
-        groups.setdefault(tube.radius_mm, []).append(tube)
-    return groups
 
 
 def _splat(

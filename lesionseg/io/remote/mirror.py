@@ -1,8 +1,7 @@
 """A dataset at a URL as a folder of this machine whose files come when they are read.
 
-All names are there from the start, tables with their content; an image is a placeholder of one byte
-until it is asked for (`bring`), and becomes one again when others need the room. So whatever reads
-folders and files by their names works on a URL, and libraries get the local files they want.
+All names are there from the start, tables with their content. An image is a placeholder of one byte
+until it is asked for (`bring`), and becomes one again when others need the room.
 
 <local folder>/mirrors/<hash of the URL>/
 ├── .lesionseg-mirror.sqlite    what the store said of each file, and which are here

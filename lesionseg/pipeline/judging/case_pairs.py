@@ -146,15 +146,11 @@ def openers(
 def _open_reference(
     files: CaseFiles, dataset: Dataset | None, image: Path | None
 ) -> tuple[Reference, Volume | None]:
-    volume = None if image is None else read_volume(image, raster_mm=pixel_mm(files))
-    return _read_reference(files, dataset), volume
-
-
-def _read_reference(files: CaseFiles, dataset: Dataset | None) -> Reference:
-    """The reference of a case on its image's grid; of the image the header is read.
+    """The reference of a case on its image's grid, of which the header is read, and the `image`.
 
     Of a radiograph that states what it hides the pixels are read as well.
     """
+    volume = None if image is None else read_volume(image, raster_mm=pixel_mm(files))
     reference = None
     if dataset is not None:
         reference = read_case_reference(files, dataset, read_grid(files, dataset))
@@ -162,7 +158,7 @@ def _read_reference(files: CaseFiles, dataset: Dataset | None) -> Reference:
         reference = read_mask(files.reference, raster_mm=pixel_mm(files))
     if reference is None:
         raise DatasetError("The case has no reference.", where=f"case {files.case}")
-    return reference
+    return reference, volume
 
 
 def prediction_reader(

@@ -9,7 +9,7 @@ import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from lesionseg.errors import ContentError, DatasetError, LesionsegError, ReadError
 from lesionseg.inference.predictor import Predictor
@@ -207,16 +207,11 @@ class Answerer:
 
 def _without_path(error: LesionsegError, folder: Path) -> LesionsegError:
     """The same error, our folder's path cut out of what it says."""
-    where, own = str(folder), str(folder.resolve())
-    texts = {}
+    texts: dict[str, Any] = {}
     for name in ("what", "where", "seen", "expected", "remedy"):
         value = getattr(error, name)
-        text = None if value is None else str(value).replace(own, "").replace(where, "")
-        texts[name] = text.lstrip("/\\") if text else None
-    return type(error)(
-        texts["what"] or "The scan cannot be predicted.",
-        where=texts["where"],
-        seen=texts["seen"],
-        expected=texts["expected"],
-        remedy=texts["remedy"],
-    )
+        text = "" if value is None else str(value)
+        text = text.replace(str(folder.resolve()), "").replace(str(folder), "")
+        texts[name] = text.lstrip("/\\") or None
+    what = texts.pop("what") or "The scan cannot be predicted."
+    return type(error)(what, **texts)
