@@ -29,8 +29,10 @@ def find_by_plan(
     """The candidates in probabilities `[K, *spatial]` of the plan's channels.
 
     With regions a candidate's label is that of the union and `CandidateSet.values` holds the mask
-    values: `plan.label_values` of the regions present, later ones over earlier ones. Raises as
-    `find_candidates`.
+    values: `plan.label_values` of the regions present, later ones over earlier ones. Candidates are
+    found in the highest probability over the regions. A voxel belongs to each region that has at
+    least half of that: the region is then as likely as not, given that the voxel is lesion at all;
+    no voxel is left without one. Raises as `find_candidates`.
     """
     rule = plan.candidate_rule
     if not plan.regions:

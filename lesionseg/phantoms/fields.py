@@ -1,4 +1,4 @@
-"""Random smooth fields and soft edges, from which the simulated anatomy is built."""
+"""Random smooth fields, soft edges and tubes, from which the simulated anatomy is built."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass

@@ -1,4 +1,8 @@
-"""From probabilities to candidates."""
+"""From probabilities to candidates: regions of peaks, joined where a high pass connects them.
+
+A large lesion of which the network is sure here and less sure there has many peaks. Cut apart, each
+piece but one would be a false positive, and none would show how large the lesion is.
+"""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace

@@ -1,4 +1,4 @@
-"""The first look at a dataset: read every case once, refuse bad ones, count lesions, divide."""
+"""The first look at a dataset: simulate or read it, refuse bad cases, count lesions, divide."""
 
 import logging
 from collections.abc import Callable, Iterator, Mapping
