@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from lesionseg.core import CaseFiles
-from lesionseg.errors import DatasetError, one_of, require
+from lesionseg.errors import DatasetError, require
 from lesionseg.inference.inference_settings import InferenceSettings
 from lesionseg.io.layouts.input_images import find_images
 from lesionseg.models.build import NetworkFactory
@@ -68,7 +68,10 @@ def predict(
         architectures: the caller's own networks; see `Predictor`.
         progress: called with case, number done and total after every case, in place of a bar.
     """
-    one_of("engine", engine, get_args(EngineName), where="engine")
+    engines = get_args(EngineName)
+    expected = " or ".join(engines)
+    what = "There is no such engine."
+    require(engine in engines, what, where="engine", seen=engine, expected=expected)
     folders = (bundle,) if isinstance(bundle, (str, Path)) else tuple(bundle)
     job = PredictJob(
         bundles=tuple(Path(folder) for folder in folders),
