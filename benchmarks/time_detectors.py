@@ -26,7 +26,7 @@ supply_nms()
 from lesionseg.inference.inference_settings import InferenceSettings  # noqa: E402
 from lesionseg.inference.sliding.scan_tiles import ScanTiles  # noqa: E402
 from lesionseg.inference.sliding.sliding_window import SlidingWindow, Task  # noqa: E402
-from lesionseg.inference.sliding.store import Store  # noqa: E402
+from lesionseg.inference.sliding.stitch import Store  # noqa: E402
 from lesionseg.losses import FocalLoss  # noqa: E402
 from lesionseg.losses.detection_loss import DetectionLoss  # noqa: E402
 from lesionseg.models.build import build_network  # noqa: E402

@@ -24,7 +24,7 @@ RETIRED = {
     "divisors?": "normaliser",
 }
 # keys of an earlier release that still work, and the vessels of a simulated chest
-EXEMPT = {"lesionseg/cli/aliases.py", "lesionseg/phantoms/tubes.py"}
+EXEMPT = {"lesionseg/cli/aliases.py", "lesionseg/phantoms/fields.py"}
 PLACES = ("lesionseg", "conf", "docs", "scripts", "README.md")
 
 

@@ -1,22 +1,22 @@
 """The nouns: frozen dataclasses over numpy arrays, imported by every other package."""
 
-from lesionseg.core.calibration import Calibration as Calibration
-from lesionseg.core.candidate import Candidate as Candidate
-from lesionseg.core.candidate import OperatingPoint as OperatingPoint
-from lesionseg.core.case import UNKNOWN_ROLE as UNKNOWN_ROLE
-from lesionseg.core.case import Case as Case
-from lesionseg.core.case import CaseFiles as CaseFiles
-from lesionseg.core.case import Reference as Reference
-from lesionseg.core.case import Role as Role
 from lesionseg.core.dataset import UNION as UNION
+from lesionseg.core.dataset import UNKNOWN_ROLE as UNKNOWN_ROLE
+from lesionseg.core.dataset import Case as Case
+from lesionseg.core.dataset import CaseFiles as CaseFiles
 from lesionseg.core.dataset import Dataset as Dataset
 from lesionseg.core.dataset import LabelRegion as LabelRegion
 from lesionseg.core.dataset import Problem as Problem
+from lesionseg.core.dataset import Reference as Reference
+from lesionseg.core.dataset import Role as Role
 from lesionseg.core.geometry import Geometry as Geometry
 from lesionseg.core.geometry import Volume as Volume
 from lesionseg.core.geometry import joint_unit as joint_unit
 from lesionseg.core.lesions import Lesions as Lesions
 from lesionseg.core.lesions import equivalent_diameter_mm as equivalent_diameter_mm
+from lesionseg.core.prediction import Calibration as Calibration
+from lesionseg.core.prediction import Candidate as Candidate
+from lesionseg.core.prediction import OperatingPoint as OperatingPoint
 from lesionseg.core.prediction import Prediction as Prediction
 
 __all__ = [

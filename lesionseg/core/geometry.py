@@ -16,10 +16,10 @@ def joint_unit(units: Iterable[str]) -> str:
     >>> joint_unit(["mm", "mm at the detector"]), joint_unit(["px", "mm"])
     ('mm, partly at the detector', 'mm')
     """
-    found = set(units)
-    known = found - {"px"}
+    distinct = set(units)
+    known = distinct - {"px"}
     if not known:
-        return "px" if found else "mm"
+        return "px" if distinct else "mm"
     return known.pop() if len(known) == 1 else "mm, partly at the detector"
 
 

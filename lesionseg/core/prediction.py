@@ -1,12 +1,133 @@
-"""A prediction: the candidates of one case and their masks."""
+"""A prediction: the candidates of one case, their masks and the calibration of their scores."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
-from lesionseg.core.candidate import Candidate, OperatingPoint
 from lesionseg.core.geometry import Geometry
+from lesionseg.core.lesions import box_centres_mm, box_diameters_mm, equivalent_diameter_mm
+
+CalibrationKind = Literal["platt", "isotonic"]
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Score to probability, by the logit x of the score.
+
+    `platt`: 1 / (1 + exp(−(`intercept` + `slope`·x))). `isotonic`: linear between the `knots`
+    (ascending logits) and their `probabilities`, flat beyond. `fitted_on`: the role of the cases it
+    was fitted on, `validation` or `out-of-fold`; `n_true` and `n_false`: their candidates.
+
+    >>> Calibration("platt", intercept=0.0, slope=1.0).probability([0.25, 0.5]).tolist()
+    [0.25, 0.5]
+    """
+
+    kind: CalibrationKind
+    intercept: float = 0.0
+    slope: float = 1.0
+    knots: tuple[float, ...] = ()
+    probabilities: tuple[float, ...] = ()
+    fitted_on: str | None = None
+    n_true: int = 0
+    n_false: int = 0
+
+    def probability(self, scores: ArrayLike) -> NDArray[np.float64]:
+        """The chance of being a lesion of each score in [0, 1]."""
+        x = logit(scores)
+        if self.kind == "isotonic":
+            return np.interp(x, self.knots, self.probabilities)
+        return 1 / (1 + np.exp(-np.clip(self.intercept + self.slope * x, -500, 500)))
+
+
+def logit(p: ArrayLike) -> NDArray[np.float64]:
+    """ln(p/(1−p)), with p kept a millionth off 0 and 1."""
+    kept = np.clip(np.asarray(p, dtype=np.float64), 1e-6, 1 - 1e-6)
+    return np.asarray(np.log(kept / (1 - kept)), dtype=np.float64)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One predicted instance, on the grid of the scan's own file.
+
+    `id` is its voxel value in the instance mask (from 1). `score` in [0, 1] ranks candidates;
+    `probability` is the calibrated chance of being a lesion, None before calibration.
+    `start_vox`, `stop_vox`: half-open box in array order (z, y, x). `centre_mm`: RAS millimetres
+    (x, y, z). `diameter_mm`: equivalent diameter; `volume_ml` is None in 2-D and for bare boxes.
+    """
+
+    id: int
+    label: int
+    score: float
+    start_vox: tuple[float, ...]
+    stop_vox: tuple[float, ...]
+    centre_mm: tuple[float, ...]
+    diameter_mm: float
+    volume_ml: float | None
+    has_mask: bool = True
+    accepted: bool = True
+    probability: float | None = None
+
+    @classmethod
+    def from_voxels(
+        cls, id: int, label: int, score: float, voxels: NDArray[np.int64], geometry: Geometry
+    ) -> "Candidate":
+        """The candidate of the array indices `voxels` `[v, dims]`, at least one, of `geometry`."""
+        volume_mm = len(voxels) * geometry.voxel_size
+        return cls(
+            id=id,
+            label=label,
+            score=score,
+            start_vox=tuple(voxels.min(axis=0).astype(float).tolist()),
+            stop_vox=tuple((voxels.max(axis=0) + 1).astype(float).tolist()),
+            centre_mm=tuple(geometry.to_mm(voxels.mean(axis=0, keepdims=True))[0].tolist()),
+            diameter_mm=float(equivalent_diameter_mm(volume_mm, geometry.dims)),
+            volume_ml=volume_mm / 1000 if geometry.dims == 3 else None,
+        )
+
+    @classmethod
+    def from_box(
+        cls, id: int, label: int, score: float, box: Sequence[float], geometry: Geometry
+    ) -> "Candidate":
+        """The candidate of a bare box (starts, stops): the ellipsoid inscribed in it."""
+        boxes = np.asarray([box], dtype=np.float64)
+        return cls(
+            id=id,
+            label=label,
+            score=score,
+            start_vox=tuple(box[: geometry.dims]),
+            stop_vox=tuple(box[geometry.dims :]),
+            centre_mm=tuple(box_centres_mm(boxes, geometry)[0].tolist()),
+            diameter_mm=float(box_diameters_mm(boxes, geometry)[0]),
+            volume_ml=None,
+            has_mask=False,
+        )
+
+
+@dataclass(frozen=True)
+class OperatingPoint:
+    """The score from which a candidate is accepted, and what it was chosen for.
+
+    `name`: `fp_per_case:1`, `sensitivity:0.9` or `score:0.37`. `chosen_on`: the role of the cases
+    it was chosen on (`validation`, or `out-of-fold`), None for a score given by hand.
+    `lesion_recall` and `false_positives_per_case` are what those cases gave, with 95 % intervals
+    that resample groups. The `expected_` ones are what the same choice gives where it may not look:
+    every fold accepted by the score that the others choose. `attainable_recall` is the highest
+    recall that any score gave.
+    """
+
+    name: str
+    score: float
+    chosen_on: str | None = None
+    lesion_recall: float | None = None
+    false_positives_per_case: float | None = None
+    lesion_recall_ci95: tuple[float, float] | None = None
+    false_positives_per_case_ci95: tuple[float, float] | None = None
+    expected_recall: float | None = None
+    expected_false_positives_per_case: float | None = None
+    attainable_recall: float | None = None
 
 
 @dataclass(frozen=True, eq=False)

@@ -22,7 +22,7 @@ from lesionseg.inference.inference_settings import InferenceSettings, Precision,
 from lesionseg.inference.open_scan import PreparedScan, ScanOpener, StrPath, case_files
 from lesionseg.inference.sliding.scan_tiles import ScanTiles
 from lesionseg.inference.sliding.sliding_window import OnTile, SlidingWindow, Task
-from lesionseg.inference.sliding.store import Store
+from lesionseg.inference.sliding.stitch import Store
 from lesionseg.io.dicom.stack import Tilt
 from lesionseg.models.build import NetworkFactory, trusting
 from lesionseg.models.precision import fast_memory_format

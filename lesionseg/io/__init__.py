@@ -2,8 +2,7 @@
 
 In come paths; out come datasets of case files (`layouts/`), cases and volumes in memory (`cases`,
 `formats/`, `dicom/`) and predictions, which are written as well. Files at a URL are fetched where a
-case is opened (`local_files`, `remote/`). Importing it is light: the libraries of the formats are
-imported when such a file is read.
+case is opened (`local_files`, `remote/`). The formats' libraries are imported when one is read.
 """
 
 from lesionseg.io.atomic import atomic_path as atomic_path

@@ -4,7 +4,7 @@ import csv
 import json
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -33,14 +33,8 @@ def atomic_path(path: Path) -> Iterator[Path]:
             remedy="Check that the folder may be written to and that the disk has room.",
         ) from error
     finally:
-        _remove(temporary)
-
-
-def _remove(path: Path) -> None:
-    try:
-        path.unlink(missing_ok=True)
-    except OSError:  # its folder may be a file: then nothing was written either
-        return
+        with suppress(OSError):  # its folder may be a file: then nothing was written either
+            temporary.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -91,12 +85,12 @@ def read_csv(path: Path) -> list[dict[str, str]]:
     """Read a table as one dictionary per row; spaces around names and values are dropped.
 
     Commas stand between the columns or, where the first line has none, semicolons or tabs.
-
     Raises `ReadError` when the file is missing, no UTF-8, has no header or a row longer than it.
     """
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
-            separator = _separator(file.readline())
+            header = file.readline()  # spreadsheets write semicolons in much of Europe
+            separator = next((sign for sign in ",;\t" if sign in header), ",")
             file.seek(0)
             reader = csv.DictReader(file, delimiter=separator, skipinitialspace=True)
             names = reader.fieldnames
@@ -106,11 +100,6 @@ def read_csv(path: Path) -> list[dict[str, str]]:
     if not names:
         raise ReadError("The table is empty.", where=path, expected="a first line of column names")
     return rows
-
-
-def _separator(header: str) -> str:
-    """What stands between column names: spreadsheets write semicolons in much of Europe."""
-    return next((sign for sign in ",;\t" if sign in header), ",")
 
 
 def _stripped(row: Mapping[str | None, Any], path: Path, line: int) -> dict[str, str]:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -95,16 +95,13 @@ def _candidate(entry: Any, place: int, geometry: Geometry, path: Path) -> Candid
         raise _bad(entry, "stop_vox", f"beyond start_vox {list(start)}", path)
     centre = entry.get("centre_mm")
     diameter = _optional(entry, "diameter_mm", path)
-    return Candidate(
-        id=number,
-        label=label,
-        score=float(score),
-        start_vox=start,
-        stop_vox=stop,
-        centre_mm=_box_centre_mm(start, stop, geometry)
-        if centre is None
-        else _vector(entry, "centre_mm", geometry.dims, path),
-        diameter_mm=_box_diameter_mm(start, stop, geometry) if diameter is None else diameter,
+    bare = Candidate.from_box(number, label, float(score), (*start, *stop), geometry)
+    return replace(
+        bare,
+        centre_mm=_vector(entry, "centre_mm", geometry.dims, path)
+        if centre is not None
+        else bare.centre_mm,
+        diameter_mm=bare.diameter_mm if diameter is None else diameter,
         volume_ml=_optional(entry, "volume_ml", path),
         has_mask=bool(entry.get("has_mask", False)),
         accepted=bool(entry.get("accepted", True)),
@@ -112,33 +109,15 @@ def _candidate(entry: Any, place: int, geometry: Geometry, path: Path) -> Candid
     )
 
 
-def _box_centre_mm(
-    start: tuple[float, ...], stop: tuple[float, ...], geometry: Geometry
-) -> tuple[float, ...]:
-    # voxel i covers [i, i + 1) as a box and lies at i as an index
-    index = [(a + b - 1) / 2 for a, b in zip(start, stop, strict=True)]
-    return tuple(float(v) for v in geometry.to_mm([index])[0])
-
-
-def _box_diameter_mm(
-    start: tuple[float, ...], stop: tuple[float, ...], geometry: Geometry
-) -> float:
-    sides = math.prod(b - a for a, b in zip(start, stop, strict=True))
-    return float((sides * geometry.voxel_size) ** (1 / geometry.dims))
-
-
 def _operating_point(entry: Any, path: Path) -> OperatingPoint | None:
     if entry is None:
         return None
     if not isinstance(entry, Mapping) or not _is_number(entry.get("score")):
         raise ContentError("The operating point has no score.", where=path, seen=entry)
-    known = {key: _hashable(entry[key]) for key in _POINT_FIELDS if key in entry}
+    values: dict[str, Any] = {key: entry[key] for key in _POINT_FIELDS if key in entry}
+    # intervals are tuples again
+    known: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
     return OperatingPoint(**{"name": f"score:{entry['score']}", **known})
-
-
-def _hashable(value: Any) -> Any:
-    """An interval as the tuple it was."""
-    return tuple(value) if isinstance(value, list) else value
 
 
 def _vector(entry: Mapping[str, Any], key: str, dims: int, path: Path) -> tuple[float, ...]:

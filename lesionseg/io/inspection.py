@@ -72,7 +72,8 @@ def _read(files: CaseFiles, dataset: Dataset) -> Inspected:
     except LesionsegError as error:
         faults = _all_faults(files, dataset)
         return Inspected(None, faults or (Fault("unreadable", error),))
-    return Inspected(case, oriented=all(_is_oriented(f) for f in files.images))
+    oriented = [states_orientation(f) for f in files.images if f.name.lower().endswith(NIFTI)]
+    return Inspected(case, oriented=all(oriented))
 
 
 @contextmanager
@@ -189,10 +190,6 @@ def _dicom_facts(images: tuple[Path, ...]) -> tuple[str | None, bool]:
             continue
         name = str(header.get("PatientID", "") or "").strip()
         patient = patient or (hashlib.sha256(name.encode()).hexdigest() if name else None)
-        said = str(header.get("BurnedInAnnotation", "") or "").upper()
-        burned_in |= said == "YES" or (not said and is_secondary_capture(header))
+        stated = str(header.get("BurnedInAnnotation", "") or "").upper()
+        burned_in |= stated == "YES" or (not stated and is_secondary_capture(header))
     return patient, burned_in
-
-
-def _is_oriented(path: Path) -> bool:
-    return states_orientation(path) if path.name.lower().endswith(NIFTI) else True

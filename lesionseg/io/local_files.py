@@ -11,8 +11,7 @@ from time import monotonic
 from lesionseg.core import CaseFiles
 from lesionseg.io.dicom.headers import SUFFIXES as DICOM
 from lesionseg.io.dicom.headers import is_dicom
-from lesionseg.io.dicom.reader import starts_with_radiograph
-from lesionseg.io.dicom.series import series_headers, split_series
+from lesionseg.io.dicom.series import series_headers, split_series, starts_with_radiograph
 from lesionseg.io.formats import itk
 from lesionseg.io.formats.header_fields import MOST_HEADER_BYTES
 from lesionseg.io.remote.mirror import IN_USE_SECONDS, bring, is_mirrored

@@ -55,7 +55,9 @@ def write_prediction(
     check_case_id(case, folder, OutputError)
     suffix = ".png" if prediction.geometry.dims == 2 else suffix
     if prediction.instances is not None:
-        arrays = {_MASK: prediction.mask(), _INSTANCES: _compact(prediction.instances)}
+        highest = prediction.instances.max(initial=0)
+        stored = np.uint16 if highest <= np.iinfo(np.uint16).max else np.int32
+        arrays = {_MASK: prediction.mask(), _INSTANCES: prediction.instances.astype(stored)}
         if prediction.values is not None:
             arrays[_REGIONS] = np.where(prediction.instances > 0, prediction.values, np.uint8(0))
         for name, array in arrays.items():
@@ -71,21 +73,21 @@ def find_predictions(folder: Path) -> dict[str, PredictionFiles]:
     alone. Raises `DatasetError` when the folder is missing, holds none, two masks of one case, or
     a case whose id cannot be one (`check_case_id`).
     """
-    found: dict[str, dict[str, Path]] = {}
+    by_case: dict[str, dict[str, Path]] = {}
     for file in _files(folder):
         case, kind = _case_and_kind(file)
-        if kind in found.setdefault(case, {}):
-            raise _twice(file, found[case][kind])
-        found[case][kind] = file
-    for case, named in found.items():
-        check_case_id(case, next(iter(named.values())))
-    if not found:
+        if kind in by_case.setdefault(case, {}):
+            raise _twice(file, by_case[case][kind])
+        by_case[case][kind] = file
+    for case, files in by_case.items():
+        check_case_id(case, next(iter(files.values())))
+    if not by_case:
         raise DatasetError(
             "No prediction found.",
             where=folder,
             expected="<case>_mask.*, <case>.* or <case>_candidates.json",
         )
-    return {case: PredictionFiles(case, **found[case]) for case in sorted(found)}
+    return {case: PredictionFiles(case, **by_case[case]) for case in sorted(by_case)}
 
 
 def find_masks(folder: Path) -> dict[str, Path]:
@@ -94,18 +96,18 @@ def find_masks(folder: Path) -> dict[str, Path]:
     Raises `DatasetError` when the folder is missing, holds none, two masks of one case, or a case
     whose id cannot be one (`check_case_id`).
     """
-    found: dict[str, Path] = {}
+    masks: dict[str, Path] = {}
     for file in _files(folder):
         case, kind = _case_and_kind(file)
         if kind != "mask":
             continue
-        if case in found:
-            raise _twice(file, found[case])
+        if case in masks:
+            raise _twice(file, masks[case])
         check_case_id(case, file)
-        found[case] = file
-    if not found:
+        masks[case] = file
+    if not masks:
         raise DatasetError("No mask found.", where=folder, expected="<case>.nii.gz or the like")
-    return dict(sorted(found.items()))
+    return dict(sorted(masks.items()))
 
 
 def read_prediction(
@@ -127,9 +129,9 @@ def read_prediction(
     grid = _grid(files, geometry, raster_mm)
     if files.candidates is None:
         return _unscored(files, grid, united)
-    found = read_candidates(files.candidates, grid)
+    stated = read_candidates(files.candidates, grid)
     instances = None if files.instances is None else _read_ids(files.instances)
-    candidates = found.candidates
+    candidates = stated.candidates
     if instances is not None and files.instances is not None:
         candidates = _with_masks(candidates, instances, files.instances)
     else:
@@ -139,10 +141,10 @@ def read_prediction(
         geometry=grid,
         candidates=candidates,
         instances=instances,
-        voxel_threshold=found.voxel_threshold,
-        operating_point=found.operating_point,
-        scored=found.scored,
-        removed=found.removed,
+        voxel_threshold=stated.voxel_threshold,
+        operating_point=stated.operating_point,
+        scored=stated.scored,
+        removed=stated.removed,
         values=_read_values(files, united),
     )
 
@@ -185,10 +187,10 @@ def _grid(files: PredictionFiles, geometry: Geometry | None, raster_mm: float | 
         spacing = raster_mm
         if spacing is None and geometry is not None and geometry.dims == 2:
             spacing = geometry.spacing_mm[0]
-        found = read_geometry(file, raster_mm=spacing)
+        own = read_geometry(file, raster_mm=spacing)
         if grid is not None:
-            check_grid(file, found, source or Path("the scan"), grid)
-        grid, source = grid or found, file
+            check_grid(file, own, source or Path("the scan"), grid)
+        grid, source = grid or own, file
     if grid is None:
         raise ReadError(
             "Candidates without masks do not state the scan's grid.",
@@ -234,8 +236,8 @@ def _unscored(files: PredictionFiles, grid: Geometry, united: bool) -> Predictio
         instances = _consecutive(_read_ids(files.instances))
         label_of = _labels_of(instances, labels)
     else:
-        found = lesion_instances(np.zeros(grid.shape, np.uint8) if labels is None else labels)
-        instances, label_of = found.instances, found.labels
+        lesions = lesion_instances(np.zeros(grid.shape, np.uint8) if labels is None else labels)
+        instances, label_of = lesions.instances, lesions.labels
     candidates = _candidates(instances, label_of, grid)
     return Prediction(files.case, grid, candidates, instances, scored=False, values=values)
 
@@ -265,8 +267,3 @@ def _candidates(
         Candidate.from_voxels(number, label, 1.0, lesions.voxels_of(row), geometry)
         for row, (number, label) in enumerate(zip(lesions.ids.tolist(), labels, strict=True))
     )
-
-
-def _compact(instances: NDArray[np.int32]) -> NDArray[Any]:
-    highest = int(instances.max(initial=0))
-    return instances.astype(np.uint16 if highest <= np.iinfo(np.uint16).max else np.int32)

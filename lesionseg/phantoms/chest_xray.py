@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from lesionseg.core import Case, Geometry, Reference, Volume
-from lesionseg.errors import ConfigError
+from lesionseg.errors import require
 from lesionseg.io.atomic import write_json
 from lesionseg.io.formats.volumes import write_volume
-from lesionseg.phantoms.fields import Field
+from lesionseg.phantoms.fields import Field, is_lesion_free
 from lesionseg.phantoms.thorax import PER_MM, Thorax, simulate_thorax
 
 GREY_LEVELS = 4095  # 12 bit
@@ -42,12 +42,10 @@ class XraySettings:
     log_spread: float = 0.45
 
     def __post_init__(self) -> None:
-        if min(self.shape) * self.pixel_mm <= 2 * self.diameter_mm[2]:
-            raise ConfigError(
-                "The image is too small for a chest.", seen=(self.shape, self.pixel_mm)
-            )
-        if not 1 <= self.n_nodules[0] <= self.n_nodules[1]:
-            raise ConfigError("n_nodules must be (least, most).", seen=self.n_nodules)
+        fits = min(self.shape) * self.pixel_mm > 2 * self.diameter_mm[2]
+        require(fits, "The image is too small for a chest.", seen=(self.shape, self.pixel_mm))
+        least, most = self.n_nodules
+        require(1 <= least <= most, "n_nodules must be (least, most).", seen=self.n_nodules)
 
 
 def simulate_xray_case(
@@ -160,17 +158,27 @@ def write_xray_phantoms(
     """Write `n_cases` simulated chest radiographs as a COCO folder with instance masks.
 
     `images/` holds 12-bit levels in 16-bit PNG, `masks/` nodule ids in 8-bit PNG. Every image
-    is another patient. Case i depends on `seed` and i alone. The other arguments are those of
-    `XraySettings`. `progress(case, done, total)` is called after every case. Raises `ConfigError`
-    for impossible numbers.
+    is another patient. Case i depends on `seed` and i alone. Raises `ConfigError` for impossible
+    numbers.
+
+    Args:
+        folder: where the dataset is written.
+        n_cases: how many radiographs.
+        seed: of the random numbers.
+        lesion_free_share: the share of images without a nodule, spread evenly.
+        shape: pixels along y and x; this and the next four: see `XraySettings`.
+        pixel_mm: the pixel's side.
+        contrast: multiplies the nodules' density.
+        photons: how many a pixel receives without a patient.
+        n_nodules: the least and most of an image that has any.
+        progress: called with case, number done and total after every case.
     """
-    if n_cases < 1:
-        raise ConfigError("Cannot simulate these cases.", seen=f"{n_cases=}")
+    require(n_cases >= 1, "Cannot simulate these cases.", seen=f"{n_cases=}")
     settings = XraySettings(shape, pixel_mm, contrast, photons, n_nodules)
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     for index in range(n_cases):
-        free = int((index + 1) * lesion_free_share + 1e-9) > int(index * lesion_free_share + 1e-9)
+        free = is_lesion_free(index, lesion_free_share)
         rng = np.random.default_rng([seed, index])
         case = simulate_xray_case(f"SIMX_{index:03d}", rng, settings, lesion_free=free)
         _write_case(folder, case)

@@ -1,14 +1,23 @@
-"""Random smooth fields and soft edges, from which the simulated anatomy is built."""
+"""Random smooth fields, soft edges and tubes, from which the simulated anatomy is built."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
+from scipy import fft, ndimage
 
 Field = NDArray[np.floating[Any]]
 Axes = Sequence[Field | np.floating[Any]]  # a single number where all points share it
+Points = NDArray[np.float64]
+STEP_MM = 0.8
+
+
+def is_lesion_free(index: int, share: float) -> bool:
+    """Whether case `index` is one of the evenly spread lesion-free ones."""
+    return int((index + 1) * share + 1e-9) > int(index * share + 1e-9)
 
 
 def millimetre_axes(shape: Sequence[int], spacing_mm: Sequence[float]) -> list[Field]:
@@ -80,3 +89,100 @@ def _triples(
     axes: Axes, centre_mm: Sequence[float], radii_mm: Sequence[float]
 ) -> list[tuple[Field | np.floating[Any], float, float]]:
     return list(zip(axes, centre_mm, radii_mm, strict=True))
+
+
+@dataclass(frozen=True, eq=False)
+class Tube:
+    """Points `[n, 3]` (z up, y to the front, x; mm) along a tube's middle, `step_mm` apart."""
+
+    points: Points
+    radius_mm: float
+    step_mm: float = STEP_MM
+
+
+def tube_thickness(tubes: Iterable[Tube], shape: Sequence[int], pixel_mm: float) -> Field:
+    """Millimetres of tube that each ray along y crosses, `[*shape]`; overlapping tubes add up.
+
+    A tube of radius r is the sum over its middle line of discs of radius r: a straight one
+    across the beam gives the chord 2·√(r² − ρ²), one along the beam its length. So the shadow is
+    the projected middle line convolved with a disc, one convolution a radius.
+    """
+    margin = 24
+    size = [fft.next_fast_len(n + 2 * margin, real=True) for n in shape]
+    total = np.zeros((size[0], size[1] // 2 + 1), dtype=np.complex64)
+    by_radius = sorted(tubes, key=lambda tube: tube.radius_mm)
+    for radius, group in groupby(by_radius, key=lambda tube: tube.radius_mm):
+        line = _splat(list(group), shape, size, pixel_mm, margin)
+        disc = _disc(radius / pixel_mm, size)
+        total += fft.rfft2(line) * fft.rfft2(disc)
+    shadow = fft.irfft2(total, s=size)[margin : margin + shape[0], margin : margin + shape[1]]
+    return np.maximum(np.asarray(shadow, dtype=np.float32), 0)
+
+
+def _splat(
+    tubes: Sequence[Tube],
+    shape: Sequence[int],
+    size: Sequence[int],
+    pixel_mm: float,
+    margin: int,
+) -> Field:
+    """Bilinear histogram of the tubes' middle lines, in mm of line a pixel."""
+    points = np.concatenate([t.points for t in tubes])
+    weight = np.concatenate([np.full(len(t.points), t.step_mm) for t in tubes])
+    row = (shape[0] - 1) / 2 - points[:, 0] / pixel_mm + margin
+    column = (shape[1] - 1) / 2 + points[:, 2] / pixel_mm + margin
+    inside = (row >= 0) & (row < size[0] - 1) & (column >= 0) & (column < size[1] - 1)
+    row, column, weight = row[inside], column[inside], weight[inside]
+    r, c = np.floor(row).astype(int), np.floor(column).astype(int)
+    line = np.zeros(size[0] * size[1])
+    for down in (0, 1):
+        for right in (0, 1):
+            share = np.abs(1 - down - (row - r)) * np.abs(1 - right - (column - c))
+            index = (r + down) * size[1] + c + right
+            line += np.bincount(index, weight * share, minlength=line.size)
+    return line.reshape(size[0], size[1]).astype(np.float32)
+
+
+def _disc(radius_px: float, size: Sequence[int]) -> Field:
+    """A disc with a soft rim around pixel (0, 0) of a periodic image, values 0..1."""
+    y, x = (np.minimum(np.arange(n), n - np.arange(n)) for n in size)
+    distance = np.hypot(y[:, None], x[None, :])
+    disc = np.clip(radius_px - distance + 0.5, 0, 1)
+    return np.asarray(disc * (np.pi * radius_px**2 / disc.sum()), dtype=np.float32)
+
+
+def polyline(corners_mm: Sequence[Sequence[float]], radius_mm: float) -> Tube:
+    """A tube along straight pieces between corners (z, y, x)."""
+    corners = np.asarray(corners_mm, dtype=np.float64)
+    lengths = np.concatenate([[0], np.cumsum(np.linalg.norm(np.diff(corners, axis=0), axis=1))])
+    at = np.arange(STEP_MM / 2, lengths[-1], STEP_MM)
+    points = np.stack([np.interp(at, lengths, corners[:, k]) for k in range(3)], axis=1)
+    return Tube(points, radius_mm)
+
+
+def vessel_tree(
+    rng: np.random.Generator, root_mm: Sequence[float], n_trunks: int, side: int
+) -> list[Tube]:
+    """A branching tree of vessels from the hilum of one lung (side −1 or 1), one tube a level.
+
+    Each vessel splits in two of three quarters its radius, near Murray's law (2^(−1/3) = 0.79;
+    J Gen Physiol 1926;9:835), and runs seven radii before it splits.
+    """
+    start = np.tile(np.asarray(root_mm, dtype=np.float64), (n_trunks, 1))
+    fan = np.linspace(-1.25, 1.35, n_trunks) + rng.normal(0, 0.12, n_trunks)
+    heading = np.stack([np.sin(fan), rng.normal(0, 0.5, n_trunks), side * np.cos(fan)], axis=1)
+    tubes, radius = [], 3.6
+    while radius > 0.45:
+        heading /= np.linalg.norm(heading, axis=1, keepdims=True)
+        length = 7.5 * radius * rng.uniform(0.8, 1.6, size=(len(start), 1))
+        at = np.linspace(0, 1, int(np.ceil(10 * radius)) + 2)[None, :, None]
+        bend = rng.normal(0, 0.22, size=(len(start), 1, 3)) * at**2
+        path = start[:, None] + (heading[:, None] * at + bend) * length[:, None]
+        steps = float(np.linalg.norm(np.diff(path, axis=1), axis=2).mean())
+        tubes.append(Tube(path.reshape(-1, 3), radius, steps))
+        start = np.repeat(path[:, -1], 2, axis=0)
+        heading = np.repeat(path[:, -1] - path[:, -2], 2, axis=0)
+        heading /= np.linalg.norm(heading, axis=1, keepdims=True)
+        heading = heading + rng.normal(0, 0.42, size=heading.shape)
+        radius = round(radius * 0.75, 3)
+    return tubes

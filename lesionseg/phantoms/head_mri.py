@@ -9,11 +9,11 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from lesionseg.core import Case, Geometry, Reference, Volume
-from lesionseg.errors import ConfigError
+from lesionseg.errors import require
 from lesionseg.io.atomic import write_json
 from lesionseg.io.formats.volumes import write_volume
 from lesionseg.ops.components import label_components
-from lesionseg.phantoms.fields import Field, smooth_field
+from lesionseg.phantoms.fields import Field, is_lesion_free, smooth_field
 from lesionseg.phantoms.head import Head, simulate_head
 
 WHITE_LEVEL = 300.0  # stored value of white matter, before each case's own scale
@@ -44,12 +44,10 @@ class MriSettings:
     bias: float = 0.12
 
     def __post_init__(self) -> None:
-        if len(self.shape) != 3 or len(self.spacing_mm) != 3:
-            raise ConfigError(
-                "A simulated head has three axes.", seen=(self.shape, self.spacing_mm)
-            )
-        if not 1 <= self.n_lesions[0] <= self.n_lesions[1]:
-            raise ConfigError("n_lesions must be (least, most).", seen=self.n_lesions)
+        axes = (self.shape, self.spacing_mm)
+        require(all(len(a) == 3 for a in axes), "A simulated head has three axes.", seen=axes)
+        least, most = self.n_lesions
+        require(1 <= least <= most, "n_lesions must be (least, most).", seen=self.n_lesions)
 
 
 def simulate_mri_case(
@@ -213,27 +211,34 @@ def write_mri_phantoms(
 ) -> None:
     """Write `n_cases` simulated FLAIR scans as an nnU-Net raw folder (v2 `dataset.json`).
 
-    The last `n_test` cases go to `imagesTs` and `labelsTs`. Case i depends on `seed` and i alone,
-    so a longer set begins with the shorter one. The other arguments are those of `MriSettings`;
-    lesion-free cases are spread evenly. `progress(case, done, total)` is called after every case.
-    Raises `ConfigError` for impossible numbers.
+    Case i depends on `seed` and i alone, so a longer set begins with the shorter one. Raises
+    `ConfigError` for impossible numbers.
+
+    Args:
+        folder: where the dataset is written.
+        n_cases: how many scans.
+        seed: of the random numbers.
+        n_test: how many of the last cases go to `imagesTs` and `labelsTs`.
+        lesion_free_share: the share of cases without a lesion, spread evenly.
+        shape: voxels along z, y and x; this and the next five: see `MriSettings`.
+        spacing_mm: the voxel's sides.
+        contrast: multiplies the lesions' difference from white matter.
+        noise: standard deviation as a share of white matter's signal.
+        n_lesions: the least and most of a case that has any.
+        lesion_fraction: caps the share of lesion voxels; None: no cap.
+        progress: called with case, number done and total after every case.
     """
-    if not 0 <= n_test <= n_cases or n_cases < 1:
-        raise ConfigError("Cannot simulate these cases.", seen=f"{n_cases=}, {n_test=}")
+    fits = 0 <= n_test <= n_cases and n_cases >= 1
+    require(fits, "Cannot simulate these cases.", seen=f"{n_cases=}, {n_test=}")
     settings = MriSettings(shape, spacing_mm, contrast, noise, n_lesions, lesion_fraction)
     for index in range(n_cases):
-        free = _is_lesion_free(index, lesion_free_share)
+        free = is_lesion_free(index, lesion_free_share)
         rng = np.random.default_rng([seed, index])
         case = simulate_mri_case(f"SIM_{index:03d}", rng, settings, lesion_free=free)
         _write_case(folder, case, "Tr" if index < n_cases - n_test else "Ts")
         if progress:
             progress(case.case, index + 1, n_cases)
     write_json(folder / "dataset.json", _description(n_cases - n_test, n_test, seed))
-
-
-def _is_lesion_free(index: int, share: float) -> bool:
-    """Whether case `index` is one of the evenly spread lesion-free ones."""
-    return int((index + 1) * share + 1e-9) > int(index * share + 1e-9)
 
 
 def _write_case(folder: Path, case: Case, part: str) -> None:

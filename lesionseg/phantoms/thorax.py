@@ -6,8 +6,16 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import ndimage
 
-from lesionseg.phantoms.fields import Field, ellipsoid_depth, inside, smooth_field
-from lesionseg.phantoms.tubes import Tube, polyline, tube_thickness, vessel_tree
+from lesionseg.phantoms.fields import (
+    Field,
+    Tube,
+    ellipsoid_depth,
+    inside,
+    polyline,
+    smooth_field,
+    tube_thickness,
+    vessel_tree,
+)
 
 # Linear attenuation per mm at 60 keV, about the effective energy of a chest tube at 120 kV:
 # mass coefficient in cm²/g (NIST, Hubbell & Seltzer, NISTIR 5632, table 4) × density in g/cm³

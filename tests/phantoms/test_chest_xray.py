@@ -11,8 +11,8 @@ from lesionseg.errors import ConfigError
 from lesionseg.io.formats.volumes import read_volume
 from lesionseg.ops.components import label_components
 from lesionseg.phantoms.chest_xray import XraySettings, simulate_xray_case, write_xray_phantoms
+from lesionseg.phantoms.fields import Tube, polyline, tube_thickness
 from lesionseg.phantoms.thorax import PER_MM
-from lesionseg.phantoms.tubes import Tube, polyline, tube_thickness
 
 SMALL = XraySettings(shape=(160, 160), pixel_mm=2.2)
 

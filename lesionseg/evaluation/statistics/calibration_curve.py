@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from scipy.optimize import isotonic_regression
 
 from lesionseg.core import Calibration
-from lesionseg.core.calibration import CalibrationKind, logit
+from lesionseg.core.prediction import CalibrationKind, logit
 from lesionseg.errors import ContentError
 from lesionseg.evaluation.results import CaseResult
 from lesionseg.evaluation.score_sections import CalibrationBin

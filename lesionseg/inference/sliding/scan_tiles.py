@@ -13,8 +13,7 @@ from lesionseg.data.tiling import TileGrid
 from lesionseg.errors import GeometryError
 from lesionseg.inference.candidates.box_candidates import BoxCollector, FoundBoxes
 from lesionseg.inference.sliding.body import Body
-from lesionseg.inference.sliding.stitch import Stitcher
-from lesionseg.inference.sliding.store import Store
+from lesionseg.inference.sliding.stitch import Stitcher, Store
 from lesionseg.models.detector_output import DetectorOutput
 from lesionseg.ops.boxes import split_box
 from lesionseg.ops.windows import gaussian_weight

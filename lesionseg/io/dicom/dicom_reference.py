@@ -10,8 +10,7 @@ from numpy.typing import NDArray
 from lesionseg.core import Geometry, Reference
 from lesionseg.errors import ContentError, GeometryError, ReadError
 from lesionseg.io.dicom.headers import LPS_TO_RAS, read_header
-from lesionseg.io.dicom.pixels import stored_pixels
-from lesionseg.io.dicom.polygon import fill_polygon
+from lesionseg.io.dicom.pixels import fill_polygon, stored_pixels
 from lesionseg.io.formats.guard import reading
 
 if TYPE_CHECKING:
@@ -100,10 +99,10 @@ def _frame_places(path: Path, header: "Header") -> Iterator[tuple[int, NDArray[n
     shared: Any = next(iter(header.get("SharedFunctionalGroupsSequence", None) or ()), {})
 
     def group(frame: Any, name: str) -> Any:
-        found = frame.get(name) or shared.get(name)
-        if not found:
+        items = frame.get(name) or shared.get(name)
+        if not items:
             raise ReadError("The segmentation does not say where its frames lie.", where=path)
-        return found[0]
+        return items[0]
 
     for frame in header.PerFrameFunctionalGroupsSequence:
         down_mm, across_mm = (float(v) for v in group(frame, "PixelMeasuresSequence").PixelSpacing)

@@ -55,11 +55,8 @@ def read_header(path: Path, *, pixels: bool = False) -> "Header":
     try:
         from pydicom import dcmread
     except ImportError as error:
-        raise ReadError(
-            "DICOM files need the package pydicom.",
-            where=path,
-            remedy=pip_install("dicom"),
-        ) from error
+        what = "DICOM files need the package pydicom."
+        raise ReadError(what, where=path, remedy=pip_install("dicom")) from error
     logging.getLogger("pydicom").setLevel(logging.CRITICAL)  # it quotes what it finds odd
     with reading(path), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what vendors write differently is no fault of the user's

@@ -15,8 +15,7 @@ from numpy.typing import NDArray
 from lesionseg.core import Geometry, Volume
 from lesionseg.errors import ReadError
 from lesionseg.io.dicom.headers import is_xray, read_header, refuse_unfit
-from lesionseg.io.dicom.hidden_pixels import HIDING, hidden_pixels
-from lesionseg.io.dicom.pixels import check_pixels, stored_pixels
+from lesionseg.io.dicom.pixels import HIDING, check_pixels, hidden_pixels, stored_pixels
 from lesionseg.io.formats.guard import check_grid, reading
 
 if TYPE_CHECKING:
@@ -121,7 +120,8 @@ def _checked(path: Path, header: "Header") -> Geometry:
     _refuse(path, header)
     check_pixels(path, header)
     with reading(path):
-        return check_grid(path, _geometry(header))
+        shape, size = (int(header.Rows), int(header.Columns)), pixel_size(header)
+        return check_grid(path, Geometry.from_spacing(shape, size.mm, size.unit))
 
 
 def _refuse(path: Path, header: "Header") -> None:
@@ -150,11 +150,6 @@ def _is_inverted(header: "Header") -> bool:
     return photometry == "MONOCHROME1" or str(header.get("PresentationLUTShape", "")) == "INVERSE"
 
 
-def _geometry(header: "Header") -> Geometry:
-    size = pixel_size(header)
-    return Geometry.from_spacing((int(header.Rows), int(header.Columns)), size.mm, size.unit)
-
-
 def _pair(header: "Header", name: str) -> tuple[float, float] | None:
     value = header.get(name)
     if value is None or len(value) != 2 or min(float(v) for v in value) <= 0:
@@ -165,10 +160,8 @@ def _pair(header: "Header", name: str) -> tuple[float, float] | None:
 def _magnification(header: "Header") -> float | None:
     """How much larger the detector shows things than they are; None when it is not known."""
     factor = header.get("EstimatedRadiographicMagnificationFactor")
-    detector, patient = (
-        header.get("DistanceSourceToDetector"),
-        header.get("DistanceSourceToPatient"),
-    )
+    detector = header.get("DistanceSourceToDetector")
+    patient = header.get("DistanceSourceToPatient")
     if not factor and detector and patient:
         factor = float(detector) / float(patient)
     return float(factor) if factor and float(factor) >= 1 else None

@@ -140,7 +140,8 @@ def _segmentation(
         segment_descriptions=_descriptions(hd, segments, source, origin),
         series_instance_uid=source.uid("SEG series", origin.key),
         series_number=source.number(1),
-        sop_instance_uid=_instance_uid(prediction, source, origin),
+        # another machine may round otherwise: what differs must not be called the same
+        sop_instance_uid=source.uid("SEG", origin.key, prediction.candidates),
         instance_number=1,
         manufacturer="lesionseg",
         manufacturer_model_name="lesionseg",
@@ -154,11 +155,6 @@ def _segmentation(
         further_source_images=others or None,
         specific_character_set="ISO_IR 192",
     )
-
-
-def _instance_uid(prediction: Prediction, source: SourceSeries, origin: ResultOrigin) -> str:
-    """Another machine may round otherwise: what differs must not be called the same."""
-    return source.uid("SEG", origin.key, prediction.candidates)
 
 
 def _on_frames(

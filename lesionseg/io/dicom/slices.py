@@ -197,11 +197,8 @@ def _text(group: Any, name: str) -> str:
 def _b_value(header: "Header") -> str:
     for tag in (0x00189087, *_PRIVATE_B_VALUES):
         value = header.get(tag)
-        if (
-            value is not None
-            and not isinstance(value.value, bytes)
-            and value.value not in ("", None)
-        ):
-            first: Any = np.ravel(value.value)[0]
+        stated = None if value is None else value.value
+        if not isinstance(stated, bytes) and stated not in ("", None):
+            first: Any = np.ravel(stated)[0]
             return str(int(float(first)) % 100000)  # GE adds 1e9 to say that it means it
     return ""

@@ -15,8 +15,7 @@ from lesionseg.core import OperatingPoint
 from lesionseg.errors import ConfigError, LesionsegError, OutputError, pip_install
 from lesionseg.io.atomic import atomic_path
 from lesionseg.io.dicom.headers import read_header
-from lesionseg.io.dicom.reader import radiograph_file
-from lesionseg.io.dicom.series import series_headers
+from lesionseg.io.dicom.series import radiograph_file, series_headers
 from lesionseg.io.dicom.slices import read_slices
 from lesionseg.io.dicom.stack import stack_slices
 

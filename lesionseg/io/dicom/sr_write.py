@@ -172,11 +172,11 @@ class _Writer:
 
     def measurements(self, candidate: Candidate) -> list[Any]:
         """Score, probability, volume and diameter, as far as they are known."""
-        sr, found = self.hd.sr, [(self.own("score", "Score of the model"), candidate.score)]
+        sr, scores = self.hd.sr, [(self.own("score", "Score of the model"), candidate.score)]
         if candidate.probability is not None:
             name = self.own("probability", "Calibrated probability of a lesion")
-            found.append((name, candidate.probability))
-        made = [sr.Measurement(name, _short(value), self.unitless()) for name, value in found]
+            scores.append((name, candidate.probability))
+        made = [sr.Measurement(name, _short(value), self.unitless()) for name, value in scores]
         if candidate.volume_ml is not None:
             volume = self.code("118565006", "SCT", "Volume")
             millilitre = self.code("ml", "UCUM", "milliliter")

@@ -10,8 +10,7 @@ from lesionseg.core import Geometry, Volume
 from lesionseg.errors import ReadError
 from lesionseg.io.formats.guard import check_claim, check_grid, check_voxels, reading
 from lesionseg.io.formats.header_fields import MOST_HEADER_BYTES, ItkHeader, other_axes
-from lesionseg.io.formats.metaimage_header import read_metaimage_header
-from lesionseg.io.formats.nrrd_header import read_nrrd_header
+from lesionseg.io.formats.itk_headers import read_metaimage_header, read_nrrd_header
 
 _NRRD = (".nrrd", ".nhdr")
 SUFFIXES = (*_NRRD, ".mha", ".mhd")

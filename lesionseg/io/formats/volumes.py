@@ -9,10 +9,9 @@ from numpy.typing import NDArray
 from lesionseg.core import Geometry, Volume
 from lesionseg.errors import LesionsegError, OutputError, ReadError
 from lesionseg.io.atomic import atomic_path
-from lesionseg.io.dicom import reader as dicom
 from lesionseg.io.dicom.headers import SUFFIXES as DICOM_SUFFIXES
 from lesionseg.io.dicom.headers import is_dicom
-from lesionseg.io.dicom.series import split_series
+from lesionseg.io.dicom.series import read_dicom, read_dicom_geometry, split_series
 from lesionseg.io.dicom.stack import Tilt
 from lesionseg.io.formats import itk, nifti, raster
 from lesionseg.io.formats.guard import check_file
@@ -61,7 +60,7 @@ def read_volume(
     resampled. Raises `ReadError` naming the file.
     """
     if _is_dicom(path):
-        return dicom.read_dicom(path, tilt=tilt)
+        return read_dicom(path, tilt=tilt)
     suffix = _checked_suffix(path)
     if suffix in nifti.SUFFIXES:
         return nifti.read_nifti(path)
@@ -73,7 +72,7 @@ def read_volume(
 def read_geometry(path: Path, *, raster_mm: float | None = None, tilt: Tilt = "refuse") -> Geometry:
     """Read shape and affine from the header alone; raises as `read_volume` does."""
     if _is_dicom(path):
-        return dicom.read_dicom_geometry(path, tilt=tilt)
+        return read_dicom_geometry(path, tilt=tilt)
     suffix = _checked_suffix(path)
     if suffix in nifti.SUFFIXES:
         return nifti.read_nifti_geometry(path)

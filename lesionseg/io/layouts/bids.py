@@ -65,7 +65,7 @@ def read_bids(root: Path) -> Dataset:
         channel_names=channels,
         labels={1: "lesion"},
         cases=cases,
-        problems=problems.found,
+        problems=problems.listed,
     )
 
 
@@ -115,12 +115,12 @@ def _channels(
     """Suffixes that all sessions have and that lie on the mask's grid in the first."""
     if not images:
         return ()
-    shared = set.intersection(*(set(found) for found in images.values()))
+    shared = set.intersection(*(set(channels) for channels in images.values()))
     first = next(iter(masks))
     fetch_images([masks[first]])
     grid = read_geometry(masks[first])
     fitting = [name for name in sorted(shared) if _fits(images[first][name], grid)]
-    everything = {name for found in images.values() for name in found}
+    everything = {name for channels in images.values() for name in channels}
     if not fitting:
         raise DatasetError(
             "No kind of image is there in every session and on the grid of its mask.",

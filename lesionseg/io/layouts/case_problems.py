@@ -17,16 +17,16 @@ class Problems:
     """Problems of single cases, in the order in which they are found."""
 
     def __init__(self) -> None:
-        self._found: list[Problem] = []
+        self._listed: list[Problem] = []
 
     @property
-    def found(self) -> tuple[Problem, ...]:
+    def listed(self) -> tuple[Problem, ...]:
         """All of them so far."""
-        return tuple(self._found)
+        return tuple(self._listed)
 
     def add(self, case: str, error: LesionsegError, *, repeated: bool = False) -> None:
         """Note one; `repeated`: reading the case raises it again."""
-        self._found.append(Problem(case, error, repeated))
+        self._listed.append(Problem(case, error, repeated))
 
     @contextmanager
     def of(self, case: str) -> Iterator[None]:

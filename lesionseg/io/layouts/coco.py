@@ -65,7 +65,7 @@ def read_coco(root: Path) -> Dataset:
     )
     ranked = sorted(categories, key=lambda c: int(_field(c, "id", path)))
     label_of = {int(c["id"]): rank for rank, c in enumerate(ranked, start=1)}
-    problems = Problems()
+    problems, info = Problems(), content.get("info")
     lesions = _lesions(images, annotations, label_of, path, problems)
     cases = tuple(
         _case(root, image, tuple(lesions[_field(image, "id", path)]), problems) for image in images
@@ -78,8 +78,8 @@ def read_coco(root: Path) -> Dataset:
         channel_names=("image",),
         labels={label_of[int(c["id"])]: str(c.get("name", c["id"])) for c in ranked},
         cases=cases,
-        incomplete_reference=_is_incomplete(content),
-        problems=problems.found,
+        incomplete_reference=isinstance(info, Mapping) and bool(info.get("incomplete_reference")),
+        problems=problems.listed,
     )
 
 
@@ -89,11 +89,6 @@ def _records(content: Any, key: str, path: Path) -> list[dict[str, Any]]:
     if well_formed and (records or key == "annotations"):
         return list(records or ())
     raise DatasetError(f"The file has no list of {key!r}.", where=path, expected="COCO's format")
-
-
-def _is_incomplete(content: Mapping[str, Any]) -> bool:
-    info = content.get("info")
-    return isinstance(info, Mapping) and bool(info.get("incomplete_reference", False))
 
 
 def _field(record: Mapping[str, Any], key: str, path: Path) -> Any:

@@ -1,6 +1,7 @@
 """A dataset folder in any of the conventions we know, recognised by what lies in it."""
 
 import logging
+import re
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -8,17 +9,16 @@ from importlib.metadata import entry_points
 from pathlib import Path
 
 from lesionseg.core import UNION, CaseFiles, Dataset
-from lesionseg.errors import DatasetError, LesionsegError, one_of
+from lesionseg.errors import ConfigError, DatasetError, LesionsegError, one_of
 from lesionseg.io.case_ids import check_case_id
 from lesionseg.io.dicom.headers import SUFFIXES as DICOM
 from lesionseg.io.dicom.radiographs import radiograph_columns
-from lesionseg.io.dicom.reader import radiograph_file
+from lesionseg.io.dicom.series import radiograph_file
 from lesionseg.io.formats.volumes import SUFFIXES
 from lesionseg.io.layouts.bids import read_bids, recognises_bids
 from lesionseg.io.layouts.case_problems import Problems, refuse_problems
 from lesionseg.io.layouts.coco import read_coco, recognises_coco
 from lesionseg.io.layouts.datalist import read_datalist, recognises_datalist
-from lesionseg.io.layouts.groups import assign_groups
 from lesionseg.io.layouts.luna16 import read_luna16, recognises_luna16
 from lesionseg.io.layouts.manifest import read_manifest, recognises_manifest
 from lesionseg.io.layouts.nndetection import read_nndetection, recognises_nndetection
@@ -26,7 +26,10 @@ from lesionseg.io.layouts.nnunet import read_msd, read_nnunet, recognises_msd, r
 from lesionseg.io.local_files import fetch_radiograph
 
 logger = logging.getLogger(__name__)
+
 NOT_DICOM = tuple(suffix for suffix in SUFFIXES if suffix not in DICOM)
+_BIDS_SUBJECT = re.compile(r"(?:^|_)(sub-[A-Za-z0-9]+)")
+_HALF = re.compile(r"(.*[^_.-])[_.-]?([LR])")
 
 
 @dataclass(frozen=True)
@@ -78,10 +81,10 @@ def read_dataset(
 ) -> Dataset:
     """Read what a data folder holds, without opening more than one image's header.
 
-    `group` is a regular expression that finds the patient in a case id (see `groups`);
+    `group` is a regular expression that finds the patient in a case id (see `assign_groups`);
     `convention` names the layout instead of recognising it; `merge_labels` makes all labels one,
     `{1: "lesion"}`; `resample_tilt` takes DICOM series of a tilted gantry. Radiographs in DICOM
-    get the columns of `dicom_xray.radiograph_columns`. Raises `DatasetError` for a folder that is
+    get the columns of `radiographs.radiograph_columns`. Raises `DatasetError` for a folder that is
     missing, not recognised or without cases, and one that names every case that is there twice,
     lacks a file, or says of itself what cannot be; `lenient` leaves those in `Dataset.problems`
     instead. Raises `ReadError` for unreadable tables.
@@ -102,7 +105,9 @@ def read_dataset(
         len(dataset.cases),
         len({c.group for c in dataset.cases}),
     )
-    return _merged(dataset) if merge_labels else dataset
+    if not merge_labels:
+        return dataset
+    return replace(dataset, labels=dict(UNION), merged_values=tuple(dataset.labels), regions=())
 
 
 def recognised(root: Path) -> str | None:
@@ -146,8 +151,8 @@ def _distinct(dataset: Dataset) -> Dataset:
         with problems.of(name):
             check_case_id(name, case.images[0] if case.images else dataset.root)
         cases[name] = case
-    found = (*dataset.problems, *problems.found)
-    return replace(dataset, cases=tuple(cases.values()), problems=found)
+    listed = (*dataset.problems, *problems.listed)
+    return replace(dataset, cases=tuple(cases.values()), problems=listed)
 
 
 def _with_radiograph_columns(case: CaseFiles) -> CaseFiles:
@@ -173,5 +178,65 @@ def _warn_of_shared_groups(cases: Sequence[CaseFiles]) -> None:
         )
 
 
-def _merged(dataset: Dataset) -> Dataset:
-    return replace(dataset, labels=dict(UNION), merged_values=tuple(dataset.labels), regions=())
+def assign_groups(
+    cases: Sequence[CaseFiles], pattern: str | None, *, setting: str = "data.group"
+) -> tuple[CaseFiles, ...]:
+    """Give every case its group.
+
+    With a `pattern` (regular expression searched in the case id) the group is its first bracket,
+    or the whole match. Else it is the first of these that applies: what the dataset says (already
+    in `case.group`), the BIDS subject `sub-…` in the id, the common part of two ids that differ
+    only in a last L or R (two halves of one patient), the id itself. `setting` is what messages
+    call the pattern. Raises `DatasetError` for a case that `pattern` does not fit, and
+    `ConfigError` for one that is not a regular expression.
+    """
+    if pattern is not None:
+        compiled = _compiled(pattern, setting)
+        return tuple(replace(c, group=_by_pattern(c.case, compiled, setting)) for c in cases)
+    halves = _halves([c.case for c in cases if not c.group], setting)
+    subjects = {c.case: _BIDS_SUBJECT.search(c.case) for c in cases}
+    by_name = {case: m[1] if m else halves.get(case, case) for case, m in subjects.items()}
+    return tuple(replace(c, group=c.group or by_name[c.case]) for c in cases)
+
+
+def _compiled(pattern: str, setting: str) -> re.Pattern[str]:
+    try:
+        return re.compile(pattern)
+    except re.error as error:
+        raise ConfigError(
+            f"The group pattern is not a regular expression: {error}.",
+            where=setting,
+            seen=pattern,
+        ) from error
+
+
+def _by_pattern(case: str, pattern: re.Pattern[str], setting: str) -> str:
+    match = pattern.search(case)
+    group = "" if match is None else (match.group(1) if pattern.groups else match.group(0))
+    if not group:
+        raise DatasetError(
+            f"The group pattern does not fit the case {case!r}.",
+            where=setting,
+            seen=pattern.pattern,
+            remedy="Change the pattern so that it finds the patient in every case id.",
+        )
+    return group
+
+
+def _halves(ids: Sequence[str], setting: str) -> dict[str, str]:
+    """Group of each id whose twin, with L for R or R for L at its end, is there too."""
+    present = set(ids)
+    group_of = {
+        case: match.group(1)
+        for case in ids
+        if (match := _HALF.fullmatch(case)) and case[:-1] + "LR"[case[-1] == "L"] in present
+    }
+    if group_of:
+        logger.info(
+            "%d cases differ only in a last L or R and are taken as halves of %d patients; "
+            "%s=<regular expression> says otherwise.",
+            len(group_of),
+            len(set(group_of.values())),
+            setting,
+        )
+    return group_of

@@ -40,8 +40,8 @@ def find_images(source: Path, channels: int) -> list[CaseFiles]:
         )
     cases = _grouped(names, channels)
     ids = _ids(list(cases), _root(source))
-    found = [CaseFiles(ids[key], tuple(images), group=ids[key]) for key, images in cases.items()]
-    return sorted(found, key=lambda case: case.case)
+    scans = [CaseFiles(ids[key], tuple(images), group=ids[key]) for key, images in cases.items()]
+    return sorted(scans, key=lambda case: case.case)
 
 
 def _named_files(source: Path) -> dict[Path, str]:
@@ -56,7 +56,11 @@ def _named_files(source: Path) -> dict[Path, str]:
     else:
         raise DatasetError("The input does not exist.", where=source)
     entries = sorted(paths)
-    files = [f for f in entries if f.is_file() and is_image_file(f) and not _is_output(f)]
+    files = [
+        f
+        for f in entries
+        if f.is_file() and is_image_file(f) and not strip_suffix(f).endswith(_OWN_OUTPUT)
+    ]
     others = {f: strip_suffix(f) for f in files if not is_dicom(f)}
     return dict(sorted({**_dicom_images(entries), **others}.items()))
 
@@ -72,10 +76,6 @@ def _dicom_images(entries: Sequence[Path]) -> dict[Path, str]:
     return {k: v for files in folders.values() for k, v in group_files(files).items()}
 
 
-def _is_output(file: Path) -> bool:
-    return strip_suffix(file).endswith(_OWN_OUTPUT)
-
-
 def _grouped(names: Mapping[Path, str], channels: int) -> dict[Path, list[Path]]:
     """Files by folder and case id; channel files in the order of their numbers."""
     matches = {file: _CHANNEL.fullmatch(stem) for file, stem in names.items()}
@@ -83,20 +83,15 @@ def _grouped(names: Mapping[Path, str], channels: int) -> dict[Path, list[Path]]
     cases: dict[Path, list[Path]] = {}
     for file, stem in names.items():
         match, key = matches[file], file.parent / stem
-        if match is not None and _is_numbered(
-            file.parent / match.group(1), match, firsts, channels
-        ):
-            cases.setdefault(file.parent / match.group(1), []).append(file)
+        base = match and file.parent / match.group(1)
+        # the number is a channel's; a stem may also end in a year
+        if match and base and (base in firsts or 1 < channels > int(match.group(2))):
+            cases.setdefault(base, []).append(file)
         elif key in cases:
             raise _same_id(file, key.name)
         else:
             cases[key] = [file]
     return cases
-
-
-def _is_numbered(key: Path, match: re.Match[str], firsts: set[Path], channels: int) -> bool:
-    """Whether the number is a channel's; a stem may also end in a year."""
-    return key in firsts or 1 < channels > int(match.group(2))
 
 
 def _same_id(where: Path, case: str) -> DatasetError:

@@ -58,18 +58,19 @@ def read_luna16(root: Path) -> Dataset:
         logger.warning("%d annotated scans are not there.", len(unknown))
     if not scans:
         raise DatasetError("No scan found.", where=root, expected="subset*/<seriesuid>.mhd")
+    folders = {file: _SUBSET.fullmatch(file.parent.name) for file in scans.values()}
     cases = tuple(
         CaseFiles(
             case=case,
             images=(file,),
-            fold=_fold(file),
+            fold=int(match[1]) if (match := folders[file]) else None,
             annotations={"balls": nodules.get(case, ()), "ignored": excluded.get(case, ())},
         )
         for case, file in scans.items()
     )
     logger.info("LUNA16 states centres and diameters: nodules are drawn as balls.")
     return Dataset(
-        root.name, root, "luna16", 3, ("CT",), {1: "nodule"}, cases, problems=problems.found
+        root.name, root, "luna16", 3, ("CT",), {1: "nodule"}, cases, problems=problems.listed
     )
 
 
@@ -139,8 +140,3 @@ def _balls(path: Path, problems: Problems) -> Mapping[str, tuple[Ball, ...]]:
         size = diameter if diameter > 0 else _EXCLUDED_MM
         balls[case] = (*balls.get(case, ()), Ball((-x, -y, z), size))
     return balls
-
-
-def _fold(file: Path) -> int | None:
-    match = _SUBSET.fullmatch(file.parent.name)
-    return int(match.group(1)) if match else None

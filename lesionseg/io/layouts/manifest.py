@@ -33,8 +33,8 @@ def read_manifest(root: Path) -> Dataset:
     path, problems = root / MANIFEST, Problems()
     rows = read_csv(path)
     images = _image_columns(rows, path)
-    found = [_case(root, row, images, line, problems) for line, row in enumerate(rows, start=2)]
-    cases = tuple(case for case in found if case is not None)
+    read = [_case(root, row, images, line, problems) for line, row in enumerate(rows, start=2)]
+    cases = tuple(case for case in read if case is not None)
     labels = read_label_names(root)
     return Dataset(
         name=root.name,
@@ -45,7 +45,7 @@ def read_manifest(root: Path) -> Dataset:
         labels=labels.names,
         cases=cases,
         ignore_label=labels.ignore,
-        problems=problems.found,
+        problems=problems.listed,
     )
 
 

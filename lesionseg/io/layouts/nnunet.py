@@ -60,7 +60,7 @@ def _read(root: Path, convention: str, collect: Collect) -> Dataset:
         for part, role in PARTS
         for c in collect_cases(root, part, role, channels, folds, collect, problems)
     ]
-    if not cases and not problems.found:
+    if not cases and not problems.listed:
         raise DatasetError(
             "No labelled case found.",
             where=root,
@@ -77,7 +77,7 @@ def _read(root: Path, convention: str, collect: Collect) -> Dataset:
         ignore_label=labels.ignore,
         regions=labels.regions,
         incomplete_reference=bool(facts.get("incomplete_reference", False)),
-        problems=problems.found,
+        problems=problems.listed,
     )
 
 

@@ -50,10 +50,10 @@ def _pairs(labels: Any, path: Path) -> list[tuple[str, tuple[int, ...]]]:
     pairs = list(labels.items()) if isinstance(labels, Mapping) else []
     if all(str(name).isdigit() and isinstance(value, str) for name, value in pairs):
         return [(str(name), (int(value),)) for value, name in pairs]
-    found = [(str(name), value if isinstance(value, list) else [value]) for name, value in pairs]
-    if not all(str(v).isdigit() for _, values in found for v in values):
+    lists = [(str(name), value if isinstance(value, list) else [value]) for name, value in pairs]
+    if not all(str(v).isdigit() for _, values in lists for v in values):
         raise DatasetError("A label's value is not an integer.", where=path, seen=labels)
-    return [(name, tuple(sorted({int(v) for v in values}))) for name, values in found]
+    return [(name, tuple(sorted({int(v) for v in values}))) for name, values in lists]
 
 
 def _check(

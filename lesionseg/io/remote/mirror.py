@@ -1,8 +1,7 @@
 """A dataset at a URL as a folder of this machine whose files come when they are read.
 
-All names are there from the start, tables with their content; an image is a placeholder of one byte
-until it is asked for (`bring`), and becomes one again when others need the room. So whatever reads
-folders and files by their names works on a URL, and libraries get the local files they want.
+All names are there from the start, tables with their content. An image is a placeholder of one byte
+until it is asked for (`bring`), and becomes one again when others need the room.
 
 <local folder>/mirrors/<hash of the URL>/
 ├── .lesionseg-mirror.sqlite    what the store said of each file, and which are here
@@ -174,7 +173,8 @@ def _fetch(
                 " sha256 = NULL WHERE path = ?",
                 (max(size, 1), time.time(), remote.state, remote.size, remote.path),
             )
-            _make_room(index, _root(base, path), most_bytes, remote.path)
+            root = base / path.relative_to(base).parts[0]
+            _make_room(index, root, most_bytes, remote.path)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -228,10 +228,6 @@ def _index(base: Path, begin: str = "IMMEDIATE") -> Iterator[sqlite3.Connection]
 def _base(path: Path) -> Path | None:
     """The folder with the index above a mirrored path."""
     return next((folder for folder in path.parents if (folder / INDEX).is_file()), None)
-
-
-def _root(base: Path, path: Path) -> Path:
-    return base / path.relative_to(base).parts[0]
 
 
 def _name(base: Path, path: Path) -> str:

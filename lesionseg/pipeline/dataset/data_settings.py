@@ -3,8 +3,9 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import get_args
 
-from lesionseg.errors import ConfigError
+from lesionseg.errors import one_of, require
 from lesionseg.io.dicom.stack import Tilt
 from lesionseg.io.remote.local_disk import LocalDisk, default_folder
 
@@ -18,13 +19,7 @@ class DicomSettings:
     tilt: Tilt = "refuse"
 
     def __post_init__(self) -> None:
-        if self.tilt not in ("refuse", "resample"):
-            raise ConfigError(
-                "There is no such way with a tilted gantry.",
-                where="dicom.tilt",
-                seen=self.tilt,
-                expected="refuse or resample",
-            )
+        one_of("way with a tilted gantry", self.tilt, get_args(Tilt), where="dicom.tilt")
 
 
 @dataclass(frozen=True)
@@ -53,38 +48,36 @@ class DataSettings:
     dicom: DicomSettings = field(default_factory=DicomSettings)
 
     def __post_init__(self) -> None:
-        if not 0 <= self.validation_fraction < 1:
-            raise ConfigError(
-                "The validation fraction must lie in [0, 1).",
-                where="data.validation_fraction",
-                seen=self.validation_fraction,
-                remedy="take 0.2, or 0 to train on every case.",
-            )
-        if self.local_gb <= 0:
-            raise ConfigError(
-                "Copies of remote files need some room.",
-                where="data.local_gb",
-                seen=self.local_gb,
-                expected="a number above 0",
-            )
+        require(
+            0 <= self.validation_fraction < 1,
+            "The validation fraction must lie in [0, 1).",
+            where="data.validation_fraction",
+            seen=self.validation_fraction,
+            remedy="take 0.2, or 0 to train on every case.",
+        )
+        require(
+            self.local_gb > 0,
+            "Copies of remote files need some room.",
+            where="data.local_gb",
+            seen=self.local_gb,
+            expected="a number above 0",
+        )
         number = 0 if self.fold in (None, ALL_FOLDS) else self.fold
-        # a file may have more folds than n_folds
-        if self.n_folds < 2 or not isinstance(number, int) or number < 0:
-            raise ConfigError(
-                "There is no such fold.",
-                where="data.fold",
-                seen=f"fold {self.fold} of {self.n_folds}",
-                expected=f"a fold from 0 on, or {ALL_FOLDS}, and at least two of them",
-            )
-
+        require(  # a file may have more folds than n_folds
+            self.n_folds >= 2 and isinstance(number, int) and number >= 0,
+            "There is no such fold.",
+            where="data.fold",
+            seen=f"fold {self.fold} of {self.n_folds}",
+            expected=f"a fold from 0 on, or {ALL_FOLDS}, and at least two of them",
+        )
         at_a_time = self.parallel_folds
-        if at_a_time != "auto" and (not isinstance(at_a_time, int) or at_a_time < 1):
-            raise ConfigError(
-                "So many folds cannot be trained at the same time.",
-                where="data.parallel_folds",
-                seen=at_a_time,
-                expected="auto, or 1 and more",
-            )
+        require(
+            at_a_time == "auto" or (isinstance(at_a_time, int) and at_a_time >= 1),
+            "So many folds cannot be trained at the same time.",
+            where="data.parallel_folds",
+            seen=at_a_time,
+            expected="auto, or 1 and more",
+        )
 
     @property
     def disk(self) -> LocalDisk:

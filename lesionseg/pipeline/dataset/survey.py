@@ -1,27 +1,31 @@
-"""The first look at a dataset: read every case once, refuse bad ones, count lesions, divide."""
+"""The first look at a dataset: simulate or read it, refuse bad cases, count lesions, divide."""
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 
 from lesionseg.core import Case, CaseFiles, Dataset
-from lesionseg.errors import DatasetError, LesionsegError
+from lesionseg.errors import DatasetError, LesionsegError, OutputError, require
+from lesionseg.io.atomic import read_json, write_json
 from lesionseg.io.cases import read_case
 from lesionseg.io.layouts.conventions import read_dataset
 from lesionseg.io.remote.mirror import mirror
 from lesionseg.io.remote.remote_folder import is_url
 from lesionseg.ops.lesions import lesions_of
 from lesionseg.pipeline.dataset.data_settings import ALL_FOLDS, DataSettings
-from lesionseg.pipeline.dataset.simulate import simulate_once
-from lesionseg.pipeline.run.progress import Advance, bar
+from lesionseg.pipeline.run.outcome import Advance, bar
 from lesionseg.plan.fingerprint import Fingerprint, take_fingerprint
 from lesionseg.plan.splits import Splits, fold_numbers, make_splits
 
 log = logging.getLogger(__name__)
+
+SETTINGS = "simulation.json"
 
 
 @dataclass(frozen=True)
@@ -178,4 +182,46 @@ def _require_validation(survey: Survey, data: DataSettings) -> None:
         seen=f"{len(survey.of_role('train'))} case(s) to train on",
         expected="at least two labelled cases",
         remedy="add a case, or train without any validation: data.validation_fraction=0.",
+    )
+
+
+def simulate_once(root: Path, write: Callable[..., None]) -> None:
+    """Let `write(folder, progress=…)` simulate a dataset at `root`, unless it lies there already.
+
+    `write` is a `functools.partial`; its arguments are kept beside the data. Raises `ConfigError`
+    when `root` was simulated with others, `OutputError` when it cannot be written.
+    """
+    settings = dict(getattr(write, "keywords", {}))
+    if root.exists():
+        _refuse_other(root, settings)
+        return
+    log.info("Simulating a dataset in %s (these are no real scans)", root)
+    try:
+        root.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(dir=root.parent, prefix=f".{root.name}-") as folder:
+            made = Path(folder) / root.name
+            with bar("Simulating scans") as advance:
+                write(made, progress=advance)
+            write_json(made / SETTINGS, settings)
+            if not root.exists():  # another process may have been quicker
+                made.replace(root)
+    except OSError as error:
+        raise OutputError("The simulated dataset cannot be written.", where=root) from error
+
+
+def _refuse_other(root: Path, settings: Mapping[str, Any]) -> None:
+    """What was simulated with other settings must not pass for what was asked for."""
+    path = root / SETTINGS
+    before = read_json(path) if path.is_file() else settings
+    changed = [
+        f"{key}: {before.get(key)} → {settings.get(key)}"
+        for key in sorted({*before, *settings})
+        if before.get(key) != settings.get(key)
+    ]
+    require(
+        not changed,
+        "This dataset was simulated with other settings.",
+        where=root,
+        seen="; ".join(changed),
+        remedy="name another folder, data.root=, or remove this one.",
     )

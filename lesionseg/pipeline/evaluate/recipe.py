@@ -14,7 +14,7 @@ from lesionseg.evaluation.adjudication import adjudicate, read_verdicts
 from lesionseg.evaluation.statistics.compare import compare as compare_models
 from lesionseg.inference.candidates.acceptance import choose_operating_point
 from lesionseg.io.atomic import read_csv
-from lesionseg.io.layouts.groups import assign_groups
+from lesionseg.io.layouts.conventions import assign_groups
 from lesionseg.io.predictions import find_predictions
 from lesionseg.pipeline.evaluate.reference_cases import (
     cases_of,
@@ -26,14 +26,13 @@ from lesionseg.pipeline.evaluate.reference_cases import (
 from lesionseg.pipeline.judging.case_pairs import (
     CasePair,
     Opener,
+    Scoring,
     judge_pairs,
     openers,
     prediction_reader,
     read_columns,
 )
-from lesionseg.pipeline.judging.scoring import Scoring
-from lesionseg.pipeline.run.outcome import CommandOutcome, scores_lines
-from lesionseg.pipeline.run.progress import Advance, bar
+from lesionseg.pipeline.run.outcome import Advance, CommandOutcome, bar, scores_lines
 
 _log = logging.getLogger(__name__)
 

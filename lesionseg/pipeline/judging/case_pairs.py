@@ -1,13 +1,15 @@
 """Cases to judge: what is read of each when its turn comes, and what judging them gives."""
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+import lesionseg
 from lesionseg.core import (
     CaseFiles,
     Dataset,
@@ -19,20 +21,27 @@ from lesionseg.core import (
     Volume,
 )
 from lesionseg.errors import ConfigError, DatasetError, GeometryError
-from lesionseg.evaluation import CaseResult, MatchedCase, Preset, match_case
+from lesionseg.evaluation import CaseResult, MatchedCase, Preset, match_case, summarise
 from lesionseg.evaluation.case.evaluate_case import describe_grid
 from lesionseg.evaluation.case.regrid import onto_grid
+from lesionseg.evaluation.rows import (
+    CANDIDATE_COLUMNS,
+    LESION_COLUMNS,
+    candidate_rows,
+    case_columns,
+    case_rows,
+    lesion_rows,
+)
 from lesionseg.evaluation.statistics.subgroups import Columns
-from lesionseg.io.atomic import read_csv
+from lesionseg.io.atomic import read_csv, write_csv, write_json
 from lesionseg.io.cases import pixel_mm, read_case, read_grid, read_mask
 from lesionseg.io.cases import read_reference as read_case_reference
 from lesionseg.io.formats.volumes import read_geometry, read_volume
 from lesionseg.io.layouts.input_images import find_images
 from lesionseg.io.predictions import PredictionFiles, read_prediction
-from lesionseg.pipeline.run.progress import Advance
+from lesionseg.pipeline.run.outcome import Advance
 
 _log = logging.getLogger(__name__)
-
 # reads a case's reference, and its image where the lesions' contrast is to be measured
 Opener = Callable[[], tuple[Reference, Volume | None]]
 # is shown image, reference and prediction of a case
@@ -137,15 +146,11 @@ def openers(
 def _open_reference(
     files: CaseFiles, dataset: Dataset | None, image: Path | None
 ) -> tuple[Reference, Volume | None]:
-    volume = None if image is None else read_volume(image, raster_mm=pixel_mm(files))
-    return _read_reference(files, dataset), volume
-
-
-def _read_reference(files: CaseFiles, dataset: Dataset | None) -> Reference:
-    """The reference of a case on its image's grid; of the image the header is read.
+    """The reference of a case on its image's grid, of which the header is read, and the `image`.
 
     Of a radiograph that states what it hides the pixels are read as well.
     """
+    volume = None if image is None else read_volume(image, raster_mm=pixel_mm(files))
     reference = None
     if dataset is not None:
         reference = read_case_reference(files, dataset, read_grid(files, dataset))
@@ -153,7 +158,7 @@ def _read_reference(files: CaseFiles, dataset: Dataset | None) -> Reference:
         reference = read_mask(files.reference, raster_mm=pixel_mm(files))
     if reference is None:
         raise DatasetError("The case has no reference.", where=f"case {files.case}")
-    return reference
+    return reference, volume
 
 
 def prediction_reader(
@@ -232,3 +237,44 @@ def read_columns(cases: Sequence[CaseFiles], table: Path | None = None) -> Colum
         if row["case"] in columns:
             columns[row["case"]] |= {key: value for key, value in row.items() if key != "case"}
     return columns
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """How judged cases are summed up; the fields are those of `evaluation.summarise`."""
+
+    preset: Preset
+    evaluated_on: str
+    operating_point: OperatingPoint | None = None
+    labels: Mapping[int, str] = field(default_factory=dict)
+    split_is_group_safe: bool | None = None
+    replicates: int = 1000
+    seed: int = 0
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    columns: Columns | None = None
+    subgroups: Sequence[str] | None = None
+
+    def sum_up(self, results: Sequence[CaseResult]) -> dict[str, Any]:
+        """The content of scores.json."""
+        return summarise(
+            results,
+            self.preset,
+            evaluated_on=self.evaluated_on,
+            operating_point=self.operating_point,
+            labels=self.labels,
+            split_is_group_safe=self.split_is_group_safe,
+            replicates=self.replicates,
+            seed=self.seed,
+            provenance={"lesionseg": lesionseg.__version__, **self.provenance},
+            columns=self.columns,
+            subgroups=self.subgroups,
+        )
+
+    def write(self, output: Path, results: Sequence[CaseResult], scores: Mapping[str, Any]) -> None:
+        """Write the three tables and, last, scores.json; each atomically."""
+        output.mkdir(parents=True, exist_ok=True)
+        write_csv(output / "cases.csv", case_rows(results), case_columns(results))
+        write_csv(output / "lesions.csv", lesion_rows(results, self.labels), LESION_COLUMNS)
+        rows = candidate_rows(results, self.labels)
+        write_csv(output / "candidates.csv", rows, CANDIDATE_COLUMNS)
+        write_json(output / "scores.json", scores)

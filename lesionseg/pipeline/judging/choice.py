@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from lesionseg.core import Calibration, OperatingPoint, Prediction
-from lesionseg.errors import ConfigError, ContentError
+from lesionseg.errors import ConfigError, ContentError, one_of
 from lesionseg.evaluation import CaseResult, choose
 from lesionseg.evaluation.statistics.calibration_curve import (
     fit_calibration,
@@ -48,13 +48,7 @@ class ChoiceSettings:
 
     def __post_init__(self) -> None:
         """Refuse, before training, what could not be chosen after it."""
-        if self.calibration not in CALIBRATIONS:
-            raise ConfigError(
-                "There is no such calibration.",
-                where="calibration",
-                seen=self.calibration,
-                expected=" or ".join(CALIBRATIONS),
-            )
+        one_of("calibration", self.calibration, CALIBRATIONS, where="calibration")
         names = [f"fp_per_case:{rate:g}" for rate in RATES]
         names += [f"sensitivity:{share:g}" for share in SENSITIVITIES]
         choose_operating_point([OperatingPoint(known, 0.5) for known in names], self.accept)

@@ -17,6 +17,7 @@ from lesionseg.io.predictions import find_predictions, write_prediction
 from lesionseg.pipeline.dataset.survey import Survey
 from lesionseg.pipeline.judging.case_pairs import (
     CasePair,
+    Scoring,
     See,
     match_pairs,
     openers,
@@ -25,9 +26,8 @@ from lesionseg.pipeline.judging.case_pairs import (
 )
 from lesionseg.pipeline.judging.choice import Choice, ChoiceSettings, make_choice
 from lesionseg.pipeline.judging.least_size import choose_least_size
-from lesionseg.pipeline.judging.scoring import Scoring
 from lesionseg.pipeline.predict.case_pipeline import predict_volumes
-from lesionseg.pipeline.run.progress import bar
+from lesionseg.pipeline.run.outcome import bar
 
 OUT_OF_FOLD = "out-of-fold"
 

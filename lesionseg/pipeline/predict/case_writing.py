@@ -1,7 +1,7 @@
 """What a predicted case leaves in the output folder, and how it gets there."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypedDict
@@ -9,19 +9,60 @@ from typing import Literal, TypedDict
 import numpy as np
 from numpy.typing import NDArray
 
-from lesionseg.core import CaseFiles, Geometry, Volume
+from lesionseg.core import CaseFiles, Geometry, Prediction, Volume
 from lesionseg.errors import OutputError
 from lesionseg.inference.decision import Inferred, Slab
 from lesionseg.inference.predictor import Predictor
 from lesionseg.io.case_ids import check_case_id
-from lesionseg.io.dicom.source_images import ResultOrigin
+from lesionseg.io.dicom.seg_write import write_segmentation
+from lesionseg.io.dicom.source_images import (
+    REPORT,
+    SEGMENTATION,
+    ResultOrigin,
+    read_source,
+    require_highdicom,
+)
+from lesionseg.io.dicom.sr_write import write_report
 from lesionseg.io.formats.volumes import is_dicom_image, result_suffix, write_volume
 from lesionseg.io.predictions import write_prediction
-from lesionseg.pipeline.predict.dicom_output import dicom_paths, write_dicom
 from lesionseg.plan.plan import Plan
 
+NO_SEGMENTATION = "No DICOM segmentation: no accepted candidate has voxels."
 SaveProbabilities = Literal["none", "uint8", "float16"]
 PROBABILITIES = "probabilities"
+
+
+def check_dicom_output(cases: Sequence[CaseFiles]) -> None:
+    """Raise `ConfigError` when there is a DICOM scan and nothing to write DICOM with."""
+    for files in cases:
+        with suppress(OSError):  # a file that cannot be opened fails by itself
+            if is_dicom_image(files.images[0]):
+                require_highdicom()
+                return
+
+
+def dicom_paths(
+    folder: Path, files: CaseFiles, plan: Plan, *, segmented: bool = True
+) -> list[Path]:
+    """Segmentation, where there is one, and report of a case whose first image is DICOM."""
+    if not is_dicom_image(files.images[0]):
+        return []
+    segmented = segmented and plan.candidate_rule.source != "detection"
+    names = [SEGMENTATION, REPORT] if segmented else [REPORT]
+    return [folder / f"{files.case}{name}" for name in names]
+
+
+def write_dicom(
+    folder: Path, prediction: Prediction, files: CaseFiles, plan: Plan, origin: ResultOrigin
+) -> str:
+    """Write both as far as there is something to say; returns what the table says of it."""
+    source = read_source(files.images[0])
+    values = dict(zip(plan.label_values, plan.label_names, strict=True))
+    path = folder / f"{files.case}{SEGMENTATION}"
+    segmentation = write_segmentation(path, prediction, source, origin, values)
+    report = folder / f"{files.case}{REPORT}"
+    write_report(report, prediction, source, origin, plan.lesion_labels, segmentation)
+    return NO_SEGMENTATION if segmentation is None and prediction.instances is not None else ""
 
 
 class CaseCounts(TypedDict):

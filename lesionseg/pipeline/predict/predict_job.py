@@ -31,15 +31,15 @@ from lesionseg.pipeline.predict.case_pipeline import (
     through_steps,
 )
 from lesionseg.pipeline.predict.case_writing import (
+    NO_SEGMENTATION,
     CaseOutputs,
     SaveProbabilities,
     write_case,
 )
-from lesionseg.pipeline.predict.dicom_output import NO_SEGMENTATION
 from lesionseg.pipeline.predict.predictions_table import PredictionRow, Status
 from lesionseg.pipeline.predict.stages import Halt
 from lesionseg.pipeline.run.capabilities import require_voxels
-from lesionseg.pipeline.run.redaction import redact_any
+from lesionseg.pipeline.run.run_log import redact_any
 
 logger = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Literal, TypeVar
 
-from lesionseg.errors import ConfigError
+from lesionseg.errors import require
 from lesionseg.io.atomic import read_csv, write_csv
 from lesionseg.pipeline.run.outcome import CommandOutcome
 
@@ -80,13 +80,13 @@ class Shard:
     number: int = 1
 
     def __post_init__(self) -> None:
-        if not 0 <= self.index < self.number:
-            raise ConfigError(
-                "There is no such shard.",
-                where="shard_index",
-                seen=f"shard_index={self.index} num_shards={self.number}",
-                expected="shard_index from 0 to num_shards - 1",
-            )
+        require(
+            0 <= self.index < self.number,
+            "There is no such shard.",
+            where="shard_index",
+            seen=f"shard_index={self.index} num_shards={self.number}",
+            expected="shard_index from 0 to num_shards - 1",
+        )
 
     def of(self, cases: Sequence[T]) -> list[T]:
         """This shard's cases."""

@@ -1,9 +1,8 @@
 """Cases as a Ray Data job: the same steps, on workers all over a cluster.
 
-Every machine must see bundle, input and output under the same paths. A worker holds its networks
-and takes one case after the other; Ray replaces a worker that dies and gives its case to
-another. Each attempt leaves a file in the output folder before it begins, so that a case which
-kills its workers (for want of memory, say) is given up after three of them instead of for ever.
+Every machine must see bundle, input and output under the same paths. Ray replaces a worker that
+dies and gives its case to another. Each attempt leaves a file in the output folder, so that a case
+which kills its workers, for want of memory say, is given up after three of them.
 """
 
 import logging
@@ -13,7 +12,6 @@ from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from hashlib import blake2b
-from pathlib import Path
 from shutil import rmtree
 from typing import Any
 
@@ -57,7 +55,8 @@ def predict_on_ray(
     `distributed`, or when the cluster has nothing to compute on.
     """
     ray = _ray()
-    job = _absolute(job)
+    bundles = tuple(bundle.resolve() for bundle in job.bundles)  # workers run in another folder
+    job = replace(job, bundles=bundles, output=job.output.resolve())
     attempts = job.output / ATTEMPTS
     if not cases:
         return
@@ -100,8 +99,8 @@ def _rows(
 ) -> Iterator[PredictionRow]:
     order = ray.cloudpickle.dumps((job, architectures, workers.per_machine))
     items = [
-        {"order": order, "case": pickle.dumps((_absolute_files(c), known.get(c.case)))}
-        for c in cases
+        {"order": order, "case": pickle.dumps((c, known.get(c.case)))}
+        for c in (replace(c, images=tuple(p.absolute() for p in c.images)) for c in cases)
     ]
     n_workers = min(workers.number, len(cases))
     takes = {"num_gpus": workers.gpus} if workers.gpus else {"num_cpus": workers.cores}
@@ -178,13 +177,3 @@ def _ray() -> Any:
             remedy=pip_install("distributed"),
         ) from error
     return ray
-
-
-def _absolute(job: PredictJob) -> PredictJob:
-    """Workers have another working directory."""
-    bundles = tuple(bundle.resolve() for bundle in job.bundles)
-    return replace(job, bundles=bundles, output=job.output.resolve())
-
-
-def _absolute_files(files: CaseFiles) -> CaseFiles:
-    return replace(files, images=tuple(Path(image).absolute() for image in files.images))

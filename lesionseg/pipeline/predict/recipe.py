@@ -6,17 +6,16 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from lesionseg.core import CaseFiles
-from lesionseg.errors import ConfigError, DatasetError
+from lesionseg.errors import DatasetError, require
 from lesionseg.inference.inference_settings import InferenceSettings
 from lesionseg.io.layouts.input_images import find_images
 from lesionseg.models.build import NetworkFactory
 from lesionseg.pipeline.dataset.data_settings import DicomSettings
-from lesionseg.pipeline.predict.case_writing import SaveProbabilities
-from lesionseg.pipeline.predict.dicom_output import check_dicom_output
+from lesionseg.pipeline.predict.case_writing import SaveProbabilities, check_dicom_output
 from lesionseg.pipeline.predict.predict_job import PredictJob, predict_cases
 from lesionseg.pipeline.predict.predictions_table import PredictionTable, PredictOutcome, Shard
 from lesionseg.pipeline.predict.ray_engine import predict_on_ray
-from lesionseg.pipeline.run.progress import Advance, bar
+from lesionseg.pipeline.run.outcome import Advance, bar
 from lesionseg.plan.plan import Plan
 
 EngineName = Literal["local", "ray"]
@@ -69,7 +68,10 @@ def predict(
         architectures: the caller's own networks; see `Predictor`.
         progress: called with case, number done and total after every case, in place of a bar.
     """
-    check_engine(engine)
+    engines = get_args(EngineName)
+    expected = " or ".join(engines)
+    what = "There is no such engine."
+    require(engine in engines, what, where="engine", seen=engine, expected=expected)
     folders = (bundle,) if isinstance(bundle, (str, Path)) else tuple(bundle)
     job = PredictJob(
         bundles=tuple(Path(folder) for folder in folders),
@@ -106,33 +108,22 @@ def predict(
     return PredictOutcome(sorted(rows, key=lambda row: row.case))
 
 
-def check_engine(name: str) -> None:
-    """Raise `ConfigError` for an engine that there is not."""
-    if name not in get_args(EngineName):
-        raise ConfigError(
-            "There is no such engine.",
-            where="engine",
-            seen=name,
-            expected=" or ".join(get_args(EngineName)),
-        )
-
-
 def find_cases(source: Path, output: Path, plan: Plan) -> list[CaseFiles]:
     """The cases of `source`, results of an earlier run in `output` left out."""
-    if output.exists() and not output.is_dir():
-        raise ConfigError(
-            "The output is a file.",
-            where="output",
-            seen=output,
-            expected="a folder; one that does not exist is made",
-        )
-    if source.is_dir() and output.exists() and source.samefile(output):
-        raise ConfigError(
-            "The output folder is the input folder: its masks would be taken for scans.",
-            where="output",
-            seen=output,
-            remedy="choose another folder; it may lie inside the input folder.",
-        )
+    require(
+        output.is_dir() or not output.exists(),
+        "The output is a file.",
+        where="output",
+        seen=output,
+        expected="a folder; one that does not exist is made",
+    )
+    require(
+        not (source.is_dir() and output.exists() and source.samefile(output)),
+        "The output folder is the input folder: its masks would be taken for scans.",
+        where="output",
+        seen=output,
+        remedy="choose another folder; it may lie inside the input folder.",
+    )
     results = output.resolve()
     scans = find_images(source, len(plan.channel_names))
     cases = [c for c in scans if not any(_lies_in(results, p) for p in c.images)]

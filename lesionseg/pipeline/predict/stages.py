@@ -9,6 +9,7 @@ go on at the same time; a full queue makes the faster step wait, so that memory 
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import suppress
 from typing import Any
 
 
@@ -127,17 +128,11 @@ def overlapped(
     for thread in threads:
         thread.start()
     try:
-        yield from _until_stopped(queues[-1])
+        with suppress(Stopped):
+            yield from queues[-1]
     finally:
         give_up()
         for thread in threads:
             thread.join()
     if errors:
         raise errors[0]
-
-
-def _until_stopped(queue: Queue) -> Iterator[Any]:
-    try:
-        yield from queue
-    except Stopped:
-        return

@@ -13,8 +13,8 @@ from lesionseg.io.inspection import Inspected, inspect_case
 from lesionseg.ops.lesions import lesion_mask, lesions_of
 from lesionseg.pipeline.prepare.check_between import Trace, compare_cases
 from lesionseg.pipeline.prepare.findings import CheckOutcome, Finding
-from lesionseg.pipeline.run.progress import bar
-from lesionseg.pipeline.run.redaction import redact, redact_error
+from lesionseg.pipeline.run.outcome import bar
+from lesionseg.pipeline.run.run_log import redact, redact_error
 from lesionseg.plan.fingerprint import canonical_order
 from lesionseg.report.figures.thumbnail import draw_thumbnail
 from lesionseg.report.sections.dataset_page import CaseLook, Remark, write_dataset_report

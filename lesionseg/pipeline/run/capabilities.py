@@ -4,7 +4,7 @@ import logging
 
 from torch import nn
 
-from lesionseg.errors import ConfigError, DatasetError
+from lesionseg.errors import DatasetError, require
 from lesionseg.losses import DiceFocalLoss
 from lesionseg.losses.detection_loss import DetectionLoss
 from lesionseg.pipeline.dataset.survey import Survey
@@ -35,13 +35,13 @@ def require_voxels(plan_or_name: Plan | str, where: str, what: str) -> None:
         name, has_voxels = plan_or_name, "segmentation" in sources_of(plan_or_name)
     else:
         name, has_voxels = plan_or_name.architecture.name, plan_or_name.has_voxels
-    if not has_voxels:
-        raise ConfigError(
-            f"There are no {what} of a network without voxels.",
-            where=where,
-            seen=f"model={name}",
-            remedy=f"leave {where} at its default, or train model=retina_unet.",
-        )
+    require(
+        has_voxels,
+        f"There are no {what} of a network without voxels.",
+        where=where,
+        seen=f"model={name}",
+        remedy=f"leave {where} at its default, or train model=retina_unet.",
+    )
 
 
 def warn_of_unheard_loss(architecture: str, loss: nn.Module, detection: DetectionLoss) -> None:
@@ -49,7 +49,10 @@ def warn_of_unheard_loss(architecture: str, loss: nn.Module, detection: Detectio
 
     The default loss was not chosen.
     """
-    if "segmentation" not in sources_of(architecture) and not _is_default(loss):
+    is_default = (  # that of `conf/loss/dice_focal.yaml`, untouched
+        isinstance(loss, DiceFocalLoss) and (loss.focal.alpha, loss.focal.gamma) == (0.5, 0.0)
+    )
+    if "segmentation" not in sources_of(architecture) and not is_default:
         log.warning(
             "model=%s has no voxels: %s teaches it nothing. Its anchors are taught by detection=%s "
             "(α %s, γ %s).",
@@ -59,10 +62,3 @@ def warn_of_unheard_loss(architecture: str, loss: nn.Module, detection: Detectio
             detection.alpha,
             detection.gamma,
         )
-
-
-def _is_default(loss: nn.Module) -> bool:
-    """Whether a loss is that of `conf/loss/dice_focal.yaml`, untouched."""
-    if not isinstance(loss, DiceFocalLoss):
-        return False
-    return (loss.focal.alpha, loss.focal.gamma) == (0.5, 0.0)

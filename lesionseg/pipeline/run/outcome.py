@@ -1,7 +1,13 @@
-"""What every command's recipe returns: lines to print and an exit status."""
+"""What every command shows and returns: a bar on the terminal, lines to print, an exit status."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+Advance = Callable[[str, int, int], None]
 
 
 class CommandOutcome:
@@ -77,3 +83,26 @@ def _cell(scores: Mapping[str, Any], name: str) -> str:
     if value is None:
         return "–"
     return str(value) if isinstance(value, int) else f"{value:.3f}"
+
+
+@contextmanager
+def bar(what: str) -> Iterator[Advance]:
+    """A bar on standard error; call what it yields with (item, done, total).
+
+    Nothing is drawn where standard error is no terminal.
+    """
+    console = Console(stderr=True)
+    columns = (
+        TextColumn("{task.description:<22}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[item]}"),
+    )
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        task = progress.add_task(what, total=None, item="")
+
+        def advance(item: str, done: int, total: int) -> None:
+            progress.update(task, completed=done, total=total, item=item)
+
+        yield advance

@@ -1,17 +1,23 @@
-"""`train.log`: what a training says, kept in its run directory as well."""
+"""What a run says in writing: its log file, and messages in which no patient or file is named."""
 
 import logging
+import re
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import lesionseg
+from lesionseg.core import CaseFiles
 from lesionseg.errors import LesionsegError
+from lesionseg.io.formats.volumes import strip_suffix
+from lesionseg.io.local_files import content_files
 from lesionseg.pipeline.run.run_dir import is_claimed
 
 LOG = "train.log"
 LINE = "%(asctime)s %(message)s"
+_QUOTED = re.compile(r"'[^']*'")
+_SHORTEST = 3  # letters: a case called "a" is no identifier, and the word stands everywhere
 
 
 class RunLog(logging.Handler):
@@ -94,3 +100,59 @@ def _noted(log: RunLog) -> Iterator[Callable[[str], None]]:
     except BaseException:
         log.note(traceback.format_exc())
         raise
+
+
+def redact_error(error: LesionsegError, files: CaseFiles | None, pseudonym: str) -> str:
+    """What is wrong, what was seen and what to do, with a case's names replaced by `pseudonym`.
+
+    Of a case that is not known (None) only what is wrong and what to do is said, quotes emptied.
+    """
+    if files is None:
+        message = " ".join(part for part in (error.what, error.remedy) if part)
+        return _QUOTED.sub("'…'", message)
+    nowhere = LesionsegError(
+        error.what, seen=error.seen, expected=error.expected, remedy=error.remedy
+    )
+    return redact(str(nowhere), files, pseudonym)
+
+
+def redact_any(error: Exception, files: CaseFiles, pseudonym: str) -> str:
+    """What any error says of a case, redacted; only its class where the names are not to be had."""
+    try:
+        if isinstance(error, LesionsegError):
+            return redact_error(error, files, pseudonym)
+        return redact(repr(error), files, pseudonym)
+    except Exception:  # a path that no disk takes, or links that lead in a circle
+        return f"{type(error).__name__}; what it says is not told, for it may name the patient."
+
+
+def redact(text: str, files: CaseFiles, pseudonym: str) -> str:
+    """A text in which paths, file names, the case's id and its group are replaced."""
+    words: dict[str, str] = {}
+    for name, called in _names(files, pseudonym):
+        if len(name) >= _SHORTEST:
+            words.setdefault(name, called)  # a file often is called as its case
+    for name in sorted(words, key=len, reverse=True):
+        text = re.sub(rf"(?<!\w){re.escape(name)}(?!\w)", words[name], text)
+    return text.replace(repr(files.case), pseudonym)
+
+
+def _names(files: CaseFiles, pseudonym: str) -> Iterator[tuple[str, str]]:
+    yield from ((files.case, pseudonym), (files.group, "its patient"))
+    single = len(files.images) == 1
+    paths = [(f, "the image" if single else f"image {i}") for i, f in enumerate(files.images, 1)]
+    if files.reference is not None:
+        paths.append((files.reference, "the reference"))
+    for path, called in paths:
+        yield from _of_path(path, called)
+        if path.exists():  # slices of a series, or voxels beside their header
+            for number, file in enumerate(content_files(path), start=1):
+                yield from _of_path(file, f"file {number}")
+
+
+def _of_path(path: Path, called: str) -> Iterator[tuple[str, str]]:
+    for form in (path, path.absolute(), path.resolve()):
+        yield str(form), called
+        yield str(form.parent), "its folder"
+    yield path.name, called
+    yield strip_suffix(path), called

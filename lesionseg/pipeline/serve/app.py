@@ -2,7 +2,7 @@
 
 import asyncio
 import tempfile
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from importlib.resources import files
 from pathlib import Path
@@ -14,9 +14,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from lesionseg import __version__
 from lesionseg.errors import LesionsegError, OutputError
-from lesionseg.pipeline.serve.answer import Answerer
-from lesionseg.pipeline.serve.label_api import label_router
-from lesionseg.pipeline.serve.uploads import Shelf, Upload, store
+from lesionseg.pipeline.serve.label_api import label_router, uploaded
+from lesionseg.pipeline.serve.uploads import Answerer, Shelf, store
 
 Result = Literal["mask", "candidates", "all"]
 SWEEP_SECONDS = 60.0
@@ -68,7 +67,7 @@ def make_app(answerer: Answerer, *, bundle: str, max_upload_mb: float) -> FastAP
     @app.post("/predict", response_class=Response)
     def predict(file: Annotated[list[UploadFile], File()], result: Result = "mask") -> Response:
         with tempfile.TemporaryDirectory(prefix="lesionseg-") as folder:
-            store(sent(file), Path(folder), max_bytes)
+            store([uploaded(f) for f in file], Path(folder), max_bytes)
             answer = answerer.answer(Path(folder))
         if result == "all":
             name, content = "prediction.zip", answer.zipped()
@@ -88,11 +87,6 @@ async def _sweep_by_the_clock(shelf: Shelf) -> None:
     while True:
         await asyncio.sleep(SWEEP_SECONDS)
         await asyncio.to_thread(shelf.sweep)
-
-
-def sent(uploads: Sequence[UploadFile]) -> list[Upload]:
-    """The files of a request."""
-    return [Upload(u.filename or "scan.nii.gz", u.file) for u in uploads]
 
 
 def attachment(name: str, content: bytes, headers: dict[str, str]) -> Response:

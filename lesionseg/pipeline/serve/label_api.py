@@ -1,10 +1,8 @@
 """As much of MONAI Label's interface as 3D Slicer's plug-in needs to segment a loaded volume.
 
-The plug-in asks `/info/`, sends the volume to `/session/`, and asks `/infer/` by session; other
-clients may send it to `/datastore/`. All keys are made here and cannot be guessed, so that nobody
-gets the mask of another's scan, whatever either calls it. The answer is a form of two parts,
-`params` and `image`. There is no stored dataset, no training and no active learning: the datastore
-is always empty to whoever lists it.
+The plug-in asks `/info/`, sends the volume to `/session/`, and asks `/infer/` by session; others
+may send it to `/datastore/`, which is always empty to whoever lists it. All keys are made here and
+cannot be guessed, so that nobody gets the mask of another's scan.
 """
 
 import json
@@ -18,8 +16,7 @@ from fastapi import APIRouter, File, Form, HTTPException, Response, UploadFile
 from fastapi.responses import JSONResponse
 
 from lesionseg import __version__
-from lesionseg.pipeline.serve.answer import Answer, Answerer
-from lesionseg.pipeline.serve.uploads import Shelf, Upload, store
+from lesionseg.pipeline.serve.uploads import Answer, Answerer, Shelf, Upload, store
 from lesionseg.plan.plan import Plan
 
 MODEL = "lesionseg"
@@ -48,13 +45,13 @@ def label_router(answerer: Answerer, shelf: Shelf, max_bytes: int) -> APIRouter:
     def add_image(file: SentMany) -> dict[str, str]:
         # the name that a client gives (`image=`) is no key: two may call their scans the same
         key = uuid.uuid4().hex
-        shelf.put(_image(key), [_upload(f) for f in file], max_bytes)
+        shelf.put(_image(key), [uploaded(f) for f in file], max_bytes)
         return {"image": key}
 
     @router.put("/session/")
     def add_session(files: SentMany) -> dict[str, Any]:
         key = uuid.uuid4().hex
-        shelf.put(_session(key), [_upload(f) for f in files], max_bytes)
+        shelf.put(_session(key), [uploaded(f) for f in files], max_bytes)
         return {"session_id": key, "session_info": {"name": key}}
 
     @router.get("/session/{key}")
@@ -83,12 +80,12 @@ def label_router(answerer: Answerer, shelf: Shelf, max_bytes: int) -> APIRouter:
         suffix = _result_suffix(params, plan)
         if file is not None:
             with tempfile.TemporaryDirectory(prefix="lesionseg-") as folder:
-                store([_upload(file)], Path(folder), max_bytes)
+                store([uploaded(file)], Path(folder), max_bytes)
                 return _response(answerer.answer(Path(folder), suffix=suffix), plan, output)
-        kept = shelf.get(_session(session_id) if session_id else _image(image))
-        if kept is None:
+        scan = shelf.get(_session(session_id) if session_id else _image(image))
+        if scan is None:
             raise HTTPException(404, _NO_IMAGE)
-        return _response(answerer.answer(kept, suffix=suffix), plan, output)
+        return _response(answerer.answer(scan, suffix=suffix), plan, output)
 
     return router
 
@@ -124,7 +121,8 @@ _NO_IMAGE = (
 _EMPTY: Mapping[str, Any] = {"total": 0, "completed": 0, "label_tags": {}}
 
 
-def _upload(file: UploadFile) -> Upload:
+def uploaded(file: UploadFile) -> Upload:
+    """One file of a request."""
     return Upload(file.filename or "scan.nii.gz", file.file)
 
 

@@ -66,10 +66,20 @@ def serving_app(
     architectures: Mapping[str, NetworkFactory] | None = None,
     trust: bool = False,
 ) -> Any:
-    """The ASGI application, for another server than uvicorn."""
+    """The ASGI application, for another server than uvicorn.
+
+    Args:
+        bundle: a run directory or a bundle's folder, or several that are averaged.
+        max_upload_mb: the largest request, in megabytes of 2²⁰ bytes.
+        inference: overlap, mirrored views, batch size, precision and memory.
+        operating_point: accepts candidates; None: the bundle's first.
+        device: "auto", "cpu" or "cuda".
+        architectures: the caller's own networks; see `Predictor`.
+        trust: classes that the bundle names may be imported.
+    """
     _uvicorn()
-    from lesionseg.pipeline.serve.answer import Answerer
     from lesionseg.pipeline.serve.app import make_app
+    from lesionseg.pipeline.serve.uploads import Answerer
 
     folders = (bundle,) if isinstance(bundle, (str, Path)) else tuple(bundle)
     predictor = Predictor(

@@ -1,17 +1,21 @@
-"""What clients send, in temporary folders, under names that say nothing of the patient."""
+"""Uploaded scans in a temporary folder, the prediction of one, and the answer to the client."""
 
+import io
 import shutil
 import tempfile
 import threading
 import time
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
-from lesionseg.errors import ContentError, ReadError
-from lesionseg.io.formats.volumes import case_suffix, is_image_file
+from lesionseg.errors import ContentError, DatasetError, LesionsegError, ReadError
+from lesionseg.inference.predictor import Predictor
+from lesionseg.io.formats.volumes import case_suffix, is_image_file, result_suffix
+from lesionseg.io.layouts.input_images import find_images
+from lesionseg.io.predictions import write_prediction
 
 CASE = "scan"
 _PIECE = 2**20
@@ -140,3 +144,74 @@ class Shelf:
         if folder is not None:
             folder.cleanup()
         return folder is not None
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The files of a prediction by name, `scan_mask.nii.gz` and so on, and what was counted."""
+
+    files: Mapping[str, bytes]
+    n_candidates: int
+    n_accepted: int
+
+    def file(self, kind: str) -> tuple[str, bytes]:
+        """Name and content of one file: `mask`, `instances` or `candidates`."""
+        name = next(name for name in self.files if name.startswith(f"{CASE}_{kind}"))
+        return name, self.files[name]
+
+    def zipped(self) -> bytes:
+        """All files as a zip."""
+        buffer = io.BytesIO()
+        with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+            for name, content in self.files.items():
+                archive.writestr(name, content)
+        return buffer.getvalue()
+
+
+class Answerer:
+    """Predicts scans one at a time, whoever asks.
+
+    What goes wrong with a scan is raised as a `LesionsegError` that names no file of the server's.
+    """
+
+    def __init__(self, predictor: Predictor) -> None:
+        self.predictor = predictor
+        self._lock = threading.Lock()
+
+    def answer(self, folder: Path, *, suffix: str | None = None) -> Answer:
+        """Predict the one scan in `folder`; `suffix` is the masks' format, else the scan's own."""
+        try:
+            return self._answer(folder, suffix)
+        except LesionsegError as error:
+            raise _without_path(error, folder) from error
+        except MemoryError:
+            raise
+        except Exception as error:  # a damaged file may make any library raise anything
+            raise ReadError("The scan cannot be predicted.", seen=type(error).__name__) from error
+
+    def _answer(self, folder: Path, suffix: str | None) -> Answer:
+        plan = self.predictor.plan
+        cases = find_images(folder, len(plan.channel_names))
+        if len(cases) != 1:
+            raise DatasetError("Send one scan at a time.", seen=f"{len(cases)} scans")
+        files = cases[0]
+        with self._lock:
+            prediction = self.predictor.predict_volume(self.predictor.scans.read(files), CASE)
+        chosen = suffix or result_suffix(files.images[0], plan.dims)
+        with tempfile.TemporaryDirectory(prefix="lesionseg-") as output:
+            write_prediction(Path(output), prediction, suffix=chosen, like=files.images[0])
+            written = {p.name: p.read_bytes() for p in sorted(Path(output).iterdir())}
+        accepted = sum(c.accepted for c in prediction.candidates)
+        return Answer(written, len(prediction.candidates), accepted)
+
+
+def _without_path(error: LesionsegError, folder: Path) -> LesionsegError:
+    """The same error, our folder's path cut out of what it says."""
+    texts: dict[str, Any] = {}
+    for name in ("what", "where", "seen", "expected", "remedy"):
+        value = getattr(error, name)
+        text = "" if value is None else str(value)
+        text = text.replace(str(folder.resolve()), "").replace(str(folder), "")
+        texts[name] = text.lstrip("/\\") or None
+    what = texts.pop("what") or "The scan cannot be predicted."
+    return type(error)(what, **texts)

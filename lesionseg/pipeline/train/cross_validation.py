@@ -23,7 +23,6 @@ from lesionseg.inference.bundles.ensemble import ensemble
 from lesionseg.inference.predictor import Predictor
 from lesionseg.io.atomic import read_json, write_json
 from lesionseg.io.predictions import find_predictions
-from lesionseg.pipeline.dataset.same_cases import SPLITS, refuse_other_cases
 from lesionseg.pipeline.dataset.survey import Survey, divided, folds_of
 from lesionseg.pipeline.judging.choice import undecided
 from lesionseg.pipeline.judging.judge_role import (
@@ -32,7 +31,7 @@ from lesionseg.pipeline.judging.judge_role import (
     judge_untouched,
     labelled,
 )
-from lesionseg.pipeline.run.run_dir import check_claim
+from lesionseg.pipeline.run.run_dir import SPLITS, check_claim, refuse_other_cases
 from lesionseg.pipeline.train.fine_tuning import bundle_plan, read_as_typed
 from lesionseg.pipeline.train.learning import kept_plan
 from lesionseg.pipeline.train.one_training import (

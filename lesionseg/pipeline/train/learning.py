@@ -18,11 +18,10 @@ from lesionseg.losses.detection_loss import DetectionLoss
 from lesionseg.models.build import TRUSTED, build_network
 from lesionseg.models.network_trial import backbone_pyramid, tried
 from lesionseg.pipeline.dataset.data_settings import DataSettings
-from lesionseg.pipeline.dataset.same_cases import SPLITS
 from lesionseg.pipeline.dataset.survey import Survey, take_survey
 from lesionseg.pipeline.judging.choice import undecided
-from lesionseg.pipeline.run.progress import bar
-from lesionseg.pipeline.run.run_dir import is_claimed
+from lesionseg.pipeline.run.outcome import bar
+from lesionseg.pipeline.run.run_dir import SPLITS, is_claimed
 from lesionseg.pipeline.train.fine_tuning import bundle_plan, start_from
 from lesionseg.plan.make import PlanOverrides, make_plan
 from lesionseg.plan.plan import FocalLink, Plan

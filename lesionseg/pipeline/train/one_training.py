@@ -20,15 +20,20 @@ from lesionseg.inference.inference_settings import InferenceSettings
 from lesionseg.inference.predictor import Predictor
 from lesionseg.io.atomic import write_text
 from lesionseg.pipeline.dataset.data_settings import DataSettings
-from lesionseg.pipeline.dataset.same_cases import refuse_other_cases
 from lesionseg.pipeline.dataset.survey import Survey
 from lesionseg.pipeline.judging.choice import Choice, ChoiceSettings
 from lesionseg.pipeline.judging.judge_role import RoleScores, Rules, judge_validation, labelled
 from lesionseg.pipeline.judging.volume_scores import VolumeJudge, VolumeScores
 from lesionseg.pipeline.report.recipe import ReportSettings
 from lesionseg.pipeline.run.capabilities import require_masks, require_voxels
-from lesionseg.pipeline.run.provenance import device_name, is_simulated, provenance
-from lesionseg.pipeline.run.run_dir import claim, is_claimed
+from lesionseg.pipeline.run.run_dir import (
+    claim,
+    device_name,
+    is_claimed,
+    is_simulated,
+    provenance,
+    refuse_other_cases,
+)
 from lesionseg.pipeline.train.learning import (
     affordable,
     decide,

@@ -16,13 +16,20 @@ from lesionseg.evaluation import Preset
 from lesionseg.inference.inference_settings import InferenceSettings
 from lesionseg.io.cases import read_case
 from lesionseg.pipeline.dataset.data_settings import DataSettings
-from lesionseg.pipeline.dataset.same_cases import refuse_other_cases
 from lesionseg.pipeline.dataset.survey import Survey, n_lesions, take_survey
 from lesionseg.pipeline.judging.volume_scores import VolumeJudge
 from lesionseg.pipeline.run.capabilities import require_masks
 from lesionseg.pipeline.run.outcome import CommandOutcome, aligned
-from lesionseg.pipeline.run.provenance import device_name, is_simulated, provenance
-from lesionseg.pipeline.run.run_dir import check_claim, claim, default_run_dir, is_claimed
+from lesionseg.pipeline.run.run_dir import (
+    check_claim,
+    claim,
+    default_run_dir,
+    device_name,
+    is_claimed,
+    is_simulated,
+    provenance,
+    refuse_other_cases,
+)
 from lesionseg.pipeline.train.learning import affordable, decide, prepare_cases
 from lesionseg.pipeline.tune.pair_losses import AnchorLossOfPair, LossOfPair, PairLosses
 from lesionseg.pipeline.tune.search import Search, TuneSettings, require_optuna

@@ -24,7 +24,7 @@ from torch import nn
 from lesionseg.core import equivalent_diameter_mm
 from lesionseg.data.cache.cached_case import CachedCase, CachedLesion
 from lesionseg.errors import ReadError
-from lesionseg.inference.candidates.painting import find_by_plan
+from lesionseg.inference.decision import find_by_plan
 from lesionseg.inference.sliding.sliding_window import predict_probabilities
 from lesionseg.io.atomic import read_json, write_csv, write_text
 from lesionseg.plan.plan import Plan

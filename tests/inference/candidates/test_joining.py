@@ -5,9 +5,8 @@ import pytest
 from numpy.typing import NDArray
 
 from lesionseg.core import Geometry
-from lesionseg.inference.candidates.joining import join_regions
 from lesionseg.inference.candidates.peaks import Above, PeakRegion, collect_above, grow_regions
-from lesionseg.inference.candidates.postprocess import CandidateSet, find_candidates
+from lesionseg.inference.candidates.postprocess import CandidateSet, find_candidates, join_regions
 from lesionseg.ops.components import label_components
 from lesionseg.plan.plan import CandidateRule
 

@@ -9,7 +9,7 @@ from lesionseg.core import Geometry, Volume
 from lesionseg.inference.sliding.body import Body, find_body
 from lesionseg.inference.sliding.scan_tiles import ScanTiles
 from lesionseg.inference.sliding.sliding_window import SlidingWindow, Task
-from lesionseg.inference.sliding.store import Store
+from lesionseg.inference.sliding.stitch import Store
 from lesionseg.models.build import build_network
 from lesionseg.plan.plan import Plan
 from tests.inference.networks import Identity

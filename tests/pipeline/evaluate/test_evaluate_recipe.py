@@ -13,8 +13,7 @@ from lesionseg.evaluation.rows import CANDIDATE_COLUMNS, CASE_COLUMNS, LESION_CO
 from lesionseg.io.formats.volumes import write_volume
 from lesionseg.io.predictions import write_prediction
 from lesionseg.pipeline.evaluate.recipe import evaluate
-from lesionseg.pipeline.judging.case_pairs import CasePair, judge_pairs
-from lesionseg.pipeline.judging.scoring import Scoring
+from lesionseg.pipeline.judging.case_pairs import CasePair, Scoring, judge_pairs
 from tests.evaluation.hand_cases import HAND_CASES, make_prediction, make_reference, prediction_of
 
 SHAPE, SPACING = (10, 12, 14), (3.0, 1.0, 1.0)

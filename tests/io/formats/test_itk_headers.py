@@ -18,7 +18,7 @@ from lesionseg.io.formats.volumes import read_geometry, read_volume
 from lesionseg.io.local_files import content_files, fetch_images
 from lesionseg.io.remote.local_disk import LocalDisk
 from lesionseg.io.remote.mirror import mirror
-from lesionseg.pipeline.run.redaction import redact
+from lesionseg.pipeline.run.run_log import redact
 
 VOXELS = np.arange(24, dtype=np.int16).reshape(2, 3, 4)
 ZLIB = zlib.compress(VOXELS.tobytes())

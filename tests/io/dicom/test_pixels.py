@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from lesionseg.io.dicom.polygon import fill_polygon
+from lesionseg.io.dicom.pixels import fill_polygon
 
 
 def is_inside(corners: np.ndarray, y: float, x: float) -> bool:

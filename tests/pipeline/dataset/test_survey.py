@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from lesionseg.errors import ConfigError
-from lesionseg.pipeline.dataset.simulate import SETTINGS, simulate_once
+from lesionseg.pipeline.dataset.survey import SETTINGS, simulate_once
 
 
 def write(folder: Path, n_cases: int, *, progress: Callable[[str, int, int], None]) -> None:

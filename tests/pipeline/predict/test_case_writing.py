@@ -16,7 +16,7 @@ from lesionseg.inference.bundles.bundle import write_bundle
 from lesionseg.io.formats.volumes import read_volume
 from lesionseg.io.predictions import find_predictions
 from lesionseg.pipeline.evaluate.recipe import evaluate
-from lesionseg.pipeline.predict.dicom_output import NO_SEGMENTATION
+from lesionseg.pipeline.predict.case_writing import NO_SEGMENTATION
 from lesionseg.pipeline.predict.predictions_table import PredictOutcome
 from lesionseg.pipeline.predict.recipe import predict
 from lesionseg.pipeline.report.recipe import ReportSettings, report
