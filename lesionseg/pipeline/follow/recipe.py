@@ -1,0 +1,254 @@
+"""The recipe of `follow`: pair the visits, say what became of each lesion, judge what is new."""
+
+import logging
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import lesionseg
+from lesionseg.core import OperatingPoint
+from lesionseg.errors import DatasetError, require
+from lesionseg.evaluation import CaseResult, find_preset
+from lesionseg.evaluation.change import (
+    STATES,
+    LesionChange,
+    ChangeRule,
+    find_changes,
+    repeatability,
+)
+from lesionseg.io.atomic import write_csv, write_json
+from lesionseg.io.cases import read_mask
+from lesionseg.io.predictions import find_masks
+from lesionseg.pipeline.follow.new_lesions import (
+    apply_point,
+    choose_point,
+    judge_new,
+    new_lesions,
+)
+from lesionseg.pipeline.follow.visit_pairs import (
+    PairFiles,
+    Register,
+    VisitPair,
+    check_labels,
+    check_register,
+    find_pairs,
+    labels_of,
+    open_pair,
+)
+from lesionseg.pipeline.judging.scoring import Scoring
+from lesionseg.pipeline.run.outcome import CommandOutcome, aligned
+from lesionseg.pipeline.run.progress import Advance, bar
+
+_log = logging.getLogger(__name__)
+
+VISITS = ("before", "after")  # the two folders of test–retest and of stable pairs
+PAIR_COLUMNS = (
+    *("case", *STATES, "new_accepted", "volume_before_ml", "volume_after_ml"),
+    *("registered", "mutual_information", "foreground_dice"),
+)
+
+
+@dataclass(frozen=True)
+class FollowOutcome(CommandOutcome):
+    """The changes, as they stand in `output/changes.csv`, and how many pairs there were."""
+
+    changes: tuple[LesionChange, ...]
+    n_pairs: int
+    output: Path
+
+    def summary(self) -> list[str]:
+        """How many lesions are in each state, how many of them count, and per pair."""
+        everyone = Counter(c.state for c in self.changes)
+        accepted = Counter(c.state for c in self.changes if c.accepted)
+        rows = [
+            (s, str(everyone[s]), str(accepted[s]), f"{accepted[s] / self.n_pairs:.2f}")
+            for s in STATES
+        ]
+        lines = aligned([("", "lesions", "accepted", "per pair"), *rows])
+        return [*lines, f"{self.n_pairs} pairs: {self.output / 'changes.csv'}"]
+
+
+def follow(
+    before: str | Path,
+    after: str | Path,
+    output: str | Path,
+    *,
+    before_images: str | Path | None = None,
+    after_images: str | Path | None = None,
+    register: str = "auto",
+    reference: str | Path | None = None,
+    stable: str | Path | Sequence[str] | None = None,
+    false_new_per_pair: float = 0.5,
+    retest: str | Path | None = None,
+    overlap: float = 0.1,
+    confidence: float = 0.99,
+    replicates: int = 1000,
+    seed: int = 0,
+    progress: Advance | None = None,
+) -> FollowOutcome:
+    """Compare two visits case by case; writes changes.csv, pairs.csv and follow.json.
+
+    Cases of one folder alone are named in a warning and in follow.json. Raises `ConfigError`,
+    `DatasetError`, `ReadError`, `GeometryError` or `ContentError`, and then writes nothing.
+
+    Args:
+        before: masks or predictions of the earlier visit, named by case.
+        after: those of the later visit, named alike.
+        output: the folder for the tables.
+        before_images: the earlier scans, named by case, to register by.
+        after_images: the later ones.
+        register: `headers` trusts positions, `rigid` registers, `auto` does so where grids differ.
+        reference: masks of the new lesions by case, on the later grid; writes scores.json.
+        stable: case ids among the pairs, or a folder with `before` and `after`, in which nothing
+            is new: the operating point is chosen on them. None: every new lesion counts.
+        false_new_per_pair: what the operating point is chosen for.
+        retest: a folder with `before` and `after`, scanned twice without a change: the smallest
+            change is estimated from them. None: the grid's own error alone.
+        overlap: see `ChangeRule`.
+        confidence: see `ChangeRule`.
+        replicates: of the bootstrap behind every interval.
+        seed: of the bootstrap.
+        progress: called with case, number done and total, in place of a bar.
+    """
+    require(
+        false_new_per_pair >= 0,
+        "A rate cannot be negative.",
+        where="false_new_per_pair",
+        seen=false_new_per_pair,
+    )
+    way, rule = check_register(register), ChangeRule(overlap, confidence)
+    scans = _path(before_images), _path(after_images)
+    lists = find_pairs(Path(before), Path(after), *scans)
+    masks = {} if reference is None else _reference_masks(Path(reference), lists.pairs)
+    if retest is not None:
+        rule = replace(rule, repeatability=_repeatability(Path(retest), rule, way))
+    point = None
+    if stable is not None:
+        results = [
+            judge_new(new_lesions(pair.prediction, changes), None)
+            for pair, changes in _followed(_stable_pairs(stable, lists.pairs), rule, way)
+        ]
+        point = choose_point(results, false_new_per_pair, replicates=replicates, seed=seed)
+    changes: list[LesionChange] = []
+    judged: list[CaseResult] = []
+    rows: list[dict[str, Any]] = []
+    with bar("Following") if progress is None else nullcontext(progress) as advance:
+        for pair, found in _followed(lists.pairs, rule, way, advance):
+            new = new_lesions(pair.prediction, found)
+            found = apply_point(found, new, point)
+            changes += found
+            rows.append(_pair_row(pair, found))
+            if pair.case in masks:
+                judged.append(judge_new(new, read_mask(masks[pair.case]), point))
+    folder = Path(output)
+    if masks:
+        scoring = Scoring(
+            find_preset("lesionseg"),
+            "unknown",
+            operating_point=point,
+            replicates=replicates,
+            seed=seed,
+            provenance={"judged": "new lesions between two visits"},
+        )
+        scoring.write(folder, judged, scoring.sum_up(judged))
+    write_csv(folder / "changes.csv", [c.to_csv() for c in changes], LesionChange.columns())
+    write_csv(folder / "pairs.csv", rows, PAIR_COLUMNS)
+    write_json(
+        folder / "follow.json",
+        {
+            "lesionseg": lesionseg.__version__,
+            "n_pairs": len(lists.pairs),
+            "before_only": lists.before_only,
+            "after_only": lists.after_only,
+            "rule": asdict(rule),
+            "operating_point": None if point is None else _point_json(point),
+        },
+    )
+    return FollowOutcome(tuple(changes), len(lists.pairs), folder)
+
+
+def _followed(
+    pairs: Sequence[PairFiles], rule: ChangeRule, way: Register, progress: Advance | None = None
+) -> Iterator[tuple[VisitPair, list[LesionChange]]]:
+    """Each pair with its changes; refuses visits whose labels differ when all have been read."""
+    labels: tuple[set[int], set[int]] = set(), set()
+    for done, files in enumerate(pairs, start=1):
+        pair = open_pair(files, way)
+        for seen, visit in zip(labels, (pair.before, pair.after), strict=True):
+            seen |= labels_of([visit.lesions])
+        yield pair, find_changes(pair.case, pair.before, pair.after, rule)
+        if progress:
+            progress(pair.case, done, len(pairs))
+    check_labels(*labels)
+
+
+def _repeatability(folder: Path, rule: ChangeRule, way: Register) -> float:
+    pairs = find_pairs(*(folder / visit for visit in VISITS)).pairs
+    return repeatability([c for _, found in _followed(pairs, rule, way) for c in found], rule)
+
+
+def _stable_pairs(
+    stable: str | Path | Sequence[str], pairs: Sequence[PairFiles]
+) -> Sequence[PairFiles]:
+    """The pairs in which nothing is new: a folder's, or those of the named cases."""
+    if isinstance(stable, str | Path):
+        return find_pairs(*(Path(stable) / visit for visit in VISITS)).pairs
+    chosen = [pair for pair in pairs if pair.case in set(stable)]
+    unknown = sorted(set(stable) - {pair.case for pair in pairs})
+    if unknown or not chosen:
+        raise DatasetError(
+            "A stable case is not among the pairs.",
+            where="stable",
+            seen=unknown or "no case",
+            expected=", ".join(pair.case for pair in pairs[:5]),
+        )
+    return chosen
+
+
+def _reference_masks(folder: Path, pairs: Sequence[PairFiles]) -> Mapping[str, Path]:
+    """The masks of change of the pairs; those without one are named in a warning, not judged."""
+    masks = find_masks(folder)
+    found = {pair.case: masks[pair.case] for pair in pairs if pair.case in masks}
+    if not found:
+        raise DatasetError(
+            "No reference of change has the name of a pair.",
+            where=folder,
+            seen=", ".join(list(masks)[:3]),
+            expected=", ".join(pair.case for pair in pairs[:3]),
+        )
+    missing = [pair.case for pair in pairs if pair.case not in found]
+    if missing:
+        _log.warning("No reference of change; not judged: %s", ", ".join(missing))
+    return found
+
+
+def _pair_row(pair: VisitPair, changes: Sequence[LesionChange]) -> dict[str, Any]:
+    """One line of pairs.csv: how many lesions are in each state, the burden, the registration."""
+    states, alignment = Counter(c.state for c in changes), pair.alignment
+    return {
+        "case": pair.case,
+        **{state: states[state] for state in STATES},
+        "new_accepted": sum(c.state == "new" and c.accepted for c in changes),
+        "volume_before_ml": sum(c.volume_before_ml or 0.0 for c in changes),
+        "volume_after_ml": sum(c.volume_after_ml or 0.0 for c in changes),
+        "registered": "headers" if alignment is None else "rigid",
+        "mutual_information": None if alignment is None else alignment.mutual_information,
+        "foreground_dice": None if alignment is None else alignment.foreground_dice,
+    }
+
+
+def _point_json(point: OperatingPoint) -> dict[str, Any]:
+    """The operating point in the words of follow-up."""
+    return {
+        "score": point.score,
+        "chosen_for": point.name.replace("fp_per_case", "false_new_per_pair"),
+        "false_new_per_pair": point.false_positives_per_case,
+        "false_new_per_pair_ci95": point.false_positives_per_case_ci95,
+    }
+
+
+def _path(given: str | Path | None) -> Path | None:
+    return None if given is None else Path(given)
