@@ -47,8 +47,8 @@ class ChangeRule:
 
     @property
     def n_deviations(self) -> float:
-        """How many standard errors of the grid a change must exceed."""
-        return self.repeatability * float(ndtri((1 + self.confidence) / 2))
+        """How many standard errors a change must exceed: 2.58 for a confidence of 0.99."""
+        return float(ndtri((1 + self.confidence) / 2))
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,16 +137,17 @@ def find_changes(
 
 
 def repeatability(changes: Sequence[LesionChange], rule: ChangeRule | None = None) -> float:
-    """By how much test–retest pairs differ more than the grid explains: the root mean square ratio.
+    """By how much test–retest pairs differ more (or less) than the grid explains.
 
     `changes` are those that `find_changes` gave under `rule` on pairs in which nothing changed.
     Differences are divided by what the grid predicts for each lesion, since small lesions differ by
-    a larger share than large ones (Bland and Altman 1999, section 3.2). Raises `ContentError` under
-    10 lesions that both scans show.
+    a larger share than large ones (Bland and Altman 1999, section 3.2). Taken is their root mean
+    square or, where tails are heavier than normal, what keeps `rule.confidence` of them stable.
+    Raises `ContentError` under 10 lesions that both scans show.
     """
     rule = rule or ChangeRule()
     ratios = [
-        c.change_percent / c.smallest_change_percent * rule.n_deviations
+        c.change_percent / c.smallest_change_percent * rule.n_deviations * rule.repeatability
         for c in changes
         if c.change_percent is not None
     ]
@@ -158,7 +159,9 @@ def repeatability(changes: Sequence[LesionChange], rule: ChangeRule | None = Non
             expected=f"at least {MIN_FOR_REPEATABILITY}",
             remedy="give more test–retest pairs, or none: then the grid's own error is taken.",
         )
-    return rule.repeatability * float(np.sqrt(np.mean(np.square(ratios))))
+    normal = float(np.sqrt(np.mean(np.square(ratios))))
+    tail = float(np.quantile(np.abs(ratios), rule.confidence)) / rule.n_deviations
+    return max(normal, tail)
 
 
 @dataclass(frozen=True, eq=False)
@@ -203,11 +206,13 @@ class _Side:
 
 
 def _change(case: str, before: _Side, after: _Side, rule: ChangeRule) -> LesionChange:
-    error = np.sqrt((before.errors**2).sum() + (after.errors**2).sum())
-    smallest, difference = rule.n_deviations * float(error), after.size - before.size
+    both, volume = bool(before.ids and after.ids), before.dims == 3
+    # what a visit lacks altogether was measured by no retest: there the grid's error is the least
+    factor = rule.repeatability if both else max(rule.repeatability, 1.0)
+    error = float(np.sqrt((before.errors**2).sum() + (after.errors**2).sum()))
+    smallest, difference = factor * rule.n_deviations * error, after.size - before.size
     state = _state(before, after, smallest, rule)
     whole = before.size or after.size
-    both, volume = bool(before.ids and after.ids), before.dims == 3
     return LesionChange(
         case=case,
         label=before.label or after.label,

@@ -6,8 +6,8 @@ import pytest
 from lesionseg.core import Geometry, Lesions
 from lesionseg.errors import ConfigError, ContentError
 from lesionseg.evaluation.change import (
-    LesionChange,
     ChangeRule,
+    LesionChange,
     Visit,
     find_changes,
     repeatability,

@@ -14,8 +14,8 @@ from lesionseg.errors import DatasetError, require
 from lesionseg.evaluation import CaseResult, find_preset
 from lesionseg.evaluation.change import (
     STATES,
-    LesionChange,
     ChangeRule,
+    LesionChange,
     find_changes,
     repeatability,
 )
@@ -28,6 +28,7 @@ from lesionseg.pipeline.follow.new_lesions import (
     judge_new,
     new_lesions,
 )
+from lesionseg.pipeline.follow.pictures_of_change import draw_changes
 from lesionseg.pipeline.follow.visit_pairs import (
     PairFiles,
     Register,
@@ -41,6 +42,9 @@ from lesionseg.pipeline.follow.visit_pairs import (
 from lesionseg.pipeline.judging.scoring import Scoring
 from lesionseg.pipeline.run.outcome import CommandOutcome, aligned
 from lesionseg.pipeline.run.progress import Advance, bar
+from lesionseg.report import text
+from lesionseg.report.sections.follow_page import write_follow_page
+from lesionseg.report.sections.gallery import GalleryCard
 
 _log = logging.getLogger(__name__)
 
@@ -86,10 +90,11 @@ def follow(
     overlap: float = 0.1,
     confidence: float = 0.99,
     replicates: int = 1000,
+    identifiers: bool = False,
     seed: int = 0,
     progress: Advance | None = None,
 ) -> FollowOutcome:
-    """Compare two visits case by case; writes changes.csv, pairs.csv and follow.json.
+    """Compare two visits case by case; writes changes.csv, pairs.csv, follow.json, follow.html.
 
     Cases of one folder alone are named in a warning and in follow.json. Raises `ConfigError`,
     `DatasetError`, `ReadError`, `GeometryError` or `ContentError`, and then writes nothing.
@@ -98,7 +103,7 @@ def follow(
         before: masks or predictions of the earlier visit, named by case.
         after: those of the later visit, named alike.
         output: the folder for the tables.
-        before_images: the earlier scans, named by case, to register by.
+        before_images: the earlier scans, named by case: to register by, and for pictures.
         after_images: the later ones.
         register: `headers` trusts positions, `rigid` registers, `auto` does so where grids differ.
         reference: masks of the new lesions by case, on the later grid; writes scores.json.
@@ -110,6 +115,7 @@ def follow(
         overlap: see `ChangeRule`.
         confidence: see `ChangeRule`.
         replicates: of the bootstrap behind every interval.
+        identifiers: print the real names of cases on the page.
         seed: of the bootstrap.
         progress: called with case, number done and total, in place of a bar.
     """
@@ -132,6 +138,12 @@ def follow(
             for pair, changes in _followed(_stable_pairs(stable, lists.pairs), rule, way)
         ]
         point = choose_point(results, false_new_per_pair, replicates=replicates, seed=seed)
+    names = {
+        p.case: p.case if identifiers else f"{text.PSEUDONYM_CASE} {n}"
+        for n, p in enumerate(lists.pairs, start=1)
+    }
+    files_of = {files.case: files for files in lists.pairs}
+    cards: list[tuple[LesionChange, GalleryCard]] = []
     changes: list[LesionChange] = []
     judged: list[CaseResult] = []
     rows: list[dict[str, Any]] = []
@@ -141,6 +153,7 @@ def follow(
             found = apply_point(found, new, point)
             changes += found
             rows.append(_pair_row(pair, found))
+            cards += draw_changes(files_of[pair.case], pair, found, names[pair.case])
             if pair.case in masks:
                 judged.append(judge_new(new, read_mask(masks[pair.case]), point))
     folder = Path(output)
@@ -167,6 +180,7 @@ def follow(
             "operating_point": None if point is None else _point_json(point),
         },
     )
+    write_follow_page(folder / "follow.html", changes, names, cards, _rule_words(rule, point))
     return FollowOutcome(tuple(changes), len(lists.pairs), folder)
 
 
@@ -238,6 +252,20 @@ def _pair_row(pair: VisitPair, changes: Sequence[LesionChange]) -> dict[str, Any
         "mutual_information": None if alignment is None else alignment.mutual_information,
         "foreground_dice": None if alignment is None else alignment.foreground_dice,
     }
+
+
+def _rule_words(rule: ChangeRule, point: OperatingPoint | None) -> str:
+    """How the page says what counts as a change."""
+    source = "the grid's own error"
+    if rule.repeatability != 1:
+        source += f" times {rule.repeatability:.2f}, as measured on test–retest pairs"
+    share = f"{rule.confidence:.0%} of stable lesions lie within {source}"
+    said = f"Smallest detectable change: {share}."
+    if point is None:
+        return f"{said} Every new lesion counts: no stable pairs were given to choose by."
+    rate = point.false_positives_per_case
+    counted = f"{rate:.2f} false new lesions per stable pair"
+    return f"{said} New lesions count from a score of {point.score:.2f}: {counted}."
 
 
 def _point_json(point: OperatingPoint) -> dict[str, Any]:
