@@ -50,7 +50,7 @@ def simulate(root: Path, name: str, settings: VisitSettings, seed: int) -> Path:
 
 def simulated(boundary_mm: float) -> str:
     """One line of the table."""
-    settings = VisitSettings(boundary_mm=boundary_mm)
+    settings = VisitSettings(boundary_mm=boundary_mm, n_false=2.0)
     clean = replace(settings, n_false=0.0)
     with TemporaryDirectory() as folder:
         root = Path(folder)

@@ -182,7 +182,7 @@ class _Side:
         lesions = visit.lesions
         return cls(
             tuple(lesions.ids[rows].tolist()),
-            lesions.n_voxels[rows] * lesions.geometry.voxel_size,
+            np.asarray(lesions.n_voxels[rows] * lesions.geometry.voxel_size, dtype=np.float64),
             errors[rows],
             bool(visit.accepted[rows].any()),
             int(lesions.labels[rows[0]]) if len(rows) else 0,

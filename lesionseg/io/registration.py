@@ -35,8 +35,8 @@ def register_rigid(fixed: Volume, moving: Volume) -> Alignment:
     """Register the first channel of two scans: rotation and translation, coarse to fine.
 
     Mattes' mutual information (Mattes et al. 2003) of every fifth voxel, on grids of a quarter,
-    half and whole resolution, from centred centres of mass. One thread and a seed: the
-    same scans give the same numbers. Raises `GeometryError` for 2-D scans and failed optimisation.
+    half and whole resolution, from centred centres of mass. One thread and a seed: the same scans
+    give the same numbers. Raises `GeometryError` for 2-D scans and failed optimisation.
     """
     if fixed.geometry.dims != 3 or moving.geometry.dims != 3:
         raise GeometryError(
@@ -44,9 +44,9 @@ def register_rigid(fixed: Volume, moving: Volume) -> Alignment:
             seen=f"{fixed.geometry.dims} and {moving.geometry.dims} axes",
             remedy="give register=headers.",
         )
-    images = [itk_image(v.array[0].astype(np.float32), v.geometry) for v in (fixed, moving)]
+    first, second = (itk_image(v.array[0].astype(np.float32), v.geometry) for v in (fixed, moving))
     try:
-        transform, information = _optimised(*images)
+        transform, information = _optimised(first, second)
     except RuntimeError as error:
         raise GeometryError(
             "The two scans cannot be registered.",
@@ -54,8 +54,8 @@ def register_rigid(fixed: Volume, moving: Volume) -> Alignment:
             remedy="check that both show the same body part, or give register=headers.",
         ) from error
     # the transform leads from fixed to moving points; lesions go the other way
-    matrix = np.linalg.inv(_matrix(transform))
-    return Alignment(matrix, information, _foreground_dice(*images, transform))
+    matrix = np.asarray(np.linalg.inv(_matrix(transform)), dtype=np.float64)
+    return Alignment(matrix, information, _foreground_dice(first, second, transform))
 
 
 def _optimised(fixed: Any, moving: Any) -> tuple[Any, float]:

@@ -82,12 +82,13 @@ def simulate_visits(rng: np.random.Generator, settings: VisitSettings) -> Simula
         _depth(settings, [(x.centre_mm, x.after_mm) for x in lesions], shift),
     ]
     new = [(x.centre_mm, x.after_mm) for x in lesions if x.fate == "new"]
-    scans = [
-        _scan(rng, settings, texture, depth, moved)
-        for depth, moved in zip(depths, (np.zeros(3), shift), strict=True)
-    ]
-    masks = [segment(rng, settings, depth) for depth in depths]
-    return SimulatedPair(*scans, *masks, (_depth(settings, new, shift) > 0).astype(np.uint8))
+    return SimulatedPair(
+        before_scan=_scan(rng, settings, texture, depths[0], np.zeros(3)),
+        after_scan=_scan(rng, settings, texture, depths[1], shift),
+        before=segment(rng, settings, depths[0]),
+        after=segment(rng, settings, depths[1]),
+        new=(_depth(settings, new, shift) > 0).astype(np.uint8),
+    )
 
 
 def segment(rng: np.random.Generator, settings: VisitSettings, depth: Field) -> NDArray[np.uint8]:
@@ -156,10 +157,11 @@ def _sized(rng: np.random.Generator, fate: Fate, settings: VisitSettings) -> _Le
 
 
 def _place(rng: np.random.Generator, settings: VisitSettings) -> tuple[float, ...]:
-    """A place in mm within the middle of the head, the volume's middle at 0."""
+    """A place in mm well within the head, the volume's middle at 0; uniform in an ellipsoid."""
     half = np.array(settings.shape) * settings.spacing_mm / 2
-    place: list[float] = (rng.uniform(-0.7, 0.7, 3) * half).tolist()
-    return tuple(place)
+    way = rng.standard_normal(3)
+    place = 0.75 * np.cbrt(rng.random()) * way / np.linalg.norm(way) * half
+    return tuple(place.tolist())
 
 
 def _apart(one: _Lesion, other: _Lesion) -> bool:

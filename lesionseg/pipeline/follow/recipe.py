@@ -4,7 +4,7 @@ import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +31,12 @@ from lesionseg.pipeline.follow.new_lesions import (
 from lesionseg.pipeline.follow.pictures_of_change import draw_changes
 from lesionseg.pipeline.follow.visit_pairs import (
     PairFiles,
+    PairList,
     Register,
     VisitPair,
     check_labels,
     check_register,
     find_pairs,
-    labels_of,
     open_pair,
 )
 from lesionseg.pipeline.judging.scoring import Scoring
@@ -107,8 +107,9 @@ def follow(
         after_images: the later ones.
         register: `headers` trusts positions, `rigid` registers, `auto` does so where grids differ.
         reference: masks of the new lesions by case, on the later grid; writes scores.json.
-        stable: case ids among the pairs, or a folder with `before` and `after`, in which nothing
-            is new: the operating point is chosen on them. None: every new lesion counts.
+        stable: case ids among the pairs, or a folder with `before` and `after` (and the scans in
+            `before_images` and `after_images`), in which nothing is new: the operating point is
+            chosen on them. None: every new lesion counts.
         false_new_per_pair: what the operating point is chosen for.
         retest: a folder with `before` and `after`, scanned twice without a change: the smallest
             change is estimated from them. None: the grid's own error alone.
@@ -135,27 +136,13 @@ def follow(
     if stable is not None:
         results = [
             judge_new(new_lesions(pair.prediction, changes), None)
-            for pair, changes in _followed(_stable_pairs(stable, lists.pairs), rule, way)
+            for _, pair, changes in _followed(_stable_pairs(stable, lists.pairs), rule, way)
         ]
         point = choose_point(results, false_new_per_pair, replicates=replicates, seed=seed)
-    names = {
-        p.case: p.case if identifiers else f"{text.PSEUDONYM_CASE} {n}"
-        for n, p in enumerate(lists.pairs, start=1)
-    }
-    files_of = {files.case: files for files in lists.pairs}
-    cards: list[tuple[LesionChange, GalleryCard]] = []
-    changes: list[LesionChange] = []
-    judged: list[CaseResult] = []
-    rows: list[dict[str, Any]] = []
+    gathered = _Gathered(_shown_names(lists.pairs, identifiers))
     with bar("Following") if progress is None else nullcontext(progress) as advance:
-        for pair, found in _followed(lists.pairs, rule, way, advance):
-            new = new_lesions(pair.prediction, found)
-            found = apply_point(found, new, point)
-            changes += found
-            rows.append(_pair_row(pair, found))
-            cards += draw_changes(files_of[pair.case], pair, found, names[pair.case])
-            if pair.case in masks:
-                judged.append(judge_new(new, read_mask(masks[pair.case]), point))
+        for files, pair, changes in _followed(lists.pairs, rule, way, advance):
+            gathered.add(files, pair, changes, point, masks.get(pair.case))
     folder = Path(output)
     if masks:
         scoring = Scoring(
@@ -166,42 +153,94 @@ def follow(
             seed=seed,
             provenance={"judged": "new lesions between two visits"},
         )
-        scoring.write(folder, judged, scoring.sum_up(judged))
-    write_csv(folder / "changes.csv", [c.to_csv() for c in changes], LesionChange.columns())
-    write_csv(folder / "pairs.csv", rows, PAIR_COLUMNS)
-    write_json(
-        folder / "follow.json",
-        {
-            "lesionseg": lesionseg.__version__,
-            "n_pairs": len(lists.pairs),
-            "before_only": lists.before_only,
-            "after_only": lists.after_only,
-            "rule": asdict(rule),
-            "operating_point": None if point is None else _point_json(point),
-        },
-    )
-    write_follow_page(folder / "follow.html", changes, names, cards, _rule_words(rule, point))
-    return FollowOutcome(tuple(changes), len(lists.pairs), folder)
+        scoring.write(folder, gathered.judged, scoring.sum_up(gathered.judged))
+    gathered.write(folder, rule, point)
+    write_json(folder / "follow.json", _summary_json(lists, rule, point))
+    return FollowOutcome(tuple(gathered.changes), len(lists.pairs), folder)
+
+
+@dataclass
+class _Gathered:
+    """What is kept of the pairs once their arrays are let go; `names` are those on the page."""
+
+    names: Mapping[str, str]
+    changes: list[LesionChange] = field(default_factory=list)
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    judged: list[CaseResult] = field(default_factory=list)
+    cards: list[tuple[LesionChange, GalleryCard]] = field(default_factory=list)
+
+    def add(
+        self,
+        files: PairFiles,
+        pair: VisitPair,
+        changes: Sequence[LesionChange],
+        point: OperatingPoint | None,
+        reference: Path | None,
+    ) -> None:
+        """Take a pair's changes at the operating point, judged where there is a reference."""
+        new = new_lesions(pair.prediction, changes)
+        decided = apply_point(changes, new, point)
+        self.changes += decided
+        self.rows.append(_pair_row(pair, decided))
+        self.cards += draw_changes(files, pair, decided, self.names[pair.case])
+        if reference is not None:
+            self.judged.append(judge_new(new, read_mask(reference), point))
+
+    def write(self, folder: Path, rule: ChangeRule, point: OperatingPoint | None) -> None:
+        """Write the two tables and the page."""
+        rows = [change.to_csv() for change in self.changes]
+        write_csv(folder / "changes.csv", rows, LesionChange.columns())
+        write_csv(folder / "pairs.csv", self.rows, PAIR_COLUMNS)
+        words = _rule_words(rule, point)
+        write_follow_page(folder / "follow.html", self.changes, self.names, self.cards, words)
+
+
+def _shown_names(pairs: Sequence[PairFiles], identifiers: bool) -> dict[str, str]:
+    """What each case is called on the page: its name, or its place in pairs.csv."""
+    cases = [files.case for files in pairs]
+    numbered = {case: f"{text.PSEUDONYM_CASE} {n}" for n, case in enumerate(cases, start=1)}
+    return {case: case for case in cases} if identifiers else numbered
+
+
+def _summary_json(
+    lists: PairList, rule: ChangeRule, point: OperatingPoint | None
+) -> dict[str, Any]:
+    """The content of follow.json."""
+    return {
+        "lesionseg": lesionseg.__version__,
+        "n_pairs": len(lists.pairs),
+        "before_only": lists.before_only,
+        "after_only": lists.after_only,
+        "rule": asdict(rule),
+        "operating_point": None if point is None else _point_json(point),
+    }
 
 
 def _followed(
     pairs: Sequence[PairFiles], rule: ChangeRule, way: Register, progress: Advance | None = None
-) -> Iterator[tuple[VisitPair, list[LesionChange]]]:
+) -> Iterator[tuple[PairFiles, VisitPair, list[LesionChange]]]:
     """Each pair with its changes; refuses visits whose labels differ when all have been read."""
     labels: tuple[set[int], set[int]] = set(), set()
     for done, files in enumerate(pairs, start=1):
         pair = open_pair(files, way)
         for seen, visit in zip(labels, (pair.before, pair.after), strict=True):
-            seen |= labels_of([visit.lesions])
-        yield pair, find_changes(pair.case, pair.before, pair.after, rule)
+            seen |= set(visit.lesions.labels.tolist())
+        yield files, pair, find_changes(pair.case, pair.before, pair.after, rule)
         if progress:
             progress(pair.case, done, len(pairs))
     check_labels(*labels)
 
 
 def _repeatability(folder: Path, rule: ChangeRule, way: Register) -> float:
-    pairs = find_pairs(*(folder / visit for visit in VISITS)).pairs
-    return repeatability([c for _, found in _followed(pairs, rule, way) for c in found], rule)
+    followed = _followed(_pairs_in(folder), rule, way)
+    return repeatability([change for *_, found in followed for change in found], rule)
+
+
+def _pairs_in(folder: Path) -> Sequence[PairFiles]:
+    """The pairs of a folder that holds `before` and `after`, and perhaps the scans of both."""
+    scans = [folder / f"{visit}_images" for visit in VISITS]
+    images = scans if all(place.is_dir() for place in scans) else []
+    return find_pairs(*(folder / visit for visit in VISITS), *images).pairs
 
 
 def _stable_pairs(
@@ -209,7 +248,7 @@ def _stable_pairs(
 ) -> Sequence[PairFiles]:
     """The pairs in which nothing is new: a folder's, or those of the named cases."""
     if isinstance(stable, str | Path):
-        return find_pairs(*(Path(stable) / visit for visit in VISITS)).pairs
+        return _pairs_in(Path(stable))
     chosen = [pair for pair in pairs if pair.case in set(stable)]
     unknown = sorted(set(stable) - {pair.case for pair in pairs})
     if unknown or not chosen:

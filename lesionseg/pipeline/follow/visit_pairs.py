@@ -1,15 +1,15 @@
 """The two visits of a case: found by name, read, and brought onto the grid of the later one."""
 
 import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lesionseg.core import Geometry, Lesions, Prediction, Volume
+from lesionseg.core import Geometry, Prediction
 from lesionseg.errors import ConfigError, ContentError, DatasetError, GeometryError, one_of
 from lesionseg.evaluation.case.evaluate_case import describe_grid
 from lesionseg.evaluation.case.regrid import onto_grid
@@ -60,7 +60,7 @@ class PairList:
 
     pairs: tuple[PairFiles, ...]
     before_only: tuple[str, ...] = ()
-    after_only: tuple[str, ...] = field(default=())
+    after_only: tuple[str, ...] = ()
 
 
 def find_pairs(
@@ -165,10 +165,8 @@ def scan_on(path: Path, own: Geometry, geometry: Geometry) -> NDArray[np.float32
     if own.matches(geometry):
         return np.asarray(array[0])
     matrix = np.linalg.inv(own.affine) @ geometry.affine
-    moved: NDArray[np.float32] = resample_linear(torch.from_numpy(array), matrix, geometry.shape)[
-        0
-    ].numpy()
-    return moved
+    moved = resample_linear(torch.from_numpy(array), matrix, geometry.shape)
+    return np.asarray(moved[0].numpy(), dtype=np.float32)
 
 
 def _scans(folder: Path | None) -> Mapping[str, Path]:
@@ -198,8 +196,7 @@ def _registered(files: PairFiles) -> Alignment:
             remedy="give before_images= and after_images=, with files named by case, or"
             " register=headers.",
         )
-    volumes = [_one_channel(read_volume(p)) for p in (files.after_image, files.before_image)]
-    alignment = register_rigid(*volumes)
+    alignment = register_rigid(read_volume(files.after_image), read_volume(files.before_image))
     if alignment.foreground_dice < MIN_FOREGROUND_DICE:
         raise GeometryError(
             "The registration of the two visits is poor.",
@@ -210,10 +207,6 @@ def _registered(files: PairFiles) -> Alignment:
             remedy="register the scans with another program and give register=headers.",
         )
     return alignment
-
-
-def _one_channel(volume: Volume) -> Volume:
-    return Volume(volume.array[:1], volume.geometry)
 
 
 def _check_space(case: str, before: Geometry, after: Geometry) -> None:
@@ -242,8 +235,3 @@ def _inside(centres_mm: NDArray[np.float64], geometry: Geometry) -> NDArray[np.b
 
 def _accepted(prediction: Prediction) -> NDArray[np.bool_]:
     return np.array([c.accepted for c in prediction.candidates], dtype=np.bool_)
-
-
-def labels_of(lesions: Sequence[Lesions]) -> set[int]:
-    """The labels that lesions have."""
-    return {int(label) for each in lesions for label in each.labels}

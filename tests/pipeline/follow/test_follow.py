@@ -9,8 +9,9 @@ from numpy.typing import NDArray
 from lesionseg.core import Candidate, Geometry, Prediction, Volume
 from lesionseg.errors import ConfigError, ContentError, DatasetError, GeometryError
 from lesionseg.io.atomic import read_csv, read_json
-from lesionseg.io.formats.volumes import write_volume
+from lesionseg.io.formats.volumes import read_volume, write_volume
 from lesionseg.io.predictions import write_prediction
+from lesionseg.phantoms import VisitSettings, write_visit_phantoms
 from lesionseg.pipeline.follow import follow
 
 SHAPE = (16, 24, 24)
@@ -138,6 +139,42 @@ def test_a_retest_widens_the_smallest_change(visits: Path) -> None:
     factor = read_json(visits / "out" / "follow.json")["rule"]["repeatability"]
     assert factor > 1
     assert measured == pytest.approx(factor * alone)
+
+
+def test_scans_that_the_headers_place_apart_are_registered_and_drawn(tmp_path: Path) -> None:
+    """The earlier scan's header is moved by 15 mm: by headers alone nothing would match."""
+    settings = VisitSettings(shape=(24, 40, 40), spacing_mm=(2, 2, 2), n_false=0.0)
+    write_visit_phantoms(tmp_path, 1, settings, seed=4)
+    for name in ("before", "before_images"):
+        path = tmp_path / name / "simulated_000.nii.gz"
+        volume = read_volume(path)
+        affine = volume.geometry.affine + np.array([[0, 0, 0, 15], *[[0] * 4] * 3])
+        write_volume(path, Volume(volume.array, Geometry(volume.geometry.shape, affine)))
+    images = {f"{v}_images": tmp_path / f"{v}_images" for v in ("before", "after")}
+    rows = run(tmp_path, **images)
+    assert sum(row["state"] == "stable" for row in rows) >= 6
+    (pair,) = read_csv(tmp_path / "out" / "pairs.csv")
+    assert pair["registered"] == "rigid"
+    assert float(pair["foreground_dice"]) > 0.9
+    page = (tmp_path / "out" / "follow.html").read_text(encoding="utf-8")
+    n_shown = sum(row["accepted"] == "true" for row in rows)
+    assert page.count("data:image/jpeg") == 2 * n_shown > 0
+    assert "simulated_000" not in page
+    run(tmp_path, **images, register="headers", identifiers=True)
+    assert "simulated_000" in (tmp_path / "out" / "follow.html").read_text(encoding="utf-8")
+
+
+def test_a_poor_registration_is_refused(tmp_path: Path) -> None:
+    """A head before, a small block after."""
+    settings = VisitSettings(shape=(16, 32, 32), spacing_mm=(2, 2, 2))
+    write_visit_phantoms(tmp_path, 1, settings)
+    block = np.zeros((16, 32, 32), dtype=np.float32)
+    block[7:9, 4:28, 14:18] = 100
+    grid = Geometry.from_spacing(block.shape, settings.spacing_mm)
+    write_volume(tmp_path / "after_images" / "simulated_000.nii.gz", Volume(block[None], grid))
+    images = {f"{v}_images": tmp_path / f"{v}_images" for v in ("before", "after")}
+    with pytest.raises(GeometryError, match="registration of the two visits is poor"):
+        run(tmp_path, register="rigid", **images)
 
 
 def test_bad_input_is_refused_by_name(visits: Path) -> None:
