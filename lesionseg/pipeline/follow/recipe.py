@@ -247,16 +247,17 @@ def _stable_pairs(
     stable: str | Path | Sequence[str], pairs: Sequence[PairFiles]
 ) -> Sequence[PairFiles]:
     """The pairs in which nothing is new: a folder's, or those of the named cases."""
-    if isinstance(stable, str | Path):
+    if isinstance(stable, str | Path) and Path(stable).is_dir():
         return _pairs_in(Path(stable))
-    chosen = [pair for pair in pairs if pair.case in set(stable)]
-    unknown = sorted(set(stable) - {pair.case for pair in pairs})
+    named = {str(stable)} if isinstance(stable, str | Path) else set(stable)
+    chosen = [pair for pair in pairs if pair.case in named]
+    unknown = sorted(named - {pair.case for pair in pairs})
     if unknown or not chosen:
         raise DatasetError(
             "A stable case is not among the pairs.",
             where="stable",
-            seen=unknown or "no case",
-            expected=", ".join(pair.case for pair in pairs[:5]),
+            seen=", ".join(unknown) or "no case",
+            expected=f"a folder, or cases such as {', '.join(pair.case for pair in pairs[:3])}",
         )
     return chosen
 
