@@ -17,6 +17,7 @@ REQUIRED = {
     "tune": ["data.root=x"],
     "predict": ["bundle=b", "input=i", "output=o"],
     "evaluate": ["reference=r", "prediction=p", "output=o"],
+    "follow": ["before=b", "after=a", "output=o"],
     "report": ["scores=s", "output=o"],
     "export": ["bundle=b", "output=o"],
     "serve": ["bundle=b"],

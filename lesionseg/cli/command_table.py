@@ -75,6 +75,18 @@ COMMANDS: dict[str, Command] = {
             "reference=labels prediction=predictions output=scores evaluated_on=test",
         ),
     ),
+    "follow": Command(
+        "what became of each lesion between two visits: new, enlarged, stable, shrunk, gone",
+        (
+            *("before", "after", "output", "before_images", "after_images"),
+            *("reference", "retest"),
+        ),
+        (
+            "before=DIR after=DIR output=changes",
+            "before=DIR after=DIR output=changes before_images=DIR after_images=DIR",
+            "before=DIR after=DIR output=changes stable=[P1,P2] reference=new_lesions",
+        ),
+    ),
     "report": Command(
         "one page a clinician can read, from the tables that evaluate wrote",
         ("scores", "output", "images", "reference", "prediction", "compare", *_PAGE),

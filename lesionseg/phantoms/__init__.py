@@ -11,12 +11,18 @@ from lesionseg.phantoms.chest_xray import write_xray_phantoms as write_xray_phan
 from lesionseg.phantoms.head_mri import MriSettings as MriSettings
 from lesionseg.phantoms.head_mri import simulate_mri_case as simulate_mri_case
 from lesionseg.phantoms.head_mri import write_mri_phantoms as write_mri_phantoms
+from lesionseg.phantoms.visits import VisitSettings as VisitSettings
+from lesionseg.phantoms.visits import simulate_visits as simulate_visits
+from lesionseg.phantoms.visits import write_visit_phantoms as write_visit_phantoms
 
 __all__ = [
     "MriSettings",
+    "VisitSettings",
     "XraySettings",
     "simulate_mri_case",
+    "simulate_visits",
     "simulate_xray_case",
     "write_mri_phantoms",
+    "write_visit_phantoms",
     "write_xray_phantoms",
 ]

@@ -237,7 +237,7 @@ def write_page(path: Path, page: Page, gallery: Sequence[GallerySection]) -> str
     return html
 
 
-def render(template: str, page: Page, **more: object) -> str:
+def render(template: str, page: object, **more: object) -> str:
     """Fill a template; names from tables are escaped."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 

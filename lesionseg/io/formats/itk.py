@@ -37,13 +37,20 @@ def write_itk(path: Path, array: NDArray[Any], geometry: Geometry) -> None:
     """Write `array` `[*spatial]`, compressed."""
     import SimpleITK as sitk
 
+    sitk.WriteImage(itk_image(array, geometry), str(path), True)
+
+
+def itk_image(array: NDArray[Any], geometry: Geometry) -> Any:
+    """An array `[*spatial]` as SimpleITK's image, at its place in the patient."""
+    import SimpleITK as sitk
+
     image = sitk.GetImageFromArray(array)
     spacing = np.asarray(geometry.spacing_mm)[::-1]
     affine = _flip_left_posterior(geometry.dims) @ _reverse_axes(geometry.affine)
     image.SetSpacing(spacing.tolist())
     image.SetOrigin(affine[:-1, -1].tolist())
     image.SetDirection((affine[:-1, :-1] / spacing).ravel().tolist())
-    sitk.WriteImage(image, str(path), True)
+    return image
 
 
 def voxel_file(path: Path) -> Path:

@@ -47,14 +47,14 @@ def list_cases(cases: Sequence[CaseRow], unit: str) -> Listing:
     """One line per case, those with most missed lesions first."""
     ordered = sorted(cases, key=lambda case: (-case.n_missed, -case.n_false_positive, case.case))
     headings = tuple(heading.format(unit=unit) for heading in text.HEADINGS_CASES)
-    return _listing(headings, map(_case_line, ordered))
+    return listing(headings, map(_case_line, ordered))
 
 
 def list_lesions(lesions: Sequence[LesionRow], groups: tuple[SizeGroup, ...], unit: str) -> Listing:
     """One line per reference lesion, missed ones first, by descending size."""
     ordered = sorted(lesions, key=lambda row: (row.detected, -row.diameter_mm, row.case))
     names = [text.size_range(group, unit) for group in groups]
-    return _listing(
+    return listing(
         text.HEADINGS_LESIONS,
         (_lesion_line(row, names[size_index(row.diameter_mm, groups)], unit) for row in ordered),
     )
@@ -63,7 +63,7 @@ def list_lesions(lesions: Sequence[LesionRow], groups: tuple[SizeGroup, ...], un
 def list_candidates(candidates: Sequence[CandidateRow], unit: str) -> Listing:
     """One line per candidate, by descending score."""
     ordered = sorted(candidates, key=lambda row: (-(row.score or 0.0), row.case, row.candidate))
-    return _listing(text.HEADINGS_CANDIDATES, (_candidate_line(row, unit) for row in ordered))
+    return listing(text.HEADINGS_CANDIDATES, (_candidate_line(row, unit) for row in ordered))
 
 
 def list_sizes(scores: Scores) -> Listing:
@@ -100,7 +100,7 @@ def _size_table(
     )
     headings = (text.size_heading(scores.size_said), *text.HEADINGS_SIZE[1:])
     note = why_no_interval((group.n, group.recall) for group in groups)
-    return replace(_listing(headings, lines), note=note)
+    return replace(listing(headings, lines), note=note)
 
 
 def list_measures(scores: Scores) -> Listing:
@@ -114,17 +114,20 @@ def list_measures(scores: Scores) -> Listing:
         for key, (words, definition, rows) in text.MEASURES.items()
         if key in scores.raw
     )
-    return _listing(text.HEADINGS_MEASURES, lines)
+    return listing(text.HEADINGS_MEASURES, lines)
 
 
 def list_reasons(lesions: Sequence[LesionRow]) -> Listing:
     """How many missed lesions each reason has, most frequent first."""
     reasons = Counter(text.why_missed(row.why_missed) for row in lesions if not row.detected)
     lines = (
-        (TableCell(why), replace(_number(n, 0), link="lesion-table", terms=f"{text.MISSED}; {why}"))
+        (
+            TableCell(why),
+            replace(number_cell(n, 0), link="lesion-table", terms=f"{text.MISSED}; {why}"),
+        )
         for why, n in reasons.most_common()
     )
-    return _listing(text.HEADINGS_WHY, lines)
+    return listing(text.HEADINGS_WHY, lines)
 
 
 def list_rules(scores: Scores, lesions: Sequence[LesionRow]) -> Listing:
@@ -137,7 +140,7 @@ def list_rules(scores: Scores, lesions: Sequence[LesionRow]) -> Listing:
         )
         for rule, words in text.RULES.items()
     )
-    return _listing(text.HEADINGS_RULES, lines)
+    return listing(text.HEADINGS_RULES, lines)
 
 
 def list_labels(scores: Scores) -> Listing:
@@ -157,7 +160,7 @@ def list_labels(scores: Scores) -> Listing:
         for name, part in labels.items()
     )
     counted = ((part.n_lesions, part.lesion_recall) for part in labels.values())
-    return replace(_listing(text.HEADINGS_LABELS, lines), note=why_no_interval(counted))
+    return replace(listing(text.HEADINGS_LABELS, lines), note=why_no_interval(counted))
 
 
 def recall_cells(detected: int, n: int, recall: Estimate) -> Line:
@@ -175,14 +178,14 @@ def why_no_interval(counted: Iterable[tuple[int, Estimate]]) -> str:
 
 def list_pairs(headings: tuple[str, str], pairs: Iterable[tuple[str, str]]) -> Listing:
     """Words in two columns, one pair per line."""
-    return _listing(headings, ((TableCell(left), TableCell(right)) for left, right in pairs))
+    return listing(headings, ((TableCell(left), TableCell(right)) for left, right in pairs))
 
 
 def list_items(checklist: Checklist, study: Study, sections: Iterable[str]) -> Listing:
     """A guideline's items, whether they are answered, and where."""
     there = frozenset(sections)
     lines = (_item_line(item, study, there) for item in checklist.items)
-    return _listing(text.HEADINGS_CHECKLIST, lines)
+    return listing(text.HEADINGS_CHECKLIST, lines)
 
 
 def _item_line(item: Item, study: Study, there: frozenset[str]) -> Line:
@@ -203,7 +206,8 @@ def size_index(diameter_mm: float, groups: Sequence[SizeGroup]) -> int:
     return int(np.searchsorted(edges, diameter_mm, side="right"))
 
 
-def _listing(headings: tuple[str, ...], lines: Iterable[Line]) -> Listing:
+def listing(headings: tuple[str, ...], lines: Iterable[Line]) -> Listing:
+    """A table of the first lines, and how many are left out."""
     kept = tuple(lines)
     return Listing(headings, kept[:MAX_ROWS], max(0, len(kept) - MAX_ROWS))
 
@@ -213,27 +217,27 @@ def _case_line(case: CaseRow) -> Line:
         TableCell(case.case),
         TableCell(case.group),
         TableCell(case.status or text.OK),
-        *(_number(n, 0) for n in (case.n_lesions, case.n_detected, case.n_missed)),
-        _number(case.n_false_positive, 0),
-        _number(case.dice, 2),
-        _number(case.surface_dice, 2),
-        _number(case.hd95_mm, 1),
-        _number(case.reference_ml, 2),
-        _number(case.predicted_ml, 2),
+        *(number_cell(n, 0) for n in (case.n_lesions, case.n_detected, case.n_missed)),
+        number_cell(case.n_false_positive, 0),
+        number_cell(case.dice, 2),
+        number_cell(case.surface_dice, 2),
+        number_cell(case.hd95_mm, 1),
+        number_cell(case.reference_ml, 2),
+        number_cell(case.predicted_ml, 2),
     )
 
 
 def _lesion_line(row: LesionRow, size: str, unit: str) -> Line:
     return (
         TableCell(row.case),
-        _number(row.lesion, 0),
+        number_cell(row.lesion, 0),
         TableCell(row.label),
         TableCell(f"{row.diameter_mm:.1f} {unit}", row.diameter_mm),
         TableCell(size),
         TableCell(text.FOUND if row.detected else text.MISSED),
         TableCell(text.YES if row.near_resolution else ""),
-        _number(row.detected_at if row.detected else None, 2),
-        _number(row.iou if row.detected else None, 2),
+        number_cell(row.detected_at if row.detected else None, 2),
+        number_cell(row.iou if row.detected else None, 2),
         TableCell("" if row.detected else text.why_missed(row.why_missed)),
     )
 
@@ -241,16 +245,17 @@ def _lesion_line(row: LesionRow, size: str, unit: str) -> Line:
 def _candidate_line(row: CandidateRow, unit: str) -> Line:
     return (
         TableCell(row.case),
-        _number(row.candidate, 0),
+        number_cell(row.candidate, 0),
         TableCell(row.label),
-        _number(row.score, 3),
-        _number(row.probability, 2),
+        number_cell(row.score, 3),
+        number_cell(row.probability, 2),
         TableCell(f"{row.diameter_mm:.1f} {unit}", row.diameter_mm),
         TableCell(text.OUTCOMES.get(row.outcome, row.outcome)),
         TableCell(text.YES if row.touches_lesion else ""),
     )
 
 
-def _number(value: float | None, digits: int) -> TableCell:
+def number_cell(value: float | None, digits: int) -> TableCell:
+    """A number, and what it sorts by."""
     # undefined sorts below everything
     return TableCell(text.number(value, digits), float("-inf") if value is None else float(value))

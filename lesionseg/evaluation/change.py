@@ -1,0 +1,300 @@
+"""What became of each lesion between two visits, and the smallest change that can be detected.
+
+Sizes are measured on each visit's own grid; which lesions belong together is decided on one grid.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+from scipy.special import ndtri
+
+from lesionseg.core import Lesions
+from lesionseg.core.lesions import equivalent_diameter_mm
+from lesionseg.errors import ContentError, require
+from lesionseg.evaluation.case.overlap import overlap_table
+from lesionseg.evaluation.rows import TableRow
+
+State = Literal["new", "enlarged", "stable", "shrunk", "gone", "merged", "split"]
+STATES: tuple[State, ...] = ("new", "enlarged", "stable", "shrunk", "gone", "merged", "split")
+MIN_FOR_REPEATABILITY = 10  # lesions seen in both scans of test–retest pairs
+
+Rows = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class ChangeRule:
+    """When lesions are the same, and from when a difference in size is a change.
+
+    `overlap`: the least share of the smaller of two lesions that both cover. `confidence`: the
+    share of stable lesions that are to be called stable; 0.95 gives Bland and Altman's 1.96
+    standard deviations. `repeatability` multiplies the error that the grid explains, see
+    `size_errors`. Raises `ConfigError`.
+    """
+
+    overlap: float = 0.1
+    confidence: float = 0.99
+    repeatability: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name in ("overlap", "confidence"):
+            value = getattr(self, name)
+            require(0 < value < 1, "A share lies between 0 and 1.", where=name, seen=value)
+
+    @property
+    def n_deviations(self) -> float:
+        """How many standard errors a change must exceed: 2.58 for a confidence of 0.99."""
+        return float(ndtri((1 + self.confidence) / 2))
+
+
+@dataclass(frozen=True, eq=False)
+class Visit:
+    """The lesions of a visit: `lesions` on its own grid, `placed` on the common one, row by row.
+
+    `accepted` `[n]`: which count by themselves; the others only tell that a lesion was there.
+    `comparable` `[n]`: which lie within the other visit's field of view.
+    """
+
+    lesions: Lesions
+    placed: Lesions
+    accepted: NDArray[np.bool_]
+    comparable: NDArray[np.bool_]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LesionChange(TableRow):
+    """One line of changes.csv: one lesion, or those that merged or split.
+
+    `lesion_before` and `lesion_after` are ids; volumes and diameters are of all of them together,
+    empty on the side without any. Volumes are None in 2-D. `smallest_change_ml` and
+    `smallest_change_percent` (of the size before; of that after for new lesions) are what may come
+    from the grid alone. `score` is of a new lesion. `accepted`: stable ones aside, the change
+    exceeds the smallest, and a new lesion reaches the operating point.
+    """
+
+    case: str
+    label: int
+    lesion_before: tuple[int, ...]
+    lesion_after: tuple[int, ...]
+    state: State
+    accepted: bool
+    score: float | None = None
+    volume_before_ml: float | None = None
+    volume_after_ml: float | None = None
+    change_ml: float | None = None
+    smallest_change_ml: float | None = None
+    diameter_before_mm: float | None = None
+    diameter_after_mm: float | None = None
+    change_percent: float | None = None
+    smallest_change_percent: float
+
+
+def size_errors(lesions: Lesions) -> NDArray[np.float64]:
+    """Standard error `[n]` in mm³ (mm² in 2-D) of each lesion's size, from the grid alone.
+
+    The model: each of the 2·dims sides of a lesion lies anywhere within ± half a voxel of where it
+    is drawn, uniformly, independent of the others. A side of f faces then errs by f/√12 voxels, and
+    the lesion by √(Σ f²/6) voxels over the axes, both sides of an axis having the same f. Exact
+    for boxes. A bare box without voxels gives 0.
+    """
+    sums = np.zeros(len(lesions))
+    for row in np.flatnonzero(lesions.masked):
+        voxels = lesions.voxels_of(int(row))
+        mask = np.zeros(np.ptp(voxels, axis=0) + 2, dtype=np.bool_)
+        mask[tuple((voxels - voxels.min(axis=0) + 1).T)] = True
+        for axis in range(mask.ndim):  # a side's faces: where a run of voxels begins
+            sums[row] += np.count_nonzero(mask & ~np.roll(mask, 1, axis)) ** 2
+    return np.asarray(lesions.geometry.voxel_size * np.sqrt(sums / 6))
+
+
+def find_changes(
+    case: str, before: Visit, after: Visit, rule: ChangeRule | None = None
+) -> list[LesionChange]:
+    """The changes of a case, sorted by state as in `STATES`, then by ids; no lesion gives none.
+
+    Lesions of one label belong together when both cover `rule.overlap` of the smaller one. One that
+    has no partner so is looked for one voxel around, among others without: alignment is no better.
+    Of several lesions on a side those that the grid explains, or under `rule.overlap` of the
+    largest, are pieces and make no merger or split. Candidates that are not accepted stand in where
+    a side has no other.
+    """
+    rule = rule or ChangeRule()
+    errors = size_errors(before.lesions), size_errors(after.lesions)
+    found = []
+    for rows_before, rows_after in _groups(before, after, rule.overlap):
+        if not (before.accepted[rows_before].any() or after.accepted[rows_after].any()):
+            continue
+        sides = (
+            _Side.of(before, rows_before, errors[0]),
+            _Side.of(after, rows_after, errors[1]),
+        )
+        found.append(_change(case, *sides, rule))
+    return sorted(found, key=lambda c: (STATES.index(c.state), c.lesion_before, c.lesion_after))
+
+
+def repeatability(changes: Sequence[LesionChange], rule: ChangeRule | None = None) -> float:
+    """By how much test–retest pairs differ more (or less) than the grid explains.
+
+    `changes` are those that `find_changes` gave under `rule` on pairs in which nothing changed.
+    Differences are divided by what the grid predicts for each lesion, since small lesions differ by
+    a larger share than large ones (Bland and Altman 1999, section 3.2). Taken is their root mean
+    square or, where tails are heavier than normal, what keeps `rule.confidence` of them stable.
+    Raises `ContentError` under 10 lesions that both scans show.
+    """
+    rule = rule or ChangeRule()
+    ratios = [
+        c.change_percent / c.smallest_change_percent * rule.n_deviations * rule.repeatability
+        for c in changes
+        if c.change_percent is not None
+    ]
+    if len(ratios) < MIN_FOR_REPEATABILITY:
+        raise ContentError(
+            "Too few lesions to estimate the repeatability from.",
+            where="retest",
+            seen=f"{len(ratios)} lesions in both scans",
+            expected=f"at least {MIN_FOR_REPEATABILITY}",
+            remedy="give more test–retest pairs, or none: then the grid's own error is taken.",
+        )
+    normal = float(np.sqrt(np.mean(np.square(ratios))))
+    tail = float(np.quantile(np.abs(ratios), rule.confidence)) / rule.n_deviations
+    return max(normal, tail)
+
+
+@dataclass(frozen=True, eq=False)
+class _Side:
+    """What one visit has of a group: ids, the size of all together in mm³ or mm², its error."""
+
+    ids: tuple[int, ...]
+    sizes: NDArray[np.float64]
+    errors: NDArray[np.float64]
+    accepted: bool
+    label: int
+    dims: int
+
+    @classmethod
+    def of(cls, visit: Visit, rows: Rows, errors: NDArray[np.float64]) -> "_Side":
+        if visit.accepted[rows].any():
+            rows = rows[visit.accepted[rows]]
+        lesions = visit.lesions
+        return cls(
+            tuple(lesions.ids[rows].tolist()),
+            np.asarray(lesions.n_voxels[rows] * lesions.geometry.voxel_size, dtype=np.float64),
+            errors[rows],
+            bool(visit.accepted[rows].any()),
+            int(lesions.labels[rows[0]]) if len(rows) else 0,
+            lesions.geometry.dims,
+        )
+
+    @property
+    def size(self) -> float:
+        return float(self.sizes.sum())
+
+    def n_whole(self, rule: ChangeRule) -> int:
+        """How many lesions are no pieces: all, but for small ones beside a larger one."""
+        least = np.maximum(rule.n_deviations * self.errors, rule.overlap * self.sizes.max())
+        return max(1, int((self.sizes > least).sum()))
+
+    def diameter_mm(self) -> float | None:
+        return float(equivalent_diameter_mm(self.size, self.dims)) if self.ids else None
+
+    def volume_ml(self) -> float | None:
+        return self.size / 1000 if self.ids and self.dims == 3 else None
+
+
+def _change(case: str, before: _Side, after: _Side, rule: ChangeRule) -> LesionChange:
+    both, volume = bool(before.ids and after.ids), before.dims == 3
+    # what a visit lacks altogether was measured by no retest: there the grid's error is the least
+    factor = rule.repeatability if both else max(rule.repeatability, 1.0)
+    error = float(np.sqrt((before.errors**2).sum() + (after.errors**2).sum()))
+    smallest, difference = factor * rule.n_deviations * error, after.size - before.size
+    state = _state(before, after, smallest, rule)
+    whole = before.size or after.size
+    return LesionChange(
+        case=case,
+        label=before.label or after.label,
+        lesion_before=before.ids,
+        lesion_after=after.ids,
+        state=state,
+        accepted=state in ("merged", "split") or (state != "stable" and abs(difference) > smallest),
+        volume_before_ml=before.volume_ml(),
+        volume_after_ml=after.volume_ml(),
+        change_ml=difference / 1000 if volume else None,
+        smallest_change_ml=smallest / 1000 if volume else None,
+        diameter_before_mm=before.diameter_mm(),
+        diameter_after_mm=after.diameter_mm(),
+        change_percent=100 * difference / whole if both else None,
+        smallest_change_percent=100 * smallest / whole,
+    )
+
+
+def _state(before: _Side, after: _Side, smallest: float, rule: ChangeRule) -> State:
+    if not before.ids:
+        return "new"
+    if not after.ids:
+        return "gone"
+    n_before, n_after = (side.n_whole(rule) for side in (before, after))
+    if n_before != n_after or n_before > 1:
+        return "split" if n_after > n_before else "merged"
+    difference = after.size - before.size
+    if abs(difference) <= smallest:
+        return "stable"
+    return "enlarged" if difference > 0 else "shrunk"
+
+
+def _groups(before: Visit, after: Visit, overlap: float) -> Iterator[tuple[Rows, Rows]]:
+    """Rows before and after that belong together; those out of the other's view are left out."""
+    n, m = len(before.lesions), len(after.lesions)
+    ends = _links(before.placed, after.placed, overlap)
+    graph = coo_array((np.ones(len(ends[0])), (ends[0], n + ends[1])), shape=(n + m, n + m))
+    n_groups, group = connected_components(graph, directed=False)
+    seen = np.concatenate([before.comparable, after.comparable])
+    linked = np.zeros(n + m, dtype=np.bool_)
+    linked[ends[0]] = linked[n + ends[1]] = True
+    for number in range(n_groups):
+        rows = np.flatnonzero((group == number) & (seen | linked))
+        if len(rows):
+            yield rows[rows < n], rows[rows >= n] - n
+
+
+def _links(before: Lesions, after: Lesions, overlap: float) -> tuple[Rows, Rows]:
+    """Pairs of rows that belong together: by overlap or, for those without, one voxel around."""
+    table = overlap_table(before, after)
+    least = np.minimum(before.n_voxels[table.candidate], after.n_voxels[table.lesion])
+    enough = (table.voxels >= overlap * least) & (table.voxels > 0)
+    enough &= before.labels[table.candidate] == after.labels[table.lesion]
+    rows, columns = table.candidate[enough], table.lesion[enough]
+    alone = ~np.isin(np.arange(len(before)), rows), ~np.isin(np.arange(len(after)), columns)
+    near = _near(before, after, alone, overlap)
+    far = _near(after, before, alone[::-1], overlap)[::-1]
+    return np.concatenate([rows, near[0], far[0]]), np.concatenate([columns, near[1], far[1]])
+
+
+def _near(
+    lesions: Lesions,
+    others: Lesions,
+    alone: tuple[NDArray[np.bool_], NDArray[np.bool_]],
+    overlap: float,
+) -> tuple[Rows, Rows]:
+    """Pairs without a partner, of which the first, grown by one voxel, covers enough."""
+    drawn, highest = others.drawn(), int(others.ids.max(initial=0))
+    pairs: list[tuple[int, int]] = []
+    for row in np.flatnonzero(alone[0] & lesions.masked):
+        grown = _grown(lesions.voxels_of(int(row)), lesions.geometry.shape)
+        covered = np.bincount(drawn[tuple(grown.T)], minlength=highest + 1)[others.ids]
+        enough = covered >= overlap * np.minimum(lesions.n_voxels[row], others.n_voxels)
+        enough &= (covered > 0) & alone[1] & (others.labels == lesions.labels[row])
+        pairs += [(int(row), int(other)) for other in np.flatnonzero(enough)]
+    found = np.array(pairs, dtype=np.int64).reshape(-1, 2)
+    return found[:, 0], found[:, 1]
+
+
+def _grown(voxels: Rows, shape: tuple[int, ...]) -> Rows:
+    """Array indices `[v, dims]` with all neighbours that share a face, an edge or a corner."""
+    dims = len(shape)
+    steps = np.stack(np.meshgrid(*[(-1, 0, 1)] * dims, indexing="ij"), -1).reshape(1, -1, dims)
+    grown = np.unique((voxels[:, None] + steps).reshape(-1, dims), axis=0)
+    return np.asarray(grown[((grown >= 0) & (grown < shape)).all(axis=1)])

@@ -1,0 +1,111 @@
+"""What `follow` keeps of its pairs, and the tables, the summary and the page it writes of them."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import lesionseg
+from lesionseg.core import OperatingPoint
+from lesionseg.evaluation import CaseResult
+from lesionseg.evaluation.change import STATES, ChangeRule, LesionChange
+from lesionseg.io.atomic import write_csv
+from lesionseg.io.cases import read_mask
+from lesionseg.pipeline.follow.new_lesions import apply_point, judge_new, new_lesions
+from lesionseg.pipeline.follow.pictures_of_change import draw_changes
+from lesionseg.pipeline.follow.visit_pairs import PairFiles, PairList, VisitPair
+from lesionseg.report.sections.follow_page import write_follow_page
+from lesionseg.report.sections.gallery import GalleryCard
+
+PAIR_COLUMNS = (
+    *("case", *STATES, "new_accepted", "volume_before_ml", "volume_after_ml"),
+    *("registered", "mutual_information", "foreground_dice"),
+)
+
+
+@dataclass
+class Gathered:
+    """What is kept of the pairs once their arrays are let go; `names` are those on the page."""
+
+    names: Mapping[str, str]
+    changes: list[LesionChange] = field(default_factory=list)
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    judged: list[CaseResult] = field(default_factory=list)
+    cards: list[tuple[LesionChange, GalleryCard]] = field(default_factory=list)
+
+    def add(
+        self,
+        files: PairFiles,
+        pair: VisitPair,
+        changes: Sequence[LesionChange],
+        point: OperatingPoint | None,
+        reference: Path | None,
+    ) -> None:
+        """Take a pair's changes at the operating point, judged where there is a reference."""
+        new = new_lesions(pair.prediction, changes)
+        decided = apply_point(changes, new, point)
+        self.changes += decided
+        self.rows.append(_pair_row(pair, decided))
+        self.cards += draw_changes(files, pair, decided, self.names[pair.case])
+        if reference is not None:
+            self.judged.append(judge_new(new, read_mask(reference), point))
+
+    def write(self, folder: Path, rule: ChangeRule, point: OperatingPoint | None) -> None:
+        """Write the two tables and the page."""
+        rows = [change.to_csv() for change in self.changes]
+        write_csv(folder / "changes.csv", rows, LesionChange.columns())
+        write_csv(folder / "pairs.csv", self.rows, PAIR_COLUMNS)
+        words = _rule_words(rule, point)
+        write_follow_page(folder / "follow.html", self.changes, self.names, self.cards, words)
+
+
+def summary_json(lists: PairList, rule: ChangeRule, point: OperatingPoint | None) -> dict[str, Any]:
+    """The content of follow.json."""
+    return {
+        "lesionseg": lesionseg.__version__,
+        "n_pairs": len(lists.pairs),
+        "before_only": lists.before_only,
+        "after_only": lists.after_only,
+        "rule": asdict(rule),
+        "operating_point": None if point is None else _point_json(point),
+    }
+
+
+def _pair_row(pair: VisitPair, changes: Sequence[LesionChange]) -> dict[str, Any]:
+    """One line of pairs.csv: how many lesions are in each state, the burden, the registration."""
+    states, alignment = Counter(c.state for c in changes), pair.alignment
+    return {
+        "case": pair.case,
+        **{state: states[state] for state in STATES},
+        "new_accepted": sum(c.state == "new" and c.accepted for c in changes),
+        "volume_before_ml": sum(c.volume_before_ml or 0.0 for c in changes),
+        "volume_after_ml": sum(c.volume_after_ml or 0.0 for c in changes),
+        "registered": "headers" if alignment is None else "rigid",
+        "mutual_information": None if alignment is None else alignment.mutual_information,
+        "foreground_dice": None if alignment is None else alignment.foreground_dice,
+    }
+
+
+def _rule_words(rule: ChangeRule, point: OperatingPoint | None) -> str:
+    """How the page says what counts as a change."""
+    source = "the grid's own error"
+    if rule.repeatability != 1:
+        source += f" times {rule.repeatability:.2f}, as measured on test–retest pairs"
+    share = f"{rule.confidence:.0%} of stable lesions lie within {source}"
+    said = f"Smallest detectable change: {share}."
+    if point is None:
+        return f"{said} Every new lesion counts: no stable pairs were given to choose by."
+    rate = point.false_positives_per_case
+    counted = f"{rate:.2f} false new lesions per stable pair"
+    return f"{said} New lesions count from a score of {point.score:.2f}: {counted}."
+
+
+def _point_json(point: OperatingPoint) -> dict[str, Any]:
+    """The operating point in the words of follow-up."""
+    return {
+        "score": point.score,
+        "chosen_for": point.name.replace("fp_per_case", "false_new_per_pair"),
+        "false_new_per_pair": point.false_positives_per_case,
+        "false_new_per_pair_ci95": point.false_positives_per_case_ci95,
+    }

@@ -1,0 +1,80 @@
+"""New lesions as a prediction of their own, judged as any other: their rate, sensitivity, score."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from lesionseg.core import Candidate, OperatingPoint, Prediction, Reference
+from lesionseg.evaluation import CaseResult, choose, find_preset, match_case
+from lesionseg.evaluation.change import LesionChange
+from lesionseg.evaluation.statistics.operating_point import describe, with_intervals
+
+HALF_SCORE_MM = 10.0  # a lesion of this diameter has score ½ where only its size ranks it
+CHOSEN_ON = "stable"  # the role of the pairs that an operating point was chosen on
+
+
+def new_lesions(prediction: Prediction, changes: Sequence[LesionChange]) -> Prediction:
+    """The later visit's prediction with nothing but the new lesions that exceed the grid's error.
+
+    Bare masks have no scores; there the diameter d ranks, as d / (d + 10 mm).
+    """
+    ids = {c.lesion_after[0] for c in changes if c.state == "new" and c.accepted}
+    chosen = [_ranked(c, prediction.scored) for c in prediction.candidates if c.id in ids]
+    instances = prediction.instances
+    if instances is not None:
+        instances = np.where(np.isin(instances, sorted(ids)), instances, 0).astype(np.int32)
+    chosen.sort(key=lambda c: (-c.score, c.id))
+    return replace(
+        prediction, candidates=tuple(chosen), instances=instances, scored=True, removed=()
+    )
+
+
+def apply_point(
+    changes: Sequence[LesionChange], new: Prediction, point: OperatingPoint | None
+) -> list[LesionChange]:
+    """The changes with the scores of new lesions; those below the operating point do not count."""
+    score_of = {c.id: c.score for c in new.candidates}
+    least = 0.0 if point is None else point.score
+    return [
+        replace(c, score=(score := score_of.get(c.lesion_after[0])), accepted=(score or 0) >= least)
+        if c.state == "new" and c.accepted
+        else c
+        for c in changes
+    ]
+
+
+def judge_new(
+    new: Prediction, reference: Reference | None, point: OperatingPoint | None = None
+) -> CaseResult:
+    """New lesions against a reference of change; None: against a pair in which nothing is new."""
+    role = "unknown"
+    if reference is None:
+        shape, role = new.geometry.shape, CHOSEN_ON
+        reference = Reference(new.geometry, np.zeros(shape, dtype=np.uint8))
+    match = match_case(
+        reference, new, find_preset("lesionseg"), case=new.case, group=new.case, role=role
+    )
+    return match.result(point)
+
+
+def choose_point(
+    results: Sequence[CaseResult], rate: float, *, replicates: int, seed: int
+) -> OperatingPoint:
+    """The lowest score with at most `rate` false new lesions per stable pair, with its interval.
+
+    Where all new lesions together stay within the rate, all are accepted: score 0. The name's
+    `fp_per_case` are false new lesions per pair.
+    """
+    n_false = sum(len(result.candidates) for result in results)
+    if n_false <= rate * len(results):
+        point = describe(f"fp_per_case:{rate:g}", 0.0, results)
+    else:
+        point = choose(results, fp_per_case=rate)
+    return with_intervals(point, results, replicates=replicates, seed=seed)
+
+
+def _ranked(candidate: Candidate, scored: bool) -> Candidate:
+    diameter = candidate.diameter_mm
+    score = candidate.score if scored else diameter / (diameter + HALF_SCORE_MM)
+    return replace(candidate, score=score, accepted=True)

@@ -1,0 +1,201 @@
+"""`follow` on small files: what is written, what is judged, what is refused."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from lesionseg.core import Candidate, Geometry, Prediction, Volume
+from lesionseg.errors import ConfigError, ContentError, DatasetError, GeometryError
+from lesionseg.io.atomic import read_csv, read_json
+from lesionseg.io.formats.volumes import read_volume, write_volume
+from lesionseg.io.predictions import write_prediction
+from lesionseg.phantoms import VisitSettings, write_visit_phantoms
+from lesionseg.pipeline.follow import follow
+
+SHAPE = (16, 24, 24)
+GRID = Geometry.from_spacing(SHAPE, (2, 1, 1))
+Box = tuple[int, int, int, int]  # first z, y, x, and the side in voxels
+
+
+def mask(*boxes: Box, value: int = 1) -> NDArray[np.uint8]:
+    array = np.zeros(SHAPE, dtype=np.uint8)
+    for z, y, x, side in boxes:
+        array[z : z + side, y : y + side, x : x + side] = value
+    return array
+
+
+def write(folder: Path, name: str, array: NDArray[np.uint8], geometry: Geometry = GRID) -> None:
+    write_volume(folder / f"{name}.nii.gz", Volume(array[None], geometry))
+
+
+OLD, NEW = (2, 2, 2, 5), (9, 12, 12, 4)
+
+
+@pytest.fixture
+def visits(tmp_path: Path) -> Path:
+    """Two patients: one with a new lesion, one without any lesion at all."""
+    write(tmp_path / "before", "a", mask(OLD))
+    write(tmp_path / "after", "a_mask", mask(OLD, NEW))
+    for visit in ("before", "after"):
+        write(tmp_path / visit, "b", mask())
+    write(tmp_path / "reference", "a", mask(NEW))
+    return tmp_path
+
+
+def run(root: Path, **settings: object) -> list[dict[str, str]]:
+    out = root / "out"
+    follow(root / "before", root / "after", out, **settings)  # type: ignore[arg-type]
+    return read_csv(out / "changes.csv")
+
+
+def test_changes_pairs_and_rule_are_written(visits: Path) -> None:
+    outcome = follow(visits / "before", visits / "after", visits / "out")
+    rows = read_csv(visits / "out" / "changes.csv")
+    assert [(r["case"], r["state"], r["lesion_before"], r["lesion_after"]) for r in rows] == [
+        ("a", "new", "", "2"),
+        ("a", "stable", "1", "1"),
+    ]
+    assert float(rows[0]["volume_after_ml"]) == pytest.approx(64 * 2 / 1000)
+    pairs = read_csv(visits / "out" / "pairs.csv")
+    assert [(p["case"], p["new"], p["registered"]) for p in pairs] == [
+        ("a", "1", "headers"),
+        ("b", "0", "headers"),
+    ]
+    assert read_json(visits / "out" / "follow.json")["operating_point"] is None
+    assert not (visits / "out" / "scores.json").exists()
+    assert outcome.summary()[1].split() == ["new", "1", "1", "0.50"]
+
+
+def test_cases_without_a_counterpart_are_named(
+    visits: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write(visits / "after", "c", mask())
+    run(visits)
+    assert "No earlier visit; not followed: c" in caplog.text
+    assert read_json(visits / "out" / "follow.json")["after_only"] == ["c"]
+
+
+def test_new_lesions_are_judged_against_a_reference_of_change(visits: Path) -> None:
+    run(visits, reference=visits / "reference")
+    scores = read_json(visits / "out" / "scores.json")
+    assert (scores["n_lesions"], scores["n_true_positive"], scores["n_false_positive"]) == (1, 1, 0)
+    assert scores["lesion_recall"]["value"] == 1.0
+
+
+def test_the_operating_point_leaves_the_stated_rate_on_stable_pairs(visits: Path) -> None:
+    """Six stable pairs with a small false new lesion each, and none may stay."""
+    for n in range(6):
+        write(visits / "stable" / "before", f"s{n}", mask())
+        write(visits / "stable" / "after", f"s{n}", mask((2, 2, 2, 3)))
+    rows = run(visits, stable=visits / "stable", false_new_per_pair=0.0)
+    point = read_json(visits / "out" / "follow.json")["operating_point"]
+    assert point["chosen_for"] == "false_new_per_pair:0"
+    assert point["false_new_per_pair"] == 0
+    # the true one is larger than the false ones, so that it stays
+    assert [r["accepted"] for r in rows if r["state"] == "new"] == ["true"]
+    rows = run(visits, stable=["b"])
+    assert read_json(visits / "out" / "follow.json")["operating_point"]["score"] == 0
+
+
+def test_scored_candidates_rank_new_lesions_and_tell_what_was_there(visits: Path) -> None:
+    """The old lesion was below the operating point before: it is not new now."""
+    for visit, boxes, accepted in (("p", [OLD], [False]), ("q", [OLD, NEW], [True, True])):
+        instances = np.zeros(SHAPE, dtype=np.int32)
+        candidates = []
+        for number, (box, yes) in enumerate(zip(boxes, accepted, strict=True), start=1):
+            where = np.argwhere(mask(box))
+            instances[tuple(where.T)] = number
+            one = Candidate.from_voxels(number, 1, 1 - number / 4, where, GRID)
+            candidates.append(Candidate(**{**vars(one), "accepted": yes}))
+        write_prediction(visits / visit, Prediction("a", GRID, tuple(candidates), instances))
+    follow(visits / "p", visits / "q", visits / "out")
+    rows = read_csv(visits / "out" / "changes.csv")
+    assert [(r["state"], r["score"]) for r in rows] == [("new", "0.5"), ("stable", "")]
+
+
+def test_another_grid_in_the_same_space_is_followed_by_its_header(visits: Path) -> None:
+    """The later scan has voxels of half the size and begins elsewhere."""
+    fine = np.repeat(np.repeat(np.repeat(mask(OLD), 2, 0), 2, 1), 2, 2)[2:]
+    affine = GRID.affine @ np.diag([0.5, 0.5, 0.5, 1.0])
+    affine[:3, 3] += GRID.affine[:3, :3] @ np.array([0.75, -0.25, -0.25])
+    write(visits / "fine", "a", fine, Geometry(fine.shape, affine))
+    follow(visits / "before", visits / "fine", visits / "out", register="headers")
+    (row,) = read_csv(visits / "out" / "changes.csv")
+    assert row["state"] == "stable"
+    assert float(row["volume_after_ml"]) == pytest.approx(float(row["volume_before_ml"]))
+
+
+def test_a_retest_widens_the_smallest_change(visits: Path) -> None:
+    rng = np.random.default_rng(0)
+    for n in range(6):
+        for visit in ("before", "after"):
+            sides = rng.integers(3, 6, 2).tolist()
+            boxes = [(1, 1, 1, sides[0]), (9, 12, 12, sides[1])]
+            write(visits / "retest" / visit, f"r{n}", mask(*boxes))
+    alone = float(run(visits)[1]["smallest_change_ml"])
+    measured = float(run(visits, retest=visits / "retest")[1]["smallest_change_ml"])
+    factor = read_json(visits / "out" / "follow.json")["rule"]["repeatability"]
+    assert factor > 1
+    assert measured == pytest.approx(factor * alone)
+
+
+def test_scans_that_the_headers_place_apart_are_registered_and_drawn(tmp_path: Path) -> None:
+    """The earlier scan's header is moved by 15 mm: by headers alone nothing would match."""
+    settings = VisitSettings(shape=(24, 40, 40), spacing_mm=(2, 2, 2), n_false=0.0)
+    write_visit_phantoms(tmp_path, 1, settings, seed=4)
+    for name in ("before", "before_images"):
+        path = tmp_path / name / "simulated_000.nii.gz"
+        volume = read_volume(path)
+        affine = volume.geometry.affine + np.array([[0, 0, 0, 15], *[[0] * 4] * 3])
+        write_volume(path, Volume(volume.array, Geometry(volume.geometry.shape, affine)))
+    images = {f"{v}_images": tmp_path / f"{v}_images" for v in ("before", "after")}
+    rows = run(tmp_path, **images)
+    assert sum(row["state"] == "stable" for row in rows) >= 6
+    (pair,) = read_csv(tmp_path / "out" / "pairs.csv")
+    assert pair["registered"] == "rigid"
+    assert float(pair["foreground_dice"]) > 0.9
+    page = (tmp_path / "out" / "follow.html").read_text(encoding="utf-8")
+    n_shown = sum(row["accepted"] == "true" for row in rows)
+    assert page.count("data:image/jpeg") == 2 * n_shown > 0
+    assert "simulated_000" not in page
+    run(tmp_path, **images, register="headers", identifiers=True)
+    assert "simulated_000" in (tmp_path / "out" / "follow.html").read_text(encoding="utf-8")
+
+
+def test_a_poor_registration_is_refused(tmp_path: Path) -> None:
+    """A head before, a small block after."""
+    settings = VisitSettings(shape=(16, 32, 32), spacing_mm=(2, 2, 2))
+    write_visit_phantoms(tmp_path, 1, settings)
+    block = np.zeros((16, 32, 32), dtype=np.float32)
+    block[7:9, 4:28, 14:18] = 100
+    grid = Geometry.from_spacing(block.shape, settings.spacing_mm)
+    write_volume(tmp_path / "after_images" / "simulated_000.nii.gz", Volume(block[None], grid))
+    images = {f"{v}_images": tmp_path / f"{v}_images" for v in ("before", "after")}
+    with pytest.raises(GeometryError, match="registration of the two visits is poor"):
+        run(tmp_path, register="rigid", **images)
+
+
+def test_bad_input_is_refused_by_name(visits: Path) -> None:
+    write(visits / "others", "z", mask())
+    with pytest.raises(DatasetError, match=r"no case in common.*before a, b; after z"):
+        follow(visits / "before", visits / "others", visits / "out")
+    write(visits / "two", "a", mask(OLD, value=2))
+    with pytest.raises(ContentError, match=r"different labels.*\[1\], after \[2\]"):
+        follow(visits / "before", visits / "two", visits / "out")
+    far = Geometry(SHAPE, GRID.affine + np.array([[0, 0, 0, 900], *[[0] * 4] * 3]))
+    write(visits / "far", "a", mask(OLD), far)
+    with pytest.raises(GeometryError, match="share no space"):
+        follow(visits / "before", visits / "far", visits / "out")
+    with pytest.raises(ConfigError, match="way to register"):
+        run(visits, register="affine")
+    with pytest.raises(ConfigError, match="one visit alone"):
+        run(visits, before_images=visits / "before")
+    with pytest.raises(DatasetError, match="no scan to register with"):
+        run(visits, register="rigid")
+    with pytest.raises(DatasetError, match="stable case is not among"):
+        run(visits, stable=["c"])
+    with pytest.raises(DatasetError, match="reference of change"):
+        run(visits, reference=visits / "others")
+    assert not (visits / "out").exists()
