@@ -33,9 +33,8 @@ from lesionseg.pipeline.follow.visit_pairs import (
     find_pairs,
     open_pair,
 )
-from lesionseg.pipeline.judging.scoring import Scoring
-from lesionseg.pipeline.run.outcome import CommandOutcome, aligned
-from lesionseg.pipeline.run.progress import Advance, bar
+from lesionseg.pipeline.judging.case_pairs import Scoring
+from lesionseg.pipeline.run.outcome import Advance, CommandOutcome, aligned, bar
 from lesionseg.report import text
 
 _log = logging.getLogger(__name__)
