@@ -73,7 +73,8 @@ def _rows_needed(
     array: NDArray[np.generic], matrix: NDArray[np.float64], shape: tuple[int, ...]
 ) -> tuple[NDArray[np.generic], NDArray[np.float64]]:
     """The input that output indices of `shape` read, edges repeated, and the matrix to it."""
-    corners = np.array(list(itertools.product(*[(0, n - 1) for n in shape])))
+    # voxels to their edges: a coarser one is a mean over its extent
+    corners = np.array(list(itertools.product(*[(-0.5, n - 0.5) for n in shape])))
     reach = corners @ matrix[:-1, :-1].T + matrix[:-1, -1]
     lowest = np.floor(reach.min(axis=0)).astype(int) - 1
     highest = np.ceil(reach.max(axis=0)).astype(int) + 1

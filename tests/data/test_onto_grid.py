@@ -25,13 +25,28 @@ def test_turning_is_a_view_whose_voxels_stay_where_they_are(rng: np.random.Gener
     assert view.array[(0, *found[0])] == volume.array[0, 3, 5, 2]
 
 
+@pytest.mark.parametrize("ratio", [0.7, 2.0, 3.7, 5.0])
+def test_slabs_of_a_coarser_grid_are_what_one_reading_gives(
+    rng: np.random.Generator, ratio: float
+) -> None:
+    """Axes that do not mix, and more rows than one slab has."""
+    array = rng.random((1, 100, 6)).astype(np.float32)
+    step = np.diag([ratio, 1.0, 1.0])
+    step[0, -1] = ratio / 2 - 0.5
+    shape = (int(100 / ratio), 6)
+    found = read_linear(Volume(array, Geometry((100, 6), np.eye(3))), Geometry(shape, step)).array
+    expected = resample_linear(torch.from_numpy(array), step, shape, average=True).numpy()
+    np.testing.assert_allclose(found[:, 1:-1], expected[:, 1:-1], atol=1e-5)
+
+
 def test_slabs_together_are_what_one_reading_gives(rng: np.random.Generator) -> None:
     volume = _volume(rng)
     # half as many voxels along the first axis, turned a little against the second
     step = np.array([[2, 0.2, 0, 0.3], [-0.1, 1, 0, 1], [0, 0, 1.3, 0.2], [0, 0, 0, 1]])
     geometry = Geometry((9, 11, 12), volume.geometry.affine @ step)
     found = read_linear(volume, geometry).array
-    expected = resample_linear(torch.from_numpy(volume.array), step, geometry.shape).numpy()
+    whole = torch.from_numpy(volume.array)
+    expected = resample_linear(whole, step, geometry.shape, average=True).numpy()
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
