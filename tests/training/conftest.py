@@ -1,14 +1,21 @@
 """A plan, numbered tiles and a short training, all in 2-D and tiny."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
-from lesionseg.losses import FocalLoss
+from lesionseg.losses import DiceCrossEntropyLoss, FocalLoss
+from lesionseg.losses.detection_loss import DetectionLoss
 from lesionseg.models import build_network
+from lesionseg.plan.anchor_plan import AnchorPlan
 from lesionseg.plan.plan import Architecture, Normalisation, Plan
+from lesionseg.training.device.memory_probe import some_batch
 from lesionseg.training.fit import fit_tiles
 from lesionseg.training.learning_settings import Learning
 from lesionseg.training.settings import OptimiserSettings, TrainerSettings
+from lesionseg.training.step.detection_objective import make_objective
+from lesionseg.training.step.module import LesionModule
 
 
 class Squares:
@@ -98,3 +105,21 @@ def train(tmp_path):
         )
 
     return run
+
+
+@pytest.fixture
+def make_module():
+    """A module of the plan with another architecture, and a batch of it."""
+
+    def make(name, loss=None, n_tiles=2, **settings):
+        plan = small_plan()
+        plan = plan.with_(architecture=replace(plan.architecture, name=name))
+        if name != "unet":
+            sizes = (((4.0, 4.0), (6.0, 6.0)),)
+            plan = plan.with_(anchors=AnchorPlan(stages=(1,), sizes=sizes, width=8, depth=1))
+        objective = make_objective(loss or DiceCrossEntropyLoss(), DetectionLoss(), plan)
+        trainer = TrainerSettings(max_steps=9, **settings)
+        module = LesionModule(build_network(plan), objective, plan, trainer, OptimiserSettings())
+        return module, some_batch(plan, n_tiles, torch.device("cpu"))
+
+    return make

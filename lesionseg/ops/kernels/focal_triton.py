@@ -79,7 +79,7 @@ def _slope(z, gamma, POWER: tl.constexpr):  # type: ignore[no-untyped-def]
 @triton.jit
 def _block(n_voxels, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
     """Sample and first voxel (64 bit), offsets and mask of this program's block."""
-    n_blocks = (n_voxels + BLOCK - 1) // BLOCK
+    n_blocks = (n_voxels - 1) // BLOCK + 1  # a sum could leave 32 bits near 2^31 voxels
     program = tl.program_id(0)
     start = (program % n_blocks).to(tl.int64) * BLOCK
     # 4 voxels in a row a thread: 16-byte loads of fp32 side by side in a warp. Without the hint the
@@ -97,6 +97,12 @@ def _labels(labels, valid, first, offsets, inside, VALID: tl.constexpr):  # type
     if VALID:
         kept = inside & (tl.load(valid + first + offsets, mask=inside, other=0) != 0)
     return label, kept
+
+
+@triton.jit
+def _logits(logits, inside, kept):  # type: ignore[no-untyped-def]
+    """Logits of a block, 0 where left out; a load masked voxel by voxel would be no 16-byte one."""
+    return tl.where(kept, tl.load(logits, mask=inside, other=0.0).to(tl.float32), 0.0)
 
 
 @triton.jit
@@ -119,7 +125,7 @@ def _sigmoid_sums(  # type: ignore[no-untyped-def]
     logits = x + sample * x_sample + start * x_voxel + offsets * x_voxel
     loss = tl.full([BLOCK], 0.0, tl.float32)
     for k in range(C):
-        value = tl.load(logits, mask=kept, other=0.0).to(tl.float32)
+        value = _logits(logits, inside, kept)
         lesion = label == k + 1
         focus, _, _, cross_entropy = _parts(tl.where(lesion, -value, value), gamma, POWER)
         weight = tl.where(lesion, tl.load(weights + k), tl.load(weights + C + k))
@@ -141,7 +147,7 @@ def _sigmoid_gradient(  # type: ignore[no-untyped-def]
     slots = out + sample * out_sample + start * out_voxel + offsets * out_voxel
     factor = tl.load(scale).to(tl.float32)
     for k in range(C):
-        value = tl.load(logits, mask=kept, other=0.0).to(tl.float32)
+        value = _logits(logits, inside, kept)
         lesion = label == k + 1
         slope = _slope(tl.where(lesion, -value, value), gamma, POWER)
         weight = tl.where(lesion, -tl.load(weights + k), tl.load(weights + C + k))
@@ -152,7 +158,9 @@ def _sigmoid_gradient(  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def _softmax_parts(logits, x_class, label, kept, weights, C: tl.constexpr):  # type: ignore[no-untyped-def]
+def _softmax_parts(  # type: ignore[no-untyped-def]
+    logits, x_class, label, inside, kept, weights, C: tl.constexpr,
+):  # fmt: skip
     """Error logit, log-sum-exp of the classes that are not the truth, weight of the truth.
 
     The sum is kept relative to the largest logit so far, so that one pass is enough.
@@ -160,7 +168,7 @@ def _softmax_parts(logits, x_class, label, kept, weights, C: tl.constexpr):  # t
     top = tl.full(label.shape, _LOWEST, tl.float32)
     total, truth, weight = top * 0.0, top * 0.0, top * 0.0
     for c in range(C):
-        value = tl.load(logits, mask=kept, other=0.0).to(tl.float32)
+        value = _logits(logits, inside, kept)
         is_truth = label == c
         truth = tl.where(is_truth, value, truth)
         weight = tl.where(is_truth, tl.load(weights + c), weight)
@@ -182,7 +190,7 @@ def _softmax_sums(  # type: ignore[no-untyped-def]
     sample, start, offsets, inside = _block(n_voxels, BLOCK)
     label, kept = _labels(labels, valid, sample * n_voxels + start, offsets, inside, VALID)
     logits = x + sample * x_sample + start * x_voxel + offsets * x_voxel
-    z, _, weight = _softmax_parts(logits, x_class, label, kept, weights, C)
+    z, _, weight = _softmax_parts(logits, x_class, label, inside, kept, weights, C)
     focus, _, _, cross_entropy = _parts(z, gamma, POWER)
     _store_sums(sums, weight * focus * cross_entropy, kept & (label > 0) & (label < C), kept)
 
@@ -198,10 +206,10 @@ def _softmax_gradient(  # type: ignore[no-untyped-def]
     label, kept = _labels(labels, valid, sample * n_voxels + start, offsets, inside, VALID)
     logits = x + sample * x_sample + start * x_voxel + offsets * x_voxel
     slots = out + sample * out_sample + start * out_voxel + offsets * out_voxel
-    z, others, weight = _softmax_parts(logits, x_class, label, kept, weights, C)
+    z, others, weight = _softmax_parts(logits, x_class, label, inside, kept, weights, C)
     slope = weight * tl.load(scale).to(tl.float32) * _slope(z, gamma, POWER)
     for c in range(C):  # these logits come from the cache
-        value = tl.load(logits, mask=kept, other=0.0).to(tl.float32)
+        value = _logits(logits, inside, kept)
         is_truth = label == c
         share = tl.exp(tl.where(is_truth, _LOWEST, value) - others)
         gradient = tl.where(is_truth, -slope, slope * share)

@@ -32,6 +32,7 @@ class Checkpoint:
     @classmethod
     def of(cls, module: LesionModule) -> "Checkpoint":
         """The state of `module` now."""
+        module.settle()
         optimiser: Any = module.optimizers()
         return cls(module.state_dict(), optimiser.state_dict(), asdict(module.counters))
 

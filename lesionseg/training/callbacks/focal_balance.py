@@ -107,9 +107,10 @@ class FocalBalance(AfterStep):
         """Write the row of a logging step; nothing of a skipped one."""
         if module.latest is None or self.history is None:
             return
-        if not module.latest.skipped:
-            self._losses.append(module.latest.loss)
-            if self._balances:
+        self._losses.append(module.latest.loss.masked_fill(module.latest.skipped, torch.nan))
+        if self._balances:
+            module.settle()
+            if not module.counters.skipped_in_a_row:
                 self._add(module)
         self._balances = []
 
@@ -129,7 +130,7 @@ class FocalBalance(AfterStep):
             self._curves.append(loss_curves(logits, labels, self.terms, **meaning))
 
     def _add(self, module: LesionModule) -> None:
-        loss = float(torch.stack(self._losses).mean())
+        loss = float(torch.stack(self._losses).nanmean())
         row = _row(module.counters.steps, loss, self._balances, bool(self.terms))
         self._losses = []
         self._rows = [*self._rows, row][-STRETCH:]

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable, Mapping
 from functools import partial
+from math import isnan
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from lesionseg.training.callbacks.checkpoint import Checkpoint, write_checkpoint
 from lesionseg.training.callbacks.history import WRITING_SHARE, History
+from lesionseg.training.device.accelerator import LateFigures
 from lesionseg.training.step.module import LesionModule, StepReport
 
 log = logging.getLogger(__name__)
@@ -53,7 +55,8 @@ class Resume(AfterStep):
 class Record(AfterStep):
     """Adds the mean of each few steps to the history; skipped steps are counted, not averaged.
 
-    `listeners` are called with each row, too, and so are the loggers of Lightning's trainer.
+    `listeners` are called with each row, too, and so are the loggers of Lightning's trainer. A GPU
+    is not waited for: its row is read with the next one, or when the file is to be written.
     """
 
     def __init__(self, path: Path, every: int) -> None:
@@ -61,11 +64,14 @@ class Record(AfterStep):
         self.listeners: list[Callable[[Mapping[str, object]], None]] = []
         self.history: History | None = None
         self._reports: list[StepReport] = []
+        self._unread: tuple[dict[str, object], list[str], LateFigures] | None = None
+        self._n_skipped = 0
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Open the history, without rows later than the step that training resumes at."""
         if trainer.is_global_zero:
-            self.history = History(self.path, cast(LesionModule, pl_module).counters.steps)
+            counters = cast(LesionModule, pl_module).counters
+            self.history, self._n_skipped = History(self.path, counters.steps), counters.skipped
             self.listeners += [partial(tell, logger) for logger in trainer.loggers]
 
     def after_step(self, trainer: pl.Trainer, module: LesionModule) -> None:
@@ -74,11 +80,28 @@ class Record(AfterStep):
             return
         self._reports.append(module.latest)
         if module.counters.steps % self.every == 0 or module.progress >= 1:
-            self.add({**_where(module), **_means(self._reports, module)})
+            self._read()
+            means = _means(self._reports)
+            figures = LateFigures.of(torch.stack(list(means.values())))
+            self._unread = ({**_where(module), "lr": module.latest.lr}, list(means), figures)
             self._reports = []
+            if figures.sent is None:
+                self._read()
+
+    def _read(self) -> None:
+        """Add the row whose numbers were still on their way."""
+        if self._unread is None:
+            return
+        where, names, figures = self._unread
+        self._unread = None
+        row = dict(zip(names, figures.read(), strict=True))
+        self._n_skipped += round(row.pop("skipped"))
+        cells = {name: "" if isnan(value) else value for name, value in row.items()}
+        self.add({**where, **cells, "skipped": self._n_skipped})
 
     def add(self, row: Mapping[str, object]) -> None:
         """Add a row; on the first process, where the history is."""
+        self._read()
         if self.history is None:
             return
         self.history.add(row)
@@ -91,6 +114,7 @@ class Record(AfterStep):
 
     def write(self) -> None:
         """Write the history now; nothing on processes other than the first."""
+        self._read()
         if self.history is not None:
             self.history.write()
 
@@ -206,11 +230,11 @@ class ProgressLine(AfterStep):
         if self._bar is None or module.latest is None:
             return
         if not self._bar.disable:
-            state = f"step {module.counters.steps}  loss {float(module.latest.loss):.3g}"
+            state = f"step {module.counters.steps}  loss {module.latest_loss:.3g}"
             task = self._bar.task_ids[0]
             self._bar.update(task, completed=min(module.progress, 1.0), state=state)
         elif module.counters.steps % module.settings.steps_per_epoch == 0:
-            _log_progress(module, module.latest)
+            _log_progress(module)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Let go of the terminal."""
@@ -236,14 +260,14 @@ def _progress_bar() -> Progress:
     return Progress(*columns, console=console, disable=not console.is_terminal)
 
 
-def _log_progress(module: LesionModule, report: StepReport) -> None:
+def _log_progress(module: LesionModule) -> None:
     log.info(
         "Epoch %d, step %d, %.1f minutes (%.0f %% of the budget), loss %.4g.",
         module.epoch,
         module.counters.steps,
         module.counters.minutes,
         100 * module.progress,
-        float(report.loss),
+        module.latest_loss,
     )
 
 
@@ -252,21 +276,18 @@ def _where(module: LesionModule) -> dict[str, object]:
     return {"step": counters.steps, "minutes": counters.minutes, "epoch": module.epoch}
 
 
-def _means(reports: list[StepReport], module: LesionModule) -> dict[str, object]:
-    """Means of the steps that counted; blank losses when none did."""
-    done = [report for report in reports if not report.skipped]
-    names = list(reports[-1].terms)
+def _means(reports: list[StepReport]) -> dict[str, Tensor]:
+    """Means of the steps that counted, NaN when none did, and how many did not; on the device."""
+    skipped = torch.stack([report.skipped for report in reports])
+    terms = {name: [report.terms[name] for report in reports] for name in reports[-1].terms}
+    losses = {"loss": [report.loss for report in reports]}
+    losses |= {f"loss_{name}": values for name, values in terms.items()}
+    kept = {name: torch.stack(v).masked_fill(skipped, 0).sum() for name, v in losses.items()}
     return {
-        "lr": reports[-1].lr,
-        "loss": _mean([report.loss for report in done]),
-        **{f"loss_{name}": _mean([report.terms[name] for report in done]) for name in names},
-        "positives": _mean([report.positives for report in reports]),
-        "skipped": module.counters.skipped,
+        **{name: total / (~skipped).sum() for name, total in kept.items()},
+        "positives": torch.stack([report.positives for report in reports]).mean(),
+        "skipped": skipped.sum().float(),
     }
-
-
-def _mean(values: list[Tensor]) -> float | str:
-    return float(torch.stack(values).mean()) if values else ""
 
 
 def _in_eval_mode(validate: Validate, network: nn.Module) -> Mapping[str, float]:

@@ -1,8 +1,10 @@
 """The device that trains: which it is, whether it is there, its memory, and who starts it."""
 
 import os
+from typing import NamedTuple, Self
 
 import torch
+from torch import Tensor
 
 from lesionseg.errors import ConfigError
 
@@ -24,6 +26,34 @@ def require_device(accelerator: str) -> None:
             remedy="set trainer.accelerator=auto to train on the processor, or start the command "
             "where `nvidia-smi` and torch.cuda.is_available() see a GPU.",
         )
+
+
+class LateFigures(NamedTuple):
+    """A few numbers of a device, on their way to the host.
+
+    Read after more work has been given to a GPU, they are there, and it never stands idle.
+    """
+
+    host: Tensor
+    sent: torch.cuda.Event | None
+
+    @classmethod
+    def of(cls, figures: Tensor) -> Self:
+        """Send them; nothing waits."""
+        if not figures.is_cuda:
+            return cls(figures, None)
+        host = torch.empty(figures.shape, dtype=figures.dtype, pin_memory=True)
+        host.copy_(figures, non_blocking=True)
+        sent = torch.cuda.Event()
+        sent.record()
+        return cls(host, sent)
+
+    def read(self) -> list[float]:
+        """The numbers; waits for what was computed before they were sent, and no more."""
+        if self.sent is not None:
+            self.sent.synchronize()
+        numbers: list[float] = self.host.tolist()
+        return numbers
 
 
 def available_memory_gb(device: str) -> float:

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -12,10 +13,16 @@ from torch import Tensor, nn
 from lesionseg.errors import TrainingError
 from lesionseg.losses.normaliser import PositiveAverage
 from lesionseg.plan.plan import Plan
+from lesionseg.training.device.accelerator import LateFigures
 from lesionseg.training.device.speed import BACKEND, GRAPHS, Mode, begin_forward
 from lesionseg.training.settings import OptimiserSettings, TrainerSettings
 from lesionseg.training.step.objective import BatchTargets, Objective, add_terms
-from lesionseg.training.step.optimiser import WarmAverage, make_optimiser, set_learning_rate
+from lesionseg.training.step.optimiser import (
+    WarmAverage,
+    make_optimiser,
+    set_learning_rate,
+    step_if,
+)
 from lesionseg.training.step.scaling import LossScale, fp16_context
 from lesionseg.training.step.schedule import Clock, TrainingBudget, learning_rate
 from lesionseg.training.step.supervision import LevelTargets
@@ -29,7 +36,7 @@ Watcher = Callable[[Tensor, LevelTargets], None]
 @dataclass(frozen=True, eq=False)
 class StepReport:
     """What one step did; `terms` sum to `loss`, `positives` counts the lesion voxels (or
-    anchors) of the step.
+    anchors) of the step. `skipped`: its loss or gradient was not finite, and nothing was changed.
 
     Tensors are 0-d and stay on the device: only reading them waits for it.
     """
@@ -39,12 +46,15 @@ class StepReport:
     loss: Tensor
     terms: Mapping[str, Tensor]
     positives: Tensor
-    skipped: bool
+    skipped: Tensor
 
 
 @dataclass
 class Counters:
-    """How far training has come; steps count skipped ones too, as they used up their tiles."""
+    """How far training has come; steps count skipped ones too, as they used up their tiles.
+
+    On a GPU, the last step is not yet among the skipped: `LesionModule.settle` takes it in.
+    """
 
     steps: int = 0
     minutes: float = 0.0
@@ -85,6 +95,9 @@ class LesionModule(pl.LightningModule):
         self.clock = clock or Clock()
         self.counters = Counters()
         self.latest: StepReport | None = None
+        self.latest_loss = float("nan")  # of the step before on a GPU
+        self._unread: tuple[int, LateFigures] | None = None
+        self._agreed_minutes = 0.0
         self.watchers: list[Watcher] = []  # of the next step, each shown all of its parts
 
     def use_fp16(self) -> None:
@@ -103,6 +116,7 @@ class LesionModule(pl.LightningModule):
     def on_train_start(self) -> None:
         """Let the clock run from the minutes before a resume."""
         self.clock.start(self.counters.minutes)
+        self._agreed_minutes = self.counters.minutes
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """End training, in mid-epoch if need be, when the budget is spent."""
@@ -111,6 +125,7 @@ class LesionModule(pl.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Let Lightning's checkpoints tell how far training has come."""
+        self.settle()
         checkpoint["counters"] = asdict(self.counters)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -150,6 +165,12 @@ class LesionModule(pl.LightningModule):
         """One optimiser step; a step whose loss or gradient is not finite leaves the weights."""
         optimiser: Any = self.optimizers()
         lr = set_learning_rate(optimiser, learning_rate(self.progress, self.optimiser_settings))
+        self.latest = self.learn(batch, optimiser, lr)
+        if self.trainer.loggers:
+            self.log_dict({"train_loss": self.latest.loss, "train_lr": lr})
+
+    def learn(self, batch: Mapping[str, Tensor], optimiser: Any, lr: float) -> StepReport:
+        """Forward and backward pass and update; the host reads nothing that a GPU computes here."""
         targets = self.objective.targets(batch)
         normalisers, positives = self._normalise(targets)
         self._clear_gradients(optimiser)
@@ -158,18 +179,15 @@ class LesionModule(pl.LightningModule):
         if self.scale is not None:
             self.scale.unscale(self.network.parameters())
         norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.settings.gradient_clip)
-        loss = self._agree(torch.stack(list(terms.values())).sum())
-        finite = bool(torch.isfinite(loss) & torch.isfinite(norm))
-        if finite:
-            optimiser.step()
-            if self.averaged is not None:
-                self.averaged.update_parameters(self.network)
+        loss, minutes = self._agree(torch.stack(list(terms.values())).sum())
+        finite = torch.isfinite(loss) & torch.isfinite(norm)
+        step_if(optimiser, finite)
+        if self.averaged is not None:
+            self.averaged.update_parameters(self.network, finite)
         if self.scale is not None:
             self.scale.update(finite)
-        self._count(finite)
-        self.latest = StepReport(self.counters.steps, lr, loss, terms, positives, not finite)
-        if self.trainer.loggers:
-            self.log_dict({"train_loss": loss, "train_lr": lr})
+        self._count(torch.stack([finite.to(loss), loss, minutes]))
+        return StepReport(self.counters.steps, lr, loss, terms, positives, ~finite)
 
     def _clear_gradients(self, optimiser: Any) -> None:
         """None, or zeros where CUDA graphs compute the gradients.
@@ -206,9 +224,16 @@ class LesionModule(pl.LightningModule):
             terms = self.objective.terms(output, part, normalisers)
             means = {name: term / len(images) for name, term in terms.items()}
             loss = torch.stack(list(means.values())).sum()
-            self.manual_backward(loss if self.scale is None else loss * self.scale.scale)
+            with nullcontext() if part is parts[-1] else self._unshared():
+                self.manual_backward(loss if self.scale is None else loss * self.scale.scale)
             add_terms(total, {name: mean.detach() for name, mean in means.items()})
         return total
+
+    def _unshared(self) -> AbstractContextManager[None]:
+        """Processes exchange gradients once a step, with those of its last part."""
+        block = getattr(self.trainer.strategy, "block_backward_sync", nullcontext)
+        context: AbstractContextManager[None] = block()
+        return context
 
     def _show(self, output: Any, targets: BatchTargets) -> None:
         """Show the finest logits and their targets to those who asked before the step."""
@@ -218,37 +243,56 @@ class LesionModule(pl.LightningModule):
             for watcher in self.watchers:
                 watcher(logits, finest)
 
-    def _agree(self, loss: Tensor) -> Tensor:
-        """The mean loss over processes; sets the minutes, so that all of them stop together."""
-        self.counters.minutes = self.clock.minutes()
+    def _agree(self, loss: Tensor) -> tuple[Tensor, Tensor]:
+        """The means of loss and minutes over processes, so that all of them stop together."""
+        minutes = torch.full_like(loss, self.clock.minutes())
         if self.trainer.world_size == 1:
-            return loss
-        means = self._reduce(torch.stack([loss, loss.new_tensor(self.counters.minutes)]), "mean")
-        self.counters.minutes = float(means[1])
-        return means[0]
+            return loss, minutes
+        means = self._reduce(torch.stack([loss, minutes]), "mean")
+        return means[0], means[1]
 
     def _reduce(self, values: Tensor, how: str) -> Tensor:
         reduced: Tensor = self.trainer.strategy.reduce(values, reduce_op=how)
         return reduced
 
-    def _count(self, finite: bool) -> None:
+    def _count(self, figures: Tensor) -> None:
+        """Count a step; of several processes each goes by the minutes that all have agreed on."""
+        self.settle()
         self.counters.steps += 1
+        self._unread = (self.counters.steps, LateFigures.of(figures))
+        if figures.is_cpu:
+            self.settle()
+        alone = self.trainer.world_size == 1
+        self.counters.minutes = self.clock.minutes() if alone else self._agreed_minutes
+
+    def settle(self) -> None:
+        """Take in what the last step came to; waits for a GPU that still computes it.
+
+        Raises `TrainingError` after too many steps in a row that were not finite.
+        """
+        if self._unread is None:
+            return
+        step, figures = self._unread
+        self._unread = None
+        finite, self.latest_loss, self._agreed_minutes = figures.read()
         if finite:
             self.counters.skipped_in_a_row = 0
-            return
+        else:
+            self._count_skipped(step)
+
+    def _count_skipped(self, step: int) -> None:
         self.counters.skipped += 1
         self.counters.skipped_in_a_row += 1
         log.warning(
             "Step %d skipped: its loss or gradient is not finite (%d of them so far).%s",
-            self.counters.steps,
+            step,
             self.counters.skipped,
             f" The scale of the loss is now {self.scale.scale.item():g}." if self.scale else "",
         )
         if self.counters.skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW:
             raise TrainingError(
                 "Training has diverged: the loss or its gradient is not finite.",
-                seen=f"{MAX_SKIPPED_IN_A_ROW} such steps in a row, up to step "
-                f"{self.counters.steps}",
+                seen=f"{MAX_SKIPPED_IN_A_ROW} such steps in a row, up to step {step}",
                 remedy=self._remedy(),
             )
 

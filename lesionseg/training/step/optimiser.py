@@ -14,16 +14,49 @@ from lesionseg.training.settings import OptimiserSettings
 def make_optimiser(network: nn.Module, settings: OptimiserSettings) -> torch.optim.Optimizer:
     """AdamW, or SGD with Nesterov momentum, over the weights of `network` that learn.
 
-    Weight decay falls on kernels only: shrinking a norm's scale or the prior bias of a head
-    towards 0 regularises nothing. All but the heads learn at `backbone_lr_scale` of the rate.
+    Fused, on the device that the weights lie on: few launches, and steps that the device itself
+    can leave out (`step_if`). Weight decay falls on kernels only: shrinking a norm's scale or the
+    prior bias of a head towards 0 regularises nothing. All but the heads learn at
+    `backbone_lr_scale` of the rate.
     """
     groups = list(_groups(network, settings))
+    weights = [weight for group in groups for weight in group["params"]]
+    fused = all(weight.device.type in ("cpu", "cuda") for weight in weights)
     if settings.name == "adamw":
         betas = (settings.momentum, settings.beta2)
-        return torch.optim.AdamW(groups, lr=settings.lr, betas=betas)
-    return torch.optim.SGD(
-        groups, lr=settings.lr, momentum=settings.momentum, nesterov=settings.momentum > 0
-    )
+        made: torch.optim.Optimizer = torch.optim.AdamW(
+            groups, lr=settings.lr, betas=betas, fused=fused
+        )
+    else:
+        momentum = settings.momentum
+        made = torch.optim.SGD(
+            groups, lr=settings.lr, momentum=momentum, nesterov=momentum > 0, fused=fused
+        )
+        if momentum > 0:  # torch would take over unset memory if the first step were left out
+            made.state.update({w: {"momentum_buffer": torch.zeros_like(w)} for w in weights})
+    made.register_load_state_dict_post_hook(_fit_state)
+    return made
+
+
+def _fit_state(optimiser: torch.optim.Optimizer) -> None:
+    """Lay a checkpoint's moments as the weights, which may have been laid otherwise when saved."""
+    for group in optimiser.param_groups:
+        group["fused"] = optimiser.defaults["fused"]
+        for weight in group["params"]:
+            for name, value in optimiser.state[weight].items():
+                if value.shape == weight.shape:
+                    optimiser.state[weight][name] = torch.empty_like(weight).copy_(value)
+                elif group["fused"]:  # the number of steps
+                    optimiser.state[weight][name] = value.to(weight.device)
+
+
+def step_if(optimiser: Any, finite: Tensor) -> None:
+    """A step of the optimiser (Lightning's wrapper) that changes nothing unless `finite`, a 0-d
+    bool on the device, which the host does not read.
+    """
+    if optimiser.optimizer.defaults["fused"]:
+        optimiser.optimizer.found_inf = 1 - finite.float()
+    optimiser.step()
 
 
 def _groups(network: nn.Module, settings: OptimiserSettings) -> Iterator[dict[str, Any]]:
@@ -54,8 +87,8 @@ class WarmAverage(AveragedModel):
     """A copy of a network that holds an exponential moving average of its weights.
 
     After n updates the decay is min(`decay`, (1+n)/(10+n)): short trainings would otherwise end
-    with an average still full of their first, random weights. Buffers follow the newest values. On
-    a GPU n is never waited for, and all weights are moved by three launches.
+    with an average still full of their first, random weights. Buffers follow the newest values.
+    Only on a CPU does the host read n; all weights are moved by three launches elsewhere.
     """
 
     def __init__(self, network: nn.Module, decay: float) -> None:
@@ -64,19 +97,24 @@ class WarmAverage(AveragedModel):
         self.requires_grad_(False)
 
     @torch.no_grad()
-    def update_parameters(self, model: nn.Module) -> None:
-        """Move the average towards the weights of `model`; the first update takes them over."""
+    def update_parameters(self, model: nn.Module, finite: Tensor | None = None) -> None:
+        """Move the average towards the weights of `model`; the first update takes them over.
+
+        Where `finite` (0-d bool, on the device) is False, the average stays as it is.
+        """
         n: Tensor = self.n_averaged
         old = [p.detach() for p in self.module.parameters()]
         new = [p.detach() for p in model.parameters()]
         warm = ((1 + n) / (10 + n)).clamp(max=self.decay)
         share = torch.where(n == 0, 1.0, 1 - warm)
-        if n.is_cuda:
+        if finite is not None:
+            share = torch.where(finite, share, 0.0)
+        if not n.is_cpu:
             change = torch._foreach_sub(new, old)
             torch._foreach_mul_(change, share)
             torch._foreach_add_(old, change)
         else:
             torch._foreach_lerp_(old, new, float(share))
-        for kept, newest in zip(self.module.buffers(), model.buffers(), strict=True):
-            kept.copy_(newest)
-        self.n_averaged += 1
+        if buffers := list(self.module.buffers()):
+            torch._foreach_copy_(buffers, list(model.buffers()))
+        self.n_averaged += 1 if finite is None else finite

@@ -43,14 +43,13 @@ class LossScale(nn.Module):
         gradients = [p.grad for p in parameters if p.grad is not None]
         torch._foreach_div_(gradients, self.scale.to(gradients[0].device))
 
-    def update(self, finite: bool) -> None:
-        """Learn from a step."""
-        self.good.copy_(self.good + 1 if finite else torch.zeros_like(self.good))
-        if not finite:
-            self.scale.mul_(0.5).clamp_(min=self.LOWEST)
-        elif int(self.good) >= self.patience:
-            self.scale.mul_(2).clamp_(max=self.HIGHEST)
-            self.good.zero_()
+    def update(self, finite: Tensor) -> None:
+        """Learn from a step; `finite` is a 0-d bool that stays on the device."""
+        good = torch.where(finite, self.good + 1, 0)
+        grows = good >= self.patience
+        factor = torch.where(grows, 2.0, torch.where(finite, 1.0, 0.5))
+        self.scale.mul_(factor).clamp_(self.LOWEST, self.HIGHEST)
+        self.good.copy_(torch.where(grows, 0, good))
 
 
 def fp16_context(device_type: str, scale: LossScale | None) -> "torch.autocast | nullcontext[None]":

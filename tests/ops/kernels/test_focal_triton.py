@@ -37,17 +37,61 @@ for dtype, C, POWER, VALID in (("*fp32", 1, 2, False), ("*bf16", 3, -1, True)):
 
 def test_compiles_for_an_h200_without_one(tmp_path: Path) -> None:
     """The interpreter takes more than the compiler does."""
+    done = _compile(COMPILE, tmp_path)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+def _compile(script: str, tmp_path: Path) -> "subprocess.CompletedProcess[str]":
+    """Run a script of compilations in a process of its own, with an empty cache."""
     pytest.importorskip("triton.backends.nvidia")
     here = {"TRITON_CACHE_DIR": str(tmp_path), "HOME": str(tmp_path)}
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"} | here
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", COMPILE],
+    return subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", script],
         capture_output=True,
         text=True,
         env=environment,
         check=False,
     )
+
+
+COUNT_LOADS = """
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource, compile
+from lesionseg.ops.kernels import focal_triton
+
+pointers = ("x", "labels", "valid", "weights", "sums", "scale", "out")
+types = dict.fromkeys(pointers, "*fp32") | {"labels": "*u8", "valid": "*i1", "gamma": "fp32"}
+for C, kind in ((1, "_sigmoid"), (2, "_softmax")):
+    for kernel in (getattr(focal_triton, kind + part) for part in ("_sums", "_gradient")):
+        for VALID in (False, True):
+            options = {"C": C, "POWER": 2, "VALID": VALID, "BLOCK": focal_triton.BLOCK}
+            options |= {name: 1 for name in ("x_voxel", "out_voxel") if name in kernel.arg_names}
+            known = types | dict.fromkeys(options, "constexpr")
+            signature = {name: known.get(name, "i32") for name in kernel.arg_names}
+            aligned = {  # what the launcher says of pointers and sizes that are multiples of 16
+                (i,): [["tt.divisibility", 16]]
+                for i, name in enumerate(kernel.arg_names)
+                if name in pointers or signature[name] == "i32"
+            }
+            source = ASTSource(kernel, signature, options, aligned)
+            made = compile(
+                source,
+                target=GPUTarget("cuda", 90, 32),
+                options={"num_warps": 4, "enable_fp_fusion": True},
+            )
+            print(made.asm["ptx"].count("ld.global.v4"), kernel.fn.__name__, VALID)
+"""
+
+
+def test_logits_are_loaded_16_bytes_at_a_time(tmp_path: Path) -> None:
+    """Also with a valid mask, which training always has."""
+    done = _compile(COUNT_LOADS, tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
+    rows = [line.split() for line in done.stdout.splitlines()]
+    assert len(rows) == 8
+    for n_loads, *kernel in rows:  # 2048 voxels by 128 threads, 4 a load, in a loop over classes
+        assert int(n_loads) >= 4, kernel
 
 
 def test_labels_that_are_no_class_teach_as_background_or_not_at_all(focal_triton: Any) -> None:

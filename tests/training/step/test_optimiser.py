@@ -1,10 +1,14 @@
 """Groups of weights, each at its own rate."""
 
+from types import SimpleNamespace
+
+import pytest
 import torch
+from torch import nn
 
 from lesionseg.models import build_network
 from lesionseg.training.settings import OptimiserSettings
-from lesionseg.training.step.optimiser import make_optimiser, set_learning_rate
+from lesionseg.training.step.optimiser import make_optimiser, set_learning_rate, step_if
 
 
 def test_a_smaller_rate_for_the_backbone_keeps_its_ratio_through_the_schedule(make_plan):
@@ -35,3 +39,44 @@ def test_norms_and_biases_do_not_decay(make_plan):
     for group in optimiser.param_groups:
         kernels = {p.ndim > 1 for p in group["params"]}
         assert kernels == {group["weight_decay"] == 0.3}
+
+
+def step(network, optimiser, *, finite=True):
+    network(torch.ones(1, 2, 4, 4)).sum().backward()
+    step_if(SimpleNamespace(optimizer=optimiser, step=optimiser.step), torch.tensor(finite))
+    optimiser.zero_grad()
+    return [weight.detach().clone() for weight in network.parameters()]
+
+
+@pytest.mark.parametrize("name", ["adamw", "sgd"])
+def test_steps_that_are_left_out_leave_no_trace(name):
+    """Not in the weights, nor in the moments: also where the first one is left out."""
+    ends = []
+    for pattern in ([True, True], [False, True, False, True]):
+        torch.manual_seed(0)
+        network = nn.Conv2d(2, 3, 3)
+        optimiser = make_optimiser(network, OptimiserSettings(name=name))
+        ends.append([step(network, optimiser, finite=finite) for finite in pattern][-1])
+    for undisturbed, disturbed in zip(*ends, strict=True):
+        assert torch.equal(undisturbed, disturbed)
+
+
+@pytest.mark.parametrize("name", ["adamw", "sgd"])
+def test_a_checkpoint_goes_on_in_another_memory_layout(name):
+    """And one of an optimiser that was not fused."""
+    ends = []
+    for layout in (torch.contiguous_format, torch.channels_last):
+        torch.manual_seed(0)
+        network = nn.Conv2d(2, 3, 3)
+        optimiser = make_optimiser(network, OptimiserSettings(name=name))
+        step(network, optimiser)
+        state = optimiser.state_dict()
+        for group in state["param_groups"]:
+            group["fused"] = None
+        network = network.to(memory_format=layout)
+        optimiser = make_optimiser(network, OptimiserSettings(name=name))
+        optimiser.load_state_dict(state)
+        step(network, optimiser, finite=False)
+        ends.append(step(network, optimiser))
+    for one, other in zip(*ends, strict=True):
+        torch.testing.assert_close(one, other)

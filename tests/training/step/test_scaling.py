@@ -20,10 +20,10 @@ def weights(network):
 def test_the_scale_halves_on_overflow_and_doubles_after_patience():
     scale = LossScale(patience=2)
     for finite, expected in [(False, 2**15), (True, 2**15), (True, 2**16), (True, 2**16)]:
-        scale.update(finite)
+        scale.update(torch.tensor(finite))
         assert scale.scale.item() == expected
     for _ in range(40):
-        scale.update(False)
+        scale.update(torch.tensor(False))
     assert scale.scale.item() == 1
 
 

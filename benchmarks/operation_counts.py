@@ -1,0 +1,156 @@
+"""What a step asks of torch, counted without a GPU: kernels to launch, and waits of the host."""
+
+from collections import Counter
+from collections.abc import Mapping
+from contextlib import nullcontext
+from types import SimpleNamespace
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+# the host reads what they give, or must know how much it is
+READS = frozenset(
+    [
+        "_local_scalar_dense",
+        "nonzero",
+        "masked_select",
+        "unique",
+        "_unique",
+        "_unique2",
+        "unique_dim",
+        "unique_consecutive",
+        "unique_dim_consecutive",
+        "equal",
+        "is_nonzero",
+        "bincount",
+        "repeat_interleave",
+    ]
+)
+# memory without a kernel
+NO_KERNEL = frozenset(
+    [
+        "empty",
+        "empty_like",
+        "empty_strided",
+        "new_empty",
+        "new_empty_strided",
+        "detach",
+        "alias",
+        "_unsafe_view",
+        "lift_fresh",
+        "is_same_size",
+        "resize_",
+        "set_",
+        "_local_scalar_dense",
+    ]
+)
+
+
+class OperationCounts(TorchDispatchMode):
+    """Counts, while it is entered, operations by name.
+
+    `launches`: those that compute something on tensors of `device`; views are none, an operation
+    on a list of tensors is one. `waits`: those for which the host has to wait for such a device:
+    reading a value, a shape that depends on values, an index by a mask, a copy to the host, or one
+    to the device that is not said to be `non_blocking`.
+
+    >>> with OperationCounts("cpu") as counts:
+    ...     _ = torch.ones(2).add(1).view(2, 1).max().item()
+    >>> dict(counts.launches), dict(counts.waits)
+    ({'ones': 1, 'add': 1, 'max': 1}, {'_local_scalar_dense': 1})
+    """
+
+    def __init__(self, device: str = "meta") -> None:
+        super().__init__()
+        self.device = device
+        self.launches: Counter[str] = Counter()
+        self.waits: Counter[str] = Counter()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        """Count the call, and make it."""
+        kwargs = kwargs or {}
+        name = func.overloadpacket.__name__
+        given = _tensors((*args, *kwargs.values()))
+        here = [t for t in given if t.device.type == self.device]
+        if self._waits(name, given, here, args, kwargs):
+            self.waits[name] += 1
+        result = func(*args, **kwargs)
+        made = any(t.device.type == self.device for t in _tensors((result,)))
+        if (here or made) and not func.is_view and name not in NO_KERNEL:
+            self.launches[name] += 1
+        return result
+
+    def _waits(
+        self,
+        name: str,
+        given: list[Tensor],
+        here: list[Tensor],
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+    ) -> bool:
+        if name in READS:
+            return bool(here)
+        if name in ("index", "index_put", "index_put_", "_index_put_impl_"):
+            return any(t.dtype in (torch.bool, torch.uint8) for t in _tensors((args[1],)))
+        if name == "_to_copy":
+            to = torch.device(kwargs.get("device") or given[0].device).type
+            blocking = not kwargs.get("non_blocking")
+            return to != given[0].device.type and (bool(here) or blocking)
+        if name == "copy_" and len(given) == 2:
+            to, of = (t.device.type for t in given)
+            blocking = not (args[2] if len(args) > 2 else kwargs.get("non_blocking"))
+            return to != of and (of == self.device or blocking)
+        return False
+
+
+def _tensors(values: Any) -> list[Tensor]:
+    """All tensors in nested lists and tuples."""
+    if isinstance(values, Tensor):
+        return [values]
+    if isinstance(values, list | tuple):
+        return [tensor for value in values for tensor in _tensors(value)]
+    return []
+
+
+class Alone:
+    """What a `LesionModule` asks of its trainer where one process trains, without a loop."""
+
+    def __init__(self) -> None:
+        self.world_size, self.loggers, self.strategy = 1, [], self
+
+    def reduce(self, values: Tensor, reduce_op: str) -> Tensor:
+        """One process has all."""
+        return values
+
+    def backward(self, loss: Tensor, *_: object) -> None:
+        """The backward pass."""
+        loss.backward()  # type: ignore[no-untyped-call]
+
+
+def counted_step(module: Any, batch: Mapping[str, Tensor], device: str = "meta") -> OperationCounts:
+    """The operations of the second step of a `LesionModule`, which is moved to the device.
+
+    On the meta device whatever the host would read raises. Its optimiser is not fused there.
+    """
+    module.to(device).train()
+    module.trainer = Alone()
+    module.normalisers = module.make_normalisers(1).to(device)
+    batch = {name: tensor.to(device) for name, tensor in batch.items()}
+    optimiser = module.configure_optimizers()
+    wrapped = SimpleNamespace(
+        optimizer=optimiser, step=optimiser.step, zero_grad=optimiser.zero_grad
+    )
+    for _ in range(2):
+        module._unread = None  # the figures of a step, which a GPU sends later
+        # a meta device has no autocast, which is off here
+        with (
+            OperationCounts(device) as counts,
+            patch("torch.autocast", lambda *_, **__: nullcontext()),
+        ):
+            module.learn(batch, wrapped, 1e-3)
+    return counts
