@@ -33,5 +33,10 @@ def test_copies_between_devices_wait_unless_they_are_said_not_to():
     assert counts.waits.total() == 1
 
 
-def test_a_step_of_a_unet_never_waits(make_module):
-    assert counted_step(*make_module("unet")).waits == {}
+@pytest.mark.parametrize("name", ["unet", "retinanet", "retina_unet"])
+@pytest.mark.parametrize("assign", ["atss", "iou"])
+def test_a_step_never_waits(make_module, name, assign):
+    module, batch = make_module(name)
+    if name != "unet":
+        module.objective.loss.assign = assign
+    assert counted_step(module, batch).waits == {}
