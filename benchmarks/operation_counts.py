@@ -1,5 +1,6 @@
 """What a step asks of torch, counted without a GPU: kernels to launch, and waits of the host."""
 
+import re
 from collections import Counter
 from collections.abc import Mapping
 from contextlib import nullcontext
@@ -12,40 +13,14 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 # the host reads what they give, or must know how much it is
-READS = frozenset(
-    [
-        "_local_scalar_dense",
-        "nonzero",
-        "masked_select",
-        "unique",
-        "_unique",
-        "_unique2",
-        "unique_dim",
-        "unique_consecutive",
-        "unique_dim_consecutive",
-        "equal",
-        "is_nonzero",
-        "bincount",
-        "repeat_interleave",
-    ]
+READS = re.compile(
+    "_local_scalar_dense|nonzero|masked_select|_?unique.*|equal|is_nonzero|bincount|"
+    "repeat_interleave"
 )
 # memory without a kernel
-NO_KERNEL = frozenset(
-    [
-        "empty",
-        "empty_like",
-        "empty_strided",
-        "new_empty",
-        "new_empty_strided",
-        "detach",
-        "alias",
-        "_unsafe_view",
-        "lift_fresh",
-        "is_same_size",
-        "resize_",
-        "set_",
-        "_local_scalar_dense",
-    ]
+NO_KERNEL = re.compile(
+    "(new_)?empty(_like|_strided)?|detach|alias|_unsafe_view|lift_fresh|is_same_size|resize_|set_|"
+    "_local_scalar_dense"
 )
 
 
@@ -81,7 +56,7 @@ class OperationCounts(TorchDispatchMode):
             self.waits[name] += 1
         result = func(*args, **kwargs)
         made = any(t.device.type == self.device for t in _tensors((result,)))
-        if (here or made) and not func.is_view and name not in NO_KERNEL:
+        if (here or made) and not func.is_view and not NO_KERNEL.fullmatch(name):
             self.launches[name] += 1
         return result
 
@@ -93,7 +68,7 @@ class OperationCounts(TorchDispatchMode):
         args: tuple[Any, ...],
         kwargs: Mapping[str, Any],
     ) -> bool:
-        if name in READS:
+        if READS.fullmatch(name):
             return bool(here)
         if name in ("index", "index_put", "index_put_", "_index_put_impl_"):
             return any(t.dtype in (torch.bool, torch.uint8) for t in _tensors((args[1],)))

@@ -2,9 +2,10 @@
 
 from dataclasses import dataclass
 
-import torch
 from jaxtyping import Float, Int64, Integer
 from torch import Tensor
+
+from lesionseg.ops.fixed_rows import lesion_table
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,20 +36,6 @@ def lesion_targets(
     >>> lesions.boxes.tolist(), lesions.labels.tolist(), lesions.ids.tolist()
     ([[0.0, 1.0, 2.0, 3.0]], [1], [7])
     """
-    voxels = torch.nonzero(instances)
-    at = voxels.unbind(1)
-    ids, owner, counts = torch.unique(instances[at].long(), return_inverse=True, return_counts=True)
-    start, stop = _extremes(voxels, owner, len(ids))
-    first = torch.full_like(ids, len(voxels)).scatter_reduce(
-        0, owner, torch.arange(len(voxels), device=ids.device), "amin"
-    )
-    kept = counts >= min_voxels
-    boxes = torch.cat([start, stop + 1], dim=1).float()
-    return LesionTargets(boxes[kept], labels[at].long()[first][kept], ids[kept])
-
-
-def _extremes(voxels: Tensor, owner: Tensor, n: int) -> tuple[Tensor, Tensor]:
-    """Lowest and highest index `[n, dims]` of each owner's voxels."""
-    empty, where = voxels.new_zeros((n, voxels.shape[1])), owner[:, None].expand_as(voxels)
-    low = empty.scatter_reduce(0, where, voxels, "amin", include_self=False)
-    return low, empty.scatter_reduce(0, where, voxels, "amax", include_self=False)
+    table = lesion_table(instances[None], labels[None])
+    kept = table.counts[0] >= max(min_voxels, 1)
+    return LesionTargets(table.boxes[0][kept], table.labels[0][kept], table.ids[0][kept])

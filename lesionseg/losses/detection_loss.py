@@ -19,6 +19,8 @@ from lesionseg.losses.voxel_loss import LossTerms
 from lesionseg.ops.anchors import AnchorLevel
 from lesionseg.ops.assign import Assigner, assign_atss, assign_by_iou
 from lesionseg.ops.boxes import decode_boxes, encode_boxes, paired_iou
+from lesionseg.ops.fixed_rows import at_most, first_places
+from lesionseg.ops.kernels.focal_plain import lesion_of_class
 
 Classification = Literal["focal", "varifocal", "quality", "hard_negatives"]
 Assignment = Literal["atss", "iou"]
@@ -29,8 +31,9 @@ class AnchorTargets:
     """What the anchors of a batch are to find; B tiles of n anchors each.
 
     `labels` `[B, n]` int64: 0 background, k for the plan's k-th label. `valid` `[B, n]`: False
-    where an anchor teaches nothing. `boxes` `[p, 2·dims]` float32: the lesions of the p positive
-    anchors, in the order of `labels > 0`.
+    where an anchor teaches nothing. `boxes` `[p, 2·dims]` float32: the lesions of the positive
+    anchors, in the order of `labels > 0`; if there are fewer than p, the last rows mean nothing,
+    if more, those beyond have a score to learn and no box.
     """
 
     labels: Int64[Tensor, "b n"]
@@ -120,20 +123,24 @@ class DetectionLoss(nn.Module):
         `normaliser`: by default the positives, at least 1. No anchor gives 0.
         """
         positive = targets.labels > 0
-        place = positive.nonzero(as_tuple=True)
-        mine = anchors[place[1]].float()
-        boxes = decode_boxes(box_deltas[place], mine)
+        place, real = first_places(positive.flatten(), len(targets.boxes))
+        mine = anchors[place % max(len(anchors), 1)].float()
+        deltas = box_deltas.flatten(0, 1).index_select(0, place)
+        boxes = decode_boxes(deltas, mine)
         normaliser = positive.sum().clamp(min=1) if normaliser is None else normaliser
         with torch.no_grad():
             quality = paired_iou(boxes, targets.boxes)
-        scores = self._scores(class_logits, targets, quality)
+        scores = self._scores(class_logits, targets, place, real, quality)
         terms = self.overlap_weight * overlap_loss(boxes, targets.boxes, self.overlap)
         wanted = encode_boxes(targets.boxes, mine)
-        terms = terms + self.offset_weight * offset_loss(box_deltas[place], wanted)
+        terms = terms + self.offset_weight * offset_loss(deltas, wanted)
+        terms = torch.where(real, terms, 0).sum()
         attached = 0 * box_deltas.float().sum()  # without a lesion the boxes' weights count too
-        return {"anchors": scores / normaliser, "boxes": (terms.sum() + attached) / normaliser}
+        return {"anchors": scores / normaliser, "boxes": (terms + attached) / normaliser}
 
-    def _scores(self, logits: Tensor, targets: AnchorTargets, quality: Tensor) -> Tensor:
+    def _scores(
+        self, logits: Tensor, targets: AnchorTargets, place: Tensor, real: Tensor, quality: Tensor
+    ) -> Tensor:
         """The summed loss of all valid anchors' scores."""
         if self.classification == "focal":  # of a label map: in one pass, without a table of 0 / 1
             return sigmoid_focal_loss(
@@ -145,14 +152,17 @@ class DetectionLoss(nn.Module):
                 valid=targets.valid,
             )
         n_labels = logits.shape[-1]
-        wanted = F.one_hot(targets.labels, n_labels + 1)[..., 1:].flatten(0, 1)
+        wanted = lesion_of_class(targets.labels.flatten(), n_labels)
         valid = targets.valid.flatten()
         flat = logits.float().flatten(0, 1)
         if self.classification == "hard_negatives":
             return self._mined(flat, wanted, valid, targets)
         kept = valid[:, None].expand_as(flat)
-        goal = wanted.float()
-        goal[wanted > 0] = quality.clamp(min=1e-3)  # a positive stays one however bad its box is
+        # a positive stays one however bad its box is; what is not real falls beyond the end
+        column = place * n_labels + targets.labels.flatten()[place] - 1
+        column = torch.where(real, column, flat.numel())
+        goal = F.pad(wanted.float().flatten(), (0, 1)).scatter(0, column, quality.clamp(min=1e-3))
+        goal = goal[:-1].view_as(flat)
         if self.classification == "varifocal":
             alpha = self.alpha if isinstance(self.alpha, float | int) else 0.75
             return varifocal_loss(
@@ -166,9 +176,12 @@ class DetectionLoss(nn.Module):
         positive = targets.labels.flatten() > 0
         background = valid & ~positive
         least = self.negatives * len(targets.labels)
-        n = max(self.negatives * int((positive & valid).sum()), least)
-        hardest = loss[background].topk(min(n, int(background.sum()))).values
-        return loss[positive & valid].sum() + hardest.sum() + 0 * flat.sum()
+        n = (self.negatives * (positive & valid).sum()).clamp(min=least)
+        rows = at_most(n, max(self.negatives * len(targets.boxes), least))
+        hardest = torch.where(background, loss, -1).topk(min(rows, len(loss))).values
+        kept = (hardest >= 0) & (torch.arange(len(hardest), device=loss.device) < n)
+        lesion = torch.where(positive & valid, loss, 0)
+        return lesion.sum() + torch.where(kept, hardest, 0).sum() + 0 * flat.sum()
 
 
 def _by_iou(

@@ -65,15 +65,14 @@ def nearest_cells(
     along every axis, so that no distance to all cells is ever taken.
     """
     dims = len(level.shape)
-    stride = torch.tensor(level.stride, device=points.device, dtype=points.dtype)
-    place = points / stride - 0.5
     columns, offsets = [], []
-    for axis, n in enumerate(level.shape):
+    for axis, (n, stride) in enumerate(zip(level.shape, level.stride, strict=True)):
         width = min(k, n)
-        first = (place[:, axis] - (width - 1) / 2).round().clamp(0, n - width)
+        place = points[:, axis] / stride - 0.5
+        first = (place - (width - 1) / 2).round().clamp(0, n - width)
         cells = first[:, None].long() + torch.arange(width, device=points.device)
         columns.append(cells)
-        offsets.append(((cells - place[:, axis, None]) * stride[axis]).square())
+        offsets.append(((cells - place[:, None]) * stride).square())
     number = torch.zeros((len(points),) + (1,) * dims, dtype=torch.int64, device=points.device)
     distance = torch.zeros(number.shape, dtype=points.dtype, device=points.device)
     for axis, n in enumerate(level.shape):

@@ -1,7 +1,8 @@
 """Assignment: which anchors are to find which lesion.
 
 A result `[n]` int64 holds, for each anchor, the number of its lesion, or `BACKGROUND`, or `IGNORED`
-where it shall teach nothing.
+where it shall teach nothing. Boxes without volume are empty rows (`ops.fixed_rows`) and get none.
+Off a CPU, the host reads nothing.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,9 +12,11 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from lesionseg.ops.anchors import AnchorLevel, cell_anchors, level_offsets, nearest_cells
-from lesionseg.ops.boxes import box_iou, paired_iou, split_box
+from lesionseg.ops.boxes import box_iou, box_volume, paired_iou, split_box
+from lesionseg.ops.fixed_rows import at_most, readable
 
 BACKGROUND, IGNORED = -1, -2
+MOST_LEFT = 8  # lesions of a tile without an anchor that are given one, off a CPU
 _CHUNK = 8  # lesions compared with all anchors at a time: 2 million anchors are then 130 MB
 
 
@@ -33,17 +36,16 @@ def assign_atss(
     another's only one. Memory grows with `m · n_nearest^dims`, not with the anchors. No lesion
     gives background throughout.
     """
-    assigned = torch.full((len(anchors),), BACKGROUND, dtype=torch.int64, device=anchors.device)
     if len(boxes) == 0 or len(anchors) == 0:
-        return assigned
+        return torch.full((len(anchors),), BACKGROUND, device=anchors.device)
     candidates = _candidates(levels, boxes, n_nearest)
     owner = torch.arange(len(boxes), device=boxes.device)[:, None].expand_as(candidates)
     overlap = paired_iou(anchors[candidates.flatten()], boxes[owner.flatten()])
     overlap = overlap.view_as(candidates)
     threshold = overlap.mean(1) + overlap.std(1, correction=0)
     wanted = (overlap >= threshold[:, None]) & (overlap > 0)
-    _give(assigned, candidates[wanted], owner[wanted], overlap[wanted])
-    _leave_none_out(assigned, candidates, overlap)
+    assigned = _given(len(anchors), candidates, owner, torch.where(wanted, overlap, 0))
+    _leave_none_out(assigned, candidates, overlap, box_volume(boxes) > 0)
     return assigned
 
 
@@ -76,7 +78,7 @@ def assign_by_iou(
     assigned = torch.where(best >= negative, IGNORED, BACKGROUND)
     assigned = torch.where(best >= positive, owner, assigned)
     if len(anchors):
-        _leave_none_out(assigned, favourite, highest)
+        _leave_none_out(assigned, favourite, highest, box_volume(boxes) > 0)
     return assigned
 
 
@@ -96,35 +98,46 @@ def _candidates(levels: Sequence[AnchorLevel], boxes: Tensor, n_nearest: int) ->
     return torch.cat(found, dim=1)
 
 
-def _give(assigned: Tensor, anchor: Tensor, lesion: Tensor, overlap: Tensor) -> None:
-    """Give each anchor to the lesion that overlaps it most; ties to the lower lesion. In place."""
-    # the last writer wins on a CPU only: keep, of each anchor's rows, the first of the sorted
-    order = torch.argsort(lesion, stable=True)
-    order = order[torch.argsort(overlap[order], descending=True, stable=True)]
-    order = order[torch.argsort(anchor[order], stable=True)]
-    first = torch.ones_like(order, dtype=torch.bool)
-    first[1:] = anchor[order][1:] != anchor[order][:-1]
-    kept = order[first]
-    assigned[anchor[kept]] = lesion[kept]
+def _given(n_anchors: int, candidates: Tensor, owner: Tensor, overlap: Tensor) -> Tensor:
+    """Each anchor's lesion, by the highest overlap above 0; ties to the lower lesion."""
+    flat, none = candidates.flatten(), len(candidates)
+    best = torch.zeros(n_anchors, device=overlap.device)
+    best = best.scatter_reduce_(0, flat, overlap.flatten(), "amax")
+    first = (overlap > 0) & (overlap == best[candidates])
+    lesion = torch.full((n_anchors,), none, device=owner.device)
+    lesion.scatter_reduce_(0, flat, torch.where(first, owner, none).flatten(), "amin")
+    return torch.where(lesion < none, lesion, BACKGROUND)
 
 
-def _leave_none_out(assigned: Tensor, candidates: Tensor, overlap: Tensor) -> None:
+def _leave_none_out(assigned: Tensor, candidates: Tensor, overlap: Tensor, exists: Tensor) -> None:
     """Give every lesion without an anchor its best candidate. In place.
 
     Lesions of the largest overlap choose first; an anchor that is a lesion's only one is not taken
-    from it.
+    from it. Off a CPU, only the first `MOST_LEFT` of them choose.
     """
-    counts = torch.bincount(assigned.clamp(min=-1) + 1, minlength=len(candidates) + 1)[1:].tolist()
-    left = [lesion for lesion, n in enumerate(counts) if n == 0]
-    best = overlap.amax(1).tolist()
-    for lesion in sorted(left, key=lambda i: (-best[i], i)):
-        for at in torch.argsort(overlap[lesion], descending=True, stable=True).tolist():
-            anchor = int(candidates[lesion, at])
-            before = int(assigned[anchor])
-            if before >= 0 and counts[before] == 1:
-                continue
-            if before >= 0:
-                counts[before] -= 1
-            assigned[anchor] = lesion
-            counts[lesion] = 1
-            break
+    counts = _counts(assigned, len(candidates))
+    left = exists & (counts == 0)
+    rank = torch.where(left, overlap.amax(1), -1)
+    order = torch.argsort(rank, descending=True, stable=True)
+    for turn in range(at_most(left.sum(), min(MOST_LEFT, len(order)))):
+        lesion = order[turn : turn + 1]
+        row = candidates.index_select(0, lesion)[0]
+        owner = assigned[row]
+        free = (owner < 0) | (counts[owner.clamp(min=0)] > 1)
+        wish = torch.where(free, overlap.index_select(0, lesion)[0], -1)
+        place = wish.argmax(0, keepdim=True)
+        takes, before = left[lesion] & free[place], owner[place]
+        counts.index_add_(0, before.clamp(min=0), -(takes & (before >= 0)).long())
+        counts.index_add_(0, lesion, takes.long())
+        assigned[row[place]] = torch.where(takes, lesion, before)
+
+
+def _counts(assigned: Tensor, n_lesions: int) -> Tensor:
+    """How many anchors each lesion has `[n_lesions]`."""
+    if readable(assigned):
+        return torch.bincount(assigned.clamp(min=-1) + 1, minlength=n_lesions + 1)[1:]
+    # background is spread over many sums: additions to a single one would queue
+    spare = n_lesions + torch.arange(len(assigned), device=assigned.device) % 1024
+    counts = torch.zeros(n_lesions + 1024, dtype=torch.int64, device=assigned.device)
+    rows = torch.where(assigned >= 0, assigned, spare)
+    return counts.scatter_add_(0, rows, torch.ones_like(rows))[:n_lesions]

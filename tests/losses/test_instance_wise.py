@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from benchmarks.operation_counts import OperationCounts
 from lesionseg.errors import ConfigError, GeometryError
 from lesionseg.losses import DiceFocalLoss, FocalLoss, InstanceWise, LesionWiseFocalLoss
 
@@ -67,8 +68,53 @@ def test_lesion_wise_focal_loss_is_focal_loss_twice() -> None:
     logits, labels, instances = two_lesions()
     named = LesionWiseFocalLoss(0.4, 1.5, tile_weight=3.0, lesion_weight=0.5, margin=2)
     built = InstanceWise(FocalLoss(0.4, 1.5), 3.0, 0.5, 2)
-    assert named(logits, labels, instances=instances) == built(logits, labels, instances=instances)
+    terms = named(logits, labels, instances=instances)
+    torch.testing.assert_close(terms, built(logits, labels, instances=instances))
     assert named.link == (0.4, 1.5)
+
+
+@pytest.mark.parametrize("activation", ["sigmoid", "softmax"])
+@pytest.mark.parametrize("margin", [0, 2, None])
+@pytest.mark.parametrize("shape", [(14, 12), (7, 8, 9)])
+@pytest.mark.parametrize("regions", [False, True])
+def test_one_weighted_sum_is_the_mean_over_lesions(
+    activation: str, margin: int | None, shape: tuple[int, ...], *, regions: bool
+) -> None:
+    """Also where boxes overlap and reach over the edge, and for classes that overlap."""
+    if regions and activation == "softmax":
+        return
+    draw = torch.Generator().manual_seed(0)
+    logits = torch.randn((2, 3, *shape), generator=draw)
+    instances = torch.zeros((2, *shape), dtype=torch.int32)
+    for lesion in range(1, 9):
+        at = [int(torch.randint(0, n - 2, (), generator=draw)) for n in shape]
+        instances[(lesion % 2, *(slice(i, i + 2) for i in at))] = lesion
+    labels = (instances % 2 + 1) * (instances > 0)
+    if regions:
+        labels = torch.stack([labels == 1, labels > 0, labels < 0], dim=1)
+    valid = torch.rand(instances.shape, generator=draw) > 0.2
+    settings = {"tile_weight": 2.0, "lesion_weight": 1.0, "margin": margin}
+    ours = LesionWiseFocalLoss(0.4, 1.5, activation, **settings)
+    naive = InstanceWise(FocalLoss(0.4, 1.5, activation=activation), **settings)
+    found = []
+    for loss in (ours, naive):
+        x = logits.clone().requires_grad_()
+        terms = loss(x, labels, valid=valid, instances=instances, normaliser=9.0)
+        found.append((terms, torch.autograd.grad(sum(terms.values()), x)))
+    torch.testing.assert_close(*found)
+
+
+def test_operations_do_not_grow_with_lesions() -> None:
+    ours, launches = LesionWiseFocalLoss(margin=2), []
+    for n_lesions in (1, 64):
+        instances = torch.zeros(1, 16, 16, 16, dtype=torch.int32)
+        corners = torch.arange(64).view(4, 4, 4) + 1
+        instances[:, ::4, ::4, ::4] = torch.where(corners <= n_lesions, corners, 0)
+        logits = torch.zeros(1, 1, 16, 16, 16, requires_grad=True)
+        with OperationCounts("cpu") as counts:
+            sum(ours(logits, instances.sign(), instances=instances).values()).backward()
+        launches.append(counts.launches.total())
+    assert launches[0] == launches[1] < 300  # one loss a lesion: 3569
 
 
 def test_refuses_missing_instances() -> None:

@@ -7,14 +7,14 @@ from functools import lru_cache
 import torch
 from torch import Tensor, nn
 
-from lesionseg.data.targets import LesionTargets, lesion_targets
 from lesionseg.losses.detection_loss import AnchorTargets, DetectionLoss
 from lesionseg.losses.gradient_balance import FocalTerm
 from lesionseg.models.detector_output import DetectorOutput
 from lesionseg.models.retinanet import planned_anchors
 from lesionseg.ops.anchors import AnchorLevel, grid_anchors
-from lesionseg.ops.assign import BACKGROUND, IGNORED, Assigner
+from lesionseg.ops.assign import BACKGROUND, IGNORED
 from lesionseg.ops.boxes import split_box
+from lesionseg.ops.fixed_rows import TileLesions, at_most, first_places, lesion_table
 from lesionseg.plan.plan import Plan
 from lesionseg.training.step.objective import (
     BatchTargets,
@@ -26,20 +26,22 @@ from lesionseg.training.step.objective import (
 from lesionseg.training.step.supervision import LevelTargets
 
 _POSITIVES_A_TILE = 4.0  # what a lesion of a few voxels gets by ATSS
+MOST_POSITIVES = 4096  # of a tile, off a CPU, that have a box to learn
 
 
 @dataclass(frozen=True, eq=False)
 class DetectionTargets(BatchTargets):
     """The targets of all anchors, tile by tile, and of the voxels where the network has them.
 
-    `labels`, `instances` (lesion ids, 0 for background) and `valid`: `[B, n]`; `boxes`: each tile's
-    own `[p, 2·dims]`, the lesions of its positive anchors in order.
+    `labels`, `instances` (lesion ids, 0 for background) and `valid`: `[B, n]`; `rows` `[B, n]`
+    int64: which of the tile's `boxes` `[B, m, 2·dims]` a positive anchor is to find.
     """
 
     labels: Tensor
     instances: Tensor
     valid: Tensor
-    boxes: tuple[Tensor, ...]
+    rows: Tensor
+    boxes: Tensor
     voxels: VoxelTargets | None
 
     def counts(self) -> list[Tensor]:
@@ -58,6 +60,7 @@ class DetectionTargets(BatchTargets):
                 self.labels[i : i + size],
                 self.instances[i : i + size],
                 self.valid[i : i + size],
+                self.rows[i : i + size],
                 self.boxes[i : i + size],
                 part,
             )
@@ -66,7 +69,13 @@ class DetectionTargets(BatchTargets):
 
     def anchors(self) -> AnchorTargets:
         """The targets as the loss takes them."""
-        return AnchorTargets(self.labels, self.valid, torch.cat(self.boxes))
+        n_tiles, n_anchors = self.labels.shape
+        positive = (self.labels > 0).flatten()
+        most = at_most(positive.sum(), min(MOST_POSITIVES * n_tiles, len(positive)))
+        place, _ = first_places(positive, most)
+        row = self.rows.flatten()[place].clamp(min=0)
+        boxes = self.boxes[place // max(n_anchors, 1), row]
+        return AnchorTargets(self.labels, self.valid, boxes)
 
 
 class DetectionObjective(Objective):
@@ -94,16 +103,19 @@ class DetectionObjective(Objective):
         levels, anchors = self._grid(tuple(batch["labels"].shape[1:]), batch["labels"].device)
         finest = LevelTargets.of(batch)
         labels = finest.labels.sign() if self.plan.regions else finest.labels  # one lesion, one box
-        assign = self.loss.assigner
-        rows = [
-            _tile(assign, levels, anchors, *tile)
-            for tile in zip(finest.instances, labels, finest.valid, strict=True)
-        ]
+        table = lesion_table(finest.instances, labels)
+        assigned = torch.stack(
+            [self.loss.assigner(levels, anchors, boxes) for boxes in table.boxes]
+        )
+        hidden = ~_at_centres(finest.valid & _known(finest.instances, table), anchors)
+        assigned = torch.where(hidden & (assigned == BACKGROUND), IGNORED, assigned)
+        row, found = assigned.clamp(min=0), assigned >= 0
         return DetectionTargets(
-            labels=torch.stack([row.labels for row in rows]),
-            instances=torch.stack([row.ids for row in rows]),
-            valid=torch.stack([row.valid for row in rows]),
-            boxes=tuple(row.boxes for row in rows),
+            labels=torch.where(found, table.labels.gather(1, row), 0),
+            instances=torch.where(found, table.ids.gather(1, row), 0),
+            valid=assigned != IGNORED,
+            rows=assigned,
+            boxes=table.boxes,
             voxels=self.voxels.targets(batch) if self.voxels else None,
         )
 
@@ -146,51 +158,20 @@ class DetectionObjective(Objective):
         return levels, _anchors(levels, device)
 
 
-@dataclass(frozen=True, eq=False)
-class _Tile:
-    """One tile's targets: `[n]` each, and the boxes of its positive anchors."""
-
-    labels: Tensor
-    ids: Tensor
-    valid: Tensor
-    boxes: Tensor
-
-
-def _tile(
-    assign: Assigner,
-    levels: Sequence[AnchorLevel],
-    anchors: Tensor,
-    instances: Tensor,
-    labels: Tensor,
-    valid: Tensor,
-) -> _Tile:
-    lesions = lesion_targets(instances, labels)
-    assigned = assign(levels, anchors, lesions.boxes)
-    if not bool(valid.all()):
-        hidden = ~_at_centres(valid, anchors) & (assigned == BACKGROUND)
-        assigned = torch.where(hidden, IGNORED, assigned)
-    return _named(assigned, lesions)
-
-
-def _named(assigned: Tensor, lesions: LesionTargets) -> _Tile:
-    """What the numbers of an assignment stand for."""
-    found = assigned >= 0
-    lesion = assigned[found]
-    blank = torch.zeros_like(assigned)
-    return _Tile(
-        labels=blank.masked_scatter(found, lesions.labels[lesion]),
-        ids=blank.masked_scatter(found, lesions.ids[lesion]),
-        valid=assigned != IGNORED,
-        boxes=lesions.boxes[lesion],
-    )
+def _known(instances: Tensor, table: TileLesions) -> Tensor:
+    """Where `[B, *tile]` there is background, or a lesion that the table has room for."""
+    listed = torch.zeros(instances.numel(), dtype=torch.bool, device=instances.device)
+    listed = listed.scatter_(0, table.voxels, table.listed())
+    return (instances <= 0) | listed.view_as(instances)
 
 
 def _at_centres(valid: Tensor, anchors: Tensor) -> Tensor:
-    """Whether the voxel at each anchor's centre `[n]` is valid."""
-    limit = torch.tensor(valid.shape, device=valid.device) - 1
-    centre = split_box(anchors)[0].floor().long().clamp(min=0).minimum(limit)
-    found: Tensor = valid[centre.unbind(1)]
-    return found
+    """Whether the voxel at each anchor's centre is valid, `[B, n]` of tiles `[B, *tile]`."""
+    centres = split_box(anchors)[0].floor().long().unbind(1)
+    places = torch.zeros_like(centres[0])
+    for centre, n in zip(centres, valid.shape[1:], strict=True):
+        places = places * n + centre.clamp(0, n - 1)
+    return valid.flatten(1)[:, places]
 
 
 @lru_cache(maxsize=4)

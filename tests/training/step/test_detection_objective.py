@@ -12,6 +12,8 @@ from torch import Tensor
 from lesionseg.losses import FocalLoss
 from lesionseg.losses.detection_loss import DetectionLoss
 from lesionseg.models.build import build_network
+from lesionseg.ops import assign as assigning
+from lesionseg.ops import fixed_rows
 from lesionseg.plan.anchor_plan import AnchorPlan
 from lesionseg.plan.plan import Architecture, Normalisation, Plan
 from lesionseg.training.step.detection_objective import (
@@ -67,8 +69,9 @@ def test_every_lesion_has_positive_anchors_with_its_label_and_box() -> None:
     assert set(targets.instances[0].tolist()) == {0, 3, 7}
     assert set(targets.labels[1].tolist()) == {0}
     positive = targets.labels[0] > 0
-    assert len(targets.boxes[0]) == int(positive.sum())
-    of_seven = targets.boxes[0][targets.instances[0][positive] == 7]
+    boxes = targets.anchors().boxes
+    assert len(boxes) == int(positive.sum())
+    of_seven = boxes[targets.instances[0][positive] == 7]
     assert of_seven.unique(dim=0).tolist() == [[4, 4, 8, 8]]
     assert targets.counts()[0] == positive.sum()
 
@@ -218,3 +221,39 @@ def test_two_processes_use_every_weight_with_and_without_lesions(tmp_path: Path)
     for process in both:
         _, told = process.communicate(timeout=120)
         assert process.returncode == 0, told[-2000:]
+
+
+@pytest.mark.parametrize("classification", ["focal", "quality", "varifocal", "hard_negatives"])
+@pytest.mark.parametrize("assign", ["atss", "iou"])
+def test_a_device_that_is_not_waited_for_learns_the_same(
+    classification: Any, assign: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Lists of a fixed length, the last rows of which are empty, teach what exact ones teach."""
+    torch.manual_seed(0)
+    plan = _plan("retinanet")
+    network, batch = build_network(plan), _batch(n=3)
+    batch["instances"][1, 2:5, 3:5], batch["labels"][1, 2:5, 3:5] = 1, 1
+    batch["instances"][1, 2:5, 5:7], batch["labels"][1, 2:5, 5:7] = 2, 2
+    objective = make_objective(FocalLoss(), DetectionLoss(classification, assign=assign), plan)
+    losses, gradients = [], []
+    for _ in range(2):
+        terms = objective.terms(network(batch["image"]), objective.targets(batch), [torch.ones(())])
+        network.zero_grad()
+        sum(terms.values()).backward()
+        losses.append(torch.stack(list(terms.values())).detach())
+        gradients.append([p.grad.clone() for p in network.parameters()])
+        for module in (fixed_rows, assigning):
+            monkeypatch.setattr(module, "readable", lambda _: False)
+    torch.testing.assert_close(*losses)
+    for exact, fixed in zip(*gradients, strict=True):
+        torch.testing.assert_close(fixed, exact)
+
+
+def test_lesions_that_there_are_no_rows_for_teach_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (fixed_rows, assigning):
+        monkeypatch.setattr(module, "readable", lambda _: False)
+    monkeypatch.setattr(fixed_rows, "MOST_LESIONS", 1)
+    targets = _objective().targets(_batch())  # 3 comes before 7
+    assert set(targets.instances[0].tolist()) == {0, 3}
+    assert not bool(targets.valid[0].all())
+    assert bool(targets.valid[1].all())

@@ -4,6 +4,12 @@ import pytest
 import torch
 
 from benchmarks.operation_counts import OperationCounts, counted_step
+from lesionseg.losses import (
+    DiceFocalLoss,
+    LesionWiseFocalLoss,
+    TrimmedFocalLoss,
+    UnifiedFocalLoss,
+)
 
 
 @pytest.mark.parametrize(
@@ -33,5 +39,33 @@ def test_copies_between_devices_wait_unless_they_are_said_not_to():
     assert counts.waits.total() == 1
 
 
-def test_a_step_of_a_unet_never_waits(make_module):
-    assert counted_step(*make_module("unet")).waits == {}
+@pytest.mark.parametrize("name", ["unet", "retinanet", "retina_unet"])
+@pytest.mark.parametrize("assign", ["atss", "iou"])
+def test_a_step_never_waits(make_module, name, assign):
+    module, batch = make_module(name)
+    if name != "unet":
+        module.objective.loss.assign = assign
+    assert counted_step(module, batch).waits == {}
+
+
+@pytest.mark.parametrize(
+    "loss", [LesionWiseFocalLoss(), DiceFocalLoss(), TrimmedFocalLoss(), UnifiedFocalLoss()]
+)
+def test_no_loss_waits(make_module, loss):
+    assert counted_step(*make_module("unet", loss)).waits == {}
+
+
+def test_a_step_in_fp16_with_parts_and_averaged_weights_never_waits(make_module):
+    module, batch = make_module("unet", n_tiles=4, accumulate=2)
+    module.use_fp16()
+    assert counted_step(module, batch).waits == {}
+
+
+def test_the_fused_optimiser_reads_nothing_either(make_module):
+    """It is not there on a meta device; a CPU's count has the flag's reading and the labels'."""
+    module, batch = make_module("unet", ema_decay=None)
+    counts = counted_step(module, batch, "cpu")
+    assert counts.launches["_fused_adamw_"] == 2  # with weight decay and without
+    assert set(counts.waits) <= {"_local_scalar_dense"}
+    n_levels = len(module.objective.strides)
+    assert counts.waits.total() == 2 * n_levels  # the least and the highest label of each
