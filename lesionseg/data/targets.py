@@ -31,6 +31,7 @@ def lesion_targets(
     out. `labels` is the tile's label map; a lesion has that of its first voxel. The cost grows with
     the lesions' voxels. No lesion gives arrays of length 0.
 
+    >>> import torch
     >>> tile = torch.tensor([[0, 7, 7], [0, 0, 7]])
     >>> lesions = lesion_targets(tile, tile.sign())
     >>> lesions.boxes.tolist(), lesions.labels.tolist(), lesions.ids.tolist()
