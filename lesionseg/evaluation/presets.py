@@ -6,8 +6,8 @@ from typing import Literal
 
 from lesionseg.errors import ConfigError
 
-Measure = Literal["iou", "box_iou", "overlap", "centre"]
-Assignment = Literal["every_threshold", "once", "by_score", "by_overlap", "all"]
+Measure = Literal["coverage", "iou", "box_iou", "overlap", "centre"]
+Assignment = Literal["jointly", "every_threshold", "once", "by_score", "by_overlap", "all"]
 Unmatched = Literal["ignored", "false_positive"]
 Scorer = Literal[
     "picai",
@@ -23,20 +23,24 @@ Scorer = Literal[
     "autopet",
 ]
 
+FIRST_RULE, JOINT_RULE = "lesionseg 1", "lesionseg 2"  # the versions of the default match rule
+
 
 @dataclass(frozen=True)
 class Criterion:
     """When a candidate may find a lesion of its own label, and which one it then finds.
 
-    `measure`: `iou`: IoU ≥ `threshold`, mask–mask where both have masks, else box–box. `box_iou`:
-    box–box always. `overlap`: at least one voxel shared. `centre`: distance between the centres
-    under `threshold` times the lesion's radius (half its equivalent diameter).
+    `measure`: `coverage`: a share ≥ `threshold` of the candidate lies in lesions. `iou`: IoU ≥
+    `threshold`, mask–mask where both have masks, else box–box. `box_iou`: box–box always.
+    `overlap`: at least one voxel shared. `centre`: distance between the centres under `threshold`
+    times the lesion's radius (half its equivalent diameter).
 
-    `assignment`: `every_threshold`: one to one, as many pairs as possible at every score, then the
-    largest summed IoU. `once`: one to one among all candidates, largest sum of 1 + IoU, whatever
-    the score. `by_score`: from the highest score down each takes the free lesion of largest IoU,
-    of equals the last. `by_overlap`: from the largest IoU down each takes its lesion if both are
-    free. `all`: each finds all lesions it may.
+    `assignment`: `jointly`: a lesion is found when its candidates cover a share ≥ `threshold` of it
+    between them; pooled scores take all labels as one. `every_threshold`: one to one, as many pairs
+    as possible at every score, then the largest summed IoU. `once`: one to one among all
+    candidates, largest sum of 1 + IoU, whatever the score. `by_score`: from the highest score down
+    each takes the free lesion of largest IoU, of equals the last. `by_overlap`: from the largest
+    IoU down each takes its lesion if both are free. `all`: each finds all lesions it may.
 
     `unmatched`: what a candidate is that may find a lesion and is left without. `epsilon` is added
     above and below the fraction bar of the IoU.
@@ -65,16 +69,26 @@ class Preset:
     contrast_edges: tuple[float, ...] = (0.0, 1.0, 3.0)
     fp_per_case: tuple[float, ...] = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
 
+    @property
+    def match_rule(self) -> str:
+        """The match rule with its version, as scores.json names it."""
+        return _RULES.get(self.criterion.name, self.name) if self.official is None else self.name
 
+
+COVERAGE = Criterion("coverage10", "coverage", 0.1, assignment="jointly")
+INSTANCES = Criterion("iou10", "iou", 0.1)
 ANY_OVERLAP = Criterion("any_overlap", "overlap", assignment="all")
 IOU50 = Criterion("iou50", "iou", 0.5)
 CENTRE_DISTANCE = Criterion("centre_distance", "centre", 1.0, assignment="all")
 
-# Always printed beside the preset's own numbers, because IoU is harsh to tiny lesions.
-SIDE_CRITERIA = (ANY_OVERLAP, IOU50, CENTRE_DISTANCE)
+_RULES = {COVERAGE.name: JOINT_RULE, INSTANCES.name: FIRST_RULE}
+
+# Always printed beside the preset's own numbers: no rule suits every size of lesion.
+SIDE_CRITERIA = (INSTANCES, ANY_OVERLAP, IOU50, CENTRE_DISTANCE)
 
 PRESETS: Mapping[str, Preset] = {
-    "lesionseg": Preset("lesionseg", Criterion("iou10", "iou", 0.1)),
+    "lesionseg": Preset("lesionseg", COVERAGE),
+    "instances": Preset("instances", INSTANCES),
     "any_overlap": Preset("any_overlap", ANY_OVERLAP),
     "iou50": Preset("iou50", IOU50),
     "centre_distance": Preset("centre_distance", CENTRE_DISTANCE),

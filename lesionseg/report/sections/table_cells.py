@@ -139,8 +139,9 @@ def list_rules(scores: Scores, lesions: Sequence[LesionRow]) -> Listing:
             TableCell(text.optional_rate(scores.false_positives_under(rule))),
         )
         for rule, words in text.RULES.items()
+        if rule in scores.other_rules
     )
-    return listing(text.HEADINGS_RULES, lines)
+    return replace(listing(text.HEADINGS_RULES, lines), note=text.sharing_sentence(scores))
 
 
 def list_labels(scores: Scores) -> Listing:
