@@ -58,16 +58,23 @@ class Criterion:
 class Preset:
     """A rule set for a whole evaluation: the match criterion and the settings beside it.
 
-    `official`: whose scorer's own numbers are given beside ours.
+    `official`: whose scorer's own numbers are given beside ours. `peer`: the program that they were
+    held against; empty: they follow published rules alone.
     """
 
     name: str
     criterion: Criterion
     official: Scorer | None = None
+    peer: str = ""
     surface_tolerance_mm: float = 1.0
     size_edges_mm: tuple[float, ...] = (0.0, 3.0, 5.0, 10.0, 20.0)
     contrast_edges: tuple[float, ...] = (0.0, 1.0, 3.0)
     fp_per_case: tuple[float, ...] = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
+
+    @property
+    def authority(self) -> str:
+        """What stands behind the official numbers."""
+        return f"equal to {self.peer}" if self.peer else f"after the rules of {self.official}"
 
     @property
     def match_rule(self) -> str:
@@ -86,6 +93,8 @@ _RULES = {COVERAGE.name: JOINT_RULE, INSTANCES.name: FIRST_RULE}
 # Always printed beside the preset's own numbers: no rule suits every size of lesion.
 SIDE_CRITERIA = (INSTANCES, ANY_OVERLAP, IOU50, CENTRE_DISTANCE)
 
+_BRATS = "BraTS 2023's metrics.py (2023-10)"
+
 PRESETS: Mapping[str, Preset] = {
     "lesionseg": Preset("lesionseg", COVERAGE),
     "instances": Preset("instances", INSTANCES),
@@ -93,30 +102,36 @@ PRESETS: Mapping[str, Preset] = {
     "iou50": Preset("iou50", IOU50),
     "centre_distance": Preset("centre_distance", CENTRE_DISTANCE),
     "picai": Preset(
-        "picai", Criterion("iou10", "iou", 0.1, assignment="once", epsilon=1e-8), official="picai"
+        "picai",
+        Criterion("iou10", "iou", 0.1, assignment="once", epsilon=1e-8),
+        "picai",
+        "picai_eval 1.4.13",
     ),
-    "luna16": Preset("luna16", CENTRE_DISTANCE, official="luna16"),
+    "luna16": Preset("luna16", CENTRE_DISTANCE, "luna16", "noduleCADEvaluationLUNA16.py"),
     "nndetection": Preset(
         "nndetection",
         Criterion("box_iou10", "box_iou", 0.1, "by_score", "false_positive"),
-        official="nndetection",
+        "nndetection",
+        "nnDetection's BoxEvaluator (2025-10)",
     ),
     "coco": Preset(
         "coco",
         Criterion("box_iou50", "box_iou", 0.5, "by_score", "false_positive"),
-        official="coco",
+        "coco",
+        "pycocotools",
     ),
     "panoptica": Preset(
         "panoptica",
         Criterion("iou50", "iou", 0.5, "by_overlap", "false_positive"),
-        official="panoptica",
+        "panoptica",
+        "panoptica 2.1.7",
     ),
-    "brats2023": Preset("brats2023", ANY_OVERLAP, official="brats2023"),
-    "brats2023_men": Preset("brats2023_men", ANY_OVERLAP, official="brats2023_men"),
-    "brats2023_met": Preset("brats2023_met", ANY_OVERLAP, official="brats2023_met"),
-    "isles22": Preset("isles22", ANY_OVERLAP, official="isles22"),
-    "msseg": Preset("msseg", ANY_OVERLAP, official="msseg"),
-    "autopet": Preset("autopet", ANY_OVERLAP, official="autopet"),
+    "brats2023": Preset("brats2023", ANY_OVERLAP, "brats2023", _BRATS),
+    "brats2023_men": Preset("brats2023_men", ANY_OVERLAP, "brats2023_men", _BRATS),
+    "brats2023_met": Preset("brats2023_met", ANY_OVERLAP, "brats2023_met", _BRATS),
+    "isles22": Preset("isles22", ANY_OVERLAP, "isles22", "ISLES'22's eval_utils.py"),
+    "msseg": Preset("msseg", ANY_OVERLAP, "msseg"),
+    "autopet": Preset("autopet", ANY_OVERLAP, "autopet", "autoPET's val_script.py"),
 }
 
 

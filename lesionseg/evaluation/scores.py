@@ -138,6 +138,7 @@ def _official(summary: PooledResults) -> dict[str, Any] | None:
         why = (edge_cases.TOO_FEW_GROUPS if few else edge_cases.UNSTABLE).reason
     scored = {
         "scorer": found.scorer,
+        "authority": summary.preset.authority,
         "n_cases": found.n,
         "values": found.values,
         "ci95": intervals,

@@ -128,7 +128,8 @@ NOT_ADJUDICATED = (
 )
 OK, YES, NO, FAILED = "ok", "yes", "no", "missing"
 EXTRAS: Mapping[str, str] = {
-    "official": "These follow the scorer named, and differ from the figures above in their rules.",
+    "official": "These follow the scorer named, as far as its authority says, and differ from the "
+    "figures above in their rules.",
     "comparison": "The same scans and the same reference, judged by the same rules. Pairs are "
     "compared patient by patient.",
     "adjudication": "False positives that a person has judged since. "
