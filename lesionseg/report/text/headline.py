@@ -177,10 +177,7 @@ def sharing_sentence(scores: Scores) -> str:
     if not splits and not merges:
         return ""
     lesions, detections = count(splits, "lesion"), count(merges, "detection")
-    return (
-        f"Several detections overlap the same lesion: {lesions}. "
-        f"One detection overlaps several lesions: {detections}."
-    )
+    return f"Overlapped by several detections: {lesions}; over several lesions: {detections}."
 
 
 def failed_sentence(tables: Tables) -> str:

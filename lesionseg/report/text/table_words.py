@@ -22,6 +22,7 @@ WHY_MISSED: Mapping[str, str] = {
 OTHER_RULES = (
     "No rule suits every lesion. The same detections, under other rules of what “found” means:"
 )
+OWN_RULE = "the rule of this page"
 RULES: Mapping[str, str] = {
     "iou10": "one to one, IoU at least 0.1",
     "any_overlap": "detection and lesion share at least one voxel",

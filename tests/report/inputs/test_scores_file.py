@@ -40,11 +40,11 @@ def test_version_1_is_read_and_told_by_its_own_rule(evaluation: Evaluation, tmp_
     assert tables.scores.match_rule == "lesionseg 1"
     assert "IoU under 0.1" in text.meanings(tables.scores.match_rule)["false-positive"][1]
     assert "another one had found" in text.ignored_sentence(tables.scores)
-    assert len(list_rules(tables.scores, tables.lesions).lines) == 3
+    assert len(list_rules(tables.scores, tables.lesions).lines) == 4
     now = read_tables(new)
     assert "10 %" in text.meanings(now.scores.match_rule)["false-positive"][1]
     assert "not to judge" in text.ignored_sentence(now.scores)
-    assert len(list_rules(now.scores, now.lesions).lines) == 4
+    assert len(list_rules(now.scores, now.lesions).lines) == 5
     with pytest.raises(ContentError, match="same rule"):
         read_pair(now, old, ("a", "b"))
 
@@ -62,7 +62,7 @@ def test_headline_has_both_rules_where_they_differ(evaluation: Evaluation, tmp_p
     said = text.headline(tables, {})
     assert "; one to one at IoU ≥ 0.1: 2 of 5, 2.2 false positives per scan; " in said
     note = list_rules(tables.scores, tables.lesions).note
-    assert note.startswith("Several detections overlap the same lesion: 2 lesions. One")
+    assert note == "Overlapped by several detections: 2 lesions; over several lesions: 1 detection."
 
 
 def test_missing_key_is_named(scores_dir: Path) -> None:
