@@ -51,9 +51,14 @@ gpu:  ## measure a part of docs/gpu.md on this machine's GPU: PART=1, 2 or 3
 
 peers: .peers/.installed  ## the packages that benchmarks and tests compare with
 
-.peers/.installed: benchmarks/peers.txt
+.peers/.installed: benchmarks/peers.txt tests/evaluation/peers/programs.txt
 	$(PYTHON) -m venv .peers
 	.peers/bin/python -m pip install --quiet -r benchmarks/peers.txt
+	while read -r name url commit; do \
+	  rm -rf .peers/programs/$$name; \
+	  git clone --quiet $$url .peers/programs/$$name; \
+	  git -C .peers/programs/$$name checkout --quiet $$commit || exit 1; \
+	done < tests/evaluation/peers/programs.txt
 	touch $@
 
 lock:  ## write both locks anew, for every platform; versions in them stay unless pyproject.toml forbids

@@ -166,13 +166,15 @@ def make_cell(setting: Setting, variant: Variant, seed: int) -> dict[str, Any]:
     root = setting.name + ("" if network == "unet" else f"__{network}")
     name = f"{root}__{variant.name}__s{seed}__{setting.budget}"
     path = setting.output / "cells" / f"{name}.json"
-    known_by = "\n".join([variant.plan.to_json(), setting.data, *setting.overrides])
+    known_by = "\n".join(
+        [variant.plan.to_json(), setting.data, PRESET.match_rule, *setting.overrides]
+    )
     identity = sha256(known_by.encode()).hexdigest()[:16]
     if path.is_file():
         cell: dict[str, Any] = read_json(path)
         if cell["identity"] != identity:
             raise SystemExit(
-                f"{path} was made with other data, plan or overrides: use a new --output"
+                f"{path} was made with other data, plan, rules or overrides: use a new --output"
             )
         log.info("%s: done before", name)
         return cell

@@ -53,6 +53,7 @@ from lesionseg.training.settings import TrainerSettings
 
 HERE = Path(__file__).resolve().parent
 PEERS = HERE.parent / ".peers" / "bin" / "python"
+RULES = Rules(PRESETS["lesionseg"], ChoiceSettings(calibration="none"), {})  # for all tools
 TOOLS = ("lesionseg", "nnunet_cut", "nnunet")
 DATASET = "Dataset001_compared"
 BATCH = {2: 4, 3: 2}  # tiles of nnU-Net's cut plan
@@ -169,6 +170,8 @@ def make_cell(setting: Setting, tool: str, seed: int) -> Mapping[str, Any]:
         if kept["identity"] != identity(setting):
             sys.exit(f"{path} judged other cases: use a new --output")
         if not options.judge_anew:
+            if kept.get("match_rule") != RULES.preset.match_rule:
+                sys.exit(f"{path} was judged by another match rule: use --judge-anew")
             return kept
         made = read_json(folder / "made.json")
     else:
@@ -269,8 +272,7 @@ def judge_kept(kept: Kept, found: Survey, run: Path) -> Mapping[str, Any]:
     for files in cases:
         image = read_image(files, found.dataset)
         write_prediction(run / "validation", kept.predict_volume(image, files.case))
-    rules = Rules(PRESETS["lesionseg"], ChoiceSettings(calibration="none"), {})
-    return judge_predicted(found, run, rules).scores
+    return judge_predicted(found, run, RULES).scores
 
 
 def draw_case(setting: Setting, files: CaseFiles, raw: Path, part: str) -> list[Path]:
@@ -293,6 +295,7 @@ def judge(setting: Setting, folder: Path) -> dict[str, Any]:
     scores = judge_kept(Kept(folder, setting.plan), setting.found, folder)
     return {
         "identity": identity(setting),
+        "match_rule": scores["match_rule"],
         "device": table.device_name("cuda" if torch.cuda.is_available() else "cpu"),
         "recall": scores["lesion_recall"]["value"],
         "false_positives_per_case": scores["false_positives_per_case"],

@@ -103,17 +103,14 @@ def lesion_counts(
 
 
 def lesion_scores(counts: Float[Tensor, " 5"]) -> dict[str, float]:
-    """Pooled scores by the names of scores.json; NaN where there is nothing to divide by.
-
-    F1 is the harmonic mean of recall (of lesions) and precision (of candidates).
-    """
+    """Pooled scores by the names of scores.json; NaN where there is nothing to divide by."""
     lesions, found, candidates, true, cases = counts.double().tolist()
-    recall, precision = _ratio(found, lesions), _ratio(true, candidates)
+    false = candidates - true
     return {
-        "lesion_recall": recall,
-        "lesion_precision": precision,
-        "lesion_f1": _ratio(2 * recall * precision, recall + precision),
-        "false_positives_per_case": _ratio(candidates - true, cases),
+        "lesion_recall": _ratio(found, lesions),
+        "lesion_precision": _ratio(true, candidates),
+        "lesion_f1": _ratio(2 * found, found + lesions + false) if lesions else float("nan"),
+        "false_positives_per_case": _ratio(false, cases),
     }
 
 

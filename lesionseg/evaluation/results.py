@@ -29,8 +29,9 @@ class LesionResult:
     `voxels`, `slices` and the axes are None for a bare box, `volume_ml` also in 2-D. `candidate`
     and `iou` are those of the match at the operating point. `detected_at` is the highest score at
     which the lesion is found, None when it never is or candidates have no scores. `any_overlap`,
-    `iou50` and `centre_distance`: found under the side criteria at the operating point.
-    `contrast` to the tissue around it (`evaluation.contrast`): None without an image.
+    `iou50`, `centre_distance` and `iou10`: found under the side criteria at the operating point.
+    `contrast` to the tissue around it (`evaluation.contrast`): None without an image. `split`:
+    several accepted candidates overlap it; `merged`: one of them overlaps another lesion too.
     """
 
     lesion: int
@@ -54,6 +55,9 @@ class LesionResult:
     centre_distance: bool
     why_missed: WhyMissed
     contrast: float | None = None
+    iou10: bool = False
+    split: bool = False
+    merged: bool = False
 
     @property
     def dice(self) -> float | None:
@@ -68,7 +72,7 @@ class CandidateResult:
     """One candidate and what became of it.
 
     `outcome` at the operating point; `outcome_any` when all retained candidates count (the FROC's
-    view). `lesion` and `iou`: the matched lesion, else the one of its label that it overlaps most.
+    view). `lesion` and `iou`: the lesion of its pair, else the one that it overlaps most.
     `touches_lesion`: overlaps some lesion, of whatever label.
     """
 
@@ -91,11 +95,15 @@ class CandidateResult:
 
 @dataclass(frozen=True)
 class OutcomeCounts:
-    """Counts of one case under one criterion at the operating point."""
+    """Counts of one case under one criterion at the operating point.
+
+    `ious`: of each lesion found by a mask with its candidate.
+    """
 
     true_positive: int
     false_positive: int
     ignored: int
+    ious: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -104,12 +112,14 @@ class CaseResult:
 
     `dice`, `surface_dice` and `hd95_mm` are None where docs/metrics.md says so. `counts` holds
     voxels by label, all labels as one under 0, and is empty where there are no masks to compare.
-    `sides` holds the counts under the side criteria. `splits`: lesions overlapped by several
+    `sides` holds the counts under the side criteria, `pairs` those of the preset's pairs, version
+    1's where it has none: what panoptic quality is of. `splits`: lesions overlapped by several
     accepted candidates; `merges`: accepted candidates that overlap several lesions. `case_score`:
     the highest judged candidate's, 0 without one, None without scores. `scored`: whether
     candidates have scores. `unit`: what lengths are, "mm", "mm at the detector" or, without a pixel
     size, "px". `official`: what the preset's official scorer takes from the case. `regions`: each
-    region by name, judged by itself.
+    region by name, judged by itself. `within_labels`: the same case with each label judged by
+    itself, where the labels are pooled and there are several.
     """
 
     case: str
@@ -130,11 +140,13 @@ class CaseResult:
     merges: int = 0
     counts: Mapping[int, VoxelCounts] = field(default_factory=dict)
     sides: Mapping[str, OutcomeCounts] = field(default_factory=dict)
+    pairs: OutcomeCounts = OutcomeCounts(0, 0, 0)
     operating_point: OperatingPoint | None = None
     unit: str = "mm"
     seconds: float = 0.0
     official: OfficialCase = None
     regions: Mapping[str, "CaseResult"] = field(default_factory=dict)
+    within_labels: "CaseResult | None" = None
 
     @property
     def n_detected(self) -> int:

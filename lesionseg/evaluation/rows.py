@@ -100,6 +100,9 @@ class LesionRow(TableRow):
     why_missed: str = ""
     dice: float | None = None
     contrast: float | None = None
+    iou10: bool = False
+    split: bool = False
+    merged: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

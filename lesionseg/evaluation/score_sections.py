@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Any, Self, get_type_hints
 
+from lesionseg.evaluation.presets import FIRST_RULE
 from lesionseg.evaluation.statistics.estimates import (
     CI,
     UNSTATED,
@@ -61,13 +62,18 @@ class JsonObject:
 
 @dataclass(frozen=True)
 class SizeGroup(JsonObject):
-    """Recall of the lesions of `from_mm` up to (not including) `to_mm`; None: no upper bound."""
+    """Recall of the lesions of `from_mm` up to (not including) `to_mm`; None: no upper bound.
+
+    `split`: those that several detections overlap; `merged`: those that share a detection.
+    """
 
     from_mm: float
     to_mm: float | None
     n: int
     detected: int
     recall: Estimate
+    split: int = 0
+    merged: int = 0
 
     def holds(self, diameter_mm: float) -> bool:
         """Whether a lesion of this diameter belongs to the group."""
@@ -392,10 +398,18 @@ class Scores:
         """False positives that touch some lesion without matching it."""
         return int((self.raw.get("false_positives") or {}).get("touching_lesion") or 0)
 
+    @property
+    def other_rules(self) -> Mapping[str, Mapping[str, Any]]:
+        """The numbers under other rules of what found means, by the rule's name."""
+        return self.raw.get("other_criteria") or {}
+
+    def recall_under(self, rule: str) -> float | None:
+        """Recall under another rule."""
+        return Estimate.from_json(self.other_rules.get(rule) or {}, "lesion_recall").value
+
     def false_positives_under(self, rule: str) -> float | None:
-        """False positives per case under another rule of what found means."""
-        found = (self.raw.get("other_criteria") or {}).get(rule) or {}
-        return as_float(found.get("false_positives_per_case"))
+        """False positives per case under another rule."""
+        return as_float((self.other_rules.get(rule) or {}).get("false_positives_per_case"))
 
     @property
     def simulated(self) -> bool:
@@ -409,9 +423,15 @@ class Scores:
 
     @property
     def preset(self) -> str:
-        """Name of the match rule."""
+        """Name of the preset."""
         preset = self.raw.get("preset") or "not stated"
         return str(preset.get("name", "not stated") if isinstance(preset, Mapping) else preset)
+
+    @property
+    def match_rule(self) -> str:
+        """The match rule with its version; files of schema 1 by default have version 1's."""
+        named = FIRST_RULE if self.preset == "lesionseg" else self.preset
+        return str(self.raw.get("match_rule") or named)
 
 
 def _groups(rows: Iterable[Mapping[str, Any]] | None) -> tuple[SizeGroup, ...]:

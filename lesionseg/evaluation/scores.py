@@ -26,7 +26,8 @@ from lesionseg.evaluation.statistics.subgroups import Columns, subgroup_numbers
 
 _log = logging.getLogger(__name__)
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+READ_VERSIONS = (1, 2)  # version 1 differs in the default match rule alone
 _EXPECTED = ("expected_recall", "expected_false_positives_per_case", "attainable_recall")
 DEVELOPMENT_ROLES = ("train", "validation")
 
@@ -74,6 +75,7 @@ def summarise(
         "schema_version": SCHEMA_VERSION,
         "evaluated_on": evaluated_on,
         "preset": preset.name,
+        "match_rule": preset.match_rule,
         **summary.counts(),
         "dice": summary.overlap("dice"),
         "surface_dice": {
@@ -136,6 +138,7 @@ def _official(summary: PooledResults) -> dict[str, Any] | None:
         why = (edge_cases.TOO_FEW_GROUPS if few else edge_cases.UNSTABLE).reason
     scored = {
         "scorer": found.scorer,
+        "authority": summary.preset.authority,
         "n_cases": found.n,
         "values": found.values,
         "ci95": intervals,

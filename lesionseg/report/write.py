@@ -216,7 +216,9 @@ def _detail_blocks(page: Page) -> list[Block]:
 def _blocks(page: Page) -> tuple[Block, ...]:
     """The tables on paper, in the page's order; lesions and candidates stay on the page."""
     titles, flow = text.SECTIONS, list_pairs(text.HEADINGS_FLOW, page.flow.lines())
-    definitions = list_pairs(text.HEADINGS_DEFINITIONS, text.DEFINITIONS.values())
+    definitions = list_pairs(
+        text.HEADINGS_DEFINITIONS, text.meanings(page.scores.match_rule).values()
+    )
     extras = [
         Block(f"{titles[key]}: {title}", listing)
         for key, extra in page.extras.items()

@@ -4,6 +4,7 @@ import argparse
 import importlib
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 
 from lesionseg.core import Geometry, Volume
-from lesionseg.io.atomic import read_json
+from lesionseg.io.atomic import read_json, write_json
 from lesionseg.phantoms import write_mri_phantoms, write_xray_phantoms
 from lesionseg.plan.plan import Plan
 
@@ -123,3 +124,17 @@ def test_radiographs_are_handed_over_as_png(versus: ModuleType, tmp_path: Path) 
         names = {f"{files.case}_0000.png" for files in cases}
         assert {path.name for path in (raw / f"images{part}").iterdir()} == names
     assert len(list((raw / "labelsTr").iterdir())) == len(setting.found.of_role("train"))
+
+
+def test_a_cell_of_another_match_rule_is_judged_anew_or_refused(
+    versus: ModuleType, setting: Any
+) -> None:
+    more = {"overrides": [], "minutes": 1.0, "threads": 1, "judge_anew": False}
+    setting = replace(setting, options=argparse.Namespace(**vars(setting.options), **more))
+    path = setting.options.output / "cells" / f"{setting.name}__nnunet__1min__1t__s0.json"
+    kept = {"identity": versus.identity(setting), "match_rule": "lesionseg 2"}
+    write_json(path, kept)
+    assert versus.make_cell(setting, "nnunet", 0) == kept
+    write_json(path, {"identity": kept["identity"]})  # as before there was a second version
+    with pytest.raises(SystemExit, match="--judge-anew"):
+        versus.make_cell(setting, "nnunet", 0)

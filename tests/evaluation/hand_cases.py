@@ -1,5 +1,7 @@
 """Tiny cases drawn by hand, one sentence each, with what the default preset must make of them.
 
+`by_pairs` is what differs under the preset `instances`.
+
 In a drawing a digit is an instance id, a dot is background; rows are separated by spaces, slices
 by bars. Candidates have the given scores and, unless said otherwise, label 1.
 """
@@ -29,6 +31,8 @@ class HandCase:
     candidate_labels: tuple[int, ...] = ()
     accepted_from: float = 0.0
     sides: dict[str, tuple[int, int]] = field(default_factory=dict)  # name: found, false positives
+    n_true: int | None = None  # true candidates, where they are not as many as lesions found
+    by_pairs: dict[str, object] = field(default_factory=dict)
 
 
 def draw(text):
@@ -115,21 +119,23 @@ HAND_CASES = (
         sides={"any_overlap": (1, 0), "iou50": (0, 1), "centre_distance": (0, 1)},
     ),
     HandCase(
-        "split", "Two candidates on one lesion: the better fit finds it, the other is ignored.",
-        "111111 ......", "111122 ......", (0.6, 0.9), tp=1, fp=0, fn=0, ignored=1, dice=1.0,
-        detected_at=(0.9,), sides={"any_overlap": (1, 0)},
+        "split", "Two candidates on one lesion are both true, and find it once.",
+        "111111 ......", "111122 ......", (0.6, 0.9), tp=1, fp=0, fn=0, dice=1.0,
+        detected_at=(0.9,), sides={"any_overlap": (1, 0), "iou10": (1, 0)}, n_true=2,
+        by_pairs={"n_true": 1, "ignored": 1},
     ),
     HandCase(
-        "merge", "One candidate over two lesions finds one of them; the other is missed.",
-        "111.22 ......", "111111 ......", (0.7,), tp=1, fp=0, fn=1, dice=10 / 11,
-        detected_at=(0.7, None), sides={"any_overlap": (2, 0)},
+        "merge", "One candidate over two lesions finds both; by pairs one of them is missed.",
+        "111.22 ......", "111111 ......", (0.7,), tp=2, fp=0, fn=0, dice=10 / 11,
+        detected_at=(0.7, 0.7), sides={"any_overlap": (2, 0), "iou10": (1, 0)}, n_true=1,
+        by_pairs={"tp": 1, "fn": 1, "detected_at": (0.7, None)},
     ),
     HandCase(
         "stolen",
-        "Candidate 1 fits lesion 1 best, but lesion 1 is all that candidate 2 can find: by an "
-        "augmenting path both lesions are found.",
+        "Candidate 1 fits lesion 1 best, but lesion 1 is all that candidate 2 can find: by pairs, "
+        "along an augmenting path, both lesions are found.",
         "111122.. ........", "21111... ........", (0.9, 0.5), tp=2, fp=0, fn=0, dice=10 / 11,
-        detected_at=(0.9, 0.5),
+        detected_at=(0.9, 0.9), by_pairs={"detected_at": (0.9, 0.5)},
     ),
     HandCase(
         "tie", "Candidates of the same score enter together, whatever their ids.",
@@ -143,15 +149,41 @@ HAND_CASES = (
     ),
     HandCase(
         "late_better_fit",
-        "The later, better candidate takes the match; the lesion stays found from the first.",
-        "1111 ....", "12.. 12..", (0.9, 0.4), tp=1, fp=0, fn=0, ignored=1, dice=4 / 8,
-        detected_at=(0.9,),
+        "By pairs the better candidate takes over later; the lesion stays found from the first.",
+        "1111 ....", "12.. 12..", (0.9, 0.4), tp=1, fp=0, fn=0, dice=4 / 8,
+        detected_at=(0.9,), n_true=2, by_pairs={"n_true": 1, "ignored": 1},
     ),
     HandCase(
-        "wrong_label", "A perfect candidate of another label finds nothing.",
-        ".11. .11.", ".11. .11.", (0.9,), tp=0, fp=1, fn=1, dice=1.0, detected_at=(None,),
+        "fragments", "Candidates within a lesion, a twentieth of it each, find it together.",
+        "11111 11111 11111 11111", "1.... ..... ..2.. .....", (0.9, 0.4), tp=1, fp=0, fn=0,
+        dice=4 / 22, detected_at=(0.4,), n_true=2,
+        sides={"any_overlap": (1, 0), "iou10": (0, 2), "iou50": (0, 2)},
+        by_pairs={"tp": 0, "fp": 2, "fn": 1, "detected_at": (None,)},
+    ),
+    HandCase(
+        "contained", "A candidate within a lesion is true, but a twentieth of it finds nothing.",
+        "11111 11111 11111 11111", "1.... ..... ..... .....", (0.9,), tp=0, fp=0, fn=1,
+        dice=2 / 21, detected_at=(None,), n_true=1, sides={"iou10": (0, 1)},
+        by_pairs={"fp": 1},
+    ),
+    HandCase(
+        "umbrella", "One candidate over five small lesions finds them all; by pairs it is false.",
+        "1..2..3..4..5 .............", "1111111111111 .............", (0.6,), tp=5, fp=0, fn=0,
+        dice=10 / 18, detected_at=(0.6,) * 5, n_true=1,
+        sides={"any_overlap": (5, 0), "iou10": (0, 1)},
+        by_pairs={"tp": 0, "fp": 1, "fn": 5, "detected_at": (None,) * 5},
+    ),
+    HandCase(
+        "unsupported", "What lies under a tenth in lesions finds none, however much it covers.",
+        "11111........ 11111........", "....111111111 ..........111", (0.6,), tp=0, fp=1, fn=1,
+        dice=2 / 22, detected_at=(None,), sides={"any_overlap": (1, 0), "iou10": (0, 1)},
+    ),
+    HandCase(
+        "wrong_label", "Labels pooled, a candidate finds a lesion of another label; by pairs none.",
+        ".11. .11.", ".11. .11.", (0.9,), tp=1, fp=0, fn=0, dice=1.0, detected_at=(0.9,),
         lesion_labels=(1,), candidate_labels=(2,),
         sides={"any_overlap": (0, 1), "iou50": (0, 1), "centre_distance": (0, 1)},
+        by_pairs={"tp": 0, "fp": 1, "fn": 1, "detected_at": (None,)},
     ),
     HandCase(
         "three_axes", "In 3-D a candidate of two of the lesion's three slices finds it.",

@@ -69,7 +69,7 @@ def nulls_without_reason(scores):
 def test_every_key_of_the_contract_is_there_and_json_takes_it():
     scores = summarise(many(), PRESET, evaluated_on="test", replicates=50)
     assert set(CONTRACT.split()) <= set(scores)
-    assert scores["schema_version"] == 1
+    assert (scores["schema_version"], scores["match_rule"]) == (2, "lesionseg 2")
     json.dumps(scores, allow_nan=False)
 
 

@@ -60,7 +60,7 @@ class Evaluation:
         free = [c for c in self.cases if not any(b.case == c for b in self.lesions)]
         share = found / n if n else None
         return {
-            "schema_version": 1,
+            "schema_version": 2,
             "evaluated_on": "test",
             "n_cases": len(self.cases),
             "n_groups": max(1, len(self.cases) - 1),
@@ -92,6 +92,14 @@ class Evaluation:
             "case_auroc": None,
             "operating_point": {"score": 0.5, "chosen_on": "validation", "optimistic": False},
             "preset": "lesionseg",
+            "match_rule": "lesionseg 2",
+            "other_criteria": {
+                rule: {
+                    "lesion_recall": {"value": found / n if n and rule != "iou50" else 0.0},
+                    "false_positives_per_case": len(self.false_positives) / len(self.cases),
+                }
+                for rule in ("iou10", "any_overlap", "iou50", "centre_distance")
+            },
             "per_label": {},
             "split_is_group_safe": True,
             "provenance": {"simulated": False, "version": "0.1", "model": {"name": "unet"}},
@@ -179,6 +187,7 @@ def _lesion(blob: Blob) -> dict[str, Any]:
         "any_overlap": blob.detected,
         "iou50": False,
         "centre_distance": blob.detected,
+        "iou10": blob.detected,
         "why_missed": None if blob.detected else "no_response",
     }
 
@@ -215,7 +224,7 @@ CASE_COLUMNS = (
 LESION_COLUMNS = (
     "case group lesion label volume_ml diameter_mm voxels slices long_axis_mm short_axis_mm "
     "near_resolution start_vox stop_vox centre_mm detected detected_at candidate iou any_overlap "
-    "iou50 centre_distance why_missed"
+    "iou50 centre_distance iou10 why_missed"
 )
 CANDIDATE_COLUMNS = (
     "case group candidate label score probability diameter_mm volume_ml start_vox stop_vox "

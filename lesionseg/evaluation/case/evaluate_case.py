@@ -117,10 +117,11 @@ class MatchedCase:
             predicted_ml=_ml(judged.candidates, judged.drawn),
             case_score=_case_score(judged) if given.scored else None,
             scored=given.scored,
-            splits=_n_repeated(judged, judged.overlaps.lesion),
-            merges=_n_repeated(judged, judged.overlaps.candidate),
+            splits=int(_repeated(judged, judged.overlaps.lesion).sum()),
+            merges=int(_repeated(judged, judged.overlaps.candidate).sum()),
             counts=counts,
-            sides={name: matched.count() for name, matched in judged.sides.items()},
+            sides={name: side.count(judged.overlaps) for name, side in judged.sides.items()},
+            pairs=judged.pairs.count(judged.overlaps),
             operating_point=point or given.operating_point,
             unit=lesions.geometry.size_unit,
             official=score_case(self.preset.official, judged),
@@ -128,8 +129,15 @@ class MatchedCase:
                 name: part.result(operating_point, surface=surface)
                 for name, part in self.regions.items()
             },
+            within_labels=self._within_labels(operating_point),
             seconds=self.seconds + perf_counter() - begin,
         )
+
+    def _within_labels(self, operating_point: OperatingPoint | None) -> CaseResult | None:
+        links = self.links.within_labels
+        if links is None:
+            return None
+        return replace(self, links=links, regions={}).result(operating_point, surface=False)
 
 
 def match_case(
@@ -290,11 +298,19 @@ def _ml(instances: Lesions, rows: NDArray[np.bool_]) -> float | None:
     return int(instances.n_voxels[rows].sum()) * instances.geometry.voxel_size / 1000
 
 
-def _n_repeated(judged: CaseMatch, rows: NDArray[np.int64]) -> int:
-    """How many rows overlap several partners of their label, accepted candidates alone."""
-    candidate, lesion = judged.overlaps.candidate, judged.overlaps.lesion
-    same = judged.candidates.labels[candidate] == judged.lesions.labels[lesion]
-    return int((np.bincount(rows[same & judged.accepted[candidate]]) > 1).sum())
+def _repeated(judged: CaseMatch, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Which rows overlap several partners, accepted candidates alone."""
+    accepted = judged.accepted[judged.overlaps.candidate]
+    n = max(len(judged.lesions), len(judged.candidates))
+    return np.bincount(rows[judged.comparable & accepted], minlength=n) > 1
+
+
+def _merged(judged: CaseMatch) -> NDArray[np.bool_]:
+    """Which lesions `[n]` share an accepted candidate with another one."""
+    pairs, found = judged.overlaps, np.zeros(len(judged.lesions), dtype=np.bool_)
+    shared = _repeated(judged, pairs.candidate)[pairs.candidate]
+    found[pairs.lesion[shared & judged.comparable]] = True
+    return found
 
 
 def _contrasts(
@@ -310,7 +326,11 @@ def _lesions(
 ) -> tuple[LesionResult, ...]:
     lesions = judged.lesions
     extents = measure_extents(lesions.voxels, lesions.first, lesions.geometry.spacing_mm)
-    found = [_lesion(judged, row, extent, missing) for row, extent in enumerate(extents)]
+    split, merged = _repeated(judged, judged.overlaps.lesion).tolist(), _merged(judged).tolist()
+    found = [
+        replace(_lesion(judged, row, extent, missing), split=split[row], merged=merged[row])
+        for row, extent in enumerate(extents)
+    ]
     if any(contrast is not None for contrast in contrasts):
         both = zip(found, contrasts, strict=True)
         found = [replace(lesion, contrast=contrast) for lesion, contrast in both]
@@ -341,6 +361,7 @@ def _lesion(judged: CaseMatch, row: int, extent: Extent | None, missing: bool) -
         any_overlap=sides["any_overlap"],
         iou50=sides["iou50"],
         centre_distance=sides["centre_distance"],
+        iou10=sides["iou10"],
         why_missed="" if by >= 0 else "case_failed" if missing else _why_missed(judged, row),
     )
 
@@ -357,13 +378,12 @@ def _near_resolution(lesions: Lesions, row: int, extent: Extent | None) -> bool:
 def _why_missed(judged: CaseMatch, row: int) -> WhyMissed:
     """The first reason that holds, from the nearest miss to the farthest."""
     here = judged.overlaps.lesion == row
-    candidate = judged.overlaps.candidate[here]
-    same = judged.candidates.labels[candidate] == judged.lesions.labels[row]
+    candidate, same = judged.overlaps.candidate[here], judged.comparable[here]
     accepted = judged.accepted[candidate]
     if judged.detected_at[row] > NEVER and not (same & accepted).any():
         return "below_operating_point"
     taken = {judged.at_point.outcomes[c] for c in candidate[same & accepted]}
-    if "true_positive" in taken:
+    if "true_positive" in taken and not judged.is_joint:
         return "merged"
     if (same & accepted).any():
         return "overlap_too_small"
@@ -410,14 +430,17 @@ def _candidate(judged: CaseMatch, row: int) -> CandidateResult:
 
 
 def _lesion_of(judged: CaseMatch, row: int) -> int:
-    """Row of the matched lesion, else of the one of its label that it overlaps most, else -1."""
+    """Row of the lesion that it is matched to, else of the one that it overlaps most, else -1.
+
+    Where candidates find lesions jointly there are no pairs, and the overlap decides.
+    """
     matched = np.flatnonzero(judged.at_point.candidate_of == row)
-    if len(matched):
+    if len(matched) and not judged.is_joint:
         return int(matched[0])
     pairs = judged.overlaps
-    same = judged.candidates.labels[row] == judged.lesions.labels[pairs.lesion]
-    here = np.flatnonzero((pairs.candidate == row) & same)
-    return int(pairs.lesion[here[pairs.iou[here].argmax()]]) if len(here) else -1
+    here = np.flatnonzero((pairs.candidate == row) & judged.comparable)
+    measure = pairs.voxels if judged.is_joint and pairs.voxels[here].any() else pairs.iou
+    return int(pairs.lesion[here[measure[here].argmax()]]) if len(here) else -1
 
 
 def _iou(judged: CaseMatch, candidate: int, lesion: int) -> float:

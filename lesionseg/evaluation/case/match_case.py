@@ -11,7 +11,7 @@ from lesionseg.core import Lesions, OperatingPoint, Prediction, Reference
 from lesionseg.evaluation.case.matching import NEVER, Links, detection_scores, find_links, match
 from lesionseg.evaluation.case.overlap import Overlaps, overlap_table
 from lesionseg.evaluation.case.set_aside import SetAside, find_set_aside
-from lesionseg.evaluation.presets import SIDE_CRITERIA, Criterion
+from lesionseg.evaluation.presets import INSTANCES, SIDE_CRITERIA, Criterion
 from lesionseg.evaluation.results import Outcome, OutcomeCounts
 from lesionseg.ops.lesions import candidates_of, lesions_of
 
@@ -31,12 +31,14 @@ class CriterionMatch:
         """Which lesions were found."""
         return self.candidate_of >= 0
 
-    def count(self) -> OutcomeCounts:
-        """Lesions found, false positives and ignored candidates."""
+    def count(self, overlaps: Overlaps) -> OutcomeCounts:
+        """Lesions found (those by a mask with their IoU), false positives, ignored candidates."""
+        paired = self.candidate_of[overlaps.lesion] == overlaps.candidate
         return OutcomeCounts(
             int(self.found.sum()),
             self.outcomes.count("false_positive"),
             self.outcomes.count("ignored"),
+            tuple(overlaps.iou[paired & (overlaps.voxels > 0)].tolist()),
         )
 
 
@@ -44,18 +46,22 @@ class CriterionMatch:
 class CaseMatch:
     """A matched case. Arrays are by row of `lesions` or `candidates`.
 
+    `comparable` `[pairs]`: pairs of `overlaps` whose labels may match, all of them where the labels
+    are pooled.
+
     `at_point`: with the accepted candidates alone; `at_any`: with all retained ones. `sides`: the
     accepted ones under the side criteria. `detected_at`: the score at which a lesion is found.
     `set_aside`: how far candidates lie in what is not judged. `accepted_from`: the score from which
     candidates are accepted, the lowest accepted one's where no point is stated. `has_masks`:
-    whether lesions and prediction have voxels to compare; bare boxes add none. `prediction` has
-    no volumes.
+    whether lesions and prediction have voxels to compare; bare boxes add none. `is_joint`: several
+    candidates find a lesion between them. `prediction` has no volumes.
     """
 
     prediction: Prediction
     lesions: Lesions
     candidates: Lesions
     overlaps: Overlaps
+    comparable: NDArray[np.bool_]
     accepted: NDArray[np.bool_]
     detected_at: NDArray[np.float64]
     at_point: CriterionMatch
@@ -64,6 +70,12 @@ class CaseMatch:
     set_aside: SetAside
     accepted_from: float
     has_masks: bool
+    is_joint: bool
+
+    @property
+    def pairs(self) -> CriterionMatch:
+        """One candidate to a lesion: the match at the point, else version 1's."""
+        return self.sides[INSTANCES.name] if self.is_joint else self.at_point
 
     @property
     def drawn(self) -> NDArray[np.bool_]:
@@ -76,17 +88,20 @@ class CaseLinks:
     """Which candidate may find which lesion of a case, whoever is accepted; holds no volume.
 
     `scores` `[n]` are the candidates'. `links`: by criterion, those of `criterion` and of the side
-    criteria. The rest: see `CaseMatch`. Indices of voxels are kept in the smallest integers.
+    criteria. `within_labels`: the same, each label by itself, where labels are pooled and there are
+    several. The rest: see `CaseMatch`. Indices of voxels are kept in the smallest integers.
     """
 
     scores: NDArray[np.float64]
     lesions: Lesions
     candidates: Lesions
     overlaps: Overlaps
+    comparable: NDArray[np.bool_]
     set_aside: SetAside
     criterion: Criterion
     links: Mapping[Criterion, Links]
     has_masks: bool
+    within_labels: "CaseLinks | None" = None
 
     def accept(self, prediction: Prediction, operating_point: OperatingPoint | None) -> CaseMatch:
         """The match of the accepted candidates of `prediction`, which has those that were linked.
@@ -106,6 +121,7 @@ class CaseLinks:
             _with_indices(self.lesions, np.int64),
             _with_indices(self.candidates, np.int64),
             self.overlaps,
+            self.comparable,
             accepted,
             self._detected_at,
             at_point=self._match(self.criterion, accepted, by_now),
@@ -114,6 +130,7 @@ class CaseLinks:
             set_aside=self.set_aside,
             accepted_from=point.score if point else float(scores[accepted].min(initial=1.0)),
             has_masks=self.has_masks,
+            is_joint=self.criterion.assignment == "jointly",
         )
 
     @cached_property
@@ -131,10 +148,14 @@ class CaseLinks:
         """Match the `present` candidates under one criterion; lesions of `prefer` stay found."""
         links, ids = self.links[rule], self.candidates.ids
         candidate_of = match(links, prefer, present=present, scores=self.scores, ids=ids)
-        spared = links.linked() if rule.unmatched == "ignored" else np.zeros_like(present)
-        return CriterionMatch(
-            candidate_of, _outcomes(present, spared | self.set_aside.mostly, candidate_of)
-        )
+        matched = np.zeros_like(present)
+        matched[candidate_of[candidate_of >= 0]] = True
+        linked = links.linked()
+        if rule.assignment == "jointly":
+            matched = linked  # the supported ones, whether or not they suffice
+        spared = linked if rule.unmatched == "ignored" else np.zeros_like(present)
+        spared = spared | self.set_aside.mostly
+        return CriterionMatch(candidate_of, _outcomes(present, spared, matched))
 
 
 def link_case(reference: Reference, prediction: Prediction, criterion: Criterion) -> CaseLinks:
@@ -143,20 +164,33 @@ def link_case(reference: Reference, prediction: Prediction, criterion: Criterion
     candidates = candidates_of(prediction, reference.ignore)
     set_aside = find_set_aside(reference, prediction, candidates)
     overlaps = overlap_table(candidates, lesions).among(~set_aside.wholly)
+    same = candidates.labels[overlaps.candidate] == lesions.labels[overlaps.lesion]
+    sides = {
+        rule: find_links(rule, candidates, lesions, overlaps).among(~set_aside.wholly)
+        for rule in SIDE_CRITERIA
+    }
     indices = np.min_scalar_type(max(reference.geometry.shape))
-    return CaseLinks(
-        np.array([c.score for c in prediction.candidates], dtype=np.float64),
-        _with_indices(lesions, indices),
-        _with_indices(candidates, indices),
-        overlaps,
-        set_aside,
-        criterion,
-        {
-            rule: find_links(rule, candidates, lesions, overlaps).among(~set_aside.wholly)
-            for rule in (criterion, *SIDE_CRITERIA)
-        },
-        has_masks=prediction.instances is not None and bool(lesions.masked.all()),
-    )
+
+    def linked(comparable: NDArray[np.bool_], within_labels: CaseLinks | None) -> CaseLinks:
+        own = find_links(criterion, candidates, lesions, overlaps.where(comparable))
+        return CaseLinks(
+            np.array([c.score for c in prediction.candidates], dtype=np.float64),
+            _with_indices(lesions, indices),
+            _with_indices(candidates, indices),
+            overlaps,
+            comparable,
+            set_aside,
+            criterion,
+            {**sides, criterion: own.among(~set_aside.wholly)},
+            prediction.instances is not None and bool(lesions.masked.all()),
+            within_labels,
+        )
+
+    by_label = linked(same, None)
+    if criterion.assignment != "jointly":
+        return by_label
+    several = len({*candidates.labels.tolist(), *lesions.labels.tolist()}) > 1
+    return linked(np.ones_like(same), by_label) if several else by_label
 
 
 def _with_indices(lesions: Lesions, dtype: DTypeLike) -> Lesions:
@@ -164,11 +198,9 @@ def _with_indices(lesions: Lesions, dtype: DTypeLike) -> Lesions:
 
 
 def _outcomes(
-    present: NDArray[np.bool_], spared: NDArray[np.bool_], candidate_of: NDArray[np.int64]
+    present: NDArray[np.bool_], spared: NDArray[np.bool_], matched: NDArray[np.bool_]
 ) -> tuple[Outcome, ...]:
     """Matched: true. Else spared by the rules, or out of what is judged: ignored. Else false."""
-    matched = np.zeros(len(present), dtype=np.bool_)
-    matched[candidate_of[candidate_of >= 0]] = True
     names: list[Outcome] = ["false_positive", "ignored", "true_positive", "not_accepted"]
     index = np.select([~present, matched, spared], [3, 2, 1], 0)
     return tuple(names[i] for i in index)

@@ -1,10 +1,12 @@
 """Which candidate finds which lesion: one core for all presets, told apart by `Criterion`.
 
-By default candidates enter by descending score, ties together. After each entry the matching has
-as many pairs as possible and, among such, the largest summed IoU. Adding a candidate changes an
-optimal matching only along one path that starts at this candidate, so a found lesion stays found,
-and one pass gives the score at which each lesion is found. Where two matchings are equally good
-the one that keeps the found lesions is taken.
+By default several candidates find a lesion by what they cover of it together (`case.coverage`).
+
+One to one at every threshold: candidates enter by descending score, ties together. After each
+entry the matching has as many pairs as possible and, among such, the largest summed IoU. Adding a
+candidate changes an optimal matching only along one path that starts at this candidate, so a found
+lesion stays found, and one pass gives the score at which each lesion is found. Where two matchings
+are equally good the one that keeps the found lesions is taken.
 """
 
 from collections.abc import Iterator
@@ -17,6 +19,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from lesionseg.core import Lesions
+from lesionseg.evaluation.case.coverage import Boxes, covered, covering_pairs, score_of_cover
 from lesionseg.evaluation.case.overlap import Overlaps, box_ious
 from lesionseg.evaluation.presets import Assignment, Criterion
 
@@ -30,6 +33,8 @@ class Links:
     """The pairs in which the candidate may find the lesion; `weight` > 0 ranks them.
 
     All arrays `[links]`; `candidate` and `lesion` are rows of `n_candidates`, `n_lesions`.
+    Jointly, `weight` is the share of the lesion that the candidate covers, `enough` the share that
+    finds it, `common` `[links, 2·dims]` the place where boxes cover it.
     """
 
     n_candidates: int
@@ -38,18 +43,21 @@ class Links:
     lesion: NDArray[np.int64]
     weight: NDArray[np.float64]
     assignment: Assignment = "every_threshold"
+    enough: float = 0.0
+    common: Boxes = None
 
     def among(self, candidates: NDArray[np.bool_]) -> "Links":
         """The links of the chosen candidates."""
         return self.where(candidates[self.candidate])
 
-    def where(self, kept: NDArray[np.bool_]) -> "Links":
-        """The chosen links `[links]`."""
+    def where(self, kept: NDArray[np.bool_] | NDArray[np.int64]) -> "Links":
+        """The chosen links: which `[links]` of them, or their rows."""
         return replace(
             self,
             candidate=self.candidate[kept],
             lesion=self.lesion[kept],
             weight=self.weight[kept],
+            common=None if self.common is None else self.common[kept],
         )
 
     def linked(self) -> NDArray[np.bool_]:
@@ -62,7 +70,12 @@ class Links:
 def find_links(
     criterion: Criterion, candidates: Lesions, lesions: Lesions, overlaps: Overlaps
 ) -> Links:
-    """The links of a case under a criterion; only pairs of the same label."""
+    """The links of a case under a criterion.
+
+    Only pairs of the same label; jointly all of `overlaps`, whatever their labels.
+    """
+    if criterion.assignment == "jointly":
+        return _covering_links(criterion, candidates, lesions, overlaps)
     if criterion.measure == "centre":
         candidate, lesion, weight = _near_pairs(criterion, candidates, lesions)
     elif criterion.measure == "box_iou":
@@ -78,6 +91,23 @@ def find_links(
     return found.where(candidates.labels[candidate] == lesions.labels[lesion])
 
 
+def _covering_links(
+    criterion: Criterion, candidates: Lesions, lesions: Lesions, overlaps: Overlaps
+) -> Links:
+    supported, share, common = covering_pairs(candidates, lesions, overlaps, criterion.threshold)
+    everyone = Links(
+        len(candidates),
+        len(lesions),
+        overlaps.candidate,
+        overlaps.lesion,
+        share,
+        criterion.assignment,
+        criterion.threshold,
+        common,
+    )
+    return everyone.where(supported)
+
+
 def detection_scores(
     links: Links, scores: NDArray[np.float64], ids: NDArray[np.int64] | None = None
 ) -> NDArray[np.float64]:
@@ -88,6 +118,12 @@ def detection_scores(
     if links.assignment == "every_threshold":
         return _scores_of_each_threshold(links, scores)
     found_at = np.full(links.n_lesions, NEVER)
+    if links.assignment == "jointly":
+        for pairs in _grouped(links.lesion):
+            part = links.where(pairs)
+            score = score_of_cover(scores[part.candidate], part.weight, part.common, links.enough)
+            found_at[part.lesion] = NEVER if score is None else score
+        return found_at
     if links.assignment == "all":
         np.maximum.at(found_at, links.lesion, scores[links.candidate])
         return found_at
@@ -111,8 +147,8 @@ def match(
 
     Of the candidates that are `present` (all by default), as the links' `assignment` has it. At
     every threshold: as many pairs as possible, then the largest summed weight, then the lesions in
-    `prefer`. All: the candidate of the largest weight. `once` pairs all candidates, present or
-    not, and of equal pairings takes the one that suits the order of `ids`.
+    `prefer`. All, jointly: the candidate of the largest weight. `once` pairs all candidates,
+    present or not, and of equal pairings takes the one that suits the order of `ids`.
     """
     if present is None:
         present = np.ones(links.n_candidates, dtype=np.bool_)
@@ -128,9 +164,12 @@ def match(
     if links.assignment in ("by_score", "by_overlap"):
         return _match_greedily(links, np.argsort(-links.weight, kind="stable"))
     candidate_of = np.full(links.n_lesions, -1, dtype=np.int64)
-    if links.assignment == "all":
+    if links.assignment in ("all", "jointly"):
         order = np.argsort(links.weight, kind="stable")
         candidate_of[links.lesion[order]] = links.candidate[order]
+        if links.assignment == "jointly":
+            cover = (links.lesion, links.n_lesions, links.weight, links.common, links.enough)
+            candidate_of[~covered(*cover)] = -1
         return candidate_of
     single = _single(links)
     candidate_of[links.lesion[single]] = links.candidate[single]
@@ -234,6 +273,8 @@ def _parts(links: Links) -> Iterator[_Part]:
 
 def _grouped(values: NDArray[np.integer]) -> list[NDArray[np.int64]]:
     """Indices of equal values together."""
+    if len(values) == 0:
+        return []
     order = np.argsort(values, kind="stable")
     return np.split(order, np.flatnonzero(np.diff(values[order])) + 1)
 

@@ -26,7 +26,10 @@ class Overlaps:
 
     def among(self, candidates: NDArray[np.bool_]) -> "Overlaps":
         """The pairs of the chosen candidates."""
-        kept = candidates[self.candidate]
+        return self.where(candidates[self.candidate])
+
+    def where(self, kept: NDArray[np.bool_]) -> "Overlaps":
+        """The chosen pairs `[pairs]`."""
         return Overlaps(self.candidate[kept], self.lesion[kept], self.voxels[kept], self.iou[kept])
 
 

@@ -49,14 +49,14 @@ def volume_error(summary: PooledResults) -> dict[str, Any]:
 
 
 def panoptic_quality(summary: PooledResults) -> dict[str, Any]:
-    """SQ: mean IoU of found lesions; RQ is `lesion_f1`; PQ = SQ·RQ; and their mean Dice."""
+    """SQ: mean IoU of pairs; RQ: their F1; PQ = SQ·RQ (Kirillov et al. 2019); their mean Dice."""
+    pairs = [r.pairs for r in summary.results]
     lesions = summary.sums([len(r.lesions) for r in summary.results])
-    found = summary.sums([r.n_detected for r in summary.results])
-    false = summary.n_outcome("false_positive")
-    masked = [[x for x in r.lesions if x.dice is not None] for r in summary.results]
-    iou = summary.sums([sum(x.iou or 0.0 for x in row) for row in masked])
-    dice = summary.sums([sum(x.dice or 0.0 for x in row) for row in masked])
-    counted = summary.sums([len(row) for row in masked])
+    found = summary.sums([pair.true_positive for pair in pairs])
+    false = summary.sums([pair.false_positive for pair in pairs])
+    iou = summary.sums([sum(pair.ious) for pair in pairs])
+    dice = summary.sums([sum(2 * iou / (1 + iou) for iou in pair.ious) for pair in pairs])
+    counted = summary.sums([len(pair.ious) for pair in pairs])
     quality = detection.ratio(2 * iou, found + lesions + false)
     return {
         "panoptic_quality": summary.one(quality, lesions, edge_cases.NO_LESION).to_json(),

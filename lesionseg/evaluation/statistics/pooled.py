@@ -51,14 +51,15 @@ class PooledResults:
         return cls(tuple(results), preset, pool, estimator, all(r.scored for r in results))
 
     def of_label(self, label: int) -> "PooledResults":
-        """The lesions and candidates of one label, in all cases."""
+        """The lesions and candidates of one label, in all cases, matched within this label."""
         results = tuple(
             replace(
                 r,
-                lesions=tuple(x for x in r.lesions if x.label == label),
-                candidates=tuple(c for c in r.candidates if c.label == label),
+                lesions=tuple(x for x in part.lesions if x.label == label),
+                candidates=tuple(c for c in part.candidates if c.label == label),
             )
             for r in self.results
+            for part in [r.within_labels or r]
         )
         return replace(self, results=results, pool=pool_results(results))
 
@@ -242,9 +243,16 @@ class PooledResults:
         bins = bins_between(edges)
         counts = self.recalls([of_diameter(*each) for each in bins])
         return [
-            SizeGroup(low, high, *of_bin).to_json()
+            SizeGroup(
+                low, high, *of_bin, *(self._n_lesions(f, low, high) for f in ("split", "merged"))
+            ).to_json()
             for (low, high), of_bin in zip(bins, counts, strict=True)
         ]
+
+    def _n_lesions(self, flag: str, low: float, high: float | None) -> int:
+        """Lesions of these diameters that have a flag."""
+        inside, has = of_diameter(low, high), attrgetter(flag)
+        return sum(inside(x) and has(x) for r in self.results for x in r.lesions)
 
     def recalls(self, bins: Sequence[Selection]) -> list[tuple[int, int, Estimate]]:
         """Lesions of each bin, those found, and recall.

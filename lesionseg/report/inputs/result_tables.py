@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from lesionseg.errors import ContentError, ReadError
 from lesionseg.evaluation.rows import CandidateRow, CaseRow, LesionRow, TableRow
 from lesionseg.evaluation.score_sections import Details, Scores
-from lesionseg.evaluation.scores import SCHEMA_VERSION
+from lesionseg.evaluation.scores import READ_VERSIONS, SCHEMA_VERSION
 from lesionseg.evaluation.statistics.threshold_sweep import ThresholdSweep
 from lesionseg.io.atomic import read_csv, read_json
 
@@ -86,12 +86,12 @@ def read_scores(path: Path) -> Scores:
             remedy="run evaluate first, and give its output folder.",
         )
     raw = read_json(path)
-    if not isinstance(raw, Mapping) or raw.get("schema_version", SCHEMA_VERSION) != SCHEMA_VERSION:
+    if not isinstance(raw, Mapping) or raw.get("schema_version", 1) not in READ_VERSIONS:
         raise ContentError(
             "This is no scores.json that can be read here.",
             where=path,
             seen=raw.get("schema_version") if isinstance(raw, Mapping) else type(raw).__name__,
-            expected=f"schema_version {SCHEMA_VERSION}",
+            expected=f"schema_version {' or '.join(map(str, READ_VERSIONS))}",
             remedy=AGAIN,
         )
     return _parse(Scores.from_json, raw, path, "Something that a report needs")

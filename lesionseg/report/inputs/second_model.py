@@ -59,7 +59,10 @@ class ModelPair:
 
 
 def read_pair(tables: Tables, folder: Path, names: tuple[str, str]) -> ModelPair:
-    """The evaluation in `folder` beside `tables`; `ContentError` when it is of other scans."""
+    """The evaluation in `folder` beside `tables`.
+
+    `ContentError` when it is of other scans, or by another match rule.
+    """
     other = read_tables(folder)
     here, there = ({case.case: case.n_lesions for case in t.cases} for t in (tables, other))
     if here != there:
@@ -70,6 +73,15 @@ def read_pair(tables: Tables, folder: Path, names: tuple[str, str]) -> ModelPair
             seen=f"{apart} scans that differ",
             expected=f"the {len(here)} scans of {tables.folder}",
             remedy="evaluate both against the same reference.",
+        )
+    rules = [t.scores.match_rule for t in (tables, other)]
+    if rules[0] != rules[1]:
+        raise ContentError(
+            "The two evaluations do not count what was found by the same rule.",
+            where=folder,
+            seen=rules[1],
+            expected=rules[0],
+            remedy="evaluate both with the same preset and version.",
         )
     return ModelPair(tables, other, names)
 

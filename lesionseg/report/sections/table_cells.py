@@ -131,16 +131,23 @@ def list_reasons(lesions: Sequence[LesionRow]) -> Listing:
 
 
 def list_rules(scores: Scores, lesions: Sequence[LesionRow]) -> Listing:
-    """Lesions found and false positives under other rules of what found means."""
-    lines = (
+    """Lesions found and false positives by the page's own rule and by others."""
+    own = (
+        TableCell(text.OWN_RULE),
+        TableCell(text.of(scores.n_detected, scores.n_lesions)),
+        TableCell(text.optional_rate(scores.estimate("false_positives_per_case").value)),
+    )
+    others = [
         (
             TableCell(words),
             TableCell(text.of(sum(getattr(row, rule) for row in lesions), len(lesions))),
             TableCell(text.optional_rate(scores.false_positives_under(rule))),
         )
         for rule, words in text.RULES.items()
-    )
-    return listing(text.HEADINGS_RULES, lines)
+        if rule in scores.other_rules
+    ]
+    lines = [own, *others] if others else []
+    return replace(listing(text.HEADINGS_RULES, lines), note=text.sharing_sentence(scores))
 
 
 def list_labels(scores: Scores) -> Listing:

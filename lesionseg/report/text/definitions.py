@@ -2,6 +2,8 @@
 
 from collections.abc import Mapping
 
+from lesionseg.evaluation.presets import FIRST_RULE, JOINT_RULE
+
 DEFINITIONS: Mapping[str, tuple[str, str]] = {
     "lesion": (
         "Reference lesion",
@@ -10,14 +12,14 @@ DEFINITIONS: Mapping[str, tuple[str, str]] = {
     ),
     "found": (
         "Found",
-        "A detection, a candidate that counts, is matched to the lesion: intersection over union "
-        "(IoU) of at least 0.1, one to one, as many pairs as possible. Other presets have other "
-        "rules; the preset used is named at the end.",
+        "Detections, candidates that count, cover at least 10 % of the lesion between them. Only "
+        "those of which at least 10 % lies in reference lesions take part. Several may find one "
+        "lesion, and one may find several.",
     ),
     "false-positive": (
         "False positive",
-        "A detection that has IoU under 0.1 with every reference lesion. Given per scan, "
-        "over all scans, and over the lesion-free ones alone.",
+        "A detection of which under 10 % lies in reference lesions. Given per scan, over all "
+        "scans, and over the lesion-free ones alone.",
     ),
     "scan": (
         "Scan with a detection",
@@ -41,9 +43,9 @@ DEFINITIONS: Mapping[str, tuple[str, str]] = {
         "scan without detections; the figures with such scans left out stand beside.",
     ),
     "ignored": (
-        "Second detection of a lesion",
-        "A detection that overlaps a lesion (IoU at least 0.1) which another one has found: "
-        "neither a true nor a false positive.",
+        "Not counted",
+        "A detection that lies mostly in what the reference says not to judge: neither a true "
+        "nor a false positive.",
     ),
     "operating-point": (
         "Operating point",
@@ -72,8 +74,50 @@ DEFINITIONS: Mapping[str, tuple[str, str]] = {
     ),
     "precision": (
         "Precision, F1",
-        "Precision: share of the detections that found a lesion. F1: harmonic mean of "
-        "precision and sensitivity.",
+        "Precision: true positives over true and false positives. F1: twice the lesions found, "
+        "over lesions found, reference lesions and false positives together.",
+    ),
+    "panoptic": (
+        "Panoptic quality",
+        "Summed IoU of the pairs of a detection and a lesion, one to one at IoU of at least 0.1, "
+        "over pairs and half of what is left on either side.",
+    ),
+}
+_PER_SCAN = "Given per scan, over all scans, and over the lesion-free ones alone."
+# what the same words mean under another match rule
+_BY_RULE: Mapping[str, Mapping[str, tuple[str, str]]] = {
+    FIRST_RULE: {
+        "found": (
+            "Found",
+            "A detection, a candidate that counts, is matched to the lesion: intersection over "
+            "union (IoU) of at least 0.1, one to one, as many pairs as possible.",
+        ),
+        "false-positive": (
+            "False positive",
+            f"A detection that has IoU under 0.1 with every reference lesion. {_PER_SCAN}",
+        ),
+        "ignored": (
+            "Second detection of a lesion",
+            "A detection that overlaps a lesion (IoU at least 0.1) which another one has found: "
+            "neither a true nor a false positive.",
+        ),
+    },
+    JOINT_RULE: {},
+}
+_OF_PRESET: Mapping[str, tuple[str, str]] = {
+    "found": (
+        "Found",
+        "A detection, a candidate that counts, finds the lesion by the rules of the preset, "
+        "which is named at the end.",
+    ),
+    "false-positive": (
+        "False positive",
+        f"A detection that may find no lesion by the rules of the preset. {_PER_SCAN}",
+    ),
+    "ignored": (
+        "Not counted",
+        "A detection that the rules of the preset set aside, such as a second one of a lesion: "
+        "neither a true nor a false positive.",
     ),
 }
 DEFINITIONS_MORE = "Formula, unit, rule for empty cases and source of each number: docs/metrics.md."
@@ -83,6 +127,7 @@ MEASURES: Mapping[str, tuple[str, str, str]] = {
     "lesion_recall_mean_per_group": ("Sensitivity, mean over patients", "found", "case-table"),
     "lesion_precision": ("Precision", "precision", "candidate-table"),
     "lesion_f1": ("F1", "precision", "candidate-table"),
+    "panoptic_quality": ("Panoptic quality", "panoptic", "lesion-table"),
     "false_positives_per_case": ("False positives per scan", "false-positive", "candidate-table"),
     "false_positives_per_lesion_free_case": (
         "False positives per lesion-free scan",
@@ -107,6 +152,11 @@ TABLE_NAMES: Mapping[str, str] = {
     "lesion-table": "lesions",
     "candidate-table": "candidates",
 }
+
+
+def meanings(match_rule: str) -> Mapping[str, tuple[str, str]]:
+    """What each number means under a match rule, by its key."""
+    return {**DEFINITIONS, **_BY_RULE.get(match_rule, _OF_PRESET)}
 
 
 def measure_name(key: str) -> str:

@@ -56,7 +56,7 @@ SECTIONS: Mapping[str, str] = {
     "comparison": "Compared with another reader or model",
     "subgroups": "Sensitivity by subgroup",
     "calibration": "Calibration",
-    "official": "By the official scorer's own rules",
+    "official": "By another scorer's rules",
     "adjudication": "False positives, judged by a person",
     "overlap": "How well outlines agree",
     "flow": "From scans found to scans judged",

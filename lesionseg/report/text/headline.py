@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+from lesionseg.evaluation.presets import JOINT_RULE
 from lesionseg.evaluation.rows import without_failed
 from lesionseg.evaluation.score_sections import Scores
 from lesionseg.evaluation.statistics.estimates import Estimate
@@ -19,11 +20,14 @@ from lesionseg.report.text.amounts import (
 )
 from lesionseg.report.text.frame import DEVELOPMENT_TEXT, UNTOUCHED, UNTOUCHED_ROLES
 
+WORTH_SAYING = 0.05  # a difference in sensitivity between match rules
+
 
 def headline(tables: Tables, answers: Mapping[str, str]) -> str:
     """The first sentence: sensitivity, false positives, which scans, by whose reference."""
     return (
-        f"{_found(tables.scores)}, {_false_positives(tables.scores)}; {_whence(tables, answers)}."
+        f"{_found(tables.scores)}, {_false_positives(tables.scores)}"
+        f"{_one_to_one(tables.scores)}; {_whence(tables, answers)}."
     )
 
 
@@ -60,6 +64,16 @@ def _false_positives(scores: Scores) -> str:
     on_free = "no scan is lesion-free" if free is None else f"{rate(free)} per lesion-free scan"
     shown = rate(per_case)
     return f"with {shown} {_kind(scores, shown)} per scan ({on_free})"
+
+
+def _one_to_one(scores: Scores) -> str:
+    """The same by pairs at IoU ≥ 0.1, where sensitivity differs by more than 5 points."""
+    own, other = scores.estimate("lesion_recall").value, scores.recall_under("iou10")
+    if own is None or other is None or abs(own - other) <= WORTH_SAYING:
+        return ""
+    found, false = round(other * scores.n_lesions), scores.false_positives_under("iou10")
+    per_scan = "" if false is None else f", {rate(false)} false positives per scan"
+    return f"; one to one at IoU ≥ 0.1: {found} of {scores.n_lesions}{per_scan}"
 
 
 def _kind(scores: Scores, shown: str) -> str:
@@ -149,8 +163,21 @@ def ignored_sentence(scores: Scores) -> str:
     if not scores.n_ignored:
         return ""
     more = count(scores.n_ignored, "further detection")
-    overlap = "overlaps" if scores.n_ignored == 1 else "overlap"
-    return f"{more} {overlap} a lesion that another one had found; not counted either way."
+    one = scores.n_ignored == 1
+    if scores.match_rule == JOINT_RULE:
+        where = f"{'lies' if one else 'lie'} mostly in what the reference says not to judge"
+    else:
+        where = f"{'overlaps' if one else 'overlap'} a lesion that another one had found"
+    return f"{more} {where}; not counted either way."
+
+
+def sharing_sentence(scores: Scores) -> str:
+    """Lesions and detections that are not one to one; empty when all are, or nothing is known."""
+    splits, merges = (int(scores.raw.get(key) or 0) for key in ("splits", "merges"))
+    if not splits and not merges:
+        return ""
+    lesions, detections = count(splits, "lesion"), count(merges, "detection")
+    return f"Overlapped by several detections: {lesions}; over several lesions: {detections}."
 
 
 def failed_sentence(tables: Tables) -> str:

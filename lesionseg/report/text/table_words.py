@@ -4,9 +4,9 @@ from collections.abc import Mapping
 
 FOUND, MISSED = "found", "missed"
 OUTCOMES: Mapping[str, str] = {
-    "true_positive": "found a lesion",
+    "true_positive": "true positive",
     "false_positive": "false positive",
-    "ignored": "second detection of a lesion",
+    "ignored": "not counted",
     "not_accepted": "score too low to count",
 }
 WHY_MISSED: Mapping[str, str] = {
@@ -20,10 +20,11 @@ WHY_MISSED: Mapping[str, str] = {
     "": "not stated",
 }
 OTHER_RULES = (
-    "Tiny lesions are hard to overlap. The same detections, under other rules of what "
-    "“found” means:"
+    "No rule suits every lesion. The same detections, under other rules of what “found” means:"
 )
+OWN_RULE = "the rule of this page"
 RULES: Mapping[str, str] = {
+    "iou10": "one to one, IoU at least 0.1",
     "any_overlap": "detection and lesion share at least one voxel",
     "iou50": "IoU at least 0.5",
     "centre_distance": "centre of a detection within the lesion's radius",
@@ -128,7 +129,8 @@ NOT_ADJUDICATED = (
 )
 OK, YES, NO, FAILED = "ok", "yes", "no", "missing"
 EXTRAS: Mapping[str, str] = {
-    "official": "These follow the scorer named, and differ from the figures above in their rules.",
+    "official": "These follow the scorer named, as far as its authority says, and differ from the "
+    "figures above in their rules.",
     "comparison": "The same scans and the same reference, judged by the same rules. Pairs are "
     "compared patient by patient.",
     "adjudication": "False positives that a person has judged since. "

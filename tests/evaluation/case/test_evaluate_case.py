@@ -18,9 +18,10 @@ PRESET = PRESETS["lesionseg"]
 CASES = {case.name: case for case in HAND_CASES}
 
 
-def judge(name, **changes):
+def judge(name, preset="lesionseg", **changes):
     case = CASES[name]
-    return evaluate_case(make_reference(case), make_prediction(case), PRESET, case=name, **changes)
+    rules = PRESETS[preset]
+    return evaluate_case(make_reference(case), make_prediction(case), rules, case=name, **changes)
 
 
 def test_a_missing_prediction_counts_as_missed_lesions():
@@ -37,13 +38,21 @@ def test_a_missing_prediction_counts_as_missed_lesions():
         ("missed", ["no_response"]),
         ("elsewhere", ["no_response"]),
         ("under_a_tenth", ["overlap_too_small"]),
-        ("merge", ["", "merged"]),
+        ("merge", ["", ""]),
+        ("contained", ["overlap_too_small"]),
+        ("unsupported", ["overlap_too_small"]),
         ("below_the_point", ["below_operating_point"]),
-        ("wrong_label", ["wrong_label"]),
     ],
 )
 def test_why_a_lesion_was_missed(name, reasons):
     assert [lesion.why_missed for lesion in judge(name).lesions] == reasons
+
+
+@pytest.mark.parametrize(
+    ("name", "reasons"), [("merge", ["", "merged"]), ("wrong_label", ["wrong_label"])]
+)
+def test_why_a_lesion_is_in_no_pair(name, reasons):
+    assert [lesion.why_missed for lesion in judge(name, "instances").lesions] == reasons
 
 
 def test_the_operating_point_overrules_the_flags():
@@ -51,7 +60,9 @@ def test_the_operating_point_overrules_the_flags():
     point = OperatingPoint("score:0.7", 0.7)
     found = judge("split", operating_point=point)
     assert [c.outcome for c in found.candidates] == ["true_positive", "not_accepted"]
-    assert [c.outcome_any for c in found.candidates] == ["ignored", "true_positive"]
+    assert [c.outcome_any for c in found.candidates] == ["true_positive"] * 2
+    by_pairs = judge("split", "instances", operating_point=point)
+    assert [c.outcome_any for c in by_pairs.candidates] == ["ignored", "true_positive"]
     assert found.dice == pytest.approx(2 * 2 / (6 + 2))
     assert found.operating_point == point
     assert case.accepted_from == 0.0

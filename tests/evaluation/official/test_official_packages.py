@@ -8,7 +8,7 @@ import pytest
 from lesionseg.evaluation import PRESETS, evaluate_case
 from lesionseg.evaluation.official import score_cases
 from lesionseg.evaluation.scores import summarise
-from tests.evaluation.peers.freeze import GOLD, PEERS, peer_scores
+from tests.evaluation.peers.freeze import GOLD, PEERS, peer_scores, program_scores
 from tests.evaluation.random_cases import random_cases
 
 COCO_NAMES = (
@@ -55,7 +55,33 @@ def check_case(case, name, expected):
 
 def test_frozen_numbers_of_the_official_packages():
     gold = json.loads(GOLD.read_text())
-    check(random_cases(gold["n_cases"], gold["seed"]), gold)
+    check(random_cases(**gold["cases"]), gold)
+
+
+def check_programs(cases, expected):
+    for name, numbers in expected.items():
+        results = judged(cases, name)
+        if name in ("luna16", "nndetection"):
+            assert score_cases(name, results).values == pytest.approx(numbers), name
+            continue
+        for result in results:
+            for key, value in numbers[result.case].items():
+                same = None if value is None else pytest.approx(value)
+                assert result.official[key] == same, (name, result.case, key)
+
+
+def test_frozen_numbers_of_the_challenges_own_programs():
+    gold = json.loads(GOLD.read_text())
+    check_programs(random_cases(**gold["program_cases"]), gold["programs"])
+    held = {preset.official for preset in PRESETS.values() if preset.peer and preset.official}
+    assert {*gold["programs"], "picai", "panoptica", "coco"} == held
+
+
+@pytest.mark.bench
+@pytest.mark.skipif(not PEERS.is_file(), reason="make peers")
+def test_the_challenges_own_programs():
+    cases = random_cases(50, 3, size=20)
+    check_programs(cases, program_scores(cases))
 
 
 @pytest.mark.bench

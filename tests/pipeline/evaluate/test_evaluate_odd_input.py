@@ -129,6 +129,9 @@ def test_boxes_that_overlap_find_a_lesion_each(folders, tmp_path):
     write_boxes(tmp_path / "boxes", "a", pair)
     evaluate(folders[0], tmp_path / "boxes", folders[2], replicates=5)
     found = [row for row in rows(folders[2] / "candidates.csv") if row["case"] == "a"]
+    assert [row["outcome"] for row in found] == ["true_positive"] * 3
+    evaluate(folders[0], tmp_path / "boxes", folders[2], preset="instances", replicates=5)
+    found = [row for row in rows(folders[2] / "candidates.csv") if row["case"] == "a"]
     assert [row["outcome"] for row in found] == ["true_positive", "ignored", "true_positive"]
 
 

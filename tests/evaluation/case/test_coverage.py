@@ -1,0 +1,214 @@
+"""Lesions found by what candidates cover together: against a naive reference, and by hand."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from lesionseg.core import Geometry, LabelRegion, OperatingPoint, Prediction, Reference
+from lesionseg.evaluation import PRESETS, evaluate_case, summarise
+from lesionseg.evaluation.case.coverage import union_volume
+from lesionseg.evaluation.case.match_case import link_case
+from lesionseg.evaluation.case.matching import NEVER
+from lesionseg.ops.components import mask_boxes
+from tests.evaluation.hand_cases import HAND_CASES, make_prediction, make_reference, prediction_of
+
+PRESET = PRESETS["lesionseg"]
+BY_PAIRS = PRESETS["instances"]
+
+
+def naive(lesions, candidates, scores):
+    """Each candidate's support and each lesion's score, by counting voxels of masks `[bool]`."""
+    union = np.logical_or.reduce(lesions) if lesions else False
+    supported = [10 * (mask & union).sum() >= mask.sum() for mask in candidates]
+    found_at = [NEVER] * len(lesions)
+    for score in sorted(set(scores)):
+        rows = [i for i, s in enumerate(scores) if supported[i] and s >= score]
+        covered = np.logical_or.reduce([candidates[i] for i in rows]) if rows else False
+        for i, lesion in enumerate(lesions):
+            if 10 * (lesion & covered).sum() >= lesion.sum():
+                found_at[i] = score  # ascending, so the highest stays
+    return supported, found_at
+
+
+def random_instances(rng, shape, n):
+    """Up to `n` boxes that may hide each other; ids 1, 2, … of those that are left."""
+    drawn = np.zeros(shape, np.int32)
+    for number in range(1, rng.integers(0, n + 1) + 1):
+        start = rng.integers(0, np.array(shape) - 1)
+        stop = start + rng.integers(1, 8, len(shape))
+        drawn[tuple(slice(a, b) for a, b in zip(start, stop, strict=True))] = number
+    ids = np.unique(drawn[drawn > 0])
+    return np.searchsorted(ids, drawn).astype(np.int32) + (drawn > 0)
+
+
+def random_case(seed):
+    rng = np.random.default_rng(seed)
+    shape = (12, 14) if seed % 2 else (6, 7, 8)
+    reference, drawn = (random_instances(rng, shape, n) for n in (5, 8))
+    labels, given = (rng.integers(1, 3, int(x.max())).tolist() for x in (reference, drawn))
+    scores = (rng.integers(1, 6, len(given)) / 6).tolist()  # ties
+    return reference, tuple(labels), drawn, tuple(given), tuple(scores)
+
+
+def masks_of(instances, rows):
+    return [instances == row + 1 for row in rows]
+
+
+def link(reference, labels, drawn, given, scores):
+    geometry = Geometry.from_spacing(reference.shape, (1.0,) * reference.ndim)
+    truth = Reference(geometry, instances=reference, instance_labels=labels)
+    prediction = prediction_of(drawn, scores, geometry, given)
+    return link_case(truth, prediction, PRESET.criterion), prediction
+
+
+def check(links, prediction, lesions, candidates, scores):
+    """Matched at every threshold as the naive reference has it, and never worse further down."""
+    supported, found_at = naive(lesions, candidates, scores)
+    before = np.zeros(len(lesions), bool)
+    ids = links.candidates.ids - 1  # ranked by score, the masks by id
+    for score in sorted({*scores, 1.0}, reverse=True):
+        judged = links.accept(prediction, OperatingPoint("x", score))
+        assert judged.detected_at.tolist() == found_at
+        found = judged.at_point.found
+        assert found.tolist() == [at >= score for at in found_at]
+        assert (found | ~before).all()  # what was found stays found
+        before = found
+        for row, candidate in enumerate(ids.tolist()):
+            truth = "true_positive" if supported[candidate] else "false_positive"
+            accepted = scores[candidate] >= score
+            assert judged.at_point.outcomes[row] == (truth if accepted else "not_accepted")
+
+
+@pytest.mark.parametrize("block", range(10))
+def test_equal_to_a_naive_reference_at_every_threshold(block):
+    for seed in range(100 * block, 100 * (block + 1)):
+        reference, labels, drawn, given, scores = random_case(seed)
+        links, prediction = link(reference, labels, drawn, given, scores)
+        lesions, candidates = (masks_of(x, range(int(x.max()))) for x in (reference, drawn))
+        check(links, prediction, lesions, candidates, scores)
+
+
+@pytest.mark.parametrize("block", range(2))
+def test_equal_to_a_naive_reference_within_each_label(block):
+    for seed in range(100 * block, 100 * (block + 1)):
+        reference, labels, drawn, given, scores = random_case(seed)
+        links, prediction = link(reference, labels, drawn, given, scores)
+        part = links.within_labels or links
+        judged = part.accept(prediction, OperatingPoint("x", 0.0))
+        found_at = np.full(len(labels), NEVER)
+        for label in {*labels, *given}:
+            own = [i for i, one in enumerate(labels) if one == label]
+            rows = [i for i, one in enumerate(given) if one == label]
+            masks = masks_of(reference, own), masks_of(drawn, rows)
+            supported, found_at[own] = naive(*masks, [scores[i] for i in rows])
+            for row, good in zip(rows, supported, strict=True):
+                (place,) = np.flatnonzero(part.candidates.ids == row + 1)
+                assert (judged.at_point.outcomes[place] == "true_positive") == good
+        assert judged.detected_at.tolist() == found_at.tolist()
+
+
+@pytest.mark.parametrize("bare", ["both", "reference", "prediction"])
+def test_boxes_take_the_place_of_voxels(bare):
+    """Boxes may overlap, and what two of them cover counts once."""
+    for seed in range(60):
+        reference, _, drawn, _, scores = random_case(seed)
+        if not reference.any() or not drawn.any():
+            continue
+        geometry = Geometry.from_spacing(reference.shape, (1.0,) * reference.ndim)
+        labels = (1,) * int(reference.max())
+        boxes = mask_boxes(reference, len(labels)).astype(np.float32)
+        truth = Reference(geometry, instances=reference, instance_labels=labels)
+        if bare != "prediction":
+            truth = Reference(geometry, boxes=boxes, box_labels=labels)
+        given = prediction_of(drawn, scores, geometry)
+        if bare != "reference":
+            rows = tuple(replace(c, has_mask=False) for c in given.candidates)
+            given = Prediction("a", geometry, rows, None)
+        links = link_case(truth, given, PRESET.criterion)
+        solid = [filled(geometry.shape, mask_boxes(x, int(x.max()))) for x in (reference, drawn)]
+        check(links, given, *solid, scores)
+
+
+def filled(shape, boxes):
+    found = []
+    for box in boxes:
+        mask = np.zeros(shape, bool)
+        mask[tuple(slice(int(a), int(b)) for a, b in zip(*np.split(box, 2), strict=True))] = True
+        found.append(mask)
+    return found
+
+
+def test_volume_of_boxes_together():
+    rng = np.random.default_rng(0)
+    for dims in (2, 3):
+        start = rng.integers(0, 6, (5, dims))
+        boxes = np.hstack([start, start + rng.integers(1, 5, (5, dims))]).astype(np.float64)
+        solid = np.logical_or.reduce(filled((11,) * dims, boxes))
+        assert union_volume(boxes) == solid.sum()
+
+
+def ball(shape, centre, diameter_mm):
+    return (
+        sum((g - c) ** 2 for g, c in zip(np.indices(shape), centre, strict=True))
+        <= (diameter_mm / 2) ** 2
+    )
+
+
+def test_a_confluent_patient():
+    """Two candidates in a lesion of 24 mm, one over five of 4 mm: all found, none false."""
+    shape = (28, 40, 60)
+    reference, drawn = np.zeros(shape, np.int32), np.zeros(shape, np.int32)
+    reference[ball(shape, (14, 20, 14), 24)] = 1
+    drawn[ball(shape, (14, 14, 14), 10)], drawn[ball(shape, (14, 27, 14), 10)] = 1, 2
+    for i in range(5):
+        reference[ball(shape, (14, 6 + 7 * i, 45), 4)] = 2 + i
+    drawn[12:17, 4:37, 43:48] = 3
+    geometry = Geometry.from_spacing(shape, (1.0,) * 3)
+    truth = Reference(geometry, instances=reference, instance_labels=(1,) * 6)
+    given = prediction_of(drawn, (0.9, 0.8, 0.7), geometry)
+    joint = evaluate_case(truth, given, PRESET, case="a")
+    assert (joint.n_detected, joint.n_outcome("false_positive")) == (6, 0)
+    assert (joint.splits, joint.merges) == (1, 1)
+    assert [x.split for x in joint.lesions] == [True] + [False] * 5
+    assert [x.merged for x in joint.lesions] == [False] + [True] * 5
+    pairs = evaluate_case(truth, given, BY_PAIRS, case="a")
+    assert (pairs.n_detected, pairs.n_outcome("false_positive")) == (0, 3)
+    scores = summarise([joint], PRESET, evaluated_on="test", replicates=5)
+    assert scores["lesion_recall"]["value"] == scores["lesion_precision"] == 1.0
+    assert scores["other_criteria"]["iou10"]["lesion_recall"]["value"] == 0.0
+    assert [(g["n"], g["split"], g["merged"]) for g in scores["recall_by_size"] if g["n"]] == [
+        (5, 0, 5),
+        (1, 1, 0),
+    ]
+
+
+def test_labels_are_judged_together_and_by_themselves():
+    """A lesion that a candidate of another label covers is found, but not in its label's row."""
+    hand = next(case for case in HAND_CASES if case.name == "wrong_label")
+    result = evaluate_case(make_reference(hand), make_prediction(hand), PRESET, case="a")
+    scores = summarise(
+        [result], PRESET, evaluated_on="test", labels={1: "cyst", 2: "tumour"}, replicates=5
+    )
+    assert (scores["n_missed"], scores["n_false_positive"]) == (0, 0)
+    cyst, tumour = (scores["per_label"][name] for name in ("cyst", "tumour"))
+    assert (cyst["n_lesions"], cyst["n_missed"], cyst["n_false_positive"]) == (1, 1, 0)
+    assert (tumour["n_lesions"], tumour["n_false_positive"]) == (0, 1)
+
+
+def test_regions_are_judged_jointly_too():
+    """One candidate over two components of a region finds both."""
+    values = np.zeros((4, 9), np.uint8)
+    values[1:3, 1:8], values[1:3, 4] = 1, 2  # a core between two parts of the rim
+    geometry = Geometry.from_spacing(values.shape, (1.0, 1.0))
+    given = replace(
+        prediction_of((values > 0).astype(np.int32), (0.5,), geometry), values=values.copy()
+    )
+    regions = (LabelRegion("rim", (1,), 1), LabelRegion("core", (2,), 2))
+    union = (values > 0).astype(np.int32)
+    truth = Reference(geometry, labels=values, instances=union, instance_labels=(1,))
+    found = evaluate_case(truth, given, PRESET, case="a", regions=regions)
+    assert (found.n_detected, len(found.lesions)) == (1, 1)
+    rim = found.regions["rim"]
+    assert (rim.n_detected, len(rim.lesions), rim.merges) == (2, 2, 1)
+    assert found.regions["core"].n_detected == 1
