@@ -9,6 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lesionseg.errors import ReadError
+from lesionseg.io.dicom.headers import read_header
+from lesionseg.io.formats.decoder import decode
 from lesionseg.io.formats.guard import check_claim, reading
 
 if TYPE_CHECKING:
@@ -42,8 +44,16 @@ def stored_pixels(path: Path, header: "Header") -> NDArray[Any]:
     """
     _refuse_undecodable(path, header)
     check_pixels(path, header)
+    syntax = _syntax(header)
+    if syntax is not None and syntax.is_compressed:
+        return decode(_decoded, path)
     with reading(path):
         return header.pixel_array
+
+
+def _decoded(path: Path) -> NDArray[Any]:
+    with reading(path):
+        return read_header(path, pixels=True).pixel_array
 
 
 def check_pixels(path: Path, header: "Header") -> None:
