@@ -141,6 +141,7 @@ class Worker:
         if self._job is None or order != self._order:
             job, architectures, sharers = pickle.loads(order)
             set_limits(job.limits)
+            os.umask(0o077)  # results are their user's alone
             if job.inference.max_memory_gb is None:
                 share = default_budget() / 2**30 / sharers
                 job = replace(job, inference=replace(job.inference, max_memory_gb=share))

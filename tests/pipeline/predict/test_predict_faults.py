@@ -19,6 +19,7 @@ from lesionseg.inference.decision import CaseDecision, Inferred
 from lesionseg.inference.inference_settings import InferenceSettings
 from lesionseg.inference.open_scan import ScanOpener
 from lesionseg.inference.sliding.scan_tiles import ScanTiles
+from lesionseg.io.atomic import locked_folder
 from lesionseg.io.case_ids import MAX_ID_BYTES
 from lesionseg.io.formats import decoder, volumes
 from lesionseg.io.formats.volumes import read_volume, write_volume
@@ -334,3 +335,17 @@ def test_c1_a_crash_of_the_reader_fails_one_case_which_is_left_out_from_then_on(
     assert "Case b is left out: the same file crashed the reader before." in caplog.text
     write_volume(scans / "b.mha", Volume(scan.array + 1, scan.geometry))
     assert _statuses(_run(bundle, scans, tmp_path / "out"))["b"] == "done"
+
+
+def test_m3_a_folder_that_another_process_writes_into_is_refused(
+    bundle: Path, scans: Path, tmp_path: Path
+) -> None:
+    with (
+        locked_folder(tmp_path / "out", ".predictions.csv.lock"),
+        pytest.raises(OutputError, match="Another process is writing into this folder"),
+    ):
+        _run(bundle, scans, tmp_path / "out")
+    _run(bundle, scans, tmp_path / "out")
+    modes = {p.stat().st_mode & 0o777 for p in (tmp_path / "out").iterdir() if p.is_file()}
+    assert modes == {0o600}
+    assert (tmp_path / "out").stat().st_mode & 0o777 == 0o700
