@@ -16,6 +16,8 @@ from lesionseg.errors import LesionsegError, OutputError, ReadError
 
 logger = logging.getLogger(__name__)
 
+_MOST_VALUES = 10**6
+
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
@@ -195,6 +197,40 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8-sig"), parse_constant=_refuse_constant)
     except (OSError, ValueError, RecursionError, LesionsegError) as error:
         raise ReadError(f"Cannot read the JSON: {error}.", where=path) from error
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read a YAML mapping of plain values; raises `ReadError` when it is missing or none.
+
+    Aliases that stand for more than a million values are refused: nine lines can mean 10⁹.
+    """
+    import yaml
+
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        n_values = _n_values(content, {})
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        what = " ".join(str(error).split()) or type(error).__name__
+        remedy = "Check its indentation and quotes, or write it again."
+        raise ReadError("Cannot read the YAML.", where=path, seen=what, remedy=remedy) from error
+    if not isinstance(content, dict) or n_values > _MOST_VALUES:
+        seen = f"{n_values} values" if isinstance(content, dict) else type(content).__name__
+        expected = f"lines key: value, at most {_MOST_VALUES} of them"
+        raise ReadError(
+            "The YAML file is no list of keys.", where=path, seen=seen, expected=expected
+        )
+    return content
+
+
+def _n_values(node: Any, counted: dict[int, int]) -> int:
+    """How many values a tree holds, what stands in it several times counted each time."""
+    if not isinstance(node, dict | list):
+        return 1
+    if id(node) not in counted:
+        counted[id(node)] = _MOST_VALUES + 1  # of one that holds itself
+        inner = node.values() if isinstance(node, dict) else node
+        counted[id(node)] = 1 + sum(_n_values(item, counted) for item in inner)
+    return counted[id(node)]
 
 
 def _refuse_constant(name: str) -> None:

@@ -1,4 +1,5 @@
 import json
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from lesionseg.io.atomic import (
     private_files,
     read_csv,
     read_json,
+    read_yaml,
     write_csv,
     write_json,
     write_text,
@@ -154,3 +156,31 @@ def test_a_lock_in_a_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "out").touch()
     with pytest.raises(OutputError, match="Cannot write"):
         locked_folder(tmp_path / "out").__enter__()
+
+
+BILLION = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"{new}: &{new} [{', '.join([f'*{old}'] * 10)}]\n" for old, new in pairwise("abcdefghi")
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "match"),
+    [
+        (b"\xff\xfe", "Cannot read the YAML"),
+        (b"a: [1", "Cannot read the YAML"),
+        (b"a: !!python/object/apply:os.system [ls]", "Cannot read the YAML"),
+        (b"[" * 100_000, "Cannot read the YAML"),
+        (b"- a\n- b", r"no list of keys.*Seen: list"),
+        (b"", r"no list of keys.*Seen: NoneType"),
+        (b"a: &a [*a]", "no list of keys"),
+        (BILLION.encode(), r"no list of keys.*Seen: \d+ values"),
+    ],
+)
+def test_yaml_that_is_none_is_refused_in_one_sentence(
+    tmp_path: Path, text: bytes, match: str
+) -> None:
+    (tmp_path / "study.yaml").write_bytes(text)
+    with pytest.raises(ReadError, match=match) as caught:
+        read_yaml(tmp_path / "study.yaml")
+    assert str(tmp_path / "study.yaml") in str(caught.value)
+    assert "\n" not in str(caught.value)
