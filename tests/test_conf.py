@@ -66,7 +66,7 @@ def test_the_recipe_takes_exactly_what_the_configuration_gives(command: str) -> 
 
     cfg = compose(command, REQUIRED[command])
     parameters = inspect.signature(get_method(cfg["_target_"])).parameters
-    given = {str(key) for key in cfg} - {"_target_", "debug"}
+    given = {str(key) for key in cfg} - {"_target_", "debug", "limits"}
     needed = {n for n, p in parameters.items() if p.default is p.empty}
     assert given <= set(parameters)
     assert needed - {"config"} <= given
@@ -85,7 +85,7 @@ def test_every_command_takes_what_an_experiment_sets(command: str, experiment: s
     cfg = compose(command, [*REQUIRED[command], f"experiment={experiment}"])
     plain = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(plain, dict)
-    plain.pop("debug")
+    del plain["debug"], plain["limits"]
     recipe = instantiate({**plain, "_partial_": True}, _convert_="all")
     inspect.signature(recipe.func).bind(**recipe.keywords, config=plain)
     assert cfg.run_dir == f"runs/{experiment}"

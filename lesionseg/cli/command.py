@@ -94,9 +94,13 @@ def outcome_of(cfg: Any) -> Any:
     from hydra.errors import InstantiationException
     from hydra.utils import instantiate
 
+    from lesionseg.io.formats.guard import set_limits
+
     plain = _plain(cfg)
-    recipe = {key: value for key, value in plain.items() if key != "debug"}
+    recipe = {key: value for key, value in plain.items() if key not in ("debug", "limits")}
     try:
+        if "limits" in plain:  # of the process, not of one recipe
+            set_limits(instantiate(plain["limits"], _convert_="all"))
         # partial: the settings are built here, the recipe is called outside, so that what it
         # raises is not taken for a wrong setting
         call = instantiate({**recipe, "_partial_": True}, _convert_="all")

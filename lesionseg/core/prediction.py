@@ -2,13 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from lesionseg.core.geometry import Geometry
 from lesionseg.core.lesions import box_centres_mm, box_diameters_mm, equivalent_diameter_mm
+from lesionseg.core.schema import Range
 
 CalibrationKind = Literal["platt", "isotonic"]
 
@@ -29,10 +30,10 @@ class Calibration:
     intercept: float = 0.0
     slope: float = 1.0
     knots: tuple[float, ...] = ()
-    probabilities: tuple[float, ...] = ()
+    probabilities: Annotated[tuple[float, ...], Range(0, 1)] = ()
     fitted_on: str | None = None
-    n_true: int = 0
-    n_false: int = 0
+    n_true: Annotated[int, Range(0, 2**63)] = 0
+    n_false: Annotated[int, Range(0, 2**63)] = 0
 
     def probability(self, scores: ArrayLike) -> NDArray[np.float64]:
         """The chance of being a lesion of each score in [0, 1]."""

@@ -22,7 +22,7 @@ from lesionseg.data.normalise import normalise
 from lesionseg.data.onto_grid import copy_float32, read_linear, turned
 from lesionseg.data.transforms import run_on_volume
 from lesionseg.errors import ContentError, GeometryError
-from lesionseg.io.formats.guard import MOST_VOXELS
+from lesionseg.io.formats.guard import limits
 from lesionseg.ops.lesions import lesions_of
 from lesionseg.ops.resample import resample_area, resample_nearest
 from lesionseg.plan.plan import Plan
@@ -88,7 +88,7 @@ def prepare_image(
     the image alone. `look` is called before normalisation, and may not keep what it is shown. The
     plan's further transforms come last.
     Raises `ContentError` when channels or axes are not the plan's, `GeometryError` when the plan's
-    grid would hold more than `MOST_VOXELS`.
+    grid would hold more than `limits.max_voxels`.
     """
     if volume.array.shape[0] != len(plan.channel_names) or volume.geometry.dims != plan.dims:
         raise ContentError(
@@ -221,7 +221,8 @@ def _on_plan_grid(volume: Volume, plan: Plan, *, where: str | None, overwrite: b
 
 def _refuse_huge(geometry: Geometry, where: str | None) -> None:
     """A small file with large voxels must not ask for more memory than any machine has."""
-    if math.prod(geometry.shape) > MOST_VOXELS:
+    most = limits().max_voxels
+    if math.prod(geometry.shape) > most:
         sizes, spacing = (
             " × ".join(f"{n:g}" for n in s) for s in (geometry.shape, geometry.spacing_mm)
         )
@@ -229,7 +230,7 @@ def _refuse_huge(geometry: Geometry, where: str | None) -> None:
             "The image would have too many voxels on the plan's grid.",
             where=where,
             seen=f"{sizes} voxels of {spacing} mm",
-            expected=f"at most {MOST_VOXELS} voxels",
+            expected=f"at most {most} voxels (limits.max_voxels)",
             remedy="Check the voxel size in the file's header; if it is right, cut the image into "
             "parts, or train with a coarser plan.spacing_mm.",
         )

@@ -14,6 +14,8 @@ from lesionseg.io.atomic import write_text as write_text
 from lesionseg.io.cases import read_case as read_case
 from lesionseg.io.cases import read_image as read_image
 from lesionseg.io.cases import read_mask as read_mask
+from lesionseg.io.formats.guard import FileLimits as FileLimits
+from lesionseg.io.formats.guard import set_limits as set_limits
 from lesionseg.io.formats.volumes import case_suffix as case_suffix
 from lesionseg.io.formats.volumes import read_geometry as read_geometry
 from lesionseg.io.formats.volumes import read_volume as read_volume
@@ -31,6 +33,7 @@ from lesionseg.io.predictions import write_prediction as write_prediction
 
 __all__ = [
     "Convention",
+    "FileLimits",
     "PredictionFiles",
     "atomic_path",
     "case_suffix",
@@ -47,6 +50,7 @@ __all__ = [
     "read_mask",
     "read_prediction",
     "read_volume",
+    "set_limits",
     "strip_suffix",
     "write_csv",
     "write_json",

@@ -2,6 +2,8 @@
 
 import csv
 import json
+import logging
+import os
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -11,6 +13,10 @@ from typing import Any
 import numpy as np
 
 from lesionseg.errors import LesionsegError, OutputError, ReadError
+
+logger = logging.getLogger(__name__)
+
+_MOST_VALUES = 10**6
 
 
 @contextmanager
@@ -23,18 +29,90 @@ def atomic_path(path: Path) -> Iterator[Path]:
     """
     temporary = path.with_name(f".{uuid.uuid4().hex[:8]}-{path.name}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        temporary.replace(path)
+        with _writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield temporary
+            _flush(temporary)
+            temporary.replace(path)
+    finally:
+        with suppress(OSError):  # its folder may be a file: then nothing was written either
+            temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         raise OutputError(
             f"Cannot write the file: {error.strerror or error}.",
             where=path,
             remedy="Check that the folder may be written to and that the disk has room.",
         ) from error
+
+
+def _flush(path: Path) -> None:
+    """Have the disk hold the content before the name: else a power cut leaves an empty file."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
     finally:
-        with suppress(OSError):  # its folder may be a file: then nothing was written either
-            temporary.unlink(missing_ok=True)
+        os.close(descriptor)
+
+
+@contextmanager
+def private_files() -> Iterator[None]:
+    """What this process makes meanwhile is its user's alone: files 0600, folders 0700."""
+    before = os.umask(0o077)
+    try:
+        yield
+    finally:
+        os.umask(before)
+
+
+@contextmanager
+def locked_folder(folder: Path, name: str = ".lock") -> Iterator[None]:
+    """Keep other processes that ask for the same lock out of a folder, which is made if need be.
+
+    The system ends the lock with the process, however that ends. Where a disk knows no locks,
+    none is taken. Raises `OutputError` where another process holds it.
+    """
+    file, is_new = folder / name, not folder.exists()
+    with _writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor = _locked(file)
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            file.unlink()
+            if is_new:  # and nothing came into it
+                folder.rmdir()
+        os.close(descriptor)
+
+
+def _locked(file: Path) -> int:
+    """The descriptor of a lock's file, locked; another process may have removed an earlier one."""
+    import fcntl  # Windows has none
+
+    while True:
+        descriptor = os.open(file, os.O_CREAT | os.O_RDWR, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            os.close(descriptor)
+            raise OutputError(
+                "Another process is writing into this folder.",
+                where=file.parent,
+                remedy="Wait until it ends, or name another folder.",
+            ) from error
+        except OSError as error:
+            logger.warning("%s cannot be locked: %s.", file.parent, error.strerror)
+            return descriptor
+        with suppress(OSError):
+            if os.path.samestat(os.fstat(descriptor), file.stat()):
+                return descriptor
+        os.close(descriptor)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -119,6 +197,40 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8-sig"), parse_constant=_refuse_constant)
     except (OSError, ValueError, RecursionError, LesionsegError) as error:
         raise ReadError(f"Cannot read the JSON: {error}.", where=path) from error
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read a YAML mapping of plain values; raises `ReadError` when it is missing or none.
+
+    Aliases that stand for more than a million values are refused: nine lines can mean 10⁹.
+    """
+    import yaml
+
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        n_values = _n_values(content, {})
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        what = " ".join(str(error).split()) or type(error).__name__
+        remedy = "Check its indentation and quotes, or write it again."
+        raise ReadError("Cannot read the YAML.", where=path, seen=what, remedy=remedy) from error
+    if not isinstance(content, dict) or n_values > _MOST_VALUES:
+        seen = f"{n_values} values" if isinstance(content, dict) else type(content).__name__
+        expected = f"lines key: value, at most {_MOST_VALUES} of them"
+        raise ReadError(
+            "The YAML file is no list of keys.", where=path, seen=seen, expected=expected
+        )
+    return content
+
+
+def _n_values(node: Any, counted: dict[int, int]) -> int:
+    """How many values a tree holds, what stands in it several times counted each time."""
+    if not isinstance(node, dict | list):
+        return 1
+    if id(node) not in counted:
+        counted[id(node)] = _MOST_VALUES + 1  # of one that holds itself
+        inner = node.values() if isinstance(node, dict) else node
+        counted[id(node)] = 1 + sum(_n_values(item, counted) for item in inner)
+    return counted[id(node)]
 
 
 def _refuse_constant(name: str) -> None:

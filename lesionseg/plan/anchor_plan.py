@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Literal, get_args
+from typing import Annotated, Literal, get_args
 
+from lesionseg.core.schema import Range
 from lesionseg.ops.anchors import AnchorLevel
 
 Merge = Literal["wbc", "nms"]
@@ -26,14 +27,14 @@ class AnchorPlan:
     lesion. An unknown `merge` is a `ValueError`.
     """
 
-    stages: tuple[int, ...]
-    sizes: tuple[tuple[tuple[float, ...], ...], ...]
-    width: int = 32
-    depth: int = 1
-    prior: float = 0.01
-    alpha: float | tuple[float, ...] | None = None
-    gamma: float | None = None
-    merge_iou: float = 0.2
+    stages: Annotated[tuple[int, ...], Range(0, 31)]
+    sizes: Annotated[tuple[tuple[tuple[float, ...], ...], ...], Range(1e-3, 1e6)]
+    width: Annotated[int, Range(1, 2**16)] = 32
+    depth: Annotated[int, Range(0, 64)] = 1
+    prior: Annotated[float, Range(0, 1)] = 0.01
+    alpha: Annotated[float | tuple[float, ...] | None, Range(0, 1)] = None
+    gamma: Annotated[float | None, Range(0, 100)] = None
+    merge_iou: Annotated[float, Range(0, 1)] = 0.2
     mean_iou: float | None = None
     small_recall: float | None = None
     merge: Merge = "wbc"

@@ -95,7 +95,7 @@ class Fingerprint:
         """Read a fingerprint; raises `DatasetError` naming `where` when it is none."""
         try:
             return _fingerprint(json.loads(text))
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
             raise DatasetError(
                 "The fingerprint cannot be read.",
                 where=where,

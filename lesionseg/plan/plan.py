@@ -4,13 +4,15 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 from lesionseg.core import UNION, Calibration, OperatingPoint
+from lesionseg.core.schema import MisfitError, Range, build
 from lesionseg.errors import BundleError
 from lesionseg.plan.anchor_plan import AnchorPlan
 
 PLAN_VERSION = 1
+SHARE = Range(0, 1)
 Modality = Literal["mri", "ct", "xray"]
 Activation = Literal["sigmoid", "softmax"]
 CandidateSource = Literal["segmentation", "detection", "both"]
@@ -44,7 +46,7 @@ class Normalisation:
     lower: float | None = None
     upper: float | None = None
     mean: float = 0.0
-    std: float = 1.0
+    std: Annotated[float, Range(1e-12, 1e12)] = 1.0
 
 
 @dataclass(frozen=True)
@@ -61,14 +63,14 @@ class Architecture:
     """
 
     name: str
-    features: tuple[int, ...]
-    strides: tuple[tuple[int, ...], ...]
-    kernels: tuple[tuple[int, ...], ...]
-    blocks: int = 2
-    n_supervised: int = 3
-    encoder_blocks: tuple[int, ...] = ()
+    features: Annotated[tuple[int, ...], Range(1, 2**16)]
+    strides: Annotated[tuple[tuple[int, ...], ...], Range(1, 64)]
+    kernels: Annotated[tuple[tuple[int, ...], ...], Range(1, 64)]
+    blocks: Annotated[int, Range(1, 100)] = 2
+    n_supervised: Annotated[int, Range(0, 32)] = 3
+    encoder_blocks: Annotated[tuple[int, ...], Range(1, 100)] = ()
     network: Mapping[str, Any] = field(default_factory=dict, hash=False)
-    levels: tuple[tuple[int, ...], ...] = ()
+    levels: Annotated[tuple[tuple[int, ...], ...], Range(1, 2**12)] = ()
 
     @property
     def block(self) -> tuple[int, ...]:
@@ -96,14 +98,14 @@ class CandidateRule:
     from voxels, their highest probability or their mean. An unknown one is a `ValueError`.
     """
 
-    ratio: float = 2.5
-    floor: float = 0.05
-    min_voxels: int = 2
-    max_candidates: int = 300
-    prominence: float = 1.5
-    join: float = 20.0
-    join_mm: float = 10.0
-    min_diameter_mm: float = 0.0
+    ratio: Annotated[float, Range(1, 1e6)] = 2.5
+    floor: Annotated[float, SHARE] = 0.05
+    min_voxels: Annotated[int, Range(0, 2**31)] = 2
+    max_candidates: Annotated[int, Range(1, 2**31)] = 300
+    prominence: Annotated[float, Range(0, 1e6)] = 1.5
+    join: Annotated[float, Range(0, 1e9)] = 20.0
+    join_mm: Annotated[float, Range(0, 1e4)] = 10.0
+    min_diameter_mm: Annotated[float, Range(0, 1e4)] = 0.0
     source: CandidateSource = "segmentation"
     score: ComponentScore = "max"
 
@@ -119,8 +121,8 @@ class FocalLink:
     Inference undoes them (`losses.posterior`), so that its probabilities mean probabilities.
     """
 
-    alpha: float | tuple[float, ...] | None
-    gamma: float
+    alpha: Annotated[float | tuple[float, ...] | None, SHARE]
+    gamma: Annotated[float, Range(0, 100)]
 
 
 @dataclass(frozen=True)
@@ -139,25 +141,25 @@ class Plan:
     in one sentence.
     """
 
-    dims: int
+    dims: Annotated[int, Range(2, 3)]
     modality: Modality
     channel_names: tuple[str, ...]
-    label_values: tuple[int, ...]
+    label_values: Annotated[tuple[int, ...], Range(1, 255)]
     label_names: tuple[str, ...]
-    spacing_mm: tuple[float, ...]
+    spacing_mm: Annotated[tuple[float, ...], Range(1e-3, 100)]
     normalisation: tuple[Normalisation, ...]
-    tile_shape: tuple[int, ...]
-    batch_size: int
+    tile_shape: Annotated[tuple[int, ...], Range(1, 2**16)]
+    batch_size: Annotated[int, Range(1, 2**16)]
     architecture: Architecture
-    lesion_fraction: float
+    lesion_fraction: Annotated[float, SHARE]
     activation: Activation = "sigmoid"
     candidate_rule: CandidateRule = field(default_factory=CandidateRule)
     operating_points: tuple[OperatingPoint, ...] = ()
     link: FocalLink | None = None
     anchors: AnchorPlan | None = None
     calibration: Calibration | None = None
-    n_members: int = 1
-    regions: tuple[tuple[int, ...], ...] = ()
+    n_members: Annotated[int, Range(1, 1000)] = 1
+    regions: Annotated[tuple[tuple[int, ...], ...], Range(1, 255)] = ()
     prepare_extra: tuple[Mapping[str, Any], ...] = ()
     reasons: Mapping[str, str] = field(default_factory=dict)
     schema_version: int = PLAN_VERSION
@@ -211,10 +213,18 @@ class Plan:
 
     @classmethod
     def from_json(cls, text: str, where: str | Path = "plan.json") -> "Plan":
-        """Read a plan; raises `BundleError` naming `where` for other versions or missing keys."""
+        """Read a plan; raises `BundleError` naming `where` and the key that is wrong."""
         try:
             return _plan(json.loads(text))
-        except (KeyError, TypeError, ValueError) as error:
+        except MisfitError as error:
+            raise BundleError(
+                f"The plan's {error.key} is wrong.",
+                where=where,
+                seen=error.seen,
+                expected=error.expected,
+                remedy="correct it, or train again.",
+            ) from error
+        except (TypeError, ValueError, RecursionError) as error:
             raise BundleError(
                 "The plan cannot be read.",
                 where=where,
@@ -224,20 +234,36 @@ class Plan:
             ) from error
 
 
-def _plan(raw: dict[str, Any]) -> Plan:
-    if raw["schema_version"] != PLAN_VERSION:
-        raise ValueError(f"schema_version {raw['schema_version']}")
-    extra = tuple(dict(spec) for spec in raw.get("prepare_extra", ()))  # as it is: lists stay lists
-    raw = {**{key: tuples(value) for key, value in raw.items()}, "prepare_extra": extra}
-    raw["normalisation"] = tuple(Normalisation(**n) for n in raw["normalisation"])
-    raw["architecture"] = Architecture(**raw["architecture"])
+def _plan(raw: Any) -> Plan:
+    version = raw.get("schema_version") if isinstance(raw, dict) else None
+    if version != PLAN_VERSION:
+        raise ValueError(f"schema_version {version}")
     # before there was joining, operating points were fitted without it
-    raw["candidate_rule"] = CandidateRule(**{"join": 1.0, **raw["candidate_rule"]})
-    raw["operating_points"] = tuple(OperatingPoint(**p) for p in raw["operating_points"])
-    raw["anchors"] = AnchorPlan(**raw["anchors"]) if raw.get("anchors") else None
-    raw["link"] = FocalLink(**raw["link"]) if raw.get("link") else None
-    raw["calibration"] = Calibration(**raw["calibration"]) if raw.get("calibration") else None
-    return Plan(**raw)
+    raw = {**raw, "candidate_rule": {"join": 1.0, **(raw.get("candidate_rule") or {})}}
+    plan = build(Plan, raw)
+    _check_lengths(plan)
+    network = dict(tuples(plan.architecture.network))  # as it was written
+    return plan.with_(architecture=replace(plan.architecture, network=network))
+
+
+def _check_lengths(plan: Plan) -> None:
+    """Lists that belong together are of one length; a mask value names one channel."""
+    n, dims, stages = len(plan.label_values), plan.dims, len(plan.architecture.features)
+    for key, length, expected in (
+        ("label_names", len(plan.label_names), n),
+        ("label_values", len(set(plan.label_values)), max(n, 1)),
+        ("regions", len(plan.regions) or n, n),
+        ("normalisation", len(plan.normalisation), len(plan.channel_names)),
+        ("spacing_mm", len(plan.spacing_mm), dims),
+        ("tile_shape", len(plan.tile_shape), dims),
+        ("architecture.strides", len(plan.architecture.strides), stages),
+        ("architecture.kernels", len(plan.architecture.kernels), stages),
+    ):
+        if length != expected:
+            raise MisfitError(key, f"{length} entries", f"{expected} different ones")
+    anchors = plan.anchors
+    if anchors and not (len(anchors.sizes) == len(anchors.stages) and max(anchors.stages) < stages):
+        raise MisfitError("anchors.stages", anchors.stages, f"stages of the {stages}, with sizes")
 
 
 def tuples(value: Any) -> Any:

@@ -10,6 +10,7 @@ from typing import Any, get_args
 import numpy as np
 
 from lesionseg.core import CaseFiles, Dataset, Role
+from lesionseg.core.schema import build
 from lesionseg.errors import ConfigError, DatasetError
 from lesionseg.io.atomic import read_json
 from lesionseg.plan.folds import deal
@@ -38,10 +39,14 @@ class Splits:
     def from_json(cls, text: str, where: str | Path = "splits.json") -> "Splits":
         """Read splits; raises `DatasetError` naming `where` when they are none."""
         try:
-            raw = json.loads(text)
-            return cls(_checked_roles(raw["roles"]), raw["group_safe"], raw["seed"], raw["note"])
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise DatasetError("The splits cannot be read.", where=where, seen=error) from error
+            return build(cls, json.loads(text))
+        except (ValueError, RecursionError) as error:
+            raise DatasetError(
+                "The splits cannot be read.",
+                where=where,
+                seen=error,
+                remedy="delete the file; the cases are divided again by data.splits and the seed.",
+            ) from error
 
 
 def make_splits(

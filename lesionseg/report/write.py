@@ -7,7 +7,7 @@ from pathlib import Path
 
 from lesionseg.core import Dataset
 from lesionseg.errors import LesionsegError, ReadError
-from lesionseg.io.atomic import write_text
+from lesionseg.io.atomic import private_files, write_text
 from lesionseg.report import text
 from lesionseg.report.figures.chart_list import Chart
 from lesionseg.report.figures.pictures import Load, Scene
@@ -112,7 +112,8 @@ def write_report(
     html = write_page(output / "report.html", page, gallery)
     write_adjudication(output / "adjudicate.csv", tables)
     if names is not None:
-        write_pseudonyms(output / "pseudonyms.csv", tables, names)
+        with private_files():  # who reads it knows the patients
+            write_pseudonyms(output / "pseudonyms.csv", tables, names)
         _warn_of(names_in(html, names))
     if options.whole_gallery and gallery:
         _write_gallery(output / "gallery", page, gallery)

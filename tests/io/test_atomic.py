@@ -1,4 +1,5 @@
 import json
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -7,8 +8,11 @@ import pytest
 from lesionseg.errors import OutputError, ReadError
 from lesionseg.io.atomic import (
     atomic_path,
+    locked_folder,
+    private_files,
     read_csv,
     read_json,
+    read_yaml,
     write_csv,
     write_json,
     write_text,
@@ -110,3 +114,73 @@ def test_csv_refusals_name_the_file(tmp_path: Path, content: bytes, match: str) 
     with pytest.raises(ReadError, match=match) as refused:
         read_csv(path)
     assert "table.csv" in str(refused.value)
+
+
+def test_private_files_are_their_user_s_alone(tmp_path: Path) -> None:
+    with private_files():
+        write_text(tmp_path / "mine" / "pseudonyms.csv", "x")
+    modes = {p.name: p.stat().st_mode & 0o777 for p in tmp_path.rglob("*")}
+    assert modes["mine"] == 0o700
+    assert modes["pseudonyms.csv"] == 0o600
+
+
+def test_the_content_is_on_the_disk_before_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    order = []
+    monkeypatch.setattr("os.fsync", lambda _: order.append((tmp_path / "a").exists()))
+    write_text(tmp_path / "a", "x")
+    assert order == [False]
+
+
+def test_m3_a_locked_folder_is_refused_to_others_until_it_is_free(tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    with locked_folder(folder):
+        with pytest.raises(OutputError, match=r"Another process is writing.*How to fix"):
+            locked_folder(folder).__enter__()
+        with locked_folder(folder, ".other"):
+            pass
+        (folder / "a").touch()
+    with locked_folder(folder):
+        pass
+    assert [p.name for p in folder.iterdir()] == ["a"]
+
+
+def test_a_lock_leaves_no_folder_that_it_made(tmp_path: Path) -> None:
+    with locked_folder(tmp_path / "out"):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_lock_in_a_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "out").touch()
+    with pytest.raises(OutputError, match="Cannot write"):
+        locked_folder(tmp_path / "out").__enter__()
+
+
+BILLION = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"{new}: &{new} [{', '.join([f'*{old}'] * 10)}]\n" for old, new in pairwise("abcdefghi")
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "match"),
+    [
+        (b"\xff\xfe", "Cannot read the YAML"),
+        (b"a: [1", "Cannot read the YAML"),
+        (b"a: !!python/object/apply:os.system [ls]", "Cannot read the YAML"),
+        (b"[" * 100_000, "Cannot read the YAML"),
+        (b"- a\n- b", r"no list of keys.*Seen: list"),
+        (b"", r"no list of keys.*Seen: NoneType"),
+        (b"a: &a [*a]", "no list of keys"),
+        (BILLION.encode(), r"no list of keys.*Seen: \d+ values"),
+    ],
+)
+def test_yaml_that_is_none_is_refused_in_one_sentence(
+    tmp_path: Path, text: bytes, match: str
+) -> None:
+    (tmp_path / "study.yaml").write_bytes(text)
+    with pytest.raises(ReadError, match=match) as caught:
+        read_yaml(tmp_path / "study.yaml")
+    assert str(tmp_path / "study.yaml") in str(caught.value)
+    assert "\n" not in str(caught.value)

@@ -12,7 +12,7 @@ from PIL import Image
 from lesionseg.core import Geometry, Volume
 from lesionseg.errors import ReadError
 from lesionseg.io.formats import guard
-from lesionseg.io.formats.guard import MOST_VOXELS, check_grid
+from lesionseg.io.formats.guard import check_grid, limits
 from lesionseg.io.formats.volumes import read_geometry, read_volume, write_volume
 from tests.io.dicom_files import DX, enhanced, save, write_series
 
@@ -54,9 +54,9 @@ def test_h3_too_many_voxels_are_refused(
     else:
         plane = Geometry.from_spacing(shape, (1, 1))
         write_volume(path, Volume(np.zeros((1, *shape), np.uint8), plane))
-    monkeypatch.setattr(guard, "MOST_VOXELS", 24)
+    monkeypatch.setattr(guard, "_limits", guard.FileLimits(max_voxels=24))
     refused(path, r"too many voxels.*Seen: 25.*at most 24")
-    monkeypatch.setattr(guard, "MOST_VOXELS", 25)
+    monkeypatch.setattr(guard, "_limits", guard.FileLimits(max_voxels=25))
     assert read_volume(path).geometry.shape == shape
 
 
@@ -64,9 +64,9 @@ def test_h3_the_bound_itself(tmp_path: Path) -> None:
     def grid(n: int) -> Geometry:
         return Geometry.from_spacing((1, 1, n), (1, 1, 1))
 
-    assert check_grid(tmp_path, grid(MOST_VOXELS)).shape == (1, 1, MOST_VOXELS)
+    assert check_grid(tmp_path, grid(limits().max_voxels)).shape == (1, 1, limits().max_voxels)
     with pytest.raises(ReadError, match="too many voxels"):
-        check_grid(tmp_path, grid(MOST_VOXELS + 1))
+        check_grid(tmp_path, grid(limits().max_voxels + 1))
 
 
 def test_h3_a_compressed_nifti_of_many_voxels_is_refused(tmp_path: Path) -> None:

@@ -82,17 +82,61 @@ def test_an_unknown_way_to_merge_boxes_is_refused(plan: Plan) -> None:
     raw = json.loads(plan.with_(anchors=replace(ANCHORS, merge="nms")).to_json())
     assert Plan.from_json(json.dumps(raw)).anchors == replace(ANCHORS, merge="nms")
     raw["anchors"]["merge"] = "soft"
-    with pytest.raises(BundleError, match="merge boxes: soft"):
+    with pytest.raises(
+        BundleError, match=r"anchors\.merge is wrong.*Seen: soft\. Expected: wbc, nms"
+    ):
         Plan.from_json(json.dumps(raw))
 
 
 def test_an_unknown_score_of_a_candidate_is_refused(plan: Plan) -> None:
     raw = json.loads(plan.to_json())
     raw["candidate_rule"]["score"] = "median"
-    with pytest.raises(BundleError, match="score of a candidate: median"):
+    with pytest.raises(
+        BundleError, match=r"candidate_rule\.score is wrong.*Seen: median\. Expected: max, mean"
+    ):
         Plan.from_json(json.dumps(raw))
 
 
 def test_another_version_is_refused(plan: Plan) -> None:
     with pytest.raises(BundleError, match="schema_version 9"):
         Plan.from_json(plan.with_(schema_version=9).to_json())
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "expected"),
+    [
+        ("label_values", [0], r"label_values\[0\] is wrong.*Seen: 0\. Expected: 1 to 255"),
+        ("label_names", ["a", "b"], r"label_names is wrong.*Seen: 2 entries\. Expected: 1"),
+        ("candidate_rule.floor", float("nan"), r"candidate_rule\.floor is wrong.*a number"),
+        ("spacing_mm", [1, 1, -1.5], r"spacing_mm\[2\] is wrong.*0.001 to 100"),
+        ("spacing_mm", [1, 1], "spacing_mm is wrong.*2 entries"),
+        ("modality", "xxx", "modality is wrong.*mri, ct, xray"),
+        ("n_members", 10**9, "n_members is wrong.*1 to 1000"),
+        ("n_members", -5, "n_members is wrong.*1 to 1000"),
+        ("architecture.blocks", 10**7, r"architecture\.blocks is wrong.*1 to 100"),
+        ("link", {"alpha": None, "gamma": 1e9}, r"link\.gamma is wrong.*0 to 100"),
+        ("dims", "3", "dims is wrong.*an integer"),
+        ("channel_names", "T1", "channel_names is wrong.*a list"),
+        ("surprise", 1, "surprise is wrong.*unknown key"),
+        ("architecture", [], "architecture is wrong.*an object with keys"),
+    ],
+)
+def test_m2_a_value_out_of_range_is_named_by_its_key(
+    plan: Plan, key: str, value: object, expected: str
+) -> None:
+    raw = json.loads(plan.to_json())
+    *folders, name = key.split(".")
+    inner = raw
+    for folder in folders:
+        inner = inner[folder]
+    inner[name] = value
+    with pytest.raises(BundleError, match=expected) as caught:
+        Plan.from_json(json.dumps(raw), "a/plan.json")
+    assert "(in a/plan.json)" in str(caught.value)
+    assert "How to fix:" in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["[" * 200_000, "{}", "[]", "null", "", "{", '{"a": NaN}'])
+def test_m2_what_is_no_plan_is_refused(text: str) -> None:
+    with pytest.raises(BundleError, match="cannot be read"):
+        Plan.from_json(text)

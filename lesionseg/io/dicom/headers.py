@@ -3,8 +3,10 @@
 import logging
 import re
 import warnings
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
+from zlib import MAX_WBITS, decompressobj
 
 import numpy as np
 
@@ -37,6 +39,9 @@ _OTHER_OBJECTS = re.compile(
     r"1\.2\.840\.10008\.5\.1\.4\.(34|1\.1\.(9|11|66|67|68|88|104|20[012]|481\.(?!1$)\d+))(\.|$)"
 )
 _PREAMBLE = 132
+_GROUP_2 = 144  # behind the element that holds the length of group 2, PS3.10 section 7.1
+_DEFLATED = b"1.2.840.10008.1.2.1.99"
+_MOST_HEADER_BYTES = 2**25  # thousands of frames describe themselves in a few MB
 _LOCALISERS = {"LOCALIZER", "LOCALISER", "SCOUT", "TOPOGRAM"}
 
 
@@ -60,7 +65,47 @@ def read_header(path: Path, *, pixels: bool = False) -> "Header":
     logging.getLogger("pydicom").setLevel(logging.CRITICAL)  # it quotes what it finds odd
     with reading(path), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what vendors write differently is no fault of the user's
+        if _is_deflated(path):
+            return _deflated(path, pixels)
         return dcmread(path, stop_before_pixels=not pixels)
+
+
+def pixel_bytes(header: "Header") -> int:
+    """The bytes of pixels that a header claims: rows, columns, frames, samples and bits."""
+    frames = header.get("PerFrameFunctionalGroupsSequence", None) or ()
+    n_frames = max(int(header.get("NumberOfFrames", None) or 1), len(frames))
+    n_bits = int(header.get("BitsAllocated", 8)) * int(header.get("SamplesPerPixel", 1))
+    return int(header.get("Rows", 0)) * int(header.get("Columns", 0)) * n_frames * n_bits // 8
+
+
+def _is_deflated(path: Path) -> bool:
+    """Whether the transfer syntax, in the first elements, is the one that deflates headers too."""
+    with path.open("rb") as stream:
+        return _DEFLATED in stream.read(2**10)
+
+
+def _deflated(path: Path, pixels: bool) -> "Header":
+    """A deflated file, inflated no further than its header, or what that claims, asks for."""
+    from pydicom import dcmread
+    from pydicom.uid import DeflatedExplicitVRLittleEndian
+
+    most = _MOST_HEADER_BYTES + (pixel_bytes(_deflated(path, False)) if pixels else 0)
+    data = path.read_bytes()
+    start = _GROUP_2 + int.from_bytes(data[_GROUP_2 - 4 : _GROUP_2], "little")
+    inflater = decompressobj(-MAX_WBITS)
+    content = inflater.decompress(data[start:], most)
+    if pixels and inflater.unconsumed_tail:
+        raise ReadError(
+            "The deflated DICOM file holds more than its header claims.",
+            where=path,
+            expected=f"at most {most} bytes",
+            remedy="Export the images again, uncompressed.",
+        )
+    # inflated, the file is one of the plain syntax: the same without the last three characters
+    plain = data[:start].replace(_DEFLATED, _DEFLATED[:-3] + b"\0\0\0")
+    header = dcmread(BytesIO(plain + content), stop_before_pixels=not pixels)
+    header.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
+    return header
 
 
 def image_headers(folder: Path) -> dict[Path, "Header"]:

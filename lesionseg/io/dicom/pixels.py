@@ -9,6 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lesionseg.errors import ReadError
+from lesionseg.io.dicom.headers import pixel_bytes, read_header
+from lesionseg.io.formats.decoder import decode
 from lesionseg.io.formats.guard import check_claim, reading
 
 if TYPE_CHECKING:
@@ -42,20 +44,24 @@ def stored_pixels(path: Path, header: "Header") -> NDArray[Any]:
     """
     _refuse_undecodable(path, header)
     check_pixels(path, header)
+    syntax = _syntax(header)
+    if syntax is not None and syntax.is_compressed:
+        return decode(_decoded, path)
     with reading(path):
         return header.pixel_array
+
+
+def _decoded(path: Path) -> NDArray[Any]:
+    with reading(path):
+        return read_header(path, pixels=True).pixel_array
 
 
 def check_pixels(path: Path, header: "Header") -> None:
     """Raise `ReadError` when rows, columns and frames claim more than the file can hold."""
     with reading(path):
-        frames = header.get("PerFrameFunctionalGroupsSequence", None) or ()
-        n_frames = max(int(header.get("NumberOfFrames", None) or 1), len(frames))
-        n_bits = int(header.get("BitsAllocated", 8)) * int(header.get("SamplesPerPixel", 1))
-        n_bytes = int(header.Rows) * int(header.Columns) * n_frames * n_bits // 8
         syntax = _syntax(header)
         packed = syntax is not None and (syntax.is_compressed or syntax.is_deflated)
-        check_claim(path, n_bytes, compressed=packed)
+        check_claim(path, pixel_bytes(header), compressed=packed)
 
 
 def _syntax(header: "Header") -> Any:

@@ -157,6 +157,13 @@ def _slice(
     phase: Mapping[str, str],
 ) -> DicomSlice:
     directions = np.array([float(v) for v in orientation])
+    if min(float(mm) for mm in pixel_mm) <= 0:
+        raise ReadError(
+            "The DICOM file states a pixel size that is not positive.",
+            where=path,
+            seen=f"PixelSpacing {list(pixel_mm)}",
+            remedy="Export the series again, or leave the file out.",
+        )
     return DicomSlice(
         path=path,
         frame=frame,

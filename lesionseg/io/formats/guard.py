@@ -3,19 +3,57 @@
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from lesionseg.core import Geometry
-from lesionseg.errors import GeometryError, LesionsegError, ReadError
+from lesionseg.errors import GeometryError, LesionsegError, ReadError, require
 
 # deflate, the compression of NIfTI, NRRD, MHA and PNG, shrinks at most 1032 to 1 (zlib's
 # technical notes); rounded up, and small files are let through whatever they claim
 _MOST_COMPRESSION = 1100
 _ALWAYS_ALLOWED_BYTES = 2**20
-# of one channel, on the file's grid and on the plan's: 8 GiB as float32, and indices fit 32 bits
-MOST_VOXELS = 2**31 - 1
-# from finer than microscopes to coarser than any scanner
-SPACING_MM = (1e-3, 100.0)
+
+
+@dataclass(frozen=True)
+class FileLimits:
+    """What one file may cost; more is refused before anything is allocated for it.
+
+    `max_voxels`: of one channel, on the file's grid and on the plan's; 8 GiB as float32, and no
+    more than indices of 32 bits can count. `spacing_mm`: least and largest, from finer than
+    microscopes to coarser than any scanner. `read_seconds`: of a native decoder, beside the time
+    to load the file from a slow disk. Raises `ConfigError`.
+    """
+
+    max_voxels: int = 2**31 - 1
+    spacing_mm: tuple[float, float] = (1e-3, 100.0)
+    read_seconds: float = 60.0
+
+    def __post_init__(self) -> None:
+        mm = tuple(self.spacing_mm)
+        object.__setattr__(self, "spacing_mm", mm)
+        n, seconds = self.max_voxels, self.read_seconds
+        for right, key, seen, expected in (
+            (isinstance(n, int) and 1 <= n < 2**31, "max_voxels", n, "1 to 2147483647"),
+            (len(mm) == 2 and 0 < mm[0] <= mm[-1] < math.inf, "spacing_mm", mm, "least, largest"),
+            (0 < seconds < math.inf, "read_seconds", seconds, "above 0"),
+        ):
+            what, where = "The limit of what a file may cost is wrong.", f"limits.{key}"
+            require(right, what, where=where, seen=seen, expected=expected)
+
+
+_limits = FileLimits()
+
+
+def limits() -> FileLimits:
+    """The limits of this process."""
+    return _limits
+
+
+def set_limits(limits: FileLimits) -> None:
+    """Set the limits of this process, and of the processes that it starts for reading."""
+    global _limits  # a reader deep in a dataset is handed no settings
+    _limits = limits
 
 
 def check_file(path: Path) -> None:
@@ -47,12 +85,12 @@ def check_claim(path: Path, n_bytes: int, *, compressed: bool = True) -> None:
 
 def check_voxels(path: Path, n_voxels: int) -> None:
     """Raise `ReadError` for more voxels than one file may have, whatever its size."""
-    if n_voxels > MOST_VOXELS:
+    if n_voxels > _limits.max_voxels:
         raise ReadError(
             "The image has too many voxels.",
             where=path,
             seen=n_voxels,
-            expected=f"at most {MOST_VOXELS}",
+            expected=f"at most {_limits.max_voxels} (limits.max_voxels)",
             remedy="Check the file's header; cut a larger image into parts.",
         )
 
@@ -60,13 +98,13 @@ def check_voxels(path: Path, n_voxels: int) -> None:
 def check_grid(path: Path, geometry: Geometry) -> Geometry:
     """The very geometry; raises `ReadError` for too many voxels and for an impossible spacing."""
     check_voxels(path, math.prod(geometry.shape))
-    low, high = SPACING_MM
+    low, high = _limits.spacing_mm
     if not all(low <= mm <= high for mm in geometry.spacing_mm):
         raise ReadError(
             "The voxels have an impossible size.",
             where=path,
             seen=" × ".join(f"{mm:g}" for mm in geometry.spacing_mm) + " mm",
-            expected=f"{low:g} to {high:g} mm",
+            expected=f"{low:g} to {high:g} mm (limits.spacing_mm)",
             remedy="Correct the spacing, and its unit, in the file's header.",
         )
     return geometry
@@ -83,6 +121,12 @@ def reading(path: Path) -> Iterator[None]:
         ) from error
     except LesionsegError:
         raise
+    except MemoryError as error:
+        raise ReadError(
+            "Reading the file takes more memory than there is.",
+            where=path,
+            remedy="Check the file's header; cut a larger image into parts.",
+        ) from error
     except Exception as error:  # a parser fed with damaged bytes may raise anything at all
         raise ReadError(
             f"Cannot read the file: {error}.",

@@ -1,8 +1,10 @@
 """NIfTI files: arrays lie as (x, y, z) in the file and as (z, y, x) in memory."""
 
 import gzip
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import product
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -13,8 +15,12 @@ from lesionseg.core import Geometry, Volume
 from lesionseg.errors import ReadError
 from lesionseg.io.formats.guard import check_claim, check_grid, reading
 
+logger = logging.getLogger(__name__)
+
 SUFFIXES = (".nii.gz", ".nii")
 _MM_PER_UNIT = {1: 1000.0, 3: 0.001}  # metres, micrometres; any other code is taken as mm
+_MOST_OFFSET = 2**26  # header and extensions; what else there may be behind the voxels
+_SAME_PLACE_MM = 1.0
 _HEADER_BYTES = {348: "Nifti1Image", 540: "Nifti2Image"}
 
 
@@ -27,8 +33,9 @@ def read_nifti(path: Path) -> Volume:
     with reading(path), _open(path) as stream:
         image = _parse(path, stream)
         geometry = _geometry(path, image)
+        _warn_of_two_places(path, image)
         array = _scaled(path, image.dataobj).reshape(geometry.shape[::-1])
-        _read_to_the_end(stream)
+        _read_to_the_end(path, stream)
         return Volume(np.ascontiguousarray(array.T)[np.newaxis], geometry)
 
 
@@ -95,8 +102,14 @@ def _parse(path: Path, stream: BinaryIO) -> Any:
     kind = next((k for k in kinds if k), None)
     if kind is None:
         raise ReadError("The file is not a NIfTI image.", where=path, seen=f"first bytes {start!r}")
+    kind = getattr(nibabel, kind)
+    block = start + stream.read(kind.header_class.sizeof_hdr - len(start))
+    offset = float(kind.header_class(block, check=False)["vox_offset"])
+    if not 0 <= offset <= _MOST_OFFSET:
+        expected = f"at most {_MOST_OFFSET} bytes before the voxels"
+        raise ReadError("The header is too long.", where=path, seen=offset, expected=expected)
     stream.seek(0)
-    image = getattr(nibabel, kind).from_stream(stream)
+    image = kind.from_stream(stream)
     if min(image.shape, default=0) < 1:
         raise ReadError("The header names no voxels.", where=path, seen=tuple(image.shape))
     n_voxels = int(np.prod([int(n) for n in image.shape], dtype=object))
@@ -159,7 +172,26 @@ def _scaled(path: Path, data: Any) -> NDArray[Any]:
     return np.array(array, array.dtype.newbyteorder("="), order="F", copy=True if mapped else None)
 
 
-def _read_to_the_end(stream: BinaryIO) -> None:
+def _read_to_the_end(path: Path, stream: BinaryIO) -> None:
     """A gzip file's checksum stands at its end, and is compared only there."""
-    while stream.read(2**20):
-        pass
+    n_bytes = 0
+    while piece := stream.read(2**20):
+        n_bytes += len(piece)
+        if n_bytes > _MOST_OFFSET:
+            expected = f"at most {_MOST_OFFSET} bytes behind the voxels"
+            raise ReadError("The file goes on behind its voxels.", where=path, expected=expected)
+
+
+def _warn_of_two_places(path: Path, image: Any) -> None:
+    """A header may state the patient's place twice; where both differ, the sform counts."""
+    header = image.header
+    if len(image.shape) < 3 or not (header["sform_code"] and header["qform_code"]):
+        return
+    from nibabel.affines import apply_affine
+
+    ends = np.array([*product(*((0, n - 1) for n in image.shape[:3]))])
+    sform, qform = (apply_affine(form, ends) for form in (image.get_sform(), image.get_qform()))
+    apart = float(np.linalg.norm(sform - qform, axis=1).max() * _mm_scale(image)[0, 0])
+    if apart > _SAME_PLACE_MM:
+        message = "%s: sform and qform lie %.1f mm apart; the sform is taken."
+        logger.warning(message, path, apart)

@@ -16,6 +16,9 @@ logger = logging.getLogger(__name__)
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 _LOSSY = (".jpg", ".jpeg")
 _TIFF = (".tif", ".tiff")
+_FORMATS = ("PNG", "JPEG", "BMP", "TIFF")  # by content: an EPS called .png would go to Ghostscript
+_ORIENTATION = 274  # tag of TIFF and Exif; 1 is upright
+_ON_ITS_SIDE = range(5, 9)
 # luma of ITU-R BT.601, as in PIL's own conversion to grey
 _LUMA = np.array([0.299, 0.587, 0.114])
 
@@ -39,13 +42,8 @@ def read_raster(path: Path, raster_mm: float | None = None, *, as_labels: bool =
 
 def read_raster_geometry(path: Path, raster_mm: float | None = None) -> Geometry:
     """Read the size from the header alone."""
-    from PIL import Image
-
     with reading(path):
-        if _is_tiff(path):
-            return _geometry(path, _tiff_shape(path), raster_mm)
-        with Image.open(path) as image:
-            return _geometry(path, (image.height, image.width), raster_mm)
+        return _geometry(path, _shape(path), raster_mm)
 
 
 def write_raster(path: Path, array: NDArray[Any]) -> None:
@@ -85,25 +83,52 @@ def _pil_pixels(path: Path, as_labels: bool) -> NDArray[Any]:
     """Pixels `[y, x]` or `[y, x, colours]`."""
     from PIL import Image
 
-    with Image.open(path) as image:
+    with Image.open(path, formats=_FORMATS) as image:
         check_voxels(path, image.width * image.height)
         n_bytes = image.width * image.height * len(image.getbands())
         if path.suffix.lower() not in _LOSSY:  # JPEG shrinks without a bound; PIL has its own
             check_claim(path, n_bytes)
-        if image.mode == "P" and not as_labels:
-            return np.asarray(image.convert("RGB"))
-        if image.mode in ("CMYK", "YCbCr", "LAB", "HSV"):
-            return np.asarray(image.convert("RGB"))
-        pixels = np.asarray(image)
+        image.load()  # newer versions of Pillow turn a TIFF here, and then say no more of it
+        turn = _stated_turn(image)
+        coded = image.mode in ("CMYK", "YCbCr", "LAB", "HSV")
+        if coded or (image.mode == "P" and not as_labels):
+            pixels = np.asarray(image.convert("RGB"))
+        else:
+            pixels = np.asarray(image)
+    pixels = _upright(path, pixels, turn)
     return pixels.astype(np.uint8) if pixels.dtype == np.bool_ else pixels
 
 
-def _tiff_shape(path: Path) -> tuple[int, int]:
-    import tifffile
+def _shape(path: Path) -> tuple[int, int]:
+    """Height and width of the picture as viewers show it, from the header alone."""
+    if _is_tiff(path):
+        import tifffile
 
-    with tifffile.TiffFile(path) as tiff:
-        page: Any = tiff.pages[0]
-        return int(page.imagelength), int(page.imagewidth)
+        with tifffile.TiffFile(path) as tiff:
+            page: Any = tiff.pages[0]
+            shape, turn = (page.imagelength, page.imagewidth), page.tags.valueof(_ORIENTATION)
+    else:
+        from PIL import Image
+
+        with Image.open(path, formats=_FORMATS) as image:
+            shape, turn = (image.height, image.width), _stated_turn(image)
+    return shape[::-1] if turn in _ON_ITS_SIDE else shape
+
+
+def _stated_turn(image: Any) -> object:
+    """Where row and column 0 lie, 1 to 8 as in TIFF 6.0 and Exif; no viewer turns a PNG."""
+    return 1 if image.format == "PNG" else image.getexif().get(_ORIENTATION)
+
+
+def _upright(path: Path, pixels: NDArray[Any], turn: object) -> NDArray[Any]:
+    """Pixels `[y, x, …]` as viewers show them, and as masks and boxes were drawn on them."""
+    if turn not in range(2, 9):
+        return pixels
+    logger.warning("%s says how to turn it: it is read as viewers show it.", path)
+    pixels = pixels.swapaxes(0, 1) if turn in _ON_ITS_SIDE else pixels
+    rows = slice(None, None, -1 if turn in (3, 4, 7, 8) else 1)
+    columns = slice(None, None, -1 if turn in (2, 3, 6, 7) else 1)
+    return np.ascontiguousarray(pixels[rows, columns])
 
 
 def _tiff_pixels(path: Path, as_labels: bool) -> NDArray[Any]:
@@ -128,6 +153,7 @@ def _tiff_pixels(path: Path, as_labels: bool) -> NDArray[Any]:
             return _pil_pixels(path, as_labels)
         if page.axes == "SYX":
             pixels = np.moveaxis(pixels, 0, -1)
+        pixels = _upright(path, pixels, page.tags.valueof(_ORIENTATION))
     if inverted and pixels.dtype.kind == "u":
         pixels = np.iinfo(pixels.dtype).max - pixels
     return np.asarray(pixels)

@@ -14,6 +14,7 @@ from lesionseg.io.dicom.headers import is_dicom
 from lesionseg.io.dicom.series import read_dicom, read_dicom_geometry, split_series
 from lesionseg.io.dicom.stack import Tilt
 from lesionseg.io.formats import itk, nifti, raster
+from lesionseg.io.formats.decoder import decode
 from lesionseg.io.formats.guard import check_file
 
 SUFFIXES = (*nifti.SUFFIXES, *itk.SUFFIXES, *raster.SUFFIXES, *DICOM_SUFFIXES)
@@ -65,8 +66,8 @@ def read_volume(
     if suffix in nifti.SUFFIXES:
         return nifti.read_nifti(path)
     if suffix in itk.SUFFIXES:
-        return itk.read_itk(path)
-    return raster.read_raster(path, raster_mm, as_labels=as_labels)
+        return decode(itk.read_itk, path)
+    return decode(raster.read_raster, path, raster_mm, as_labels=as_labels)
 
 
 def read_geometry(path: Path, *, raster_mm: float | None = None, tilt: Tilt = "refuse") -> Geometry:
@@ -77,8 +78,8 @@ def read_geometry(path: Path, *, raster_mm: float | None = None, tilt: Tilt = "r
     if suffix in nifti.SUFFIXES:
         return nifti.read_nifti_geometry(path)
     if suffix in itk.SUFFIXES:
-        return itk.read_itk_geometry(path)
-    return raster.read_raster_geometry(path, raster_mm)
+        return decode(itk.read_itk_geometry, path)
+    return decode(raster.read_raster_geometry, path, raster_mm)
 
 
 def write_volume(path: Path, volume: Volume, like: Path | None = None) -> None:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from lesionseg.core import CaseFiles, Geometry, Reference
 from lesionseg.errors import ContentError, GeometryError
+from lesionseg.io.formats.decoder import decode
 from lesionseg.io.formats.volumes import read_volume
 from lesionseg.io.layouts.coco import CocoLesion
 
@@ -98,7 +99,7 @@ def _instances(
         return _from_mask(files, lesions, shape)
     if any(lesion.segmentation is None for lesion in lesions):
         return None
-    drawn = [_drawn(files.case, lesion, shape) for lesion in lesions]
+    drawn = [decode(_drawn, files.case, lesion, shape) for lesion in lesions]
     instances = np.zeros(shape, dtype=np.int32)
     for index in np.argsort([-int(mask.sum()) for mask in drawn], kind="stable"):
         instances[drawn[index]] = index + 1
@@ -180,7 +181,7 @@ def _ignored(case: str, crowds: Sequence[CocoLesion], shape: tuple[int, ...]) ->
     boxes = _boxes(case, crowds, shape)
     for crowd, box in zip(crowds, boxes, strict=True):
         if crowd.segmentation is not None:
-            ignore |= _drawn(case, crowd, shape)
+            ignore |= decode(_drawn, case, crowd, shape)
         else:
             ignore[_pixels(box)] = True
     return ignore

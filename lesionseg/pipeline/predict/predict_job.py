@@ -21,6 +21,8 @@ from lesionseg.inference.predictor import Predictor
 from lesionseg.io.case_ids import printable_id
 from lesionseg.io.dicom.source_images import ResultOrigin
 from lesionseg.io.dicom.stack import Tilt
+from lesionseg.io.formats.decoder import CRASHED
+from lesionseg.io.formats.guard import FileLimits, limits
 from lesionseg.io.formats.volumes import read_geometry
 from lesionseg.io.local_files import content_files
 from lesionseg.models.build import NetworkFactory
@@ -66,6 +68,7 @@ class PredictJob:
     dicom_output: bool = True
     identifiers: bool = False
     trust: bool = False
+    limits: FileLimits = field(default_factory=limits)
 
     @property
     def devices(self) -> tuple[str, ...]:
@@ -184,13 +187,19 @@ class _JobSteps:
         task.prepared = self.predictor.scans.open(files)
 
     def _kept(self, task: _JobTask) -> PredictionRow | None:
-        """The row of an earlier run, if it was done with the same key and its files are there."""
+        """The row of an earlier run with the same key: done, with its files, or a crash."""
         row = self.known.get(task.files.case)
-        if row is None or row.status == "failed" or row.key != task.key:
+        if row is None or row.key != task.key:
             return None
+        if row.status == "failed":
+            return self._left_out(row) if row.message.startswith(CRASHED) else None
         segmented = row.message != NO_SEGMENTATION
         outputs = self.targets.paths(task.files, self.predictor.plan, segmented=segmented)
         return replace(row, status="kept") if all(p.is_file() for p in outputs) else None
+
+    def _left_out(self, row: PredictionRow) -> PredictionRow:
+        logger.warning("Case %s is left out: the same file crashed the reader before.", row.case)
+        return row
 
     def _row(self, task: _JobTask, status: Status, message: str = "") -> PredictionRow:
         return PredictionRow(

@@ -19,6 +19,7 @@ from lesionseg.core import CaseFiles
 from lesionseg.errors import ConfigError, pip_install
 from lesionseg.inference.predictor import Predictor
 from lesionseg.io.case_ids import printable_id
+from lesionseg.io.formats.guard import set_limits
 from lesionseg.models.build import NetworkFactory
 from lesionseg.pipeline.predict.case_pipeline import default_budget
 from lesionseg.pipeline.predict.predict_job import PredictJob, predict_cases
@@ -139,6 +140,8 @@ class Worker:
     def _prepare(self, order: bytes) -> PredictJob:
         if self._job is None or order != self._order:
             job, architectures, sharers = pickle.loads(order)
+            set_limits(job.limits)
+            os.umask(0o077)  # results are their user's alone
             if job.inference.max_memory_gb is None:
                 share = default_budget() / 2**30 / sharers
                 job = replace(job, inference=replace(job.inference, max_memory_gb=share))

@@ -8,6 +8,7 @@ from typing import Literal, get_args
 from lesionseg.core import CaseFiles
 from lesionseg.errors import DatasetError, require
 from lesionseg.inference.inference_settings import InferenceSettings
+from lesionseg.io.atomic import locked_folder, private_files
 from lesionseg.io.layouts.input_images import find_images
 from lesionseg.models.build import NetworkFactory
 from lesionseg.pipeline.dataset.data_settings import DicomSettings
@@ -46,8 +47,10 @@ def predict(
     Writes mask, instances and candidates of each case to `output`, in the scan's own geometry and
     format, and `predictions.csv`, in which rows of other cases stay. A case that fails does not
     stop the others. Started again, it leaves out what is done and unchanged. Reading, the network
-    and writing overlap. Raises `BundleError` or `ConfigError` for an unusable bundle or setting and
-    an output folder that is the input folder, `DatasetError` when there is no case.
+    and writing overlap. What is written is its user's alone (files 0600, folders 0700). Raises
+    `BundleError` or `ConfigError` for an unusable bundle or setting and an output folder that is
+    the input folder, `DatasetError` when there is no case, `OutputError` for an output folder into
+    which another process writes.
 
     Args:
         bundle: a run directory or a bundle's folder, or several that are averaged.
@@ -91,20 +94,18 @@ def predict(
     cases = shard.of(find_cases(Path(input), job.output, predictors[0].plan))
     if dicom_output:
         check_dicom_output(cases)
-    table = PredictionTable(job.output, shard)
-    if engine == "ray":
-        finished = predict_on_ray(job, cases, table.rows, architectures)
-    else:
-        finished = predict_cases(job, cases, known=table.rows, predictors=predictors)
     rows = []
-    try:
-        with bar("Predicting") as advance, closing(finished):
+    with private_files(), locked_folder(job.output, f".{shard.table}.lock"):
+        table = PredictionTable(job.output, shard)
+        if engine == "ray":
+            finished = predict_on_ray(job, cases, table.rows, architectures)
+        else:
+            finished = predict_cases(job, cases, known=table.rows, predictors=predictors)
+        with closing(table), bar("Predicting") as advance, closing(finished):
             for row in finished:
                 table.put(row)
                 rows.append(row)
                 (progress or advance)(row.case, len(rows), len(cases))
-    finally:
-        table.close()
     return PredictOutcome(sorted(rows, key=lambda row: row.case))
 
 

@@ -18,13 +18,14 @@ import lesionseg
 from lesionseg.core import Dataset, Role
 from lesionseg.data.cache.case_cache import source_hash
 from lesionseg.errors import DatasetError, OutputError, require
-from lesionseg.io.atomic import read_json, write_text
+from lesionseg.io.atomic import read_json, read_yaml, write_text
 from lesionseg.plan.splits import Splits, roles_in
 
 CLAIM = "config.yaml"
 # settings that do not change the result: a whole group, or one of its settings
 FREE = (
     "debug",
+    "limits",
     "logger",
     "report",
     "run_dir",
@@ -60,7 +61,7 @@ def check_claim(run_dir: Path, config: Mapping[str, Any]) -> None:
         raise OutputError("The run directory is a file.", where=run_dir, remedy="name another one.")
     if not is_claimed(run_dir):
         return
-    before = yaml.safe_load((run_dir / CLAIM).read_text(encoding="utf-8"))
+    before = read_yaml(run_dir / CLAIM)
     makers = [_command(c) for c in (before, config)]
     require(  # every setting of one command would differ from the other's
         makers[0] == makers[1],

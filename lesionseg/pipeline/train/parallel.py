@@ -16,6 +16,7 @@ from threading import Thread
 import torch
 
 from lesionseg.errors import ConfigError, LesionsegError, TrainingError
+from lesionseg.io.formats.guard import FileLimits, limits, set_limits
 from lesionseg.pipeline.run.run_log import LINE, LOG
 from lesionseg.training.device.accelerator import training_device
 from lesionseg.training.settings import TrainerSettings
@@ -66,7 +67,7 @@ def run_together(jobs: Sequence[Job], places: Sequence[Environment]) -> None:
 
 
 def _start(job: Job, place: Environment) -> SpawnProcess:
-    process = get_context("spawn").Process(target=_work, args=(job,), name=job.name)
+    process = get_context("spawn").Process(target=_work, args=(job, limits()), name=job.name)
     with _environment(place):  # before the process begins: CUDA reads its variables once
         process.start()
     where = ", ".join(f"{name}={value}" for name, value in place.items())
@@ -112,8 +113,9 @@ def _environment(added: Environment) -> Iterator[None]:
         os.environ.update(before)
 
 
-def _work(job: Job) -> None:
+def _work(job: Job, limits: FileLimits) -> None:
     """The life of a process: all that it says goes to its log."""
+    set_limits(limits)
     _write_to(job.folder / LOG)
     Thread(target=_end_with_parent, daemon=True).start()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as by Ctrl-C, in good order

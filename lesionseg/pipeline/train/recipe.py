@@ -13,6 +13,7 @@ from lesionseg.data.sampling import SamplingSettings
 from lesionseg.data.transforms import PrepareSettings
 from lesionseg.evaluation import Preset
 from lesionseg.inference.inference_settings import InferenceSettings
+from lesionseg.io.atomic import locked_folder
 from lesionseg.losses.detection_loss import DetectionLoss
 from lesionseg.losses.monai_losses import completed
 from lesionseg.pipeline.dataset.data_settings import ALL_FOLDS, DataSettings
@@ -86,7 +87,8 @@ def train(
     """Train, choose an operating point on the validation role, test, bundle and report.
 
     All cases are read and checked before the first file is written. Starting again with the same
-    configuration resumes. Raises the `LesionsegError` of whatever is wrong.
+    configuration resumes; while it runs, a second one is refused. Raises the `LesionsegError` of
+    whatever is wrong.
 
     Args:
         data: the folder and its roles; `fold` "all" trains every fold, and chooses on the cases
@@ -145,7 +147,7 @@ def _run(recipe: Recipe, run: Path) -> TrainOutcome:
     require_logger(recipe.logger)
     require_own_processes(learning.trainer.devices)
     check_claim(run, recipe.config)
-    with kept_log(run) as note:
+    with locked_folder(run), kept_log(run) as note:
         warn_of_unheard_loss(recipe.model.architecture, learning.loss, learning.detection)
         survey = take_survey(recipe.data, learning.seed)
         train_all = cross_validate if recipe.data.fold == ALL_FOLDS else _hold_out

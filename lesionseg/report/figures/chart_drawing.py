@@ -32,6 +32,7 @@ RC: Any = {
     "axes.edgecolor": INK,
     "axes.labelcolor": INK,
     "hatch.linewidth": 0.8,
+    "text.parse_math": False,  # a name of the user's may hold dollars
 }
 
 

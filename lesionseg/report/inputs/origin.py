@@ -5,8 +5,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from lesionseg.errors import ReadError
 from lesionseg.evaluation.score_sections import Scores
+from lesionseg.io.atomic import read_yaml
 from lesionseg.report import text
 
 # Long hexadecimal numbers: hashes of data, which others could recompute from the same files.
@@ -46,16 +46,8 @@ def withhold(key: str, value: str) -> str:
 
 def _config(run: Path) -> Mapping[str, Any]:
     """The resolved configuration of a run directory; empty when these scores have none."""
-    import yaml
-
     path = (run.parent if run.name == "test" else run) / "config.yaml"
-    if not path.is_file():
-        return {}
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ReadError("Cannot read the run's configuration.", where=path) from error
-    return content if isinstance(content, Mapping) else {}
+    return read_yaml(path) if path.is_file() else {}
 
 
 def _words(value: Any) -> str:

@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lesionseg.errors import ConfigError, ReadError
+from lesionseg.errors import ConfigError
+from lesionseg.io.atomic import read_yaml
 from lesionseg.report import text
 from lesionseg.report.inputs.result_tables import Tables
 
@@ -71,7 +72,7 @@ def read_study(path: Path | None) -> Study:
     """
     if path is None:
         return Study()
-    answers = {key: value for key, value in _read(path).items() if value not in (None, "")}
+    answers = {key: value for key, value in read_yaml(path).items() if value not in (None, "")}
     for key in answers:
         if key not in (*text.STUDY, *COUNTS):
             near = difflib.get_close_matches(str(key), [*text.STUDY, *COUNTS], n=1)
@@ -89,18 +90,6 @@ def make_flow(tables: Tables, study: Study) -> Flow:
     failed = sum(case.failed for case in tables.cases)
     exclusions = study.answers.get("exclusions", text.NOT_STATED)
     return Flow(study.n_found, study.n_excluded, exclusions, tables.scores.n_cases, failed)
-
-
-def _read(path: Path) -> dict[str, Any]:
-    import yaml
-
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ReadError("Cannot read the study file.", where=path, seen=error) from error
-    if not isinstance(content, dict):
-        raise ReadError("The study file is no list of keys.", where=path, expected="key: words")
-    return content
 
 
 def _count(value: Any, where: str) -> int | None:

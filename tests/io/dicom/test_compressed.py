@@ -1,6 +1,7 @@
 """Compressed DICOM: decoded where a decoder is installed, refused by name where none is."""
 
 import io
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from PIL import Image
 from pydicom import dcmread
 from pydicom.encaps import encapsulate
 from pydicom.uid import (
+    DeflatedExplicitVRLittleEndian,
     JPEG2000Lossless,
     JPEGBaseline8Bit,
     JPEGLosslessSV1,
@@ -18,6 +20,7 @@ from pydicom.uid import (
 )
 
 from lesionseg.errors import ReadError
+from lesionseg.io.dicom.headers import read_header
 from lesionseg.io.formats.volumes import read_volume
 from tests.io.dicom_files import CT, DX, save
 
@@ -97,3 +100,33 @@ def test_video_is_refused(tmp_path: Path) -> None:
     header.save_as(path)
     with pytest.raises(ReadError, match=r"MPEG-4.*uncompressed"):
         read_volume(path)
+
+
+def _deflate(path: Path, behind: bytes = b"") -> None:
+    """The same file in the deflated syntax, with more behind it."""
+    header = dcmread(path)
+    header.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
+    header.save_as(path, enforce_file_format=True)
+    content = path.read_bytes()
+    start = 144 + int.from_bytes(content[140:144], "little")
+    packer = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS)
+    packed = packer.compress(zlib.decompress(content[start:], -zlib.MAX_WBITS) + behind)
+    path.write_bytes(content[:start] + packed + packer.flush())
+
+
+def test_a_deflated_series_is_the_same_scan(series: Series) -> None:
+    folder = series()
+    before = read_volume(folder)
+    for file in folder.iterdir():
+        _deflate(file)
+    after = read_volume(folder)
+    assert after.geometry.matches(before.geometry)
+    np.testing.assert_array_equal(after.array, before.array)
+
+
+def test_h3_a_deflated_file_is_inflated_no_further_than_it_claims(tmp_path: Path) -> None:
+    path = save(tmp_path / "a.dcm", np.zeros((4, 4), np.uint16), CT)
+    _deflate(path, bytes(2**25 + 2**20))
+    assert read_header(path).Rows == 4
+    with pytest.raises(ReadError, match="holds more than its header claims"):
+        read_header(path, pixels=True)

@@ -198,3 +198,37 @@ def test_the_same_volume_gives_the_same_bytes(tmp_path: Path, oblique: Geometry)
     for name in ("a.nii.gz", "b.nii.gz"):
         write_volume(tmp_path / name, volume)
     assert (tmp_path / "a.nii.gz").read_bytes() == (tmp_path / "b.nii.gz").read_bytes()
+
+
+@pytest.mark.parametrize(("off_mm", "said"), [(0.9, False), (1.1, True)])
+def test_a_place_stated_twice_is_said(
+    tmp_path: Path, off_mm: float, said: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    affine = np.diag([2.0, 2.0, 2.0, 1.0])
+    image = nibabel.Nifti1Image(np.zeros((4, 5, 6), np.uint8), affine)
+    image.set_sform(affine, code=1)
+    affine[0, 3] = off_mm
+    image.set_qform(affine, code=1)
+    nibabel.save(image, tmp_path / "a.nii")
+    assert read_volume(tmp_path / "a.nii").geometry.affine[0, 3] == 0
+    assert ("sform and qform lie 1.1 mm apart" in caplog.text) == said
+
+
+@pytest.mark.parametrize("offset", [1e12, -1.0, float("nan")])
+def test_h3_voxels_far_behind_the_header_are_refused_before_inflating(
+    tmp_path: Path, offset: float
+) -> None:
+    image = nibabel.Nifti1Image(np.zeros((2, 2, 2), np.uint8), np.eye(4))
+    content = bytearray(image.to_bytes())
+    content[108:112] = np.float32(offset).tobytes()
+    (tmp_path / "a.nii.gz").write_bytes(gzip.compress(bytes(content)))
+    with pytest.raises(ReadError, match="header is too long"):
+        read_volume(tmp_path / "a.nii.gz")
+
+
+def test_h3_what_goes_on_behind_the_voxels_is_not_inflated_for_ever(tmp_path: Path) -> None:
+    image = nibabel.Nifti1Image(np.zeros((2, 2, 2), np.uint8), np.eye(4))
+    long = gzip.compress(image.to_bytes() + bytes(2**26 + 2**20), compresslevel=1)
+    (tmp_path / "a.nii.gz").write_bytes(long)
+    with pytest.raises(ReadError, match="goes on behind its voxels"):
+        read_volume(tmp_path / "a.nii.gz")

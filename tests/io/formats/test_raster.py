@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tifffile
-from PIL import Image
+from PIL import Image, ImageOps
 
 from lesionseg.core import Geometry, Volume
 from lesionseg.errors import ContentError, OutputError, ReadError
@@ -147,3 +147,39 @@ def test_a_claim_beyond_the_file_is_refused_before_allocating(tmp_path: Path) ->
     (tmp_path / "huge.png").write_bytes(_png(9000, 9000))
     with pytest.raises(ReadError, match=r"claims more voxels.*huge\.png"):
         read_volume(tmp_path / "huge.png")
+
+
+@pytest.mark.parametrize("turn", range(1, 9))
+@pytest.mark.parametrize("suffix", [".jpg", ".tif"])
+def test_a_stated_rotation_is_followed_and_said(
+    tmp_path: Path, suffix: str, turn: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    picture = np.zeros((16, 24), np.uint8)  # bright at the upper left, dim at the upper right
+    picture[:8, :8], picture[:8, 16:] = 200, 100
+    stored, path = picture, tmp_path / f"a{suffix}"
+    if turn in (2, 3, 6, 7):
+        stored = stored[:, ::-1]
+    if turn in (3, 4, 7, 8):
+        stored = stored[::-1]
+    if turn > 4:
+        stored = stored.T
+    exif = Image.Exif()
+    exif[274] = turn
+    if suffix == ".tif":
+        tifffile.imwrite(path, stored, extratags=[(274, "H", 1, turn, True)])
+    else:
+        Image.fromarray(np.ascontiguousarray(stored)).save(path, exif=exif, quality=100)
+    if suffix == ".jpg":  # of a TIFF, what Pillow shows depends on its version
+        shown = np.asarray(ImageOps.exif_transpose(Image.open(path)), dtype=int)
+        assert np.abs(shown - picture).max() < 8
+    volume = read_volume(path)
+    assert np.abs(volume.array[0].astype(int) - picture).max() < 8
+    assert read_geometry(path).matches(volume.geometry)
+    assert ("says how to turn it" in caplog.text) == (turn > 1)
+
+
+def test_m4_another_format_under_a_raster_s_name_is_refused(tmp_path: Path) -> None:
+    Image.new("L", (4, 4)).save(tmp_path / "a.gif")
+    (tmp_path / "a.gif").rename(tmp_path / "a.png")
+    with pytest.raises(ReadError, match="cannot identify image file"):
+        read_volume(tmp_path / "a.png")

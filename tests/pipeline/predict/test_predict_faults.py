@@ -19,7 +19,9 @@ from lesionseg.inference.decision import CaseDecision, Inferred
 from lesionseg.inference.inference_settings import InferenceSettings
 from lesionseg.inference.open_scan import ScanOpener
 from lesionseg.inference.sliding.scan_tiles import ScanTiles
+from lesionseg.io.atomic import locked_folder
 from lesionseg.io.case_ids import MAX_ID_BYTES
+from lesionseg.io.formats import decoder, volumes
 from lesionseg.io.formats.volumes import read_volume, write_volume
 from lesionseg.io.predictions import find_predictions
 from lesionseg.pipeline.predict import case_writing as predict_write
@@ -311,3 +313,39 @@ def test_a_scan_whose_name_is_no_unicode_fails_alone(
     for identifiers in (False, True):
         rows = _run(bundle, scans, tmp_path / f"out{identifiers}", identifiers=identifiers)
         assert _statuses(rows) == {"a": "done", "'b\\udcff'": "failed", "c": "done"}
+
+
+def test_c1_a_crash_of_the_reader_fails_one_case_which_is_left_out_from_then_on(
+    bundle: Path, scans: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    scan = read_volume(scans / "b.nii.gz")
+    (scans / "b.nii.gz").unlink()
+    write_volume(scans / "b.mha", scan)
+
+    def crashing(read: Callable[..., Any], path: Path, *settings: Any) -> Any:
+        return decoder.decode(os._exit, 5) if path.name == "b.mha" else None
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(volumes, "decode", crashing)
+        rows = _run(bundle, scans, tmp_path / "out")
+    assert _statuses(rows) == {"a": "done", "b": "failed", "c": "done"}
+    assert rows[1].message.startswith("The reader crashed on this file.")
+    again = _run(bundle, scans, tmp_path / "out")
+    assert _statuses(again) == {"a": "kept", "b": "failed", "c": "kept"}
+    assert "Case b is left out: the same file crashed the reader before." in caplog.text
+    write_volume(scans / "b.mha", Volume(scan.array + 1, scan.geometry))
+    assert _statuses(_run(bundle, scans, tmp_path / "out"))["b"] == "done"
+
+
+def test_m3_a_folder_that_another_process_writes_into_is_refused(
+    bundle: Path, scans: Path, tmp_path: Path
+) -> None:
+    with (
+        locked_folder(tmp_path / "out", ".predictions.csv.lock"),
+        pytest.raises(OutputError, match="Another process is writing into this folder"),
+    ):
+        _run(bundle, scans, tmp_path / "out")
+    _run(bundle, scans, tmp_path / "out")
+    modes = {p.stat().st_mode & 0o777 for p in (tmp_path / "out").iterdir() if p.is_file()}
+    assert modes == {0o600}
+    assert (tmp_path / "out").stat().st_mode & 0o777 == 0o700

@@ -50,3 +50,14 @@ def test_dice_and_training_are_drawn(tables: Tables) -> None:
     figure = Figure()
     figures.training_curves(figure, curves)
     assert [line.get_label() for line in figure.axes[0].lines] == ["loss", "loss_focal"]
+
+
+def test_m5_dollars_in_a_name_are_dollars() -> None:
+    def draw(onto: FigureBase) -> None:
+        axes = onto.subplots()
+        figures.doubling_axis(axes, 1 / 8, 8)
+        figures.tidy(axes, r"$\alpha_{$")
+
+    svg = figures.draw_svg(draw, 3.0).svg.decode()
+    assert r"<!-- $\alpha_{$ -->" in svg
+    assert "mathdefault" not in svg
