@@ -14,7 +14,7 @@ from lesionseg.errors import TrainingError
 from lesionseg.losses.normaliser import PositiveAverage
 from lesionseg.plan.plan import Plan
 from lesionseg.training.device.accelerator import LateFigures
-from lesionseg.training.device.speed import BACKEND, GRAPHS, Mode, begin_forward
+from lesionseg.training.device.speed import BACKEND, GRAPHS, Mode, begin_forward, tune_kernels
 from lesionseg.training.settings import OptimiserSettings, TrainerSettings
 from lesionseg.training.step.objective import BatchTargets, Objective, add_terms
 from lesionseg.training.step.optimiser import (
@@ -110,8 +110,12 @@ class LesionModule(pl.LightningModule):
         In place and in the process that trains: names of weights stay as they are.
         """
         self.normalisers = self.make_normalisers(self.trainer.world_size)
+        device = self.trainer.strategy.root_device
+        tune_kernels(device)
         if self.compiled:
             self.network.compile(backend=BACKEND, mode=self.compiled)
+            if device.type == "cuda":  # a CPU has kernels of its own for losses
+                self.objective.compile(BACKEND)
 
     def on_train_start(self) -> None:
         """Let the clock run from the minutes before a resume."""

@@ -62,6 +62,10 @@ class Objective(ABC):
     def focal_terms(self) -> tuple[FocalTerm, ...]:
         """The focal terms by which the shown logits are taught; none for other losses."""
 
+    @abstractmethod
+    def compile(self, backend: str) -> None:
+        """Let torch's compiler fuse targets and terms into few kernels, where it can."""
+
 
 @dataclass(frozen=True, eq=False)
 class VoxelTargets(BatchTargets):
@@ -117,6 +121,11 @@ class VoxelObjective(Objective):
     def focal_terms(self) -> tuple[FocalTerm, ...]:
         """Those of the loss."""
         return focal_terms(self.loss)
+
+    def compile(self, backend: str) -> None:
+        """Both: some eighty operations a level become a few kernels."""
+        for name in ("targets", "terms"):
+            setattr(self, name, torch.compile(getattr(self, name), backend=backend))
 
     def _level_terms(self, logits: Tensor, targets: LevelTargets, normaliser: Tensor) -> Terms:
         extra = {"instances": targets.instances} if self._takes_instances else {}
