@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lesionseg.errors import TrainingError
-from lesionseg.losses.normaliser import PositiveAverage
+from lesionseg.losses.normaliser import PositiveAverage, update_all
 from lesionseg.plan.plan import Plan
 from lesionseg.training.device.accelerator import LateFigures
 from lesionseg.training.device.speed import BACKEND, GRAPHS, Mode, begin_forward, tune_kernels
@@ -209,9 +209,8 @@ class LesionModule(pl.LightningModule):
         """The normaliser of each group of terms, and the first's positives on all processes."""
         counts = self._reduce(torch.stack(targets.counts()), "sum")
         shares = self.settings.accumulate * self.trainer.world_size
-        averages: Any = self.normalisers
-        normalisers = [a.update(n) / shares for a, n in zip(averages, counts, strict=True)]
-        return normalisers, counts[0]
+        averages: Any = list(self.normalisers)
+        return update_all(averages, counts, shares), counts[0]
 
     def _accumulate(
         self, image: Tensor, targets: BatchTargets, normalisers: Sequence[Tensor]
