@@ -3,7 +3,8 @@
 All is computed in closed form from the logits alone. With z the error logit of an element (see
 `ops.kernels.focal_plain`), its loss is w · sigmoid(z)^γ · softplus(z) and the L1 norm of its
 gradient by the logits is w · sigmoid(z)^γ · (γ · sigmoid(−z) · softplus(z) + sigmoid(z)) for a
-sigmoid, and twice that for a softmax, since the others' derivatives add up to the truth's.
+sigmoid, and twice that for a softmax, since the others' derivatives add up to the truth's. All of
+it stays on the logits' device, in one tensor of figures that can be read later.
 """
 
 from collections.abc import Sequence
@@ -11,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Integer, Shaped
+from jaxtyping import Bool, Float, Float64, Integer, Shaped
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -26,6 +27,8 @@ from lesionseg.losses.inputs import (
     softmax_weights,
 )
 from lesionseg.losses.trimmed import TrimmedFocalLoss
+from lesionseg.ops.fixed_rows import lesion_table
+from lesionseg.ops.kernels.focal_plain import class_tensor
 
 HARD_SHARE = 0.01  # of the background: its hardest elements
 N_QUANTILES = 101  # 0, 1 … 100 % of the elements
@@ -80,6 +83,16 @@ class Balance:
     lesion_p: tuple[float, ...]
     background_p: float | None
 
+    @classmethod
+    def of(cls, figures: Sequence[float]) -> "Balance":
+        """From the figures of `balance_figures`, on the host."""
+        loss, gradient, background, highest = figures[:3], figures[3:6], figures[6], figures[7:]
+        return cls(
+            *(Parts(a, hard, max(b - hard, 0.0)) for a, hard, b in (loss, gradient)),
+            lesion_p=tuple(p for p in highest if p >= 0),
+            background_p=None if background < 0 else background,
+        )
+
 
 @dataclass(frozen=True, eq=False)
 class LossCurves:
@@ -92,13 +105,21 @@ class LossCurves:
     lesion: NDArray[np.float64] | None
     background: NDArray[np.float64] | None
 
+    @classmethod
+    def of(cls, figures: Sequence[float]) -> "LossCurves":
+        """From the figures of `curve_figures`, on the host."""
+        curves = np.asarray(figures).reshape(2, N_QUANTILES)
+        return cls(*(None if np.isnan(curve).any() else curve for curve in curves))
+
 
 @dataclass(frozen=True, eq=False)
 class _Elements:
-    """Loss and L1 norm of its gradient of each element `[n]`."""
+    """Loss and L1 norm of its gradient of each element `[n]`, and which are to be looked at."""
 
     loss: Tensor
     gradient: Tensor
+    lesion: Tensor
+    background: Tensor
 
 
 def focal_terms(loss: nn.Module) -> tuple[FocalTerm, ...]:
@@ -110,7 +131,6 @@ def focal_terms(loss: nn.Module) -> tuple[FocalTerm, ...]:
     return tuple(FocalTerm(m.alpha, m.gamma, m.weight) for m in found)
 
 
-@torch.no_grad()
 def measure_balance(
     logits: Float[Tensor, "b c *spatial"],
     labels: Shaped[Tensor, "b *any"],
@@ -120,31 +140,41 @@ def measure_balance(
     activation: str = "sigmoid",
     valid: Bool[Tensor, "b *spatial"] | None = None,
 ) -> Balance:
-    """Who gets the loss `terms` of a batch and their gradient.
+    """Who gets the loss `terms` of a batch and their gradient; waits for the logits' device."""
+    figures = balance_figures(logits, labels, instances, terms, activation=activation, valid=valid)
+    return Balance.of(figures.tolist())
+
+
+@torch.no_grad()
+def balance_figures(
+    logits: Float[Tensor, "b c *spatial"],
+    labels: Shaped[Tensor, "b *any"],
+    instances: Integer[Tensor, "b *spatial"],
+    terms: Sequence[FocalTerm],
+    *,
+    activation: str = "sigmoid",
+    valid: Bool[Tensor, "b *spatial"] | None = None,
+) -> Float64[Tensor, " n"]:
+    """What a `Balance` is made of, on the logits' device.
 
     Labels as a `VoxelLoss` takes them; `instances` lesion ids, unique within a tile. An element is
     a logit of a sigmoid (a voxel is background to all classes but its own) or a voxel of a softmax.
     Without terms the sums are 0.
     """
-    lesion, background = _elements(logits, labels, valid, activation, terms)
-    n_hard = min(max(round(HARD_SHARE * len(background.loss)), 1), len(background.loss))
-    hardest = background.loss.topk(n_hard, sorted=False).indices
-    sums = torch.stack(
-        [
-            part.sum(dtype=torch.float64)
-            for of in ("loss", "gradient")
-            for part in (
-                getattr(lesion, of),
-                getattr(background, of)[hardest],
-                getattr(background, of),
-            )
-        ]
-    ).tolist()
-    loss, gradient = (Parts(a, hard, max(b - hard, 0.0)) for a, hard, b in (sums[:3], sums[3:]))
-    return Balance(loss, gradient, *_highest(logits, labels, instances, valid, activation))
+    of = _elements(logits, labels, valid, activation, terms)
+    n_background = of.background.sum()
+    n_hard = (HARD_SHARE * n_background.double()).round().clamp(min=1).minimum(n_background)
+    most = min(round(HARD_SHARE * len(of.loss)) + 1, len(of.loss))
+    where = torch.where(of.background, of.loss, -1).topk(most).indices
+    hardest = torch.arange(most, device=where.device) < n_hard
+    sums = [
+        torch.where(mask, values, 0).sum(dtype=torch.float64)
+        for each in (of.loss, of.gradient)
+        for values, mask in ((each, of.lesion), (each[where], hardest), (each, of.background))
+    ]
+    return torch.cat([torch.stack(sums), _highest(logits, labels, instances, valid, activation)])
 
 
-@torch.no_grad()
 def loss_curves(
     logits: Float[Tensor, "b c *spatial"],
     labels: Shaped[Tensor, "b *any"],
@@ -154,23 +184,41 @@ def loss_curves(
     valid: Bool[Tensor, "b *spatial"] | None = None,
 ) -> LossCurves:
     """The cumulative loss of lesions and of background in one batch."""
-    lesion, background = _elements(logits, labels, valid, activation, terms)
-    return LossCurves(cumulative_share(lesion.loss), cumulative_share(background.loss))
+    figures = curve_figures(logits, labels, terms, activation=activation, valid=valid)
+    return LossCurves.of(figures.tolist())
 
 
-def cumulative_share(values: Float[Tensor, " n"]) -> NDArray[np.float64] | None:
-    """Share of the sum of `values` in the smallest 0, 1 … 100 % of them; None for no sum.
+@torch.no_grad()
+def curve_figures(
+    logits: Float[Tensor, "b c *spatial"],
+    labels: Shaped[Tensor, "b *any"],
+    terms: Sequence[FocalTerm],
+    *,
+    activation: str = "sigmoid",
+    valid: Bool[Tensor, "b *spatial"] | None = None,
+) -> Float64[Tensor, " n"]:
+    """What `LossCurves` are made of, on the logits' device."""
+    of = _elements(logits, labels, valid, activation, terms)
+    return torch.cat([cumulative_share(of.loss, mask) for mask in (of.lesion, of.background)])
 
-    >>> cumulative_share(torch.tensor([3.0, 1.0]))[[0, 25, 50, 100]].tolist()
+
+def cumulative_share(
+    values: Float[Tensor, " n"], mask: Bool[Tensor, " n"]
+) -> Float64[Tensor, " quantiles"]:
+    """Share of the sum of the masked `values` in the smallest 0, 1 … 100 % of them; NaN for no sum.
+
+    >>> values, all_of_them = torch.tensor([3.0, 1.0]), torch.tensor([True, True])
+    >>> cumulative_share(values, all_of_them)[[0, 25, 50, 100]].tolist()
     [0.0, 0.125, 0.25, 1.0]
     """
-    # numpy sorts without the indices that torch brings along
-    ascending = np.sort(values.detach().float().cpu().numpy())
-    total = np.concatenate([[0.0], np.cumsum(ascending, dtype=np.float64)])
-    if not total[-1] > 0:
-        return None
-    at = np.linspace(0, len(ascending), N_QUANTILES)
-    return np.asarray(np.interp(at, np.arange(len(total)), total) / total[-1])
+    n = mask.sum()
+    ascending = torch.where(mask, values.detach().float(), torch.inf).sort().values
+    counted = torch.arange(len(values), device=values.device) < n
+    total = F.pad(torch.where(counted, ascending, 0).double().cumsum(0), (1, 0))
+    at = torch.linspace(0, 1, N_QUANTILES, dtype=torch.float64, device=values.device) * n
+    below = at.floor().long()
+    low, high = total[below], total[(below + 1).minimum(n)]
+    return (low + (at - below) * (high - low)) / total[-1]
 
 
 def _elements(
@@ -179,87 +227,55 @@ def _elements(
     valid: Tensor | None,
     activation: str,
     terms: Sequence[FocalTerm],
-) -> tuple[_Elements, _Elements]:
-    """The elements of lesions and those of background."""
+) -> _Elements:
+    """All elements in one row; those left out have no loss."""
     kept = everywhere(logits) if valid is None else valid.bool()
     logits = logits.detach().float()
-    n = logits.shape[1]
     if activation == "softmax":
-        weights = [softmax_weights(term.alpha, n) for term in terms]
-        of_lesion, of_background = [w[1:] for w in weights], [w[:1] for w in weights]
-        lesion, background = _softmax_errors(logits, labels, kept)
+        error, truth = _softmax_error(logits, labels), labels > 0
+        n = logits.shape[1]
+        weights = [class_tensor(softmax_weights(t.alpha, n), logits)[labels.long()] for t in terms]
     else:
-        both = [sigmoid_weights(term.alpha, n) for term in terms]
-        of_lesion, of_background = [w[0] for w in both], [w[1] for w in both]
-        lesion, background = _sigmoid_errors(logits, labels, kept)
-    return _weighted(lesion, terms, of_lesion), _weighted(background, terms, of_background)
+        truth = lesion_target(labels, logits)
+        error, kept = torch.where(truth, -logits, logits), kept.unsqueeze(1).expand_as(logits)
+        weights = [_sigmoid_weight(term, truth, logits) for term in terms]
+    loss, gradient = torch.zeros_like(error), torch.zeros_like(error)
+    cross_entropy = F.softplus(error)
+    right, log_wrong = torch.exp(-cross_entropy), error - cross_entropy
+    for term, weight in zip(terms, weights, strict=True):
+        focus = term.weight * weight * torch.exp(term.gamma * log_wrong)
+        loss += focus * cross_entropy
+        gradient += focus * (term.gamma * right * cross_entropy + (1 - right))
+    lesion, background = kept & truth, kept & ~truth
+    return _Elements(*(t.flatten() for t in (loss, gradient, lesion, background)))
 
 
-def _sigmoid_errors(
-    logits: Tensor, labels: Tensor, kept: Tensor
-) -> tuple[list[Tensor], list[Tensor]]:
-    """Error logits by class: those of its lesions, and those of everything else."""
-    lesion, background = [], []
-    for errors, truth in zip(
-        logits.unbind(1), lesion_target(labels, logits).unbind(1), strict=True
-    ):
-        lesion.append(-errors[kept & truth])
-        background.append(errors[kept & ~truth])
-    return lesion, background
-
-
-def _softmax_errors(
-    logits: Tensor, labels: Tensor, kept: Tensor
-) -> tuple[list[Tensor], list[Tensor]]:
-    """Error logits of each lesion class, and of background."""
+def _softmax_error(logits: Tensor, labels: Tensor) -> Tensor:
     index = labels.long().unsqueeze(1)
     others = torch.logsumexp(logits.scatter(1, index, -torch.inf), dim=1)
-    error = others - logits.gather(1, index).squeeze(1)
-    lesion = [error[kept & (labels == k)] for k in range(1, logits.shape[1])]
-    return lesion, [error[kept & (labels == 0)]]
+    return others - logits.gather(1, index).squeeze(1)
 
 
-def _weighted(
-    errors: Sequence[Tensor], terms: Sequence[FocalTerm], weights: Sequence[Sequence[float]]
-) -> _Elements:
-    """All elements in one row; `weights[term][group of errors]`."""
-    error = torch.cat(list(errors))
-    loss, gradient = torch.zeros_like(error), torch.zeros_like(error)
-    if len(error):
-        cross_entropy = F.softplus(error)
-        truth, log_wrong = torch.exp(-cross_entropy), error - cross_entropy
-    for term, of_group in zip(terms, weights, strict=True):
-        if not len(error):
-            break
-        each = _spread(of_group, errors, error) * term.weight
-        focus = each * torch.exp(term.gamma * log_wrong)
-        loss += focus * cross_entropy
-        gradient += focus * (term.gamma * truth * cross_entropy + (1 - truth))
-    return _Elements(loss, gradient)
-
-
-def _spread(weights: Sequence[float], errors: Sequence[Tensor], like: Tensor) -> Tensor:
-    """The weight of each element: one number where all groups have the same."""
-    if len(set(weights)) == 1:
-        return like.new_tensor(weights[0])
-    return torch.cat([torch.full_like(e, w) for e, w in zip(errors, weights, strict=True)])
+def _sigmoid_weight(term: FocalTerm, truth: Tensor, logits: Tensor) -> Tensor:
+    """The weight of each element, `[B, K, *spatial]`."""
+    axes = (-1, *[1] * (logits.ndim - 2))
+    both = sigmoid_weights(term.alpha, logits.shape[1])
+    lesion, background = (class_tensor(weights, logits).view(axes) for weights in both)
+    return torch.where(truth, lesion, background)
 
 
 def _highest(
     logits: Tensor, labels: Tensor, instances: Tensor, valid: Tensor | None, activation: str
-) -> tuple[tuple[float, ...], float | None]:
-    """The highest probability in each lesion, and in background."""
+) -> Tensor:
+    """The highest probability in background, then in each lesion; −1 where there is none."""
     kept = everywhere(logits) if valid is None else valid.bool()
     p = lesion_probabilities(logits.detach(), activation)
     truth = lesion_target(labels, p)
-    lesion = truth.any(1)
-    background = kept & ~lesion
-    over = torch.where(background, p.amax(1), -1.0).max() if labels.numel() else p.new_tensor(-1.0)
-    inside = kept & lesion & (instances > 0)
-    tile = inside.nonzero()[:, 0]
-    own = p.masked_fill(~truth, -1).amax(1)[inside]
-    key = torch.stack([tile, instances[inside].long()], dim=1)
-    found, which = torch.unique(key, dim=0, return_inverse=True)
-    highest = own.new_zeros(len(found)).scatter_reduce(0, which, own, "amax", include_self=False)
-    highest_background = float(over)
-    return tuple(highest.tolist()), None if highest_background < 0 else highest_background
+    lesion = kept & truth.any(1)
+    over = F.pad(torch.where(kept & ~truth.any(1), p.amax(1), -1).flatten(), (0, 1), value=-1.0)
+    table = lesion_table(torch.where(lesion, instances, 0), instances)
+    own = p.masked_fill(~truth, -1).amax(1).flatten()[table.voxels]
+    n = table.ids.numel()
+    highest = torch.full((n + 1,), -1.0, device=p.device)
+    highest = highest.scatter_reduce_(0, table.rows.clamp(max=n), own, "amax")[:n]
+    return torch.cat([over.max()[None], highest]).double()

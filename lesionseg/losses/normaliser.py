@@ -1,5 +1,7 @@
 """The normaliser of a focal loss in training: a steady estimate of the lesion voxels of a batch."""
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Bool, Float, Shaped
 from torch import Tensor, nn
@@ -52,3 +54,14 @@ class PositiveAverage(nn.Module):
         """Take in the positives of a batch; the normaliser for it, as a new 0-d tensor."""
         self.average.lerp_(count.to(self.average), 1 - self.momentum)
         return self.average.clamp_min(self.expected)
+
+
+@torch.no_grad()
+def update_all(
+    averages: Sequence[PositiveAverage], counts: Float[Tensor, " n"], shares: int
+) -> list[Float[Tensor, ""]]:
+    """`update` of averages of one momentum, each divided by `shares`, in three launches."""
+    kept = [a.average for a in averages]
+    torch._foreach_lerp_(kept, list(counts.to(kept[0]).unbind()), 1 - averages[0].momentum)
+    floored = torch._foreach_clamp_min(kept, [a.expected for a in averages])
+    return list(torch._foreach_div(floored, shares))

@@ -10,6 +10,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lesionseg.errors import ContentError
+from lesionseg.ops.boxes import box_iou
+from lesionseg.ops.suppression import kept_by_rank
+
+_CHUNK = 1024  # boxes compared with all leaders at a time
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,8 +47,8 @@ def weighted_box_clustering(
     be trusted, such as the tile weight at its centre; 1 when None. `expected` `[n]`: the summed
     weight of all predictions that were asked about the leader's place (tiles that see it, times
     flips and models); missing = expected − the weight found, at least 0; None: nothing is missing.
-    Sums in float64 on the CPU; no boxes give none. Raises `ContentError` for shapes that do not
-    fit.
+    Sums in float64, on the boxes' device; no boxes give none. Raises `ContentError` for shapes that
+    do not fit.
 
     >>> boxes = torch.tensor([[0.0, 0, 4, 4], [0, 0, 4, 4]])
     >>> found = weighted_box_clustering(boxes, torch.tensor([0.9, 0.6]), 0.5)
@@ -61,27 +65,53 @@ def weighted_box_clustering(
             expected="boxes [n, 2·dims], and n of each of the others",
         )
     order = torch.argsort(scores.detach(), descending=True, stable=True)
-    ranked = [_ranked(t, order, n) for t in (scores, weights, expected)]
-    ranked[2] = ranked[2] if expected is not None else np.zeros(n)
-    corners = boxes.detach().double().cpu().numpy()[order.cpu().numpy()]
-    merged, score, leader, size = _clusters(
-        corners, *ranked, *_layout(corners), float(iou_threshold)
-    )
-    best = np.argsort(-score, kind="stable")
-    return Clusters(
-        torch.from_numpy(merged[best]).float().to(boxes.device),
-        torch.from_numpy(score[best]).float().to(boxes.device),
-        order[torch.from_numpy(leader[best]).to(order.device)],
-        torch.from_numpy(size[best]).to(boxes.device),
+    one, zero = (torch.full((n,), v, device=boxes.device) for v in (1.0, 0.0))
+    given = (scores, one if weights is None else weights, zero if expected is None else expected)
+    corners, *ranked = (t.detach()[order].double() for t in (boxes, *given))
+    cluster = clustered_by_rank if boxes.is_cuda else _clustered_on_cpu
+    merged, score, leader, size = cluster(corners, *ranked, float(iou_threshold))
+    best = torch.argsort(score, descending=True, stable=True)
+    return Clusters(merged[best].float(), score[best].float(), order[leader[best]], size[best])
+
+
+def clustered_by_rank(
+    boxes: Tensor, scores: Tensor, weights: Tensor, expected: Tensor, iou_threshold: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Merged boxes, scores, leaders and sizes of boxes by descending score, all at once.
+
+    The leaders are what NMS leaves; each other box goes to the first of them that it overlaps.
+    """
+    leads = kept_by_rank(boxes.float(), iou_threshold)
+    leader = leads.nonzero()[:, 0]
+    owner, overlap = leads.cumsum(0) - 1, torch.ones_like(scores)
+    others = (~leads).nonzero()[:, 0]
+    for first in range(0, len(others), _CHUNK):
+        rest = others[first : first + _CHUNK]
+        iou = box_iou(boxes[rest].float(), boxes[leader].float())
+        owner[rest] = (iou > iou_threshold).int().argmax(1)  # the first
+        overlap[rest] = iou.gather(1, owner[rest, None])[:, 0].double()
+    factor = weights * overlap
+    each = [factor, factor * scores, weights, torch.ones_like(factor)]
+    table = torch.cat([torch.stack(each, 1), (factor * scores)[:, None] * boxes], dim=1)
+    sums = torch.zeros((len(leader), table.shape[1]), dtype=table.dtype, device=table.device)
+    trust, trusted_score, weight, size = sums.index_add_(0, owner, table)[:, :4].unbind(1)
+    mean = sums[:, 4:] / trusted_score[:, None]
+    total = trust + (expected[leader] - weight).clamp(min=0)
+    return (
+        torch.where(trusted_score[:, None] > 0, mean, boxes[leader]),
+        torch.where(total > 0, trusted_score / total, 0),
+        leader,
+        size.long(),
     )
 
 
-def _ranked(values: Tensor | None, order: Tensor, n: int) -> NDArray[np.float64]:
-    """Values in order of descending score; ones for None."""
-    if values is None:
-        return np.ones(n)
-    found: NDArray[np.float64] = values.detach()[order].double().cpu().numpy()
-    return found
+def _clustered_on_cpu(
+    boxes: Tensor, scores: Tensor, weights: Tensor, expected: Tensor, iou_threshold: float
+) -> tuple[Tensor, ...]:
+    """The same one by one, which takes a CPU less time."""
+    arrays = [t.cpu().numpy() for t in (boxes, scores, weights, expected)]
+    found = _clusters(*arrays, *_layout(arrays[0]), iou_threshold)
+    return tuple(torch.from_numpy(array) for array in found)
 
 
 def _layout(corners: NDArray[np.float64]) -> tuple[NDArray[np.int64], int, float]:

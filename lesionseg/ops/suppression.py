@@ -3,7 +3,7 @@
 import numba
 import numpy as np
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Int64
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -33,7 +33,7 @@ def nms(
             expected="boxes [n, 2·dims] and scores [n]",
         )
     order = torch.argsort(scores.detach(), descending=True, stable=True)
-    return order[_kept(boxes.detach()[order].float(), float(iou_threshold))]
+    return order[kept_by_rank(boxes.detach()[order].float(), float(iou_threshold))]
 
 
 def batched_nms(
@@ -64,8 +64,8 @@ def batched_nms(
     return together[torch.argsort(scores[together], descending=True, stable=True)]
 
 
-def _kept(ranked: Tensor, iou_threshold: float) -> Tensor:
-    """Which of the boxes stay, where they lie."""
+def kept_by_rank(ranked: Float[Tensor, "n two_d"], iou_threshold: float) -> Bool[Tensor, " n"]:
+    """Which of the boxes, already by descending score, stay; on their device."""
     kernels = gpu_kernels("nms_triton") if ranked.is_cuda else None
     if kernels is not None and len(ranked) <= kernels.MOST_BOXES:
         found: Tensor = kernels.kept_by_rank(ranked, iou_threshold)

@@ -8,6 +8,7 @@ from lesionseg.data.augmentation.augment import AugmentationSettings
 from lesionseg.data.sampling import SamplingSettings
 from lesionseg.errors import ConfigError
 from lesionseg.losses.detection_loss import DetectionLoss
+from lesionseg.training.device.accelerator import AHEAD, loader_workers, training_device
 from lesionseg.training.settings import OptimiserSettings, TrainerSettings
 
 
@@ -43,11 +44,12 @@ def _refuse_unseen_background(trainer: TrainerSettings) -> None:
             seen=f"trainer.devices={trainer.devices}",
             remedy="set trainer.devices=1 or sampling.hard_share=0.",
         )
-    ahead = 2 * trainer.workers  # steps that workers read ahead
+    workers = loader_workers(trainer.workers, training_device(trainer.accelerator))
+    ahead = AHEAD * workers
     if ahead >= trainer.steps_per_epoch:
         raise ConfigError(
             "With so many workers tiles are read before their hard background is known.",
             where="sampling.hard_share",
-            seen=f"trainer.workers={trainer.workers}, {trainer.steps_per_epoch} steps per epoch",
+            seen=f"trainer.workers={workers}, {trainer.steps_per_epoch} steps per epoch",
             expected=f"trainer.steps_per_epoch above {ahead}",
         )

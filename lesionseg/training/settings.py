@@ -59,7 +59,8 @@ class TrainerSettings:
     validation role are then looked at (None: all). `select`: whether the `best` or the `last`
     weights are kept, None for the best of two validations or more. `checkpoint_every_minutes`: at
     most so much work is lost when training is killed, or 50 times what writing takes. `workers`:
-    processes that make tiles, 0 for none. `devices`: a number, `auto`, or a list of GPUs.
+    processes that make tiles, 0 for none, `auto` as many as help (`device.accelerator`).
+    `devices`: a number, `auto`, or a list of GPUs.
     `callbacks` are Lightning's, and act after our own; `lightning` is handed to `pl.Trainer`.
     """
 
@@ -75,7 +76,7 @@ class TrainerSettings:
     accumulate: int = 1
     gradient_clip: float = 12.0
     ema_decay: float | None = 0.99
-    workers: int = 1
+    workers: int | Literal["auto"] = "auto"
     validate_every_minutes: float | Literal["auto"] | None = None
     validate_cases: int | None = 16
     select: str | None = None
@@ -120,9 +121,12 @@ class TrainerSettings:
         for name in ("max_steps", "steps_per_epoch", "accumulate", "log_every", "validate_cases"):
             value = getattr(self, name)
             _require(f"trainer.{name}", value, value is None or value >= 1, "1 or more")
-        for name in ("workers", "checkpoint_every_minutes"):
-            value = getattr(self, name)
-            _require(f"trainer.{name}", value, value >= 0, "0 or more")
+        kept = self.checkpoint_every_minutes >= 0
+        _require(
+            "trainer.checkpoint_every_minutes", self.checkpoint_every_minutes, kept, "0 or more"
+        )
+        kept = self.workers == "auto" or (type(self.workers) is int and self.workers >= 0)
+        _require("trainer.workers", self.workers, kept, "0 or more, or auto")
         decay = self.ema_decay
         _require("trainer.ema_decay", decay, decay is None or 0 <= decay < 1, "in [0, 1), or null")
         self._check_lightning()

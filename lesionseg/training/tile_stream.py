@@ -1,7 +1,10 @@
 """The endless stream of tiles, cut into the batches of each step; it can begin at any step."""
 
+import logging
+import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import count
+from math import prod
 from typing import Any, cast
 
 import pytorch_lightning as pl
@@ -13,10 +16,14 @@ from torch.utils.data import Dataset, Sampler, default_collate
 from lesionseg.data.tile_dataset import RawTile, RawTiles, TileDataset
 from lesionseg.data.transforms import TileItem
 from lesionseg.plan.plan import Plan
+from lesionseg.training.device.accelerator import AHEAD, loader_workers
 from lesionseg.training.settings import TrainerSettings
 from lesionseg.training.step.module import LesionModule
 
+log = logging.getLogger(__name__)
+
 Batch = dict[str, Tensor]
+SHARED_MEMORY = "/dev/shm"
 
 
 class StepSampler(Sampler[list[int]]):
@@ -78,6 +85,7 @@ class TileStream:
             tiles,
             batch_sampler=StepSampler(self.tiles_per_step, self.first_step, *_process()),
             num_workers=self.workers,
+            prefetch_factor=AHEAD if self.workers else None,
             multiprocessing_context="fork" if self.workers else None,
             pin_memory=self.pin,
             collate_fn=collate,
@@ -126,13 +134,49 @@ class LesionData(pl.LightningDataModule):
         """The batches of this process, without end."""
         trainer = cast(pl.Trainer, self.trainer)
         reached = cast(LesionModule, trainer.lightning_module).counters.steps
+        device, n = (
+            trainer.strategy.root_device.type,
+            self.plan.batch_size * self.settings.accumulate,
+        )
+        workers = loader_workers(self.settings.workers, device, trainer.num_devices)
+        fit = fitting_workers(workers, n * tile_bytes(self.plan), trainer.num_devices)
         return TileStream(
             self.tiles,
-            self.plan.batch_size * self.settings.accumulate,
+            n,
             first_step=reached if self.first_step is None else self.first_step,
-            workers=self.settings.workers,
-            pin=trainer.strategy.root_device.type == "cuda",
+            workers=max(fit, 1) if self.settings.workers == "auto" else workers,
+            pin=device == "cuda",
         )
+
+
+def tile_bytes(plan: Plan) -> int:
+    """Of a tile at most, as a worker hands it over: an image in fp32, and three masks."""
+    return prod(plan.tile_shape) * (4 * len(plan.channel_names) + 6)
+
+
+def fitting_workers(workers: int, step_bytes: int, n_processes: int = 1) -> int:
+    """Workers of each process whose steps, those read ahead, fit the shared memory; says if fewer.
+
+    A worker that finds it full is killed by the system, without a word.
+    """
+    try:
+        free = shutil.disk_usage(SHARED_MEMORY).free
+    except OSError:  # other systems have no such folder
+        return workers
+    fit = free // ((AHEAD + 1) * step_bytes * n_processes)
+    if fit < workers:
+        log.warning(
+            "%s has room for the tiles of %d workers only. Seen: %.2f GB free. Expected: %.2f GB "
+            "for trainer.workers=%d. How to fix: start the container with --shm-size=8g (or "
+            "--ipc=host), or set trainer.workers=%d.",
+            SHARED_MEMORY,
+            fit,
+            free / 1e9,
+            workers * (AHEAD + 1) * step_bytes * n_processes / 1e9,
+            workers,
+            fit,
+        )
+    return min(fit, workers)
 
 
 def finished(

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks.operation_counts import OperationCounts
 from lesionseg.losses import (
     CrossEntropyLoss,
     DiceFocalLoss,
@@ -18,7 +19,9 @@ from lesionseg.losses import (
 from lesionseg.losses.gradient_balance import (
     FocalTerm,
     Parts,
+    balance_figures,
     cumulative_share,
+    curve_figures,
     focal_terms,
     loss_curves,
     measure_balance,
@@ -171,7 +174,24 @@ def test_curves_rise_from_nothing_to_all_and_bend_with_gamma():
 
 
 def test_curve_of_equal_losses_is_a_straight_line_and_of_none_is_none():
-    straight = cumulative_share(torch.full((7,), 0.3))
-    assert straight == pytest.approx(np.linspace(0, 1, 101), abs=1e-6)
-    assert cumulative_share(torch.zeros(5)) is None
-    assert cumulative_share(torch.zeros(0)) is None
+    seven = torch.tensor([0.3] * 7 + [9.0] * 2)
+    straight = cumulative_share(seven, seven < 1)
+    assert straight.numpy() == pytest.approx(np.linspace(0, 1, 101), abs=1e-6)
+    for nothing in (torch.zeros(5), torch.zeros(0)):
+        assert cumulative_share(nothing, nothing == 0).isnan().all()
+    logits, labels = batch(1)
+    none = loss_curves(logits, 0 * labels, [FocalTerm(0.25, 2.0)])
+    assert none.lesion is None
+    assert none.background is not None
+
+
+@pytest.mark.parametrize("activation", ["sigmoid", "softmax"])
+def test_a_gpu_is_not_waited_for(activation):
+    """On a device without values, whatever the host would read raises."""
+    logits, labels = (t.to("meta") for t in batch(3, n_labels=2))
+    terms = [FocalTerm(0.25, 2.0), FocalTerm(None, 0.0)]
+    with OperationCounts() as counts:
+        figures = balance_figures(logits, labels, labels.int(), terms, activation=activation)
+        curves = curve_figures(logits, labels, terms, activation=activation)
+    assert (counts.waits, figures.device.type) == ({}, "meta")
+    assert curves.shape == (2 * 101,)

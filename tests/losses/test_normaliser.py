@@ -5,6 +5,7 @@ import torch
 
 from lesionseg.errors import ConfigError
 from lesionseg.losses import PositiveAverage, count_positives
+from lesionseg.losses.normaliser import update_all
 
 
 def test_counts_valid_lesion_voxels() -> None:
@@ -49,3 +50,10 @@ def test_refuses_settings_without_meaning() -> None:
         PositiveAverage(expected=-1)
     with pytest.raises(ConfigError, match="momentum"):
         PositiveAverage(expected=1, momentum=1.0)
+
+
+def test_all_averages_at_once_are_those_one_by_one():
+    one, all_ = ([PositiveAverage(expected=n) for n in (10, 100)] for _ in range(2))
+    for counts in (torch.tensor([50.0, 1000.0]), torch.zeros(2)):
+        expected = [a.update(n) / 4 for a, n in zip(one, counts, strict=True)]
+        assert torch.equal(torch.stack(update_all(all_, counts, 4)), torch.stack(expected))

@@ -1,10 +1,15 @@
 """Which tiles a step sees, on one process or on several, from the start or later."""
 
+from collections import namedtuple
 from itertools import chain, islice
 
+import pytest
 import torch
 
-from lesionseg.training.tile_stream import StepSampler, TileStream
+from lesionseg.training import tile_stream
+from lesionseg.training.device import accelerator
+from lesionseg.training.device.accelerator import loader_workers
+from lesionseg.training.tile_stream import StepSampler, TileStream, fitting_workers
 
 
 def steps(n, **settings):
@@ -35,3 +40,31 @@ def test_a_worker_process_gives_the_same_tiles(squares):
     here, there = (TileStream(squares(), 2, first_step=0, workers=w, pin=False) for w in (0, 1))
     for a, b in zip(islice(here, 3), islice(there, 3), strict=True):
         assert torch.equal(a["image"], b["image"])
+
+
+@pytest.mark.parametrize(
+    ("cores", "asked", "device", "processes", "expected"),
+    [
+        (16, "auto", "cuda", 1, 8),
+        (4, "auto", "cuda", 1, 3),
+        (16, "auto", "cuda", 4, 3),
+        (1, "auto", "cuda", 1, 1),
+        (16, "auto", "cpu", 1, 1),
+        (2, 0, "cuda", 1, 0),
+        (2, 12, "cpu", 1, 12),
+    ],
+)
+def test_a_gpu_is_fed_by_all_cores_but_one(monkeypatch, cores, asked, device, processes, expected):
+    monkeypatch.setattr(accelerator, "cores", lambda: cores)
+    assert loader_workers(asked, device, processes) == expected
+
+
+def test_workers_that_shared_memory_has_no_room_for_are_named_with_the_remedy(monkeypatch, caplog):
+    usage = namedtuple("usage", "free")(64 * 10**6)
+    monkeypatch.setattr(tile_stream.shutil, "disk_usage", lambda _: usage)
+    assert fitting_workers(8, 10**6) == 8
+    assert not caplog.messages
+    assert fitting_workers(8, 10**7) == 2
+    assert "--shm-size" in caplog.text
+    assert "0.06 GB free" in caplog.text
+    assert fitting_workers(8, 10**8) == 0

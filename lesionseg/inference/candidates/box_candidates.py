@@ -41,6 +41,10 @@ class FoundBoxes:
     def __len__(self) -> int:
         return len(self.scores)
 
+    def cpu(self) -> "FoundBoxes":
+        """The same boxes on the CPU."""
+        return FoundBoxes(self.boxes.cpu(), self.scores.cpu(), self.labels.cpu())
+
 
 class BoxCollector:
     """Gathers the boxes of all tiles, flips and ensemble members, and merges them once.
@@ -51,7 +55,7 @@ class BoxCollector:
     sees it whole. All views together are merged by weighted box clustering, weighted by the tile
     weight. Views without a box there count as 0, as in the average of probabilities. Or NMS merges
     them, where the plan's anchors say so (`merge`). `tiles` are those that are computed, all when
-    None.
+    None. All is done where the network's outputs lie, and comes to the CPU at the end.
     """
 
     def __init__(
@@ -75,6 +79,9 @@ class BoxCollector:
     def add(self, output: DetectorOutput, tiles: Sequence[int], flipped: Sequence[int]) -> None:
         """Take what the network says of a batch of tiles, seen mirrored along spatial `flipped`."""
         logits, deltas = output.class_logits.float(), output.box_deltas.float()
+        self._anchors, self._weight, self._starts = (
+            t.to(logits.device) for t in (self._anchors, self._weight, self._starts)
+        )
         for row, tile in enumerate(tiles):
             self._views.append(self._view_boxes(logits[row], deltas[row], tile, flipped))
 
@@ -83,7 +90,7 @@ class BoxCollector:
         if self.n_degenerate:
             log.debug("%d boxes without volume were dropped.", self.n_degenerate)
         boxes, scores, labels, weights = _joined(self._views, self.plan.dims)
-        merged = self._merged(boxes, scores, labels, weights)
+        merged = self._merged(boxes, scores, labels, weights).cpu()
         before = torch.tensor([first for first, _ in self.grid.pad] * 2, dtype=torch.float32)
         limit = torch.tensor(self.grid.shape, dtype=torch.float32).repeat(2)
         inside = (merged.boxes - before).clamp(min=0).minimum(limit)
@@ -105,9 +112,7 @@ class BoxCollector:
             : 4 * MOST_IN_A_TILE
         ]
         anchor, label = above // probabilities.shape[1], above % probabilities.shape[1] + 1
-        anchors = self._anchors.to(anchor.device)[anchor]
-        boxes, scores = decode_boxes(deltas[anchor], anchors).cpu(), flat[above].cpu()
-        label = label.cpu()
+        boxes, scores = decode_boxes(deltas[anchor], self._anchors[anchor]), flat[above]
         sound = ~is_degenerate(boxes)
         self.n_degenerate += int((~sound).sum())
         boxes, scores, label = boxes[sound], scores[sound], label[sound]
@@ -128,7 +133,7 @@ class BoxCollector:
 
     def _weight_at(self, centres: Tensor) -> Tensor:
         """The tile weight at points of the tile; that of the nearest voxel beyond it."""
-        limit = torch.tensor(self._weight.shape) - 1
+        limit = torch.tensor(self._weight.shape, device=centres.device) - 1
         place = centres.floor().long().clamp(min=0).minimum(limit)
         weight: Tensor = self._weight[place.unbind(-1)]
         return weight
@@ -136,8 +141,8 @@ class BoxCollector:
     def _is_cut(self, boxes: Tensor, tile: int) -> Tensor:
         """Whether a box reaches a side of its tile that is no side of the volume."""
         start = self._starts[tile]
-        shape = torch.tensor(self._weight.shape, dtype=torch.float32)
-        end = torch.tensor(self.grid.padded_shape, dtype=torch.float32)
+        shape = torch.tensor(self._weight.shape, device=start.device)
+        end = torch.tensor(self.grid.padded_shape, device=start.device)
         low, high = boxes.chunk(2, dim=-1)
         cut = ((low <= 0) & (start > 0)) | ((high >= shape) & (start + shape < end))
         return cut.any(-1)
@@ -174,8 +179,8 @@ class BoxCollector:
 
     def _expected(self, centres: Tensor) -> Tensor:
         """Summed weight `[n]` of all views that had each point in their tile."""
-        shape = torch.tensor(self._weight.shape, dtype=torch.float32)
-        total = torch.zeros(len(centres))
+        shape = torch.tensor(self._weight.shape, device=centres.device)
+        total = torch.zeros(len(centres), device=centres.device)
         for tile in self._tiles:
             here = centres - self._starts[tile]
             inside = ((here >= 0) & (here < shape)).all(-1)

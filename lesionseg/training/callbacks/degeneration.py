@@ -8,8 +8,8 @@ from lesionseg.losses.gradient_balance import Parts
 
 Kind = Literal["hard_background", "few_lesions", "collapse", "nothing_found"]
 
-# Logging steps looked at together: one batch holds a few lesions or none, so that a single row
-# says little; 20 of them are 100 steps by default.
+# Rows looked at together: one batch holds a few lesions or none, so that a single row says little;
+# 20 of them are 100 steps in a short training, a tenth of the budget or 20 minutes in a long one.
 STRETCH = 20
 # Of the gradient. Where a sigmoid's bias has settled, its gradients of lesions and background
 # cancel, so that all background together takes half; above it the outliers alone decide. Simulated

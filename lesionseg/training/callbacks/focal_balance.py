@@ -1,7 +1,8 @@
 """What the focal loss teaches: focal_balance.csv, loss_curves.csv and warnings while training.
 
-At each logging step, from the logits of the batch that is being trained on. One measurement takes
-about 30 ms for two tiles of 64³ on one CPU core.
+From the logits of the batch that is being trained on, at logging steps: after each half percent of
+the budget or each minute, whichever is sooner. A measurement takes about 30 ms for two tiles of 64³
+on one CPU core; a GPU makes it by itself and is asked for it after the step.
 """
 
 import logging
@@ -25,8 +26,8 @@ from lesionseg.losses.gradient_balance import (
     FocalTerm,
     LossCurves,
     Parts,
-    loss_curves,
-    measure_balance,
+    balance_figures,
+    curve_figures,
 )
 from lesionseg.training.callbacks.degeneration import (
     STRETCH,
@@ -36,6 +37,7 @@ from lesionseg.training.callbacks.degeneration import (
 )
 from lesionseg.training.callbacks.history import History
 from lesionseg.training.callbacks.step_callbacks import AfterStep
+from lesionseg.training.device.accelerator import LateFigures
 from lesionseg.training.step.module import LesionModule
 from lesionseg.training.step.supervision import LevelTargets
 
@@ -46,6 +48,7 @@ BALANCE, CURVES, WARNINGS = (
     Path("loss_curves.csv"),
     Path("focal_balance.json"),
 )
+EVERY_SHARE, EVERY_MINUTES = 0.005, 1.0  # of the budget, of time
 CURVES_FROM = 0.9  # of the budget: the curves show what training ends with
 COLUMNS = (
     "step",
@@ -63,12 +66,12 @@ COLUMNS = (
 class FocalBalance(AfterStep):
     """Writes which voxels get loss and gradient, on the first process, and warns once of each kind.
 
-    focal_balance.csv, one row per logging step: `loss` is the mean of the whole training loss since
+    focal_balance.csv, one row per measurement: `loss` is the mean of the whole training loss since
     the row before; `loss_…` and `gradient_…` are shares of the loss's focal term and of the L1
     norm of its gradient by the finest logits that come from lesion elements, from the hardest 1 %
     of background and from the easy rest, with the sums beside them; empty for a loss without a
     focal term. `lesion_p`: mean over `n_lesions` of the highest probability in each.
-    loss_curves.csv: mean cumulative loss of the logging steps in the last tenth of the budget.
+    loss_curves.csv: mean cumulative loss of the measurements in the last tenth of the budget.
     focal_balance.json: a list of {step, kind, sentence}. A resumed training goes on with all
     three but the curves, which start again after a kill in the last tenth.
     """
@@ -80,8 +83,9 @@ class FocalBalance(AfterStep):
         self.warnings: list[Degeneration] = []
         self._rows: list[BalanceRow] = []
         self._losses: list[Tensor] = []
-        self._balances: list[Balance] = []
-        self._curves: list[LossCurves] = []
+        self._balances: list[LateFigures] = []  # of the parts of this step
+        self._curves: list[LateFigures] = []
+        self._measured = (-1.0, -1.0)  # progress and minutes of the latest
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Take up what an earlier part of the same training has written."""
@@ -97,14 +101,18 @@ class FocalBalance(AfterStep):
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Ask to see the logits of a logging step."""
+        """Ask to see the logits of a logging step, when it is time."""
         module = cast(LesionModule, pl_module)
-        due = (module.counters.steps + 1) % module.settings.log_every == 0
-        if self.history is not None and due:
+        if self.history is None or (module.counters.steps + 1) % module.settings.log_every:
+            return
+        progress, minutes = module.progress, module.counters.minutes
+        share = progress - self._measured[0]
+        if share >= EVERY_SHARE or minutes - self._measured[1] >= EVERY_MINUTES:
+            self._measured = (progress, minutes)
             module.watchers.append(partial(self._watch, module))
 
     def after_step(self, trainer: pl.Trainer, module: LesionModule) -> None:
-        """Write the row of a logging step; nothing of a skipped one."""
+        """Write the row of a measured step; nothing of a skipped one."""
         if module.latest is None or self.history is None:
             return
         self._losses.append(module.latest.loss.masked_fill(module.latest.skipped, torch.nan))
@@ -120,18 +128,23 @@ class FocalBalance(AfterStep):
             self.history.write()
             write_json(self.run_dir / WARNINGS, [asdict(warning) for warning in self.warnings])
         if self._curves:
-            write_curves(self.run_dir / CURVES, self._curves)
+            curves = [LossCurves.of(figures.read()) for figures in self._curves]
+            write_curves(self.run_dir / CURVES, curves)
 
     def _watch(self, module: LesionModule, logits: Tensor, targets: LevelTargets) -> None:
         meaning: Any = {"activation": module.plan.activation, "valid": targets.valid}
         labels, instances = targets.labels, targets.instances
-        self._balances.append(measure_balance(logits, labels, instances, self.terms, **meaning))
+        figures = balance_figures(logits, labels, instances, self.terms, **meaning)
+        self._balances.append(LateFigures.of(figures))
         if self.terms and module.progress >= CURVES_FROM:
-            self._curves.append(loss_curves(logits, labels, self.terms, **meaning))
+            self._curves.append(
+                LateFigures.of(curve_figures(logits, labels, self.terms, **meaning))
+            )
 
     def _add(self, module: LesionModule) -> None:
         loss = float(torch.stack(self._losses).nanmean())
-        row = _row(module.counters.steps, loss, self._balances, bool(self.terms))
+        balances = [Balance.of(figures.read()) for figures in self._balances]
+        row = _row(module.counters.steps, loss, balances, bool(self.terms))
         self._losses = []
         self._rows = [*self._rows, row][-STRETCH:]
         if self.history is not None:

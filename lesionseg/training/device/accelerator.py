@@ -1,14 +1,17 @@
 """The device that trains: which it is, whether it is there, its memory, and who starts it."""
 
 import os
-from typing import NamedTuple, Self
+from typing import Literal, NamedTuple, Self
 
 import torch
 from torch import Tensor
 
+from lesionseg.data.cache.fill import cores
 from lesionseg.errors import ConfigError
 
 TASKS = "SLURM_STEP_NUM_TASKS"  # srun sets it for what it starts; a batch script does not have it
+MOST_WORKERS = 8  # a GPU is fed by as many
+AHEAD = 2  # steps that each worker reads ahead
 
 
 def training_device(accelerator: str) -> str:
@@ -26,6 +29,19 @@ def require_device(accelerator: str) -> None:
             remedy="set trainer.accelerator=auto to train on the processor, or start the command "
             "where `nvidia-smi` and torch.cuda.is_available() see a GPU.",
         )
+
+
+def loader_workers(asked: int | Literal["auto"], device: str, n_processes: int = 1) -> int:
+    """Processes that make tiles for each of those that train on this machine.
+
+    `auto`: on a GPU the cores that each has, but one, 1 to `MOST_WORKERS`; on a CPU, which
+    training itself fills, one.
+    """
+    if asked != "auto":
+        return asked
+    if device == "cpu":
+        return 1
+    return min(max(cores() // n_processes - 1, 1), MOST_WORKERS)
 
 
 class LateFigures(NamedTuple):

@@ -23,8 +23,9 @@ from lesionseg.training.step.objective import Objective
 log = logging.getLogger(__name__)
 
 BACKEND = "inductor"
-# Compiling takes about a minute, a twentieth of the budget: a gain of 1.1 pays it back
-LEAST_MINUTES, LEAST_STEPS = 20.0, 5000
+# Compiling takes about a minute, outside the clock; what it takes again when training starts, from
+# the compiler's cache, a gain of 1.1 pays back
+LEAST_MINUTES, LEAST_STEPS = 10.0, 5000
 WARM_UP, TIMED = 3, 5
 
 # as torch.compile calls them: plain, and with CUDA graphs, which launch a step's kernels at once
@@ -70,10 +71,15 @@ def choose_speed(
     known = fast_memory_format(plan.dims, device)
     if device.type != "cuda":
         return Speed(known, PLAIN if settings.compile in (True, "graphs") else None)
-    objective = deepcopy(objective)  # a loss may keep sums of its own
+    tune_kernels(device)
+    tf32 = "TF32" if torch.backends.cudnn.allow_tf32 else "fp32"
+    log.info("Convolutions by measured choice (cudnn.benchmark); those of fp32 in %s.", tf32)
 
     def seconds(trial: nn.Module, mode: Mode | None) -> float:
-        return time_step(trial, objective, plan, device, dtype, mode)
+        teacher = deepcopy(objective)  # a loss may keep sums of its own
+        if mode is not None:
+            teacher.compile(BACKEND)
+        return time_step(trial, teacher, plan, device, dtype, mode)
 
     chosen = timed_choice(network, seconds, layouts(plan.dims), wanted_modes(settings))
     if settings.max_steps and chosen.seconds:
@@ -82,6 +88,12 @@ def choose_speed(
     gc.collect()
     torch.cuda.empty_cache()  # processes that are started next need it
     return chosen
+
+
+def tune_kernels(device: torch.device) -> None:
+    """Let cuDNN measure which of its kernels is fastest: tiles are all of one shape."""
+    if device.type == "cuda":
+        torch.backends.cudnn.benchmark = True
 
 
 def layouts(dims: int) -> tuple[torch.memory_format, torch.memory_format]:
@@ -93,12 +105,17 @@ def layouts(dims: int) -> tuple[torch.memory_format, torch.memory_format]:
 def wanted_modes(settings: TrainerSettings) -> Modes:
     """The ways to choose among, by a timing if several; `auto` asks only where the budget is long.
 
+    No CUDA graphs for several processes, which exchange gradients within the backward pass.
+
     >>> wanted_modes(TrainerSettings(max_minutes=60))
     (None, 'default', 'reduce-overhead')
     """
     minutes, steps = settings.max_minutes, settings.max_steps
     long = (minutes is None or minutes >= LEAST_MINUTES) and (steps is None or steps >= LEAST_STEPS)
-    return CHOICES[settings.compile if long or settings.compile != "auto" else False]
+    modes = CHOICES[settings.compile if long or settings.compile != "auto" else False]
+    if settings.has_one_device:
+        return modes
+    return tuple(dict.fromkeys(PLAIN if mode == GRAPHS else mode for mode in modes))
 
 
 def timed_choice(

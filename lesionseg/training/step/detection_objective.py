@@ -151,6 +151,11 @@ class DetectionObjective(Objective):
             return self.voxels.focal_terms()
         return () if self.loss.link is None else (FocalTerm(*self.loss.link, 1.0),)
 
+    def compile(self, backend: str) -> None:
+        """The voxels' part; anchors are assigned in loops."""
+        if self.voxels is not None:
+            self.voxels.compile(backend)
+
     def _grid(
         self, shape: Sequence[int], device: torch.device
     ) -> tuple[tuple[AnchorLevel, ...], Tensor]:

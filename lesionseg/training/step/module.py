@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from lesionseg.errors import TrainingError
-from lesionseg.losses.normaliser import PositiveAverage
+from lesionseg.losses.normaliser import PositiveAverage, update_all
 from lesionseg.plan.plan import Plan
 from lesionseg.training.device.accelerator import LateFigures
-from lesionseg.training.device.speed import BACKEND, GRAPHS, Mode, begin_forward
+from lesionseg.training.device.speed import BACKEND, GRAPHS, Mode, begin_forward, tune_kernels
 from lesionseg.training.settings import OptimiserSettings, TrainerSettings
 from lesionseg.training.step.objective import BatchTargets, Objective, add_terms
 from lesionseg.training.step.optimiser import (
@@ -110,8 +110,12 @@ class LesionModule(pl.LightningModule):
         In place and in the process that trains: names of weights stay as they are.
         """
         self.normalisers = self.make_normalisers(self.trainer.world_size)
+        device = self.trainer.strategy.root_device
+        tune_kernels(device)
         if self.compiled:
             self.network.compile(backend=BACKEND, mode=self.compiled)
+            if device.type == "cuda":  # a CPU has kernels of its own for losses
+                self.objective.compile(BACKEND)
 
     def on_train_start(self) -> None:
         """Let the clock run from the minutes before a resume."""
@@ -205,9 +209,8 @@ class LesionModule(pl.LightningModule):
         """The normaliser of each group of terms, and the first's positives on all processes."""
         counts = self._reduce(torch.stack(targets.counts()), "sum")
         shares = self.settings.accumulate * self.trainer.world_size
-        averages: Any = self.normalisers
-        normalisers = [a.update(n) / shares for a, n in zip(averages, counts, strict=True)]
-        return normalisers, counts[0]
+        averages: Any = list(self.normalisers)
+        return update_all(averages, counts, shares), counts[0]
 
     def _accumulate(
         self, image: Tensor, targets: BatchTargets, normalisers: Sequence[Tensor]

@@ -5,7 +5,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -62,21 +62,34 @@ class Objective(ABC):
     def focal_terms(self) -> tuple[FocalTerm, ...]:
         """The focal terms by which the shown logits are taught; none for other losses."""
 
+    @abstractmethod
+    def compile(self, backend: str) -> None:
+        """Let torch's compiler fuse targets and terms into few kernels, where it can."""
+
 
 @dataclass(frozen=True, eq=False)
 class VoxelTargets(BatchTargets):
-    """The targets of every supervised level, finest first."""
+    """The targets of every supervised level, finest first, and their lesion voxels `[levels]`."""
 
     levels: tuple[LevelTargets, ...]
+    positives: Tensor
+
+    @classmethod
+    def of(cls, levels: Sequence[LevelTargets]) -> Self:
+        """Targets, counted."""
+        counts = [count_positives(level.labels, level.valid) for level in levels]
+        return cls(tuple(levels), torch.stack(counts))
 
     def counts(self) -> list[Tensor]:
         """Lesion voxels of each level."""
-        return [count_positives(t.labels, t.valid) for t in self.levels]
+        return list(self.positives.unbind())
 
     def split(self, size: int) -> "list[VoxelTargets]":
         """Part by part."""
-        parts = zip(*(t.split(size) for t in self.levels), strict=True)
-        return [VoxelTargets(part) for part in parts]
+        parts = list(zip(*(t.split(size) for t in self.levels), strict=True))
+        if len(parts) == 1:
+            return [self]
+        return [VoxelTargets.of(part) for part in parts]
 
 
 class VoxelObjective(Objective):
@@ -95,7 +108,7 @@ class VoxelObjective(Objective):
     def targets(self, batch: Mapping[str, Tensor]) -> VoxelTargets:
         """The label map at every level."""
         finest = LevelTargets.of(batch, self.plan.label_regions)
-        return VoxelTargets(tuple(coarsen(finest, stride) for stride in self.strides))
+        return VoxelTargets.of([coarsen(finest, stride) for stride in self.strides])
 
     def terms(
         self, output: Sequence[Tensor], targets: VoxelTargets, normalisers: Sequence[Tensor]
@@ -117,6 +130,11 @@ class VoxelObjective(Objective):
     def focal_terms(self) -> tuple[FocalTerm, ...]:
         """Those of the loss."""
         return focal_terms(self.loss)
+
+    def compile(self, backend: str) -> None:
+        """Both: some eighty operations a level become a few kernels."""
+        for name in ("targets", "terms"):
+            setattr(self, name, torch.compile(getattr(self, name), backend=backend))
 
     def _level_terms(self, logits: Tensor, targets: LevelTargets, normaliser: Tensor) -> Terms:
         extra = {"instances": targets.instances} if self._takes_instances else {}

@@ -11,6 +11,7 @@ from lesionseg.data.tiling import TileGrid
 from lesionseg.inference.candidates.box_candidates import BoxCollector
 from lesionseg.models.detector_output import DetectorOutput
 from lesionseg.models.retinanet import planned_anchors
+from lesionseg.ops import suppression
 from lesionseg.ops.anchors import grid_anchors
 from lesionseg.ops.boxes import box_iou, encode_boxes
 from lesionseg.plan.anchor_plan import AnchorPlan, Merge
@@ -165,3 +166,25 @@ def test_what_the_focal_loss_did_to_scores_is_undone() -> None:
         collector.add(_seen(plan, [([4.0, 4, 8, 8], 0.6, 1)]), [0], ())
         scores.append(collector.finish().scores.item())
     assert scores[1] > scores[0] + 0.1
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("merge", ["wbc", "nms"])
+def test_a_gpu_merges_boxes_by_its_own_kernel(
+    merge: Merge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("no GPU")
+    plan, found = _merging(merge), []
+    grid = TileGrid((16, 24), plan.tile_shape, 0.5)
+    for device in ("cpu", "cuda"):
+        if device == "cuda":  # not even where the kernel is missing
+            monkeypatch.setattr(suppression, "kept_on_cpu", None)
+        collector = BoxCollector(grid, plan)
+        for i in range(len(grid)):
+            seen = _seen(plan, [([6.0, 2.0 + i, 9.0, 6.0 + i], 0.8, 1), ([1.0, 1, 4, 4], 0.4, 2)])
+            logits, deltas = seen.class_logits.to(device), seen.box_deltas.to(device)
+            collector.add(DetectorOutput(logits, deltas), [i], ())
+        found.append(collector.finish())
+    for ours, theirs in zip(vars(found[1]).values(), vars(found[0]).values(), strict=True):
+        torch.testing.assert_close(ours, theirs)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lesionseg.ops import nms
+from lesionseg.ops import clustering, nms, weighted_box_clustering
 from lesionseg.ops.suppression import kept_on_cpu
 
 COMPILE = """
@@ -98,6 +98,22 @@ def test_quotients_are_rounded_as_on_the_processor(nms_triton: Any) -> None:
         for threshold in (iou, iou * (1 - 1e-7), iou * (1 + 1e-7)):
             ours, expected = kept_by_both(nms_triton, pair, threshold)
             assert ours == expected
+
+
+def test_clusters_by_the_kernel_are_those_of_the_processor(
+    nms_triton: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    boxes, scores = random_boxes(100, 3, seed=5)
+    weights = torch.rand(100, generator=torch.Generator().manual_seed(0))
+    expected = weighted_box_clustering(boxes, scores, 0.2, weights=weights, expected=2 * weights)
+    monkeypatch.setattr(clustering, "kept_by_rank", nms_triton.module.kept_by_rank)
+    monkeypatch.setattr(clustering, "_clustered_on_cpu", clustering.clustered_by_rank)
+    given = (t.to(nms_triton.device) for t in (boxes, scores, weights))
+    boxes, scores, weights = given
+    found = weighted_box_clustering(boxes, scores, 0.2, weights=weights, expected=2 * weights)
+    for ours, theirs in zip(vars(found).values(), vars(expected).values(), strict=True):
+        torch.testing.assert_close(ours.cpu(), theirs)
+    assert 0 < len(found.scores) < 100
 
 
 @pytest.mark.gpu

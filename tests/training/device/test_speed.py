@@ -75,6 +75,9 @@ def test_the_fastest_is_chosen(times, asked, expected):
 
 def test_only_long_budgets_are_worth_a_try():
     assert wanted_modes(TrainerSettings(max_minutes=60)) == (None, PLAIN, GRAPHS)
+    assert wanted_modes(TrainerSettings(max_minutes=15)) == (None, PLAIN, GRAPHS)
+    assert wanted_modes(TrainerSettings(max_minutes=60, devices=2)) == (None, PLAIN)
+    assert wanted_modes(TrainerSettings(max_minutes=60, devices=2, compile="graphs")) == (PLAIN,)
     assert wanted_modes(TrainerSettings(max_minutes=5)) == (None,)
     assert wanted_modes(TrainerSettings(max_minutes=60, max_steps=100)) == (None,)
     assert wanted_modes(TrainerSettings(max_minutes=5, compile=True)) == (PLAIN,)
