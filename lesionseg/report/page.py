@@ -249,7 +249,7 @@ def render(template: str, page: object, **more: object) -> str:
         lstrip_blocks=True,
     )
     return environment.get_template(template).render(
-        page=page, text=text, version=__version__, **more
+        **{"paper": False, "page": page, "text": text, "version": __version__, **more}
     )
 
 

@@ -103,6 +103,11 @@ class View:
         """Loops as the `d` of an SVG path, in pixels; `scale` turns it into millimetres."""
         return "".join(f"M{loop[0][0]} {loop[0][1]}{_steps(loop)}Z" for loop in loops)
 
+    def points(self, loop: Loop) -> str:
+        """The corners of a loop in millimetres, for an SVG polygon."""
+        height, width = self.pixel_mm
+        return " ".join(f"{x * width:g},{y * height:g}" for x, y in loop)
+
     @property
     def scale(self) -> str:
         """The SVG transformation from pixels to millimetres."""
@@ -117,16 +122,13 @@ class View:
     @cached_property
     def data_uri(self) -> str:
         """All slices, the first on top, as one JPEG data URI."""
-        from PIL import Image
+        side = MAX_PIXELS_OF_STACK if len(self.slices) > 1 else MAX_PIXELS
+        return _jpeg_uri([one.image for one in self.slices], side)
 
-        pictures = [Image.fromarray(one.image) for one in self.slices]
-        side = MAX_PIXELS_OF_STACK if len(pictures) > 1 else MAX_PIXELS
-        for picture in pictures:
-            picture.thumbnail((side, side), Image.Resampling.BOX)
-        strip = np.concatenate([np.asarray(picture) for picture in pictures])
-        buffer = io.BytesIO()
-        Image.fromarray(strip).save(buffer, "jpeg", quality=JPEG_QUALITY, optimize=True)
-        return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+    @cached_property
+    def still_uri(self) -> str:
+        """The middle slice alone, as a JPEG data URI."""
+        return _jpeg_uri([self.image], MAX_PIXELS)
 
 
 def cut_views(
@@ -149,6 +151,19 @@ def cut_views(
         return _overview(turned, middle, side_mm), close_up
     offsets = [_offsets(box[:, axis], middle[axis], turned.image.shape[axis]) for axis in range(3)]
     return tuple(_view(turned, middle, axis, side_mm, offsets[axis]) for axis in range(3))
+
+
+def _jpeg_uri(images: Sequence[NDArray[np.uint8]], side: int) -> str:
+    """Images one below the other, each at most `side` pixels wide and high."""
+    from PIL import Image
+
+    pictures = [Image.fromarray(image) for image in images]
+    for picture in pictures:
+        picture.thumbnail((side, side), Image.Resampling.BOX)
+    strip = np.concatenate([np.asarray(picture) for picture in pictures])
+    buffer = io.BytesIO()
+    Image.fromarray(strip).save(buffer, "jpeg", quality=JPEG_QUALITY, optimize=True)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
 def _steps(loop: Loop) -> str:

@@ -42,6 +42,11 @@ KEY_REFERENCE = "reference (blue, solid)"
 KEY_PREDICTION = "program's detections (orange, dashed)"
 
 
+def edges(left: str, top: str) -> str:
+    """Which of the patient's sides lie left and up in a picture."""
+    return f"{left} left, {top} up"
+
+
 def shows(slice_mm: float) -> str:
     """How far a slice lies from the middle one.
 
