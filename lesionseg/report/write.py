@@ -32,8 +32,7 @@ from lesionseg.report.sections.gallery import GallerySection, Progress, draw_gal
 from lesionseg.report.sections.gallery_choice import ALL, Limits, choose_items
 
 _log = logging.getLogger(__name__)
-# on paper every picture costs a sixth of a page
-ON_PAPER = 6
+ON_PAPER = 9  # pictures of a kind: as many as fit a sheet
 PER_GALLERY_PAGE = 60
 
 

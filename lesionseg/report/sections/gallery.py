@@ -17,13 +17,17 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class GalleryCard:
-    """One item: where, what, and its views; without views `note` says why."""
+    """One item: where, what, and its views; without views `note` says why.
+
+    Cards of a higher `rank` are shown first, those of the same in their order.
+    """
 
     case: str
     name: str
     caption: str
     views: tuple[View, ...] = ()
     note: str = ""
+    rank: float = 0.0
 
     @property
     def reach(self) -> int:
@@ -108,7 +112,8 @@ def _card(item: GalleryItem, unit: str, scene: Scene | None = None, note: str = 
         name, caption = f"lesion {subject.lesion}", text.caption_lesion(subject, unit)
     else:
         name, caption = f"candidate {subject.candidate}", text.caption_candidate(subject, unit)
-    card = GalleryCard(item.case, name, caption, note=note)
+    rank = subject.diameter_mm if item.kind == "missed" else 0.0
+    card = GalleryCard(item.case, name, caption, note=note, rank=rank)
     if scene is None:
         return card
     if len(subject.start_vox) != scene.geometry.dims:

@@ -28,10 +28,12 @@ NO_PICTURES = (
 )
 GALLERY_TEXT = (
     "Slices through the middle of each lesion or detection, cut out around it, along the scan's "
-    "own axes. The slider below scrolls to its neighbours; so do the arrow keys and the wheel "
-    "after a press on the picture. Ticks at the edges point to it. The patient's "
-    "right is on the left of a picture, in sagittal slices the front is. Grey values are "
-    "stretched to the cut-out."
+    "own axes. Ticks at the edges point to it. The patient's right is on the left of a picture, "
+    "in sagittal slices the front is. Grey values are stretched to the cut-out."
+)
+SCROLL_TEXT = (
+    "The slider below scrolls to its neighbours; so do the arrow keys and the wheel after a press "
+    "on the picture."
 )
 GALLERY_TEXT_2D = (
     "The whole image with the place framed, and a cut-out around it. Ticks point to it."
@@ -58,7 +60,8 @@ def shows(slice_mm: float) -> str:
 
 def caption_lesion(lesion: LesionRow, unit: str) -> str:
     """What a picture of a lesion shows."""
-    size = f"{lesion.diameter_mm:.1f} {unit}"
+    size = f"equivalent diameter {lesion.diameter_mm:.1f} {unit}"
+    size += f", long axis {lesion.long_axis_mm:.1f} {unit}" if lesion.long_axis_mm else ""
     size += f" ({rate(lesion.volume_ml)} ml)" if lesion.volume_ml is not None else ""
     near = ", near the scan's resolution" if lesion.near_resolution else ""
     if not lesion.detected:
