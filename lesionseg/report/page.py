@@ -1,6 +1,6 @@
 """The sensitivity report as one self-contained HTML file."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -135,7 +135,7 @@ class Page:
     @property
     def guides(self) -> tuple[Guide, ...]:
         """The reporting guidelines, by the sections there are and what was supplied."""
-        there = ("summary", *self.sections)
+        there = (*(f"#{key}" for key in ("summary", *self.sections)), *self._facts())
         return tuple(
             Guide(
                 guide.name,
@@ -145,6 +145,17 @@ class Page:
             )
             for guide in CHECKLISTS
         )
+
+    def _facts(self) -> Iterator[str]:
+        """What guidelines ask for beyond a section that is there."""
+        scores = self.scores
+        known = {
+            "=intervals": scores.estimate("lesion_recall").ci95 is not None,
+            "=found": self.flow.n_found is not None,
+            "=split": scores.split_is_group_safe is not None,
+            f"={scores.evaluated_on}": True,
+        }
+        yield from (fact for fact, holds in known.items() if holds)
 
     @property
     def script_words(self) -> dict[str, Any]:

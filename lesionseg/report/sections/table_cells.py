@@ -187,14 +187,13 @@ def list_items(checklist: Checklist, study: Study, sections: Iterable[str]) -> L
 
 
 def _item_line(item: Item, study: Study, there: frozenset[str]) -> Line:
-    state = item.state(study, there)
-    section = "study" if state == "supplied" else item.section(there)
+    state, section = item.state(study, there), item.section(study, there)
     where = text.SECTIONS[section] if section else ""
     return (
         TableCell(item.number),
         TableCell(item.asks),
         TableCell(text.STATES[state]),
-        TableCell(where, link=section if section in there else ""),
+        TableCell(where, link=section),
     )
 
 

@@ -229,7 +229,7 @@ def failed_sentence(tables: Tables) -> str:
     return (
         f"{scans} ({lost}). With such scans left out, {judged.n_detected} of "
         f"{count(judged.n_lesions, 'lesion')} "
-        f"found, {per_scan} false positives per scan."
+        f"found, {per_scan} {_kind(tables.scores, per_scan)} per scan."
     )
 
 
