@@ -21,7 +21,7 @@ TEMPLATE = Path(__file__).parent / "templates" / "report.typ"
 Node = dict[str, Any]
 VOID = ("br", "hr", "img", "input", "link", "meta")
 # as the page's own style for print has it
-OMITTED_TAGS = ("head", "nav", "script", "style")
+OMITTED_TAGS = ("head", "nav", "script", "style", "title")
 OMITTED_CLASSES = {"control", "skip", "more"}
 # A line may break within a long word: after these signs, and elsewhere after so many letters.
 LONG_WORD = re.compile(r"\S{13,}")

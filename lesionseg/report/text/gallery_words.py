@@ -1,6 +1,6 @@
 """The pictures and what stands beside them."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from lesionseg.evaluation.rows import CandidateRow, LesionRow
 from lesionseg.report.text.amounts import NONE, rate
@@ -42,11 +42,7 @@ NO_BOX = "Its place in the scan is not stated in the tables."
 OUTLINES = "Outlines"
 KEY_REFERENCE = "reference (blue, solid)"
 KEY_PREDICTION = "program's detections (orange, dashed)"
-
-
-def edges(left: str, top: str) -> str:
-    """Which of the patient's sides lie left and up in a picture."""
-    return f"{left} left, {top} up"
+KEY_BELOW = "candidate at a missed lesion, score too low to count (white, dotted)"
 
 
 def shows(slice_mm: float) -> str:
@@ -69,6 +65,15 @@ def caption_lesion(lesion: LesionRow, unit: str) -> str:
     score = NONE if lesion.detected_at is None else f"{lesion.detected_at:.2f}"
     overlap = "" if lesion.iou is None else f", overlap (IoU) {lesion.iou:.2f}"
     return f"{size}{near} · found with score {score}{overlap}"
+
+
+def scores_below(scores: Sequence[float]) -> str:
+    """Of the candidates at a missed lesion: the highest score that did not count.
+
+    >>> scores_below([0.1, 0.42]), scores_below([])
+    (' (score 0.42)', '')
+    """
+    return f" (score {max(scores):.2g})" if scores else ""
 
 
 def caption_candidate(candidate: CandidateRow, unit: str) -> str:
