@@ -1,6 +1,6 @@
 """The sensitivity report as one self-contained HTML file."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,12 +46,14 @@ class Banner:
 
 @dataclass(frozen=True)
 class Fact:
-    """A sentence of the first screen, its definition, and the table its numbers are counted from.
+    """A line of the first screen, its definition, and the table its numbers are counted from.
 
-    `terms`: what that table is searched for, to show these rows alone.
+    `label` is what it is about, empty for the headline. `terms`: what that table is searched for,
+    to show these rows alone.
     """
 
     words: str
+    label: str = ""
     definition: str = ""
     rows: str = ""
     terms: str = ""
@@ -113,6 +115,8 @@ class Page:
             "summary": False,  # the first screen needs no link
             **{key: key in self.charts for key in CHARTED},
             "audit": self.audit is not None,
+            "rest": False,
+            "further": bool(self.scores.n_lesions),
             "labels": bool(self.labels.lines),
             "regions": bool(self.regions.lines),
             "why": bool(self.reasons.lines),
@@ -131,7 +135,7 @@ class Page:
     @property
     def guides(self) -> tuple[Guide, ...]:
         """The reporting guidelines, by the sections there are and what was supplied."""
-        there = ("summary", *self.sections)
+        there = (*(f"#{key}" for key in ("summary", *self.sections)), *self._facts())
         return tuple(
             Guide(
                 guide.name,
@@ -141,6 +145,17 @@ class Page:
             )
             for guide in CHECKLISTS
         )
+
+    def _facts(self) -> Iterator[str]:
+        """What guidelines ask for beyond a section that is there."""
+        scores = self.scores
+        known = {
+            "=intervals": scores.estimate("lesion_recall").ci95 is not None,
+            "=found": self.flow.n_found is not None,
+            "=split": scores.split_is_group_safe is not None,
+            f"={scores.evaluated_on}": True,
+        }
+        yield from (fact for fact, holds in known.items() if holds)
 
     @property
     def script_words(self) -> dict[str, Any]:
@@ -187,7 +202,7 @@ def make_page(
         scores=scores,
         flat=bool(tables.lesions) and all(len(row.start_vox) == 2 for row in tables.lesions),
         identifiers=identifiers,
-        banners=banners(scores),
+        banners=(*banners(scores), *unstated(study)),
         facts=facts(tables, study),
         charts={
             **make_charts(tables, history),
@@ -249,7 +264,7 @@ def render(template: str, page: object, **more: object) -> str:
         lstrip_blocks=True,
     )
     return environment.get_template(template).render(
-        page=page, text=text, version=__version__, **more
+        **{"paper": False, "page": page, "text": text, "version": __version__, **more}
     )
 
 
@@ -269,22 +284,50 @@ def banners(scores: Scores) -> tuple[Banner, ...]:
     return tuple(found)
 
 
+def unstated(study: Study) -> tuple[Banner, ...]:
+    """A banner that names what nobody said of the use of the model; none when all is said."""
+    what = text.unstated_words(study.answers)
+    return (Banner(text.NOT_SAID, text.NOT_SAID_TEXT.format(what=what)),) if what else ()
+
+
 def facts(tables: Tables, study: Study | None = None) -> tuple[Fact, ...]:
-    """The first screen's sentences, in order; the first is the headline."""
+    """What the first page says, in order; the first is the headline, the rest have labels."""
     scores, answers = tables.scores, study.answers if study else {}
     false, ignored = (text.OUTCOMES[name] for name in ("false_positive", "ignored"))
-    sentences = (
-        Fact(text.headline(tables, answers), "found", "study-table"),
-        Fact(text.size_sentence(scores), "size"),
-        Fact(text.overall_sentence(scores), "interval", "lesion-table", text.MISSED),
-        Fact(text.halving_sentence(tables), "interval"),
-        Fact(text.false_positive_sentence(scores), "false-positive", "candidate-table", false),
-        Fact(text.ignored_sentence(scores), "ignored", "candidate-table", ignored),
-        Fact(text.scans_sentence(tables), "", "case-table"),
-        Fact(text.failed_sentence(tables), "failed", "case-table", text.FAILED),
-        Fact(text.operating_point_sentence(scores), "operating-point", "candidate-table"),
+    sides = zip((1, 0), reversed(scores.recall_by_half), strict=False)
+    labels = text.FACTS
+    rows = (
+        Fact(text.headline(tables)),
+        Fact(text.model_words(scores, answers), labels["model"]),
+        Fact(text.stated(answers, "intended_use", "users"), labels["use"]),
+        Fact(text.stated(answers, "population", "sites"), labels["population"]),
+        Fact(text.scans_sentence(tables), labels["scans"], "lesion", "case-table"),
+        Fact(text.role_words(scores.evaluated_on), labels["role"]),
+        Fact(text.stated(answers, "reference_readers"), labels["reference"]),
+        *(
+            Fact(text.side_sentence(scores, at), text.side_label(side, scores), "size")
+            for at, side in sides
+            if side.n
+        ),
+        Fact(text.overall_sentence(scores), labels["all"], "found", "lesion-table", text.MISSED),
+        Fact(
+            text.false_positive_sentence(scores),
+            labels["false"],
+            "false-positive",
+            "candidate-table",
+            false,
+        ),
+        Fact(
+            text.ignored_sentence(scores), labels["ignored"], "ignored", "candidate-table", ignored
+        ),
+        Fact(text.failed_sentence(tables), labels["failed"], "failed", "case-table", text.FAILED),
+        Fact(text.interval_sentence(tables), labels["interval"], "interval"),
+        Fact(text.rule_words(scores), labels["rule"], "found"),
+        Fact(text.operating_point_sentence(scores), labels["point"], "operating-point"),
+        Fact(text.size_sentence(scores), labels["size"], "size"),
+        Fact(answers.get("not_for") or text.NOT_FOR, labels["not_for"]),
     )
-    return tuple(fact for fact in sentences if fact.words)
+    return tuple(fact for fact in rows if fact.words)
 
 
 def summary(tables: Tables) -> tuple[str, ...]:

@@ -9,7 +9,6 @@ from lesionseg.core import Dataset
 from lesionseg.errors import LesionsegError, ReadError
 from lesionseg.io.atomic import private_files, write_text
 from lesionseg.report import text
-from lesionseg.report.figures.chart_list import Chart
 from lesionseg.report.figures.pictures import Load, Scene
 from lesionseg.report.inputs.pseudonyms import (
     Names,
@@ -22,8 +21,7 @@ from lesionseg.report.inputs.result_tables import read_tables
 from lesionseg.report.inputs.second_model import read_pair
 from lesionseg.report.inputs.study_file import read_study
 from lesionseg.report.page import Page, make_page, render, write_page
-from lesionseg.report.pdf.document import SummaryPage, write_pdf
-from lesionseg.report.pdf.paper_tables import Block
+from lesionseg.report.pdf import write_pdf
 from lesionseg.report.sections.adjudication_sheet import write_adjudication
 from lesionseg.report.sections.audit_section import (
     AuditSection,
@@ -32,16 +30,10 @@ from lesionseg.report.sections.audit_section import (
 )
 from lesionseg.report.sections.gallery import GallerySection, Progress, draw_gallery, trim
 from lesionseg.report.sections.gallery_choice import ALL, Limits, choose_items
-from lesionseg.report.sections.table_cells import list_pairs
 
 _log = logging.getLogger(__name__)
-# On paper every picture costs a sixth of a page.
-ON_PAPER = 12
+ON_PAPER = 9  # pictures of a kind: as many as fit a sheet
 PER_GALLERY_PAGE = 60
-PAIR_SHARES = (0.3, 0.13, 0.13, 0.36, 0.08)
-SUBGROUP_SHARES = (0.14, 0.18, 0.08, 0.09, 0.11, 0.08, 0.13, 0.11, 0.08)
-GUIDE_SHARES = (0.08, 0.5, 0.15, 0.27)
-CASE_SHARES = (0.1, 0.11, 0.08, 0.08, 0.075, 0.08, 0.075, 0.065, 0.08, 0.075, 0.095, 0.085)
 
 
 @dataclass(frozen=True)
@@ -119,7 +111,7 @@ def write_report(
         _write_gallery(output / "gallery", page, gallery)
     if options.pdf:
         few = trim(gallery, ON_PAPER)
-        write_pdf(output / "report.pdf", _on_paper(page), _charts(page), few)
+        write_pdf(output / "report.pdf", render("report.html.j2", page, gallery=few, paper=True))
     return output / "report.html"
 
 
@@ -175,76 +167,3 @@ def _write_gallery(folder: Path, page: Page, gallery: Sequence[GallerySection]) 
             write_text(folder / name, render("gallery.html.j2", page, gallery=[part]))
             pages.append((name, title))
     write_text(folder / "index.html", render("index.html.j2", page, pages=pages))
-
-
-def _charts(page: Page) -> list[Chart]:
-    """In the order of `text.CHART_TITLES`, with their titles."""
-    return [
-        replace(page.charts[key], title=title)
-        for key, title in text.CHART_TITLES.items()
-        if key in page.charts
-    ]
-
-
-def _on_paper(page: Page) -> SummaryPage:
-    return SummaryPage(
-        title=page.title,
-        role=text.role_words(page.scores.evaluated_on),
-        banners=[f"{banner.title}. {banner.text}" for banner in page.banners],
-        sentences=[fact.words for fact in page.facts],
-        sizes=page.sizes,
-        blocks=_blocks(page),
-    )
-
-
-def _detail_blocks(page: Page) -> list[Block]:
-    """The tables of the further numbers, where there are any."""
-    titles = text.SECTIONS
-    tables = (
-        (text.ABSENT["size_curve"], page.size_curve, (0.3, 0.7), ""),
-        (text.ABSENT["recall_by_size_and_contrast"], page.contrast, (), ""),
-        (titles["comparison"], page.differences, PAIR_SHARES, text.P_VALUE_TEXT),
-        (titles["subgroups"], page.subgroups, SUBGROUP_SHARES, text.EXTRAS["subgroups"]),
-        (titles["calibration"], page.calibration, (0.6, 0.4), text.EXTRAS["calibration"]),
-    )
-    return [
-        Block(title, listing, shares, words=words)
-        for title, listing, shares, words in tables
-        if listing
-    ]
-
-
-def _blocks(page: Page) -> tuple[Block, ...]:
-    """The tables on paper, in the page's order; lesions and candidates stay on the page."""
-    titles, flow = text.SECTIONS, list_pairs(text.HEADINGS_FLOW, page.flow.lines())
-    definitions = list_pairs(
-        text.HEADINGS_DEFINITIONS, text.meanings(page.scores.match_rule).values()
-    )
-    extras = [
-        Block(f"{titles[key]}: {title}", listing)
-        for key, extra in page.extras.items()
-        for title, listing in extra.tables
-    ]
-    return (
-        Block(titles["froc"], page.measures, (0.4, 0.6), (0, 1)),
-        Block(titles["size"], page.rules, (0.5, 0.25, 0.25), words=text.OTHER_RULES),
-        *_detail_blocks(page),
-        Block(titles["labels"], page.labels),
-        Block(titles["why"], page.reasons, (0.7, 0.3)),
-        *extras,
-        Block(titles["flow"], flow, (0.4, 0.6), words=text.unexplained(page.flow.n_unexplained)),
-        Block(
-            titles["study"],
-            page.study_table,
-            (0.4, 0.6),
-            words=text.STUDY_TEXT,
-        ),
-        Block(titles["cases"], page.cases, CASE_SHARES),
-        Block(titles["absent"], page.absences, (0.4, 0.6)),
-        Block(titles["definitions"], definitions, (0.25, 0.75)),
-        Block(titles["provenance"], page.provenance, (0.4, 0.6)),
-        *(
-            Block(f"{guide.name}: {guide.states}", guide.items, GUIDE_SHARES, words=guide.source)
-            for guide in page.guides
-        ),
-    )

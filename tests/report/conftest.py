@@ -90,7 +90,13 @@ class Evaluation:
             "cpm_reason": "under 8 scans",
             "average_precision": 0.4,
             "case_auroc": None,
-            "operating_point": {"score": 0.5, "chosen_on": "validation", "optimistic": False},
+            "operating_point": {
+                "name": "fp_per_case:0.5",
+                "score": 0.5,
+                "chosen_on": "validation",
+                "optimistic": False,
+                "expected_false_positives_per_case": 0.9,
+            },
             "preset": "lesionseg",
             "match_rule": "lesionseg 2",
             "other_criteria": {

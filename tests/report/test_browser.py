@@ -198,7 +198,7 @@ def test_sliders_numbers_equal_the_tables_counted_again(
         assert level["misses"] == len(lesions) - found
         assert level["false"] == sum(x >= level["threshold"] for x in false)
         assert sum(int(size.split()[0]) for size in level["sizes"]) == found
-        assert f"found {found} of {len(lesions)} lesions" in level["said"]
+        assert f"({found}/{len(lesions)})" in level["said"]
     assert said["start"] == said["back"]
     assert said["start"]["threshold"] == 0.5
     assert len({tuple(level["ring"]) for level in said["levels"]}) > 3

@@ -56,13 +56,17 @@ def page_words(page: Path) -> str:
 def test_page_says_what_was_found_and_at_what_price(scores_dir: Path, tmp_path: Path) -> None:
     words = page_words(write_report(scores_dir, tmp_path / "out"))
     for said in (
-        "Found 2 of 3 reference lesions of 5 mm or more and 1 of 2 smaller ones, with 0.67 false "
-        "positives per scan (0.5 per lesion-free scan); 3 scans of 2 patients; "
-        "where they are from and who read the reference is not stated.",
-        "Together 3 of 5 (60 %, 95 % interval 30 to 80 %); 2 missed.",
-        "2 false positives on 3 scans: 0.67 per scan; on the 1 lesion-free scan 0.5 per scan.",
-        "3 scans, of 2 patients, 1 of them without a reference lesion; "
-        "test data, not used in training.",
+        "Lesion sensitivity 2/3 at ≥ 5 mm equivalent diameter, 1/2 below, at 0.67 false positives "
+        "per scan (target 0.5).",
+        "Sensitivity ≥ 5 mm 2/3",
+        "Sensitivity < 5 mm 1/2",
+        "60 % (3/5; 95 % CI 30 to 80 %); 2 missed.",
+        "Observed 0.67 (2 false positives on 3 scans); target 0.5; expected 0.9; on 1 lesion-free "
+        "scan 0.5.",
+        "2 patients with lesions, 1 without; 3 scans; 5 reference lesions.",
+        "test data, not used in training",
+        "Not stated. Intended use, population.",
+        "Not for Excluding a lesion",
         "A candidate counts from a score of 0.5, chosen on validation data.",
         "No reader was studied",
         "An empty result does not exclude a lesion.",
@@ -126,10 +130,10 @@ def test_incomplete_reference_makes_detections_unconfirmed(
 def test_nothing_found_and_nothing_to_find_both_make_a_page(tmp_path: Path) -> None:
     missed = Evaluation([Blob("a", 1, (9, 9, 9), 2.0, detected=False)], cases=("a",))
     words = page_words(write_report(missed.write(tmp_path / "missed"), tmp_path / "out"))
-    assert ", all under 5 mm, with 0 false positives per scan" in words
+    assert ", all lesions < 5 mm equivalent diameter, at 0 false positives per scan" in words
     empty = Evaluation(changes={"froc": None, "dice": {"mean": None, "reason": "no lesion"}})
     words = page_words(write_report(empty.write(tmp_path / "empty"), tmp_path / "out"))
-    assert "These scans have no reference lesion to find, with" in words
+    assert "No reference lesion in these scans; 0 false positives per scan (target 0.5)." in words
     assert text.FROC_NONE in words
     assert "not defined: no lesion" in words
 
@@ -221,7 +225,7 @@ def test_batch_whose_every_scan_failed_still_makes_a_page(tmp_path: Path) -> Non
     lost = [Blob("a", 1, (9, 9, 9), 6.0, detected=False), Blob("b", 1, (9, 9, 9), 2.0, False)]
     batch = Evaluation(lost, failed=("a", "b", "c"))
     words = page_words(write_report(batch.write(tmp_path / "s"), tmp_path / "out"))
-    assert "Found 0 of 1 reference lesions of 5 mm or more and 0 of 1 smaller ones, " in words
+    assert "Lesion sensitivity 0/1 at ≥ 5 mm equivalent diameter, 0/1 below, at" in words
     assert "3 scans without a prediction" in words
     assert "No scan has a prediction." in words
 
@@ -236,9 +240,8 @@ def test_patients_are_counted_only_where_somebody_named_them(
     tables = read_tables(folder)
     for shown in (tables, rename(tables, make_pseudonyms(tables))):
         said = " ".join(summary(shown))
-        assert "3 scans; patients not stated; " in said
-        assert "3 scans, patients not stated (each scan counted as one), 1 of them" in said
-        assert "of 2 patients" not in said
+        assert "2 scans with lesions, 1 without; 5 reference lesions; patients not stated" in said
+        assert "2 patients" not in said
 
 
 def test_500_scans_fit_and_rows_beyond_the_limit_are_counted(tmp_path: Path) -> None:
@@ -263,3 +266,45 @@ def test_too_few_patients_are_told_how_many_are_missing(
     evaluation.changes = {"n_groups": 43}
     said = " ".join(summary(read_tables(evaluation.write(tmp_path / "many"))))
     assert "about 129 more patients" in said
+
+
+def test_why_there_is_no_interval_is_said_once(evaluation: Evaluation, tmp_path: Path) -> None:
+    few = "fewer than 5 groups are too few for an interval"
+    missing = {"value": 0.6, "ci95": None, "reason": few}
+    evaluation.changes = {
+        "lesion_recall": missing,
+        "lesion_precision": missing,
+        "lesion_f1": missing,
+    }
+    words = page_words(write_report(evaluation.write(tmp_path / "s"), tmp_path / "out"))
+    assert words.count("fewer than 5 patients") == 1
+    assert "too few for an interval" not in words
+    assert "Lesion sensitivity 2/3" in words
+
+
+def test_first_page_has_what_a_study_states_and_no_banner_then(
+    evaluation: Evaluation, tmp_path: Path
+) -> None:
+    study = tmp_path / "study.yaml"
+    study.write_text(
+        "intended_use: second reading\npopulation: adults with MS\nmodel: finder 1.2\n"
+        "reference_readers: two neuroradiologists\nnot_for: children\n"
+    )
+    evaluation.changes = {
+        "operating_point": {"name": "sensitivity:0.9", "score": 0.5, "chosen_on": "validation"},
+        "lesion_recall_mean_per_group": None,
+    }
+    page = write_report(
+        evaluation.write(tmp_path / "s"), tmp_path / "out", options=Options(study=study)
+    )
+    words = page_words(page)
+    for said in (
+        "Intended use second reading",
+        "Population adults with MS",
+        "Model and version finder 1.2; judged by lesionseg 0.1",
+        "Reference read by two neuroradiologists",
+        "Not for children",
+        "per scan (target sensitivity 90 %).",
+    ):
+        assert said in words
+    assert "cannot be told without" not in words

@@ -1,6 +1,7 @@
 """How the report's charts look, drawn onto a figure; matplotlib is imported only when drawing."""
 
 import io
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,7 @@ INK, GRID = "#1a1a1a", "#d9d9d9"
 WIDTH = 7.6  # inches
 TOP = 1.02  # of axes that show a share: room for a line at 1
 FOUND, MISSED, ACCENT = "#0072b2", "#cfd8dc", "#d55e00"
+ELLIPSIS = "…"
 STYLES = ("-", "--", ":", "-.")
 RC: Any = {
     "font.family": "sans-serif",
@@ -238,6 +240,27 @@ def draw_svg(draw: "Callable[[FigureBase], None]", height: float) -> Drawing:
         place = figure.axes[0].get_position()
         frame = (place.x0, 1 - place.y1, place.width, place.height)
         return Drawing(buffer.getvalue(), frame)
+
+
+def width_of(words: str, size: float, *, bold: bool = False) -> float:
+    """The width of one line in points, set in so many points of the font that is there."""
+    from matplotlib.font_manager import FontProperties
+    from matplotlib.textpath import text_to_path
+
+    font = FontProperties(size=size, weight="bold" if bold else "normal")
+    return float(text_to_path.get_text_width_height_descent(words, font, ismath=False)[0])
+
+
+def shorten(words: str, width: float, size: float, *, bold: bool = False) -> str:
+    """The words, or as many letters of them as fit `width` points before an ellipsis."""
+    if width_of(words, size, bold=bold) <= width:
+        return words
+    kept = bisect_left(
+        range(1, len(words)),
+        True,
+        key=lambda n: width_of(words[:n] + ELLIPSIS, size, bold=bold) > width,
+    )
+    return words[:kept].rstrip() + ELLIPSIS
 
 
 def tidy(axes: "Axes", ylabel: str) -> None:

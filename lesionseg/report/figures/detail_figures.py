@@ -15,8 +15,16 @@ from lesionseg.evaluation.score_sections import (
 )
 from lesionseg.evaluation.statistics.estimates import CI
 from lesionseg.report import text
-from lesionseg.report.figures.chart_drawing import ACCENT, FOUND, GRID, INK, TOP, log_axis, tidy
-from lesionseg.report.pdf.paper import shorten
+from lesionseg.report.figures.chart_drawing import (
+    ACCENT,
+    FOUND,
+    GRID,
+    INK,
+    TOP,
+    log_axis,
+    shorten,
+    tidy,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lesionseg.core import Geometry
+from lesionseg.core.lesions import box_slices
 from lesionseg.report.figures.outlines import Loop, trace_loops
 
 # Wide enough to recognise the place; narrow enough that no face can be rebuilt.
@@ -37,13 +38,23 @@ Mask = NDArray[np.bool_]
 class Scene:
     """One case to be drawn: its first channel `[*spatial]` and masks on the same grid, or None.
 
-    `reference` holds all reference lesions, `accepted` all detections.
+    `reference` holds all reference lesions, `accepted` all detections, `below` the ids of the
+    candidates whose score is too low to count, 0 elsewhere.
     """
 
     image: NDArray[Any]
     geometry: Geometry
     reference: Mask | None = None
     accepted: Mask | None = None
+    below: NDArray[np.integer[Any]] | None = None
+
+    def ids_below(self, start: Sequence[float], stop: Sequence[float]) -> frozenset[int]:
+        """Candidates too low to count that lie in the box, and on reference lesions there."""
+        if self.below is None:
+            return frozenset()
+        inside = box_slices((*start, *stop), self.image.ndim)
+        on_lesions = True if self.reference is None else self.reference[inside]
+        return frozenset(np.unique(self.below[inside] * on_lesions).tolist()) - {0}
 
 
 # (case, ids of the candidates that count) -> scene; raises LesionsegError
@@ -60,6 +71,7 @@ class PictureSlice:
     image: NDArray[np.uint8]
     reference: tuple[Loop, ...] = ()
     accepted: tuple[Loop, ...] = ()
+    below: tuple[Loop, ...] = ()
     offset_mm: float = 0.0
 
 
@@ -98,10 +110,20 @@ class View:
         """Outlines of the detections on the middle slice."""
         return self.slices[self.at].accepted
 
+    @property
+    def below(self) -> tuple[Loop, ...]:
+        """Outlines of candidates too low to count on the middle slice."""
+        return self.slices[self.at].below
+
     @staticmethod
     def path(loops: Sequence[Loop]) -> str:
         """Loops as the `d` of an SVG path, in pixels; `scale` turns it into millimetres."""
         return "".join(f"M{loop[0][0]} {loop[0][1]}{_steps(loop)}Z" for loop in loops)
+
+    def points(self, loop: Loop) -> str:
+        """The corners of a loop in millimetres, for an SVG polygon."""
+        height, width = self.pixel_mm
+        return " ".join(f"{x * width:g},{y * height:g}" for x, y in loop)
 
     @property
     def scale(self) -> str:
@@ -117,24 +139,27 @@ class View:
     @cached_property
     def data_uri(self) -> str:
         """All slices, the first on top, as one JPEG data URI."""
-        from PIL import Image
+        side = MAX_PIXELS_OF_STACK if len(self.slices) > 1 else MAX_PIXELS
+        return _jpeg_uri([one.image for one in self.slices], side)
 
-        pictures = [Image.fromarray(one.image) for one in self.slices]
-        side = MAX_PIXELS_OF_STACK if len(pictures) > 1 else MAX_PIXELS
-        for picture in pictures:
-            picture.thumbnail((side, side), Image.Resampling.BOX)
-        strip = np.concatenate([np.asarray(picture) for picture in pictures])
-        buffer = io.BytesIO()
-        Image.fromarray(strip).save(buffer, "jpeg", quality=JPEG_QUALITY, optimize=True)
-        return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+    @cached_property
+    def still_uri(self) -> str:
+        """The middle slice alone, as a JPEG data URI."""
+        return _jpeg_uri([self.image], MAX_PIXELS)
 
 
 def cut_views(
-    scene: Scene, start: Sequence[float], stop: Sequence[float], *, on_accepted: bool = False
+    scene: Scene,
+    start: Sequence[float],
+    stop: Sequence[float],
+    *,
+    on_accepted: bool = False,
+    below: frozenset[int] = frozenset(),
 ) -> tuple[View, ...]:
     """Slices through the middle of the box `start` to `stop` (voxels of the scene's grid).
 
-    They pass through the reference in the box, or, with `on_accepted`, through the detection.
+    They pass through the reference in the box, or, with `on_accepted`, through the detection. Of
+    the candidates too low to count those in `below` are outlined.
 
     3-D: axial, coronal and sagittal, each with its neighbours to just beyond the box, turned so
     that each array axis runs to the patient's feet, back and left. 2-D: the whole image with a
@@ -145,10 +170,23 @@ def cut_views(
     middle = _middle(turned.geometry, box, masks)
     side_mm = _side_mm(turned.geometry, box)
     if scene.geometry.dims == 2:
-        close_up = _view(turned, middle, None, side_mm)
+        close_up = _view(turned, middle, None, side_mm, below=below)
         return _overview(turned, middle, side_mm), close_up
     offsets = [_offsets(box[:, axis], middle[axis], turned.image.shape[axis]) for axis in range(3)]
-    return tuple(_view(turned, middle, axis, side_mm, offsets[axis]) for axis in range(3))
+    return tuple(_view(turned, middle, axis, side_mm, offsets[axis], below) for axis in range(3))
+
+
+def _jpeg_uri(images: Sequence[NDArray[np.uint8]], side: int) -> str:
+    """Images one below the other, each at most `side` pixels wide and high."""
+    from PIL import Image
+
+    pictures = [Image.fromarray(image) for image in images]
+    for picture in pictures:
+        picture.thumbnail((side, side), Image.Resampling.BOX)
+    strip = np.concatenate([np.asarray(picture) for picture in pictures])
+    buffer = io.BytesIO()
+    Image.fromarray(strip).save(buffer, "jpeg", quality=JPEG_QUALITY, optimize=True)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
 def _steps(loop: Loop) -> str:
@@ -185,12 +223,12 @@ def _turn(scene: Scene, box: NDArray[Any]) -> tuple[Scene, NDArray[Any]]:
     box = box[:, order]
     for axis in flips:
         box[:, axis] = shape[axis] - box[::-1, axis]
-    image, reference, accepted = (
+    image, reference, accepted, below = (
         None if array is None else np.flip(array.transpose(order), flips)
-        for array in (scene.image, scene.reference, scene.accepted)
+        for array in (scene.image, scene.reference, scene.accepted, scene.below)
     )
     turned = Geometry.from_spacing(shape, spacing)
-    return Scene(np.asarray(image), turned, reference, accepted), box
+    return Scene(np.asarray(image), turned, reference, accepted, below), box
 
 
 def _middle(geometry: Geometry, box: NDArray[Any], masks: Sequence[Mask | None]) -> tuple[int, ...]:
@@ -231,6 +269,7 @@ def _view(
     axis: int | None,
     side_mm: float,
     offsets: Sequence[int] = (0,),
+    below: frozenset[int] = frozenset(),
 ) -> View:
     """The slices across `axis` (None: the 2-D image itself) around `middle`."""
     index: list[Any] = [
@@ -248,7 +287,7 @@ def _view(
         if axis is not None:
             index[axis] = middle[axis] + offset
         apart = 0.0 if axis is None else offset * spacing[axis]
-        slices.append(replace(_draw(scene, tuple(index), shades), offset_mm=apart))
+        slices.append(replace(_draw(scene, tuple(index), shades, below), offset_mm=apart))
     plane = PLANES[axis] if axis is not None else "cut-out"
     view = _gather(plane, slices, list(offsets).index(0), [spacing[k] for k in kept])
     left, top = EDGES[axis] if axis is not None else ("", "")
@@ -285,7 +324,12 @@ def _gather(plane: str, slices: Sequence[PictureSlice], at: int, pixel: Sequence
     )
 
 
-def _draw(scene: Scene, index: tuple[Any, ...], shades: tuple[float, float]) -> PictureSlice:
+def _draw(
+    scene: Scene,
+    index: tuple[Any, ...],
+    shades: tuple[float, float],
+    below: frozenset[int] = frozenset(),
+) -> PictureSlice:
     low, high = shades
     scaled = (scene.image[index].astype(np.float32) - low) / (high - low)
     image = (np.clip(scaled, 0, 1) * 255).round().astype(np.uint8)
@@ -293,7 +337,10 @@ def _draw(scene: Scene, index: tuple[Any, ...], shades: tuple[float, float]) -> 
         () if mask is None else trace_loops(mask[index])
         for mask in (scene.reference, scene.accepted)
     )
-    return PictureSlice(image, reference, accepted)
+    if scene.below is None or not below:
+        return PictureSlice(image, reference, accepted)
+    outlined = np.isin(scene.below[index], list(below))
+    return PictureSlice(image, reference, accepted, trace_loops(outlined))
 
 
 def _around(n: int, at: int, side: float) -> slice:

@@ -2,12 +2,15 @@
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lesionseg.core import Case, CaseFiles, Dataset, Geometry, Prediction, Reference
+from lesionseg.core.lesions import box_slices
 from lesionseg.errors import DatasetError, GeometryError, ReadError
 from lesionseg.io.cases import read_case, read_mask
 from lesionseg.io.formats.volumes import read_volume
@@ -66,8 +69,12 @@ class Sources:
         found = self._read_image(case)
         geometry = found.image.geometry
         reference = self._reference(case, found)
-        detections = self._detections(case, accepted, geometry)
-        return Scene(found.image.array[0], geometry, reference, detections)
+        scene = Scene(found.image.array[0], geometry, reference)
+        if case not in self._predictions:
+            return scene
+        prediction = read_prediction(self._predictions[case], geometry=geometry)
+        below = _ids_below(prediction, accepted)
+        return replace(scene, accepted=_accepted_mask(prediction, accepted), below=below)
 
     def _read_image(self, case: str) -> Case:
         if case not in self._images.files:
@@ -87,12 +94,6 @@ class Sources:
             mask = read_mask(self._masks[case], raster_mm=geometry.spacing_mm[0])
             return _reference_mask(mask, geometry)
         return _reference_mask(found.reference, geometry)
-
-    def _detections(self, case: str, accepted: frozenset[int], geometry: Geometry) -> Mask | None:
-        if case not in self._predictions:
-            return None
-        prediction = read_prediction(self._predictions[case], geometry=geometry)
-        return _accepted_mask(prediction, accepted)
 
 
 def _open_images(source: Path | Dataset) -> Folder:
@@ -144,3 +145,15 @@ def _accepted_mask(prediction: Prediction, accepted: frozenset[int]) -> Mask:
     if prediction.instances is not None:
         mask |= np.isin(prediction.instances, np.fromiter(accepted, dtype=np.int64))
     return mask
+
+
+def _ids_below(prediction: Prediction, accepted: frozenset[int]) -> NDArray[np.integer[Any]]:
+    """Ids of the candidates that are not accepted: their masks, else their boxes."""
+    ids = np.zeros(prediction.geometry.shape, dtype=np.int32)
+    boxes = [c for c in prediction.candidates if not c.has_mask or prediction.instances is None]
+    for candidate in reversed([c for c in boxes if c.id not in accepted]):  # the best on top
+        ids[box_slices((*candidate.start_vox, *candidate.stop_vox), ids.ndim)] = candidate.id
+    if prediction.instances is None:
+        return ids
+    others = np.isin(prediction.instances, [0, *accepted], invert=True)
+    return np.where(others, prediction.instances, ids)

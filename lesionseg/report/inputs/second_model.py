@@ -17,10 +17,10 @@ from lesionseg.report.figures.chart_drawing import (
     TOP,
     doubling_axis,
     froc_range,
+    shorten,
     tidy,
 )
 from lesionseg.report.inputs.result_tables import Tables, read_tables
-from lesionseg.report.pdf.paper import shorten
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -14,25 +14,35 @@ State = Literal["automatic", "supplied", "not stated"]
 class Item:
     """One item: its number, what it asks for, and what may answer it.
 
-    One of the `sections` of the report answers it without help; `keys` of study.yaml do when
-    filled in. An item with neither belongs into the paper around the report.
+    Each of `answers` is enough if all its parts are there: `#section` of the report, `=fact` of the
+    scores, or a key of study.yaml. An item without any belongs into the paper around the report.
     """
 
     number: str
     asks: str
-    sections: tuple[str, ...] = ()
-    keys: tuple[str, ...] = ()
+    answers: tuple[tuple[str, ...], ...] = ()
 
-    def section(self, there: Collection[str]) -> str:
-        """The first of its sections that the report has; empty without any."""
-        return next((section for section in self.sections if section in there), "")
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """Everything that may answer it."""
+        return tuple(part for answer in self.answers for part in answer)
+
+    def answer(self, study: Study, there: Collection[str]) -> tuple[str, ...]:
+        """The parts of the first answer that holds; none without one."""
+        known = {*there, *study.answers}
+        return next((answer for answer in self.answers if known.issuperset(answer)), ())
+
+    def section(self, study: Study, there: Collection[str]) -> str:
+        """The section that answers it; empty without any."""
+        parts = self.answer(study, there)
+        return next((part[1:] for part in parts if part.startswith("#")), "study" if parts else "")
 
     def state(self, study: Study, there: Collection[str]) -> State:
-        """How far a report with the sections `there` answers the item."""
-        if self.section(there):
-            return "automatic"
-        stated = any(key in study.answers for key in self.keys)
-        return "supplied" if stated else "not stated"
+        """How far a report answers the item; `there` are its sections and facts."""
+        parts = self.answer(study, there)
+        if not parts:
+            return "not stated"
+        return "automatic" if all(part[0] in "#=" for part in parts) else "supplied"
 
 
 @dataclass(frozen=True)
@@ -53,8 +63,7 @@ def _items(rows: guidelines.Rows) -> tuple[Item, ...]:
 
 
 def _item(number: str, asks: str, answers: list[str]) -> Item:
-    sections = tuple(answer[1:] for answer in answers if answer.startswith("#"))
-    return Item(number, asks, sections, tuple(a for a in answers if not a.startswith("#")))
+    return Item(number, asks, tuple(tuple(answer.split("&")) for answer in answers))
 
 
 STARD_AI = Checklist(

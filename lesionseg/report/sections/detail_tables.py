@@ -18,7 +18,6 @@ from lesionseg.report.sections.table_cells import (
     TableCell,
     list_pairs,
     recall_cells,
-    why_no_interval,
 )
 
 
@@ -47,8 +46,7 @@ def list_cells(cells: Sequence[ContrastCell], unit: str) -> Listing:
 def list_subgroups(subgroups: Sequence[SubgroupScores]) -> Listing:
     """One line a subgroup; no p-values, on purpose."""
     lines = tuple(_subgroup_line(group) for group in subgroups)
-    note = why_no_interval((group.n_lesions, group.recall) for group in subgroups)
-    return Listing(text.HEADINGS_SUBGROUPS, lines, note=note)
+    return Listing(text.HEADINGS_SUBGROUPS, lines)
 
 
 def _subgroup_line(group: SubgroupScores) -> Line:
@@ -76,8 +74,7 @@ def list_regions(regions: Mapping[str, PartScores]) -> Listing:
         )
         for name, region in regions.items()
     )
-    note = why_no_interval((one.n_lesions, one.lesion_recall) for one in regions.values())
-    return Listing(text.HEADINGS_REGIONS, lines, note=note)
+    return Listing(text.HEADINGS_REGIONS, lines)
 
 
 def list_reliability(calibration: CalibrationScores) -> Listing:

@@ -17,13 +17,17 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class GalleryCard:
-    """One item: where, what, and its views; without views `note` says why."""
+    """One item: where, what, and its views; without views `note` says why.
+
+    Cards of a higher `rank` are shown first, those of the same in their order.
+    """
 
     case: str
     name: str
     caption: str
     views: tuple[View, ...] = ()
     note: str = ""
+    rank: float = 0.0
 
     @property
     def reach(self) -> int:
@@ -99,23 +103,33 @@ def _draw_case(
     except LesionsegError as error:
         _log.warning("No picture of %s: %s", case, error)
         return {each: _card(each, unit, note=error.what) for each in items}
-    return {each: _card(each, unit, scene) for each in items}
+    scores = {row.candidate: row.score for row in tables.candidates if row.case == case}
+    return {each: _card(each, unit, scene, scores=scores) for each in items}
 
 
-def _card(item: GalleryItem, unit: str, scene: Scene | None = None, note: str = "") -> GalleryCard:
+def _card(
+    item: GalleryItem,
+    unit: str,
+    scene: Scene | None = None,
+    note: str = "",
+    scores: Mapping[int, float | None] | None = None,
+) -> GalleryCard:
     subject = item.subject
     if isinstance(subject, LesionRow):
         name, caption = f"lesion {subject.lesion}", text.caption_lesion(subject, unit)
     else:
         name, caption = f"candidate {subject.candidate}", text.caption_candidate(subject, unit)
-    card = GalleryCard(item.case, name, caption, note=note)
+    rank = subject.diameter_mm if item.kind == "missed" else 0.0
+    card = GalleryCard(item.case, name, caption, note=note, rank=rank)
     if scene is None:
         return card
     if len(subject.start_vox) != scene.geometry.dims:
         return replace(card, note=text.NO_BOX)
-    on_accepted = item.kind == "false_positive"
-    views = cut_views(scene, subject.start_vox, subject.stop_vox, on_accepted=on_accepted)
-    return replace(card, views=views)
+    place, on_accepted = (subject.start_vox, subject.stop_vox), item.kind == "false_positive"
+    below = scene.ids_below(*place) if item.kind == "missed" else frozenset()
+    views = cut_views(scene, *place, on_accepted=on_accepted, below=below)
+    caption += text.scores_below(sorted((scores or {}).get(id) or 0.0 for id in below))
+    return replace(card, views=views, caption=caption)
 
 
 def _section(

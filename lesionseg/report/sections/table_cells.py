@@ -42,6 +42,11 @@ class Listing:
     omitted: int = 0
     note: str = ""
 
+    def first(self, n: int) -> "Listing":
+        """The first `n` lines; the rest is counted."""
+        omitted = self.omitted + max(0, len(self.lines) - n)
+        return replace(self, lines=self.lines[:n], omitted=omitted)
+
 
 def list_cases(cases: Sequence[CaseRow], unit: str) -> Listing:
     """One line per case, those with most missed lesions first."""
@@ -67,7 +72,7 @@ def list_candidates(candidates: Sequence[CandidateRow], unit: str) -> Listing:
 
 
 def list_sizes(scores: Scores) -> Listing:
-    """One line per size group: found of all, sensitivity, interval; a note says why there is none.
+    """One line per size group: found of all, sensitivity, CI.
 
     Linked to the lesions of the group.
     """
@@ -99,8 +104,7 @@ def _size_table(
         for group, name in zip(groups, names, strict=True)
     )
     headings = (text.size_heading(scores.size_said), *text.HEADINGS_SIZE[1:])
-    note = why_no_interval((group.n, group.recall) for group in groups)
-    return replace(listing(headings, lines), note=note)
+    return listing(headings, lines)
 
 
 def list_measures(scores: Scores) -> Listing:
@@ -166,8 +170,7 @@ def list_labels(scores: Scores) -> Listing:
         )
         for name, part in labels.items()
     )
-    counted = ((part.n_lesions, part.lesion_recall) for part in labels.values())
-    return replace(listing(text.HEADINGS_LABELS, lines), note=why_no_interval(counted))
+    return listing(text.HEADINGS_LABELS, lines)
 
 
 def recall_cells(detected: int, n: int, recall: Estimate) -> Line:
@@ -176,11 +179,6 @@ def recall_cells(detected: int, n: int, recall: Estimate) -> Line:
         TableCell(text.share(detected, n, recall)),
         TableCell(text.bounds(recall) if n else text.NO_LESION),
     )
-
-
-def why_no_interval(counted: Iterable[tuple[int, Estimate]]) -> str:
-    """Why recalls of some lesions have no interval, each reason once; empty when all have one."""
-    return text.no_intervals(recall.reason for n, recall in counted if n and recall.ci95 is None)
 
 
 def list_pairs(headings: tuple[str, str], pairs: Iterable[tuple[str, str]]) -> Listing:
@@ -196,14 +194,13 @@ def list_items(checklist: Checklist, study: Study, sections: Iterable[str]) -> L
 
 
 def _item_line(item: Item, study: Study, there: frozenset[str]) -> Line:
-    state = item.state(study, there)
-    section = "study" if state == "supplied" else item.section(there)
+    state, section = item.state(study, there), item.section(study, there)
     where = text.SECTIONS[section] if section else ""
     return (
         TableCell(item.number),
         TableCell(item.asks),
         TableCell(text.STATES[state]),
-        TableCell(where, link=section if section in there else ""),
+        TableCell(where, link=section),
     )
 
 
@@ -239,7 +236,8 @@ def _lesion_line(row: LesionRow, size: str, unit: str) -> Line:
         TableCell(row.case),
         number_cell(row.lesion, 0),
         TableCell(row.label),
-        TableCell(f"{row.diameter_mm:.1f} {unit}", row.diameter_mm),
+        number_cell(row.diameter_mm, 1, unit),
+        number_cell(row.long_axis_mm, 1, unit),
         TableCell(size),
         TableCell(text.FOUND if row.detected else text.MISSED),
         TableCell(text.YES if row.near_resolution else ""),
@@ -262,7 +260,8 @@ def _candidate_line(row: CandidateRow, unit: str) -> Line:
     )
 
 
-def number_cell(value: float | None, digits: int) -> TableCell:
+def number_cell(value: float | None, digits: int, unit: str = "") -> TableCell:
     """A number, and what it sorts by."""
-    # undefined sorts below everything
-    return TableCell(text.number(value, digits), float("-inf") if value is None else float(value))
+    if value is None:
+        return TableCell(text.NONE, float("-inf"))  # undefined sorts below everything
+    return TableCell(f"{text.number(value, digits)} {unit}".rstrip(), float(value))

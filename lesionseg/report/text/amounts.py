@@ -1,7 +1,7 @@
 """Numbers in words: counts, shares with their intervals, sizes, and why there is none."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import replace
 
 from lesionseg.evaluation.score_sections import SizeGroup
@@ -13,7 +13,7 @@ MIN_FOR_PERCENT = 10
 MIN_GROUPS = 5
 NONE = "–"
 NO_LESION = "no such lesion"
-NO_INTERVAL = "none"
+NO_INTERVAL, NO_CI = "none", "no CI"
 NOT_STATED = "not stated"
 
 
@@ -82,15 +82,17 @@ def size_range(group: SizeGroup, unit: str) -> str:
 
 def size_heading(unit: str) -> str:
     """The heading of a column of sizes: where they were measured when that matters."""
-    return "Size" if unit in ("mm", "px") else f"Size ({unit})"
+    return "Equivalent diameter" if unit in ("mm", "px") else f"Equivalent diameter ({unit})"
 
 
 def interval(estimate: Estimate) -> str:
-    """The 95 % interval of a share, or why there is none."""
-    if estimate.ci95 is None:
-        unknown = estimate.reason in (None, UNSTATED)
-        return "no interval" if unknown else f"no interval: {estimate.reason}"
-    return bounds(estimate)
+    """The 95 % CI of a share; why there may be none is said once, on page 1."""
+    return NO_CI if estimate.ci95 is None else bounds(estimate)
+
+
+def and_interval(estimate: Estimate) -> str:
+    """The 95 % CI to be put behind a share; empty without one."""
+    return "" if estimate.ci95 is None else f"; 95 % CI {bounds(estimate)}"
 
 
 def bounds(estimate: Estimate) -> str:
@@ -101,12 +103,6 @@ def bounds(estimate: Estimate) -> str:
     return f"{math.floor(100 * low + 1e-9)} to {math.ceil(100 * high - 1e-9)}\N{NO-BREAK SPACE}%"
 
 
-def no_intervals(reasons: Iterable[str | None]) -> str:
-    """Why some groups have no interval, each reason once; empty when all have one."""
-    said = sorted({reason for reason in reasons if reason and reason != UNSTATED})
-    return f"No interval: {'; '.join(said)}." if said else ""
-
-
 def share(found: int, of: int, estimate: Estimate) -> str:
     """A share in percent; a dash for none, and for few lesions without an interval."""
     if of == 0 or (estimate.ci95 is None and of < MIN_FOR_PERCENT):
@@ -115,30 +111,34 @@ def share(found: int, of: int, estimate: Estimate) -> str:
 
 
 def share_found(found: int, of: int, estimate: Estimate) -> str:
-    """A share in percent with its interval; without interval and with few lesions, neither."""
+    r"""A share of lesions in percent with its count and CI; of few without one the count alone.
+
+    >>> share_found(68, 70, Estimate(0.97, (0.9, 0.99)))
+    '97\xa0% (68/70; 95 % CI 90 to 99\xa0%)'
+    >>> share_found(2, 3, Estimate(0.67))
+    '2/3'
+    """
     if of == 0:
         return NO_LESION
     if estimate.ci95 is None and of < MIN_FOR_PERCENT:
-        return f"too few for a percentage; {interval(estimate)}"
-    if estimate.ci95 is None:
-        return f"{percent(found / of)}, {interval(estimate)}"
-    return f"{percent(found / of)}, 95 % interval {interval(estimate)}"
+        return f"{found}/{of}"
+    return f"{percent(found / of)} ({found}/{of}{and_interval(estimate)})"
 
 
 def diameter(size: Estimate, unit: str) -> str:
-    """A size with its interval, or why there is none.
+    """A size with its CI, where it has one.
 
     >>> diameter(Estimate(6.21, (4.0, 9.0)), "mm")
-    '6.2 mm (95 % interval 4 to 9 mm)'
+    '6.2 mm (95 % CI 4 to 9 mm)'
     """
     return _with_interval(size, rate, f" {unit}")
 
 
 def difference(estimate: Estimate) -> str:
-    """A difference with its sign and interval, or why there is none.
+    """A difference with its sign and, where it has one, its CI.
 
     >>> difference(Estimate(0.1, (-0.02, 0.22)))
-    '+0.10 (95 % interval −0.02 to +0.22)'
+    '+0.10 (95 % CI −0.02 to +0.22)'
     """
     return _with_interval(estimate, signed)
 
@@ -160,9 +160,9 @@ def p_value(p: float | None) -> str:
 
 
 def measure(estimate: Estimate) -> str:
-    """A number of any kind with its interval, or `not defined` with the reason."""
+    """A number of any kind with its CI, where it has one, or `not defined` with the reason."""
     if estimate.ci95 is not None and estimate.ci95[0] == estimate.ci95[1]:
-        estimate = replace(estimate, ci95=None, reason="all resampled patients give the same")
+        estimate = replace(estimate, ci95=None)  # all resampled patients give the same
     return _with_interval(estimate, number)
 
 
@@ -171,7 +171,6 @@ def _with_interval(estimate: Estimate, show: Callable[[float], str], unit: str =
         return f"not defined: {estimate.reason or UNSTATED}"
     shown = f"{show(estimate.value)}{unit}"
     if estimate.ci95 is None:
-        unknown = estimate.reason in (None, UNSTATED)
-        return shown if unknown else f"{shown} (no interval: {estimate.reason})"
+        return shown
     low, high = map(show, estimate.ci95)
-    return f"{shown} (95 % interval {low} to {high}{unit})"
+    return f"{shown} (95 % CI {low} to {high}{unit})"

@@ -25,7 +25,7 @@ from lesionseg.report.text.frame import SECTIONS
 from lesionseg.report.text.table_words import ABSENT, FOUND, MISSED
 
 SIZE_TEXT = (
-    "Bars: sensitivity (share of reference lesions found) with 95 % interval; hollow where they "
+    "Bars: sensitivity (share of reference lesions found) with 95 % CI; hollow where they "
     "are too few for a percentage. Counts below the sizes. Hatched: lesions near the resolution "
     "of the scan (under 8 voxels or on one slice), where size and outline are uncertain themselves."
 )
@@ -41,13 +41,13 @@ OVERLAP_TEXT = (
 )
 OVERLAP_NONE = "No figure: no scan has a Dice coefficient."
 CURVE_TEXT = (
-    "A curve fitted to all lesions: the chance of being found along the size, with 95 % interval "
-    "(band). Strokes above: lesions found; below: lesions missed. Orange dots: the sizes found "
-    "with 50 and 90 % probability, where these lie within the sizes there are."
+    "A curve fitted to all lesions: the probability of detection by equivalent diameter, with 95 % "
+    "CI (band). Tick marks above: lesions found; below: lesions missed. Orange dots: the sizes "
+    "found with 50 and 90 % probability, where these lie within the sizes there are."
 )
 CELLS_TEXT = (
     "Found of all, by size and by contrast to the tissue around: how far the lesion's median grey "
-    "value lies from it, in standard deviations of the noise there. The brighter, the more found; "
+    "value lies from it, in standard deviations of the noise there. Lighter: higher sensitivity; "
     "grey where they are too few for a share."
 )
 RELIABILITY_TEXT = (
@@ -56,14 +56,14 @@ RELIABILITY_TEXT = (
     "more candidates. Bars: how many."
 )
 SUBGROUPS_TEXT = (
-    "Sensitivity in each group of scans, with 95 % interval; hollow where there are too "
+    "Sensitivity in each group of scans, with 95 % CI; hollow where there are too "
     "few patients for one. Dotted: all scans."
 )
 FROC_BOTH_TEXT = (
     "Both on the same scans. Large dots: the score used for each. One without scores, such as a "
     "reader, has a dot alone."
 )
-SIZES_BOTH_TEXT = "Sensitivity of each for the same lesions, with 95 % interval where there is one."
+SIZES_BOTH_TEXT = "Sensitivity of each for the same lesions, with 95 % CI where there is one."
 TRAINING_TEXT = "The loss during training. A lower loss is no measure of the lesions found."
 
 # in this order on paper
@@ -89,13 +89,13 @@ AXIS_SENSITIVITY, AXIS_LESIONS, AXIS_CANDIDATES = "sensitivity", "lesions", "can
 AXIS_FALSE = "false positives per scan"
 AXIS_DICE, AXIS_VOLUME, AXIS_SCANS = "Dice", "lesion volume of the scan (ml)", "scans, sorted"
 AXIS_LOSS, AXIS_STEP = "loss", "optimiser step"
-AXIS_CHANCE = "chance of being found"
-AXIS_CONTRAST = "contrast to the tissue around (in standard deviations of its noise)"
+AXIS_CHANCE = "probability of detection"
+AXIS_CONTRAST = "contrast-to-noise ratio of the lesion"
 AXIS_TRUE = "share that are lesions"
 AXIS_DIFFERENCE, AXIS_DIFFERENCE_FALSE = "difference", "difference (per scan)"
 NO_BAR, NO_BARS_HAVE, USED_HERE, MEDIAN = (
     "none",
-    "no intervals: see the text",
+    "no CI: page 1 says why",
     "used here",
     "median",
 )
@@ -109,13 +109,13 @@ SLIDER_TEXT = (
 SLIDER_BACK = "Back to the operating point"
 SLIDER_MISSES = "Missed at this score"
 SLIDER_NONE = "No slider: the candidates have no scores, or no operating point is stated."
-HEADINGS_SLIDER_SIZES = ("Size", "Found")
-HEADINGS_SLIDER_MISSES = ("Scan", "Lesion", "Size", "Found from score")
+HEADINGS_SLIDER_SIZES = ("Equivalent diameter", "Found")
+HEADINGS_SLIDER_MISSES = ("Scan", "Lesion", "Equivalent diameter", "Found from score")
 SLIDER_SUMMARY = (
-    "From a score of {score}: found {found} of {lesions} lesions ({share}), {rate} false "
-    "positives per scan ({false} on {cases} scans){free}."
+    "Score ≥ {score}: sensitivity {share} ({found}/{lesions}), false positives per scan {rate} "
+    "({false} in all){free}."
 )
-SLIDER_FREE = "; {rate} per lesion-free scan (of {cases})"
+SLIDER_FREE = "; per lesion-free scan {rate}"
 SLIDER_NEVER = "never"
 SLIDER_OF = "{found} of {n}"
 
@@ -190,7 +190,7 @@ def alt_curve(curve: SizeCurveScores, unit: str) -> str:
             (curve.recall[-1], curve.diameters_mm[-1]),
         )
     )
-    return f"Chance of being found along the size, from {' to '.join(ends)}."
+    return f"Probability of detection by diameter, from {' to '.join(ends)}."
 
 
 def alt_cells(cells: Iterable[ContrastCell], unit: str) -> str:
@@ -223,7 +223,7 @@ def alt_subgroups(subgroups: Iterable[SubgroupScores]) -> str:
 def differences_text(name: str, other: str) -> str:
     """Below the differences: which side is whose."""
     return (
-        f"{name} minus {other}, compared patient by patient, with 95 % interval. Right of the line "
+        f"{name} minus {other}, compared patient by patient, with 95 % CI. Right of the line "
         f"{name} has the higher number; for false positives the higher number is the worse."
     )
 

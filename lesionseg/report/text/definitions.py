@@ -27,7 +27,7 @@ DEFINITIONS: Mapping[str, tuple[str, str]] = {
         "beside the lesion makes a scan with a lesion positive.",
     ),
     "size-curve": (
-        "Chance along the size",
+        "Probability of detection by diameter",
         "Logistic regression of found or missed on the logarithm of the equivalent diameter. Given "
         "only between the smallest and the largest lesion.",
     ),
@@ -54,12 +54,14 @@ DEFINITIONS: Mapping[str, tuple[str, str]] = {
     ),
     "size": (
         "Size",
-        "Equivalent diameter: of a ball (in 2-D a disc) with the lesion's volume (area).",
+        "Equivalent diameter: of a ball (in 2-D a disc) with the lesion's volume (area). The long "
+        "axis, the longest line within one slice, is larger unless the lesion is round.",
     ),
     "interval": (
-        "95 % interval",
+        "95 % CI",
         "Range that, over repeated samples of patients, holds the true value 95 times in 100. It "
-        "respects that lesions of one patient are alike. Under 5 patients none is given.",
+        "respects that lesions of one patient are alike. Under 5 patients none is given. "
+        "Percentages are rounded outwards.",
     ),
     "froc": (
         "FROC curve",
@@ -125,7 +127,7 @@ DEFINITIONS_MORE = "Formula, unit, rule for empty cases and source of each numbe
 MEASURES: Mapping[str, tuple[str, str, str]] = {
     "lesion_recall": ("Sensitivity, all lesions", "found", "lesion-table"),
     "lesion_recall_mean_per_group": ("Sensitivity, mean over patients", "found", "case-table"),
-    "lesion_precision": ("Precision", "precision", "candidate-table"),
+    "lesion_precision": ("PPV per detection (precision)", "precision", "candidate-table"),
     "lesion_f1": ("F1", "precision", "candidate-table"),
     "panoptic_quality": ("Panoptic quality", "panoptic", "lesion-table"),
     "false_positives_per_case": ("False positives per scan", "false-positive", "candidate-table"),
@@ -134,12 +136,12 @@ MEASURES: Mapping[str, tuple[str, str, str]] = {
         "false-positive",
         "case-table",
     ),
-    "case_sensitivity": ("Scans with a lesion that have any detection", "scan", "case-table"),
-    "specificity": ("Lesion-free scans without any detection", "scan", "case-table"),
+    "case_sensitivity": ("Scan-level sensitivity (any detection)", "scan", "case-table"),
+    "specificity": ("Scan-level specificity", "scan", "case-table"),
     "cpm": ("CPM", "froc", "lesion-table"),
     "average_precision": ("Average precision", "froc", "candidate-table"),
     "case_auroc": (
-        "Telling scans with a lesion from those without: AUROC",
+        "Scan-level AUROC",
         "froc",
         "case-table",
     ),

@@ -6,7 +6,7 @@ from lesionseg.report.text.amounts import count
 
 # Words that claim more than a standalone comparison can show; the page is tested for them.
 FORBIDDEN = ("safe", "clinically validated", "rules out", "outperforms")
-TITLE = "Which lesions were found, and which were missed"
+TITLE = "Standalone performance of lesion detection"
 SUBTITLE = "Sensitivity report"
 SIMULATED = "Simulated scans"
 SIMULATED_TEXT = (
@@ -35,44 +35,78 @@ POINT_OPTIMISTIC = (
     "The score from which a candidate counts was chosen on these same scans; that flatters the "
     "figures."
 )
+NOT_SAID = "Not stated"
+NOT_SAID_TEXT = (
+    "{what}. Whether these figures hold for your patients cannot be told without. "
+    "How to fix: report.study=study.yaml."
+)
+# keys of a study file, and the rows of the first page that must say them
+MUST_STATE: Mapping[str, str] = {"intended_use": "use", "population": "population"}
+NOT_FOR = (
+    "Excluding a lesion, deciding without a reader, or scans unlike these. "
+    "Research use only; not a medical device."
+)
+# what the rows of the first page are called
+FACTS: Mapping[str, str] = {
+    "model": "Model and version",
+    "use": "Intended use",
+    "population": "Population",
+    "reference": "Reference read by",
+    "scans": "Patients and scans",
+    "role": "Role of these scans",
+    "all": "Sensitivity, all lesions",
+    "false": "False positives per scan",
+    "ignored": "Not counted",
+    "failed": "Without a prediction",
+    "rule": "A lesion is found by",
+    "point": "Operating point",
+    "size": "Sizes",
+    "interval": "95 % CI",
+    "not_for": "Not for",
+}
 LIMITS_TITLE = "What these figures do not say"
 LIMITS = (
     "Standalone performance: the program's detections were compared with a reference. "
     "No reader was studied, with or without the program.",
     "An empty result does not exclude a lesion.",
-    "The reference is itself an opinion: a detection that matches none of its lesions may be real, "
-    "and the reference may lack lesions that the program missed too.",
-    "Predictive values hold only at the share of lesions in these scans.",
+    "The reference standard is expert reading and may be incomplete: a detection that matches none "
+    "of its lesions may be real, and it may lack lesions that the program missed too.",
+    "Positive and negative predictive values depend on prevalence.",
     "Research use only. Not a medical device.",
 )
 SECTIONS: Mapping[str, str] = {
     "summary": "In short",
     "size": "Sensitivity by lesion size",
-    "labels": "Sensitivity by kind of lesion",
-    "regions": "Region by region",
     "froc": "Sensitivity versus false positives (FROC)",
     "why": "Why lesions were missed",
-    "gallery": "Pictures",
+    "gallery": "Pictures of missed lesions",
+    "cases": "Patient by patient",
+    "rest": "Pictures of false positives and found lesions",
+    "further": "Further figures by size",
+    "measures": "All measures",
+    "labels": "Sensitivity by kind of lesion",
+    "regions": "Region by region",
     "comparison": "Compared with another reader or model",
     "subgroups": "Sensitivity by subgroup",
     "calibration": "Calibration",
     "official": "By another scorer's rules",
     "adjudication": "False positives, judged by a person",
-    "overlap": "How well outlines agree",
-    "flow": "From scans found to scans judged",
-    "study": "The study",
-    "cases": "All scans",
+    "overlap": "Segmentation overlap (Dice) per scan",
+    "flow": "Flow of patients and scans",
+    "study": "Study design and population",
     "lesions": "All reference lesions",
     "candidates": "All candidates",
     "definitions": "Definitions",
     "training": "Training",
-    "balance": "Who taught the network",
+    "balance": "Which voxels the network learnt from",
     "anchors": "Anchors and lesions",
     "audit": "References worth a second look",
     "absent": "Not on this page",
     "provenance": "Where the figures come from",
     "checklists": "Reporting guidelines",
 }
+ANNEX = "Annex"
+ROWS_ON_PAPER = 40  # of a table
 PSEUDONYM_CASE, PSEUDONYM_PATIENT = "case", "patient"
 PSEUDONYMS_TEXT = (
     "Scans and patients have pseudonyms here. Which ones they stand for is in pseudonyms.csv "
@@ -81,13 +115,6 @@ PSEUDONYMS_TEXT = (
 WITHHELD = "withheld; in the files of the evaluation"
 UNREADABLE = "The scan or its masks could not be read; the log says why."
 DEFINITION_LINK, ROWS_LINK = "what this means", "its rows"
-HEADLINE_LINKS = (
-    ("what “found” means", "def-found"),
-    ("what a 95 % interval is", "def-interval"),
-    ("all lesions", "lesion-table"),
-    ("the study", "study-table"),
-)
-ROWS_LINKS: Mapping[str, str] = {"study-table": "the study"}
 CASES_TEXT = (
     "One line per scan. Press a heading to sort. A dash means not defined: Dice and surface "
     "distance need a reference lesion, the distance also a detection."

@@ -1,6 +1,6 @@
 """The pictures and what stands beside them."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from lesionseg.evaluation.rows import CandidateRow, LesionRow
 from lesionseg.report.text.amounts import NONE, rate
@@ -28,10 +28,12 @@ NO_PICTURES = (
 )
 GALLERY_TEXT = (
     "Slices through the middle of each lesion or detection, cut out around it, along the scan's "
-    "own axes. The slider below scrolls to its neighbours; so do the arrow keys and the wheel "
-    "after a press on the picture. Ticks at the edges point to it. The patient's "
-    "right is on the left of a picture, in sagittal slices the front is. Grey values are "
-    "stretched to the cut-out."
+    "own axes. Ticks at the edges point to it. The patient's right is on the left of a picture, "
+    "in sagittal slices the front is. Grey values are stretched to the cut-out."
+)
+SCROLL_TEXT = (
+    "The slider below scrolls to its neighbours; so do the arrow keys and the wheel after a press "
+    "on the picture."
 )
 GALLERY_TEXT_2D = (
     "The whole image with the place framed, and a cut-out around it. Ticks point to it."
@@ -40,6 +42,7 @@ NO_BOX = "Its place in the scan is not stated in the tables."
 OUTLINES = "Outlines"
 KEY_REFERENCE = "reference (blue, solid)"
 KEY_PREDICTION = "program's detections (orange, dashed)"
+KEY_BELOW = "candidate at a missed lesion, score too low to count (white, dotted)"
 
 
 def shows(slice_mm: float) -> str:
@@ -53,7 +56,8 @@ def shows(slice_mm: float) -> str:
 
 def caption_lesion(lesion: LesionRow, unit: str) -> str:
     """What a picture of a lesion shows."""
-    size = f"{lesion.diameter_mm:.1f} {unit}"
+    size = f"equivalent diameter {lesion.diameter_mm:.1f} {unit}"
+    size += f", long axis {lesion.long_axis_mm:.1f} {unit}" if lesion.long_axis_mm else ""
     size += f" ({rate(lesion.volume_ml)} ml)" if lesion.volume_ml is not None else ""
     near = ", near the scan's resolution" if lesion.near_resolution else ""
     if not lesion.detected:
@@ -61,6 +65,15 @@ def caption_lesion(lesion: LesionRow, unit: str) -> str:
     score = NONE if lesion.detected_at is None else f"{lesion.detected_at:.2f}"
     overlap = "" if lesion.iou is None else f", overlap (IoU) {lesion.iou:.2f}"
     return f"{size}{near} · found with score {score}{overlap}"
+
+
+def scores_below(scores: Sequence[float]) -> str:
+    """Of the candidates at a missed lesion: the highest score that did not count.
+
+    >>> scores_below([0.1, 0.42]), scores_below([])
+    (' (score 0.42)', '')
+    """
+    return f" (score {max(scores):.2g})" if scores else ""
 
 
 def caption_candidate(candidate: CandidateRow, unit: str) -> str:

@@ -1,7 +1,8 @@
 """What two reporting guidelines ask for, shortened into our own words.
 
-Rows are (number, what is asked, what answers it): sections of the page as `#section`, then keys of
-study.yaml. The first that is there answers; an item with neither belongs into the paper around it.
+Rows are (number, what is asked, what answers it): sections of the page as `#section`, facts of the
+scores as `=fact`, keys of study.yaml; `&` joins what is needed together. The first answer that is
+there counts; an item without any belongs into the paper around the report.
 """
 
 Rows = tuple[tuple[str, str, str], ...]
@@ -41,8 +42,8 @@ STARD_AI: Rows = (
     ("20", "missing data of test or reference", "#flow"),
     ("21", "variability of accuracy, prespecified or exploratory", "#subgroups #size"),
     ("22", "intended sample size, and how it was fixed", "sample_size"),
-    ("23*", "analysis of errors, of bias and fairness", "#why fairness"),
-    ("24", "flow of participants in a diagram", "#flow"),
+    ("23*", "analysis of errors, of bias and fairness", "#why&fairness"),
+    ("24", "flow of participants in a diagram", "#flow&=found"),
     ("25*", "characteristics of training, validation and test sets", "population"),
     ("26a", "severity among those with the condition", "#size"),
     ("26b", "other diagnoses among those without", "alternatives"),
@@ -50,7 +51,7 @@ STARD_AI: Rows = (
     ("28*", "whether these data resemble those of the intended use", "representativeness"),
     ("29*", "how external data differ from those of development", "representativeness"),
     ("30", "results of the test against the reference", "#cases"),
-    ("31", "accuracy with its precision", "#size #froc"),
+    ("31", "accuracy with its precision", "#size&=intervals"),
     ("32", "harm done by test or reference", "harm"),
     ("33", "limitations: bias, uncertainty, generality", "limitations"),
     ("34", "implications for practice", "implications"),
@@ -88,7 +89,7 @@ CLAIM: Rows = (
     ("17", "how the test set was annotated, with which tools", "reference_tools"),
     ("18", "variability within and between readers", "reference_consensus"),
     ("19", "how data were assigned to partitions", "training_data"),
-    ("20", "level at which partitions are apart", "#provenance"),
+    ("20", "level at which partitions are apart", "#provenance&=split"),
     ("21", "intended size of the test set", "sample_size"),
     ("22", "the model in detail", "model"),
     ("23", "software, libraries, versions", "#provenance"),
@@ -97,16 +98,16 @@ CLAIM: Rows = (
     ("26", "how the final model was selected", "model"),
     ("27", "ensembles", "model"),
     ("28", "measures of performance", "#definitions"),
-    ("29", "significance and uncertainty", "#definitions"),
+    ("29", "significance and uncertainty", "#definitions&=intervals"),
     ("30", "robustness and sensitivity", "robustness"),
     ("31", "explainability", "explainability"),
-    ("32", "testing on internal data", "#summary"),
-    ("33", "testing on external data", "sites"),
+    ("32", "testing on internal data", "#summary&=test"),
+    ("33", "testing on external data", "#summary&=external"),
     ("34", "registration of a clinical trial", "registration"),
-    ("35", "numbers included and excluded, in a diagram", "#flow"),
+    ("35", "numbers included and excluded, in a diagram", "#flow&=found"),
     ("36", "characteristics of patients in each partition", "population"),
-    ("37", "performance on all partitions, against standards", "#froc"),
-    ("38", "diagnostic performance with its precision", "#size #froc"),
+    ("37", "performance on all partitions, against standards", ""),
+    ("38", "diagnostic performance with its precision", "#size&=intervals"),
     ("39", "analysis of failures", "#why #cases"),
     ("40", "limitations", "limitations"),
     ("41", "implications for practice", "implications"),

@@ -1,69 +1,78 @@
 """The sentences of the first screen."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from lesionseg.evaluation.presets import JOINT_RULE
 from lesionseg.evaluation.rows import without_failed
-from lesionseg.evaluation.score_sections import Scores
-from lesionseg.evaluation.statistics.estimates import Estimate
+from lesionseg.evaluation.score_sections import Scores, SizeGroup
+from lesionseg.evaluation.statistics.estimates import Estimate, as_float
 from lesionseg.report.inputs.result_tables import Tables
 from lesionseg.report.text.amounts import (
     MIN_FOR_PERCENT,
     MIN_GROUPS,
     NOT_STATED,
-    bounds,
+    and_interval,
     count,
     percent,
     rate,
     share_found,
-    size_range,
 )
-from lesionseg.report.text.frame import DEVELOPMENT_TEXT, UNTOUCHED, UNTOUCHED_ROLES
+from lesionseg.report.text.definitions import meanings
+from lesionseg.report.text.frame import (
+    DEVELOPMENT_TEXT,
+    FACTS,
+    MUST_STATE,
+    UNTOUCHED,
+    UNTOUCHED_ROLES,
+)
 
 WORTH_SAYING = 0.05  # a difference in sensitivity between match rules
 
 
-def headline(tables: Tables, answers: Mapping[str, str]) -> str:
-    """The first sentence: sensitivity, false positives, which scans, by whose reference."""
-    return (
-        f"{_found(tables.scores)}, {_false_positives(tables.scores)}"
-        f"{_one_to_one(tables.scores)}; {_whence(tables, answers)}."
-    )
+def headline(tables: Tables) -> str:
+    """The first sentence: sensitivity by size, and at how many false positives per scan."""
+    scores = tables.scores
+    return f"{_sensitivity(scores)} {_false_positives(scores)}{_one_to_one(scores)}."
 
 
-def _found(scores: Scores) -> str:
-    unit = scores.size_unit
+def _sensitivity(scores: Scores) -> str:
     sides = [side for side in scores.recall_by_half if side.n]
     if not scores.n_lesions or not sides:
-        return "These scans have no reference lesion to find"
+        return "No reference lesion in these scans;"
     if len(sides) == 1:
-        found, n = scores.n_detected, scores.n_lesions
-        share = _share(found, n, scores.estimate("lesion_recall"))
-        size = size_range(sides[0], unit)
-        return f"Found {found} of {count(n, 'reference lesion')}{share}, all {size}"
-    small, large = sides
-    return (
-        f"Found {large.detected} of {large.n} reference lesions of {large.from_mm:g} {unit} or "
-        f"more{_share(large.detected, large.n, large.recall)} and {small.detected} of {small.n} "
-        f"smaller ones{_share(small.detected, small.n, small.recall)}"
-    )
+        share = share_found(scores.n_detected, scores.n_lesions, scores.estimate("lesion_recall"))
+        return f"Lesion sensitivity {share}, all lesions {_size(sides[0], scores)}, at"
+    small, large = (share_found(side.detected, side.n, side.recall) for side in sides)
+    return f"Lesion sensitivity {large} at {_size(sides[1], scores)}, {small} below, at"
 
 
-def _share(found: int, of: int, estimate: Estimate) -> str:
-    """A share in brackets; none at all for few lesions without an interval."""
-    if estimate.ci95 is None:
-        return f" ({percent(found / of)})" if of >= MIN_FOR_PERCENT else ""
-    return f" ({percent(found / of)}, 95 % interval {bounds(estimate)})"
+def _size(side: SizeGroup, scores: Scores) -> str:
+    """The lesions under or from 5 mm in short, and what of them is measured."""
+    return f"{_edge(side)} {scores.size_said.split(',')[0]} equivalent diameter"
+
+
+def _edge(side: SizeGroup) -> str:
+    return f"< {side.to_mm:g}" if side.to_mm is not None else f"≥ {side.from_mm:g}"
 
 
 def _false_positives(scores: Scores) -> str:
     per_case = scores.estimate("false_positives_per_case").value
-    free = scores.estimate("false_positives_per_lesion_free_case").value
     if per_case is None:
         return "with no scan to count false positives on"
-    on_free = "no scan is lesion-free" if free is None else f"{rate(free)} per lesion-free scan"
-    shown = rate(per_case)
-    return f"with {shown} {_kind(scores, shown)} per scan ({on_free})"
+    shown, aim = rate(per_case), target(scores)
+    return f"{shown} {_kind(scores, shown)} per scan{f' (target {aim})' if aim else ''}"
+
+
+def target(scores: Scores) -> str:
+    """What the operating point was chosen for; empty when it was not chosen for anything."""
+    kind, _, wanted = (scores.operating_point.name or "").partition(":")
+    try:
+        value = float(wanted)
+    except ValueError:
+        return ""
+    said = {"fp_per_case": f"{value:g}", "sensitivity": f"sensitivity {percent(value)}"}
+    return said.get(kind, "")
 
 
 def _one_to_one(scores: Scores) -> str:
@@ -82,20 +91,6 @@ def _kind(scores: Scores, shown: str) -> str:
     return kind if shown == "1" else f"{kind}s"
 
 
-def _whence(tables: Tables, answers: Mapping[str, str]) -> str:
-    scores = tables.scores
-    scans = count(scores.n_cases, "scan")
-    if tables.patients_stated:
-        scans += f" of {count(scores.n_groups, 'patient')}"
-    else:
-        scans += f"; patients {NOT_STATED}"
-    sites, readers = (answers.get(key, "").rstrip(".") for key in ("sites", "reference_readers"))
-    if not sites and not readers:
-        return f"{scans}; where they are from and who read the reference is {NOT_STATED}"
-    whence = f"from {sites}" if sites else f"from where is {NOT_STATED}"
-    return f"{scans}, {whence}, reference by {readers or 'whom is ' + NOT_STATED}"
-
-
 def size_sentence(scores: Scores) -> str:
     """Where a size is not the lesion's own; empty when it is."""
     if "detector" in scores.size_said:
@@ -109,41 +104,106 @@ def size_sentence(scores: Scores) -> str:
     return ""
 
 
+def model_words(scores: Scores, answers: Mapping[str, str]) -> str:
+    """The model and its version as stated, and by what it was judged."""
+    named = scores.provenance.get("model")
+    name = named.get("name") if isinstance(named, Mapping) else named
+    version = scores.provenance.get("lesionseg") or scores.provenance.get("version")
+    judged = f"; judged by lesionseg {version}" if version else ""
+    return f"{answers.get('model') or name or NOT_STATED}{judged}"
+
+
+def stated(answers: Mapping[str, str], *keys: str) -> str:
+    """What a study file says under the keys, or `not stated`."""
+    return "; ".join(answers[key].rstrip(".") for key in keys if key in answers) or NOT_STATED
+
+
+def unstated_words(answers: Mapping[str, str]) -> str:
+    """Which of what the first page must say nobody stated; empty when all of it is."""
+    missing = [FACTS[key] for study, key in MUST_STATE.items() if study not in answers]
+    return ", ".join(missing).capitalize()
+
+
+def side_label(side: SizeGroup, scores: Scores) -> str:
+    """What the sensitivity under or from 5 mm is called on the first page."""
+    return f"Sensitivity {_edge(side)} {scores.size_unit}"
+
+
+def rule_words(scores: Scores) -> str:
+    """What counts as found, and whose rule it is."""
+    return f"{meanings(scores.match_rule)['found'][1]} Preset {scores.preset}."
+
+
+def side_sentence(scores: Scores, at: int) -> str:
+    """Sensitivity under (0) or from (1) 5 mm; empty without such a side."""
+    if at >= len(scores.recall_by_half):
+        return ""
+    side = scores.recall_by_half[at]
+    return share_found(side.detected, side.n, side.recall)
+
+
 def overall_sentence(scores: Scores) -> str:
-    """The share of all lesions with its interval, and the number missed."""
+    """Sensitivity for all lesions and its mean over patients, and the number missed."""
     if not scores.n_lesions:
         return ""
-    found = scores.n_detected
-    said = share_found(found, scores.n_lesions, scores.estimate("lesion_recall"))
-    return f"Together {found} of {scores.n_lesions} ({said}); {scores.n_missed} missed."
+    all_lesions = scores.estimate("lesion_recall")
+    said = share_found(scores.n_detected, scores.n_lesions, all_lesions)
+    mean = scores.estimate("lesion_recall_mean_per_group")
+    if mean.value is not None and scores.n_lesions >= MIN_FOR_PERCENT:
+        said += f"; mean over patients {percent(mean.value)}{and_interval(mean)}"
+    return f"{said}; {scores.n_missed} missed."
 
 
 def false_positive_sentence(scores: Scores) -> str:
-    """False positives in all scans and in lesion-free ones."""
+    """Observed rate with its count and CI, target, expected rate, and lesion-free scans."""
     per_case = scores.estimate("false_positives_per_case")
-    free = scores.estimate("false_positives_per_lesion_free_case")
     n = str(scores.n_false_positive)
-    shown = f"not defined ({per_case.reason})" if per_case.value is None else rate(per_case.value)
-    touching = f" ({scores.n_touching} touching a lesion)" if scores.n_touching else ""
-    scans = f"{_kind(scores, n)}{touching} on {count(scores.n_cases, 'scan')}"
-    total = f"{n} {scans}: {shown} per scan"
+    if per_case.value is None:
+        return f"Not defined: {per_case.reason}."
+    touching = f", {scores.n_touching} of them touching a lesion" if scores.n_touching else ""
+    counted = f"{n} {_kind(scores, n)} on {count(scores.n_cases, 'scan')}{touching}"
+    return f"Observed {_rate(per_case)} ({counted}){_aims(scores)}; {_lesion_free(scores)}."
+
+
+def _rate(estimate: Estimate) -> str:
+    if estimate.value is None:
+        return f"not defined ({estimate.reason})"
+    if estimate.ci95 is None:
+        return rate(estimate.value)
+    low, high = map(rate, estimate.ci95)
+    return f"{rate(estimate.value)}, 95 % CI {low} to {high}"
+
+
+def _aims(scores: Scores) -> str:
+    """What the operating point was chosen for, and what its choosing let expect."""
+    aim = target(scores)
+    said = f"; target {aim}" if aim else ""
+    expected = as_float(
+        (scores.raw.get("operating_point") or {}).get("expected_false_positives_per_case")
+    )
+    return said if expected is None else f"{said}; expected {rate(expected)}"
+
+
+def _lesion_free(scores: Scores) -> str:
     if not scores.n_lesion_free_cases:
-        return f"{total}; no scan is lesion-free."
-    if free.value is None:
-        return f"{total}; on lesion-free scans not defined: {free.reason}."
+        return "no scan is lesion-free"
+    free = scores.estimate("false_positives_per_lesion_free_case")
     where = count(scores.n_lesion_free_cases, "lesion-free scan")
-    return f"{total}; on the {where} {rate(free.value)} per scan."
+    return f"on {where} {_rate(free)}"
 
 
 def scans_sentence(tables: Tables) -> str:
-    """How many scans of how many patients, and in which role."""
+    """Patients with and without lesions, and their scans; scans alone where no patient is named."""
     scores = tables.scores
-    patients = f"of {count(scores.n_groups, 'patient')}"
+    lesions = count(scores.n_lesions, "reference lesion")
     if not tables.patients_stated:
-        patients = f"patients {NOT_STATED} (each scan counted as one)"
-    free = f"{scores.n_lesion_free_cases or 'none'} of them without a reference lesion"
-    role = role_words(scores.evaluated_on)
-    return f"{count(scores.n_cases, 'scan')}, {patients}, {free}; {role}."
+        free = scores.n_lesion_free_cases
+        scans = f"{count(scores.n_cases - free, 'scan')} with lesions, {free} without"
+        return f"{scans}; {lesions}; patients {NOT_STATED}, each scan counted as one."
+    everyone = {case.group or case.case for case in tables.cases}
+    ill = {case.group or case.case for case in tables.cases if case.n_lesions}
+    patients = f"{count(len(ill), 'patient')} with lesions, {len(everyone - ill)} without"
+    return f"{patients}; {count(scores.n_cases, 'scan')}; {lesions}."
 
 
 def role_words(role: str) -> str:
@@ -196,27 +256,54 @@ def failed_sentence(tables: Tables) -> str:
     return (
         f"{scans} ({lost}). With such scans left out, {judged.n_detected} of "
         f"{count(judged.n_lesions, 'lesion')} "
-        f"found, {per_scan} false positives per scan."
+        f"found, {per_scan} {_kind(tables.scores, per_scan)} per scan."
     )
 
 
-def halving_sentence(tables: Tables) -> str:
-    """How many more patients would halve the interval, or give one at all.
+def interval_sentence(tables: Tables) -> str:
+    """Why numbers have no CI, each reason once, and how many more patients would help.
 
     An interval narrows with the square root of the number of independent patients, so half the
     width takes four times as many in all. Patients without lesions do not count towards any.
     """
+    reasons = {
+        reason.removesuffix(" are too few for an interval").replace("groups", "patients")
+        for reason in _reasons(tables.scores.raw)
+    }
+    said = f"Where there is none: {'; '.join(sorted(reasons))}." if reasons else ""
+    return f"{said} {_more_patients(tables)}".strip()
+
+
+def _reasons(node: Any) -> Iterator[str]:
+    """Why a number that is defined has no interval, of every number in scores.json."""
+    if isinstance(node, list):
+        for one in node:
+            yield from _reasons(one)
+    if not isinstance(node, Mapping):
+        return
+    if node.get("ci95", 0) is None and node.get("reason"):
+        if any(node.get(key) is not None for key in ("value", "mean", "recall")):
+            yield str(node["reason"])
+    elif isinstance(node.get("ci95"), Mapping):
+        reasons = node.get("reasons") or {}
+        missing = (key for key, pair in node["ci95"].items() if pair is None)
+        yield from (reasons[k] for k in missing if node.get(k) is not None and reasons.get(k))
+    for one in node.values():
+        yield from _reasons(one)
+
+
+def _more_patients(tables: Tables) -> str:
     scores = tables.scores
     if scores.estimate("lesion_recall").ci95 is None:
         missing = MIN_GROUPS - len({lesion.group or lesion.case for lesion in tables.lesions})
         if not tables.lesions or missing <= 0:
             return ""
         more = count(missing, "more patient")
-        return f"At least {more} with lesions would be needed for any interval."
+        return f"At least {more} with lesions would be needed for any."
     more = f"{3 * scores.n_groups:,}".replace(",", " ")
     return (
-        f"To halve the width of that interval, about {more} more patients like these would be "
-        "needed: four times as many in all."
+        f"To halve the width of the CI of sensitivity, about {more} more patients like these "
+        "would be needed: four times as many in all."
     )
 
 

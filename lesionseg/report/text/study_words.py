@@ -6,6 +6,7 @@ from lesionseg.report.text.amounts import NOT_STATED, count
 
 STUDY: Mapping[str, str] = {
     "intended_use": "Intended use",
+    "not_for": "What it is not for",
     "users": "Who is meant to use it, and what they must know",
     "objectives": "Objectives",
     "design": "Prospective or retrospective",

@@ -47,7 +47,8 @@ HEADINGS_LESIONS = (
     "Scan",
     "Lesion",
     "Label",
-    "Size",
+    "Equivalent diameter",
+    "Long axis",
     "Size group",
     "Result",
     "Near resolution",
@@ -60,13 +61,13 @@ HEADINGS_CANDIDATES = (
     "Candidate",
     "Label",
     "Score",
-    "Chance",
-    "Size",
+    "Probability",
+    "Equivalent diameter",
     "Result",
     "Touches a lesion",
 )
 HEADINGS_DEFINITIONS = ("Word", "Meaning")
-HEADINGS_SIZE = ("Size", "Found", "Sensitivity", "95 % interval")
+HEADINGS_SIZE = ("Equivalent diameter", "Found", "Sensitivity", "95 % CI")
 HEADINGS_MEASURES = ("Measure", "Value", "Rows")
 HEADINGS_WHY = ("Reason", "Lesions")
 HEADINGS_RULES = ("Rule", "Found", "False positives per scan")
@@ -74,17 +75,17 @@ HEADINGS_LABELS = (
     "Kind of lesion",
     "Found",
     "Sensitivity",
-    "95 % interval",
+    "95 % CI",
     "False positives per scan",
 )
-HEADINGS_REGIONS = ("Region", "Scans", "Dice, mean", "Found", "Sensitivity", "95 % interval")
+HEADINGS_REGIONS = ("Region", "Scans", "Dice, mean", "Found", "Sensitivity", "95 % CI")
 REGIONS_TEXT = (
     "Regions may lie within each other. Each is judged by itself: what of it hangs together counts "
     "as one lesion of its own, so these counts are not those of the page."
 )
 HEADINGS_PROVENANCE = ("What", "Value")
-HEADINGS_CURVE = ("Chance of being found", "Size")
-HEADINGS_CELLS = ("Size", "Contrast", "Found", "Sensitivity", "95 % interval")
+HEADINGS_CURVE = ("Probability of detection", "Equivalent diameter")
+HEADINGS_CELLS = ("Equivalent diameter", "Contrast to noise", "Found", "Sensitivity", "95 % CI")
 HEADINGS_SUBGROUPS = (
     "By",
     "Group",
@@ -92,7 +93,7 @@ HEADINGS_SUBGROUPS = (
     "Patients",
     "Found",
     "Sensitivity",
-    "95 % interval",
+    "95 % CI",
     "False positives per scan",
     "Dice",
 )
@@ -115,10 +116,10 @@ NO_DIFFERENCES = (
 )
 NAMES = ("this one", "the other")
 HEADINGS_ABSENT = ("What", "Why not")
-NO_COMPARISON = "no second model or reader was judged on these scans (evaluate compare=…)"
+NO_COMPARISON = "not performed: no second model or reader on these scans (evaluate compare=…)"
 ABSENT: Mapping[str, str] = {
-    "size_curve": "Chance of being found along the size",
-    "recall_by_size_and_contrast": "Sensitivity by size and contrast",
+    "size_curve": "Probability of detection by diameter",
+    "recall_by_size_and_contrast": "Sensitivity by size and contrast to noise",
     "subgroups": "Sensitivity by subgroup",
     "calibration": "Calibration",
     "comparison": "Compared with another reader or model",

@@ -1,6 +1,7 @@
 import base64
 import io
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -105,6 +106,29 @@ def test_slice_passes_through_the_lesion_even_when_its_box_centre_does_not() -> 
     mask[10:20, 10, 10:20] = True
     scene = Scene(mask * 1.0, Geometry.from_spacing(mask.shape, (1, 1, 1)), mask)
     assert all(view.reference for view in cut_views(scene, (10, 10, 10), (20, 20, 20)))
+
+
+def test_what_lay_under_the_score_is_outlined_where_it_touches_the_lesion() -> None:
+    scene, box = scene_in((0, 1, 2), ())
+    assert scene.reference is not None
+    assert scene.ids_below(*box) == frozenset()
+    below = np.zeros(scene.geometry.shape, dtype=np.int32)
+    below[scene.reference] = 3
+    below[0] = 4  # far away
+    beside = replace(scene, below=below)
+    ids = beside.ids_below(*box)
+    assert ids == {3}
+    for view in cut_views(beside, *box, below=ids):
+        assert view.below == view.reference
+    assert all(not view.below for view in cut_views(beside, *box))
+
+
+def test_still_picture_is_in_millimetres() -> None:
+    scene, box = scene_in((0, 1, 2), ())
+    axial, *_ = cut_views(scene, *box)
+    assert axial.points(((0, 0), (2, 0), (2, 1))) == "0,0 3,0 3,1"
+    with Image.open(io.BytesIO(base64.b64decode(axial.still_uri.partition(",")[2]))) as picture:
+        assert picture.size == axial.image.shape[::-1]
 
 
 def test_outlines_are_drawn_corner_by_corner() -> None:

@@ -92,6 +92,8 @@ def test_marks_drawn_are_those_the_tables_accept(dataset: Path, predictions: Pat
         scene = sources.load("a", frozenset(accepted))
         assert scene.accepted is not None
         assert scene.accepted.sum() == voxels
+        assert scene.below is not None
+        assert set(np.unique(scene.below)) - {0} == {1, 2} - accepted
 
 
 def test_candidates_without_masks_are_drawn_as_boxes(
@@ -103,6 +105,10 @@ def test_candidates_without_masks_are_drawn_as_boxes(
     assert scene.accepted is not None
     assert scene.accepted[3:5, 4:7, 5:8].all()
     assert scene.accepted.sum() == 18
+    scene = Sources(dataset, prediction=tmp_path / "boxes").load("a", frozenset())
+    assert scene.below is not None
+    assert (scene.below[3:5, 4:7, 5:8] == 4).all()
+    assert np.count_nonzero(scene.below) == 18
 
 
 def test_reference_on_another_grid_is_refused(

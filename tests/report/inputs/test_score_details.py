@@ -91,9 +91,9 @@ def test_page_draws_and_lists_whatever_the_scores_hold(
     for key in ("comparison", "subgroups", "calibration"):
         assert f'<section id="{key}">' in page
     for said in (
-        "6 mm (95 % interval 4 to 9 mm)",
+        "6 mm (95 % CI 4 to 9 mm)",
         "not defined: outside",
-        "+0.20 (95 % interval −0.10 to +0.50)",
+        "+0.20 (95 % CI −0.10 to +0.50)",
         text.CALIBRATION_NUMBERS["brier"],
     ):
         assert said in page

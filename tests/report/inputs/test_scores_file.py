@@ -52,14 +52,14 @@ def test_version_1_is_read_and_told_by_its_own_rule(evaluation: Evaluation, tmp_
 def test_headline_has_both_rules_where_they_differ(evaluation: Evaluation, tmp_path: Path) -> None:
     path = evaluation.write(tmp_path) / "scores.json"
     raw = json.loads(path.read_text())
-    assert "one to one" not in text.headline(read_tables(tmp_path), {})
+    assert "one to one" not in text.headline(read_tables(tmp_path))
     raw["other_criteria"]["iou10"] = {
         "lesion_recall": {"value": 0.4},
         "false_positives_per_case": 2.2,
     }
     path.write_text(json.dumps(raw | {"splits": 2, "merges": 1}))
     tables = read_tables(tmp_path)
-    said = text.headline(tables, {})
+    said = text.headline(tables)
     assert "; one to one at IoU ≥ 0.1: 2 of 5, 2.2 false positives per scan; " in said
     note = list_rules(tables.scores, tables.lesions).note
     assert note == "Overlapped by several detections: 2 lesions; over several lesions: 1 detection."

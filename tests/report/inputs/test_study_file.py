@@ -11,6 +11,7 @@ from lesionseg.report.sections.checklists import CHECKLISTS, CLAIM, STARD_AI
 from lesionseg.report.write import Options, write_report
 from tests.report.conftest import Evaluation
 
+FACTS = ("intervals", "found", "split", "test", "external")
 TEMPLATE = Path(__file__).parents[3] / "docs" / "study.yaml"
 
 
@@ -68,7 +69,7 @@ def test_failed_scans_are_counted_as_misses_and_left_out(
     evaluation.failed = ("b",)
     said = text.failed_sentence(read_tables(evaluation.write(tmp_path)))
     assert "1 scan without a prediction: lesions there count as missed (2)." in said
-    assert "left out, 1 of 3 lesions found, 1 false positives per scan" in said
+    assert "left out, 1 of 3 lesions found, 1 false positive per scan" in said
     evaluation.failed = evaluation.cases
     assert "No scan has a prediction" in text.failed_sentence(
         read_tables(evaluation.write(tmp_path))
@@ -87,17 +88,21 @@ def test_checklists_have_all_items_in_order() -> None:
 def test_items_point_at_sections_and_questions_that_exist() -> None:
     for checklist in CHECKLISTS:
         for item in checklist.items:
-            assert set(item.keys) <= set(text.STUDY)
-            assert set(item.sections) <= set(text.SECTIONS)
-            assert item.keys or item.sections
+            for part in item.parts:
+                known = text.SECTIONS if part[0] == "#" else FACTS if part[0] == "=" else text.STUDY
+                assert part.lstrip("#=") in known
 
 
-def test_items_are_automatic_only_where_their_section_is_there() -> None:
-    item = next(item for item in STARD_AI.items if item.number == "23*")
+def test_items_are_automatic_only_where_all_that_they_ask_for_is_there() -> None:
+    items = {item.number: item for item in STARD_AI.items}
     study = Study({"fairness": "by sex"})
-    assert item.state(study, ["why"]) == "automatic"
-    assert item.state(study, ["cases"]) == "supplied"
-    assert item.state(Study(), ["cases"]) == "not stated"
+    assert items["23*"].state(study, ["#why"]) == "supplied"
+    assert items["23*"].section(study, ["#why"]) == "why"
+    assert items["23*"].state(study, ["#cases"]) == "not stated"
+    assert items["23*"].state(Study(), ["#why"]) == "not stated"
+    assert items["31"].state(study, ["#size"]) == "not stated"
+    assert items["31"].state(study, ["#size", "=intervals"]) == "automatic"
+    assert items["24"].state(study, ["#flow"]) == "not stated"
 
 
 def test_page_shows_study_flow_and_guidelines(scores_dir: Path, tmp_path: Path) -> None:

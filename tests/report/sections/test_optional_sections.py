@@ -31,7 +31,7 @@ def test_nested_lists_become_tables(tmp_path: Path) -> None:
     ((title, listing),) = found.tables
     assert title == "official: site"
     assert listing.headings == ("value", "n lesions", "lesion recall")
-    assert words(listing)[0] == ["A", "12", "0.50 (95 % interval 0.30 to 0.70)"]
+    assert words(listing)[0] == ["A", "12", "0.50 (95 % CI 0.30 to 0.70)"]
     assert words(listing)[1][2].startswith("not defined")
 
 
@@ -46,7 +46,7 @@ def test_plain_numbers_stand_before_nested_ones(tmp_path: Path) -> None:
     found = extras(tmp_path, adjudication=adjudication)["adjudication"]
     (_, plain), (curve_title, curve) = found.tables
     assert words(plain)[0] == ["method", "platt"]
-    assert words(plain)[1] == ["Brier score", "0.10 (95 % interval 0.05 to 0.20)"]
+    assert words(plain)[1] == ["Brier score", "0.10 (95 % CI 0.05 to 0.20)"]
     assert curve_title == "adjudication: curve"
     assert words(curve) == [["0.10", "0.20", "30"]]
 

@@ -1,1 +1,0 @@
-"""The report on paper: A4 pages of the summary, charts and pictures."""
