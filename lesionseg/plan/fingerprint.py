@@ -17,7 +17,7 @@ from lesionseg.plan.plan import Modality
 
 FINGERPRINT_VERSION = 1
 SAMPLED = 8192  # voxels looked at per case and kind, evenly spaced: memory stays bounded
-MOST_SAMPLED = 2**23  # ... and of all cases together, per channel
+MOST_SAMPLED = 2**22  # ... and of all cases together, per channel
 AIR_HU = -950.0  # CT values above it belong to the body, aerated lung included
 NO_MAGNITUDE = -500.0  # values below it occur in CT (air at -1000 HU), never in MRI magnitudes
 
@@ -169,7 +169,7 @@ def voxels_per_case(n_cases: int) -> int:
     """How many voxels of each case are looked at, so that all cases together fit into memory.
 
     >>> voxels_per_case(100), voxels_per_case(10_000)
-    (8192, 838)
+    (8192, 419)
     """
     return max(64, min(SAMPLED, MOST_SAMPLED // max(n_cases, 1)))
 

@@ -8,13 +8,14 @@ A file's path, size and time of change stand for its content, as for make, rsync
 import hashlib
 import json
 import time
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from multiprocessing import get_all_start_methods, get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
@@ -55,12 +56,14 @@ class FactsFolder:
         self.dataset = dataset
         self._about = _about(dataset)
 
-    def look(self, files: CaseFiles) -> KeptFacts:
-        """Known facts, else those of the case as it is read now, which are kept."""
+    def known(self, files: CaseFiles) -> KeptFacts | None:
+        """What is kept of the case, if its files are those it was read from."""
         signature = self._signature(files)
-        kept = None if signature is None else self._kept(signature)
-        if kept is not None:
-            return kept
+        return None if signature is None else self._kept(signature)
+
+    def look(self, files: CaseFiles) -> KeptFacts:
+        """Read the case, and keep its facts."""
+        signature = self._signature(files)
         case = read_case(files, self.dataset)
         facts = None if case.reference is None else facts_of(case, case.reference)
         made = KeptFacts(facts, source_hash(files))
@@ -70,8 +73,7 @@ class FactsFolder:
 
     def source(self, files: CaseFiles) -> str:
         """SHA-256 of the case's files: `source_hash`, remembered."""
-        signature = self._signature(files)
-        kept = None if signature is None else self._kept(signature)
+        kept = self.known(files)
         return source_hash(files) if kept is None else kept.source
 
     def _signature(self, files: CaseFiles) -> str | None:
@@ -117,29 +119,45 @@ def look_at_all(
     Processes read where many cases are left and the system can fork, threads elsewhere. Samples
     are thinned to `voxels`.
     """
-    look = partial(_look, folder, voxels)
-    n = workers or min(cores(), MAX_WORKERS)
-    if n == 1 or len(cases) == 1:
-        yield from map(look, cases)
-        return
-    pool, chunk = _pool(n, len(cases))
-    with pool:
-        yield from pool.map(look, cases, chunksize=chunk)
+    known = [_thinned(folder.known(files), voxels) for files in cases]
+    left = [files for files, kept in zip(cases, known, strict=True) if kept is None]
+    with _pool(workers or min(cores(), MAX_WORKERS), len(left)) as run:
+        read = run(partial(_look, folder, voxels), left)
+        yield from (next(read) if kept is None else kept for kept in known)
 
 
-def _pool(workers: int, n_cases: int) -> tuple[Executor, int]:
-    if n_cases < _CASES_FOR_PROCESSES or "fork" not in get_all_start_methods():
-        return ThreadPoolExecutor(min(workers, n_cases)), 1
-    chunk = min(16, -(-n_cases // (4 * workers)))
-    return ProcessPoolExecutor(workers, mp_context=get_context("fork")), chunk
+_Run = Callable[[Callable[[CaseFiles], Any], Sequence[CaseFiles]], Iterator[Any]]
+
+
+@contextmanager
+def _pool(workers: int, n_cases: int) -> Iterator[_Run]:
+    """A `map` in order over so many cases."""
+    if workers == 1 or n_cases < 2:
+        yield map
+    elif n_cases < _CASES_FOR_PROCESSES or "fork" not in get_all_start_methods():
+        with ThreadPoolExecutor(min(workers, n_cases)) as threads:
+            yield threads.map
+    else:
+        chunk = min(16, -(-n_cases // (4 * workers)))
+        with ProcessPoolExecutor(workers, mp_context=get_context("fork")) as processes:
+            yield partial(processes.map, chunksize=chunk)
 
 
 def _look(folder: FactsFolder, voxels: int, files: CaseFiles) -> KeptFacts | LesionsegError:
     try:
-        kept = folder.look(files)
+        return _thinned(folder.look(files), voxels)
     except LesionsegError as error:
         return error
-    return KeptFacts(kept.facts and kept.facts.thinned(voxels), kept.source)
+
+
+@overload
+def _thinned(kept: KeptFacts, voxels: int) -> KeptFacts: ...
+@overload
+def _thinned(kept: KeptFacts | None, voxels: int) -> KeptFacts | None: ...
+def _thinned(kept: KeptFacts | None, voxels: int) -> KeptFacts | None:
+    if kept is None or kept.facts is None:
+        return kept
+    return replace(kept, facts=kept.facts.thinned(voxels))
 
 
 def _about(dataset: Dataset) -> str:
