@@ -1,4 +1,4 @@
-"""What glibc does with memory that the process has freed; with another C library nothing is done."""
+"""What glibc does with memory that was freed; with another C library nothing is done."""
 
 import ctypes
 import sys
