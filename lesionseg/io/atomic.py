@@ -159,6 +159,18 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]], columns: Sequence[s
         writer.writerows(rows)
 
 
+def append_csv(path: Path, rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> None:
+    """Add rows to a table that `write_csv` wrote; a process killed meanwhile may cut the last line.
+
+    Raises `OutputError`.
+    """
+    try:
+        with path.open("a", newline="", encoding="utf-8") as file:
+            csv.DictWriter(file, list(columns), lineterminator="\n").writerows(rows)
+    except (OSError, ValueError) as error:
+        raise OutputError("The table cannot be added to.", where=path, seen=error) from error
+
+
 def read_csv(path: Path) -> list[dict[str, str]]:
     """Read a table as one dictionary per row; spaces around names and values are dropped.
 

@@ -65,6 +65,26 @@ def content_files(path: Path) -> tuple[Path, ...]:
     return (path,)
 
 
+def file_states(paths: Iterable[Path]) -> tuple[tuple[str, int, int], ...] | None:
+    """Path, bytes and time of change (ns) of all files of these images, without opening any.
+
+    Of a series, all files of its folder. None where they cannot be told: remote files, whose
+    placeholders say nothing, a header whose voxels lie elsewhere, and what is missing.
+    """
+    files: list[Path] = []
+    for path in paths:
+        series = split_series(path)
+        folder = path if series is None else series[0]
+        if is_mirrored(folder) or folder.suffix.lower() in itk.SUFFIXES:
+            return None
+        files += sorted(folder.iterdir()) if folder.is_dir() else [folder]
+    try:
+        states = [(str(file), file.stat()) for file in dict.fromkeys(files)]
+    except OSError:
+        return None
+    return tuple((name, state.st_size, state.st_mtime_ns) for name, state in states)
+
+
 def _fetch(path: Path) -> None:
     """Fetch a file, a folder's files or, of a header, the voxels in another file as well."""
     bring(path if split_series(path) is None else path.parent)

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import permutations
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from lesionseg.plan.plan import Modality
 
 FINGERPRINT_VERSION = 1
 SAMPLED = 8192  # voxels looked at per case and kind, evenly spaced: memory stays bounded
+MOST_SAMPLED = 2**22  # ... and of all cases together, per channel
 AIR_HU = -950.0  # CT values above it belong to the body, aerated lung included
 NO_MAGNITUDE = -500.0  # values below it occur in CT (air at -1000 HU), never in MRI magnitudes
 
@@ -108,53 +109,38 @@ class Fingerprint:
 _COUNTS = ("n_cases", "n_lesions", "n_lesion_free_cases")
 
 
-def take_fingerprint(dataset: Dataset, cases: Iterable[Case]) -> Fingerprint:
-    """Statistics of `cases`, read one after the other and forgotten; unlabelled ones are skipped.
-
-    Lesions are those of `lesions_of`: a bare box is as large as the ellipsoid inscribed in it, and
-    its intensities are those of all its voxels. Raises `DatasetError` when no case is labelled.
-    """
-    notes = [_look(case, case.reference, dataset) for case in cases if case.reference is not None]
-    if not notes:
-        raise DatasetError(
-            "No labelled case to plan from.",
-            where=dataset.root,
-            remedy="add reference masks or boxes for some cases.",
-        )
-    kinds = [_is_ct(dataset, notes, c) for c in range(len(dataset.channel_names))]
-    return Fingerprint(
-        dims=dataset.dims,
-        modality=_modality(dataset.dims, kinds),
-        channels=tuple(
-            _channel(name, kinds[c], notes, c) for c, name in enumerate(dataset.channel_names)
-        ),
-        shapes=tuple(n.shape for n in notes),
-        spacings_mm=tuple(n.spacing_mm for n in notes),
-        lesions_per_case=tuple(len(n.lesion_voxels) for n in notes),
-        diameters_mm=tuple(d for n in notes for d in n.diameters_mm),
-        lesion_voxels=tuple(v for n in notes for v in n.lesion_voxels),
-        lesion_fraction=_share(sum(n.lesion_mm for n in notes), sum(n.scanned_mm for n in notes)),
-        extents_mm=tuple(side for n in notes for side in n.extents_mm),
-    )
-
-
 @dataclass(frozen=True, eq=False)
-class _Note:
-    """What is kept of one case: sizes, and a sample of voxels `[C, n]` of each kind."""
+class CaseFacts:
+    """What is kept of one labelled case: sizes, and a sample of voxels `[C, n]` of each kind.
+
+    `shape`, `spacing_mm` and `extents_mm` (a row per lesion) are in the order of the fingerprint's.
+    `boxed`: its lesions are boxes without a mask. `nonzero`: share of voxels, per channel.
+    """
 
     shape: tuple[int, ...]
     spacing_mm: tuple[float, ...]
+    boxed: bool
     lesion_voxels: tuple[int, ...]
     diameters_mm: tuple[float, ...]
     extents_mm: tuple[tuple[float, ...], ...]
     lesion_mm: float
     scanned_mm: float
+    nonzero: tuple[float, ...]
     sample: NDArray[np.float32]
     lesion_sample: NDArray[np.float32]
-    nonzero: tuple[float, ...]
+
+    def thinned(self, most: int) -> "CaseFacts":
+        """The same with at most `most` voxels in either sample."""
+        samples = (_sampled(self.sample, most), _sampled(self.lesion_sample, most))
+        return replace(self, sample=samples[0], lesion_sample=samples[1])
 
 
-def _look(case: Case, reference: Reference, dataset: Dataset) -> _Note:
+def facts_of(case: Case, reference: Reference) -> CaseFacts:
+    """What the fingerprint needs of a case.
+
+    Lesions are those of `lesions_of`: a bare box is as large as the ellipsoid inscribed in it, and
+    its intensities are those of all its voxels.
+    """
     array, geometry = case.image.array, case.image.geometry
     order = canonical_order(geometry)
     lesions, covered = lesions_of(reference), lesion_mask(reference)
@@ -162,19 +148,63 @@ def _look(case: Case, reference: Reference, dataset: Dataset) -> _Note:
     sides = np.maximum(stop - start, 1)
     n_known = covered.size if reference.ignore is None else np.count_nonzero(~reference.ignore)
     flat = array.reshape(len(array), -1)
-    return _Note(
+    return CaseFacts(
         shape=tuple(geometry.shape[a] for a in order),
         spacing_mm=tuple(round(geometry.spacing_mm[a], 6) for a in order),
+        boxed=reference.mask() is None and len(lesions.diameters_mm) > 0,
         lesion_voxels=tuple(int(v) for v in lesions.sizes_vox),
-        diameters_mm=tuple(round(float(d), 4) for d in lesions.diameters_mm),
+        diameters_mm=tuple(float(d) for d in lesions.diameters_mm),
         extents_mm=tuple(
             tuple(round(float(row[a]) * geometry.spacing_mm[a], 4) for a in order) for row in sides
         ),
         lesion_mm=float(covered.sum()) * geometry.voxel_size,
         scanned_mm=float(n_known) * geometry.voxel_size,
+        nonzero=tuple(float(np.count_nonzero(c) / c.size) for c in flat),
         sample=_sampled(flat),
         lesion_sample=_sampled(array[:, covered]),
-        nonzero=tuple(float(np.count_nonzero(c) / c.size) for c in flat),
+    )
+
+
+def voxels_per_case(n_cases: int) -> int:
+    """How many voxels of each case are looked at, so that all cases together fit into memory.
+
+    >>> voxels_per_case(100), voxels_per_case(10_000)
+    (8192, 419)
+    """
+    return max(64, min(SAMPLED, MOST_SAMPLED // max(n_cases, 1)))
+
+
+def take_fingerprint(dataset: Dataset, cases: Iterable[Case]) -> Fingerprint:
+    """Statistics of `cases`, read one after the other and forgotten; unlabelled ones are skipped.
+
+    Raises `DatasetError` when no case is labelled.
+    """
+    facts = [facts_of(case, case.reference) for case in cases if case.reference is not None]
+    return fingerprint_of(dataset, facts)
+
+
+def fingerprint_of(dataset: Dataset, facts: Sequence[CaseFacts]) -> Fingerprint:
+    """The fingerprint of cases of which facts were kept. Raises `DatasetError` for none."""
+    if not facts:
+        raise DatasetError(
+            "No labelled case to plan from.",
+            where=dataset.root,
+            remedy="add reference masks or boxes for some cases.",
+        )
+    kinds = [_is_ct(dataset, facts, c) for c in range(len(dataset.channel_names))]
+    return Fingerprint(
+        dims=dataset.dims,
+        modality=_modality(dataset.dims, kinds),
+        channels=tuple(
+            _channel(name, kinds[c], facts, c) for c, name in enumerate(dataset.channel_names)
+        ),
+        shapes=tuple(n.shape for n in facts),
+        spacings_mm=tuple(n.spacing_mm for n in facts),
+        lesions_per_case=tuple(len(n.lesion_voxels) for n in facts),
+        diameters_mm=tuple(round(d, 4) for n in facts for d in n.diameters_mm),
+        lesion_voxels=tuple(v for n in facts for v in n.lesion_voxels),
+        lesion_fraction=_share(sum(n.lesion_mm for n in facts), sum(n.scanned_mm for n in facts)),
+        extents_mm=tuple(side for n in facts for side in n.extents_mm),
     )
 
 
@@ -197,19 +227,19 @@ def canonical_order(geometry: Geometry) -> tuple[int, ...]:
     )
 
 
-def _sampled(values: NDArray[Any]) -> NDArray[np.float32]:
-    """Up to `SAMPLED` evenly spaced columns of `[C, n]`, as a copy."""
-    step = -(-values.shape[1] // SAMPLED) or 1
+def _sampled(values: NDArray[Any], most: int = SAMPLED) -> NDArray[np.float32]:
+    """Up to `most` evenly spaced columns of `[C, n]`, as a copy."""
+    step = -(-values.shape[1] // most) or 1
     return np.array(values[:, step // 2 :: step], dtype=np.float32)
 
 
-def _is_ct(dataset: Dataset, notes: Sequence[_Note], channel: int) -> bool:
+def _is_ct(dataset: Dataset, facts: Sequence[CaseFacts], channel: int) -> bool:
     """By the channel's name (nnU-Net's convention), else by values only Hounsfield units have."""
     if dataset.channel_names[channel].strip().casefold() == "ct":
         return True
     if dataset.dims != 3:
         return False
-    lowest = np.median([n.sample[channel].min() for n in notes])
+    lowest = np.median([n.sample[channel].min() for n in facts])
     return bool(lowest < NO_MAGNITUDE)
 
 
@@ -219,16 +249,16 @@ def _modality(dims: int, channels_are_ct: Sequence[bool]) -> Modality:
     return "ct" if any(channels_are_ct) else "mri"
 
 
-def _channel(name: str, is_ct: bool, notes: Sequence[_Note], c: int) -> ChannelStatistics:
-    whole = [n.sample[c] for n in notes]
+def _channel(name: str, is_ct: bool, facts: Sequence[CaseFacts], c: int) -> ChannelStatistics:
+    whole = [n.sample[c] for n in facts]
     body = [s[s > AIR_HU] if is_ct else s[s != 0] for s in whole]
-    lesion = np.concatenate([n.lesion_sample[c] for n in notes])
+    lesion = np.concatenate([n.lesion_sample[c] for n in facts])
     return ChannelStatistics(
         name=name,
         is_ct=is_ct,
         body=_spread(np.concatenate(body)) or Spread(0.0, 1.0, 0.0, 0.0),
         lesion=_spread(lesion),
-        nonzero_share=float(np.mean([n.nonzero[c] for n in notes])),
+        nonzero_share=float(np.mean([n.nonzero[c] for n in facts])),
     )
 
 

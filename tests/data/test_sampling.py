@@ -9,7 +9,7 @@ from lesionseg.core import Geometry
 from lesionseg.data.cache.cached_case import CachedCase
 from lesionseg.data.cache.lesion_table import CachedLesion, LesionTable
 from lesionseg.data.hard_places import HardPoint
-from lesionseg.data.sampling import SamplingSettings, TileSampler, spread
+from lesionseg.data.sampling import SamplingSettings, TileSampler, spread, spread_of_many
 from lesionseg.errors import ConfigError
 
 TILE = (8, 8, 8)
@@ -148,6 +148,25 @@ def test_spreading_is_within_one_of_the_exact_share(rng):
     counts = np.bincount(spread(weights, 65, rng), minlength=4)
     assert (np.abs(counts - weights / weights.sum() * 65) <= 1).all()
     assert len(spread(np.array([]), 5, rng)) == 0
+
+
+def test_many_are_drawn_in_proportion_and_within_two_of_their_share(rng):
+    weights = np.array([1.0, 2.0, 4.0, 0.0, 3.0])
+    draws = [
+        np.bincount(spread_of_many(np.cumsum(weights), 65, rng), minlength=5) for _ in range(200)
+    ]
+    share = 65 * weights / weights.sum()
+    assert np.abs(draws - share).max() < 2
+    assert np.allclose(np.mean(draws, axis=0), share, atol=0.2)
+    assert len(spread_of_many(np.ones(1), 0, rng)) == 0
+
+
+def test_an_epoch_of_many_lesions_keeps_its_mix(cases, monkeypatch):
+    monkeypatch.setattr("lesionseg.data.sampling.MANY", 1)
+    sampler = TileSampler(cases, (4, 4, 4), n_tiles=40, seed=0, lesion_share=0.5)
+    chosen = [sampler.choose(0, i) for i in range(40)]
+    assert Counter(c.kind for c in chosen)["lesion"] == 20
+    assert chosen == [sampler.choose(0, i) for i in range(40)]
 
 
 def test_background_is_taken_around_voxels_that_teach():

@@ -42,19 +42,20 @@ def fill_cache(
     progress: Callable[[str, int, int], None] | None = None,
     workers: int | None = None,
     disk: LocalDisk | None = None,
+    source: Callable[[CaseFiles], str] = source_hash,
 ) -> list[CachedCase]:
     """Prepare every case that the cache lacks; the cached cases in the order of `cases`.
 
     `folder` is a path, or a URL whose cases are copied to `disk` when they are read. `read` turns a
-    case's files into arrays (None: `read_case`). `workers` threads hold one case each (None: as
-    many as there are cores, eight at most); 1 works in this thread. `progress(case, done, total)`
-    is called here after each case. Cases that another process has claimed are waited for. What is
-    made stays made: the next call goes on where an interrupted one stopped. The first error ends
-    the call.
+    case's files into arrays (None: `read_case`), `source` into the hash of their content. `workers`
+    threads hold one case each (None: as many as there are cores, eight at most); 1 works in this
+    thread. `progress(case, done, total)` is called here after each case. Cases that another process
+    has claimed are waited for. What is made stays made: the next call goes on where an interrupted
+    one stopped. The first error ends the call.
     """
     store = open_store(folder, cache_key(dataset, plan), disk or LocalDisk())
     store.sweep()
-    make = _Maker(store, plan, read or partial(read_case, dataset=dataset))
+    make = _Maker(store, plan, read or partial(read_case, dataset=dataset), source)
     left = dict(enumerate(cases))
     found: dict[int, CachedCase] = {}
     try:
@@ -95,11 +96,12 @@ class _Maker:
     store: CaseStore
     plan: Plan
     read: Callable[[CaseFiles], Case]
+    source: Callable[[CaseFiles], str]
     sources: dict[str, str] = field(default_factory=dict)
 
     def __call__(self, files: CaseFiles) -> CachedCase | None:
         if files.case not in self.sources:
-            self.sources[files.case] = source_hash(files)
+            self.sources[files.case] = self.source(files)
         source = self.sources[files.case]
         found = self.store.find(files.case, source)
         if found is not None:

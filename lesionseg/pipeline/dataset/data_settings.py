@@ -8,8 +8,10 @@ from typing import get_args
 from lesionseg.errors import one_of, require
 from lesionseg.io.dicom.stack import Tilt
 from lesionseg.io.remote.local_disk import LocalDisk, default_folder
+from lesionseg.io.remote.remote_folder import is_url
 
 ALL_FOLDS = "all"
+CACHE, FACTS = "cache", "facts"  # folders beside the run directories, and within the first
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,12 @@ class DataSettings:
             seen=at_a_time,
             expected="auto, or 1 and more",
         )
+
+    def facts(self, run: Path) -> Path:
+        """Where facts of the cases are kept: with the prepared cases, on this machine."""
+        if self.cache_dir is None:
+            return run.parent / CACHE / FACTS
+        return (self.disk.folder if is_url(self.cache_dir) else Path(self.cache_dir)) / FACTS
 
     @property
     def disk(self) -> LocalDisk:

@@ -1,26 +1,24 @@
 """The first look at a dataset: simulate or read it, refuse bad cases, count lesions, divide."""
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 
-from lesionseg.core import Case, CaseFiles, Dataset
+from lesionseg.core import CaseFiles, Dataset
 from lesionseg.errors import DatasetError, LesionsegError, OutputError, require
 from lesionseg.io.atomic import read_json, write_json
-from lesionseg.io.cases import read_case
 from lesionseg.io.layouts.conventions import read_dataset
 from lesionseg.io.remote.mirror import mirror
 from lesionseg.io.remote.remote_folder import is_url
-from lesionseg.ops.lesions import lesions_of
+from lesionseg.pipeline.dataset.case_facts import FactsFolder, look_at_all
 from lesionseg.pipeline.dataset.data_settings import ALL_FOLDS, DataSettings
-from lesionseg.pipeline.run.outcome import Advance, bar
-from lesionseg.plan.fingerprint import Fingerprint, take_fingerprint
+from lesionseg.pipeline.run.outcome import bar
+from lesionseg.plan.fingerprint import CaseFacts, Fingerprint, fingerprint_of, voxels_per_case
 from lesionseg.plan.splits import Splits, fold_numbers, make_splits
 
 log = logging.getLogger(__name__)
@@ -33,7 +31,8 @@ class Survey:
     """What is known of a dataset before anything is decided.
 
     `burden` and `sizes`: number and median diameter of the lesions of each labelled case. `boxed`:
-    number of lesions of each case whose reference has boxes and no mask.
+    number of lesions of each case whose reference has boxes and no mask. `facts`: where what is
+    known of each case is kept, its files' hash among it.
     """
 
     dataset: Dataset
@@ -42,30 +41,35 @@ class Survey:
     burden: Mapping[str, int] = field(default_factory=dict)
     sizes: Mapping[str, float] = field(default_factory=dict)
     boxed: Mapping[str, int] = field(default_factory=dict)
+    facts: FactsFolder | None = None
 
     def of_role(self, role: str) -> tuple[CaseFiles, ...]:
         """The cases of one role, in the dataset's order."""
         return tuple(c for c in self.dataset.cases if self.splits.roles.get(c.case) == role)
 
 
-def take_survey(data: DataSettings, seed: int) -> Survey:
-    """Read every case and divide the dataset; nothing is written. All folds: as the first one.
+def take_survey(data: DataSettings, seed: int, facts: Path | None = None) -> Survey:
+    """Read every case and divide the dataset. All folds: as the first one.
 
-    The fingerprint is taken from development cases only: those a dataset calls test are read and
-    checked, not counted. Raises `DatasetError` naming every bad file, an unlabelled dataset, one
-    without any lesion, and one whose only group leaves nothing to validate on.
+    Facts of cases are kept in the folder `facts` (None: nowhere), and a case that they tell of is
+    not read again while its files are the same. The fingerprint is taken from development cases
+    only: those a dataset calls test are read and checked, not counted. Raises `DatasetError` naming
+    every bad file, an unlabelled dataset, one without any lesion, and one whose only group leaves
+    nothing to validate on.
     """
     dataset = open_dataset(data)
-    burden: dict[str, int] = {}
-    sizes: dict[str, float] = {}
-    boxed: dict[str, int] = {}
-    problems: list[LesionsegError] = []
-    with bar("Reading the dataset") as advance:
-        cases = _readable(dataset, burden, sizes, boxed, problems, advance)
-        first = next(cases, None)
-        fingerprint = None if first is None else take_fingerprint(dataset, chain([first], cases))
+    folder = FactsFolder(facts, dataset)
+    known, problems = _look(folder)
     _refuse(problems, data.root)
-    if fingerprint is None:
+    taken = [
+        known[files.case]
+        for files in dataset.cases
+        if files.case in known and files.role not in ("test", "external")
+    ]
+    burden = {case: len(kept.diameters_mm) for case, kept in known.items()}
+    sizes = {case: float(np.median(k.diameters_mm or (0.0,))) for case, k in known.items()}
+    boxed = {case: burden[case] for case, kept in known.items() if kept.boxed}
+    if not taken:
         raise DatasetError(
             "No case has a reference to learn from.",
             where=data.root,
@@ -79,7 +83,10 @@ def take_survey(data: DataSettings, seed: int) -> Survey:
             seen=f"{len(burden)} cases, all of them lesion-free",
             remedy="check the label values in the masks, or add cases with lesions.",
         )
-    undivided = Survey(dataset, fingerprint, Splits({}, True, seed, ""), burden, sizes, boxed)
+    fingerprint = fingerprint_of(dataset, taken)
+    undivided = Survey(
+        dataset, fingerprint, Splits({}, True, seed, ""), burden, sizes, boxed, folder
+    )
     fold = folds_of(undivided, data)[0] if data.fold == ALL_FOLDS else data.fold
     survey = divided(undivided, data, seed, None if fold is None else int(fold))
     _require_validation(survey, data)
@@ -131,37 +138,20 @@ def open_dataset(data: DataSettings, *, lenient: bool = False) -> Dataset:
     return dataset
 
 
-def _readable(
-    dataset: Dataset,
-    burden: dict[str, int],
-    sizes: dict[str, float],
-    boxed: dict[str, int],
-    problems: list[LesionsegError],
-    advance: Advance,
-) -> Iterator[Case]:
-    """Yield each development case; fill lesion counts and median sizes, collect what is bad."""
-    for done, files in enumerate(dataset.cases, start=1):
-        try:
-            case = read_case(files, dataset)
-        except LesionsegError as error:
-            problems.append(error)
-            continue
-        finally:
-            advance(files.case, done, len(dataset.cases))
-        if case.reference is None:
-            continue
-        diameters = lesions_of(case.reference).diameters_mm
-        burden[files.case] = len(diameters)
-        if case.reference.mask() is None and len(diameters):
-            boxed[files.case] = len(diameters)
-        sizes[files.case] = float(np.median(diameters)) if len(diameters) else 0.0
-        if files.role not in ("test", "external"):
-            yield case
-
-
-def n_lesions(case: Case) -> int:
-    """Number of reference lesions of a case; 0 without a reference."""
-    return 0 if case.reference is None else len(lesions_of(case.reference))
+def _look(folder: FactsFolder) -> tuple[dict[str, CaseFacts], list[LesionsegError]]:
+    """Facts of the labelled cases by id, and what is wrong with others."""
+    cases = folder.dataset.cases
+    known: dict[str, CaseFacts] = {}
+    problems: list[LesionsegError] = []
+    looks = look_at_all(folder, cases, voxels_per_case(len(cases)))
+    with bar("Reading the dataset") as advance:
+        for done, (files, kept) in enumerate(zip(cases, looks, strict=True), start=1):
+            if isinstance(kept, LesionsegError):
+                problems.append(kept)
+            elif kept.facts is not None:
+                known[files.case] = kept.facts
+            advance(files.case, done, len(cases))
+    return known, problems
 
 
 def _refuse(problems: list[LesionsegError], root: str) -> None:

@@ -12,6 +12,7 @@ from lesionseg.core import CaseFiles, Geometry, Prediction, Volume
 from lesionseg.inference.decision import Inferred
 from lesionseg.inference.open_scan import PreparedScan
 from lesionseg.inference.predictor import Predictor
+from lesionseg.ops.host_memory import trim_memory
 from lesionseg.pipeline.predict.stages import Halt, Queue, overlapped
 from lesionseg.plan.plan import Plan
 
@@ -62,6 +63,7 @@ def through_steps(
     def reading(tasks: Iterator[Task], halt: Halt) -> Iterator[Task]:
         for task in tasks:
             read(task, halt)
+            trim_memory()
             yield task
 
     def inferring(predictor: Predictor) -> Callable[[Iterator[Task], Halt], Iterator[Task]]:
@@ -81,6 +83,7 @@ def through_steps(
                 else:
                     task.inferred = outcome
                 del outcome
+                trim_memory()  # glibc would keep what tiles have freed beside what follows
                 yield task
 
         return step

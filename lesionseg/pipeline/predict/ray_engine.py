@@ -1,23 +1,27 @@
 """Cases as a Ray Data job: the same steps, on workers all over a cluster.
 
-Every machine must see bundle, input and output under the same paths. Ray replaces a worker that
-dies and gives its case to another. Each attempt leaves a file in the output folder, so that a case
-which kills its workers, for want of memory say, is given up after three of them.
+Every machine must see bundle, input and output under the same paths. A worker takes a batch of
+cases through the overlapped pipeline: one is read while another is inferred. Ray replaces a worker
+that dies and gives its batch to another, which takes the cases left one by one. Each attempt leaves
+a file in the output folder, so that a case which kills its workers, for want of memory say, is
+given up after three of them.
 """
 
+import hashlib
 import logging
 import os
 import pickle
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from hashlib import blake2b
+from pathlib import Path
 from shutil import rmtree
 from typing import Any
 
 from lesionseg.core import CaseFiles
 from lesionseg.errors import ConfigError, pip_install
 from lesionseg.inference.predictor import Predictor
+from lesionseg.io.atomic import read_json, write_json
 from lesionseg.io.case_ids import printable_id
 from lesionseg.io.formats.guard import set_limits
 from lesionseg.models.build import NetworkFactory
@@ -29,6 +33,8 @@ logger = logging.getLogger(__name__)
 
 ATTEMPTS = ".attempts"
 MAX_ATTEMPTS = 3
+MOST_PER_BATCH = 32
+_CALLS = 4  # for each worker, so that none waits long for the last
 # a CPU worker's cores: one reads and writes slower than it computes
 _CORES = 2
 
@@ -99,55 +105,103 @@ def _rows(
     workers: Workers,
 ) -> Iterator[PredictionRow]:
     order = ray.cloudpickle.dumps((job, architectures, workers.per_machine))
-    items = [
-        {"order": order, "case": pickle.dumps((c, known.get(c.case)))}
-        for c in (replace(c, images=tuple(p.absolute() for p in c.images)) for c in cases)
-    ]
+    whole = [replace(c, images=tuple(p.absolute() for p in c.images)) for c in cases]
     n_workers = min(workers.number, len(cases))
+    size = batch_size(len(cases), n_workers)
+    batches = [whole[i : i + size] for i in range(0, len(whole), size)]
+    items = [{"cases": pickle.dumps([(c, known.get(c.case)) for c in b])} for b in batches]
     takes = {"num_gpus": workers.gpus} if workers.gpus else {"num_cpus": workers.cores}
-    rows = ray.data.from_items(items, override_num_blocks=len(items)).map(
-        Worker, compute=ray.data.ActorPoolStrategy(size=n_workers), **takes
+    rows = ray.data.from_items(items, override_num_blocks=len(items)).flat_map(
+        Worker,
+        fn_constructor_args=(order,),
+        compute=ray.data.ActorPoolStrategy(size=n_workers),
+        **takes,
     )
     for row in rows.iter_rows():
         yield PredictionRow(**row)
 
 
+def batch_size(n_cases: int, n_workers: int) -> int:
+    """Cases a call: enough that reading and writing overlap, and four calls for each worker.
+
+    >>> batch_size(10_000, 4), batch_size(20, 2), batch_size(1, 1)
+    (32, 3, 1)
+    """
+    return max(1, min(MOST_PER_BATCH, -(-n_cases // (_CALLS * n_workers))))
+
+
 class Worker:
-    """Predicts one case per call; the networks stay from one to the next."""
+    """Predicts a batch of cases per call; the networks stay from one to the next."""
 
-    def __init__(self) -> None:
-        self._order = b""
-        self._job: PredictJob | None = None
-        self._predictors: tuple[Predictor, ...] = ()
+    def __init__(self, order: bytes) -> None:
+        job, architectures, sharers = pickle.loads(order)  # our own, from `_rows`
+        set_limits(job.limits)
+        os.umask(0o077)  # results are their user's alone
+        if job.inference.max_memory_gb is None:
+            share = default_budget() / 2**30 / sharers
+            job = replace(job, inference=replace(job.inference, max_memory_gb=share))
+        self._job: PredictJob = job
+        self._predictors: tuple[Predictor, ...] = job.predictors(architectures)
 
-    def __call__(self, item: Mapping[str, Any]) -> dict[str, Any]:
-        """A case's row, as a dictionary."""
-        job = self._prepare(item["order"])
-        files, earlier = pickle.loads(item["case"])  # our own, from `_rows`
-        attempts = (
-            job.output / ATTEMPTS / blake2b(repr(files.case).encode(), digest_size=8).hexdigest()
-        )
-        n_before = attempts.stat().st_size if attempts.is_file() else 0
-        if n_before >= MAX_ATTEMPTS:
-            message = f"{n_before} workers died of this case, perhaps for want of memory."
-            return asdict(PredictionRow(printable_id(files.case), "failed", message))
-        with attempts.open("ab") as file:
+    def __call__(self, item: Mapping[str, bytes]) -> list[dict[str, Any]]:
+        """The cases' rows, as dictionaries."""
+        cases: list[tuple[CaseFiles, PredictionRow | None]] = pickle.loads(item["cases"])
+        attempts = _Attempts(self._job.output / ATTEMPTS)
+        batch = hashlib.sha256(item["cases"]).hexdigest()
+        if attempts.begin(batch) == 0:
+            list(self._predict(cases, attempts))
+        for files, earlier in cases:  # a worker died of one of them
+            if attempts.row(files.case) is not None:
+                continue
+            n_before = attempts.begin(files.case)
+            if n_before < MAX_ATTEMPTS:
+                list(self._predict([(files, earlier)], attempts))
+            else:
+                message = f"{n_before} workers died of this case, perhaps for want of memory."
+                attempts.end(files.case, PredictionRow(_shown(files), "failed", message))
+        rows = (attempts.row(files.case) for files, _ in cases)
+        return [row for row in rows if row is not None]
+
+    def _predict(
+        self, cases: Sequence[tuple[CaseFiles, PredictionRow | None]], attempts: "_Attempts"
+    ) -> Iterator[PredictionRow]:
+        known = {files.case: row for files, row in cases if row is not None}
+        by_name = {_shown(files): files.case for files, _ in cases}
+        files = [f for f, _ in cases]
+        for row in predict_cases(self._job, files, known=known, predictors=self._predictors):
+            attempts.end(by_name[row.case], row)
+            yield row
+
+
+@dataclass(frozen=True)
+class _Attempts:
+    """How often something was begun, and the rows of cases that are done, in a folder."""
+
+    folder: Path
+
+    def begin(self, name: str) -> int:
+        """How often it was begun before."""
+        path = self._path(name)
+        n_before = path.stat().st_size if path.is_file() else 0
+        with path.open("ab") as file:
             file.write(b"x")
-        known = {} if earlier is None else {files.case: earlier}
-        (row,) = predict_cases(job, [files], known=known, predictors=self._predictors)
-        return asdict(row)
+        return n_before
 
-    def _prepare(self, order: bytes) -> PredictJob:
-        if self._job is None or order != self._order:
-            job, architectures, sharers = pickle.loads(order)
-            set_limits(job.limits)
-            os.umask(0o077)  # results are their user's alone
-            if job.inference.max_memory_gb is None:
-                share = default_budget() / 2**30 / sharers
-                job = replace(job, inference=replace(job.inference, max_memory_gb=share))
-            self._order, self._job = order, job
-            self._predictors = job.predictors(architectures)
-        return self._job
+    def end(self, case: str, row: PredictionRow) -> None:
+        """Keep the row of a case that is done."""
+        write_json(self._path(case).with_suffix(".json"), asdict(row))
+
+    def row(self, case: str) -> dict[str, Any] | None:
+        """The row, if the case is done."""
+        path = self._path(case).with_suffix(".json")
+        return read_json(path) if path.is_file() else None
+
+    def _path(self, name: str) -> Path:
+        return self.folder / hashlib.sha256(name.encode()).hexdigest()
+
+
+def _shown(files: CaseFiles) -> str:
+    return printable_id(files.case)
 
 
 @contextmanager

@@ -67,7 +67,7 @@ def prepare(
         return _check(data, run_dir, identifiers)
     run = Path(run_dir) if run_dir else default_run_dir(data.root, model.architecture)
     check_claim(run, config)
-    survey = take_survey(data, seed)
+    survey = take_survey(data, seed, data.facts(run))
     plan = _untried(decide(survey, model, trainer, run, extra=prepare.extra), run)
     claim(run, config)
     if run_dir is None:  # its name holds the time: the same command would begin again

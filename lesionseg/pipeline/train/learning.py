@@ -9,7 +9,7 @@ from pathlib import Path
 import pytorch_lightning as pl
 from torch import nn
 
-from lesionseg.data.cache.case_cache import CachedCase
+from lesionseg.data.cache.case_cache import CachedCase, source_hash
 from lesionseg.data.cache.fill import fill_cache
 from lesionseg.data.transforms import Spec
 from lesionseg.errors import ConfigError
@@ -17,7 +17,7 @@ from lesionseg.io.atomic import write_text
 from lesionseg.losses.detection_loss import DetectionLoss
 from lesionseg.models.build import TRUSTED, build_network
 from lesionseg.models.network_trial import backbone_pyramid, tried
-from lesionseg.pipeline.dataset.data_settings import DataSettings
+from lesionseg.pipeline.dataset.data_settings import CACHE, DataSettings
 from lesionseg.pipeline.dataset.survey import Survey, take_survey
 from lesionseg.pipeline.judging.choice import undecided
 from lesionseg.pipeline.run.outcome import bar
@@ -207,7 +207,7 @@ def linked(plan: Plan, loss: nn.Module, detection: DetectionLoss | None = None) 
 
 def prepare_cases(survey: Survey, plan: Plan, data: DataSettings, run: Path) -> list[CachedCase]:
     """The training cases on the plan's grid, from the cache where it has them."""
-    folder = data.cache_dir or run.parent / "cache"
+    folder = data.cache_dir or run.parent / CACHE
     with bar("Preparing cases") as advance:
         return fill_cache(
             survey.dataset,
@@ -216,6 +216,7 @@ def prepare_cases(survey: Survey, plan: Plan, data: DataSettings, run: Path) -> 
             folder,
             progress=advance,
             disk=data.disk,
+            source=source_hash if survey.facts is None else survey.facts.source,
         )
 
 
@@ -226,7 +227,7 @@ def prepared(
 
     Fingerprint, splits and plan are written to `run`. Raises what `lesionseg prepare` would.
     """
-    survey = take_survey(data, seed)
+    survey = take_survey(data, seed, data.facts(run))
     plan = decide(survey, model or PlanOverrides(), TrainerSettings(budget="auto"), run)
     return plan, prepare_cases(survey, plan, data, run)
 

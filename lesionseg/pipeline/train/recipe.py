@@ -149,7 +149,7 @@ def _run(recipe: Recipe, run: Path) -> TrainOutcome:
     check_claim(run, recipe.config)
     with locked_folder(run), kept_log(run) as note:
         warn_of_unheard_loss(recipe.model.architecture, learning.loss, learning.detection)
-        survey = take_survey(recipe.data, learning.seed)
+        survey = take_survey(recipe.data, learning.seed, recipe.data.facts(run))
         train_all = cross_validate if recipe.data.fold == ALL_FOLDS else _hold_out
         result = train_all(recipe, survey, run)
         page = report_run(run, survey.dataset, recipe.report)

@@ -14,9 +14,8 @@ from lesionseg.data.transforms import PrepareSettings
 from lesionseg.errors import ConfigError, DatasetError
 from lesionseg.evaluation import Preset
 from lesionseg.inference.inference_settings import InferenceSettings
-from lesionseg.io.cases import read_case
 from lesionseg.pipeline.dataset.data_settings import DataSettings
-from lesionseg.pipeline.dataset.survey import Survey, n_lesions, take_survey
+from lesionseg.pipeline.dataset.survey import Survey, take_survey
 from lesionseg.pipeline.judging.volume_scores import VolumeJudge
 from lesionseg.pipeline.run.capabilities import require_masks
 from lesionseg.pipeline.run.outcome import CommandOutcome, aligned
@@ -119,7 +118,7 @@ def tune(
     require_device(trainer.accelerator)
     run = Path(run_dir) if run_dir else default_run_dir(data.root, f"{model.architecture}_tune")
     check_claim(run, _without_n_trials(config))
-    survey = take_survey(data, seed)
+    survey = take_survey(data, seed, data.facts(run))
     require_masks(survey, model.architecture)
     refuse_other_cases(run, survey.splits)  # its trials would not compare
     cases = [c for c in survey.of_role("validation") if c.reference is not None or c.annotations]
@@ -179,7 +178,7 @@ def _without_n_trials(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _count_lesions(survey: Survey, cases: Sequence[CaseFiles], data: DataSettings) -> int:
-    total = sum(n_lesions(read_case(files, survey.dataset)) for files in cases)
+    total = sum(survey.burden.get(files.case, 0) for files in cases)
     if total == 0:
         raise DatasetError(
             "No lesion is left to measure the trials by.",

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from lesionseg.errors import ReadError
-from lesionseg.io.atomic import read_csv, write_csv
+from lesionseg.io.atomic import append_csv, read_csv, write_csv
 
 FIRST_COLUMNS = ("step", "minutes", "epoch", "lr", "loss")
 MIN_SECONDS_BETWEEN_WRITES = 2.0
@@ -13,10 +13,11 @@ WRITING_SHARE = 0.02  # of the time of training that writing may take
 
 
 class History:
-    """Rows of metrics.csv, which is replaced as a whole, so that it is never cut off mid-line.
+    """Rows of metrics.csv: appended, so that a long training writes no more than a short one.
 
     Columns: `first` (step, minutes, epoch, lr, loss), then whatever the rows bring
-    (`loss_<term>`, positives, skipped, `validation_<name>`), in order of appearance.
+    (`loss_<term>`, positives, skipped, `validation_<name>`), in order of appearance. A new column
+    replaces the file as a whole. A line that was cut off is dropped when training goes on.
     """
 
     def __init__(
@@ -25,29 +26,38 @@ class History:
         """Begin with the rows that `path` already holds up to `upto_step`: later ones were lost."""
         self.path, self.first = path, tuple(first)
         self.rows = [row for row in _old_rows(path) if int(row["step"]) <= upto_step]
+        self._columns: list[str] = []  # of the file as this process wrote it
         self._next_write = 0.0
 
     def add(self, row: Mapping[str, object]) -> None:
-        """Add a row and write the file, unless it was written a moment ago."""
+        """Add a row and write it, unless one was written a moment ago."""
         self.rows.append({name: _text(value) for name, value in row.items()})
         if time.monotonic() >= self._next_write:
             self.write()
 
     def write(self) -> None:
-        """Write the file now."""
-        started = time.monotonic()
-        seen = (name for row in self.rows for name in row)
-        write_csv(self.path, self.rows, list(dict.fromkeys((*self.first, *seen))))
-        ended = time.monotonic()
-        pause = max(MIN_SECONDS_BETWEEN_WRITES, (ended - started) / WRITING_SHARE)
-        self._next_write = ended + pause
+        """Write now what is not yet in the file."""
+        if not self._columns or any(set(row) - set(self._columns) for row in self.rows):
+            self._replace()
+        else:
+            append_csv(self.path, self.rows, self._columns)
+        self.rows = []
+        self._next_write = time.monotonic() + MIN_SECONDS_BETWEEN_WRITES
+
+    def _replace(self) -> None:
+        rows = [*(_old_rows(self.path) if self._columns else ()), *self.rows]
+        seen = (name for row in rows for name in row)
+        self._columns = list(dict.fromkeys((*(self._columns or self.first), *seen)))
+        write_csv(self.path, rows, self._columns)
 
 
 def _old_rows(path: Path) -> list[dict[str, str]]:
     try:
-        return [row for row in read_csv(path) if row.get("step", "").isdigit()]
-    except ReadError:  # none yet
+        rows = read_csv(path)
+        whole = rows if path.read_bytes().endswith(b"\n") else rows[:-1]
+    except (OSError, ReadError):  # none yet
         return []
+    return [row for row in whole if row.get("step", "").isdigit()]
 
 
 def _text(value: object) -> str:

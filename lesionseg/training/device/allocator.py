@@ -1,15 +1,8 @@
 """The process's memory between steps: kept on a CPU, for the next step to use again."""
 
-import ctypes
-import sys
-
 import pytorch_lightning as pl
 
-# glibc's malloc.h
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-NEVER, HUGE = -1, 2**30
-# where glibc's own adaptation ends
-USUAL_TRIM, USUAL_MMAP = 2**26, 2**25
+from lesionseg.ops.host_memory import hand_back_memory, keep_memory
 
 
 class KeepMemory(pl.Callback):
@@ -24,27 +17,15 @@ class KeepMemory(pl.Callback):
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Begin to keep; in each process that trains."""
         if pl_module.device.type == "cpu":
-            _tell(NEVER, HUGE)
+            keep_memory()
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Hand back."""
         if pl_module.device.type == "cpu":
-            _tell(USUAL_TRIM, USUAL_MMAP)
+            hand_back_memory()
 
     def on_exception(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
     ) -> None:
         """Hand back."""
         self.on_fit_end(trainer, pl_module)
-
-
-def _tell(trim: int, mmap: int) -> None:
-    """Set from which size on free memory is handed back, and blocks are asked for singly."""
-    if sys.platform != "linux":
-        return
-    library = ctypes.CDLL(None)
-    if hasattr(library, "mallopt") and hasattr(library, "malloc_trim"):
-        library.mallopt(M_TRIM_THRESHOLD, trim)
-        library.mallopt(M_MMAP_THRESHOLD, mmap)
-        if trim != NEVER:
-            library.malloc_trim(0)

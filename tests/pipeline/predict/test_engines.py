@@ -1,12 +1,14 @@
 """One set of cases, many workers: shards of a job array, several devices, a cluster."""
 
+import hashlib
 import os
 import pickle
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,7 +21,8 @@ from lesionseg.inference.predictor import Predictor
 from lesionseg.io.atomic import read_csv
 from lesionseg.io.formats.volumes import write_volume
 from lesionseg.models.build import build_network
-from lesionseg.pipeline.predict.predict_job import PredictJob
+from lesionseg.pipeline.predict import ray_engine
+from lesionseg.pipeline.predict.predict_job import PredictJob, predict_cases
 from lesionseg.pipeline.predict.predictions_table import PredictOutcome
 from lesionseg.pipeline.predict.ray_engine import ATTEMPTS, Worker, Workers, share_out
 from lesionseg.pipeline.predict.recipe import predict
@@ -160,21 +163,51 @@ def test_a_cluster_is_shared_out_by_gpus_else_by_cores() -> None:
         share_out([_node(0)])
 
 
-def test_a_case_that_killed_three_workers_is_given_up(
-    plan: Plan, scans: Path, tmp_path: Path
-) -> None:
+@pytest.fixture
+def on_a_worker(plan: Plan, scans: Path, tmp_path: Path) -> Callable[[], list[dict[str, Any]]]:
+    """A worker that is new to the same batch of three cases each time."""
     write_bundle(tmp_path / "bundle", build_network(plan), plan, "")
     job = PredictJob((tmp_path / "bundle",), tmp_path / "out", device="cpu")
     (tmp_path / "out" / ATTEMPTS).mkdir(parents=True)
-    files = CaseFiles("c0", (scans / "c0.nii.gz",))
-    item = {"order": pickle.dumps((job, None, 2)), "case": pickle.dumps((files, None))}
-    worker = Worker()
-    assert worker(item)["status"] == "done"
-    (mark,) = (tmp_path / "out" / ATTEMPTS).iterdir()
-    mark.write_bytes(b"xxx")
-    row = worker(item)
-    assert row["status"] == "failed"
-    assert "3 workers died" in row["message"]
+    cases = [(CaseFiles(c, (scans / f"{c}.nii.gz",)), None) for c in CASES[:3]]
+    return lambda: Worker(pickle.dumps((job, None, 2)))({"cases": pickle.dumps(cases)})
+
+
+def _begun(out: Path, case: str) -> Path:
+    return out / ATTEMPTS / hashlib.sha256(case.encode()).hexdigest()
+
+
+def test_a_batch_that_killed_its_worker_goes_on_with_the_cases_that_are_left(
+    on_a_worker: Callable[[], list[dict[str, Any]]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    out, seen = tmp_path / "out", list[list[str]]()
+
+    def deadly(job: PredictJob, cases: Sequence[CaseFiles], **others: Any) -> Iterator[Any]:
+        seen.append([files.case for files in cases])
+        for row in predict_cases(job, cases, **others):
+            if row.case == "c1" and len(seen) == 1:
+                raise SystemExit  # the worker dies
+            yield row
+
+    monkeypatch.setattr(ray_engine, "predict_cases", deadly)
+    with pytest.raises(SystemExit):
+        on_a_worker()
+    assert [row["status"] for row in on_a_worker()] == ["done"] * 3
+    assert seen == [["c0", "c1", "c2"], ["c1"], ["c2"]]
+    assert _begun(out, "c1").stat().st_size == 1
+
+
+def test_a_case_that_killed_three_workers_is_given_up(
+    on_a_worker: Callable[[], list[dict[str, Any]]], tmp_path: Path
+) -> None:
+    assert [row["status"] for row in on_a_worker()] == ["done"] * 3
+    _begun(tmp_path / "out", "c1").with_suffix(".json").unlink()
+    _begun(tmp_path / "out", "c1").write_bytes(b"xxx")
+    rows = on_a_worker()
+    assert [row["status"] for row in rows] == ["done", "failed", "done"]
+    assert "3 workers died" in rows[1]["message"]
 
 
 def test_a_missing_package_is_named_with_the_way_to_install_it(

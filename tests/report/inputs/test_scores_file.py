@@ -60,7 +60,7 @@ def test_headline_has_both_rules_where_they_differ(evaluation: Evaluation, tmp_p
     path.write_text(json.dumps(raw | {"splits": 2, "merges": 1}))
     tables = read_tables(tmp_path)
     said = text.headline(tables)
-    assert "; one to one at IoU ≥ 0.1: 2 of 5, 2.2 false positives per scan; " in said
+    assert "; one to one at IoU ≥ 0.1: 2 of 5, 2.2 false positives per scan." in said
     note = list_rules(tables.scores, tables.lesions).note
     assert note == "Overlapped by several detections: 2 lesions; over several lesions: 1 detection."
 

@@ -39,3 +39,26 @@ def test_resuming_drops_rows_later_than_the_checkpoint_and_unreadable_ones(tmp_p
         ("10", "0.5"),
         ("15", "0.3"),
     ]
+
+
+def test_rows_are_appended_and_a_new_column_replaces_the_file(tmp_path):
+    path = tmp_path / "metrics.csv"
+    history = History(path)
+    history.add({"step": 1, "loss": 0.5})
+    inode = path.stat().st_ino
+    history.add({"step": 2, "loss": 0.25})
+    history.write()
+    assert path.stat().st_ino == inode
+    assert history.rows == []
+    history.add({"step": 3, "loss": 0.2, "validation_recall": 1.0})
+    history.write()
+    assert [row["step"] for row in read_csv(path)] == ["1", "2", "3"]
+    assert [row["validation_recall"] for row in read_csv(path)] == ["", "", "1"]
+
+
+def test_a_line_that_was_cut_off_is_dropped(tmp_path):
+    path = tmp_path / "metrics.csv"
+    path.write_text("step,loss\n5,1.0\n10,0.5\n1")
+    history = History(path, upto_step=10)
+    history.write()
+    assert [row["step"] for row in read_csv(path)] == ["5", "10"]

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from lesionseg.training.device import allocator
+from lesionseg.ops import host_memory
 from lesionseg.training.device.allocator import KeepMemory
 
 
@@ -24,8 +24,8 @@ class Library:
 
 
 def use(monkeypatch: pytest.MonkeyPatch, library: object) -> None:
-    monkeypatch.setattr(allocator.sys, "platform", "linux")
-    monkeypatch.setattr(allocator.ctypes, "CDLL", lambda _: library)
+    monkeypatch.setattr(host_memory.sys, "platform", "linux")
+    monkeypatch.setattr(host_memory.ctypes, "CDLL", lambda _: library)
 
 
 def module(device: str) -> Any:
