@@ -36,6 +36,15 @@ def test_scores_tables_and_the_page_of_an_evaluation(judged: lesionseg.Run, tmp_
     assert report(judged.folder, tmp_path, report__pdf=False).is_file()
 
 
+def test_ids_stay_text_and_boxes_are_numbers(judged: lesionseg.Run, tmp_path: Path) -> None:
+    table = (judged.folder / "lesions.csv").read_text().replace("\na,", "\n007,", 1)
+    (tmp_path / "lesions.csv").write_text(table.replace("\na,", "\n'=b,"))
+    frame = lesionseg.Run(tmp_path).to_pandas("lesions")
+    assert frame["case"].tolist() == ["007", "=b", "b", "b"]
+    assert frame["start_z_vox"].tolist() == [2, 15] * 2
+    assert frame["centre_x_mm"].tolist() == [4.5, 16.5] * 2
+
+
 def test_a_curve_of_scores_is_a_figure(judged: lesionseg.Run) -> None:
     figure = judged.plot()
     assert figure.axes[0].get_ylabel() == "sensitivity"

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from lesionseg.inference.predictor import Predictor
 
 StrPath = str | PathLike[str]
-TABLES = ("cases", "lesions", "candidates")
+TABLES = ("cases", "lesions", "candidates", "metrics", "focal_balance", "label_audit")
+_TEXT = ("case", "group", "label", "role", "status", "message", "why_missed")
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class Run:
         return dict(read_scores(self.folder / "scores.json").raw)
 
     def to_pandas(self, table: str = "lesions") -> "DataFrame":
-        """`cases`, `lesions` or `candidates`, with the columns of the CSV; see docs/metrics.md."""
+        """One of `TABLES`, with the columns of the CSV; see docs/tables.md."""
         one_of("table", table, TABLES, where="to_pandas")
         return _table(self.folder / f"{table}.csv")
 
@@ -140,6 +141,11 @@ def _table(path: Path) -> "DataFrame":
         raise ConfigError(
             "A table needs the package pandas.", where="to_pandas", remedy=pip_install("notebook")
         ) from error
+    from lesionseg.io.atomic import plain_text
+
     if not path.is_file():
         raise ReadError("There is no such table.", where=path)
-    return pandas.read_csv(path)
+    frame = pandas.read_csv(path, dtype=dict.fromkeys(_TEXT, str))  # the case 007 is no number 7
+    for name in frame.columns.intersection(_TEXT):
+        frame[name] = frame[name].map(plain_text, na_action="ignore")
+    return frame

@@ -1,11 +1,12 @@
 """False positives that a person found to be lesions the reference lacks: both numbers."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from lesionseg.errors import ContentError
 from lesionseg.evaluation.results import CandidateResult, CaseResult
+from lesionseg.evaluation.table_row import Point, TableRow
 
 LESION, NO_LESION, UNSURE = "lesion", "no_lesion", "unsure"
 # what people write, spaces and hyphens taken as underscores, capitals as small letters
@@ -16,23 +17,33 @@ _WORDS = {
 }
 
 
-@dataclass(frozen=True)
-class Adjudication:
-    """What a person says of a candidate; its box tells whether it is still the same one."""
+@dataclass(frozen=True, kw_only=True)
+class AdjudicationRow(TableRow):
+    """One line of adjudicate.csv: a false positive and, in the last three columns, who says what.
+
+    The box tells whether the candidate is still the same one.
+    """
 
     case: str
     candidate: int
-    start_vox: tuple[float, ...]
-    stop_vox: tuple[float, ...]
-    verdict: str
+    label: str = ""
+    score: float | None = None
+    diameter_mm: float | None = None
+    centre_mm: Point = ()
+    start_vox: Point
+    stop_vox: Point
+    touches_lesion: bool = False
+    verdict: str = ""
+    reader: str = ""
+    comment: str = ""
 
 
-def read_verdicts(rows: Sequence[Mapping[str, str]], where: str) -> list[Adjudication]:
+def read_verdicts(rows: Sequence[Mapping[str, str]], where: str) -> list[AdjudicationRow]:
     """The filled-in rows of adjudicate.csv; raises `ContentError` for a row that is not usable."""
     return [_verdict(row, i, where) for i, row in enumerate(rows, 2) if row.get("verdict")]
 
 
-def _verdict(row: Mapping[str, str], line: int, where: str) -> Adjudication:
+def _verdict(row: Mapping[str, str], line: int, where: str) -> AdjudicationRow:
     word = row["verdict"].strip().lower().replace(" ", "_").replace("-", "_")
     if word not in _WORDS:
         raise ContentError(
@@ -42,18 +53,19 @@ def _verdict(row: Mapping[str, str], line: int, where: str) -> Adjudication:
             expected=f"{LESION}, {NO_LESION}, {UNSURE} or nothing",
         )
     try:
-        ends = [tuple(float(x) for x in row[k].split()) for k in ("start_vox", "stop_vox")]
-        return Adjudication(row["case"], int(row["candidate"]), ends[0], ends[1], _WORDS[word])
-    except (KeyError, ValueError) as error:
+        return replace(AdjudicationRow.from_csv(row), verdict=_WORDS[word])
+    except ValueError as error:
         raise ContentError(
             "The row names no candidate.",
             where=f"{where}, line {line}",
-            seen=dict(row),
-            expected="case, candidate, start_vox and stop_vox as the report wrote them",
+            seen=f"{error} in {dict(row)}",
+            expected="case, candidate and the box as the report wrote them",
         ) from error
 
 
-def adjudicate(results: Sequence[CaseResult], verdicts: Sequence[Adjudication]) -> dict[str, Any]:
+def adjudicate(
+    results: Sequence[CaseResult], verdicts: Sequence[AdjudicationRow]
+) -> dict[str, Any]:
     """The main numbers by the reference alone and with the confirmed lesions added to it.
 
     A false positive with the verdict `lesion` counts as a lesion that was found; lesions that both
@@ -83,7 +95,7 @@ def adjudicate(results: Sequence[CaseResult], verdicts: Sequence[Adjudication]) 
     }
 
 
-def _same(candidate: CandidateResult | None, verdict: Adjudication) -> bool:
+def _same(candidate: CandidateResult | None, verdict: AdjudicationRow) -> bool:
     if candidate is None:
         return False
     here = (*candidate.start_vox, *candidate.stop_vox)

@@ -17,7 +17,7 @@ from lesionseg.core import Lesions
 from lesionseg.core.lesions import equivalent_diameter_mm
 from lesionseg.errors import ContentError, require
 from lesionseg.evaluation.case.overlap import overlap_table
-from lesionseg.evaluation.rows import TableRow
+from lesionseg.evaluation.table_row import Ids, TableRow
 
 State = Literal["new", "enlarged", "stable", "shrunk", "gone", "merged", "split"]
 STATES: tuple[State, ...] = ("new", "enlarged", "stable", "shrunk", "gone", "merged", "split")
@@ -78,8 +78,8 @@ class LesionChange(TableRow):
 
     case: str
     label: int
-    lesion_before: tuple[int, ...]
-    lesion_after: tuple[int, ...]
+    lesion_before: Ids
+    lesion_after: Ids
     state: State
     accepted: bool
     score: float | None = None

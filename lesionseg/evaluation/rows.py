@@ -1,47 +1,25 @@
 """cases.csv, lesions.csv and candidates.csv: their rows as types, from results and from text."""
 
-import math
 import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import MISSING, dataclass, fields
-from typing import Any, Self, get_type_hints
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar
 
 from lesionseg.evaluation.results import CandidateResult, CaseResult, LesionResult
+from lesionseg.evaluation.table_row import Point, Row, Series, TableRow
 
 _OF_REGION = ("dice", "n_lesions", "n_detected")
-Row = dict[str, Any]
-
-
-class TableRow:
-    """Base of dataclasses that are one line of a table, one field a column, in order."""
-
-    @classmethod
-    def columns(cls) -> tuple[str, ...]:
-        """The names of the columns."""
-        return tuple(one.name for one in fields(cls))  # type: ignore[arg-type]
-
-    @classmethod
-    def from_csv(cls, row: Mapping[str, str]) -> Self:
-        """Read a line; columns of fields with a default may be missing, others are passed over.
-
-        Raises `ValueError` naming the column that is missing or cannot be read.
-        """
-        kinds, values = get_type_hints(cls), dict[str, Any]()
-        for one in fields(cls):  # type: ignore[arg-type]
-            if one.name in row:
-                values[one.name] = _read(row[one.name], kinds[one.name], one.name)
-            elif one.default is MISSING:
-                raise ValueError(f"no column {one.name}")
-        return cls(**values)
-
-    def to_csv(self) -> Row:
-        """The cells: true and false, numbers separated by spaces, None for what is undefined."""
-        return {name: _cell(getattr(self, name)) for name in self.columns()}
 
 
 @dataclass(frozen=True, kw_only=True)
 class CaseRow(TableRow):
     """One line of cases.csv; None where a number is not defined."""
+
+    more: ClassVar[Mapping[str, Any]] = {
+        "dice_.+": float | None,
+        "n_lesions_.+": int | None,
+        "n_detected_.+": int | None,
+    }
 
     case: str
     group: str = ""
@@ -87,9 +65,9 @@ class LesionRow(TableRow):
     long_axis_mm: float | None = None
     short_axis_mm: float | None = None
     near_resolution: bool = False
-    start_vox: tuple[float, ...]
-    stop_vox: tuple[float, ...]
-    centre_mm: tuple[float, ...] = ()
+    start_vox: Point
+    stop_vox: Point
+    centre_mm: Point = ()
     detected: bool
     detected_at: float | None = None
     candidate: int | None = None
@@ -117,15 +95,39 @@ class CandidateRow(TableRow):
     probability: float | None = None
     diameter_mm: float
     volume_ml: float | None = None
-    start_vox: tuple[float, ...]
-    stop_vox: tuple[float, ...]
-    centre_mm: tuple[float, ...] = ()
+    start_vox: Point
+    stop_vox: Point
+    centre_mm: Point = ()
     accepted: bool
     outcome: str
     lesion: int | None = None
     iou: float | None = None
     touches_lesion: bool = False
     outcome_any: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SuspectRow(TableRow):
+    """One line of label_audit.csv: a place where the reference is likely wrong.
+
+    `p_at`: the probability at each snapshot, by the share of the training in percent.
+    """
+
+    rank: int
+    kind: str
+    case: str
+    group: str = ""
+    label: str = ""
+    lesion: int | None = None
+    centre_mm: Point
+    diameter_mm: float
+    suspicion: float
+    p_at: Series
+
+    @property
+    def p(self) -> tuple[float, ...]:
+        """The probabilities, oldest first."""
+        return tuple(self.p_at.values())
 
 
 CASE_COLUMNS = CaseRow.columns()
@@ -152,7 +154,7 @@ def case_rows(results: Sequence[CaseResult]) -> list[Row]:
 def lesion_rows(results: Sequence[CaseResult], labels: Mapping[int, str]) -> list[Row]:
     """One row per reference lesion; `labels` names label values."""
     return [
-        LesionRow(**_shared(LESION_COLUMNS, result, lesion, labels)).to_csv()
+        LesionRow(**_shared(LesionRow, result, lesion, labels)).to_csv()
         for result in results
         for lesion in result.lesions
     ]
@@ -161,7 +163,7 @@ def lesion_rows(results: Sequence[CaseResult], labels: Mapping[int, str]) -> lis
 def candidate_rows(results: Sequence[CaseResult], labels: Mapping[int, str]) -> list[Row]:
     """One row per retained candidate."""
     return [
-        CandidateRow(**_shared(CANDIDATE_COLUMNS, result, candidate, labels)).to_csv()
+        CandidateRow(**_shared(CandidateRow, result, candidate, labels)).to_csv()
         for result in results
         for candidate in result.candidates
     ]
@@ -214,50 +216,11 @@ def _column(what: str, region: str) -> str:
 
 
 def _shared(
-    columns: Sequence[str],
+    kind: type[TableRow],
     result: CaseResult,
     item: LesionResult | CandidateResult,
     labels: Mapping[int, str],
 ) -> Row:
-    own = {name: getattr(item, name) for name in columns if hasattr(item, name)}
+    own = {one.name: getattr(item, one.name) for one in fields(kind) if hasattr(item, one.name)}
     label = labels.get(item.label, str(item.label))
     return {**own, "label": label, "case": result.case, "group": result.group}
-
-
-def _cell(value: Any) -> Any:
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, tuple):
-        return " ".join(f"{round(number, 4):.12g}" for number in value)
-    return value
-
-
-def _read(cell: str, kind: Any, column: str) -> Any:
-    try:
-        return _READERS[kind](cell.strip())
-    except ValueError as error:
-        raise ValueError(f"{cell!r} in column {column}") from error
-
-
-def _number(cell: str) -> float | None:
-    """A finite number, or None for an empty or undefined cell."""
-    if cell.lower() in ("", "none", "null", "nan"):
-        return None
-    value = float(cell)
-    return value if math.isfinite(value) else None
-
-
-def _whole(cell: str) -> int | None:
-    value = _number(cell)
-    return None if value is None else int(value)
-
-
-_READERS: Mapping[Any, Callable[[str], Any]] = {
-    str: str,
-    float: float,
-    int: lambda cell: int(float(cell)) if cell else 0,
-    bool: lambda cell: cell.lower() in ("true", "1", "1.0", "yes"),
-    float | None: _number,
-    int | None: _whole,
-    tuple[float, ...]: lambda cell: tuple(map(float, cell.split())),
-}

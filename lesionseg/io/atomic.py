@@ -4,6 +4,7 @@ import csv
 import json
 import logging
 import os
+import re
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -17,6 +18,10 @@ from lesionseg.errors import LesionsegError, OutputError, ReadError
 logger = logging.getLogger(__name__)
 
 _MOST_VALUES = 10**6
+
+# What spreadsheets run (OWASP, CSV injection). Apostrophes before it count, so that text which
+# begins with one comes back, too.
+_FORMULA = re.compile(r"'*[=+\-@\t\r]")
 
 
 @contextmanager
@@ -146,6 +151,8 @@ def _plain(value: object) -> object:
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> None:
     """Write a table atomically, columns in the given order; a missing value or None stays empty.
 
+    Text that a spreadsheet would run, as it begins with `=`, `+`, `-` or `@`, gets an apostrophe
+    before it, as spreadsheets mark text; numbers do not. `read_csv` takes it away again.
     Raises `OutputError` when a row holds a key that is no column.
     """
     unknown = sorted({key for row in rows for key in row} - set(columns))
@@ -156,7 +163,7 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]], columns: Sequence[s
     with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, list(columns), lineterminator="\n")
         writer.writeheader()
-        writer.writerows(rows)
+        writer.writerows({name: _inert(cell) for name, cell in row.items()} for row in rows)
 
 
 def append_csv(path: Path, rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> None:
@@ -166,7 +173,8 @@ def append_csv(path: Path, rows: Sequence[Mapping[str, Any]], columns: Sequence[
     """
     try:
         with path.open("a", newline="", encoding="utf-8") as file:
-            csv.DictWriter(file, list(columns), lineterminator="\n").writerows(rows)
+            writer = csv.DictWriter(file, list(columns), lineterminator="\n")
+            writer.writerows({name: _inert(cell) for name, cell in row.items()} for row in rows)
     except (OSError, ValueError) as error:
         raise OutputError("The table cannot be added to.", where=path, seen=error) from error
 
@@ -192,6 +200,20 @@ def read_csv(path: Path) -> list[dict[str, str]]:
     return rows
 
 
+def _inert(cell: Any) -> Any:
+    """A cell that no spreadsheet takes for a formula.
+
+    >>> _inert("=1+1"), _inert("-0.5"), _inert(-0.5), _inert("case")
+    ("'=1+1", '-0.5', -0.5, 'case')
+    """
+    if not isinstance(cell, str) or not _FORMULA.match(cell):
+        return cell
+    with suppress(ValueError):
+        float(cell)
+        return cell
+    return f"'{cell}"
+
+
 def _stripped(row: Mapping[str | None, Any], path: Path, line: int) -> dict[str, str]:
     if None in row:
         raise ReadError(
@@ -200,7 +222,12 @@ def _stripped(row: Mapping[str | None, Any], path: Path, line: int) -> dict[str,
             seen=row[None],
             remedy="Put values that hold a comma between double quotes.",
         )
-    return {str(key).strip(): (value or "").strip() for key, value in row.items()}
+    return {str(key).strip(): plain_text((value or "").strip()) for key, value in row.items()}
+
+
+def plain_text(cell: str) -> str:
+    """A cell without the apostrophe that kept a spreadsheet from running it."""
+    return cell[1:] if cell.startswith("'") and _FORMULA.match(cell) else cell
 
 
 def read_json(path: Path) -> Any:

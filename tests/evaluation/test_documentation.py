@@ -1,4 +1,4 @@
-"""docs/metrics.md names every key of scores.json, every column and every preset."""
+"""docs/metrics.md names every key of scores.json and every preset, docs/tables.md every column."""
 
 import re
 from dataclasses import replace
@@ -14,11 +14,13 @@ from lesionseg.evaluation.statistics.compare import compare
 from tests.evaluation.statistics.test_further_scores import grown
 from tests.evaluation.test_scores import many
 
-TEXT = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text(encoding="utf-8")
+DOCS = Path(__file__).parents[2] / "docs"
+TEXT = (DOCS / "metrics.md").read_text(encoding="utf-8")
+TABLES = (DOCS / "tables.md").read_text(encoding="utf-8")
 # words in backquotes, and names within braces or brackets in backquotes
 NAMED = {
     word
-    for quoted in re.findall(r"`([^`\n]+)`", TEXT)
+    for quoted in re.findall(r"`([^`\n]+)`", TEXT + TABLES)
     for word in re.findall(r"[A-Za-z][A-Za-z0-9_]*", quoted)
 }
 # keys that are names of something: labels, presets' settings, numbers by the name of a number

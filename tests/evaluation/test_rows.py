@@ -31,9 +31,9 @@ def test_cells_are_plain_text():
     row = lesion_rows(RESULTS[:1], {1: "metastasis"})[0]
     assert row["label"] == "metastasis"
     assert row["detected"] == "true"
-    assert row["start_vox"] == "1 1"
-    assert row["stop_vox"] == "3 3"
-    assert row["centre_mm"] == "1.5 1.5"
+    assert [row[f"start_{axis}_vox"] for axis in "zyx"] == [None, "1", "1"]
+    assert [row[f"stop_{axis}_vox"] for axis in "zyx"] == [None, "3", "3"]
+    assert [row[f"centre_{axis}_mm"] for axis in "xyz"] == ["1.5", "1.5", None]
     assert row["volume_ml"] is None
 
 
@@ -75,3 +75,29 @@ def test_cases_without_a_prediction_are_left_out_of_counts():
     assert (counts.n_lesions, counts.n_detected) == (len(kept), sum(kept))
     assert counts.false_positives_per_case == 3
     assert without_failed(cases[1:], lesions).false_positives_per_case is None
+
+
+def test_each_number_of_a_box_has_its_own_column():
+    row = LesionRow(
+        case="a",
+        lesion=1,
+        diameter_mm=2.0,
+        start_vox=(0, 1, 2.5),
+        stop_vox=(3, 4, 5),
+        detected=True,
+    )
+    cells = row.to_csv()
+    assert [cells[f"start_{axis}_vox"] for axis in "zyx"] == ["0", "1", "2.5"]
+    assert [cells[f"centre_{axis}_mm"] for axis in "xyz"] == [None] * 3
+    assert LesionRow.from_csv(as_text(cells)) == row
+
+
+def test_boxes_in_one_cell_as_earlier_versions_wrote_them_are_read():
+    cells = {"case": "a", "lesion": "1", "diameter_mm": "2", "detected": "true"}
+    old = cells | {"start_vox": "0 1 2.5", "stop_vox": "3 4 5", "centre_mm": "-1 2 3.5"}
+    row = LesionRow.from_csv(old)
+    assert (row.start_vox, row.stop_vox, row.centre_mm) == ((0, 1, 2.5), (3, 4, 5), (-1, 2, 3.5))
+    flat = LesionRow.from_csv(cells | {"start_vox": "1 2", "stop_vox": "3 4", "centre_mm": ""})
+    assert (flat.start_vox, flat.stop_vox, flat.centre_mm) == ((1, 2), (3, 4), ())
+    with pytest.raises(ValueError, match="no column start_x_vox"):
+        LesionRow.from_csv(cells)

@@ -184,3 +184,28 @@ def test_yaml_that_is_none_is_refused_in_one_sentence(
         read_yaml(tmp_path / "study.yaml")
     assert str(tmp_path / "study.yaml") in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+RUN_BY_SPREADSHEETS = ["=1+1", "+cmd", "-a", "@SUM(A1)", "'=x", "''@x", "-"]
+
+
+@pytest.mark.parametrize("text", RUN_BY_SPREADSHEETS)
+def test_no_cell_is_run_by_a_spreadsheet_and_all_come_back(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "a.csv"
+    write_csv(path, [{"case": text}], ["case"])
+    assert path.read_text().splitlines()[1].startswith("'")
+    assert read_csv(path) == [{"case": text}]
+
+
+@pytest.mark.parametrize("cell", ["-0.5", "+1e-3", "-inf", "'quoted'", "a=b", "scan-1"])
+def test_numbers_and_other_text_stay_as_they_are(tmp_path: Path, cell: str) -> None:
+    path = tmp_path / "a.csv"
+    write_csv(path, [{"x": cell}], ["x"])
+    assert path.read_text() == f"x\n{cell}\n"
+    assert read_csv(path) == [{"x": cell}]
+
+
+def test_negative_numbers_are_no_text(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    write_csv(path, [{"x": -2.5}], ["x"])
+    assert path.read_text() == "x\n-2.5\n"

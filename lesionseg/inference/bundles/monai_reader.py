@@ -7,7 +7,7 @@ where they are plain values.
 
 import ast
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
@@ -20,25 +20,37 @@ from lesionseg.errors import BundleError, LesionsegError
 from lesionseg.models.foreign_network import TARGET, as_levels, load
 from lesionseg.plan.plan import Activation, Architecture, Modality, Normalisation, Plan
 
+_Steps = tuple[tuple[str, Mapping[str, Any]], ...]  # transforms by name, and their settings
 CONFIG, METADATA, WEIGHTS = "configs/inference.json", "configs/metadata.json", "models/model.pt"
 _NETS = "monai.networks.nets."
 _MODALITIES: Mapping[str, Modality] = {"CT": "ct", "MR": "mri", "MRI": "mri"}
 # they change no voxel that a network of ours would see otherwise
-_HARMLESS = ("LoadImaged", "EnsureChannelFirstd", "EnsureTyped", "CropForegroundd", "Orientationd")
-_READ = ("Spacingd", "ScaleIntensityRanged")
+_HARMLESS = ("LoadImaged", "EnsureChannelFirstd", "EnsureTyped", "CropForegroundd")
+_GRID = ("Orientationd", "Spacingd")
+# done by MONAI itself at prediction, in their order; the second line counts all voxels of an image
+_INTENSITY = ("ScaleIntensityRanged", "ThresholdIntensityd", "ShiftIntensityd")
+_OF_IMAGE = ("NormalizeIntensityd", "ScaleIntensityd", "ScaleIntensityRangePercentilesd")
+# which of our axes (2 is z) runs along, or against, each direction of RAS
+_DIRECTIONS = {"S": 2, "I": 2, "A": 3, "P": 3, "R": 4, "L": 4}
+_REVERSED = "ILP"
 
 
-class AxesReversed(nn.Module):
-    """A network of tiles `[B, C, x, y, z]` as one of `[B, C, z, y, x]` with a list of logits."""
+class Reoriented(nn.Module):
+    """A network of tiles on axes such as RAS as one of `[B, C, z, y, x]` with a list of logits."""
 
-    def __init__(self, network: nn.Module) -> None:
+    def __init__(self, network: nn.Module, axcodes: str = "RAS") -> None:
         super().__init__()
         self.network = network
+        order = [_DIRECTIONS[code] for code in axcodes]
+        self.flips = [_DIRECTIONS[code] for code in axcodes if code in _REVERSED]
+        self.order = (0, 1, *order)
+        self.back = (0, 1, *(2 + order.index(axis) for axis in (2, 3, 4)))
 
     def forward(self, image: Tensor) -> list[Tensor]:
         """Logits, finest first; in eval mode the finest alone."""
-        levels = as_levels(self.network(image.permute(0, 1, 4, 3, 2)), image.ndim)
-        return [level.permute(0, 1, 4, 3, 2) for level in levels[: None if self.training else 1]]
+        levels = as_levels(self.network(image.flip(self.flips).permute(self.order)), image.ndim)
+        wanted = levels[: None if self.training else 1]
+        return [level.permute(self.back).flip(self.flips) for level in wanted]
 
 
 def is_monai_bundle(folder: Path) -> bool:
@@ -66,7 +78,7 @@ def read_monai_bundle(folder: Path, *, trust: bool) -> tuple[nn.Module, Plan]:
             where=folder / WEIGHTS,
             seen=str(error).splitlines()[0],
         ) from error
-    return AxesReversed(network).eval(), plan
+    return Reoriented(network, _axcodes(config)).eval(), plan
 
 
 @dataclass(frozen=True)
@@ -77,10 +89,13 @@ class _Config:
     raw: Mapping[str, Any]
 
     def value(self, key: str) -> Any:
-        """What a top-level key holds."""
-        if key not in self.raw:
-            raise self.fault(key, "nothing", "the key")
-        return self.plain(self.raw[key], key)
+        """What a key holds; `a#b` is b within a."""
+        found: Any = self.raw
+        for part in key.split("#"):
+            if not isinstance(found, Mapping) or part not in found:
+                raise self.fault(key, "nothing", "the key")
+            found = found[part]
+        return self.plain(found, key)
 
     def plain(self, given: Any, key: str) -> Any:
         """The value with its references followed, as far as it is plain."""
@@ -99,7 +114,7 @@ class _Config:
         """Names and raw settings of a chain's transforms that are not disabled."""
         chain = self.raw.get(key, {})
         for entry in chain.get("transforms", ()) if isinstance(chain, Mapping) else ():
-            if entry.get("_disabled_") is not True:
+            if self.plain(entry.get("_disabled_"), key) is not True:
                 yield str(entry.get(TARGET, "")).rpartition(".")[2], entry
 
     def fault(self, key: str, seen: object, expected: str) -> BundleError:
@@ -168,10 +183,11 @@ def _plan(config: _Config, metadata: Mapping[str, Any]) -> Plan:
         ) from error
     activation = _activation(config)
     labels = outputs[1:] if activation == "softmax" else outputs
-    tile = config.plain(config.value("inferer").get("roi_size"), "inferer")
+    tile = config.value("inferer#roi_size")
     if not isinstance(tile, list | tuple) or len(tile) != 3:
-        raise config.fault("inferer", tile, "a roi_size of three numbers")
-    spacing, scale = _preprocessing(config)
+        raise config.fault("inferer#roi_size", tile, "a roi_size of three numbers")
+    steps = _preprocessing(config)
+    scale, extra = _intensities(config, steps)
     ones = (1, 1, 1)
     return Plan(
         dims=3,
@@ -179,9 +195,10 @@ def _plan(config: _Config, metadata: Mapping[str, Any]) -> Plan:
         channel_names=channels,
         label_values=tuple(range(1, len(labels) + 1)),
         label_names=labels,
-        spacing_mm=spacing,
+        spacing_mm=_spacing(config, steps),
         normalisation=(scale,) * len(channels),
-        tile_shape=tuple(int(n) for n in reversed(tile)),
+        prepare_extra=extra,
+        tile_shape=tuple(int(n) for n in _on_our_axes(config, tile)),
         batch_size=1,
         architecture=Architecture("monai_bundle", (1,), (ones,), ((3, 3, 3),)),
         lesion_fraction=0.01,
@@ -201,29 +218,77 @@ def _activation(config: _Config) -> Activation:
             return "sigmoid"
         if name == "Activationsd" and entry.get("softmax") is True:
             return "softmax"
+        if name == "AsDiscreted" and entry.get("argmax") is True:  # of logits: channels exclude
+            return "softmax"
     raise config.fault("postprocessing", "no activation", "Activationsd with sigmoid or softmax")
 
 
-def _preprocessing(config: _Config) -> tuple[tuple[float, ...], Normalisation]:
-    """Spacing (z, y, x) and normalisation; every other transform must be harmless."""
-    chain = dict(config.transforms("preprocessing"))
-    strange = [name for name in chain if name not in (*_HARMLESS, *_READ)]
+def _preprocessing(config: _Config) -> _Steps:
+    """Every transform that is not harmless; unknown ones are refused by name."""
+    steps = tuple(config.transforms("preprocessing"))
+    known = (*_HARMLESS, *_GRID, *_INTENSITY, *_OF_IMAGE)
+    strange = [name for name, _ in steps if name not in known]
     if strange:
-        raise config.fault("preprocessing", ", ".join(strange), f"{', '.join(_HARMLESS + _READ)}")
+        raise config.fault("preprocessing", ", ".join(strange), ", ".join(known))
+    names = [name for name, _ in steps]
+    cropped = names[names.index("CropForegroundd") :] if "CropForegroundd" in names else ()
+    for name in _OF_IMAGE:
+        if name in cropped:
+            raise config.fault("preprocessing", f"{name} after CropForegroundd", f"{name} before")
+    return tuple(step for step in steps if step[0] not in _HARMLESS)
+
+
+def _axcodes(config: _Config) -> str:
+    """The axes that the network sees, such as RAS."""
+    chain = dict(config.transforms("preprocessing"))
     axes = config.plain(chain.get("Orientationd", {}).get("axcodes"), "preprocessing")
-    if axes != "RAS":
-        raise config.fault("preprocessing", f"axcodes {axes}", "Orientationd with axcodes RAS")
-    pixdim = config.plain(chain.get("Spacingd", {}).get("pixdim"), "preprocessing")
+    if not isinstance(axes, str) or sorted(_DIRECTIONS.get(code, 0) for code in axes) != [2, 3, 4]:
+        raise config.fault("preprocessing", f"axcodes {axes}", "Orientationd, axcodes such as RAS")
+    return axes
+
+
+def _on_our_axes(config: _Config, values: Sequence[Any]) -> list[Any]:
+    """One value per axis of the network as (z, y, x)."""
+    by_axis = {_DIRECTIONS[code]: v for code, v in zip(_axcodes(config), values, strict=True)}
+    return [by_axis[axis] for axis in (2, 3, 4)]
+
+
+def _spacing(config: _Config, steps: _Steps) -> tuple[float, ...]:
+    names, given = [name for name, _ in steps], dict(steps).get("Spacingd", {})
+    pixdim = config.plain(given.get("pixdim"), "preprocessing")
     if not isinstance(pixdim, list | tuple) or len(pixdim) != 3:
         raise config.fault("preprocessing", f"pixdim {pixdim}", "Spacingd with three numbers")
-    return tuple(float(mm) for mm in reversed(pixdim)), _scale(config, chain)
+    if config.plain(given.get("mode", "bilinear"), "preprocessing") not in ("bilinear", 1):
+        raise config.fault("preprocessing", f"mode {given['mode']}", "Spacingd, mode bilinear")
+    own_axes = names.index("Spacingd") < names.index("Orientationd")
+    if own_axes and len(set(pixdim)) > 1:
+        raise config.fault("preprocessing", "Spacingd on a file's own axes", "Orientationd first")
+    return tuple(float(mm) for mm in _on_our_axes(config, pixdim))
 
 
-def _scale(config: _Config, chain: Mapping[str, Mapping[str, Any]]) -> Normalisation:
+def _intensities(
+    config: _Config, steps: _Steps
+) -> tuple[Normalisation, tuple[Mapping[str, Any], ...]]:
+    """Ours where it says the same, else none and MONAI's transforms in their order."""
+    chain = [step for step in steps if step[0] not in _GRID]
+    if not chain:
+        raise config.fault("preprocessing", "no scaling", ", ".join(_INTENSITY + _OF_IMAGE))
+    if [name for name, _ in chain] == ["ScaleIntensityRanged"]:
+        return _scale(config.plain(chain[0][1], "preprocessing")), ()
+    return Normalisation("dataset"), tuple(_spec(config, *step) for step in chain)
+
+
+def _spec(config: _Config, name: str, entry: Mapping[str, Any]) -> dict[str, Any]:
+    """A transform as `prepare.extra` names it: MONAI's, whatever its `_target_` said before."""
+    given: dict[str, Any] = config.plain(entry, "preprocessing")
+    if given.get("keys") not in ("image", ["image"]):
+        raise config.fault("preprocessing", f"{name} of {given.get('keys')}", "the key image")
+    plain = {key: value for key, value in given.items() if not key.startswith("_")}
+    return {TARGET: f"monai.transforms.{name}", **plain}
+
+
+def _scale(given: Mapping[str, Any]) -> Normalisation:
     """(v − mean) / std of ScaleIntensityRanged."""
-    given = config.plain(chain.get("ScaleIntensityRanged"), "preprocessing")
-    if not given:
-        raise config.fault("preprocessing", "no scaling by stated numbers", "ScaleIntensityRanged")
     low, high = float(given["a_min"]), float(given["a_max"])
     first, last = float(given.get("b_min") or 0), float(given.get("b_max", 1))
     std = (high - low) / (last - first)

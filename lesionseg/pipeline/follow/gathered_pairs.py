@@ -10,7 +10,7 @@ import lesionseg
 from lesionseg.core import OperatingPoint
 from lesionseg.evaluation import CaseResult
 from lesionseg.evaluation.change import STATES, ChangeRule, LesionChange
-from lesionseg.io.atomic import write_csv
+from lesionseg.evaluation.table_row import TableRow, write_table
 from lesionseg.io.cases import read_mask
 from lesionseg.pipeline.follow.new_lesions import apply_point, judge_new, new_lesions
 from lesionseg.pipeline.follow.pictures_of_change import draw_changes
@@ -18,10 +18,25 @@ from lesionseg.pipeline.follow.visit_pairs import PairFiles, PairList, VisitPair
 from lesionseg.report.sections.follow_page import write_follow_page
 from lesionseg.report.sections.gallery import GalleryCard
 
-PAIR_COLUMNS = (
-    *("case", *STATES, "new_accepted", "volume_before_ml", "volume_after_ml"),
-    *("registered", "mutual_information", "foreground_dice"),
-)
+
+@dataclass(frozen=True, kw_only=True)
+class PairRow(TableRow):
+    """One line of pairs.csv: how many lesions are in each state, the burden, the registration."""
+
+    case: str
+    new: int
+    enlarged: int
+    stable: int
+    shrunk: int
+    gone: int
+    merged: int
+    split: int
+    new_accepted: int
+    volume_before_ml: float
+    volume_after_ml: float
+    registered: str
+    mutual_information: float | None = None
+    foreground_dice: float | None = None
 
 
 @dataclass
@@ -30,7 +45,7 @@ class Gathered:
 
     names: Mapping[str, str]
     changes: list[LesionChange] = field(default_factory=list)
-    rows: list[dict[str, Any]] = field(default_factory=list)
+    rows: list[PairRow] = field(default_factory=list)
     judged: list[CaseResult] = field(default_factory=list)
     cards: list[tuple[LesionChange, GalleryCard]] = field(default_factory=list)
 
@@ -53,9 +68,8 @@ class Gathered:
 
     def write(self, folder: Path, rule: ChangeRule, point: OperatingPoint | None) -> None:
         """Write the two tables and the page."""
-        rows = [change.to_csv() for change in self.changes]
-        write_csv(folder / "changes.csv", rows, LesionChange.columns())
-        write_csv(folder / "pairs.csv", self.rows, PAIR_COLUMNS)
+        write_table(folder / "changes.csv", self.changes, LesionChange)
+        write_table(folder / "pairs.csv", self.rows, PairRow)
         words = _rule_words(rule, point)
         write_follow_page(folder / "follow.html", self.changes, self.names, self.cards, words)
 
@@ -72,19 +86,18 @@ def summary_json(lists: PairList, rule: ChangeRule, point: OperatingPoint | None
     }
 
 
-def _pair_row(pair: VisitPair, changes: Sequence[LesionChange]) -> dict[str, Any]:
-    """One line of pairs.csv: how many lesions are in each state, the burden, the registration."""
+def _pair_row(pair: VisitPair, changes: Sequence[LesionChange]) -> PairRow:
     states, alignment = Counter(c.state for c in changes), pair.alignment
-    return {
-        "case": pair.case,
+    return PairRow(
+        case=pair.case,
         **{state: states[state] for state in STATES},
-        "new_accepted": sum(c.state == "new" and c.accepted for c in changes),
-        "volume_before_ml": sum(c.volume_before_ml or 0.0 for c in changes),
-        "volume_after_ml": sum(c.volume_after_ml or 0.0 for c in changes),
-        "registered": "headers" if alignment is None else "rigid",
-        "mutual_information": None if alignment is None else alignment.mutual_information,
-        "foreground_dice": None if alignment is None else alignment.foreground_dice,
-    }
+        new_accepted=sum(c.state == "new" and c.accepted for c in changes),
+        volume_before_ml=sum(c.volume_before_ml or 0.0 for c in changes),
+        volume_after_ml=sum(c.volume_after_ml or 0.0 for c in changes),
+        registered="headers" if alignment is None else "rigid",
+        mutual_information=None if alignment is None else alignment.mutual_information,
+        foreground_dice=None if alignment is None else alignment.foreground_dice,
+    )
 
 
 def _rule_words(rule: ChangeRule, point: OperatingPoint | None) -> str:

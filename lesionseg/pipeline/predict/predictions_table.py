@@ -4,13 +4,14 @@ import logging
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
 from typing import Literal, TypeVar
 
 from lesionseg.errors import require
-from lesionseg.io.atomic import read_csv, write_csv
+from lesionseg.evaluation.table_row import TableRow, write_table
+from lesionseg.io.atomic import read_csv
 from lesionseg.pipeline.run.outcome import CommandOutcome
 
 logger = logging.getLogger(__name__)
@@ -19,13 +20,12 @@ T = TypeVar("T")
 Status = Literal["done", "kept", "failed"]
 TABLE = "predictions.csv"
 _ANY_TABLE = re.compile(r"predictions(_\d+_of_\d+)?\.csv")
-_STATUSES: Mapping[str, Status] = {"done": "done", "kept": "kept", "failed": "failed"}
 # of the time, at most this share goes into writing the table again
 _WRITING_SHARE = 0.02
 
 
 @dataclass(frozen=True)
-class PredictionRow:
+class PredictionRow(TableRow):
     """One line of `predictions.csv`.
 
     `status`: "done" now, "kept" from an earlier run because scan, bundle and settings are the
@@ -128,9 +128,8 @@ class PredictionTable:
         if self._is_written:
             return
         begin = perf_counter()
-        columns = [field.name for field in fields(PredictionRow)]
         try:
-            write_csv(self._path, [asdict(self.rows[case]) for case in sorted(self._own)], columns)
+            write_table(self._path, [self.rows[case] for case in sorted(self._own)], PredictionRow)
         finally:
             end = perf_counter()
             self._next_write = end + (end - begin) / _WRITING_SHARE
@@ -155,17 +154,6 @@ def _known_rows(output: Path, last: Path) -> Iterator[PredictionRow]:
 def parse_row(raw: Mapping[str, str]) -> PredictionRow | None:
     """A row of our own, of this or an earlier version; None for what another program wrote."""
     try:
-        return PredictionRow(
-            case=raw["case"],
-            status=_STATUSES[raw["status"]],
-            message=raw["message"],
-            seconds=float(raw["seconds"]),
-            n_candidates=int(raw["n_candidates"]),
-            n_accepted=int(raw["n_accepted"]),
-            peak_memory_mb=int(raw.get("peak_memory_mb") or 0),
-            bundle=raw.get("bundle", ""),
-            input=raw.get("input", ""),
-            key=raw["key"],
-        )
-    except (KeyError, ValueError):
+        return PredictionRow.from_csv(raw) if "key" in raw else None
+    except ValueError:
         return None

@@ -7,14 +7,23 @@ from pathlib import Path
 from typing import TypeVar
 
 from lesionseg.evaluation.rows import CandidateRow, CaseRow, LesionRow
-from lesionseg.io.atomic import write_csv
+from lesionseg.evaluation.table_row import TableRow, write_table
 from lesionseg.report import text
 from lesionseg.report.inputs.result_tables import Tables
 
 Named = TypeVar("Named", CaseRow, LesionRow, CandidateRow)
-COLUMNS = ("pseudonym", "case", "patient_pseudonym", "group")
 # Shorter names would be found by chance in any text.
 MIN_SEARCHED = 4
+
+
+@dataclass(frozen=True)
+class PseudonymRow(TableRow):
+    """One line of pseudonyms.csv: what a case and its patient are called on the page."""
+
+    pseudonym: str
+    case: str
+    patient_pseudonym: str
+    group: str
 
 
 @dataclass(frozen=True)
@@ -64,15 +73,10 @@ def rename(tables: Tables, names: Names) -> Tables:
 def write_pseudonyms(path: Path, tables: Tables, names: Names) -> None:
     """Write which case each pseudonym stands for: a file to keep, not to pass on."""
     rows = [
-        {
-            "pseudonym": names.cases[row.case],
-            "case": row.case,
-            "patient_pseudonym": names.groups[row.group],
-            "group": row.group,
-        }
+        PseudonymRow(names.cases[row.case], row.case, names.groups[row.group], row.group)
         for row in tables.cases
     ]
-    write_csv(path, rows, COLUMNS)
+    write_table(path, rows, PseudonymRow)
 
 
 def names_in(page: str, names: Names) -> tuple[str, ...]:

@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from lesionseg.errors import ContentError, ReadError
-from lesionseg.evaluation.rows import CandidateRow, CaseRow, LesionRow, TableRow
+from lesionseg.evaluation.rows import CandidateRow, CaseRow, LesionRow
 from lesionseg.evaluation.score_sections import Details, Scores
 from lesionseg.evaluation.scores import READ_VERSIONS, SCHEMA_VERSION
 from lesionseg.evaluation.statistics.threshold_sweep import ThresholdSweep
+from lesionseg.evaluation.table_row import RowType, read_table
 from lesionseg.io.atomic import read_csv, read_json
 
 Part = TypeVar("Part", Scores, Details)
-RowType = TypeVar("RowType", bound=TableRow)
 AGAIN = "run evaluate again with this version."
 
 
@@ -143,18 +143,7 @@ def _rows(path: Path, kind: type[RowType]) -> tuple[RowType, ...]:
             where=path,
             remedy="run evaluate again; it writes all tables into one folder.",
         )
-    rows = []
-    for line, row in enumerate(read_csv(path), start=2):
-        try:
-            rows.append(kind.from_csv(row))
-        except ValueError as error:
-            raise ContentError(
-                "A line of a table cannot be read.",
-                where=f"{path}, line {line}",
-                seen=str(error),
-                remedy=AGAIN,
-            ) from error
-    return tuple(rows)
+    return read_table(path, kind)
 
 
 def _check_same_evaluation(tables: Tables) -> None:

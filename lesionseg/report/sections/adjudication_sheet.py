@@ -1,32 +1,21 @@
 """adjudicate.csv: the false positives, for a person to say which of them are lesions."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+from lesionseg.evaluation.adjudication import AdjudicationRow
 from lesionseg.evaluation.rows import CandidateRow
 from lesionseg.io.atomic import read_csv, write_csv
 from lesionseg.report.inputs.result_tables import Tables
 
 _log = logging.getLogger(__name__)
-COLUMNS = (
-    "case",
-    "candidate",
-    "label",
-    "score",
-    "diameter_mm",
-    "centre_mm",
-    "start_vox",
-    "stop_vox",
-    "touches_lesion",
-    "verdict",
-    "reader",
-    "comment",
-)
+COLUMNS = AdjudicationRow.columns()
 # What a person fills in; nothing of it is ever overwritten.
 FILLED = ("verdict", "reader", "comment")
 # A candidate is the same one when all of these are.
-SAME = ("case", "candidate", "start_vox", "stop_vox")
+SAME = ("case", "candidate", *(name for name in COLUMNS if name.endswith("_vox")))
 
 
 def write_adjudication(path: Path, tables: Tables) -> int:
@@ -50,28 +39,24 @@ def write_adjudication(path: Path, tables: Tables) -> int:
 
 
 def _filled(path: Path) -> list[Mapping[str, str]]:
-    rows = read_csv(path) if path.is_file() else []
+    rows = map(AdjudicationRow.upgrade, read_csv(path)) if path.is_file() else ()
     kept = [{key: row.get(key, "") for key in COLUMNS} for row in rows]
     return [row for row in kept if any(row[key] for key in FILLED)]
 
 
-def _identity(row: Mapping[str, str]) -> tuple[str, ...]:
-    return tuple(row[key] for key in SAME)
+def _identity(row: Mapping[str, Any]) -> tuple[str, ...]:
+    return tuple(str(row[key] or "") for key in SAME)
 
 
-def _row(row: CandidateRow) -> dict[str, str]:
-    return {
-        "case": row.case,
-        "candidate": str(row.candidate),
-        "label": row.label,
-        "score": "" if row.score is None else f"{row.score:.6g}",
-        "diameter_mm": f"{row.diameter_mm:.2f}",
-        "centre_mm": _point(row.centre_mm),
-        "start_vox": _point(row.start_vox),
-        "stop_vox": _point(row.stop_vox),
-        "touches_lesion": str(row.touches_lesion).lower(),
-    }
-
-
-def _point(values: Sequence[float]) -> str:
-    return " ".join(f"{value:.12g}" for value in values)
+def _row(row: CandidateRow) -> dict[str, Any]:
+    return AdjudicationRow(
+        case=row.case,
+        candidate=row.candidate,
+        label=row.label,
+        score=None if row.score is None else float(f"{row.score:.6g}"),
+        diameter_mm=round(row.diameter_mm, 2),
+        centre_mm=row.centre_mm,
+        start_vox=row.start_vox,
+        stop_vox=row.stop_vox,
+        touches_lesion=row.touches_lesion,
+    ).to_csv()

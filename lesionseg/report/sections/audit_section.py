@@ -7,8 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from lesionseg.errors import ContentError, LesionsegError
-from lesionseg.io.atomic import read_csv
+from lesionseg.errors import LesionsegError
+from lesionseg.evaluation.rows import SuspectRow
+from lesionseg.evaluation.table_row import read_table
 from lesionseg.report import text
 from lesionseg.report.figures.pictures import Load, Scene, View, cut_views
 from lesionseg.report.sections.gallery import GalleryCard, GallerySection
@@ -17,19 +18,6 @@ from lesionseg.report.sections.table_cells import Listing, TableCell
 _log = logging.getLogger(__name__)
 
 PICTURES, ROWS = 12, 50  # the most that are shown
-
-
-@dataclass(frozen=True)
-class SuspectRow:
-    """One line of label_audit.csv; `p` holds the probability at each snapshot, oldest first."""
-
-    rank: int
-    kind: str
-    case: str
-    centre_mm: tuple[float, ...]
-    diameter_mm: float
-    suspicion: float
-    p: tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -67,25 +55,7 @@ def shown_names(rows: Sequence[SuspectRow], *, identifiers: bool) -> dict[str, s
 
 def read_suspects(path: Path) -> tuple[SuspectRow, ...]:
     """Read a label_audit.csv, `()` when there is none; `ContentError` for a broken one."""
-    if not path.is_file():
-        return ()
-    try:
-        return tuple(
-            SuspectRow(
-                rank=int(row["rank"]),
-                kind=row["kind"],
-                case=row["case"],
-                centre_mm=tuple(float(v) for v in row["centre_mm"].split()),
-                diameter_mm=float(row["diameter_mm"]),
-                suspicion=float(row["suspicion"]),
-                p=tuple(float(row[name]) for name in row if name.startswith("p_at_")),
-            )
-            for row in read_csv(path)
-        )
-    except (KeyError, ValueError) as error:
-        raise ContentError(
-            "The label audit cannot be read.", where=path, seen=repr(error)
-        ) from error
+    return read_table(path, SuspectRow) if path.is_file() else ()
 
 
 def list_suspects(rows: Sequence[SuspectRow], unit: str, names: Mapping[str, str]) -> Listing:

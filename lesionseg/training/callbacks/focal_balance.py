@@ -7,7 +7,7 @@ on one CPU core; a GPU makes it by itself and is asked for it after the step.
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lesionseg.errors import ReadError
-from lesionseg.io.atomic import read_json, write_csv, write_json
+from lesionseg.evaluation.table_row import TableRow, write_table
+from lesionseg.io.atomic import read_json, write_json
 from lesionseg.losses.gradient_balance import (
     N_QUANTILES,
     Balance,
@@ -50,17 +51,35 @@ BALANCE, CURVES, WARNINGS = (
 )
 EVERY_SHARE, EVERY_MINUTES = 0.005, 1.0  # of the budget, of time
 CURVES_FROM = 0.9  # of the budget: the curves show what training ends with
-COLUMNS = (
-    "step",
-    "minutes",
-    "loss",
-    *(f"{what}_{part}" for what in ("loss", "gradient") for part in ("lesion", "hard", "easy")),
-    "loss_sum",
-    "gradient_sum",
-    "n_lesions",
-    "lesion_p",
-    "background_p",
-)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FocalBalanceRow(TableRow):
+    """One line of focal_balance.csv, see `FocalBalance`."""
+
+    step: int
+    minutes: float
+    loss: float | None = None
+    loss_lesion: float | None = None
+    loss_hard: float | None = None
+    loss_easy: float | None = None
+    gradient_lesion: float | None = None
+    gradient_hard: float | None = None
+    gradient_easy: float | None = None
+    loss_sum: float | None = None
+    gradient_sum: float | None = None
+    n_lesions: int = 0
+    lesion_p: float | None = None
+    background_p: float | None = None
+
+
+@dataclass(frozen=True)
+class CurveRow(TableRow):
+    """One line of loss_curves.csv: the share of the loss up to a quantile of the elements."""
+
+    quantile: float
+    lesion: float | None
+    background: float | None
 
 
 class FocalBalance(AfterStep):
@@ -94,7 +113,7 @@ class FocalBalance(AfterStep):
         module = cast(LesionModule, pl_module)
         done = module.counters.steps
         self.terms = module.objective.focal_terms()
-        self.history = History(self.run_dir / BALANCE, done, COLUMNS)
+        self.history = History(self.run_dir / BALANCE, done, FocalBalanceRow.columns())
         self._rows = [_from_row(row) for row in self.history.rows[-STRETCH:]]
         self.warnings = read_warnings(self.run_dir / WARNINGS, done)
 
@@ -174,14 +193,14 @@ def write_curves(path: Path, curves: Sequence[LossCurves]) -> None:
     lesion = _mean([c.lesion for c in curves if c.lesion is not None])
     background = _mean([c.background for c in curves if c.background is not None])
     rows = [
-        {
-            "quantile": f"{i / (N_QUANTILES - 1):g}",
-            "lesion": "" if lesion is None else f"{lesion[i]:.6g}",
-            "background": "" if background is None else f"{background[i]:.6g}",
-        }
+        CurveRow(
+            float(f"{i / (N_QUANTILES - 1):g}"),
+            None if lesion is None else float(f"{lesion[i]:.6g}"),
+            None if background is None else float(f"{background[i]:.6g}"),
+        )
         for i in range(N_QUANTILES)
     ]
-    write_csv(path, rows, ("quantile", "lesion", "background"))
+    write_table(path, rows, CurveRow)
 
 
 def _mean(curves: Sequence[NDArray[np.float64]]) -> NDArray[np.float64] | None:
@@ -216,23 +235,22 @@ def _to_row(row: BalanceRow) -> dict[str, object]:
     return {name: "" if value is None else value for name, value in cells.items()}
 
 
-def _from_row(row: Mapping[str, str]) -> BalanceRow:
-    def number(name: str) -> float | None:
-        return float(row[name]) if row.get(name) else None
+def _from_row(cells: Mapping[str, str]) -> BalanceRow:
+    row = FocalBalanceRow.from_csv(cells)
 
     def parts(what: str) -> Parts | None:
-        total = number(f"{what}_sum")
+        total = getattr(row, f"{what}_sum")
         if total is None:
             return None
-        shares = [number(f"{what}_{part}") or 0.0 for part in ("lesion", "hard", "easy")]
+        shares = [getattr(row, f"{what}_{part}") or 0.0 for part in ("lesion", "hard", "easy")]
         return Parts(*(total * share for share in shares))
 
     return BalanceRow(
-        step=int(row["step"]),
-        loss=number("loss"),
+        step=row.step,
+        loss=row.loss,
         parts=parts("loss"),
         gradient=parts("gradient"),
-        n_lesions=int(row.get("n_lesions") or 0),
-        lesion_p=number("lesion_p"),
-        background_p=number("background_p"),
+        n_lesions=row.n_lesions,
+        lesion_p=row.lesion_p,
+        background_p=row.background_p,
     )

@@ -2,14 +2,34 @@
 
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, ClassVar
 
 from lesionseg.errors import ReadError
+from lesionseg.evaluation.table_row import TableRow
 from lesionseg.io.atomic import append_csv, read_csv, write_csv
 
-FIRST_COLUMNS = ("step", "minutes", "epoch", "lr", "loss")
 MIN_SECONDS_BETWEEN_WRITES = 2.0
 WRITING_SHARE = 0.02  # of the time of training that writing may take
+
+
+@dataclass(frozen=True)
+class HistoryRow(TableRow):
+    """One line of metrics.csv: means since the line before, and scores where it was validated."""
+
+    more: ClassVar[Mapping[str, Any]] = {
+        "loss_.+": float | None,
+        "positives": float | None,
+        "skipped": float | None,
+        "validation_.+": float | None,
+    }
+
+    step: int
+    minutes: float
+    epoch: int | None = None
+    lr: float | None = None
+    loss: float | None = None
 
 
 class History:
@@ -21,7 +41,7 @@ class History:
     """
 
     def __init__(
-        self, path: Path, upto_step: int = 0, first: Sequence[str] = FIRST_COLUMNS
+        self, path: Path, upto_step: int = 0, first: Sequence[str] = HistoryRow.columns()
     ) -> None:
         """Begin with the rows that `path` already holds up to `upto_step`: later ones were lost."""
         self.path, self.first = path, tuple(first)

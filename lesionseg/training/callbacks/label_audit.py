@@ -24,9 +24,11 @@ from torch import nn
 from lesionseg.core import equivalent_diameter_mm
 from lesionseg.data.cache.cached_case import CachedCase, CachedLesion
 from lesionseg.errors import ReadError
+from lesionseg.evaluation.rows import SuspectRow
+from lesionseg.evaluation.table_row import write_table
 from lesionseg.inference.decision import find_by_plan
 from lesionseg.inference.sliding.sliding_window import predict_probabilities
-from lesionseg.io.atomic import read_json, write_csv, write_text
+from lesionseg.io.atomic import read_json, write_text
 from lesionseg.plan.plan import Plan
 from lesionseg.training.callbacks.step_callbacks import AfterStep
 from lesionseg.training.callbacks.suspects import (
@@ -176,24 +178,25 @@ def spots_seen(case: CachedCase, p: NDArray[np.float32], plan: Plan) -> list[Obs
 
 def write_audit(path: Path, suspects: Sequence[Suspect], shares: Sequence[float]) -> None:
     """Write the ranked list; `shares` name the columns of the snapshots' probabilities."""
-    at = [f"p_at_{round(100 * share)}" for share in shares]
-    columns = ("rank", "kind", "case", "group", "label", "lesion", "centre_mm", "diameter_mm")
-    rows = [
-        {
-            "rank": rank,
-            "kind": suspect.place.kind,
-            "case": suspect.place.case,
-            "group": suspect.place.group,
-            "label": suspect.place.label,
-            "lesion": suspect.place.lesion,
-            "centre_mm": " ".join(f"{v:.2f}" for v in suspect.place.centre_mm),
-            "diameter_mm": f"{suspect.place.diameter_mm:.2f}",
-            "suspicion": f"{suspect.suspicion:.4f}",
-            **{name: f"{p:.4f}" for name, p in zip(at, suspect.p, strict=True)},
-        }
-        for rank, suspect in enumerate(suspects, start=1)
-    ]
-    write_csv(path, rows, (*columns, "suspicion", *at))
+    at = [round(100 * share) for share in shares]
+    rows = [_row(rank, suspect, at) for rank, suspect in enumerate(suspects, start=1)]
+    write_table(path, rows, SuspectRow)
+
+
+def _row(rank: int, suspect: Suspect, at: Sequence[int]) -> SuspectRow:
+    place = suspect.place
+    return SuspectRow(
+        rank=rank,
+        kind=place.kind,
+        case=place.case,
+        group=place.group,
+        label=place.label,
+        lesion=place.lesion,
+        centre_mm=tuple(round(v, 2) for v in place.centre_mm),
+        diameter_mm=round(place.diameter_mm, 2),
+        suspicion=round(suspect.suspicion, 4),
+        p_at={share: round(p, 4) for share, p in zip(at, suspect.p, strict=True)},
+    )
 
 
 def read_snapshots(path: Path) -> list[Snapshot]:

@@ -4,17 +4,22 @@ import json
 from pathlib import Path
 from typing import Any
 
+import monai.transforms
 import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from monai.data import MetaTensor
 from monai.networks.nets import BasicUNet
 from torch import nn
 
 from lesionseg.cli import run
+from lesionseg.core import Geometry, Volume
+from lesionseg.data.prepare import prepare_image
 from lesionseg.errors import BundleError
 from lesionseg.inference.bundles.bundle import read_bundle
 from lesionseg.inference.bundles.monai_bundle import metadata
+from lesionseg.inference.bundles.monai_reader import Reoriented
 from lesionseg.models.build import TRUSTED
 
 NETWORK = {
@@ -48,12 +53,30 @@ CONFIG: dict[str, Any] = {
             },
         ],
     },
-    "inferer": {"_target_": "SlidingWindowInferer", "roi_size": "$(16, 32, 48)"},
+    "shown": {"tile": "$(16, 32, 48)"},
+    "inferer": {
+        "_target_": "SlidingWindowInferer",
+        "roi_size": "@shown#tile",
+        "device": "$torch.device('cpu')",
+    },
     "postprocessing": {
         "_target_": "Compose",
         "transforms": [{"_target_": "Activationsd", "keys": "pred", "softmax": True}],
     },
 }
+SCALE = CONFIG["preprocessing"]["transforms"][-1]
+GRID = CONFIG["preprocessing"]["transforms"][2:4]
+CROP = {"_target_": "CropForegroundd", "keys": "image", "source_key": "image"}
+
+
+def preprocessing(
+    *intensities: dict[str, Any], axcodes: str = "RAS", mode: str = "bilinear"
+) -> Any:
+    """A chain on a grid of 2, 1.5 and 1 mm along its axes."""
+    grid = [{**GRID[0], "axcodes": axcodes}, {**GRID[1], "mode": mode}]
+    return {"preprocessing": {"_target_": "Compose", "transforms": [*grid, *intensities]}}
+
+
 METADATA = {
     "network_data_format": {
         "inputs": {"image": {"modality": "CT", "num_channels": 1, "channel_def": {"0": "image"}}},
@@ -91,6 +114,66 @@ def test_grid_scale_tile_and_labels_are_taken_over(tmp_path: Path) -> None:
     torch.testing.assert_close(logits, own)
 
 
+@pytest.mark.parametrize(
+    "intensities",
+    [
+        [{"_target_": "NormalizeIntensityd", "keys": "image", "nonzero": True}],
+        [
+            {"_target_": "monai.transforms.NormalizeIntensityd", "keys": ["image"]},
+            {"_target_": "ScaleIntensityd", "keys": "image", "minv": -1.0, "maxv": 1.0},
+            CROP,
+        ],
+        [
+            {
+                "_target_": "ScaleIntensityRangePercentilesd",
+                "keys": "image",
+                "lower": 5,
+                "upper": 95,
+                "b_min": 0,
+                "b_max": 1,
+                "clip": True,
+            }
+        ],
+        [SCALE, {"_target_": "ShiftIntensityd", "keys": "image", "offset": 0.5}],
+    ],
+)
+def test_voxels_are_those_of_monai_s_own_chain(
+    tmp_path: Path, intensities: list[dict[str, Any]]
+) -> None:
+    plan = read_bundle(write(tmp_path / "b", **preprocessing(*intensities))).plan
+    values = np.random.default_rng(0).normal(50, 80, (1, 6, 7, 8)).astype(np.float32)
+    values[:, :2] = 0
+    scan = Volume(values.copy(), Geometry.from_spacing((6, 7, 8), plan.spacing_mm))
+    item = {"image": torch.from_numpy(values)}
+    for given in intensities:
+        if given is not CROP:
+            name = given["_target_"].rpartition(".")[2]
+            arguments = {key: value for key, value in given.items() if key != "_target_"}
+            item = getattr(monai.transforms, name)(**arguments)(item)
+    np.testing.assert_allclose(prepare_image(scan, plan).array, item["image"], atol=1e-5)
+
+
+@pytest.mark.parametrize("axcodes", ["RAS", "LPS", "SPL", "AIR"])
+def test_the_network_sees_tiles_on_its_own_axes(tmp_path: Path, axcodes: str) -> None:
+    bundle = read_bundle(write(tmp_path / "b", **preprocessing(SCALE, axcodes=axcodes)))
+    directions = axcodes.translate(str.maketrans("LPI", "RAS"))
+    sides = dict(zip(directions, (2.0, 1.5, 1.0), strict=True))
+    assert bundle.plan.spacing_mm == tuple(sides[axis] for axis in "SAR")
+    ras = torch.arange(4 * 5 * 6.0).reshape(1, 4, 5, 6)  # x, y, z
+    turn = monai.transforms.Orientation(axcodes, labels=(("L", "R"), ("P", "A"), ("I", "S")))
+    oriented = turn(MetaTensor(ras, affine=torch.eye(4))).as_tensor()
+    seen: list[torch.Tensor] = []
+
+    class Watched(nn.Module):
+        def forward(self, image: torch.Tensor) -> torch.Tensor:
+            seen.append(image)
+            return image
+
+    (logits,) = Reoriented(Watched(), axcodes).eval()(ras.permute(0, 3, 2, 1)[None])
+    torch.testing.assert_close(seen[0][0], oriented)
+    torch.testing.assert_close(logits[0], ras.permute(0, 3, 2, 1))
+
+
 def test_the_command_predicts_with_it(tmp_path: Path) -> None:
     bundle = write(tmp_path / "spleen")
     scan = tmp_path / "scan.nii.gz"
@@ -110,6 +193,12 @@ def test_the_command_predicts_with_it(tmp_path: Path) -> None:
         ({"network_def": {**NETWORK, "in_channels": "$__import__('os').getpid()"}}, "not run"),
         ({"preprocessing": {"transforms": [{"_target_": "mine.Sharpend"}]}}, "Sharpend"),
         ({"postprocessing": {"transforms": []}}, "Activationsd"),
+        (preprocessing(CROP, {"_target_": "ScaleIntensityd", "keys": "image"}), "after CropFore"),
+        (preprocessing({"_target_": "ScaleIntensityd", "keys": ["image", "label"]}), "the key"),
+        (preprocessing(), "no scaling"),
+        (preprocessing(SCALE, axcodes="RAR"), "axcodes RAR"),
+        (preprocessing(SCALE, mode="nearest"), "mode bilinear"),
+        ({"preprocessing": {"transforms": [*GRID[::-1], SCALE]}}, "Orientationd first"),
         ({"inferer": {"roi_size": [16, 16]}}, "roi_size"),
     ],
 )

@@ -221,7 +221,7 @@ def test_verdicts_of_a_person_are_read_back(folders, tmp_path):
     evaluate(*folders, replicates=5)
     row = rows(folders[2] / "candidates.csv")[-1]
     path = tmp_path / "adjudicate.csv"
-    names = ("case", "candidate", "start_vox", "stop_vox")
+    names = ("case", "candidate", *(name for name in row if name.endswith("_vox")))
     cells = [*(row[name] for name in names), "lesion"]
     path.write_text(",".join((*names, "verdict")) + "\n" + ",".join(cells) + "\n")
     found = evaluate(*folders, adjudication=path, replicates=5).scores["adjudication"]

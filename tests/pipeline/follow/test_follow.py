@@ -53,7 +53,7 @@ def run(root: Path, **settings: object) -> list[dict[str, str]]:
 def test_changes_pairs_and_rule_are_written(visits: Path) -> None:
     outcome = follow(visits / "before", visits / "after", visits / "out")
     rows = read_csv(visits / "out" / "changes.csv")
-    assert [(r["case"], r["state"], r["lesion_before"], r["lesion_after"]) for r in rows] == [
+    assert [(r["case"], r["state"], r["lesion_before_1"], r["lesion_after_1"]) for r in rows] == [
         ("a", "new", "", "2"),
         ("a", "stable", "1", "1"),
     ]

@@ -133,7 +133,7 @@ def test_resampled_candidates_keep_their_scores_and_are_measured_anew(folders):
     evaluate(*folders, resample=True, replicates=5)
     found = [row for row in rows(folders[2] / "candidates.csv") if row["case"] == "a"]
     assert [float(row["score"]) for row in found] == [0.9, 0.4, 0.2]
-    assert found[0]["start_vox"] == "2 1 3"
+    assert [found[0][f"start_{axis}_vox"] for axis in "zyx"] == ["2", "1", "3"]
     assert [row["outcome"] for row in found] == ["true_positive"] * 2 + ["false_positive"]
     assert float(found[2]["volume_ml"]) == pytest.approx(0.003)  # one voxel of 3 mm³
     assert float(found[0]["diameter_mm"]) == pytest.approx((6 / np.pi * 24 * 3) ** (1 / 3))

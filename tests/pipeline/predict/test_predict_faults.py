@@ -230,7 +230,7 @@ def test_a_table_that_cannot_be_written_for_a_while_is_whole_in_the_end(
     monkeypatch: pytest.MonkeyPatch,
     error: Callable[[], Exception],
 ) -> None:
-    write, n_calls = predict_table.write_csv, [0]
+    write, n_calls = predict_table.write_table, [0]
 
     def full(*args: Any) -> None:
         n_calls[0] += 1
@@ -238,7 +238,7 @@ def test_a_table_that_cannot_be_written_for_a_while_is_whole_in_the_end(
             raise error()
         write(*args)
 
-    monkeypatch.setattr(predict_table, "write_csv", full)
+    monkeypatch.setattr(predict_table, "write_table", full)
     rows = _run(bundle, scans, tmp_path / "out")
     assert _statuses(rows) == {"a": "done", "b": "done", "c": "done"}
     again = _run(bundle, scans, tmp_path / "out")

@@ -39,3 +39,15 @@ def test_nothing_to_judge_leaves_no_file(tmp_path: Path) -> None:
     tables: Tables = read_tables(Evaluation().write(tmp_path / "s"))
     assert write_adjudication(tmp_path / "adjudicate.csv", tables) == 0
     assert not (tmp_path / "adjudicate.csv").exists()
+
+
+def test_verdicts_in_the_columns_of_earlier_versions_are_kept(
+    scores_dir: Path, tmp_path: Path
+) -> None:
+    path, tables = tmp_path / "adjudicate.csv", read_tables(scores_dir)
+    (row,) = (row for row in tables.candidates if (row.case, row.candidate) == ("c", 1))
+    box = [" ".join(f"{v:g}" for v in end) for end in (row.start_vox, row.stop_vox)]
+    old = "case,candidate,start_vox,stop_vox,verdict\n"
+    path.write_text(f"{old}c,1,{box[0]},{box[1]},lesion\n")
+    write_adjudication(path, tables)
+    assert [cells["verdict"] for cells in rows_of(path)] == ["lesion", ""]

@@ -8,7 +8,7 @@ import torch
 from lesionseg.io.atomic import read_csv
 from lesionseg.losses import DiceFocalLoss, FocalLoss, FocalTverskyLoss
 from lesionseg.training.callbacks import focal_balance
-from lesionseg.training.callbacks.focal_balance import COLUMNS, FocalBalance
+from lesionseg.training.callbacks.focal_balance import FocalBalance, FocalBalanceRow
 
 
 def rows(run_dir):
@@ -19,7 +19,7 @@ def test_one_row_a_logging_step_whose_shares_add_up(train, tmp_path):
     run = tmp_path / "run"
     train(run_dir=run, max_steps=12, log_every=4, callbacks=[FocalBalance(run)])
     found = rows(run)
-    assert tuple(found[0]) == COLUMNS
+    assert tuple(found[0]) == FocalBalanceRow.columns()
     assert [row["step"] for row in found] == ["4", "8", "12"]
     for row in found:
         for what in ("loss", "gradient"):
@@ -60,7 +60,7 @@ def test_curves_are_those_of_the_end_of_training(train, tmp_path):
     run = tmp_path / "run"
     train(run_dir=run, max_steps=10, log_every=2, callbacks=[FocalBalance(run)])
     curves = read_csv(run / "loss_curves.csv")
-    assert [row["quantile"] for row in curves[:3]] == ["0", "0.01", "0.02"]
+    assert [float(row["quantile"]) for row in curves[:3]] == [0, 0.01, 0.02]
     assert len(curves) == 101
     for name in ("lesion", "background"):
         values = [float(row[name]) for row in curves]

@@ -101,8 +101,17 @@ def test_a_training_leaves_the_ranked_list(train, make_plan, case, tmp_path):
     result = train(run_dir=run, max_steps=8, callbacks=[watcher])
     assert [s.share for s in read_snapshots(run / "label_audit.json")] == [0.5, 0.75, 1.0]
     rows = audit(run / "label_audit.csv")
-    places = ["rank", "kind", "case", "group", "label", "lesion", "centre_mm", "diameter_mm"]
-    assert list(rows[0]) == [*places, "suspicion", "p_at_50", "p_at_75", "p_at_100"]
+    places = ["rank", "kind", "case", "group", "label", "lesion"]
+    centre = ["centre_x_mm", "centre_y_mm", "centre_z_mm"]
+    assert list(rows[0]) == [
+        *places,
+        *centre,
+        "diameter_mm",
+        "suspicion",
+        "p_at_50",
+        "p_at_75",
+        "p_at_100",
+    ]
     assert [row["rank"] for row in rows] == [str(i) for i in range(1, len(rows) + 1)]
     assert {row["lesion"] for row in rows if row["kind"] == "lesion"} == {"1", "2"}
     suspicions = [float(row["suspicion"]) for row in rows]
