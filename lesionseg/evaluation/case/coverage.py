@@ -5,7 +5,8 @@ candidates cover enough of it. Voxels of instances never overlap and add up; box
 the volume of their union counts.
 """
 
-from functools import reduce
+from bisect import bisect_left
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -63,12 +64,15 @@ def score_of_cover(
     """The highest score from which pairs `[pairs]` cover `enough` of one lesion; None: never."""
     if share.sum() < enough - _ROUNDING:
         return None
-    for score in np.unique(scores)[::-1]:
-        accepted = scores >= score
+    levels = np.unique(scores)[::-1]
+
+    def suffices(place: int) -> bool:
+        accepted = scores >= levels[place]
         part = None if common is None else common[accepted]
-        if _together(share[accepted], part) >= enough - _ROUNDING:
-            return float(score)
-    return None
+        return _together(share[accepted], part) >= enough - _ROUNDING
+
+    place = bisect_left(range(len(levels)), True, key=suffices)
+    return float(levels[place]) if place < len(levels) else None
 
 
 def _together(share: NDArray[np.float64], common: Boxes) -> float:
@@ -81,19 +85,26 @@ def _together(share: NDArray[np.float64], common: Boxes) -> float:
 
 
 def union_volume(boxes: NDArray[np.float64]) -> float:
-    """Volume of what any of the boxes `[n, 2·dims]` covers: cells between all edges, counted.
+    """Volume of what any of the boxes `[n, 2·dims]` covers.
+
+    Of three axes slab by slab, so that memory stays small; of two, the cells between all edges.
 
     >>> union_volume(np.array([[0.0, 0.0, 2.0, 2.0], [1.0, 1.0, 3.0, 3.0]]))
     7.0
     """
+    if len(boxes) == 0:
+        return 0.0
     dims = boxes.shape[1] // 2
     edges = [np.unique(boxes[:, [axis, axis + dims]]) for axis in range(dims)]
+    if dims > 2:
+        flat = np.delete(boxes, [0, dims], axis=1)
+        slabs = [(a, b, (boxes[:, 0] <= a) & (boxes[:, dims] >= b)) for a, b in pairwise(edges[0])]
+        return float(sum((b - a) * union_volume(flat[across]) for a, b, across in slabs))
     inside = np.zeros([len(edge) - 1 for edge in edges], dtype=np.bool_)
     for box in boxes:
         ends = zip(edges, box[:dims], box[dims:], strict=True)
         inside[tuple(slice(*np.searchsorted(edge, (a, b))) for edge, a, b in ends)] = True
-    cells = reduce(np.multiply.outer, map(np.diff, edges))
-    return float(cells[inside].sum())
+    return float(inside @ np.diff(edges[1]) @ np.diff(edges[0]))
 
 
 def _common(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:

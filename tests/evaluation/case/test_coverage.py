@@ -7,7 +7,7 @@ import pytest
 
 from lesionseg.core import Geometry, LabelRegion, OperatingPoint, Prediction, Reference
 from lesionseg.evaluation import PRESETS, evaluate_case, summarise
-from lesionseg.evaluation.case.coverage import union_volume
+from lesionseg.evaluation.case.coverage import score_of_cover, union_volume
 from lesionseg.evaluation.case.match_case import link_case
 from lesionseg.evaluation.case.matching import NEVER
 from lesionseg.ops.components import mask_boxes
@@ -212,3 +212,20 @@ def test_regions_are_judged_jointly_too():
     rim = found.regions["rim"]
     assert (rim.n_detected, len(rim.lesions), rim.merges) == (2, 2, 1)
     assert found.regions["core"].n_detected == 1
+
+
+def test_a_crowd_of_boxes_in_one_lesion_takes_little_time_and_memory():
+    """400 boxes of 6³ in a lesion of 90³: what they cover is that of their voxels."""
+    rng = np.random.default_rng(0)
+    start = rng.integers(0, 84, (400, 3))
+    boxes = np.hstack([start, start + 6]).astype(np.float64)
+    scores = np.sort(rng.random(400))[::-1]
+    covered = np.zeros((90,) * 3, bool)
+    for box, score in zip(boxes, scores, strict=True):
+        covered |= filled(covered.shape, [box])[0]
+        enough_at = score
+        if 10 * covered.sum() >= covered.size:
+            break
+    share = np.full(400, 6**3 / 90**3)
+    assert score_of_cover(scores, share, boxes, 0.1) == enough_at
+    assert covered.mean() == pytest.approx(0.1, abs=1e-3)
