@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 WORKERS ?= 2
 
-.PHONY: demo test setup check slow data bench gpu peers lock check-lock wheelhouse
+.PHONY: demo test setup check slow data bench gpu peers lock check-lock wheelhouse sbom
 
 demo: $(VENV)/.runtime  ## train, predict, evaluate and report on simulated brain MRI
 	$(BIN)/python scripts/train.py experiment=demo_mri
@@ -69,3 +69,13 @@ wheelhouse: $(VENV)/.runtime  ## wheelhouse/: every wheel a machine without an i
 
 check-lock:  ## resolve requirements.lock as a stranger would, on Linux, macOS and Windows
 	.ci/check-lock $(PYTHON)
+
+sbom: .sbom/.installed  ## sbom.json: all that a user installs (CycloneDX), then its known holes as PyPI lists them
+	.sbom/bin/cyclonedx-py requirements --pyproject pyproject.toml --output-reproducible \
+	  --output-file sbom.json requirements-runtime.lock
+	.sbom/bin/pip-audit --disable-pip --no-deps --requirement requirements-runtime.lock
+
+.sbom/.installed:
+	$(PYTHON) -m venv .sbom
+	.sbom/bin/python -m pip install --quiet 'cyclonedx-bom>=7,<8' 'pip-audit>=2.10,<3'
+	touch $@

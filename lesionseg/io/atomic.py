@@ -18,6 +18,7 @@ from lesionseg.errors import LesionsegError, OutputError, ReadError
 logger = logging.getLogger(__name__)
 
 _MOST_VALUES = 10**6
+_MOST_YAML_BYTES = 2**17  # its parser is slow: seconds for more
 
 # What spreadsheets run (OWASP, CSV injection). Apostrophes before it count, so that text which
 # begins with one comes back, too.
@@ -246,6 +247,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
     import yaml
 
     try:
+        if path.stat().st_size > _MOST_YAML_BYTES:
+            raise ValueError(f"longer than {_MOST_YAML_BYTES} bytes")
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
         n_values = _n_values(content, {})
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:

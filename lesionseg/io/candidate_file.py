@@ -1,6 +1,5 @@
 """`<case>_candidates.json`: the candidates of a case, in a file other programs may write too."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -137,7 +136,9 @@ def _optional(entry: Mapping[str, Any], key: str, path: Path) -> float | None:
 
 
 def _is_number(value: object) -> TypeGuard[float]:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return abs(value) < 1e300  # which NaN is not
 
 
 def _is_whole(value: object) -> TypeGuard[int]:

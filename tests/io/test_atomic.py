@@ -169,7 +169,7 @@ BILLION = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
         (b"\xff\xfe", "Cannot read the YAML"),
         (b"a: [1", "Cannot read the YAML"),
         (b"a: !!python/object/apply:os.system [ls]", "Cannot read the YAML"),
-        (b"[" * 100_000, "Cannot read the YAML"),
+        (b"[" * 200_000, "Cannot read the YAML"),
         (b"- a\n- b", r"no list of keys.*Seen: list"),
         (b"", r"no list of keys.*Seen: NoneType"),
         (b"a: &a [*a]", "no list of keys"),

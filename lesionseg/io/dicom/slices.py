@@ -76,7 +76,16 @@ def read_values(slices: list[DicomSlice]) -> NDArray[np.float32]:
         stored = stored_pixels(path, header)
         for index in indices:
             piece = slices[index]
-            values = stored if piece.frame is None or stored.ndim == 2 else stored[piece.frame]
+            several = stored.ndim == 3 and (piece.frame or 0) < len(stored)
+            values = stored[piece.frame] if several and piece.frame is not None else stored
+            if values.shape != piece.shape:
+                raise ReadError(
+                    "The DICOM file holds other pixels than its header states.",
+                    where=path,
+                    seen=values.shape,
+                    expected=piece.shape,
+                    remedy="Export the series again, or leave the file out.",
+                )
             stack[index] = values.astype(np.float64) * piece.slope + piece.intercept
     return stack
 
@@ -156,12 +165,13 @@ def _slice(
     kind: Mapping[str, str],
     phase: Mapping[str, str],
 ) -> DicomSlice:
-    directions = np.array([float(v) for v in orientation])
-    if min(float(mm) for mm in pixel_mm) <= 0:
+    directions = _numbers(path, "ImageOrientationPatient", orientation, 6)
+    pixel_size = _numbers(path, "PixelSpacing", pixel_mm, 2)
+    if pixel_size.min() <= 0:
         raise ReadError(
             "The DICOM file states a pixel size that is not positive.",
             where=path,
-            seen=f"PixelSpacing {list(pixel_mm)}",
+            seen=f"PixelSpacing {pixel_size.tolist()}",
             remedy="Export the series again, or leave the file out.",
         )
     return DicomSlice(
@@ -170,16 +180,24 @@ def _slice(
         series=str(header.get("SeriesInstanceUID", "")),
         uid=str(header.get("SOPInstanceUID", "")) + ("" if frame is None else f" {frame}"),
         shape=(int(header.Rows), int(header.Columns)),
-        position=np.array([float(v) for v in position]),
+        position=_numbers(path, "ImagePositionPatient", position, 3),
         across=directions[:3] / np.linalg.norm(directions[:3]),
         down=directions[3:] / np.linalg.norm(directions[3:]),
-        pixel_mm=(float(pixel_mm[0]), float(pixel_mm[1])),
+        pixel_mm=(float(pixel_size[0]), float(pixel_size[1])),
         thickness_mm=None if thickness in (None, "") else float(thickness),
         slope=1.0 if scale[0] in (None, "") else float(scale[0]),
         intercept=0.0 if scale[1] in (None, "") else float(scale[1]),
         kind=kind,
         phase=phase,
     )
+
+
+def _numbers(path: Path, name: str, value: Any, n: int) -> NDArray[np.float64]:
+    values = np.array([float(v) for v in np.ravel(value)])
+    if len(values) != n:
+        what = "The DICOM file does not say where its pixels lie."
+        raise ReadError(what, where=path, seen=f"{name} {values.tolist()}", expected=f"{n} numbers")
+    return values
 
 
 def _required(path: Path, group: Any, name: str) -> Any:

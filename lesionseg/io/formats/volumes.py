@@ -15,7 +15,7 @@ from lesionseg.io.dicom.series import read_dicom, read_dicom_geometry, split_ser
 from lesionseg.io.dicom.stack import Tilt
 from lesionseg.io.formats import itk, nifti, raster
 from lesionseg.io.formats.decoder import decode
-from lesionseg.io.formats.guard import check_file
+from lesionseg.io.formats.guard import check_file, reading
 
 SUFFIXES = (*nifti.SUFFIXES, *itk.SUFFIXES, *raster.SUFFIXES, *DICOM_SUFFIXES)
 
@@ -123,9 +123,10 @@ def _write(
 
 def _is_dicom(path: Path) -> bool:
     """Whether to read it as DICOM: a folder, the suffix or, without one known, first bytes."""
-    if not path.is_dir() and split_series(path) is None:
-        check_file(path)
-    return is_dicom_image(path)
+    with reading(path):
+        if not path.is_dir() and split_series(path) is None:
+            check_file(path)
+        return is_dicom_image(path)
 
 
 def is_dicom_image(path: Path) -> bool:

@@ -1,5 +1,6 @@
 """What is wrong with the cases a dataset lists: collected, so that one message says it all."""
 
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -11,6 +12,8 @@ from lesionseg.io.formats.volumes import read_geometry
 from lesionseg.io.local_files import fetch_images
 
 _MOST_SHOWN = 100
+_LONGEST_NAME = 255  # bytes, of every file system in use
+_COUNT = re.compile(r"[0-9]{1,9}")
 
 
 class Problems:
@@ -47,6 +50,21 @@ class Problems:
         what = f"A file named in {by} {what}."
         error = DatasetError(what, where=where, seen=named, remedy=remedy)
         self.add(case, error, repeated=True)
+
+
+def check_name(name: str, where: Path) -> str:
+    """The name, relative or not, that a list gives a file; `DatasetError` if none can have it."""
+    parts = [part.encode("utf-8", "surrogateescape") for part in name.split("/")]
+    if max(map(len, parts)) > _LONGEST_NAME or "\0" in name:
+        seen, expected = repr(name[:40]), f"at most {_LONGEST_NAME} bytes between two slashes"
+        what = "A name in the list cannot be a file's."
+        raise DatasetError(what, where=where, seen=seen, expected=expected)
+    return name
+
+
+def is_count(value: object) -> bool:
+    """Whether it is an integer from 0 of at most nine digits, or a text that says one."""
+    return not isinstance(value, bool) and bool(_COUNT.fullmatch(str(value)))
 
 
 def refuse_problems(problems: Sequence[Problem], root: Path) -> None:

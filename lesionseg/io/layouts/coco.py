@@ -4,7 +4,6 @@ Format: cocodataset.org, "Data format". Beyond it an image may have `patient`, `
 `pixel_mm`, `role` and `fold`, an annotation `mask_label`: its value in `masks/<mask_file>`.
 """
 
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,10 +13,11 @@ from lesionseg.core import CaseFiles, Dataset
 from lesionseg.errors import ContentError, DatasetError
 from lesionseg.io.atomic import read_json
 from lesionseg.io.formats.volumes import strip_suffix
-from lesionseg.io.layouts.case_problems import Problems
+from lesionseg.io.layouts.case_problems import Problems, check_name, is_count
 from lesionseg.io.layouts.manifest import parse_fold, parse_role
 
 ANNOTATIONS = "annotations.json"
+_LONGEST_ID = 100
 _OWN_FIELDS = {
     "id",
     "file_name",
@@ -63,12 +63,12 @@ def read_coco(root: Path) -> Dataset:
     images, annotations, categories = (
         _records(content, key, path) for key in ("images", "annotations", "categories")
     )
-    ranked = sorted(categories, key=lambda c: int(_field(c, "id", path)))
-    label_of = {int(c["id"]): rank for rank, c in enumerate(ranked, start=1)}
+    ranked = sorted(categories, key=lambda c: _number(c, "id", path))
+    label_of = {_number(c, "id", path): rank for rank, c in enumerate(ranked, start=1)}
     problems, info = Problems(), content.get("info")
     lesions = _lesions(images, annotations, label_of, path, problems)
     cases = tuple(
-        _case(root, image, tuple(lesions[_field(image, "id", path)]), problems) for image in images
+        _case(root, image, tuple(lesions[_key(image, "id", path)]), problems) for image in images
     )
     return Dataset(
         name=root.name,
@@ -76,7 +76,7 @@ def read_coco(root: Path) -> Dataset:
         convention="coco",
         dims=2,
         channel_names=("image",),
-        labels={label_of[int(c["id"])]: str(c.get("name", c["id"])) for c in ranked},
+        labels={label_of[_number(c, "id", path)]: str(c.get("name", c["id"])) for c in ranked},
         cases=cases,
         incomplete_reference=isinstance(info, Mapping) and bool(info.get("incomplete_reference")),
         problems=problems.listed,
@@ -97,6 +97,24 @@ def _field(record: Mapping[str, Any], key: str, path: Path) -> Any:
     return record[key]
 
 
+def _key(record: Mapping[str, Any], key: str, path: Path) -> str:
+    """An id: a number or a text."""
+    value = _field(record, key, path)
+    if not isinstance(value, int | str) or len(str(value)) > _LONGEST_ID:
+        expected = f"a number or a text of up to {_LONGEST_ID} letters"
+        raise DatasetError(f"An entry's {key!r} is no id.", where=path, expected=expected)
+    return str(value)
+
+
+def _number(record: Mapping[str, Any], key: str, path: Path) -> int:
+    value = _field(record, key, path)
+    if not is_count(value):
+        seen = str(value)[:40]
+        what, expected = f"An entry's {key!r} is not an integer.", "0, 1, 2, …"
+        raise DatasetError(what, where=path, seen=seen, expected=expected)
+    return int(value)
+
+
 def _lesions(
     images: Iterable[Mapping[str, Any]],
     annotations: Iterable[Mapping[str, Any]],
@@ -105,11 +123,12 @@ def _lesions(
     problems: Problems,
 ) -> dict[Any, list[CocoLesion]]:
     """Lesions by image id, in the file's order; unusable annotations become problems."""
-    names = {_field(image, "id", path): _stem(image) for image in images}
+    names = {_key(image, "id", path): _stem(image) for image in images}
     lesions: dict[Any, list[CocoLesion]] = {number: [] for number in names}
     for annotation in annotations:
-        with problems.of(names.get(annotation.get("image_id"), "")):
-            image, category = (_field(annotation, key, path) for key in ("image_id", "category_id"))
+        with problems.of(names.get(str(annotation.get("image_id")), "")):
+            image = _key(annotation, "image_id", path)
+            category = _number(annotation, "category_id", path)
             if image not in lesions or category not in label_of:
                 raise DatasetError(
                     f"Annotation {annotation.get('id')} points to an image or category not listed.",
@@ -141,18 +160,19 @@ def _lesion(annotation: Mapping[str, Any], label: int, case: str, path: Path) ->
             seen=box,
             expected="bbox: [x, y, width, height] with a width and a height above 0",
         )
-    mask_label = annotation.get("mask_label")
+    stated = annotation.get("mask_label")
+    mask_label = None if stated is None else _number(annotation, "mask_label", path)
     return CocoLesion(
         label=label,
         box=(y, x, y + height, x + width),
         segmentation=annotation.get("segmentation") or None,
-        mask_label=None if mask_label is None else int(mask_label),
+        mask_label=mask_label,
         crowd=bool(annotation.get("iscrowd", 0)),
     )
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)
+    return isinstance(value, int | float) and abs(value) < 1e300  # which NaN is not
 
 
 def _case(
@@ -160,7 +180,7 @@ def _case(
 ) -> CaseFiles:
     path = root / ANNOTATIONS
     file, mask = _image_file(root, image, problems), image.get("mask_file")
-    mask_path = None if mask is None else root / "masks" / str(mask)
+    mask_path = None if mask is None else root / "masks" / check_name(str(mask), path)
     role, fold = None, None
     with problems.of(strip_suffix(file)):
         role = parse_role(str(image.get("role") or ""), path)
@@ -180,7 +200,7 @@ def _case(
 
 def _image_file(root: Path, image: Mapping[str, Any], problems: Problems) -> Path:
     """The image's file, or where it should lie and a problem."""
-    name = str(_field(image, "file_name", root / ANNOTATIONS))
+    name = check_name(str(_field(image, "file_name", root / ANNOTATIONS)), root / ANNOTATIONS)
     usual = root / "images" / name
     file = next((f for f in (usual, root / name) if f.is_file()), None)
     if file is None:

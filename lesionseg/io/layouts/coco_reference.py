@@ -136,6 +136,7 @@ def _drawn(case: str, lesion: CocoLesion, shape: tuple[int, ...]) -> NDArray[np.
     from pycocotools import mask as coco_mask
 
     segmentation = lesion.segmentation
+    _check_segmentation(case, segmentation, shape)
     try:
         if not (isinstance(segmentation, dict) and isinstance(segmentation["counts"], str | bytes)):
             segmentation = coco_mask.frPyObjects(segmentation, *shape)
@@ -154,6 +155,29 @@ def _drawn(case: str, lesion: CocoLesion, shape: tuple[int, ...]) -> NDArray[np.
         centre = (np.array(lesion.box[:2]) + np.array(lesion.box[2:])) / 2
         pixels[tuple(np.clip(centre.astype(int), 0, np.array(shape) - 1))] = True
     return pixels
+
+
+def _check_segmentation(case: str, segmentation: Any, shape: tuple[int, ...]) -> None:
+    """Refuse what the library, in C, would not survive: no numbers, far corners, another size."""
+    if isinstance(segmentation, dict):
+        size = segmentation.get("size")
+        if size != list(shape):
+            raise ContentError("An RLE has another size.", where=case, seen=size, expected=shape)
+        return
+    most = 10 * max(shape)
+    polygons = segmentation if isinstance(segmentation, list) else [segmentation]
+    for polygon in polygons:
+        if not (isinstance(polygon, list) and all(_lies_near(v, most) for v in polygon)):
+            raise ContentError(
+                "A segmentation cannot be drawn.",
+                where=case,
+                seen=str(polygon)[:60],
+                expected=f"lists of numbers x, y within {most} pixels",
+            )
+
+
+def _lies_near(value: object, most: float) -> bool:
+    return isinstance(value, int | float) and abs(value) <= most
 
 
 def _check_agreement(case: str, instances: NDArray[np.int32], boxes: NDArray[np.float32]) -> None:

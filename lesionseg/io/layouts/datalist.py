@@ -19,7 +19,7 @@ from lesionseg.core import CaseFiles, Dataset, Geometry, Reference, Role
 from lesionseg.errors import ContentError, DatasetError, ReadError
 from lesionseg.io.atomic import read_json
 from lesionseg.io.formats.volumes import strip_suffix
-from lesionseg.io.layouts.case_problems import Problems, count_axes
+from lesionseg.io.layouts.case_problems import Problems, check_name, count_axes
 from lesionseg.io.layouts.manifest import LABELS, parse_fold, read_label_names
 from lesionseg.io.layouts.nnunet_labels import FileLabels
 
@@ -120,8 +120,10 @@ def _case(
     if not named:
         problems.add("", DatasetError("An entry names no image.", where=path, seen=dict(entry)))
         return None
+    for name in named:
+        check_name(name, path)
     case = strip_suffix(root / named[0]).removesuffix("_0000")
-    mask = entry["label"] if isinstance(entry["label"], str) else None
+    mask = check_name(entry["label"], path) if isinstance(entry["label"], str) else None
     if mask is None and "box" not in entry:
         error = DatasetError(
             f"The label of {case!r} is not a path.",
@@ -293,4 +295,4 @@ def parse_boxes(
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and bool(np.isfinite(value))
+    return isinstance(value, int | float) and abs(value) < 1e300  # which NaN is not

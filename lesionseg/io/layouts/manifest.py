@@ -7,7 +7,7 @@ from typing import get_args
 from lesionseg.core import CaseFiles, Dataset, Role
 from lesionseg.errors import DatasetError
 from lesionseg.io.atomic import read_csv, read_json
-from lesionseg.io.layouts.case_problems import Problems, count_axes
+from lesionseg.io.layouts.case_problems import Problems, check_name, count_axes, is_count
 from lesionseg.io.layouts.nnunet_labels import IGNORE, FileLabels
 
 MANIFEST = "manifest.csv"
@@ -88,7 +88,7 @@ def parse_role(text: str, where: Path) -> Role | None:
 
 def parse_fold(text: str, where: Path) -> int | None:
     """A fold's number from 0; None for nothing. Raises `DatasetError` for anything else."""
-    if text and not text.isdigit():
+    if text and not is_count(text):
         raise DatasetError(
             "The fold is not an integer.", where=where, seen=text, expected="0, 1, 2, … or nothing"
         )
@@ -131,6 +131,12 @@ def _case(
         )
         problems.add(case, error)
     mask = reference or instances
+    try:
+        for name in (*(row[column] for column in images), mask):
+            check_name(name, path)
+    except DatasetError as error:
+        problems.add(case, error)
+        return None
     for name in (*(row[column] for column in images), mask):
         if name:
             problems.check_file(case, root / name, where=path, named=name, by=f"line {line}")
@@ -160,7 +166,7 @@ def read_label_names(root: Path) -> FileLabels:
     if not path.is_file():
         return FileLabels({1: "lesion"})
     labels = read_json(path)
-    if isinstance(labels, dict) and all(k.isdigit() and int(k) > 0 for k in labels):
+    if isinstance(labels, dict) and all(is_count(k) and int(k) > 0 for k in labels):
         named = {int(k): str(v) for k, v in sorted(labels.items(), key=lambda kv: int(kv[0]))}
         ignored = [value for value, name in named.items() if name == IGNORE]
         lesions = {value: name for value, name in named.items() if name != IGNORE}

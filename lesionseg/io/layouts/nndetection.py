@@ -14,7 +14,7 @@ from lesionseg.core import CaseFiles, Dataset, Reference
 from lesionseg.errors import ContentError, DatasetError
 from lesionseg.io.atomic import read_json
 from lesionseg.io.formats.volumes import read_volume, strip_suffix
-from lesionseg.io.layouts.case_problems import Problems, count_axes
+from lesionseg.io.layouts.case_problems import Problems, count_axes, is_count
 from lesionseg.io.layouts.nnunet import PARTS, channel_files, collect_cases, name_channels
 from lesionseg.ops.components import mask_boxes
 
@@ -34,7 +34,7 @@ def read_nndetection(root: Path) -> Dataset:
     """
     facts = read_json(root / "dataset.json")
     names = facts.get("labels") if isinstance(facts, dict) else None
-    if not isinstance(names, dict) or not all(str(key).isdigit() for key in names) or not names:
+    if not isinstance(names, dict) or not all(is_count(key) for key in names) or not names:
         raise DatasetError(
             "The classes are not named.",
             where=root / "dataset.json",

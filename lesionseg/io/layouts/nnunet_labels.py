@@ -10,6 +10,7 @@ from typing import Any
 
 from lesionseg.core import LabelRegion
 from lesionseg.errors import DatasetError
+from lesionseg.io.layouts.case_problems import is_count
 
 IGNORE = "ignore"
 
@@ -48,10 +49,10 @@ def parse_labels(labels: Any, order: Any, path: Path) -> FileLabels:
 def _pairs(labels: Any, path: Path) -> list[tuple[str, tuple[int, ...]]]:
     """Name and values of each label, in the file's order."""
     pairs = list(labels.items()) if isinstance(labels, Mapping) else []
-    if all(str(name).isdigit() and isinstance(value, str) for name, value in pairs):
+    if all(is_count(name) and isinstance(value, str) for name, value in pairs):
         return [(str(name), (int(value),)) for value, name in pairs]
     lists = [(str(name), value if isinstance(value, list) else [value]) for name, value in pairs]
-    if not all(str(v).isdigit() for _, values in lists for v in values):
+    if not all(is_count(v) for _, values in lists for v in values):
         raise DatasetError("A label's value is not an integer.", where=path, seen=labels)
     return [(name, tuple(sorted({int(v) for v in values}))) for name, values in lists]
 
