@@ -109,9 +109,9 @@ TOO_FEW_GROUPS = EdgeCase(
 )
 UNSTABLE = EdgeCase(
     "every `ci95`",
-    "undefined in more than half of the bootstrap replicates",
+    "undefined in more than 5 % of the bootstrap replicates",
     None,
-    "the number is undefined in more than half of the resampled data sets",
+    "the number is undefined in more than 5 % of the resampled data sets",
 )
 COLLAPSED = EdgeCase(
     "every bootstrapped `ci95`",
