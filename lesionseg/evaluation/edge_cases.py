@@ -144,13 +144,7 @@ OUTSIDE_SIZES = EdgeCase(
     "`size_curve.d50_mm`, `size_curve.d90_mm`",
     "the diameter lies outside the observed ones, or recall does not grow with size",
     None,
-    "the diameter lies outside the observed ones, or recall does not grow with size",
-)
-INTERVAL_OUTSIDE_SIZES = EdgeCase(
-    "`size_curve.d50_ci95`, `size_curve.d90_ci95`",
-    "an end of the interval lies outside the observed diameters",
-    None,
-    "an end of the interval lies outside the observed diameters",
+    "`d50_outside`, `d90_outside` say whether it lies `above` or `below` all of them",
 )
 NO_IMAGE = EdgeCase(
     "`recall_by_size_and_contrast`, `contrast`",
@@ -195,7 +189,6 @@ EDGE_CASES = (
     NOTHING_MATCHED,
     TOO_FEW_FOR_CURVE,
     OUTSIDE_SIZES,
-    INTERVAL_OUTSIDE_SIZES,
     NO_IMAGE,
     NO_SUBGROUP,
     NO_OPERATING_POINT,

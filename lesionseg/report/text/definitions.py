@@ -27,13 +27,13 @@ DEFINITIONS: Mapping[str, tuple[str, str]] = {
     "size-curve": (
         "Chance along the size",
         "Logistic regression of found or missed on the logarithm of the equivalent diameter. Given "
-        "only between the smallest and the largest lesion.",
+        "only between the smallest and the largest lesion; sizes beyond are said as < and >.",
     ),
     "reliability": (
         "Calibration",
         "Whether of the candidates with a stated chance of 70 % seven in ten are lesions. "
-        "Brier score: mean squared distance between chance and outcome. Slope and intercept: of "
-        "the outcome on the chance's logit.",
+        "Brier score: mean squared distance between chance and outcome. Slope: of the outcome on "
+        "the chance's logit. Intercept: the same with the slope fixed at 1.",
     ),
     "failed": (
         "Without a result",

@@ -99,8 +99,10 @@ HEADINGS_DIFFERENCE = ("Difference", "p")
 CALIBRATION_NUMBERS: Mapping[str, str] = {
     "brier": "Brier score (0: perfect)",
     "slope": "Slope (1: perfect; under 1: chances too extreme)",
-    "intercept": "Intercept (0: perfect; under 0: chances too high)",
-    "ece": "Expected calibration error (0: perfect)",
+    "intercept": "Intercept with the slope fixed at 1 (0: perfect; under 0: chances too high)",
+    "observed_expected": "Observed over expected (1: perfect; under 1: chances too high)",
+    "ece": "Expected calibration error, in ten bins",
+    "ece_if_perfect": "The same by chance alone, were every stated chance true",
 }
 WITH_INTERVALS = "With intervals"
 QUANTILES = "In groups of about as many lesions each"
