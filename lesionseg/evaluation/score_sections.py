@@ -114,12 +114,17 @@ class SubgroupScores(JsonObject):
 
 @dataclass(frozen=True)
 class Difference(JsonObject):
-    """A number of two models on the same cases: `one`, `other`, and one minus other."""
+    """A number of two models on the same cases: `one`, `other`, and one minus other.
+
+    `p_holm`: the p-value of one among many; None of the `primary` endpoint, which stands alone.
+    """
 
     one: float | None
     other: float | None
     difference: Estimate
     p_value: float | None
+    p_holm: float | None = None
+    primary: bool = False
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,7 @@ _log = logging.getLogger(__name__)
 # On paper every picture costs a sixth of a page.
 ON_PAPER = 12
 PER_GALLERY_PAGE = 60
-PAIR_SHARES = (0.3, 0.13, 0.13, 0.36, 0.08)
+PAIR_SHARES = (0.26, 0.12, 0.12, 0.32, 0.08, 0.1)
 SUBGROUP_SHARES = (0.14, 0.18, 0.08, 0.09, 0.11, 0.08, 0.13, 0.11, 0.08)
 GUIDE_SHARES = (0.08, 0.5, 0.15, 0.27)
 CASE_SHARES = (0.1, 0.11, 0.08, 0.08, 0.075, 0.08, 0.075, 0.065, 0.08, 0.075, 0.095, 0.085)

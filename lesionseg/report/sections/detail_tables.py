@@ -101,6 +101,7 @@ def list_differences(differences: Mapping[str, Difference], names: tuple[str, st
             TableCell(text.number(row.other)),
             TableCell(text.difference(row.difference)),
             TableCell(text.p_value(row.p_value)),
+            TableCell(text.PRIMARY if row.primary else text.p_value(row.p_holm)),
         )
         for key, row in differences.items()
     )

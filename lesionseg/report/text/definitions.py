@@ -92,6 +92,14 @@ MEASURES: Mapping[str, tuple[str, str, str]] = {
     "case_sensitivity": ("Scans with a lesion that have any detection", "scan", "case-table"),
     "specificity": ("Lesion-free scans without any detection", "scan", "case-table"),
     "cpm": ("CPM", "froc", "lesion-table"),
+    **{
+        f"recall_at_{rate:g}": (
+            f"Sensitivity at {rate:g} false positives per scan",
+            "froc",
+            "lesion-table",
+        )
+        for rate in (0.5, 1, 2)
+    },
     "average_precision": ("Average precision", "froc", "candidate-table"),
     "case_auroc": (
         "Telling scans with a lesion from those without: AUROC",

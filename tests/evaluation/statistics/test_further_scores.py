@@ -1,3 +1,4 @@
+import itertools
 from dataclasses import replace
 
 import numpy as np
@@ -12,6 +13,7 @@ from lesionseg.evaluation.statistics.calibration_curve import (
     fit_calibration,
 )
 from lesionseg.evaluation.statistics.compare import compare
+from lesionseg.evaluation.statistics.detection import froc, pool_results
 from lesionseg.evaluation.statistics.estimates import Estimator
 from lesionseg.evaluation.statistics.logistic import fit_counts, fit_logistic, fit_offset
 from lesionseg.evaluation.statistics.size_curve import fit_size_curve
@@ -186,6 +188,48 @@ def test_a_better_model_is_seen_to_be_better():
     back = compare(other, one, replicates=500)["lesion_recall"]
     assert back["difference"] == -found["difference"]
     assert back["p_value"] == found["p_value"]
+
+
+def scored(n_groups, seed, shift):
+    """One lesion and one false positive a patient; `shift`: by how much lesions score above."""
+    rng = np.random.default_rng(seed)
+    base, wrong = judge("perfect"), judge("false_alarm").candidates[0]
+    return [
+        replace(
+            base,
+            case=f"c{i}",
+            group=f"g{i}",
+            lesions=(replace(base.lesions[0], detected_at=float(rng.normal(shift))),),
+            candidates=(replace(wrong, score=float(rng.normal()), outcome_any="false_positive"),),
+        )
+        for i in range(n_groups)
+    ]
+
+
+def test_models_are_compared_at_equal_false_positives():
+    one, other = scored(40, 0, 2.0), scored(40, 1, 0.0)
+    found = compare(one, other, replicates=300)
+    for rate in (0.5, 1, 2):
+        row = found[f"recall_at_{rate:g}"]
+        alone = [froc(pool_results(m), [rate])(np.ones((1, 40)))[0, 0] for m in (one, other)]
+        assert (row["one"], row["other"]) == tuple(alone)
+    assert found["recall_at_0.5"]["ci95"][0] > 0
+    assert [name for name, row in found.items() if row["primary"]] == ["recall_at_1"]
+    assert found["recall_at_1"]["p_holm"] is None
+    assert compare(one, one, replicates=50)["cpm"]["p_value"] == 1.0
+
+
+def test_holm_multiplies_the_smallest_by_all_and_keeps_the_order():
+    found = compare(scored(40, 0, 1.0), scored(40, 1, 0.0), replicates=200)
+    rows = [r for r in found.values() if r["p_holm"] is not None]
+    rows.sort(key=lambda row: row["p_value"])
+    assert rows[0]["p_holm"] == pytest.approx(min(1, len(rows) * rows[0]["p_value"]))
+    assert all(a["p_holm"] <= b["p_holm"] for a, b in itertools.pairwise(rows))
+
+
+def test_the_p_value_of_few_patients_is_exact():
+    one, other = models(["perfect"] * 10, ["missed"] * 10)  # five patients, all for the one
+    assert compare(one, other, replicates=10)["lesion_recall"]["p_value"] == 2 / 32
 
 
 def test_few_groups_give_the_difference_alone_and_other_cases_are_refused():
