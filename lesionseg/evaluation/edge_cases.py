@@ -78,7 +78,8 @@ NO_CASE_WITH_LESION = EdgeCase(
     "`case_sensitivity`", "no case has a lesion", None, "there is no case with a lesion"
 )
 NO_VOLUME = EdgeCase(
-    "`volume_ml`, `reference_ml`, `predicted_ml`, `false_positive_ml_per_lesion_free_case`",
+    "`volume_ml`, `reference_ml`, `predicted_ml`, `false_positive_ml_per_lesion_free_case`, "
+    "`lesion_load.volume_ml`",
     "images of two axes",
     None,
     "an image of two axes has no volume",
@@ -96,7 +97,7 @@ TOO_FEW_CASES_FOR_CPM = EdgeCase(
     f"1/8 false positives per case cannot be seen in fewer than {MIN_CASES_FOR_CPM} cases",
 )
 ONE_KIND_OF_CASE = EdgeCase(
-    "`case_auroc`",
+    "`case_auroc`, `case_table.predictive_values`",
     "all cases have lesions, or none has",
     None,
     "an AUROC needs cases with and without lesions",

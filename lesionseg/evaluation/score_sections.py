@@ -21,6 +21,7 @@ _READERS: Mapping[Any, Callable[[Any], Any]] = {
     float: float,
     float | None: as_float,
     str | None: lambda value: value,
+    CI | None: lambda value: as_interval(value),
 }
 _NULLABLE = (float | None, str | None)
 
@@ -110,6 +111,7 @@ class SubgroupScores(JsonObject):
     recall: Estimate
     false_positives_per_case: float | None
     dice: float | None
+    false_positives_ci95: CI | None = None
 
 
 @dataclass(frozen=True)

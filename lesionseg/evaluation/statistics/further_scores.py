@@ -10,6 +10,7 @@ from lesionseg.evaluation import edge_cases
 from lesionseg.evaluation.edge_cases import EdgeCase
 from lesionseg.evaluation.score_sections import HALF_MM, ContrastCell, SizeCurveScores
 from lesionseg.evaluation.statistics import detection
+from lesionseg.evaluation.statistics.agreement import load_numbers
 from lesionseg.evaluation.statistics.calibration_curve import describe_calibration, judgements
 from lesionseg.evaluation.statistics.estimates import Estimate, proportion
 from lesionseg.evaluation.statistics.pooled import (
@@ -18,6 +19,7 @@ from lesionseg.evaluation.statistics.pooled import (
     bins_between,
     of_diameter,
 )
+from lesionseg.evaluation.statistics.predictive_values import case_table
 from lesionseg.evaluation.statistics.size_curve import SizeCurve, fit_size_curve, size_statistic
 
 N_QUANTILE_BINS = 4
@@ -37,6 +39,8 @@ def detail_numbers(summary: PooledResults) -> dict[str, Any]:
         **case_numbers(summary),
         "size_curve": size_curve(summary),
         "calibration": calibration(summary),
+        **case_table(summary),
+        **load_numbers(summary),
     }
 
 
