@@ -78,7 +78,8 @@ NO_CASE_WITH_LESION = EdgeCase(
     "`case_sensitivity`", "no case has a lesion", None, "there is no case with a lesion"
 )
 NO_VOLUME = EdgeCase(
-    "`volume_ml`, `reference_ml`, `predicted_ml`, `false_positive_ml_per_lesion_free_case`",
+    "`volume_ml`, `reference_ml`, `predicted_ml`, `false_positive_ml_per_lesion_free_case`, "
+    "`lesion_load.volume_ml`",
     "images of two axes",
     None,
     "an image of two axes has no volume",
@@ -96,7 +97,7 @@ TOO_FEW_CASES_FOR_CPM = EdgeCase(
     f"1/8 false positives per case cannot be seen in fewer than {MIN_CASES_FOR_CPM} cases",
 )
 ONE_KIND_OF_CASE = EdgeCase(
-    "`case_auroc`",
+    "`case_auroc`, `case_table.predictive_values`",
     "all cases have lesions, or none has",
     None,
     "an AUROC needs cases with and without lesions",
@@ -109,9 +110,9 @@ TOO_FEW_GROUPS = EdgeCase(
 )
 UNSTABLE = EdgeCase(
     "every `ci95`",
-    "undefined in more than half of the bootstrap replicates",
+    "undefined in more than 5 % of the bootstrap replicates",
     None,
-    "the number is undefined in more than half of the resampled data sets",
+    "the number is undefined in more than 5 % of the resampled data sets",
 )
 COLLAPSED = EdgeCase(
     "every bootstrapped `ci95`",
@@ -144,13 +145,7 @@ OUTSIDE_SIZES = EdgeCase(
     "`size_curve.d50_mm`, `size_curve.d90_mm`",
     "the diameter lies outside the observed ones, or recall does not grow with size",
     None,
-    "the diameter lies outside the observed ones, or recall does not grow with size",
-)
-INTERVAL_OUTSIDE_SIZES = EdgeCase(
-    "`size_curve.d50_ci95`, `size_curve.d90_ci95`",
-    "an end of the interval lies outside the observed diameters",
-    None,
-    "an end of the interval lies outside the observed diameters",
+    "`d50_outside`, `d90_outside` say whether it lies `above` or `below` all of them",
 )
 NO_IMAGE = EdgeCase(
     "`recall_by_size_and_contrast`, `contrast`",
@@ -195,7 +190,6 @@ EDGE_CASES = (
     NOTHING_MATCHED,
     TOO_FEW_FOR_CURVE,
     OUTSIDE_SIZES,
-    INTERVAL_OUTSIDE_SIZES,
     NO_IMAGE,
     NO_SUBGROUP,
     NO_OPERATING_POINT,

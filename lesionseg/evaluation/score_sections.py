@@ -22,6 +22,7 @@ _READERS: Mapping[Any, Callable[[Any], Any]] = {
     float: float,
     float | None: as_float,
     str | None: lambda value: value,
+    CI | None: lambda value: as_interval(value),
 }
 _NULLABLE = (float | None, str | None)
 
@@ -116,16 +117,22 @@ class SubgroupScores(JsonObject):
     recall: Estimate
     false_positives_per_case: float | None
     dice: float | None
+    false_positives_ci95: CI | None = None
 
 
 @dataclass(frozen=True)
 class Difference(JsonObject):
-    """A number of two models on the same cases: `one`, `other`, and one minus other."""
+    """A number of two models on the same cases: `one`, `other`, and one minus other.
+
+    `p_holm`: the p-value of one among many; None of the `primary` endpoint, which stands alone.
+    """
 
     one: float | None
     other: float | None
     difference: Estimate
     p_value: float | None
+    p_holm: float | None = None
+    primary: bool = False
 
 
 @dataclass(frozen=True)
@@ -175,7 +182,7 @@ class CalibrationScores:
 
     of: str
     bins: tuple[CalibrationBin, ...]
-    numbers: Mapping[str, float]
+    numbers: Mapping[str, Estimate]
 
     @property
     def n(self) -> int:
@@ -187,8 +194,9 @@ class CalibrationScores:
         """Read `calibration`; None without a reliability curve."""
         if not raw.get("reliability"):
             return None
-        names = ("brier", "slope", "intercept", "ece")
-        numbers = {name: float(raw[name]) for name in names if raw.get(name) is not None}
+        names = ("slope", "intercept", "observed_expected", "ece", "ece_if_perfect", "brier")
+        known = (name for name in names if raw.get(name) is not None)
+        numbers = {name: Estimate.from_json(raw, name) for name in known}
         bins = tuple(map(CalibrationBin.from_json, raw["reliability"]))
         return cls(str(raw.get("of") or "score"), bins, numbers)
 
@@ -198,7 +206,9 @@ class SizeCurveScores:
     """Chance of being found along the diameter, with its intervals (None: none there).
 
     `intercept` and `slope` are the fit's, `d50` and `d90` the diameters found with 50 and 90 %
-    probability; all without a value, and no diameters, where no curve could be fitted.
+    probability; all without a value, and no diameters, where no curve could be fitted. One without
+    a value lies `above` or `below` all of `observed_mm` (`d50_outside`, `d90_outside`); an end of
+    an interval that is an end of `observed_mm` may lie beyond.
     """
 
     intercept: float | None
@@ -210,6 +220,8 @@ class SizeCurveScores:
     recall: tuple[float, ...] = ()
     ci95: tuple[CI | None, ...] = ()
     reason: str | None = None
+    d50_outside: str | None = None
+    d90_outside: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """`size_curve` of scores.json."""
@@ -220,6 +232,8 @@ class SizeCurveScores:
             "d90_mm": self.d90.value,
             "d50_ci95": as_list(self.d50.ci95),
             "d90_ci95": as_list(self.d90.ci95),
+            **({"d50_outside": self.d50_outside} if self.d50_outside else {}),
+            **({"d90_outside": self.d90_outside} if self.d90_outside else {}),
             **({"observed_mm": list(self.observed_mm)} if self.observed_mm else {}),
             "diameters_mm": list(self.diameters_mm),
             "recall": list(self.recall),
@@ -248,6 +262,8 @@ class SizeCurveScores:
             tuple(map(float, raw["recall"])),
             tuple(map(as_interval, raw.get("ci95") or [None] * len(diameters))),
             reason,
+            raw.get("d50_outside"),
+            raw.get("d90_outside"),
         )
 
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from scipy.special import gammaincinv, ndtr, stdtrit
 
 MIN_GROUPS = 5
+MAX_UNDEFINED = 0.05  # of the replicates: they are not undefined at random
 _Z95 = 1.959963984540054
 _MAX_ELEMENTS = 4_000_000  # of a temporary `[replicates, items]`: 32 MB
 
@@ -22,7 +23,7 @@ Statistic = Callable[[Weights], NDArray[np.float64]]
 
 @dataclass(frozen=True)
 class Interval:
-    """A percentile interval; None where undefined in more than half of the replicates.
+    """A percentile interval; None where undefined in more than 5 % of the replicates.
 
     None too where all replicates agree (`collapsed`): an interval without width claims a certainty
     that no sample gives.
@@ -40,6 +41,19 @@ def draw_groups(n_groups: int, replicates: int, rng: np.random.Generator) -> Wei
     return rng.multinomial(n_groups, np.full(n_groups, 1 / n_groups), replicates).astype(float)
 
 
+def draw_strata(
+    strata: Sequence[NDArray[np.bool_]], replicates: int, rng: np.random.Generator
+) -> Weights:
+    """As `draw_groups`, but the groups `[n_groups]` of each stratum are drawn by themselves.
+
+    So no replicate lacks a stratum.
+    """
+    weights = np.zeros((replicates, len(strata[0])))
+    for stratum in strata:
+        weights[:, stratum] = draw_groups(int(stratum.sum()), replicates, rng)
+    return weights
+
+
 def value_of(statistic: Statistic, n_groups: int) -> list[float | None]:
     """The statistic of the data themselves; None where undefined."""
     values = statistic(np.ones((1, n_groups)))[0]
@@ -47,7 +61,7 @@ def value_of(statistic: Statistic, n_groups: int) -> list[float | None]:
 
 
 def percentile_intervals(
-    statistic: Statistic, weights: Weights, items: int, informative: int | None = None
+    statistic: Statistic, weights: Weights, items: int, informative: float | None = None
 ) -> list[Interval]:
     """Percentile bootstrap interval of each of the statistic's k values.
 
@@ -63,28 +77,27 @@ def percentile_intervals(
     return [percentiles(column, groups) for column in values.T]
 
 
-def percentiles(values: NDArray[np.float64], groups: int) -> Interval:
-    """The percentile interval of the replicates `[n]` of a number, drawn from so many groups."""
-    return _interval(values, _tail(groups))
+def percentiles(values: NDArray[np.float64], groups: float) -> Interval:
+    """The percentile interval of the replicates `[n]` of a number, drawn from so many groups.
 
-
-def _tail(groups: int) -> float:
-    """What lies beyond each end: under 2.5 % for few groups, whose variance is underestimated.
-
-    Φ(−√(n/(n−1))·t), t the 97.5 % point with n − 1 degrees of freedom (Hesterberg 2015).
+    What lies beyond each end is under 2.5 % for few groups, whose variance is underestimated:
+    Φ(−√(n/(n−1))·t), t the 97.5 % point with n − 1 degrees of freedom (Hesterberg 2015). Of a share
+    each end is at least √(n/(n−1))·t standard errors away, within 0 and 1: the replicates of five
+    groups do not reach as far.
     """
-    n = max(groups, 2)
-    return float(ndtr(-np.sqrt(n / (n - 1)) * stdtrit(n - 1, 0.975)))
-
-
-def _interval(values: NDArray[np.float64], tail: float) -> Interval:
+    n = max(groups, 2.0)
+    reach = float(np.sqrt(n / (n - 1)) * stdtrit(n - 1, 0.975))
     defined = values[~np.isnan(values)]
     n_undefined = len(values) - len(defined)
-    if len(defined) == 0 or n_undefined > len(values) / 2:
+    if len(defined) == 0 or n_undefined > MAX_UNDEFINED * len(values):
         return Interval(None, n_undefined)
-    low, high = np.quantile(defined, [tail, 1 - tail])
+    low, high = np.quantile(defined, ndtr([-reach, reach]))
     if high - low <= 1e-12 * max(1.0, abs(high)):
         return Interval(None, n_undefined, collapsed=True)
+    if 0 <= defined.min() <= defined.max() <= 1:
+        away = reach * defined.std()
+        low = min(low, max(0.0, defined.mean() - away))
+        high = max(high, min(1.0, defined.mean() + away))
     return Interval((float(low), float(high)), n_undefined)
 
 
@@ -93,10 +106,12 @@ def design_effect(
 ) -> float:
     """How much wider groups make a proportion vary than independent lesions would; at least 1.
 
-    `hits` and `totals` `[groups]`. The cluster variance of the ratio Σhits/Σtotals (linearised)
-    over the binomial one. Where all or nothing was hit both vanish and the data cannot tell: then
-    `pooled`, the design effect of like proportions, but at most Σm²/Σm of m lesions a group (Kish
-    1965), as if a group's lesions were all hit or missed together; that bound where there is none.
+    `hits` and `totals` `[groups]`. The variance of the ratio Σhits/Σtotals by leaving out a group
+    at a time (jackknife: the CR3 of Bell & McCaffrey 2002, which few and unequal groups do not
+    bias downwards) over the binomial one. Where all or nothing was hit both vanish and the data
+    cannot tell: then `pooled`, the design effect of like proportions, but at most Σm²/Σm of m
+    lesions a group (Kish 1965), as if a group's lesions were all hit or missed together; that
+    bound where there is none.
 
     >>> design_effect(np.array([2.0, 0.0, 2.0, 0.0]), np.array([2.0, 2.0, 2.0, 2.0])) > 2
     True
@@ -136,15 +151,26 @@ def _variances(hits: NDArray[np.float64], totals: NDArray[np.float64]) -> _Varia
     n, groups = totals.sum(), int((totals > 0).sum())
     if groups < 2 or not 0 < hits.sum() < n:
         return None
-    p = hits.sum() / n
-    cluster = groups / (groups - 1) * ((hits - p * totals) ** 2).sum()
+    p, counted = hits.sum() / n, totals > 0
+    without = (hits.sum() - hits[counted]) / (n - totals[counted])
+    cluster = n**2 * (groups - 1) / groups * ((without - p) ** 2).sum()
     return _Variances(float(cluster), float(n * p * (1 - p)))
 
 
-def few_groups_factor(groups: int) -> float:
+def effective_groups(sizes: NDArray[np.float64]) -> float:
+    """How many groups of equal size `[groups]` tell as much: (Σm)²/Σm² (Kish 1965); 0 for none.
+
+    >>> effective_groups(np.array([2.0, 2.0, 2.0])), effective_groups(np.array([8.0, 1.0, 1.0]))
+    (3.0, 1.5151515151515151)
+    """
+    return float(sizes.sum() ** 2 / (sizes**2).sum()) if sizes.any() else 0.0
+
+
+def few_groups_factor(groups: float) -> float:
     """By how much an effective sample shrinks because its variance is estimated from few groups.
 
-    (t/z)² of the 97.5 % points, t with `groups − 1` degrees of freedom (Korn & Graubard 1998).
+    (t/z)² of the 97.5 % points, t with `groups − 1` degrees of freedom, at least 1 (Korn & Graubard
+    1998). Groups of unequal size count as `effective_groups`.
 
     >>> round(few_groups_factor(5), 2), round(few_groups_factor(50), 2)
     (2.01, 1.05)

@@ -1,13 +1,17 @@
 """Two models on the same cases: differences, paired by group.
 
 The interval is a percentile bootstrap over groups drawn for both at once, its tails widened for
-few groups. The p-value is that of a
-permutation test that swaps the two models within whole groups (Good 2005): under the null
-hypothesis it does not matter which model judged a patient.
+few groups. The p-value is that of a permutation test that swaps the two models within whole groups
+(Good 2005): under the null hypothesis it does not matter which model judged a patient.
+
+Operating points of two models ask different prices, so where both have scores the primary endpoint
+is the sensitivity at one false positive per case of both. The p-values of all others are corrected
+for their number (Holm 1979).
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -17,18 +21,21 @@ from lesionseg.errors import DatasetError
 from lesionseg.evaluation import edge_cases
 from lesionseg.evaluation.results import CaseResult
 from lesionseg.evaluation.score_sections import Difference
-from lesionseg.evaluation.statistics.bootstrap import MIN_GROUPS, draw_groups, percentiles
+from lesionseg.evaluation.statistics import detection
+from lesionseg.evaluation.statistics.bootstrap import (
+    MIN_GROUPS,
+    Statistic,
+    Weights,
+    draw_groups,
+    effective_groups,
+    percentiles,
+)
+from lesionseg.evaluation.statistics.detection import Pool, pool_results, sums_by_group
 from lesionseg.evaluation.statistics.estimates import Estimate, why_none
 
-
-@dataclass(frozen=True, eq=False)
-class _Sums:
-    """Numerator and denominator by group `[groups]` of one model."""
-
-    above: NDArray[np.float64]
-    below: NDArray[np.float64]
-
-
+EQUAL_RATES = (0.5, 1.0, 2.0)  # false positives per case at which sensitivities are compared
+PRIMARY, PRIMARY_UNSCORED = "recall_at_1", "lesion_f1"
+MAX_ENUMERATED = 12  # groups of which all swaps are tried
 Tally = Callable[[CaseResult], tuple[float, float]]
 
 
@@ -69,67 +76,131 @@ TALLIES: dict[str, Tally] = {
 
 
 def compare(
-    one: Sequence[CaseResult], other: Sequence[CaseResult], *, replicates: int = 1000, seed: int = 0
+    one: Sequence[CaseResult],
+    other: Sequence[CaseResult],
+    *,
+    fp_per_case: Sequence[float] = (0.125, 0.25, 0.5, 1, 2, 4, 8),
+    replicates: int = 1000,
+    seed: int = 0,
 ) -> dict[str, Any]:
     """Differences `one − other` of the main numbers, each with interval and p-value.
 
-    Both are judged on the same cases, at their own operating points; else `DatasetError`. Under 5
-    groups with something to count neither interval nor p-value is given.
+    Both are judged on the same cases, at their own operating points; else `DatasetError`. With
+    scores on both sides also at equal false positives per case, and the areas: the mean sensitivity
+    at `fp_per_case` and average precision. Under 5 groups with something to count neither interval
+    nor p-value is given; up to 12 groups the p-value is exact.
     """
     if [r.case for r in one] != [r.case for r in other]:
         apart = sorted({r.case for r in one} ^ {r.case for r in other})
         raise DatasetError("The two models were judged on different cases.", seen=apart[:5])
-    groups = sorted({r.group for r in one})
-    rng = np.random.default_rng(seed)
-    weights = draw_groups(len(groups), replicates, rng)
-    swaps = rng.integers(0, 2, (replicates, len(groups))).astype(np.float64)
-    return {
-        name: _difference(_sums(one, groups, tally), _sums(other, groups, tally), weights, swaps)
-        for name, tally in TALLIES.items()
+    n_groups = len({r.group for r in one})
+    weights = draw_groups(n_groups, replicates, np.random.default_rng(seed))
+    swaps = _swaps(n_groups, replicates, seed)
+    numbers = {name: _tallied(one, other, tally) for name, tally in TALLIES.items()}
+    scored = all(r.scored for r in (*one, *other))
+    if scored:
+        numbers = {**_curves(pool_results(one), pool_results(other), fp_per_case), **numbers}
+    found = {
+        name: _difference(statistic, support, weights, swaps)
+        for name, (statistic, support) in numbers.items()
     }
+    found = _holm(found, PRIMARY if scored else PRIMARY_UNSCORED)
+    return {name: difference.to_json() for name, difference in found.items()}
 
 
-def _sums(results: Sequence[CaseResult], groups: Sequence[str], tally: Tally) -> _Sums:
-    place = {group: i for i, group in enumerate(groups)}
-    sums = np.zeros((2, len(groups)))
-    for result in results:
-        sums[:, place[result.group]] += tally(result)
-    return _Sums(sums[0], sums[1])
+# A statistic of either model by weights `[n, 2·groups]`: the groups as the one judged them, then
+# as the other did; and by group how much there is to count.
+_Paired = tuple[Statistic, NDArray[np.float64]]
+
+
+def _tallied(one: Sequence[CaseResult], other: Sequence[CaseResult], tally: Tally) -> _Paired:
+    groups = sorted({r.group for r in one})
+    sums = [
+        np.concatenate(
+            [sums_by_group(groups, rs, [tally(r)[k] for r in rs]) for rs in (one, other)]
+        )
+        for k in (0, 1)
+    ]
+    support = np.maximum(*np.split(sums[1], 2))
+    return detection.ratio(*sums), support
+
+
+def _curves(one: Pool, other: Pool, fp_per_case: Sequence[float]) -> dict[str, _Paired]:
+    both = _joined(one, other)
+    support = np.bincount(one.lesion_group, minlength=len(one.groups)).astype(np.float64)
+    numbers = {
+        **{f"recall_at_{rate:g}": detection.froc(both, [rate]) for rate in EQUAL_RATES},
+        "cpm": detection.cpm(both, fp_per_case),
+        "average_precision": detection.average_precision(both),
+    }
+    return {name: (statistic, support) for name, statistic in numbers.items()}
+
+
+def _joined(one: Pool, other: Pool) -> Pool:
+    """The items of both; the other's groups come after the one's."""
+    fields = ("detected_at", "false_score", "case_score", "case_positive")
+    items = {f: np.concatenate([getattr(one, f), getattr(other, f)]) for f in fields}
+    groups = {
+        f: np.concatenate([getattr(one, f), getattr(other, f) + len(one.groups)])
+        for f in ("lesion_group", "false_group", "case_group")
+    }
+    return replace(one, groups=one.groups + other.groups, **items, **groups)
+
+
+def _swaps(n_groups: int, replicates: int, seed: int) -> Weights:
+    """Which groups are swapped, `[n, groups]`: all ways for few groups, else drawn at random.
+
+    The first row swaps none: what was observed counts among the ways.
+    """
+    if n_groups <= MAX_ENUMERATED:
+        return np.array(list(product((0.0, 1.0), repeat=n_groups)))
+    drawn = np.random.default_rng(seed + 1).integers(0, 2, (replicates, n_groups))
+    return np.concatenate([np.zeros((1, n_groups)), drawn])
 
 
 def _difference(
-    one: _Sums, other: _Sums, weights: NDArray[np.float64], swaps: NDArray[np.float64]
-) -> dict[str, Any]:
-    everyone = np.ones((1, len(one.above)))
-    a, b = (_plain(float(_ratio(s, everyone)[0])) for s in (one, other))
+    statistic: Statistic, support: NDArray[np.float64], weights: Weights, swaps: Weights
+) -> Difference:
+    none = np.zeros_like(weights)
+    everyone = np.zeros((1, weights.shape[1]))
+    a, b = (_plain(float(_of(statistic, *pair)[0])) for pair in _sides(1 - everyone, everyone))
     if a is None or b is None:
         why = "the number is undefined for one of the two"
-        return Difference(a, b, Estimate(None, None, why), None).to_json()
-    informative = int(((one.below > 0) | (other.below > 0)).sum())
-    if informative < MIN_GROUPS:
-        few = Estimate(a - b, None, edge_cases.TOO_FEW_GROUPS.reason)
-        return Difference(a, b, few, None).to_json()
-    drawn = _ratio(one, weights) - _ratio(other, weights)
-    interval = percentiles(drawn, informative)
-    difference = Estimate(a - b, interval.ci95, why_none(interval), interval.n_undefined)
-    return Difference(a, b, difference, _p_value(one, other, a - b, swaps)).to_json()
+        return Difference(a, b, Estimate(None, None, why), None)
+    if (support > 0).sum() < MIN_GROUPS:
+        return Difference(a, b, Estimate(a - b, None, edge_cases.TOO_FEW_GROUPS.reason), None)
+    drawn = _apart(statistic, weights, none)
+    interval = percentiles(drawn, effective_groups(support))
+    estimate = Estimate(a - b, interval.ci95, why_none(interval), interval.n_undefined)
+    swapped = np.abs(_apart(statistic, 1 - swaps, swaps))
+    swapped = swapped[~np.isnan(swapped)]
+    return Difference(a, b, estimate, float((swapped >= abs(a - b) - 1e-12).mean()))
 
 
-def _p_value(one: _Sums, other: _Sums, seen: float, swaps: NDArray[np.float64]) -> float:
-    """Share of swaps with a difference at least as large, the observed one counted in."""
-    kept = 1 - swaps
-    above = kept @ one.above + swaps @ other.above, swaps @ one.above + kept @ other.above
-    below = kept @ one.below + swaps @ other.below, swaps @ one.below + kept @ other.below
-    with np.errstate(invalid="ignore", divide="ignore"):
-        apart = np.abs(above[0] / below[0] - above[1] / below[1])
-    apart = apart[~np.isnan(apart)]
-    return float((1 + (apart >= abs(seen) - 1e-12).sum()) / (1 + len(apart)))
+def _sides(first: Weights, second: Weights) -> tuple[tuple[Weights, Weights], ...]:
+    return (first, second), (second, first)
 
 
-def _ratio(sums: _Sums, weights: NDArray[np.float64]) -> NDArray[np.float64]:
-    with np.errstate(invalid="ignore", divide="ignore"):
-        found: NDArray[np.float64] = (weights @ sums.above) / (weights @ sums.below)
-    return found
+def _of(statistic: Statistic, first: Weights, second: Weights) -> NDArray[np.float64]:
+    """The number `[n]` where groups count `first` as the one and `second` as the other judged."""
+    return statistic(np.concatenate([first, second], axis=1))[:, 0]
+
+
+def _apart(statistic: Statistic, first: Weights, second: Weights) -> NDArray[np.float64]:
+    one, other = (_of(statistic, *pair) for pair in _sides(first, second))
+    return one - other
+
+
+def _holm(found: Mapping[str, Difference], primary: str) -> dict[str, Difference]:
+    """The primary endpoint stands by itself; Holm's p-values of all others."""
+    known = {k: d.p_value for k, d in found.items() if k != primary and d.p_value is not None}
+    adjusted, least = dict[str, float](), 0.0
+    for rank, (name, p) in enumerate(sorted(known.items(), key=lambda item: item[1])):
+        least = adjusted[name] = max(least, min(1.0, (len(known) - rank) * p))
+    return {
+        name: replace(one, p_holm=adjusted.get(name), primary=name == primary)
+        for name, one in found.items()
+    }
 
 
 def _plain(value: float) -> float | None:

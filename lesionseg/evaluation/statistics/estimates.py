@@ -1,7 +1,7 @@
 """A number with its 95 % interval, or with the reason it has none."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,8 @@ from lesionseg.evaluation.statistics.bootstrap import (
     count_design_effect,
     design_effect,
     draw_groups,
+    draw_strata,
+    effective_groups,
     few_groups_factor,
     garwood_interval,
     percentile_intervals,
@@ -88,11 +90,17 @@ class Estimator:
 
     n_groups: int
     weights: Weights
+    seed: int = 0
 
     @classmethod
     def seeded(cls, n_groups: int, replicates: int, seed: int) -> "Estimator":
         """An estimator whose groups are drawn once, from the seed."""
-        return cls(n_groups, draw_groups(n_groups, replicates, np.random.default_rng(seed)))
+        return cls(n_groups, draw_groups(n_groups, replicates, np.random.default_rng(seed)), seed)
+
+    def by_stratum(self, strata: Sequence[NDArray[np.bool_]]) -> "Estimator":
+        """One that draws the groups of each stratum by themselves, as often."""
+        rng = np.random.default_rng(self.seed)
+        return replace(self, weights=draw_strata(strata, len(self.weights), rng))
 
     def bootstrapped(
         self, statistic: Statistic, support: NDArray[np.float64], undefined: EdgeCase, items: int
@@ -105,10 +113,9 @@ class Estimator:
         values = value_of(statistic, self.n_groups)
         if not support.any():
             return [Estimate(undefined.value, None, undefined.reason) for _ in values]
-        informative = int((support > 0).sum())
-        if informative < MIN_GROUPS:
+        if (support > 0).sum() < MIN_GROUPS:
             return [Estimate(value, None, edge_cases.TOO_FEW_GROUPS.reason) for value in values]
-        intervals = percentile_intervals(statistic, self.weights, items, informative)
+        intervals = percentile_intervals(statistic, self.weights, items, effective_groups(support))
         return [
             Estimate(value, interval.ci95, why_none(interval), interval.n_undefined)
             for value, interval in zip(values, intervals, strict=True)
@@ -131,7 +138,7 @@ def proportion(
     value = float(hits.sum() / total)
     if (totals > 0).sum() < MIN_GROUPS:
         return Estimate(value, None, edge_cases.TOO_FEW_GROUPS.reason)
-    deff = design_effect(hits, totals, pooled_deff) * few_groups_factor(int((totals > 0).sum()))
+    deff = design_effect(hits, totals, pooled_deff) * few_groups_factor(effective_groups(totals))
     return Estimate(value, wilson_interval(float(hits.sum()), total, deff))
 
 

@@ -10,6 +10,7 @@ from lesionseg.evaluation import edge_cases
 from lesionseg.evaluation.edge_cases import EdgeCase
 from lesionseg.evaluation.score_sections import HALF_MM, ContrastCell, SizeCurveScores
 from lesionseg.evaluation.statistics import detection
+from lesionseg.evaluation.statistics.agreement import load_numbers
 from lesionseg.evaluation.statistics.calibration_curve import describe_calibration, judgements
 from lesionseg.evaluation.statistics.estimates import Estimate, proportion
 from lesionseg.evaluation.statistics.pooled import (
@@ -18,11 +19,12 @@ from lesionseg.evaluation.statistics.pooled import (
     bins_between,
     of_diameter,
 )
+from lesionseg.evaluation.statistics.predictive_values import case_table
 from lesionseg.evaluation.statistics.size_curve import SizeCurve, fit_size_curve, size_statistic
 
 N_QUANTILE_BINS = 4
 N_CURVE_POINTS = 25
-_COMPARED = ("brier", "slope", "intercept", "ece")
+_COMPARED = ("brier", "slope", "intercept", "observed_expected", "ece", "ece_if_perfect", "ci95")
 
 
 def detail_numbers(summary: PooledResults) -> dict[str, Any]:
@@ -37,6 +39,8 @@ def detail_numbers(summary: PooledResults) -> dict[str, Any]:
         **case_numbers(summary),
         "size_curve": size_curve(summary),
         "calibration": calibration(summary),
+        **case_table(summary),
+        **load_numbers(summary),
     }
 
 
@@ -140,33 +144,31 @@ def size_curve(summary: PooledResults) -> dict[str, Any]:
         statistic, support, edge_cases.NO_LESION, 4 * len(lesions)
     )
     *points, d50, d90 = numbers
-    d50, d90 = _inside(curve, curve.d50_mm, d50), _inside(curve, curve.d90_mm, d90)
     return SizeCurveScores(
         curve.intercept,
         curve.slope,
-        d50,
-        d90,
+        _inside(curve, curve.d50_mm, d50),
+        _inside(curve, curve.d90_mm, d90),
         (curve.smallest_mm, curve.largest_mm),
         tuple(along.tolist()),
         tuple(curve.recall(along).tolist()),
         tuple(point.ci95 for point in points),
-        _why_open(d50, d90, points[0].reason),
+        next((one.reason for one in (points[0], d50, d90) if one.reason), None),
+        _outside(curve, curve.d50_mm),
+        _outside(curve, curve.d90_mm),
     ).to_json()
 
 
-def _inside(curve: SizeCurve, value: float | None, bootstrapped: Estimate) -> Estimate:
-    """The fitted diameter; no interval where it or an end of it was not observed."""
-    ends = bootstrapped.ci95
-    known = value is not None and ends is not None and all(map(curve.inside, ends))
-    return Estimate(value, ends if known else None)
+def _outside(curve: SizeCurve, diameter: float) -> str | None:
+    if curve.smallest_mm <= diameter <= curve.largest_mm:
+        return None
+    return "above" if diameter > curve.largest_mm else "below"
 
 
-def _why_open(d50: Estimate, d90: Estimate, why: str | None) -> str | None:
-    if None in (d50.value, d90.value):
-        return edge_cases.OUTSIDE_SIZES.reason
-    if why is None and None in (d50.ci95, d90.ci95):
-        return edge_cases.INTERVAL_OUTSIDE_SIZES.reason
-    return why
+def _inside(curve: SizeCurve, diameter: float, bootstrapped: Estimate) -> Estimate:
+    """The fitted diameter, None where it was not observed, with its interval."""
+    value = None if _outside(curve, diameter) else diameter
+    return Estimate(value, bootstrapped.ci95, bootstrapped.reason)
 
 
 def calibration(summary: PooledResults) -> dict[str, Any]:
@@ -178,10 +180,12 @@ def calibration(summary: PooledResults) -> dict[str, Any]:
         return {"of": None, "reason": edge_cases.UNSCORED.reason}
     candidates = [c for r in summary.results for c in r.candidates]
     calibrated = bool(candidates) and all(c.probability is not None for c in candidates)
-    found = describe_calibration(judgements(summary.results, calibrated=calibrated))
+    found = describe_calibration(
+        judgements(summary.results, calibrated=calibrated), summary.estimator
+    )
     if found is None:
         return {"of": None, "reason": edge_cases.TOO_FEW_FOR_CURVE.reason}
     if not calibrated:
         return {"of": "score", **found}
-    raw = describe_calibration(judgements(summary.results)) or {}
+    raw = describe_calibration(judgements(summary.results), summary.estimator) or {}
     return {"of": "probability", **found, "of_score": {k: raw.get(k) for k in _COMPARED}}

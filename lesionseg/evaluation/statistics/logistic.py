@@ -80,3 +80,21 @@ def fit_counts(
             break
     by_x = beta[:, 1] / width if width > 0 else np.zeros(len(beta))
     return np.stack([beta[:, 0] - by_x * middle, by_x], axis=1)
+
+
+def fit_offset(
+    x: NDArray[np.float64], true: NDArray[np.float64], totals: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Intercept `[fits]` of P(true) = 1 / (1 + exp(−(intercept + x))), from counts as `fit_counts`.
+
+    Far from 0, not infinite, where all or none are true.
+    """
+    offset = np.zeros(len(totals))
+    for _ in range(100):
+        p = 1 / (1 + np.exp(-np.clip(offset[:, None] + x, -30, 30)))
+        left, weight = (true - totals * p).sum(1), (totals * p * (1 - p)).sum(1)
+        step = np.clip(left / np.maximum(weight, 1e-12), -2, 2)
+        offset = np.clip(offset + step, -30, 30)
+        if np.abs(step).max(initial=0) < 1e-10:
+            break
+    return offset

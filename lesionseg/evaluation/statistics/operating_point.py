@@ -11,9 +11,8 @@ from lesionseg.errors import ConfigError, ContentError
 from lesionseg.evaluation import edge_cases
 from lesionseg.evaluation.case.matching import NEVER
 from lesionseg.evaluation.results import CaseResult
-from lesionseg.evaluation.statistics import detection
 from lesionseg.evaluation.statistics.detection import pool_results
-from lesionseg.evaluation.statistics.estimates import Estimate, Estimator, proportion
+from lesionseg.evaluation.statistics.estimates import proportion, rate
 from lesionseg.evaluation.statistics.threshold_sweep import ThresholdSweep
 
 _log = logging.getLogger(__name__)
@@ -49,10 +48,10 @@ def choose(
     if sensitivity is not None:
         _refuse_unreachable(sweep, sensitivity)
         return _point(f"sensitivity:{sensitivity:g}", _for_sensitivity(sweep, sensitivity), results)
-    rate = 1.0 if fp_per_case is None else fp_per_case
+    asked = 1.0 if fp_per_case is None else fp_per_case
     if not len(sweep.observed) and not quiet:
         _log.warning("No case has a candidate to choose a score by; %g is taken.", UNINFORMED_SCORE)
-    return _point(f"fp_per_case:{rate:g}", _for_false_positives(sweep, rate), results)
+    return _point(f"fp_per_case:{asked:g}", _for_false_positives(sweep, asked), results)
 
 
 def describe(name: str, score: float, results: Sequence[CaseResult]) -> OperatingPoint:
@@ -60,28 +59,30 @@ def describe(name: str, score: float, results: Sequence[CaseResult]) -> Operatin
     return _point(name, score, results)
 
 
-def with_intervals(
-    point: OperatingPoint, results: Sequence[CaseResult], *, replicates: int = 1000, seed: int = 0
-) -> OperatingPoint:
-    """The point with 95 % intervals of what its score gives on these cases.
+def with_intervals(point: OperatingPoint, results: Sequence[CaseResult]) -> OperatingPoint:
+    """The point with 95 % intervals of what its score gives on new cases like these.
 
-    Groups are what is resampled (false positives) or allowed for (recall: Wilson with the design
-    effect), as in scores.json. None under 5 groups. The score itself is held.
+    Wilson's and Garwood's with the design effect of groups, as in scores.json; none under 5
+    groups. They hold although the same cases chose the score: the rate at the k-th false positive
+    has the gamma distribution whose quantiles are Garwood's ends, as the share at the k-th lesion
+    has the beta distribution of a binomial interval (Garwood 1936, Clopper & Pearson 1934).
+    Bootstraps that choose anew in every replicate cover less (docs/metrics.md).
     """
     pool = pool_results(results)
-    hits, false = (np.zeros(len(pool.groups)) for _ in range(2))
-    np.add.at(hits, pool.lesion_group, pool.detected_at >= point.score)
-    np.add.at(false, pool.false_group, pool.false_score >= point.score)
-    lesions, cases = (
+    lesions, hits, cases, false = (
         np.bincount(groups, minlength=len(pool.groups)).astype(np.float64)
-        for groups in (pool.lesion_group, pool.case_group)
+        for groups in (
+            pool.lesion_group,
+            pool.lesion_group[pool.detected_at >= point.score],
+            pool.case_group,
+            pool.false_group[pool.false_score >= point.score],
+        )
     )
-    recall: Estimate = proportion(hits, lesions, edge_cases.NO_LESION)
-    estimator = Estimator.seeded(len(pool.groups), replicates, seed)
-    rate = estimator.bootstrapped(
-        detection.ratio(false, cases), cases, edge_cases.NO_CASE, pool.n_cases
-    )[0]
-    return replace(point, lesion_recall_ci95=recall.ci95, false_positives_per_case_ci95=rate.ci95)
+    return replace(
+        point,
+        lesion_recall_ci95=proportion(hits, lesions, edge_cases.NO_LESION).ci95,
+        false_positives_per_case_ci95=rate(false, cases, edge_cases.NO_CASE).ci95,
+    )
 
 
 def with_expectation(

@@ -14,7 +14,7 @@ from lesionseg.evaluation.presets import SIDE_CRITERIA, Preset
 from lesionseg.evaluation.results import CaseResult, LesionResult, Outcome
 from lesionseg.evaluation.score_sections import SizeGroup
 from lesionseg.evaluation.statistics import detection
-from lesionseg.evaluation.statistics.bootstrap import MIN_GROUPS, Statistic, pooled_design_effect
+from lesionseg.evaluation.statistics.bootstrap import Statistic, pooled_design_effect
 from lesionseg.evaluation.statistics.detection import Pool, pool_results, sums_by_group
 from lesionseg.evaluation.statistics.estimates import (
     Estimate,
@@ -120,8 +120,9 @@ class PooledResults:
         false = self.n_outcome("false_positive")
         f1 = detection.ratio(2 * found, found + lesions + false)
         per_group = detection.mean_of_groups(found, lesions)
+        any_lesion = (lesions > 0).astype(np.float64)
         return {
-            "lesion_recall_mean_per_group": self.one(per_group, lesions, edge_cases.NO_LESION),
+            "lesion_recall_mean_per_group": self.one(per_group, any_lesion, edge_cases.NO_LESION),
             "lesion_precision": self.precision(),
             "lesion_f1": self.one(f1, lesions, edge_cases.NO_LESION),
             "false_positives_per_case": self.false_positives_per_case(),
@@ -159,14 +160,18 @@ class PooledResults:
 
     def _auroc(self) -> Estimate:
         both = self.pool.case_positive.any() and not self.pool.case_positive.all()
-        support = self.sums([float(both)] * len(self.results))
-        found = self.one(detection.case_auroc(self.pool), support, edge_cases.ONE_KIND_OF_CASE)
         kinds = [
-            self.sums([bool(r.lesions) is kind for r in self.results]) for kind in (False, True)
+            self.sums([bool(r.lesions) is kind for r in self.results]) > 0 for kind in (False, True)
         ]
-        if both and min(np.count_nonzero(groups) for groups in kinds) < MIN_GROUPS:
-            return replace(found, ci95=None, reason=edge_cases.TOO_FEW_GROUPS.reason)
-        return found
+        # both kinds must be many for an interval, so the rarer is what supports it
+        support = (kinds[0] if kinds[0].sum() < kinds[1].sum() else kinds[1]) & both
+        strata = self.estimator.by_stratum([kinds[1], ~kinds[1]])
+        return strata.bootstrapped(
+            detection.case_auroc(self.pool),
+            support.astype(np.float64),
+            edge_cases.ONE_KIND_OF_CASE,
+            len(self.results),
+        )[0]
 
     def average_precision(self) -> Estimate:
         """Average precision; undefined without scores."""

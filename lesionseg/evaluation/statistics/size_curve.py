@@ -16,20 +16,17 @@ _RIDGE = 1 / 2.5**2
 class SizeCurve:
     """P(found) = 1 / (1 + exp(−(intercept + slope·ln d))) for a diameter d in mm.
 
-    `d50_mm` and `d90_mm`: the diameters found with 50 % and 90 % probability; None where that lies
-    outside the observed diameters, or where recall does not grow with size.
+    `d50_mm` and `d90_mm`: the diameters found with 50 % and 90 % probability, beyond the observed
+    ones too; 0 where every lesion is likelier found and recall does not grow with size, infinite
+    where every one is likelier missed.
     """
 
     intercept: float
     slope: float
     smallest_mm: float
     largest_mm: float
-    d50_mm: float | None
-    d90_mm: float | None
-
-    def inside(self, diameter_mm: float) -> bool:
-        """Whether lesions of about this diameter were observed."""
-        return self.smallest_mm <= diameter_mm <= self.largest_mm
+    d50_mm: float
+    d90_mm: float
 
     def recall(self, diameters_mm: NDArray[np.float64]) -> NDArray[np.float64]:
         """The fitted chance of being found."""
@@ -46,15 +43,23 @@ def fit_size_curve(diameters_mm: NDArray[np.float64], found: NDArray[np.bool_]) 
         return None
     fit = fit_logistic(np.log(diameters_mm), found, ridge=_RIDGE)
     low, high = float(diameters_mm.min()), float(diameters_mm.max())
+    d50, d90 = _diameters(np.array([fit.intercept]), np.array([fit.slope]), low, high)[0]
+    return SizeCurve(fit.intercept, fit.slope, low, high, float(d50), float(d90))
 
-    def at(probability: float) -> float | None:
-        if fit.slope <= 0:
-            return None
-        wanted = (_logit(probability) - fit.intercept) / fit.slope
-        inside = np.log(low) <= wanted <= np.log(high)
-        return float(np.exp(wanted)) if inside else None
 
-    return SizeCurve(fit.intercept, fit.slope, low, high, at(0.5), at(0.9))
+def _diameters(
+    intercept: NDArray[np.float64], slope: NDArray[np.float64], low: float, high: float
+) -> NDArray[np.float64]:
+    """Diameters `[fits, 2]` found with 50 and 90 %; see `SizeCurve`."""
+    wanted = np.array([_logit(0.5), _logit(0.9)])
+    grows = slope[:, None] > 0
+    steps = np.divide(
+        wanted - intercept[:, None], slope[:, None], out=np.zeros((len(slope), 2)), where=grows
+    )
+    # a curve that does not grow passes the share at no diameter: all lesions are on one side of it
+    middle = intercept + slope * np.log(np.sqrt(low * high))
+    never = np.where(middle[:, None] >= wanted, 0.0, np.inf)
+    return np.where(grows, np.exp(np.clip(steps, -500, 500)), never)
 
 
 def size_statistic(
@@ -66,9 +71,9 @@ def size_statistic(
 ) -> Statistic:
     """Statistic: the curve at `along_mm`, and the diameters found with 50 and 90 %.
 
-    `group` `[lesions]`. Those diameters are not held within the observed ones here; they are
-    undefined where recall does not grow with size.
+    `group` `[lesions]`. Those diameters are held within the observed ones.
     """
+    low, high = float(diameters_mm.min()), float(diameters_mm.max())
     values, place = np.unique(diameters_mm, return_inverse=True)  # counts of voxels repeat
     x, shape = np.log(values), (n_groups, len(values))
     totals, hits = np.zeros(shape), np.zeros(shape)
@@ -79,11 +84,8 @@ def size_statistic(
         fits = fit_counts(x, weights @ hits, weights @ totals, totals.sum(0), ridge=_RIDGE)
         intercept, slope = fits[:, :1], fits[:, 1:]
         curve = 1 / (1 + np.exp(-np.clip(intercept + slope * np.log(along_mm), -500, 500)))
-        wanted = np.array([_logit(0.5), _logit(0.9)])
-        steps = np.divide(
-            wanted - intercept, slope, out=np.full((len(fits), 2), np.nan), where=slope > 0
-        )
-        return np.concatenate([curve, np.exp(np.clip(steps, -500, 500))], axis=1)
+        passed = np.clip(_diameters(fits[:, 0], fits[:, 1], low, high), low, high)
+        return np.concatenate([curve, passed], axis=1)
 
     return statistic
 

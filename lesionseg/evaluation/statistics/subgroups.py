@@ -36,7 +36,7 @@ class Subgroup:
 def subgroup_numbers(
     summary: PooledResults, columns: Columns, by: Sequence[str] | None = None
 ) -> list[dict[str, Any]]:
-    """Recall with interval, false positives per case and mean Dice of every subgroup.
+    """Recall and false positives per case with intervals, and mean Dice, of every subgroup.
 
     `by` names columns; None takes every column that divides these cases. Raises `ConfigError` for
     a column that is not there or does not divide.
@@ -124,7 +124,7 @@ def _chosen(cases: Sequence[str], kept: np.ndarray[Any, np.dtype[np.bool_]]) -> 
 
 def _numbers(summary: PooledResults, group: Subgroup) -> dict[str, Any]:
     part = _part(summary, [r for r in summary.results if r.case in group.cases])
-    counts, recall = part.counts(), part.recall()
+    counts, recall, false = part.counts(), part.recall(), part.false_positives_per_case()
     dices = [r.dice for r in part.results if r.dice is not None]
     why = recall.reason or (None if dices else edge_cases.NO_MASKED_CASE.reason)
     return SubgroupScores(
@@ -135,8 +135,9 @@ def _numbers(summary: PooledResults, group: Subgroup) -> dict[str, Any]:
         counts["n_lesions"],
         counts["n_true_positive"],
         replace(recall, reason=why),
-        counts["n_false_positive"] / counts["n_cases"],
+        false.value,
         float(np.mean(dices)) if dices else None,
+        false.ci95,
     ).to_json()
 
 

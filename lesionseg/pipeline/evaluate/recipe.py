@@ -134,7 +134,13 @@ def evaluate(
     scores = scoring.sum_up(results)
     if others is not None:
         second = judge_pairs(others, scoring.preset)
-        scores["comparison"] = compare_models(results, second, replicates=replicates, seed=seed)
+        scores["comparison"] = compare_models(
+            results,
+            second,
+            fp_per_case=scoring.preset.fp_per_case,
+            replicates=replicates,
+            seed=seed,
+        )
         own = replace(scoring, operating_point=None, provenance={}, columns=None, subgroups=None)
         own.write(output / COMPARED, second, own.sum_up(second))
     if verdicts is not None:

@@ -58,9 +58,7 @@ def judge_new(
     return match.result(point)
 
 
-def choose_point(
-    results: Sequence[CaseResult], rate: float, *, replicates: int, seed: int
-) -> OperatingPoint:
+def choose_point(results: Sequence[CaseResult], rate: float) -> OperatingPoint:
     """The lowest score with at most `rate` false new lesions per stable pair, with its interval.
 
     Where all new lesions together stay within the rate, all are accepted: score 0. The name's
@@ -71,7 +69,7 @@ def choose_point(
         point = describe(f"fp_per_case:{rate:g}", 0.0, results)
     else:
         point = choose(results, fp_per_case=rate)
-    return with_intervals(point, results, replicates=replicates, seed=seed)
+    return with_intervals(point, results)
 
 
 def _ranked(candidate: Candidate, scored: bool) -> Candidate:

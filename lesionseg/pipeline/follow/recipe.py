@@ -125,7 +125,7 @@ def follow(
             judge_new(new_lesions(pair.prediction, changes), None)
             for _, pair, changes in _followed(_stable_pairs(stable, lists.pairs), rule, way)
         ]
-        point = choose_point(results, false_new_per_pair, replicates=replicates, seed=seed)
+        point = choose_point(results, false_new_per_pair)
     gathered = Gathered(_shown_names(lists.pairs, identifiers))
     with bar("Following") if progress is None else nullcontext(progress) as advance:
         for files, pair, changes in _followed(lists.pairs, rule, way, advance):

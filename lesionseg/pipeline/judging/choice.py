@@ -143,7 +143,6 @@ def _points(
         _described(
             replace(with_expectation(p, results, fold_of), chosen_on=chosen_on),
             results,
-            settings,
             reach,
         )
         for p in points
@@ -153,11 +152,10 @@ def _points(
 def _described(
     point: OperatingPoint,
     results: Sequence[CaseResult],
-    settings: ChoiceSettings,
     reach: float | None,
 ) -> OperatingPoint:
     known = replace(point, attainable_recall=reach)
-    return with_intervals(known, results, replicates=settings.replicates, seed=settings.seed)
+    return with_intervals(known, results)
 
 
 def _first(
@@ -178,7 +176,7 @@ def _first(
         return points, why
     if first.name.startswith("score:"):
         given = replace(describe(first.name, first.score, results), chosen_on=None)
-        first = _described(given, results, settings, reach)
+        first = _described(given, results, reach)
     others = (p for p in points if p.name != first.name)
     return (first, *others), _sentence(first)
 

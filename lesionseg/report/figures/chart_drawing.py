@@ -131,17 +131,19 @@ def froc_curve(onto: "FigureBase", scores: Scores, sweep: ThresholdSweep | None 
 
 
 def froc_range(scores: Scores) -> tuple[float, float]:
-    """Ends of the axis of false positives per case; rates below it are drawn at its start."""
+    """Ends of the axis of false positives per case; its start stands for none."""
     here = scores.estimate("false_positives_per_case").value or 0.0
     rates = [*(point.fp_per_case for point in scores.froc), here]
-    return min([0.125, *(rate for rate in rates if rate > 0)]), max([8.0, *rates])
+    least = min([0.125, 1 / max(scores.n_cases, 1), *(rate for rate in rates if rate > 0)])
+    return least / 2, max([8.0, *rates])
 
 
 def _band(axes: "Axes", points: Sequence[FrocPoint], first: float) -> None:
+    """Steps like the curve's: it rises, so up to the next point it lies under that one's end."""
     known = [(max(p.fp_per_case, first), *p.ci95) for p in points if p.ci95 is not None]
     if known:
-        x, low, high = zip(*known, strict=True)
-        axes.fill_between(x, low, high, color=FOUND, alpha=0.18, linewidth=0)
+        x, low, high = (np.repeat(column, 2) for column in zip(*known, strict=True))
+        axes.fill_between(x[1:-1], low[:-2], high[2:], color=FOUND, alpha=0.18, linewidth=0)
 
 
 def _draw_operating_point(axes: "Axes", scores: Scores, first: float) -> None:
@@ -160,12 +162,19 @@ def _draw_operating_point(axes: "Axes", scores: Scores, first: float) -> None:
 
 
 def doubling_axis(axes: "Axes", first: float, last: float) -> None:
-    """False positives per scan to the right, twice as many per division; a share upwards."""
+    """False positives per scan to the right, twice as many per division; a share upwards.
+
+    The axis is broken: its start stands for 0.
+    """
     axes.set_xscale("log", base=2)
     axes.set_xlim(first, last)
     axes.set_ylim(0, TOP)
-    ticks = [t for t in (2.0**k for k in range(-10, 12)) if first <= t <= last]
-    axes.set_xticks(ticks, [f"1/{round(1 / t)}" if t < 1 else f"{t:g}" for t in ticks])
+    ticks = [t for t in (2.0**k for k in range(-16, 12)) if 1.5 * first <= t <= last]
+    ticks = ticks[-1 :: -2 if len(ticks) > 10 else -1]
+    named = [f"1/{round(1 / t)}" if t < 1 else f"{t:g}" for t in ticks]
+    axes.set_xticks([*ticks, first], [*named, "0"])
+    axes.minorticks_off()
+    axes.text(first * 2**0.5, 0, "//", ha="center", va="center", color=INK, clip_on=False)
     axes.set_xlabel(text.AXIS_FALSE)
 
 

@@ -23,8 +23,11 @@ from lesionseg.report.sections.table_cells import (
 
 def list_curve(curve: SizeCurveScores, unit: str) -> Listing:
     """The sizes found with 50 and 90 % probability."""
-    rows = ((0.5, curve.d50), (0.9, curve.d90))
-    lines = ((TableCell(text.percent(p)), TableCell(text.diameter(size, unit))) for p, size in rows)
+    rows = ((0.5, curve.d50, curve.d50_outside), (0.9, curve.d90, curve.d90_outside))
+    lines = (
+        (TableCell(text.percent(p)), TableCell(text.diameter(size, unit, curve.observed_mm, side)))
+        for p, size, side in rows
+    )
     return Listing(text.HEADINGS_CURVE, tuple(lines))
 
 
@@ -78,9 +81,9 @@ def list_regions(regions: Mapping[str, PartScores]) -> Listing:
 
 
 def list_reliability(calibration: CalibrationScores) -> Listing:
-    """Brier score, slope, intercept and expected calibration error."""
+    """Slope, intercept, observed over expected, calibration error, Brier score."""
     lines = tuple(
-        (TableCell(text.CALIBRATION_NUMBERS[name]), TableCell(text.number(value, 3)))
+        (TableCell(text.CALIBRATION_NUMBERS[name]), TableCell(text.measure(value)))
         for name, value in calibration.numbers.items()
     )
     return Listing(text.HEADINGS_PROVENANCE, lines)
@@ -95,6 +98,7 @@ def list_differences(differences: Mapping[str, Difference], names: tuple[str, st
             TableCell(text.number(row.other)),
             TableCell(text.difference(row.difference)),
             TableCell(text.p_value(row.p_value)),
+            TableCell(text.PRIMARY if row.primary else text.p_value(row.p_holm)),
         )
         for key, row in differences.items()
     )

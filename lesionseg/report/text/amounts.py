@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from lesionseg.evaluation.score_sections import SizeGroup
-from lesionseg.evaluation.statistics.estimates import UNSTATED, Estimate
+from lesionseg.evaluation.statistics.estimates import CI, UNSTATED, Estimate
 
 # Under this many lesions a percentage without an interval pretends to a precision it lacks.
 MIN_FOR_PERCENT = 10
@@ -125,13 +125,27 @@ def share_found(found: int, of: int, estimate: Estimate) -> str:
     return f"{percent(found / of)} ({found}/{of}{and_interval(estimate)})"
 
 
-def diameter(size: Estimate, unit: str) -> str:
-    """A size with its CI, where it has one.
+def diameter(
+    size: Estimate, unit: str, observed: CI | None = None, outside: str | None = None
+) -> str:
+    """A size with its interval, or why there is none; what lies beyond the observed sizes as such.
 
-    >>> diameter(Estimate(6.21, (4.0, 9.0)), "mm")
-    '6.2 mm (95 % CI 4 to 9 mm)'
+    >>> diameter(Estimate(6.21, (4.0, 25.0)), "mm", (1.0, 25.0))
+    '6.2 mm (95 % CI 4 to > 25 mm)'
+    >>> diameter(Estimate(None, (12.0, 25.0)), "mm", (1.0, 25.0), "above")
+    '> 25 mm (outside data; 95 % CI 12 to > 25 mm)'
     """
-    return _with_interval(size, rate, f" {unit}")
+    low, high = observed or (-math.inf, math.inf)
+
+    def show(value: float) -> str:
+        return f"{'< ' * (value <= low)}{'> ' * (value >= high)}{rate(value)}"
+
+    if outside is None or observed is None:
+        return _with_interval(size, show, f" {unit}")
+    words = f"{show(high if outside == 'above' else low)} {unit} (outside data"
+    if size.ci95 is None:
+        return f"{words})"
+    return f"{words}; 95 % CI {show(size.ci95[0])} to {show(size.ci95[1])} {unit})"
 
 
 def difference(estimate: Estimate) -> str:

@@ -32,7 +32,8 @@ SIZE_TEXT = (
 FROC_TEXT = (
     "Lowering the score from which a candidate counts finds more lesions, at more false positives. "
     "The curve shows what each choice would give; the large dot is the one used in this report. "
-    "Each division to the right doubles the false positives. Dotted: no further candidates."
+    "Each division to the right doubles the false positives, after a place for none. "
+    "Dotted: no further candidates. Band: pointwise 95 % intervals, each of one rate alone."
 )
 FROC_NONE = "No curve: the candidates have no scores, or the curve is not defined."
 OVERLAP_TEXT = (

@@ -29,13 +29,13 @@ DEFINITIONS: Mapping[str, tuple[str, str]] = {
     "size-curve": (
         "Probability of detection by diameter",
         "Logistic regression of found or missed on the logarithm of the equivalent diameter. Given "
-        "only between the smallest and the largest lesion.",
+        "only between the smallest and the largest lesion; sizes beyond are said as < and >.",
     ),
     "reliability": (
         "Calibration",
         "Whether of the candidates with a stated chance of 70 % seven in ten are lesions. "
-        "Brier score: mean squared distance between chance and outcome. Slope and intercept: of "
-        "the outcome on the chance's logit.",
+        "Brier score: mean squared distance between chance and outcome. Slope: of the outcome on "
+        "the chance's logit. Intercept: the same with the slope fixed at 1.",
     ),
     "failed": (
         "Without a result",
@@ -139,6 +139,14 @@ MEASURES: Mapping[str, tuple[str, str, str]] = {
     "case_sensitivity": ("Scan-level sensitivity (any detection)", "scan", "case-table"),
     "specificity": ("Scan-level specificity", "scan", "case-table"),
     "cpm": ("CPM", "froc", "lesion-table"),
+    **{
+        f"recall_at_{rate:g}": (
+            f"Sensitivity at {rate:g} false positives per scan",
+            "froc",
+            "lesion-table",
+        )
+        for rate in (0.5, 1, 2)
+    },
     "average_precision": ("Average precision", "froc", "candidate-table"),
     "case_auroc": (
         "Scan-level AUROC",

@@ -97,19 +97,22 @@ HEADINGS_SUBGROUPS = (
     "False positives per scan",
     "Dice",
 )
-HEADINGS_DIFFERENCE = ("Difference", "p")
+HEADINGS_DIFFERENCE = ("Difference", "p", "p, corrected")
+PRIMARY = "primary endpoint"
 CALIBRATION_NUMBERS: Mapping[str, str] = {
     "brier": "Brier score (0: perfect)",
     "slope": "Slope (1: perfect; under 1: chances too extreme)",
-    "intercept": "Intercept (0: perfect; under 0: chances too high)",
-    "ece": "Expected calibration error (0: perfect)",
+    "intercept": "Intercept with the slope fixed at 1 (0: perfect; under 0: chances too high)",
+    "observed_expected": "Observed over expected (1: perfect; under 1: chances too high)",
+    "ece": "Expected calibration error, in ten bins",
+    "ece_if_perfect": "The same by chance alone, were every stated chance true",
 }
 WITH_INTERVALS = "With intervals"
 QUANTILES = "In groups of about as many lesions each"
 P_VALUE_TEXT = (
     "p: how often a difference at least as large arises when the two are swapped within whole "
-    "patients, as if it did not matter which one read them. One p-value per line, none corrected "
-    "for the number of lines."
+    "patients, as if it did not matter which one read them. The primary endpoint stands by itself; "
+    "the others are corrected for their number (Holm)."
 )
 NO_DIFFERENCES = (
     "No paired differences: evaluate compare=… gives them, judging both patient by patient."

@@ -5,6 +5,9 @@ from lesionseg.evaluation.edge_cases import NO_CASE
 from lesionseg.evaluation.statistics.bootstrap import (
     design_effect,
     draw_groups,
+    draw_strata,
+    effective_groups,
+    few_groups_factor,
     percentile_intervals,
     pooled_design_effect,
     value_of,
@@ -43,9 +46,33 @@ def test_undefined_replicates_are_counted():
     weights = draw_groups(6, 1000, np.random.default_rng(1))
     found = percentile_intervals(ratio(only_one, only_one), weights, 6)[0]
     assert found.n_undefined == (weights[:, 0] == 0).sum()
-    assert (found.ci95, found.collapsed) == (None, True)
+    assert (found.ci95, found.collapsed) == (None, False)  # a third of them is too many
     never = percentile_intervals(ratio(only_one, np.zeros(6)), weights, 6)[0]
     assert (never.ci95, never.n_undefined) == (None, 1000)
+
+
+def test_strata_are_drawn_by_themselves():
+    few = np.array([True, False, False, True, False, False, False])
+    weights = draw_strata([few, ~few], 100, np.random.default_rng(1))
+    assert (weights[:, few].sum(1) == 2).all()
+    assert (weights[:, ~few].sum(1) == 5).all()
+
+
+def test_a_group_with_most_of_the_lesions_counts_for_few():
+    even, uneven = np.full(6, 4.0), np.array([19.0, 1, 1, 1, 1, 1])
+    assert effective_groups(even) == pytest.approx(6)
+    assert effective_groups(uneven) == pytest.approx(24**2 / (19**2 + 5))
+    assert few_groups_factor(effective_groups(uneven)) > few_groups_factor(6)
+
+
+def test_the_design_effect_is_that_of_leaving_a_group_out():
+    hits, totals = np.array([3.0, 1.0, 4.0, 0.0]), np.array([4.0, 3.0, 4.0, 2.0])
+    p, without = hits.sum() / totals.sum(), []
+    for out in range(4):
+        rest = np.arange(4) != out
+        without.append(hits[rest].sum() / totals[rest].sum())
+    variance = 3 / 4 * ((np.array(without) - p) ** 2).sum()
+    assert design_effect(hits, totals) == pytest.approx(variance * totals.sum() / (p * (1 - p)))
 
 
 def test_no_replicates():

@@ -1,3 +1,4 @@
+import itertools
 from dataclasses import replace
 
 import numpy as np
@@ -12,7 +13,9 @@ from lesionseg.evaluation.statistics.calibration_curve import (
     fit_calibration,
 )
 from lesionseg.evaluation.statistics.compare import compare
-from lesionseg.evaluation.statistics.logistic import fit_counts, fit_logistic
+from lesionseg.evaluation.statistics.detection import froc, pool_results
+from lesionseg.evaluation.statistics.estimates import Estimator
+from lesionseg.evaluation.statistics.logistic import fit_counts, fit_logistic, fit_offset
 from lesionseg.evaluation.statistics.size_curve import fit_size_curve
 from tests.evaluation.hand_cases import HAND_CASES, make_prediction, make_reference
 from tests.evaluation.random_cases import random_cases
@@ -66,11 +69,13 @@ def test_size_curve_finds_the_diameters_it_was_drawn_from():
     assert curve.d90_mm == pytest.approx(5 * np.exp(np.log(9) / 3), rel=0.07)
 
 
-def test_size_curve_never_leaves_the_observed_sizes():
+def test_diameters_beyond_the_observed_sizes():
     diameters = np.linspace(8, 10, 20)
-    found = np.arange(20) % 4 > 0
-    curve = fit_size_curve(diameters, found)
-    assert curve.d90_mm is None
+    curve = fit_size_curve(diameters, np.arange(20) % 4 > 0)
+    assert curve.d50_mm < 8
+    assert curve.d90_mm > 10
+    falling = fit_size_curve(diameters, np.arange(20) < 12)  # larger ones are missed
+    assert (falling.d50_mm, falling.d90_mm) == (0.0, np.inf)
     assert fit_size_curve(diameters, np.arange(20) > 3) is None  # only 4 missed
     separated = fit_size_curve(diameters, np.arange(20) >= 10)
     assert np.isfinite(separated.slope)
@@ -90,11 +95,15 @@ def test_logistic_fit_solves_the_score_equations():
 def drawn(n, seed=0):
     rng = np.random.default_rng(seed)
     scores = rng.uniform(0.02, 0.98, n)
-    return Judgements(scores, rng.random(n) < scores)
+    return Judgements(scores, rng.random(n) < scores, np.arange(n) % 40)
+
+
+def described(data, replicates=0):
+    return describe_calibration(data, Estimator.seeded(40, replicates, 0))
 
 
 def test_scores_that_are_probabilities_are_called_calibrated():
-    found = describe_calibration(drawn(20000))
+    found = described(drawn(20000))
     assert found["slope"] == pytest.approx(1, abs=0.06)
     assert found["intercept"] == pytest.approx(0, abs=0.06)
     assert found["ece"] < 0.02
@@ -102,13 +111,46 @@ def test_scores_that_are_probabilities_are_called_calibrated():
         np.mean([p * (1 - p) for p in drawn(20000).values]), abs=0.01
     )
     assert sum(b["n"] for b in found["reliability"]) == 20000
+    assert found["observed_expected"] == pytest.approx(1, abs=0.02)
+    assert found["ece"] < found["ci95"]["ece_if_perfect"][1]
+
+
+def test_chances_that_are_too_low_have_an_intercept_above_0_whatever_their_slope():
+    # more are true than was said, though the joint intercept of Cox's fit is negative
+    rng = np.random.default_rng(0)
+    x = rng.normal(-2.2, 1.2, 8000)
+    truth = 1 / (1 + np.exp(-(-0.32 + 0.6 * x)))
+    data = Judgements(1 / (1 + np.exp(-x)), rng.random(8000) < truth, np.arange(8000) % 40)
+    assert fit_logistic(x, data.true).intercept < -0.2
+    found = described(data, 200)
+    assert found["intercept"] > 0.05
+    assert found["observed_expected"] > 1.05
+    for name, value in (("slope", 0.6), ("observed_expected", truth.sum() / data.values.sum())):
+        low, high = found["ci95"][name]
+        assert low < value < high
+    assert found["ece"] > found["ci95"]["ece_if_perfect"][1]
+
+
+def test_the_offset_solves_its_score_equation():
+    rng = np.random.default_rng(1)
+    x, totals = rng.normal(0, 2, 50), rng.integers(1, 5, (3, 50)).astype(float)
+    true = np.floor(totals * rng.random((3, 50)))
+    for offset, t, n in zip(fit_offset(x, true, totals), true, totals, strict=True):
+        assert t.sum() == pytest.approx((n / (1 + np.exp(-offset - x))).sum())
+
+
+def test_a_perfect_model_of_few_candidates_shows_a_calibration_error_too():
+    few, many = described(drawn(120)), described(drawn(12000))
+    assert 0.04 < few["ece_if_perfect"] < 0.12
+    assert many["ece_if_perfect"] < 0.02
+    assert few["ci95"]["slope"] is None  # no replicates
 
 
 @pytest.mark.parametrize("method", ["platt", "isotonic"])
 def test_calibration_mends_what_is_overconfident_and_keeps_the_order(method):
     data = drawn(6000)
     logit = np.log(data.values / (1 - data.values))
-    sure = Judgements(1 / (1 + np.exp(-3 * logit)), data.true)
+    sure = Judgements(1 / (1 + np.exp(-3 * logit)), data.true, data.group)
     fit = fit_calibration(sure, method)
     mended = fit.probability(sure.values)
     assert np.abs(mended - data.values).mean() < 0.04
@@ -119,7 +161,7 @@ def test_isotonic_needs_two_hundred_of_each():
     with pytest.raises(ContentError, match="at least 200 of each"):
         fit_calibration(drawn(300), "isotonic")
     with pytest.raises(ContentError, match="at least 10 of each"):
-        fit_calibration(Judgements(np.full(20, 0.5), np.arange(20) < 3))
+        fit_calibration(Judgements(np.full(20, 0.5), np.arange(20) < 3, np.arange(20)))
 
 
 def models(names_a, names_b):
@@ -146,6 +188,48 @@ def test_a_better_model_is_seen_to_be_better():
     back = compare(other, one, replicates=500)["lesion_recall"]
     assert back["difference"] == -found["difference"]
     assert back["p_value"] == found["p_value"]
+
+
+def scored(n_groups, seed, shift):
+    """One lesion and one false positive a patient; `shift`: by how much lesions score above."""
+    rng = np.random.default_rng(seed)
+    base, wrong = judge("perfect"), judge("false_alarm").candidates[0]
+    return [
+        replace(
+            base,
+            case=f"c{i}",
+            group=f"g{i}",
+            lesions=(replace(base.lesions[0], detected_at=float(rng.normal(shift))),),
+            candidates=(replace(wrong, score=float(rng.normal()), outcome_any="false_positive"),),
+        )
+        for i in range(n_groups)
+    ]
+
+
+def test_models_are_compared_at_equal_false_positives():
+    one, other = scored(40, 0, 2.0), scored(40, 1, 0.0)
+    found = compare(one, other, replicates=300)
+    for rate in (0.5, 1, 2):
+        row = found[f"recall_at_{rate:g}"]
+        alone = [froc(pool_results(m), [rate])(np.ones((1, 40)))[0, 0] for m in (one, other)]
+        assert (row["one"], row["other"]) == tuple(alone)
+    assert found["recall_at_0.5"]["ci95"][0] > 0
+    assert [name for name, row in found.items() if row["primary"]] == ["recall_at_1"]
+    assert found["recall_at_1"]["p_holm"] is None
+    assert compare(one, one, replicates=50)["cpm"]["p_value"] == 1.0
+
+
+def test_holm_multiplies_the_smallest_by_all_and_keeps_the_order():
+    found = compare(scored(40, 0, 1.0), scored(40, 1, 0.0), replicates=200)
+    rows = [r for r in found.values() if r["p_holm"] is not None]
+    rows.sort(key=lambda row: row["p_value"])
+    assert rows[0]["p_holm"] == pytest.approx(min(1, len(rows) * rows[0]["p_value"]))
+    assert all(a["p_holm"] <= b["p_holm"] for a, b in itertools.pairwise(rows))
+
+
+def test_the_p_value_of_few_patients_is_exact():
+    one, other = models(["perfect"] * 10, ["missed"] * 10)  # five patients, all for the one
+    assert compare(one, other, replicates=10)["lesion_recall"]["p_value"] == 2 / 32
 
 
 def test_few_groups_give_the_difference_alone_and_other_cases_are_refused():
@@ -227,12 +311,15 @@ def test_the_size_curve_has_intervals_that_hold_the_truth():
         assert low <= value <= high
 
 
-def test_intervals_of_diameters_that_leave_the_observed_sizes_are_not_given():
+def test_intervals_of_diameters_are_held_within_the_observed_sizes():
     few = summarise(grown(3, 0), PRESET, evaluated_on="test", replicates=50)["size_curve"]
     assert few["d50_ci95"] is None
     assert few["ci95"] == [None] * 25
     assert "5 groups" in few["reason"]
     flat = summarise(grown(12, 1, steep=1.2), PRESET, evaluated_on="test", replicates=200)
     curve = flat["size_curve"]
-    assert curve["d90_ci95"] is None
-    assert "observed" in curve["reason"]
+    low, high = curve["d90_ci95"]
+    assert 4 < low < curve["d90_mm"] < high == curve["observed_mm"][1]
+    flatter = summarise(grown(12, 1, steep=0.7), PRESET, evaluated_on="test", replicates=200)
+    curve = flatter["size_curve"]
+    assert (curve["d90_mm"], curve["d90_outside"]) == (None, "above")

@@ -61,3 +61,19 @@ def test_m5_dollars_in_a_name_are_dollars() -> None:
     svg = figures.draw_svg(draw, 3.0).svg.decode()
     assert r"<!-- $\alpha_{$ -->" in svg
     assert "mathdefault" not in svg
+
+
+def test_no_false_positive_has_a_place_of_its_own_and_the_band_steps(tables: Tables) -> None:
+    figure = Figure()
+    figures.froc_curve(figure, tables.scores)
+    axes = figure.axes[0]
+    first, last = figures.froc_range(tables.scores)
+    labels = dict(
+        zip(axes.get_xticks(), [t.get_text() for t in axes.get_xticklabels()], strict=True)
+    )
+    assert labels[first] == "0"
+    assert labels[1.0] == "1"
+    assert first < 1 / 8 < last
+    corners = axes.collections[0].get_paths()[0].vertices
+    # up to 0.7 per scan the band reaches to the next point's upper end, 0.6
+    assert (0.3, 0.6) in {(round(float(x), 3), float(y)) for x, y in corners}
