@@ -60,7 +60,7 @@ class LateFigures(NamedTuple):
             return cls(figures, None)
         host = torch.empty(figures.shape, dtype=figures.dtype, pin_memory=True)
         host.copy_(figures, non_blocking=True)
-        sent = torch.cuda.Event()
+        sent = torch.cuda.Event()  # type: ignore[no-untyped-call]
         sent.record()
         return cls(host, sent)
 
