@@ -1,7 +1,7 @@
 """Training tiles by number: one endless MONAI dataset over cached cases."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Any
 
@@ -21,6 +21,7 @@ from lesionseg.data.augmentation.augment import (
     apply,
     build_augmentation,
 )
+from lesionseg.data.augmentation.batch import PackedBatch, pack
 from lesionseg.data.augmentation.draws import tile_generator
 from lesionseg.data.augmentation.pasting import Donors, TileArrays, paste
 from lesionseg.data.cache.cached_case import CachedCase
@@ -39,15 +40,6 @@ class RawTile:
     tensors: TileTensors
     change: Change
     choice: TileChoice
-
-    def to(self, device: torch.device) -> "RawTile":
-        """On another device, without waiting for the copy."""
-        moved = {key: t.to(device, non_blocking=True) for key, t in self.tensors.items()}
-        return replace(self, tensors=moved)
-
-    def pin_memory(self) -> "RawTile":
-        """In memory from which a GPU can copy by itself; torch's loader asks for it."""
-        return replace(self, tensors={key: t.pin_memory() for key, t in self.tensors.items()})
 
 
 class TileDataset(Dataset):  # type: ignore[misc]  # MONAI ships no types
@@ -172,9 +164,13 @@ class TileDataset(Dataset):  # type: ignore[misc]  # MONAI ships no types
         return RawTile(tensors, change, choice)
 
     def finish(self, raw: RawTile) -> TileTensors:
-        """Carry out the changes, on the device where the raw tile is."""
+        """Carry out the changes."""
         tile = apply(raw.tensors, raw.change, self.plan.tile_shape)
         return tile | {"instances": tile["instances"].int()}
+
+    def pack(self, raws: Sequence[RawTile]) -> PackedBatch:
+        """Raw tiles as one batch, for `augmentation.batch.finish` on a GPU."""
+        return pack([r.tensors for r in raws], [r.change for r in raws], self.plan.tile_shape)
 
     def choice(self, number: int) -> TileChoice:
         """Where the tile lies."""
@@ -210,7 +206,7 @@ class TileDataset(Dataset):  # type: ignore[misc]  # MONAI ships no types
 
 
 class RawTiles(Dataset):  # type: ignore[misc]
-    """The same tiles, left for `TileDataset.finish` on another device."""
+    """The same tiles, left for `TileDataset.pack`."""
 
     def __init__(self, tiles: TileDataset) -> None:
         super().__init__(range(tiles.n_tiles))

@@ -87,11 +87,9 @@ class Balance:
     def of(cls, figures: Sequence[float]) -> "Balance":
         """From the figures of `balance_figures`, on the host."""
         loss, gradient, background, highest = figures[:3], figures[3:6], figures[6], figures[7:]
-        return cls(
-            *(Parts(a, hard, max(b - hard, 0.0)) for a, hard, b in (loss, gradient)),
-            lesion_p=tuple(p for p in highest if p >= 0),
-            background_p=None if background < 0 else background,
-        )
+        parts = [Parts(a, hard, max(b - hard, 0.0)) for a, hard, b in (loss, gradient)]
+        lesions = tuple(p for p in highest if p >= 0)
+        return cls(parts[0], parts[1], lesions, None if background < 0 else background)
 
 
 @dataclass(frozen=True, eq=False)

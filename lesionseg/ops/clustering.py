@@ -67,9 +67,9 @@ def weighted_box_clustering(
     order = torch.argsort(scores.detach(), descending=True, stable=True)
     one, zero = (torch.full((n,), v, device=boxes.device) for v in (1.0, 0.0))
     given = (scores, one if weights is None else weights, zero if expected is None else expected)
-    corners, *ranked = (t.detach()[order].double() for t in (boxes, *given))
+    corners, s, w, e = (t.detach()[order].double() for t in (boxes, *given))
     cluster = clustered_by_rank if boxes.is_cuda else _clustered_on_cpu
-    merged, score, leader, size = cluster(corners, *ranked, float(iou_threshold))
+    merged, score, leader, size = cluster(corners, s, w, e, float(iou_threshold))
     best = torch.argsort(score, descending=True, stable=True)
     return Clusters(merged[best].float(), score[best].float(), order[leader[best]], size[best])
 

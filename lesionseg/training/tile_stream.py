@@ -13,7 +13,8 @@ from monai.data import DataLoader
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler, default_collate
 
-from lesionseg.data.tile_dataset import RawTile, RawTiles, TileDataset
+from lesionseg.data.augmentation.batch import PackedBatch, finish
+from lesionseg.data.tile_dataset import RawTiles, TileDataset
 from lesionseg.data.transforms import TileItem
 from lesionseg.plan.plan import Plan
 from lesionseg.training.device.accelerator import AHEAD, loader_workers
@@ -77,7 +78,7 @@ class TileStream:
             return iter(self._loader(self.tiles, default_collate))
         if self.pin and not self.tiles.has_transforms:
             device = torch.device("cuda", torch.cuda.current_device())
-            return finished(self._loader(RawTiles(self.tiles), list), self.tiles, device)
+            return finished(self._loader(RawTiles(self.tiles), self.tiles.pack), device)
         return iter(self._loader(self.tiles, to_batch))
 
     def _loader(self, tiles: Dataset[Any], collate: Callable[[list[Any]], Any]) -> Iterable[Any]:
@@ -150,8 +151,9 @@ class LesionData(pl.LightningDataModule):
 
 
 def tile_bytes(plan: Plan) -> int:
-    """Of a tile at most, as a worker hands it over: an image in fp32, and three masks."""
-    return prod(plan.tile_shape) * (4 * len(plan.channel_names) + 6)
+    """Of a tile as a worker hands it over: an image in fp32 and three masks, or as read for a GPU,
+    half of that a voxel and some four times as many, since turned tiles reach farther."""
+    return prod(plan.tile_shape) * (8 * len(plan.channel_names) + 12)
 
 
 def fitting_workers(workers: int, step_bytes: int, n_processes: int = 1) -> int:
@@ -179,13 +181,29 @@ def fitting_workers(workers: int, step_bytes: int, n_processes: int = 1) -> int:
     return min(fit, workers)
 
 
-def finished(
-    batches: Iterable[Sequence[RawTile]], tiles: TileDataset, device: torch.device
-) -> Iterator[Batch]:
-    """Batches of raw tiles, augmented on `device` and put together."""
-    for raws in batches:
-        done = [tiles.finish(raw.to(device)) for raw in raws]
-        yield {key: torch.stack([tile[key] for tile in done]) for key in done[0]}
+def finished(batches: Iterable[PackedBatch], device: torch.device) -> Iterator[Batch]:
+    """Batches augmented on `device`: on a stream of its own, one ahead of the one handed over."""
+    if device.type != "cuda":
+        yield from (finish(packed.to(device)) for packed in batches)
+        return
+    stream, ahead = torch.cuda.Stream(device), None  # type: ignore[no-untyped-call]
+    for packed in batches:
+        with torch.cuda.stream(stream):
+            made = finish(packed.to(device)), stream.record_event()
+        if ahead is not None:
+            yield _handed_over(*ahead)
+        ahead = made
+    if ahead is not None:
+        yield _handed_over(*ahead)
+
+
+def _handed_over(batch: Batch, made: torch.cuda.Event) -> Batch:
+    """To the current stream: it waits for the batch, and its memory for what uses it there."""
+    current = torch.cuda.current_stream()
+    current.wait_event(made)
+    for tensor in batch.values():
+        tensor.record_stream(current)
+    return batch
 
 
 def _process() -> tuple[int, int]:

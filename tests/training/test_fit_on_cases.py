@@ -41,8 +41,8 @@ def cases(tmp_path, rng):
     return made
 
 
-def stream(cases, plan, seed=0):
-    sampling, augmentation = SamplingSettings(), AugmentationSettings()
+def stream(cases, plan, seed=0, noise_std=0.15):
+    sampling, augmentation = SamplingSettings(), AugmentationSettings(noise_std=noise_std)
     return TileDataset(cases, plan, sampling, augmentation, n_tiles=6, seed=seed)
 
 
@@ -64,15 +64,15 @@ def test_each_epoch_keeps_the_mix_and_shows_new_tiles(cases, plan):
 
 
 def test_tiles_finished_on_the_training_device_are_those_the_workers_finish(cases, plan):
-    tiles = stream(cases, plan)
+    tiles = stream(cases, plan, noise_std=0.0)  # a GPU draws its own noise
     raw_tiles = RawTiles(tiles)
-    raws = [[raw_tiles[i] for i in numbers] for numbers in ([0, 1, 2], [7, 8, 9])]
-    for batch, numbers in zip(
-        finished(raws, tiles, torch.device("cpu")), ([0, 1, 2], [7, 8, 9]), strict=True
-    ):
-        for place, number in enumerate(numbers):
-            for key, tensors in to_batch([tiles[number]]).items():
-                assert torch.equal(batch[key][place], tensors[0])
+    numbers = ([0, 1, 2], [7, 8, 9])
+    packed = [tiles.pack([raw_tiles[i] for i in batch]) for batch in numbers]
+    for made, batch in zip(finished(packed, torch.device("cpu")), numbers, strict=True):
+        expected = to_batch([tiles[number] for number in batch])
+        image = expected.pop("image")
+        torch.testing.assert_close(made.pop("image"), image, atol=5e-3, rtol=0)
+        assert all((made[key] == mask).float().mean() > 0.999 for key, mask in expected.items())
 
 
 def test_fit_trains_on_cases(cases, plan, tmp_path):

@@ -44,12 +44,7 @@ class Intensity:
 def change_intensity(image: Tensor, change: Intensity, shape: tuple[int, ...]) -> Tensor:
     """Change an image `[C, *coarse]` float32, which may be overwritten; `[C, *shape]`."""
     if change.blur is not None or image.shape[1:] != shape:
-        blur = change.blur or (0.0,) * len(shape)
-        matrices = [
-            _gaussian(n, sigma) @ _stretch(n, m)
-            for n, m, sigma in zip(shape, image.shape[1:], blur, strict=True)
-        ]
-        image = along_axes(image, [_tensor(m, image) for m in matrices])
+        image = along_axes(image, [_tensor(m, image) for m in axis_matrices(change, shape)])
     if change.contrast is not None:
         image = image.mul_(_column(change.contrast, image))
     if change.brightness is not None:
@@ -59,6 +54,15 @@ def change_intensity(image: Tensor, change: Intensity, shape: tuple[int, ...]) -
         noise = torch.randn(image.shape, generator=draw, device=image.device)
         image = image.add_(noise, alpha=change.noise)
     return image if change.gamma is None else _gamma(image, change.gamma)
+
+
+def axis_matrices(change: Intensity, shape: tuple[int, ...]) -> list[NDArray[np.float64]]:
+    """`[n, m]` of each axis: makes up m voxels of a coarse tile to n, and blurs them."""
+    blur = change.blur or (0.0,) * len(shape)
+    return [
+        _gaussian(n, sigma) @ _stretch(n, m)
+        for n, m, sigma in zip(shape, change.coarse_shape(shape), blur, strict=True)
+    ]
 
 
 def _gamma(image: Tensor, power: float) -> Tensor:

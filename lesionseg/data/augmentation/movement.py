@@ -30,11 +30,14 @@ class Bend:
     def at(self, positions: Sequence[NDArray[np.float64]], device: torch.device) -> Tensor:
         """Displacement `[dims, *grid]` float32 on the grid of these positions along each axis."""
         field = torch.from_numpy(self.knots).to(device)
-        weights = [
+        return along_axes(field, [torch.from_numpy(w).to(device) for w in self.weights(positions)])
+
+    def weights(self, positions: Sequence[NDArray[np.float64]]) -> list[NDArray[np.float32]]:
+        """What each knot counts at these positions, `[n, knots]` of each axis."""
+        return [
             _spline_weights(x, distance, n)
             for x, distance, n in zip(positions, self.spacing, self.knots.shape[1:], strict=True)
         ]
-        return along_axes(field, [torch.from_numpy(w).to(device) for w in weights])
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,17 +78,20 @@ class Movement:
 
         `out_shape` equal to `tile_shape` is the tile itself; fewer voxels are a coarser one.
         """
+        bend = None
+        if self.bend is not None:
+            bend = self.bend.at(grid_positions(tile_shape, out_shape), device)
+        return Warp(self.onto(tile_shape, out_shape), tuple(out_shape), bend)
+
+    def onto(self, tile_shape: Sequence[int], out_shape: Sequence[int]) -> NDArray[np.float64]:
+        """`[dims, dims + 1]` from an index of that grid to one of the source, without the bend."""
         step = np.array(tile_shape) / np.array(out_shape)
         matrix = self.matrix(tile_shape)
         coarse = matrix.copy()
         coarse[:, :-1] *= step
         starts = [start for start, _ in self.source(tile_shape)]
         coarse[:, -1] += matrix[:, :-1] @ ((step - 1) / 2) - starts
-        bend = None
-        if self.bend is not None:
-            grid = [(np.arange(n) + 0.5) * s - 0.5 for n, s in zip(out_shape, step, strict=True)]
-            bend = self.bend.at(grid, device)
-        return Warp(coarse, tuple(out_shape), bend)
+        return coarse
 
     def place(self, voxel: Sequence[int], tile_shape: Sequence[int]) -> tuple[int, ...]:
         """The voxel of the tile as it lies (may be outside) that was read for `voxel`."""
@@ -94,6 +100,20 @@ class Movement:
             at = [np.array([float(v)]) for v in voxel]
             where = where + self.bend.at(at, torch.device("cpu")).reshape(-1).numpy()
         return tuple(int(v) for v in np.floor(where + 0.5))
+
+
+def grid_positions(
+    tile_shape: Sequence[int], out_shape: Sequence[int], n: Sequence[int] | None = None
+) -> list[NDArray[np.float64]]:
+    """Where in a tile the voxels of a grid of `out_shape` over it lie, along each axis.
+
+    `n`: so many of each axis, beyond the tile if need be.
+    """
+    steps = [t / m for t, m in zip(tile_shape, out_shape, strict=True)]
+    counts = n or out_shape
+    return [
+        (np.arange(k, dtype=np.float64) + 0.5) * s - 0.5 for k, s in zip(counts, steps, strict=True)
+    ]
 
 
 def rotation_by(angles: NDArray[np.float64]) -> NDArray[np.float64]:
