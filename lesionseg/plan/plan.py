@@ -15,6 +15,7 @@ Modality = Literal["mri", "ct", "xray"]
 Activation = Literal["sigmoid", "softmax"]
 CandidateSource = Literal["segmentation", "detection", "both"]
 Stem = Literal["full", "space_to_depth"]
+Layout = Literal["lesionseg", "nnunet"]
 ComponentScore = Literal["max", "mean"]
 
 # what candidates of our own networks may come from, the default first
@@ -54,6 +55,8 @@ class Architecture:
     One entry per resolution stage in `features`, `strides` and `kernels`. The stride of stage 0 is
     the `block` of voxels that a space-to-depth stem turns into channels; all ones for none.
     `blocks` per stage; `encoder_blocks` are a residual encoder's own, one number per stage.
+    `layout` nnunet: transposed convolutions have biases, all starts as there (He, residual branches
+    at 0, no prior), and coarse levels are taught the voxel in the middle of each block.
 
     `network` names a network or backbone that is not ours (`_target_`) and its arguments, as JSON
     has them. `levels`: its supervised outputs, as the input's voxels per output voxel, finest
@@ -69,6 +72,7 @@ class Architecture:
     encoder_blocks: tuple[int, ...] = ()
     network: Mapping[str, Any] = field(default_factory=dict, hash=False)
     levels: tuple[tuple[int, ...], ...] = ()
+    layout: Layout = "lesionseg"
 
     @property
     def block(self) -> tuple[int, ...]:

@@ -60,6 +60,13 @@ def coarsen(targets: LevelTargets, stride: Sequence[int]) -> LevelTargets:
     return LevelTargets(labels, _block_max(targets.instances, stride), complete | known)
 
 
+def middles(targets: LevelTargets, stride: Sequence[int]) -> LevelTargets:
+    """Targets on a grid `stride` times coarser: the voxel in the middle of each block, as nnU-Net
+    teaches; of an even number the one after the middle. A small lesion may be lost."""
+    places = (..., *(slice(s // 2, None, s) for s in stride))
+    return LevelTargets(targets.labels[places], targets.instances[places], targets.valid[places])
+
+
 def _block_max(
     values: Shaped[Tensor, "b *spatial"], stride: Sequence[int]
 ) -> Shaped[Tensor, "b *smaller"]:
