@@ -69,11 +69,12 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
 def _read(path: Path) -> Mapping[str, Any]:
     if not path.is_file():
         raise BundleError("There is no such checkpoint.", where=path)
-    number = np.float64(0).__reduce__()[0]  # how numpy keeps single numbers, as in nnU-Net's log
+    scalar: Any = np.float64(0).__reduce__()[0]  # how numpy keeps single numbers: nnU-Net's log
+    kinds = {type(np.dtype(kind)) for kind in ("f2", "f4", "f8", "i4", "i8", "?")}
     names = ("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar")
-    kinds = [np.dtype, *{type(np.dtype(kind)) for kind in ("f2", "f4", "f8", "i4", "i8", "?")}]
+    plain: list[Any] = [np.dtype, *kinds, *((scalar, name) for name in names)]
     try:
-        with torch.serialization.safe_globals([*((number, name) for name in names), *kinds]):
+        with torch.serialization.safe_globals(plain):
             read: Any = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise BundleError(

@@ -12,6 +12,7 @@ from lesionseg.plan.tile_rules import total_stride
 log = logging.getLogger(__name__)
 
 FOLLOWED = "as in the bundle that training starts from"
+FOLLOWED_CHECKPOINT = "as in the checkpoint that training starts from"
 # Networks whose encoder and decoder are built alike, so that one's weights serve the other
 _BACKBONES: Mapping[str, str] = {"unet": "plain", "retinanet": "plain", "retina_unet": "plain"}
 

@@ -15,6 +15,7 @@ from lesionseg.plan.anchor_plan import AnchorPlan
 from lesionseg.plan.anchor_rules import fit_anchors
 from lesionseg.plan.fine_tuning_plan import (
     FOLLOWED,
+    FOLLOWED_CHECKPOINT,
     followed_architecture,
     refuse_stranger,
     said_to_follow,
@@ -110,7 +111,8 @@ def make_plan(
     shape = _architecture(tile.value, spacing.value, allowed.value, chosen, before)
     if pyramid is not None:
         shape = rules.Decision(
-            pyramid, f"{pyramid.network.get('_target_', FOLLOWED)}, {len(pyramid.features)} maps"
+            pyramid,
+            f"{pyramid.network.get('_target_', FOLLOWED_CHECKPOINT)}, {len(pyramid.features)} maps",
         )
     batch = _batch(grid, shape.value, tile.value, allowed.value, chosen)
     anchors = anchors_of(shape.value)
