@@ -1,4 +1,4 @@
-"""lesionseg from raw files to log-odds within a number of minutes; run by vs_nnunet.py.
+"""lesionseg from raw files to log-odds within a number of minutes or steps; run by vs_nnunet.py.
 
     python benchmarks/cell_lesionseg.py JOB.json
 
@@ -40,7 +40,8 @@ def main() -> None:
     before = (time.time() - job["began"]) / 60
     trainer = replace(
         chosen.learning.trainer,
-        max_minutes=job["minutes"] - before,
+        max_minutes=None if job["steps"] else job["minutes"] - before,
+        max_steps=job["steps"],
         accelerator=job["accelerator"],
         progress=False,
     )

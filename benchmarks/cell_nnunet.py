@@ -1,4 +1,4 @@
-"""nnU-Net v2 from raw files to log-odds within a number of minutes; run by vs_nnunet.py.
+"""nnU-Net v2 from raw files to log-odds within a number of minutes or steps; run by vs_nnunet.py.
 
     python benchmarks/cell_nnunet.py JOB.json
 
@@ -18,17 +18,21 @@ from typing import Any
 
 import numpy as np
 import torch
-from nnunetv2.experiment_planning.experiment_planners.network_topology import (
+from torchvision_on_cpu import supply_nms
+
+supply_nms()  # nnU-Net imports torchvision
+
+from nnunetv2.experiment_planning.experiment_planners.network_topology import (  # noqa: E402
     get_pool_and_conv_props,
 )
-from nnunetv2.experiment_planning.plan_and_preprocess_api import (
+from nnunetv2.experiment_planning.plan_and_preprocess_api import (  # noqa: E402
     extract_fingerprints,
     plan_experiments,
     preprocess,
 )
-from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
-from nnunetv2.paths import nnUNet_preprocessed
-from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor  # noqa: E402
+from nnunetv2.paths import nnUNet_preprocessed  # noqa: E402
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer  # noqa: E402
 
 EXPONENT = 0.9  # of nnU-Net's polynomial schedule
 PLANS = "nnUNetPlans"
@@ -44,13 +48,13 @@ def main() -> None:
     until = job["began"] + 60 * job["minutes"]
     trainer = prepare(job)
     began_training = time.time()
-    steps, losses = train(trainer, until)
+    losses = train(trainer, until, job["steps"])
     spent = time.time() - job["began"]
     output = Path(job["output"])
     predict(trainer, job["scans"], output)
     config = trainer.configuration_manager
     made = {
-        "steps": steps,
+        "steps": len(losses),
         "minutes": spent / 60,
         "minutes_before_training": (began_training - job["began"]) / 60,
         "tile": [int(n) for n in config.patch_size],
@@ -112,20 +116,22 @@ def tile_within(own: list[int], spacing: list[float], job: dict[str, Any]) -> tu
         shrink *= 0.95
 
 
-def train(trainer: nnUNetTrainer, until: float) -> tuple[int, list[float]]:
-    """nnU-Net's step until the time is over, its rate falling over all of it."""
-    began, steps = time.time(), 0
+def train(trainer: nnUNetTrainer, until: float, most: int | None) -> list[float]:
+    """nnU-Net's step until the time (or `most` steps) is over, its rate falling over all of it."""
+    began = time.time()
     losses: list[float] = []
+
+    def done() -> float:
+        return len(losses) / most if most else (time.time() - began) / (until - began)
+
     trainer.network.train()
-    while (now := time.time()) < until:
-        rate = trainer.initial_lr * (1 - (now - began) / (until - began)) ** EXPONENT
+    while (progress := done()) < 1:
         for group in trainer.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = trainer.initial_lr * (1 - progress) ** EXPONENT
         losses.append(float(trainer.train_step(next(trainer.dataloader_train))["loss"]))
-        steps += 1
     trainer.dataloader_train._finish()
     trainer.dataloader_val._finish()
-    return steps, losses
+    return losses
 
 
 def predict(trainer: nnUNetTrainer, scans: dict[str, list[str]], output: Path) -> None:

@@ -9,12 +9,15 @@ same device, threads and worker processes, same wall-clock minutes from the raw 
 preprocessing are counted, prediction is not. Both tools' log-odds then go through the same
 candidate rule and scores; strictness is that of 1 false positive a case on the judged cases, for
 each tool alike. `nnunet` follows its own plan, `nnunet_cut` the same plan with a tile and features
-that the device can afford, our own plan's size (see `cell_nnunet.py`); both stretch their schedule
-over the minutes. nnU-Net runs in the peers' environment (`make peers`).
+that the device can afford, our own plan's size (see `cell_nnunet.py`; under `--overrides` of tile
+and features too); both stretch their schedule over the minutes. nnU-Net runs in the peers'
+environment (`make peers`).
 
-A finished cell (set × tool × minutes × seed) is a file in OUTPUT/cells and is not made again, but
-judged again with `--judge-anew`, since its log-odds are kept; one that was interrupted begins anew,
-since its minutes count.
+With `--steps` both learn for so many steps instead, whatever time that takes.
+
+A finished cell (set × tool × minutes or steps × seed) is a file in OUTPUT/cells and is not made
+again, but judged again with `--judge-anew`, since its log-odds are kept; one that was interrupted
+begins anew, since its minutes count.
 """
 
 import argparse
@@ -33,6 +36,7 @@ import numpy as np
 import table
 import torch
 from held_out import held_out, lesions_found
+from recipe import recipe
 from scipy.ndimage import maximum
 from vs_nnunet_table import markdown, report
 
@@ -47,7 +51,6 @@ from lesionseg.pipeline.dataset.survey import Survey, take_survey
 from lesionseg.pipeline.judging.choice import ChoiceSettings
 from lesionseg.pipeline.judging.judge_role import Rules, judge_predicted, labelled
 from lesionseg.pipeline.train.learning import decide
-from lesionseg.plan.make import PlanOverrides
 from lesionseg.plan.plan import Plan
 from lesionseg.training.settings import TrainerSettings
 
@@ -56,6 +59,7 @@ PEERS = HERE.parent / ".peers" / "bin" / "python"
 RULES = Rules(PRESETS["lesionseg"], ChoiceSettings(calibration="none"), {})  # for all tools
 TOOLS = ("lesionseg", "nnunet_cut", "nnunet")
 DATASET = "Dataset001_compared"
+SIZES = ("model.tile_shape=", "model.base_features=")
 BATCH = {2: 4, 3: 2}  # tiles of nnU-Net's cut plan
 
 
@@ -127,6 +131,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--data", type=Path, nargs="+", required=True, help="dataset folders")
     parser.add_argument("--tools", nargs="+", choices=TOOLS, default=list(TOOLS))
     parser.add_argument("--minutes", type=float, default=20.0, help="of wall clock a cell")
+    parser.add_argument("--steps", type=int, help="of either tool, in place of minutes")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of either tool")
     parser.add_argument("--workers", type=int, default=1, help="of nnU-Net; ours: --overrides")
@@ -151,18 +156,24 @@ def prepare(root: Path, options: argparse.Namespace) -> Setting:
     folder.mkdir(parents=True, exist_ok=True)
     plan = decide(
         found,
-        PlanOverrides(),
+        recipe(sizes(options), root).model,
         TrainerSettings(budget="auto", accelerator=options.accelerator),
         folder,
     )
     return Setting(name, root, found, plan, options)
 
 
+def sizes(options: argparse.Namespace) -> list[str]:
+    """The overrides that nnU-Net's cut plan follows too."""
+    return [o for o in options.overrides if o.startswith(SIZES)]
+
+
 def make_cell(setting: Setting, tool: str, seed: int) -> Mapping[str, Any]:
     """The cell's numbers: read where they are, else made and judged."""
     options = setting.options
-    variant = "_".join([tool, *options.overrides]) if tool == "lesionseg" else tool
-    name = f"{setting.name}__{variant}__{options.minutes:g}min__{options.threads}t__s{seed}"
+    variant = "_".join([tool, *(options.overrides if tool == "lesionseg" else sizes(options))])
+    limit = f"{options.steps}steps" if options.steps else f"{options.minutes:g}min"
+    name = f"{setting.name}__{variant}__{limit}__{options.threads}t__s{seed}"
     path = options.output / "cells" / f"{name}.json"
     folder = options.output / "runs" / name
     if path.is_file():
@@ -193,6 +204,7 @@ def run_tool(setting: Setting, tool: str, seed: int, folder: Path) -> dict[str, 
         "data": str(setting.root),
         "output": str(folder),
         "minutes": options.minutes,
+        "steps": options.steps,
         "seed": seed,
         "threads": options.threads,
         "accelerator": options.accelerator,

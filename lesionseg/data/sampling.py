@@ -32,11 +32,12 @@ _NUMBERS = 6 * _BACKGROUND_DRAWS
 
 @dataclass(frozen=True)
 class SamplingSettings:
-    """The mix of tiles, in plain numbers; the fields are those of `TileSampler`."""
+    """The mix of tiles; the fields are those of `TileSampler`."""
 
     lesion_share: float = 0.5
     hard_share: float = 0.0
     size_weight: float = 0.0
+    avoid_lesions: bool = True
 
     def __post_init__(self) -> None:
         _refuse_shares(self.lesion_share, self.hard_share)
@@ -55,8 +56,8 @@ class TileSampler:
     """Chooses `n_tiles` tiles of `tile_shape` for every epoch.
 
     round(`lesion_share` · n) tiles hold a lesion, round(`hard_share` · n) a hard point, the others
-    are background: anywhere in any case, free of lesions where ten draws find such a place, and
-    around a voxel that teaches where some do not. Within an epoch every lesion is chosen equally
+    are background: anywhere in any case, free of lesions where ten draws find such a place (unless
+    `avoid_lesions` is False), and around a voxel that teaches where some do not. Within an epoch every lesion is chosen equally
     often (to within one, from `MANY` lesions on within two), or in proportion to
     voxels^−`size_weight`. The lesion's seed voxel lies anywhere in the inner three quarters of the
     tile, which is then moved into the volume. Without a lesion, or a hard point, their share goes
@@ -73,6 +74,7 @@ class TileSampler:
         lesion_share: float = 0.5,
         hard_share: float = 0.0,
         size_weight: float = 0.0,
+        avoid_lesions: bool = True,
     ) -> None:
         _refuse_shares(lesion_share, hard_share)
         if not cases or n_tiles < 1:
@@ -87,6 +89,7 @@ class TileSampler:
         self.seed = seed
         self.lesion_share = lesion_share
         self.hard_share = hard_share
+        self.avoid_lesions = avoid_lesions
         self._hard: tuple[HardPoint, ...] = ()
         self._tables = [case.lesions for case in self.cases]
         # lesions are counted through all cases: those of case i from _first[i] on
@@ -148,7 +151,8 @@ class TileSampler:
         for _ in range(_BACKGROUND_DRAWS):
             case = rng.below(len(self.cases))
             start = self._anywhere(case, rng)
-            if not self._meets_lesion(start, case) and self.cases[case].valid_seeds != ():
+            clear = not (self.avoid_lesions and self._meets_lesion(start, case))
+            if clear and self.cases[case].valid_seeds != ():
                 break
         return TileChoice(case, start, "background")
 

@@ -1,7 +1,7 @@
 """Training tiles by number: one endless MONAI dataset over cached cases."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property, lru_cache
 from typing import Any
 
@@ -95,9 +95,7 @@ class TileDataset(Dataset):  # type: ignore[misc]  # MONAI ships no types
             self.plan.tile_shape,
             n_tiles=self.n_tiles,
             seed=self.seed,
-            lesion_share=self.sampling.lesion_share,
-            hard_share=self.sampling.hard_share,
-            size_weight=self.sampling.size_weight,
+            **asdict(self.sampling),
         )
 
     @cached_property

@@ -1,5 +1,7 @@
 """Focal loss, cross-entropy, and both with Dice, as modules with named terms."""
 
+from typing import cast
+
 from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
@@ -99,8 +101,42 @@ class CrossEntropyLoss(VoxelLoss):
         return {"cross_entropy": terms["focal"]}
 
 
-class DiceFocalLoss(VoxelLoss):
-    """Soft Dice plus focal loss, the terms `dice` and `focal`."""
+class _DiceAnd(VoxelLoss):
+    """Soft Dice as the term `dice`, and the terms of another loss."""
+
+    def __init__(self, other: VoxelLoss, dice_weight: float, smooth: float, per_tile: bool) -> None:
+        super().__init__(other.activation)
+        self.other = other
+        self.dice_weight, self.smooth, self.per_tile = dice_weight, smooth, per_tile
+
+    def forward(
+        self,
+        logits: Float[Tensor, "b c *spatial"],
+        labels: Shaped[Tensor, "b *any"],
+        *,
+        valid: Bool[Tensor, "b *spatial"] | None = None,
+        normaliser: Normaliser = None,
+    ) -> LossTerms:
+        """The term `dice` and the other loss's."""
+        dice = dice_loss(
+            logits,
+            labels,
+            activation=self.activation,
+            valid=valid,
+            smooth=self.smooth,
+            per_tile=self.per_tile,
+        )
+        terms: LossTerms = self.other(logits, labels, valid=valid, normaliser=normaliser)
+        return {"dice": self.dice_weight * dice, **terms}
+
+
+class DiceFocalLoss(_DiceAnd):
+    """Soft Dice plus focal loss, the terms `dice` and `focal`; `per_tile` as in `dice_loss`.
+
+    With a softmax, α ½, γ 0, `reduction` mean, `focal_weight` 2 and `smooth` 1e-5 it is nnU-Net's
+    loss plus 1 (there −Dice stands for 1 − Dice); `per_tile` is what its plans call a `batch_dice`
+    of false.
+    """
 
     def __init__(
         self,
@@ -111,34 +147,24 @@ class DiceFocalLoss(VoxelLoss):
         focal_weight: float = 1.0,
         dice_weight: float = 1.0,
         smooth: float = 1.0,
+        per_tile: bool = False,
     ) -> None:
-        super().__init__(activation)
-        self.focal = FocalLoss(alpha, gamma, reduction, activation, focal_weight)
-        self.dice_weight, self.smooth = dice_weight, smooth
+        focal = FocalLoss(alpha, gamma, reduction, activation, focal_weight)
+        super().__init__(focal, dice_weight, smooth, per_tile)
+
+    @property
+    def focal(self) -> FocalLoss:
+        """The focal term."""
+        return cast(FocalLoss, self.other)
 
     @property
     def link(self) -> tuple[Alpha, float] | None:
         """The focal term's; Dice asks for 0 or 1, which undoing α and γ leaves as they are."""
         return self.focal.link
 
-    def forward(
-        self,
-        logits: Float[Tensor, "b c *spatial"],
-        labels: Shaped[Tensor, "b *any"],
-        *,
-        valid: Bool[Tensor, "b *spatial"] | None = None,
-        normaliser: Normaliser = None,
-    ) -> LossTerms:
-        """The terms `dice` and `focal`."""
-        dice = dice_loss(
-            logits, labels, activation=self.activation, valid=valid, smooth=self.smooth
-        )
-        terms: LossTerms = self.focal(logits, labels, valid=valid, normaliser=normaliser)
-        return {"dice": self.dice_weight * dice, **terms}
 
-
-class DiceCrossEntropyLoss(VoxelLoss):
-    """Soft Dice plus cross-entropy, the terms `dice` and `cross_entropy`."""
+class DiceCrossEntropyLoss(_DiceAnd):
+    """Soft Dice plus cross-entropy, the terms `dice` and `cross_entropy`; no link."""
 
     def __init__(
         self,
@@ -148,24 +174,7 @@ class DiceCrossEntropyLoss(VoxelLoss):
         cross_entropy_weight: float = 1.0,
         dice_weight: float = 1.0,
         smooth: float = 1.0,
+        per_tile: bool = False,
     ) -> None:
-        super().__init__(activation)
-        self.cross_entropy = CrossEntropyLoss(
-            lesion_weight, reduction, activation, cross_entropy_weight
-        )
-        self.dice_weight, self.smooth = dice_weight, smooth
-
-    def forward(
-        self,
-        logits: Float[Tensor, "b c *spatial"],
-        labels: Shaped[Tensor, "b *any"],
-        *,
-        valid: Bool[Tensor, "b *spatial"] | None = None,
-        normaliser: Normaliser = None,
-    ) -> LossTerms:
-        """The terms `dice` and `cross_entropy`."""
-        dice = dice_loss(
-            logits, labels, activation=self.activation, valid=valid, smooth=self.smooth
-        )
-        terms: LossTerms = self.cross_entropy(logits, labels, valid=valid, normaliser=normaliser)
-        return {"dice": self.dice_weight * dice, **terms}
+        other = CrossEntropyLoss(lesion_weight, reduction, activation, cross_entropy_weight)
+        super().__init__(other, dice_weight, smooth, per_tile)

@@ -20,13 +20,15 @@ def overlap_sums(
     probabilities: Float[Tensor, "b k *spatial"],
     lesion: Bool[Tensor, "b k *spatial"],
     valid: Bool[Tensor, "b *spatial"] | None = None,
-) -> Float[Tensor, "3 k"]:
-    """Per class over the whole batch: Σ p·y, Σ p and Σ y of the valid voxels."""
+    *,
+    per_tile: bool = False,
+) -> Float[Tensor, "3 *k"]:
+    """Σ p·y, Σ p and Σ y of the valid voxels per class, over the whole batch or `per_tile`."""
     if valid is not None:
         keep = valid.bool().unsqueeze(1)
         probabilities = probabilities.masked_fill(~keep, 0)
         lesion = lesion & keep
-    axes = (0, *range(2, probabilities.ndim))
+    axes = (*([] if per_tile else [0]), *range(2, probabilities.ndim))
     hit = torch.where(lesion, probabilities, 0).sum(axes)
     return torch.stack([hit, probabilities.sum(axes), lesion.sum(axes).to(hit)])
 
@@ -38,16 +40,18 @@ def dice_loss(
     activation: str = "sigmoid",
     valid: Bool[Tensor, "b *spatial"] | None = None,
     smooth: float = 1.0,
+    per_tile: bool = False,
 ) -> Float[Tensor, ""]:
     """1 − (2·Σ p·y + s) / (Σ p + Σ y + s), summed over the batch, then the mean over classes.
 
-    `labels`: a label map, or 0/1 of the probabilities' shape. Milletari et al. 2016 with sums
-    instead of squares. Summing over the batch and `smooth` (in voxels) keep the loss of a
-    lesion-free batch within [0, 1] with a gradient that lowers p. Empty input gives 0. fp32.
+    `labels`: a label map, or 0/1 of the probabilities' shape. `per_tile`: summed over each tile,
+    then the mean over tiles and classes. Milletari et al. 2016 with sums instead of squares.
+    Summing over the batch and `smooth` (in voxels) keep the loss of a lesion-free batch within
+    [0, 1] with a gradient that lowers p. Empty input gives 0. fp32.
     """
     check_valid(logits, valid)
     probabilities = lesion_probabilities(logits, activation)
     lesion = lesion_target(labels, probabilities)
-    hit, predicted, present = overlap_sums(probabilities, lesion, valid)
+    hit, predicted, present = overlap_sums(probabilities, lesion, valid, per_tile=per_tile)
     overlap: Tensor = (2 * hit + smooth) / (predicted + present + smooth)
-    return (1 - overlap).mean()
+    return (1 - overlap).sum() / max(overlap.numel(), 1)

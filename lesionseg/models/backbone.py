@@ -60,7 +60,7 @@ class Decoder(nn.Module):
         fine, coarse = architecture.features[:-1], architecture.features[1:]
         ones, n_blocks = (1,) * dims, architecture.blocks
         self.ups = nn.ModuleList(
-            _up(dims, wide, narrow, stride)
+            _up(dims, wide, narrow, stride, bias=architecture.layout == "nnunet")
             for wide, narrow, stride in zip(coarse, fine, architecture.strides[1:], strict=True)
         )
         self.stages = nn.ModuleList(
@@ -79,9 +79,9 @@ class Decoder(nn.Module):
         return decoded
 
 
-def _up(dims: int, in_channels: int, out_channels: int, stride: Sequence[int]) -> Up:
+def _up(dims: int, in_channels: int, out_channels: int, stride: Sequence[int], *, bias: bool) -> Up:
     layer = layers(dims).up(
-        in_channels, out_channels, kernel_size=tuple(stride), stride=tuple(stride), bias=False
+        in_channels, out_channels, kernel_size=tuple(stride), stride=tuple(stride), bias=bias
     )
     initialise(layer)
     return layer

@@ -131,8 +131,10 @@ class Stage(nn.Sequential):
 
 
 def initialise(conv: Conv | Up) -> None:
-    """He normal weights for the leaky slope (He et al. 2015, eq. 15, fan in), in place."""
+    """He normal weights for the leaky slope (He et al. 2015, eq. 15, fan in), no bias, in place."""
     nn.init.kaiming_normal_(conv.weight, a=LEAKY_SLOPE, nonlinearity="leaky_relu")
+    if conv.bias is not None:
+        nn.init.zeros_(conv.bias)
 
 
 def space_to_depth(

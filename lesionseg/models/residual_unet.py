@@ -116,6 +116,9 @@ class ResidualEncoder(nn.Module):
                 strict=False,  # the last stage feeds no further one
             )
         )
+        if architecture.layout == "nnunet":  # every block starts as its way past
+            for block in (module for module in self.modules() if isinstance(module, ResidualBlock)):
+                nn.init.zeros_(block.norm.weight)
 
     def forward(self, x: Float[Tensor, "b c *spatial"]) -> list[Tensor]:
         """Feature maps, finest first."""

@@ -38,9 +38,19 @@ def take_weights(network: nn.Module, plan: Plan, before: nn.Module, plan_before:
     anchors.
     """
     reasons = _different_meanings(plan, plan_before)
-    theirs = {place: (name, t) for place, name, t in _places(before)}
+    return take_tensors(network, before.state_dict(), reasons, first=_first(before))
+
+
+def take_tensors(
+    network: nn.Module, before: Mapping[str, Tensor], reasons: Mapping[str, str], first: int = 0
+) -> Transfer:
+    """Copy what fits of named tensors into `network`, in place, but for heads with `reasons`.
+
+    `first`: the finest stage that their decoder has.
+    """
+    theirs = {place: (name, t) for place, name, t in _places(before, first)}
     taken, fresh, found = [], [], set()
-    for place, name, tensor in _places(network):
+    for place, name, tensor in _places(network.state_dict(), _first(network)):
         name_before, value = theirs.get(place, ("", None))
         means_the_same = place.partition(".")[0] not in reasons
         if value is not None and value.shape == tensor.shape and means_the_same:
@@ -59,7 +69,7 @@ def _different_meanings(plan: Plan, before: Plan) -> dict[str, str]:
     reasons: dict[str, str] = {}
     if (plan.label_names, plan.regions) != (before.label_names, before.regions):
         were, are = ", ".join(before.label_names), ", ".join(plan.label_names)
-        reasons = dict.fromkeys(_HEADS.values(), f"the labels were {were} and are {are}")
+        reasons = new_heads(f"the labels were {were} and are {are}")
     elif plan.activation != before.activation:
         reasons["voxels"] = f"the activation was {before.activation} and is {plan.activation}"
     if plan.anchors and before.anchors and plan.anchors.sizes != before.anchors.sizes:
@@ -71,10 +81,18 @@ def _parts(names: list[str]) -> set[str]:
     return {_HEADS.get(name.partition(".")[0], "") for name in names}
 
 
-def _places(network: nn.Module) -> Iterator[tuple[str, str, Tensor]]:
+def new_heads(why: str) -> dict[str, str]:
+    """The reasons by which `take_tensors` leaves all heads as they are."""
+    return dict.fromkeys(_HEADS.values(), why)
+
+
+def _first(network: nn.Module) -> int:
+    return int(getattr(network, "finest", 0))
+
+
+def _places(tensors: Mapping[str, Tensor], first: int) -> Iterator[tuple[str, str, Tensor]]:
     """The place of every tensor, the same in all networks of a kind; its name; the tensor."""
-    first = int(getattr(network, "finest", 0))
-    for name, tensor in network.state_dict().items():
+    for name, tensor in tensors.items():
         part, _, rest = name.partition(".")
         if part in _HEADS:
             yield f"{_HEADS[part]}.{rest}", name, tensor

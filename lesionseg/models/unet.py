@@ -6,6 +6,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from lesionseg.models.backbone import Decoder, Encoder
+from lesionseg.models.blocks import initialise
 from lesionseg.models.heads import SegmentationHead, prior_bias
 from lesionseg.plan.plan import Architecture, Plan
 
@@ -32,10 +33,14 @@ class UNet(nn.Module):
         super().__init__()
         self.encoder = encoder or Encoder(dims, in_channels, architecture)
         self.decoder = Decoder(dims, architecture)
-        self.heads = nn.ModuleList(
+        heads = [
             SegmentationHead(dims, width, bias, architecture.block)
             for width in self.decoder.channels[: architecture.n_supervised]
-        )
+        ]
+        if architecture.layout == "nnunet":
+            for head in heads:
+                initialise(head.conv)
+        self.heads = nn.ModuleList(heads)
 
     def forward(self, image: Float[Tensor, "b c *spatial"]) -> list[Tensor]:
         """Logits, finest first."""

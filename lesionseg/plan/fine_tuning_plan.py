@@ -6,12 +6,13 @@ from dataclasses import replace
 from typing import Any
 
 from lesionseg.errors import ConfigError
-from lesionseg.plan.plan import Architecture, Modality, Plan, Stem
+from lesionseg.plan.plan import Architecture, Layout, Modality, Plan, Stem
 from lesionseg.plan.tile_rules import total_stride
 
 log = logging.getLogger(__name__)
 
 FOLLOWED = "as in the bundle that training starts from"
+FOLLOWED_CHECKPOINT = "as in the checkpoint that training starts from"
 # Networks whose encoder and decoder are built alike, so that one's weights serve the other
 _BACKBONES: Mapping[str, str] = {"unet": "plain", "retinanet": "plain", "retina_unet": "plain"}
 
@@ -53,6 +54,7 @@ def refuse_stranger(
     spacing_mm: Sequence[float] | None,
     base_features: int | None,
     stem: Stem | None = None,
+    layout: Layout | None = None,
     network: Mapping[str, Any] | None = None,
 ) -> None:
     """Raise `ConfigError` when the weights of `before` cannot serve the plan that is asked for.
@@ -80,6 +82,7 @@ def refuse_stranger(
     _refuse_setting("spacing_mm", spacing_mm, before.spacing_mm)
     _refuse_setting("base_features", base_features, before.architecture.features[0])
     _refuse_setting("stem", stem, before.architecture.stem)
+    _refuse_setting("layout", layout, before.architecture.layout)
 
 
 def _check_channels(has: Sequence[str], here: Sequence[str]) -> None:

@@ -15,6 +15,7 @@ from lesionseg.plan.anchor_plan import AnchorPlan
 from lesionseg.plan.anchor_rules import fit_anchors
 from lesionseg.plan.fine_tuning_plan import (
     FOLLOWED,
+    FOLLOWED_CHECKPOINT,
     followed_architecture,
     refuse_stranger,
     said_to_follow,
@@ -53,8 +54,8 @@ def make_plan(
     `device` is torch's name ("cpu", "cuda", …) and `memory_gb` its memory in 10⁹ bytes. `before`:
     the plan of the network whose weights training starts from; grid, normalisation and backbone are
     its own, the tile too unless it is chosen. `step_memory`: the 10⁹ bytes that a training step of
-    a plan takes, for a GPU (`training.device.step_memory`). `pyramid`: the stages of a detector's
-    backbone that is not ours. The same input gives the same plan.
+    a plan takes, for a GPU (`training.device.step_memory`). `pyramid`: the stages of a
+    backbone that is not ours, or whose weights are not. The same input gives the same plan.
     Raises `ConfigError` for overrides that do not fit the dataset or `before`, and for a GPU
     without `step_memory`.
     """
@@ -110,7 +111,8 @@ def make_plan(
     shape = _architecture(tile.value, spacing.value, allowed.value, chosen, before)
     if pyramid is not None:
         shape = rules.Decision(
-            pyramid, f"{pyramid.network['_target_']}, {len(pyramid.features)} maps"
+            pyramid,
+            f"{pyramid.network.get('_target_', FOLLOWED_CHECKPOINT)}, {len(pyramid.features)} maps",
         )
     batch = _batch(grid, shape.value, tile.value, allowed.value, chosen)
     anchors = anchors_of(shape.value)
@@ -150,6 +152,7 @@ def _following(
         spacing_mm=chosen.spacing_mm,
         base_features=chosen.base_features,
         stem=chosen.stem,
+        layout=chosen.layout,
         network=chosen.spec,
     )
     tile = chosen.tile_shape or before.tile_shape
@@ -286,7 +289,9 @@ def _architecture(
             expected="sides that are multiples of 16, such as 64",
         )
     shape = tile_rules.widened(shape, tile, allowed)
-    shape = replace(shape, network=chosen.spec)
+    shape = replace(shape, network=chosen.spec, layout=chosen.layout or shape.layout)
+    if chosen.layout == "nnunet":  # all levels but the two coarsest
+        shape = replace(shape, n_supervised=max(len(shape.features) - 2, 1))
     rest = [n // s for n, s in zip(tile, tile_rules.total_stride(shape), strict=True)]
     kind = "anisotropic" if rules.is_anisotropic(spacing_mm) else "all axes alike"
     if shape.stem == "space_to_depth":

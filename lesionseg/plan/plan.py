@@ -17,6 +17,7 @@ Modality = Literal["mri", "ct", "xray"]
 Activation = Literal["sigmoid", "softmax"]
 CandidateSource = Literal["segmentation", "detection", "both"]
 Stem = Literal["full", "space_to_depth"]
+Layout = Literal["lesionseg", "nnunet"]
 ComponentScore = Literal["max", "mean"]
 
 # what candidates of our own networks may come from, the default first
@@ -56,6 +57,8 @@ class Architecture:
     One entry per resolution stage in `features`, `strides` and `kernels`. The stride of stage 0 is
     the `block` of voxels that a space-to-depth stem turns into channels; all ones for none.
     `blocks` per stage; `encoder_blocks` are a residual encoder's own, one number per stage.
+    `layout` nnunet: transposed convolutions have biases, all starts as there (He, residual branches
+    at 0, no prior), and coarse levels are taught the voxel in the middle of each block.
 
     `network` names a network or backbone that is not ours (`_target_`) and its arguments, as JSON
     has them. `levels`: its supervised outputs, as the input's voxels per output voxel, finest
@@ -71,6 +74,7 @@ class Architecture:
     encoder_blocks: Annotated[tuple[int, ...], Range(1, 100)] = ()
     network: Mapping[str, Any] = field(default_factory=dict, hash=False)
     levels: Annotated[tuple[tuple[int, ...], ...], Range(1, 2**12)] = ()
+    layout: Layout = "lesionseg"
 
     @property
     def block(self) -> tuple[int, ...]:

@@ -11,6 +11,7 @@ from lesionseg.plan.plan import (
     Activation,
     CandidateSource,
     ComponentScore,
+    Layout,
     Stem,
     sources_of,
     tuples,
@@ -27,7 +28,8 @@ class PlanOverrides:
     `init_from`: the bundle, or the run, whose weights training starts from; its grid,
     normalisation and backbone are followed (`make_plan`'s `before`). `stem`: space_to_depth turns
     blocks of 2 voxels along each fine axis into channels, and the backbone works on half the grid.
-    `size`, S, M, L or XL: the most memory of a GPU that is planned with. `merge`: of a detector's
+    `layout`: nnunet gives our own networks nnU-Net's details (`Architecture`). `size`, S, M, L or
+    XL: the most memory of a GPU that is planned with. `merge`: of a detector's
     boxes (`AnchorPlan`). `component_score`: of candidates from voxels (`CandidateRule`).
     `network`: the arguments of a network that is not ours, with `_target_` which class it is where
     `architecture` is "custom". `backbone`: likewise of a detector's feature maps.
@@ -45,6 +47,7 @@ class PlanOverrides:
     merge: Merge | None = None
     component_score: ComponentScore = "max"
     stem: Stem | None = None
+    layout: Layout | None = None
     network: Mapping[str, Any] | None = None
     backbone: Mapping[str, Any] | None = None
 
@@ -65,12 +68,13 @@ class PlanOverrides:
                 remedy="take model=custom for a network of your own, model=retinanet for a "
                 "backbone of your own.",
             )
-        require(
-            ours or self.stem != "space_to_depth",
-            "Only our own networks have a space-to-depth stem.",
-            where="model.stem",
-            seen=f"model={self.architecture}",
-        )
+        for name, usual in (("stem", "full"), ("layout", "lesionseg")):
+            require(
+                ours or getattr(self, name) in (None, usual),
+                f"Only our own networks have a {name}.",
+                where=f"model.{name}",
+                seen=f"model={self.architecture}",
+            )
         spacing, tile = self.spacing_mm or (1.0,), self.tile_shape or (1,)
         counts = (self.batch_size or 1, self.base_features or 1)
         positive = min(spacing) > 0 and min(tile) >= 1 and min(counts) >= 1
@@ -99,6 +103,8 @@ class PlanOverrides:
         )
         if self.stem is not None:
             one_of("stem", self.stem, get_args(Stem), where="model.stem")
+        if self.layout is not None:
+            one_of("layout", self.layout, get_args(Layout), where="model.layout")
         if self.size is not None:
             one_of("size", self.size, tuple(SIZES_GB), where="model.size")
         one_of("activation", self.activation, get_args(Activation), where="model.activation")

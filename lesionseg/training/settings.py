@@ -17,13 +17,15 @@ class OptimiserSettings:
 
     Linear warm-up over `warmup_fraction`, then `cosine` or `poly` decay to 0. `momentum` is SGD's
     (Nesterov); AdamW takes it as its first β, and `beta2` as its second: how long it remembers how
-    large gradients were. `weight_decay` spares norms and biases. `backbone_lr_scale`: all but the
+    large gradients were. `weight_decay` spares norms and biases, unless `decay` is all.
+    `backbone_lr_scale`: all but the
     heads learn at so much of the rate, for weights that come from a bundle; 0 leaves them.
     """
 
     name: Literal["adamw", "sgd"] = "adamw"
     lr: float = 3e-3
     weight_decay: float = 1e-2
+    decay: Literal["kernels", "all"] = "kernels"
     momentum: float = 0.9
     beta2: float = 0.95
     warmup_fraction: float = 0.05
@@ -32,6 +34,7 @@ class OptimiserSettings:
 
     def __post_init__(self) -> None:
         _one_of("optim.name", self.name, ("adamw", "sgd"))
+        _one_of("optim.decay", self.decay, ("kernels", "all"))
         _one_of("optim.schedule", self.schedule, ("cosine", "poly"))
         _require("optim.lr", self.lr, self.lr > 0, "a number above 0")
         _require("optim.weight_decay", self.weight_decay, self.weight_decay >= 0, "0 or more")

@@ -17,7 +17,7 @@ from lesionseg.io.atomic import read_json, write_json
 from lesionseg.phantoms import write_mri_phantoms, write_xray_phantoms
 from lesionseg.plan.plan import Plan
 
-MINE = ("vs_nnunet", "vs_nnunet_table", "held_out", "table")
+MINE = ("vs_nnunet", "recipe", "vs_nnunet_table", "held_out", "table")
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ def setting(versus: ModuleType, tmp_path: Path) -> Any:
     write_mri_phantoms(
         tmp_path / "raw", 4, seed=1, shape=(32, 40, 32), spacing_mm=(4.0,) * 3, n_test=1
     )
-    options = argparse.Namespace(output=tmp_path / "out", accelerator="cpu")
+    options = argparse.Namespace(output=tmp_path / "out", accelerator="cpu", overrides=[])
     return versus.prepare(tmp_path / "raw", options)
 
 
@@ -114,7 +114,7 @@ def test_the_interval_is_paired(versus: ModuleType) -> None:
 
 def test_radiographs_are_handed_over_as_png(versus: ModuleType, tmp_path: Path) -> None:
     write_xray_phantoms(tmp_path / "raw", 4, seed=1, shape=(64, 64), pixel_mm=4.0)
-    options = argparse.Namespace(output=tmp_path / "out", accelerator="cpu")
+    options = argparse.Namespace(output=tmp_path / "out", accelerator="cpu", overrides=[])
     setting = versus.prepare(tmp_path / "raw", options)
     job = versus.nnunet_job(setting, "nnunet", tmp_path / "nnunet")
     raw = tmp_path / "nnunet" / "raw" / versus.DATASET

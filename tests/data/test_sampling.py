@@ -9,7 +9,13 @@ from lesionseg.core import Geometry
 from lesionseg.data.cache.cached_case import CachedCase
 from lesionseg.data.cache.lesion_table import CachedLesion, LesionTable
 from lesionseg.data.hard_places import HardPoint
-from lesionseg.data.sampling import SamplingSettings, TileSampler, spread, spread_of_many
+from lesionseg.data.sampling import (
+    SamplingSettings,
+    TileChoice,
+    TileSampler,
+    spread,
+    spread_of_many,
+)
 from lesionseg.errors import ConfigError
 
 TILE = (8, 8, 8)
@@ -71,6 +77,18 @@ def test_lesion_tiles_hold_a_lesion_and_background_tiles_none(cases):
         stop = np.array(choice.start) + TILE
         assert min(choice.start) >= 0
         assert (stop <= cases[choice.case].shape).all()
+
+
+def test_background_may_be_from_anywhere(cases):
+    """It then holds a lesion as often as any place does."""
+    sampler = TileSampler(cases, TILE, n_tiles=300, seed=0, lesion_share=0, avoid_lesions=False)
+    found = [any(holds(c, x) for x in cases[c.case].lesions) for c in choices(sampler)]
+    rng, spread = np.random.default_rng(0), []
+    for case in (cases[i] for i in rng.integers(len(cases), size=3000)):
+        start = [rng.integers(n - t + 1) for n, t in zip(case.shape, TILE, strict=True)]
+        anywhere = TileChoice(0, tuple(start), "background")
+        spread.append(any(holds(anywhere, x) for x in case.lesions))
+    assert 0 < np.mean(found) == pytest.approx(np.mean(spread), abs=0.07)
 
 
 def test_every_lesion_is_equally_likely_whatever_case_it_lies_in(cases):

@@ -1,5 +1,7 @@
 """Losses with named terms: what each term is, and that weights, masks and divisors reach it."""
 
+import math
+
 import pytest
 import torch
 from torch.nn import functional as F
@@ -127,3 +129,39 @@ def test_refuses_impossible_settings_before_any_training(
 ) -> None:
     with pytest.raises(ConfigError):
         loss_class(**wrong)
+
+
+def nnunet_by_loops(logits: torch.Tensor, labels: torch.Tensor, per_tile: bool) -> float:
+    """Mean cross-entropy of every voxel, minus Dice of lesions with 1e-5 added above and below."""
+    p = logits.double().softmax(1)
+    entropy, sums = 0.0, [[0.0, 0.0, 0.0] for _ in labels]
+    for b, one in enumerate(labels.tolist()):
+        for i, label in enumerate(one):
+            entropy -= math.log(float(p[b, label, i])) / labels.numel()
+            sums[b][0] += float(p[b, 1, i]) * label
+            sums[b][1] += float(p[b, 1, i])
+            sums[b][2] += label
+    groups = sums if per_tile else [[sum(column) for column in zip(*sums, strict=True)]]
+    dice = [(2 * hit + 1e-5) / (predicted + present + 1e-5) for hit, predicted, present in groups]
+    return entropy - sum(dice) / len(dice)
+
+
+@pytest.mark.parametrize("per_tile", [False, True])
+def test_nnunets_loss_is_within_ours(per_tile: bool) -> None:
+    """Ours is larger by 1; the second tile has no lesion, where `per_tile` matters most."""
+    logits = torch.randn(2, 2, 40, generator=torch.Generator().manual_seed(5))
+    labels = torch.zeros(2, 40, dtype=torch.uint8)
+    labels[0, 3:9] = 1
+    ours = DiceFocalLoss(
+        0.5,
+        0.0,
+        reduction="mean",
+        activation="softmax",
+        focal_weight=2.0,
+        smooth=1e-5,
+        per_tile=per_tile,
+    )
+    same = DiceCrossEntropyLoss(activation="softmax", smooth=1e-5, per_tile=per_tile)
+    for loss in (ours, same):
+        total = float(sum(loss(logits, labels).values()))
+        assert total - 1 == pytest.approx(nnunet_by_loops(logits, labels, per_tile), abs=1e-6)

@@ -63,6 +63,14 @@ def test_first_predictions_are_the_prior() -> None:
     assert p.mean().item() == pytest.approx(0.01, rel=0.2)
 
 
+def test_in_nnunets_layout_every_block_begins_as_its_way_past() -> None:
+    plan = plan_of(2)
+    network = build_network(plan.with_(architecture=replace(plan.architecture, layout="nnunet")))
+    block = network.encoder.stages[1][1]
+    x = torch.rand(1, 8, 8, 8)
+    assert torch.allclose(block(x), x)
+
+
 def test_every_weight_learns() -> None:
     network = build_network(plan_of(2))
     torch.stack(

@@ -1,5 +1,6 @@
 """The U-Net's shapes, its first predictions, its gradients and its refusals."""
 
+from dataclasses import replace
 from math import log
 
 import pytest
@@ -199,3 +200,12 @@ def test_a_network_fits_one_tile_by_heart(noise):
 def test_shape_annotations_hold(noise):
     forward = jaxtyped(typechecker=pytest.importorskip("beartype").beartype)(UNet.forward)
     assert len(forward(build_network(plan(2)), torch.randn(1, 1, 8, 8, generator=noise))) == 3
+
+
+def test_nnunets_layout_begins_without_a_prior_and_lifts_maps_with_biases():
+    ours = plan(activation="softmax")
+    network = build_network(ours.with_(architecture=replace(ours.architecture, layout="nnunet")))
+    assert [up.bias.abs().max().item() for up in network.decoder.ups] == [0, 0]
+    assert all(head.conv.weight.std() > 0.1 for head in network.heads)  # He et al. 2015
+    assert all(head.conv.bias.abs().max() == 0 for head in network.heads)
+    assert Plan.from_json(ours.to_json()).architecture.layout == "lesionseg"

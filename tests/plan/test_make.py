@@ -145,6 +145,7 @@ def test_refuses_what_does_not_fit(
         {"architecture": "retinanet", "merge": "soft"},
         {"component_score": "median"},
         {"stem": "half"},
+        {"layout": "half"},
     ],
 )
 def test_refuses_impossible_overrides(overrides: dict):
@@ -203,6 +204,17 @@ def test_a_space_to_depth_stem_is_followed(fingerprint: Fingerprint, dataset: Da
     assert after.architecture.stem == "space_to_depth"
 
 
+def test_nnunets_layout_supervises_all_but_the_two_coarsest_stages(
+    fingerprint: Fingerprint, dataset: Dataset
+):
+    ours, theirs = (
+        plan_of(fingerprint, dataset, layout=layout, tile_shape=(128, 128, 128)).architecture
+        for layout in (None, "nnunet")
+    )
+    assert (len(ours.features), ours.n_supervised, theirs.n_supervised) == (6, 3, 4)
+    assert replace(theirs, layout="lesionseg", n_supervised=3) == ours
+
+
 def test_a_space_to_depth_stem_is_planned_and_said(fingerprint: Fingerprint, dataset: Dataset):
     full, blocked = (
         plan_of(fingerprint, dataset, stem=stem) for stem in ("full", "space_to_depth")
@@ -227,6 +239,7 @@ def test_a_space_to_depth_stem_is_planned_and_said(fingerprint: Fingerprint, dat
         ({}, {"spacing_mm": (3.0, 3.0, 3.0)}, r"leave model\.spacing_mm out"),
         ({}, {"base_features": 99}, r"leave model\.base_features out"),
         ({}, {"stem": "space_to_depth"}, r"leave model\.stem out"),
+        ({}, {"layout": "nnunet"}, r"leave model\.layout out"),
         ({}, {"tile_shape": (20, 20, 20)}, "multiples of"),
     ],
 )

@@ -22,7 +22,7 @@ from lesionseg.pipeline.dataset.survey import Survey, take_survey
 from lesionseg.pipeline.judging.choice import undecided
 from lesionseg.pipeline.run.outcome import bar
 from lesionseg.pipeline.run.run_dir import SPLITS, is_claimed
-from lesionseg.pipeline.train.fine_tuning import bundle_plan, start_from
+from lesionseg.pipeline.train.fine_tuning import bundle_before, checkpoint_stages, start_from
 from lesionseg.plan.make import PlanOverrides, make_plan
 from lesionseg.plan.plan import FocalLink, Plan
 from lesionseg.training.callbacks.step_callbacks import Validate
@@ -96,7 +96,7 @@ def _planned(
         require_device(trainer.accelerator)  # before a plan for another device is written
     device = "cuda" if elsewhere else training_device(trainer.accelerator)
     memory_gb = trainer.memory_gb or available_memory_gb(device)
-    before = bundle_plan(model.init_from) if model.init_from else None
+    before = bundle_before(model.init_from)
     if before is not None and list(before.prepare_extra) != list(extra):
         raise ConfigError(
             "Training cannot start from this bundle: its images were prepared in another way.",
@@ -115,17 +115,20 @@ def _plan_for(
     device: str, memory_gb: float, survey: Survey, model: PlanOverrides, memory: StepMemory
 ) -> Plan:
     dims, n_channels = survey.fingerprint.dims, len(survey.dataset.channel_names)
+    pyramid = checkpoint_stages(model, dims)
+    if pyramid is not None:  # the tile is planned for a network as wide
+        model = replace(model, base_features=pyramid.features[0])
+    elif model.backbone:
+        pyramid = backbone_pyramid(model.architecture, model.spec, dims, n_channels)
     return make_plan(
         survey.fingerprint,
         survey.dataset,
         memory_gb=memory_gb,
         device=device,
         overrides=model,
-        before=bundle_plan(model.init_from) if model.init_from else None,
+        before=bundle_before(model.init_from),
         step_memory=memory,
-        pyramid=backbone_pyramid(model.architecture, model.spec, dims, n_channels)
-        if model.backbone
-        else None,
+        pyramid=pyramid,
     )
 
 

@@ -17,6 +17,7 @@ from lesionseg.training.step.supervision import (
     LevelTargets,
     coarsen,
     level_weights,
+    middles,
     supervised_strides,
 )
 
@@ -108,7 +109,8 @@ class VoxelObjective(Objective):
     def targets(self, batch: Mapping[str, Tensor]) -> VoxelTargets:
         """The label map at every level."""
         finest = LevelTargets.of(batch, self.plan.label_regions)
-        return VoxelTargets.of([coarsen(finest, stride) for stride in self.strides])
+        coarser = middles if self.plan.architecture.layout == "nnunet" else coarsen
+        return VoxelTargets.of([coarser(finest, stride) for stride in self.strides])
 
     def terms(
         self, output: Sequence[Tensor], targets: VoxelTargets, normalisers: Sequence[Tensor]

@@ -15,9 +15,9 @@ def make_optimiser(network: nn.Module, settings: OptimiserSettings) -> torch.opt
     """AdamW, or SGD with Nesterov momentum, over the weights of `network` that learn.
 
     Fused, on the device that the weights lie on: few launches, and steps that the device itself
-    can leave out (`step_if`). Weight decay falls on kernels only: shrinking a norm's scale or the
-    prior bias of a head towards 0 regularises nothing. All but the heads learn at
-    `backbone_lr_scale` of the rate.
+    can leave out (`step_if`). Weight decay falls on kernels only, unless `decay` is all: shrinking
+    a norm's scale or the prior bias of a head towards 0 regularises nothing. All but the heads
+    learn at `backbone_lr_scale` of the rate.
     """
     groups = list(_groups(network, settings))
     weights = [weight for group in groups for weight in group["params"]]
@@ -67,10 +67,11 @@ def _groups(network: nn.Module, settings: OptimiserSettings) -> Iterator[dict[st
         backbone = [p for name, p in named if not is_head(name)]
         heads = [p for name, p in named if is_head(name)]
         parts = [(settings.backbone_lr_scale, backbone), (1.0, heads)]
+    least = 2 if settings.decay == "kernels" else 0  # axes of what decays
     for scale, learning in parts:
         for decay, params in (
-            (settings.weight_decay, [p for p in learning if p.ndim > 1]),
-            (0.0, [p for p in learning if p.ndim <= 1]),
+            (settings.weight_decay, [p for p in learning if p.ndim >= least]),
+            (0.0, [p for p in learning if p.ndim < least]),
         ):
             if params:
                 yield {"params": params, "weight_decay": decay, "lr_scale": scale}

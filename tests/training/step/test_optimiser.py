@@ -41,6 +41,12 @@ def test_norms_and_biases_do_not_decay(make_plan):
         assert kernels == {group["weight_decay"] == 0.3}
 
 
+def test_all_weights_decay_where_that_is_asked_for(make_plan):
+    settings = OptimiserSettings(weight_decay=0.3, decay="all")
+    (group,) = make_optimiser(build_network(make_plan()), settings).param_groups
+    assert group["weight_decay"] == 0.3
+
+
 def step(network, optimiser, *, finite=True):
     network(torch.ones(1, 2, 4, 4)).sum().backward()
     step_if(SimpleNamespace(optimizer=optimiser, step=optimiser.step), torch.tensor(finite))

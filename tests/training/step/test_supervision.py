@@ -4,12 +4,14 @@ from itertools import product
 
 import pytest
 import torch
+from torch.nn.functional import interpolate
 
 from lesionseg.plan.plan import Architecture
 from lesionseg.training.step.supervision import (
     LevelTargets,
     coarsen,
     level_weights,
+    middles,
     supervised_strides,
 )
 
@@ -103,3 +105,15 @@ def test_what_is_ignored_changes_no_level(regions):
         assert torch.equal(other.labels, levels[0].labels)
         assert torch.equal(other.instances, levels[0].instances)
         assert torch.equal(other.valid, levels[0].valid)
+
+
+@pytest.mark.parametrize("stride", [(1, 1), (2, 2), (4, 1), (2, 4)])
+def test_nnunets_coarse_labels_are_the_voxels_in_the_middle_of_blocks(stride):
+    """As torch's nearest-exact interpolation has them; a lesion elsewhere in a block is lost."""
+    labels = torch.randint(0, 3, (8, 12), generator=torch.Generator().manual_seed(4))
+    shape = [n // s for n, s in zip(labels.shape, stride, strict=True)]
+    nearest = interpolate(labels[None, None].float(), shape, mode="nearest-exact")[0]
+    found = middles(targets(labels), stride)
+    assert torch.equal(found.labels, nearest.to(torch.uint8))
+    assert torch.equal(found.instances, found.labels.int() * 7)
+    assert found.valid.all()

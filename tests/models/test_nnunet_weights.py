@@ -1,0 +1,152 @@
+"""Checkpoints of nnU-Net and nnssl, written here under their names, read under ours."""
+
+import re
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from lesionseg.errors import BundleError, ConfigError
+from lesionseg.models import build_network
+from lesionseg.models.nnunet_weights import architecture_of, is_checkpoint, read_checkpoint
+from lesionseg.plan.plan import Architecture, Normalisation, Plan
+
+STRIDES = ((1, 1, 1), (1, 2, 2), (2, 2, 2))
+KERNELS = ((1, 3, 3), (3, 3, 3), (3, 3, 3))
+PLAIN = Architecture("unet", (4, 6, 8), STRIDES, KERNELS, n_supervised=1, layout="nnunet")
+RESIDUAL = Architecture(
+    "residual_unet",
+    (4, 6, 6),
+    STRIDES,
+    KERNELS,
+    blocks=1,
+    n_supervised=1,
+    encoder_blocks=(1, 2, 2),
+    layout="nnunet",
+)
+
+
+def plan_of(architecture: Architecture) -> Plan:
+    return Plan(
+        dims=3,
+        modality="ct",
+        channel_names=("CT",),
+        label_values=(1,),
+        label_names=("nodule",),
+        spacing_mm=(1.0, 1.0, 1.0),
+        normalisation=(Normalisation("dataset"),),
+        tile_shape=(8, 16, 16),
+        batch_size=2,
+        architecture=architecture,
+        lesion_fraction=0.01,
+        activation="softmax",
+    )
+
+
+def as_there(ours: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Our weights as nnU-Net lists them: layers twice, the encoder again in the decoder."""
+    is_residual = "encoder.stem.conv.weight" in ours
+    theirs: dict[str, Tensor] = OrderedDict()
+    for name, tensor in ours.items():
+        new = _there(name, is_residual)
+        theirs[new] = tensor
+        if ".conv.weight" in new and "seg" not in new:
+            theirs[new.replace(".conv.weight", ".conv.bias")] = torch.ones(len(tensor))
+            theirs[new.replace(".conv.weight", ".all_modules.0.weight")] = tensor
+        if ".norm." in new:
+            theirs[new.replace(".norm.", ".all_modules.1.")] = tensor
+    again = {f"decoder.{name}": t for name, t in theirs.items() if name.startswith("encoder.")}
+    return OrderedDict({**theirs, **again})
+
+
+def _there(name: str, is_residual: bool) -> str:
+    turned = {"0": "1", "1": "0"}  # the decoder's two stages
+    if match := re.match(r"decoder\.ups\.(\d)\.(.*)", name):
+        return f"decoder.transpconvs.{turned[match[1]]}.{match[2]}"
+    if match := re.match(r"decoder\.stages\.(\d)\.(.*)", name):
+        return f"decoder.stages.{turned[match[1]]}.convs.{match[2]}"
+    if match := re.match(r"heads\.(\d)\.conv\.(.*)", name):
+        return f"decoder.seg_layers.{turned[match[1]]}.{match[2]}"
+    if match := re.match(r"encoder\.stem\.(.*)", name):
+        return f"encoder.stem.convs.0.{match[1]}"
+    _, _, stage, block, part = name.split(".", 4)
+    if not is_residual:
+        return f"encoder.stages.{stage}.0.convs.{block}.{part}"
+    part = f"conv2.{part}" if part.startswith("norm.") else part
+    part = part.replace("first.", "conv1.").replace("second.", "conv2.conv.")
+    # the second stage halves and widens: an average, then convolution and norm
+    part = part.replace("past.1.", "skip.1.conv.").replace("past.2.", "skip.1.norm.")
+    return f"encoder.stages.{stage}.blocks.{block}.{part}"
+
+
+def written(folder: Path, architecture: Architecture, **more: Any) -> tuple[Path, Any]:
+    network = build_network(plan_of(architecture), seed=4)
+    for parameter in network.parameters():  # none of them all 0 or 1
+        torch.nn.init.normal_(parameter, generator=torch.Generator().manual_seed(parameter.numel()))
+    path = folder / "checkpoint_final.pth"
+    torch.save({"network_weights": as_there(network.state_dict()), **more}, path)
+    return path, network
+
+
+@pytest.mark.parametrize("architecture", [PLAIN, RESIDUAL], ids=["plain", "residual"])
+def test_a_network_is_the_same_by_both_names(tmp_path: Path, architecture: Architecture) -> None:
+    best = {"_best_ema": np.float64(0.5), "logging": {"dice": [np.float32(0.25)]}}
+    more = {"init_args": {"plans": {}, "device": torch.device("cpu")}, "current_epoch": 3}
+    path, network = written(tmp_path, architecture, **best, **more)
+    read = read_checkpoint(path)
+    assert architecture_of(read, architecture.name, path.name) == architecture
+    again = build_network(plan_of(architecture), seed=5)
+    again.load_state_dict(read)
+    image = torch.randn(1, 1, 8, 16, 16)
+    assert torch.equal(network(image)[0], again(image)[0])
+
+
+def test_wrappers_before_the_names_and_bare_weights_are_understood(tmp_path: Path) -> None:
+    path, network = written(tmp_path, PLAIN)
+    bare = {f"module._orig_mod.{k}": v for k, v in as_there(network.state_dict()).items()}
+    torch.save(bare, path)
+    assert set(read_checkpoint(path)) == set(network.state_dict())
+
+
+class Stranger:
+    """What a checkpoint must not make."""
+
+
+def test_what_is_more_than_tensors_and_numbers_is_refused_unread(tmp_path: Path) -> None:
+    path, _ = written(tmp_path, PLAIN, init_args=Stranger())
+    with pytest.raises(BundleError, match=r"more than tensors[\s\S]*Stranger[\s\S]*keep its"):
+        read_checkpoint(path)
+
+
+def test_files_that_are_no_checkpoints_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "x.pth"
+    with pytest.raises(BundleError, match="no such checkpoint"):
+        read_checkpoint(path)
+    path.write_bytes(b"no checkpoint at all")
+    with pytest.raises(BundleError, match=r"checkpoint (cannot|holds)"):
+        read_checkpoint(path)
+    torch.save({"network_weights": {"blocks.0.attention": torch.zeros(2)}}, path)
+    with pytest.raises(BundleError, match=r"no U-Net[\s\S]*blocks\.0\.attention"):
+        read_checkpoint(path)
+
+
+def test_another_kind_of_backbone_and_unlike_stages_are_refused(tmp_path: Path) -> None:
+    path, _ = written(tmp_path, RESIDUAL)
+    with pytest.raises(ConfigError, match=r"kind of backbone[\s\S]*model=residual_unet"):
+        architecture_of(read_checkpoint(path), "unet", path.name)
+    weights = read_checkpoint(written(tmp_path, PLAIN)[0])
+    assert architecture_of(weights, "retina_unet", "x").features == PLAIN.features
+    less = {k: v for k, v in weights.items() if not k.startswith("encoder.stages.2.1.")}
+    with pytest.raises(BundleError, match="no such form"):
+        architecture_of(less, "unet", "x")
+
+
+@pytest.mark.parametrize(
+    ("name", "is_one"), [("a/b.pth", True), ("a.pt", True), ("runs/a", False), (None, False)]
+)
+def test_checkpoints_are_told_from_bundles_by_their_name(name: str | None, is_one: bool) -> None:
+    assert is_checkpoint(name) == is_one
