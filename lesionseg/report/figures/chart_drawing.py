@@ -65,6 +65,8 @@ def _draw_shares(axes: "Axes", groups: Sequence[SizeGroup]) -> None:
         axes.bar(
             at, share, width=0.6, facecolor=face, edgecolor=FOUND, linestyle="--" if few else "-"
         )
+        if not share:  # no bar would look like no lesion
+            axes.plot(at, 0, "o", color=FOUND, clip_on=False)
         if group.recall.ci95 is not None:
             low, high = group.recall.ci95
             errors = [[max(share - low, 0)], [max(high - share, 0)]]
@@ -124,7 +126,7 @@ def froc_curve(onto: "FigureBase", scores: Scores, sweep: ThresholdSweep | None 
     if sweep is not None:
         rates, recall = sweep.curve()
         axes.step(np.maximum(rates, first), recall, where="post", color=FOUND, linewidth=2)
-    _band(axes, scores.froc, first)
+    _bars(axes, scores.froc, first)
     _draw_operating_point(axes, scores, first)
     doubling_axis(axes, first, last)
 
@@ -136,11 +138,11 @@ def froc_range(scores: Scores) -> tuple[float, float]:
     return min([0.125, *(rate for rate in rates if rate > 0)]), max([8.0, *rates])
 
 
-def _band(axes: "Axes", points: Sequence[FrocPoint], first: float) -> None:
+def _bars(axes: "Axes", points: Sequence[FrocPoint], first: float) -> None:
     known = [(max(p.fp_per_case, first), *p.ci95) for p in points if p.ci95 is not None]
     if known:
         x, low, high = zip(*known, strict=True)
-        axes.fill_between(x, low, high, color=FOUND, alpha=0.18, linewidth=0)
+        axes.vlines(x, low, high, color=FOUND, alpha=0.35, linewidth=5)
 
 
 def _draw_operating_point(axes: "Axes", scores: Scores, first: float) -> None:
@@ -164,7 +166,10 @@ def doubling_axis(axes: "Axes", first: float, last: float) -> None:
     axes.set_xlim(first, last)
     axes.set_ylim(0, TOP)
     ticks = [t for t in (2.0**k for k in range(-10, 12)) if first <= t <= last]
-    axes.set_xticks(ticks, [f"1/{round(1 / t)}" if t < 1 else f"{t:g}" for t in ticks])
+    names = [f"1/{round(1 / t)}" if t < 1 else f"{t:g}" for t in ticks]
+    if ticks and ticks[0] == first:  # lower rates, and none at all, are drawn there
+        names[0] = f"≤ {names[0]}"
+    axes.set_xticks(ticks, names)
     axes.set_xlabel(text.AXIS_FALSE)
 
 

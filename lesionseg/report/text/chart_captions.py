@@ -32,7 +32,8 @@ SIZE_TEXT = (
 FROC_TEXT = (
     "Lowering the score from which a candidate counts finds more lesions, at more false positives. "
     "The curve shows what each choice would give; the large dot is the one used in this report. "
-    "Each division to the right doubles the false positives. Dotted: no further candidates."
+    "Each division to the right doubles the false positives. Upright bars: 95 % CI at that rate, "
+    "pointwise. Dotted: no further candidates."
 )
 FROC_NONE = "No curve: the candidates have no scores, or the curve is not defined."
 OVERLAP_TEXT = (

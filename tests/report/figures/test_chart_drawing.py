@@ -5,7 +5,7 @@ from matplotlib.figure import Figure, FigureBase
 
 from lesionseg.report.figures import chart_drawing as figures
 from lesionseg.report.inputs.result_tables import HistoryCurve, Tables, read_tables
-from tests.report.conftest import Evaluation
+from tests.report.conftest import Blob, Evaluation
 
 
 @pytest.fixture
@@ -50,3 +50,25 @@ def test_dice_and_training_are_drawn(tables: Tables) -> None:
     figure = Figure()
     figures.training_curves(figure, curves)
     assert [line.get_label() for line in figure.axes[0].lines] == ["loss", "loss_focal"]
+
+
+def test_froc_says_what_its_first_tick_holds_and_draws_intervals_at_their_rates(
+    tables: Tables,
+) -> None:
+    figure = Figure()
+    figures.froc_curve(figure, tables.scores)
+    (axes,) = figure.axes
+    assert axes.get_xticklabels()[0].get_text() == "≤ 1/8"
+    (bars,) = axes.collections
+    ends = [(x, low, high) for (x, low), (_, high) in bars.get_segments()]
+    assert ends[0] == (0.125, 0.0, 0.3), "no false positive at all is drawn at the first tick"
+    assert ends[3] == (1.0, 0.3, 0.7)
+
+
+def test_a_size_of_which_nothing_was_found_has_a_dot(tmp_path: Path) -> None:
+    blobs = [Blob("a", at, (9, 9, 9), 2.0, detected=False) for at in range(1, 4)]
+    tables = read_tables(Evaluation(blobs).write(tmp_path))
+    figure = Figure()
+    figures.recall_by_size(figure, tables.scores, tables.lesions)
+    (dot,) = [line for line in figure.axes[0].lines if line.get_marker() == "o"]
+    assert (list(dot.get_xdata()), list(dot.get_ydata())) == ([0], [0])
