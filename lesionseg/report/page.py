@@ -252,8 +252,8 @@ def write_page(path: Path, page: Page, gallery: Sequence[GallerySection]) -> str
     return html
 
 
-def render(template: str, page: object, **more: object) -> str:
-    """Fill a template; names from tables are escaped."""
+def render(template: str, page: object = None, **more: object) -> str:
+    """Fill a template; names from tables are escaped. `more` goes before the usual names."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(
