@@ -57,11 +57,12 @@ class TileSampler:
 
     round(`lesion_share` · n) tiles hold a lesion, round(`hard_share` · n) a hard point, the others
     are background: anywhere in any case, free of lesions where ten draws find such a place (unless
-    `avoid_lesions` is False), and around a voxel that teaches where some do not. Within an epoch every lesion is chosen equally
-    often (to within one, from `MANY` lesions on within two), or in proportion to
-    voxels^−`size_weight`. The lesion's seed voxel lies anywhere in the inner three quarters of the
-    tile, which is then moved into the volume. Without a lesion, or a hard point, their share goes
-    to the background. Raises `ConfigError` for shares outside [0, 1] and for no case.
+    `avoid_lesions` is False), and around a voxel that teaches where some do not. Within an epoch
+    every lesion is chosen equally often (to within one, from `MANY` lesions on within two), or in
+    proportion to voxels^−`size_weight`. The lesion's seed voxel lies anywhere in the inner three
+    quarters of the tile, which is then moved into the volume. Without a lesion, or a hard point,
+    their share goes to the background. Raises `ConfigError` for shares outside [0, 1] and for no
+    case.
     """
 
     def __init__(

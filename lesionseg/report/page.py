@@ -14,7 +14,7 @@ from lesionseg.report.figures.anchor_fit import anchor_charts
 from lesionseg.report.figures.balance_charts import balance_charts, balance_warnings
 from lesionseg.report.figures.chart_drawing import TOP, froc_range
 from lesionseg.report.figures.chart_list import Chart, comparison_charts, make_charts
-from lesionseg.report.inputs.origin import origin
+from lesionseg.report.inputs.origin import origin, trained_model
 from lesionseg.report.inputs.result_tables import Tables
 from lesionseg.report.inputs.second_model import ModelPair
 from lesionseg.report.inputs.study_file import Flow, Study, make_flow
@@ -252,8 +252,8 @@ def write_page(path: Path, page: Page, gallery: Sequence[GallerySection]) -> str
     return html
 
 
-def render(template: str, page: object, **more: object) -> str:
-    """Fill a template; names from tables are escaped."""
+def render(template: str, page: object = None, **more: object) -> str:
+    """Fill a template; names from tables are escaped. `more` goes before the usual names."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(
@@ -296,9 +296,10 @@ def facts(tables: Tables, study: Study | None = None) -> tuple[Fact, ...]:
     false, ignored = (text.OUTCOMES[name] for name in ("false_positive", "ignored"))
     sides = zip((1, 0), reversed(scores.recall_by_half), strict=False)
     labels = text.FACTS
+    model = answers.get("model") or trained_model(scores, tables.folder)
     rows = (
         Fact(text.headline(tables)),
-        Fact(text.model_words(scores, answers), labels["model"]),
+        Fact(model or text.NOT_STATED, labels["model"]),
         Fact(text.stated(answers, "intended_use", "users"), labels["use"]),
         Fact(text.stated(answers, "population", "sites"), labels["population"]),
         Fact(text.scans_sentence(tables), labels["scans"], "lesion", "case-table"),

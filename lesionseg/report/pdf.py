@@ -23,8 +23,9 @@ VOID = ("br", "hr", "img", "input", "link", "meta")
 # as the page's own style for print has it
 OMITTED_TAGS = ("head", "nav", "script", "style", "title")
 OMITTED_CLASSES = {"control", "skip", "more"}
-# A line may break within a long word: after these signs, and elsewhere after so many letters.
-LONG_WORD = re.compile(r"\S{13,}")
+# A line may break within a word too long for a sheet, or for a column: after these signs, and
+# elsewhere after so many letters. Other words are left as they are, to be copied.
+LONG_WORD, LONG_IN_COLUMN = re.compile(r"\S{41,}"), re.compile(r"\S{13,}")
 PIECE = re.compile(r"[^\s_\-/.,=:]{1,10}[_\-/.,=:]*|[_\-/.,=:]+")
 BREAK = "\N{ZERO WIDTH SPACE}"
 
@@ -101,7 +102,9 @@ class _Reader(HTMLParser):
         words = re.sub(r"[ \t\n]+", " ", data)
         if self._open[-1]["tag"] == "title":
             self.title = words.strip()
-        self._open[-1]["kids"].append(LONG_WORD.sub(_breakable, words))
+        narrow = any(n["tag"] in ("td", "th") or "caption" in n["class"] for n in self._open)
+        long_word = LONG_IN_COLUMN if narrow else LONG_WORD
+        self._open[-1]["kids"].append(long_word.sub(_breakable, words))
 
 
 def _node(tag: str, attrs: dict[str, str | None]) -> Node:

@@ -9,7 +9,7 @@ from lesionseg.errors import ReadError
 from lesionseg.report import text
 from lesionseg.report.inputs.pseudonyms import make_pseudonyms, rename
 from lesionseg.report.inputs.result_tables import read_scores, read_tables
-from lesionseg.report.page import banners, summary
+from lesionseg.report.page import banners, facts, summary
 from lesionseg.report.sections.gallery import GallerySection, draw_gallery, trim
 from lesionseg.report.sections.gallery_choice import choose_items
 from lesionseg.report.write import Options, write_report
@@ -282,6 +282,17 @@ def test_why_there_is_no_interval_is_said_once(evaluation: Evaluation, tmp_path:
     assert "Lesion sensitivity 2/3" in words
 
 
+def test_model_of_a_run_directory_is_named_by_its_configuration(
+    evaluation: Evaluation, tmp_path: Path
+) -> None:
+    evaluation.changes = {"provenance": {"lesionseg": "0.1.0", "git_commit": "4d1ea46653dd"}}
+    folder = evaluation.write(tmp_path / "run" / "test")
+    assert facts(read_tables(folder))[1].words == text.NOT_STATED
+    (tmp_path / "run" / "config.yaml").write_text("model: {architecture: unet}\n")
+    said = "unet, trained by lesionseg 0.1.0 (commit 4d1ea46653dd)"
+    assert facts(read_tables(folder))[1].words == said
+
+
 def test_first_page_has_what_a_study_states_and_no_banner_then(
     evaluation: Evaluation, tmp_path: Path
 ) -> None:
@@ -301,7 +312,7 @@ def test_first_page_has_what_a_study_states_and_no_banner_then(
     for said in (
         "Intended use second reading",
         "Population adults with MS",
-        "Model and version finder 1.2; judged by lesionseg 0.1",
+        "Model and version finder 1.2",
         "Reference read by two neuroradiologists",
         "Not for children",
         "per scan (target sensitivity 90 %).",

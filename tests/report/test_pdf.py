@@ -219,11 +219,14 @@ def test_what_is_folded_or_needs_a_mouse_stays_on_the_page() -> None:
     assert words(read_tree(html)) == "in short 2 lines 3 three"
 
 
-def test_long_words_may_break_and_short_ones_stay_whole() -> None:
-    (kid,) = read_tree(f"sensitivity {LONG}")["kids"]
-    assert kid.startswith("sensitivity ")
-    assert kid.replace(BREAK, "") == f"sensitivity {LONG}"
-    assert max(map(len, kid.replace("sensitivity ", "").split(BREAK))) <= 11
+def test_long_words_may_break_and_what_is_copied_stays_whole() -> None:
+    option = "report.study=study.yaml"
+    (kid,) = read_tree(f"{option} {LONG}")["kids"]
+    assert kid.startswith(f"{option} ")
+    assert kid.replace(BREAK, "") == f"{option} {LONG}"
+    assert max(map(len, kid.partition(" ")[2].split(BREAK))) <= 11
+    (cell,) = read_tree(f"<td>{option}</td>")["kids"]
+    assert BREAK in cell["kids"][0]
 
 
 def test_failure_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

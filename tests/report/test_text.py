@@ -2,6 +2,7 @@ import re
 
 import pytest
 
+from lesionseg.evaluation.rows import CandidateRow, LesionRow
 from lesionseg.evaluation.score_sections import SizeGroup
 from lesionseg.evaluation.statistics.estimates import Estimate
 from lesionseg.report import text
@@ -75,3 +76,13 @@ def test_what_is_left_out_is_counted() -> None:
     assert text.shown_sentence(12, 23, "the largest first").endswith("; 11 not shown.")
     assert text.shown_sentence(2, 2, "the largest first").endswith("; all shown.")
     assert text.shown_sentence(0, 0, "the largest first") == "There are none."
+
+
+def test_sizes_in_captions_are_equivalent_diameters_and_no_score_is_invented() -> None:
+    place = {"start_vox": (0, 0, 0), "stop_vox": (3, 3, 3), "diameter_mm": 4.0}
+    lesion = LesionRow(case="a", lesion=1, detected=True, long_axis_mm=6.0, **place)
+    assert text.caption_lesion(lesion, "mm") == (
+        "equivalent diameter 4.0 mm, long axis 6.0 mm · found"
+    )
+    candidate = CandidateRow(case="a", candidate=1, accepted=True, outcome="x", **place)
+    assert text.caption_candidate(candidate, "mm") == "equivalent diameter 4.0 mm"

@@ -66,6 +66,8 @@ def _draw_shares(axes: "Axes", groups: Sequence[SizeGroup]) -> None:
         axes.bar(
             at, share, width=0.6, facecolor=face, edgecolor=FOUND, linestyle="--" if few else "-"
         )
+        if not share:  # no bar would look like no lesion
+            axes.plot(at, 0, "o", color=FOUND, clip_on=False)
         if group.recall.ci95 is not None:
             low, high = group.recall.ci95
             errors = [[max(share - low, 0)], [max(high - share, 0)]]

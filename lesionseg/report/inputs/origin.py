@@ -33,6 +33,15 @@ def origin(scores: Scores, run: Path, *, identifiers: bool) -> list[tuple[str, s
     return [(key, value if identifiers else withhold(key, value)) for key, value in lines]
 
 
+def trained_model(scores: Scores, run: Path) -> str:
+    """The network of a run directory and what trained it; empty for other evaluations."""
+    network = (_config(run).get("model") or {}).get("architecture")
+    if not isinstance(network, str):
+        return ""
+    made = scores.provenance
+    return text.trained(network, str(made.get("lesionseg", "")), str(made.get("git_commit") or ""))
+
+
 def withhold(key: str, value: str) -> str:
     """The value, or a word in its place when it is a path, a hash or the name of a data set.
 

@@ -7,11 +7,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from lesionseg import __version__
 from lesionseg.io.atomic import write_text
 from lesionseg.report.figures import dataset_figures
 from lesionseg.report.figures.thumbnail import Thumbnail
-from lesionseg.report.page import TEMPLATES
+from lesionseg.report.page import render
 from lesionseg.report.text import dataset_words as dataset_text
 
 
@@ -92,19 +91,10 @@ def write_dataset_report(
 def _render(
     looks: Sequence[CaseLook], charts: Sequence[Any], n_lesions: int, n_unlisted: int
 ) -> str:
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     n_free = sum(any(r.kind == "lesion_free" for r in look.remarks) for look in looks)
-    return environment.get_template("dataset.html.j2").render(
+    return render(
+        "dataset.html.j2",
         text=dataset_text,
-        version=__version__,
         summary=dataset_text.counts(len(looks), n_lesions, n_free)
         + dataset_text.unlisted(n_unlisted),
         radiographs=_radiographs(looks),

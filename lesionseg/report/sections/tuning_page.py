@@ -6,10 +6,8 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from lesionseg import __version__
 from lesionseg.io.atomic import write_text
 
-TEMPLATES = Path(__file__).parents[1] / "templates"
 HEIGHT = 4.8  # inches
 State = Literal["complete", "pruned", "running", "failed"]
 
@@ -72,22 +70,16 @@ def _row(trial: TuningTrial, names: list[str]) -> list[str]:
 
 def write_tuning_page(search: TuningSearch, path: Path) -> Path:
     """Write the sentences, the heat map and the table as one page that needs no network."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
     from lesionseg.report.figures.chart_list import Chart
     from lesionseg.report.figures.search_surface import draw_surface
+    from lesionseg.report.page import render
 
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined
-    )
     caption = (
         f"Colour: {search.objective}, averaged over nearby trials that were trained to the end; "
         "grey where none is near. The table below holds every number."
     )
     chart = Chart(partial(draw_surface, search=search), HEIGHT, caption, "Heat map over α and γ.")
     header, *rows = table(search)
-    page = environment.get_template("tuning.html.j2").render(
-        search=search, chart=chart, header=header, rows=rows, version=__version__
-    )
+    page = render("tuning.html.j2", search=search, chart=chart, header=header, rows=rows)
     write_text(path, page)
     return path

@@ -79,7 +79,7 @@ SECTIONS: Mapping[str, str] = {
     "size": "Sensitivity by lesion size",
     "froc": "Sensitivity versus false positives (FROC)",
     "why": "Why lesions were missed",
-    "gallery": "Pictures of missed lesions",
+    "gallery": "Pictures",
     "cases": "Patient by patient",
     "rest": "Pictures of false positives and found lesions",
     "further": "Further figures by size",

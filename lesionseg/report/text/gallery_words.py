@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from lesionseg.evaluation.rows import CandidateRow, LesionRow
-from lesionseg.report.text.amounts import NONE, rate
+from lesionseg.report.text.amounts import rate
 from lesionseg.report.text.table_words import why_missed
 
 BURNED_IN = (
@@ -19,7 +19,7 @@ GALLERY_TITLES: Mapping[str, str] = {
 }
 GALLERY_ORDERS: Mapping[str, str] = {
     "missed": "drawn evenly from all sizes, the largest first",
-    "false_positive": "those with the highest scores",
+    "false_positive": "by descending score",
     "found": "drawn at random from all sizes with a fixed seed",
 }
 NO_PICTURES = (
@@ -62,9 +62,9 @@ def caption_lesion(lesion: LesionRow, unit: str) -> str:
     near = ", near the scan's resolution" if lesion.near_resolution else ""
     if not lesion.detected:
         return f"{size}{near} · missed: {why_missed(lesion.why_missed)}"
-    score = NONE if lesion.detected_at is None else f"{lesion.detected_at:.2f}"
+    score = "" if lesion.detected_at is None else f" with score {lesion.detected_at:.2f}"
     overlap = "" if lesion.iou is None else f", overlap (IoU) {lesion.iou:.2f}"
-    return f"{size}{near} · found with score {score}{overlap}"
+    return f"{size}{near} · found{score}{overlap}"
 
 
 def scores_below(scores: Sequence[float]) -> str:
@@ -78,9 +78,9 @@ def scores_below(scores: Sequence[float]) -> str:
 
 def caption_candidate(candidate: CandidateRow, unit: str) -> str:
     """What a picture of a false positive shows."""
-    score = NONE if candidate.score is None else f"{candidate.score:.2f}"
+    score = "" if candidate.score is None else f"score {candidate.score:.2f}, "
     touch = ", touches a reference lesion" if candidate.touches_lesion else ""
-    return f"score {score}, {candidate.diameter_mm:.1f} {unit}{touch}"
+    return f"{score}equivalent diameter {candidate.diameter_mm:.1f} {unit}{touch}"
 
 
 def shown_sentence(shown: int, total: int, what: str) -> str:

@@ -104,13 +104,13 @@ def size_sentence(scores: Scores) -> str:
     return ""
 
 
-def model_words(scores: Scores, answers: Mapping[str, str]) -> str:
-    """The model and its version as stated, and by what it was judged."""
-    named = scores.provenance.get("model")
-    name = named.get("name") if isinstance(named, Mapping) else named
-    version = scores.provenance.get("lesionseg") or scores.provenance.get("version")
-    judged = f"; judged by lesionseg {version}" if version else ""
-    return f"{answers.get('model') or name or NOT_STATED}{judged}"
+def trained(network: str, version: str, commit: str) -> str:
+    """A network of our own and the program that trained it.
+
+    >>> trained("unet", "0.1.0", "4d1ea46653dd")
+    'unet, trained by lesionseg 0.1.0 (commit 4d1ea46653dd)'
+    """
+    return f"{network}, trained by lesionseg {version}{f' (commit {commit})' if commit else ''}"
 
 
 def stated(answers: Mapping[str, str], *keys: str) -> str:

@@ -5,7 +5,7 @@ from matplotlib.figure import Figure, FigureBase
 
 from lesionseg.report.figures import chart_drawing as figures
 from lesionseg.report.inputs.result_tables import HistoryCurve, Tables, read_tables
-from tests.report.conftest import Evaluation
+from tests.report.conftest import Blob, Evaluation
 
 
 @pytest.fixture
@@ -77,3 +77,12 @@ def test_no_false_positive_has_a_place_of_its_own_and_the_band_steps(tables: Tab
     corners = axes.collections[0].get_paths()[0].vertices
     # up to 0.7 per scan the band reaches to the next point's upper end, 0.6
     assert (0.3, 0.6) in {(round(float(x), 3), float(y)) for x, y in corners}
+
+
+def test_a_size_of_which_nothing_was_found_has_a_dot(tmp_path: Path) -> None:
+    blobs = [Blob("a", at, (9, 9, 9), 2.0, detected=False) for at in range(1, 4)]
+    tables = read_tables(Evaluation(blobs).write(tmp_path))
+    figure = Figure()
+    figures.recall_by_size(figure, tables.scores, tables.lesions)
+    (dot,) = [line for line in figure.axes[0].lines if line.get_marker() == "o"]
+    assert (list(dot.get_xdata()), list(dot.get_ydata())) == ([0], [0])
