@@ -5,12 +5,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import permutations
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lesionseg.core import Case, Dataset, Geometry, Reference
+from lesionseg.core.schema import Range, build
 from lesionseg.errors import DatasetError
 from lesionseg.ops.lesions import lesion_mask, lesions_of
 from lesionseg.plan.plan import Modality
@@ -62,12 +63,12 @@ class Fingerprint:
     dims: int
     modality: Modality
     channels: tuple[ChannelStatistics, ...]
-    shapes: tuple[tuple[int, ...], ...]
-    spacings_mm: tuple[tuple[float, ...], ...]
-    lesions_per_case: tuple[int, ...]
+    shapes: Annotated[tuple[tuple[int, ...], ...], Range(1, 2**31 - 1)]
+    spacings_mm: Annotated[tuple[tuple[float, ...], ...], Range(1e-3, 100)]
+    lesions_per_case: Annotated[tuple[int, ...], Range(0, 2**31 - 1)]
     diameters_mm: tuple[float, ...]
     lesion_voxels: tuple[int, ...]
-    lesion_fraction: float
+    lesion_fraction: Annotated[float, Range(0, 1)]
     extents_mm: tuple[tuple[float, ...], ...] = ()
     schema_version: int = FINGERPRINT_VERSION
 
@@ -96,11 +97,11 @@ class Fingerprint:
         """Read a fingerprint; raises `DatasetError` naming `where` when it is none."""
         try:
             return _fingerprint(json.loads(text))
-        except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:
             raise DatasetError(
                 "The fingerprint cannot be read.",
                 where=where,
-                seen=repr(error),
+                seen=error,
                 expected=f"a fingerprint of schema_version {FINGERPRINT_VERSION}",
                 remedy="delete the file; it is taken again from the data.",
             ) from error
@@ -270,19 +271,8 @@ def _spread(values: NDArray[np.float32]) -> Spread | None:
     return Spread(float(wide.mean()), float(wide.std()), float(lower), float(upper))
 
 
-def _fingerprint(raw: dict[str, Any]) -> Fingerprint:
-    if raw["schema_version"] != FINGERPRINT_VERSION:
-        raise ValueError(f"schema_version {raw['schema_version']}")
-    kept = {key: value for key, value in raw.items() if key not in _COUNTS}
-    kept["channels"] = tuple(_channel_from(channel) for channel in raw["channels"])
-    for key in ("shapes", "spacings_mm"):
-        kept[key] = tuple(tuple(row) for row in raw[key])
-    kept["extents_mm"] = tuple(tuple(row) for row in raw.get("extents_mm", ()))
-    for key in ("lesions_per_case", "diameters_mm", "lesion_voxels"):
-        kept[key] = tuple(raw[key])
-    return Fingerprint(**kept)
-
-
-def _channel_from(raw: dict[str, Any]) -> ChannelStatistics:
-    lesion = None if raw["lesion"] is None else Spread(**raw["lesion"])
-    return ChannelStatistics(**{**raw, "body": Spread(**raw["body"]), "lesion": lesion})
+def _fingerprint(raw: Any) -> Fingerprint:
+    version = raw.get("schema_version") if isinstance(raw, dict) else None
+    if version != FINGERPRINT_VERSION:
+        raise ValueError(f"schema_version {version}")
+    return build(Fingerprint, {key: raw[key] for key in raw if key not in _COUNTS})

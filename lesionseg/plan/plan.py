@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
+from math import prod
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -13,6 +14,7 @@ from lesionseg.plan.anchor_plan import AnchorPlan
 
 PLAN_VERSION = 1
 SHARE = Range(0, 1)
+_MOST_TILE_VOXELS = 2**28  # 1 GiB per channel of float32
 Modality = Literal["mri", "ct", "xray"]
 Activation = Literal["sigmoid", "softmax"]
 CandidateSource = Literal["segmentation", "detection", "both"]
@@ -66,9 +68,9 @@ class Architecture:
     """
 
     name: str
-    features: Annotated[tuple[int, ...], Range(1, 2**16)]
+    features: Annotated[tuple[int, ...], Range(1, 2**12)]
     strides: Annotated[tuple[tuple[int, ...], ...], Range(1, 64)]
-    kernels: Annotated[tuple[tuple[int, ...], ...], Range(1, 64)]
+    kernels: Annotated[tuple[tuple[int, ...], ...], Range(1, 31)]
     blocks: Annotated[int, Range(1, 100)] = 2
     n_supervised: Annotated[int, Range(0, 32)] = 3
     encoder_blocks: Annotated[tuple[int, ...], Range(1, 100)] = ()
@@ -265,6 +267,8 @@ def _check_lengths(plan: Plan) -> None:
     ):
         if length != expected:
             raise MisfitError(key, f"{length} entries", f"{expected} different ones")
+    if prod(plan.tile_shape) > _MOST_TILE_VOXELS:
+        raise MisfitError("tile_shape", plan.tile_shape, f"at most {_MOST_TILE_VOXELS} voxels")
     anchors = plan.anchors
     if anchors and not (len(anchors.sizes) == len(anchors.stages) and max(anchors.stages) < stages):
         raise MisfitError("anchors.stages", anchors.stages, f"stages of the {stages}, with sizes")

@@ -7,7 +7,7 @@ import json
 import struct
 import zlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -16,6 +16,7 @@ from typing import Any
 import nibabel
 import numpy as np
 import pydicom
+import torch
 from PIL import Image
 from pydicom.encaps import encapsulate
 from pydicom.uid import (
@@ -25,7 +26,10 @@ from pydicom.uid import (
     JPEGLSLossless,
     RLELossless,
 )
+from safetensors.torch import save as save_tensors
 
+from lesionseg.models.build import build_network
+from lesionseg.plan.fingerprint import ChannelStatistics, Fingerprint, Spread
 from lesionseg.plan.plan import Architecture, Normalisation, Plan
 from tests.io.dicom_files import CT, DX, save
 
@@ -42,6 +46,18 @@ PLAN = Plan(
     architecture=Architecture("unet", (4, 8), ((1, 1, 1), (2, 2, 2)), ((3, 3, 3), (3, 3, 3)), 1, 2),
     lesion_fraction=0.01,
 )
+FINGERPRINT = Fingerprint(
+    dims=3,
+    modality="mri",
+    channels=(ChannelStatistics("T1", False, Spread(1, 1, 0, 2), Spread(1, 1, 0, 2), 0.5),),
+    shapes=((4, 5, 6),),
+    spacings_mm=((1.0, 1.0, 1.0),),
+    lesions_per_case=(1,),
+    diameters_mm=(3.0,),
+    lesion_voxels=(4,),
+    lesion_fraction=0.01,
+)
+
 VOXELS = np.arange(4 * 5 * 6, dtype=np.int16).reshape(4, 5, 6)
 PICTURE = (np.arange(20 * 16) % 256).astype(np.uint8).reshape(20, 16)
 NUMBERS = (0, -1, 1, 3, 7, 255, 2**15 - 1, 2**31 - 1)
@@ -396,9 +412,20 @@ def _documents(rng: np.random.Generator) -> Iterator[HostileFile]:
         ("plan.json", "plan.json", json.loads(PLAN.to_json()), {}),
         ("splits.json", "splits.json", splits, {}),
         ("splits.json", "splits.json", folds, {}),
+        ("fingerprint.json", "fingerprint.json", json.loads(FINGERPRINT.to_json()), {}),
+        ("bundle", "plan.json", json.loads(PLAN.to_json()), {"weights.safetensors": weights()}),
     ):
         for deed, text in _changed(rng, content):
             yield HostileFile(kind, deed, name, text, beside)
+    plan = {"plan.json": PLAN.to_json().encode()}
+    for file in _damaged(rng, "bundle", "weights.safetensors", weights(), 20):
+        yield replace(file, beside=plan)
+
+
+def weights() -> bytes:
+    """Weights that fit the plan."""
+    tensors = build_network(PLAN).state_dict()
+    return save_tensors({name: torch.zeros_like(tensor) for name, tensor in tensors.items()})
 
 
 def _encoded(image: Image.Image, kind: str) -> bytes:

@@ -12,6 +12,7 @@ import pytest
 
 from lesionseg.core import Geometry
 from lesionseg.errors import LesionsegError
+from lesionseg.inference.bundles.bundle import read_bundle
 from lesionseg.io.atomic import read_json
 from lesionseg.io.candidate_file import read_candidates
 from lesionseg.io.cases import read_case, read_mask
@@ -21,6 +22,7 @@ from lesionseg.io.inspection import inspect_case
 from lesionseg.io.layouts.conventions import read_dataset
 from lesionseg.pipeline.predict.predictions_table import PredictionTable
 from lesionseg.pipeline.run.run_dir import check_claim
+from lesionseg.plan.fingerprint import Fingerprint
 from lesionseg.plan.plan import Plan
 from lesionseg.plan.splits import Splits, roles_in
 from lesionseg.report.inputs.study_file import read_study
@@ -61,6 +63,8 @@ READERS: dict[str, Callable[[Path], object]] = {
     "LUNA16 annotations.csv": _read_dataset,
     "candidates.json": lambda path: read_candidates(path, GRID),
     "plan.json": lambda path: Plan.from_json(path.read_text("utf-8", "replace"), path),
+    "bundle": lambda path: read_bundle(path.parent),
+    "fingerprint.json": lambda path: Fingerprint.from_json(path.read_text("utf-8", "replace")),
     "splits.json": _read_splits,
     "predictions.csv": lambda path: PredictionTable(path.parent),
     "study.yaml": read_study,

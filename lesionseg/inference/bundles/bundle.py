@@ -23,7 +23,7 @@ from lesionseg.errors import BundleError, OutputError
 from lesionseg.inference.bundles import monai_reader
 from lesionseg.inference.bundles.monai_reader import is_monai_bundle, read_monai_bundle
 from lesionseg.models.build import NetworkFactory, build_network
-from lesionseg.plan.plan import Plan
+from lesionseg.plan.plan import SOURCES, Plan
 
 WEIGHTS, PLAN, CARD = "weights.safetensors", "plan.json", "model_card.md"
 _PICKLES = (b"PK\x03\x04", b"\x80")  # torch.save's zip archive, and bare pickles
@@ -146,6 +146,15 @@ def _read_network(
     path: Path, plan: Plan, architectures: Mapping[str, NetworkFactory] | None
 ) -> nn.Module:
     tensors = _read_tensors(path)
+    sides = {side for tensor in tensors.values() for side in tensor.shape}
+    wide = sorted({*plan.architecture.features} - sides)
+    if plan.architecture.name in SOURCES and wide:  # nor is memory asked for on their account
+        raise BundleError(
+            "The weights do not fit the plan's network.",
+            where=path,
+            seen=f"no tensor of {wide} channels",
+            remedy="copy the bundle again.",
+        )
     network = build_network(plan, architectures=architectures)
     _refuse_misfit(tensors, network.state_dict(), path)
     network.load_state_dict(tensors)
