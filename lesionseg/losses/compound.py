@@ -100,7 +100,17 @@ class CrossEntropyLoss(VoxelLoss):
 
 
 class DiceFocalLoss(VoxelLoss):
-    """Soft Dice plus focal loss, the terms `dice` and `focal`."""
+    """Soft Dice plus focal loss, the terms `dice` and `focal`.
+
+    Args:
+        alpha: of the focal loss: the weight of lesions, 0 to 1, or one per class; None for none.
+        gamma: of the focal loss: 0 is cross-entropy.
+        reduction: of the focal loss, see `sigmoid_focal_loss`.
+        activation: `sigmoid` or `softmax`.
+        focal_weight: factor of the term `focal`.
+        dice_weight: factor of the term `dice`.
+        smooth: voxels added above and below Dice's fraction line, so that empty tiles have a value.
+    """
 
     def __init__(
         self,
