@@ -1,6 +1,7 @@
 """The layout: folders read at a glance, each name once, imports without circles."""
 
 import ast
+import re
 from collections import Counter
 from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
@@ -38,6 +39,33 @@ def test_a_package_says_what_it_does(folder: Path) -> None:
     said = ast.get_docstring(TREES[folder / "__init__.py"])
     assert said, f"{folder / '__init__.py'} has no docstring"
     assert "to be described" not in said.lower()
+
+
+def parameters(function: ast.FunctionDef) -> list[str]:
+    given = function.args
+    names = [one.arg for one in (*given.posonlyargs, *given.args, *given.kwonlyargs)]
+    return [name for name in names if name not in ("self", "cls")]
+
+
+def public_functions(tree: ast.Module | ast.ClassDef) -> Iterator[tuple[ast.FunctionDef, str]]:
+    """Functions and methods with their docstrings; of a constructor that of its class."""
+    for node in tree.body:
+        if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+            yield from public_functions(node)
+        if isinstance(node, ast.FunctionDef):
+            if node.name == "__init__":
+                yield node, ast.get_docstring(tree) or ""
+            elif not node.name.startswith("_"):
+                yield node, ast.get_docstring(node) or ""
+
+
+@pytest.mark.parametrize("path", MODULES, ids=dotted)
+def test_more_than_six_parameters_are_listed_one_per_line(path: Path) -> None:
+    for function, said in public_functions(TREES[path]):
+        names = parameters(function)
+        listed = re.findall(r"^ {4}(\w+): \S", said.partition("Args:\n")[2], re.MULTILINE)
+        if len(names) > 6:
+            assert [name for name in listed if name in names] == names, function.name
 
 
 def test_file_names_stand_once() -> None:

@@ -53,7 +53,7 @@ class TileChoice:
 
 
 class TileSampler:
-    """Chooses `n_tiles` tiles of `tile_shape` for every epoch.
+    """Chooses tiles for every epoch.
 
     round(`lesion_share` · n) tiles hold a lesion, round(`hard_share` · n) a hard point, the others
     are background: anywhere in any case, free of lesions where ten draws find such a place (unless
@@ -63,6 +63,16 @@ class TileSampler:
     quarters of the tile, which is then moved into the volume. Without a lesion, or a hard point,
     their share goes to the background. Raises `ConfigError` for shares outside [0, 1] and for no
     case.
+
+    Args:
+        cases: to take tiles from, at least one.
+        tile_shape: voxels (z, y, x), in 2-D (y, x).
+        n_tiles: per epoch.
+        seed: of the choice, which depends on it and the epoch alone.
+        lesion_share: of the tiles, 0 to 1.
+        hard_share: of the tiles, 0 to 1; both shares together at most 1.
+        size_weight: 0 chooses lesions equally often, 1 in inverse proportion to their voxels.
+        avoid_lesions: whether background tiles are drawn anew where they meet a lesion.
     """
 
     def __init__(

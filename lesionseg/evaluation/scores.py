@@ -48,11 +48,20 @@ def summarise(
 ) -> dict[str, Any]:
     """The content of scores.json, as DESIGN's contract and docs/metrics.md describe it.
 
-    `evaluated_on` is the role of the cases. `labels` names label values; others are named by their
-    value. `operating_point`: None takes the one that all predictions state; masks without scores
-    have none. `replicates` and `seed` are the bootstrap's. `columns`: what a table says of each
-    case; `subgroups` names those to divide by, None takes all that divide. No result at all gives
-    nulls throughout.
+    No result at all gives nulls throughout.
+
+    Args:
+        results: one per case.
+        preset: the match rule that they were judged by.
+        evaluated_on: the role of the cases.
+        operating_point: None for the one that all predictions state; bare masks have none.
+        labels: names of label values; others are named by their value.
+        split_is_group_safe: whether no patient is on both sides of the split; None: not known.
+        replicates: of the bootstrap.
+        seed: of the bootstrap.
+        provenance: versions and hashes, copied.
+        columns: what a table says of each case, by case and column.
+        subgroups: the columns to divide by; None for all that divide.
     """
     summary = PooledResults.of(results, preset, replicates, seed)
     plain = {**summary.detection_numbers(), **summary.curve_numbers()}

@@ -136,6 +136,16 @@ class DiceFocalLoss(_DiceAnd):
     With a softmax, α ½, γ 0, `reduction` mean, `focal_weight` 2 and `smooth` 1e-5 it is nnU-Net's
     loss plus 1 (there −Dice stands for 1 − Dice); `per_tile` is what its plans call a `batch_dice`
     of false.
+
+    Args:
+        alpha: of the focal loss: the weight of lesions, 0 to 1, or one per class; None for none.
+        gamma: of the focal loss: 0 is cross-entropy.
+        reduction: of the focal loss, see `sigmoid_focal_loss`.
+        activation: `sigmoid` or `softmax`.
+        focal_weight: factor of the term `focal`.
+        dice_weight: factor of the term `dice`.
+        smooth: voxels added above and below Dice's fraction line, so that empty tiles have a value.
+        per_tile: one Dice for each tile and their mean, in place of one for the batch.
     """
 
     def __init__(
@@ -164,7 +174,17 @@ class DiceFocalLoss(_DiceAnd):
 
 
 class DiceCrossEntropyLoss(_DiceAnd):
-    """Soft Dice plus cross-entropy, the terms `dice` and `cross_entropy`; no link."""
+    """Soft Dice plus cross-entropy, the terms `dice` and `cross_entropy`; no link.
+
+    Args:
+        lesion_weight: of a lesion voxel against one of background.
+        reduction: of the cross-entropy, see `sigmoid_focal_loss`.
+        activation: `sigmoid` or `softmax`.
+        cross_entropy_weight: factor of the term `cross_entropy`.
+        dice_weight: factor of the term `dice`.
+        smooth: voxels added above and below Dice's fraction line, so that empty tiles have a value.
+        per_tile: one Dice for each tile and their mean, in place of one for the batch.
+    """
 
     def __init__(
         self,

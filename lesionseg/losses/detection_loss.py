@@ -44,18 +44,24 @@ class AnchorTargets:
 class DetectionLoss(nn.Module):
     """Scores over *all* valid anchors, boxes over positive ones, both divided by the positives.
 
-    `classification`: `focal` (Lin et al. 2017), `varifocal` or `quality` (the score learns the
-    box's IoU with its lesion), `hard_negatives`: cross-entropy over the positives and the
-    `negatives` worst background anchors a positive (at least `negatives` a tile), the baseline of
-    nnDetection and others. `alpha` and `gamma` None: 0.25 and 2 for `focal`, the published 0.75 and
-    2 for `varifocal`, β = `gamma` for `quality`. Boxes: `overlap_weight` · (1 − GIoU or DIoU) +
-    `offset_weight` · smooth L1 of the offsets. `assign`: which anchors find a lesion: `atss`, or
-    `iou`, those that overlap it by `positive_iou`; background is what overlaps none by
-    `negative_iou` (`ops.assign`).
-
+    Boxes: `overlap_weight` · (1 − GIoU or DIoU) + `offset_weight` · smooth L1 of the offsets.
     A batch without a lesion has a box term of 0 that is still attached to the network, so that no
     parameter goes unused. Raises `ConfigError` for unknown names, negative weights or
     limits of the IoU that are out of order.
+
+    Args:
+        classification: `focal` (Lin et al. 2017), `varifocal` or `quality` (the score learns the
+            box's IoU with its lesion), or `hard_negatives`: cross-entropy over the positives and
+            the worst background anchors, the baseline of nnDetection and others.
+        alpha: None for 0.25 of `focal` and the published 0.75 of `varifocal`.
+        gamma: None for 2; the β of `quality`.
+        overlap: `giou` or `diou`.
+        overlap_weight: factor of the boxes' overlap, 0 or more.
+        offset_weight: factor of the boxes' offsets, 0 or more.
+        negatives: of `hard_negatives`: background anchors per positive, at least so many a tile.
+        assign: which anchors find a lesion: `atss`, or `iou` (`ops.assign`).
+        positive_iou: of `iou`: anchors that overlap a lesion by this find it.
+        negative_iou: of `iou`: background is what overlaps none by this.
     """
 
     def __init__(

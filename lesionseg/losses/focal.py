@@ -47,16 +47,21 @@ def sigmoid_focal_loss(
 ) -> Float[Tensor, "..."]:
     """Focal loss of K independent lesion classes; background has no logit of its own.
 
-    `logits`: `[B, K, *spatial]`, or `[n, K]` for anchors. `target`: a label map without the class
-    axis (0 background, k = class k; any integer dtype, bool when K = 1), or of the logits' shape
-    with 0/1 (or, floating, with values between). `alpha`: the weight of lesions (1 − α that of
-    background), one number or one a class, None for no weighting. `valid`: `[B, *spatial]` or of
-    the logits' shape, False or 0 leaves out; likewise voxels labelled `ignore_index`.
-
-    Reductions: `none` (the logits' shape, 0 where left out), `sum`, `mean` over the valid logits,
-    `per_positive`: the sum divided by `normaliser`, by default the number of valid lesion
-    elements, at least 1. Computed and returned in fp32 (fp64 for fp64 logits); finite, with finite
+    Computed and returned in fp32 (fp64 for fp64 logits); finite, with finite
     gradient, for logits up to 1e4 in fp32, bf16 and fp16. Nothing to judge gives 0.
+
+    Args:
+        logits: `[B, K, *spatial]`, or `[n, K]` for anchors.
+        target: a label map without the class axis (0 background, k = class k; any integer dtype,
+            bool when K = 1), or of the logits' shape with 0/1 (floating: or values between).
+        alpha: the weight of lesions (1 − α that of background), one number or one a class, None
+            for no weighting.
+        gamma: how fast easy elements fall silent, 0 or more.
+        reduction: `none` (the logits' shape, 0 where left out), `sum`, `mean` over the valid
+            logits, or `per_positive`: the sum divided by `normaliser`.
+        valid: `[B, *spatial]` or of the logits' shape; False or 0 leaves out.
+        normaliser: None for the number of valid lesion elements, at least 1.
+        ignore_index: voxels with this label are left out, too.
 
     Raises `ConfigError` (settings), `GeometryError` (shapes), `ContentError` (dtypes, and labels
     outside 0..K; values are looked at on the CPU only, since a GPU would have to be waited for).
@@ -103,11 +108,17 @@ def softmax_focal_loss(
 ) -> Float[Tensor, "..."]:
     """Focal loss of 1 + K mutually exclusive classes; class 0 is background.
 
-    `logits`: `[B, 1+K, *spatial]` or `[n, 1+K]`. `target`: label map without the class axis, any
-    integer dtype. `alpha`: a number weights lesions by α and background by 1 − α, a sequence has
-    1 + K entries. `valid`: `[B, *spatial]`; of the logits' shape, a voxel counts where all its
-    classes do. Reduction `none` gives `[B, *spatial]`; a positive is a valid voxel with a label
-    above 0. All else, the errors too, as `sigmoid_focal_loss`.
+    All else, the errors too, as `sigmoid_focal_loss`.
+
+    Args:
+        logits: `[B, 1+K, *spatial]` or `[n, 1+K]`.
+        target: label map without the class axis, any integer dtype.
+        alpha: a number weights lesions by α and background by 1 − α; a sequence has 1 + K entries.
+        gamma: how fast easy elements fall silent, 0 or more.
+        reduction: `none` gives `[B, *spatial]`; the others as there.
+        valid: `[B, *spatial]`; of the logits' shape, a voxel counts where all its classes do.
+        normaliser: None for the number of valid voxels with a label above 0, at least 1.
+        ignore_index: voxels with this label are left out, too.
 
     >>> import torch
     >>> logits = torch.zeros(1, 2, 2)  # p = ½ everywhere

@@ -34,7 +34,8 @@ def posterior_logits(
     0.75
     """
     logits = logits.float()
-    log_p, log_q = functional.logsigmoid(logits), functional.logsigmoid(-logits)
+    # by softplus: ONNX writes log-sigmoid as a log of a sigmoid, which is infinite from -18 on
+    log_p, log_q = -functional.softplus(-logits), -functional.softplus(logits)
     ratio = _log_h(log_p, log_q, gamma) - _log_h(log_q, log_p, gamma)
     return ratio - _alpha_logits(alpha, logits)
 

@@ -56,6 +56,15 @@ def varifocal_loss(
     q · cross-entropy of p with q for positives, so that good boxes teach most; α · p^γ ·
     (−log(1 − p)) for background, whose easy part alone is silenced. All else as
     `quality_focal_loss`.
+
+    Args:
+        logits: of any shape.
+        quality: q of the logits' shape, 0 to 1: of a positive its box's IoU, 0 is background.
+        alpha: the weight of background, 0 to 1.
+        gamma: how fast easy background falls silent, 0 or more.
+        reduction: `none`, `sum`, `mean` or `per_positive`.
+        valid: of the logits' shape; False leaves out.
+        normaliser: what `per_positive` divides by; None for the number of positives, at least 1.
     """
     check_settings(gamma, reduction, normaliser)
     logits, quality = _scores(logits, quality)

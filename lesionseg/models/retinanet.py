@@ -53,6 +53,15 @@ class RetinaUNet(nn.Module):
 
     `forward`: image `[B, C, *spatial]` to a `DetectorOutput`; its `segmentation` has
     `architecture.n_supervised` levels in train mode and the finest alone in eval mode.
+
+    Args:
+        dims: 2 or 3.
+        in_channels: of the image.
+        architecture: stages, features, strides and kernels.
+        bias: where the logits of the segmentation begin, one per channel of it.
+        n_labels: that boxes may have.
+        anchors: their sizes, and the stages that they stand on.
+        encoder: in place of our own; None for that of `architecture`.
     """
 
     def __init__(

@@ -60,6 +60,17 @@ def refuse_stranger(
     """Raise `ConfigError` when the weights of `before` cannot serve the plan that is asked for.
 
     Channels that are called otherwise are warned of.
+
+    Args:
+        before: the plan that the weights were trained by.
+        dims: 2 or 3 axes that the new images have.
+        modality: of the new images.
+        channel_names: of the new images, in their order.
+        architecture: name of the new network.
+        spacing_mm: that is chosen (z, y, x); None for that of `before`, as for all that follows.
+        base_features: that are chosen for the first stage.
+        stem: that is chosen.
+        network: class and arguments of a network that is not ours.
     """
     mine = {
         "spatial axes": (before.dims, dims),

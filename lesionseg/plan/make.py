@@ -51,11 +51,19 @@ def make_plan(
 ) -> Plan:
     """Decide everything that training and inference must agree on.
 
-    `device` is torch's name ("cpu", "cuda", …) and `memory_gb` its memory in 10⁹ bytes. `before`:
-    the plan of the network whose weights training starts from; grid, normalisation and backbone are
-    its own, the tile too unless it is chosen. `step_memory`: the 10⁹ bytes that a training step of
-    a plan takes, for a GPU (`training.device.step_memory`). `pyramid`: the stages of a
-    backbone that is not ours, or whose weights are not. The same input gives the same plan.
+    The same input gives the same plan.
+
+    Args:
+        fingerprint: what the training cases are like.
+        dataset: its channels, labels and modality.
+        memory_gb: of the device, in 10⁹ bytes.
+        device: torch's name: "cpu", "cuda", …
+        overrides: what is chosen; None for nothing.
+        before: the plan of the network whose weights training starts from; grid, normalisation and
+            backbone are its own, the tile too unless it is chosen.
+        step_memory: 10⁹ bytes that a training step of a plan takes (`training.device.step_memory`).
+        pyramid: the stages of a backbone that is not ours, or whose weights are not.
+
     Raises `ConfigError` for overrides that do not fit the dataset or `before`, and for a GPU
     without `step_memory`.
     """

@@ -100,9 +100,16 @@ def network_shape(
 
     An axis is halved while it keeps 4 voxels and is less than twice as coarse as the finest axis
     that can be halved; an axis over twice as coarse as the finest has kernels of 1, so that it is
-    mixed only once the others have caught up. Features double from `base_features` to `widest`.
-    `exact`: only halvings that the tile's own numbers allow, for a tile somebody has chosen.
-    A space-to-depth `stem` takes the place of the first stage.
+    mixed only once the others have caught up. Features double from stage to stage.
+
+    Args:
+        tile_shape: voxels (z, y, x), in 2-D (y, x).
+        spacing_mm: of these axes.
+        base_features: of the first stage.
+        widest: the most features of a stage.
+        name: of the architecture.
+        exact: only halvings that the tile's own numbers allow, for a tile somebody has chosen.
+        stem: `space_to_depth` takes the place of the first stage.
     """
     size, spacing = list(map(float, tile_shape)), list(map(float, spacing_mm))
     strides, kernels = [(1,) * len(size)], [_kernel(size, spacing)]

@@ -68,17 +68,24 @@ def write_report(
 ) -> Path:
     """Write `output/report.html` from the tables in `scores_dir`, and return its path.
 
-    `images` and `reference` are dataset roots (or one read already) or folders of bare files,
-    `prediction` a folder of prediction files: they give the pictures, which are left out without
-    `images`. `history` is a training's metrics.csv. `compare` holds another model's or reader's
-    evaluation of the same scans. `progress` is told (case, cases drawn, cases
-    to draw). The page needs no network and has at most 15 MB; it is written whole or not at all.
+    The page needs no network and has at most 15 MB; it is written whole or not at all.
     Beside it: `adjudicate.csv`, `pseudonyms.csv` unless identifiers are printed, `report.pdf` and
     the folder `gallery` where the options say so.
 
     Raises `ReadError` and `ContentError` for tables that are missing, unreadable or of different
     evaluations, `ConfigError` for a study file that is wrong, `OutputError` when the page cannot
     be kept within its size.
+
+    Args:
+        scores_dir: what `evaluate` or `train` wrote.
+        output: folder of the page.
+        images: a dataset's root, a dataset or a folder of bare files; None for no pictures.
+        reference: a dataset's root or a folder of masks, drawn into the pictures.
+        prediction: a folder of prediction files, drawn into the pictures.
+        history: a training's metrics.csv.
+        compare: another model's or reader's evaluation of the same scans.
+        options: what the page shows; None for the defaults.
+        progress: told the case, how many are drawn and how many there are to draw.
     """
     options = options or Options()
     tables, study = read_tables(scores_dir), read_study(options.study)

@@ -143,6 +143,15 @@ def fit_tiles(
     A training that had already ended is not prolonged: its result is returned as it was. Raises
     `TrainingError` when the checkpoint does not fit or the loss stays NaN, and passes on whatever
     reading tiles or `validate` raises.
+
+    Args:
+        network: to train; on whatever device, in its initial state.
+        plan: its tile, batch and labels.
+        tiles: batches by number.
+        learning: loss, optimiser, budget.
+        run_dir: where metrics.csv and checkpoints go; resumes from its last checkpoint.
+        validate: given the averaged network in eval mode, returns scores for metrics.csv.
+        callbacks: that act after our own.
     """
     path = run_dir / CHECKPOINT
     module = lesion_module(plan, learning, network)

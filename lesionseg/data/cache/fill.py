@@ -46,12 +46,19 @@ def fill_cache(
 ) -> list[CachedCase]:
     """Prepare every case that the cache lacks; the cached cases in the order of `cases`.
 
-    `folder` is a path, or a URL whose cases are copied to `disk` when they are read. `read` turns a
-    case's files into arrays (None: `read_case`), `source` into the hash of their content. `workers`
-    threads hold one case each (None: as many as there are cores, eight at most); 1 works in this
-    thread. `progress(case, done, total)` is called here after each case. Cases that another process
-    has claimed are waited for. What is made stays made: the next call goes on where an interrupted
-    one stopped. The first error ends the call.
+    Cases that another process has claimed are waited for. What is made stays made: the next call
+    goes on where an interrupted one stopped. The first error ends the call.
+
+    Args:
+        dataset: which the cases are of.
+        cases: to prepare.
+        plan: the grid and normalisation; another plan has another entry.
+        folder: of the cache, or a URL whose cases are copied to `disk` when they are read.
+        read: turns a case's files into arrays; None for `read_case`.
+        progress: called here after each case with its id, how many are done and how many there are.
+        workers: threads, each with one case; None for one per core, at most eight; 1 for this one.
+        disk: where cases of a URL are kept.
+        source: turns a case's files into the hash of their content.
     """
     store = open_store(folder, cache_key(dataset, plan), disk or LocalDisk())
     store.sweep()

@@ -151,7 +151,18 @@ def match_case(
     image: Volume | None = None,
     regions: Sequence[LabelRegion] = (),
 ) -> MatchedCase:
-    """Match the prediction of one case with its reference; see `evaluate_case`."""
+    """Match the prediction of one case with its reference; see `evaluate_case`.
+
+    Args:
+        reference: the lesions that a reader marked.
+        prediction: on the reference's grid; None where there is none: every lesion is missed.
+        preset: the match rule.
+        case: the case's id.
+        group: its patient; the case itself where nothing is known.
+        role: `train`, `validation`, `test`, `external` or nothing.
+        image: for the lesions' contrast, on the reference's grid; None leaves it out.
+        regions: unions of labels that are judged too, each by itself.
+    """
     begin = perf_counter()
     if regions and prediction is not None:
         prediction = united(prediction)

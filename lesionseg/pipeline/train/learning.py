@@ -58,8 +58,14 @@ def decide(
 ) -> Plan:
     """Make the plan, unless it is `given` or the run has one; write fingerprint, plan, splits.
 
-    `memory`: what a training step takes of a GPU; None for one by the default losses. `extra`:
-    what else is done to each image.
+    Args:
+        survey: the dataset, its fingerprint and its split.
+        model: what is chosen of the plan.
+        trainer: the device and how much of its memory.
+        run: the run directory.
+        given: a plan that is taken as it is.
+        memory: what a training step takes of a GPU; None for one by the default losses.
+        extra: transforms that each image has after normalisation.
     """
     memory = memory or StepMemory()
     plan = given or kept_plan(run) or _planned(survey, model, trainer, memory, extra)

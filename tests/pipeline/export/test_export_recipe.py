@@ -100,6 +100,20 @@ def test_onnx_gives_the_bundles_probabilities_for_any_number_of_tiles(
             np.testing.assert_allclose(probabilities, own, atol=2e-5)
 
 
+class Certain(nn.Module):
+    """Logits from −48 to 48: a long training is as certain as that."""
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        logits = 16 * image.clamp(-3, 3)
+        return [torch.cat([logits, -logits], 1)]
+
+
+def test_certain_networks_give_numbers_as_onnx_too(tmp_path: Path, plan: Plan) -> None:
+    certain = Bundle(Certain(), _plan(plan, 3, 1, "sigmoid"))
+    run = write_onnx(tmp_path / "model.onnx", trace(certain))
+    assert largest_difference(certain, run) < 1e-5
+
+
 def test_the_note_beside_the_onnx_file_says_what_it_needs(bundle: Path, tmp_path: Path) -> None:
     import onnx
 
