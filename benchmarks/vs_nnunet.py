@@ -269,7 +269,8 @@ def judge_kept(kept: Kept, found: Survey, run: Path) -> Mapping[str, Any]:
     for files in cases:
         image = read_image(files, found.dataset)
         write_prediction(run / "validation", kept.predict_volume(image, files.case))
-    rules = Rules(PRESETS["lesionseg"], ChoiceSettings(calibration="none"), {})
+    wishes = ChoiceSettings(calibration="none", rate_confidence=None)
+    rules = Rules(PRESETS["lesionseg"], wishes, {})
     return judge_predicted(found, run, rules).scores
 
 

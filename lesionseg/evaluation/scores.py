@@ -27,7 +27,13 @@ from lesionseg.evaluation.statistics.subgroups import Columns, subgroup_numbers
 _log = logging.getLogger(__name__)
 
 SCHEMA_VERSION = 1
-_EXPECTED = ("expected_recall", "expected_false_positives_per_case", "attainable_recall")
+_EXPECTED = (
+    "expected_recall",
+    "expected_false_positives_per_case",
+    "expected_false_positives_per_case_ci95",
+    "attainable_recall",
+    "confidence",
+)
 DEVELOPMENT_ROLES = ("train", "validation")
 
 

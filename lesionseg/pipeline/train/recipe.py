@@ -77,6 +77,7 @@ def train(
     preset: Preset,
     report: ReportSettings,
     operating_point: str,
+    rate_confidence: float | None,
     calibration: str,
     run_dir: str | None,
     seed: int,
@@ -106,6 +107,8 @@ def train(
         preset: by what rules detections are matched to lesions and scored.
         report: what the page shows.
         operating_point: accepts the candidates, such as fp_per_case:1.
+        rate_confidence: the chance that as many new cases keep to that rate; None for the rate
+            observed.
         calibration: of candidates' scores: platt, isotonic or none.
         run_dir: holds all results, `config` and train.log; None for runs/<dataset>_<model>_<time>.
         seed: of the split, the first weights, the tiles and the augmentation.
@@ -131,7 +134,7 @@ def train(
         inference=inference,
         preset=preset,
         report=report,
-        choice=ChoiceSettings(operating_point, calibration, replicates, seed),
+        choice=ChoiceSettings(operating_point, calibration, replicates, seed, rate_confidence),
         config=config,
         prepare=prepare,
     )
