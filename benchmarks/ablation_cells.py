@@ -197,7 +197,9 @@ def train_and_judge(setting: Setting, variant: Variant, seed: int, run: Path) ->
         device=fitted.device,
     )
     replicates = 100 if setting.quick else 1000
-    wishes = ChoiceSettings(calibration="none", replicates=replicates, rate_confidence=None)
+    wishes = ChoiceSettings(
+        calibration="none", replicates=replicates, rate_confidence=None, calibrate_voxels=False
+    )
     judged = judge_validation(predictor, found, run, Rules(PRESET, wishes, {}))
     if judged is None:
         raise SystemExit(f"There is no {setting.held.role} case to judge.")

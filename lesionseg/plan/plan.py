@@ -83,20 +83,23 @@ class Architecture:
 
 @dataclass(frozen=True)
 class CandidateRule:
-    """How probabilities become candidates: local peaks, extent where p ≥ peak / `ratio`.
+    """How probabilities become candidates: local peaks, and the voxels around that are as likely.
 
-    Peaks under `floor` are dropped; so are candidates of fewer than `min_voxels`, all but the
-    `max_candidates` highest, and peaks that are only the shoulder of a higher candidate: whose
-    region touches it and whose peak is below `prominence` times the highest probability there.
-    Peaks below `join` times the pass to a higher one are one candidate with it, if either is large:
-    `join_mm` in equivalent diameter (`inference.joining`; a `join` of 1 joins none).
+    A voxel belongs to a candidate where p ≥ peak / `ratio`, and where p ≥ `extent`: a sure
+    candidate ends where its voxels are no longer likely, a faint one keeps to its peak. Peaks under
+    `floor` are dropped; so are candidates of fewer than `min_voxels`, all but the `max_candidates`
+    highest, and peaks that are only the shoulder of a higher candidate: whose region touches it and
+    whose peak is below `prominence` times the highest probability there. Peaks below `join` times
+    the pass to a higher one are one candidate with it, if either is large: `join_mm` in equivalent
+    diameter (`inference.joining`; a `join` of 1 joins none).
     Candidates under `min_diameter_mm` (equivalent diameter) are dropped too: 0 unless
     cross-validation showed that they are false positives. `source`: whether candidates come from
     the voxels, from a detector's boxes or from both (`inference.fusion`). `score`: of a candidate
     from voxels, their highest probability or their mean. An unknown one is a `ValueError`.
     """
 
-    ratio: float = 2.5
+    ratio: float = 1.6
+    extent: float = 0.35
     floor: float = 0.05
     min_voxels: int = 2
     max_candidates: int = 300
@@ -132,10 +135,10 @@ class Plan:
     `label_values[k]` is the one painted for it, later channels over earlier ones.
     `lesion_fraction` is the share of lesion voxels on the plan's grid (the prior π).
     `link`: None where the network's outputs are taken as they are. `anchors`: of a detector, else
-    None. `calibration`: what a score is
-    worth, None where it was not fitted. `n_members`: networks whose probabilities are averaged.
-    `prepare_extra`: further
-    transforms of a prepared image (`lesionseg.data.transforms`). `reasons` explains each decision
+    None. `calibration`: from score to chance, None where it was not fitted. `voxel_calibration`:
+    what a voxel's probability is worth, put right before candidates are found; None takes it as it
+    is. `n_members`: networks whose probabilities are averaged. `prepare_extra`: further transforms
+    of a prepared image (`lesionseg.data.transforms`). `reasons` explains each decision
     in one sentence.
     """
 
@@ -156,6 +159,7 @@ class Plan:
     link: FocalLink | None = None
     anchors: AnchorPlan | None = None
     calibration: Calibration | None = None
+    voxel_calibration: Calibration | None = None
     n_members: int = 1
     regions: tuple[tuple[int, ...], ...] = ()
     prepare_extra: tuple[Mapping[str, Any], ...] = ()
@@ -231,12 +235,13 @@ def _plan(raw: dict[str, Any]) -> Plan:
     raw = {**{key: tuples(value) for key, value in raw.items()}, "prepare_extra": extra}
     raw["normalisation"] = tuple(Normalisation(**n) for n in raw["normalisation"])
     raw["architecture"] = Architecture(**raw["architecture"])
-    # before there was joining, operating points were fitted without it
-    raw["candidate_rule"] = CandidateRule(**{"join": 1.0, **raw["candidate_rule"]})
+    # operating points of older plans were fitted without joining, and by the peak alone
+    raw["candidate_rule"] = CandidateRule(**{"join": 1.0, "extent": 1.0, **raw["candidate_rule"]})
     raw["operating_points"] = tuple(OperatingPoint(**p) for p in raw["operating_points"])
     raw["anchors"] = AnchorPlan(**raw["anchors"]) if raw.get("anchors") else None
     raw["link"] = FocalLink(**raw["link"]) if raw.get("link") else None
-    raw["calibration"] = Calibration(**raw["calibration"]) if raw.get("calibration") else None
+    for name in ("calibration", "voxel_calibration"):
+        raw[name] = Calibration(**raw[name]) if raw.get(name) else None
     return Plan(**raw)
 
 

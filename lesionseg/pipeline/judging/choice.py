@@ -30,7 +30,7 @@ SENSITIVITIES = (0.8, 0.9)
 FEW_PATIENTS = 20  # below, a score gives quite other rates on other patients
 CALIBRATIONS = ("platt", "isotonic", "none")
 # what is decided on predictions, by its key in the plan's reasons
-CHOSEN = ("operating point", "calibration", "candidates: least diameter")
+CHOSEN = ("operating point", "calibration", "voxel calibration", "candidates: least diameter")
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,8 @@ class ChoiceSettings:
     `accept`: the operating point that accepts candidates, None for the first rate. `calibration`:
     `platt`, `isotonic` (Platt's where there are too few candidates) or `none`. `replicates` and
     `seed` are the bootstrap's. `rate_confidence`: the chance that as many new cases give no more
-    false positives than a point's name says; None takes the rate observed.
+    false positives than a point's name says; None takes the rate observed. `calibrate_voxels`:
+    whether voxels' probabilities may be put right (`voxel_calibration`).
     """
 
     accept: str | None = None
@@ -48,6 +49,7 @@ class ChoiceSettings:
     replicates: int = 1000
     seed: int = 0
     rate_confidence: float | None = 0.9
+    calibrate_voxels: bool = True
 
     def __post_init__(self) -> None:
         """Refuse, before training, what could not be chosen after it."""
@@ -70,12 +72,14 @@ class Choice:
 
     The first of `points` accepts candidates. `calibration_of`: by case, the calibration in whose
     fit the case had no part, which judges the final one; None where that could not be fitted.
+    `voxel_calibration` is what the predictions were made with.
     """
 
     points: tuple[OperatingPoint, ...]
     calibration: Calibration | None = None
     calibration_of: Mapping[str, Calibration | None] = field(default_factory=dict)
     min_diameter_mm: float = 0.0
+    voxel_calibration: Calibration | None = None
     reasons: Mapping[str, str] = field(default_factory=dict)
 
     def apply_to(self, prediction: Prediction) -> Prediction:
@@ -88,6 +92,7 @@ class Choice:
         return plan.with_(
             operating_points=self.points,
             calibration=self.calibration,
+            voxel_calibration=self.voxel_calibration,
             candidate_rule=replace(plan.candidate_rule, min_diameter_mm=self.min_diameter_mm),
             reasons={**plan.reasons, **self.reasons},
         )
@@ -98,6 +103,7 @@ def undecided(plan: Plan) -> Plan:
     return plan.with_(
         operating_points=(),
         calibration=None,
+        voxel_calibration=None,
         n_members=1,
         candidate_rule=replace(plan.candidate_rule, min_diameter_mm=0.0),
         reasons={key: why for key, why in plan.reasons.items() if key not in CHOSEN},
