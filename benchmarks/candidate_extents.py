@@ -4,8 +4,9 @@
 
 A candidate ends where p falls below its peak divided by the rule's ratio and below the rule's
 extent (1: by the peak alone); peaks below the rule's join times the pass between them are one
-candidate (1: none are). Every cell's log-odds are judged anew with each of them, all else being the same, at 1 false positive a case on the
-judged cases. These are the cases of the test: what is chosen by this table flatters there.
+candidate (1: none are). Every cell's log-odds are judged anew with each of them, all else being the
+same, at 1 false positive a case on the judged cases. These are the cases of the test: what is
+chosen by this table flatters there.
 """
 
 import argparse

@@ -106,6 +106,7 @@ class TileDataset(Dataset):  # type: ignore[misc]  # MONAI ships no types
             lesion_share=self.sampling.lesion_share,
             hard_share=self.sampling.hard_share,
             size_weight=self.sampling.size_weight,
+            patient_cap=self.sampling.patient_cap,
         )
 
     @cached_property
