@@ -198,7 +198,10 @@ def train_and_judge(setting: Setting, variant: Variant, seed: int, run: Path) ->
         linked(variant.plan, learning.loss, learning.detection),
         device=fitted.device,
     )
-    wishes = ChoiceSettings(calibration="none", replicates=100 if setting.quick else 1000)
+    replicates = 100 if setting.quick else 1000
+    wishes = ChoiceSettings(
+        calibration="none", replicates=replicates, rate_confidence=None, calibrate_voxels=False
+    )
     judged = judge_validation(predictor, found, run, Rules(PRESET, wishes, {}))
     if judged is None:
         raise SystemExit(f"There is no {setting.held.role} case to judge.")

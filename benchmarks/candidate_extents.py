@@ -2,10 +2,11 @@
 
     python benchmarks/candidate_extents.py --data DIR [DIR …] --cells runs/vs_nnunet
 
-A candidate's extent ends where p falls below its peak divided by the rule's ratio; peaks below the
-rule's join times the pass between them are one candidate (1: none are). Every cell's log-odds are
-judged anew with each ratio and join, all else being the same, at 1 false positive a case on the
-judged cases. These are the cases of the test: what is chosen by this table flatters there.
+A candidate ends where p falls below its peak divided by the rule's ratio and below the rule's
+extent (1: by the peak alone); peaks below the rule's join times the pass between them are one
+candidate (1: none are). Every cell's log-odds are judged anew with each of them, all else being the
+same, at 1 false positive a case on the judged cases. These are the cases of the test: what is
+chosen by this table flatters there.
 """
 
 import argparse
@@ -25,7 +26,7 @@ from lesionseg.io.atomic import write_text
 from lesionseg.pipeline.dataset.survey import Survey, take_survey
 from lesionseg.plan.plan import CandidateRule, Plan
 
-HEADER = ("cell", "ratio", "join", "recall", "under 10 mm", "Dice, accepted", "AP")
+HEADER = ("cell", "ratio", "extent", "join", "recall", "under 10 mm", "Dice, accepted", "AP")
 
 
 def main() -> None:
@@ -46,7 +47,8 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, nargs="+", required=True, help="dataset folders")
     parser.add_argument("--cells", type=Path, default=Path("runs/vs_nnunet"))
-    parser.add_argument("--ratios", type=float, nargs="+", default=[1.5, 2.5, 4.0, 10.0])
+    parser.add_argument("--ratios", type=float, nargs="+", default=[1.6, 2.5])
+    parser.add_argument("--extents", type=float, nargs="+", default=[0.35, 1.0])
     parser.add_argument("--joins", type=float, nargs="+", default=[1.0, 20.0])
     parser.add_argument("--table", type=Path, help="where a Markdown table goes")
     return parser.parse_args()
@@ -60,10 +62,9 @@ def lines_of(root: Path, options: argparse.Namespace) -> Iterator[tuple[str, ...
     found = held.as_development(take_survey(held.data, seed=0))
     for folder in sorted((cells / "runs").glob(f"{root.name}__*")):
         if (folder / "scores.json").is_file():
-            for ratio, join in product(options.ratios, options.joins):
-                yield judged(
-                    folder, found, plan, replace(plan.candidate_rule, ratio=ratio, join=join)
-                )
+            for ratio, extent, join in product(options.ratios, options.extents, options.joins):
+                rule = replace(plan.candidate_rule, ratio=ratio, extent=extent, join=join)
+                yield judged(folder, found, plan, rule)
 
 
 def judged(folder: Path, found: Survey, plan: Plan, rule: CandidateRule) -> tuple[str, ...]:
@@ -75,6 +76,7 @@ def judged(folder: Path, found: Survey, plan: Plan, rule: CandidateRule) -> tupl
     return (
         folder.name,
         f"{rule.ratio:g}",
+        f"{rule.extent:g}",
         f"{rule.join:g}",
         found_of_size(cells, 0, inf),
         found_of_size(cells, 0, SMALL_MM),

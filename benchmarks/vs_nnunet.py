@@ -56,7 +56,8 @@ from lesionseg.training.settings import TrainerSettings
 
 HERE = Path(__file__).resolve().parent
 PEERS = HERE.parent / ".peers" / "bin" / "python"
-RULES = Rules(PRESETS["lesionseg"], ChoiceSettings(calibration="none"), {})  # for all tools
+CHOICE = ChoiceSettings(calibration="none", rate_confidence=None)
+RULES = Rules(PRESETS["lesionseg"], CHOICE, {})  # for all tools
 TOOLS = ("lesionseg", "nnunet_cut", "nnunet")
 DATASET = "Dataset001_compared"
 SIZES = ("model.tile_shape=", "model.base_features=")

@@ -116,7 +116,8 @@ class OperatingPoint:
     `lesion_recall` and `false_positives_per_case` are what those cases gave, with 95 % intervals
     that resample groups. The `expected_` ones are what the same choice gives where it may not look:
     every fold accepted by the score that the others choose. `attainable_recall` is the highest
-    recall that any score gave.
+    recall that any score gave. `confidence`: the chance that as many new cases give no more false
+    positives per case than the name says; None where the observed rate was taken.
     """
 
     name: str
@@ -129,6 +130,8 @@ class OperatingPoint:
     expected_recall: float | None = None
     expected_false_positives_per_case: float | None = None
     attainable_recall: float | None = None
+    expected_false_positives_per_case_ci95: tuple[float, float] | None = None
+    confidence: float | None = None
 
 
 @dataclass(frozen=True, eq=False)

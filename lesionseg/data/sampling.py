@@ -38,9 +38,17 @@ class SamplingSettings:
     hard_share: float = 0.0
     size_weight: float = 0.0
     avoid_lesions: bool = True
+    patient_cap: float | None = 4.0
 
     def __post_init__(self) -> None:
         _refuse_shares(self.lesion_share, self.hard_share)
+        if self.patient_cap is not None and self.patient_cap < 1:
+            raise ConfigError(
+                "A patient's lesions cannot be held below an equal share.",
+                where="sampling.patient_cap",
+                seen=self.patient_cap,
+                expected="at least 1, or null",
+            )
 
 
 @dataclass(frozen=True)
@@ -59,10 +67,11 @@ class TileSampler:
     are background: anywhere in any case, free of lesions where ten draws find such a place (unless
     `avoid_lesions` is False), and around a voxel that teaches where some do not. Within an epoch
     every lesion is chosen equally often (to within one, from `MANY` lesions on within two), or in
-    proportion to voxels^−`size_weight`. The lesion's seed voxel lies anywhere in the inner three
-    quarters of the tile, which is then moved into the volume. Without a lesion, or a hard point,
-    their share goes to the background. Raises `ConfigError` for shares outside [0, 1] and for no
-    case.
+    proportion to voxels^−`size_weight`. But the lesions of one patient (group) fill at most
+    `patient_cap` times an equal share of the patients with lesions, or a patient with 500 lesions
+    would outweigh 500 with one. The lesion's seed voxel lies anywhere in the inner three quarters
+    of the tile, which is then moved into the volume. Without a lesion, or a hard point, their share
+    goes to the background. Raises `ConfigError` for shares outside [0, 1] and for no case.
 
     Args:
         cases: to take tiles from, at least one.
@@ -73,6 +82,7 @@ class TileSampler:
         hard_share: of the tiles, 0 to 1; both shares together at most 1.
         size_weight: 0 chooses lesions equally often, 1 in inverse proportion to their voxels.
         avoid_lesions: whether background tiles are drawn anew where they meet a lesion.
+        patient_cap: in equal shares; None for whatever a patient's lesions fill.
     """
 
     def __init__(
@@ -86,6 +96,7 @@ class TileSampler:
         hard_share: float = 0.0,
         size_weight: float = 0.0,
         avoid_lesions: bool = True,
+        patient_cap: float | None = 4.0,
     ) -> None:
         _refuse_shares(lesion_share, hard_share)
         if not cases or n_tiles < 1:
@@ -106,13 +117,29 @@ class TileSampler:
         # lesions are counted through all cases: those of case i from _first[i] on
         self._first = np.cumsum([0, *(len(table) for table in self._tables)])
         voxels = np.concatenate([table.voxels for table in self._tables]).astype(np.float64)
-        self._weights = voxels ** -float(size_weight)
+        groups = np.unique([case.group for case in self.cases], return_inverse=True)[1]
+        group_of = np.repeat(groups, np.diff(self._first))
+        equal = voxels ** -float(size_weight)
+        self._weights = equal if patient_cap is None else capped(equal, group_of, patient_cap)
         self._upper = np.cumsum(self._weights)
+        self._largest = tuple(_largest_share(w, group_of) for w in (equal, self._weights))
         self._table = lru_cache(maxsize=2)(self._epoch_table)
         self._reach = lru_cache(maxsize=256)(self._reach_of)
 
     def __len__(self) -> int:
         return self.n_tiles
+
+    @property
+    def mix(self) -> str:
+        """What an epoch shows, in a sentence."""
+        n_patients = len({c.group for c, t in zip(self.cases, self._tables, strict=True) if len(t)})
+        free, held = self._largest
+        capped = f" (held; {free:.0%} by the number of lesions)" if held < free - 1e-9 else ""
+        return (
+            f"{self.lesion_share:.0%} of {self.n_tiles} hold one of {len(self._weights)} lesions "
+            f"of {n_patients} patients, at most {held:.0%} of these one patient's{capped}; "
+            f"{self.hard_share:.0%} hard background."
+        )
 
     def set_hard(self, points: Sequence[HardPoint]) -> None:
         """Replace the hard points; workers that already run keep the old ones."""
@@ -195,6 +222,37 @@ class _Numbers:
     def below(self, n: int) -> int:
         """A whole number from 0 to n−1."""
         return int(next(self._left) * n)
+
+
+def capped(
+    weights: NDArray[np.float64], groups: NDArray[np.int64], most: float
+) -> NDArray[np.float64]:
+    """`weights` `[n]`, lowered so that no group has over `most` times an equal share of the sum.
+
+    `groups` `[n]`: of each weight. Within a group proportions stay. An equal share is one of as
+    many groups as occur.
+
+    >>> capped(np.ones(10), np.array([0] * 8 + [1, 2]), 1.5).round(2).tolist()
+    [0.25, 0.25, 0.25, 0.25, 0.25, 0.25, 0.25, 0.25, 1.0, 1.0]
+    """
+    sums = np.bincount(groups, weights=weights)
+    share = most / max(int((sums > 0).sum()), 1)
+    held = np.zeros(len(sums), dtype=np.bool_)
+    limit = np.inf
+    while (over := (sums > limit * (1 + 1e-12)) & ~held).any() or limit == np.inf:
+        held |= over
+        left = 1 - share * held.sum()
+        if left <= 0:  # the cap holds all: equal shares
+            limit = float(sums[sums > 0].min(initial=np.inf))
+            break
+        limit = share * sums[~held].sum() / left
+    factor = np.minimum(1.0, limit / np.maximum(sums, 1e-300))
+    return np.asarray(weights * factor[groups], dtype=np.float64)
+
+
+def _largest_share(weights: NDArray[np.float64], groups: NDArray[np.int64]) -> float:
+    sums = np.bincount(groups, weights=weights)
+    return float(sums.max() / sums.sum()) if sums.sum() else 0.0
 
 
 def spread(weights: NDArray[np.float64], n: int, rng: np.random.Generator) -> NDArray[np.int64]:

@@ -28,7 +28,13 @@ _log = logging.getLogger(__name__)
 
 SCHEMA_VERSION = 2
 READ_VERSIONS = (1, 2)  # version 1 differs in the default match rule alone
-_EXPECTED = ("expected_recall", "expected_false_positives_per_case", "attainable_recall")
+_EXPECTED = (
+    "expected_recall",
+    "expected_false_positives_per_case",
+    "expected_false_positives_per_case_ci95",
+    "attainable_recall",
+    "confidence",
+)
 DEVELOPMENT_ROLES = ("train", "validation")
 
 

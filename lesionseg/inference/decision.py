@@ -4,16 +4,18 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lesionseg.core import UNION, Candidate, Geometry, OperatingPoint, Prediction
+from lesionseg.core import UNION, Calibration, Candidate, Geometry, OperatingPoint, Prediction
 from lesionseg.errors import GeometryError
 from lesionseg.inference.candidates.acceptance import accept
 from lesionseg.inference.candidates.box_candidates import FoundBoxes
 from lesionseg.inference.candidates.fusion import box_candidates, fuse
 from lesionseg.inference.candidates.peaks import Above, collect_above
 from lesionseg.inference.candidates.postprocess import CandidateSet, find_candidates
+from lesionseg.inference.probabilities import calibrated_voxels
 from lesionseg.inference.sliding.restore import restore_slabs
 from lesionseg.inference.sliding.stitch import Store
 from lesionseg.plan.plan import Plan
@@ -91,7 +93,7 @@ class Inferred:
     """Probabilities and a detector's boxes on the plan's grid, and the grid of the scan's own file.
 
     `seconds`: that the network took, with what is done to its tiles. `valid`: as in `PreparedScan`;
-    nothing is found where a radiograph shows nothing.
+    nothing is found where a radiograph shows nothing. `calibration`: the plan's, of voxels.
     """
 
     store: Store
@@ -100,6 +102,7 @@ class Inferred:
     seconds: float = 0.0
     boxes: FoundBoxes | None = None
     valid: NDArray[np.bool_] | None = None
+    calibration: Calibration | None = None
 
     def restored(self) -> Iterator[Iterator[Slab]]:
         """Of one label after the other, slabs `[rows, *file[1:]]` of probabilities on its grid."""
@@ -111,6 +114,9 @@ class Inferred:
         row = 0
         for slab in restore_slabs(channel, *grids, decode=self.store.decode):
             self.store.release()
+            if self.calibration is not None:
+                p = torch.from_numpy(np.ascontiguousarray(slab))
+                slab = calibrated_voxels(p, self.calibration).numpy()
             if self.valid is not None:
                 slab = np.where(self.valid[row : row + len(slab)], slab, np.float32(0))
                 row += len(slab)

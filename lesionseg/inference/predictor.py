@@ -1,6 +1,7 @@
 """The predictor: from a scan's file to its candidates, by one bundle."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from copy import copy
 from dataclasses import replace
 from os import PathLike
 from pathlib import Path
@@ -114,6 +115,12 @@ class Predictor:
             trust=True,
         )
 
+    def following(self, plan: Plan) -> "Predictor":
+        """The same networks by another plan, which differs in what is decided after them."""
+        other = copy(self)
+        other.plan, other.decide = plan, CaseDecision(plan, self.operating_point)
+        return other
+
     def __call__(
         self, image: StrPath | Sequence[StrPath] | NDArray[Any], affine: ArrayLike | None = None
     ) -> Prediction:
@@ -219,5 +226,11 @@ class Predictor:
             )
         except Exception as error:
             return Task((tag, error), None)
-        inferred = Inferred(store, image.geometry, prepared.file_geometry, valid=prepared.valid)
+        inferred = Inferred(
+            store,
+            image.geometry,
+            prepared.file_geometry,
+            valid=prepared.valid,
+            calibration=self.plan.voxel_calibration,
+        )
         return Task((tag, inferred), scan)

@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from lesionseg.core import Calibration
 from lesionseg.errors import ConfigError
 from lesionseg.losses.posterior import posterior_logits
 from lesionseg.plan.plan import Plan
@@ -27,8 +28,19 @@ def label_probabilities(
     return logits.sigmoid()
 
 
+def calibrated_voxels(p: Tensor, fit: Calibration | None) -> Tensor:
+    """Probabilities as `fit` has them (`plan.voxel_calibration`); 0 stays 0, None changes none."""
+    if fit is None:
+        return p
+    kept = p.clamp(1e-6, 1 - 1e-6)
+    line = fit.intercept + fit.slope * (kept / (1 - kept)).log()
+    return torch.where(p > 0, line.sigmoid(), p)
+
+
 class ProbabilityNetwork(nn.Module):
     """Segmentation networks whose output is the mean of what `label_probabilities` gives of each.
+
+    The mean is put right by the plan's `voxel_calibration`.
 
     One tensor in, one tensor out, for programs that know neither the plan nor the focal loss. The
     networks are put into eval mode.
@@ -47,7 +59,7 @@ class ProbabilityNetwork(nn.Module):
             if not isinstance(outputs, list):
                 raise self._no_segmentation()
             total = total + label_probabilities(outputs[0], self._plan)
-        return total / len(self.networks)
+        return calibrated_voxels(total / len(self.networks), self._plan.voxel_calibration)
 
     def _no_segmentation(self) -> ConfigError:
         return ConfigError(

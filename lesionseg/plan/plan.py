@@ -91,20 +91,23 @@ class Architecture:
 
 @dataclass(frozen=True)
 class CandidateRule:
-    """How probabilities become candidates: local peaks, extent where p ≥ peak / `ratio`.
+    """How probabilities become candidates: local peaks, and the voxels around that are as likely.
 
-    Peaks under `floor` are dropped; so are candidates of fewer than `min_voxels`, all but the
-    `max_candidates` highest, and peaks that are only the shoulder of a higher candidate: whose
-    region touches it and whose peak is below `prominence` times the highest probability there.
-    Peaks below `join` times the pass to a higher one are one candidate with it, if either is large:
-    `join_mm` in equivalent diameter (`inference.joining`; a `join` of 1 joins none).
+    A voxel belongs to a candidate where p ≥ peak / `ratio`, and where p ≥ `extent`: a sure
+    candidate ends where its voxels are no longer likely, a faint one keeps to its peak. Peaks under
+    `floor` are dropped; so are candidates of fewer than `min_voxels`, all but the `max_candidates`
+    highest, and peaks that are only the shoulder of a higher candidate: whose region touches it and
+    whose peak is below `prominence` times the highest probability there. Peaks below `join` times
+    the pass to a higher one are one candidate with it, if either is large: `join_mm` in equivalent
+    diameter (`inference.joining`; a `join` of 1 joins none).
     Candidates under `min_diameter_mm` (equivalent diameter) are dropped too: 0 unless
     cross-validation showed that they are false positives. `source`: whether candidates come from
     the voxels, from a detector's boxes or from both (`inference.fusion`). `score`: of a candidate
     from voxels, their highest probability or their mean. An unknown one is a `ValueError`.
     """
 
-    ratio: Annotated[float, Range(1, 1e6)] = 2.5
+    ratio: Annotated[float, Range(1, 1e6)] = 1.6
+    extent: Annotated[float, Range(0, 1)] = 0.35
     floor: Annotated[float, SHARE] = 0.05
     min_voxels: Annotated[int, Range(0, 2**31)] = 2
     max_candidates: Annotated[int, Range(1, 2**31)] = 300
@@ -140,10 +143,10 @@ class Plan:
     `label_values[k]` is the one painted for it, later channels over earlier ones.
     `lesion_fraction` is the share of lesion voxels on the plan's grid (the prior π).
     `link`: None where the network's outputs are taken as they are. `anchors`: of a detector, else
-    None. `calibration`: what a score is
-    worth, None where it was not fitted. `n_members`: networks whose probabilities are averaged.
-    `prepare_extra`: further
-    transforms of a prepared image (`lesionseg.data.transforms`). `reasons` explains each decision
+    None. `calibration`: from score to chance, None where it was not fitted. `voxel_calibration`:
+    what a voxel's probability is worth, put right before candidates are found; None takes it as it
+    is. `n_members`: networks whose probabilities are averaged. `prepare_extra`: further transforms
+    of a prepared image (`lesionseg.data.transforms`). `reasons` explains each decision
     in one sentence.
     """
 
@@ -164,6 +167,7 @@ class Plan:
     link: FocalLink | None = None
     anchors: AnchorPlan | None = None
     calibration: Calibration | None = None
+    voxel_calibration: Calibration | None = None
     n_members: Annotated[int, Range(1, 1000)] = 1
     regions: Annotated[tuple[tuple[int, ...], ...], Range(1, 255)] = ()
     prepare_extra: tuple[Mapping[str, Any], ...] = ()
@@ -244,8 +248,9 @@ def _plan(raw: Any) -> Plan:
     version = raw.get("schema_version") if isinstance(raw, dict) else None
     if version != PLAN_VERSION:
         raise ValueError(f"schema_version {version}")
-    # before there was joining, operating points were fitted without it
-    raw = {**raw, "candidate_rule": {"join": 1.0, **(raw.get("candidate_rule") or {})}}
+    # operating points of older plans were fitted without joining, and by the peak alone
+    rule = {"join": 1.0, "extent": 1.0, **(raw.get("candidate_rule") or {})}
+    raw = {**raw, "candidate_rule": rule}
     plan = build(Plan, raw)
     _check_lengths(plan)
     network = dict(tuples(plan.architecture.network))  # as it was written

@@ -94,6 +94,7 @@ def fit(
     """
     tiles = tiles_of(cases, plan, learning)
     tiles[0]  # what is wrong with the cases is said here rather than by a worker process
+    log.info("Tiles: %s", tiles.sampler.mix)
     return fit_tiles(
         network, plan, tiles, learning, run_dir, validate=validate, callbacks=callbacks
     )

@@ -13,6 +13,7 @@ from lesionseg.data.sampling import (
     SamplingSettings,
     TileChoice,
     TileSampler,
+    capped,
     spread,
     spread_of_many,
 )
@@ -107,6 +108,45 @@ def test_small_lesions_can_be_shown_more_often(cases):
     small = sum(holds(c, cases[0].lesions[0]) for c in choices(sampler) if c.case == 0)
     large = sum(holds(c, cases[0].lesions[1]) for c in choices(sampler) if c.case == 0)
     assert small / large == pytest.approx(27, rel=0.2)
+
+
+def test_a_patient_full_of_lesions_does_not_outweigh_the_others():
+    full = [((i % 10 * 2, i // 10 * 2, 0), 1) for i in range(60)]
+    cases = [make_case("full", full)] + [make_case(f"p{i}", [((9, 9, 9), 2)]) for i in range(20)]
+    sampler = TileSampler(cases, TILE, n_tiles=420, seed=0, lesion_share=1)
+    shares = Counter(c.case for c in choices(sampler))
+    assert shares[0] == pytest.approx(420 * 4 / 21, abs=2)
+    assert max(shares[i] for i in range(1, 21)) - min(shares[i] for i in range(1, 21)) <= 1
+    assert "at most 19% of these one patient's (held; 75% by the number of lesions)" in sampler.mix
+    free = TileSampler(cases, TILE, n_tiles=420, seed=0, lesion_share=1, patient_cap=None)
+    assert Counter(c.case for c in choices(free))[0] == pytest.approx(420 * 0.75, abs=2)
+    assert "held" not in free.mix
+
+
+def test_a_patients_scans_share_its_cap():
+    def scan(name, n):
+        return replace(make_case(name, [((i, 0, 0), 1) for i in range(n)]), group=name[0])
+
+    cases = [scan("a1", 15), scan("a2", 15), *(scan(name, 1) for name in "bcdefghij")]
+    sampler = TileSampler(cases, TILE, n_tiles=400, seed=0, lesion_share=1, patient_cap=2.0)
+    shares = Counter(c.case for c in choices(sampler))
+    assert shares[0] + shares[1] == pytest.approx(400 * 2 / 10, abs=2)
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("most", [1.0, 1.5, 4.0])
+def test_no_group_exceeds_its_cap_and_those_below_keep_their_proportions(seed, most):
+    rng = np.random.default_rng(seed)
+    groups = rng.integers(0, 12, 300)
+    weights = rng.lognormal(0, 1, 300) * np.exp(rng.normal(0, 2, 12))[groups]
+    lowered = capped(weights, groups, most)
+    shares = np.bincount(groups, weights=lowered) / lowered.sum()
+    assert shares.max() <= most / 12 + 1e-9
+    below = shares < most / 12 - 1e-9
+    factor = lowered / weights
+    np.testing.assert_allclose(factor[below[groups]], 1)
+    for group in range(12):
+        assert np.ptp(factor[groups == group]) < 1e-12
 
 
 def test_the_lesion_comes_to_lie_all_over_the_inner_tile():

@@ -5,13 +5,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
+from numpy.typing import NDArray
+from scipy.special import betainc
 
 from lesionseg.core import OperatingPoint
 from lesionseg.errors import ConfigError, ContentError
 from lesionseg.evaluation import edge_cases
 from lesionseg.evaluation.case.matching import NEVER
 from lesionseg.evaluation.results import CaseResult
-from lesionseg.evaluation.statistics.detection import pool_results
+from lesionseg.evaluation.statistics.bootstrap import count_design_effect, few_groups_factor
+from lesionseg.evaluation.statistics.detection import Pool, pool_results
 from lesionseg.evaluation.statistics.estimates import proportion, rate
 from lesionseg.evaluation.statistics.threshold_sweep import ThresholdSweep
 
@@ -26,13 +29,17 @@ def choose(
     *,
     fp_per_case: float | None = None,
     sensitivity: float | None = None,
+    confidence: float | None = None,
     quiet: bool = False,
 ) -> OperatingPoint:
     """Choose the operating point from judged cases that have scores.
 
     `fp_per_case` (1 when neither is given): the lowest score with no more false positives per
-    case. `sensitivity`: the highest score that finds at least this share of the lesions. The score
-    lies halfway between the two observed ones it separates. Where no case has a candidate there is
+    case; with `confidence`, the lowest by which as many new cases give no more with that chance
+    (`most_false_positives`). Where even none seen is too many for that, the score allows none, and
+    where that score finds no lesion, the observed rate; the point's `confidence` is then None.
+    `sensitivity`: the highest score that finds at least this share of the lesions. The score lies
+    halfway between the two observed ones it separates. Where no case has a candidate there is
     nothing to choose by: the score is then `UNINFORMED_SCORE`, with a warning unless `quiet`.
     Raises `ConfigError` when both are given, `ContentError` for candidates without scores and for
     a sensitivity without lesions or out of reach, naming the range that can be reached.
@@ -51,7 +58,31 @@ def choose(
     asked = 1.0 if fp_per_case is None else fp_per_case
     if not len(sweep.observed) and not quiet:
         _log.warning("No case has a candidate to choose a score by; %g is taken.", UNINFORMED_SCORE)
-    return _point(f"fp_per_case:{asked:g}", _for_false_positives(sweep, asked), results)
+    score, held = _for_false_positives(pool_results(results), asked, confidence)
+    point = _point(f"fp_per_case:{asked:g}", score, results)
+    return replace(point, confidence=confidence if held else None)
+
+
+def most_false_positives(
+    rate: float, n_cases: int, confidence: float | None = None, deff: float = 1.0
+) -> int:
+    """How many false positives the cases may show so that new ones keep to `rate` per case.
+
+    With `confidence`, the most after which as many new cases give no more than `rate` with that
+    chance, −1 where even none is too many: of two equal Poisson counts the second given the first,
+    k, is at most negative binomial with k + 1 and ½ (Nelson 1970). `deff`: how much more than by
+    Poisson's law the counts of patients vary; both are divided by it. Without, what `rate` says.
+
+    >>> most_false_positives(1.0, 20), most_false_positives(1.0, 20, 0.9)
+    (20, 12)
+    >>> most_false_positives(0.5, 4, 0.9)
+    -1
+    """
+    most = int(np.floor(rate * n_cases + 1e-9))
+    if confidence is None:
+        return most
+    seen = np.arange(most + 1) / deff
+    return int((betainc(seen + 1, most / deff + 1, 0.5) >= confidence).sum()) - 1
 
 
 def describe(name: str, score: float, results: Sequence[CaseResult]) -> OperatingPoint:
@@ -86,38 +117,37 @@ def with_intervals(point: OperatingPoint, results: Sequence[CaseResult]) -> Oper
 
 
 def with_expectation(
-    point: OperatingPoint, results: Sequence[CaseResult], fold_of: Mapping[str, int]
+    point: OperatingPoint,
+    results: Sequence[CaseResult],
+    fold_of: Mapping[str, int],
+    confidence: float | None = None,
 ) -> OperatingPoint:
     """The point with what its choice gives on cases that took no part in it.
 
-    For each fold of `fold_of` (by case) the score is chosen on all other folds and applied to this
-    one; lesions and false positives of all folds are then pooled. Where the other folds do not
-    reach a sensitivity, the score of the last lesion they find is taken. With one fold there is
-    nothing to expect: None.
+    For each fold of `fold_of` (by case) the score is chosen on all other folds, with the same
+    `confidence`, and applied to this one; lesions and false positives of all folds are then pooled.
+    The rate's 95 % interval is Garwood's with the design effect of groups, None under 5. Where the
+    other folds do not reach a sensitivity, the score of the last lesion they find is taken. With
+    one fold there is nothing to expect: None.
     """
     numbers = sorted({fold_of[r.case] for r in results})
     if len(numbers) < 2:
         return point
-    folds = [
-        ThresholdSweep.of_results([r for r in results if fold_of[r.case] == number])
-        for number in numbers
-    ]
-    kind, _, value = point.name.partition(":")
-    n_found = n_false = 0
-    for k, held in enumerate(folds):
-        rest = _joined([sweep for i, sweep in enumerate(folds) if i != k])
-        score = (
-            _for_sensitivity(rest, float(value))
-            if kind == "sensitivity"
-            else _for_false_positives(rest, float(value))
-        )
-        n_found += held.n_detected(score)
-        n_false += held.n_false_positive(score)
-    n_lesions = sum(len(sweep.detected_at) for sweep in folds)
+    n_found, held, false = 0, [], []
+    for number in numbers:
+        rest = pool_results([r for r in results if fold_of[r.case] != number])
+        held.append(pool_results([r for r in results if fold_of[r.case] == number]))
+        score = _score_by_name(point.name, rest, confidence)
+        n_found += int((held[-1].detected_at >= score).sum())
+        false.append(_false_by_group(held[-1], score))
+    n_lesions = sum(len(pool.detected_at) for pool in held)
+    cases = np.concatenate([_by_group(pool, pool.case_group) for pool in held])
+    expected = rate(np.concatenate(false), cases, edge_cases.NO_CASE)
     return replace(
         point,
         expected_recall=n_found / n_lesions if n_lesions else None,
-        expected_false_positives_per_case=n_false / sum(sweep.n_cases for sweep in folds),
+        expected_false_positives_per_case=expected.value,
+        expected_false_positives_per_case_ci95=expected.ci95,
     )
 
 
@@ -150,16 +180,46 @@ def _point(name: str, score: float, results: Sequence[CaseResult]) -> OperatingP
     )
 
 
-def _joined(parts: Sequence[ThresholdSweep]) -> ThresholdSweep:
-    return ThresholdSweep(
-        np.concatenate([p.detected_at for p in parts]),
-        np.concatenate([p.false_score for p in parts]),
-        sum(p.n_cases for p in parts),
-    )
+def _by_group(pool: Pool, groups: NDArray[np.int64]) -> NDArray[np.float64]:
+    """How often each group of the pool occurs in `groups`."""
+    return np.bincount(groups, minlength=len(pool.groups)).astype(np.float64)
 
 
-def _for_false_positives(sweep: ThresholdSweep, rate: float) -> float:
-    allowed = int(np.floor(rate * sweep.n_cases + 1e-9))
+def _false_by_group(pool: Pool, score: float) -> NDArray[np.float64]:
+    return _by_group(pool, pool.false_group[pool.false_score >= score])
+
+
+def _sweep(pool: Pool) -> ThresholdSweep:
+    return ThresholdSweep(pool.detected_at, pool.false_score, pool.n_cases)
+
+
+def _score_by_name(name: str, pool: Pool, confidence: float | None) -> float:
+    """The score that the choice called `name` makes on these cases."""
+    kind, _, value = name.partition(":")
+    if kind == "sensitivity":
+        return _for_sensitivity(_sweep(pool), float(value))
+    return _for_false_positives(pool, float(value), confidence)[0]
+
+
+def _for_false_positives(pool: Pool, rate: float, confidence: float | None) -> tuple[float, bool]:
+    """The lowest score that keeps to the rate, and whether it does so with that confidence."""
+    sweep = _sweep(pool)
+    observed = _allowing(sweep, most_false_positives(rate, pool.n_cases))
+    if confidence is None:
+        return observed, False
+    # patients differ most visibly where most of their false positives count
+    cases = _by_group(pool, pool.case_group)
+    deff = count_design_effect(_false_by_group(pool, observed), cases)
+    deff *= few_groups_factor(len(pool.groups)) if deff > 1 else 1.0
+    most = most_false_positives(rate, pool.n_cases, confidence, deff)
+    score = _allowing(sweep, max(most, 0))
+    if sweep.n_detected(observed) and not sweep.n_detected(score):
+        return observed, False
+    return score, most >= 0
+
+
+def _allowing(sweep: ThresholdSweep, allowed: int) -> float:
+    """The lowest score with at most so many false positives."""
     false, observed = np.sort(sweep.false_score)[::-1], sweep.observed
     if len(false) <= allowed:
         return float(observed[0]) if len(observed) else UNINFORMED_SCORE

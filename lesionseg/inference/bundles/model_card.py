@@ -84,10 +84,10 @@ def _point(point: OperatingPoint) -> str:
     line += f"; there, lesion recall {recall} with {false} false positives per case"
     if point.expected_recall is None or point.expected_false_positives_per_case is None:
         return line
-    return (
-        f"{line}; to expect: {point.expected_recall:.3g} with "
-        f"{point.expected_false_positives_per_case:.3g}"
+    expected = _with_interval(
+        point.expected_false_positives_per_case, point.expected_false_positives_per_case_ci95
     )
+    return f"{line}; to expect: {point.expected_recall:.3g} with {expected}"
 
 
 def _with_interval(value: float, ci95: tuple[float, float] | None) -> str:

@@ -64,12 +64,14 @@ def collect_above(
 ) -> Above:
     """The voxels that a candidate of `rule` may hold, from slabs `[rows, *shape[1:]]` in order.
 
-    A candidate's extent ends at floor / ratio at the lowest. Holds one slab and what was found.
-    Raises `ContentError` for NaN, `GeometryError` when the slabs are not `shape` together.
+    A candidate ends at floor / ratio, or at the rule's extent, at the lowest. Holds one slab and
+    what was found. Raises `ContentError` for NaN, `GeometryError` when the slabs are not `shape`
+    together.
     """
     # half the memory wherever 32 bits suffice
     kind = np.int32 if int(np.prod(shape, dtype=np.int64)) < 2**31 else np.int64
-    limit = np.float32(rule.floor / max(rule.ratio, 1.0) * (1 - 1e-6))
+    lowest = min(rule.floor / max(rule.ratio, 1.0), rule.extent)
+    limit = np.float32(lowest * (1 - 1e-6))
     indices, values, row = [], [], 0
     for slab in slabs:
         if slab.shape[1:] != shape[1:]:
@@ -91,7 +93,8 @@ def collect_above(
 def grow_regions(above: Above, rule: CandidateRule) -> list[PeakRegion]:
     """The regions of one label, by descending peak, ties by index.
 
-    Each peak claims, highest first, the unclaimed voxels connected to it with p ≥ peak / ratio;
+    Each peak claims, highest first, the unclaimed voxels connected to it with p ≥ peak / ratio or
+    p ≥ extent;
     regions that are shoulders are left out, but what they claimed stays claimed. Of those under
     `min_voxels` there are at most `max_candidates` as well.
     """
@@ -101,7 +104,8 @@ def grow_regions(above: Above, rule: CandidateRule) -> list[PeakRegion]:
     state = np.zeros(len(p), dtype=np.int32)
     peaks = _peaks(p, above.index, starts, shape, np.float32(rule.floor), state)
     peaks = peaks[np.argsort(-p[peaks], kind="stable")]
-    limits = (rule.ratio, rule.prominence, rule.min_voxels, rule.max_candidates)
+    ends_at = (rule.ratio, np.float32(rule.extent))
+    limits = (*ends_at, rule.prominence, rule.min_voxels, rule.max_candidates)
     claimed, ends = _claim(p, above.index, starts, shape, peaks, state, limits)
     spans = [np.sort(span) for span in np.split(claimed, ends[:-1])] if len(ends) else []
     return [PeakRegion(above.index[span], p[span]) for span in spans]
@@ -184,7 +188,7 @@ def _peaks(p: Any, index: Any, starts: Any, shape: Any, floor: Any, state: Any) 
 @compiled
 def _claim(p: Any, index: Any, starts: Any, shape: Any, peaks: Any, state: Any, limits: Any) -> Any:
     """Positions of the kept regions one after the other, and where each region ends."""
-    ratio, prominence, min_voxels, max_candidates = limits
+    ratio, extent, prominence, min_voxels, max_candidates = limits
     claimed = np.empty(1024, dtype=np.int64)
     ends = np.empty(2 * max_candidates, dtype=np.int64)
     found = np.empty(27, dtype=np.int64)
@@ -195,7 +199,7 @@ def _claim(p: Any, index: Any, starts: Any, shape: Any, peaks: Any, state: Any, 
         if n_kept - n_small == max_candidates:
             break
         number += 1
-        bar, contact = p[peak] / ratio, -1.0
+        bar, contact = min(p[peak] / ratio, extent), -1.0
         claimed[begin], state[peak] = peak, number
         here, end = begin, begin + 1
         while here < end:

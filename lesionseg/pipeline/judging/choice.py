@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from lesionseg.core import Calibration, OperatingPoint, Prediction
-from lesionseg.errors import ConfigError, ContentError, one_of
+from lesionseg.errors import ConfigError, ContentError, one_of, require
 from lesionseg.evaluation import CaseResult, choose
 from lesionseg.evaluation.statistics.calibration_curve import (
     fit_calibration,
@@ -27,9 +27,10 @@ _log = logging.getLogger(__name__)
 # the false-positive rates and sensitivities for which every bundle stores a score
 RATES = (1.0, 0.5, 2.0, 4.0)
 SENSITIVITIES = (0.8, 0.9)
+FEW_PATIENTS = 20  # below, a score gives quite other rates on other patients
 CALIBRATIONS = ("platt", "isotonic", "none")
 # what is decided on predictions, by its key in the plan's reasons
-CHOSEN = ("operating point", "calibration", "candidates: least diameter")
+CHOSEN = ("operating point", "calibration", "voxel calibration", "candidates: least diameter")
 
 
 @dataclass(frozen=True)
@@ -38,16 +39,27 @@ class ChoiceSettings:
 
     `accept`: the operating point that accepts candidates, None for the first rate. `calibration`:
     `platt`, `isotonic` (Platt's where there are too few candidates) or `none`. `replicates` and
-    `seed` are the bootstrap's.
+    `seed` are the bootstrap's. `rate_confidence`: the chance that as many new cases give no more
+    false positives than a point's name says; None takes the rate observed. `calibrate_voxels`:
+    whether voxels' probabilities may be put right (`voxel_calibration`).
     """
 
     accept: str | None = None
     calibration: str = "platt"
     replicates: int = 1000
     seed: int = 0
+    rate_confidence: float | None = 0.9
+    calibrate_voxels: bool = True
 
     def __post_init__(self) -> None:
         """Refuse, before training, what could not be chosen after it."""
+        require(
+            self.rate_confidence is None or 0 < self.rate_confidence < 1,
+            "The confidence of a rate must lie between 0 and 1.",
+            where="rate_confidence",
+            seen=self.rate_confidence,
+            remedy="take 0.9, or null for the rate that is observed.",
+        )
         one_of("calibration", self.calibration, CALIBRATIONS, where="calibration")
         names = [f"fp_per_case:{rate:g}" for rate in RATES]
         names += [f"sensitivity:{share:g}" for share in SENSITIVITIES]
@@ -60,12 +72,14 @@ class Choice:
 
     The first of `points` accepts candidates. `calibration_of`: by case, the calibration in whose
     fit the case had no part, which judges the final one; None where that could not be fitted.
+    `voxel_calibration` is what the predictions were made with.
     """
 
     points: tuple[OperatingPoint, ...]
     calibration: Calibration | None = None
     calibration_of: Mapping[str, Calibration | None] = field(default_factory=dict)
     min_diameter_mm: float = 0.0
+    voxel_calibration: Calibration | None = None
     reasons: Mapping[str, str] = field(default_factory=dict)
 
     def apply_to(self, prediction: Prediction) -> Prediction:
@@ -78,6 +92,7 @@ class Choice:
         return plan.with_(
             operating_points=self.points,
             calibration=self.calibration,
+            voxel_calibration=self.voxel_calibration,
             candidate_rule=replace(plan.candidate_rule, min_diameter_mm=self.min_diameter_mm),
             reasons={**plan.reasons, **self.reasons},
         )
@@ -88,6 +103,7 @@ def undecided(plan: Plan) -> Plan:
     return plan.with_(
         operating_points=(),
         calibration=None,
+        voxel_calibration=None,
         n_members=1,
         candidate_rule=replace(plan.candidate_rule, min_diameter_mm=0.0),
         reasons={key: why for key, why in plan.reasons.items() if key not in CHOSEN},
@@ -132,7 +148,11 @@ def _points(
     fold_of: Mapping[str, int],
 ) -> tuple[OperatingPoint, ...]:
     """One point for each stated rate and each stated sensitivity that can be reached."""
-    points = [choose(results, fp_per_case=rate, quiet=i > 0) for i, rate in enumerate(RATES)]
+    sure = settings.rate_confidence
+    points = [
+        choose(results, fp_per_case=rate, confidence=sure, quiet=i > 0)
+        for i, rate in enumerate(RATES)
+    ]
     for sensitivity in SENSITIVITIES:
         try:
             points.append(choose(results, sensitivity=sensitivity))
@@ -141,7 +161,7 @@ def _points(
     reach = attainable_recall(results)
     return tuple(
         _described(
-            replace(with_expectation(p, results, fold_of), chosen_on=chosen_on),
+            replace(with_expectation(p, results, fold_of, sure), chosen_on=chosen_on),
             results,
             reach,
         )
@@ -172,29 +192,51 @@ def _first(
     except ConfigError as error:
         first = points[0]
         why = f"{settings.accept} is out of reach ({error}); accepted by {first.name} instead."
+        why = f"{why} {_doubt(first, results, settings)}".strip()
         _log.warning("OPERATING POINT: %s", why)
         return points, why
     if first.name.startswith("score:"):
         given = replace(describe(first.name, first.score, results), chosen_on=None)
         first = _described(given, results, reach)
     others = (p for p in points if p.name != first.name)
-    return (first, *others), _sentence(first)
+    doubt = _doubt(first, results, settings)
+    if doubt:
+        _log.warning("OPERATING POINT: %s", doubt)
+    return (first, *others), f"{_sentence(first)} {doubt}".strip()
+
+
+def _doubt(point: OperatingPoint, results: Sequence[CaseResult], settings: ChoiceSettings) -> str:
+    """Why new patients may well have another rate; empty where nothing speaks for it."""
+    if point.chosen_on is None:
+        return ""
+    n_patients, sure = len({r.group for r in results}), settings.rate_confidence
+    doubts = []
+    if n_patients < FEW_PATIENTS:
+        doubts.append(f"chosen on {n_patients} patient{'s' * (n_patients != 1)} only")
+    if sure and point.confidence is None and point.name.startswith("fp_per_case"):
+        doubts.append(f"{point.name} cannot be held there with a confidence of {sure:g}")
+    remedy = "" if point.chosen_on == "out-of-fold" else "; data.fold=all chooses on all cases"
+    return f"{', and '.join(doubts)}: expect other rates{remedy}." if doubts else ""
 
 
 def _sentence(point: OperatingPoint) -> str:
-    on = f" on {point.chosen_on} cases" if point.chosen_on else " given by hand"
-    gave = f"{point.name} accepts from score {point.score:.3g}, chosen{on}"
-    gave = gave.replace("chosen given", "given")
+    how = f"chosen on {point.chosen_on} cases" if point.chosen_on else "given by hand"
+    gave = f"{point.name} accepts from score {point.score:.3g}, {how}"
     if point.lesion_recall is None or point.false_positives_per_case is None:
         return f"{gave}."
     gave += (
         f": recall {point.lesion_recall:.2f} with {point.false_positives_per_case:.2f} false "
         "positives per case"
     )
+    if point.confidence:
+        gave += f" (with a confidence of {point.confidence:g} no more than asked in as many others)"
     if point.expected_recall is None or point.expected_false_positives_per_case is None:
         return f"{gave}."
+    ends = point.expected_false_positives_per_case_ci95
+    interval = f" (95 % interval {ends[0]:.2f} to {ends[1]:.2f})" if ends else ""
     return (
-        f"{gave}; {point.expected_recall:.2f} with {point.expected_false_positives_per_case:.2f} "
+        f"{gave}; to expect {point.expected_recall:.2f} with "
+        f"{point.expected_false_positives_per_case:.2f}{interval}, "
         "where each fold is accepted by the others' score."
     )
 

@@ -1,5 +1,6 @@
 """Predict the cases of one role, choose what is still open on development cases, and score."""
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -11,6 +12,7 @@ from lesionseg.core import CaseFiles, Geometry, OperatingPoint, Prediction
 from lesionseg.errors import DatasetError
 from lesionseg.evaluation import CaseResult, MatchedCase, Preset
 from lesionseg.inference.candidates.acceptance import without_small
+from lesionseg.inference.decision import Watch
 from lesionseg.inference.predictor import Predictor
 from lesionseg.io.cases import read_image
 from lesionseg.io.predictions import find_predictions, write_prediction
@@ -26,8 +28,11 @@ from lesionseg.pipeline.judging.case_pairs import (
 )
 from lesionseg.pipeline.judging.choice import Choice, ChoiceSettings, make_choice
 from lesionseg.pipeline.judging.least_size import choose_least_size
+from lesionseg.pipeline.judging.voxel_calibration import LevelCounts, choose_voxel_calibration
 from lesionseg.pipeline.predict.case_pipeline import predict_volumes
 from lesionseg.pipeline.run.outcome import bar
+
+_log = logging.getLogger(__name__)
 
 OUT_OF_FOLD = "out-of-fold"
 
@@ -89,13 +94,32 @@ def judge_validation(
 ) -> RoleScores | None:
     """Predict the validation cases into `run/validation`, choose on them, and score them.
 
-    None without a labelled validation case. `see`: as in `judge_predicted`.
+    Where these cases show that outlines gain by it, voxels are calibrated and all is predicted
+    again (`voxel_calibration`). None without a labelled validation case. `see`: as in
+    `judge_predicted`.
     """
-    cases = labelled(survey, "validation")
+    cases, folder, plan = labelled(survey, "validation"), run / "validation", predictor.plan
     if not cases:
         return None
-    write_predictions(predictor, survey, cases, run / "validation")
-    return judge_predicted(survey, run, rules, see)
+    if not rules.choice.calibrate_voxels:
+        write_predictions(predictor, survey, cases, folder)
+        return judge_predicted(survey, run, rules, see)
+    counts, opened = [], openers(cases, survey.dataset)
+
+    def count(files: CaseFiles) -> Watch:
+        counts.append(LevelCounts(files.group))
+        return counts[-1].watch(opened[files.case]()[0], plan)
+
+    write_predictions(predictor, survey, cases, folder, count)
+    fit, why = choose_voxel_calibration(counts, plan.candidate_rule.extent, "validation")
+    _log.info("Chosen, voxel calibration: %s", why)
+    if fit is not None:
+        again = predictor.following(plan.with_(voxel_calibration=fit))
+        write_predictions(again, survey, cases, folder)
+    judged = judge_predicted(survey, run, rules, see)
+    reasons = {**judged.choice.reasons, "voxel calibration": why}
+    choice = replace(judged.choice, voxel_calibration=fit, reasons=reasons)
+    return RoleScores(judged.scores, choice)
 
 
 def judge_predicted(survey: Survey, run: Path, rules: Rules, see: See | None = None) -> RoleScores:
@@ -170,9 +194,16 @@ def labelled(survey: Survey, role: str) -> list[CaseFiles]:
 
 
 def write_predictions(
-    predictor: Predictor, survey: Survey, cases: Sequence[CaseFiles], folder: Path
+    predictor: Predictor,
+    survey: Survey,
+    cases: Sequence[CaseFiles],
+    folder: Path,
+    watch: Callable[[CaseFiles], Watch | None] = lambda _: None,
 ) -> None:
-    """Write the candidates of every case; reading, the network and writing overlap."""
+    """Write the candidates of every case; reading, the network and writing overlap.
+
+    `watch`: what is shown a case's probabilities.
+    """
 
     def write(files: CaseFiles, prediction: Prediction) -> str:
         write_prediction(folder, prediction)
@@ -181,7 +212,7 @@ def write_predictions(
     read = partial(read_image, dataset=survey.dataset)
     with (
         bar("Predicting") as advance,
-        closing(predict_volumes(predictor, cases, read, write)) as written,
+        closing(predict_volumes(predictor, cases, read, write, watch=watch)) as written,
     ):
         for done, case in enumerate(written, start=1):
             advance(case, done, len(cases))

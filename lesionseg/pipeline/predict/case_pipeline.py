@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from lesionseg.core import CaseFiles, Geometry, Prediction, Volume
-from lesionseg.inference.decision import Inferred
+from lesionseg.inference.decision import Inferred, Watch
 from lesionseg.inference.open_scan import PreparedScan
 from lesionseg.inference.predictor import Predictor
 from lesionseg.ops.host_memory import trim_memory
@@ -110,13 +110,15 @@ def predict_volumes(
     read: Callable[[CaseFiles], Volume],
     use: Callable[[CaseFiles, Prediction], T],
     *,
+    watch: Callable[[CaseFiles], Watch | None] = lambda _: None,
     max_memory_gb: float | None = None,
     overwrite: bool = True,
 ) -> Generator[T]:
     """What `use` makes of each case's prediction, in the order of `cases`.
 
     `read` and `use` are called in threads of their own, for one case at a time. What goes wrong
-    with a case is raised here. `max_memory_gb`: for all cases under way. `overwrite`: the volume
+    with a case is raised here. `watch`: what is shown a case's probabilities (`CaseDecision`).
+    `max_memory_gb`: for all cases under way. `overwrite`: the volume
     is not looked at afterwards, so that its memory may be used.
     """
     budget = MemoryBudget.of(max_memory_gb)
@@ -131,7 +133,9 @@ def predict_volumes(
         if task.error is not None:
             raise task.error
         if task.inferred is not None:
-            uses.append(use(task.files, predictor.decide(task.inferred, task.files.case)))
+            shown = watch(task.files)
+            prediction = predictor.decide(task.inferred, task.files.case, shown)
+            uses.append(use(task.files, prediction))
         budget.give_back(task.files.case)
 
     tasks = (CaseTask(files) for files in cases)

@@ -31,6 +31,7 @@ from lesionseg.pipeline.judging.judge_role import (
     judge_untouched,
     labelled,
 )
+from lesionseg.pipeline.judging.voxel_calibration import mean_calibration
 from lesionseg.pipeline.run.run_dir import SPLITS, check_claim, refuse_other_cases
 from lesionseg.pipeline.train.fine_tuning import bundle_plan, read_as_typed
 from lesionseg.pipeline.train.learning import kept_plan
@@ -106,7 +107,9 @@ def _gather(recipe: Recipe, survey: Survey, folds: Sequence[FoldRun], run: Path)
     safe = all(fold.survey.splits.group_safe for fold in folds)
     whole = replace(survey, splits=replace(survey.splits, group_safe=safe))
     judged = judge_out_of_fold(whole, folds, run / "oof", recipe.rules(origin))
-    plan = judged.choice.added_to(undecided(members.plan)).with_(n_members=len(folds))
+    voxels = mean_calibration([bundle_plan(str(f.run)).voxel_calibration for f in folds])
+    choice = replace(judged.choice, voxel_calibration=voxels)
+    plan = choice.added_to(undecided(members.plan)).with_(n_members=len(folds))
     keep_bundle(members.networks, plan, judged.scores, origin, run)
     complete = replace(members, plan=plan)
     predictor = Predictor(complete, device=device, settings=recipe.inference, trust=True)

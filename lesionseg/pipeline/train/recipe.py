@@ -78,7 +78,9 @@ def train(
     preset: Preset,
     report: ReportSettings,
     operating_point: str,
+    rate_confidence: float | None,
     calibration: str,
+    calibrate_voxels: bool,
     run_dir: str | None,
     seed: int,
     replicates: int,
@@ -108,7 +110,10 @@ def train(
         preset: by what rules detections are matched to lesions and scored.
         report: what the page shows.
         operating_point: accepts the candidates, such as fp_per_case:1.
+        rate_confidence: the chance that as many new cases keep to that rate; None for the rate
+            observed.
         calibration: of candidates' scores: platt, isotonic or none.
+        calibrate_voxels: whether voxels' probabilities may be put right before candidates end.
         run_dir: holds all results, `config` and train.log; None for runs/<dataset>_<model>_<time>.
         seed: of the split, the first weights, the tiles and the augmentation.
         replicates: of the bootstrap behind every interval.
@@ -133,7 +138,9 @@ def train(
         inference=inference,
         preset=preset,
         report=report,
-        choice=ChoiceSettings(operating_point, calibration, replicates, seed),
+        choice=ChoiceSettings(
+            operating_point, calibration, replicates, seed, rate_confidence, calibrate_voxels
+        ),
         config=config,
         prepare=prepare,
     )

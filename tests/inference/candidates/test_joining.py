@@ -10,7 +10,7 @@ from lesionseg.inference.candidates.postprocess import CandidateSet, find_candid
 from lesionseg.ops.components import label_components
 from lesionseg.plan.plan import CandidateRule
 
-RULE = CandidateRule(min_voxels=1, join=10.0, join_mm=0.0)
+RULE = CandidateRule(ratio=2.5, extent=1.0, min_voxels=1, join=10.0, join_mm=0.0)
 
 
 def _find(p: list[list[float]], rule: CandidateRule = RULE, mm: float = 1.0) -> CandidateSet:

@@ -15,7 +15,7 @@ from lesionseg.inference.candidates.postprocess import CandidateSet, find_candid
 from lesionseg.ops.components import label_components
 from lesionseg.plan.plan import CandidateRule
 
-RULE = CandidateRule(min_voxels=1, join=1)
+RULE = CandidateRule(ratio=2.5, extent=1.0, min_voxels=1, join=1)  # by the peak alone
 
 
 def _find(
@@ -49,6 +49,14 @@ def test_the_extent_may_go_below_the_floor_but_the_peak_may_not() -> None:
     rule = replace(RULE, floor=0.3)
     found = _find([[0.3, 0.2, 0.0, 0.29, 0.2]], rule=rule)
     assert found.instances.tolist() == [[1, 1, 0, 0, 0]]
+
+
+def test_a_sure_candidate_ends_at_the_extent_and_a_faint_one_near_its_peak() -> None:
+    rule = replace(RULE, ratio=1.6, extent=0.35)
+    # 0.9 / 1.6 = 0.56, but 0.36 is still likely; 0.2 / 1.6 = 0.125
+    found = _find([[0.34, 0.36, 0.9, 0.5, 0.0, 0.12, 0.13, 0.2]], rule=rule)
+    assert found.instances.tolist() == [[0, 1, 1, 1, 0, 0, 2, 2]]
+    assert len(_find([[0.9, 0.4, 0.8]], rule=rule).candidates) == 1
 
 
 def test_two_peaks_joined_above_the_extent_are_one_candidate() -> None:
@@ -202,7 +210,7 @@ def _naive(p: NDArray[np.float32], rule: CandidateRule) -> NDArray[np.int32]:
     for step, seed in enumerate(order, start=1):
         if claimed.flat[seed]:
             continue
-        bar = np.float64(p.flat[seed]) / rule.ratio
+        bar = min(np.float64(p.flat[seed]) / rule.ratio, np.float64(np.float32(rule.extent)))
         parts = label_components((p >= bar) & (claimed == 0))
         region = parts == parts.flat[seed]
         near = np.pad(claimed > 0, 1)

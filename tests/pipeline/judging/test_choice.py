@@ -62,6 +62,26 @@ def test_the_one_that_was_asked_for_accepts(results: list[CaseResult]) -> None:
     assert by_hand.points[0].false_positives_per_case is not None
 
 
+def test_few_patients_are_named_with_what_they_cannot_hold(
+    results: list[CaseResult], caplog: pytest.LogCaptureFixture
+) -> None:
+    strict = replace(QUICK, accept="fp_per_case:0.5")
+    first = make_choice(results[:4], strict, chosen_on="validation").points[0]
+    (warned,) = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
+    assert "chosen on 4 patients only, and fp_per_case:0.5 cannot be held" in warned
+    assert first.confidence is None
+    caplog.clear()
+    many = [replace(r, case=f"{r.case}{i}", group=f"{r.group}{i}") for r in results for i in (0, 1)]
+    choice = make_choice(many, strict, chosen_on="validation")
+    assert not caplog.records
+    assert choice.points[0].confidence == 0.9
+    assert choice.points[0].expected_false_positives_per_case_ci95 is not None
+    assert "(95 % interval" in choice.reasons["operating point"]
+    observed = make_choice(many, replace(strict, rate_confidence=None), chosen_on="validation")
+    assert observed.points[0].confidence is None
+    assert observed.points[0].score < choice.points[0].score
+
+
 def test_a_sensitivity_out_of_reach_keeps_the_default_and_says_what_could_be_had(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -100,7 +120,12 @@ def test_isotonic_with_too_few_becomes_platt_and_says_so(results: list[CaseResul
 
 
 @pytest.mark.parametrize(
-    ("wish", "named"), [({"calibration": "beta"}, "platt"), ({"accept": "fp_per_case:3"}, "4")]
+    ("wish", "named"),
+    [
+        ({"calibration": "beta"}, "platt"),
+        ({"accept": "fp_per_case:3"}, "4"),
+        ({"rate_confidence": 90}, "between 0 and 1"),
+    ],
 )
 def test_wishes_that_cannot_be_granted_are_refused_before_training(
     wish: dict[str, str], named: str
