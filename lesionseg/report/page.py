@@ -22,6 +22,7 @@ from lesionseg.report.sections import detail_tables
 from lesionseg.report.sections import table_cells as tables_of
 from lesionseg.report.sections.audit_section import AuditSection
 from lesionseg.report.sections.checklists import CHECKLISTS, State
+from lesionseg.report.sections.clinical_sections import ClinicalSection, make_clinical_sections
 from lesionseg.report.sections.gallery import GallerySection, trim
 from lesionseg.report.sections.optional_sections import KEYS, Extra, make_extras
 from lesionseg.report.sections.table_cells import Listing
@@ -33,6 +34,7 @@ FEWER = (100, 80, 60, 45, 30, 20, 12, 6, 3, 1, 0)
 TEMPLATES = Path(__file__).parent / "templates"
 STATES: tuple[State, ...] = ("automatic", "supplied", "not stated")
 # sections that are there when their chart is
+CLINICAL = ("patients", "scans", "load")
 CHARTED = ("size", "training", "balance", "anchors", "calibration")
 
 
@@ -98,6 +100,7 @@ class Page:
     subgroups: Listing
     calibration: Listing | None
     extras: Mapping[str, Extra]
+    clinical: tuple[ClinicalSection, ...]
     flow: Flow
     study: Study
     cases: Listing
@@ -124,6 +127,7 @@ class Page:
             "subgroups": bool(self.subgroups.lines),
             "absent": bool(self.absences.lines),
             **{key: key in self.extras for key in KEYS},
+            **{key: key in {one.key for one in self.clinical} for key in CLINICAL},
         }
         return tuple(key for key in text.SECTIONS if present.get(key, True))
 
@@ -224,6 +228,7 @@ def make_page(
         subgroups=detail_tables.list_subgroups(details.subgroups),
         calibration=detail_tables.list_reliability(calibration) if calibration else None,
         extras=make_extras(scores),
+        clinical=make_clinical_sections(tables),
         flow=make_flow(tables, study),
         study=study,
         cases=tables_of.list_cases(tables.cases, unit),

@@ -82,7 +82,7 @@ def test_page_needs_no_network_and_every_figure_has_words(scores_dir: Path, tmp_
     history.write_text("step,minutes,loss\n1,0.1,2\n2,0.2,1\n")
     page = read(write_report(scores_dir, tmp_path / "out", history=history))
     assert all(source.startswith(("data:", "#")) for source in page.sources)
-    assert len(page.images) == 4
+    assert len(page.images) == 5
     assert all(image.get("alt") or image.get("aria-label") for image in page.images)
 
 

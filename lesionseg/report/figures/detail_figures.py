@@ -145,8 +145,8 @@ def forest_height(subgroups: Sequence[SubgroupScores]) -> float:
 
 
 def draw_subgroups(onto: "FigureBase", subgroups: Sequence[SubgroupScores], overall: float) -> None:
-    """Sensitivity of each subgroup with its interval, below the column they are made by."""
-    axes = onto.subplots()
+    """Both rates of each subgroup with their intervals, below the column they are made by."""
+    axes, false = onto.subplots(1, 2, sharey=True, width_ratios=(3, 2))
     axes.axvline(overall, color=INK, linestyle=":", linewidth=1.2)
     labels: dict[float, str] = {}
     headings: list[float] = []
@@ -157,25 +157,28 @@ def draw_subgroups(onto: "FigureBase", subgroups: Sequence[SubgroupScores], over
             headings.append(y - 1)
         value = shorten(group.value, LABEL, 10)
         labels[y] = f"{value}   {text.of(group.detected, group.n_lesions)}"
-        _draw_subgroup(axes, y, group)
+        _draw_rate(axes, y, group.recall.value, group.recall.ci95, FOUND)
+        _draw_rate(false, y, group.false_positives_per_case, group.false_positives_ci95, ACCENT)
         y += 1
     axes.set_yticks(list(labels), list(labels.values()))
     for at, tick in zip(labels, axes.get_yticklabels(), strict=True):
         tick.set_fontweight("bold" if at in headings else "normal")
     axes.set_ylim(y - 0.4, -0.6)
     axes.set_xlim(0, TOP)
-    axes.spines[["top", "right", "left"]].set_visible(False)
-    axes.tick_params(axis="y", length=0)
-    axes.grid(axis="x", color=GRID, linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.set_xlabel(text.AXIS_SENSITIVITY)
+    false.set_xlim(left=0)
+    for panel, name in ((axes, text.AXIS_SENSITIVITY), (false, text.AXIS_FALSE)):
+        panel.spines[["top", "right", "left"]].set_visible(False)
+        panel.tick_params(axis="y", length=0)
+        panel.grid(axis="x", color=GRID, linewidth=0.8)
+        panel.set_axisbelow(True)
+        panel.set_xlabel(name)
 
 
-def _draw_subgroup(axes: "Axes", y: float, group: SubgroupScores) -> None:
-    if group.recall.value is None:
+def _draw_rate(axes: "Axes", y: float, value: float | None, ci95: CI | None, colour: str) -> None:
+    """A dot with its interval, hollow without one."""
+    if value is None:
         return
-    sure = group.recall.ci95
-    if sure is not None:
-        axes.plot(sure, [y, y], color=INK, linewidth=1.4, marker="|", markersize=7)
-    face = "white" if sure is None else FOUND
-    axes.plot([group.recall.value], [y], "o", color=FOUND, markerfacecolor=face, markersize=7)
+    if ci95 is not None:
+        axes.plot(ci95, [y, y], color=INK, linewidth=1.4, marker="|", markersize=7)
+    face = "white" if ci95 is None else colour
+    axes.plot([value], [y], "o", color=colour, markerfacecolor=face, markersize=7, clip_on=False)

@@ -60,7 +60,7 @@ def _subgroup_line(group: SubgroupScores) -> Line:
         TableCell(str(group.n_groups), group.n_groups),
         TableCell(text.of(group.detected, group.n_lesions)),
         *recall_cells(group.detected, group.n_lesions, group.recall),
-        TableCell(text.optional_rate(group.false_positives_per_case)),
+        TableCell(text.rate_interval(group.false_positives_per_case, group.false_positives_ci95)),
         TableCell(text.number(group.dice)),
     )
 

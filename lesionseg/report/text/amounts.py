@@ -57,6 +57,17 @@ def optional_rate(value: float | None) -> str:
     return NONE if value is None else rate(value)
 
 
+def rate_interval(value: float | None, ci95: CI | None) -> str:
+    """A rate with its interval where it has one, or a dash.
+
+    >>> rate_interval(0.5, (0.25, 1.0)), rate_interval(0.5, None)
+    ('0.5 (0.25 to 1)', '0.5')
+    """
+    if value is None or ci95 is None:
+        return optional_rate(value)
+    return f"{rate(value)} ({rate(ci95[0])} to {rate(ci95[1])})"
+
+
 def range_words(low: float, high: float | None, unit: str, form: str = "g") -> str:
     """A range of sizes or contrasts; None: no upper end.
 

@@ -97,7 +97,7 @@ def test_page_draws_and_lists_whatever_the_scores_hold(
         text.CALIBRATION_NUMBERS["brier"],
     ):
         assert said in page
-    assert page.count('<figure class="chart">') == page.count('alt="') == 8
+    assert page.count('<figure class="chart">') == page.count('alt="') == 9
 
 
 def test_page_says_what_is_not_on_it(evaluation: Evaluation, tmp_path: Path) -> None:

@@ -1,0 +1,97 @@
+"""Words of the sections by patient, by scan and of the lesion load."""
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+from lesionseg.evaluation.statistics.estimates import UNSTATED, Estimate
+from lesionseg.report.text.amounts import bounds, count, percent, signed
+
+AXIS_FALSE = "false positives\nper scan"
+AXIS_PATIENTS = "patients, those with most lesions first"
+AXIS_MEAN_ML = "mean of reference and detected volume (ml)"
+AXIS_DIFFERENCE_ML = "detected minus reference (ml)"
+LINE_NAMES: Mapping[str, str] = {
+    "bias": "bias",
+    "lower_limit": "lower limit",
+    "upper_limit": "upper limit",
+}
+PATIENTS_CAPTION = (
+    "Each dot is one patient: sensitivity for this patient's lesions (none without lesions), "
+    "number of lesions, and false positives per scan."
+)
+SCANS_TEXT = (
+    "A scan is positive when it has any detection, wherever it lies. PPV and NPV depend on how "
+    "many scans have lesions: here they are given for shares that may be met elsewhere, by "
+    "sensitivity and specificity of these scans. In brackets: 95 % interval."
+)
+CALLED, NOT_CALLED = "Any detection", "No detection"
+HEADINGS_FOUR = ("", "Scans with lesions", "Scans without")
+HEADINGS_VALUES = ("If so many scans have lesions", "PPV of a scan", "NPV of a scan")
+LOAD_TEXT = (
+    "Whether the lesion load of a scan, as it is followed in time, agrees with the reference. "
+    "Bias is the mean of detected minus reference; 95 of 100 scans are expected between the limits "
+    "of agreement. ICC: 1 is perfect agreement."
+)
+LOAD_CAPTION = (
+    "Each dot is one scan (Bland and Altman). Line: bias; dashed: limits of agreement. Scans that "
+    "lie higher have more volume detected than the reference has."
+)
+LOADS: Mapping[str, str] = {"volume_ml": "Volume (ml)", "n_lesions": "Number of lesions"}
+HEADINGS_LOAD = ("Load", "Scans", "Bias", "Lower limit", "Upper limit", "ICC")
+
+
+class Counts(Protocol):
+    """A patient's counts."""
+
+    @property
+    def n_lesions(self) -> int:
+        """Reference lesions."""
+
+    @property
+    def n_detected(self) -> int:
+        """Those found."""
+
+    @property
+    def n_false_positive(self) -> int:
+        """False positives of all scans."""
+
+
+def patients_sentence(patients: Sequence[Counts]) -> str:
+    """How unlike the patients are."""
+    ill = [one for one in patients if one.n_lesions]
+    all_found = sum(one.n_detected == one.n_lesions for one in ill)
+    none_found = sum(one.n_detected == 0 for one in ill)
+    clean = sum(one.n_false_positive == 0 for one in patients)
+    return (
+        f"Of {count(len(ill), 'patient')} with lesions all were found in {all_found} and none in "
+        f"{none_found}. {clean} of {len(patients)} have no false positive. "
+        f"The patient with most lesions has {percent(ill[0].n_lesions / _total(ill))} of all."
+    )
+
+
+def _total(patients: Sequence[Counts]) -> int:
+    return sum(one.n_lesions for one in patients)
+
+
+def alt_patients(patients: Sequence[Counts]) -> str:
+    """The dots in words."""
+    ill = [one.n_detected / one.n_lesions for one in patients if one.n_lesions]
+    return (
+        f"Sensitivity of {count(len(ill), 'patient')} from {percent(min(ill))} to "
+        f"{percent(max(ill))}."
+    )
+
+
+def share(estimate: Estimate) -> str:
+    """A predictive value with its interval, or why there is none."""
+    if estimate.value is None:
+        return f"not defined: {estimate.reason or UNSTATED}"
+    if estimate.ci95 is None:
+        return f"{percent(estimate.value)} (no interval: {estimate.reason})"
+    return f"{percent(estimate.value)} ({bounds(estimate)})"
+
+
+def alt_load(numbers: Mapping[str, float | None]) -> str:
+    """The lines in words."""
+    said = (f"{LINE_NAMES[k]} {signed(v)} ml" for k, v in numbers.items() if v is not None)
+    return f"Difference of volume by scan: {', '.join(said)}."

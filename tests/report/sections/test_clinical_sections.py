@@ -1,0 +1,91 @@
+"""Sections by patient, by scan and of the lesion load."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from matplotlib.figure import Figure
+
+from lesionseg.report import text, write_report
+from lesionseg.report.figures.clinical_figures import draw_load, draw_patients, sum_patients
+from lesionseg.report.inputs.result_tables import Tables, read_tables
+from lesionseg.report.sections.clinical_sections import make_clinical_sections
+from tests.report.conftest import Evaluation
+
+
+def number(value: float | None, *ends: float) -> dict[str, Any]:
+    return {"value": value, "ci95": list(ends) or None, "reason": "few"}
+
+
+NUMBERS: dict[str, Any] = {
+    "case_table": {
+        "true_positive": 7,
+        "false_negative": 1,
+        "false_positive": 2,
+        "true_negative": 11,
+        "predictive_values": [
+            {"prevalence": 0.01, "ppv": number(0.05, 0.02, 0.2), "npv": number(0.999, 0.99, 1.0)},
+            {"prevalence": 0.5, "ppv": number(0.86), "npv": number(None)},
+        ],
+    },
+    "lesion_load": {
+        key: {
+            "n": 3,
+            "bias": number(-1.0, -2.0, 0.5),
+            "lower_limit": number(-3.0, -5.0, -2.0),
+            "upper_limit": number(1.0, 0.0, 3.0),
+            "icc": number(0.9, 0.7, 0.97),
+        }
+        for key in ("volume_ml", "n_lesions")
+    },
+}
+
+
+@pytest.fixture
+def tables(evaluation: Evaluation, tmp_path: Path) -> Tables:
+    evaluation.changes = NUMBERS
+    return read_tables(evaluation.write(tmp_path / "s"))
+
+
+def test_the_page_has_the_sections_and_links_them(tables: Tables, tmp_path: Path) -> None:
+    page = write_report(tables.folder, tmp_path / "out").read_text()
+    for key in ("patients", "scans", "load"):
+        assert f'<section id="{key}">' in page
+        assert f'<a href="#{key}">' in page
+    for said in ("5\xa0% (2 to 20\xa0%)", "86\xa0% (no interval: few)", "not defined: few"):
+        assert said in page
+    assert "-1.00 (95 % CI -2.00 to 0.50)" in page
+
+
+def test_an_evaluation_without_the_numbers_has_the_patients_alone(scores_dir: Path) -> None:
+    sections = make_clinical_sections(read_tables(scores_dir))
+    assert [one.key for one in sections] == ["patients"]
+
+
+def test_scans_of_a_patient_are_summed_and_the_heaviest_comes_first(tables: Tables) -> None:
+    rows = tables.cases
+    together = [replace(row, group="p", n_lesions=2, n_detected=1) for row in rows[:2]]
+    alone = replace(rows[2], group="q", n_lesions=1, n_detected=1)
+    patients = sum_patients([alone, *together])
+    assert [(one.name, one.n_scans, one.n_lesions, one.n_detected) for one in patients] == [
+        ("p", 2, 4, 2),
+        ("q", 1, 1, 1),
+    ]
+    sentence = make_clinical_sections(replace(tables, cases=(alone, *together)))[0].sentences[0]
+    assert "Of 2 patients with lesions all were found in 1 and none in 0" in sentence
+    assert text.percent(0.8) in sentence
+
+
+def test_dots_and_lines_are_drawn(tables: Tables) -> None:
+    figure = Figure()
+    patients = sum_patients(tables.cases)
+    draw_patients(figure, patients)
+    shares, counts, false = figure.axes
+    assert len(shares.lines[0].get_xdata()) == sum(one.n_lesions > 0 for one in patients)
+    assert len(counts.lines[0].get_xdata()) == len(false.lines[0].get_xdata()) == len(patients)
+    figure = Figure()
+    cases = [replace(row, reference_ml=2.0, predicted_ml=3.0) for row in tables.cases]
+    draw_load(figure, cases, {"bias": 1.0, "lower_limit": None, "upper_limit": 2.0})
+    assert set(figure.axes[0].lines[0].get_ydata()) == {1.0}
+    assert len(figure.axes[0].lines) == 3
