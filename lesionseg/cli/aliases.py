@@ -28,9 +28,8 @@ SAME_KEYS = {
 }
 # options of `pl.Trainer` that are handed on: `trainer.` is enough, `lightning.` need not be typed
 _LIGHTNING = "trainer.lightning."
-_OF_LIGHTNING = ("barebones", "benchmark", "detect_anomaly", "deterministic", "fast_dev_run")
-_OF_LIGHTNING += ("inference_mode", "num_nodes", "overfit_batches", "plugins", "profiler")
-_OF_LIGHTNING += ("strategy", "sync_batchnorm")
+_OF_LIGHTNING = """barebones benchmark detect_anomaly deterministic fast_dev_run inference_mode
+num_nodes overfit_batches plugins profiler strategy sync_batchnorm""".split()
 SAME_KEYS |= {f"trainer.{name}": f"{_LIGHTNING}{name}" for name in _OF_LIGHTNING}
 SAME_VALUES = {
     "loss": {
