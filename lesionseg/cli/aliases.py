@@ -28,8 +28,20 @@ SAME_KEYS = {
 }
 # options of `pl.Trainer` that are handed on: `trainer.` is enough, `lightning.` need not be typed
 _LIGHTNING = "trainer.lightning."
-_OF_LIGHTNING = """barebones benchmark detect_anomaly deterministic fast_dev_run inference_mode
-num_nodes overfit_batches plugins profiler strategy sync_batchnorm""".split()
+_OF_LIGHTNING = [
+    "barebones",
+    "benchmark",
+    "detect_anomaly",
+    "deterministic",
+    "fast_dev_run",
+    "inference_mode",
+    "num_nodes",
+    "overfit_batches",
+    "plugins",
+    "profiler",
+    "strategy",
+    "sync_batchnorm",
+]
 SAME_KEYS |= {f"trainer.{name}": f"{_LIGHTNING}{name}" for name in _OF_LIGHTNING}
 SAME_VALUES = {
     "loss": {
