@@ -35,6 +35,13 @@ def test_signs_and_sweeps_are_kept() -> None:
     assert renamed("~model.stem") == "~model.stem"
 
 
+def test_options_of_lightning_s_trainer_need_no_group_of_their_own() -> None:
+    given = ["trainer.strategy=ddp", "+trainer.num_nodes=2", "trainer.lightning.profiler=simple"]
+    cfg = compose("train", ["data.root=x", *given])
+    assert cfg.trainer.lightning == {"strategy": "ddp", "num_nodes": 2, "profiler": "simple"}
+    assert renamed("~trainer.lightning.profiler") == "~trainer.lightning.profiler"
+
+
 def test_an_experiment_by_former_names_is_read(caplog: pytest.LogCaptureFixture) -> None:
     cfg = OmegaConf.create(
         {"optim": {"backbone_lr_scale": 1.0, "trunk_lr_scale": 0.1}, "model": {"stem": "folded"}}

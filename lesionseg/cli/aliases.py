@@ -26,6 +26,23 @@ SAME_KEYS = {
     "trainer.gradient_clip_val": "trainer.gradient_clip",
     "trainer.num_workers": "trainer.workers",
 }
+# options of `pl.Trainer` that are handed on: `trainer.` is enough, `lightning.` need not be typed
+_LIGHTNING = "trainer.lightning."
+_OF_LIGHTNING = [
+    "barebones",
+    "benchmark",
+    "detect_anomaly",
+    "deterministic",
+    "fast_dev_run",
+    "inference_mode",
+    "num_nodes",
+    "overfit_batches",
+    "plugins",
+    "profiler",
+    "strategy",
+    "sync_batchnorm",
+]
+SAME_KEYS |= {f"trainer.{name}": f"{_LIGHTNING}{name}" for name in _OF_LIGHTNING}
 SAME_VALUES = {
     "loss": {
         "bce": "cross_entropy",
@@ -49,13 +66,18 @@ def renamed(override: str) -> str:
     'trainer.minutes=5'
     >>> renamed("loss=dice_ce,focal")
     'loss=dice_cross_entropy,focal'
+    >>> renamed("trainer.strategy=ddp")
+    '++trainer.lightning.strategy=ddp'
     """
     left, separator, text = override.partition("=")
     typed = left.lstrip("+~")
     key = _here(_today(typed, KEYS.get(typed, typed)), SAME_KEYS)
     former, same = VALUES.get(key, {}), SAME_VALUES.get(key, {})
     values = [_here(_today(value, former.get(value, value)), same) for value in text.split(",")]
-    return left.removesuffix(typed) + key + separator + ",".join(values)
+    sign = left.removesuffix(typed)
+    if key.startswith(_LIGHTNING) and sign != "~":  # conf/ has none of them
+        sign = "++"
+    return sign + key + separator + ",".join(values)
 
 
 def renamed_keys(cfg: Any) -> Any:
