@@ -129,6 +129,8 @@ def train(trainer: nnUNetTrainer, until: float, most: int | None) -> list[float]
         for group in trainer.optimizer.param_groups:
             group["lr"] = trainer.initial_lr * (1 - progress) ** EXPONENT
         losses.append(float(trainer.train_step(next(trainer.dataloader_train))["loss"]))
+        if len(losses) % 50 == 0:
+            print(f"step {len(losses)}: loss {np.mean(losses[-50:]):.3f}", flush=True)
     trainer.dataloader_train._finish()
     trainer.dataloader_val._finish()
     return losses
