@@ -379,3 +379,17 @@ def test_the_version_and_the_programs_own_help(capsys: pytest.CaptureFixture[str
     assert capsys.readouterr().out.split() == ["lesionseg", __version__]
     assert main(["train", "--help"]) == 0
     assert "  lesionseg train data.root=DIR" in capsys.readouterr().out
+
+
+def test_limits_hold_for_the_process_and_are_checked(capsys: pytest.CaptureFixture[str]) -> None:
+    from lesionseg.io.formats.guard import FileLimits, limits, set_limits
+
+    try:
+        nowhere = ["reference=/nowhere", "prediction=/nowhere", "output=/nowhere"]
+        assert run("evaluate", [*nowhere, "limits.max_voxels=1000"]) == 1
+        assert limits() == FileLimits(max_voxels=1000)
+        capsys.readouterr()
+        assert run("evaluate", [*nowhere, "limits.spacing_mm=[3,1]"]) == 2
+        assert "limits.spacing_mm" in capsys.readouterr().err
+    finally:
+        set_limits(FileLimits())

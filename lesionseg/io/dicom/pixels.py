@@ -1,6 +1,7 @@
 """Pixels of DICOM images: stored ones decoded, those inside an outline, those that show nothing."""
 
 import logging
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -47,7 +48,8 @@ def stored_pixels(path: Path, header: "Header") -> NDArray[Any]:
     syntax = _syntax(header)
     if syntax is not None and syntax.is_compressed:
         return decode(_decoded, path)
-    with reading(path):
+    with reading(path), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of more frames than stated: whoever wants one says so
         return header.pixel_array
 
 

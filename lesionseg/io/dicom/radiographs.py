@@ -27,6 +27,7 @@ CALIBRATED = "calibrated"
 MAGNIFIED = "at the detector, divided by the magnification"
 DETECTOR = "at the detector"
 UNKNOWN = "unknown"
+_SIZES = ("PixelSpacing", "ImagerPixelSpacing", "NominalScannedPixelSpacing")
 
 
 @dataclass(frozen=True)
@@ -128,6 +129,9 @@ def _refuse(path: Path, header: "Header") -> None:
     refuse_unfit(path, header)
     if int(header.get("NumberOfFrames", None) or 1) > 1:
         raise ReadError("The radiograph has several frames.", where=path)
+    for name in _SIZES:
+        if header.get(name) is not None and _pair(header, name) is None:
+            logger.warning("%s: its %s is not two positive numbers and is not used.", path, name)
     if str(header.get("PresentationIntentType", "")) == "FOR PROCESSING":
         logger.warning("%s is a radiograph for processing: its grey values are raw.", path)
 
@@ -152,9 +156,8 @@ def _is_inverted(header: "Header") -> bool:
 
 def _pair(header: "Header", name: str) -> tuple[float, float] | None:
     value = header.get(name)
-    if value is None or len(value) != 2 or min(float(v) for v in value) <= 0:
-        return None
-    return float(value[0]), float(value[1])
+    pair = [float(v) for v in np.ravel(value)] if value is not None else []
+    return (pair[0], pair[1]) if len(pair) == 2 and min(pair) > 0 else None
 
 
 def _magnification(header: "Header") -> float | None:

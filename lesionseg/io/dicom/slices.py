@@ -202,7 +202,7 @@ def _numbers(path: Path, name: str, value: Any, n: int) -> NDArray[np.float64]:
 
 def _required(path: Path, group: Any, name: str) -> Any:
     value = group.get(name)
-    if value is None or len(value) == 0:
+    if value in (None, "") or np.size(value) == 0:
         raise ReadError(
             "The DICOM file does not say where its pixels lie.",
             where=path,

@@ -244,3 +244,11 @@ def test_a_folder_of_several_radiographs_is_no_image(tmp_path: Path) -> None:
     save(tmp_path / "b.dcm")
     with pytest.raises(ReadError, match="several radiographs"):
         read_volume(tmp_path)
+
+
+def test_a_pixel_size_that_is_not_positive_is_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = save(tmp_path / "a.dcm", PixelSpacing=[-1, 1])
+    assert read_geometry(path).spacing_mm == (1, 1)
+    assert "its PixelSpacing is not two positive numbers and is not used" in caplog.text

@@ -218,3 +218,21 @@ def test_an_independent_reader_sees_the_same_scan(series: Series) -> None:
     for index in ((0, 0, 0), (4, 3, 5), (1, 2, 0)):
         theirs = np.array(image.TransformIndexToPhysicalPoint(index[::-1])) * LPS
         np.testing.assert_allclose(volume.geometry.to_mm([index])[0], theirs, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "what"),
+    [
+        ("PixelSpacing", [-1, 1], "pixel size that is not positive"),
+        ("PixelSpacing", [1], "where its pixels lie.*2 numbers"),
+        ("ImagePositionPatient", [1, 2, 3, 4], "where its pixels lie.*3 numbers"),
+        ("Rows", 1, "other pixels than its header states"),
+    ],
+)
+def test_a_slice_whose_header_cannot_be_is_refused_by_name(
+    series: Series, name: str, value: object, what: str
+) -> None:
+    file = next(series({0: {name: value}}).glob("d.dcm"))
+    with pytest.raises(ReadError, match=what) as caught:
+        read_volume(file)
+    assert str(file) in str(caught.value)

@@ -6,6 +6,7 @@ import pytest
 from lesionseg.cli import run
 from lesionseg.core import Role
 from lesionseg.errors import ConfigError, DatasetError, OutputError
+from lesionseg.io.atomic import locked_folder
 from lesionseg.phantoms import write_xray_phantoms
 from lesionseg.pipeline.run.run_dir import check_claim, claim, default_run_dir, refuse_other_cases
 from lesionseg.plan.splits import Splits
@@ -31,6 +32,7 @@ FREE_CHANGES = [
     {"trainer": {"workers": 4, "progress": False, "log_every": 1, "checkpoint_every_minutes": 5}},
     {"report": {"pdf": False, "title": "Mine"}},
     {"logger": {"kind": "wandb"}},
+    {"limits": {"max_voxels": 10**8}},
 ]
 
 
@@ -51,6 +53,15 @@ def test_the_settings_beside_them_may_not(tmp_path: Path, group: str, name: str)
     claim(tmp_path, CONFIG | {group: {name: 1}})
     with pytest.raises(ConfigError, match=rf"{group}\.{name}: 1 → 2"):
         check_claim(tmp_path, CONFIG | {group: {name: 2}})
+
+
+def test_m3_a_second_training_in_the_same_run_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with locked_folder(tmp_path / "run"):
+        assert run("train", [f"data.root={tmp_path}", f"run_dir={tmp_path / 'run'}"]) == 1
+    assert "Another process is writing into this folder" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_another_configuration_is_refused_and_the_difference_named(tmp_path: Path) -> None:
