@@ -238,9 +238,8 @@ CANDIDATE_COLUMNS = (
 )
 
 
-@pytest.fixture
-def evaluation() -> Evaluation:
-    """Three scans: two with lesions of all sizes, found and missed, and a lesion-free one."""
+def three_scans() -> Evaluation:
+    """Two scans with lesions of all sizes, found and missed, and a lesion-free one."""
     return Evaluation(
         lesions=[
             Blob("a", 1, (20, 60, 50), 12.0),
@@ -254,6 +253,12 @@ def evaluation() -> Evaluation:
             Blob("c", 1, (20, 30, 50), 4.0),
         ],
     )
+
+
+@pytest.fixture
+def evaluation() -> Evaluation:
+    """Three scans."""
+    return three_scans()
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ Boxes of words are those of the sheets set as SVG, where each run of letters is 
 
 import re
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -19,7 +19,7 @@ from lesionseg.report import pdf, text, write
 from lesionseg.report.pdf import BREAK, read_tree, set_pages, write_pdf
 from lesionseg.report.sections.gallery_choice import Limits
 from lesionseg.report.write import Options, write_report
-from tests.report.conftest import Evaluation
+from tests.report.conftest import Evaluation, three_scans
 from tests.report.inputs.test_score_details import ALL, subgroup
 
 LONG = "unbroken_" * 30
@@ -130,35 +130,41 @@ def content(path: Path) -> bytes:
     return raw
 
 
-Paper = Callable[[Options], str]
-
-
-@pytest.fixture
-def paper(evaluation: Evaluation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Paper:
+def make_paper(evaluation: Evaluation, folder: Path, options: Options) -> str:
     """The HTML that goes to paper, with pictures of the blobs that the evaluation draws."""
     found: list[str] = []
-    monkeypatch.setattr(write, "write_pdf", lambda _, html: found.append(html))
-    monkeypatch.setattr(write, "_loader", lambda *_: evaluation.scene)
-
-    def make(options: Options) -> str:
-        evaluation.changes = {**ALL, **evaluation.changes}
-        scores = evaluation.write(tmp_path / "scores")
-        write_report(scores, tmp_path / "out", images=tmp_path, options=options)
-        return found[-1]
-
-    return make
+    evaluation.changes = {**ALL, **evaluation.changes}
+    scores = evaluation.write(folder / "scores")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(write, "write_pdf", lambda _, html: found.append(html))
+        patch.setattr(write, "_loader", lambda *_: evaluation.scene)
+        write_report(scores, folder / "out", images=folder, options=options)
+    return found[0]
 
 
-def test_no_word_of_a_report_is_outside_its_sheet(paper: Paper) -> None:
-    html = paper(Options(pdf=True, limits=Limits(2, 1, 1)))
-    found = runs(html)
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
+    """An ordinary report: the HTML that goes to paper, and the page."""
+    folder = tmp_path_factory.mktemp("report")
+    html = make_paper(three_scans(), folder, Options(pdf=True, limits=Limits(2, 1, 1)))
+    return html, (folder / "out" / "report.html").read_text(encoding="utf-8")
+
+
+def test_no_word_of_a_report_is_outside_its_sheet(report: tuple[str, str]) -> None:
+    found = runs(report[0])
     assert len(found) > 300
-    assert "sagittal" in words(read_tree(html)), "pictures are there"
+    assert "sagittal" in words(read_tree(report[0])), "pictures are there"
     assert outside(found) == []
     assert overlapping(found) == []
 
 
-def test_long_names_and_titles_stay_on_the_sheet(evaluation: Evaluation, paper: Paper) -> None:
+def test_four_sheets_come_before_the_annex(report: tuple[str, str]) -> None:
+    html, _, annex = report[0].partition('<div class="sheet long">')
+    assert text.ANNEX in annex
+    assert len(set_pages(html, "svg")) == 4
+
+
+def test_long_names_and_titles_stay_on_the_sheet(evaluation: Evaluation, tmp_path: Path) -> None:
     for blob in (*evaluation.lesions, *evaluation.false_positives):
         blob.case += LONG
     evaluation.cases = tuple(case + LONG for case in evaluation.cases)
@@ -171,16 +177,15 @@ def test_long_names_and_titles_stay_on_the_sheet(evaluation: Evaluation, paper: 
     options = Options(
         title=WORDY + LONG, pdf=True, identifiers=True, limits=Limits(1, 1, 1), names=(LONG, WORDY)
     )
-    found = runs(paper(options))
+    found = runs(make_paper(evaluation, tmp_path, options))
     assert outside(found) == []
     assert overlapping(found) == []
 
 
-def test_paper_says_what_the_page_says(paper: Paper, tmp_path: Path) -> None:
-    said = set(texts(read_tree(paper(Options(pdf=True, limits=Limits(2, 1, 1))))))
-    page = read_tree((tmp_path / "out" / "report.html").read_text(encoding="utf-8"))
-    assert len(said) > 150
-    assert said <= {*texts(page), text.SECTIONS["rest"]}
+def test_paper_says_what_the_page_says(report: tuple[str, str]) -> None:
+    paper, page = ({*texts(read_tree(html))} for html in report)
+    assert len(paper) > 150
+    assert paper <= page | {text.SECTIONS["rest"]}
 
 
 def test_pdf_is_tagged_and_brings_its_fonts(tmp_path: Path) -> None:
@@ -238,7 +243,7 @@ def test_failure_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_pdf_lies_beside_the_page_only_when_asked_for(scores_dir: Path, tmp_path: Path) -> None:
-    write_report(scores_dir, tmp_path / "a")
-    write_report(scores_dir, tmp_path / "b", options=Options(pdf=True))
-    assert not (tmp_path / "a" / "report.pdf").exists()
-    assert (tmp_path / "b" / "report.pdf").is_file()
+    write_report(scores_dir, tmp_path)
+    assert not (tmp_path / "report.pdf").exists()
+    write_report(scores_dir, tmp_path, options=Options(pdf=True))
+    assert (tmp_path / "report.pdf").is_file()

@@ -1,4 +1,5 @@
 import re
+from pathlib import Path
 
 import pytest
 
@@ -6,6 +7,8 @@ from lesionseg.evaluation.rows import CandidateRow, LesionRow
 from lesionseg.evaluation.score_sections import SizeGroup
 from lesionseg.evaluation.statistics.estimates import Estimate
 from lesionseg.report import text
+from lesionseg.report.inputs.result_tables import read_tables
+from tests.report.conftest import Evaluation
 
 
 def wording() -> str:
@@ -86,3 +89,19 @@ def test_sizes_in_captions_are_equivalent_diameters_and_no_score_is_invented() -
     )
     candidate = CandidateRow(case="a", candidate=1, accepted=True, outcome="x", **place)
     assert text.caption_candidate(candidate, "mm") == "equivalent diameter 4.0 mm"
+
+
+def test_froc_shows_target_and_expectation_only_where_there_are_any(tmp_path: Path) -> None:
+    point = {"name": "fp_per_case:0.5", "score": 0.4, "expected_false_positives_per_case": 0.9}
+    cases = (
+        ({**point, "expected_recall": 0.7}, ("fp_per_case", 0.5), (0.9, 0.7), 2),
+        (point, ("fp_per_case", 0.5), (0.9, None), 1),
+        ({"name": "score:0.4", "score": 0.4}, ("score", 0.4), (None, None), 0),
+        ({"name": "by hand", "score": 0.4}, ("by hand", None), (None, None), 0),
+    )
+    for operating_point, aim, expected, marks in cases:
+        folder = Evaluation(changes={"operating_point": operating_point}).write(tmp_path)
+        scores = read_tables(folder).scores
+        assert text.aim(scores) == aim
+        assert text.expected(scores) == expected
+        assert text.aims_text(scores).count(".") == marks

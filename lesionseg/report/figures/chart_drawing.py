@@ -151,6 +151,12 @@ def _band(axes: "Axes", points: Sequence[FrocPoint], first: float) -> None:
 def _draw_operating_point(axes: "Axes", scores: Scores, first: float) -> None:
     false = scores.estimate("false_positives_per_case").value
     recall = scores.estimate("lesion_recall").value
+    kind, value = text.aim(scores)
+    if kind == "fp_per_case" and value:
+        axes.axvline(max(value, first), color=INK, linestyle=":", linewidth=1.2)
+    x, y = text.expected(scores)
+    if x is not None and y is not None:
+        axes.plot(max(x, first), y, "o", color=ACCENT, markersize=9, markerfacecolor="none")
     if false is None or recall is None:
         return
     axes.plot(max(false, first), recall, "o", color=ACCENT, markersize=9, zorder=5, clip_on=False)

@@ -60,16 +60,34 @@ def _false_positives(scores: Scores) -> str:
     per_case = scores.estimate("false_positives_per_case").value
     if per_case is None:
         return "with no scan to count false positives on"
-    shown, aim = rate(per_case), target(scores)
-    return f"{shown} {_kind(scores, shown)} per scan{f' (target {aim})' if aim else ''}"
+    shown, wanted = rate(per_case), target(scores)
+    return f"{shown} {_kind(scores, shown)} per scan{f' (target {wanted})' if wanted else ''}"
+
+
+def aim(scores: Scores) -> tuple[str, float | None]:
+    """What kind of number the operating point was chosen for, and which; None for none.
+
+    `fp_per_case` and `sensitivity` are kinds that are aimed at.
+    """
+    kind, _, wanted = (scores.operating_point.name or "").partition(":")
+    try:
+        return kind, float(wanted)
+    except ValueError:
+        return kind, None
+
+
+def expected(scores: Scores) -> tuple[float | None, float | None]:
+    """False positives per scan and sensitivity that choosing the score let expect."""
+    point = scores.raw.get("operating_point") or {}
+    keys = ("expected_false_positives_per_case", "expected_recall")
+    false, recall = (as_float(point.get(key)) for key in keys)
+    return false, recall
 
 
 def target(scores: Scores) -> str:
     """What the operating point was chosen for; empty when it was not chosen for anything."""
-    kind, _, wanted = (scores.operating_point.name or "").partition(":")
-    try:
-        value = float(wanted)
-    except ValueError:
+    kind, value = aim(scores)
+    if value is None:
         return ""
     said = {"fp_per_case": f"{value:g}", "sensitivity": f"sensitivity {percent(value)}"}
     return said.get(kind, "")
@@ -176,12 +194,18 @@ def _rate(estimate: Estimate) -> str:
 
 def _aims(scores: Scores) -> str:
     """What the operating point was chosen for, and what its choosing let expect."""
-    aim = target(scores)
-    said = f"; target {aim}" if aim else ""
-    expected = as_float(
-        (scores.raw.get("operating_point") or {}).get("expected_false_positives_per_case")
-    )
-    return said if expected is None else f"{said}; expected {rate(expected)}"
+    wanted, (false, _) = target(scores), expected(scores)
+    said = f"; target {wanted}" if wanted else ""
+    return said if false is None else f"{said}; expected {rate(false)}"
+
+
+def aims_text(scores: Scores) -> str:
+    """Below the FROC curve: which marks stand for target and expectation; empty without them."""
+    upright = aim(scores)[0] == "fp_per_case" and aim(scores)[1] is not None
+    said = ["Upright dotted line: the target."] if upright else []
+    if None not in expected(scores):
+        said.append("Ring: what choosing the score let expect.")
+    return " ".join(said)
 
 
 def _lesion_free(scores: Scores) -> str:
