@@ -226,6 +226,21 @@ def test_several_channels_come_as_several_files(
         predictor([])
 
 
+def test_voxels_are_put_right_by_the_plans_calibration(
+    rng: np.random.Generator, plan: Plan
+) -> None:
+    volume = Volume(_phantom(rng)[None], Geometry.from_spacing(SHAPE, SPACING_MM))
+    raw = Predictor.from_network(Bright(level=6.0), plan, settings=EXACT)
+    fit = Calibration("platt", 3.0, 0.5)
+    right = raw.following(plan.with_(voxel_calibration=fit))
+    p, q = raw.probabilities(volume), right.probabilities(volume)
+    some = p > 1e-5
+    np.testing.assert_allclose(q[some], fit.probability(p[some]), atol=1e-5)
+    assert (q[p == 0] == 0).all()
+    assert (raw.probabilities(volume) == p).all()  # the first one follows its own plan
+    assert right.predict_volume(volume, "a").candidates[0].score == pytest.approx(q.max())
+
+
 def test_a_file_of_other_axes_is_refused_by_name(
     rng: np.random.Generator, plan: Plan, tmp_path: Path
 ) -> None:
