@@ -7,6 +7,7 @@ from pathlib import Path
 
 from lesionseg.core import Dataset
 from lesionseg.errors import LesionsegError, ReadError
+from lesionseg.evaluation.acceptance import read_acceptance
 from lesionseg.io.atomic import write_text
 from lesionseg.report import text
 from lesionseg.report.figures.chart_list import Chart
@@ -50,7 +51,8 @@ class Options:
 
     `identifiers` True prints the real names of cases and patients. `whole_gallery` writes every
     miss and every false positive into the folder `gallery`. `study` is a study.yaml. `names`: what
-    this model or reader and the one it is compared with are called.
+    this model or reader and the one it is compared with are called. `acceptance`: a file of limits
+    that these scans must meet.
     """
 
     title: str | None = None
@@ -60,6 +62,7 @@ class Options:
     whole_gallery: bool = False
     study: Path | None = None
     names: tuple[str, str] = text.NAMES
+    acceptance: Path | None = None
 
 
 def write_report(
@@ -101,6 +104,7 @@ def write_report(
         identifiers=options.identifiers,
         pair=pair,
         names=options.names,
+        acceptance=None if options.acceptance is None else read_acceptance(options.acceptance),
         audit=_audit(scores_dir, images, reference, tables.scores.size_unit, options),
     )
     gallery: tuple[GallerySection, ...] = ()

@@ -61,6 +61,7 @@ SECTIONS: Mapping[str, str] = {
     "overlap": "How well outlines agree",
     "flow": "From scans found to scans judged",
     "study": "The study",
+    "acceptance": "Local acceptance test",
     "patients": "Patient by patient",
     "scans": "Scan by scan: what a positive or a negative one means",
     "load": "Lesion load",
