@@ -33,6 +33,7 @@ from lesionseg.report.sections.audit_section import (
 )
 from lesionseg.report.sections.gallery import GallerySection, Progress, draw_gallery, trim
 from lesionseg.report.sections.gallery_choice import ALL, Limits, choose_items
+from lesionseg.report.sections.reader_study import write_reader_study
 from lesionseg.report.sections.table_cells import list_pairs
 
 _log = logging.getLogger(__name__)
@@ -84,8 +85,8 @@ def write_report(
     `images`. `history` is a training's metrics.csv. `compare` holds another model's or reader's
     evaluation of the same scans. `progress` is told (case, cases drawn, cases
     to draw). The page needs no network and has at most 15 MB; it is written whole or not at all.
-    Beside it: `adjudicate.csv`, `pseudonyms.csv` unless identifiers are printed, `report.pdf` and
-    the folder `gallery` where the options say so.
+    Beside it: `adjudicate.csv`, with `compare` the tables of a reader study, `pseudonyms.csv`
+    unless identifiers are printed, `report.pdf` and the folder `gallery` where the options say so.
 
     Raises `ReadError` and `ContentError` for tables that are missing, unreadable or of different
     evaluations, `ConfigError` for a study file that is wrong, `OutputError` when the page cannot
@@ -115,6 +116,10 @@ def write_report(
     output.mkdir(parents=True, exist_ok=True)
     html = write_page(output / "report.html", page, gallery)
     write_adjudication(output / "adjudicate.csv", tables)
+    if pair is not None:
+        other = pair.other if names is None else rename(pair.other, names)
+        readings = dict(zip(options.names, (shown, other), strict=True))
+        write_reader_study(output / "reader_study", readings)
     if names is not None:
         write_pseudonyms(output / "pseudonyms.csv", tables, names)
         _warn_of(names_in(html, names))
