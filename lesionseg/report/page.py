@@ -7,6 +7,7 @@ from typing import Any
 
 from lesionseg import __version__
 from lesionseg.errors import OutputError
+from lesionseg.evaluation.acceptance import AcceptancePlan
 from lesionseg.evaluation.score_sections import Scores
 from lesionseg.io.atomic import write_text
 from lesionseg.report import text
@@ -34,7 +35,7 @@ FEWER = (100, 80, 60, 45, 30, 20, 12, 6, 3, 1, 0)
 TEMPLATES = Path(__file__).parent / "templates"
 STATES: tuple[State, ...] = ("automatic", "supplied", "not stated")
 # sections that are there when their chart is
-CLINICAL = ("patients", "scans", "load")
+CLINICAL = ("acceptance", "patients", "scans", "load")
 CHARTED = ("size", "training", "balance", "anchors", "calibration")
 
 
@@ -185,6 +186,7 @@ def make_page(
     audit: AuditSection | None = None,
     pair: ModelPair | None = None,
     names: tuple[str, str] = text.NAMES,
+    acceptance: AcceptancePlan | None = None,
 ) -> Page:
     """The page of an evaluation.
 
@@ -197,6 +199,7 @@ def make_page(
         audit: references worth a second look.
         pair: a second model or reader on the same scans.
         names: what the model and the one it is compared with are called.
+        acceptance: the criteria that these scans must meet.
     """
     scores, details, unit = tables.scores, tables.details, tables.scores.size_unit
     curve, calibration = details.size_curve, details.calibration
@@ -228,7 +231,7 @@ def make_page(
         subgroups=detail_tables.list_subgroups(details.subgroups),
         calibration=detail_tables.list_reliability(calibration) if calibration else None,
         extras=make_extras(scores),
-        clinical=make_clinical_sections(tables),
+        clinical=make_clinical_sections(tables, acceptance),
         flow=make_flow(tables, study),
         study=study,
         cases=tables_of.list_cases(tables.cases, unit),

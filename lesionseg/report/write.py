@@ -7,6 +7,7 @@ from pathlib import Path
 
 from lesionseg.core import Dataset
 from lesionseg.errors import LesionsegError, ReadError
+from lesionseg.evaluation.acceptance import read_acceptance
 from lesionseg.io.atomic import private_files, write_text
 from lesionseg.report import text
 from lesionseg.report.figures.pictures import Load, Scene
@@ -30,6 +31,7 @@ from lesionseg.report.sections.audit_section import (
 )
 from lesionseg.report.sections.gallery import GallerySection, Progress, draw_gallery, trim
 from lesionseg.report.sections.gallery_choice import ALL, Limits, choose_items
+from lesionseg.report.sections.reader_study import write_reader_study
 
 _log = logging.getLogger(__name__)
 ON_PAPER = 9  # pictures of a kind: as many as fit a sheet
@@ -42,7 +44,8 @@ class Options:
 
     `identifiers` True prints the real names of cases and patients. `whole_gallery` writes every
     miss and every false positive into the folder `gallery`. `study` is a study.yaml. `names`: what
-    this model or reader and the one it is compared with are called.
+    this model or reader and the one it is compared with are called. `acceptance`: a file of limits
+    that these scans must meet.
     """
 
     title: str | None = None
@@ -52,6 +55,7 @@ class Options:
     whole_gallery: bool = False
     study: Path | None = None
     names: tuple[str, str] = text.NAMES
+    acceptance: Path | None = None
 
 
 def write_report(
@@ -69,8 +73,8 @@ def write_report(
     """Write `output/report.html` from the tables in `scores_dir`, and return its path.
 
     The page needs no network and has at most 15 MB; it is written whole or not at all.
-    Beside it: `adjudicate.csv`, `pseudonyms.csv` unless identifiers are printed, `report.pdf` and
-    the folder `gallery` where the options say so.
+    Beside it: `adjudicate.csv`, with `compare` the tables of a reader study, `pseudonyms.csv`
+    unless identifiers are printed, `report.pdf` and the folder `gallery` where the options say so.
 
     Raises `ReadError` and `ContentError` for tables that are missing, unreadable or of different
     evaluations, `ConfigError` for a study file that is wrong, `OutputError` when the page cannot
@@ -100,6 +104,7 @@ def write_report(
         identifiers=options.identifiers,
         pair=pair,
         names=options.names,
+        acceptance=None if options.acceptance is None else read_acceptance(options.acceptance),
         audit=_audit(scores_dir, images, reference, tables.scores.size_unit, options),
     )
     gallery: tuple[GallerySection, ...] = ()
@@ -110,6 +115,10 @@ def write_report(
     output.mkdir(parents=True, exist_ok=True)
     html = write_page(output / "report.html", page, gallery)
     write_adjudication(output / "adjudicate.csv", tables)
+    if pair is not None:
+        other = pair.other if names is None else rename(pair.other, names)
+        readings = dict(zip(options.names, (shown, other), strict=True))
+        write_reader_study(output / "reader_study", readings)
     if names is not None:
         with private_files():  # who reads it knows the patients
             write_pseudonyms(output / "pseudonyms.csv", tables, names)

@@ -1,6 +1,6 @@
 """The recipe of `report`: a page from the tables that `evaluate` wrote, and the images."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lesionseg.core import Dataset
@@ -85,6 +85,7 @@ def report(
     reference: str | Path | None = None,
     prediction: str | Path | None = None,
     compare: str | Path | None = None,
+    acceptance: str | Path | None = None,
     title: str | None = None,
     report: ReportSettings | None = None,
 ) -> ReportOutcome:
@@ -101,6 +102,8 @@ def report(
         prediction: the folder of the predictions; None: the run directory's own.
         compare: the output folder of `evaluate` for another model or reader on the same scans;
             None: the folder `compare` in `scores`, if there is one.
+        acceptance: a YAML file of limits stated beforehand; the page says whether these scans meet
+            them. None: no such test.
         title: of the page; None: that of `report`.
         report: the number of pictures, names, the PDF.
     """
@@ -119,7 +122,7 @@ def report(
         reference=_path(reference),
         prediction=_path(prediction),
         compare=_path(compare),
-        options=settings.options(title),
+        options=replace(settings.options(title), acceptance=_path(acceptance)),
     )
     return ReportOutcome(page)
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from lesionseg.evaluation.acceptance import AcceptancePlan, judge
 from lesionseg.evaluation.statistics.estimates import Estimate
 from lesionseg.report import text
 from lesionseg.report.figures import clinical_figures as figures
@@ -24,10 +25,44 @@ class ClinicalSection:
     tables: tuple[Listing, ...] = ()
 
 
-def make_clinical_sections(tables: Tables) -> tuple[ClinicalSection, ...]:
-    """Those for which the evaluation has numbers, in the page's order."""
+def make_clinical_sections(
+    tables: Tables, plan: AcceptancePlan | None = None
+) -> tuple[ClinicalSection, ...]:
+    """Those for which the evaluation has numbers, in the page's order; first that of `plan`."""
     makers: tuple[Callable[[Tables], ClinicalSection | None], ...] = (_patients, _scans, _load)
-    return tuple(one for make in makers if (one := make(tables)) is not None)
+    first = () if plan is None else (_acceptance(tables, plan),)
+    return (*first, *(one for make in makers if (one := make(tables)) is not None))
+
+
+def _acceptance(tables: Tables, plan: AcceptancePlan) -> ClinicalSection:
+    results = judge(plan, tables.scores)
+    verdicts = Listing(
+        words.HEADINGS_VERDICTS,
+        tuple(
+            (
+                TableCell(text.measure_name(one.criterion.number)),
+                TableCell(words.limit(one.criterion)),
+                TableCell(text.measure(one.found)),
+                TableCell(words.verdict(one.passed)),
+            )
+            for one in results
+        ),
+    )
+    samples = Listing(
+        words.HEADINGS_SAMPLES,
+        tuple(
+            (
+                TableCell(text.measure_name(one.criterion.number)),
+                TableCell(f"{one.criterion.expected:g}"),
+                TableCell(words.sample(one.criterion, one.n_needed, one.scans_needed)),
+                TableCell(str(one.n_there), one.n_there),
+            )
+            for one in results
+        ),
+    )
+    passed = all(one.passed for one in results)
+    sentences = (words.acceptance_sentence(passed), words.stated_sentence(plan))
+    return ClinicalSection("acceptance", sentences, (), (verdicts, samples))
 
 
 def _patients(tables: Tables) -> ClinicalSection | None:

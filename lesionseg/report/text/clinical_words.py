@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
+from lesionseg.evaluation.acceptance import UNITS, AcceptanceCriterion, AcceptancePlan
 from lesionseg.evaluation.statistics.estimates import UNSTATED, Estimate
 from lesionseg.report.text.amounts import bounds, count, percent, signed
 
@@ -38,6 +39,49 @@ LOAD_CAPTION = (
 )
 LOADS: Mapping[str, str] = {"volume_ml": "Volume (ml)", "n_lesions": "Number of lesions"}
 HEADINGS_LOAD = ("Load", "Scans", "Bias", "Lower limit", "Upper limit", "ICC")
+HEADINGS_VERDICTS = ("Measure", "Limit", "Here", "Result")
+HEADINGS_SAMPLES = ("Measure", "Expected", "Needed to show it", "Here")
+
+
+def limit(criterion: AcceptanceCriterion) -> str:
+    """What the whole interval must be."""
+    return f"{'at most' if criterion.upper else 'at least'} {criterion.limit:g}"
+
+
+def verdict(passed: bool) -> str:
+    """Pass or fail."""
+    return "pass" if passed else "fail"
+
+
+def acceptance_sentence(passed: bool) -> str:
+    """The result of all criteria together."""
+    return (
+        f"Result: {verdict(passed)}. A criterion passes when its whole 95 % interval meets the "
+        "limit; all must pass."
+    )
+
+
+def stated_sentence(plan: AcceptancePlan) -> str:
+    """When the criteria were stated, by whom, in which file; what the samples rest on."""
+    by = f" by {plan.stated_by}" if plan.stated_by else ""
+    return (
+        f"Criteria stated on {plan.stated_on:%Y-%m-%d}{by}, as their file says; its SHA-256 is "
+        f"{plan.sha256}. Samples are planned for a chance of {percent(plan.power)} to pass if "
+        "what is expected is true, with a design effect of "
+        f"{plan.design_effect:g} of lesions and false positives of one patient."
+    )
+
+
+def sample(criterion: AcceptanceCriterion, n: int, scans: int | None) -> str:
+    """How many lesions or scans are needed, and how many scans like these hold them.
+
+    >>> sample(AcceptanceCriterion("lesion_recall", 0.8, 0.9), 216, 54)
+    '216 lesions, in about 54 scans like these'
+    """
+    unit = UNITS[criterion.number][0]
+    first, *rest = unit.split()
+    said = count(n, unit, " ".join([f"{first}s", *rest]))
+    return said if unit == "scan" or scans is None else f"{said}, in about {scans} scans like these"
 
 
 class Counts(Protocol):

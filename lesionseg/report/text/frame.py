@@ -94,6 +94,7 @@ SECTIONS: Mapping[str, str] = {
     "overlap": "Segmentation overlap (Dice) per scan",
     "flow": "Flow of patients and scans",
     "study": "Study design and population",
+    "acceptance": "Local acceptance test",
     "patients": "Each patient's sensitivity and false positives",
     "scans": "Scan by scan: what a positive or a negative one means",
     "load": "Lesion load",

@@ -1,5 +1,6 @@
 """Sections by patient, by scan and of the lesion load."""
 
+import hashlib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from lesionseg.report import text, write_report
 from lesionseg.report.figures.clinical_figures import draw_load, draw_patients, sum_patients
 from lesionseg.report.inputs.result_tables import Tables, read_tables
 from lesionseg.report.sections.clinical_sections import make_clinical_sections
+from lesionseg.report.write import Options
 from tests.report.conftest import Evaluation
 
 
@@ -89,3 +91,18 @@ def test_dots_and_lines_are_drawn(tables: Tables) -> None:
     draw_load(figure, cases, {"bias": 1.0, "lower_limit": None, "upper_limit": 2.0})
     assert set(figure.axes[0].lines[0].get_ydata()) == {1.0}
     assert len(figure.axes[0].lines) == 3
+
+
+def test_an_acceptance_test_prints_pass_or_fail_with_its_hash(
+    evaluation: Evaluation, tmp_path: Path
+) -> None:
+    plan = tmp_path / "acceptance.yaml"
+    row = "{{number: lesion_recall, at_least: {}, expected: 0.9}}"
+    for limit, word in ((0.2, "pass"), (0.5, "fail")):
+        plan.write_text(f"stated_on: 2025-03-01\ncriteria:\n  - {row.format(limit)}\n")
+        scores = evaluation.write(tmp_path / "s")
+        options = Options(acceptance=plan)
+        page = write_report(scores, tmp_path / "out", options=options).read_text()
+        assert f"Result: {word}." in page
+        assert hashlib.sha256(plan.read_bytes()).hexdigest() in page
+        assert f"at least {limit}" in page
