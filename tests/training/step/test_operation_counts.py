@@ -3,13 +3,16 @@
 import pytest
 import torch
 
-from benchmarks.operation_counts import OperationCounts, counted_step
+from benchmarks.operation_counts import OperationCounts, as_on_a_gpu, counted_step
 from lesionseg.losses import (
     DiceFocalLoss,
     LesionWiseFocalLoss,
     TrimmedFocalLoss,
     UnifiedFocalLoss,
 )
+from lesionseg.plan.plan import Architecture
+from lesionseg.training.device.memory_probe import some_batch
+from lesionseg.training.step.objective import VoxelObjective
 
 
 @pytest.mark.parametrize(
@@ -69,3 +72,34 @@ def test_the_fused_optimiser_reads_nothing_either(make_module):
     assert set(counts.waits) <= {"_local_scalar_dense"}
     n_levels = len(module.objective.strides)
     assert counts.waits.total() == 2 * n_levels  # the least and the highest label of each
+
+
+class Sums(VoxelObjective):
+    """The least that could be taught: the sum of each level's logits, with targets at hand."""
+
+    def __init__(self, objective, batch):
+        super().__init__(objective.loss, objective.plan)
+        self.made = super().targets(batch)
+
+    def targets(self, batch):
+        return self.made
+
+    def terms(self, output, targets, normalisers):
+        return {str(level): logits.sum() for level, logits in enumerate(output)}
+
+
+def test_a_step_is_its_network_and_a_few_launches(make_module):
+    """nnU-Net's six stages: normalisers, clipping, optimiser, averaged weights and figures."""
+    architecture = Architecture(
+        "unet", (4,) * 6, ((1,) * 3, *((2,) * 3,) * 5), ((3,) * 3,) * 6, blocks=2, n_supervised=4
+    )
+    module, _ = make_module("unet", architecture=architecture)
+    plan = module.plan
+    batch = {k: t.to("meta") for k, t in some_batch(plan, 2, torch.device("cpu")).items()}
+    module.objective = Sums(module.objective, batch)
+    step = counted_step(module, batch).launches
+    with as_on_a_gpu(), OperationCounts("meta") as bare:
+        terms = module.objective.terms(module.network(batch["image"]), None, ())
+        torch.stack(list(terms.values())).sum().backward()
+    assert bare.launches.total() > 300
+    assert step.total() - bare.launches.total() <= 40
