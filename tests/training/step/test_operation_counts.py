@@ -98,6 +98,7 @@ def test_a_step_is_its_network_and_a_few_launches(make_module):
     batch = {k: t.to("meta") for k, t in some_batch(plan, 2, torch.device("cpu")).items()}
     module.objective = Sums(module.objective, batch)
     step = counted_step(module, batch).launches
+    module.zero_grad()
     with as_on_a_gpu(), OperationCounts("meta") as bare:
         terms = module.objective.terms(module.network(batch["image"]), None, ())
         torch.stack(list(terms.values())).sum().backward()
