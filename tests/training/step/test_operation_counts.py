@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch._inductor.metrics
 
 from benchmarks.operation_counts import OperationCounts, as_on_a_gpu, counted_step
 from lesionseg.losses import (
@@ -74,6 +75,11 @@ def test_the_fused_optimiser_reads_nothing_either(make_module):
     assert counts.waits.total() == 2 * n_levels  # the least and the highest label of each
 
 
+def six_stages():
+    strides, kernels = ((1,) * 3, *((2,) * 3,) * 5), ((3,) * 3,) * 6
+    return Architecture("unet", (4,) * 6, strides, kernels, blocks=2, n_supervised=4)
+
+
 class Sums(VoxelObjective):
     """The least that could be taught: the sum of each level's logits, with targets at hand."""
 
@@ -90,10 +96,7 @@ class Sums(VoxelObjective):
 
 def test_a_step_is_its_network_and_a_few_launches(make_module):
     """nnU-Net's six stages: normalisers, clipping, optimiser, averaged weights and figures."""
-    architecture = Architecture(
-        "unet", (4,) * 6, ((1,) * 3, *((2,) * 3,) * 5), ((3,) * 3,) * 6, blocks=2, n_supervised=4
-    )
-    module, _ = make_module("unet", architecture=architecture)
+    module, _ = make_module("unet", architecture=six_stages())
     plan = module.plan
     batch = {k: t.to("meta") for k, t in some_batch(plan, 2, torch.device("cpu")).items()}
     module.objective = Sums(module.objective, batch)
@@ -104,3 +107,20 @@ def test_a_step_is_its_network_and_a_few_launches(make_module):
         torch.stack(list(terms.values())).sum().backward()
     assert bare.launches.total() > 300
     assert step.total() - bare.launches.total() <= 40
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # the compiler's own
+def test_compiled_targets_and_loss_are_few_kernels(make_module):
+    """Of four levels; a processor's kernels, which the compiler cuts much as a GPU's."""
+    module, batch = make_module("unet", DiceFocalLoss(), architecture=six_stages())
+    objective, shape = module.objective, module.plan.tile_shape
+    objective.compile("inductor")
+    torch._inductor.metrics.reset()
+    targets = objective.targets(batch)
+    output = [torch.zeros(2, 1, *(n // 2**level for n in shape)) for level in range(4)]
+    for logits in output:
+        logits.requires_grad_()
+    terms = objective.terms(output, targets, [torch.ones(())] * 4)
+    torch.stack(list(terms.values())).sum().backward()
+    assert 0 < torch._inductor.metrics.generated_kernel_count <= 40
