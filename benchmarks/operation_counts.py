@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from types import SimpleNamespace
 from typing import Any
@@ -107,10 +107,12 @@ class Alone:
         loss.backward()  # type: ignore[no-untyped-call]
 
 
-def counted_step(module: Any, batch: Mapping[str, Tensor], device: str = "meta") -> OperationCounts:
+def counted_step(
+    module: Any, batch: Mapping[str, Tensor], device: str = "meta", watchers: Sequence[Any] = ()
+) -> OperationCounts:
     """The operations of the second step of a `LesionModule`, which is moved to the device.
 
-    On the meta device whatever the host would read raises.
+    On the meta device whatever the host would read raises. `watchers` are shown its logits.
     """
     module.to(device).train()
     module.trainer = Alone()
@@ -122,6 +124,7 @@ def counted_step(module: Any, batch: Mapping[str, Tensor], device: str = "meta")
         optimizer=optimiser, step=optimiser.step, zero_grad=optimiser.zero_grad
     )
     for _ in range(2):
+        module.watchers.extend(watchers)
         module._unread = None  # the figures of a step, which a GPU sends later
         with as_on_a_gpu(), OperationCounts(device) as counts:
             module.learn(batch, wrapped, 1e-3)

@@ -1,5 +1,7 @@
 """No step waits for a GPU: counted by dispatch, and run on a device that has no values to read."""
 
+from functools import partial
+
 import pytest
 import torch
 import torch._inductor.metrics
@@ -7,11 +9,13 @@ import torch._inductor.metrics
 from benchmarks.operation_counts import OperationCounts, as_on_a_gpu, counted_step
 from lesionseg.losses import (
     DiceFocalLoss,
+    FocalLoss,
     LesionWiseFocalLoss,
     TrimmedFocalLoss,
     UnifiedFocalLoss,
 )
 from lesionseg.plan.plan import Architecture
+from lesionseg.training.callbacks.focal_balance import FocalBalance
 from lesionseg.training.device.memory_probe import some_batch
 from lesionseg.training.step.objective import VoxelObjective
 
@@ -45,11 +49,16 @@ def test_copies_between_devices_wait_unless_they_are_said_not_to():
 
 @pytest.mark.parametrize("name", ["unet", "retinanet", "retina_unet"])
 @pytest.mark.parametrize("assign", ["atss", "iou"])
-def test_a_step_never_waits(make_module, name, assign):
-    module, batch = make_module(name)
+def test_a_whole_step_never_waits(make_module, tmp_path, name, assign):
+    """Targets, loss, clipping, optimiser, averaged weights, and the figures of the balance."""
+    module, batch = make_module(name, FocalLoss())
     if name != "unet":
         module.objective.loss.assign = assign
-    assert counted_step(module, batch).waits == {}
+    balance = FocalBalance(tmp_path)
+    balance.terms = module.objective.focal_terms()
+    counts = counted_step(module, batch, watchers=[partial(balance._watch, module)])
+    assert counts.waits == {}
+    assert len(balance._balances) == 2
 
 
 @pytest.mark.parametrize(
