@@ -180,7 +180,7 @@ def memory(setting: Setting) -> Iterator[Row]:
 
 def _memory_row(what: str, plan: Plan, device: torch.device) -> Row:
     used = measured_gb(plan, device)
-    said = predicted_gb(plan, 2 if device.type == "cuda" else 4)
+    said = predicted_gb(plan, half=device.type == "cuda")
     note = f"predicted {said:.3g} GB, measured {used:.3g} GB"
     return Row(what, abs(said / used - 1), "off", 0.15, note=note)
 

@@ -1,6 +1,7 @@
 """Plans of every network, as large as a row needs them, and one training step of each."""
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -9,9 +10,9 @@ from torch import nn
 
 from lesionseg.models.build import build_network
 from lesionseg.plan.anchor_plan import AnchorPlan
-from lesionseg.plan.cost import training_cost
 from lesionseg.plan.plan import SOURCES, Architecture, CandidateRule, Normalisation, Plan
 from lesionseg.training.device.memory_probe import Probe, some_batch
+from lesionseg.training.device.step_memory import CONTEXT_GB, StepMemory
 from lesionseg.training.step.detection_objective import make_objective
 
 NETWORKS = tuple(SOURCES)  # the table of networks that can be planned
@@ -82,15 +83,15 @@ def probe(device: torch.device, dtype: torch.dtype) -> Probe:
     )
 
 
-def predicted_gb(plan: Plan, bytes_a_value: int) -> float:
-    """What the planner says a step takes, in 10⁹ bytes: its closed form, until it counts bytes."""
-    return training_cost(
-        plan.architecture,
-        plan.tile_shape,
-        plan.batch_size,
-        n_channels=len(plan.channel_names),
-        bytes_a_value=bytes_a_value,
-    ).memory_gb
+def predicted_gb(plan: Plan, *, half: bool) -> float:
+    """What the planner says torch gives out in a step, in 10⁹ bytes: all but the driver's share."""
+    chosen = recipe().learning
+    memory = StepMemory(
+        teach=partial(make_objective, chosen.loss, chosen.detection),
+        optimiser=chosen.optimiser,
+        half=half,
+    )
+    return memory(plan) - CONTEXT_GB
 
 
 def read_plan(run: Path) -> Plan:
