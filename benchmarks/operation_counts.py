@@ -2,8 +2,8 @@
 
 import re
 from collections import Counter
-from collections.abc import Mapping
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
@@ -107,25 +107,38 @@ class Alone:
         loss.backward()  # type: ignore[no-untyped-call]
 
 
-def counted_step(module: Any, batch: Mapping[str, Tensor], device: str = "meta") -> OperationCounts:
+def counted_step(
+    module: Any, batch: Mapping[str, Tensor], device: str = "meta", watchers: Sequence[Any] = ()
+) -> OperationCounts:
     """The operations of the second step of a `LesionModule`, which is moved to the device.
 
-    On the meta device whatever the host would read raises. Its optimiser is not fused there.
+    On the meta device whatever the host would read raises. `watchers` are shown its logits.
     """
     module.to(device).train()
     module.trainer = Alone()
     module.normalisers = module.make_normalisers(1).to(device)
     batch = {name: tensor.to(device) for name, tensor in batch.items()}
-    optimiser = module.configure_optimizers()
+    with as_on_a_gpu():
+        optimiser = module.configure_optimizers()
     wrapped = SimpleNamespace(
         optimizer=optimiser, step=optimiser.step, zero_grad=optimiser.zero_grad
     )
     for _ in range(2):
+        module.watchers.extend(watchers)
         module._unread = None  # the figures of a step, which a GPU sends later
-        # a meta device has no autocast, which is off here
-        with (
-            OperationCounts(device) as counts,
-            patch("torch.autocast", lambda *_, **__: nullcontext()),
-        ):
+        with as_on_a_gpu(), OperationCounts(device) as counts:
             module.learn(batch, wrapped, 1e-3)
     return counts
+
+
+@contextmanager
+def as_on_a_gpu() -> Iterator[None]:
+    """Let the meta device fuse optimisers and lists of tensors; it has no autocast, off here."""
+    devices, known = ["cpu", "cuda", "meta"], "kernels_supported_devices"
+    with ExitStack() as stack:
+        for place in ("torch.utils._foreach_utils", "torch.optim.optimizer"):
+            for kind in ("foreach", "fused"):
+                stack.enter_context(patch(f"{place}._get_{kind}_{known}", lambda: devices))
+        stack.enter_context(patch("lesionseg.training.step.optimiser.FUSED", devices))
+        stack.enter_context(patch("torch.autocast", lambda *_, **__: nullcontext()))
+        yield

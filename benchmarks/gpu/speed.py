@@ -1,6 +1,5 @@
 """Part 2: kernels, steps, all of `train` and of `predict`, each against its goal or a peer."""
 
-import os
 import subprocess
 import sys
 from argparse import Namespace
@@ -32,6 +31,7 @@ from lesionseg.losses import sigmoid_focal_loss
 from lesionseg.models.build import build_network
 from lesionseg.ops import nms as keep_highest
 from lesionseg.phantoms import write_mri_phantoms
+from lesionseg.training.device.accelerator import loader_workers
 from lesionseg.training.learning_settings import Learning
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -55,8 +55,8 @@ def job_of(setting: Setting) -> Job:
 
 
 def n_workers(setting: Setting) -> int:
-    """Processes that make tiles: a core is left for training; one in a rehearsal."""
-    return setting.pick(max(1, min(8, len(os.sched_getaffinity(0)) - 1)), 1)
+    """Processes that make tiles: as many as `train` starts; one in a rehearsal."""
+    return setting.pick(loader_workers("auto", "cuda"), 1)
 
 
 def focal(setting: Setting) -> Iterator[Row]:
@@ -99,13 +99,12 @@ def nms(setting: Setting) -> Iterator[Row]:
 def merge_as_predict(boxes: Tensor, scores: Tensor) -> int:
     """How many boxes of all tiles are left where the plan merges by NMS.
 
-    The collector moves a tile's boxes to the CPU today; when it leaves them, so does this.
+    The collector leaves a tile's boxes where the network put them.
     """
     plan = plan_of("retinanet", 3, (4, 8, 8), 16)
     assert plan.anchors is not None
     plan = plan.with_(anchors=replace(plan.anchors, merge="nms", merge_iou=IOU))
     collector = BoxCollector(TileGrid((16,) * 3, plan.tile_shape, 0.5), plan)
-    boxes, scores = boxes.cpu(), scores.cpu()
     labels = torch.ones_like(scores, dtype=torch.int64)
     return len(collector._merged(boxes, scores, labels, torch.ones_like(scores)))
 

@@ -111,9 +111,17 @@ def train(tmp_path):
 def make_module():
     """A module of the plan with another architecture, and a batch of it."""
 
-    def make(name, loss=None, n_tiles=2, **settings):
+    def make(name, loss=None, n_tiles=2, architecture=None, **settings):
         plan = small_plan()
         plan = plan.with_(architecture=replace(plan.architecture, name=name))
+        if architecture is not None:
+            dims = len(architecture.strides[0])
+            plan = plan.with_(
+                dims=dims,
+                spacing_mm=(1.0,) * dims,
+                tile_shape=(64,) * dims,
+                architecture=architecture,
+            )
         if name != "unet":
             sizes = (((4.0, 4.0), (6.0, 6.0)),)
             plan = plan.with_(anchors=AnchorPlan(stages=(1,), sizes=sizes, width=8, depth=1))

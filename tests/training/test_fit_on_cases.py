@@ -5,6 +5,7 @@ import pickle
 import numpy as np
 import pytest
 import torch
+from monai.data import DataLoader
 
 from lesionseg.core import Geometry, Volume
 from lesionseg.data.augmentation.augment import AugmentationSettings
@@ -65,9 +66,14 @@ def test_each_epoch_keeps_the_mix_and_shows_new_tiles(cases, plan):
 
 def test_tiles_finished_on_the_training_device_are_those_the_workers_finish(cases, plan):
     tiles = stream(cases, plan, noise_std=0.0)  # a GPU draws its own noise
-    raw_tiles = RawTiles(tiles)
     numbers = ([0, 1, 2], [7, 8, 9])
-    packed = [tiles.pack([raw_tiles[i] for i in batch]) for batch in numbers]
+    packed = DataLoader(
+        RawTiles(tiles),
+        batch_sampler=numbers,
+        collate_fn=tiles.pack,
+        num_workers=1,
+        multiprocessing_context="fork",
+    )
     for made, batch in zip(finished(packed, torch.device("cpu")), numbers, strict=True):
         expected = to_batch([tiles[number] for number in batch])
         image = expected.pop("image")

@@ -178,13 +178,13 @@ class LesionModule(pl.LightningModule):
         targets = self.objective.targets(batch)
         normalisers, positives = self._normalise(targets)
         self._clear_gradients(optimiser)
-        terms = self._accumulate(batch["image"], targets, normalisers)
+        terms, total = self._accumulate(batch["image"], targets, normalisers)
         self.watchers.clear()
         if self.scale is not None:
             self.scale.unscale(self.network.parameters())
         norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.settings.gradient_clip)
-        loss, minutes = self._agree(torch.stack(list(terms.values())).sum())
-        finite = torch.isfinite(loss) & torch.isfinite(norm)
+        loss, minutes = self._agree(total)
+        finite = torch.isfinite(loss + norm)
         step_if(optimiser, finite)
         if self.averaged is not None:
             self.averaged.update_parameters(self.network, finite)
@@ -214,23 +214,26 @@ class LesionModule(pl.LightningModule):
 
     def _accumulate(
         self, image: Tensor, targets: BatchTargets, normalisers: Sequence[Tensor]
-    ) -> dict[str, Tensor]:
-        """Add up the gradients of all parts; the named terms' means over them."""
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """Add up the gradients of all parts; the named terms' means over them, and their sum."""
         size = self.plan.batch_size
         images, parts = torch.split(image, size), targets.split(size)
-        total: dict[str, Tensor] = {}
+        named: dict[str, Tensor] = {}
+        losses: dict[str, Tensor] = {}
         for tiles, part in zip(images, parts, strict=True):
             begin_forward(self.compiled)
             with fp16_context(tiles.device.type, self.scale):
                 output = self.network(tiles)
             self._show(output, part)
             terms = self.objective.terms(output, part, normalisers)
-            means = {name: term / len(images) for name, term in terms.items()}
-            loss = torch.stack(list(means.values())).sum()
+            if len(images) > 1:
+                terms = {name: term / len(images) for name, term in terms.items()}
+            loss = torch.stack(list(terms.values())).sum()
             with nullcontext() if part is parts[-1] else self._unshared():
                 self.manual_backward(loss if self.scale is None else loss * self.scale.scale)
-            add_terms(total, {name: mean.detach() for name, mean in means.items()})
-        return total
+            add_terms(named, {name: term.detach() for name, term in terms.items()})
+            add_terms(losses, {"loss": loss.detach()})
+        return named, losses["loss"]
 
     def _unshared(self) -> AbstractContextManager[None]:
         """Processes exchange gradients once a step, with those of its last part."""

@@ -10,6 +10,8 @@ from torch.optim.swa_utils import AveragedModel
 from lesionseg.models.transfer import is_head
 from lesionseg.training.settings import OptimiserSettings
 
+FUSED = ("cpu", "cuda")  # devices with a fused optimiser
+
 
 def make_optimiser(network: nn.Module, settings: OptimiserSettings) -> torch.optim.Optimizer:
     """AdamW, or SGD with Nesterov momentum, over the weights of `network` that learn.
@@ -21,7 +23,7 @@ def make_optimiser(network: nn.Module, settings: OptimiserSettings) -> torch.opt
     """
     groups = list(_groups(network, settings))
     weights = [weight for group in groups for weight in group["params"]]
-    fused = all(weight.device.type in ("cpu", "cuda") for weight in weights)
+    fused = all(weight.device.type in FUSED for weight in weights)
     if settings.name == "adamw":
         betas = (settings.momentum, settings.beta2)
         made: torch.optim.Optimizer = torch.optim.AdamW(
@@ -55,7 +57,7 @@ def step_if(optimiser: Any, finite: Tensor) -> None:
     bool on the device, which the host does not read.
     """
     if optimiser.optimizer.defaults["fused"]:
-        optimiser.optimizer.found_inf = 1 - finite.float()
+        optimiser.optimizer.found_inf = finite.logical_not().float()
     optimiser.step()
 
 
@@ -106,10 +108,10 @@ class WarmAverage(AveragedModel):
         n: Tensor = self.n_averaged
         old = [p.detach() for p in self.module.parameters()]
         new = [p.detach() for p in model.parameters()]
-        warm = ((1 + n) / (10 + n)).clamp(max=self.decay)
-        share = torch.where(n == 0, 1.0, 1 - warm)
+        # 1 − (1 + n) / (10 + n), and 1 where n = 0
+        share = (9 / (n + n.clamp(max=1) + 9)).clamp(min=1 - self.decay)
         if finite is not None:
-            share = torch.where(finite, share, 0.0)
+            share = share * finite
         if not n.is_cpu:
             change = torch._foreach_sub(new, old)
             torch._foreach_mul_(change, share)

@@ -1,15 +1,23 @@
 """No step waits for a GPU: counted by dispatch, and run on a device that has no values to read."""
 
+from functools import partial
+
 import pytest
 import torch
+import torch._inductor.metrics
 
-from benchmarks.operation_counts import OperationCounts, counted_step
+from benchmarks.operation_counts import OperationCounts, as_on_a_gpu, counted_step
 from lesionseg.losses import (
     DiceFocalLoss,
+    FocalLoss,
     LesionWiseFocalLoss,
     TrimmedFocalLoss,
     UnifiedFocalLoss,
 )
+from lesionseg.plan.plan import Architecture
+from lesionseg.training.callbacks.focal_balance import FocalBalance
+from lesionseg.training.device.memory_probe import some_batch
+from lesionseg.training.step.objective import VoxelObjective
 
 
 @pytest.mark.parametrize(
@@ -41,11 +49,16 @@ def test_copies_between_devices_wait_unless_they_are_said_not_to():
 
 @pytest.mark.parametrize("name", ["unet", "retinanet", "retina_unet"])
 @pytest.mark.parametrize("assign", ["atss", "iou"])
-def test_a_step_never_waits(make_module, name, assign):
-    module, batch = make_module(name)
+def test_a_whole_step_never_waits(make_module, tmp_path, name, assign):
+    """Targets, loss, clipping, optimiser, averaged weights, and the figures of the balance."""
+    module, batch = make_module(name, FocalLoss())
     if name != "unet":
         module.objective.loss.assign = assign
-    assert counted_step(module, batch).waits == {}
+    balance = FocalBalance(tmp_path)
+    balance.terms = module.objective.focal_terms()
+    counts = counted_step(module, batch, watchers=[partial(balance._watch, module)])
+    assert counts.waits == {}
+    assert len(balance._balances) == 2
 
 
 @pytest.mark.parametrize(
@@ -69,3 +82,54 @@ def test_the_fused_optimiser_reads_nothing_either(make_module):
     assert set(counts.waits) <= {"_local_scalar_dense"}
     n_levels = len(module.objective.strides)
     assert counts.waits.total() == 2 * n_levels  # the least and the highest label of each
+
+
+def six_stages():
+    strides, kernels = ((1,) * 3, *((2,) * 3,) * 5), ((3,) * 3,) * 6
+    return Architecture("unet", (4,) * 6, strides, kernels, blocks=2, n_supervised=4)
+
+
+class Sums(VoxelObjective):
+    """The least that could be taught: the sum of each level's logits, with targets at hand."""
+
+    def __init__(self, objective, batch):
+        super().__init__(objective.loss, objective.plan)
+        self.made = super().targets(batch)
+
+    def targets(self, batch):
+        return self.made
+
+    def terms(self, output, targets, normalisers):
+        return {str(level): logits.sum() for level, logits in enumerate(output)}
+
+
+def test_a_step_is_its_network_and_a_few_launches(make_module):
+    """nnU-Net's six stages: normalisers, clipping, optimiser, averaged weights and figures."""
+    module, _ = make_module("unet", architecture=six_stages())
+    plan = module.plan
+    batch = {k: t.to("meta") for k, t in some_batch(plan, 2, torch.device("cpu")).items()}
+    module.objective = Sums(module.objective, batch)
+    step = counted_step(module, batch).launches
+    module.zero_grad()
+    with as_on_a_gpu(), OperationCounts("meta") as bare:
+        terms = module.objective.terms(module.network(batch["image"]), None, ())
+        torch.stack(list(terms.values())).sum().backward()
+    assert bare.launches.total() > 300
+    assert step.total() - bare.launches.total() <= 40
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # the compiler's own
+def test_compiled_targets_and_loss_are_few_kernels(make_module):
+    """Of four levels; a processor's kernels, which the compiler cuts much as a GPU's."""
+    module, batch = make_module("unet", DiceFocalLoss(), architecture=six_stages())
+    objective, shape = module.objective, module.plan.tile_shape
+    objective.compile("inductor")
+    torch._inductor.metrics.reset()
+    targets = objective.targets(batch)
+    output = [torch.zeros(2, 1, *(n // 2**level for n in shape)) for level in range(4)]
+    for logits in output:
+        logits.requires_grad_()
+    terms = objective.terms(output, targets, [torch.ones(())] * 4)
+    torch.stack(list(terms.values())).sum().backward()
+    assert 0 < torch._inductor.metrics.generated_kernel_count <= 40
