@@ -70,6 +70,7 @@ def refuse_stranger(
         spacing_mm: that is chosen (z, y, x); None for that of `before`, as for all that follows.
         base_features: that are chosen for the first stage.
         stem: that is chosen.
+        layout: whose network it is, down to its blocks and heads.
         network: class and arguments of a network that is not ours.
     """
     mine = {

@@ -15,6 +15,8 @@ from tests.evaluation.hand_cases import HAND_CASES, make_prediction, make_refere
 DOCS = Path(__file__).parents[2] / "docs"
 SCRIPT = runpy.run_path(str(DOCS / "make_tables.py"))
 SCHEMA = read_json(DOCS / "tables.schema.json")
+# tables of other programs, by their own rules
+FOREIGN = {"manifest.csv", "TRUTH.csv", "TP.csv", "FP.csv", "imrmc.csv"}
 READERS = {"number": float, "integer": int, "string": str, "boolean": bool}
 
 
@@ -47,7 +49,7 @@ def test_the_file_is_what_the_script_writes_of_types_and_page() -> None:
 def test_every_table_that_is_written_is_in_it() -> None:
     sources = (DOCS.parent / "lesionseg").rglob("*.py")
     text = "\n".join(path.read_text(encoding="utf-8") for path in sources)
-    written = set(re.findall(r'(?:/ |Path\(|TABLE = )"(\w+\.csv)"', text)) - {"manifest.csv"}
+    written = set(re.findall(r'(?:/ |Path\(|TABLE = )"(\w+\.csv)"', text)) - FOREIGN
     assert written == set(SCHEMA["$defs"])
 
 

@@ -116,10 +116,16 @@ def predict_volumes(
 ) -> Generator[T]:
     """What `use` makes of each case's prediction, in the order of `cases`.
 
-    `read` and `use` are called in threads of their own, for one case at a time. What goes wrong
-    with a case is raised here. `watch`: what is shown a case's probabilities (`CaseDecision`).
-    `max_memory_gb`: for all cases under way. `overwrite`: the volume
-    is not looked at afterwards, so that its memory may be used.
+    What goes wrong with a case is raised here.
+
+    Args:
+        predictor: of all cases.
+        cases: to predict.
+        read: a case's volume; called in a thread of its own, for one case at a time.
+        use: what is made of a prediction; called likewise.
+        watch: what is shown a case's probabilities (`CaseDecision`).
+        max_memory_gb: for all cases under way; None for what the machine has.
+        overwrite: the volume is not looked at afterwards, so that its memory may be used.
     """
     budget = MemoryBudget.of(max_memory_gb)
     uses: list[T] = []
