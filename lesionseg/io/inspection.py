@@ -22,6 +22,7 @@ from lesionseg.io.cases import (
     tilt_of,
 )
 from lesionseg.io.dicom.headers import is_dicom, is_secondary_capture, read_header
+from lesionseg.io.formats.guard import reading
 from lesionseg.io.formats.nifti import SUFFIXES as NIFTI
 from lesionseg.io.formats.nifti import states_orientation
 from lesionseg.io.formats.volumes import read_geometry, read_volume
@@ -186,10 +187,12 @@ def _dicom_facts(images: tuple[Path, ...]) -> tuple[str | None, bool]:
             if not is_dicom(file):
                 continue
             header = read_header(file)
+            with reading(file):
+                name = str(header.get("PatientID", "") or "").strip()
+                stated = str(header.get("BurnedInAnnotation", "") or "").upper()
+                captured = is_secondary_capture(header)
         except LesionsegError:  # noted already
             continue
-        name = str(header.get("PatientID", "") or "").strip()
         patient = patient or (hashlib.sha256(name.encode()).hexdigest() if name else None)
-        stated = str(header.get("BurnedInAnnotation", "") or "").upper()
-        burned_in |= stated == "YES" or (not stated and is_secondary_capture(header))
+        burned_in |= stated == "YES" or (not stated and captured)
     return patient, burned_in

@@ -38,6 +38,10 @@ _NO_IMAGE = ("SEG", "RTSTRUCT", "RTPLAN", "RTDOSE", "SR", "PR", "KO", "REG", "DO
 _OTHER_OBJECTS = re.compile(
     r"1\.2\.840\.10008\.5\.1\.4\.(34|1\.1\.(9|11|66|67|68|88|104|20[012]|481\.(?!1$)\d+))(\.|$)"
 )
+_SORTED_BY = (
+    *("SOPClassUID", "Modality", "ImageType", "SeriesInstanceUID", "SeriesNumber"),
+    *("NumberOfFrames", "SamplesPerPixel"),
+)
 _PREAMBLE = 132
 _GROUP_2 = 144  # behind the element that holds the length of group 2, PS3.10 section 7.1
 _DEFLATED = b"1.2.840.10008.1.2.1.99"
@@ -138,6 +142,9 @@ def image_header(file: Path) -> "Header | None":
             raise _cut_short(file)
         return None
     header = read_header(file)
+    with reading(file):
+        for name in _SORTED_BY:  # pydicom understands an element when it is asked for
+            header.get(name)
     if is_image(header):
         return header
     if "SeriesInstanceUID" in header and _is_other_object(header):

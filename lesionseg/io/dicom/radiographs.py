@@ -100,20 +100,22 @@ def read_hidden(path: Path) -> NDArray[np.bool_] | None:
 
 def is_radiograph(path: Path) -> bool:
     """Whether a DICOM file is a radiograph, by its header."""
-    return is_xray(read_header(path))
+    with reading(path):
+        return is_xray(read_header(path))
 
 
 def radiograph_columns(path: Path) -> dict[str, str]:
     """What a report may group radiographs by: laterality, view, intent and worth of the size."""
     header = read_header(path)
-    view = str(header.get("ViewPosition", "") or "")
-    side = header.get("ImageLaterality") or header.get("Laterality") or ""
-    return {
-        "laterality": str(side),
-        "view": view,
-        "presentation_intent": str(header.get("PresentationIntentType", "") or ""),
-        "pixel_size_source": pixel_size(header).source,
-    }
+    with reading(path):
+        view = str(header.get("ViewPosition", "") or "")
+        side = header.get("ImageLaterality") or header.get("Laterality") or ""
+        return {
+            "laterality": str(side),
+            "view": view,
+            "presentation_intent": str(header.get("PresentationIntentType", "") or ""),
+            "pixel_size_source": pixel_size(header).source,
+        }
 
 
 def _checked(path: Path, header: "Header") -> Geometry:

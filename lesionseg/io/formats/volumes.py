@@ -61,7 +61,8 @@ def read_volume(
     resampled. Raises `ReadError` naming the file.
     """
     if _is_dicom(path):
-        return read_dicom(path, tilt=tilt)
+        with reading(path):  # pydicom understands an element when it is asked for
+            return read_dicom(path, tilt=tilt)
     suffix = _checked_suffix(path)
     if suffix in nifti.SUFFIXES:
         return nifti.read_nifti(path)
@@ -73,7 +74,8 @@ def read_volume(
 def read_geometry(path: Path, *, raster_mm: float | None = None, tilt: Tilt = "refuse") -> Geometry:
     """Read shape and affine from the header alone; raises as `read_volume` does."""
     if _is_dicom(path):
-        return read_dicom_geometry(path, tilt=tilt)
+        with reading(path):
+            return read_dicom_geometry(path, tilt=tilt)
     suffix = _checked_suffix(path)
     if suffix in nifti.SUFFIXES:
         return nifti.read_nifti_geometry(path)

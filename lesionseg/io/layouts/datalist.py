@@ -116,8 +116,8 @@ def _case(
 ) -> CaseFiles | None:
     """The case of an entry; None when it names no image. Boxes stay as they are written."""
     images = entry.get("image")
-    named = [images] if isinstance(images, str) else [str(name) for name in images or ()]
-    if not named:
+    named = [images] if isinstance(images, str) else images
+    if not (isinstance(named, list) and named and all(isinstance(n, str) for n in named)):
         problems.add("", DatasetError("An entry names no image.", where=path, seen=dict(entry)))
         return None
     for name in named:

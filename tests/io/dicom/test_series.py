@@ -9,6 +9,7 @@ import pytest
 
 from lesionseg.core import Geometry
 from lesionseg.errors import GeometryError, LesionsegError, ReadError
+from lesionseg.io.dicom.headers import image_header
 from lesionseg.io.formats.volumes import read_geometry, read_volume, write_volume
 from lesionseg.io.inspection import inspect_case
 from lesionseg.io.layouts.conventions import read_dataset
@@ -236,3 +237,14 @@ def test_a_slice_whose_header_cannot_be_is_refused_by_name(
     with pytest.raises(ReadError, match=what) as caught:
         read_volume(file)
     assert str(file) in str(caught.value)
+
+
+def test_an_element_that_is_damaged_is_a_refusal_wherever_it_is_asked_for(series: Series) -> None:
+    file = next(series().glob("d.dcm"))
+    content = bytearray(file.read_bytes())
+    at = content.index(b"\x08\x00\x16\x00UI") + 4  # SOPClassUID, of no known representation
+    content[at : at + 2] = b"U\x13"
+    file.write_bytes(content)
+    for read in (read_volume, read_geometry, image_header):
+        with pytest.raises(ReadError, match="Cannot read the file"):
+            read(file)
