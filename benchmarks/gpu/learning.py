@@ -50,6 +50,7 @@ def cell(setting: Setting, tool: str, overrides: list[str]) -> Iterator[Row]:
         output=setting.scratch / "out",
         accelerator=setting.pick("gpu", "cpu"),
         minutes=minutes,
+        steps=None,
         threads=setting.pick(len(os.sched_getaffinity(0)), 1),
         workers=n_workers(setting),
         overrides=overrides,
