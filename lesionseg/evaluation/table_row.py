@@ -212,7 +212,7 @@ def _whole(cell: str) -> int | None:
 _READERS: Mapping[Any, Callable[[str], Any]] = {
     str: str,
     float: float,
-    int: lambda cell: int(float(cell)) if cell else 0,
+    int: lambda cell: _whole(cell) or 0,
     bool: lambda cell: cell.lower() in ("true", "1", "1.0", "yes"),
     float | None: _number,
     int | None: _whole,

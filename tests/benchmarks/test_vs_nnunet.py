@@ -129,8 +129,8 @@ def test_radiographs_are_handed_over_as_png(versus: ModuleType, tmp_path: Path) 
 def test_a_cell_of_another_match_rule_is_judged_anew_or_refused(
     versus: ModuleType, setting: Any
 ) -> None:
-    more = {"overrides": [], "minutes": 1.0, "threads": 1, "judge_anew": False}
-    setting = replace(setting, options=argparse.Namespace(**vars(setting.options), **more))
+    more = {"overrides": [], "minutes": 1.0, "steps": None, "threads": 1, "judge_anew": False}
+    setting = replace(setting, options=argparse.Namespace(**vars(setting.options) | more))
     path = setting.options.output / "cells" / f"{setting.name}__nnunet__1min__1t__s0.json"
     kept = {"identity": versus.identity(setting), "match_rule": "lesionseg 2"}
     write_json(path, kept)

@@ -107,7 +107,10 @@ def test_a_fault_is_named_and_nothing_is_written(
     assert named in printed
     assert printed.count("Error:") == 1
     assert "Traceback" not in printed
-    assert sorted(tmp_path.rglob("*")) == before
+    # but for what was learnt of the other cases, which the next start need not read again
+    facts = tmp_path / "cache" / "facts"
+    left = {path for path in tmp_path.rglob("*") if facts not in (path, *path.parents)}
+    assert sorted(left - {facts.parent}) == before
 
 
 @pytest.mark.parametrize(

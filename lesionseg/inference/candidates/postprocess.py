@@ -154,7 +154,7 @@ def find_candidates(
     >>> p = np.array([[[0.9, 0.5, 0.1, 0.6, 0.3]]], dtype=np.float32)
     >>> found = find_candidates(p, Geometry.from_spacing((1, 5), (1, 1)), rule, (7,))
     >>> found.instances.tolist(), [c.label for c in found.candidates]
-    ([[1, 1, 0, 2, 2]], [7, 7])
+    ([[1, 1, 0, 2, 0]], [7, 7])
     """
     grown = [_regions(channel, geometry, rule) for channel in probabilities]
     channels = [[r for r in channel if len(r.voxels) >= rule.min_voxels] for channel in grown]
