@@ -53,12 +53,12 @@ def test_fewer_rows_than_a_stretch_say_nothing():
     assert kinds([]) == []
 
 
-def test_hard_background_with_more_than_half_of_the_gradient_is_told():
-    (found,) = find_degenerations(course(gradient=(0.3, 0.6, 0.1)))
+def test_hard_background_with_most_of_the_gradient_is_told():
+    (found,) = find_degenerations(course(gradient=(0.2, 0.7, 0.1)))
     assert (found.kind, found.step) == ("hard_background", 5 * STRETCH)
-    assert "60%" in found.sentence
+    assert "70%" in found.sentence
     assert "γ" in found.sentence
-    assert kinds(course(gradient=(0.4, 0.5, 0.1))) == []
+    assert kinds(course(gradient=(0.4, 0.55, 0.05))) == []
 
 
 def test_one_wild_batch_is_no_stretch():
