@@ -131,7 +131,7 @@ def share(estimate: Estimate) -> str:
     if estimate.value is None:
         return f"not defined: {estimate.reason or UNSTATED}"
     if estimate.ci95 is None:
-        return f"{percent(estimate.value)} (no interval: {estimate.reason})"
+        return percent(estimate.value)  # page 1 says why
     return f"{percent(estimate.value)} ({bounds(estimate)})"
 
 
