@@ -19,6 +19,7 @@ COLOURS = 64
 
 
 def main(page: Path) -> None:
+    """Draw the page's first screen, in few colours."""
     browser = shutil.which("chromium") or shutil.which("google-chrome")
     if browser is None:
         sys.exit("There is no Chromium to draw the page with.")
