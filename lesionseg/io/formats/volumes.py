@@ -158,7 +158,10 @@ def _checked_suffix(path: Path) -> str:
     suffix = case_suffix(path).lower()
     if suffix not in SUFFIXES:
         raise ReadError(
-            "The file's format is unknown.", where=path, seen=suffix, expected=", ".join(SUFFIXES)
+            "The file's format is unknown.",
+            where=path,
+            seen=suffix or "a name without an ending",
+            expected=", ".join(SUFFIXES),
         )
     return suffix
 

@@ -59,9 +59,10 @@ class PredictOutcome(tuple[PredictionRow, ...], CommandOutcome):
         """How many cases were done, kept and failed, and why each failed one did."""
         counts = Counter(row.status for row in self)
         accepted = sum(row.n_accepted for row in self)
+        cases = f"{len(self)} case{'s' * (len(self) != 1)}"
         first = (
-            f"{len(self)} cases: {counts['done']} predicted, {counts['kept']} kept from an "
-            f"earlier run, {counts['failed']} failed; {accepted} candidates accepted."
+            f"{cases}: {counts['done']} predicted, {counts['kept']} kept from an earlier run, "
+            f"{counts['failed']} failed; {accepted} candidates accepted."
         )
         return [first, *(f"{r.case}: {r.message}" for r in self if r.status == "failed")]
 
