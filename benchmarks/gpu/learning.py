@@ -28,8 +28,8 @@ def nnunet(setting: Setting) -> Iterator[Row]:
             yield absent("nnunet", "nnunetv2 is neither carried nor in .peers (make peers)")
             return
         vs_nnunet.PEERS = Path(sys.executable)
-        if not can_import("SimpleITK"):  # nnU-Net then reads by nibabel
-            os.environ["PYTHONPATH"] = os.pathsep.join([os.environ["PYTHONPATH"], str(STAND_IN)])
+    if not can_import("SimpleITK"):  # nnU-Net then reads by nibabel
+        os.environ["PYTHONPATH"] = os.pathsep.join([os.environ["PYTHONPATH"], str(STAND_IN)])
     yield from cell(setting, "nnunet", [])
 
 
