@@ -117,7 +117,8 @@ class OperatingPoint:
     that resample groups. The `expected_` ones are what the same choice gives where it may not look:
     every fold accepted by the score that the others choose. `attainable_recall` is the highest
     recall that any score gave. `confidence`: the chance that as many new cases give no more false
-    positives per case than the name says; None where the observed rate was taken.
+    positives per case than the name says; None where the observed rate was taken. `match_rule`: how
+    candidates were matched to lesions where it was chosen; None where nobody recorded it.
     """
 
     name: str
@@ -132,6 +133,7 @@ class OperatingPoint:
     attainable_recall: float | None = None
     expected_false_positives_per_case_ci95: tuple[float, float] | None = None
     confidence: float | None = None
+    match_rule: str | None = None
 
 
 @dataclass(frozen=True, eq=False)

@@ -34,6 +34,7 @@ _EXPECTED = (
     "expected_false_positives_per_case_ci95",
     "attainable_recall",
     "confidence",
+    "match_rule",
 )
 DEVELOPMENT_ROLES = ("train", "validation")
 

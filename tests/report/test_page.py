@@ -12,6 +12,7 @@ from lesionseg.report.inputs.result_tables import read_scores, read_tables
 from lesionseg.report.page import banners, facts, summary
 from lesionseg.report.sections.gallery import GallerySection, draw_gallery, trim
 from lesionseg.report.sections.gallery_choice import choose_items
+from lesionseg.report.text.headline import operating_point_sentence
 from lesionseg.report.write import Options, write_report
 from tests.report.conftest import Blob, Evaluation
 
@@ -117,6 +118,19 @@ def test_operating_point_chosen_on_the_same_scans_is_optimistic(
     evaluation.changes = {"operating_point": point}
     (banner,) = banners(read_scores(evaluation.write(tmp_path) / "scores.json"))
     assert banner.title == text.DEVELOPMENT
+
+
+def test_a_score_chosen_by_another_match_rule_is_said(
+    evaluation: Evaluation, tmp_path: Path
+) -> None:
+    chosen = {"score": 0.5, "chosen_on": "validation", "optimistic": False}
+    for rule, said in (("lesionseg 1", True), ("lesionseg 2", False)):
+        evaluation.changes = {
+            "operating_point": chosen | {"match_rule": rule},
+            "match_rule": "lesionseg 2",
+        }
+        scores = read_scores(evaluation.write(tmp_path / rule) / "scores.json")
+        assert ("It was chosen by match rule" in operating_point_sentence(scores)) is said
 
 
 def test_incomplete_reference_makes_detections_unconfirmed(

@@ -77,6 +77,7 @@ def _point(point: OperatingPoint) -> str:
     """A point's score, what it gave where it was chosen, and what to expect elsewhere."""
     line = f"- operating point {point.name}: accepted from score {point.score:.3g}"
     line += f", chosen on {point.chosen_on} data" if point.chosen_on else ""
+    line += f" by match rule {point.match_rule}" if point.match_rule else ""
     if point.lesion_recall is None or point.false_positives_per_case is None:
         return line
     recall = _with_interval(point.lesion_recall, point.lesion_recall_ci95)

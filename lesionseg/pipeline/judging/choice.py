@@ -87,6 +87,10 @@ class Choice:
         large = without_small(prediction, self.min_diameter_mm)
         return accept(large, self.points[0], self.calibration_of.get(prediction.case))
 
+    def matched_by(self, rule: str) -> "Choice":
+        """The choice, with the match rule of its cases on record."""
+        return replace(self, points=tuple(replace(p, match_rule=rule) for p in self.points))
+
     def added_to(self, plan: Plan) -> Plan:
         """The plan with all that was chosen."""
         return plan.with_(

@@ -132,6 +132,7 @@ def judge_predicted(survey: Survey, run: Path, rules: Rules, see: See | None = N
     pairs = _pairs(survey, cases, folder, "validation")
     matches = _matches(pairs, rules, see)
     choice = make_choice(_undecided(matches), rules.choice, chosen_on="validation")
+    choice = choice.matched_by(rules.preset.match_rule)
     scoring = rules.scoring(survey, cases, "validation", choice.points[0])
     return RoleScores(_score_chosen(pairs, matches, choice, folder, run, scoring), choice)
 
@@ -160,7 +161,7 @@ def judge_out_of_fold(
         fold_of=fold_of,
         min_diameter_mm=least.diameter_mm,
         reasons={"candidates: least diameter": least.why},
-    )
+    ).matched_by(rules.preset.match_rule)
     pair_of = {pair.case: pair for pair in pairs}
     match_of = {match.case: match for match in matches[least.diameter_mm]}
     cases = [c for c in survey.dataset.cases if c.case in fold_of]

@@ -33,7 +33,12 @@ from lesionseg.pipeline.train.learning import affordable, decide, prepare_cases
 from lesionseg.pipeline.tune.pair_losses import AnchorLossOfPair, LossOfPair, PairLosses
 from lesionseg.pipeline.tune.search import Search, TuneSettings, require_optuna
 from lesionseg.pipeline.tune.trial import TrialRecipe
-from lesionseg.pipeline.tune.tune_results import Circumstances, describe, write_results
+from lesionseg.pipeline.tune.tune_results import (
+    Circumstances,
+    describe,
+    refuse_other_rule,
+    write_results,
+)
 from lesionseg.plan.make import PlanOverrides
 from lesionseg.report.figures.search_surface import steadiest
 from lesionseg.report.sections.tuning_page import TuningSearch, TuningTrial, table
@@ -121,6 +126,7 @@ def tune(
     survey = take_survey(data, seed, data.facts(run))
     require_masks(survey, model.architecture)
     refuse_other_cases(run, survey.splits)  # its trials would not compare
+    refuse_other_rule(run, preset.match_rule)
     cases = [c for c in survey.of_role("validation") if c.reference is not None or c.annotations]
     lesions = _count_lesions(survey, cases, data)
     learning = partial(
@@ -150,7 +156,16 @@ def tune(
         run=run,
     )
     origin = _origin(survey, seed, trainer, config)
-    about = Circumstances(tune, seed, _budget(trainer), len(cases), lesions, losses.first, origin)
+    about = Circumstances(
+        tune,
+        seed,
+        _budget(trainer),
+        len(cases),
+        lesions,
+        losses.first,
+        origin,
+        preset.match_rule,
+    )
     search = Search(run, tune, seed=seed, first=losses.first)
 
     def write(trial: TuningTrial) -> None:

@@ -5,8 +5,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from lesionseg.errors import require
 from lesionseg.evaluation.statistics.bootstrap import wilson_interval
-from lesionseg.io.atomic import write_json
+from lesionseg.io.atomic import read_json, write_json
 from lesionseg.pipeline.tune.search import TuneSettings
 from lesionseg.report.figures.search_surface import steadiest
 from lesionseg.report.sections.tuning_page import TuningSearch, TuningTrial, write_tuning_page
@@ -20,6 +21,7 @@ class Circumstances:
     """What a search was made with: the validation cases, a trial's budget, the pair to beat.
 
     `first` is the pair taken without a search; None when the loss has no single one.
+    `match_rule`: what the trials are judged by.
     """
 
     settings: TuneSettings
@@ -29,6 +31,7 @@ class Circumstances:
     n_lesions: int
     first: tuple[float, float] | None
     origin: Mapping[str, Any]
+    match_rule: str = ""
 
 
 def write_results(run: Path, trials: tuple[TuningTrial, ...], about: Circumstances) -> TuningSearch:
@@ -37,6 +40,20 @@ def write_results(run: Path, trials: tuple[TuningTrial, ...], about: Circumstanc
     write_json(run / "tune.json", _document(search, about))
     write_tuning_page(search, run / "tune.html")
     return search
+
+
+def refuse_other_rule(run: Path, match_rule: str) -> None:
+    """Raise `ConfigError` where earlier trials in `run` were judged by another match rule."""
+    path = run / "tune.json"
+    before = read_json(path).get("match_rule") if path.is_file() else match_rule
+    require(
+        before == match_rule,
+        "The trials so far were judged by another match rule.",
+        where=path,
+        seen=before or "none recorded: a version before match rules had numbers",
+        expected=match_rule,
+        remedy="name another run_dir=: values of two rules do not compare.",
+    )
 
 
 def describe(trials: tuple[TuningTrial, ...], about: Circumstances) -> TuningSearch:
@@ -102,6 +119,7 @@ def _document(search: TuningSearch, about: Circumstances) -> dict[str, Any]:
         "schema_version": SCHEMA_VERSION,
         "objective": f"{search.objective} + 0.01 · average precision",
         "evaluated_on": "validation",
+        "match_rule": about.match_rule,
         "n_cases": about.n_cases,
         "n_lesions": about.n_lesions,
         "budget": about.budget,

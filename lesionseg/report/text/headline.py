@@ -338,9 +338,12 @@ def operating_point_sentence(scores: Scores) -> str:
         return "No score is stated; the candidates that the predictions accept were counted."
     chosen = f", chosen on {point.chosen_on} data" if point.chosen_on else ", given by hand"
     counts = f"A candidate counts from a score of {point.score:.3g}{chosen}."
-    expected = (scores.raw.get("operating_point") or {}).get("expected_false_positives_per_case")
+    known = scores.raw.get("operating_point") or {}
+    if known.get("match_rule") not in (None, scores.match_rule):
+        counts += f" It was chosen by match rule {known['match_rule']}, not by the one used here."
+    expected = known.get("expected_false_positives_per_case")
     if expected is None:
         return counts
-    ends = scores.raw["operating_point"].get("expected_false_positives_per_case_ci95")
+    ends = known.get("expected_false_positives_per_case_ci95")
     interval = f" (95 % interval {ends[0]:.2f} to {ends[1]:.2f})" if ends else ""
     return f"{counts} Unseen scans are expected to have {expected:.2f} false positives{interval}."

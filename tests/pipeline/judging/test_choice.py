@@ -47,6 +47,7 @@ def test_points_say_what_they_were_chosen_on_and_what_to_expect(results: list[Ca
     choice = make_choice(results, QUICK, chosen_on="out-of-fold", fold_of=FOLD_OF)
     first = choice.points[0]
     assert (first.name, first.chosen_on) == ("fp_per_case:1", "out-of-fold")
+    assert choice.matched_by("lesionseg 2").points[0] == replace(first, match_rule="lesionseg 2")
     assert first.lesion_recall_ci95 is not None
     assert first.expected_recall is not None
     assert first.attainable_recall == 1.0

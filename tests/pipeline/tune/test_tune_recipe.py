@@ -120,6 +120,18 @@ def test_another_configuration_in_the_same_folder_is_refused(search: Tune) -> No
         search(n_trials=1, seed=1)
 
 
+def test_trials_judged_by_another_match_rule_are_not_gone_on_with(
+    search: Tune, tmp_path: Path
+) -> None:
+    search(n_trials=1)
+    path = tmp_path / "run" / "tune.json"
+    kept = json.loads(path.read_text())
+    assert kept["match_rule"] == "lesionseg 2"
+    path.write_text(json.dumps(kept | {"match_rule": "lesionseg 1"}))
+    with pytest.raises(ConfigError, match="judged by another match rule"):
+        search(n_trials=2)
+
+
 def test_a_training_that_diverges_is_worth_nothing_and_the_search_goes_on(search: Tune) -> None:
     class Endless(FocalLoss):
         def forward(self, *args: Any, **kwargs: Any) -> dict[str, torch.Tensor]:
