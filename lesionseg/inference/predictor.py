@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import replace
+from functools import cached_property
 from os import PathLike
 from pathlib import Path
 from typing import Any, TypeVar
@@ -26,7 +27,7 @@ from lesionseg.inference.sliding.sliding_window import OnTile, SlidingWindow, Ta
 from lesionseg.inference.sliding.stitch import Store
 from lesionseg.io.dicom.stack import Tilt
 from lesionseg.models.build import NetworkFactory, trusting
-from lesionseg.models.precision import fast_memory_format
+from lesionseg.models.precision import fast_memory_format, timed_memory_format
 from lesionseg.plan.plan import Plan
 
 Tag = TypeVar("Tag")
@@ -173,11 +174,8 @@ class Predictor:
         its outcome. `ready`, `on_tile`: see `SlidingWindow.run`. Probabilities go to memory, or to
         a nameless file in the folder that `spill` names.
         """
-        layout = None
-        if self._own and self._device is not None:
-            layout = fast_memory_format(self.plan.dims, self._device)
         window = SlidingWindow.by_settings(
-            self._networks, self.plan, self._settings, self._device, layout
+            self._networks, self.plan, self._settings, self._device, self._layout
         )
 
         def tasks() -> Iterator[Task[tuple[Tag, Inferred | Exception | None]]]:
@@ -193,6 +191,19 @@ class Predictor:
             del task, scan
             yield tag, outcome
             del tag, outcome  # nothing here holds on to a volume while the next one is made
+
+    @cached_property
+    def _layout(self) -> torch.memory_format | None:
+        """How the weights lie in memory: known for a CPU, timed once on a GPU; None: as they do."""
+        if not self._own or self._device is None:
+            return None
+        if self._device.type != "cuda":
+            return fast_memory_format(self.plan.dims, self._device)
+        n_tiles = self._settings.batch_size or self.plan.batch_size
+        shape = (n_tiles, len(self.plan.channel_names), *self.plan.tile_shape)
+        tiles = torch.zeros(shape, device=self._device)
+        network = self._networks[0].to(self._device).eval()
+        return timed_memory_format(network, tiles, self._settings.dtype(self._device))
 
     def _infer(self, prepared: PreparedScan, on_tile: OnTile | None = None) -> Inferred:
         """What the network says of every voxel of the plan's grid."""
