@@ -2,59 +2,71 @@
 
 import asyncio
 import tempfile
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from fastapi import FastAPI, File, HTTPException, Request, Response, UploadFile
+from fastapi import FastAPI, File, Request, Response, UploadFile
 from fastapi.responses import HTMLResponse, JSONResponse
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.concurrency import run_in_threadpool
 
 from lesionseg import __version__
 from lesionseg.errors import LesionsegError, OutputError
+from lesionseg.pipeline.serve.gate import Gate, ServeLimits
 from lesionseg.pipeline.serve.label_api import label_router, uploaded
-from lesionseg.pipeline.serve.uploads import Answerer, Shelf, store
+from lesionseg.pipeline.serve.turns import ManyFiles, Turns
+from lesionseg.pipeline.serve.uploads import Answerer, Shelf, home, store
 
 Result = Literal["mask", "candidates", "all"]
 SWEEP_SECONDS = 60.0
 _TYPES = {".json": "application/json", ".png": "image/png", ".gz": "application/gzip"}
 
 
-def make_app(answerer: Answerer, *, bundle: str, max_upload_mb: float) -> FastAPI:
+def make_app(
+    answerer: Answerer,
+    *,
+    bundle: str,
+    limits: ServeLimits,
+    hosts: Collection[str] = (),
+    token: str | None = None,
+) -> FastAPI:
     """The application; `bundle` is the digest that `/health` names the model by.
 
     GET `/` is the page, GET `/health` says that it runs, POST `/predict` takes a scan as form
     field `file` (repeated: one file per channel, or the slices of a DICOM series; or a zip of
     these) and returns the mask, with `?result=candidates` the candidates, with `?result=all` a zip
-    of all. What cannot be predicted gives 422 and says why, too large a request 413.
+    of all. What cannot be predicted gives 422 and says why, too large a request 413, too many at
+    once 503. `hosts` and `token`: see `Gate`.
     """
-    max_bytes = int(max_upload_mb * 2**20)
-    shelf = Shelf()
+    shelf, turns = Shelf(), Turns(limits.request_seconds)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        sweeper = asyncio.create_task(_sweep_by_the_clock(shelf))
-        yield
-        sweeper.cancel()
-        shelf.close()
+        with home() as shelf.home:
+            sweeper = asyncio.create_task(_sweep_by_the_clock(shelf))
+            yield
+            sweeper.cancel()
+            await asyncio.to_thread(turns.close)
+            shelf.close()
 
     # FastAPI's own pages of documentation load scripts from elsewhere
     app = FastAPI(
         title="lesionseg", version=__version__, docs_url=None, redoc_url=None, lifespan=lifespan
     )
-    app.add_middleware(SizeLimit, max_bytes=max_bytes)
+    app.router.route_class = ManyFiles.of(limits.max_files)
+    app.add_middleware(Gate, limits=limits, hosts=hosts, token=token)
     app.add_exception_handler(LesionsegError, _say)
-    app.include_router(label_router(answerer, shelf, max_bytes))
+    app.include_router(label_router(answerer, shelf, turns, limits))
     page = files("lesionseg.pipeline.serve").joinpath("page.html").read_text("utf-8")
 
     @app.get("/", response_class=HTMLResponse)
-    def index() -> str:
+    async def index() -> str:
         return page
 
     @app.get("/health")
-    def health() -> dict[str, Any]:
+    async def health() -> dict[str, Any]:
         plan = answerer.predictor.plan
         return {
             "status": "ok",
@@ -65,10 +77,13 @@ def make_app(answerer: Answerer, *, bundle: str, max_upload_mb: float) -> FastAP
         }
 
     @app.post("/predict", response_class=Response)
-    def predict(file: Annotated[list[UploadFile], File()], result: Result = "mask") -> Response:
-        with tempfile.TemporaryDirectory(prefix="lesionseg-") as folder:
-            store([uploaded(f) for f in file], Path(folder), max_bytes)
-            answer = answerer.answer(Path(folder))
+    async def predict(
+        request: Request, file: Annotated[list[UploadFile], File()], result: Result = "mask"
+    ) -> Response:
+        with tempfile.TemporaryDirectory(dir=shelf.home, ignore_cleanup_errors=True) as folder:
+            scan = Path(folder)
+            await run_in_threadpool(store, [uploaded(f) for f in file], scan, limits)
+            answer = await turns.take(request, lambda halt: answerer.answer(scan, halt=halt))
         if result == "all":
             name, content = "prediction.zip", answer.zipped()
         else:
@@ -103,38 +118,3 @@ def _say(_: Request, error: Exception) -> Response:
     # a full disk is not the client's fault
     status = 500 if isinstance(error, OutputError) else 422
     return JSONResponse({"detail": str(error)}, status_code=status)
-
-
-class SizeLimit:
-    """Refuses requests of more than `max_bytes`: by their header, else while they come in."""
-
-    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
-        self.app, self.max_bytes = app, max_bytes
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a request on, counting."""
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-        length = dict(scope["headers"]).get(b"content-length", b"0")
-        if length.isdigit() and int(length) > self.max_bytes:
-            refusal = JSONResponse({"detail": self._message()}, status_code=413)
-            await refusal(scope, receive, send)
-            return
-        await self.app(scope, self._counted(receive), send)
-
-    def _counted(self, receive: Receive) -> Callable[[], Any]:
-        seen = 0
-
-        async def counted() -> Message:
-            nonlocal seen
-            message = await receive()
-            seen += len(message.get("body", b""))
-            if seen > self.max_bytes:
-                raise HTTPException(413, self._message())
-            return message
-
-        return counted
-
-    def _message(self) -> str:
-        return f"The request is too large; at most {self.max_bytes / 2**20:g} MB are taken."

@@ -12,10 +12,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, File, Form, HTTPException, Response, UploadFile
+from fastapi import APIRouter, File, Form, HTTPException, Request, Response, UploadFile
 from fastapi.responses import JSONResponse
+from starlette.concurrency import run_in_threadpool
 
 from lesionseg import __version__
+from lesionseg.pipeline.serve.gate import ServeLimits
+from lesionseg.pipeline.serve.turns import ManyFiles, Turns
 from lesionseg.pipeline.serve.uploads import Answer, Answerer, Shelf, Upload, store
 from lesionseg.plan.plan import Plan
 
@@ -28,9 +31,9 @@ SentMany = Annotated[list[UploadFile], File()]
 Text = Annotated[str, Form()]
 
 
-def label_router(answerer: Answerer, shelf: Shelf, max_bytes: int) -> APIRouter:
+def label_router(answerer: Answerer, shelf: Shelf, turns: Turns, limits: ServeLimits) -> APIRouter:
     """The routes; uploaded volumes wait on `shelf` for the requests that follow."""
-    router = APIRouter()
+    router = APIRouter(route_class=ManyFiles.of(limits.max_files))
     plan = answerer.predictor.plan
 
     @router.get("/info/")
@@ -45,13 +48,13 @@ def label_router(answerer: Answerer, shelf: Shelf, max_bytes: int) -> APIRouter:
     def add_image(file: SentMany) -> dict[str, str]:
         # the name that a client gives (`image=`) is no key: two may call their scans the same
         key = uuid.uuid4().hex
-        shelf.put(_image(key), [uploaded(f) for f in file], max_bytes)
+        shelf.put(_image(key), [uploaded(f) for f in file], limits)
         return {"image": key}
 
     @router.put("/session/")
     def add_session(files: SentMany) -> dict[str, Any]:
         key = uuid.uuid4().hex
-        shelf.put(_session(key), [uploaded(f) for f in files], max_bytes)
+        shelf.put(_session(key), [uploaded(f) for f in files], limits)
         return {"session_id": key, "session_info": {"name": key}}
 
     @router.get("/session/{key}")
@@ -67,7 +70,8 @@ def label_router(answerer: Answerer, shelf: Shelf, max_bytes: int) -> APIRouter:
         return {"name": key}
 
     @router.post("/infer/{model}", response_class=Response)
-    def infer(
+    async def infer(
+        request: Request,
         model: str,
         image: str = "",
         session_id: str = "",
@@ -78,14 +82,19 @@ def label_router(answerer: Answerer, shelf: Shelf, max_bytes: int) -> APIRouter:
         if model != MODEL:
             raise HTTPException(404, f"There is no such model; there is {MODEL}.")
         suffix = _result_suffix(params, plan)
-        if file is not None:
-            with tempfile.TemporaryDirectory(prefix="lesionseg-") as folder:
-                store([uploaded(file)], Path(folder), max_bytes)
-                return _response(answerer.answer(Path(folder), suffix=suffix), plan, output)
-        scan = shelf.get(_session(session_id) if session_id else _image(image))
-        if scan is None:
-            raise HTTPException(404, _NO_IMAGE)
-        return _response(answerer.answer(scan, suffix=suffix), plan, output)
+        with tempfile.TemporaryDirectory(dir=shelf.home, ignore_cleanup_errors=True) as folder:
+            scan: Path | None = Path(folder)
+            if file is not None:
+                await run_in_threadpool(store, [uploaded(file)], Path(folder), limits)
+            else:
+                scan = shelf.get(_session(session_id) if session_id else _image(image))
+            if scan is None:
+                raise HTTPException(404, _NO_IMAGE)
+            asked = scan
+            answer = await turns.take(
+                request, lambda halt: answerer.answer(asked, suffix=suffix, halt=halt)
+            )
+        return _response(answer, plan, output)
 
     return router
 
@@ -138,7 +147,7 @@ def _result_suffix(params: str, plan: Plan) -> str | None:
     """The format that the client wants, where it names one that we write."""
     try:
         wanted = json.loads(params or "{}").get("result_extension")
-    except (ValueError, AttributeError) as error:
+    except (ValueError, AttributeError, RecursionError) as error:
         raise HTTPException(422, "params is no JSON object.") from error
     return wanted if wanted in _SUFFIXES and plan.dims == 3 else None
 

@@ -13,6 +13,7 @@ from lesionseg.models.build import NetworkFactory
 from lesionseg.pipeline.run.outcome import CommandOutcome
 
 logger = logging.getLogger(__name__)
+STOP_SECONDS = 3
 
 
 def serve(
@@ -20,7 +21,14 @@ def serve(
     *,
     host: str = "127.0.0.1",
     port: int = 8000,
+    ssl_certfile: str | None = None,
+    ssl_keyfile: str | None = None,
     max_upload_mb: float = 1024.0,
+    max_files: int = 5000,
+    max_waiting: int = 32,
+    request_seconds: float = 900.0,
+    hosts: Sequence[str] = (),
+    token: str | None = None,
     inference: InferenceSettings | None = None,
     operating_point: str | None = None,
     device: str = "auto",
@@ -28,15 +36,22 @@ def serve(
 ) -> CommandOutcome:
     """Serve until interrupted; see `serve.app` for what it answers.
 
-    There is neither encryption nor a password: by default only this machine can ask. Requests are
-    not logged, for their addresses may hold names. Raises `ConfigError` without the extra `serve`,
+    By default only this machine can ask, without a token. Of requests the log has route, status
+    and seconds, for addresses may hold names. Raises `ConfigError` without the extra `serve`,
     `BundleError` for an unusable bundle.
 
     Args:
         bundle: a run directory or a bundle's folder, or several that are averaged.
         host: the address to listen at.
         port: the port to listen at.
+        ssl_certfile: a PEM certificate for HTTPS; None: HTTP.
+        ssl_keyfile: its key, where the certificate's file has none.
         max_upload_mb: the largest request, in megabytes of 2²⁰ bytes.
+        max_files: the most files in a request, and in its zip.
+        max_waiting: uploads and scans taken at once; others get status 503.
+        request_seconds: the longest time for a request.
+        hosts: names of the server, besides localhost, `host` and IP addresses.
+        token: what clients must send as bearer or password; None: nothing is asked.
         inference: overlap, mirrored views, batch size, precision and memory.
         operating_point: accepts candidates; None: the bundle's first.
         device: "auto", "cpu" or "cuda".
@@ -46,13 +61,28 @@ def serve(
     app = serving_app(
         bundle,
         max_upload_mb=max_upload_mb,
+        max_files=max_files,
+        max_waiting=max_waiting,
+        request_seconds=request_seconds,
+        hosts=(host, *hosts),
+        token=token,
         inference=inference,
         operating_point=operating_point,
         device=device,
         trust=trust,
     )
-    logger.info("Serving at http://%s:%d; stop with Ctrl-C.", host, port)
-    uvicorn.run(app, host=host, port=port, access_log=False, log_level="warning")
+    scheme = "https" if ssl_certfile else "http"
+    logger.info("Serving at %s://%s:%d; stop with Ctrl-C.", scheme, host, port)
+    uvicorn.run(
+        app,
+        host=host,
+        port=port,
+        access_log=False,
+        log_level="warning",
+        timeout_graceful_shutdown=STOP_SECONDS,
+        ssl_certfile=ssl_certfile,
+        ssl_keyfile=ssl_keyfile,
+    )
     return CommandOutcome()
 
 
@@ -60,6 +90,11 @@ def serving_app(
     bundle: str | Path | Sequence[str | Path],
     *,
     max_upload_mb: float = 1024.0,
+    max_files: int = 5000,
+    max_waiting: int = 32,
+    request_seconds: float = 900.0,
+    hosts: Sequence[str] = (),
+    token: str | None = None,
     inference: InferenceSettings | None = None,
     operating_point: str | None = None,
     device: str = "auto",
@@ -71,6 +106,11 @@ def serving_app(
     Args:
         bundle: a run directory or a bundle's folder, or several that are averaged.
         max_upload_mb: the largest request, in megabytes of 2²⁰ bytes.
+        max_files: the most files in a request, and in its zip.
+        max_waiting: uploads and scans taken at once; others get status 503.
+        request_seconds: the longest time for a request.
+        hosts: names of the server, besides localhost, `host` and IP addresses.
+        token: what clients must send as bearer or password; None: nothing is asked.
         inference: overlap, mirrored views, batch size, precision and memory.
         operating_point: accepts candidates; None: the bundle's first.
         device: "auto", "cpu" or "cuda".
@@ -79,6 +119,7 @@ def serving_app(
     """
     _uvicorn()
     from lesionseg.pipeline.serve.app import make_app
+    from lesionseg.pipeline.serve.gate import ServeLimits
     from lesionseg.pipeline.serve.uploads import Answerer
 
     folders = (bundle,) if isinstance(bundle, (str, Path)) else tuple(bundle)
@@ -91,7 +132,8 @@ def serving_app(
         trust=trust,
     )
     digest = "+".join(bundle_digest(Path(folder)) for folder in folders)
-    return make_app(Answerer(predictor), bundle=digest, max_upload_mb=max_upload_mb)
+    limits = ServeLimits(int(max_upload_mb * 2**20), max_files, max_waiting, request_seconds)
+    return make_app(Answerer(predictor), bundle=digest, limits=limits, hosts=hosts, token=token)
 
 
 def _uvicorn() -> Any:
