@@ -1,31 +1,37 @@
 """The page and the REST interface."""
 
 import asyncio
-import tempfile
+import base64
+import hashlib
+import re
 from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from fastapi import FastAPI, File, Request, Response, UploadFile
+from fastapi import FastAPI, Request, Response
 from fastapi.responses import HTMLResponse, JSONResponse
 from starlette.concurrency import run_in_threadpool
+from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from lesionseg import __version__
 from lesionseg.errors import LesionsegError, OutputError
-from lesionseg.pipeline.serve.gate import Gate, ServeLimits
-from lesionseg.pipeline.serve.label_api import label_router, uploaded
-from lesionseg.pipeline.serve.turns import ManyFiles, Turns
-from lesionseg.pipeline.serve.uploads import Answerer, Shelf, home, store
+from lesionseg.inference.predictor import Predictor
+from lesionseg.pipeline.serve.answers import Answerer
+from lesionseg.pipeline.serve.gate import Gate
+from lesionseg.pipeline.serve.label_api import label_router
+from lesionseg.pipeline.serve.turns import Turns, form_of, uploads_in
+from lesionseg.pipeline.serve.uploads import ServeLimits, Shelf, home, scratch, store
 
 Result = Literal["mask", "candidates", "all"]
 SWEEP_SECONDS = 60.0
+_OWN_NAMES = ("localhost", "127.0.0.1", "[::1]")
 _TYPES = {".json": "application/json", ".png": "image/png", ".gz": "application/gzip"}
 
 
 def make_app(
-    answerer: Answerer,
+    predictor: Predictor,
     *,
     bundle: str,
     limits: ServeLimits,
@@ -38,9 +44,11 @@ def make_app(
     field `file` (repeated: one file per channel, or the slices of a DICOM series; or a zip of
     these) and returns the mask, with `?result=candidates` the candidates, with `?result=all` a zip
     of all. What cannot be predicted gives 422 and says why, too large a request 413, too many at
-    once 503. `hosts` and `token`: see `Gate`.
+    once 503. It is called by `hosts` and as localhost. `token`: see `Gate`.
     """
-    shelf, turns = Shelf(), Turns(limits.request_seconds)
+    answerer = Answerer(predictor)
+    shelf, turns = Shelf(limits.max_waiting), Turns(limits.request_seconds)
+    page = files("lesionseg.pipeline.serve").joinpath("page.html").read_text("utf-8")
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -48,18 +56,17 @@ def make_app(
             sweeper = asyncio.create_task(_sweep_by_the_clock(shelf))
             yield
             sweeper.cancel()
-            await asyncio.to_thread(turns.close)
+            await turns.close()
             shelf.close()
 
     # FastAPI's own pages of documentation load scripts from elsewhere
-    app = FastAPI(
-        title="lesionseg", version=__version__, docs_url=None, redoc_url=None, lifespan=lifespan
+    app = FastAPI(title="lesionseg", version=__version__, openapi_url=None, lifespan=lifespan)
+    app.add_middleware(
+        TrustedHostMiddleware, allowed_hosts=[*_OWN_NAMES, *hosts], www_redirect=False
     )
-    app.router.route_class = ManyFiles.of(limits.max_files)
-    app.add_middleware(Gate, limits=limits, hosts=hosts, token=token)
+    app.add_middleware(Gate, limits=limits, policy=_policy(page), token=token)
     app.add_exception_handler(LesionsegError, _say)
     app.include_router(label_router(answerer, shelf, turns, limits))
-    page = files("lesionseg.pipeline.serve").joinpath("page.html").read_text("utf-8")
 
     @app.get("/", response_class=HTMLResponse)
     async def index() -> str:
@@ -67,7 +74,7 @@ def make_app(
 
     @app.get("/health")
     async def health() -> dict[str, Any]:
-        plan = answerer.predictor.plan
+        plan = predictor.plan
         return {
             "status": "ok",
             "version": __version__,
@@ -77,15 +84,13 @@ def make_app(
         }
 
     @app.post("/predict", response_class=Response)
-    async def predict(
-        request: Request, file: Annotated[list[UploadFile], File()], result: Result = "mask"
-    ) -> Response:
-        with tempfile.TemporaryDirectory(dir=shelf.home, ignore_cleanup_errors=True) as folder:
-            scan = Path(folder)
-            await run_in_threadpool(store, [uploaded(f) for f in file], scan, limits)
-            answer = await turns.take(request, lambda halt: answerer.answer(scan, halt=halt))
+    async def predict(request: Request, result: Result = "mask") -> Response:
+        async with scratch(shelf.home) as scan:
+            async with form_of(request, limits.max_files) as form:
+                await run_in_threadpool(store, uploads_in(form, "file"), scan, limits)
+            answer = await turns.take(request, lambda halt: answerer.answer(scan, halt))
         if result == "all":
-            name, content = "prediction.zip", answer.zipped()
+            name, content = "prediction.zip", await run_in_threadpool(answer.zipped)
         else:
             name, content = answer.file(result)
         counts = {
@@ -95,6 +100,18 @@ def make_app(
         return attachment(name, content, counts)
 
     return app
+
+
+def _policy(page: str) -> str:
+    """The Content-Security-Policy by which a browser runs what stands in the page, and no more."""
+    found = (re.search(rf"<{tag}>(.*?)</{tag}>", page, re.DOTALL) for tag in ("script", "style"))
+    script, style = (
+        base64.b64encode(hashlib.sha256(one[1].encode()).digest()).decode() for one in found if one
+    )
+    return (
+        f"default-src 'none'; script-src 'sha256-{script}'; style-src 'sha256-{style}'; "
+        "connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+    )
 
 
 async def _sweep_by_the_clock(shelf: Shelf) -> None:

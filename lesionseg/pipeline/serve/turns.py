@@ -1,18 +1,45 @@
-"""One scan after the other through the network, as long as somebody waits for it."""
+"""What a request passes: its form is read, then its scan has a turn at the network."""
 
 import asyncio
 import threading
-import time
-from collections.abc import Callable, Coroutine
-from concurrent.futures import ThreadPoolExecutor, wait
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager, suppress
 from typing import Any, TypeVar
 
-from fastapi import HTTPException, Request, Response
-from fastapi.routing import APIRoute
+from fastapi import HTTPException, Request
+from starlette.datastructures import FormData, UploadFile
+
+from lesionseg.pipeline.serve.uploads import Upload
 
 T = TypeVar("T")
-LOOK_SECONDS = 0.2
 CLOSE_SECONDS = 3.0
+_FIRST = asyncio.FIRST_COMPLETED
+
+
+@asynccontextmanager
+async def form_of(request: Request, max_files: int) -> AsyncIterator[FormData]:
+    """The form that a client sends; its files are there as long as the block.
+
+    Raises status 400 when it is none, or not whole. FastAPI's own parameters would take 1000
+    files, and keep them until the answer.
+    """
+    try:
+        form = await request.form(max_files=max_files)
+    except HTTPException:
+        raise
+    except Exception as error:
+        raise HTTPException(400, "The form cannot be read.") from error
+    try:
+        yield form
+    finally:
+        await form.close()
+
+
+def uploads_in(form: FormData, field: str) -> list[Upload]:
+    """The files of a field."""
+    files = [f for f in form.getlist(field) if isinstance(f, UploadFile)]
+    return [Upload(f.filename or "scan.nii.gz", f.file) for f in files]
 
 
 class Turns:
@@ -25,54 +52,48 @@ class Turns:
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="scan")
-        self._halts: set[threading.Event] = set()
+        self._going: dict[threading.Event, asyncio.Future[Any]] = {}
 
     async def take(self, request: Request, work: Callable[[threading.Event], T]) -> T:
         """What `work` returns; its event is set when nobody waits for it any longer.
 
-        Raises status 499 when the client has left, 503 when the time is over.
+        Raises status 499 when the client has left, 503 when the time is over or the server stops.
         """
-        halt, end = threading.Event(), time.monotonic() + self._seconds
-        self._halts.add(halt)
+        halt = threading.Event()
         job = self._worker.submit(work, halt)
+        done, gone = asyncio.wrap_future(job), asyncio.create_task(_departure(request))
+        done.add_done_callback(
+            lambda d: d.cancelled() or d.exception()
+        )  # nobody may be left to ask
+        self._going[halt] = done
         try:
-            while not job.done():
-                if await request.is_disconnected():
-                    raise HTTPException(499, "The client has left.")
-                if time.monotonic() > end:
-                    raise HTTPException(503, "The scan took too long.", {"Retry-After": "60"})
-                await asyncio.wait([asyncio.wrap_future(job)], timeout=LOOK_SECONDS)
-            return job.result()
+            await asyncio.wait({done, gone}, timeout=self._seconds, return_when=_FIRST)
+            if halt.is_set():
+                raise HTTPException(503, "The server stops.")
+            if done.done():
+                return done.result()
+            if gone.done():
+                raise HTTPException(499, "The client has left.")
+            raise HTTPException(503, "The scan took too long.", {"Retry-After": "60"})
         finally:
+            gone.cancel()
             halt.set()
             job.cancel()
             # the scan's folder is the caller's to remove: not before the work has let go of it
-            await asyncio.to_thread(wait, [job], CLOSE_SECONDS)
-            self._halts.discard(halt)
+            await asyncio.wait({done}, timeout=CLOSE_SECONDS)
+            del self._going[halt]
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """End all work, that which runs after its next batch of tiles."""
-        for halt in list(self._halts):
+        for halt in self._going:
             halt.set()
         self._worker.shutdown(wait=False, cancel_futures=True)
+        if self._going:
+            await asyncio.wait(self._going.values(), timeout=CLOSE_SECONDS)
 
 
-class ManyFiles(APIRoute):
-    """A route that takes more files than Starlette's 1000."""
-
-    max_files = 1000
-
-    @classmethod
-    def of(cls, max_files: int) -> type["ManyFiles"]:
-        """Such a route with a limit of its own."""
-        return type("ManyFiles", (cls,), {"max_files": max_files})
-
-    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        """The handler, after the form has been read within the limit."""
-        handler = super().get_route_handler()
-
-        async def handle(request: Request) -> Response:
-            async with request.form(max_files=self.max_files):
-                return await handler(request)
-
-        return handle
+async def _departure(request: Request) -> None:
+    """Wait until the client leaves."""
+    with suppress(HTTPException):
+        while (await request.receive())["type"] != "http.disconnect":
+            pass

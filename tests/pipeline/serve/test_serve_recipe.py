@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from fastapi import FastAPI
 from numpy.typing import NDArray
 
 from lesionseg.core import Geometry, Volume
@@ -24,9 +25,8 @@ from lesionseg.inference.bundles.bundle import write_bundle
 from lesionseg.inference.predictor import Predictor
 from lesionseg.io.formats.volumes import read_volume, write_volume
 from lesionseg.pipeline.serve import app as app_module
-from lesionseg.pipeline.serve.gate import ServeLimits
-from lesionseg.pipeline.serve.recipe import serve, serving_app
-from lesionseg.pipeline.serve.uploads import Shelf, Upload
+from lesionseg.pipeline.serve.recipe import serve
+from lesionseg.pipeline.serve.uploads import ServeLimits, Shelf, Upload
 from lesionseg.plan.plan import Plan
 from tests.inference.networks import Bright
 
@@ -55,16 +55,24 @@ def bundle(tmp_path: Path, plan: Plan) -> Path:
     return tmp_path / "bundle"
 
 
+def _app(bundle: Path, token: str | None = None, **limits: int | float) -> FastAPI:
+    predictor = Predictor(bundle, device="cpu", architectures=MINE)
+    return app_module.make_app(
+        predictor, bundle="x", limits=ServeLimits(**limits), hosts=["scans.example"], token=token
+    )
+
+
 @pytest.fixture
 def client(bundle: Path, temporary: Path) -> Iterator[TestClient]:
-    app = serving_app(bundle, device="cpu", max_upload_mb=0.5, architectures=MINE)
+    app = _app(bundle, max_bytes=2**19)
     with TestClient(app, base_url="http://localhost") as client:
         yield client
 
 
 def _kept(folder: Path) -> list[Path]:
-    """What lies there, a living server's lock aside."""
-    return [p for p in folder.rglob("*") if p.is_file() and p.name != ".lock"]
+    """What lies there, file or folder, besides a living server's own folder and its lock."""
+    (home,) = folder.iterdir()
+    return [p for p in home.rglob("*") if p != home / ".lock"]
 
 
 def _image(rng: np.random.Generator) -> NDArray[np.float32]:
@@ -294,11 +302,11 @@ def test_two_users_who_call_their_scans_the_same_get_their_own_masks(
 
 
 def test_uploads_leave_with_the_server(bundle: Path, scan: Path, temporary: Path) -> None:
-    app = serving_app(bundle, device="cpu", architectures=MINE)
+    app = _app(bundle)
     with TestClient(app, base_url="http://localhost") as client:
         client.put("/session/", files={"files": (NAME, scan.read_bytes())})
-        assert [p.name for p in _kept(temporary)] == ["scan.nii.gz"]
-    assert not _kept(temporary)
+        assert [p.name for p in _kept(temporary) if p.is_file()] == ["scan.nii.gz"]
+    assert not list(temporary.iterdir())
 
 
 def test_a_shelf_keeps_few_and_not_for_long(temporary: Path) -> None:
@@ -338,7 +346,7 @@ def test_an_expired_scan_leaves_by_the_clock(
 
     monkeypatch.setattr(app_module, "SWEEP_SECONDS", 0.01)
     monkeypatch.setattr(app_module, "Shelf", partial(Shelf, seconds=0.0))
-    app = serving_app(bundle, device="cpu", architectures=MINE)
+    app = _app(bundle)
     with TestClient(app, base_url="http://localhost") as client:
         client.put("/session/", files={"files": (NAME, scan.read_bytes())})
         end = time.monotonic() + 10
