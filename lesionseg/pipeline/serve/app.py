@@ -1,61 +1,80 @@
 """The page and the REST interface."""
 
 import asyncio
-import tempfile
-from collections.abc import AsyncIterator, Callable
+import base64
+import hashlib
+import re
+from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from fastapi import FastAPI, File, HTTPException, Request, Response, UploadFile
+from fastapi import FastAPI, Request, Response
 from fastapi.responses import HTMLResponse, JSONResponse
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.concurrency import run_in_threadpool
+from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from lesionseg import __version__
 from lesionseg.errors import LesionsegError, OutputError
-from lesionseg.pipeline.serve.label_api import label_router, uploaded
-from lesionseg.pipeline.serve.uploads import Answerer, Shelf, store
+from lesionseg.inference.predictor import Predictor
+from lesionseg.pipeline.serve.answers import Answerer
+from lesionseg.pipeline.serve.gate import Gate
+from lesionseg.pipeline.serve.label_api import label_router
+from lesionseg.pipeline.serve.turns import Turns, form_of, uploads_in
+from lesionseg.pipeline.serve.uploads import ServeLimits, Shelf, home, scratch, store
 
 Result = Literal["mask", "candidates", "all"]
 SWEEP_SECONDS = 60.0
+_OWN_NAMES = ("localhost", "127.0.0.1", "[::1]")
 _TYPES = {".json": "application/json", ".png": "image/png", ".gz": "application/gzip"}
 
 
-def make_app(answerer: Answerer, *, bundle: str, max_upload_mb: float) -> FastAPI:
+def make_app(
+    predictor: Predictor,
+    *,
+    bundle: str,
+    limits: ServeLimits,
+    hosts: Collection[str] = (),
+    token: str | None = None,
+) -> FastAPI:
     """The application; `bundle` is the digest that `/health` names the model by.
 
     GET `/` is the page, GET `/health` says that it runs, POST `/predict` takes a scan as form
     field `file` (repeated: one file per channel, or the slices of a DICOM series; or a zip of
     these) and returns the mask, with `?result=candidates` the candidates, with `?result=all` a zip
-    of all. What cannot be predicted gives 422 and says why, too large a request 413.
+    of all. What cannot be predicted gives 422 and says why, too large a request 413, too many at
+    once 503. It is called by `hosts` and as localhost. `token`: see `Gate`.
     """
-    max_bytes = int(max_upload_mb * 2**20)
-    shelf = Shelf()
+    answerer = Answerer(predictor)
+    shelf, turns = Shelf(limits.max_waiting), Turns(limits.request_seconds)
+    page = files("lesionseg.pipeline.serve").joinpath("page.html").read_text("utf-8")
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        sweeper = asyncio.create_task(_sweep_by_the_clock(shelf))
-        yield
-        sweeper.cancel()
-        shelf.close()
+        with home() as shelf.home:
+            sweeper = asyncio.create_task(_sweep_by_the_clock(shelf))
+            yield
+            sweeper.cancel()
+            await turns.close()
+            shelf.close()
 
     # FastAPI's own pages of documentation load scripts from elsewhere
-    app = FastAPI(
-        title="lesionseg", version=__version__, docs_url=None, redoc_url=None, lifespan=lifespan
+    app = FastAPI(title="lesionseg", version=__version__, openapi_url=None, lifespan=lifespan)
+    app.add_middleware(
+        TrustedHostMiddleware, allowed_hosts=[*_OWN_NAMES, *hosts], www_redirect=False
     )
-    app.add_middleware(SizeLimit, max_bytes=max_bytes)
+    app.add_middleware(Gate, limits=limits, policy=_policy(page), token=token)
     app.add_exception_handler(LesionsegError, _say)
-    app.include_router(label_router(answerer, shelf, max_bytes))
-    page = files("lesionseg.pipeline.serve").joinpath("page.html").read_text("utf-8")
+    app.include_router(label_router(answerer, shelf, turns, limits))
 
     @app.get("/", response_class=HTMLResponse)
-    def index() -> str:
+    async def index() -> str:
         return page
 
     @app.get("/health")
-    def health() -> dict[str, Any]:
-        plan = answerer.predictor.plan
+    async def health() -> dict[str, Any]:
+        plan = predictor.plan
         return {
             "status": "ok",
             "version": __version__,
@@ -65,12 +84,13 @@ def make_app(answerer: Answerer, *, bundle: str, max_upload_mb: float) -> FastAP
         }
 
     @app.post("/predict", response_class=Response)
-    def predict(file: Annotated[list[UploadFile], File()], result: Result = "mask") -> Response:
-        with tempfile.TemporaryDirectory(prefix="lesionseg-") as folder:
-            store([uploaded(f) for f in file], Path(folder), max_bytes)
-            answer = answerer.answer(Path(folder))
+    async def predict(request: Request, result: Result = "mask") -> Response:
+        async with scratch(shelf.home) as scan:
+            async with form_of(request, limits.max_files) as form:
+                await run_in_threadpool(store, uploads_in(form, "file"), scan, limits)
+            answer = await turns.take(request, lambda halt: answerer.answer(scan, halt))
         if result == "all":
-            name, content = "prediction.zip", answer.zipped()
+            name, content = "prediction.zip", await run_in_threadpool(answer.zipped)
         else:
             name, content = answer.file(result)
         counts = {
@@ -80,6 +100,18 @@ def make_app(answerer: Answerer, *, bundle: str, max_upload_mb: float) -> FastAP
         return attachment(name, content, counts)
 
     return app
+
+
+def _policy(page: str) -> str:
+    """The Content-Security-Policy by which a browser runs what stands in the page, and no more."""
+    found = (re.search(rf"<{tag}>(.*?)</{tag}>", page, re.DOTALL) for tag in ("script", "style"))
+    script, style = (
+        base64.b64encode(hashlib.sha256(one[1].encode()).digest()).decode() for one in found if one
+    )
+    return (
+        f"default-src 'none'; script-src 'sha256-{script}'; style-src 'sha256-{style}'; "
+        "connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+    )
 
 
 async def _sweep_by_the_clock(shelf: Shelf) -> None:
@@ -103,38 +135,3 @@ def _say(_: Request, error: Exception) -> Response:
     # a full disk is not the client's fault
     status = 500 if isinstance(error, OutputError) else 422
     return JSONResponse({"detail": str(error)}, status_code=status)
-
-
-class SizeLimit:
-    """Refuses requests of more than `max_bytes`: by their header, else while they come in."""
-
-    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
-        self.app, self.max_bytes = app, max_bytes
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a request on, counting."""
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-        length = dict(scope["headers"]).get(b"content-length", b"0")
-        if length.isdigit() and int(length) > self.max_bytes:
-            refusal = JSONResponse({"detail": self._message()}, status_code=413)
-            await refusal(scope, receive, send)
-            return
-        await self.app(scope, self._counted(receive), send)
-
-    def _counted(self, receive: Receive) -> Callable[[], Any]:
-        seen = 0
-
-        async def counted() -> Message:
-            nonlocal seen
-            message = await receive()
-            seen += len(message.get("body", b""))
-            if seen > self.max_bytes:
-                raise HTTPException(413, self._message())
-            return message
-
-        return counted
-
-    def _message(self) -> str:
-        return f"The request is too large; at most {self.max_bytes / 2**20:g} MB are taken."

@@ -6,86 +6,89 @@ cannot be guessed, so that nobody gets the mask of another's scan.
 """
 
 import json
-import tempfile
 import uuid
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from fastapi import APIRouter, File, Form, HTTPException, Response, UploadFile
+from fastapi import APIRouter, HTTPException, Request, Response
 from fastapi.responses import JSONResponse
+from starlette.concurrency import run_in_threadpool
 
 from lesionseg import __version__
-from lesionseg.pipeline.serve.uploads import Answer, Answerer, Shelf, Upload, store
+from lesionseg.pipeline.serve.answers import Answer, Answerer
+from lesionseg.pipeline.serve.turns import Turns, form_of, uploads_in
+from lesionseg.pipeline.serve.uploads import ServeLimits, Shelf, scratch, store
 from lesionseg.plan.plan import Plan
 
 MODEL = "lesionseg"
 _SUFFIXES = (".nrrd", ".nii.gz", ".nii", ".mha")
 Output = Literal["image", "json", "all"]
-# what the routes take; FastAPI reads annotations by the names of the module
-Sent = Annotated[UploadFile | None, File()]
-SentMany = Annotated[list[UploadFile], File()]
-Text = Annotated[str, Form()]
 
 
-def label_router(answerer: Answerer, shelf: Shelf, max_bytes: int) -> APIRouter:
+def label_router(answerer: Answerer, shelf: Shelf, turns: Turns, limits: ServeLimits) -> APIRouter:
     """The routes; uploaded volumes wait on `shelf` for the requests that follow."""
-    router = APIRouter()
-    plan = answerer.predictor.plan
+    router, plan = APIRouter(), answerer.predictor.plan
+
+    async def put(request: Request, field: str) -> str:
+        # a name that a client gives (`image=`) is no key: two may call their scans the same
+        key = uuid.uuid4().hex
+        async with form_of(request, limits.max_files) as form:
+            await run_in_threadpool(shelf.put, key, uploads_in(form, field), limits)
+        return key
 
     @router.get("/info/")
-    def info() -> dict[str, Any]:
+    async def info() -> dict[str, Any]:
         return app_info(plan)
 
     @router.get("/datastore/")
-    def datastore(output: str = "stats") -> dict[str, Any]:
+    async def datastore(output: str = "stats") -> dict[str, Any]:
         return {"objects": {}} if output == "all" else {**_EMPTY}
 
     @router.put("/datastore/")
-    def add_image(file: SentMany) -> dict[str, str]:
-        # the name that a client gives (`image=`) is no key: two may call their scans the same
-        key = uuid.uuid4().hex
-        shelf.put(_image(key), [uploaded(f) for f in file], max_bytes)
-        return {"image": key}
+    async def add_image(request: Request) -> dict[str, str]:
+        return {"image": await put(request, "file")}
 
     @router.put("/session/")
-    def add_session(files: SentMany) -> dict[str, Any]:
-        key = uuid.uuid4().hex
-        shelf.put(_session(key), [uploaded(f) for f in files], max_bytes)
+    async def add_session(request: Request) -> dict[str, Any]:
+        key = await put(request, "files")
         return {"session_id": key, "session_info": {"name": key}}
 
     @router.get("/session/{key}")
     def session(key: str) -> dict[str, str]:
-        if shelf.get(_session(key)) is None:
+        if shelf.get(key) is None:
             raise HTTPException(404, "There is no such session, or no longer.")
         return {"name": key}
 
     @router.delete("/session/{key}")
     def remove_session(key: str) -> dict[str, str]:
-        if not shelf.remove(_session(key)):
+        if not shelf.remove(key):
             raise HTTPException(404, "There is no such session, or no longer.")
         return {"name": key}
 
     @router.post("/infer/{model}", response_class=Response)
-    def infer(
+    async def infer(
+        request: Request,
         model: str,
         image: str = "",
         session_id: str = "",
-        params: Text = "{}",
-        file: Sent = None,
         output: Output = "all",
     ) -> Response:
         if model != MODEL:
             raise HTTPException(404, f"There is no such model; there is {MODEL}.")
-        suffix = _result_suffix(params, plan)
-        if file is not None:
-            with tempfile.TemporaryDirectory(prefix="lesionseg-") as folder:
-                store([uploaded(file)], Path(folder), max_bytes)
-                return _response(answerer.answer(Path(folder), suffix=suffix), plan, output)
-        scan = shelf.get(_session(session_id) if session_id else _image(image))
-        if scan is None:
-            raise HTTPException(404, _NO_IMAGE)
-        return _response(answerer.answer(scan, suffix=suffix), plan, output)
+        async with scratch(shelf.home) as folder:
+            async with form_of(request, limits.max_files) as form:
+                suffix = _result_suffix(form.get("params"), plan)
+                sent = uploads_in(form, "file")
+                if sent:
+                    await run_in_threadpool(store, sent, folder, limits)
+            kept = await run_in_threadpool(shelf.get, session_id or image)
+            scan = folder if sent else kept
+            if scan is None:
+                raise HTTPException(404, _NO_IMAGE)
+            answer = await turns.take(
+                request, lambda halt: answerer.answer(scan, halt, suffix=suffix)
+            )
+        return _response(answer, plan, output)
 
     return router
 
@@ -121,24 +124,11 @@ _NO_IMAGE = (
 _EMPTY: Mapping[str, Any] = {"total": 0, "completed": 0, "label_tags": {}}
 
 
-def uploaded(file: UploadFile) -> Upload:
-    """One file of a request."""
-    return Upload(file.filename or "scan.nii.gz", file.file)
-
-
-def _session(key: str) -> str:
-    return f"session:{key}"
-
-
-def _image(key: str) -> str:
-    return f"image:{key}"
-
-
-def _result_suffix(params: str, plan: Plan) -> str | None:
+def _result_suffix(params: object, plan: Plan) -> str | None:
     """The format that the client wants, where it names one that we write."""
     try:
-        wanted = json.loads(params or "{}").get("result_extension")
-    except (ValueError, AttributeError) as error:
+        wanted = json.loads(params if isinstance(params, str) else "{}").get("result_extension")
+    except (ValueError, AttributeError, RecursionError) as error:
         raise HTTPException(422, "params is no JSON object.") from error
     return wanted if wanted in _SUFFIXES and plan.dims == 3 else None
 

@@ -1,24 +1,79 @@
-"""Uploaded scans in a temporary folder, the prediction of one, and the answer to the client."""
+"""Uploaded scans in temporary folders."""
 
+import asyncio
+import errno
 import io
+import re
 import shutil
+import struct
 import tempfile
 import threading
 import time
 import zipfile
-from collections.abc import Mapping, Sequence
+import zlib
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
-from lesionseg.errors import ContentError, DatasetError, LesionsegError, ReadError
-from lesionseg.inference.predictor import Predictor
-from lesionseg.io.formats.volumes import case_suffix, is_image_file, result_suffix
-from lesionseg.io.layouts.input_images import find_images
-from lesionseg.io.predictions import write_prediction
+from lesionseg.errors import ContentError, OutputError, ReadError
+from lesionseg.io.atomic import locked_folder
+from lesionseg.io.formats.volumes import case_suffix, is_image_file
 
 CASE = "scan"
 _PIECE = 2**20
+_HOME = "lesionseg-serve-"
+_SUFFIX = re.compile(r"(\.[a-z0-9]{1,8}){1,2}")
+_END = struct.Struct("<4s4H2LH")  # the last record of a zip
+_BROKEN_ZIP = (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, ValueError)
+
+
+@dataclass(frozen=True)
+class ServeLimits:
+    """What requests may cost.
+
+    Args:
+        max_bytes: of one request, and of what its zip holds.
+        max_files: of one request, and of its zip.
+        max_waiting: uploads and scans that are taken at once, others get status 503; and scans
+            that stay for further requests.
+        request_seconds: to send a request, and again to answer it.
+    """
+
+    max_bytes: int = 2**30
+    max_files: int = 5000
+    max_waiting: int = 32
+    request_seconds: float = 900.0
+
+
+@contextmanager
+def home() -> Iterator[Path]:
+    """The folder of a server's temporary files; those of servers that were killed leave first.
+
+    A folder whose lock a living server holds stays.
+    """
+    for old in Path(tempfile.gettempdir()).glob(f"{_HOME}*"):
+        with suppress(OutputError, OSError):
+            if not old.is_symlink():
+                with locked_folder(old):
+                    shutil.rmtree(old, ignore_errors=True)
+    with (
+        tempfile.TemporaryDirectory(prefix=_HOME, ignore_cleanup_errors=True) as folder,
+        locked_folder(Path(folder)),
+    ):
+        yield Path(folder)
+
+
+@asynccontextmanager
+async def scratch(home: Path | None) -> AsyncIterator[Path]:
+    """A folder for one scan, removed without holding up other requests."""
+    folder = await asyncio.to_thread(tempfile.mkdtemp, dir=home)
+    try:
+        yield Path(folder)
+    finally:
+        await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
 
 
 @dataclass(frozen=True)
@@ -29,19 +84,29 @@ class Upload:
     content: BinaryIO
 
 
-def store(uploads: Sequence[Upload], folder: Path, max_bytes: int) -> None:
+def store(uploads: Sequence[Upload], folder: Path, limits: ServeLimits) -> None:
     """Write one scan to `folder`: one file, one file per channel, or a DICOM series.
 
     Several files that are no images by their names are slices, and so is what a zip holds. Raises
-    `ReadError` when a zip cannot be read, `ContentError` when it holds more than `max_bytes`.
+    `ReadError` when a zip cannot be read, `ContentError` when it holds more than `limits`,
+    `OutputError` when the disk is full.
     """
-    first = Path(uploads[0].name) if uploads else Path()
-    if len(uploads) == 1 and first.suffix.lower() == ".zip":
-        _unzip(uploads[0].content, folder / CASE, max_bytes)
+    try:
+        _store(uploads, folder, limits)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise OutputError("The server's disk is full.") from error
+        raise ReadError("The upload cannot be read.", seen=error.strerror) from error
+
+
+def _store(uploads: Sequence[Upload], folder: Path, limits: ServeLimits) -> None:
+    if len(uploads) == 1 and uploads[0].name.lower().endswith(".zip"):
+        _unzip(uploads[0].content, folder / CASE, limits)
         return
     channels = all(is_image_file(Path(u.name)) and not _is_slice(u.name) for u in uploads)
     for number, upload in enumerate(uploads):
         suffix = case_suffix(Path(upload.name)).lower()
+        suffix = suffix if _SUFFIX.fullmatch(suffix) else ""
         if len(uploads) == 1:
             path = folder / f"{CASE}{suffix}"
         elif channels:
@@ -57,28 +122,45 @@ def _is_slice(name: str) -> bool:
     return name.lower().endswith((".dcm", ".dicom", ".ima"))
 
 
-def _unzip(content: BinaryIO, folder: Path, max_bytes: int) -> None:
-    """Every file of a zip, renamed; counted while it is unpacked, whatever its directory says."""
+def _unzip(content: BinaryIO, folder: Path, limits: ServeLimits) -> None:
+    """Every file of a zip, renamed. `zipfile` gives no more of a file than the directory says."""
     folder.mkdir(parents=True)
-    remaining = max_bytes
     try:
+        _check_directory(content, limits)
         with zipfile.ZipFile(content) as archive:
             members = [m for m in archive.infolist() if not m.is_dir()]
+            _check_members(members, limits)
             for number, member in enumerate(members):
-                with (
-                    archive.open(member) as source,
-                    (folder / f"{number:05d}.dcm").open("wb") as to,
-                ):
-                    while piece := source.read(_PIECE):
-                        remaining -= len(piece)
-                        if remaining < 0:
-                            raise ContentError(
-                                "The zip holds more than may be sent.",
-                                expected=f"at most {max_bytes / 2**20:.0f} MB unpacked",
-                            )
-                        to.write(piece)
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, OSError) as error:
+                path = folder / f"{number:05d}.dcm"
+                with archive.open(member) as source, path.open("wb") as to:
+                    shutil.copyfileobj(source, to, _PIECE)
+    except (*_BROKEN_ZIP, zlib.error) as error:
         raise ReadError("The zip cannot be read.", seen=str(error)) from error
+
+
+def _check_directory(content: BinaryIO, limits: ServeLimits) -> None:
+    """`zipfile` reads the whole directory into memory: its size is asked for first."""
+    content.seek(-min(content.seek(0, io.SEEK_END), _END.size + 2**16), io.SEEK_END)
+    tail = content.read()
+    at = tail.rfind(b"PK\5\6")
+    if at < 0 or len(tail) - at < _END.size:
+        raise zipfile.BadZipFile("it has no end")
+    if _END.unpack_from(tail, at)[5] > 2**10 * limits.max_files:
+        raise _too_much(limits)
+
+
+def _check_members(members: Sequence[zipfile.ZipInfo], limits: ServeLimits) -> None:
+    n_bytes = sum(m.file_size for m in members)
+    if len(members) > limits.max_files or n_bytes > limits.max_bytes:
+        raise _too_much(limits)
+    # others unpack without a bound
+    if {m.compress_type for m in members} - {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}:
+        raise ReadError("The zip is packed in a way that is not read.", expected="deflate")
+
+
+def _too_much(limits: ServeLimits) -> ContentError:
+    most = f"at most {limits.max_files} files and {limits.max_bytes / 2**20:g} MB unpacked"
+    return ContentError("The zip holds more than may be sent.", expected=most)
 
 
 class Shelf:
@@ -91,39 +173,41 @@ class Shelf:
 
     def __init__(self, size: int = 8, seconds: float = 3600.0) -> None:
         self._size, self._seconds = size, seconds
-        self._folders: dict[str, tempfile.TemporaryDirectory[str]] = {}
-        self._touched: dict[str, float] = {}
+        # asked for longest ago first
+        self._kept: OrderedDict[str, tuple[tempfile.TemporaryDirectory[str], float]] = OrderedDict()
         self._lock = threading.Lock()
+        self.home: Path | None = None  # None: the system's temporary folder
 
-    def put(self, key: str, uploads: Sequence[Upload], max_bytes: int) -> None:
+    def put(self, key: str, uploads: Sequence[Upload], limits: ServeLimits) -> None:
         """Keep a scan under `key`, in place of an earlier one."""
-        folder = tempfile.TemporaryDirectory(prefix="lesionseg-", ignore_cleanup_errors=True)
+        folder = tempfile.TemporaryDirectory(dir=self.home, ignore_cleanup_errors=True)
         try:
-            store(uploads, Path(folder.name), max_bytes)
+            store(uploads, Path(folder.name), limits)
         except BaseException:
             folder.cleanup()
             raise
         self.sweep()
         with self._lock:
             self._drop(key)
-            self._folders[key], self._touched[key] = folder, time.monotonic()
-            while len(self._folders) > self._size:
-                self._drop(min(self._touched, key=lambda k: self._touched[k]))
+            self._kept[key] = folder, time.monotonic()
+            while len(self._kept) > self._size:
+                self._drop(next(iter(self._kept)))
 
     def get(self, key: str) -> Path | None:
         """The folder of a scan; None when there is none, or no longer."""
         self.sweep()
         with self._lock:
-            if key not in self._folders:
+            if key not in self._kept:
                 return None
-            self._touched[key] = time.monotonic()
-            return Path(self._folders[key].name)
+            folder, _ = self._kept.pop(key)
+            self._kept[key] = folder, time.monotonic()
+            return Path(folder.name)
 
     def sweep(self) -> None:
         """Forget what nobody has asked for in a long time."""
         now = time.monotonic()
         with self._lock:
-            for old in [k for k, t in self._touched.items() if now - t > self._seconds]:
+            for old in [k for k, (_, t) in self._kept.items() if now - t > self._seconds]:
                 self._drop(old)
 
     def remove(self, key: str) -> bool:
@@ -135,83 +219,11 @@ class Shelf:
     def close(self) -> None:
         """Forget all."""
         with self._lock:
-            for key in list(self._folders):
+            for key in list(self._kept):
                 self._drop(key)
 
     def _drop(self, key: str) -> bool:
-        folder = self._folders.pop(key, None)
-        self._touched.pop(key, None)
-        if folder is not None:
-            folder.cleanup()
-        return folder is not None
-
-
-@dataclass(frozen=True)
-class Answer:
-    """The files of a prediction by name, `scan_mask.nii.gz` and so on, and what was counted."""
-
-    files: Mapping[str, bytes]
-    n_candidates: int
-    n_accepted: int
-
-    def file(self, kind: str) -> tuple[str, bytes]:
-        """Name and content of one file: `mask`, `instances` or `candidates`."""
-        name = next(name for name in self.files if name.startswith(f"{CASE}_{kind}"))
-        return name, self.files[name]
-
-    def zipped(self) -> bytes:
-        """All files as a zip."""
-        buffer = io.BytesIO()
-        with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
-            for name, content in self.files.items():
-                archive.writestr(name, content)
-        return buffer.getvalue()
-
-
-class Answerer:
-    """Predicts scans one at a time, whoever asks.
-
-    What goes wrong with a scan is raised as a `LesionsegError` that names no file of the server's.
-    """
-
-    def __init__(self, predictor: Predictor) -> None:
-        self.predictor = predictor
-        self._lock = threading.Lock()
-
-    def answer(self, folder: Path, *, suffix: str | None = None) -> Answer:
-        """Predict the one scan in `folder`; `suffix` is the masks' format, else the scan's own."""
-        try:
-            return self._answer(folder, suffix)
-        except LesionsegError as error:
-            raise _without_path(error, folder) from error
-        except MemoryError:
-            raise
-        except Exception as error:  # a damaged file may make any library raise anything
-            raise ReadError("The scan cannot be predicted.", seen=type(error).__name__) from error
-
-    def _answer(self, folder: Path, suffix: str | None) -> Answer:
-        plan = self.predictor.plan
-        cases = find_images(folder, len(plan.channel_names))
-        if len(cases) != 1:
-            raise DatasetError("Send one scan at a time.", seen=f"{len(cases)} scans")
-        files = cases[0]
-        with self._lock:
-            prediction = self.predictor.predict_volume(self.predictor.scans.read(files), CASE)
-        chosen = suffix or result_suffix(files.images[0], plan.dims)
-        with tempfile.TemporaryDirectory(prefix="lesionseg-") as output:
-            write_prediction(Path(output), prediction, suffix=chosen, like=files.images[0])
-            written = {p.name: p.read_bytes() for p in sorted(Path(output).iterdir())}
-        accepted = sum(c.accepted for c in prediction.candidates)
-        return Answer(written, len(prediction.candidates), accepted)
-
-
-def _without_path(error: LesionsegError, folder: Path) -> LesionsegError:
-    """The same error, our folder's path cut out of what it says."""
-    texts: dict[str, Any] = {}
-    for name in ("what", "where", "seen", "expected", "remedy"):
-        value = getattr(error, name)
-        text = "" if value is None else str(value)
-        text = text.replace(str(folder.resolve()), "").replace(str(folder), "")
-        texts[name] = text.lstrip("/\\") or None
-    what = texts.pop("what") or "The scan cannot be predicted."
-    return type(error)(what, **texts)
+        if key not in self._kept:
+            return False
+        self._kept.pop(key)[0].cleanup()
+        return True
