@@ -59,7 +59,7 @@ def _writing(path: Path) -> Iterator[None]:
 
 def _flush(path: Path) -> None:
     """Have the disk hold the content before the name: else a power cut leaves an empty file."""
-    descriptor = os.open(path, os.O_RDONLY)
+    descriptor = os.open(path, os.O_RDWR)  # Windows flushes what may be written alone
     try:
         os.fsync(descriptor)
     finally:
@@ -80,8 +80,8 @@ def private_files() -> Iterator[None]:
 def locked_folder(folder: Path, name: str = ".lock") -> Iterator[None]:
     """Keep other processes that ask for the same lock out of a folder, which is made if need be.
 
-    The system ends the lock with the process, however that ends. Where a disk knows no locks,
-    none is taken. Raises `OutputError` where another process holds it.
+    The system ends the lock with the process, however that ends. Where a disk or Windows
+    knows no such locks, none is taken. Raises `OutputError` where another process holds it.
     """
     file, is_new = folder / name, not folder.exists()
     with _writing(folder):
@@ -91,7 +91,7 @@ def locked_folder(folder: Path, name: str = ".lock") -> Iterator[None]:
         yield
     finally:
         with suppress(OSError):
-            file.unlink()
+            file.unlink(missing_ok=True)
             if is_new:  # and nothing came into it
                 folder.rmdir()
         os.close(descriptor)
@@ -99,7 +99,10 @@ def locked_folder(folder: Path, name: str = ".lock") -> Iterator[None]:
 
 def _locked(file: Path) -> int:
     """The descriptor of a lock's file, locked; another process may have removed an earlier one."""
-    import fcntl  # Windows has none
+    try:
+        import fcntl
+    except ImportError:  # Windows has none
+        return os.open(os.devnull, os.O_RDWR)
 
     while True:
         descriptor = os.open(file, os.O_CREAT | os.O_RDWR, 0o600)

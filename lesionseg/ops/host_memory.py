@@ -1,7 +1,9 @@
-"""What glibc does with memory that was freed; with another C library nothing is done."""
+"""The machine's memory on every system, and what glibc does with memory that was freed."""
 
 import ctypes
+import os
 import sys
+from contextlib import suppress
 from typing import Any
 
 # glibc's malloc.h
@@ -9,6 +11,28 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 NEVER, HUGE = -1, 2**30
 # where glibc's own adaptation ends
 USUAL_TRIM, USUAL_MMAP = 2**26, 2**25
+# "ru_maxrss" counts kilobytes, but bytes on a Mac
+_RSS_PER_MB = 2**20 if sys.platform == "darwin" else 2**10
+_UNKNOWN_BYTES = 8 * 2**30
+
+
+def physical_bytes() -> int:
+    """The memory of this machine; 8 GiB where its system does not say."""
+    if hasattr(os, "sysconf"):
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    kilobytes = ctypes.c_ulonglong()
+    with suppress(AttributeError):  # Windows alone has it
+        ctypes.windll.kernel32.GetPhysicallyInstalledSystemMemory(ctypes.byref(kilobytes))  # type: ignore[attr-defined]
+    return 1024 * kilobytes.value or _UNKNOWN_BYTES
+
+
+def peak_memory_mb() -> int:
+    """The most memory that this process has held at one time; 0 on Windows, which keeps no note."""
+    try:
+        import resource
+    except ImportError:
+        return 0
+    return int(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / _RSS_PER_MB)
 
 
 def keep_memory() -> None:

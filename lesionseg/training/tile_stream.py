@@ -2,6 +2,7 @@
 
 import logging
 import shutil
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import count
 from math import prod
@@ -25,6 +26,8 @@ log = logging.getLogger(__name__)
 
 Batch = dict[str, Tensor]
 SHARED_MEMORY = "/dev/shm"
+# quick where the system has it; on a Mac its libraries do not survive a fork
+START_METHOD = "fork" if sys.platform == "linux" else "spawn"
 
 
 class StepSampler(Sampler[list[int]]):
@@ -87,7 +90,7 @@ class TileStream:
             batch_sampler=StepSampler(self.tiles_per_step, self.first_step, *_process()),
             num_workers=self.workers,
             prefetch_factor=AHEAD if self.workers else None,
-            multiprocessing_context="fork" if self.workers else None,
+            multiprocessing_context=START_METHOD if self.workers else None,
             pin_memory=self.pin,
             collate_fn=collate,
             # else MONAI would set back torch's own, which networks draw from

@@ -7,13 +7,14 @@ A file's path, size and time of change stand for its content, as for make, rsync
 
 import hashlib
 import json
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
-from multiprocessing import get_all_start_methods, get_context
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, overload
 
@@ -116,7 +117,7 @@ def look_at_all(
 ) -> Iterator[KeptFacts | LesionsegError]:
     """What is known of each case, in order, or why it cannot be used; `workers` read at a time.
 
-    Processes read where many cases are left and the system can fork, threads elsewhere. Samples
+    Processes read where many cases are left on Linux, threads elsewhere. Samples
     are thinned to `voxels`.
     """
     known = [_thinned(folder.known(files), voxels) for files in cases]
@@ -134,7 +135,7 @@ def _pool(workers: int, n_cases: int) -> Iterator[_Run]:
     """A `map` in order over so many cases."""
     if workers == 1 or n_cases < 2:
         yield map
-    elif n_cases < _CASES_FOR_PROCESSES or "fork" not in get_all_start_methods():
+    elif n_cases < _CASES_FOR_PROCESSES or sys.platform != "linux":
         with ThreadPoolExecutor(min(workers, n_cases)) as threads:
             yield threads.map
     else:

@@ -1,8 +1,6 @@
 """The command's cases: what is unchanged is kept, what fails becomes a row, the rest is written."""
 
 import logging
-import resource
-import sys
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field, replace
@@ -26,6 +24,7 @@ from lesionseg.io.formats.guard import FileLimits, limits
 from lesionseg.io.formats.volumes import read_geometry
 from lesionseg.io.local_files import content_files
 from lesionseg.models.build import NetworkFactory
+from lesionseg.ops.host_memory import peak_memory_mb
 from lesionseg.pipeline.predict.case_pipeline import (
     CaseTask,
     MemoryBudget,
@@ -46,8 +45,6 @@ from lesionseg.pipeline.run.run_log import redact_any
 logger = logging.getLogger(__name__)
 
 NAME = "this case"  # what a message calls it whose file is not to be named
-# "ru_maxrss" counts kilobytes, but bytes on a Mac
-_RSS_PER_MB = 2**20 if sys.platform == "darwin" else 2**10
 
 
 @dataclass(frozen=True)
@@ -242,11 +239,6 @@ class _JobSteps:
             task.seconds += perf_counter() - begin
             if task.row is not None and task.row.status != "kept":
                 task.row = replace(task.row, seconds=round(task.seconds, 3))
-
-
-def peak_memory_mb() -> int:
-    """The most memory that this process has held at one time."""
-    return int(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / _RSS_PER_MB)
 
 
 def _joint_digest(bundles: Sequence[Path]) -> str:

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from lesionseg.data.cache.claims import is_alive
 from lesionseg.errors import ConfigError, pip_install
 from lesionseg.report.sections.tuning_page import State, TuningTrial
 
@@ -220,7 +221,7 @@ class Search:
         for trial in self._taken():
             about = trial.user_attrs
             here = trial.state.name == "RUNNING" and about.get("host") == socket.gethostname()
-            if here and not _is_alive(about["process"]):
+            if here and not is_alive(about["process"]):
                 log.info("Trial %d was killed; another takes its place.", trial.number)
                 self._tell(trial.number, state="FAIL")
 
@@ -263,15 +264,3 @@ def _quiet(optuna: Any) -> Iterator[None]:
             yield
     finally:
         optuna.logging.set_verbosity(level)
-
-
-def _is_alive(process: int) -> bool:
-    if os.name == "nt":  # there, to ask is to end it
-        return True
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:  # it exists and belongs to somebody else
-        return True
-    return True

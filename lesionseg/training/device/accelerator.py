@@ -8,6 +8,7 @@ from torch import Tensor
 
 from lesionseg.data.cache.fill import cores
 from lesionseg.errors import ConfigError
+from lesionseg.ops.host_memory import physical_bytes
 
 TASKS = "SLURM_STEP_NUM_TASKS"  # srun sets it for what it starts; a batch script does not have it
 MOST_WORKERS = 8  # a GPU is fed by as many
@@ -76,7 +77,7 @@ def available_memory_gb(device: str) -> float:
     """Memory of the device in GB (10⁹ bytes): the GPU's own, or the host's physical memory."""
     if device.startswith("cuda"):
         return float(torch.cuda.get_device_properties(device).total_memory) / 1e9
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
+    return physical_bytes() / 1e9
 
 
 def require_own_processes(devices: object) -> None:

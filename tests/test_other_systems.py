@@ -1,0 +1,79 @@
+"""On Windows and macOS: what Linux alone has is asked for by nobody, or has a substitute."""
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lesionseg.core import Case, Volume
+from lesionseg.inference.bundles.bundle import write_bundle
+from lesionseg.io.formats.volumes import write_volume
+from lesionseg.models.build import build_network
+from lesionseg.plan.plan import Plan
+
+# as if this Python had been built without them; torch asks for some where it is built for Linux
+WITHOUT = """
+import os, sys
+import torch
+for name in ("resource", "fcntl", "pwd", "grp", "termios"):
+    sys.modules[name] = None
+for name in (
+    "fork", "forkpty", "register_at_fork", "sysconf", "getuid", "geteuid", "posix_fallocate",
+    "sched_getaffinity", "nice", "getloadavg", "mkfifo", "statvfs",
+):
+    delattr(os, name)
+def kill(pid, sign):
+    raise AssertionError("on Windows this ends the process")
+os.kill = kill
+"""
+IMPORTS = """
+import importlib, pkgutil
+import lesionseg
+for module in pkgutil.walk_packages(lesionseg.__path__, "lesionseg."):
+    if not module.name.endswith(("__main__", "_triton")):
+        importlib.import_module(module.name)
+"""
+COMMANDS = """
+from pathlib import Path
+from lesionseg.cli import main
+from lesionseg.ops.host_memory import peak_memory_mb, physical_bytes
+assert main(["predict", "bundle=bundle", "input=scans", "output=out", "device=cpu"]) == 0
+assert main(["evaluate", "reference=masks", "prediction=out", "output=scores"]) == 0
+assert (peak_memory_mb(), physical_bytes()) == (0, 8 * 2**30)
+"""
+
+
+def _run(code: str, folder: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", WITHOUT + code],
+        cwd=folder,
+        env={**os.environ, "USERNAME": "user"},  # Windows always has one
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_every_module_is_imported_without_what_linux_has(tmp_path: Path) -> None:
+    _run(IMPORTS, tmp_path)
+
+
+@pytest.mark.slow
+def test_predict_and_evaluate_work_without_what_linux_has(
+    plan: Plan, toy_case: Case, tmp_path: Path
+) -> None:
+    easy = replace(plan, lesion_fraction=0.7)
+    write_bundle(tmp_path / "bundle", build_network(easy), easy, "")
+    geometry, reference = toy_case.image.geometry, toy_case.reference
+    assert reference is not None
+    labels = np.asarray(reference.labels)[np.newaxis]
+    write_volume(tmp_path / "scans" / "toy.nii.gz", toy_case.image)
+    write_volume(tmp_path / "masks" / "toy.nii.gz", Volume(labels, geometry))
+    _run(COMMANDS, tmp_path)
+    assert (tmp_path / "scores" / "scores.json").is_file()
+    assert (tmp_path / "out" / "toy_mask.nii.gz").is_file()
