@@ -1,12 +1,35 @@
-"""What judging one case gives: its lesions, its candidates and its numbers."""
+"""What judging one case gives: its lesions, its candidates, its numbers and those of scorers."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
 from lesionseg.core import OperatingPoint
-from lesionseg.evaluation.box_matches import OfficialCase
 from lesionseg.evaluation.case.overlap import VoxelCounts
+
+
+@dataclass(frozen=True, eq=False)
+class BoxMatches:
+    """One label of one case in one range of areas.
+
+    `scores` `[boxes]` descending; `matched` and `ignored` `[ious, boxes]`; `n_lesions` counts
+    those that are not ignored.
+    """
+
+    label: int
+    area: str
+    scores: NDArray[np.float64]
+    matched: NDArray[np.bool_]
+    ignored: NDArray[np.bool_]
+    n_lesions: int
+
+
+# numbers by name of scorers of masks, matches by label and range of scorers of boxes
+OfficialCase = Mapping[str, float | None] | tuple[BoxMatches, ...] | None
+
 
 Outcome = Literal["true_positive", "false_positive", "ignored", "not_accepted"]
 WhyMissed = Literal[

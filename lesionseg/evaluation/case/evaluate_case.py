@@ -19,14 +19,18 @@ from lesionseg.core import (
 )
 from lesionseg.errors import GeometryError
 from lesionseg.evaluation import edge_cases
-from lesionseg.evaluation.case.contrast import lesion_contrasts
 from lesionseg.evaluation.case.label_regions import (
     can_be_divided,
     prediction_of,
     reference_of,
     united,
 )
-from lesionseg.evaluation.case.lesion_extent import NEAR_RESOLUTION_VOXELS, Extent, measure_extents
+from lesionseg.evaluation.case.lesion_measures import (
+    NEAR_RESOLUTION_VOXELS,
+    Extent,
+    lesion_contrasts,
+    measure_extents,
+)
 from lesionseg.evaluation.case.match_case import CaseLinks, CaseMatch, link_case
 from lesionseg.evaluation.case.matching import NEVER
 from lesionseg.evaluation.case.overlap import VoxelCounts, voxel_counts

@@ -19,8 +19,14 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from lesionseg.core import Lesions
-from lesionseg.evaluation.case.coverage import Boxes, covered, covering_pairs, score_of_cover
-from lesionseg.evaluation.case.overlap import Overlaps, box_ious
+from lesionseg.evaluation.case.overlap import (
+    Boxes,
+    Overlaps,
+    box_ious,
+    covered,
+    covering_pairs,
+    score_of_cover,
+)
 from lesionseg.evaluation.presets import Assignment, Criterion
 
 NEVER = -np.inf

@@ -14,11 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lesionseg.core import Lesions
-from lesionseg.evaluation.box_matches import BoxMatches
-from lesionseg.evaluation.case.match_case import CaseMatch
+from lesionseg.evaluation.case.match_case import MOSTLY, CaseMatch
 from lesionseg.evaluation.case.overlap import box_ious
-from lesionseg.evaluation.case.set_aside import MOSTLY
 from lesionseg.evaluation.official.curves import Values, froc_curve, froc_values
+from lesionseg.evaluation.results import BoxMatches
 
 MAX_BOXES = 100
 RECALLS = np.linspace(0.0, 1.0, 101)

@@ -6,14 +6,13 @@ from functools import partial
 
 import numpy as np
 
-from lesionseg.evaluation.box_matches import OfficialCase
 from lesionseg.evaluation.case.match_case import CaseMatch
 from lesionseg.evaluation.official import box_challenges as boxes
 from lesionseg.evaluation.official import curves
 from lesionseg.evaluation.official import mask_challenges as masks
 from lesionseg.evaluation.official.curves import Values
 from lesionseg.evaluation.presets import Scorer
-from lesionseg.evaluation.results import CaseResult
+from lesionseg.evaluation.results import CaseResult, OfficialCase
 from lesionseg.evaluation.statistics.bootstrap import Interval, Weights, percentiles
 
 _MASK_SCORERS: Mapping[str, Callable[[masks.MaskPair], Values]] = {

@@ -10,17 +10,16 @@ from lesionseg.evaluation import edge_cases
 from lesionseg.evaluation.edge_cases import EdgeCase
 from lesionseg.evaluation.score_sections import HALF_MM, ContrastCell, SizeCurveScores
 from lesionseg.evaluation.statistics import detection
-from lesionseg.evaluation.statistics.agreement import load_numbers
 from lesionseg.evaluation.statistics.calibration_curve import describe_calibration, judgements
+from lesionseg.evaluation.statistics.case_accuracy import case_table, load_numbers
 from lesionseg.evaluation.statistics.estimates import Estimate, proportion
+from lesionseg.evaluation.statistics.logistic import SizeCurve, fit_size_curve, size_statistic
 from lesionseg.evaluation.statistics.pooled import (
     PooledResults,
     Selection,
     bins_between,
     of_diameter,
 )
-from lesionseg.evaluation.statistics.predictive_values import case_table
-from lesionseg.evaluation.statistics.size_curve import SizeCurve, fit_size_curve, size_statistic
 
 N_QUANTILE_BINS = 4
 N_CURVE_POINTS = 25

@@ -14,9 +14,8 @@ from lesionseg.evaluation import edge_cases
 from lesionseg.evaluation.case.matching import NEVER
 from lesionseg.evaluation.results import CaseResult
 from lesionseg.evaluation.statistics.bootstrap import count_design_effect, few_groups_factor
-from lesionseg.evaluation.statistics.detection import Pool, pool_results
+from lesionseg.evaluation.statistics.detection import Pool, ThresholdSweep, pool_results
 from lesionseg.evaluation.statistics.estimates import proportion, rate
-from lesionseg.evaluation.statistics.threshold_sweep import ThresholdSweep
 
 _log = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from lesionseg.evaluation.rows import CaseRow, LesionRow
 from lesionseg.evaluation.score_sections import FrocPoint, Scores, SizeGroup
-from lesionseg.evaluation.statistics.threshold_sweep import ThresholdSweep
+from lesionseg.evaluation.statistics.detection import ThresholdSweep
 from lesionseg.report import text
 from lesionseg.report.inputs.result_tables import HistoryCurve
 

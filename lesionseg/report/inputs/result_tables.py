@@ -11,7 +11,7 @@ from lesionseg.errors import ContentError, ReadError
 from lesionseg.evaluation.rows import CandidateRow, CaseRow, LesionRow
 from lesionseg.evaluation.score_sections import Details, Scores
 from lesionseg.evaluation.scores import READ_VERSIONS, SCHEMA_VERSION
-from lesionseg.evaluation.statistics.threshold_sweep import ThresholdSweep
+from lesionseg.evaluation.statistics.detection import ThresholdSweep
 from lesionseg.evaluation.table_row import RowType, read_table
 from lesionseg.io.atomic import read_csv, read_json
 

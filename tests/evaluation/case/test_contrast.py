@@ -4,7 +4,7 @@ import pytest
 from lesionseg.core import Geometry, Reference, Volume
 from lesionseg.errors import GeometryError
 from lesionseg.evaluation import PRESETS, evaluate_case
-from lesionseg.evaluation.case.contrast import lesion_contrasts
+from lesionseg.evaluation.case.lesion_measures import lesion_contrasts
 from lesionseg.ops.lesions import lesions_of
 
 

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from lesionseg.evaluation.case.lesion_extent import Extent, measure_extents
+from lesionseg.evaluation.case.lesion_measures import Extent, measure_extents
 
 
 def measure(voxels, spacing_mm) -> Extent:

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 from lesionseg.evaluation import PRESETS, summarise
-from lesionseg.evaluation.statistics.agreement import agreement_statistic
-from lesionseg.evaluation.statistics.predictive_values import predictive_values
+from lesionseg.evaluation.statistics.case_accuracy import agreement_statistic, predictive_values
 from tests.evaluation.statistics.test_further_scores import judge
 
 

@@ -15,8 +15,12 @@ from lesionseg.evaluation.statistics.calibration_curve import (
 from lesionseg.evaluation.statistics.compare import compare
 from lesionseg.evaluation.statistics.detection import froc, pool_results
 from lesionseg.evaluation.statistics.estimates import Estimator
-from lesionseg.evaluation.statistics.logistic import fit_counts, fit_logistic, fit_offset
-from lesionseg.evaluation.statistics.size_curve import fit_size_curve
+from lesionseg.evaluation.statistics.logistic import (
+    fit_counts,
+    fit_logistic,
+    fit_offset,
+    fit_size_curve,
+)
 from tests.evaluation.hand_cases import HAND_CASES, make_prediction, make_reference
 from tests.evaluation.random_cases import random_cases
 

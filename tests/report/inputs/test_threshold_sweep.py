@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lesionseg.evaluation.statistics.threshold_sweep import ThresholdSweep
+from lesionseg.evaluation.statistics.detection import ThresholdSweep
 from lesionseg.report.inputs.result_tables import read_tables
 from lesionseg.report.sections.threshold_slider import slider_json
 from tests.report.conftest import Blob, Evaluation
