@@ -14,6 +14,7 @@ from lesionseg.evaluation.rows import CandidateRow, CaseRow, LesionRow, SuspectR
 from lesionseg.evaluation.table_row import TableRow
 from lesionseg.io.atomic import write_json
 from lesionseg.pipeline.follow.gathered_pairs import PairRow
+from lesionseg.pipeline.overlap.recipe import OverlapRow
 from lesionseg.pipeline.predict.predictions_table import PredictionRow
 from lesionseg.report.inputs.pseudonyms import PseudonymRow
 from lesionseg.training.callbacks.focal_balance import CurveRow, FocalBalanceRow
@@ -28,6 +29,7 @@ TABLES: Mapping[str, type[TableRow]] = {
     "predictions.csv": PredictionRow,
     "changes.csv": LesionChange,
     "pairs.csv": PairRow,
+    "overlap.csv": OverlapRow,
     "adjudicate.csv": AdjudicationRow,
     "pseudonyms.csv": PseudonymRow,
     "label_audit.csv": SuspectRow,

@@ -4,11 +4,15 @@ A dataset at a URL is a folder of placeholders (`io.remote.mirror`). What opens 
 into a dataset, fetches its files here first; every reader below is handed plain local paths.
 """
 
+import gzip
+import hashlib
+import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from time import monotonic
 
 from lesionseg.core import CaseFiles
+from lesionseg.errors import ReadError
 from lesionseg.io.dicom.headers import SUFFIXES as DICOM
 from lesionseg.io.dicom.headers import is_dicom
 from lesionseg.io.dicom.series import series_headers, split_series, starts_with_radiograph
@@ -18,6 +22,7 @@ from lesionseg.io.remote.mirror import IN_USE_SECONDS, bring, is_mirrored
 
 # a store may be so slow that the first files have made room for others before the last are here
 _MOST_PASSES = 3
+_PIECE = 2**22
 
 
 def fetch_case(files: CaseFiles) -> None:
@@ -63,6 +68,32 @@ def content_files(path: Path) -> tuple[Path, ...]:
         bring(path, at_most=MOST_HEADER_BYTES)
         return tuple(dict.fromkeys((path, itk.voxel_file(path))))
     return (path,)
+
+
+def image_digests(files: CaseFiles) -> tuple[str, ...]:
+    """Sixteen hexadecimal digits of each channel's content, wherever the files lie (SHA-256).
+
+    A `.gz` file counts as what is in it, a series as its files in any order. Remote files are
+    fetched. Raises `ReadError` for a file that cannot be read.
+    """
+    fetch_images(files.images)
+    return tuple(_digest_of_all(content_files(path)) for path in files.images)
+
+
+def _digest_of_all(paths: Iterable[Path]) -> str:
+    digests = sorted(map(_digest, paths))
+    return hashlib.sha256("".join(digests).encode()).hexdigest()[:16]
+
+
+def _digest(path: Path) -> str:
+    digest = hashlib.sha256()
+    try:
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            while piece := file.read(_PIECE):
+                digest.update(piece)
+    except (OSError, EOFError, zlib.error) as error:
+        raise ReadError("The file cannot be read.", where=path, seen=error) from error
+    return digest.hexdigest()
 
 
 def file_states(paths: Iterable[Path]) -> tuple[tuple[str, int, int], ...] | None:

@@ -27,7 +27,7 @@ from lesionseg.data.cache.fill import MAX_WORKERS, cores
 from lesionseg.errors import LesionsegError, OutputError
 from lesionseg.io.atomic import atomic_path
 from lesionseg.io.cases import read_case
-from lesionseg.io.local_files import file_states
+from lesionseg.io.local_files import file_states, image_digests
 from lesionseg.plan.fingerprint import CaseFacts, facts_of
 
 FACTS_VERSION = 1
@@ -40,10 +40,14 @@ _ARRAYS = ("sample", "lesion_sample")
 
 @dataclass(frozen=True)
 class KeptFacts:
-    """What is known of a case: None for one without a reference; SHA-256 of its files."""
+    """What is known of a case: None for one without a reference; SHA-256 of its files.
+
+    `images`: of each channel alone, see `image_digests`.
+    """
 
     facts: CaseFacts | None
     source: str
+    images: tuple[str, ...]
 
 
 class FactsFolder:
@@ -67,7 +71,7 @@ class FactsFolder:
         signature = self._signature(files)
         case = read_case(files, self.dataset)
         facts = None if case.reference is None else facts_of(case, case.reference)
-        made = KeptFacts(facts, source_hash(files))
+        made = KeptFacts(facts, source_hash(files), image_digests(files))
         if signature is not None and signature == self._signature(files):
             self._keep(signature, made)
         return made
@@ -76,6 +80,11 @@ class FactsFolder:
         """SHA-256 of the case's files: `source_hash`, remembered."""
         kept = self.known(files)
         return source_hash(files) if kept is None else kept.source
+
+    def images(self, files: CaseFiles) -> tuple[str, ...]:
+        """What tells the content of each channel: `image_digests`, remembered."""
+        kept = self.known(files)
+        return image_digests(files) if kept is None else kept.images
 
     def _signature(self, files: CaseFiles) -> str | None:
         """A name for the case's files as they are; None where that cannot be relied on."""
@@ -96,7 +105,8 @@ class FactsFolder:
             with safe_open(self._path(signature), framework="numpy") as file:
                 said = json.loads(file.metadata()["facts"])
                 arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            return KeptFacts(_facts(said["facts"], arrays), said["source"])
+            facts = _facts(said["facts"], arrays)
+            return KeptFacts(facts, said["source"], tuple(said["images"]))
         except (OSError, SafetensorError, ValueError, KeyError, TypeError):
             return None  # missing or damaged: read again
 
@@ -104,7 +114,7 @@ class FactsFolder:
         """Keep facts; a disk that refuses them costs time at the next start, nothing else."""
         said = None if made.facts is None else asdict(made.facts)
         arrays = {} if said is None else {name: said.pop(name) for name in _ARRAYS}
-        text = json.dumps({"facts": said, "source": made.source})
+        text = json.dumps({"facts": said, "source": made.source, "images": made.images})
         try:
             with atomic_path(self._path(signature)) as path:
                 save_file(arrays, path, metadata={"facts": text})

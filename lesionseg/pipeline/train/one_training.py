@@ -15,6 +15,7 @@ from lesionseg.data.transforms import PrepareSettings
 from lesionseg.evaluation import Preset
 from lesionseg.inference.bundles.bundle import write_bundle
 from lesionseg.inference.bundles.model_card import model_card
+from lesionseg.inference.bundles.training_cases import TrainingCase
 from lesionseg.inference.candidates.acceptance import DEFAULT_POINT
 from lesionseg.inference.inference_settings import InferenceSettings
 from lesionseg.inference.predictor import Predictor
@@ -34,6 +35,7 @@ from lesionseg.pipeline.run.run_dir import (
     provenance,
     refuse_other_cases,
 )
+from lesionseg.pipeline.train.fine_tuning import training_cases
 from lesionseg.pipeline.train.learning import (
     affordable,
     decide,
@@ -171,7 +173,8 @@ def train_once(recipe: Recipe, survey: Survey, plan: Plan, run: Path) -> Trained
         last.draw(fitted.steps, choice.apply_to)
     complete = choice.added_to(plan)
     scores = validation.scores if validation else None
-    keep_bundle([fitted.network], complete, scores, origin, run)
+    seen = training_cases(survey, learning.init_from)
+    keep_bundle([fitted.network], complete, scores, origin, seen, run)
     return Trained(predictor(complete), complete, validation, origin)
 
 
@@ -204,9 +207,10 @@ def keep_bundle(
     plan: Plan,
     scores: Mapping[str, Any] | None,
     origin: Mapping[str, Any],
+    seen: Sequence[TrainingCase],
     run: Path,
 ) -> None:
     """Write the bundle and, with all that was chosen, the plan again."""
     plan = plan.with_(n_members=len(networks))
-    write_bundle(run / BUNDLE, networks, plan, model_card(plan, scores, origin))
+    write_bundle(run / BUNDLE, networks, plan, model_card(plan, scores, origin, seen))
     write_text(run / "plan.json", plan.to_json())

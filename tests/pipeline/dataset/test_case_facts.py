@@ -66,7 +66,7 @@ def test_facts_are_those_of_the_case(dataset: Dataset, tmp_path: Path) -> None:
     case = read_case(files, dataset)
     assert case.reference is not None
     kept = FactsFolder(tmp_path / "facts", dataset).look(files)
-    assert same(kept, KeptFacts(facts_of(case, case.reference), kept.source))
+    assert same(kept, KeptFacts(facts_of(case, case.reference), kept.source, kept.images))
 
 
 def test_a_changed_file_is_read_again(dataset: Dataset, tmp_path: Path) -> None:
@@ -125,7 +125,7 @@ def test_any_number_of_workers_gives_the_same_in_order(
         kept, alone = found[i], folder.look(dataset.cases[i])
         assert isinstance(kept, KeptFacts)
         assert alone.facts is not None
-        assert same(kept, KeptFacts(alone.facts.thinned(100), alone.source))
+        assert same(kept, KeptFacts(alone.facts.thinned(100), alone.source, alone.images))
 
 
 def test_samples_of_many_cases_stay_within_bounds() -> None:
