@@ -58,9 +58,13 @@ def serve(
         trust: classes that the bundle names may be imported.
     """
     uvicorn = _uvicorn()
-    if token is not None and not (token and token.isascii()):
+    if token is not None and not (isinstance(token, str) and token and token.isascii()):
         # an empty variable of the environment would open the server
-        raise ConfigError("The token must be of ASCII characters, and not empty.", where="token")
+        raise ConfigError(
+            "The token must be text of ASCII characters, and not empty.",
+            where="token",
+            remedy="Quote a number twice: token='\"2718\"'.",
+        )
     from lesionseg.pipeline.serve.app import make_app
     from lesionseg.pipeline.serve.gate import HeadInTime
     from lesionseg.pipeline.serve.uploads import ServeLimits

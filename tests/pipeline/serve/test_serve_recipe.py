@@ -4,89 +4,25 @@ import email
 import io
 import json
 import logging
-import tempfile
 import threading
-import warnings
 import zipfile
 from collections.abc import Iterator
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from fastapi import FastAPI
 from numpy.typing import NDArray
 
-from lesionseg.core import Geometry, Volume
+from lesionseg.core import Volume
 from lesionseg.errors import ConfigError
-from lesionseg.inference.bundles.bundle import write_bundle
 from lesionseg.inference.predictor import Predictor
 from lesionseg.io.formats.volumes import read_volume, write_volume
 from lesionseg.pipeline.serve import app as app_module
 from lesionseg.pipeline.serve.recipe import serve
 from lesionseg.pipeline.serve.uploads import ServeLimits, Shelf, Upload
-from lesionseg.plan.plan import Plan
-from tests.inference.networks import Bright
-
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # starlette says that it would rather have httpx2
-    from fastapi.testclient import TestClient
-
-SHAPE = (12, 18, 20)
-MINE = {"mine": lambda _: Bright()}
-NAME = "Doe_Jane_1970.nii.gz"
-
-
-@pytest.fixture
-def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where everything temporary goes, to see that nothing stays."""
-    folder = tmp_path / "temporary"
-    folder.mkdir()
-    monkeypatch.setattr(tempfile, "tempdir", str(folder))
-    return folder
-
-
-@pytest.fixture
-def bundle(tmp_path: Path, plan: Plan) -> Path:
-    mine = replace(plan, architecture=replace(plan.architecture, name="mine"))
-    write_bundle(tmp_path / "bundle", Bright(), mine, "")
-    return tmp_path / "bundle"
-
-
-def _app(bundle: Path, token: str | None = None, **limits: int | float) -> FastAPI:
-    predictor = Predictor(bundle, device="cpu", architectures=MINE)
-    return app_module.make_app(
-        predictor, bundle="x", limits=ServeLimits(**limits), hosts=["scans.example"], token=token
-    )
-
-
-@pytest.fixture
-def client(bundle: Path, temporary: Path) -> Iterator[TestClient]:
-    app = _app(bundle, max_bytes=2**19)
-    with TestClient(app, base_url="http://localhost") as client:
-        yield client
-
-
-def _kept(folder: Path) -> list[Path]:
-    """What lies there, file or folder, besides a living server's own folder and its lock."""
-    (home,) = folder.iterdir()
-    return [p for p in home.rglob("*") if p != home / ".lock"]
-
-
-def _image(rng: np.random.Generator) -> NDArray[np.float32]:
-    image = rng.normal(100, 3, SHAPE)
-    image[3:6, 4:8, 5:9] += 60
-    image[8:11, 10:14, 12:17] += 80
-    return image.astype(np.float32)
-
-
-@pytest.fixture
-def scan(tmp_path: Path, rng: np.random.Generator) -> Path:
-    affine = np.array([[0, 0, -1, 9], [0, 1, 0, -4], [2, 0, 0, 3], [0, 0, 0, 1.0]])
-    write_volume(tmp_path / NAME, Volume(_image(rng)[None], Geometry(SHAPE, affine)))
-    return tmp_path / NAME
+from tests.pipeline.serve.conftest import MINE, NAME, TestClient, app_of, asking, kept
 
 
 def _mask(content: bytes, path: Path) -> NDArray[np.generic]:
@@ -113,7 +49,7 @@ def test_a_scan_gives_its_mask(
     found = client.post("/predict?result=candidates", files={"file": (NAME, scan.read_bytes())})
     assert len(found.json()["candidates"]) == len(own.candidates)
     assert found.json()["case"] == "scan"
-    assert not _kept(temporary)
+    assert not kept(temporary)
 
 
 @pytest.mark.parametrize(
@@ -178,7 +114,7 @@ def test_too_large_a_request_is_refused(client: TestClient, temporary: Path) -> 
     answer = client.post("/predict", files={"file": ("a.zip", buffer.getvalue())})
     assert answer.status_code == 422
     assert "holds more" in answer.json()["detail"]
-    assert not _kept(temporary)
+    assert not kept(temporary)
 
 
 def test_names_of_files_are_not_logged(
@@ -302,10 +238,10 @@ def test_two_users_who_call_their_scans_the_same_get_their_own_masks(
 
 
 def test_uploads_leave_with_the_server(bundle: Path, scan: Path, temporary: Path) -> None:
-    app = _app(bundle)
-    with TestClient(app, base_url="http://localhost") as client:
+    app = app_of(bundle)
+    with asking(app) as client:
         client.put("/session/", files={"files": (NAME, scan.read_bytes())})
-        assert [p.name for p in _kept(temporary) if p.is_file()] == ["scan.nii.gz"]
+        assert [p.name for p in kept(temporary) if p.is_file()] == ["scan.nii.gz"]
     assert not list(temporary.iterdir())
 
 
@@ -346,13 +282,13 @@ def test_an_expired_scan_leaves_by_the_clock(
 
     monkeypatch.setattr(app_module, "SWEEP_SECONDS", 0.01)
     monkeypatch.setattr(app_module, "Shelf", partial(Shelf, seconds=0.0))
-    app = _app(bundle)
-    with TestClient(app, base_url="http://localhost") as client:
+    app = app_of(bundle)
+    with asking(app) as client:
         client.put("/session/", files={"files": (NAME, scan.read_bytes())})
         end = time.monotonic() + 10
-        while _kept(temporary) and time.monotonic() < end:
+        while kept(temporary) and time.monotonic() < end:
             time.sleep(0.02)
-        assert not _kept(temporary)
+        assert not kept(temporary)
 
 
 def test_a_missing_package_is_named_with_the_way_to_install_it(
