@@ -1,21 +1,26 @@
 """Results on disk that are whole or absent: a temporary name in the same folder, then a rename."""
 
 import csv
+import inspect
 import json
 import logging
 import os
 import re
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 
 from lesionseg.errors import LesionsegError, OutputError, ReadError
 
 logger = logging.getLogger(__name__)
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 _MOST_VALUES = 10**6
 _MOST_YAML_BYTES = 2**17  # its parser is slow: seconds for more
@@ -76,38 +81,64 @@ def private_files() -> Iterator[None]:
         os.umask(before)
 
 
+def locks(setting: str, *, shared: bool = False) -> Callable[[Callable[P, T]], Callable[P, T]]:
+    """Decorate a command: it holds the lock of the folder that its argument `setting` names.
+
+    `shared`: see `locked_folder`. Without a folder (None) there is no lock.
+    """
+
+    def decorate(command: Callable[P, T]) -> Callable[P, T]:
+        signature = inspect.signature(command)
+
+        @wraps(command)
+        def locked(*args: P.args, **settings: P.kwargs) -> T:
+            folder = signature.bind(*args, **settings).arguments.get(setting)
+            if folder is None:
+                return command(*args, **settings)
+            with locked_folder(Path(folder), shared=shared):
+                return command(*args, **settings)
+
+        return locked
+
+    return decorate
+
+
 @contextmanager
-def locked_folder(folder: Path, name: str = ".lock") -> Iterator[None]:
+def locked_folder(folder: Path, name: str = ".lock", *, shared: bool = False) -> Iterator[None]:
     """Keep other processes that ask for the same lock out of a folder, which is made if need be.
 
-    The system ends the lock with the process, however that ends. Where a disk or Windows
-    knows no such locks, none is taken. Raises `OutputError` where another process holds it.
+    Those that all take it as `shared` work side by side. The system ends the lock with the process,
+    however that ends. Where a disk or Windows knows no locks, none is taken. Raises `OutputError` where
+    another process holds it, or the folder is a file.
     """
+    try:
+        import fcntl
+    except ImportError:  # Windows has none
+        yield
+        return
     file, is_new = folder / name, not folder.exists()
     with _writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        descriptor = _locked(file)
+        descriptor = _locked(file, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
     try:
         yield
     finally:
         with suppress(OSError):
-            file.unlink(missing_ok=True)
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # else others share it still
+            file.unlink()
             if is_new:  # and nothing came into it
                 folder.rmdir()
         os.close(descriptor)
 
 
-def _locked(file: Path) -> int:
+def _locked(file: Path, kind: int) -> int:
     """The descriptor of a lock's file, locked; another process may have removed an earlier one."""
-    try:
-        import fcntl
-    except ImportError:  # Windows has none
-        return os.open(os.devnull, os.O_RDWR)
+    import fcntl
 
     while True:
-        descriptor = os.open(file, os.O_CREAT | os.O_RDWR, 0o600)
+        descriptor = os.open(file, os.O_CREAT | os.O_RDWR, 0o666)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
         except BlockingIOError as error:
             os.close(descriptor)
             raise OutputError(

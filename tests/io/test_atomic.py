@@ -1,4 +1,6 @@
+import inspect
 import json
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 
@@ -17,6 +19,12 @@ from lesionseg.io.atomic import (
     write_json,
     write_text,
 )
+from lesionseg.pipeline.evaluate import evaluate
+from lesionseg.pipeline.export import export
+from lesionseg.pipeline.follow import follow
+from lesionseg.pipeline.prepare import prepare
+from lesionseg.pipeline.report import report
+from lesionseg.pipeline.tune import tune
 
 
 def test_the_temporary_file_lies_beside_and_keeps_the_suffix(tmp_path: Path) -> None:
@@ -146,6 +154,30 @@ def test_m3_a_locked_folder_is_refused_to_others_until_it_is_free(tmp_path: Path
     assert [p.name for p in folder.iterdir()] == ["a"]
 
 
+def test_m3_a_shared_lock_keeps_out_only_those_that_do_not_share(tmp_path: Path) -> None:
+    with locked_folder(tmp_path, shared=True):
+        with locked_folder(tmp_path, shared=True):
+            pass
+        with pytest.raises(OutputError, match="Another process"):
+            locked_folder(tmp_path).__enter__()
+    with locked_folder(tmp_path), pytest.raises(OutputError, match="Another process"):
+        locked_folder(tmp_path, shared=True).__enter__()
+    assert list(tmp_path.iterdir()) == []
+
+
+COMMANDS = (prepare, tune, evaluate, report, follow, export)
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=[command.__name__ for command in COMMANDS])
+def test_m3_two_commands_never_write_into_one_folder(
+    tmp_path: Path, command: Callable[..., object]
+) -> None:
+    given = dict.fromkeys(inspect.signature(command).parameters)
+    folder = "run_dir" if "run_dir" in given else "output"
+    with locked_folder(tmp_path), pytest.raises(OutputError, match="Another process is writing"):
+        command(**{**given, folder: str(tmp_path)})
+
+
 def test_a_lock_leaves_no_folder_that_it_made(tmp_path: Path) -> None:
     with locked_folder(tmp_path / "out"):
         pass
@@ -190,7 +222,7 @@ RUN_BY_SPREADSHEETS = ["=1+1", "+cmd", "-a", "@SUM(A1)", "'=x", "''@x", "-"]
 
 
 @pytest.mark.parametrize("text", RUN_BY_SPREADSHEETS)
-def test_no_cell_is_run_by_a_spreadsheet_and_all_come_back(tmp_path: Path, text: str) -> None:
+def test_m6_no_cell_is_run_by_a_spreadsheet_and_all_come_back(tmp_path: Path, text: str) -> None:
     path = tmp_path / "a.csv"
     write_csv(path, [{"case": text}], ["case"])
     assert path.read_text().splitlines()[1].startswith("'")

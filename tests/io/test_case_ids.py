@@ -41,7 +41,7 @@ GOOD = ("a", "MSCS_19L", "sub-01.v2", "a b", "患者　1", "扫" * 66, "Мари
 
 
 @pytest.mark.parametrize(("case", "fault"), BAD.items())
-def test_an_id_that_cannot_name_files_is_refused(case: str, fault: str) -> None:
+def test_h6_an_id_that_cannot_name_files_is_refused(case: str, fault: str) -> None:
     with pytest.raises(DatasetError, match=fault) as refused:
         check_case_id(case, Path("list.csv"))
     assert repr(case) in str(refused.value)
@@ -78,7 +78,7 @@ def _scan(path: Path) -> None:
 
 
 @pytest.mark.parametrize("case", ["..", ".", "a\u202eb", "a\\b"])
-def test_a_manifest_with_such_an_id_is_refused(tmp_path: Path, case: str) -> None:
+def test_h6_a_manifest_with_such_an_id_is_refused(tmp_path: Path, case: str) -> None:
     _scan(tmp_path / "fine.nii.gz")
     (tmp_path / "manifest.csv").write_text(f"case,image\n{case},fine.nii.gz\nfine,fine.nii.gz\n")
     with pytest.raises(DatasetError, match="cannot be a file name") as refused:

@@ -13,7 +13,7 @@ from lesionseg.evaluation import Preset, find_preset
 from lesionseg.evaluation.adjudication import adjudicate, read_verdicts
 from lesionseg.evaluation.statistics.compare import compare as compare_models
 from lesionseg.inference.candidates.acceptance import choose_operating_point
-from lesionseg.io.atomic import read_csv
+from lesionseg.io.atomic import locks, read_csv
 from lesionseg.io.layouts.conventions import assign_groups
 from lesionseg.io.predictions import find_predictions
 from lesionseg.pipeline.evaluate.reference_cases import (
@@ -51,6 +51,7 @@ class EvaluateOutcome(CommandOutcome):
         return scores_lines({str(self.scores["evaluated_on"]): self.scores})
 
 
+@locks("output")
 def evaluate(
     reference: str | Path,
     prediction: str | Path,

@@ -20,7 +20,7 @@ from lesionseg.inference.bundles.network_export import (
     write_onnx,
     write_program,
 )
-from lesionseg.io.atomic import write_json, write_text
+from lesionseg.io.atomic import locks, write_json, write_text
 from lesionseg.models.build import NetworkFactory, trusting
 from lesionseg.pipeline.run.outcome import CommandOutcome
 from lesionseg.plan.plan import Plan
@@ -45,6 +45,7 @@ class ExportOutcome(CommandOutcome):
         ]
 
 
+@locks("output")
 def export(
     bundle: str | Path | Sequence[str | Path],
     output: str | Path,

@@ -16,7 +16,7 @@ from lesionseg.evaluation.change import (
     find_changes,
     repeatability,
 )
-from lesionseg.io.atomic import write_json
+from lesionseg.io.atomic import locks, write_json
 from lesionseg.io.predictions import find_masks
 from lesionseg.pipeline.follow.gathered_pairs import Gathered, summary_json
 from lesionseg.pipeline.follow.new_lesions import (
@@ -62,6 +62,7 @@ class FollowOutcome(CommandOutcome):
         return [*lines, f"{self.n_pairs} pairs: {self.output / 'changes.csv'}"]
 
 
+@locks("output")
 def follow(
     before: str | Path,
     after: str | Path,

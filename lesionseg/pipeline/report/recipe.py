@@ -5,6 +5,7 @@ from pathlib import Path
 
 from lesionseg.core import Dataset
 from lesionseg.errors import ConfigError, ReadError
+from lesionseg.io.atomic import locks
 from lesionseg.pipeline.run.outcome import CommandOutcome, bar
 from lesionseg.report.sections.gallery_choice import Limits
 from lesionseg.report.text import NAMES
@@ -77,6 +78,7 @@ class ReportOutcome(CommandOutcome):
         return [f"Report: {self.page}"]
 
 
+@locks("output")
 def report(
     scores: str | Path,
     output: str | Path,

@@ -14,6 +14,7 @@ from lesionseg.data.transforms import PrepareSettings
 from lesionseg.errors import ConfigError, DatasetError
 from lesionseg.evaluation import Preset
 from lesionseg.inference.inference_settings import InferenceSettings
+from lesionseg.io.atomic import locks
 from lesionseg.pipeline.dataset.data_settings import DataSettings
 from lesionseg.pipeline.dataset.survey import Survey, take_survey
 from lesionseg.pipeline.judging.volume_scores import VolumeJudge
@@ -76,6 +77,7 @@ class TuneOutcome(CommandOutcome):
         )
 
 
+@locks("run_dir", shared=True)
 def tune(
     data: DataSettings,
     model: PlanOverrides,

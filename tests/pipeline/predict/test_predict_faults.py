@@ -129,7 +129,7 @@ def _raise_at_the_second(
 
 
 @each_step
-def test_one_case_fails_at_any_step_and_the_others_are_the_same(
+def test_h1_one_case_fails_at_any_step_and_the_others_are_the_same(
     bundle: Path, scans: Path, tmp_path: Path, owner: Any, name: str
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
@@ -168,7 +168,7 @@ def test_ctrl_c_ends_the_run_at_any_step(
         _run(bundle, scans, tmp_path / "out")
 
 
-def test_one_case_fails_whose_results_cannot_be_removed(
+def test_h2_one_case_fails_whose_results_cannot_be_removed(
     bundle: Path, scans: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clear = CaseOutputs.clear
@@ -205,7 +205,7 @@ class _Broken(Bright):
 
 
 @pytest.mark.parametrize("batch_size", [1, 3])
-def test_one_case_fails_in_the_network_also_where_batches_are_shared(
+def test_h1_one_case_fails_in_the_network_also_where_batches_are_shared(
     bundle: Path, scans: Path, tmp_path: Path, batch_size: int
 ) -> None:
     options = {
@@ -254,13 +254,13 @@ def test_a_table_that_can_never_be_written_is_told_after_the_last_case(
         _run(bundle, scans, tmp_path / "out")
 
 
-def test_an_output_that_is_a_file_is_refused(bundle: Path, scans: Path, tmp_path: Path) -> None:
+def test_h2_an_output_that_is_a_file_is_refused(bundle: Path, scans: Path, tmp_path: Path) -> None:
     (tmp_path / "out").write_text("")
     with pytest.raises(ConfigError, match=r"output is a file.*out"):
         _run(bundle, scans, tmp_path / "out")
 
 
-def test_a_scan_list_with_ids_and_paths_that_cannot_be(
+def test_h2_a_scan_list_with_ids_and_paths_that_cannot_be(
     bundle: Path, scans: Path, tmp_path: Path
 ) -> None:
     ids = ("x" * (MAX_ID_BYTES + 1), "n\0", "..", "turn\u202ed", ".hidden", "b\\c")
