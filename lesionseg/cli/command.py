@@ -85,7 +85,8 @@ def _complete(arguments: Sequence[str]) -> int:
 def call(cfg: Any) -> int:
     """Build the settings, call the recipe, say what came out; returns the exit status."""
     outcome = outcome_of(cfg)
-    _say("\n".join(outcome.summary()))
+    if lines := outcome.summary():
+        _say("\n".join(lines))
     return int(outcome.exit_status)
 
 

@@ -108,7 +108,7 @@ def locked_folder(folder: Path, name: str = ".lock", *, shared: bool = False) ->
     """Keep other processes that ask for the same lock out of a folder, which is made if need be.
 
     Those that all take it as `shared` work side by side. The system ends the lock with the process,
-    however that ends. Where a disk or Windows knows no locks, none is taken. Raises `OutputError` where
+    however that ends. Where a disk or Windows knows none, none is taken. Raises `OutputError` where
     another process holds it, or the folder is a file.
     """
     try:

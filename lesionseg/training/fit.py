@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +37,13 @@ from lesionseg.training.callbacks.step_callbacks import (
 )
 from lesionseg.training.device.accelerator import training_device
 from lesionseg.training.device.allocator import KeepMemory
+from lesionseg.training.device.processes import (
+    PATIENCE,
+    from_first,
+    is_first,
+    launched,
+    n_processes,
+)
 from lesionseg.training.device.speed import choose_speed
 from lesionseg.training.learning_settings import Learning
 from lesionseg.training.settings import TrainerSettings
@@ -108,7 +114,10 @@ def tiles_of(cases: Sequence[CachedCase], plan: Plan, learning: Learning) -> Til
         plan,
         learning.sampling,
         learning.augmentation,
-        n_tiles=trainer.steps_per_epoch * trainer.accumulate * plan.batch_size,
+        n_tiles=trainer.steps_per_epoch
+        * trainer.accumulate
+        * plan.batch_size
+        * n_processes(trainer),
         seed=learning.seed,
     )
 
@@ -157,7 +166,7 @@ def fit_tiles(
     path = run_dir / CHECKPOINT
     module = lesion_module(plan, learning, network)
     settings = module.settings
-    checkpoint = read_checkpoint(path) if path.is_file() else None
+    checkpoint = from_first(lambda: read_checkpoint(path) if path.is_file() else None)
     device = training_device(settings.accelerator)
     if isinstance(tiles, TileDataset) and tiles.hard is not None:
         _require_voxels(plan)
@@ -166,7 +175,7 @@ def fit_tiles(
     if checkpoint is None or module.budget.progress(counters.steps, counters.minutes) < 1:
         mine = our_callbacks(settings, run_dir, checkpoint, validate)
         device = _train(module, tiles, counters.steps, [*mine, *callbacks], run_dir)
-        checkpoint = read_checkpoint(path)
+        checkpoint = from_first(lambda: read_checkpoint(path))
     return _result(module, checkpoint, run_dir, device)
 
 
@@ -236,7 +245,9 @@ def _train(
     device = chosen_device(settings)
     precision = choose_precision(settings.precision, device)
     dtype = autocast_dtype(precision)
-    speed = choose_speed(module.network, module.objective, plan, settings, device, dtype)
+    speed = from_first(
+        lambda: choose_speed(module.network, module.objective, plan, settings, device, dtype)
+    )
     module.compiled = speed.compiled
     module.to(memory_format=speed.layout)
     # Lightning's own fp16 would unscale after our clipping
@@ -251,7 +262,7 @@ def _train(
 def chosen_device(settings: TrainerSettings) -> torch.device:
     """The kind of device that trains; of GPUs in a list the first is made the current one."""
     device = torch.device(training_device(settings.accelerator))
-    if device.type == "cuda" and isinstance(settings.devices, list | tuple):
+    if device.type == "cuda" and isinstance(settings.devices, list | tuple) and is_first():
         torch.cuda.set_device(settings.devices[0])
     return device
 
@@ -275,23 +286,21 @@ def _trainer(
     run_dir: Path,
 ) -> pl.Trainer:
     """A trainer that drives the loop as ours needs it, with what users hand to it themselves."""
-    devices = settings.devices
+    devices, environment = settings.devices, launched(settings)
     devices = devices if isinstance(devices, int | str) else list(devices)
+    if environment is not None and devices == "auto":
+        devices = environment.world_size() // settings.n_nodes
     own = deepcopy(dict(settings.lightning or {}))  # each fold's training has loggers of its own
     given: dict[str, Any] = {
-        # spawned processes share this one's folder and tiles; a launcher would run main again.
-        # They wait while the first one predicts whole volumes, to validate or audit.
-        "strategy": "auto"
-        if settings.has_one_device
-        else DDPStrategy(start_method="spawn", timeout=timedelta(days=1)),
         "logger": False,
         "enable_model_summary": False,
         "enable_progress_bar": False,
         "default_root_dir": run_dir,
         "log_every_n_steps": settings.log_every,
+        "strategy": _strategy(settings, own.pop("strategy", "auto")),
+        # not what Lightning finds: SLURM's variables do not make each task one of a training
+        "plugins": environment or LightningEnvironment(),
     }
-    if "num_nodes" not in own:  # SLURM's variables do not make this one of its processes
-        given["plugins"] = LightningEnvironment()
     return pl.Trainer(
         # not "auto": Lightning would take a Mac's MPS, for which nothing here is planned
         accelerator="gpu" if training_device(settings.accelerator) == "cuda" else "cpu",
@@ -304,6 +313,21 @@ def _trainer(
         num_sanity_val_steps=0,
         enable_checkpointing=False,
         **{**given, **own},
+    )
+
+
+def _strategy(settings: TrainerSettings, asked: Any) -> Any:
+    """DDP where several devices train, in processes that a launcher started or Lightning spawns.
+
+    Spawned ones share this one's folder and tiles; those of Lightning's own launcher would run the
+    command again. All wait while the first one predicts whole volumes, to validate or audit.
+    """
+    if settings.has_one_device or not isinstance(asked, str):
+        return asked
+    return DDPStrategy(
+        start_method="spawn" if launched(settings) is None else "popen",
+        timeout=PATIENCE,
+        find_unused_parameters=asked.endswith("find_unused_parameters_true"),
     )
 
 

@@ -42,6 +42,25 @@ def check_options(options: Mapping[str, Any]) -> None:
                 remedy=f"leave it out: {REFUSED[name]}.",
             )
         one_of("option of pl.Trainer", name, allowed, where=f"trainer.lightning.{name}")
+    _check_strategy(options.get("strategy", "auto"))
+
+
+def _check_strategy(strategy: object) -> None:
+    """Raise `ConfigError` for one that divides the weights among processes."""
+    from pytorch_lightning.strategies import DDPStrategy, SingleDeviceStrategy
+
+    whole = isinstance(strategy, DDPStrategy | SingleDeviceStrategy)
+    named = isinstance(strategy, str) and (strategy == "auto" or strategy.startswith("ddp"))
+    require(
+        whole or named,
+        "The average of the weights, their clipping and the checkpoint need all weights in each "
+        "process.",
+        where="trainer.lightning.strategy",
+        seen=strategy if isinstance(strategy, str) else type(strategy).__name__,
+        expected="auto or ddp",
+        remedy="leave it out: a network here fits one GPU many times over; if its tiles do not, "
+        "set trainer.memory_gb or model.tile_shape.",
+    )
 
 
 def check_callbacks(callbacks: object) -> None:

@@ -148,11 +148,25 @@ class TrainerSettings:
         _require(f"trainer.{name}", value, kept, "a number above 0")
 
     @property
+    def n_devices(self) -> int | None:
+        """How many of each node train; None for all of them."""
+        if isinstance(self.devices, list | tuple):
+            return len(self.devices)
+        return None if self.devices == "auto" else int(str(self.devices))
+
+    @property
+    def n_nodes(self) -> int:
+        """How many machines train together."""
+        return int((self.lightning or {}).get("num_nodes", 1))
+
+    @property
     def has_one_device(self) -> bool:
         """Whether one process trains, on one device."""
-        one = len(self.devices) == 1 if isinstance(self.devices, list | tuple) else False
-        nodes = (self.lightning or {}).get("num_nodes", 1)
-        return (one or str(self.devices) == "1") and nodes == 1
+        return self.n_devices == self.n_nodes == 1
+
+    def gpu(self, process: int) -> int:
+        """The GPU of a node's process by its number there."""
+        return int(self.devices[process]) if isinstance(self.devices, list | tuple) else process
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from typing import ClassVar
 import pytest
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import LearningRateMonitor, ModelCheckpoint
+from pytorch_lightning.strategies import FSDPStrategy
 
 from lesionseg.errors import ConfigError
 from lesionseg.io.atomic import read_csv
@@ -74,6 +75,12 @@ def test_a_few_batches_are_learnt_over_and_over(train, squares):
 def test_an_option_that_breaks_a_promise_is_refused_by_name(name):
     with pytest.raises(ConfigError, match=rf"(?s){name}.*promises.*How to fix: leave it out"):
         TrainerSettings(max_steps=1, lightning={name: 1})
+
+
+@pytest.mark.parametrize("strategy", ["fsdp", "deepspeed_stage_2", "fdp", FSDPStrategy()])
+def test_a_strategy_that_divides_weights_is_refused_with_why(strategy):
+    with pytest.raises(ConfigError, match=r"need all weights in each process.*trainer.lightning"):
+        TrainerSettings(max_steps=1, lightning={"strategy": strategy})
 
 
 def test_a_typing_error_names_the_nearest_option():

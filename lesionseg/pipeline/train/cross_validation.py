@@ -11,7 +11,7 @@ run_dir/
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -46,12 +46,15 @@ from lesionseg.pipeline.train.one_training import (
 from lesionseg.pipeline.train.parallel import Environment, Job, places_of, run_together
 from lesionseg.plan.plan import Plan
 from lesionseg.training.device.accelerator import training_device
+from lesionseg.training.device.processes import from_first
 
 log = logging.getLogger(__name__)
 
 
-def cross_validate(recipe: Recipe, survey: Survey, run: Path) -> TrainResult:
-    """Train all folds that are not finished yet, gather what they predicted, keep one ensemble.
+def cross_validate(recipe: Recipe, survey: Survey, run: Path) -> Callable[[], TrainResult]:
+    """Train all folds that are not finished yet.
+
+    What it returns gathers what they predicted, and keeps one ensemble.
 
     A finished fold is kept, one begun goes on, also where another process or another machine
     made it. The budget of the trainer is each fold's own. Where there are devices for several,
@@ -69,11 +72,17 @@ def cross_validate(recipe: Recipe, survey: Survey, run: Path) -> TrainResult:
         refuse_other_cases(fold.run, fold.survey.splits)  # also of a finished fold, which is kept
     places = places_of(recipe.learning.trainer, recipe.data.parallel_folds)  # or too few devices
     plan = begin(recipe, survey, run, kept_plan(run) or _plan_of_finished(folds))
+    finished = from_first(lambda: _begun(recipe, folds, run))
+    todo = [(f, its) for f, its in zip(folds, recipes, strict=True) if f.number not in finished]
+    _train(todo, plan, places)
+    return partial(_gather, recipe, survey, folds, run)
+
+
+def _begun(recipe: Recipe, folds: Sequence[FoldRun], run: Path) -> list[int]:
+    """Write the folds, say what comes; the numbers of those that are finished."""
     _write_folds(folds, run)
     _say_what_comes(recipe, folds)
-    todo = [(f, its) for f, its in zip(folds, recipes, strict=True) if not _is_finished(f)]
-    _train(todo, plan, places)
-    return _gather(recipe, survey, folds, run)
+    return [fold.number for fold in folds if _is_finished(fold)]
 
 
 def _train(
@@ -94,7 +103,13 @@ def _train(
 
 def _train_fold(recipe: Recipe, fold: FoldRun, plan: Plan) -> None:
     log.info("Fold %d: %d cases validate.", fold.number, len(fold.cases))
-    train_once(recipe, fold.survey, begin(recipe, fold.survey, fold.run, plan), fold.run)
+    plan = begin(recipe, fold.survey, fold.run, plan)
+    judge = train_once(recipe, fold.survey, plan, fold.run)
+
+    def keep() -> None:
+        judge()
+
+    from_first(keep)
 
 
 def _gather(recipe: Recipe, survey: Survey, folds: Sequence[FoldRun], run: Path) -> TrainResult:

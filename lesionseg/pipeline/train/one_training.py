@@ -1,7 +1,7 @@
 """One training from plan to bundle: learn, predict the validation cases, choose on them, keep."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -56,7 +56,8 @@ from lesionseg.training.callbacks.previews import Previews, ValidationSlices
 from lesionseg.training.callbacks.selection import KeepBest, take_best
 from lesionseg.training.callbacks.step_callbacks import Validate
 from lesionseg.training.device.accelerator import require_device
-from lesionseg.training.fit import check_activation
+from lesionseg.training.device.processes import first_on_node, from_first
+from lesionseg.training.fit import FitResult, check_activation
 from lesionseg.training.learning_settings import Learning
 from lesionseg.training.settings import AuditSettings
 
@@ -117,21 +118,28 @@ class TrainResult:
 
 
 def begin(recipe: Recipe, survey: Survey, run: Path, plan: Plan | None = None) -> Plan:
-    """Plan (or take the one given), check it, and claim the run directory for the recipe."""
+    """Plan (or take the one given), check it, and claim the run directory for the recipe.
+
+    By the first process; others that train with it are told the plan.
+    """
+    return from_first(partial(_begin, recipe, survey, run, plan))
+
+
+def _begin(recipe: Recipe, survey: Survey, run: Path, plan: Plan | None) -> Plan:
     refuse_other_cases(run, survey.splits)
     learning, name = recipe.learning, recipe.model.architecture
     require_masks(survey, name)
     if recipe.audit.enabled:
         require_voxels(name, "audit", "suspects among the voxels")
-    is_first = plan is None and not is_claimed(run)
-    if is_first:
+    is_new = plan is None and not is_claimed(run)
+    if is_new:
         require_device(learning.trainer.accelerator)
     memory = step_memory(learning)
     plan = decide(survey, recipe.model, learning.trainer, run, plan, memory, recipe.prepare.extra)
     plan = linked(plan, learning.loss, learning.detection)
     check_activation(learning.loss, plan)
     check_losses(plan, learning.loss, learning.detection)
-    if is_first:
+    if is_new:
         plan = affordable(plan, learning, run, survey, recipe.model)
     plan = rated(plan, learning)
     write_text(run / "plan.json", plan.to_json())
@@ -141,21 +149,42 @@ def begin(recipe: Recipe, survey: Survey, run: Path, plan: Plan | None = None) -
     return plan
 
 
-def train_once(recipe: Recipe, survey: Survey, plan: Plan, run: Path) -> Trained:
-    """Train by the plan on the survey's roles; leaves validation scores and the bundle in `run`."""
+def train_once(recipe: Recipe, survey: Survey, plan: Plan, run: Path) -> Callable[[], Trained]:
+    """Train by the plan on the survey's roles, by all processes together.
+
+    What it returns is for the first one to call: it leaves validation scores and the bundle in
+    `run`.
+    """
     if not (run / BUNDLE).exists():  # what is only judged again needs no GPU
         require_device(recipe.learning.trainer.accelerator)
-    cases = prepare_cases(survey, plan, recipe.data, run)
+    cases = first_on_node(partial(prepare_cases, survey, plan, recipe.data, run))
     # a loss may keep sums of its own: every training begins with a fresh one
     learning = settle(replace(recipe.learning, loss=deepcopy(recipe.learning.loss)), plan)
+    recipe = replace(recipe, learning=learning)
     watchers: list[pl.Callback] = [FocalBalance(run)]
     watchers += [LabelAudit(cases, plan, recipe.audit, run)] if recipe.audit.enabled else []
     follow = Follow(recipe.logger, run, recipe.logged())
     slices = ValidationSlices(run, recipe.logger.n_previews, follow.show)
     watchers += [*_previews(recipe.logger, run, follow), slices, follow]
-    validate = _validation(replace(recipe, learning=learning), survey, plan, run, slices)
+    validate = _validation(recipe, survey, plan, run, slices)
     fitted = learn(plan, cases, learning, run, validate=validate, callbacks=watchers)
-    take_best(fitted.network, run, learning.trainer.select)
+    last = _last_slices(recipe, run) if validate is None else None
+    return partial(_judged, recipe, survey, plan, run, fitted, last)
+
+
+def _judged(
+    recipe: Recipe,
+    survey: Survey,
+    plan: Plan,
+    run: Path,
+    fitted: FitResult,
+    slices: ValidationSlices | None,
+) -> Trained:
+    """Choose on the validation cases by the weights that are kept, and write the bundle.
+
+    The cases are shown to `slices`, unless they were shown all along.
+    """
+    take_best(fitted.network, run, recipe.learning.trainer.select)
     origin = recipe.origin(survey, fitted.device)
     origin |= {"training_minutes": round(fitted.minutes, 3), "training_steps": fitted.steps}
 
@@ -164,13 +193,11 @@ def train_once(recipe: Recipe, survey: Survey, plan: Plan, run: Path) -> Trained
             fitted.network, by, settings=recipe.inference, device=fitted.device
         )
 
-    # as the validation cases were predicted in the end, unless they were shown all along
-    last = _last_slices(recipe, run) if validate is None else None
-    see = last.see if last else None
+    see = slices.see if slices else None
     validation = judge_validation(predictor(plan), survey, run, recipe.rules(origin), see)
     choice = validation.choice if validation else Choice((DEFAULT_POINT,))
-    if last is not None:
-        last.draw(fitted.steps, choice.apply_to)
+    if slices is not None:
+        slices.draw(fitted.steps, choice.apply_to)
     complete = choice.added_to(plan)
     scores = validation.scores if validation else None
     seen = training_cases(survey, learning.init_from)

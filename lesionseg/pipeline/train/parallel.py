@@ -19,6 +19,7 @@ from lesionseg.errors import ConfigError, LesionsegError, TrainingError
 from lesionseg.io.formats.guard import FileLimits, limits, set_limits
 from lesionseg.pipeline.run.run_log import LINE, LOG
 from lesionseg.training.device.accelerator import training_device
+from lesionseg.training.device.processes import launched
 from lesionseg.training.settings import TrainerSettings
 
 log = logging.getLogger(__name__)
@@ -148,8 +149,11 @@ def places_of(trainer: TrainerSettings, asked: int | str) -> list[Environment]:
 
     `asked` is a number, or "auto" for as many as the visible GPUs have room for, one on a CPU.
     More trainings than that share the GPUs; on a CPU they share the cores. Raises `ConfigError`
-    where one training asks for more GPUs than there are.
+    where one training asks for more GPUs than there are. Processes that a launcher started train
+    the folds in turn, together.
     """
+    if launched(trainer) is not None:
+        return [{}]
     if training_device(trainer.accelerator) != "cuda":
         n = 1 if asked == AUTO else int(asked)
         return [{"OMP_NUM_THREADS": str(max(1, torch.get_num_threads() // n))}] * n

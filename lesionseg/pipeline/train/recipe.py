@@ -1,8 +1,8 @@
 """The recipe of `train`: from a folder of scans to a bundle, scores and a report."""
 
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from lesionseg.pipeline.train.cross_validation import cross_validate
 from lesionseg.pipeline.train.one_training import Recipe, TrainResult, begin, train_once
 from lesionseg.plan.make import PlanOverrides
 from lesionseg.training.callbacks.loggers import LoggerSettings, require_logger
-from lesionseg.training.device.accelerator import require_own_processes
+from lesionseg.training.device.processes import from_first, is_first, joined
 from lesionseg.training.learning_settings import Learning
 from lesionseg.training.settings import AuditSettings, OptimiserSettings, TrainerSettings
 
@@ -40,7 +40,8 @@ Scores = Mapping[str, Any]
 class TrainOutcome(CommandOutcome):
     """What a finished run leaves: where, how long it took, and its scores by role.
 
-    `notes`: sentences on what was chosen on development predictions.
+    `notes`: sentences on what was chosen on development predictions. Of processes that train
+    together the first one alone speaks.
     """
 
     run_dir: Path
@@ -48,9 +49,12 @@ class TrainOutcome(CommandOutcome):
     scores: Mapping[str, Scores]
     report: Path | None
     notes: tuple[str, ...] = ()
+    is_first: bool = True
 
     def summary(self) -> list[str]:
         """The scores by role, what was chosen, and where bundle and report lie."""
+        if not self.is_first:
+            return []
         page = "No case was left to validate on, so there are no scores and no report."
         return [
             *scores_lines(self.scores),
@@ -149,29 +153,47 @@ def train(
 
 
 def _run(recipe: Recipe, run: Path) -> TrainOutcome:
-    """Survey, train, judge and report, all of it in `run`."""
-    started, learning = time.monotonic(), recipe.learning
+    """Survey, train, judge and report, all of it in `run`, which the first process writes."""
     require_logger(recipe.logger)
-    require_own_processes(learning.trainer.devices)
-    check_claim(run, recipe.config)
-    with locked_folder(run), kept_log(run) as note:
+    with joined(recipe.learning.trainer):
+        if is_first():
+            check_claim(run, recipe.config)
+            with locked_folder(run), kept_log(run) as note:
+                outcome = _work(recipe, run)
+                note(f"Finished in {outcome.seconds / 60:.1f} minutes.")
+                return outcome
+        return replace(_work(recipe, run), is_first=False)
+
+
+def _work(recipe: Recipe, run: Path) -> TrainOutcome:
+    """What all processes of a training go through together, step by step."""
+    started, learning = time.monotonic(), recipe.learning
+    if is_first():
         warn_of_unheard_loss(recipe.model.architecture, learning.loss, learning.detection)
-        survey = take_survey(recipe.data, learning.seed, recipe.data.facts(run))
-        train_all = cross_validate if recipe.data.fold == ALL_FOLDS else _hold_out
-        result = train_all(recipe, survey, run)
+    survey = from_first(lambda: take_survey(recipe.data, learning.seed, recipe.data.facts(run)))
+    train_all = cross_validate if recipe.data.fold == ALL_FOLDS else _hold_out
+    judge = train_all(recipe, survey, run)
+
+    def finish() -> TrainOutcome:
+        result = judge()
         page = report_run(run, survey.dataset, recipe.report)
-        seconds = time.monotonic() - started
-        note(f"Finished in {seconds / 60:.1f} minutes.")
-    why = result.plan.reasons
-    notes = tuple(f"{what.capitalize()}: {why[what]}" for what in CHOSEN if what in why)
-    return TrainOutcome(run, seconds, result.scores, page, notes)
+        why = result.plan.reasons
+        notes = tuple(f"{what.capitalize()}: {why[what]}" for what in CHOSEN if what in why)
+        return TrainOutcome(run, time.monotonic() - started, result.scores, page, notes)
+
+    return from_first(finish)
 
 
-def _hold_out(recipe: Recipe, survey: Survey, run: Path) -> TrainResult:
-    """One training, judged on the validation and test roles."""
-    trained = train_once(recipe, survey, begin(recipe, survey, run), run)
-    tested = judge_untouched(
-        trained.predictor, survey, run / "test", "test", recipe.rules(trained.origin)
-    )
-    scores = {"validation": trained.validation and trained.validation.scores, "test": tested}
-    return TrainResult(trained.plan, {role: s for role, s in scores.items() if s})
+def _hold_out(recipe: Recipe, survey: Survey, run: Path) -> Callable[[], TrainResult]:
+    """One training; what it returns judges it on the validation and test roles."""
+    judge_validation = train_once(recipe, survey, begin(recipe, survey, run), run)
+
+    def judge() -> TrainResult:
+        trained = judge_validation()
+        tested = judge_untouched(
+            trained.predictor, survey, run / "test", "test", recipe.rules(trained.origin)
+        )
+        scores = {"validation": trained.validation and trained.validation.scores, "test": tested}
+        return TrainResult(trained.plan, {role: s for role, s in scores.items() if s})
+
+    return judge

@@ -1,6 +1,5 @@
-"""The device that trains: which it is, whether it is there, its memory, and who starts it."""
+"""The device that trains: which it is, whether it is there, and its memory."""
 
-import os
 from typing import Literal, NamedTuple, Self
 
 import torch
@@ -10,7 +9,6 @@ from lesionseg.data.cache.fill import cores
 from lesionseg.errors import ConfigError
 from lesionseg.ops.host_memory import physical_bytes
 
-TASKS = "SLURM_STEP_NUM_TASKS"  # srun sets it for what it starts; a batch script does not have it
 MOST_WORKERS = 8  # a GPU is fed by as many
 AHEAD = 2  # steps that each worker reads ahead
 
@@ -78,19 +76,3 @@ def available_memory_gb(device: str) -> float:
     if device.startswith("cuda"):
         return float(torch.cuda.get_device_properties(device).total_memory) / 1e9
     return physical_bytes() / 1e9
-
-
-def require_own_processes(devices: object) -> None:
-    """Raise `ConfigError` where srun has started the command more than once for many devices.
-
-    Each of them would start a process for every device. With one device, each is a training of
-    its own.
-    """
-    tasks = int(os.environ.get(TASKS, "1"))
-    if tasks > 1 and devices not in (1, "1"):
-        raise ConfigError(
-            "SLURM has started this command several times, and each would start processes.",
-            where="trainer.devices",
-            seen=f"{devices} devices in each of {tasks} tasks",
-            remedy="ask for one task with all GPUs, such as --ntasks=1 --gpus-per-node=4.",
-        )

@@ -183,7 +183,7 @@ class LesionModule(pl.LightningModule):
         if self.scale is not None:
             self.scale.unscale(self.network.parameters())
         norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.settings.gradient_clip)
-        loss, minutes = self._agree(total)
+        loss, minutes, terms = self._agree(total, terms)
         finite = torch.isfinite(loss + norm)
         step_if(optimiser, finite)
         if self.averaged is not None:
@@ -249,13 +249,15 @@ class LesionModule(pl.LightningModule):
             for watcher in self.watchers:
                 watcher(logits, finest)
 
-    def _agree(self, loss: Tensor) -> tuple[Tensor, Tensor]:
-        """The means of loss and minutes over processes, so that all of them stop together."""
+    def _agree(
+        self, loss: Tensor, terms: dict[str, Tensor]
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """The means of loss, minutes and terms over processes: all of them stop together."""
         minutes = torch.full_like(loss, self.clock.minutes())
         if self.trainer.world_size == 1:
-            return loss, minutes
-        means = self._reduce(torch.stack([loss, minutes]), "mean")
-        return means[0], means[1]
+            return loss, minutes, terms
+        means = self._reduce(torch.stack([loss, minutes, *terms.values()]), "mean")
+        return means[0], means[1], dict(zip(terms, means[2:], strict=True))
 
     def _reduce(self, values: Tensor, how: str) -> Tensor:
         reduced: Tensor = self.trainer.strategy.reduce(values, reduce_op=how)

@@ -1,0 +1,157 @@
+"""The processes that torchrun or srun has started for one training, and how they go together."""
+
+import logging
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import TYPE_CHECKING, TypeVar
+
+import torch
+from torch import distributed
+
+from lesionseg.errors import ConfigError, LesionsegError, require
+from lesionseg.training.device.accelerator import training_device
+from lesionseg.training.settings import TrainerSettings
+
+if TYPE_CHECKING:
+    from lightning_fabric.plugins.environments.cluster_environment import ClusterEnvironment
+
+T = TypeVar("T")
+TASKS = "SLURM_STEP_NUM_TASKS"  # srun sets it for what it starts; a batch script does not have it
+PATIENCE = timedelta(days=1)  # while the first one reads, plans, validates and judges
+
+
+def launched(trainer: TrainerSettings) -> "ClusterEnvironment | None":
+    """Lightning's environment of the launcher; None where this process was started alone.
+
+    Tasks of srun with one device each are trainings of their own. Raises `ConfigError` where the
+    launcher started other processes than the settings say.
+    """
+    from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
+    from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
+
+    if TorchElasticEnvironment.detect():
+        n, here = int(os.environ["WORLD_SIZE"]), int(os.environ["LOCAL_WORLD_SIZE"])
+        _require_own_store()
+        _require("torchrun", trainer, here, n // here)
+        return TorchElasticEnvironment() if n > 1 else None
+    n = int(os.environ.get(TASKS, "1"))
+    if n > 1 and not trainer.has_one_device:
+        nodes = os.environ.get("SLURM_STEP_NUM_NODES", os.environ.get("SLURM_NNODES", "1"))
+        here = n // int(nodes)
+        _require("srun", trainer, here, int(nodes))
+        os.environ.setdefault("SLURM_NTASKS_PER_NODE", str(here))  # Lightning asks for it
+        return SLURMEnvironment(auto_requeue=False)  # our checkpoint is what a job goes on from
+    if trainer.n_nodes > 1:
+        raise ConfigError(
+            "Nobody has started the processes of the other nodes.",
+            where="trainer.num_nodes",
+            seen=trainer.n_nodes,
+            remedy="start the command by torchrun or srun (docs/training.md), or leave it out.",
+        )
+    return None
+
+
+def _require(launcher: str, trainer: TrainerSettings, here: int, n_nodes: int) -> None:
+    """The settings name what was started: a run that is resumed by more would learn otherwise."""
+    if trainer.n_devices in (here, None) and trainer.n_nodes == n_nodes:
+        return
+    raise ConfigError(
+        f"The settings and {launcher} disagree about the processes that train.",
+        where="trainer.devices",
+        seen=f"{here} processes on each of {n_nodes} nodes",
+        expected=f"{trainer.devices} on each of {trainer.n_nodes}",
+        remedy=f"set trainer.devices={here} trainer.num_nodes={n_nodes}, or start one process for "
+        "each device of each node.",
+    )
+
+
+def _require_own_store() -> None:
+    """The store that launchers share keeps the addresses of processes that died.
+
+    Restarted ones would read these, and fail or wait for ever (seen with torch 2.13).
+    """
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        require(
+            os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") == "0",
+            "Processes that torchrun starts again would not find each other.",
+            where="--max-restarts",
+            remedy="set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 before torchrun, and give it "
+            "--rdzv-backend c10d, or leave --max-restarts out.",
+        )
+
+
+@contextmanager
+def joined(trainer: TrainerSettings) -> Iterator[None]:
+    """Connect this process with the others of its training, if any; only the first one logs.
+
+    Each takes a GPU of its own where there are some.
+    """
+    environment = launched(trainer)
+    if environment is None or distributed.is_initialized():
+        yield
+        return
+    on_gpu = training_device(trainer.accelerator) == "cuda"
+    if on_gpu:
+        torch.cuda.set_device(trainer.gpu(environment.local_rank()))
+    os.environ["MASTER_ADDR"] = environment.main_address
+    os.environ["MASTER_PORT"] = str(environment.main_port)
+    distributed.init_process_group(
+        "nccl" if on_gpu else "gloo",
+        timeout=PATIENCE,
+        rank=environment.global_rank(),
+        world_size=environment.world_size(),
+    )
+    ours = logging.getLogger("lesionseg")
+    level = ours.level
+    if not is_first():
+        ours.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        ours.setLevel(level)
+    distributed.destroy_process_group()  # after an error the launcher ends all of them
+
+
+def n_processes(trainer: TrainerSettings) -> int:
+    """How many train together, those that Lightning is still to start among them."""
+    if distributed.is_initialized():
+        return distributed.get_world_size()
+    on_gpu = training_device(trainer.accelerator) == "cuda"
+    return trainer.n_nodes * (trainer.n_devices or (torch.cuda.device_count() if on_gpu else 1))
+
+
+def is_first() -> bool:
+    """Whether this process writes: alone, or the first of those that train together."""
+    return not distributed.is_initialized() or distributed.get_rank() == 0
+
+
+def from_first(make: Callable[[], T]) -> T:
+    """What the first process makes, on all of them; they wait for it, and fail with it."""
+    if not distributed.is_initialized():
+        return make()
+    said: list[tuple[T | None, LesionsegError | None]] = [(None, None)]
+    if is_first():
+        try:
+            said = [(make(), None)]
+        except LesionsegError as error:
+            said = [(None, error)]
+    distributed.broadcast_object_list(said)
+    made, wrong = said[0]
+    if wrong is not None:
+        raise wrong
+    return made  # type: ignore[return-value]  # nothing went wrong
+
+
+def first_on_node(make: Callable[[], T]) -> T:
+    """What each process makes, the first one of every node before the others there."""
+    if not distributed.is_initialized():
+        return make()
+    rank = os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID"))
+    if rank == "0":
+        made = make()
+        distributed.barrier()
+        return made
+    distributed.barrier()
+    return make()
