@@ -79,11 +79,11 @@ COMMANDS: dict[str, Command] = {
         "what became of each lesion between two visits: new, enlarged, stable, shrunk, gone",
         (
             *("before", "after", "output", "before_images", "after_images"),
-            *("reference", "retest"),
+            *("reference", "retest", "visits", "bundle", "predictions"),
         ),
         (
-            "before=DIR after=DIR output=changes",
             "before=DIR after=DIR output=changes before_images=DIR after_images=DIR",
+            "visits=visits.csv bundle=runs/a output=changes",
             "before=DIR after=DIR output=changes stable=[P1,P2] reference=new_lesions",
         ),
     ),

@@ -48,7 +48,7 @@ class Zones:
         if tree is None:
             return values
         distances, rows = tree.query(points_mm)
-        return values[rows[[distances.argmin()]]]
+        return np.asarray(values[rows[[distances.argmin()]]])
 
     @cached_property
     def _surface(self) -> tuple[Any, NDArray[np.integer[Any]]]:

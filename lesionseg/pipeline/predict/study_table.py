@@ -1,7 +1,7 @@
 """`study.csv`: how much and where, one row per visit."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypedDict
 
@@ -81,13 +81,12 @@ def write_study(
 
 
 def _row(row: PredictionRow, files: CaseFiles) -> StudyRow:
-    said = {"group": files.group, "visit": files.columns.get("visit", "")}
+    visit = files.columns.get("visit", "")
+    said = StudyRow(case=row.case, group=files.group, visit=visit, status=row.status)
     if row.status == "failed":
-        return StudyRow(case=row.case, status=row.status, **said)
-    return StudyRow(
-        case=row.case,
-        status=row.status,
-        **said,
+        return said
+    return replace(
+        said,
         n_lesions=row.n_accepted,
         volume_ml=round(sum(row.ml.values()), 6) if row.ml else None,
         count=row.count,
