@@ -56,7 +56,7 @@ COMMANDS: dict[str, Command] = {
     ),
     "predict": Command(
         "masks and scored candidates for new scans, each in the scan's own geometry",
-        ("bundle", "input", "output"),
+        ("bundle", "input", "output", "zones"),
         (
             "bundle=runs/a input=scans output=predictions",
             "bundle=runs/a/bundle input='scans/*.nii.gz' output=predictions inference=fast",
@@ -67,7 +67,7 @@ COMMANDS: dict[str, Command] = {
         "Dice, lesion recall by size and FROC of anybody's masks or candidates",
         (
             *("reference", "prediction", "output", "compare", "adjudication"),
-            *("images", "columns", "groups"),
+            *("images", "columns", "groups", "zones"),
         ),
         (
             "reference=labels prediction=predictions output=scores",
@@ -79,11 +79,11 @@ COMMANDS: dict[str, Command] = {
         "what became of each lesion between two visits: new, enlarged, stable, shrunk, gone",
         (
             *("before", "after", "output", "before_images", "after_images"),
-            *("reference", "retest"),
+            *("reference", "retest", "visits", "bundle", "predictions"),
         ),
         (
-            "before=DIR after=DIR output=changes",
             "before=DIR after=DIR output=changes before_images=DIR after_images=DIR",
+            "visits=visits.csv bundle=runs/a output=changes",
             "before=DIR after=DIR output=changes stable=[P1,P2] reference=new_lesions",
         ),
     ),

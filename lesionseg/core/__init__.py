@@ -18,6 +18,7 @@ from lesionseg.core.prediction import Calibration as Calibration
 from lesionseg.core.prediction import Candidate as Candidate
 from lesionseg.core.prediction import OperatingPoint as OperatingPoint
 from lesionseg.core.prediction import Prediction as Prediction
+from lesionseg.core.zones import Zones as Zones
 
 __all__ = [
     "UNION",
@@ -36,6 +37,7 @@ __all__ = [
     "Reference",
     "Role",
     "Volume",
+    "Zones",
     "equivalent_diameter_mm",
     "joint_unit",
 ]

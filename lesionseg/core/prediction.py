@@ -57,6 +57,7 @@ class Candidate:
     `probability` is the calibrated chance of being a lesion, None before calibration.
     `start_vox`, `stop_vox`: half-open box in array order (z, y, x). `centre_mm`: RAS millimetres
     (x, y, z). `diameter_mm`: equivalent diameter; `volume_ml` is None in 2-D and for bare boxes.
+    `zone`: the anatomical zone, empty where none was asked for.
     """
 
     id: int
@@ -70,6 +71,7 @@ class Candidate:
     has_mask: bool = True
     accepted: bool = True
     probability: float | None = None
+    zone: str = ""
 
     @classmethod
     def from_voxels(

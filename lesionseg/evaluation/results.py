@@ -55,6 +55,7 @@ class LesionResult:
     `iou50`, `centre_distance` and `iou10`: found under the side criteria at the operating point.
     `contrast` to the tissue around it (`evaluation.contrast`): None without an image. `split`:
     several accepted candidates overlap it; `merged`: one of them overlaps another lesion too.
+    `zone`: the anatomical zone, empty where none was asked for.
     """
 
     lesion: int
@@ -81,6 +82,7 @@ class LesionResult:
     iou10: bool = False
     split: bool = False
     merged: bool = False
+    zone: str = ""
 
     @property
     def dice(self) -> float | None:
@@ -114,6 +116,7 @@ class CandidateResult:
     iou: float | None
     touches_lesion: bool
     outcome_any: Outcome
+    zone: str = ""
 
 
 @dataclass(frozen=True)

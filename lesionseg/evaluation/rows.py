@@ -81,6 +81,7 @@ class LesionRow(TableRow):
     iou10: bool = False
     split: bool = False
     merged: bool = False
+    zone: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,6 +105,7 @@ class CandidateRow(TableRow):
     iou: float | None = None
     touches_lesion: bool = False
     outcome_any: str = ""
+    zone: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

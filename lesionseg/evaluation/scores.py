@@ -22,7 +22,7 @@ from lesionseg.evaluation.statistics.bootstrap import MIN_GROUPS
 from lesionseg.evaluation.statistics.estimates import as_list
 from lesionseg.evaluation.statistics.further_scores import detail_numbers
 from lesionseg.evaluation.statistics.pooled import PooledResults
-from lesionseg.evaluation.statistics.subgroups import Columns, subgroup_numbers
+from lesionseg.evaluation.statistics.subgroups import Columns, subgroup_numbers, zone_numbers
 
 _log = logging.getLogger(__name__)
 
@@ -81,7 +81,7 @@ def summarise(
     details = detail_numbers(summary)
     if not details["recall_by_size_and_contrast"]:
         reasons["recall_by_size_and_contrast"] = edge_cases.NO_IMAGE.reason
-    parts = subgroup_numbers(summary, columns or {}, subgroups)
+    parts = subgroup_numbers(summary, columns or {}, subgroups) + zone_numbers(summary)
     if not parts:
         reasons["subgroups"] = edge_cases.NO_SUBGROUP.reason
     point = _operating_point(results, operating_point, evaluated_on)

@@ -16,10 +16,13 @@ Row = dict[str, Any]
 Point = tuple[float, ...]
 Ids = tuple[int, ...]
 Series = Mapping[int, float]
+Named = Mapping[str, float]
 RowType = TypeVar("RowType", bound="TableRow")
 # voxels in array order, millimetres in the order of RAS; a 2-D point has no z
 _AXES = {"vox": "zyx", "mm": "xyz"}
 _JSON_TYPES = {str: "string", float: "number", int: "integer", bool: "boolean", NoneType: "null"}
+_NUMBERED = (Ids, Series, Named)  # as many columns as there are numbers, `<field>_<number or name>`
+_KEY = {Ids: "[0-9]+", Series: "[0-9]+", Named: ".+"}
 _UNITS = ("mm", "ml", "vox", "percent", "minutes", "mb")
 
 
@@ -38,7 +41,8 @@ class TableRow:
     """Base of dataclasses that are one line of a table, one field a column, in order.
 
     A field of type `Point` is a column per axis (`start_vox` is start_z_vox, start_y_vox and
-    start_x_vox; z is empty in 2-D), one of type `Ids` or `Series` a numbered column per number.
+    start_x_vox; z is empty in 2-D), one of type `Ids` or `Series` a numbered column per number, one
+    of type `Named` a column per name, in which `_` stands for all but letters.
     `more`: further columns that differ from run to run, by a pattern, and their types.
     """
 
@@ -49,9 +53,9 @@ class TableRow:
         """The names of the columns; numbered ones are those that some of `rows` has."""
         names: list[str] = []
         for name, kind in _types(cls).items():
-            if kind in (Ids, Series):
+            if kind in _NUMBERED:
                 seen = {i for row in rows for i in _numbered(getattr(row, name))}
-                names += [f"{name}_{i}" for i in sorted(seen | ({1} if kind == Ids else set()))]
+                names += [f"{name}_{i}" for i in sorted(seen or ({1} if kind == Ids else seen))]
             else:
                 names += _columns(name, kind)
         return tuple(names)
@@ -79,8 +83,8 @@ class TableRow:
         for one in fields(cls):
             kind = _types(cls)[one.name]
             columns = [name for name in _columns(one.name, kind, row) if name in row]
-            if columns or kind in (Ids, Series):
-                values[one.name] = _read(kind, columns, row)
+            if columns or kind in _NUMBERED:
+                values[one.name] = _read(kind, one.name, columns, row)
             elif one.default is MISSING:
                 raise ValueError(f"no column {_columns(one.name, kind)[-1]}")
         return cls(**values)
@@ -94,8 +98,11 @@ class TableRow:
                 written = [f"{round(number, 4):.12g}" for number in value]
                 cells |= dict.fromkeys(axis_columns(name))
                 cells |= zip(_used(name, len(value)), written, strict=False)
-            elif kind in (Ids, Series):
-                cells |= {f"{name}_{i}": number for i, number in _numbered(value).items()}
+            elif kind in _NUMBERED:
+                cells |= {
+                    f"{name}_{i}": f"{number:.7g}" if kind == Named else number
+                    for i, number in _numbered(value).items()
+                }
             else:
                 cells[name] = str(value).lower() if isinstance(value, bool) else value
         return cells
@@ -107,14 +114,14 @@ class TableRow:
         named = {
             column: _json(float | None if kind == Point else kind, column)
             for name, kind in types.items()
-            if kind not in (Ids, Series)
+            if kind not in _NUMBERED
             for column in _columns(name, kind)
         }
         more = {f"^{name}$": _json(kind, name) for name, kind in cls.more.items()}
         numbered = {
-            f"^{name}_[0-9]+$": _json(float | None if kind == Series else int | None, name)
+            f"^{name}_{_KEY[kind]}$": _json(int | None if kind == Ids else float | None, name)
             for name, kind in types.items()
-            if kind in (Ids, Series)
+            if kind in _NUMBERED
         }
         given = [one.name for one in fields(cls) if one.default is MISSING and one.name in named]
         return {
@@ -163,8 +170,8 @@ def _hints(kind: type[TableRow]) -> Mapping[str, Any]:
 def _columns(name: str, kind: Any, row: Mapping[str, str] | None = None) -> tuple[str, ...]:
     if kind == Point:
         return axis_columns(name)
-    if kind in (Ids, Series):
-        return tuple(column for column in row or () if re.fullmatch(rf"{name}_\d+", column))
+    if kind in _NUMBERED:
+        return tuple(one for one in row or () if re.fullmatch(f"{name}_{_KEY[kind]}", one))
     return (name,)
 
 
@@ -173,17 +180,22 @@ def _used(name: str, n_axes: int) -> list[str]:
     return [column for column in axis_columns(name) if n_axes == 3 or "_z_" not in column]
 
 
-def _numbered(value: Ids | Series) -> Mapping[int, float]:
-    return value if isinstance(value, Mapping) else dict(enumerate(value, 1))
+def _numbered(value: Ids | Series | Named) -> Mapping[Any, float]:
+    numbers = value if isinstance(value, Mapping) else dict(enumerate(value, 1))
+    return {
+        re.sub(r"\W+", "_", key) if isinstance(key, str) else key: n for key, n in numbers.items()
+    }
 
 
-def _read(kind: Any, columns: Sequence[str], row: Mapping[str, str]) -> Any:
-    if kind not in (Point, Ids, Series):
+def _read(kind: Any, field: str, columns: Sequence[str], row: Mapping[str, str]) -> Any:
+    if kind not in (Point, *_NUMBERED):
         return _cell(kind, row[columns[0]], columns[0])
     one = int if kind == Ids else float
     cells = {name: _cell(one, row[name], name) for name in columns if row[name].strip()}
     if kind == Series:
         return {int(name.rpartition("_")[2]): value for name, value in cells.items()}
+    if kind == Named:
+        return {name.removeprefix(f"{field}_"): value for name, value in cells.items()}
     return tuple(cells.values())
 
 

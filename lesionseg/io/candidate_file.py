@@ -37,12 +37,17 @@ def write_candidates(path: Path, prediction: Prediction) -> None:
         "size_unit": prediction.geometry.size_unit,
         "voxel_threshold": prediction.voxel_threshold,
         "operating_point": None if point is None else asdict(point),
-        "candidates": [asdict(candidate) for candidate in prediction.candidates],
+        "candidates": [_entry(candidate) for candidate in prediction.candidates],
     }
     if prediction.removed:
-        content["removed"] = [asdict(candidate) for candidate in prediction.removed]
+        content["removed"] = [_entry(candidate) for candidate in prediction.removed]
     # said only where it is not so: the scores stand in for another program's missing ones
     write_json(path, content if prediction.scored else {**content, "scored": False})
+
+
+def _entry(candidate: Candidate) -> dict[str, Any]:
+    """A candidate as the file has it; `zone` only where there are zones."""
+    return {name: value for name, value in asdict(candidate).items() if name != "zone" or value}
 
 
 def read_candidates(path: Path, geometry: Geometry) -> CandidateFile:
@@ -105,6 +110,7 @@ def _candidate(entry: Any, place: int, geometry: Geometry, path: Path) -> Candid
         has_mask=bool(entry.get("has_mask", False)),
         accepted=bool(entry.get("accepted", True)),
         probability=_optional(entry, "probability", path),
+        zone=str(entry.get("zone", "")),
     )
 
 

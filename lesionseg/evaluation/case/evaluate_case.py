@@ -16,6 +16,7 @@ from lesionseg.core import (
     Prediction,
     Reference,
     Volume,
+    Zones,
 )
 from lesionseg.errors import GeometryError
 from lesionseg.evaluation import edge_cases
@@ -56,8 +57,8 @@ class MatchedCase:
     """A case whose candidates were matched with its lesions, once, whoever is accepted.
 
     It holds no volume, so that the cases of a dataset fit into memory together: `prediction` has
-    the candidates alone. `contrasts` are the lesions'. `regions`: each region by itself. The rest:
-    see `evaluate_case`.
+    the candidates alone. `contrasts` and `zones` are the lesions'. `regions`: each region by
+    itself. The rest: see `evaluate_case`.
     """
 
     prediction: Prediction
@@ -70,6 +71,7 @@ class MatchedCase:
     contrasts: Sequence[float | None]
     regions: Mapping[str, "MatchedCase"]
     seconds: float
+    zones: Sequence[str]
 
     @property
     def geometry(self) -> Geometry:
@@ -85,7 +87,9 @@ class MatchedCase:
         before = self.prediction
         decided = replace(
             before,
-            candidates=tuple(replace(by_id[c.id], label=c.label) for c in before.candidates),
+            candidates=tuple(
+                replace(by_id[c.id], label=c.label, zone=c.zone) for c in before.candidates
+            ),
             operating_point=prediction.operating_point,
         )
         regions = {name: part.decide(prediction) for name, part in self.regions.items()}
@@ -112,7 +116,7 @@ class MatchedCase:
             role=self.role,
             status=self.status,
             dims=lesions.geometry.dims,
-            lesions=_lesions(judged, self.status == "missing", self.contrasts),
+            lesions=_lesions(judged, self.status == "missing", self.contrasts, self.zones),
             candidates=tuple(_candidate(judged, i) for i in range(len(judged.candidates))),
             dice=_dice(judged, counts),
             surface_dice=surface_dice,
@@ -154,6 +158,7 @@ def match_case(
     role: str = "",
     image: Volume | None = None,
     regions: Sequence[LabelRegion] = (),
+    zones: Zones | None = None,
 ) -> MatchedCase:
     """Match the prediction of one case with its reference; see `evaluate_case`.
 
@@ -166,6 +171,7 @@ def match_case(
         role: `train`, `validation`, `test`, `external` or nothing.
         image: for the lesions' contrast, on the reference's grid; None leaves it out.
         regions: unions of labels that are judged too, each by itself.
+        zones: anatomical zones, on any grid; None: lesions and candidates are in none.
     """
     begin = perf_counter()
     if regions and prediction is not None:
@@ -177,6 +183,9 @@ def match_case(
     nothing = np.zeros(reference.geometry.shape, dtype=np.int32)
     given = prediction or Prediction(case, reference.geometry, (), nothing)
     links = link_case(reference, given, preset.criterion)
+    if zones is not None:
+        within = zip(given.candidates, zones.of(links.candidates), strict=True)
+        given = replace(given, candidates=tuple(replace(c, zone=zone) for c, zone in within))
     parts = {
         region.name: match_case(
             reference_of(reference, region),
@@ -199,6 +208,7 @@ def match_case(
         contrasts=_contrasts(links.lesions, reference, image),
         regions=parts,
         seconds=perf_counter() - begin,
+        zones=zones.of(links.lesions) if zones else [""] * len(links.lesions),
     )
 
 
@@ -213,6 +223,7 @@ def evaluate_case(
     operating_point: OperatingPoint | None = None,
     image: Volume | None = None,
     regions: Sequence[LabelRegion] = (),
+    zones: Zones | None = None,
 ) -> CaseResult:
     """Judge one case: match candidates with lesions and compute every number of the case.
 
@@ -230,6 +241,7 @@ def evaluate_case(
         image: from its first channel comes the lesions' contrast; None: it is not measured.
         regions: then all candidates have the label of the union, and each region is judged by
             itself too.
+        zones: anatomical zones, on any grid; None: lesions and candidates are in none.
     """
     matched = match_case(
         reference,
@@ -240,6 +252,7 @@ def evaluate_case(
         role=role,
         image=image,
         regions=regions,
+        zones=zones,
     )
     return matched.result(operating_point)
 
@@ -337,19 +350,24 @@ def _contrasts(
 
 
 def _lesions(
-    judged: CaseMatch, missing: bool, contrasts: Sequence[float | None]
+    judged: CaseMatch,
+    missing: bool,
+    contrasts: Sequence[float | None],
+    zones: Sequence[str],
 ) -> tuple[LesionResult, ...]:
     lesions = judged.lesions
     extents = measure_extents(lesions.voxels, lesions.first, lesions.geometry.spacing_mm)
     split, merged = _repeated(judged, judged.overlaps.lesion).tolist(), _merged(judged).tolist()
-    found = [
-        replace(_lesion(judged, row, extent, missing), split=split[row], merged=merged[row])
+    return tuple(
+        replace(
+            _lesion(judged, row, extent, missing),
+            split=split[row],
+            merged=merged[row],
+            contrast=contrasts[row],
+            zone=zones[row],
+        )
         for row, extent in enumerate(extents)
-    ]
-    if any(contrast is not None for contrast in contrasts):
-        both = zip(found, contrasts, strict=True)
-        found = [replace(lesion, contrast=contrast) for lesion, contrast in both]
-    return tuple(found)
+    )
 
 
 def _lesion(judged: CaseMatch, row: int, extent: Extent | None, missing: bool) -> LesionResult:
@@ -441,6 +459,7 @@ def _candidate(judged: CaseMatch, row: int) -> CandidateResult:
         iou=_iou(judged, row, lesion) if lesion >= 0 else None,
         touches_lesion=bool((judged.overlaps.candidate == row).any()),
         outcome_any=judged.at_any.outcomes[row],
+        zone=given.zone,
     )
 
 

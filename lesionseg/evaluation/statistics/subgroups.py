@@ -20,6 +20,7 @@ from lesionseg.evaluation.statistics.pooled import PooledResults
 N_QUANTILES = 4
 MAX_VALUES = 20
 NOT_STATED = "not stated"
+ZONE = "zone"  # what subgroups of lesions, not of cases, are said to be made by
 
 Columns = Mapping[str, Mapping[str, str]]  # what a table says, by case and column
 
@@ -44,7 +45,29 @@ def subgroup_numbers(
     cases = [r.case for r in summary.results]
     chosen = dividing_columns(cases, columns) if by is None else by
     found = [group for name in chosen for group in make_subgroups(cases, columns, name)]
-    return [_numbers(summary, group) for group in found]
+    return [_numbers(_cases_of(summary, group), group.by, group.value) for group in found]
+
+
+def zone_numbers(summary: PooledResults) -> list[dict[str, Any]]:
+    """The same by anatomical zone: its lesions and candidates in all cases; no Dice.
+
+    Empty where no lesion or candidate is in a zone.
+    """
+    items = [x for r in summary.results for x in (*r.lesions, *r.candidates)]
+    return [_zone_numbers(summary, zone) for zone in sorted({x.zone for x in items} - {""})]
+
+
+def _zone_numbers(summary: PooledResults, zone: str) -> dict[str, Any]:
+    results = [
+        replace(
+            r,
+            lesions=tuple(x for x in r.lesions if x.zone == zone),
+            candidates=tuple(c for c in r.candidates if c.zone == zone),
+            dice=None,
+        )
+        for r in summary.results
+    ]
+    return _numbers(_part(summary, results), ZONE, zone)
 
 
 def dividing_columns(cases: Sequence[str], columns: Columns) -> list[str]:
@@ -122,14 +145,13 @@ def _chosen(cases: Sequence[str], kept: np.ndarray[Any, np.dtype[np.bool_]]) -> 
     return frozenset(case for case, keep in zip(cases, kept, strict=True) if keep)
 
 
-def _numbers(summary: PooledResults, group: Subgroup) -> dict[str, Any]:
-    part = _part(summary, [r for r in summary.results if r.case in group.cases])
+def _numbers(part: PooledResults, by: str, value: str) -> dict[str, Any]:
     counts, recall, false = part.counts(), part.recall(), part.false_positives_per_case()
     dices = [r.dice for r in part.results if r.dice is not None]
-    why = recall.reason or (None if dices else edge_cases.NO_MASKED_CASE.reason)
+    why = recall.reason or (None if dices or by == ZONE else edge_cases.NO_MASKED_CASE.reason)
     return SubgroupScores(
-        group.by,
-        group.value,
+        by,
+        value,
         counts["n_cases"],
         counts["n_groups"],
         counts["n_lesions"],
@@ -139,6 +161,10 @@ def _numbers(summary: PooledResults, group: Subgroup) -> dict[str, Any]:
         float(np.mean(dices)) if dices else None,
         false.ci95,
     ).to_json()
+
+
+def _cases_of(summary: PooledResults, group: Subgroup) -> PooledResults:
+    return _part(summary, [r for r in summary.results if r.case in group.cases])
 
 
 def _part(summary: PooledResults, results: Sequence[CaseResult]) -> PooledResults:

@@ -16,6 +16,7 @@ from lesionseg.inference.candidates.acceptance import choose_operating_point
 from lesionseg.io.atomic import locks, read_csv
 from lesionseg.io.layouts.conventions import assign_groups
 from lesionseg.io.predictions import find_predictions
+from lesionseg.io.zones import ZoneFolder, find_zones
 from lesionseg.pipeline.evaluate.reference_cases import (
     cases_of,
     check_role,
@@ -66,6 +67,7 @@ def evaluate(
     adjudication: str | Path | None = None,
     images: str | Path | None = None,
     columns: str | Path | None = None,
+    zones: str | Path | None = None,
     subgroups: Sequence[str] | None = None,
     resample: bool = False,
     replicates: int = 1000,
@@ -95,6 +97,8 @@ def evaluate(
         images: a folder of images named by case, or `dataset` for the reference's own, to measure
             the lesions' contrast in.
         columns: a CSV file with a column `case`, beside the columns of the dataset's manifest.
+        zones: a folder of anatomy masks named by case, on any grid, and a table of names; lesions,
+            candidates, sensitivity and false positives are told by zone (`io.zones`).
         subgroups: columns to divide by; None takes all that divide the cases, empty none.
         resample: predictions on another grid are brought onto the reference's, else an error.
         replicates: of the bootstrap behind every interval.
@@ -112,6 +116,8 @@ def evaluate(
     known = {c.case for c in labelled}
     opened = openers(cases, dataset, images)
     pairs = _pairs(cases, dataset, opened, prediction, known, role, resample)
+    if zones is not None:
+        pairs = _in_zones(pairs, find_zones(Path(zones)))
     others = None
     if compare is not None:
         opened = openers(cases, dataset)
@@ -148,6 +154,12 @@ def evaluate(
         scores["adjudication"] = adjudicate(results, verdicts)
     scoring.write(output, results, scores)
     return EvaluateOutcome(scores, output)
+
+
+def _in_zones(pairs: Sequence[CasePair], folder: ZoneFolder) -> list[CasePair]:
+    """The pairs, each with its anatomy; says which have none."""
+    folder.check([pair.case for pair in pairs])
+    return [replace(pair, zones=folder.read) for pair in pairs]
 
 
 def _operating_point(point: OperatingPoint | str | float | None) -> OperatingPoint | None:

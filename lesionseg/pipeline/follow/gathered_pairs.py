@@ -37,6 +37,8 @@ class PairRow(TableRow):
     registered: str
     mutual_information: float | None = None
     foreground_dice: float | None = None
+    earlier: str = ""
+    group: str = ""
 
 
 @dataclass
@@ -61,7 +63,7 @@ class Gathered:
         new = new_lesions(pair.prediction, changes)
         decided = apply_point(changes, new, point)
         self.changes += decided
-        self.rows.append(_pair_row(pair, decided))
+        self.rows.append(_pair_row(files, pair, decided))
         self.cards += draw_changes(files, pair, decided, self.names[pair.case])
         if reference is not None:
             self.judged.append(judge_new(new, read_mask(reference), point))
@@ -86,7 +88,7 @@ def summary_json(lists: PairList, rule: ChangeRule, point: OperatingPoint | None
     }
 
 
-def _pair_row(pair: VisitPair, changes: Sequence[LesionChange]) -> PairRow:
+def _pair_row(files: PairFiles, pair: VisitPair, changes: Sequence[LesionChange]) -> PairRow:
     states, alignment = Counter(c.state for c in changes), pair.alignment
     return PairRow(
         case=pair.case,
@@ -97,6 +99,8 @@ def _pair_row(pair: VisitPair, changes: Sequence[LesionChange]) -> PairRow:
         registered="headers" if alignment is None else "rigid",
         mutual_information=None if alignment is None else alignment.mutual_information,
         foreground_dice=None if alignment is None else alignment.foreground_dice,
+        earlier=files.earlier,
+        group=files.group,
     )
 
 
@@ -119,6 +123,7 @@ def _point_json(point: OperatingPoint) -> dict[str, Any]:
     return {
         "score": point.score,
         "chosen_for": point.name.replace("fp_per_case", "false_new_per_pair"),
+        "confidence": point.confidence,
         "false_new_per_pair": point.false_positives_per_case,
         "false_new_per_pair_ci95": point.false_positives_per_case_ci95,
     }

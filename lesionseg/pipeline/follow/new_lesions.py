@@ -1,5 +1,6 @@
 """New lesions as a prediction of their own, judged as any other: their rate, sensitivity, score."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -9,6 +10,8 @@ from lesionseg.core import Candidate, OperatingPoint, Prediction, Reference
 from lesionseg.evaluation import CaseResult, choose, find_preset, match_case
 from lesionseg.evaluation.change import LesionChange
 from lesionseg.evaluation.statistics.operating_point import describe, with_intervals
+
+_log = logging.getLogger(__name__)
 
 HALF_SCORE_MM = 10.0  # a lesion of this diameter has score ½ where only its size ranks it
 CHOSEN_ON = "stable"  # the role of the pairs that an operating point was chosen on
@@ -58,17 +61,25 @@ def judge_new(
     return match.result(point)
 
 
-def choose_point(results: Sequence[CaseResult], rate: float) -> OperatingPoint:
+def choose_point(
+    results: Sequence[CaseResult], rate: float, confidence: float | None = None
+) -> OperatingPoint:
     """The lowest score with at most `rate` false new lesions per stable pair, with its interval.
 
-    Where all new lesions together stay within the rate, all are accepted: score 0. The name's
-    `fp_per_case` are false new lesions per pair.
+    With `confidence`, the lowest by which as many other pairs keep to the rate with that chance
+    (`most_false_positives`); a warning where there are too few pairs for that. Where all new
+    lesions together stay within it, all are accepted: score 0. The name's `fp_per_case` are false
+    new lesions per pair.
     """
-    n_false = sum(len(result.candidates) for result in results)
-    if n_false <= rate * len(results):
-        point = describe(f"fp_per_case:{rate:g}", 0.0, results)
-    else:
-        point = choose(results, fp_per_case=rate)
+    point = choose(results, fp_per_case=rate, confidence=confidence, quiet=True)
+    if confidence is not None and point.confidence is None:
+        _log.warning(
+            "%d stable pairs are too few to keep to %g false new lesions per pair on others.",
+            len(results),
+            rate,
+        )
+    if point.score <= min((c.score or 0.0 for r in results for c in r.candidates), default=1.0):
+        point = replace(describe(point.name, 0.0, results), confidence=point.confidence)
     return with_intervals(point, results)
 
 

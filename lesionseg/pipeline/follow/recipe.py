@@ -24,6 +24,7 @@ from lesionseg.pipeline.follow.new_lesions import (
     judge_new,
     new_lesions,
 )
+from lesionseg.pipeline.follow.visit_list import check_source, pairs_of, read_timelines
 from lesionseg.pipeline.follow.visit_pairs import (
     PairFiles,
     Register,
@@ -44,11 +45,20 @@ VISITS = ("before", "after")  # the two folders of test–retest and of stable p
 
 @dataclass(frozen=True)
 class FollowOutcome(CommandOutcome):
-    """The changes, as they stand in `output/changes.csv`, and how many pairs there were."""
+    """The changes, as they stand in `output/changes.csv`, and how many pairs there were.
+
+    `n_failed`: visits that could not be predicted.
+    """
 
     changes: tuple[LesionChange, ...]
     n_pairs: int
     output: Path
+    n_failed: int = 0
+
+    @property
+    def exit_status(self) -> int:
+        """1 when a visit could not be predicted, else 0."""
+        return int(self.n_failed > 0)
 
     def summary(self) -> list[str]:
         """How many lesions are in each state, how many of them count, and per pair."""
@@ -64,16 +74,21 @@ class FollowOutcome(CommandOutcome):
 
 @locks("output")
 def follow(
-    before: str | Path,
-    after: str | Path,
+    before: str | Path | None,
+    after: str | Path | None,
     output: str | Path,
     *,
+    visits: str | Path | None = None,
+    bundle: str | Path | Sequence[str | Path] | None = None,
+    predictions: str | Path | None = None,
+    operating_point: str | None = None,
     before_images: str | Path | None = None,
     after_images: str | Path | None = None,
     register: str = "auto",
     reference: str | Path | None = None,
     stable: str | Path | Sequence[str] | None = None,
     false_new_per_pair: float = 0.5,
+    rate_confidence: float | None = 0.9,
     retest: str | Path | None = None,
     overlap: float = 0.1,
     confidence: float = 0.99,
@@ -84,13 +99,19 @@ def follow(
 ) -> FollowOutcome:
     """Compare two visits case by case; writes changes.csv, pairs.csv, follow.json, follow.html.
 
-    Cases of one folder alone are named in a warning and in follow.json. Raises `ConfigError`,
+    Either two folders, or a table of visits, each compared with the one before; with a `bundle`
+    they are predicted first, into `output/predictions`. Cases of one folder alone, and visits
+    without another, are named in a warning and in follow.json. Raises `ConfigError`,
     `DatasetError`, `ReadError`, `GeometryError` or `ContentError`, and then writes nothing.
 
     Args:
-        before: masks or predictions of the earlier visit, named by case.
+        before: masks or predictions of the earlier visit, named by case; None with `visits`.
         after: those of the later visit, named alike.
         output: the folder for the tables.
+        visits: a table `case, image, group, visit` of patients' visits; see `read_timelines`.
+        bundle: predicts the visits of the table; several are averaged.
+        predictions: a folder of masks or predictions of them, named by case, in place of `bundle`.
+        operating_point: of the prediction; None: the bundle's first.
         before_images: the earlier scans, named by case: to register by, and for pictures.
         after_images: the later ones.
         register: `headers` trusts positions, `rigid` registers, `auto` does so where grids differ.
@@ -99,6 +120,7 @@ def follow(
             `before_images` and `after_images`), in which nothing is new: the operating point is
             chosen on them. None: every new lesion counts.
         false_new_per_pair: what the operating point is chosen for.
+        rate_confidence: the chance that as many other pairs keep to it; None: the rate observed.
         retest: a folder with `before` and `after`, scanned twice without a change: the smallest
             change is estimated from them. None: the grid's own error alone.
         overlap: see `ChangeRule`.
@@ -114,9 +136,17 @@ def follow(
         where="false_new_per_pair",
         seen=false_new_per_pair,
     )
+    check_source(before, after, visits, bundle, predictions)
     way, rule = check_register(register), ChangeRule(overlap, confidence)
-    scans = _path(before_images), _path(after_images)
-    lists = find_pairs(Path(before), Path(after), *scans)
+    if before is not None and after is not None:
+        scans = _path(before_images), _path(after_images)
+        lists, n_failed = find_pairs(Path(before), Path(after), *scans), 0
+    else:
+        timelines, n_failed = read_timelines(Path(str(visits))), 0
+        folder = Path(output) / "predictions" if predictions is None else Path(predictions)
+        if bundle is not None:
+            n_failed = _predict(bundle, Path(str(visits)), folder, operating_point, progress)
+        lists = pairs_of(timelines, folder)
     masks = {} if reference is None else _reference_masks(Path(reference), lists.pairs)
     if retest is not None:
         rule = replace(rule, repeatability=_repeatability(Path(retest), rule, way))
@@ -126,7 +156,7 @@ def follow(
             judge_new(new_lesions(pair.prediction, changes), None)
             for _, pair, changes in _followed(_stable_pairs(stable, lists.pairs), rule, way)
         ]
-        point = choose_point(results, false_new_per_pair)
+        point = choose_point(results, false_new_per_pair, rate_confidence)
     gathered = Gathered(_shown_names(lists.pairs, identifiers))
     with bar("Following") if progress is None else nullcontext(progress) as advance:
         for files, pair, changes in _followed(lists.pairs, rule, way, advance):
@@ -144,7 +174,24 @@ def follow(
         scoring.write(folder, gathered.judged, scoring.sum_up(gathered.judged))
     gathered.write(folder, rule, point)
     write_json(folder / "follow.json", summary_json(lists, rule, point))
-    return FollowOutcome(tuple(gathered.changes), len(lists.pairs), folder)
+    return FollowOutcome(tuple(gathered.changes), len(lists.pairs), folder, n_failed)
+
+
+def _predict(
+    bundle: str | Path | Sequence[str | Path],
+    table: Path,
+    output: Path,
+    operating_point: str | None,
+    progress: Advance | None,
+) -> int:
+    """Predict all visits; how many could not be."""
+    from lesionseg.pipeline.predict.recipe import predict  # here: masks alone need no network
+
+    rows = predict(bundle, table, output, operating_point=operating_point, progress=progress)
+    for row in rows:
+        if row.status == "failed":
+            _log.warning("Visit %s could not be predicted: %s", row.case, row.message)
+    return sum(row.status == "failed" for row in rows)
 
 
 def _shown_names(pairs: Sequence[PairFiles], identifiers: bool) -> dict[str, str]:

@@ -28,13 +28,18 @@ REGISTER: tuple[Register, ...] = ("auto", "headers", "rigid")
 
 @dataclass(frozen=True)
 class PairFiles:
-    """The files of one case; the scans are None where none were given."""
+    """The files of one case; the scans are None where none were given.
+
+    `earlier`: the case of the earlier visit where it has a name of its own; `group`: the patient.
+    """
 
     case: str
     before: PredictionFiles
     after: PredictionFiles
     before_image: Path | None = None
     after_image: Path | None = None
+    earlier: str = ""
+    group: str = ""
 
 
 @dataclass(frozen=True, eq=False)

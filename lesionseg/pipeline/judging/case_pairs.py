@@ -19,6 +19,7 @@ from lesionseg.core import (
     Prediction,
     Reference,
     Volume,
+    Zones,
 )
 from lesionseg.errors import ConfigError, DatasetError, GeometryError
 from lesionseg.evaluation import CaseResult, MatchedCase, Preset, match_case, summarise
@@ -53,7 +54,7 @@ class CasePair:
     """A case to judge; reference and prediction are read when its turn comes.
 
     `prediction` is given the reference's grid; None: there is no prediction of this case.
-    `regions` are the dataset's.
+    `regions` are the dataset's; `zones` reads the anatomical zones of a case by its id.
     """
 
     case: str
@@ -62,6 +63,7 @@ class CasePair:
     group: str = ""
     role: str = ""
     regions: tuple[LabelRegion, ...] = ()
+    zones: Callable[[str], Zones | None] = lambda _: None
 
 
 def match_pairs(
@@ -89,6 +91,7 @@ def match_pairs(
             role=pair.role,
             image=image,
             regions=pair.regions,
+            zones=pair.zones(pair.case),
         )
         if progress:
             progress(pair.case, done, len(pairs))

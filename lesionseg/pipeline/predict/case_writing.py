@@ -2,14 +2,14 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, TypedDict
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lesionseg.core import CaseFiles, Geometry, Prediction, Volume
+from lesionseg.core import CaseFiles, Geometry, Prediction, Volume, Zones
 from lesionseg.errors import OutputError
 from lesionseg.inference.decision import Inferred, Slab
 from lesionseg.inference.predictor import Predictor
@@ -25,6 +25,9 @@ from lesionseg.io.dicom.source_images import (
 from lesionseg.io.dicom.sr_write import write_report
 from lesionseg.io.formats.volumes import is_dicom_image, result_suffix, write_volume
 from lesionseg.io.predictions import write_prediction
+from lesionseg.ops.components import present_values
+from lesionseg.ops.lesions import candidates_of
+from lesionseg.pipeline.predict.study_table import Burden, burden
 from lesionseg.plan.plan import Plan
 
 NO_SEGMENTATION = "No DICOM segmentation: no accepted candidate has voxels."
@@ -65,7 +68,7 @@ def write_dicom(
     return NO_SEGMENTATION if segmentation is None and prediction.instances is not None else ""
 
 
-class CaseCounts(TypedDict):
+class CaseCounts(Burden):
     """What the table says of a case that is written, as `PredictionRow` names it."""
 
     n_candidates: int
@@ -130,23 +133,42 @@ def write_case(
     files: CaseFiles,
     targets: CaseOutputs,
     origin: ResultOrigin,
+    zones: Zones | None = None,
 ) -> CaseCounts:
-    """Decide on a case and write it; the candidates' file comes last."""
+    """Decide on a case and write it; the candidates' file comes last. `zones`: the case's own."""
     geometry, plan = inferred.file_geometry, predictor.plan
 
     def watch(channel: int, slabs: Iterator[Slab]) -> Iterator[Slab]:
         with saving(targets, files, geometry, plan, plan.label_values[channel]) as save:
             yield from map(save, slabs)
 
-    prediction = predictor.decide(inferred, files.case, watch)
+    prediction = _placed(predictor.decide(inferred, files.case, watch), zones)
     message = ""
     if targets.dicom and is_dicom_image(files.images[0]):
         message = write_dicom(targets.folder, prediction, files, plan, origin)
     suffix = result_suffix(files.images[0], plan.dims)
     write_prediction(targets.folder, prediction, suffix=suffix, like=files.images[0])
-    accepted = sum(c.accepted for c in prediction.candidates)
-    n_candidates = len(prediction.candidates)
-    return {"n_candidates": n_candidates, "n_accepted": accepted, "message": message}
+    return {
+        "n_candidates": len(prediction.candidates),
+        "n_accepted": sum(c.accepted for c in prediction.candidates),
+        "message": message,
+        **burden(prediction.candidates, plan.lesion_labels, _names(zones)),
+    }
+
+
+def _names(zones: Zones | None) -> list[str]:
+    """The zones that a case has."""
+    if zones is None:
+        return []
+    return [zones.names.get(v, str(v)) for v in present_values(zones.values) if v > 0]
+
+
+def _placed(prediction: Prediction, zones: Zones | None) -> Prediction:
+    """The prediction whose candidates know their zone."""
+    if zones is None:
+        return prediction
+    within = zip(prediction.candidates, zones.of(candidates_of(prediction)), strict=True)
+    return replace(prediction, candidates=tuple(replace(c, zone=zone) for c, zone in within))
 
 
 @contextmanager

@@ -23,6 +23,7 @@ from lesionseg.io.formats.decoder import CRASHED
 from lesionseg.io.formats.guard import FileLimits, limits
 from lesionseg.io.formats.volumes import read_geometry
 from lesionseg.io.local_files import content_files
+from lesionseg.io.zones import find_zones
 from lesionseg.models.build import NetworkFactory
 from lesionseg.ops.host_memory import peak_memory_mb
 from lesionseg.pipeline.predict.case_pipeline import (
@@ -65,6 +66,7 @@ class PredictJob:
     dicom_output: bool = True
     identifiers: bool = False
     trust: bool = False
+    zones: Path | None = None
     limits: FileLimits = field(default_factory=limits)
 
     @property
@@ -140,6 +142,7 @@ class _JobSteps:
         self.job, self.predictor, self.known = job, predictor, known
         if job.save_probabilities != "none":
             require_voxels(predictor.plan, "save_probabilities", "probabilities of voxels")
+        self.zones = None if job.zones is None else find_zones(job.zones)
         self.targets = CaseOutputs(job.output, job.save_probabilities, job.dicom_output)
         self.budget = MemoryBudget.of(job.inference.max_memory_gb)
         self.bundle = _joint_digest(job.bundles)
@@ -161,7 +164,10 @@ class _JobSteps:
                 origin = ResultOrigin(
                     __version__, self.bundle, task.key, self.predictor.operating_point
                 )
-                counts = write_case(self.predictor, task.inferred, task.files, self.targets, origin)
+                zones = self.zones.read(task.files.case) if self.zones else None
+                counts = write_case(
+                    self.predictor, task.inferred, task.files, self.targets, origin, zones
+                )
                 task.row = replace(self._row(task, "done"), **counts)
         self.budget.give_back(task.files.case)
 
@@ -172,7 +178,7 @@ class _JobSteps:
     def _read(self, task: _JobTask, halt: Halt) -> None:
         files, plan = task.files, self.predictor.plan
         task.input = _content_digest(files, self.bundle)
-        task.key = _digest(self.choices, task.input)
+        task.key = _digest(self.choices, task.input, *self._zone_digests(files))
         task.row = self._kept(task)
         if task.row is not None:
             return
@@ -182,6 +188,13 @@ class _JobSteps:
             task.n_bytes = needed_bytes(geometry, plan)
             self.budget.take(files.case, task.n_bytes, halt)
         task.prepared = self.predictor.scans.open(files)
+
+    def _zone_digests(self, files: CaseFiles) -> list[str]:
+        """What tells whether a case's zones are those of an earlier run; empty without any."""
+        if self.zones is None or files.case not in self.zones.masks:
+            return []
+        mask = CaseFiles(files.case, (self.zones.masks[files.case],))
+        return [_content_digest(mask, self.bundle), repr(sorted(self.zones.names.items()))]
 
     def _kept(self, task: _JobTask) -> PredictionRow | None:
         """The row of an earlier run with the same key: done, with its files, or a crash."""

@@ -4,13 +4,13 @@ import logging
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
 from typing import Literal, TypeVar
 
 from lesionseg.errors import require
-from lesionseg.evaluation.table_row import TableRow, write_table
+from lesionseg.evaluation.table_row import Named, TableRow, write_table
 from lesionseg.io.atomic import read_csv
 from lesionseg.pipeline.run.outcome import CommandOutcome
 
@@ -32,7 +32,9 @@ class PredictionRow(TableRow):
     same, or "failed" for the reason in `message`. `seconds`: of work on this case, waiting left
     out, when it was done; `peak_memory_mb`: the most memory that the process had held until then.
     `bundle` tells models apart and `input` scans (keyed with the bundle: the same scan has another
-    value elsewhere); `key` tells whether anything changed since, settings included.
+    value elsewhere); `key` tells whether anything changed since, settings included. `count` and
+    `ml`: number and volume of the accepted candidates by label, `zone_count` and `zone_ml` by zone;
+    no volume in 2-D and of bare boxes.
     """
 
     case: str
@@ -45,6 +47,10 @@ class PredictionRow(TableRow):
     bundle: str = ""
     input: str = ""
     key: str = ""
+    count: Named = field(default_factory=dict)
+    ml: Named = field(default_factory=dict)
+    zone_count: Named = field(default_factory=dict)
+    zone_ml: Named = field(default_factory=dict)
 
 
 class PredictOutcome(tuple[PredictionRow, ...], CommandOutcome):

@@ -10,12 +10,14 @@ from lesionseg.errors import DatasetError, require
 from lesionseg.inference.inference_settings import InferenceSettings
 from lesionseg.io.atomic import locked_folder, private_files
 from lesionseg.io.layouts.input_images import find_images
+from lesionseg.io.zones import find_zones
 from lesionseg.models.build import NetworkFactory
 from lesionseg.pipeline.dataset.data_settings import DicomSettings
 from lesionseg.pipeline.predict.case_writing import SaveProbabilities, check_dicom_output
 from lesionseg.pipeline.predict.predict_job import PredictJob, predict_cases
 from lesionseg.pipeline.predict.predictions_table import PredictionTable, PredictOutcome, Shard
 from lesionseg.pipeline.predict.ray_engine import predict_on_ray
+from lesionseg.pipeline.predict.study_table import write_study
 from lesionseg.pipeline.run.outcome import Advance, bar
 from lesionseg.plan.plan import Plan
 
@@ -34,6 +36,7 @@ def predict(
     dicom: DicomSettings | None = None,
     save_probabilities: SaveProbabilities = "none",
     dicom_output: bool = True,
+    zones: str | Path | None = None,
     identifiers: bool = False,
     trust: bool = False,
     engine: EngineName = "local",
@@ -45,12 +48,12 @@ def predict(
     """Predict every case found in `input`; one row each, by case id.
 
     Writes mask, instances and candidates of each case to `output`, in the scan's own geometry and
-    format, and `predictions.csv`, in which rows of other cases stay. A case that fails does not
-    stop the others. Started again, it leaves out what is done and unchanged. Reading, the network
-    and writing overlap. What is written is its user's alone (files 0600, folders 0700). Raises
-    `BundleError` or `ConfigError` for an unusable bundle or setting and an output folder that is
-    the input folder, `DatasetError` when there is no case, `OutputError` for an output folder into
-    which another process writes.
+    format, and `predictions.csv` and, unless sharded, `study.csv`, in which rows of other cases
+    stay. A case that fails does not stop the others. Started again, it leaves out what is done and
+    unchanged. Reading, the network and writing overlap. What is written is its user's alone (files
+    0600, folders 0700). Raises `BundleError` or `ConfigError` for an unusable bundle or setting
+    and an output folder that is the input folder, `DatasetError` when there is no case,
+    `OutputError` for an output folder into which another process writes.
 
     Args:
         bundle: a run directory or a bundle's folder, or several that are averaged.
@@ -63,6 +66,8 @@ def predict(
         dicom: what is done with a tilted gantry.
         save_probabilities: also write `probabilities/<case>_<label>` in these numbers.
         dicom_output: DICOM scans also get a segmentation object and a structured report.
+        zones: a folder of anatomy masks named by case, on any grid, and a table of names;
+            candidates and burden are told by zone (`io.zones`).
         identifiers: messages of failed cases name folders and files.
         trust: networks and transforms that the bundle names may be imported; see `Predictor`.
         engine: "local", or "ray" for a cluster whose machines all see the same folders.
@@ -88,12 +93,15 @@ def predict(
         dicom_output=dicom_output,
         identifiers=identifiers,
         trust=trust,
+        zones=None if zones is None else Path(zones),
     )
     shard = Shard(shard_index, num_shards)
     predictors = job.predictors(architectures)
     cases = shard.of(find_cases(Path(input), job.output, predictors[0].plan))
     if dicom_output:
         check_dicom_output(cases)
+    if job.zones is not None:
+        find_zones(job.zones).check([files.case for files in cases])
     rows = []
     with private_files(), locked_folder(job.output, f".{shard.table}.lock"):
         table = PredictionTable(job.output, shard)
@@ -106,6 +114,8 @@ def predict(
                 table.put(row)
                 rows.append(row)
                 (progress or advance)(row.case, len(rows), len(cases))
+        if num_shards == 1:  # else several would write it
+            write_study(job.output, cases, table.rows)
     return PredictOutcome(sorted(rows, key=lambda row: row.case))
 
 

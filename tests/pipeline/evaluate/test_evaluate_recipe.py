@@ -290,3 +290,23 @@ def test_pairs_in_memory_need_no_files(tmp_path):
     assert scores["n_missed"] == sum(c.fn for c in HAND_CASES)
     assert scores["n_ignored"] == sum(c.ignored for c in HAND_CASES)
     assert (tmp_path / "scores.json").is_file()
+
+
+def test_sensitivity_and_false_positives_by_zone(folders, tmp_path):
+    zones = np.ones(SHAPE, dtype=np.uint8)
+    zones[:, 5:] = 2  # the first lesion lies in 1, the others in 2
+    for case in "abc":
+        write_mask(tmp_path / "zones" / f"{case}.nii.gz", zones)
+    (tmp_path / "zones" / "names.json").write_text('{"front": 1, "back": 2}')
+    scores = evaluate(*folders, replicates=20, zones=tmp_path / "zones").scores
+    by_zone = {g["value"]: g for g in scores["subgroups"] if g["by"] == "zone"}
+    counts = {name: (g["n_lesions"], g["detected"]) for name, g in by_zone.items()}
+    assert counts == {"front": (2, 1), "back": (3, 2)}
+    false = {name: g["false_positives_per_case"] for name, g in by_zone.items()}
+    assert false == {"front": pytest.approx(1 / 3), "back": 0.0}
+    assert (by_zone["front"]["n_cases"], by_zone["front"]["dice"]) == (3, None)
+    assert sum(n for n, _ in counts.values()) == scores["n_lesions"]
+    tables = {name: rows(folders[2] / f"{name}.csv") for name in ("lesions", "candidates")}
+    assert [r["zone"] for r in tables["lesions"]] == ["front", "back", "front", "back", "back"]
+    assert {r["zone"] for r in tables["candidates"]} == {"front", "back"}
+    assert "subgroups" not in scores["reasons"]

@@ -56,7 +56,7 @@ def _run(bundle: Path, scans: Path, output: Path, **options: object) -> PredictO
 
 
 def _files(folder: Path) -> dict[str, bytes]:
-    return {p.name: p.read_bytes() for p in folder.iterdir() if not p.name.startswith("pred")}
+    return {p.name: p.read_bytes() for p in folder.iterdir() if p.suffix != ".csv"}
 
 
 def test_shards_do_everything_once(bundle: Path, scans: Path, tmp_path: Path) -> None:
@@ -78,6 +78,7 @@ def test_shards_do_everything_once(bundle: Path, scans: Path, tmp_path: Path) ->
     rows = _run(bundle, scans, output)
     assert [row.status for row in rows] == ["kept"] * len(CASES)
     assert [line["case"] for line in read_csv(output / "predictions.csv")] == CASES
+    assert [line["case"] for line in read_csv(output / "study.csv")] == CASES
 
 
 def test_a_shard_goes_on_where_any_run_stopped(bundle: Path, scans: Path, tmp_path: Path) -> None:

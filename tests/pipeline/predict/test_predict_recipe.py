@@ -11,6 +11,7 @@ from lesionseg.core import Geometry, Volume
 from lesionseg.errors import BundleError, ConfigError, DatasetError
 from lesionseg.inference.bundles.bundle import write_bundle
 from lesionseg.inference.inference_settings import InferenceSettings
+from lesionseg.io.atomic import read_csv
 from lesionseg.io.formats.volumes import read_volume, write_volume
 from lesionseg.io.predictions import find_predictions, read_prediction
 from lesionseg.pipeline.predict.predictions_table import PredictOutcome
@@ -257,3 +258,42 @@ def test_nothing_to_predict_or_to_predict_with_is_refused(
     with pytest.raises(ConfigError, match="score:<0 to 1>"):
         _run(bundle, scans, tmp_path / "out", operating_point="fp_per_case:1")
     assert not (tmp_path / "out").exists()
+
+
+def test_zones_and_burden_stand_in_every_table(bundle: Path, tmp_path: Path) -> None:
+    grid = Geometry.from_spacing(SHAPE, (2, 1, 1))
+    write_volume(tmp_path / "s" / "x.nii.gz", Volume(_image(np.random.default_rng(0))[None], grid))
+    (tmp_path / "list.csv").write_text("case,image,group,visit\nx,s/x.nii.gz,P1,2024-05-01\n")
+    halves = np.zeros((1, *SHAPE), np.uint8)
+    halves[:, :7], halves[:, 7:] = 1, 2
+    write_volume(tmp_path / "zones" / "x.nii.gz", Volume(halves, grid))
+    (tmp_path / "zones" / "names.csv").write_text("1,lower part\n2,upper part\n3,elsewhere\n")
+    first = _run(bundle, tmp_path / "list.csv", tmp_path / "out")
+    assert (first[0].zone_count, first[0].count) == ({}, {"lesion": first[0].n_accepted})
+    rows = _run(bundle, tmp_path / "list.csv", tmp_path / "out", zones=tmp_path / "zones")
+    assert rows[0].status == "done", "zones make other results"
+    again = _run(bundle, tmp_path / "list.csv", tmp_path / "out", zones=tmp_path / "zones")
+    assert again[0].status == "kept"
+    written = json.loads((tmp_path / "out" / "x_candidates.json").read_text())["candidates"]
+    accepted = [c for c in written if c["accepted"]]
+    assert {c["zone"] for c in accepted} == {"lower part", "upper part"}
+    for table in ("predictions.csv", "study.csv"):
+        (cells,) = read_csv(tmp_path / "out" / table)
+        assert int(cells["zone_count_lower_part"]) + int(cells["zone_count_upper_part"]) == len(
+            accepted
+        )
+        volume = sum(c["volume_ml"] for c in accepted)
+        assert float(cells["ml_lesion"]) == pytest.approx(volume, abs=1e-5)
+        assert "zone_ml_elsewhere" not in cells
+    assert (cells["group"], cells["visit"], cells["n_lesions"]) == (
+        "P1",
+        "2024-05-01",
+        str(len(accepted)),
+    )
+
+
+def test_zones_of_no_case_are_refused_at_once(bundle: Path, scans: Path, tmp_path: Path) -> None:
+    grid = Geometry.from_spacing((4, 4, 4), (1, 1, 1))
+    write_volume(tmp_path / "z" / "q.nii.gz", Volume(np.ones((1, 4, 4, 4), np.uint8), grid))
+    with pytest.raises(DatasetError, match="No zone mask has the name of a case"):
+        _run(bundle, scans, tmp_path / "out", zones=tmp_path / "z")

@@ -1,0 +1,120 @@
+"""Anatomy masks and the names of their values: what TotalSegmentator, SynthSeg or FreeSurfer write.
+
+A folder holds a mask per case, named by case, on any grid, and at most one table of names.
+"""
+
+import logging
+import re
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lesionseg.core import Zones
+from lesionseg.errors import ContentError, DatasetError
+from lesionseg.io.atomic import read_json
+from lesionseg.io.cases import read_mask
+from lesionseg.io.formats.volumes import read_geometry
+from lesionseg.io.predictions import find_masks
+
+_log = logging.getLogger(__name__)
+
+_TABLES = (".csv", ".tsv", ".json", ".txt", ".lut", ".ctbl", ".label")
+
+
+@dataclass(frozen=True)
+class ZoneFolder:
+    """The anatomy masks of a folder by case, and what their values are called."""
+
+    masks: Mapping[str, Path]
+    names: Mapping[int, str]
+
+    def read(self, case: str) -> Zones | None:
+        """The zones of a case; None where the folder has no mask of it."""
+        path = self.masks.get(case)
+        if path is None:
+            return None
+        labels = read_mask(path).labels
+        return Zones(np.asarray(labels), read_geometry(path), self.names)
+
+    def check(self, cases: Sequence[str]) -> None:
+        """Warn of cases without a mask; raise `DatasetError` when there are only such."""
+        missing = [case for case in cases if case not in self.masks]
+        if len(missing) == len(cases):
+            raise DatasetError(
+                "No zone mask has the name of a case.",
+                where="zones",
+                seen=", ".join(list(self.masks)[:3]),
+                expected=", ".join(missing[:3]),
+                remedy="name the masks <case>.nii.gz after the cases.",
+            )
+        if missing:
+            _log.warning("No zones; told of no lesion of these: %s", ", ".join(missing))
+
+
+def find_zones(folder: Path) -> ZoneFolder:
+    """The masks of a folder, and the names of their values where it has a table of them.
+
+    The table is CSV, TSV, JSON (`{"17": "Left-Hippocampus"}`, either way round, also as nnU-Net's
+    dataset.json) or a colour table as FreeSurfer's, ITK-SNAP's and Slicer's. Without one, values
+    are their own names. Raises `DatasetError` for a folder without masks or with several tables,
+    `ContentError` for a table without names.
+    """
+    masks = find_masks(folder)
+    tables = sorted(f for f in folder.iterdir() if f.suffix.lower() in _TABLES)
+    if len(tables) > 1:
+        raise DatasetError(
+            "The zones have several tables of names.",
+            where=folder,
+            seen=", ".join(table.name for table in tables),
+            expected="one",
+            remedy="leave the one that names the values of these masks.",
+        )
+    return ZoneFolder(masks, read_zone_names(tables[0]) if tables else {})
+
+
+def read_zone_names(path: Path) -> dict[int, str]:
+    """Names by mask value; 0, the background, has none. Raises `ContentError` without any."""
+    is_json = path.suffix.lower() == ".json"
+    pairs = _from_json(read_json(path)) if is_json else _from_lines(path)
+    names = {value: name for value, name in pairs if value > 0}
+    if not names:
+        raise ContentError(
+            "The table names no value.",
+            where=path,
+            expected="a whole number and a name on each line, or a JSON object of them",
+        )
+    return names
+
+
+def _from_json(content: Any) -> Iterator[tuple[int, str]]:
+    entries = content.get("labels", content) if isinstance(content, dict) else {}
+    for one, other in entries.items() if isinstance(entries, dict) else ():
+        for value, name in ((one, other), (other, one)):
+            if re.fullmatch(r"\d+", str(value)) and isinstance(name, str):
+                yield int(value), name
+                break
+
+
+def _from_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Of each line the first whole number, and the first cell that is no number."""
+    for line in path.read_text("utf-8-sig", "replace").splitlines():
+        cells = [cell.strip(" \"'") for cell in _cells(line.strip())]
+        values = [cell for cell in cells if re.fullmatch(r"\d+", cell)]
+        names = [cell for cell in cells if cell and not re.fullmatch(r"[-+.\deE]+", cell)]
+        if values and names:
+            yield int(values[0]), names[0]
+
+
+def _cells(line: str) -> list[str]:
+    if line.startswith("#"):
+        return []
+    if re.search(r"[,;\t]", line):
+        return re.split(r"[,;\t]", line)
+    try:
+        return shlex.split(line)
+    except ValueError:  # an apostrophe within a name
+        return line.split()

@@ -1,0 +1,55 @@
+"""Tables of zone names as other programs write them, and folders that are refused."""
+
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lesionseg.core import Geometry, Volume
+from lesionseg.errors import ContentError, DatasetError
+from lesionseg.io.formats.volumes import write_volume
+from lesionseg.io.zones import find_zones, read_zone_names
+
+EXPECTED = {10: "Left-Thalamus", 17: "Left-Hippocampus"}
+TABLES = {
+    "lut.txt": "#No. Label Name: R G B A\n0 Unknown 0 0 0 0\n10  Left-Thalamus  0 118 14 0\n"
+    "17  Left-Hippocampus  220 216 20 0\n",
+    "a.csv": "value,name\n0,background\n10,Left-Thalamus\n17,Left-Hippocampus\n",
+    "b.tsv": "index\tname\tabbreviation\n10\tLeft-Thalamus\tLT\n17\tLeft-Hippocampus\tLH\n",
+    "c.json": '{"10": "Left-Thalamus", "17": "Left-Hippocampus"}',
+    "dataset.json": '{"labels": {"background": 0, "Left-Thalamus": 10, "Left-Hippocampus": 17}}',
+    "itk.label": '10 255 0 0 1 1 1 "Left-Thalamus"\n17 0 255 0 1 1 1 "Left-Hippocampus"\n',
+}
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_every_table_gives_the_same_names(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text(TABLES[name])
+    assert read_zone_names(tmp_path / name) == EXPECTED
+
+
+@pytest.mark.parametrize(("name", "text"), [("a.csv", "what,ever\n"), ("a.json", "[1, 2]")])
+def test_a_table_without_names_is_refused(name: str, text: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text(text)
+    with pytest.raises(ContentError, match=name):
+        read_zone_names(tmp_path / name)
+
+
+def test_a_folder_is_read_by_case(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    values = np.full((1, 4, 4, 4), 17, np.uint8)
+    write_volume(tmp_path / "a.nii.gz", Volume(values, Geometry.from_spacing((4, 4, 4), (1, 1, 1))))
+    (tmp_path / "names.csv").write_text(TABLES["a.csv"])
+    folder = find_zones(tmp_path)
+    zones = folder.read("a")
+    assert zones is not None
+    assert (zones.values.shape, zones.names) == ((4, 4, 4), EXPECTED)
+    assert folder.read("b") is None
+    with caplog.at_level(logging.WARNING):
+        folder.check(["a", "b"])
+    assert "told of no lesion of these: b" in caplog.text
+    with pytest.raises(DatasetError, match="No zone mask has the name of a case"):
+        folder.check(["b"])
+    (tmp_path / "more.txt").write_text(TABLES["lut.txt"])
+    with pytest.raises(DatasetError, match=r"several tables.*names\.csv"):
+        find_zones(tmp_path)

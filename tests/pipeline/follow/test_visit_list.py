@@ -1,0 +1,131 @@
+"""Patients' visits by a table: their order, what is predicted first, what is refused."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lesionseg.core import Geometry, Volume
+from lesionseg.errors import ConfigError, DatasetError
+from lesionseg.inference.bundles.bundle import write_bundle
+from lesionseg.io.atomic import read_csv
+from lesionseg.io.formats.volumes import write_volume
+from lesionseg.pipeline.follow import follow
+from lesionseg.pipeline.follow.visit_list import read_timelines
+from lesionseg.pipeline.predict.predict_job import PredictJob
+from lesionseg.plan.plan import Plan
+from tests.inference.networks import Bright
+
+SHAPE = (12, 18, 20)
+GRID = Geometry.from_spacing(SHAPE, (2, 1, 1))
+OLD, NEW = (slice(3, 6), slice(4, 8), slice(5, 9)), (slice(8, 11), slice(10, 14), slice(12, 17))
+VISITS = {
+    "base": ("2023-01-20", [OLD]),
+    "m12": ("2024-01-31", [OLD, NEW]),
+    "m6": ("2023-07-01", []),
+}
+
+
+def table(root: Path, *lines: str) -> Path:
+    (root / "visits.csv").write_text("\n".join(["case,image,group,visit", *lines]))
+    return root / "visits.csv"
+
+
+@pytest.fixture
+def visits(tmp_path: Path) -> Path:
+    """A patient at three times, the last one with a new lesion, and one seen once."""
+    rng = np.random.default_rng(0)
+    for name, (_, boxes) in VISITS.items():
+        image, mask = rng.normal(100, 3, SHAPE), np.zeros(SHAPE, np.uint8)
+        for box in boxes:
+            image[box] += 70
+            mask[box] = 1
+        write_volume(tmp_path / f"{name}.nii.gz", Volume(image.astype(np.float32)[None], GRID))
+        write_volume(tmp_path / "masks" / f"{name}.nii.gz", Volume(mask[None], GRID))
+    write_volume(tmp_path / "masks" / "once.nii.gz", Volume(mask[None], GRID))
+    lines = [f"{name},{name}.nii.gz,P1,{when}" for name, (when, _) in VISITS.items()]
+    return table(tmp_path, *lines, "once,base.nii.gz,P2,2023-01-01")
+
+
+def states(out: Path) -> list[tuple[str, str]]:
+    return [(row["case"], row["state"]) for row in read_csv(out / "changes.csv")]
+
+
+def test_each_visit_is_compared_with_the_one_before(
+    visits: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    outcome = follow(None, None, tmp_path / "out", visits=visits, predictions=tmp_path / "masks")
+    assert (outcome.n_pairs, outcome.exit_status) == (2, 0)
+    assert states(tmp_path / "out") == [("m6", "gone"), ("m12", "new"), ("m12", "new")]
+    pairs = read_csv(tmp_path / "out" / "pairs.csv")
+    assert [(p["case"], p["earlier"], p["group"]) for p in pairs] == [
+        ("m6", "base", "P1"),
+        ("m12", "m6", "P1"),
+    ]
+    assert "No other visit; not followed: once" in caplog.text
+
+
+def test_a_bundle_predicts_the_visits_first(
+    visits: Path, tmp_path: Path, plan: Plan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine = replace(plan, architecture=replace(plan.architecture, name="mine"))
+    write_bundle(tmp_path / "bundle", Bright(), mine, "")
+    made = PredictJob.predictors
+    monkeypatch.setattr(PredictJob, "predictors", lambda job, _: made(job, {"mine": _bright}))
+    rows = visits.read_text().splitlines()
+    lines = table(tmp_path, rows[1], rows[2], "lost,nowhere.nii.gz,P1,2025-01-01")
+    outcome = follow(None, None, tmp_path / "out", visits=lines, bundle=tmp_path / "bundle")
+    assert (outcome.n_pairs, outcome.exit_status) == (1, 1)
+    accepted = [c.state for c in outcome.changes if c.accepted]
+    assert accepted.count("new") == 1
+    study = {row["case"]: row for row in read_csv(tmp_path / "out" / "predictions" / "study.csv")}
+    assert study["lost"]["status"] == "failed"
+    assert (study["m12"]["group"], study["m12"]["visit"]) == ("P1", "2024-01-31")
+
+
+def _bright(_: object) -> Bright:
+    return Bright()
+
+
+def test_numbers_are_ordered_as_numbers(tmp_path: Path) -> None:
+    lines = table(tmp_path, "a,a.nii,P,10", "b,b.nii,P,9", "c,c.nii,P,9.5")
+    (timeline,) = read_timelines(lines)
+    assert [files.case for files in timeline.visits] == ["b", "c", "a"]
+
+
+@pytest.mark.parametrize(
+    ("lines", "words"),
+    [
+        (["a,a.nii,P,first", "b,b.nii,P,second"], "first, second"),
+        (["a,a.nii,P,2", "b,b.nii,P,2"], "have no order"),
+        (["a,a.nii,P,1", "b,b.nii,Q,2"], "No patient has two visits"),
+    ],
+)
+def test_a_table_without_an_order_is_refused(lines: list[str], words: str, tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match=words):
+        read_timelines(table(tmp_path, *lines))
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {},
+        {"visits": "v.csv"},
+        {"visits": "v.csv", "bundle": "b", "predictions": "p"},
+        {"before": "b", "after": "a", "visits": "v.csv", "predictions": "p"},
+        {"before": "b", "after": "a", "bundle": "x"},
+        {"before": "b"},
+    ],
+)
+def test_what_is_to_be_followed_must_be_clear(given: dict[str, str], tmp_path: Path) -> None:
+    folders = {"before": None, "after": None, **given}
+    with pytest.raises(ConfigError, match="not clear what is to be followed"):
+        follow(output=tmp_path / "out", **folders)  # type: ignore[arg-type]
+
+
+def test_predictions_of_no_pair_are_refused(visits: Path, tmp_path: Path) -> None:
+    for name in ("m6", "m12"):
+        (tmp_path / "masks" / f"{name}.nii.gz").unlink()
+    with pytest.raises(DatasetError, match="predictions of two visits"):
+        follow(None, None, tmp_path / "out", visits=visits, predictions=tmp_path / "masks")
