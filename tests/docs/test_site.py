@@ -1,4 +1,4 @@
-"""`make docs`: the site builds without a warning, names no other host and holds what it promises."""
+"""`make docs`: the site builds without a warning, fetches nothing and holds what it promises."""
 
 import os
 import re
