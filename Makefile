@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 WORKERS ?= 2
 
-.PHONY: demo test setup check slow data bench gpu peers lock check-lock wheelhouse sbom
+.PHONY: demo test setup check slow data bench gpu docs peers lock check-lock wheelhouse sbom
 
 demo: $(VENV)/.runtime  ## train, predict, evaluate and report on simulated brain MRI
 	$(BIN)/python scripts/train.py experiment=demo_mri
@@ -48,6 +48,9 @@ GPU_PYTHON := $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
 gpu:  ## measure a part of docs/gpu.md on this machine's GPU: PART=1, 2 or 3
 	$(GPU_PYTHON) benchmarks/gpu/carry.py install
 	$(GPU_PYTHON) benchmarks/gpu/run.py --part $(PART) --minutes $(MINUTES) $(ARGS)
+
+docs: setup  ## the site, into site/: pages, notebooks and the API from its docstrings; no network
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
 peers: .peers/.installed  ## the packages that benchmarks and tests compare with
 

@@ -9,7 +9,9 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-EXTRAS = {name: v for name, v in PROJECT["optional-dependencies"].items() if name != "test"}
+EXTRAS = {
+    name: v for name, v in PROJECT["optional-dependencies"].items() if name not in ("test", "docs")
+}
 PACKAGES = sorted(
     {
         re.split(r"[\[>=;]", line)[0]

@@ -1,0 +1,67 @@
+"""README and docs: each command shown is one that lesionseg takes, each link leads somewhere."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from lesionseg.cli import COMMANDS, compose
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+TYPED = re.compile(r"^(?:python scripts/(\w+)\.py|lesionseg (\w+)) (.*)$")
+ANY_NUMBER = re.compile(r"\$SLURM_ARRAY_TASK_ID|(?<==)[A-Z]\b")
+FENCE = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
+
+
+def commands(page: Path) -> list[tuple[str, list[str]]]:
+    """Each command of a page, in blocks and in running text, with what is typed after it."""
+    text = page.read_text(encoding="utf-8").replace("\\\n", " ")
+    blocks = re.findall(r"^```sh\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    lines = "\n".join(blocks).splitlines() + re.findall(r"`([^`\n]+)`", FENCE.sub("", text))
+    found = []
+    for line in lines:
+        typed = TYPED.match(line.strip().replace("…", ""))
+        if typed and (name := typed[1] or typed[2]) in COMMANDS:
+            words = shlex.split(ANY_NUMBER.sub("3", typed[3]), comments=True)
+            left_out = shlex.split(COMMANDS[name].examples[0]) if "…" in line else []
+            found.append((name, left_out + [word for word in words if word[0] != "-"]))
+    return found
+
+
+QUICK = ("README", "install", "inference")
+WITH_COMMANDS = [
+    pytest.param(page, marks=() if page.stem in QUICK else pytest.mark.slow, id=page.stem)
+    for page in PAGES
+    if commands(page)
+]
+
+
+@pytest.mark.parametrize("page", WITH_COMMANDS)
+def test_every_command_is_one_that_lesionseg_takes(page: Path) -> None:
+    for name, overrides in commands(page):
+        compose(name, overrides)
+
+
+def slug(heading: str) -> str:
+    """A heading's anchor, as GitHub and the site make it."""
+    plain = re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", heading).lower()
+    return re.sub(r"[^\w\- ]", "", plain).strip().replace(" ", "-")
+
+
+def anchors(page: Path) -> set[str]:
+    text = FENCE.sub("", page.read_text(encoding="utf-8"))
+    return {slug(line) for line in re.findall(r"^#+ (.*)$", text, re.MULTILINE)}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_every_link_leads_to_a_file_and_a_heading(page: Path) -> None:
+    text = FENCE.sub("", page.read_text(encoding="utf-8"))
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        name, _, anchor = target.partition("#")
+        file = page.parent / name if name else page
+        if target.startswith("http") or name.endswith(".ipynb"):  # made from the page
+            continue
+        assert file.is_file(), target
+        assert not anchor or anchor in anchors(file), target
