@@ -52,8 +52,9 @@ def _in_order(visits: Sequence[CaseFiles], table: Path) -> tuple[CaseFiles, ...]
     said = [files.columns.get("visit", "").strip() for files in visits]
     for pattern in (_DATE, _NUMBER):
         if all(map(pattern.fullmatch, said)) and len(set(said)) == len(said):
-            times = said if pattern is _DATE else [float(one) for one in said]
-            return tuple(f for _, f in sorted(zip(times, visits, strict=True), key=lambda p: p[0]))
+            # dates in ISO order sort as text
+            time_of = str if pattern is _DATE else float
+            return tuple(sorted(visits, key=lambda f: time_of(f.columns["visit"].strip())))
     if len(visits) == 1:
         return tuple(visits)
     raise DatasetError(

@@ -62,13 +62,14 @@ class Turns:
         """
         halt = threading.Event()
         job = self._worker.submit(work, halt)
-        done, gone = asyncio.wrap_future(job), asyncio.create_task(_departure(request))
-        done.add_done_callback(
-            lambda d: d.cancelled() or d.exception()
-        )  # nobody may be left to ask
+        done: asyncio.Future[T] = asyncio.wrap_future(job)
+        gone = asyncio.create_task(_departure(request))
+        # nobody may be left to ask
+        done.add_done_callback(lambda d: d.cancelled() or d.exception())
         self._going[halt] = done
         try:
-            await asyncio.wait({done, gone}, timeout=self._seconds, return_when=_FIRST)
+            first: set[asyncio.Future[Any]] = {done, gone}
+            await asyncio.wait(first, timeout=self._seconds, return_when=_FIRST)
             if halt.is_set():
                 raise HTTPException(503, "The server stops.")
             if done.done():

@@ -200,7 +200,7 @@ def _judged(
         slices.draw(fitted.steps, choice.apply_to)
     complete = choice.added_to(plan)
     scores = validation.scores if validation else None
-    seen = training_cases(survey, learning.init_from)
+    seen = training_cases(survey, recipe.learning.init_from)
     keep_bundle([fitted.network], complete, scores, origin, seen, run)
     return Trained(predictor(complete), complete, validation, origin)
 
