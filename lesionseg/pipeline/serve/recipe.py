@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,8 @@ def serve(
             where="token",
             remedy="Quote a number twice: token='\"2718\"'.",
         )
+    import monai.transforms  # noqa: F401 (takes seconds, for which the first scan would wait)
+
     from lesionseg.pipeline.serve.app import make_app
     from lesionseg.pipeline.serve.gate import HeadInTime
     from lesionseg.pipeline.serve.uploads import ServeLimits
@@ -104,7 +107,8 @@ def serve(
     logger.info("Serving at %s://%s:%d; stop with Ctrl-C.", scheme, host, port)
     if host not in _THIS_MACHINE and not (token and ssl_certfile):
         logger.warning("Other machines reach this server: set token, ssl_certfile and hosts.")
-    uvicorn.Server(settings).run()
+    with suppress(KeyboardInterrupt):
+        uvicorn.Server(settings).run()
     return CommandOutcome()
 
 

@@ -3,8 +3,10 @@
 import asyncio
 import threading
 from collections.abc import AsyncIterator, Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, wait
 from contextlib import asynccontextmanager, suppress
+from functools import partial
+from queue import SimpleQueue
 from typing import Any, TypeVar
 
 from fastapi import Request
@@ -52,21 +54,27 @@ class Turns:
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
-        self._worker = ThreadPoolExecutor(1, thread_name_prefix="scan")
-        self._going: dict[threading.Event, asyncio.Future[Any]] = {}
+        self._queue: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        self._going: dict[threading.Event, Future[Any]] = {}
+        # no executor's: those threads keep a process from ending
+        threading.Thread(target=self._work, daemon=True).start()
+
+    def _work(self) -> None:
+        while (job := self._queue.get()) is not None:
+            job()
 
     async def take(self, request: Request, work: Callable[[threading.Event], T]) -> T:
         """What `work` returns; its event is set when nobody waits for it any longer.
 
         Raises status 499 when the client has left, 503 when the time is over or the server stops.
         """
-        halt = threading.Event()
-        job = self._worker.submit(work, halt)
+        halt, job = threading.Event(), Future[T]()
         done: asyncio.Future[T] = asyncio.wrap_future(job)
         gone = asyncio.create_task(_departure(request))
         # nobody may be left to ask
         done.add_done_callback(lambda d: d.cancelled() or d.exception())
-        self._going[halt] = done
+        self._going[halt] = job
+        self._queue.put(partial(_fulfil, job, partial(work, halt)))
         try:
             first: set[asyncio.Future[Any]] = {done, gone}
             await asyncio.wait(first, timeout=self._seconds, return_when=_FIRST)
@@ -87,11 +95,20 @@ class Turns:
 
     async def close(self) -> None:
         """End all work, that which runs after its next batch of tiles."""
-        for halt in self._going:
+        self._queue.put(None)
+        for halt, job in self._going.items():
             halt.set()
-        self._worker.shutdown(wait=False, cancel_futures=True)
-        if self._going:
-            await asyncio.wait(self._going.values(), timeout=CLOSE_SECONDS)
+            job.cancel()
+        await asyncio.to_thread(wait, list(self._going.values()), CLOSE_SECONDS)
+
+
+def _fulfil(job: Future[T], work: Callable[[], T]) -> None:
+    if not job.set_running_or_notify_cancel():
+        return
+    try:
+        job.set_result(work())
+    except BaseException as error:
+        job.set_exception(error)
 
 
 async def _departure(request: Request) -> None:
