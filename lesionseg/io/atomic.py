@@ -10,6 +10,7 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import wraps
+from itertools import chain
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
@@ -21,6 +22,11 @@ logger = logging.getLogger(__name__)
 
 P = ParamSpec("P")
 T = TypeVar("T")
+
+LOCK = ".lock"  # of a whole folder; parts of the work may have locks of their own
+
+_HALF = f".{'[0-9a-f]' * 8}-*"  # the temporary names of `atomic_path`
+_DEPTH = 4  # run/fold_0/validation/probabilities
 
 _MOST_VALUES = 10**6
 _MOST_YAML_BYTES = 2**17  # its parser is slow: seconds for more
@@ -104,12 +110,12 @@ def locks(setting: str, *, shared: bool = False) -> Callable[[Callable[P, T]], C
 
 
 @contextmanager
-def locked_folder(folder: Path, name: str = ".lock", *, shared: bool = False) -> Iterator[None]:
+def locked_folder(folder: Path, name: str = LOCK, *, shared: bool = False) -> Iterator[None]:
     """Keep other processes that ask for the same lock out of a folder, which is made if need be.
 
-    Those that all take it as `shared` work side by side. The system ends the lock with the process,
-    however that ends. Where a disk or Windows knows none, none is taken. Raises `OutputError` where
-    another process holds it, or the folder is a file.
+    Those that all take it as `shared` work side by side; who has `LOCK` alone removes the
+    half-written files of killed processes. The system ends the lock with the process, however that
+    ends. Where a disk or Windows knows none, none is taken. Raises `OutputError` if another has it.
     """
     try:
         import fcntl
@@ -121,6 +127,8 @@ def locked_folder(folder: Path, name: str = ".lock", *, shared: bool = False) ->
         folder.mkdir(parents=True, exist_ok=True)
         descriptor = _locked(file, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
     try:
+        if name == LOCK and not shared:
+            _remove_halves(folder)
         yield
     finally:
         with suppress(OSError):
@@ -129,6 +137,13 @@ def locked_folder(folder: Path, name: str = ".lock", *, shared: bool = False) ->
             if is_new:  # and nothing came into it
                 folder.rmdir()
         os.close(descriptor)
+
+
+def _remove_halves(folder: Path) -> None:
+    """Remove what killed processes left of `atomic_path`, as deep as commands write."""
+    for half in chain(*(folder.glob("*/" * depth + _HALF) for depth in range(_DEPTH))):
+        with suppress(OSError):
+            half.unlink()
 
 
 def _locked(file: Path, kind: int) -> int:

@@ -165,6 +165,19 @@ def test_m3_a_shared_lock_keeps_out_only_those_that_do_not_share(tmp_path: Path)
     assert list(tmp_path.iterdir()) == []
 
 
+def test_m3_who_locks_a_folder_removes_what_killed_processes_left(tmp_path: Path) -> None:
+    halves = [tmp_path / ".5f85e7d9-report.pdf", tmp_path / "run" / "test" / ".00000000-a.csv"]
+    kept = [tmp_path / ".hidden-file", tmp_path / "5f85e7d9-report.pdf"]
+    for file in [*halves, *kept]:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch()
+    with locked_folder(tmp_path, shared=True), locked_folder(tmp_path, ".part"):
+        assert all(file.exists() for file in halves)
+    with locked_folder(tmp_path):
+        assert not any(file.exists() for file in halves)
+    assert all(file.exists() for file in kept)
+
+
 COMMANDS = (prepare, tune, evaluate, report, follow, export)
 
 

@@ -103,7 +103,12 @@ def predict(
     if job.zones is not None:
         find_zones(job.zones).check([files.case for files in cases])
     rows = []
-    with private_files(), locked_folder(job.output, f".{shard.table}.lock"):
+    folder = job.output  # which shards of the same cases share
+    with (
+        private_files(),
+        locked_folder(folder, shared=True),
+        locked_folder(folder, f".{shard.table}.lock"),
+    ):
         table = PredictionTable(job.output, shard)
         if engine == "ray":
             finished = predict_on_ray(job, cases, table.rows, architectures)

@@ -80,7 +80,8 @@ def prepare(
 
 def _untried(plan: Plan, run: Path) -> Plan:
     """The plan, which says that no step of it has been taken: `prepare` knows no loss."""
-    said = "; ".join([*(r for n, r in plan.reasons.items() if n == "memory"), NOT_TRIED])
+    before = plan.reasons.get("memory", "").removesuffix(NOT_TRIED).removesuffix("; ")
+    said = "; ".join(filter(None, (before, NOT_TRIED)))
     marked = plan.with_(reasons={**plan.reasons, "memory": said})
     write_text(run / "plan.json", marked.to_json())
     return marked

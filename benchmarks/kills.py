@@ -1,0 +1,176 @@
+"""Commands killed at random moments and started again: do they end as if nothing had happened?
+
+    python benchmarks/kills.py --kills 40 --folder DIR      # of each command; goes on where it was
+    python benchmarks/kills.py --kills 2 --commands predict
+
+Each command runs in a process that gets SIGKILL after a random time, and again, until it ends by
+itself. Its files must then be those of an undisturbed run, byte for byte, and no other may lie
+there. Columns and lines of times are left out; a file that two undisturbed runs still do not write
+alike need only be there.
+The last line is JSON; exit status 1 when a promise was broken.
+"""
+
+import argparse
+import importlib
+import json
+import os
+import random
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+from lesionseg.cli import run
+from lesionseg.io.atomic import read_csv
+from lesionseg.phantoms import VisitSettings, write_mri_phantoms, write_visit_phantoms
+
+SMALL = (
+    "trainer.max_minutes=null trainer.max_steps=6 trainer.workers=0 trainer.progress=false "
+    "trainer.precision=32-true trainer.accelerator=cpu trainer.checkpoint_every_minutes=0 "
+    "model.base_features=4 model.batch_size=2 model.tile_shape=[16,16,16]"
+)
+TIMES = ("seconds", "minutes", "peak_memory_mb")
+# in the order in which each finds what it needs; {0} is the folder of the data
+COMMANDS = {
+    "train": f"data.root={{0}}/raw run_dir=run replicates=20 report=tables {SMALL}",
+    "prepare": f"data.root={{0}}/raw run_dir=run {SMALL}",
+    "predict": "bundle={0}/train/calm/run/bundle input={0}/raw/imagesTr output=out "
+    "save_probabilities=uint8",
+    "evaluate": "reference={0}/raw/labelsTr prediction={0}/predict/calm/out output=out "
+    "replicates=200",
+    "follow": "before={0}/visits/before after={0}/visits/after output=out "
+    "before_images={0}/visits/before_images after_images={0}/visits/after_images register=rigid "
+    "reference={0}/visits/new",
+}
+
+
+def main() -> None:
+    """Kill each command so many times, and print what became of it."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--kills", type=int, default=40)
+    parser.add_argument("--commands", nargs="+", choices=COMMANDS, default=list(COMMANDS))
+    parser.add_argument("--folder", type=Path)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    for name in COMMANDS:  # once, for all the processes that are forked from this one
+        importlib.import_module(f"lesionseg.pipeline.{name}.recipe")
+    with tempfile.TemporaryDirectory() as temporary:
+        root = (options.folder or Path(temporary)).resolve()
+        write_data(root)
+        for name in list(COMMANDS)[: 1 + max(map(list(COMMANDS).index, options.commands))]:
+            undisturbed(root, name)
+        rows = [kill(root, name, options.kills) for name in options.commands]
+    print(json.dumps({"bench": "kills", "rows": rows}))
+    sys.exit(not all(row["same"] == row["kills"] for row in rows))
+
+
+def write_data(root: Path) -> None:
+    """Five tiny heads and six pairs of visits."""
+    if not (root / "visits").is_dir():
+        shutil.rmtree(root / "raw", ignore_errors=True)
+        size = (16, 18, 16)
+        write_mri_phantoms(root / "raw", 5, seed=0, n_test=1, shape=size, spacing_mm=(8.0,) * 3)
+        write_visit_phantoms(root / "part", 6, VisitSettings(shape=(16, 40, 40)))
+        (root / "part").rename(root / "visits")
+
+
+def undisturbed(root: Path, name: str) -> None:
+    """Two runs that are left alone; `seconds.txt` beside them is the second's time."""
+    for twin in ("calm", "twin"):
+        folder = root / name / twin
+        if (root / name / "seconds.txt").is_file():
+            return
+        shutil.rmtree(folder, ignore_errors=True)
+        begin = time.perf_counter()
+        status = os.waitstatus_to_exitcode(os.waitpid(start(root, name, folder), 0)[1])
+        if status:
+            sys.exit(f"{name} failed undisturbed:\n{(folder / 'log').read_text()}")
+    (root / name / "seconds.txt").write_text(str(time.perf_counter() - begin))
+
+
+def start(root: Path, name: str, folder: Path) -> int:
+    """Run a command in a process of its own, in `folder`; what it says is added to `log` there."""
+    folder.mkdir(parents=True, exist_ok=True)
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            os.chdir(folder)
+            log = os.open("log", os.O_CREAT | os.O_APPEND | os.O_WRONLY)
+            os.dup2(log, 1)
+            os.dup2(log, 2)
+            status = run(name, COMMANDS[name].format(root).split())
+        finally:
+            os._exit(status)
+    return child
+
+
+def kill(root: Path, name: str, n: int) -> dict[str, object]:
+    """Kill a command `n` times in as many rounds as it takes; the tally is kept in `tally.json`."""
+    file = root / name / "tally.json"
+    tally = json.loads(file.read_text()) if file.is_file() else {"kills": 0, "same": 0, "rounds": 0}
+    longest = 0.6 * float((root / name / "seconds.txt").read_text())
+    while tally["kills"] < n:
+        draw, folder = random.Random(tally["rounds"]), root / name / "killed"
+        shutil.rmtree(folder, ignore_errors=True)
+        n_killed = 0
+        while tally["kills"] + n_killed < n and killed(root, name, draw.uniform(0, longest)):
+            n_killed += 1
+        os.waitpid(start(root, name, folder), 0)
+        wrong = differences(root / name)
+        tally["rounds"] += 1
+        tally["kills"] += n_killed
+        tally["same"] += 0 if wrong else n_killed
+        if wrong:
+            folder.rename(folder.with_name(f"wrong{tally['rounds']}"))
+        file.write_text(json.dumps(tally))
+        print(f"{name} round {tally['rounds']}, {tally}", *wrong, sep="\n  ", flush=True)
+    return {"command": name, **tally, "volatile": volatile(root / name)}
+
+
+def killed(root: Path, name: str, after_s: float) -> bool:
+    """Start a command and kill it after a time; False when it was done before."""
+    child = start(root, name, root / name / "killed")
+    time.sleep(after_s)
+    os.kill(child, signal.SIGKILL)
+    return os.WIFSIGNALED(os.waitpid(child, 0)[1])
+
+
+def differences(folder: Path) -> list[str]:
+    """What a killed run's files have otherwise than the undisturbed one's."""
+    calm, after = contents(folder / "calm"), contents(folder / "killed")
+    names = sorted(calm.keys() ^ after.keys())
+    differ = (n for n in sorted(calm.keys() & after.keys()) if calm[n] != after[n])
+    exempt = set(volatile(folder))
+    return [f"only once: {n}" for n in names] + [f"other: {n}" for n in differ if n not in exempt]
+
+
+def volatile(folder: Path) -> list[str]:
+    """The files that two undisturbed runs do not write alike."""
+    calm, twin = contents(folder / "calm"), contents(folder / "twin")
+    return sorted(n for n in calm if calm[n] != twin.get(n))
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """All files of a folder without times, hidden ones too; but for what the command said."""
+    files = (p for p in folder.rglob("*") if p.is_file() and p != folder / "log")
+    return {str(p.relative_to(folder)): timeless(p) for p in files}
+
+
+def timeless(path: Path) -> bytes:
+    """A file without the lines, and of a table without the columns, that say how long it took."""
+    data = path.read_bytes()
+    if path.suffix in (".json", ".md"):
+        return b"\n".join(row for row in data.split(b"\n") if b"training_minutes" not in row)
+    if path.suffix == ".csv":
+        rows = [[row[k] for k in row if k not in TIMES] for row in read_csv(path)]
+        return json.dumps(rows).encode()
+    return data
+
+
+if __name__ == "__main__":
+    main()
