@@ -76,7 +76,8 @@ class Turns:
         self._going[halt] = job
         self._queue.put(partial(_fulfil, job, partial(work, halt)))
         try:
-            await asyncio.wait({done, gone}, timeout=self._seconds, return_when=_FIRST)
+            first: set[asyncio.Future[Any]] = {done, gone}
+            await asyncio.wait(first, timeout=self._seconds, return_when=_FIRST)
             if halt.is_set():
                 raise HTTPException(503, "The server stops.")
             if done.done():

@@ -239,7 +239,7 @@ def test_low_slow_heads_and_bodies_end_their_connections(
     bundle: Path, temporary: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Review LOW: half-open connections stayed for ever, also after an answer."""
-    monkeypatch.setattr(gate, "HEAD_SECONDS", 2.0)
+    monkeypatch.setattr(gate, "HEAD_SECONDS", 4.0)
     monkeypatch.setattr(gate, "BODY_SECONDS", 1.0)
     with listening(app_of(bundle)) as port, ExitStack() as stack:
         body = stack.enter_context(_asked(port, b"", length=1000))
