@@ -49,9 +49,9 @@ def serve(
         ssl_keyfile: its key, where the certificate's file has none.
         max_upload_mb: the largest request, in megabytes of 2²⁰ bytes.
         max_files: the most files in a request, and in its zip.
-        max_waiting: uploads and scans taken at once; others get status 503.
-        request_seconds: the longest time for a request.
-        hosts: names of the server, besides localhost, `host` and IP addresses.
+        max_waiting: uploads and scans taken at once, others get status 503.
+        request_seconds: the longest time to send a request, and again to answer it.
+        hosts: names and addresses of the server, besides localhost and `host`.
         token: what clients must send as bearer or password; None: nothing is asked.
         inference: overlap, mirrored views, batch size, precision and memory.
         operating_point: accepts candidates; None: the bundle's first.
