@@ -8,6 +8,7 @@ import torch
 from lesionseg.errors import ConfigError
 from lesionseg.models.precision import fast_dtype
 
+Flips = bool | tuple[tuple[int, ...], ...]
 Precision = Literal["auto", "fp32", "bf16"]
 
 
@@ -16,16 +17,16 @@ class InferenceSettings:
     """How a network is slid over a volume.
 
     `overlap` in [0, 1): the fraction of a tile that its neighbour covers too. `flips` averages over
-    mirrored images: 2^dims times the work. `batch_size` None is the plan's on a GPU, 1 on a CPU.
-    `precision`: "auto" is bf16 where the device computes it natively, else fp32. `body_mask`: what
-    lies outside the patient's body is background, and tiles wholly there are left out (see
-    `inference.sliding.body`). `max_memory_gb`: memory for all cases at work, network left out; None
-    is a fraction of what is free. Above it, cases go one by one and probabilities go to a temporary
-    file.
+    mirrored images: 2^dims times the work; or along the sets of axes that it holds. `batch_size`
+    None is the plan's on a GPU, 1 on a CPU. `precision`: "auto" is bf16 where the device computes
+    it natively, else fp32. `body_mask`: what lies outside the patient's body is background, and
+    tiles wholly there are left out (see `inference.sliding.body`). `max_memory_gb`: memory for all
+    cases at work, network left out; None is a fraction of what is free. Above it, cases go one by
+    one and probabilities go to a temporary file.
     """
 
     overlap: float = 0.5
-    flips: bool = False
+    flips: Flips = False
     batch_size: int | None = None
     precision: Precision = "auto"
     body_mask: bool = True

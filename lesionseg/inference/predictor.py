@@ -23,7 +23,7 @@ from lesionseg.inference.decision import CaseDecision, Inferred
 from lesionseg.inference.inference_settings import InferenceSettings, Precision, choose_device
 from lesionseg.inference.open_scan import PreparedScan, ScanOpener, StrPath, case_files
 from lesionseg.inference.sliding.scan_tiles import ScanTiles
-from lesionseg.inference.sliding.sliding_window import OnTile, SlidingWindow, Task
+from lesionseg.inference.sliding.sliding_window import OnTile, SlidingWindow, Task, flip_axes
 from lesionseg.inference.sliding.stitch import Store
 from lesionseg.io.dicom.stack import Tilt
 from lesionseg.models.build import NetworkFactory, trusting
@@ -120,6 +120,34 @@ class Predictor:
         """The same networks by another plan, which differs in what is decided after them."""
         other = copy(self)
         other.plan, other.decide = plan, CaseDecision(plan, self.operating_point)
+        return other
+
+    def views(self) -> "tuple[Predictor, ...]":
+        """The members of an ensemble by themselves; of one network, its mirrored images.
+
+        These are the image as it is and mirrored along each axis. Raises `ConfigError` for one
+        network of radiographs, which are seen only as they are.
+        """
+        if len(self._networks) > 1:
+            return tuple(self._with(networks=(network,)) for network in self._networks)
+        axes = tuple(one for one in flip_axes(self.plan) if len(one) < 2)
+        require(
+            len(axes) > 1,
+            "One network has one view of a radiograph: nothing can disagree.",
+            where="bundle",
+            remedy="give the bundles of several folds: bundle=[runs/cv/fold_0,runs/cv/fold_1].",
+        )
+        settings = (replace(self._settings, flips=(one,)) for one in axes)
+        return tuple(self._with(settings=one) for one in settings)
+
+    def _with(
+        self,
+        networks: Sequence[nn.Module] | None = None,
+        settings: InferenceSettings | None = None,
+    ) -> "Predictor":
+        other = copy(self)
+        other._networks = tuple(networks or self._networks)
+        other._settings = settings or self._settings
         return other
 
     def __call__(

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from lesionseg.errors import ConfigError, GeometryError
-from lesionseg.inference.inference_settings import InferenceSettings
+from lesionseg.inference.inference_settings import Flips, InferenceSettings
 from lesionseg.inference.probabilities import label_probabilities
 from lesionseg.inference.sliding.scan_tiles import BoxView, ScanTiles, TileOutput
 from lesionseg.inference.sliding.stitch import Store
@@ -81,7 +81,8 @@ class SlidingWindow:
         networks: the members of an ensemble, or one network.
         plan: tile shape, channels and labels.
         batch_size: tiles at a time; None is the plan's on a GPU and 1 on a CPU.
-        flips: whether to average over mirrored images (`flip_axes`): 2^dims times the work.
+        flips: whether to average over mirrored images (`flip_axes`): 2^dims times the work; or
+            along which sets of axes images are mirrored.
         device: where to compute; None is the first network's.
         dtype: bfloat16 or float16 computes under autocast, float32 without; None chooses.
         layout: the memory format of the weights; None leaves them, for a network in training.
@@ -93,7 +94,7 @@ class SlidingWindow:
         plan: Plan,
         *,
         batch_size: int | None = None,
-        flips: bool = False,
+        flips: Flips = False,
         device: torch.device | None = None,
         dtype: torch.dtype | None = None,
         layout: torch.memory_format | None = None,
@@ -106,7 +107,8 @@ class SlidingWindow:
         for network in self._networks if layout else ():
             network.to(memory_format=layout)  # type: ignore[call-overload]  # torch's stub lacks it
         self.batch_size = batch_size or (plan.batch_size if self.device.type == "cuda" else 1)
-        self._mirrored = flip_axes(plan) if flips else ((),)
+        all_axes = flip_axes(plan) if flips else ((),)
+        self._mirrored = flips if isinstance(flips, tuple) else all_axes
 
     @classmethod
     def by_settings(

@@ -16,6 +16,7 @@ from lesionseg.pipeline.dataset.data_settings import DicomSettings
 from lesionseg.pipeline.predict.case_writing import SaveProbabilities, check_dicom_output
 from lesionseg.pipeline.predict.predict_job import PredictJob, predict_cases
 from lesionseg.pipeline.predict.predictions_table import PredictionTable, PredictOutcome, Shard
+from lesionseg.pipeline.predict.ranking import check_rank, rank_cases
 from lesionseg.pipeline.predict.ray_engine import predict_on_ray
 from lesionseg.pipeline.predict.study_table import write_study
 from lesionseg.pipeline.run.outcome import Advance, bar
@@ -37,6 +38,7 @@ def predict(
     save_probabilities: SaveProbabilities = "none",
     dicom_output: bool = True,
     zones: str | Path | None = None,
+    rank: bool = False,
     identifiers: bool = False,
     trust: bool = False,
     engine: EngineName = "local",
@@ -68,6 +70,8 @@ def predict(
         dicom_output: DICOM scans also get a segmentation object and a structured report.
         zones: a folder of anatomy masks named by case, on any grid, and a table of names;
             candidates and burden are told by zone (`io.zones`).
+        rank: also write `ranking.csv`, the scans in the order in which to label them; see
+            `rank_cases`. Each scan is seen again, by every member or mirrored along every axis.
         identifiers: messages of failed cases name folders and files.
         trust: networks and transforms that the bundle names may be imported; see `Predictor`.
         engine: "local", or "ray" for a cluster whose machines all see the same folders.
@@ -100,6 +104,9 @@ def predict(
     cases = shard.of(find_cases(Path(input), job.output, predictors[0].plan))
     if dicom_output:
         check_dicom_output(cases)
+    if rank:
+        check_rank(predictors[0].plan, num_shards)
+        predictors[0].views()
     if job.zones is not None:
         find_zones(job.zones).check([files.case for files in cases])
     rows = []
@@ -121,6 +128,11 @@ def predict(
                 (progress or advance)(row.case, len(rows), len(cases))
         if num_shards == 1:  # else several would write it
             write_study(job.output, cases, table.rows)
+        if rank:
+            failed = {row.case for row in rows if row.status == "failed"}
+            left = [files for files in cases if files.case not in failed]
+            with bar("Ranking") as advance:
+                rank_cases(predictors[0], left, job.output, advance)
     return PredictOutcome(sorted(rows, key=lambda row: row.case))
 
 
