@@ -12,13 +12,16 @@ import argparse
 import json
 import math
 import os
+import pickle
 import resource
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -97,10 +100,65 @@ def sample(folder: Path, n_cases: int) -> None:
             spread_of_many(upper, 50, rng)
 
 
+def evaluate(folder: Path, n_cases: int) -> None:
+    """Sum up judged cases of four patients each, with every interval, and write the tables."""
+    from lesionseg.evaluation import PRESETS
+    from lesionseg.pipeline.judging.case_pairs import Scoring
+
+    results = judged_cases(n_cases)
+    if n_cases:
+        scoring = Scoring(PRESETS["lesionseg"], "test")
+        scoring.write(folder / "scores", results, scoring.sum_up(results))
+
+
+def report(folder: Path, n_cases: int) -> None:
+    """The page of what `evaluate` has written, without pictures."""
+    from lesionseg.pipeline.report.recipe import ReportSettings, report
+
+    if n_cases:
+        made = report(folder / "scores", folder / "page", report=ReportSettings(pdf=False))
+        assert made.page.stat().st_size <= 15e6
+
+
+def judged_cases(n_cases: int, kinds: int = 40) -> list[Any]:
+    """Results of so many cases: copies of a few that were judged, with names of their own."""
+    from lesionseg.core import Candidate, Geometry, Prediction, Reference
+    from lesionseg.evaluation import PRESETS, evaluate_case
+
+    geometry, made = Geometry.from_spacing(SHAPE, (1.0, 1.0, 1.0)), []
+    for kind in range(min(kinds, n_cases)):
+        rng = np.random.default_rng(kind)
+        truth, drawn = np.zeros(SHAPE, np.int32), np.zeros(SHAPE, np.int32)
+        scores = np.sort(rng.random(kind % 4 + 3))[::-1]
+        for i, score in enumerate(scores):
+            at = np.s_[4 * (i // 4) : 4 * (i // 4) + 2, 5 * (i % 4) : 5 * (i % 4) + 3, 2:5]
+            drawn[at] = i + 1
+            if i < kind % 4 and score > 0.2:
+                truth[at] = i + 1
+        labels = np.unique(truth[truth > 0])
+        truth = np.where(truth > 0, np.searchsorted(labels, truth) + 1, 0)
+        voxels = [np.argwhere(drawn == i + 1) for i in range(len(scores))]
+        found = [
+            replace(Candidate.from_voxels(i + 1, 1, s, v, geometry), accepted=s > 0.5)
+            for i, (s, v) in enumerate(zip(scores.tolist(), voxels, strict=True))
+        ]
+        reference = Reference(geometry, instances=truth, instance_labels=(1,) * len(labels))
+        prediction = Prediction("a", geometry, tuple(found), drawn)
+        made.append(
+            pickle.dumps(evaluate_case(reference, prediction, PRESETS["lesionseg"], case="a"))
+        )
+    return [
+        replace(pickle.loads(made[i % kinds]), case=f"case_{i:06d}", group=f"patient_{i // 4:06d}")
+        for i in range(n_cases)
+    ]
+
+
 STAGES: Mapping[str, Callable[[Path, int], None]] = {
     "first start": survey,
     "second start": survey,
     "sampler, 20 epochs": sample,
+    "evaluate": evaluate,
+    "report": report,
 }
 
 

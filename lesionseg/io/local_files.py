@@ -9,7 +9,7 @@ import hashlib
 import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from time import monotonic
+from time import monotonic, time_ns
 
 from lesionseg.core import CaseFiles
 from lesionseg.errors import ReadError
@@ -18,11 +18,13 @@ from lesionseg.io.dicom.headers import is_dicom
 from lesionseg.io.dicom.series import series_headers, split_series, starts_with_radiograph
 from lesionseg.io.formats import itk
 from lesionseg.io.formats.header_fields import MOST_HEADER_BYTES
-from lesionseg.io.remote.mirror import IN_USE_SECONDS, bring, is_mirrored
+from lesionseg.io.remote.mirror import IN_USE_SECONDS, bring, is_mirrored, states
 
 # a store may be so slow that the first files have made room for others before the last are here
 _MOST_PASSES = 3
 _PIECE = 2**22
+# a file that changed so shortly before may change again within one tick of its clock
+_SETTLED_NS = 2_000_000_000
 
 
 def fetch_case(files: CaseFiles) -> None:
@@ -96,24 +98,34 @@ def _digest(path: Path) -> str:
     return digest.hexdigest()
 
 
-def file_states(paths: Iterable[Path]) -> tuple[tuple[str, int, int], ...] | None:
+def file_states(paths: Iterable[Path]) -> tuple[tuple[str, int, int | str], ...] | None:
     """Path, bytes and time of change (ns) of all files of these images, without opening any.
 
-    Of a series, all files of its folder. None where they cannot be told: remote files, whose
-    placeholders say nothing, a header whose voxels lie elsewhere, and what is missing.
+    Of a series, all files of its folder; of remote files, what the store says in place of a time.
+    None where they cannot be told: a header whose voxels lie elsewhere, what is missing, and what
+    changed within two seconds.
     """
-    files: list[Path] = []
+    found: list[tuple[str, int, int | str]] = []
     for path in paths:
         series = split_series(path)
-        folder = path if series is None else series[0]
-        if is_mirrored(folder) or folder.suffix.lower() in itk.SUFFIXES:
+        place = path if series is None else series[0]
+        told = states(place) if is_mirrored(place) else _local_states(place)
+        if told is None or place.suffix.lower() in itk.SUFFIXES:
             return None
-        files += sorted(folder.iterdir()) if folder.is_dir() else [folder]
+        found += told
+    return tuple(dict.fromkeys(found))
+
+
+def _local_states(place: Path) -> list[tuple[str, int, int]] | None:
+    files = sorted(place.iterdir()) if place.is_dir() else [place]
     try:
-        states = [(str(file), file.stat()) for file in dict.fromkeys(files)]
+        about = [(str(file), file.stat()) for file in files]
     except OSError:
         return None
-    return tuple((name, state.st_size, state.st_mtime_ns) for name, state in states)
+    latest = time_ns() - _SETTLED_NS
+    if any(state.st_mtime_ns > latest for _, state in about):
+        return None
+    return [(name, state.st_size, state.st_mtime_ns) for name, state in about]
 
 
 def _fetch(path: Path) -> None:

@@ -1,6 +1,8 @@
 """Preparing from and to URLs: the same plan, cases and tiles as from folders."""
 
+import shutil
 import uuid
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,15 +12,18 @@ from lesionseg.core import Geometry, Volume
 from lesionseg.data.sampling import TileSampler
 from lesionseg.data.transforms import PrepareSettings
 from lesionseg.errors import ConfigError
+from lesionseg.inference.bundles.bundle import write_bundle
 from lesionseg.io.formats.volumes import write_volume
 from lesionseg.io.remote.remote_folder import RemoteFolder
 from lesionseg.pipeline.dataset.data_settings import DataSettings
 from lesionseg.pipeline.dataset.survey import take_survey
+from lesionseg.pipeline.predict.recipe import predict
 from lesionseg.pipeline.prepare.recipe import prepare
 from lesionseg.pipeline.train.learning import prepare_cases
 from lesionseg.plan.make import PlanOverrides
 from lesionseg.plan.plan import Plan
 from lesionseg.training.settings import TrainerSettings
+from tests.inference.networks import Bright
 
 pytest.importorskip("fsspec")
 
@@ -42,11 +47,14 @@ def raw(tmp_path):
     return root
 
 
-@pytest.fixture(params=["memory", "http"])
+@pytest.fixture(params=["memory", "http", "s3"])
 def url(request, raw):
     if request.param == "http":
         return f"{request.getfixturevalue('web')[1]}/{raw.name}"
-    url = f"memory://{uuid.uuid4().hex}/{raw.name}"
+    place = f"memory://{uuid.uuid4().hex}"
+    if request.param == "s3":
+        place = request.getfixturevalue("s3")[1]
+    url = f"{place}/{raw.name}"
     for file in raw.rglob("*.*"):
         RemoteFolder(url).put(file.relative_to(raw).as_posix(), file)
     return url
@@ -92,3 +100,52 @@ def test_a_dataset_and_a_cache_at_urls_give_what_folders_give(raw, url, tmp_path
 def test_no_room_for_copies_is_refused():
     with pytest.raises(ConfigError, match="local_gb"):
         DataSettings("s3://bucket/set", local_gb=0)
+
+
+def test_a_second_start_at_a_url_fetches_no_scan(url, tmp_path):
+    data = DataSettings(url, validation_fraction=0.25, local_dir=str(tmp_path / "local"))
+    first = take_survey(data, 0, tmp_path / "facts")
+    shutil.rmtree(tmp_path / "local")
+    again = take_survey(data, 0, tmp_path / "facts")
+    assert again.burden == first.burden
+    assert again.facts is not None
+    assert all(again.facts.source(c) == first.facts.source(c) for c in again.dataset.cases)
+    root = Path(again.dataset.root)
+    assert [p.name for p in root.rglob("*.nii.gz") if p.stat().st_size > 1] == ["c0_0000.nii.gz"]
+
+
+@pytest.mark.parametrize("store", ["memory", "s3"])
+def test_scans_and_results_at_urls_are_those_of_folders(store, raw, plan, request, tmp_path):
+    place = request.getfixturevalue("s3")[1] if store == "s3" else f"memory://{uuid.uuid4().hex}"
+    scans = raw / "imagesTr"
+    for file in scans.iterdir():
+        RemoteFolder(f"{place}/scans").put(file.name, file)
+    mine = replace(plan, architecture=replace(plan.architecture, name="mine"))
+    write_bundle(tmp_path / "bundle", Bright(), mine, "")
+
+    def run(source, output, disk="disk"):
+        return predict(
+            tmp_path / "bundle",
+            source,
+            output,
+            architectures={"mine": lambda _: Bright()},
+            local_dir=tmp_path / disk,
+        )
+
+    run(scans, tmp_path / "out")
+    rows = run(f"{place}/scans", f"{place}/results")
+    assert [row.status for row in rows] == ["done"] * 4
+    wanted = {p.name: p.read_bytes() for p in (tmp_path / "out").iterdir()}
+    results = RemoteFolder(f"{place}/results")
+    assert sorted(file.path for file in results.list()) == sorted(wanted)
+    assert all(results.read(n) == b for n, b in wanted.items() if n != "predictions.csv")
+    # another machine goes on where the first one stopped; a case that fails leaves nothing
+    bad = tmp_path / "bad"
+    bad.write_bytes(b"no image")
+    RemoteFolder(f"{place}/scans").put("c1_0000.nii.gz", bad)
+    RemoteFolder(f"{place}/results").remove("c2_mask.nii.gz")
+    rows = run(f"{place}/scans", f"{place}/results", "other disk")
+    assert [row.status for row in rows] == ["kept", "failed", "done", "kept"]
+    left = {name for name in wanted if not name.startswith("c1")}
+    assert {file.path for file in results.list()} == left
+    assert b"failed" in results.read("predictions.csv")

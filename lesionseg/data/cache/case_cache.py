@@ -30,7 +30,7 @@ from lesionseg.errors import ContentError, OutputError, ReadError
 from lesionseg.io.case_ids import bounded_name
 from lesionseg.io.local_files import content_files
 from lesionseg.io.remote.local_disk import PARTIAL, sweep
-from lesionseg.io.remote.mirror import content_hash
+from lesionseg.io.remote.mirror import bring
 from lesionseg.plan.plan import Plan
 
 logger = logging.getLogger(__name__)
@@ -183,8 +183,10 @@ def source_hash(files: CaseFiles) -> str:
     digest = hashlib.sha256()
     named = (*files.images, *((files.reference,) if files.reference else ()))
     for path in (part for image in named for part in content_files(image)):
+        bring(path)
         try:
-            digest.update(content_hash(path))
+            with path.open("rb") as stream:
+                digest.update(hashlib.file_digest(stream, "sha256").digest())
         except OSError as error:
             raise ReadError("The file cannot be read.", where=path, seen=error) from error
     said = json.dumps([files.annotations, files.group], sort_keys=True, default=str)

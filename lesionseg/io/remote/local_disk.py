@@ -36,19 +36,27 @@ class LocalDisk:
         """Remove those folders that were used longest ago until the bound is kept.
 
         `pattern` says which folders below ours are copies; `keep` is one that has just come, with
-        `arrived` bytes. A folder counts as used when its time is set. To spare the counting, it is
-        done at random, on average once a hundredth of the bound.
+        `arrived` bytes. A folder counts as used when its time is set.
         """
-        if random.random() < arrived / (_COUNT_EVERY * max(self.most_bytes, 1)):
-            self._evict(pattern, keep)
-
-    def _evict(self, pattern: str, keep: Path) -> None:
         total = 0
+        if not self.is_due(arrived):
+            return
         for _, size, folder in sorted(_copies(self.folder, pattern), reverse=True):
             total += size
             if total > self.most_bytes and folder != keep:
                 remove_whole(folder)
                 total -= size
+
+    def is_due(self, arrived: int) -> bool:
+        """Whether to count now: at random, on average once a hundredth of the bound arrives."""
+        return random.random() < arrived / (_COUNT_EVERY * max(self.most_bytes, 1))
+
+
+def local_disk(folder: str | Path | None, gigabytes: float) -> LocalDisk:
+    """As the settings name it; None: the user's cache folder."""
+    return LocalDisk(
+        (Path(folder) if folder else default_folder()).absolute(), int(gigabytes * 1e9)
+    )
 
 
 def remove_whole(folder: Path) -> None:
@@ -68,7 +76,9 @@ def sweep(folder: Path) -> None:
             old = time.time() - left.stat().st_mtime > _DAY_SECONDS
         except FileNotFoundError:
             continue
-        if old:
+        if old and left.is_file():
+            left.unlink(missing_ok=True)
+        elif old:
             shutil.rmtree(left, ignore_errors=True)
 
 

@@ -1,27 +1,27 @@
 """A dataset at a URL as a folder of this machine whose files come when they are read.
 
 All names are there from the start, tables with their content. An image is a placeholder of one byte
-until it is asked for (`bring`), and becomes one again when others need the room.
+until it is asked for (`bring`), and becomes one again when others need the room. Results written
+into the folder go to the store by `send`.
 
 <local folder>/mirrors/<hash of the URL>/
 ├── .lesionseg-mirror.sqlite    what the store said of each file, and which are here
 └── <name of the dataset>/      the mirrored folder
 """
 
-import contextlib
 import hashlib
 import math
 import os
 import sqlite3
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
 from lesionseg.errors import ReadError
-from lesionseg.io.remote.local_disk import LocalDisk
+from lesionseg.io.remote.local_disk import PARTIAL, LocalDisk, sweep
 from lesionseg.io.remote.remote_folder import RemoteFile, RemoteFolder
 
 INDEX = ".lesionseg-mirror.sqlite"
@@ -29,39 +29,43 @@ INDEX = ".lesionseg-mirror.sqlite"
 TABLES = (".json", ".jsonl", ".csv", ".tsv", ".txt", ".mhd", ".nhdr")
 # a file that was asked for so recently is being read: it stays
 IN_USE_SECONDS = 120.0
-_NOTE_SECONDS = 10.0
+_NOTE = 10.0  # seconds
 _CONNECTIONS = 16
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS about (url TEXT, most_bytes INTEGER);
 CREATE TABLE IF NOT EXISTS files (
-    path TEXT PRIMARY KEY, size INTEGER, state TEXT, doubtful INTEGER DEFAULT 0,
-    here INTEGER DEFAULT 0, used REAL DEFAULT 0, sha256 BLOB);
+    path TEXT PRIMARY KEY, size INTEGER, state TEXT, here INTEGER, used REAL);
 CREATE INDEX IF NOT EXISTS by_use ON files (used) WHERE here > 0;
 """
+_PUT = "INSERT OR REPLACE INTO files (path, size, state, here, used) VALUES (?, ?, ?, ?, ?)"
 
 
-def mirror(url: str, disk: LocalDisk) -> Path:
+# what the store said of a file, its bytes here, and when it was used
+_Known = tuple[RemoteFile, int, float]
+
+
+def mirror(url: str, disk: LocalDisk, *, new: bool = False, tables: Sequence[str] = TABLES) -> Path:
     """The local folder for a dataset's URL, its names and tables as they are there now.
 
     What has changed at the store since the last call becomes a placeholder again, what is gone is
     removed. Files together take `disk.most_bytes` at most, tables and files just in use aside.
-    Raises `ReadError` when the store cannot be listed, or has no file there.
+    Raises `ReadError` when the store cannot be listed, or, unless it may be `new`, has no file.
     """
     base = disk.folder / "mirrors" / hashlib.sha256(url.encode()).hexdigest()[:16]
     root = base / (PurePosixPath(url).name or "data")
-    files = RemoteFolder(url).list()
-    if not files:
-        raise ReadError("There is no file at this URL.", where=url)
+    files = _listed(RemoteFolder(url))
+    if not files and not new:
+        raise ReadError("There is no file below this URL.", where=url, remedy="name a folder.")
+    base.parent.mkdir(mode=0o700, parents=True, exist_ok=True)  # scans are their user's alone
     root.mkdir(parents=True, exist_ok=True)
+    sweep(base)
     with _index(base) as index:
         index.executescript(_SCHEMA)
         index.execute("DELETE FROM about")
         index.execute("INSERT INTO about VALUES (?, ?)", (url, disk.most_bytes))
     with _index(base) as index:
         _follow(index, root, files)
-    tables = [root / file.path for file in files if file.path.lower().endswith(TABLES)]
-    with ThreadPoolExecutor(_CONNECTIONS) as pool:
-        list(pool.map(bring, tables))
+    _bring(base, [root / f.path for f in files if f.path.lower().endswith(tuple(tables))])
     return root
 
 
@@ -77,55 +81,64 @@ def bring(path: Path, at_most: float = math.inf) -> None:
     the store does not give it.
     """
     base = _base(path)
-    if base is None:
-        return
-    if path.is_dir():
-        with ThreadPoolExecutor(_CONNECTIONS) as pool:
-            files = (file for file in path.iterdir() if file.is_file())
-            list(pool.map(partial(bring, at_most=at_most), files))
-        return
-    name = _name(base, path)
-    with _index(base, "DEFERRED") as index:
-        row = index.execute(
-            "SELECT size, state, doubtful, here, used FROM files WHERE path = ?", (name,)
-        ).fetchone()
-        (url, most_bytes) = index.execute("SELECT url, most_bytes FROM about").fetchone()
-    if row is None or (row[0] or 0) > at_most:  # not of the store, or larger
-        return
-    size, state, doubtful, here, used = row
-    remote = RemoteFile(name, size, state)
-    if doubtful:  # the listing said nothing of its state
-        remote = RemoteFolder(url).look(name)
-        here = here and remote.state and remote.state == state
-    if not here:
-        _fetch(RemoteFolder(url), path, remote, base, most_bytes)
-    elif doubtful or time.time() - used > _NOTE_SECONDS:
+    if base is not None:
+        _bring(base, _files(path), at_most)
+
+
+def send(paths: Iterable[Path]) -> None:
+    """Copy files of a mirrored folder to the store; those that are not here are removed there.
+
+    Other paths are left alone. Raises `OutputError`.
+    """
+    for base, path in ((_base(path), path) for path in paths):
+        if base is None:
+            continue
+        name, (folder, disk) = _name(base, path), _about(base)
+        here = path.is_file()
+        if here:
+            folder.put(name, path)
+        elif _look_up(base, [path]):
+            folder.remove(name)
         with _index(base) as index:
-            index.execute(
-                "UPDATE files SET doubtful = 0, used = ? WHERE path = ?", (time.time(), name)
-            )
+            index.execute("DELETE FROM files WHERE path = ?", (name,))
+            if here:
+                size = path.stat().st_size
+                index.execute(_PUT, (name, size, "", max(size, 1), time.time()))
+                _make_room(index, base, disk, {path: size})
 
 
-def content_hash(path: Path) -> bytes:
-    """SHA-256 of a file's content; a mirrored file's is remembered and needs no second copy.
+def states(path: Path) -> tuple[tuple[str, int, str], ...] | None:
+    """Path, bytes and state of a mirrored file, or of all in a folder, as the store listed them.
 
-    Raises `OSError` where it cannot be read, `ReadError` where the store does not give it.
+    None where it does not tell.
     """
     base = _base(path)
-    if base is None:
-        return _digest(path)
-    name = _name(base, path)
-    with _index(base, "DEFERRED") as index:
-        known = index.execute(
-            "SELECT sha256 FROM files WHERE path = ? AND NOT doubtful", (name,)
-        ).fetchone()
-    if known and known[0]:
-        return bytes(known[0])
-    bring(path)
-    digest = _digest(path)
-    with _index(base) as index:
-        index.execute("UPDATE files SET sha256 = ? WHERE path = ?", (digest, name))
-    return digest
+    known = {} if base is None else _look_up(base, _files(path))
+    told = {str(path): file for path, (file, *_) in sorted(known.items())}
+    if not told or not all(file.state for file in told.values()):
+        return None
+    return tuple((path, file.size or 0, file.state) for path, file in told.items())
+
+
+def _bring(base: Path, paths: Sequence[Path], at_most: float = math.inf) -> None:
+    known = {p: k for p, k in _look_up(base, paths).items() if (k[0].size or 0) <= at_most}
+    missing = {path: file for path, (file, here, _) in known.items() if not here}
+    if missing:
+        _fetch(base, missing)
+    now = time.time()
+    old = [(now, file.path) for file, here, used in known.values() if here and now - used > _NOTE]
+    if old:
+        with _index(base) as index:
+            index.executemany("UPDATE files SET used = ? WHERE path = ?", old)
+
+
+def _listed(folder: RemoteFolder) -> list[RemoteFile]:
+    """The files at the store; those of which its list tells no state are asked for."""
+    files = folder.list()
+    silent = [file.path for file in files if not file.state]
+    with ThreadPoolExecutor(_CONNECTIONS) as pool:
+        told = list(pool.map(folder.look, silent))
+    return [file for file in files if file.state] + told
 
 
 def _follow(index: sqlite3.Connection, root: Path, files: list[RemoteFile]) -> None:
@@ -137,60 +150,60 @@ def _follow(index: sqlite3.Connection, root: Path, files: list[RemoteFile]) -> N
             raise ReadError("A name at the store leads out of its folder.", where=file.path)
         if file.state and known.get(file.path) == (file.size, file.state):
             continue
-        if file.path not in known or file.state:
-            (root / file.path).parent.mkdir(parents=True, exist_ok=True)
-            _hold_place(root / file.path)
-            index.execute(
-                "INSERT OR REPLACE INTO files (path, size, state) VALUES (?, ?, ?)",
-                (file.path, file.size, file.state),
-            )
-        index.execute("UPDATE files SET doubtful = ? WHERE path = ?", (not file.state, file.path))
+        (root / file.path).parent.mkdir(parents=True, exist_ok=True)
+        _hold_place(root / file.path)
+        index.execute(_PUT, (file.path, file.size, file.state, 0, 0))
     for path in known.keys() - {file.path for file in files}:
         (root / path).unlink(missing_ok=True)
         index.execute("DELETE FROM files WHERE path = ?", (path,))
 
 
-def _fetch(
-    folder: RemoteFolder, path: Path, remote: RemoteFile, base: Path, most_bytes: int
-) -> None:
-    """Copy a file next to its place, then move it there under the index's lock."""
-    temporary = base / f".partial-{uuid.uuid4().hex}"
+def _fetch(base: Path, files: Mapping[Path, RemoteFile]) -> None:
+    """Copy files next to their places, then move them there under the index's lock."""
+    folder, disk = _about(base)
+    copies = {path: base / f"{PARTIAL}{uuid.uuid4().hex}" for path in files}
     try:
-        folder.get(remote.path, temporary)
-        size = temporary.stat().st_size
-        if remote.size is not None and size != remote.size:
-            raise ReadError(
-                "The file changed while it was copied, or was cut short.",
-                where=f"{folder.url}/{remote.path}",
-                seen=f"{size} bytes",
-                expected=f"{remote.size} bytes",
-                remedy="start again.",
-            )
+        folder.get({files[path].path: copy for path, copy in copies.items()})
+        sizes = {path: copy.stat().st_size for path, copy in copies.items()}
+        for path, file in files.items():
+            if file.size not in (None, sizes[path]):
+                raise ReadError(
+                    "The file changed while it was copied, or was cut short.",
+                    where=f"{folder.url}/{file.path}",
+                    seen=f"{sizes[path]} bytes",
+                    expected=f"{file.size} bytes",
+                    remedy="start again.",
+                )
         with _index(base) as index:
-            temporary.replace(path)
-            index.execute(
-                "UPDATE files SET here = ?, used = ?, state = ?, size = ?, doubtful = 0,"
-                " sha256 = NULL WHERE path = ?",
-                (max(size, 1), time.time(), remote.state, remote.size, remote.path),
-            )
-            root = base / path.relative_to(base).parts[0]
-            _make_room(index, root, most_bytes, remote.path)
+            for path, file in files.items():
+                copies[path].replace(path)
+                row = (file.path, file.size, file.state, max(sizes[path], 1), time.time())
+                index.execute(_PUT, row)
+            _make_room(index, base, disk, sizes)
     finally:
-        temporary.unlink(missing_ok=True)
+        for copy in copies.values():
+            copy.unlink(missing_ok=True)
 
 
-def _make_room(index: sqlite3.Connection, root: Path, most_bytes: int, keep: str) -> None:
-    """Turn files not in use into placeholders, longest unused first, until the bound is kept."""
+def _make_room(
+    index: sqlite3.Connection, base: Path, disk: LocalDisk, arrived: Mapping[Path, int]
+) -> None:
+    """Turn files not in use into placeholders, longest unused first, until the bound is kept.
+
+    `arrived`: bytes of the files that have just come.
+    """
+    if not disk.is_due(sum(arrived.values())):
+        return
     (total,) = index.execute("SELECT COALESCE(SUM(here), 0) FROM files").fetchone()
-    before = time.time() - IN_USE_SECONDS
+    before, keep = time.time() - IN_USE_SECONDS, {_name(base, path) for path in arrived}
+    root = base / next(iter(arrived)).relative_to(base).parts[0]
     unused = index.execute(
-        "SELECT path, here FROM files WHERE here > 0 AND used < ? AND path != ? ORDER BY used",
-        (before, keep),
+        "SELECT path, here FROM files WHERE here > 0 AND used < ? ORDER BY used", (before,)
     )
-    for path, size in unused.fetchall() if total > most_bytes else ():
-        if total <= most_bytes:
+    for path, size in unused.fetchall() if total > disk.most_bytes else ():
+        if total <= disk.most_bytes:
             return
-        if not path.lower().endswith(TABLES):
+        if path not in keep and not path.lower().endswith(TABLES):
             _hold_place(root / path)
             index.execute("UPDATE files SET here = 0 WHERE path = ?", (path,))
             total -= size
@@ -198,13 +211,13 @@ def _make_room(index: sqlite3.Connection, root: Path, most_bytes: int, keep: str
 
 def _hold_place(path: Path) -> None:
     """Put a placeholder: one byte, so that no reader takes it for the file or for an empty one."""
-    temporary = path.with_name(f".partial-{uuid.uuid4().hex}")
+    temporary = path.with_name(f"{PARTIAL}{uuid.uuid4().hex}")
     temporary.touch()
     os.truncate(temporary, 1)
     temporary.replace(path)
 
 
-@contextlib.contextmanager
+@contextmanager
 def _index(base: Path, begin: str = "IMMEDIATE") -> Iterator[sqlite3.Connection]:
     """The table of files; what is begun IMMEDIATE is locked against other processes' changes."""
     connection = sqlite3.connect(base / INDEX, timeout=60, isolation_level=None)
@@ -225,6 +238,26 @@ def _index(base: Path, begin: str = "IMMEDIATE") -> Iterator[sqlite3.Connection]
         connection.close()
 
 
+def _about(base: Path) -> tuple[RemoteFolder, LocalDisk]:
+    with _index(base, "DEFERRED") as index:
+        url, most_bytes = index.execute("SELECT url, most_bytes FROM about").fetchone()
+    return RemoteFolder(url), LocalDisk(base, most_bytes)
+
+
+def _look_up(base: Path, paths: Iterable[Path]) -> dict[Path, _Known]:
+    """What is known of these paths; those that are not of the store are left out."""
+    columns = "SELECT path, size, state, here, used FROM files WHERE path = ?"
+    with _index(base, "DEFERRED") as index:
+        found = {path: index.execute(columns, (_name(base, path),)).fetchone() for path in paths}
+    return {
+        path: (RemoteFile(*row[:3]), *row[3:]) for path, row in found.items() if row is not None
+    }
+
+
+def _files(path: Path) -> list[Path]:
+    return [file for file in path.iterdir() if file.is_file()] if path.is_dir() else [path]
+
+
 def _base(path: Path) -> Path | None:
     """The folder with the index above a mirrored path."""
     return next((folder for folder in path.parents if (folder / INDEX).is_file()), None)
@@ -232,8 +265,3 @@ def _base(path: Path) -> Path | None:
 
 def _name(base: Path, path: Path) -> str:
     return PurePosixPath(*path.relative_to(base).parts[1:]).as_posix()
-
-
-def _digest(path: Path) -> bytes:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").digest()

@@ -7,8 +7,9 @@ variables `FSSPEC_S3_ENDPOINT_URL` and the like, or the cloud's usual files.
 
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from errno import EBUSY
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -48,13 +49,12 @@ class RemoteFolder:
 
     def list(self) -> list[RemoteFile]:
         """All files below, in order of path; none where there is no such folder."""
-        system, root = self._open()
-        prefix = root.rstrip("/") + "/"
-        with _reading(self.url):
+        with self._asking("") as (system, root):
             try:
                 infos = system.find(root, detail=True)
             except FileNotFoundError:
                 return []
+        prefix = root.rstrip("/") + "/"
         files = [
             RemoteFile(path.removeprefix(prefix), info.get("size"), _state(info))
             for path, info in infos.items()
@@ -64,25 +64,25 @@ class RemoteFolder:
 
     def look(self, path: str) -> RemoteFile:
         """Size and state of one file; raises `ReadError` when it is not there."""
-        system, root = self._open()
-        with _reading(f"{self.url}/{path}"):
-            info = system.info(_below(root, path))
+        with self._asking(path) as (system, place):
+            info = system.info(place)
         return RemoteFile(path, info.get("size"), _state(info))
 
     def read(self, path: str, start: int | None = None, stop: int | None = None) -> bytes:
         """A file's bytes, or some of them; raises `ReadError` when they are not there."""
-        system, root = self._open()
-        with _reading(f"{self.url}/{path}"):
-            content: bytes = system.cat_file(_below(root, path), start=start, end=stop)
+        with self._asking(path) as (system, place):
+            content: bytes = system.cat_file(place, start=start, end=stop)
         if start is not None and stop is not None and len(content) > stop - start:
             content = content[start:stop]  # a web server that knows no ranges sends the whole
         return content
 
-    def get(self, path: str, target: Path) -> None:
-        """Copy a file to a local path; raises `ReadError` when it is not there."""
-        system, root = self._open()
-        with _reading(f"{self.url}/{path}"):
-            system.get_file(_below(root, path), str(target))
+    def get(self, targets: Mapping[str, Path]) -> None:
+        """Copy files to local paths, many at once; raises `ReadError` when one is not there."""
+        shown = next(iter(targets)) if len(targets) == 1 else ""
+        with self._asking(shown) as (system, place):
+            root = place.removesuffix(shown)
+            places = [_below(root, path) for path in targets]
+            system.get(places, [str(target) for target in targets.values()])
 
     def put(self, path: str, source: Path) -> None:
         """Copy a local file there; readers see the whole of it or nothing.
@@ -90,55 +90,58 @@ class RemoteFolder:
         Object stores show an object when its upload has ended; elsewhere the file is moved into
         place. Raises `OutputError`.
         """
-        system, root = self._open()
-        target = _below(root, path)
-        with _writing(f"{self.url}/{path}"):
-            if "file" not in _protocols(system):
-                system.put_file(str(source), target)
+        with self._asking(path, writing=True) as (system, place):
+            if not _on_disk(system):
+                system.put_file(str(source), place)
                 return
-            system.makedirs(target.rpartition("/")[0], exist_ok=True)
-            system.put_file(str(source), f"{target}.partial")
-            Path(f"{target}.partial").replace(target)
+            system.put_file(str(source), f"{place}.partial")
+            Path(f"{place}.partial").replace(place)
 
     def create(self, path: str, content: bytes) -> bool:
         """Write a small file unless there is one; whether it was written.
 
         At once and only one of several callers succeeds where the store can do that (local disks,
-        S3); elsewhere two may in the same moment.
+        S3); elsewhere two may in the same moment. Raises `OutputError`.
         """
-        system, root = self._open()
-        target = _below(root, path)
-        with _writing(f"{self.url}/{path}"):
+        with self._asking(path, writing=True) as (system, place):
             try:
-                if "file" in _protocols(system):
-                    system.makedirs(target.rpartition("/")[0], exist_ok=True)
-                    with Path(target).open("xb") as stream:
-                        stream.write(content)
-                else:
-                    system.pipe_file(target, content, mode="create")
+                system.pipe_file(place, content, mode="create")
             except FileExistsError:
                 return False
         return True
 
     def remove(self, path: str) -> None:
-        """Remove a file; nothing happens when it is not there."""
+        """Remove a file; nothing happens when it is not there. Raises `OutputError`."""
+        with self._asking(path, writing=True) as (system, place), suppress(FileNotFoundError):
+            system.rm_file(place)
+
+    @contextmanager
+    def _asking(
+        self, path: str, *, writing: bool = False
+    ) -> "Iterator[tuple[AbstractFileSystem, str]]":
+        """The store and the file's place in it; what the store raises is told as our errors."""
         system, root = self._open()
-        with _writing(f"{self.url}/{path}"):
-            try:
-                system.rm_file(_below(root, path))
-            except FileNotFoundError:
-                return
+        place = _below(root, path) if path else root
+        if writing and _on_disk(system):
+            system.makedirs(place.rpartition("/")[0], exist_ok=True)
+        try:
+            yield system, place
+        except Exception as error:  # stores raise errors of their own packages
+            where = f"{self.url}/{path}" if path else self.url
+            if isinstance(error, FileNotFoundError) and not writing:
+                raise ReadError("There is no such file.", where=where) from error
+            kind, what = (OutputError, "written to") if writing else (ReadError, "read from")
+            raise kind(
+                f"The file cannot be {what} its store.",
+                where=where,
+                seen=repr(error),
+                remedy=_remedy(error, writing),
+            ) from error
 
     def _open(self) -> "tuple[AbstractFileSystem, str]":
         try:
             from fsspec.core import url_to_fs
-        except ImportError as error:
-            raise ConfigError(
-                "Folders at a URL need the package fsspec.",
-                where=self.url,
-                remedy=pip_install("remote"),
-            ) from error
-        try:
+
             # listings change while others write: none is remembered
             system, root = url_to_fs(self.url, use_listings_cache=False)
         except (ImportError, ValueError) as error:
@@ -164,9 +167,8 @@ def _below(root: str, path: str) -> str:
     return f"{root.rstrip('/')}/{path}"
 
 
-def _protocols(system: "AbstractFileSystem") -> tuple[str, ...]:
-    protocol = system.protocol
-    return (protocol,) if isinstance(protocol, str) else tuple(protocol)
+def _on_disk(system: "AbstractFileSystem") -> bool:
+    return "file" in system.protocol
 
 
 def _state(info: Mapping[str, Any]) -> str:
@@ -177,29 +179,15 @@ def _state(info: Mapping[str, Any]) -> str:
     return ""
 
 
-@contextmanager
-def _reading(url: str) -> Iterator[None]:
-    try:
-        yield
-    except FileNotFoundError as error:
-        raise ReadError("There is no such file.", where=url) from error
-    except Exception as error:  # stores raise errors of their own packages
-        raise ReadError(
-            "The file cannot be read from its store.",
-            where=url,
-            seen=repr(error),
-            remedy="check the address, the network and who may read there.",
-        ) from error
-
-
-@contextmanager
-def _writing(url: str) -> Iterator[None]:
-    try:
-        yield
-    except Exception as error:  # stores raise errors of their own packages
-        raise OutputError(
-            "The file cannot be written to its store.",
-            where=url,
-            seen=repr(error),
-            remedy="check that it may be written to; web servers are for reading only.",
-        ) from error
+def _remedy(error: Exception, writing: bool) -> str:
+    if "Credentials" in type(error).__name__:
+        return (
+            "there is no key for this store: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or "
+            "what else your cloud reads. FSSPEC_S3_ANON=true reads what is open to everybody."
+        )
+    if isinstance(error, PermissionError):
+        return "the store does not let you: ask its owner, or use another key."
+    if getattr(error, "errno", None) == EBUSY:
+        return "the store wants fewer requests: start again later, with fewer workers."
+    also = "web servers are for reading only." if writing else "look at the network."
+    return f"check the address and who may go there; {also}"

@@ -8,7 +8,6 @@ A file's path, size and time of change stand for its content, as for make, rsync
 import hashlib
 import json
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -31,8 +30,6 @@ from lesionseg.io.local_files import file_states, image_digests
 from lesionseg.plan.fingerprint import CaseFacts, facts_of
 
 FACTS_VERSION = 1
-# a file that changed so shortly before it was read may change again within one tick of its clock
-_SETTLED_NS = 2_000_000_000
 # below it, processes take longer to start than threads take to read
 _CASES_FOR_PROCESSES = 64
 _ARRAYS = ("sample", "lesion_sample")
@@ -92,7 +89,7 @@ class FactsFolder:
             return None
         named = (*files.images, *((files.reference,) if files.reference else ()))
         states = file_states(named)
-        if states is None or max(ns for *_, ns in states) > time.time_ns() - _SETTLED_NS:
+        if states is None:
             return None
         said = [self._about, files.case, files.group, files.annotations, files.columns, states]
         return hashlib.sha256(json.dumps(said, sort_keys=True, default=str).encode()).hexdigest()

@@ -7,7 +7,7 @@ from typing import get_args
 
 from lesionseg.errors import one_of, require
 from lesionseg.io.dicom.stack import Tilt
-from lesionseg.io.remote.local_disk import LocalDisk, default_folder
+from lesionseg.io.remote.local_disk import LocalDisk, local_disk
 from lesionseg.io.remote.remote_folder import is_url
 
 ALL_FOLDS = "all"
@@ -90,5 +90,4 @@ class DataSettings:
     @property
     def disk(self) -> LocalDisk:
         """Where copies of what lies at a URL may be."""
-        folder = Path(self.local_dir) if self.local_dir else default_folder()
-        return LocalDisk(folder.absolute(), int(self.local_gb * 1e9))
+        return local_disk(self.local_dir, self.local_gb)

@@ -22,7 +22,8 @@ from lesionseg.io.dicom.stack import Tilt
 from lesionseg.io.formats.decoder import CRASHED
 from lesionseg.io.formats.guard import FileLimits, limits
 from lesionseg.io.formats.volumes import read_geometry
-from lesionseg.io.local_files import content_files
+from lesionseg.io.local_files import content_files, fetch_images
+from lesionseg.io.remote.mirror import send
 from lesionseg.io.zones import find_zones
 from lesionseg.models.build import NetworkFactory
 from lesionseg.ops.host_memory import peak_memory_mb
@@ -168,6 +169,7 @@ class _JobSteps:
                 counts = write_case(
                     self.predictor, task.inferred, task.files, self.targets, origin, zones
                 )
+                send(self.targets.paths(task.files, self.predictor.plan))
                 task.row = replace(self._row(task, "done"), **counts)
         self.budget.give_back(task.files.case)
 
@@ -177,6 +179,7 @@ class _JobSteps:
 
     def _read(self, task: _JobTask, halt: Halt) -> None:
         files, plan = task.files, self.predictor.plan
+        fetch_images(files.images)
         task.input = _content_digest(files, self.bundle)
         task.key = _digest(self.choices, task.input, *self._zone_digests(files))
         task.row = self._kept(task)
@@ -239,6 +242,7 @@ class _JobSteps:
         logger.debug("Case %s failed.", task.row.case, exc_info=error)
         with suppress(Exception):  # what cannot even be named or removed was not written by us
             self.targets.clear(task.files, self.predictor.plan)
+            send(self.targets.paths(task.files, self.predictor.plan))
 
     @contextmanager
     def _guarded(self, task: _JobTask) -> Iterator[None]:

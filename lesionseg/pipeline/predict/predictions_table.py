@@ -12,6 +12,7 @@ from typing import Literal, TypeVar
 from lesionseg.errors import require
 from lesionseg.evaluation.table_row import Named, TableRow, write_table
 from lesionseg.io.atomic import read_csv
+from lesionseg.io.remote.mirror import send
 from lesionseg.pipeline.run.outcome import CommandOutcome
 
 logger = logging.getLogger(__name__)
@@ -137,6 +138,7 @@ class PredictionTable:
         begin = perf_counter()
         try:
             write_table(self._path, [self.rows[case] for case in sorted(self._own)], PredictionRow)
+            send([self._path])
         finally:
             end = perf_counter()
             self._next_write = end + (end - begin) / _WRITING_SHARE

@@ -10,6 +10,9 @@ from lesionseg.errors import DatasetError, require
 from lesionseg.inference.inference_settings import InferenceSettings
 from lesionseg.io.atomic import locked_folder, private_files
 from lesionseg.io.layouts.input_images import find_images
+from lesionseg.io.remote.local_disk import local_disk
+from lesionseg.io.remote.mirror import mirror
+from lesionseg.io.remote.remote_folder import is_url
 from lesionseg.io.zones import find_zones
 from lesionseg.models.build import NetworkFactory
 from lesionseg.pipeline.dataset.data_settings import DicomSettings
@@ -44,6 +47,8 @@ def predict(
     engine: EngineName = "local",
     num_shards: int = 1,
     shard_index: int = 0,
+    local_dir: str | Path | None = None,
+    local_gb: float = 100.0,
     architectures: Mapping[str, NetworkFactory] | None = None,
     progress: Advance | None = None,
 ) -> PredictOutcome:
@@ -53,14 +58,15 @@ def predict(
     format, and `predictions.csv` and, unless sharded, `study.csv`, in which rows of other cases
     stay. A case that fails does not stop the others. Started again, it leaves out what is done and
     unchanged. Reading, the network and writing overlap. What is written is its user's alone (files
-    0600, folders 0700). Raises `BundleError` or `ConfigError` for an unusable bundle or setting
+    0600, folders 0700). Input and output may be URLs: a scan comes when its turn does, and results
+    go as they are done. Raises `BundleError` or `ConfigError` for an unusable bundle or setting
     and an output folder that is the input folder, `DatasetError` when there is no case,
     `OutputError` for an output folder into which another process writes.
 
     Args:
         bundle: a run directory or a bundle's folder, or several that are averaged.
-        input: a folder, a glob, a file or a manifest; see `find_images`.
-        output: the folder for the results; made where there is none.
+        input: a folder, a glob, a file or a manifest (see `find_images`), or a folder's URL.
+        output: the folder for the results, made where there is none, or its URL.
         inference: overlap, mirrored views, batch size, precision and memory.
         operating_point: accepts candidates; see `choose_operating_point`.
         device: one, or several that share the cases; "auto" is every GPU.
@@ -77,6 +83,8 @@ def predict(
         engine: "local", or "ray" for a cluster whose machines all see the same folders.
         num_shards: how many equal calls share the cases, each with a table of its own.
         shard_index: which of them this is, from 0.
+        local_dir: where copies of what lies at URLs may be; None: the user's cache folder.
+        local_gb: the most that copies of the input, and of the output, may take.
         architectures: the caller's own networks; see `Predictor`.
         progress: called with case, number done and total after every case, in place of a bar.
     """
@@ -85,9 +93,12 @@ def predict(
     what = "There is no such engine."
     require(engine in engines, what, where="engine", seen=engine, expected=expected)
     folders = (bundle,) if isinstance(bundle, (str, Path)) else tuple(bundle)
+    disk = local_disk(local_dir, local_gb)
     job = PredictJob(
         bundles=tuple(Path(folder) for folder in folders),
-        output=Path(output),
+        output=Path(output)
+        if not is_url(str(output))
+        else mirror(str(output), disk, new=True, tables=(".csv",)),
         inference=inference or InferenceSettings(),
         operating_point=operating_point,
         device=device if isinstance(device, str) else tuple(device),
@@ -101,7 +112,8 @@ def predict(
     )
     shard = Shard(shard_index, num_shards)
     predictors = job.predictors(architectures)
-    cases = shard.of(find_cases(Path(input), job.output, predictors[0].plan))
+    source = mirror(str(input), disk) if is_url(str(input)) else Path(input)
+    cases = shard.of(find_cases(source, job.output, predictors[0].plan))
     if dicom_output:
         check_dicom_output(cases)
     if rank:

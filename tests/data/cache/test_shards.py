@@ -100,7 +100,7 @@ def test_the_store_holds_shards_and_no_claim_and_no_name_of_a_user(
     names = [file.path for file in (RemoteFolder(url) / key).list()]
     assert [name.partition(".")[2] for name in sorted(names)] == ["json.gz", "tar"]
     tar = next(name for name in names if name.endswith("tar"))
-    (RemoteFolder(url) / key).get(tar, tmp_path / "shard.tar")
+    (RemoteFolder(url) / key).get({tar: tmp_path / "shard.tar"})
     with tarfile.open(tmp_path / "shard.tar") as members:
         parts = members.getmembers()
     assert len(parts) == 5 * 4

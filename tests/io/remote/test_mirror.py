@@ -1,4 +1,3 @@
-import hashlib
 import os
 import uuid
 from concurrent.futures import ThreadPoolExecutor
@@ -13,7 +12,7 @@ from lesionseg.io.formats.volumes import write_volume
 from lesionseg.io.layouts.conventions import read_dataset
 from lesionseg.io.remote import mirror as mirrors
 from lesionseg.io.remote.local_disk import LocalDisk
-from lesionseg.io.remote.mirror import bring, content_hash, mirror
+from lesionseg.io.remote.mirror import bring, mirror, send, states
 from lesionseg.io.remote.remote_folder import RemoteFolder
 
 pytest.importorskip("fsspec")
@@ -44,13 +43,16 @@ def upload(root, url):
             RemoteFolder(url).put(file.relative_to(root).as_posix(), file)
 
 
-@pytest.fixture(params=["memory", "file", "http"])
+@pytest.fixture(params=["memory", "file", "http", "s3"])
 def url(request, raw):
     if request.param == "http":
         return f"{request.getfixturevalue('web')[1]}/{raw.name}"
     if request.param == "file":
         return f"file://{raw}"
-    url = f"memory://{uuid.uuid4().hex}/{raw.name}"
+    place = f"memory://{uuid.uuid4().hex}"
+    if request.param == "s3":
+        place = request.getfixturevalue("s3")[1]
+    url = f"{place}/{raw.name}"
     upload(raw, url)
     return url
 
@@ -84,7 +86,7 @@ def test_changed_new_and_vanished_files_are_followed_and_others_kept(raw, url, t
     os.utime(changed, (1e9, 1e9))  # a web server tells full seconds
     (raw / "imagesTr" / "c2_0000.nii.gz").unlink()
     (raw / "imagesTr" / "new_0000.nii.gz").write_bytes(b"new")
-    if url.startswith("memory"):
+    if url.startswith(("memory", "s3")):
         RemoteFolder(url).remove("imagesTr/c2_0000.nii.gz")
         upload(raw, url)
     assert mirror(url, disk) == root
@@ -111,17 +113,38 @@ def test_files_stay_within_the_bound_those_in_use_aside(raw, tmp_path, monkeypat
     assert images[0].read_bytes() == (raw / "imagesTr" / images[0].name).read_bytes()
 
 
-def test_the_hash_is_that_of_the_content_and_outlives_the_copy(raw, tmp_path, monkeypatch):
+def test_states_are_those_of_the_list_and_outlive_the_copy(raw, url, tmp_path, monkeypatch):
     monkeypatch.setattr(mirrors, "IN_USE_SECONDS", 0.0)
-    original = raw / "imagesTr" / "c0_0000.nii.gz"
-    wanted = hashlib.sha256(original.read_bytes()).digest()
-    root = mirror(f"file://{raw}", LocalDisk(tmp_path / "disk", most_bytes=1))
-    path = root / "imagesTr" / original.name
-    assert content_hash(original) == content_hash(path) == wanted
+    disk = LocalDisk(tmp_path / "disk", most_bytes=1)
+    root = mirror(url, disk)
+    path = root / "imagesTr" / "c0_0000.nii.gz"
+    before = states(path)
+    assert before is not None
+    assert before[0][:2] == (str(path), (raw / "imagesTr" / path.name).stat().st_size)
+    bring(path)
     bring(root / "imagesTr" / "c1_0000.nii.gz")
-    assert original.name not in here(root)
-    assert content_hash(path) == wanted
-    assert original.name not in here(root)
+    assert path.name not in here(root)
+    mirror(url, disk)
+    assert states(path) == before
+    assert len(states(root / "imagesTr") or ()) == 3
+    assert states(raw / "imagesTr") is None
+
+
+def test_what_is_written_goes_to_the_store_and_what_is_removed_leaves_it(url, raw, tmp_path):
+    if url.startswith("http"):
+        pytest.skip("web servers are for reading")
+    place = f"{url}/results"
+    root = mirror(place, LocalDisk(tmp_path / "disk"), new=True, tables=(".csv",))
+    for name in ("a_mask.nii", "a.csv", "b.json"):
+        (root / name).write_text(name)
+    send([root / name for name in ("a_mask.nii", "a.csv", "b.json", "never.nii")])
+    assert [file.path for file in RemoteFolder(place).list()] == ["a.csv", "a_mask.nii", "b.json"]
+    root = mirror(place, LocalDisk(tmp_path / "other"), new=True, tables=(".csv",))
+    assert (root / "a.csv").read_text() == "a.csv"
+    assert (root / "b.json").stat().st_size == 1
+    (root / "b.json").unlink()
+    send([root / "b.json", raw / "dataset.json"])
+    assert [file.path for file in RemoteFolder(place).list()] == ["a.csv", "a_mask.nii"]
 
 
 def test_many_may_ask_for_one_file_at_once(raw, web, tmp_path):

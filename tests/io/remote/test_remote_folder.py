@@ -8,8 +8,10 @@ from lesionseg.io.remote.remote_folder import RemoteFolder, is_url
 pytest.importorskip("fsspec")
 
 
-@pytest.fixture(params=["memory", "file"])
+@pytest.fixture(params=["memory", "file", "s3"])
 def folder(request, tmp_path):
+    if request.param == "s3":
+        return RemoteFolder(f"{request.getfixturevalue('s3')[1]}/set")
     if request.param == "memory":
         return RemoteFolder(f"memory://{uuid.uuid4().hex}/set")
     return RemoteFolder(f"file://{tmp_path}/store")
@@ -27,7 +29,7 @@ def test_what_is_put_is_listed_and_read(folder, tmp_path):
     assert folder.look("d.bin").size == 10
     assert folder.read("d.bin") == b"0123456789"
     assert folder.read("a/b/c.bin", 2, 5) == b"234"
-    folder.get("d.bin", tmp_path / "target")
+    folder.get({"d.bin": tmp_path / "target"})
     assert (tmp_path / "target").read_bytes() == b"0123456789"
 
 
@@ -61,7 +63,7 @@ def test_a_web_server_is_listed_and_read_even_where_it_knows_no_ranges(web, tmp_
     seen = folder.look("images/a.bin")
     assert seen.size == 10
     assert seen.state.startswith("Last-Modified")
-    folder.get("images/a.bin", tmp_path / "a")
+    folder.get({"images/a.bin": tmp_path / "a"})
     assert (tmp_path / "a").read_bytes() == b"0123456789"
 
 
