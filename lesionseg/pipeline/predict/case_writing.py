@@ -9,7 +9,7 @@ from typing import Literal, TypedDict
 import numpy as np
 from numpy.typing import NDArray
 
-from lesionseg.core import CaseFiles, Geometry, Prediction, Volume
+from lesionseg.core import CaseFiles, Geometry, InputVerdict, Prediction, Volume
 from lesionseg.errors import OutputError
 from lesionseg.inference.decision import Inferred, Slab
 from lesionseg.inference.predictor import Predictor
@@ -71,6 +71,8 @@ class CaseCounts(TypedDict):
     n_candidates: int
     n_accepted: int
     message: str
+    warning: str
+    input_score: float | None
 
 
 @dataclass(frozen=True)
@@ -146,7 +148,14 @@ def write_case(
     write_prediction(targets.folder, prediction, suffix=suffix, like=files.images[0])
     accepted = sum(c.accepted for c in prediction.candidates)
     n_candidates = len(prediction.candidates)
-    return {"n_candidates": n_candidates, "n_accepted": accepted, "message": message}
+    verdict = prediction.input or InputVerdict()
+    return {
+        "n_candidates": n_candidates,
+        "n_accepted": accepted,
+        "message": message,
+        "warning": verdict.warning,
+        "input_score": None if verdict.score is None else round(verdict.score, 3),
+    }
 
 
 @contextmanager

@@ -32,7 +32,8 @@ class PredictionRow(TableRow):
     same, or "failed" for the reason in `message`. `seconds`: of work on this case, waiting left
     out, when it was done; `peak_memory_mb`: the most memory that the process had held until then.
     `bundle` tells models apart and `input` scans (keyed with the bundle: the same scan has another
-    value elsewhere); `key` tells whether anything changed since, settings included.
+    value elsewhere); `key` tells whether anything changed since, settings included. `warning`: in
+    what the scan is unlike the training scans; `input_score`: how much, 1 being the limit.
     """
 
     case: str
@@ -45,6 +46,8 @@ class PredictionRow(TableRow):
     bundle: str = ""
     input: str = ""
     key: str = ""
+    warning: str = ""
+    input_score: float | None = None
 
 
 class PredictOutcome(tuple[PredictionRow, ...], CommandOutcome):
@@ -64,7 +67,8 @@ class PredictOutcome(tuple[PredictionRow, ...], CommandOutcome):
             f"{cases}: {counts['done']} predicted, {counts['kept']} kept from an earlier run, "
             f"{counts['failed']} failed; {accepted} candidates accepted."
         )
-        return [first, *(f"{r.case}: {r.message}" for r in self if r.status == "failed")]
+        failed = [f"{r.case}: {r.message}" for r in self if r.status == "failed"]
+        return [first, *failed, *(f"{r.case}: {r.warning}" for r in self if r.warning)]
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from lesionseg.inference.bundles.bundle import write_bundle
 from lesionseg.inference.bundles.model_card import model_card
 from lesionseg.inference.candidates.acceptance import DEFAULT_POINT
 from lesionseg.inference.inference_settings import InferenceSettings
+from lesionseg.inference.input_check import InputCheck
 from lesionseg.inference.predictor import Predictor
 from lesionseg.io.atomic import write_text
 from lesionseg.pipeline.dataset.data_settings import DataSettings
@@ -38,6 +39,7 @@ from lesionseg.pipeline.train.learning import (
     affordable,
     decide,
     learn,
+    learnt_scans,
     linked,
     prepare_cases,
     rated,
@@ -157,9 +159,11 @@ def train_once(recipe: Recipe, survey: Survey, plan: Plan, run: Path) -> Trained
     origin = recipe.origin(survey, fitted.device)
     origin |= {"training_minutes": round(fitted.minutes, 3), "training_steps": fitted.steps}
 
+    check = learnt_scans(fitted.network, cases, plan, survey.fingerprint)
+
     def predictor(by: Plan) -> Predictor:
         return Predictor.from_network(
-            fitted.network, by, settings=recipe.inference, device=fitted.device
+            fitted.network, by, settings=recipe.inference, device=fitted.device, check=check
         )
 
     # as the validation cases were predicted in the end, unless they were shown all along
@@ -171,7 +175,7 @@ def train_once(recipe: Recipe, survey: Survey, plan: Plan, run: Path) -> Trained
         last.draw(fitted.steps, choice.apply_to)
     complete = choice.added_to(plan)
     scores = validation.scores if validation else None
-    keep_bundle([fitted.network], complete, scores, origin, run)
+    keep_bundle([fitted.network], complete, scores, origin, run, check)
     return Trained(predictor(complete), complete, validation, origin)
 
 
@@ -205,8 +209,9 @@ def keep_bundle(
     scores: Mapping[str, Any] | None,
     origin: Mapping[str, Any],
     run: Path,
+    check: InputCheck | None = None,
 ) -> None:
     """Write the bundle and, with all that was chosen, the plan again."""
     plan = plan.with_(n_members=len(networks))
-    write_bundle(run / BUNDLE, networks, plan, model_card(plan, scores, origin))
+    write_bundle(run / BUNDLE, networks, plan, model_card(plan, scores, origin), check)
     write_text(run / "plan.json", plan.to_json())
