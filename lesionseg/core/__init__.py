@@ -16,6 +16,7 @@ from lesionseg.core.lesions import Lesions as Lesions
 from lesionseg.core.lesions import equivalent_diameter_mm as equivalent_diameter_mm
 from lesionseg.core.prediction import Calibration as Calibration
 from lesionseg.core.prediction import Candidate as Candidate
+from lesionseg.core.prediction import InputVerdict as InputVerdict
 from lesionseg.core.prediction import OperatingPoint as OperatingPoint
 from lesionseg.core.prediction import Prediction as Prediction
 from lesionseg.core.zones import Zones as Zones
@@ -29,6 +30,7 @@ __all__ = [
     "CaseFiles",
     "Dataset",
     "Geometry",
+    "InputVerdict",
     "LabelRegion",
     "Lesions",
     "OperatingPoint",

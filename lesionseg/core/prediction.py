@@ -138,6 +138,18 @@ class OperatingPoint:
     match_rule: str | None = None
 
 
+@dataclass(frozen=True)
+class InputVerdict:
+    """Whether a scan is like those that the network was trained on.
+
+    `score`: its distance from them as a share of the limit, so that above 1 it is unlike them; None
+    where nothing was compared. `warning`: a sentence that says what is unlike, or "".
+    """
+
+    score: float | None = None
+    warning: str = ""
+
+
 @dataclass(frozen=True, eq=False)
 class Prediction:
     """All retained candidates of a case, on the grid of the scan's own file.
@@ -148,6 +160,7 @@ class Prediction:
     `[*spatial]` holds the mask values of all candidates where they differ within one (regions);
     None: a candidate's voxels all hold its label. `removed`: what would be candidates but for
     their size, boxes without masks, with ids of their own; only to tell why a lesion was missed.
+    `input`: whether the scan is like the training scans; None for another program's.
     """
 
     case: str
@@ -159,6 +172,7 @@ class Prediction:
     scored: bool = True
     values: NDArray[np.uint8] | None = None
     removed: tuple[Candidate, ...] = ()
+    input: InputVerdict | None = None
 
     def mask(self) -> NDArray[np.uint8]:
         """Label values `[*spatial]` of the accepted candidates; zeros when there is none."""

@@ -145,7 +145,8 @@ class CaseResult:
     candidates have scores. `unit`: what lengths are, "mm", "mm at the detector" or, without a pixel
     size, "px". `official`: what the preset's official scorer takes from the case. `regions`: each
     region by name, judged by itself. `within_labels`: the same case with each label judged by
-    itself, where the labels are pooled and there are several.
+    itself, where the labels are pooled and there are several. `warning` and `input_score`: of
+    `core.InputVerdict`.
     """
 
     case: str
@@ -173,6 +174,8 @@ class CaseResult:
     official: OfficialCase = None
     regions: Mapping[str, "CaseResult"] = field(default_factory=dict)
     within_labels: "CaseResult | None" = None
+    warning: str = ""
+    input_score: float | None = None
 
     @property
     def n_detected(self) -> int:

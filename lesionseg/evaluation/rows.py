@@ -43,6 +43,8 @@ class CaseRow(TableRow):
     seconds: float | None = None
     iou: float | None = None
     volume_error_ml: float | None = None
+    warning: str = ""
+    input_score: float | None = None
 
     @property
     def failed(self) -> bool:

@@ -1,14 +1,22 @@
 """From what the network said to a prediction: restored to the file's grid, found, accepted."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lesionseg.core import UNION, Calibration, Candidate, Geometry, OperatingPoint, Prediction
+from lesionseg.core import (
+    UNION,
+    Calibration,
+    Candidate,
+    Geometry,
+    InputVerdict,
+    OperatingPoint,
+    Prediction,
+)
 from lesionseg.errors import GeometryError
 from lesionseg.inference.candidates.acceptance import accept
 from lesionseg.inference.candidates.box_candidates import FoundBoxes
@@ -20,6 +28,10 @@ from lesionseg.inference.sliding.restore import restore_slabs
 from lesionseg.inference.sliding.stitch import Store
 from lesionseg.plan.plan import Plan
 
+NOT_CHECKED = (
+    "Nothing was accepted, and the scan was not compared with the training scans: "
+    "the bundle holds nothing on them."
+)
 Slab = NDArray[np.float32]
 # of the place of a label in the plan and the slabs of its probabilities: what to go on with
 Watch = Callable[[int, Iterator[Slab]], Iterator[Slab]]
@@ -94,6 +106,7 @@ class Inferred:
 
     `seconds`: that the network took, with what is done to its tiles. `valid`: as in `PreparedScan`;
     nothing is found where a radiograph shows nothing. `calibration`: the plan's, of voxels.
+    `input`: whether the scan is like the training scans.
     """
 
     store: Store
@@ -103,6 +116,7 @@ class Inferred:
     boxes: FoundBoxes | None = None
     valid: NDArray[np.bool_] | None = None
     calibration: Calibration | None = None
+    input: InputVerdict = field(default_factory=InputVerdict)
 
     def restored(self) -> Iterator[Iterator[Slab]]:
         """Of one label after the other, slabs `[rows, *file[1:]]` of probabilities on its grid."""
@@ -156,7 +170,8 @@ class CaseDecision:
                 values=found.values,
                 removed=found.removed,
             )
-        return accept(prediction, self.operating_point, self.plan.calibration)
+        accepted = accept(prediction, self.operating_point, self.plan.calibration)
+        return replace(accepted, input=_said(inferred.input, accepted))
 
     def _boxes(self, inferred: Inferred) -> tuple[Candidate, ...] | None:
         """A detector's boxes on the file's grid; None where none are asked for."""
@@ -166,6 +181,14 @@ class CaseDecision:
         grids = inferred.plan_geometry, inferred.file_geometry
         found = box_candidates(inferred.boxes, *grids, self.plan.candidate_rule, labels)
         return found if inferred.valid is None else _within(found, inferred.valid)
+
+
+def _said(verdict: InputVerdict, prediction: Prediction) -> InputVerdict:
+    """The verdict; no result is empty without a word on whether the scan could be read."""
+    silent = verdict.score is None and not verdict.warning
+    if silent and not any(c.accepted for c in prediction.candidates):
+        return replace(verdict, warning=NOT_CHECKED)
+    return verdict
 
 
 def _within(candidates: tuple[Candidate, ...], valid: NDArray[np.bool_]) -> tuple[Candidate, ...]:

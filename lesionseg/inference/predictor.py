@@ -21,6 +21,7 @@ from lesionseg.inference.bundles.ensemble import ensemble
 from lesionseg.inference.candidates.acceptance import choose_operating_point
 from lesionseg.inference.decision import CaseDecision, Inferred
 from lesionseg.inference.inference_settings import InferenceSettings, Precision, choose_device
+from lesionseg.inference.input_check import InputCheck, judge_input
 from lesionseg.inference.open_scan import PreparedScan, ScanOpener, StrPath, case_files
 from lesionseg.inference.sliding.scan_tiles import ScanTiles
 from lesionseg.inference.sliding.sliding_window import OnTile, SlidingWindow, Task, flip_axes
@@ -90,7 +91,7 @@ class Predictor:
         if not trust:
             refuse_strangers(self.plan.prepare_extra, "plan.json")
         self.operating_point = choose_operating_point(self.plan.operating_points, operating_point)
-        self._networks = members.networks
+        self._networks, self._check = members.networks, members.check
         self._device = None if device is None else choose_device(device)
         self._settings = settings or InferenceSettings(overlap, flips, batch_size, precision)
         self.scans = ScanOpener(self.plan, raster_mm, tilt, self._settings.body_mask)
@@ -105,11 +106,12 @@ class Predictor:
         settings: InferenceSettings | None = None,
         device: str | torch.device | None = None,
         operating_point: str | None = None,
+        check: InputCheck | None = None,
     ) -> "Predictor":
         """A predictor of a network in memory; it stays where it lies unless `device` is given."""
         settings = settings or InferenceSettings()
         return cls(
-            Bundle(network, plan),
+            Bundle(network, plan, check=check),
             device=device,
             operating_point=operating_point,
             settings=settings,
@@ -253,6 +255,10 @@ class Predictor:
         try:
             n_channels = self.plan.n_voxel_channels
             folder = spill(tag) if n_channels else None
+            network = self._networks[0]
+            verdict = judge_input(
+                self._check, image.array, prepared.file_geometry, network, self.plan
+            )
             store = Store((n_channels, *image.geometry.shape), folder=folder)
             scan = ScanTiles(
                 torch.from_numpy(image.array),
@@ -271,5 +277,6 @@ class Predictor:
             prepared.file_geometry,
             valid=prepared.valid,
             calibration=self.plan.voxel_calibration,
+            input=verdict,
         )
         return Task((tag, inferred), scan)

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypeGuard
 
-from lesionseg.core import Candidate, Geometry, OperatingPoint, Prediction
+from lesionseg.core import Candidate, Geometry, InputVerdict, OperatingPoint, Prediction
 from lesionseg.errors import ContentError
 from lesionseg.io.atomic import read_json, write_json
 
@@ -22,13 +22,15 @@ class CandidateFile:
     operating_point: OperatingPoint | None
     scored: bool
     removed: tuple[Candidate, ...] = ()
+    input: InputVerdict | None = None
 
 
 def write_candidates(path: Path, prediction: Prediction) -> None:
     """Write the candidates of a prediction atomically. Raises `OutputError` for NaN.
 
     `size_unit`: "mm", "mm at the detector" or, where no pixel size is known, "px". `removed`, where
-    there are any: what was dropped for its size alone.
+    there are any: what was dropped for its size alone. `input_check`, where one was made: how
+    unlike the training scans this one is (1 is the limit), and the sentence that warns of it.
     """
     point = prediction.operating_point
     content = {
@@ -39,6 +41,8 @@ def write_candidates(path: Path, prediction: Prediction) -> None:
         "operating_point": None if point is None else asdict(point),
         "candidates": [_entry(candidate) for candidate in prediction.candidates],
     }
+    if prediction.input is not None:
+        content["input_check"] = asdict(prediction.input)
     if prediction.removed:
         content["removed"] = [_entry(candidate) for candidate in prediction.removed]
     # said only where it is not so: the scores stand in for another program's missing ones
@@ -77,7 +81,16 @@ def read_candidates(path: Path, geometry: Geometry) -> CandidateFile:
         operating_point=_operating_point(content.get("operating_point"), path),
         scored=bool(content.get("scored", True)),
         removed=_removed(content.get("removed", []), geometry, path),
+        input=_input(content.get("input_check"), path),
     )
+
+
+def _input(entry: Any, path: Path) -> InputVerdict | None:
+    if entry is None:
+        return None
+    if not isinstance(entry, Mapping) or not isinstance(entry.get("warning", ""), str):
+        raise ContentError("'input_check' is no score and warning.", where=path, seen=entry)
+    return InputVerdict(_optional(entry, "score", path), entry.get("warning", ""))
 
 
 def _removed(entries: Any, geometry: Geometry, path: Path) -> tuple[Candidate, ...]:

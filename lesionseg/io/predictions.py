@@ -145,6 +145,7 @@ def read_prediction(
         operating_point=stated.operating_point,
         scored=stated.scored,
         removed=stated.removed,
+        input=stated.input,
         values=_read_values(files, united),
     )
 

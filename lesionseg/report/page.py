@@ -330,6 +330,7 @@ def facts(tables: Tables, study: Study | None = None) -> tuple[Fact, ...]:
             text.ignored_sentence(scores), labels["ignored"], "ignored", "candidate-table", ignored
         ),
         Fact(text.failed_sentence(tables), labels["failed"], "failed", "case-table", text.FAILED),
+        Fact(text.warned_sentence(tables), labels["warned"], "warned", "case-table"),
         Fact(text.interval_sentence(tables), labels["interval"], "interval"),
         Fact(text.rule_words(scores), labels["rule"], "found"),
         Fact(text.operating_point_sentence(scores), labels["point"], "operating-point"),

@@ -1,5 +1,8 @@
+from dataclasses import replace
+
 import pytest
 
+from lesionseg.core import InputVerdict
 from lesionseg.evaluation import PRESETS, evaluate_case
 from lesionseg.evaluation.rows import (
     CANDIDATE_COLUMNS,
@@ -35,6 +38,16 @@ def test_cells_are_plain_text():
     assert [row[f"stop_{axis}_vox"] for axis in "zyx"] == [None, "3", "3"]
     assert [row[f"centre_{axis}_mm"] for axis in "xyz"] == ["1.5", "1.5", None]
     assert row["volume_ml"] is None
+
+
+def test_a_warning_of_the_scan_is_in_its_row():
+    said = InputVerdict(2.5, "Another grid.")
+    prediction = replace(make_prediction(HAND_CASES[0]), input=said)
+    result = evaluate_case(
+        make_reference(HAND_CASES[0]), prediction, PRESETS["lesionseg"], case="a"
+    )
+    (row,) = case_rows([result])
+    assert (row["warning"], row["input_score"]) == ("Another grid.", 2.5)
 
 
 def as_text(row):

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lesionseg.core import Candidate, Geometry, OperatingPoint, Prediction, Volume
+from lesionseg.core import Candidate, Geometry, InputVerdict, OperatingPoint, Prediction, Volume
 from lesionseg.errors import ContentError, DatasetError, GeometryError, OutputError, ReadError
 from lesionseg.io.formats.volumes import write_volume
 from lesionseg.io.predictions import (
@@ -132,6 +132,16 @@ def test_a_prediction_of_nothing_comes_back(tmp_path: Path, oblique: Geometry) -
     empty = Prediction("A", oblique, (), np.zeros(oblique.shape, np.int32), 0.5)
     write_prediction(tmp_path, empty)
     _same(read_prediction(find_predictions(tmp_path)["A"]), empty)
+
+
+def test_what_was_said_of_the_scan_comes_back(tmp_path: Path, oblique: Geometry) -> None:
+    for said in (None, InputVerdict(0.5), InputVerdict(2.5, "Another grid."), InputVerdict()):
+        write_prediction(tmp_path, replace(_prediction(oblique), input=said))
+        assert read_prediction(find_predictions(tmp_path)["A"]).input == said
+    path = tmp_path / "A_candidates.json"
+    path.write_text(path.read_text().replace('"warning": ""', '"warning": 3'))
+    with pytest.raises(ContentError, match=r"input_check.*no score and warning"):
+        read_prediction(find_predictions(tmp_path)["A"])
 
 
 def test_more_ids_than_16_bits(tmp_path: Path) -> None:

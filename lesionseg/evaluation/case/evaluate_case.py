@@ -139,6 +139,8 @@ class MatchedCase:
             },
             within_labels=self._within_labels(operating_point),
             seconds=self.seconds + perf_counter() - begin,
+            warning=given.input.warning if given.input else "",
+            input_score=given.input.score if given.input else None,
         )
 
     def _within_labels(self, operating_point: OperatingPoint | None) -> CaseResult | None:

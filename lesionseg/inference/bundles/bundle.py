@@ -4,6 +4,7 @@ bundle/
 ├── weights.safetensors   tensors by name, nothing else
 ├── weights_1.safetensors … those of an ensemble's other members; plan.json says how many
 ├── plan.json             grid, normalisation, architecture by name, operating points, calibration
+├── input_check.safetensors  what the training scans are like; an older bundle has none
 └── model_card.md         for people
 """
 
@@ -22,10 +23,12 @@ from torch import Tensor, nn
 from lesionseg.errors import BundleError, OutputError
 from lesionseg.inference.bundles import monai_reader
 from lesionseg.inference.bundles.monai_reader import is_monai_bundle, read_monai_bundle
+from lesionseg.inference.input_check import InputCheck
 from lesionseg.models.build import NetworkFactory, build_network
 from lesionseg.plan.plan import SOURCES, Plan
 
 WEIGHTS, PLAN, CARD = "weights.safetensors", "plan.json", "model_card.md"
+CHECK = "input_check.safetensors"
 _PICKLES = (b"PK\x03\x04", b"\x80")  # torch.save's zip archive, and bare pickles
 
 
@@ -34,11 +37,13 @@ class Bundle:
     """A network, in eval mode on the CPU, and the plan it was trained by.
 
     `others`: an ensemble's other members, of the same plan; probabilities are averaged over all.
+    `check`: what `network` was trained on, to tell other scans; None where that is not known.
     """
 
     network: nn.Module
     plan: Plan
     others: tuple[nn.Module, ...] = ()
+    check: InputCheck | None = None
 
     @property
     def networks(self) -> tuple[nn.Module, ...]:
@@ -47,7 +52,11 @@ class Bundle:
 
 
 def write_bundle(
-    folder: Path, network: nn.Module | Sequence[nn.Module], plan: Plan, card: str
+    folder: Path,
+    network: nn.Module | Sequence[nn.Module],
+    plan: Plan,
+    card: str,
+    check: InputCheck | None = None,
 ) -> None:
     """Write the bundle in one go: `folder` appears complete or not at all; an old one is replaced.
 
@@ -61,8 +70,11 @@ def write_bundle(
         new.mkdir(parents=True)
         (new / PLAN).write_text(plan.to_json() + "\n", encoding="utf-8")
         (new / CARD).write_text(card, encoding="utf-8")
-        for name, member in zip(_weight_files(plan), networks, strict=True):
-            save_file(_tensors(member), new / name)
+        tensors = {n: _tensors(m) for n, m in zip(_weight_files(plan), networks, strict=True)}
+        if check is not None:
+            tensors[CHECK] = check.tensors()
+        for name, named in tensors.items():
+            save_file(named, new / name)
             # safetensors lets only the owner read
             (new / name).chmod((new / PLAN).stat().st_mode & 0o777)
         _replace(new, folder)
@@ -87,7 +99,10 @@ def read_bundle(folder: Path, architectures: Mapping[str, NetworkFactory] | None
     paths = [folder / name for name in _weight_files(plan)]
     _refuse_incomplete(paths)
     first, *others = (_read_network(path, plan, architectures) for path in paths)
-    return Bundle(first, plan, tuple(others))
+    path, check = folder / CHECK, None
+    if path.is_file():
+        check = InputCheck.from_tensors(_read_tensors(path), plan, path)
+    return Bundle(first, plan, tuple(others), check)
 
 
 def resolve_bundle(path: Path) -> Path:
@@ -117,8 +132,8 @@ def bundle_digest(folder: Path) -> str:
             digest.update((folder / name).read_bytes())
         return digest.hexdigest()
     folder = resolve_bundle(folder)
-    members = sorted(folder.glob("weights_*.safetensors"))
-    for path in (folder / WEIGHTS, folder / PLAN, *members):
+    further = sorted((*folder.glob("weights_*.safetensors"), *folder.glob(CHECK)))
+    for path in (folder / WEIGHTS, folder / PLAN, *further):
         digest.update(path.read_bytes())
     return digest.hexdigest()
 

@@ -44,7 +44,7 @@ def ensemble(
         _refuse_stranger(first.plan, member.plan, number)
     networks = [network for member in members for network in member.networks]
     plan = replace(first.plan, n_members=len(networks))
-    return Bundle(networks[0], plan, tuple(networks[1:]))
+    return Bundle(networks[0], plan, tuple(networks[1:]), first.check)
 
 
 def _refuse_stranger(first: Plan, other: Plan, number: int) -> None:

@@ -103,13 +103,15 @@ class _Writer:
         return report
 
     def found(self, number: int) -> str:
-        """How many candidates were accepted, and from which score on."""
+        """How many candidates were accepted, from which score on, and any warning of the scan."""
         point = self.prediction.operating_point
         rule = "" if point is None else f" at the operating point {point.name} ({point.score:g})"
         n_candidates = len(self.prediction.candidates)
+        verdict = self.prediction.input
+        warning = f" Warning: {verdict.warning}" if verdict and verdict.warning else ""
         if number:
-            return f"{number} of {n_candidates} candidates were accepted{rule}."
-        return f"No candidate was accepted{rule}; there were {n_candidates}."
+            return f"{number} of {n_candidates} candidates were accepted{rule}.{warning}"
+        return f"No candidate was accepted{rule}; there were {n_candidates}.{warning}"
 
     def observer(self) -> Any:
         """A device: this program with this bundle."""

@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from lesionseg.core import CaseFiles, Geometry, Prediction, Volume, Zones
+from lesionseg.core import CaseFiles, Geometry, InputVerdict, Prediction, Volume, Zones
 from lesionseg.errors import OutputError
 from lesionseg.inference.decision import Inferred, Slab
 from lesionseg.inference.predictor import Predictor
@@ -74,6 +74,8 @@ class CaseCounts(Burden):
     n_candidates: int
     n_accepted: int
     message: str
+    warning: str
+    input_score: float | None
 
 
 @dataclass(frozen=True)
@@ -148,10 +150,13 @@ def write_case(
         message = write_dicom(targets.folder, prediction, files, plan, origin)
     suffix = result_suffix(files.images[0], plan.dims)
     write_prediction(targets.folder, prediction, suffix=suffix, like=files.images[0])
+    verdict = prediction.input or InputVerdict()
     return {
         "n_candidates": len(prediction.candidates),
         "n_accepted": sum(c.accepted for c in prediction.candidates),
         "message": message,
+        "warning": verdict.warning,
+        "input_score": None if verdict.score is None else round(verdict.score, 3),
         **burden(prediction.candidates, plan.lesion_labels, _names(zones)),
     }
 

@@ -33,9 +33,10 @@ class PredictionRow(TableRow):
     same, or "failed" for the reason in `message`. `seconds`: of work on this case, waiting left
     out, when it was done; `peak_memory_mb`: the most memory that the process had held until then.
     `bundle` tells models apart and `input` scans (keyed with the bundle: the same scan has another
-    value elsewhere); `key` tells whether anything changed since, settings included. `count` and
-    `ml`: number and volume of the accepted candidates by label, `zone_count` and `zone_ml` by zone;
-    no volume in 2-D and of bare boxes.
+    value elsewhere); `key` tells whether anything changed since, settings included. `warning`: in
+    what the scan is unlike the training scans; `input_score`: how much, 1 being the limit. `count`
+    and `ml`: number and volume of the accepted candidates by label, `zone_count` and `zone_ml` by
+    zone; no volume in 2-D and of bare boxes.
     """
 
     case: str
@@ -48,6 +49,8 @@ class PredictionRow(TableRow):
     bundle: str = ""
     input: str = ""
     key: str = ""
+    warning: str = ""
+    input_score: float | None = None
     count: Named = field(default_factory=dict)
     ml: Named = field(default_factory=dict)
     zone_count: Named = field(default_factory=dict)
@@ -71,7 +74,8 @@ class PredictOutcome(tuple[PredictionRow, ...], CommandOutcome):
             f"{cases}: {counts['done']} predicted, {counts['kept']} kept from an earlier run, "
             f"{counts['failed']} failed; {accepted} candidates accepted."
         )
-        return [first, *(f"{r.case}: {r.message}" for r in self if r.status == "failed")]
+        failed = [f"{r.case}: {r.message}" for r in self if r.status == "failed"]
+        return [first, *failed, *(f"{r.case}: {r.warning}" for r in self if r.warning)]
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytorch_lightning as pl
 from torch import nn
 
@@ -13,6 +14,8 @@ from lesionseg.data.cache.case_cache import CachedCase, source_hash
 from lesionseg.data.cache.fill import fill_cache
 from lesionseg.data.transforms import Spec
 from lesionseg.errors import ConfigError
+from lesionseg.inference.input_check import N_SCANS, InputCheck, make_input_check
+from lesionseg.inference.scan_statistics import scan_statistics
 from lesionseg.io.atomic import write_text
 from lesionseg.losses.detection_loss import DetectionLoss
 from lesionseg.models.build import TRUSTED, build_network
@@ -23,6 +26,7 @@ from lesionseg.pipeline.judging.choice import undecided
 from lesionseg.pipeline.run.outcome import bar
 from lesionseg.pipeline.run.run_dir import SPLITS, is_claimed
 from lesionseg.pipeline.train.fine_tuning import bundle_before, checkpoint_stages, start_from
+from lesionseg.plan.fingerprint import Fingerprint
 from lesionseg.plan.make import PlanOverrides, make_plan
 from lesionseg.plan.plan import FocalLink, Plan
 from lesionseg.training.callbacks.step_callbacks import Validate
@@ -227,6 +231,18 @@ def prepare_cases(survey: Survey, plan: Plan, data: DataSettings, run: Path) -> 
             disk=data.disk,
             source=source_hash if survey.facts is None else survey.facts.source,
         )
+
+
+def learnt_scans(
+    network: nn.Module, cases: Sequence[CachedCase], plan: Plan, fingerprint: Fingerprint
+) -> InputCheck | None:
+    """What a new scan is compared with: statistics of up to 64 training scans, evenly chosen.
+
+    Their own files' grids are the fingerprint's.
+    """
+    some = [cases[i] for i in sorted(set(np.linspace(0, len(cases) - 1, N_SCANS).astype(int)))]
+    scans = [scan_statistics(case.image, case.geometry, network, plan) for case in some]
+    return make_input_check(scans, [case.group for case in some], fingerprint)
 
 
 def prepared(

@@ -11,6 +11,7 @@ from typing import Any
 import pytorch_lightning as pl
 from torch import nn
 
+from lesionseg.data.cache.case_cache import CachedCase
 from lesionseg.data.transforms import PrepareSettings
 from lesionseg.evaluation import Preset
 from lesionseg.inference.bundles.bundle import write_bundle
@@ -18,6 +19,7 @@ from lesionseg.inference.bundles.model_card import model_card
 from lesionseg.inference.bundles.training_cases import TrainingCase
 from lesionseg.inference.candidates.acceptance import DEFAULT_POINT
 from lesionseg.inference.inference_settings import InferenceSettings
+from lesionseg.inference.input_check import InputCheck
 from lesionseg.inference.predictor import Predictor
 from lesionseg.io.atomic import write_text
 from lesionseg.pipeline.dataset.data_settings import DataSettings
@@ -40,6 +42,7 @@ from lesionseg.pipeline.train.learning import (
     affordable,
     decide,
     learn,
+    learnt_scans,
     linked,
     prepare_cases,
     rated,
@@ -169,12 +172,13 @@ def train_once(recipe: Recipe, survey: Survey, plan: Plan, run: Path) -> Callabl
     validate = _validation(recipe, survey, plan, run, slices)
     fitted = learn(plan, cases, learning, run, validate=validate, callbacks=watchers)
     last = _last_slices(recipe, run) if validate is None else None
-    return partial(_judged, recipe, survey, plan, run, fitted, last)
+    return partial(_judged, recipe, survey, cases, plan, run, fitted, last)
 
 
 def _judged(
     recipe: Recipe,
     survey: Survey,
+    cases: Sequence[CachedCase],
     plan: Plan,
     run: Path,
     fitted: FitResult,
@@ -188,9 +192,11 @@ def _judged(
     origin = recipe.origin(survey, fitted.device)
     origin |= {"training_minutes": round(fitted.minutes, 3), "training_steps": fitted.steps}
 
+    check = learnt_scans(fitted.network, cases, plan, survey.fingerprint)
+
     def predictor(by: Plan) -> Predictor:
         return Predictor.from_network(
-            fitted.network, by, settings=recipe.inference, device=fitted.device
+            fitted.network, by, settings=recipe.inference, device=fitted.device, check=check
         )
 
     see = slices.see if slices else None
@@ -201,7 +207,7 @@ def _judged(
     complete = choice.added_to(plan)
     scores = validation.scores if validation else None
     seen = training_cases(survey, recipe.learning.init_from)
-    keep_bundle([fitted.network], complete, scores, origin, seen, run)
+    keep_bundle([fitted.network], complete, scores, origin, seen, run, check)
     return Trained(predictor(complete), complete, validation, origin)
 
 
@@ -236,8 +242,10 @@ def keep_bundle(
     origin: Mapping[str, Any],
     seen: Sequence[TrainingCase],
     run: Path,
+    check: InputCheck | None = None,
 ) -> None:
     """Write the bundle and, with all that was chosen, the plan again."""
     plan = plan.with_(n_members=len(networks))
-    write_bundle(run / BUNDLE, networks, plan, model_card(plan, scores, origin, seen))
+    card = model_card(plan, scores, origin, seen)
+    write_bundle(run / BUNDLE, networks, plan, card, check)
     write_text(run / "plan.json", plan.to_json())

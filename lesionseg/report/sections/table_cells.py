@@ -220,7 +220,7 @@ def _case_line(case: CaseRow) -> Line:
     return (
         TableCell(case.case),
         TableCell(case.group),
-        TableCell(case.status or text.OK),
+        TableCell(case.warning or case.status or text.OK),
         *(number_cell(n, 0) for n in (case.n_lesions, case.n_detected, case.n_missed)),
         number_cell(case.n_false_positive, 0),
         number_cell(case.dice, 2),

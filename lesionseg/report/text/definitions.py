@@ -42,6 +42,12 @@ DEFINITIONS: Mapping[str, tuple[str, str]] = {
         "A scan for which there is no prediction. Its lesions count as missed and it counts as a "
         "scan without detections; the figures with such scans left out stand beside.",
     ),
+    "warned": (
+        "Unlike the training scans",
+        "A scan whose voxel spacing, extent, intensities, empty parts, sharpness, orientation or "
+        "image features lie beyond what the training scans leave room for. It is judged as any "
+        "other; the table of scans says in what it differs.",
+    ),
     "ignored": (
         "Not counted",
         "A detection that lies mostly in what the reference says not to judge: neither a true "

@@ -58,6 +58,7 @@ FACTS: Mapping[str, str] = {
     "false": "False positives per scan",
     "ignored": "Not counted",
     "failed": "Without a prediction",
+    "warned": "Unlike the training scans",
     "rule": "A lesion is found by",
     "point": "Operating point",
     "size": "Sizes",

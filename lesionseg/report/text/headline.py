@@ -284,6 +284,18 @@ def failed_sentence(tables: Tables) -> str:
     )
 
 
+def warned_sentence(tables: Tables) -> str:
+    """Scans unlike those of the training, and what was found there; empty when there are none."""
+    warned = [case for case in tables.cases if case.warning]
+    if not warned:
+        return ""
+    found, lesions = (sum(getattr(c, n) for c in warned) for n in ("n_detected", "n_lesions"))
+    return (
+        f"{len(warned)} of {count(len(tables.cases), 'scan')}, with {found} of "
+        f"{count(lesions, 'lesion')} found there; the table of scans says in what."
+    )
+
+
 def interval_sentence(tables: Tables) -> str:
     """Why numbers have no CI, each reason once, and how many more patients would help.
 

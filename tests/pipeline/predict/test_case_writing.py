@@ -13,6 +13,7 @@ from pydicom import dcmread
 from lesionseg.core import Geometry
 from lesionseg.errors import ConfigError
 from lesionseg.inference.bundles.bundle import write_bundle
+from lesionseg.inference.decision import NOT_CHECKED
 from lesionseg.io.formats.volumes import read_volume
 from lesionseg.io.predictions import find_predictions
 from lesionseg.pipeline.evaluate.recipe import evaluate
@@ -116,6 +117,8 @@ def test_without_a_candidate_the_table_says_why_there_is_no_segmentation(
     output = tmp_path / "out"
     (row,) = run(bundle, scans, output, operating_point="score:1")
     assert (row.status, row.n_accepted, row.message) == ("done", 0, NO_SEGMENTATION)
+    assert (row.warning, row.input_score) == (NOT_CHECKED, None)
+    assert NOT_CHECKED.encode() in (output / "p01_sr.dcm").read_bytes()
     assert "p01_seg.dcm" not in names(output)
     assert "p01_sr.dcm" in names(output)
     assert [r.status for r in run(bundle, scans, output, operating_point="score:1")] == ["kept"]

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,9 @@ from lesionseg.errors import ConfigError, ReadError
 from lesionseg.report import text
 from lesionseg.report.inputs.result_tables import read_tables
 from lesionseg.report.inputs.study_file import COUNTS, Study, make_flow, read_study
+from lesionseg.report.page import summary
 from lesionseg.report.sections.checklists import CHECKLISTS, CLAIM, STARD_AI
+from lesionseg.report.sections.table_cells import list_cases
 from lesionseg.report.write import Options, write_report
 from tests.report.conftest import Evaluation
 
@@ -74,6 +77,22 @@ def test_failed_scans_are_counted_as_misses_and_left_out(
     assert "No scan has a prediction" in text.failed_sentence(
         read_tables(evaluation.write(tmp_path))
     )
+
+
+def test_scans_unlike_the_training_are_counted_with_what_was_found_there(
+    evaluation: Evaluation, tmp_path: Path
+) -> None:
+    tables = read_tables(evaluation.write(tmp_path))
+    assert text.warned_sentence(tables) == ""
+    reason = "Another grid: the spacing along S in mm is 4, in training 1 to 1."
+    cases = tuple(replace(c, warning=reason if c.case == "b" else "") for c in tables.cases)
+    warned = replace(tables, cases=cases)
+    (b,) = (c for c in cases if c.warning)
+    assert text.warned_sentence(warned).startswith(
+        f"1 of 3 scans, with {b.n_detected} of {b.n_lesions} lesion"
+    )
+    assert text.warned_sentence(warned) in summary(warned)
+    assert reason in {cell.shown for line in list_cases(cases, "mm").lines for cell in line}
 
 
 def test_checklists_have_all_items_in_order() -> None:

@@ -1,0 +1,168 @@
+"""Which scans `predict` warns of: those like the training scans, and those changed or of others.
+
+    python benchmarks/input_check.py run=RUN data=DIR [wrong=DIR] [most=40] [group=REGEX]
+
+RUN is a finished training run, DIR an nnU-Net folder or COCO images whose cases were no training
+cases (`imagesTs`, or `images` without the run's own). Every one is looked at as it is and in each
+changed way, and every image in `wrong`. One line per way: the share warned of, the median score.
+"""
+
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from scipy import ndimage
+
+from lesionseg.core import CaseFiles, Geometry, InputVerdict, Volume
+from lesionseg.errors import LesionsegError
+from lesionseg.inference.bundles.bundle import read_bundle
+from lesionseg.inference.input_check import judge_input
+from lesionseg.inference.predictor import Predictor
+from lesionseg.io.atomic import read_json
+from lesionseg.io.layouts.input_images import find_images
+
+THICKER = 4
+Change = Callable[[Volume], Volume]
+
+
+def with_array(volume: Volume, array: np.ndarray) -> Volume:
+    """The volume with other values; its first axis may have become shorter."""
+    grid = Geometry(array.shape[1:], volume.geometry.affine)
+    return Volume(np.ascontiguousarray(array, dtype=np.float32), grid)
+
+
+def shifted(volume: Volume) -> Volume:
+    """Contrast bent: what is in the middle becomes dark."""
+    low, width = volume.array.min(), max(float(np.ptp(volume.array)), 1e-6)
+    return with_array(volume, low + width * ((volume.array - low) / width) ** 2.5)
+
+
+def raised(volume: Volume) -> Volume:
+    """Values stored with 1024 more, as CT without its intercept is."""
+    return with_array(volume, volume.array + 1024)
+
+
+def inverted(volume: Volume) -> Volume:
+    """Dark and bright exchanged."""
+    return with_array(volume, volume.array.max() + volume.array.min() - volume.array)
+
+
+def half_zeroed(volume: Volume) -> Volume:
+    """The first half of the first axis is zero."""
+    array = volume.array.copy()
+    array[:, : array.shape[1] // 2] = 0
+    return with_array(volume, array)
+
+
+def thick_sliced(volume: Volume) -> Volume:
+    """Four slices of the last spatial axis averaged into one; the header says so."""
+    array, affine = volume.array, volume.geometry.affine.copy()
+    n = array.shape[-1] // THICKER * THICKER
+    merged = array[..., :n].reshape(*array.shape[:-1], -1, THICKER).mean(-1)
+    affine[:, volume.geometry.dims - 1] *= THICKER
+    return Volume(merged.astype(np.float32), Geometry(merged.shape[1:], affine))
+
+
+def hidden_thick(volume: Volume) -> Volume:
+    """The same brought back to the thin grid, so that the header does not say so."""
+    thick = thick_sliced(volume)
+    zoom = (1,) * (volume.array.ndim - 1) + (volume.array.shape[-1] / thick.array.shape[-1],)
+    return with_array(
+        volume, ndimage.zoom(thick.array, zoom, order=1, grid_mode=True, mode="nearest")
+    )
+
+
+def blurred(volume: Volume) -> Volume:
+    """A Gaussian of two voxels."""
+    sigma = (0,) + (2,) * volume.geometry.dims
+    return with_array(volume, ndimage.gaussian_filter(volume.array, sigma))
+
+
+def mirrored(volume: Volume) -> Volume:
+    """Upside down, the header as before."""
+    axis = 1 if volume.geometry.dims == 2 else volume.geometry.dims
+    return with_array(volume, np.flip(volume.array, axis))
+
+
+def turned(volume: Volume) -> Volume:
+    """The first and the last axis exchanged, the header as before."""
+    return with_array(volume, np.swapaxes(volume.array, 1, volume.geometry.dims))
+
+
+def cropped(volume: Volume) -> Volume:
+    """The middle half along each axis."""
+    middle = tuple(slice(n // 4, n - n // 4) for n in volume.geometry.shape)
+    return with_array(volume, volume.array[(slice(None), *middle)])
+
+
+def swapped(volume: Volume) -> Volume:
+    """The channels in the opposite order."""
+    return with_array(volume, volume.array[::-1])
+
+
+CHANGES: Mapping[str, Change] = {
+    "as it is": lambda volume: volume,
+    "contrast bent": shifted,
+    "raised by 1024": raised,
+    "inverted": inverted,
+    "half zeroed": half_zeroed,
+    "thick slices": thick_sliced,
+    "thick slices, header thin": hidden_thick,
+    "blurred": blurred,
+    "upside down": mirrored,
+    "axes exchanged": turned,
+    "cropped to the middle half": cropped,
+    "channels swapped": swapped,
+}
+
+
+def verdict(predictor: Predictor, volume: Volume) -> InputVerdict:
+    """What `predict` would say of a volume."""
+    prepared = predictor.scans.prepare(volume, "scan")
+    network, check = predictor._networks[0], predictor._check
+    grid = prepared.file_geometry
+    return judge_input(check, prepared.image.array, grid, network, predictor.plan)
+
+
+def volumes(predictor: Predictor, cases: list[CaseFiles]) -> Iterator[Volume]:
+    """The scans that can be read as the model's; the others are refused, which is no silence."""
+    n_channels = len(predictor.plan.channel_names)
+    for files in cases:
+        try:
+            yield predictor.scans.read(replace(files, images=files.images[:1] * n_channels))
+        except LesionsegError as error:
+            print(f"  refused: {error.what}")
+
+
+def line(name: str, verdicts: list[InputVerdict]) -> str:
+    """Share warned of, median score, and a warning as it reads."""
+    warned = [v for v in verdicts if v.warning]
+    scores = [v.score for v in verdicts if v.score is not None]
+    example = warned[len(warned) // 2].warning if warned else ""
+    middle = f"{np.median(scores):.2f}" if scores else "–"
+    return f"| {name} | {len(warned)} of {len(verdicts)} | {middle} | {example} |"
+
+
+def main() -> None:
+    """Print the table."""
+    options = dict(argument.split("=", 1) for argument in sys.argv[1:])
+    run, data = Path(options["run"]), Path(options["data"])
+    predictor = Predictor(read_bundle(run))
+    trained = read_json(run / "splits.json")["roles"]
+    n_channels = len(predictor.plan.channel_names)
+    cases = [c for c in find_images(data, n_channels) if trained.get(c.case) != "train"]
+    cases = cases[:: max(1, len(cases) // int(options.get("most", 40)))]
+    scans = [predictor.scans.read(files) for files in cases]
+    print("| scans | warned | median score | such as |\n|---|---|---|---|")
+    for name, change in CHANGES.items():
+        if name != "channels swapped" or n_channels > 1:
+            print(line(name, [verdict(predictor, change(scan)) for scan in scans]), flush=True)
+    for folder in options.get("wrong", "").split(",") if options.get("wrong") else ():
+        others = volumes(predictor, find_images(Path(folder), 1)[:40])
+        print(line(Path(folder).parent.name, [verdict(predictor, v) for v in others]), flush=True)
+
+
+if __name__ == "__main__":
+    main()
