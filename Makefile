@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 WORKERS ?= 2
 
-.PHONY: demo test setup check slow data bench gpu docs peers lock check-lock wheelhouse sbom
+.PHONY: demo test setup check slow data bench gpu docs viewer peers lock check-lock wheelhouse sbom
 
 demo: $(VENV)/.runtime  ## train, predict, evaluate and report on simulated brain MRI
 	$(BIN)/python scripts/train.py experiment=demo_mri
@@ -51,6 +51,20 @@ gpu:  ## measure a part of docs/gpu.md on this machine's GPU: PART=1, 2 or 3
 
 docs: setup  ## the site, into site/: pages, notebooks and the API from its docstrings; no network
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+
+NIIVUE := lesionseg/report/niivue
+NIIVUE_VERSION := 0.69.0
+NIIVUE_SHA256 := 6e9a6a471b428eb3b258a0086beca9187d95e43a781a39e8a519c6da246af485
+
+viewer: $(NIIVUE)/niivue.umd.js  ## NiiVue for report.viewer=true, by npm; wheels made afterwards bring it
+
+$(NIIVUE)/niivue.umd.js:
+	mkdir -p $(NIIVUE)
+	cd $(NIIVUE) && npm pack --silent @niivue/niivue@$(NIIVUE_VERSION)
+	cd $(NIIVUE) && $(PYTHON) -c 'import hashlib, sys; sys.exit(hashlib.sha256(open(sys.argv[1], "rb").read()).hexdigest() != sys.argv[2] and "NiiVue is not what it was: its hash differs")' niivue-niivue-$(NIIVUE_VERSION).tgz $(NIIVUE_SHA256)
+	cd $(NIIVUE) && tar -xzf niivue-niivue-$(NIIVUE_VERSION).tgz --strip-components=1 package/package.json package/README.md
+	cd $(NIIVUE) && tar -xzf niivue-niivue-$(NIIVUE_VERSION).tgz --strip-components=2 package/dist/niivue.umd.js
+	rm $(NIIVUE)/niivue-niivue-$(NIIVUE_VERSION).tgz
 
 peers: .peers/.installed  ## the packages that benchmarks and tests compare with
 

@@ -18,7 +18,7 @@ from lesionseg.report.inputs.pseudonyms import (
     rename,
     write_pseudonyms,
 )
-from lesionseg.report.inputs.result_tables import read_tables
+from lesionseg.report.inputs.result_tables import Tables, read_tables
 from lesionseg.report.inputs.second_model import read_pair
 from lesionseg.report.inputs.study_file import read_study
 from lesionseg.report.page import Page, make_page, render, write_page
@@ -29,7 +29,13 @@ from lesionseg.report.sections.audit_section import (
     make_audit_section,
     read_suspects,
 )
-from lesionseg.report.sections.gallery import GallerySection, Progress, draw_gallery, trim
+from lesionseg.report.sections.gallery import (
+    GallerySection,
+    Progress,
+    draw_gallery,
+    link,
+    trim,
+)
 from lesionseg.report.sections.gallery_choice import ALL, Limits, choose_items
 from lesionseg.report.sections.reader_study import write_reader_study
 
@@ -45,7 +51,7 @@ class Options:
     `identifiers` True prints the real names of cases and patients. `whole_gallery` writes every
     miss and every false positive into the folder `gallery`. `study` is a study.yaml. `names`: what
     this model or reader and the one it is compared with are called. `acceptance`: a file of limits
-    that these scans must meet.
+    that these scans must meet. `viewer`: a page for every scan, in the folder `viewer`.
     """
 
     title: str | None = None
@@ -56,6 +62,7 @@ class Options:
     study: Path | None = None
     names: tuple[str, str] = text.NAMES
     acceptance: Path | None = None
+    viewer: bool = False
 
 
 def write_report(
@@ -92,6 +99,10 @@ def write_report(
         progress: told the case, how many are drawn and how many there are to draw.
     """
     options = options or Options()
+    if options.viewer:
+        from lesionseg.report.viewer import require_niivue
+
+        require_niivue()
     tables, study = read_tables(scores_dir), read_study(options.study)
     pair = None if compare is None else read_pair(tables, compare, options.names)
     names = None if options.identifiers else make_pseudonyms(tables)
@@ -112,6 +123,8 @@ def write_report(
         selections = choose_items(shown, ALL if options.whole_gallery else options.limits)
         load = _loader(images, reference, prediction, names)
         gallery = draw_gallery(selections, shown, load, progress)
+        if options.viewer:
+            gallery = link(gallery, _write_viewers(output / "viewer", shown, load))
     output.mkdir(parents=True, exist_ok=True)
     html = write_page(output / "report.html", page, gallery)
     write_adjudication(output / "adjudicate.csv", tables)
@@ -170,6 +183,22 @@ def _warn_of(found: Sequence[str]) -> None:
         )
 
 
+def _write_viewers(folder: Path, tables: Tables, load: Load) -> dict[str, str]:
+    """A page for each scan that can be read; where they lie beside the report, by case."""
+    from lesionseg.report.viewer import write_viewer  # as above
+
+    pages = {}
+    for case in [row.case for row in tables.cases]:
+        try:
+            scene = load(case, frozenset())
+        except LesionsegError as error:
+            _log.warning("No page on the scan of %s: %s", case, error)
+            continue
+        page = write_viewer(folder, case.replace(" ", "-"), case, scene)
+        pages[case] = f"{folder.name}/{page.name}"
+    return pages
+
+
 def _write_gallery(folder: Path, page: Page, gallery: Sequence[GallerySection]) -> None:
     """All pictures, a page for every sixty of a kind, and the list of these pages."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -180,6 +209,7 @@ def _write_gallery(folder: Path, page: Page, gallery: Sequence[GallerySection]) 
             title = text.gallery_page(section.title, first + 1, first + len(cards))
             name = f"{section.kind}-{first // PER_GALLERY_PAGE + 1}.html"
             part = replace(section, title=title, cards=cards, sentence=text.ALL_SHOWN)
+            (part,) = link([part], {c.case: f"../{c.link}" for c in cards if c.link})
             write_text(folder / name, render("gallery.html.j2", page, gallery=[part]))
             pages.append((name, title))
     write_text(folder / "index.html", render("index.html.j2", page, pages=pages))

@@ -23,7 +23,8 @@ class ReportSettings:
     grow too large. `gallery`: `page`, or `all` to write every miss and every false positive into
     the folder `gallery` as well. `identifiers`: print the real names of cases and patients.
     `study`: a study.yaml with what a report cannot know by itself. `name`, `other_name`: what this
-    model or reader and the one it is compared with are called.
+    model or reader and the one it is compared with are called. `viewer`: a page for every scan, to
+    scroll through.
     """
 
     title: str | None = None
@@ -36,6 +37,7 @@ class ReportSettings:
     pdf: bool = True
     name: str = NAMES[0]
     other_name: str = NAMES[1]
+    viewer: bool = False
 
     def __post_init__(self) -> None:
         for name in ("missed", "false_positives", "found"):
@@ -64,6 +66,7 @@ class ReportSettings:
             whole_gallery=self.gallery == "all",
             study=None if self.study is None else Path(self.study),
             names=(self.name, self.other_name),
+            viewer=self.viewer,
         )
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lesionseg.core import Geometry
+from lesionseg.core import Geometry, Prediction
 from lesionseg.core.lesions import box_slices
 from lesionseg.report.figures.outlines import Loop, trace_loops
 
@@ -39,7 +39,7 @@ class Scene:
     """One case to be drawn: its first channel `[*spatial]` and masks on the same grid, or None.
 
     `reference` holds all reference lesions, `accepted` all detections, `below` the ids of the
-    candidates whose score is too low to count, 0 elsewhere.
+    candidates whose score is too low to count, 0 elsewhere; `prediction` all of them.
     """
 
     image: NDArray[Any]
@@ -47,6 +47,7 @@ class Scene:
     reference: Mask | None = None
     accepted: Mask | None = None
     below: NDArray[np.integer[Any]] | None = None
+    prediction: Prediction | None = None
 
     def ids_below(self, start: Sequence[float], stop: Sequence[float]) -> frozenset[int]:
         """Candidates too low to count that lie in the box, and on reference lesions there."""

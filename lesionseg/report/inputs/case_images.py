@@ -73,8 +73,12 @@ class Sources:
         if case not in self._predictions:
             return scene
         prediction = read_prediction(self._predictions[case], geometry=geometry)
-        below = _ids_below(prediction, accepted)
-        return replace(scene, accepted=_accepted_mask(prediction, accepted), below=below)
+        return replace(
+            scene,
+            accepted=_accepted_mask(prediction, accepted),
+            below=candidate_ids(prediction, accepted),
+            prediction=prediction,
+        )
 
     def _read_image(self, case: str) -> Case:
         if case not in self._images.files:
@@ -147,13 +151,15 @@ def _accepted_mask(prediction: Prediction, accepted: frozenset[int]) -> Mask:
     return mask
 
 
-def _ids_below(prediction: Prediction, accepted: frozenset[int]) -> NDArray[np.integer[Any]]:
-    """Ids of the candidates that are not accepted: their masks, else their boxes."""
+def candidate_ids(
+    prediction: Prediction, without: frozenset[int] = frozenset()
+) -> NDArray[np.integer[Any]]:
+    """Ids `[*spatial]` of the candidates but for some: their masks, else their boxes."""
     ids = np.zeros(prediction.geometry.shape, dtype=np.int32)
     boxes = [c for c in prediction.candidates if not c.has_mask or prediction.instances is None]
-    for candidate in reversed([c for c in boxes if c.id not in accepted]):  # the best on top
+    for candidate in reversed([c for c in boxes if c.id not in without]):  # the best on top
         ids[box_slices((*candidate.start_vox, *candidate.stop_vox), ids.ndim)] = candidate.id
     if prediction.instances is None:
         return ids
-    others = np.isin(prediction.instances, [0, *accepted], invert=True)
+    others = np.isin(prediction.instances, [0, *without], invert=True)
     return np.where(others, prediction.instances, ids)

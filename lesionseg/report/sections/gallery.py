@@ -19,7 +19,8 @@ Progress = Callable[[str, int, int], None]
 class GalleryCard:
     """One item: where, what, and its views; without views `note` says why.
 
-    Cards of a higher `rank` are shown first, those of the same in their order.
+    Cards of a higher `rank` are shown first, those of the same in their order. `link`: a page on
+    the whole scan.
     """
 
     case: str
@@ -28,6 +29,7 @@ class GalleryCard:
     views: tuple[View, ...] = ()
     note: str = ""
     rank: float = 0.0
+    link: str = ""
 
     @property
     def reach(self) -> int:
@@ -68,6 +70,17 @@ def draw_gallery(
         if progress is not None:
             progress(case, done, len(cases))
     return tuple(_section(selection, cards) for selection in selections)
+
+
+def link(gallery: Sequence[GallerySection], pages: Mapping[str, str]) -> tuple[GallerySection, ...]:
+    """Have the cards of each case lead to its page; those of other cases stay."""
+    return tuple(
+        replace(
+            section,
+            cards=tuple(replace(card, link=pages.get(card.case, "")) for card in section.cards),
+        )
+        for section in gallery
+    )
 
 
 def trim(gallery: Sequence[GallerySection], n: int) -> tuple[GallerySection, ...]:

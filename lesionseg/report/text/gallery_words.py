@@ -31,6 +31,7 @@ GALLERY_TEXT = (
     "own axes. Ticks at the edges point to it. The patient's right is on the left of a picture, "
     "in sagittal slices the front is. Grey values are stretched to the cut-out."
 )
+OPEN_SCAN = "open the scan"
 SCROLL_TEXT = (
     "The slider below scrolls to its neighbours; so do the arrow keys and the wheel after a press "
     "on the picture."

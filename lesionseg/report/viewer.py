@@ -1,0 +1,131 @@
+"""A case in NiiVue: three planes and 3-D, its candidates by score, one page without a network.
+
+NiiVue itself is no part of the repository: `make viewer` puts it beside this file, and a wheel
+built after that brings it.
+"""
+
+import base64
+import json
+import shutil
+from collections.abc import Sequence
+from math import ceil
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lesionseg.core import Geometry, Prediction, Volume
+from lesionseg.errors import require
+from lesionseg.io.atomic import write_text
+from lesionseg.io.formats.volumes import write_volume
+from lesionseg.report.figures.pictures import Scene
+from lesionseg.report.inputs.case_images import candidate_ids
+from lesionseg.report.page import render
+
+NIIVUE = Path(__file__).parent / "niivue" / "niivue.umd.js"
+MAX_VOXELS = 32_000_000  # beyond, every 2nd, 3rd … voxel of each axis is shown
+_WINDOW = (0.5, 99.5)  # percentiles of grey values that are shown, as black and as white
+
+
+def require_niivue() -> None:
+    """Raise `ConfigError` where NiiVue is not installed, with what to do."""
+    require(
+        NIIVUE.is_file(),
+        "NiiVue, which shows scans, is not here.",
+        where="report.viewer",
+        seen=f"no {NIIVUE.name} in {NIIVUE.parent}",
+        remedy="run `make viewer` in the clone (it needs npm), or leave report.viewer=false.",
+    )
+
+
+def write_viewer(folder: Path, name: str, title: str, scene: Scene) -> Path:
+    """Write `folder/name.html` and, once, NiiVue beside it; returns the page's path.
+
+    Raises `ConfigError` without NiiVue, `OutputError`.
+    """
+    require_niivue()
+    folder.mkdir(parents=True, exist_ok=True)
+    if not (folder / NIIVUE.name).is_file():
+        shutil.copyfile(NIIVUE, folder / NIIVUE.name)
+    write_text(folder / f"{name}.html", viewer_page(title, scene))
+    return folder / f"{name}.html"
+
+
+def viewer_page(title: str, scene: Scene, *, script: str = NIIVUE.name) -> str:
+    """The page of one case, with its voxels inside; without a prediction it lists nothing.
+
+    `title` is what the page calls the case. `script`: where the page finds NiiVue, as a path
+    beside it or a URL of the same server.
+    """
+    step = max(1, ceil((scene.image.size / MAX_VOXELS) ** (1 / scene.geometry.dims)))
+    layers: dict[str, NDArray[Any]] = {"image": _grey(scene.image)}
+    if scene.prediction is not None:
+        layers["candidates"] = candidate_ids(scene.prediction).astype(np.uint16)
+    if scene.reference is not None:
+        layers["reference"] = scene.reference.astype(np.uint8)
+    data = {
+        "volumes": {name: _base64(array, scene.geometry, step) for name, array in layers.items()},
+        "candidates": _listed(scene.prediction),
+        "threshold": _threshold(scene.prediction),
+        "flat": scene.geometry.dims == 2,
+    }
+    return render(
+        "viewer.html.j2", title=title, script=script, step=step, data=json.dumps(data), **data
+    )
+
+
+def _listed(prediction: Prediction | None) -> list[dict[str, Any]]:
+    if prediction is None:
+        return []
+    return [
+        {
+            "id": c.id,
+            "score": round(c.score, 4),
+            "mm": _shown_mm(c.centre_mm, prediction.geometry),
+            "size": round(c.diameter_mm, 1),
+        }
+        for c in prediction.candidates
+    ]
+
+
+def _threshold(prediction: Prediction | None) -> float:
+    """The score of the operating point, else that of the least accepted candidate; 0 without."""
+    if prediction is None:
+        return 0.0
+    if prediction.operating_point is not None:
+        return prediction.operating_point.score
+    return min((c.score for c in prediction.candidates if c.accepted), default=0.0)
+
+
+def _grey(image: NDArray[Any]) -> NDArray[np.uint8]:
+    values: NDArray[np.float32] = np.nan_to_num(np.asarray(image, dtype=np.float32))
+    low, high = np.percentile(values, _WINDOW)
+    scaled: NDArray[np.float32] = (values - low) * (255.0 / max(float(high - low), 1e-6))
+    return scaled.round().clip(0, 255).astype(np.uint8)
+
+
+def _affine(geometry: Geometry) -> NDArray[np.float64]:
+    """From (z, y, x) to where the page shows it: in the patient; of two axes as on a light box."""
+    if geometry.dims == 3:
+        return geometry.affine
+    y, x = geometry.spacing_mm
+    return np.array([[0, 0, x, 0], [0, -y, 0, 0], [1, 0, 0, 0], [0, 0, 0, 1]], dtype=np.float64)
+
+
+def _shown_mm(centre_mm: Sequence[float], geometry: Geometry) -> list[float]:
+    index = np.linalg.solve(geometry.affine, [*centre_mm, 1.0])
+    place = _affine(geometry) @ [*np.zeros(3 - geometry.dims), *index]
+    return [round(float(v), 2) for v in place[:3]]
+
+
+def _base64(array: NDArray[Any], geometry: Geometry, step: int) -> str:
+    """Every `step`-th voxel as `.nii.gz` in base64; two axes as a single slice."""
+    thinned = array[(slice(None, None, step),) * array.ndim]
+    thinned = thinned.reshape((1,) * (3 - array.ndim) + thinned.shape)
+    grid = Geometry(thinned.shape, _affine(geometry) @ np.diag([step, step, step, 1.0]))
+    with TemporaryDirectory() as folder:
+        file = Path(folder) / "layer.nii.gz"
+        write_volume(file, Volume(thinned[np.newaxis], grid))
+        return base64.b64encode(file.read_bytes()).decode()
