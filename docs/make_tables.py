@@ -15,7 +15,7 @@ from lesionseg.evaluation.table_row import TableRow
 from lesionseg.io.atomic import write_json
 from lesionseg.pipeline.follow.gathered_pairs import PairRow
 from lesionseg.pipeline.predict.predictions_table import PredictionRow
-from lesionseg.report.inputs.pseudonyms import PseudonymRow
+from lesionseg.report.inputs.origin import PseudonymRow
 from lesionseg.training.callbacks.focal_balance import CurveRow, FocalBalanceRow
 from lesionseg.training.callbacks.history import HistoryRow
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from lesionseg.core import Dataset
 from lesionseg.errors import ConfigError, ReadError
 from lesionseg.pipeline.run.outcome import CommandOutcome, bar
-from lesionseg.report.sections.gallery_choice import Limits
+from lesionseg.report.sections.gallery import Limits
 from lesionseg.report.text import NAMES
 from lesionseg.report.write import Options, write_report
 
