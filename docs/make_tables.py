@@ -18,7 +18,7 @@ from lesionseg.pipeline.overlap.recipe import OverlapRow
 from lesionseg.pipeline.predict.predictions_table import PredictionRow
 from lesionseg.pipeline.predict.ranking import RankRow
 from lesionseg.pipeline.predict.study_table import StudyRow
-from lesionseg.report.inputs.pseudonyms import PseudonymRow
+from lesionseg.report.inputs.origin import PseudonymRow
 from lesionseg.training.callbacks.focal_balance import CurveRow, FocalBalanceRow
 from lesionseg.training.callbacks.history import HistoryRow
 

@@ -8,6 +8,6 @@ from lesionseg.cli.command import main as main
 from lesionseg.cli.command import run as run
 from lesionseg.cli.command_table import COMMANDS as COMMANDS
 from lesionseg.cli.compose import compose as compose
-from lesionseg.cli.search_path import conf_dir as conf_dir
+from lesionseg.cli.compose import conf_dir as conf_dir
 
 __all__ = ["COMMANDS", "compose", "conf_dir", "main", "run"]

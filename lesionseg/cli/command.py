@@ -76,7 +76,7 @@ def _guarded(action: Callable[[], int], debug: bool = False) -> int:
 
 
 def _complete(arguments: Sequence[str]) -> int:
-    from lesionseg.cli.completion import completion
+    from lesionseg.cli.help import completion
 
     _say(completion(arguments[0] if arguments else ""))
     return 0

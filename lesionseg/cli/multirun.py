@@ -9,9 +9,8 @@ from typing import Any
 
 from lesionseg.cli.aliases import renamed_keys
 from lesionseg.cli.command_table import COMMANDS
-from lesionseg.cli.compose import fitting, typed_overrides
+from lesionseg.cli.compose import conf_dir, fitting, typed_overrides
 from lesionseg.cli.overrides import key_of
-from lesionseg.cli.search_path import conf_dir
 from lesionseg.errors import ConfigError, pip_install
 
 

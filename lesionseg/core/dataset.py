@@ -53,7 +53,7 @@ class Reference:
 
     `labels` `[*spatial]` integer: 0 background, else the label's file value; None with boxes only.
     `instances` `[*spatial]` int32: lesion id 1..n; None when the components of `labels` are the
-    lesions (`ops.lesions.lesions_of`). `instance_labels[id-1]` is the label of lesion id.
+    lesions (`ops.components.lesions_of`). `instance_labels[id-1]` is the label of lesion id.
     `boxes` `[n, 2·dims]` (starts, stops; half-open voxels) float32 and `box_labels` `[n]`: given by
     the dataset; None when they follow from the instances. `ignore` `[*spatial]` bool: voxels that
     neither teach nor judge; None for none.

@@ -23,7 +23,7 @@ from lesionseg.data.onto_grid import copy_float32, read_linear, turned
 from lesionseg.data.transforms import run_on_volume
 from lesionseg.errors import ContentError, GeometryError
 from lesionseg.io.formats.guard import limits
-from lesionseg.ops.lesions import lesions_of
+from lesionseg.ops.components import lesions_of
 from lesionseg.ops.resample import resample_area, resample_nearest
 from lesionseg.plan.plan import Plan
 

@@ -74,7 +74,8 @@ class Norm:
     def distance(self, vector: Vector) -> float:
         """Mahalanobis distance over the root of D: about 1 for a training scan."""
         z = self.deviations(vector)
-        return float(np.sqrt(max(z @ self.precision @ z, 0.0) / len(z)))
+        squared = float(z @ self.precision @ z)
+        return float(np.sqrt(max(squared, 0.0) / len(z)))
 
     def deviations(self, vector: Vector) -> Vector:
         """Each entry in units of the scale."""
@@ -169,8 +170,10 @@ class InputCheck:
             )
         norms = {}
         for kind in kinds:
-            *parts, limit = (arrays[f"{kind}.{name}"] for name in _TENSORS)
-            norms[kind] = Norm(*parts, float(limit[0]))
+            mean, scale, precision, low, high, limit = (
+                arrays[f"{kind}.{name}"] for name in _TENSORS
+            )
+            norms[kind] = Norm(mean, scale, precision, low, high, float(limit[0]))
         return cls(norms, arrays["template"].astype(np.float32))
 
 
@@ -225,7 +228,8 @@ def _norm(kind: str, rows: Vector, limit: float = 1.0) -> Norm:
     floor = FLOORS[kind]
     scale = np.hypot(spread, 0.1 * np.median(spread) + 1e-6 if floor is None else floor)
     z = (rows - mean) / scale
-    precision = np.linalg.inv(_shrunk(z.T @ z / (len(z) - 1), len(z)))
+    shrunk = _shrunk(z.T @ z / (len(z) - 1), len(z))
+    precision = np.asarray(np.linalg.inv(shrunk), dtype=np.float64)
     return Norm(mean, scale, precision, rows.min(0), rows.max(0), limit)
 
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from lesionseg.core import Calibration
 from lesionseg.errors import ConfigError
-from lesionseg.losses.posterior import posterior_logits
+from lesionseg.losses.focal import posterior_logits
 from lesionseg.plan.plan import Plan
 
 
@@ -18,7 +18,7 @@ def label_probabilities(
     """Probabilities float32 of the plan's labels.
 
     Softmax's background channel is dropped; what the focal loss did to sigmoid logits is undone
-    where the plan has a `link` (`losses.posterior`).
+    where the plan has a `link` (`losses.focal`).
     """
     logits = logits.float()
     if plan.activation == "softmax":

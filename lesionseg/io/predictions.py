@@ -24,8 +24,7 @@ from lesionseg.io.formats.volumes import (
     strip_suffix,
     write_volume,
 )
-from lesionseg.ops.components import lesion_instances, present_values
-from lesionseg.ops.lesions import listed_lesions
+from lesionseg.ops.components import lesion_instances, listed_lesions, present_values
 
 _MASK, _INSTANCES, _CANDIDATES = "_mask", "_instances", "_candidates.json"
 _REGIONS = "_regions"

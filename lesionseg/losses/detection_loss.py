@@ -16,8 +16,7 @@ from lesionseg.losses.focal import sigmoid_focal_loss
 from lesionseg.losses.inputs import Alpha, Normaliser
 from lesionseg.losses.quality import quality_focal_loss, varifocal_loss
 from lesionseg.losses.voxel_loss import LossTerms
-from lesionseg.ops.anchors import AnchorLevel
-from lesionseg.ops.assign import Assigner, assign_atss, assign_by_iou
+from lesionseg.ops.anchors import AnchorLevel, Assigner, assign_atss, assign_by_iou
 from lesionseg.ops.boxes import decode_boxes, encode_boxes, paired_iou
 from lesionseg.ops.fixed_rows import at_most, first_places
 from lesionseg.ops.kernels.focal_plain import lesion_of_class
@@ -59,7 +58,7 @@ class DetectionLoss(nn.Module):
         overlap_weight: factor of the boxes' overlap, 0 or more.
         offset_weight: factor of the boxes' offsets, 0 or more.
         negatives: of `hard_negatives`: background anchors per positive, at least so many a tile.
-        assign: which anchors find a lesion: `atss`, or `iou` (`ops.assign`).
+        assign: which anchors find a lesion: `atss`, or `iou` (`ops.anchors`).
         positive_iou: of `iou`: anchors that overlap a lesion by this find it.
         negative_iou: of `iou`: background is what overlaps none by this.
     """

@@ -17,8 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lesionseg.losses.compound import FocalLoss
-from lesionseg.losses.dice import lesion_probabilities
+from lesionseg.losses.compound import FocalLoss, lesion_probabilities
 from lesionseg.losses.inputs import (
     Alpha,
     everywhere,
@@ -129,20 +128,6 @@ def focal_terms(loss: nn.Module) -> tuple[FocalTerm, ...]:
     return tuple(FocalTerm(m.alpha, m.gamma, m.weight) for m in found)
 
 
-def measure_balance(
-    logits: Float[Tensor, "b c *spatial"],
-    labels: Shaped[Tensor, "b *any"],
-    instances: Integer[Tensor, "b *spatial"],
-    terms: Sequence[FocalTerm],
-    *,
-    activation: str = "sigmoid",
-    valid: Bool[Tensor, "b *spatial"] | None = None,
-) -> Balance:
-    """Who gets the loss `terms` of a batch and their gradient; waits for the logits' device."""
-    figures = balance_figures(logits, labels, instances, terms, activation=activation, valid=valid)
-    return Balance.of(figures.tolist())
-
-
 @torch.no_grad()
 def balance_figures(
     logits: Float[Tensor, "b c *spatial"],
@@ -171,19 +156,6 @@ def balance_figures(
         for values, mask in ((each, of.lesion), (each[where], hardest), (each, of.background))
     ]
     return torch.cat([torch.stack(sums), _highest(logits, labels, instances, valid, activation)])
-
-
-def loss_curves(
-    logits: Float[Tensor, "b c *spatial"],
-    labels: Shaped[Tensor, "b *any"],
-    terms: Sequence[FocalTerm],
-    *,
-    activation: str = "sigmoid",
-    valid: Bool[Tensor, "b *spatial"] | None = None,
-) -> LossCurves:
-    """The cumulative loss of lesions and of background in one batch."""
-    figures = curve_figures(logits, labels, terms, activation=activation, valid=valid)
-    return LossCurves.of(figures.tolist())
 
 
 @torch.no_grad()

@@ -7,8 +7,7 @@ from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
 from lesionseg.errors import require
-from lesionseg.losses.compound import FocalLoss
-from lesionseg.losses.dice import lesion_probabilities, overlap_sums
+from lesionseg.losses.compound import FocalLoss, lesion_probabilities, overlap_sums
 from lesionseg.losses.inputs import Normaliser, check_valid, lesion_target, spatial_shape
 from lesionseg.losses.voxel_loss import LossTerms, VoxelLoss
 

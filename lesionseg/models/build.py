@@ -8,9 +8,8 @@ from torch import nn
 
 from lesionseg.errors import BundleError, ConfigError
 from lesionseg.models.foreign_network import READY, TARGET, custom_network, ready_network
-from lesionseg.models.residual_unet import residual_unet
 from lesionseg.models.retinanet import retina_unet, retinanet
-from lesionseg.models.unet import unet
+from lesionseg.models.unet import residual_unet, unet
 from lesionseg.plan.plan import Plan
 
 NetworkFactory = Callable[[Plan], nn.Module]

@@ -8,10 +8,8 @@ from torch import Tensor, nn
 
 from lesionseg.errors import ConfigError
 from lesionseg.models.backbone import Decoder, Encoder
-from lesionseg.models.detection_head import DetectionHead
-from lesionseg.models.detector_output import DetectorOutput
 from lesionseg.models.foreign_network import foreign_backbone
-from lesionseg.models.heads import SegmentationHead, prior_bias
+from lesionseg.models.heads import DetectionHead, DetectorOutput, SegmentationHead, prior_bias
 from lesionseg.plan.anchor_plan import AnchorPlan
 from lesionseg.plan.plan import Architecture, Plan
 

@@ -1,7 +1,6 @@
 """Array in, array out: functions that know neither cases nor files.
 
-Names are imported when they are asked for, so that `lesionseg.ops.components` and
-`lesionseg.ops.lesions` do without torch.
+Names are imported when they are asked for, so that `lesionseg.ops.components` does without torch.
 """
 
 from importlib import import_module

@@ -1,11 +1,14 @@
-"""Anchors: boxes laid out on the grid of each pyramid level, for any number of axes."""
+"""Anchors: boxes on the grid of each pyramid level, and which of them are to find which lesion."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor
+
+from lesionseg.ops.boxes import box_iou, box_volume, paired_iou, split_box
+from lesionseg.ops.fixed_rows import at_most, readable
 
 
 @dataclass(frozen=True)
@@ -104,3 +107,131 @@ def level_offsets(levels: Sequence[AnchorLevel]) -> tuple[int, ...]:
     """Number of the first anchor of each level."""
     counts = [level.n_anchors for level in levels]
     return tuple(sum(counts[:i]) for i in range(len(counts)))
+
+
+BACKGROUND, IGNORED = -1, -2
+MOST_LEFT = 8  # lesions of a tile without an anchor that are given one, off a CPU
+_CHUNK = 8  # lesions compared with all anchors at a time: 2 million anchors are then 130 MB
+
+
+def assign_atss(
+    levels: Sequence[AnchorLevel],
+    anchors: Float[Tensor, "n two_d"],
+    boxes: Float[Tensor, "m two_d"],
+    *,
+    n_nearest: int = 9,
+) -> Int64[Tensor, " n"]:
+    """Adaptive training sample selection (Zhang et al. 2020, arXiv 1912.02424, algorithm 1).
+
+    Candidates of a lesion are the anchors at the `n_nearest` cells of each level around its centre;
+    those whose IoU reaches mean + standard deviation of the candidates' IoUs are positive. Their
+    centre need not lie inside the lesion: none would for a lesion of two voxels. An anchor wanted
+    twice goes to the higher IoU. A lesion left without any takes its best candidate, unless that is
+    another's only one. Memory grows with `m · n_nearest^dims`, not with the anchors. No lesion
+    gives background throughout.
+    """
+    if len(boxes) == 0 or len(anchors) == 0:
+        return torch.full((len(anchors),), BACKGROUND, device=anchors.device)
+    candidates = _candidates(levels, boxes, n_nearest)
+    owner = torch.arange(len(boxes), device=boxes.device)[:, None].expand_as(candidates)
+    overlap = paired_iou(anchors[candidates.flatten()], boxes[owner.flatten()])
+    overlap = overlap.view_as(candidates)
+    threshold = overlap.mean(1) + overlap.std(1, correction=0)
+    wanted = (overlap >= threshold[:, None]) & (overlap > 0)
+    assigned = _given(len(anchors), candidates, owner, torch.where(wanted, overlap, 0))
+    _leave_none_out(assigned, candidates, overlap, box_volume(boxes) > 0)
+    return assigned
+
+
+def assign_by_iou(
+    anchors: Float[Tensor, "n two_d"],
+    boxes: Float[Tensor, "m two_d"],
+    *,
+    positive: float = 0.5,
+    negative: float = 0.4,
+) -> Int64[Tensor, " n"]:
+    """Anchors of IoU ≥ `positive` with a lesion find it, of IoU < `negative` none (RetinaNet).
+
+    Those between are ignored (Lin et al. 2017, arXiv 1708.02002, section 4). An anchor goes to the
+    lesion it overlaps most, and each lesion to the anchor that overlaps it most if that is another
+    lesion's not already. A few lesions are looked at at a time, whatever their number.
+    """
+    device = anchors.device
+    best = torch.zeros(len(anchors), device=device)
+    owner = torch.full((len(anchors),), BACKGROUND, dtype=torch.int64, device=device)
+    favourite = torch.zeros((len(boxes), 1), dtype=torch.int64, device=device)
+    highest = torch.zeros((len(boxes), 1), device=device)
+    for first in range(0, len(boxes), _CHUNK) if len(anchors) else ():
+        overlap = box_iou(boxes[first : first + _CHUNK], anchors)
+        value, lesion = overlap.max(0)
+        better = value > best
+        owner = torch.where(better, lesion + first, owner)
+        best = torch.maximum(best, value)
+        rows = slice(first, first + _CHUNK)
+        highest[rows], favourite[rows] = overlap.max(1, keepdim=True)
+    assigned = torch.where(best >= negative, IGNORED, BACKGROUND)
+    assigned = torch.where(best >= positive, owner, assigned)
+    if len(anchors):
+        _leave_none_out(assigned, favourite, highest, box_volume(boxes) > 0)
+    return assigned
+
+
+Assigner = Callable[
+    [Sequence[AnchorLevel], Float[Tensor, "n two_d"], Float[Tensor, "m two_d"]],
+    Int64[Tensor, " n"],
+]
+
+
+def _candidates(levels: Sequence[AnchorLevel], boxes: Tensor, n_nearest: int) -> Tensor:
+    """Anchor numbers `[m, c]` at the cells of each level nearest to each box's centre."""
+    centres = split_box(boxes.float())[0]
+    found = []
+    for level, offset in zip(levels, level_offsets(levels), strict=True):
+        cells, _ = nearest_cells(level, centres, n_nearest)
+        found.append(cell_anchors(cells, len(level.sizes)) + offset)
+    return torch.cat(found, dim=1)
+
+
+def _given(n_anchors: int, candidates: Tensor, owner: Tensor, overlap: Tensor) -> Tensor:
+    """Each anchor's lesion, by the highest overlap above 0; ties to the lower lesion."""
+    flat, none = candidates.flatten(), len(candidates)
+    best = torch.zeros(n_anchors, device=overlap.device)
+    best = best.scatter_reduce_(0, flat, overlap.flatten(), "amax")
+    first = (overlap > 0) & (overlap == best[candidates])
+    lesion = torch.full((n_anchors,), none, device=owner.device)
+    lesion.scatter_reduce_(0, flat, torch.where(first, owner, none).flatten(), "amin")
+    return torch.where(lesion < none, lesion, BACKGROUND)
+
+
+def _leave_none_out(assigned: Tensor, candidates: Tensor, overlap: Tensor, exists: Tensor) -> None:
+    """Give every lesion without an anchor its best candidate. In place.
+
+    Lesions of the largest overlap choose first; an anchor that is a lesion's only one is not taken
+    from it. Off a CPU, only the first `MOST_LEFT` of them choose.
+    """
+    counts = _counts(assigned, len(candidates))
+    left = exists & (counts == 0)
+    rank = torch.where(left, overlap.amax(1), -1)
+    order = torch.argsort(rank, descending=True, stable=True)
+    for turn in range(at_most(left.sum(), min(MOST_LEFT, len(order)))):
+        lesion = order[turn : turn + 1]
+        row = candidates.index_select(0, lesion)[0]
+        owner = assigned[row]
+        free = (owner < 0) | (counts[owner.clamp(min=0)] > 1)
+        wish = torch.where(free, overlap.index_select(0, lesion)[0], -1)
+        place = wish.argmax(0, keepdim=True)
+        takes, before = left[lesion] & free[place], owner[place]
+        counts.index_add_(0, before.clamp(min=0), -(takes & (before >= 0)).long())
+        counts.index_add_(0, lesion, takes.long())
+        assigned[row[place]] = torch.where(takes, lesion, before)
+
+
+def _counts(assigned: Tensor, n_lesions: int) -> Tensor:
+    """How many anchors each lesion has `[n_lesions]`."""
+    if readable(assigned):
+        return torch.bincount(assigned.clamp(min=-1) + 1, minlength=n_lesions + 1)[1:]
+    # background is spread over many sums: additions to a single one would queue
+    spare = n_lesions + torch.arange(len(assigned), device=assigned.device) % 1024
+    counts = torch.zeros(n_lesions + 1024, dtype=torch.int64, device=assigned.device)
+    rows = torch.where(assigned >= 0, assigned, spare)
+    return counts.scatter_add_(0, rows, torch.ones_like(rows))[:n_lesions]

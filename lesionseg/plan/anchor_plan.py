@@ -19,7 +19,7 @@ class AnchorPlan:
     each cell, the same number at every level. `width` and `depth`: channels and convolutions of the
     two heads that all levels share. `prior`: the share of anchors that are expected to be positive
     at the start. `alpha` and `gamma`: of the focal loss that taught the scores, which inference
-    undoes (`losses.posterior`); None where there is none to undo. `merge_iou`: boxes that overlap
+    undoes (`losses.focal`); None where there is none to undo. `merge_iou`: boxes that overlap
     by more are taken for one lesion, and `merge` says what becomes of them: their weighted average
     (`wbc`, `ops.clustering`) or the highest alone (`nms`). `mean_iou` and
     `small_recall` say how well the sizes fit the training lesions: mean IoU with the best one, and

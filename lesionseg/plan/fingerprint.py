@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from lesionseg.core import Case, Dataset, Geometry, Reference
 from lesionseg.core.schema import Range, build
 from lesionseg.errors import DatasetError
-from lesionseg.ops.lesions import lesion_mask, lesions_of
+from lesionseg.ops.components import lesion_mask, lesions_of
 from lesionseg.plan.plan import Modality
 
 FINGERPRINT_VERSION = 1

@@ -1,8 +1,10 @@
-"""Deal groups into folds that resemble each other in number and size of lesions."""
+"""Groups drawn for validation or dealt into folds, alike in number and size of lesions."""
 
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+
+from lesionseg.core import CaseFiles
 
 
 def deal(
@@ -38,3 +40,48 @@ def _filled(hands: list[list[str]]) -> list[list[str]]:
         if not hand and len(fullest) > 1:
             hand.append(fullest.pop())
     return sorted(hands, key=lambda hand: not hand)
+
+
+def units_of(pool: Sequence[CaseFiles]) -> dict[str, list[str]]:
+    """What is drawn as a whole: groups, or cases when there is but one group."""
+    if len({c.group or c.case for c in pool}) < 2:
+        return {c.case: [c.case] for c in pool}
+    units: dict[str, list[str]] = {}
+    for case in pool:
+        units.setdefault(case.group or case.case, []).append(case.case)
+    return units
+
+
+def pick_for_validation(
+    units: Mapping[str, Sequence[str]],
+    burden: Mapping[str, int],
+    fraction: float,
+    rng: np.random.Generator,
+) -> list[str]:
+    """Units for validation: one at random from each of n equal blocks of the units by burden.
+
+    Both sides get a lesion where two units have one: without, training or choosing an operating
+    point is impossible.
+    """
+    weight = {name: sum(burden[case] for case in cases) for name, cases in units.items()}
+    names = sorted(weight)
+    shuffled = [names[i] for i in rng.permutation(len(names))]
+    ordered = sorted(shuffled, key=lambda name: weight[name])
+    n = min(max(round(fraction * len(ordered)), 1), len(ordered) - 1)
+    blocks = np.array_split(np.arange(len(ordered)), n)
+    held = [ordered[int(rng.choice(block))] for block in blocks]
+    with_lesions = [name for name in ordered if weight[name] > 0]
+    if len(with_lesions) > 1 and not set(held) & set(with_lesions):
+        held[-1] = with_lesions[int(rng.integers(len(with_lesions)))]
+    if with_lesions and set(with_lesions) <= set(held):
+        return _without_a_lesion_unit(held, ordered, weight)
+    return held
+
+
+def _without_a_lesion_unit(
+    held: list[str], ordered: Sequence[str], weight: Mapping[str, int]
+) -> list[str]:
+    """Training keeps the unit with the most lesions; a lesion-free one validates in its place."""
+    most = max(held, key=lambda name: weight[name])
+    free = [name for name in ordered if name not in held]
+    return [name for name in held if name != most] + free[:1]

@@ -2,40 +2,43 @@
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cache
 
-import numpy as np
-from numpy.typing import NDArray
-
 from lesionseg.core import Dataset
-from lesionseg.errors import ConfigError
-from lesionseg.plan import rules, tile_rules
+from lesionseg.plan import rules
 from lesionseg.plan.anchor_plan import AnchorPlan
-from lesionseg.plan.anchor_rules import fit_anchors
-from lesionseg.plan.fine_tuning_plan import (
-    FOLLOWED,
-    FOLLOWED_CHECKPOINT,
-    followed_architecture,
-    refuse_stranger,
-    said_to_follow,
+from lesionseg.plan.decisions import (
+    DatasetGrid,
+    allowed_budget,
+    candidate_source,
+    check_axes,
+    check_regions,
+    chosen_anchors,
+    chosen_architecture,
+    chosen_batch,
+    chosen_scales,
+    chosen_spacing,
+    chosen_tile,
+    large_heads,
+    whole_cells,
 )
 from lesionseg.plan.fingerprint import Fingerprint
 from lesionseg.plan.plan import (
     Architecture,
-    CandidateSource,
-    Normalisation,
     Plan,
-    sources_of,
 )
-from lesionseg.plan.plan_overrides import SIZES_GB
+from lesionseg.plan.plan_overrides import (
+    FOLLOWED_CHECKPOINT,
+    refuse_stranger,
+    said_to_follow,
+)
 from lesionseg.plan.plan_overrides import PlanOverrides as PlanOverrides
 
 logger = logging.getLogger(__name__)
 
+
 StepMemory = Callable[[Plan], float]
-# Of a detector on a GPU: at least so many channels, and so many convolutions (Lin et al. 2017)
-HEAD_WIDTH, HEAD_DEPTH = 128, 4
 
 
 def make_plan(
@@ -70,11 +73,11 @@ def make_plan(
     chosen = overrides or PlanOverrides()
     if before is not None:
         chosen = _following(before, chosen, fingerprint, dataset)
-    _check_axes(chosen, fingerprint.dims)
-    _check_regions(chosen, dataset)
-    spacing = _spacing(fingerprint, device, chosen)
-    grid = _Grid(fingerprint, spacing.value)
-    scales = _scales(fingerprint, before)
+    check_axes(chosen, fingerprint.dims)
+    check_regions(chosen, dataset)
+    spacing = chosen_spacing(fingerprint, device, chosen)
+    grid = DatasetGrid(fingerprint, spacing.value)
+    scales = chosen_scales(fingerprint, before)
     prior = rules.prior(fingerprint.lesion_fraction)
     candidates = rules.candidate_rule(
         fingerprint.lesion_voxels, fingerprint.lesions_per_case, prior.value
@@ -94,14 +97,14 @@ def make_plan(
         lesion_fraction=prior.value,
         activation=chosen.activation,
         candidate_rule=replace(
-            candidates.value, source=_source(chosen), score=chosen.component_score
+            candidates.value, source=candidate_source(chosen), score=chosen.component_score
         ),
     )
 
     @cache
     def anchors_of(shape: Architecture) -> rules.Decision[AnchorPlan | None]:
-        found = _anchors(fingerprint, spacing.value, shape, chosen, before)
-        return _large_heads(found) if device.startswith("cuda") and before is None else found
+        found = chosen_anchors(fingerprint, spacing.value, shape, chosen, before)
+        return large_heads(found) if device.startswith("cuda") and before is None else found
 
     def sized(shape: Architecture, tile: Sequence[int], batch: int) -> Plan:
         return draft.with_(
@@ -112,17 +115,17 @@ def make_plan(
         )
 
     step_gb = None if step_memory is None else lambda *step: step_memory(sized(*step))
-    allowed = _budget(device, memory_gb, chosen, step_gb, len(dataset.channel_names))
-    tile = _tile(grid, allowed.value, chosen)
+    allowed = allowed_budget(device, memory_gb, chosen, step_gb, len(dataset.channel_names))
+    tile = chosen_tile(grid, allowed.value, chosen)
     if pyramid is not None:
-        tile = _whole_cells(tile, pyramid, chosen)
-    shape = _architecture(tile.value, spacing.value, allowed.value, chosen, before)
+        tile = whole_cells(tile, pyramid, chosen)
+    shape = chosen_architecture(tile.value, spacing.value, allowed.value, chosen, before)
     if pyramid is not None:
         shape = rules.Decision(
             pyramid,
             f"{pyramid.network.get('_target_', FOLLOWED_CHECKPOINT)}, {len(pyramid.features)} maps",
         )
-    batch = _batch(grid, shape.value, tile.value, allowed.value, chosen)
+    batch = chosen_batch(grid, shape.value, tile.value, allowed.value, chosen)
     anchors = anchors_of(shape.value)
     plan = sized(shape.value, tile.value, batch.value).with_(
         reasons={
@@ -165,204 +168,3 @@ def _following(
     )
     tile = chosen.tile_shape or before.tile_shape
     return replace(chosen, spacing_mm=before.spacing_mm, tile_shape=tile)
-
-
-@dataclass(frozen=True)
-class _Grid:
-    """The dataset on the plan's grid."""
-
-    fingerprint: Fingerprint
-    spacing_mm: tuple[float, ...]
-
-    @property
-    def shapes(self) -> NDArray[np.float64]:
-        """Shape of every case `[n, dims]`, resampled."""
-        sizes = np.asarray(self.fingerprint.shapes) * np.asarray(self.fingerprint.spacings_mm)
-        return np.asarray(np.maximum(np.round(sizes / np.asarray(self.spacing_mm)), 1))
-
-    @property
-    def median_shape(self) -> tuple[int, ...]:
-        """Median number of voxels along each axis."""
-        return tuple(int(n) for n in np.ceil(np.median(self.shapes, axis=0)))
-
-    @property
-    def n_voxels(self) -> float:
-        """Voxels of all cases together."""
-        return float(self.shapes.prod(axis=1).sum())
-
-
-def _check_axes(chosen: PlanOverrides, dims: int) -> None:
-    for name in ("spacing_mm", "tile_shape"):
-        value = getattr(chosen, name)
-        if value is not None and len(value) != dims:
-            raise ConfigError(
-                f"{name} has the wrong number of axes.",
-                where=f"model.{name}",
-                seen=list(value),
-                expected=f"{dims} numbers, in array order ({'z, y, x' if dims == 3 else 'y, x'})",
-            )
-
-
-def _check_regions(chosen: PlanOverrides, dataset: Dataset) -> None:
-    if dataset.regions and chosen.activation == "softmax":
-        raise ConfigError(
-            "Regions overlap: a softmax cannot learn them.",
-            where="model.activation",
-            seen=f"softmax for {', '.join(region.name for region in dataset.regions)}",
-            remedy="set model.activation=sigmoid, or data.merge_labels=true to learn one label.",
-        )
-
-
-def _budget(
-    device: str,
-    memory_gb: float,
-    chosen: PlanOverrides,
-    step_gb: tile_rules.StepGb | None,
-    n_channels: int,
-) -> rules.Decision[tile_rules.DeviceBudget]:
-    memory_gb = min(memory_gb, SIZES_GB.get(chosen.size or "", memory_gb))
-    found = tile_rules.budget(device, memory_gb, step_gb, n_channels)
-    # nnU-Net's presets of residual networks take more than 5 % of a dataset, too
-    capped = not (device.startswith("cuda") and chosen.architecture == "residual_unet")
-    allowed = replace(found.value, architecture=chosen.architecture, capped=capped)
-    if chosen.stem == "space_to_depth":
-        allowed = tile_rules.for_space_to_depth(allowed)
-    if (base := chosen.base_features) is not None:
-        widest = max(allowed.widest * base // allowed.base_features, base)
-        allowed = replace(allowed, base_features=base, widest=widest, wider=())
-    return replace(found, value=allowed)
-
-
-def _spacing(
-    fingerprint: Fingerprint, device: str, chosen: PlanOverrides
-) -> rules.Decision[tuple[float, ...]]:
-    if chosen.spacing_mm is not None:
-        return rules.Decision(tuple(float(s) for s in chosen.spacing_mm), "chosen by hand")
-    found = rules.target_spacing(fingerprint.spacings_mm, fingerprint.diameters_mm)
-    coarse = rules.halved_resolution(found.value, fingerprint.diameters_mm, device)
-    reason = "; ".join(r for r in (found.reason, coarse.reason) if r)
-    return rules.Decision(coarse.value, reason)
-
-
-def _tile(
-    grid: _Grid, allowed: tile_rules.DeviceBudget, chosen: PlanOverrides
-) -> rules.Decision[tuple[int, ...]]:
-    if chosen.tile_shape is not None:
-        return rules.Decision(tuple(int(n) for n in chosen.tile_shape), "chosen by hand")
-    return tile_rules.tile_shape(grid.median_shape, grid.spacing_mm, allowed)
-
-
-def _whole_cells(
-    tile: rules.Decision[tuple[int, ...]], pyramid: Architecture, chosen: PlanOverrides
-) -> rules.Decision[tuple[int, ...]]:
-    """The tile, its sides multiples of the coarsest map's stride."""
-    stride = tile_rules.total_stride(pyramid)
-    whole = tuple(max(round(n / s), 1) * s for n, s in zip(tile.value, stride, strict=True))
-    if chosen.tile_shape is not None and whole != tile.value:
-        raise ConfigError(
-            "The tile does not fit the backbone.",
-            where="model.tile_shape",
-            seen=list(tile.value),
-            expected=f"multiples of {list(stride)}",
-            remedy=f"set model.tile_shape={list(whole)}.",
-        )
-    return replace(tile, value=whole)
-
-
-def _architecture(
-    tile: Sequence[int],
-    spacing_mm: Sequence[float],
-    allowed: tile_rules.DeviceBudget,
-    chosen: PlanOverrides,
-    before: Plan | None,
-) -> rules.Decision[Architecture]:
-    if before is not None:
-        backbone = followed_architecture(before, chosen.architecture, tile)
-        return rules.Decision(backbone, FOLLOWED)
-    by_hand = chosen.tile_shape is not None and not chosen.spec  # others have rules of their own
-    shape = tile_rules.network_shape(
-        tile,
-        spacing_mm,
-        allowed.base_features,
-        allowed.widest,
-        name=chosen.architecture,
-        exact=by_hand,
-        stem=allowed.stem,
-    )
-    if by_hand and len(shape.features) == 1:
-        raise ConfigError(
-            "A tile of this size cannot be halved once.",
-            where="model.tile_shape",
-            seen=list(tile),
-            expected="sides that are multiples of 16, such as 64",
-        )
-    shape = tile_rules.widened(shape, tile, allowed)
-    shape = replace(shape, network=chosen.spec, layout=chosen.layout or shape.layout)
-    if chosen.layout == "nnunet":  # all levels but the two coarsest
-        shape = replace(shape, n_supervised=max(len(shape.features) - 2, 1))
-    rest = [n // s for n, s in zip(tile, tile_rules.total_stride(shape), strict=True)]
-    kind = "anisotropic" if rules.is_anisotropic(spacing_mm) else "all axes alike"
-    if shape.stem == "space_to_depth":
-        kind += f"; blocks of {list(shape.block)} voxels as channels"
-    reason = f"{len(shape.features)} stages, {shape.features[0]} to {shape.features[-1]} features, "
-    return rules.Decision(shape, reason + f"coarsest map {rest} voxels wide; {kind}")
-
-
-def _scales(fingerprint: Fingerprint, before: Plan | None) -> list[rules.Decision[Normalisation]]:
-    if before is not None:
-        return [rules.Decision(scale, FOLLOWED) for scale in before.normalisation]
-    for channel in fingerprint.channels:
-        if rules.scale_name(channel.name) in rules.UNKNOWN_SCALES:
-            logger.warning(
-                "The channel %r asks for nnU-Net's scaling of each image to 0..1, which lesionseg "
-                "does not have: it is scaled as a channel of any other name. Scale the images "
-                "yourself and call the channel noNorm to have it as it is.",
-                channel.name,
-            )
-    return [rules.normalisation(c, fingerprint.dims) for c in fingerprint.channels]
-
-
-def _source(chosen: PlanOverrides) -> CandidateSource:
-    return chosen.candidates or sources_of(chosen.architecture)[0]
-
-
-def _anchors(
-    fingerprint: Fingerprint,
-    spacing_mm: Sequence[float],
-    architecture: Architecture,
-    chosen: PlanOverrides,
-    before: Plan | None,
-) -> rules.Decision[AnchorPlan | None]:
-    """Fitted to the lesions' boxes for a detector; none for a network that only segments."""
-    if "detection" not in sources_of(architecture.name):
-        return rules.Decision(None, "")
-    if before is not None and before.anchors is not None:
-        found: rules.Decision[AnchorPlan | None] = rules.Decision(before.anchors, FOLLOWED)
-    else:
-        extents = np.asarray(fingerprint.extents_mm).reshape(-1, fingerprint.dims)
-        found = fit_anchors((extents / np.asarray(spacing_mm)).tolist(), architecture)
-    if chosen.merge is None or found.value is None:
-        return found
-    return replace(found, value=replace(found.value, merge=chosen.merge))
-
-
-def _large_heads(
-    found: rules.Decision[AnchorPlan | None],
-) -> rules.Decision[AnchorPlan | None]:
-    """Heads as the paper has them, which a processor is spared."""
-    if found.value is None:
-        return found
-    width = max(found.value.width, HEAD_WIDTH)
-    return replace(found, value=replace(found.value, width=width, depth=HEAD_DEPTH))
-
-
-def _batch(
-    grid: _Grid,
-    shape: Architecture,
-    tile: Sequence[int],
-    allowed: tile_rules.DeviceBudget,
-    chosen: PlanOverrides,
-) -> rules.Decision[int]:
-    if chosen.batch_size is not None:
-        return rules.Decision(chosen.batch_size, "chosen by hand")
-    return tile_rules.batch_size(shape, tile, allowed, grid.n_voxels)

@@ -127,7 +127,7 @@ class CandidateRule:
 class FocalLink:
     """α (one number or one a label) and γ of the focal loss that taught the network.
 
-    Inference undoes them (`losses.posterior`), so that its probabilities mean probabilities.
+    Inference undoes them (`losses.focal`), so that its probabilities mean probabilities.
     """
 
     alpha: Annotated[float | tuple[float, ...] | None, SHARE]

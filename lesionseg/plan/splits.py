@@ -2,18 +2,18 @@
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
 
-from lesionseg.core import CaseFiles, Dataset, Role
+from lesionseg.core import Dataset, Role
 from lesionseg.core.schema import build
 from lesionseg.errors import ConfigError, DatasetError
 from lesionseg.io.atomic import read_json
-from lesionseg.plan.folds import deal
+from lesionseg.plan.folds import deal, pick_for_validation, units_of
 
 logger = logging.getLogger(__name__)
 
@@ -128,7 +128,7 @@ def fold_numbers(
         numbers = tuple(sorted(set(stated.values())))
     else:
         open_cases = [c for c in dataset.cases if roles.get(c.case) in ("train", "validation")]
-        numbers = tuple(range(min(n_folds, len(_units(open_cases)))))
+        numbers = tuple(range(min(n_folds, len(units_of(open_cases)))))
     if len(numbers) < 2:
         raise DatasetError(
             "Cross-validation needs at least two folds.", where=dataset.root, seen=len(numbers)
@@ -180,7 +180,7 @@ def _kth_fold(
     if folds:
         _require_fold(fold, max(folds.values()) + 1, dataset.root)
         return _hold_fold(open_roles, folds, fold)
-    units = _units([c for c in dataset.cases if open_roles.get(c.case) == "train"])
+    units = units_of([c for c in dataset.cases if open_roles.get(c.case) == "train"])
     _require_fold(fold, min(n_folds, len(units)), dataset.root)
     dealt = deal(units, burden, sizes, n_folds, np.random.default_rng(seed))
     held = {case for name in dealt[fold] for case in units[name]}
@@ -278,57 +278,12 @@ def _drawn(
     if len(pool) < 2:
         logger.warning("A single labelled case: it trains, and nothing is left to validate on.")
         return roles, "a single labelled case: no validation"
-    units = _units(pool)
-    held = _pick(units, burden, fraction, np.random.default_rng(seed))
+    units = units_of(pool)
+    held = pick_for_validation(units, burden, fraction, np.random.default_rng(seed))
     kind = "groups" if len({c.group for c in pool}) > 1 else "cases of the only group"
     cases = {case for name in held for case in units[name]}
     note = f"{len(held)} of {len(units)} {kind} drawn for validation, balanced by lesions"
     return _with_validation(roles, cases), note
-
-
-def _units(pool: Sequence[CaseFiles]) -> dict[str, list[str]]:
-    """What is drawn as a whole: groups, or cases when there is but one group."""
-    if len({c.group or c.case for c in pool}) < 2:
-        return {c.case: [c.case] for c in pool}
-    units: dict[str, list[str]] = {}
-    for case in pool:
-        units.setdefault(case.group or case.case, []).append(case.case)
-    return units
-
-
-def _pick(
-    units: Mapping[str, Sequence[str]],
-    burden: Mapping[str, int],
-    fraction: float,
-    rng: np.random.Generator,
-) -> list[str]:
-    """Units for validation: one at random from each of n equal blocks of the units by burden.
-
-    Both sides get a lesion where two units have one: without, training or choosing an operating
-    point is impossible.
-    """
-    weight = {name: sum(burden[case] for case in cases) for name, cases in units.items()}
-    names = sorted(weight)
-    shuffled = [names[i] for i in rng.permutation(len(names))]
-    ordered = sorted(shuffled, key=lambda name: weight[name])
-    n = min(max(round(fraction * len(ordered)), 1), len(ordered) - 1)
-    blocks = np.array_split(np.arange(len(ordered)), n)
-    held = [ordered[int(rng.choice(block))] for block in blocks]
-    with_lesions = [name for name in ordered if weight[name] > 0]
-    if len(with_lesions) > 1 and not set(held) & set(with_lesions):
-        held[-1] = with_lesions[int(rng.integers(len(with_lesions)))]
-    if with_lesions and set(with_lesions) <= set(held):
-        return _without_a_lesion_unit(held, ordered, weight)
-    return held
-
-
-def _without_a_lesion_unit(
-    held: list[str], ordered: Sequence[str], weight: Mapping[str, int]
-) -> list[str]:
-    """Training keeps the unit with the most lesions; a lesion-free one validates in its place."""
-    most = max(held, key=lambda name: weight[name])
-    free = [name for name in ordered if name not in held]
-    return [name for name in held if name != most] + free[:1]
 
 
 def _is_group_safe(dataset: Dataset, roles: Mapping[str, Role]) -> bool:

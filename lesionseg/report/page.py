@@ -11,11 +11,11 @@ from lesionseg.evaluation.acceptance import AcceptancePlan
 from lesionseg.evaluation.score_sections import Scores
 from lesionseg.io.atomic import write_text
 from lesionseg.report import text
-from lesionseg.report.figures.anchor_fit import anchor_charts
 from lesionseg.report.figures.balance_charts import balance_charts, balance_warnings
 from lesionseg.report.figures.chart_drawing import TOP, froc_range
 from lesionseg.report.figures.chart_list import Chart, comparison_charts, make_charts
-from lesionseg.report.inputs.origin import origin, trained_model
+from lesionseg.report.figures.dataset_figures import anchor_charts
+from lesionseg.report.inputs.origin import origin
 from lesionseg.report.inputs.result_tables import Tables
 from lesionseg.report.inputs.second_model import ModelPair
 from lesionseg.report.inputs.study_file import Flow, Study, make_flow
@@ -24,42 +24,29 @@ from lesionseg.report.sections import table_cells as tables_of
 from lesionseg.report.sections.audit_section import AuditSection
 from lesionseg.report.sections.checklists import CHECKLISTS, State
 from lesionseg.report.sections.clinical_sections import ClinicalSection, make_clinical_sections
+from lesionseg.report.sections.first_screen import Banner, Fact, banners, facts, unstated
 from lesionseg.report.sections.gallery import GallerySection, trim
-from lesionseg.report.sections.optional_sections import KEYS, Extra, make_extras
+from lesionseg.report.sections.optional_sections import KEYS, Extra, make_extras, slider_json
 from lesionseg.report.sections.table_cells import Listing
-from lesionseg.report.sections.threshold_slider import slider_json
 
 MAX_BYTES = 15_000_000
+
+
 # Pictures of each kind, tried in turn until the page is small enough.
 FEWER = (100, 80, 60, 45, 30, 20, 12, 6, 3, 1, 0)
+
+
 TEMPLATES = Path(__file__).parent / "templates"
+
+
 STATES: tuple[State, ...] = ("automatic", "supplied", "not stated")
+
+
 # sections that are there when their chart is
 CLINICAL = ("acceptance", "patients", "scans", "load")
+
+
 CHARTED = ("size", "training", "balance", "anchors", "calibration")
-
-
-@dataclass(frozen=True)
-class Banner:
-    """A warning that must be read before the figures."""
-
-    title: str
-    text: str
-
-
-@dataclass(frozen=True)
-class Fact:
-    """A line of the first screen, its definition, and the table its numbers are counted from.
-
-    `label` is what it is about, empty for the headline. `terms`: what that table is searched for,
-    to show these rows alone.
-    """
-
-    words: str
-    label: str = ""
-    definition: str = ""
-    rows: str = ""
-    terms: str = ""
 
 
 @dataclass(frozen=True)
@@ -274,72 +261,3 @@ def render(template: str, page: object = None, **more: object) -> str:
     return environment.get_template(template).render(
         **{"paper": False, "page": page, "text": text, "version": __version__, **more}
     )
-
-
-def banners(scores: Scores) -> tuple[Banner, ...]:
-    """Everything that makes the figures look better than they are."""
-    found = []
-    if scores.simulated:
-        found.append(Banner(text.SIMULATED, text.SIMULATED_TEXT))
-    if scores.evaluated_on in text.DEVELOPMENT_TEXT:
-        found.append(Banner(text.DEVELOPMENT, text.DEVELOPMENT_TEXT[scores.evaluated_on]))
-    elif scores.operating_point.optimistic:
-        found.append(Banner(text.DEVELOPMENT, text.POINT_OPTIMISTIC))
-    if not text.role_is_stated(scores.evaluated_on):
-        found.append(Banner(text.ROLE_UNKNOWN, text.ROLE_UNKNOWN_TEXT))
-    if scores.split_is_group_safe is False:
-        found.append(Banner(text.NOT_GROUP_SAFE, text.NOT_GROUP_SAFE_TEXT))
-    return tuple(found)
-
-
-def unstated(study: Study) -> tuple[Banner, ...]:
-    """A banner that names what nobody said of the use of the model; none when all is said."""
-    what = text.unstated_words(study.answers)
-    return (Banner(text.NOT_SAID, text.NOT_SAID_TEXT.format(what=what)),) if what else ()
-
-
-def facts(tables: Tables, study: Study | None = None) -> tuple[Fact, ...]:
-    """What the first page says, in order; the first is the headline, the rest have labels."""
-    scores, answers = tables.scores, study.answers if study else {}
-    false, ignored = (text.OUTCOMES[name] for name in ("false_positive", "ignored"))
-    sides = zip((1, 0), reversed(scores.recall_by_half), strict=False)
-    labels = text.FACTS
-    model = answers.get("model") or trained_model(scores, tables.folder)
-    rows = (
-        Fact(text.headline(tables)),
-        Fact(model or text.NOT_STATED, labels["model"]),
-        Fact(text.stated(answers, "intended_use", "users"), labels["use"]),
-        Fact(text.stated(answers, "population", "sites"), labels["population"]),
-        Fact(text.scans_sentence(tables), labels["scans"], "lesion", "case-table"),
-        Fact(text.role_words(scores.evaluated_on), labels["role"]),
-        Fact(text.stated(answers, "reference_readers"), labels["reference"]),
-        *(
-            Fact(text.side_sentence(scores, at), text.side_label(side, scores), "size")
-            for at, side in sides
-            if side.n
-        ),
-        Fact(text.overall_sentence(scores), labels["all"], "found", "lesion-table", text.MISSED),
-        Fact(
-            text.false_positive_sentence(scores),
-            labels["false"],
-            "false-positive",
-            "candidate-table",
-            false,
-        ),
-        Fact(
-            text.ignored_sentence(scores), labels["ignored"], "ignored", "candidate-table", ignored
-        ),
-        Fact(text.failed_sentence(tables), labels["failed"], "failed", "case-table", text.FAILED),
-        Fact(text.warned_sentence(tables), labels["warned"], "warned", "case-table"),
-        Fact(text.interval_sentence(tables), labels["interval"], "interval"),
-        Fact(text.rule_words(scores), labels["rule"], "found"),
-        Fact(text.operating_point_sentence(scores), labels["point"], "operating-point"),
-        Fact(text.size_sentence(scores), labels["size"], "size"),
-        Fact(answers.get("not_for") or text.NOT_FOR, labels["not_for"]),
-    )
-    return tuple(fact for fact in rows if fact.words)
-
-
-def summary(tables: Tables) -> tuple[str, ...]:
-    """The words of the first screen."""
-    return tuple(fact.words for fact in facts(tables))

@@ -11,7 +11,7 @@ from lesionseg.evaluation.acceptance import read_acceptance
 from lesionseg.io.atomic import private_files, write_text
 from lesionseg.report import text
 from lesionseg.report.figures.pictures import Load, Scene
-from lesionseg.report.inputs.pseudonyms import (
+from lesionseg.report.inputs.origin import (
     Names,
     make_pseudonyms,
     names_in,
@@ -23,21 +23,22 @@ from lesionseg.report.inputs.second_model import read_pair
 from lesionseg.report.inputs.study_file import read_study
 from lesionseg.report.page import Page, make_page, render, write_page
 from lesionseg.report.pdf import write_pdf
-from lesionseg.report.sections.adjudication_sheet import write_adjudication
 from lesionseg.report.sections.audit_section import (
     AuditSection,
     make_audit_section,
     read_suspects,
 )
 from lesionseg.report.sections.gallery import (
+    ALL,
     GallerySection,
+    Limits,
     Progress,
+    choose_items,
     draw_gallery,
     link,
     trim,
 )
-from lesionseg.report.sections.gallery_choice import ALL, Limits, choose_items
-from lesionseg.report.sections.reader_study import write_reader_study
+from lesionseg.report.sections.reader_sheets import write_adjudication, write_reader_study
 
 _log = logging.getLogger(__name__)
 ON_PAPER = 9  # pictures of a kind: as many as fit a sheet

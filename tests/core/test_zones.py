@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from lesionseg.core import Geometry, Zones
-from lesionseg.ops.lesions import listed_lesions
+from lesionseg.ops.components import listed_lesions
 
 GRID = Geometry.from_spacing((6, 10, 10), (2, 1, 1))
 NAMES = {1: "left", 2: "right"}

@@ -13,7 +13,7 @@ from lesionseg.evaluation.change import (
     repeatability,
     size_errors,
 )
-from lesionseg.ops.lesions import listed_lesions
+from lesionseg.ops.components import listed_lesions
 
 SHAPE = (12, 24, 24)
 Box = tuple[int, int, int, int]  # first z, y, x, and the side in voxels

@@ -8,8 +8,7 @@ from lesionseg.errors import ConfigError
 from lesionseg.losses import sigmoid_focal_loss
 from lesionseg.losses.box_losses import is_degenerate, offset_loss, overlap_loss
 from lesionseg.losses.detection_loss import AnchorTargets, DetectionLoss
-from lesionseg.ops.anchors import AnchorLevel
-from lesionseg.ops.assign import BACKGROUND, IGNORED, assign_atss
+from lesionseg.ops.anchors import BACKGROUND, IGNORED, AnchorLevel, assign_atss
 from lesionseg.ops.boxes import encode_boxes
 
 ANCHORS = torch.tensor([[0.0, 0, 4, 4], [4, 0, 8, 4], [0, 4, 4, 8], [4, 4, 8, 8]])

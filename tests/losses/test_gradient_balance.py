@@ -1,6 +1,7 @@
 """Shares against autograd, and hand values."""
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,15 +18,25 @@ from lesionseg.losses import (
     UnifiedFocalLoss,
 )
 from lesionseg.losses.gradient_balance import (
+    Balance,
     FocalTerm,
+    LossCurves,
     Parts,
     balance_figures,
     cumulative_share,
     curve_figures,
     focal_terms,
-    loss_curves,
-    measure_balance,
 )
+
+
+def measure_balance(*of: Any, **settings: Any) -> Balance:
+    """Who gets the loss of a batch, read on the host."""
+    return Balance.of(balance_figures(*of, **settings).tolist())
+
+
+def loss_curves(*of: Any, **settings: Any) -> LossCurves:
+    """The cumulative loss of lesions and of background, read on the host."""
+    return LossCurves.of(curve_figures(*of, **settings).tolist())
 
 
 def batch(n_channels, n_labels=None, shape=(2, 12, 14), seed=0):

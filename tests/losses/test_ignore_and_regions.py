@@ -1,6 +1,7 @@
 """What every loss owes to voxels that are left out, and to classes that overlap."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -19,7 +20,13 @@ from lesionseg.losses import (
     VoxelLoss,
     count_positives,
 )
-from lesionseg.losses.gradient_balance import FocalTerm, loss_curves, measure_balance
+from lesionseg.losses.gradient_balance import (
+    Balance,
+    FocalTerm,
+    LossCurves,
+    balance_figures,
+    curve_figures,
+)
 from lesionseg.losses.inputs import region_target
 
 SHAPE = (2, 6, 7, 8)
@@ -35,6 +42,16 @@ LOSSES: dict[str, Callable[..., VoxelLoss]] = {
     "lesion_wise": lambda **k: InstanceWise(DiceFocalLoss(**k), margin=2),
     "blob": lambda **k: InstanceWise(FocalTverskyLoss(**k), margin=None),
 }
+
+
+def measure_balance(*of: Any, **settings: Any) -> Balance:
+    """Who gets the loss of a batch, read on the host."""
+    return Balance.of(balance_figures(*of, **settings).tolist())
+
+
+def loss_curves(*of: Any, **settings: Any) -> LossCurves:
+    """The cumulative loss of lesions and of background, read on the host."""
+    return LossCurves.of(curve_figures(*of, **settings).tolist())
 
 
 def scene(channels: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -5,7 +5,7 @@ import torch
 
 from lesionseg.errors import ConfigError
 from lesionseg.losses import PositiveAverage, count_positives
-from lesionseg.losses.normaliser import update_all
+from lesionseg.losses.voxel_loss import update_all
 
 
 def test_counts_valid_lesion_voxels() -> None:

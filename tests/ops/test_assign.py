@@ -4,8 +4,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from lesionseg.ops.anchors import AnchorLevel, grid_anchors
-from lesionseg.ops.assign import BACKGROUND, IGNORED, assign_atss, assign_by_iou
+from lesionseg.ops.anchors import (
+    BACKGROUND,
+    IGNORED,
+    AnchorLevel,
+    assign_atss,
+    assign_by_iou,
+    grid_anchors,
+)
 from lesionseg.ops.boxes import box_iou, split_box
 
 LEVELS_2D = [

@@ -5,7 +5,7 @@ import pytest
 
 from lesionseg.core import Candidate, Geometry, Prediction, Reference, equivalent_diameter_mm
 from lesionseg.errors import ContentError
-from lesionseg.ops.lesions import candidates_of, filled_boxes, lesion_mask, lesions_of
+from lesionseg.ops.components import candidates_of, filled_boxes, lesion_mask, lesions_of
 
 PLANE = Geometry.from_spacing((4, 6), (2.0, 1.0))  # pixels of 2 mm²
 

@@ -6,13 +6,13 @@ from math import prod
 import pytest
 
 from lesionseg.errors import ConfigError
-from lesionseg.plan.cost import multiplications
 from lesionseg.plan.plan import Architecture
 from lesionseg.plan.tile_rules import (
     PROCESSOR,
     batch_size,
     budget,
     for_space_to_depth,
+    multiplications,
     network_shape,
     tile_shape,
     total_stride,

@@ -7,16 +7,20 @@ import pytest
 
 from lesionseg.errors import ReadError
 from lesionseg.report import text
-from lesionseg.report.inputs.pseudonyms import make_pseudonyms, rename
-from lesionseg.report.inputs.result_tables import read_scores, read_tables
-from lesionseg.report.page import banners, facts, summary
-from lesionseg.report.sections.gallery import GallerySection, draw_gallery, trim
-from lesionseg.report.sections.gallery_choice import choose_items
+from lesionseg.report.inputs.origin import make_pseudonyms, rename
+from lesionseg.report.inputs.result_tables import Tables, read_scores, read_tables
+from lesionseg.report.sections.first_screen import banners, facts
+from lesionseg.report.sections.gallery import GallerySection, choose_items, draw_gallery, trim
 from lesionseg.report.text.headline import operating_point_sentence
 from lesionseg.report.write import Options, write_report
 from tests.report.conftest import Blob, Evaluation
 
 NAMED = Options(title="a < b & c", identifiers=True)
+
+
+def summary(tables: Tables) -> tuple[str, ...]:
+    """The words of the first screen."""
+    return tuple(fact.words for fact in facts(tables))
 
 
 class Words(HTMLParser):

@@ -17,7 +17,7 @@ import pytest
 from lesionseg.errors import OutputError
 from lesionseg.report import pdf, text, write
 from lesionseg.report.pdf import BREAK, read_tree, set_pages, write_pdf
-from lesionseg.report.sections.gallery_choice import Limits
+from lesionseg.report.sections.gallery import Limits
 from lesionseg.report.write import Options, write_report
 from tests.report.conftest import Evaluation, three_scans
 from tests.report.inputs.test_score_details import ALL, subgroup

@@ -12,7 +12,7 @@ from lesionseg.evaluation.case.matching import NEVER, Links, detection_scores, f
 from lesionseg.evaluation.case.overlap import Overlaps, overlap_table
 from lesionseg.evaluation.presets import INSTANCES, SIDE_CRITERIA, Criterion
 from lesionseg.evaluation.results import Outcome, OutcomeCounts
-from lesionseg.ops.lesions import candidates_of, lesions_of
+from lesionseg.ops.components import candidates_of, lesions_of
 
 # a candidate with a larger share in what is not judged is neither true nor false
 MOSTLY = 0.5

@@ -10,8 +10,7 @@ from numpy.typing import NDArray
 
 from lesionseg.core import Candidate, Geometry, Prediction
 from lesionseg.errors import GeometryError
-from lesionseg.ops.components import present_values
-from lesionseg.ops.lesions import candidates_of
+from lesionseg.ops.components import candidates_of, present_values
 from lesionseg.ops.resample import resample_nearest
 
 

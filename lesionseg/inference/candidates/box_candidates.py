@@ -10,8 +10,8 @@ from torch import Tensor
 
 from lesionseg.data.tiling import TileGrid
 from lesionseg.losses.box_losses import is_degenerate
-from lesionseg.losses.posterior import posterior_logits
-from lesionseg.models.detector_output import DetectorOutput
+from lesionseg.losses.focal import posterior_logits
+from lesionseg.models.heads import DetectorOutput
 from lesionseg.models.retinanet import planned_anchors
 from lesionseg.ops.anchors import grid_anchors
 from lesionseg.ops.boxes import decode_boxes, split_box

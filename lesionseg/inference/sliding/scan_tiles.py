@@ -14,7 +14,7 @@ from lesionseg.errors import GeometryError
 from lesionseg.inference.candidates.box_candidates import BoxCollector, FoundBoxes
 from lesionseg.inference.sliding.body import Body
 from lesionseg.inference.sliding.stitch import Stitcher, Store
-from lesionseg.models.detector_output import DetectorOutput
+from lesionseg.models.heads import DetectorOutput
 from lesionseg.ops.boxes import split_box
 from lesionseg.ops.windows import gaussian_weight
 from lesionseg.plan.plan import Plan

@@ -17,7 +17,7 @@ from lesionseg.inference.inference_settings import Flips, InferenceSettings
 from lesionseg.inference.probabilities import label_probabilities
 from lesionseg.inference.sliding.scan_tiles import BoxView, ScanTiles, TileOutput
 from lesionseg.inference.sliding.stitch import Store
-from lesionseg.models.detector_output import DetectorOutput
+from lesionseg.models.heads import DetectorOutput
 from lesionseg.models.precision import fast_dtype
 from lesionseg.plan.plan import Plan
 

@@ -18,7 +18,7 @@ from lesionseg.io.formats.volumes import read_volume
 from lesionseg.io.layouts.input_images import find_images
 from lesionseg.io.predictions import PredictionFiles, find_predictions, read_prediction
 from lesionseg.io.registration import MIN_FOREGROUND_DICE, Alignment, register_rigid
-from lesionseg.ops.lesions import candidates_of
+from lesionseg.ops.components import candidates_of
 
 _log = logging.getLogger(__name__)
 

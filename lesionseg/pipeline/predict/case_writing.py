@@ -25,8 +25,7 @@ from lesionseg.io.dicom.source_images import (
 from lesionseg.io.dicom.sr_write import write_report
 from lesionseg.io.formats.volumes import is_dicom_image, result_suffix, write_volume
 from lesionseg.io.predictions import write_prediction
-from lesionseg.ops.components import present_values
-from lesionseg.ops.lesions import candidates_of
+from lesionseg.ops.components import candidates_of, present_values
 from lesionseg.pipeline.predict.study_table import Burden, burden
 from lesionseg.plan.plan import Plan
 

@@ -10,13 +10,13 @@ from numpy.typing import NDArray
 
 from lesionseg.core import Case, CaseFiles, Dataset, Geometry, Problem, joint_unit
 from lesionseg.io.inspection import Inspected, inspect_case
-from lesionseg.ops.lesions import lesion_mask, lesions_of
+from lesionseg.ops.components import lesion_mask, lesions_of
 from lesionseg.pipeline.prepare.check_between import Trace, compare_cases
 from lesionseg.pipeline.prepare.findings import CheckOutcome, Finding
 from lesionseg.pipeline.run.outcome import bar
 from lesionseg.pipeline.run.run_log import redact, redact_error
 from lesionseg.plan.fingerprint import canonical_order
-from lesionseg.report.figures.thumbnail import draw_thumbnail
+from lesionseg.report.figures.slice_views import draw_thumbnail
 from lesionseg.report.sections.dataset_page import CaseLook, Remark, write_dataset_report
 from lesionseg.report.text.dataset_words import MEANING, PIXELS
 

@@ -7,7 +7,7 @@ from lesionseg.core import Dataset
 from lesionseg.errors import ConfigError, ReadError
 from lesionseg.io.atomic import locks
 from lesionseg.pipeline.run.outcome import CommandOutcome, bar
-from lesionseg.report.sections.gallery_choice import Limits
+from lesionseg.report.sections.gallery import Limits
 from lesionseg.report.text import NAMES
 from lesionseg.report.write import Options, write_report
 

@@ -208,7 +208,7 @@ def rated(plan: Plan, learning: Learning) -> Plan:
 
 
 def linked(plan: Plan, loss: nn.Module, detection: DetectionLoss | None = None) -> Plan:
-    """The plan with what inference must undo of the losses; see `losses.posterior`."""
+    """The plan with what inference must undo of the losses; see `losses.focal`."""
     if plan.has_boxes and detection is not None:
         plan = taught_anchors(plan, detection)
     link = getattr(loss, "link", None)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from lesionseg.errors import ConfigError
 from lesionseg.losses.detection_loss import DetectionLoss
-from lesionseg.models.detector_output import DetectorOutput
+from lesionseg.models.heads import DetectorOutput
 from lesionseg.plan.plan import Plan
 from lesionseg.training.device.memory_probe import some_batch
 from lesionseg.training.step.detection_objective import DetectionObjective

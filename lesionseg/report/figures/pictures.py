@@ -1,11 +1,8 @@
 """Cut-outs of a scan around a lesion or candidate, oriented as radiologists look at them."""
 
-import base64
-import io
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -13,20 +10,31 @@ from numpy.typing import NDArray
 
 from lesionseg.core import Geometry, Prediction
 from lesionseg.core.lesions import box_slices
-from lesionseg.report.figures.outlines import Loop, trace_loops
+from lesionseg.report.figures.slice_views import PictureSlice, View, trace_loops
 
 # Wide enough to recognise the place; narrow enough that no face can be rebuilt.
 MIN_SIDE_MM = 64.0
+
+
 SIDE_PER_EXTENT = 3.0
+
+
 MIN_SHARE_2D = 0.25
-MAX_PIXELS = 400
-MAX_PIXELS_OF_STACK = 256
+
+
 # Slices to either side of the middle one; together they reach just beyond the lesion.
 REACH = 3
-JPEG_QUALITY = 85
+
+
 MIN_CONTRAST = 0.25
+
+
 SAMPLE = 100_000
+
+
 PLANES = ("axial", "coronal", "sagittal")
+
+
 # letter on the left and on the upper edge of each plane, once axes run to I, P, L
 EDGES = (("R", "A"), ("R", "S"), ("A", "S"))
 
@@ -62,93 +70,6 @@ class Scene:
 Load = Callable[[str, frozenset[int]], Scene]
 
 
-@dataclass(frozen=True, eq=False)
-class PictureSlice:
-    """Grey values `[h, w]` uint8 and the outlines on them, closed loops of (x, y) in pixels.
-
-    `offset_mm` is its distance from the middle slice, towards the feet, the back or the left.
-    """
-
-    image: NDArray[np.uint8]
-    reference: tuple[Loop, ...] = ()
-    accepted: tuple[Loop, ...] = ()
-    below: tuple[Loop, ...] = ()
-    offset_mm: float = 0.0
-
-
-@dataclass(frozen=True, eq=False)
-class View:
-    """A few parallel slices to be drawn, of which the one `at` goes through the place.
-
-    `height_mm` and `width_mm` are a slice's size, `pixel_mm` a pixel's (height, width). `frame` is
-    a rectangle (x, y, width, height) in millimetres around the place on an overview. `centre` is
-    the place itself (x, y) in millimetres.
-    """
-
-    plane: str
-    slices: tuple[PictureSlice, ...]
-    at: int
-    height_mm: float
-    width_mm: float
-    pixel_mm: tuple[float, float]
-    left: str = ""
-    top: str = ""
-    frame: tuple[float, float, float, float] | None = None
-    centre: tuple[float, float] | None = None
-
-    @property
-    def image(self) -> NDArray[np.uint8]:
-        """Grey values of the middle slice."""
-        return self.slices[self.at].image
-
-    @property
-    def reference(self) -> tuple[Loop, ...]:
-        """Outlines of the reference on the middle slice."""
-        return self.slices[self.at].reference
-
-    @property
-    def accepted(self) -> tuple[Loop, ...]:
-        """Outlines of the detections on the middle slice."""
-        return self.slices[self.at].accepted
-
-    @property
-    def below(self) -> tuple[Loop, ...]:
-        """Outlines of candidates too low to count on the middle slice."""
-        return self.slices[self.at].below
-
-    @staticmethod
-    def path(loops: Sequence[Loop]) -> str:
-        """Loops as the `d` of an SVG path, in pixels; `scale` turns it into millimetres."""
-        return "".join(f"M{loop[0][0]} {loop[0][1]}{_steps(loop)}Z" for loop in loops)
-
-    def points(self, loop: Loop) -> str:
-        """The corners of a loop in millimetres, for an SVG polygon."""
-        height, width = self.pixel_mm
-        return " ".join(f"{x * width:g},{y * height:g}" for x, y in loop)
-
-    @property
-    def scale(self) -> str:
-        """The SVG transformation from pixels to millimetres."""
-        return f"scale({self.pixel_mm[1]:g} {self.pixel_mm[0]:g})"
-
-    def ticks(self) -> str:
-        """Short lines at the lower and the right edge that point to the centre, as an SVG path."""
-        x, y = self.centre or (self.width_mm / 2, self.height_mm / 2)
-        length = 0.06 * self.height_mm
-        return f"M{x:g} {self.height_mm:g}v{-length:g}M{self.width_mm:g} {y:g}h{-length:g}"
-
-    @cached_property
-    def data_uri(self) -> str:
-        """All slices, the first on top, as one JPEG data URI."""
-        side = MAX_PIXELS_OF_STACK if len(self.slices) > 1 else MAX_PIXELS
-        return _jpeg_uri([one.image for one in self.slices], side)
-
-    @cached_property
-    def still_uri(self) -> str:
-        """The middle slice alone, as a JPEG data URI."""
-        return _jpeg_uri([self.image], MAX_PIXELS)
-
-
 def cut_views(
     scene: Scene,
     start: Sequence[float],
@@ -175,27 +96,6 @@ def cut_views(
         return _overview(turned, middle, side_mm), close_up
     offsets = [_offsets(box[:, axis], middle[axis], turned.image.shape[axis]) for axis in range(3)]
     return tuple(_view(turned, middle, axis, side_mm, offsets[axis], below) for axis in range(3))
-
-
-def _jpeg_uri(images: Sequence[NDArray[np.uint8]], side: int) -> str:
-    """Images one below the other, each at most `side` pixels wide and high."""
-    from PIL import Image
-
-    pictures = [Image.fromarray(image) for image in images]
-    for picture in pictures:
-        picture.thumbnail((side, side), Image.Resampling.BOX)
-    strip = np.concatenate([np.asarray(picture) for picture in pictures])
-    buffer = io.BytesIO()
-    Image.fromarray(strip).save(buffer, "jpeg", quality=JPEG_QUALITY, optimize=True)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
-
-
-def _steps(loop: Loop) -> str:
-    """From corner to corner, always along a row or a column; the way back closes by itself."""
-    return "".join(
-        f"h{x - before[0]}" if y == before[1] else f"v{y - before[1]}"
-        for before, (x, y) in itertools.pairwise(loop)
-    )
 
 
 def display_axes(geometry: Geometry) -> tuple[tuple[int, ...], tuple[int, ...]]:

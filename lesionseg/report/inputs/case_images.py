@@ -22,7 +22,7 @@ from lesionseg.io.predictions import (
     find_predictions,
     read_prediction,
 )
-from lesionseg.ops.lesions import filled_boxes, lesion_mask
+from lesionseg.ops.components import filled_boxes, lesion_mask
 from lesionseg.report.figures.pictures import Mask, Scene
 
 _log = logging.getLogger(__name__)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from lesionseg.report.inputs.study_file import Study
-from lesionseg.report.text import guidelines
+from lesionseg.report.text import study_words as guidelines
 
 State = Literal["automatic", "supplied", "not stated"]
 

@@ -8,7 +8,7 @@ from typing import Any
 from lesionseg.evaluation.acceptance import AcceptancePlan, judge
 from lesionseg.evaluation.statistics.estimates import Estimate
 from lesionseg.report import text
-from lesionseg.report.figures import clinical_figures as figures
+from lesionseg.report.figures import detail_figures as figures
 from lesionseg.report.figures.chart_list import Chart
 from lesionseg.report.inputs.result_tables import Tables
 from lesionseg.report.sections.table_cells import Listing, TableCell

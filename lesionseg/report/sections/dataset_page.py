@@ -9,7 +9,7 @@ from typing import Any
 
 from lesionseg.io.atomic import write_text
 from lesionseg.report.figures import dataset_figures
-from lesionseg.report.figures.thumbnail import Thumbnail
+from lesionseg.report.figures.slice_views import Thumbnail
 from lesionseg.report.page import render
 from lesionseg.report.text import dataset_words as dataset_text
 

@@ -4,6 +4,7 @@ An official scorer's numbers and those after adjudication are mappings, lists of
 nested; every number in them is a plain one or one with its interval.
 """
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +12,8 @@ from typing import Any
 from lesionseg.evaluation.score_sections import Scores
 from lesionseg.evaluation.statistics.estimates import Estimate
 from lesionseg.report import text
-from lesionseg.report.sections.table_cells import Listing, TableCell
+from lesionseg.report.inputs.result_tables import Tables
+from lesionseg.report.sections.table_cells import Listing, TableCell, size_index
 
 # section of the page: keys of scores.json that it prints
 KEYS: Mapping[str, tuple[str, ...]] = {
@@ -101,3 +103,31 @@ def _value(row: Mapping[str, Any], key: str) -> str:
 
 def _words(key: str) -> str:
     return text.EXTRA_WORDS.get(key, str(key).replace("_", " "))
+
+
+def slider_json(tables: Tables) -> str:
+    """The columns as JSON, safe inside a script element; empty where there is nothing to move."""
+    sweep, scores = tables.sweep, tables.scores
+    if sweep is None:
+        return ""
+    free = {case.case for case in tables.cases if not case.n_lesions}
+    false = [row for row in tables.candidates if row.outcome_any == "false_positive"]
+    content: dict[str, Any] = {
+        "cases": sweep.n_cases,
+        "free_cases": len(free),
+        "start": scores.operating_point.score,
+        "lesions": [
+            [
+                row.detected_at,
+                size_index(row.diameter_mm, scores.recall_by_size),
+                row.case,
+                row.lesion,
+                round(row.diameter_mm, 1),
+            ]
+            for row in tables.lesions
+        ],
+        "false": sweep.false_score.tolist(),
+        "free": [row.score for row in false if row.case in free],
+        "sizes": [text.size_range(group, scores.size_unit) for group in scores.recall_by_size],
+    }
+    return json.dumps(content, ensure_ascii=False, allow_nan=False).replace("<", "\\u003c")

@@ -9,7 +9,6 @@ from lesionseg.report.text.amounts import *
 from lesionseg.report.text.chart_captions import *
 from lesionseg.report.text.definitions import *
 from lesionseg.report.text.frame import *
-from lesionseg.report.text.gallery_words import *
 from lesionseg.report.text.headline import *
 from lesionseg.report.text.study_words import *
 from lesionseg.report.text.table_words import *

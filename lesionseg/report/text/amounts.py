@@ -1,11 +1,13 @@
 """Numbers in words: counts, shares with their intervals, sizes, and why there is none."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from typing import Any
 
 from lesionseg.evaluation.score_sections import SizeGroup
 from lesionseg.evaluation.statistics.estimates import CI, UNSTATED, Estimate
+from lesionseg.report.inputs.result_tables import Tables
 
 # Under this many lesions a percentage without an interval pretends to a precision it lacks.
 MIN_FOR_PERCENT = 10
@@ -199,3 +201,50 @@ def _with_interval(estimate: Estimate, show: Callable[[float], str], unit: str =
         return shown
     low, high = map(show, estimate.ci95)
     return f"{shown} (95 % CI {low} to {high}{unit})"
+
+
+def interval_sentence(tables: Tables) -> str:
+    """Why numbers have no CI, each reason once, and how many more patients would help.
+
+    An interval narrows with the square root of the number of independent patients, so half the
+    width takes four times as many in all. Patients without lesions do not count towards any.
+    """
+    reasons = {
+        reason.removesuffix(" are too few for an interval").replace("groups", "patients")
+        for reason in _reasons(tables.scores.raw)
+    }
+    said = f"Where there is none: {'; '.join(sorted(reasons))}." if reasons else ""
+    return f"{said} {_more_patients(tables)}".strip()
+
+
+def _reasons(node: Any) -> Iterator[str]:
+    """Why a number that is defined has no interval, of every number in scores.json."""
+    if isinstance(node, list):
+        for one in node:
+            yield from _reasons(one)
+    if not isinstance(node, Mapping):
+        return
+    if node.get("ci95", 0) is None and node.get("reason"):
+        if any(node.get(key) is not None for key in ("value", "mean", "recall")):
+            yield str(node["reason"])
+    elif isinstance(node.get("ci95"), Mapping):
+        reasons = node.get("reasons") or {}
+        missing = (key for key, pair in node["ci95"].items() if pair is None)
+        yield from (reasons[k] for k in missing if node.get(k) is not None and reasons.get(k))
+    for one in node.values():
+        yield from _reasons(one)
+
+
+def _more_patients(tables: Tables) -> str:
+    scores = tables.scores
+    if scores.estimate("lesion_recall").ci95 is None:
+        missing = MIN_GROUPS - len({lesion.group or lesion.case for lesion in tables.lesions})
+        if not tables.lesions or missing <= 0:
+            return ""
+        more = count(missing, "more patient")
+        return f"At least {more} with lesions would be needed for any."
+    more = f"{3 * scores.n_groups:,}".replace(",", " ")
+    return (
+        f"To halve the width of the CI of sensitivity, about {more} more patients like these "
+        "would be needed: four times as many in all."
+    )

@@ -1,7 +1,6 @@
 """The sentences of the first screen."""
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Mapping
 
 from lesionseg.evaluation.presets import JOINT_RULE
 from lesionseg.evaluation.rows import without_failed
@@ -10,7 +9,6 @@ from lesionseg.evaluation.statistics.estimates import Estimate, as_float
 from lesionseg.report.inputs.result_tables import Tables
 from lesionseg.report.text.amounts import (
     MIN_FOR_PERCENT,
-    MIN_GROUPS,
     NOT_STATED,
     and_interval,
     count,
@@ -293,53 +291,6 @@ def warned_sentence(tables: Tables) -> str:
     return (
         f"{len(warned)} of {count(len(tables.cases), 'scan')}, with {found} of "
         f"{count(lesions, 'lesion')} found there; the table of scans says in what."
-    )
-
-
-def interval_sentence(tables: Tables) -> str:
-    """Why numbers have no CI, each reason once, and how many more patients would help.
-
-    An interval narrows with the square root of the number of independent patients, so half the
-    width takes four times as many in all. Patients without lesions do not count towards any.
-    """
-    reasons = {
-        reason.removesuffix(" are too few for an interval").replace("groups", "patients")
-        for reason in _reasons(tables.scores.raw)
-    }
-    said = f"Where there is none: {'; '.join(sorted(reasons))}." if reasons else ""
-    return f"{said} {_more_patients(tables)}".strip()
-
-
-def _reasons(node: Any) -> Iterator[str]:
-    """Why a number that is defined has no interval, of every number in scores.json."""
-    if isinstance(node, list):
-        for one in node:
-            yield from _reasons(one)
-    if not isinstance(node, Mapping):
-        return
-    if node.get("ci95", 0) is None and node.get("reason"):
-        if any(node.get(key) is not None for key in ("value", "mean", "recall")):
-            yield str(node["reason"])
-    elif isinstance(node.get("ci95"), Mapping):
-        reasons = node.get("reasons") or {}
-        missing = (key for key, pair in node["ci95"].items() if pair is None)
-        yield from (reasons[k] for k in missing if node.get(k) is not None and reasons.get(k))
-    for one in node.values():
-        yield from _reasons(one)
-
-
-def _more_patients(tables: Tables) -> str:
-    scores = tables.scores
-    if scores.estimate("lesion_recall").ci95 is None:
-        missing = MIN_GROUPS - len({lesion.group or lesion.case for lesion in tables.lesions})
-        if not tables.lesions or missing <= 0:
-            return ""
-        more = count(missing, "more patient")
-        return f"At least {more} with lesions would be needed for any."
-    more = f"{3 * scores.n_groups:,}".replace(",", " ")
-    return (
-        f"To halve the width of the CI of sensitivity, about {more} more patients like these "
-        "would be needed: four times as many in all."
     )
 
 

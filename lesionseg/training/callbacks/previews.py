@@ -16,9 +16,8 @@ from lesionseg.core import Prediction, Reference, Volume
 from lesionseg.data.tiling import TileGrid
 from lesionseg.inference.candidates.box_candidates import BoxCollector
 from lesionseg.io.atomic import atomic_path
-from lesionseg.models.detector_output import DetectorOutput
-from lesionseg.ops.components import mask_boxes
-from lesionseg.ops.lesions import lesions_of
+from lesionseg.models.heads import DetectorOutput
+from lesionseg.ops.components import lesions_of, mask_boxes
 from lesionseg.plan.plan import Plan
 from lesionseg.training.callbacks.drawing import (
     Picture,

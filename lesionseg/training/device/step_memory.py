@@ -12,7 +12,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from lesionseg.losses import DiceFocalLoss
 from lesionseg.losses.detection_loss import DetectionLoss
 from lesionseg.models.build import build_network
-from lesionseg.models.detector_output import DetectorOutput
+from lesionseg.models.heads import DetectorOutput
 from lesionseg.plan.plan import Plan
 from lesionseg.plan.tile_rules import total_stride
 from lesionseg.training.device.memory_probe import some_batch

@@ -9,10 +9,9 @@ from torch import Tensor, nn
 
 from lesionseg.losses.detection_loss import AnchorTargets, DetectionLoss
 from lesionseg.losses.gradient_balance import FocalTerm
-from lesionseg.models.detector_output import DetectorOutput
+from lesionseg.models.heads import DetectorOutput
 from lesionseg.models.retinanet import planned_anchors
-from lesionseg.ops.anchors import AnchorLevel, grid_anchors
-from lesionseg.ops.assign import BACKGROUND, IGNORED
+from lesionseg.ops.anchors import BACKGROUND, IGNORED, AnchorLevel, grid_anchors
 from lesionseg.ops.boxes import split_box
 from lesionseg.ops.fixed_rows import TileLesions, at_most, first_places, lesion_table
 from lesionseg.plan.plan import Plan

@@ -5,7 +5,7 @@ from lesionseg.core import Geometry, Reference, Volume
 from lesionseg.errors import GeometryError
 from lesionseg.evaluation import PRESETS, evaluate_case
 from lesionseg.evaluation.case.lesion_measures import lesion_contrasts
-from lesionseg.ops.lesions import lesions_of
+from lesionseg.ops.components import lesions_of
 
 
 def scene(dims, spacing=1.0, size=31, level=110.0, second=None):

@@ -9,7 +9,7 @@ import torch
 
 from lesionseg.data.tiling import TileGrid
 from lesionseg.inference.candidates.box_candidates import BoxCollector
-from lesionseg.models.detector_output import DetectorOutput
+from lesionseg.models.heads import DetectorOutput
 from lesionseg.models.retinanet import planned_anchors
 from lesionseg.ops import suppression
 from lesionseg.ops.anchors import grid_anchors

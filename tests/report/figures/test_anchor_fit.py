@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from lesionseg.errors import ContentError
-from lesionseg.report.figures.anchor_fit import anchor_charts, read_fit
+from lesionseg.report.figures.dataset_figures import anchor_charts, read_fit
 
 
 def write(folder: Path, dims: int = 3, **anchors: object) -> Path:

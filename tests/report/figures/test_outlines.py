@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from lesionseg.report.figures.outlines import Loop, trace_loops
+from lesionseg.report.figures.slice_views import Loop, trace_loops
 
 
 def area(loop: Loop) -> float:

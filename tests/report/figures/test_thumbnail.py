@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from lesionseg.core import Geometry
-from lesionseg.report.figures.thumbnail import draw_thumbnail
+from lesionseg.report.figures.slice_views import draw_thumbnail
 
 
 @pytest.fixture

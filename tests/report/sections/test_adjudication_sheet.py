@@ -3,7 +3,7 @@ from pathlib import Path
 
 from lesionseg.io.atomic import write_csv
 from lesionseg.report.inputs.result_tables import Tables, read_tables
-from lesionseg.report.sections.adjudication_sheet import COLUMNS, write_adjudication
+from lesionseg.report.sections.reader_sheets import COLUMNS, write_adjudication
 from tests.report.conftest import Evaluation
 
 

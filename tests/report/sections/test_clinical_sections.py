@@ -9,7 +9,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from lesionseg.report import text, write_report
-from lesionseg.report.figures.clinical_figures import draw_load, draw_patients, sum_patients
+from lesionseg.report.figures.detail_figures import draw_load, draw_patients, sum_patients
 from lesionseg.report.inputs.result_tables import Tables, read_tables
 from lesionseg.report.sections.clinical_sections import make_clinical_sections
 from lesionseg.report.write import Options

@@ -2,7 +2,7 @@ from pathlib import Path
 
 from lesionseg.evaluation.rows import LesionRow
 from lesionseg.report.inputs.result_tables import read_tables
-from lesionseg.report.sections.gallery_choice import Limits, choose_items
+from lesionseg.report.sections.gallery import Limits, choose_items
 from tests.report.conftest import Blob, Evaluation
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from lesionseg.losses import FocalLoss
 from lesionseg.losses.detection_loss import DetectionLoss
 from lesionseg.models.build import build_network
-from lesionseg.ops import assign as assigning
+from lesionseg.ops import anchors as assigning
 from lesionseg.ops import fixed_rows
 from lesionseg.plan.anchor_plan import AnchorPlan
 from lesionseg.plan.plan import Architecture, Normalisation, Plan

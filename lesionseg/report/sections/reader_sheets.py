@@ -1,13 +1,13 @@
-"""Tables of two readers or models for the programs that analyse reader studies.
+"""Tables for others to work with: false positives to be judged, and two readers' studies."""
 
-Ratings are scores: a lesion's the highest at which it is found, a scan's that of its highest
-candidate. A reading without scores rates what it accepts 1, as a yes.
-"""
-
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from lesionseg.io.atomic import write_csv
+from lesionseg.evaluation.adjudication import AdjudicationRow
+from lesionseg.evaluation.rows import CandidateRow
+from lesionseg.io.atomic import read_csv, write_csv
 from lesionseg.report.inputs.result_tables import Tables
 
 Readings = Mapping[str, Tables]  # by the name of the reader or model
@@ -22,7 +22,9 @@ def write_reader_study(folder: Path, readings: Readings) -> None:
 
     Each of JAFROC is a sheet of RJafroc's workbook (Chakraborty & Berbaum 2004), with cases and
     lesions numbered from 1 and lesion 0 for a scan without any; imrmc.csv has one score per scan
-    (Gallas et al. 2009). The readers are one, the readings are modalities.
+    (Gallas et al. 2009). The readers are one, the readings are modalities. Ratings are scores: a
+    lesion's the highest at which it is found, a scan's that of its highest candidate; a reading
+    without scores rates what it accepts 1, as a yes.
     """
     folder.mkdir(parents=True, exist_ok=True)
     first = next(iter(readings.values()))
@@ -75,3 +77,55 @@ def _scans(readings: Readings, numbers: Mapping[str, int]) -> Iterator[Cells]:
         for case in tables.cases:
             plain = int(case.case in called)
             yield 1, numbers[case.case], name, plain if case.case_score is None else case.case_score
+
+
+_log = logging.getLogger(__name__)
+COLUMNS = AdjudicationRow.columns()
+# What a person fills in; nothing of it is ever overwritten.
+FILLED = ("verdict", "reader", "comment")
+# A candidate is the same one when all of these are.
+SAME = ("case", "candidate", *(name for name in COLUMNS if name.endswith("_vox")))
+
+
+def write_adjudication(path: Path, tables: Tables) -> int:
+    """Write one row a false positive, by descending score; returns how many there are.
+
+    Verdicts that a person has filled in before are kept: with their candidate, or below the others
+    when it is no longer among them. No file is written where there is nothing to judge.
+    """
+    false = [row for row in tables.candidates if row.outcome == "false_positive"]
+    false.sort(key=lambda row: (-(row.score or 0.0), row.case, row.candidate))
+    rows = [_row(row) for row in false]
+    before = {_identity(row): row for row in _filled(path)}
+    for row in rows:
+        row.update({key: before.get(_identity(row), {}).get(key, "") for key in FILLED})
+    left = [row for key, row in before.items() if key not in {_identity(row) for row in rows}]
+    if left:
+        _log.warning("%d verdicts in %s are of candidates no longer there; kept.", len(left), path)
+    if rows or left:
+        write_csv(path, [*rows, *left], COLUMNS)
+    return len(rows)
+
+
+def _filled(path: Path) -> list[Mapping[str, str]]:
+    rows = map(AdjudicationRow.upgrade, read_csv(path)) if path.is_file() else ()
+    kept = [{key: row.get(key, "") for key in COLUMNS} for row in rows]
+    return [row for row in kept if any(row[key] for key in FILLED)]
+
+
+def _identity(row: Mapping[str, Any]) -> tuple[str, ...]:
+    return tuple(str(row[key] or "") for key in SAME)
+
+
+def _row(row: CandidateRow) -> dict[str, Any]:
+    return AdjudicationRow(
+        case=row.case,
+        candidate=row.candidate,
+        label=row.label,
+        score=None if row.score is None else float(f"{row.score:.6g}"),
+        diameter_mm=round(row.diameter_mm, 2),
+        centre_mm=row.centre_mm,
+        start_vox=row.start_vox,
+        stop_vox=row.stop_vox,
+        touches_lesion=row.touches_lesion,
+    ).to_csv()
