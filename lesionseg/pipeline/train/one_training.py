@@ -244,7 +244,17 @@ def keep_bundle(
     run: Path,
     check: InputCheck | None = None,
 ) -> None:
-    """Write the bundle and, with all that was chosen, the plan again."""
+    """Write the bundle and, with all that was chosen, the plan again.
+
+    Args:
+        networks: the members, each a network of the plan.
+        plan: what was decided and chosen.
+        scores: of the validation cases, or None.
+        origin: what made the model, for its card.
+        seen: the cases it has learnt from or was chosen on.
+        run: the run directory.
+        check: what tells scans that are unlike the training scans, or None.
+    """
     plan = plan.with_(n_members=len(networks))
     card = model_card(plan, scores, origin, seen)
     write_bundle(run / BUNDLE, networks, plan, card, check)
