@@ -34,7 +34,7 @@ def main() -> None:
     """Fuzz each kind in a process of its own; one line of the table for each."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--seconds", type=int, default=600, help="of each reader")
-    parser.add_argument("--folder", type=Path, default=Path("fuzzed"))
+    parser.add_argument("--folder", type=Path, default=Path(".fuzz/found"))
     parser.add_argument("--kinds", nargs="+", choices=READERS, default=list(READERS))
     options = parser.parse_args()
     with TemporaryDirectory() as folder:  # what is compiled first would count as a hang
