@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 WORKERS ?= 2
 
-.PHONY: demo test setup check slow data bench gpu docs viewer peers lock check-lock wheelhouse sbom
+.PHONY: demo test setup check slow data bench gpu docs viewer peers lock check-lock wheelhouse sbom fuzz
 
 demo: $(VENV)/.runtime  ## train, predict, evaluate and report on simulated brain MRI
 	$(BIN)/python scripts/train.py experiment=demo_mri
@@ -95,4 +95,14 @@ sbom: .sbom/.installed  ## sbom.json: all that a user installs (CycloneDX), then
 .sbom/.installed:
 	$(PYTHON) -m venv .sbom
 	.sbom/bin/python -m pip install --quiet 'cyclonedx-bom>=7,<8' 'pip-audit>=2.10,<3'
+	touch $@
+
+FUZZ_SECONDS ?= 600
+
+fuzz: .fuzz/.installed  ## change files towards lines that no file has reached, of every reader (Linux; hours)
+	.fuzz/bin/python -m benchmarks.fuzz_readers --seconds $(FUZZ_SECONDS)
+
+.fuzz/.installed: requirements.lock
+	$(PYTHON) -m venv .fuzz
+	.fuzz/bin/python -m pip install --quiet -r requirements.lock 'atheris>=3,<4'
 	touch $@

@@ -1,12 +1,10 @@
-"""What `predict` does about faults: bad files, a full disk, and being killed at random moments.
+"""What `predict` does about faults: bad files and a full disk. `kills.py` kills it.
 
-    python benchmarks/faults_inference.py [--quick] [--kills 50]
+    python benchmarks/faults_inference.py
 
 One damaged scan of each kind lies among good ones; the table says what became of it and of them. A
-full disk is one that refuses to write masks. For the kills, the same command is started again and
-again in a process that gets SIGKILL after a random time, until it ends by itself; its results must
-be those of an undisturbed run, byte for byte, and nothing else may lie in the folder. The last line
-is JSON; exit status 1 when a promise was broken.
+full disk is one that refuses to write masks. The last line is JSON; exit status 1 when a promise
+was broken.
 """
 
 import argparse
@@ -15,14 +13,10 @@ import gzip
 import json
 import logging
 import os
-import random
-import signal
 import sys
 import tempfile
-import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from unittest import mock
 
@@ -32,7 +26,6 @@ import torch
 
 from lesionseg.core import Geometry, Volume
 from lesionseg.inference.bundles.bundle import write_bundle
-from lesionseg.inference.inference_settings import InferenceSettings
 from lesionseg.io.formats.volumes import write_volume
 from lesionseg.models.build import build_network
 from lesionseg.pipeline.predict.predictions_table import TABLE
@@ -45,10 +38,7 @@ N_GOOD = 3
 
 def main() -> None:
     """Try every fault, and print what became of it."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="ten kills")
-    parser.add_argument("--kills", type=int, default=50)
-    options = parser.parse_args()
+    argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
     logging.getLogger("lesionseg").setLevel(logging.ERROR)
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as name:
@@ -56,7 +46,6 @@ def main() -> None:
         write_bundle(folder / "bundle", *small_bundle(), "")
         rows = [try_fault(folder, fault) for fault in FAULTS]
         rows.append(full_disk(folder))
-        rows.append(kills(folder, 10 if options.quick else options.kills))
     print(f"{'fault':<24}{'done':>6}{'kept':>6}{'failed':>8}{'as it must':>12}  message")
     for row in rows:
         held = "yes" if row["held"] else "NO"
@@ -217,55 +206,6 @@ def full_disk(folder: Path) -> dict[str, object]:
     held = [row.status for row in first] == ["done", "failed", "done"] and left == []
     held &= [row.status for row in again] == ["kept", "done", "kept"]
     return outcome("full disk, then again", again, held, first[1].message)
-
-
-def kills(folder: Path, n: int) -> dict[str, object]:
-    """Killed again and again; what is there at last is what an undisturbed run gives."""
-    source = folder / "kills"
-    for seed in range(12):
-        write_volume(source / f"case{seed:02}.nii.gz", scan(seed))
-    begin = time.perf_counter()
-    predict(folder / "bundle", source, folder / "undisturbed", save_probabilities="uint8")
-    whole = time.perf_counter() - begin
-    draw, n_killed, kept, held = random.Random(0), 0, 0, True
-    round_number = 0
-    while n_killed < n:
-        output = folder / f"killed{round_number}"
-        round_number += 1
-        while n_killed < n and run_and_kill(folder, source, output, draw.uniform(0, whole / 3)):
-            n_killed += 1
-        rows = predict(folder / "bundle", source, output, save_probabilities="uint8")
-        kept += sum(row.status == "kept" for row in rows)
-        held &= contents(output) == contents(folder / "undisturbed")
-        held &= all(row.status in ("done", "kept") for row in rows)
-    return outcome(f"{n_killed} kills", rows, held, f"{kept} cases kept in {round_number} rounds")
-
-
-def run_and_kill(folder: Path, source: Path, output: Path, after_s: float) -> bool:
-    """Predict in a child that is killed after a time; False when it was done before."""
-    child = os.fork()
-    if child == 0:
-        try:
-            settings = InferenceSettings()
-            predict(
-                folder / "bundle",
-                source,
-                output,
-                inference=replace(settings, max_memory_gb=0.001),
-                save_probabilities="uint8",
-            )
-        finally:
-            os._exit(0)
-    time.sleep(after_s)
-    os.kill(child, signal.SIGKILL)
-    _, status = os.waitpid(child, 0)
-    return os.WIFSIGNALED(status)
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    """All files of a folder, hidden ones too; the table, which holds times, left out."""
-    files = (p for p in folder.rglob("*") if p.is_file() and p.name != TABLE)
-    return {str(p.relative_to(folder)): p.read_bytes() for p in files}
 
 
 def leftovers(output: Path, cases: set[str]) -> list[str]:

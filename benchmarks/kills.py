@@ -1,16 +1,18 @@
 """Commands killed at random moments and started again: do they end as if nothing had happened?
 
     python benchmarks/kills.py --kills 40 --folder DIR      # of each command; goes on where it was
-    python benchmarks/kills.py --kills 2 --commands predict
+    python benchmarks/kills.py --kills 2 --full 2 --commands predict
 
-Each command runs in a process that gets SIGKILL after a random time, and again, until it ends by
-itself. Its files must then be those of an undisturbed run, byte for byte, and no other may lie
-there. Columns and lines of times are left out; a file that two undisturbed runs still do not write
-alike need only be there.
+Each command runs in a process that gets SIGKILL after a random time of the processor, and again,
+until it ends by itself. Its files must then be those of an undisturbed run, byte for byte, and no
+other may lie there. Columns and lines of times are left out; a file that two undisturbed runs still
+do not write alike need only be there. With `--full` the disk is full at a random write of each run:
+the command must say so in a sentence, leave nothing half-written, and end alike when begun again.
 The last line is JSON; exit status 1 when a promise was broken.
 """
 
 import argparse
+import errno
 import importlib
 import json
 import os
@@ -20,12 +22,13 @@ import signal
 import sys
 import tempfile
 import time
+from itertools import count
 from pathlib import Path
 
 import torch
 
 from lesionseg.cli import run
-from lesionseg.io.atomic import read_csv
+from lesionseg.io import atomic
 from lesionseg.phantoms import VisitSettings, write_mri_phantoms, write_visit_phantoms
 
 SMALL = (
@@ -33,6 +36,7 @@ SMALL = (
     "trainer.precision=32-true trainer.accelerator=cpu trainer.checkpoint_every_minutes=0 "
     "model.base_features=4 model.batch_size=2 model.tile_shape=[16,16,16]"
 )
+OF_THE_DAY = (b"training_minutes", b"git_commit")
 TIMES = ("seconds", "minutes", "peak_memory_mb")
 # in the order in which each finds what it needs; {0} is the folder of the data
 COMMANDS = {
@@ -52,6 +56,7 @@ def main() -> None:
     """Kill each command so many times, and print what became of it."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=40)
+    parser.add_argument("--full", type=int, default=0, help="full disks of each command")
     parser.add_argument("--commands", nargs="+", choices=COMMANDS, default=list(COMMANDS))
     parser.add_argument("--folder", type=Path)
     options = parser.parse_args()
@@ -64,8 +69,12 @@ def main() -> None:
         for name in list(COMMANDS)[: 1 + max(map(list(COMMANDS).index, options.commands))]:
             undisturbed(root, name)
         rows = [kill(root, name, options.kills) for name in options.commands]
+        held = all(row["same"] == row["kills"] for row in rows)
+        for row in rows:
+            row["full"] = [fill(root, row["command"], seed) for seed in range(options.full)]
+            held &= all(row["full"])
     print(json.dumps({"bench": "kills", "rows": rows}))
-    sys.exit(not all(row["same"] == row["kills"] for row in rows))
+    sys.exit(not held)
 
 
 def write_data(root: Path) -> None:
@@ -79,26 +88,38 @@ def write_data(root: Path) -> None:
 
 
 def undisturbed(root: Path, name: str) -> None:
-    """Two runs that are left alone; `seconds.txt` beside them is the second's time."""
+    """Two runs that are left alone; `seconds.txt` beside them is the second's processor time."""
     for twin in ("calm", "twin"):
         folder = root / name / twin
         if (root / name / "seconds.txt").is_file():
             return
         shutil.rmtree(folder, ignore_errors=True)
-        begin = time.perf_counter()
-        status = os.waitstatus_to_exitcode(os.waitpid(start(root, name, folder), 0)[1])
-        if status:
+        child, seconds = start(root, name, folder), 0.0
+        while (ended := os.waitpid(child, os.WNOHANG))[0] == 0:
+            seconds = processor_seconds(child)
+            time.sleep(0.01)
+        if ended[1]:
             sys.exit(f"{name} failed undisturbed:\n{(folder / 'log').read_text()}")
-    (root / name / "seconds.txt").write_text(str(time.perf_counter() - begin))
+    (root / name / "seconds.txt").write_text(str(seconds))
 
 
-def start(root: Path, name: str, folder: Path) -> int:
-    """Run a command in a process of its own, in `folder`; what it says is added to `log` there."""
+def processor_seconds(process: int) -> float:
+    """What a process has computed so far, which does not depend on how busy the machine is."""
+    fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def start(root: Path, name: str, folder: Path, full_at: int = 0) -> int:
+    """Run a command in a process of its own, in `folder`; what it says is added to `log` there.
+
+    At write number `full_at` its disk is full.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     child = os.fork()
     if child == 0:
         status = 1
         try:
+            refuse_write(full_at)
             os.chdir(folder)
             log = os.open("log", os.O_CREAT | os.O_APPEND | os.O_WRONLY)
             os.dup2(log, 1)
@@ -113,7 +134,7 @@ def kill(root: Path, name: str, n: int) -> dict[str, object]:
     """Kill a command `n` times in as many rounds as it takes; the tally is kept in `tally.json`."""
     file = root / name / "tally.json"
     tally = json.loads(file.read_text()) if file.is_file() else {"kills": 0, "same": 0, "rounds": 0}
-    longest = 0.6 * float((root / name / "seconds.txt").read_text())
+    longest = 0.8 * float((root / name / "seconds.txt").read_text())
     while tally["kills"] < n:
         draw, folder = random.Random(tally["rounds"]), root / name / "killed"
         shutil.rmtree(folder, ignore_errors=True)
@@ -135,9 +156,39 @@ def kill(root: Path, name: str, n: int) -> dict[str, object]:
 def killed(root: Path, name: str, after_s: float) -> bool:
     """Start a command and kill it after a time; False when it was done before."""
     child = start(root, name, root / name / "killed")
-    time.sleep(after_s)
+    while processor_seconds(child) < after_s:
+        if os.waitpid(child, os.WNOHANG)[0]:
+            return False
+        time.sleep(0.002)
     os.kill(child, signal.SIGKILL)
     return os.WIFSIGNALED(os.waitpid(child, 0)[1])
+
+
+def refuse_write(number: int) -> None:
+    """Let the write of that number, counted from 1, find the disk full; the rest succeed."""
+    numbers, flush = count(1), atomic._flush
+
+    def flushed(path: Path) -> None:
+        if next(numbers) == number:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        flush(path)
+
+    atomic._flush = flushed
+
+
+def fill(root: Path, name: str, seed: int) -> bool:
+    """Fill the disk at a random write, then begin again; whether all was as it must be."""
+    folder = root / name / "killed"
+    shutil.rmtree(folder, ignore_errors=True)
+    n_writes = sum(path.is_file() for path in (root / name / "calm").rglob("*"))
+    full_at = random.Random(seed).randint(1, max(n_writes - 1, 1))
+    os.waitpid(start(root, name, folder, full_at), 0)
+    said, halves = (folder / "log").read_text(), list(folder.rglob(atomic._HALF))
+    os.waitpid(start(root, name, folder), 0)
+    wrong = [str(half) for half in halves] + ["a traceback"] * ("Traceback" in said)
+    wrong += differences(root / name)
+    print(f"{name} full at write {full_at}", *wrong, sep="\n  ", flush=True)
+    return not wrong
 
 
 def differences(folder: Path) -> list[str]:
@@ -165,10 +216,11 @@ def timeless(path: Path) -> bytes:
     """A file without the lines, and of a table without the columns, that say how long it took."""
     data = path.read_bytes()
     if path.suffix in (".json", ".md"):
-        return b"\n".join(row for row in data.split(b"\n") if b"training_minutes" not in row)
+        lines = data.split(b"\n")
+        return b"\n".join(line for line in lines if not any(word in line for word in OF_THE_DAY))
     if path.suffix == ".csv":
-        rows = [[row[k] for k in row if k not in TIMES] for row in read_csv(path)]
-        return json.dumps(rows).encode()
+        rows = [[row[k] for k in row if k not in TIMES] for row in atomic.read_csv(path)]
+        return json.dumps(rows).replace('"kept"', '"done"').encode()
     return data
 
 

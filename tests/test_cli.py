@@ -1,6 +1,7 @@
 """The command line: overrides that are right, nearly right and wrong."""
 
 import shlex
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -244,6 +245,18 @@ def test_ctrl_c_is_no_error_but_leaves_with_130(
     monkeypatch.setattr("lesionseg.cli.command.call", interrupted)
     assert run("train", ["data.root=x"]) == 130
     assert "the same command resumes" in capsys.readouterr().err
+
+
+def test_sigterm_is_as_ctrl_c(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr("lesionseg.cli.command.call", lambda _: signal.raise_signal(signal.SIGTERM))
+    try:
+        assert run("train", ["data.root=x"]) == 130
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert capsys.readouterr().err.count("\n") == 1
 
 
 def test_jobs_of_a_multirun_do_not_share_a_run_directory(

@@ -1,9 +1,12 @@
 """What runs a command: its name and overrides in, an exit status out, errors as sentences."""
 
 import logging
+import os
 import re
+import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from lesionseg import __version__
@@ -48,8 +51,22 @@ def run(command: str, argv: Sequence[str], *, program: str | None = None) -> int
     # ours alone: other packages' notes on fonts and plug-ins are no news to a user
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logging.getLogger("lesionseg").setLevel(logging.INFO)
+    _end_at_sigterm()
     debug = any(a.replace(" ", "").lower() == "debug=true" for a in argv)
     return _guarded(lambda: _run(command, argv), debug)
+
+
+def _end_at_sigterm() -> None:
+    """Let SIGTERM end a command as Ctrl-C does; what is forked from it just ends."""
+    process = os.getpid()
+
+    def end(number: int, _: object) -> None:
+        if os.getpid() != process:
+            os._exit(128 + number)
+        raise KeyboardInterrupt
+
+    with suppress(ValueError):  # only the first thread may
+        signal.signal(signal.SIGTERM, end)
 
 
 def _run(command: str, argv: Sequence[str]) -> int:

@@ -1,23 +1,31 @@
-"""What predict promises about faults, kills included, holds."""
+"""What commands promise about faults, kills included, holds."""
 
 import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 
-@pytest.mark.slow
-def test_faults_stay_with_their_case_and_kills_leave_no_trace(repository: Path) -> None:
+def _rows(repository: Path, *command: str) -> list[dict[str, Any]]:
     done = subprocess.run(
-        [sys.executable, "benchmarks/faults_inference.py", "--quick"],
-        cwd=repository,
-        capture_output=True,
-        text=True,
-        check=False,
+        [sys.executable, *command], cwd=repository, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    rows = json.loads(done.stdout.splitlines()[-1])["rows"]
-    assert len(rows) == 12
+    rows: list[dict[str, Any]] = json.loads(done.stdout.splitlines()[-1])["rows"]
+    return rows
+
+
+@pytest.mark.slow
+def test_faults_stay_with_their_case(repository: Path) -> None:
+    rows = _rows(repository, "benchmarks/faults_inference.py")
+    assert len(rows) == 11
     assert all(row["held"] for row in rows)
+
+
+@pytest.mark.slow
+def test_kills_leave_no_trace(repository: Path) -> None:
+    rows = _rows(repository, "benchmarks/kills.py", "--kills", "3")
+    assert [row["same"] for row in rows] == [3] * 5

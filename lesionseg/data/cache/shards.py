@@ -15,6 +15,7 @@ import contextlib
 import gzip
 import io
 import json
+import re
 import shutil
 import tarfile
 import threading
@@ -45,6 +46,7 @@ SHARD_SECONDS = 600.0
 _LOOK_AGAIN_SECONDS = 30.0
 _TABLE = ".json.gz"
 _PARTS = ("case.json", "image.npy", "labels.npy", "instances.npy", "valid.npy")
+_SOURCE = re.compile("[0-9a-f]{2,128}")
 _READERS = 16
 
 
@@ -237,7 +239,10 @@ def _nobodys(member: tarfile.TarInfo) -> tarfile.TarInfo:
 
 def _read_table(content: bytes, where: str) -> Iterator[dict[str, Any]]:
     try:
-        yield from json.loads(gzip.decompress(content))["cases"]
+        for record in json.loads(gzip.decompress(content))["cases"]:
+            if not _SOURCE.fullmatch(record["source"]):  # it becomes a path on this machine
+                raise ValueError(f"source {record['source']!r}")
+            yield record
     except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
         raise ReadError(
             "The table of a shard is damaged.",

@@ -75,7 +75,8 @@ def read_checkpoint(path: Path) -> Checkpoint:
         raw = torch.load(path, map_location="cpu", weights_only=True)
         checkpoint = Checkpoint(**raw)
     except Exception as error:  # torch.load raises half a dozen kinds for a broken file
-        raise _unusable(path, f"{type(error).__name__}: {error}") from error
+        # by its name alone: the text advises to load without `weights_only`
+        raise _unusable(path, type(error).__name__) from error
     if checkpoint.version != CHECKPOINT_VERSION:
         raise _unusable(path, f"version {checkpoint.version}")
     return checkpoint

@@ -1,3 +1,5 @@
+import gzip
+import json
 import pickle
 import tarfile
 import uuid
@@ -193,6 +195,14 @@ def test_a_damaged_table_and_a_missing_shard_are_named(fill, url, dataset, plan,
     store.create("broken.json.gz", b"nonsense")
     with pytest.raises(ReadError, match=r"broken\.json\.gz"):
         fill()
+
+
+def test_a_table_that_names_another_folder_is_refused(fill, url, dataset, plan, tmp_path):
+    store = RemoteFolder(url) / cache_key(dataset, plan)
+    table = {"cases": [{"case": "a", "source": "../../elsewhere"}]}
+    store.create("evil.json.gz", gzip.compress(json.dumps(table).encode()))
+    with pytest.raises(ReadError, match=r"evil\.json\.gz.*elsewhere"):
+        fill(disk=LocalDisk(tmp_path / "a"))
 
 
 def test_a_web_server_gives_what_is_there_and_takes_nothing(fill, web, plan, dataset, tmp_path):
