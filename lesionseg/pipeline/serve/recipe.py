@@ -1,5 +1,7 @@
 """Serve: a bundle behind HTTP, for a page, for programs and for 3D Slicer."""
 
+import atexit
+import gc
 import logging
 from collections.abc import Sequence
 from contextlib import suppress
@@ -107,6 +109,7 @@ def serve(
     logger.info("Serving at %s://%s:%d; stop with Ctrl-C.", scheme, host, port)
     if host not in _THIS_MACHINE and not (token and ssl_certfile):
         logger.warning("Other machines reach this server: set token, ssl_certfile and hosts.")
+    atexit.register(gc.freeze)  # else Python looks through every module's objects at its end
     with suppress(KeyboardInterrupt):
         uvicorn.Server(settings).run()
     return CommandOutcome()
