@@ -1,4 +1,4 @@
-"""Scans of one phantom with two channels, and the same scans spoilt one way at a time."""
+"""Scans of one phantom with two channels, and the same scans corrupted one way at a time."""
 
 from collections.abc import Callable
 from dataclasses import replace
