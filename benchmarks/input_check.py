@@ -1,27 +1,35 @@
 """Which scans `predict` warns of: those like the training scans, and those changed or of others.
 
-    python benchmarks/input_check.py run=RUN data=DIR [wrong=DIR] [most=40] [group=REGEX]
+    python benchmarks/input_check.py run=RUN data=DIR [wrong=DIR,DIR] [most=40]
+    python benchmarks/input_check.py channels=DIR
 
 RUN is a finished training run, DIR an nnU-Net folder or COCO images whose cases were no training
 cases (`imagesTs`, or `images` without the run's own). Every one is looked at as it is and in each
 changed way, and every image in `wrong`. One line per way: the share warned of, the median score.
+`channels`: an nnU-Net folder of several channels. Eighths of its cases stand for scans; each case's
+are compared with all others' by the image alone, with their channels in every order.
 """
 
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from itertools import permutations, product
 from pathlib import Path
 
 import numpy as np
 from scipy import ndimage
 
 from lesionseg.core import CaseFiles, Geometry, InputVerdict, Volume
+from lesionseg.data.normalise import normalise
 from lesionseg.errors import LesionsegError
 from lesionseg.inference.bundles.bundle import read_bundle
-from lesionseg.inference.input_check import judge_input
+from lesionseg.inference.input_check import judge_input, make_input_check
 from lesionseg.inference.predictor import Predictor
+from lesionseg.inference.scan_statistics import ScanStatistics, image_statistics
 from lesionseg.io.atomic import read_json
+from lesionseg.io.formats.volumes import read_volume
 from lesionseg.io.layouts.input_images import find_images
+from lesionseg.plan.plan import Architecture, Normalisation, Plan
 
 THICKER = 4
 Change = Callable[[Volume], Volume]
@@ -145,9 +153,61 @@ def line(name: str, verdicts: list[InputVerdict]) -> str:
     return f"| {name} | {len(warned)} of {len(verdicts)} | {middle} | {example} |"
 
 
+def eighths(files: CaseFiles) -> Iterator[np.ndarray]:
+    """The eight parts of a case's bounding box, its channels normalised."""
+    array = np.concatenate([read_volume(path).array for path in files.images]).astype(np.float32)
+    inside = np.argwhere(array[0] != 0)
+    box = tuple(map(slice, inside.min(0), inside.max(0) + 1))
+    normalise(array, (Normalisation("zscore"),) * len(array))
+    halves = [np.array_split(np.arange(s.start, s.stop), 2) for s in box]
+    for part in product(*halves):
+        yield array[(slice(None), *(slice(p[0], p[-1] + 1) for p in part))]
+
+
+def statistics_of(part: np.ndarray) -> ScanStatistics:
+    """What is compared of a part; all parts have one grid."""
+    vectors, thumbnail = image_statistics(part)
+    return ScanStatistics({**vectors, "grid": np.zeros(6)}, thumbnail)
+
+
+def channel_orders(folder: Path, n_channels: int) -> None:
+    """Print how many parts are warned of with their channels in each order."""
+    parts = {f.case: list(eighths(f)) for f in find_images(folder, n_channels)}
+    plan = Plan(
+        dims=3,
+        modality="mri",
+        channel_names=tuple("ABCDEF"[:n_channels]),
+        label_values=(1,),
+        label_names=("lesion",),
+        spacing_mm=(1.0, 1.0, 1.0),
+        normalisation=(Normalisation("zscore"),) * n_channels,
+        tile_shape=(32, 32, 32),
+        batch_size=1,
+        architecture=Architecture("unet", (4,), ((1, 1, 1),), ((3, 3, 3),)),
+        lesion_fraction=0.01,
+    )
+    verdicts: dict[tuple[int, ...], list[InputVerdict]] = {}
+    for case, own in parts.items():
+        others = [(name, p) for name, some in parts.items() if name != case for p in some]
+        scans = [statistics_of(part) for _, part in others]
+        check = make_input_check(scans, [name for name, _ in others], np.zeros((8, 6)))
+        assert check is not None
+        for order in permutations(range(n_channels)):
+            found = (check(statistics_of(part[list(order)]), plan) for part in own)
+            verdicts.setdefault(order, []).extend(found)
+    print("| order | warned | median score | such as |\n|---|---|---|---|")
+    for order, said in verdicts.items():
+        print(line(" ".join(plan.channel_names[k] for k in order), said))
+
+
 def main() -> None:
     """Print the table."""
     options = dict(argument.split("=", 1) for argument in sys.argv[1:])
+    if "channels" in options:
+        folder = Path(options["channels"])
+        names = read_json(folder / "dataset.json")["channel_names"]
+        channel_orders(folder / "imagesTr", len(names))
+        return
     run, data = Path(options["run"]), Path(options["data"])
     predictor = Predictor(read_bundle(run))
     trained = read_json(run / "splits.json")["roles"]

@@ -146,7 +146,7 @@ class CaseResult:
     size, "px". `official`: what the preset's official scorer takes from the case. `regions`: each
     region by name, judged by itself. `within_labels`: the same case with each label judged by
     itself, where the labels are pooled and there are several. `warning` and `input_score`: of
-    `core.InputVerdict`.
+    `core.InputVerdict`. `slice_spacing_mm`: the largest spacing of a volume's voxels, to 0.1 mm.
     """
 
     case: str
@@ -176,6 +176,7 @@ class CaseResult:
     within_labels: "CaseResult | None" = None
     warning: str = ""
     input_score: float | None = None
+    slice_spacing_mm: float | None = None
 
     @property
     def n_detected(self) -> int:

@@ -45,6 +45,7 @@ class CaseRow(TableRow):
     volume_error_ml: float | None = None
     warning: str = ""
     input_score: float | None = None
+    slice_spacing_mm: float | None = None
 
     @property
     def failed(self) -> bool:

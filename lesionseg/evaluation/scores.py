@@ -67,7 +67,7 @@ def summarise(
         replicates: of the bootstrap.
         seed: of the bootstrap.
         provenance: versions and hashes, copied.
-        columns: what a table says of each case, by case and column.
+        columns: what a table says of each case, by case and column; `slice_spacing_mm` is added.
         subgroups: the columns to divide by; None for all that divide.
     """
     summary = PooledResults.of(results, preset, replicates, seed)
@@ -81,7 +81,8 @@ def summarise(
     details = detail_numbers(summary)
     if not details["recall_by_size_and_contrast"]:
         reasons["recall_by_size_and_contrast"] = edge_cases.NO_IMAGE.reason
-    parts = subgroup_numbers(summary, columns or {}, subgroups) + zone_numbers(summary)
+    spaced = _with_spacing(results, columns or {})
+    parts = subgroup_numbers(summary, spaced, subgroups) + zone_numbers(summary)
     if not parts:
         reasons["subgroups"] = edge_cases.NO_SUBGROUP.reason
     point = _operating_point(results, operating_point, evaluated_on)
@@ -215,6 +216,19 @@ def _one_region(part: PooledResults) -> dict[str, Any]:
         },
         "hd95_mm": part.distance(),
         "official": _official(part),
+    }
+
+
+def _with_spacing(results: Sequence[CaseResult], columns: Columns) -> Columns:
+    """The columns, and how far apart slices are where no column of that name says it."""
+    measured = {r.case: r.slice_spacing_mm for r in results}
+    return {
+        **columns,
+        **{
+            case: {"slice_spacing_mm": f"{mm:g}", **columns.get(case, {})}
+            for case, mm in measured.items()
+            if mm is not None
+        },
     }
 
 

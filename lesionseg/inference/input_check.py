@@ -8,6 +8,7 @@ limit is still predicted: one sentence says what is unlike the training.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations, permutations
+from math import comb
 from typing import Any
 
 import numpy as np
@@ -20,15 +21,12 @@ from lesionseg.core import Geometry, InputVerdict
 from lesionseg.errors import BundleError
 from lesionseg.inference.scan_statistics import (
     N_THUMBNAIL,
-    QUANTILES,
     ScanStatistics,
     Vector,
     entry_names,
-    grid_vector,
     orientation,
     scan_statistics,
 )
-from lesionseg.plan.fingerprint import Fingerprint
 from lesionseg.plan.plan import Plan
 
 # Causes before what follows from them, with the difference that no kind is to warn of, in its own
@@ -74,8 +72,7 @@ class Norm:
     def distance(self, vector: Vector) -> float:
         """Mahalanobis distance over the root of D: about 1 for a training scan."""
         z = self.deviations(vector)
-        squared = float(z @ self.precision @ z)
-        return float(np.sqrt(max(squared, 0.0) / len(z)))
+        return float(np.sqrt(max(float(z @ self.precision @ z), 0.0) / len(z)))
 
     def deviations(self, vector: Vector) -> Vector:
         """Each entry in units of the scale."""
@@ -124,15 +121,16 @@ class InputCheck:
 
     def _swapped(self, scan: ScanStatistics, seen: Mapping[str, float], plan: Plan) -> str:
         """In what other order of the channels the scan would be like the training scans, if any."""
-        kinds, names = ("intensity", "orientation"), plan.channel_names
+        names = plan.channel_names
         orders = permutations(range(len(names))) if 1 < len(names) < 6 else ()
         fits: dict[tuple[int, ...], float] = {}
         for order in orders:
-            vectors = {"intensity": _reordered(scan.vectors["intensity"], order)}
+            n_pairs = {"intensity": comb(len(order), 2), "empty": 0, "sharpness": 0}
+            vectors = {k: _reordered(scan.vectors[k], order, n) for k, n in n_pairs.items()}
             _, ratios = self._compared(ScanStatistics(vectors, scan.thumbnail[list(order)]))
             fits[order] = max(ratios.values())
         best = min(fits, key=lambda o: fits[o], default=())
-        if not best or fits[best] > 1 or max(seen[kind] for kind in kinds) <= 1:
+        if not best or fits[best] > 1 or max(seen[kind] for kind in ratios) <= 1:
             return ""
         given = ", ".join(names[best.index(k)] for k in range(len(names)))
         return f"The channels seem swapped: they look like {given}."
@@ -170,9 +168,7 @@ class InputCheck:
             )
         norms = {}
         for kind in kinds:
-            mean, scale, precision, low, high, limit = (
-                arrays[f"{kind}.{name}"] for name in _TENSORS
-            )
+            mean, scale, precision, low, high, limit = (arrays[f"{kind}.{n}"] for n in _TENSORS)
             norms[kind] = Norm(mean, scale, precision, low, high, float(limit[0]))
         return cls(norms, arrays["template"].astype(np.float32))
 
@@ -193,11 +189,12 @@ def judge_input(
 
 
 def make_input_check(
-    scans: Sequence[ScanStatistics], groups: Sequence[str], fingerprint: Fingerprint
+    scans: Sequence[ScanStatistics], groups: Sequence[str], grids: Vector
 ) -> InputCheck | None:
     """What new scans are compared with; None for fewer than five scans or a single patient.
 
     Limits are such that a scan keeps them whose patient (`groups`) is left out of the statistics.
+    `grids`: rows of `grid_vector`, of the training scans' files in any order.
     """
     if len(scans) < LEAST_SCANS or len(set(groups)) < 2:
         return None
@@ -216,8 +213,6 @@ def make_input_check(
     worst = np.max([left_out[kind] / limits[kind] for kind in table], axis=0)
     factor = max(1.0, float(np.quantile(worst, TOGETHER)))
     norms = {kind: _norm(kind, rows, limits[kind] * factor) for kind, rows in table.items()}
-    sides = zip(fingerprint.shapes, fingerprint.spacings_mm, strict=True)
-    grids = np.stack([grid_vector(*pair) for pair in sides])
     alone = _left_out("grid", grids, np.arange(len(grids)))
     return InputCheck({"grid": _norm("grid", grids, _limit(alone)), **norms}, thumbnails.mean(0))
 
@@ -228,8 +223,7 @@ def _norm(kind: str, rows: Vector, limit: float = 1.0) -> Norm:
     floor = FLOORS[kind]
     scale = np.hypot(spread, 0.1 * np.median(spread) + 1e-6 if floor is None else floor)
     z = (rows - mean) / scale
-    shrunk = _shrunk(z.T @ z / (len(z) - 1), len(z))
-    precision = np.asarray(np.linalg.inv(shrunk), dtype=np.float64)
+    precision = np.linalg.inv(_shrunk(z.T @ z / (len(z) - 1), len(z))).astype(np.float64)
     return Norm(mean, scale, precision, rows.min(0), rows.max(0), limit)
 
 
@@ -264,13 +258,13 @@ def _limit(distances: Vector) -> float:
     return max(1.0, float(np.exp(logs.mean() + reach)))
 
 
-def _reordered(vector: Vector, order: Sequence[int]) -> Vector:
-    """The vector of intensities as it would be with channels in another order."""
-    n = len(order)
-    quantiles = vector[: n * len(QUANTILES)].reshape(n, -1)[list(order)].reshape(-1)
-    pairs = {pair: i for i, pair in enumerate(combinations(range(n), 2))}
-    moved = [pairs[tuple(sorted((order[a], order[b])))] for a, b in pairs]  # type: ignore[index]
-    return np.concatenate([quantiles, vector[n * len(QUANTILES) :][moved]])
+def _reordered(vector: Vector, order: Sequence[int], n_pairs: int) -> Vector:
+    """Numbers per channel, then `n_pairs` per pair of channels, with these in another order."""
+    each, paired = np.split(vector, [len(vector) - n_pairs])
+    pairs = list(combinations(range(len(order)), 2))[:n_pairs]
+    moved = [pairs.index((min(p), max(p))) for p in ((order[a], order[b]) for a, b in pairs)]
+    rows = each.reshape(len(order), -1)[list(order)]
+    return np.concatenate([rows.reshape(-1), paired[moved]])
 
 
 def _sentence(kind: str, vector: Vector, norm: Norm, others: Sequence[str], plan: Plan) -> str:

@@ -77,8 +77,7 @@ def scan_statistics(
 def grid_vector(shape: Sequence[int], spacing_mm: Sequence[float]) -> Vector:
     """Logarithms of the voxels' and the scan's sides in mm, `[2 · dims]`."""
     spacing = np.asarray(spacing_mm, dtype=np.float64)
-    sides = np.concatenate([spacing, np.asarray(shape) * spacing])
-    return np.asarray(np.log(sides), dtype=np.float64)
+    return np.asarray(np.log(np.concatenate([spacing, np.asarray(shape) * spacing])))
 
 
 def image_statistics(image: NDArray[Any]) -> tuple[dict[str, Vector], NDArray[np.float32]]:
@@ -102,7 +101,7 @@ def image_statistics(image: NDArray[Any]) -> tuple[dict[str, Vector], NDArray[np
             sharp += [np.log(np.abs(d[kept]).mean() + 1e-3) for d in (first, second)]
     if len(here) > 1:
         with np.errstate(invalid="ignore"):
-            r = np.asarray(np.nan_to_num(np.corrcoef(here.reshape(len(here), -1))))
+            r = np.atleast_2d(np.nan_to_num(np.corrcoef(here.reshape(len(here), -1))))
         quantiles += [r[pair] for pair in combinations(range(len(here)), 2)]
     vectors = {"intensity": quantiles, "empty": empty, "sharpness": sharp}
     pool = functional.adaptive_avg_pool2d if dims == 2 else functional.adaptive_avg_pool3d

@@ -1,4 +1,4 @@
-"""Scans of one phantom with two channels, and the same scans spoilt one way at a time."""
+"""Scans of one phantom with two channels, and the same scans corrupted one way at a time."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -14,7 +14,7 @@ from lesionseg.core import Geometry, InputVerdict, Volume
 from lesionseg.errors import BundleError
 from lesionseg.inference.bundles.bundle import bundle_digest, read_bundle, write_bundle
 from lesionseg.inference.decision import NOT_CHECKED
-from lesionseg.inference.input_check import InputCheck, judge_input, make_input_check
+from lesionseg.inference.input_check import InputCheck, _reordered, judge_input, make_input_check
 from lesionseg.inference.predictor import Predictor
 from lesionseg.inference.scan_statistics import (
     entry_names,
@@ -25,7 +25,6 @@ from lesionseg.inference.scan_statistics import (
     scan_statistics,
 )
 from lesionseg.models.build import build_network
-from lesionseg.plan.fingerprint import ChannelStatistics, Fingerprint, Spread
 from lesionseg.plan.plan import Architecture, Normalisation, Plan
 from tests.inference.networks import Bright
 
@@ -67,26 +66,12 @@ def _scan(seed: int) -> Volume:
     return Volume(array, Geometry.from_spacing(SHAPE, (1.0, 1.0, 1.0)))
 
 
-def _fingerprint(n: int) -> Fingerprint:
-    spread = Spread(0.0, 1.0, -1.0, 1.0)
-    return Fingerprint(
-        dims=3,
-        modality="mri",
-        channels=(ChannelStatistics("FLAIR", False, spread, None, 1.0),),
-        shapes=(SHAPE,) * n,
-        spacings_mm=((1.0, 1.0, 1.0),) * n,
-        lesions_per_case=(1,) * n,
-        diameters_mm=(),
-        lesion_voxels=(),
-        lesion_fraction=0.01,
-    )
-
-
 def _check(network: nn.Module, plan: Plan, n: int = 12, patients: int = 12) -> InputCheck | None:
     opener = Predictor.from_network(network, plan).scans
     scans = [opener.prepare(_scan(seed), "scan") for seed in range(n)]
     taken = [scan_statistics(s.image.array, s.file_geometry, network, plan) for s in scans]
-    return make_input_check(taken, [str(i % patients) for i in range(n)], _fingerprint(n))
+    grids = np.stack([grid_vector(SHAPE, (1.0, 1.0, 1.0))] * n)
+    return make_input_check(taken, [str(i % patients) for i in range(n)], grids)
 
 
 @pytest.fixture(scope="module")
@@ -233,6 +218,14 @@ def test_statistics_by_hand() -> None:
     np.testing.assert_allclose(
         grid_vector((10, 20), (0.5, 2.0)), np.log([0.5, 2.0, 5.0, 40.0]), atol=1e-12
     )
+
+
+def test_numbers_follow_their_channels_into_another_order() -> None:
+    # two numbers per channel a, b, c; then the pairs ab, ac, bc
+    vector = np.array([1.0, 2, 10, 20, 100, 200, 0.12, 0.13, 0.23])
+    moved = _reordered(vector, (2, 0, 1), 3)
+    assert moved.tolist() == [100, 200, 1, 2, 10, 20, 0.13, 0.23, 0.12]
+    assert _reordered(vector[:6], (1, 0, 2), 0).tolist() == [10, 20, 1, 2, 100, 200]
 
 
 def test_every_number_has_a_name(plan: Plan) -> None:

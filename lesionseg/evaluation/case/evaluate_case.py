@@ -141,6 +141,7 @@ class MatchedCase:
             seconds=self.seconds + perf_counter() - begin,
             warning=given.input.warning if given.input else "",
             input_score=given.input.score if given.input else None,
+            slice_spacing_mm=_slice_spacing_mm(lesions.geometry),
         )
 
     def _within_labels(self, operating_point: OperatingPoint | None) -> CaseResult | None:
@@ -303,6 +304,11 @@ def _dice(judged: CaseMatch, counts: dict[int, VoxelCounts]) -> float | None:
         return edge_cases.CASE_WITHOUT_MASKS.value
     # nothing accepted shares no voxel: 0, as edge_cases.CASE_MISSED has it
     return counts[ALL_LABELS].dice
+
+
+def _slice_spacing_mm(geometry: Geometry) -> float | None:
+    """How far apart the slices are, as nearly as a grid says it; None of a raster."""
+    return None if geometry.dims == 2 else round(max(geometry.spacing_mm), 1)
 
 
 def _surface(judged: CaseMatch, preset: Preset) -> tuple[float | None, float | None]:

@@ -15,7 +15,7 @@ from lesionseg.data.cache.fill import fill_cache
 from lesionseg.data.transforms import Spec
 from lesionseg.errors import ConfigError
 from lesionseg.inference.input_check import N_SCANS, InputCheck, make_input_check
-from lesionseg.inference.scan_statistics import scan_statistics
+from lesionseg.inference.scan_statistics import grid_vector, scan_statistics
 from lesionseg.io.atomic import write_text
 from lesionseg.losses.detection_loss import DetectionLoss
 from lesionseg.models.build import TRUSTED, build_network
@@ -242,7 +242,9 @@ def learnt_scans(
     """
     some = [cases[i] for i in sorted(set(np.linspace(0, len(cases) - 1, N_SCANS).astype(int)))]
     scans = [scan_statistics(case.image, case.geometry, network, plan) for case in some]
-    return make_input_check(scans, [case.group for case in some], fingerprint)
+    sides = zip(fingerprint.shapes, fingerprint.spacings_mm, strict=True)
+    grids = np.stack([grid_vector(*pair) for pair in sides])
+    return make_input_check(scans, [case.group for case in some], grids)
 
 
 def prepared(

@@ -1,9 +1,11 @@
 import dataclasses
 
+import numpy as np
 import pytest
 
+from lesionseg.core import Geometry, Reference
 from lesionseg.errors import ConfigError
-from lesionseg.evaluation import PRESETS, summarise
+from lesionseg.evaluation import PRESETS, evaluate_case, summarise
 from lesionseg.evaluation.statistics.subgroups import dividing_columns, make_subgroups
 from tests.evaluation.test_scores import many
 
@@ -77,6 +79,32 @@ def test_without_a_table_there_is_a_reason():
     found = summarise(many(), PRESET, evaluated_on="test", replicates=0)
     assert found["subgroups"] == []
     assert "table" in found["reasons"]["subgroups"]
+
+
+def test_thick_and_thin_slices_are_subgroups_without_any_table():
+    results = [
+        dataclasses.replace(r, slice_spacing_mm=mm)
+        for r, mm in zip(many(), [1.0] * 6 + [5.0] * 6, strict=True)
+    ]
+    found = summarise(results, PRESET, evaluated_on="test", replicates=0)["subgroups"]
+    assert [(row["by"], row["value"]) for row in found] == [
+        ("slice_spacing_mm", "1"),
+        ("slice_spacing_mm", "5"),
+    ]
+    assert sum(row["n_lesions"] for row in found) == sum(len(r.lesions) for r in results)
+    stated = {r.case: {"slice_spacing_mm": "thin"} for r in results}
+    found = summarise(results, PRESET, evaluated_on="test", replicates=0, columns=stated)
+    assert found["subgroups"] == []  # what a table says goes first
+
+
+@pytest.mark.parametrize(
+    ("spacing_mm", "expected"), [((4.96, 0.8, 0.8), 5.0), ((1, 1, 1), 1.0), ((0.2, 0.2), None)]
+)
+def test_slice_spacing_is_the_largest_of_a_volume(spacing_mm, expected):
+    grid = Geometry.from_spacing((4,) * len(spacing_mm), spacing_mm)
+    reference = Reference(grid, np.zeros(grid.shape, np.uint8))
+    result = evaluate_case(reference, None, PRESET, case="a")
+    assert result.slice_spacing_mm == expected
 
 
 def test_recall_in_cells_of_size_and_contrast():
