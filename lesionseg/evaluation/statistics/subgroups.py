@@ -53,8 +53,9 @@ def zone_numbers(summary: PooledResults) -> list[dict[str, Any]]:
 
     Empty where no lesion or candidate is in a zone.
     """
-    items = [x for r in summary.results for x in (*r.lesions, *r.candidates)]
-    return [_zone_numbers(summary, zone) for zone in sorted({x.zone for x in items} - {""})]
+    zones = {x.zone for r in summary.results for x in r.lesions}
+    zones |= {c.zone for r in summary.results for c in r.candidates}
+    return [_zone_numbers(summary, zone) for zone in sorted(zones - {""})]
 
 
 def _zone_numbers(summary: PooledResults, zone: str) -> dict[str, Any]:

@@ -72,7 +72,7 @@ def read_training_cases(bundle: Path) -> tuple[TrainingCase, ...]:
     card = resolve_bundle(bundle) / CARD
     text = card.read_text("utf-8", "replace") if card.is_file() else ""
     rows = [
-        TrainingCase(seen_as, case, patient, tuple(images.split()))  # type: ignore[arg-type]
+        TrainingCase(seen_as, case, patient, tuple(images.split()))
         for seen_as, case, patient, images in _ROW.findall(text)
     ]
     if not rows:
