@@ -53,8 +53,8 @@ def zone_numbers(summary: PooledResults) -> list[dict[str, Any]]:
 
     Empty where no lesion or candidate is in a zone.
     """
-    zones = {lesion.zone for r in summary.results for lesion in r.lesions}
-    zones |= {candidate.zone for r in summary.results for candidate in r.candidates}
+    zones = {x.zone for r in summary.results for x in r.lesions}
+    zones |= {c.zone for r in summary.results for c in r.candidates}
     return [_zone_numbers(summary, zone) for zone in sorted(zones - {""})]
 
 

@@ -25,6 +25,14 @@ from lesionseg.io.dicom.source_images import (
 _OWN_CODES = "99LESIONSEG"
 
 
+@dataclass(frozen=True)
+class SinceBefore:
+    """What became of a lesion since an earlier visit, and its volume then, where it was there."""
+
+    state: str
+    volume_ml: float | None = None
+
+
 def write_report(
     path: Path,
     prediction: Prediction,
@@ -32,17 +40,31 @@ def write_report(
     origin: ResultOrigin,
     labels: Mapping[int, str],
     segmentation: WrittenSegmentation | None = None,
+    *,
+    since: Mapping[int, SinceBefore] | None = None,
+    remark: str = "",
 ) -> None:
     """Write a report with a group of measurements for every accepted candidate.
 
     Each has score, probability, volume and diameter as far as they are known, and refers to its
     segment or, without one, to its box on every slice (of a tilted gantry, to its centre). Without
-    a candidate the report says that none was accepted. `labels`: names of candidates' labels.
-    Raises `ConfigError` without highdicom, `OutputError`.
+    a candidate the report says that none was accepted. Raises `ConfigError` without highdicom,
+    `OutputError`.
+
+    Args:
+        path: of the report.
+        prediction: the candidates.
+        source: the images they were found in.
+        origin: what made them.
+        labels: names of candidates' labels.
+        segmentation: of the same candidates.
+        since: what became of them since an earlier visit, by id.
+        remark: ends the report's comment.
     """
     hd = require_highdicom()
     with making(path):
-        writer = _Writer(hd, prediction, source, origin, labels, segmentation)
+        told = (since or {}, remark)
+        writer = _Writer(hd, prediction, source, origin, labels, segmentation, *told)
         save_dicom(path, writer.report())
 
 
@@ -56,6 +78,8 @@ class _Writer:
     origin: ResultOrigin
     labels: Mapping[int, str]
     segmentation: WrittenSegmentation | None
+    since: Mapping[int, SinceBefore]
+    remark: str
 
     def report(self) -> Any:
         """The report as a DICOM object."""
@@ -96,7 +120,7 @@ class _Writer:
         )
         comment = sr.TextContentItem(
             name=self.code("121106", "DCM", "Comment"),
-            value=f"{RESEARCH_ONLY} {self.found(len(accepted))}",
+            value=f"{RESEARCH_ONLY} {self.found(len(accepted))} {self.remark}".strip(),
             relationship_type=sr.RelationshipTypeValues.CONTAINS,
         )
         report[0].ContentSequence.append(comment)
@@ -138,6 +162,7 @@ class _Writer:
             "finding_category": category(self.hd),
             "algorithm_id": self.algorithm(),
             "measurements": self.measurements(candidate),
+            "qualitative_evaluations": self.change(candidate),
         }
         planar = sr.PlanarROIMeasurementsAndQualitativeEvaluations
         volumetric = sr.VolumetricROIMeasurementsAndQualitativeEvaluations
@@ -174,7 +199,9 @@ class _Writer:
 
     def measurements(self, candidate: Candidate) -> list[Any]:
         """Score, probability, volume and diameter, as far as they are known."""
-        sr, scores = self.hd.sr, [(self.own("score", "Score of the model"), candidate.score)]
+        sr, scores = self.hd.sr, list[tuple[Any, float]]()
+        if self.prediction.scored:  # a score is never invented
+            scores.append((self.own("score", "Score of the model"), candidate.score))
         if candidate.probability is not None:
             name = self.own("probability", "Calibrated probability of a lesion")
             scores.append((name, candidate.probability))
@@ -183,7 +210,20 @@ class _Writer:
             volume = self.code("118565006", "SCT", "Volume")
             millilitre = self.code("ml", "UCUM", "milliliter")
             made.append(sr.Measurement(volume, _short(candidate.volume_ml), millilitre))
+            since = self.since.get(candidate.id)
+            if since is not None and since.volume_ml is not None:
+                before = self.own("volume-before", "Volume at the earlier visit")
+                made.append(sr.Measurement(before, _short(since.volume_ml), millilitre))
         return [*made, self.diameter(candidate)]
+
+    def change(self, candidate: Candidate) -> list[Any] | None:
+        """What became of it since the earlier visit, where that is known."""
+        since = self.since.get(candidate.id)
+        if since is None:
+            return None
+        state = self.own(f"state-{since.state}", since.state.capitalize())
+        name = self.own("change", "Change since the earlier visit")
+        return [self.hd.sr.QualitativeEvaluation(name, state)]
 
     def diameter(self, candidate: Candidate) -> Any:
         """The equivalent diameter, and what it is of."""

@@ -12,6 +12,7 @@ from lesionseg.evaluation import CaseResult
 from lesionseg.evaluation.change import STATES, ChangeRule, LesionChange
 from lesionseg.evaluation.table_row import TableRow, write_table
 from lesionseg.io.cases import read_mask
+from lesionseg.pipeline.follow.change_report import is_reported, report_changes
 from lesionseg.pipeline.follow.new_lesions import apply_point, judge_new, new_lesions
 from lesionseg.pipeline.follow.pictures_of_change import draw_changes
 from lesionseg.pipeline.follow.visit_pairs import PairFiles, PairList, VisitPair
@@ -43,9 +44,13 @@ class PairRow(TableRow):
 
 @dataclass
 class Gathered:
-    """What is kept of the pairs once their arrays are let go; `names` are those on the page."""
+    """What is kept of the pairs once their arrays are let go; `names` are those on the page.
+
+    `reports`: the folder for DICOM reports; None: none are written.
+    """
 
     names: Mapping[str, str]
+    reports: Path | None = None
     changes: list[LesionChange] = field(default_factory=list)
     rows: list[PairRow] = field(default_factory=list)
     judged: list[CaseResult] = field(default_factory=list)
@@ -65,6 +70,8 @@ class Gathered:
         self.changes += decided
         self.rows.append(_pair_row(files, pair, decided))
         self.cards += draw_changes(files, pair, decided, self.names[pair.case])
+        if self.reports is not None and is_reported(files):
+            report_changes(self.reports, files, pair, decided)
         if reference is not None:
             self.judged.append(judge_new(new, read_mask(reference), point))
 

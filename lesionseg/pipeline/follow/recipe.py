@@ -18,6 +18,7 @@ from lesionseg.evaluation.change import (
 )
 from lesionseg.io.atomic import locks, write_json
 from lesionseg.io.predictions import find_masks
+from lesionseg.pipeline.follow.change_report import is_reported
 from lesionseg.pipeline.follow.gathered_pairs import Gathered, summary_json
 from lesionseg.pipeline.follow.new_lesions import (
     choose_point,
@@ -93,6 +94,7 @@ def follow(
     overlap: float = 0.1,
     confidence: float = 0.99,
     replicates: int = 1000,
+    dicom_output: bool = True,
     identifiers: bool = False,
     seed: int = 0,
     progress: Advance | None = None,
@@ -126,6 +128,7 @@ def follow(
         overlap: see `ChangeRule`.
         confidence: see `ChangeRule`.
         replicates: of the bootstrap behind every interval.
+        dicom_output: pairs whose later scan is DICOM also get a structured report of the changes.
         identifiers: print the real names of cases on the page.
         seed: of the bootstrap.
         progress: called with case, number done and total, in place of a bar.
@@ -157,7 +160,10 @@ def follow(
             for _, pair, changes in _followed(_stable_pairs(stable, lists.pairs), rule, way)
         ]
         point = choose_point(results, false_new_per_pair, rate_confidence)
-    gathered = Gathered(_shown_names(lists.pairs, identifiers))
+    if dicom_output:
+        any(map(is_reported, lists.pairs))  # before anything is read
+    reports = Path(output) if dicom_output else None
+    gathered = Gathered(_shown_names(lists.pairs, identifiers), reports)
     with bar("Following") if progress is None else nullcontext(progress) as advance:
         for files, pair, changes in _followed(lists.pairs, rule, way, advance):
             gathered.add(files, pair, changes, point, masks.get(pair.case))

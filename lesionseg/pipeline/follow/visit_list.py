@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
+
 from lesionseg.core import CaseFiles
 from lesionseg.errors import ConfigError, DatasetError
 from lesionseg.io.layouts.manifest import read_scan_list
@@ -52,9 +54,9 @@ def _in_order(visits: Sequence[CaseFiles], table: Path) -> tuple[CaseFiles, ...]
     said = [files.columns.get("visit", "").strip() for files in visits]
     for pattern in (_DATE, _NUMBER):
         if all(map(pattern.fullmatch, said)) and len(set(said)) == len(said):
-            # dates in ISO order sort as text
-            time_of = str if pattern is _DATE else float
-            return tuple(sorted(visits, key=lambda f: time_of(f.columns["visit"].strip())))
+            dates = [one.replace("-", "") for one in said]
+            times = np.array(dates if pattern is _DATE else [float(one) for one in said])
+            return tuple(visits[i] for i in np.argsort(times))
     if len(visits) == 1:
         return tuple(visits)
     raise DatasetError(

@@ -88,6 +88,12 @@ def _bright(_: object) -> Bright:
     return Bright()
 
 
+def test_dates_are_ordered_however_they_are_written(tmp_path: Path) -> None:
+    lines = table(tmp_path, "a,a.nii,P,2024-06-01", "b,b.nii,P,20240531", "c,c.nii,P,2023-12-31")
+    (timeline,) = read_timelines(lines)
+    assert [files.case for files in timeline.visits] == ["c", "b", "a"]
+
+
 def test_numbers_are_ordered_as_numbers(tmp_path: Path) -> None:
     lines = table(tmp_path, "a,a.nii,P,10", "b,b.nii,P,9", "c,c.nii,P,9.5")
     (timeline,) = read_timelines(lines)

@@ -1,0 +1,68 @@
+"""Changes as a DICOM structured report in the later visit's study."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lesionseg.core import Volume
+from lesionseg.io.formats.volumes import read_geometry, write_volume
+from lesionseg.pipeline.follow import follow
+from tests.io.dicom.test_results import GRIDS, series
+
+hd = pytest.importorskip("highdicom")
+
+
+def mask(*boxes: tuple[slice, ...]) -> np.ndarray:
+    array = np.zeros((1, 5, 4, 6), np.uint8)
+    for box in boxes:
+        array[0][box] = 1
+    return array
+
+
+OLD, GONE = (slice(0, 2), slice(0, 2), slice(0, 2)), (slice(0, 2), slice(2, 4), slice(4, 6))
+NEW = (slice(3, 5), slice(1, 4), slice(3, 6))
+
+
+@pytest.fixture
+def visits(tmp_path: Path) -> Path:
+    """A lesion that stays, one that goes, one that comes; both visits are DICOM series."""
+    for visit, boxes in {"before": (OLD, GONE), "after": (OLD, NEW)}.items():
+        scan = series(tmp_path / f"{visit}_images" / "P1", GRIDS["axial"])
+        write_volume(
+            tmp_path / visit / f"{scan.name}.nii.gz", Volume(mask(*boxes), read_geometry(scan))
+        )
+    return tmp_path
+
+
+def texts(content: object) -> list[str]:
+    """Every meaning and text of a report, in its order."""
+    found = []
+    for item in content.iterall():  # type: ignore[attr-defined]
+        if item.keyword in ("CodeMeaning", "TextValue"):
+            found.append(str(item.value))
+    return found
+
+
+def run(root: Path, **settings: object) -> Path:
+    images = {f"{visit}_images": root / f"{visit}_images" for visit in ("before", "after")}
+    given = {**images, **settings}
+    follow(root / "before", root / "after", root / "out", **given)  # type: ignore[arg-type]
+    return root / "out" / "scan_sr.dcm"
+
+
+def test_states_and_both_volumes_stand_in_the_report(visits: Path) -> None:
+    report = hd.sr.srread(run(visits))
+    groups = report.content.get_volumetric_roi_measurement_groups()
+    named = [item for g in groups for item in g.get_qualitative_evaluations()]
+    states = [x.value.meaning for x in named if x.name.meaning == "Change since the earlier visit"]
+    assert sorted(states) == ["New", "Stable"]
+    said = " ".join(texts(report))
+    assert said.count("Volume at the earlier visit") == 1
+    assert "Score of the model" not in said, "masks have no scores"
+    assert "Gone since: 0.009 ml." in said
+    assert report.PatientID == "77-1"
+
+
+def test_none_is_written_where_none_is_wanted(visits: Path) -> None:
+    assert not run(visits, dicom_output=False).exists()
