@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from lesionseg.core import CaseFiles
-from lesionseg.errors import DatasetError, require
+from lesionseg.errors import DatasetError, one_of, require
 from lesionseg.inference.inference_settings import InferenceSettings
 from lesionseg.io.atomic import locked_folder, private_files
 from lesionseg.io.layouts.input_images import find_images
+from lesionseg.io.predictions import MaskNames
 from lesionseg.models.build import NetworkFactory
 from lesionseg.pipeline.dataset.data_settings import DicomSettings
 from lesionseg.pipeline.predict.case_writing import SaveProbabilities, check_dicom_output
@@ -33,6 +34,7 @@ def predict(
     raster_mm: float | None = None,
     dicom: DicomSettings | None = None,
     save_probabilities: SaveProbabilities = "none",
+    names: MaskNames = "lesionseg",
     dicom_output: bool = True,
     identifiers: bool = False,
     trust: bool = False,
@@ -62,6 +64,7 @@ def predict(
         raster_mm: pixel size in mm of images that state none; see `Predictor`.
         dicom: what is done with a tilted gantry.
         save_probabilities: also write `probabilities/<case>_<label>` in these numbers.
+        names: "nnunet" calls masks `<case>.nii.gz`, in place of `<case>_mask.nii.gz`.
         dicom_output: DICOM scans also get a segmentation object and a structured report.
         identifiers: messages of failed cases name folders and files.
         trust: networks and transforms that the bundle names may be imported; see `Predictor`.
@@ -75,6 +78,7 @@ def predict(
     expected = " or ".join(engines)
     what = "There is no such engine."
     require(engine in engines, what, where="engine", seen=engine, expected=expected)
+    one_of("choice of names", names, get_args(MaskNames), where="names")
     folders = (bundle,) if isinstance(bundle, (str, Path)) else tuple(bundle)
     job = PredictJob(
         bundles=tuple(Path(folder) for folder in folders),
@@ -85,6 +89,7 @@ def predict(
         raster_mm=raster_mm,
         tilt=(dicom or DicomSettings()).tilt,
         save_probabilities=save_probabilities,
+        names=names,
         dicom_output=dicom_output,
         identifiers=identifiers,
         trust=trust,
