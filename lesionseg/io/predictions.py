@@ -7,7 +7,7 @@ holds those of the accepted ones.
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +28,8 @@ from lesionseg.ops.components import lesion_instances, listed_lesions, present_v
 
 _MASK, _INSTANCES, _CANDIDATES = "_mask", "_instances", "_candidates.json"
 _REGIONS = "_regions"
+MaskNames = Literal["lesionseg", "nnunet"]
+MASK_ENDINGS: dict[MaskNames, str] = {"lesionseg": _MASK, "nnunet": ""}
 
 
 @dataclass(frozen=True)
@@ -42,13 +44,19 @@ class PredictionFiles:
 
 
 def write_prediction(
-    folder: Path, prediction: Prediction, *, suffix: str = ".nii.gz", like: Path | None = None
+    folder: Path,
+    prediction: Prediction,
+    *,
+    suffix: str = ".nii.gz",
+    like: Path | None = None,
+    names: MaskNames = "lesionseg",
 ) -> None:
     """Write the files of one case, each atomically, the candidates last.
 
     Two-axis cases get `.png` whatever the `suffix`. Bare boxes (no instances) get the candidates
     alone. Mask and regions are uint8, the instances uint16, or int32 beyond 65535 candidates.
-    `like` is the scan's own file: see `write_volume`. Raises `OutputError`.
+    `like` is the scan's own file: see `write_volume`. `names`: of the masks, as nnU-Net's
+    `<case>.nii.gz` or with `_mask`. Raises `OutputError`.
     """
     case = prediction.case
     check_case_id(case, folder, OutputError)
@@ -56,7 +64,10 @@ def write_prediction(
     if prediction.instances is not None:
         highest = prediction.instances.max(initial=0)
         stored = np.uint16 if highest <= np.iinfo(np.uint16).max else np.int32
-        arrays = {_MASK: prediction.mask(), _INSTANCES: prediction.instances.astype(stored)}
+        arrays = {
+            MASK_ENDINGS[names]: prediction.mask(),
+            _INSTANCES: prediction.instances.astype(stored),
+        }
         if prediction.values is not None:
             arrays[_REGIONS] = np.where(prediction.instances > 0, prediction.values, np.uint8(0))
         for name, array in arrays.items():

@@ -24,7 +24,7 @@ from lesionseg.io.dicom.source_images import (
 )
 from lesionseg.io.dicom.sr_write import write_report
 from lesionseg.io.formats.volumes import is_dicom_image, result_suffix, write_volume
-from lesionseg.io.predictions import write_prediction
+from lesionseg.io.predictions import MASK_ENDINGS, MaskNames, write_prediction
 from lesionseg.ops.components import candidates_of, present_values
 from lesionseg.pipeline.predict.study_table import Burden, burden
 from lesionseg.plan.plan import Plan
@@ -81,12 +81,13 @@ class CaseCounts(Burden):
 class CaseOutputs:
     """The output folder, and in which numbers probabilities are kept beside the masks.
 
-    `dicom`: whether DICOM scans get DICOM results too.
+    `dicom`: whether DICOM scans get DICOM results too. `names`: of the masks.
     """
 
     folder: Path
     save_probabilities: SaveProbabilities = "none"
     dicom: bool = False
+    names: MaskNames = "lesionseg"
 
     def paths(self, files: CaseFiles, plan: Plan, *, segmented: bool = True) -> list[Path]:
         """The files that a case has when it is done; `segmented`: if something was accepted.
@@ -96,7 +97,7 @@ class CaseOutputs:
         check_case_id(files.case, files.images[0])
         suffix = result_suffix(files.images[0], plan.dims)
         with_masks = plan.candidate_rule.source != "detection"
-        masks = [f"_mask{suffix}", f"_instances{suffix}"] if with_masks else []
+        masks = [f"{MASK_ENDINGS[self.names]}{suffix}", f"_instances{suffix}"] if with_masks else []
         masks += [f"_regions{suffix}"] if with_masks and plan.regions else []
         names = [*masks, "_candidates.json"]
         paths = [self.folder / f"{files.case}{name}" for name in names]
@@ -148,7 +149,8 @@ def write_case(
     if targets.dicom and is_dicom_image(files.images[0]):
         message = write_dicom(targets.folder, prediction, files, plan, origin)
     suffix = result_suffix(files.images[0], plan.dims)
-    write_prediction(targets.folder, prediction, suffix=suffix, like=files.images[0])
+    like, names = files.images[0], targets.names
+    write_prediction(targets.folder, prediction, suffix=suffix, like=like, names=names)
     verdict = prediction.input or InputVerdict()
     return {
         "n_candidates": len(prediction.candidates),

@@ -23,6 +23,7 @@ from lesionseg.io.formats.decoder import CRASHED
 from lesionseg.io.formats.guard import FileLimits, limits
 from lesionseg.io.formats.volumes import read_geometry
 from lesionseg.io.local_files import content_files, fetch_images
+from lesionseg.io.predictions import MaskNames
 from lesionseg.io.remote.mirror import send
 from lesionseg.io.zones import find_zones
 from lesionseg.models.build import NetworkFactory
@@ -64,6 +65,7 @@ class PredictJob:
     raster_mm: float | None = None
     tilt: Tilt = "refuse"
     save_probabilities: SaveProbabilities = "none"
+    names: MaskNames = "lesionseg"
     dicom_output: bool = True
     identifiers: bool = False
     trust: bool = False
@@ -144,7 +146,7 @@ class _JobSteps:
         if job.save_probabilities != "none":
             require_voxels(predictor.plan, "save_probabilities", "probabilities of voxels")
         self.zones = None if job.zones is None else find_zones(job.zones)
-        self.targets = CaseOutputs(job.output, job.save_probabilities, job.dicom_output)
+        self.targets = CaseOutputs(job.output, job.save_probabilities, job.dicom_output, job.names)
         self.budget = MemoryBudget.of(job.inference.max_memory_gb)
         self.bundle = _joint_digest(job.bundles)
         choices = (predictor.operating_point, job.inference.that_matter(), job.raster_mm, job.tilt)

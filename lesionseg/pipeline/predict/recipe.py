@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from lesionseg.core import CaseFiles
-from lesionseg.errors import DatasetError, require
+from lesionseg.errors import DatasetError, one_of, require
 from lesionseg.inference.inference_settings import InferenceSettings
 from lesionseg.io.atomic import locked_folder, private_files
 from lesionseg.io.layouts.input_images import find_images
+from lesionseg.io.predictions import MaskNames
 from lesionseg.io.remote.local_disk import local_disk
 from lesionseg.io.remote.mirror import mirror
 from lesionseg.io.remote.remote_folder import is_url
@@ -39,6 +40,7 @@ def predict(
     raster_mm: float | None = None,
     dicom: DicomSettings | None = None,
     save_probabilities: SaveProbabilities = "none",
+    names: MaskNames = "lesionseg",
     dicom_output: bool = True,
     zones: str | Path | None = None,
     rank: bool = False,
@@ -73,6 +75,7 @@ def predict(
         raster_mm: pixel size in mm of images that state none; see `Predictor`.
         dicom: what is done with a tilted gantry.
         save_probabilities: also write `probabilities/<case>_<label>` in these numbers.
+        names: "nnunet" calls masks `<case>.nii.gz`, in place of `<case>_mask.nii.gz`.
         dicom_output: DICOM scans also get a segmentation object and a structured report.
         zones: a folder of anatomy masks named by case, on any grid, and a table of names;
             candidates and burden are told by zone (`io.zones`).
@@ -92,6 +95,7 @@ def predict(
     expected = " or ".join(engines)
     what = "There is no such engine."
     require(engine in engines, what, where="engine", seen=engine, expected=expected)
+    one_of("choice of names", names, get_args(MaskNames), where="names")
     folders = (bundle,) if isinstance(bundle, (str, Path)) else tuple(bundle)
     disk = local_disk(local_dir, local_gb)
     job = PredictJob(
@@ -105,6 +109,7 @@ def predict(
         raster_mm=raster_mm,
         tilt=(dicom or DicomSettings()).tilt,
         save_probabilities=save_probabilities,
+        names=names,
         dicom_output=dicom_output,
         identifiers=identifiers,
         trust=trust,

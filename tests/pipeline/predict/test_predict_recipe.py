@@ -82,6 +82,16 @@ def test_every_scan_gets_its_files_in_its_own_format_and_geometry(
         assert prediction.scored
 
 
+def test_masks_are_called_as_nnunet_calls_them(bundle: Path, scans: Path, tmp_path: Path) -> None:
+    scan, out = scans / "a.nii.gz", tmp_path / "out"
+    assert [row.status for row in _run(bundle, scan, out, names="nnunet")] == ["done"]
+    assert {p.name for p in out.glob("*.nii.gz")} == {"a.nii.gz", "a_instances.nii.gz"}
+    assert read_prediction(find_predictions(out)["a"]).mask().any()
+    assert [row.status for row in _run(bundle, scan, out, names="nnunet")] == ["kept"]
+    with pytest.raises(ConfigError, match="There is no such choice of names"):
+        _run(bundle, scan, out, names="nnUNet")
+
+
 def test_the_table_counts_candidates(bundle: Path, scans: Path, tmp_path: Path) -> None:
     rows = _run(bundle, scans / "a.nii.gz", tmp_path / "out", operating_point="score:0.99")
     (line,) = _table(tmp_path / "out")
