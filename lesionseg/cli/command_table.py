@@ -77,10 +77,7 @@ COMMANDS: dict[str, Command] = {
     ),
     "follow": Command(
         "what became of each lesion between two visits: new, enlarged, stable, shrunk, gone",
-        (
-            *("before", "after", "output", "before_images", "after_images"),
-            *("reference", "retest"),
-        ),
+        (*("before", "after", "output", "before_images", "after_images"), *("reference", "retest")),
         (
             "before=DIR after=DIR output=changes",
             "before=DIR after=DIR output=changes before_images=DIR after_images=DIR",
