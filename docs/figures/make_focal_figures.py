@@ -19,8 +19,7 @@ from numpy.typing import NDArray
 from lesionseg.io.atomic import atomic_path, read_json, write_json
 from lesionseg.losses import sigmoid_focal_loss
 from lesionseg.report.figures.chart_drawing import ACCENT, FOUND, GRID, INK, STYLES, draw_svg
-from lesionseg.report.figures.search_surface import draw_surface
-from lesionseg.report.sections.tuning_page import TuningSearch, TuningTrial
+from lesionseg.report.sections.tuning_page import TuningSearch, TuningTrial, draw_surface
 
 if TYPE_CHECKING:
     from matplotlib.figure import FigureBase

@@ -18,14 +18,12 @@ if TYPE_CHECKING:
     from lesionseg.data.cache.fill import open_dataset as open_dataset
     from lesionseg.data.hard_places import HardPoint as HardPoint
     from lesionseg.data.prepare import PreparedCase as PreparedCase
-    from lesionseg.data.prepare import PreparedReference as PreparedReference
     from lesionseg.data.prepare import prepare_case as prepare_case
     from lesionseg.data.prepare import prepare_image as prepare_image
-    from lesionseg.data.prepare import prepare_reference as prepare_reference
+    from lesionseg.data.prepare_reference import PreparedReference as PreparedReference
+    from lesionseg.data.prepare_reference import prepare_reference as prepare_reference
     from lesionseg.data.sampling import SamplingSettings as SamplingSettings
     from lesionseg.data.sampling import TileSampler as TileSampler
-    from lesionseg.data.targets import LesionTargets as LesionTargets
-    from lesionseg.data.targets import lesion_targets as lesion_targets
     from lesionseg.data.tile_dataset import TileDataset as TileDataset
 
 _MODULES = {
@@ -33,19 +31,17 @@ _MODULES = {
     "Cache": "cache.case_cache",
     "CachedCase": "cache.case_cache",
     "HardPoint": "hard_places",
-    "LesionTargets": "targets",
     "PreparedCase": "prepare",
-    "PreparedReference": "prepare",
+    "PreparedReference": "prepare_reference",
     "SamplingSettings": "sampling",
     "TileDataset": "tile_dataset",
     "TileSampler": "sampling",
     "build_augmentation": "augmentation.augment",
     "fill_cache": "cache.fill",
-    "lesion_targets": "targets",
     "open_dataset": "cache.fill",
     "prepare_case": "prepare",
     "prepare_image": "prepare",
-    "prepare_reference": "prepare",
+    "prepare_reference": "prepare_reference",
 }
 
 __all__ = [
@@ -53,7 +49,6 @@ __all__ = [
     "Cache",
     "CachedCase",
     "HardPoint",
-    "LesionTargets",
     "PreparedCase",
     "PreparedReference",
     "SamplingSettings",
@@ -62,7 +57,6 @@ __all__ = [
     "TileSampler",
     "build_augmentation",
     "fill_cache",
-    "lesion_targets",
     "open_dataset",
     "prepare_case",
     "prepare_image",

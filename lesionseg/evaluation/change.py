@@ -128,10 +128,7 @@ def find_changes(
     for rows_before, rows_after in _groups(before, after, rule.overlap):
         if not (before.accepted[rows_before].any() or after.accepted[rows_after].any()):
             continue
-        sides = (
-            _Side.of(before, rows_before, errors[0]),
-            _Side.of(after, rows_after, errors[1]),
-        )
+        sides = (_Side.of(before, rows_before, errors[0]), _Side.of(after, rows_after, errors[1]))
         found.append(_change(case, *sides, rule))
     return sorted(found, key=lambda c: (STATES.index(c.state), c.lesion_before, c.lesion_after))
 

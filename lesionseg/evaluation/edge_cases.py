@@ -166,41 +166,4 @@ NO_OPERATING_POINT = EdgeCase(
     "the prediction's own accepted candidates were taken",
 )
 
-EDGE_CASES = (
-    CASE_WITHOUT_LESION,
-    CASE_MISSED,
-    DISTANCE_WITHOUT_PREDICTION,
-    CASE_WITHOUT_MASKS,
-    NO_MASKED_CASE,
-    NO_LESION,
-    NOTHING_ACCEPTED,
-    NOTHING_FOUND,
-    NO_CASE,
-    NO_LESION_FREE_CASE,
-    NO_CASE_WITH_LESION,
-    NO_VOLUME,
-    UNSCORED,
-    TOO_FEW_CASES_FOR_CPM,
-    ONE_KIND_OF_CASE,
-    TOO_FEW_GROUPS,
-    UNSTABLE,
-    COLLAPSED,
-    NOT_OFFICIAL,
-    OFFICIAL_UNDEFINED,
-    NOTHING_MATCHED,
-    TOO_FEW_FOR_CURVE,
-    OUTSIDE_SIZES,
-    NO_IMAGE,
-    NO_SUBGROUP,
-    NO_OPERATING_POINT,
-)
-
-
-def as_markdown() -> str:
-    """The table as it stands in docs/metrics.md."""
-    rows = [
-        f"| {e.numbers} | {e.situation} | {'null' if e.value is None else f'{e.value:g}'} "
-        f"| {e.reason} |"
-        for e in EDGE_CASES
-    ]
-    return "\n".join(["| number | when | is | because |", "|---|---|---|---|", *rows])
+EDGE_CASES = tuple(one for one in list(vars().values()) if isinstance(one, EdgeCase))

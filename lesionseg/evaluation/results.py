@@ -53,7 +53,7 @@ class LesionResult:
     and `iou` are those of the match at the operating point. `detected_at` is the highest score at
     which the lesion is found, None when it never is or candidates have no scores. `any_overlap`,
     `iou50`, `centre_distance` and `iou10`: found under the side criteria at the operating point.
-    `contrast` to the tissue around it (`evaluation.contrast`): None without an image. `split`:
+    `contrast` to the tissue around it (`case.lesion_measures`): None without an image. `split`:
     several accepted candidates overlap it; `merged`: one of them overlaps another lesion too.
     `zone`: the anatomical zone, empty where none was asked for.
     """

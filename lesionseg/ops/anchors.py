@@ -177,8 +177,7 @@ def assign_by_iou(
 
 
 Assigner = Callable[
-    [Sequence[AnchorLevel], Float[Tensor, "n two_d"], Float[Tensor, "m two_d"]],
-    Int64[Tensor, " n"],
+    [Sequence[AnchorLevel], Float[Tensor, "n two_d"], Float[Tensor, "m two_d"]], Int64[Tensor, " n"]
 ]
 
 

@@ -26,7 +26,6 @@ from lesionseg.errors import GeometryError
 # centres; it is far below what interpolation could show.
 _GRAIN = 1e-5
 _TOLERANCE = 1e-3
-
 # an output voxel this much longer than an input one covers more than a sample shows
 _COARSER = 1 + 1e-3
 

@@ -120,11 +120,7 @@ def tube_thickness(tubes: Iterable[Tube], shape: Sequence[int], pixel_mm: float)
 
 
 def _splat(
-    tubes: Sequence[Tube],
-    shape: Sequence[int],
-    size: Sequence[int],
-    pixel_mm: float,
-    margin: int,
+    tubes: Sequence[Tube], shape: Sequence[int], size: Sequence[int], pixel_mm: float, margin: int
 ) -> Field:
     """Bilinear histogram of the tubes' middle lines, in mm of line a pixel."""
     points = np.concatenate([t.points for t in tubes])

@@ -5,13 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lesionseg.phantoms.fields import (
-    Field,
-    ellipsoid_depth,
-    inside,
-    millimetre_axes,
-    smooth_field,
-)
+from lesionseg.phantoms.fields import Field, ellipsoid_depth, inside, millimetre_axes, smooth_field
 
 
 @dataclass(frozen=True)
@@ -189,8 +183,7 @@ def _flow_artefacts(
     """Fluid that moves escapes the inversion: bright spots in sulci and ventricles."""
     field = smooth_field(rng, shape, spacing_mm, 16 * scale)
     return np.asarray(
-        np.clip(field - 1.4, 0, 1) * signals["lesion"] + 0.15 * signals["white"],
-        dtype=np.float32,
+        np.clip(field - 1.4, 0, 1) * signals["lesion"] + 0.15 * signals["white"], dtype=np.float32
     )
 
 

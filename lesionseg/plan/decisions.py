@@ -13,18 +13,8 @@ from lesionseg.plan import rules, tile_rules
 from lesionseg.plan.anchor_plan import AnchorPlan
 from lesionseg.plan.anchor_rules import fit_anchors
 from lesionseg.plan.fingerprint import Fingerprint
-from lesionseg.plan.plan import (
-    Architecture,
-    CandidateSource,
-    Normalisation,
-    Plan,
-    sources_of,
-)
-from lesionseg.plan.plan_overrides import (
-    FOLLOWED,
-    SIZES_GB,
-    followed_architecture,
-)
+from lesionseg.plan.plan import Architecture, CandidateSource, Normalisation, Plan, sources_of
+from lesionseg.plan.plan_overrides import FOLLOWED, SIZES_GB, followed_architecture
 from lesionseg.plan.plan_overrides import PlanOverrides as PlanOverrides
 
 logger = logging.getLogger(__name__)
@@ -222,9 +212,7 @@ def chosen_anchors(
     return replace(found, value=replace(found.value, merge=chosen.merge))
 
 
-def large_heads(
-    found: rules.Decision[AnchorPlan | None],
-) -> rules.Decision[AnchorPlan | None]:
+def large_heads(found: rules.Decision[AnchorPlan | None]) -> rules.Decision[AnchorPlan | None]:
     """Heads as the paper has them, which a processor is spared."""
     if found.value is None:
         return found

@@ -15,11 +15,8 @@ def deal(
     rng: np.random.Generator,
 ) -> list[list[str]]:
     """Units in `n_folds` hands: sorted by burden in blocks, by size within, dealt at random."""
-    weight = {name: sum(burden[case] for case in cases) for name, cases in units.items()}
+    weight, by_burden = _sorted_by_burden(units, burden, rng)
     size = {n: float(np.median([sizes.get(c, 0.0) for c in cases])) for n, cases in units.items()}
-    names = sorted(weight)
-    shuffled = [names[i] for i in rng.permutation(len(names))]
-    by_burden = sorted(shuffled, key=lambda name: weight[name])
     free = [name for name in by_burden if weight[name] == 0]
     rest = by_burden[len(free) :]
     wide = n_folds * max(1, round(len(rest) / (3 * n_folds)))  # about three classes of burden
@@ -31,6 +28,16 @@ def deal(
         for name, hand in zip(block, rng.permutation(n_folds), strict=False):
             hands[int(hand)].append(name)
     return _filled(hands)
+
+
+def _sorted_by_burden(
+    units: Mapping[str, Sequence[str]], burden: Mapping[str, int], rng: np.random.Generator
+) -> tuple[dict[str, int], list[str]]:
+    """The lesions of each unit, and the units by their number; equal ones in random order."""
+    weight = {name: sum(burden[case] for case in cases) for name, cases in units.items()}
+    names = sorted(weight)
+    shuffled = [names[i] for i in rng.permutation(len(names))]
+    return weight, sorted(shuffled, key=lambda name: weight[name])
 
 
 def _filled(hands: list[list[str]]) -> list[list[str]]:
@@ -63,10 +70,7 @@ def pick_for_validation(
     Both sides get a lesion where two units have one: without, training or choosing an operating
     point is impossible.
     """
-    weight = {name: sum(burden[case] for case in cases) for name, cases in units.items()}
-    names = sorted(weight)
-    shuffled = [names[i] for i in rng.permutation(len(names))]
-    ordered = sorted(shuffled, key=lambda name: weight[name])
+    weight, ordered = _sorted_by_burden(units, burden, rng)
     n = min(max(round(fraction * len(ordered)), 1), len(ordered) - 1)
     blocks = np.array_split(np.arange(len(ordered)), n)
     held = [ordered[int(rng.choice(block))] for block in blocks]

@@ -24,15 +24,8 @@ from lesionseg.plan.decisions import (
     whole_cells,
 )
 from lesionseg.plan.fingerprint import Fingerprint
-from lesionseg.plan.plan import (
-    Architecture,
-    Plan,
-)
-from lesionseg.plan.plan_overrides import (
-    FOLLOWED_CHECKPOINT,
-    refuse_stranger,
-    said_to_follow,
-)
+from lesionseg.plan.plan import Architecture, Plan
+from lesionseg.plan.plan_overrides import FOLLOWED_CHECKPOINT, refuse_stranger, said_to_follow
 from lesionseg.plan.plan_overrides import PlanOverrides as PlanOverrides
 
 logger = logging.getLogger(__name__)
@@ -138,7 +131,7 @@ def make_plan(
             "lesion_fraction": prior.reason,
             "candidate_rule": candidates.reason,
             **({"anchors": anchors.reason} if anchors.value else {}),
-        },
+        }
     )
     if step_memory is not None and device.startswith("cuda"):
         said = f"a training step takes about {step_memory(plan):.1f} GB, by prediction"

@@ -99,10 +99,10 @@ class CandidateRule:
     highest, and peaks that are only the shoulder of a higher candidate: whose region touches it and
     whose peak is below `prominence` times the highest probability there. Peaks below `join` times
     the pass to a higher one are one candidate with it, if either is large: `join_mm` in equivalent
-    diameter (`inference.joining`; a `join` of 1 joins none).
+    diameter (`candidates.postprocess`; a `join` of 1 joins none).
     Candidates under `min_diameter_mm` (equivalent diameter) are dropped too: 0 unless
     cross-validation showed that they are false positives. `source`: whether candidates come from
-    the voxels, from a detector's boxes or from both (`inference.fusion`). `score`: of a candidate
+    the voxels, from a detector's boxes or from both (`candidates.fusion`). `score`: of a candidate
     from voxels, their highest probability or their mean. An unknown one is a `ValueError`.
     """
 

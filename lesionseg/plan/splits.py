@@ -267,11 +267,7 @@ def _refuse_nothing_asked(roles: Mapping[str, Role], fraction: float, asked: str
 
 
 def _drawn(
-    dataset: Dataset,
-    roles: dict[str, Role],
-    burden: Mapping[str, int],
-    fraction: float,
-    seed: int,
+    dataset: Dataset, roles: dict[str, Role], burden: Mapping[str, int], fraction: float, seed: int
 ) -> tuple[dict[str, Role], str]:
     """Draw validation among the training cases, by group where there are two."""
     pool = [c for c in dataset.cases if roles.get(c.case) == "train"]

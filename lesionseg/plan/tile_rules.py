@@ -15,11 +15,7 @@ _BACKWARD = 3  # a training step costs about three forward passes
 
 
 def multiplications(
-    architecture: Architecture,
-    tile_shape: Sequence[int],
-    batch_size: int,
-    *,
-    n_channels: int = 1,
+    architecture: Architecture, tile_shape: Sequence[int], batch_size: int, *, n_channels: int = 1
 ) -> float:
     """Multiply-accumulates of a training step, with two equal halves or a residual encoder.
 

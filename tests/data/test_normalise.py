@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from lesionseg.data.normalise import normalise
+from lesionseg.data.onto_grid import normalise
 from lesionseg.errors import ContentError
 from lesionseg.plan.plan import Normalisation
 
@@ -47,6 +47,6 @@ def test_each_channel_has_its_own_scheme_and_their_number_is_checked():
 def test_statistics_by_slab_are_those_of_the_whole(rng, monkeypatch):
     array = rng.normal(5, 2, size=(1, 12, 10, 10)).astype(np.float32)
     expected = (array - array.mean(dtype=np.float64)) / array.std(dtype=np.float64)
-    monkeypatch.setattr("lesionseg.data.normalise._SLAB_VOXELS", 300)
+    monkeypatch.setattr("lesionseg.data.onto_grid._SLAB_VOXELS", 300)
     normalise(array, (Normalisation("zscore"),))
     np.testing.assert_allclose(array, expected, atol=1e-5)

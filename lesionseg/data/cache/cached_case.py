@@ -23,7 +23,8 @@ from numpy.typing import NDArray
 from lesionseg.core import Geometry
 from lesionseg.data.cache.lesion_table import CachedLesion as CachedLesion
 from lesionseg.data.cache.lesion_table import LesionTable, find_lesions
-from lesionseg.data.prepare import PreparedCase, PreparedReference
+from lesionseg.data.prepare import PreparedCase
+from lesionseg.data.prepare_reference import PreparedReference
 from lesionseg.errors import ReadError
 
 CACHE_VERSION = 3

@@ -25,7 +25,8 @@ from lesionseg.data.cache.cached_case import (
 from lesionseg.data.cache.cached_case import CachedCase as CachedCase
 from lesionseg.data.cache.cached_case import CachedLesion as CachedLesion
 from lesionseg.data.cache.claims import ClaimFolder, Claims
-from lesionseg.data.prepare import PreparedCase, PreparedReference
+from lesionseg.data.prepare import PreparedCase
+from lesionseg.data.prepare_reference import PreparedReference
 from lesionseg.errors import ContentError, OutputError, ReadError
 from lesionseg.io.case_ids import bounded_name
 from lesionseg.io.local_files import content_files

@@ -1,6 +1,6 @@
 """Which candidate finds which lesion: one core for all presets, told apart by `Criterion`.
 
-By default several candidates find a lesion by what they cover of it together (`case.coverage`).
+By default several candidates find a lesion by what they cover of it together (`case.overlap`).
 
 One to one at every threshold: candidates enter by descending score, ties together. After each
 entry the matching has as many pairs as possible and, among such, the largest summed IoU. Adding a
@@ -32,6 +32,8 @@ from lesionseg.evaluation.presets import Assignment, Criterion
 NEVER = -np.inf
 # Outweighs rounding, and no difference between IoUs that anybody would notice.
 _KEEP_FOUND = 1e-9
+# rows of candidates, rows of lesions, weights
+_Pairs = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,7 +83,12 @@ def find_links(
     Only pairs of the same label; jointly all of `overlaps`, whatever their labels.
     """
     if criterion.assignment == "jointly":
-        return _covering_links(criterion, candidates, lesions, overlaps)
+        supported, share, common = covering_pairs(
+            candidates, lesions, overlaps, criterion.threshold
+        )
+        pairs = (len(candidates), len(lesions), overlaps.candidate, overlaps.lesion, share)
+        everyone = Links(*pairs, criterion.assignment, criterion.threshold, common)
+        return everyone.where(supported)
     if criterion.measure == "centre":
         candidate, lesion, weight = _near_pairs(criterion, candidates, lesions)
     elif criterion.measure == "box_iou":
@@ -95,23 +102,6 @@ def find_links(
         weight = weight[enough]
     found = Links(len(candidates), len(lesions), candidate, lesion, weight, criterion.assignment)
     return found.where(candidates.labels[candidate] == lesions.labels[lesion])
-
-
-def _covering_links(
-    criterion: Criterion, candidates: Lesions, lesions: Lesions, overlaps: Overlaps
-) -> Links:
-    supported, share, common = covering_pairs(candidates, lesions, overlaps, criterion.threshold)
-    everyone = Links(
-        len(candidates),
-        len(lesions),
-        overlaps.candidate,
-        overlaps.lesion,
-        share,
-        criterion.assignment,
-        criterion.threshold,
-        common,
-    )
-    return everyone.where(supported)
 
 
 def detection_scores(
@@ -129,15 +119,13 @@ def detection_scores(
             part = links.where(pairs)
             score = score_of_cover(scores[part.candidate], part.weight, part.common, links.enough)
             found_at[part.lesion] = NEVER if score is None else score
-        return found_at
-    if links.assignment == "all":
+    elif links.assignment == "all":
         np.maximum.at(found_at, links.lesion, scores[links.candidate])
-        return found_at
-    everyone = np.ones(links.n_candidates, dtype=np.bool_)
-    nobody = np.zeros(links.n_lesions, dtype=np.bool_)
-    candidate_of = match(links, nobody, present=everyone, scores=scores, ids=ids)
-    found = candidate_of >= 0
-    found_at[found] = scores[candidate_of[found]]
+    else:
+        nobody = np.zeros(links.n_lesions, dtype=np.bool_)
+        candidate_of = match(links, nobody, scores=scores, ids=ids)
+        found = candidate_of >= 0
+        found_at[found] = scores[candidate_of[found]]
     return found_at
 
 
@@ -164,9 +152,8 @@ def match(
         return candidate_of
     links = links.among(present)
     if links.assignment == "by_score" and scores is not None:
-        return _match_greedily(
-            links, np.lexsort((-links.lesion, -links.weight, _ranks(links, scores)))
-        )
+        order = np.lexsort((-links.lesion, -links.weight, _ranks(links, scores)))
+        return _match_greedily(links, order)
     if links.assignment in ("by_score", "by_overlap"):
         return _match_greedily(links, np.argsort(-links.weight, kind="stable"))
     candidate_of = np.full(links.n_lesions, -1, dtype=np.int64)
@@ -203,8 +190,7 @@ def _scores_of_each_threshold(links: Links, scores: NDArray[np.float64]) -> NDAr
 def _match_once(links: Links, ids: NDArray[np.int64]) -> NDArray[np.int64]:
     """One assignment of the largest summed 1 + weight; equal ones as scipy breaks the tie."""
     order = np.argsort(ids, kind="stable")
-    place = np.empty_like(order)
-    place[order] = np.arange(len(order))
+    place = np.argsort(order)
     gain = np.zeros((links.n_lesions, links.n_candidates))
     gain[links.lesion, place[links.candidate]] = 1 + links.weight
     rows, columns = linear_sum_assignment(gain, maximize=True)
@@ -216,9 +202,7 @@ def _match_once(links: Links, ids: NDArray[np.int64]) -> NDArray[np.int64]:
 
 def _ranks(links: Links, scores: NDArray[np.float64]) -> NDArray[np.int64]:
     """Each link's candidate by descending score, ties by row."""
-    rank = np.empty(links.n_candidates, dtype=np.int64)
-    rank[np.argsort(-scores, kind="stable")] = np.arange(links.n_candidates)
-    return rank[links.candidate]
+    return np.argsort(np.argsort(-scores, kind="stable"))[links.candidate]
 
 
 def _match_greedily(links: Links, order: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -285,9 +269,7 @@ def _grouped(values: NDArray[np.integer]) -> list[NDArray[np.int64]]:
     return np.split(order, np.flatnonzero(np.diff(values[order])) + 1)
 
 
-def _near_pairs(
-    criterion: Criterion, candidates: Lesions, lesions: Lesions
-) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
+def _near_pairs(criterion: Criterion, candidates: Lesions, lesions: Lesions) -> _Pairs:
     """Pairs whose centres are nearer than the lesion's radius times the threshold."""
     apart = candidates.centres_mm[:, None] - lesions.centres_mm[None]
     distance = np.linalg.norm(apart, axis=-1)
@@ -295,9 +277,7 @@ def _near_pairs(
     return candidate, lesion, 1 / (1 + distance[candidate, lesion])
 
 
-def _box_pairs(
-    criterion: Criterion, candidates: Lesions, lesions: Lesions
-) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
+def _box_pairs(criterion: Criterion, candidates: Lesions, lesions: Lesions) -> _Pairs:
     """Pairs whose boxes overlap enough, masks or not."""
     iou = box_ious(candidates.boxes, lesions.boxes)
     candidate, lesion = np.nonzero((iou >= criterion.threshold) & (iou > 0))

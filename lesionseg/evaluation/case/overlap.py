@@ -1,4 +1,10 @@
-"""How much candidates and lesions overlap: one sparse table per case, and Dice from it."""
+"""How much candidates and lesions overlap: one sparse table per case, and Dice from it.
+
+The default preset asks what several candidates cover of a lesion between them. A candidate is
+supported when enough of it lies in lesions; a lesion is found when the supported candidates cover
+enough of it. Voxels of instances never overlap and add up; boxes may overlap, so the volume of
+their union counts.
+"""
 
 from bisect import bisect_left
 from dataclasses import dataclass

@@ -137,9 +137,7 @@ def load_numbers(summary: PooledResults) -> dict[str, Any]:
 
 
 def _agreement(
-    summary: PooledResults,
-    pairs: Sequence[tuple[float | None, float | None]],
-    undefined: EdgeCase,
+    summary: PooledResults, pairs: Sequence[tuple[float | None, float | None]], undefined: EdgeCase
 ) -> dict[str, Any]:
     """The numbers of `NAMES` of all cases that have both, with intervals."""
     known = [x is not None and y is not None for x, y in pairs]

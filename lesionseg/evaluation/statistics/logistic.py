@@ -7,6 +7,9 @@ from numpy.typing import NDArray
 
 from lesionseg.evaluation.statistics.bootstrap import Statistic, Weights
 
+MIN_FOR_CURVE = 5  # lesions found and lesions missed
+_RIDGE = 1 / 2.5**2
+
 
 @dataclass(frozen=True)
 class Logistic:
@@ -100,10 +103,6 @@ def fit_offset(
         if np.abs(step).max(initial=0) < 1e-10:
             break
     return offset
-
-
-MIN_FOR_CURVE = 5  # lesions found and lesions missed
-_RIDGE = 1 / 2.5**2
 
 
 @dataclass(frozen=True)

@@ -88,12 +88,12 @@ class PooledResults:
             "n_ignored": sum(r.n_outcome("ignored") for r in self.results),
         }
 
-    def recall(self, chosen: Selection = lambda _: True) -> Estimate:
-        """Share of the (chosen) lesions found at the operating point."""
-        return self._share(lambda lesion: lesion.detected, chosen)
+    def recall(self) -> Estimate:
+        """Share of the lesions found at the operating point."""
+        return self._share(attrgetter("detected"))
 
-    def _share(self, found: Selection, chosen: Selection = lambda _: True) -> Estimate:
-        return proportion(*self._tally(found, chosen), edge_cases.NO_LESION)
+    def _share(self, found: Selection) -> Estimate:
+        return proportion(*self._tally(found, lambda _: True), edge_cases.NO_LESION)
 
     def _tally(
         self, found: Selection, chosen: Selection
@@ -181,10 +181,8 @@ class PooledResults:
 
     def _curve(self, statistic: Statistic) -> list[Estimate]:
         lesions = self.sums([len(r.lesions) for r in self.results])
-        return self.estimator.bootstrapped(statistic, lesions, edge_cases.NO_LESION, self._items())
-
-    def _items(self) -> int:
-        return sum(len(x) for x in (self.pool.detected_at, self.pool.false_score)) + 1
+        items = len(self.pool.detected_at) + len(self.pool.false_score) + 1
+        return self.estimator.bootstrapped(statistic, lesions, edge_cases.NO_LESION, items)
 
     def one(
         self, statistic: Statistic, support: NDArray[np.float64], undefined: EdgeCase
@@ -222,10 +220,8 @@ class PooledResults:
         """Mean with interval, and median, of the defined values by case."""
         defined = [v for v in values if v is not None]
         counted = self.sums([v is not None for v in values])
-        mean = self._ratio(
-            self.sums([v or 0.0 for v in values]), counted, edge_cases.NO_MASKED_CASE
-        )
-        found = mean.to_json("mean")
+        total = self.sums([v or 0.0 for v in values])
+        found = self._ratio(total, counted, edge_cases.NO_MASKED_CASE).to_json("mean")
         median = float(np.median(defined)) if defined else None
         return {"mean": found.pop("mean"), "median": median, **found, "n": len(defined)}
 
@@ -260,19 +256,12 @@ class PooledResults:
         return sum(inside(x) and has(x) for r in self.results for x in r.lesions)
 
     def recalls(self, bins: Sequence[Selection]) -> list[tuple[int, int, Estimate]]:
-        """Lesions of each bin, those found, and recall.
-
-        The design effect of bins where all or nothing was found is pooled.
-        """
+        """Lesions of each bin, those found, recall; bins of all or none share a design effect."""
         tallies = [self._tally(attrgetter("detected"), chosen) for chosen in bins]
         deff = pooled_design_effect([h for h, _ in tallies], [t for _, t in tallies])
         return [
-            (
-                int(totals.sum()),
-                int(hits.sum()),
-                proportion(hits, totals, edge_cases.NO_LESION, deff),
-            )
-            for hits, totals in tallies
+            (int(all_.sum()), int(hits.sum()), proportion(hits, all_, edge_cases.NO_LESION, deff))
+            for hits, all_ in tallies
         ]
 
     def other_criteria(self) -> dict[str, Any]:
@@ -287,11 +276,8 @@ class PooledResults:
             "n_ignored": sum(r.sides[name].ignored for r in self.results),
         }
         if not self.results:
-            return {
-                **found,
-                "false_positives_per_case": edge_cases.NO_CASE.value,
-                "reason": edge_cases.NO_CASE.reason,
-            }
+            none = edge_cases.NO_CASE
+            return {**found, "false_positives_per_case": none.value, "reason": none.reason}
         return {**found, "false_positives_per_case": false / len(self.results)}
 
     def false_positives(self) -> dict[str, int]:

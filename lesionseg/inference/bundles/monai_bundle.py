@@ -246,7 +246,7 @@ def _compose(transforms: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _scheme(scheme: Normalisation) -> str:
-    """One channel's normalisation as an expression on a tensor `[*spatial]` (`data.normalise`)."""
+    """One channel's normalisation as an expression on a tensor `[*spatial]` (`data.onto_grid`)."""
     if scheme.scheme == "dataset":
         return f"$lambda v: ({_clipped('v', scheme)} - {scheme.mean!r}) / {scheme.std!r}"
     standard = (

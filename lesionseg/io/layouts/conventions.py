@@ -204,9 +204,7 @@ def _compiled(pattern: str, setting: str) -> re.Pattern[str]:
         return re.compile(pattern)
     except re.error as error:
         raise ConfigError(
-            f"The group pattern is not a regular expression: {error}.",
-            where=setting,
-            seen=pattern,
+            f"The group pattern is not a regular expression: {error}.", where=setting, seen=pattern
         ) from error
 
 

@@ -41,8 +41,7 @@ from lesionseg.pipeline.tune.tune_results import (
     write_results,
 )
 from lesionseg.plan.make import PlanOverrides
-from lesionseg.report.figures.search_surface import steadiest
-from lesionseg.report.sections.tuning_page import TuningSearch, TuningTrial, table
+from lesionseg.report.sections.tuning_page import TuningSearch, TuningTrial, steadiest, table
 from lesionseg.training.device.accelerator import require_device, training_device
 from lesionseg.training.learning_settings import Learning
 from lesionseg.training.settings import OptimiserSettings, TrainerSettings

@@ -9,8 +9,12 @@ from lesionseg.errors import require
 from lesionseg.evaluation.statistics.bootstrap import wilson_interval
 from lesionseg.io.atomic import read_json, write_json
 from lesionseg.pipeline.tune.search import TuneSettings
-from lesionseg.report.figures.search_surface import steadiest
-from lesionseg.report.sections.tuning_page import TuningSearch, TuningTrial, write_tuning_page
+from lesionseg.report.sections.tuning_page import (
+    TuningSearch,
+    TuningTrial,
+    steadiest,
+    write_tuning_page,
+)
 
 SCHEMA_VERSION = 1
 TITLE = "Search for α and γ"

@@ -10,7 +10,7 @@ from lesionseg.core import Case, CaseFiles, Dataset, Geometry, Reference, Volume
 from lesionseg.data.cache.case_cache import Cache, cache_key, source_hash
 from lesionseg.data.cache.fill import fill_cache
 from lesionseg.data.cache.lesion_table import LesionTable, find_lesions
-from lesionseg.data.prepare import PreparedReference
+from lesionseg.data.prepare_reference import PreparedReference
 from lesionseg.errors import ContentError, ReadError
 from lesionseg.plan.plan import Normalisation
 

@@ -7,16 +7,14 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from lesionseg.report.figures.search_surface import (
-    BANDWIDTH,
-    draw_surface,
-    smoothed_surface,
-    steadiest,
-)
 from lesionseg.report.sections.tuning_page import (
+    BANDWIDTH,
     State,
     TuningSearch,
     TuningTrial,
+    draw_surface,
+    smoothed_surface,
+    steadiest,
     table,
     write_tuning_page,
 )
