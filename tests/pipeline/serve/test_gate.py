@@ -214,8 +214,9 @@ def test_h4_work_ends_when_its_client_has_left(
 ) -> None:
     """Review H4: and those who wait behind it have their turn."""
     with listening(app_of(bundle)) as port:
-        first, second = (_asked(port, scan.read_bytes()) for _ in range(2))
+        first = _asked(port, scan.read_bytes())
         until(lambda: endless.n_begun == 1)
+        second = _asked(port, scan.read_bytes())
         first.close()
         until(lambda: (endless.n_begun, endless.n_ended) == (2, 1))
         second.close()
