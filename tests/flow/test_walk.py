@@ -27,10 +27,10 @@ SMALL = [
 
 @pytest.fixture(scope="module")
 def mri_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run of 20 steps on six small phantoms, one of them in the test role."""
+    """A finished run of 20 steps on seven small phantoms, one of them in the test role."""
     folder = tmp_path_factory.mktemp("walk")
     write_mri_phantoms(
-        folder / "raw", 6, seed=0, n_test=1, shape=(32, 40, 32), spacing_mm=(4.0, 4.0, 4.0)
+        folder / "raw", 7, seed=0, n_test=1, shape=(32, 40, 32), spacing_mm=(4.0, 4.0, 4.0)
     )
     overrides = [f"data.root={folder / 'raw'}", f"run_dir={folder / 'run'}", *SMALL]
     assert run("train", [*overrides, "trainer.max_steps=20", "model.tile_shape=[16,16,16]"]) == 0
@@ -42,6 +42,7 @@ def test_a_run_leaves_everything_that_is_promised(mri_run: Path) -> None:
         train.log metrics.csv validation
         scores.json cases.csv lesions.csv candidates.csv report.html
         bundle/weights.safetensors bundle/plan.json bundle/model_card.md
+        bundle/input_check.safetensors
         test/scores.json test/cases.csv test/lesions.csv test/candidates.csv test/report.html"""
     assert [name for name in promised.split() if not (mri_run / name).exists()] == []
     left_over = [p for p in mri_run.rglob("*") if "tmp" in p.name.lower() or "partial" in p.name]
@@ -101,6 +102,23 @@ def test_predict_evaluate_and_report_follow(mri_run: Path, tmp_path: Path) -> No
     told = [f"scores={tmp_path / 's'}", f"output={tmp_path / 'r'}", *pictures]
     assert run("report", told) == 0
     assert "<html" in (tmp_path / "r" / "report.html").read_text()
+
+
+def test_scans_are_compared_with_the_training_scans(mri_run: Path, tmp_path: Path) -> None:
+    with (mri_run / "test" / "cases.csv").open() as stream:
+        (case,) = csv.DictReader(stream)
+    assert float(case["input_score"]) > 0
+    scan = nib.load(next((mri_run.parent / "raw" / "imagesTs").glob("*.nii.gz")))
+    thick = nib.Nifti1Image(
+        np.asarray(scan.dataobj)[:, :, ::4], scan.affine @ np.diag([1, 1, 4, 1])
+    )
+    nib.save(thick, tmp_path / "thick.nii.gz")
+    scans = [f"bundle={mri_run}", f"input={tmp_path / 'thick.nii.gz'}", f"output={tmp_path / 'p'}"]
+    assert run("predict", scans) == 0
+    with (tmp_path / "p" / "predictions.csv").open() as stream:
+        (row,) = csv.DictReader(stream)
+    assert row["warning"].startswith("Another grid: the spacing along S in mm is 16, in training 4")
+    assert float(row["input_score"]) > 1
 
 
 def test_the_same_walk_in_two_dimensions(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from lesionseg.data.cache.case_cache import CachedCase, source_hash
 from lesionseg.data.cache.fill import fill_cache
 from lesionseg.data.transforms import Spec
 from lesionseg.errors import ConfigError
-from lesionseg.inference.input_check import N_SCANS, InputCheck, make_input_check
+from lesionseg.inference.input_check import LEAST_SCANS, N_SCANS, InputCheck, make_input_check
 from lesionseg.inference.scan_statistics import grid_vector, scan_statistics
 from lesionseg.io.atomic import write_text
 from lesionseg.losses.detection_loss import DetectionLoss
@@ -238,8 +238,10 @@ def learnt_scans(
 ) -> InputCheck | None:
     """What a new scan is compared with: statistics of up to 64 training scans, evenly chosen.
 
-    Their own files' grids are the fingerprint's.
+    Their own files' grids are the fingerprint's. None for too few scans; see `make_input_check`.
     """
+    if len(cases) < LEAST_SCANS:
+        return None
     some = [cases[i] for i in sorted(set(np.linspace(0, len(cases) - 1, N_SCANS).astype(int)))]
     scans = [scan_statistics(case.image, case.geometry, network, plan) for case in some]
     sides = zip(fingerprint.shapes, fingerprint.spacings_mm, strict=True)
