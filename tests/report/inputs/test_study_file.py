@@ -8,8 +8,8 @@ from lesionseg.errors import ConfigError, ReadError
 from lesionseg.report import text
 from lesionseg.report.inputs.result_tables import read_tables
 from lesionseg.report.inputs.study_file import COUNTS, Study, make_flow, read_study
-from lesionseg.report.page import summary
 from lesionseg.report.sections.checklists import CHECKLISTS, CLAIM, STARD_AI
+from lesionseg.report.sections.first_screen import facts
 from lesionseg.report.sections.table_cells import list_cases
 from lesionseg.report.write import Options, write_report
 from tests.report.conftest import Evaluation
@@ -91,7 +91,7 @@ def test_scans_unlike_the_training_are_counted_with_what_was_found_there(
     assert text.warned_sentence(warned).startswith(
         f"1 of 3 scans, with {b.n_detected} of {b.n_lesions} lesion"
     )
-    assert text.warned_sentence(warned) in summary(warned)
+    assert text.warned_sentence(warned) in [fact.words for fact in facts(warned)]
     assert reason in {cell.shown for line in list_cases(cases, "mm").lines for cell in line}
 
 
