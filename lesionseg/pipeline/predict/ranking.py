@@ -14,7 +14,9 @@ from lesionseg.errors import require
 from lesionseg.evaluation.table_row import TableRow, write_table
 from lesionseg.inference.decision import Inferred
 from lesionseg.inference.predictor import Predictor
+from lesionseg.io.local_files import fetch_images
 from lesionseg.io.predictions import find_predictions, read_prediction
+from lesionseg.io.remote.mirror import send
 from lesionseg.pipeline.run.capabilities import require_voxels
 from lesionseg.plan.plan import Plan
 
@@ -63,6 +65,7 @@ def rank_cases(
     """
     views, written, rows = predictor.views(), find_predictions(output), list[RankRow]()
     for done, files in enumerate(cases, start=1):
+        fetch_images(files.images)
         prepared = predictor.scans.open(files)
         prediction = read_prediction(written[files.case], geometry=prepared.file_geometry)
         outcomes = (next(v.infer_all(iter([(None, prepared)])))[1] for v in views)
@@ -71,6 +74,7 @@ def rank_cases(
     rows.sort(key=lambda row: (-row.gain, row.case))
     ranked = [replace(row, rank=rank) for rank, row in enumerate(rows, start=1)]
     write_table(output / TABLE, ranked, RankRow)
+    send([output / TABLE])
     return ranked
 
 

@@ -1,9 +1,9 @@
 """Predict: a bundle and a folder of scans in; masks, candidates and a status per scan out."""
 
-from collections.abc import Mapping, Sequence
-from contextlib import closing
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from lesionseg.core import CaseFiles
 from lesionseg.errors import DatasetError, one_of, require
@@ -11,7 +11,7 @@ from lesionseg.inference.inference_settings import InferenceSettings
 from lesionseg.io.atomic import locked_folder, private_files
 from lesionseg.io.layouts.input_images import find_images
 from lesionseg.io.predictions import MaskNames
-from lesionseg.io.remote.local_disk import local_disk
+from lesionseg.io.remote.local_disk import LocalDisk, local_disk
 from lesionseg.io.remote.mirror import mirror
 from lesionseg.io.remote.remote_folder import is_url
 from lesionseg.io.zones import find_zones
@@ -19,7 +19,12 @@ from lesionseg.models.build import NetworkFactory
 from lesionseg.pipeline.dataset.data_settings import DicomSettings
 from lesionseg.pipeline.predict.case_writing import SaveProbabilities, check_dicom_output
 from lesionseg.pipeline.predict.predict_job import PredictJob, predict_cases
-from lesionseg.pipeline.predict.predictions_table import PredictionTable, PredictOutcome, Shard
+from lesionseg.pipeline.predict.predictions_table import (
+    PredictionRow,
+    PredictionTable,
+    PredictOutcome,
+    Shard,
+)
 from lesionseg.pipeline.predict.ranking import check_rank, rank_cases
 from lesionseg.pipeline.predict.ray_engine import predict_on_ray
 from lesionseg.pipeline.predict.study_table import write_study
@@ -91,18 +96,13 @@ def predict(
         architectures: the caller's own networks; see `Predictor`.
         progress: called with case, number done and total after every case, in place of a bar.
     """
-    engines = get_args(EngineName)
-    expected = " or ".join(engines)
-    what = "There is no such engine."
-    require(engine in engines, what, where="engine", seen=engine, expected=expected)
+    one_of("engine", engine, get_args(EngineName), where="engine")
     one_of("choice of names", names, get_args(MaskNames), where="names")
     folders = (bundle,) if isinstance(bundle, (str, Path)) else tuple(bundle)
     disk = local_disk(local_dir, local_gb)
     job = PredictJob(
         bundles=tuple(Path(folder) for folder in folders),
-        output=Path(output)
-        if not is_url(str(output))
-        else mirror(str(output), disk, new=True, tables=(".csv",)),
+        output=_local(output, disk, new=True, tables=(".csv",)),
         inference=inference or InferenceSettings(),
         operating_point=operating_point,
         device=device if isinstance(device, str) else tuple(device),
@@ -117,8 +117,7 @@ def predict(
     )
     shard = Shard(shard_index, num_shards)
     predictors = job.predictors(architectures)
-    source = mirror(str(input), disk) if is_url(str(input)) else Path(input)
-    cases = shard.of(find_cases(source, job.output, predictors[0].plan))
+    cases = shard.of(find_cases(_local(input, disk), job.output, predictors[0].plan))
     if dicom_output:
         check_dicom_output(cases)
     if rank:
@@ -126,23 +125,13 @@ def predict(
         predictors[0].views()
     if job.zones is not None:
         find_zones(job.zones).check([files.case for files in cases])
-    rows = []
-    folder = job.output  # which shards of the same cases share
-    with (
-        private_files(),
-        locked_folder(folder, shared=True),
-        locked_folder(folder, f".{shard.table}.lock"),
-    ):
+    with _locked(job.output, shard):
         table = PredictionTable(job.output, shard)
         if engine == "ray":
             finished = predict_on_ray(job, cases, table.rows, architectures)
         else:
             finished = predict_cases(job, cases, known=table.rows, predictors=predictors)
-        with closing(table), bar("Predicting") as advance, closing(finished):
-            for row in finished:
-                table.put(row)
-                rows.append(row)
-                (progress or advance)(row.case, len(rows), len(cases))
+        rows = _gather(finished, table, len(cases), progress)
         if num_shards == 1:  # else several would write it
             write_study(job.output, cases, table.rows)
         if rank:
@@ -151,6 +140,38 @@ def predict(
             with bar("Ranking") as advance:
                 rank_cases(predictors[0], left, job.output, advance)
     return PredictOutcome(sorted(rows, key=lambda row: row.case))
+
+
+def _local(place: str | Path, disk: LocalDisk, **how: Any) -> Path:
+    """The folder itself; of a URL, the local folder that mirrors it (`how`: see `mirror`)."""
+    return mirror(str(place), disk, **how) if is_url(str(place)) else Path(place)
+
+
+@contextmanager
+def _locked(folder: Path, shard: Shard) -> Iterator[None]:
+    """What is written is its user's alone, and the output this shard's and its like's."""
+    with (
+        private_files(),
+        locked_folder(folder, shared=True),
+        locked_folder(folder, f".{shard.table}.lock"),
+    ):
+        yield
+
+
+def _gather(
+    finished: Generator[PredictionRow],
+    table: PredictionTable,
+    n_cases: int,
+    progress: Advance | None,
+) -> list[PredictionRow]:
+    """The rows as cases are done, each put into the table."""
+    rows: list[PredictionRow] = []
+    with closing(table), bar("Predicting") as advance, closing(finished):
+        for row in finished:
+            table.put(row)
+            rows.append(row)
+            (progress or advance)(row.case, len(rows), n_cases)
+    return rows
 
 
 def find_cases(source: Path, output: Path, plan: Plan) -> list[CaseFiles]:

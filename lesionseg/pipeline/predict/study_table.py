@@ -7,6 +7,7 @@ from typing import TypedDict
 
 from lesionseg.core import Candidate, CaseFiles
 from lesionseg.evaluation.table_row import Named, TableRow, read_table, write_table
+from lesionseg.io.remote.mirror import send
 from lesionseg.pipeline.predict.predictions_table import PredictionRow
 
 
@@ -78,6 +79,7 @@ def write_study(
         known |= {row.case: row for row in read_table(path, StudyRow)}
     known |= {files.case: _row(rows[files.case], files) for files in cases if files.case in rows}
     write_table(path, [known[case] for case in sorted(known)], StudyRow)
+    send([path])
 
 
 def _row(row: PredictionRow, files: CaseFiles) -> StudyRow:
