@@ -96,7 +96,9 @@ def predict(
         architectures: the caller's own networks; see `Predictor`.
         progress: called with case, number done and total after every case, in place of a bar.
     """
-    one_of("engine", engine, get_args(EngineName), where="engine")
+    engines, what = get_args(EngineName), "There is no such engine."
+    expected = " or ".join(engines)
+    require(engine in engines, what, where="engine", seen=engine, expected=expected)
     one_of("choice of names", names, get_args(MaskNames), where="names")
     folders = (bundle,) if isinstance(bundle, (str, Path)) else tuple(bundle)
     disk = local_disk(local_dir, local_gb)
