@@ -93,7 +93,7 @@ def serve(
         ws="none",
         lifespan="on",
         access_log=False,
-        log_level="warning",
+        log_level="error",
         server_header=False,
         timeout_graceful_shutdown=STOP_SECONDS,
         ssl_certfile=ssl_certfile,
@@ -109,6 +109,8 @@ def serve(
     logger.info("Serving at %s://%s:%d; stop with Ctrl-C.", scheme, host, port)
     if host not in _THIS_MACHINE and not (token and ssl_certfile):
         logger.warning("Other machines reach this server: set token, ssl_certfile and hosts.")
+    # what clients send must not fill the log
+    logging.getLogger("python_multipart").setLevel(logging.ERROR)
     atexit.register(gc.freeze)  # else Python looks through every module's objects at its end
     with suppress(KeyboardInterrupt):
         uvicorn.Server(settings).run()

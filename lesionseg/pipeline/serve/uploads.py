@@ -88,9 +88,11 @@ def store(uploads: Sequence[Upload], folder: Path, limits: ServeLimits) -> None:
     """Write one scan to `folder`: one file, one file per channel, or a DICOM series.
 
     Several files that are no images by their names are slices, and so is what a zip holds. Raises
-    `ReadError` when a zip cannot be read, `ContentError` when it holds more than `limits`,
-    `OutputError` when the disk is full.
+    `ReadError` when a zip cannot be read, `ContentError` when it holds more than `limits` or
+    nothing was sent, `OutputError` when the disk is full.
     """
+    if not uploads:
+        raise ContentError("No file was sent.", expected="a form with the scan's file or files")
     try:
         _store(uploads, folder, limits)
     except OSError as error:

@@ -190,6 +190,10 @@ def test_low_deep_parameters_and_forms_that_are_none_are_refused(client: TestCli
     for kind in ("multipart/form-data", "multipart/form-data; boundary=x", "text/plain"):
         answer = client.post("/predict", content=b"--x\r\nno form", headers={"Content-Type": kind})
         assert answer.status_code in (400, 422), kind
+    for put in ("/session/", "/datastore/"):
+        answer = client.put(put, files={"other": ("a.nii", b"a")})
+        assert answer.status_code == 422
+        assert "No file was sent." in answer.json()["detail"]
 
 
 def test_h4_who_comes_when_too_many_wait_is_told_to_come_again(
