@@ -18,8 +18,6 @@ from lesionseg.io.predictions import find_predictions, read_prediction
 from lesionseg.pipeline.run.capabilities import require_voxels
 from lesionseg.plan.plan import Plan
 
-RANKING = "ranking.csv"
-
 
 @dataclass(frozen=True, kw_only=True)
 class RankRow(TableRow):
@@ -70,7 +68,7 @@ def rank_cases(
         advance(files.case, done, len(cases))
     rows.sort(key=lambda row: (-row.gain, row.case))
     ranked = [replace(row, rank=rank) for rank, row in enumerate(rows, start=1)]
-    write_table(output / RANKING, ranked, RankRow)
+    write_table(output / "ranking.csv", ranked, RankRow)
     return ranked
 
 
