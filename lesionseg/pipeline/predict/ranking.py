@@ -20,8 +20,6 @@ from lesionseg.io.remote.mirror import send
 from lesionseg.pipeline.run.capabilities import require_voxels
 from lesionseg.plan.plan import Plan
 
-TABLE = "ranking.csv"
-
 
 @dataclass(frozen=True, kw_only=True)
 class RankRow(TableRow):
@@ -73,8 +71,9 @@ def rank_cases(
         advance(files.case, done, len(cases))
     rows.sort(key=lambda row: (-row.gain, row.case))
     ranked = [replace(row, rank=rank) for rank, row in enumerate(rows, start=1)]
-    write_table(output / TABLE, ranked, RankRow)
-    send([output / TABLE])
+    table = output / "ranking.csv"
+    write_table(table, ranked, RankRow)
+    send([table])
     return ranked
 
 

@@ -15,7 +15,7 @@ from lesionseg.inference.inference_settings import InferenceSettings
 from lesionseg.inference.predictor import Predictor
 from lesionseg.io.atomic import read_csv
 from lesionseg.io.formats.volumes import write_volume
-from lesionseg.pipeline.predict.ranking import TABLE, entropies
+from lesionseg.pipeline.predict.ranking import entropies
 from lesionseg.pipeline.predict.recipe import predict
 from lesionseg.plan.plan import Plan
 from tests.inference.networks import Bright
@@ -74,25 +74,25 @@ def test_scans_on_which_mirrored_views_disagree_come_first(
     bundle = bundle_of(tmp_path / "bundle", plan, "sided", Sided())
     given = {"architectures": NETWORKS, "inference": WHOLE, "rank": True}
     predict(bundle, scans, tmp_path / "out", **given)  # type: ignore[arg-type]
-    rows = read_csv(tmp_path / "out" / TABLE)
+    rows = read_csv(tmp_path / "out" / "ranking.csv")
     assert [row["rank"] for row in rows] == ["1", "2", "3"]
     assert rows[0]["case"] == "two"
     gains = {row["case"]: float(row["gain"]) for row in rows}
     assert gains["two"] > gains["one"] >= gains["none"]
-    first = (tmp_path / "out" / TABLE).read_bytes()
+    first = (tmp_path / "out" / "ranking.csv").read_bytes()
     predict(bundle, scans, tmp_path / "out", **given)  # type: ignore[arg-type]
-    assert (tmp_path / "out" / TABLE).read_bytes() == first
+    assert (tmp_path / "out" / "ranking.csv").read_bytes() == first
 
 
 def test_members_that_agree_gain_nothing(scans: Path, tmp_path: Path, plan: Plan) -> None:
     same = [bundle_of(tmp_path / name, plan, "mine", Bright()) for name in "ab"]
     predict(same, scans, tmp_path / "out", architectures=NETWORKS, inference=WHOLE, rank=True)
-    rows = read_csv(tmp_path / "out" / TABLE)
+    rows = read_csv(tmp_path / "out" / "ranking.csv")
     assert [row["case"] for row in rows] == ["none", "one", "two"]
     assert {float(row["gain"]) for row in rows} == {0.0}
     other = [same[0], bundle_of(tmp_path / "c", plan, "mine", Bright(level=3.0))]
     predict(other, scans, tmp_path / "more", architectures=NETWORKS, inference=WHOLE, rank=True)
-    assert float(read_csv(tmp_path / "more" / TABLE)[0]["gain"]) > 0
+    assert float(read_csv(tmp_path / "more" / "ranking.csv")[0]["gain"]) > 0
 
 
 def test_what_cannot_be_ranked_is_refused(scans: Path, tmp_path: Path, plan: Plan) -> None:
