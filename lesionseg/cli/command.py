@@ -1,6 +1,5 @@
 """What runs a command: its name and overrides in, an exit status out, errors as sentences."""
 
-import logging
 import os
 import re
 import signal
@@ -13,6 +12,7 @@ from lesionseg import __version__
 from lesionseg.cli.command_table import COMMANDS
 from lesionseg.cli.compose import compose
 from lesionseg.cli.help import group_page, help_page
+from lesionseg.cli.json_log import say_error, start_logging
 from lesionseg.cli.multirun import multirun
 from lesionseg.cli.overrides import nearest, read_flags
 from lesionseg.errors import ConfigError, LesionsegError
@@ -30,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     if arguments and arguments[0] not in ("-h", "--help", "help"):
         near = nearest(arguments[0], COMMANDS)
-        _say(f"Unknown command {arguments[0]!r}.{near}", error=True)
+        say_error(f"Unknown command {arguments[0]!r}.{near}")
         return 2
     _say("lesionseg COMMAND [group=option] [key=value] …\n")
     for name, entry in COMMANDS.items():
@@ -48,9 +48,7 @@ def run(command: str, argv: Sequence[str], *, program: str | None = None) -> int
     """
     if {"-h", "--help"} & set(argv):
         return _guarded(lambda: _help(command, argv, program or "python"))
-    # ours alone: other packages' notes on fonts and plug-ins are no news to a user
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
-    logging.getLogger("lesionseg").setLevel(logging.INFO)
+    start_logging()
     _end_at_sigterm()
     debug = any(a.replace(" ", "").lower() == "debug=true" for a in argv)
     return _guarded(lambda: _run(command, argv), debug)
@@ -85,10 +83,10 @@ def _guarded(action: Callable[[], int], debug: bool = False) -> int:
     except LesionsegError as error:
         if debug:
             raise
-        _say(f"Error: {error}", error=True)
+        say_error(f"Error: {error}")
         return 2 if isinstance(error, ConfigError) else 1
     except KeyboardInterrupt:
-        _say("Interrupted; the same command resumes, with run_dir= if it had none.", error=True)
+        say_error("Interrupted; the same command resumes, with run_dir= if it had none.")
         return 130
 
 
@@ -177,5 +175,5 @@ def _config_for(plain: dict[str, Any]) -> dict[str, Any]:
     return {"config": plain} if command.keeps_config else {}
 
 
-def _say(text: str, *, error: bool = False) -> None:
-    (sys.stderr if error else sys.stdout).write(text + "\n")
+def _say(text: str) -> None:
+    sys.stdout.write(text + "\n")
