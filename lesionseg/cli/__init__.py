@@ -4,10 +4,8 @@ lesionseg train data.root=DIR model=unet loss.gamma=2
 python scripts/train.py data.root=DIR model=unet loss.gamma=2
 """
 
-from lesionseg.cli.command import main as main
-from lesionseg.cli.command import run as run
-from lesionseg.cli.command_table import COMMANDS as COMMANDS
-from lesionseg.cli.compose import compose as compose
-from lesionseg.cli.compose import conf_dir as conf_dir
+from lesionseg.cli.command import main, run
+from lesionseg.cli.command_table import COMMANDS
+from lesionseg.cli.compose import compose, conf_dir
 
 __all__ = ["COMMANDS", "compose", "conf_dir", "main", "run"]

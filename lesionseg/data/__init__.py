@@ -44,24 +44,7 @@ _MODULES = {
     "prepare_reference": "prepare_reference",
 }
 
-__all__ = [
-    "AugmentationSettings",
-    "Cache",
-    "CachedCase",
-    "HardPoint",
-    "PreparedCase",
-    "PreparedReference",
-    "SamplingSettings",
-    "TileDataset",
-    "TileGrid",
-    "TileSampler",
-    "build_augmentation",
-    "fill_cache",
-    "open_dataset",
-    "prepare_case",
-    "prepare_image",
-    "prepare_reference",
-]
+__all__ = ["TileGrid", *_MODULES]
 
 
 def __getattr__(name: str) -> Any:

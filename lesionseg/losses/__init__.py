@@ -3,28 +3,20 @@
 The functions are the losses themselves, the modules what training is configured with.
 """
 
-from lesionseg.losses.compound import CrossEntropyLoss as CrossEntropyLoss
-from lesionseg.losses.compound import DiceCrossEntropyLoss as DiceCrossEntropyLoss
-from lesionseg.losses.compound import DiceFocalLoss as DiceFocalLoss
-from lesionseg.losses.compound import FocalLoss as FocalLoss
-from lesionseg.losses.compound import dice_loss as dice_loss
-from lesionseg.losses.focal import posterior_logits as posterior_logits
-from lesionseg.losses.focal import sigmoid_focal_loss as sigmoid_focal_loss
-from lesionseg.losses.focal import softmax_focal_loss as softmax_focal_loss
-from lesionseg.losses.instance_wise import InstanceWise as InstanceWise
-from lesionseg.losses.instance_wise import LesionWiseFocalLoss as LesionWiseFocalLoss
-from lesionseg.losses.monai_losses import CustomLoss as CustomLoss
-from lesionseg.losses.monai_losses import MonaiFocalLoss as MonaiFocalLoss
-from lesionseg.losses.monai_losses import completed as completed
-from lesionseg.losses.quality import quality_focal_loss as quality_focal_loss
-from lesionseg.losses.quality import varifocal_loss as varifocal_loss
-from lesionseg.losses.trimmed import MinedCrossEntropyLoss as MinedCrossEntropyLoss
-from lesionseg.losses.trimmed import TrimmedFocalLoss as TrimmedFocalLoss
-from lesionseg.losses.tversky import FocalTverskyLoss as FocalTverskyLoss
-from lesionseg.losses.tversky import UnifiedFocalLoss as UnifiedFocalLoss
-from lesionseg.losses.voxel_loss import PositiveAverage as PositiveAverage
-from lesionseg.losses.voxel_loss import VoxelLoss as VoxelLoss
-from lesionseg.losses.voxel_loss import count_positives as count_positives
+from lesionseg.losses.compound import (
+    CrossEntropyLoss,
+    DiceCrossEntropyLoss,
+    DiceFocalLoss,
+    FocalLoss,
+    dice_loss,
+)
+from lesionseg.losses.focal import posterior_logits, sigmoid_focal_loss, softmax_focal_loss
+from lesionseg.losses.instance_wise import InstanceWise, LesionWiseFocalLoss
+from lesionseg.losses.monai_losses import CustomLoss, MonaiFocalLoss, completed
+from lesionseg.losses.quality import quality_focal_loss, varifocal_loss
+from lesionseg.losses.trimmed import MinedCrossEntropyLoss, TrimmedFocalLoss
+from lesionseg.losses.tversky import FocalTverskyLoss, UnifiedFocalLoss
+from lesionseg.losses.voxel_loss import PositiveAverage, VoxelLoss, count_positives
 
 __all__ = [
     "CrossEntropyLoss",

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from lesionseg.errors import ConfigError, GeometryError
 from lesionseg.models.blocks import Stage, Up, initialise, layers, space_to_depth
 from lesionseg.plan.plan import Architecture
+from lesionseg.plan.tile_rules import total_stride
 
 
 class Encoder(nn.Module):
@@ -85,16 +86,6 @@ def _up(dims: int, in_channels: int, out_channels: int, stride: Sequence[int], *
     )
     initialise(layer)
     return layer
-
-
-def total_stride(architecture: Architecture) -> tuple[int, ...]:
-    """By how much each spatial axis shrinks from the input to the coarsest stage.
-
-    >>> flat = Architecture("unet", (8, 16, 32), ((1, 1), (2, 2), (1, 2)), ((3, 3),) * 3)
-    >>> total_stride(flat)
-    (2, 4)
-    """
-    return tuple(prod(axis) for axis in zip(*architecture.strides, strict=True))
 
 
 def check_architecture(architecture: Architecture, dims: int) -> None:

@@ -12,7 +12,6 @@ from lesionseg.models.backbone import (
     Encoder,
     check_architecture,
     check_input,
-    total_stride,
 )
 from lesionseg.models.blocks import (
     LEAKY_SLOPE,
@@ -24,6 +23,7 @@ from lesionseg.models.blocks import (
 )
 from lesionseg.models.heads import SegmentationHead, prior_bias
 from lesionseg.plan.plan import Architecture, Plan
+from lesionseg.plan.tile_rules import total_stride
 
 
 class UNet(nn.Module):

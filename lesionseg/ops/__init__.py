@@ -36,21 +36,7 @@ _HOMES = {
     "resample_nearest": "resample",
     "weighted_box_clustering": "clustering",
 }
-__all__ = [
-    "LesionInstances",
-    "batched_nms",
-    "box_giou",
-    "box_iou",
-    "box_volume",
-    "gaussian_weight",
-    "label_components",
-    "lesion_instances",
-    "mask_boxes",
-    "nms",
-    "resample_linear",
-    "resample_nearest",
-    "weighted_box_clustering",
-]
+__all__ = [*_HOMES]
 
 
 def __getattr__(name: str) -> Any:

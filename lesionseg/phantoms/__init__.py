@@ -5,15 +5,9 @@ and `thorax` hold the anatomy, `head_mri` and `chest_xray` the physics of the im
 What is simulated says so in its own files; no number measured on it is a claim about patients.
 """
 
-from lesionseg.phantoms.chest_xray import XraySettings as XraySettings
-from lesionseg.phantoms.chest_xray import simulate_xray_case as simulate_xray_case
-from lesionseg.phantoms.chest_xray import write_xray_phantoms as write_xray_phantoms
-from lesionseg.phantoms.head_mri import MriSettings as MriSettings
-from lesionseg.phantoms.head_mri import simulate_mri_case as simulate_mri_case
-from lesionseg.phantoms.head_mri import write_mri_phantoms as write_mri_phantoms
-from lesionseg.phantoms.visits import VisitSettings as VisitSettings
-from lesionseg.phantoms.visits import simulate_visits as simulate_visits
-from lesionseg.phantoms.visits import write_visit_phantoms as write_visit_phantoms
+from lesionseg.phantoms.chest_xray import XraySettings, simulate_xray_case, write_xray_phantoms
+from lesionseg.phantoms.head_mri import MriSettings, simulate_mri_case, write_mri_phantoms
+from lesionseg.phantoms.visits import VisitSettings, simulate_visits, write_visit_phantoms
 
 __all__ = [
     "MriSettings",

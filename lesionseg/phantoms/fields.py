@@ -76,19 +76,12 @@ def ellipsoid_depth(axes: Axes, centre_mm: Sequence[float], radii_mm: Sequence[f
 
     First order: (1 − f) · f / |∇f| with f = |x / r|; exact for a sphere.
     """
-    scaled = [
-        (a - np.float32(c)) / np.float32(r) for a, c, r in _triples(axes, centre_mm, radii_mm)
-    ]
+    each = zip(axes, centre_mm, radii_mm, strict=True)
+    scaled = [(a - np.float32(c)) / np.float32(r) for a, c, r in each]
     floor = np.float32(1e-3)  # keeps the quotient at the centre finite and equal to the radius
     value = np.sqrt(sum(x * x for x in scaled)) + floor
     slope = np.sqrt(sum((x / np.float32(r)) ** 2 for x, r in zip(scaled, radii_mm, strict=True)))
     return np.asarray((1 - value) * value / (slope + floor / min(radii_mm)), dtype=np.float32)
-
-
-def _triples(
-    axes: Axes, centre_mm: Sequence[float], radii_mm: Sequence[float]
-) -> list[tuple[Field | np.floating[Any], float, float]]:
-    return list(zip(axes, centre_mm, radii_mm, strict=True))
 
 
 @dataclass(frozen=True, eq=False)

@@ -3,7 +3,7 @@
 nnU-Net below is Isensee F et al., Nature Methods 2021;18:203, with its supplement.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 
@@ -183,7 +183,11 @@ def _kernel(size: Sequence[float], spacing: Sequence[float]) -> tuple[int, ...]:
 
 
 def total_stride(architecture: Architecture) -> tuple[int, ...]:
-    """Product of the strides along each axis: what a tile's sides must be multiples of."""
+    """By how much each axis shrinks to the coarsest stage: a tile's sides are multiples of it.
+
+    >>> total_stride(Architecture("unet", (8, 16, 32), ((1, 1), (2, 2), (1, 2)), ((3, 3),) * 3))
+    (2, 4)
+    """
     return tuple(prod(axis) for axis in zip(*architecture.strides, strict=True))
 
 
@@ -219,7 +223,7 @@ def tile_shape(
         fitted = _filled(fitted, most, spacing_mm, allowed)
     whole = all(n >= m for n, m in zip(fitted, median_shape, strict=True))
     what = "the median volume fits" if whole else "the largest the device allows at batch 2"
-    return Decision(fitted, f"{_times(fitted)}: {what}")
+    return Decision(fitted, f"{' × '.join(map(str, fitted))}: {what}")
 
 
 def _filled(
@@ -286,7 +290,3 @@ def batch_size(
         batch += 1
     why = "the most it makes sense to take" if batch == most else "more would break the budget"
     return Decision(batch, f"{batch} tiles a step: {why}")
-
-
-def _times(shape: Iterable[int]) -> str:
-    return " × ".join(str(n) for n in shape)

@@ -93,7 +93,8 @@ def _matches(
 ) -> BoxMatches:
     lesions, candidates = judged.lesions, judged.candidates
     own = np.flatnonzero(lesions.labels == label)
-    outside = _outside(_lesion_areas(lesions), limits)[own]
+    areas = np.where(lesions.masked, lesions.n_voxels, _box_areas(lesions))
+    outside = _outside(areas, limits)[own]
     own, outside = own[np.argsort(outside, kind="stable")], np.sort(outside)
     given = np.array([c.score for c in judged.prediction.candidates], dtype=np.float64)
     boxes = np.flatnonzero(candidates.labels == label)
@@ -128,10 +129,6 @@ def _greedy(
 
 def _outside(areas: NDArray[np.float64], limits: tuple[float, float]) -> NDArray[np.bool_]:
     return (areas < limits[0]) | (areas > limits[1])
-
-
-def _lesion_areas(lesions: Lesions) -> NDArray[np.float64]:
-    return np.where(lesions.masked, lesions.n_voxels, _box_areas(lesions))
 
 
 def _box_areas(instances: Lesions) -> NDArray[np.float64]:

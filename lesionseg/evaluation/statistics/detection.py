@@ -46,8 +46,8 @@ class Pool:
         return len(self.false_score) / max(self.n_cases, 1)
 
 
-def pool_results(results: Sequence[CaseResult], label: int | None = None) -> Pool:
-    """Gather cases, optionally one label's lesions and candidates only.
+def pool_results(results: Sequence[CaseResult]) -> Pool:
+    """Gather the cases' lesions and false positives.
 
     Cases without scores are gathered as if nothing was ever found; the curves mean nothing then.
     """
@@ -57,13 +57,12 @@ def pool_results(results: Sequence[CaseResult], label: int | None = None) -> Poo
         (index[r.group], NEVER if x.detected_at is None else x.detected_at)
         for r in results
         for x in r.lesions
-        if label in (None, x.label)
     ]
     false = [
         (index[r.group], c.score or 0.0)
         for r in results
         for c in r.candidates
-        if c.outcome_any == "false_positive" and label in (None, c.label)
+        if c.outcome_any == "false_positive"
     ]
     return Pool(
         groups,

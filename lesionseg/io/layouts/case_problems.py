@@ -67,6 +67,11 @@ def is_count(value: object) -> bool:
     return not isinstance(value, bool) and bool(_COUNT.fullmatch(str(value)))
 
 
+def is_number(value: object) -> bool:
+    """Whether it is a number that an array holds."""
+    return isinstance(value, int | float) and abs(value) < 1e300  # which NaN is not
+
+
 def refuse_problems(problems: Sequence[Problem], root: Path) -> None:
     """Raise what is wrong as one `DatasetError`, or the only error as it is; nothing if none is."""
     if not problems:

@@ -13,7 +13,7 @@ from lesionseg.core import CaseFiles, Dataset
 from lesionseg.errors import ContentError, DatasetError
 from lesionseg.io.atomic import read_json
 from lesionseg.io.formats.volumes import strip_suffix
-from lesionseg.io.layouts.case_problems import Problems, check_name, is_count
+from lesionseg.io.layouts.case_problems import Problems, check_name, is_count, is_number
 from lesionseg.io.layouts.manifest import parse_fold, parse_role
 
 ANNOTATIONS = "annotations.json"
@@ -145,7 +145,7 @@ def _stem(image: Mapping[str, Any]) -> str:
 
 def _lesion(annotation: Mapping[str, Any], label: int, case: str, path: Path) -> CocoLesion:
     box = annotation.get("bbox")
-    if not (isinstance(box, list) and len(box) == 4 and all(_is_number(v) for v in box)):
+    if not (isinstance(box, list) and len(box) == 4 and all(is_number(v) for v in box)):
         raise ContentError(
             f"Annotation {annotation.get('id')} of the case {case!r} has no box.",
             where=path,
@@ -169,10 +169,6 @@ def _lesion(annotation: Mapping[str, Any], label: int, case: str, path: Path) ->
         mask_label=mask_label,
         crowd=bool(annotation.get("iscrowd", 0)),
     )
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and abs(value) < 1e300  # which NaN is not
 
 
 def _case(

@@ -19,7 +19,7 @@ from lesionseg.core import CaseFiles, Dataset, Geometry, Reference, Role
 from lesionseg.errors import ContentError, DatasetError, ReadError
 from lesionseg.io.atomic import read_json
 from lesionseg.io.formats.volumes import strip_suffix
-from lesionseg.io.layouts.case_problems import Problems, check_name, count_axes
+from lesionseg.io.layouts.case_problems import Problems, check_name, count_axes, is_number
 from lesionseg.io.layouts.manifest import LABELS, parse_fold, read_label_names
 from lesionseg.io.layouts.nnunet_labels import FileLabels
 
@@ -276,7 +276,7 @@ def parse_boxes(
         and labels is not None
         and len(boxes) == len(labels)
         and all(isinstance(b, Sequence) and len(b) == n_numbers for b in boxes)
-        and all(_is_number(v) for b in boxes for v in b)
+        and all(is_number(v) for b in boxes for v in b)
         and all(isinstance(k, int) and k >= 0 for k in labels)
     )
     if not well_formed or boxes is None or labels is None:
@@ -292,7 +292,3 @@ def parse_boxes(
         mode,
         space,
     )
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and abs(value) < 1e300  # which NaN is not

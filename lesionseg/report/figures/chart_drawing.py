@@ -1,5 +1,6 @@
 """How the report's charts look, drawn onto a figure; matplotlib is imported only when drawing."""
 
+import base64
 import io
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
@@ -243,6 +244,11 @@ class Drawing:
 
     svg: bytes
     frame: tuple[float, float, float, float]
+
+    @property
+    def data_uri(self) -> str:
+        """The figure as an SVG data URI."""
+        return f"data:image/svg+xml;base64,{base64.b64encode(self.svg).decode('ascii')}"
 
 
 def draw_svg(draw: "Callable[[FigureBase], None]", height: float) -> Drawing:

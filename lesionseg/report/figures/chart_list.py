@@ -1,6 +1,5 @@
 """Which charts a report has, each with the words that stand for it."""
 
-import base64
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -38,8 +37,7 @@ class Chart:
 
     def data_uri(self) -> str:
         """The chart as an SVG data URI."""
-        encoded = base64.b64encode(self.drawing.svg).decode("ascii")
-        return f"data:image/svg+xml;base64,{encoded}"
+        return self.drawing.data_uri
 
     @property
     def frame(self) -> tuple[float, float, float, float]:

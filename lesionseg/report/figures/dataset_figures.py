@@ -1,8 +1,6 @@
 """Charts of a dataset: lesion sizes, intensities, spacings, and the anchors fitted to it."""
 
-import base64
-import io
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,24 +12,12 @@ from numpy.typing import NDArray
 from lesionseg.errors import ContentError
 from lesionseg.io.atomic import read_json
 from lesionseg.report import text
-from lesionseg.report.figures.chart_drawing import ACCENT, FOUND, GRID, INK, RC, WIDTH, tidy
+from lesionseg.report.figures.chart_drawing import ACCENT, FOUND, INK, tidy
 from lesionseg.report.figures.chart_list import Chart
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import FigureBase
-
-
-def data_uri(draw: "Callable[[FigureBase], None]", height: float) -> str:
-    """Draw a figure of `height` inches as the data URI of an SVG without a date."""
-    import matplotlib as mpl
-    from matplotlib.figure import Figure
-
-    with mpl.rc_context(RC):
-        buffer, figure = io.BytesIO(), Figure(figsize=(WIDTH, height), layout="constrained")
-        draw(figure)
-        figure.savefig(buffer, format="svg", metadata={"Date": None})
-    return f"data:image/svg+xml;base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
 
 
 def size_histogram(onto: "FigureBase", diameters: Sequence[float], unit: str) -> None:
@@ -48,7 +34,7 @@ def size_histogram(onto: "FigureBase", diameters: Sequence[float], unit: str) ->
     axes.set_xticks([], minor=True)
     axes.yaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel(f"equivalent diameter in {unit}")
-    _tidy(axes, "lesions")
+    tidy(axes, "lesions")
 
 
 def intensity_ranges(
@@ -61,7 +47,7 @@ def intensity_ranges(
         at = np.arange(1, len(values) + 1)
         axes.vlines(at, values[:, 0], values[:, 2], color=FOUND, linewidth=1.2)
         axes.plot(at, values[:, 1], ".", color=ACCENT, markersize=4)
-        _tidy(axes, name)
+        tidy(axes, name)
     _number_cases(panels[-1])
 
 
@@ -77,7 +63,7 @@ def spacing_scatter(onto: "FigureBase", spacings: Sequence[Sequence[float]], uni
     axes.set_ylim(0, float(values.max()) * 1.1)
     _number_cases(axes)
     axes.legend(frameon=False, fontsize=9)
-    _tidy(axes, f"{unit} per voxel")
+    tidy(axes, f"{unit} per voxel")
 
 
 def _number_cases(axes: "Axes") -> None:
@@ -85,13 +71,6 @@ def _number_cases(axes: "Axes") -> None:
 
     axes.set_xlabel("case")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-
-
-def _tidy(axes: "Axes", ylabel: str) -> None:
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(axis="y", color=GRID, linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.set_ylabel(ylabel)
 
 
 MARKERS = "sD^v"  # a level each, finest first

@@ -9,6 +9,7 @@ from typing import Any
 
 from lesionseg.io.atomic import write_text
 from lesionseg.report.figures import dataset_figures
+from lesionseg.report.figures.chart_drawing import draw_svg
 from lesionseg.report.figures.slice_views import Thumbnail
 from lesionseg.report.page import render
 from lesionseg.report.text import dataset_words as dataset_text
@@ -64,7 +65,7 @@ def write_dataset_report(
         draw = partial(dataset_figures.size_histogram, diameters=diameters, unit=unit)
         alt = dataset_text.alt_sizes(len(diameters))
         charts.append(
-            (dataset_text.SIZES, dataset_figures.data_uri(draw, 3.0), dataset_text.SIZE_TEXT, alt)
+            (dataset_text.SIZES, draw_svg(draw, 3.0).data_uri, dataset_text.SIZE_TEXT, alt)
         )
     if readable:
         ranges = partial(
@@ -73,7 +74,7 @@ def write_dataset_report(
             ranges=[look.ranges for look in readable],
         )
         uri, caption = (
-            dataset_figures.data_uri(ranges, 1.2 + 1.6 * len(channels)),
+            draw_svg(ranges, 1.2 + 1.6 * len(channels)).data_uri,
             dataset_text.INTENSITY_TEXT,
         )
         charts.append((dataset_text.INTENSITIES, uri, caption, caption))
@@ -81,9 +82,7 @@ def write_dataset_report(
         spacings = [look.spacing_mm for look in readable]
         scatter = partial(dataset_figures.spacing_scatter, spacings=spacings, unit=unit)
         caption = dataset_text.SPACING_TEXT
-        charts.append(
-            (dataset_text.SPACINGS, dataset_figures.data_uri(scatter, 3.0), caption, caption)
-        )
+        charts.append((dataset_text.SPACINGS, draw_svg(scatter, 3.0).data_uri, caption, caption))
     write_text(path, _render(looks, charts, len(diameters), n_unlisted))
     return path
 

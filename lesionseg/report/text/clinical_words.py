@@ -106,15 +106,12 @@ def patients_sentence(patients: Sequence[Counts]) -> str:
     all_found = sum(one.n_detected == one.n_lesions for one in ill)
     none_found = sum(one.n_detected == 0 for one in ill)
     clean = sum(one.n_false_positive == 0 for one in patients)
+    most = ill[0].n_lesions / sum(one.n_lesions for one in ill)
     return (
         f"Of {count(len(ill), 'patient')} with lesions all were found in {all_found} and none in "
         f"{none_found}. {clean} of {len(patients)} have no false positive. "
-        f"The patient with most lesions has {percent(ill[0].n_lesions / _total(ill))} of all."
+        f"The patient with most lesions has {percent(most)} of all."
     )
-
-
-def _total(patients: Sequence[Counts]) -> int:
-    return sum(one.n_lesions for one in patients)
 
 
 def alt_patients(patients: Sequence[Counts]) -> str:
