@@ -25,7 +25,6 @@ import lesionseg.ops.kernels.surface_numba  # noqa: F401
 
 with atheris.instrument_imports(include=["lesionseg.io", "lesionseg.plan", "nibabel", "pydicom"]):
     from lesionseg.errors import LesionsegError
-    from lesionseg.io.formats.decoder import CRASHED
     from tests.hostile.corpus import VOXELS, HostileFile, nifti
     from tests.hostile.test_hostile import MOST_BYTES, READERS, SECONDS, files
 
@@ -103,8 +102,8 @@ class _Attempt:
             READERS[self.kind](path)
         except LesionsegError:
             pass
-        except AssertionError as error:
-            self.tally["worker died"] += CRASHED in str(error)
+        except AssertionError:  # crashed, or was ended as it took too long
+            self.tally["worker died"] += 1
         except Exception as error:
             self._keep(error, data[1:], setting.name)
         if time.monotonic() > self.next_note:

@@ -134,7 +134,7 @@ def kill(root: Path, name: str, n: int) -> dict[str, object]:
     """Kill a command `n` times in as many rounds as it takes; the tally is kept in `tally.json`."""
     file = root / name / "tally.json"
     tally = json.loads(file.read_text()) if file.is_file() else {"kills": 0, "same": 0, "rounds": 0}
-    longest = 0.8 * float((root / name / "seconds.txt").read_text())
+    longest = 1.2 * float((root / name / "seconds.txt").read_text())
     while tally["kills"] < n:
         draw, folder = random.Random(tally["rounds"]), root / name / "killed"
         shutil.rmtree(folder, ignore_errors=True)
