@@ -45,7 +45,7 @@ WhyMissed = Literal[
 Status = Literal["ok", "missing"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class LesionResult:
     """One reference lesion and whether it was found.
 
@@ -92,7 +92,7 @@ class LesionResult:
         return 2 * self.iou / (1 + self.iou)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class CandidateResult:
     """One candidate and what became of it.
 
@@ -119,7 +119,7 @@ class CandidateResult:
     zone: str = ""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class OutcomeCounts:
     """Counts of one case under one criterion at the operating point.
 
@@ -132,7 +132,7 @@ class OutcomeCounts:
     ious: tuple[float, ...] = ()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class CaseResult:
     """One judged case.
 

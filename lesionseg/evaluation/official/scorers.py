@@ -13,7 +13,7 @@ from lesionseg.evaluation.official import mask_challenges as masks
 from lesionseg.evaluation.official.curves import Values
 from lesionseg.evaluation.presets import Scorer
 from lesionseg.evaluation.results import CaseResult, OfficialCase
-from lesionseg.evaluation.statistics.bootstrap import Interval, Weights, percentiles
+from lesionseg.evaluation.statistics.bootstrap import Draws, Interval, percentiles
 
 _MASK_SCORERS: Mapping[str, Callable[[masks.MaskPair], Values]] = {
     "panoptica": masks.panoptica_case,
@@ -67,7 +67,7 @@ def score_cases(scorer: Scorer, results: Sequence[CaseResult]) -> OfficialScores
 
 
 def score_intervals(
-    scorer: Scorer, results: Sequence[CaseResult], weights: Weights
+    scorer: Scorer, results: Sequence[CaseResult], weights: Draws
 ) -> dict[str, Interval]:
     """Percentile interval of each of the scorer's numbers, of whole groups drawn again.
 
@@ -75,13 +75,15 @@ def score_intervals(
     scorer judges each drawing as it judges the cases themselves.
     """
     groups = sorted({r.group for r in results})
-    of_group = {group: [r for r in results if r.group == group] for group in groups}
+    of_group: dict[str, list[CaseResult]] = {group: [] for group in groups}
+    for result in results:
+        of_group[result.group].append(result)
     drawn = [
         score_cases(
             scorer,
             [
                 result
-                for group, times in zip(groups, row.astype(int).tolist(), strict=True)
+                for group, times in zip(groups, row.tolist(), strict=True)
                 for result in of_group[group] * times
             ],
         ).values

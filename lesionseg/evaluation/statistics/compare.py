@@ -94,7 +94,7 @@ def compare(
         apart = sorted({r.case for r in one} ^ {r.case for r in other})
         raise DatasetError("The two models were judged on different cases.", seen=apart[:5])
     n_groups = len({r.group for r in one})
-    weights = draw_groups(n_groups, replicates, np.random.default_rng(seed))
+    weights = draw_groups(n_groups, replicates, np.random.default_rng(seed)).astype(np.float64)
     swaps = _swaps(n_groups, replicates, seed)
     numbers = {name: _tallied(one, other, tally) for name, tally in TALLIES.items()}
     scored = all(r.scored for r in (*one, *other))

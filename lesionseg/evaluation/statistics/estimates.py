@@ -11,9 +11,9 @@ from lesionseg.evaluation import edge_cases
 from lesionseg.evaluation.edge_cases import EdgeCase
 from lesionseg.evaluation.statistics.bootstrap import (
     MIN_GROUPS,
+    Draws,
     Interval,
     Statistic,
-    Weights,
     count_design_effect,
     design_effect,
     draw_groups,
@@ -89,7 +89,7 @@ class Estimator:
     """Turns statistics and proportions into estimates, all with the same resampled groups."""
 
     n_groups: int
-    weights: Weights
+    weights: Draws
     seed: int = 0
 
     @classmethod

@@ -93,7 +93,8 @@ def _gain(
     gain = float((_mean_recall(new, ones) - _mean_recall(old, ones))[0])
     if n_groups < MIN_GROUPS or np.isnan(gain):
         return (0.0 if np.isnan(gain) else gain), -np.inf
-    weights = draw_groups(n_groups, settings.replicates, np.random.default_rng(settings.seed))
+    rng = np.random.default_rng(settings.seed)
+    weights = draw_groups(n_groups, settings.replicates, rng).astype(np.float64)
     drawn = _mean_recall(new, weights) - _mean_recall(old, weights)
     defined = drawn[~np.isnan(drawn)]
     return gain, float(np.quantile(defined, 0.025)) if len(defined) else -np.inf

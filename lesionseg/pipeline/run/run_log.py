@@ -5,6 +5,7 @@ import re
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from logging.handlers import RotatingFileHandler
 from pathlib import Path
 
 import lesionseg
@@ -15,6 +16,8 @@ from lesionseg.io.local_files import content_files
 from lesionseg.pipeline.run.run_dir import is_claimed
 
 LOG = "train.log"
+# of a log; then it becomes train.log.1, and so on, and the oldest goes
+MOST_BYTES, OLDER_LOGS = 10**7, 3
 LINE = "%(asctime)s %(message)s"
 _QUOTED = re.compile(r"'[^']*'")
 _SHORTEST = 3  # letters: a case called "a" is no identifier, and the word stands everywhere
@@ -51,7 +54,9 @@ class RunLog(logging.Handler):
         if self._file is None:
             if not is_claimed(self._run):
                 return
-            self._file = logging.FileHandler(self._run / LOG, encoding="utf-8")
+            self._file = RotatingFileHandler(
+                self._run / LOG, maxBytes=MOST_BYTES, backupCount=OLDER_LOGS, encoding="utf-8"
+            )
             self._file.setFormatter(logging.Formatter(LINE))
         while self._waiting:
             self._file.emit(self._waiting.pop(0))

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 INK, GRID = "#1a1a1a", "#d9d9d9"
 WIDTH = 7.6  # inches
 TOP = 1.02  # of axes that show a share: room for a line at 1
+# a cloud of more numbers becomes an image, of so many dots an inch
+MOST_POINTS, DOTS = 5000, 200
 FOUND, MISSED, ACCENT = "#0072b2", "#cfd8dc", "#d55e00"
 ELLIPSIS = "…"
 STYLES = ("-", "--", ":", "-.")
@@ -254,12 +256,17 @@ class Drawing:
 def draw_svg(draw: "Callable[[FigureBase], None]", height: float) -> Drawing:
     """Draw a figure of `height` inches as SVG, the same bytes for the same figure."""
     import matplotlib as mpl
+    from matplotlib.collections import PathCollection
     from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
 
     with mpl.rc_context(RC):
         buffer, figure = io.BytesIO(), Figure(figsize=(WIDTH, height), layout="constrained")
         draw(figure)
-        figure.savefig(buffer, format="svg", metadata={"Date": None})
+        for cloud in figure.findobj(Line2D) + figure.findobj(PathCollection):
+            points = cloud.get_xdata() if isinstance(cloud, Line2D) else cloud.get_offsets()
+            cloud.set_rasterized(np.size(points) > MOST_POINTS)
+        figure.savefig(buffer, format="svg", metadata={"Date": None}, dpi=DOTS)
         place = figure.axes[0].get_position()
         frame = (place.x0, 1 - place.y1, place.width, place.height)
         return Drawing(buffer.getvalue(), frame)

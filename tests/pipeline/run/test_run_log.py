@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from lesionseg.errors import DatasetError, LesionsegError
+from lesionseg.pipeline.run import run_log
 from lesionseg.pipeline.run.run_dir import claim
 from lesionseg.pipeline.run.run_log import LOG, kept_log
 
@@ -45,6 +46,18 @@ def test_a_run_that_is_refused_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(LesionsegError):
         refused()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_long_log_makes_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run_log, "MOST_BYTES", 2000)
+    claim(tmp_path, {})
+    with kept_log(tmp_path):
+        for number in range(500):
+            log.info("Line %d.", number)
+    assert kept(tmp_path)[-1] == "Line 499."
+    logs = sorted(tmp_path.glob(f"{LOG}*"))
+    assert [path.name for path in logs] == [LOG, f"{LOG}.1", f"{LOG}.2", f"{LOG}.3"]
+    assert all(path.stat().st_size <= 2000 for path in logs)
 
 
 def test_a_resumed_run_appends(tmp_path: Path) -> None:

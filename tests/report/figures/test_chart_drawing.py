@@ -1,5 +1,6 @@
 from pathlib import Path
 
+import numpy as np
 import pytest
 from matplotlib.figure import Figure, FigureBase
 
@@ -54,7 +55,7 @@ def test_dice_and_training_are_drawn(tables: Tables) -> None:
 
 def test_m5_dollars_in_a_name_are_dollars() -> None:
     def draw(onto: FigureBase) -> None:
-        axes = onto.subplots()
+        axes = onto.subplots()  # type: ignore[attr-defined]
         figures.doubling_axis(axes, 1 / 8, 8)
         figures.tidy(axes, r"$\alpha_{$")
 
@@ -86,3 +87,14 @@ def test_a_size_of_which_nothing_was_found_has_a_dot(tmp_path: Path) -> None:
     figures.recall_by_size(figure, tables.scores, tables.lesions)
     (dot,) = [line for line in figure.axes[0].lines if line.get_marker() == "o"]
     assert (list(dot.get_xdata()), list(dot.get_ydata())) == ([0], [0])
+
+
+def test_a_cloud_of_very_many_points_becomes_an_image() -> None:
+    def cloud(onto: FigureBase) -> None:
+        axes = onto.subplots()  # type: ignore[attr-defined]
+        axes.scatter(np.arange(20_000), np.arange(20_000))
+        axes.plot(np.arange(20_000), np.arange(20_000) % 7)
+
+    drawn = figures.draw_svg(cloud, 3).svg
+    assert len(drawn) < 300_000
+    assert b"<image" in drawn
