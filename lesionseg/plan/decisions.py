@@ -14,8 +14,7 @@ from lesionseg.plan.anchor_plan import AnchorPlan
 from lesionseg.plan.anchor_rules import fit_anchors
 from lesionseg.plan.fingerprint import Fingerprint
 from lesionseg.plan.plan import Architecture, CandidateSource, Normalisation, Plan, sources_of
-from lesionseg.plan.plan_overrides import FOLLOWED, SIZES_GB, followed_architecture
-from lesionseg.plan.plan_overrides import PlanOverrides as PlanOverrides
+from lesionseg.plan.plan_overrides import FOLLOWED, SIZES_GB, PlanOverrides, followed_architecture
 
 logger = logging.getLogger(__name__)
 
