@@ -29,9 +29,10 @@ class DataSettings:
     """Where the data lie and how they are divided; see `conf/data/folder.yaml`.
 
     `fold` of `n_folds` validates in place of a share of the groups; "all" is every one of them,
-    `parallel_folds` at a time ("auto": as many as the GPUs have room for). `phantoms` writes a
-    simulated dataset to a folder when `root` does not exist yet, and is given `progress`. `root`
-    and `cache_dir` may be URLs; then copies lie in `local_dir` and take at most `local_gb` each.
+    `parallel_folds` at a time ("auto": as many as the GPUs have room for; "ray": on a cluster).
+    `phantoms` writes a simulated dataset to a folder when `root` does not exist yet, and is given
+    `progress`. `root` and `cache_dir` may be URLs; then copies lie in `local_dir` and take at most
+    `local_gb` each.
     """
 
     root: str
@@ -74,11 +75,11 @@ class DataSettings:
         )
         at_a_time = self.parallel_folds
         require(
-            at_a_time == "auto" or (isinstance(at_a_time, int) and at_a_time >= 1),
+            at_a_time in ("auto", "ray") or (isinstance(at_a_time, int) and at_a_time >= 1),
             "So many folds cannot be trained at the same time.",
             where="data.parallel_folds",
             seen=at_a_time,
-            expected="auto, or 1 and more",
+            expected="auto, 1 and more, or ray",
         )
 
     def facts(self, run: Path) -> Path:

@@ -8,18 +8,16 @@ given up after three of them.
 """
 
 import hashlib
-import logging
 import os
 import pickle
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from shutil import rmtree
 from typing import Any
 
 from lesionseg.core import CaseFiles
-from lesionseg.errors import ConfigError, pip_install
+from lesionseg.errors import ConfigError
 from lesionseg.inference.predictor import Predictor
 from lesionseg.io.atomic import read_json, write_json
 from lesionseg.io.case_ids import printable_id
@@ -28,11 +26,9 @@ from lesionseg.models.build import NetworkFactory
 from lesionseg.pipeline.predict.case_pipeline import default_budget
 from lesionseg.pipeline.predict.predict_job import PredictJob, predict_cases
 from lesionseg.pipeline.predict.predictions_table import PredictionRow
-
-logger = logging.getLogger(__name__)
+from lesionseg.pipeline.run.cluster import MAX_ATTEMPTS, connected, ray_package
 
 ATTEMPTS = ".attempts"
-MAX_ATTEMPTS = 3
 MOST_PER_BATCH = 32
 _CALLS = 4  # for each worker, so that none waits long for the last
 # a CPU worker's cores: one reads and writes slower than it computes
@@ -57,17 +53,16 @@ def predict_on_ray(
 ) -> Generator[PredictionRow]:
     """Predict cases on a Ray cluster; yields rows as they are done.
 
-    The cluster is the one that this process is connected to, else the one that `ray.init` finds,
-    else one on this machine alone for the time being. Raises `ConfigError` without the extra
-    `distributed`, or when the cluster has nothing to compute on.
+    The cluster: see `connected`. Raises `ConfigError` without the extra `distributed`, or when the
+    cluster has nothing to compute on.
     """
-    ray = _ray()
+    ray = ray_package()
     bundles = tuple(bundle.resolve() for bundle in job.bundles)  # workers run in another folder
     job = replace(job, bundles=bundles, output=job.output.resolve())
     attempts = job.output / ATTEMPTS
     if not cases:
         return
-    with _connected(ray):
+    with connected(ray):
         workers = share_out(ray.nodes(), wants_gpu=job.device != "cpu")
         rmtree(attempts, ignore_errors=True)
         attempts.mkdir(parents=True)
@@ -202,35 +197,3 @@ class _Attempts:
 
 def _shown(files: CaseFiles) -> str:
     return printable_id(files.case)
-
-
-@contextmanager
-def _connected(ray: Any) -> Iterator[None]:
-    """Connected to a cluster, and quiet; a connection made here is closed again."""
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
-    ray.data.DataContext.get_current().enable_progress_bars = False
-    ours = not ray.is_initialized()
-    if ours:
-        ray.init(include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
-    try:
-        yield
-    finally:
-        if ours:
-            ray.shutdown()
-
-
-def _ray() -> Any:
-    # no usage statistics leave this machine
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    try:
-        import ray
-        import ray.cloudpickle
-        import ray.data
-    except ImportError as error:
-        raise ConfigError(
-            "The engine ray needs packages that are not installed.",
-            where="engine",
-            seen=str(error),
-            remedy=pip_install("distributed"),
-        ) from error
-    return ray

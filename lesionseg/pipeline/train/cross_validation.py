@@ -43,7 +43,14 @@ from lesionseg.pipeline.train.one_training import (
     keep_bundle,
     train_once,
 )
-from lesionseg.pipeline.train.parallel import Environment, Job, places_of, run_together
+from lesionseg.pipeline.train.parallel import (
+    RAY,
+    Environment,
+    Job,
+    places_of,
+    run_on_ray,
+    run_together,
+)
 from lesionseg.plan.plan import Plan
 from lesionseg.training.device.accelerator import training_device
 from lesionseg.training.device.processes import from_first
@@ -70,7 +77,9 @@ def cross_validate(recipe: Recipe, survey: Survey, run: Path) -> Callable[[], Tr
     for fold, its in zip(folds, recipes, strict=True):
         check_claim(fold.run, its.config)
         refuse_other_cases(fold.run, fold.survey.splits)  # also of a finished fold, which is kept
-    places = places_of(recipe.learning.trainer, recipe.data.parallel_folds)  # or too few devices
+    on_ray = recipe.data.parallel_folds == RAY
+    trainer, asked = recipe.learning.trainer, recipe.data.parallel_folds
+    places = None if on_ray else places_of(trainer, asked)  # or too few devices
     plan = begin(recipe, survey, run, kept_plan(run) or _plan_of_finished(folds))
     finished = from_first(lambda: _begun(recipe, folds, run))
     todo = [(f, its) for f, its in zip(folds, recipes, strict=True) if f.number not in finished]
@@ -86,16 +95,19 @@ def _begun(recipe: Recipe, folds: Sequence[FoldRun], run: Path) -> list[int]:
 
 
 def _train(
-    todo: Sequence[tuple[FoldRun, Recipe]], plan: Plan, places: Sequence[Environment]
+    todo: Sequence[tuple[FoldRun, Recipe]], plan: Plan, places: Sequence[Environment] | None
 ) -> None:
-    """In turn and in this process where there is one fold to train or one place for it."""
+    """In turn and in this process where there is one fold or one place; None: on Ray."""
     tasks = [partial(_train_fold, recipe, fold, plan) for fold, recipe in todo]
-    if min(len(todo), len(places)) > 1:
-        jobs = [
-            Job(f"Fold {fold.number}", fold.run, task)
-            for (fold, _), task in zip(todo, tasks, strict=True)
-        ]
-        run_together(jobs, places)
+    jobs = [
+        Job(f"Fold {fold.number}", fold.run, task)
+        for (fold, _), task in zip(todo, tasks, strict=True)
+    ]
+    if places is None and jobs:
+        run_on_ray(jobs, todo[0][1].learning.trainer)
+        return
+    if min(len(todo), len(places or ())) > 1:
+        run_together(jobs, places or ())
         return
     for task in tasks:
         task()

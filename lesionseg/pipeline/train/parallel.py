@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing import get_context, parent_process
 from multiprocessing.connection import wait
 from multiprocessing.context import SpawnProcess
@@ -17,6 +18,7 @@ import torch
 
 from lesionseg.errors import ConfigError, LesionsegError, TrainingError
 from lesionseg.io.formats.guard import FileLimits, limits, set_limits
+from lesionseg.pipeline.run.cluster import run_tasks
 from lesionseg.pipeline.run.run_log import LINE, LOG
 from lesionseg.training.device.accelerator import training_device
 from lesionseg.training.device.processes import launched
@@ -26,7 +28,7 @@ log = logging.getLogger(__name__)
 
 PATIENCE_SECONDS = 15.0  # for a training that was asked to end
 VISIBLE = "CUDA_VISIBLE_DEVICES"
-AUTO = "auto"
+AUTO, RAY = "auto", "ray"
 Environment = Mapping[str, str]
 
 
@@ -65,6 +67,40 @@ def run_together(jobs: Sequence[Job], places: Sequence[Environment]) -> None:
         _end(list(running))
     if failed:
         raise _failure(failed)
+
+
+def run_on_ray(jobs: Sequence[Job], trainer: TrainerSettings) -> None:
+    """Run all jobs on a Ray cluster; one whose worker dies goes on in another.
+
+    Raises `TrainingError` that names those that failed.
+    """
+    on_gpu = trainer.accelerator in ("gpu", "cuda") or training_device(trainer.accelerator) != "cpu"
+    gpus = max(1, _devices_of_one(trainer.devices, 1)) if on_gpu else 0
+    for job in jobs:
+        log.info("%s begins on Ray; its log: %s", job.name, job.folder / LOG)
+    ends = run_tasks([partial(_logged, job) for job in jobs], gpus=gpus)
+    failed = [job for job, end in zip(jobs, ends, strict=True) if end is not True]
+    if failed:
+        raise _failure(failed)
+
+
+def _logged(job: Job) -> bool:
+    """Do a job; what it says, its error included, goes to its log."""
+    job.folder.mkdir(parents=True, exist_ok=True)
+    handler = logging.FileHandler(job.folder / LOG, encoding="utf-8")
+    handler.setFormatter(logging.Formatter(LINE))
+    ours = logging.getLogger("lesionseg")
+    ours.setLevel(logging.INFO)
+    ours.addHandler(handler)
+    try:
+        job.task()
+    except LesionsegError as error:
+        ours.error("Error: %s", error)
+        raise
+    finally:
+        ours.removeHandler(handler)
+        handler.close()
+    return True
 
 
 def _start(job: Job, place: Environment) -> SpawnProcess:

@@ -11,7 +11,7 @@ from lesionseg.core import CaseFiles
 from lesionseg.data.augmentation.augment import AugmentationSettings
 from lesionseg.data.sampling import SamplingSettings
 from lesionseg.data.transforms import PrepareSettings
-from lesionseg.errors import ConfigError, DatasetError
+from lesionseg.errors import ConfigError, DatasetError, LesionsegError
 from lesionseg.evaluation import Preset
 from lesionseg.inference.inference_settings import InferenceSettings
 from lesionseg.io.atomic import locks
@@ -19,6 +19,7 @@ from lesionseg.pipeline.dataset.data_settings import DataSettings
 from lesionseg.pipeline.dataset.survey import Survey, take_survey
 from lesionseg.pipeline.judging.volume_scores import VolumeJudge
 from lesionseg.pipeline.run.capabilities import require_masks
+from lesionseg.pipeline.run.cluster import run_tasks
 from lesionseg.pipeline.run.outcome import CommandOutcome, aligned
 from lesionseg.pipeline.run.run_dir import (
     check_claim,
@@ -168,13 +169,26 @@ def tune(
         preset.match_rule,
     )
     search = Search(run, tune, seed=seed, first=losses.first)
-
-    def write(trial: TuningTrial) -> None:
-        _log_trial(trial)
-        write_results(run, search.trials(), about)
-
-    search.run(recipe, write)
+    if tune.ray_workers:
+        gpus = int(training_device(trainer.accelerator) != "cpu")
+        ends = run_tasks([partial(_take_part, recipe, about)] * tune.ray_workers, gpus=gpus)
+        failed = next((end for end in ends if isinstance(end, LesionsegError)), None)
+        if failed is not None:
+            raise failed
+    else:
+        search.run(recipe, partial(_write, search, about))
     return TuneOutcome(run, describe(search.trials(), about), losses.groups)
+
+
+def _take_part(recipe: TrialRecipe, about: Circumstances) -> None:
+    """What each worker of a cluster does: run trials of the one search."""
+    search = Search(recipe.run, about.settings, seed=about.seed, first=about.first)
+    search.run(recipe, partial(_write, search, about))
+
+
+def _write(search: Search, about: Circumstances, trial: TuningTrial) -> None:
+    _log_trial(trial)
+    write_results(search.folder, search.trials(), about)
 
 
 def _check_devices(trainer: TrainerSettings) -> None:
@@ -189,7 +203,8 @@ def _check_devices(trainer: TrainerSettings) -> None:
 
 def _without_n_trials(config: Mapping[str, Any]) -> dict[str, Any]:
     """The configuration that has to stay the same while a search goes on."""
-    searched = {k: v for k, v in config.get("tune", {}).items() if k != "n_trials"}
+    free = ("n_trials", "ray_workers")
+    searched = {k: v for k, v in config.get("tune", {}).items() if k not in free}
     return {**config, "tune": searched}
 
 

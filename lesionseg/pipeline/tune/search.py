@@ -35,7 +35,8 @@ class TuneSettings:
 
     `alpha` and `gamma`: lowest and highest value. `fp_per_case`: the false positives per case at
     which lesion recall is measured. `prune` stops a trial that, at one of its validations, is below
-    the median of the earlier ones at theirs.
+    the median of the earlier ones at theirs. `ray_workers` of a cluster run trials, each with a
+    GPU where there are any; 0: this process alone.
     """
 
     alpha: Sequence[float] = (0.05, 0.95)
@@ -43,6 +44,7 @@ class TuneSettings:
     n_trials: int = 24
     fp_per_case: float = 1.0
     prune: bool = True
+    ray_workers: int = 0
 
     def __post_init__(self) -> None:
         _check_range("tune.alpha", self.alpha, 0.0, 1.0)
@@ -109,7 +111,7 @@ class Search:
         seed: int,
         first: tuple[float, float] | None = None,
     ) -> None:
-        self.settings, self.seed = settings, seed
+        self.folder, self.settings, self.seed = folder, settings, seed
         self._optuna = require_optuna()
         folder.mkdir(parents=True, exist_ok=True)
         with _quiet(self._optuna):

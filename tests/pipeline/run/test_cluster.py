@@ -1,0 +1,98 @@
+"""Tasks on a small Ray cluster of this machine: killed workers, errors, and the search on it."""
+
+import os
+import signal
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from lesionseg.errors import DatasetError, LesionsegError, TrainingError
+from lesionseg.pipeline.run.cluster import run_tasks
+from lesionseg.pipeline.run.run_log import LOG
+from lesionseg.pipeline.train.parallel import Job, run_on_ray
+from lesionseg.pipeline.tune.search import OpenTrial, Search, TuneSettings
+from lesionseg.training.settings import TrainerSettings
+
+ray = pytest.importorskip("ray")
+
+
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        patch.setenv("RAY_worker_niceness", "0")
+        patch.setenv("RAY_AUTH_MODE", "disabled")
+        ray.init(
+            address="local",
+            num_cpus=2,
+            include_dashboard=False,
+            object_store_memory=100 * 2**20,
+            log_to_driver=False,
+            logging_level="ERROR",
+        )
+        yield
+        ray.shutdown()
+
+
+def die_once(folder: Path, name: str) -> str:
+    """Goes on from what a killed worker has left, as a training does."""
+    left = folder / name
+    if not left.exists():
+        left.write_text("half")
+        os.kill(os.getpid(), signal.SIGKILL)
+    return f"{left.read_text()} and half of {name}"
+
+
+def refuse() -> str:
+    raise DatasetError("There is no case.", where="somewhere")
+
+
+def die() -> str:
+    os.kill(os.getpid(), signal.SIGKILL)
+    return ""
+
+
+def test_tasks_outlive_their_workers_and_errors_come_back(cluster, tmp_path):
+    once = [partial(die_once, tmp_path, name) for name in ("a", "b")]
+    assert run_tasks(once) == ["half and half of a", "half and half of b"]
+    ends = run_tasks([refuse, die])
+    assert isinstance(ends[0], DatasetError)
+    assert "somewhere" in str(ends[0])
+    assert isinstance(ends[1], TrainingError)
+
+
+def test_a_job_writes_its_log_and_one_that_fails_leaves_the_others(cluster, tmp_path):
+    jobs = [
+        Job("Fold 0", tmp_path / "0", partial(die_once, tmp_path, "c")),
+        Job("Fold 1", tmp_path / "1", refuse),
+    ]
+    with pytest.raises(TrainingError, match="Fold 1 failed") as caught:
+        run_on_ray(jobs, TrainerSettings(max_steps=1, accelerator="cpu"))
+    assert "There is no case" in str(caught.value)
+    assert (tmp_path / "0" / LOG).is_file()
+
+
+def value_of(killed: Path, trial: OpenTrial) -> float:
+    if trial.number == 1 and not killed.exists():
+        killed.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return trial.alpha
+
+
+def take_part(folder: Path, settings: TuneSettings) -> None:
+    Search(folder, settings, seed=0).run(partial(value_of, folder / "killed"))
+
+
+def test_a_search_is_shared_by_workers_and_a_killed_one_is_replaced(cluster, tmp_path):
+    pytest.importorskip("optuna")
+    settings = TuneSettings(n_trials=6, prune=False)
+    ends = run_tasks([partial(take_part, tmp_path, settings)] * 2)
+    assert not any(isinstance(end, LesionsegError) for end in ends)
+    found = Search(tmp_path, settings, seed=0).trials()
+    assert [trial.state for trial in found] == ["complete"] * 6
+    assert all(trial.value == pytest.approx(trial.alpha) for trial in found)
+    assert (tmp_path / "killed").exists()
