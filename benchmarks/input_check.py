@@ -20,7 +20,7 @@ import numpy as np
 from scipy import ndimage
 
 from lesionseg.core import CaseFiles, Geometry, InputVerdict, Volume
-from lesionseg.data.normalise import normalise
+from lesionseg.data.onto_grid import normalise
 from lesionseg.errors import LesionsegError
 from lesionseg.inference.bundles.bundle import read_bundle
 from lesionseg.inference.input_check import judge_input, make_input_check
