@@ -43,3 +43,16 @@ def test_nobody_hears_of_progress_otherwise(caplog: pytest.LogCaptureFixture) ->
     with caplog.at_level(logging.INFO, "lesionseg"), bar("Predicting") as advance:
         advance("case", 1, 1)
     assert caplog.records == []
+
+
+def test_without_it_a_line_is_the_sentence_alone() -> None:
+    said = "import logging; from lesionseg.cli.json_log import start_logging; start_logging(); "
+    said += "logging.getLogger('lesionseg.training').info('Epoch 1.')"
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", said],
+        env={"PYTHONPATH": str(Path(__file__).parents[1])},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stderr == "Epoch 1.\n"

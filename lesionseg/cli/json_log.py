@@ -37,7 +37,7 @@ def start_logging() -> None:
         handler.setFormatter(JsonLines())
         logging.getLogger(PROGRESS).setLevel(logging.DEBUG)
     # ours alone: other packages' notes on fonts and plug-ins are no news to a user
-    logging.basicConfig(level=logging.WARNING, handlers=[handler])
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])
     logging.getLogger("lesionseg").setLevel(logging.INFO)
 
 
