@@ -135,7 +135,7 @@ class TableRow:
 
 def write_table(path: Path, rows: Sequence[RowType], kind: type[RowType]) -> None:
     """Write rows of one type atomically; without rows the header alone."""
-    write_csv(path, [row.to_csv() for row in rows], kind.columns(rows))
+    write_csv(path, (row.to_csv() for row in rows), kind.columns(rows))
 
 
 def read_table(path: Path, kind: type[RowType]) -> tuple[RowType, ...]:

@@ -7,7 +7,7 @@ import logging
 import os
 import re
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import wraps
 from itertools import chain
@@ -198,22 +198,22 @@ def _plain(value: object) -> object:
     raise TypeError(f"{type(value).__name__} is not JSON")
 
 
-def write_csv(path: Path, rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> None:
+def write_csv(path: Path, rows: Iterable[Mapping[str, Any]], columns: Sequence[str]) -> None:
     """Write a table atomically, columns in the given order; a missing value or None stays empty.
 
     Text that a spreadsheet would run, as it begins with `=`, `+`, `-` or `@`, gets an apostrophe
     before it, as spreadsheets mark text; numbers do not. `read_csv` takes it away again.
     Raises `OutputError` when a row holds a key that is no column.
     """
-    unknown = sorted({key for row in rows for key in row} - set(columns))
-    if unknown:
-        raise OutputError(
-            "The table has no such column.", where=path, seen=unknown, expected=list(columns)
-        )
     with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, list(columns), lineterminator="\n")
         writer.writeheader()
-        writer.writerows({name: _inert(cell) for name, cell in row.items()} for row in rows)
+        for row in rows:  # one at a time: a table may have a million
+            unknown = sorted(row.keys() - set(columns))
+            if unknown:
+                what = "The table has no such column."
+                raise OutputError(what, where=path, seen=unknown, expected=list(columns))
+            writer.writerow({name: _inert(cell) for name, cell in row.items()})
 
 
 def append_csv(path: Path, rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> None:
