@@ -1,7 +1,7 @@
 """cases.csv, lesions.csv and candidates.csv: their rows as types, from results and from text."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
@@ -151,27 +151,27 @@ def case_columns(results: Sequence[CaseResult]) -> tuple[str, ...]:
     return (*CASE_COLUMNS, *more)
 
 
-def case_rows(results: Sequence[CaseResult]) -> list[Row]:
+def case_rows(results: Sequence[CaseResult]) -> Iterator[Row]:
     """One row per case; what is undefined is None."""
-    return [{**_case(result).to_csv(), **_regions(result)} for result in results]
+    return ({**_case(result).to_csv(), **_regions(result)} for result in results)
 
 
-def lesion_rows(results: Sequence[CaseResult], labels: Mapping[int, str]) -> list[Row]:
+def lesion_rows(results: Sequence[CaseResult], labels: Mapping[int, str]) -> Iterator[Row]:
     """One row per reference lesion; `labels` names label values."""
-    return [
+    return (
         LesionRow(**_shared(LesionRow, result, lesion, labels)).to_csv()
         for result in results
         for lesion in result.lesions
-    ]
+    )
 
 
-def candidate_rows(results: Sequence[CaseResult], labels: Mapping[int, str]) -> list[Row]:
+def candidate_rows(results: Sequence[CaseResult], labels: Mapping[int, str]) -> Iterator[Row]:
     """One row per retained candidate."""
-    return [
+    return (
         CandidateRow(**_shared(CandidateRow, result, candidate, labels)).to_csv()
         for result in results
         for candidate in result.candidates
-    ]
+    )
 
 
 @dataclass(frozen=True)

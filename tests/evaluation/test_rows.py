@@ -31,7 +31,7 @@ def test_rows_have_exactly_the_columns():
 
 
 def test_cells_are_plain_text():
-    row = lesion_rows(RESULTS[:1], {1: "metastasis"})[0]
+    row = next(lesion_rows(RESULTS[:1], {1: "metastasis"}))
     assert row["label"] == "metastasis"
     assert row["detected"] == "true"
     assert [row[f"start_{axis}_vox"] for axis in "zyx"] == [None, "1", "1"]
@@ -68,7 +68,7 @@ def test_rows_read_back_are_written_the_same():
 
 
 def test_missing_or_broken_columns_are_named():
-    row = as_text(lesion_rows(RESULTS[:1], {})[0])
+    row = as_text(next(lesion_rows(RESULTS[:1], {})))
     with pytest.raises(ValueError, match="no column detected"):
         LesionRow.from_csv({name: cell for name, cell in row.items() if name != "detected"})
     with pytest.raises(ValueError, match="'large' in column diameter_mm"):
