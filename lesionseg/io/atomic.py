@@ -68,6 +68,34 @@ def _writing(path: Path) -> Iterator[None]:
         ) from error
 
 
+def create_file(path: Path, content: bytes) -> bool:
+    """Write a file, whole, unless there is one; whether it was written. Folders are made.
+
+    Of several callers one succeeds, and nobody reads half of it; on a disk without hard links the
+    name may be there a moment before its content. Raises `OSError`.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{uuid.uuid4().hex[:8]}-{path.name}")
+    temporary.write_bytes(content)
+    try:
+        _link(temporary, path)
+    except FileExistsError:
+        return False
+    finally:
+        temporary.unlink()
+    return True
+
+
+def _link(temporary: Path, path: Path) -> None:
+    try:
+        path.hardlink_to(temporary)
+    except FileExistsError:
+        raise
+    except OSError:  # exFAT and some network disks have no links
+        with path.open("xb") as stream:
+            stream.write(temporary.read_bytes())
+
+
 def _flush(path: Path) -> None:
     """Have the disk hold the content before the name: else a power cut leaves an empty file."""
     descriptor = os.open(path, os.O_RDWR)  # Windows flushes what may be written alone

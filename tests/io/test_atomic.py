@@ -1,8 +1,10 @@
 import inspect
 import json
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ import pytest
 from lesionseg.errors import OutputError, ReadError
 from lesionseg.io.atomic import (
     atomic_path,
+    create_file,
     locked_folder,
     private_files,
     read_csv,
@@ -37,6 +40,18 @@ def test_the_temporary_file_lies_beside_and_keeps_the_suffix(tmp_path: Path) -> 
         assert not target.exists()
     assert target.read_text() == "whole"
     assert list(target.parent.iterdir()) == [target]
+
+
+@pytest.mark.parametrize("links", [True, False], ids=["links", "a disk without links"])
+def test_of_many_at_once_one_creates_a_file_and_all_read_it_whole(tmp_path, monkeypatch, links):
+    if not links:
+        monkeypatch.setattr(Path, "hardlink_to", Mock(side_effect=PermissionError("no links")))
+    path, content = tmp_path / "claims" / "a", [bytes([i]) * 2000 for i in range(16)]
+    with ThreadPoolExecutor(16) as pool:
+        created = list(pool.map(lambda mine: create_file(path, mine), content))
+    assert sum(created) == 1
+    assert path.read_bytes() == content[created.index(True)]
+    assert [file.name for file in path.parent.iterdir()] == ["a"]
 
 
 def test_a_failure_leaves_the_old_file_and_no_half_file(tmp_path: Path) -> None:

@@ -9,8 +9,10 @@
 """
 
 import json
+import math
 import mmap
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -30,6 +32,13 @@ from lesionseg.errors import ReadError
 CACHE_VERSION = 3
 MAX_VALID_SEEDS = 512
 _HALF_MAX = float(np.finfo(np.float16).max)
+# Version 1.0 of the .npy format, C order, numbers only: what `_save` writes.
+_HEADER = re.compile(
+    rb"\x93NUMPY\x01\x00..\{'descr': '(?P<dtype>[<|][biuf][0-9])', 'fortran_order': False, "
+    rb"'shape': \((?P<shape>[0-9, ]*)\), \} *\n",
+    re.DOTALL,
+)
+_LONGEST_HEADER = 1024
 
 
 class CacheSource(Protocol):
@@ -131,9 +140,20 @@ class _Layout:
 
 @lru_cache(maxsize=1 << 16)
 def _layout(path: Path, modified_ns: int, size: int) -> _Layout:
-    """What the header says: parsing it takes longer than reading a tile."""
-    mapped: Any = np.load(path, mmap_mode="r", allow_pickle=False)
-    return _Layout(mapped.shape, mapped.dtype, mapped.offset)
+    """What the header says: parsing it takes longer than reading a tile.
+
+    NumPy parses headers by `ast`, which fails now and then in threads on Python 3.11 and 3.12
+    (CPython issue 106905: "AST constructor recursion depth mismatch").
+    """
+    with path.open("rb") as stream:
+        header = _HEADER.match(stream.read(_LONGEST_HEADER))
+    if header is None:
+        raise ValueError("not an array as the cache writes it")
+    shape = tuple(int(n) for n in header["shape"].split(b",") if n.strip())
+    layout = _Layout(shape, np.dtype(header["dtype"].decode()), header.end())
+    if size != layout.offset + math.prod(shape) * layout.dtype.itemsize:
+        raise ValueError(f"{size} bytes do not hold the shape {shape}")
+    return layout
 
 
 def write_cached_case(

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Protocol
 
 from lesionseg.errors import ReadError
+from lesionseg.io.atomic import create_file
 from lesionseg.io.case_ids import bounded_name
 
 # longer than any case takes, and than a shard of them is kept back
@@ -40,13 +41,7 @@ class ClaimFolder:
 
     def create(self, path: str, content: bytes) -> bool:
         """Write it unless it is there; whether it was written."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        try:
-            with (self.folder / path).open("xb") as stream:
-                stream.write(content)
-        except FileExistsError:
-            return False
-        return True
+        return create_file(self.folder / path, content)
 
     def read(self, path: str) -> bytes:
         """Its content; raises `ReadError` when it is not there."""

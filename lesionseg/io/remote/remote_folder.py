@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lesionseg.errors import ConfigError, OutputError, ReadError, pip_install
+from lesionseg.io.atomic import create_file
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
@@ -104,6 +105,8 @@ class RemoteFolder:
         S3); elsewhere two may in the same moment. Raises `OutputError`.
         """
         with self._asking(path, writing=True) as (system, place):
+            if _on_disk(system):
+                return create_file(Path(place), content)
             try:
                 system.pipe_file(place, content, mode="create")
             except FileExistsError:

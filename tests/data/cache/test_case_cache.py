@@ -1,12 +1,17 @@
+import gc
 import json
 import pickle
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
+from threading import Lock
 
 import numpy as np
 import pytest
 
 from lesionseg.core import Case, CaseFiles, Dataset, Geometry, Reference, Volume
+from lesionseg.data.cache.cached_case import _map_array
 from lesionseg.data.cache.case_cache import Cache, cache_key, source_hash
 from lesionseg.data.cache.fill import fill_cache
 from lesionseg.data.cache.lesion_table import LesionTable, find_lesions
@@ -33,11 +38,15 @@ def dataset(tmp_path):
 def read():
     """Reads the toy files and counts how often it is asked to."""
 
+    one_at_a_time = Lock()  # np.load is not safe in threads: see `cached_case._layout`
+
     def read_toy(files):
         read_toy.asked.append(files.case)
         geometry = Geometry.from_spacing((9, 10, 11), (1, 1, 1))
-        reference = Reference(geometry, labels=np.load(files.reference))
-        return Case(files.case, Volume(np.load(files.images[0]), geometry), reference, files.group)
+        with one_at_a_time:
+            labels, image = np.load(files.reference), np.load(files.images[0])
+        reference = Reference(geometry, labels=labels)
+        return Case(files.case, Volume(image, geometry), reference, files.group)
 
     read_toy.asked = []
     return read_toy
@@ -77,6 +86,38 @@ def test_filling_reports_progress_and_a_second_time_reads_nothing(fill, read, wo
     again = fill(workers=workers)
     assert len(read.asked) == 3
     assert again[2].lesions == first[2].lesions
+
+
+@pytest.fixture
+def hurried():
+    """Threads that change places as often as they can."""
+    interval, threshold = sys.getswitchinterval(), gc.get_threshold()
+    sys.setswitchinterval(1e-6)
+    gc.set_threshold(5)
+    yield
+    sys.setswitchinterval(interval)
+    gc.set_threshold(*threshold)
+
+
+def test_arrays_are_mapped_in_many_threads_at_once(tmp_path, hurried):
+    """NumPy's own reader of headers fails here on Python 3.11.7 within a second."""
+    paths = [tmp_path / f"{i}.npy" for i in range(400)]
+    for i, path in enumerate(paths):
+        np.save(path, np.full((2, i), i, np.float16))
+    with ThreadPoolExecutor(8) as pool:
+        for i, mapped in enumerate(pool.map(_map_array, paths)):
+            assert mapped.shape == (2, i)
+            assert mapped.dtype == np.float16
+            assert (mapped == i).all()
+
+
+@pytest.mark.parametrize("shape", [(), (3,), (1, 3, 4, 5)])
+@pytest.mark.parametrize("dtype", [np.float16, np.bool_, np.uint8, np.uint16, np.uint32])
+def test_every_array_that_the_cache_writes_is_mapped(tmp_path, shape, dtype):
+    array = np.arange(60)[: int(np.prod(shape))].reshape(shape).astype(dtype)
+    np.save(tmp_path / "a.npy", array)
+    mapped = _map_array(tmp_path / "a.npy")
+    np.testing.assert_array_equal(mapped, array, strict=True)
 
 
 @pytest.mark.parametrize("harm", ["cut short", "other shape", "no table", "bad table", "no labels"])
