@@ -1,20 +1,12 @@
 """Train a network: the one entrance to this package."""
 
 import logging
-import signal
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from copy import deepcopy
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from lightning_fabric.plugins.environments.lightning import LightningEnvironment
-from lightning_fabric.utilities.warnings import PossibleUserWarning
-from pytorch_lightning.strategies import DDPStrategy
 from torch import nn
 from torch.utils.data import Dataset
 
@@ -23,7 +15,6 @@ from lesionseg.data.hard_places import HardPlaces
 from lesionseg.data.tile_dataset import TileDataset
 from lesionseg.errors import ConfigError
 from lesionseg.models.build import TRUSTED, build_network
-from lesionseg.models.precision import fast_dtype
 from lesionseg.plan.plan import Plan
 from lesionseg.training.callbacks.checkpoint import Checkpoint, read_checkpoint
 from lesionseg.training.callbacks.hard_background import WatchBackground
@@ -38,20 +29,16 @@ from lesionseg.training.callbacks.step_callbacks import (
 from lesionseg.training.device.accelerator import training_device
 from lesionseg.training.device.allocator import KeepMemory
 from lesionseg.training.device.processes import (
-    PATIENCE,
     from_first,
-    is_first,
-    launched,
     n_processes,
 )
-from lesionseg.training.device.speed import choose_speed
 from lesionseg.training.learning_settings import Learning
+from lesionseg.training.run_trainer import choose_precision, run_trainer
 from lesionseg.training.settings import TrainerSettings
 from lesionseg.training.step.detection_objective import make_objective
 from lesionseg.training.step.module import Counters, LesionModule
-from lesionseg.training.step.scaling import Precision, autocast_dtype
 from lesionseg.training.step.schedule import settled
-from lesionseg.training.tile_stream import Batch, LesionData
+from lesionseg.training.tile_stream import Batch
 
 log = logging.getLogger(__name__)
 
@@ -174,7 +161,7 @@ def fit_tiles(
     counters = Counters(**checkpoint.counters) if checkpoint else Counters()
     if checkpoint is None or module.budget.progress(counters.steps, counters.minutes) < 1:
         mine = our_callbacks(settings, run_dir, checkpoint, validate)
-        device = _train(module, tiles, counters.steps, [*mine, *callbacks], run_dir)
+        device = run_trainer(module, tiles, counters.steps, [*mine, *callbacks], run_dir)
         checkpoint = from_first(lambda: read_checkpoint(path))
     return _result(module, checkpoint, run_dir, device)
 
@@ -233,104 +220,6 @@ def our_callbacks(
     return [*made, ProgressLine()] if settings.progress else made
 
 
-def _train(
-    module: LesionModule,
-    tiles: Dataset[Batch],
-    first_step: int,
-    callbacks: Sequence[pl.Callback],
-    run_dir: Path,
-) -> str:
-    """Run Lightning's trainer; returns the device it ran on."""
-    settings, plan = module.settings, module.plan
-    device = chosen_device(settings)
-    precision = choose_precision(settings.precision, device)
-    dtype = autocast_dtype(precision)
-    speed = from_first(
-        lambda: choose_speed(module.network, module.objective, plan, settings, device, dtype)
-    )
-    module.compiled = speed.compiled
-    module.to(memory_format=speed.layout)
-    # Lightning's own fp16 would unscale after our clipping
-    outer = "32-true" if precision == "16-mixed" else precision
-    with _quiet(), _interruptible():
-        trainer = _trainer(settings, outer, callbacks, run_dir)
-        trainer.fit(module, LesionData(tiles, plan, settings, first_step))
-    module.to(memory_format=torch.contiguous_format)
-    return str(trainer.strategy.root_device)
-
-
-def chosen_device(settings: TrainerSettings) -> torch.device:
-    """The kind of device that trains; of GPUs in a list the first is made the current one."""
-    device = torch.device(training_device(settings.accelerator))
-    if device.type == "cuda" and isinstance(settings.devices, list | tuple) and is_first():
-        torch.cuda.set_device(settings.devices[0])
-    return device
-
-
-def choose_precision(asked: str, device: torch.device) -> Precision:
-    """`auto`: bf16-mixed where convolutions are faster in it (`models.fast_dtype`).
-
-    Else 16-mixed on a GPU and 32-true on all other devices.
-    """
-    if asked == "auto":
-        slow: Precision = "16-mixed" if device.type == "cuda" else "32-true"
-        return "bf16-mixed" if fast_dtype(device) == torch.bfloat16 else slow
-    known: dict[str, Precision] = {"bf16-mixed": "bf16-mixed", "16-mixed": "16-mixed"}
-    return known.get(asked, "32-true")
-
-
-def _trainer(
-    settings: TrainerSettings,
-    precision: Precision,
-    callbacks: Sequence[pl.Callback],
-    run_dir: Path,
-) -> pl.Trainer:
-    """A trainer that drives the loop as ours needs it, with what users hand to it themselves."""
-    devices, environment = settings.devices, launched(settings)
-    devices = devices if isinstance(devices, int | str) else list(devices)
-    if environment is not None and devices == "auto":
-        devices = environment.world_size() // settings.n_nodes
-    own = deepcopy(dict(settings.lightning or {}))  # each fold's training has loggers of its own
-    given: dict[str, Any] = {
-        "logger": False,
-        "enable_model_summary": False,
-        "enable_progress_bar": False,
-        "default_root_dir": run_dir,
-        "log_every_n_steps": settings.log_every,
-        "strategy": _strategy(settings, own.pop("strategy", "auto")),
-        # not what Lightning finds: SLURM's variables do not make each task one of a training
-        "plugins": environment or LightningEnvironment(),
-    }
-    return pl.Trainer(
-        # not "auto": Lightning would take a Mac's MPS, for which nothing here is planned
-        accelerator="gpu" if training_device(settings.accelerator) == "cuda" else "cpu",
-        devices=devices,
-        precision=precision,
-        callbacks=[*callbacks, *deepcopy(list(settings.callbacks or ()))],
-        # the stream has no end, the budget stops it; only a few batches over and over are epochs
-        max_epochs=-1 if own.get("overfit_batches") else 1,
-        use_distributed_sampler=False,
-        num_sanity_val_steps=0,
-        enable_checkpointing=False,
-        **{**given, **own},
-    )
-
-
-def _strategy(settings: TrainerSettings, asked: Any) -> Any:
-    """DDP where several devices train, in processes that a launcher started or Lightning spawns.
-
-    Spawned ones share this one's folder and tiles; those of Lightning's own launcher would run the
-    command again. All wait while the first one predicts whole volumes, to validate or audit.
-    """
-    if settings.has_one_device or not isinstance(asked, str):
-        return asked
-    return DDPStrategy(
-        start_method="spawn" if launched(settings) is None else "popen",
-        timeout=PATIENCE,
-        find_unused_parameters=asked.endswith("find_unused_parameters_true"),
-    )
-
-
 def _result(module: LesionModule, checkpoint: Checkpoint, run_dir: Path, device: str) -> FitResult:
     """Read back from the checkpoint, which is the same for one process and for many."""
     checkpoint.restore_weights(module, run_dir / CHECKPOINT)
@@ -352,32 +241,3 @@ def _result(module: LesionModule, checkpoint: Checkpoint, run_dir: Path, device:
         stopped_because=reason or "callback",
         device=device,
     )
-
-
-@contextmanager
-def _interruptible() -> Iterator[None]:
-    """Let Ctrl-C through as itself: Lightning exits with status 1 and ignores further ones."""
-    handler = signal.getsignal(signal.SIGINT)
-    try:
-        yield
-    except SystemExit as error:
-        if not isinstance(error.__context__, KeyboardInterrupt):
-            raise
-        signal.signal(signal.SIGINT, handler)
-        raise KeyboardInterrupt from error
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the trainer's advice (a GPU not used on purpose, few workers) and its banners."""
-    banners = logging.getLogger("pytorch_lightning")
-    level = banners.level
-    banners.setLevel(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", category=PossibleUserWarning)
-            # Lightning 2.6 asks newer versions of torch for a class they are about to drop
-            warnings.filterwarnings("ignore", ".*LeafSpec", category=FutureWarning)
-            yield
-    finally:
-        banners.setLevel(level)

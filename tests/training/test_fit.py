@@ -16,8 +16,9 @@ from lesionseg.io.atomic import read_csv
 from lesionseg.losses import CrossEntropyLoss, DiceFocalLoss, FocalLoss
 from lesionseg.models import build_network
 from lesionseg.plan.plan import Plan
-from lesionseg.training.fit import choose_precision, fit_tiles
+from lesionseg.training.fit import fit_tiles
 from lesionseg.training.learning_settings import Learning
+from lesionseg.training.run_trainer import choose_precision
 from lesionseg.training.settings import OptimiserSettings, TrainerSettings
 
 SGD = OptimiserSettings(name="sgd", lr=0.05, momentum=0.9)

@@ -9,7 +9,7 @@ import torch
 
 from lesionseg.io.atomic import read_csv
 from lesionseg.plan.anchor_plan import AnchorPlan
-from lesionseg.training import fit
+from lesionseg.training import run_trainer
 from lesionseg.training.settings import OptimiserSettings, TrainerSettings
 
 SGD = OptimiserSettings(name="sgd", lr=0.05, momentum=0.9)
@@ -49,8 +49,8 @@ def test_two_processes_learn_what_one_learns_from_the_same_tiles(train, make_pla
 def test_the_others_wait_for_a_long_validation_of_the_first(monkeypatch):
     """In its processes Lightning hands the strategy's timeout to torch, which has half an hour."""
     taken = {}
-    monkeypatch.setattr(fit.pl, "Trainer", lambda **given: taken.update(given))
-    fit._trainer(TrainerSettings(max_steps=1, devices=2), "32-true", [], Path())
+    monkeypatch.setattr(run_trainer.pl, "Trainer", lambda **given: taken.update(given))
+    run_trainer._trainer(TrainerSettings(max_steps=1, devices=2), "32-true", [], Path())
     assert taken["strategy"]._timeout >= timedelta(hours=12)
-    fit._trainer(TrainerSettings(max_steps=1, devices=1), "32-true", [], Path())
+    run_trainer._trainer(TrainerSettings(max_steps=1, devices=1), "32-true", [], Path())
     assert taken["strategy"] == "auto"

@@ -37,8 +37,9 @@ from lesionseg.training.device.accelerator import (
 )
 from lesionseg.training.device.memory_probe import Probe, fitted_to_memory
 from lesionseg.training.device.step_memory import CONTEXT_GB, StepMemory
-from lesionseg.training.fit import CHECKPOINT, FitResult, choose_precision, chosen_device, fit
+from lesionseg.training.fit import CHECKPOINT, FitResult, fit
 from lesionseg.training.learning_settings import Learning
+from lesionseg.training.run_trainer import choose_precision, chosen_device
 from lesionseg.training.settings import TrainerSettings
 from lesionseg.training.step.detection_objective import make_objective, taught_anchors
 from lesionseg.training.step.scaling import autocast_dtype

@@ -9,7 +9,7 @@ from lesionseg.errors import ConfigError
 from lesionseg.losses import FocalLoss
 from lesionseg.losses.detection_loss import DetectionLoss
 from lesionseg.models import build_network
-from lesionseg.training import fit
+from lesionseg.training import run_trainer
 from lesionseg.training.device import speed
 from lesionseg.training.device.speed import (
     CHOICES,
@@ -156,7 +156,7 @@ def test_a_training_with_cuda_graphs_learns_the_same(
     watch, begun, usual = Watch(), [], {"accumulate": 2, "max_steps": 5}
     plain = train(run_dir=tmp_path / "plain", tiles=squares(bad={9}), **usual)
     monkeypatch.setattr(nn.Module, "compile", lambda network, backend, mode: None)
-    monkeypatch.setattr(fit, "choose_speed", lambda *_: Speed(LAST, GRAPHS))
+    monkeypatch.setattr(run_trainer, "choose_speed", lambda *_: Speed(LAST, GRAPHS))
     monkeypatch.setattr(torch.compiler, "cudagraph_mark_step_begin", lambda: begun.append(1))
     graphed = train(
         run_dir=tmp_path / "graphs",

@@ -6,7 +6,7 @@ from torch import nn
 
 from lesionseg.errors import TrainingError
 from lesionseg.io.atomic import read_csv
-from lesionseg.training.fit import choose_precision
+from lesionseg.training.run_trainer import choose_precision
 from lesionseg.training.settings import OptimiserSettings
 from lesionseg.training.step.scaling import LossScale
 
