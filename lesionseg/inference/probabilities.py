@@ -1,4 +1,4 @@
-"""From a network's logits to the probabilities of the labels, and a network that gives them."""
+"""From a network's logits to probabilities and boxes, and networks that give them."""
 
 from collections.abc import Sequence
 
@@ -9,6 +9,9 @@ from torch import Tensor, nn
 from lesionseg.core import Calibration
 from lesionseg.errors import ConfigError
 from lesionseg.losses.focal import posterior_logits
+from lesionseg.models.retinanet import planned_anchors
+from lesionseg.ops.anchors import grid_anchors
+from lesionseg.ops.boxes import decode_boxes
 from lesionseg.plan.plan import Plan
 
 
@@ -26,6 +29,16 @@ def label_probabilities(
     if plan.link is not None:
         logits = posterior_logits(logits, alpha=plan.link.alpha, gamma=plan.link.gamma)
     return logits.sigmoid()
+
+
+def box_scores(logits: Float[Tensor, "*n k"], plan: Plan) -> Float[Tensor, "*n k"]:
+    """Probabilities float32 of a detector's anchors; the focal loss's effect is undone."""
+    logits, anchors = logits.float(), planned_anchors(plan)
+    if anchors.gamma is None:
+        return logits.sigmoid()
+    by_label = logits.reshape(-1, logits.shape[-1]).T[None]
+    undone = posterior_logits(by_label, alpha=anchors.alpha, gamma=anchors.gamma)
+    return undone[0].T.reshape(logits.shape).sigmoid()
 
 
 def calibrated_voxels(p: Tensor, fit: Calibration | None) -> Tensor:
@@ -68,3 +81,31 @@ class ProbabilityNetwork(nn.Module):
             seen=self._plan.architecture.name,
             expected="a network whose output is a list of logits",
         )
+
+
+class DetectorNetwork(nn.Module):
+    """A detector that gives scores and boxes in place of logits and offsets from its anchors.
+
+    Tensors in and out, for programs that know neither plan nor anchors. The network is put into
+    eval mode.
+    """
+
+    def __init__(self, network: nn.Module, plan: Plan) -> None:
+        super().__init__()
+        self.network = network.eval()
+        self._plan = plan
+        levels = planned_anchors(plan).levels(plan.architecture.strides, plan.tile_shape)
+        self.register_buffer("anchors", grid_anchors(levels))
+        self.anchors: Tensor
+
+    def forward(self, image: Float[Tensor, "b c *spatial"]) -> tuple[Tensor, ...]:
+        """Scores `[B, n, K]`, boxes `[B, n, 2·dims]` in voxels of the tile; a Retina U-Net's
+        probabilities `[B, K, *spatial]` after them.
+        """
+        output = self.network(image)
+        boxes = decode_boxes(output.box_deltas, self.anchors)
+        found = (box_scores(output.class_logits, self._plan), boxes)
+        if not output.segmentation:
+            return found
+        voxels = label_probabilities(output.segmentation[0], self._plan)
+        return (*found, calibrated_voxels(voxels, self._plan.voxel_calibration))

@@ -185,12 +185,11 @@ def test_monai_s_networks_train_predict_and_export(raw: Path, tmp_path: Path, mo
     assert (bundle / "report.html").is_file()
     trust = [] if "_target_" not in model else ["trust=true"]
     assert predicted(bundle, raw, tmp_path / "masks", *trust) == 0
-    if "backbone" not in model:  # a detector is not exported, whatever its backbone
-        assert run("export", [f"bundle={bundle}", f"output={tmp_path / 'onnx'}", *trust]) == 0
+    assert run("export", [f"bundle={bundle}", f"output={tmp_path / 'onnx'}", *trust]) == 0
 
 
 @pytest.mark.slow
-def test_a_backbone_of_torchvision_trains_and_predicts(tmp_path: Path) -> None:
+def test_a_backbone_of_torchvision_trains_predicts_and_is_exported(tmp_path: Path) -> None:
     pytest.importorskip("torchvision")
     raw = tmp_path / "raw"
     write_xray_phantoms(raw, 6, seed=0, shape=(128, 128), pixel_mm=2.8)
@@ -200,6 +199,7 @@ def test_a_backbone_of_torchvision_trains_and_predicts(tmp_path: Path) -> None:
     output = tmp_path / "out"
     scans = [f"bundle={bundle}", f"input={raw / 'images'}", f"output={output}", "trust=true"]
     assert run("predict", scans) == 0
+    assert run("export", [f"bundle={bundle}", f"output={tmp_path / 'onnx'}", "trust=true"]) == 0
 
 
 @pytest.mark.slow

@@ -2,14 +2,14 @@
 
 Both take a prepared tile `[B, C, *tile]` float32 and give `[B, K, *tile]` float32: probabilities of
 the plan's labels, the focal loss's effect undone (`inference.probabilities`), averaged over an
-ensemble's members. The number of tiles
-is free; their shape is the plan's, because instance norm takes its statistics from the whole tile,
-so that a tile of another shape is another function.
+ensemble's members. A detector gives scores `[B, n, K]` and boxes `[B, n, 2·dims]` of its anchors.
+The number of tiles is free; their shape is the plan's, because instance norm takes its statistics
+from the whole tile, so that a tile of another shape is another function.
 """
 
 import logging
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,27 +17,38 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from lesionseg.errors import ConfigError, OutputError, pip_install
 from lesionseg.inference.bundles.bundle import Bundle
-from lesionseg.inference.probabilities import ProbabilityNetwork
+from lesionseg.inference.probabilities import DetectorNetwork, ProbabilityNetwork
 from lesionseg.io.atomic import atomic_path
+from lesionseg.plan.plan import Plan
 
 OPSET = 18
-INPUT, OUTPUT = "image", "probabilities"
+INPUT = "image"
+PROBABILITIES, SCORES, BOXES = "probabilities", "scores", "boxes"
 # of fp32 runs of the same weights by two programs; probabilities lie in [0, 1]
 SAME_PROBABILITY = 1e-3
 
-Runner = Callable[[NDArray[np.float32]], NDArray[np.float32]]
+Runner = Callable[[NDArray[np.float32]], Sequence[NDArray[np.float32]]]
+
+
+def output_names(plan: Plan) -> tuple[str, ...]:
+    """What an exported network gives, in order."""
+    if plan.anchors is None:
+        return (PROBABILITIES,)
+    return (SCORES, BOXES, PROBABILITIES) if plan.has_voxels else (SCORES, BOXES)
 
 
 def trace(bundle: Bundle) -> ExportedProgram:
     """The bundle's network as a program for any number of tiles of the plan's shape.
 
-    Raises `ConfigError` for a network that torch cannot export, or that does not segment.
+    Raises `ConfigError` for a network that torch cannot export, for several detectors, or for one
+    that neither segments nor detects.
     """
-    network = ProbabilityNetwork([n.float() for n in bundle.networks], bundle.plan)
+    network = _with_plain_outputs(bundle).float()
     # a batch of one would be taken for a constant
     example = torch.zeros(2, len(bundle.plan.channel_names), *bundle.plan.tile_shape)
     free = {INPUT: {0: torch.export.Dim("batch")}}
@@ -53,6 +64,20 @@ def trace(bundle: Bundle) -> ExportedProgram:
         ) from error
 
 
+def _with_plain_outputs(bundle: Bundle) -> nn.Module:
+    if bundle.plan.anchors is None:
+        return ProbabilityNetwork(bundle.networks, bundle.plan)
+    if len(bundle.networks) > 1:
+        raise ConfigError(
+            "An ensemble of detectors cannot be exported as one network.",
+            where="bundle",
+            seen=f"{len(bundle.networks)} detectors",
+            expected="one: the boxes of several have no mean",
+            remedy="export each member.",
+        )
+    return DetectorNetwork(bundle.networks[0], bundle.plan)
+
+
 def write_program(path: Path, program: ExportedProgram) -> Runner:
     """Write torch's own format (`.pt2`) and return what a reader of the file computes."""
     with atomic_path(path) as temporary, _torch_quiet():
@@ -60,15 +85,20 @@ def write_program(path: Path, program: ExportedProgram) -> Runner:
     with _torch_quiet():
         module = torch.export.load(path).module()
 
-    def run(tiles: NDArray[np.float32]) -> NDArray[np.float32]:
+    def run(tiles: NDArray[np.float32]) -> Sequence[NDArray[np.float32]]:
         with torch.inference_mode():
-            return np.asarray(module(torch.from_numpy(tiles)))
+            return _arrays(module(torch.from_numpy(tiles)))
 
     return run
 
 
-def write_onnx(path: Path, program: ExportedProgram, opset: int = OPSET) -> Runner:
-    """Write ONNX and return what onnxruntime computes from the file.
+def write_onnx(
+    path: Path,
+    program: ExportedProgram,
+    opset: int = OPSET,
+    outputs: Sequence[str] = (PROBABILITIES,),
+) -> Runner:
+    """Write ONNX and return what onnxruntime computes from the file; `outputs`: their names.
 
     Raises `ConfigError` where the packages of the extra `export` are missing or the opset is one
     that they cannot write.
@@ -81,7 +111,7 @@ def write_onnx(path: Path, program: ExportedProgram, opset: int = OPSET) -> Runn
                 dynamo=True,
                 opset_version=opset,
                 input_names=[INPUT],
-                output_names=[OUTPUT],
+                output_names=list(outputs),
                 dynamic_shapes={INPUT: {0: "batch"}},
                 verbose=False,
             )
@@ -99,8 +129,8 @@ def write_onnx(path: Path, program: ExportedProgram, opset: int = OPSET) -> Runn
     onnx.checker.check_model(str(path))
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
 
-    def run(tiles: NDArray[np.float32]) -> NDArray[np.float32]:
-        return np.asarray(session.run([OUTPUT], {INPUT: tiles})[0])
+    def run(tiles: NDArray[np.float32]) -> Sequence[NDArray[np.float32]]:
+        return [np.asarray(found) for found in session.run(list(outputs), {INPUT: tiles})]
 
     return run
 
@@ -108,13 +138,18 @@ def write_onnx(path: Path, program: ExportedProgram, opset: int = OPSET) -> Runn
 def largest_difference(bundle: Bundle, run: Runner, *, n_tiles: int = 1) -> float:
     """How far an exported file's probabilities are from the network's own, on random tiles.
 
-    Raises `OutputError` above 1e-3: the file computes something else.
+    Boxes count by the tile's longest side. Raises `OutputError` above 1e-3: the file computes
+    something else.
     """
     shape = (n_tiles, len(bundle.plan.channel_names), *bundle.plan.tile_shape)
     tiles = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
     with torch.inference_mode():
-        own = ProbabilityNetwork(bundle.networks, bundle.plan)(torch.from_numpy(tiles)).numpy()
-    difference = float(np.abs(run(tiles) - own).max())
+        own = _arrays(_with_plain_outputs(bundle)(torch.from_numpy(tiles)))
+    apart = [
+        np.abs(theirs - ours).max() / (max(shape[2:]) if name == BOXES else 1)
+        for name, theirs, ours in zip(output_names(bundle.plan), run(tiles), own, strict=True)
+    ]
+    difference = float(np.max(apart))  # NaN where there is one
     if not difference <= SAME_PROBABILITY:
         raise OutputError(
             "The exported network computes something else than the bundle's.",
@@ -123,6 +158,10 @@ def largest_difference(bundle: Bundle, run: Runner, *, n_tiles: int = 1) -> floa
             remedy="try another opset, or other versions of torch and onnxruntime.",
         )
     return difference
+
+
+def _arrays(found: Tensor | Sequence[Tensor]) -> list[NDArray[np.float32]]:
+    return [t.numpy() for t in ((found,) if isinstance(found, Tensor) else found)]
 
 
 def _onnx_packages() -> tuple[Any, Any]:

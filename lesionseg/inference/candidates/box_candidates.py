@@ -9,8 +9,8 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from lesionseg.data.tiling import TileGrid
+from lesionseg.inference.probabilities import box_scores
 from lesionseg.losses.box_losses import is_degenerate
-from lesionseg.losses.focal import posterior_logits
 from lesionseg.models.heads import DetectorOutput
 from lesionseg.models.retinanet import planned_anchors
 from lesionseg.ops.anchors import grid_anchors
@@ -23,7 +23,7 @@ from lesionseg.plan.plan import Plan
 log = logging.getLogger(__name__)
 
 MOST_IN_A_TILE = 200  # boxes that go on from one view of a tile
-_SAME_LESION_IN_A_TILE = 0.3  # IoU
+SAME_LESION_IN_A_TILE = 0.3  # IoU
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,7 +105,7 @@ class BoxCollector:
         self, logits: Tensor, deltas: Tensor, tile: int, flipped: Sequence[int]
     ) -> "_ViewBoxes":
         """One network's boxes in one tile, in voxels of the padded volume."""
-        probabilities = self._scores(logits)
+        probabilities = box_scores(logits, self.plan)
         flat = probabilities.flatten()
         above = torch.nonzero(flat >= self.plan.candidate_rule.floor)[:, 0]
         above = above[torch.argsort(flat[above], descending=True, stable=True)][
@@ -116,20 +116,12 @@ class BoxCollector:
         sound = ~is_degenerate(boxes)
         self.n_degenerate += int((~sound).sum())
         boxes, scores, label = boxes[sound], scores[sound], label[sound]
-        kept = batched_nms(boxes, scores, label, _SAME_LESION_IN_A_TILE)[:MOST_IN_A_TILE]
+        kept = batched_nms(boxes, scores, label, SAME_LESION_IN_A_TILE)[:MOST_IN_A_TILE]
         boxes = _unflipped(boxes[kept], flipped, self.plan.tile_shape)
         weight = self._weight_at(split_box(boxes)[0])
         damped = torch.where(self._is_cut(boxes, tile), weight, torch.ones_like(weight))
         placed = boxes + self._starts[tile].repeat(2)
         return _ViewBoxes(placed, scores[kept] * damped, label[kept], weight)
-
-    def _scores(self, logits: Tensor) -> Tensor:
-        """Probabilities `[n, K]`; what the focal loss did to them is undone."""
-        anchors = planned_anchors(self.plan)
-        if anchors.gamma is not None:
-            undone = posterior_logits(logits.T[None], alpha=anchors.alpha, gamma=anchors.gamma)
-            logits = undone[0].T
-        return logits.sigmoid()
 
     def _weight_at(self, centres: Tensor) -> Tensor:
         """The tile weight at points of the tile; that of the nearest voxel beyond it."""

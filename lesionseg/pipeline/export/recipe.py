@@ -12,16 +12,21 @@ from lesionseg.inference.bundles import monai_bundle
 from lesionseg.inference.bundles.bundle import CARD, Bundle, bundle_digest, resolve_bundle
 from lesionseg.inference.bundles.ensemble import ensemble
 from lesionseg.inference.bundles.network_export import (
+    BOXES,
     INPUT,
     OPSET,
-    OUTPUT,
+    PROBABILITIES,
+    SCORES,
     largest_difference,
+    output_names,
     trace,
     write_onnx,
     write_program,
 )
+from lesionseg.inference.candidates.box_candidates import MOST_IN_A_TILE, SAME_LESION_IN_A_TILE
 from lesionseg.io.atomic import locks, write_json, write_text
 from lesionseg.models.build import NetworkFactory, trusting
+from lesionseg.models.retinanet import planned_anchors
 from lesionseg.pipeline.run.outcome import CommandOutcome
 from lesionseg.plan.plan import Plan
 
@@ -83,13 +88,20 @@ def export(
 
 
 def _write_onnx(folder: Path, bundle: Bundle, digest: str, opset: int) -> float:
-    run = write_onnx(folder / ONNX, trace(bundle), opset)
+    run = write_onnx(folder / ONNX, trace(bundle), opset, output_names(bundle.plan))
     difference = largest_difference(bundle, run)
     write_json(folder / ONNX_NOTE, onnx_note(bundle.plan, digest, opset, difference))
     return difference
 
 
 def _write_monai(folder: Path, bundle: Bundle, digest: str) -> float:
+    if bundle.plan.anchors is not None:
+        raise ConfigError(
+            "MONAI's layout has no boxes.",
+            where="format",
+            seen=f"monai, of a {bundle.plan.architecture.name}",
+            expected="onnx",
+        )
     refuse_strangers(bundle.plan.prepare_extra, "plan.json")  # MONAI would run them
     run = write_program(folder / monai_bundle.PROGRAM, trace(bundle))
     difference = largest_difference(bundle, run)
@@ -100,7 +112,6 @@ def _write_monai(folder: Path, bundle: Bundle, digest: str) -> float:
 
 def onnx_note(plan: Plan, digest: str, opset: int, difference: float) -> dict[str, Any]:
     """What a program needs to know around the ONNX file: grid, intensities, tiles, output."""
-    labels = zip(plan.label_values, plan.label_names, strict=True)
     return {
         "schema_version": 1,
         "lesionseg_version": __version__,
@@ -123,14 +134,37 @@ def onnx_note(plan: Plan, digest: str, opset: int, difference: float) -> dict[st
             "outside": 0.0,
             "weight": "Gaussian, standard deviation an eighth of the tile along each axis",
         },
-        "output": {
-            "name": OUTPUT,
-            "shape": ["batch", len(plan.label_values), *plan.tile_shape],
-            "dtype": "float32",
-            "labels": [{"value": value, "name": name} for value, name in labels],
-            "regions": [list(values) for values in plan.regions],
-            "focal_correction": None if plan.link is None else asdict(plan.link),
-        },
+        **({"output": _voxels_note(plan)} if plan.has_voxels else {}),
+        **({"boxes": _boxes_note(plan)} if plan.anchors else {}),
         "candidate_rule": asdict(plan.candidate_rule),
         "operating_points": [asdict(point) for point in plan.operating_points],
+    }
+
+
+def _voxels_note(plan: Plan) -> dict[str, Any]:
+    labels = zip(plan.label_values, plan.label_names, strict=True)
+    return {
+        "name": PROBABILITIES,
+        "shape": ["batch", len(plan.label_values), *plan.tile_shape],
+        "dtype": "float32",
+        "labels": [{"value": value, "name": name} for value, name in labels],
+        "regions": [list(values) for values in plan.regions],
+        "focal_correction": None if plan.link is None else asdict(plan.link),
+    }
+
+
+def _boxes_note(plan: Plan) -> dict[str, Any]:
+    """Of a box per anchor; what `predict` does with them is `inference.candidates`."""
+    anchors = planned_anchors(plan)
+    n = sum(level.n_anchors for level in anchors.levels(plan.architecture.strides, plan.tile_shape))
+    return {
+        "scores": {"name": SCORES, "shape": ["batch", n, len(plan.lesion_labels)]},
+        "boxes": {"name": BOXES, "shape": ["batch", n, 2 * plan.dims]},
+        "dtype": "float32",
+        "box": "starts, then stops, half-open, in voxels of the tile",
+        "labels": [{"value": value, "name": name} for value, name in plan.lesion_labels.items()],
+        "focal_correction": {"alpha": anchors.alpha, "gamma": anchors.gamma},
+        "lowest_score": plan.candidate_rule.floor,
+        "one_lesion_in_a_tile": {"iou": SAME_LESION_IN_A_TILE, "most": MOST_IN_A_TILE},
+        "one_lesion_in_all_tiles": {"iou": anchors.merge_iou, "by": anchors.merge},
     }

@@ -8,6 +8,7 @@ given up after three of them.
 """
 
 import hashlib
+import json
 import os
 import pickle
 from collections.abc import Generator, Iterator, Mapping, Sequence
@@ -19,7 +20,7 @@ from typing import Any
 from lesionseg.core import CaseFiles
 from lesionseg.errors import ConfigError
 from lesionseg.inference.predictor import Predictor
-from lesionseg.io.atomic import read_json, write_json
+from lesionseg.io.atomic import write_json
 from lesionseg.io.case_ids import printable_id
 from lesionseg.io.formats.guard import set_limits
 from lesionseg.models.build import NetworkFactory
@@ -113,7 +114,7 @@ def _rows(
         **takes,
     )
     for row in rows.iter_rows():
-        yield PredictionRow(**row)
+        yield PredictionRow(**json.loads(row["row"]))
 
 
 def batch_size(n_cases: int, n_workers: int) -> int:
@@ -138,8 +139,8 @@ class Worker:
         self._job: PredictJob = job
         self._predictors: tuple[Predictor, ...] = job.predictors(architectures)
 
-    def __call__(self, item: Mapping[str, bytes]) -> list[dict[str, Any]]:
-        """The cases' rows, as dictionaries."""
+    def __call__(self, item: Mapping[str, bytes]) -> list[dict[str, str]]:
+        """The cases' rows as JSON: Arrow would give all rows the labels that one of them has."""
         cases: list[tuple[CaseFiles, PredictionRow | None]] = pickle.loads(item["cases"])
         attempts = _Attempts(self._job.output / ATTEMPTS)
         batch = hashlib.sha256(item["cases"]).hexdigest()
@@ -155,7 +156,7 @@ class Worker:
                 message = f"{n_before} workers died of this case, perhaps for want of memory."
                 attempts.end(files.case, PredictionRow(_shown(files), "failed", message))
         rows = (attempts.row(files.case) for files, _ in cases)
-        return [row for row in rows if row is not None]
+        return [{"row": row} for row in rows if row is not None]
 
     def _predict(
         self, cases: Sequence[tuple[CaseFiles, PredictionRow | None]], attempts: "_Attempts"
@@ -186,10 +187,10 @@ class _Attempts:
         """Keep the row of a case that is done."""
         write_json(self._path(case).with_suffix(".json"), asdict(row))
 
-    def row(self, case: str) -> dict[str, Any] | None:
-        """The row, if the case is done."""
+    def row(self, case: str) -> str | None:
+        """The row as JSON, if the case is done."""
         path = self._path(case).with_suffix(".json")
-        return read_json(path) if path.is_file() else None
+        return path.read_text(encoding="utf-8") if path.is_file() else None
 
     def _path(self, name: str) -> Path:
         return self.folder / hashlib.sha256(name.encode()).hexdigest()

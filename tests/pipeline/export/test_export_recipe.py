@@ -13,19 +13,23 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from lesionseg.core import CaseFiles, Geometry, Volume
+from lesionseg.data.tiling import TileGrid
 from lesionseg.errors import BundleError, ConfigError, OutputError
 from lesionseg.inference.bundles.bundle import Bundle, read_bundle, write_bundle
 from lesionseg.inference.bundles.monai_bundle import inference_config
 from lesionseg.inference.bundles.network_export import largest_difference, trace, write_onnx
+from lesionseg.inference.candidates.box_candidates import BoxCollector
 from lesionseg.inference.inference_settings import InferenceSettings
 from lesionseg.inference.predictor import Predictor
+from lesionseg.inference.probabilities import label_probabilities
 from lesionseg.inference.sliding.sliding_window import predict_probabilities
 from lesionseg.io.formats.volumes import read_volume, write_volume
 from lesionseg.models.build import build_network
 from lesionseg.pipeline.export.recipe import export
+from lesionseg.plan.anchor_plan import AnchorPlan
 from lesionseg.plan.plan import Activation, FocalLink, Normalisation, Plan
 
-pytest.importorskip("onnxruntime")
+onnxruntime = pytest.importorskip("onnxruntime")
 SAR = np.array([[0, 0, 1.5, -9], [0, 1, 0, -4], [2, 0, 0, 3], [0, 0, 0, 1.0]])
 # coarser than the plan: there both interpolate; where it is finer ours averages, MONAI samples
 LPS = np.array([[0, -1.8, 0, 40], [0.1, 0, -1.6, 30], [2.4, 0, 0.1, 3], [0, 0, 0, 1.0]])
@@ -90,7 +94,7 @@ def test_onnx_gives_the_bundles_probabilities_for_any_number_of_tiles(
     run = write_onnx(tmp_path / "model.onnx", trace(Bundle(network, two)))
     for n_tiles in (1, 3):
         tiles = rng.normal(size=(n_tiles, 1, *two.tile_shape)).astype(np.float32)
-        found = run(tiles)
+        (found,) = run(tiles)
         assert found.shape == (n_tiles, 2, *two.tile_shape)
         for tile, probabilities in zip(tiles, found, strict=True):
             own = predict_probabilities(
@@ -98,6 +102,59 @@ def test_onnx_gives_the_bundles_probabilities_for_any_number_of_tiles(
             ).numpy()
             assert own.std() > 0.05
             np.testing.assert_allclose(probabilities, own, atol=2e-5)
+
+
+def _detector(plan: Plan, dims: int, name: str) -> Plan:
+    """A plan of two labels for a detector of two levels, of boxes taught by a focal loss."""
+    sizes = (((3.0,) * dims, (5.0,) * dims), ((9.0,) * dims, (12.0,) * dims))
+    anchors = AnchorPlan(
+        (0, 1), sizes, width=8, prior=0.5, alpha=(0.25, 0.5), gamma=2.0, merge="nms"
+    )
+    two = _plan(plan, dims, 1, "sigmoid")
+    return two.with_(architecture=replace(two.architecture, name=name), anchors=anchors)
+
+
+@pytest.mark.parametrize(("name", "dims"), [("retinanet", 2), ("retina_unet", 3)])
+def test_onnx_gives_the_scores_and_boxes_of_a_detector(
+    tmp_path: Path, plan: Plan, dims: int, name: str, rng: np.random.Generator
+) -> None:
+    planned = _detector(plan, dims, name)
+    network = build_network(planned).eval()
+    write_bundle(tmp_path / "bundle", network, planned, "")
+    assert export(tmp_path / "bundle", tmp_path / "out").largest_difference < 1e-4
+    note = json.loads((tmp_path / "out/model.json").read_text())
+    names = [node["name"] for node in (note["boxes"]["scores"], note["boxes"]["boxes"])]
+    session = onnxruntime.InferenceSession(str(tmp_path / "out/model.onnx"))
+    tiles = rng.normal(size=(3, 1, *planned.tile_shape)).astype(np.float32)
+    with torch.no_grad():
+        output = network(torch.from_numpy(tiles))
+    for i, (scores, boxes) in enumerate(zip(*session.run(names, {"image": tiles}), strict=True)):
+        assert list(scores.shape) == note["boxes"]["scores"]["shape"][1:]
+        collector = BoxCollector(TileGrid(planned.tile_shape, planned.tile_shape, 0.0), planned)
+        collector.add(output.tile(i), [0], ())
+        own = collector.finish()
+        best = np.unravel_index(scores.argmax(), scores.shape)
+        assert own.scores[0] == pytest.approx(scores[best], abs=1e-5)
+        assert int(own.labels[0]) == best[1] + 1
+        inside = np.clip(boxes[best[0]], 0, planned.tile_shape * 2)
+        np.testing.assert_allclose(own.boxes[0], inside, atol=1e-3)
+    if name == "retina_unet":
+        (found,) = session.run([note["output"]["name"]], {"image": tiles})
+        own_voxels = label_probabilities(output.segmentation[0], planned)
+        np.testing.assert_allclose(found, own_voxels, atol=2e-5)
+    else:
+        assert "output" not in note
+
+
+def test_what_has_no_place_for_boxes_is_refused(tmp_path: Path, plan: Plan) -> None:
+    planned = _detector(plan, 2, "retinanet")
+    network = build_network(planned)
+    write_bundle(tmp_path / "bundle", network, planned, "")
+    with pytest.raises(ConfigError, match="no boxes"):
+        export(tmp_path / "bundle", tmp_path / "out", format="monai")
+    assert not (tmp_path / "out").exists() or not list((tmp_path / "out").iterdir())
+    with pytest.raises(ConfigError, match="each member"):
+        trace(Bundle(network, planned, (network,)))
 
 
 class Certain(nn.Module):
@@ -279,9 +336,10 @@ def test_wrong_requests_are_refused(bundle: Path, tmp_path: Path) -> None:
 def test_a_file_that_computes_something_else_is_refused(bundle: Path) -> None:
     read = read_bundle(bundle)
     with pytest.raises(OutputError, match="something else"):
-        largest_difference(read, lambda tiles: np.zeros((1, 2, 16, 16, 24), np.float32))
+        largest_difference(read, lambda tiles: [np.zeros((1, 2, 16, 16, 24), np.float32)])
+    nothing = np.full((1, 2, 16, 16, 24), np.nan, np.float32)
     with pytest.raises(OutputError):
-        largest_difference(read, lambda tiles: np.full((1, 2, 16, 16, 24), np.nan, np.float32))
+        largest_difference(read, lambda tiles: [nothing])
 
 
 def test_a_missing_package_is_named_with_the_way_to_install_it(

@@ -3,7 +3,6 @@
 import csv
 import logging
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +11,6 @@ from pydicom import dcmread
 
 from lesionseg.core import Geometry
 from lesionseg.errors import ConfigError
-from lesionseg.inference.bundles.bundle import write_bundle
 from lesionseg.inference.decision import NOT_CHECKED
 from lesionseg.io.formats.volumes import read_volume
 from lesionseg.io.predictions import find_predictions
@@ -21,7 +19,6 @@ from lesionseg.pipeline.predict.case_writing import NO_SEGMENTATION
 from lesionseg.pipeline.predict.predictions_table import PredictOutcome
 from lesionseg.pipeline.predict.recipe import predict
 from lesionseg.pipeline.report.recipe import ReportSettings, report
-from lesionseg.plan.plan import Plan
 from tests.inference.networks import Bright
 from tests.io.dicom_files import CT, place, save
 
@@ -38,13 +35,6 @@ SECRET = {
     "StudyDate": "20240131",
 }
 RESULTS = ("_candidates.json", "_instances.nii.gz", "_mask.nii.gz", "_seg.dcm", "_sr.dcm")
-
-
-@pytest.fixture
-def bundle(tmp_path: Path, plan: Plan) -> Path:
-    mine = replace(plan, architecture=replace(plan.architecture, name="mine"))
-    write_bundle(tmp_path / "bundle", Bright(), mine, "")
-    return tmp_path / "bundle"
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """One set of cases, many workers: shards of a job array, several devices, a cluster."""
 
 import hashlib
+import json
 import os
 import pickle
 import signal
@@ -32,13 +33,6 @@ from tests.inference.networks import Bright
 SHAPE = (12, 18, 20)
 MINE = {"mine": lambda _: Bright()}
 CASES = [f"c{i}" for i in range(7)]
-
-
-@pytest.fixture
-def bundle(tmp_path: Path, plan: Plan) -> Path:
-    mine = replace(plan, architecture=replace(plan.architecture, name="mine"))
-    write_bundle(tmp_path / "bundle", Bright(), mine, "")
-    return tmp_path / "bundle"
 
 
 @pytest.fixture
@@ -171,7 +165,13 @@ def on_a_worker(plan: Plan, scans: Path, tmp_path: Path) -> Callable[[], list[di
     job = PredictJob((tmp_path / "bundle",), tmp_path / "out", device="cpu")
     (tmp_path / "out" / ATTEMPTS).mkdir(parents=True)
     cases = [(CaseFiles(c, (scans / f"{c}.nii.gz",)), None) for c in CASES[:3]]
-    return lambda: Worker(pickle.dumps((job, None, 2)))({"cases": pickle.dumps(cases)})
+
+    def rows() -> list[dict[str, Any]]:
+        answers = Worker(pickle.dumps((job, None, 2)))({"cases": pickle.dumps(cases)})
+        assert all(list(answer) == ["row"] for answer in answers)  # one text: see `Worker.__call__`
+        return [json.loads(answer["row"]) for answer in answers]
+
+    return rows
 
 
 def _begun(out: Path, case: str) -> Path:
@@ -219,28 +219,6 @@ def test_a_missing_package_is_named_with_the_way_to_install_it(
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(ConfigError, match=r'pip install "ray\[data\]>='):
         _run(bundle, scans, tmp_path / "out", engine="ray")
-
-
-@pytest.fixture
-def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Ray on this machine, with room for two workers."""
-    for name, value in {
-        "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_worker_niceness": "0",
-        "RAY_AUTH_MODE": "disabled",
-    }.items():
-        monkeypatch.setenv(name, value)
-    ray = pytest.importorskip("ray")
-    ray.init(
-        address="local",
-        num_cpus=2,
-        include_dashboard=False,
-        object_store_memory=200 * 2**20,
-        log_to_driver=False,
-        logging_level="ERROR",
-    )
-    yield
-    ray.shutdown()
 
 
 @pytest.mark.slow

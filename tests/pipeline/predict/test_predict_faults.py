@@ -3,7 +3,6 @@
 import errno
 import os
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,6 @@ from torch import Tensor
 from lesionseg.core import CaseFiles, Geometry, Volume
 from lesionseg.errors import ConfigError, DatasetError, OutputError, ReadError
 from lesionseg.inference import decision, open_scan
-from lesionseg.inference.bundles.bundle import write_bundle
 from lesionseg.inference.decision import CaseDecision, Inferred
 from lesionseg.inference.inference_settings import InferenceSettings
 from lesionseg.inference.open_scan import ScanOpener
@@ -65,13 +63,6 @@ STEPS: tuple[tuple[object, str], ...] = (
     (predict_job._JobSteps, "_row"),
 )
 each_step = pytest.mark.parametrize(("owner", "name"), STEPS, ids=[name for _, name in STEPS])
-
-
-@pytest.fixture
-def bundle(tmp_path: Path, plan: Plan) -> Path:
-    mine = replace(plan, architecture=replace(plan.architecture, name="mine"))
-    write_bundle(tmp_path / "bundle", Bright(), mine, "")
-    return tmp_path / "bundle"
 
 
 @pytest.fixture

@@ -24,14 +24,6 @@ MINE = {"mine": lambda _: Bright()}
 
 
 @pytest.fixture
-def bundle(tmp_path: Path, plan: Plan) -> Path:
-    """A bundle whose network marks what is two standard deviations brighter than the rest."""
-    mine = replace(plan, architecture=replace(plan.architecture, name="mine"))
-    write_bundle(tmp_path / "bundle", Bright(), mine, "")
-    return tmp_path / "bundle"
-
-
-@pytest.fixture
 def scans(tmp_path: Path, rng: np.random.Generator) -> Path:
     """Three scans stored in three ways, two of them one level down."""
     folder = tmp_path / "scans with = and, [x]"

@@ -6,7 +6,6 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,14 +14,12 @@ import uvicorn
 from fastapi import FastAPI
 
 from lesionseg.core import Geometry, Volume
-from lesionseg.inference.bundles.bundle import write_bundle
 from lesionseg.inference.predictor import Predictor
 from lesionseg.inference.sliding.sliding_window import OnTile
 from lesionseg.io.formats.volumes import write_volume
 from lesionseg.pipeline.serve.app import make_app
 from lesionseg.pipeline.serve.gate import HeadInTime
 from lesionseg.pipeline.serve.uploads import ServeLimits
-from lesionseg.plan.plan import Plan
 from tests.inference.networks import Bright
 
 with warnings.catch_warnings():
@@ -41,13 +38,6 @@ def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(folder))
     return folder
-
-
-@pytest.fixture
-def bundle(tmp_path: Path, plan: Plan) -> Path:
-    mine = replace(plan, architecture=replace(plan.architecture, name="mine"))
-    write_bundle(tmp_path / "bundle", Bright(), mine, "")
-    return tmp_path / "bundle"
 
 
 @pytest.fixture

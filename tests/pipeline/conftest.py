@@ -1,0 +1,39 @@
+"""What the commands are tested with."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from lesionseg.inference.bundles.bundle import write_bundle
+from lesionseg.plan.plan import Plan
+from tests.inference.networks import Bright
+
+
+@pytest.fixture
+def bundle(tmp_path: Path, plan: Plan) -> Path:
+    """A bundle whose network marks what is two standard deviations brighter than the rest."""
+    mine = replace(plan, architecture=replace(plan.architecture, name="mine"))
+    write_bundle(tmp_path / "bundle", Bright(), mine, "")
+    return tmp_path / "bundle"
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[None]:
+    """Ray on this machine, with room for two workers."""
+    ray = pytest.importorskip("ray")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        patch.setenv("RAY_worker_niceness", "0")
+        patch.setenv("RAY_AUTH_MODE", "disabled")
+        ray.init(
+            address="local",
+            num_cpus=2,
+            include_dashboard=False,
+            object_store_memory=200 * 2**20,
+            log_to_driver=False,
+            logging_level="ERROR",
+        )
+        yield
+        ray.shutdown()
