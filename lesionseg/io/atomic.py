@@ -253,6 +253,8 @@ def append_csv(path: Path, rows: Sequence[Mapping[str, Any]], columns: Sequence[
         with path.open("a", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, list(columns), lineterminator="\n")
             writer.writerows({name: _inert(cell) for name, cell in row.items()} for row in rows)
+            file.flush()
+            os.fsync(file.fileno())
     except (OSError, ValueError) as error:
         raise OutputError("The table cannot be added to.", where=path, seen=error) from error
 
