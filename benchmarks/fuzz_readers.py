@@ -2,9 +2,10 @@
 
     python -m benchmarks.fuzz_readers --seconds 600 --folder DIR [--kinds NIfTI DICOM]
 
-The fuzzer begins with the files of the corpus and changes their bytes towards lines of the reader
-that none has reached. What is no sentence is a failure and kept in DIR, as is what takes over ten
-seconds or 2 GiB, which ends the kind. The decoder's process may die: the command must go on.
+The fuzzer begins with files as Hypothesis makes them for the tests and changes their bytes towards
+lines of the reader that none has reached. What is no sentence is a failure and kept in DIR, as is
+what takes over ten seconds or 2 GiB, which ends the kind. The decoder's process may die: the
+command must go on.
 """
 
 import argparse
@@ -25,8 +26,11 @@ import lesionseg.ops.kernels.surface_numba  # noqa: F401
 
 with atheris.instrument_imports(include=["lesionseg.io", "lesionseg.plan", "nibabel", "pydicom"]):
     from lesionseg.errors import LesionsegError
-    from tests.hostile.corpus import VOXELS, HostileFile, nifti
-    from tests.hostile.test_hostile import MOST_BYTES, READERS, SECONDS, files
+    from tests.hostile.hostile_file import HostileFile, each
+    from tests.hostile.image_files import VOXELS, nifti
+    from tests.hostile.test_hostile import FILES, MOST_BYTES, READERS, SECONDS
+
+N_SEEDS = 300
 
 
 def main() -> None:
@@ -37,7 +41,7 @@ def main() -> None:
     parser.add_argument("--kinds", nargs="+", choices=READERS, default=list(READERS))
     options = parser.parse_args()
     with TemporaryDirectory() as folder:  # what is compiled first would count as a hang
-        READERS["NIfTI"](HostileFile("", "", "a.nii", nifti(VOXELS % 2)).write(Path(folder)))
+        READERS["NIfTI"](HostileFile("a.nii", nifti(VOXELS % 2)).write(Path(folder)))
     print(f"{'files':<26}{'tried':>9}{'worker died':>13}{'failed':>8}")
     survived = [_in_a_process(options.folder, kind, options.seconds) for kind in options.kinds]
     sys.exit(not all(survived))
@@ -62,7 +66,8 @@ def _in_a_process(folder: Path, kind: str, seconds: int) -> bool:
 
 def _fuzz(kind: str, place: Path, seconds: int) -> None:
     """Never returns. A file's first byte says under which name and beside what it is read."""
-    seeds = [file for file in files() if file.kind == kind]
+    seeds: list[HostileFile] = []
+    each(FILES[kind], N_SEEDS, seeds.append)
     settings = list({(f.name, *sorted(f.beside)): f for f in seeds}.values())
     (place / "seeds").mkdir(exist_ok=True)
     for number, file in enumerate(seeds):
@@ -96,7 +101,7 @@ class _Attempt:
     def __call__(self, data: bytes) -> None:
         setting = self.settings[(data[0] if data else 0) % len(self.settings)]
         folder = Path(self.folder.name)
-        path = HostileFile(self.kind, "", setting.name, data[1:], setting.beside).write(folder)
+        path = HostileFile(setting.name, data[1:], setting.beside).write(folder)
         self.tally["tried"] += 1
         try:
             READERS[self.kind](path)

@@ -1,13 +1,18 @@
 """Commands killed at random moments and started again: do they end as if nothing had happened?
 
     python benchmarks/kills.py --kills 40 --folder DIR      # of each command; goes on where it was
-    python benchmarks/kills.py --kills 2 --full 2 --commands predict
+    python benchmarks/kills.py --kills 0 --full 1 --commands predict
 
 Each command runs in a process that gets SIGKILL after a random time of the processor, and again,
 until it ends by itself. Its files must then be those of an undisturbed run, byte for byte, and no
 other may lie there. Columns and lines of times are left out; a file that two undisturbed runs still
-do not write alike need only be there. With `--full` the disk is full at a random write of each run:
-the command must say so in a sentence, leave nothing half-written, and end alike when begun again.
+do not write alike need only be there.
+
+With `--full N` the disk is full at each N-th write: a file that Python opens for writing stays
+empty, one that it adds to gets half a line. Every other time all later writes of the process fail,
+too. The command must say so in a sentence, leave nothing half-written, and end alike when begun
+again; what it calls a success must be one.
+
 The last line is JSON; exit status 1 when a promise was broken.
 """
 
@@ -22,8 +27,10 @@ import signal
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -36,7 +43,7 @@ SMALL = (
     "trainer.precision=32-true trainer.accelerator=cpu trainer.checkpoint_every_minutes=0 "
     "model.base_features=4 model.batch_size=2 model.tile_shape=[16,16,16]"
 )
-OF_THE_DAY = (b"training_minutes", b"git_commit")
+OF_THE_DAY = (b"training_minutes", b"git_commit", b'"seconds"')
 TIMES = ("seconds", "minutes", "peak_memory_mb")
 # in the order in which each finds what it needs; {0} is the folder of the data
 COMMANDS = {
@@ -49,14 +56,17 @@ COMMANDS = {
     "follow": "before={0}/visits/before after={0}/visits/after output=out "
     "before_images={0}/visits/before_images after_images={0}/visits/after_images register=rigid "
     "reference={0}/visits/new",
+    "report": "scores={0}/evaluate/calm/out images={0}/raw/imagesTr output=out",
+    "tune": f"data.root={{0}}/raw run_dir=run tune.n_trials=2 {SMALL}",
 }
+WRITING = os.O_WRONLY | os.O_RDWR
 
 
 def main() -> None:
     """Kill each command so many times, and print what became of it."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=40)
-    parser.add_argument("--full", type=int, default=0, help="full disks of each command")
+    parser.add_argument("--full", type=int, default=0, help="a full disk at each so manieth write")
     parser.add_argument("--commands", nargs="+", choices=COMMANDS, default=list(COMMANDS))
     parser.add_argument("--folder", type=Path)
     options = parser.parse_args()
@@ -70,8 +80,8 @@ def main() -> None:
             undisturbed(root, name)
         rows = [kill(root, name, options.kills) for name in options.commands]
         held = all(row["same"] == row["kills"] for row in rows)
-        for row in rows:
-            row["full"] = [fill(root, row["command"], seed) for seed in range(options.full)]
+        for row in rows if options.full else ():
+            row["full"] = [not wrong for wrong in full_disks(root, row["command"], options.full)]
             held &= all(row["full"])
     print(json.dumps({"bench": "kills", "rows": rows}))
     sys.exit(not held)
@@ -112,15 +122,16 @@ def processor_seconds(process: int) -> float:
 def start(root: Path, name: str, folder: Path, full_at: int = 0) -> int:
     """Run a command in a process of its own, in `folder`; what it says is added to `log` there.
 
-    At write number `full_at` its disk is full.
+    At write number `full_at` its disk is full; then `full` lies beside the folder.
     """
     folder.mkdir(parents=True, exist_ok=True)
     child = os.fork()
     if child == 0:
         status = 1
         try:
-            refuse_write(full_at)
             os.chdir(folder)
+            if full_at:
+                refuse_writes(folder, full_at)
             log = os.open("log", os.O_CREAT | os.O_APPEND | os.O_WRONLY)
             os.dup2(log, 1)
             os.dup2(log, 2)
@@ -164,31 +175,49 @@ def killed(root: Path, name: str, after_s: float) -> bool:
     return os.WIFSIGNALED(os.waitpid(child, 0)[1])
 
 
-def refuse_write(number: int) -> None:
-    """Let the write of that number, counted from 1, find the disk full; the rest succeed."""
-    numbers, flush = count(1), atomic._flush
+def refuse_writes(folder: Path, number: int) -> None:
+    """From that write on, counted from 1, the disk is full; where the number is odd, then alone."""
+    numbers, opened = count(1), []
 
-    def flushed(path: Path) -> None:
-        if next(numbers) == number:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        flush(path)
+    def refuse(event: str, arguments: tuple[Any, ...]) -> None:
+        if event != "open" or isinstance(arguments[0], int) or not arguments[2] & WRITING or opened:
+            return
+        path = Path(os.fsdecode(arguments[0])).resolve()
+        if not path.is_relative_to(folder):
+            return
+        at = next(numbers)
+        if at == number or (at > number and number % 2 == 0):
+            opened.append(path)  # so that this hook lets itself write
+            (folder.parent / "full").touch()
+            half = os.open(path, arguments[2] | os.O_CREAT, 0o600)
+            os.write(half, b"1," if arguments[2] & os.O_APPEND else b"")
+            os.close(half)
+            opened.clear()
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
 
-    atomic._flush = flushed
+    sys.addaudithook(refuse)
 
 
-def fill(root: Path, name: str, seed: int) -> bool:
-    """Fill the disk at a random write, then begin again; whether all was as it must be."""
-    folder = root / name / "killed"
-    shutil.rmtree(folder, ignore_errors=True)
-    n_writes = sum(path.is_file() for path in (root / name / "calm").rglob("*"))
-    full_at = random.Random(seed).randint(1, max(n_writes - 1, 1))
-    os.waitpid(start(root, name, folder, full_at), 0)
-    said, halves = (folder / "log").read_text(), list(folder.rglob(atomic._HALF))
-    os.waitpid(start(root, name, folder), 0)
-    wrong = [str(half) for half in halves] + ["a traceback"] * ("Traceback" in said)
-    wrong += differences(root / name)
-    print(f"{name} full at write {full_at}", *wrong, sep="\n  ", flush=True)
-    return not wrong
+def full_disks(root: Path, name: str, every: int) -> Iterator[list[str]]:
+    """Fill the disk at each of these writes and begin again; what was wrong, each time."""
+    folder, full = root / name / "killed", root / name / "full"
+    for full_at in count(1, every):
+        shutil.rmtree(folder, ignore_errors=True)
+        full.unlink(missing_ok=True)
+        status = os.waitpid(start(root, name, folder, full_at), 0)[1]
+        if not full.exists():
+            return
+        said, halves = (folder / "log").read_text(), list(folder.rglob(atomic._HALF))
+        wrong = [str(half) for half in halves] + ["a traceback"] * ("Traceback" in said)
+        early = () if status else differences(root / name)
+        wrong += [f"a success: {what}" for what in early if "cache/facts" not in what]
+        os.waitpid(start(root, name, folder), 0)
+        wrong += differences(root / name)
+        if wrong:
+            shutil.rmtree(kept := folder.with_name(f"full{full_at}"), ignore_errors=True)
+            folder.rename(kept)
+        print(f"{name} full at write {full_at}", *wrong, sep="\n  ", flush=True)
+        yield wrong
 
 
 def differences(folder: Path) -> list[str]:

@@ -31,9 +31,9 @@ _DEPTH = 4  # run/fold_0/validation/probabilities
 _MOST_VALUES = 10**6
 _MOST_YAML_BYTES = 2**17  # its parser is slow: seconds for more
 
-# What spreadsheets run (OWASP, CSV injection). Apostrophes before it count, so that text which
-# begins with one comes back, too.
-_FORMULA = re.compile(r"'*[=+\-@\t\r]")
+# What spreadsheets run, behind whatever space (OWASP, CSV injection). Apostrophes before it count,
+# so that text which begins with one comes back, too.
+_FORMULA = re.compile(r"'*[=+\-@]")
 
 
 @contextmanager
@@ -76,13 +76,13 @@ def create_file(path: Path, content: bytes) -> bool:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{uuid.uuid4().hex[:8]}-{path.name}")
-    temporary.write_bytes(content)
     try:
+        temporary.write_bytes(content)
         _link(temporary, path)
     except FileExistsError:
         return False
     finally:
-        temporary.unlink()
+        temporary.unlink(missing_ok=True)
     return True
 
 
@@ -253,6 +253,8 @@ def append_csv(path: Path, rows: Sequence[Mapping[str, Any]], columns: Sequence[
         with path.open("a", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, list(columns), lineterminator="\n")
             writer.writerows({name: _inert(cell) for name, cell in row.items()} for row in rows)
+            file.flush()
+            os.fsync(file.fileno())
     except (OSError, ValueError) as error:
         raise OutputError("The table cannot be added to.", where=path, seen=error) from error
 
@@ -279,17 +281,20 @@ def read_csv(path: Path) -> list[dict[str, str]]:
 
 
 def _inert(cell: Any) -> Any:
-    """A cell that no spreadsheet takes for a formula.
+    """A cell that no spreadsheet takes for a formula, and no reader for the end of a line.
 
     >>> _inert("=1+1"), _inert("-0.5"), _inert(-0.5), _inert("case")
     ("'=1+1", '-0.5', -0.5, 'case')
     """
-    if not isinstance(cell, str) or not _FORMULA.match(cell):
+    if not isinstance(cell, str):
         return cell
+    text = cell.replace("\r\n", "\n").replace("\r", "\n").strip()  # csv quotes \n alone
+    if not _FORMULA.match(text):
+        return text
     with suppress(ValueError):
-        float(cell)
-        return cell
-    return f"'{cell}"
+        float(text)
+        return text
+    return f"'{text}"
 
 
 def _stripped(row: Mapping[str | None, Any], path: Path, line: int) -> dict[str, str]:

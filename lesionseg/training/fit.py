@@ -160,8 +160,9 @@ def fit_tiles(
         callbacks = [*callbacks, _remember(tiles, tiles.hard, module, checkpoint)]
     counters = Counters(**checkpoint.counters) if checkpoint else Counters()
     if checkpoint is None or module.budget.progress(counters.steps, counters.minutes) < 1:
-        mine = our_callbacks(settings, run_dir, checkpoint, validate)
-        device = run_trainer(module, tiles, counters.steps, [*mine, *callbacks], run_dir)
+        save = SaveCheckpoint(path, settings.checkpoint_every_minutes)
+        mine = [*our_callbacks(settings, run_dir, checkpoint, validate), *callbacks, save]
+        device = run_trainer(module, tiles, counters.steps, mine, run_dir)
         checkpoint = from_first(lambda: read_checkpoint(path))
     return _result(module, checkpoint, run_dir, device)
 
@@ -211,12 +212,11 @@ def our_callbacks(
     validate: Validate | None,
 ) -> list[pl.Callback]:
     """The callbacks of every training, in the order in which they act after a step."""
-    path, record = run_dir / CHECKPOINT, Record(run_dir / HISTORY, settings.log_every)
-    made: list[pl.Callback] = [KeepMemory(), Resume(checkpoint, path), record]
+    record = Record(run_dir / HISTORY, settings.log_every)
+    made: list[pl.Callback] = [KeepMemory(), Resume(checkpoint, run_dir / CHECKPOINT), record]
     every = settings.validate_every_minutes
     if validate is not None:
         made.append(Validation(validate, None if every == "auto" else every, record))
-    made.append(SaveCheckpoint(path, settings.checkpoint_every_minutes, record))
     return [*made, ProgressLine()] if settings.progress else made
 
 

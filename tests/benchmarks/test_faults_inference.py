@@ -27,5 +27,6 @@ def test_faults_stay_with_their_case(repository: Path) -> None:
 
 @pytest.mark.slow
 def test_kills_leave_no_trace(repository: Path) -> None:
-    rows = _rows(repository, "benchmarks/kills.py", "--kills", "3")
-    assert [row["same"] for row in rows] == [3] * 5
+    rows = _rows(repository, "benchmarks/kills.py", "--kills", "3", "--full", "20")
+    assert [row["same"] for row in rows] == [3] * 7
+    assert all(all(row["full"]) and row["full"] for row in rows)

@@ -69,10 +69,12 @@ class KeepCheckpoint(pl.Callback):
     def __init__(self, run_dir, keep, crash):
         self.run_dir, self.keep, self.crash = run_dir, keep, crash
 
-    def on_train_batch_end(self, trainer, pl_module, *_):
+    def on_train_batch_start(self, trainer, pl_module, *_):
         if pl_module.counters.steps == self.keep:
             last = self.run_dir / "checkpoints" / "last.ckpt"
             shutil.copy(last, self.run_dir / "kept.ckpt")
+
+    def on_train_batch_end(self, trainer, pl_module, *_):
         if pl_module.counters.steps == self.crash:
             raise RuntimeError("pulled the plug")
 

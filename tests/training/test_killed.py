@@ -1,14 +1,20 @@
 """A training that is killed outright, at whatever moment, and started again."""
 
+import errno
+import os
 import random
 import subprocess
 import sys
 import time
+from itertools import count
 from pathlib import Path
 
 import torch
 
+from lesionseg.errors import OutputError
 from lesionseg.io.atomic import read_csv
+from lesionseg.training.callbacks import focal_balance
+from lesionseg.training.callbacks.focal_balance import FocalBalance
 from tests.training.killed import train
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -39,3 +45,38 @@ def test_killed_at_any_moment_it_ends_bit_for_bit_like_an_undisturbed_one(tmp_pa
         assert torch.equal(killed.network.state_dict()[name], tensor), f"{where}: {name}"
     losses = [[row["loss"] for row in read_csv(result.history)] for result in (killed, calm)]
     assert losses[0] == losses[1], where
+
+
+def tables(run_dir: Path) -> dict[str, list[dict[str, str]]]:
+    rows = {path.name: read_csv(path) for path in run_dir.glob("*.csv")}
+    return {name: [row | {"minutes": ""} for row in table] for name, table in rows.items()}
+
+
+def test_a_disk_full_at_any_write_changes_no_table(train, tmp_path, monkeypatch):
+    def training(run_dir: Path) -> None:
+        settings = {"max_steps": 6, "log_every": 3, "checkpoint_every_minutes": 0}
+        balance = FocalBalance(run_dir)
+        train(run_dir=run_dir, validate=lambda _: {"dice": 0.5}, callbacks=[balance], **settings)
+
+    def flushed(descriptor: int) -> None:
+        if next(numbers) >= full_at:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        flush(descriptor)
+
+    flush = os.fsync
+    monkeypatch.setattr(focal_balance, "CURVES_FROM", 0.3)  # both rows have curves
+    training(tmp_path / "calm")
+    calm, full_at = tables(tmp_path / "calm"), 1
+    assert set(calm) == {"metrics.csv", "focal_balance.csv", "loss_curves.csv"}
+    while True:
+        run, numbers = tmp_path / str(full_at), count(1)
+        monkeypatch.setattr(os, "fsync", flushed)
+        try:
+            training(run)
+            break
+        except OutputError:
+            monkeypatch.setattr(os, "fsync", flush)
+            training(run)
+            assert tables(run) == calm, f"full at write {full_at}"
+            full_at += 1
+    assert full_at > 8

@@ -177,6 +177,8 @@ def tune(
             raise failed
     else:
         search.run(recipe, partial(_write, search, about))
+    # once more: a start after the last trial may be there for the files alone
+    write_results(run, search.trials(), about)
     return TuneOutcome(run, describe(search.trials(), about), losses.groups)
 
 

@@ -1,7 +1,7 @@
 """The search for α and γ together: Optuna proposes, a journal that processes share remembers.
 
 The number of trials is counted over all processes and all starts. A process that was killed leaves
-a trial under way; the next start on the same machine finds that its process is gone and frees it.
+a trial under way; the next on the same machine finds that its process is gone and goes on with it.
 """
 
 import logging
@@ -9,7 +9,7 @@ import os
 import socket
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,15 +17,19 @@ from typing import Any
 import numpy as np
 
 from lesionseg.data.cache.claims import is_alive
-from lesionseg.errors import ConfigError, pip_install
+from lesionseg.errors import ConfigError, OutputError, pip_install
+from lesionseg.io.atomic import locked_folder
 from lesionseg.report.sections.tuning_page import State, TuningTrial
 
 log = logging.getLogger(__name__)
 
 JOURNAL = "journal.log"
+_TAKING = ".taking"  # the lock of whoever takes up a trial that another process left
 NAME = "alpha and gamma"
 # the first pairs are spread over the rectangle, then the sampler goes by what they gave
 N_SPREAD = 8
+# after these a trial goes on, in whatever process is next
+INTERRUPTIONS = (OutputError, KeyboardInterrupt, SystemExit)
 N_PATIENT = 2  # the first validation ends no trial: it is before the weights' average has settled
 
 
@@ -69,20 +73,26 @@ class HopelessTrial(Exception):
 
 
 class OpenTrial:
-    """A trial under way: the pair to try, and the place to say how it goes."""
+    """A trial under way: the pair to try, and the place to say how it goes.
+
+    `n_reported`: its validations so far; where it goes on from an earlier one, that one's number.
+    """
 
     def __init__(self, trial: Any) -> None:
         self._trial = trial
         self.number: int = trial.number
         self.alpha: float = trial.params["alpha"]
         self.gamma: float = trial.params["gamma"]
-        self._n_reported = 0
+        self.n_reported = 0
+        before = trial.study.get_trials(deepcopy=False)[trial.number].intermediate_values
+        self._n_known = len(before)  # of validations, all of which may come again
 
     def report(self, value: float, scores: Mapping[str, float]) -> None:
         """Note what a validation gave; raises `HopelessTrial` when that was too little."""
         self.keep(scores)
-        self._n_reported += 1
-        self._trial.report(value, self._n_reported)
+        self.n_reported += 1
+        if self.n_reported > self._n_known:
+            self._trial.report(value, self.n_reported)
         if self._trial.should_prune():
             raise HopelessTrial
 
@@ -116,15 +126,15 @@ class Search:
         folder.mkdir(parents=True, exist_ok=True)
         with _quiet(self._optuna):
             self._study = self._open(folder / JOURNAL, first)
-        self._free_orphans()
 
     def run(self, objective: Objective, done: Callable[[TuningTrial], None] | None = None) -> None:
         """Run trials until `n_trials` are finished or under way, here and elsewhere.
 
         `objective` gives a trial's value. What it raises other than `HopelessTrial` frees the trial
-        and is passed on. `done` is called with each trial that this process finished.
+        and is passed on; after an interruption or on a full disk, the trial waits to be gone on
+        with. `done` is called with each trial that this process finished.
         """
-        while (trial := self._ask()) is not None:
+        while (trial := self._take_up() or self._ask()) is not None:
             self._run(trial, objective)
             if done is not None:
                 done(self._result(self._study.get_trials(deepcopy=False)[trial.number]))
@@ -173,19 +183,30 @@ class Search:
         if len(self._taken()) >= self.settings.n_trials:
             return None
         with _quiet(self._optuna):
-            self._study.sampler = self._sampler()
-            trial = self._study.ask(self._ranges())
-            trial.set_user_attr("host", socket.gethostname())
-            trial.set_user_attr("process", os.getpid())
+            self._study.sampler = self._sampler(len(self._study.get_trials(deepcopy=False)))
+            trial = _claimed(self._study.ask(self._ranges()))
         earlier = [t for t in self._taken() if t.number < trial.number]
         if len(earlier) >= self.settings.n_trials:  # another process took the last one meanwhile
             self._tell(trial, state="FAIL")
             return None
         return trial
 
-    def _sampler(self) -> Any:
+    def _take_up(self) -> Any:
+        """A trial that was left by its process; None where there is none, or another takes one."""
+        with suppress(OutputError), locked_folder(self.folder, _TAKING), _quiet(self._optuna):
+            left = next(filter(_is_left, self._taken()), None)
+            if left is not None:
+                log.info("Trial %d goes on where it was interrupted.", left.number)
+                self._study.sampler = self._sampler(left.number)
+                trial = self._optuna.trial.Trial(self._study, left._trial_id)
+                for name, over in self._ranges().items():  # as proposed, if it came to that
+                    trial.suggest_float(name, over.low, over.high)
+                return _claimed(trial)
+        return None
+
+    def _sampler(self, number: int) -> Any:
         """Made for each trial by itself, so that a resumed search proposes what it would have."""
-        state = np.random.SeedSequence([self.seed, len(self._study.get_trials(deepcopy=False))])
+        state = np.random.SeedSequence([self.seed, number])
         return self._optuna.samplers.TPESampler(
             n_startup_trials=N_SPREAD,
             multivariate=True,  # α and γ as a pair: the better γ depends on α
@@ -202,6 +223,10 @@ class Search:
             value = objective(OpenTrial(trial))
         except HopelessTrial:
             self._tell(trial, state="PRUNED")
+        except INTERRUPTIONS:
+            with suppress(OSError):
+                trial.set_user_attr("process", None)
+            raise
         except BaseException:
             self._tell(trial, state="FAIL")
             raise
@@ -218,15 +243,6 @@ class Search:
         trials = self._study.get_trials(deepcopy=False)
         return [t for t in trials if t.state.name in ("COMPLETE", "PRUNED", "RUNNING")]
 
-    def _free_orphans(self) -> None:
-        """Free trials whose process on this machine is gone."""
-        for trial in self._taken():
-            about = trial.user_attrs
-            here = trial.state.name == "RUNNING" and about.get("host") == socket.gethostname()
-            if here and not is_alive(about["process"]):
-                log.info("Trial %d was killed; another takes its place.", trial.number)
-                self._tell(trial.number, state="FAIL")
-
     def _result(self, trial: Any) -> TuningTrial:
         states: dict[str, State] = {"COMPLETE": "complete", "PRUNED": "pruned", "FAIL": "failed"}
         return TuningTrial(
@@ -239,6 +255,22 @@ class Search:
             seconds=None if trial.duration is None else trial.duration.total_seconds(),
             note=trial.user_attrs.get("note", ""),
         )
+
+
+def _claimed(trial: Any) -> Any:
+    """The trial, which says who is at it."""
+    trial.set_user_attr("host", socket.gethostname())
+    trial.set_user_attr("process", os.getpid())
+    return trial
+
+
+def _is_left(trial: Any) -> bool:
+    """Whether a trial under way was interrupted, or its process on this machine is gone."""
+    about = trial.user_attrs
+    if trial.state.name != "RUNNING" or "process" not in about:
+        return False
+    process = about["process"]
+    return process is None or (about["host"] == socket.gethostname() and not is_alive(process))
 
 
 def require_optuna() -> Any:

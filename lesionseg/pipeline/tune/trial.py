@@ -1,9 +1,11 @@
 """One trial of a search for α and γ: a short training, judged on whole validation volumes."""
 
 import shutil
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytorch_lightning as pl
 from torch import nn
@@ -16,7 +18,7 @@ from lesionseg.evaluation.statistics.detection import average_precision, pool_re
 from lesionseg.pipeline.judging.volume_scores import VolumeJudge
 from lesionseg.pipeline.train.learning import learn, linked
 from lesionseg.pipeline.tune.pair_losses import PairLosses
-from lesionseg.pipeline.tune.search import OpenTrial
+from lesionseg.pipeline.tune.search import INTERRUPTIONS, OpenTrial
 from lesionseg.plan.plan import Plan
 from lesionseg.training.callbacks.step_callbacks import AfterStep
 from lesionseg.training.fit import CHECKPOINT
@@ -77,6 +79,14 @@ class ReportToTrial(AfterStep):
     def __init__(self, trial: OpenTrial, scores: TrialScores) -> None:
         self.trial, self.scores, self._n_reported = trial, scores, 0
 
+    def state_dict(self) -> dict[str, Any]:
+        """Which of the trial's validations the next one is."""
+        return {"n_reported": self.trial.n_reported}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on with that."""
+        self.trial.n_reported = state_dict["n_reported"]
+
     def after_step(self, trainer: pl.Trainer, module: LesionModule) -> None:
         """Lets `HopelessTrial` through, which ends the training."""
         quality = self.scores.latest
@@ -104,13 +114,13 @@ class TrialRecipe:
     def __call__(self, trial: OpenTrial) -> float:
         """Train in `run/trials/<number>`. A training that diverges is worth 0.
 
-        Checkpoints are removed: a search leaves numbers.
+        Checkpoints are removed unless it is to go on: a search leaves numbers.
         """
         folder = self.run / "trials" / f"{trial.number:03d}"
         loss, detection = self.losses(trial.alpha, trial.gamma)
         scores = TrialScores(self.judge(linked(self.plan, loss, detection)), self.fp_per_case)
         try:
-            learn(
+            trained = learn(
                 self.plan,
                 self.cases,
                 self.learning(loss=loss, detection=detection),
@@ -118,11 +128,14 @@ class TrialRecipe:
                 validate=scores,
                 callbacks=[ReportToTrial(trial, scores)],
             )
+            if scores.latest is None:  # it was over, but for its value
+                scores(trained.network)
         except TrainingError as error:
             trial.keep(NOTHING.by_name(), note=error.what)
             return NOTHING.objective
         finally:
-            shutil.rmtree(folder / CHECKPOINT.parent, ignore_errors=True)
+            if not isinstance(sys.exception(), INTERRUPTIONS):
+                shutil.rmtree(folder / CHECKPOINT.parent, ignore_errors=True)
         quality = scores.latest or NOTHING
         trial.keep(quality.by_name())
         return quality.objective

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -21,20 +21,27 @@ class Checkpoint:
 
     `module`: weights, their average and the averages of positives. `optimiser`: its moments.
     `counters`: steps, minutes and skipped steps; the tiles of a step follow from its number, so
-    that the sampler needs no state of its own.
+    that the sampler needs no state of its own. `callbacks`: by name, what those of each step have
+    gathered and not yet written.
     """
 
     module: dict[str, Any]
     optimiser: dict[str, Any]
     counters: dict[str, Any]
     version: int = CHECKPOINT_VERSION
+    callbacks: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, module: LesionModule) -> "Checkpoint":
+    def of(cls, module: LesionModule, callbacks: dict[str, Any]) -> "Checkpoint":
         """The state of `module` now."""
         module.settle()
         optimiser: Any = module.optimizers()
-        return cls(module.state_dict(), optimiser.state_dict(), asdict(module.counters))
+        return cls(
+            module.state_dict(),
+            optimiser.state_dict(),
+            asdict(module.counters),
+            callbacks=callbacks,
+        )
 
     def restore(self, module: LesionModule, where: Path) -> None:
         """Put all state back; raises `TrainingError` naming `where` when it does not fit."""

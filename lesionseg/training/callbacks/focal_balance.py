@@ -91,8 +91,7 @@ class FocalBalance(AfterStep):
     of background and from the easy rest, with the sums beside them; empty for a loss without a
     focal term. `lesion_p`: mean over `n_lesions` of the highest probability in each.
     loss_curves.csv: mean cumulative loss of the measurements in the last tenth of the budget.
-    focal_balance.json: a list of {step, kind, sentence}. A resumed training goes on with all
-    three but the curves, which start again after a kill in the last tenth.
+    focal_balance.json: a list of {step, kind, sentence}. A resumed training goes on with all.
     """
 
     def __init__(self, run_dir: Path) -> None:
@@ -117,6 +116,23 @@ class FocalBalance(AfterStep):
         self._rows = [_from_row(row) for row in self.history.rows[-STRETCH:]]
         self.warnings = read_warnings(self.run_dir / WARNINGS, done)
 
+    def state_dict(self) -> dict[str, Any]:
+        """What was seen since the last row, and the curves."""
+        if self.history is not None:
+            self.history.write()
+        curves = [figures.read() for figures in self._curves]
+        return {
+            "losses": torch.stack(self._losses) if self._losses else torch.empty(0),
+            "curves": torch.tensor(curves, dtype=torch.float64),
+            "measured": self._measured,
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on with it."""
+        self._losses = list(state_dict["losses"])
+        self._curves = [LateFigures.of(curve) for curve in state_dict["curves"]]
+        self._measured = tuple(state_dict["measured"])
+
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
@@ -126,7 +142,8 @@ class FocalBalance(AfterStep):
             return
         progress, minutes = module.progress, module.counters.minutes
         share = progress - self._measured[0]
-        if share >= EVERY_SHARE or minutes - self._measured[1] >= EVERY_MINUTES:
+        # below 0 where the budget has grown since
+        if not 0 <= share < EVERY_SHARE or minutes - self._measured[1] >= EVERY_MINUTES:
             self._measured = (progress, minutes)
             module.watchers.append(partial(self._watch, module))
 

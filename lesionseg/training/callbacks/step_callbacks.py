@@ -24,7 +24,11 @@ Validate = Callable[[nn.Module], Mapping[str, float]]
 
 
 class AfterStep(pl.Callback):
-    """Base of the callbacks here: one hook after each step, with our own module's type."""
+    """Base of the callbacks here: one hook after each step, with our own module's type.
+
+    A checkpoint carries their `state_dict`: tensors and plain values. What belongs into a file
+    before the checkpoint is written there when it is asked for.
+    """
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_args: Any, **_kwargs: Any
@@ -37,7 +41,10 @@ class AfterStep(pl.Callback):
 
 
 class Resume(AfterStep):
-    """Puts a checkpoint's state back once the optimiser is there, and lets the clock run."""
+    """Puts a checkpoint's state back once the optimiser is there, and lets the clock run.
+
+    The first of the callbacks, so that the others begin with what they had.
+    """
 
     def __init__(self, checkpoint: Checkpoint | None, path: Path) -> None:
         self.checkpoint, self.path = checkpoint, path
@@ -49,7 +56,17 @@ class Resume(AfterStep):
             module.clock.start(0.0)
             return
         self.checkpoint.restore(module, self.path)
+        states = module.transfer_batch_to_device(self.checkpoint.callbacks, module.device, 0)
+        for callback in ours(trainer):
+            if callback.state_key in states:
+                callback.load_state_dict(states[callback.state_key])
         log.info("Resuming at step %d.", module.counters.steps)
+
+
+def ours(trainer: pl.Trainer) -> list[AfterStep]:
+    """The trainer's callbacks but those that users handed to it."""
+    callbacks: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]  # in Lightning
+    return [callback for callback in callbacks if isinstance(callback, AfterStep)]
 
 
 class Record(AfterStep):
@@ -71,8 +88,19 @@ class Record(AfterStep):
         """Open the history, without rows later than the step that training resumes at."""
         if trainer.is_global_zero:
             counters = cast(LesionModule, pl_module).counters
-            self.history, self._n_skipped = History(self.path, counters.steps), counters.skipped
+            self.history = History(self.path, counters.steps)
+            n_pending = sum(int(report.skipped) for report in self._reports)
+            self._n_skipped = counters.skipped - n_pending
             self.listeners += [partial(tell, logger) for logger in trainer.loggers]
+
+    def state_dict(self) -> dict[str, Any]:
+        """The steps since the last row."""
+        self.write()
+        return {"reports": [vars(report) for report in self._reports]}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on with them."""
+        self._reports = [StepReport(**report) for report in state_dict["reports"]]
 
     def after_step(self, trainer: pl.Trainer, module: LesionModule) -> None:
         """Collect; write when `every` steps are together or training ends."""
@@ -167,13 +195,14 @@ class Validation(AfterStep):
 class SaveCheckpoint(AfterStep):
     """Writes checkpoints/last.ckpt every few minutes and at the end.
 
-    The history goes first: a resumed training keeps its rows up to the checkpoint's step. Slow
-    writing happens less often, so that it takes no more than `WRITING_SHARE` of the time; every 0
-    minutes is after each step, whatever it costs.
+    The last of the callbacks: what the others write of a step is there before its checkpoint, and
+    what they write at the end before the one that says that training is over. Slow writing happens
+    less often, so that it takes no more than `WRITING_SHARE` of the time; every 0 minutes is after
+    each step, whatever it costs.
     """
 
-    def __init__(self, path: Path, every_minutes: float, record: Record) -> None:
-        self.path, self.every_minutes, self.record = path, every_minutes, record
+    def __init__(self, path: Path, every_minutes: float) -> None:
+        self.path, self.every_minutes = path, every_minutes
         self._due = 0.0
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -181,8 +210,8 @@ class SaveCheckpoint(AfterStep):
         self._due = cast(LesionModule, pl_module).clock.minutes() + self.every_minutes
 
     def after_step(self, trainer: pl.Trainer, module: LesionModule) -> None:
-        """Save when it is due."""
-        if module.counters.minutes >= self._due:
+        """Save when it is due; the last step's waits for the end of training."""
+        if module.counters.minutes >= self._due and module.progress < 1:
             self._save(trainer, module)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -201,9 +230,9 @@ class SaveCheckpoint(AfterStep):
 
     def _save(self, trainer: pl.Trainer, module: LesionModule) -> None:
         began = module.clock.minutes()
-        self.record.write()
         if trainer.is_global_zero:
-            write_checkpoint(self.path, Checkpoint.of(module))
+            states = {one.state_key: one.state_dict() for one in ours(trainer)}
+            write_checkpoint(self.path, Checkpoint.of(module, states))
         now = module.clock.minutes()
         least = (now - began) / WRITING_SHARE if self.every_minutes else 0.0
         self._due = now + max(self.every_minutes, least)

@@ -4,19 +4,24 @@ import os
 import socket
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from lesionseg.errors import ConfigError
-from lesionseg.pipeline.tune.search import OpenTrial, Search, TuneSettings
+from lesionseg.pipeline.tune.search import INTERRUPTIONS, OpenTrial, Search, TuneSettings
 
 FIRST = (0.25, 2.0)
 
 
+def hill_top(trial: OpenTrial) -> float:
+    return 1 - (trial.alpha - 0.3) ** 2 - (trial.gamma / 5 - 0.4) ** 2
+
+
 def hill(trial: OpenTrial) -> float:
     """Highest at α = 0.3, γ = 2; told in three parts, as validations would."""
-    value = 1 - (trial.alpha - 0.3) ** 2 - (trial.gamma / 5 - 0.4) ** 2
+    value = hill_top(trial)
     for part in (1, 2, 3):
         trial.report(value * part / 3, {"recall": value})
     return value
@@ -80,17 +85,41 @@ def test_hopeless_trials_are_stopped_at_the_second_validation(tmp_path: Path) ->
 
 def test_what_an_objective_raises_frees_its_trial(tmp_path: Path) -> None:
     def broken(trial: OpenTrial) -> float:
-        raise KeyboardInterrupt
+        raise ValueError
 
     found = search(tmp_path, 3)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(ValueError):  # noqa: PT011
         found.run(broken)
     assert found.trials() == ()
     found.run(hill)
     assert len(found.trials()) == 3
 
 
-def test_a_trial_whose_process_is_gone_is_freed_and_one_elsewhere_is_not(tmp_path: Path) -> None:
+@pytest.mark.parametrize("interruption", INTERRUPTIONS)
+def test_an_interrupted_search_ends_like_an_undisturbed_one(
+    tmp_path: Path, interruption: type[BaseException]
+) -> None:
+    def disturbed(trial: OpenTrial) -> float:
+        trial.report(0.0 if trial.number in seen else hill_top(trial) / 3, {})
+        if trial.number not in seen:
+            seen.append(trial.number)
+            raise interruption("")
+        trial.n_reported = 0  # it began again
+        return hill(trial)
+
+    whole, parts, seen = search(tmp_path / "a", 10), search(tmp_path / "b", 10), []
+    whole.run(hill)
+    while len(seen) < 10:
+        with pytest.raises(interruption):
+            parts.run(disturbed)
+    parts.run(disturbed)
+    assert seen == list(range(10))
+    assert [replace(t, seconds=0) for t in parts.trials()] == [
+        replace(t, seconds=0) for t in whole.trials()
+    ]
+
+
+def test_a_trial_whose_process_is_gone_goes_on_and_one_elsewhere_is_left(tmp_path: Path) -> None:
     found = search(tmp_path, 4)
     gone = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], stdout=-1)
     for host, process in ((socket.gethostname(), int(gone.stdout)), ("elsewhere", os.getpid())):
@@ -98,9 +127,9 @@ def test_a_trial_whose_process_is_gone_is_freed_and_one_elsewhere_is_not(tmp_pat
         trial.set_user_attr("host", host)
         trial.set_user_attr("process", process)
     again = search(tmp_path, 4)
-    assert [(t.number, t.state) for t in again.trials()] == [(1, "running")]
     again.run(hill)
-    assert [t.state for t in again.trials()] == ["running", "complete", "complete", "complete"]
+    states = [t.state for t in again.trials()]
+    assert states == ["complete", "running", "complete", "complete"]
 
 
 WORKER = """
