@@ -53,18 +53,19 @@ docs: setup  ## the site, into site/: pages, notebooks and the API from its docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
 NIIVUE := lesionseg/report/niivue
-NIIVUE_VERSION := 0.69.0
-NIIVUE_SHA256 := 6e9a6a471b428eb3b258a0086beca9187d95e43a781a39e8a519c6da246af485
+NIIVUE_SHA256 := 47b896b77ec4a5be3ef1949c33ad393b6f45629921f326c279000bcf51bdb4af
+NIIVUE_PACKAGE := build/niivue/node_modules/@niivue/niivue
 
-viewer: $(NIIVUE)/niivue.umd.js  ## NiiVue for report.viewer=true, by npm; wheels made afterwards bring it
+viewer: $(NIIVUE)/niivue.umd.js  ## NiiVue and its licences by npm, for serve and report.viewer=true; wheels made afterwards bring it
 
 $(NIIVUE)/niivue.umd.js:
-	mkdir -p $(NIIVUE)
-	cd $(NIIVUE) && npm pack --silent @niivue/niivue@$(NIIVUE_VERSION)
-	cd $(NIIVUE) && $(PYTHON) -c 'import hashlib, sys; sys.exit(hashlib.sha256(open(sys.argv[1], "rb").read()).hexdigest() != sys.argv[2] and "NiiVue is not what it was: its hash differs")' niivue-niivue-$(NIIVUE_VERSION).tgz $(NIIVUE_SHA256)
-	cd $(NIIVUE) && tar -xzf niivue-niivue-$(NIIVUE_VERSION).tgz --strip-components=1 package/package.json package/README.md
-	cd $(NIIVUE) && tar -xzf niivue-niivue-$(NIIVUE_VERSION).tgz --strip-components=2 package/dist/niivue.umd.js
-	rm $(NIIVUE)/niivue-niivue-$(NIIVUE_VERSION).tgz
+	rm -rf build/niivue && mkdir -p build/niivue $(NIIVUE)
+	npm install --silent --ignore-scripts --omit=dev --no-audit --no-fund --prefix build/niivue @niivue/niivue@0.69.0
+	$(PYTHON) -c 'import hashlib, sys; sys.exit(hashlib.sha256(open(sys.argv[1], "rb").read()).hexdigest() != sys.argv[2] and "NiiVue is not what it was: its hash differs")' $(NIIVUE_PACKAGE)/dist/niivue.umd.js $(NIIVUE_SHA256)
+	cd $(NIIVUE_PACKAGE) && tar -xzf $$(npm pack --silent @niivue/niivue@0.43.3) --strip-components=1 package/LICENSE  # later ones lack it
+	cd build/niivue/node_modules && find . -type f -iname 'licen[cs]e*' | sort | xargs tail -n +1 > $(CURDIR)/$(NIIVUE)/LICENCES.txt
+	mv $(NIIVUE_PACKAGE)/dist/niivue.umd.js $(NIIVUE)
+	rm -r build/niivue
 
 peers: .peers/.installed  ## the packages that benchmarks and tests compare with
 

@@ -1,11 +1,10 @@
-"""A case in NiiVue: three planes and 3-D, its candidates by score, one page without a network.
+"""A case in NiiVue: three planes and 3-D, its candidates by score, without a network.
 
-NiiVue itself is no part of the repository: `make viewer` puts it beside this file, and a wheel
-built after that brings it.
+NiiVue itself is no part of the repository: `make viewer` puts it and its licences beside this
+file, and a wheel built after that brings them.
 """
 
 import base64
-import json
 import shutil
 from collections.abc import Sequence
 from math import ceil
@@ -41,23 +40,32 @@ def require_niivue() -> None:
 
 
 def write_viewer(folder: Path, name: str, title: str, scene: Scene) -> Path:
-    """Write `folder/name.html` and, once, NiiVue beside it; returns the page's path.
+    """Write `folder/name.html` and, once, NiiVue and its licences; returns the page's path.
 
     Raises `ConfigError` without NiiVue, `OutputError`.
     """
     require_niivue()
     folder.mkdir(parents=True, exist_ok=True)
-    if not (folder / NIIVUE.name).is_file():
-        shutil.copyfile(NIIVUE, folder / NIIVUE.name)
+    for name_of_file in (NIIVUE.name, "LICENCES.txt"):
+        source, target = NIIVUE.with_name(name_of_file), folder / name_of_file
+        if source.is_file() and not target.is_file():
+            shutil.copyfile(source, target)
     write_text(folder / f"{name}.html", viewer_page(title, scene))
     return folder / f"{name}.html"
 
 
-def viewer_page(title: str, scene: Scene, *, script: str = NIIVUE.name) -> str:
-    """The page of one case, with its voxels inside; without a prediction it lists nothing.
+def viewer_page(title: str, scene: Scene) -> str:
+    """The page of one case, with its voxels inside, and NiiVue beside it.
 
-    `title` is what the page calls the case. `script`: where the page finds NiiVue, as a path
-    beside it or a URL of the same server.
+    `title` is what the page calls the case.
+    """
+    return render("viewer.html.j2", title=title, niivue=NIIVUE.name, data=viewer_data(scene))
+
+
+def viewer_data(scene: Scene) -> dict[str, Any]:
+    """What the script of `viewer_parts.html.j2` shows; without a prediction it lists nothing.
+
+    `volumes` are `.nii.gz` in base64, every `step`-th voxel of each axis; `flat`: of two axes.
     """
     step = max(1, ceil((scene.image.size / MAX_VOXELS) ** (1 / scene.geometry.dims)))
     layers: dict[str, NDArray[Any]] = {"image": _grey(scene.image)}
@@ -65,15 +73,13 @@ def viewer_page(title: str, scene: Scene, *, script: str = NIIVUE.name) -> str:
         layers["candidates"] = candidate_ids(scene.prediction).astype(np.uint16)
     if scene.reference is not None:
         layers["reference"] = scene.reference.astype(np.uint8)
-    data = {
+    return {
         "volumes": {name: _base64(array, scene.geometry, step) for name, array in layers.items()},
         "candidates": _listed(scene.prediction),
         "threshold": _threshold(scene.prediction),
         "flat": scene.geometry.dims == 2,
+        "step": step,
     }
-    return render(
-        "viewer.html.j2", title=title, script=script, step=step, data=json.dumps(data), **data
-    )
 
 
 def _listed(prediction: Prediction | None) -> list[dict[str, Any]]:

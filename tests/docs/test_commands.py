@@ -58,7 +58,7 @@ def anchors(page: Path) -> set[str]:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_every_link_leads_to_a_file_and_a_heading(page: Path) -> None:
     text = FENCE.sub("", page.read_text(encoding="utf-8"))
-    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+    for target in re.findall(r"(?:\]\(|src=\")([^)\"\s]+)", text):
         name, _, anchor = target.partition("#")
         file = page.parent / name if name else page
         if target.startswith("http") or name.endswith(".ipynb"):  # made from the page

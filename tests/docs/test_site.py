@@ -11,6 +11,12 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 
+def test_every_page_has_its_place_in_the_site() -> None:
+    config = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    pages = {page.relative_to(ROOT / "docs").as_posix() for page in (ROOT / "docs").rglob("*.md")}
+    assert pages == set(re.findall(r"[\w/-]+\.md$", config, re.MULTILINE))
+
+
 @pytest.mark.slow
 def test_the_site_builds_strictly_and_fetches_nothing(tmp_path: Path) -> None:
     pytest.importorskip("mkdocstrings")

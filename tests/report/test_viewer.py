@@ -43,8 +43,8 @@ def scene(rng: np.random.Generator) -> Scene:
 
 
 def data_of(page: str) -> dict[str, Any]:
-    (line,) = re.findall(r"^const data = (.*);$", page, re.MULTILINE)
-    return dict(json.loads(line))
+    (held,) = re.findall(r'id="data">(.*?)</script>', page)
+    return dict(json.loads(held))
 
 
 def layer(page: str, name: str) -> nib.Nifti1Image:
@@ -72,7 +72,6 @@ def test_candidates_are_listed_by_score_and_the_operating_point_is_said(scene: S
     page = viewer_page("case 1", scene)
     assert [one["score"] for one in data_of(page)["candidates"]] == [0.9, 0.6, 0.2]
     assert data_of(page)["threshold"] == 0.5
-    assert "operating point (0.500)" in page
 
 
 def test_a_large_scan_is_thinned_and_stays_in_place(
@@ -83,7 +82,7 @@ def test_a_large_scan_is_thinned_and_stays_in_place(
     image = layer(page, "image")
     assert image.shape == (15, 10, 5)
     assert image.header.get_zooms() == (2, 4, 6)
-    assert "every 2. voxel" in page
+    assert data_of(page)["step"] == 2
 
 
 def test_a_radiograph_is_one_slice_and_nothing_is_listed_without_a_prediction() -> None:
@@ -93,7 +92,7 @@ def test_a_radiograph_is_one_slice_and_nothing_is_listed_without_a_prediction() 
     assert image.shape[:2] == (30, 20)
     assert image.affine.tolist() == np.diag([0.5, -0.5, 1, 1]).tolist()
     assert data_of(page)["flat"]
-    assert "No candidate." in page
+    assert not data_of(page)["candidates"]
     assert "<b>" not in page
 
 
@@ -132,53 +131,71 @@ def test_a_report_leads_from_its_pictures_to_the_scans(
     assert (page.parent / "viewer" / "niivue.umd.js").is_file()
 
 
-PROBE = """
-<script>
+# what a person would try once the scan is there, and what then stands on the page
+TRY = """
+const problems = [];
+addEventListener("securitypolicyviolation", e => problems.push(e.violatedDirective));
+addEventListener("error", e => problems.push(e.message));
+const seen = () => [...overlay.colormapLabel.lut].filter((_, i) => i % 4 === 3).map(a => a > 0);
+const slide = to => {
+  byId("threshold").value = to;
+  byId("threshold").dispatchEvent(new Event("input"));
+};
 const done = () => {
-  const input = document.getElementById("threshold"), said = {start: [shown, volumes()]};
-  function volumes() { return view.volumes.length; }
-  input.value = 3; input.dispatchEvent(new Event("input")); said.all = shown;
-  said.clear = [...overlay.colormapLabel.lut].filter((_, i) => i % 4 === 3).map(a => a > 0);
-  input.value = 1; input.dispatchEvent(new Event("input"));
-  said.one = [...overlay.colormapLabel.lut].filter((_, i) => i % 4 === 3).map(a => a > 0);
-  rows[1].click();
-  said.mm = [...view.frac2mm(view.scene.crosshairPos)].slice(0, 3).map(Math.round);
-  document.getElementById("back").click(); said.back = shown;
-  said.problem = document.getElementById("problem").textContent;
-  document.body.append(Object.assign(document.createElement("pre"),
-    {id: "probe", textContent: JSON.stringify(said)}));
+  const said = {start: [shown, view?.volumes.length]};
+  if (overlay) {
+    slide(rows.length); said.all = seen(); slide(1); said.one = seen();
+    rows[1].cells[0].click();
+    said.mm = [...view.frac2mm(view.scene.crosshairPos)].slice(0, 3).map(Math.round);
+    byId("back").click(); said.back = shown; said.words = byId("count").textContent;
+  }
+  const probe = Object.assign(document.createElement("pre"), {id: "probe"});
+  probe.textContent = JSON.stringify({...said, problem: byId("problem").textContent, problems});
+  document.body.append(probe);
 };
 const wait = setInterval(() => {
-  if (document.body.dataset.ready || !document.getElementById("problem").hidden) {
-    clearInterval(wait); done();
-  }
+  if (document.body.dataset.ready || !byId("problem").hidden) { clearInterval(wait); done(); }
 }, 50);
-</script>
 """
+need_browser = pytest.mark.skipif(BROWSER is None, reason="no headless Chromium")
+need_niivue = pytest.mark.skipif(not NIIVUE.is_file(), reason="no NiiVue: make viewer")
 
 
-@pytest.mark.browser
-@pytest.mark.skipif(BROWSER is None, reason="no headless Chromium")
-@pytest.mark.skipif(not NIIVUE.is_file(), reason="no NiiVue: make viewer")
-def test_in_a_browser_the_slider_hides_and_a_click_goes_there(scene: Scene, tmp_path: Path) -> None:
-    page = write_viewer(tmp_path, "a", "case 1", scene)
-    page.write_text(page.read_text().replace("</body>", PROBE + "</body>"))
+def tried(url: str) -> dict[str, Any]:
+    """What `TRY`, in the page at `url`, says."""
     options = "--headless=new --no-sandbox --use-gl=angle --use-angle=swiftshader"
     options += " --enable-unsafe-swiftshader --virtual-time-budget=20000 --dump-dom"
     done = subprocess.run(
-        [str(BROWSER), *options.split(), page.as_uri()],
+        [str(BROWSER), *options.split(), url],
         capture_output=True,
         text=True,
         check=True,
         timeout=240,
     )
     (said,) = re.findall(r'<pre id="probe">(.*?)</pre>', done.stdout)
-    found = json.loads(said)
-    assert found["problem"] == ""
+    return dict(json.loads(said))
+
+
+@pytest.mark.browser
+@need_browser
+@need_niivue
+def test_in_a_browser_the_slider_hides_and_a_click_goes_there(scene: Scene, tmp_path: Path) -> None:
+    page = write_viewer(tmp_path, "a", "case 1", scene)
+    page.write_text(page.read_text().replace("look(JSON", TRY + "look(JSON"))
+    found = tried(page.as_uri())
+    assert (found["problem"], found["problems"]) == ("", [])
     assert found["start"] == [2, 3]
-    assert (found["all"], found["back"]) == (3, 2)
-    assert found["clear"][:4] == [False, True, True, True]
+    assert (found["back"], found["words"]) == (2, "2 of 3 shown")
+    assert found["all"][:4] == [False, True, True, True]
     assert found["one"][:4] == [False, True, False, False]
     assert scene.prediction is not None
     expected = scene.prediction.candidates[1].centre_mm
     assert found["mm"] == pytest.approx([round(v) for v in expected], abs=1)
+
+
+@need_niivue
+def test_niivues_licences_go_with_it(scene: Scene, tmp_path: Path) -> None:
+    page = write_viewer(tmp_path, "a", "case 1", scene)
+    licences = page.with_name("LICENCES.txt").read_text()
+    assert "Copyright (c) 2021, Niivue" in licences
+    assert "==> ./gl-matrix/" in licences  # which is built into it

@@ -15,15 +15,21 @@ from lesionseg.io.formats.volumes import result_suffix
 from lesionseg.io.layouts.input_images import find_images
 from lesionseg.io.predictions import write_prediction
 from lesionseg.pipeline.serve.uploads import CASE
+from lesionseg.report.figures.pictures import Scene
+from lesionseg.report.viewer import viewer_data
 
 
 @dataclass(frozen=True)
 class Answer:
-    """The files of a prediction by name, `scan_mask.nii.gz` and so on, and what was counted."""
+    """The files of a prediction by name, `scan_mask.nii.gz` and so on, and what was counted.
+
+    `view`: what the page shows, where that was asked for; see `viewer_data`.
+    """
 
     files: Mapping[str, bytes]
     n_candidates: int
     n_accepted: int
+    view: Mapping[str, Any] | None = None
 
     def file(self, kind: str) -> tuple[str, bytes]:
         """Name and content of one file: `mask`, `instances` or `candidates`."""
@@ -48,13 +54,20 @@ class Answerer:
     def __init__(self, predictor: Predictor) -> None:
         self.predictor = predictor
 
-    def answer(self, folder: Path, halt: threading.Event, *, suffix: str | None = None) -> Answer:
+    def answer(
+        self,
+        folder: Path,
+        halt: threading.Event,
+        *,
+        suffix: str | None = None,
+        with_view: bool = False,
+    ) -> Answer:
         """Predict the one scan in `folder`; `suffix` is the masks' format, else the scan's own.
 
         `halt` ends it after the next batch of tiles with `ReadError`.
         """
         try:
-            return self._answer(folder, halt, suffix)
+            return self._answer(folder, halt, suffix, with_view)
         except LesionsegError as error:
             raise _without_path(error, folder) from error
         except MemoryError as error:
@@ -62,7 +75,9 @@ class Answerer:
         except Exception as error:  # a damaged file may make any library raise anything
             raise ReadError("The scan cannot be predicted.", seen=type(error).__name__) from error
 
-    def _answer(self, folder: Path, halt: threading.Event, suffix: str | None) -> Answer:
+    def _answer(
+        self, folder: Path, halt: threading.Event, suffix: str | None, with_view: bool
+    ) -> Answer:
         plan = self.predictor.plan
         cases = find_images(folder, len(plan.channel_names))
         if len(cases) != 1:
@@ -76,7 +91,9 @@ class Answerer:
             write_prediction(Path(output), prediction, suffix=chosen, like=files.images[0])
             written = {p.name: p.read_bytes() for p in sorted(Path(output).iterdir())}
         accepted = sum(c.accepted for c in prediction.candidates)
-        return Answer(written, len(prediction.candidates), accepted)
+        scene = Scene(volume.array[0], volume.geometry, prediction=prediction)
+        view = viewer_data(scene) if with_view else None
+        return Answer(written, len(prediction.candidates), accepted, view)
 
 
 def _go_on(halt: threading.Event) -> None:

@@ -6,7 +6,6 @@ import hashlib
 import re
 from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
-from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,17 +13,20 @@ from fastapi import FastAPI, Request, Response
 from fastapi.responses import HTMLResponse, JSONResponse
 from starlette.concurrency import run_in_threadpool
 from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.staticfiles import StaticFiles
 
 from lesionseg import __version__
 from lesionseg.errors import LesionsegError, OutputError
 from lesionseg.inference.predictor import Predictor
-from lesionseg.pipeline.serve.answers import Answerer
+from lesionseg.pipeline.serve.answers import Answer, Answerer
 from lesionseg.pipeline.serve.gate import Gate
 from lesionseg.pipeline.serve.label_api import label_router
 from lesionseg.pipeline.serve.turns import Turns, form_of, uploads_in
 from lesionseg.pipeline.serve.uploads import ServeLimits, Shelf, home, scratch, store
+from lesionseg.report import viewer
+from lesionseg.report.page import render
 
-Result = Literal["mask", "candidates", "all"]
+Result = Literal["mask", "candidates", "all", "view"]
 SWEEP_SECONDS = 60.0
 _OWN_NAMES = ("localhost", "127.0.0.1", "[::1]")
 _TYPES = {".json": "application/json", ".png": "image/png", ".gz": "application/gzip"}
@@ -43,12 +45,14 @@ def make_app(
     GET `/` is the page, GET `/health` says that it runs, POST `/predict` takes a scan as form
     field `file` (repeated: one file per channel, or the slices of a DICOM series; or a zip of
     these) and returns the mask, with `?result=candidates` the candidates, with `?result=all` a zip
-    of all. What cannot be predicted gives 422 and says why, too large a request 413, too many at
-    once 503. It is called by `hosts` and as localhost. `token`: see `Gate`.
+    of all, with `?result=view` what the page shows in NiiVue, and the zip. What cannot be predicted
+    gives 422 and says why, too large a request 413, too many at once 503. It is called by `hosts`
+    and as localhost. `token`: see `Gate`.
     """
     answerer = Answerer(predictor)
     shelf, turns = Shelf(limits.max_waiting), Turns(limits.request_seconds)
-    page = files("lesionseg.pipeline.serve").joinpath("page.html").read_text("utf-8")
+    has_viewer = viewer.NIIVUE.is_file()
+    page = render("serve.html.j2", viewer=has_viewer)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -64,9 +68,11 @@ def make_app(
     app.add_middleware(
         TrustedHostMiddleware, allowed_hosts=[*_OWN_NAMES, *hosts], www_redirect=False
     )
-    app.add_middleware(Gate, limits=limits, policy=_policy(page), token=token)
+    app.add_middleware(Gate, limits=limits, policy=_policy(page, has_viewer), token=token)
     app.add_exception_handler(LesionsegError, _say)
     app.include_router(label_router(answerer, shelf, turns, limits))
+    if has_viewer:
+        app.mount("/niivue", StaticFiles(directory=viewer.NIIVUE.parent))
 
     @app.get("/", response_class=HTMLResponse)
     async def index() -> str:
@@ -88,28 +94,23 @@ def make_app(
         async with scratch(shelf.home) as scan:
             async with form_of(request, limits.max_files) as form:
                 await run_in_threadpool(store, uploads_in(form, "file"), scan, limits)
-            answer = await turns.take(request, lambda halt: answerer.answer(scan, halt))
-        if result == "all":
-            name, content = "prediction.zip", await run_in_threadpool(answer.zipped)
-        else:
-            name, content = answer.file(result)
-        counts = {
-            "X-Candidates": str(answer.n_candidates),
-            "X-Accepted": str(answer.n_accepted),
-        }
-        return attachment(name, content, counts)
+            answer = await turns.take(
+                request, lambda halt: answerer.answer(scan, halt, with_view=result == "view")
+            )
+        return await run_in_threadpool(_response, answer, result)
 
     return app
 
 
-def _policy(page: str) -> str:
-    """The Content-Security-Policy by which a browser runs what stands in the page, and no more."""
+def _policy(page: str, has_viewer: bool) -> str:
+    """The Content-Security-Policy by which a browser runs what stands in the page, and NiiVue."""
     found = (re.search(rf"<{tag}>(.*?)</{tag}>", page, re.DOTALL) for tag in ("script", "style"))
     script, style = (
         base64.b64encode(hashlib.sha256(one[1].encode()).digest()).decode() for one in found if one
     )
+    niivue = " 'self'; img-src data:" if has_viewer else ""  # it has its letters as pictures
     return (
-        f"default-src 'none'; script-src 'sha256-{script}'; style-src 'sha256-{style}'; "
+        f"default-src 'none'; script-src 'sha256-{script}'{niivue}; style-src 'sha256-{style}'; "
         "connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
     )
 
@@ -121,14 +122,19 @@ async def _sweep_by_the_clock(shelf: Shelf) -> None:
         await asyncio.to_thread(shelf.sweep)
 
 
-def attachment(name: str, content: bytes, headers: dict[str, str]) -> Response:
-    """A file to be saved."""
+def _response(answer: Answer, result: Result) -> Response:
+    """What was asked for, a file to be saved but for `view`."""
+    counts = {"X-Candidates": str(answer.n_candidates), "X-Accepted": str(answer.n_accepted)}
+    if result == "view":
+        zipped = base64.b64encode(answer.zipped()).decode()
+        return JSONResponse({"view": answer.view, "zip": zipped}, headers=counts)
+    if result == "all":
+        name, content = "prediction.zip", answer.zipped()
+    else:
+        name, content = answer.file(result)
     kind = _TYPES.get(Path(name).suffix, "application/octet-stream")
-    return Response(
-        content,
-        media_type=kind,
-        headers={"Content-Disposition": f'attachment; filename="{name}"', **headers},
-    )
+    saved = {"Content-Disposition": f'attachment; filename="{name}"'}
+    return Response(content, media_type=kind, headers={**saved, **counts})
 
 
 def _say(_: Request, error: Exception) -> Response:
