@@ -135,6 +135,12 @@ NOTHING_MATCHED = EdgeCase(
     None,
     "no lesion is found by a mask",
 )
+BOXES_WITHOUT_IOU = EdgeCase(
+    "`panoptic_quality`",
+    "a lesion is found by, or is, a box without a mask",
+    None,
+    "boxes have no voxels to compare",
+)
 TOO_FEW_FOR_CURVE = EdgeCase(
     "`size_curve`, `calibration`",
     "fewer than 5 found or 5 missed lesions, true or false candidates",

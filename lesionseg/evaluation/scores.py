@@ -17,11 +17,11 @@ from lesionseg.evaluation.official import score_cases, score_intervals
 from lesionseg.evaluation.presets import Preset, Scorer
 from lesionseg.evaluation.results import CaseResult
 from lesionseg.evaluation.rows import region_names
-from lesionseg.evaluation.score_sections import PointScores
 from lesionseg.evaluation.statistics.bootstrap import MIN_GROUPS
 from lesionseg.evaluation.statistics.estimates import as_list
 from lesionseg.evaluation.statistics.further_scores import detail_numbers
 from lesionseg.evaluation.statistics.pooled import PooledResults
+from lesionseg.evaluation.statistics.score_parts import PointScores
 from lesionseg.evaluation.statistics.subgroups import Columns, subgroup_numbers, zone_numbers
 
 _log = logging.getLogger(__name__)

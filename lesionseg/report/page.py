@@ -79,6 +79,7 @@ class Page:
     quantiles: Listing
     size_curve: Listing | None
     contrast: Listing
+    quality: Listing
     rules: Listing
     labels: Listing
     regions: Listing
@@ -209,6 +210,7 @@ def make_page(
         quantiles=tables_of.list_quantiles(scores),
         size_curve=detail_tables.list_curve(curve, unit) if curve else None,
         contrast=detail_tables.list_cells(details.cells, unit),
+        quality=detail_tables.list_quality(scores, details.quality),
         rules=tables_of.list_rules(scores, tables.lesions),
         labels=tables_of.list_labels(scores),
         regions=detail_tables.list_regions(details.regions),

@@ -12,7 +12,6 @@ from lesionseg.evaluation import edge_cases
 from lesionseg.evaluation.edge_cases import EdgeCase
 from lesionseg.evaluation.presets import SIDE_CRITERIA, Preset
 from lesionseg.evaluation.results import CaseResult, LesionResult, Outcome
-from lesionseg.evaluation.score_sections import SizeGroup
 from lesionseg.evaluation.statistics import detection
 from lesionseg.evaluation.statistics.bootstrap import Statistic, pooled_design_effect
 from lesionseg.evaluation.statistics.detection import Pool, pool_results, sums_by_group
@@ -24,6 +23,7 @@ from lesionseg.evaluation.statistics.estimates import (
     rate,
     undefined_numbers,
 )
+from lesionseg.evaluation.statistics.score_parts import SizeGroup
 
 Selection = Callable[[LesionResult], bool]
 
@@ -292,7 +292,13 @@ def bins_between(edges: Sequence[float]) -> list[tuple[float, float | None]]:
     return list(zip(edges, [*edges[1:], None], strict=True))
 
 
+def within_mm(low: float | None, high: float | None) -> Callable[[float], bool]:
+    """Diameters of `[low, high)`."""
+    least, most = -np.inf if low is None else low, np.inf if high is None else high
+    return lambda diameter: least <= diameter < most
+
+
 def of_diameter(low: float | None, high: float | None) -> Selection:
     """Lesions of a diameter `[low, high)`."""
-    least, most = -np.inf if low is None else low, np.inf if high is None else high
-    return lambda lesion: least <= lesion.diameter_mm < most
+    inside = within_mm(low, high)
+    return lambda lesion: inside(lesion.diameter_mm)

@@ -13,9 +13,9 @@ import numpy as np
 from lesionseg.errors import ConfigError
 from lesionseg.evaluation import edge_cases
 from lesionseg.evaluation.results import CaseResult
-from lesionseg.evaluation.score_sections import SubgroupScores
 from lesionseg.evaluation.statistics.detection import pool_results
 from lesionseg.evaluation.statistics.pooled import PooledResults
+from lesionseg.evaluation.statistics.score_parts import SubgroupScores
 
 N_QUANTILES = 4
 MAX_VALUES = 20

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lesionseg.evaluation.rows import CaseRow, LesionRow
-from lesionseg.evaluation.score_sections import FrocPoint, Scores, SizeGroup
+from lesionseg.evaluation.score_sections import FrocPoint, Scores
 from lesionseg.evaluation.statistics.detection import ThresholdSweep
+from lesionseg.evaluation.statistics.score_parts import SizeGroup
 from lesionseg.report import text
 from lesionseg.report.inputs.result_tables import HistoryCurve
 

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from lesionseg.errors import ContentError
-from lesionseg.evaluation.score_sections import Difference, Scores
+from lesionseg.evaluation.score_sections import Scores
+from lesionseg.evaluation.statistics.score_parts import Difference
 from lesionseg.report import text
 from lesionseg.report.figures.chart_drawing import (
     ACCENT,

@@ -9,7 +9,7 @@ import numpy as np
 
 from lesionseg.errors import LesionsegError
 from lesionseg.evaluation.rows import CandidateRow, LesionRow
-from lesionseg.evaluation.score_sections import SizeGroup
+from lesionseg.evaluation.statistics.score_parts import SizeGroup
 from lesionseg.report import text
 from lesionseg.report.figures.pictures import Load, Scene, cut_views
 from lesionseg.report.figures.slice_views import View

@@ -7,8 +7,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from lesionseg.evaluation.rows import CandidateRow, CaseRow, LesionRow
-from lesionseg.evaluation.score_sections import Scores, SizeGroup
+from lesionseg.evaluation.score_sections import Scores
 from lesionseg.evaluation.statistics.estimates import Estimate
+from lesionseg.evaluation.statistics.score_parts import SizeGroup
 from lesionseg.report import text
 from lesionseg.report.inputs.study_file import Study
 from lesionseg.report.sections.checklists import Checklist, Item

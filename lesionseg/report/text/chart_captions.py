@@ -3,12 +3,11 @@
 from collections.abc import Iterable, Mapping, Sequence
 
 from lesionseg.evaluation.rows import CaseRow
-from lesionseg.evaluation.score_sections import (
+from lesionseg.evaluation.score_sections import FrocPoint, Scores
+from lesionseg.evaluation.statistics.score_parts import (
     CalibrationScores,
     ContrastCell,
     Difference,
-    FrocPoint,
-    Scores,
     SizeCurveScores,
     SubgroupScores,
 )

@@ -88,7 +88,8 @@ DEFINITIONS: Mapping[str, tuple[str, str]] = {
     "panoptic": (
         "Panoptic quality",
         "Summed IoU of the pairs of a detection and a lesion, one to one at IoU of at least 0.1, "
-        "over pairs and half of what is left on either side.",
+        "over pairs and half of what is left on either side: mean IoU of the pairs "
+        "(segmentation) times their F1 (recognition).",
     ),
 }
 _PER_SCAN = "Given per scan, over all scans, and over the lesion-free ones alone."

@@ -4,8 +4,9 @@ from collections.abc import Mapping
 
 from lesionseg.evaluation.presets import JOINT_RULE
 from lesionseg.evaluation.rows import without_failed
-from lesionseg.evaluation.score_sections import Scores, SizeGroup
+from lesionseg.evaluation.score_sections import Scores
 from lesionseg.evaluation.statistics.estimates import Estimate, as_float
+from lesionseg.evaluation.statistics.score_parts import SizeGroup
 from lesionseg.report.inputs.result_tables import Tables
 from lesionseg.report.text.amounts import (
     MIN_FOR_PERCENT,

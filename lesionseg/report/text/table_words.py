@@ -89,6 +89,20 @@ REGIONS_TEXT = (
 HEADINGS_PROVENANCE = ("What", "Value")
 HEADINGS_CURVE = ("Probability of detection", "Equivalent diameter")
 HEADINGS_CELLS = ("Equivalent diameter", "Contrast to noise", "Found", "Sensitivity", "95 % CI")
+HEADINGS_QUALITY = (
+    "Equivalent diameter",
+    "Panoptic quality",
+    "Recognition (F1)",
+    "Segmentation (mean IoU)",
+    "Split",
+    "Merged",
+)
+QUALITY = "Panoptic quality by size"
+QUALITY_TEXT = (
+    "One detection to a lesion, at IoU of at least 0.1. A false positive counts at its own "
+    "diameter. Split: several detections overlap the lesion. Merged: it shares a detection with "
+    "another lesion."
+)
 HEADINGS_SUBGROUPS = (
     "By",
     "Group",
