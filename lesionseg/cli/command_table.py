@@ -67,7 +67,7 @@ COMMANDS: dict[str, Command] = {
         "Dice, lesion recall by size and FROC of anybody's masks or candidates",
         (
             *("reference", "prediction", "output", "compare", "adjudication"),
-            *("images", "columns", "groups", "zones"),
+            *("images", "columns", "lesion_columns", "groups", "zones"),
         ),
         (
             "reference=labels prediction=predictions output=scores",

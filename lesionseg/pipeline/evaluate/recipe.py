@@ -17,6 +17,7 @@ from lesionseg.io.atomic import locks, read_csv
 from lesionseg.io.layouts.conventions import assign_groups
 from lesionseg.io.predictions import find_predictions
 from lesionseg.io.zones import ZoneFolder, find_zones
+from lesionseg.pipeline.evaluate.lesion_notes import read_lesion_notes
 from lesionseg.pipeline.evaluate.reference_cases import (
     cases_of,
     check_role,
@@ -67,6 +68,7 @@ def evaluate(
     adjudication: str | Path | None = None,
     images: str | Path | None = None,
     columns: str | Path | None = None,
+    lesion_columns: str | Path | None = None,
     zones: str | Path | None = None,
     subgroups: Sequence[str] | None = None,
     resample: bool = False,
@@ -97,6 +99,8 @@ def evaluate(
         images: a folder of images named by case, or `dataset` for the reference's own, to measure
             the lesions' contrast in.
         columns: a CSV file with a column `case`, beside the columns of the dataset's manifest.
+        lesion_columns: a CSV file with `case`, `lesion` (or `centre_x_mm` and so on) as lesions.csv
+            has them, and further columns: sensitivity by what they say of the lesions.
         zones: a folder of anatomy masks named by case, on any grid, and a table of names; lesions,
             candidates, sensitivity and false positives are told by zone (`io.zones`).
         subgroups: columns to divide by; None takes all that divide the cases, empty none.
@@ -118,6 +122,7 @@ def evaluate(
     pairs = _pairs(cases, dataset, opened, prediction, known, role, resample)
     if zones is not None:
         pairs = _in_zones(pairs, find_zones(Path(zones)))
+    table = None if lesion_columns is None else read_lesion_notes(Path(lesion_columns), known)
     others = None
     if compare is not None:
         opened = openers(cases, dataset)
@@ -138,6 +143,8 @@ def evaluate(
     )
     with bar("Judging") if progress is None else nullcontext(progress) as advance:
         results = judge_pairs(pairs, scoring.preset, operating_point=point, progress=advance)
+    if table is not None:
+        scoring = replace(scoring, lesion_columns=table.columns_of(results))
     scores = scoring.sum_up(results)
     if others is not None:
         second = judge_pairs(others, scoring.preset)
@@ -148,7 +155,13 @@ def evaluate(
             replicates=replicates,
             seed=seed,
         )
-        own = replace(scoring, operating_point=None, provenance={}, columns=None, subgroups=None)
+        own = Scoring(
+            scoring.preset,
+            scoring.evaluated_on,
+            labels=scoring.labels,
+            replicates=replicates,
+            seed=seed,
+        )
         own.write(output / COMPARED, second, own.sum_up(second))
     if verdicts is not None:
         scores["adjudication"] = adjudicate(results, verdicts)
