@@ -66,7 +66,7 @@ COMMANDS: dict[str, Command] = {
     "evaluate": Command(
         "Dice, lesion recall by size and FROC of anybody's masks or candidates",
         (
-            *("reference", "prediction", "output", "compare", "adjudication"),
+            *("reference", "prediction", "output", "compare", "reader2", "adjudication"),
             *("images", "columns", "lesion_columns", "groups", "zones"),
         ),
         (

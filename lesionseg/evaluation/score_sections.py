@@ -103,6 +103,28 @@ def _parts(raw: Mapping[str, Any] | None) -> dict[str, PartScores]:
 
 
 @dataclass(frozen=True)
+class SecondReader:
+    """Another reader judged against the reference, on the `n_cases` cases that he read."""
+
+    n_cases: int
+    lesion_recall: Estimate
+    false_positives_per_case: Estimate
+    recall_by_size: tuple[SizeGroup, ...]
+    recall_by_half: tuple[SizeGroup, ...]
+
+    @classmethod
+    def from_json(cls, raw: Mapping[str, Any] | None) -> "SecondReader | None":
+        """Read `second_reader`; None without one."""
+        if not raw:
+            return None
+        return cls(
+            int(raw["n_cases"]),
+            *(Estimate.from_json(raw, n) for n in ("lesion_recall", "false_positives_per_case")),
+            *(_groups(raw[name]) for name in ("recall_by_size", "recall_by_half")),
+        )
+
+
+@dataclass(frozen=True)
 class Scores:
     """What is read of scores.json; `raw` is the whole file.
 
@@ -126,6 +148,7 @@ class Scores:
     froc: tuple[FrocPoint, ...]
     operating_point: PointScores
     labels: Mapping[str, PartScores]
+    second_reader: SecondReader | None
     size_said: str
     split_is_group_safe: bool | None
     provenance: Mapping[str, Any]
@@ -145,6 +168,7 @@ class Scores:
             froc=read_froc(raw.get("froc")),
             operating_point=PointScores.from_json(raw.get("operating_point") or {}),
             labels=_parts(raw.get("per_label")),
+            second_reader=SecondReader.from_json(raw.get("second_reader")),
             size_said=str(raw.get("size_unit") or "mm"),
             split_is_group_safe=raw.get("split_is_group_safe"),
             provenance=raw.get("provenance") or {},

@@ -12,9 +12,10 @@ from lesionseg.evaluation.score_sections import Scores
 from lesionseg.io.atomic import write_text
 from lesionseg.report import text
 from lesionseg.report.figures.balance_charts import balance_charts, balance_warnings
-from lesionseg.report.figures.chart_drawing import TOP, froc_range
+from lesionseg.report.figures.chart_drawing import TOP
 from lesionseg.report.figures.chart_list import Chart, comparison_charts, make_charts
 from lesionseg.report.figures.dataset_figures import anchor_charts
+from lesionseg.report.figures.froc_figure import froc_range
 from lesionseg.report.inputs.origin import origin
 from lesionseg.report.inputs.result_tables import Tables
 from lesionseg.report.inputs.second_model import ModelPair

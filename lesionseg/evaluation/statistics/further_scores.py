@@ -1,6 +1,7 @@
 """Further numbers of scores.json: quality of what is found, recall along size, calibration."""
 
 import itertools
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -8,6 +9,8 @@ from numpy.typing import NDArray
 
 from lesionseg.evaluation import edge_cases
 from lesionseg.evaluation.edge_cases import EdgeCase
+from lesionseg.evaluation.presets import Preset
+from lesionseg.evaluation.results import CaseResult
 from lesionseg.evaluation.statistics import detection
 from lesionseg.evaluation.statistics.calibration_curve import describe_calibration, judgements
 from lesionseg.evaluation.statistics.case_accuracy import case_table, load_numbers
@@ -25,6 +28,7 @@ from lesionseg.evaluation.statistics.score_parts import HALF_MM, ContrastCell, S
 N_QUANTILE_BINS = 4
 N_CURVE_POINTS = 25
 _COMPARED = ("brier", "slope", "intercept", "observed_expected", "ece", "ece_if_perfect", "ci95")
+_OF_READER = ("n_cases", "n_groups", "n_lesions", "n_true_positive", "n_false_positive")
 
 
 def detail_numbers(summary: PooledResults) -> dict[str, Any]:
@@ -92,6 +96,18 @@ def quality_by_size(summary: PooledResults) -> list[dict[str, Any]]:
         {"from_mm": low, "to_mm": high, **panoptic_quality(summary, low, high)}
         for low, high in bins
     ]
+
+
+def second_reader_numbers(results: Sequence[CaseResult], preset: Preset) -> dict[str, Any]:
+    """What another reader's lesions, judged as predictions are, find of the reference's."""
+    summary = PooledResults.of(results, preset, replicates=0, seed=0)
+    return {
+        **{name: n for name, n in summary.counts().items() if name in _OF_READER},
+        "lesion_recall": summary.recall().to_json(),
+        "false_positives_per_case": summary.false_positives_per_case().to_json(),
+        "recall_by_size": summary.recall_by_size(),
+        "recall_by_half": summary.recall_between([0.0, HALF_MM]),
+    }
 
 
 def recall_by_quantile(summary: PooledResults) -> list[dict[str, Any]]:

@@ -12,6 +12,7 @@ from lesionseg.errors import ConfigError, DatasetError
 from lesionseg.evaluation import Preset, find_preset
 from lesionseg.evaluation.adjudication import adjudicate, read_verdicts
 from lesionseg.evaluation.statistics.compare import compare as compare_models
+from lesionseg.evaluation.statistics.further_scores import second_reader_numbers
 from lesionseg.inference.candidates.acceptance import choose_operating_point
 from lesionseg.io.atomic import locks, read_csv
 from lesionseg.io.layouts.conventions import assign_groups
@@ -65,6 +66,7 @@ def evaluate(
     preset: str | Preset = "lesionseg",
     groups: str | None = None,
     compare: str | Path | None = None,
+    reader2: str | Path | None = None,
     adjudication: str | Path | None = None,
     images: str | Path | None = None,
     columns: str | Path | None = None,
@@ -95,6 +97,8 @@ def evaluate(
         groups: regular expression on the case id that names the patient.
         compare: another folder of predictions, a second model or reader, judged on the same cases
             at its own operating point, and compared; its tables go into `output/compare`.
+        reader2: a folder of a second reader's masks, of these cases or of some: judged against the
+            reference by the same rule, so that the model can be seen beside a reader.
         adjudication: adjudicate.csv, filled in by a person.
         images: a folder of images named by case, or `dataset` for the reference's own, to measure
             the lesions' contrast in.
@@ -127,6 +131,11 @@ def evaluate(
     if compare is not None:
         opened = openers(cases, dataset)
         others = _pairs(cases, dataset, opened, Path(compare), known, role, resample)
+    second_reader = None
+    if reader2 is not None:
+        read = [c for c in cases if c.case in find_predictions(Path(reader2))]
+        opened = openers(read or cases, dataset)
+        second_reader = _pairs(read or cases, dataset, opened, Path(reader2), known, role, resample)
     verdicts = None
     if adjudication is not None:
         verdicts = read_verdicts(read_csv(Path(adjudication)), str(adjudication))
@@ -163,6 +172,9 @@ def evaluate(
             seed=seed,
         )
         own.write(output / COMPARED, second, own.sum_up(second))
+    if second_reader is not None:
+        second = judge_pairs(second_reader, scoring.preset)
+        scores["second_reader"] = second_reader_numbers(second, scoring.preset)
     if verdicts is not None:
         scores["adjudication"] = adjudicate(results, verdicts)
     scoring.write(output, results, scores)

@@ -16,11 +16,10 @@ from lesionseg.report.figures.chart_drawing import (
     FOUND,
     INK,
     TOP,
-    doubling_axis,
-    froc_range,
     shorten,
     tidy,
 )
+from lesionseg.report.figures.froc_figure import doubling_axis, froc_range
 from lesionseg.report.inputs.result_tables import Tables, read_tables
 
 if TYPE_CHECKING:

@@ -85,6 +85,12 @@ DEFINITIONS: Mapping[str, tuple[str, str]] = {
         "Precision: true positives over true and false positives. F1: twice the lesions found, "
         "over lesions found, reference lesions and false positives together.",
     ),
+    "second-reader": (
+        "Second reader",
+        "Another reader's lesions of the same scans, judged against the reference as the model's "
+        "detections are, by the same rule. What both readers do alike no program can be asked to "
+        "do better.",
+    ),
     "panoptic": (
         "Panoptic quality",
         "Summed IoU of the pairs of a detection and a lesion, one to one at IoU of at least 0.1, "

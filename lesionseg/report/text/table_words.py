@@ -71,6 +71,7 @@ HEADINGS_CANDIDATES = (
 )
 HEADINGS_DEFINITIONS = ("Word", "Meaning")
 HEADINGS_SIZE = ("Equivalent diameter", "Found", "Sensitivity", "95 % CI")
+HEADINGS_READER = ("Second reader found", "95 % CI")
 HEADINGS_MEASURES = ("Measure", "Value", "Rows")
 HEADINGS_WHY = ("Reason", "Lesions")
 HEADINGS_RULES = ("Rule", "Found", "False positives per scan")

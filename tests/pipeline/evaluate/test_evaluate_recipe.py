@@ -373,3 +373,22 @@ def test_lines_about_no_lesion_are_refused(folders, tmp_path, lines, said):
     with pytest.raises(DatasetError, match=said):
         evaluate(*folders, replicates=20, lesion_columns=table)
     assert not (folders[2] / "scores.json").exists()
+
+
+def test_a_second_reader_is_judged_as_a_prediction_is(folders, tmp_path):
+    reference, _, out = folders
+    for case, found in (("a", [1]), ("b", [0, 1, 2])):  # who did not read c
+        write_mask(tmp_path / "reader" / f"{case}.nii.gz", lesions(3, found))
+    scores = evaluate(*folders, replicates=20, reader2=tmp_path / "reader").scores
+    assert scores["n_true_positive"] == 3  # the model's own numbers stay
+    (tmp_path / "both").mkdir()
+    for case in "ab":
+        (tmp_path / "both" / f"{case}.nii.gz").symlink_to(reference / f"{case}.nii.gz")
+    alone = evaluate(tmp_path / "both", tmp_path / "reader", out, replicates=20).scores
+    second = scores["second_reader"]
+    assert (second["n_cases"], second["n_lesions"], second["n_true_positive"]) == (2, 5, 4)
+    for key in ("lesion_recall", "recall_by_size", "recall_by_half"):
+        assert second[key] == alone[key]
+    assert second["false_positives_per_case"]["value"] == alone["false_positives_per_case"] == 0
+    with pytest.raises(DatasetError, match="No prediction found"):
+        evaluate(*folders, replicates=20, reader2=tmp_path)
