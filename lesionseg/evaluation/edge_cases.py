@@ -159,6 +159,12 @@ NO_IMAGE = EdgeCase(
     None,
     "contrast needs the images",
 )
+NO_AGREEMENT = EdgeCase(
+    "`adjudication.readers.kappa`",
+    "no false positive was judged by both readers, or all got one and the same verdict",
+    None,
+    "where there is one verdict alone, agreement cannot be told from chance",
+)
 NO_SUBGROUP = EdgeCase(
     "`subgroups`",
     "no table says anything that divides the cases",

@@ -119,8 +119,10 @@ class SecondReader:
             return None
         return cls(
             int(raw["n_cases"]),
-            *(Estimate.from_json(raw, n) for n in ("lesion_recall", "false_positives_per_case")),
-            *(_groups(raw[name]) for name in ("recall_by_size", "recall_by_half")),
+            Estimate.from_json(raw, "lesion_recall"),
+            Estimate.from_json(raw, "false_positives_per_case"),
+            _groups(raw["recall_by_size"]),
+            _groups(raw["recall_by_half"]),
         )
 
 

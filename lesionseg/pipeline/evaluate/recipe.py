@@ -10,9 +10,10 @@ from typing import Any
 from lesionseg.core import CaseFiles, Dataset, OperatingPoint
 from lesionseg.errors import ConfigError, DatasetError
 from lesionseg.evaluation import Preset, find_preset
-from lesionseg.evaluation.adjudication import adjudicate, read_verdicts
+from lesionseg.evaluation.adjudication import AdjudicationRow, adjudicate, read_verdicts
 from lesionseg.evaluation.statistics.compare import compare as compare_models
 from lesionseg.evaluation.statistics.further_scores import second_reader_numbers
+from lesionseg.evaluation.statistics.reader_agreement import TwoReaders
 from lesionseg.inference.candidates.acceptance import choose_operating_point
 from lesionseg.io.atomic import locks, read_csv
 from lesionseg.io.layouts.conventions import assign_groups
@@ -99,7 +100,8 @@ def evaluate(
             at its own operating point, and compared; its tables go into `output/compare`.
         reader2: a folder of a second reader's masks, of these cases or of some: judged against the
             reference by the same rule, so that the model can be seen beside a reader.
-        adjudication: adjudicate.csv, filled in by a person.
+        adjudication: adjudicate.csv, filled in by a person, or the report's folder `adjudication`
+            with the sheets of two readers.
         images: a folder of images named by case, or `dataset` for the reference's own, to measure
             the lesions' contrast in.
         columns: a CSV file with a column `case`, beside the columns of the dataset's manifest.
@@ -136,9 +138,7 @@ def evaluate(
         read = [c for c in cases if c.case in find_predictions(Path(reader2))]
         opened = openers(read or cases, dataset)
         second_reader = _pairs(read or cases, dataset, opened, Path(reader2), known, role, resample)
-    verdicts = None
-    if adjudication is not None:
-        verdicts = read_verdicts(read_csv(Path(adjudication)), str(adjudication))
+    verdicts = None if adjudication is None else _adjudication(Path(adjudication))
     scoring = Scoring(
         preset=find_preset(preset) if isinstance(preset, str) else preset,
         evaluated_on=role,
@@ -176,9 +176,20 @@ def evaluate(
         second = judge_pairs(second_reader, scoring.preset)
         scores["second_reader"] = second_reader_numbers(second, scoring.preset)
     if verdicts is not None:
-        scores["adjudication"] = adjudicate(results, verdicts)
+        scores["adjudication"] = (
+            verdicts.numbers(results, replicates, seed)
+            if isinstance(verdicts, TwoReaders)
+            else adjudicate(results, verdicts)
+        )
     scoring.write(output, results, scores)
     return EvaluateOutcome(scores, output)
+
+
+def _adjudication(path: Path) -> TwoReaders | list[AdjudicationRow]:
+    """A folder has the sheets of two readers, a file the verdicts of one."""
+    if path.is_dir():
+        return TwoReaders.read(path)
+    return read_verdicts(read_csv(path), str(path))
 
 
 def _in_zones(pairs: Sequence[CasePair], folder: ZoneFolder) -> list[CasePair]:

@@ -152,6 +152,23 @@ def draw_gallery(
     return tuple(_section(selection, cards) for selection in selections)
 
 
+def draw_items(
+    rows: Sequence[CandidateRow], tables: Tables, load: Load, progress: Progress | None = None
+) -> GallerySection:
+    """The pictures of false positives as numbered items, in their order and without scores."""
+    items = tuple(GalleryItem("false_positive", row) for row in rows)
+    selection = GallerySelection("false_positive", items, len(items))
+    (section,) = draw_gallery([selection], tables, load, progress)
+    unit = tables.scores.size_unit
+    cards = tuple(
+        replace(
+            card, case=f"item {n}", name=card.case, caption=f"{item.subject.diameter_mm:.1f} {unit}"
+        )
+        for n, (card, item) in enumerate(zip(section.cards, items, strict=True), start=1)
+    )
+    return replace(section, title=text.ITEMS, sentence=text.ITEMS_TEXT, cards=cards)
+
+
 def link(gallery: Sequence[GallerySection], pages: Mapping[str, str]) -> tuple[GallerySection, ...]:
     """Have the cards of each case lead to its page; those of other cases stay."""
     return tuple(
