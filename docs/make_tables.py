@@ -11,6 +11,7 @@ from typing import Any
 from lesionseg.evaluation.adjudication import AdjudicationRow
 from lesionseg.evaluation.change import LesionChange
 from lesionseg.evaluation.rows import CandidateRow, CaseRow, LesionRow, SuspectRow
+from lesionseg.evaluation.statistics.reader_agreement import KeyRow, SheetRow
 from lesionseg.evaluation.table_row import TableRow
 from lesionseg.io.atomic import write_json
 from lesionseg.pipeline.follow.gathered_pairs import PairRow
@@ -35,6 +36,8 @@ TABLES: Mapping[str, type[TableRow]] = {
     "pairs.csv": PairRow,
     "overlap.csv": OverlapRow,
     "adjudicate.csv": AdjudicationRow,
+    "reader_A.csv": SheetRow,
+    "key.csv": KeyRow,
     "pseudonyms.csv": PseudonymRow,
     "label_audit.csv": SuspectRow,
     "metrics.csv": HistoryRow,

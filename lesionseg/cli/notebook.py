@@ -47,7 +47,7 @@ class Run:
         """Sensitivity against false positives per scan, with the operating point."""
         from matplotlib.figure import Figure
 
-        from lesionseg.report.figures.chart_drawing import froc_curve
+        from lesionseg.report.figures.froc_figure import froc_curve
         from lesionseg.report.inputs.result_tables import read_scores
 
         figure = Figure(figsize=(6, 4), layout="constrained")

@@ -43,17 +43,23 @@ def read_verdicts(rows: Sequence[Mapping[str, str]], where: str) -> list[Adjudic
     return [_verdict(row, i, where) for i, row in enumerate(rows, 2) if row.get("verdict")]
 
 
-def _verdict(row: Mapping[str, str], line: int, where: str) -> AdjudicationRow:
-    word = row["verdict"].strip().lower().replace(" ", "_").replace("-", "_")
+def verdict_word(said: str, where: str) -> str:
+    """What a person wrote as one of three words; raises `ContentError` where it is none."""
+    word = said.strip().lower().replace(" ", "_").replace("-", "_")
     if word not in _WORDS:
         raise ContentError(
             "This verdict is not known.",
-            where=f"{where}, line {line}",
-            seen=row["verdict"],
+            where=where,
+            seen=said,
             expected=f"{LESION}, {NO_LESION}, {UNSURE} or nothing",
         )
+    return _WORDS[word]
+
+
+def _verdict(row: Mapping[str, str], line: int, where: str) -> AdjudicationRow:
+    word = verdict_word(row["verdict"], f"{where}, line {line}")
     try:
-        return replace(AdjudicationRow.from_csv(row), verdict=_WORDS[word])
+        return replace(AdjudicationRow.from_csv(row), verdict=word)
     except ValueError as error:
         raise ContentError(
             "The row names no candidate.",

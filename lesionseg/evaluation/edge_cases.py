@@ -135,6 +135,12 @@ NOTHING_MATCHED = EdgeCase(
     None,
     "no lesion is found by a mask",
 )
+BOXES_WITHOUT_IOU = EdgeCase(
+    "`panoptic_quality`",
+    "a lesion is found by, or is, a box without a mask",
+    None,
+    "boxes have no voxels to compare",
+)
 TOO_FEW_FOR_CURVE = EdgeCase(
     "`size_curve`, `calibration`",
     "fewer than 5 found or 5 missed lesions, true or false candidates",
@@ -152,6 +158,12 @@ NO_IMAGE = EdgeCase(
     "no image was given, or no ring could be measured",
     None,
     "contrast needs the images",
+)
+NO_AGREEMENT = EdgeCase(
+    "`adjudication.readers.kappa`",
+    "no false positive was judged by both readers, or all got one and the same verdict",
+    None,
+    "where there is one verdict alone, agreement cannot be told from chance",
 )
 NO_SUBGROUP = EdgeCase(
     "`subgroups`",

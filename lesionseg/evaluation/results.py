@@ -121,15 +121,24 @@ class CandidateResult:
 
 @dataclass(frozen=True, slots=True)
 class OutcomeCounts:
-    """Counts of one case under one criterion at the operating point.
-
-    `ious`: of each lesion found by a mask with its candidate.
-    """
+    """Counts of one case under one criterion at the operating point."""
 
     true_positive: int
     false_positive: int
     ignored: int
-    ious: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Pairs:
+    """One case's lesions and accepted candidates, one to one at the operating point.
+
+    `found_mm` are diameters of the lesions found and `ious` their IoU with their candidate, None
+    without both masks; `false_mm` are diameters of the false positives.
+    """
+
+    found_mm: tuple[float, ...] = ()
+    ious: tuple[float | None, ...] = ()
+    false_mm: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,7 +176,7 @@ class CaseResult:
     merges: int = 0
     counts: Mapping[int, VoxelCounts] = field(default_factory=dict)
     sides: Mapping[str, OutcomeCounts] = field(default_factory=dict)
-    pairs: OutcomeCounts = OutcomeCounts(0, 0, 0)
+    pairs: Pairs = Pairs()
     operating_point: OperatingPoint | None = None
     unit: str = "mm"
     seconds: float = 0.0

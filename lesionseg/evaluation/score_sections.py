@@ -1,8 +1,8 @@
-"""The parts of scores.json as types: written by `evaluation`, read by whoever prints them."""
+"""scores.json as a type: written by `evaluation`, read by whoever prints it."""
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import MISSING, dataclass, field, fields
-from typing import Any, Self, get_type_hints
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
 
 from lesionseg.evaluation.presets import FIRST_RULE
 from lesionseg.evaluation.statistics.estimates import (
@@ -11,260 +11,19 @@ from lesionseg.evaluation.statistics.estimates import (
     Estimate,
     as_float,
     as_interval,
-    as_list,
 )
-
-HALF_MM = 5.0  # lesions under it are called small
-_READERS: Mapping[Any, Callable[[Any], Any]] = {
-    int: int,
-    str: str,
-    bool: bool,
-    float: float,
-    float | None: as_float,
-    str | None: lambda value: value,
-    CI | None: lambda value: as_interval(value),
-}
-_NULLABLE = (float | None, str | None)
-
-
-class JsonObject:
-    """Base of dataclasses whose fields are the keys of a JSON object, in order.
-
-    An `Estimate` takes its field's key for the value and the object's `ci95` and `reason`, or an
-    object of its own. A field's metadata may give its key.
-    """
-
-    @classmethod
-    def from_json(cls, raw: Mapping[str, Any]) -> Self:
-        """Read an object; keys that may be null, and fields with a default, may be missing.
-
-        Raises `KeyError` for another missing key, `TypeError` or `ValueError` for a broken value.
-        """
-        hints, values = get_type_hints(cls), dict[str, Any]()
-        for one in fields(cls):  # type: ignore[arg-type]
-            key, kind = one.metadata.get("key", one.name), hints[one.name]
-            if kind is Estimate:
-                values[one.name] = Estimate.from_json(raw, key)
-            elif key in raw or (one.default is MISSING and kind not in _NULLABLE):
-                values[one.name] = _READERS[kind](raw[key])
-            elif one.default is MISSING:
-                values[one.name] = None
-        return cls(**values)
-
-    def to_json(self) -> dict[str, Any]:
-        """The object as scores.json has it, the reason of its estimate last."""
-        found: dict[str, Any] = {}
-        for one in fields(self):  # type: ignore[arg-type]
-            key, value = one.metadata.get("key", one.name), getattr(self, one.name)
-            found |= value.to_json(key) if isinstance(value, Estimate) else {key: value}
-        reason = {"reason": found.pop("reason")} if "reason" in found else {}
-        return found | reason
-
-
-@dataclass(frozen=True)
-class SizeGroup(JsonObject):
-    """Recall of the lesions of `from_mm` up to (not including) `to_mm`; None: no upper bound.
-
-    `split`: those that several detections overlap; `merged`: those that share a detection.
-    """
-
-    from_mm: float
-    to_mm: float | None
-    n: int
-    detected: int
-    recall: Estimate
-    split: int = 0
-    merged: int = 0
-
-    def holds(self, diameter_mm: float) -> bool:
-        """Whether a lesion of this diameter belongs to the group."""
-        return self.from_mm <= diameter_mm and (self.to_mm is None or diameter_mm < self.to_mm)
-
-
-@dataclass(frozen=True)
-class ContrastCell(JsonObject):
-    """Recall of lesions of a size and of a contrast to their surroundings, as `SizeGroup`."""
-
-    from_mm: float
-    to_mm: float | None
-    contrast_from: float
-    contrast_to: float | None
-    n: int
-    detected: int
-    recall: Estimate
-
-    @property
-    def size(self) -> tuple[float, float | None]:
-        """The diameters from and to."""
-        return self.from_mm, self.to_mm
-
-    @property
-    def contrast(self) -> tuple[float, float | None]:
-        """The contrasts from and to."""
-        return self.contrast_from, self.contrast_to
-
-
-@dataclass(frozen=True)
-class SubgroupScores(JsonObject):
-    """Cases of one value of a column, or of one range of values."""
-
-    by: str
-    value: str
-    n_cases: int
-    n_groups: int
-    n_lesions: int
-    detected: int
-    recall: Estimate
-    false_positives_per_case: float | None
-    dice: float | None
-    false_positives_ci95: CI | None = None
-
-
-@dataclass(frozen=True)
-class Difference(JsonObject):
-    """A number of two models on the same cases: `one`, `other`, and one minus other.
-
-    `p_holm`: the p-value of one among many; None of the `primary` endpoint, which stands alone.
-    """
-
-    one: float | None
-    other: float | None
-    difference: Estimate
-    p_value: float | None
-    p_holm: float | None = None
-    primary: bool = False
-
-
-@dataclass(frozen=True)
-class PartScores(JsonObject):
-    """The cases judged by one label or one region alone; of a label `n_cases` is not stated."""
-
-    lesion_recall: Estimate
-    dice: Estimate
-    false_positives_per_case: Estimate
-    n_cases: int = 0
-    n_lesions: int = 0
-    n_missed: int = 0
-
-    @property
-    def n_detected(self) -> int:
-        """Lesions found at the operating point."""
-        return self.n_lesions - self.n_missed
-
-
-@dataclass(frozen=True)
-class PointScores(JsonObject):
-    """The score from which candidates were accepted, and whether these cases chose it."""
-
-    name: str | None
-    score: float | None
-    chosen_on: str | None
-    optimistic: bool = False
-
-
-@dataclass(frozen=True)
-class CalibrationBin(JsonObject):
-    """Candidates whose stated chance lies in `[start, stop)`: how many, and how many are lesions.
-
-    `mean_probability`: the mean of the stated chances; `true_share`: of those that are lesions.
-    """
-
-    start: float = field(metadata={"key": "from"})
-    stop: float = field(metadata={"key": "to"})
-    n: int
-    mean_probability: float
-    true_share: float
-
-
-@dataclass(frozen=True)
-class CalibrationScores:
-    """How well stated chances hold; `of` is what was taken for a chance: probability or score."""
-
-    of: str
-    bins: tuple[CalibrationBin, ...]
-    numbers: Mapping[str, Estimate]
-
-    @property
-    def n(self) -> int:
-        """Candidates in all bins."""
-        return sum(one.n for one in self.bins)
-
-    @classmethod
-    def from_json(cls, raw: Mapping[str, Any]) -> "CalibrationScores | None":
-        """Read `calibration`; None without a reliability curve."""
-        if not raw.get("reliability"):
-            return None
-        names = ("slope", "intercept", "observed_expected", "ece", "ece_if_perfect", "brier")
-        known = (name for name in names if raw.get(name) is not None)
-        numbers = {name: Estimate.from_json(raw, name) for name in known}
-        bins = tuple(map(CalibrationBin.from_json, raw["reliability"]))
-        return cls(str(raw.get("of") or "score"), bins, numbers)
-
-
-@dataclass(frozen=True)
-class SizeCurveScores:
-    """Chance of being found along the diameter, with its intervals (None: none there).
-
-    `intercept` and `slope` are the fit's, `d50` and `d90` the diameters found with 50 and 90 %
-    probability; all without a value, and no diameters, where no curve could be fitted. One without
-    a value lies `above` or `below` all of `observed_mm` (`d50_outside`, `d90_outside`); an end of
-    an interval that is an end of `observed_mm` may lie beyond.
-    """
-
-    intercept: float | None
-    slope: float | None
-    d50: Estimate
-    d90: Estimate
-    observed_mm: CI | None = None
-    diameters_mm: tuple[float, ...] = ()
-    recall: tuple[float, ...] = ()
-    ci95: tuple[CI | None, ...] = ()
-    reason: str | None = None
-    d50_outside: str | None = None
-    d90_outside: str | None = None
-
-    def to_json(self) -> dict[str, Any]:
-        """`size_curve` of scores.json."""
-        return {
-            "intercept": self.intercept,
-            "slope": self.slope,
-            "d50_mm": self.d50.value,
-            "d90_mm": self.d90.value,
-            "d50_ci95": as_list(self.d50.ci95),
-            "d90_ci95": as_list(self.d90.ci95),
-            **({"d50_outside": self.d50_outside} if self.d50_outside else {}),
-            **({"d90_outside": self.d90_outside} if self.d90_outside else {}),
-            **({"observed_mm": list(self.observed_mm)} if self.observed_mm else {}),
-            "diameters_mm": list(self.diameters_mm),
-            "recall": list(self.recall),
-            "ci95": [as_list(pair) for pair in self.ci95],
-            **({"reason": self.reason} if self.reason else {}),
-        }
-
-    @classmethod
-    def from_json(cls, raw: Mapping[str, Any]) -> "SizeCurveScores | None":
-        """Read `size_curve`; None where no curve could be fitted."""
-        diameters = tuple(map(float, raw.get("diameters_mm") or ()))
-        if not diameters:
-            return None
-        reason = str(raw.get("reason") or UNSTATED)
-        d50, d90 = (
-            Estimate(as_float(raw.get(f"{name}_mm")), as_interval(raw.get(f"{name}_ci95")), reason)
-            for name in ("d50", "d90")
-        )
-        return cls(
-            as_float(raw.get("intercept")),
-            as_float(raw.get("slope")),
-            d50,
-            d90,
-            as_interval(raw.get("observed_mm")),
-            diameters,
-            tuple(map(float, raw["recall"])),
-            tuple(map(as_interval, raw.get("ci95") or [None] * len(diameters))),
-            reason,
-            raw.get("d50_outside"),
-            raw.get("d90_outside"),
-        )
+from lesionseg.evaluation.statistics.score_parts import (
+    HALF_MM,
+    CalibrationScores,
+    ContrastCell,
+    Difference,
+    PartScores,
+    PointScores,
+    SizeCurveScores,
+    SizeGroup,
+    SizeQuality,
+    SubgroupScores,
+)
 
 
 @dataclass(frozen=True)
@@ -304,6 +63,7 @@ class Details:
     calibration: CalibrationScores | None
     subgroups: tuple[SubgroupScores, ...]
     cells: tuple[ContrastCell, ...]
+    quality: tuple[SizeQuality, ...]
     differences: Mapping[str, Difference]
     regions: Mapping[str, PartScores]
     reasons: Mapping[str, str]
@@ -321,6 +81,7 @@ class Details:
             CalibrationScores.from_json(raw.get("calibration") or {}),
             tuple(map(SubgroupScores.from_json, raw.get("subgroups") or ())),
             tuple(map(ContrastCell.from_json, raw.get("recall_by_size_and_contrast") or ())),
+            tuple(map(SizeQuality.from_json, raw.get("quality_by_size") or ())),
             {
                 key: Difference.from_json(row)
                 for key, row in (raw.get("comparison") or {}).items()
@@ -339,6 +100,30 @@ def _why_absent(raw: Mapping[str, Any], key: str) -> str:
 def _parts(raw: Mapping[str, Any] | None) -> dict[str, PartScores]:
     found = (raw or {}).items()
     return {name: PartScores.from_json(one) for name, one in found if isinstance(one, Mapping)}
+
+
+@dataclass(frozen=True)
+class SecondReader:
+    """Another reader judged against the reference, on the `n_cases` cases that he read."""
+
+    n_cases: int
+    lesion_recall: Estimate
+    false_positives_per_case: Estimate
+    recall_by_size: tuple[SizeGroup, ...]
+    recall_by_half: tuple[SizeGroup, ...]
+
+    @classmethod
+    def from_json(cls, raw: Mapping[str, Any] | None) -> "SecondReader | None":
+        """Read `second_reader`; None without one."""
+        if not raw:
+            return None
+        return cls(
+            int(raw["n_cases"]),
+            Estimate.from_json(raw, "lesion_recall"),
+            Estimate.from_json(raw, "false_positives_per_case"),
+            _groups(raw["recall_by_size"]),
+            _groups(raw["recall_by_half"]),
+        )
 
 
 @dataclass(frozen=True)
@@ -365,6 +150,7 @@ class Scores:
     froc: tuple[FrocPoint, ...]
     operating_point: PointScores
     labels: Mapping[str, PartScores]
+    second_reader: SecondReader | None
     size_said: str
     split_is_group_safe: bool | None
     provenance: Mapping[str, Any]
@@ -384,6 +170,7 @@ class Scores:
             froc=read_froc(raw.get("froc")),
             operating_point=PointScores.from_json(raw.get("operating_point") or {}),
             labels=_parts(raw.get("per_label")),
+            second_reader=SecondReader.from_json(raw.get("second_reader")),
             size_said=str(raw.get("size_unit") or "mm"),
             split_is_group_safe=raw.get("split_is_group_safe"),
             provenance=raw.get("provenance") or {},

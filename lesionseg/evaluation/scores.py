@@ -17,12 +17,17 @@ from lesionseg.evaluation.official import score_cases, score_intervals
 from lesionseg.evaluation.presets import Preset, Scorer
 from lesionseg.evaluation.results import CaseResult
 from lesionseg.evaluation.rows import region_names
-from lesionseg.evaluation.score_sections import PointScores
 from lesionseg.evaluation.statistics.bootstrap import MIN_GROUPS
 from lesionseg.evaluation.statistics.estimates import as_list
 from lesionseg.evaluation.statistics.further_scores import detail_numbers
 from lesionseg.evaluation.statistics.pooled import PooledResults
-from lesionseg.evaluation.statistics.subgroups import Columns, subgroup_numbers, zone_numbers
+from lesionseg.evaluation.statistics.score_parts import PointScores
+from lesionseg.evaluation.statistics.subgroups import (
+    Columns,
+    LesionColumns,
+    subgroup_numbers,
+    zone_numbers,
+)
 
 _log = logging.getLogger(__name__)
 
@@ -52,6 +57,7 @@ def summarise(
     provenance: Mapping[str, Any] | None = None,
     columns: Columns | None = None,
     subgroups: Sequence[str] | None = None,
+    lesion_columns: LesionColumns | None = None,
 ) -> dict[str, Any]:
     """The content of scores.json, as DESIGN's contract and docs/metrics.md describe it.
 
@@ -69,6 +75,7 @@ def summarise(
         provenance: versions and hashes, copied.
         columns: what a table says of each case, by case and column; `slice_spacing_mm` is added.
         subgroups: the columns to divide by; None for all that divide.
+        lesion_columns: what a table says of each lesion, by case and lesion id.
     """
     summary = PooledResults.of(results, preset, replicates, seed)
     plain = {**summary.detection_numbers(), **summary.curve_numbers()}
@@ -82,7 +89,7 @@ def summarise(
     if not details["recall_by_size_and_contrast"]:
         reasons["recall_by_size_and_contrast"] = edge_cases.NO_IMAGE.reason
     spaced = _with_spacing(results, columns or {})
-    parts = subgroup_numbers(summary, spaced, subgroups) + zone_numbers(summary)
+    parts = subgroup_numbers(summary, spaced, subgroups, lesion_columns) + zone_numbers(summary)
     if not parts:
         reasons["subgroups"] = edge_cases.NO_SUBGROUP.reason
     point = _operating_point(results, operating_point, evaluated_on)

@@ -12,9 +12,10 @@ from lesionseg.evaluation.score_sections import Scores
 from lesionseg.io.atomic import write_text
 from lesionseg.report import text
 from lesionseg.report.figures.balance_charts import balance_charts, balance_warnings
-from lesionseg.report.figures.chart_drawing import TOP, froc_range
+from lesionseg.report.figures.chart_drawing import TOP
 from lesionseg.report.figures.chart_list import Chart, comparison_charts, make_charts
 from lesionseg.report.figures.dataset_figures import anchor_charts
+from lesionseg.report.figures.froc_figure import froc_range
 from lesionseg.report.inputs.origin import origin
 from lesionseg.report.inputs.result_tables import Tables
 from lesionseg.report.inputs.second_model import ModelPair
@@ -79,6 +80,7 @@ class Page:
     quantiles: Listing
     size_curve: Listing | None
     contrast: Listing
+    quality: Listing
     rules: Listing
     labels: Listing
     regions: Listing
@@ -209,6 +211,7 @@ def make_page(
         quantiles=tables_of.list_quantiles(scores),
         size_curve=detail_tables.list_curve(curve, unit) if curve else None,
         contrast=detail_tables.list_cells(details.cells, unit),
+        quality=detail_tables.list_quality(scores, details.quality),
         rules=tables_of.list_rules(scores, tables.lesions),
         labels=tables_of.list_labels(scores),
         regions=detail_tables.list_regions(details.regions),

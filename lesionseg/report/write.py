@@ -35,10 +35,15 @@ from lesionseg.report.sections.gallery import (
     Progress,
     choose_items,
     draw_gallery,
+    draw_items,
     link,
     trim,
 )
-from lesionseg.report.sections.reader_sheets import write_adjudication, write_reader_study
+from lesionseg.report.sections.reader_sheets import (
+    write_adjudication,
+    write_blinded,
+    write_reader_study,
+)
 
 _log = logging.getLogger(__name__)
 ON_PAPER = 9  # pictures of a kind: as many as fit a sheet
@@ -53,6 +58,7 @@ class Options:
     miss and every false positive into the folder `gallery`. `study` is a study.yaml. `names`: what
     this model or reader and the one it is compared with are called. `acceptance`: a file of limits
     that these scans must meet. `viewer`: a page for every scan, in the folder `viewer`.
+    `two_readers`: sheets and pictures for two blinded readers, in the folder `adjudication`.
     """
 
     title: str | None = None
@@ -64,6 +70,7 @@ class Options:
     names: tuple[str, str] = text.NAMES
     acceptance: Path | None = None
     viewer: bool = False
+    two_readers: bool = False
 
 
 def write_report(
@@ -129,6 +136,10 @@ def write_report(
     output.mkdir(parents=True, exist_ok=True)
     html = write_page(output / "report.html", page, gallery)
     write_adjudication(output / "adjudicate.csv", tables)
+    if options.two_readers:
+        items = write_blinded(output / "adjudication", tables, shown)
+        if items and images is not None:
+            _write_items(output / "adjudication", page, draw_items(items, shown, load, progress))
     if pair is not None:
         other = pair.other if names is None else rename(pair.other, names)
         readings = dict(zip(options.names, (shown, other), strict=True))
@@ -198,6 +209,11 @@ def _write_viewers(folder: Path, tables: Tables, load: Load) -> dict[str, str]:
         page = write_viewer(folder, case.replace(" ", "-"), case, scene)
         pages[case] = f"{folder.name}/{page.name}"
     return pages
+
+
+def _write_items(folder: Path, page: Page, section: GallerySection) -> None:
+    """What both readers look at: no score, no order."""
+    write_text(folder / "pictures.html", render("gallery.html.j2", page, gallery=[section]))
 
 
 def _write_gallery(folder: Path, page: Page, gallery: Sequence[GallerySection]) -> None:

@@ -3,17 +3,16 @@ import json
 import pytest
 
 from lesionseg.evaluation import PRESETS, evaluate_case, summarise
-from lesionseg.evaluation.score_sections import (
+from lesionseg.evaluation.score_sections import Scores, in_halves
+from lesionseg.evaluation.statistics.compare import compare
+from lesionseg.evaluation.statistics.estimates import UNSTATED, Estimate
+from lesionseg.evaluation.statistics.score_parts import (
     CalibrationBin,
     ContrastCell,
     Difference,
-    Scores,
     SizeCurveScores,
     SizeGroup,
-    in_halves,
 )
-from lesionseg.evaluation.statistics.compare import compare
-from lesionseg.evaluation.statistics.estimates import UNSTATED, Estimate
 from tests.evaluation.random_cases import random_cases
 
 PRESET = PRESETS["lesionseg"]

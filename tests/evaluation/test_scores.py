@@ -144,13 +144,23 @@ def test_all_found_and_nothing_found_are_not_certain():
             for i in range(9)
         ]
         scores = summarise(results, PRESET, evaluated_on="test", replicates=100)
-        for key in ("lesion_f1", "cpm", "average_precision", "lesion_recall_mean_per_group"):
+        for key in ("lesion_f1", "cpm", "average_precision"):
             assert scores[key] in (0.0, 1.0)
             assert scores["ci95"][key] is None
             assert "certain" in scores["reasons"][key]
         assert scores["froc"]["ci95"] == [None] * 7
-        low, high = scores["lesion_recall"]["ci95"]
-        assert 0.2 < high - low < 0.4
+        shares = scores["lesion_recall"]["ci95"], scores["ci95"]["lesion_recall_mean_per_group"]
+        assert all(0.2 < high - low < 0.4 for low, high in shares)
+
+
+def test_the_mean_over_patients_is_that_of_their_own_shares():
+    results = many()
+    by_group = {}
+    for r in results:
+        by_group.setdefault(r.group, []).extend(x.detected for x in r.lesions)
+    own = [np.mean(found) for found in by_group.values() if found]
+    scores = summarise(results, PRESET, evaluated_on="test", replicates=0)
+    assert scores["lesion_recall_mean_per_group"] == pytest.approx(np.mean(own))
 
 
 def test_the_seed_decides_the_intervals():
@@ -158,8 +168,8 @@ def test_the_seed_decides_the_intervals():
         summarise(many(), PRESET, evaluated_on="test", replicates=60, seed=s) for s in (1, 1, 2)
     )
     assert one == same
-    assert one["dice"]["ci95"] != other["dice"]["ci95"]
-    assert one["dice"]["mean"] == other["dice"]["mean"]
+    assert one["ci95"]["lesion_f1"] != other["ci95"]["lesion_f1"]
+    assert one["lesion_f1"] == other["lesion_f1"]
 
 
 def test_few_cases_have_no_cpm_and_few_groups_no_interval():

@@ -4,8 +4,8 @@ from pathlib import Path
 import pytest
 
 from lesionseg.evaluation.rows import CandidateRow, LesionRow
-from lesionseg.evaluation.score_sections import SizeGroup
 from lesionseg.evaluation.statistics.estimates import Estimate
+from lesionseg.evaluation.statistics.score_parts import SizeGroup
 from lesionseg.report import text
 from lesionseg.report.inputs.result_tables import read_tables
 from tests.report.conftest import Evaluation

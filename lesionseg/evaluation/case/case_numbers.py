@@ -18,7 +18,7 @@ from lesionseg.evaluation.case.matching import NEVER
 from lesionseg.evaluation.case.overlap import VoxelCounts, voxel_counts
 from lesionseg.evaluation.case.surface import surface_distances
 from lesionseg.evaluation.presets import Preset
-from lesionseg.evaluation.results import CandidateResult, LesionResult, WhyMissed
+from lesionseg.evaluation.results import CandidateResult, LesionResult, Pairs, WhyMissed
 
 ALL_LABELS = 0
 
@@ -87,6 +87,21 @@ def _merged(judged: CaseMatch) -> NDArray[np.bool_]:
     shared = overlap_several(judged, pairs.candidate)[pairs.candidate]
     found[pairs.lesion[shared & judged.comparable]] = True
     return found
+
+
+def lesion_pairs(judged: CaseMatch) -> Pairs:
+    """Which lesions are found one to one, how well, and which candidates are false, by size."""
+    lesions, candidates, match = judged.lesions, judged.candidates, judged.pairs
+    found, false = np.flatnonzero(match.found), np.array(match.outcomes) == "false_positive"
+    pairs = zip(match.candidate_of[found].tolist(), found.tolist(), strict=True)
+    return Pairs(
+        tuple(lesions.diameters_mm[found].tolist()),
+        tuple(
+            _iou(judged, by, row) if lesions.masked[row] and candidates.masked[by] else None
+            for by, row in pairs
+        ),
+        tuple(candidates.diameters_mm[false].tolist()),
+    )
 
 
 def lesion_results(

@@ -80,15 +80,10 @@ class CriterionMatch:
         """Which lesions were found."""
         return self.candidate_of >= 0
 
-    def count(self, overlaps: Overlaps) -> OutcomeCounts:
-        """Lesions found (those by a mask with their IoU), false positives, ignored candidates."""
-        paired = self.candidate_of[overlaps.lesion] == overlaps.candidate
-        return OutcomeCounts(
-            int(self.found.sum()),
-            self.outcomes.count("false_positive"),
-            self.outcomes.count("ignored"),
-            tuple(overlaps.iou[paired & (overlaps.voxels > 0)].tolist()),
-        )
+    def count(self) -> OutcomeCounts:
+        """Lesions found, false positives, ignored candidates."""
+        false, ignored = map(self.outcomes.count, ("false_positive", "ignored"))
+        return OutcomeCounts(int(self.found.sum()), false, ignored)
 
 
 @dataclass(frozen=True, eq=False)

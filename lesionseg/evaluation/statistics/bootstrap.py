@@ -112,9 +112,12 @@ def percentiles(values: NDArray[np.float64], groups: float) -> Interval:
 
 
 def design_effect(
-    hits: NDArray[np.float64], totals: NDArray[np.float64], pooled: float | None = None
+    hits: NDArray[np.float64],
+    totals: NDArray[np.float64],
+    pooled: float | None = None,
+    least: float = 1.0,
 ) -> float:
-    """How much wider groups make a proportion vary than independent lesions would; at least 1.
+    """How much wider groups make a proportion vary than independent lesions would, or `least`.
 
     `hits` and `totals` `[groups]`. The variance of the ratio Σhits/Σtotals by leaving out a group
     at a time (jackknife: the CR3 of Bell & McCaffrey 2002, which few and unequal groups do not
@@ -129,12 +132,12 @@ def design_effect(
     2.5
     """
     if not totals.any():
-        return 1.0
+        return least
     variances = _variances(hits, totals)
     if variances is None:
         bound = float((totals**2).sum() / totals.sum())
         return max(1.0, bound if pooled is None else min(pooled, bound))
-    return max(1.0, variances.cluster / variances.binomial)
+    return max(least, variances.cluster / variances.binomial)
 
 
 def pooled_design_effect(

@@ -17,10 +17,10 @@ from lesionseg.core.prediction import CalibrationKind, logit
 from lesionseg.errors import ContentError
 from lesionseg.evaluation.edge_cases import NOTHING_ACCEPTED
 from lesionseg.evaluation.results import CaseResult
-from lesionseg.evaluation.score_sections import CalibrationBin
 from lesionseg.evaluation.statistics.bootstrap import Statistic, Weights
 from lesionseg.evaluation.statistics.estimates import Estimate, Estimator, as_list
 from lesionseg.evaluation.statistics.logistic import fit_counts, fit_logistic, fit_offset
+from lesionseg.evaluation.statistics.score_parts import CalibrationBin
 
 MIN_FOR_ISOTONIC = 200
 MIN_FOR_PLATT = 10  # of each outcome, to fit

@@ -20,7 +20,6 @@ from numpy.typing import NDArray
 from lesionseg.errors import DatasetError
 from lesionseg.evaluation import edge_cases
 from lesionseg.evaluation.results import CaseResult
-from lesionseg.evaluation.score_sections import Difference
 from lesionseg.evaluation.statistics import detection
 from lesionseg.evaluation.statistics.bootstrap import (
     MIN_GROUPS,
@@ -32,6 +31,7 @@ from lesionseg.evaluation.statistics.bootstrap import (
 )
 from lesionseg.evaluation.statistics.detection import Pool, pool_results, sums_by_group
 from lesionseg.evaluation.statistics.estimates import Estimate, why_none
+from lesionseg.evaluation.statistics.score_parts import Difference
 
 EQUAL_RATES = (0.5, 1.0, 2.0)  # false positives per case at which sensitivities are compared
 PRIMARY, PRIMARY_UNSCORED = "recall_at_1", "lesion_f1"

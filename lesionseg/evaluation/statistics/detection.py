@@ -87,12 +87,6 @@ def ratio(numerator: NDArray[np.float64], denominator: NDArray[np.float64]) -> S
     return statistic
 
 
-def mean_of_groups(numerator: NDArray[np.float64], denominator: NDArray[np.float64]) -> Statistic:
-    """Statistic: mean over the groups that have a denominator of their own ratio."""
-    counted = (denominator > 0).astype(np.float64)
-    return ratio(np.nan_to_num(_divide(numerator, denominator)), counted)
-
-
 def froc(pool: Pool, fp_per_case: Sequence[float]) -> Statistic:
     """Statistic: lesion recall at no more than each of `fp_per_case` false positives per case.
 

@@ -127,10 +127,12 @@ def proportion(
     totals: NDArray[np.float64],
     undefined: EdgeCase,
     pooled_deff: float | None = None,
+    least_deff: float = 1.0,
 ) -> Estimate:
     """Σhits/Σtotals of sums by group, with Wilson's interval widened by the design effect.
 
-    `pooled_deff`: the design effect where this proportion's own cannot be told.
+    `pooled_deff`: the design effect where this proportion's own cannot be told. `least_deff`: 0
+    for means of numbers between 0 and 1, which vary less than hits and misses do.
     """
     total = float(totals.sum())
     if total == 0:
@@ -138,7 +140,10 @@ def proportion(
     value = float(hits.sum() / total)
     if (totals > 0).sum() < MIN_GROUPS:
         return Estimate(value, None, edge_cases.TOO_FEW_GROUPS.reason)
-    deff = design_effect(hits, totals, pooled_deff) * few_groups_factor(effective_groups(totals))
+    deff = design_effect(hits, totals, pooled_deff, least_deff)
+    if deff < 1e-9:
+        return Estimate(value, None, edge_cases.COLLAPSED.reason)
+    deff *= few_groups_factor(effective_groups(totals))
     return Estimate(value, wilson_interval(float(hits.sum()), total, deff))
 
 

@@ -1,6 +1,7 @@
 """Further numbers of scores.json: quality of what is found, recall along size, calibration."""
 
 import itertools
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -8,7 +9,8 @@ from numpy.typing import NDArray
 
 from lesionseg.evaluation import edge_cases
 from lesionseg.evaluation.edge_cases import EdgeCase
-from lesionseg.evaluation.score_sections import HALF_MM, ContrastCell, SizeCurveScores
+from lesionseg.evaluation.presets import Preset
+from lesionseg.evaluation.results import CaseResult
 from lesionseg.evaluation.statistics import detection
 from lesionseg.evaluation.statistics.calibration_curve import describe_calibration, judgements
 from lesionseg.evaluation.statistics.case_accuracy import case_table, load_numbers
@@ -19,11 +21,14 @@ from lesionseg.evaluation.statistics.pooled import (
     Selection,
     bins_between,
     of_diameter,
+    within_mm,
 )
+from lesionseg.evaluation.statistics.score_parts import HALF_MM, ContrastCell, SizeCurveScores
 
 N_QUANTILE_BINS = 4
 N_CURVE_POINTS = 25
 _COMPARED = ("brier", "slope", "intercept", "observed_expected", "ece", "ece_if_perfect", "ci95")
+_OF_READER = ("n_cases", "n_groups", "n_lesions", "n_true_positive", "n_false_positive")
 
 
 def detail_numbers(summary: PooledResults) -> dict[str, Any]:
@@ -32,6 +37,7 @@ def detail_numbers(summary: PooledResults) -> dict[str, Any]:
         "iou": summary.overlap("iou"),
         "volume_error_ml": volume_error(summary),
         **panoptic_quality(summary),
+        "quality_by_size": quality_by_size(summary),
         "recall_by_half": summary.recall_between([0.0, HALF_MM]),
         "recall_by_size_quantile": recall_by_quantile(summary),
         "recall_by_size_and_contrast": recall_by_size_and_contrast(summary),
@@ -51,24 +57,56 @@ def volume_error(summary: PooledResults) -> dict[str, Any]:
     return {**summary.average(errors), "absolute": absolute}
 
 
-def panoptic_quality(summary: PooledResults) -> dict[str, Any]:
-    """SQ: mean IoU of pairs; RQ: their F1; PQ = SQ·RQ (Kirillov et al. 2019); their mean Dice."""
+def panoptic_quality(
+    summary: PooledResults, from_mm: float = 0.0, to_mm: float | None = None
+) -> dict[str, Any]:
+    """SQ: mean IoU of pairs; RQ: their F1; PQ = SQ·RQ (Kirillov et al. 2019); their mean Dice.
+
+    Of one size: lesions, found or missed, by their own diameter, false positives by theirs, so that
+    the counts of all sizes add up. Bare boxes have no IoU, and with them there is no PQ.
+    """
+    inside = within_mm(from_mm, to_mm)
     pairs = [r.pairs for r in summary.results]
-    lesions = summary.sums([len(r.lesions) for r in summary.results])
-    found = summary.sums([pair.true_positive for pair in pairs])
-    false = summary.sums([pair.false_positive for pair in pairs])
-    iou = summary.sums([sum(pair.ious) for pair in pairs])
-    dice = summary.sums([sum(2 * iou / (1 + iou) for iou in pair.ious) for pair in pairs])
-    counted = summary.sums([len(pair.ious) for pair in pairs])
-    quality = detection.ratio(2 * iou, found + lesions + false)
+    ious = [[iou for mm, iou in zip(p.found_mm, p.ious, strict=True) if inside(mm)] for p in pairs]
+    drawn = [[iou for iou in of_case if iou is not None] for of_case in ious]
+    lesions = summary.sums([sum(inside(x.diameter_mm) for x in r.lesions) for r in summary.results])
+    false = summary.sums([sum(map(inside, p.false_mm)) for p in pairs])
+    found, counted = (summary.sums(list(map(len, part))) for part in (ious, drawn))
+    iou = summary.sums(list(map(sum, drawn)))
+    dice = summary.sums([sum(2 * iou / (1 + iou) for iou in of_case) for of_case in drawn])
+    all_, none = found + lesions + false, edge_cases.NO_LESION
+    quality = summary.one(detection.ratio(2 * iou, all_), lesions, none)
+    if counted.sum() < found.sum():
+        quality = Estimate(None, None, edge_cases.BOXES_WITHOUT_IOU.reason)
+    numbers = {
+        "panoptic_quality": quality,
+        "recognition_quality": summary.one(detection.ratio(2 * found, all_), lesions, none),
+        **{
+            name: summary.one(detection.ratio(total, counted), counted, edge_cases.NOTHING_MATCHED)
+            for name, total in (("segmentation_quality", iou), ("matched_lesion_dice", dice))
+        },
+    }
+    return {name: number.to_json() for name, number in numbers.items()}
+
+
+def quality_by_size(summary: PooledResults) -> list[dict[str, Any]]:
+    """`panoptic_quality` in groups of equivalent diameter, `[from, to)`."""
+    bins = bins_between(summary.preset.size_edges_mm)
+    return [
+        {"from_mm": low, "to_mm": high, **panoptic_quality(summary, low, high)}
+        for low, high in bins
+    ]
+
+
+def second_reader_numbers(results: Sequence[CaseResult], preset: Preset) -> dict[str, Any]:
+    """What another reader's lesions, judged as predictions are, find of the reference's."""
+    summary = PooledResults.of(results, preset, replicates=0, seed=0)
     return {
-        "panoptic_quality": summary.one(quality, lesions, edge_cases.NO_LESION).to_json(),
-        "segmentation_quality": summary.one(
-            detection.ratio(iou, counted), counted, edge_cases.NOTHING_MATCHED
-        ).to_json(),
-        "matched_lesion_dice": summary.one(
-            detection.ratio(dice, counted), counted, edge_cases.NOTHING_MATCHED
-        ).to_json(),
+        **{name: n for name, n in summary.counts().items() if name in _OF_READER},
+        "lesion_recall": summary.recall().to_json(),
+        "false_positives_per_case": summary.false_positives_per_case().to_json(),
+        "recall_by_size": summary.recall_by_size(),
+        "recall_by_half": summary.recall_between([0.0, HALF_MM]),
     }
 
 

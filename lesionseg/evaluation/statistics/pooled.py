@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from operator import attrgetter
 from typing import Any
 
@@ -12,7 +13,6 @@ from lesionseg.evaluation import edge_cases
 from lesionseg.evaluation.edge_cases import EdgeCase
 from lesionseg.evaluation.presets import SIDE_CRITERIA, Preset
 from lesionseg.evaluation.results import CaseResult, LesionResult, Outcome
-from lesionseg.evaluation.score_sections import SizeGroup
 from lesionseg.evaluation.statistics import detection
 from lesionseg.evaluation.statistics.bootstrap import Statistic, pooled_design_effect
 from lesionseg.evaluation.statistics.detection import Pool, pool_results, sums_by_group
@@ -24,8 +24,11 @@ from lesionseg.evaluation.statistics.estimates import (
     rate,
     undefined_numbers,
 )
+from lesionseg.evaluation.statistics.score_parts import SizeGroup
 
 Selection = Callable[[LesionResult], bool]
+Mean = Callable[[NDArray[np.float64], NDArray[np.float64], EdgeCase], Estimate]
+mean_share: Mean = partial(proportion, least_deff=0.0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,10 +122,10 @@ class PooledResults:
         found = self.sums([r.n_detected for r in self.results])
         false = self.n_outcome("false_positive")
         f1 = detection.ratio(2 * found, found + lesions + false)
-        per_group = detection.mean_of_groups(found, lesions)
         any_lesion = (lesions > 0).astype(np.float64)
+        shares = np.divide(found, lesions, out=np.zeros_like(found), where=lesions > 0)
         return {
-            "lesion_recall_mean_per_group": self.one(per_group, any_lesion, edge_cases.NO_LESION),
+            "lesion_recall_mean_per_group": mean_share(shares, any_lesion, edge_cases.NO_LESION),
             "lesion_precision": self.precision(),
             "lesion_f1": self.one(f1, lesions, edge_cases.NO_LESION),
             "false_positives_per_case": self.false_positives_per_case(),
@@ -213,27 +216,29 @@ class PooledResults:
         return found if reason is None else {**found, "reason": reason}
 
     def overlap(self, attribute: str) -> dict[str, Any]:
-        """Mean and median of a score by case over the cases where it is defined."""
-        return self.average([getattr(r, attribute) for r in self.results])
+        """Mean and median of a score from 0 to 1 by case over the cases where it is defined."""
+        return self.average([getattr(r, attribute) for r in self.results], mean_share)
 
-    def average(self, values: Sequence[float | None]) -> dict[str, Any]:
+    def average(self, values: Sequence[float | None], mean: Mean | None = None) -> dict[str, Any]:
         """Mean with interval, and median, of the defined values by case."""
         defined = [v for v in values if v is not None]
         counted = self.sums([v is not None for v in values])
         total = self.sums([v or 0.0 for v in values])
-        found = self._ratio(total, counted, edge_cases.NO_MASKED_CASE).to_json("mean")
+        estimate = (mean or self._ratio)(total, counted, edge_cases.NO_MASKED_CASE)
+        found = estimate.to_json("mean")
         median = float(np.median(defined)) if defined else None
         return {"mean": found.pop("mean"), "median": median, **found, "n": len(defined)}
 
     def distance(self) -> dict[str, Any]:
         """HD95 over the cases with a prediction; those without are counted."""
         undefined = [r for r in self.results if r.lesions and r.hd95_mm is None]
-        return {**self.overlap("hd95_mm"), "n_undefined": len(undefined)}
+        distances = self.average([r.hd95_mm for r in self.results])
+        return {**distances, "n_undefined": len(undefined)}
 
     def label_dice(self, label: int) -> dict[str, Any]:
         """Dice of one label over the cases that have a lesion of it."""
         counts = [r.counts.get(label) if r.lesions else None for r in self.results]
-        return self.average([None if c is None else c.dice for c in counts])
+        return self.average([None if c is None else c.dice for c in counts], mean_share)
 
     def recall_by_size(self) -> list[dict[str, Any]]:
         """Recall in groups of equivalent diameter, `[from, to)`."""
@@ -292,7 +297,13 @@ def bins_between(edges: Sequence[float]) -> list[tuple[float, float | None]]:
     return list(zip(edges, [*edges[1:], None], strict=True))
 
 
+def within_mm(low: float | None, high: float | None) -> Callable[[float], bool]:
+    """Diameters of `[low, high)`."""
+    least, most = -np.inf if low is None else low, np.inf if high is None else high
+    return lambda diameter: least <= diameter < most
+
+
 def of_diameter(low: float | None, high: float | None) -> Selection:
     """Lesions of a diameter `[low, high)`."""
-    least, most = -np.inf if low is None else low, np.inf if high is None else high
-    return lambda lesion: least <= lesion.diameter_mm < most
+    inside = within_mm(low, high)
+    return lambda lesion: inside(lesion.diameter_mm)

@@ -10,13 +10,16 @@ from typing import Any
 from lesionseg.core import CaseFiles, Dataset, OperatingPoint
 from lesionseg.errors import ConfigError, DatasetError
 from lesionseg.evaluation import Preset, find_preset
-from lesionseg.evaluation.adjudication import adjudicate, read_verdicts
+from lesionseg.evaluation.adjudication import AdjudicationRow, adjudicate, read_verdicts
 from lesionseg.evaluation.statistics.compare import compare as compare_models
+from lesionseg.evaluation.statistics.further_scores import second_reader_numbers
+from lesionseg.evaluation.statistics.reader_agreement import TwoReaders
 from lesionseg.inference.candidates.acceptance import choose_operating_point
 from lesionseg.io.atomic import locks, read_csv
 from lesionseg.io.layouts.conventions import assign_groups
 from lesionseg.io.predictions import find_predictions
 from lesionseg.io.zones import ZoneFolder, find_zones
+from lesionseg.pipeline.evaluate.lesion_notes import read_lesion_notes
 from lesionseg.pipeline.evaluate.reference_cases import (
     cases_of,
     check_role,
@@ -64,9 +67,11 @@ def evaluate(
     preset: str | Preset = "lesionseg",
     groups: str | None = None,
     compare: str | Path | None = None,
+    reader2: str | Path | None = None,
     adjudication: str | Path | None = None,
     images: str | Path | None = None,
     columns: str | Path | None = None,
+    lesion_columns: str | Path | None = None,
     zones: str | Path | None = None,
     subgroups: Sequence[str] | None = None,
     resample: bool = False,
@@ -93,10 +98,15 @@ def evaluate(
         groups: regular expression on the case id that names the patient.
         compare: another folder of predictions, a second model or reader, judged on the same cases
             at its own operating point, and compared; its tables go into `output/compare`.
-        adjudication: adjudicate.csv, filled in by a person.
+        reader2: a folder of a second reader's masks, of these cases or of some: judged against the
+            reference by the same rule, so that the model can be seen beside a reader.
+        adjudication: adjudicate.csv, filled in by a person, or the report's folder `adjudication`
+            with the sheets of two readers.
         images: a folder of images named by case, or `dataset` for the reference's own, to measure
             the lesions' contrast in.
         columns: a CSV file with a column `case`, beside the columns of the dataset's manifest.
+        lesion_columns: a CSV file with `case`, `lesion` (or `centre_x_mm` and so on) as lesions.csv
+            has them, and further columns: sensitivity by what they say of the lesions.
         zones: a folder of anatomy masks named by case, on any grid, and a table of names; lesions,
             candidates, sensitivity and false positives are told by zone (`io.zones`).
         subgroups: columns to divide by; None takes all that divide the cases, empty none.
@@ -118,13 +128,17 @@ def evaluate(
     pairs = _pairs(cases, dataset, opened, prediction, known, role, resample)
     if zones is not None:
         pairs = _in_zones(pairs, find_zones(Path(zones)))
+    table = None if lesion_columns is None else read_lesion_notes(Path(lesion_columns), known)
     others = None
     if compare is not None:
         opened = openers(cases, dataset)
         others = _pairs(cases, dataset, opened, Path(compare), known, role, resample)
-    verdicts = None
-    if adjudication is not None:
-        verdicts = read_verdicts(read_csv(Path(adjudication)), str(adjudication))
+    second_reader = None
+    if reader2 is not None:
+        read = [c for c in cases if c.case in find_predictions(Path(reader2))]
+        opened = openers(read or cases, dataset)
+        second_reader = _pairs(read or cases, dataset, opened, Path(reader2), known, role, resample)
+    verdicts = None if adjudication is None else _adjudication(Path(adjudication))
     scoring = Scoring(
         preset=find_preset(preset) if isinstance(preset, str) else preset,
         evaluated_on=role,
@@ -138,6 +152,8 @@ def evaluate(
     )
     with bar("Judging") if progress is None else nullcontext(progress) as advance:
         results = judge_pairs(pairs, scoring.preset, operating_point=point, progress=advance)
+    if table is not None:
+        scoring = replace(scoring, lesion_columns=table.columns_of(results))
     scores = scoring.sum_up(results)
     if others is not None:
         second = judge_pairs(others, scoring.preset)
@@ -148,12 +164,32 @@ def evaluate(
             replicates=replicates,
             seed=seed,
         )
-        own = replace(scoring, operating_point=None, provenance={}, columns=None, subgroups=None)
+        own = Scoring(
+            scoring.preset,
+            scoring.evaluated_on,
+            labels=scoring.labels,
+            replicates=replicates,
+            seed=seed,
+        )
         own.write(output / COMPARED, second, own.sum_up(second))
+    if second_reader is not None:
+        second = judge_pairs(second_reader, scoring.preset)
+        scores["second_reader"] = second_reader_numbers(second, scoring.preset)
     if verdicts is not None:
-        scores["adjudication"] = adjudicate(results, verdicts)
+        scores["adjudication"] = (
+            verdicts.numbers(results, replicates, seed)
+            if isinstance(verdicts, TwoReaders)
+            else adjudicate(results, verdicts)
+        )
     scoring.write(output, results, scores)
     return EvaluateOutcome(scores, output)
+
+
+def _adjudication(path: Path) -> TwoReaders | list[AdjudicationRow]:
+    """A folder has the sheets of two readers, a file the verdicts of one."""
+    if path.is_dir():
+        return TwoReaders.read(path)
+    return read_verdicts(read_csv(path), str(path))
 
 
 def _in_zones(pairs: Sequence[CasePair], folder: ZoneFolder) -> list[CasePair]:

@@ -33,7 +33,7 @@ from lesionseg.evaluation.rows import (
     case_rows,
     lesion_rows,
 )
-from lesionseg.evaluation.statistics.subgroups import Columns
+from lesionseg.evaluation.statistics.subgroups import Columns, LesionColumns
 from lesionseg.io.atomic import read_csv, write_csv, write_json
 from lesionseg.io.cases import pixel_mm, read_case, read_grid, read_mask
 from lesionseg.io.cases import read_reference as read_case_reference
@@ -256,6 +256,7 @@ class Scoring:
     provenance: Mapping[str, Any] = field(default_factory=dict)
     columns: Columns | None = None
     subgroups: Sequence[str] | None = None
+    lesion_columns: LesionColumns | None = None
 
     def sum_up(self, results: Sequence[CaseResult]) -> dict[str, Any]:
         """The content of scores.json."""
@@ -271,6 +272,7 @@ class Scoring:
             provenance={"lesionseg": lesionseg.__version__, **self.provenance},
             columns=self.columns,
             subgroups=self.subgroups,
+            lesion_columns=self.lesion_columns,
         )
 
     def write(self, output: Path, results: Sequence[CaseResult], scores: Mapping[str, Any]) -> None:

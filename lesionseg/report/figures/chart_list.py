@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from lesionseg.report import text
 from lesionseg.report.figures import chart_drawing as figures
-from lesionseg.report.figures import detail_figures
+from lesionseg.report.figures import detail_figures, froc_figure
 from lesionseg.report.inputs import second_model as comparison
 from lesionseg.report.inputs.result_tables import Tables, read_history
 from lesionseg.report.inputs.second_model import ModelPair
@@ -53,7 +53,7 @@ def make_charts(tables: Tables, history: Path | None) -> dict[str, Chart]:
         draw = partial(figures.recall_by_size, scores=scores, lesions=tables.lesions)
         charts["size"] = Chart(draw, 4.6, text.SIZE_TEXT, text.alt_sizes(scores))
     if scores.froc:
-        draw = partial(figures.froc_curve, scores=scores, sweep=tables.sweep)
+        draw = partial(froc_figure.froc_curve, scores=scores, sweep=tables.sweep)
         caption = f"{text.FROC_TEXT} {text.aims_text(scores)}".rstrip()
         charts["froc"] = Chart(draw, 3.8, caption, text.alt_froc(scores.froc))
     if any(case.dice is not None for case in cases):

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from lesionseg.evaluation.rows import CaseRow, LesionRow
-from lesionseg.evaluation.score_sections import (
+from lesionseg.evaluation.score_sections import Scores
+from lesionseg.evaluation.statistics.estimates import CI
+from lesionseg.evaluation.statistics.score_parts import (
     CalibrationScores,
     ContrastCell,
-    Scores,
     SizeCurveScores,
     SubgroupScores,
 )
-from lesionseg.evaluation.statistics.estimates import CI
 from lesionseg.report import text
 from lesionseg.report.figures.chart_drawing import (
     ACCENT,

@@ -8,18 +8,18 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from lesionseg.errors import ContentError
-from lesionseg.evaluation.score_sections import Difference, Scores
+from lesionseg.evaluation.score_sections import Scores
+from lesionseg.evaluation.statistics.score_parts import Difference
 from lesionseg.report import text
 from lesionseg.report.figures.chart_drawing import (
     ACCENT,
     FOUND,
     INK,
     TOP,
-    doubling_axis,
-    froc_range,
     shorten,
     tidy,
 )
+from lesionseg.report.figures.froc_figure import doubling_axis, froc_range
 from lesionseg.report.inputs.result_tables import Tables, read_tables
 
 if TYPE_CHECKING:

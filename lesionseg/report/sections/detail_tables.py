@@ -2,12 +2,14 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from lesionseg.evaluation.score_sections import (
+from lesionseg.evaluation.score_sections import Scores
+from lesionseg.evaluation.statistics.score_parts import (
     CalibrationScores,
     ContrastCell,
     Difference,
     PartScores,
     SizeCurveScores,
+    SizeQuality,
     SubgroupScores,
 )
 from lesionseg.report import text
@@ -44,6 +46,24 @@ def list_cells(cells: Sequence[ContrastCell], unit: str) -> Listing:
         if cell.n
     )
     return Listing(text.HEADINGS_CELLS, tuple(lines))
+
+
+def list_quality(scores: Scores, quality: Sequence[SizeQuality]) -> Listing:
+    """One line a size group that has lesions: PQ, RQ, SQ, lesions split and merged."""
+    groups = {group.from_mm: group for group in scores.recall_by_size}
+    lines = (
+        (
+            TableCell(text.size_range(group, scores.size_unit)),
+            TableCell(text.measure(row.panoptic_quality)),
+            TableCell(text.number(row.recognition_quality.value)),
+            TableCell(text.number(row.segmentation_quality.value)),
+            TableCell(text.of(group.split, group.n)),
+            TableCell(text.of(group.merged, group.n)),
+        )
+        for row in quality
+        if (group := groups.get(row.from_mm)) is not None and group.n
+    )
+    return Listing(text.HEADINGS_QUALITY, tuple(lines))
 
 
 def list_subgroups(subgroups: Sequence[SubgroupScores]) -> Listing:

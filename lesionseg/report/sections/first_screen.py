@@ -82,6 +82,7 @@ def facts(tables: Tables, study: Study | None = None) -> tuple[Fact, ...]:
             "candidate-table",
             false,
         ),
+        Fact(text.second_reader_sentence(scores), labels["reader"], "second-reader"),
         Fact(
             text.ignored_sentence(scores), labels["ignored"], "ignored", "candidate-table", ignored
         ),

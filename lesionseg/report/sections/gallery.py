@@ -9,7 +9,7 @@ import numpy as np
 
 from lesionseg.errors import LesionsegError
 from lesionseg.evaluation.rows import CandidateRow, LesionRow
-from lesionseg.evaluation.score_sections import SizeGroup
+from lesionseg.evaluation.statistics.score_parts import SizeGroup
 from lesionseg.report import text
 from lesionseg.report.figures.pictures import Load, Scene, cut_views
 from lesionseg.report.figures.slice_views import View
@@ -150,6 +150,23 @@ def draw_gallery(
         if progress is not None:
             progress(case, done, len(cases))
     return tuple(_section(selection, cards) for selection in selections)
+
+
+def draw_items(
+    rows: Sequence[CandidateRow], tables: Tables, load: Load, progress: Progress | None = None
+) -> GallerySection:
+    """The pictures of false positives as numbered items, in their order and without scores."""
+    items = tuple(GalleryItem("false_positive", row) for row in rows)
+    selection = GallerySelection("false_positive", items, len(items))
+    (section,) = draw_gallery([selection], tables, load, progress)
+    unit = tables.scores.size_unit
+    cards = tuple(
+        replace(
+            card, case=f"item {n}", name=card.case, caption=f"{item.subject.diameter_mm:.1f} {unit}"
+        )
+        for n, (card, item) in enumerate(zip(section.cards, items, strict=True), start=1)
+    )
+    return replace(section, title=text.ITEMS, sentence=text.ITEMS_TEXT, cards=cards)
 
 
 def link(gallery: Sequence[GallerySection], pages: Mapping[str, str]) -> tuple[GallerySection, ...]:

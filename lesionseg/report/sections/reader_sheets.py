@@ -5,15 +5,20 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from lesionseg.evaluation.adjudication import AdjudicationRow
 from lesionseg.evaluation.rows import CandidateRow
-from lesionseg.io.atomic import read_csv, write_csv
+from lesionseg.evaluation.statistics.reader_agreement import KEY_TABLE, SHEETS, KeyRow, SheetRow
+from lesionseg.evaluation.table_row import read_table, write_table
+from lesionseg.io.atomic import private_files, read_csv, write_csv
 from lesionseg.report.inputs.result_tables import Tables
 
 Readings = Mapping[str, Tables]  # by the name of the reader or model
 TRUTH = ("CaseID", "LesionID", "Weight")
 HITS = ("ReaderID", "ModalityID", "CaseID", "LesionID", "TP_Rating")
 FALSE = ("ReaderID", "ModalityID", "CaseID", "FP_Rating")
+SEED = 0
 SCANS = ("readerID", "caseID", "modalityID", "score")
 
 
@@ -95,7 +100,7 @@ def write_adjudication(path: Path, tables: Tables) -> int:
     """
     false = [row for row in tables.candidates if row.outcome == "false_positive"]
     false.sort(key=lambda row: (-(row.score or 0.0), row.case, row.candidate))
-    rows = [_row(row) for row in false]
+    rows = [_row(row).to_csv() for row in false]
     before = {_identity(row): row for row in _filled(path)}
     for row in rows:
         row.update({key: before.get(_identity(row), {}).get(key, "") for key in FILLED})
@@ -105,6 +110,37 @@ def write_adjudication(path: Path, tables: Tables) -> int:
     if rows or left:
         write_csv(path, [*rows, *left], COLUMNS)
     return len(rows)
+
+
+def write_blinded(folder: Path, tables: Tables, shown: Tables) -> list[CandidateRow]:
+    """Write a key and, for two readers, a sheet each of all false positives in an order of its own.
+
+    The sheets hold no score, and call cases as `shown` does, which is what the page shows. Returns
+    the false positives by item, none where sheets have verdicts: then all stays as it is.
+    """
+    if any(row.verdict for name in SHEETS for row in _sheet(folder / name)):
+        _log.warning("The sheets in %s have verdicts; all there is left as it is.", folder)
+        return []
+    rng = np.random.default_rng(SEED)
+    false = [i for i, row in enumerate(tables.candidates) if row.outcome == "false_positive"]
+    order = list(enumerate(rng.permutation(false).tolist(), start=1))
+    key = [KeyRow(item=item, **vars(_row(tables.candidates[i]))) for item, i in order]
+    lines = [_sheet_row(item, shown.candidates[i]) for item, i in order]
+    folder.mkdir(parents=True, exist_ok=True)
+    with private_files():  # who has it knows the scores
+        write_table(folder / KEY_TABLE, key, KeyRow)
+    for name in SHEETS:
+        write_table(folder / name, [lines[i] for i in rng.permutation(len(lines))], SheetRow)
+    return [shown.candidates[i] for _, i in order]
+
+
+def _sheet(path: Path) -> tuple[SheetRow, ...]:
+    return read_table(path, SheetRow) if path.is_file() else ()
+
+
+def _sheet_row(item: int, row: CandidateRow) -> SheetRow:
+    mm = round(row.diameter_mm, 1)
+    return SheetRow(item=item, case=row.case, diameter_mm=mm, centre_mm=row.centre_mm)
 
 
 def _filled(path: Path) -> list[Mapping[str, str]]:
@@ -117,7 +153,7 @@ def _identity(row: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(str(row[key] or "") for key in SAME)
 
 
-def _row(row: CandidateRow) -> dict[str, Any]:
+def _row(row: CandidateRow) -> AdjudicationRow:
     return AdjudicationRow(
         case=row.case,
         candidate=row.candidate,
@@ -128,4 +164,4 @@ def _row(row: CandidateRow) -> dict[str, Any]:
         start_vox=row.start_vox,
         stop_vox=row.stop_vox,
         touches_lesion=row.touches_lesion,
-    ).to_csv()
+    )

@@ -7,8 +7,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from lesionseg.evaluation.rows import CandidateRow, CaseRow, LesionRow
-from lesionseg.evaluation.score_sections import Scores, SizeGroup
+from lesionseg.evaluation.score_sections import Scores, SecondReader
 from lesionseg.evaluation.statistics.estimates import Estimate
+from lesionseg.evaluation.statistics.score_parts import SizeGroup
 from lesionseg.report import text
 from lesionseg.report.inputs.study_file import Study
 from lesionseg.report.sections.checklists import Checklist, Item
@@ -77,7 +78,18 @@ def list_sizes(scores: Scores) -> Listing:
     Linked to the lesions of the group.
     """
     names = [text.size_range(group, scores.size_unit) for group in scores.recall_by_size]
-    return _size_table(scores, scores.recall_by_size, names, link="lesion-table")
+    sizes = _size_table(scores, scores.recall_by_size, names, link="lesion-table")
+    return sizes if scores.second_reader is None else _with_reader(sizes, scores.second_reader)
+
+
+def _with_reader(sizes: Listing, reader: SecondReader) -> Listing:
+    """Two columns more: what a second reader finds."""
+    groups = zip(sizes.lines, reader.recall_by_size, strict=True)
+    lines = (
+        (*line, TableCell(text.of(one.detected, one.n)), TableCell(text.bounds(one.recall)))
+        for line, one in groups
+    )
+    return listing((*sizes.headings, *text.HEADINGS_READER), lines)
 
 
 def list_quantiles(scores: Scores) -> Listing:

@@ -8,6 +8,7 @@ put numbers into sentences; everything else is fixed.
 from lesionseg.report.text.amounts import *
 from lesionseg.report.text.chart_captions import *
 from lesionseg.report.text.definitions import *
+from lesionseg.report.text.fact_sentences import *
 from lesionseg.report.text.frame import *
 from lesionseg.report.text.headline import *
 from lesionseg.report.text.study_words import *

@@ -5,8 +5,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
-from lesionseg.evaluation.score_sections import SizeGroup
 from lesionseg.evaluation.statistics.estimates import CI, UNSTATED, Estimate
+from lesionseg.evaluation.statistics.score_parts import SizeGroup
 from lesionseg.report.inputs.result_tables import Tables
 
 # Under this many lesions a percentage without an interval pretends to a precision it lacks.

@@ -3,12 +3,11 @@
 from collections.abc import Iterable, Mapping, Sequence
 
 from lesionseg.evaluation.rows import CaseRow
-from lesionseg.evaluation.score_sections import (
+from lesionseg.evaluation.score_sections import FrocPoint, Scores
+from lesionseg.evaluation.statistics.score_parts import (
     CalibrationScores,
     ContrastCell,
     Difference,
-    FrocPoint,
-    Scores,
     SizeCurveScores,
     SubgroupScores,
 )
@@ -35,6 +34,7 @@ FROC_TEXT = (
     "Each division to the right doubles the false positives, after a place for none. "
     "Dotted: no further candidates. Band: pointwise 95 % intervals, each of one rate alone."
 )
+SECOND_READER = "second reader"
 FROC_NONE = "No curve: the candidates have no scores, or the curve is not defined."
 OVERLAP_TEXT = (
     "Dice coefficient of all lesion voxels of a scan (0: no overlap, 1: identical), for scans with "

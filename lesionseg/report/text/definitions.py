@@ -85,10 +85,17 @@ DEFINITIONS: Mapping[str, tuple[str, str]] = {
         "Precision: true positives over true and false positives. F1: twice the lesions found, "
         "over lesions found, reference lesions and false positives together.",
     ),
+    "second-reader": (
+        "Second reader",
+        "Another reader's lesions of the same scans, judged against the reference as the model's "
+        "detections are, by the same rule. What both readers do alike no program can be asked to "
+        "do better.",
+    ),
     "panoptic": (
         "Panoptic quality",
         "Summed IoU of the pairs of a detection and a lesion, one to one at IoU of at least 0.1, "
-        "over pairs and half of what is left on either side.",
+        "over pairs and half of what is left on either side: mean IoU of the pairs "
+        "(segmentation) times their F1 (recognition).",
     ),
 }
 _PER_SCAN = "Given per scan, over all scans, and over the lesion-free ones alone."

@@ -56,6 +56,7 @@ FACTS: Mapping[str, str] = {
     "role": "Role of these scans",
     "all": "Sensitivity, all lesions",
     "false": "False positives per scan",
+    "reader": "Second reader",
     "ignored": "Not counted",
     "failed": "Without a prediction",
     "warned": "Unlike the training scans",

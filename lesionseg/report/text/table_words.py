@@ -71,6 +71,7 @@ HEADINGS_CANDIDATES = (
 )
 HEADINGS_DEFINITIONS = ("Word", "Meaning")
 HEADINGS_SIZE = ("Equivalent diameter", "Found", "Sensitivity", "95 % CI")
+HEADINGS_READER = ("Second reader found", "95 % CI")
 HEADINGS_MEASURES = ("Measure", "Value", "Rows")
 HEADINGS_WHY = ("Reason", "Lesions")
 HEADINGS_RULES = ("Rule", "Found", "False positives per scan")
@@ -89,6 +90,20 @@ REGIONS_TEXT = (
 HEADINGS_PROVENANCE = ("What", "Value")
 HEADINGS_CURVE = ("Probability of detection", "Equivalent diameter")
 HEADINGS_CELLS = ("Equivalent diameter", "Contrast to noise", "Found", "Sensitivity", "95 % CI")
+HEADINGS_QUALITY = (
+    "Equivalent diameter",
+    "Panoptic quality",
+    "Recognition (F1)",
+    "Segmentation (mean IoU)",
+    "Split",
+    "Merged",
+)
+QUALITY = "Panoptic quality by size"
+QUALITY_TEXT = (
+    "One detection to a lesion, at IoU of at least 0.1. A false positive counts at its own "
+    "diameter. Split: several detections overlap the lesion. Merged: it shares a detection with "
+    "another lesion."
+)
 HEADINGS_SUBGROUPS = (
     "By",
     "Group",
@@ -153,6 +168,24 @@ EXTRA_WORDS: Mapping[str, str] = {
     "n": "number",
     "ece": "expected calibration error",
     "brier": "Brier score",
+    "by_reference": "by the reference alone",
+    "adjudicated": "with the confirmed lesions",
+    "n_lesion": "confirmed as lesions",
+    "n_no_lesion": "confirmed as no lesions",
+    "n_unsure": "unsure, or readers disagree",
+    "n_open": "not judged",
+    "n_stale": "verdicts on what is no longer a false positive",
+    "n_both": "judged by both readers",
+    "n_one": "judged by one reader alone",
+    "n_agreed": "of the same verdict",
+    "kappa": "Cohen's kappa",
+    "reader_A": "reader A",
+    "reader_B": "reader B",
+    "lesion_recall": "sensitivity",
+    "lesion_precision": "PPV per detection",
+    "false_positives_per_case": "false positives per scan",
+    "n_lesions": "lesions",
+    "n_false_positive": "false positives",
 }
 
 
@@ -177,6 +210,11 @@ GALLERY_ORDERS: Mapping[str, str] = {
     "false_positive": "by descending score",
     "found": "drawn at random from all sizes with a fixed seed",
 }
+ITEMS = "Places to judge"
+ITEMS_TEXT = (
+    "In random order. State for each item whether it is a lesion (lesion, no_lesion, unsure) and, "
+    "if it is none, its cause in one word, such as vessel or artefact."
+)
 NO_PICTURES = (
     "No pictures: the folder of scans was not given. Give the images to the report to see here "
     "missed lesions and false positives."

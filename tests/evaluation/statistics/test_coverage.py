@@ -6,6 +6,7 @@ import pytest
 from lesionseg.evaluation import edge_cases
 from lesionseg.evaluation.statistics.detection import ratio
 from lesionseg.evaluation.statistics.estimates import Estimator, proportion
+from lesionseg.evaluation.statistics.pooled import mean_share
 
 
 def coverage(interval_of, groups, studies=1500, recall=0.75, seed=0):
@@ -34,3 +35,20 @@ def bootstrap(found, lesions, study):
 @pytest.mark.parametrize("interval_of", [wilson, bootstrap], ids=["wilson", "bootstrap"])
 def test_intervals_cover_in_93_to_97_of_100_studies(interval_of, groups):
     assert 0.93 <= coverage(interval_of, groups) <= 0.97
+
+
+@pytest.mark.parametrize("groups", [5, 10, 20])
+def test_means_of_shares_cover_with_few_patients(groups):
+    def of_patients(found, lesions, _):
+        return mean_share(found / lesions, np.ones(groups), edge_cases.NO_LESION).ci95
+
+    assert 0.94 <= coverage(of_patients, groups) <= 0.98
+
+
+def test_equal_numbers_are_not_certain_and_a_mean_is_within_its_interval():
+    ones, none = np.ones(6), edge_cases.NO_LESION
+    assert mean_share(0.8 * ones, ones, none).reason == edge_cases.COLLAPSED.reason
+    low, high = mean_share(ones, ones, none).ci95
+    assert low < 0.7 < high == 1.0  # as if each were one lesion, found
+    spread = mean_share(np.array([0.8, 0.7, 0.9, 0.75, 0.85, 0.8]), ones, none)
+    assert 0.7 < spread.ci95[0] < 0.8 < spread.ci95[1] < 0.9

@@ -10,7 +10,6 @@ from lesionseg.evaluation.statistics.detection import (
     case_auroc,
     cpm,
     froc,
-    mean_of_groups,
     ratio,
 )
 
@@ -149,5 +148,4 @@ def test_ratios():
     found, total = np.array([1.0, 0.0, 3.0]), np.array([2.0, 0.0, 3.0])
     one = np.ones((1, 3))
     assert ratio(found, total)(one).item() == pytest.approx(4 / 5)
-    assert mean_of_groups(found, total)(one).item() == pytest.approx((0.5 + 1) / 2)
     assert np.isnan(ratio(found, np.zeros(3))(one)).all()

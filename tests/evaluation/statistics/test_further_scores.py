@@ -4,6 +4,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from lesionseg.core import Reference
 from lesionseg.errors import ContentError, DatasetError
 from lesionseg.evaluation import PRESETS, evaluate_case, summarise
 from lesionseg.evaluation.adjudication import adjudicate, read_verdicts
@@ -43,6 +44,43 @@ def test_quality_of_what_is_found_by_hand():
     assert scores["matched_lesion_dice"]["value"] == pytest.approx((2 / 11 + 1) / 2)
     assert scores["iou"]["mean"] == pytest.approx((0.1 + 1 + 0) / 3)
     assert scores["volume_error_ml"]["mean"] is None  # no volumes in two axes
+
+
+def test_quality_by_size_is_that_of_naive_pairs():
+    cases = random_cases(40, 8)
+    results = [
+        evaluate_case(c.as_reference(), c.as_prediction(), PRESETS["instances"], case=c.name)
+        for c in cases
+    ]
+    scores = summarise(results, PRESETS["instances"], evaluated_on="test", replicates=20)
+    lesions = [x for r in results for x in r.lesions]
+    false = [c for r in results for c in r.candidates if c.outcome == "false_positive"]
+    assert sum(bool(row["panoptic_quality"]["value"]) for row in scores["quality_by_size"]) > 1
+    for row in [scores | {"from_mm": 0, "to_mm": None}, *scores["quality_by_size"]]:
+        to = row["to_mm"] or np.inf
+        here = [x for x in lesions if row["from_mm"] <= x.diameter_mm < to]
+        ious = [x.iou for x in here if x.detected]
+        n_false = sum(row["from_mm"] <= c.diameter_mm < to for c in false)
+        left = len(here) - len(ious) + n_false
+        if not here:
+            assert row["panoptic_quality"]["reason"] == "there is no reference lesion to find"
+            continue
+        rq, sq = len(ious) / (len(ious) + left / 2), np.mean(ious) if ious else None
+        assert row["recognition_quality"]["value"] == pytest.approx(rq)
+        assert row["segmentation_quality"]["value"] == (sq and pytest.approx(sq))
+        assert row["panoptic_quality"]["value"] == pytest.approx(rq * (sq or 0))
+
+
+def test_boxes_have_no_panoptic_quality():
+    case = next(c for c in HAND_CASES if c.name == "perfect")
+    drawn = make_prediction(case)
+    box = ((*drawn.candidates[0].start_vox, *drawn.candidates[0].stop_vox),)
+    reference = Reference(drawn.geometry, boxes=np.array(box), box_labels=(1,))
+    results = [evaluate_case(reference, drawn, PRESET, case="a")]
+    scores = summarise(results, PRESET, evaluated_on="test", replicates=0)
+    assert scores["panoptic_quality"]["value"] is None
+    assert "boxes" in scores["panoptic_quality"]["reason"]
+    assert scores["recognition_quality"]["value"] == 1
 
 
 def test_volume_error_counts_lesion_free_cases():

@@ -50,13 +50,13 @@ def test_a_subgroup_has_the_numbers_of_its_cases_alone():
 def test_subgroups_of_a_column_hold_every_case_once():
     for name in ("site", "age", "sex", "id"):
         groups = make_subgroups(CASES, TABLE, name)
-        assert sorted(case for g in groups for case in g.cases) == sorted(CASES)
+        assert sorted(case for g in groups for case in g.members) == sorted(CASES)
 
 
 def test_numbers_are_divided_into_quantiles_and_empty_cells_stand_apart():
     table = {**TABLE, "case11": {"age": ""}}
     groups = make_subgroups(CASES, table, "age")
-    assert [len(g.cases) for g in groups] == [3, 2, 3, 3, 1]
+    assert [len(g.members) for g in groups] == [3, 2, 3, 3, 1]
     assert groups[0].value == "20 to 22.5"
     assert groups[-1].value == "not stated"
     assert make_subgroups(CASES, TABLE, "sex")[0].value == "not stated"

@@ -5,6 +5,7 @@ import pytest
 from matplotlib.figure import Figure, FigureBase
 
 from lesionseg.report.figures import chart_drawing as figures
+from lesionseg.report.figures import froc_figure
 from lesionseg.report.inputs.result_tables import HistoryCurve, Tables, read_tables
 from tests.report.conftest import Blob, Evaluation
 
@@ -27,7 +28,7 @@ def test_bars_show_the_share_found_and_the_counts(tables: Tables) -> None:
 
 def test_drawing_is_reproducible_svg(tables: Tables) -> None:
     def draw(onto: FigureBase) -> None:
-        figures.froc_curve(onto, tables.scores)
+        froc_figure.froc_curve(onto, tables.scores)
 
     assert figures.draw_svg(draw, 3) == figures.draw_svg(draw, 3)
     assert b"<svg" in figures.draw_svg(draw, 3).svg
@@ -37,7 +38,7 @@ def test_froc_joins_rates_beyond_the_last_mark_by_dots(tmp_path: Path) -> None:
     froc = {"fp_per_case": [1, 2, 4], "recall": [0.2, 0.4, None], "beyond_reached": [0, 1, 1]}
     scores = read_tables(Evaluation(changes={"froc": froc}).write(tmp_path)).scores
     figure = Figure()
-    figures.froc_curve(figure, scores)
+    froc_figure.froc_curve(figure, scores)
     reached, beyond = figure.axes[0].lines[:2]
     assert list(reached.get_xdata()) == [1]
     assert list(beyond.get_xdata()) == [1, 2]
@@ -56,7 +57,7 @@ def test_dice_and_training_are_drawn(tables: Tables) -> None:
 def test_m5_dollars_in_a_name_are_dollars() -> None:
     def draw(onto: FigureBase) -> None:
         axes = onto.subplots()  # type: ignore[attr-defined]
-        figures.doubling_axis(axes, 1 / 8, 8)
+        froc_figure.doubling_axis(axes, 1 / 8, 8)
         figures.tidy(axes, r"$\alpha_{$")
 
     svg = figures.draw_svg(draw, 3.0).svg.decode()
@@ -66,9 +67,9 @@ def test_m5_dollars_in_a_name_are_dollars() -> None:
 
 def test_no_false_positive_has_a_place_of_its_own_and_the_band_steps(tables: Tables) -> None:
     figure = Figure()
-    figures.froc_curve(figure, tables.scores)
+    froc_figure.froc_curve(figure, tables.scores)
     axes = figure.axes[0]
-    first, last = figures.froc_range(tables.scores)
+    first, last = froc_figure.froc_range(tables.scores)
     labels = dict(
         zip(axes.get_xticks(), [t.get_text() for t in axes.get_xticklabels()], strict=True)
     )

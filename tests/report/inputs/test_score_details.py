@@ -55,6 +55,9 @@ RATE = {
 }
 
 
+QUALITIES = ("panoptic_quality", "recognition_quality", "segmentation_quality")
+
+
 def subgroup(by: str, value: str, detected: int = 3, **changes: Any) -> dict[str, Any]:
     found = {"by": by, "value": value, "n_cases": 4, "n_groups": 4, "n_lesions": 6}
     numbers = {"recall": detected / 6, "ci95": [0.2, 0.8], "false_positives_per_case": 0.5}
@@ -66,6 +69,14 @@ ALL: dict[str, Any] = {
     "calibration": CALIBRATION,
     "recall_by_size_and_contrast": CELLS,
     "subgroups": [subgroup("sex", "F"), subgroup("sex", "M", 4, ci95=None, reason="few")],
+    "quality_by_size": [
+        {
+            "from_mm": low,
+            "to_mm": None,
+            **{key: {"value": 0.5, "ci95": [0.4, 0.6]} for key in QUALITIES},
+        }
+        for low in (0.0, 3.0, 5.0, 10.0, 20.0)
+    ],
     "comparison": {"lesion_recall": DIFFERENCE, "false_positives_per_case": RATE},
 }
 
@@ -95,6 +106,8 @@ def test_page_draws_and_lists_whatever_the_scores_hold(
         "not defined: outside",
         "+0.20 (95 % CI −0.10 to +0.50)",
         text.CALIBRATION_NUMBERS["brier"],
+        text.QUALITY,
+        "0.50 (95 % CI 0.40 to 0.60)",
     ):
         assert said in page
     assert page.count('<figure class="chart">') == page.count('alt="') == 9

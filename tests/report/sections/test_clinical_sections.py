@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 
 from lesionseg.report import text, write_report
 from lesionseg.report.figures.detail_figures import draw_load, draw_patients, sum_patients
+from lesionseg.report.figures.froc_figure import froc_curve
 from lesionseg.report.inputs.result_tables import Tables, read_tables
 from lesionseg.report.sections.clinical_sections import make_clinical_sections
 from lesionseg.report.write import Options
@@ -106,3 +107,33 @@ def test_an_acceptance_test_prints_pass_or_fail_with_its_hash(
         assert f"Result: {word}." in page
         assert hashlib.sha256(plan.read_bytes()).hexdigest() in page
         assert f"at least {limit}" in page
+
+
+def test_a_second_reader_stands_beside_the_model(evaluation: Evaluation, tmp_path: Path) -> None:
+    sizes = evaluation.scores()["recall_by_size"]
+    halves = [
+        {"from_mm": low, "to_mm": high, "n": 10, "detected": n, "recall": n / 10, "ci95": ends}
+        for low, high, n, ends in ((0.0, 5.0, 3, [0.1, 0.6]), (5.0, None, 9, [0.6, 1.0]))
+    ]
+    evaluation.changes = {
+        "second_reader": {
+            "n_cases": 2,
+            "lesion_recall": number(0.6, 0.4, 0.8),
+            "false_positives_per_case": number(0.5, 0.2, 1.1),
+            "recall_by_size": sizes,
+            "recall_by_half": halves,
+        }
+    }
+    tables = read_tables(evaluation.write(tmp_path / "s"))
+    assert text.second_reader_sentence(tables.scores) == (
+        "A second reader finds 90\xa0% (9/10; 95 % CI 60 to 100\xa0%) at ≥ 5 mm equivalent "
+        "diameter, 30\xa0% (3/10; 95 % CI 10 to 60\xa0%) below, at 0.5 false positives per scan "
+        "(95 % CI 0.2 to 1.1), on 2 of 3 scans."
+    )
+    page = write_report(tables.folder, tmp_path / "out").read_text()
+    for said in (text.second_reader_sentence(tables.scores), *text.HEADINGS_READER, "Square:"):
+        assert said in page
+    figure = Figure()
+    froc_curve(figure, tables.scores)
+    square = next(line for line in figure.axes[0].lines if line.get_marker() == "s")
+    assert (square.get_xdata(), square.get_ydata()) == ([0.5], [0.6])

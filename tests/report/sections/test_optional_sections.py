@@ -30,7 +30,7 @@ def test_nested_lists_become_tables(tmp_path: Path) -> None:
     found = extras(tmp_path, official=official)["official"]
     ((title, listing),) = found.tables
     assert title == "official: site"
-    assert listing.headings == ("value", "n lesions", "lesion recall")
+    assert listing.headings == ("value", "lesions", "sensitivity")
     assert words(listing)[0] == ["A", "12", "0.50 (95 % CI 0.30 to 0.70)"]
     assert words(listing)[1][2].startswith("not defined")
 
