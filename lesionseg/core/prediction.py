@@ -1,7 +1,7 @@
 """A prediction: the candidates of one case, their masks and the calibration of their scores."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Literal
 
 import numpy as np
@@ -173,6 +173,14 @@ class Prediction:
     values: NDArray[np.uint8] | None = None
     removed: tuple[Candidate, ...] = ()
     input: InputVerdict | None = None
+
+    def without_labels(self, labels: Sequence[int]) -> "Prediction":
+        """The prediction without the candidates of some labels."""
+        kept = tuple(c for c in self.candidates if c.label not in labels)
+        if self.instances is None or len(kept) == len(self.candidates):
+            return replace(self, candidates=kept)
+        inside = np.isin(self.instances, [c.id for c in kept])
+        return replace(self, candidates=kept, instances=np.where(inside, self.instances, 0))
 
     def mask(self) -> NDArray[np.uint8]:
         """Label values `[*spatial]` of the accepted candidates; zeros when there is none."""

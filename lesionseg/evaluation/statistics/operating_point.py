@@ -63,7 +63,7 @@ def choose(
 
 
 def most_false_positives(
-    rate: float, n_cases: int, confidence: float | None = None, deff: float = 1.0
+    rate: float, n_cases: float, confidence: float | None = None, deff: float = 1.0
 ) -> int:
     """How many false positives the cases may show so that new ones keep to `rate` per case.
 
@@ -99,15 +99,9 @@ def with_intervals(point: OperatingPoint, results: Sequence[CaseResult]) -> Oper
     Bootstraps that choose anew in every replicate cover less (docs/metrics.md).
     """
     pool = pool_results(results)
-    lesions, hits, cases, false = (
-        np.bincount(groups, minlength=len(pool.groups)).astype(np.float64)
-        for groups in (
-            pool.lesion_group,
-            pool.lesion_group[pool.detected_at >= point.score],
-            pool.case_group,
-            pool.false_group[pool.false_score >= point.score],
-        )
-    )
+    lesions = _by_group(pool, pool.lesion_group)
+    hits = _by_group(pool, pool.lesion_group[pool.detected_at >= point.score])
+    false, cases = _false_by_group(pool, point.score), pool.cases_by_group
     return replace(
         point,
         lesion_recall_ci95=proportion(hits, lesions, edge_cases.NO_LESION).ci95,
@@ -140,7 +134,7 @@ def with_expectation(
         n_found += int((held[-1].detected_at >= score).sum())
         false.append(_false_by_group(held[-1], score))
     n_lesions = sum(len(pool.detected_at) for pool in held)
-    cases = np.concatenate([_by_group(pool, pool.case_group) for pool in held])
+    cases = np.concatenate([pool.cases_by_group for pool in held])
     expected = rate(np.concatenate(false), cases, edge_cases.NO_CASE)
     return replace(
         point,
@@ -207,7 +201,7 @@ def _for_false_positives(pool: Pool, rate: float, confidence: float | None) -> t
     if confidence is None:
         return observed, False
     # patients differ most visibly where most of their false positives count
-    cases = _by_group(pool, pool.case_group)
+    cases = pool.cases_by_group
     deff = count_design_effect(_false_by_group(pool, observed), cases)
     deff *= few_groups_factor(len(pool.groups)) if deff > 1 else 1.0
     most = most_false_positives(rate, pool.n_cases, confidence, deff)

@@ -107,6 +107,14 @@ def read_dataset(
     )
     if not merge_labels:
         return dataset
+    partly = next((c for c in cases if c.annotated), None)
+    if partly is not None:
+        raise DatasetError(
+            f"Labels cannot be merged: in case {partly.case!r} some were not looked for.",
+            where=root,
+            seen=f"annotated: {';'.join(partly.annotated)}",
+            expected="data.merge_labels=false, or cases in which all labels are annotated",
+        )
     return replace(dataset, labels=dict(UNION), merged_values=tuple(dataset.labels), regions=())
 
 
