@@ -121,6 +121,8 @@ class OperatingPoint:
     recall that any score gave. `confidence`: the chance that as many new cases give no more false
     positives per case than the name says; None where the observed rate was taken. `match_rule`: how
     candidates were matched to lesions where it was chosen; None where nobody recorded it.
+    `count_error` and `volume_error`: how far a case's lesions may lie from what is accepted
+    (`evaluation.statistics.burden`), None where that is not known.
     """
 
     name: str
@@ -136,6 +138,8 @@ class OperatingPoint:
     expected_false_positives_per_case_ci95: tuple[float, float] | None = None
     confidence: float | None = None
     match_rule: str | None = None
+    count_error: float | None = None
+    volume_error: float | None = None
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from lesionseg.evaluation import edge_cases
 from lesionseg.evaluation.case.matching import NEVER
 from lesionseg.evaluation.results import CaseResult
 from lesionseg.evaluation.statistics.bootstrap import count_design_effect, few_groups_factor
+from lesionseg.evaluation.statistics.burden import burden_errors
 from lesionseg.evaluation.statistics.detection import Pool, ThresholdSweep, pool_results
 from lesionseg.evaluation.statistics.estimates import proportion, rate
 
@@ -92,6 +93,7 @@ def describe(name: str, score: float, results: Sequence[CaseResult]) -> Operatin
 def with_intervals(point: OperatingPoint, results: Sequence[CaseResult]) -> OperatingPoint:
     """The point with 95 % intervals of what its score gives on new cases like these.
 
+    And with how far the lesions of a new case may lie from what is accepted (`burden_errors`).
     Wilson's and Garwood's with the design effect of groups, as in scores.json; none under 5
     groups. They hold although the same cases chose the score: the rate at the k-th false positive
     has the gamma distribution whose quantiles are Garwood's ends, as the share at the k-th lesion
@@ -102,8 +104,11 @@ def with_intervals(point: OperatingPoint, results: Sequence[CaseResult]) -> Oper
     lesions = _by_group(pool, pool.lesion_group)
     hits = _by_group(pool, pool.lesion_group[pool.detected_at >= point.score])
     false, cases = _false_by_group(pool, point.score), pool.cases_by_group
+    count_error, volume_error = burden_errors(results, point.score)
     return replace(
         point,
+        count_error=count_error,
+        volume_error=volume_error,
         lesion_recall_ci95=proportion(hits, lesions, edge_cases.NO_LESION).ci95,
         false_positives_per_case_ci95=rate(false, cases, edge_cases.NO_CASE).ci95,
     )
