@@ -25,7 +25,8 @@ class CaseFiles:
     `images` has one file per channel. `reference` is a label mask, an instance mask or None
     (boxes only, or unlabelled). `annotations` holds what a table says of the lesions (COCO); `{}`
     for masks. `role` and `fold` are None where the dataset leaves the choice to us.
-    `columns` keeps all further manifest columns, for subgroups.
+    `columns` keeps all further manifest columns, for subgroups. `annotated`: names of the labels
+    that a reader looked for in this case; empty: all of the dataset's.
     """
 
     case: str
@@ -36,6 +37,7 @@ class CaseFiles:
     fold: int | None = None
     annotations: Mapping[str, Any] = field(default_factory=dict)
     columns: Mapping[str, str] = field(default_factory=dict)
+    annotated: tuple[str, ...] = ()
 
     def listed(self) -> dict[str, Any]:
         """The case as an entry of MONAI's datalists; see `Dataset.datalist`."""
@@ -56,7 +58,8 @@ class Reference:
     lesions (`ops.components.lesions_of`). `instance_labels[id-1]` is the label of lesion id.
     `boxes` `[n, 2·dims]` (starts, stops; half-open voxels) float32 and `box_labels` `[n]`: given by
     the dataset; None when they follow from the instances. `ignore` `[*spatial]` bool: voxels that
-    neither teach nor judge; None for none.
+    neither teach nor judge; None for none. `annotated`: whether a reader looked for each label, by
+    its value; empty: for all. Of the others nothing is marked here, and background may be of them.
     """
 
     geometry: Geometry
@@ -66,6 +69,7 @@ class Reference:
     boxes: NDArray[np.float32] | None = None
     box_labels: tuple[int, ...] = ()
     ignore: NDArray[np.bool_] | None = None
+    annotated: Mapping[int, bool] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name in ("labels", "instances", "ignore"):
@@ -81,6 +85,11 @@ class Reference:
         """Voxels `[*spatial]` of any lesion; None where there are boxes alone."""
         marked = self.labels if self.instances is None else self.instances
         return None if marked is None else np.asarray(marked > 0)
+
+    @property
+    def unannotated(self) -> tuple[int, ...]:
+        """The labels of which nothing is known."""
+        return tuple(label for label, looked_for in self.annotated.items() if not looked_for)
 
 
 @dataclass(frozen=True, eq=False)

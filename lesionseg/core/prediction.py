@@ -1,7 +1,7 @@
 """A prediction: the candidates of one case, their masks and the calibration of their scores."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Literal
 
 import numpy as np
@@ -121,6 +121,8 @@ class OperatingPoint:
     recall that any score gave. `confidence`: the chance that as many new cases give no more false
     positives per case than the name says; None where the observed rate was taken. `match_rule`: how
     candidates were matched to lesions where it was chosen; None where nobody recorded it.
+    `count_error` and `volume_error`: how far a case's lesions may lie from what is accepted
+    (`evaluation.statistics.burden`), None where that is not known.
     """
 
     name: str
@@ -136,6 +138,8 @@ class OperatingPoint:
     expected_false_positives_per_case_ci95: tuple[float, float] | None = None
     confidence: float | None = None
     match_rule: str | None = None
+    count_error: float | None = None
+    volume_error: float | None = None
 
 
 @dataclass(frozen=True)
@@ -173,6 +177,14 @@ class Prediction:
     values: NDArray[np.uint8] | None = None
     removed: tuple[Candidate, ...] = ()
     input: InputVerdict | None = None
+
+    def without_labels(self, labels: Sequence[int]) -> "Prediction":
+        """The prediction without the candidates of some labels."""
+        kept = tuple(c for c in self.candidates if c.label not in labels)
+        if self.instances is None or len(kept) == len(self.candidates):
+            return replace(self, candidates=kept)
+        inside = np.isin(self.instances, [c.id for c in kept])
+        return replace(self, candidates=kept, instances=np.where(inside, self.instances, 0))
 
     def mask(self) -> NDArray[np.uint8]:
         """Label values `[*spatial]` of the accepted candidates; zeros when there is none."""

@@ -32,13 +32,15 @@ class PreparedReference:
     `labels` `[*spatial]` uint8: 0 background, k for `plan.mask_values[k-1]` (without regions:
     network channel k-1). `instances` `[*spatial]` int32: lesion ids 1..n. `instance_labels[id-1]`:
     the label k of lesion id, 1 for all with regions, 0 for an id without a lesion. `valid`
-    `[*spatial]` bool: voxels that teach; None when all do.
+    `[*spatial]` bool: voxels that teach; None when all do. `unannotated`: the k of which nothing
+    is known here.
     """
 
     labels: NDArray[np.uint8]
     instances: NDArray[np.int32]
     instance_labels: tuple[int, ...]
     valid: NDArray[np.bool_] | None
+    unannotated: tuple[int, ...] = ()
 
 
 def prepare_reference(
@@ -76,7 +78,10 @@ def prepare_reference(
         ignore = reference.ignore.astype(np.uint8)
         # a lesion revived beside its place is still one
         valid &= (_read_nearest(ignore, reference.geometry, geometry) == 0) | (moved > 0)
-    return PreparedReference(labels, moved, tuple(channel[1:].tolist()), valid)
+    unknown = tuple(
+        plan.mask_values.index(v) + 1 for v in reference.unannotated if v in plan.mask_values
+    )
+    return PreparedReference(labels, moved, tuple(channel[1:].tolist()), valid, unknown)
 
 
 def _inside(instances: NDArray[np.int32], reference: Reference) -> NDArray[np.integer[Any]]:

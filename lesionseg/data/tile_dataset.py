@@ -49,7 +49,8 @@ class TileDataset(Dataset):  # type: ignore[misc]  # MONAI ships no types
     the plan's k-th mask value), both MetaTensors whose affine maps the tile's own index to RAS
     millimetres, through flips, rotation, scale and shear (a bend has no affine). Besides
     `instances` `[1, *tile]` int32 (lesion ids of the case) and `valid` `[1, *tile]` bool, false
-    outside the volume and where the reference is to be ignored.
+    outside the volume and where the reference is to be ignored. Where some case does not annotate
+    all labels, also `unannotated` `[K]` bool: the labels of which nothing is known in the tile.
 
     A tile is a function of `seed` and i alone, in any process and order, and of the hard background
     collected two epochs before, `hard`, which is all that a checkpoint has to keep. `len` is that
@@ -84,6 +85,7 @@ class TileDataset(Dataset):  # type: ignore[misc]  # MONAI ships no types
         n_hard = round(self.sampling.hard_share * n_tiles)
         self.hard = HardPlaces(plan.dims, n_hard) if n_hard else None
         self._hard_epoch = -1
+        self._is_partial = any(case.unannotated for case in self.cases)
         if self.hard is not None:
             _refuse_moved(augmentation)
 
@@ -127,10 +129,10 @@ class TileDataset(Dataset):  # type: ignore[misc]  # MONAI ships no types
             "instances": tile["instances"][None],
             "valid": tile["valid"][None],
         }
-        if not self.has_transforms:
-            return item
-        drawn = tile_generator(self.seed, *divmod(index, self.n_tiles), 3)
-        return run_on_tile(self.transform, item, drawn.initial_seed() % 2**32)
+        if self.has_transforms:
+            drawn = tile_generator(self.seed, *divmod(index, self.n_tiles), 3)
+            item = run_on_tile(self.transform, item, drawn.initial_seed() % 2**32)
+        return item | self._unannotated(raw.choice.case)
 
     def affine(self, raw: RawTile) -> NDArray[np.float64]:
         """Maps an index of the changed tile (without its bend) to RAS millimetres."""
@@ -152,7 +154,8 @@ class TileDataset(Dataset):  # type: ignore[misc]  # MONAI ships no types
         image, valid = read_tile(case.image, start, shape), _valid(case, start, shape)
         labels, instances = _masks(case, start, shape)
         if change.pasting is not None:
-            paste(TileArrays(image, labels, instances, valid.numpy()), self.donors, change.pasting)
+            arrays = TileArrays(image, labels, instances, valid.numpy(), case.unannotated)
+            paste(arrays, self.donors, change.pasting)
         tensors = {
             "image": torch.from_numpy(image),
             "labels": torch.from_numpy(labels),
@@ -168,7 +171,14 @@ class TileDataset(Dataset):  # type: ignore[misc]  # MONAI ships no types
 
     def pack(self, raws: Sequence[RawTile]) -> PackedBatch:
         """Raw tiles as one batch, for `augmentation.batch.finish` on a GPU."""
-        return pack([r.tensors for r in raws], [r.change for r in raws], self.plan.tile_shape)
+        pieces = [r.tensors | self._unannotated(r.choice.case) for r in raws]
+        return pack(pieces, [r.change for r in raws], self.plan.tile_shape)
+
+    def _unannotated(self, case: int) -> TileTensors:
+        if not self._is_partial:
+            return {}
+        labels = range(1, len(self.plan.label_values) + 1)
+        return {"unannotated": torch.tensor([k in self.cases[case].unannotated for k in labels])}
 
     def choice(self, number: int) -> TileChoice:
         """Where the tile lies."""

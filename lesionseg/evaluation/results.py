@@ -156,6 +156,7 @@ class CaseResult:
     region by name, judged by itself. `within_labels`: the same case with each label judged by
     itself, where the labels are pooled and there are several. `warning` and `input_score`: of
     `core.InputVerdict`. `slice_spacing_mm`: the largest spacing of a volume's voxels, to 0.1 mm.
+    `annotated`: as in `core.Reference`; what was not has neither lesions nor candidates here.
     """
 
     case: str
@@ -186,6 +187,22 @@ class CaseResult:
     warning: str = ""
     input_score: float | None = None
     slice_spacing_mm: float | None = None
+    annotated: Mapping[int, bool] = field(default_factory=dict)
+
+    @property
+    def annotated_share(self) -> float:
+        """Share of the labels that a reader looked for: as much of a scan it counts in rates."""
+        return sum(self.annotated.values()) / len(self.annotated) if self.annotated else 1.0
+
+    @property
+    def is_ill(self) -> bool:
+        """Whether there is any lesion."""
+        return bool(self.lesions)
+
+    @property
+    def is_lesion_free(self) -> bool:
+        """Whether a reader looked for all labels and marked nothing."""
+        return not self.lesions and all(self.annotated.values())
 
     @property
     def n_detected(self) -> int:

@@ -46,6 +46,7 @@ class CaseRow(TableRow):
     warning: str = ""
     input_score: float | None = None
     slice_spacing_mm: float | None = None
+    annotated_share: float = 1.0
 
     @property
     def failed(self) -> bool:

@@ -200,6 +200,7 @@ def _one_label(part: PooledResults, label: int) -> dict[str, Any]:
     names = ("n_lesions", "n_true_positive", "n_false_positive", "n_missed", "n_ignored")
     return {
         "label": label,
+        "n_cases": len(part.results),
         **{name: counts[name] for name in names},
         "dice": part.label_dice(label),
         "lesion_recall": part.recall().to_json(),
@@ -214,7 +215,6 @@ def _one_region(part: PooledResults) -> dict[str, Any]:
     found = _one_label(part, REGION_LABEL)
     del found["label"]
     return {
-        "n_cases": len(part.results),
         **found,
         "dice": part.overlap("dice"),
         "surface_dice": {

@@ -31,6 +31,7 @@ def read_case(files: CaseFiles, dataset: Dataset) -> Case:
 
     The reference is None for an unlabelled case. Masks keep their file's values (1 for all with
     merged labels); voxels of the dataset's ignore label become `Reference.ignore` and background.
+    What is marked of labels that the case does not annotate becomes background as well.
     Raises `DatasetError` when channels are missing, `GeometryError` when files lie further than
     0.001 mm apart, `ContentError` for NaN, infinity and mask values that are no label.
     """
@@ -188,6 +189,18 @@ def _ignoring(reference: Reference | None, hidden: NDArray[np.bool_] | None) -> 
 
 
 def _read_reference(files: CaseFiles, dataset: Dataset, geometry: Geometry) -> Reference | None:
+    reference = _read_marked(files, dataset, geometry)
+    if reference is None or not files.annotated:
+        return reference
+    annotated = {value: name in files.annotated for value, name in dataset.labels.items()}
+    reference = replace(reference, annotated=annotated)
+    if reference.labels is None:
+        return reference
+    unknown = np.isin(reference.labels, reference.unannotated)
+    return replace(reference, labels=np.where(unknown, 0, reference.labels))
+
+
+def _read_marked(files: CaseFiles, dataset: Dataset, geometry: Geometry) -> Reference | None:
     if "lesions" in files.annotations:
         return read_coco_reference(files, geometry, dataset.merged_values)
     if "boxes" in files.annotations:

@@ -58,10 +58,10 @@ class TileStream:
 
     A plain iterable and no loader itself, which would be taken apart and put together again
     by the trainer, whose restart in mid-epoch could not keep the order of tiles. `tiles`: a
-    `TileDataset`, or any that gives `image`, `labels`, `instances` and `valid` as `to_batch` does,
-    for any number from 0 on and the same each time. With `pin` the batches go to this process's
-    GPU, and a `TileDataset` is augmented there; without, and where other libraries' transforms
-    have a part in it, the workers do it.
+    `TileDataset`, or any that gives `image`, `labels`, `instances` and `valid` as `to_batch` does
+    (`unannotated` or not), for any number from 0 on and the same each time. With `pin` the batches
+    go to this process's GPU, and a `TileDataset` is augmented there; without, and where other
+    libraries' transforms have a part in it, the workers do it.
     """
 
     def __init__(
@@ -109,6 +109,7 @@ def to_batch(items: Sequence[TileItem]) -> Batch:
                     "labels": torch.Tensor.as_subclass(item["label"], Tensor)[0],
                     "instances": item["instances"][0],
                     "valid": item["valid"][0],
+                    **{name: item[name] for name in ("unannotated",) if name in item},
                 }
                 for item in items
             ]

@@ -1,5 +1,6 @@
 """What every loss owes to voxels that are left out, and to classes that overlap."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -28,6 +29,7 @@ from lesionseg.losses.gradient_balance import (
     curve_figures,
 )
 from lesionseg.losses.inputs import region_target
+from lesionseg.losses.partial_labels import known_logits
 
 SHAPE = (2, 6, 7, 8)
 LOSSES: dict[str, Callable[..., VoxelLoss]] = {
@@ -153,3 +155,49 @@ def test_a_softmax_takes_no_regions() -> None:
     logits, labels, _ = scene(3)
     with pytest.raises(LesionsegError, match="does not fit"):
         FocalLoss(activation="softmax")(logits, region_target(labels, [(1,), (1, 2), (2,)]))
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_class_that_a_tile_does_not_annotate_has_no_gradient_and_costs_nothing(name: str) -> None:
+    """Class 2 of the second tile: its logits may be anything, and the first tile's still learns."""
+    logits, labels, instances = scene(2)
+    labels[1][labels[1] == 2] = 0
+    unannotated = torch.tensor([[False, False], [False, True]])
+    loss, values = LOSSES[name](), []
+    more = {"instances": instances} if loss.needs_instances else {}
+    for seed in (1, 2):
+        given = logits.clone()
+        given[1, 1] = 9 * torch.randn(SHAPE[1:], generator=torch.Generator().manual_seed(seed))
+        given.requires_grad_()
+        terms = loss(known_logits(given, unannotated, "sigmoid"), labels, **more)
+        value = torch.stack(list(terms.values())).sum()
+        value.backward()
+        assert given.grad is not None
+        assert not given.grad[1, 1].any()
+        assert all(bool(given.grad[b, k].any()) for b, k in ((0, 0), (0, 1), (1, 0)))
+        values.append(value.item())
+    assert values[0] == values[1]
+
+
+def test_the_marginal_loss_of_a_softmax_by_hand() -> None:
+    """p = 0.5, 0.2, 0.3 and class 2 unknown: background is 0.8, class 1 stays 0.2."""
+    logits = torch.tensor([0.5, 0.2, 0.3]).log().view(1, 3, 1).expand(1, 3, 2)
+    logits = logits.clone().requires_grad_()
+    known = known_logits(logits, torch.tensor([[False, True]]), "softmax")
+    p = known.softmax(1)[0, :, 0]
+    torch.testing.assert_close(p, torch.tensor([0.8, 0.2, 0.0]))
+    loss = CrossEntropyLoss(reduction="sum", activation="softmax")
+    value = loss(known, torch.tensor([[0, 1]]))["cross_entropy"]
+    assert value.item() == pytest.approx(-math.log(0.8) - math.log(0.2))
+    value.backward()
+    # of background -p_0/0.8, p_1, -p_2/0.8 beside p; a known lesion rules the unknown class out
+    background, lesion = [0.5 - 0.625, 0.2, 0.3 - 0.375], [0.5, 0.2 - 1, 0.3]
+    expected = torch.tensor([background, lesion]).T[None]
+    torch.testing.assert_close(logits.grad, expected)
+
+
+def test_annotating_all_changes_nothing() -> None:
+    for activation, channels in (("sigmoid", 2), ("softmax", 3)):
+        logits = scene(channels)[0]
+        none = torch.zeros(SHAPE[0], 2, dtype=torch.bool)
+        torch.testing.assert_close(known_logits(logits, none, activation), logits)

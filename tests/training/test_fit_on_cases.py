@@ -1,6 +1,7 @@
 """The stream of tiles from prepared cases, and a training on it."""
 
 import pickle
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from lesionseg.losses import FocalLoss
 from lesionseg.models import build_network
 from lesionseg.training.fit import fit
 from lesionseg.training.learning_settings import Learning
-from lesionseg.training.settings import TrainerSettings
+from lesionseg.training.settings import OptimiserSettings, TrainerSettings
 from lesionseg.training.tile_stream import finished, to_batch
 
 
@@ -105,3 +106,29 @@ def test_no_case_is_refused_before_training(plan, tmp_path):
             Learning(FocalLoss(), TrainerSettings(max_steps=3)),
             tmp_path / "run",
         )
+
+
+def test_tiles_say_which_labels_their_case_does_not_annotate(cases, plan):
+    """On both ways to a batch; and nothing at all where every case annotates all."""
+    tiles = stream([replace(cases[0], unannotated=(1,)), cases[1]], plan, noise_std=0.0)
+    expected = to_batch([tiles[number] for number in range(6)])["unannotated"]
+    of_case = [[tiles.choice(number).case == 0] for number in range(6)]
+    assert expected.tolist() == of_case
+    assert {True, False} == {each for (each,) in of_case}
+    packed = DataLoader(RawTiles(tiles), batch_size=6, collate_fn=tiles.pack)
+    (made,) = finished(packed, torch.device("cpu"))
+    assert made["unannotated"].tolist() == of_case
+    assert "unannotated" not in to_batch([stream(cases, plan)[0]])
+
+
+def test_a_label_that_no_case_annotates_is_not_learnt(cases, plan, tmp_path):
+    """Its head keeps its first weights: the only gradient there could be is of that label."""
+    network = build_network(plan)
+    before = [p.clone() for p in network.parameters()]
+    unknown = [replace(case, unannotated=(1,)) for case in cases]
+    settings = TrainerSettings(
+        max_steps=2, workers=0, accelerator="cpu", progress=False, ema_decay=None
+    )
+    learning = Learning(FocalLoss(), settings, optimiser=OptimiserSettings(weight_decay=0.0))
+    fit(network, plan, unknown, learning, tmp_path / "run")
+    assert all(torch.equal(a, b) for a, b in zip(before, network.parameters(), strict=True))

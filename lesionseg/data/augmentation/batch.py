@@ -59,6 +59,8 @@ def pack(
 ) -> PackedBatch:
     """What `finish` makes a batch of tiles of `shape` of; pieces as `augment.apply` takes them."""
     arrays = _volumes(pieces)
+    if "unannotated" in pieces[0]:
+        arrays["unannotated"] = np.stack([piece["unannotated"].numpy() for piece in pieces])
     arrays |= _movements(
         [c.movement for c in changes], [c.intensity for c in changes], shape, arrays
     )
@@ -79,19 +81,20 @@ def finish(batch: PackedBatch) -> TileTensors:
     """Carry out the changes on the device of the batch.
 
     `image` `[B, C, *tile]` is fp32; of the masks `[B, *tile]` `labels` are uint8, `instances` int32
-    and `valid` bool.
+    and `valid` bool; `unannotated` `[B, K]` bool where the pieces have it.
     """
     grid = _grid(batch)
     n = len(batch["image"])
     image = _sampled(batch["image"], grid[:n], "bilinear")
     masks = _sampled(batch["masks"], grid[-n:], "nearest")
     small = masks[:, ::2].to(torch.uint8)
-    return {
+    tiles = {
         "image": _changed(image, batch),
         "labels": small[:, 0],
         "instances": masks[:, 1].int(),
         "valid": small[:, 1].view(torch.bool),
     }
+    return tiles | ({name: batch[name] for name in ("unannotated",) if name in batch})
 
 
 def _volumes(pieces: Sequence[TileTensors]) -> Arrays:

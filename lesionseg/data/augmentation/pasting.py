@@ -38,12 +38,16 @@ class Pasting:
 
 @dataclass(frozen=True, eq=False)
 class TileArrays:
-    """What a copy goes into, in place: image `[C, *shape]`, masks `[*shape]`."""
+    """What a copy goes into, in place: image `[C, *shape]`, masks `[*shape]`.
+
+    No lesion of a label in `unannotated` is put there: of these nothing is taught.
+    """
 
     image: NDArray[np.floating[Any]]
     labels: NDArray[np.uint8]
     instances: NDArray[Any]
     valid: NDArray[np.bool_]
+    unannotated: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,6 +121,8 @@ def paste(tile: TileArrays, donors: Donors, pasting: Pasting) -> None:
         place = None if copy is None else _place(tile, copy, rng)
         number = int(tile.instances.max(initial=0)) + 1
         if copy is None or place is None or number > np.iinfo(tile.instances.dtype).max:
+            continue
+        if np.isin(copy.labels, tile.unannotated).any():
             continue
         _put(tile, copy, place, number)
 

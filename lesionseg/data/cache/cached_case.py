@@ -56,7 +56,8 @@ class CachedCase:
     travels to worker processes as a few numbers. `source` is the hash of the files it is made of.
     `is_mixed`: a lesion's voxels may hold other labels than its own (regions). `valid_seeds`: some
     background voxels that teach, spread over it, where not all do; None where all do. With an
-    `origin`, `folder` is a copy, fetched when it is read and not there.
+    `origin`, `folder` is a copy, fetched when it is read and not there. `unannotated`: as in
+    `PreparedReference`.
     """
 
     case: str
@@ -70,6 +71,7 @@ class CachedCase:
     is_mixed: bool = False
     valid_seeds: tuple[tuple[int, ...], ...] | None = None
     origin: CacheSource | None = None
+    unannotated: tuple[int, ...] = ()
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -181,6 +183,7 @@ def write_cached_case(
         "has_valid": reference.valid is not None,
         "is_mixed": _is_mixed(reference),
         "valid_seeds": _valid_seeds(reference),
+        "unannotated": reference.unannotated,
         "lesions": [asdict(lesion) for lesion in find_lesions(reference)],
     }
     (folder / "case.json").write_text(json.dumps(entry), encoding="utf-8")
@@ -262,6 +265,7 @@ def case_from_json(
         is_mixed=raw["is_mixed"],
         valid_seeds=None if seeds is None else tuple(tuple(seed) for seed in seeds),
         origin=origin,
+        unannotated=tuple(raw.get("unannotated", ())),  # older entries have none
     )
 
 

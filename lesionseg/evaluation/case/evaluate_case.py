@@ -87,7 +87,7 @@ class MatchedCase:
 
     It holds no volume, so that the cases of a dataset fit into memory together: `prediction` has
     the candidates alone. `contrasts` and `zones` are the lesions'. `regions`: each region by
-    itself. The rest: see `evaluate_case`.
+    itself. `annotated`: as in `core.Reference`. The rest: see `evaluate_case`.
     """
 
     prediction: Prediction
@@ -101,6 +101,7 @@ class MatchedCase:
     regions: Mapping[str, "MatchedCase"]
     seconds: float
     zones: Sequence[str]
+    annotated: Mapping[int, bool]
 
     @property
     def geometry(self) -> Geometry:
@@ -171,6 +172,7 @@ class MatchedCase:
             warning=given.input.warning if given.input else "",
             input_score=given.input.score if given.input else None,
             slice_spacing_mm=_slice_spacing_mm(lesions.geometry),
+            annotated=self.annotated,
         )
 
     def _within_labels(self, operating_point: OperatingPoint | None) -> CaseResult | None:
@@ -194,6 +196,8 @@ def match_case(
 ) -> MatchedCase:
     """Match the prediction of one case with its reference; see `evaluate_case`.
 
+    Candidates of labels that the reference does not annotate are left out.
+
     Args:
         reference: the lesions that a reader marked.
         prediction: on the reference's grid; None where there is none: every lesion is missed.
@@ -210,6 +214,7 @@ def match_case(
         prediction = united(prediction)
     if prediction is not None:
         _check_grids("prediction", case, reference.geometry, prediction.geometry)
+        prediction = prediction.without_labels(reference.unannotated)
     if image is not None:
         _check_grids("image", case, reference.geometry, image.geometry)
     nothing = np.zeros(reference.geometry.shape, dtype=np.int32)
@@ -241,6 +246,7 @@ def match_case(
         regions=parts,
         seconds=perf_counter() - begin,
         zones=zones.of(links.lesions) if zones else [""] * len(links.lesions),
+        annotated=reference.annotated,
     )
 
 

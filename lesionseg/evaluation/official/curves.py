@@ -81,7 +81,7 @@ def luna_scores(results: Sequence[CaseResult]) -> Values:
 
 
 def froc_curve(
-    scores: NDArray[np.float64], true: NDArray[np.bool_], n_lesions: int, n_cases: int
+    scores: NDArray[np.float64], true: NDArray[np.bool_], n_lesions: int, n_cases: float
 ) -> OfficialCurve | None:
     """One point for each distinct score and one at the origin; None without lesions."""
     if n_lesions == 0:

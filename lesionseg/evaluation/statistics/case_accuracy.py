@@ -30,9 +30,10 @@ def case_table(summary: PooledResults) -> dict[str, Any]:
     A case is positive when a judged candidate is accepted, anywhere in it.
     """
     called = np.array([r.is_called for r in summary.results], dtype=np.bool_)
-    ill = np.array([bool(r.lesions) for r in summary.results], dtype=np.bool_)
+    ill = np.array([r.is_ill for r in summary.results], dtype=np.bool_)
+    well = np.array([r.is_lesion_free for r in summary.results], dtype=np.bool_)
     hits, cases, clean, free = (
-        summary.sums(kind.tolist()) for kind in (called & ill, ill, ~called & ~ill, ~ill)
+        summary.sums(kind.tolist()) for kind in (called & ill, ill, ~called & well, well)
     )
     values = [(share, *predictive_values(hits, cases, clean, free, share)) for share in PREVALENCES]
     return {

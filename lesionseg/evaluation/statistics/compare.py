@@ -54,7 +54,7 @@ def _f1(r: CaseResult) -> tuple[float, float]:
 
 
 def _false_positives(r: CaseResult) -> tuple[float, float]:
-    return float(r.n_outcome("false_positive")), 1.0
+    return float(r.n_outcome("false_positive")), r.annotated_share
 
 
 def _dice(r: CaseResult) -> tuple[float, float]:
@@ -138,7 +138,7 @@ def _curves(one: Pool, other: Pool, fp_per_case: Sequence[float]) -> dict[str, _
 
 def _joined(one: Pool, other: Pool) -> Pool:
     """The items of both; the other's groups come after the one's."""
-    fields = ("detected_at", "false_score", "case_score", "case_positive")
+    fields = ("detected_at", "false_score", "case_score", "case_positive", "case_share")
     items = {f: np.concatenate([getattr(one, f), getattr(other, f)]) for f in fields}
     groups = {
         f: np.concatenate([getattr(one, f), getattr(other, f) + len(one.groups)])

@@ -23,7 +23,8 @@ class Pool:
 
     `detected_at` `[lesions]`: `NEVER` for a lesion that no retained candidate finds.
     `false_score` `[false positives]` among all retained candidates. `case_score` and
-    `case_positive` (has a lesion) `[cases]`.
+    `case_positive` (has a lesion) `[cases]`; a score is NaN where not all labels were looked for
+    and none was found. `case_share`: `CaseResult.annotated_share`.
     """
 
     groups: tuple[str, ...]
@@ -34,11 +35,18 @@ class Pool:
     case_group: NDArray[np.int64]
     case_score: NDArray[np.float64]
     case_positive: NDArray[np.bool_]
+    case_share: NDArray[np.float64]
 
     @property
-    def n_cases(self) -> int:
-        """Number of cases."""
-        return len(self.case_group)
+    def n_cases(self) -> float:
+        """Number of cases, each as far as it is annotated."""
+        return float(self.case_share.sum())
+
+    @property
+    def cases_by_group(self) -> NDArray[np.float64]:
+        """The same by group `[groups]`."""
+        counts = np.bincount(self.case_group, self.case_share, len(self.groups))
+        return counts.astype(np.float64)
 
     @property
     def reached_fp_per_case(self) -> float:
@@ -71,9 +79,15 @@ def pool_results(results: Sequence[CaseResult]) -> Pool:
         np.array([g for g, _ in false], dtype=np.int64),
         np.array([s for _, s in false], dtype=np.float64),
         np.array([index[r.group] for r in results], dtype=np.int64),
-        np.array([r.case_score or 0.0 for r in results], dtype=np.float64),
-        np.array([len(r.lesions) > 0 for r in results], dtype=np.bool_),
+        np.array([_case_score(r) for r in results], dtype=np.float64),
+        np.array([r.is_ill for r in results], dtype=np.bool_),
+        np.array([r.annotated_share for r in results], dtype=np.float64),
     )
+
+
+def _case_score(result: CaseResult) -> float:
+    known = result.is_ill or result.is_lesion_free
+    return (result.case_score or 0.0) if known else np.nan
 
 
 def ratio(numerator: NDArray[np.float64], denominator: NDArray[np.float64]) -> Statistic:
@@ -102,7 +116,7 @@ def froc(pool: Pool, fp_per_case: Sequence[float]) -> Statistic:
     found_before = np.searchsorted(-pool.detected_at[by_time], -scores, side="left")
 
     def statistic(weights: Weights) -> NDArray[np.float64]:
-        n_cases = weights[:, pool.case_group].sum(1)
+        n_cases = weights[:, pool.case_group] @ pool.case_share
         false = weights[:, false_group].cumsum(1)
         found = _cumulative(weights[:, lesion_group])
         columns = []
@@ -147,8 +161,12 @@ def average_precision(pool: Pool) -> Statistic:
 
 
 def case_auroc(pool: Pool) -> Statistic:
-    """Statistic: chance that a case with a lesion scores above one without; ties count half."""
+    """Statistic: chance that a case with a lesion scores above one without; ties count half.
+
+    A case without a score is neither.
+    """
     order = np.argsort(pool.case_score, kind="stable")
+    order = order[~np.isnan(pool.case_score[order])]
     score, positive, group = (
         pool.case_score[order],
         pool.case_positive[order],
@@ -200,7 +218,7 @@ class ThresholdSweep:
 
     detected_at: NDArray[np.float64]
     false_score: NDArray[np.float64]
-    n_cases: int
+    n_cases: float
 
     @classmethod
     def of_results(cls, results: Sequence[CaseResult]) -> "ThresholdSweep":
@@ -210,7 +228,7 @@ class ThresholdSweep:
 
     @classmethod
     def of_rows(
-        cls, lesions: Sequence[LesionRow], candidates: Sequence[CandidateRow], n_cases: int
+        cls, lesions: Sequence[LesionRow], candidates: Sequence[CandidateRow], n_cases: float
     ) -> "ThresholdSweep | None":
         """The sweep of the tables; None without lesions, cases, scores or outcomes."""
         known = all(row.score is not None and row.outcome_any for row in candidates)

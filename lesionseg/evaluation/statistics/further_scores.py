@@ -149,10 +149,11 @@ def _of_cell(
 def case_numbers(summary: PooledResults) -> dict[str, dict[str, Any]]:
     """Sensitivity and specificity of calling a case positive when a candidate is accepted."""
     called = np.array([r.is_called for r in summary.results], dtype=np.bool_)
-    ill = np.array([bool(r.lesions) for r in summary.results], dtype=np.bool_)
+    ill = np.array([r.is_ill for r in summary.results], dtype=np.bool_)
+    well = np.array([r.is_lesion_free for r in summary.results], dtype=np.bool_)
     return {
         "case_sensitivity": _share(summary, called & ill, ill, edge_cases.NO_CASE_WITH_LESION),
-        "case_specificity": _share(summary, ~called & ~ill, ~ill, edge_cases.NO_LESION_FREE_CASE),
+        "case_specificity": _share(summary, ~called & well, well, edge_cases.NO_LESION_FREE_CASE),
     }
 
 

@@ -14,6 +14,7 @@ from lesionseg.evaluation import edge_cases
 from lesionseg.evaluation.case.matching import NEVER
 from lesionseg.evaluation.results import CaseResult
 from lesionseg.evaluation.statistics.bootstrap import count_design_effect, few_groups_factor
+from lesionseg.evaluation.statistics.burden import burden_errors
 from lesionseg.evaluation.statistics.detection import Pool, ThresholdSweep, pool_results
 from lesionseg.evaluation.statistics.estimates import proportion, rate
 
@@ -63,7 +64,7 @@ def choose(
 
 
 def most_false_positives(
-    rate: float, n_cases: int, confidence: float | None = None, deff: float = 1.0
+    rate: float, n_cases: float, confidence: float | None = None, deff: float = 1.0
 ) -> int:
     """How many false positives the cases may show so that new ones keep to `rate` per case.
 
@@ -92,6 +93,7 @@ def describe(name: str, score: float, results: Sequence[CaseResult]) -> Operatin
 def with_intervals(point: OperatingPoint, results: Sequence[CaseResult]) -> OperatingPoint:
     """The point with 95 % intervals of what its score gives on new cases like these.
 
+    And with how far the lesions of a new case may lie from what is accepted (`burden_errors`).
     Wilson's and Garwood's with the design effect of groups, as in scores.json; none under 5
     groups. They hold although the same cases chose the score: the rate at the k-th false positive
     has the gamma distribution whose quantiles are Garwood's ends, as the share at the k-th lesion
@@ -99,17 +101,14 @@ def with_intervals(point: OperatingPoint, results: Sequence[CaseResult]) -> Oper
     Bootstraps that choose anew in every replicate cover less (docs/metrics.md).
     """
     pool = pool_results(results)
-    lesions, hits, cases, false = (
-        np.bincount(groups, minlength=len(pool.groups)).astype(np.float64)
-        for groups in (
-            pool.lesion_group,
-            pool.lesion_group[pool.detected_at >= point.score],
-            pool.case_group,
-            pool.false_group[pool.false_score >= point.score],
-        )
-    )
+    lesions = _by_group(pool, pool.lesion_group)
+    hits = _by_group(pool, pool.lesion_group[pool.detected_at >= point.score])
+    false, cases = _false_by_group(pool, point.score), pool.cases_by_group
+    count_error, volume_error = burden_errors(results, point.score)
     return replace(
         point,
+        count_error=count_error,
+        volume_error=volume_error,
         lesion_recall_ci95=proportion(hits, lesions, edge_cases.NO_LESION).ci95,
         false_positives_per_case_ci95=rate(false, cases, edge_cases.NO_CASE).ci95,
     )
@@ -140,7 +139,7 @@ def with_expectation(
         n_found += int((held[-1].detected_at >= score).sum())
         false.append(_false_by_group(held[-1], score))
     n_lesions = sum(len(pool.detected_at) for pool in held)
-    cases = np.concatenate([_by_group(pool, pool.case_group) for pool in held])
+    cases = np.concatenate([pool.cases_by_group for pool in held])
     expected = rate(np.concatenate(false), cases, edge_cases.NO_CASE)
     return replace(
         point,
@@ -207,7 +206,7 @@ def _for_false_positives(pool: Pool, rate: float, confidence: float | None) -> t
     if confidence is None:
         return observed, False
     # patients differ most visibly where most of their false positives count
-    cases = _by_group(pool, pool.case_group)
+    cases = pool.cases_by_group
     deff = count_design_effect(_false_by_group(pool, observed), cases)
     deff *= few_groups_factor(len(pool.groups)) if deff > 1 else 1.0
     most = most_false_positives(rate, pool.n_cases, confidence, deff)

@@ -54,17 +54,25 @@ class PooledResults:
         return cls(tuple(results), preset, pool, estimator, all(r.scored for r in results))
 
     def of_label(self, label: int) -> "PooledResults":
-        """The lesions and candidates of one label, in all cases, matched within this label."""
+        """The lesions and candidates of one label, matched within this label.
+
+        Of the cases in which a reader looked for it.
+        """
         results = tuple(
             replace(
                 r,
+                annotated={},
                 lesions=tuple(x for x in part.lesions if x.label == label),
                 candidates=tuple(c for c in part.candidates if c.label == label),
             )
             for r in self.results
+            if r.annotated.get(label, True)
             for part in [r.within_labels or r]
         )
-        return replace(self, results=results, pool=pool_results(results))
+        pool, whole = pool_results(results), self.estimator
+        if len(pool.groups) < whole.n_groups:
+            whole = Estimator.seeded(len(pool.groups), len(whole.weights), whole.seed)
+        return replace(self, results=results, pool=pool, estimator=whole)
 
     def sums(self, values: Sequence[float]) -> NDArray[np.float64]:
         """A value by case, summed by group."""
@@ -81,7 +89,7 @@ class PooledResults:
         return {
             "n_cases": len(self.results),
             "n_groups": len(self.pool.groups),
-            "n_lesion_free_cases": sum(not r.lesions for r in self.results),
+            "n_lesion_free_cases": sum(r.is_lesion_free for r in self.results),
             "n_lesions": n_lesions,
             "n_candidates": sum(len(r.candidates) for r in self.results),
             "n_accepted": sum(c.accepted for r in self.results for c in r.candidates),
@@ -113,7 +121,7 @@ class PooledResults:
 
     def false_positives_per_case(self) -> Estimate:
         """False positives over all cases, lesion-free or not."""
-        cases = self.sums([1] * len(self.results))
+        cases = self.pool.cases_by_group
         return rate(self.n_outcome("false_positive"), cases, edge_cases.NO_CASE)
 
     def detection_numbers(self) -> dict[str, Estimate]:
@@ -133,7 +141,7 @@ class PooledResults:
         }
 
     def _lesion_free_numbers(self) -> dict[str, Estimate]:
-        free = [not r.lesions for r in self.results]
+        free = [r.is_lesion_free for r in self.results]
         cases = self.sums(free)
         n_false = [r.n_outcome("false_positive") for r in self.results]
         false = self.sums([f * n for f, n in zip(free, n_false, strict=True)])
@@ -162,10 +170,11 @@ class PooledResults:
         return {"cpm": cpm, "average_precision": area, "case_auroc": self._auroc()}
 
     def _auroc(self) -> Estimate:
-        both = self.pool.case_positive.any() and not self.pool.case_positive.all()
         kinds = [
-            self.sums([bool(r.lesions) is kind for r in self.results]) > 0 for kind in (False, True)
+            self.sums([getattr(r, kind) for r in self.results]) > 0
+            for kind in ("is_lesion_free", "is_ill")
         ]
+        both = kinds[0].any() and kinds[1].any()
         # both kinds must be many for an interval, so the rarer is what supports it
         support = (kinds[0] if kinds[0].sum() < kinds[1].sum() else kinds[1]) & both
         strata = self.estimator.by_stratum([kinds[1], ~kinds[1]])
@@ -283,7 +292,7 @@ class PooledResults:
         if not self.results:
             none = edge_cases.NO_CASE
             return {**found, "false_positives_per_case": none.value, "reason": none.reason}
-        return {**found, "false_positives_per_case": false / len(self.results)}
+        return {**found, "false_positives_per_case": false / self.pool.n_cases}
 
     def false_positives(self) -> dict[str, int]:
         """False positives that touch some lesion, and those elsewhere."""

@@ -147,7 +147,10 @@ class Difference(JsonObject):
 
 @dataclass(frozen=True)
 class PartScores(JsonObject):
-    """The cases judged by one label or one region alone; of a label `n_cases` is not stated."""
+    """The cases judged by one label, as far as they annotate it, or one region alone.
+
+    Older files do not state the `n_cases` of a label.
+    """
 
     lesion_recall: Estimate
     dice: Estimate

@@ -105,8 +105,18 @@ def read_dataset(
         len(dataset.cases),
         len({c.group for c in dataset.cases}),
     )
+    partly = [case for case in cases if case.annotated]
+    if partly:
+        logger.info("In %d of them a reader did not look for all labels.", len(partly))
     if not merge_labels:
         return dataset
+    if partly:
+        raise DatasetError(
+            f"Labels cannot be merged: in case {partly[0].case!r} some were not looked for.",
+            where=root,
+            seen=f"annotated: {';'.join(partly[0].annotated)}",
+            expected="data.merge_labels=false, or cases in which all labels are annotated",
+        )
     return replace(dataset, labels=dict(UNION), merged_values=tuple(dataset.labels), regions=())
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import get_args
 
 from lesionseg.core import CaseFiles, Dataset, Role
-from lesionseg.errors import DatasetError
+from lesionseg.errors import DatasetError, one_of
 from lesionseg.io.atomic import read_csv, read_json
 from lesionseg.io.layouts.case_problems import Problems, check_name, count_axes, is_count
 from lesionseg.io.layouts.nnunet_labels import IGNORE, FileLabels
@@ -25,7 +25,8 @@ def read_manifest(root: Path) -> Dataset:
 
     Commas, semicolons or tabs between. Paths are relative to the manifest; a folder is a DICOM
     series, an empty reference means unlabelled. In place of `reference`, `instances` names a mask
-    whose values are lesion ids, all of label 1. Further columns are kept in `CaseFiles.columns`;
+    whose values are lesion ids, all of label 1. `annotated` names the labels that were
+    looked for, `lesion;cyst`; empty means all. Further columns are kept in `CaseFiles.columns`;
     `pixel_mm` is the pixel size of rasters. Labels are those of `labels.json` beside it
     (`{"1": "lesion", "9": "ignore"}`), else that one lesion. What is wrong with single rows becomes
     `Dataset.problems`; what is wrong with the table raises `DatasetError`.
@@ -33,9 +34,12 @@ def read_manifest(root: Path) -> Dataset:
     path, problems = root / MANIFEST, Problems()
     rows = read_csv(path)
     images = _image_columns(rows, path)
-    read = [_case(root, row, images, line, problems) for line, row in enumerate(rows, start=2)]
-    cases = tuple(case for case in read if case is not None)
     labels = read_label_names(root)
+    names = tuple(labels.names.values())
+    read = [
+        _case(root, row, images, names, line, problems) for line, row in enumerate(rows, start=2)
+    ]
+    cases = tuple(case for case in read if case is not None)
     return Dataset(
         name=root.name,
         root=root,
@@ -95,6 +99,17 @@ def parse_fold(text: str, where: Path) -> int | None:
     return int(text) if text else None
 
 
+def parse_annotated(text: str, names: Sequence[str], where: str) -> tuple[str, ...]:
+    """The labels that were looked for, of those a dataset has; empty for all of them.
+
+    `text`: names with semicolons between, or nothing. Raises `ConfigError` for any other name.
+    """
+    given = {name.strip() for name in text.split(";") if name.strip()}
+    for name in sorted(given):
+        one_of("label", name, names, where=where)
+    return () if given == set(names) else tuple(name for name in names if name in given)
+
+
 def _image_columns(rows: Sequence[Mapping[str, str]], path: Path) -> tuple[str, ...]:
     if not rows:
         raise DatasetError("The manifest has no case.", where=path)
@@ -111,9 +126,17 @@ def _image_columns(rows: Sequence[Mapping[str, str]], path: Path) -> tuple[str, 
 
 
 def _case(
-    root: Path, row: Mapping[str, str], images: Sequence[str], line: int, problems: Problems
+    root: Path,
+    row: Mapping[str, str],
+    images: Sequence[str],
+    names: Sequence[str],
+    line: int,
+    problems: Problems,
 ) -> CaseFiles | None:
-    """The case of a row, as far as it can be read; None without an id or any image."""
+    """The case of a row, as far as it can be read; None without an id or any image.
+
+    `names`: of the dataset's labels.
+    """
     path, case = root / MANIFEST, row["case"]
     lacking = [name for name in ("case", *images) if not row[name]]
     if lacking:
@@ -141,6 +164,17 @@ def _case(
         if name:
             problems.check_file(case, root / name, where=path, named=name, by=f"line {line}")
     role, fold = None, None
+    annotated: tuple[str, ...] = ()
+    with problems.of(case):
+        place = f"{path}, line {line}, column annotated"
+        annotated = parse_annotated(row.get("annotated", ""), names, place)
+        if instances and annotated and names[0] not in annotated:
+            raise DatasetError(
+                "The lesions of an instance mask are of label 1, which is not annotated.",
+                where=place,
+                seen=row["annotated"],
+                expected=names[0],
+            )
     with problems.of(case):
         role = parse_role(row.get("role", ""), path)
     with problems.of(case):
@@ -154,6 +188,7 @@ def _case(
         fold=fold,
         annotations={"instances": None} if instances and not reference else {},
         columns={k: v for k, v in row.items() if k not in (*_OWN_COLUMNS, *images)},
+        annotated=annotated,
     )
 
 

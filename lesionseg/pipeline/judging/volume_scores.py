@@ -133,6 +133,7 @@ class VolumeScores:
 
 def overlaps(reference: Reference, prediction: Prediction) -> CaseOverlap | None:
     """The table of a case; None where one side has no mask. Voxels to be ignored do not count."""
+    prediction = prediction.without_labels(reference.unannotated)
     lesion, instances = reference.mask(), prediction.instances
     if lesion is None or instances is None:
         return None

@@ -45,6 +45,9 @@ class LevelCounts:
         labels, ignore = reference.labels, reference.ignore
 
         def count(channel: int, slabs: Iterator[Slab]) -> Iterator[Slab]:
+            if plan.label_values[channel] in reference.unannotated:
+                yield from slabs
+                return
             row = 0
             for slab in slabs:
                 rows = slice(row, row + len(slab))

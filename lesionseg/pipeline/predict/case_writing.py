@@ -158,7 +158,9 @@ def write_case(
         "message": message,
         "warning": verdict.warning,
         "input_score": None if verdict.score is None else round(verdict.score, 3),
-        **burden(prediction.candidates, plan.lesion_labels, _names(zones)),
+        **burden(
+            prediction.candidates, plan.lesion_labels, _names(zones), prediction.operating_point
+        ),
     }
 
 

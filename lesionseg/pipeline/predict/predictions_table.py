@@ -36,7 +36,7 @@ class PredictionRow(TableRow):
     value elsewhere); `key` tells whether anything changed since, settings included. `warning`: in
     what the scan is unlike the training scans; `input_score`: how much, 1 being the limit. `count`
     and `ml`: number and volume of the accepted candidates by label, `zone_count` and `zone_ml` by
-    zone; no volume in 2-D and of bare boxes.
+    zone; no volume in 2-D and of bare boxes. `n_lesions_low` … `volume_ml_high`: as in `StudyRow`.
     """
 
     case: str
@@ -51,6 +51,10 @@ class PredictionRow(TableRow):
     key: str = ""
     warning: str = ""
     input_score: float | None = None
+    n_lesions_low: int | None = None
+    n_lesions_high: int | None = None
+    volume_ml_low: float | None = None
+    volume_ml_high: float | None = None
     count: Named = field(default_factory=dict)
     ml: Named = field(default_factory=dict)
     zone_count: Named = field(default_factory=dict)

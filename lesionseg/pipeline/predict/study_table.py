@@ -5,7 +5,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypedDict
 
-from lesionseg.core import Candidate, CaseFiles
+from lesionseg.core import Candidate, CaseFiles, OperatingPoint
+from lesionseg.evaluation.statistics.burden import count_interval, volume_interval
 from lesionseg.evaluation.table_row import Named, TableRow, read_table, write_table
 from lesionseg.io.remote.mirror import send
 from lesionseg.pipeline.predict.predictions_table import PredictionRow
@@ -16,7 +17,8 @@ class StudyRow(TableRow):
     """One line of study.csv: what was accepted in a case, altogether, by label and by zone.
 
     `group` and `visit` are what the input's table says of the case. Numbers of a case that failed
-    are empty, and so are volumes in 2-D and of bare boxes.
+    are empty, and so are volumes in 2-D and of bare boxes. `n_lesions_low` and the like: between
+    them lie the lesions that a reader would mark, with a chance of 95 %.
     """
 
     case: str
@@ -25,6 +27,10 @@ class StudyRow(TableRow):
     status: str = ""
     n_lesions: int | None = None
     volume_ml: float | None = None
+    n_lesions_low: int | None = None
+    n_lesions_high: int | None = None
+    volume_ml_low: float | None = None
+    volume_ml_high: float | None = None
     count: Named = field(default_factory=dict)
     ml: Named = field(default_factory=dict)
     zone_count: Named = field(default_factory=dict)
@@ -38,21 +44,42 @@ class Burden(TypedDict):
     ml: Mapping[str, float]
     zone_count: Mapping[str, float]
     zone_ml: Mapping[str, float]
+    n_lesions_low: int | None
+    n_lesions_high: int | None
+    volume_ml_low: float | None
+    volume_ml_high: float | None
 
 
 def burden(
-    candidates: Sequence[Candidate], labels: Mapping[int, str], zones: Iterable[str] = ()
+    candidates: Sequence[Candidate],
+    labels: Mapping[int, str],
+    zones: Iterable[str] = (),
+    point: OperatingPoint | None = None,
 ) -> Burden:
     """The accepted candidates by label and by zone; what is named and empty has 0.
 
-    Volumes are left out altogether where one of them is not known.
+    Volumes are left out altogether where one of them is not known, and intervals where `point`,
+    by which candidates were accepted, knows none.
     """
     taken = [c for c in candidates if c.accepted]
     by_label = [(labels.get(c.label, str(c.label)), c.volume_ml) for c in taken]
     by_zone = [(c.zone, c.volume_ml) for c in taken if c.zone]
     count, ml = _sums(by_label, labels.values())
     zone_count, zone_ml = _sums(by_zone, zones)
-    return {"count": count, "ml": ml, "zone_count": zone_count, "zone_ml": zone_ml}
+    errors = (point.count_error, point.volume_error) if point else (None, None)
+    n_low, n_high = (None, None) if errors[0] is None else count_interval(len(taken), errors[0])
+    known = None if errors[1] is None or not ml else volume_interval(sum(ml.values()), errors[1])
+    ml_low, ml_high = known or (None, None)
+    return {
+        "count": count,
+        "ml": ml,
+        "zone_count": zone_count,
+        "zone_ml": zone_ml,
+        "n_lesions_low": n_low,
+        "n_lesions_high": n_high,
+        "volume_ml_low": ml_low,
+        "volume_ml_high": ml_high,
+    }
 
 
 def _sums(
@@ -91,6 +118,10 @@ def _row(row: PredictionRow, files: CaseFiles) -> StudyRow:
         said,
         n_lesions=row.n_accepted,
         volume_ml=round(sum(row.ml.values()), 6) if row.ml else None,
+        n_lesions_low=row.n_lesions_low,
+        n_lesions_high=row.n_lesions_high,
+        volume_ml_low=row.volume_ml_low,
+        volume_ml_high=row.volume_ml_high,
         count=row.count,
         ml=row.ml,
         zone_count=row.zone_count,

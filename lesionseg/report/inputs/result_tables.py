@@ -39,7 +39,9 @@ class Tables:
         """What every threshold gives; None without scores, an operating point or lesions."""
         if self.scores.operating_point.score is None:
             return None
-        return ThresholdSweep.of_rows(self.lesions, self.candidates, len(self.cases))
+        return ThresholdSweep.of_rows(
+            self.lesions, self.candidates, sum(case.annotated_share for case in self.cases)
+        )
 
 
 @dataclass(frozen=True)

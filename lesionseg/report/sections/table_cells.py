@@ -172,6 +172,8 @@ def list_labels(scores: Scores) -> Listing:
     lines = (
         (
             TableCell(name),
+            # older files do not say in how many scans a label was looked for: in all
+            TableCell(str(part.n_cases or scores.n_cases), part.n_cases or scores.n_cases),
             TableCell(
                 text.of(part.n_detected, part.n_lesions),
                 link="lesion-table" if part.n_lesions else "",

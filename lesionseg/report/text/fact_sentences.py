@@ -168,7 +168,8 @@ def scans_sentence(tables: Tables) -> str:
     lesions = count(scores.n_lesions, "reference lesion")
     if not tables.patients_stated:
         free = scores.n_lesion_free_cases
-        scans = f"{count(scores.n_cases - free, 'scan')} with lesions, {free} without"
+        with_lesions = count(sum(case.n_lesions > 0 for case in tables.cases), "scan")
+        scans = f"{with_lesions} with lesions, {free} without"
         return f"{scans}; {lesions}; patients {NOT_STATED}, each scan counted as one."
     everyone = {case.group or case.case for case in tables.cases}
     ill = {case.group or case.case for case in tables.cases if case.n_lesions}

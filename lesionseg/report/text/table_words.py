@@ -77,6 +77,7 @@ HEADINGS_WHY = ("Reason", "Lesions")
 HEADINGS_RULES = ("Rule", "Found", "False positives per scan")
 HEADINGS_LABELS = (
     "Kind of lesion",
+    "Scans",
     "Found",
     "Sensitivity",
     "95 % CI",

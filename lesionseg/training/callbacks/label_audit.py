@@ -152,7 +152,11 @@ def _lesion_seen(
 
 
 def spots_seen(case: CachedCase, p: NDArray[np.float32], plan: Plan) -> list[Observation]:
-    """Each candidate in `p` `[K, *spatial]` that touches neither a lesion nor what is ignored."""
+    """Each candidate in `p` `[K, *spatial]` that touches neither a lesion nor what is ignored.
+
+    Of labels that the case does not annotate there are none.
+    """
+    unannotated = {plan.mask_values[k - 1] for k in case.unannotated}
     found = find_by_plan(p, case.geometry, plan)
     known = np.asarray(case.labels) > 0
     if case.valid is not None:
@@ -172,7 +176,7 @@ def spots_seen(case: CachedCase, p: NDArray[np.float32], plan: Plan) -> list[Obs
             p=candidate.score,
         )
         for candidate in found.candidates
-        if candidate.id not in touching
+        if candidate.id not in touching and candidate.label not in unannotated
     ]
 
 

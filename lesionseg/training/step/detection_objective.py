@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from lesionseg.losses.detection_loss import AnchorTargets, DetectionLoss
 from lesionseg.losses.gradient_balance import FocalTerm
+from lesionseg.losses.partial_labels import known_logits
 from lesionseg.models.heads import DetectorOutput
 from lesionseg.models.retinanet import planned_anchors
 from lesionseg.ops.anchors import BACKGROUND, IGNORED, AnchorLevel, grid_anchors
@@ -134,6 +135,14 @@ class DetectionObjective(Objective):
         if self.voxels is None or targets.voxels is None:
             return terms
         return terms | self.voxels.terms(output.segmentation, targets.voxels, normalisers[1:])
+
+    def known(self, output: DetectorOutput, unannotated: Tensor) -> DetectorOutput:
+        """The anchors' scores, which are independent, and the voxels."""
+        scores = known_logits(output.class_logits.transpose(1, 2), unannotated, "sigmoid")
+        levels = output.segmentation
+        if self.voxels is not None:
+            levels = tuple(self.voxels.known(levels, unannotated))
+        return replace(output, class_logits=scores.transpose(1, 2), segmentation=levels)
 
     def shown(
         self, output: DetectorOutput, targets: DetectionTargets

@@ -178,7 +178,7 @@ class LesionModule(pl.LightningModule):
         targets = self.objective.targets(batch)
         normalisers, positives = self._normalise(targets)
         self._clear_gradients(optimiser)
-        terms, total = self._accumulate(batch["image"], targets, normalisers)
+        terms, total = self._accumulate(batch, targets, normalisers)
         self.watchers.clear()
         if self.scale is not None:
             self.scale.unscale(self.network.parameters())
@@ -213,17 +213,20 @@ class LesionModule(pl.LightningModule):
         return update_all(averages, counts, shares), counts[0]
 
     def _accumulate(
-        self, image: Tensor, targets: BatchTargets, normalisers: Sequence[Tensor]
+        self, batch: Mapping[str, Tensor], targets: BatchTargets, normalisers: Sequence[Tensor]
     ) -> tuple[dict[str, Tensor], Tensor]:
         """Add up the gradients of all parts; the named terms' means over them, and their sum."""
         size = self.plan.batch_size
-        images, parts = torch.split(image, size), targets.split(size)
+        images, parts = torch.split(batch["image"], size), targets.split(size)
+        unannotated = torch.split(batch["unannotated"], size) if "unannotated" in batch else ()
         named: dict[str, Tensor] = {}
         losses: dict[str, Tensor] = {}
-        for tiles, part in zip(images, parts, strict=True):
+        for number, (tiles, part) in enumerate(zip(images, parts, strict=True)):
             begin_forward(self.compiled)
             with fp16_context(tiles.device.type, self.scale):
                 output = self.network(tiles)
+            if unannotated:
+                output = self.objective.known(output, unannotated[number])
             self._show(output, part)
             terms = self.objective.terms(output, part, normalisers)
             if len(images) > 1:

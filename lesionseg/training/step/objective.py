@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lesionseg.losses.gradient_balance import FocalTerm, focal_terms
+from lesionseg.losses.partial_labels import known_logits
 from lesionseg.losses.voxel_loss import count_positives
 from lesionseg.plan.plan import Plan
 from lesionseg.training.step.supervision import (
@@ -54,6 +55,10 @@ class Objective(ABC):
     @abstractmethod
     def terms(self, output: Any, targets: Any, normalisers: Sequence[Tensor]) -> Terms:
         """The terms of the loss."""
+
+    @abstractmethod
+    def known(self, output: Any, unannotated: Tensor) -> Any:
+        """The output as it is judged where labels `[B, K]` were not annotated: `known_logits`."""
 
     @abstractmethod
     def shown(self, output: Any, targets: Any) -> tuple[Tensor, LevelTargets]:
@@ -124,6 +129,10 @@ class VoxelObjective(Objective):
                 terms = self._level_terms(level.float(), level_targets, normaliser)
                 add_terms(total, {name: weight * term for name, term in terms.items()})
         return total
+
+    def known(self, output: Sequence[Tensor], unannotated: Tensor) -> list[Tensor]:
+        """Every level."""
+        return [known_logits(level, unannotated, self.plan.activation) for level in output]
 
     def shown(self, output: Sequence[Tensor], targets: VoxelTargets) -> tuple[Tensor, LevelTargets]:
         """The finest level."""

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -91,6 +93,13 @@ def test_no_copy_where_the_tissue_differs_where_there_is_no_room_or_no_lesson(do
         paste(tile, Donors([donor], TILE), order(n=5))
         assert not tile.instances.any()
         assert np.array_equal(tile.image, before)
+
+
+def test_no_copy_of_a_label_that_the_tile_does_not_annotate(donor):
+    for unannotated, n_voxels in (((1,), 0), ((2,), 24)):
+        tile = replace(tissue(), unannotated=unannotated)
+        paste(tile, Donors([donor], TILE), order(n=3))
+        assert (tile.instances == 1).sum() == n_voxels
 
 
 def test_of_two_tissues_the_one_alike_is_chosen(donor):

@@ -29,6 +29,7 @@ def random_pool(seed, n_groups=6, n_cases=9, n_lesions=20, n_false=30):
         np.sort(np.r_[np.arange(n_groups), rng.integers(0, n_groups, n_cases - n_groups)]),
         rng.integers(0, 10, n_cases) / 10,
         rng.random(n_cases) < 0.5,
+        rng.integers(1, 3, n_cases) / 2,
     )
 
 
@@ -47,6 +48,7 @@ def repeat(pool, weights):
         again(pool.case_group, pool.case_group),
         again(pool.case_score, pool.case_group),
         again(pool.case_positive, pool.case_group),
+        again(pool.case_share, pool.case_group),
     )
 
 
@@ -109,7 +111,7 @@ def test_froc_by_hand():
     # 8 cases, lesions found at .9 .8 .5 and never; false positives at .85 and .6
     pool = Pool(
         ("a",), np.zeros(4, int), np.array([0.9, 0.8, 0.5, NEVER]), np.zeros(2, int),
-        np.array([0.6, 0.85]), np.zeros(8, int), np.zeros(8), np.ones(8, bool),
+        np.array([0.6, 0.85]), np.zeros(8, int), np.zeros(8), np.ones(8, bool), np.ones(8),
     )  # fmt: skip
     one = np.ones((1, 1))
     assert froc(pool, (0.1, 0.125, 0.25, 8))(one).tolist() == [[0.25, 0.5, 0.75, 0.75]]
@@ -119,7 +121,7 @@ def test_froc_by_hand():
 def test_a_tie_with_a_false_positive_does_not_count_as_found_before_it():
     pool = Pool(
         ("a",), np.zeros(1, int), np.array([0.5]), np.zeros(1, int), np.array([0.5]),
-        np.zeros(1, int), np.zeros(1), np.ones(1, bool),
+        np.zeros(1, int), np.zeros(1), np.ones(1, bool), np.ones(1),
     )  # fmt: skip
     assert froc(pool, (0.5, 1.0))(np.ones((1, 1))).tolist() == [[0.0, 1.0]]
 

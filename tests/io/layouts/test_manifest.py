@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lesionseg.errors import ContentError, DatasetError, ReadError
+from lesionseg.errors import ContentError, DatasetError, LesionsegError, ReadError
 from lesionseg.io.cases import read_case
 from lesionseg.io.layouts.conventions import read_dataset
 
@@ -117,3 +117,45 @@ def test_what_is_wrong_is_said(manifest: Callable[[str], Path], text: str, match
 def test_an_empty_manifest_is_refused(manifest: Callable[[str], Path]) -> None:
     with pytest.raises(ReadError, match=r"empty.*manifest\.csv"):
         read_dataset(manifest(""))
+
+
+ANNOTATED = (
+    "case,image,reference,annotated\n"
+    "A,scans/a.nii.gz,scans/m.nii.gz,scar\n"
+    "B,scans/b.nii.gz,scans/m.nii.gz,\n"
+    "C,scans/b.nii.gz,scans/m.nii.gz, cyst ; scar\n"
+    "D,scans/b.nii.gz,scans/m.nii.gz,cyst\n"
+)
+
+
+def test_a_case_says_which_labels_were_looked_for(manifest: Callable[[str], Path]) -> None:
+    """The mask holds one voxel of a cyst; where none were looked for it is background."""
+    root = manifest(ANNOTATED)
+    (root / "labels.json").write_text('{"1": "cyst", "2": "scar"}')
+    dataset = read_dataset(root)
+    assert [case.annotated for case in dataset.cases] == [("scar",), (), (), ("cyst",)]
+    assert dataset.cases[0].columns == {"annotated": "scar"}  # a subgroup, too
+    references = [read_case(case, dataset).reference for case in dataset.cases]
+    assert [r.unannotated for r in references if r] == [(1,), (), (), (2,)]
+    assert [int(r.labels.sum()) for r in references if r and r.labels is not None] == [0, 1, 1, 1]
+
+
+def test_labels_that_nobody_knows_are_refused_by_line(manifest: Callable[[str], Path]) -> None:
+    root = manifest(ANNOTATED)
+    (root / "labels.json").write_text('{"1": "cysts", "2": "scar"}')
+    with pytest.raises(LesionsegError, match=r"manifest\.csv, line 4.*Seen: cyst.*write cysts"):
+        read_dataset(root)
+
+
+def test_labels_that_were_not_looked_for_cannot_be_merged(manifest: Callable[[str], Path]) -> None:
+    root = manifest(ANNOTATED)
+    (root / "labels.json").write_text('{"1": "cyst", "2": "scar"}')
+    with pytest.raises(DatasetError, match="cannot be merged: in case 'A'"):
+        read_dataset(root, merge_labels=True)
+
+
+def test_instances_are_of_the_first_label(manifest: Callable[[str], Path]) -> None:
+    root = manifest("case,image,instances,annotated\nA,scans/a.nii.gz,scans/m.nii.gz,scar\n")
+    (root / "labels.json").write_text('{"1": "cyst", "2": "scar"}')
+    with pytest.raises(DatasetError, match=r"line 2, column annotated.*Expected: cyst"):
+        read_dataset(root)

@@ -1,5 +1,6 @@
 """Recall and Dice of whole validation volumes while a network is trained."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -40,6 +41,11 @@ def test_dice_at_any_score_is_that_of_the_masks() -> None:
     assert table.dice(0.3) == pytest.approx(2 * 2 / (4 + 3))
     ignored = Reference(GEOMETRY, labels=labels, ignore=np.arange(16).reshape(4, 4) >= 12)
     table = overlaps(ignored, Prediction("a", GEOMETRY, ranked, instances))
+    assert table is not None
+    assert table.dice(0.3) == pytest.approx(2 * 2 / (2 + 3))
+    partly = Reference(GEOMETRY, labels=labels, annotated={1: True, 2: False})
+    others = (ranked[0], replace(ranked[1], label=2))  # two voxels of what nobody looked for
+    table = overlaps(partly, Prediction("a", GEOMETRY, others, instances))
     assert table is not None
     assert table.dice(0.3) == pytest.approx(2 * 2 / (2 + 3))
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from lesionseg.core import Geometry, Volume
+from lesionseg.core import Candidate, Geometry, OperatingPoint, Volume
 from lesionseg.errors import BundleError, ConfigError, DatasetError
 from lesionseg.inference.bundles.bundle import write_bundle
 from lesionseg.inference.inference_settings import InferenceSettings
@@ -16,6 +16,7 @@ from lesionseg.io.formats.volumes import read_volume, write_volume
 from lesionseg.io.predictions import find_predictions, read_prediction
 from lesionseg.pipeline.predict.predictions_table import PredictOutcome
 from lesionseg.pipeline.predict.recipe import predict
+from lesionseg.pipeline.predict.study_table import burden
 from lesionseg.plan.plan import Plan
 from tests.inference.networks import Bright
 
@@ -299,3 +300,19 @@ def test_zones_of_no_case_are_refused_at_once(bundle: Path, scans: Path, tmp_pat
     write_volume(tmp_path / "z" / "q.nii.gz", Volume(np.ones((1, 4, 4, 4), np.uint8), grid))
     with pytest.raises(DatasetError, match="No zone mask has the name of a case"):
         _run(bundle, scans, tmp_path / "out", zones=tmp_path / "z")
+
+
+def test_the_burden_has_the_interval_of_its_operating_point() -> None:
+    grid = Geometry.from_spacing((8, 8, 8), (1, 1, 1))
+    taken = [
+        replace(Candidate.from_box(i, 1, 0.9, (0.0,) * 3 + (4.0,) * 3, grid), volume_ml=0.5)
+        for i in (1, 2)
+    ]
+    taken = [replace(candidate, accepted=True) for candidate in taken]
+    point = OperatingPoint("fp_per_case:1", 0.5, count_error=0.5, volume_error=0.7)
+    found = burden(taken, {1: "lesion"}, point=point)
+    assert (found["n_lesions_low"], found["n_lesions_high"]) == (1, 3)
+    assert (found["volume_ml_low"], found["volume_ml_high"]) == (0.464, 2.08)
+    bare = burden([replace(taken[0], volume_ml=None)], {1: "lesion"}, point=point)
+    assert (bare["n_lesions_low"], bare["volume_ml_low"]) == (1, None)
+    assert burden(taken, {1: "lesion"})["n_lesions_high"] is None

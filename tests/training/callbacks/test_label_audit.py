@@ -2,6 +2,7 @@
 
 import csv
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -71,6 +72,11 @@ def test_lesions_and_spots_are_seen_where_they_are(case, make_plan):
     assert (spot.kind, spot.lesion, spot.label) == ("spot", None, "lesion")
     assert spot.p == pytest.approx(sigmoid(1.5), abs=1e-3)
     assert spot.centre_mm == pytest.approx((36.0, 18.0))
+
+
+def test_nobody_is_asked_about_a_label_that_was_not_looked_for(case, make_plan):
+    seen = look(Seer(), replace(case, unannotated=(1,)), make_plan())
+    assert [each.kind for each in seen] == ["lesion", "lesion"]
 
 
 class TwoSeers(nn.Module):

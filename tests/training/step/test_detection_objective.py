@@ -3,14 +3,14 @@
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
 from torch import Tensor
 
 from lesionseg.losses import FocalLoss
-from lesionseg.losses.detection_loss import DetectionLoss
+from lesionseg.losses.detection_loss import Classification, DetectionLoss
 from lesionseg.models.build import build_network
 from lesionseg.ops import anchors as assigning
 from lesionseg.ops import fixed_rows
@@ -155,6 +155,27 @@ def test_the_plan_remembers_what_inference_must_undo() -> None:
     assert other.gamma is None
 
 
+@pytest.mark.parametrize("classification", get_args(Classification))
+def test_a_label_that_a_tile_does_not_annotate_teaches_no_anchor(
+    classification: Classification,
+) -> None:
+    plan = _plan("retina_unet")
+    objective = make_objective(FocalLoss(), DetectionLoss(classification), plan)
+    batch, network = _batch(), build_network(plan)
+    batch["labels"][batch["labels"] == 2], batch["instances"][batch["instances"] == 7] = 0, 0
+    output = network(batch["image"])
+    for tensor in (output.class_logits, *output.segmentation):
+        tensor.retain_grad()
+    known = objective.known(output, torch.tensor([[False, True], [False, False]]))
+    normalisers = [torch.tensor(n) for n in objective.expected(2)]
+    terms = objective.terms(known, objective.targets(batch), normalisers)
+    torch.stack(list(terms.values())).sum().backward()
+    of_anchors = output.class_logits.grad.any(1)
+    assert of_anchors.tolist()[0] == [True, False]
+    assert bool(of_anchors[1].any())
+    assert output.segmentation[0].grad.flatten(2).any(2).tolist()[0] == [True, False]
+
+
 class _Empty:
     """Tiles of noise without any lesion."""
 
@@ -180,7 +201,7 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 from lesionseg.losses import FocalLoss
-from lesionseg.losses.detection_loss import DetectionLoss
+from lesionseg.losses.detection_loss import Classification, DetectionLoss
 from lesionseg.models.build import build_network
 from lesionseg.training.step.detection_objective import make_objective
 from tests.training.step.test_detection_objective import _batch, _plan
