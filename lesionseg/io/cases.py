@@ -61,9 +61,12 @@ def _read_image(files: CaseFiles, dataset: Dataset) -> Volume:
     valid: NDArray[np.bool_] | None = None
     first = read_volume(files.images[0], raster_mm=raster_mm, tilt=tilt)
     check_dims(files.images[0], first.geometry, dataset.dims)
-    array = np.empty((len(files.images), *first.geometry.shape), dtype=np.float32)
-    for channel, file in enumerate(files.images):
-        volume = first if channel == 0 else read_volume(file, raster_mm=raster_mm, tilt=tilt)
+    n_channels = len(dataset.channel_names)
+    array = np.zeros((n_channels, *first.geometry.shape), dtype=np.float32)
+    present = [c for c in range(n_channels) if c not in files.missing]
+    for channel, file in zip(present, files.images, strict=True):
+        is_first = channel == present[0]
+        volume = first if is_first else read_volume(file, raster_mm=raster_mm, tilt=tilt)
         check_grid(file, volume.geometry, files.images[0], first.geometry)
         if volume.valid is not None:
             valid = volume.valid if valid is None else valid & volume.valid
@@ -71,7 +74,7 @@ def _read_image(files: CaseFiles, dataset: Dataset) -> Volume:
             array[channel] = volume.array[0]
         if volume.array.dtype.kind == "f":
             check_finite(file, array[channel])
-    return Volume(array, first.geometry, valid)
+    return Volume(array, first.geometry, valid, files.missing)
 
 
 def read_mask(
@@ -134,13 +137,15 @@ def mask_mm(files: CaseFiles, image: Geometry) -> float | None:
 
 
 def check_channels(files: CaseFiles, dataset: Dataset) -> None:
-    """Raise `DatasetError` unless the case has one file per channel of the dataset."""
-    if len(files.images) != len(dataset.channel_names):
+    """Raise `DatasetError` unless the case has one file per channel that it may not lack."""
+    n_files = len(files.images) + (len(files.missing) if dataset.may_lack else 0)
+    if not files.images or n_files != len(dataset.channel_names):
         raise DatasetError(
             f"The case {files.case!r} does not have one file per channel.",
             where=files.images[0].parent if files.images else None,
             seen=[file.name for file in files.images],
             expected=", ".join(dataset.channel_names),
+            remedy="add the file; where scans may lack channels, set data.channel_dropout=0.3.",
         )
 
 

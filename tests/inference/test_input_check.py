@@ -85,7 +85,7 @@ def _verdict(
     check: InputCheck | None, volume: Volume, network: nn.Module, plan: Plan
 ) -> InputVerdict:
     scan = Predictor.from_network(network, plan).scans.prepare(volume, "scan")
-    return judge_input(check, scan.image.array, scan.file_geometry, network, plan)
+    return judge_input(check, scan.image, scan.file_geometry, network, plan)
 
 
 def _half_zeroed(array: NDArray[np.float32]) -> NDArray[np.float32]:

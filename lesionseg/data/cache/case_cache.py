@@ -190,6 +190,7 @@ def source_hash(files: CaseFiles) -> str:
                 digest.update(hashlib.file_digest(stream, "sha256").digest())
         except OSError as error:
             raise ReadError("The file cannot be read.", where=path, seen=error) from error
-    said = json.dumps([files.annotations, files.group], sort_keys=True, default=str)
+    stated = [files.annotations, files.group, *files.missing]
+    said = json.dumps(stated, sort_keys=True, default=str)
     digest.update(said.encode())
     return digest.hexdigest()

@@ -27,9 +27,11 @@ class Problems:
         """All of them so far."""
         return tuple(self._listed)
 
-    def add(self, case: str, error: LesionsegError, *, repeated: bool = False) -> None:
-        """Note one; `repeated`: reading the case raises it again."""
-        self._listed.append(Problem(case, error, repeated))
+    def add(
+        self, case: str, error: LesionsegError, *, repeated: bool = False, lacking: bool = False
+    ) -> None:
+        """Note one; `repeated` and `lacking`: see `core.Problem`."""
+        self._listed.append(Problem(case, error, repeated, lacking))
 
     @contextmanager
     def of(self, case: str) -> Iterator[None]:

@@ -143,6 +143,7 @@ def collect_cases(
         CaseFiles(
             case=case,
             images=_ordered(root, case, images[case], len(channels), problems),
+            missing=tuple(c for c in range(len(channels)) if c not in images[case]),
             reference=references[case][0],
             role=role,
             fold=folds.get(case) if role is None else None,
@@ -224,5 +225,6 @@ def _ordered(
             seen=[f.name for _, f in sorted(files.items())],
             expected=", ".join(f"{case}_{i:04d}" for i in range(n_channels)),
         )
-        problems.add(case, error, repeated=len(files) != n_channels)
+        lacking = set(files) < set(range(n_channels))
+        problems.add(case, error, repeated=len(files) != n_channels, lacking=lacking)
     return tuple(file for _, file in sorted(files.items()))

@@ -92,6 +92,7 @@ class FactsFolder:
         if states is None:
             return None
         said = [self._about, files.case, files.group, files.annotations, files.columns, states]
+        said += files.missing
         return hashlib.sha256(json.dumps(said, sort_keys=True, default=str).encode()).hexdigest()
 
     def _path(self, signature: str) -> Path:
