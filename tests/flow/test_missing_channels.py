@@ -114,9 +114,30 @@ def test_an_empty_cell_and_an_array_lack_the_same_channel(trained: Path, tmp_pat
     assert predictor(flair, missing=["T1"]).operating_point == array.operating_point
     with pytest.raises(ConfigError, match="no such channel"):
         predictor(flair, missing=["T2"])
-    with pytest.raises(DatasetError, match="no FLAIR, T1"):
-        predictor.predict_volume(Volume(volume.array.repeat(2, 0), volume.geometry, None, (0, 1)), "a")
+    nothing = Volume(volume.array.repeat(2, 0), volume.geometry, missing=(0, 1))
+    with pytest.raises(DatasetError, match=r"no FLAIR, T1.*it may lack FLAIR or T1"):
+        predictor.predict_volume(nothing, "a")
 
 
-def test_a_bundle_that_was_not_trained_for_it_refuses(raw: Path, tmp_path: Path) -> None:
-    """By name; so does a training without channel dropout."""
+def test_who_was_not_trained_for_it_refuses_by_name(trained: Path, tmp_path: Path) -> None:
+    path = tmp_path / "bundle" / "plan.json"
+    shutil.copytree(trained / "bundle", path.parent)
+    path.write_text(_plan(trained).with_(channel_sets=()).to_json())
+    (flair,) = (trained.parent / "raw" / "imagesTs").glob("*_0000.nii.gz")
+    output = tmp_path / "out"
+    assert run("predict", [f"bundle={path.parent}", f"input={flair}", f"output={output}"]) == 1
+    with (output / "predictions.csv").open() as stream:
+        (row,) = csv.DictReader(stream)
+    assert row["status"] == "failed"
+    assert "lacks a channel that this model needs. Seen: no T1" in row["message"]
+    both = lesionseg.Predictor([trained, path.parent])  # may lack what both may
+    with pytest.raises(DatasetError, match="no T1"):
+        both(flair, missing=["T1"])
+
+
+def test_a_case_without_a_channel_is_refused_where_none_is_left_out(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    raw = trained.parent / "raw"
+    assert run("train", [f"data.root={raw}", f"run_dir={tmp_path / 'run'}", *SMALL]) == 2
+    assert "'SIM_000' does not have the channel files" in capsys.readouterr().err
