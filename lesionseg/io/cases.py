@@ -15,6 +15,7 @@ from lesionseg.io.dicom.headers import is_dicom
 from lesionseg.io.dicom.radiographs import is_radiograph, read_hidden
 from lesionseg.io.dicom.stack import Tilt
 from lesionseg.io.formats.volumes import read_geometry, read_volume
+from lesionseg.io.layouts.case_problems import LACKING
 from lesionseg.io.layouts.coco_reference import read_coco_reference
 from lesionseg.io.layouts.datalist import read_boxes
 from lesionseg.io.layouts.luna16 import read_balls
@@ -145,7 +146,7 @@ def check_channels(files: CaseFiles, dataset: Dataset) -> None:
             where=files.images[0].parent if files.images else None,
             seen=[file.name for file in files.images],
             expected=", ".join(dataset.channel_names),
-            remedy="add the file; where scans may lack channels, set data.channel_dropout=0.3.",
+            remedy=LACKING,
         )
 
 

@@ -11,6 +11,7 @@ from lesionseg.io.dicom.series import split_series
 from lesionseg.io.formats.volumes import read_geometry
 from lesionseg.io.local_files import fetch_images
 
+LACKING = "add the file; where scans may lack a channel, train with data.channel_dropout=0.3."
 _MOST_SHOWN = 100
 _LONGEST_NAME = 255  # bytes, of every file system in use
 _COUNT = re.compile(r"[0-9]{1,9}")

@@ -7,7 +7,13 @@ from typing import get_args
 from lesionseg.core import CaseFiles, Dataset, Role
 from lesionseg.errors import DatasetError
 from lesionseg.io.atomic import read_csv, read_json
-from lesionseg.io.layouts.case_problems import Problems, check_name, count_axes, is_count
+from lesionseg.io.layouts.case_problems import (
+    LACKING,
+    Problems,
+    check_name,
+    count_axes,
+    is_count,
+)
 from lesionseg.io.layouts.nnunet_labels import IGNORE, FileLabels
 
 MANIFEST = "manifest.csv"
@@ -129,8 +135,13 @@ def _case(
     path, case = root / MANIFEST, row["case"]
     lacking = [name for name in ("case", *images) if not row[name]]
     if lacking:
-        error = DatasetError(f"Line {line} lacks its {lacking[0]}.", where=path, seen=dict(row))
         some = bool(case and any(row[name] for name in images))
+        error = DatasetError(
+            f"Line {line} lacks its {lacking[0]}.",
+            where=path,
+            seen=dict(row),
+            remedy=LACKING if some else None,
+        )
         problems.add(case, error, repeated=some, lacking=some)
     if not case or not any(row[name] for name in images):
         return None

@@ -139,9 +139,7 @@ def open_dataset(data: DataSettings, *, lenient: bool = False) -> Dataset:
     lacking = [files.case for files in dataset.cases if files.missing and dataset.may_lack]
     if lacking:
         log.warning(
-            "%d cases lack a channel: they teach, but are not judged: %s",
-            len(lacking),
-            ", ".join(lacking[:10]),
+            "Cases that lack a channel teach, but are not judged: %s", ", ".join(lacking[:10])
         )
     return dataset
 
