@@ -313,8 +313,8 @@ def _check_lengths(plan: Plan) -> None:
     for known in plan.channel_sets:
         kept = 0 < len(known.missing) < n_channels and max(known.missing) < n_channels
         if not (kept and sorted(set(known.missing)) == list(known.missing)):
-            expected = f"some of the {n_channels} channels, ascending"
-            raise MisfitError("channel_sets.missing", known.missing, expected)
+            some = f"some of the {n_channels} channels, ascending"
+            raise MisfitError("channel_sets.missing", known.missing, some)
     if prod(plan.tile_shape) > _MOST_TILE_VOXELS:
         raise MisfitError("tile_shape", plan.tile_shape, f"at most {_MOST_TILE_VOXELS} voxels")
     anchors = plan.anchors

@@ -55,11 +55,11 @@ def read_manifest(root: Path) -> Dataset:
     )
 
 
-def read_scan_list(path: Path, channels: int) -> list[CaseFiles]:
+def read_scan_list(path: Path, channels: int | None = None) -> list[CaseFiles]:
     """The cases that a table `case, image[, image_0001 …]` names, by case id; nothing is read.
 
     Paths are relative to the table; further columns (`pixel_mm`) are kept. An empty cell among the
-    first `channels` columns is a channel that the case lacks. Files are not looked
+    first `channels` columns (None: all) is a channel that the case lacks. Files are not looked
     for: a case whose files are missing fails by itself. Raises `DatasetError` for a table without
     these columns or cases, a line without case or image, a case that is a path or named twice.
     """
