@@ -131,7 +131,7 @@ def verdict(predictor: Predictor, volume: Volume) -> InputVerdict:
     prepared = predictor.scans.prepare(volume, "scan")
     network, check = predictor._networks[0], predictor._check
     grid = prepared.file_geometry
-    return judge_input(check, prepared.image.array, grid, network, predictor.plan)
+    return judge_input(check, prepared.image, grid, network, predictor.plan)
 
 
 def volumes(predictor: Predictor, cases: list[CaseFiles]) -> Iterator[Volume]:
@@ -139,7 +139,8 @@ def volumes(predictor: Predictor, cases: list[CaseFiles]) -> Iterator[Volume]:
     n_channels = len(predictor.plan.channel_names)
     for files in cases:
         try:
-            yield predictor.scans.read(replace(files, images=files.images[:1] * n_channels))
+            images = files.images[:1] * n_channels
+            yield predictor.scans.read(replace(files, images=images, missing=()))
         except LesionsegError as error:
             print(f"  refused: {error.what}")
 

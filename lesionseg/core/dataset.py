@@ -22,11 +22,12 @@ UNION: Mapping[int, str] = {1: "lesion"}
 class CaseFiles:
     """Where a case lies on disk and what the dataset says of it.
 
-    `images` has one file per channel. `reference` is a label mask, an instance mask or None
-    (boxes only, or unlabelled). `annotations` holds what a table says of the lesions (COCO); `{}`
-    for masks. `role` and `fold` are None where the dataset leaves the choice to us.
-    `columns` keeps all further manifest columns, for subgroups. `annotated`: names of the labels
-    that a reader looked for in this case; empty: all of the dataset's.
+    `images` has one file per channel, but for those whose places are `missing`. `reference` is a
+    label mask, an instance mask or None (boxes only, or unlabelled). `annotations` holds what a
+    table says of the lesions (COCO); `{}` for masks. `role` and `fold` are None where the dataset
+    leaves the choice to us. `columns` keeps all further manifest columns, for subgroups.
+    `annotated`: names of the labels that a reader looked for in this case; empty: all of the
+    dataset's.
     """
 
     case: str
@@ -38,6 +39,7 @@ class CaseFiles:
     annotations: Mapping[str, Any] = field(default_factory=dict)
     columns: Mapping[str, str] = field(default_factory=dict)
     annotated: tuple[str, ...] = ()
+    missing: tuple[int, ...] = ()
 
     def listed(self) -> dict[str, Any]:
         """The case as an entry of MONAI's datalists; see `Dataset.datalist`."""
@@ -117,11 +119,15 @@ class LabelRegion:
 
 @dataclass(frozen=True, eq=False)
 class Problem:
-    """Why a case cannot be taken as it is listed; `repeated` when reading it says the same."""
+    """Why a case cannot be taken as it is listed; `repeated` when reading it says the same.
+
+    `lacking`: for want of a channel alone, of those that there are.
+    """
 
     case: str
     error: LesionsegError
     repeated: bool = False
+    lacking: bool = False
 
 
 @dataclass(frozen=True)
@@ -134,8 +140,9 @@ class Dataset:
     a component of all of them together, one lesion and not one a region. `convention` names how
     the folder was read. `merged_values` are the mask values that all count as the one label 1,
     when the user asked for that; else empty. `resample_tilt`: DICOM series of a tilted gantry are
-    resampled upright, not refused. `problems`: what is wrong with single cases, in a dataset that
-    was read to look for it; else empty.
+    resampled upright, not refused. `may_lack`: cases may lack channels; they are refused otherwise.
+    `problems`: what is wrong with single cases, in a dataset that was read to look for it; else
+    empty.
     """
 
     name: str
@@ -150,6 +157,7 @@ class Dataset:
     merged_values: tuple[int, ...] = ()
     resample_tilt: bool = False
     regions: tuple[LabelRegion, ...] = ()
+    may_lack: bool = False
     problems: tuple[Problem, ...] = ()
 
     def datalist(self) -> list[dict[str, Any]]:

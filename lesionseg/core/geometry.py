@@ -121,12 +121,19 @@ class Volume:
     """An array `[C, *spatial]` with its geometry; a 2-D X-ray is a volume with two spatial axes.
 
     `valid` `[*spatial]` bool: voxels that show something, and not the padding, shutter or
-    collimator of a radiograph; None when all do.
+    collimator of a radiograph; None when all do. `missing`: the channels of which there is no file;
+    they are 0.
     """
 
     array: NDArray[Any]
     geometry: Geometry
     valid: NDArray[np.bool_] | None = None
+    missing: tuple[int, ...] = ()
+
+    @property
+    def present(self) -> list[NDArray[Any]]:
+        """The channels `[*spatial]` that are not missing."""
+        return [channel for c, channel in enumerate(self.array) if c not in self.missing]
 
     def __post_init__(self) -> None:
         if self.array.shape[1:] != self.geometry.shape:

@@ -147,11 +147,13 @@ class InputVerdict:
     """Whether a scan is like those that the network was trained on.
 
     `score`: its distance from them as a share of the limit, so that above 1 it is unlike them; None
-    where nothing was compared. `warning`: a sentence that says what is unlike, or "".
+    where nothing was compared. `warning`: a sentence that says what is unlike, or "". `missing`:
+    names of the channels that it lacks.
     """
 
     score: float | None = None
     warning: str = ""
+    missing: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)

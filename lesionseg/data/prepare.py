@@ -54,7 +54,7 @@ def prepare_image(
     patient's millimetres. The same voxels in whatever orientation give the same array. Holds the
     image and the result, or, where `overwrite` gives leave and the image lies on the plan's grid,
     the image alone. `look` is called before normalisation, and may not keep what it is shown. The
-    plan's further transforms come last.
+    plan's further transforms come last. A missing channel is 0 in the end, the mean of its scale.
     Raises `ContentError` when channels or axes are not the plan's, `GeometryError` when the plan's
     grid would hold more than `limits.max_voxels`.
     """
@@ -69,8 +69,11 @@ def prepare_image(
     if look is not None:
         look(prepared)
     normalise(prepared.array, plan.normalisation)
-    extra = plan.prepare_extra
-    return run_on_volume(extra, prepared, where) if extra else prepared
+    if plan.prepare_extra:
+        prepared = run_on_volume(plan.prepare_extra, prepared, where)
+    for channel in volume.missing:
+        prepared.array[channel] = 0
+    return Volume(prepared.array, prepared.geometry, missing=volume.missing)
 
 
 def plan_geometry(oriented: Geometry, plan: Plan) -> Geometry:

@@ -1,7 +1,7 @@
 """Training tiles by number: one endless MONAI dataset over cached cases."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property, lru_cache
 from typing import Any
 
@@ -22,7 +22,7 @@ from lesionseg.data.augmentation.augment import (
     build_augmentation,
 )
 from lesionseg.data.augmentation.batch import PackedBatch, pack
-from lesionseg.data.augmentation.draws import tile_generator
+from lesionseg.data.augmentation.draws import Draw, tile_generator
 from lesionseg.data.augmentation.pasting import Donors, TileArrays, paste
 from lesionseg.data.cache.cached_case import CachedCase
 from lesionseg.data.hard_places import HardPlaces, HardPoint
@@ -55,7 +55,8 @@ class TileDataset(Dataset):  # type: ignore[misc]  # MONAI ships no types
     A tile is a function of `seed` and i alone, in any process and order, and of the hard background
     collected two epochs before, `hard`, which is all that a checkpoint has to keep. `len` is that
     of an epoch; for more give a loader `sampler=range(n)`. Raises what `TileSampler` refuses on
-    first use, and `ConfigError` where hard background would be looked for in moved tiles.
+    first use, and `ConfigError` where hard background would be looked for in moved tiles, or
+    channels be left out that the plan cannot do without.
 
     Args:
         cases: prepared cases, of `fill_cache`.
@@ -65,6 +66,8 @@ class TileDataset(Dataset):  # type: ignore[misc]  # MONAI ships no types
         n_tiles: of an epoch.
         seed: of places and changes.
         transform: further dictionary transforms, which run last.
+        channel_dropout: the share of tiles in which one of the plan's `channel_sets`, each as
+            often, is 0: the last change of all.
     """
 
     def __init__(
@@ -77,6 +80,7 @@ class TileDataset(Dataset):  # type: ignore[misc]  # MONAI ships no types
         n_tiles: int = 250,
         seed: int = 0,
         transform: Transform | Sequence[Transform] = (),
+        channel_dropout: float = 0.0,
     ) -> None:
         further = [transform] if callable(transform) else transform
         super().__init__(range(n_tiles), [*_chain(augmentation, plan), *further])
@@ -88,6 +92,9 @@ class TileDataset(Dataset):  # type: ignore[misc]  # MONAI ships no types
         self._is_partial = any(case.unannotated for case in self.cases)
         if self.hard is not None:
             _refuse_moved(augmentation)
+        self.channel_dropout = channel_dropout
+        if channel_dropout and not plan.channel_sets:
+            raise ConfigError("The plan knows of no channel to do without.", where="channel_sets")
 
     @cached_property
     def sampler(self) -> TileSampler:
@@ -109,7 +116,8 @@ class TileDataset(Dataset):  # type: ignore[misc]  # MONAI ships no types
     @cached_property
     def donors(self) -> Donors:
         """The lesions to copy, searched once in each process that copies any."""
-        return Donors(self.cases, self.plan.tile_shape)
+        whole = [case for case in self.cases if not case.missing]  # all channels show a lesion
+        return Donors(whole, self.plan.tile_shape)
 
     @property
     def has_transforms(self) -> bool:
@@ -132,6 +140,8 @@ class TileDataset(Dataset):  # type: ignore[misc]  # MONAI ships no types
         if self.has_transforms:
             drawn = tile_generator(self.seed, *divmod(index, self.n_tiles), 3)
             item = run_on_tile(self.transform, item, drawn.initial_seed() % 2**32)
+            for channel in raw.change.missing:
+                item["image"][channel] = 0
         return item | self._unannotated(raw.choice.case)
 
     def affine(self, raw: RawTile) -> NDArray[np.float64]:
@@ -149,6 +159,7 @@ class TileDataset(Dataset):  # type: ignore[misc]  # MONAI ships no types
         """
         choice, change = self.choice(number), self.change(number)
         case, source = self.cases[choice.case], change.movement.source(self.plan.tile_shape)
+        change = replace(change, missing=case.missing or change.missing)
         start = [s + first for s, (first, _) in zip(choice.start, source, strict=True)]
         shape = [stop - first for first, stop in source]
         image, valid = read_tile(case.image, start, shape), _valid(case, start, shape)
@@ -190,9 +201,13 @@ class TileDataset(Dataset):  # type: ignore[misc]  # MONAI ships no types
 
     def change(self, number: int) -> Change:
         """How the tile is changed."""
-        if self._changes is None:
-            return NO_CHANGE
-        return self._changes.draw(tile_generator(self.seed, *divmod(number, self.n_tiles), 2))
+        key = self.seed, *divmod(number, self.n_tiles)
+        draw, known = Draw(tile_generator(*key, 4)), self.plan.channel_sets
+        missing: tuple[int, ...] = ()
+        if known and draw.happens(self.channel_dropout):
+            missing = known[draw.seed() % len(known)].missing
+        change = self._changes.draw(tile_generator(*key, 2)) if self._changes else NO_CHANGE
+        return replace(change, missing=missing)
 
     def report(self, number: int, voxel: tuple[int, ...], score: float) -> None:
         """Keep that voxel of that tile as hard background for a later epoch."""

@@ -18,7 +18,7 @@ from lesionseg.core import (
     Prediction,
 )
 from lesionseg.errors import GeometryError
-from lesionseg.inference.candidates.acceptance import accept
+from lesionseg.inference.candidates.acceptance import accept, choose_operating_point
 from lesionseg.inference.candidates.box_candidates import FoundBoxes
 from lesionseg.inference.candidates.fusion import box_candidates, fuse
 from lesionseg.inference.candidates.peaks import Above, collect_above
@@ -106,7 +106,7 @@ class Inferred:
 
     `seconds`: that the network took, with what is done to its tiles. `valid`: as in `PreparedScan`;
     nothing is found where a radiograph shows nothing. `calibration`: the plan's, of voxels.
-    `input`: whether the scan is like the training scans.
+    `input`: whether the scan is like the training scans. `missing`: places of channels it lacks.
     """
 
     store: Store
@@ -117,6 +117,7 @@ class Inferred:
     valid: NDArray[np.bool_] | None = None
     calibration: Calibration | None = None
     input: InputVerdict = field(default_factory=InputVerdict)
+    missing: tuple[int, ...] = ()
 
     def restored(self) -> Iterator[Iterator[Slab]]:
         """Of one label after the other, slabs `[rows, *file[1:]]` of probabilities on its grid."""
@@ -139,10 +140,17 @@ class Inferred:
 
 @dataclass(frozen=True)
 class CaseDecision:
-    """The rules by which a case's probabilities and boxes become a prediction."""
+    """The rules by which a case's probabilities and boxes become a prediction.
+
+    `accept`: name of the operating point, see `choose_operating_point`.
+    """
 
     plan: Plan
-    operating_point: OperatingPoint
+    accept: str | None = None
+
+    def point(self, missing: Sequence[int] = ()) -> OperatingPoint:
+        """What accepts candidates in scans that lack these channels; raises `ConfigError`."""
+        return choose_operating_point(self.plan.without(missing).operating_points, self.accept)
 
     def __call__(self, inferred: Inferred, case: str, watch: Watch | None = None) -> Prediction:
         """The prediction of a case on its file's grid; what was inferred is let go.
@@ -170,7 +178,8 @@ class CaseDecision:
                 values=found.values,
                 removed=found.removed,
             )
-        accepted = accept(prediction, self.operating_point, self.plan.calibration)
+        chosen = self.plan.without(inferred.missing)
+        accepted = accept(prediction, self.point(inferred.missing), chosen.calibration)
         return replace(accepted, input=_said(inferred.input, accepted))
 
     def _boxes(self, inferred: Inferred) -> tuple[Candidate, ...] | None:
@@ -184,11 +193,33 @@ class CaseDecision:
 
 
 def _said(verdict: InputVerdict, prediction: Prediction) -> InputVerdict:
-    """The verdict; no result is empty without a word on whether the scan could be read."""
-    silent = verdict.score is None and not verdict.warning
+    """The verdict; no result is empty without a word on whether the scan could be read.
+
+    Nor is one without a channel given without a word on what is then to be expected.
+    """
+    warning = verdict.warning
+    silent = verdict.score is None and not warning
     if silent and not any(c.accepted for c in prediction.candidates):
-        return replace(verdict, warning=NOT_CHECKED)
-    return verdict
+        warning = NOT_CHECKED
+    if verdict.missing and prediction.operating_point is not None:
+        lacking = _lacking(verdict.missing, prediction.operating_point)
+        warning = f"{lacking} {warning}".strip()
+    return replace(verdict, warning=warning)
+
+
+def _lacking(missing: Sequence[str], point: OperatingPoint) -> str:
+    """What a scan lacks, and how sensitive the network is then."""
+    said = f"Predicted without {', '.join(missing)}: accepted by {point.name}"
+    said = f"{said} from score {point.score:.3g}"
+    expected = (point.expected_recall, point.expected_false_positives_per_case)
+    measured = (point.lesion_recall, point.false_positives_per_case)
+    recall, false = measured if None in expected else expected
+    if recall is None or false is None:
+        return f"{said}, for which no sensitivity was measured without it."
+    return (
+        f"{said}, chosen without it; sensitivity {recall:.2f} is to be expected "
+        f"with {false:.2f} false positives per scan."
+    )
 
 
 def _within(candidates: tuple[Candidate, ...], valid: NDArray[np.bool_]) -> tuple[Candidate, ...]:

@@ -6,7 +6,7 @@ limit is still predicted: one sentence says what is unlike the training.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations, permutations
 from math import comb
 from typing import Any
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from scipy import stats
 from torch import Tensor, nn
 
-from lesionseg.core import Geometry, InputVerdict
+from lesionseg.core import Geometry, InputVerdict, Volume
 from lesionseg.errors import BundleError
 from lesionseg.inference.scan_statistics import (
     N_THUMBNAIL,
@@ -74,6 +74,14 @@ class Norm:
         z = self.deviations(vector)
         return float(np.sqrt(max(float(z @ self.precision @ z), 0.0) / len(z)))
 
+    def of(self, entries: Sequence[int]) -> "Norm":
+        """The norm of some entries alone, whatever the others may be; the limit stays."""
+        covariance = np.linalg.inv(self.precision)[np.ix_(entries, entries)]
+        mean, scale, low, high = (
+            v[list(entries)] for v in (self.mean, self.scale, self.low, self.high)
+        )
+        return Norm(mean, scale, np.linalg.inv(covariance), low, high, self.limit)
+
     def deviations(self, vector: Vector) -> Vector:
         """Each entry in units of the scale."""
         if vector.shape != self.mean.shape:
@@ -111,6 +119,17 @@ class InputCheck:
             first, vectors[first], self.norms[first], others, plan
         )
         return InputVerdict(score, reason)
+
+    def without(self, missing: Sequence[int]) -> "InputCheck":
+        """For scans that lack channels: what can be said of the grid and of the others alone."""
+        n, norms = len(self.template), {"grid": self.norms["grid"]}
+        for kind, n_pairs in (("intensity", comb(n, 2)), ("empty", 0), ("sharpness", 0)):
+            norm = self.norms[kind]
+            each = (len(norm.mean) - n_pairs) // n
+            owners = [{c} for c in range(n) for _ in range(each)]
+            owners += [set(pair) for pair in combinations(range(n), 2)][:n_pairs]
+            norms[kind] = norm.of([i for i, of in enumerate(owners) if not of & set(missing)])
+        return InputCheck(norms, np.delete(self.template, missing, 0))
 
     def _compared(self, scan: ScanStatistics) -> tuple[dict[str, Vector], dict[str, float]]:
         """The vectors of each kind, and their distances as shares of the limits."""
@@ -174,18 +193,26 @@ class InputCheck:
 
 
 def judge_input(
-    check: InputCheck | None, image: NDArray[Any], file: Geometry, network: nn.Module, plan: Plan
+    check: InputCheck | None, image: Volume, file: Geometry, network: nn.Module, plan: Plan
 ) -> InputVerdict:
     """Whether a prepared image `[C, *plan]` of a file's grid is like those of the training.
 
-    Without a check only a channel without any contrast is found.
+    Without a check only a channel without any contrast is found. Of missing channels nothing is
+    asked, nor of the network's features without them.
     """
-    for name, channel in zip(plan.channel_names, image, strict=True):
+    array, missing, lacking = image.array, image.missing, plan.names_of(image.missing)
+    if missing:
+        names = [n for c, n in enumerate(plan.channel_names) if c not in missing]
+        plan, array = plan.with_(channel_names=tuple(names)), np.delete(array, missing, 0)
+        check, network = check and check.without(missing), nn.Identity()
+    for name, channel in zip(plan.channel_names, array, strict=True):
         if channel.size == 0 or channel.min() == channel.max():
-            return InputVerdict(warning=f"Channel {name} is empty: all its voxels are equal.")
-    if check is None:
-        return InputVerdict()
-    return check(scan_statistics(image, file, network, plan), plan)
+            empty = f"Channel {name} is empty: all its voxels are equal."
+            return InputVerdict(warning=empty, missing=lacking)
+    verdict = InputVerdict()
+    if check is not None:
+        verdict = check(scan_statistics(array, file, network, plan), plan)
+    return replace(verdict, missing=lacking)
 
 
 def make_input_check(

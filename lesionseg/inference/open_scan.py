@@ -25,7 +25,8 @@ StrPath = str | PathLike[str]
 class PreparedScan:
     """A scan as the network meets it, where the patient is in it, and its own file's grid.
 
-    `body` None: not looked for. `valid`: see `core.Volume`, on the file's grid.
+    `body` None: not looked for. `valid`: see `core.Volume`, on the file's grid. Channels that are
+    missing (`image.missing`) are 0.
     """
 
     image: Volume
@@ -50,8 +51,8 @@ class ScanOpener:
     def open(self, files: CaseFiles) -> PreparedScan:
         """Read and prepare a case, in the memory of one volume where that is possible.
 
-        Raises `DatasetError` for another number of channels, `ReadError`, `GeometryError` or
-        `ContentError` naming the file at fault.
+        Raises `DatasetError` for channels that are too many, or missing where the plan cannot do
+        without; `ReadError`, `GeometryError` or `ContentError` naming the file at fault.
         """
         volume = self.read(files)
         refuse_misfit(volume, self.plan, str(files.images[0]))
@@ -60,13 +61,16 @@ class ScanOpener:
     def read(self, files: CaseFiles) -> Volume:
         """A case's channels as one volume `[C, *spatial]` float32, on the file's grid."""
         plan = self.plan
-        if len(files.images) != len(plan.channel_names):
+        if len(files.images) + len(files.missing) != len(plan.channel_names):
             raise DatasetError(
                 f"Case {files.case!r} does not have the channels this model needs.",
                 where=files.images[0] if files.images else None,
                 seen=f"{len(files.images)} files",
                 expected=f"{len(plan.channel_names)}: {', '.join(plan.channel_names)}",
+                remedy="name files <case>_0000, <case>_0001, … by channel; the table of a scan "
+                "without a channel has an empty cell.",
             )
+        plan.without(files.missing)
         unlabelled = Dataset(
             "input",
             files.images[0].parent,
@@ -76,6 +80,7 @@ class ScanOpener:
             plan.lesion_labels,
             (),
             resample_tilt=self.tilt == "resample",
+            may_lack=True,
         )
         return read_image(self._with_pixel_mm(files), unlabelled)
 
@@ -83,8 +88,9 @@ class ScanOpener:
         """The volume on the plan's grid, normalised; it may lie in the volume's own memory.
 
         That is so with `overwrite` alone. Raises `ContentError` naming `case` for wrong channels
-        or axes, NaN or infinity.
+        or axes, NaN or infinity, and `DatasetError` for channels that the plan cannot do without.
         """
+        self.plan.without(volume.missing)
         refuse_misfit(volume, self.plan, case)
         return self._prepared(volume, case, overwrite=overwrite)
 
@@ -92,7 +98,10 @@ class ScanOpener:
         body: list[Body | None] = [None]
 
         def look(image: Volume) -> None:
-            body[0] = find_body(image, self.plan.modality)
+            seen = image
+            if volume.missing:
+                seen = Volume(np.delete(image.array, volume.missing, 0), image.geometry)
+            body[0] = find_body(seen, self.plan.modality)
 
         image = prepare_image(
             volume,

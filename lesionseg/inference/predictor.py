@@ -15,10 +15,9 @@ from torch import nn
 
 from lesionseg.core import CaseFiles, Geometry, Prediction, Volume
 from lesionseg.data.transforms import refuse_strangers
-from lesionseg.errors import ContentError, require
+from lesionseg.errors import ContentError, one_of, require
 from lesionseg.inference.bundles.bundle import Bundle
 from lesionseg.inference.bundles.ensemble import ensemble
-from lesionseg.inference.candidates.acceptance import choose_operating_point
 from lesionseg.inference.decision import CaseDecision, Inferred
 from lesionseg.inference.inference_settings import InferenceSettings, Precision, choose_device
 from lesionseg.inference.input_check import InputCheck, judge_input
@@ -90,12 +89,12 @@ class Predictor:
         self.plan = members.plan
         if not trust:
             refuse_strangers(self.plan.prepare_extra, "plan.json")
-        self.operating_point = choose_operating_point(self.plan.operating_points, operating_point)
         self._networks, self._check = members.networks, members.check
         self._device = None if device is None else choose_device(device)
         self._settings = settings or InferenceSettings(overlap, flips, batch_size, precision)
         self.scans = ScanOpener(self.plan, raster_mm, tilt, self._settings.body_mask)
-        self.decide = CaseDecision(self.plan, self.operating_point)
+        self.decide = CaseDecision(self.plan, operating_point)
+        self.operating_point = self.decide.point()
 
     @classmethod
     def from_network(
@@ -121,7 +120,7 @@ class Predictor:
     def following(self, plan: Plan) -> "Predictor":
         """The same networks by another plan, which differs in what is decided after them."""
         other = copy(self)
-        other.plan, other.decide = plan, CaseDecision(plan, self.operating_point)
+        other.plan, other.decide = plan, replace(self.decide, plan=plan)
         return other
 
     def views(self) -> "tuple[Predictor, ...]":
@@ -153,22 +152,33 @@ class Predictor:
         return other
 
     def __call__(
-        self, image: StrPath | Sequence[StrPath] | NDArray[Any], affine: ArrayLike | None = None
+        self,
+        image: StrPath | Sequence[StrPath] | NDArray[Any],
+        affine: ArrayLike | None = None,
+        *,
+        missing: Sequence[str] = (),
     ) -> Prediction:
         """Predict one case: its file, one file per channel in the plan's order, or an array.
 
         An array is `[*spatial]` or `[C, *spatial]` with the affine that maps its index to RAS mm,
-        as nibabel and MONAI have it; masks come back on its own axes. Raises `ReadError`,
-        `GeometryError` or `ContentError` naming the file at fault, `ConfigError` for an array
-        without an affine.
+        as nibabel and MONAI have it; masks come back on its own axes. `missing`: names of channels
+        that are left out of the files or the array. Raises `ReadError`, `GeometryError` or
+        `ContentError` naming the file at fault, `ConfigError` for an array without an affine and
+        an unknown name, `DatasetError` for channels that the network cannot do without.
         """
+        for name in missing:
+            one_of("channel", name, self.plan.channel_names, where="missing")
+        lacking = tuple(c for c, n in enumerate(self.plan.channel_names) if n in missing)
         if not isinstance(image, np.ndarray):
-            return self.predict_files(case_files(image, self.plan))
+            return self.predict_files(replace(case_files(image, self.plan), missing=lacking))
         where = "affine"
         require(affine is not None, "An array needs its affine.", where=where, seen=affine)
         channels = image[None] if image.ndim == self.plan.dims else image
+        if len(channels) + len(lacking) == len(self.plan.channel_names):  # else it is refused
+            for channel in lacking:
+                channels = np.insert(channels, channel, 0, axis=0)
         grid = Geometry(channels.shape[1:], np.asarray(affine, dtype=np.float64))
-        return self.predict_volume(Volume(channels, grid), "array")
+        return self.predict_volume(Volume(channels, grid, missing=lacking), "array")
 
     def predict_files(self, files: CaseFiles) -> Prediction:
         """Predict one case of known files; see `__call__`."""
@@ -256,9 +266,7 @@ class Predictor:
             n_channels = self.plan.n_voxel_channels
             folder = spill(tag) if n_channels else None
             network = self._networks[0]
-            verdict = judge_input(
-                self._check, image.array, prepared.file_geometry, network, self.plan
-            )
+            verdict = judge_input(self._check, image, prepared.file_geometry, network, self.plan)
             store = Store((n_channels, *image.geometry.shape), folder=folder)
             scan = ScanTiles(
                 torch.from_numpy(image.array),
@@ -278,5 +286,6 @@ class Predictor:
             valid=prepared.valid,
             calibration=self.plan.voxel_calibration,
             input=verdict,
+            missing=image.missing,
         )
         return Task((tag, inferred), scan)

@@ -30,7 +30,8 @@ def write_candidates(path: Path, prediction: Prediction) -> None:
 
     `size_unit`: "mm", "mm at the detector" or, where no pixel size is known, "px". `removed`, where
     there are any: what was dropped for its size alone. `input_check`, where one was made: how
-    unlike the training scans this one is (1 is the limit), and the sentence that warns of it.
+    unlike the training scans this one is (1 is the limit), the sentence that warns of it, and the
+    channels it lacks.
     """
     point = prediction.operating_point
     content = {
@@ -90,7 +91,11 @@ def _input(entry: Any, path: Path) -> InputVerdict | None:
         return None
     if not isinstance(entry, Mapping) or not isinstance(entry.get("warning", ""), str):
         raise ContentError("'input_check' is no score and warning.", where=path, seen=entry)
-    return InputVerdict(_optional(entry, "score", path), entry.get("warning", ""))
+    missing = entry.get("missing", [])
+    if not isinstance(missing, list) or not all(isinstance(name, str) for name in missing):
+        raise ContentError("'missing' are no names of channels.", where=path, seen=missing)
+    score = _optional(entry, "score", path)
+    return InputVerdict(score, entry.get("warning", ""), tuple(missing))
 
 
 def _removed(entries: Any, geometry: Geometry, path: Path) -> tuple[Candidate, ...]:

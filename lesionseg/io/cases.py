@@ -15,6 +15,7 @@ from lesionseg.io.dicom.headers import is_dicom
 from lesionseg.io.dicom.radiographs import is_radiograph, read_hidden
 from lesionseg.io.dicom.stack import Tilt
 from lesionseg.io.formats.volumes import read_geometry, read_volume
+from lesionseg.io.layouts.case_problems import LACKING
 from lesionseg.io.layouts.coco_reference import read_coco_reference
 from lesionseg.io.layouts.datalist import read_boxes
 from lesionseg.io.layouts.luna16 import read_balls
@@ -62,9 +63,12 @@ def _read_image(files: CaseFiles, dataset: Dataset) -> Volume:
     valid: NDArray[np.bool_] | None = None
     first = read_volume(files.images[0], raster_mm=raster_mm, tilt=tilt)
     check_dims(files.images[0], first.geometry, dataset.dims)
-    array = np.empty((len(files.images), *first.geometry.shape), dtype=np.float32)
-    for channel, file in enumerate(files.images):
-        volume = first if channel == 0 else read_volume(file, raster_mm=raster_mm, tilt=tilt)
+    n_channels = len(dataset.channel_names)
+    array = np.zeros((n_channels, *first.geometry.shape), dtype=np.float32)
+    present = [c for c in range(n_channels) if c not in files.missing]
+    for channel, file in zip(present, files.images, strict=True):
+        is_first = channel == present[0]
+        volume = first if is_first else read_volume(file, raster_mm=raster_mm, tilt=tilt)
         check_grid(file, volume.geometry, files.images[0], first.geometry)
         if volume.valid is not None:
             valid = volume.valid if valid is None else valid & volume.valid
@@ -72,7 +76,7 @@ def _read_image(files: CaseFiles, dataset: Dataset) -> Volume:
             array[channel] = volume.array[0]
         if volume.array.dtype.kind == "f":
             check_finite(file, array[channel])
-    return Volume(array, first.geometry, valid)
+    return Volume(array, first.geometry, valid, files.missing)
 
 
 def read_mask(
@@ -135,13 +139,15 @@ def mask_mm(files: CaseFiles, image: Geometry) -> float | None:
 
 
 def check_channels(files: CaseFiles, dataset: Dataset) -> None:
-    """Raise `DatasetError` unless the case has one file per channel of the dataset."""
-    if len(files.images) != len(dataset.channel_names):
+    """Raise `DatasetError` unless the case has one file per channel that it may not lack."""
+    n_files = len(files.images) + (len(files.missing) if dataset.may_lack else 0)
+    if not files.images or n_files != len(dataset.channel_names):
         raise DatasetError(
             f"The case {files.case!r} does not have one file per channel.",
             where=files.images[0].parent if files.images else None,
             seen=[file.name for file in files.images],
             expected=", ".join(dataset.channel_names),
+            remedy=LACKING,
         )
 
 

@@ -240,7 +240,7 @@ def _is_ct(dataset: Dataset, facts: Sequence[CaseFacts], channel: int) -> bool:
         return True
     if dataset.dims != 3:
         return False
-    lowest = np.median([n.sample[channel].min() for n in facts])
+    lowest = np.median([n.sample[channel].min() for n in _with(facts, channel)])
     return bool(lowest < NO_MAGNITUDE)
 
 
@@ -251,6 +251,7 @@ def _modality(dims: int, channels_are_ct: Sequence[bool]) -> Modality:
 
 
 def _channel(name: str, is_ct: bool, facts: Sequence[CaseFacts], c: int) -> ChannelStatistics:
+    facts = _with(facts, c)
     whole = [n.sample[c] for n in facts]
     body = [s[s > AIR_HU] if is_ct else s[s != 0] for s in whole]
     lesion = np.concatenate([n.lesion_sample[c] for n in facts])
@@ -261,6 +262,11 @@ def _channel(name: str, is_ct: bool, facts: Sequence[CaseFacts], c: int) -> Chan
         lesion=_spread(lesion),
         nonzero_share=float(np.mean([n.nonzero[c] for n in facts])),
     )
+
+
+def _with(facts: Sequence[CaseFacts], channel: int) -> Sequence[CaseFacts]:
+    """The cases that have something in a channel: it is 0 in those that lack it."""
+    return [n for n in facts if n.nonzero[channel] > 0] or facts
 
 
 def _spread(values: NDArray[np.float32]) -> Spread | None:

@@ -1,7 +1,7 @@
 """The plan: every decision taken from a dataset's statistics, as a versioned JSON file."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from math import prod
 from pathlib import Path
@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from lesionseg.core import UNION, Calibration, OperatingPoint
 from lesionseg.core.schema import MisfitError, Range, build
-from lesionseg.errors import BundleError
+from lesionseg.errors import BundleError, DatasetError
 from lesionseg.plan.anchor_plan import AnchorPlan
 
 PLAN_VERSION = 1
@@ -135,6 +135,19 @@ class FocalLink:
 
 
 @dataclass(frozen=True)
+class ChannelSet:
+    """Scans without some channels, for which the network was trained too.
+
+    `missing`: places of these channels in the plan, ascending. The rest is what was chosen on
+    development cases shown without them, as in `Plan`.
+    """
+
+    missing: Annotated[tuple[int, ...], Range(0, 255)]
+    operating_points: tuple[OperatingPoint, ...] = ()
+    calibration: Calibration | None = None
+
+
+@dataclass(frozen=True)
 class Plan:
     """Everything that training and inference must agree on; tuples in array order (z, y, x).
 
@@ -146,8 +159,8 @@ class Plan:
     None. `calibration`: from score to chance, None where it was not fitted. `voxel_calibration`:
     what a voxel's probability is worth, put right before candidates are found; None takes it as it
     is. `n_members`: networks whose probabilities are averaged. `prepare_extra`: further transforms
-    of a prepared image (`lesionseg.data.transforms`). `reasons` explains each decision
-    in one sentence.
+    of a prepared image (`lesionseg.data.transforms`). `channel_sets`: what a scan may lack.
+    `reasons` explains each decision in one sentence.
     """
 
     dims: Annotated[int, Range(2, 3)]
@@ -171,6 +184,7 @@ class Plan:
     n_members: Annotated[int, Range(1, 1000)] = 1
     regions: Annotated[tuple[tuple[int, ...], ...], Range(1, 255)] = ()
     prepare_extra: tuple[Mapping[str, Any], ...] = ()
+    channel_sets: tuple[ChannelSet, ...] = ()
     reasons: Mapping[str, str] = field(default_factory=dict)
     schema_version: int = PLAN_VERSION
 
@@ -212,6 +226,29 @@ class Plan:
         if self.regions:
             return UNION
         return dict(zip(self.label_values, self.label_names, strict=True))
+
+    def names_of(self, channels: Sequence[int]) -> tuple[str, ...]:
+        """Names of the channels at these places."""
+        return tuple(self.channel_names[c] for c in channels)
+
+    def without(self, missing: Sequence[int]) -> ChannelSet:
+        """What was chosen for scans that lack these channels; for none, what the plan says itself.
+
+        Raises `DatasetError` naming them where the network was not trained to do without.
+        """
+        if not missing:
+            return ChannelSet((), self.operating_points, self.calibration)
+        for known in self.channel_sets:
+            if known.missing == tuple(missing):
+                return known
+        lacking = " or ".join(", ".join(self.names_of(s.missing)) for s in self.channel_sets)
+        raise DatasetError(
+            "The scan lacks a channel that this model needs.",
+            seen=f"no {', '.join(self.names_of(missing))}",
+            expected=", ".join(self.channel_names)
+            + (f"; it may lack {lacking}" if lacking else ""),
+            remedy="give the missing file, or train with data.channel_dropout=0.3, say.",
+        )
 
     def with_(self, **changes: Any) -> "Plan":
         """Copy of the plan with some fields changed."""
@@ -272,6 +309,12 @@ def _check_lengths(plan: Plan) -> None:
     ):
         if length != expected:
             raise MisfitError(key, f"{length} entries", f"{expected} different ones")
+    n_channels = len(plan.channel_names)
+    for known in plan.channel_sets:
+        kept = 0 < len(known.missing) < n_channels and max(known.missing) < n_channels
+        if not (kept and sorted(set(known.missing)) == list(known.missing)):
+            some = f"some of the {n_channels} channels, ascending"
+            raise MisfitError("channel_sets.missing", known.missing, some)
     if prod(plan.tile_shape) > _MOST_TILE_VOXELS:
         raise MisfitError("tile_shape", plan.tile_shape, f"at most {_MOST_TILE_VOXELS} voxels")
     anchors = plan.anchors

@@ -106,6 +106,7 @@ def tiles_of(cases: Sequence[CachedCase], plan: Plan, learning: Learning) -> Til
         * plan.batch_size
         * n_processes(trainer),
         seed=learning.seed,
+        channel_dropout=learning.channel_dropout,
     )
 
 

@@ -17,8 +17,8 @@ class Learning:
     """What a training needs besides its network, plan and cases.
 
     `loss` teaches voxels (`losses.VoxelLoss`), `detection` a detector's anchors. `seed` decides the
-    first weights and the tiles. `init_from`: a bundle whose weights come first. Raises
-    `ConfigError` where hard background could not be collected.
+    first weights and the tiles. `init_from`: a bundle whose weights come first. `channel_dropout`:
+    see `TileDataset`. Raises `ConfigError` where hard background could not be collected.
     """
 
     loss: nn.Module
@@ -29,6 +29,7 @@ class Learning:
     detection: DetectionLoss = field(default_factory=DetectionLoss)
     seed: int = 0
     init_from: str | None = None
+    channel_dropout: float = 0.0
 
     def __post_init__(self) -> None:
         if self.sampling.hard_share > 0:

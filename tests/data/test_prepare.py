@@ -392,3 +392,19 @@ def test_the_adaptor_gives_back_what_it_was_given():
     there = geometry_of(shell(oblique()))
     assert there.shape == SHAPE
     np.testing.assert_array_equal(there.affine, oblique().affine)
+
+
+@pytest.mark.parametrize(
+    "scheme", [Normalisation("zscore"), Normalisation("dataset", -100, 300, 40.0, 25.0)]
+)
+@pytest.mark.parametrize("spacing", [1.0, 1.6])
+def test_a_missing_channel_is_the_mean_of_its_scale(scheme, spacing, rng):
+    plan = make_plan((spacing,) * 3, (scheme,) * 2).with_(channel_names=("T1", "T2"))
+    image = rng.normal(80, 9, (2, *SHAPE)).astype(np.float32)
+    whole = prepare_image(Volume(image, oblique()), plan)
+    image[1] = 0
+    lacking = prepare_image(Volume(image, oblique(), missing=(1,)), plan)
+    assert lacking.missing == (1,)
+    assert not lacking.array[1].any()
+    np.testing.assert_array_equal(lacking.array[0], whole.array[0])
+    np.testing.assert_array_equal(lacking.present, lacking.array[:1])

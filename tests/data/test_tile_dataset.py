@@ -1,6 +1,7 @@
 import subprocess
 import sys
 import traceback
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +12,14 @@ from monai.data import DataLoader, Dataset, MetaTensor
 from lesionseg.core import Geometry, Volume
 from lesionseg.data import tile_dataset
 from lesionseg.data.augmentation.augment import AugmentationSettings
+from lesionseg.data.augmentation.batch import finish
 from lesionseg.data.cache.cached_case import read_cached_case, write_cached_case
 from lesionseg.data.prepare import PreparedCase
 from lesionseg.data.prepare_reference import PreparedReference
 from lesionseg.data.sampling import SamplingSettings, TileSampler
 from lesionseg.data.tile_dataset import TileDataset
+from lesionseg.errors import ConfigError
+from lesionseg.plan.plan import ChannelSet
 
 TILE = (8, 16, 12)
 
@@ -164,3 +168,56 @@ def test_the_package_s_public_api_has_every_name():
         assert getattr(lesionseg.data, name) is not None
     with pytest.raises(AttributeError, match="nonsense"):
         _ = lesionseg.data.nonsense
+
+
+EITHER = (ChannelSet((0,)), ChannelSet((1,)))
+
+
+def dropping(cases, plan, share, augmentation=None, known=EITHER, **settings):
+    plan = plan.with_(tile_shape=TILE, channel_names=("FLAIR", "T1"), channel_sets=known)
+    return TileDataset(
+        cases, plan, None, augmentation, n_tiles=9, seed=3, channel_dropout=share, **settings
+    )
+
+
+@pytest.mark.parametrize("augmentation", [None, AugmentationSettings()])
+def test_a_channel_is_left_out_of_some_tiles_and_nothing_else_changes(cases, plan, augmentation):
+    whole = dropping(cases, plan, 0.0, augmentation)
+    some, again = (dropping(cases, plan, 0.5, augmentation) for _ in range(2))
+    missing = [some.raw(i).change.missing for i in range(200)]
+    assert 70 < sum(m == () for m in missing) < 130
+    assert {m: missing.count(m) > 30 for m in missing} == {(): True, (0,): True, (1,): True}
+    for i in range(12, 24):
+        before, item, expected = whole[i], again[i], whole[i]["image"].clone()
+        for channel in missing[i]:
+            expected[channel] = 0
+        assert torch.equal(item["image"], expected)
+        assert all(torch.equal(item[key], before[key]) for key in ("label", "instances", "valid"))
+
+
+def test_a_gpus_batch_leaves_out_the_same_channels(cases, plan):
+    tiles = dropping(cases, plan, 0.9, AugmentationSettings())
+    raws = [tiles.raw(i) for i in range(4)]
+    image = finish(tiles.pack(raws))["image"]
+    assert any(raw.change.missing for raw in raws)
+    for tile, raw in zip(image, raws, strict=True):
+        assert [c for c in range(2) if not tile[c].any()] == list(raw.change.missing)
+
+
+def test_channels_are_left_out_after_others_transforms(cases, plan):
+    tiles = dropping(cases, plan, 0.9, transform=lambda item: item | {"image": item["image"] + 1})
+    assert tiles.raw(0).change.missing == (0,) or tiles.raw(1).change.missing
+    for i in range(3):
+        present = [bool(channel.any()) for channel in tiles[i]["image"]]
+        assert present == [c not in tiles.raw(i).change.missing for c in range(2)]
+
+
+def test_what_a_case_lacks_stays_missing_and_nothing_is_left_out_beside(cases, plan):
+    tiles = dropping([replace(case, missing=(1,)) for case in cases], plan, 0.9)
+    assert {tiles.raw(i).change.missing for i in range(20)} == {(1,)}
+    assert len(tiles.donors) == 0
+
+
+def test_a_plan_that_cannot_do_without_is_refused(cases, plan):
+    with pytest.raises(ConfigError, match="no channel to do without"):
+        dropping(cases, plan, 0.3, known=())

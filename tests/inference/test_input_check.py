@@ -14,7 +14,13 @@ from lesionseg.core import Geometry, InputVerdict, Volume
 from lesionseg.errors import BundleError
 from lesionseg.inference.bundles.bundle import bundle_digest, read_bundle, write_bundle
 from lesionseg.inference.decision import NOT_CHECKED
-from lesionseg.inference.input_check import InputCheck, _reordered, judge_input, make_input_check
+from lesionseg.inference.input_check import (
+    InputCheck,
+    Norm,
+    _reordered,
+    judge_input,
+    make_input_check,
+)
 from lesionseg.inference.predictor import Predictor
 from lesionseg.inference.scan_statistics import (
     entry_names,
@@ -25,7 +31,7 @@ from lesionseg.inference.scan_statistics import (
     scan_statistics,
 )
 from lesionseg.models.build import build_network
-from lesionseg.plan.plan import Architecture, Normalisation, Plan
+from lesionseg.plan.plan import Architecture, ChannelSet, Normalisation, Plan
 from tests.inference.networks import Bright
 
 SHAPE = (20, 24, 28)
@@ -85,7 +91,7 @@ def _verdict(
     check: InputCheck | None, volume: Volume, network: nn.Module, plan: Plan
 ) -> InputVerdict:
     scan = Predictor.from_network(network, plan).scans.prepare(volume, "scan")
-    return judge_input(check, scan.image.array, scan.file_geometry, network, plan)
+    return judge_input(check, scan.image, scan.file_geometry, network, plan)
 
 
 def _half_zeroed(array: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -240,3 +246,36 @@ def test_a_turned_thumbnail_fits_better_turned(rng: np.random.Generator) -> None
     assert same[0] == pytest.approx(1, abs=1e-4)
     assert same[1] < -0.5
     assert turned[1] == pytest.approx(1 - turned[0], abs=1e-4)
+
+
+@pytest.mark.parametrize("missing", [0, 1])
+def test_of_a_missing_channel_nothing_is_said(
+    missing: int, check: InputCheck, network: nn.Module, plan: Plan
+) -> None:
+    plan = plan.with_(channel_sets=(ChannelSet((missing,)),))
+    for seed in range(100, 110):
+        verdict = _verdict(check, _lacking(_scan(seed), missing), network, plan)
+        assert (verdict.warning, verdict.missing) == ("", (plan.channel_names[missing],))
+        assert verdict.score is not None
+    spoilt = _half_zeroed(_scan(200).array)
+    verdict = _verdict(check, _lacking(replace(_scan(200), array=spoilt), missing), network, plan)
+    present = plan.channel_names[1 - missing]
+    assert f"half of {present} along S" in verdict.warning
+    flat = replace(_scan(1), array=np.zeros((2, *SHAPE), np.float32))
+    verdict = _verdict(None, _lacking(flat, missing), network, plan)
+    assert verdict.warning == f"Channel {present} is empty: all its voxels are equal."
+
+
+def _lacking(scan: Volume, channel: int) -> Volume:
+    array = scan.array.copy()
+    array[channel] = 0
+    return replace(scan, array=array, missing=(channel,))
+
+
+def test_a_norm_of_some_entries_is_that_of_these_alone(rng: np.random.Generator) -> None:
+    """Worked out: a covariance [[2, 1], [1, 2]] leaves 2 to either entry by itself."""
+    precision = np.linalg.inv(np.array([[2.0, 1.0], [1.0, 2.0]]))
+    ones, zeros = np.ones(2), np.zeros(2)
+    alone = Norm(zeros, ones, precision, -ones, ones, 1.0).of([1])
+    assert alone.precision.item() == pytest.approx(0.5)
+    assert alone.distance(np.array([2.0])) == pytest.approx(np.sqrt(2))

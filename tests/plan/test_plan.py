@@ -1,12 +1,13 @@
 import json
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
 from lesionseg.core import Calibration, OperatingPoint
-from lesionseg.errors import BundleError
+from lesionseg.errors import BundleError, DatasetError
 from lesionseg.plan.anchor_plan import AnchorPlan
-from lesionseg.plan.plan import FocalLink, Plan
+from lesionseg.plan.plan import ChannelSet, FocalLink, Plan
 
 ANCHORS = AnchorPlan(stages=(1,), sizes=(((3.0, 3.0, 3.0),),))
 POINT = OperatingPoint(
@@ -140,3 +141,24 @@ def test_m2_a_value_out_of_range_is_named_by_its_key(
 def test_m2_what_is_no_plan_is_refused(text: str) -> None:
     with pytest.raises(BundleError, match="cannot be read"):
         Plan.from_json(text)
+
+
+def test_what_a_scan_may_lack_is_kept(plan: Plan) -> None:
+    known = ChannelSet((1,), (OperatingPoint("fp_per_case:1", 0.25),))
+    plan = replace(plan, **_three_channels(plan), channel_sets=(known, ChannelSet((0, 2))))
+    assert Plan.from_json(plan.to_json()) == plan
+    assert plan.without((1,)) == known
+    assert plan.without(()).operating_points == plan.operating_points
+    with pytest.raises(DatasetError, match=r"no C0.*it may lack C1 or C0, C2.*channel_dropout"):
+        plan.without((0,))
+
+
+@pytest.mark.parametrize("missing", [(), (3,), (0, 1, 2), (2, 0), (1, 1)])
+def test_a_set_of_other_channels_is_refused(plan: Plan, missing: tuple[int, ...]) -> None:
+    plan = replace(plan, **_three_channels(plan), channel_sets=(ChannelSet(missing),))
+    with pytest.raises(BundleError, match=r"channel_sets\.missing is wrong.*some of the 3"):
+        Plan.from_json(plan.to_json())
+
+
+def _three_channels(plan: Plan) -> dict[str, Any]:
+    return {"channel_names": ("C0", "C1", "C2"), "normalisation": plan.normalisation[:1] * 3}

@@ -127,11 +127,15 @@ def build_augmentation(settings: AugmentationSettings, plan: Plan) -> "Augmentat
 
 @dataclass(frozen=True, eq=False)
 class Change:
-    """All that happens to one tile; a few numbers, drawn before the tile is read."""
+    """All that happens to one tile; a few numbers, drawn before the tile is read.
+
+    `missing`: channels that are 0 in the end, as those are of which a case has no file.
+    """
 
     movement: Movement
     intensity: Intensity
     pasting: Pasting | None = None
+    missing: tuple[int, ...] = ()
 
 
 NO_CHANGE = Change(Movement(), Intensity())
@@ -236,6 +240,8 @@ def apply(piece: TileTensors, change: Change, shape: tuple[int, ...]) -> TileTen
     else:
         image = image.to(torch.float32, copy=True)
     image = change_intensity(image, change.intensity, shape)
+    for channel in change.missing:
+        image[channel] = 0
     return {"image": image, **dict(zip(keys, masks, strict=True))}
 
 

@@ -64,7 +64,11 @@ def pack(
     arrays |= _movements(
         [c.movement for c in changes], [c.intensity for c in changes], shape, arrays
     )
-    arrays |= _intensities([c.intensity for c in changes], shape, pieces[0]["image"].shape[0])
+    n_channels = pieces[0]["image"].shape[0]
+    arrays |= _intensities([c.intensity for c in changes], shape, n_channels)
+    if any(c.missing for c in changes):
+        present = [[k not in c.missing for k in range(n_channels)] for c in changes]
+        arrays["present"] = np.array(present).reshape(*np.shape(present), *(1,) * len(shape))
     layout, end = {}, 0
     for name, array in arrays.items():
         first = -(-end // _ALIGN) * _ALIGN
@@ -88,8 +92,9 @@ def finish(batch: PackedBatch) -> TileTensors:
     image = _sampled(batch["image"], grid[:n], "bilinear")
     masks = _sampled(batch["masks"], grid[-n:], "nearest")
     small = masks[:, ::2].to(torch.uint8)
+    image = _changed(image, batch)
     tiles = {
-        "image": _changed(image, batch),
+        "image": image.where(batch["present"], 0) if "present" in batch else image,
         "labels": small[:, 0],
         "instances": masks[:, 1].int(),
         "valid": small[:, 1].view(torch.bool),

@@ -55,9 +55,9 @@ class CachedCase:
     No file stays open in between, so that thousands of cases cost no file handles and the object
     travels to worker processes as a few numbers. `source` is the hash of the files it is made of.
     `is_mixed`: a lesion's voxels may hold other labels than its own (regions). `valid_seeds`: some
-    background voxels that teach, spread over it, where not all do; None where all do. With an
-    `origin`, `folder` is a copy, fetched when it is read and not there. `unannotated`: as in
-    `PreparedReference`.
+    background voxels that teach, spread over it, where not all do; None where all do. `missing`:
+    channels of which there was no file; they are 0. With an `origin`, `folder` is a copy, fetched
+    when it is read and not there. `unannotated`: as in `PreparedReference`.
     """
 
     case: str
@@ -70,6 +70,7 @@ class CachedCase:
     has_valid: bool
     is_mixed: bool = False
     valid_seeds: tuple[tuple[int, ...], ...] | None = None
+    missing: tuple[int, ...] = ()
     origin: CacheSource | None = None
     unannotated: tuple[int, ...] = ()
 
@@ -178,6 +179,7 @@ def write_cached_case(
         "case": prepared.case,
         "group": prepared.group,
         "channels": prepared.image.array.shape[0],
+        "missing": prepared.image.missing,
         "shape": geometry.shape,
         "affine": geometry.affine.tolist(),
         "has_valid": reference.valid is not None,
@@ -264,6 +266,7 @@ def case_from_json(
         has_valid=raw["has_valid"],
         is_mixed=raw["is_mixed"],
         valid_seeds=None if seeds is None else tuple(tuple(seed) for seed in seeds),
+        missing=tuple(raw.get("missing", ())),
         origin=origin,
         unannotated=tuple(raw.get("unannotated", ())),  # older entries have none
     )

@@ -32,7 +32,8 @@ def ensemble(
 ) -> Bundle:
     """One bundle with the networks of all; the plan is the first one's.
 
-    Raises `BundleError` when there is none or they do not share grid, labels and normalisation.
+    A scan may lack what all of them can do without. Raises `BundleError` when there is none or
+    they do not share grid, labels and normalisation.
     """
     members = [b if isinstance(b, Bundle) else read_bundle(Path(b), architectures) for b in bundles]
     if not members:
@@ -43,7 +44,11 @@ def ensemble(
     for number, member in enumerate(members[1:], start=2):
         _refuse_stranger(first.plan, member.plan, number)
     networks = [network for member in members for network in member.networks]
-    plan = replace(first.plan, n_members=len(networks))
+    common = {s.missing for s in first.plan.channel_sets}.intersection(
+        *({s.missing for s in member.plan.channel_sets} for member in members)
+    )
+    sets = tuple(s for s in first.plan.channel_sets if s.missing in common)
+    plan = replace(first.plan, n_members=len(networks), channel_sets=sets)
     return Bundle(networks[0], plan, tuple(networks[1:]), first.check)
 
 

@@ -11,6 +11,7 @@ from lesionseg.io.dicom.series import split_series
 from lesionseg.io.formats.volumes import read_geometry
 from lesionseg.io.local_files import fetch_images
 
+LACKING = "add the file; where scans may lack a channel, train with data.channel_dropout=0.3."
 _MOST_SHOWN = 100
 _LONGEST_NAME = 255  # bytes, of every file system in use
 _COUNT = re.compile(r"[0-9]{1,9}")
@@ -27,9 +28,11 @@ class Problems:
         """All of them so far."""
         return tuple(self._listed)
 
-    def add(self, case: str, error: LesionsegError, *, repeated: bool = False) -> None:
-        """Note one; `repeated`: reading the case raises it again."""
-        self._listed.append(Problem(case, error, repeated))
+    def add(
+        self, case: str, error: LesionsegError, *, repeated: bool = False, lacking: bool = False
+    ) -> None:
+        """Note one; `repeated` and `lacking`: see `core.Problem`."""
+        self._listed.append(Problem(case, error, repeated, lacking))
 
     @contextmanager
     def of(self, case: str) -> Iterator[None]:

@@ -77,20 +77,30 @@ def read_dataset(
     convention: str | None = None,
     merge_labels: bool = False,
     resample_tilt: bool = False,
+    may_lack: bool = False,
     lenient: bool = False,
 ) -> Dataset:
     """Read what a data folder holds, without opening more than one image's header.
 
-    `group` is a regular expression that finds the patient in a case id (see `assign_groups`);
-    `convention` names the layout instead of recognising it; `merge_labels` makes all labels one,
-    `{1: "lesion"}`; `resample_tilt` takes DICOM series of a tilted gantry. Radiographs in DICOM
-    get the columns of `radiographs.radiograph_columns`. Raises `DatasetError` for a folder that is
-    missing, not recognised or without cases, and one that names every case that is there twice,
-    lacks a file, or says of itself what cannot be; `lenient` leaves those in `Dataset.problems`
-    instead. Raises `ReadError` for unreadable tables.
+    Radiographs in DICOM get the columns of `radiographs.radiograph_columns`. Raises `DatasetError`
+    for a folder that is missing, not recognised or without cases, and one that names every case
+    that is there twice, lacks a file, or says of itself what cannot be. Raises `ReadError` for
+    unreadable tables.
+
+    Args:
+        root: the folder.
+        group: a regular expression that finds the patient in a case id (see `assign_groups`).
+        convention: names the layout instead of recognising it.
+        merge_labels: makes all labels one, `{1: "lesion"}`.
+        resample_tilt: takes DICOM series of a tilted gantry.
+        may_lack: takes cases without all of their channels (nnU-Net raw folders, manifests).
+        lenient: leaves cases with faults in `Dataset.problems` instead.
     """
     layout = _choose(root, convention)
     dataset = _distinct(layout.read(root))
+    if may_lack:
+        problems = tuple(p for p in dataset.problems if not p.lacking)
+        dataset = replace(dataset, may_lack=True, problems=problems)
     if not lenient:
         refuse_problems(dataset.problems, root)
     if not dataset.cases:

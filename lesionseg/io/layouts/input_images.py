@@ -24,13 +24,14 @@ def find_images(source: Path, channels: int) -> list[CaseFiles]:
     A folder is searched through and through, leaving out hidden files and masks written by
     `predictions`. A DICOM series is one case, called as its folder, and with its number where the
     folder holds several; localisers and screen shots are left out and named in the log. Files named
-    `<case>_0000.<suffix>`, `<case>_0001…` are channels of one case; every other file is a case.
+    `<case>_0000.<suffix>`, `<case>_0001…` are channels of one case, which lacks those of the
+    `channels` whose numbers are not there; every other file is a case.
     Ids are file stems; where two are the same, both get their folders' names before them. A case
     may have another number of files than `channels`: reading it says so, and the others go on.
     Raises `DatasetError` when nothing is found.
     """
     if source.suffix.lower() == ".csv" and source.is_file():
-        return read_scan_list(source)
+        return read_scan_list(source, channels)
     names = _named_files(source)
     if not names:
         raise DatasetError(
@@ -41,7 +42,15 @@ def find_images(source: Path, channels: int) -> list[CaseFiles]:
         )
     cases = _grouped(names, channels)
     ids = _ids(list(cases), _root(source))
-    scans = [CaseFiles(ids[key], tuple(images), group=ids[key]) for key, images in cases.items()]
+    scans = [
+        CaseFiles(
+            ids[key],
+            tuple(images),
+            group=ids[key],
+            missing=_missing([names[f] for f in images if names[f] != key.name], channels),
+        )
+        for key, images in cases.items()
+    ]
     return sorted(scans, key=lambda case: case.case)
 
 
@@ -97,6 +106,12 @@ def _grouped(names: Mapping[Path, str], channels: int) -> dict[Path, list[Path]]
         else:
             cases[key] = [file]
     return cases
+
+
+def _missing(numbered: Sequence[str], channels: int) -> tuple[int, ...]:
+    """The channels that no stem has the number of; none where stems have none."""
+    numbers = {int(stem[-4:]) for stem in numbered}
+    return tuple(c for c in range(channels) if numbers and c not in numbers)
 
 
 def _same_id(where: Path, case: str) -> DatasetError:

@@ -7,7 +7,13 @@ from typing import get_args
 from lesionseg.core import CaseFiles, Dataset, Role
 from lesionseg.errors import DatasetError, one_of
 from lesionseg.io.atomic import read_csv, read_json
-from lesionseg.io.layouts.case_problems import Problems, check_name, count_axes, is_count
+from lesionseg.io.layouts.case_problems import (
+    LACKING,
+    Problems,
+    check_name,
+    count_axes,
+    is_count,
+)
 from lesionseg.io.layouts.nnunet_labels import IGNORE, FileLabels
 
 MANIFEST = "manifest.csv"
@@ -53,10 +59,11 @@ def read_manifest(root: Path) -> Dataset:
     )
 
 
-def read_scan_list(path: Path) -> list[CaseFiles]:
+def read_scan_list(path: Path, channels: int | None = None) -> list[CaseFiles]:
     """The cases that a table `case, image[, image_0001 …]` names, by case id; nothing is read.
 
-    Paths are relative to the table; further columns (`pixel_mm`) are kept. Files are not looked
+    Paths are relative to the table; further columns (`pixel_mm`) are kept. An empty cell among the
+    first `channels` columns (None: all) is a channel that the case lacks. Files are not looked
     for: a case whose files are missing fails by itself. Raises `DatasetError` for a table without
     these columns or cases, a line without case or image, a case that is a path or named twice.
     """
@@ -65,7 +72,8 @@ def read_scan_list(path: Path) -> list[CaseFiles]:
     cases: dict[str, CaseFiles] = {}
     for line, row in enumerate(rows, start=2):
         case = row["case"]
-        if not case or not row["image"] or Path(case).name != case or case in cases:
+        files = tuple(path.parent / row[name] for name in images if row[name])
+        if not case or not files or Path(case).name != case or case in cases:
             raise DatasetError(
                 f"Line {line} does not name a case of its own.",
                 where=path,
@@ -73,8 +81,13 @@ def read_scan_list(path: Path) -> list[CaseFiles]:
                 expected="a case id that can be a file's name, and its image",
             )
         columns = {k: v for k, v in row.items() if k not in (*_OWN_COLUMNS, *images)}
-        files = tuple(path.parent / row[name] for name in images if row[name])
-        cases[case] = CaseFiles(case, files, group=row.get("group", "") or case, columns=columns)
+        cases[case] = CaseFiles(
+            case,
+            files,
+            group=row.get("group", "") or case,
+            columns=columns,
+            missing=_empty_cells(row, images[:channels]),
+        )
     return [cases[case] for case in sorted(cases)]
 
 
@@ -125,6 +138,11 @@ def _image_columns(rows: Sequence[Mapping[str, str]], path: Path) -> tuple[str, 
     return ("image", *sorted(c for c in columns if c.startswith("image_") and c[6:].isdigit()))
 
 
+def _empty_cells(row: Mapping[str, str], images: Sequence[str]) -> tuple[int, ...]:
+    """Places of the channels of which a row names no file."""
+    return tuple(place for place, name in enumerate(images) if not row[name])
+
+
 def _case(
     root: Path,
     row: Mapping[str, str],
@@ -140,8 +158,14 @@ def _case(
     path, case = root / MANIFEST, row["case"]
     lacking = [name for name in ("case", *images) if not row[name]]
     if lacking:
-        error = DatasetError(f"Line {line} lacks its {lacking[0]}.", where=path, seen=dict(row))
-        problems.add(case, error, repeated=bool(case and row["image"]))
+        some = bool(case and any(row[name] for name in images))
+        error = DatasetError(
+            f"Line {line} lacks its {lacking[0]}.",
+            where=path,
+            seen=dict(row),
+            remedy=LACKING if some else None,
+        )
+        problems.add(case, error, repeated=some, lacking=some)
     if not case or not any(row[name] for name in images):
         return None
     reference, instances = row.get("reference", ""), row.get("instances", "")
@@ -189,6 +213,7 @@ def _case(
         annotations={"instances": None} if instances and not reference else {},
         columns={k: v for k, v in row.items() if k not in (*_OWN_COLUMNS, *images)},
         annotated=annotated,
+        missing=_empty_cells(row, images),
     )
 
 

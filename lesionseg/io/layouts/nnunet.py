@@ -12,7 +12,7 @@ from lesionseg.core import CaseFiles, Dataset, Role
 from lesionseg.errors import DatasetError
 from lesionseg.io.atomic import read_json
 from lesionseg.io.formats.volumes import is_image_file, strip_suffix
-from lesionseg.io.layouts.case_problems import Problems, count_axes
+from lesionseg.io.layouts.case_problems import LACKING, Problems, count_axes
 from lesionseg.io.layouts.nnunet_labels import parse_labels
 
 Collect = Callable[[Sequence[Path], Problems], dict[str, dict[int, Path]]]
@@ -143,6 +143,7 @@ def collect_cases(
         CaseFiles(
             case=case,
             images=_ordered(root, case, images[case], len(channels), problems),
+            missing=tuple(c for c in range(len(channels)) if c not in images[case]),
             reference=references[case][0],
             role=role,
             fold=folds.get(case) if role is None else None,
@@ -218,11 +219,13 @@ def _ordered(
 ) -> tuple[Path, ...]:
     """The channel files by number; those that are there, and a problem, when one is missing."""
     if sorted(files) != list(range(n_channels)):
+        lacking = set(files) < set(range(n_channels))
         error = DatasetError(
             f"The case {case!r} does not have the channel files that dataset.json lists.",
             where=root,
             seen=[f.name for _, f in sorted(files.items())],
             expected=", ".join(f"{case}_{i:04d}" for i in range(n_channels)),
+            remedy=LACKING if lacking else None,
         )
-        problems.add(case, error, repeated=len(files) != n_channels)
+        problems.add(case, error, repeated=len(files) != n_channels, lacking=lacking)
     return tuple(file for _, file in sorted(files.items()))

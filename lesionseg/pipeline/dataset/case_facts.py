@@ -91,7 +91,8 @@ class FactsFolder:
         states = file_states(named)
         if states is None:
             return None
-        said = [self._about, files.case, files.group, files.annotations, files.columns, states]
+        about = [self._about, files.case, files.group, files.annotations, *files.missing]
+        said = [*about, files.columns, states]
         return hashlib.sha256(json.dumps(said, sort_keys=True, default=str).encode()).hexdigest()
 
     def _path(self, signature: str) -> Path:

@@ -1,7 +1,8 @@
 """What a user chooses about the data and the validation, as plain values."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import combinations
 from pathlib import Path
 from typing import get_args
 
@@ -9,6 +10,7 @@ from lesionseg.errors import one_of, require
 from lesionseg.io.dicom.stack import Tilt
 from lesionseg.io.remote.local_disk import LocalDisk, local_disk
 from lesionseg.io.remote.remote_folder import is_url
+from lesionseg.plan.plan import ChannelSet
 
 ALL_FOLDS = "all"
 CACHE, FACTS = "cache", "facts"  # folders beside the run directories, and within the first
@@ -32,7 +34,8 @@ class DataSettings:
     `parallel_folds` at a time ("auto": as many as the GPUs have room for; "ray": on a cluster).
     `phantoms` writes a simulated dataset to a folder when `root` does not exist yet, and is given
     `progress`. `root` and `cache_dir` may be URLs; then copies lie in `local_dir` and take at most
-    `local_gb` each.
+    `local_gb` each. `channel_dropout` above 0: up to `most_missing` channels are left out of so
+    many training tiles, and scans may lack them.
     """
 
     root: str
@@ -49,8 +52,18 @@ class DataSettings:
     local_gb: float = 100.0
     phantoms: Callable[..., None] | None = None
     dicom: DicomSettings = field(default_factory=DicomSettings)
+    channel_dropout: float = 0.0
+    most_missing: int = 1
 
     def __post_init__(self) -> None:
+        require(
+            0 <= self.channel_dropout < 1 and self.most_missing >= 1,
+            "So many channels cannot be left out.",
+            where="data.channel_dropout, data.most_missing",
+            seen=f"{self.most_missing} in a share of {self.channel_dropout:g} of the tiles",
+            expected="at least one, and a share from 0 to under 1",
+            remedy="take data.channel_dropout=0.3.",
+        )
         require(
             0 <= self.validation_fraction < 1,
             "The validation fraction must lie in [0, 1).",
@@ -87,6 +100,24 @@ class DataSettings:
         if self.cache_dir is None:
             return run.parent / CACHE / FACTS
         return (self.disk.folder if is_url(self.cache_dir) else Path(self.cache_dir)) / FACTS
+
+    def channel_sets(self, channels: Sequence[str]) -> tuple[ChannelSet, ...]:
+        """What a scan of these channels may lack; raises `ConfigError` where none might be left."""
+        if not self.channel_dropout:
+            return ()
+        require(
+            self.most_missing < len(channels),
+            "A scan cannot do without all of its channels.",
+            where="data.channel_dropout, data.most_missing",
+            seen=f"{self.most_missing} left out of {len(channels)}: {', '.join(channels)}",
+            expected=f"data.most_missing from 1 to {len(channels) - 1}"
+            if len(channels) > 1
+            else "more than one channel",
+            remedy="leave data.channel_dropout=0 where there is a single channel.",
+        )
+        counts = range(1, self.most_missing + 1)
+        places = range(len(channels))
+        return tuple(ChannelSet(some) for n in counts for some in combinations(places, n))
 
     @property
     def disk(self) -> LocalDisk:

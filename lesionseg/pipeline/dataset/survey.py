@@ -132,9 +132,15 @@ def open_dataset(data: DataSettings, *, lenient: bool = False) -> Dataset:
         convention=data.convention,
         merge_labels=data.merge_labels,
         resample_tilt=data.dicom.tilt == "resample",
+        may_lack=data.channel_dropout > 0,
         lenient=lenient,
     )
     log.info("%s: %d cases, read as %s", dataset.name, len(dataset.cases), dataset.convention)
+    lacking = [files.case for files in dataset.cases if files.missing and dataset.may_lack]
+    if lacking:
+        log.warning(
+            "Cases that lack a channel teach, but are not judged: %s", ", ".join(lacking[:10])
+        )
     return dataset
 
 

@@ -20,7 +20,7 @@ from lesionseg.evaluation.statistics.operating_point import (
     with_intervals,
 )
 from lesionseg.inference.candidates.acceptance import accept, choose_operating_point, without_small
-from lesionseg.plan.plan import Plan
+from lesionseg.plan.plan import ChannelSet, Plan
 
 _log = logging.getLogger(__name__)
 
@@ -30,7 +30,14 @@ SENSITIVITIES = (0.8, 0.9)
 FEW_PATIENTS = 20  # below, a score gives quite other rates on other patients
 CALIBRATIONS = ("platt", "isotonic", "none")
 # what is decided on predictions, by its key in the plan's reasons
-CHOSEN = ("operating point", "calibration", "voxel calibration", "candidates: least diameter")
+MISSING = "missing channels"
+CHOSEN = (
+    "operating point",
+    MISSING,
+    "calibration",
+    "voxel calibration",
+    "candidates: least diameter",
+)
 
 
 @dataclass(frozen=True)
@@ -109,6 +116,7 @@ def undecided(plan: Plan) -> Plan:
         calibration=None,
         voxel_calibration=None,
         n_members=1,
+        channel_sets=tuple(ChannelSet(known.missing) for known in plan.channel_sets),
         candidate_rule=replace(plan.candidate_rule, min_diameter_mm=0.0),
         reasons={key: why for key, why in plan.reasons.items() if key not in CHOSEN},
     )

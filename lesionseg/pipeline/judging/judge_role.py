@@ -4,11 +4,10 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-from lesionseg.core import CaseFiles, Geometry, OperatingPoint, Prediction
+from lesionseg.core import CaseFiles, Geometry, OperatingPoint, Prediction, Volume
 from lesionseg.errors import DatasetError
 from lesionseg.evaluation import CaseResult, MatchedCase, Preset
 from lesionseg.inference.candidates.acceptance import without_small
@@ -26,11 +25,12 @@ from lesionseg.pipeline.judging.case_pairs import (
     prediction_reader,
     read_columns,
 )
-from lesionseg.pipeline.judging.choice import Choice, ChoiceSettings, make_choice
+from lesionseg.pipeline.judging.choice import MISSING, Choice, ChoiceSettings, make_choice
 from lesionseg.pipeline.judging.least_size import choose_least_size
 from lesionseg.pipeline.judging.voxel_calibration import LevelCounts, choose_voxel_calibration
 from lesionseg.pipeline.predict.case_pipeline import predict_volumes
 from lesionseg.pipeline.run.outcome import bar
+from lesionseg.plan.plan import Plan
 
 _log = logging.getLogger(__name__)
 
@@ -82,6 +82,10 @@ class FoldRun:
     def folder(self) -> Path:
         """Where the predictions of its validation cases lie."""
         return self.run / "validation"
+
+    def without(self, missing: Sequence[int]) -> Path:
+        """Where their predictions without these channels lie."""
+        return self.run / "without" / "_".join(map(str, missing))
 
     @property
     def cases(self) -> list[CaseFiles]:
@@ -176,6 +180,45 @@ def judge_out_of_fold(
     return RoleScores(scores, choice)
 
 
+def judge_missing(predictor: Predictor, survey: Survey, run: Path, rules: Rules) -> Plan:
+    """The predictor's plan, with what is chosen on validation cases shown without some channels.
+
+    Their predictions go to `run/without/<places of the channels>`.
+    """
+    whole = FoldRun(0, survey, run)
+    for known in predictor.plan.channel_sets:
+        folder = whole.without(known.missing)
+        write_predictions(predictor, survey, whole.cases, folder, missing=known.missing)
+    return choose_missing(predictor.plan, [whole], rules)
+
+
+def choose_missing(plan: Plan, folds: Sequence[FoldRun], rules: Rules) -> Plan:
+    """The plan, with what is chosen on the predictions of each of its `channel_sets`.
+
+    By the same rules as where no channel is missing; several folds choose out of fold.
+    """
+    sets, why, several = [], [], len(folds) > 1
+    for known in plan.channel_sets:
+        pairs = [
+            _without_small(pair, plan.candidate_rule.min_diameter_mm)
+            for fold in folds
+            for pair in _pairs(fold.survey, fold.cases, fold.without(known.missing), "validation")
+        ]
+        lacking = ", ".join(plan.names_of(known.missing))
+        _log.info("Without %s:", lacking)
+        choice = make_choice(
+            _undecided(_matches(pairs, rules)),
+            rules.choice,
+            chosen_on=OUT_OF_FOLD if several else "validation",
+            fold_of=_fold_of(folds) if several else None,
+        ).matched_by(rules.preset.match_rule)
+        sets.append(replace(known, operating_points=choice.points, calibration=choice.calibration))
+        why.append(f"without {lacking}: {choice.reasons['operating point']}")
+    if not sets:
+        return plan
+    return plan.with_(channel_sets=tuple(sets), reasons={**plan.reasons, MISSING: " ".join(why)})
+
+
 def judge_untouched(
     predictor: Predictor, survey: Survey, output: Path, role: str, rules: Rules
 ) -> Mapping[str, Any] | None:
@@ -190,8 +233,9 @@ def judge_untouched(
 
 
 def labelled(survey: Survey, role: str) -> list[CaseFiles]:
-    """The cases of a role that can be judged."""
-    return [c for c in survey.of_role(role) if c.reference is not None or c.annotations]
+    """The cases of a role that can be judged: with a reference, and with every channel."""
+    cases = [c for c in survey.of_role(role) if not c.missing]
+    return [c for c in cases if c.reference is not None or c.annotations]
 
 
 def write_predictions(
@@ -200,17 +244,23 @@ def write_predictions(
     cases: Sequence[CaseFiles],
     folder: Path,
     watch: Callable[[CaseFiles], Watch | None] = lambda _: None,
+    missing: tuple[int, ...] = (),
 ) -> None:
     """Write the candidates of every case; reading, the network and writing overlap.
 
-    `watch`: what is shown a case's probabilities.
+    `watch`: what is shown a case's probabilities. `missing`: channels that are left out.
     """
 
     def write(files: CaseFiles, prediction: Prediction) -> str:
         write_prediction(folder, prediction)
         return files.case
 
-    read = partial(read_image, dataset=survey.dataset)
+    def read(files: CaseFiles) -> Volume:
+        volume = read_image(files, survey.dataset)
+        for channel in missing:
+            volume.array[channel] = 0
+        return replace(volume, missing=missing)
+
     with (
         bar("Predicting") as advance,
         closing(predict_volumes(predictor, cases, read, write, watch=watch)) as written,

@@ -75,6 +75,8 @@ class CaseCounts(Burden):
     message: str
     warning: str
     input_score: float | None
+    missing: str
+    operating_point: str
 
 
 @dataclass(frozen=True)
@@ -158,6 +160,8 @@ def write_case(
         "message": message,
         "warning": verdict.warning,
         "input_score": None if verdict.score is None else round(verdict.score, 3),
+        "missing": ", ".join(verdict.missing),
+        "operating_point": predictor.decide.point(inferred.missing).name,
         **burden(
             prediction.candidates, plan.lesion_labels, _names(zones), prediction.operating_point
         ),

@@ -164,9 +164,8 @@ class _JobSteps:
                 raise task.error
             if task.inferred is not None:
                 task.seconds += task.inferred.seconds
-                origin = ResultOrigin(
-                    __version__, self.bundle, task.key, self.predictor.operating_point
-                )
+                point = self.predictor.decide.point(task.inferred.missing)
+                origin = ResultOrigin(__version__, self.bundle, task.key, point)
                 zones = self.zones.read(task.files.case) if self.zones else None
                 counts = write_case(
                     self.predictor, task.inferred, task.files, self.targets, origin, zones
@@ -183,7 +182,8 @@ class _JobSteps:
         files, plan = task.files, self.predictor.plan
         fetch_images(files.images)
         task.input = _content_digest(files, self.bundle)
-        task.key = _digest(self.choices, task.input, *self._zone_digests(files))
+        lacking = map(str, files.missing)
+        task.key = _digest(self.choices, task.input, *self._zone_digests(files), *lacking)
         task.row = self._kept(task)
         if task.row is not None:
             return

@@ -34,7 +34,8 @@ class PredictionRow(TableRow):
     out, when it was done; `peak_memory_mb`: the most memory that the process had held until then.
     `bundle` tells models apart and `input` scans (keyed with the bundle: the same scan has another
     value elsewhere); `key` tells whether anything changed since, settings included. `warning`: in
-    what the scan is unlike the training scans; `input_score`: how much, 1 being the limit. `count`
+    what the scan is unlike the training scans; `input_score`: how much, 1 being the limit.
+    `missing`: the channels it lacks; `operating_point`: what accepted its candidates. `count`
     and `ml`: number and volume of the accepted candidates by label, `zone_count` and `zone_ml` by
     zone; no volume in 2-D and of bare boxes. `n_lesions_low` … `volume_ml_high`: as in `StudyRow`.
     """
@@ -55,6 +56,8 @@ class PredictionRow(TableRow):
     n_lesions_high: int | None = None
     volume_ml_low: float | None = None
     volume_ml_high: float | None = None
+    missing: str = ""
+    operating_point: str = ""
     count: Named = field(default_factory=dict)
     ml: Named = field(default_factory=dict)
     zone_count: Named = field(default_factory=dict)

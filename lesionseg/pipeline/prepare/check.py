@@ -113,7 +113,7 @@ def _trace(files: CaseFiles, dataset: Dataset, pseudonym: str) -> Trace:
             ranges=tuple(_range(channel) for channel in image.array),
             thumbnail=draw_thumbnail(image.array[0], image.geometry, lesions),
         ),
-        images=tuple(_digest(channel) for channel in image.array),
+        images=tuple(_digest(channel) for channel in image.present),
         reference=_digest(lesions) if lesions is not None and lesions.sum() >= _TELLING else None,
         axes=_axes(image.geometry),
         unit=image.geometry.size_unit,
@@ -125,7 +125,7 @@ def _single_flaws(
     known: Trace, found: Inspected, case: Case, lesions: NDArray[np.bool_] | None
 ) -> Iterator[Finding]:
     """What can be said of a readable case by itself."""
-    if any(channel.min() == channel.max() for channel in case.image.array):
+    if any(channel.min() == channel.max() for channel in case.image.present):
         yield known.finding("constant", "warning")
     if not found.oriented:
         yield known.finding("unoriented", "warning")

@@ -5,7 +5,7 @@ import tempfile
 import threading
 import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +82,7 @@ class Answerer:
         cases = find_images(folder, len(plan.channel_names))
         if len(cases) != 1:
             raise DatasetError("Send one scan at a time.", seen=f"{len(cases)} scans")
-        files = cases[0]
+        files = replace(cases[0], missing=())  # files come in order, so none may be left out
         volume = self.predictor.scans.read(files)
         _go_on(halt)
         prediction = self.predictor.predict_volume(volume, CASE, on_tile=lambda *_: _go_on(halt))

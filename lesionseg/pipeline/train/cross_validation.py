@@ -27,6 +27,7 @@ from lesionseg.pipeline.dataset.survey import Survey, divided, folds_of
 from lesionseg.pipeline.judging.choice import undecided
 from lesionseg.pipeline.judging.judge_role import (
     FoldRun,
+    choose_missing,
     judge_out_of_fold,
     judge_untouched,
     labelled,
@@ -137,6 +138,7 @@ def _gather(recipe: Recipe, survey: Survey, folds: Sequence[FoldRun], run: Path)
     voxels = mean_calibration([bundle_plan(str(f.run)).voxel_calibration for f in folds])
     choice = replace(judged.choice, voxel_calibration=voxels)
     plan = choice.added_to(undecided(members.plan)).with_(n_members=len(folds))
+    plan = choose_missing(plan, folds, recipe.rules(origin))
     seen = training_cases(survey, recipe.learning.init_from)
     keep_bundle(members.networks, plan, judged.scores, origin, seen, run, members.check)
     complete = replace(members, plan=plan)
@@ -159,10 +161,13 @@ def _is_finished(fold: FoldRun) -> bool:
     """Whether its bundle and the predictions of all its cases are there."""
     if not (fold.run / BUNDLE / "plan.json").is_file() or not fold.folder.is_dir():
         return False
-    missing = {c.case for c in fold.cases} - set(find_predictions(fold.folder))
-    if not missing:
+    sets = bundle_plan(str(fold.run)).channel_sets
+    folders = [fold.folder, *(fold.without(known.missing) for known in sets)]
+    cases = {c.case for c in fold.cases}
+    finished = all(f.is_dir() and cases <= set(find_predictions(f)) for f in folders)
+    if finished:
         log.info("Fold %d is finished and kept.", fold.number)
-    return not missing
+    return finished
 
 
 def _plan_of_finished(folds: Sequence[FoldRun]) -> Plan | None:

@@ -241,6 +241,7 @@ def learnt_scans(
 
     Their own files' grids are the fingerprint's. None for too few scans; see `make_input_check`.
     """
+    cases = [case for case in cases if not case.missing]
     if len(cases) < LEAST_SCANS:
         return None
     some = [cases[i] for i in sorted(set(np.linspace(0, len(cases) - 1, N_SCANS).astype(int)))]

@@ -25,7 +25,13 @@ from lesionseg.io.atomic import write_text
 from lesionseg.pipeline.dataset.data_settings import DataSettings
 from lesionseg.pipeline.dataset.survey import Survey
 from lesionseg.pipeline.judging.choice import Choice, ChoiceSettings
-from lesionseg.pipeline.judging.judge_role import RoleScores, Rules, judge_validation, labelled
+from lesionseg.pipeline.judging.judge_role import (
+    RoleScores,
+    Rules,
+    judge_missing,
+    judge_validation,
+    labelled,
+)
 from lesionseg.pipeline.judging.volume_scores import VolumeJudge, VolumeScores
 from lesionseg.pipeline.report.recipe import ReportSettings
 from lesionseg.pipeline.run.capabilities import require_masks, require_voxels
@@ -140,6 +146,7 @@ def _begin(recipe: Recipe, survey: Survey, run: Path, plan: Plan | None) -> Plan
     memory = step_memory(learning)
     plan = decide(survey, recipe.model, learning.trainer, run, plan, memory, recipe.prepare.extra)
     plan = linked(plan, learning.loss, learning.detection)
+    plan = plan.with_(channel_sets=recipe.data.channel_sets(plan.channel_names))
     check_activation(learning.loss, plan)
     check_losses(plan, learning.loss, learning.detection)
     if is_new:
@@ -205,6 +212,8 @@ def _judged(
     if slices is not None:
         slices.draw(fitted.steps, choice.apply_to)
     complete = choice.added_to(plan)
+    if validation:
+        complete = judge_missing(predictor(complete), survey, run, recipe.rules(origin))
     scores = validation.scores if validation else None
     seen = training_cases(survey, recipe.learning.init_from)
     keep_bundle([fitted.network], complete, scores, origin, seen, run, check)

@@ -132,6 +132,7 @@ def train(
         detection,
         seed,
         init_from=model.init_from,
+        channel_dropout=data.channel_dropout,
     )
     recipe = Recipe(
         data=data,

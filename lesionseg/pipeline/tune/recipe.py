@@ -139,8 +139,10 @@ def tune(
         trainer=trainer,
         seed=seed,
         init_from=model.init_from,
+        channel_dropout=data.channel_dropout,
     )
     plan = decide(survey, model, trainer, run, extra=prepare.extra)
+    plan = plan.with_(channel_sets=data.channel_sets(plan.channel_names))
     if not is_claimed(run):  # once for all trials: whatever the pair, it takes the same memory
         any_loss, any_detection = losses(alpha=0.5, gamma=1.0)
         any_pair = learning(loss=any_loss, detection=any_detection)

@@ -122,3 +122,18 @@ def test_a_case_id_is_no_path(tmp_path: Path) -> None:
     (tmp_path / "list.csv").write_text("case,image\n../a,b.nii\n")
     with pytest.raises(DatasetError, match="does not name a case"):
         find_images(tmp_path / "list.csv", 1)
+
+
+def test_a_channel_is_missing_where_no_file_has_its_number(tmp_path: Path) -> None:
+    names = ("a_0000.nii", "a_0002.nii", "b_0001.nii", "c.nii", "d_0000.nii", "d_0001.nii")
+    found = {c.case: c.missing for c in find_images(_touch(tmp_path, *names), 3)}
+    assert found == {"a": (1,), "b": (0, 2), "c": (), "d": (2,)}
+    (lone,) = find_images(tmp_path / "a_0000.nii", 1)
+    assert lone.missing == ()
+
+
+def test_a_channel_is_missing_where_its_cell_is_empty(tmp_path: Path) -> None:
+    table = tmp_path / "list.csv"
+    table.write_text("case,image,image_0001\na,a.nii,\nb,,b.nii\n")
+    assert [c.missing for c in find_images(table, 2)] == [(1,), (0,)]
+    assert [c.missing for c in find_images(table, 1)] == [(), (0,)]  # the second is refused as two

@@ -1,6 +1,7 @@
 """Datasets as a table of cases."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -112,6 +113,19 @@ def test_a_manifest_goes_before_other_conventions(manifest: Callable[[str], Path
 def test_what_is_wrong_is_said(manifest: Callable[[str], Path], text: str, match: str) -> None:
     with pytest.raises(DatasetError, match=match):
         read_dataset(manifest(text))
+
+
+def test_an_empty_cell_is_a_channel_that_the_case_may_lack(
+    manifest: Callable[[str], Path],
+) -> None:
+    root = manifest("case,image,image_0001\nA,,scans/a.nii.gz\nB,scans/b.nii.gz,scans/a.nii.gz\n")
+    with pytest.raises(DatasetError, match="Line 2 lacks its image"):
+        read_dataset(root)
+    dataset = read_dataset(root, may_lack=True)
+    assert [(c.missing, len(c.images)) for c in dataset.cases] == [((0,), 1), ((), 2)]
+    assert read_case(dataset.cases[0], dataset).image.array.shape[0] == 2
+    with pytest.raises(DatasetError, match="'A' does not have one file per channel"):
+        read_case(dataset.cases[0], replace(dataset, may_lack=False))
 
 
 def test_an_empty_manifest_is_refused(manifest: Callable[[str], Path]) -> None:

@@ -205,6 +205,21 @@ def test_a_missing_channel_file_is_named(nnunet_folder: Folder) -> None:
         read_dataset(root)
 
 
+def test_a_case_may_lack_a_channel_where_that_is_asked_for(nnunet_folder: Folder) -> None:
+    root = nnunet_folder()
+    (root / "imagesTr" / "B_0000.nii.gz").unlink()
+    dataset = read_dataset(root, may_lack=True)
+    assert {c.case: c.missing for c in dataset.cases if c.missing} == {"B": (0,)}
+    files = next(c for c in dataset.cases if c.case == "B")
+    whole = read_case(files, dataset).image
+    assert whole.missing == (0,)
+    assert not whole.array[0].any()
+    assert whole.array[1].any()
+    (root / "imagesTr" / "B_0001.nii.gz").rename(root / "imagesTr" / "B_0002.nii.gz")
+    with pytest.raises(DatasetError, match="'B' does not have the channel files"):
+        read_dataset(root, may_lack=True)
+
+
 def test_an_image_without_channel_number_is_named(nnunet_folder: Folder) -> None:
     root = nnunet_folder()
     (root / "imagesTr" / "B_0001.nii.gz").rename(root / "imagesTr" / "B.nii.gz")

@@ -1,6 +1,7 @@
 """Out-of-fold predictions, as folds would have written them, gathered and judged."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +16,14 @@ from lesionseg.ops.components import lesion_instances
 from lesionseg.phantoms import write_mri_phantoms
 from lesionseg.pipeline.dataset.data_settings import DataSettings
 from lesionseg.pipeline.dataset.survey import Survey, divided, folds_of, take_survey
-from lesionseg.pipeline.judging.choice import ChoiceSettings
-from lesionseg.pipeline.judging.judge_role import FoldRun, Rules, judge_out_of_fold
+from lesionseg.pipeline.judging.choice import ChoiceSettings, undecided
+from lesionseg.pipeline.judging.judge_role import (
+    FoldRun,
+    Rules,
+    choose_missing,
+    judge_out_of_fold,
+)
+from lesionseg.plan.plan import ChannelSet, Plan
 
 RULES = Rules(PRESETS["lesionseg"], ChoiceSettings(replicates=50), {"folds": 3})
 
@@ -94,3 +101,31 @@ def test_gathered_predictions_are_accepted_and_calibrated_out_of_fold(
 def test_a_case_of_two_folds_is_refused(folds: tuple[FoldRun, ...], tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match="more than one fold"):
         judge_out_of_fold(folds[0].survey, [folds[0], folds[0]], tmp_path, RULES)
+
+
+def test_what_is_chosen_without_a_channel_follows_the_same_rules(
+    folds: tuple[FoldRun, ...], tmp_path: Path, plan: Plan
+) -> None:
+    """The same predictions stand in for those without FLAIR, without T1 the order is reversed."""
+    plan = plan.with_(
+        channel_names=("FLAIR", "T1"), channel_sets=(ChannelSet((0,)), ChannelSet((1,)))
+    )
+    for fold in folds:
+        for missing in ((0,), (1,)):
+            shutil.copytree(fold.folder, fold.without(missing))
+        for path in fold.without((1,)).glob("*_candidates.json"):
+            said = json.loads(path.read_text())
+            for candidate in said["candidates"]:
+                candidate["score"] = 1 - candidate["score"]
+            path.write_text(json.dumps(said))
+    judged = judge_out_of_fold(folds[0].survey, folds, tmp_path, RULES)
+    chosen = choose_missing(plan, folds, RULES)
+    same, worse = chosen.channel_sets
+    assert same.operating_points == judged.choice.points
+    assert same.calibration == judged.choice.calibration
+    assert worse.operating_points[0].chosen_on == "out-of-fold"
+    recalls = [known.operating_points[0].lesion_recall for known in (worse, same)]
+    assert recalls == sorted(recalls)
+    assert chosen.reasons["missing channels"].startswith("without FLAIR: fp_per_case:1 accepts")
+    assert undecided(chosen) == undecided(plan)
+    assert choose_missing(plan.with_(channel_sets=()), folds, RULES).reasons == plan.reasons

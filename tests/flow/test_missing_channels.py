@@ -1,0 +1,145 @@
+"""Scans without a channel: a network trained to do without, judged so, and what it says of them."""
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import lesionseg
+from lesionseg.cli import run
+from lesionseg.core import Volume
+from lesionseg.errors import ConfigError, DatasetError
+from lesionseg.io.formats.volumes import read_volume, write_volume
+from lesionseg.phantoms import write_mri_phantoms
+from lesionseg.plan.plan import Plan
+
+SMALL = [
+    "trainer.max_minutes=null",
+    "trainer.max_steps=4",
+    "trainer.workers=0",
+    "trainer.progress=false",
+    "trainer.precision=32-true",
+    "trainer.accelerator=cpu",
+    "model.base_features=4",
+    "model.batch_size=2",
+    "model.tile_shape=[16,16,16]",
+    "replicates=20",
+    "report=tables",
+    "report.pdf=false",
+]
+
+
+def _second_channel(folder: Path) -> None:
+    """Beside each FLAIR a T1 in which lesions are dark."""
+    for first in folder.glob("*_0000.nii.gz"):
+        volume = read_volume(first)
+        dark = np.where(volume.array > 0, 1000 - volume.array, 0).astype(np.float32)
+        second = Volume(dark, volume.geometry)
+        write_volume(first.with_name(first.name.replace("_0000", "_0001")), second)
+
+
+@pytest.fixture(scope="module")
+def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six simulated heads of two channels; the T1 of one training case is missing."""
+    folder = tmp_path_factory.mktemp("channels") / "raw"
+    write_mri_phantoms(folder, 6, seed=0, n_test=1, shape=(16, 18, 16), spacing_mm=(8.0, 8.0, 8.0))
+    for part in ("imagesTr", "imagesTs"):
+        _second_channel(folder / part)
+    facts = json.loads((folder / "dataset.json").read_text())
+    facts["channel_names"] = {"0": "FLAIR", "1": "T1"}
+    (folder / "dataset.json").write_text(json.dumps(facts))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained(raw: Path) -> Path:
+    (raw / "imagesTr" / "SIM_000_0001.nii.gz").unlink()
+    splits = [{"train": ["SIM_000", "SIM_001", "SIM_002"], "val": ["SIM_003", "SIM_004"]}]
+    (raw / "splits_final.json").write_text(json.dumps(splits))
+    folder = raw.parent / "run"
+    overrides = [f"data.root={raw}", f"run_dir={folder}", "data.channel_dropout=0.5", *SMALL]
+    assert run("train", overrides) == 0
+    return folder
+
+
+def _plan(folder: Path) -> Plan:
+    return Plan.from_json((folder / "bundle" / "plan.json").read_text())
+
+
+def test_each_channel_is_judged_missing(trained: Path) -> None:
+    plan = _plan(trained)
+    assert [known.missing for known in plan.channel_sets] == [(0,), (1,)]
+    for known in plan.channel_sets:
+        assert known.operating_points[0].chosen_on == "validation"
+        assert known.operating_points[0].name == plan.operating_points[0].name
+        assert known.operating_points[0].lesion_recall is not None
+        names = sorted(p.name for p in (trained / "without" / str(known.missing[0])).glob("*.json"))
+        assert names == ["SIM_003_candidates.json", "SIM_004_candidates.json"]
+    assert "without FLAIR: " in (trained / "bundle" / "model_card.md").read_text()
+
+
+def test_a_scan_without_a_channel_is_predicted_and_said(trained: Path, tmp_path: Path) -> None:
+    scans = tmp_path / "scans"
+    shutil.copytree(trained.parent / "raw" / "imagesTs", scans)
+    (scan,) = scans.glob("*_0001.nii.gz")
+    scan.unlink()
+    output = tmp_path / "out"
+    assert run("predict", [f"bundle={trained}", f"input={scans}", f"output={output}"]) == 0
+    with (output / "predictions.csv").open() as stream:
+        (row,) = csv.DictReader(stream)
+    point = _plan(trained).channel_sets[1].operating_points[0]
+    assert (row["missing"], row["operating_point"]) == ("T1", point.name)
+    assert row["warning"].startswith(f"Predicted without T1: accepted by {point.name} from score")
+    assert "empty" not in row["warning"].lower()
+    written = json.loads(next(output.glob("*_candidates.json")).read_text())
+    assert written["operating_point"]["score"] == point.score
+    assert written["input_check"]["missing"] == ["T1"]
+
+
+def test_an_empty_cell_and_an_array_lack_the_same_channel(trained: Path, tmp_path: Path) -> None:
+    (flair,) = (trained.parent / "raw" / "imagesTs").glob("*_0000.nii.gz")
+    table = tmp_path / "list.csv"
+    table.write_text(f"case,image,image_0001\na,{flair},\n")
+    output = tmp_path / "out"
+    assert run("predict", [f"bundle={trained}", f"input={table}", f"output={output}"]) == 0
+    listed = json.loads((output / "a_candidates.json").read_text())
+    predictor = lesionseg.Predictor(trained)
+    volume = read_volume(flair)
+    array = predictor(volume.array, volume.geometry.affine, missing=["T1"])
+    scores = [candidate.score for candidate in array.candidates]
+    assert scores == pytest.approx([c["score"] for c in listed["candidates"]])
+    assert predictor(flair, missing=["T1"]).operating_point == array.operating_point
+    with pytest.raises(ConfigError, match="no such channel"):
+        predictor(flair, missing=["T2"])
+    nothing = Volume(volume.array.repeat(2, 0), volume.geometry, missing=(0, 1))
+    with pytest.raises(DatasetError, match=r"no FLAIR, T1.*it may lack FLAIR or T1"):
+        predictor.predict_volume(nothing, "a")
+
+
+def test_who_was_not_trained_for_it_refuses_by_name(trained: Path, tmp_path: Path) -> None:
+    path = tmp_path / "bundle" / "plan.json"
+    shutil.copytree(trained / "bundle", path.parent)
+    path.write_text(_plan(trained).with_(channel_sets=()).to_json())
+    (flair,) = (trained.parent / "raw" / "imagesTs").glob("*_0000.nii.gz")
+    output = tmp_path / "out"
+    assert run("predict", [f"bundle={path.parent}", f"input={flair}", f"output={output}"]) == 1
+    with (output / "predictions.csv").open() as stream:
+        (row,) = csv.DictReader(stream)
+    assert row["status"] == "failed"
+    assert "lacks a channel that this model needs. Seen: no T1" in row["message"]
+    both = lesionseg.Predictor([trained, path.parent])  # may lack what both may
+    with pytest.raises(DatasetError, match="no T1"):
+        both(flair, missing=["T1"])
+
+
+def test_a_case_without_a_channel_is_refused_where_none_is_left_out(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    raw = trained.parent / "raw"
+    assert run("train", [f"data.root={raw}", f"run_dir={tmp_path / 'run'}", *SMALL]) == 1
+    said = capsys.readouterr().err
+    assert "'SIM_000' does not have the channel files" in said
+    assert "data.channel_dropout=0.3" in said
