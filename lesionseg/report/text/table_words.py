@@ -125,6 +125,7 @@ CALIBRATION_NUMBERS: Mapping[str, str] = {
     "ece": "Expected calibration error, in ten bins",
     "ece_if_perfect": "The same by chance alone, were every stated chance true",
 }
+LISTED = "listed in report.html"
 WITH_INTERVALS = "With intervals"
 QUANTILES = "In groups of about as many lesions each"
 P_VALUE_TEXT = (
@@ -207,7 +208,7 @@ GALLERY_TITLES: Mapping[str, str] = {
 }
 GALLERY_ORDERS: Mapping[str, str] = {
     "missed": "drawn evenly from all sizes, the largest first",
-    "false_positive": "by descending score",
+    "false_positive": "by descending score where there are scores",
     "found": "drawn at random from all sizes with a fixed seed",
 }
 ITEMS = "Places to judge"
