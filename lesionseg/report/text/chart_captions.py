@@ -63,8 +63,8 @@ RELIABILITY_TEXT = (
     "more candidates. Bars: how many."
 )
 SUBGROUPS_TEXT = (
-    "Sensitivity and false positives per scan in each group of scans, with 95 % CI; hollow where "
-    "there are too few patients for one. Dotted: all scans."
+    "Sensitivity and false positives per scan in each group of scans or lesions, with 95 % CI; "
+    "hollow where there are too few patients for one. Dotted: all scans."
 )
 FROC_BOTH_TEXT = (
     "Both on the same scans. Large dots: the score used for each. One without scores, such as a "
