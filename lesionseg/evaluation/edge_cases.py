@@ -100,7 +100,7 @@ ONE_KIND_OF_CASE = EdgeCase(
     "`case_auroc`, `case_table.predictive_values`",
     "all cases have lesions, or none has",
     None,
-    "an AUROC needs cases with and without lesions",
+    "cases with lesions and cases without are needed",
 )
 TOO_FEW_GROUPS = EdgeCase(
     "every `ci95`",

@@ -131,8 +131,9 @@ class Scores:
     """What is read of scores.json; `raw` is the whole file.
 
     `recall_by_half`: the lesions under 5 mm and those of 5 mm or more; `recall_by_quantile`: in
-    groups of about as many lesions. `size_unit` is short, such as mm; `size_said` may add where it
-    was measured, such as mm at the detector.
+    groups of about as many lesions; `recall_by_long_axis`: by that in place of the diameter.
+    `size_unit` is short, such as mm; `size_said` may add where it was measured, such as mm at the
+    detector.
     """
 
     evaluated_on: str
@@ -147,6 +148,7 @@ class Scores:
     recall_by_size: tuple[SizeGroup, ...]
     recall_by_half: tuple[SizeGroup, ...]
     recall_by_quantile: tuple[SizeGroup, ...]
+    recall_by_long_axis: tuple[SizeGroup, ...]
     froc: tuple[FrocPoint, ...]
     operating_point: PointScores
     labels: Mapping[str, PartScores]
@@ -167,6 +169,7 @@ class Scores:
             recall_by_size=groups,
             recall_by_half=_groups(raw.get("recall_by_half")) or in_halves(groups),
             recall_by_quantile=_groups(raw.get("recall_by_size_quantile")),
+            recall_by_long_axis=_groups(raw.get("recall_by_long_axis")),
             froc=read_froc(raw.get("froc")),
             operating_point=PointScores.from_json(raw.get("operating_point") or {}),
             labels=_parts(raw.get("per_label")),

@@ -12,7 +12,7 @@ from typing import Any
 
 from lesionseg.core import OperatingPoint, joint_unit
 from lesionseg.evaluation import edge_cases
-from lesionseg.evaluation.case.evaluate_case import REGION_LABEL
+from lesionseg.evaluation.case.region_parts import REGION_LABEL
 from lesionseg.evaluation.official import score_cases, score_intervals
 from lesionseg.evaluation.presets import Preset, Scorer
 from lesionseg.evaluation.results import CaseResult

@@ -78,6 +78,7 @@ class Page:
     slider: str
     sizes: Listing
     quantiles: Listing
+    long_axes: Listing
     size_curve: Listing | None
     contrast: Listing
     quality: Listing
@@ -209,6 +210,7 @@ def make_page(
         slider=slider_json(tables),
         sizes=tables_of.list_sizes(scores),
         quantiles=tables_of.list_quantiles(scores),
+        long_axes=tables_of.list_long_axes(scores),
         size_curve=detail_tables.list_curve(curve, unit) if curve else None,
         contrast=detail_tables.list_cells(details.cells, unit),
         quality=detail_tables.list_quality(scores, details.quality),

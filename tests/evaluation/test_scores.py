@@ -219,3 +219,27 @@ def test_labels_are_named_even_when_unseen():
 def test_an_unknown_preset_is_refused():
     with pytest.raises(ConfigError, match="lesionseg"):
         find_preset("lesion")
+
+
+@pytest.mark.parametrize(("n_free", "given"), [(4, False), (5, True)])
+def test_an_auroc_has_an_interval_from_five_cases_of_each_kind(n_free, given):
+    # a tenth of the ill score lower than the others, so that replicates differ
+    kinds = ["perfect"] * 10 + ["missed"] * 2 + ["false_alarm"] + ["nothing"] * (n_free - 1)
+    hands = [next(c for c in HAND_CASES if c.name == kind) for kind in kinds]
+    results = [
+        evaluate_case(make_reference(c), make_prediction(c), PRESET, case=f"{i}")
+        for i, c in enumerate(hands)
+    ]
+    scores = summarise(results, PRESET, evaluated_on="test", replicates=200)
+    assert 0.5 < scores["case_auroc"] < 1
+    assert (scores["ci95"]["case_auroc"] is not None) is given
+
+
+def test_recall_by_long_axis_is_that_of_a_plain_count():
+    results = many()
+    lesions = [x for r in results for x in r.lesions]
+    scores = summarise(results, PRESET, evaluated_on="test", replicates=0)
+    for row in scores["recall_by_long_axis"]:
+        inside = [x for x in lesions if row["from_mm"] <= x.long_axis_mm < (row["to_mm"] or np.inf)]
+        assert (row["n"], row["detected"]) == (len(inside), sum(x.detected for x in inside))
+    assert sum(row["n"] for row in scores["recall_by_long_axis"]) == len(lesions)

@@ -11,7 +11,7 @@ from lesionseg.report.inputs.origin import make_pseudonyms, rename
 from lesionseg.report.inputs.result_tables import Tables, read_scores, read_tables
 from lesionseg.report.sections.first_screen import banners, facts
 from lesionseg.report.sections.gallery import GallerySection, choose_items, draw_gallery, trim
-from lesionseg.report.text.headline import operating_point_sentence
+from lesionseg.report.text.fact_sentences import operating_point_sentence
 from lesionseg.report.write import Options, write_report
 from tests.report.conftest import Blob, Evaluation
 
@@ -66,7 +66,7 @@ def test_page_says_what_was_found_and_at_what_price(scores_dir: Path, tmp_path: 
         "Sensitivity ≥ 5 mm 2/3",
         "Sensitivity < 5 mm 1/2",
         "60 % (3/5; 95 % CI 30 to 80 %); 2 missed.",
-        "Observed 0.67 (2 false positives on 3 scans); target 0.5; expected 0.9; on 1 lesion-free "
+        "Observed 0.67: 2 false positives on 3 scans; target 0.5; expected 0.9; on 1 lesion-free "
         "scan 0.5.",
         "2 patients with lesions, 1 without; 3 scans; 5 reference lesions.",
         "test data, not used in training",

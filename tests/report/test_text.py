@@ -104,4 +104,7 @@ def test_froc_shows_target_and_expectation_only_where_there_are_any(tmp_path: Pa
         scores = read_tables(folder).scores
         assert text.aim(scores) == aim
         assert text.expected(scores) == expected
-        assert text.aims_text(scores).count(".") == marks
+        said = text.froc_text(scores)
+        assert sum(words in said for words in (text.FROC_TARGET, text.FROC_EXPECTED)) == marks
+        assert text.FROC_BAND in said
+        assert text.FROC_BEYOND not in said

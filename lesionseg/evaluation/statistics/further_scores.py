@@ -40,6 +40,7 @@ def detail_numbers(summary: PooledResults) -> dict[str, Any]:
         "quality_by_size": quality_by_size(summary),
         "recall_by_half": summary.recall_between([0.0, HALF_MM]),
         "recall_by_size_quantile": recall_by_quantile(summary),
+        "recall_by_long_axis": recall_by_long_axis(summary),
         "recall_by_size_and_contrast": recall_by_size_and_contrast(summary),
         **case_numbers(summary),
         "size_curve": size_curve(summary),
@@ -117,6 +118,21 @@ def recall_by_quantile(summary: PooledResults) -> list[dict[str, Any]]:
         return []
     cuts = np.unique(np.quantile(diameters, np.linspace(0, 1, N_QUANTILE_BINS + 1)[1:-1]))
     return summary.recall_between([0.0, *(cuts[cuts > 0]).tolist()])
+
+
+def recall_by_long_axis(summary: PooledResults) -> list[dict[str, Any]]:
+    """Recall in groups of the long axis, `[from, to)`; empty where no lesion has one.
+
+    Bare boxes have none and are in no group.
+    """
+    if not any(x.long_axis_mm is not None for r in summary.results for x in r.lesions):
+        return []
+    return summary.recall_between(summary.preset.size_edges_mm, _of_long_axis)
+
+
+def _of_long_axis(low: float | None, high: float | None) -> Selection:
+    inside = within_mm(low, high)
+    return lambda lesion: lesion.long_axis_mm is not None and inside(lesion.long_axis_mm)
 
 
 def recall_by_size_and_contrast(summary: PooledResults) -> list[dict[str, Any]]:

@@ -27,6 +27,7 @@ from lesionseg.evaluation.statistics.estimates import (
 from lesionseg.evaluation.statistics.score_parts import SizeGroup
 
 Selection = Callable[[LesionResult], bool]
+OfSize = Callable[[float | None, float | None], Selection]
 Mean = Callable[[NDArray[np.float64], NDArray[np.float64], EdgeCase], Estimate]
 mean_share: Mean = partial(proportion, least_deff=0.0)
 
@@ -253,20 +254,25 @@ class PooledResults:
         """Recall in groups of equivalent diameter, `[from, to)`."""
         return self.recall_between(self.preset.size_edges_mm)
 
-    def recall_between(self, edges: Sequence[float]) -> list[dict[str, Any]]:
-        """Recall between neighbouring diameters, `[from, to)`, the last without upper bound."""
+    def recall_between(
+        self, edges: Sequence[float], of_size: OfSize | None = None
+    ) -> list[dict[str, Any]]:
+        """Recall between neighbouring sizes, `[from, to)`, the last without upper bound.
+
+        `of_size` selects the lesions of a size; None: by diameter.
+        """
         bins = bins_between(edges)
-        counts = self.recalls([of_diameter(*each) for each in bins])
+        inside = [(of_size or of_diameter)(*each) for each in bins]
         return [
             SizeGroup(
-                low, high, *of_bin, *(self._n_lesions(f, low, high) for f in ("split", "merged"))
+                low, high, *of_bin, *(self._n(f, here) for f in ("split", "merged"))
             ).to_json()
-            for (low, high), of_bin in zip(bins, counts, strict=True)
+            for (low, high), here, of_bin in zip(bins, inside, self.recalls(inside), strict=True)
         ]
 
-    def _n_lesions(self, flag: str, low: float, high: float | None) -> int:
-        """Lesions of these diameters that have a flag."""
-        inside, has = of_diameter(low, high), attrgetter(flag)
+    def _n(self, flag: str, inside: Selection) -> int:
+        """Lesions inside that have a flag."""
+        has = attrgetter(flag)
         return sum(inside(x) and has(x) for r in self.results for x in r.lesions)
 
     def recalls(self, bins: Sequence[Selection]) -> list[tuple[int, int, Estimate]]:

@@ -54,8 +54,7 @@ def make_charts(tables: Tables, history: Path | None) -> dict[str, Chart]:
         charts["size"] = Chart(draw, 4.6, text.SIZE_TEXT, text.alt_sizes(scores))
     if scores.froc:
         draw = partial(froc_figure.froc_curve, scores=scores, sweep=tables.sweep)
-        caption = f"{text.FROC_TEXT} {text.aims_text(scores)}".rstrip()
-        charts["froc"] = Chart(draw, 3.8, caption, text.alt_froc(scores.froc))
+        charts["froc"] = Chart(draw, 3.8, text.froc_text(scores), text.alt_froc(scores.froc))
     if any(case.dice is not None for case in cases):
         draw = partial(figures.dice_per_case, cases=cases, median=scores.median_dice)
         alt = text.alt_dice(cases, scores.median_dice)

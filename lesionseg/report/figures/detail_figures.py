@@ -148,7 +148,10 @@ def forest_height(subgroups: Sequence[SubgroupScores]) -> float:
 
 def draw_subgroups(onto: "FigureBase", subgroups: Sequence[SubgroupScores], overall: float) -> None:
     """Both rates of each subgroup with their intervals, below the column they are made by."""
-    axes, false = onto.subplots(1, 2, sharey=True, width_ratios=(3, 2))
+    rated = any(group.false_positives_per_case is not None for group in subgroups)
+    axes, *rates = onto.subplots(
+        1, 1 + rated, sharey=True, squeeze=False, width_ratios=(3, 2)[: 1 + rated]
+    )[0]
     axes.axvline(overall, color=INK, linestyle=":", linewidth=1.2)
     labels: dict[float, str] = {}
     headings: list[float] = []
@@ -160,15 +163,17 @@ def draw_subgroups(onto: "FigureBase", subgroups: Sequence[SubgroupScores], over
         value = shorten(group.value, LABEL, 10)
         labels[y] = f"{value}   {text.of(group.detected, group.n_lesions)}"
         _draw_rate(axes, y, group.recall.value, group.recall.ci95, FOUND)
-        _draw_rate(false, y, group.false_positives_per_case, group.false_positives_ci95, ACCENT)
+        for false in rates:
+            _draw_rate(false, y, group.false_positives_per_case, group.false_positives_ci95, ACCENT)
         y += 1
     axes.set_yticks(list(labels), list(labels.values()))
     for at, tick in zip(labels, axes.get_yticklabels(), strict=True):
         tick.set_fontweight("bold" if at in headings else "normal")
     axes.set_ylim(y - 0.4, -0.6)
     axes.set_xlim(0, TOP)
-    false.set_xlim(left=0)
-    for panel, name in ((axes, text.AXIS_SENSITIVITY), (false, text.AXIS_FALSE)):
+    for false in rates:
+        false.set_xlim(left=0)
+    for panel, name in zip((axes, *rates), (text.AXIS_SENSITIVITY, text.AXIS_FALSE), strict=False):
         panel.spines[["top", "right", "left"]].set_visible(False)
         panel.tick_params(axis="y", length=0)
         panel.grid(axis="x", color=GRID, linewidth=0.8)

@@ -90,7 +90,13 @@ def _draw_reader(axes: "Axes", reader: SecondReader, first: float) -> None:
             across = [max(end, first) for end in ci95]
             axes.plot(ends[0] or across, ends[1] or ci95, color=INK, linewidth=1.2, zorder=4)
     axes.plot(x, y, "s", color=INK, markersize=8, zorder=5, clip_on=False)
-    axes.annotate(text.SECOND_READER, (x, y), xytext=(8, 8), textcoords="offset points", color=INK)
+    axes.annotate(
+        text.SECOND_READER,
+        (x, y),
+        xytext=(8, -14 if y > 0.1 else 8),
+        textcoords="offset points",
+        color=INK,
+    )
 
 
 def doubling_axis(axes: "Axes", first: float, last: float) -> None:

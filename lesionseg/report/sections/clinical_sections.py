@@ -78,6 +78,7 @@ def _scans(tables: Tables) -> ClinicalSection | None:
     found = tables.scores.raw.get("case_table")
     if not found:
         return None
+    rows = found["predictive_values"]
     counts = Listing(
         words.HEADINGS_FOUR,
         (
@@ -93,10 +94,12 @@ def _scans(tables: Tables) -> ClinicalSection | None:
                 TableCell(words.share(Estimate.from_json(row, "ppv"))),
                 TableCell(words.share(Estimate.from_json(row, "npv"))),
             )
-            for row in found["predictive_values"]
+            for row in rows
         ),
     )
-    return ClinicalSection("scans", (words.SCANS_TEXT,), (), (counts, values))
+    known = any(Estimate.from_json(row, "ppv").value is not None for row in rows)
+    said = words.SCANS_TEXT if known else words.SCANS_ONE_KIND
+    return ClinicalSection("scans", (said,), (), (counts, values) if known else (counts,))
 
 
 def _count_cells(found: Mapping[str, Any], *keys: str) -> tuple[TableCell, ...]:

@@ -142,7 +142,8 @@ def _absent(tables: Tables, compared: bool) -> Iterator[tuple[str, str]]:
     for key, present in there.items():
         if not present:
             yield text.ABSENT[key], details.reasons[key]
-    if not compared and not details.differences:
+    reader = tables.scores.second_reader
+    if not compared and not details.differences and reader is None:
         yield text.ABSENT["comparison"], text.NO_COMPARISON
     if not raw.get("adjudication") and tables.scores.n_false_positive:
         yield text.ABSENT["adjudication"], text.NOT_ADJUDICATED

@@ -67,7 +67,7 @@ def facts(tables: Tables, study: Study | None = None) -> tuple[Fact, ...]:
         Fact(text.stated(answers, "intended_use", "users"), labels["use"]),
         Fact(text.stated(answers, "population", "sites"), labels["population"]),
         Fact(text.scans_sentence(tables), labels["scans"], "lesion", "case-table"),
-        Fact(text.role_words(scores.evaluated_on), labels["role"]),
+        Fact(text.role_words(scores.evaluated_on).removeprefix("role "), labels["role"]),
         Fact(text.stated(answers, "reference_readers"), labels["reference"]),
         *(
             Fact(text.side_sentence(scores, at), text.side_label(side, scores), "size")

@@ -100,6 +100,13 @@ def list_quantiles(scores: Scores) -> Listing:
     return _size_table(scores, groups, names)
 
 
+def list_long_axes(scores: Scores) -> Listing:
+    """The same by the long axis, groups without a lesion left out."""
+    groups = [group for group in scores.recall_by_long_axis if group.n]
+    table = _size_table(scores, groups, [text.size_range(g, scores.size_unit) for g in groups])
+    return replace(table, headings=(text.LONG_AXIS, *table.headings[1:]))
+
+
 def _size_table(
     scores: Scores, groups: Sequence[SizeGroup], names: Sequence[str], link: str = ""
 ) -> Listing:

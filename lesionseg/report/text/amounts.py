@@ -213,7 +213,7 @@ def interval_sentence(tables: Tables) -> str:
         reason.removesuffix(" are too few for an interval").replace("groups", "patients")
         for reason in _reasons(tables.scores.raw)
     }
-    said = f"Where there is none: {'; '.join(sorted(reasons))}." if reasons else ""
+    said = f"Where none is given: {'; '.join(sorted(reasons))}." if reasons else ""
     return f"{said} {_more_patients(tables)}".strip()
 
 

@@ -24,16 +24,21 @@ from lesionseg.report.text.frame import SECTIONS
 from lesionseg.report.text.table_words import ABSENT, FOUND, MISSED
 
 SIZE_TEXT = (
-    "Bars: sensitivity (share of reference lesions found) with 95 % CI; hollow where they "
-    "are too few for a percentage. Counts below the sizes. Hatched: lesions near the resolution "
-    "of the scan (under 8 voxels or on one slice), where size and outline are uncertain themselves."
+    "Bars: sensitivity (share of reference lesions found), with 95 % CI where there is one; hollow "
+    "where lesions are too few for a percentage. Counts below the sizes. Hatched: lesions near the "
+    "resolution of the scan (under 8 voxels or on one slice), where size and outline are uncertain "
+    "themselves."
 )
 FROC_TEXT = (
     "Lowering the score from which a candidate counts finds more lesions, at more false positives. "
     "The curve shows what each choice would give; the large dot is the one used in this report. "
-    "Each division to the right doubles the false positives, after a place for none. "
-    "Dotted: no further candidates. Band: pointwise 95 % intervals, each of one rate alone."
+    "Each division to the right doubles the false positives, after a place for none."
 )
+FROC_BEYOND = "Dotted: no further candidates."
+FROC_BAND = "Band: pointwise 95 % intervals, each of one rate alone."
+FROC_TARGET = "Upright dotted line: the target."
+FROC_EXPECTED = "Ring: what choosing the score let expect."
+FROC_READER = "Square: a second reader against the same reference, with 95 % intervals."
 SECOND_READER = "second reader"
 FROC_NONE = "No curve: the candidates have no scores, or the curve is not defined."
 OVERLAP_TEXT = (
@@ -42,9 +47,10 @@ OVERLAP_TEXT = (
 )
 OVERLAP_NONE = "No figure: no scan has a Dice coefficient."
 CURVE_TEXT = (
-    "A curve fitted to all lesions: the probability of detection by equivalent diameter, with 95 % "
-    "CI (band). Tick marks above: lesions found; below: lesions missed. Orange dots: the sizes "
-    "found with 50 and 90 % probability, where these lie within the sizes there are."
+    "A curve fitted to all lesions: the probability of detection by equivalent diameter. Band: "
+    "95 % CI, where there is one. Tick marks above: lesions found; below: lesions missed. Orange "
+    "dots: the sizes found with 50 and 90 % probability, where these lie within the sizes there "
+    "are."
 )
 CELLS_TEXT = (
     "Found of all, by size and by contrast to the tissue around: how far the lesion's median grey "
@@ -57,8 +63,8 @@ RELIABILITY_TEXT = (
     "more candidates. Bars: how many."
 )
 SUBGROUPS_TEXT = (
-    "Sensitivity and false positives per scan in each group of scans, with 95 % CI; hollow where "
-    "there are too few patients for one. Dotted: all scans."
+    "Sensitivity and false positives per scan in each group of scans or lesions, with 95 % CI; "
+    "hollow where there are too few patients for one. Dotted: all scans."
 )
 FROC_BOTH_TEXT = (
     "Both on the same scans. Large dots: the score used for each. One without scores, such as a "

@@ -25,6 +25,10 @@ SCANS_TEXT = (
     "many scans have lesions: here they are given for shares that may be met elsewhere, by "
     "sensitivity and specificity of these scans. In brackets: 95 % interval."
 )
+SCANS_ONE_KIND = (
+    "A scan is positive when it has any detection, wherever it lies. PPV and NPV are not given: "
+    "they need scans with lesions and scans without."
+)
 CALLED, NOT_CALLED = "Any detection", "No detection"
 HEADINGS_FOUR = ("", "Scans with lesions", "Scans without")
 HEADINGS_VALUES = ("If so many scans have lesions", "PPV of a scan", "NPV of a scan")
@@ -107,11 +111,11 @@ def patients_sentence(patients: Sequence[Counts]) -> str:
     none_found = sum(one.n_detected == 0 for one in ill)
     clean = sum(one.n_false_positive == 0 for one in patients)
     most = ill[0].n_lesions / sum(one.n_lesions for one in ill)
-    return (
-        f"Of {count(len(ill), 'patient')} with lesions all were found in {all_found} and none in "
-        f"{none_found}. {clean} of {len(patients)} have no false positive. "
-        f"The patient with most lesions has {percent(most)} of all."
+    said = (
+        f"All lesions were found in {all_found} of {count(len(ill), 'patient')} with lesions, none "
+        f"in {none_found}. No false positive in {clean} of {count(len(patients), 'patient')}."
     )
+    return f"{said} The patient with most lesions has {percent(most)} of all." if ill[1:] else said
 
 
 def alt_patients(patients: Sequence[Counts]) -> str:

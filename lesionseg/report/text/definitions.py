@@ -12,7 +12,7 @@ DEFINITIONS: Mapping[str, tuple[str, str]] = {
     ),
     "found": (
         "Found",
-        "Detections, candidates that count, cover at least 10 % of the lesion between them. Only "
+        "Detections (candidates that count) cover at least 10 % of the lesion between them. Only "
         "those of which at least 10 % lies in reference lesions take part. Several may find one "
         "lesion, and one may find several.",
     ),

@@ -11,11 +11,19 @@ from lesionseg.report.inputs.result_tables import Tables
 from lesionseg.report.text.amounts import (
     MIN_FOR_PERCENT,
     NOT_STATED,
-    and_interval,
+    bounds,
     count,
     percent,
     rate,
     share_found,
+)
+from lesionseg.report.text.chart_captions import (
+    FROC_BAND,
+    FROC_BEYOND,
+    FROC_EXPECTED,
+    FROC_READER,
+    FROC_TARGET,
+    FROC_TEXT,
 )
 from lesionseg.report.text.definitions import meanings
 from lesionseg.report.text.frame import (
@@ -94,7 +102,8 @@ def overall_sentence(scores: Scores) -> str:
     said = share_found(scores.n_detected, scores.n_lesions, all_lesions)
     mean = scores.estimate("lesion_recall_mean_per_group")
     if mean.value is not None and scores.n_lesions >= MIN_FOR_PERCENT:
-        said += f"; mean over patients {percent(mean.value)}{and_interval(mean)}"
+        ends = f" (95 % CI {bounds(mean)})" if mean.ci95 else ""
+        said += f"; mean over patients {percent(mean.value)}{ends}"
     return f"{said}; {scores.n_missed} missed."
 
 
@@ -106,7 +115,7 @@ def false_positive_sentence(scores: Scores) -> str:
         return f"Not defined: {per_case.reason}."
     touching = f", {scores.n_touching} of them touching a lesion" if scores.n_touching else ""
     counted = f"{n} {false_word(scores, n)} on {count(scores.n_cases, 'scan')}{touching}"
-    return f"Observed {_rate(per_case)} ({counted}){_aims(scores)}; {_lesion_free(scores)}."
+    return f"Observed {_rate(per_case)}: {counted}{_aims(scores)}; {_lesion_free(scores)}."
 
 
 def _rate(estimate: Estimate) -> str:
@@ -115,7 +124,7 @@ def _rate(estimate: Estimate) -> str:
     if estimate.ci95 is None:
         return rate(estimate.value)
     low, high = map(rate, estimate.ci95)
-    return f"{rate(estimate.value)}, 95 % CI {low} to {high}"
+    return f"{rate(estimate.value)} (95 % CI {low} to {high})"
 
 
 def second_reader_sentence(scores: Scores) -> str:
@@ -143,15 +152,17 @@ def _aims(scores: Scores) -> str:
     return said if false is None else f"{said}; expected {rate(false)}"
 
 
-def aims_text(scores: Scores) -> str:
-    """Below the FROC curve: which marks stand for target and expectation; empty without them."""
+def froc_text(scores: Scores) -> str:
+    """What the FROC curve shows, and each of its marks that is there."""
     upright = aim(scores)[0] == "fp_per_case" and aim(scores)[1] is not None
-    said = ["Upright dotted line: the target."] if upright else []
-    if None not in expected(scores):
-        said.append("Ring: what choosing the score let expect.")
-    if scores.second_reader is not None:
-        said.append("Square: a second reader against the same reference, with 95 % intervals.")
-    return " ".join(said)
+    marks = {
+        FROC_BEYOND: any(not point.reached for point in scores.froc),
+        FROC_BAND: any(point.ci95 for point in scores.froc),
+        FROC_TARGET: upright,
+        FROC_EXPECTED: None not in expected(scores),
+        FROC_READER: scores.second_reader is not None,
+    }
+    return " ".join([FROC_TEXT, *(words for words, there in marks.items() if there)])
 
 
 def _lesion_free(scores: Scores) -> str:

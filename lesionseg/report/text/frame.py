@@ -37,7 +37,7 @@ POINT_OPTIMISTIC = (
 )
 NOT_SAID = "Not stated"
 NOT_SAID_TEXT = (
-    "{what}. Whether these figures hold for your patients cannot be told without. "
+    "{what}. Whether these figures hold for your patients cannot be told without them. "
     "How to fix: report.study=study.yaml."
 )
 # keys of a study file, and the rows of the first page that must say them
@@ -60,7 +60,7 @@ FACTS: Mapping[str, str] = {
     "ignored": "Not counted",
     "failed": "Without a prediction",
     "warned": "Unlike the training scans",
-    "rule": "A lesion is found by",
+    "rule": "Found means",
     "point": "Operating point",
     "size": "Sizes",
     "interval": "95 % CI",

@@ -89,7 +89,8 @@ def _one_to_one(scores: Scores) -> str:
     if own is None or other is None or abs(own - other) <= WORTH_SAYING:
         return ""
     found, false = round(other * scores.n_lesions), scores.false_positives_under("iou10")
-    per_scan = "" if false is None else f", {rate(false)} false positives per scan"
+    shown = "" if false is None else rate(false)
+    per_scan = f", {shown} {false_word(scores, shown)} per scan" if shown else ""
     return f"; one to one at IoU ≥ 0.1: {found} of {scores.n_lesions}{per_scan}"
 
 

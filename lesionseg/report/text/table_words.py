@@ -1,9 +1,10 @@
 """Headings and cells of the tables, the pictures, and what stands beside them."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from lesionseg.evaluation.rows import CandidateRow, LesionRow
-from lesionseg.report.text.amounts import rate
+from lesionseg.report.text.amounts import count, rate
 
 FOUND, MISSED = "found", "missed"
 OUTCOMES: Mapping[str, str] = {
@@ -126,6 +127,9 @@ CALIBRATION_NUMBERS: Mapping[str, str] = {
     "ece": "Expected calibration error, in ten bins",
     "ece_if_perfect": "The same by chance alone, were every stated chance true",
 }
+LISTED = "listed in report.html"
+LONG_AXIS = "Long axis"
+LONG_AXES = "Sensitivity by long axis"
 WITH_INTERVALS = "With intervals"
 QUANTILES = "In groups of about as many lesions each"
 P_VALUE_TEXT = (
@@ -190,6 +194,16 @@ EXTRA_WORDS: Mapping[str, str] = {
 }
 
 
+def subgroups_sentence(lines: Sequence[Sequence[Any]]) -> str:
+    """How many subgroups were looked at, and how to look at them; a line's first cell says by what.
+
+    >>> subgroups_sentence([["sex"], ["sex"]]).split(".")[0]
+    'Looked at: 2 groups, by 1 column'
+    """
+    columns = count(len({line[0] for line in lines}), "column")
+    return f"Looked at: {count(len(lines), 'group')}, by {columns}. {EXTRAS['subgroups']}"
+
+
 def why_missed(reason: str) -> str:
     """The reason for a miss in words; unknown reasons as they stand."""
     return WHY_MISSED.get(reason.replace(" ", "_"), reason)
@@ -208,7 +222,7 @@ GALLERY_TITLES: Mapping[str, str] = {
 }
 GALLERY_ORDERS: Mapping[str, str] = {
     "missed": "drawn evenly from all sizes, the largest first",
-    "false_positive": "by descending score",
+    "false_positive": "by descending score where there are scores",
     "found": "drawn at random from all sizes with a fixed seed",
 }
 ITEMS = "Places to judge"

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +108,7 @@ def test_page_draws_and_lists_whatever_the_scores_hold(
         "+0.20 (95 % CI −0.10 to +0.50)",
         text.CALIBRATION_NUMBERS["brier"],
         text.QUALITY,
+        "Looked at: 2 groups, by 1 column.",
         "0.50 (95 % CI 0.40 to 0.60)",
     ):
         assert said in page
@@ -159,6 +161,10 @@ def test_reliability_and_subgroups_are_drawn(details: Details) -> None:
     detail_figures.draw_subgroups(figure, details.subgroups, 0.5)
     labels = [label.get_text() for label in figure.axes[0].get_yticklabels()]
     assert labels == ["sex", "F   3 of 6", "M   4 of 6"]
+    assert len(figure.axes) == 2
+    of_lesions, figure = replace(details.subgroups[0], false_positives_per_case=None), Figure()
+    detail_figures.draw_subgroups(figure, (of_lesions,), 0.5)
+    assert len(figure.axes) == 1  # lesions have no false positives
 
 
 def test_differences_of_rates_have_a_panel_of_their_own(details: Details) -> None:

@@ -8,11 +8,13 @@ from typing import Any
 import pytest
 from matplotlib.figure import Figure
 
+from lesionseg.evaluation.rows import CaseRow
 from lesionseg.report import text, write_report
 from lesionseg.report.figures.detail_figures import draw_load, draw_patients, sum_patients
 from lesionseg.report.figures.froc_figure import froc_curve
 from lesionseg.report.inputs.result_tables import Tables, read_tables
 from lesionseg.report.sections.clinical_sections import make_clinical_sections
+from lesionseg.report.text import clinical_words as words
 from lesionseg.report.write import Options
 from tests.report.conftest import Evaluation
 
@@ -76,7 +78,7 @@ def test_scans_of_a_patient_are_summed_and_the_heaviest_comes_first(tables: Tabl
         ("q", 1, 1, 1),
     ]
     sentence = make_clinical_sections(replace(tables, cases=(alone, *together)))[0].sentences[0]
-    assert "Of 2 patients with lesions all were found in 1 and none in 0" in sentence
+    assert "All lesions were found in 1 of 2 patients with lesions, none in 0." in sentence
     assert text.percent(0.8) in sentence
 
 
@@ -137,3 +139,25 @@ def test_a_second_reader_stands_beside_the_model(evaluation: Evaluation, tmp_pat
     froc_curve(figure, tables.scores)
     square = next(line for line in figure.axes[0].lines if line.get_marker() == "s")
     assert (square.get_xdata(), square.get_ydata()) == ([0.5], [0.6])
+
+
+def test_scans_of_one_kind_have_no_table_of_predictive_values(
+    evaluation: Evaluation, tmp_path: Path
+) -> None:
+    table = NUMBERS["case_table"]
+    none = [{"prevalence": 0.01, "ppv": number(None), "npv": number(None)}]
+    evaluation.changes = {**NUMBERS, "case_table": {**table, "predictive_values": none}}
+    tables = read_tables(evaluation.write(tmp_path / "s"))
+    scans = next(one for one in make_clinical_sections(tables) if one.key == "scans")
+    assert len(scans.tables) == 1
+    assert "PPV and NPV are not given" in scans.sentences[0]
+
+
+def test_one_patient_is_said_in_the_singular() -> None:
+    (one,) = sum_patients(
+        [CaseRow(case="a", n_lesions=2, n_detected=1, n_missed=1, n_false_positive=0)]
+    )
+    assert words.patients_sentence([one]) == (
+        "All lesions were found in 0 of 1 patient with lesions, none in 0. "
+        "No false positive in 1 of 1 patient."
+    )
