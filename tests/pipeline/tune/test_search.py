@@ -133,13 +133,16 @@ def test_a_trial_whose_process_is_gone_goes_on_and_one_elsewhere_is_left(tmp_pat
 
 
 WORKER = """
-import sys, time
+import os, sys, time
 from pathlib import Path
 from lesionseg.pipeline.tune.search import Search, TuneSettings
 search = Search(Path(sys.argv[1]), TuneSettings(n_trials=11), seed=0, first=(0.25, 2.0))
 def objective(trial):
     time.sleep(0.15)
     return trial.alpha
+Path(sys.argv[1], f"{os.getpid()}.ready").touch()
+while len(list(Path(sys.argv[1]).glob("*.ready"))) < 2:
+    time.sleep(0.01)
 search.run(objective, lambda trial: print(trial.number))
 """
 
