@@ -1,5 +1,6 @@
 """The search itself, with objectives that cost nothing."""
 
+import errno
 import os
 import socket
 import subprocess
@@ -9,8 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from lesionseg.errors import ConfigError
-from lesionseg.pipeline.tune.search import INTERRUPTIONS, OpenTrial, Search, TuneSettings
+from lesionseg.errors import ConfigError, OutputError
+from lesionseg.pipeline.tune.search import (
+    INTERRUPTIONS,
+    JOURNAL,
+    OpenTrial,
+    Search,
+    TuneSettings,
+)
 
 FIRST = (0.25, 2.0)
 
@@ -130,6 +137,22 @@ def test_a_trial_whose_process_is_gone_goes_on_and_one_elsewhere_is_left(tmp_pat
     again.run(hill)
     states = [t.state for t in again.trials()]
     assert states == ["complete", "running", "complete", "complete"]
+
+
+def test_a_full_disk_is_said_and_the_half_line_it_leaves_is_cut(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = search(tmp_path, 2)
+    found.run(hill)
+    with monkeypatch.context() as disk:
+        disk.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError(errno.ENOSPC, "full")))
+        with pytest.raises(OutputError, match=JOURNAL):
+            search(tmp_path, 3).run(hill)
+    with (tmp_path / JOURNAL).open("ab") as journal:
+        journal.write(b'{"op_co')
+    again = search(tmp_path, 4)
+    again.run(hill)
+    assert [t.state for t in again.trials()] == ["complete"] * 4
 
 
 WORKER = """
