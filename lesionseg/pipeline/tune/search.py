@@ -7,9 +7,10 @@ a trial under way; the next on the same machine finds that its process is gone a
 import logging
 import os
 import socket
+import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from lesionseg.report.sections.tuning_page import State, TuningTrial
 log = logging.getLogger(__name__)
 
 JOURNAL = "journal.log"
-_TAKING = ".taking"  # the lock of whoever takes up a trial that another process left
+_TURN = ".turn"  # the lock of whoever takes a trial
 NAME = "alpha and gamma"
 # the first pairs are spread over the rectangle, then the sampler goes by what they gave
 N_SPREAD = 8
@@ -135,7 +136,7 @@ class Search:
         and is passed on; after an interruption or on a full disk, the trial waits to be gone on
         with. `done` is called with each trial that this process finished.
         """
-        while (trial := self._take_up() or self._ask()) is not None:
+        while (trial := self._next()) is not None:
             self._run(trial, objective)
             if done is not None:
                 done(self._result(self._study.get_trials(deepcopy=False)[trial.number]))
@@ -169,26 +170,15 @@ class Search:
         for a, g in ((cells + rng.random(cells.shape)) / N_SPREAD).T.tolist():
             yield a_low + a * (a_high - a_low), g_low + g * (g_high - g_low)
 
-    def _ask(self) -> Any:
-        """The next trial; None when enough are finished or under way."""
-        if len(self._taken()) >= self.settings.n_trials:
-            return None
-        with _quiet(self._optuna):
-            trial = self._proposed(self._study.ask())
-        earlier = [t for t in self._taken() if t.number < trial.number]
-        if len(earlier) >= self.settings.n_trials:  # another process took the last one meanwhile
-            self._tell(trial, state="FAIL")
-            return None
-        return trial
-
-    def _take_up(self) -> Any:
-        """A trial that was left by its process; None where there is none, or another takes one."""
-        with suppress(OutputError), locked_folder(self.folder, _TAKING), _quiet(self._optuna):
+    def _next(self) -> Any:
+        """A trial that its process has left, or a new one; None when there are enough."""
+        with _turn(self.folder), _quiet(self._optuna):
             left = next(filter(_is_left, self._taken()), None)
             if left is not None:
                 log.info("Trial %d goes on where it was interrupted.", left.number)
                 return self._proposed(left)
-        return None
+            enough = len(self._taken()) >= self.settings.n_trials
+            return None if enough else self._proposed(self._study.ask())
 
     def _proposed(self, begun: Any) -> Any:
         """The trial with its pair, an earlier one if it has one, and with who is at it now."""
@@ -290,13 +280,26 @@ def _cut_half_line(path: Path) -> None:
         os.truncate(path, content.rfind(b"\n") + 1)
 
 
+@contextmanager
+def _turn(folder: Path) -> Iterator[None]:
+    """One process at a time, so that of a trial under way it is known whose it is."""
+    with ExitStack() as stack:
+        while True:
+            try:
+                stack.enter_context(locked_folder(folder, _TURN))
+                break
+            except OutputError as error:
+                if not isinstance(error.__cause__, BlockingIOError):
+                    raise
+                time.sleep(0.02)
+        yield
+
+
 def _is_left(trial: Any) -> bool:
     """Whether a trial under way was interrupted, or its process on this machine is gone."""
     about = trial.user_attrs
-    if trial.state.name != "RUNNING" or "process" not in about:
-        return False
-    process = about["process"]
-    return process is None or (about["host"] == socket.gethostname() and not is_alive(process))
+    process, here = about.get("process"), about.get("host") == socket.gethostname()
+    return trial.state.name == "RUNNING" and (process is None or (here and not is_alive(process)))
 
 
 def require_optuna() -> Any:

@@ -129,8 +129,8 @@ def test_an_interrupted_search_ends_like_an_undisturbed_one(
 def test_a_trial_whose_process_is_gone_goes_on_and_one_elsewhere_is_left(tmp_path: Path) -> None:
     found = search(tmp_path, 4)
     gone = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], stdout=-1)
-    for host, process in ((socket.gethostname(), int(gone.stdout)), ("elsewhere", os.getpid())):
-        trial = found._ask()
+    whose = ((socket.gethostname(), int(gone.stdout)), ("elsewhere", os.getpid()))
+    for trial, (host, process) in zip([found._next(), found._next()], whose, strict=True):
         trial.set_user_attr("host", host)
         trial.set_user_attr("process", process)
     again = search(tmp_path, 4)
