@@ -46,7 +46,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     """
     temporary = path.with_name(f".{uuid.uuid4().hex[:8]}-{path.name}")
     try:
-        with _writing(path):
+        with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             yield temporary
             _flush(temporary)
@@ -57,7 +57,8 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def _writing(path: Path) -> Iterator[None]:
+def writing(path: Path) -> Iterator[None]:
+    """Raise `OutputError` naming `path` where the disk refuses."""
     try:
         yield
     except OSError as error:
@@ -151,7 +152,7 @@ def locked_folder(folder: Path, name: str = LOCK, *, shared: bool = False) -> It
         yield
         return
     file, is_new = folder / name, not folder.exists()
-    with _writing(folder):
+    with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         descriptor = _locked(file, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
     try:

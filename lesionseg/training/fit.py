@@ -16,13 +16,16 @@ from lesionseg.data.tile_dataset import TileDataset
 from lesionseg.errors import ConfigError
 from lesionseg.models.build import TRUSTED, build_network
 from lesionseg.plan.plan import Plan
-from lesionseg.training.callbacks.checkpoint import Checkpoint, read_checkpoint
+from lesionseg.training.callbacks.checkpoint import (
+    Checkpoint,
+    Resume,
+    SaveCheckpoint,
+    read_checkpoint,
+)
 from lesionseg.training.callbacks.hard_background import WatchBackground
 from lesionseg.training.callbacks.step_callbacks import (
     ProgressLine,
     Record,
-    Resume,
-    SaveCheckpoint,
     Validate,
     Validation,
 )

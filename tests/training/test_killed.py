@@ -15,6 +15,7 @@ from lesionseg.errors import OutputError
 from lesionseg.io.atomic import read_csv
 from lesionseg.training.callbacks import focal_balance
 from lesionseg.training.callbacks.focal_balance import FocalBalance
+from lesionseg.training.callbacks.previews import Previews
 from tests.training.killed import train
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -52,11 +53,15 @@ def tables(run_dir: Path) -> dict[str, list[dict[str, str]]]:
     return {name: [row | {"minutes": ""} for row in table] for name, table in rows.items()}
 
 
+def picture(run_dir: Path) -> bytes:
+    return (run_dir / "previews" / "step_000006.png").read_bytes()
+
+
 def test_a_disk_full_at_any_write_changes_no_table(train, tmp_path, monkeypatch):
     def training(run_dir: Path) -> None:
         settings = {"max_steps": 6, "log_every": 3, "checkpoint_every_minutes": 0}
-        balance = FocalBalance(run_dir)
-        train(run_dir=run_dir, validate=lambda _: {"dice": 0.5}, callbacks=[balance], **settings)
+        watch = [FocalBalance(run_dir), Previews(run_dir, every_minutes=9.0, n_tiles=4)]
+        train(run_dir=run_dir, validate=lambda _: {"dice": 0.5}, callbacks=watch, **settings)
 
     def flushed(descriptor: int) -> None:
         if next(numbers) >= full_at:
@@ -78,5 +83,6 @@ def test_a_disk_full_at_any_write_changes_no_table(train, tmp_path, monkeypatch)
             monkeypatch.setattr(os, "fsync", flush)
             training(run)
             assert tables(run) == calm, f"full at write {full_at}"
+            assert picture(run) == picture(tmp_path / "calm")
             full_at += 1
     assert full_at > 8

@@ -7,9 +7,10 @@ a trial under way; the next on the same machine finds that its process is gone a
 import logging
 import os
 import socket
+import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,13 +19,13 @@ import numpy as np
 
 from lesionseg.data.cache.claims import is_alive
 from lesionseg.errors import ConfigError, OutputError, pip_install
-from lesionseg.io.atomic import locked_folder
+from lesionseg.io.atomic import locked_folder, writing
 from lesionseg.report.sections.tuning_page import State, TuningTrial
 
 log = logging.getLogger(__name__)
 
 JOURNAL = "journal.log"
-_TAKING = ".taking"  # the lock of whoever takes up a trial that another process left
+_TURN = ".turn"  # the lock of whoever takes a trial
 NAME = "alpha and gamma"
 # the first pairs are spread over the rectangle, then the sampler goes by what they gave
 N_SPREAD = 8
@@ -124,8 +125,9 @@ class Search:
         self.folder, self.settings, self.seed = folder, settings, seed
         self._optuna = require_optuna()
         folder.mkdir(parents=True, exist_ok=True)
+        self._pairs = list(self._spread(first))
         with _quiet(self._optuna):
-            self._study = self._open(folder / JOURNAL, first)
+            self._study = self._open(folder / JOURNAL)
 
     def run(self, objective: Objective, done: Callable[[TuningTrial], None] | None = None) -> None:
         """Run trials until `n_trials` are finished or under way, here and elsewhere.
@@ -134,7 +136,7 @@ class Search:
         and is passed on; after an interruption or on a full disk, the trial waits to be gone on
         with. `done` is called with each trial that this process finished.
         """
-        while (trial := self._take_up() or self._ask()) is not None:
+        while (trial := self._next()) is not None:
             self._run(trial, objective)
             if done is not None:
                 done(self._result(self._study.get_trials(deepcopy=False)[trial.number]))
@@ -146,27 +148,17 @@ class Search:
         shown = [t for t in trials if t.state.name in ("COMPLETE", "PRUNED", "RUNNING")]
         return tuple(self._result(t) for t in shown if "gamma" in t.params)
 
-    def _open(self, path: Path, first: tuple[float, float] | None) -> Any:
-        from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
-
-        # a lock by opening a file works on Windows and on network folders alike
-        backend = JournalFileBackend(str(path), lock_obj=JournalFileOpenLock(str(path)))
-        storage = self._optuna.storages.JournalStorage(backend)
+    def _open(self, path: Path) -> Any:
         pruner = self._optuna.pruners.MedianPruner(
             n_startup_trials=N_SPREAD // 2, n_warmup_steps=N_PATIENT
         )
-        about = {
-            "study_name": NAME,
-            "storage": storage,
-            "pruner": pruner if self.settings.prune else self._optuna.pruners.NopPruner(),
-        }
-        try:
-            study = self._optuna.create_study(direction="maximize", **about)
-        except self._optuna.exceptions.DuplicatedStudyError:
-            return self._optuna.load_study(**about)
-        for alpha, gamma in self._spread(first):
-            study.enqueue_trial({"alpha": alpha, "gamma": gamma})
-        return study
+        return self._optuna.create_study(
+            study_name=NAME,
+            storage=self._optuna.storages.JournalStorage(_Journal(path)),
+            direction="maximize",
+            pruner=pruner if self.settings.prune else self._optuna.pruners.NopPruner(),
+            load_if_exists=True,
+        )
 
     def _spread(self, first: tuple[float, float] | None) -> Iterator[tuple[float, float]]:
         """The pair to begin with, if it lies in the rectangle, and a Latin hypercube of others."""
@@ -178,34 +170,33 @@ class Search:
         for a, g in ((cells + rng.random(cells.shape)) / N_SPREAD).T.tolist():
             yield a_low + a * (a_high - a_low), g_low + g * (g_high - g_low)
 
-    def _ask(self) -> Any:
-        """The next trial; None when enough are finished or under way."""
-        if len(self._taken()) >= self.settings.n_trials:
-            return None
-        with _quiet(self._optuna):
-            self._study.sampler = self._sampler(len(self._study.get_trials(deepcopy=False)))
-            trial = _claimed(self._study.ask(self._ranges()))
-        earlier = [t for t in self._taken() if t.number < trial.number]
-        if len(earlier) >= self.settings.n_trials:  # another process took the last one meanwhile
-            self._tell(trial, state="FAIL")
-            return None
-        return trial
-
-    def _take_up(self) -> Any:
-        """A trial that was left by its process; None where there is none, or another takes one."""
-        with suppress(OutputError), locked_folder(self.folder, _TAKING), _quiet(self._optuna):
+    def _next(self) -> Any:
+        """A trial that its process has left, or a new one; None when there are enough."""
+        with _turn(self.folder), _quiet(self._optuna):
             left = next(filter(_is_left, self._taken()), None)
             if left is not None:
                 log.info("Trial %d goes on where it was interrupted.", left.number)
-                self._study.sampler = self._sampler(left.number)
-                trial = self._optuna.trial.Trial(self._study, left._trial_id)
-                for name, over in self._ranges().items():  # as proposed, if it came to that
-                    trial.suggest_float(name, over.low, over.high)
-                return _claimed(trial)
-        return None
+                return self._proposed(left)
+            enough = len(self._taken()) >= self.settings.n_trials
+            return None if enough else self._proposed(self._study.ask())
+
+    def _proposed(self, begun: Any) -> Any:
+        """The trial with its pair, an earlier one if it has one, and with who is at it now."""
+        self._study.sampler = self._sampler(begun.number)
+        trial = self._optuna.trial.Trial(self._study, begun._trial_id)
+        trial.suggest_float("alpha", *self.settings.alpha)
+        trial.suggest_float("gamma", *self.settings.gamma)
+        trial.set_user_attr("host", socket.gethostname())
+        trial.set_user_attr("process", os.getpid())
+        return trial
 
     def _sampler(self, number: int) -> Any:
-        """Made for each trial by itself, so that a resumed search proposes what it would have."""
+        """Of one trial, by its number: so that a resumed search proposes what it would have."""
+        if number < len(self._pairs):
+            pair = dict(zip(("alpha", "gamma"), self._pairs[number], strict=True))
+            return self._optuna.samplers.PartialFixedSampler(
+                pair, self._optuna.samplers.RandomSampler()
+            )
         state = np.random.SeedSequence([self.seed, number])
         return self._optuna.samplers.TPESampler(
             n_startup_trials=N_SPREAD,
@@ -214,17 +205,13 @@ class Search:
             seed=int(state.generate_state(1)[0]),
         )
 
-    def _ranges(self) -> dict[str, Any]:
-        uniform = self._optuna.distributions.FloatDistribution
-        return {"alpha": uniform(*self.settings.alpha), "gamma": uniform(*self.settings.gamma)}
-
     def _run(self, trial: Any, objective: Objective) -> None:
         try:
             value = objective(OpenTrial(trial))
         except HopelessTrial:
             self._tell(trial, state="PRUNED")
         except INTERRUPTIONS:
-            with suppress(OSError):
+            with suppress(OutputError):
                 trial.set_user_attr("process", None)
             raise
         except BaseException:
@@ -257,20 +244,62 @@ class Search:
         )
 
 
-def _claimed(trial: Any) -> Any:
-    """The trial, which says who is at it."""
-    trial.set_user_attr("host", socket.gethostname())
-    trial.set_user_attr("process", os.getpid())
-    return trial
+class _Journal:
+    """Optuna's journal in a file; what the disk refuses is a sentence, and leaves no half a line.
+
+    Raises `OutputError`.
+    """
+
+    def __init__(self, path: Path) -> None:
+        from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
+
+        self.path = path
+        # a lock by opening a file works on Windows and on network folders alike
+        lock = JournalFileOpenLock(str(path))
+        with writing(path):
+            self._journal = JournalFileBackend(str(path), lock_obj=lock)
+            lock.acquire()
+            try:
+                _cut_half_line(path)
+            finally:
+                lock.release()
+
+    def read_logs(self, log_number_from: int) -> Any:
+        """What was written from a number on."""
+        return self._journal.read_logs(log_number_from)
+
+    def append_logs(self, logs: Any) -> None:
+        """Write more."""
+        with writing(self.path):
+            self._journal.append_logs(logs)
+
+
+def _cut_half_line(path: Path) -> None:
+    content = path.read_bytes()
+    if not content.endswith(b"\n"):
+        os.truncate(path, content.rfind(b"\n") + 1)
+
+
+@contextmanager
+def _turn(folder: Path) -> Iterator[None]:
+    """One process at a time, so that of a trial under way it is known whose it is."""
+    with ExitStack() as stack:
+        while True:
+            try:
+                stack.enter_context(locked_folder(folder, _TURN))
+                break
+            except OutputError as error:
+                if not isinstance(error.__cause__, BlockingIOError):
+                    raise
+                time.sleep(0.02)
+        yield
 
 
 def _is_left(trial: Any) -> bool:
     """Whether a trial under way was interrupted, or its process on this machine is gone."""
     about = trial.user_attrs
-    if trial.state.name != "RUNNING" or "process" not in about:
-        return False
-    process = about["process"]
-    return process is None or (about["host"] == socket.gethostname() and not is_alive(process))
+    process, here = about.get("process"), about.get("host") == socket.gethostname()
+    return trial.state.name == "RUNNING" and (process is None or (here and not is_alive(process)))
 
 
 def require_optuna() -> Any:

@@ -39,7 +39,7 @@ _Row = Callable[[Decide], Picture]
 
 @dataclass(frozen=True, eq=False)
 class PreviewTile:
-    """A tile that is drawn again and again: image `[C, *tile]` and lesion ids `[*tile]`."""
+    """A tile that is drawn again and again: image `[C, *tile]` in fp16 and lesion ids `[*tile]`."""
 
     image: Tensor
     instances: Tensor
@@ -70,7 +70,7 @@ class Previews(Pictures):
     One picture each `every_minutes` and at the end, `step_<number>.png`, by the averaged network: a
     row per tile, at its slice with most of the lesion. Left the reference's outline, right what is
     predicted at p ≥ 0.5 filled and the reference's outline; of a network without voxels the frames
-    of boxes at p ≥ `LEAST_P`.
+    of boxes at p ≥ `LEAST_P`. A resumed training draws the same tiles.
     """
 
     def __init__(
@@ -85,6 +85,17 @@ class Previews(Pictures):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Set the time of the first picture."""
         self._due = cast(LesionModule, pl_module).clock.minutes() + self.every_minutes
+
+    def state_dict(self) -> dict[str, Any]:
+        """The tiles."""
+        return {"tiles": [vars(tile) for tile in self.tiles]}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on with them."""
+        self.tiles = [
+            PreviewTile(tile["image"].cpu(), tile["instances"].cpu())
+            for tile in state_dict["tiles"]
+        ]
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
@@ -106,7 +117,7 @@ class Previews(Pictures):
     def _take(self, batch: Mapping[str, Tensor]) -> None:
         for image, instances in zip(batch["image"], batch["instances"], strict=True):
             if len(self.tiles) < self.n and bool((instances > 0).any()):
-                self.tiles.append(PreviewTile(image.cpu(), instances.cpu()))
+                self.tiles.append(PreviewTile(image.half().cpu(), instances.cpu()))
 
     def _draw(self, module: LesionModule) -> None:
         step = module.counters.steps
@@ -119,8 +130,8 @@ class Previews(Pictures):
 
 def _tile_row(network: nn.Module, module: LesionModule, tile: PreviewTile) -> Picture:
     """The two pictures of a tile, side by side."""
-    output = _output(network, tile.image.to(module.device))
-    instances, image = tile.instances.numpy(), tile.image[0].numpy()
+    output = _output(network, tile.image.float().to(module.device))
+    instances, image = tile.instances.numpy(), tile.image[0].float().numpy()
     cut = fullest(instances > 0)
     if module.plan.has_voxels:
         p = _probability(output, module.plan.activation)

@@ -1,4 +1,4 @@
-"""What happens between steps: resuming, recording, validating, saving, showing and stopping."""
+"""What happens between steps: recording, validating and showing."""
 
 import logging
 from collections.abc import Callable, Mapping
@@ -13,8 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
-from lesionseg.training.callbacks.checkpoint import Checkpoint, write_checkpoint
-from lesionseg.training.callbacks.history import WRITING_SHARE, History
+from lesionseg.training.callbacks.history import History
 from lesionseg.training.device.accelerator import LateFigures
 from lesionseg.training.step.module import LesionModule, StepReport
 
@@ -38,29 +37,6 @@ class AfterStep(pl.Callback):
 
     def after_step(self, trainer: pl.Trainer, module: LesionModule) -> None:
         """What this callback does after a step, skipped ones included."""
-
-
-class Resume(AfterStep):
-    """Puts a checkpoint's state back once the optimiser is there, and lets the clock run.
-
-    The first of the callbacks, so that the others begin with what they had.
-    """
-
-    def __init__(self, checkpoint: Checkpoint | None, path: Path) -> None:
-        self.checkpoint, self.path = checkpoint, path
-
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Restore, or start the clock at 0."""
-        module = cast(LesionModule, pl_module)
-        if self.checkpoint is None:
-            module.clock.start(0.0)
-            return
-        self.checkpoint.restore(module, self.path)
-        states = module.transfer_batch_to_device(self.checkpoint.callbacks, module.device, 0)
-        for callback in ours(trainer):
-            if callback.state_key in states:
-                callback.load_state_dict(states[callback.state_key])
-        log.info("Resuming at step %d.", module.counters.steps)
 
 
 def ours(trainer: pl.Trainer) -> list[AfterStep]:
@@ -190,52 +166,6 @@ class Validation(AfterStep):
             self.record.add({**_where(module), **named})
             self.record.write()
         trainer.strategy.barrier()
-
-
-class SaveCheckpoint(AfterStep):
-    """Writes checkpoints/last.ckpt every few minutes and at the end.
-
-    The last of the callbacks: what the others write of a step is there before its checkpoint, and
-    what they write at the end before the one that says that training is over. Slow writing happens
-    less often, so that it takes no more than `WRITING_SHARE` of the time; every 0 minutes is after
-    each step, whatever it costs.
-    """
-
-    def __init__(self, path: Path, every_minutes: float) -> None:
-        self.path, self.every_minutes = path, every_minutes
-        self._due = 0.0
-
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Set the time of the first one."""
-        self._due = cast(LesionModule, pl_module).clock.minutes() + self.every_minutes
-
-    def after_step(self, trainer: pl.Trainer, module: LesionModule) -> None:
-        """Save when it is due; the last step's waits for the end of training."""
-        if module.counters.minutes >= self._due and module.progress < 1:
-            self._save(trainer, module)
-
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Save what training hands over."""
-        self._save(trainer, cast(LesionModule, pl_module))
-
-    def on_exception(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
-    ) -> None:
-        """Say to an interrupted user how to go on; the steps since the last checkpoint are lost."""
-        if trainer.is_global_zero and isinstance(exception, KeyboardInterrupt | SystemExit):
-            step = cast(LesionModule, pl_module).counters.steps
-            log.warning(
-                "Interrupted at step %d; the same command goes on from the last checkpoint.", step
-            )
-
-    def _save(self, trainer: pl.Trainer, module: LesionModule) -> None:
-        began = module.clock.minutes()
-        if trainer.is_global_zero:
-            states = {one.state_key: one.state_dict() for one in ours(trainer)}
-            write_checkpoint(self.path, Checkpoint.of(module, states))
-        now = module.clock.minutes()
-        least = (now - began) / WRITING_SHARE if self.every_minutes else 0.0
-        self._due = now + max(self.every_minutes, least)
 
 
 class ProgressLine(AfterStep):

@@ -1,5 +1,6 @@
 """The search itself, with objectives that cost nothing."""
 
+import errno
 import os
 import socket
 import subprocess
@@ -9,8 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from lesionseg.errors import ConfigError
-from lesionseg.pipeline.tune.search import INTERRUPTIONS, OpenTrial, Search, TuneSettings
+from lesionseg.errors import ConfigError, OutputError
+from lesionseg.pipeline.tune.search import (
+    INTERRUPTIONS,
+    JOURNAL,
+    OpenTrial,
+    Search,
+    TuneSettings,
+)
 
 FIRST = (0.25, 2.0)
 
@@ -122,8 +129,8 @@ def test_an_interrupted_search_ends_like_an_undisturbed_one(
 def test_a_trial_whose_process_is_gone_goes_on_and_one_elsewhere_is_left(tmp_path: Path) -> None:
     found = search(tmp_path, 4)
     gone = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], stdout=-1)
-    for host, process in ((socket.gethostname(), int(gone.stdout)), ("elsewhere", os.getpid())):
-        trial = found._ask()
+    whose = ((socket.gethostname(), int(gone.stdout)), ("elsewhere", os.getpid()))
+    for trial, (host, process) in zip([found._next(), found._next()], whose, strict=True):
         trial.set_user_attr("host", host)
         trial.set_user_attr("process", process)
     again = search(tmp_path, 4)
@@ -132,14 +139,33 @@ def test_a_trial_whose_process_is_gone_goes_on_and_one_elsewhere_is_left(tmp_pat
     assert states == ["complete", "running", "complete", "complete"]
 
 
+def test_a_full_disk_is_said_and_the_half_line_it_leaves_is_cut(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = search(tmp_path, 2)
+    found.run(hill)
+    with monkeypatch.context() as disk:
+        disk.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError(errno.ENOSPC, "full")))
+        with pytest.raises(OutputError, match=JOURNAL):
+            search(tmp_path, 3).run(hill)
+    with (tmp_path / JOURNAL).open("ab") as journal:
+        journal.write(b'{"op_co')
+    again = search(tmp_path, 4)
+    again.run(hill)
+    assert [t.state for t in again.trials()] == ["complete"] * 4
+
+
 WORKER = """
-import sys, time
+import os, sys, time
 from pathlib import Path
 from lesionseg.pipeline.tune.search import Search, TuneSettings
 search = Search(Path(sys.argv[1]), TuneSettings(n_trials=11), seed=0, first=(0.25, 2.0))
 def objective(trial):
     time.sleep(0.15)
     return trial.alpha
+Path(sys.argv[1], f"{os.getpid()}.ready").touch()
+while len(list(Path(sys.argv[1]).glob("*.ready"))) < 2:
+    time.sleep(0.01)
 search.run(objective, lambda trial: print(trial.number))
 """
 

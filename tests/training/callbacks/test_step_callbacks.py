@@ -4,9 +4,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from lesionseg.training.callbacks import step_callbacks as callbacks
+from lesionseg.training.callbacks import checkpoint
+from lesionseg.training.callbacks.checkpoint import SaveCheckpoint
 from lesionseg.training.callbacks.history import WRITING_SHARE
-from lesionseg.training.callbacks.step_callbacks import SaveCheckpoint, Validation
+from lesionseg.training.callbacks.step_callbacks import Validation
 
 
 class Record:
@@ -68,7 +69,7 @@ def test_slow_checkpoints_are_written_seldom(monkeypatch, tmp_path, every, took,
     minutes = iter([10.0, 10.0 + took])
     one = module()
     one.clock.minutes = lambda: next(minutes)
-    monkeypatch.setattr(callbacks.Checkpoint, "of", lambda *_: None)
+    monkeypatch.setattr(checkpoint.Checkpoint, "of", lambda *_: None)
     saving = SaveCheckpoint(tmp_path / "last.ckpt", every)
     saving.after_step(trainer([]), one)
     assert saving._due - (10.0 + took) == pytest.approx(expected)
