@@ -172,7 +172,7 @@ def _thinned(kept: KeptFacts | None, voxels: int) -> KeptFacts | None:
 def _about(dataset: Dataset) -> str:
     """What of a dataset, besides a case's own files, decides how the case is read."""
     said = {f.name: getattr(dataset, f.name) for f in fields(dataset)}
-    for name in ("name", "root", "cases", "problems", "incomplete_reference"):
+    for name in ("name", "root", "cases", "problems", "incomplete_reference", "may_lack"):
         del said[name]
     return json.dumps([FACTS_VERSION, said], sort_keys=True, default=str)
 

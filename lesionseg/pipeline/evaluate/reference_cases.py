@@ -24,7 +24,7 @@ def open_reference(folder: Path) -> Dataset | None:
     name = recognised(folder)
     if name is None or (name == "bids" and any(is_image_file(f) for f in folder.iterdir())):
         return None
-    return read_dataset(folder)
+    return read_dataset(folder, may_lack=True)
 
 
 def cases_of(folder: Path, dataset: Dataset | None) -> list[CaseFiles]:

@@ -86,7 +86,7 @@ def overlap(
 def _cases(source: Path) -> Sequence[CaseFiles]:
     if recognised(source) is None:
         return find_images(source, 1)
-    cases = read_dataset(source).cases
+    cases = read_dataset(source, may_lack=True).cases
     untouched = [case for case in cases if case.role in ("test", "external")]
     if untouched and len(untouched) < len(cases):
         _log.info("Only the %d test cases of %d are compared.", len(untouched), len(cases))

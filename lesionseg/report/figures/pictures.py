@@ -44,7 +44,7 @@ Mask = NDArray[np.bool_]
 
 @dataclass(frozen=True, eq=False)
 class Scene:
-    """One case to be drawn: its first channel `[*spatial]` and masks on the same grid, or None.
+    """One case to be drawn: the first channel it has `[*spatial]`, and masks on its grid, or None.
 
     `reference` holds all reference lesions, `accepted` all detections, `below` the ids of the
     candidates whose score is too low to count, 0 elsewhere; `prediction` all of them.

@@ -69,7 +69,7 @@ class Sources:
         found = self._read_image(case)
         geometry = found.image.geometry
         reference = self._reference(case, found)
-        scene = Scene(found.image.array[0], geometry, reference)
+        scene = Scene(found.image.present[0], geometry, reference)
         if case not in self._predictions:
             return scene
         prediction = read_prediction(self._predictions[case], geometry=geometry)
@@ -115,7 +115,7 @@ def _of_dataset(dataset: Dataset) -> Folder:
 
 def _open_dataset(folder: Path) -> Folder | None:
     try:
-        return _of_dataset(read_dataset(_existing(folder)))
+        return _of_dataset(read_dataset(_existing(folder), may_lack=True))
     except DatasetError as error:
         _log.info("%s is taken as a folder of bare files (%s)", folder, error.what)
         return None
