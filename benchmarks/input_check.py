@@ -2,19 +2,24 @@
 
     python benchmarks/input_check.py run=RUN data=DIR [wrong=DIR,DIR] [most=40]
     python benchmarks/input_check.py channels=DIR
+    python benchmarks/input_check.py figure=FILE.svg run=RUN data=DATASET [run=… data=…]
 
 RUN is a finished training run, DIR an nnU-Net folder or COCO images whose cases were no training
 cases (`imagesTs`, or `images` without the run's own). Every one is looked at as it is and in each
 changed way, and every image in `wrong`. One line per way: the share warned of, the median score.
 `channels`: an nnU-Net folder of several channels. Eighths of its cases stand for scans; each case's
-are compared with all others' by the image alone, with their channels in every order.
+are compared with all others' by the image alone, with their channels in every order. `figure`:
+labelled cases that were no training cases are changed step by step, predicted and judged; drawn is
+the sensitivity of each against the score of the warning, and a line per range of it is printed.
 """
 
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
-from itertools import permutations, product
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import pairwise, permutations, product
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from scipy import ndimage
@@ -22,16 +27,24 @@ from scipy import ndimage
 from lesionseg.core import CaseFiles, Geometry, InputVerdict, Volume
 from lesionseg.data.onto_grid import normalise
 from lesionseg.errors import LesionsegError
+from lesionseg.evaluation import find_preset, match_case
 from lesionseg.inference.bundles.bundle import read_bundle
 from lesionseg.inference.input_check import judge_input, make_input_check
 from lesionseg.inference.predictor import Predictor
 from lesionseg.inference.scan_statistics import ScanStatistics, image_statistics
-from lesionseg.io.atomic import read_json
+from lesionseg.io.atomic import atomic_path, read_json
+from lesionseg.io.cases import read_case
 from lesionseg.io.formats.volumes import read_volume
+from lesionseg.io.layouts.conventions import read_dataset
 from lesionseg.io.layouts.input_images import find_images
 from lesionseg.plan.plan import Architecture, Normalisation, Plan
+from lesionseg.report.figures.chart_drawing import ACCENT, FOUND, INK, draw_svg, tidy
+
+if TYPE_CHECKING:
+    from matplotlib.figure import FigureBase
 
 THICKER = 4
+RANGES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, np.inf)  # of the warning's score
 Change = Callable[[Volume], Volume]
 
 
@@ -41,10 +54,10 @@ def with_array(volume: Volume, array: np.ndarray) -> Volume:
     return Volume(np.ascontiguousarray(array, dtype=np.float32), grid)
 
 
-def shifted(volume: Volume) -> Volume:
+def shifted(volume: Volume, power: float = 2.5) -> Volume:
     """Contrast bent: what is in the middle becomes dark."""
     low, width = volume.array.min(), max(float(np.ptp(volume.array)), 1e-6)
-    return with_array(volume, low + width * ((volume.array - low) / width) ** 2.5)
+    return with_array(volume, low + width * ((volume.array - low) / width) ** power)
 
 
 def raised(volume: Volume) -> Volume:
@@ -82,10 +95,16 @@ def hidden_thick(volume: Volume) -> Volume:
     )
 
 
-def blurred(volume: Volume) -> Volume:
+def blurred(volume: Volume, voxels: float = 2.0) -> Volume:
     """A Gaussian of two voxels."""
-    sigma = (0,) + (2,) * volume.geometry.dims
+    sigma = (0.0,) + (voxels,) * volume.geometry.dims
     return with_array(volume, ndimage.gaussian_filter(volume.array, sigma))
+
+
+def noisy(volume: Volume, share: float) -> Volume:
+    """Noise of so many standard deviations of the scan."""
+    noise = np.random.default_rng(0).normal(size=volume.array.shape)
+    return with_array(volume, volume.array + share * volume.array.std() * noise)
 
 
 def mirrored(volume: Volume) -> Volume:
@@ -124,6 +143,83 @@ CHANGES: Mapping[str, Change] = {
     "cropped to the middle half": cropped,
     "channels swapped": swapped,
 }
+
+
+# by kind, ever stronger; the grid stays, and with it the reference
+STEPS: Mapping[str, tuple[Change, ...]] = {
+    "contrast bent": tuple(partial(shifted, power=p) for p in (0.6, 0.8, 1.0, 1.3, 1.8, 2.5)),
+    "blurred": tuple(partial(blurred, voxels=s) for s in (0.4, 0.7, 1.0, 1.5, 2.0)),
+    "noise added": tuple(partial(noisy, share=s) for s in (0.05, 0.1, 0.2, 0.4)),
+}
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A scan changed in some way: the warning's score, its lesions and those found."""
+
+    kind: str
+    score: float
+    n_lesions: int
+    n_found: int
+
+
+def judged(run: Path, data: Path, most: int) -> Iterator[Judged]:
+    """Labelled cases with lesions that were no training cases, in all steps."""
+    predictor, dataset = Predictor(read_bundle(run)), read_dataset(data)
+    trained, preset = read_json(run / "splits.json")["roles"], find_preset("lesionseg")
+    cases = [c for c in dataset.cases if trained.get(c.case) != "train"]
+    for files in cases[:: max(1, len(cases) // most)]:
+        case = read_case(files, dataset)
+        for kind, steps in STEPS.items():
+            for change in steps if case.reference is not None else ():
+                prediction = predictor.predict_volume(change(case.image), case.case)
+                match = match_case(case.reference, prediction, preset, case=case.case)
+                found = match.result(surface=False)
+                score = prediction.input.score if prediction.input else None
+                if found.lesions and score is not None:
+                    yield Judged(kind, score, len(found.lesions), found.n_detected)
+
+
+def draw_recall(onto: "FigureBase", rows: Sequence[Judged]) -> None:
+    """Each changed scan, and the sensitivity over all lesions in each range of the score."""
+    axes = onto.subplots()
+    for (kind, marker), colour in zip(
+        zip(STEPS, "os^", strict=True), (INK, FOUND, ACCENT), strict=True
+    ):
+        some = [row for row in rows if row.kind == kind]
+        recall = [row.n_found / row.n_lesions for row in some]
+        axes.plot(
+            [r.score for r in some], recall, marker, color=colour, alpha=0.5, label=kind, ms=4
+        )
+    for low, high, part in ranges(rows):
+        recall_of_part = sum(r.n_found for r in part) / sum(r.n_lesions for r in part)
+        right = min(high, max(r.score for r in rows))
+        axes.plot((low, right), (recall_of_part,) * 2, color=INK, linewidth=2)
+    axes.axvline(1.0, color=INK, linestyle=":", linewidth=1)
+    axes.set(xlabel="score of the warning (warned of above 1)", ylim=(-0.03, 1.03), xlim=(0, None))
+    axes.legend(frameon=False, fontsize=8.5, loc="upper right")
+    tidy(axes, "sensitivity")
+
+
+def ranges(rows: Sequence[Judged]) -> Iterator[tuple[float, float, list[Judged]]]:
+    """The rows of each range of the score, where there are any."""
+    for low, high in pairwise(RANGES):
+        part = [row for row in rows if low <= row.score < high]
+        if part:
+            yield low, high, part
+
+
+def recall_figure(figure: Path, runs: Sequence[Path], data: Sequence[Path], most: int) -> None:
+    """Draw the figure and print its ranges."""
+    rows = [row for pair in zip(runs, data, strict=True) for row in judged(*pair, most)]
+    print(
+        "| score of the warning | changed scans | lesions found | sensitivity |\n|---|---|---|---|"
+    )
+    for low, high, part in ranges(rows):
+        found, n = sum(r.n_found for r in part), sum(r.n_lesions for r in part)
+        print(f"| {low:g} to {high:g} | {len(part)} | {found} of {n} | {found / n:.2f} |")
+    with atomic_path(figure) as path:
+        path.write_bytes(draw_svg(partial(draw_recall, rows=rows), 3.6).svg)
 
 
 def verdict(predictor: Predictor, volume: Volume) -> InputVerdict:
@@ -203,26 +299,31 @@ def channel_orders(folder: Path, n_channels: int) -> None:
 
 def main() -> None:
     """Print the table."""
-    options = dict(argument.split("=", 1) for argument in sys.argv[1:])
+    given = [argument.split("=", 1) for argument in sys.argv[1:]]
+    options = dict(given)
+    if "figure" in options:
+        runs, data = ([Path(value) for k, value in given if k == key] for key in ("run", "data"))
+        recall_figure(Path(options["figure"]), runs, data, int(options.get("most", 40)))
+        return
     if "channels" in options:
         folder = Path(options["channels"])
         names = read_json(folder / "dataset.json")["channel_names"]
         channel_orders(folder / "imagesTr", len(names))
         return
-    run, data = Path(options["run"]), Path(options["data"])
+    run, folder = Path(options["run"]), Path(options["data"])
     predictor = Predictor(read_bundle(run))
     trained = read_json(run / "splits.json")["roles"]
     n_channels = len(predictor.plan.channel_names)
-    cases = [c for c in find_images(data, n_channels) if trained.get(c.case) != "train"]
+    cases = [c for c in find_images(folder, n_channels) if trained.get(c.case) != "train"]
     cases = cases[:: max(1, len(cases) // int(options.get("most", 40)))]
     scans = [predictor.scans.read(files) for files in cases]
     print("| scans | warned | median score | such as |\n|---|---|---|---|")
     for name, change in CHANGES.items():
         if name != "channels swapped" or n_channels > 1:
             print(line(name, [verdict(predictor, change(scan)) for scan in scans]), flush=True)
-    for folder in options.get("wrong", "").split(",") if options.get("wrong") else ():
-        others = volumes(predictor, find_images(Path(folder), 1)[:40])
-        print(line(Path(folder).parent.name, [verdict(predictor, v) for v in others]), flush=True)
+    for other in options.get("wrong", "").split(",") if options.get("wrong") else ():
+        others = volumes(predictor, find_images(Path(other), 1)[:40])
+        print(line(Path(other).parent.name, [verdict(predictor, v) for v in others]), flush=True)
 
 
 if __name__ == "__main__":
