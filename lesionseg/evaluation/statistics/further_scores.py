@@ -16,14 +16,14 @@ from lesionseg.evaluation.statistics.calibration_curve import describe_calibrati
 from lesionseg.evaluation.statistics.case_accuracy import case_table, load_numbers
 from lesionseg.evaluation.statistics.estimates import Estimate, proportion
 from lesionseg.evaluation.statistics.logistic import SizeCurve, fit_size_curve, size_statistic
-from lesionseg.evaluation.statistics.pooled import (
-    PooledResults,
+from lesionseg.evaluation.statistics.pooled import PooledResults
+from lesionseg.evaluation.statistics.score_parts import HALF_MM, ContrastCell, SizeCurveScores
+from lesionseg.evaluation.statistics.size_bins import (
     Selection,
     bins_between,
     of_diameter,
     within_mm,
 )
-from lesionseg.evaluation.statistics.score_parts import HALF_MM, ContrastCell, SizeCurveScores
 
 N_QUANTILE_BINS = 4
 N_CURVE_POINTS = 25
@@ -155,10 +155,9 @@ def _of_cell(
     from_mm: float | None, to_mm: float | None, low: float | None, high: float | None
 ) -> Selection:
     """Lesions of a diameter and a contrast (without its sign) within both."""
-    of_size = of_diameter(from_mm, to_mm)
-    least, most = -np.inf if low is None else low, np.inf if high is None else high
+    of_size, of_contrast = of_diameter(from_mm, to_mm), within_mm(low, high)
     return lambda lesion: (
-        lesion.contrast is not None and of_size(lesion) and least <= abs(lesion.contrast) < most
+        lesion.contrast is not None and of_size(lesion) and of_contrast(abs(lesion.contrast))
     )
 
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from lesionseg.evaluation import edge_cases
 from lesionseg.evaluation.edge_cases import EdgeCase
 from lesionseg.evaluation.presets import SIDE_CRITERIA, Preset
-from lesionseg.evaluation.results import CaseResult, LesionResult, Outcome
+from lesionseg.evaluation.results import CaseResult, Outcome
 from lesionseg.evaluation.statistics import detection
 from lesionseg.evaluation.statistics.bootstrap import Statistic, pooled_design_effect
 from lesionseg.evaluation.statistics.detection import Pool, pool_results, sums_by_group
@@ -25,9 +25,13 @@ from lesionseg.evaluation.statistics.estimates import (
     undefined_numbers,
 )
 from lesionseg.evaluation.statistics.score_parts import SizeGroup
+from lesionseg.evaluation.statistics.size_bins import (
+    OfSize,
+    Selection,
+    bins_between,
+    of_diameter,
+)
 
-Selection = Callable[[LesionResult], bool]
-OfSize = Callable[[float | None, float | None], Selection]
 Mean = Callable[[NDArray[np.float64], NDArray[np.float64], EdgeCase], Estimate]
 mean_share: Mean = partial(proportion, least_deff=0.0)
 
@@ -305,20 +309,3 @@ class PooledResults:
         false = [c for r in self.results for c in r.candidates if c.outcome == "false_positive"]
         touching = sum(c.touches_lesion for c in false)
         return {"touching_lesion": touching, "elsewhere": len(false) - touching}
-
-
-def bins_between(edges: Sequence[float]) -> list[tuple[float, float | None]]:
-    """Neighbouring edges; the last bin has no upper bound."""
-    return list(zip(edges, [*edges[1:], None], strict=True))
-
-
-def within_mm(low: float | None, high: float | None) -> Callable[[float], bool]:
-    """Diameters of `[low, high)`."""
-    least, most = -np.inf if low is None else low, np.inf if high is None else high
-    return lambda diameter: least <= diameter < most
-
-
-def of_diameter(low: float | None, high: float | None) -> Selection:
-    """Lesions of a diameter `[low, high)`."""
-    inside = within_mm(low, high)
-    return lambda lesion: inside(lesion.diameter_mm)

@@ -10,6 +10,7 @@ from lesionseg.report.text.chart_captions import *
 from lesionseg.report.text.definitions import *
 from lesionseg.report.text.fact_sentences import *
 from lesionseg.report.text.frame import *
+from lesionseg.report.text.gallery_words import *
 from lesionseg.report.text.headline import *
 from lesionseg.report.text.study_words import *
 from lesionseg.report.text.table_words import *
