@@ -172,25 +172,6 @@ def test_help_loads_nothing_heavy() -> None:
     assert said.stdout.rstrip().endswith("set()")
 
 
-def test_the_end_of_a_command_is_quick_and_leaves_nothing_out() -> None:
-    """Hooks run and temporary folders go, but nobody looks for garbage any more."""
-    code = """
-import atexit, gc, tempfile
-from pathlib import Path
-from lesionseg.cli import run
-folder = tempfile.TemporaryDirectory()
-Path(folder.name, "file").touch()
-atexit.register(lambda: print(gc.get_freeze_count() > 10_000, Path(folder.name).exists()))
-run("train", ["--cfg", "data.root=x"])
-folder.itself = folder
-print(folder.name)
-"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    *_, folder, seen = done.stdout.splitlines()
-    assert seen == "True True"
-    assert not Path(folder).exists()
-
-
 def test_cfg_prints_the_configuration_and_runs_nothing(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

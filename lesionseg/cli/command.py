@@ -1,7 +1,5 @@
 """What runs a command: its name and overrides in, an exit status out, errors as sentences."""
 
-import atexit
-import gc
 import os
 import re
 import signal
@@ -52,8 +50,6 @@ def run(command: str, argv: Sequence[str], *, program: str | None = None) -> int
         return _guarded(lambda: _help(command, argv, program or "python"))
     start_logging()
     _end_at_sigterm()
-    # Python looks for garbage among all objects once more at the very end: a second, for nothing
-    atexit.register(gc.freeze)
     debug = any(a.replace(" ", "").lower() == "debug=true" for a in argv)
     return _guarded(lambda: _run(command, argv), debug)
 

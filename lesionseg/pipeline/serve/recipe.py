@@ -1,5 +1,7 @@
 """Serve: a bundle behind HTTP, for a page, for programs and for 3D Slicer."""
 
+import atexit
+import gc
 import logging
 from collections.abc import Sequence
 from contextlib import suppress
@@ -109,6 +111,7 @@ def serve(
         logger.warning("Other machines reach this server: set token, ssl_certfile and hosts.")
     # what clients send must not fill the log
     logging.getLogger("python_multipart").setLevel(logging.ERROR)
+    atexit.register(gc.freeze)  # else Python looks through every module's objects at its end
     with suppress(KeyboardInterrupt):
         uvicorn.Server(settings).run()
     return CommandOutcome()
