@@ -202,12 +202,13 @@ class TileDataset(Dataset):  # type: ignore[misc]  # MONAI ships no types
     def change(self, number: int) -> Change:
         """How the tile is changed."""
         key = self.seed, *divmod(number, self.n_tiles)
-        draw, known = Draw(tile_generator(*key, 4)), self.plan.channel_sets
-        missing: tuple[int, ...] = ()
-        if known and draw.happens(self.channel_dropout):
-            missing = known[draw.seed() % len(known)].missing
         change = self._changes.draw(tile_generator(*key, 2)) if self._changes else NO_CHANGE
-        return replace(change, missing=missing)
+        if not self.channel_dropout:
+            return change
+        draw, known = Draw(tile_generator(*key, 4)), self.plan.channel_sets
+        if not draw.happens(self.channel_dropout):
+            return change
+        return replace(change, missing=known[draw.seed() % len(known)].missing)
 
     def report(self, number: int, voxel: tuple[int, ...], score: float) -> None:
         """Keep that voxel of that tile as hard background for a later epoch."""
