@@ -99,7 +99,9 @@ class AcceptanceResult:
 
 def judge(plan: AcceptancePlan, scores: Scores) -> tuple[AcceptanceResult, ...]:
     """Each criterion against the scores."""
-    with_lesions = scores.n_cases - scores.n_lesion_free_cases
+    # older files do not state it; a case of which not all labels are known may be neither
+    stated = scores.raw.get("case_sensitivity") or {}
+    with_lesions = stated.get("n", scores.n_cases - scores.n_lesion_free_cases)
     there = {
         "lesion_recall": scores.n_lesions,
         "case_sensitivity": with_lesions,

@@ -55,6 +55,7 @@ def test_scans_are_counted_by_what_scans_like_these_hold():
         n_cases=20,
         n_lesion_free_cases=5,
         n_lesions=60,
+        raw={"case_sensitivity": {"value": 0.95, "n": 15}},
         estimate=lambda key: Estimate(0.95, (0.85, 1.0)),
     )
     lesions, false, clean = judge(read_acceptance(TEMPLATE), scores)
