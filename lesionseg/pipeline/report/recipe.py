@@ -24,7 +24,7 @@ class ReportSettings:
     the folder `gallery` as well. `identifiers`: print the real names of cases and patients.
     `study`: a study.yaml with what a report cannot know by itself. `name`, `other_name`: what this
     model or reader and the one it is compared with are called. `viewer`: a page for every scan, to
-    scroll through.
+    scroll through. `language`: of the first sheet.
     """
 
     title: str | None = None
@@ -38,6 +38,7 @@ class ReportSettings:
     name: str = NAMES[0]
     other_name: str = NAMES[1]
     viewer: bool = False
+    language: str = "en"
 
     def __post_init__(self) -> None:
         for name in ("missed", "false_positives", "found"):
@@ -67,6 +68,7 @@ class ReportSettings:
             study=None if self.study is None else Path(self.study),
             names=(self.name, self.other_name),
             viewer=self.viewer,
+            language=self.language,
         )
 
 

@@ -63,7 +63,7 @@ def facts(tables: Tables, study: Study | None = None) -> tuple[Fact, ...]:
     model = answers.get("model") or trained_model(scores, tables.folder)
     rows = (
         Fact(text.headline(tables)),
-        Fact(model or text.NOT_STATED, labels["model"]),
+        Fact(model or text.NOT_STATED_HERE, labels["model"]),
         Fact(text.stated(answers, "intended_use", "users"), labels["use"]),
         Fact(text.stated(answers, "population", "sites"), labels["population"]),
         Fact(text.scans_sentence(tables), labels["scans"], "lesion", "case-table"),
