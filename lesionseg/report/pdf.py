@@ -113,6 +113,8 @@ def _node(tag: str, attrs: dict[str, str | None]) -> Node:
         node |= {"svg": _svg(attrs["src"] or ""), "alt": attrs.get("alt") or ""}
     if tag == "details":
         node["open"] = "open" in attrs
+    if attrs.get("lang"):
+        node["lang"] = attrs["lang"]
     return node
 
 

@@ -59,6 +59,7 @@ class Options:
     this model or reader and the one it is compared with are called. `acceptance`: a file of limits
     that these scans must meet. `viewer`: a page for every scan, in the folder `viewer`.
     `two_readers`: sheets and pictures for two blinded readers, in the folder `adjudication`.
+    `language`: of the first sheet, `en` or `de`; what follows it is in English.
     """
 
     title: str | None = None
@@ -71,6 +72,7 @@ class Options:
     acceptance: Path | None = None
     viewer: bool = False
     two_readers: bool = False
+    language: str = "en"
 
 
 def write_report(
@@ -107,53 +109,57 @@ def write_report(
         progress: told the case, how many are drawn and how many there are to draw.
     """
     options = options or Options()
-    if options.viewer:
-        from lesionseg.report.viewer import require_niivue
-
-        require_niivue()
-    tables, study = read_tables(scores_dir), read_study(options.study)
-    pair = None if compare is None else read_pair(tables, compare, options.names)
-    names = None if options.identifiers else make_pseudonyms(tables)
-    shown = tables if names is None else rename(tables, names)
-    page = make_page(
-        shown,
-        study,
-        history=history,
-        title=options.title,
-        identifiers=options.identifiers,
-        pair=pair,
-        names=options.names,
-        acceptance=None if options.acceptance is None else read_acceptance(options.acceptance),
-        audit=_audit(scores_dir, images, reference, tables.scores.size_unit, options),
-    )
-    gallery: tuple[GallerySection, ...] = ()
-    if images is not None:
-        selections = choose_items(shown, ALL if options.whole_gallery else options.limits)
-        load = _loader(images, reference, prediction, names)
-        gallery = draw_gallery(selections, shown, load, progress)
+    with text.speaking(options.language):
         if options.viewer:
-            gallery = link(gallery, _write_viewers(output / "viewer", shown, load))
-    output.mkdir(parents=True, exist_ok=True)
-    html = write_page(output / "report.html", page, gallery)
-    write_adjudication(output / "adjudicate.csv", tables)
-    if options.two_readers:
-        items = write_blinded(output / "adjudication", tables, shown)
-        if items and images is not None:
-            _write_items(output / "adjudication", page, draw_items(items, shown, load, progress))
-    if pair is not None:
-        other = pair.other if names is None else rename(pair.other, names)
-        readings = dict(zip(options.names, (shown, other), strict=True))
-        write_reader_study(output / "reader_study", readings)
-    if names is not None:
-        with private_files():  # who reads it knows the patients
-            write_pseudonyms(output / "pseudonyms.csv", tables, names)
-        _warn_of(names_in(html, names))
-    if options.whole_gallery and gallery:
-        _write_gallery(output / "gallery", page, gallery)
-    if options.pdf:
-        few = trim(gallery, ON_PAPER)
-        write_pdf(output / "report.pdf", render("report.html.j2", page, gallery=few, paper=True))
-    return output / "report.html"
+            from lesionseg.report.viewer import require_niivue
+
+            require_niivue()
+        tables, study = read_tables(scores_dir), read_study(options.study)
+        pair = None if compare is None else read_pair(tables, compare, options.names)
+        names = None if options.identifiers else make_pseudonyms(tables)
+        shown = tables if names is None else rename(tables, names)
+        page = make_page(
+            shown,
+            study,
+            history=history,
+            title=options.title,
+            identifiers=options.identifiers,
+            pair=pair,
+            names=options.names,
+            acceptance=None if options.acceptance is None else read_acceptance(options.acceptance),
+            audit=_audit(scores_dir, images, reference, tables.scores.size_unit, options),
+        )
+        gallery: tuple[GallerySection, ...] = ()
+        if images is not None:
+            selections = choose_items(shown, ALL if options.whole_gallery else options.limits)
+            load = _loader(images, reference, prediction, names)
+            gallery = draw_gallery(selections, shown, load, progress)
+            if options.viewer:
+                gallery = link(gallery, _write_viewers(output / "viewer", shown, load))
+        output.mkdir(parents=True, exist_ok=True)
+        html = write_page(output / "report.html", page, gallery)
+        write_adjudication(output / "adjudicate.csv", tables)
+        if options.two_readers:
+            folder = output / "adjudication"
+            items = write_blinded(folder, tables, shown)
+            if items and images is not None:
+                _write_items(folder, page, draw_items(items, shown, load, progress))
+        if pair is not None:
+            other = pair.other if names is None else rename(pair.other, names)
+            readings = dict(zip(options.names, (shown, other), strict=True))
+            write_reader_study(output / "reader_study", readings)
+        if names is not None:
+            with private_files():  # who reads it knows the patients
+                write_pseudonyms(output / "pseudonyms.csv", tables, names)
+            _warn_of(names_in(html, names))
+        if options.whole_gallery and gallery:
+            _write_gallery(output / "gallery", page, gallery)
+        if options.pdf:
+            few = trim(gallery, ON_PAPER)
+            write_pdf(
+                output / "report.pdf", render("report.html.j2", page, gallery=few, paper=True)
+            )
+        return output / "report.html"
 
 
 def _audit(

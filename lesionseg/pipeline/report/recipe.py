@@ -24,7 +24,8 @@ class ReportSettings:
     the folder `gallery` as well. `identifiers`: print the real names of cases and patients.
     `study`: a study.yaml with what a report cannot know by itself. `name`, `other_name`: what this
     model or reader and the one it is compared with are called. `viewer`: a page for every scan, to
-    scroll through. `two_readers`: sheets and pictures for two blinded readers.
+    scroll through. `two_readers`: sheets and pictures for two blinded readers. `language`: of the
+    first sheet.
     """
 
     title: str | None = None
@@ -39,6 +40,7 @@ class ReportSettings:
     other_name: str = NAMES[1]
     viewer: bool = False
     two_readers: bool = False
+    language: str = "en"
 
     def __post_init__(self) -> None:
         for name in ("missed", "false_positives", "found"):
@@ -69,6 +71,7 @@ class ReportSettings:
             names=(self.name, self.other_name),
             viewer=self.viewer,
             two_readers=self.two_readers,
+            language=self.language,
         )
 
 

@@ -60,14 +60,16 @@ def facts(tables: Tables, study: Study | None = None) -> tuple[Fact, ...]:
     false, ignored = (text.OUTCOMES[name] for name in ("false_positive", "ignored"))
     sides = zip((1, 0), reversed(scores.recall_by_half), strict=False)
     labels = text.FACTS
+    stated = text.role_is_stated(scores.evaluated_on)
+    role = text.role_words(scores.evaluated_on) if stated else text.NOT_STATED_HERE
     model = answers.get("model") or trained_model(scores, tables.folder)
     rows = (
         Fact(text.headline(tables)),
-        Fact(model or text.NOT_STATED, labels["model"]),
+        Fact(model or text.NOT_STATED_HERE, labels["model"]),
         Fact(text.stated(answers, "intended_use", "users"), labels["use"]),
         Fact(text.stated(answers, "population", "sites"), labels["population"]),
         Fact(text.scans_sentence(tables), labels["scans"], "lesion", "case-table"),
-        Fact(text.role_words(scores.evaluated_on).removeprefix("role "), labels["role"]),
+        Fact(role, labels["role"]),
         Fact(text.stated(answers, "reference_readers"), labels["reference"]),
         *(
             Fact(text.side_sentence(scores, at), text.side_label(side, scores), "size")

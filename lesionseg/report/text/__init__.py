@@ -1,11 +1,17 @@
 """All wording of the report in one folder, so that it can be corrected and translated.
 
-A module a part of the page; pages and tables say `text.NAME`, wherever it is defined. Functions
-put numbers into sentences; everything else is fixed.
+The first sheet's sentences are in `en.yaml`, in German in `de.yaml`; `text.NAME` says them in the
+language of `speaking`. All others are here, in English. A module a part of the page; pages and
+tables say `text.NAME`, wherever it is defined. Functions put numbers into sentences.
 """
+
+from typing import Any
 
 # ruff: noqa: F403  (a list of two hundred names would be one more place to keep in step)
 from lesionseg.report.text.amounts import *
+from lesionseg.report.text.catalog import catalog as catalog
+from lesionseg.report.text.catalog import said
+from lesionseg.report.text.catalog import speaking as speaking
 from lesionseg.report.text.chart_captions import *
 from lesionseg.report.text.definitions import *
 from lesionseg.report.text.fact_sentences import *
@@ -15,3 +21,8 @@ from lesionseg.report.text.headline import *
 from lesionseg.report.text.study_words import *
 from lesionseg.report.text.table_words import *
 from lesionseg.report.text.training_words import *
+
+
+def __getattr__(name: str) -> Any:
+    """What a catalog says under the name."""
+    return said(name)

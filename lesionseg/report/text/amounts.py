@@ -8,6 +8,7 @@ from typing import Any
 from lesionseg.evaluation.statistics.estimates import CI, UNSTATED, Estimate
 from lesionseg.evaluation.statistics.score_parts import SizeGroup
 from lesionseg.report.inputs.result_tables import Tables
+from lesionseg.report.text.catalog import counted, said, say
 
 # Under this many lesions a percentage without an interval pretends to a precision it lacks.
 MIN_FOR_PERCENT = 10
@@ -105,15 +106,30 @@ def interval(estimate: Estimate) -> str:
 
 def and_interval(estimate: Estimate) -> str:
     """The 95 % CI to be put behind a share; empty without one."""
-    return "" if estimate.ci95 is None else f"; 95 % CI {bounds(estimate)}"
+    if estimate.ci95 is None:
+        return ""
+    low, high = _outwards(estimate.ci95)
+    return say("INTERVAL", low=low, high=f"{high}\N{NO-BREAK SPACE}%")
+
+
+def in_brackets(estimate: Estimate, shown: Callable[[float], str] | None = None) -> str:
+    """The 95 % CI to be put behind a number: of a share, or as `shown`; empty without one."""
+    if estimate.ci95 is None:
+        return ""
+    low, high = map(shown, estimate.ci95) if shown else _outwards(estimate.ci95)
+    return say("IN_BRACKETS", low=low, high=high if shown else f"{high}\N{NO-BREAK SPACE}%")
 
 
 def bounds(estimate: Estimate) -> str:
     """The ends of an interval in percent, rounded outwards; `none` without one."""
     if estimate.ci95 is None:
         return NO_INTERVAL
-    low, high = estimate.ci95
-    return f"{math.floor(100 * low + 1e-9)} to {math.ceil(100 * high - 1e-9)}\N{NO-BREAK SPACE}%"
+    low, high = _outwards(estimate.ci95)
+    return f"{low} to {high}\N{NO-BREAK SPACE}%"
+
+
+def _outwards(ends: CI) -> tuple[int, int]:
+    return math.floor(100 * ends[0] + 1e-9), math.ceil(100 * ends[1] - 1e-9)
 
 
 def share(found: int, of: int, estimate: Estimate) -> str:
@@ -132,7 +148,7 @@ def share_found(found: int, of: int, estimate: Estimate) -> str:
     '2/3'
     """
     if of == 0:
-        return NO_LESION
+        return say("NO_SUCH_LESION")
     if estimate.ci95 is None and of < MIN_FOR_PERCENT:
         return f"{found}/{of}"
     return f"{percent(found / of)} ({found}/{of}{and_interval(estimate)})"
@@ -213,8 +229,14 @@ def interval_sentence(tables: Tables) -> str:
         reason.removesuffix(" are too few for an interval").replace("groups", "patients")
         for reason in _reasons(tables.scores.raw)
     }
-    said = f"Where none is given: {'; '.join(sorted(reasons))}." if reasons else ""
-    return f"{said} {_more_patients(tables)}".strip()
+    why = "; ".join(reason_words(reason) for reason in sorted(reasons))
+    none = say("NO_INTERVALS", reasons=why) if reasons else ""
+    return f"{none} {_more_patients(tables)}".strip()
+
+
+def reason_words(reason: str | None) -> str:
+    """Why there is no number: what scores.json says, in the reader's language where known."""
+    return str(said("REASONS").get(reason, reason))
 
 
 def _reasons(node: Any) -> Iterator[str]:
@@ -241,10 +263,5 @@ def _more_patients(tables: Tables) -> str:
         missing = MIN_GROUPS - len({lesion.group or lesion.case for lesion in tables.lesions})
         if not tables.lesions or missing <= 0:
             return ""
-        more = count(missing, "more patient")
-        return f"At least {more} with lesions would be needed for any."
-    more = f"{3 * scores.n_groups:,}".replace(",", " ")
-    return (
-        f"To halve the width of the CI of sensitivity, about {more} more patients like these "
-        "would be needed: four times as many in all."
-    )
+        return say("MORE_PATIENTS", patients=counted(missing, "more patient"))
+    return say("HALF_AS_WIDE", n=f"{3 * scores.n_groups:,}".replace(",", " "))

@@ -1,4 +1,4 @@
-"""The sentences of the first screen below the headline."""
+"""The sentences below the headline: which numbers go into which; the words are in en.yaml."""
 
 from collections.abc import Mapping
 
@@ -10,13 +10,14 @@ from lesionseg.evaluation.statistics.score_parts import SizeGroup
 from lesionseg.report.inputs.result_tables import Tables
 from lesionseg.report.text.amounts import (
     MIN_FOR_PERCENT,
-    NOT_STATED,
-    bounds,
     count,
+    in_brackets,
     percent,
     rate,
+    reason_words,
     share_found,
 )
+from lesionseg.report.text.catalog import counted, said, say
 from lesionseg.report.text.chart_captions import (
     FROC_BAND,
     FROC_BEYOND,
@@ -26,13 +27,7 @@ from lesionseg.report.text.chart_captions import (
     FROC_TEXT,
 )
 from lesionseg.report.text.definitions import meanings
-from lesionseg.report.text.frame import (
-    DEVELOPMENT_TEXT,
-    FACTS,
-    MUST_STATE,
-    UNTOUCHED,
-    UNTOUCHED_ROLES,
-)
+from lesionseg.report.text.frame import UNTOUCHED_ROLES
 from lesionseg.report.text.headline import (
     aim,
     by_halves,
@@ -46,14 +41,8 @@ from lesionseg.report.text.headline import (
 def size_sentence(scores: Scores) -> str:
     """Where a size is not the lesion's own; empty when it is."""
     if "detector" in scores.size_said:
-        which = "Some sizes are" if "partly" in scores.size_said else "Sizes are"
-        return (
-            f"{which} measured at the detector: a radiograph shows what lies away from it larger "
-            "than it is, by an amount the files do not tell."
-        )
-    if scores.size_unit == "px":
-        return "Sizes are in pixels: the files do not say how large one is."
-    return ""
+        return say("PARTLY_DETECTOR" if "partly" in scores.size_said else "DETECTOR")
+    return say("PIXELS") if scores.size_unit == "px" else ""
 
 
 def trained(network: str, version: str, commit: str) -> str:
@@ -62,28 +51,34 @@ def trained(network: str, version: str, commit: str) -> str:
     >>> trained("unet", "0.1.0", "4d1ea46653dd")
     'unet, trained by lesionseg 0.1.0 (commit 4d1ea46653dd)'
     """
-    return f"{network}, trained by lesionseg {version}{f' (commit {commit})' if commit else ''}"
+    state = say("COMMIT", commit=commit) if commit else ""
+    return say("TRAINED", network=network, version=version, commit=state)
 
 
 def stated(answers: Mapping[str, str], *keys: str) -> str:
     """What a study file says under the keys, or `not stated`."""
-    return "; ".join(answers[key].rstrip(".") for key in keys if key in answers) or NOT_STATED
+    return "; ".join(answers[key].rstrip(".") for key in keys if key in answers) or say(
+        "NOT_STATED_HERE"
+    )
 
 
 def unstated_words(answers: Mapping[str, str]) -> str:
     """Which of what the first page must say nobody stated; empty when all of it is."""
-    missing = [FACTS[key] for study, key in MUST_STATE.items() if study not in answers]
-    return ", ".join(missing).capitalize()
+    missing = ", ".join(words for key, words in said("UNSTATED").items() if key not in answers)
+    return missing[:1].upper() + missing[1:]
 
 
 def side_label(side: SizeGroup, scores: Scores) -> str:
     """What the sensitivity under or from 5 mm is called on the first page."""
-    return f"Sensitivity {edge_words(side)} {scores.size_unit}"
+    return str(said("FACTS")["side"]).format(edge=edge_words(side), unit=scores.size_unit)
 
 
 def rule_words(scores: Scores) -> str:
     """What counts as found, and whose rule it is."""
-    return f"{meanings(scores.match_rule)['found'][1]} Preset {scores.preset}."
+    words = said("FOUND_BY")
+    found = words.get(scores.match_rule, words.get("other"))
+    found = found or meanings(scores.match_rule)["found"][1]
+    return say("PRESET", found=found, preset=scores.preset)
 
 
 def side_sentence(scores: Scores, at: int) -> str:
@@ -99,12 +94,11 @@ def overall_sentence(scores: Scores) -> str:
     if not scores.n_lesions:
         return ""
     all_lesions = scores.estimate("lesion_recall")
-    said = share_found(scores.n_detected, scores.n_lesions, all_lesions)
-    mean = scores.estimate("lesion_recall_mean_per_group")
+    share = share_found(scores.n_detected, scores.n_lesions, all_lesions)
+    mean, shown = scores.estimate("lesion_recall_mean_per_group"), ""
     if mean.value is not None and scores.n_lesions >= MIN_FOR_PERCENT:
-        ends = f" (95 % CI {bounds(mean)})" if mean.ci95 else ""
-        said += f"; mean over patients {percent(mean.value)}{ends}"
-    return f"{said}; {scores.n_missed} missed."
+        shown = say("MEAN", mean=percent(mean.value), interval=in_brackets(mean))
+    return say("OVERALL", share=share, mean=shown, n=scores.n_missed)
 
 
 def false_positive_sentence(scores: Scores) -> str:
@@ -112,19 +106,22 @@ def false_positive_sentence(scores: Scores) -> str:
     per_case = scores.estimate("false_positives_per_case")
     n = str(scores.n_false_positive)
     if per_case.value is None:
-        return f"Not defined: {per_case.reason}."
-    touching = f", {scores.n_touching} of them touching a lesion" if scores.n_touching else ""
-    counted = f"{n} {false_word(scores, n)} on {count(scores.n_cases, 'scan')}{touching}"
-    return f"Observed {_rate(per_case)}: {counted}{_aims(scores)}; {_lesion_free(scores)}."
+        return say("NOT_DEFINED", reason=reason_words(per_case.reason))
+    return say(
+        "OBSERVED",
+        rate=_rate(per_case),
+        false=f"{n} {false_word(scores, n)}",
+        scans=counted(scores.n_cases, "scan"),
+        touching=say("TOUCHING", n=scores.n_touching) if scores.n_touching else "",
+        aims=_aims(scores),
+        free=_lesion_free(scores),
+    )
 
 
 def _rate(estimate: Estimate) -> str:
     if estimate.value is None:
-        return f"not defined ({estimate.reason})"
-    if estimate.ci95 is None:
-        return rate(estimate.value)
-    low, high = map(rate, estimate.ci95)
-    return f"{rate(estimate.value)} (95 % CI {low} to {high})"
+        return say("RATE_UNDEFINED", reason=reason_words(estimate.reason))
+    return rate(estimate.value) + in_brackets(estimate, rate)
 
 
 def second_reader_sentence(scores: Scores) -> str:
@@ -133,23 +130,25 @@ def second_reader_sentence(scores: Scores) -> str:
     if reader is None:
         return ""
     sides = [side for side in reader.recall_by_half if side.n]
-    found = by_halves(sides, scores) if sides else "no lesion, as there is none,"
-    scans = count(scores.n_cases, "scan")
-    some = f"{reader.n_cases} of {scans}" if reader.n_cases < scores.n_cases else scans
+    scans = counted(scores.n_cases, "scan")
     extra = reader.false_positives_per_case
-    shown = NOT_STATED if extra.value is None else rate(extra.value)
-    ends = f" (95 % CI {rate(extra.ci95[0])} to {rate(extra.ci95[1])})" if extra.ci95 else ""
-    return (
-        f"A second reader finds {found}, at {shown} {false_word(scores, shown)} per scan{ends}, "
-        f"on {some}."
+    shown = say("NOT_STATED_HERE") if extra.value is None else rate(extra.value)
+    some = reader.n_cases < scores.n_cases
+    return say(
+        "READER",
+        found=by_halves(sides, scores) if sides else say("READER_NONE"),
+        rate=shown,
+        kind=false_word(scores, shown),
+        interval=in_brackets(extra, rate),
+        scans=say("SOME", n=reader.n_cases, scans=scans) if some else scans,
     )
 
 
 def _aims(scores: Scores) -> str:
     """What the operating point was chosen for, and what its choosing let expect."""
     wanted, (false, _) = target(scores), expected(scores)
-    said = f"; target {wanted}" if wanted else ""
-    return said if false is None else f"{said}; expected {rate(false)}"
+    aimed = say("AIMED", wanted=wanted) if wanted else ""
+    return aimed if false is None else aimed + say("EXPECTED", rate=rate(false))
 
 
 def froc_text(scores: Scores) -> str:
@@ -167,50 +166,48 @@ def froc_text(scores: Scores) -> str:
 
 def _lesion_free(scores: Scores) -> str:
     if not scores.n_lesion_free_cases:
-        return "no scan is lesion-free"
+        return say("NONE_FREE")
     free = scores.estimate("false_positives_per_lesion_free_case")
-    where = count(scores.n_lesion_free_cases, "lesion-free scan")
-    return f"on {where} {_rate(free)}"
+    where = counted(scores.n_lesion_free_cases, "lesion-free scan")
+    return say("FREE", scans=where, rate=_rate(free))
 
 
 def scans_sentence(tables: Tables) -> str:
     """Patients with and without lesions, and their scans; scans alone where no patient is named."""
     scores = tables.scores
-    lesions = count(scores.n_lesions, "reference lesion")
+    lesions = counted(scores.n_lesions, "reference lesion")
     if not tables.patients_stated:
         free = scores.n_lesion_free_cases
-        with_lesions = count(sum(case.n_lesions > 0 for case in tables.cases), "scan")
-        scans = f"{with_lesions} with lesions, {free} without"
-        return f"{scans}; {lesions}; patients {NOT_STATED}, each scan counted as one."
+        scans = counted(sum(case.n_lesions > 0 for case in tables.cases), "scan")
+        return say("SCANS", scans=scans, free=free, lesions=lesions)
     everyone = {case.group or case.case for case in tables.cases}
     ill = {case.group or case.case for case in tables.cases if case.n_lesions}
-    patients = f"{count(len(ill), 'patient')} with lesions, {len(everyone - ill)} without"
-    return f"{patients}; {count(scores.n_cases, 'scan')}; {lesions}."
+    return say(
+        "PATIENTS",
+        patients=counted(len(ill), "patient"),
+        free=len(everyone - ill),
+        scans=counted(scores.n_cases, "scan"),
+        lesions=lesions,
+    )
 
 
 def role_words(role: str) -> str:
     """What a role means for trust."""
-    if role in DEVELOPMENT_TEXT:
-        return f"{role} data, used in development"
-    return f"{role} data, {UNTOUCHED}" if role in UNTOUCHED_ROLES else f"role {NOT_STATED}"
+    return str(said("ROLES").get(role, said("NO_ROLE")))
 
 
 def role_is_stated(role: str) -> bool:
     """Whether somebody said what these scans were to the model; only then the page repeats it."""
-    return role in DEVELOPMENT_TEXT or role in UNTOUCHED_ROLES
+    return role in said("DEVELOPMENT_TEXT") or role in UNTOUCHED_ROLES
 
 
 def ignored_sentence(scores: Scores) -> str:
     """Detections that count neither way; empty when there are none."""
     if not scores.n_ignored:
         return ""
-    more = count(scores.n_ignored, "further detection")
-    one = scores.n_ignored == 1
-    if scores.match_rule == JOINT_RULE:
-        where = f"{'lies' if one else 'lie'} mostly in what the reference says not to judge"
-    else:
-        where = f"{'overlaps' if one else 'overlap'} a lesion that another one had found"
-    return f"{more} {where}; not counted either way."
+    one, many = said("IGNORED_JOINT" if scores.match_rule == JOINT_RULE else "IGNORED")
+    more = counted(scores.n_ignored, "further detection")
+    return str(one if scores.n_ignored == 1 else many).format(n=more)
 
 
 def sharing_sentence(scores: Scores) -> str:
@@ -229,16 +226,20 @@ def failed_sentence(tables: Tables) -> str:
         return ""
     judged = without_failed(tables.cases, tables.lesions)
     lost = len(tables.lesions) - judged.n_lesions
-    scans = f"{count(n_failed, 'scan')} without a prediction: lesions there count as missed"
+    scans = counted(n_failed, "scan")
     if not lost:
-        return f"{scans}; there are none."
+        return say("NOTHING_LOST", scans=scans)
     if judged.false_positives_per_case is None:
-        return f"{scans} ({lost}). No scan has a prediction."
+        return say("ALL_LOST", scans=scans, lost=lost)
     per_scan = rate(judged.false_positives_per_case)
-    return (
-        f"{scans} ({lost}). With such scans left out, {judged.n_detected} of "
-        f"{count(judged.n_lesions, 'lesion')} "
-        f"found, {per_scan} {false_word(tables.scores, per_scan)} per scan."
+    return say(
+        "LOST",
+        scans=scans,
+        lost=lost,
+        found=judged.n_detected,
+        lesions=counted(judged.n_lesions, "lesion"),
+        rate=per_scan,
+        kind=false_word(tables.scores, per_scan),
     )
 
 
@@ -248,9 +249,12 @@ def warned_sentence(tables: Tables) -> str:
     if not warned:
         return ""
     found, lesions = (sum(getattr(c, n) for c in warned) for n in ("n_detected", "n_lesions"))
-    return (
-        f"{len(warned)} of {count(len(tables.cases), 'scan')}, with {found} of "
-        f"{count(lesions, 'lesion')} found there; the table of scans says in what."
+    return say(
+        "WARNED",
+        n=len(warned),
+        scans=counted(len(tables.cases), "scan"),
+        found=found,
+        lesions=counted(lesions, "lesion"),
     )
 
 
@@ -258,15 +262,17 @@ def operating_point_sentence(scores: Scores) -> str:
     """From which score a candidate counts, and on what that was chosen."""
     point = scores.operating_point
     if point.score is None:
-        return "No score is stated; the candidates that the predictions accept were counted."
-    chosen = f", chosen on {point.chosen_on} data" if point.chosen_on else ", given by hand"
-    counts = f"A candidate counts from a score of {point.score:.3g}{chosen}."
+        return say("NO_SCORE")
+    on, data = point.chosen_on, said("DATA")
+    where = str(data.get(on, data["other"])).format(role=on)
+    chosen = say("CHOSEN_ON", data=where) if on else say("BY_HAND")
+    counts = say("POINT", score=f"{point.score:.3g}", chosen=chosen)
     known = scores.raw.get("operating_point") or {}
     if known.get("match_rule") not in (None, scores.match_rule):
-        counts += f" It was chosen by match rule {known['match_rule']}, not by the one used here."
+        counts += say("OTHER_RULE", rule=known["match_rule"])
     expected = known.get("expected_false_positives_per_case")
     if expected is None:
         return counts
     ends = known.get("expected_false_positives_per_case_ci95")
-    interval = f" (95 % interval {ends[0]:.2f} to {ends[1]:.2f})" if ends else ""
-    return f"{counts} Unseen scans are expected to have {expected:.2f} false positives{interval}."
+    between = say("POINT_INTERVAL", low=f"{ends[0]:.2f}", high=f"{ends[1]:.2f}") if ends else ""
+    return counts + say("POINT_EXPECTED", rate=f"{expected:.2f}", interval=between)

@@ -1,4 +1,4 @@
-"""The first sentence of the page: sensitivity by size, at how many false positives per scan."""
+"""The first sentence of the page: which numbers go into it; its words are in en.yaml."""
 
 from collections.abc import Sequence
 
@@ -6,11 +6,8 @@ from lesionseg.evaluation.score_sections import Scores
 from lesionseg.evaluation.statistics.estimates import as_float
 from lesionseg.evaluation.statistics.score_parts import SizeGroup
 from lesionseg.report.inputs.result_tables import Tables
-from lesionseg.report.text.amounts import (
-    percent,
-    rate,
-    share_found,
-)
+from lesionseg.report.text.amounts import percent, rate, share_found
+from lesionseg.report.text.catalog import noun, say
 
 WORTH_SAYING = 0.05  # a difference in sensitivity between match rules
 
@@ -18,27 +15,33 @@ WORTH_SAYING = 0.05  # a difference in sensitivity between match rules
 def headline(tables: Tables) -> str:
     """The first sentence: sensitivity by size, and at how many false positives per scan."""
     scores = tables.scores
-    return f"{_sensitivity(scores)} {_false_positives(scores)}{_one_to_one(scores)}."
+    return say(
+        "HEADLINE",
+        sensitivity=_sensitivity(scores),
+        false=_false_positives(scores),
+        pairs=_one_to_one(scores),
+    )
 
 
 def _sensitivity(scores: Scores) -> str:
     sides = [side for side in scores.recall_by_half if side.n]
     if not scores.n_lesions or not sides:
-        return "No reference lesion in these scans;"
-    return f"Lesion sensitivity {by_halves(sides, scores)}, at"
+        return say("NO_LESIONS")
+    return say("SENSITIVITY", found=by_halves(sides, scores))
 
 
 def by_halves(sides: Sequence[SizeGroup], scores: Scores) -> str:
     """Lesions found of 5 mm or more, and of those below; where all are alike, of all."""
     shares = [share_found(side.detected, side.n, side.recall) for side in sides]
     if len(shares) == 1:
-        return f"{shares[0]}, all lesions {_size(sides[0], scores)}"
-    return f"{shares[1]} at {_size(sides[1], scores)}, {shares[0]} below"
+        return say("ONE_SIZE", share=shares[0], size=_size(sides[0], scores))
+    small, large = shares
+    return say("TWO_SIZES", large=large, size=_size(sides[1], scores), small=small)
 
 
 def _size(side: SizeGroup, scores: Scores) -> str:
     """The lesions under or from 5 mm in short, and what of them is measured."""
-    return f"{edge_words(side)} {scores.size_said.split(',')[0]} equivalent diameter"
+    return say("EDGE", edge=edge_words(side), unit=scores.size_said.split(",")[0])
 
 
 def edge_words(side: SizeGroup) -> str:
@@ -49,9 +52,10 @@ def edge_words(side: SizeGroup) -> str:
 def _false_positives(scores: Scores) -> str:
     per_case = scores.estimate("false_positives_per_case").value
     if per_case is None:
-        return "with no scan to count false positives on"
+        return say("NO_SCAN")
     shown, wanted = rate(per_case), target(scores)
-    return f"{shown} {false_word(scores, shown)} per scan{f' (target {wanted})' if wanted else ''}"
+    aimed = say("TARGET", wanted=wanted) if wanted else ""
+    return say("PER_SCAN", shown=shown, kind=false_word(scores, shown), target=aimed)
 
 
 def aim(scores: Scores) -> tuple[str, float | None]:
@@ -79,8 +83,9 @@ def target(scores: Scores) -> str:
     kind, value = aim(scores)
     if value is None:
         return ""
-    said = {"fp_per_case": f"{value:g}", "sensitivity": f"sensitivity {percent(value)}"}
-    return said.get(kind, "")
+    if kind == "sensitivity":
+        return say("TARGET_SENSITIVITY", value=percent(value))
+    return f"{value:g}" if kind == "fp_per_case" else ""
 
 
 def _one_to_one(scores: Scores) -> str:
@@ -90,11 +95,12 @@ def _one_to_one(scores: Scores) -> str:
         return ""
     found, false = round(other * scores.n_lesions), scores.false_positives_under("iou10")
     shown = "" if false is None else rate(false)
-    per_scan = f", {shown} {false_word(scores, shown)} per scan" if shown else ""
-    return f"; one to one at IoU ≥ 0.1: {found} of {scores.n_lesions}{per_scan}"
+    kind = false_word(scores, shown)
+    per_scan = say("PAIRS_FALSE", rate=shown, kind=kind) if shown else ""
+    return say("PAIRS", found=found, n=scores.n_lesions, false=per_scan)
 
 
 def false_word(scores: Scores, shown: str) -> str:
     """`false positives`; where the reference leaves lesions out, `unconfirmed detections`."""
     kind = "unconfirmed detection" if scores.incomplete_reference else "false positive"
-    return kind if shown == "1" else f"{kind}s"
+    return noun(kind, shown == "1")

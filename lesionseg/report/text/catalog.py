@@ -1,0 +1,68 @@
+"""The first sheet's sentences in the reader's language, from `en.yaml`, `de.yaml` and so on.
+
+`en.yaml` has them all; what another file lacks is said in English. Braces stand for numbers.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from lesionseg.errors import ConfigError
+from lesionseg.io.atomic import read_yaml
+
+HERE = Path(__file__).parent
+LANGUAGES = tuple(sorted(file.stem for file in HERE.glob("*.yaml")))
+_language: ContextVar[str] = ContextVar("language", default="en")
+
+
+@contextmanager
+def speaking(language: str) -> Iterator[None]:
+    """Say the first sheet in `language`; raises `ConfigError` for one that there is none of."""
+    if language not in LANGUAGES:
+        raise ConfigError(
+            "There is no report in this language.",
+            where="report.language",
+            seen=language,
+            expected=" or ".join(LANGUAGES),
+        )
+    token = _language.set(language)
+    try:
+        yield
+    finally:
+        _language.reset(token)
+
+
+@cache
+def catalog(language: str) -> Mapping[str, Any]:
+    """All that is said in a language, by name."""
+    return read_yaml(HERE / f"{language}.yaml")
+
+
+def said(name: str) -> Any:
+    """What stands under a name; raises `AttributeError` where there is none."""
+    for language in (_language.get(), "en"):
+        if name in catalog(language):
+            return catalog(language)[name]
+    raise AttributeError(name)
+
+
+def say(name: str, **values: object) -> str:
+    """A sentence with its values put in."""
+    return str(said(name)).format(**values)
+
+
+def noun(name: str, one: bool) -> str:
+    """A noun of the catalog, by what it is in English, in the singular or plural."""
+    return str(said("NOUNS")[name][0 if one else 1])
+
+
+def counted(n: int, name: str) -> str:
+    """`n` things, in the singular or plural.
+
+    >>> counted(1, "scan"), counted(2000, "scan")
+    ('1 scan', '2 000 scans')
+    """
+    return f"{n:,} {noun(name, n == 1)}".replace(",", " ")
