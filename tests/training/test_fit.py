@@ -4,6 +4,7 @@ import copy
 import shutil
 import signal
 import time
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ from lesionseg.training.fit import fit_tiles
 from lesionseg.training.learning_settings import Learning
 from lesionseg.training.run_trainer import choose_precision
 from lesionseg.training.settings import OptimiserSettings, TrainerSettings
+from lesionseg.training.step.schedule import Clock
 
 SGD = OptimiserSettings(name="sgd", lr=0.05, momentum=0.9)
 
@@ -129,7 +131,9 @@ def test_a_broken_or_foreign_checkpoint_is_refused_unexecuted(train, tmp_path, c
     assert "weights_only" not in str(refused.value)
 
 
-def test_the_time_budget_ends_training_in_mid_epoch(train):
+def test_the_time_budget_ends_training_in_mid_epoch(train, monkeypatch):
+    ticks = count()  # a hundredth of a second each time the clock is asked
+    monkeypatch.setattr(Clock.__init__, "__defaults__", (lambda: next(ticks) / 100,))
     result = train(max_minutes=0.01, steps_per_epoch=10**6)
     assert result.stopped_because == "max_minutes"
     assert 0.01 <= result.minutes < 0.2
