@@ -145,7 +145,7 @@ class _Layout:
 def _layout(path: Path, modified_ns: int, size: int) -> _Layout:
     """What the header says: parsing it takes longer than reading a tile.
 
-    NumPy parses headers by `ast`, which fails now and then in threads on Python 3.11 and 3.12
+    NumPy parses headers by `ast`, which fails now and then in threads on Python 3.11.7
     (CPython issue 106905: "AST constructor recursion depth mismatch").
     """
     with path.open("rb") as stream:
