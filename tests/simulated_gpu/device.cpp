@@ -182,6 +182,21 @@ void by_processor(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
   at::native::cpu_fallback(op, stack);
 }
 
+// the processor has these in fp32 alone
+Tensor avg_pool3d(const Tensor& self, IntArrayRef kernel, IntArrayRef stride, IntArrayRef padding,
+                  bool ceil, bool padded, Maybe<int64_t> divisor) {
+  const auto wide = as_cpu(self).to(at::kFloat);
+  return at::avg_pool3d(wide, kernel, stride, padding, ceil, padded, divisor).to(self.options());
+}
+
+Tensor avg_pool3d_backward(const Tensor& grad, const Tensor& self, IntArrayRef kernel,
+                           IntArrayRef stride, IntArrayRef padding, bool ceil, bool padded,
+                           Maybe<int64_t> divisor) {
+  const auto wide = as_cpu(self).to(at::kFloat), wide_grad = as_cpu(grad).to(at::kFloat);
+  return at::avg_pool3d_backward(wide_grad, wide, kernel, stride, padding, ceil, padded, divisor)
+      .to(self.options());
+}
+
 TORCH_LIBRARY_IMPL(_, CUDA, m) {
   m.fallback(torch::CppFunction::makeFromBoxedFunction<&by_processor>());
 }
@@ -200,6 +215,8 @@ TORCH_LIBRARY_IMPL(aten, CUDA, m) {
   m.impl("view", view);
   m.impl("unfold", unfold);
   m.impl("_reshape_alias", reshape_alias);
+  m.impl("avg_pool3d", avg_pool3d);
+  m.impl("avg_pool3d_backward", avg_pool3d_backward);
   // these choose a kernel by the device themselves
   m.impl("convolution", torch::CppFunction::makeFromBoxedFunction<&by_processor>());
   m.impl("convolution_backward", torch::CppFunction::makeFromBoxedFunction<&by_processor>());

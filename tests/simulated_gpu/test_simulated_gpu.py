@@ -92,7 +92,7 @@ def test_tensors_of_two_devices_are_told_apart(library: Path, tmp_path: Path) ->
     "options",
     [
         "model=unet",  # with its choice of layout and of compiling
-        "model=residual_unet trainer.compile=false trainer.precision=32-true",
+        "model=residual_unet trainer.compile=false",
         "model=unet trainer.compile=false trainer.precision=16-mixed trainer.accumulate=2",
         "model=unet trainer.compile=false loss=lesion_wise",
         "model=retina_unet trainer.compile=false",
