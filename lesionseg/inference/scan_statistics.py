@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from lesionseg.core import Geometry
 from lesionseg.data.tiling import TileGrid
+from lesionseg.models.backbone import Encoder
 from lesionseg.plan.fingerprint import canonical_order
 from lesionseg.plan.plan import Plan
 
@@ -157,8 +158,9 @@ def pooled_features(network: nn.Module, image: NDArray[Any], plan: Plan) -> Vect
     network.eval()
     found = []
     for tile in _tiles(image, plan):
-        maps = encoder(tile[None].to(device))
-        second = maps[min(1, len(maps) - 1)][0].flatten(1).float()
+        one = tile[None].to(device)
+        maps = encoder(one, 2) if isinstance(encoder, Encoder) else encoder(one)
+        second = maps[:2][-1][0].flatten(1).float()
         found.append(torch.cat([second.mean(1), second.std(1)]).cpu())
     network.train(was_training)
     return torch.stack(found).mean(0).double().numpy()

@@ -36,11 +36,13 @@ class Encoder(nn.Module):
             )
         )
 
-    def forward(self, x: Float[Tensor, "b c *spatial"]) -> list[Tensor]:
-        """Feature maps, finest first."""
+    def forward(
+        self, x: Float[Tensor, "b c *spatial"], n_stages: int | None = None
+    ) -> list[Tensor]:
+        """Feature maps, finest first; of the first `n_stages` alone where that is given."""
         check_input(tuple(x.shape[2:]), self.total_stride)
         pyramid, x = [], space_to_depth(x, self.block)
-        for stage in self.stages:
+        for stage in self.stages[:n_stages]:
             x = stage(x)
             pyramid.append(x)
         return pyramid

@@ -93,6 +93,13 @@ def _sums(
     return count, {} if any(volume is None for _, volume in items) else ml
 
 
+# what a visit's row says as the prediction's does
+_SAME = (
+    *("n_lesions_low", "n_lesions_high", "volume_ml_low", "volume_ml_high"),
+    *("count", "ml", "zone_count", "zone_ml"),
+)
+
+
 def write_study(
     output: Path, cases: Sequence[CaseFiles], rows: Mapping[str, PredictionRow]
 ) -> None:
@@ -114,16 +121,6 @@ def _row(row: PredictionRow, files: CaseFiles) -> StudyRow:
     said = StudyRow(case=row.case, group=files.group, visit=visit, status=row.status)
     if row.status == "failed":
         return said
-    return replace(
-        said,
-        n_lesions=row.n_accepted,
-        volume_ml=round(sum(row.ml.values()), 6) if row.ml else None,
-        n_lesions_low=row.n_lesions_low,
-        n_lesions_high=row.n_lesions_high,
-        volume_ml_low=row.volume_ml_low,
-        volume_ml_high=row.volume_ml_high,
-        count=row.count,
-        ml=row.ml,
-        zone_count=row.zone_count,
-        zone_ml=row.zone_ml,
-    )
+    same = {name: getattr(row, name) for name in _SAME}
+    volume = round(sum(row.ml.values()), 6) if row.ml else None
+    return replace(said, n_lesions=row.n_accepted, volume_ml=volume, **same)
