@@ -30,6 +30,7 @@ from lesionseg.io.formats.volumes import write_volume
 from lesionseg.models.build import build_network
 from lesionseg.pipeline.predict.predictions_table import TABLE
 from lesionseg.pipeline.predict.recipe import predict
+from lesionseg.pipeline.predict.study_table import STUDY
 from lesionseg.plan.plan import Architecture, Normalisation, Plan
 
 SHAPE = (40, 48, 44)
@@ -210,7 +211,7 @@ def full_disk(folder: Path) -> dict[str, object]:
 
 def leftovers(output: Path, cases: set[str]) -> list[str]:
     """Files that belong to no case that succeeded, half-written ones among them."""
-    names = [p.name for p in output.rglob("*") if p.is_file() and p.name != TABLE]
+    names = [p.name for p in output.rglob("*") if p.is_file() and p.name not in (TABLE, STUDY)]
     return [name for name in names if not any(name.startswith(f"{case}_") for case in cases)]
 
 

@@ -6,6 +6,9 @@ Only the target of `Orientation` and the size of 2-D affines need care. MONAI ta
 import, so that is left to the first call.
 """
 
+import sys
+from importlib import import_module
+from threading import Thread
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,6 +25,18 @@ CANONICAL_AXES = "SAR"
 
 # unsigned integers that torch cannot flip, pad or index
 _WIDER = {"uint16": np.int32, "uint32": np.int64, "uint64": np.int64}
+
+
+def import_monai() -> None:
+    """Import MONAI's transforms, in a thread of their own.
+
+    Of each package that it does not find MONAI keeps a traceback for good, and with it the frames
+    that imported it: the scans that these hold would stay in memory until the process ends.
+    """
+    if "monai.transforms" not in sys.modules:
+        thread = Thread(target=import_module, args=("monai.transforms",))
+        thread.start()
+        thread.join()
 
 
 def shell(geometry: Geometry) -> "MetaTensor":

@@ -13,7 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lesionseg.core import Geometry, Volume
-from lesionseg.data.adaptor import CANONICAL_AXES, as_torch, geometry_of, shell
+from lesionseg.data.adaptor import (
+    CANONICAL_AXES,
+    as_torch,
+    geometry_of,
+    import_monai,
+    shell,
+)
 from lesionseg.errors import ContentError
 from lesionseg.ops.resample import resample_linear
 from lesionseg.plan.plan import Normalisation
@@ -36,6 +42,7 @@ def turned(volume: Volume) -> Volume:
     """
     if volume.geometry.dims != 3:
         return volume
+    import_monai()
     from monai.transforms import Orientation  # takes seconds: not where `Predictor` is imported
 
     # labels=None would guess them from the affine's space; ours is always RAS

@@ -61,18 +61,19 @@ def write_prediction(
     case = prediction.case
     check_case_id(case, folder, OutputError)
     suffix = ".png" if prediction.geometry.dims == 2 else suffix
+
+    def write(name: str, array: NDArray[Any]) -> None:
+        volume = Volume(array[np.newaxis], prediction.geometry)
+        write_volume(folder / f"{case}{name}{suffix}", volume, like)
+
     if prediction.instances is not None:
         highest = prediction.instances.max(initial=0)
         stored = np.uint16 if highest <= np.iinfo(np.uint16).max else np.int32
-        arrays = {
-            MASK_ENDINGS[names]: prediction.mask(),
-            _INSTANCES: prediction.instances.astype(stored),
-        }
+        write(MASK_ENDINGS[names], prediction.mask())
+        write(_INSTANCES, prediction.instances.astype(stored))
         if prediction.values is not None:
-            arrays[_REGIONS] = np.where(prediction.instances > 0, prediction.values, np.uint8(0))
-        for name, array in arrays.items():
-            volume = Volume(array[np.newaxis], prediction.geometry)
-            write_volume(folder / f"{case}{name}{suffix}", volume, like)
+            regions = np.where(prediction.instances > 0, prediction.values, np.uint8(0))
+            write(_REGIONS, regions)
     write_candidates(folder / f"{case}{_CANDIDATES}", prediction)
 
 

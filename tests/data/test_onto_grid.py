@@ -1,3 +1,7 @@
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -64,3 +68,20 @@ def test_a_copy_is_spared_only_on_leave(rng: np.random.Generator, overwrite: boo
     assert np.shares_memory(found.array, volume.array) == overwrite
     flipped = Volume(volume.array[:, ::-1], volume.geometry)
     assert not np.shares_memory(copy_float32(flipped, overwrite=overwrite).array, volume.array)
+
+
+def test_importing_monai_holds_no_volume(repository: Path) -> None:
+    # MONAI keeps a traceback of each package it misses, frames and their volumes with it
+    program = (
+        "import weakref; import numpy as np; from lesionseg.core import Geometry, Volume\n"
+        "from lesionseg.data.onto_grid import turned\n"
+        "def first():\n"
+        "    grid = Geometry.from_spacing((4, 5, 6), (1, 1, 1))\n"
+        "    volume = Volume(np.zeros((1, 4, 5, 6), np.float32), grid)\n"
+        "    turned(volume)\n"
+        "    return weakref.ref(volume)\n"
+        "print(first()())\n"
+    )
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, cwd=repository, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "None"

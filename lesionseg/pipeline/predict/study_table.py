@@ -11,6 +11,8 @@ from lesionseg.evaluation.table_row import Named, TableRow, read_table, write_ta
 from lesionseg.io.remote.mirror import send
 from lesionseg.pipeline.predict.predictions_table import PredictionRow
 
+STUDY = "study.csv"
+
 
 @dataclass(frozen=True, kw_only=True)
 class StudyRow(TableRow):
@@ -107,7 +109,7 @@ def write_study(
 
     `rows`: by case, those of earlier runs included.
     """
-    path = output / "study.csv"
+    path = output / STUDY
     known = {case: _row(row, CaseFiles(case, ())) for case, row in rows.items()}
     if path.is_file():
         known |= {row.case: row for row in read_table(path, StudyRow)}
