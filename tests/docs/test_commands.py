@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from lesionseg.cli import COMMANDS, compose
+from lesionseg.cli.overrides import read_flags
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -26,7 +27,7 @@ def commands(page: Path) -> list[tuple[str, list[str]]]:
         if typed and (name := typed[1] or typed[2]) in COMMANDS:
             words = shlex.split(ANY_NUMBER.sub("3", typed[3]), comments=True)
             left_out = shlex.split(COMMANDS[name].examples[0]) if "…" in line else []
-            found.append((name, left_out + [word for word in words if word[0] != "-"]))
+            found.append((name, left_out + read_flags(words)[1]))
     return found
 
 
