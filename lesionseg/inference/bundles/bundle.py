@@ -128,8 +128,8 @@ def bundle_digest(folder: Path) -> str:
     """Sixteen hexadecimal digits that change whenever the weights or the plan change."""
     digest = blake2b(digest_size=8)
     if is_monai_bundle(folder):
-        for name in (monai_reader.CONFIG, monai_reader.METADATA, monai_reader.WEIGHTS):
-            digest.update((folder / name).read_bytes())
+        for path in monai_reader.bundle_files(folder):
+            digest.update(path.read_bytes())
         return digest.hexdigest()
     folder = resolve_bundle(folder)
     further = sorted((*folder.glob("weights_*.safetensors"), *folder.glob(CHECK)))

@@ -1,8 +1,8 @@
 """A MONAI Bundle as one of ours: its network, weights and pre-processing, read and not run.
 
-FOLDER/configs/inference.json, configs/metadata.json and models/model.pt become a `Bundle` whose
-plan says the same. What has no equal here is refused by name; expressions (`$…`) are read only
-where they are plain values.
+FOLDER/configs/inference.json (or .yaml), configs/metadata.json and models/model.pt become a
+`Bundle` whose plan says the same. What has no equal here is refused by name; expressions (`$…`)
+are read only where they are plain values.
 """
 
 import ast
@@ -17,11 +17,14 @@ import torch
 from torch import Tensor, nn
 
 from lesionseg.errors import BundleError, LesionsegError
+from lesionseg.io.atomic import read_yaml
 from lesionseg.models.foreign_network import TARGET, as_levels, load
 from lesionseg.plan.plan import Activation, Architecture, Modality, Normalisation, Plan
 
 _Steps = tuple[tuple[str, Mapping[str, Any]], ...]  # transforms by name, and their settings
-CONFIG, METADATA, WEIGHTS = "configs/inference.json", "configs/metadata.json", "models/model.pt"
+METADATA, WEIGHTS = "configs/metadata.json", "models/model.pt"
+# the first that is there
+CONFIGS = tuple(f"configs/inference.{suffix}" for suffix in ("json", "yaml", "yml"))
 _NETS = "monai.networks.nets."
 _MODALITIES: Mapping[str, Modality] = {"CT": "ct", "MR": "mri", "MRI": "mri"}
 # they change no voxel that a network of ours would see otherwise
@@ -55,7 +58,16 @@ class Reoriented(nn.Module):
 
 def is_monai_bundle(folder: Path) -> bool:
     """Whether a folder is laid out as MONAI's bundles are."""
-    return (folder / CONFIG).is_file() and (folder / METADATA).is_file()
+    return bool(_configs(folder)) and (folder / METADATA).is_file()
+
+
+def bundle_files(folder: Path) -> tuple[Path, ...]:
+    """The files that a bundle is read from."""
+    return _configs(folder)[0], folder / METADATA, folder / WEIGHTS
+
+
+def _configs(folder: Path) -> list[Path]:
+    return [folder / name for name in CONFIGS if (folder / name).is_file()]
 
 
 def read_monai_bundle(folder: Path, *, trust: bool) -> tuple[nn.Module, Plan]:
@@ -64,18 +76,19 @@ def read_monai_bundle(folder: Path, *, trust: bool) -> tuple[nn.Module, Plan]:
     Without `trust` the network is one of `monai.networks.nets`, made without anything pretrained.
     Weights are read as tensors alone. Raises `BundleError` naming what cannot be read here.
     """
-    config = _Config(folder, _json(folder / CONFIG))
+    path, metadata, weights = bundle_files(folder)
+    config = _Config(path, _json(path) if path.suffix == ".json" else read_yaml(path))
     spec = config.value("network_def")
     if not isinstance(spec, Mapping) or TARGET not in spec:
         raise config.fault("network_def", spec, f"a dictionary with {TARGET}")
-    plan = _plan(config, _json(folder / METADATA))
-    network = _network(dict(spec), folder, trust)
+    plan = _plan(config, _json(metadata))
+    network = _network(dict(spec), path, trust)
     try:
-        network.load_state_dict(_weights(folder / WEIGHTS))
+        network.load_state_dict(_weights(weights))
     except RuntimeError as error:
         raise BundleError(
             "The weights do not fit the network.",
-            where=folder / WEIGHTS,
+            where=weights,
             seen=str(error).splitlines()[0],
         ) from error
     return Reoriented(network, _axcodes(config)).eval(), plan
@@ -83,9 +96,9 @@ def read_monai_bundle(folder: Path, *, trust: bool) -> tuple[nn.Module, Plan]:
 
 @dataclass(frozen=True)
 class _Config:
-    """`inference.json`, whose `@name` is another key and whose `$…` is a value or refused."""
+    """The inference file, whose `@name` is another key and whose `$…` is a value or refused."""
 
-    folder: Path
+    path: Path
     raw: Mapping[str, Any]
 
     def value(self, key: str) -> Any:
@@ -95,7 +108,10 @@ class _Config:
             if not isinstance(found, Mapping) or part not in found:
                 raise self.fault(key, "nothing", "the key")
             found = found[part]
-        return self.plain(found, key)
+        try:
+            return self.plain(found, key)
+        except RecursionError:
+            raise self.fault(key, "references in a circle", "a value") from None
 
     def plain(self, given: Any, key: str) -> Any:
         """The value with its references followed, as far as it is plain."""
@@ -121,13 +137,13 @@ class _Config:
         """The refusal of what stands under a key."""
         return BundleError(
             "The MONAI bundle holds what cannot be taken over.",
-            where=f"{self.folder / CONFIG}: {key}",
+            where=f"{self.path}: {key}",
             seen=seen,
             expected=expected,
         )
 
 
-def _network(spec: dict[str, Any], folder: Path, trust: bool) -> nn.Module:
+def _network(spec: dict[str, Any], config: Path, trust: bool) -> nn.Module:
     name = str(spec.pop(TARGET))
     target = name if "." in name else f"{_NETS}{name}"
     known = target.startswith(_NETS) and "." not in target.removeprefix(_NETS)
@@ -135,7 +151,7 @@ def _network(spec: dict[str, Any], folder: Path, trust: bool) -> nn.Module:
     if not trust and (not known or pretrained):
         raise BundleError(
             f"The bundle's network is code or weights from elsewhere: {target} would be imported.",
-            where=folder / CONFIG,
+            where=config,
             seen="pretrained weights" if pretrained else target,
             remedy="add trust=true, if you trust whoever made the bundle.",
         )
@@ -143,13 +159,13 @@ def _network(spec: dict[str, Any], folder: Path, trust: bool) -> nn.Module:
     try:
         made = load(target)(**arguments)
     except LesionsegError as error:
-        raise BundleError(error.what, where=folder / CONFIG, seen=error.seen) from error
+        raise BundleError(error.what, where=config, seen=error.seen) from error
     except Exception as error:  # of the constructor's own choice
         raise BundleError(
-            "The bundle's network cannot be built.", where=folder / CONFIG, seen=str(error)
+            "The bundle's network cannot be built.", where=config, seen=str(error)
         ) from error
     if not isinstance(made, nn.Module):
-        raise BundleError("This is no torch.nn.Module.", where=folder / CONFIG, seen=target)
+        raise BundleError("This is no torch.nn.Module.", where=config, seen=target)
     return made
 
 
@@ -177,7 +193,7 @@ def _plan(config: _Config, metadata: Mapping[str, Any]) -> Plan:
     except (KeyError, TypeError, ValueError) as error:
         raise BundleError(
             "The MONAI bundle does not say its channels.",
-            where=config.folder / METADATA,
+            where=config.path.parents[1] / METADATA,
             seen=repr(error),
             expected="network_data_format with inputs.image and outputs.pred",
         ) from error
@@ -203,7 +219,7 @@ def _plan(config: _Config, metadata: Mapping[str, Any]) -> Plan:
         architecture=Architecture("monai_bundle", (1,), (ones,), ((3, 3, 3),)),
         lesion_fraction=0.01,
         activation=activation,
-        reasons={"architecture": f"read from the MONAI bundle {config.folder.name}"},
+        reasons={"architecture": f"read from the MONAI bundle {config.path.parents[1].name}"},
     )
 
 

@@ -9,6 +9,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+import yaml
 from monai.data import MetaTensor
 from monai.networks.nets import BasicUNet
 from torch import nn
@@ -17,9 +18,9 @@ from lesionseg.cli import run
 from lesionseg.core import Geometry, Volume
 from lesionseg.data.prepare import prepare_image
 from lesionseg.errors import BundleError
-from lesionseg.inference.bundles.bundle import read_bundle
+from lesionseg.inference.bundles.bundle import bundle_digest, read_bundle
 from lesionseg.inference.bundles.monai_bundle import metadata
-from lesionseg.inference.bundles.monai_reader import Reoriented
+from lesionseg.inference.bundles.monai_reader import Reoriented, read_monai_bundle
 from lesionseg.models.build import TRUSTED
 
 NETWORK = {
@@ -95,6 +96,26 @@ def write(folder: Path, state: Any = None, **changes: Any) -> Path:
     network = BasicUNet(**arguments)
     torch.save(network.state_dict() if state is None else state, folder / "models" / "model.pt")
     return folder
+
+
+def test_yaml_says_what_json_says(tmp_path: Path) -> None:
+    folder = write(tmp_path / "b")
+    network, plan = read_monai_bundle(folder, trust=False)
+    config = folder / "configs" / "inference.json"
+    digest = bundle_digest(folder)
+    config.with_suffix(".yaml").write_text(yaml.safe_dump(json.loads(config.read_text())))
+    config.unlink()
+    again, its = read_monai_bundle(folder, trust=False)
+    assert its == plan
+    assert bundle_digest(folder) != digest
+    image = torch.rand(1, 1, 32, 32, 32)
+    assert torch.equal(network(image)[0], again(image)[0])
+
+
+def test_references_in_a_circle_are_refused(tmp_path: Path) -> None:
+    folder = write(tmp_path / "b", network_def="@a", a="@b", b="@a")
+    with pytest.raises(BundleError, match="circle"):
+        read_monai_bundle(folder, trust=False)
 
 
 def test_grid_scale_tile_and_labels_are_taken_over(tmp_path: Path) -> None:
