@@ -1,4 +1,4 @@
-"""A whole-body CT of 512 x 512 x 1024 passes in 4 GB of a computer's memory."""
+"""A whole-body CT of 512 x 512 x 1024 passes in 3.2 GB of a computer's memory."""
 
 import subprocess
 import sys
@@ -28,7 +28,7 @@ print(row.status, row.n_accepted, row.peak_memory_mb, row.message)
 
 
 @pytest.mark.slow
-def test_a_long_ct_passes_in_four_gigabytes(tmp_path: Path, repository: Path) -> None:
+def test_a_long_ct_passes_in_three_gigabytes_and_a_bit(tmp_path: Path, repository: Path) -> None:
     shape = (1024, 512, 512)
     rng = np.random.default_rng(0)
     axes = np.ogrid[-1:1:512j, -1:1:512j]
@@ -63,4 +63,5 @@ def test_a_long_ct_passes_in_four_gigabytes(tmp_path: Path, repository: Path) ->
     )
     status, n_accepted, peak_mb, *_ = done.stdout.split()
     assert (status, n_accepted) == ("done", "1")
-    assert int(peak_mb) < 4000
+    # two volumes of the plan's grid in float32 are 2.4 GB, the packages 0.4
+    assert int(peak_mb) < 3200
