@@ -79,7 +79,7 @@ class AugmentationSettings:
     paste_probability: float = 0.0
     paste_most: int = 3
     paste_contrast: Sequence[float] = (0.6, 1.2)
-    thick_slice_probability: float = 0.3
+    thick_slice_probability: float = 0.0
     thick_slice_mm: Sequence[float] | None = None
     library: Literal["lesionseg", "monai"] = "lesionseg"
     extra: Sequence[Spec] = ()
