@@ -19,7 +19,7 @@ from typing import Any
 
 import table
 from ablation_table import PRESET
-from held_out import HeldOut, held_out, lesions_found
+from held_out import HeldOut, cases_judged, held_out, lesions_found
 
 from lesionseg.errors import LesionsegError
 from lesionseg.inference.predictor import Predictor
@@ -219,4 +219,5 @@ def train_and_judge(setting: Setting, variant: Variant, seed: int, run: Path) ->
         "cpm": scores["cpm"],
         "false_positives_per_case": scores["false_positives_per_case"],
         "lesions": lesions_found(run),
+        "cases": cases_judged(run),
     }

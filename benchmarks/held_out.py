@@ -35,6 +35,18 @@ def held_out(root: Path, cache: Path, validation_fraction: float = 0.3) -> HeldO
     return HeldOut(DataSettings(str(root), validation_fraction=share, cache_dir=str(cache)), role)
 
 
+def cases_judged(folder: Path) -> list[dict[str, Any]]:
+    """Every case of `folder/cases.csv`: its false positives, and its Dice where it has a lesion."""
+    return [
+        {
+            "case": row["case"],
+            "n_false_positive": int(row["n_false_positive"]),
+            "dice": float(row["dice"]) if int(row["n_lesions"]) else None,
+        }
+        for row in read_csv(folder / "cases.csv")
+    ]
+
+
 def lesions_found(folder: Path) -> list[dict[str, Any]]:
     """Every lesion of `folder/lesions.csv`: its case, number, group, size, and whether found."""
     return [

@@ -70,6 +70,7 @@ def make_plan(
     check_regions(chosen, dataset)
     spacing = chosen_spacing(fingerprint, device, chosen)
     grid = DatasetGrid(fingerprint, spacing.value)
+    slices = rules.thick_slices(fingerprint.spacings_mm)
     scales = chosen_scales(fingerprint, before)
     prior = rules.prior(fingerprint.lesion_fraction)
     candidates = rules.candidate_rule(
@@ -89,6 +90,7 @@ def make_plan(
         architecture=Architecture(chosen.architecture, (), (), ()),
         lesion_fraction=prior.value,
         activation=chosen.activation,
+        thick_slices=slices.value,
         candidate_rule=replace(
             candidates.value, source=candidate_source(chosen), score=chosen.component_score
         ),
@@ -131,6 +133,7 @@ def make_plan(
             "lesion_fraction": prior.reason,
             "candidate_rule": candidates.reason,
             **({"anchors": anchors.reason} if anchors.value else {}),
+            **({"thick_slices": slices.reason} if slices.reason else {}),
         }
     )
     if step_memory is not None and device.startswith("cuda"):

@@ -148,6 +148,17 @@ class ChannelSet:
 
 
 @dataclass(frozen=True)
+class ThickSlices:
+    """Slices of some cases that are over twice as far apart as those of others.
+
+    `axis`: of the plan's grid, across them. `spacing_mm`: least and most of these cases.
+    """
+
+    axis: Annotated[int, Range(0, 2)]
+    spacing_mm: Annotated[tuple[float, float], Range(1e-3, 100)]
+
+
+@dataclass(frozen=True)
 class Plan:
     """Everything that training and inference must agree on; tuples in array order (z, y, x).
 
@@ -160,6 +171,7 @@ class Plan:
     what a voxel's probability is worth, put right before candidates are found; None takes it as it
     is. `n_members`: networks whose probabilities are averaged. `prepare_extra`: further transforms
     of a prepared image (`lesionseg.data.transforms`). `channel_sets`: what a scan may lack.
+    `thick_slices`: of a dataset of thin and thick ones; None where all are about alike.
     `reasons` explains each decision in one sentence.
     """
 
@@ -185,6 +197,7 @@ class Plan:
     regions: Annotated[tuple[tuple[int, ...], ...], Range(1, 255)] = ()
     prepare_extra: tuple[Mapping[str, Any], ...] = ()
     channel_sets: tuple[ChannelSet, ...] = ()
+    thick_slices: ThickSlices | None = None
     reasons: Mapping[str, str] = field(default_factory=dict)
     schema_version: int = PLAN_VERSION
 

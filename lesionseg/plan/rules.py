@@ -8,13 +8,16 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lesionseg.plan.fingerprint import ChannelStatistics
-from lesionseg.plan.plan import CandidateRule, Normalisation
+from lesionseg.plan.plan import CandidateRule, Normalisation, ThickSlices
 
 T = TypeVar("T")
 
 ANISOTROPIC = 3.0  # ratio of coarsest to finest spacing from which a set counts as anisotropic
+MIXED = 2.0  # ratio from which slices are thick beside those of other cases
+ACROSS = ("from feet to head", "from back to front", "from left to right")
 RESOLVED_VOXELS = 3  # voxels across a lesion that should be seen as more than a dot
 LARGE_VOXELS = 20  # voxels across from which half the resolution still shows a lesion well
 PRIOR_RANGE = (1e-6, 0.2)
@@ -59,6 +62,26 @@ def target_spacing(
             reason += f"; the smallest 5 % of lesions (under {small:.1f} mm) are less than"
             reason += f" {RESOLVED_VOXELS} voxels across even so"
     return Decision(_rounded(spacing), reason)
+
+
+def thick_slices(spacings_mm: Sequence[Sequence[float]]) -> Decision[ThickSlices | None]:
+    """Which slices are over twice as far apart as the thin ones, the 10th percentile over cases.
+
+    A case's slices lie across its coarsest axis. Where thick ones lie across several axes, those
+    most cases have count. None in 2-D, and where there are none.
+    """
+    table = np.asarray(spacings_mm, dtype=float)
+    if table.shape[1] != len(ACROSS):
+        return Decision(None, "")
+    apart, axes = table.max(axis=1), table.argmax(axis=1)
+    thick = apart > MIXED * np.percentile(apart, 10)
+    if not thick.any():
+        return Decision(None, f"slices {_range_mm(apart)} apart in all cases")
+    axis = int(np.bincount(axes[thick]).argmax())
+    found = apart[thick & (axes == axis)]
+    reason = f"mixed: slices {_range_mm(apart[~thick])} apart in {int((~thick).sum())} cases, "
+    reason += f"{_range_mm(found)} {ACROSS[axis]} in {len(found)} of {len(table)}"
+    return Decision(ThickSlices(axis, (float(found.min()), float(found.max()))), reason)
 
 
 def halved_resolution(
@@ -153,6 +176,11 @@ def candidate_rule(
     )
     reason = f"the smallest 5 % of lesions have {smallest:.0f} voxels or fewer"
     return Decision(rule, f"at least {least} voxels: {reason}")
+
+
+def _range_mm(values: NDArray[np.float64]) -> str:
+    low, high = f"{values.min():.3g}", f"{values.max():.3g}"
+    return f"{low} mm" if low == high else f"{low} to {high} mm"
 
 
 def _rounded(spacing: Iterable[float]) -> tuple[float, ...]:

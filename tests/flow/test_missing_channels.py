@@ -44,9 +44,9 @@ def _second_channel(folder: Path) -> None:
 
 @pytest.fixture(scope="module")
 def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Six simulated heads of two channels; the T1 of one training case is missing."""
+    """Simulated heads of two channels, of which some that teach, validate or test lack one."""
     folder = tmp_path_factory.mktemp("channels") / "raw"
-    write_mri_phantoms(folder, 6, seed=0, n_test=1, shape=(16, 18, 16), spacing_mm=(8.0, 8.0, 8.0))
+    write_mri_phantoms(folder, 8, seed=0, n_test=2, shape=(16, 18, 16), spacing_mm=(8.0, 8.0, 8.0))
     for part in ("imagesTr", "imagesTs"):
         _second_channel(folder / part)
     facts = json.loads((folder / "dataset.json").read_text())
@@ -57,8 +57,10 @@ def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def trained(raw: Path) -> Path:
-    (raw / "imagesTr" / "SIM_000_0001.nii.gz").unlink()
-    splits = [{"train": ["SIM_000", "SIM_001", "SIM_002"], "val": ["SIM_003", "SIM_004"]}]
+    for lacking in ("imagesTr/SIM_000_0001", "imagesTr/SIM_005_0001", "imagesTs/SIM_007_0000"):
+        (raw / f"{lacking}.nii.gz").unlink()
+    validation = ["SIM_003", "SIM_004", "SIM_005"]
+    splits = [{"train": ["SIM_000", "SIM_001", "SIM_002"], "val": validation}]
     (raw / "splits_final.json").write_text(json.dumps(splits))
     folder = raw.parent / "run"
     overrides = [f"data.root={raw}", f"run_dir={folder}", "data.channel_dropout=0.5", *SMALL]
@@ -78,15 +80,28 @@ def test_each_channel_is_judged_missing(trained: Path) -> None:
         assert known.operating_points[0].name == plan.operating_points[0].name
         assert known.operating_points[0].lesion_recall is not None
         names = sorted(p.name for p in (trained / "without" / str(known.missing[0])).glob("*.json"))
-        assert names == ["SIM_003_candidates.json", "SIM_004_candidates.json"]
+        shown = ["SIM_003", "SIM_004", *(["SIM_005"] if known.missing == (1,) else [])]
+        assert names == [f"{case}_candidates.json" for case in shown]
     assert "without FLAIR: " in (trained / "bundle" / "model_card.md").read_text()
+
+
+def test_cases_that_lack_a_channel_are_judged_by_themselves(trained: Path) -> None:
+    for folder, case in (("", "SIM_006"), ("without/0", "SIM_007")):
+        tables = trained / "test" / folder
+        with (tables / "cases.csv").open() as stream:
+            assert [row["case"] for row in csv.DictReader(stream)] == [case]
+        point = json.loads((tables / "scores.json").read_text())["operating_point"]
+        known = _plan(trained) if not folder else _plan(trained).channel_sets[0]
+        assert point["score"] == known.operating_points[0].score
+    with (trained / "cases.csv").open() as stream:
+        assert [row["case"] for row in csv.DictReader(stream)] == ["SIM_003", "SIM_004"]
 
 
 def test_a_scan_without_a_channel_is_predicted_and_said(trained: Path, tmp_path: Path) -> None:
     scans = tmp_path / "scans"
     shutil.copytree(trained.parent / "raw" / "imagesTs", scans)
-    (scan,) = scans.glob("*_0001.nii.gz")
-    scan.unlink()
+    for unused in ("SIM_006_0001", "SIM_007_0001"):
+        (scans / f"{unused}.nii.gz").unlink()
     output = tmp_path / "out"
     assert run("predict", [f"bundle={trained}", f"input={scans}", f"output={output}"]) == 0
     with (output / "predictions.csv").open() as stream:
@@ -101,7 +116,7 @@ def test_a_scan_without_a_channel_is_predicted_and_said(trained: Path, tmp_path:
 
 
 def test_an_empty_cell_and_an_array_lack_the_same_channel(trained: Path, tmp_path: Path) -> None:
-    (flair,) = (trained.parent / "raw" / "imagesTs").glob("*_0000.nii.gz")
+    flair = trained.parent / "raw" / "imagesTs" / "SIM_006_0000.nii.gz"
     table = tmp_path / "list.csv"
     table.write_text(f"case,image,image_0001\na,{flair},\n")
     output = tmp_path / "out"
@@ -124,7 +139,7 @@ def test_who_was_not_trained_for_it_refuses_by_name(trained: Path, tmp_path: Pat
     path = tmp_path / "bundle" / "plan.json"
     shutil.copytree(trained / "bundle", path.parent)
     path.write_text(_plan(trained).with_(channel_sets=()).to_json())
-    (flair,) = (trained.parent / "raw" / "imagesTs").glob("*_0000.nii.gz")
+    flair = trained.parent / "raw" / "imagesTs" / "SIM_006_0000.nii.gz"
     output = tmp_path / "out"
     assert run("predict", [f"bundle={path.parent}", f"input={flair}", f"output={output}"]) == 1
     with (output / "predictions.csv").open() as stream:

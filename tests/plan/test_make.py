@@ -8,6 +8,7 @@ import pytest
 from lesionseg.core import Case, Dataset, LabelRegion
 from lesionseg.errors import ConfigError
 from lesionseg.plan import Fingerprint, Plan, PlanOverrides, make_plan, take_fingerprint
+from lesionseg.plan.plan import ThickSlices
 from lesionseg.plan.plan_overrides import SIZES_GB
 
 
@@ -31,6 +32,14 @@ def test_the_rules_decide_and_say_why(fingerprint: Fingerprint, dataset: Dataset
     assert plan.lesion_fraction == fingerprint.lesion_fraction
     decided = ("spacing_mm", "normalisation", "tile_shape", "architecture", "batch_size")
     assert all(plan.reasons[name] for name in (*decided, "lesion_fraction", "candidate_rule"))
+
+
+def test_thin_and_thick_slices_are_said_and_kept(fingerprint: Fingerprint, dataset: Dataset):
+    spacings = ((1.0, 1.0, 1.0), (1.0, 1.0, 1.0), (6.0, 1.0, 1.0))
+    plan = plan_of(replace(fingerprint, spacings_mm=spacings), dataset)
+    assert plan.thick_slices == ThickSlices(0, (6.0, 6.0))
+    assert plan.reasons["thick_slices"].endswith("6 mm from feet to head in 1 of 3")
+    assert Plan.from_json(plan.to_json()) == plan
 
 
 def test_regions_are_channels_of_mask_values(fingerprint: Fingerprint, dataset: Dataset):

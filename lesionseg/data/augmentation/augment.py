@@ -15,14 +15,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lesionseg.data.augmentation.draws import Draw
-from lesionseg.data.augmentation.intensity import Intensity, change_intensity
+from lesionseg.data.augmentation.intensity import Intensity, Slices, change_intensity
 from lesionseg.data.augmentation.movement import MAX_BEND, Bend, Movement, n_knots, rotation_by
 from lesionseg.data.augmentation.pasting import Pasting
 from lesionseg.data.tiling import read_tile
 from lesionseg.data.transforms import Spec, build, checked
 from lesionseg.errors import ConfigError, one_of
 from lesionseg.ops.warp import warp_linear, warp_nearest
-from lesionseg.plan.plan import Plan
+from lesionseg.plan.plan import Plan, ThickSlices
 
 TileTensors = dict[str, Tensor]
 
@@ -34,6 +34,7 @@ _PROBABILITIES = (
     "elastic_share",
     "intensity_probability",
     "paste_probability",
+    "thick_slice_probability",
 )
 
 
@@ -52,10 +53,11 @@ class AugmentationSettings:
     range in voxels. `low_resolution`: range of zoom, at most 1. A pair of equal numbers leaves a
     ranged change out. `paste_probability`: of copying lesions of any case into a tile, 1 to
     `paste_most` of them, their difference from the tissue around them times a number within
-    `paste_contrast` (see `pasting.py`). `library`: `monai` builds the same steps of MONAI's
-    transforms (`monai_chain.py`). `extra`: dictionary transforms of `image` and `label` that come
-    after (`lesionseg.data.transforms`). Raises `ConfigError` for values out of range and
-    transforms that cannot be built.
+    `paste_contrast` (see `pasting.py`). `thick_slice_probability`: of a tile that looks as if the
+    scan had slices of `thick_slice_mm`; None: those of the plan, where it has any. `library`:
+    `monai` builds the same steps of MONAI's transforms (`monai_chain.py`). `extra`: dictionary
+    transforms of `image` and `label` that come after (`lesionseg.data.transforms`). Raises
+    `ConfigError` for values out of range and transforms that cannot be built.
     """
 
     flip_probability: float = 0.5
@@ -77,6 +79,8 @@ class AugmentationSettings:
     paste_probability: float = 0.0
     paste_most: int = 3
     paste_contrast: Sequence[float] = (0.6, 1.2)
+    thick_slice_probability: float = 0.0
+    thick_slice_mm: Sequence[float] | None = None
     library: Literal["lesionseg", "monai"] = "lesionseg"
     extra: Sequence[Spec] = ()
 
@@ -88,7 +92,9 @@ class AugmentationSettings:
         for name in _PROBABILITIES:
             if not 0 <= getattr(self, name) <= 1:
                 _refuse(name, getattr(self, name), "a probability")
-        for name in ("gamma", "blur_sigma", "low_resolution", "paste_contrast"):
+        for name in ("gamma", "blur_sigma", "low_resolution", "paste_contrast", "thick_slice_mm"):
+            if name == "thick_slice_mm" and self.thick_slice_mm is None:
+                continue
             pair = tuple(getattr(self, name))
             object.__setattr__(self, name, pair)
             if len(pair) != 2 or not 0 < pair[0] <= pair[1]:
@@ -108,8 +114,9 @@ class AugmentationSettings:
 def build_augmentation(settings: AugmentationSettings, plan: Plan) -> "Augmentation | None":
     """What changes tiles of this plan; None when the settings leave nothing to change.
 
-    With another library lesions are copied here, and the rest is `monai_chain`'s. Raises
-    `ConfigError` for flip axes the plan does not have.
+    With another library lesions are copied and slices made thick here, and the rest is
+    `monai_chain`'s. Raises `ConfigError` for flip axes the plan does not have, and for thick slices
+    of pictures.
     """
     if settings.library != "lesionseg":
         settings = replace(
@@ -122,7 +129,8 @@ def build_augmentation(settings: AugmentationSettings, plan: Plan) -> "Augmentat
     augmentation = Augmentation(settings, plan)
     moves = settings.spatial_probability or (settings.flip_probability and augmentation.flip_axes)
     changes = moves or settings.intensity_probability or settings.paste_probability
-    return augmentation if changes else None
+    slices = augmentation.thick_slices and settings.thick_slice_probability
+    return augmentation if changes or slices else None
 
 
 @dataclass(frozen=True, eq=False)
@@ -152,6 +160,7 @@ class Augmentation:
     def __init__(self, settings: AugmentationSettings, plan: Plan) -> None:
         self.settings, self.plan = settings, plan
         self.flip_axes = flip_axes(settings, plan)
+        self.thick_slices = thick_slices(settings, plan)
 
     def draw(self, generator: torch.Generator) -> Change:
         """One tile's changes; the same generator state gives the same."""
@@ -208,7 +217,18 @@ class Augmentation:
             noise=draw.number(p, (0, settings.noise_std)) or 0.0,
             gamma=None if self.plan.modality == "ct" else draw.number(p, settings.gamma),
             seed=draw.seed(),
+            slices=self._slices(draw),
         )
+
+    def _slices(self, draw: Draw) -> Slices | None:
+        """None too where they would be no thicker than the plan's."""
+        known = self.thick_slices
+        if known is None or not draw.happens(self.settings.thick_slice_probability):
+            return None
+        place, offset = (draw.between(2) + 1) / 2
+        thin, (least, most) = self.plan.spacing_mm[known.axis], known.spacing_mm
+        voxels = float(least + (most - least) * place) / thin
+        return Slices(known.axis, voxels, float(offset)) if voxels > 1 else None
 
     def _pasting(self, draw: Draw) -> Pasting | None:
         settings = self.settings
@@ -260,6 +280,17 @@ def flip_axes(settings: AugmentationSettings, plan: Plan) -> tuple[int, ...]:
     if not set(axes) <= set(range(plan.dims)):
         _refuse("flip_axes", axes, f"axes from 0 to {plan.dims - 1}")
     return axes
+
+
+def thick_slices(settings: AugmentationSettings, plan: Plan) -> ThickSlices | None:
+    """Slices that tiles are given; across the plan's coarsest axis where the plan has none."""
+    if settings.thick_slice_mm is None:
+        return plan.thick_slices
+    if plan.dims != 3:
+        _refuse("thick_slice_mm", settings.thick_slice_mm, "null: pictures have no slices")
+    axis = plan.thick_slices.axis if plan.thick_slices else int(np.argmax(plan.spacing_mm))
+    least, most = settings.thick_slice_mm
+    return ThickSlices(axis, (least, most))
 
 
 def _refuse(name: str, seen: object, expected: str) -> None:

@@ -160,9 +160,9 @@ def _lines(
 
 
 def _intensities(changes: Sequence[Intensity], shape: tuple[int, ...], n_channels: int) -> Arrays:
-    """Numbers of each change, `[B, C, 1 …]`, and of coarse and blurred tiles a matrix an axis."""
+    """Numbers of each change, `[B, C, 1 …]`; of coarse, sliced, blurred tiles a matrix an axis."""
     arrays: Arrays = {}
-    if any(c.blur is not None or c.coarse_shape(shape) != shape for c in changes):
+    if any(c.mixes(shape) for c in changes):
         matrices = [axis_matrices(c, shape) for c in changes]
         for axis, (n, each) in enumerate(zip(shape, zip(*matrices, strict=True), strict=True)):
             padded = [np.pad(m, ((0, 0), (0, n - m.shape[1]))) for m in each]

@@ -1,7 +1,7 @@
 """How a tile's intensities are changed, each voxel touched as rarely as possible.
 
-A coarser resolution and a blur are one matrix an axis; contrast, brightness and noise one line;
-gamma the last.
+A coarser resolution, thick slices and a blur are one matrix an axis; contrast, brightness and noise
+one line; gamma the last.
 """
 
 from dataclasses import dataclass
@@ -17,10 +17,39 @@ _TRUNCATE = 4.0  # standard deviations of a blur
 
 
 @dataclass(frozen=True)
+class Slices:
+    """Thick slices across an axis: each is `voxels` long, the first of them cut off at `offset`.
+
+    `offset`: where the tile begins in its first slice, as a share of that slice, below 1.
+    """
+
+    axis: int
+    voxels: float
+    offset: float
+
+    def matrix(self, n: int) -> NDArray[np.float64]:
+        """`[n, n]`: the mean over each slice, then linear between slices, the ends held.
+
+        As preparation brings a scan with such slices to the grid. A slice that reaches over an end
+        is the mean of what is there.
+        """
+        edges = (np.arange(int(n / self.voxels) + 3) - self.offset) * self.voxels
+        voxel = np.arange(n)
+        inside = np.minimum(edges[1:, None], voxel + 1) - np.maximum(edges[:-1, None], voxel)
+        shares = inside.clip(0, 1)
+        here = shares.sum(axis=1) > 0
+        means = shares[here] / shares[here].sum(axis=1, keepdims=True)
+        centres = (edges[:-1][here] + self.voxels / 2) - 0.5
+        place = voxel.clip(centres[0], centres[-1])
+        return np.asarray((1 - np.abs(place[:, None] - centres) / self.voxels).clip(0) @ means)
+
+
+@dataclass(frozen=True)
 class Intensity:
     """What is done to the image of one tile; None, 0 and 1 do nothing.
 
     `coarse`: share of the voxels kept along each axis before the image is made up to size again.
+    `slices`: as if the scan had been taken in thicker ones.
     `blur`: standard deviation in voxels along each axis. `contrast`, `brightness`: factor and
     summand of each channel. `noise`: standard deviation of what is added, from `seed`.
     `gamma`: power of the image scaled to 0 … 1; mean and standard deviation stay.
@@ -33,6 +62,7 @@ class Intensity:
     noise: float = 0.0
     gamma: float | None = None
     seed: int = 0
+    slices: Slices | None = None
 
     def coarse_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """Voxels that are read of a tile of `shape`."""
@@ -40,10 +70,15 @@ class Intensity:
             return shape
         return tuple(max(1, round(n * self.coarse)) for n in shape)
 
+    def mixes(self, shape: tuple[int, ...]) -> bool:
+        """Whether a tile of `shape` is multiplied by `axis_matrices`."""
+        blurs = self.blur is not None or self.slices is not None
+        return blurs or self.coarse_shape(shape) != shape
+
 
 def change_intensity(image: Tensor, change: Intensity, shape: tuple[int, ...]) -> Tensor:
     """Change an image `[C, *coarse]` float32, which may be overwritten; `[C, *shape]`."""
-    if change.blur is not None or image.shape[1:] != shape:
+    if change.mixes(shape):
         image = along_axes(image, [_tensor(m, image) for m in axis_matrices(change, shape)])
     if change.contrast is not None:
         image = image.mul_(_column(change.contrast, image))
@@ -57,12 +92,12 @@ def change_intensity(image: Tensor, change: Intensity, shape: tuple[int, ...]) -
 
 
 def axis_matrices(change: Intensity, shape: tuple[int, ...]) -> list[NDArray[np.float64]]:
-    """`[n, m]` of each axis: makes up m voxels of a coarse tile to n, and blurs them."""
+    """`[n, m]` of each axis: makes up m voxels of a coarse tile to n, slices and blurs them."""
     blur = change.blur or (0.0,) * len(shape)
-    return [
-        _gaussian(n, sigma) @ _stretch(n, m)
-        for n, m, sigma in zip(shape, change.coarse_shape(shape), blur, strict=True)
-    ]
+    matrices = [_stretch(n, m) for n, m in zip(shape, change.coarse_shape(shape), strict=True)]
+    if (slices := change.slices) is not None:
+        matrices[slices.axis] = slices.matrix(shape[slices.axis]) @ matrices[slices.axis]
+    return [_gaussian(len(m), sigma) @ m for m, sigma in zip(matrices, blur, strict=True)]
 
 
 def _gamma(image: Tensor, power: float) -> Tensor:

@@ -136,12 +136,20 @@ def open_dataset(data: DataSettings, *, lenient: bool = False) -> Dataset:
         lenient=lenient,
     )
     log.info("%s: %d cases, read as %s", dataset.name, len(dataset.cases), dataset.convention)
-    lacking = [files.case for files in dataset.cases if files.missing and dataset.may_lack]
-    if lacking:
-        log.warning(
-            "Cases that lack a channel teach, but are not judged: %s", ", ".join(lacking[:10])
-        )
+    if dataset.may_lack:
+        _say_what_lacks(dataset, data)
     return dataset
+
+
+def _say_what_lacks(dataset: Dataset, data: DataSettings) -> None:
+    lacking = [files for files in dataset.cases if files.missing]
+    known = [one.missing for one in data.channel_sets(dataset.channel_names)] if lacking else []
+    for what, cases in (
+        ("are judged by themselves", [c.case for c in lacking if c.missing in known]),
+        ("are not judged (data.most_missing)", [c.case for c in lacking if c.missing not in known]),
+    ):
+        if cases:
+            log.warning("Cases that lack a channel teach, but %s: %s", what, ", ".join(cases[:10]))
 
 
 def _look(folder: FactsFolder) -> tuple[dict[str, CaseFacts], list[LesionsegError]]:

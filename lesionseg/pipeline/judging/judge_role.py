@@ -85,12 +85,16 @@ class FoldRun:
 
     def without(self, missing: Sequence[int]) -> Path:
         """Where their predictions without these channels lie."""
-        return self.run / "without" / "_".join(map(str, missing))
+        return _without(self.run, missing)
 
     @property
     def cases(self) -> list[CaseFiles]:
-        """The cases that its network has not learned from."""
+        """The whole cases that its network has not learned from."""
         return labelled(self.survey, "validation")
+
+    def cases_without(self, missing: tuple[int, ...]) -> list[CaseFiles]:
+        """The same, to be shown without these channels, and those that lack them anyway."""
+        return self.cases + (labelled(self.survey, "validation", missing) if missing else [])
 
 
 def judge_validation(
@@ -183,12 +187,12 @@ def judge_out_of_fold(
 def judge_missing(predictor: Predictor, survey: Survey, run: Path, rules: Rules) -> Plan:
     """The predictor's plan, with what is chosen on validation cases shown without some channels.
 
-    Their predictions go to `run/without/<places of the channels>`.
+    Those that lack just these take part. Predictions go to `run/without/<places of the channels>`.
     """
     whole = FoldRun(0, survey, run)
     for known in predictor.plan.channel_sets:
-        folder = whole.without(known.missing)
-        write_predictions(predictor, survey, whole.cases, folder, missing=known.missing)
+        cases, folder = whole.cases_without(known.missing), whole.without(known.missing)
+        write_predictions(predictor, survey, cases, folder, missing=known.missing)
     return choose_missing(predictor.plan, [whole], rules)
 
 
@@ -202,7 +206,12 @@ def choose_missing(plan: Plan, folds: Sequence[FoldRun], rules: Rules) -> Plan:
         pairs = [
             _without_small(pair, plan.candidate_rule.min_diameter_mm)
             for fold in folds
-            for pair in _pairs(fold.survey, fold.cases, fold.without(known.missing), "validation")
+            for pair in _pairs(
+                fold.survey,
+                fold.cases_without(known.missing),
+                fold.without(known.missing),
+                "validation",
+            )
         ]
         lacking = ", ".join(plan.names_of(known.missing))
         _log.info("Without %s:", lacking)
@@ -210,7 +219,7 @@ def choose_missing(plan: Plan, folds: Sequence[FoldRun], rules: Rules) -> Plan:
             _undecided(_matches(pairs, rules)),
             rules.choice,
             chosen_on=OUT_OF_FOLD if several else "validation",
-            fold_of=_fold_of(folds) if several else None,
+            fold_of=_fold_of(folds, known.missing) if several else None,
         ).matched_by(rules.preset.match_rule)
         sets.append(replace(known, operating_points=choice.points, calibration=choice.calibration))
         why.append(f"without {lacking}: {choice.reasons['operating point']}")
@@ -222,20 +231,36 @@ def choose_missing(plan: Plan, folds: Sequence[FoldRun], rules: Rules) -> Plan:
 def judge_untouched(
     predictor: Predictor, survey: Survey, output: Path, role: str, rules: Rules
 ) -> Mapping[str, Any] | None:
-    """Predict and score the cases of a role by a predictor whose plan is complete; None if none."""
-    cases = labelled(survey, role)
-    if not cases:
-        return None
-    folder, point = output / "predictions", predictor.operating_point
-    write_predictions(predictor, survey, cases, folder)
-    matches = _matches(_pairs(survey, cases, folder, role), rules)
-    return _score(matches, output, rules.scoring(survey, cases, role, point))
+    """Predict and score the cases of a role by a predictor whose plan is complete; None if none.
+
+    The scores are those of whole cases. Cases that lack a channel are judged by themselves, in
+    `output/without/<places of the channels>`, with the operating point that is theirs.
+    """
+
+    def judge(missing: tuple[int, ...], output: Path) -> Mapping[str, Any] | None:
+        cases = labelled(survey, role, missing)
+        if not cases:
+            return None
+        folder, point = output / "predictions", predictor.decide.point(missing)
+        write_predictions(predictor, survey, cases, folder, missing=missing)
+        matches = _matches(_pairs(survey, cases, folder, role), rules)
+        return _score(matches, output, rules.scoring(survey, cases, role, point))
+
+    for known in predictor.plan.channel_sets:
+        lacking, folder = predictor.plan.names_of(known.missing), _without(output, known.missing)
+        if judge(known.missing, folder) is not None:
+            _log.info("Cases of %s without %s: scores in %s", role, ", ".join(lacking), folder)
+    return judge((), output)
 
 
-def labelled(survey: Survey, role: str) -> list[CaseFiles]:
-    """The cases of a role that can be judged: with a reference, and with every channel."""
-    cases = [c for c in survey.of_role(role) if not c.missing]
+def labelled(survey: Survey, role: str, missing: tuple[int, ...] = ()) -> list[CaseFiles]:
+    """The cases of a role that can be judged: with a reference, and lacking just these channels."""
+    cases = [c for c in survey.of_role(role) if c.missing == missing]
     return [c for c in cases if c.reference is not None or c.annotations]
+
+
+def _without(run: Path, missing: Sequence[int]) -> Path:
+    return run / "without" / "_".join(map(str, missing))
 
 
 def write_predictions(
@@ -269,18 +294,19 @@ def write_predictions(
             advance(case, done, len(cases))
 
 
-def _fold_of(folds: Sequence[FoldRun]) -> dict[str, int]:
+def _fold_of(folds: Sequence[FoldRun], missing: tuple[int, ...] = ()) -> dict[str, int]:
     """The fold of each case."""
     fold_of: dict[str, int] = {}
     for fold in folds:
-        twice = [c.case for c in fold.cases if c.case in fold_of]
+        cases = [c.case for c in fold.cases_without(missing)]
+        twice = [case for case in cases if case in fold_of]
         if twice:
             raise DatasetError(
                 "A case validates in more than one fold.",
                 where=f"fold {fold.number}",
                 seen=", ".join(twice[:5]),
             )
-        fold_of |= dict.fromkeys([c.case for c in fold.cases], fold.number)
+        fold_of |= dict.fromkeys(cases, fold.number)
     return fold_of
 
 

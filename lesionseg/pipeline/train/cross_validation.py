@@ -162,9 +162,12 @@ def _is_finished(fold: FoldRun) -> bool:
     if not (fold.run / BUNDLE / "plan.json").is_file() or not fold.folder.is_dir():
         return False
     sets = bundle_plan(str(fold.run)).channel_sets
-    folders = [fold.folder, *(fold.without(known.missing) for known in sets)]
-    cases = {c.case for c in fold.cases}
-    finished = all(f.is_dir() and cases <= set(find_predictions(f)) for f in folders)
+    wanted = {fold.folder: fold.cases}
+    wanted |= {fold.without(s.missing): fold.cases_without(s.missing) for s in sets}
+    finished = all(
+        folder.is_dir() and {c.case for c in cases} <= set(find_predictions(folder))
+        for folder, cases in wanted.items()
+    )
     if finished:
         log.info("Fold %d is finished and kept.", fold.number)
     return finished

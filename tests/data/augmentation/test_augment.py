@@ -6,6 +6,7 @@ import pytest
 import torch
 from monai.transforms import Affine
 
+from lesionseg.core import Geometry, Volume
 from lesionseg.data.augmentation.augment import (
     NO_CHANGE,
     AugmentationSettings,
@@ -14,9 +15,11 @@ from lesionseg.data.augmentation.augment import (
     build_augmentation,
 )
 from lesionseg.data.augmentation.draws import tile_generator
-from lesionseg.data.augmentation.intensity import Intensity
+from lesionseg.data.augmentation.intensity import Intensity, Slices, change_intensity
 from lesionseg.data.augmentation.movement import Movement
+from lesionseg.data.onto_grid import read_linear
 from lesionseg.errors import ConfigError
+from lesionseg.plan.plan import ThickSlices
 
 OFF = {
     "flip_probability": 0.0,
@@ -166,11 +169,63 @@ def test_everything_off_is_no_augmentation_and_a_constant_tile_stays_finite(draw
         ({"noise_std": -1}, "noise_std"),
         ({"low_resolution": (0.5, 2)}, "low_resolution"),
         ({"elastic_voxels": 10}, "elastic_voxels"),
+        ({"thick_slice_mm": (6, 3)}, "thick_slice_mm"),
     ],
 )
 def test_settings_out_of_range_are_refused(wrong, message):
     with pytest.raises(ConfigError, match=message):
         AugmentationSettings(**wrong)
+
+
+THICK = {**OFF, "thick_slice_probability": 1.0}
+
+
+def test_a_slice_is_the_mean_of_its_voxels_and_the_way_back_is_linear():
+    step = np.array([0.0, 0, 0, 9, 9, 9])
+    np.testing.assert_allclose(Slices(0, 3, 0.0).matrix(6) @ step, [0, 0, 3, 6, 9, 9])
+    # means of voxel 0, of 1 to 3, of 4 and 5; the outer slices reach beyond the tile
+    np.testing.assert_allclose(Slices(0, 3, 2 / 3).matrix(6) @ step, [1, 2, 3, 5, 7, 9])
+    for n, voxels, offset in itertools.product((1, 4, 11), (1.5, 3.0, 7.3), (0.0, 0.35, 0.99)):
+        np.testing.assert_allclose(Slices(0, voxels, offset).matrix(n).sum(axis=1), 1)
+
+
+def test_a_tile_looks_as_a_scan_in_thick_slices_is_prepared():
+    thin = np.random.default_rng(0).normal(size=(1, 12, 5, 4)).astype(np.float32)
+    means = thin.reshape(1, 4, 3, 5, 4).mean(axis=2)
+    affine = np.diag([3.0, 1, 1, 1])
+    affine[0, 3] = 1.0
+    taken = Volume(means, Geometry((4, 5, 4), affine))
+    prepared = read_linear(taken, Geometry((12, 5, 4), np.eye(4))).array
+    change = Intensity(slices=Slices(0, 3.0, 0.0))
+    made = change_intensity(torch.from_numpy(thin.copy()), change, (12, 5, 4))
+    np.testing.assert_allclose(made.numpy(), prepared, atol=1e-5)
+
+
+def test_slices_are_made_thick_where_the_plan_knows_of_some(draw, plan):
+    tile = make_tile()
+    tile["image"] = torch.randn(tile["image"].shape, generator=tile_generator(5))
+    assert build_augmentation(AugmentationSettings(**THICK), plan) is None
+    mixed = plan.with_(spacing_mm=(1.0, 1.0, 1.0), thick_slices=ThickSlices(1, (4.0, 4.0)))
+    augment = build_augmentation(AugmentationSettings(**THICK, library="monai"), mixed)
+    changed = augment(tile, draw)
+    slices = augment.draw(tile_generator(0)).intensity.slices
+    assert (slices.axis, slices.voxels) == (1, 4.0)
+    expected = torch.from_numpy(slices.matrix(20)).float() @ tile["image"]
+    torch.testing.assert_close(changed["image"], expected)
+    assert all(torch.equal(changed[key], tile[key]) for key in tile if key != "image")
+    assert build_augmentation(AugmentationSettings(**OFF), mixed) is None  # as by default
+
+
+def test_slices_of_ones_own_choice(plan, plan2d):
+    chosen = AugmentationSettings(**THICK, thick_slice_mm=(2.0, 6.0))
+    coarse = build_augmentation(chosen, plan.with_(spacing_mm=(1.0, 1.0, 4.0)))
+    drawn = [coarse.draw(tile_generator(i)).intensity.slices for i in range(40)]
+    thick = [slices for slices in drawn if slices is not None]
+    assert 0 < len(thick) < 40  # up to 4 mm they are no thicker than the grid's
+    assert {slices.axis for slices in thick} == {2}
+    assert all(1 < slices.voxels <= 1.5 for slices in thick)
+    with pytest.raises(ConfigError, match="pictures have no slices"):
+        build_augmentation(chosen, plan2d)
 
 
 def movements(plan, n=20, **settings):
