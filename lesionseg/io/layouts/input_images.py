@@ -16,13 +16,15 @@ from lesionseg.io.local_files import fetch_images
 
 _CHANNEL = re.compile(r"(.+)_(\d{4})")
 _OWN_OUTPUT = ("_mask", "_instances")
+# folders of a dataset in nnU-Net's layout that hold no scans
+_LABELS = {"labelsTr", "labelsTs", "labelsVal"}
 
 
 def find_images(source: Path, channels: int) -> list[CaseFiles]:
     """Find the scans under `source`, sorted by case id; a `.csv` lists them (`read_scan_list`).
 
-    A folder is searched through and through, leaving out hidden files and masks written by
-    `predictions`. A DICOM series is one case, called as its folder, and with its number where the
+    A folder is searched through and through, leaving out hidden files, masks written by
+    `predictions` and a dataset's `labelsTr` and the like. A DICOM series is one case, called as its folder, and with its number where the
     folder holds several; localisers and screen shots are left out and named in the log. Files named
     `<case>_0000.<suffix>`, `<case>_0001…` are channels of one case, which lacks those of the
     `channels` whose numbers are not there; every other file is a case.
@@ -60,7 +62,8 @@ def _named_files(source: Path) -> dict[Path, str]:
         is_series = split_series(source) is not None
         return {source: folder_name(source.parent) if is_series else strip_suffix(source)}
     if source.is_dir():
-        paths = source.rglob("*")
+        inner = ((p, p.relative_to(source).parts) for p in source.rglob("*"))
+        paths = (path for path, parts in inner if _LABELS.isdisjoint(parts))
     elif any(sign in str(source) for sign in "*?["):
         paths = Path(source.anchor or ".").glob(str(source.relative_to(source.anchor)))
     else:

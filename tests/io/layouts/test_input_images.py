@@ -58,6 +58,12 @@ def test_our_own_masks_are_no_scans(tmp_path: Path) -> None:
     assert list(_found(tmp_path)) == ["a"]
 
 
+def test_labels_of_a_dataset_are_no_scans(tmp_path: Path) -> None:
+    _touch(tmp_path, "imagesTs/a_0000.nii.gz", "labelsTs/a.nii.gz", "labelsTr/b.nii.gz")
+    assert _found(tmp_path) == {"a": ["a_0000.nii.gz"]}
+    assert list(_found(tmp_path / "labelsTr")) == ["b"]  # asked for by name
+
+
 def test_equal_names_get_their_folders_before_them(tmp_path: Path) -> None:
     _touch(tmp_path, "sub-01/flair.nii.gz", "sub-02/flair.nii.gz", "t1.nii.gz")
     assert list(_found(tmp_path)) == ["sub-01_flair", "sub-02_flair", "t1"]
