@@ -24,10 +24,11 @@ def find_images(source: Path, channels: int) -> list[CaseFiles]:
     """Find the scans under `source`, sorted by case id; a `.csv` lists them (`read_scan_list`).
 
     A folder is searched through and through, leaving out hidden files, masks written by
-    `predictions` and a dataset's `labelsTr` and the like. A DICOM series is one case, called as its folder, and with its number where the
-    folder holds several; localisers and screen shots are left out and named in the log. Files named
-    `<case>_0000.<suffix>`, `<case>_0001…` are channels of one case, which lacks those of the
-    `channels` whose numbers are not there; every other file is a case.
+    `predictions` and a dataset's `labelsTr` and the like. A DICOM series is one case, called as its
+    folder, and with its number where the folder holds several; localisers and screen shots are left
+    out and named in the log. Files named `<case>_0000.<suffix>`, `<case>_0001…` are channels of one
+    case, which lacks those of the `channels` whose numbers are not there; every other file is a
+    case.
     Ids are file stems; where two are the same, both get their folders' names before them. A case
     may have another number of files than `channels`: reading it says so, and the others go on.
     Raises `DatasetError` when nothing is found.
