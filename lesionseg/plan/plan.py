@@ -20,7 +20,7 @@ Activation = Literal["sigmoid", "softmax"]
 CandidateSource = Literal["segmentation", "detection", "both"]
 Stem = Literal["full", "space_to_depth"]
 Layout = Literal["lesionseg", "nnunet"]
-ComponentScore = Literal["max", "mean"]
+ComponentScore = Literal["max", "top", "mean"]
 
 # what candidates of our own networks may come from, the default first
 SOURCES: Mapping[str, tuple[CandidateSource, ...]] = {
@@ -103,7 +103,8 @@ class CandidateRule:
     Candidates under `min_diameter_mm` (equivalent diameter) are dropped too: 0 unless
     cross-validation showed that they are false positives. `source`: whether candidates come from
     the voxels, from a detector's boxes or from both (`candidates.fusion`). `score`: of a candidate
-    from voxels, their highest probability or their mean. An unknown one is a `ValueError`.
+    from voxels, their highest probability, the mean of their highest eight, or of all. An unknown
+    one is a `ValueError`.
     """
 
     ratio: Annotated[float, Range(1, 1e6)] = 1.6

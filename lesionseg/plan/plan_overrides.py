@@ -50,7 +50,7 @@ class PlanOverrides:
     init_from: str | None = None
     size: str | None = None
     merge: Merge | None = None
-    component_score: ComponentScore = "max"
+    component_score: ComponentScore = "top"
     stem: Stem | None = None
     layout: Layout | None = None
     network: Mapping[str, Any] | None = None

@@ -163,7 +163,7 @@ def test_refuses_impossible_overrides(overrides: dict):
 
 
 def test_a_candidate_scores_as_chosen(fingerprint: Fingerprint, dataset: Dataset):
-    assert plan_of(fingerprint, dataset).candidate_rule.score == "max"
+    assert plan_of(fingerprint, dataset).candidate_rule.score == "top"
     assert plan_of(fingerprint, dataset, component_score="mean").candidate_rule.score == "mean"
 
 

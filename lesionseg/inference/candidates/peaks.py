@@ -18,6 +18,7 @@ from lesionseg.plan.plan import CandidateRule, ComponentScore
 Ints = NDArray[np.integer[Any]]
 Function = TypeVar("Function", bound=Callable[..., Any])
 
+TOP_VOXELS = 8  # two a side in 3-D
 _FREE, _NO_PEAK = 0, -1
 
 
@@ -46,8 +47,13 @@ class PeakRegion:
         return float(self.probabilities.max())
 
     def score(self, kind: ComponentScore) -> float:
-        """What a candidate of these voxels scores: their highest probability, or their mean."""
-        return self.height if kind == "max" else float(self.probabilities.mean(dtype=np.float64))
+        """What a candidate of these voxels scores: see `CandidateRule.score`."""
+        if kind == "max":
+            return self.height
+        p = self.probabilities
+        if kind == "top" and len(p) > TOP_VOXELS:
+            p = np.partition(p, -TOP_VOXELS)[-TOP_VOXELS:]
+        return float(p.mean(dtype=np.float64))
 
     @property
     def peak(self) -> int:

@@ -145,10 +145,9 @@ def find_candidates(
     The channels may come one by one from a generator, whole or as the voxels that matter
     (`collect_above`). Voxels that share a face, an edge or a corner touch. A plateau is one
     peak; ties go to the lower index. A voxel claimed for two labels belongs to the higher
-    probability, and a candidate's score is the highest probability of its voxels, or their mean
-    (`rule.score`); which are kept goes by the highest. Nothing above the floor gives no
-    candidates. The cost grows with the voxels above the floor. Raises `GeometryError` for a
-    channel that does not fit, `ContentError` for NaN.
+    probability. `rule.score` says what a candidate scores; which are kept goes by the highest
+    voxel. Nothing above the floor gives no candidates. The cost grows with the voxels above the
+    floor. Raises `GeometryError` for a channel that does not fit, `ContentError` for NaN.
 
     >>> rule = CandidateRule(min_voxels=1)
     >>> p = np.array([[[0.9, 0.5, 0.1, 0.6, 0.3]]], dtype=np.float32)

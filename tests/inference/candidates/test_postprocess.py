@@ -71,6 +71,13 @@ def test_a_candidate_may_score_the_mean_of_its_voxels() -> None:
     assert _scores(_find(p)) == [0.9, 0.8]
 
 
+def test_a_candidate_may_score_the_mean_of_its_eight_highest_voxels() -> None:
+    flat, spike = [0.8] * 9 + [0.7] * 4, [0.9, 0.5, 0.4]
+    found = _find([[*flat, 0.0, *spike]], rule=replace(RULE, score="top"))
+    assert _scores(found) == [0.8, 0.6]  # nine of 0.8; all three of the higher peak
+    assert (found.instances == 1).sum() == 13
+
+
 def test_the_floor_is_the_peaks_whatever_is_scored() -> None:
     rule = replace(RULE, score="mean", floor=0.5, max_candidates=1)
     found = _find([[0.6, 0.3, 0.3, 0.0, 0.5]], rule=rule)
