@@ -88,6 +88,7 @@ class Page:
     measures: Listing
     reasons: Listing
     differences: Listing
+    non_inferiority: str
     subgroups: Listing
     calibration: Listing | None
     extras: Mapping[str, Extra]
@@ -220,6 +221,7 @@ def make_page(
         measures=tables_of.list_measures(scores),
         reasons=tables_of.list_reasons(tables.lesions),
         differences=detail_tables.list_differences(details.differences, names),
+        non_inferiority=text.margin_sentence(details.differences, names),
         subgroups=detail_tables.list_subgroups(details.subgroups),
         calibration=detail_tables.list_reliability(calibration) if calibration else None,
         extras=make_extras(scores),

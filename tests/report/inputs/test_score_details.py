@@ -192,6 +192,20 @@ def test_two_evaluations_are_drawn_side_by_side(evaluation: Evaluation, tmp_path
     assert text.NO_DIFFERENCES in page
 
 
+@pytest.mark.parametrize(
+    ("ci95", "said"),
+    [([-0.04, 0.1], "shown. The whole"), ([-0.06, 0.1], "not shown. The 95"), (None, "no CI")],
+)
+def test_a_margin_is_said_to_be_met_or_not(
+    evaluation: Evaluation, tmp_path: Path, ci95: list[float] | None, said: str
+) -> None:
+    row = {"one": 0.8, "other": 0.77, "difference": 0.03, "ci95": ci95, "p_value": 0.5}
+    evaluation.changes = {"comparison": {"recall_at_1": {**row, "primary": True, "margin": 0.05}}}
+    page = write_report(evaluation.write(tmp_path / "e"), tmp_path / "r").read_text()
+    assert "margin 0.05" in page
+    assert said in page
+
+
 def test_evaluations_of_other_scans_are_not_compared(
     evaluation: Evaluation, tmp_path: Path
 ) -> None:
