@@ -172,23 +172,11 @@ class PooledResults:
         if cpm.value is not None and len(self.results) < edge_cases.MIN_CASES_FOR_CPM:
             cpm = Estimate(None, None, edge_cases.TOO_FEW_CASES_FOR_CPM.reason)
         area = self.average_precision()
-        return {"cpm": cpm, "average_precision": area, "case_auroc": self._auroc()}
-
-    def _auroc(self) -> Estimate:
-        kinds = [
-            self.sums([getattr(r, kind) for r in self.results]) > 0
-            for kind in ("is_lesion_free", "is_ill")
-        ]
-        both = kinds[0].any() and kinds[1].any()
-        # both kinds must be many for an interval, so the rarer is what supports it
-        support = (kinds[0] if kinds[0].sum() < kinds[1].sum() else kinds[1]) & both
-        strata = self.estimator.by_stratum([kinds[1], ~kinds[1]])
-        return strata.bootstrapped(
-            detection.case_auroc(self.pool),
-            support.astype(np.float64),
-            edge_cases.ONE_KIND_OF_CASE,
-            len(self.results),
-        )[0]
+        return {
+            "cpm": cpm,
+            "average_precision": area,
+            "case_auroc": detection.case_auroc(self.pool),
+        }
 
     def average_precision(self) -> Estimate:
         """Average precision; undefined without scores."""
