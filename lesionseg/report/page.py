@@ -90,6 +90,7 @@ class Page:
     differences: Listing
     non_inferiority: str
     subgroups: Listing
+    subgroups_said: str
     calibration: Listing | None
     extras: Mapping[str, Extra]
     clinical: tuple[ClinicalSection, ...]
@@ -223,6 +224,9 @@ def make_page(
         differences=detail_tables.list_differences(details.differences, names),
         non_inferiority=text.margin_sentence(details.differences, names),
         subgroups=detail_tables.list_subgroups(details.subgroups),
+        subgroups_said=text.subgroups_sentence(
+            [group.by for group in details.subgroups], study.answers.get("subgroups", "")
+        ),
         calibration=detail_tables.list_reliability(calibration) if calibration else None,
         extras=make_extras(scores),
         clinical=make_clinical_sections(tables, acceptance),

@@ -158,6 +158,23 @@ def rate(
     return Estimate(value, (low / total, high / total))
 
 
+def difference(one: Estimate, other: Estimate) -> Estimate:
+    """One share minus another, of other lesions; Newcombe's method 10 (1998) from both intervals.
+
+    >>> found = difference(Estimate(0.8, (0.7, 0.9)), Estimate(0.5, (0.4, 0.6)))
+    >>> round(found.ci95[0], 3), round(found.ci95[1], 3)
+    (0.159, 0.441)
+    """
+    if one.value is None or other.value is None:
+        return Estimate(None, None, one.reason or other.reason)
+    apart = one.value - other.value
+    if one.ci95 is None or other.ci95 is None:
+        return Estimate(apart, None, one.reason or other.reason)
+    low = np.hypot(one.value - one.ci95[0], other.ci95[1] - other.value)
+    high = np.hypot(one.ci95[1] - one.value, other.value - other.ci95[0])
+    return Estimate(apart, (float(apart - low), float(apart + high)))
+
+
 def auroc(
     scores: NDArray[np.float64], positive: NDArray[np.bool_], groups: NDArray[np.int64]
 ) -> Estimate:

@@ -116,7 +116,10 @@ class ContrastCell(JsonObject):
 
 @dataclass(frozen=True)
 class SubgroupScores(JsonObject):
-    """Cases of one value of a column, or of one range of values."""
+    """Cases of one value of a column, or of one range of values.
+
+    `recall_difference`: recall here minus that of all other lesions.
+    """
 
     by: str
     value: str
@@ -128,6 +131,8 @@ class SubgroupScores(JsonObject):
     false_positives_per_case: float | None
     dice: float | None
     false_positives_ci95: CI | None = None
+    recall_difference: float | None = None
+    difference_ci95: CI | None = None
 
 
 @dataclass(frozen=True)

@@ -81,7 +81,7 @@ def _subgroup_line(group: SubgroupScores) -> Line:
         TableCell(text.of(group.detected, group.n_lesions)),
         *recall_cells(group.detected, group.n_lesions, group.recall),
         TableCell(text.rate_interval(group.false_positives_per_case, group.false_positives_ci95)),
-        TableCell(text.number(group.dice)),
+        TableCell(text.points(group.recall_difference, group.difference_ci95)),
     )
 
 

@@ -186,6 +186,18 @@ def difference(estimate: Estimate) -> str:
     return _with_interval(estimate, signed)
 
 
+def points(value: float | None, ci95: CI | None) -> str:
+    r"""A difference of shares in percentage points with its CI, or a dash.
+
+    >>> points(0.104, (-0.02, 0.22)), points(None, None)
+    ('+10 (−2 to +22)', '–')
+    """
+    if value is None:
+        return NONE
+    shown = [f"{round(100 * v):+d}".replace("-", "\N{MINUS SIGN}") for v in (value, *(ci95 or ()))]
+    return f"{shown[0]} ({shown[1]} to {shown[2]})" if ci95 else shown[0]
+
+
 def signed(value: float) -> str:
     """A number with its sign, a true minus."""
     return f"{value:+.2f}".replace("-", "\N{MINUS SIGN}")

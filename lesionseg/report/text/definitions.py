@@ -74,6 +74,12 @@ DEFINITIONS: Mapping[str, tuple[str, str]] = {
         "Sensitivity against false positives per scan as the score is lowered. CPM is its "
         "mean height at 1/8, 1/4, 1/2, 1, 2, 4 and 8 false positives per scan.",
     ),
+    "areas": (
+        "AUROC, average precision",
+        "Scan-level AUROC: chance that a scan with lesions scores above one without, a scan's "
+        "score being that of its highest candidate. Average precision: mean precision over all "
+        "sensitivities, as the score is lowered.",
+    ),
     "dice": (
         "Dice",
         "Twice the overlap of two masks over the sum of their volumes. Surface Dice: the share of "
@@ -160,12 +166,8 @@ MEASURES: Mapping[str, tuple[str, str, str]] = {
         )
         for rate in (0.5, 1, 2)
     },
-    "average_precision": ("Average precision", "froc", "candidate-table"),
-    "case_auroc": (
-        "Scan-level AUROC",
-        "froc",
-        "case-table",
-    ),
+    "average_precision": ("Average precision", "areas", "candidate-table"),
+    "case_auroc": ("Scan-level AUROC", "areas", "case-table"),
     "dice": ("Dice, mean over scans with a lesion", "dice", "case-table"),
     "surface_dice": ("Surface Dice, mean over scans with a lesion", "dice", "case-table"),
     "hd95_mm": ("HD95 ({unit}), mean over scans where it is defined", "dice", "case-table"),

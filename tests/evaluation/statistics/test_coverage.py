@@ -12,7 +12,7 @@ from lesionseg.evaluation.statistics.bootstrap import (
     wilson_interval,
 )
 from lesionseg.evaluation.statistics.detection import ratio
-from lesionseg.evaluation.statistics.estimates import Estimator, auroc, proportion
+from lesionseg.evaluation.statistics.estimates import Estimator, auroc, difference, proportion
 from lesionseg.evaluation.statistics.pooled import mean_share
 
 
@@ -65,6 +65,16 @@ def test_differences_of_two_equal_models_cover_with_few_patients(groups):
         return low + 0.75, high + 0.75  # of a difference the truth is 0
 
     assert 0.92 <= coverage(of_both, groups, studies=800) <= 0.98
+
+
+def test_differences_of_subgroups_cover():
+    def of_halves(found, lesions, _):
+        none = edge_cases.NO_LESION
+        halves = [proportion(found[i::2], lesions[i::2], none) for i in (0, 1)]
+        low, high = difference(*halves).ci95
+        return low + 0.75, high + 0.75  # of a difference the truth is 0
+
+    assert 0.94 <= coverage(of_halves, 20) <= 0.98
 
 
 def areas(n, cases, auc, studies, alike=0.0, seed=0):

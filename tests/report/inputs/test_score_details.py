@@ -152,6 +152,20 @@ def test_fields_are_labelled_also_where_there_is_no_lesion(details: Details) -> 
     assert [words.get_text() for words in figure.axes[0].texts] == ["1 of 4", text.NONE]
 
 
+def test_subgroups_say_how_far_they_differ_and_which_were_stated_beforehand(
+    evaluation: Evaluation, tmp_path: Path
+) -> None:
+    apart = {"recall_difference": -0.1, "difference_ci95": [-0.3, 0.12]}
+    evaluation.changes = {"subgroups": [subgroup("sex", "F", **apart), subgroup("site", "A")]}
+    study = tmp_path / "study.yaml"
+    study.write_text("subgroups: [site, age]")
+    options = Options(study=study)
+    page = write_report(evaluation.write(tmp_path / "e"), tmp_path / "r", options=options)
+    said = page.read_text()
+    assert "Prespecified: site; exploratory: sex." in said
+    assert "−10 (−30 to +12)" in said
+
+
 def test_reliability_and_subgroups_are_drawn(details: Details) -> None:
     figure = Figure()
     assert details.calibration is not None
