@@ -10,6 +10,7 @@ from lesionseg.evaluation.statistics.estimates import Estimate
 from lesionseg.evaluation.statistics.score_parts import SizeGroup
 from lesionseg.report import text
 from lesionseg.report.inputs.result_tables import read_tables
+from lesionseg.report.sections.table_cells import list_lesions
 from lesionseg.report.text import clinical_words, dataset_words
 from lesionseg.report.write import Options, write_report
 from tests.report.conftest import Evaluation
@@ -184,3 +185,18 @@ def test_a_language_without_a_catalog_is_refused(evaluation: Evaluation, tmp_pat
     scores = evaluation.write(tmp_path / "scores")
     with pytest.raises(ConfigError, match=r"no report in this language.*fr"):
         write_report(scores, tmp_path / "out", options=Options(language="fr"))
+
+
+def test_a_lesion_under_an_edge_never_reads_as_that_edge(
+    evaluation: Evaluation, tmp_path: Path
+) -> None:
+    evaluation.lesions[0].diameter_mm = 2.96
+    tables = read_tables(evaluation.write(tmp_path))
+    groups = tables.scores.recall_by_size
+    lines = [
+        [cell.shown for cell in line] for line in list_lesions(tables.lesions, groups, "mm").lines
+    ]
+    small = [line for line in lines if line[5] == "under 3 mm"]
+    assert [line[3] for line in small] == ["2.5 mm", "2.9 mm"]
+    row = next(row for row in tables.lesions if 2.9 < row.diameter_mm < 3)
+    assert "2.9 mm" in text.caption_lesion(row, "mm")

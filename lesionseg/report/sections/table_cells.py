@@ -257,8 +257,8 @@ def _lesion_line(row: LesionRow, size: str, unit: str) -> Line:
         TableCell(row.case),
         number_cell(row.lesion, 0),
         TableCell(row.label),
-        number_cell(row.diameter_mm, 1, unit),
-        number_cell(row.long_axis_mm, 1, unit),
+        size_cell(row.diameter_mm, unit),
+        size_cell(row.long_axis_mm, unit),
         TableCell(size),
         TableCell(text.FOUND if row.detected else text.MISSED),
         TableCell(text.YES if row.near_resolution else ""),
@@ -275,14 +275,21 @@ def _candidate_line(row: CandidateRow, unit: str) -> Line:
         TableCell(row.label),
         number_cell(row.score, 3),
         number_cell(row.probability, 2),
-        TableCell(f"{row.diameter_mm:.1f} {unit}", row.diameter_mm),
+        size_cell(row.diameter_mm, unit),
         TableCell(text.OUTCOMES.get(row.outcome, row.outcome)),
         TableCell(text.YES if row.touches_lesion else ""),
     )
 
 
-def number_cell(value: float | None, digits: int, unit: str = "") -> TableCell:
+def size_cell(mm: float | None, unit: str) -> TableCell:
+    """A diameter, and what it sorts by."""
+    if mm is None:
+        return TableCell(text.NONE, float("-inf"))
+    return TableCell(f"{text.size(mm)} {unit}", mm)
+
+
+def number_cell(value: float | None, digits: int) -> TableCell:
     """A number, and what it sorts by."""
     if value is None:
         return TableCell(text.NONE, float("-inf"))  # undefined sorts below everything
-    return TableCell(f"{text.number(value, digits)} {unit}".rstrip(), float(value))
+    return TableCell(text.number(value, digits), float(value))

@@ -94,6 +94,15 @@ def size_range(group: SizeGroup, unit: str) -> str:
     return range_words(group.from_mm, group.to_mm, unit)
 
 
+def size(value: float | None) -> str:
+    """A diameter to a tenth, rounded down: what lies under an edge never reads as the edge.
+
+    >>> size(2.95), size(3.0), size(None)
+    ('2.9', '3.0', '–')
+    """
+    return NONE if value is None else f"{math.floor(10 * value + 1e-6) / 10:.1f}"
+
+
 def size_heading(unit: str) -> str:
     """The heading of a column of sizes: where they were measured when that matters."""
     return "Equivalent diameter" if unit in ("mm", "px") else f"Equivalent diameter ({unit})"
