@@ -125,6 +125,18 @@ class Page:
         return tuple(key for key in text.SECTIONS if present.get(key, True))
 
     @property
+    def definitions(self) -> Mapping[str, tuple[str, str]]:
+        """Those of what is on the page."""
+        named = {fact.definition for fact in self.facts}
+        charts = {"size-curve": "size_curve", "reliability": "calibration"}
+        return {
+            key: said
+            for key, said in text.meanings(self.scores.match_rule).items()
+            if (key in named or key not in text.OF_SOME_SCANS)
+            and (key not in charts or charts[key] in self.charts)
+        }
+
+    @property
     def study_table(self) -> Listing:
         """Every question of a study file with its answer."""
         return tables_of.list_pairs(text.HEADINGS_STUDY, self.study.lines())

@@ -63,9 +63,11 @@ def test_few_lesions_without_interval_get_no_percentage() -> None:
     assert text.share(3, 3, Estimate(1.0, (0.4, 1.0))) == "100\xa0%"
 
 
-def test_intervals_are_rounded_outwards() -> None:
-    assert text.interval(Estimate(0.5, (0.309, 0.691))) == "30 to 70\xa0%"
+def test_intervals_agree_with_two_digits_and_keep_room_at_their_ends() -> None:
+    assert text.interval(Estimate(0.5, (0.309, 0.691))) == "31 to 69\xa0%"
     assert text.interval(Estimate(0.5, (0.3, 0.7))) == "30 to 70\xa0%"
+    assert text.interval(Estimate(1.0, (0.997, 1.0))) == "99 to 100\xa0%"
+    assert text.interval(Estimate(0.0, (0.0, 0.003))) == "0 to 1\xa0%"
 
 
 def test_undefined_measure_prints_its_reason() -> None:
@@ -83,7 +85,7 @@ def test_size_groups_in_words(low: float, high: float | None, words: str) -> Non
 
 def test_what_is_left_out_is_counted() -> None:
     assert text.shown_sentence(12, 23, "the largest first").endswith("; 11 not shown.")
-    assert text.shown_sentence(2, 2, "the largest first").endswith("; all shown.")
+    assert text.shown_sentence(2, 2, "the largest first") == "Shown: all 2."
     assert text.shown_sentence(0, 0, "the largest first") == "There are none."
 
 

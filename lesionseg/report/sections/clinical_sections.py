@@ -97,9 +97,9 @@ def _scans(tables: Tables) -> ClinicalSection | None:
             for row in rows
         ),
     )
-    known = any(Estimate.from_json(row, "ppv").value is not None for row in rows)
-    said = words.SCANS_TEXT if known else words.SCANS_ONE_KIND
-    return ClinicalSection("scans", (said,), (), (counts, values) if known else (counts,))
+    sure = any(Estimate.from_json(row, "ppv").ci95 is not None for row in rows)
+    said = words.SCANS_TEXT if sure else words.SCANS_TOO_FEW
+    return ClinicalSection("scans", (said,), (), (counts, values) if sure else (counts,))
 
 
 def _count_cells(found: Mapping[str, Any], *keys: str) -> tuple[TableCell, ...]:
@@ -110,6 +110,7 @@ def _load(tables: Tables) -> ClinicalSection | None:
     found = tables.scores.raw.get("lesion_load")
     if not found:
         return None
+    sure = any(Estimate.from_json(one, "bias").ci95 is not None for one in found.values())
     lines = tuple(
         (
             TableCell(words.LOADS[key]),
@@ -124,9 +125,14 @@ def _load(tables: Tables) -> ClinicalSection | None:
     )
     charts: tuple[Chart, ...] = ()
     if len(figures.volumes(tables.cases)) > 1:
-        numbers = {n: Estimate.from_json(found["volume_ml"], n).value for n in figures.LINES}
+        numbers = {
+            n: Estimate.from_json(found["volume_ml"], n).value if sure else None
+            for n in figures.LINES
+        }
         draw = partial(figures.draw_load, cases=tables.cases, numbers=numbers)
         charts = (Chart(draw, 3.8, words.LOAD_CAPTION, words.alt_load(numbers)),)
+    if not sure:
+        return ClinicalSection("load", (words.LOAD_FEW,), charts) if charts else None
     return ClinicalSection(
         "load", (words.LOAD_TEXT,), charts, (Listing(words.HEADINGS_LOAD, lines),)
     )

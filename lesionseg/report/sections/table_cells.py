@@ -73,18 +73,25 @@ def list_candidates(candidates: Sequence[CandidateRow], unit: str) -> Listing:
 
 
 def list_sizes(scores: Scores) -> Listing:
-    """One line per size group: found of all, sensitivity, CI.
+    """One line per size group that has lesions: found of all, sensitivity, CI.
 
     Linked to the lesions of the group.
     """
-    names = [text.size_range(group, scores.size_unit) for group in scores.recall_by_size]
-    sizes = _size_table(scores, scores.recall_by_size, names, link="lesion-table")
-    return sizes if scores.second_reader is None else _with_reader(sizes, scores.second_reader)
+    groups = [group for group in scores.recall_by_size if group.n]
+    names = [text.size_range(group, scores.size_unit) for group in groups]
+    sizes = _size_table(scores, groups, names, link="lesion-table")
+    return (
+        sizes
+        if scores.second_reader is None
+        else _with_reader(sizes, scores.second_reader, scores.size_unit)
+    )
 
 
-def _with_reader(sizes: Listing, reader: SecondReader) -> Listing:
+def _with_reader(sizes: Listing, reader: SecondReader, unit: str) -> Listing:
     """Two columns more: what a second reader finds."""
-    groups = zip(sizes.lines, reader.recall_by_size, strict=True)
+    there = {line[0].shown for line in sizes.lines}
+    own = [one for one in reader.recall_by_size if text.size_range(one, unit) in there]
+    groups = zip(sizes.lines, own, strict=True)
     lines = (
         (*line, TableCell(text.of(one.detected, one.n)), TableCell(text.bounds(one.recall)))
         for line, one in groups
@@ -154,7 +161,7 @@ def list_reasons(lesions: Sequence[LesionRow]) -> Listing:
 
 
 def list_rules(scores: Scores, lesions: Sequence[LesionRow]) -> Listing:
-    """Lesions found and false positives by the page's own rule and by others."""
+    """Lesions found and false positives by the page's own rule and by others; none if all agree."""
     own = (
         TableCell(text.OWN_RULE),
         TableCell(text.of(scores.n_detected, scores.n_lesions)),
@@ -169,8 +176,10 @@ def list_rules(scores: Scores, lesions: Sequence[LesionRow]) -> Listing:
         for rule, words in text.RULES.items()
         if rule in scores.other_rules
     ]
-    lines = [own, *others] if others else []
-    return replace(listing(text.HEADINGS_RULES, lines), note=text.sharing_sentence(scores))
+    differ = len({tuple(cell.shown for cell in line[1:]) for line in (own, *others)}) > 1
+    note = text.sharing_sentence(scores)
+    lines = [own, *others] if others and (differ or note) else []
+    return replace(listing(text.HEADINGS_RULES, lines), note=note)
 
 
 def list_labels(scores: Scores) -> Listing:

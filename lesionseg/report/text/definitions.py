@@ -61,13 +61,12 @@ DEFINITIONS: Mapping[str, tuple[str, str]] = {
     "size": (
         "Size",
         "Equivalent diameter: of a ball (in 2-D a disc) with the lesion's volume (area). The long "
-        "axis, the longest line within one slice, is larger unless the lesion is round.",
+        "axis, the longest line within one slice, is mostly larger.",
     ),
     "interval": (
         "95 % CI",
         "Range that, over repeated samples of patients, holds the true value 95 times in 100. It "
-        "respects that lesions of one patient are alike. Under 5 patients none is given. "
-        "Percentages are rounded outwards.",
+        "respects that lesions of one patient are alike. Under 5 patients none is given.",
     ),
     "froc": (
         "FROC curve",
@@ -104,6 +103,7 @@ DEFINITIONS: Mapping[str, tuple[str, str]] = {
         "(segmentation) times their F1 (recognition).",
     ),
 }
+OF_SOME_SCANS = ("failed", "warned", "ignored", "second-reader")  # only where page 1 has them
 _PER_SCAN = "Given per scan, over all scans, and over the lesion-free ones alone."
 # what the same words mean under another match rule
 _BY_RULE: Mapping[str, Mapping[str, tuple[str, str]]] = {

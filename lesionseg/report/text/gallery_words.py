@@ -93,8 +93,9 @@ def shown_sentence(shown: int, total: int, what: str) -> str:
     """How many of how many are shown, so that nobody takes the choice for the whole."""
     if not total:
         return "There are none."
-    rest = f"{total - shown} not shown" if total > shown else "all shown"
-    return f"Shown: {shown} of {total}, {what}; {rest}."
+    if shown == total:
+        return f"Shown: {'the only one' if total == 1 else f'all {total}'}."
+    return f"Shown: {shown} of {total}, {what}; {total - shown} not shown."
 
 
 def gallery_page(title: str, first: int, last: int) -> str:

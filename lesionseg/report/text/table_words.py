@@ -150,6 +150,7 @@ ABSENT: Mapping[str, str] = {
     "comparison": "Compared with another reader or model",
     "adjudication": "False positives, judged by a person",
 }
+ALIKE = "over 80 % of the lesions have about the same contrast"
 NOT_ADJUDICATED = (
     "no person has judged them yet (fill adjudicate.csv, then evaluate adjudication=…)"
 )

@@ -44,6 +44,8 @@ CELLS = [
     | {"recall": 0.25, "ci95": None},
     {"from_mm": 5.0, "to_mm": None, "contrast_from": 0.0, "contrast_to": 2.0, "n": 0, "detected": 0}
     | {"recall": None, "ci95": None, "reason": "no lesion"},
+    {"from_mm": 0.0, "to_mm": 5.0, "contrast_from": 2.0, "contrast_to": None, "n": 2, "detected": 2}
+    | {"recall": 1.0, "ci95": None},
 ]
 DIFFERENCE = {"one": 0.6, "other": 0.4, "difference": 0.2, "ci95": [-0.1, 0.5], "p_value": 0.04}
 RATE = {
@@ -149,7 +151,7 @@ def test_curve_marks_only_the_sizes_that_are_known(details: Details, scores_dir:
 def test_fields_are_labelled_also_where_there_is_no_lesion(details: Details) -> None:
     figure = Figure()
     detail_figures.draw_cells(figure, details.cells, "mm")
-    assert [words.get_text() for words in figure.axes[0].texts] == ["1 of 4", text.NONE]
+    assert [words.get_text() for words in figure.axes[0].texts] == ["1 of 4", text.NONE, "2 of 2"]
 
 
 def test_subgroups_say_how_far_they_differ_and_which_were_stated_beforehand(

@@ -78,7 +78,7 @@ def test_scans_of_a_patient_are_summed_and_the_heaviest_comes_first(tables: Tabl
         ("q", 1, 1, 1),
     ]
     sentence = make_clinical_sections(replace(tables, cases=(alone, *together)))[0].sentences[0]
-    assert "All lesions were found in 1 of 2 patients with lesions, none in 0." in sentence
+    assert "All lesions were found in 1 of 2 patients with lesions, no lesion in 0." in sentence
     assert text.percent(0.8) in sentence
 
 
@@ -158,6 +158,6 @@ def test_one_patient_is_said_in_the_singular() -> None:
         [CaseRow(case="a", n_lesions=2, n_detected=1, n_missed=1, n_false_positive=0)]
     )
     assert words.patients_sentence([one]) == (
-        "All lesions were found in 0 of 1 patient with lesions, none in 0. "
+        "All lesions were found in 0 of 1 patient with lesions, no lesion in 0. "
         "No false positive in 1 of 1 patient."
     )
