@@ -44,7 +44,7 @@ STATES: tuple[State, ...] = ("automatic", "supplied", "not stated")
 
 
 # sections that are there when their chart is
-CLINICAL = ("acceptance", "patients", "scans", "load")
+CLINICAL = ("acceptance", "elsewhere", "patients", "scans", "load")
 
 
 CHARTED = ("size", "training", "balance", "anchors", "calibration")
@@ -191,6 +191,7 @@ def make_page(
     pair: ModelPair | None = None,
     names: tuple[str, str] = text.NAMES,
     acceptance: AcceptancePlan | None = None,
+    elsewhere: Scores | None = None,
 ) -> Page:
     """The page of an evaluation.
 
@@ -204,6 +205,7 @@ def make_page(
         pair: a second model or reader on the same scans.
         names: what the model and the one it is compared with are called.
         acceptance: the criteria that these scans must meet.
+        elsewhere: the same model's scores on other scans.
     """
     scores, details, unit = tables.scores, tables.details, tables.scores.size_unit
     curve, calibration = details.size_curve, details.calibration
@@ -241,7 +243,7 @@ def make_page(
         ),
         calibration=detail_tables.list_reliability(calibration) if calibration else None,
         extras=make_extras(scores),
-        clinical=make_clinical_sections(tables, acceptance),
+        clinical=make_clinical_sections(tables, acceptance, elsewhere),
         flow=make_flow(tables, study),
         study=study,
         cases=tables_of.list_cases(tables.cases, unit),

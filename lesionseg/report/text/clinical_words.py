@@ -32,6 +32,20 @@ SCANS_TOO_FEW = (
 CALLED, NOT_CALLED = "Any detection", "No detection"
 HEADINGS_FOUR = ("", "Scans with lesions", "Scans without")
 HEADINGS_VALUES = ("If so many scans have lesions", "PPV of a scan", "NPV of a scan")
+ELSEWHERE_TEXT = (
+    "These scans beside those of another evaluation of the same model, such as its test set. The "
+    "patients are others, so a difference may lie in them as well as in how the model does."
+)
+HEADINGS_ELSEWHERE = ("", "Here", "There", "Here minus there")
+ROLE, SCANS, LESION_FREE = "Role", "Scans", "Scans without lesions"
+PER_SCAN, SMALL = "Lesions per scan", "Lesions under 5 mm"
+ELSEWHERE = (
+    "lesion_recall",
+    "false_positives_per_case",
+    "case_sensitivity",
+    "case_specificity",
+    "dice",
+)
 LOAD_TEXT = (
     "Whether the lesion load of a scan, as it is followed in time, agrees with the reference. "
     "Bias is the mean of detected minus reference; 95 of 100 scans are expected between the limits "

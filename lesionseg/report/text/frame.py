@@ -28,6 +28,7 @@ SECTIONS: Mapping[str, str] = {
     "flow": "Flow of patients and scans",
     "study": "Study design and population",
     "acceptance": "Local acceptance test",
+    "elsewhere": "Here and on other scans",
     "patients": "Each patient's sensitivity and false positives",
     "scans": "Scan by scan: what a positive or a negative one means",
     "load": "Lesion load",
