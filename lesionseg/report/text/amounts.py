@@ -31,8 +31,12 @@ def count(n: int, one: str, many: str | None = None) -> str:
 
 
 def number(value: float | None, digits: int = 2) -> str:
-    """A number for a table, or a dash."""
-    return NONE if value is None else f"{value:.{digits}f}"
+    """A number for a table, or a dash; no zero has a sign.
+
+    >>> number(-0.001), number(None)
+    ('0.00', '–')
+    """
+    return NONE if value is None else f"{round(value, digits) + 0.0:.{digits}f}"
 
 
 def percent(part: float) -> str:
