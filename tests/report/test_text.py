@@ -1,4 +1,5 @@
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from lesionseg.evaluation.statistics.estimates import Estimate
 from lesionseg.evaluation.statistics.score_parts import SizeGroup
 from lesionseg.report import text
 from lesionseg.report.inputs.result_tables import read_tables
-from lesionseg.report.sections.table_cells import list_lesions
+from lesionseg.report.sections.table_cells import list_lesions, list_rules
 from lesionseg.report.text import clinical_words, dataset_words
 from lesionseg.report.write import Options, write_report
 from tests.report.conftest import Evaluation
@@ -202,3 +203,20 @@ def test_a_lesion_under_an_edge_never_reads_as_that_edge(
     assert [line[3] for line in small] == ["2.5 mm", "2.9 mm"]
     row = next(row for row in tables.lesions if 2.9 < row.diameter_mm < 3)
     assert "2.9 mm" in text.caption_lesion(row, "mm")
+
+
+def test_rules_that_agree_are_one_sentence(evaluation: Evaluation, tmp_path: Path) -> None:
+    tables = read_tables(evaluation.write(tmp_path))
+    scores = tables.scores
+    rate, alike = scores.estimate("false_positives_per_case").value, tables.lesions
+    same = {**scores.raw, "other_criteria": {"iou50": {"false_positives_per_case": rate}}}
+    rows = [replace(row, iou50=row.detected) for row in alike]
+    table = list_rules(replace(scores, raw=same), rows)
+    assert (table.lines, table.note.endswith("other rules: IoU at least 0.5.")) == ((), True)
+    rows[0] = replace(rows[0], iou50=not rows[0].iou50)
+    assert len(list_rules(replace(scores, raw=same), rows).lines) == 2
+
+
+def test_auroc_and_average_precision_have_their_own_definition() -> None:
+    for key, word in (("case_auroc", "AUROC"), ("average_precision", "Average precision")):
+        assert word in text.DEFINITIONS[text.MEASURES[key][1]][1]

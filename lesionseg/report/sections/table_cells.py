@@ -161,7 +161,7 @@ def list_reasons(lesions: Sequence[LesionRow]) -> Listing:
 
 
 def list_rules(scores: Scores, lesions: Sequence[LesionRow]) -> Listing:
-    """Lesions found and false positives by the page's own rule and by others; none if all agree."""
+    """Lesions found and false positives by the page's rule and by others; if all agree a note."""
     own = (
         TableCell(text.OWN_RULE),
         TableCell(text.of(scores.n_detected, scores.n_lesions)),
@@ -178,8 +178,11 @@ def list_rules(scores: Scores, lesions: Sequence[LesionRow]) -> Listing:
     ]
     differ = len({tuple(cell.shown for cell in line[1:]) for line in (own, *others)}) > 1
     note = text.sharing_sentence(scores)
-    lines = [own, *others] if others and (differ or note) else []
-    return replace(listing(text.HEADINGS_RULES, lines), note=note)
+    if others and not differ and not note:
+        return Listing(
+            text.HEADINGS_RULES, (), note=text.rules_agree(line[0].shown for line in others)
+        )
+    return replace(listing(text.HEADINGS_RULES, [own, *others] if others else []), note=note)
 
 
 def list_labels(scores: Scores) -> Listing:

@@ -1,7 +1,7 @@
 """Headings and cells of the tables, and what stands beside them."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from lesionseg.report.text.amounts import count
 
@@ -208,6 +208,11 @@ def subgroups_sentence(by: Sequence[str], stated: str = "") -> str:
     said = f"{said[:1].upper()}{said[1:]}."
     looked = f"Looked at: {count(len(by), 'group')}, by {count(len(columns), 'column')}."
     return f"{looked} {said} {EXTRAS['subgroups']}"
+
+
+def rules_agree(rules: Iterable[str]) -> str:
+    """That other rules of what found means give the same numbers."""
+    return f"As many are found, with as many false positives, by other rules: {'; '.join(rules)}."
 
 
 def why_missed(reason: str) -> str:
