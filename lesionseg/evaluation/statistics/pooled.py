@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from operator import attrgetter
 from typing import Any
 
@@ -106,7 +106,12 @@ class PooledResults:
 
     def recall(self) -> Estimate:
         """Share of the lesions found at the operating point."""
-        return self._share(attrgetter("detected"))
+        return proportion(*self.lesion_sums, edge_cases.NO_LESION)
+
+    @cached_property
+    def lesion_sums(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Lesions found, and all of them, by group."""
+        return self._tally(attrgetter("detected"), lambda _: True)
 
     def _share(self, found: Selection) -> Estimate:
         return proportion(*self._tally(found, lambda _: True), edge_cases.NO_LESION)

@@ -14,8 +14,8 @@ import numpy as np
 from lesionseg.errors import ConfigError
 from lesionseg.evaluation import edge_cases
 from lesionseg.evaluation.results import CaseResult
-from lesionseg.evaluation.statistics.detection import pool_results
-from lesionseg.evaluation.statistics.estimates import Estimate, difference
+from lesionseg.evaluation.statistics.detection import pool_results, sums_by_group
+from lesionseg.evaluation.statistics.estimates import Estimate, difference, proportion
 from lesionseg.evaluation.statistics.pooled import PooledResults
 from lesionseg.evaluation.statistics.score_parts import SubgroupScores
 
@@ -187,7 +187,7 @@ def _numbers(
     summary: PooledResults, part: PooledResults, by: str, value: str, *, of_lesions: bool = False
 ) -> dict[str, Any]:
     counts, recall = part.counts(), part.recall()
-    apart = difference(recall, _rest(summary, part).recall())
+    apart = difference(recall, _recall_of_rest(summary, part))
     false = Estimate(None) if of_lesions else part.false_positives_per_case()
     dices = [r.dice for r in part.results if r.dice is not None]
     has_dice = dices or of_lesions or by == ZONE
@@ -208,14 +208,13 @@ def _numbers(
     ).to_json()
 
 
-def _rest(summary: PooledResults, part: PooledResults) -> PooledResults:
-    """All lesions that are not in the part."""
-    inside = {(r.case, x.lesion) for r in part.results for x in r.lesions}
-    kept = [
-        replace(r, lesions=tuple(x for x in r.lesions if (r.case, x.lesion) not in inside))
-        for r in summary.results
-    ]
-    return _part(summary, [r for r in kept if r.lesions])
+def _recall_of_rest(summary: PooledResults, part: PooledResults) -> Estimate:
+    """Of all lesions that are not in the part."""
+    groups, results = summary.pool.groups, part.results
+    hits, totals = summary.lesion_sums
+    found = sums_by_group(groups, results, [r.n_detected for r in results])
+    present = sums_by_group(groups, results, [len(r.lesions) for r in results])
+    return proportion(hits - found, totals - present, edge_cases.NO_LESION)
 
 
 def _cases_of(summary: PooledResults, group: Subgroup[str]) -> PooledResults:
