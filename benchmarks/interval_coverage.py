@@ -11,7 +11,8 @@ in brackets that of studies with an interval where not all have one.
 
 import argparse
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,28 +31,9 @@ Ends = Mapping[str, tuple[CI | None, float]]  # interval and truth, by what it i
 Array = NDArray[np.float64]
 
 
-@dataclass(frozen=True, eq=False)
-class Study:
-    """Patients with one scan each: their lesions and false positives, and an estimator."""
-
-    pool: Pool
-    estimator: Estimator
-
-    @property
-    def n(self) -> int:
-        """Number of patients."""
-        return self.pool.n_cases
-
-    def by_patient(self, groups: NDArray[np.int64]) -> Array:
-        """How many of the items each patient has."""
-        return np.bincount(groups, minlength=self.n).astype(np.float64)
-
-    def boot(self, statistic: detection.Statistic, support: Array | None = None) -> CI | None:
-        """The bootstrap interval of a statistic of one value."""
-        counted = self.by_patient(self.pool.lesion_group) if support is None else support
-        items = len(self.pool.detected_at) + len(self.pool.false_score) + 1
-        found = self.estimator.bootstrapped(statistic, counted, edge_cases.NO_LESION, items)
-        return found[0].ci95
+def by_patient(pool: Pool, groups: NDArray[np.int64]) -> Array:
+    """How many of the items each patient has."""
+    return np.bincount(groups, minlength=len(pool.groups)).astype(np.float64)
 
 
 def draw_pool(n: int, rng: np.random.Generator, *, ill: float = 1.0, shift: float = 1.0) -> Pool:
@@ -67,21 +49,8 @@ def draw_pool(n: int, rng: np.random.Generator, *, ill: float = 1.0, shift: floa
     np.maximum.at(highest, at, detected_at)
     np.maximum.at(highest, wrong, false_score)
     names = tuple(map(str, groups))
-    return Pool(names, at, detected_at, wrong, false_score, groups, highest, positive)
-
-
-def draw_study(n: int, rng: np.random.Generator, **kind: float) -> Study:
-    """A study and its bootstrap."""
-    return Study(draw_pool(n, rng, **kind), Estimator.seeded(n, REPLICATES, int(rng.integers(1e9))))
-
-
-def truth(statistic: Callable[[Pool], detection.Statistic], **kind: float) -> float:
-    """The statistic of a population."""
-    pool = draw_pool(POPULATION, np.random.default_rng(1), **kind)
-    # one group is enough for the value, and quick
-    one = {f: np.zeros_like(getattr(pool, f)) for f in ("lesion_group", "false_group")}
-    whole = replace(pool, groups=("all",), case_group=np.zeros_like(pool.case_group), **one)
-    return float(value_of(statistic(whole), 1)[0] or 0.0)
+    whole = np.ones(n)
+    return Pool(names, at, detected_at, wrong, false_score, groups, highest, positive, whole)
 
 
 def plain_numbers(n: int, rng: np.random.Generator) -> Ends:
@@ -101,32 +70,36 @@ def plain_numbers(n: int, rng: np.random.Generator) -> Ends:
     }
 
 
-@dataclass(frozen=True)
-class Curves:
-    """Numbers of curves and of chosen scores, and their truth."""
+def truth_at_one() -> float:
+    """Sensitivity at 1 false positive per scan of a population."""
+    pool = population()
+    # one group is enough for the value, and quick
+    one = {f: np.zeros_like(getattr(pool, f)) for f in ("lesion_group", "false_group")}
+    whole = replace(pool, groups=("all",), case_group=np.zeros_like(pool.case_group), **one)
+    return float(value_of(at_one(whole), 1)[0] or 0.0)
 
-    recall: float
-    auroc: float
 
-    @classmethod
-    def of_population(cls) -> "Curves":
-        """The truth."""
-        return cls(truth(at_one), truth(detection.case_auroc, ill=0.5))
+def population(**kind: float) -> Pool:
+    """Patients enough for the truth."""
+    return draw_pool(POPULATION, np.random.default_rng(1), **kind)
 
-    def __call__(self, n: int, rng: np.random.Generator) -> Ends:
-        """The intervals of one study."""
-        study, half = draw_study(n, rng), draw_study(n, rng, ill=0.5)
-        ill = half.pool.case_positive
-        few = (ill if ill.sum() < n / 2 else ~ill) & ill.any() & (~ill).any()
-        strata = replace(half, estimator=half.estimator.by_stratum([ill, ~ill]))
-        auroc = strata.boot(detection.case_auroc(half.pool), few.astype(np.float64))
-        return {
-            "sensitivity at 1 false positive per scan (bootstrap)": (
-                study.boot(at_one(study.pool)),
-                self.recall,
-            ),
-            "AUROC, half of the patients without lesions (bootstrap)": (auroc, self.auroc),
-        }
+
+def sensitivity_at_one(true: float, n: int, rng: np.random.Generator) -> Ends:
+    """The interval of a point of the curve."""
+    pool = draw_pool(n, rng)
+    lesions, items = (
+        by_patient(pool, pool.lesion_group),
+        len(pool.detected_at) + len(pool.false_score),
+    )
+    estimator = Estimator.seeded(n, REPLICATES, int(rng.integers(1e9)))
+    ends = estimator.bootstrapped(at_one(pool), lesions, edge_cases.NO_LESION, items + 1)[0].ci95
+    return {"sensitivity at 1 false positive per scan (bootstrap)": (ends, true)}
+
+
+def auroc(true: float, n: int, rng: np.random.Generator) -> Ends:
+    """Scans told apart, where half of the patients have no lesion."""
+    ends = detection.case_auroc(draw_pool(n, rng, ill=0.5)).ci95
+    return {"AUROC, half of the patients without lesions (Newcombe, deff)": (ends, true)}
 
 
 def at_one(pool: Pool) -> detection.Statistic:
@@ -138,11 +111,11 @@ def chosen_score(n: int, rng: np.random.Generator) -> Ends:
     """What a score chosen on these patients for 0.5 false positives per scan gives on new ones."""
     from scipy.special import ndtr
 
-    study = draw_study(n, rng)
-    pool, score = study.pool, allowing(study.pool, 0.5)
-    lesions, cases = study.by_patient(pool.lesion_group), np.ones(n)
-    hits = study.by_patient(pool.lesion_group[pool.detected_at >= score])
-    false = study.by_patient(pool.false_group[pool.false_score >= score])
+    pool = draw_pool(n, rng)
+    score = allowing(pool, 0.5)
+    lesions, cases = by_patient(pool, pool.lesion_group), np.ones(n)
+    hits = by_patient(pool, pool.lesion_group[pool.detected_at >= score])
+    false = by_patient(pool, pool.false_group[pool.false_score >= score])
     none = edge_cases.NO_LESION
     return {
         "chosen score, sensitivity on new scans (Wilson, deff)": (
@@ -202,8 +175,10 @@ def main() -> None:
     parser.add_argument("--studies", type=int, default=2000, help="of the bootstraps")
     studies = parser.parse_args().studies
     print(f"| patients | {' | '.join(map(str, PATIENTS))} |\n|---|{'---:|' * len(PATIENTS)}")
+    curve = partial(sensitivity_at_one, truth_at_one())
+    area = partial(auroc, float(detection.case_auroc(population(ill=0.5)).value or 0.0))
     # without a bootstrap a study costs little
-    for measure, times in ((plain_numbers, 5), (Curves.of_population(), 1), (chosen_score, 2)):
+    for measure, times in ((plain_numbers, 5), (curve, 1), (area, 5), (chosen_score, 5)):
         for name, cells in coverage(measure, times * studies).items():
             print(f"| {name} | {' | '.join(cells)} |", flush=True)
 

@@ -1,11 +1,18 @@
 """False positives that a person found to be lesions the reference lacks: both numbers."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from lesionseg.errors import ContentError
+from lesionseg.evaluation import edge_cases
 from lesionseg.evaluation.results import CandidateResult, CaseResult
+from lesionseg.evaluation.statistics.detection import sums_by_group
+from lesionseg.evaluation.statistics.estimates import as_list, proportion, rate
 from lesionseg.evaluation.table_row import Point, TableRow
 
 LESION, NO_LESION, UNSURE = "lesion", "no_lesion", "unsure"
@@ -85,19 +92,14 @@ def adjudicate(
         if c.outcome == "false_positive"
     }
     fresh = [v for v in verdicts if _same(false.get((v.case, v.candidate)), v)]
+    confirmed = Counter(v.case for v in fresh if v.verdict == LESION)
     n_of = {word: sum(v.verdict == word for v in fresh) for word in (LESION, NO_LESION, UNSURE)}
-    found = sum(r.n_detected for r in results)
-    true = sum(r.n_outcome("true_positive") for r in results)
-    lesions = sum(len(r.lesions) for r in results)
-    real = n_of[LESION]
     return {
         **{f"n_{word}": n for word, n in n_of.items()},
         "n_open": len(false) - len({(v.case, v.candidate) for v in fresh}),
         "n_stale": len(verdicts) - len(fresh),
-        "by_reference": _numbers(found, lesions, true, len(false), len(results)),
-        "adjudicated": _numbers(
-            found + real, lesions + real, true + real, len(false) - real, len(results)
-        ),
+        "by_reference": _numbers(results, {}),
+        "adjudicated": _numbers(results, confirmed),
     }
 
 
@@ -111,12 +113,29 @@ def _same(candidate: CandidateResult | None, verdict: AdjudicationRow) -> bool:
     )
 
 
-def _numbers(found: int, lesions: int, true: int, false: int, cases: int) -> dict[str, Any]:
-    numbers = {
-        "n_lesions": lesions,
-        "n_false_positive": false,
-        "lesion_recall": found / lesions if lesions else None,
-        "lesion_precision": true / (true + false) if true + false else None,
-        "false_positives_per_case": false / cases if cases else None,
+def _numbers(results: Sequence[CaseResult], confirmed: Mapping[str, int]) -> dict[str, Any]:
+    """The main numbers with intervals, a case's `confirmed` false positives counted as found."""
+    groups = sorted({r.group for r in results})
+    real = [confirmed.get(r.case, 0) for r in results]
+
+    def by_group(values: Sequence[float], more: int = 0) -> NDArray[np.float64]:
+        found = [v + more * n for v, n in zip(values, real, strict=True)]
+        return sums_by_group(groups, results, found)
+
+    true = by_group([r.n_outcome("true_positive") for r in results], 1)
+    false = by_group([r.n_outcome("false_positive") for r in results], -1)
+    found = by_group([r.n_detected for r in results], 1)
+    lesions = by_group([len(r.lesions) for r in results], 1)
+    cases = by_group([r.annotated_share for r in results])
+    estimates = {
+        "lesion_recall": proportion(found, lesions, edge_cases.NO_LESION),
+        "lesion_precision": proportion(true, true + false, edge_cases.NOTHING_ACCEPTED),
+        "false_positives_per_case": rate(false, cases, edge_cases.NO_CASE),
     }
-    return numbers if lesions and true + false else {**numbers, "reason": "nothing to count"}
+    return {
+        "n_lesions": int(lesions.sum()),
+        "n_false_positive": int(false.sum()),
+        **{key: one.value for key, one in estimates.items()},
+        "ci95": {key: as_list(one.ci95) for key, one in estimates.items()},
+        "reasons": {key: one.reason for key, one in estimates.items() if one.reason},
+    }

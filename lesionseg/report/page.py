@@ -44,7 +44,7 @@ STATES: tuple[State, ...] = ("automatic", "supplied", "not stated")
 
 
 # sections that are there when their chart is
-CLINICAL = ("acceptance", "patients", "scans", "load")
+CLINICAL = ("acceptance", "elsewhere", "patients", "scans", "load")
 
 
 CHARTED = ("size", "training", "balance", "anchors", "calibration")
@@ -88,7 +88,9 @@ class Page:
     measures: Listing
     reasons: Listing
     differences: Listing
+    non_inferiority: str
     subgroups: Listing
+    subgroups_said: str
     calibration: Listing | None
     extras: Mapping[str, Extra]
     clinical: tuple[ClinicalSection, ...]
@@ -121,6 +123,18 @@ class Page:
             **{key: key in {one.key for one in self.clinical} for key in CLINICAL},
         }
         return tuple(key for key in text.SECTIONS if present.get(key, True))
+
+    @property
+    def definitions(self) -> Mapping[str, tuple[str, str]]:
+        """Those of what is on the page."""
+        named = {fact.definition for fact in self.facts}
+        charts = {"size-curve": "size_curve", "reliability": "calibration"}
+        return {
+            key: said
+            for key, said in text.meanings(self.scores.match_rule).items()
+            if (key in named or key not in text.OF_SOME_SCANS)
+            and (key not in charts or charts[key] in self.charts)
+        }
 
     @property
     def study_table(self) -> Listing:
@@ -177,6 +191,7 @@ def make_page(
     pair: ModelPair | None = None,
     names: tuple[str, str] = text.NAMES,
     acceptance: AcceptancePlan | None = None,
+    elsewhere: Scores | None = None,
 ) -> Page:
     """The page of an evaluation.
 
@@ -190,6 +205,7 @@ def make_page(
         pair: a second model or reader on the same scans.
         names: what the model and the one it is compared with are called.
         acceptance: the criteria that these scans must meet.
+        elsewhere: the same model's scores on other scans.
     """
     scores, details, unit = tables.scores, tables.details, tables.scores.size_unit
     curve, calibration = details.size_curve, details.calibration
@@ -220,10 +236,14 @@ def make_page(
         measures=tables_of.list_measures(scores),
         reasons=tables_of.list_reasons(tables.lesions),
         differences=detail_tables.list_differences(details.differences, names),
+        non_inferiority=text.margin_sentence(details.differences, names),
         subgroups=detail_tables.list_subgroups(details.subgroups),
+        subgroups_said=text.subgroups_sentence(
+            [group.by for group in details.subgroups], study.answers.get("subgroups", "")
+        ),
         calibration=detail_tables.list_reliability(calibration) if calibration else None,
         extras=make_extras(scores),
-        clinical=make_clinical_sections(tables, acceptance),
+        clinical=make_clinical_sections(tables, acceptance, elsewhere),
         flow=make_flow(tables, study),
         study=study,
         cases=tables_of.list_cases(tables.cases, unit),

@@ -8,6 +8,7 @@ from pathlib import Path
 from lesionseg.core import Dataset
 from lesionseg.errors import LesionsegError, ReadError
 from lesionseg.evaluation.acceptance import read_acceptance
+from lesionseg.evaluation.score_sections import Scores
 from lesionseg.io.atomic import private_files, write_text
 from lesionseg.report import text
 from lesionseg.report.figures.pictures import Load, Scene
@@ -18,8 +19,8 @@ from lesionseg.report.inputs.origin import (
     rename,
     write_pseudonyms,
 )
-from lesionseg.report.inputs.result_tables import Tables, read_tables
-from lesionseg.report.inputs.second_model import read_pair
+from lesionseg.report.inputs.result_tables import Tables, read_scores, read_tables
+from lesionseg.report.inputs.second_model import check_rule, read_pair
 from lesionseg.report.inputs.study_file import read_study
 from lesionseg.report.page import Page, make_page, render, write_page
 from lesionseg.report.pdf import write_pdf
@@ -57,7 +58,8 @@ class Options:
     `identifiers` True prints the real names of cases and patients. `whole_gallery` writes every
     miss and every false positive into the folder `gallery`. `study` is a study.yaml. `names`: what
     this model or reader and the one it is compared with are called. `acceptance`: a file of limits
-    that these scans must meet. `viewer`: a page for every scan, in the folder `viewer`.
+    that these scans must meet. `elsewhere`: the same model's evaluation of other scans. `viewer`:
+    a page for every scan, in the folder `viewer`.
     `two_readers`: sheets and pictures for two blinded readers, in the folder `adjudication`.
     `language`: of the first sheet, `en` or `de`; what follows it is in English.
     """
@@ -70,6 +72,7 @@ class Options:
     study: Path | None = None
     names: tuple[str, str] = text.NAMES
     acceptance: Path | None = None
+    elsewhere: Path | None = None
     viewer: bool = False
     two_readers: bool = False
     language: str = "en"
@@ -127,6 +130,7 @@ def write_report(
             pair=pair,
             names=options.names,
             acceptance=None if options.acceptance is None else read_acceptance(options.acceptance),
+            elsewhere=_scores_elsewhere(options.elsewhere, tables),
             audit=_audit(scores_dir, images, reference, tables.scores.size_unit, options),
         )
         gallery: tuple[GallerySection, ...] = ()
@@ -160,6 +164,15 @@ def write_report(
                 output / "report.pdf", render("report.html.j2", page, gallery=few, paper=True)
             )
         return output / "report.html"
+
+
+def _scores_elsewhere(folder: Path | None, tables: Tables) -> Scores | None:
+    """The scores of other scans; `ContentError` when they count by another match rule."""
+    if folder is None:
+        return None
+    there, here = read_scores(folder / "scores.json"), tables.scores
+    check_rule(folder, there, here)
+    return there
 
 
 def _audit(

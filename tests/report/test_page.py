@@ -9,6 +9,8 @@ from lesionseg.errors import ReadError
 from lesionseg.report import text
 from lesionseg.report.inputs.origin import make_pseudonyms, rename
 from lesionseg.report.inputs.result_tables import Tables, read_scores, read_tables
+from lesionseg.report.inputs.study_file import Study
+from lesionseg.report.page import make_page, render
 from lesionseg.report.sections.first_screen import banners, facts
 from lesionseg.report.sections.gallery import GallerySection, choose_items, draw_gallery, trim
 from lesionseg.report.text.fact_sentences import operating_point_sentence
@@ -337,3 +339,29 @@ def test_first_page_has_what_a_study_states_and_no_banner_then(
     ):
         assert said in words
     assert "cannot be told without" not in words
+
+
+def test_what_says_nothing_is_left_out(evaluation: Evaluation, tmp_path: Path) -> None:
+    few = {"prevalence": 0.1, **{k: {"value": 1.0, "ci95": None} for k in ("ppv", "npv")}}
+    counts = dict.fromkeys(
+        ("true_positive", "false_negative", "false_positive", "true_negative"), 1
+    )
+    alike = {"from_mm": 0.0, "to_mm": None, "contrast_from": 0.0, "contrast_to": None}
+    found = {"n": 7, "detected": 4, "recall": 4 / 7, "ci95": None}
+    evaluation.changes = {
+        "case_table": {**counts, "predictive_values": [few]},
+        "recall_by_size_and_contrast": [alike | found],
+        "other_criteria": {},
+    }
+    folder = evaluation.write(tmp_path / "s")
+    history = tmp_path / "metrics.csv"
+    history.write_text("step,loss\n1,0.5\n2,0.4\n")
+    page = write_report(folder, tmp_path / "out", history=history).read_text()
+    assert text.ALIKE in page
+    assert "they need 5 patients with lesions and 5 without" in page
+    for absent in ("PPV of a scan", "0 of 0</td>", text.OTHER_RULES, "def-second-reader"):
+        assert absent not in page
+    tables = read_tables(folder)
+    shown = make_page(tables, Study(), history=history)
+    assert '<section id="training">' in render("report.html.j2", shown, gallery=())
+    assert '<section id="training">' not in render("report.html.j2", shown, gallery=(), paper=True)

@@ -1,4 +1,5 @@
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from lesionseg.evaluation.statistics.estimates import Estimate
 from lesionseg.evaluation.statistics.score_parts import SizeGroup
 from lesionseg.report import text
 from lesionseg.report.inputs.result_tables import read_tables
+from lesionseg.report.sections.table_cells import list_lesions, list_rules
 from lesionseg.report.text import clinical_words, dataset_words
 from lesionseg.report.write import Options, write_report
 from tests.report.conftest import Evaluation
@@ -62,9 +64,11 @@ def test_few_lesions_without_interval_get_no_percentage() -> None:
     assert text.share(3, 3, Estimate(1.0, (0.4, 1.0))) == "100\xa0%"
 
 
-def test_intervals_are_rounded_outwards() -> None:
-    assert text.interval(Estimate(0.5, (0.309, 0.691))) == "30 to 70\xa0%"
+def test_intervals_agree_with_two_digits_and_keep_room_at_their_ends() -> None:
+    assert text.interval(Estimate(0.5, (0.309, 0.691))) == "31 to 69\xa0%"
     assert text.interval(Estimate(0.5, (0.3, 0.7))) == "30 to 70\xa0%"
+    assert text.interval(Estimate(1.0, (0.997, 1.0))) == "99 to 100\xa0%"
+    assert text.interval(Estimate(0.0, (0.0, 0.003))) == "0 to 1\xa0%"
 
 
 def test_undefined_measure_prints_its_reason() -> None:
@@ -82,7 +86,7 @@ def test_size_groups_in_words(low: float, high: float | None, words: str) -> Non
 
 def test_what_is_left_out_is_counted() -> None:
     assert text.shown_sentence(12, 23, "the largest first").endswith("; 11 not shown.")
-    assert text.shown_sentence(2, 2, "the largest first").endswith("; all shown.")
+    assert text.shown_sentence(2, 2, "the largest first") == "Shown: all 2."
     assert text.shown_sentence(0, 0, "the largest first") == "There are none."
 
 
@@ -184,3 +188,35 @@ def test_a_language_without_a_catalog_is_refused(evaluation: Evaluation, tmp_pat
     scores = evaluation.write(tmp_path / "scores")
     with pytest.raises(ConfigError, match=r"no report in this language.*fr"):
         write_report(scores, tmp_path / "out", options=Options(language="fr"))
+
+
+def test_a_lesion_under_an_edge_never_reads_as_that_edge(
+    evaluation: Evaluation, tmp_path: Path
+) -> None:
+    evaluation.lesions[0].diameter_mm = 2.96
+    tables = read_tables(evaluation.write(tmp_path))
+    groups = tables.scores.recall_by_size
+    lines = [
+        [cell.shown for cell in line] for line in list_lesions(tables.lesions, groups, "mm").lines
+    ]
+    small = [line for line in lines if line[5] == "under 3 mm"]
+    assert [line[3] for line in small] == ["2.5 mm", "2.9 mm"]
+    row = next(row for row in tables.lesions if 2.9 < row.diameter_mm < 3)
+    assert "2.9 mm" in text.caption_lesion(row, "mm")
+
+
+def test_rules_that_agree_are_one_sentence(evaluation: Evaluation, tmp_path: Path) -> None:
+    tables = read_tables(evaluation.write(tmp_path))
+    scores = tables.scores
+    rate, alike = scores.estimate("false_positives_per_case").value, tables.lesions
+    same = {**scores.raw, "other_criteria": {"iou50": {"false_positives_per_case": rate}}}
+    rows = [replace(row, iou50=row.detected) for row in alike]
+    table = list_rules(replace(scores, raw=same), rows)
+    assert (table.lines, table.note.endswith("other rules: IoU at least 0.5.")) == ((), True)
+    rows[0] = replace(rows[0], iou50=not rows[0].iou50)
+    assert len(list_rules(replace(scores, raw=same), rows).lines) == 2
+
+
+def test_auroc_and_average_precision_have_their_own_definition() -> None:
+    for key, word in (("case_auroc", "AUROC"), ("average_precision", "Average precision")):
+        assert word in text.DEFINITIONS[text.MEASURES[key][1]][1]

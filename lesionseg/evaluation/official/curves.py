@@ -38,7 +38,7 @@ def picai_scores(results: Sequence[CaseResult]) -> Values:
     """
     pool = pool_results(results)
     area = value_of(detection.average_precision(pool), len(pool.groups))[0]
-    auroc = value_of(detection.case_auroc(pool), len(pool.groups))[0]
+    auroc = detection.case_auroc(pool).value
     both = None if area is None or auroc is None else (area + auroc) / 2
     at = {f"sensitivity_at_{r:g}_fp_per_case": _picai_sensitivity(pool, r) for r in PICAI_RATES}
     return {"auroc": auroc, "average_precision": area, "score": both, **at}

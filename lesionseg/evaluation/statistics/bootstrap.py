@@ -14,7 +14,7 @@ from scipy.special import gammaincinv, ndtr, stdtrit
 
 MIN_GROUPS = 5
 MAX_UNDEFINED = 0.05  # of the replicates: they are not undefined at random
-_Z95 = 1.959963984540054
+Z95 = 1.959963984540054
 _MAX_ELEMENTS = 4_000_000  # of a temporary `[replicates, items]`: 32 MB
 
 Weights = NDArray[np.float64]
@@ -45,19 +45,6 @@ def draw_groups(n_groups: int, replicates: int, rng: np.random.Generator) -> Dra
     for i in range(0, replicates if n_groups else 0, step):
         part = drawn[i : i + step]
         part[:] = rng.multinomial(n_groups, np.full(n_groups, 1 / n_groups), len(part))
-    return drawn
-
-
-def draw_strata(
-    strata: Sequence[NDArray[np.bool_]], replicates: int, rng: np.random.Generator
-) -> Draws:
-    """As `draw_groups`, but the groups `[n_groups]` of each stratum are drawn by themselves.
-
-    So no replicate lacks a stratum.
-    """
-    drawn = np.zeros((replicates, len(strata[0])), np.uint8)
-    for stratum in strata:
-        drawn[:, stratum] = draw_groups(int(stratum.sum()), replicates, rng)
     return drawn
 
 
@@ -115,16 +102,15 @@ def design_effect(
     hits: NDArray[np.float64],
     totals: NDArray[np.float64],
     pooled: float | None = None,
-    least: float = 1.0,
 ) -> float:
-    """How much wider groups make a proportion vary than independent lesions would, or `least`.
+    """How much wider groups make a proportion vary than independent lesions would; 1 for none.
 
     `hits` and `totals` `[groups]`. The variance of the ratio Σhits/Σtotals by leaving out a group
     at a time (jackknife: the CR3 of Bell & McCaffrey 2002, which few and unequal groups do not
     bias downwards) over the binomial one. Where all or nothing was hit both vanish and the data
     cannot tell: then `pooled`, the design effect of like proportions, but at most Σm²/Σm of m
     lesions a group (Kish 1965), as if a group's lesions were all hit or missed together; that
-    bound where there is none.
+    bound where there is none. Under 1 where groups vary less than independent lesions would.
 
     >>> design_effect(np.array([2.0, 0.0, 2.0, 0.0]), np.array([2.0, 2.0, 2.0, 2.0])) > 2
     True
@@ -132,12 +118,12 @@ def design_effect(
     2.5
     """
     if not totals.any():
-        return least
+        return 1.0
     variances = _variances(hits, totals)
     if variances is None:
         bound = float((totals**2).sum() / totals.sum())
         return max(1.0, bound if pooled is None else min(pooled, bound))
-    return max(least, variances.cluster / variances.binomial)
+    return variances.cluster / variances.binomial
 
 
 def pooled_design_effect(
@@ -188,7 +174,7 @@ def few_groups_factor(groups: float) -> float:
     >>> round(few_groups_factor(5), 2), round(few_groups_factor(50), 2)
     (2.01, 1.05)
     """
-    return float((stdtrit(max(groups - 1, 1), 0.975) / _Z95) ** 2)
+    return float((stdtrit(max(groups - 1, 1), 0.975) / Z95) ** 2)
 
 
 def count_design_effect(counts: NDArray[np.float64], exposure: NDArray[np.float64]) -> float:
@@ -226,8 +212,8 @@ def wilson_interval(hits: float, total: float, deff: float = 1.0) -> tuple[float
     (0.4902, 0.9433)
     """
     n, p = total / deff, hits / total
-    z2 = _Z95**2
+    z2 = Z95**2
     centre = (p + z2 / (2 * n)) / (1 + z2 / n)
-    half = _Z95 / (1 + z2 / n) * np.sqrt(p * (1 - p) / n + z2 / (4 * n**2))
+    half = Z95 / (1 + z2 / n) * np.sqrt(p * (1 - p) / n + z2 / (4 * n**2))
     # rounding must not push a bound past the proportion itself at 0 and 1
     return float(max(0.0, min(p, centre - half))), float(min(1.0, max(p, centre + half)))

@@ -11,14 +11,11 @@ from lesionseg.evaluation import edge_cases
 from lesionseg.evaluation.edge_cases import EdgeCase
 from lesionseg.evaluation.statistics.bootstrap import (
     MIN_GROUPS,
+    Z95,
     Statistic,
     Weights,
-    design_effect,
-    effective_groups,
-    few_groups_factor,
-    wilson_interval,
 )
-from lesionseg.evaluation.statistics.estimates import Estimate
+from lesionseg.evaluation.statistics.estimates import Estimate, proportion
 from lesionseg.evaluation.statistics.pooled import PooledResults
 
 PREVALENCES = (0.01, 0.05, 0.1, 0.25, 0.5)
@@ -63,16 +60,16 @@ def predictive_values(
     of groups, by the method of variance estimates recovery (Donner & Zou 2012). None under 5
     groups of either kind.
     """
+    none = edge_cases.ONE_KIND_OF_CASE
     if not cases.any() or not free.any():
-        none = edge_cases.ONE_KIND_OF_CASE.reason
-        return Estimate(None, None, none), Estimate(None, None, none)
+        return Estimate(None, None, none.reason), Estimate(None, None, none.reason)
     plain = hits.sum() / cases.sum(), clean.sum() / free.sum()
     values = [_by_bayes(*plain, prevalence), _by_bayes(*plain[::-1], 1 - prevalence)]
     if min((cases > 0).sum(), (free > 0).sum()) < MIN_GROUPS:
         few = edge_cases.TOO_FEW_GROUPS.reason
         ppv, npv = (Estimate(value, None, few) for value in values)
         return ppv, npv
-    ill, well = _share(hits, cases), _share(clean, free)
+    ill, well = (_Share.of(proportion(*each, none)) for each in ((hits, cases), (clean, free)))
     ends = _interval(ill, well, prevalence), _interval(well, ill, 1 - prevalence)
     ppv, npv = (
         Estimate(value, pair, None if value is not None else edge_cases.NOTHING_ACCEPTED.reason)
@@ -89,17 +86,16 @@ def _by_bayes(of_kind: float, of_rest: float, share: float) -> float | None:
 
 @dataclass(frozen=True)
 class _Share:
-    """A share with Wilson's interval."""
+    """A share with its interval."""
 
     value: float
     low: float
     high: float
 
-
-def _share(hits: NDArray[np.float64], totals: NDArray[np.float64]) -> _Share:
-    deff = design_effect(hits, totals) * few_groups_factor(effective_groups(totals))
-    value = float(hits.sum() / totals.sum())
-    return _Share(value, *wilson_interval(float(hits.sum()), float(totals.sum()), deff))
+    @classmethod
+    def of(cls, found: Estimate) -> "_Share":
+        """Of an estimate that has one."""
+        return cls(found.value or 0.0, *(found.ci95 or (0.0, 1.0)))
 
 
 def _interval(of_kind: _Share, of_rest: _Share, share: float) -> tuple[float, float]:
@@ -120,7 +116,6 @@ def _ratio_end(above: float, below: float, end: float, other_end: float, side: i
     return float((product + side * np.sqrt(max(inside, 0.0))) / span)
 
 
-_Z95 = 1.959963984540054
 NAMES = ("bias", "lower_limit", "upper_limit", "icc")
 
 
@@ -177,7 +172,7 @@ def agreement_statistic(sums: NDArray[np.float64]) -> Statistic:
             between = np.maximum(s2 - s**2 / n, 0.0) / (n - 1)
             rows, rest, columns = between / 2, within / 2, n * bias**2 / 2
             icc = (rows - rest) / (rows + rest + 2 / n * (columns - rest))
-        spread = _Z95 * np.sqrt(within)
+        spread = Z95 * np.sqrt(within)
         found = np.stack([bias, bias - spread, bias + spread, icc], axis=1)
         return np.where(n[:, None] > 1, found, np.nan)
 

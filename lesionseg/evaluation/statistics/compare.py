@@ -6,7 +6,8 @@ few groups. The p-value is that of a permutation test that swaps the two models 
 
 Operating points of two models ask different prices, so where both have scores the primary endpoint
 is the sensitivity at one false positive per case of both. The p-values of all others are corrected
-for their number (Holm 1979).
+for their number (Holm 1979). Of a margin the whole interval of the primary endpoint's difference
+must lie above −margin: the one is then not inferior (Piaggio et al. 2012).
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -17,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lesionseg.errors import DatasetError
+from lesionseg.errors import DatasetError, require
 from lesionseg.evaluation import edge_cases
 from lesionseg.evaluation.results import CaseResult
 from lesionseg.evaluation.statistics import detection
@@ -80,6 +81,7 @@ def compare(
     other: Sequence[CaseResult],
     *,
     fp_per_case: Sequence[float] = (0.125, 0.25, 0.5, 1, 2, 4, 8),
+    margin: float | None = None,
     replicates: int = 1000,
     seed: int = 0,
 ) -> dict[str, Any]:
@@ -88,8 +90,16 @@ def compare(
     Both are judged on the same cases, at their own operating points; else `DatasetError`. With
     scores on both sides also at equal false positives per case, and the areas: the mean sensitivity
     at `fp_per_case` and average precision. Under 5 groups with something to count neither interval
-    nor p-value is given; up to 12 groups the p-value is exact.
+    nor p-value is given; up to 12 groups the p-value is exact. `margin`: by how much the one may be
+    worse in the primary endpoint, a share; `ConfigError` for none between 0 and 1.
     """
+    require(
+        margin is None or 0 < margin < 1,
+        "A margin of non-inferiority is a share.",
+        where="margin",
+        seen=margin,
+        remedy="write 0.05 for five percentage points.",
+    )
     if [r.case for r in one] != [r.case for r in other]:
         apart = sorted({r.case for r in one} ^ {r.case for r in other})
         raise DatasetError("The two models were judged on different cases.", seen=apart[:5])
@@ -104,7 +114,9 @@ def compare(
         name: _difference(statistic, support, weights, swaps)
         for name, (statistic, support) in numbers.items()
     }
-    found = _holm(found, PRIMARY if scored else PRIMARY_UNSCORED)
+    primary = PRIMARY if scored else PRIMARY_UNSCORED
+    found = _holm(found, primary)
+    found[primary] = replace(found[primary], margin=margin)
     return {name: difference.to_json() for name, difference in found.items()}
 
 

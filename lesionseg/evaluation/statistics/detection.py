@@ -15,6 +15,7 @@ from lesionseg.evaluation.case.matching import NEVER
 from lesionseg.evaluation.results import CaseResult
 from lesionseg.evaluation.rows import CandidateRow, LesionRow
 from lesionseg.evaluation.statistics.bootstrap import Statistic, Weights
+from lesionseg.evaluation.statistics.estimates import Estimate, auroc
 
 
 @dataclass(frozen=True, eq=False)
@@ -160,29 +161,10 @@ def average_precision(pool: Pool) -> Statistic:
     return statistic
 
 
-def case_auroc(pool: Pool) -> Statistic:
-    """Statistic: chance that a case with a lesion scores above one without; ties count half.
-
-    A case without a score is neither.
-    """
-    order = np.argsort(pool.case_score, kind="stable")
-    order = order[~np.isnan(pool.case_score[order])]
-    score, positive, group = (
-        pool.case_score[order],
-        pool.case_positive[order],
-        pool.case_group[order],
-    )
-    first = np.searchsorted(score, score, side="left")
-    last = np.searchsorted(score, score, side="right")
-
-    def statistic(weights: Weights) -> NDArray[np.float64]:
-        w = weights[:, group]
-        negatives = _cumulative(w * ~positive)
-        beaten = (negatives[:, first] + negatives[:, last]) / 2
-        wins = (w * positive * beaten).sum(1)
-        return _divide(wins, (w * positive).sum(1) * negatives[:, -1])[:, None]
-
-    return statistic
+def case_auroc(pool: Pool) -> Estimate:
+    """Chance that a case with a lesion scores above one without; one without a score is neither."""
+    known = ~np.isnan(pool.case_score)
+    return auroc(pool.case_score[known], pool.case_positive[known], pool.case_group[known])
 
 
 def sums_by_group(

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from operator import attrgetter
 from typing import Any
 
@@ -106,7 +106,12 @@ class PooledResults:
 
     def recall(self) -> Estimate:
         """Share of the lesions found at the operating point."""
-        return self._share(attrgetter("detected"))
+        return proportion(*self.lesion_sums, edge_cases.NO_LESION)
+
+    @cached_property
+    def lesion_sums(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Lesions found, and all of them, by group."""
+        return self._tally(attrgetter("detected"), lambda _: True)
 
     def _share(self, found: Selection) -> Estimate:
         return proportion(*self._tally(found, lambda _: True), edge_cases.NO_LESION)
@@ -172,23 +177,11 @@ class PooledResults:
         if cpm.value is not None and len(self.results) < edge_cases.MIN_CASES_FOR_CPM:
             cpm = Estimate(None, None, edge_cases.TOO_FEW_CASES_FOR_CPM.reason)
         area = self.average_precision()
-        return {"cpm": cpm, "average_precision": area, "case_auroc": self._auroc()}
-
-    def _auroc(self) -> Estimate:
-        kinds = [
-            self.sums([getattr(r, kind) for r in self.results]) > 0
-            for kind in ("is_lesion_free", "is_ill")
-        ]
-        both = kinds[0].any() and kinds[1].any()
-        # both kinds must be many for an interval, so the rarer is what supports it
-        support = (kinds[0] if kinds[0].sum() < kinds[1].sum() else kinds[1]) & both
-        strata = self.estimator.by_stratum([kinds[1], ~kinds[1]])
-        return strata.bootstrapped(
-            detection.case_auroc(self.pool),
-            support.astype(np.float64),
-            edge_cases.ONE_KIND_OF_CASE,
-            len(self.results),
-        )[0]
+        return {
+            "cpm": cpm,
+            "average_precision": area,
+            "case_auroc": detection.case_auroc(self.pool),
+        }
 
     def average_precision(self) -> Estimate:
         """Average precision; undefined without scores."""

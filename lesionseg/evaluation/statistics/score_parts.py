@@ -116,7 +116,10 @@ class ContrastCell(JsonObject):
 
 @dataclass(frozen=True)
 class SubgroupScores(JsonObject):
-    """Cases of one value of a column, or of one range of values."""
+    """Cases of one value of a column, or of one range of values.
+
+    `recall_difference`: recall here minus that of all other lesions.
+    """
 
     by: str
     value: str
@@ -128,6 +131,8 @@ class SubgroupScores(JsonObject):
     false_positives_per_case: float | None
     dice: float | None
     false_positives_ci95: CI | None = None
+    recall_difference: float | None = None
+    difference_ci95: CI | None = None
 
 
 @dataclass(frozen=True)
@@ -135,6 +140,7 @@ class Difference(JsonObject):
     """A number of two models on the same cases: `one`, `other`, and one minus other.
 
     `p_holm`: the p-value of one among many; None of the `primary` endpoint, which stands alone.
+    `margin`: by how much the one may be worse in it; None: not stated.
     """
 
     one: float | None
@@ -143,6 +149,14 @@ class Difference(JsonObject):
     p_value: float | None
     p_holm: float | None = None
     primary: bool = False
+    margin: float | None = None
+
+    @property
+    def non_inferior(self) -> bool | None:
+        """Whether the whole interval lies above −margin; None without a margin or an interval."""
+        if self.margin is None or self.difference.ci95 is None:
+            return None
+        return self.difference.ci95[0] > -self.margin
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Numbers of subgroups of cases and of lesions, by what tables say. No p-values, on purpose.
 
-A subgroup is found by looking, often at many; a p-value would pretend that it was asked for.
+A subgroup is found by looking, often at many; a p-value would pretend that it was asked for. How
+far its recall lies from that of all other lesions has an interval.
 """
 
 import itertools
@@ -13,8 +14,8 @@ import numpy as np
 from lesionseg.errors import ConfigError
 from lesionseg.evaluation import edge_cases
 from lesionseg.evaluation.results import CaseResult
-from lesionseg.evaluation.statistics.detection import pool_results
-from lesionseg.evaluation.statistics.estimates import Estimate
+from lesionseg.evaluation.statistics.detection import pool_results, sums_by_group
+from lesionseg.evaluation.statistics.estimates import Estimate, difference, proportion
 from lesionseg.evaluation.statistics.pooled import PooledResults
 from lesionseg.evaluation.statistics.score_parts import SubgroupScores
 
@@ -57,11 +58,11 @@ def subgroup_numbers(
     lesions = [(r.case, x.lesion) for r in summary.results for x in r.lesions]
     return [
         *(
-            _numbers(_cases_of(summary, group), group.by, group.value)
+            _numbers(summary, _cases_of(summary, group), group.by, group.value)
             for group in _all_subgroups(cases, columns, of_cases)
         ),
         *(
-            _numbers(_lesions_of(summary, group), group.by, group.value, of_lesions=True)
+            _numbers(summary, _lesions_of(summary, group), group.by, group.value, of_lesions=True)
             for group in _all_subgroups(lesions, lesion_columns or {}, of_lesions)
         ),
     ]
@@ -96,7 +97,7 @@ def _zone_numbers(summary: PooledResults, zone: str) -> dict[str, Any]:
         )
         for r in summary.results
     ]
-    return _numbers(_part(summary, results), ZONE, zone)
+    return _numbers(summary, _part(summary, results), ZONE, zone)
 
 
 def dividing_columns(members: Sequence[Member], columns: Mapping[Member, Named]) -> list[str]:
@@ -183,9 +184,10 @@ def _chosen(
 
 
 def _numbers(
-    part: PooledResults, by: str, value: str, *, of_lesions: bool = False
+    summary: PooledResults, part: PooledResults, by: str, value: str, *, of_lesions: bool = False
 ) -> dict[str, Any]:
     counts, recall = part.counts(), part.recall()
+    apart = difference(recall, _recall_of_rest(summary, part))
     false = Estimate(None) if of_lesions else part.false_positives_per_case()
     dices = [r.dice for r in part.results if r.dice is not None]
     has_dice = dices or of_lesions or by == ZONE
@@ -201,7 +203,18 @@ def _numbers(
         false.value,
         float(np.mean(dices)) if dices else None,
         false.ci95,
+        apart.value,
+        apart.ci95,
     ).to_json()
+
+
+def _recall_of_rest(summary: PooledResults, part: PooledResults) -> Estimate:
+    """Of all lesions that are not in the part."""
+    groups, results = summary.pool.groups, part.results
+    hits, totals = summary.lesion_sums
+    found = sums_by_group(groups, results, [r.n_detected for r in results])
+    present = sums_by_group(groups, results, [len(r.lesions) for r in results])
+    return proportion(hits - found, totals - present, edge_cases.NO_LESION)
 
 
 def _cases_of(summary: PooledResults, group: Subgroup[str]) -> PooledResults:

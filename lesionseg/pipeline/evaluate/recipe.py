@@ -67,6 +67,7 @@ def evaluate(
     preset: str | Preset = "lesionseg",
     groups: str | None = None,
     compare: str | Path | None = None,
+    margin: float | None = None,
     reader2: str | Path | None = None,
     adjudication: str | Path | None = None,
     images: str | Path | None = None,
@@ -98,6 +99,8 @@ def evaluate(
         groups: regular expression on the case id that names the patient.
         compare: another folder of predictions, a second model or reader, judged on the same cases
             at its own operating point, and compared; its tables go into `output/compare`.
+        margin: by how much the sensitivity at one false positive per case (of masks: the F1) may
+            be lower than that of `compare`, to be called not inferior.
         reader2: a folder of a second reader's masks, of these cases or of some: judged against the
             reference by the same rule, so that the model can be seen beside a reader.
         adjudication: adjudicate.csv, filled in by a person, or the report's folder `adjudication`
@@ -161,6 +164,7 @@ def evaluate(
             results,
             second,
             fp_per_case=scoring.preset.fp_per_case,
+            margin=margin,
             replicates=replicates,
             seed=seed,
         )

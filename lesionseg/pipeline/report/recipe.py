@@ -96,6 +96,7 @@ def report(
     prediction: str | Path | None = None,
     compare: str | Path | None = None,
     acceptance: str | Path | None = None,
+    elsewhere: str | Path | None = None,
     title: str | None = None,
     report: ReportSettings | None = None,
 ) -> ReportOutcome:
@@ -114,6 +115,8 @@ def report(
             None: the folder `compare` in `scores`, if there is one.
         acceptance: a YAML file of limits stated beforehand; the page says whether these scans meet
             them. None: no such test.
+        elsewhere: the output folder of `evaluate` for the same model on other scans, such as its
+            test set: the page lays case mix and numbers side by side. None: none.
         title: of the page; None: that of `report`.
         report: the number of pictures, names, the PDF.
     """
@@ -132,7 +135,9 @@ def report(
         reference=_path(reference),
         prediction=_path(prediction),
         compare=_path(compare),
-        options=replace(settings.options(title), acceptance=_path(acceptance)),
+        options=replace(
+            settings.options(title), acceptance=_path(acceptance), elsewhere=_path(elsewhere)
+        ),
     )
     return ReportOutcome(page)
 

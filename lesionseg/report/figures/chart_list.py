@@ -79,7 +79,7 @@ def _detail_charts(tables: Tables) -> dict[str, Chart]:
             scores=tables.scores,
         )
         charts["size_curve"] = Chart(draw, 3.8, text.CURVE_TEXT, text.alt_curve(curve, unit))
-    if details.cells:
+    if detail_figures.contrasts_differ(details.cells):
         draw = partial(detail_figures.draw_cells, cells=details.cells, unit=unit)
         alt = text.alt_cells(details.cells, unit)
         charts["contrast"] = Chart(draw, 3.6, text.CELLS_TEXT, alt)

@@ -1,5 +1,6 @@
 """Charts of the further numbers: size curve, contrast, subgroups, calibration, patients, load."""
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 
 # even in lightness, so that it survives grey-scale print
 SHADES = "cividis"
+MOST_ALIKE = 0.8  # of the lesions in one column: beyond it a map of contrasts says nothing
 DARK = 0.55  # shares under it are dark fields, with white letters
 LARGEST_DOT = 260.0  # square points
 LABEL = 150.0  # points of a subgroup's name; the rest of it is in the table
@@ -107,6 +109,14 @@ def draw_cells(onto: "FigureBase", cells: Sequence[ContrastCell], unit: str) -> 
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
     axes.set_xlabel(text.AXIS_CONTRAST)
+
+
+def contrasts_differ(cells: Sequence[ContrastCell]) -> bool:
+    """Whether the lesions are of several contrasts: at most 80 % of them in one column."""
+    columns = Counter[object]()
+    for cell in cells:
+        columns[cell.contrast] += cell.n
+    return bool(cells) and max(columns.values()) <= MOST_ALIKE * columns.total()
 
 
 def draw_reliability(onto: "FigureBase", calibration: CalibrationScores) -> None:
@@ -239,14 +249,14 @@ def draw_patients(onto: "FigureBase", patients: Sequence[Patient]) -> None:
     tidy(false, words.AXIS_FALSE)
     rates = [one.n_false_positive / one.n_scans for one in patients]
     false.plot(at, rates, "o", color=ACCENT, clip_on=False)
-    for axes in (counts, false):
-        axes.set_ylim(bottom=0)
-        axes.locator_params(axis="y", nbins=3)
+    for axes, most in ((counts, max(one.n_lesions for one in patients)), (false, max(rates))):
+        axes.set_ylim(0, 1.08 * max(1.0, most))
+        axes.locator_params(axis="y", nbins=3, integer=True)
     false.set_xticks(at if len(patients) <= NAMED else [])
     if len(patients) <= NAMED:
         names = [shorten(one.name, NAME_POINTS, 8) for one in patients]
         false.set_xticklabels(names, rotation=90, fontsize=8)
-    false.set_xlabel(words.AXIS_PATIENTS)
+    false.set_xlabel(words.AXIS_PATIENTS, labelpad=8)
 
 
 def volumes(cases: Iterable[CaseRow]) -> list[tuple[float, float]]:
@@ -276,9 +286,9 @@ def draw_load(
                 f"{words.LINE_NAMES[name]} {text.signed(value)} ml",
                 (1, value),
                 xycoords=("axes fraction", "data"),
-                xytext=(-2, 3),
+                xytext=(4, 0),
                 textcoords="offset points",
-                ha="right",
+                va="center",
                 fontsize=8.5,
                 color=INK,
             )

@@ -74,16 +74,20 @@ def read_pair(tables: Tables, folder: Path, names: tuple[str, str]) -> ModelPair
             expected=f"the {len(here)} scans of {tables.folder}",
             remedy="evaluate both against the same reference.",
         )
-    rules = [t.scores.match_rule for t in (tables, other)]
-    if rules[0] != rules[1]:
+    check_rule(folder, other.scores, tables.scores)
+    return ModelPair(tables, other, names)
+
+
+def check_rule(folder: Path, there: Scores, here: Scores) -> None:
+    """Raise `ContentError` where the scores in `folder` are by another match rule than `here`."""
+    if there.match_rule != here.match_rule:
         raise ContentError(
             "The two evaluations do not count what was found by the same rule.",
             where=folder,
-            seen=rules[1],
-            expected=rules[0],
+            seen=there.match_rule,
+            expected=here.match_rule,
             remedy="evaluate both with the same preset and version.",
         )
-    return ModelPair(tables, other, names)
 
 
 def draw_froc_pair(onto: "FigureBase", pair: ModelPair) -> None:

@@ -6,7 +6,8 @@ from functools import partial
 from typing import Any
 
 from lesionseg.evaluation.acceptance import AcceptancePlan, judge
-from lesionseg.evaluation.statistics.estimates import Estimate
+from lesionseg.evaluation.score_sections import Scores
+from lesionseg.evaluation.statistics.estimates import Estimate, difference
 from lesionseg.report import text
 from lesionseg.report.figures import detail_figures as figures
 from lesionseg.report.figures.chart_list import Chart
@@ -26,12 +27,13 @@ class ClinicalSection:
 
 
 def make_clinical_sections(
-    tables: Tables, plan: AcceptancePlan | None = None
+    tables: Tables, plan: AcceptancePlan | None = None, elsewhere: Scores | None = None
 ) -> tuple[ClinicalSection, ...]:
-    """Those for which the evaluation has numbers, in the page's order; first that of `plan`."""
+    """Those for which the evaluation has numbers, in the page's order; first those asked for."""
     makers: tuple[Callable[[Tables], ClinicalSection | None], ...] = (_patients, _scans, _load)
     first = () if plan is None else (_acceptance(tables, plan),)
-    return (*first, *(one for make in makers if (one := make(tables)) is not None))
+    beside = () if elsewhere is None else (_elsewhere(tables.scores, elsewhere),)
+    return (*first, *beside, *(one for make in makers if (one := make(tables)) is not None))
 
 
 def _acceptance(tables: Tables, plan: AcceptancePlan) -> ClinicalSection:
@@ -63,6 +65,45 @@ def _acceptance(tables: Tables, plan: AcceptancePlan) -> ClinicalSection:
     passed = all(one.passed for one in results)
     sentences = (words.acceptance_sentence(passed), words.stated_sentence(plan))
     return ClinicalSection("acceptance", sentences, (), (verdicts, samples))
+
+
+def _elsewhere(here: Scores, there: Scores) -> ClinicalSection:
+    """Case mix and performance on these scans and on others, with unpaired differences."""
+    both = (here, there)
+    mix = ((TableCell(name), *(TableCell(said(s)) for s in both)) for name, said in CASE_MIX)
+    pairs = {
+        text.measure_name(key): (here.estimate(key), there.estimate(key)) for key in words.ELSEWHERE
+    }
+    others = {half.from_mm: half for half in there.recall_by_half if half.n}
+    for half in here.recall_by_half:
+        if half.n and half.from_mm in others:
+            pairs[text.side_label(half, here)] = half.recall, others[half.from_mm].recall
+    lines = (
+        (TableCell(name), *map(_measure, pair), TableCell(text.difference(difference(*pair))))
+        for name, pair in pairs.items()
+        if all(one.value is not None for one in pair)
+    )
+    rows = (*((*line, TableCell("")) for line in mix), *lines)
+    table = Listing(words.HEADINGS_ELSEWHERE, rows)
+    return ClinicalSection("elsewhere", (words.ELSEWHERE_TEXT,), (), (table,))
+
+
+def _measure(found: Estimate) -> TableCell:
+    return TableCell(text.measure(found))
+
+
+def _small(scores: Scores) -> str:
+    halves = [half for half in scores.recall_by_half if half.from_mm == 0]
+    return text.of(sum(half.n for half in halves), scores.n_lesions)
+
+
+CASE_MIX: tuple[tuple[str, Callable[[Scores], str]], ...] = (
+    (words.ROLE, lambda s: text.role_words(s.evaluated_on)),
+    (words.SCANS, lambda s: str(s.n_cases)),
+    (words.LESION_FREE, lambda s: text.of(s.n_lesion_free_cases, s.n_cases)),
+    (words.PER_SCAN, lambda s: text.rate(s.n_lesions / s.n_cases) if s.n_cases else text.NONE),
+    (words.SMALL, _small),
+)
 
 
 def _patients(tables: Tables) -> ClinicalSection | None:
@@ -97,9 +138,9 @@ def _scans(tables: Tables) -> ClinicalSection | None:
             for row in rows
         ),
     )
-    known = any(Estimate.from_json(row, "ppv").value is not None for row in rows)
-    said = words.SCANS_TEXT if known else words.SCANS_ONE_KIND
-    return ClinicalSection("scans", (said,), (), (counts, values) if known else (counts,))
+    sure = any(Estimate.from_json(row, "ppv").ci95 is not None for row in rows)
+    said = words.SCANS_TEXT if sure else words.SCANS_TOO_FEW
+    return ClinicalSection("scans", (said,), (), (counts, values) if sure else (counts,))
 
 
 def _count_cells(found: Mapping[str, Any], *keys: str) -> tuple[TableCell, ...]:
@@ -110,6 +151,7 @@ def _load(tables: Tables) -> ClinicalSection | None:
     found = tables.scores.raw.get("lesion_load")
     if not found:
         return None
+    sure = any(Estimate.from_json(one, "bias").ci95 is not None for one in found.values())
     lines = tuple(
         (
             TableCell(words.LOADS[key]),
@@ -124,9 +166,14 @@ def _load(tables: Tables) -> ClinicalSection | None:
     )
     charts: tuple[Chart, ...] = ()
     if len(figures.volumes(tables.cases)) > 1:
-        numbers = {n: Estimate.from_json(found["volume_ml"], n).value for n in figures.LINES}
+        numbers = {
+            n: Estimate.from_json(found["volume_ml"], n).value if sure else None
+            for n in figures.LINES
+        }
         draw = partial(figures.draw_load, cases=tables.cases, numbers=numbers)
         charts = (Chart(draw, 3.8, words.LOAD_CAPTION, words.alt_load(numbers)),)
+    if not sure:
+        return ClinicalSection("load", (words.LOAD_FEW,), charts) if charts else None
     return ClinicalSection(
         "load", (words.LOAD_TEXT,), charts, (Listing(words.HEADINGS_LOAD, lines),)
     )

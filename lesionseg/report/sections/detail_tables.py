@@ -13,6 +13,7 @@ from lesionseg.evaluation.statistics.score_parts import (
     SubgroupScores,
 )
 from lesionseg.report import text
+from lesionseg.report.figures.detail_figures import contrasts_differ
 from lesionseg.report.inputs.result_tables import Tables
 from lesionseg.report.sections.table_cells import (
     Line,
@@ -81,7 +82,7 @@ def _subgroup_line(group: SubgroupScores) -> Line:
         TableCell(text.of(group.detected, group.n_lesions)),
         *recall_cells(group.detected, group.n_lesions, group.recall),
         TableCell(text.rate_interval(group.false_positives_per_case, group.false_positives_ci95)),
-        TableCell(text.number(group.dice)),
+        TableCell(text.points(group.recall_difference, group.difference_ci95)),
     )
 
 
@@ -135,13 +136,15 @@ def _absent(tables: Tables, compared: bool) -> Iterator[tuple[str, str]]:
     details, raw = tables.details, tables.scores.raw
     there = {
         "size_curve": details.size_curve is not None,
-        "recall_by_size_and_contrast": bool(details.cells),
+        "recall_by_size_and_contrast": contrasts_differ(details.cells),
         "subgroups": bool(details.subgroups),
         "calibration": details.calibration is not None,
     }
     for key, present in there.items():
         if not present:
-            yield text.ABSENT[key], details.reasons[key]
+            alike = key == "recall_by_size_and_contrast" and details.cells
+            why = text.ALIKE if alike else text.in_scans(details.reasons[key])
+            yield text.ABSENT[key], why
     reader = tables.scores.second_reader
     if not compared and not details.differences and reader is None:
         yield text.ABSENT["comparison"], text.NO_COMPARISON

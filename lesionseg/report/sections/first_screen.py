@@ -74,7 +74,7 @@ def facts(tables: Tables, study: Study | None = None) -> tuple[Fact, ...]:
         *(
             Fact(text.side_sentence(scores, at), text.side_label(side, scores), "size")
             for at, side in sides
-            if side.n
+            if 0 < side.n < scores.n_lesions
         ),
         Fact(text.overall_sentence(scores), labels["all"], "found", "lesion-table", text.MISSED),
         Fact(

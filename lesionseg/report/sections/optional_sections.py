@@ -122,7 +122,7 @@ def slider_json(tables: Tables) -> str:
                 size_index(row.diameter_mm, scores.recall_by_size),
                 row.case,
                 row.lesion,
-                round(row.diameter_mm, 1),
+                float(text.size(row.diameter_mm)),
             ]
             for row in tables.lesions
         ],

@@ -73,18 +73,25 @@ def list_candidates(candidates: Sequence[CandidateRow], unit: str) -> Listing:
 
 
 def list_sizes(scores: Scores) -> Listing:
-    """One line per size group: found of all, sensitivity, CI.
+    """One line per size group that has lesions: found of all, sensitivity, CI.
 
     Linked to the lesions of the group.
     """
-    names = [text.size_range(group, scores.size_unit) for group in scores.recall_by_size]
-    sizes = _size_table(scores, scores.recall_by_size, names, link="lesion-table")
-    return sizes if scores.second_reader is None else _with_reader(sizes, scores.second_reader)
+    groups = [group for group in scores.recall_by_size if group.n]
+    names = [text.size_range(group, scores.size_unit) for group in groups]
+    sizes = _size_table(scores, groups, names, link="lesion-table")
+    return (
+        sizes
+        if scores.second_reader is None
+        else _with_reader(sizes, scores.second_reader, scores.size_unit)
+    )
 
 
-def _with_reader(sizes: Listing, reader: SecondReader) -> Listing:
+def _with_reader(sizes: Listing, reader: SecondReader, unit: str) -> Listing:
     """Two columns more: what a second reader finds."""
-    groups = zip(sizes.lines, reader.recall_by_size, strict=True)
+    there = {line[0].shown for line in sizes.lines}
+    own = [one for one in reader.recall_by_size if text.size_range(one, unit) in there]
+    groups = zip(sizes.lines, own, strict=True)
     lines = (
         (*line, TableCell(text.of(one.detected, one.n)), TableCell(text.bounds(one.recall)))
         for line, one in groups
@@ -154,7 +161,7 @@ def list_reasons(lesions: Sequence[LesionRow]) -> Listing:
 
 
 def list_rules(scores: Scores, lesions: Sequence[LesionRow]) -> Listing:
-    """Lesions found and false positives by the page's own rule and by others."""
+    """Lesions found and false positives by the page's rule and by others; if all agree a note."""
     own = (
         TableCell(text.OWN_RULE),
         TableCell(text.of(scores.n_detected, scores.n_lesions)),
@@ -169,8 +176,13 @@ def list_rules(scores: Scores, lesions: Sequence[LesionRow]) -> Listing:
         for rule, words in text.RULES.items()
         if rule in scores.other_rules
     ]
-    lines = [own, *others] if others else []
-    return replace(listing(text.HEADINGS_RULES, lines), note=text.sharing_sentence(scores))
+    differ = len({tuple(cell.shown for cell in line[1:]) for line in (own, *others)}) > 1
+    note = text.sharing_sentence(scores)
+    if others and not differ and not note:
+        return Listing(
+            text.HEADINGS_RULES, (), note=text.rules_agree(line[0].shown for line in others)
+        )
+    return replace(listing(text.HEADINGS_RULES, [own, *others] if others else []), note=note)
 
 
 def list_labels(scores: Scores) -> Listing:
@@ -257,8 +269,8 @@ def _lesion_line(row: LesionRow, size: str, unit: str) -> Line:
         TableCell(row.case),
         number_cell(row.lesion, 0),
         TableCell(row.label),
-        number_cell(row.diameter_mm, 1, unit),
-        number_cell(row.long_axis_mm, 1, unit),
+        size_cell(row.diameter_mm, unit),
+        size_cell(row.long_axis_mm, unit),
         TableCell(size),
         TableCell(text.FOUND if row.detected else text.MISSED),
         TableCell(text.YES if row.near_resolution else ""),
@@ -275,14 +287,21 @@ def _candidate_line(row: CandidateRow, unit: str) -> Line:
         TableCell(row.label),
         number_cell(row.score, 3),
         number_cell(row.probability, 2),
-        TableCell(f"{row.diameter_mm:.1f} {unit}", row.diameter_mm),
+        size_cell(row.diameter_mm, unit),
         TableCell(text.OUTCOMES.get(row.outcome, row.outcome)),
         TableCell(text.YES if row.touches_lesion else ""),
     )
 
 
-def number_cell(value: float | None, digits: int, unit: str = "") -> TableCell:
+def size_cell(mm: float | None, unit: str) -> TableCell:
+    """A diameter, and what it sorts by."""
+    if mm is None:
+        return TableCell(text.NONE, float("-inf"))
+    return TableCell(f"{text.size(mm)} {unit}", mm)
+
+
+def number_cell(value: float | None, digits: int) -> TableCell:
     """A number, and what it sorts by."""
     if value is None:
         return TableCell(text.NONE, float("-inf"))  # undefined sorts below everything
-    return TableCell(f"{text.number(value, digits)} {unit}".rstrip(), float(value))
+    return TableCell(text.number(value, digits), float(value))

@@ -1,6 +1,7 @@
 """Numbers in words: counts, shares with their intervals, sizes, and why there is none."""
 
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
@@ -30,8 +31,12 @@ def count(n: int, one: str, many: str | None = None) -> str:
 
 
 def number(value: float | None, digits: int = 2) -> str:
-    """A number for a table, or a dash."""
-    return NONE if value is None else f"{value:.{digits}f}"
+    """A number for a table, or a dash; no zero has a sign.
+
+    >>> number(-0.001), number(None)
+    ('0.00', '–')
+    """
+    return NONE if value is None else f"{round(value, digits) + 0.0:.{digits}f}"
 
 
 def percent(part: float) -> str:
@@ -53,6 +58,16 @@ def rate(value: float) -> str:
     ('0.041', '0.84', '103')
     """
     return f"{value:.0f}" if value >= 10 else f"{value:.2g}"
+
+
+def score(value: float) -> str:
+    """A score to three digits, or to as many as tell it from 1.
+
+    >>> score(0.05534), score(0.99972), score(1.0)
+    ('0.0553', '0.9997', '1')
+    """
+    digits = next(d for d in range(3, 18) if value >= 1 or float(f"{value:.{d}g}") < 1)
+    return f"{value:.{digits}g}"
 
 
 def optional_rate(value: float | None) -> str:
@@ -94,6 +109,15 @@ def size_range(group: SizeGroup, unit: str) -> str:
     return range_words(group.from_mm, group.to_mm, unit)
 
 
+def size(value: float | None) -> str:
+    """A diameter to a tenth, rounded down: what lies under an edge never reads as the edge.
+
+    >>> size(2.95), size(3.0), size(None)
+    ('2.9', '3.0', '–')
+    """
+    return NONE if value is None else f"{math.floor(10 * value + 1e-6) / 10:.1f}"
+
+
 def size_heading(unit: str) -> str:
     """The heading of a column of sizes: where they were measured when that matters."""
     return "Equivalent diameter" if unit in ("mm", "px") else f"Equivalent diameter ({unit})"
@@ -108,7 +132,7 @@ def and_interval(estimate: Estimate) -> str:
     """The 95 % CI to be put behind a share; empty without one."""
     if estimate.ci95 is None:
         return ""
-    low, high = _outwards(estimate.ci95)
+    low, high = _percents(estimate.ci95)
     return say("INTERVAL", low=low, high=f"{high}\N{NO-BREAK SPACE}%")
 
 
@@ -116,20 +140,22 @@ def in_brackets(estimate: Estimate, shown: Callable[[float], str] | None = None)
     """The 95 % CI to be put behind a number: of a share, or as `shown`; empty without one."""
     if estimate.ci95 is None:
         return ""
-    low, high = map(shown, estimate.ci95) if shown else _outwards(estimate.ci95)
+    low, high = map(shown, estimate.ci95) if shown else _percents(estimate.ci95)
     return say("IN_BRACKETS", low=low, high=high if shown else f"{high}\N{NO-BREAK SPACE}%")
 
 
 def bounds(estimate: Estimate) -> str:
-    """The ends of an interval in percent, rounded outwards; `none` without one."""
+    """The ends of an interval in percent; `none` without one."""
     if estimate.ci95 is None:
         return NO_INTERVAL
-    low, high = _outwards(estimate.ci95)
+    low, high = _percents(estimate.ci95)
     return f"{low} to {high}\N{NO-BREAK SPACE}%"
 
 
-def _outwards(ends: CI) -> tuple[int, int]:
-    return math.floor(100 * ends[0] + 1e-9), math.ceil(100 * ends[1] - 1e-9)
+def _percents(ends: CI) -> tuple[int, int]:
+    """In whole percent; an end above 0 % or below 100 % hides neither of them."""
+    low, high = (round(100 * end) for end in ends)
+    return min(low, 99) if ends[0] < 1 else low, max(high, 1) if ends[1] > 0 else high
 
 
 def share(found: int, of: int, estimate: Estimate) -> str:
@@ -186,6 +212,18 @@ def difference(estimate: Estimate) -> str:
     return _with_interval(estimate, signed)
 
 
+def points(value: float | None, ci95: CI | None) -> str:
+    r"""A difference of shares in percentage points with its CI, or a dash.
+
+    >>> points(0.104, (-0.02, 0.22)), points(None, None)
+    ('+10 (−2 to +22)', '–')
+    """
+    if value is None:
+        return NONE
+    shown = [f"{round(100 * v):+d}".replace("-", "\N{MINUS SIGN}") for v in (value, *(ci95 or ()))]
+    return f"{shown[0]} ({shown[1]} to {shown[2]})" if ci95 else shown[0]
+
+
 def signed(value: float) -> str:
     """A number with its sign, a true minus."""
     return f"{value:+.2f}".replace("-", "\N{MINUS SIGN}")
@@ -211,7 +249,7 @@ def measure(estimate: Estimate) -> str:
 
 def _with_interval(estimate: Estimate, show: Callable[[float], str], unit: str = "") -> str:
     if estimate.value is None:
-        return f"not defined: {estimate.reason or UNSTATED}"
+        return f"not defined: {in_scans(estimate.reason or UNSTATED)}"
     shown = f"{show(estimate.value)}{unit}"
     if estimate.ci95 is None:
         return shown
@@ -237,6 +275,15 @@ def interval_sentence(tables: Tables) -> str:
 def reason_words(reason: str | None) -> str:
     """Why there is no number: what scores.json says, in the reader's language where known."""
     return str(said("REASONS").get(reason, reason))
+
+
+def in_scans(reason: str) -> str:
+    """A reason of scores.json in the page's words.
+
+    >>> in_scans("fewer than 5 groups, or no case with a lesion")
+    'fewer than 5 patients, or no scan with a lesion'
+    """
+    return re.sub(r"\bcase", "scan", re.sub(r"\bgroup", "patient", reason))
 
 
 def _reasons(node: Any) -> Iterator[str]:

@@ -17,6 +17,7 @@ from lesionseg.report.text.amounts import (
     percent,
     range_words,
     rate,
+    signed,
     size_range,
 )
 from lesionseg.report.text.definitions import measure_name
@@ -227,12 +228,31 @@ def alt_subgroups(subgroups: Iterable[SubgroupScores]) -> str:
     return f"Lesions found by subgroup. {'; '.join(said)}."
 
 
+NON_INFERIOR = {
+    True: "shown. The whole 95 % CI of the difference lies above {low}.",
+    False: "not shown. The 95 % CI of the difference reaches {low} or below.",
+    None: "not shown, as the difference has no CI.",
+}
+
+
 def differences_text(name: str, other: str) -> str:
     """Below the differences: which side is whose."""
     return (
         f"{name} minus {other}, compared patient by patient, with 95 % CI. Right of the line "
         f"{name} has the higher number; for false positives the higher number is the worse."
     )
+
+
+def margin_sentence(differences: Mapping[str, Difference], names: tuple[str, str]) -> str:
+    """Whether the one is not inferior by the margin stated for the primary endpoint; else empty."""
+    for key, row in differences.items():
+        if row.margin is not None:
+            words = NON_INFERIOR[row.non_inferior].format(low=signed(-row.margin))
+            return (
+                f"Non-inferiority of {names[0]} to {names[1]} in {measure_name(key).lower()}, "
+                f"margin {row.margin:g}: {words}"
+            )
+    return ""
 
 
 def alt_differences(differences: Mapping[str, Difference]) -> str:

@@ -5,7 +5,7 @@ from typing import Protocol
 
 from lesionseg.evaluation.acceptance import UNITS, AcceptanceCriterion, AcceptancePlan
 from lesionseg.evaluation.statistics.estimates import UNSTATED, Estimate
-from lesionseg.report.text.amounts import bounds, count, percent, signed
+from lesionseg.report.text.amounts import bounds, count, in_scans, percent, signed
 
 AXIS_FALSE = "false positives\nper scan"
 AXIS_PATIENTS = "patients, those with most lesions first"
@@ -23,23 +23,41 @@ PATIENTS_CAPTION = (
 SCANS_TEXT = (
     "A scan is positive when it has any detection, wherever it lies. PPV and NPV depend on how "
     "many scans have lesions: here they are given for shares that may be met elsewhere, by "
-    "sensitivity and specificity of these scans. In brackets: 95 % interval."
+    "sensitivity and specificity of these scans. In brackets: 95 % CI."
 )
-SCANS_ONE_KIND = (
+SCANS_TOO_FEW = (
     "A scan is positive when it has any detection, wherever it lies. PPV and NPV are not given: "
-    "they need scans with lesions and scans without."
+    "they need 5 patients with lesions and 5 without."
 )
 CALLED, NOT_CALLED = "Any detection", "No detection"
 HEADINGS_FOUR = ("", "Scans with lesions", "Scans without")
 HEADINGS_VALUES = ("If so many scans have lesions", "PPV of a scan", "NPV of a scan")
+ELSEWHERE_TEXT = (
+    "These scans beside those of another evaluation of the same model, such as its test set. The "
+    "patients are others, so a difference may lie in them as well as in how the model does."
+)
+HEADINGS_ELSEWHERE = ("", "Here", "There", "Here minus there")
+ROLE, SCANS, LESION_FREE = "Role", "Scans", "Scans without lesions"
+PER_SCAN, SMALL = "Lesions per scan", "Lesions under 5 mm"
+ELSEWHERE = (
+    "lesion_recall",
+    "false_positives_per_case",
+    "case_sensitivity",
+    "case_specificity",
+    "dice",
+)
 LOAD_TEXT = (
     "Whether the lesion load of a scan, as it is followed in time, agrees with the reference. "
     "Bias is the mean of detected minus reference; 95 of 100 scans are expected between the limits "
     "of agreement. ICC: 1 is perfect agreement."
 )
+LOAD_FEW = (
+    "Whether the lesion load of a scan, as it is followed in time, agrees with the reference. "
+    "Limits of agreement need 5 patients."
+)
 LOAD_CAPTION = (
-    "Each dot is one scan (Bland and Altman). Line: bias; dashed: limits of agreement. Scans that "
-    "lie higher have more volume detected than the reference has."
+    "Each dot is one scan (Bland and Altman). Line: bias; dashed: limits of agreement, where "
+    "given. Scans that lie higher have more volume detected than the reference has."
 )
 LOADS: Mapping[str, str] = {"volume_ml": "Volume (ml)", "n_lesions": "Number of lesions"}
 HEADINGS_LOAD = ("Load", "Scans", "Bias", "Lower limit", "Upper limit", "ICC")
@@ -60,7 +78,7 @@ def verdict(passed: bool) -> str:
 def acceptance_sentence(passed: bool) -> str:
     """The result of all criteria together."""
     return (
-        f"Result: {verdict(passed)}. A criterion passes when its whole 95 % interval meets the "
+        f"Result: {verdict(passed)}. A criterion passes when its whole 95 % CI meets the "
         "limit; all must pass."
     )
 
@@ -112,8 +130,9 @@ def patients_sentence(patients: Sequence[Counts]) -> str:
     clean = sum(one.n_false_positive == 0 for one in patients)
     most = ill[0].n_lesions / sum(one.n_lesions for one in ill)
     said = (
-        f"All lesions were found in {all_found} of {count(len(ill), 'patient')} with lesions, none "
-        f"in {none_found}. No false positive in {clean} of {count(len(patients), 'patient')}."
+        f"All lesions were found in {all_found} of {count(len(ill), 'patient')} with lesions, "
+        f"no lesion in {none_found}. "
+        f"No false positive in {clean} of {count(len(patients), 'patient')}."
     )
     return f"{said} The patient with most lesions has {percent(most)} of all." if ill[1:] else said
 
@@ -130,7 +149,7 @@ def alt_patients(patients: Sequence[Counts]) -> str:
 def share(estimate: Estimate) -> str:
     """A predictive value with its interval, or why there is none."""
     if estimate.value is None:
-        return f"not defined: {estimate.reason or UNSTATED}"
+        return f"not defined: {in_scans(estimate.reason or UNSTATED)}"
     if estimate.ci95 is None:
         return percent(estimate.value)  # page 1 says why
     return f"{percent(estimate.value)} ({bounds(estimate)})"
@@ -138,5 +157,5 @@ def share(estimate: Estimate) -> str:
 
 def alt_load(numbers: Mapping[str, float | None]) -> str:
     """The lines in words."""
-    said = (f"{LINE_NAMES[k]} {signed(v)} ml" for k, v in numbers.items() if v is not None)
-    return f"Difference of volume by scan: {', '.join(said)}."
+    said = [f"{LINE_NAMES[k]} {signed(v)} ml" for k, v in numbers.items() if v is not None]
+    return f"Difference of volume by scan: {', '.join(said) or 'a dot each'}."

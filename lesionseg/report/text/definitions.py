@@ -61,18 +61,23 @@ DEFINITIONS: Mapping[str, tuple[str, str]] = {
     "size": (
         "Size",
         "Equivalent diameter: of a ball (in 2-D a disc) with the lesion's volume (area). The long "
-        "axis, the longest line within one slice, is larger unless the lesion is round.",
+        "axis, the longest line within one slice, is mostly larger.",
     ),
     "interval": (
         "95 % CI",
         "Range that, over repeated samples of patients, holds the true value 95 times in 100. It "
-        "respects that lesions of one patient are alike. Under 5 patients none is given. "
-        "Percentages are rounded outwards.",
+        "respects that lesions of one patient are alike. Under 5 patients none is given.",
     ),
     "froc": (
         "FROC curve",
         "Sensitivity against false positives per scan as the score is lowered. CPM is its "
         "mean height at 1/8, 1/4, 1/2, 1, 2, 4 and 8 false positives per scan.",
+    ),
+    "areas": (
+        "AUROC, average precision",
+        "Scan-level AUROC: chance that a scan with lesions scores above one without, a scan's "
+        "score being that of its highest candidate. Average precision: mean precision over all "
+        "sensitivities, as the score is lowered.",
     ),
     "dice": (
         "Dice",
@@ -98,6 +103,7 @@ DEFINITIONS: Mapping[str, tuple[str, str]] = {
         "(segmentation) times their F1 (recognition).",
     ),
 }
+OF_SOME_SCANS = ("failed", "warned", "ignored", "second-reader")  # only where page 1 has them
 _PER_SCAN = "Given per scan, over all scans, and over the lesion-free ones alone."
 # what the same words mean under another match rule
 _BY_RULE: Mapping[str, Mapping[str, tuple[str, str]]] = {
@@ -160,12 +166,8 @@ MEASURES: Mapping[str, tuple[str, str, str]] = {
         )
         for rate in (0.5, 1, 2)
     },
-    "average_precision": ("Average precision", "froc", "candidate-table"),
-    "case_auroc": (
-        "Scan-level AUROC",
-        "froc",
-        "case-table",
-    ),
+    "average_precision": ("Average precision", "areas", "candidate-table"),
+    "case_auroc": ("Scan-level AUROC", "areas", "case-table"),
     "dice": ("Dice, mean over scans with a lesion", "dice", "case-table"),
     "surface_dice": ("Surface Dice, mean over scans with a lesion", "dice", "case-table"),
     "hd95_mm": ("HD95 ({unit}), mean over scans where it is defined", "dice", "case-table"),

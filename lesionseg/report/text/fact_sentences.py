@@ -15,6 +15,7 @@ from lesionseg.report.text.amounts import (
     percent,
     rate,
     reason_words,
+    score,
     share_found,
 )
 from lesionseg.report.text.catalog import counted, said, say
@@ -266,7 +267,7 @@ def operating_point_sentence(scores: Scores) -> str:
     on, data = point.chosen_on, said("DATA")
     where = str(data.get(on, data["other"])).format(role=on)
     chosen = say("CHOSEN_ON", data=where) if on else say("BY_HAND")
-    counts = say("POINT", score=f"{point.score:.3g}", chosen=chosen)
+    counts = say("POINT", score=score(point.score), chosen=chosen)
     known = scores.raw.get("operating_point") or {}
     if known.get("match_rule") not in (None, scores.match_rule):
         counts += say("OTHER_RULE", rule=known["match_rule"])

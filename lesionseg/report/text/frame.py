@@ -28,6 +28,7 @@ SECTIONS: Mapping[str, str] = {
     "flow": "Flow of patients and scans",
     "study": "Study design and population",
     "acceptance": "Local acceptance test",
+    "elsewhere": "Here and on other scans",
     "patients": "Each patient's sensitivity and false positives",
     "scans": "Scan by scan: what a positive or a negative one means",
     "load": "Lesion load",
@@ -43,7 +44,7 @@ SECTIONS: Mapping[str, str] = {
     "checklists": "Reporting guidelines",
 }
 ANNEX = "Annex"
-ROWS_ON_PAPER = 40  # of a table
+ROWS_ON_PAPER, CASES_ON_PAPER = 40, 25  # of a table; of the one below each patient's dots
 PSEUDONYM_CASE, PSEUDONYM_PATIENT = "case", "patient"
 PSEUDONYMS_TEXT = (
     "Scans and patients have pseudonyms here. Which ones they stand for is in pseudonyms.csv "
@@ -52,10 +53,11 @@ PSEUDONYMS_TEXT = (
 WITHHELD = "withheld; in the files of the evaluation"
 UNREADABLE = "The scan or its masks could not be read; the log says why."
 CASES_TEXT = (
-    "One line per scan. Press a heading to sort. A dash means not defined: Dice and surface "
-    "distance need a reference lesion, the distance also a detection."
+    "One line per scan. A dash means not defined: Dice and surface distance need a reference "
+    "lesion, the distance also a detection."
 )
-LESIONS_TEXT = "One line per reference lesion. Press a heading to sort."
+LESIONS_TEXT = "One line per reference lesion."
+SORT_TEXT = "Press a heading to sort."
 CANDIDATES_TEXT = "One line per candidate, also those whose score is too low to count."
 SEARCH = "Search (several words: separate them by ;)"
 ALL_SHOWN = "All of this kind, in parts."

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from lesionseg.evaluation.rows import CandidateRow, LesionRow
-from lesionseg.report.text.amounts import rate
+from lesionseg.report.text.amounts import rate, size
 from lesionseg.report.text.table_words import why_missed
 
 BURNED_IN = (
@@ -62,15 +62,15 @@ def shows(slice_mm: float) -> str:
 
 def caption_lesion(lesion: LesionRow, unit: str) -> str:
     """What a picture of a lesion shows."""
-    size = f"equivalent diameter {lesion.diameter_mm:.1f} {unit}"
-    size += f", long axis {lesion.long_axis_mm:.1f} {unit}" if lesion.long_axis_mm else ""
-    size += f" ({rate(lesion.volume_ml)} ml)" if lesion.volume_ml is not None else ""
+    shown = f"equivalent diameter {size(lesion.diameter_mm)} {unit}"
+    shown += f", long axis {size(lesion.long_axis_mm)} {unit}" if lesion.long_axis_mm else ""
+    shown += f" ({rate(lesion.volume_ml)} ml)" if lesion.volume_ml is not None else ""
     near = ", near the scan's resolution" if lesion.near_resolution else ""
     if not lesion.detected:
-        return f"{size}{near} · missed: {why_missed(lesion.why_missed)}"
+        return f"{shown}{near} · missed: {why_missed(lesion.why_missed)}"
     score = "" if lesion.detected_at is None else f" with score {lesion.detected_at:.2f}"
     overlap = "" if lesion.iou is None else f", overlap (IoU) {lesion.iou:.2f}"
-    return f"{size}{near} · found{score}{overlap}"
+    return f"{shown}{near} · found{score}{overlap}"
 
 
 def scores_below(scores: Sequence[float]) -> str:
@@ -86,15 +86,16 @@ def caption_candidate(candidate: CandidateRow, unit: str) -> str:
     """What a picture of a false positive shows."""
     score = "" if candidate.score is None else f"score {candidate.score:.2f}, "
     touch = ", touches a reference lesion" if candidate.touches_lesion else ""
-    return f"{score}equivalent diameter {candidate.diameter_mm:.1f} {unit}{touch}"
+    return f"{score}equivalent diameter {size(candidate.diameter_mm)} {unit}{touch}"
 
 
 def shown_sentence(shown: int, total: int, what: str) -> str:
     """How many of how many are shown, so that nobody takes the choice for the whole."""
     if not total:
         return "There are none."
-    rest = f"{total - shown} not shown" if total > shown else "all shown"
-    return f"Shown: {shown} of {total}, {what}; {rest}."
+    if shown == total:
+        return f"Shown: {'the only one' if total == 1 else f'all {total}'}."
+    return f"Shown: {shown} of {total}, {what}; {total - shown} not shown."
 
 
 def gallery_page(title: str, first: int, last: int) -> str:

@@ -40,6 +40,7 @@ STUDY: Mapping[str, str] = {
     "robustness": "Other scanners, sites or settings",
     "explainability": "How results were made understandable",
     "fairness": "Groups of patients compared",
+    "subgroups": "Subgroups stated before the results were known",
     "limitations": "Limitations",
     "implications": "Implications for practice",
     "availability": "Code, model and data",

@@ -1,7 +1,7 @@
 """Headings and cells of the tables, and what stands beside them."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+import re
+from collections.abc import Iterable, Mapping, Sequence
 
 from lesionseg.report.text.amounts import count
 
@@ -114,7 +114,7 @@ HEADINGS_SUBGROUPS = (
     "Sensitivity",
     "95 % CI",
     "False positives per scan",
-    "Dice",
+    "Sensitivity minus that of all others",
 )
 HEADINGS_DIFFERENCE = ("Difference", "p", "p, corrected")
 PRIMARY = "primary endpoint"
@@ -150,6 +150,7 @@ ABSENT: Mapping[str, str] = {
     "comparison": "Compared with another reader or model",
     "adjudication": "False positives, judged by a person",
 }
+ALIKE = "over 80 % of the lesions have about the same contrast"
 NOT_ADJUDICATED = (
     "no person has judged them yet (fill adjudicate.csv, then evaluate adjudication=…)"
 )
@@ -193,14 +194,25 @@ EXTRA_WORDS: Mapping[str, str] = {
 }
 
 
-def subgroups_sentence(lines: Sequence[Sequence[Any]]) -> str:
-    """How many subgroups were looked at, and how to look at them; a line's first cell says by what.
+def subgroups_sentence(by: Sequence[str], stated: str = "") -> str:
+    """How many subgroups were looked at, which columns were `stated` beforehand, how to read them.
 
-    >>> subgroups_sentence([["sex"], ["sex"]]).split(".")[0]
-    'Looked at: 2 groups, by 1 column'
+    >>> subgroups_sentence(["sex", "sex", "age"], "sex; site")[:78]
+    'Looked at: 3 groups, by 2 columns. Prespecified: sex; exploratory: age. Small '
     """
-    columns = count(len({line[0] for line in lines}), "column")
-    return f"Looked at: {count(len(lines), 'group')}, by {columns}. {EXTRAS['subgroups']}"
+    columns = list(dict.fromkeys(by))
+    before = [name for name in columns if name in re.split(r"[;,]\s*", stated)]
+    after = [name for name in columns if name not in before]
+    kinds = (("prespecified", before), ("exploratory", after))
+    said = "; ".join(f"{kind}: {', '.join(names)}" for kind, names in kinds if names)
+    said = f"{said[:1].upper()}{said[1:]}."
+    looked = f"Looked at: {count(len(by), 'group')}, by {count(len(columns), 'column')}."
+    return f"{looked} {said} {EXTRAS['subgroups']}"
+
+
+def rules_agree(rules: Iterable[str]) -> str:
+    """That other rules of what found means give the same numbers."""
+    return f"As many are found, with as many false positives, by other rules: {'; '.join(rules)}."
 
 
 def why_missed(reason: str) -> str:

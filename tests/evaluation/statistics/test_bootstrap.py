@@ -5,7 +5,6 @@ from lesionseg.evaluation.edge_cases import NO_CASE
 from lesionseg.evaluation.statistics.bootstrap import (
     design_effect,
     draw_groups,
-    draw_strata,
     effective_groups,
     few_groups_factor,
     percentile_intervals,
@@ -49,13 +48,6 @@ def test_undefined_replicates_are_counted():
     assert (found.ci95, found.collapsed) == (None, False)  # a third of them is too many
     never = percentile_intervals(ratio(only_one, np.zeros(6)), weights, 6)[0]
     assert (never.ci95, never.n_undefined) == (None, 1000)
-
-
-def test_strata_are_drawn_by_themselves():
-    few = np.array([True, False, False, True, False, False, False])
-    weights = draw_strata([few, ~few], 100, np.random.default_rng(1))
-    assert (weights[:, few].sum(1) == 2).all()
-    assert (weights[:, ~few].sum(1) == 5).all()
 
 
 def test_a_group_with_most_of_the_lesions_counts_for_few():

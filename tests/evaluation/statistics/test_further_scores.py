@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from lesionseg.core import Reference
-from lesionseg.errors import ContentError, DatasetError
+from lesionseg.errors import ConfigError, ContentError, DatasetError
 from lesionseg.evaluation import PRESETS, evaluate_case, summarise
 from lesionseg.evaluation.adjudication import adjudicate, read_verdicts
 from lesionseg.evaluation.statistics.calibration_curve import (
@@ -22,6 +22,7 @@ from lesionseg.evaluation.statistics.logistic import (
     fit_offset,
     fit_size_curve,
 )
+from lesionseg.evaluation.statistics.score_parts import Difference
 from tests.evaluation.hand_cases import HAND_CASES, make_prediction, make_reference
 from tests.evaluation.random_cases import random_cases
 
@@ -232,8 +233,8 @@ def test_a_better_model_is_seen_to_be_better():
     assert back["p_value"] == found["p_value"]
 
 
-def scored(n_groups, seed, shift):
-    """One lesion and one false positive a patient; `shift`: by how much lesions score above."""
+def scored(n_groups, seed, shift, n_false=1):
+    """One lesion and `n_false` false positives a patient; lesions score `shift` above."""
     rng = np.random.default_rng(seed)
     base, wrong = judge("perfect"), judge("false_alarm").candidates[0]
     return [
@@ -242,7 +243,10 @@ def scored(n_groups, seed, shift):
             case=f"c{i}",
             group=f"g{i}",
             lesions=(replace(base.lesions[0], detected_at=float(rng.normal(shift))),),
-            candidates=(replace(wrong, score=float(rng.normal()), outcome_any="false_positive"),),
+            candidates=tuple(
+                replace(wrong, score=float(rng.normal()), outcome_any="false_positive")
+                for _ in range(n_false)
+            ),
         )
         for i in range(n_groups)
     ]
@@ -267,6 +271,19 @@ def test_holm_multiplies_the_smallest_by_all_and_keeps_the_order():
     rows.sort(key=lambda row: row["p_value"])
     assert rows[0]["p_holm"] == pytest.approx(min(1, len(rows) * rows[0]["p_value"]))
     assert all(a["p_holm"] <= b["p_holm"] for a, b in itertools.pairwise(rows))
+
+
+def test_a_margin_makes_the_whole_interval_decide():
+    one, other = scored(40, 0, 1.0, 3), scored(40, 1, 1.0, 3)
+    low, high = compare(one, other, replicates=300)["recall_at_1"]["ci95"]
+    assert low < 0 < high
+    for margin, shown in ((abs(low) + 0.01, True), (abs(low) / 2, False)):
+        found = compare(one, other, margin=margin, replicates=300)
+        assert Difference.from_json(found["recall_at_1"]).non_inferior is shown
+        assert [k for k, row in found.items() if row["margin"]] == ["recall_at_1"]
+    assert Difference.from_json(compare(one, other)["recall_at_1"]).non_inferior is None
+    with pytest.raises(ConfigError, match="margin"):
+        compare(one, other, margin=5)
 
 
 def test_the_p_value_of_few_patients_is_exact():

@@ -47,6 +47,23 @@ def test_a_subgroup_has_the_numbers_of_its_cases_alone():
         assert row["dice"] == pytest.approx(alone["dice"]["mean"])
 
 
+def test_a_subgroup_is_set_against_all_other_lesions():
+    few = many()
+    more = [dataclasses.replace(r, case=f"{r.case}+", group=f"{r.group}+") for r in few]
+    results, sites = [*few, *more], {f"{case}+": row for case, row in TABLE.items()}
+    found = summarise(
+        results, PRESET, evaluated_on="test", replicates=0, columns={**TABLE, **sites}
+    )["subgroups"]
+    rows = [row for row in found if row["by"] == "site"]
+    assert rows[0]["recall_difference"] == pytest.approx(rows[0]["recall"] - rows[1]["recall"])
+    assert rows[1]["recall_difference"] == -rows[0]["recall_difference"]
+    low, high = rows[0]["difference_ci95"]
+    assert rows[1]["difference_ci95"] == pytest.approx([-high, -low])
+    assert all(row["difference_ci95"] is None for row in scores(["age"], few)["subgroups"])
+    everyone = scores(["scanner"], few)["subgroups"]
+    assert [row["recall_difference"] for row in everyone] == [None]
+
+
 def test_subgroups_of_a_column_hold_every_case_once():
     for name in ("site", "age", "sex", "id"):
         groups = make_subgroups(CASES, TABLE, name)

@@ -44,6 +44,8 @@ CELLS = [
     | {"recall": 0.25, "ci95": None},
     {"from_mm": 5.0, "to_mm": None, "contrast_from": 0.0, "contrast_to": 2.0, "n": 0, "detected": 0}
     | {"recall": None, "ci95": None, "reason": "no lesion"},
+    {"from_mm": 0.0, "to_mm": 5.0, "contrast_from": 2.0, "contrast_to": None, "n": 2, "detected": 2}
+    | {"recall": 1.0, "ci95": None},
 ]
 DIFFERENCE = {"one": 0.6, "other": 0.4, "difference": 0.2, "ci95": [-0.1, 0.5], "p_value": 0.04}
 RATE = {
@@ -149,7 +151,21 @@ def test_curve_marks_only_the_sizes_that_are_known(details: Details, scores_dir:
 def test_fields_are_labelled_also_where_there_is_no_lesion(details: Details) -> None:
     figure = Figure()
     detail_figures.draw_cells(figure, details.cells, "mm")
-    assert [words.get_text() for words in figure.axes[0].texts] == ["1 of 4", text.NONE]
+    assert [words.get_text() for words in figure.axes[0].texts] == ["1 of 4", text.NONE, "2 of 2"]
+
+
+def test_subgroups_say_how_far_they_differ_and_which_were_stated_beforehand(
+    evaluation: Evaluation, tmp_path: Path
+) -> None:
+    apart = {"recall_difference": -0.1, "difference_ci95": [-0.3, 0.12]}
+    evaluation.changes = {"subgroups": [subgroup("sex", "F", **apart), subgroup("site", "A")]}
+    study = tmp_path / "study.yaml"
+    study.write_text("subgroups: [site, age]")
+    options = Options(study=study)
+    page = write_report(evaluation.write(tmp_path / "e"), tmp_path / "r", options=options)
+    said = page.read_text()
+    assert "Prespecified: site; exploratory: sex." in said
+    assert "−10 (−30 to +12)" in said
 
 
 def test_reliability_and_subgroups_are_drawn(details: Details) -> None:
@@ -190,6 +206,20 @@ def test_two_evaluations_are_drawn_side_by_side(evaluation: Evaluation, tmp_path
     ).read_text()
     assert "reader, sensitivity by size" in page
     assert text.NO_DIFFERENCES in page
+
+
+@pytest.mark.parametrize(
+    ("ci95", "said"),
+    [([-0.04, 0.1], "shown. The whole"), ([-0.06, 0.1], "not shown. The 95"), (None, "no CI")],
+)
+def test_a_margin_is_said_to_be_met_or_not(
+    evaluation: Evaluation, tmp_path: Path, ci95: list[float] | None, said: str
+) -> None:
+    row = {"one": 0.8, "other": 0.77, "difference": 0.03, "ci95": ci95, "p_value": 0.5}
+    evaluation.changes = {"comparison": {"recall_at_1": {**row, "primary": True, "margin": 0.05}}}
+    page = write_report(evaluation.write(tmp_path / "e"), tmp_path / "r").read_text()
+    assert "margin 0.05" in page
+    assert said in page
 
 
 def test_evaluations_of_other_scans_are_not_compared(

@@ -53,7 +53,7 @@ def test_pictures_pass_through_the_place_and_show_the_reference(
     assert "lesion not seen, 12.0 mm; probability 0.08 → 0.02" in seen.caption
     assert all(view.reference for view in seen.views)
     assert not any(view.reference for view in spot.views)
-    assert "Shown: 3 of 3" in pictures.sentence
+    assert pictures.sentence == "Shown: all 3."
 
 
 def test_a_case_that_cannot_be_read_leaves_a_note(rows: tuple[audit.SuspectRow, ...]) -> None:

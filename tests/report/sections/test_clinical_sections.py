@@ -1,6 +1,7 @@
 """Sections by patient, by scan and of the lesion load."""
 
 import hashlib
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import pytest
 from matplotlib.figure import Figure
 
+from lesionseg.errors import ContentError
 from lesionseg.evaluation.rows import CaseRow
 from lesionseg.report import text, write_report
 from lesionseg.report.figures.detail_figures import draw_load, draw_patients, sum_patients
@@ -78,7 +80,7 @@ def test_scans_of_a_patient_are_summed_and_the_heaviest_comes_first(tables: Tabl
         ("q", 1, 1, 1),
     ]
     sentence = make_clinical_sections(replace(tables, cases=(alone, *together)))[0].sentences[0]
-    assert "All lesions were found in 1 of 2 patients with lesions, none in 0." in sentence
+    assert "All lesions were found in 1 of 2 patients with lesions, no lesion in 0." in sentence
     assert text.percent(0.8) in sentence
 
 
@@ -158,6 +160,25 @@ def test_one_patient_is_said_in_the_singular() -> None:
         [CaseRow(case="a", n_lesions=2, n_detected=1, n_missed=1, n_false_positive=0)]
     )
     assert words.patients_sentence([one]) == (
-        "All lesions were found in 0 of 1 patient with lesions, none in 0. "
+        "All lesions were found in 0 of 1 patient with lesions, no lesion in 0. "
         "No false positive in 1 of 1 patient."
     )
+
+
+def test_other_scans_of_the_same_model_stand_beside(evaluation: Evaluation, tmp_path: Path) -> None:
+    rates = {"lesion_recall": number(0.5, 0.4, 0.6), "case_sensitivity": number(None)}
+    evaluation.changes = rates
+    there = evaluation.write(tmp_path / "there")
+    evaluation.changes = {**rates, "lesion_recall": number(0.8, 0.7, 0.9), "n_cases": 4}
+    here = evaluation.write(tmp_path / "here")
+    page = write_report(here, tmp_path / "out", options=Options(elsewhere=there)).read_text()
+    table = page.split('<table id="elsewhere-1"')[1].split("</table>")[0]
+    rows = [re.findall(r"<td.*?>(.*?)</td>", row) for row in table.split("</tr>")]
+    cells = {row[0]: row[1:] for row in rows if row}
+    assert cells["Scans"] == ["4", "3", ""]
+    assert cells["Sensitivity, all lesions"][2] == "+0.30 (95 % CI +0.16 to +0.44)"
+    assert not any("Scan-level sensitivity" in name for name in cells)  # not defined
+    evaluation.changes = {"match_rule": "lesionseg 1"}
+    options = Options(elsewhere=evaluation.write(tmp_path / "old"))
+    with pytest.raises(ContentError, match="same rule"):
+        write_report(here, tmp_path / "out", options=options)

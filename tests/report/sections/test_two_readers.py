@@ -119,6 +119,9 @@ def test_what_two_readers_say_stands_beside_the_reference(judged: Path) -> None:
     assert found["by_reference"]["lesion_precision"] == 0.5
     assert found["adjudicated"]["n_lesions"] == 10
     assert found["adjudicated"]["lesion_precision"] == pytest.approx(10 / 16)
+    for numbers in (found["by_reference"], found["adjudicated"]):
+        for key, (low, high) in numbers["ci95"].items():
+            assert low < numbers[key] < high or numbers[key] in (low, high)
     page = write_report(judged / "scores", judged / "again").read_text()
     for said in ("Cohen&#39;s kappa", "confirmed as lesions", "vessel"):
         assert said in page

@@ -1,0 +1,28 @@
+"""The table of docs/metrics.md is made by a command that runs."""
+
+from functools import partial
+
+import pytest
+
+from benchmarks import interval_coverage as bench
+
+
+@pytest.mark.parametrize(
+    "measure",
+    [
+        bench.plain_numbers,
+        partial(bench.sensitivity_at_one, 0.8),
+        partial(bench.auroc, 0.9),
+        bench.chosen_score,
+    ],
+)
+def test_every_line_has_a_cell_per_number_of_patients(measure, monkeypatch):
+    monkeypatch.setattr(bench, "REPLICATES", 20)
+    for name, cells in bench.coverage(measure, 3).items():
+        assert len(cells) == len(bench.PATIENTS), name
+
+
+def test_a_score_chosen_for_a_rate_keeps_to_it():
+    pool = bench.draw_pool(40, bench.np.random.default_rng(0))
+    score = bench.allowing(pool, 0.5)
+    assert (pool.false_score >= score).sum() <= 20 < (pool.false_score >= score - 0.5).sum()
