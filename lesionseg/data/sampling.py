@@ -241,11 +241,11 @@ def capped(
     limit = np.inf
     while (over := (sums > limit * (1 + 1e-12)) & ~held).any() or limit == np.inf:
         held |= over
-        left = 1 - share * held.sum()
-        if left <= 0:  # the cap holds all: equal shares
+        rest = 1 - share * held.sum()
+        if rest <= 0:  # the cap holds all: equal shares
             limit = float(sums[sums > 0].min(initial=np.inf))
             break
-        limit = share * sums[~held].sum() / left
+        limit = share * sums[~held].sum() / rest
     factor = np.minimum(1.0, limit / np.maximum(sums, 1e-300))
     return np.asarray(weights * factor[groups], dtype=np.float64)
 

@@ -138,10 +138,10 @@ def _is_known(target: str) -> bool:
         return False
     from monai.transforms import Transform as MonaiTransform
 
-    found = _imported(target)
-    if not (isinstance(found, type) and issubclass(found, MonaiTransform)):
+    kind = _imported(target)
+    if not (isinstance(kind, type) and issubclass(kind, MonaiTransform)):
         return False
-    return not any(part in f"{found.__module__}.{found.__name__}" for part in _REACHES_OUT)
+    return not any(part in f"{kind.__module__}.{kind.__name__}" for part in _REACHES_OUT)
 
 
 def with_masks(spec: Spec) -> Spec:

@@ -104,8 +104,8 @@ class DetectorNetwork(nn.Module):
         """
         output = self.network(image)
         boxes = decode_boxes(output.box_deltas, self.anchors)
-        found = (box_scores(output.class_logits, self._plan), boxes)
+        detections = (box_scores(output.class_logits, self._plan), boxes)
         if not output.segmentation:
-            return found
+            return detections
         voxels = label_probabilities(output.segmentation[0], self._plan)
-        return (*found, calibrated_voxels(voxels, self._plan.voxel_calibration))
+        return (*detections, calibrated_voxels(voxels, self._plan.voxel_calibration))

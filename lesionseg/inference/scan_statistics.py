@@ -156,14 +156,14 @@ def pooled_features(network: nn.Module, image: NDArray[Any], plan: Plan) -> Vect
     device = next(network.parameters()).device
     was_training = network.training
     network.eval()
-    found = []
+    features = []
     for tile in _tiles(image, plan):
         one = tile[None].to(device)
         maps = encoder(one, 2) if isinstance(encoder, Encoder) else encoder(one)
         second = maps[:2][-1][0].flatten(1).float()
-        found.append(torch.cat([second.mean(1), second.std(1)]).cpu())
+        features.append(torch.cat([second.mean(1), second.std(1)]).cpu())
     network.train(was_training)
-    return torch.stack(found).mean(0).double().numpy()
+    return torch.stack(features).mean(0).double().numpy()
 
 
 def _tiles(image: NDArray[Any], plan: Plan) -> Iterator[Tensor]:

@@ -131,7 +131,7 @@ def construct(spec: Mapping[str, Any], plan: Plan, where: str = "model.network")
 def load(target: str, where: str = "model.network") -> Callable[..., Any]:
     """The class that `package.module.Class` names; raises `ConfigError` where there is none."""
     try:
-        found: Any = resolve_name(target)
+        value: Any = resolve_name(target)
     except (ImportError, AttributeError, ValueError) as error:
         raise ConfigError(
             "There is no such network.",
@@ -140,9 +140,9 @@ def load(target: str, where: str = "model.network") -> Callable[..., Any]:
             expected="package.module.Class, of a package that is installed or on PYTHONPATH",
             remedy=f"set {where}.{TARGET}=monai.networks.nets.SegResNet, for example.",
         ) from error
-    if not callable(found):
+    if not callable(value):
         raise ConfigError("This name is no class.", where=f"{where}.{TARGET}", seen=target)
-    return found  # type: ignore[no-any-return]  # callable, as was just seen
+    return value  # type: ignore[no-any-return]  # callable, as was just seen
 
 
 def n_logits(plan: Plan) -> int:

@@ -91,8 +91,8 @@ def _read(path: Path) -> Mapping[str, Any]:
 
 def _named(error: str) -> str:
     """What torch would have had to import, or all that it says."""
-    found = re.search(r"GLOBAL (\S+)", error)
-    return found[1] if found else error.splitlines()[0]
+    match = re.search(r"GLOBAL (\S+)", error)
+    return match[1] if match else error.splitlines()[0]
 
 
 def renamed(theirs: Weights) -> Iterator[tuple[str, Tensor]]:
@@ -110,8 +110,8 @@ def _our_name(part: str, last: int) -> str:
     """What a layer is called here; empty for one that is not there."""
     for pattern, ours in _NAMES:
         if match := re.fullmatch(pattern, part):
-            found = match.expand(ours)
-            return found.replace("N", str(last - int(match[1]))) if "N" in found else found
+            name = match.expand(ours)
+            return name.replace("N", str(last - int(match[1]))) if "N" in name else name
     return ""
 
 

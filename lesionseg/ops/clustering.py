@@ -110,8 +110,8 @@ def _clustered_on_cpu(
 ) -> tuple[Tensor, ...]:
     """The same one by one, which takes a CPU less time."""
     arrays = [t.cpu().numpy() for t in (boxes, scores, weights, expected)]
-    found = _clusters(*arrays, *_layout(arrays[0]), iou_threshold)
-    return tuple(torch.from_numpy(array) for array in found)
+    clusters = _clusters(*arrays, *_layout(arrays[0]), iou_threshold)
+    return tuple(torch.from_numpy(array) for array in clusters)
 
 
 def _layout(corners: NDArray[np.float64]) -> tuple[NDArray[np.int64], int, float]:
@@ -152,7 +152,7 @@ def _clusters(
     for i in range(n):
         if not free[i]:
             continue
-        trust, trusted_score, weight, found = 0.0, 0.0, 0.0, 0
+        trust, trusted_score, weight, n_members = 0.0, 0.0, 0.0, 0
         first = np.searchsorted(starts, boxes[i, axis] - longest)
         last = np.searchsorted(starts, boxes[i, dims + axis])
         for at in range(first - 1, last):
@@ -170,7 +170,7 @@ def _clusters(
                 if overlap <= iou_threshold:
                     continue
             free[j] = False
-            found += 1
+            n_members += 1
             weight += weights[j]
             factor = weights[j] * overlap
             trust += factor
@@ -184,6 +184,6 @@ def _clusters(
                 merged[n_clusters, d] /= trusted_score
             else:
                 merged[n_clusters, d] = boxes[i, d]
-        leader[n_clusters], size[n_clusters] = i, found
+        leader[n_clusters], size[n_clusters] = i, n_members
         n_clusters += 1
     return merged[:n_clusters], score[:n_clusters], leader[:n_clusters], size[:n_clusters]

@@ -68,8 +68,8 @@ def kept_by_rank(ranked: Float[Tensor, "n two_d"], iou_threshold: float) -> Bool
     """Which of the boxes, already by descending score, stay; on their device."""
     kernels = gpu_kernels("nms_triton") if ranked.is_cuda else None
     if kernels is not None and len(ranked) <= kernels.MOST_BOXES:
-        found: Tensor = kernels.kept_by_rank(ranked, iou_threshold)
-        return found
+        is_kept: Tensor = kernels.kept_by_rank(ranked, iou_threshold)
+        return is_kept
     kept = torch.from_numpy(kept_on_cpu(ranked.cpu().numpy(), iou_threshold))
     return kept.to(ranked.device)
 

@@ -218,9 +218,9 @@ def _annotations(index: int, case: Case, n_before: int) -> list[dict[str, Any]]:
     if case.reference is None or case.reference.instances is None:
         return []
     entries: list[dict[str, Any]] = []
-    for label, found in enumerate(ndimage.find_objects(case.reference.instances), start=1):
-        rows, columns = found
-        area = int((case.reference.instances[found] == label).sum())
+    for label, place in enumerate(ndimage.find_objects(case.reference.instances), start=1):
+        rows, columns = place
+        area = int((case.reference.instances[place] == label).sum())
         box = [columns.start, rows.start, columns.stop - columns.start, rows.stop - rows.start]
         entries.append(
             {

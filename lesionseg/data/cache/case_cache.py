@@ -190,6 +190,6 @@ def source_hash(files: CaseFiles) -> str:
                 digest.update(hashlib.file_digest(stream, "sha256").digest())
         except OSError as error:
             raise ReadError("The file cannot be read.", where=path, seen=error) from error
-    said = [files.annotations, files.group, *files.annotated, *files.missing]
-    digest.update(json.dumps(said, sort_keys=True, default=str).encode())
+    facts = [files.annotations, files.group, *files.annotated, *files.missing]
+    digest.update(json.dumps(facts, sort_keys=True, default=str).encode())
     return digest.hexdigest()

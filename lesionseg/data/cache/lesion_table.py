@@ -124,11 +124,11 @@ def find_lesions(reference: PreparedReference) -> tuple[CachedLesion, ...]:
     where = np.flatnonzero(instances)
     ids = instances.reshape(-1)[where]
     order = np.argsort(ids, kind="stable")
-    found, first = np.unique(ids[order], return_index=True)
+    distinct, first = np.unique(ids[order], return_index=True)
     groups = np.split(where[order], first[1:])
     return tuple(
         _lesion(int(i), reference.instance_labels[i - 1], flat, instances.shape)
-        for i, flat in zip(found, groups, strict=False)
+        for i, flat in zip(distinct, groups, strict=False)
     )
 
 

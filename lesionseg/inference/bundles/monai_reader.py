@@ -90,12 +90,12 @@ class _Config:
 
     def value(self, key: str) -> Any:
         """What a key holds; `a#b` is b within a."""
-        found: Any = self.raw
+        value: Any = self.raw
         for part in key.split("#"):
-            if not isinstance(found, Mapping) or part not in found:
+            if not isinstance(value, Mapping) or part not in value:
                 raise self.fault(key, "nothing", "the key")
-            found = found[part]
-        return self.plain(found, key)
+            value = value[part]
+        return self.plain(value, key)
 
     def plain(self, given: Any, key: str) -> Any:
         """The value with its references followed, as far as it is plain."""
@@ -208,8 +208,8 @@ def _plan(config: _Config, metadata: Mapping[str, Any]) -> Plan:
 
 
 def _names(part: Mapping[str, Any], n: int, word: str) -> tuple[str, ...]:
-    said = part.get("channel_def") or {}
-    return tuple(str(said.get(str(k), f"{word}_{k}")) for k in range(n))
+    titles = part.get("channel_def") or {}
+    return tuple(str(titles.get(str(k), f"{word}_{k}")) for k in range(n))
 
 
 def _activation(config: _Config) -> Activation:

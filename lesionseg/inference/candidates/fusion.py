@@ -44,7 +44,7 @@ def restore_boxes(
 
 
 def box_candidates(
-    found: FoundBoxes,
+    detections: FoundBoxes,
     plan_geometry: Geometry,
     file_geometry: Geometry,
     rule: CandidateRule,
@@ -55,9 +55,9 @@ def box_candidates(
     The diameter is that of the ellipsoid (2-D: ellipse) that touches the box's sides. Boxes that
     lie outside the file, or are smaller than the rule allows, are left out.
     """
-    boxes = restore_boxes(found.boxes.numpy(), plan_geometry, file_geometry)
-    scores = found.scores.clamp(0, 1)
-    rows = zip(boxes.tolist(), scores.tolist(), found.labels.tolist(), strict=True)
+    boxes = restore_boxes(detections.boxes.numpy(), plan_geometry, file_geometry)
+    scores = detections.scores.clamp(0, 1)
+    rows = zip(boxes.tolist(), scores.tolist(), detections.labels.tolist(), strict=True)
     made = [
         Candidate.from_box(1, label_values[label - 1], score, box, file_geometry)
         for box, score, label in rows

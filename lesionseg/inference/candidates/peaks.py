@@ -77,10 +77,10 @@ def collect_above(
         if slab.shape[1:] != shape[1:]:
             raise _misfit(slab.shape, shape)
         flat = np.ascontiguousarray(slab).reshape(-1)
-        found = np.flatnonzero(~(flat < limit))  # NaN is found too
-        values.append(flat[found].astype(np.float32))
+        index = np.flatnonzero(~(flat < limit))  # NaN is found too
+        values.append(flat[index].astype(np.float32))
         offset = row * (flat.size // max(len(slab), 1))
-        indices.append((found + offset).astype(kind))
+        indices.append((index + offset).astype(kind))
         row += len(slab)
     if row != shape[0]:
         raise _misfit((row, *shape[1:]), shape)
@@ -130,8 +130,8 @@ def compiled(function: Function) -> Function:
 
 
 @compiled
-def neighbours(index: Any, starts: Any, shape: Any, v: Any, found: Any) -> Any:
-    """How many held voxels touch the one at position `v`, itself included; `found` is filled."""
+def neighbours(index: Any, starts: Any, shape: Any, v: Any, places: Any) -> Any:
+    """How many held voxels touch the one at position `v`, itself included; `places` is filled."""
     n_z, n_y, n_x = shape
     flat = index[v]
     z, y, x = flat // (n_y * n_x), flat // n_x % n_y, flat % n_x
@@ -149,7 +149,7 @@ def neighbours(index: Any, starts: Any, shape: Any, v: Any, found: Any) -> Any:
                 else:
                     high = middle
             while low < end and index[low] <= last:
-                found[n] = low
+                places[n] = low
                 n += 1
                 low += 1
     return n
@@ -159,14 +159,14 @@ def neighbours(index: Any, starts: Any, shape: Any, v: Any, found: Any) -> Any:
 def _peaks(p: Any, index: Any, starts: Any, shape: Any, floor: Any, state: Any) -> Any:
     """Positions from the floor up on plateaus without a higher neighbour; `state` as it was."""
     stack = np.empty(len(p), dtype=np.int32)
-    found = np.empty(27, dtype=np.int64)
+    places = np.empty(27, dtype=np.int64)
     n_stack = 0
     for v in range(len(p)):
         if p[v] < floor:
             state[v] = _NO_PEAK
             continue
-        for k in range(neighbours(index, starts, shape, v, found)):
-            if p[found[k]] > p[v]:
+        for k in range(neighbours(index, starts, shape, v, places)):
+            if p[places[k]] > p[v]:
                 state[v] = _NO_PEAK
         if state[v] == _NO_PEAK:
             stack[n_stack] = v
@@ -174,8 +174,8 @@ def _peaks(p: Any, index: Any, starts: Any, shape: Any, floor: Any, state: Any) 
     while n_stack:  # what is level with a voxel below a higher one is no peak either
         n_stack -= 1
         v = stack[n_stack]
-        for k in range(neighbours(index, starts, shape, v, found)):
-            u = found[k]
+        for k in range(neighbours(index, starts, shape, v, places)):
+            u = places[k]
             if p[u] == p[v] and state[u] == _FREE:
                 state[u] = _NO_PEAK
                 stack[n_stack] = u
@@ -191,7 +191,7 @@ def _claim(p: Any, index: Any, starts: Any, shape: Any, peaks: Any, state: Any, 
     ratio, extent, prominence, min_voxels, max_candidates = limits
     claimed = np.empty(1024, dtype=np.int64)
     ends = np.empty(2 * max_candidates, dtype=np.int64)
-    found = np.empty(27, dtype=np.int64)
+    places = np.empty(27, dtype=np.int64)
     begin = n_kept = n_small = number = 0
     for peak in peaks:
         if state[peak] != _FREE:
@@ -207,8 +207,8 @@ def _claim(p: Any, index: Any, starts: Any, shape: Any, peaks: Any, state: Any, 
             here += 1
             if end + 27 > len(claimed):
                 claimed = np.concatenate((claimed, np.empty_like(claimed)))
-            for k in range(neighbours(index, starts, shape, v, found)):
-                u = found[k]
+            for k in range(neighbours(index, starts, shape, v, places)):
+                u = places[k]
                 if state[u] == _FREE and p[u] >= bar:
                     state[u] = number
                     claimed[end] = u

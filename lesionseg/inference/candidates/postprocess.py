@@ -94,13 +94,13 @@ def _flood(p: Any, index: Any, starts: Any, shape: Any, order: Any, region_at: A
     higher = np.full(n_regions, _NO_REGION, dtype=np.int64)
     passes = np.zeros(n_regions, dtype=np.float32)
     root = np.full(len(p), _UNSEEN, dtype=np.int64)
-    found = np.empty(27, dtype=np.int64)
+    places = np.empty(27, dtype=np.int64)
     for v in order:
         root[v] = v
-        for k in range(neighbours(index, starts, shape, v, found)):
-            if root[found[k]] == _UNSEEN:
+        for k in range(neighbours(index, starts, shape, v, places)):
+            if root[places[k]] == _UNSEEN:
                 continue
-            a, b = _root(root, v), _root(root, found[k])
+            a, b = _root(root, v), _root(root, places[k])
             if a == b:
                 continue
             low, high = max(region_at[a], region_at[b]), min(region_at[a], region_at[b])

@@ -63,8 +63,8 @@ def write_report(
     """
     hd = require_highdicom()
     with making(path):
-        told = (since or {}, remark)
-        writer = _Writer(hd, prediction, source, origin, labels, segmentation, *told)
+        change = (since or {}, remark)
+        writer = _Writer(hd, prediction, source, origin, labels, segmentation, *change)
         save_dicom(path, writer.report())
 
 

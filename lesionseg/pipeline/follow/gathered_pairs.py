@@ -117,12 +117,12 @@ def _rule_words(rule: ChangeRule, point: OperatingPoint | None) -> str:
     if rule.repeatability != 1:
         source += f" times {rule.repeatability:.2f}, as measured on test–retest pairs"
     share = f"{rule.confidence:.0%} of stable lesions lie within {source}"
-    said = f"Smallest detectable change: {share}."
+    smallest = f"Smallest detectable change: {share}."
     if point is None:
-        return f"{said} Every new lesion counts: no stable pairs were given to choose by."
+        return f"{smallest} Every new lesion counts: no stable pairs were given to choose by."
     rate = point.false_positives_per_case
     counted = f"{rate:.2f} false new lesions per stable pair"
-    return f"{said} New lesions count from a score of {point.score:.2f}: {counted}."
+    return f"{smallest} New lesions count from a score of {point.score:.2f}: {counted}."
 
 
 def _point_json(point: OperatingPoint) -> dict[str, Any]:

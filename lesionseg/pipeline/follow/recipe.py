@@ -256,18 +256,18 @@ def _stable_pairs(
 def _reference_masks(folder: Path, pairs: Sequence[PairFiles]) -> Mapping[str, Path]:
     """The masks of change of the pairs; those without one are named in a warning, not judged."""
     masks = find_masks(folder)
-    found = {pair.case: masks[pair.case] for pair in pairs if pair.case in masks}
-    if not found:
+    present = {pair.case: masks[pair.case] for pair in pairs if pair.case in masks}
+    if not present:
         raise DatasetError(
             "No reference of change has the name of a pair.",
             where=folder,
             seen=", ".join(list(masks)[:3]),
             expected=", ".join(pair.case for pair in pairs[:3]),
         )
-    missing = [pair.case for pair in pairs if pair.case not in found]
+    missing = [pair.case for pair in pairs if pair.case not in present]
     if missing:
         _log.warning("No reference of change; not judged: %s", ", ".join(missing))
-    return found
+    return present
 
 
 def _path(given: str | Path | None) -> Path | None:

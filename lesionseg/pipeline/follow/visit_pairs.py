@@ -180,9 +180,9 @@ def _scans(folder: Path | None) -> Mapping[str, Path]:
 
 def _read(files: PredictionFiles) -> Prediction:
     """A prediction whose accepted candidates all have masks; others without are left out."""
-    found = read_prediction(files)
-    bare = [c.id for c in found.candidates if c.accepted and not c.has_mask]
-    if bare or found.instances is None:
+    prediction = read_prediction(files)
+    bare = [c.id for c in prediction.candidates if c.accepted and not c.has_mask]
+    if bare or prediction.instances is None:
         raise ContentError(
             "Boxes alone cannot be followed: they have no size to compare.",
             where=files.candidates,
@@ -190,7 +190,7 @@ def _read(files: PredictionFiles) -> Prediction:
             expected="masks",
             remedy="give masks or instances; a detector writes them with model.candidates=voxels.",
         )
-    return replace(found, candidates=tuple(c for c in found.candidates if c.has_mask))
+    return replace(prediction, candidates=tuple(c for c in prediction.candidates if c.has_mask))
 
 
 def _registered(files: PairFiles) -> Alignment:

@@ -138,9 +138,9 @@ def predict(
             write_study(job.output, cases, table.rows)
         if rank:
             failed = {row.case for row in rows if row.status == "failed"}
-            left = [files for files in cases if files.case not in failed]
+            predicted = [files for files in cases if files.case not in failed]
             with bar("Ranking") as advance:
-                rank_cases(predictors[0], left, job.output, advance)
+                rank_cases(predictors[0], predicted, job.output, advance)
     return PredictOutcome(sorted(rows, key=lambda row: row.case))
 
 

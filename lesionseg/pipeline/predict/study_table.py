@@ -118,9 +118,9 @@ def write_study(
 
 def _row(row: PredictionRow, files: CaseFiles) -> StudyRow:
     visit = files.columns.get("visit", "")
-    said = StudyRow(case=row.case, group=files.group, visit=visit, status=row.status)
+    study_row = StudyRow(case=row.case, group=files.group, visit=visit, status=row.status)
     if row.status == "failed":
-        return said
+        return study_row
     same = {name: getattr(row, name) for name in _SAME}
     volume = round(sum(row.ml.values()), 6) if row.ml else None
-    return replace(said, n_lesions=row.n_accepted, volume_ml=volume, **same)
+    return replace(study_row, n_lesions=row.n_accepted, volume_ml=volume, **same)

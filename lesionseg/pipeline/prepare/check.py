@@ -63,8 +63,8 @@ def _listed(problem: Problem, dataset: Dataset, names: dict[str, str]) -> Findin
 
 
 def _remarks(case: str, findings: Sequence[Finding]) -> tuple[Remark, ...]:
-    found = (Remark(f.kind, f.severity) for f in findings if f.case == case)
-    return tuple(dict.fromkeys(found))
+    remarks = (Remark(f.kind, f.severity) for f in findings if f.case == case)
+    return tuple(dict.fromkeys(remarks))
 
 
 def _remarks_of_none(findings: Sequence[Finding], names: dict[str, str]) -> int:
@@ -73,9 +73,9 @@ def _remarks_of_none(findings: Sequence[Finding], names: dict[str, str]) -> int:
 
 
 def _trace(files: CaseFiles, dataset: Dataset, pseudonym: str) -> Trace:
-    found = inspect_case(files, dataset)
+    inspected = inspect_case(files, dataset)
     role, taken = files.role or "", tuple(files.columns.get(name, "") for name in _TAKEN)
-    known = Trace(files, CaseLook(pseudonym, role, taken=taken), patient=found.patient)
+    known = Trace(files, CaseLook(pseudonym, role, taken=taken), patient=inspected.patient)
     flaws = [
         Finding(
             files.case,
@@ -84,7 +84,7 @@ def _trace(files: CaseFiles, dataset: Dataset, pseudonym: str) -> Trace:
             str(fault.error),
             redact_error(fault.error, files, pseudonym),
         )
-        for fault in found.faults
+        for fault in inspected.faults
     ]
     flaws += [
         Finding(
@@ -94,13 +94,13 @@ def _trace(files: CaseFiles, dataset: Dataset, pseudonym: str) -> Trace:
             f"{MEANING['remark']} {text}",
             f"{MEANING['remark']} {redact(text, files, pseudonym)}",
         )
-        for text in found.remarks
+        for text in inspected.remarks
     ]
-    if found.burned_in:
+    if inspected.burned_in:
         flaws.append(known.finding("burned_in", "warning"))
-    if found.case is None:
+    if inspected.case is None:
         return replace(known, flaws=tuple(flaws))
-    image, reference = found.case.image, found.case.reference
+    image, reference = inspected.case.image, inspected.case.reference
     lesions = None if reference is None else lesion_mask(reference)
     diameters = [] if reference is None else lesions_of(reference).diameters_mm.tolist()
     return replace(
@@ -117,17 +117,17 @@ def _trace(files: CaseFiles, dataset: Dataset, pseudonym: str) -> Trace:
         reference=_digest(lesions) if lesions is not None and lesions.sum() >= _TELLING else None,
         axes=_axes(image.geometry),
         unit=image.geometry.size_unit,
-        flaws=(*flaws, *_single_flaws(known, found, found.case, lesions)),
+        flaws=(*flaws, *_single_flaws(known, inspected, inspected.case, lesions)),
     )
 
 
 def _single_flaws(
-    known: Trace, found: Inspected, case: Case, lesions: NDArray[np.bool_] | None
+    known: Trace, inspected: Inspected, case: Case, lesions: NDArray[np.bool_] | None
 ) -> Iterator[Finding]:
     """What can be said of a readable case by itself."""
     if any(channel.min() == channel.max() for channel in case.image.present):
         yield known.finding("constant", "warning")
-    if not found.oriented:
+    if not inspected.oriented:
         yield known.finding("unoriented", "warning")
     if case.image.geometry.unit != "mm":
         yield known.finding("detector", "note")

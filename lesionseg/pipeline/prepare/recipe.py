@@ -81,8 +81,8 @@ def prepare(
 def _untried(plan: Plan, run: Path) -> Plan:
     """The plan, which says that no step of it has been taken: `prepare` knows no loss."""
     before = plan.reasons.get("memory", "").removesuffix(NOT_TRIED).removesuffix("; ")
-    said = "; ".join(filter(None, (before, NOT_TRIED)))
-    marked = plan.with_(reasons={**plan.reasons, "memory": said})
+    reason = "; ".join(filter(None, (before, NOT_TRIED)))
+    marked = plan.with_(reasons={**plan.reasons, "memory": reason})
     write_text(run / "plan.json", marked.to_json())
     return marked
 

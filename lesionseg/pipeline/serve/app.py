@@ -104,9 +104,11 @@ def make_app(
 
 def _policy(page: str, has_viewer: bool) -> str:
     """The Content-Security-Policy by which a browser runs what stands in the page, and NiiVue."""
-    found = (re.search(rf"<{tag}>(.*?)</{tag}>", page, re.DOTALL) for tag in ("script", "style"))
+    elements = (re.search(rf"<{tag}>(.*?)</{tag}>", page, re.DOTALL) for tag in ("script", "style"))
     script, style = (
-        base64.b64encode(hashlib.sha256(one[1].encode()).digest()).decode() for one in found if one
+        base64.b64encode(hashlib.sha256(one[1].encode()).digest()).decode()
+        for one in elements
+        if one
     )
     niivue = " 'self'; img-src data:" if has_viewer else ""  # it has its letters as pictures
     return (

@@ -193,8 +193,8 @@ def settle(learning: Learning, plan: Plan) -> Learning:
     optimiser = learning.optimiser
     rate = optimiser.lr * batch_factor(optimiser, plan)
     limits = ((trainer.max_steps, "steps"), (trainer.max_minutes, "minutes"))
-    said = " or ".join(f"{value:g} {what}" for value, what in limits if value is not None)
-    log.info("Training ends after %s; learning rate %.2g.", said, rate)
+    text = " or ".join(f"{value:g} {what}" for value, what in limits if value is not None)
+    log.info("Training ends after %s; learning rate %.2g.", text, rate)
     return replace(learning, trainer=trainer, optimiser=replace(optimiser, lr=rate))
 
 

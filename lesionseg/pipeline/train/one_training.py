@@ -22,6 +22,7 @@ from lesionseg.inference.inference_settings import InferenceSettings
 from lesionseg.inference.input_check import InputCheck
 from lesionseg.inference.predictor import Predictor
 from lesionseg.io.atomic import write_text
+from lesionseg.pipeline.dataset.capabilities import require_masks, require_voxels
 from lesionseg.pipeline.dataset.data_settings import DataSettings
 from lesionseg.pipeline.dataset.survey import Survey
 from lesionseg.pipeline.judging.choice import Choice, ChoiceSettings
@@ -34,7 +35,6 @@ from lesionseg.pipeline.judging.judge_role import (
 )
 from lesionseg.pipeline.judging.volume_scores import VolumeJudge, VolumeScores
 from lesionseg.pipeline.report.recipe import ReportSettings
-from lesionseg.pipeline.run.capabilities import require_masks, require_voxels
 from lesionseg.pipeline.run.run_dir import (
     claim,
     device_name,

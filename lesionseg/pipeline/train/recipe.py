@@ -16,12 +16,12 @@ from lesionseg.inference.inference_settings import InferenceSettings
 from lesionseg.io.atomic import locked_folder
 from lesionseg.losses.detection_loss import DetectionLoss
 from lesionseg.losses.monai_losses import completed
+from lesionseg.pipeline.dataset.capabilities import warn_of_unheard_loss
 from lesionseg.pipeline.dataset.data_settings import ALL_FOLDS, DataSettings
 from lesionseg.pipeline.dataset.survey import Survey, take_survey
 from lesionseg.pipeline.judging.choice import CHOSEN, ChoiceSettings
 from lesionseg.pipeline.judging.judge_role import judge_untouched
 from lesionseg.pipeline.report.recipe import ReportSettings, report_run
-from lesionseg.pipeline.run.capabilities import warn_of_unheard_loss
 from lesionseg.pipeline.run.outcome import CommandOutcome, scores_lines
 from lesionseg.pipeline.run.run_dir import check_claim, default_run_dir
 from lesionseg.pipeline.run.run_log import kept_log

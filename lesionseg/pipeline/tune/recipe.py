@@ -15,10 +15,10 @@ from lesionseg.errors import ConfigError, DatasetError, LesionsegError
 from lesionseg.evaluation import Preset
 from lesionseg.inference.inference_settings import InferenceSettings
 from lesionseg.io.atomic import locks
+from lesionseg.pipeline.dataset.capabilities import require_masks
 from lesionseg.pipeline.dataset.data_settings import DataSettings
 from lesionseg.pipeline.dataset.survey import Survey, take_survey
 from lesionseg.pipeline.judging.volume_scores import VolumeJudge
-from lesionseg.pipeline.run.capabilities import require_masks
 from lesionseg.pipeline.run.cluster import run_tasks
 from lesionseg.pipeline.run.outcome import CommandOutcome, aligned
 from lesionseg.pipeline.run.run_dir import (

@@ -173,10 +173,10 @@ class Search:
     def _next(self) -> Any:
         """A trial that its process has left, or a new one; None when there are enough."""
         with _turn(self.folder), _quiet(self._optuna):
-            left = next(filter(_is_left, self._taken()), None)
-            if left is not None:
-                log.info("Trial %d goes on where it was interrupted.", left.number)
-                return self._proposed(left)
+            abandoned = next(filter(_is_left, self._taken()), None)
+            if abandoned is not None:
+                log.info("Trial %d goes on where it was interrupted.", abandoned.number)
+                return self._proposed(abandoned)
             enough = len(self._taken()) >= self.settings.n_trials
             return None if enough else self._proposed(self._study.ask())
 

@@ -157,13 +157,13 @@ def spots_seen(case: CachedCase, p: NDArray[np.float32], plan: Plan) -> list[Obs
     Of labels that the case does not annotate there are none.
     """
     unannotated = {plan.mask_values[k - 1] for k in case.unannotated}
-    found = find_by_plan(p, case.geometry, plan)
+    candidate_set = find_by_plan(p, case.geometry, plan)
     known = np.asarray(case.labels) > 0
     if case.valid is not None:
         known |= ~np.asarray(case.valid)
     # a mark that ends beside a lesion is a badly drawn outline, no second lesion
     known = ndimage.binary_dilation(known, np.ones((3,) * known.ndim))
-    touching = set(np.unique(found.instances[known]).tolist())
+    touching = set(np.unique(candidate_set.instances[known]).tolist())
     return [
         Observation(
             kind="spot",
@@ -175,7 +175,7 @@ def spots_seen(case: CachedCase, p: NDArray[np.float32], plan: Plan) -> list[Obs
             diameter_mm=candidate.diameter_mm,
             p=candidate.score,
         )
-        for candidate in found.candidates
+        for candidate in candidate_set.candidates
         if candidate.id not in touching and candidate.label not in unannotated
     ]
 

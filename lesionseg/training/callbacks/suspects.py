@@ -74,7 +74,7 @@ def rank_suspects(snapshots: Sequence[Snapshot]) -> list[Suspect]:
     lesions = _lesions(snapshots)
     expected = _expected(lesions)
     usual_mm = float(np.median([place.diameter_mm for place, _ in lesions])) if lesions else 0.0
-    found = [
+    suspects = [
         *(
             Suspect(place, p, min(max(1 - _mean(p) / float(usual), 0.0), 1.0))
             for (place, p), usual in zip(lesions, expected, strict=True)
@@ -85,7 +85,7 @@ def rank_suspects(snapshots: Sequence[Snapshot]) -> list[Suspect]:
         ),
     ]
     return sorted(
-        found, key=lambda s: (-s.suspicion, s.place.kind, s.place.case, s.place.centre_mm)
+        suspects, key=lambda s: (-s.suspicion, s.place.kind, s.place.case, s.place.centre_mm)
     )
 
 

@@ -131,14 +131,14 @@ def from_first(make: Callable[[], T]) -> T:
     """What the first process makes, on all of them; they wait for it, and fail with it."""
     if not distributed.is_initialized():
         return make()
-    said: list[tuple[T | None, LesionsegError | None]] = [(None, None)]
+    answer: list[tuple[T | None, LesionsegError | None]] = [(None, None)]
     if is_first():
         try:
-            said = [(make(), None)]
+            answer = [(make(), None)]
         except LesionsegError as error:
-            said = [(None, error)]
-    distributed.broadcast_object_list(said)
-    made, wrong = said[0]
+            answer = [(None, error)]
+    distributed.broadcast_object_list(answer)
+    made, wrong = answer[0]
     if wrong is not None:
         raise wrong
     return made  # type: ignore[return-value]  # nothing went wrong

@@ -109,10 +109,10 @@ class DetectionObjective(Objective):
         )
         hidden = ~_at_centres(finest.valid & _known(finest.instances, table), anchors)
         assigned = torch.where(hidden & (assigned == BACKGROUND), IGNORED, assigned)
-        row, found = assigned.clamp(min=0), assigned >= 0
+        row, is_positive = assigned.clamp(min=0), assigned >= 0
         return DetectionTargets(
-            labels=torch.where(found, table.labels.gather(1, row), 0),
-            instances=torch.where(found, table.ids.gather(1, row), 0),
+            labels=torch.where(is_positive, table.labels.gather(1, row), 0),
+            instances=torch.where(is_positive, table.ids.gather(1, row), 0),
             valid=assigned != IGNORED,
             rows=assigned,
             boxes=table.boxes,

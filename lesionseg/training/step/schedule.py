@@ -40,13 +40,13 @@ def settled(settings: TrainerSettings, plan: Plan, device: str) -> TrainerSettin
         seen = NNUNET_VOXELS[plan.dims] / (plan.batch_size * prod(plan.tile_shape))
         wanted = round(NNUNET_STEPS * (1.0 if budget == "full" else min(seen, 1.0)))
         steps = min(steps or wanted, wanted)
-    found = replace(settings, max_minutes=minutes, max_steps=steps, budget=None)
+    complete = replace(settings, max_minutes=minutes, max_steps=steps, budget=None)
     if settings.validate_every_minutes == "auto":
         by_steps = VALIDATION_MINUTES if budget in ("standard", "full") else None
         every = minutes / N_VALIDATIONS if minutes and minutes > LONG else None
         every = by_steps if minutes is None else every
-        found = replace(found, validate_every_minutes=every)
-    return found
+        complete = replace(complete, validate_every_minutes=every)
+    return complete
 
 
 def batch_factor(settings: OptimiserSettings, plan: Plan) -> float:

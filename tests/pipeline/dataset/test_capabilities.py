@@ -13,7 +13,7 @@ from torch import nn
 from lesionseg.cli import compose, run
 from lesionseg.losses import CrossEntropyLoss, DiceFocalLoss, FocalLoss
 from lesionseg.losses.detection_loss import DetectionLoss
-from lesionseg.pipeline.run.capabilities import warn_of_unheard_loss
+from lesionseg.pipeline.dataset.capabilities import warn_of_unheard_loss
 
 
 def boxed(root: Path, *, masks: bool = False, box: tuple[float, ...] = (8, 10, 9, 8)) -> Path:
