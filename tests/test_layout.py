@@ -16,6 +16,10 @@ TREES = {path: ast.parse(path.read_text(encoding="utf-8")) for path in MODULES}
 FOLDERS = sorted({path.parent for path in MODULES})
 MOST_ENTRIES = 15
 MOST_REPEATED_STEMS = 5
+# names say what a thing is, not what became of it
+RETIRED_NAMES = {"said", "told", "wishes", "seer", "lesson"}
+# their names go with the next change of these files
+NOT_YET = {"lesionseg.plan.make", "lesionseg.report.text.chart_captions"}
 
 
 def dotted(path: Path) -> str:
@@ -82,6 +86,17 @@ def test_public_class_names_stand_once() -> None:
         if isinstance(node, ast.ClassDef) and not node.name.startswith("_")
     )
     assert sorted(name for name, n in classes.items() if n > 1) == []
+
+
+def test_things_have_names_of_things() -> None:
+    retired = {}
+    for path, tree in TREES.items():
+        nodes = list(ast.walk(tree))
+        names = {n.id for n in nodes if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
+        names |= {n.arg for n in nodes if isinstance(n, ast.arg)}
+        if names & RETIRED_NAMES and dotted(path) not in NOT_YET:
+            retired[dotted(path)] = names & RETIRED_NAMES
+    assert retired == {}
 
 
 def test_imports_make_no_circle() -> None:

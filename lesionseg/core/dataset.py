@@ -41,6 +41,11 @@ class CaseFiles:
     annotated: tuple[str, ...] = ()
     missing: tuple[int, ...] = ()
 
+    @property
+    def is_labelled(self) -> bool:
+        """Whether a reader's result is known of it: one without lesions, too."""
+        return self.reference is not None or bool(self.annotations)
+
     def listed(self) -> dict[str, Any]:
         """The case as an entry of MONAI's datalists; see `Dataset.datalist`."""
         images = [str(path) for path in self.images]

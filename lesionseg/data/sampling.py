@@ -68,10 +68,10 @@ class TileSampler:
     `avoid_lesions` is False), and around a voxel that teaches where some do not. Within an epoch
     every lesion is chosen equally often (to within one, from `MANY` lesions on within two), or in
     proportion to voxels^−`size_weight`. But the lesions of one patient (group) fill at most
-    `patient_cap` times an equal share of the patients with lesions, or a patient with 500 lesions
-    would outweigh 500 with one. The lesion's seed voxel lies anywhere in the inner three quarters
-    of the tile, which is then moved into the volume. Without a lesion, or a hard point, their share
-    goes to the background. Raises `ConfigError` for shares outside [0, 1] and for no case.
+    `patient_cap` times an equal share of the patients with lesions, or one with 500 lesions would
+    outweigh 500 with one. The lesion's seed voxel lies anywhere in the inner three quarters of the
+    tile, which is then moved into the volume. Without a lesion, or a hard point, their share goes
+    to the background. Raises `ConfigError` for shares outside [0, 1] and for no case.
 
     Args:
         cases: to take tiles from, at least one.

@@ -180,7 +180,7 @@ class CaseDecision:
             )
         chosen = self.plan.without(inferred.missing)
         accepted = accept(prediction, self.point(inferred.missing), chosen.calibration)
-        return replace(accepted, input=_said(inferred.input, accepted))
+        return replace(accepted, input=_with_warnings(inferred.input, accepted))
 
     def _boxes(self, inferred: Inferred) -> tuple[Candidate, ...] | None:
         """A detector's boxes on the file's grid; None where none are asked for."""
@@ -192,7 +192,7 @@ class CaseDecision:
         return candidates if inferred.valid is None else _within(candidates, inferred.valid)
 
 
-def _said(verdict: InputVerdict, prediction: Prediction) -> InputVerdict:
+def _with_warnings(verdict: InputVerdict, prediction: Prediction) -> InputVerdict:
     """The verdict; no result is empty without a word on whether the scan could be read.
 
     Nor is one without a channel given without a word on what is then to be expected.

@@ -40,13 +40,13 @@ def overlap_loss(
 
 
 def offset_loss(
-    deltas: Float[Tensor, "n two_d"], wanted: Float[Tensor, "n two_d"], *, beta: float = 1 / 9
+    deltas: Float[Tensor, "n two_d"], wanted: Float[Tensor, "n two_d"]
 ) -> Float[Tensor, " n"]:
     """Smooth L1 of encoded boxes, summed over coordinates, in fp32 (Girshick 2015, equation 3).
 
-    Quadratic within `beta` of the target, linear beyond. No pair gives none.
+    Quadratic within 1/9 of the target, linear beyond. No pair gives none.
     """
-    loss = F.smooth_l1_loss(deltas.float(), wanted.float(), beta=beta, reduction="none")
+    loss = F.smooth_l1_loss(deltas.float(), wanted.float(), beta=1 / 9, reduction="none")
     return loss.sum(-1)
 
 

@@ -153,8 +153,8 @@ def assign_by_iou(
     """Anchors of IoU ≥ `positive` with a lesion find it, of IoU < `negative` none (RetinaNet).
 
     Those between are ignored (Lin et al. 2017, arXiv 1708.02002, section 4). An anchor goes to the
-    lesion it overlaps most, and each lesion to the anchor that overlaps it most if that is another
-    lesion's not already. A few lesions are looked at at a time, whatever their number.
+    lesion it overlaps most. Each lesion also gets the anchor that overlaps it most, unless that is
+    another lesion's already. A few lesions are looked at at a time, whatever their number.
     """
     device = anchors.device
     best = torch.zeros(len(anchors), device=device)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lesionseg.errors import ContentError
 from lesionseg.ops.boxes import box_iou
-from lesionseg.ops.suppression import kept_by_rank
+from lesionseg.ops.suppression import kept_by_rank, sorted_along
 
 _CHUNK = 1024  # boxes compared with all leaders at a time
 
@@ -110,21 +110,8 @@ def _clustered_on_cpu(
 ) -> tuple[Tensor, ...]:
     """The same one by one, which takes a CPU less time."""
     arrays = [t.cpu().numpy() for t in (boxes, scores, weights, expected)]
-    clusters = _clusters(*arrays, *_layout(arrays[0]), iou_threshold)
+    clusters = _clusters(*arrays, *sorted_along(arrays[0]), iou_threshold)
     return tuple(torch.from_numpy(array) for array in clusters)
-
-
-def _layout(corners: NDArray[np.float64]) -> tuple[NDArray[np.int64], int, float]:
-    """Numbers of the boxes by start along the axis they are most spread on, that axis, and the
-    longest side on it: what reaches a box lies between its start less that, and its stop.
-    """
-    n, dims = len(corners), corners.shape[1] // 2
-    if n == 0:
-        return np.zeros(0, dtype=np.int64), 0, 0.0
-    start, stop = corners[:, :dims], corners[:, dims:]
-    longest = np.maximum((stop - start).max(axis=0), 1e-6)
-    axis = int(np.argmax(np.ptp(start, axis=0) / longest))
-    return np.argsort(start[:, axis], kind="stable"), axis, float(longest[axis])
 
 
 @numba.njit(cache=True, error_model="numpy", nogil=True)  # 30 000 boxes: 0.2 s, comparing all 0.6 s

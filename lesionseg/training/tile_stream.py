@@ -56,12 +56,12 @@ class StepSampler(Sampler[list[int]]):
 class TileStream:
     """Batches of one process from a given step on, without end, read by MONAI's loader.
 
-    A plain iterable and no loader itself, which would be taken apart and put together again
-    by the trainer, whose restart in mid-epoch could not keep the order of tiles. `tiles`: a
-    `TileDataset`, or any that gives `image`, `labels`, `instances` and `valid` as `to_batch` does
-    (`unannotated` or not), for any number from 0 on and the same each time. With `pin` the batches
-    go to this process's GPU, and a `TileDataset` is augmented there; without, and where other
-    libraries' transforms have a part in it, the workers do it.
+    A plain iterable and no loader itself: the trainer would take a loader apart and put it together
+    again. Its restart in mid-epoch could not keep the order of tiles. `tiles`: a `TileDataset`, or
+    any that gives `image`, `labels`, `instances` and `valid` as `to_batch` does (`unannotated` or
+    not), for any number from 0 on and the same each time. With `pin` the batches go to this
+    process's GPU, and a `TileDataset` is augmented there; without, and where other libraries'
+    transforms have a part in it, the workers do it.
     """
 
     def __init__(

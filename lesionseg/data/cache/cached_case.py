@@ -23,8 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lesionseg.core import Geometry
-from lesionseg.data.cache.lesion_table import CachedLesion as CachedLesion
-from lesionseg.data.cache.lesion_table import LesionTable, find_lesions
+from lesionseg.data.cache.lesion_table import CachedLesion, LesionTable, find_lesions
 from lesionseg.data.prepare import PreparedCase
 from lesionseg.data.prepare_reference import PreparedReference
 from lesionseg.errors import ReadError
@@ -52,7 +51,7 @@ class CacheSource(Protocol):
 class CachedCase:
     """A prepared case on disk. Its arrays are read-only memory maps, mapped again at each access.
 
-    No file stays open in between, so that thousands of cases cost no file handles and the object
+    No file stays open in between, so that thousands of cases cost no file handles. The object
     travels to worker processes as a few numbers. `source` is the hash of the files it is made of.
     `is_mixed`: a lesion's voxels may hold other labels than its own (regions). `valid_seeds`: some
     background voxels that teach, spread over it, where not all do; None where all do. `missing`:

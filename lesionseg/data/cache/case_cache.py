@@ -19,11 +19,10 @@ from typing import Protocol
 from lesionseg.core import CaseFiles, Dataset
 from lesionseg.data.cache.cached_case import (
     CACHE_VERSION,
+    CachedCase,
     read_cached_case,
     write_cached_case,
 )
-from lesionseg.data.cache.cached_case import CachedCase as CachedCase
-from lesionseg.data.cache.cached_case import CachedLesion as CachedLesion
 from lesionseg.data.cache.claims import ClaimFolder, Claims
 from lesionseg.data.prepare import PreparedCase
 from lesionseg.data.prepare_reference import PreparedReference

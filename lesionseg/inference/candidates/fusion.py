@@ -75,10 +75,10 @@ def box_candidates(
 def fuse(voxels: CandidateSet, boxes: Sequence[Candidate]) -> CandidateSet:
     """Both heads' candidates as one list: what both found first, what one found alone after.
 
-    A candidate of the voxels and a box of the same label are one lesion from an IoU of their boxes
-    of 0.1, each used once, the largest IoU first. It keeps the voxels' mask and has the mean of
-    both scores; a candidate that only one head found has half its score, the mean with 0, as an
-    ensemble's member that saw nothing would. Ids follow the new scores.
+    A candidate of the voxels and a box of the same label are one lesion where the IoU of their
+    boxes is at least 0.1. Each is used once, the largest IoU first. It keeps the voxels' mask and
+    has the mean of both scores; a candidate that only one head found has half its score, the mean
+    with 0, as an ensemble's member that saw nothing would. Ids follow the new scores.
     """
     partner = _partners(voxels.candidates, boxes)
     merged = [

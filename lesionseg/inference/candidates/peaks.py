@@ -4,19 +4,18 @@ Only voxels that can belong to a candidate are held, not the volume: memory grow
 network finds.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, TypeVar, cast
+from typing import Any
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
 from lesionseg.errors import ContentError, GeometryError
+from lesionseg.ops.kernels.compiled_code import compiled
 from lesionseg.plan.plan import CandidateRule, ComponentScore
 
 Ints = NDArray[np.integer[Any]]
-Function = TypeVar("Function", bound=Callable[..., Any])
 
 _FREE, _NO_PEAK = 0, -1
 
@@ -94,9 +93,8 @@ def grow_regions(above: Above, rule: CandidateRule) -> list[PeakRegion]:
     """The regions of one label, by descending peak, ties by index.
 
     Each peak claims, highest first, the unclaimed voxels connected to it with p ≥ peak / ratio or
-    p ≥ extent;
-    regions that are shoulders are left out, but what they claimed stays claimed. Of those under
-    `min_voxels` there are at most `max_candidates` as well.
+    p ≥ extent. Regions that are shoulders are left out, but what they claimed stays claimed. Of
+    those under `min_voxels` there are at most `max_candidates` as well.
     """
     p = above.probabilities
     shape = (1, *above.shape)[-3:]  # 2-D is 3-D with one slice
@@ -119,14 +117,6 @@ def row_starts(index: Ints, shape: tuple[int, ...]) -> NDArray[np.int64]:
 
 def _misfit(seen: tuple[int, ...], expected: tuple[int, ...]) -> GeometryError:
     return GeometryError("The probabilities do not fit the grid.", seen=seen, expected=expected)
-
-
-def compiled(function: Function) -> Function:
-    """Compiled at the first call and, where a folder can be written, kept for the next process."""
-    try:
-        return cast(Function, njit(cache=True)(function))
-    except RuntimeError:
-        return cast(Function, njit(function))
 
 
 @compiled

@@ -17,11 +17,12 @@ from lesionseg.inference.candidates.peaks import (
     Above,
     PeakRegion,
     collect_above,
-    compiled,
     grow_regions,
     neighbours,
     row_starts,
 )
+from lesionseg.ops.kernels.compiled_code import compiled
+from lesionseg.ops.kernels.sparse_numba import root_of
 from lesionseg.plan.plan import CandidateRule
 
 _UNSEEN, _NO_REGION = -1, -1
@@ -100,7 +101,7 @@ def _flood(p: Any, index: Any, starts: Any, shape: Any, order: Any, region_at: A
         for k in range(neighbours(index, starts, shape, v, places)):
             if root[places[k]] == _UNSEEN:
                 continue
-            a, b = _root(root, v), _root(root, places[k])
+            a, b = root_of(root, v), root_of(root, places[k])
             if a == b:
                 continue
             low, high = max(region_at[a], region_at[b]), min(region_at[a], region_at[b])
@@ -109,15 +110,6 @@ def _flood(p: Any, index: Any, starts: Any, shape: Any, order: Any, region_at: A
                 low = high
             root[a], region_at[b] = b, low
     return higher, passes
-
-
-@compiled
-def _root(root: Any, v: Any) -> Any:
-    """The voxel by which an island is known; halves the way there."""
-    while root[v] != v:
-        root[v] = root[root[v]]
-        v = root[v]
-    return v
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,12 +135,12 @@ def find_candidates(
     """Find candidates in the probabilities `[K, *spatial]` of K labels, by `CandidateRule`.
 
     The channels may come one by one from a generator, whole or as the voxels that matter
-    (`collect_above`). Voxels that share a face, an edge or a corner touch. A plateau is one
-    peak; ties go to the lower index. A voxel claimed for two labels belongs to the higher
-    probability, and a candidate's score is the highest probability of its voxels, or their mean
-    (`rule.score`); which are kept goes by the highest. Nothing above the floor gives no
-    candidates. The cost grows with the voxels above the floor. Raises `GeometryError` for a
-    channel that does not fit, `ContentError` for NaN.
+    (`collect_above`). Voxels that share a face, an edge or a corner touch. A plateau is one peak;
+    ties go to the lower index. A voxel claimed for two labels belongs to the higher probability. A
+    candidate's score is the highest probability of its voxels, or their mean (`rule.score`); which
+    are kept goes by the highest. Nothing above the floor gives no candidates. The cost grows with
+    the voxels above the floor. Raises `GeometryError` for a channel that does not fit,
+    `ContentError` for NaN.
 
     >>> rule = CandidateRule(min_voxels=1)
     >>> p = np.array([[[0.9, 0.5, 0.1, 0.6, 0.3]]], dtype=np.float32)

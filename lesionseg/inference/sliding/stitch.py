@@ -141,10 +141,9 @@ class Store:
 
     float16 holds 11 binary digits, more than the probabilities are worth, of p up to one half and
     of 1 − p above it (as a negative number): what is almost certain keeps its rank. With `folder`
-    the values lie in a nameless file there, which is gone when
-    the process ends, however it ends; `release` then takes the pages read or written so far out of
-    this process's memory.
-    Raises `OutputError` when the disk has no room.
+    the values lie in a nameless file there, which is gone when the process ends, however it ends.
+    `release` then takes the pages read or written so far out of this process's memory. Raises
+    `OutputError` when the disk has no room.
     """
 
     def __init__(

@@ -46,7 +46,7 @@ def write_report(
 ) -> None:
     """Write a report with a group of measurements for every accepted candidate.
 
-    Each has score, probability, volume and diameter as far as they are known, and refers to its
+    Each has score, probability, volume and diameter as far as they are known. It refers to its
     segment or, without one, to its box on every slice (of a tilted gantry, to its centre). Without
     a candidate the report says that none was accepted. Raises `ConfigError` without highdicom,
     `OutputError`.

@@ -83,8 +83,8 @@ def read_dataset(
     """Read what a data folder holds, without opening more than one image's header.
 
     Radiographs in DICOM get the columns of `radiographs.radiograph_columns`. Raises `DatasetError`
-    for a folder that is missing, not recognised or without cases, and one that names every case
-    that is there twice, lacks a file, or says of itself what cannot be. Raises `ReadError` for
+    for a folder that is missing, not recognised or without cases. Another one names every case that
+    is there twice, lacks a file, or says of itself what cannot be. Raises `ReadError` for
     unreadable tables.
 
     Args:

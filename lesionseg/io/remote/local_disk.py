@@ -25,8 +25,8 @@ def default_folder() -> Path:
 class LocalDisk:
     """Where local copies lie and how many bytes they may take together.
 
-    The bound is kept within about a hundredth for each process that fetches, and may be passed by
-    one copy where it is smaller than that.
+    The bound is kept within about a hundredth for each process that fetches. One copy may pass it
+    where it is smaller than that.
     """
 
     folder: Path = field(default_factory=default_folder)

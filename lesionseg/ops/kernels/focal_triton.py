@@ -6,8 +6,8 @@ labels) and nothing is stored but the gradient. Sums are deterministic: each pro
 own. Offsets within a block are 32 bit, everything larger 64 bit, so that tensors may have more
 than 2^31 elements. Nothing makes the host wait for the device.
 
-Kernels call only builtins of `triton.language`, none of its helpers written in Triton, so that
-they also run under Triton's interpreter whenever that was switched on.
+Kernels call only builtins of `triton.language`, none of its helpers written in Triton, so that they
+also run under Triton's interpreter whenever that was switched on.
 """
 
 from functools import lru_cache

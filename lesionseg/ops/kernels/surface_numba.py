@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lesionseg.ops.kernels.sparse_numba import compiled
+from lesionseg.ops.kernels.compiled_code import compiled
 
 
 @compiled
@@ -153,7 +153,8 @@ def nearest_by_block(
 
     Both are sorted into blocks: block b has the points `of_points[b]:of_points[b + 1]` and the box
     `point_boxes[b]` (lowest, highest) around them. A block of others is looked at only if it may
-    hold what is nearest to some point of the block, and by a point only if nearer than the best.
+    hold what is nearest to some point of the block. A point looks at it only if it is nearer than
+    the best so far.
     """
     distances = np.empty(len(points))
     chosen = np.empty(len(other_boxes), dtype=np.int64)

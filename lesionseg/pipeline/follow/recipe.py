@@ -16,7 +16,8 @@ from lesionseg.evaluation.change import (
     find_changes,
     repeatability,
 )
-from lesionseg.io.atomic import locks, write_json
+from lesionseg.io.atomic import write_json
+from lesionseg.io.folder_locks import locks
 from lesionseg.io.predictions import find_masks
 from lesionseg.pipeline.follow.change_report import is_reported
 from lesionseg.pipeline.follow.gathered_pairs import Gathered, summary_json

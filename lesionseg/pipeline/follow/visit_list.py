@@ -33,8 +33,8 @@ def read_timelines(table: Path) -> list[Timeline]:
     """The visits of each patient by a table `case, image, group, visit`, in order of `visit`.
 
     `group` is the patient, `visit` a number or a date (2024-05-31 or 20240531). Raises
-    `DatasetError` for a table without these columns, for a visit that has no place in time, and
-    for two visits of a patient at the same time; also as `read_scan_list`.
+    `DatasetError` for a table without these columns, a visit without a place in time, and two
+    visits of a patient at the same time; also as `read_scan_list`.
     """
     patients: dict[str, list[CaseFiles]] = {}
     for files in read_scan_list(table):

@@ -153,7 +153,7 @@ def write_case(
     suffix = result_suffix(files.images[0], plan.dims)
     like, names = files.images[0], targets.names
     write_prediction(targets.folder, prediction, suffix=suffix, like=like, names=names)
-    verdict = prediction.input or InputVerdict()
+    verdict, point = prediction.input or InputVerdict(), prediction.operating_point
     return {
         "n_candidates": len(prediction.candidates),
         "n_accepted": sum(c.accepted for c in prediction.candidates),
@@ -161,10 +161,8 @@ def write_case(
         "warning": verdict.warning,
         "input_score": None if verdict.score is None else round(verdict.score, 3),
         "missing": ", ".join(verdict.missing),
-        "operating_point": predictor.decide.point(inferred.missing).name,
-        **burden(
-            prediction.candidates, plan.lesion_labels, _names(zones), prediction.operating_point
-        ),
+        "operating_point": point.name if point else "",
+        **burden(prediction.candidates, plan.lesion_labels, _names(zones), point),
     }
 
 

@@ -3,8 +3,8 @@
 Every machine must see bundle, input and output under the same paths. A worker takes a batch of
 cases through the overlapped pipeline: one is read while another is inferred. Ray replaces a worker
 that dies and gives its batch to another, which takes the cases left one by one. Each attempt leaves
-a file in the output folder, so that a case which kills its workers, for want of memory say, is
-given up after three of them.
+a file in the output folder. So a case that kills its workers, because it needs too much memory say,
+is given up after three of them.
 """
 
 import hashlib

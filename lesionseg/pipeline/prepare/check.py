@@ -38,7 +38,7 @@ def check_dataset(dataset: Dataset, page: Path, *, identifiers: bool = False) ->
             traces.append(_trace(files, dataset, name))
             advance(name, number, len(dataset.cases))
     names = {t.files.case: t.look.pseudonym for t in traces}
-    findings = [_listed(p, dataset, names) for p in dataset.problems if not _told(p, names)]
+    findings = [_listed(p, dataset, names) for p in dataset.problems if not _is_repeated(p, names)]
     findings += [f for trace in traces for f in trace.flaws]
     findings += compare_cases(traces)
     order = {case: i for i, case in enumerate(names)}
@@ -50,7 +50,7 @@ def check_dataset(dataset: Dataset, page: Path, *, identifiers: bool = False) ->
     return CheckOutcome(len(traces), tuple(findings), names, page, identifiers)
 
 
-def _told(problem: Problem, names: dict[str, str]) -> bool:
+def _is_repeated(problem: Problem, names: dict[str, str]) -> bool:
     """Whether reading the case says it as well."""
     return problem.repeated and problem.case in names
 
@@ -76,48 +76,44 @@ def _trace(files: CaseFiles, dataset: Dataset, pseudonym: str) -> Trace:
     inspected = inspect_case(files, dataset)
     role, taken = files.role or "", tuple(files.columns.get(name, "") for name in _TAKEN)
     known = Trace(files, CaseLook(pseudonym, role, taken=taken), patient=inspected.patient)
-    flaws = [
-        Finding(
-            files.case,
-            fault.kind,
-            "error",
-            str(fault.error),
-            redact_error(fault.error, files, pseudonym),
-        )
-        for fault in inspected.faults
-    ]
-    flaws += [
-        Finding(
-            files.case,
-            "remark",
-            "note",
-            f"{MEANING['remark']} {text}",
-            f"{MEANING['remark']} {redact(text, files, pseudonym)}",
-        )
-        for text in inspected.remarks
-    ]
+    known = replace(known, flaws=tuple(_stated_flaws(known, inspected)))
+    return known if inspected.case is None else _measured(known, inspected, inspected.case)
+
+
+def _stated_flaws(known: Trace, inspected: Inspected) -> Iterator[Finding]:
+    """What inspecting the case's files has said of it."""
+    files, pseudonym = known.files, known.look.pseudonym
+    for fault in inspected.faults:
+        public = redact_error(fault.error, files, pseudonym)
+        yield Finding(files.case, fault.kind, "error", str(fault.error), public)
+    for text in inspected.remarks:
+        texts = (f"{MEANING['remark']} {t}" for t in (text, redact(text, files, pseudonym)))
+        yield Finding(files.case, "remark", "note", *texts)
     if inspected.burned_in:
-        flaws.append(known.finding("burned_in", "warning"))
-    if inspected.case is None:
-        return replace(known, flaws=tuple(flaws))
-    image, reference = inspected.case.image, inspected.case.reference
+        yield known.finding("burned_in", "warning")
+
+
+def _measured(known: Trace, inspected: Inspected, case: Case) -> Trace:
+    """The trace of a readable case, with what its voxels tell."""
+    image, reference = case.image, case.reference
     lesions = None if reference is None else lesion_mask(reference)
     diameters = [] if reference is None else lesions_of(reference).diameters_mm.tolist()
+    look = replace(
+        known.look,
+        shape=image.geometry.shape,
+        spacing_mm=_canonical(image.geometry),
+        diameters=tuple(diameters),
+        ranges=tuple(_range(channel) for channel in image.array),
+        thumbnail=draw_thumbnail(image.array[0], image.geometry, lesions),
+    )
     return replace(
         known,
-        look=replace(
-            known.look,
-            shape=image.geometry.shape,
-            spacing_mm=_canonical(image.geometry),
-            diameters=tuple(diameters),
-            ranges=tuple(_range(channel) for channel in image.array),
-            thumbnail=draw_thumbnail(image.array[0], image.geometry, lesions),
-        ),
+        look=look,
         images=tuple(_digest(channel) for channel in image.present),
         reference=_digest(lesions) if lesions is not None and lesions.sum() >= _TELLING else None,
         axes=_axes(image.geometry),
         unit=image.geometry.size_unit,
-        flaws=(*flaws, *_single_flaws(known, inspected, inspected.case, lesions)),
+        flaws=(*known.flaws, *_single_flaws(known, inspected, case, lesions)),
     )
 
 

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from lesionseg.data.transforms import PrepareSettings
-from lesionseg.io.atomic import locks, write_text
+from lesionseg.io.atomic import write_text
+from lesionseg.io.folder_locks import locks
 from lesionseg.pipeline.dataset.data_settings import DataSettings
 from lesionseg.pipeline.dataset.survey import open_dataset, take_survey
 from lesionseg.pipeline.prepare.check import check_dataset

@@ -53,8 +53,8 @@ def _ended(ray: Any, begun: Any) -> Any:
 def connected(ray: Any) -> Iterator[None]:
     """Connected to a cluster, and quiet; a connection made here is closed again.
 
-    The cluster is the one that this process is connected to, else the one that `ray.init` finds,
-    else one on this machine alone for the time being.
+    The cluster is the one that this process is connected to. Else it is the one that `ray.init`
+    finds, else one on this machine alone for the time being.
     """
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     ray.data.DataContext.get_current().enable_progress_bars = False

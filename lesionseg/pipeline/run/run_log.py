@@ -68,13 +68,13 @@ def kept_log(run: Path) -> Iterator[Callable[[str], None]]:
 
     What is printed stays as it is. An error that ends the run is the log's last line.
     """
-    with _heard(log := RunLog(run)):
-        yield from _noted(log)
+    with _attached(log := RunLog(run)):
+        yield from _with_its_ends(log)
 
 
 @contextmanager
-def _heard(log: RunLog) -> Iterator[None]:
-    """Let the log hear all; where nobody has set logging up, warnings are still printed."""
+def _attached(log: RunLog) -> Iterator[None]:
+    """Attach the log to all loggers; warnings are still printed where nobody set logging up."""
     root, ours = logging.getLogger(), logging.getLogger(lesionseg.__name__)
     level, bare = ours.level, not root.handlers
     handlers = [log, logging.lastResort] if bare and logging.lastResort else [log]
@@ -91,8 +91,8 @@ def _heard(log: RunLog) -> Iterator[None]:
         log.close()
 
 
-def _noted(log: RunLog) -> Iterator[Callable[[str], None]]:
-    """Note how it begins and, where it does so with an error, how it ends."""
+def _with_its_ends(log: RunLog) -> Iterator[Callable[[str], None]]:
+    """Note how a run begins and, where it does so with an error, how it ends."""
     log.note(f"Training begins or goes on, lesionseg {lesionseg.__version__}.")
     try:
         yield log.note

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from lesionseg.errors import ContentError, OutputError, ReadError
-from lesionseg.io.atomic import locked_folder
+from lesionseg.io.folder_locks import locked_folder
 from lesionseg.io.formats.volumes import case_suffix, is_image_file
 
 CASE = "scan"

@@ -10,7 +10,8 @@ import numpy as np
 import pytorch_lightning as pl
 from torch import nn
 
-from lesionseg.data.cache.case_cache import CachedCase, source_hash
+from lesionseg.data.cache.cached_case import CachedCase
+from lesionseg.data.cache.case_cache import source_hash
 from lesionseg.data.cache.fill import fill_cache
 from lesionseg.data.transforms import Spec
 from lesionseg.errors import ConfigError

@@ -22,7 +22,8 @@ from scipy import ndimage
 from torch import nn
 
 from lesionseg.core import equivalent_diameter_mm
-from lesionseg.data.cache.cached_case import CachedCase, CachedLesion
+from lesionseg.data.cache.cached_case import CachedCase
+from lesionseg.data.cache.lesion_table import CachedLesion
 from lesionseg.errors import ReadError
 from lesionseg.evaluation.rows import SuspectRow
 from lesionseg.evaluation.table_row import write_table

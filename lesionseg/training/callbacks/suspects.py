@@ -51,10 +51,10 @@ Track = tuple[Observation, tuple[float, ...]]
 class Suspect:
     """A place with the probabilities of all snapshots and a suspicion in [0, 1].
 
-    With p the mean over the snapshots. A lesion: 1 − p / expected, that being how well lesions
-    of its size are usually seen, so that a faint dot among faint dots is no suspect. A spot: p,
-    times its diameter in median lesion diameters where it is smaller than that, since most of what
-    a network takes for lesions without reason is small.
+    With p the mean over the snapshots. A lesion: 1 − p / expected, that being how well lesions of
+    its size are usually seen. So a faint dot among faint dots is no suspect. A spot: p, times its
+    diameter in median lesion diameters where it is smaller than that. Most of what a network takes
+    for lesions without reason is small.
     """
 
     place: Observation
@@ -66,9 +66,9 @@ def rank_suspects(snapshots: Sequence[Snapshot]) -> list[Suspect]:
     """All places, the most suspicious first; ties by kind, case and position.
 
     A lesion is known by its id, a spot by its position: two spots of one case and label in
-    different snapshots are one when their centres are closer than the larger one's diameter, the
-    nearest pairs first. A spot missing from a snapshot has p = 0 there. Place and size are those of
-    the latest snapshot that saw it. A lesion is expected to be seen as the median of the
+    different snapshots are one when their centres are closer than the larger one's diameter. The
+    nearest pairs go first. A spot missing from a snapshot has p = 0 there. Place and size are those
+    of the latest snapshot that saw it. A lesion is expected to be seen as the median of the
     `N_ALIKE` lesions around it in order of size. No snapshot gives no suspects.
     """
     lesions = _lesions(snapshots)

@@ -246,7 +246,7 @@ def test_a_role_that_somebody_stated_is_kept(folders):
 
 
 def test_a_mistyped_role_is_refused_and_nothing_is_written(folders):
-    with pytest.raises(ConfigError, match=r"tets.*train or validation or test or external"):
+    with pytest.raises(ConfigError, match=r"tets.*train, validation, test, external"):
         evaluate(*folders, evaluated_on="tets")
     assert not folders[2].exists()
 

@@ -325,7 +325,7 @@ def test_a_network_that_cannot_be_exported_is_refused(plan: Plan, network: nn.Mo
 
 
 def test_wrong_requests_are_refused(bundle: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="onnx or monai"):
+    with pytest.raises(ConfigError, match="onnx, monai"):
         export(bundle, tmp_path / "out", format="tflite")  # type: ignore[arg-type]
     shutil.rmtree(bundle / "bundle")
     with pytest.raises(BundleError):

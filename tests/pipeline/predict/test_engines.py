@@ -97,7 +97,7 @@ def test_more_shards_than_cases_leave_some_without(
     [
         ({"num_shards": 2, "shard_index": 2}, "shard_index from 0"),
         ({"num_shards": 0}, "shard_index from 0"),
-        ({"engine": "spark"}, "local or ray"),
+        ({"engine": "spark"}, "local, ray"),
     ],
 )
 def test_wrong_requests_are_refused(

@@ -17,8 +17,8 @@ from lesionseg.inference.decision import CaseDecision, Inferred
 from lesionseg.inference.inference_settings import InferenceSettings
 from lesionseg.inference.open_scan import ScanOpener
 from lesionseg.inference.sliding.scan_tiles import ScanTiles
-from lesionseg.io.atomic import locked_folder
 from lesionseg.io.case_ids import MAX_ID_BYTES
+from lesionseg.io.folder_locks import locked_folder
 from lesionseg.io.formats import decoder, volumes
 from lesionseg.io.formats.volumes import read_volume, write_volume
 from lesionseg.io.predictions import find_predictions
