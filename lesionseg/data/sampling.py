@@ -133,11 +133,13 @@ class TileSampler:
     def mix(self) -> str:
         """What an epoch shows, in a sentence."""
         n_patients = len({c.group for c, t in zip(self.cases, self._tables, strict=True) if len(t)})
-        free, held = self._largest
-        capped = f" (held; {free:.0%} by the number of lesions)" if held < free - 1e-9 else ""
+        free, capped_share = self._largest
+        capped = (
+            f" (held; {free:.0%} by the number of lesions)" if capped_share < free - 1e-9 else ""
+        )
         return (
             f"{self.lesion_share:.0%} of {self.n_tiles} hold one of {len(self._weights)} lesions "
-            f"of {n_patients} patients, at most {held:.0%} of these one patient's{capped}; "
+            f"of {n_patients} patients, at most {capped_share:.0%} of these one patient's{capped}; "
             f"{self.hard_share:.0%} hard background."
         )
 
@@ -237,15 +239,15 @@ def capped(
     """
     sums = np.bincount(groups, weights=weights)
     share = most / max(int((sums > 0).sum()), 1)
-    held = np.zeros(len(sums), dtype=np.bool_)
+    is_capped = np.zeros(len(sums), dtype=np.bool_)
     limit = np.inf
-    while (over := (sums > limit * (1 + 1e-12)) & ~held).any() or limit == np.inf:
-        held |= over
-        rest = 1 - share * held.sum()
+    while (over := (sums > limit * (1 + 1e-12)) & ~is_capped).any() or limit == np.inf:
+        is_capped |= over
+        rest = 1 - share * is_capped.sum()
         if rest <= 0:  # the cap holds all: equal shares
             limit = float(sums[sums > 0].min(initial=np.inf))
             break
-        limit = share * sums[~held].sum() / rest
+        limit = share * sums[~is_capped].sum() / rest
     factor = np.minimum(1.0, limit / np.maximum(sums, 1e-300))
     return np.asarray(weights * factor[groups], dtype=np.float64)
 

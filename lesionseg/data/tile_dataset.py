@@ -138,8 +138,8 @@ class TileDataset(Dataset):  # type: ignore[misc]  # MONAI ships no types
             "valid": tile["valid"][None],
         }
         if self.has_transforms:
-            drawn = tile_generator(self.seed, *divmod(index, self.n_tiles), 3)
-            item = run_on_tile(self.transform, item, drawn.initial_seed() % 2**32)
+            generator = tile_generator(self.seed, *divmod(index, self.n_tiles), 3)
+            item = run_on_tile(self.transform, item, generator.initial_seed() % 2**32)
             for channel in raw.change.missing:
                 item["image"][channel] = 0
         return item | self._unannotated(raw.choice.case)
@@ -225,8 +225,8 @@ class TileDataset(Dataset):  # type: ignore[misc]  # MONAI ships no types
 
     def __getstate__(self) -> dict[str, object]:
         """Settings only: the sampler's tables do not travel to other processes."""
-        made = ("sampler", "donors", "_changes")
-        return {name: value for name, value in vars(self).items() if name not in made}
+        caches = ("sampler", "donors", "_changes")
+        return {name: value for name, value in vars(self).items() if name not in caches}
 
 
 class RawTiles(Dataset):  # type: ignore[misc]

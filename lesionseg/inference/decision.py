@@ -178,8 +178,8 @@ class CaseDecision:
                 values=candidate_set.values,
                 removed=candidate_set.removed,
             )
-        chosen = self.plan.without(inferred.missing)
-        accepted = accept(prediction, self.point(inferred.missing), chosen.calibration)
+        plan = self.plan.without(inferred.missing)
+        accepted = accept(prediction, self.point(inferred.missing), plan.calibration)
         return replace(accepted, input=_with_warnings(inferred.input, accepted))
 
     def _boxes(self, inferred: Inferred) -> tuple[Candidate, ...] | None:

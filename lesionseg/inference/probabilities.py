@@ -45,8 +45,8 @@ def calibrated_voxels(p: Tensor, fit: Calibration | None) -> Tensor:
     """Probabilities as `fit` has them (`plan.voxel_calibration`); 0 stays 0, None changes none."""
     if fit is None:
         return p
-    kept = p.clamp(1e-6, 1 - 1e-6)
-    line = fit.intercept + fit.slope * (kept / (1 - kept)).log()
+    clipped = p.clamp(1e-6, 1 - 1e-6)
+    line = fit.intercept + fit.slope * (clipped / (1 - clipped)).log()
     return torch.where(p > 0, line.sigmoid(), p)
 
 

@@ -98,8 +98,8 @@ def image_statistics(image: NDArray[Any]) -> tuple[dict[str, Vector], NDArray[np
         for axis, (one, two) in enumerate(ahead):
             empty += [half.mean() for half in np.array_split(flat, 2, axis)]
             first, second = one[c] - channel, two[c] - 2 * one[c] + channel
-            kept = ~flat if not flat.all() else flat
-            sharp += [np.log(np.abs(d[kept]).mean() + 1e-3) for d in (first, second)]
+            is_textured = ~flat if not flat.all() else flat
+            sharp += [np.log(np.abs(d[is_textured]).mean() + 1e-3) for d in (first, second)]
     if len(here) > 1:
         with np.errstate(invalid="ignore"):
             r = np.atleast_2d(np.nan_to_num(np.corrcoef(here.reshape(len(here), -1))))

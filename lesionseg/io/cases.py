@@ -14,7 +14,6 @@ from lesionseg.io.dicom.dicom_reference import read_dicom_reference
 from lesionseg.io.dicom.headers import is_dicom
 from lesionseg.io.dicom.radiographs import is_radiograph, read_hidden
 from lesionseg.io.dicom.stack import Tilt
-from lesionseg.io.formats.volumes import read_geometry, read_volume
 from lesionseg.io.layouts.case_problems import LACKING
 from lesionseg.io.layouts.coco_reference import read_coco_reference
 from lesionseg.io.layouts.datalist import read_boxes
@@ -22,6 +21,7 @@ from lesionseg.io.layouts.luna16 import read_balls
 from lesionseg.io.layouts.nndetection import read_instances
 from lesionseg.io.layouts.nnunet_labels import IGNORE
 from lesionseg.io.local_files import fetch_case, fetch_images
+from lesionseg.io.volumes import read_geometry, read_volume
 from lesionseg.ops.components import lesion_instances, present_values
 
 TOLERANCE_MM = 1e-3

@@ -25,8 +25,8 @@ from lesionseg.io.dicom.headers import is_dicom, is_secondary_capture, read_head
 from lesionseg.io.formats.guard import reading
 from lesionseg.io.formats.nifti import SUFFIXES as NIFTI
 from lesionseg.io.formats.nifti import states_orientation
-from lesionseg.io.formats.volumes import read_geometry, read_volume
 from lesionseg.io.local_files import content_files, fetch_images
+from lesionseg.io.volumes import read_geometry, read_volume
 
 FaultKind = Literal["unreadable", "geometry", "not_finite", "labels", "channels"]
 

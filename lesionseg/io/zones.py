@@ -17,8 +17,8 @@ from lesionseg.core import Zones
 from lesionseg.errors import ContentError, DatasetError
 from lesionseg.io.atomic import read_json
 from lesionseg.io.cases import read_mask
-from lesionseg.io.formats.volumes import read_geometry
 from lesionseg.io.predictions import find_masks
+from lesionseg.io.volumes import read_geometry
 
 _log = logging.getLogger(__name__)
 

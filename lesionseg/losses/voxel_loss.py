@@ -100,7 +100,7 @@ def update_all(
     averages: Sequence[PositiveAverage], counts: Float[Tensor, " n"], shares: int
 ) -> list[Float[Tensor, ""]]:
     """`update` of averages of one momentum, each divided by `shares`, in three launches."""
-    kept = [a.average for a in averages]
-    torch._foreach_lerp_(kept, list(counts.to(kept[0]).unbind()), 1 - averages[0].momentum)
-    floored = torch._foreach_clamp_min(kept, [a.expected for a in averages])
+    means = [a.average for a in averages]
+    torch._foreach_lerp_(means, list(counts.to(means[0]).unbind()), 1 - averages[0].momentum)
+    floored = torch._foreach_clamp_min(means, [a.expected for a in averages])
     return list(torch._foreach_div(floored, shares))

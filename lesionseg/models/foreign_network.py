@@ -114,7 +114,7 @@ def construct(spec: Mapping[str, Any], plan: Plan, where: str = "model.network")
         _refuse_unknown(given, takes, where)
     filled = {name: value for name, value in _filled(plan).items() if name in takes}
     try:
-        made: Any = make(**{**filled, **given})
+        network: Any = make(**{**filled, **given})
     except Exception as error:  # of the constructor's own choice
         raise ConfigError(
             "The network cannot be built.",
@@ -123,9 +123,9 @@ def construct(spec: Mapping[str, Any], plan: Plan, where: str = "model.network")
             expected=f"{', '.join(takes)}",
             remedy=f"set {where}.<argument>=value.",
         ) from error
-    if not isinstance(made, nn.Module):
-        raise ConfigError("This is no torch.nn.Module.", where=where, seen=type(made).__name__)
-    return made
+    if not isinstance(network, nn.Module):
+        raise ConfigError("This is no torch.nn.Module.", where=where, seen=type(network).__name__)
+    return network
 
 
 def load(target: str, where: str = "model.network") -> Callable[..., Any]:

@@ -52,9 +52,9 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
     Raises `BundleError` for a file that is not there, that holds more than that, or whose network
     is none of the two.
     """
-    kept = _read(path)
-    kept = kept.get("network_weights", kept.get("state_dict", kept)) if kept else {}
-    theirs = {_WRAPPED.sub("", str(k)): v for k, v in kept.items() if isinstance(v, Tensor)}
+    content = _read(path)
+    content = content.get("network_weights", content.get("state_dict", content)) if content else {}
+    theirs = {_WRAPPED.sub("", str(k)): v for k, v in content.items() if isinstance(v, Tensor)}
     ours = dict(renamed(theirs))
     if not any(name.startswith("encoder.stages.0.0.") for name in ours):
         raise BundleError(

@@ -56,13 +56,13 @@ def batched_nms(
         raise ContentError(
             "There is not one group a box.", seen=tuple(groups.shape), expected=tuple(scores.shape)
         )
-    kept = [
+    groups_kept = [
         index[nms(boxes[index], scores[index], iou_threshold)]
         for index in (
             torch.nonzero(groups == group)[:, 0] for group in sorted(set(groups.tolist()))
         )
     ]
-    together = torch.cat(kept).sort().values if kept else groups.long()
+    together = torch.cat(groups_kept).sort().values if groups_kept else groups.long()
     return together[torch.argsort(scores[together], descending=True, stable=True)]
 
 

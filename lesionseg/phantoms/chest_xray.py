@@ -12,7 +12,7 @@ from scipy import ndimage
 from lesionseg.core import Case, Geometry, Reference, Volume
 from lesionseg.errors import require
 from lesionseg.io.atomic import write_json
-from lesionseg.io.formats.volumes import write_volume
+from lesionseg.io.volumes import write_volume
 from lesionseg.phantoms.fields import Field, is_lesion_free
 from lesionseg.phantoms.thorax import PER_MM, Thorax, simulate_thorax
 
@@ -99,8 +99,8 @@ def _add_nodules(
     """Write nodules' attenuation and ids 1..n, large ones first, with a gap between them."""
     least, median, most = settings.diameter_mm
     n = int(rng.integers(settings.n_nodules[0], settings.n_nodules[1] + 1))
-    drawn = np.exp(rng.normal(np.log(median), settings.log_spread, size=n))
-    for diameter in sorted(np.clip(drawn, least, most).tolist(), reverse=True):
+    diameters = np.exp(rng.normal(np.log(median), settings.log_spread, size=n))
+    for diameter in sorted(np.clip(diameters, least, most).tolist(), reverse=True):
         for _ in range(TRIES):
             chord = _nodule_mm(rng, thorax.lung_mm, diameter, settings.pixel_mm)
             mask = chord > 0

@@ -36,10 +36,10 @@ from lesionseg.training.device.processes import (
     n_processes,
 )
 from lesionseg.training.learning_settings import Learning
+from lesionseg.training.lightning_module import Counters, LesionModule
 from lesionseg.training.run_trainer import choose_precision, run_trainer
 from lesionseg.training.settings import TrainerSettings
 from lesionseg.training.step.detection_objective import make_objective
-from lesionseg.training.step.module import Counters, LesionModule
 from lesionseg.training.step.schedule import settled
 from lesionseg.training.tile_stream import Batch
 
@@ -217,11 +217,11 @@ def our_callbacks(
 ) -> list[pl.Callback]:
     """The callbacks of every training, in the order in which they act after a step."""
     record = Record(run_dir / HISTORY, settings.log_every)
-    made: list[pl.Callback] = [KeepMemory(), Resume(checkpoint, run_dir / CHECKPOINT), record]
+    callbacks: list[pl.Callback] = [KeepMemory(), Resume(checkpoint, run_dir / CHECKPOINT), record]
     every = settings.validate_every_minutes
     if validate is not None:
-        made.append(Validation(validate, None if every == "auto" else every, record))
-    return [*made, ProgressLine()] if settings.progress else made
+        callbacks.append(Validation(validate, None if every == "auto" else every, record))
+    return [*callbacks, ProgressLine()] if settings.progress else callbacks
 
 
 def _result(module: LesionModule, checkpoint: Checkpoint, run_dir: Path, device: str) -> FitResult:

@@ -19,8 +19,8 @@ from lesionseg.data.tile_dataset import RawTiles, TileDataset
 from lesionseg.data.transforms import TileItem
 from lesionseg.plan.plan import Plan
 from lesionseg.training.device.accelerator import AHEAD, loader_workers
+from lesionseg.training.lightning_module import LesionModule
 from lesionseg.training.settings import TrainerSettings
-from lesionseg.training.step.module import LesionModule
 
 log = logging.getLogger(__name__)
 
@@ -193,18 +193,18 @@ def finished(batches: Iterable[PackedBatch], device: torch.device) -> Iterator[B
     stream, ahead = torch.cuda.Stream(device), None  # type: ignore[no-untyped-call]
     for packed in batches:
         with torch.cuda.stream(stream):
-            made = finish(packed.to(device)), stream.record_event()
+            batch_and_event = finish(packed.to(device)), stream.record_event()
         if ahead is not None:
             yield _handed_over(*ahead)
-        ahead = made
+        ahead = batch_and_event
     if ahead is not None:
         yield _handed_over(*ahead)
 
 
-def _handed_over(batch: Batch, made: torch.cuda.Event) -> Batch:
+def _handed_over(batch: Batch, event: torch.cuda.Event) -> Batch:
     """To the current stream: it waits for the batch, and its memory for what uses it there."""
     current = torch.cuda.current_stream()
-    current.wait_event(made)
+    current.wait_event(event)
     for tensor in batch.values():
         tensor.record_stream(current)
     return batch

@@ -8,7 +8,7 @@ import pytest
 
 from lesionseg.core import Geometry, Volume
 from lesionseg.errors import ContentError, DatasetError
-from lesionseg.io.formats.volumes import write_volume
+from lesionseg.io.volumes import write_volume
 from lesionseg.io.zones import find_zones, read_zone_names
 
 EXPECTED = {10: "Left-Thalamus", 17: "Left-Hippocampus"}

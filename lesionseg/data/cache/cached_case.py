@@ -213,9 +213,9 @@ def _valid_seeds(reference: PreparedReference) -> list[list[int]] | None:
         return None
     flat = np.flatnonzero(reference.valid & (reference.instances == 0))
     n = min(len(flat), MAX_VALID_SEEDS)
-    chosen = flat[np.linspace(0, max(len(flat) - 1, 0), n).round().astype(np.int64)]
+    places = flat[np.linspace(0, max(len(flat) - 1, 0), n).round().astype(np.int64)]
     seeds: list[list[int]] = np.stack(
-        np.unravel_index(chosen, reference.valid.shape), axis=1
+        np.unravel_index(places, reference.valid.shape), axis=1
     ).tolist()
     return seeds
 

@@ -136,12 +136,12 @@ def _lesion(
     number: int, label: int, flat: NDArray[np.int64], shape: tuple[int, ...]
 ) -> CachedLesion:
     voxels = np.stack(np.unravel_index(flat, shape), axis=1)
-    chosen = np.linspace(0, len(voxels) - 1, min(len(voxels), MAX_SEEDS)).round().astype(int)
+    rows = np.linspace(0, len(voxels) - 1, min(len(voxels), MAX_SEEDS)).round().astype(int)
     return CachedLesion(
         id=number,
         label=label,
         start=tuple(voxels.min(axis=0).tolist()),
         stop=tuple((voxels.max(axis=0) + 1).tolist()),
         voxels=len(voxels),
-        seeds=tuple(tuple(seed) for seed in voxels[chosen].tolist()),
+        seeds=tuple(tuple(seed) for seed in voxels[rows].tolist()),
     )

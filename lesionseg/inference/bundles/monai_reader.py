@@ -141,16 +141,16 @@ def _network(spec: dict[str, Any], folder: Path, trust: bool) -> nn.Module:
         )
     arguments = {key: value for key, value in spec.items() if not key.startswith("_")}
     try:
-        made = load(target)(**arguments)
+        network = load(target)(**arguments)
     except LesionsegError as error:
         raise BundleError(error.what, where=folder / CONFIG, seen=error.seen) from error
     except Exception as error:  # of the constructor's own choice
         raise BundleError(
             "The bundle's network cannot be built.", where=folder / CONFIG, seen=str(error)
         ) from error
-    if not isinstance(made, nn.Module):
+    if not isinstance(network, nn.Module):
         raise BundleError("This is no torch.nn.Module.", where=folder / CONFIG, seen=target)
-    return made
+    return network
 
 
 def _weights(path: Path) -> dict[str, Tensor]:

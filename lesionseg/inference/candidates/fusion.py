@@ -58,18 +58,18 @@ def box_candidates(
     boxes = restore_boxes(detections.boxes.numpy(), plan_geometry, file_geometry)
     scores = detections.scores.clamp(0, 1)
     rows = zip(boxes.tolist(), scores.tolist(), detections.labels.tolist(), strict=True)
-    made = [
+    candidates = [
         Candidate.from_box(1, label_values[label - 1], score, box, file_geometry)
         for box, score, label in rows
     ]
     dims = file_geometry.dims
-    kept = [
+    large = [
         c
-        for c in made
+        for c in candidates
         if prod(b - a for a, b in zip(c.start_vox, c.stop_vox, strict=True)) >= 0.5**dims
         and c.diameter_mm >= rule.min_diameter_mm
     ]
-    return _numbered(kept)
+    return _numbered(large)
 
 
 def fuse(voxels: CandidateSet, boxes: Sequence[Candidate]) -> CandidateSet:
@@ -85,8 +85,8 @@ def fuse(voxels: CandidateSet, boxes: Sequence[Candidate]) -> CandidateSet:
         _Scored(c, (c.score + (boxes[partner[i]].score if i in partner else 0.0)) / 2)
         for i, c in enumerate(voxels.candidates)
     ]
-    taken = set(partner.values())
-    merged += [_Scored(b, b.score / 2) for j, b in enumerate(boxes) if j not in taken]
+    partners = set(partner.values())
+    merged += [_Scored(b, b.score / 2) for j, b in enumerate(boxes) if j not in partners]
     merged.sort(key=lambda m: -m.score)  # stable: ties with the voxels' first
     ids = np.zeros(len(voxels.candidates) + 1, dtype=np.int32)
     for number, one in enumerate(merged, start=1):
@@ -115,14 +115,14 @@ def _partners(voxels: Sequence[Candidate], boxes: Sequence[Candidate]) -> dict[i
     same = np.array([[v.label == b.label for b in boxes] for v in voxels])
     overlap = np.where(same, overlap, 0)
     partner: dict[int, int] = {}
-    taken: set[int] = set()
+    used: set[int] = set()
     for flat in np.argsort(-overlap, axis=None, kind="stable"):
         i, j = divmod(int(flat), len(boxes))
         if overlap[i, j] < SAME_LESION:
             break
-        if i not in partner and j not in taken:
+        if i not in partner and j not in used:
             partner[i] = j
-            taken.add(j)
+            used.add(j)
     return partner
 
 

@@ -179,10 +179,10 @@ def _removed(
     """The regions of these labels as boxes, the highest first."""
     high = [(r, label) for r, label in small if r.height >= rule.floor]
     high.sort(key=lambda one: (-one[0].height, one[0].peak))
-    kept = sorted(high[: rule.max_candidates], key=lambda one: -one[0].score(rule.score))
+    highest = sorted(high[: rule.max_candidates], key=lambda one: -one[0].score(rule.score))
     return tuple(
         replace(_candidate(number, region, geometry, label, rule), has_mask=False, accepted=False)
-        for number, (region, label) in enumerate(kept, start=1)
+        for number, (region, label) in enumerate(highest, start=1)
     )
 
 
@@ -216,8 +216,10 @@ def _ranking(regions: Sequence[PeakRegion], rule: CandidateRule) -> list[int]:
     large = [i for i, r in enumerate(regions) if len(r.voxels) >= max(rule.min_voxels, 1)]
     high = [i for i in large if regions[i].height >= rule.floor]
     high.sort(key=lambda i: (-regions[i].height, regions[i].peak, i))
-    kept = high[: rule.max_candidates]
-    return sorted(kept, key=lambda i: -regions[i].score(rule.score))  # stable: then by the highest
+    highest = high[: rule.max_candidates]
+    return sorted(
+        highest, key=lambda i: -regions[i].score(rule.score)
+    )  # stable: then by the highest
 
 
 def _is_large(region: PeakRegion, geometry: Geometry, rule: CandidateRule) -> bool:

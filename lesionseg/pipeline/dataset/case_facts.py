@@ -68,10 +68,10 @@ class FactsFolder:
         signature = self._signature(files)
         case = read_case(files, self.dataset)
         facts = None if case.reference is None else facts_of(case, case.reference)
-        made = KeptFacts(facts, source_hash(files), image_digests(files))
+        facts_now = KeptFacts(facts, source_hash(files), image_digests(files))
         if signature is not None and signature == self._signature(files):
-            self._keep(signature, made)
-        return made
+            self._keep(signature, facts_now)
+        return facts_now
 
     def source(self, files: CaseFiles) -> str:
         """SHA-256 of the case's files: `source_hash`, remembered."""
@@ -108,11 +108,13 @@ class FactsFolder:
         except (OSError, SafetensorError, ValueError, KeyError, TypeError):
             return None  # missing or damaged: read again
 
-    def _keep(self, signature: str, made: KeptFacts) -> None:
+    def _keep(self, signature: str, kept_facts: KeptFacts) -> None:
         """Keep facts; a disk that refuses them costs time at the next start, nothing else."""
-        values = None if made.facts is None else asdict(made.facts)
+        values = None if kept_facts.facts is None else asdict(kept_facts.facts)
         arrays = {} if values is None else {name: values.pop(name) for name in _ARRAYS}
-        text = json.dumps({"facts": values, "source": made.source, "images": made.images})
+        text = json.dumps(
+            {"facts": values, "source": kept_facts.source, "images": kept_facts.images}
+        )
         try:
             with atomic_path(self._path(signature)) as path:
                 save_file(arrays, path, metadata={"facts": text})

@@ -140,7 +140,15 @@ def evaluate(
         scoring = replace(scoring, lesion_columns=notes.columns_of(results))
     scores = scoring.sum_up(results)
     if others is not None:
-        scores["comparison"] = _compared(results, others, scoring, output / COMPARED)
+        second = judge_pairs(others, scoring.preset)
+        scores["comparison"] = compare_models(
+            results,
+            second,
+            fp_per_case=scoring.preset.fp_per_case,
+            replicates=replicates,
+            seed=seed,
+        )
+        _write_alone(second, scoring, output / COMPARED)
     if second_reader is not None:
         second = judge_pairs(second_reader, scoring.preset)
         scores["second_reader"] = second_reader_numbers(second, scoring.preset)
@@ -154,17 +162,11 @@ def evaluate(
     return EvaluateOutcome(scores, output)
 
 
-def _compared(
-    results: Sequence[CaseResult], others: Sequence[CasePair], scoring: Scoring, folder: Path
-) -> dict[str, Any]:
-    """Judge another model by the same rules, write its tables, and compare the two."""
-    preset, n, seed = scoring.preset, scoring.replicates, scoring.seed
-    second = judge_pairs(others, preset)
-    role, labels = scoring.evaluated_on, scoring.labels
-    own = Scoring(preset, role, labels=labels, replicates=n, seed=seed)
-    own.write(folder, second, own.sum_up(second))
-    rates = preset.fp_per_case
-    return compare_models(results, second, fp_per_case=rates, replicates=n, seed=seed)
+def _write_alone(results: Sequence[CaseResult], scoring: Scoring, folder: Path) -> None:
+    """Write the tables of another model, at its own operating point."""
+    n, seed, labels = scoring.replicates, scoring.seed, scoring.labels
+    own = Scoring(scoring.preset, scoring.evaluated_on, labels=labels, replicates=n, seed=seed)
+    own.write(folder, results, own.sum_up(results))
 
 
 def _adjudication(path: Path) -> TwoReaders | list[AdjudicationRow]:

@@ -9,9 +9,9 @@ from typing import get_args
 
 from lesionseg.core import UNKNOWN_ROLE, CaseFiles, Dataset, Role
 from lesionseg.errors import DatasetError, one_of
-from lesionseg.io.formats.volumes import is_image_file
 from lesionseg.io.layouts.conventions import read_dataset, recognised
 from lesionseg.io.predictions import find_masks, find_predictions
+from lesionseg.io.volumes import is_image_file
 from lesionseg.pipeline.judging.case_pairs import CasePair, openers, prediction_reader
 
 _log = logging.getLogger(__name__)

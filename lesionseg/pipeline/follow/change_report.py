@@ -9,7 +9,7 @@ from lesionseg import __version__
 from lesionseg.evaluation.change import LesionChange
 from lesionseg.io.dicom.source_images import REPORT, ResultOrigin, read_source, require_highdicom
 from lesionseg.io.dicom.sr_write import SinceBefore, write_report
-from lesionseg.io.formats.volumes import is_dicom_image
+from lesionseg.io.volumes import is_dicom_image
 from lesionseg.pipeline.follow.visit_pairs import PairFiles, VisitPair
 
 

@@ -242,16 +242,16 @@ def _stable_pairs(
     if isinstance(stable, str | Path) and Path(stable).is_dir():
         return _pairs_in(Path(stable))
     named = {str(stable)} if isinstance(stable, str | Path) else set(stable)
-    chosen = [pair for pair in pairs if pair.case in named]
+    stable_pairs = [pair for pair in pairs if pair.case in named]
     unknown = sorted(named - {pair.case for pair in pairs})
-    if unknown or not chosen:
+    if unknown or not stable_pairs:
         raise DatasetError(
             "A stable case is not among the pairs.",
             where="stable",
             seen=", ".join(unknown) or "no case",
             expected=f"a folder, or cases such as {', '.join(pair.case for pair in pairs[:3])}",
         )
-    return chosen
+    return stable_pairs
 
 
 def _reference_masks(folder: Path, pairs: Sequence[PairFiles]) -> Mapping[str, Path]:

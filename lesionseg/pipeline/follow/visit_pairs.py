@@ -14,10 +14,10 @@ from lesionseg.errors import ConfigError, ContentError, DatasetError, GeometryEr
 from lesionseg.evaluation.case.evaluate_case import describe_grid
 from lesionseg.evaluation.case.regrid import onto_grid
 from lesionseg.evaluation.change import Visit
-from lesionseg.io.formats.volumes import read_volume
 from lesionseg.io.layouts.input_images import find_images
 from lesionseg.io.predictions import PredictionFiles, find_predictions, read_prediction
 from lesionseg.io.registration import MIN_FOREGROUND_DICE, Alignment, register_rigid
+from lesionseg.io.volumes import read_volume
 from lesionseg.ops.components import candidates_of
 
 _log = logging.getLogger(__name__)

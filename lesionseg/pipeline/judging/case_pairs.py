@@ -37,9 +37,9 @@ from lesionseg.evaluation.statistics.subgroups import Columns, LesionColumns
 from lesionseg.io.atomic import read_csv, write_csv, write_json
 from lesionseg.io.cases import pixel_mm, read_case, read_grid, read_mask
 from lesionseg.io.cases import read_reference as read_case_reference
-from lesionseg.io.formats.volumes import read_geometry, read_volume
 from lesionseg.io.layouts.input_images import find_images
 from lesionseg.io.predictions import PredictionFiles, read_prediction
+from lesionseg.io.volumes import read_geometry, read_volume
 from lesionseg.pipeline.run.outcome import Advance
 
 _log = logging.getLogger(__name__)

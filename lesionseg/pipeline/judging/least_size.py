@@ -95,8 +95,8 @@ def _gain(
         return (0.0 if np.isnan(gain) else gain), -np.inf
     rng = np.random.default_rng(settings.seed)
     weights = draw_groups(n_groups, settings.replicates, rng).astype(np.float64)
-    drawn = _mean_recall(new, weights) - _mean_recall(old, weights)
-    defined = drawn[~np.isnan(drawn)]
+    gains = _mean_recall(new, weights) - _mean_recall(old, weights)
+    defined = gains[~np.isnan(gains)]
     return gain, float(np.quantile(defined, 0.025)) if len(defined) else -np.inf
 
 

@@ -23,8 +23,8 @@ from lesionseg.io.dicom.source_images import (
     require_highdicom,
 )
 from lesionseg.io.dicom.sr_write import write_report
-from lesionseg.io.formats.volumes import is_dicom_image, result_suffix, write_volume
 from lesionseg.io.predictions import MASK_ENDINGS, MaskNames, write_prediction
+from lesionseg.io.volumes import is_dicom_image, result_suffix, write_volume
 from lesionseg.ops.components import candidates_of, present_values
 from lesionseg.pipeline.predict.study_table import Burden, burden
 from lesionseg.plan.plan import Plan

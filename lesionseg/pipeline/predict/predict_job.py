@@ -21,10 +21,10 @@ from lesionseg.io.dicom.source_images import ResultOrigin
 from lesionseg.io.dicom.stack import Tilt
 from lesionseg.io.formats.decoder import CRASHED
 from lesionseg.io.formats.guard import FileLimits, limits
-from lesionseg.io.formats.volumes import read_geometry
 from lesionseg.io.local_files import content_files, fetch_images
 from lesionseg.io.predictions import MaskNames
 from lesionseg.io.remote.mirror import send
+from lesionseg.io.volumes import read_geometry
 from lesionseg.io.zones import find_zones
 from lesionseg.models.build import NetworkFactory
 from lesionseg.ops.host_memory import peak_memory_mb

@@ -61,13 +61,13 @@ def burden(
     Volumes are left out altogether where one of them is not known, and intervals where `point`,
     by which candidates were accepted, knows none.
     """
-    taken = [c for c in candidates if c.accepted]
-    by_label = [(labels.get(c.label, str(c.label)), c.volume_ml) for c in taken]
-    by_zone = [(c.zone, c.volume_ml) for c in taken if c.zone]
+    accepted = [c for c in candidates if c.accepted]
+    by_label = [(labels.get(c.label, str(c.label)), c.volume_ml) for c in accepted]
+    by_zone = [(c.zone, c.volume_ml) for c in accepted if c.zone]
     count, ml = _sums(by_label, labels.values())
     zone_count, zone_ml = _sums(by_zone, zones)
     errors = (point.count_error, point.volume_error) if point else (None, None)
-    n_low, n_high = (None, None) if errors[0] is None else count_interval(len(taken), errors[0])
+    n_low, n_high = (None, None) if errors[0] is None else count_interval(len(accepted), errors[0])
     known = None if errors[1] is None or not ml else volume_interval(sum(ml.values()), errors[1])
     ml_low, ml_high = known or (None, None)
     return {

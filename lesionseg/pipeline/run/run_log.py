@@ -11,8 +11,8 @@ from pathlib import Path
 import lesionseg
 from lesionseg.core import CaseFiles
 from lesionseg.errors import LesionsegError
-from lesionseg.io.formats.volumes import strip_suffix
 from lesionseg.io.local_files import content_files
+from lesionseg.io.volumes import strip_suffix
 from lesionseg.pipeline.run.run_dir import is_claimed
 
 LOG = "train.log"

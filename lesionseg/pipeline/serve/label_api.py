@@ -81,8 +81,8 @@ def label_router(answerer: Answerer, shelf: Shelf, turns: Turns, limits: ServeLi
                 sent = uploads_in(form, "file")
                 if sent:
                     await run_in_threadpool(store, sent, folder, limits)
-            kept = await run_in_threadpool(shelf.get, session_id or image)
-            scan = folder if sent else kept
+            stored = await run_in_threadpool(shelf.get, session_id or image)
+            scan = folder if sent else stored
             if scan is None:
                 raise HTTPException(404, _NO_IMAGE)
             answer = await turns.take(

@@ -20,7 +20,7 @@ from typing import BinaryIO
 
 from lesionseg.errors import ContentError, OutputError, ReadError
 from lesionseg.io.folder_locks import locked_folder
-from lesionseg.io.formats.volumes import case_suffix, is_image_file
+from lesionseg.io.volumes import case_suffix, is_image_file
 
 CASE = "scan"
 _PIECE = 2**20

@@ -172,8 +172,8 @@ def _is_finished(fold: FoldRun) -> bool:
 
 def _plan_of_finished(folds: Sequence[FoldRun]) -> Plan | None:
     """The plan of folds that were trained one by one, perhaps on a machine with other memory."""
-    made = (fold.run / BUNDLE / "plan.json" for fold in folds)
-    path = next((path for path in made if path.is_file()), None)
+    plans = (fold.run / BUNDLE / "plan.json" for fold in folds)
+    path = next((path for path in plans if path.is_file()), None)
     return undecided(Plan.from_json(path.read_text("utf-8"), path)) if path else None
 
 

@@ -39,7 +39,7 @@ from lesionseg.training.callbacks.degeneration import (
 from lesionseg.training.callbacks.history import History
 from lesionseg.training.callbacks.step_callbacks import AfterStep
 from lesionseg.training.device.accelerator import LateFigures
-from lesionseg.training.step.module import LesionModule
+from lesionseg.training.lightning_module import LesionModule
 from lesionseg.training.step.supervision import LevelTargets
 
 log = logging.getLogger(__name__)

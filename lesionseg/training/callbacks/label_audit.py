@@ -39,8 +39,8 @@ from lesionseg.training.callbacks.suspects import (
     rank_suspects,
     snapshot_from_json,
 )
+from lesionseg.training.lightning_module import LesionModule
 from lesionseg.training.settings import AuditSettings
-from lesionseg.training.step.module import LesionModule
 
 log = logging.getLogger(__name__)
 
@@ -81,8 +81,8 @@ class LabelAudit(AfterStep):
 
     def _take(self, trainer: pl.Trainer, module: LesionModule) -> None:
         """One snapshot stands for all shares passed since the one before."""
-        taken = max((snapshot.share for snapshot in self.snapshots), default=0.0)
-        due = [share for share in self.settings.at if taken < share <= module.progress]
+        latest = max((snapshot.share for snapshot in self.snapshots), default=0.0)
+        due = [share for share in self.settings.at if latest < share <= module.progress]
         if not due:
             return
         share = max(due)

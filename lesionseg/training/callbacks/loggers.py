@@ -144,15 +144,15 @@ def _mlflow(settings: LoggerSettings, run_dir: Path) -> Any:
 
     server = settings.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
     here = run_dir.resolve()
-    made = MLFlowLogger(
+    logger = MLFlowLogger(
         experiment_name=settings.project,
         run_name=settings.name or run_dir.name,
         tracking_uri=server or f"sqlite:///{here / 'mlflow.db'}",
         artifact_location=None if server else (here / "mlflow").as_uri(),
         run_id=_known(run_dir).get("mlflow"),
     )
-    _remember(run_dir, "mlflow", str(made.run_id))
-    return made
+    _remember(run_dir, "mlflow", str(logger.run_id))
+    return logger
 
 
 def _wandb(settings: LoggerSettings, run_dir: Path) -> Any:

@@ -150,13 +150,13 @@ def _extend(
         if (distance := dist(place.centre_mm, spot.centre_mm))
         < max(place.diameter_mm, spot.diameter_mm)
     )
-    taken: dict[int, int] = {}
+    spot_of: dict[int, int] = {}
     for _, i, j in pairs:
-        if i not in taken and j not in taken.values():
-            taken[i] = j
+        if i not in spot_of and j not in spot_of.values():
+            spot_of[i] = j
     for i, track in enumerate(tracks):
-        track.append(spots[taken[i]] if i in taken else None)
-    free = [spot for j, spot in enumerate(spots) if j not in taken.values()]
+        track.append(spots[spot_of[i]] if i in spot_of else None)
+    free = [spot for j, spot in enumerate(spots) if j not in spot_of.values()]
     tracks.extend([*[None] * done, spot] for spot in free)
 
 

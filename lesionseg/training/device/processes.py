@@ -138,10 +138,10 @@ def from_first(make: Callable[[], T]) -> T:
         except LesionsegError as error:
             answer = [(None, error)]
     distributed.broadcast_object_list(answer)
-    made, wrong = answer[0]
+    result, wrong = answer[0]
     if wrong is not None:
         raise wrong
-    return made  # type: ignore[return-value]  # nothing went wrong
+    return result  # type: ignore[return-value]  # nothing went wrong
 
 
 def first_on_node(make: Callable[[], T]) -> T:
@@ -150,8 +150,8 @@ def first_on_node(make: Callable[[], T]) -> T:
         return make()
     rank = os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID"))
     if rank == "0":
-        made = make()
+        result = make()
         distributed.barrier()
-        return made
+        return result
     distributed.barrier()
     return make()

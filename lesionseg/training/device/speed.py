@@ -81,13 +81,13 @@ def choose_speed(
             teacher.compile(BACKEND)
         return time_step(trial, teacher, plan, device, dtype, mode)
 
-    chosen = timed_choice(network, seconds, layouts(plan.dims), wanted_modes(settings))
-    if settings.max_steps and chosen.seconds:
-        hours = settings.max_steps * settings.accumulate * chosen.seconds / 3600
+    speed = timed_choice(network, seconds, layouts(plan.dims), wanted_modes(settings))
+    if settings.max_steps and speed.seconds:
+        hours = settings.max_steps * settings.accumulate * speed.seconds / 3600
         log.info("%d steps take about %.1f hours or somewhat more.", settings.max_steps, hours)
     gc.collect()
     torch.cuda.empty_cache()  # processes that are started next need it
-    return chosen
+    return speed
 
 
 def tune_kernels(device: torch.device) -> None:
@@ -181,7 +181,7 @@ def time_step(
     batch = some_batch(plan, plan.batch_size, device)
     targets = objective.targets(batch)
     normalisers = [torch.ones((), device=device) for _ in targets.counts()]
-    taken = []
+    seconds = []
     for _ in range(WARM_UP + TIMED):
         started = time.perf_counter()
         begin_forward(mode)
@@ -191,6 +191,6 @@ def time_step(
         torch.stack(list(terms.values())).sum().backward()  # type: ignore[no-untyped-call]
         if device.type == "cuda":
             torch.cuda.synchronize(device)
-        taken.append(time.perf_counter() - started)
+        seconds.append(time.perf_counter() - started)
         network.zero_grad()
-    return statistics.median(taken[WARM_UP:])
+    return statistics.median(seconds[WARM_UP:])

@@ -23,7 +23,7 @@ from lesionseg.inference.inference_settings import InferenceSettings
 from lesionseg.inference.predictor import Predictor
 from lesionseg.inference.probabilities import label_probabilities
 from lesionseg.inference.sliding.sliding_window import predict_probabilities
-from lesionseg.io.formats.volumes import read_volume, write_volume
+from lesionseg.io.volumes import read_volume, write_volume
 from lesionseg.models.build import build_network
 from lesionseg.pipeline.export.recipe import export
 from lesionseg.plan.anchor_plan import AnchorPlan

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from lesionseg.core import Volume
 from lesionseg.errors import ConfigError
 from lesionseg.inference.predictor import Predictor
-from lesionseg.io.formats.volumes import read_volume, write_volume
+from lesionseg.io.volumes import read_volume, write_volume
 from lesionseg.pipeline.serve import app as app_module
 from lesionseg.pipeline.serve.recipe import serve
 from lesionseg.pipeline.serve.uploads import ServeLimits, Shelf, Upload
