@@ -17,6 +17,11 @@ def box_volume(boxes: Float[Tensor, "n two_d"]) -> Float[Tensor, " n"]:
     return _product((stop - start).clamp(min=0))
 
 
+def is_degenerate(boxes: Float[Tensor, "n two_d"]) -> Tensor:
+    """Which boxes `[n]` are not finite or have no volume."""
+    return ~torch.isfinite(boxes).all(-1) | (box_volume(boxes.nan_to_num()) <= 0)
+
+
 def split_box(boxes: Float[Tensor, "*n two_d"]) -> tuple[Tensor, Tensor]:
     """Centre and side lengths, each `[…, dims]`, of boxes `[…, 2·dims]`."""
     start, stop = boxes.chunk(2, dim=-1)

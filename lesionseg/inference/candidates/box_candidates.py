@@ -10,11 +10,10 @@ from torch import Tensor
 
 from lesionseg.data.tiling import TileGrid
 from lesionseg.inference.probabilities import box_scores
-from lesionseg.losses.box_losses import is_degenerate
 from lesionseg.models.heads import DetectorOutput
 from lesionseg.models.retinanet import planned_anchors
 from lesionseg.ops.anchors import grid_anchors
-from lesionseg.ops.boxes import decode_boxes, split_box
+from lesionseg.ops.boxes import decode_boxes, is_degenerate, split_box
 from lesionseg.ops.clustering import weighted_box_clustering
 from lesionseg.ops.suppression import batched_nms, nms
 from lesionseg.ops.windows import gaussian_weight

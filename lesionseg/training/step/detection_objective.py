@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from lesionseg.losses.detection_loss import AnchorTargets, DetectionLoss
 from lesionseg.losses.gradient_balance import FocalTerm
-from lesionseg.losses.partial_labels import known_logits
+from lesionseg.losses.voxel_loss import known_logits
 from lesionseg.models.heads import DetectorOutput
 from lesionseg.models.retinanet import planned_anchors
 from lesionseg.ops.anchors import BACKGROUND, IGNORED, AnchorLevel, grid_anchors
