@@ -126,7 +126,7 @@ class LabelRegion:
 class Problem:
     """Why a case cannot be taken as it is listed; `repeated` when reading it says the same.
 
-    `lacking`: for want of a channel alone, of those that there are.
+    `lacking`: only because one of the channels has no file.
     """
 
     case: str
@@ -175,5 +175,5 @@ class Dataset:
 
     @property
     def lesion_labels(self) -> Mapping[int, str]:
-        """Labels by which lesions are told apart: one for all where there are regions."""
+        """Labels by which lesions differ: one for all where there are regions."""
         return UNION if self.regions else self.labels

@@ -81,7 +81,7 @@ class TileSampler:
         lesion_share: of the tiles, 0 to 1.
         hard_share: of the tiles, 0 to 1; both shares together at most 1.
         size_weight: 0 chooses lesions equally often, 1 in inverse proportion to their voxels.
-        avoid_lesions: whether background tiles are drawn anew where they meet a lesion.
+        avoid_lesions: whether background tiles are drawn again where they meet a lesion.
         patient_cap: in equal shares; None for whatever a patient's lesions fill.
     """
 

@@ -153,7 +153,7 @@ class CaseDecision:
         return choose_operating_point(self.plan.without(missing).operating_points, self.accept)
 
     def __call__(self, inferred: Inferred, case: str, watch: Watch | None = None) -> Prediction:
-        """The prediction of a case on its file's grid; what was inferred is let go.
+        """The prediction of a case on its file's grid; what was inferred is freed.
 
         With a detector's boxes these are the candidates, or both are fused, as the plan's rule
         says. `watch` is shown the probabilities of each label slab by slab.

@@ -102,7 +102,7 @@ def file_states(paths: Iterable[Path]) -> tuple[tuple[str, int, int | str], ...]
     """Path, bytes and time of change (ns) of all files of these images, without opening any.
 
     Of a series, all files of its folder; of remote files, what the store says in place of a time.
-    None where they cannot be told: a header whose voxels lie elsewhere, what is missing, and what
+    None where they are unknown: a header whose voxels lie elsewhere, what is missing, and what
     changed within two seconds.
     """
     facts: list[tuple[str, int, int | str]] = []

@@ -52,7 +52,7 @@ class ZoneFolder:
                 remedy="name the masks <case>.nii.gz after the cases.",
             )
         if missing:
-            _log.warning("No zones; told of no lesion of these: %s", ", ".join(missing))
+            _log.warning("No zones; lesions of these have none: %s", ", ".join(missing))
 
 
 def find_zones(folder: Path) -> ZoneFolder:

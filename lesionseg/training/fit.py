@@ -89,7 +89,7 @@ def fit(
         callbacks: Lightning callbacks that act after our own.
     """
     tiles = tiles_of(cases, plan, learning)
-    tiles[0]  # what is wrong with the cases is said here rather than by a worker process
+    tiles[0]  # faults of the cases are raised here rather than by a worker process
     log.info("Tiles: %s", tiles.sampler.mix)
     return fit_tiles(
         network, plan, tiles, learning, run_dir, validate=validate, callbacks=callbacks

@@ -99,7 +99,7 @@ def evaluate(
         lesion_columns: a CSV file with `case`, `lesion` (or `centre_x_mm` and so on) as lesions.csv
             has them, and further columns: sensitivity by what they say of the lesions.
         zones: a folder of anatomy masks named by case, on any grid, and a table of names; lesions,
-            candidates, sensitivity and false positives are told by zone (`io.zones`).
+            candidates, sensitivity and false positives are given by zone (`io.zones`).
         subgroups: columns to divide by; None takes all that divide the cases, empty none.
         resample: predictions on another grid are brought onto the reference's, else an error.
         replicates: of the bootstrap behind every interval.

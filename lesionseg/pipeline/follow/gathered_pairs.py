@@ -47,7 +47,7 @@ class PairRow(TableRow):
 
 @dataclass
 class Gathered:
-    """What is kept of the pairs once their arrays are let go; `names` are those on the page.
+    """What is kept of the pairs once their arrays are freed; `names` are those on the page.
 
     `reports`: the folder for DICOM reports; None: none are written.
     """

@@ -73,7 +73,7 @@ def match_pairs(
     see: See | None = None,
     progress: Advance | None = None,
 ) -> Iterator[MatchedCase]:
-    """The match of each pair in turn; what was read for it is let go before the next.
+    """The match of each pair in turn; what was read for it is freed before the next.
 
     `see` is shown the cases that have an image and a prediction.
     """

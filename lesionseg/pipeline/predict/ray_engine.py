@@ -153,7 +153,7 @@ class Worker:
             if n_before < MAX_ATTEMPTS:
                 list(self._predict([(files, earlier)], attempts))
             else:
-                message = f"{n_before} workers died of this case, perhaps for want of memory."
+                message = f"{n_before} workers died of this case, perhaps out of memory."
                 attempts.end(files.case, PredictionRow(_shown(files), "failed", message))
         rows = (attempts.row(files.case) for files, _ in cases)
         return [{"row": row} for row in rows if row is not None]

@@ -84,7 +84,7 @@ def predict(
         names: "nnunet" calls masks `<case>.nii.gz`, in place of `<case>_mask.nii.gz`.
         dicom_output: DICOM scans also get a segmentation object and a structured report.
         zones: a folder of anatomy masks named by case, on any grid, and a table of names;
-            candidates and burden are told by zone (`io.zones`).
+            candidates and burden are given by zone (`io.zones`).
         rank: also write `ranking.csv`, the scans in the order in which to label them; see
             `rank_cases`. Each scan is seen again, by every member or mirrored along every axis.
         identifiers: messages of failed cases name folders and files.

@@ -46,7 +46,7 @@ def _ended(ray: Any, begun: Any) -> Any:
     try:
         return ray.get(begun)
     except ray.exceptions.WorkerCrashedError:
-        return TrainingError(f"{MAX_ATTEMPTS} workers died of this, perhaps for want of memory.")
+        return TrainingError(f"{MAX_ATTEMPTS} workers died of this, perhaps out of memory.")
 
 
 @contextmanager

@@ -110,7 +110,7 @@ def _with_its_ends(log: RunLog) -> Iterator[Callable[[str], None]]:
 def redact_error(error: LesionsegError, files: CaseFiles | None, pseudonym: str) -> str:
     """What is wrong, what was seen and what to do, with a case's names replaced by `pseudonym`.
 
-    Of a case that is not known (None) only what is wrong and what to do is said, quotes emptied.
+    Of a case that is not known (None) it gives what is wrong and what to do, quotes emptied.
     """
     if files is None:
         message = " ".join(part for part in (error.what, error.remedy) if part)
@@ -122,13 +122,13 @@ def redact_error(error: LesionsegError, files: CaseFiles | None, pseudonym: str)
 
 
 def redact_any(error: Exception, files: CaseFiles, pseudonym: str) -> str:
-    """What any error says of a case, redacted; only its class where the names are not to be had."""
+    """What any error says of a case, redacted; only its class where names are unknown."""
     try:
         if isinstance(error, LesionsegError):
             return redact_error(error, files, pseudonym)
         return redact(repr(error), files, pseudonym)
     except Exception:  # a path that no disk takes, or links that lead in a circle
-        return f"{type(error).__name__}; what it says is not told, for it may name the patient."
+        return f"{type(error).__name__}; its text is withheld, for it may name the patient."
 
 
 def redact(text: str, files: CaseFiles, pseudonym: str) -> str:

@@ -121,7 +121,7 @@ class TrainResult:
 def begin(recipe: Recipe, survey: Survey, run: Path, plan: Plan | None = None) -> Plan:
     """Plan (or take the one given), check it, and claim the run directory for the recipe.
 
-    By the first process; others that train with it are told the plan.
+    By the first process; others that train with it receive the plan.
     """
     return from_first(partial(_begin, recipe, survey, run, plan))
 

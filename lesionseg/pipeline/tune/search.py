@@ -109,7 +109,7 @@ Objective = Callable[[OpenTrial], float]
 
 
 class Search:
-    """A search in `folder`, begun or gone on with.
+    """A search in `folder`, new or resumed.
 
     `first` is the pair that is tried before all others, what one would take without a search.
     Raises `ConfigError` when Optuna is not installed.
