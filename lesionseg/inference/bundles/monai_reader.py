@@ -90,12 +90,12 @@ class _Config:
 
     def value(self, key: str) -> Any:
         """What a key holds; `a#b` is b within a."""
-        value: Any = self.raw
+        found: Any = self.raw
         for part in key.split("#"):
-            if not isinstance(value, Mapping) or part not in value:
+            if not isinstance(found, Mapping) or part not in found:
                 raise self.fault(key, "nothing", "the key")
-            value = value[part]
-        return self.plain(value, key)
+            found = found[part]
+        return self.plain(found, key)
 
     def plain(self, given: Any, key: str) -> Any:
         """The value with its references followed, as far as it is plain."""
@@ -141,16 +141,16 @@ def _network(spec: dict[str, Any], folder: Path, trust: bool) -> nn.Module:
         )
     arguments = {key: value for key, value in spec.items() if not key.startswith("_")}
     try:
-        network = load(target)(**arguments)
+        made = load(target)(**arguments)
     except LesionsegError as error:
         raise BundleError(error.what, where=folder / CONFIG, seen=error.seen) from error
     except Exception as error:  # of the constructor's own choice
         raise BundleError(
             "The bundle's network cannot be built.", where=folder / CONFIG, seen=str(error)
         ) from error
-    if not isinstance(network, nn.Module):
+    if not isinstance(made, nn.Module):
         raise BundleError("This is no torch.nn.Module.", where=folder / CONFIG, seen=target)
-    return network
+    return made
 
 
 def _weights(path: Path) -> dict[str, Tensor]:

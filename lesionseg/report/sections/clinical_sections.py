@@ -98,8 +98,8 @@ def _scans(tables: Tables) -> ClinicalSection | None:
         ),
     )
     known = any(Estimate.from_json(row, "ppv").value is not None for row in rows)
-    sentence = words.SCANS_TEXT if known else words.SCANS_ONE_KIND
-    return ClinicalSection("scans", (sentence,), (), (counts, values) if known else (counts,))
+    said = words.SCANS_TEXT if known else words.SCANS_ONE_KIND
+    return ClinicalSection("scans", (said,), (), (counts, values) if known else (counts,))
 
 
 def _count_cells(found: Mapping[str, Any], *keys: str) -> tuple[TableCell, ...]:

@@ -84,8 +84,8 @@ def sample(criterion: AcceptanceCriterion, n: int, scans: int | None) -> str:
     """
     unit = UNITS[criterion.number][0]
     first, *rest = unit.split()
-    text = count(n, unit, " ".join([f"{first}s", *rest]))
-    return text if unit == "scan" or scans is None else f"{text}, in about {scans} scans like these"
+    said = count(n, unit, " ".join([f"{first}s", *rest]))
+    return said if unit == "scan" or scans is None else f"{said}, in about {scans} scans like these"
 
 
 class Counts(Protocol):
@@ -111,11 +111,11 @@ def patients_sentence(patients: Sequence[Counts]) -> str:
     none_found = sum(one.n_detected == 0 for one in ill)
     clean = sum(one.n_false_positive == 0 for one in patients)
     most = ill[0].n_lesions / sum(one.n_lesions for one in ill)
-    text = (
+    said = (
         f"All lesions were found in {all_found} of {count(len(ill), 'patient')} with lesions, none "
         f"in {none_found}. No false positive in {clean} of {count(len(patients), 'patient')}."
     )
-    return f"{text} The patient with most lesions has {percent(most)} of all." if ill[1:] else text
+    return f"{said} The patient with most lesions has {percent(most)} of all." if ill[1:] else said
 
 
 def alt_patients(patients: Sequence[Counts]) -> str:
@@ -138,5 +138,5 @@ def share(estimate: Estimate) -> str:
 
 def alt_load(numbers: Mapping[str, float | None]) -> str:
     """The lines in words."""
-    parts = (f"{LINE_NAMES[k]} {signed(v)} ml" for k, v in numbers.items() if v is not None)
-    return f"Difference of volume by scan: {', '.join(parts)}."
+    said = (f"{LINE_NAMES[k]} {signed(v)} ml" for k, v in numbers.items() if v is not None)
+    return f"Difference of volume by scan: {', '.join(said)}."
