@@ -36,11 +36,11 @@ from lesionseg.training.device.processes import (
     n_processes,
 )
 from lesionseg.training.learning_settings import Learning
-from lesionseg.training.lightning_module import Counters, LesionModule
+from lesionseg.training.lightning_module import LesionModule
 from lesionseg.training.run_trainer import choose_precision, run_trainer
 from lesionseg.training.settings import TrainerSettings
 from lesionseg.training.step.detection_objective import make_objective
-from lesionseg.training.step.schedule import settled
+from lesionseg.training.step.schedule import Counters, settled
 from lesionseg.training.tile_stream import Batch
 
 log = logging.getLogger(__name__)

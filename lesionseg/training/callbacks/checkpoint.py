@@ -14,7 +14,8 @@ from lesionseg.errors import TrainingError
 from lesionseg.io.atomic import atomic_path
 from lesionseg.training.callbacks.history import WRITING_SHARE
 from lesionseg.training.callbacks.step_callbacks import AfterStep, ours
-from lesionseg.training.lightning_module import Counters, LesionModule
+from lesionseg.training.lightning_module import LesionModule
+from lesionseg.training.step.schedule import Counters
 
 log = logging.getLogger(__name__)
 

@@ -59,6 +59,19 @@ def batch_factor(settings: OptimiserSettings, plan: Plan) -> float:
     return times if settings.name == "sgd" else sqrt(times)
 
 
+@dataclass
+class Counters:
+    """How far training has come; steps count skipped ones too, as they used up their tiles.
+
+    On a GPU, the last step is not yet among the skipped: `LesionModule.settle` takes it in.
+    """
+
+    steps: int = 0
+    minutes: float = 0.0
+    skipped: int = 0
+    skipped_in_a_row: int = 0
+
+
 @dataclass(frozen=True)
 class TrainingBudget:
     """What training may spend; None for no limit, but not both."""
