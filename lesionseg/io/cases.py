@@ -54,12 +54,12 @@ def read_image(files: CaseFiles, dataset: Dataset) -> Volume:
 def read_grid(files: CaseFiles, dataset: Dataset) -> Geometry:
     """The grid of a case's first file, from its header alone."""
     fetch_images(files.images[:1])
-    return read_geometry(files.images[0], raster_mm=pixel_mm(files), tilt=tilt_of(dataset))
+    return read_geometry(files.images[0], raster_mm=files.pixel_mm, tilt=tilt_of(dataset))
 
 
 def _read_image(files: CaseFiles, dataset: Dataset) -> Volume:
     check_channels(files, dataset)
-    raster_mm, tilt = pixel_mm(files), tilt_of(dataset)
+    raster_mm, tilt = files.pixel_mm, tilt_of(dataset)
     valid: NDArray[np.bool_] | None = None
     first = read_volume(files.images[0], raster_mm=raster_mm, tilt=tilt)
     check_dims(files.images[0], first.geometry, dataset.dims)
@@ -116,26 +116,13 @@ def _united(reference: Reference) -> Reference:
     return replace(reference, instances=lesions.instances, instance_labels=lesions.labels)
 
 
-def pixel_mm(files: CaseFiles) -> float | None:
-    """Pixel size of the case's rasters, from the column of that name; None when unknown."""
-    text = files.columns.get("pixel_mm", "")
-    try:
-        return float(text) if text else None
-    except ValueError as error:
-        raise DatasetError(
-            f"The pixel size of the case {files.case!r} is not a number.",
-            where="column pixel_mm",
-            seen=text,
-        ) from error
-
-
 def mask_mm(files: CaseFiles, image: Geometry) -> float | None:
     """Pixel size of a mask that states none: that of its image; None where pixels are no squares.
 
     A radiograph in DICOM knows its millimetres, a PNG drawn on it does not.
     """
     square = image.dims == 2 and np.ptp(image.spacing_mm) < TOLERANCE_MM / max(image.shape)
-    return image.spacing_mm[0] if square else pixel_mm(files)
+    return image.spacing_mm[0] if square else files.pixel_mm
 
 
 def check_channels(files: CaseFiles, dataset: Dataset) -> None:

@@ -16,7 +16,6 @@ from lesionseg.io.cases import (
     check_finite,
     check_grid,
     mask_mm,
-    pixel_mm,
     read_case,
     read_reference,
     tilt_of,
@@ -132,7 +131,7 @@ def _check_image(
     volume: Volume | None = None
     with _noted(faults, "unreadable"):
         fetch_images([path])
-        volume = read_volume(path, raster_mm=pixel_mm(files), tilt=tilt_of(dataset))
+        volume = read_volume(path, raster_mm=files.pixel_mm, tilt=tilt_of(dataset))
     if volume is None:
         return None
     with _noted(faults, "geometry"):
@@ -170,7 +169,7 @@ def _own_geometry(files: CaseFiles) -> Geometry | None:
         return None
     mm = None
     with suppress(LesionsegError):
-        mm = pixel_mm(files)
+        mm = files.pixel_mm
         image = read_geometry(files.images[0], raster_mm=mm, tilt="resample")
         mm = mask_mm(files, image)
     with suppress(LesionsegError):

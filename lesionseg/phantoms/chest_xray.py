@@ -21,7 +21,7 @@ SCATTER = 0.3  # scattered light behind an anti-scatter grid, as a share of the 
 LATITUDE = 0.5  # share of the coarse brightness that digital radiographs' display takes away
 GAP_PX = 3  # pixels left between two nodules
 TRIES = 60
-ROOM = 0.35  # nodules lie where the lung is at least this share of its greatest depth
+DEEP = 0.35  # nodules lie where the lung is at least this share of its greatest depth
 
 
 @dataclass(frozen=True)
@@ -127,10 +127,10 @@ def _nodule_mm(
     rng: np.random.Generator, lung_mm: Field, diameter_mm: float, pixel_mm: float
 ) -> Field:
     """Millimetres of a lobed ball `[*spatial]` whose middle lies where the lung is deep enough."""
-    room = np.flatnonzero(lung_mm > ROOM * lung_mm.max())
-    if len(room) == 0:
+    deep = np.flatnonzero(lung_mm > DEEP * lung_mm.max())
+    if len(deep) == 0:
         return np.zeros_like(lung_mm)
-    row, column = np.unravel_index(int(rng.choice(room)), lung_mm.shape)
+    row, column = np.unravel_index(int(rng.choice(deep)), lung_mm.shape)
     y = (np.arange(lung_mm.shape[0])[:, None] - row + rng.uniform(-0.5, 0.5)) * pixel_mm
     x = (np.arange(lung_mm.shape[1])[None, :] - column + rng.uniform(-0.5, 0.5)) * pixel_mm
     lobes, phases = rng.normal(0, (0.09, 0.05, 0.03)), rng.uniform(0, 2 * np.pi, size=3)

@@ -1,4 +1,4 @@
-"""Detectors walk the whole way on tiny data: train, predict, evaluate, report."""
+"""Detectors from end to end on tiny data: train, predict, evaluate, report."""
 
 import json
 from pathlib import Path

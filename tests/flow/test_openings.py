@@ -13,7 +13,7 @@ from lesionseg.data import tile_dataset
 from lesionseg.evaluation.case import evaluate_case
 from lesionseg.io import cases
 from lesionseg.phantoms import write_mri_phantoms
-from tests.flow.test_walk import SMALL
+from tests.flow.test_end_to_end import SMALL
 
 MOST = 4  # survey, prediction, judgement and report
 MOST_FRAMES = 3  # of ours, from the loader to the slice of a memory map

@@ -1,4 +1,4 @@
-"""The walk on a dataset whose labels are regions, part of it to be ignored: train to evaluate."""
+"""End to end on a dataset whose labels are regions, part of it to be ignored: train to evaluate."""
 
 import csv
 import json

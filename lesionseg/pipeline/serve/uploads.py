@@ -165,7 +165,7 @@ def _too_much(limits: ServeLimits) -> ContentError:
     return ContentError("The zip holds more than may be sent.", expected=most)
 
 
-class Shelf:
+class UploadStore:
     """Scans that stay for further requests, by key: few, for a while, in temporary folders.
 
     At most `size` are kept, the one asked for longest ago goes first; none stays longer than
