@@ -40,7 +40,7 @@ from lesionseg.inference.inference_settings import InferenceSettings
 from lesionseg.inference.predictor import Predictor
 from lesionseg.io.formats import decoder
 from lesionseg.io.formats.itk import read_itk, read_itk_geometry
-from lesionseg.io.formats.volumes import read_geometry, read_volume, write_volume
+from lesionseg.io.volumes import read_geometry, read_volume, write_volume
 from lesionseg.models.build import build_network
 from lesionseg.pipeline.predict.predict_job import PredictJob, predict_cases
 from lesionseg.pipeline.predict.recipe import find_cases

@@ -45,7 +45,7 @@ from lesionseg.data.prepare import PreparedCase
 from lesionseg.data.prepare_reference import PreparedReference
 from lesionseg.data.sampling import SamplingSettings
 from lesionseg.data.tile_dataset import TileDataset
-from lesionseg.io.formats.volumes import write_volume
+from lesionseg.io.volumes import write_volume
 from lesionseg.ops.components import label_components
 from lesionseg.plan.plan import Architecture, Normalisation, Plan
 from lesionseg.training.tile_stream import TileStream

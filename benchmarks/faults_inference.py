@@ -26,7 +26,7 @@ import torch
 
 from lesionseg.core import Geometry, Volume
 from lesionseg.inference.bundles.bundle import write_bundle
-from lesionseg.io.formats.volumes import write_volume
+from lesionseg.io.volumes import write_volume
 from lesionseg.models.build import build_network
 from lesionseg.pipeline.predict.predictions_table import TABLE
 from lesionseg.pipeline.predict.recipe import predict

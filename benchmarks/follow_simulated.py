@@ -17,8 +17,8 @@ from scipy import ndimage
 from lesionseg.core import Volume
 from lesionseg.io.atomic import read_csv, read_json
 from lesionseg.io.cases import read_mask
-from lesionseg.io.formats.volumes import write_volume
 from lesionseg.io.predictions import find_masks
+from lesionseg.io.volumes import write_volume
 from lesionseg.phantoms import VisitSettings, write_visit_phantoms
 from lesionseg.phantoms.visits import segment, stable_only
 from lesionseg.pipeline.follow import follow

@@ -34,9 +34,9 @@ from lesionseg.inference.predictor import Predictor
 from lesionseg.inference.scan_statistics import ScanStatistics, image_statistics
 from lesionseg.io.atomic import atomic_path, read_json
 from lesionseg.io.cases import read_case
-from lesionseg.io.formats.volumes import read_volume
 from lesionseg.io.layouts.conventions import read_dataset
 from lesionseg.io.layouts.input_images import find_images
+from lesionseg.io.volumes import read_volume
 from lesionseg.plan.plan import Architecture, Normalisation, Plan
 from lesionseg.report.figures.chart_drawing import ACCENT, FOUND, INK, draw_svg, tidy
 

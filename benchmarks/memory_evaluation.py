@@ -29,7 +29,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 def write_cases(folder: Path, n: int) -> None:
     """Boxes as lesions, predicted ones moved by a voxel."""
     from lesionseg.core import Geometry, Volume
-    from lesionseg.io.formats.volumes import write_volume
+    from lesionseg.io.volumes import write_volume
 
     geometry = Geometry.from_spacing(SHAPE, (3.0, 1.0, 1.0))
     rng = np.random.default_rng(0)

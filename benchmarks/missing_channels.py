@@ -26,8 +26,8 @@ from lesionseg.evaluation.statistics.operating_point import describe
 from lesionseg.inference.bundles.bundle import read_bundle
 from lesionseg.inference.predictor import Predictor
 from lesionseg.io.cases import read_case
-from lesionseg.io.formats.volumes import read_volume, write_volume
 from lesionseg.io.layouts.conventions import read_dataset
+from lesionseg.io.volumes import read_volume, write_volume
 from lesionseg.phantoms import write_mri_phantoms
 from lesionseg.plan.plan import ChannelSet
 

@@ -23,7 +23,7 @@ from recipe import recipe
 
 from lesionseg.core import Case, Geometry, Reference, Volume
 from lesionseg.io.atomic import write_json
-from lesionseg.io.formats.volumes import write_volume
+from lesionseg.io.volumes import write_volume
 from lesionseg.phantoms import MriSettings, simulate_mri_case
 
 THICKER = 3

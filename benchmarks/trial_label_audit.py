@@ -28,7 +28,7 @@ from scipy import ndimage
 from lesionseg import __version__
 from lesionseg.core import Geometry, Volume, equivalent_diameter_mm
 from lesionseg.io.atomic import write_json
-from lesionseg.io.formats.volumes import read_volume, write_volume
+from lesionseg.io.volumes import read_volume, write_volume
 from lesionseg.losses import DiceFocalLoss
 from lesionseg.models.build import build_network
 from lesionseg.ops.components import lesion_instances

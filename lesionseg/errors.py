@@ -18,7 +18,7 @@ from typing import Any
 
 
 class LesionsegError(Exception):
-    """Bad input, told as: what is wrong, where, what was seen, what was expected, what to do.
+    """Bad input: what is wrong, where, what was seen, what was expected, what to do.
 
     >>> print(ReadError("Cannot read the image.", where="a.nii.gz", remedy="Copy it again."))
     Cannot read the image. (in a.nii.gz) How to fix: Copy it again.

@@ -11,7 +11,7 @@ import pytest
 
 from lesionseg.core import Case, Volume
 from lesionseg.inference.bundles.bundle import write_bundle
-from lesionseg.io.formats.volumes import write_volume
+from lesionseg.io.volumes import write_volume
 from lesionseg.models.build import build_network
 from lesionseg.plan.plan import Plan
 

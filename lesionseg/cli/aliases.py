@@ -69,12 +69,12 @@ def renamed(override: str) -> str:
     >>> renamed("trainer.strategy=ddp")
     '++trainer.lightning.strategy=ddp'
     """
-    left, separator, text = override.partition("=")
-    typed = left.lstrip("+~")
+    signed_key, separator, text = override.partition("=")
+    typed = signed_key.lstrip("+~")
     key = _here(_today(typed, KEYS.get(typed, typed)), SAME_KEYS)
     former, same = VALUES.get(key, {}), SAME_VALUES.get(key, {})
     values = [_here(_today(value, former.get(value, value)), same) for value in text.split(",")]
-    sign = left.removesuffix(typed)
+    sign = signed_key.removesuffix(typed)
     if key.startswith(_LIGHTNING) and sign != "~":  # conf/ has none of them
         sign = "++"
     return sign + key + separator + ",".join(values)

@@ -6,6 +6,7 @@ import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 from lesionseg import __version__
@@ -24,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments and arguments[0] in COMMANDS:
         return run(arguments[0], arguments[1:], program="lesionseg")
     if arguments and arguments[0] in ("-sc", "--shell_completion"):
-        return _guarded(lambda: _complete(arguments[1:]))
+        return _guarded(partial(_complete, arguments[1:]))
     if arguments == ["--version"]:
         _say(f"lesionseg {__version__}")
         return 0
@@ -47,11 +48,11 @@ def run(command: str, argv: Sequence[str], *, program: str | None = None) -> int
     `program` is what the examples of its help begin with; None: the script of the repository.
     """
     if {"-h", "--help"} & set(argv):
-        return _guarded(lambda: _help(command, argv, program or "python"))
+        return _guarded(partial(_help, command, argv, program or "python"))
     start_logging()
     _end_at_sigterm()
     debug = any(a.replace(" ", "").lower() == "debug=true" for a in argv)
-    return _guarded(lambda: _run(command, argv), debug)
+    return _guarded(partial(_run, command, argv), debug)
 
 
 def _end_at_sigterm() -> None:

@@ -55,30 +55,30 @@ def read_flags(argv: Sequence[str]) -> tuple[set[str], list[str]]:
     >>> read_flags(["-c", "job", "loss=focal", "--config-dir", "mine"])
     ({'--cfg'}, ['loss=focal', "hydra.searchpath=['file://mine']"])
     """
-    flags, overrides, left = set(), list[str](), list(argv)
-    while left:
-        name, separator, value = left.pop(0).partition("=")
+    flags, overrides, remaining = set(), list[str](), list(argv)
+    while remaining:
+        name, separator, value = remaining.pop(0).partition("=")
         name = FLAGS.get(name, name)
         if not name.startswith("-"):
             overrides.append(name + separator + value)
         elif name in KEYS_OF_FLAGS:
-            value = value if separator else _value_of(name, left)
+            value = value if separator else _value_of(name, remaining)
             text = f"file://{value}" if name == "--config-dir" else value
             overrides.append(KEYS_OF_FLAGS[name].format(_quoted_text(text)))
         elif name in FLAGS.values():
             flags.add(name)
-            if name == "--cfg" and left[:1] in (["job"], ["all"], ["hydra"]):
-                left.pop(0)
+            if name == "--cfg" and remaining[:1] in (["job"], ["all"], ["hydra"]):
+                remaining.pop(0)
         else:
             known = (*FLAGS, *FLAGS.values())
             raise ConfigError(f"There is no flag {name!r}.{nearest(name, known)}", where=name)
     return flags, overrides
 
 
-def _value_of(flag: str, left: list[str]) -> str:
-    if not left or left[0].startswith("-"):
+def _value_of(flag: str, remaining: list[str]) -> str:
+    if not remaining or remaining[0].startswith("-"):
         raise ConfigError("The flag needs a value.", where=flag)
-    return left.pop(0)
+    return remaining.pop(0)
 
 
 def _quoted_text(value: str) -> str:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lesionseg.core.geometry import Geometry, Volume
-from lesionseg.errors import GeometryError, LesionsegError
+from lesionseg.errors import DatasetError, GeometryError, LesionsegError
 
 Role = Literal["train", "validation", "test", "external"]
 # What scores say where nobody stated one role for the cases; no dataset can state it.
@@ -40,6 +40,24 @@ class CaseFiles:
     columns: Mapping[str, str] = field(default_factory=dict)
     annotated: tuple[str, ...] = ()
     missing: tuple[int, ...] = ()
+
+    @property
+    def is_labelled(self) -> bool:
+        """Whether a reader's result is known of it: one without lesions, too."""
+        return self.reference is not None or bool(self.annotations)
+
+    @property
+    def pixel_mm(self) -> float | None:
+        """Pixel size of its rasters, from the column of that name; None when unknown.
+
+        Raises `DatasetError` where it is no number.
+        """
+        text = self.columns.get("pixel_mm", "")
+        try:
+            return float(text) if text else None
+        except ValueError as error:
+            what = f"The pixel size of the case {self.case!r} is not a number."
+            raise DatasetError(what, where="column pixel_mm", seen=text) from error
 
     def listed(self) -> dict[str, Any]:
         """The case as an entry of MONAI's datalists; see `Dataset.datalist`."""
@@ -121,7 +139,7 @@ class LabelRegion:
 class Problem:
     """Why a case cannot be taken as it is listed; `repeated` when reading it says the same.
 
-    `lacking`: for want of a channel alone, of those that there are.
+    `lacking`: only because one of the channels has no file.
     """
 
     case: str
@@ -170,5 +188,5 @@ class Dataset:
 
     @property
     def lesion_labels(self) -> Mapping[int, str]:
-        """Labels by which lesions are told apart: one for all where there are regions."""
+        """Labels by which lesions differ: one for all where there are regions."""
         return UNION if self.regions else self.labels

@@ -45,8 +45,8 @@ class Calibration:
 
 def logit(p: ArrayLike) -> NDArray[np.float64]:
     """ln(p/(1−p)), with p kept a millionth off 0 and 1."""
-    kept = np.clip(np.asarray(p, dtype=np.float64), 1e-6, 1 - 1e-6)
-    return np.asarray(np.log(kept / (1 - kept)), dtype=np.float64)
+    clipped = np.clip(np.asarray(p, dtype=np.float64), 1e-6, 1 - 1e-6)
+    return np.asarray(np.log(clipped / (1 - clipped)), dtype=np.float64)
 
 
 @dataclass(frozen=True)
@@ -182,11 +182,11 @@ class Prediction:
 
     def without_labels(self, labels: Sequence[int]) -> "Prediction":
         """The prediction without the candidates of some labels."""
-        kept = tuple(c for c in self.candidates if c.label not in labels)
-        if self.instances is None or len(kept) == len(self.candidates):
-            return replace(self, candidates=kept)
-        inside = np.isin(self.instances, [c.id for c in kept])
-        return replace(self, candidates=kept, instances=np.where(inside, self.instances, 0))
+        candidates = tuple(c for c in self.candidates if c.label not in labels)
+        if self.instances is None or len(candidates) == len(self.candidates):
+            return replace(self, candidates=candidates)
+        inside = np.isin(self.instances, [c.id for c in candidates])
+        return replace(self, candidates=candidates, instances=np.where(inside, self.instances, 0))
 
     def mask(self) -> NDArray[np.uint8]:
         """Label values `[*spatial]` of the accepted candidates; zeros when there is none."""

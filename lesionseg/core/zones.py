@@ -38,8 +38,8 @@ class Zones:
         values = values[values > 0] if (values > 0).any() else self._nearest(points_mm)
         if not len(values):
             return ""
-        found, counts = np.unique(values, return_counts=True)
-        value = int(found[counts.argmax()])
+        distinct, counts = np.unique(values, return_counts=True)
+        value = int(distinct[counts.argmax()])
         return self.names.get(value, str(value))
 
     def _nearest(self, points_mm: NDArray[np.float64]) -> NDArray[np.integer[Any]]:

@@ -12,8 +12,8 @@ from lesionseg.data.tiling import TileGrid as TileGrid
 if TYPE_CHECKING:
     from lesionseg.data.augmentation.augment import AugmentationSettings as AugmentationSettings
     from lesionseg.data.augmentation.augment import build_augmentation as build_augmentation
+    from lesionseg.data.cache.cached_case import CachedCase as CachedCase
     from lesionseg.data.cache.case_cache import Cache as Cache
-    from lesionseg.data.cache.case_cache import CachedCase as CachedCase
     from lesionseg.data.cache.fill import fill_cache as fill_cache
     from lesionseg.data.cache.fill import open_dataset as open_dataset
     from lesionseg.data.hard_places import HardPoint as HardPoint
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 _MODULES = {
     "AugmentationSettings": "augmentation.augment",
     "Cache": "cache.case_cache",
-    "CachedCase": "cache.case_cache",
+    "CachedCase": "cache.cached_case",
     "HardPoint": "hard_places",
     "PreparedCase": "prepare",
     "PreparedReference": "prepare_reference",

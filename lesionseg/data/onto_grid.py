@@ -169,8 +169,8 @@ def _slabs(
     rows = max(1, _SLAB_VOXELS * len(channel) // max(channel.size, 1))
     for start in range(0, len(channel), rows):
         slab = channel[start : start + rows]
-        chosen = slab if inside is None else slab[inside[start : start + rows]]
-        yield chosen.astype(np.float64)
+        inner = slab if inside is None else slab[inside[start : start + rows]]
+        yield inner.astype(np.float64)
 
 
 def _percentiles(channel: NDArray[np.float32]) -> tuple[float, float]:

@@ -115,12 +115,12 @@ def _parts(
     """
     place = np.zeros(max(plan.mask_values) + 1, dtype=np.uint8)
     place[list(plan.mask_values)] = np.arange(1, len(plan.mask_values) + 1)
-    drawn = np.zeros(instances.shape, dtype=np.uint8)
-    drawn[instances > 0] = place[values]
-    labels = np.where(moved > 0, _read_nearest(drawn, *geometry), np.uint8(0))
+    covered = np.zeros(instances.shape, dtype=np.uint8)
+    covered[instances > 0] = place[values]
+    labels = np.where(moved > 0, _read_nearest(covered, *geometry), np.uint8(0))
     # a revived lesion may lie where its mask does not: there it is what most of it is
     for lesion in np.unique(moved[(moved > 0) & (labels == 0)]):
-        usual = np.bincount(drawn[instances == lesion]).argmax()
+        usual = np.bincount(covered[instances == lesion]).argmax()
         labels[(moved == lesion) & (labels == 0)] = usual
     return labels
 

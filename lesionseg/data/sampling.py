@@ -68,10 +68,10 @@ class TileSampler:
     `avoid_lesions` is False), and around a voxel that teaches where some do not. Within an epoch
     every lesion is chosen equally often (to within one, from `MANY` lesions on within two), or in
     proportion to voxels^−`size_weight`. But the lesions of one patient (group) fill at most
-    `patient_cap` times an equal share of the patients with lesions, or a patient with 500 lesions
-    would outweigh 500 with one. The lesion's seed voxel lies anywhere in the inner three quarters
-    of the tile, which is then moved into the volume. Without a lesion, or a hard point, their share
-    goes to the background. Raises `ConfigError` for shares outside [0, 1] and for no case.
+    `patient_cap` times an equal share of the patients with lesions, or one with 500 lesions would
+    outweigh 500 with one. The lesion's seed voxel lies anywhere in the inner three quarters of the
+    tile, which is then moved into the volume. Without a lesion, or a hard point, their share goes
+    to the background. Raises `ConfigError` for shares outside [0, 1] and for no case.
 
     Args:
         cases: to take tiles from, at least one.
@@ -81,7 +81,7 @@ class TileSampler:
         lesion_share: of the tiles, 0 to 1.
         hard_share: of the tiles, 0 to 1; both shares together at most 1.
         size_weight: 0 chooses lesions equally often, 1 in inverse proportion to their voxels.
-        avoid_lesions: whether background tiles are drawn anew where they meet a lesion.
+        avoid_lesions: whether background tiles are drawn again where they meet a lesion.
         patient_cap: in equal shares; None for whatever a patient's lesions fill.
     """
 
@@ -133,11 +133,13 @@ class TileSampler:
     def mix(self) -> str:
         """What an epoch shows, in a sentence."""
         n_patients = len({c.group for c, t in zip(self.cases, self._tables, strict=True) if len(t)})
-        free, held = self._largest
-        capped = f" (held; {free:.0%} by the number of lesions)" if held < free - 1e-9 else ""
+        free, capped_share = self._largest
+        capped = (
+            f" (held; {free:.0%} by the number of lesions)" if capped_share < free - 1e-9 else ""
+        )
         return (
             f"{self.lesion_share:.0%} of {self.n_tiles} hold one of {len(self._weights)} lesions "
-            f"of {n_patients} patients, at most {held:.0%} of these one patient's{capped}; "
+            f"of {n_patients} patients, at most {capped_share:.0%} of these one patient's{capped}; "
             f"{self.hard_share:.0%} hard background."
         )
 
@@ -237,15 +239,15 @@ def capped(
     """
     sums = np.bincount(groups, weights=weights)
     share = most / max(int((sums > 0).sum()), 1)
-    held = np.zeros(len(sums), dtype=np.bool_)
+    is_capped = np.zeros(len(sums), dtype=np.bool_)
     limit = np.inf
-    while (over := (sums > limit * (1 + 1e-12)) & ~held).any() or limit == np.inf:
-        held |= over
-        left = 1 - share * held.sum()
-        if left <= 0:  # the cap holds all: equal shares
+    while (over := (sums > limit * (1 + 1e-12)) & ~is_capped).any() or limit == np.inf:
+        is_capped |= over
+        rest = 1 - share * is_capped.sum()
+        if rest <= 0:  # the cap holds all: equal shares
             limit = float(sums[sums > 0].min(initial=np.inf))
             break
-        limit = share * sums[~held].sum() / left
+        limit = share * sums[~is_capped].sum() / rest
     factor = np.minimum(1.0, limit / np.maximum(sums, 1e-300))
     return np.asarray(weights * factor[groups], dtype=np.float64)
 

@@ -46,17 +46,17 @@ class TileDataset(Dataset):  # type: ignore[misc]  # MONAI ships no types
     """Tile i is tile i mod `n_tiles` of the sampler's epoch i div `n_tiles`, augmented; no end.
 
     An item holds `image` `[C, *tile]` float32 and `label` `[1, *tile]` uint8 (0 background, k for
-    the plan's k-th mask value), both MetaTensors whose affine maps the tile's own index to RAS
+    the plan's k-th mask value), both MetaTensors. Their affine maps the tile's own index to RAS
     millimetres, through flips, rotation, scale and shear (a bend has no affine). Besides
     `instances` `[1, *tile]` int32 (lesion ids of the case) and `valid` `[1, *tile]` bool, false
     outside the volume and where the reference is to be ignored. Where some case does not annotate
     all labels, also `unannotated` `[K]` bool: the labels of which nothing is known in the tile.
 
-    A tile is a function of `seed` and i alone, in any process and order, and of the hard background
-    collected two epochs before, `hard`, which is all that a checkpoint has to keep. `len` is that
-    of an epoch; for more give a loader `sampler=range(n)`. Raises what `TileSampler` refuses on
-    first use, and `ConfigError` where hard background would be looked for in moved tiles, or
-    channels be left out that the plan cannot do without.
+    A tile is a function of `seed` and i alone, in any process and order, and of `hard`: the hard
+    background collected two epochs before. A checkpoint has to keep nothing else. `len` is that of
+    an epoch; for more give a loader `sampler=range(n)`. Raises what `TileSampler` refuses on first
+    use. `ConfigError`: hard background would be looked for in moved tiles, or the plan cannot do
+    without some channel.
 
     Args:
         cases: prepared cases, of `fill_cache`.
@@ -138,8 +138,8 @@ class TileDataset(Dataset):  # type: ignore[misc]  # MONAI ships no types
             "valid": tile["valid"][None],
         }
         if self.has_transforms:
-            drawn = tile_generator(self.seed, *divmod(index, self.n_tiles), 3)
-            item = run_on_tile(self.transform, item, drawn.initial_seed() % 2**32)
+            generator = tile_generator(self.seed, *divmod(index, self.n_tiles), 3)
+            item = run_on_tile(self.transform, item, generator.initial_seed() % 2**32)
             for channel in raw.change.missing:
                 item["image"][channel] = 0
         return item | self._unannotated(raw.choice.case)
@@ -225,8 +225,8 @@ class TileDataset(Dataset):  # type: ignore[misc]  # MONAI ships no types
 
     def __getstate__(self) -> dict[str, object]:
         """Settings only: the sampler's tables do not travel to other processes."""
-        made = ("sampler", "donors", "_changes")
-        return {name: value for name, value in vars(self).items() if name not in made}
+        caches = ("sampler", "donors", "_changes")
+        return {name: value for name, value in vars(self).items() if name not in caches}
 
 
 class RawTiles(Dataset):  # type: ignore[misc]
@@ -287,13 +287,11 @@ def _masks(
 
 def _valid(case: CachedCase, start: Sequence[int], tile_shape: Sequence[int]) -> Tensor:
     valid = case.valid
-    if valid is not None:
-        return torch.from_numpy(read_tile(valid, start, tile_shape))
-    inside = all(0 <= s <= n - t for s, n, t in zip(start, case.shape, tile_shape, strict=True))
-    if inside:
-        return _everywhere(tuple(tile_shape))
-    everywhere = np.broadcast_to(np.True_, case.shape)
-    return torch.from_numpy(read_tile(everywhere, start, tile_shape))
+    if valid is None:
+        if all(0 <= s <= n - t for s, n, t in zip(start, case.shape, tile_shape, strict=True)):
+            return _everywhere(tuple(tile_shape))
+        valid = np.broadcast_to(np.True_, case.shape)
+    return torch.from_numpy(read_tile(valid, start, tile_shape))
 
 
 @lru_cache(maxsize=4)

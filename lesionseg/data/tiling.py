@@ -114,12 +114,12 @@ def read_tile(array: NDArray[Any], start: Sequence[int], tile_shape: Sequence[in
         high = max(min(first + length, n), low)
         source.append(slice(low, high))
         target.append(slice(low - first, high - first))
-    found = array[tuple(source)]
-    if found.shape[-len(tile_shape) :] == tuple(tile_shape):
-        return np.array(found)
-    tile = np.zeros((*found.shape[: -len(tile_shape)], *tile_shape), dtype=array.dtype)
-    if found.size:
-        tile[tuple(target)] = found
+    inside = array[tuple(source)]
+    if inside.shape[-len(tile_shape) :] == tuple(tile_shape):
+        return np.array(inside)
+    tile = np.zeros((*inside.shape[: -len(tile_shape)], *tile_shape), dtype=array.dtype)
+    if inside.size:
+        tile[tuple(target)] = inside
     return tile
 
 

@@ -79,8 +79,8 @@ def checked(specs: Sequence[Spec], where: str) -> tuple[Spec, ...]:
 def build(spec: Spec, where: str) -> Transform:
     """The transform; raises `ConfigError` naming it where it cannot be imported or made."""
     try:
-        made: Transform = _made(spec)
-        if not callable(made):
+        transform: Transform = _made(spec)
+        if not callable(transform):
             raise TypeError("not a transform")
     except Exception as error:
         raise ConfigError(
@@ -89,13 +89,13 @@ def build(spec: Spec, where: str) -> Transform:
             seen=f"{spec.get(TARGET)}: {error}",
             remedy="check the name, that its package is installed, and its arguments.",
         ) from error
-    return made
+    return transform
 
 
 def _made(value: Any) -> Any:
     if isinstance(value, Mapping):
-        made = {name: _made(part) for name, part in value.items() if name != TARGET}
-        return _imported(value[TARGET])(**made) if TARGET in value else made
+        values = {name: _made(part) for name, part in value.items() if name != TARGET}
+        return _imported(value[TARGET])(**values) if TARGET in value else values
     return [_made(part) for part in value] if isinstance(value, list | tuple) else value
 
 
@@ -138,10 +138,10 @@ def _is_known(target: str) -> bool:
         return False
     from monai.transforms import Transform as MonaiTransform
 
-    found = _imported(target)
-    if not (isinstance(found, type) and issubclass(found, MonaiTransform)):
+    kind = _imported(target)
+    if not (isinstance(kind, type) and issubclass(kind, MonaiTransform)):
         return False
-    return not any(part in f"{found.__module__}.{found.__name__}" for part in _REACHES_OUT)
+    return not any(part in f"{kind.__module__}.{kind.__name__}" for part in _REACHES_OUT)
 
 
 def with_masks(spec: Spec) -> Spec:
@@ -170,9 +170,9 @@ def run_on_tile(chain: "Compose", tile: TileItem, seed: int) -> TileItem:
     """
     with _seeded(seed):
         chain.set_random_state(seed)
-        made = _run(chain, dict(tile), "augment.extra")
-    _refuse_misfit(made, tile, "augment.extra")
-    done = {key: _like(made[key], tile[key], key) for key in tile}
+        result = _run(chain, dict(tile), "augment.extra")
+    _refuse_misfit(result, tile, "augment.extra")
+    done = {key: _like(result[key], tile[key], key) for key in tile}
     _refuse_parted(done)
     return done
 
@@ -186,9 +186,9 @@ def run_on_volume(specs: Sequence[Spec], volume: Volume, where: str | None) -> V
     chain = Compose([build(spec, "prepare.extra") for spec in specs])
     before = {"image": as_meta_tensor(torch.from_numpy(volume.array), volume.geometry.affine)}
     place = "prepare.extra" if where is None else f"prepare.extra, {where}"
-    made = _run(chain, dict(before), place)
-    _refuse_misfit(made, before, place)
-    image = _like(made["image"], before["image"], "image")
+    result = _run(chain, dict(before), place)
+    _refuse_misfit(result, before, place)
+    image = _like(result["image"], before["image"], "image")
     moved = not torch.allclose(image.affine, before["image"].affine)  # type: ignore[attr-defined]
     if moved or not bool(torch.isfinite(image).all()):
         _refuse("A transform moved the image, or left NaN or infinity in it.", place, "image")
@@ -216,23 +216,23 @@ def _refuse_random(transforms: Sequence[Transform]) -> None:
             _refuse("A transform is random.", "prepare.extra", type(transform).__name__)
 
 
-def _refuse_misfit(made: Any, before: TileItem, where: str) -> None:
+def _refuse_misfit(result: Any, before: TileItem, where: str) -> None:
     """Every entry must still be there, in its shape."""
-    if not isinstance(made, Mapping):
-        _refuse("A transform gave no dictionary.", where, type(made).__name__)
+    if not isinstance(result, Mapping):
+        _refuse("A transform gave no dictionary.", where, type(result).__name__)
     for key, tensor in before.items():
-        seen = tuple(np.shape(made[key])) if key in made else "nothing"
+        seen = tuple(np.shape(result[key])) if key in result else "nothing"
         if seen != tuple(tensor.shape):
             _refuse(
                 f"A transform dropped or reshaped {key!r}.", where, seen, str(tuple(tensor.shape))
             )
 
 
-def _like(made: Any, before: Tensor, key: str) -> Tensor:
+def _like(result: Any, before: Tensor, key: str) -> Tensor:
     """What a transform made, of the type it had; whole numbers must have stayed whole."""
     from monai.data import MetaTensor
 
-    tensor = torch.as_tensor(made)
+    tensor = torch.as_tensor(result)
     if key in MASKS and tensor.is_floating_point() and bool((tensor != tensor.round()).any()):
         remedy = "give it mode: [bilinear, nearest] for keys: [image, label]."
         _refuse(f"A transform interpolated {key!r}.", "augment.extra", "fractions", None, remedy)

@@ -50,14 +50,14 @@ def read_verdicts(rows: Sequence[Mapping[str, str]], where: str) -> list[Adjudic
     return [_verdict(row, i, where) for i, row in enumerate(rows, 2) if row.get("verdict")]
 
 
-def verdict_word(said: str, where: str) -> str:
+def verdict_word(cell: str, where: str) -> str:
     """What a person wrote as one of three words; raises `ContentError` where it is none."""
-    word = said.strip().lower().replace(" ", "_").replace("-", "_")
+    word = cell.strip().lower().replace(" ", "_").replace("-", "_")
     if word not in _WORDS:
         raise ContentError(
             "This verdict is not known.",
             where=where,
-            seen=said,
+            seen=cell,
             expected=f"{LESION}, {NO_LESION}, {UNSURE} or nothing",
         )
     return _WORDS[word]

@@ -236,5 +236,5 @@ def _json(kind: Any, column: str) -> Row:
         return {"enum": list(get_args(kind))}
     types = [_JSON_TYPES[one] for one in get_args(kind) or (kind,)]
     unit = column.rpartition("_")[2]
-    said = {"unit": "voxels" if unit == "vox" else unit} if unit in _UNITS else {}
-    return {"type": types if len(types) > 1 else types[0], **said}
+    about = {"unit": "voxels" if unit == "vox" else unit} if unit in _UNITS else {}
+    return {"type": types if len(types) > 1 else types[0], **about}

@@ -153,7 +153,7 @@ class CaseDecision:
         return choose_operating_point(self.plan.without(missing).operating_points, self.accept)
 
     def __call__(self, inferred: Inferred, case: str, watch: Watch | None = None) -> Prediction:
-        """The prediction of a case on its file's grid; what was inferred is let go.
+        """The prediction of a case on its file's grid; what was inferred is freed.
 
         With a detector's boxes these are the candidates, or both are fused, as the plan's rule
         says. `watch` is shown the probabilities of each label slab by slab.
@@ -168,19 +168,19 @@ class CaseDecision:
         if boxes is not None and rule.source == "detection":
             prediction = Prediction(case, geometry, boxes, None)
         else:
-            found = find_by_plan(channels, geometry, self.plan)
-            found = found if boxes is None else fuse(found, boxes)
+            candidate_set = find_by_plan(channels, geometry, self.plan)
+            candidate_set = candidate_set if boxes is None else fuse(candidate_set, boxes)
             prediction = Prediction(
                 case,
                 geometry,
-                found.candidates,
-                found.instances,
-                values=found.values,
-                removed=found.removed,
+                candidate_set.candidates,
+                candidate_set.instances,
+                values=candidate_set.values,
+                removed=candidate_set.removed,
             )
-        chosen = self.plan.without(inferred.missing)
-        accepted = accept(prediction, self.point(inferred.missing), chosen.calibration)
-        return replace(accepted, input=_said(inferred.input, accepted))
+        plan = self.plan.without(inferred.missing)
+        accepted = accept(prediction, self.point(inferred.missing), plan.calibration)
+        return replace(accepted, input=_with_warnings(inferred.input, accepted))
 
     def _boxes(self, inferred: Inferred) -> tuple[Candidate, ...] | None:
         """A detector's boxes on the file's grid; None where none are asked for."""
@@ -188,11 +188,11 @@ class CaseDecision:
             return None
         labels = tuple(self.plan.lesion_labels)
         grids = inferred.plan_geometry, inferred.file_geometry
-        found = box_candidates(inferred.boxes, *grids, self.plan.candidate_rule, labels)
-        return found if inferred.valid is None else _within(found, inferred.valid)
+        candidates = box_candidates(inferred.boxes, *grids, self.plan.candidate_rule, labels)
+        return candidates if inferred.valid is None else _within(candidates, inferred.valid)
 
 
-def _said(verdict: InputVerdict, prediction: Prediction) -> InputVerdict:
+def _with_warnings(verdict: InputVerdict, prediction: Prediction) -> InputVerdict:
     """The verdict; no result is empty without a word on whether the scan could be read.
 
     Nor is one without a channel given without a word on what is then to be expected.
@@ -209,15 +209,15 @@ def _said(verdict: InputVerdict, prediction: Prediction) -> InputVerdict:
 
 def _lacking(missing: Sequence[str], point: OperatingPoint) -> str:
     """What a scan lacks, and how sensitive the network is then."""
-    said = f"Predicted without {', '.join(missing)}: accepted by {point.name}"
-    said = f"{said} from score {point.score:.3g}"
+    text = f"Predicted without {', '.join(missing)}: accepted by {point.name}"
+    text = f"{text} from score {point.score:.3g}"
     expected = (point.expected_recall, point.expected_false_positives_per_case)
     measured = (point.lesion_recall, point.false_positives_per_case)
     recall, false = measured if None in expected else expected
     if recall is None or false is None:
-        return f"{said}, for which no sensitivity was measured without it."
+        return f"{text}, for which no sensitivity was measured without it."
     return (
-        f"{said}, chosen without it; sensitivity {recall:.2f} is to be expected "
+        f"{text}, chosen without it; sensitivity {recall:.2f} is to be expected "
         f"with {false:.2f} false positives per scan."
     )
 

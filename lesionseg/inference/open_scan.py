@@ -15,7 +15,7 @@ from lesionseg.errors import ContentError, DatasetError
 from lesionseg.inference.sliding.body import Body, find_body
 from lesionseg.io.cases import read_image
 from lesionseg.io.dicom.stack import Tilt
-from lesionseg.io.formats.volumes import strip_suffix
+from lesionseg.io.volumes import strip_suffix
 from lesionseg.plan.plan import Plan
 
 StrPath = str | PathLike[str]

@@ -45,8 +45,8 @@ def calibrated_voxels(p: Tensor, fit: Calibration | None) -> Tensor:
     """Probabilities as `fit` has them (`plan.voxel_calibration`); 0 stays 0, None changes none."""
     if fit is None:
         return p
-    kept = p.clamp(1e-6, 1 - 1e-6)
-    line = fit.intercept + fit.slope * (kept / (1 - kept)).log()
+    clipped = p.clamp(1e-6, 1 - 1e-6)
+    line = fit.intercept + fit.slope * (clipped / (1 - clipped)).log()
     return torch.where(p > 0, line.sigmoid(), p)
 
 
@@ -104,8 +104,8 @@ class DetectorNetwork(nn.Module):
         """
         output = self.network(image)
         boxes = decode_boxes(output.box_deltas, self.anchors)
-        found = (box_scores(output.class_logits, self._plan), boxes)
+        detections = (box_scores(output.class_logits, self._plan), boxes)
         if not output.segmentation:
-            return found
+            return detections
         voxels = label_probabilities(output.segmentation[0], self._plan)
-        return (*found, calibrated_voxels(voxels, self._plan.voxel_calibration))
+        return (*detections, calibrated_voxels(voxels, self._plan.voxel_calibration))

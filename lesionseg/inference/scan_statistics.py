@@ -98,8 +98,8 @@ def image_statistics(image: NDArray[Any]) -> tuple[dict[str, Vector], NDArray[np
         for axis, (one, two) in enumerate(ahead):
             empty += [half.mean() for half in np.array_split(flat, 2, axis)]
             first, second = one[c] - channel, two[c] - 2 * one[c] + channel
-            kept = ~flat if not flat.all() else flat
-            sharp += [np.log(np.abs(d[kept]).mean() + 1e-3) for d in (first, second)]
+            is_textured = ~flat if not flat.all() else flat
+            sharp += [np.log(np.abs(d[is_textured]).mean() + 1e-3) for d in (first, second)]
     if len(here) > 1:
         with np.errstate(invalid="ignore"):
             r = np.atleast_2d(np.nan_to_num(np.corrcoef(here.reshape(len(here), -1))))
@@ -156,14 +156,14 @@ def pooled_features(network: nn.Module, image: NDArray[Any], plan: Plan) -> Vect
     device = next(network.parameters()).device
     was_training = network.training
     network.eval()
-    found = []
+    features = []
     for tile in _tiles(image, plan):
         one = tile[None].to(device)
         maps = encoder(one, 2) if isinstance(encoder, Encoder) else encoder(one)
         second = maps[:2][-1][0].flatten(1).float()
-        found.append(torch.cat([second.mean(1), second.std(1)]).cpu())
+        features.append(torch.cat([second.mean(1), second.std(1)]).cpu())
     network.train(was_training)
-    return torch.stack(found).mean(0).double().numpy()
+    return torch.stack(features).mean(0).double().numpy()
 
 
 def _tiles(image: NDArray[Any], plan: Plan) -> Iterator[Tensor]:

@@ -16,11 +16,6 @@ from lesionseg.io.cases import read_image as read_image
 from lesionseg.io.cases import read_mask as read_mask
 from lesionseg.io.formats.guard import FileLimits as FileLimits
 from lesionseg.io.formats.guard import set_limits as set_limits
-from lesionseg.io.formats.volumes import case_suffix as case_suffix
-from lesionseg.io.formats.volumes import read_geometry as read_geometry
-from lesionseg.io.formats.volumes import read_volume as read_volume
-from lesionseg.io.formats.volumes import strip_suffix as strip_suffix
-from lesionseg.io.formats.volumes import write_volume as write_volume
 from lesionseg.io.layouts.conventions import Convention as Convention
 from lesionseg.io.layouts.conventions import read_dataset as read_dataset
 from lesionseg.io.layouts.input_images import find_images as find_images
@@ -30,6 +25,11 @@ from lesionseg.io.predictions import find_masks as find_masks
 from lesionseg.io.predictions import find_predictions as find_predictions
 from lesionseg.io.predictions import read_prediction as read_prediction
 from lesionseg.io.predictions import write_prediction as write_prediction
+from lesionseg.io.volumes import case_suffix as case_suffix
+from lesionseg.io.volumes import read_geometry as read_geometry
+from lesionseg.io.volumes import read_volume as read_volume
+from lesionseg.io.volumes import strip_suffix as strip_suffix
+from lesionseg.io.volumes import write_volume as write_volume
 
 __all__ = [
     "Convention",

@@ -1,33 +1,20 @@
 """Results on disk that are whole or absent: a temporary name in the same folder, then a rename."""
 
 import csv
-import inspect
 import json
-import logging
 import os
 import re
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from functools import wraps
-from itertools import chain
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import Any
 
 import numpy as np
 
 from lesionseg.errors import LesionsegError, OutputError, ReadError
 
-logger = logging.getLogger(__name__)
-
-P = ParamSpec("P")
-T = TypeVar("T")
-
-LOCK = ".lock"  # of a whole folder; parts of the work may have locks of their own
-
-_HALF = f".{'[0-9a-f]' * 8}-*"  # the temporary names of `atomic_path`
-_DEPTH = 4  # run/fold_0/validation/probabilities
-
+HALF = f".{'[0-9a-f]' * 8}-*"  # the temporary names of `atomic_path`
 _MOST_VALUES = 10**6
 _MOST_YAML_BYTES = 2**17  # its parser is slow: seconds for more
 
@@ -40,9 +27,9 @@ _FORMULA = re.compile(r"'*[=+\-@]")
 def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`, renamed onto it on success and deleted on failure.
 
-    The temporary name begins with a dot and keeps the suffix, so that writers which go by the
-    suffix work and readers of the folder pass it by. Missing parent folders are made. Raises
-    `OutputError` where the disk refuses; errors of the caller's own pass through.
+    The temporary name begins with a dot, which readers of the folder pass by, and keeps the suffix,
+    by which writers go. Missing parent folders are made. Raises `OutputError` where the disk
+    refuses; errors of the caller's own pass through.
     """
     temporary = path.with_name(f".{uuid.uuid4().hex[:8]}-{path.name}")
     try:
@@ -114,89 +101,6 @@ def private_files() -> Iterator[None]:
         yield
     finally:
         os.umask(before)
-
-
-def locks(setting: str, *, shared: bool = False) -> Callable[[Callable[P, T]], Callable[P, T]]:
-    """Decorate a command: it holds the lock of the folder that its argument `setting` names.
-
-    `shared`: see `locked_folder`. Without a folder (None) there is no lock.
-    """
-
-    def decorate(command: Callable[P, T]) -> Callable[P, T]:
-        signature = inspect.signature(command)
-
-        @wraps(command)
-        def locked(*args: P.args, **settings: P.kwargs) -> T:
-            folder = signature.bind(*args, **settings).arguments.get(setting)
-            if folder is None:
-                return command(*args, **settings)
-            with locked_folder(Path(folder), shared=shared):
-                return command(*args, **settings)
-
-        return locked
-
-    return decorate
-
-
-@contextmanager
-def locked_folder(folder: Path, name: str = LOCK, *, shared: bool = False) -> Iterator[None]:
-    """Keep other processes that ask for the same lock out of a folder, which is made if need be.
-
-    Those that all take it as `shared` work side by side; who has `LOCK` alone removes the
-    half-written files of killed processes. The system ends the lock with the process, however that
-    ends. Where a disk or Windows knows none, none is taken. Raises `OutputError` if another has it.
-    """
-    try:
-        import fcntl
-    except ImportError:  # Windows has none
-        yield
-        return
-    file, is_new = folder / name, not folder.exists()
-    with writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        descriptor = _locked(file, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
-    try:
-        if name == LOCK and not shared:
-            _remove_halves(folder)
-        yield
-    finally:
-        with suppress(OSError):
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # else others share it still
-            file.unlink()
-            if is_new:  # and nothing came into it
-                folder.rmdir()
-        os.close(descriptor)
-
-
-def _remove_halves(folder: Path) -> None:
-    """Remove what killed processes left of `atomic_path`, as deep as commands write."""
-    for half in chain(*(folder.glob("*/" * depth + _HALF) for depth in range(_DEPTH))):
-        with suppress(OSError):
-            half.unlink()
-
-
-def _locked(file: Path, kind: int) -> int:
-    """The descriptor of a lock's file, locked; another process may have removed an earlier one."""
-    import fcntl
-
-    while True:
-        descriptor = os.open(file, os.O_CREAT | os.O_RDWR, 0o666)
-        try:
-            fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            os.close(descriptor)
-            raise OutputError(
-                "Another process is writing into this folder.",
-                where=file.parent,
-                remedy="Wait until it ends, or name another folder.",
-            ) from error
-        except OSError as error:
-            logger.warning("%s cannot be locked: %s.", file.parent, error.strerror)
-            return descriptor
-        with suppress(OSError):
-            if os.path.samestat(os.fstat(descriptor), file.stat()):
-                return descriptor
-        os.close(descriptor)
 
 
 def write_text(path: Path, text: str) -> None:

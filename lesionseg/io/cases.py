@@ -14,7 +14,6 @@ from lesionseg.io.dicom.dicom_reference import read_dicom_reference
 from lesionseg.io.dicom.headers import is_dicom
 from lesionseg.io.dicom.radiographs import is_radiograph, read_hidden
 from lesionseg.io.dicom.stack import Tilt
-from lesionseg.io.formats.volumes import read_geometry, read_volume
 from lesionseg.io.layouts.case_problems import LACKING
 from lesionseg.io.layouts.coco_reference import read_coco_reference
 from lesionseg.io.layouts.datalist import read_boxes
@@ -22,6 +21,7 @@ from lesionseg.io.layouts.luna16 import read_balls
 from lesionseg.io.layouts.nndetection import read_instances
 from lesionseg.io.layouts.nnunet_labels import IGNORE
 from lesionseg.io.local_files import fetch_case, fetch_images
+from lesionseg.io.volumes import read_geometry, read_volume
 from lesionseg.ops.components import lesion_instances, present_values
 
 TOLERANCE_MM = 1e-3
@@ -54,12 +54,12 @@ def read_image(files: CaseFiles, dataset: Dataset) -> Volume:
 def read_grid(files: CaseFiles, dataset: Dataset) -> Geometry:
     """The grid of a case's first file, from its header alone."""
     fetch_images(files.images[:1])
-    return read_geometry(files.images[0], raster_mm=pixel_mm(files), tilt=tilt_of(dataset))
+    return read_geometry(files.images[0], raster_mm=files.pixel_mm, tilt=tilt_of(dataset))
 
 
 def _read_image(files: CaseFiles, dataset: Dataset) -> Volume:
     check_channels(files, dataset)
-    raster_mm, tilt = pixel_mm(files), tilt_of(dataset)
+    raster_mm, tilt = files.pixel_mm, tilt_of(dataset)
     valid: NDArray[np.bool_] | None = None
     first = read_volume(files.images[0], raster_mm=raster_mm, tilt=tilt)
     check_dims(files.images[0], first.geometry, dataset.dims)
@@ -116,26 +116,13 @@ def _united(reference: Reference) -> Reference:
     return replace(reference, instances=lesions.instances, instance_labels=lesions.labels)
 
 
-def pixel_mm(files: CaseFiles) -> float | None:
-    """Pixel size of the case's rasters, from the column of that name; None when unknown."""
-    text = files.columns.get("pixel_mm", "")
-    try:
-        return float(text) if text else None
-    except ValueError as error:
-        raise DatasetError(
-            f"The pixel size of the case {files.case!r} is not a number.",
-            where="column pixel_mm",
-            seen=text,
-        ) from error
-
-
 def mask_mm(files: CaseFiles, image: Geometry) -> float | None:
     """Pixel size of a mask that states none: that of its image; None where pixels are no squares.
 
     A radiograph in DICOM knows its millimetres, a PNG drawn on it does not.
     """
     square = image.dims == 2 and np.ptp(image.spacing_mm) < TOLERANCE_MM / max(image.shape)
-    return image.spacing_mm[0] if square else pixel_mm(files)
+    return image.spacing_mm[0] if square else files.pixel_mm
 
 
 def check_channels(files: CaseFiles, dataset: Dataset) -> None:

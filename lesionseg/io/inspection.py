@@ -16,7 +16,6 @@ from lesionseg.io.cases import (
     check_finite,
     check_grid,
     mask_mm,
-    pixel_mm,
     read_case,
     read_reference,
     tilt_of,
@@ -25,8 +24,8 @@ from lesionseg.io.dicom.headers import is_dicom, is_secondary_capture, read_head
 from lesionseg.io.formats.guard import reading
 from lesionseg.io.formats.nifti import SUFFIXES as NIFTI
 from lesionseg.io.formats.nifti import states_orientation
-from lesionseg.io.formats.volumes import read_geometry, read_volume
 from lesionseg.io.local_files import content_files, fetch_images
+from lesionseg.io.volumes import read_geometry, read_volume
 
 FaultKind = Literal["unreadable", "geometry", "not_finite", "labels", "channels"]
 
@@ -132,7 +131,7 @@ def _check_image(
     volume: Volume | None = None
     with _noted(faults, "unreadable"):
         fetch_images([path])
-        volume = read_volume(path, raster_mm=pixel_mm(files), tilt=tilt_of(dataset))
+        volume = read_volume(path, raster_mm=files.pixel_mm, tilt=tilt_of(dataset))
     if volume is None:
         return None
     with _noted(faults, "geometry"):
@@ -170,7 +169,7 @@ def _own_geometry(files: CaseFiles) -> Geometry | None:
         return None
     mm = None
     with suppress(LesionsegError):
-        mm = pixel_mm(files)
+        mm = files.pixel_mm
         image = read_geometry(files.images[0], raster_mm=mm, tilt="resample")
         mm = mask_mm(files, image)
     with suppress(LesionsegError):

@@ -102,18 +102,18 @@ def file_states(paths: Iterable[Path]) -> tuple[tuple[str, int, int | str], ...]
     """Path, bytes and time of change (ns) of all files of these images, without opening any.
 
     Of a series, all files of its folder; of remote files, what the store says in place of a time.
-    None where they cannot be told: a header whose voxels lie elsewhere, what is missing, and what
+    None where they are unknown: a header whose voxels lie elsewhere, what is missing, and what
     changed within two seconds.
     """
-    found: list[tuple[str, int, int | str]] = []
+    facts: list[tuple[str, int, int | str]] = []
     for path in paths:
         series = split_series(path)
         place = path if series is None else series[0]
-        told = states(place) if is_mirrored(place) else _local_states(place)
-        if told is None or place.suffix.lower() in itk.SUFFIXES:
+        states_there = states(place) if is_mirrored(place) else _local_states(place)
+        if states_there is None or place.suffix.lower() in itk.SUFFIXES:
             return None
-        found += told
-    return tuple(dict.fromkeys(found))
+        facts += states_there
+    return tuple(dict.fromkeys(facts))
 
 
 def _local_states(place: Path) -> list[tuple[str, int, int]] | None:

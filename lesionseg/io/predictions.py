@@ -18,7 +18,7 @@ from lesionseg.io.candidate_file import read_candidates, write_candidates
 from lesionseg.io.case_ids import check_case_id
 from lesionseg.io.cases import check_grid, read_mask
 from lesionseg.io.dicom.source_images import REPORT, SEGMENTATION
-from lesionseg.io.formats.volumes import (
+from lesionseg.io.volumes import (
     is_image_file,
     read_geometry,
     strip_suffix,

@@ -17,8 +17,8 @@ from lesionseg.core import Zones
 from lesionseg.errors import ContentError, DatasetError
 from lesionseg.io.atomic import read_json
 from lesionseg.io.cases import read_mask
-from lesionseg.io.formats.volumes import read_geometry
 from lesionseg.io.predictions import find_masks
+from lesionseg.io.volumes import read_geometry
 
 _log = logging.getLogger(__name__)
 
@@ -52,7 +52,7 @@ class ZoneFolder:
                 remedy="name the masks <case>.nii.gz after the cases.",
             )
         if missing:
-            _log.warning("No zones; told of no lesion of these: %s", ", ".join(missing))
+            _log.warning("No zones; lesions of these have none: %s", ", ".join(missing))
 
 
 def find_zones(folder: Path) -> ZoneFolder:

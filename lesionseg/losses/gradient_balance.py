@@ -124,8 +124,8 @@ def focal_terms(loss: nn.Module) -> tuple[FocalTerm, ...]:
 
     Reductions are not looked at: they divide lesion and background alike.
     """
-    found = [m for m in loss.modules() if isinstance(m, FocalLoss | TrimmedFocalLoss)]
-    return tuple(FocalTerm(m.alpha, m.gamma, m.weight) for m in found)
+    losses = [m for m in loss.modules() if isinstance(m, FocalLoss | TrimmedFocalLoss)]
+    return tuple(FocalTerm(m.alpha, m.gamma, m.weight) for m in losses)
 
 
 @torch.no_grad()

@@ -65,11 +65,11 @@ def completed(loss: Any, activation: str) -> nn.Module:
     activation: `sigmoid`, `softmax`, `use_softmax`, `activation`. Raises `ConfigError` for what is
     no loss.
     """
-    made = loss if isinstance(loss, nn.Module) else _called(loss, activation)
-    if isinstance(made, VoxelLoss):
-        return made
-    own = "valid" in signature(made.forward).parameters
-    return made if own else CustomLoss(made, activation)
+    module = loss if isinstance(loss, nn.Module) else _called(loss, activation)
+    if isinstance(module, VoxelLoss):
+        return module
+    own = "valid" in signature(module.forward).parameters
+    return module if own else CustomLoss(module, activation)
 
 
 def _called(loss: Callable[..., Any], activation: str) -> nn.Module:
@@ -83,14 +83,14 @@ def _called(loss: Callable[..., Any], activation: str) -> nn.Module:
         "activation": activation,
     }
     try:
-        made = loss(**{k: v for k, v in fitting.items() if k in takes and k not in given})
+        module = loss(**{k: v for k, v in fitting.items() if k in takes and k not in given})
     except (TypeError, ValueError) as error:
         raise ConfigError(
             "The loss cannot be built.", where="loss", seen=error, expected=", ".join(takes)
         ) from error
-    if not isinstance(made, nn.Module):
-        raise ConfigError("This is no loss.", where="loss._target_", seen=type(made).__name__)
-    return made
+    if not isinstance(module, nn.Module):
+        raise ConfigError("This is no loss.", where="loss._target_", seen=type(module).__name__)
+    return module
 
 
 def _ruled_out(

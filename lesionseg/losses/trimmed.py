@@ -20,10 +20,9 @@ from lesionseg.losses.voxel_loss import LossTerms, VoxelLoss
 class TrimmedFocalLoss(VoxelLoss):
     """Focal loss without the hardest `percent` of voxels, suspected mislabels: the term `focal`.
 
-    The hardest are sought among background and among lesion voxels apart, since early in training
-    lesions are the hardest of all and would be dropped first. Divided by the remaining lesion
-    voxels or by `normaliser`. Start it from a trained network: an untrained one finds everything
-    hard.
+    The hardest are sought among background and among lesion voxels apart. Early in training lesions
+    are the hardest of all, and would be dropped first. Divided by the remaining lesion voxels or by
+    `normaliser`. Start it from a trained network: an untrained one finds everything hard.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""What losses of a voxel network have in common: their terms, and a steady normaliser."""
+"""What losses of a voxel network have in common: terms, unknown classes, a steady normaliser."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -11,6 +11,7 @@ from lesionseg.errors import one_of, require
 from lesionseg.losses.inputs import Alpha, Normaliser
 
 LossTerms = dict[str, Float[Tensor, ""]]
+_SURE = 30.0  # a logit at which a probability is 0 to thirteen digits
 
 
 class VoxelLoss(nn.Module, ABC):
@@ -46,6 +47,34 @@ class VoxelLoss(nn.Module, ABC):
         normaliser: Normaliser = None,
     ) -> LossTerms:
         """The loss's terms."""
+
+
+def known_logits(
+    logits: Float[Tensor, "b c *spatial"], unannotated: Bool[Tensor, "b k"], activation: str
+) -> Float[Tensor, "b c *spatial"]:
+    """The logits of what the reference tells apart; `unannotated` has the others' classes per tile.
+
+    Their lesions count as background in the labels. Any loss of the result is the marginal loss of
+    Shi et al. 2021 (Marginal loss and exclusion loss for partially supervised multi-organ
+    segmentation, Medical Image Analysis 70): with a softmax, classes exclude each other and
+
+        p'_0 = p_0 + sum of p_u over unannotated u,    p'_u = 0,    p'_k = p_k of all others,
+
+    so that background may be of any class that nobody looked for, and a known lesion may not. With
+    a sigmoid a class is judged by itself, and p'_u = 0 is a constant: its gradient is exactly 0,
+    its loss is too, to thirteen digits. fp32, of the logits' shape: C is K, or 1 + K of a softmax.
+
+    >>> known_logits(torch.zeros(1, 2, 1), torch.tensor([[False, True]]), "sigmoid").tolist()
+    [[[0.0], [-30.0]]]
+    """
+    logits = logits.float()
+    unknown = unannotated.view(*unannotated.shape, *(1,) * (logits.ndim - 2))
+    if activation == "sigmoid":
+        return logits.masked_fill(unknown, -_SURE)
+    background, lesions = logits[:, :1], logits[:, 1:]
+    merged = torch.cat([background, lesions.masked_fill(~unknown, -torch.inf)], 1)
+    outside = merged.logsumexp(1, keepdim=True)
+    return torch.cat([outside, torch.where(unknown, outside.detach() - _SURE, lesions)], 1)
 
 
 def count_positives(
@@ -100,7 +129,7 @@ def update_all(
     averages: Sequence[PositiveAverage], counts: Float[Tensor, " n"], shares: int
 ) -> list[Float[Tensor, ""]]:
     """`update` of averages of one momentum, each divided by `shares`, in three launches."""
-    kept = [a.average for a in averages]
-    torch._foreach_lerp_(kept, list(counts.to(kept[0]).unbind()), 1 - averages[0].momentum)
-    floored = torch._foreach_clamp_min(kept, [a.expected for a in averages])
+    means = [a.average for a in averages]
+    torch._foreach_lerp_(means, list(counts.to(means[0]).unbind()), 1 - averages[0].momentum)
+    floored = torch._foreach_clamp_min(means, [a.expected for a in averages])
     return list(torch._foreach_div(floored, shares))

@@ -105,8 +105,8 @@ def check_architecture(architecture: Architecture, dims: int) -> None:
         in (0, n),
         "1 to as many supervised levels as stages": 1 <= architecture.n_supervised <= n,
     }
-    for rule, kept in rules.items():
-        if not kept:
+    for rule, holds in rules.items():
+        if not holds:
             raise ConfigError(
                 "The architecture's tables do not fit.", seen=architecture, expected=rule
             )

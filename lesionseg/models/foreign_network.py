@@ -114,7 +114,7 @@ def construct(spec: Mapping[str, Any], plan: Plan, where: str = "model.network")
         _refuse_unknown(given, takes, where)
     filled = {name: value for name, value in _filled(plan).items() if name in takes}
     try:
-        made: Any = make(**{**filled, **given})
+        network: Any = make(**{**filled, **given})
     except Exception as error:  # of the constructor's own choice
         raise ConfigError(
             "The network cannot be built.",
@@ -123,15 +123,15 @@ def construct(spec: Mapping[str, Any], plan: Plan, where: str = "model.network")
             expected=f"{', '.join(takes)}",
             remedy=f"set {where}.<argument>=value.",
         ) from error
-    if not isinstance(made, nn.Module):
-        raise ConfigError("This is no torch.nn.Module.", where=where, seen=type(made).__name__)
-    return made
+    if not isinstance(network, nn.Module):
+        raise ConfigError("This is no torch.nn.Module.", where=where, seen=type(network).__name__)
+    return network
 
 
 def load(target: str, where: str = "model.network") -> Callable[..., Any]:
     """The class that `package.module.Class` names; raises `ConfigError` where there is none."""
     try:
-        found: Any = resolve_name(target)
+        value: Any = resolve_name(target)
     except (ImportError, AttributeError, ValueError) as error:
         raise ConfigError(
             "There is no such network.",
@@ -140,9 +140,9 @@ def load(target: str, where: str = "model.network") -> Callable[..., Any]:
             expected="package.module.Class, of a package that is installed or on PYTHONPATH",
             remedy=f"set {where}.{TARGET}=monai.networks.nets.SegResNet, for example.",
         ) from error
-    if not callable(found):
+    if not callable(value):
         raise ConfigError("This name is no class.", where=f"{where}.{TARGET}", seen=target)
-    return found  # type: ignore[no-any-return]  # callable, as was just seen
+    return value  # type: ignore[no-any-return]  # callable, as was just seen
 
 
 def n_logits(plan: Plan) -> int:

@@ -44,10 +44,10 @@ def tried(plan: Plan, *, by_hand: bool) -> Plan:
     multiple = _multiple(fits)
     tables = {} if architecture.name == "dynunet" else _tables(plan, multiple)
     name = architecture.network.get(TARGET, architecture.name)
-    said = f"{name}, {len(levels)} supervised outputs, tiles in multiples of {multiple}"
+    summary = f"{name}, {len(levels)} supervised outputs, tiles in multiples of {multiple}"
     return fits.with_(
         architecture=replace(architecture, levels=levels, n_supervised=len(levels), **tables),
-        reasons={**plan.reasons, "architecture": said},
+        reasons={**plan.reasons, "architecture": summary},
     )
 
 

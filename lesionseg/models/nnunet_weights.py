@@ -52,9 +52,9 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
     Raises `BundleError` for a file that is not there, that holds more than that, or whose network
     is none of the two.
     """
-    kept = _read(path)
-    kept = kept.get("network_weights", kept.get("state_dict", kept)) if kept else {}
-    theirs = {_WRAPPED.sub("", str(k)): v for k, v in kept.items() if isinstance(v, Tensor)}
+    content = _read(path)
+    content = content.get("network_weights", content.get("state_dict", content)) if content else {}
+    theirs = {_WRAPPED.sub("", str(k)): v for k, v in content.items() if isinstance(v, Tensor)}
     ours = dict(renamed(theirs))
     if not any(name.startswith("encoder.stages.0.0.") for name in ours):
         raise BundleError(
@@ -91,8 +91,8 @@ def _read(path: Path) -> Mapping[str, Any]:
 
 def _named(error: str) -> str:
     """What torch would have had to import, or all that it says."""
-    found = re.search(r"GLOBAL (\S+)", error)
-    return found[1] if found else error.splitlines()[0]
+    match = re.search(r"GLOBAL (\S+)", error)
+    return match[1] if match else error.splitlines()[0]
 
 
 def renamed(theirs: Weights) -> Iterator[tuple[str, Tensor]]:
@@ -110,8 +110,8 @@ def _our_name(part: str, last: int) -> str:
     """What a layer is called here; empty for one that is not there."""
     for pattern, ours in _NAMES:
         if match := re.fullmatch(pattern, part):
-            found = match.expand(ours)
-            return found.replace("N", str(last - int(match[1]))) if "N" in found else found
+            name = match.expand(ours)
+            return name.replace("N", str(last - int(match[1]))) if "N" in name else name
     return ""
 
 

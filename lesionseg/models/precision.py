@@ -52,7 +52,7 @@ def _seconds(
     network: nn.Module, tiles: Tensor, dtype: torch.dtype, form: torch.memory_format
 ) -> float:
     network.to(memory_format=form)  # type: ignore[call-overload]
-    taken = []
+    seconds = []
     mixed = torch.autocast(tiles.device.type, dtype, enabled=dtype != torch.float32)
     with torch.inference_mode(), mixed:
         for _ in range(5):
@@ -60,8 +60,8 @@ def _seconds(
             network(tiles)
             if tiles.device.type == "cuda":
                 torch.cuda.synchronize(tiles.device)
-            taken.append(time.perf_counter() - begin)
-    return statistics.median(taken[2:])
+            seconds.append(time.perf_counter() - begin)
+    return statistics.median(seconds[2:])
 
 
 @cache

@@ -15,12 +15,13 @@ _HEADS: Mapping[str, str] = {"heads": "voxels", "segmentation": "voxels", "head"
 class Transfer:
     """Names of the new network's tensors that were `taken` over, and that stayed `fresh`.
 
-    `left`: names of the old one's that nothing wanted. `why_fresh`: the reason, or empty.
+    `unused`: tensors of the old one that the new one does not have. `why_fresh`: the reason, or
+    empty.
     """
 
     taken: tuple[str, ...]
     fresh: tuple[str, ...]
-    left: tuple[str, ...]
+    unused: tuple[str, ...]
     why_fresh: str = ""
 
 
@@ -49,19 +50,19 @@ def take_tensors(
     `first`: the finest stage that their decoder has.
     """
     theirs = {place: (name, t) for place, name, t in _places(before, first)}
-    taken, fresh, found = [], [], set()
+    taken, fresh, used = [], [], set()
     for place, name, tensor in _places(network.state_dict(), _first(network)):
         name_before, value = theirs.get(place, ("", None))
         means_the_same = place.partition(".")[0] not in reasons
         if value is not None and value.shape == tensor.shape and means_the_same:
             tensor.copy_(value)
             taken.append(name)
-            found.add(name_before)
+            used.add(name_before)
         else:
             fresh.append(name)
-    left = tuple(name for name, _ in theirs.values() if name not in found)
+    unused = tuple(name for name, _ in theirs.values() if name not in used)
     why = "; ".join(sorted({reasons[part] for part in _parts(fresh) if part in reasons}))
-    return Transfer(tuple(taken), tuple(fresh), left, why)
+    return Transfer(tuple(taken), tuple(fresh), unused, why)
 
 
 def _different_meanings(plan: Plan, before: Plan) -> dict[str, str]:

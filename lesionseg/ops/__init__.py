@@ -7,7 +7,6 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lesionseg.ops.boxes import box_giou as box_giou
     from lesionseg.ops.boxes import box_iou as box_iou
     from lesionseg.ops.boxes import box_volume as box_volume
     from lesionseg.ops.clustering import weighted_box_clustering as weighted_box_clustering
@@ -24,7 +23,6 @@ if TYPE_CHECKING:
 _HOMES = {
     "LesionInstances": "components",
     "batched_nms": "suppression",
-    "box_giou": "boxes",
     "box_iou": "boxes",
     "box_volume": "boxes",
     "gaussian_weight": "windows",

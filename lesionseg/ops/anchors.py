@@ -153,8 +153,8 @@ def assign_by_iou(
     """Anchors of IoU ≥ `positive` with a lesion find it, of IoU < `negative` none (RetinaNet).
 
     Those between are ignored (Lin et al. 2017, arXiv 1708.02002, section 4). An anchor goes to the
-    lesion it overlaps most, and each lesion to the anchor that overlaps it most if that is another
-    lesion's not already. A few lesions are looked at at a time, whatever their number.
+    lesion it overlaps most. Each lesion also gets the anchor that overlaps it most, unless that is
+    another lesion's already. A few lesions are looked at at a time, whatever their number.
     """
     device = anchors.device
     best = torch.zeros(len(anchors), device=device)
@@ -184,11 +184,11 @@ Assigner = Callable[
 def _candidates(levels: Sequence[AnchorLevel], boxes: Tensor, n_nearest: int) -> Tensor:
     """Anchor numbers `[m, c]` at the cells of each level nearest to each box's centre."""
     centres = split_box(boxes.float())[0]
-    found = []
+    anchors = []
     for level, offset in zip(levels, level_offsets(levels), strict=True):
         cells, _ = nearest_cells(level, centres, n_nearest)
-        found.append(cell_anchors(cells, len(level.sizes)) + offset)
-    return torch.cat(found, dim=1)
+        anchors.append(cell_anchors(cells, len(level.sizes)) + offset)
+    return torch.cat(anchors, dim=1)
 
 
 def _given(n_anchors: int, candidates: Tensor, owner: Tensor, overlap: Tensor) -> Tensor:
@@ -209,17 +209,17 @@ def _leave_none_out(assigned: Tensor, candidates: Tensor, overlap: Tensor, exist
     from it. Off a CPU, only the first `MOST_LEFT` of them choose.
     """
     counts = _counts(assigned, len(candidates))
-    left = exists & (counts == 0)
-    rank = torch.where(left, overlap.amax(1), -1)
+    is_without = exists & (counts == 0)
+    rank = torch.where(is_without, overlap.amax(1), -1)
     order = torch.argsort(rank, descending=True, stable=True)
-    for turn in range(at_most(left.sum(), min(MOST_LEFT, len(order)))):
+    for turn in range(at_most(is_without.sum(), min(MOST_LEFT, len(order)))):
         lesion = order[turn : turn + 1]
         row = candidates.index_select(0, lesion)[0]
         owner = assigned[row]
         free = (owner < 0) | (counts[owner.clamp(min=0)] > 1)
         wish = torch.where(free, overlap.index_select(0, lesion)[0], -1)
         place = wish.argmax(0, keepdim=True)
-        takes, before = left[lesion] & free[place], owner[place]
+        takes, before = is_without[lesion] & free[place], owner[place]
         counts.index_add_(0, before.clamp(min=0), -(takes & (before >= 0)).long())
         counts.index_add_(0, lesion, takes.long())
         assigned[row[place]] = torch.where(takes, lesion, before)

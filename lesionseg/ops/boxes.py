@@ -17,6 +17,11 @@ def box_volume(boxes: Float[Tensor, "n two_d"]) -> Float[Tensor, " n"]:
     return _product((stop - start).clamp(min=0))
 
 
+def is_degenerate(boxes: Float[Tensor, "n two_d"]) -> Tensor:
+    """Which boxes `[n]` are not finite or have no volume."""
+    return ~torch.isfinite(boxes).all(-1) | (box_volume(boxes.nan_to_num()) <= 0)
+
+
 def split_box(boxes: Float[Tensor, "*n two_d"]) -> tuple[Tensor, Tensor]:
     """Centre and side lengths, each `[…, dims]`, of boxes `[…, 2·dims]`."""
     start, stop = boxes.chunk(2, dim=-1)
@@ -51,25 +56,16 @@ def paired_iou(a: Float[Tensor, "n two_d"], b: Float[Tensor, "n two_d"]) -> Floa
     return torch.where(shared > 0, shared / union, torch.zeros_like(shared))
 
 
-def box_giou(a: Float[Tensor, "n two_d"], b: Float[Tensor, "m two_d"]) -> Float[Tensor, "n m"]:
-    """Generalised IoU of each box in `a` with each in `b`, in [−1, 1] (Rezatofighi et al. 2019).
-
-    IoU minus the share of the smallest enclosing box that neither covers (arXiv 1902.09630,
-    algorithm 1). An enclosing box without volume counts as covered. Else as `box_iou`.
-
-    >>> a = torch.tensor([[0.0, 0.0, 1.0, 1.0]])
-    >>> box_giou(a, torch.tensor([[0.0, 2.0, 1.0, 3.0]])).tolist()
-    [[-0.3333333432674408]]
-    """
-    a, b = _at_least_float32(a), _at_least_float32(b)
-    n, m = len(a), len(b)
-    wide_a = a[:, None].expand(n, m, -1).flatten(0, 1)
-    wide_b = b[None].expand(n, m, -1).flatten(0, 1)
-    return paired_giou(wide_a, wide_b).reshape(n, m)
-
-
 def paired_giou(a: Float[Tensor, "n two_d"], b: Float[Tensor, "n two_d"]) -> Float[Tensor, " n"]:
-    """Generalised IoU of each box in `a` with the one of the same number in `b`; see `box_giou`."""
+    """Generalised IoU of each box in `a` with the one of the same number in `b`, in [−1, 1].
+
+    IoU minus the share of the smallest enclosing box that neither covers (Rezatofighi et al. 2019,
+    arXiv 1902.09630, algorithm 1). An enclosing box without volume counts as covered.
+
+    >>> a, b = torch.tensor([[0.0, 0.0, 1.0, 1.0]]), torch.tensor([[0.0, 2.0, 1.0, 3.0]])
+    >>> paired_giou(a, b).tolist()
+    [-0.3333333432674408]
+    """
     a, b = _at_least_float32(a), _at_least_float32(b)
     shared = _shared(a, b)
     union = box_volume(a) + box_volume(b) - shared

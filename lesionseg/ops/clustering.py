@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lesionseg.errors import ContentError
 from lesionseg.ops.boxes import box_iou
-from lesionseg.ops.suppression import kept_by_rank
+from lesionseg.ops.suppression import kept_by_rank, sorted_along
 
 _CHUNK = 1024  # boxes compared with all leaders at a time
 
@@ -110,21 +110,8 @@ def _clustered_on_cpu(
 ) -> tuple[Tensor, ...]:
     """The same one by one, which takes a CPU less time."""
     arrays = [t.cpu().numpy() for t in (boxes, scores, weights, expected)]
-    found = _clusters(*arrays, *_layout(arrays[0]), iou_threshold)
-    return tuple(torch.from_numpy(array) for array in found)
-
-
-def _layout(corners: NDArray[np.float64]) -> tuple[NDArray[np.int64], int, float]:
-    """Numbers of the boxes by start along the axis they are most spread on, that axis, and the
-    longest side on it: what reaches a box lies between its start less that, and its stop.
-    """
-    n, dims = len(corners), corners.shape[1] // 2
-    if n == 0:
-        return np.zeros(0, dtype=np.int64), 0, 0.0
-    start, stop = corners[:, :dims], corners[:, dims:]
-    longest = np.maximum((stop - start).max(axis=0), 1e-6)
-    axis = int(np.argmax(np.ptp(start, axis=0) / longest))
-    return np.argsort(start[:, axis], kind="stable"), axis, float(longest[axis])
+    clusters = _clusters(*arrays, *sorted_along(arrays[0]), iou_threshold)
+    return tuple(torch.from_numpy(array) for array in clusters)
 
 
 @numba.njit(cache=True, error_model="numpy", nogil=True)  # 30 000 boxes: 0.2 s, comparing all 0.6 s
@@ -152,7 +139,7 @@ def _clusters(
     for i in range(n):
         if not free[i]:
             continue
-        trust, trusted_score, weight, found = 0.0, 0.0, 0.0, 0
+        trust, trusted_score, weight, n_members = 0.0, 0.0, 0.0, 0
         first = np.searchsorted(starts, boxes[i, axis] - longest)
         last = np.searchsorted(starts, boxes[i, dims + axis])
         for at in range(first - 1, last):
@@ -170,7 +157,7 @@ def _clusters(
                 if overlap <= iou_threshold:
                     continue
             free[j] = False
-            found += 1
+            n_members += 1
             weight += weights[j]
             factor = weights[j] * overlap
             trust += factor
@@ -184,6 +171,6 @@ def _clusters(
                 merged[n_clusters, d] /= trusted_score
             else:
                 merged[n_clusters, d] = boxes[i, d]
-        leader[n_clusters], size[n_clusters] = i, found
+        leader[n_clusters], size[n_clusters] = i, n_members
         n_clusters += 1
     return merged[:n_clusters], score[:n_clusters], leader[:n_clusters], size[:n_clusters]

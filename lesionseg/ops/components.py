@@ -64,10 +64,10 @@ def lesion_instances(labels: NDArray[np.integer[Any]]) -> LesionInstances:
     >>> found.instances.tolist(), found.labels
     ([[1, 1, 0], [2, 0, 0]], (3, 2))
     """
-    found = lesion_voxels(labels)
+    voxels = lesion_voxels(labels)
     instances = np.zeros(labels.shape, dtype=np.int32)
-    instances.reshape(-1)[found.index] = found.owner + 1
-    return LesionInstances(instances, found.labels)
+    instances.reshape(-1)[voxels.index] = voxels.owner + 1
+    return LesionInstances(instances, voxels.labels)
 
 
 def lesion_voxels(labels: NDArray[np.integer[Any]]) -> LesionVoxels:
@@ -115,14 +115,14 @@ def present_values(array: NDArray[np.integer[Any]]) -> list[int]:
     ([0, 1, 3], [2])
     """
     items = np.ascontiguousarray(array).reshape(-1)
-    found: set[int] = set()
+    values_present: set[int] = set()
     for start in range(0, items.size, _CHUNK):
         piece = items[start : start + _CHUNK]
         inside = nonzero_voxels(piece)
-        found.update(np.unique(piece[inside]).tolist())
+        values_present.update(np.unique(piece[inside]).tolist())
         if len(inside) < len(piece):
-            found.add(0)
-    return sorted(found)
+            values_present.add(0)
+    return sorted(values_present)
 
 
 def foreground_slices(array: NDArray[Any]) -> tuple[slice, ...] | None:

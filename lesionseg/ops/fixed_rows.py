@@ -37,10 +37,10 @@ def first_places(
         return places, torch.ones_like(places, dtype=torch.bool)
     number = mask.cumsum(0)
     slot = torch.where(mask & (number <= rows), number - 1, rows)
-    found = torch.zeros(rows + 1, dtype=torch.int64, device=mask.device)
-    found = found.scatter_(0, slot, torch.arange(len(mask), device=mask.device))[:rows]
+    nth_place = torch.zeros(rows + 1, dtype=torch.int64, device=mask.device)
+    nth_place = nth_place.scatter_(0, slot, torch.arange(len(mask), device=mask.device))[:rows]
     real = torch.arange(rows, device=mask.device) < number[-1:]
-    return torch.where(real, found, 0), real
+    return torch.where(real, nth_place, 0), real
 
 
 class TileLesions(NamedTuple):

@@ -266,18 +266,18 @@ def _sample_linear(array: Tensor, coordinates: list[NDArray[np.float64]]) -> Ten
     inside = np.logical_and.reduce([_inside(x, n) for x, n in pairs])
     scaled = [2 * x / max(n - 1, 1) - 1 for x, n in reversed(pairs)]
     grid = _on(array, np.stack(scaled, axis=-1).astype(np.float32))
-    found = functional.grid_sample(
+    sampled = functional.grid_sample(
         array[None].float(), grid[None], mode="bilinear", padding_mode="border", align_corners=True
     )
-    return found[0] * _on(array, inside)
+    return sampled[0] * _on(array, inside)
 
 
 def _sample_nearest(array: Tensor, coordinates: list[NDArray[np.float64]]) -> Tensor:
     pairs = list(zip(coordinates, array.shape[1:], strict=True))
     inside = np.logical_and.reduce([_inside(x, n) for x, n in pairs])
     index = [_on(array, np.clip(np.floor(x + 0.5), 0, n - 1).astype(np.int64)) for x, n in pairs]
-    found = torch.stack([channel[tuple(index)] for channel in array])
-    return found * _on(array, inside)
+    sampled = torch.stack([channel[tuple(index)] for channel in array])
+    return sampled * _on(array, inside)
 
 
 def _inside(x: NDArray[np.float64], n: int) -> NDArray[np.bool_]:

@@ -1,5 +1,7 @@
 """Non-maximum suppression of boxes of any number of axes."""
 
+from typing import Any
+
 import numba
 import numpy as np
 import torch
@@ -54,13 +56,13 @@ def batched_nms(
         raise ContentError(
             "There is not one group a box.", seen=tuple(groups.shape), expected=tuple(scores.shape)
         )
-    kept = [
+    groups_kept = [
         index[nms(boxes[index], scores[index], iou_threshold)]
         for index in (
             torch.nonzero(groups == group)[:, 0] for group in sorted(set(groups.tolist()))
         )
     ]
-    together = torch.cat(kept).sort().values if kept else groups.long()
+    together = torch.cat(groups_kept).sort().values if groups_kept else groups.long()
     return together[torch.argsort(scores[together], descending=True, stable=True)]
 
 
@@ -68,32 +70,40 @@ def kept_by_rank(ranked: Float[Tensor, "n two_d"], iou_threshold: float) -> Bool
     """Which of the boxes, already by descending score, stay; on their device."""
     kernels = gpu_kernels("nms_triton") if ranked.is_cuda else None
     if kernels is not None and len(ranked) <= kernels.MOST_BOXES:
-        found: Tensor = kernels.kept_by_rank(ranked, iou_threshold)
-        return found
+        is_kept: Tensor = kernels.kept_by_rank(ranked, iou_threshold)
+        return is_kept
     kept = torch.from_numpy(kept_on_cpu(ranked.cpu().numpy(), iou_threshold))
     return kept.to(ranked.device)
+
+
+def sorted_along(boxes: NDArray[Any]) -> tuple[NDArray[np.int64], int, Any]:
+    """Numbers of the boxes by start along the axis they are most spread on, and that axis.
+
+    Last, the longest side on it: what reaches a box lies between its start less that, and its stop.
+    """
+    n, dims = len(boxes), boxes.shape[1] // 2
+    if n == 0:
+        return np.zeros(0, dtype=np.int64), 0, 0.0
+    start, stop = boxes[:, :dims], boxes[:, dims:]
+    longest = np.maximum((stop - start).max(axis=0), 1e-6)
+    axis = int(np.argmax(np.ptp(start, axis=0) / longest))
+    return np.argsort(start[:, axis], kind="stable"), axis, longest[axis]
 
 
 def kept_on_cpu(ranked: NDArray[np.float32], iou_threshold: float) -> NDArray[np.bool_]:
     """Which of the boxes, already by descending score, stay.
 
-    Boxes are laid out by start along the axis they are most spread on, so that only those in
-    reach of a kept box are compared with it, in loops over contiguous memory.
+    Only boxes in reach of a kept one are compared with it, in loops over contiguous memory.
     """
     n, dims = ranked.shape[0], ranked.shape[1] // 2
     if n == 0:
         return np.zeros(0, dtype=np.bool_)
-    start, stop = ranked[:, :dims], ranked[:, dims:]
-    longest = np.maximum((stop - start).max(axis=0), 1e-6)
-    axis = int(np.argmax(np.ptp(start, axis=0) / longest))
-    place = np.argsort(start[:, axis], kind="stable")
+    place, axis, longest = sorted_along(ranked)
     position = np.empty(n, dtype=np.int64)
     position[place] = np.arange(n)
-    starts = np.ascontiguousarray(start[place].T)
-    stops = np.ascontiguousarray(stop[place].T)
-    kept: NDArray[np.bool_] = _sweep(
-        starts, stops, position, axis, longest[axis], np.float32(iou_threshold)
-    )
+    starts, stops = (np.ascontiguousarray(b[place].T) for b in np.hsplit(ranked, [dims]))
+    threshold = np.float32(iou_threshold)
+    kept: NDArray[np.bool_] = _sweep(starts, stops, position, axis, longest, threshold)
     return kept
 
 

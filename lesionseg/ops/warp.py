@@ -66,11 +66,11 @@ def warp_nearest(
     shape = np.array((1,) * (3 - dims) + tuple(masks[0].shape), dtype=np.int64)
     places = np.empty((1,) * (3 - dims) + warp.shape, dtype=np.int32)
     warp_numba.nearest_places(shape, *_padded(warp), places)
-    found = [torch.zeros(warp.shape, dtype=mask.dtype) for mask in masks]
-    for mask, out in zip(masks, found, strict=True):
+    warped = [torch.zeros(warp.shape, dtype=mask.dtype) for mask in masks]
+    for mask, out in zip(masks, warped, strict=True):
         source = mask.contiguous().numpy().reshape(-1)
         warp_numba.take(source, places.reshape(-1), out.numpy().reshape(-1))
-    return found
+    return warped
 
 
 def warp_linear_plain(image: Float[Tensor, "c *inp"], warp: Warp) -> Float[Tensor, "c *out"]:
@@ -79,10 +79,10 @@ def warp_linear_plain(image: Float[Tensor, "c *inp"], warp: Warp) -> Float[Tenso
     lengths = image.shape[1:]
     scaled = [2 * x / max(n - 1, 1) - 1 for x, n in zip(points, lengths, strict=True)]
     grid = torch.stack(scaled[::-1], dim=-1)
-    found = functional.grid_sample(
+    sampled = functional.grid_sample(
         image[None], grid[None], mode="bilinear", padding_mode="border", align_corners=True
     )
-    return found[0] * _inside(points, lengths)
+    return sampled[0] * _inside(points, lengths)
 
 
 def warp_nearest_plain(

@@ -12,7 +12,7 @@ from scipy import ndimage
 from lesionseg.core import Case, Geometry, Reference, Volume
 from lesionseg.errors import require
 from lesionseg.io.atomic import write_json
-from lesionseg.io.formats.volumes import write_volume
+from lesionseg.io.volumes import write_volume
 from lesionseg.phantoms.fields import Field, is_lesion_free
 from lesionseg.phantoms.thorax import PER_MM, Thorax, simulate_thorax
 
@@ -21,7 +21,7 @@ SCATTER = 0.3  # scattered light behind an anti-scatter grid, as a share of the 
 LATITUDE = 0.5  # share of the coarse brightness that digital radiographs' display takes away
 GAP_PX = 3  # pixels left between two nodules
 TRIES = 60
-ROOM = 0.35  # nodules lie where the lung is at least this share of its greatest depth
+DEEP = 0.35  # nodules lie where the lung is at least this share of its greatest depth
 
 
 @dataclass(frozen=True)
@@ -99,8 +99,8 @@ def _add_nodules(
     """Write nodules' attenuation and ids 1..n, large ones first, with a gap between them."""
     least, median, most = settings.diameter_mm
     n = int(rng.integers(settings.n_nodules[0], settings.n_nodules[1] + 1))
-    drawn = np.exp(rng.normal(np.log(median), settings.log_spread, size=n))
-    for diameter in sorted(np.clip(drawn, least, most).tolist(), reverse=True):
+    diameters = np.exp(rng.normal(np.log(median), settings.log_spread, size=n))
+    for diameter in sorted(np.clip(diameters, least, most).tolist(), reverse=True):
         for _ in range(TRIES):
             chord = _nodule_mm(rng, thorax.lung_mm, diameter, settings.pixel_mm)
             mask = chord > 0
@@ -127,10 +127,10 @@ def _nodule_mm(
     rng: np.random.Generator, lung_mm: Field, diameter_mm: float, pixel_mm: float
 ) -> Field:
     """Millimetres of a lobed ball `[*spatial]` whose middle lies where the lung is deep enough."""
-    room = np.flatnonzero(lung_mm > ROOM * lung_mm.max())
-    if len(room) == 0:
+    deep = np.flatnonzero(lung_mm > DEEP * lung_mm.max())
+    if len(deep) == 0:
         return np.zeros_like(lung_mm)
-    row, column = np.unravel_index(int(rng.choice(room)), lung_mm.shape)
+    row, column = np.unravel_index(int(rng.choice(deep)), lung_mm.shape)
     y = (np.arange(lung_mm.shape[0])[:, None] - row + rng.uniform(-0.5, 0.5)) * pixel_mm
     x = (np.arange(lung_mm.shape[1])[None, :] - column + rng.uniform(-0.5, 0.5)) * pixel_mm
     lobes, phases = rng.normal(0, (0.09, 0.05, 0.03)), rng.uniform(0, 2 * np.pi, size=3)
@@ -218,9 +218,9 @@ def _annotations(index: int, case: Case, n_before: int) -> list[dict[str, Any]]:
     if case.reference is None or case.reference.instances is None:
         return []
     entries: list[dict[str, Any]] = []
-    for label, found in enumerate(ndimage.find_objects(case.reference.instances), start=1):
-        rows, columns = found
-        area = int((case.reference.instances[found] == label).sum())
+    for label, place in enumerate(ndimage.find_objects(case.reference.instances), start=1):
+        rows, columns = place
+        area = int((case.reference.instances[place] == label).sum())
         box = [columns.start, rows.start, columns.stop - columns.start, rows.stop - rows.start]
         entries.append(
             {

@@ -11,7 +11,7 @@ from scipy import ndimage
 from lesionseg.core import Case, Geometry, Reference, Volume
 from lesionseg.errors import require
 from lesionseg.io.atomic import write_json
-from lesionseg.io.formats.volumes import write_volume
+from lesionseg.io.volumes import write_volume
 from lesionseg.ops.components import label_components
 from lesionseg.phantoms.fields import Field, is_lesion_free, smooth_field
 from lesionseg.phantoms.head import Head, simulate_head
@@ -109,8 +109,8 @@ def _diameters(rng: np.random.Generator, settings: MriSettings) -> list[float]:
     """Equivalent diameters in mm, log-normal and clipped, in descending order."""
     least, median, most = settings.diameter_mm
     n = int(rng.integers(settings.n_lesions[0], settings.n_lesions[1] + 1))
-    drawn = np.exp(rng.normal(np.log(median), settings.log_spread, size=n))
-    return sorted(np.clip(drawn, least, most).tolist(), reverse=True)
+    diameters = np.exp(rng.normal(np.log(median), settings.log_spread, size=n))
+    return sorted(np.clip(diameters, least, most).tolist(), reverse=True)
 
 
 def _severity(rng: np.random.Generator, diameter_mm: float) -> float:

@@ -98,8 +98,8 @@ def _lung_depth(z: Field, x: Field, y: np.float32, build: Field) -> Field:
     """Signed depth in either lung: inside the ribs, above the diaphragm, beside the middle."""
     width = np.maximum(chest_half_width(z), 1)
     cage = (1 - np.hypot(x / width, (y + 4) / (0.66 * width))) * 0.66 * width
-    left = x > 0
-    dome = np.where(left, -92 + 3 * build[2], -80 + 3 * build[3])
+    is_left = x > 0
+    dome = np.where(is_left, -92 + 3 * build[2], -80 + 3 * build[3])
     arch = 1 - ((np.abs(x) - 62) / 78) ** 2 - ((y - 15) / 85) ** 2
     above = z - dome - (34 + 3 * build[4]) * np.maximum(arch, -1.2)
     beside = (

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from lesionseg.core import Geometry, Volume
-from lesionseg.io.formats.volumes import write_volume
+from lesionseg.io.volumes import write_volume
 from lesionseg.phantoms.fields import Field, ellipsoid_depth, inside, millimetre_axes, smooth_field
 
 Fate = Literal["new", "gone", "enlarged", "shrunk", "stable"]
@@ -101,8 +101,8 @@ def segment(rng: np.random.Generator, settings: VisitSettings, depth: Field) -> 
     for _ in range(rng.poisson(settings.n_false)):
         radii = np.full(3, rng.uniform(1.0, 2.0))
         spurious.append((_place(rng, settings), tuple(radii.tolist())))
-    drawn = np.maximum(depth, _depth(settings, spurious, np.zeros(3)))
-    return np.asarray(drawn + settings.boundary_mm * errors > 0, dtype=np.uint8)
+    all_depths = np.maximum(depth, _depth(settings, spurious, np.zeros(3)))
+    return np.asarray(all_depths + settings.boundary_mm * errors > 0, dtype=np.uint8)
 
 
 def write_visit_phantoms(

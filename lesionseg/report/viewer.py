@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from lesionseg.core import Geometry, Prediction, Volume
 from lesionseg.errors import require
 from lesionseg.io.atomic import write_text
-from lesionseg.io.formats.volumes import write_volume
+from lesionseg.io.volumes import write_volume
 from lesionseg.report.figures.pictures import Scene
 from lesionseg.report.inputs.case_images import candidate_ids
 from lesionseg.report.page import render

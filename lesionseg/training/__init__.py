@@ -12,15 +12,15 @@ if TYPE_CHECKING:
     from lesionseg.training.fit import lesion_module as lesion_module
     from lesionseg.training.fit import tiles_of as tiles_of
     from lesionseg.training.learning_settings import Learning as Learning
+    from lesionseg.training.lightning_module import LesionModule as LesionModule
     from lesionseg.training.settings import OptimiserSettings as OptimiserSettings
     from lesionseg.training.settings import TrainerSettings as TrainerSettings
-    from lesionseg.training.step.module import LesionModule as LesionModule
     from lesionseg.training.tile_stream import LesionData as LesionData
 
 _HOMES = {
     "Learning": "learning_settings",
     "LesionData": "tile_stream",
-    "LesionModule": "step.module",
+    "LesionModule": "lightning_module",
     "OptimiserSettings": "settings",
     "TrainerSettings": "settings",
     "lesion_module": "fit",

@@ -36,11 +36,11 @@ from lesionseg.training.device.processes import (
     n_processes,
 )
 from lesionseg.training.learning_settings import Learning
+from lesionseg.training.lightning_module import LesionModule
 from lesionseg.training.run_trainer import choose_precision, run_trainer
 from lesionseg.training.settings import TrainerSettings
 from lesionseg.training.step.detection_objective import make_objective
-from lesionseg.training.step.module import Counters, LesionModule
-from lesionseg.training.step.schedule import settled
+from lesionseg.training.step.schedule import Counters, settled
 from lesionseg.training.tile_stream import Batch
 
 log = logging.getLogger(__name__)
@@ -89,7 +89,7 @@ def fit(
         callbacks: Lightning callbacks that act after our own.
     """
     tiles = tiles_of(cases, plan, learning)
-    tiles[0]  # what is wrong with the cases is said here rather than by a worker process
+    tiles[0]  # faults of the cases are raised here rather than by a worker process
     log.info("Tiles: %s", tiles.sampler.mix)
     return fit_tiles(
         network, plan, tiles, learning, run_dir, validate=validate, callbacks=callbacks
@@ -217,11 +217,11 @@ def our_callbacks(
 ) -> list[pl.Callback]:
     """The callbacks of every training, in the order in which they act after a step."""
     record = Record(run_dir / HISTORY, settings.log_every)
-    made: list[pl.Callback] = [KeepMemory(), Resume(checkpoint, run_dir / CHECKPOINT), record]
+    callbacks: list[pl.Callback] = [KeepMemory(), Resume(checkpoint, run_dir / CHECKPOINT), record]
     every = settings.validate_every_minutes
     if validate is not None:
-        made.append(Validation(validate, None if every == "auto" else every, record))
-    return [*made, ProgressLine()] if settings.progress else made
+        callbacks.append(Validation(validate, None if every == "auto" else every, record))
+    return [*callbacks, ProgressLine()] if settings.progress else callbacks
 
 
 def _result(module: LesionModule, checkpoint: Checkpoint, run_dir: Path, device: str) -> FitResult:

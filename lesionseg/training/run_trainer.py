@@ -20,8 +20,8 @@ from lesionseg.models.precision import fast_dtype
 from lesionseg.training.device.accelerator import training_device
 from lesionseg.training.device.processes import PATIENCE, from_first, is_first, launched
 from lesionseg.training.device.speed import choose_speed
+from lesionseg.training.lightning_module import LesionModule
 from lesionseg.training.settings import TrainerSettings
-from lesionseg.training.step.module import LesionModule
 from lesionseg.training.step.scaling import Precision, autocast_dtype
 from lesionseg.training.tile_stream import Batch, LesionData
 

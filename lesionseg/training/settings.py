@@ -18,8 +18,8 @@ class OptimiserSettings:
     Linear warm-up over `warmup_fraction`, then `cosine` or `poly` decay to 0. `momentum` is SGD's
     (Nesterov); AdamW takes it as its first β, and `beta2` as its second: how long it remembers how
     large gradients were. `weight_decay` spares norms and biases, unless `decay` is all.
-    `backbone_lr_scale`: all but the
-    heads learn at so much of the rate, for weights that come from a bundle; 0 leaves them.
+    `backbone_lr_scale`: all but the heads learn at so much of the rate, for weights that come from
+    a bundle; 0 leaves them.
     """
 
     name: Literal["adamw", "sgd"] = "adamw"
@@ -53,18 +53,18 @@ class TrainerSettings:
     Training ends at `max_minutes` of wall time (validations included, mid-epoch if need be) or at
     `max_steps`, whichever comes first; these or a `budget` must be given, else `ConfigError`. What
     a budget comes to is known with the plan (`step.schedule.settled`). `memory_gb`: the memory to
-    plan for, None for the device's own. A step is
-    one update from `accumulate` batches per device; `steps_per_epoch` of them are an epoch of the
-    sampler. `compile`: by `torch.compile`, `graphs` with CUDA graphs; `auto` as timed on a GPU.
-    `ema_decay`: of the averaged weights that are kept in the end, None for the last ones.
+    plan for, None for the device's own. A step is one update from `accumulate` batches per device;
+    `steps_per_epoch` of them are an epoch of the sampler. `compile`: by `torch.compile`, `graphs`
+    with CUDA graphs; `auto` as timed on a GPU. `ema_decay`: of the averaged weights that are kept
+    in the end, None for the last ones.
     `validate_every_minutes`: None validates at the end only, if at all, `auto` meanwhile in
-    trainings of more than half an hour (`settled`); `validate_cases` of the
-    validation role are then looked at (None: all). `select`: whether the `best` or the `last`
-    weights are kept, None for the best of two validations or more. `checkpoint_every_minutes`: at
-    most so much work is lost when training is killed, or 50 times what writing takes. `workers`:
-    processes that make tiles, 0 for none, `auto` as many as help (`device.accelerator`).
-    `devices`: a number, `auto`, or a list of GPUs.
-    `callbacks` are Lightning's, and act after our own; `lightning` is handed to `pl.Trainer`.
+    trainings of more than half an hour (`settled`); `validate_cases` of the validation role are
+    then looked at (None: all). `select`: whether the `best` or the `last` weights are kept, None
+    for the best of two validations or more. `checkpoint_every_minutes`: at most so much work is
+    lost when training is killed, or 50 times what writing takes. `workers`: processes that make
+    tiles, 0 for none, `auto` as many as help (`device.accelerator`). `devices`: a number, `auto`,
+    or a list of GPUs. `callbacks` are Lightning's, and act after our own; `lightning` is handed to
+    `pl.Trainer`.
     """
 
     max_minutes: float | None = None
@@ -124,12 +124,12 @@ class TrainerSettings:
         for name in ("max_steps", "steps_per_epoch", "accumulate", "log_every", "validate_cases"):
             value = getattr(self, name)
             _require(f"trainer.{name}", value, value is None or value >= 1, "1 or more")
-        kept = self.checkpoint_every_minutes >= 0
+        holds = self.checkpoint_every_minutes >= 0
         _require(
-            "trainer.checkpoint_every_minutes", self.checkpoint_every_minutes, kept, "0 or more"
+            "trainer.checkpoint_every_minutes", self.checkpoint_every_minutes, holds, "0 or more"
         )
-        kept = self.workers == "auto" or (type(self.workers) is int and self.workers >= 0)
-        _require("trainer.workers", self.workers, kept, "0 or more, or auto")
+        holds = self.workers == "auto" or (type(self.workers) is int and self.workers >= 0)
+        _require("trainer.workers", self.workers, holds, "0 or more, or auto")
         decay = self.ema_decay
         _require("trainer.ema_decay", decay, decay is None or 0 <= decay < 1, "in [0, 1), or null")
         self._check_lightning()
@@ -144,8 +144,8 @@ class TrainerSettings:
 
     def _require_positive(self, name: str) -> None:
         value = getattr(self, name)
-        kept = value is None or (isinstance(value, int | float) and value > 0)
-        _require(f"trainer.{name}", value, kept, "a number above 0")
+        holds = value is None or (isinstance(value, int | float) and value > 0)
+        _require(f"trainer.{name}", value, holds, "a number above 0")
 
     @property
     def n_devices(self) -> int | None:
@@ -188,15 +188,15 @@ class AuditSettings:
     def __post_init__(self) -> None:
         shares = tuple(self.at)
         object.__setattr__(self, "at", shares)
-        kept = len(shares) > 0 and sorted(set(shares)) == list(shares)
-        kept = kept and shares[0] > 0 and shares[-1] <= 1
-        _require("audit.at", shares, kept, "ascending shares in (0, 1]")
+        holds = len(shares) > 0 and sorted(set(shares)) == list(shares)
+        holds = holds and shares[0] > 0 and shares[-1] <= 1
+        _require("audit.at", shares, holds, "ascending shares in (0, 1]")
         _require("audit.overlap", self.overlap, 0 <= self.overlap < 1, "a share in [0, 1)")
         _require("audit.max_rows", self.max_rows, self.max_rows >= 1, "1 or more")
 
 
-def _require(where: str, seen: object, kept: bool, expected: str) -> None:
-    if not kept:
+def _require(where: str, seen: object, holds: bool, expected: str) -> None:
+    if not holds:
         raise ConfigError("A training setting is wrong.", where=where, seen=seen, expected=expected)
 
 

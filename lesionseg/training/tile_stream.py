@@ -19,8 +19,8 @@ from lesionseg.data.tile_dataset import RawTiles, TileDataset
 from lesionseg.data.transforms import TileItem
 from lesionseg.plan.plan import Plan
 from lesionseg.training.device.accelerator import AHEAD, loader_workers
+from lesionseg.training.lightning_module import LesionModule
 from lesionseg.training.settings import TrainerSettings
-from lesionseg.training.step.module import LesionModule
 
 log = logging.getLogger(__name__)
 
@@ -56,12 +56,12 @@ class StepSampler(Sampler[list[int]]):
 class TileStream:
     """Batches of one process from a given step on, without end, read by MONAI's loader.
 
-    A plain iterable and no loader itself, which would be taken apart and put together again
-    by the trainer, whose restart in mid-epoch could not keep the order of tiles. `tiles`: a
-    `TileDataset`, or any that gives `image`, `labels`, `instances` and `valid` as `to_batch` does
-    (`unannotated` or not), for any number from 0 on and the same each time. With `pin` the batches
-    go to this process's GPU, and a `TileDataset` is augmented there; without, and where other
-    libraries' transforms have a part in it, the workers do it.
+    A plain iterable and no loader itself: the trainer would take a loader apart and put it together
+    again. Its restart in mid-epoch could not keep the order of tiles. `tiles`: a `TileDataset`, or
+    any that gives `image`, `labels`, `instances` and `valid` as `to_batch` does (`unannotated` or
+    not), for any number from 0 on and the same each time. With `pin` the batches go to this
+    process's GPU, and a `TileDataset` is augmented there; without, and where other libraries'
+    transforms have a part in it, the workers do it.
     """
 
     def __init__(
@@ -193,18 +193,18 @@ def finished(batches: Iterable[PackedBatch], device: torch.device) -> Iterator[B
     stream, ahead = torch.cuda.Stream(device), None  # type: ignore[no-untyped-call]
     for packed in batches:
         with torch.cuda.stream(stream):
-            made = finish(packed.to(device)), stream.record_event()
+            batch_and_event = finish(packed.to(device)), stream.record_event()
         if ahead is not None:
             yield _handed_over(*ahead)
-        ahead = made
+        ahead = batch_and_event
     if ahead is not None:
         yield _handed_over(*ahead)
 
 
-def _handed_over(batch: Batch, made: torch.cuda.Event) -> Batch:
+def _handed_over(batch: Batch, event: torch.cuda.Event) -> Batch:
     """To the current stream: it waits for the batch, and its memory for what uses it there."""
     current = torch.cuda.current_stream()
-    current.wait_event(made)
+    current.wait_event(event)
     for tensor in batch.values():
         tensor.record_stream(current)
     return batch

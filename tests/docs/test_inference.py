@@ -11,7 +11,7 @@ from lesionseg.cli import COMMANDS as TABLE
 from lesionseg.cli import conf_dir
 from lesionseg.core import Geometry, Volume
 from lesionseg.inference.bundles.bundle import write_bundle
-from lesionseg.io.formats.volumes import write_volume
+from lesionseg.io.volumes import write_volume
 from lesionseg.models.build import build_network
 from lesionseg.plan.plan import Plan
 

@@ -1,4 +1,4 @@
-"""Detectors walk the whole way on tiny data: train, predict, evaluate, report."""
+"""Detectors from end to end on tiny data: train, predict, evaluate, report."""
 
 import json
 from pathlib import Path
@@ -9,7 +9,7 @@ import pytest
 
 from lesionseg.cli import run
 from lesionseg.core import Geometry, Volume
-from lesionseg.io.formats.volumes import write_volume
+from lesionseg.io.volumes import write_volume
 from lesionseg.phantoms import write_xray_phantoms
 
 SETTINGS = [

@@ -16,7 +16,7 @@ from torch import Tensor, fx, nn
 from lesionseg.cli import run
 from lesionseg.io.atomic import read_csv
 from lesionseg.phantoms import write_mri_phantoms, write_xray_phantoms
-from tests.flow.test_walk import SMALL
+from tests.flow.test_end_to_end import SMALL
 
 TEN_LINES = "tests.models.test_foreign_network.TenLines"
 SWIN = (

@@ -12,7 +12,7 @@ import lesionseg
 from lesionseg.cli import run
 from lesionseg.core import Volume
 from lesionseg.errors import ConfigError, DatasetError
-from lesionseg.io.formats.volumes import read_volume, write_volume
+from lesionseg.io.volumes import read_volume, write_volume
 from lesionseg.phantoms import write_mri_phantoms
 from lesionseg.plan.plan import Plan
 from lesionseg.report.inputs.case_images import Sources

@@ -1,5 +1,6 @@
-"""How often one `train` opens a validation case's files, and how often it matches the case."""
+"""How often one `train` opens a validation case, matches it, and hands a tile on."""
 
+import inspect
 import json
 from collections import Counter
 from pathlib import Path
@@ -8,20 +9,24 @@ from typing import Any
 import pytest
 
 from lesionseg.cli import run
+from lesionseg.data import tile_dataset
 from lesionseg.evaluation.case import evaluate_case
 from lesionseg.io import cases
 from lesionseg.phantoms import write_mri_phantoms
-from tests.flow.test_walk import SMALL
+from tests.flow.test_end_to_end import SMALL
 
 MOST = 4  # survey, prediction, judgement and report
+MOST_FRAMES = 3  # of ours, from the loader to the slice of a memory map
 
 
-def test_a_validation_case_is_opened_four_times_and_matched_once(
+def test_a_validation_case_is_opened_four_times_and_matched_once_and_a_tile_goes_straight(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     opened: Counter[str] = Counter()
     matched: Counter[str] = Counter()
+    handed_on: list[int] = []
     read_volume, link_case = cases.read_volume, evaluate_case.link_case
+    read_tile = tile_dataset.read_tile
 
     def read(path: Path, **options: Any) -> Any:
         opened[path.name] += 1
@@ -31,7 +36,13 @@ def test_a_validation_case_is_opened_four_times_and_matched_once(
         matched[prediction.case] += 1
         return link_case(reference, prediction, criterion)
 
+    def tile(*arguments: Any) -> Any:
+        names = [frame.filename for frame in inspect.stack(context=0)]
+        handed_on.append(sum("lesionseg/data/" in name for name in names))
+        return read_tile(*arguments)
+
     monkeypatch.setattr(cases, "read_volume", read)
+    monkeypatch.setattr(tile_dataset, "read_tile", tile)
     monkeypatch.setattr(evaluate_case, "link_case", link)
     raw, folder = tmp_path / "raw", tmp_path / "run"
     write_mri_phantoms(raw, 5, seed=0, n_test=0, shape=(24, 28, 24), spacing_mm=(5.0, 5.0, 5.0))
@@ -44,4 +55,5 @@ def test_a_validation_case_is_opened_four_times_and_matched_once(
     for case in validation:
         assert opened[f"{case}_0000.nii.gz"] == MOST
         assert opened[f"{case}.nii.gz"] <= MOST
+    assert 0 < max(handed_on) <= MOST_FRAMES
     assert list((folder / "previews").glob("validation_step_*.png"))

@@ -10,7 +10,7 @@ from monai.transforms import MapTransform
 
 from lesionseg.cli import run
 from lesionseg.phantoms import write_mri_phantoms
-from tests.flow.test_walk import SMALL
+from tests.flow.test_end_to_end import SMALL
 
 
 class Recorded(MapTransform):

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from lesionseg.cli import run
 from lesionseg.core import Geometry, Volume
-from lesionseg.io.formats.volumes import write_volume
+from lesionseg.io.volumes import write_volume
 from lesionseg.pipeline.evaluate.recipe import evaluate
 
 SHAPE = (16, 16, 16)

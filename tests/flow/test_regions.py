@@ -1,4 +1,4 @@
-"""The walk on a dataset whose labels are regions, part of it to be ignored: train to evaluate."""
+"""End to end on a dataset whose labels are regions, part of it to be ignored: train to evaluate."""
 
 import csv
 import json
@@ -9,7 +9,7 @@ import pytest
 
 from lesionseg.cli import run
 from lesionseg.core import Geometry, Volume
-from lesionseg.io.formats.volumes import read_volume, write_volume
+from lesionseg.io.volumes import read_volume, write_volume
 
 SHAPE = (24, 24, 24)
 LABELS = {"background": 0, "whole tumor": [1, 2], "core": 2, "ignore": 3}

@@ -18,9 +18,9 @@ from lesionseg.io.atomic import read_json
 from lesionseg.io.candidate_file import read_candidates
 from lesionseg.io.cases import read_case, read_mask
 from lesionseg.io.formats.decoder import CRASHED
-from lesionseg.io.formats.volumes import read_geometry, read_volume
 from lesionseg.io.inspection import inspect_case
 from lesionseg.io.layouts.conventions import read_dataset
+from lesionseg.io.volumes import read_geometry, read_volume
 from lesionseg.pipeline.predict.predictions_table import PredictionTable
 from lesionseg.pipeline.run.run_dir import check_claim
 from lesionseg.plan.fingerprint import Fingerprint

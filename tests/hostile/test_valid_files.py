@@ -12,7 +12,7 @@ from hypothesis.extra import numpy as npst
 
 from lesionseg.core import Geometry, Volume
 from lesionseg.io.atomic import read_csv, write_csv
-from lesionseg.io.formats.volumes import read_volume, write_volume
+from lesionseg.io.volumes import read_volume, write_volume
 from lesionseg.plan.splits import Splits
 from tests.hostile.hostile_file import each
 from tests.io.dicom_files import CT, save

@@ -16,7 +16,6 @@ from lesionseg.inference.bundles.bundle import bundle_digest, read_bundle, write
 from lesionseg.inference.decision import NOT_CHECKED
 from lesionseg.inference.input_check import (
     InputCheck,
-    Norm,
     _reordered,
     judge_input,
     make_input_check,
@@ -30,6 +29,7 @@ from lesionseg.inference.scan_statistics import (
     pooled_features,
     scan_statistics,
 )
+from lesionseg.inference.training_norms import Norm
 from lesionseg.models.build import build_network
 from lesionseg.plan.plan import Architecture, ChannelSet, Normalisation, Plan
 from tests.inference.networks import Bright

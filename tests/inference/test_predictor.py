@@ -11,7 +11,7 @@ from lesionseg.errors import ConfigError, ContentError, DatasetError, GeometryEr
 from lesionseg.inference.bundles.bundle import Bundle, write_bundle
 from lesionseg.inference.inference_settings import InferenceSettings, choose_device
 from lesionseg.inference.predictor import Predictor
-from lesionseg.io.formats.volumes import write_volume
+from lesionseg.io.volumes import write_volume
 from lesionseg.models.build import build_network
 from lesionseg.plan.plan import Plan
 from tests.inference.networks import Bright

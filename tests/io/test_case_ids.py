@@ -11,9 +11,9 @@ from lesionseg.data.cache.claims import ClaimFolder, Claims
 from lesionseg.errors import DatasetError, OutputError
 from lesionseg.io.atomic import write_json
 from lesionseg.io.case_ids import MAX_ID_BYTES, bounded_name, check_case_id, printable_id
-from lesionseg.io.formats.volumes import write_volume
 from lesionseg.io.layouts.conventions import read_dataset
 from lesionseg.io.predictions import find_masks, find_predictions
+from lesionseg.io.volumes import write_volume
 
 Folder = Callable[..., Path]
 

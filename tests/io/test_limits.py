@@ -13,7 +13,7 @@ from lesionseg.core import Geometry, Volume
 from lesionseg.errors import ReadError
 from lesionseg.io.formats import guard
 from lesionseg.io.formats.guard import check_grid, limits
-from lesionseg.io.formats.volumes import read_geometry, read_volume, write_volume
+from lesionseg.io.volumes import read_geometry, read_volume, write_volume
 from tests.io.dicom_files import DX, enhanced, save, write_series
 
 

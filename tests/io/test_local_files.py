@@ -9,12 +9,12 @@ import pytest
 from lesionseg.core import Geometry, Volume
 from lesionseg.errors import ReadError
 from lesionseg.io.cases import read_case, read_grid
-from lesionseg.io.formats.volumes import write_volume
 from lesionseg.io.inspection import inspect_case
 from lesionseg.io.layouts.conventions import read_dataset
 from lesionseg.io.local_files import content_files
 from lesionseg.io.remote.local_disk import LocalDisk
 from lesionseg.io.remote.mirror import mirror
+from lesionseg.io.volumes import write_volume
 
 pytest.importorskip("fsspec")
 

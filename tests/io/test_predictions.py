@@ -13,7 +13,6 @@ from PIL import Image
 
 from lesionseg.core import Candidate, Geometry, InputVerdict, OperatingPoint, Prediction, Volume
 from lesionseg.errors import ContentError, DatasetError, GeometryError, OutputError, ReadError
-from lesionseg.io.formats.volumes import write_volume
 from lesionseg.io.predictions import (
     PredictionFiles,
     find_masks,
@@ -21,6 +20,7 @@ from lesionseg.io.predictions import (
     read_prediction,
     write_prediction,
 )
+from lesionseg.io.volumes import write_volume
 
 Write = Callable[..., Path]
 

@@ -12,9 +12,9 @@ from pydicom.sequence import Sequence
 from lesionseg.core import Case, Geometry, Reference, Volume
 from lesionseg.errors import ReadError
 from lesionseg.io.cases import read_case
-from lesionseg.io.formats.volumes import read_volume, write_volume
 from lesionseg.io.layouts.conventions import read_dataset
 from lesionseg.io.layouts.input_images import find_images
+from lesionseg.io.volumes import read_volume, write_volume
 from tests.io.dicom_files import CT, DX, RTSTRUCT, item, lps, place, save, segmentation
 
 SHAPE = (4, 5, 6)

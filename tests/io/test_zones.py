@@ -8,7 +8,7 @@ import pytest
 
 from lesionseg.core import Geometry, Volume
 from lesionseg.errors import ContentError, DatasetError
-from lesionseg.io.formats.volumes import write_volume
+from lesionseg.io.volumes import write_volume
 from lesionseg.io.zones import find_zones, read_zone_names
 
 EXPECTED = {10: "Left-Thalamus", 17: "Left-Hippocampus"}
@@ -47,7 +47,7 @@ def test_a_folder_is_read_by_case(tmp_path: Path, caplog: pytest.LogCaptureFixtu
     assert folder.read("b") is None
     with caplog.at_level(logging.WARNING):
         folder.check(["a", "b"])
-    assert "told of no lesion of these: b" in caplog.text
+    assert "lesions of these have none: b" in caplog.text
     with pytest.raises(DatasetError, match="No zone mask has the name of a case"):
         folder.check(["b"])
     (tmp_path / "more.txt").write_text(TABLES["lut.txt"])

@@ -6,10 +6,14 @@ from torch import Tensor
 
 from lesionseg.errors import ConfigError
 from lesionseg.losses import sigmoid_focal_loss
-from lesionseg.losses.box_losses import is_degenerate, offset_loss, overlap_loss
-from lesionseg.losses.detection_loss import AnchorTargets, DetectionLoss
+from lesionseg.losses.detection_loss import (
+    AnchorTargets,
+    DetectionLoss,
+    offset_loss,
+    overlap_loss,
+)
 from lesionseg.ops.anchors import BACKGROUND, IGNORED, AnchorLevel, assign_atss
-from lesionseg.ops.boxes import encode_boxes
+from lesionseg.ops.boxes import encode_boxes, is_degenerate
 
 ANCHORS = torch.tensor([[0.0, 0, 4, 4], [4, 0, 8, 4], [0, 4, 4, 8], [4, 4, 8, 8]])
 KINDS = ("focal", "varifocal", "quality", "hard_negatives")

@@ -29,7 +29,7 @@ from lesionseg.losses.gradient_balance import (
     curve_figures,
 )
 from lesionseg.losses.inputs import region_target
-from lesionseg.losses.partial_labels import known_logits
+from lesionseg.losses.voxel_loss import known_logits
 
 SHAPE = (2, 6, 7, 8)
 LOSSES: dict[str, Callable[..., VoxelLoss]] = {

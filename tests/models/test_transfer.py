@@ -41,7 +41,7 @@ def moved(plan: Plan, before: Plan):
 @pytest.mark.parametrize("name", ["unet", "retinanet", "retina_unet"])
 def test_between_equal_networks_everything_moves(name):
     network, old, done = moved(plan_of(name), plan_of(name))
-    assert (done.fresh, done.left, done.why_fresh) == ((), (), "")
+    assert (done.fresh, done.unused, done.why_fresh) == ((), (), "")
     for key, tensor in old.state_dict().items():
         assert torch.equal(network.state_dict()[key], tensor), key
 
@@ -64,7 +64,7 @@ def test_more_labels_give_new_heads_too():
 def test_a_unet_gives_a_retina_unet_its_backbone_and_its_voxels():
     network, old, done = moved(plan_of("retina_unet"), plan_of("unet"))
     assert {name.partition(".")[0] for name in done.fresh} == {"head"}
-    assert done.left == ()
+    assert done.unused == ()
     image = torch.randn(1, 1, 16, 16)
     with torch.no_grad():
         voxels = network.eval()(image).segmentation[0]
@@ -75,7 +75,7 @@ def test_a_retinanet_finds_its_coarser_decoder_in_a_unets():
     network, old, done = moved(plan_of("retinanet"), plan_of("unet"))
     assert torch.equal(network.decoder.ups[0].weight, old.decoder.ups[1].weight)
     assert {name.partition(".")[0] for name in done.fresh} == {"head"}
-    assert "decoder.ups.0.weight" in done.left  # the finest stage, which it does without
+    assert "decoder.ups.0.weight" in done.unused  # the finest stage, which it does without
 
 
 def test_other_anchors_give_a_new_detector():

@@ -8,7 +8,7 @@ import pytest
 
 from lesionseg.core import Case
 from lesionseg.errors import ConfigError
-from lesionseg.io.formats.volumes import read_volume
+from lesionseg.io.volumes import read_volume
 from lesionseg.ops.components import label_components
 from lesionseg.phantoms.chest_xray import XraySettings, simulate_xray_case, write_xray_phantoms
 from lesionseg.phantoms.fields import Tube, polyline, tube_thickness

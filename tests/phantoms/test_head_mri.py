@@ -8,7 +8,7 @@ import pytest
 
 from lesionseg.core import Case
 from lesionseg.errors import ConfigError
-from lesionseg.io.formats.volumes import read_volume
+from lesionseg.io.volumes import read_volume
 from lesionseg.ops.components import label_components
 from lesionseg.phantoms.fields import ellipsoid_depth, inside, millimetre_axes, smooth_field
 from lesionseg.phantoms.head import TISSUES, Tissue, flair_signal, inversion_time_ms

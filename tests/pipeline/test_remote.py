@@ -13,8 +13,8 @@ from lesionseg.data.sampling import TileSampler
 from lesionseg.data.transforms import PrepareSettings
 from lesionseg.errors import ConfigError
 from lesionseg.inference.bundles.bundle import write_bundle
-from lesionseg.io.formats.volumes import write_volume
 from lesionseg.io.remote.remote_folder import RemoteFolder
+from lesionseg.io.volumes import write_volume
 from lesionseg.pipeline.dataset.data_settings import DataSettings
 from lesionseg.pipeline.dataset.survey import take_survey
 from lesionseg.pipeline.predict.recipe import predict

@@ -13,9 +13,9 @@ from lesionseg.plan.plan import Architecture, Normalisation, Plan
 from lesionseg.training.device.memory_probe import some_batch
 from lesionseg.training.fit import fit_tiles
 from lesionseg.training.learning_settings import Learning
+from lesionseg.training.lightning_module import LesionModule
 from lesionseg.training.settings import OptimiserSettings, TrainerSettings
 from lesionseg.training.step.detection_objective import make_objective
-from lesionseg.training.step.module import LesionModule
 
 
 class Squares:

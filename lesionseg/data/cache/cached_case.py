@@ -23,8 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lesionseg.core import Geometry
-from lesionseg.data.cache.lesion_table import CachedLesion as CachedLesion
-from lesionseg.data.cache.lesion_table import LesionTable, find_lesions
+from lesionseg.data.cache.lesion_table import CachedLesion, LesionTable, find_lesions
 from lesionseg.data.prepare import PreparedCase
 from lesionseg.data.prepare_reference import PreparedReference
 from lesionseg.errors import ReadError
@@ -52,7 +51,7 @@ class CacheSource(Protocol):
 class CachedCase:
     """A prepared case on disk. Its arrays are read-only memory maps, mapped again at each access.
 
-    No file stays open in between, so that thousands of cases cost no file handles and the object
+    No file stays open in between, so that thousands of cases cost no file handles. The object
     travels to worker processes as a few numbers. `source` is the hash of the files it is made of.
     `is_mixed`: a lesion's voxels may hold other labels than its own (regions). `valid_seeds`: some
     background voxels that teach, spread over it, where not all do; None where all do. `missing`:
@@ -214,9 +213,9 @@ def _valid_seeds(reference: PreparedReference) -> list[list[int]] | None:
         return None
     flat = np.flatnonzero(reference.valid & (reference.instances == 0))
     n = min(len(flat), MAX_VALID_SEEDS)
-    chosen = flat[np.linspace(0, max(len(flat) - 1, 0), n).round().astype(np.int64)]
+    places = flat[np.linspace(0, max(len(flat) - 1, 0), n).round().astype(np.int64)]
     seeds: list[list[int]] = np.stack(
-        np.unravel_index(chosen, reference.valid.shape), axis=1
+        np.unravel_index(places, reference.valid.shape), axis=1
     ).tolist()
     return seeds
 

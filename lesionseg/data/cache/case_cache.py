@@ -12,18 +12,17 @@ import json
 import logging
 import shutil
 import uuid
+from abc import ABC, abstractmethod
 from dataclasses import asdict
 from pathlib import Path
-from typing import Protocol
 
 from lesionseg.core import CaseFiles, Dataset
 from lesionseg.data.cache.cached_case import (
     CACHE_VERSION,
+    CachedCase,
     read_cached_case,
     write_cached_case,
 )
-from lesionseg.data.cache.cached_case import CachedCase as CachedCase
-from lesionseg.data.cache.cached_case import CachedLesion as CachedLesion
 from lesionseg.data.cache.claims import ClaimFolder, Claims
 from lesionseg.data.prepare import PreparedCase
 from lesionseg.data.prepare_reference import PreparedReference
@@ -37,39 +36,47 @@ from lesionseg.plan.plan import Plan
 logger = logging.getLogger(__name__)
 
 
-class CaseStore(Protocol):
-    """Where `fill_cache` keeps cases: `Cache` on a disk, `shards.ShardCache` at a URL."""
-
-    def find(self, case: str, source: str) -> CachedCase | None:
-        """The entry, or None when it is missing, damaged or made of other files than `source`."""
-
-    def store(self, prepared: PreparedCase, source: str) -> CachedCase:
-        """Keep a case. Raises `ContentError` for one without a reference, `OutputError`."""
-
-    def claim(self, case: str) -> bool:
-        """Whether this process may make the case; then it must store it or give it back."""
-
-    def give_back(self, case: str) -> None:
-        """The claimed case will not be made, or has been found after all."""
-
-    def flush(self) -> None:
-        """Show others all that has been stored."""
-
-    def sweep(self) -> None:
-        """Remove what runs that were killed have left behind a day ago or earlier."""
-
-
-class Cache:
-    """Prepared cases of one plan and dataset under `folder`, one folder per case.
+class CaseStore(ABC):
+    """Where `fill_cache` keeps cases: `Cache` on a disk, `shards.ShardCache` at a URL.
 
     `key` (`cache_key`) names what the plan and the dataset decide about the arrays; other keys lie
     beside it untouched.
     """
 
+    def __init__(self, key: str, claims: Claims) -> None:
+        self.key, self._claims = key, claims
+
+    @abstractmethod
+    def find(self, case: str, source: str) -> CachedCase | None:
+        """The entry, or None when it is missing, damaged or made of other files than `source`."""
+
+    @abstractmethod
+    def store(self, prepared: PreparedCase, source: str) -> CachedCase:
+        """Keep a case. Raises `ContentError` for one without a reference, `OutputError`."""
+
+    def claim(self, case: str) -> bool:
+        """Whether this process may make the case; then it must store it or give it back."""
+        return self._claims.take(case)
+
+    def give_back(self, case: str) -> None:
+        """The claimed case will not be made, or has been found after all."""
+        self._claims.give_back(case)
+
+    @abstractmethod
+    def flush(self) -> None:
+        """Show others all that has been stored."""
+
+    @abstractmethod
+    def sweep(self) -> None:
+        """Remove what runs that were killed have left behind a day ago or earlier."""
+
+
+class Cache(CaseStore):
+    """Prepared cases of one plan and dataset under `folder`, one folder per case."""
+
     def __init__(self, folder: Path, key: str) -> None:
         self.folder = folder / key
-        self.key = key
-        self._claims = Claims(ClaimFolder(self.folder / "claims"))
+        super().__init__(key, Claims(ClaimFolder(self.folder / "claims")))
 
     def find(self, case: str, source: str) -> CachedCase | None:
         """The entry, or None when it is missing, damaged or made of other files than `source`."""
@@ -92,28 +99,24 @@ class Cache:
     def store(self, prepared: PreparedCase, source: str) -> CachedCase:
         """Write an entry beside its place and move it there whole, replacing what was there."""
         reference = reference_of(prepared)
-        made = self._scratch()
+        scratch = self._scratch()
         try:
-            made.mkdir(parents=True)
-            write_cached_case(made, prepared, reference, source)
-            self._put(made, self._entry(prepared.case))
+            scratch.mkdir(parents=True)
+            write_cached_case(scratch, prepared, reference, source)
+            self._put(scratch, self._entry(prepared.case))
         except OSError as error:
             raise self._refused(error) from error
         finally:
-            shutil.rmtree(made, ignore_errors=True)
+            shutil.rmtree(scratch, ignore_errors=True)
         self.give_back(prepared.case)
         return self.open(prepared.case)
 
     def claim(self, case: str) -> bool:
-        """Whether this process may make the case, and no other is at it."""
+        """As in any store; raises `OutputError` where the disk refuses."""
         try:
-            return self._claims.take(case)
+            return super().claim(case)
         except OSError as error:
             raise self._refused(error) from error
-
-    def give_back(self, case: str) -> None:
-        """Claimed no longer."""
-        self._claims.give_back(case)
 
     def flush(self) -> None:
         """Nothing to do: a stored case is there at once."""
@@ -137,14 +140,14 @@ class Cache:
             remedy="check that the folder may be written to and that the disk has room.",
         )
 
-    def _put(self, made: Path, entry: Path) -> None:
+    def _put(self, scratch: Path, entry: Path) -> None:
         entry.parent.mkdir(exist_ok=True)
         if entry.exists():
             old = self._scratch()
             entry.replace(old)
             shutil.rmtree(old, ignore_errors=True)
         try:
-            made.replace(entry)
+            scratch.replace(entry)
         except OSError:
             # another run has put the same case there in the meantime
             if not (entry / "case.json").exists():
@@ -190,6 +193,6 @@ def source_hash(files: CaseFiles) -> str:
                 digest.update(hashlib.file_digest(stream, "sha256").digest())
         except OSError as error:
             raise ReadError("The file cannot be read.", where=path, seen=error) from error
-    said = [files.annotations, files.group, *files.annotated, *files.missing]
-    digest.update(json.dumps(said, sort_keys=True, default=str).encode())
+    facts = [files.annotations, files.group, *files.annotated, *files.missing]
+    digest.update(json.dumps(facts, sort_keys=True, default=str).encode())
     return digest.hexdigest()

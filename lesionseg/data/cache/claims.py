@@ -68,10 +68,10 @@ class Claims:
         if self.store.create(name, mine.encode()):
             return True
         try:
-            left = _left_behind(self.store.read(name))
+            is_abandoned = _left_behind(self.store.read(name))
         except ReadError:  # given back in this moment
             return self.store.create(name, mine.encode())
-        if not left:
+        if not is_abandoned:
             return False
         self.store.remove(name)
         return self.store.create(name, mine.encode())

@@ -63,23 +63,23 @@ def fill_cache(
     store = open_store(folder, cache_key(dataset, plan), disk or LocalDisk())
     store.sweep()
     make = _Maker(store, plan, read or partial(read_case, dataset=dataset), source)
-    left = dict(enumerate(cases))
-    found: dict[int, CachedCase] = {}
+    pending = dict(enumerate(cases))
+    filled: dict[int, CachedCase] = {}
     try:
-        while left:
-            for i, cached in _run(make, left, workers or min(cores(), MAX_WORKERS)):
+        while pending:
+            for i, cached in _run(make, pending, workers or min(cores(), MAX_WORKERS)):
                 if cached is None:
                     continue
-                found[i] = cached
+                filled[i] = cached
                 if progress is not None:
-                    progress(cached.case, len(found), len(cases))
-            left = {i: files for i, files in left.items() if i not in found}
-            if left:  # others may be waiting for ours as we are for theirs
+                    progress(cached.case, len(filled), len(cases))
+            pending = {i: files for i, files in pending.items() if i not in filled}
+            if pending:  # others may be waiting for ours as we are for theirs
                 store.flush()
                 time.sleep(_PATIENCE_SECONDS)
     finally:
         store.flush()
-    return [found[i] for i in range(len(cases))]
+    return [filled[i] for i in range(len(cases))]
 
 
 def open_store(folder: Path | str, key: str, disk: LocalDisk) -> CaseStore:
@@ -110,20 +110,20 @@ class _Maker:
         if files.case not in self.sources:
             self.sources[files.case] = self.source(files)
         source = self.sources[files.case]
-        found = self.store.find(files.case, source)
-        if found is not None:
-            return found
+        cached = self.store.find(files.case, source)
+        if cached is not None:
+            return cached
         if not self.store.claim(files.case):
             return None
         try:
-            found = self.store.find(files.case, source)  # made while we asked
-            if found is None:
+            cached = self.store.find(files.case, source)  # made while we asked
+            if cached is None:
                 return self.store.store(prepare_case(self.read(files), self.plan), source)
         except BaseException:
             self.store.give_back(files.case)
             raise
         self.store.give_back(files.case)
-        return found
+        return cached
 
 
 def _run(

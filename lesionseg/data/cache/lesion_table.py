@@ -124,11 +124,11 @@ def find_lesions(reference: PreparedReference) -> tuple[CachedLesion, ...]:
     where = np.flatnonzero(instances)
     ids = instances.reshape(-1)[where]
     order = np.argsort(ids, kind="stable")
-    found, first = np.unique(ids[order], return_index=True)
+    distinct, first = np.unique(ids[order], return_index=True)
     groups = np.split(where[order], first[1:])
     return tuple(
         _lesion(int(i), reference.instance_labels[i - 1], flat, instances.shape)
-        for i, flat in zip(found, groups, strict=False)
+        for i, flat in zip(distinct, groups, strict=False)
     )
 
 
@@ -136,12 +136,12 @@ def _lesion(
     number: int, label: int, flat: NDArray[np.int64], shape: tuple[int, ...]
 ) -> CachedLesion:
     voxels = np.stack(np.unravel_index(flat, shape), axis=1)
-    chosen = np.linspace(0, len(voxels) - 1, min(len(voxels), MAX_SEEDS)).round().astype(int)
+    rows = np.linspace(0, len(voxels) - 1, min(len(voxels), MAX_SEEDS)).round().astype(int)
     return CachedLesion(
         id=number,
         label=label,
         start=tuple(voxels.min(axis=0).tolist()),
         stop=tuple((voxels.max(axis=0) + 1).tolist()),
         voxels=len(voxels),
-        seeds=tuple(tuple(seed) for seed in voxels[chosen].tolist()),
+        seeds=tuple(tuple(seed) for seed in voxels[rows].tolist()),
     )

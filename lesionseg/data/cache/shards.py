@@ -33,7 +33,7 @@ from lesionseg.data.cache.cached_case import (
     read_cached_case,
     write_cached_case,
 )
-from lesionseg.data.cache.case_cache import reference_of
+from lesionseg.data.cache.case_cache import CaseStore, reference_of
 from lesionseg.data.cache.claims import Claims
 from lesionseg.data.prepare import PreparedCase
 from lesionseg.errors import OutputError, ReadError
@@ -63,12 +63,12 @@ class ShardPart:
     def fetch(self, folder: Path) -> None:
         """Copy the case to `folder`; whole, or not at all. Raises `ReadError`."""
         packed = self.shard.read(self.name, self.start, self.stop)
-        made = folder.with_name(f"{PARTIAL}{uuid.uuid4().hex}")
+        scratch = folder.with_name(f"{PARTIAL}{uuid.uuid4().hex}")
         try:
-            made.mkdir(parents=True)
-            _unpack(packed, made)
-            read_cached_case(made)
-            _place(made, folder)
+            scratch.mkdir(parents=True)
+            _unpack(packed, scratch)
+            read_cached_case(scratch)
+            _place(scratch, folder)
         except (OSError, tarfile.TarError) as error:
             raise ReadError(
                 "A case of a shard cannot be copied to this machine.",
@@ -77,19 +77,19 @@ class ShardPart:
                 remedy=f"see that {self.disk.folder} may be written to and has room.",
             ) from error
         finally:
-            shutil.rmtree(made, ignore_errors=True)
+            shutil.rmtree(scratch, ignore_errors=True)
         self.disk.make_room("cases/*/*/*", folder, len(packed))
 
 
-class ShardCache:
+class ShardCache(CaseStore):
     """Prepared cases of one plan and dataset at a URL; copies of them come to `disk` and go."""
 
     def __init__(
         self, folder: RemoteFolder, key: str, disk: LocalDisk, *, shard_bytes: int = SHARD_BYTES
     ) -> None:
         self.folder = folder / key
-        self.key, self.disk, self.shard_bytes = key, disk, shard_bytes
-        self._claims = Claims(self.folder / "claims")
+        super().__init__(key, Claims(self.folder / "claims"))
+        self.disk, self.shard_bytes = disk, shard_bytes
         self._copies = disk.folder / "cases" / key
         self._known: dict[tuple[str, str], CachedCase] = {}
         self._tables: set[str] = set()
@@ -108,13 +108,13 @@ class ShardCache:
         """Put a case into the shard that is being filled; a full one is sent off."""
         reference = reference_of(prepared)
         folder = self._copy_of(source)
-        made = folder.with_name(f"{PARTIAL}{uuid.uuid4().hex}")
+        scratch = folder.with_name(f"{PARTIAL}{uuid.uuid4().hex}")
         try:
-            made.mkdir(parents=True)
-            write_cached_case(made, prepared, reference, source)
+            scratch.mkdir(parents=True)
+            write_cached_case(scratch, prepared, reference, source)
             with self._lock:
-                cached = self._add(made)
-            _place(made, folder)
+                cached = self._add(scratch)
+            _place(scratch, folder)
         except OSError as error:
             raise OutputError(
                 "The local copy of a case cannot be written.",
@@ -123,17 +123,9 @@ class ShardCache:
                 remedy="check that the folder may be written to and that the disk has room.",
             ) from error
         finally:
-            shutil.rmtree(made, ignore_errors=True)
+            shutil.rmtree(scratch, ignore_errors=True)
         self.disk.make_room("cases/*/*/*", folder, folder_bytes(folder))
         return cached
-
-    def claim(self, case: str) -> bool:
-        """Whether this process may make the case, and no other is at it."""
-        return self._claims.take(case)
-
-    def give_back(self, case: str) -> None:
-        """Claimed no longer."""
-        self._claims.give_back(case)
 
     def flush(self) -> None:
         """Send off the shard that is being filled, then its table; look what others have sent."""
@@ -149,12 +141,12 @@ class ShardCache:
     def _copy_of(self, source: str) -> Path:
         return self._copies / source[:2] / source
 
-    def _add(self, made: Path) -> CachedCase:
+    def _add(self, scratch: Path) -> CachedCase:
         if self._shard is None:
             self._copies.mkdir(parents=True, exist_ok=True)
             self._shard = _OpenShard(self._copies)
         shard = self._shard
-        record = shard.add(made)
+        record = shard.add(scratch)
         cached = self._case(record, shard.name)
         self._known[cached.case, cached.source] = cached
         if shard.size >= self.shard_bytes or time.monotonic() - shard.began > SHARD_SECONDS:
@@ -212,13 +204,13 @@ class _OpenShard:
     def size(self) -> int:
         return self._stream.tell()
 
-    def add(self, made: Path) -> dict[str, Any]:
+    def add(self, case_folder: Path) -> dict[str, Any]:
         """Append a case's folder; its `case.json` with the bytes it takes, `from` … `to`."""
-        record: dict[str, Any] = json.loads((made / "case.json").read_text(encoding="utf-8"))
+        record: dict[str, Any] = json.loads((case_folder / "case.json").read_text(encoding="utf-8"))
         start = self.size
         for part in _PARTS:
-            if (made / part).exists():
-                self._packed.add(made / part, f"{record['source']}/{part}", filter=_nobodys)
+            if (case_folder / part).exists():
+                self._packed.add(case_folder / part, f"{record['source']}/{part}", filter=_nobodys)
         record |= {"from": start, "to": self.size}
         self.cases.append(record)
         return record
@@ -263,10 +255,10 @@ def _unpack(packed: bytes, folder: Path) -> None:
                     shutil.copyfileobj(content, out)
 
 
-def _place(made: Path, folder: Path) -> None:
+def _place(scratch: Path, folder: Path) -> None:
     """Move a whole copy into place; what another process has put there meanwhile is as good."""
     try:
-        made.replace(folder)
+        scratch.replace(folder)
     except OSError:
         with contextlib.suppress(ReadError):
             read_cached_case(folder)

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from lesionseg.core import Lesions, Volume
-from lesionseg.ops.kernels.sparse_numba import compiled
+from lesionseg.ops.kernels.compiled_code import compiled
 
 NEAR_RESOLUTION_VOXELS = 8
 

@@ -98,12 +98,12 @@ class TwoReaders:
 
     def _causes(self, both: Sequence[int]) -> list[dict[str, Any]]:
         """The commonest first; empty where nobody states one."""
-        said = [Counter(row.cause for row in sheet.values() if row.cause) for sheet in self.sheets]
+        own = [Counter(row.cause for row in sheet.values() if row.cause) for sheet in self.sheets]
         first, second = self.sheets
         same = Counter(first[i].cause for i in both if first[i].cause == second[i].cause)
-        ordered = sorted(said[0] | said[1], key=lambda c: (-said[0][c] - said[1][c], c))
+        ordered = sorted(own[0] | own[1], key=lambda c: (-own[0][c] - own[1][c], c))
         return [
-            {"cause": c, "reader_A": said[0][c], "reader_B": said[1][c], "both": same[c]}
+            {"cause": c, "reader_A": own[0][c], "reader_B": own[1][c], "both": same[c]}
             for c in ordered
         ]
 

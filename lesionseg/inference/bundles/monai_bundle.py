@@ -7,8 +7,8 @@ DIR/
 └── docs/README.md           the model card
 
 The configuration names classes of MONAI, torch and numpy only; normalisation is written as
-expressions of the plan's own numbers, for MONAI has no transform that takes mean and deviation from
-the non-zero voxels and applies them to all.
+expressions of the plan's own numbers. MONAI has no transform that takes mean and deviation from the
+non-zero voxels and applies them to all.
 """
 
 from collections.abc import Mapping, Sequence
@@ -41,7 +41,7 @@ _GRID = (
 )
 
 
-def inference_config(plan: Plan, *, overlap: float = 0.5, batch_size: int = 1) -> dict[str, Any]:
+def inference_config(plan: Plan) -> dict[str, Any]:
     """MONAI's `inference.json`: a probability map and a label map for every image of a folder.
 
     Images are NIfTI in 3-D and PNG in 2-D, those of several channels named `<case>_0000.<suffix>`
@@ -72,8 +72,8 @@ def inference_config(plan: Plan, *, overlap: float = 0.5, batch_size: int = 1) -
         "inferer": {
             "_target_": "SlidingWindowInferer",
             "roi_size": list(plan.tile_shape),
-            "sw_batch_size": batch_size,
-            "overlap": overlap,
+            "sw_batch_size": 1,
+            "overlap": 0.5,
             "mode": "gaussian",
         },
         "postprocessing": _compose(_postprocessing(plan)),
@@ -172,16 +172,8 @@ def _to_plan_grid(plan: Plan) -> list[dict[str, Any]]:
         return [{"_target_": "Transposed", "keys": "image", "indices": [0, 2, 1]}]
     return [
         {"_target_": "Orientationd", "keys": "image", "axcodes": "SAR", "labels": _RAS},
-        {
-            "_target_": "CopyItemsd",
-            "keys": "image",
-            "names": "grid",
-        },
-        {
-            "_target_": "Lambdad",
-            "keys": "grid",
-            "func": _GRID.format(spacing=list(plan.spacing_mm)),
-        },
+        {"_target_": "CopyItemsd", "keys": "image", "names": "grid"},
+        {"_target_": "Lambdad", "keys": "grid", "func": _GRID.format(spacing=[*plan.spacing_mm])},
         {
             "_target_": "ResampleToMatchd",
             "keys": "image",

@@ -224,8 +224,8 @@ def _plan(config: _Config, metadata: Mapping[str, Any]) -> Plan:
 
 
 def _names(part: Mapping[str, Any], n: int, word: str) -> tuple[str, ...]:
-    said = part.get("channel_def") or {}
-    return tuple(str(said.get(str(k), f"{word}_{k}")) for k in range(n))
+    titles = part.get("channel_def") or {}
+    return tuple(str(titles.get(str(k), f"{word}_{k}")) for k in range(n))
 
 
 def _activation(config: _Config) -> Activation:

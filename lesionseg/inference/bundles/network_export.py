@@ -130,7 +130,7 @@ def write_onnx(
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
 
     def run(tiles: NDArray[np.float32]) -> Sequence[NDArray[np.float32]]:
-        return [np.asarray(found) for found in session.run(list(outputs), {INPUT: tiles})]
+        return [np.asarray(output) for output in session.run(list(outputs), {INPUT: tiles})]
 
     return run
 
@@ -160,8 +160,8 @@ def largest_difference(bundle: Bundle, run: Runner, *, n_tiles: int = 1) -> floa
     return difference
 
 
-def _arrays(found: Tensor | Sequence[Tensor]) -> list[NDArray[np.float32]]:
-    return [t.numpy() for t in ((found,) if isinstance(found, Tensor) else found)]
+def _arrays(outputs: Tensor | Sequence[Tensor]) -> list[NDArray[np.float32]]:
+    return [t.numpy() for t in ((outputs,) if isinstance(outputs, Tensor) else outputs)]
 
 
 def _onnx_packages() -> tuple[Any, Any]:

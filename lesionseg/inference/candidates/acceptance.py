@@ -67,17 +67,17 @@ def without_small(prediction: Prediction, least_mm: float) -> Prediction:
 
     They join those that were removed for their size before.
     """
-    kept = tuple(c for c in prediction.candidates if c.diameter_mm >= least_mm)
-    if len(kept) == len(prediction.candidates):
+    candidates = tuple(c for c in prediction.candidates if c.diameter_mm >= least_mm)
+    if len(candidates) == len(prediction.candidates):
         return prediction
     instances = prediction.instances
     if instances is not None:
-        instances = np.where(np.isin(instances, [c.id for c in kept]), instances, 0)
+        instances = np.where(np.isin(instances, [c.id for c in candidates]), instances, 0)
     small = [c for c in prediction.candidates if c.diameter_mm < least_mm]
     removed = sorted([*prediction.removed, *small], key=lambda c: -c.score)
     return replace(
         prediction,
-        candidates=kept,
+        candidates=candidates,
         instances=instances,
         removed=tuple(
             replace(c, id=i, has_mask=False, accepted=False) for i, c in enumerate(removed, 1)

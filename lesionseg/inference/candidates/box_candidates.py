@@ -10,11 +10,10 @@ from torch import Tensor
 
 from lesionseg.data.tiling import TileGrid
 from lesionseg.inference.probabilities import box_scores
-from lesionseg.losses.box_losses import is_degenerate
 from lesionseg.models.heads import DetectorOutput
 from lesionseg.models.retinanet import planned_anchors
 from lesionseg.ops.anchors import grid_anchors
-from lesionseg.ops.boxes import decode_boxes, split_box
+from lesionseg.ops.boxes import decode_boxes, is_degenerate, split_box
 from lesionseg.ops.clustering import weighted_box_clustering
 from lesionseg.ops.suppression import batched_nms, nms
 from lesionseg.ops.windows import gaussian_weight
@@ -94,11 +93,11 @@ class BoxCollector:
         before = torch.tensor([first for first, _ in self.grid.pad] * 2, dtype=torch.float32)
         limit = torch.tensor(self.grid.shape, dtype=torch.float32).repeat(2)
         inside = (merged.boxes - before).clamp(min=0).minimum(limit)
-        kept = ~is_degenerate(inside) & (merged.scores >= self.plan.candidate_rule.floor)
-        order = torch.argsort(merged.scores[kept], descending=True, stable=True)
+        is_kept = ~is_degenerate(inside) & (merged.scores >= self.plan.candidate_rule.floor)
+        order = torch.argsort(merged.scores[is_kept], descending=True, stable=True)
         order = order[: self.plan.candidate_rule.max_candidates]
         return FoundBoxes(
-            inside[kept][order], merged.scores[kept][order], merged.labels[kept][order]
+            inside[is_kept][order], merged.scores[is_kept][order], merged.labels[is_kept][order]
         )
 
     def _view_boxes(
@@ -116,12 +115,12 @@ class BoxCollector:
         sound = ~is_degenerate(boxes)
         self.n_degenerate += int((~sound).sum())
         boxes, scores, label = boxes[sound], scores[sound], label[sound]
-        kept = batched_nms(boxes, scores, label, SAME_LESION_IN_A_TILE)[:MOST_IN_A_TILE]
-        boxes = _unflipped(boxes[kept], flipped, self.plan.tile_shape)
+        best = batched_nms(boxes, scores, label, SAME_LESION_IN_A_TILE)[:MOST_IN_A_TILE]
+        boxes = _unflipped(boxes[best], flipped, self.plan.tile_shape)
         weight = self._weight_at(split_box(boxes)[0])
         damped = torch.where(self._is_cut(boxes, tile), weight, torch.ones_like(weight))
         placed = boxes + self._starts[tile].repeat(2)
-        return _ViewBoxes(placed, scores[kept] * damped, label[kept], weight)
+        return _ViewBoxes(placed, scores[best] * damped, label[best], weight)
 
     def _weight_at(self, centres: Tensor) -> Tensor:
         """The tile weight at points of the tile; that of the nearest voxel beyond it."""
@@ -143,8 +142,8 @@ class BoxCollector:
         anchors = planned_anchors(self.plan)
         threshold = anchors.merge_iou
         if anchors.merge == "nms":
-            kept = batched_nms(boxes, scores, labels, threshold)
-            return FoundBoxes(boxes[kept], scores[kept], labels[kept])
+            best = batched_nms(boxes, scores, labels, threshold)
+            return FoundBoxes(boxes[best], scores[best], labels[best])
         expected = self._expected(split_box(boxes)[0])
         merged = []
         for label in sorted(set(labels.tolist())):

@@ -44,7 +44,7 @@ def restore_boxes(
 
 
 def box_candidates(
-    found: FoundBoxes,
+    detections: FoundBoxes,
     plan_geometry: Geometry,
     file_geometry: Geometry,
     rule: CandidateRule,
@@ -55,38 +55,38 @@ def box_candidates(
     The diameter is that of the ellipsoid (2-D: ellipse) that touches the box's sides. Boxes that
     lie outside the file, or are smaller than the rule allows, are left out.
     """
-    boxes = restore_boxes(found.boxes.numpy(), plan_geometry, file_geometry)
-    scores = found.scores.clamp(0, 1)
-    rows = zip(boxes.tolist(), scores.tolist(), found.labels.tolist(), strict=True)
-    made = [
+    boxes = restore_boxes(detections.boxes.numpy(), plan_geometry, file_geometry)
+    scores = detections.scores.clamp(0, 1)
+    rows = zip(boxes.tolist(), scores.tolist(), detections.labels.tolist(), strict=True)
+    candidates = [
         Candidate.from_box(1, label_values[label - 1], score, box, file_geometry)
         for box, score, label in rows
     ]
     dims = file_geometry.dims
-    kept = [
+    large = [
         c
-        for c in made
+        for c in candidates
         if prod(b - a for a, b in zip(c.start_vox, c.stop_vox, strict=True)) >= 0.5**dims
         and c.diameter_mm >= rule.min_diameter_mm
     ]
-    return _numbered(kept)
+    return _numbered(large)
 
 
 def fuse(voxels: CandidateSet, boxes: Sequence[Candidate]) -> CandidateSet:
     """Both heads' candidates as one list: what both found first, what one found alone after.
 
-    A candidate of the voxels and a box of the same label are one lesion from an IoU of their boxes
-    of 0.1, each used once, the largest IoU first. It keeps the voxels' mask and has the mean of
-    both scores; a candidate that only one head found has half its score, the mean with 0, as an
-    ensemble's member that saw nothing would. Ids follow the new scores.
+    A candidate of the voxels and a box of the same label are one lesion where the IoU of their
+    boxes is at least 0.1. Each is used once, the largest IoU first. It keeps the voxels' mask and
+    has the mean of both scores; a candidate that only one head found has half its score, the mean
+    with 0, as an ensemble's member that saw nothing would. Ids follow the new scores.
     """
     partner = _partners(voxels.candidates, boxes)
     merged = [
         _Scored(c, (c.score + (boxes[partner[i]].score if i in partner else 0.0)) / 2)
         for i, c in enumerate(voxels.candidates)
     ]
-    taken = set(partner.values())
-    merged += [_Scored(b, b.score / 2) for j, b in enumerate(boxes) if j not in taken]
+    partners = set(partner.values())
+    merged += [_Scored(b, b.score / 2) for j, b in enumerate(boxes) if j not in partners]
     merged.sort(key=lambda m: -m.score)  # stable: ties with the voxels' first
     ids = np.zeros(len(voxels.candidates) + 1, dtype=np.int32)
     for number, one in enumerate(merged, start=1):
@@ -115,14 +115,14 @@ def _partners(voxels: Sequence[Candidate], boxes: Sequence[Candidate]) -> dict[i
     same = np.array([[v.label == b.label for b in boxes] for v in voxels])
     overlap = np.where(same, overlap, 0)
     partner: dict[int, int] = {}
-    taken: set[int] = set()
+    used: set[int] = set()
     for flat in np.argsort(-overlap, axis=None, kind="stable"):
         i, j = divmod(int(flat), len(boxes))
         if overlap[i, j] < SAME_LESION:
             break
-        if i not in partner and j not in taken:
+        if i not in partner and j not in used:
             partner[i] = j
-            taken.add(j)
+            used.add(j)
     return partner
 
 

@@ -4,19 +4,18 @@ Only voxels that can belong to a candidate are held, not the volume: memory grow
 network finds.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, TypeVar, cast
+from typing import Any
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
 from lesionseg.errors import ContentError, GeometryError
+from lesionseg.ops.kernels.compiled_code import compiled
 from lesionseg.plan.plan import CandidateRule, ComponentScore
 
 Ints = NDArray[np.integer[Any]]
-Function = TypeVar("Function", bound=Callable[..., Any])
 
 TOP_VOXELS = 8  # two a side in 3-D
 _FREE, _NO_PEAK = 0, -1
@@ -83,10 +82,10 @@ def collect_above(
         if slab.shape[1:] != shape[1:]:
             raise _misfit(slab.shape, shape)
         flat = np.ascontiguousarray(slab).reshape(-1)
-        found = np.flatnonzero(~(flat < limit))  # NaN is found too
-        values.append(flat[found].astype(np.float32))
+        index = np.flatnonzero(~(flat < limit))  # NaN is found too
+        values.append(flat[index].astype(np.float32))
         offset = row * (flat.size // max(len(slab), 1))
-        indices.append((found + offset).astype(kind))
+        indices.append((index + offset).astype(kind))
         row += len(slab)
     if row != shape[0]:
         raise _misfit((row, *shape[1:]), shape)
@@ -100,9 +99,8 @@ def grow_regions(above: Above, rule: CandidateRule) -> list[PeakRegion]:
     """The regions of one label, by descending peak, ties by index.
 
     Each peak claims, highest first, the unclaimed voxels connected to it with p ≥ peak / ratio or
-    p ≥ extent;
-    regions that are shoulders are left out, but what they claimed stays claimed. Of those under
-    `min_voxels` there are at most `max_candidates` as well.
+    p ≥ extent. Regions that are shoulders are left out, but what they claimed stays claimed. Of
+    those under `min_voxels` there are at most `max_candidates` as well.
     """
     p = above.probabilities
     shape = (1, *above.shape)[-3:]  # 2-D is 3-D with one slice
@@ -127,17 +125,9 @@ def _misfit(seen: tuple[int, ...], expected: tuple[int, ...]) -> GeometryError:
     return GeometryError("The probabilities do not fit the grid.", seen=seen, expected=expected)
 
 
-def compiled(function: Function) -> Function:
-    """Compiled at the first call and, where a folder can be written, kept for the next process."""
-    try:
-        return cast(Function, njit(cache=True)(function))
-    except RuntimeError:
-        return cast(Function, njit(function))
-
-
 @compiled
-def neighbours(index: Any, starts: Any, shape: Any, v: Any, found: Any) -> Any:
-    """How many held voxels touch the one at position `v`, itself included; `found` is filled."""
+def neighbours(index: Any, starts: Any, shape: Any, v: Any, places: Any) -> Any:
+    """How many held voxels touch the one at position `v`, itself included; `places` is filled."""
     n_z, n_y, n_x = shape
     flat = index[v]
     z, y, x = flat // (n_y * n_x), flat // n_x % n_y, flat % n_x
@@ -155,7 +145,7 @@ def neighbours(index: Any, starts: Any, shape: Any, v: Any, found: Any) -> Any:
                 else:
                     high = middle
             while low < end and index[low] <= last:
-                found[n] = low
+                places[n] = low
                 n += 1
                 low += 1
     return n
@@ -165,14 +155,14 @@ def neighbours(index: Any, starts: Any, shape: Any, v: Any, found: Any) -> Any:
 def _peaks(p: Any, index: Any, starts: Any, shape: Any, floor: Any, state: Any) -> Any:
     """Positions from the floor up on plateaus without a higher neighbour; `state` as it was."""
     stack = np.empty(len(p), dtype=np.int32)
-    found = np.empty(27, dtype=np.int64)
+    places = np.empty(27, dtype=np.int64)
     n_stack = 0
     for v in range(len(p)):
         if p[v] < floor:
             state[v] = _NO_PEAK
             continue
-        for k in range(neighbours(index, starts, shape, v, found)):
-            if p[found[k]] > p[v]:
+        for k in range(neighbours(index, starts, shape, v, places)):
+            if p[places[k]] > p[v]:
                 state[v] = _NO_PEAK
         if state[v] == _NO_PEAK:
             stack[n_stack] = v
@@ -180,8 +170,8 @@ def _peaks(p: Any, index: Any, starts: Any, shape: Any, floor: Any, state: Any) 
     while n_stack:  # what is level with a voxel below a higher one is no peak either
         n_stack -= 1
         v = stack[n_stack]
-        for k in range(neighbours(index, starts, shape, v, found)):
-            u = found[k]
+        for k in range(neighbours(index, starts, shape, v, places)):
+            u = places[k]
             if p[u] == p[v] and state[u] == _FREE:
                 state[u] = _NO_PEAK
                 stack[n_stack] = u
@@ -197,7 +187,7 @@ def _claim(p: Any, index: Any, starts: Any, shape: Any, peaks: Any, state: Any, 
     ratio, extent, prominence, min_voxels, max_candidates = limits
     claimed = np.empty(1024, dtype=np.int64)
     ends = np.empty(2 * max_candidates, dtype=np.int64)
-    found = np.empty(27, dtype=np.int64)
+    places = np.empty(27, dtype=np.int64)
     begin = n_kept = n_small = number = 0
     for peak in peaks:
         if state[peak] != _FREE:
@@ -213,8 +203,8 @@ def _claim(p: Any, index: Any, starts: Any, shape: Any, peaks: Any, state: Any, 
             here += 1
             if end + 27 > len(claimed):
                 claimed = np.concatenate((claimed, np.empty_like(claimed)))
-            for k in range(neighbours(index, starts, shape, v, found)):
-                u = found[k]
+            for k in range(neighbours(index, starts, shape, v, places)):
+                u = places[k]
                 if state[u] == _FREE and p[u] >= bar:
                     state[u] = number
                     claimed[end] = u

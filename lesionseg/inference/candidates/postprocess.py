@@ -17,11 +17,12 @@ from lesionseg.inference.candidates.peaks import (
     Above,
     PeakRegion,
     collect_above,
-    compiled,
     grow_regions,
     neighbours,
     row_starts,
 )
+from lesionseg.ops.kernels.compiled_code import compiled
+from lesionseg.ops.kernels.sparse_numba import root_of
 from lesionseg.plan.plan import CandidateRule
 
 _UNSEEN, _NO_REGION = -1, -1
@@ -94,13 +95,13 @@ def _flood(p: Any, index: Any, starts: Any, shape: Any, order: Any, region_at: A
     higher = np.full(n_regions, _NO_REGION, dtype=np.int64)
     passes = np.zeros(n_regions, dtype=np.float32)
     root = np.full(len(p), _UNSEEN, dtype=np.int64)
-    found = np.empty(27, dtype=np.int64)
+    places = np.empty(27, dtype=np.int64)
     for v in order:
         root[v] = v
-        for k in range(neighbours(index, starts, shape, v, found)):
-            if root[found[k]] == _UNSEEN:
+        for k in range(neighbours(index, starts, shape, v, places)):
+            if root[places[k]] == _UNSEEN:
                 continue
-            a, b = _root(root, v), _root(root, found[k])
+            a, b = root_of(root, v), root_of(root, places[k])
             if a == b:
                 continue
             low, high = max(region_at[a], region_at[b]), min(region_at[a], region_at[b])
@@ -109,15 +110,6 @@ def _flood(p: Any, index: Any, starts: Any, shape: Any, order: Any, region_at: A
                 low = high
             root[a], region_at[b] = b, low
     return higher, passes
-
-
-@compiled
-def _root(root: Any, v: Any) -> Any:
-    """The voxel by which an island is known; halves the way there."""
-    while root[v] != v:
-        root[v] = root[root[v]]
-        v = root[v]
-    return v
 
 
 @dataclass(frozen=True, eq=False)
@@ -186,10 +178,10 @@ def _removed(
     """The regions of these labels as boxes, the highest first."""
     high = [(r, label) for r, label in small if r.height >= rule.floor]
     high.sort(key=lambda one: (-one[0].height, one[0].peak))
-    kept = sorted(high[: rule.max_candidates], key=lambda one: -one[0].score(rule.score))
+    highest = sorted(high[: rule.max_candidates], key=lambda one: -one[0].score(rule.score))
     return tuple(
         replace(_candidate(number, region, geometry, label, rule), has_mask=False, accepted=False)
-        for number, (region, label) in enumerate(kept, start=1)
+        for number, (region, label) in enumerate(highest, start=1)
     )
 
 
@@ -223,8 +215,10 @@ def _ranking(regions: Sequence[PeakRegion], rule: CandidateRule) -> list[int]:
     large = [i for i, r in enumerate(regions) if len(r.voxels) >= max(rule.min_voxels, 1)]
     high = [i for i in large if regions[i].height >= rule.floor]
     high.sort(key=lambda i: (-regions[i].height, regions[i].peak, i))
-    kept = high[: rule.max_candidates]
-    return sorted(kept, key=lambda i: -regions[i].score(rule.score))  # stable: then by the highest
+    highest = high[: rule.max_candidates]
+    return sorted(
+        highest, key=lambda i: -regions[i].score(rule.score)
+    )  # stable: then by the highest
 
 
 def _is_large(region: PeakRegion, geometry: Geometry, rule: CandidateRule) -> bool:

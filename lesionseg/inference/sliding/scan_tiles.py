@@ -128,11 +128,11 @@ class ScanTiles:
             return replace(merged, boxes=boxes)
         limit = torch.tensor(self._body.shape) - 1
         centre = split_box(boxes)[0].long().clamp(min=0).minimum(limit)
-        kept = torch.tensor(
+        in_body = torch.tensor(
             [bool(self._body.rows(z, z + 1)[(0, *rest)]) for z, *rest in centre.tolist()],
             dtype=torch.bool,
         )
-        return FoundBoxes(boxes[kept], merged.scores[kept], merged.labels[kept])
+        return FoundBoxes(boxes[in_body], merged.scores[in_body], merged.labels[in_body])
 
     def _touches_body(self, slices: tuple[slice, ...]) -> bool:
         if self._body is None:

@@ -74,8 +74,8 @@ class SlidingWindow:
 
     Logits become probabilities before anything is averaged; what the focal loss did to them is
     undone (`plan.link`), softmax's background is dropped. A batch holds tiles of several scans and
-    is always full, with zeros where tiles are lacking, so that no tile's result depends on what
-    else is predicted. The networks are put into eval mode. Raises `ConfigError` without a network.
+    is always full, with zeros where tiles are lacking. So no tile's result depends on what else is
+    predicted. The networks are put into eval mode. Raises `ConfigError` without a network.
 
     Args:
         networks: the members of an ensemble, or one network.

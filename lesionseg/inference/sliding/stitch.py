@@ -62,9 +62,9 @@ class Stitcher:
             )
         self._weight = weight.to(device=device, dtype=torch.float32)
         self._shape, self._take_rows, self._gaps = tuple(shape), take_rows, gaps
-        held = (len(weight), *self._shape[1:])
-        self._sum = self._weight.new_zeros((n_channels, *held))
-        self._total = self._weight.new_zeros(held)
+        shape_held = (len(weight), *self._shape[1:])
+        self._sum = self._weight.new_zeros((n_channels, *shape_held))
+        self._total = self._weight.new_zeros(shape_held)
         self._at_once = max(1, _HANDED_BYTES // max(self._sum[:, 0].nbytes, 1))
         self._first_row, self._finished = 0, False
 
@@ -108,8 +108,8 @@ class Stitcher:
             n = min(end - self._first_row, len(self._total))
             for first in range(0, n, self._at_once):
                 self._hand_over_rows(first, min(first + self._at_once, n))
-            for held in (self._sum, self._total[None]):
-                _move_up(held, n)
+            for sums in (self._sum, self._total[None]):
+                _move_up(sums, n)
             self._first_row += n
 
     def _hand_over_rows(self, first: int, last: int) -> None:
@@ -127,13 +127,13 @@ class Stitcher:
             raise ContentError("The stitched volume is finished; begin with a new Stitcher.")
 
 
-def _move_up(held: Tensor, n: int) -> None:
+def _move_up(sums: Tensor, n: int) -> None:
     """Drop the first `n` rows `[K, rows, ...]`; the others move to their place, zeros follow."""
-    rows = held.shape[1]
+    rows = sums.shape[1]
     for first in range(0, rows - n, n):
         last = min(first + n, rows - n)
-        held[:, first:last] = held[:, first + n : last + n]
-    held[:, rows - n :] = 0
+        sums[:, first:last] = sums[:, first + n : last + n]
+    sums[:, rows - n :] = 0
 
 
 class Store:
@@ -141,10 +141,9 @@ class Store:
 
     float16 holds 11 binary digits, more than the probabilities are worth, of p up to one half and
     of 1 − p above it (as a negative number): what is almost certain keeps its rank. With `folder`
-    the values lie in a nameless file there, which is gone when
-    the process ends, however it ends; `release` then takes the pages read or written so far out of
-    this process's memory.
-    Raises `OutputError` when the disk has no room.
+    the values lie in a nameless file there, which is gone when the process ends, however it ends.
+    `release` then takes the pages read or written so far out of this process's memory. Raises
+    `OutputError` when the disk has no room.
     """
 
     def __init__(

@@ -43,9 +43,9 @@ def read_dicom_reference(path: Path, geometry: Geometry, labels: Mapping[int, st
         names = {number: name for number, name, _ in draw}
         value_of = _values(path, names, labels)
         values = np.zeros(geometry.shape, dtype=np.min_scalar_type(max(labels)))
-        for number, _, drawn in draw:
+        for number, _, paint in draw:
             if number in value_of:
-                values[_paint(path, drawn, geometry)] = value_of[number]
+                values[_paint(path, paint, geometry)] = value_of[number]
     return Reference(geometry, labels=values)
 
 
@@ -117,15 +117,15 @@ def _frame_places(path: Path, header: "Header") -> Iterator[tuple[int, NDArray[n
 def _contours(path: Path, header: "Header") -> list[tuple[int, str, _Drawn]]:
     """Number, name and closed polygons of each contour set."""
     names = {int(r.ROINumber): str(r.get("ROIName", "")) for r in header.StructureSetROISequence}
-    drawn: dict[int, list[_Points]] = {number: [] for number in names}
+    contours: dict[int, list[_Points]] = {number: [] for number in names}
     for roi in header.get("ROIContourSequence", None) or ():
         for contour in roi.get("ContourSequence", None) or ():
             kind = str(contour.get("ContourGeometricType", ""))
             if kind not in ("CLOSED_PLANAR", "CLOSEDPLANAR_XOR", "POINT"):
                 raise ReadError("A contour is not closed.", where=path, seen=kind)
             points = np.array(contour.ContourData, dtype=float).reshape(-1, 3)
-            drawn[int(roi.ReferencedROINumber)].append(points @ LPS_TO_RAS[:3, :3])
-    return [(number, name, drawn[number]) for number, name in names.items()]
+            contours[int(roi.ReferencedROINumber)].append(points @ LPS_TO_RAS[:3, :3])
+    return [(number, name, contours[number]) for number, name in names.items()]
 
 
 def _paint(path: Path, drawn: _Drawn, geometry: Geometry) -> NDArray[np.bool_]:

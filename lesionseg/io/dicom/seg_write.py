@@ -131,8 +131,8 @@ def _segmentation(
 ) -> Any:
     date, time = source.moment
     images, pixels = _on_frames(hd, prediction, segments, source)
-    taken = {id(image) for image in images}
-    others = [header for header in source.headers if id(header) not in taken]
+    used = {id(image) for image in images}
+    others = [header for header in source.headers if id(header) not in used]
     return hd.seg.Segmentation(
         source_images=images,
         pixel_array=pixels,
@@ -180,7 +180,7 @@ def _on_frames(
 def _descriptions(
     hd: Any, segments: Segments, source: SourceSeries, origin: ResultOrigin
 ) -> list[Any]:
-    made = hd.AlgorithmIdentificationSequence(
+    algorithm = hd.AlgorithmIdentificationSequence(
         name="lesionseg",
         family=hd.sr.CodedConcept("123110", "DCM", "Artificial Intelligence"),
         version=origin.version,
@@ -194,7 +194,7 @@ def _descriptions(
             segmented_property_category=category(hd),
             segmented_property_type=lesion(hd),
             algorithm_type=hd.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
-            algorithm_identification=made,
+            algorithm_identification=algorithm,
             tracking_id=tracked,
             tracking_uid=source.uid("tracking", origin.key, tracked),
             display_color=hd.color.CIELabColor(*_COLOURS[(number - 1) % len(_COLOURS)]),

@@ -50,10 +50,10 @@ class ResultOrigin:
     def parameters(self) -> dict[str, str]:
         """What a reader of the result may want to know of it, by name."""
         point = self.operating_point
-        chosen = (
+        chosen_for = (
             {} if point is None else {"operating point": point.name, "score": f"{point.score:g}"}
         )
-        return {"bundle": self.bundle, **chosen, "use": RESEARCH_ONLY}
+        return {"bundle": self.bundle, **chosen_for, "use": RESEARCH_ONLY}
 
 
 @dataclass(frozen=True, eq=False)

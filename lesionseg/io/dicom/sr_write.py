@@ -46,7 +46,7 @@ def write_report(
 ) -> None:
     """Write a report with a group of measurements for every accepted candidate.
 
-    Each has score, probability, volume and diameter as far as they are known, and refers to its
+    Each has score, probability, volume and diameter as far as they are known. It refers to its
     segment or, without one, to its box on every slice (of a tilted gantry, to its centre). Without
     a candidate the report says that none was accepted. Raises `ConfigError` without highdicom,
     `OutputError`.
@@ -63,8 +63,8 @@ def write_report(
     """
     hd = require_highdicom()
     with making(path):
-        told = (since or {}, remark)
-        writer = _Writer(hd, prediction, source, origin, labels, segmentation, *told)
+        change = (since or {}, remark)
+        writer = _Writer(hd, prediction, source, origin, labels, segmentation, *change)
         save_dicom(path, writer.report())
 
 
@@ -205,16 +205,18 @@ class _Writer:
         if candidate.probability is not None:
             name = self.own("probability", "Calibrated probability of a lesion")
             scores.append((name, candidate.probability))
-        made = [sr.Measurement(name, _short(value), self.unitless()) for name, value in scores]
+        measurements = [
+            sr.Measurement(name, _short(value), self.unitless()) for name, value in scores
+        ]
         if candidate.volume_ml is not None:
             volume = self.code("118565006", "SCT", "Volume")
             millilitre = self.code("ml", "UCUM", "milliliter")
-            made.append(sr.Measurement(volume, _short(candidate.volume_ml), millilitre))
+            measurements.append(sr.Measurement(volume, _short(candidate.volume_ml), millilitre))
             since = self.since.get(candidate.id)
             if since is not None and since.volume_ml is not None:
                 before = self.own("volume-before", "Volume at the earlier visit")
-                made.append(sr.Measurement(before, _short(since.volume_ml), millilitre))
-        return [*made, self.diameter(candidate)]
+                measurements.append(sr.Measurement(before, _short(since.volume_ml), millilitre))
+        return [*measurements, self.diameter(candidate)]
 
     def change(self, candidate: Candidate) -> list[Any] | None:
         """What became of it since the earlier visit, where that is known."""

@@ -10,9 +10,9 @@ from pathlib import Path
 
 from lesionseg.core import CaseFiles, Dataset, Geometry
 from lesionseg.errors import DatasetError, LesionsegError
-from lesionseg.io.formats.volumes import is_image_file, read_geometry, strip_suffix
 from lesionseg.io.layouts.case_problems import Problems, count_axes
 from lesionseg.io.local_files import fetch_images
+from lesionseg.io.volumes import is_image_file, read_geometry, strip_suffix
 
 logger = logging.getLogger(__name__)
 

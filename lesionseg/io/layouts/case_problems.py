@@ -8,8 +8,8 @@ from pathlib import Path
 from lesionseg.core import CaseFiles, Problem
 from lesionseg.errors import DatasetError, LesionsegError
 from lesionseg.io.dicom.series import split_series
-from lesionseg.io.formats.volumes import read_geometry
 from lesionseg.io.local_files import fetch_images
+from lesionseg.io.volumes import read_geometry
 
 LACKING = "add the file; where scans may lack a channel, train with data.channel_dropout=0.3."
 _MOST_SHOWN = 100

@@ -12,9 +12,9 @@ from typing import Any
 from lesionseg.core import CaseFiles, Dataset
 from lesionseg.errors import ContentError, DatasetError
 from lesionseg.io.atomic import read_json
-from lesionseg.io.formats.volumes import strip_suffix
 from lesionseg.io.layouts.case_problems import Problems, check_name, is_count, is_number
 from lesionseg.io.layouts.manifest import parse_fold, parse_role
+from lesionseg.io.volumes import strip_suffix
 
 ANNOTATIONS = "annotations.json"
 _LONGEST_ID = 100

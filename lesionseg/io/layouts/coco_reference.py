@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from lesionseg.core import CaseFiles, Geometry, Reference
 from lesionseg.errors import ContentError, GeometryError
 from lesionseg.io.formats.decoder import decode
-from lesionseg.io.formats.volumes import read_volume
 from lesionseg.io.layouts.coco import CocoLesion
+from lesionseg.io.volumes import read_volume
 
 logger = logging.getLogger(__name__)
 
@@ -49,17 +49,17 @@ def read_coco_reference(
     _check_agreement(files.case, instances, boxes)
     renumber = np.zeros(len(lesions) + 1, dtype=np.int32)
     renumber[1:][seen] = np.arange(1, int(seen.sum()) + 1)
-    kept = tuple(labels[seen].tolist())
+    labels_kept = tuple(labels[seen].tolist())
     if ignore is not None:
         ignore &= instances == 0
-    values = np.array([0, *labels]).astype(np.min_scalar_type(max(kept, default=0)))
+    values = np.array([0, *labels]).astype(np.min_scalar_type(max(labels_kept, default=0)))
     return Reference(
         geometry,
         labels=np.asarray(values[instances]),
         instances=renumber[instances],
-        instance_labels=kept,
+        instance_labels=labels_kept,
         boxes=boxes[seen],
-        box_labels=kept,
+        box_labels=labels_kept,
         ignore=ignore,
     )
 
@@ -99,10 +99,10 @@ def _instances(
         return _from_mask(files, lesions, shape)
     if any(lesion.segmentation is None for lesion in lesions):
         return None
-    drawn = [decode(_drawn, files.case, lesion, shape) for lesion in lesions]
+    masks = [decode(_drawn, files.case, lesion, shape) for lesion in lesions]
     instances = np.zeros(shape, dtype=np.int32)
-    for index in np.argsort([-int(mask.sum()) for mask in drawn], kind="stable"):
-        instances[drawn[index]] = index + 1
+    for index in np.argsort([-int(mask.sum()) for mask in masks], kind="stable"):
+        instances[masks[index]] = index + 1
     return instances
 
 

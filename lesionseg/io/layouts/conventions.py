@@ -14,7 +14,6 @@ from lesionseg.io.case_ids import check_case_id
 from lesionseg.io.dicom.headers import SUFFIXES as DICOM
 from lesionseg.io.dicom.radiographs import radiograph_columns
 from lesionseg.io.dicom.series import radiograph_file
-from lesionseg.io.formats.volumes import SUFFIXES
 from lesionseg.io.layouts.bids import read_bids, recognises_bids
 from lesionseg.io.layouts.case_problems import Problems, refuse_problems
 from lesionseg.io.layouts.coco import read_coco, recognises_coco
@@ -24,6 +23,7 @@ from lesionseg.io.layouts.manifest import read_manifest, recognises_manifest
 from lesionseg.io.layouts.nndetection import read_nndetection, recognises_nndetection
 from lesionseg.io.layouts.nnunet import read_msd, read_nnunet, recognises_msd, recognises_nnunet
 from lesionseg.io.local_files import fetch_radiograph
+from lesionseg.io.volumes import SUFFIXES
 
 logger = logging.getLogger(__name__)
 
@@ -83,8 +83,8 @@ def read_dataset(
     """Read what a data folder holds, without opening more than one image's header.
 
     Radiographs in DICOM get the columns of `radiographs.radiograph_columns`. Raises `DatasetError`
-    for a folder that is missing, not recognised or without cases, and one that names every case
-    that is there twice, lacks a file, or says of itself what cannot be. Raises `ReadError` for
+    for a folder that is missing, not recognised or without cases. Another one names every case that
+    is there twice, lacks a file, or says of itself what cannot be. Raises `ReadError` for
     unreadable tables.
 
     Args:

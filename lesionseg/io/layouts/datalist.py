@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 from lesionseg.core import CaseFiles, Dataset, Geometry, Reference, Role
 from lesionseg.errors import ContentError, DatasetError, ReadError
 from lesionseg.io.atomic import read_json
-from lesionseg.io.formats.volumes import strip_suffix
 from lesionseg.io.layouts.case_problems import Problems, check_name, count_axes, is_number
 from lesionseg.io.layouts.manifest import LABELS, parse_fold, read_label_names
 from lesionseg.io.layouts.nnunet_labels import FileLabels
+from lesionseg.io.volumes import strip_suffix
 
 logger = logging.getLogger(__name__)
 
@@ -155,8 +155,8 @@ def _box_format(content: Mapping[str, Any], dims: int, path: Path) -> tuple[str,
         logger.warning("%s: boxes are taken as %s in %s coordinates.", path.name, mode, space)
     mode = str(content.get("box_mode", mode))
     stated = str(content.get("box_space", space))
-    chosen = next((known for known in BOX_SPACES if known == stated), None)
-    if mode not in BOX_MODES or len(mode) != 2 * dims or chosen is None:
+    box_space = next((known for known in BOX_SPACES if known == stated), None)
+    if mode not in BOX_MODES or len(mode) != 2 * dims or box_space is None:
         raise DatasetError(
             "The boxes are written in a way that is not known.",
             where=path,
@@ -164,7 +164,7 @@ def _box_format(content: Mapping[str, Any], dims: int, path: Path) -> tuple[str,
             expected=f"box_mode {', '.join(m for m in BOX_MODES if len(m) == 2 * dims)}; "
             f"box_space {', '.join(BOX_SPACES)}",
         )
-    return mode, chosen
+    return mode, box_space
 
 
 def _with_boxes(

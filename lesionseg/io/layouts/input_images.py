@@ -10,9 +10,9 @@ from lesionseg.errors import DatasetError
 from lesionseg.io.dicom.headers import SUFFIXES as DICOM
 from lesionseg.io.dicom.headers import is_dicom
 from lesionseg.io.dicom.series import folder_name, group_files, split_series
-from lesionseg.io.formats.volumes import SUFFIXES, is_image_file, strip_suffix
 from lesionseg.io.layouts.manifest import read_scan_list
 from lesionseg.io.local_files import fetch_images
+from lesionseg.io.volumes import SUFFIXES, is_image_file, strip_suffix
 
 _CHANNEL = re.compile(r"(.+)_(\d{4})")
 _OWN_OUTPUT = ("_mask", "_instances")

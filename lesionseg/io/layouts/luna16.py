@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from lesionseg.core import CaseFiles, Dataset, Geometry, Reference
 from lesionseg.errors import DatasetError, GeometryError
 from lesionseg.io.atomic import read_csv
-from lesionseg.io.formats.volumes import is_image_file, strip_suffix
 from lesionseg.io.layouts.case_problems import Problems
+from lesionseg.io.volumes import is_image_file, strip_suffix
 from lesionseg.ops.components import mask_boxes
 
 logger = logging.getLogger(__name__)
@@ -89,17 +89,17 @@ def read_balls(files: CaseFiles, geometry: Geometry) -> Reference:
     for ball in files.annotations["ignored"]:
         ignore[_inside(files.case, ball, geometry)] = True
     ignore &= instances == 0
-    kept = [i for i in range(1, len(balls) + 1) if (instances == i).any()]
+    visible = [i for i in range(1, len(balls) + 1) if (instances == i).any()]
     renumber = np.zeros(len(balls) + 1, dtype=np.int32)
-    renumber[kept] = np.arange(1, len(kept) + 1)
+    renumber[visible] = np.arange(1, len(visible) + 1)
     instances = renumber[instances]
     return Reference(
         geometry,
         labels=(instances > 0).astype(np.uint8),
         instances=instances,
-        instance_labels=(1,) * len(kept),
-        boxes=mask_boxes(instances, len(kept)),
-        box_labels=(1,) * len(kept),
+        instance_labels=(1,) * len(visible),
+        boxes=mask_boxes(instances, len(visible)),
+        box_labels=(1,) * len(visible),
         ignore=ignore if ignore.any() else None,
     )
 

@@ -156,16 +156,7 @@ def _case(
     `names`: of the dataset's labels.
     """
     path, case = root / MANIFEST, row["case"]
-    lacking = [name for name in ("case", *images) if not row[name]]
-    if lacking:
-        some = bool(case and any(row[name] for name in images))
-        error = DatasetError(
-            f"Line {line} lacks its {lacking[0]}.",
-            where=path,
-            seen=dict(row),
-            remedy=LACKING if some else None,
-        )
-        problems.add(case, error, repeated=some, lacking=some)
+    _note_lacking(row, images, f"Line {line}", path, problems)
     if not case or not any(row[name] for name in images):
         return None
     reference, instances = row.get("reference", ""), row.get("instances", "")
@@ -178,27 +169,19 @@ def _case(
         )
         problems.add(case, error)
     mask = reference or instances
+    files = [name for name in (*(row[column] for column in images), mask) if name]
     try:
-        for name in (*(row[column] for column in images), mask):
+        for name in files:
             check_name(name, path)
     except DatasetError as error:
         problems.add(case, error)
         return None
-    for name in (*(row[column] for column in images), mask):
-        if name:
-            problems.check_file(case, root / name, where=path, named=name, by=f"line {line}")
+    for name in files:
+        problems.check_file(case, root / name, where=path, named=name, by=f"line {line}")
     role, fold = None, None
     annotated: tuple[str, ...] = ()
     with problems.of(case):
-        place = f"{path}, line {line}, column annotated"
-        annotated = parse_annotated(row.get("annotated", ""), names, place)
-        if instances and annotated and names[0] not in annotated:
-            raise DatasetError(
-                "The lesions of an instance mask are of label 1, which is not annotated.",
-                where=place,
-                seen=row["annotated"],
-                expected=names[0],
-            )
+        annotated = _annotated(row, names, f"{path}, line {line}, column annotated")
     with problems.of(case):
         role = parse_role(row.get("role", ""), path)
     with problems.of(case):
@@ -215,6 +198,33 @@ def _case(
         annotated=annotated,
         missing=_empty_cells(row, images),
     )
+
+
+def _note_lacking(
+    row: Mapping[str, str], images: Sequence[str], line: str, path: Path, problems: Problems
+) -> None:
+    """Note what a row does not name: its case or an image."""
+    lacking = [name for name in ("case", *images) if not row[name]]
+    if lacking:
+        some = bool(row["case"] and any(row[name] for name in images))
+        remedy = LACKING if some else None
+        error = DatasetError(
+            f"{line} lacks its {lacking[0]}.", where=path, seen=dict(row), remedy=remedy
+        )
+        problems.add(row["case"], error, repeated=some, lacking=some)
+
+
+def _annotated(row: Mapping[str, str], names: Sequence[str], place: str) -> tuple[str, ...]:
+    """The labels that a row says were looked for; raises `DatasetError`."""
+    annotated = parse_annotated(row.get("annotated", ""), names, place)
+    if row.get("instances") and annotated and names[0] not in annotated:
+        raise DatasetError(
+            "The lesions of an instance mask are of label 1, which is not annotated.",
+            where=place,
+            seen=row["annotated"],
+            expected=names[0],
+        )
+    return annotated
 
 
 def read_label_names(root: Path) -> FileLabels:

@@ -13,9 +13,9 @@ import numpy as np
 from lesionseg.core import CaseFiles, Dataset, Reference
 from lesionseg.errors import ContentError, DatasetError
 from lesionseg.io.atomic import read_json
-from lesionseg.io.formats.volumes import read_volume, strip_suffix
 from lesionseg.io.layouts.case_problems import Problems, count_axes, is_count
 from lesionseg.io.layouts.nnunet import PARTS, channel_files, collect_cases, name_channels
+from lesionseg.io.volumes import read_volume, strip_suffix
 from lesionseg.ops.components import mask_boxes
 
 _SPLIT = "raw_splitted"

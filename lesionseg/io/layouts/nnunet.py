@@ -11,9 +11,9 @@ from typing import Any
 from lesionseg.core import CaseFiles, Dataset, Role
 from lesionseg.errors import DatasetError
 from lesionseg.io.atomic import read_json
-from lesionseg.io.formats.volumes import is_image_file, strip_suffix
 from lesionseg.io.layouts.case_problems import LACKING, Problems, count_axes
 from lesionseg.io.layouts.nnunet_labels import parse_labels
+from lesionseg.io.volumes import is_image_file, strip_suffix
 
 Collect = Callable[[Sequence[Path], Problems], dict[str, dict[int, Path]]]
 _CHANNEL = re.compile(r"(.+)_(\d{4})")

@@ -25,8 +25,8 @@ def default_folder() -> Path:
 class LocalDisk:
     """Where local copies lie and how many bytes they may take together.
 
-    The bound is kept within about a hundredth for each process that fetches, and may be passed by
-    one copy where it is smaller than that.
+    The bound is kept within about a hundredth for each process that fetches. One copy may pass it
+    where it is smaller than that.
     """
 
     folder: Path = field(default_factory=default_folder)
@@ -71,15 +71,15 @@ def remove_whole(folder: Path) -> None:
 
 def sweep(folder: Path) -> None:
     """Remove what runs that were killed have left in a folder a day ago or earlier."""
-    for left in folder.glob(f"{PARTIAL}*"):
+    for partial in folder.glob(f"{PARTIAL}*"):
         try:
-            old = time.time() - left.stat().st_mtime > _DAY_SECONDS
+            old = time.time() - partial.stat().st_mtime > _DAY_SECONDS
         except FileNotFoundError:
             continue
-        if old and left.is_file():
-            left.unlink(missing_ok=True)
+        if old and partial.is_file():
+            partial.unlink(missing_ok=True)
         elif old:
-            shutil.rmtree(left, ignore_errors=True)
+            shutil.rmtree(partial, ignore_errors=True)
 
 
 def folder_bytes(folder: Path) -> int:

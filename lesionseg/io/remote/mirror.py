@@ -114,10 +114,10 @@ def states(path: Path) -> tuple[tuple[str, int, str], ...] | None:
     """
     base = _base(path)
     known = {} if base is None else _look_up(base, _files(path))
-    told = {str(path): file for path, (file, *_) in sorted(known.items())}
-    if not told or not all(file.state for file in told.values()):
+    files = {str(path): file for path, (file, *_) in sorted(known.items())}
+    if not files or not all(file.state for file in files.values()):
         return None
-    return tuple((path, file.size or 0, file.state) for path, file in told.items())
+    return tuple((path, file.size or 0, file.state) for path, file in files.items())
 
 
 def _bring(base: Path, paths: Sequence[Path], at_most: float = math.inf) -> None:
@@ -137,8 +137,8 @@ def _listed(folder: RemoteFolder) -> list[RemoteFile]:
     files = folder.list()
     silent = [file.path for file in files if not file.state]
     with ThreadPoolExecutor(_CONNECTIONS) as pool:
-        told = list(pool.map(folder.look, silent))
-    return [file for file in files if file.state] + told
+        answers = list(pool.map(folder.look, silent))
+    return [file for file in files if file.state] + answers
 
 
 def _follow(index: sqlite3.Connection, root: Path, files: list[RemoteFile]) -> None:
@@ -248,10 +248,8 @@ def _look_up(base: Path, paths: Iterable[Path]) -> dict[Path, _Known]:
     """What is known of these paths; those that are not of the store are left out."""
     columns = "SELECT path, size, state, here, used FROM files WHERE path = ?"
     with _index(base, "DEFERRED") as index:
-        found = {path: index.execute(columns, (_name(base, path),)).fetchone() for path in paths}
-    return {
-        path: (RemoteFile(*row[:3]), *row[3:]) for path, row in found.items() if row is not None
-    }
+        rows = {path: index.execute(columns, (_name(base, path),)).fetchone() for path in paths}
+    return {path: (RemoteFile(*row[:3]), *row[3:]) for path, row in rows.items() if row is not None}
 
 
 def _files(path: Path) -> list[Path]:

@@ -122,7 +122,7 @@ class RemoteFolder:
     def _asking(
         self, path: str, *, writing: bool = False
     ) -> "Iterator[tuple[AbstractFileSystem, str]]":
-        """The store and the file's place in it; what the store raises is told as our errors."""
+        """The store and the file's place in it; what the store raises becomes our errors."""
         system, root = self._open()
         place = _below(root, path) if path else root
         if writing and _on_disk(system):

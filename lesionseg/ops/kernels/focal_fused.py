@@ -1,8 +1,8 @@
 """The fused focal loss as one differentiable operation, on whatever device can do it.
 
-CUDA with Triton: `focal_triton`. CPU: `focal_numba` (sigmoid, and the softmax of two classes).
-Double precision, small inputs on the CPU, compilation by torch and everything a kernel does not
-know get None from here and take the plain formula, which also differentiates twice.
+CUDA with Triton: `focal_triton`. CPU: `focal_numba` (sigmoid, and the softmax of two classes). For
+double precision, small inputs on the CPU, compilation by torch and whatever a kernel does not know,
+the answer here is None. They take the plain formula, which also differentiates twice.
 """
 
 from collections.abc import Callable

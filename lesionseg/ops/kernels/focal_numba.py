@@ -10,7 +10,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from itertools import pairwise
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
 import numba
 import numpy as np
@@ -19,10 +19,10 @@ from jaxtyping import Bool, Float, Integer, Shaped
 from numpy.typing import NDArray
 from torch import Tensor
 
+from lesionseg.ops.kernels.compiled_code import Function, compiler
 from lesionseg.ops.kernels.focal_plain import FocalSums
 
 LEFT_OUT = 255  # the label of voxels that neither teach nor count
-Function = TypeVar("Function", bound=Callable[..., Any])
 _Array = NDArray[np.float32]
 
 _F = np.float32
@@ -44,18 +44,8 @@ def _inlined(function: Function) -> Function:
     return cast(Function, numba.njit(inline="always", error_model="numpy")(function))
 
 
-def _compiled(function: Function) -> Function:
-    """Machine code that runs without Python's lock, kept where a folder can be written."""
-    # Sums may be reordered and products fused; NaN and infinity keep their meaning.
-    options = {
-        "nogil": True,
-        "error_model": "numpy",
-        "fastmath": {"contract", "reassoc", "nsz", "arcp"},
-    }
-    try:
-        return cast(Function, numba.njit(cache=True, **options)(function))
-    except RuntimeError:
-        return cast(Function, numba.njit(**options)(function))
+# sums may be reordered and products fused; NaN and infinity keep their meaning
+_compiled = compiler("contract", "reassoc", "nsz", "arcp")
 
 
 @_inlined

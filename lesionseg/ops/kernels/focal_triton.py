@@ -1,13 +1,13 @@
 """The focal loss as two Triton kernels: partial sums forward, the gradient backward.
 
 Each way reads a voxel's logits and integer label once (and its valid mask, if there is one);
-backward computes everything anew from them, so about 14 bytes a voxel move in all (fp32, uint8
+backward computes everything again from them, so about 14 bytes a voxel move in all (fp32, uint8
 labels) and nothing is stored but the gradient. Sums are deterministic: each program writes its
 own. Offsets within a block are 32 bit, everything larger 64 bit, so that tensors may have more
 than 2^31 elements. Nothing makes the host wait for the device.
 
-Kernels call only builtins of `triton.language`, none of its helpers written in Triton, so that
-they also run under Triton's interpreter whenever that was switched on.
+Kernels call only builtins of `triton.language`, none of its helpers written in Triton, so that they
+also run under Triton's interpreter whenever that was switched on.
 """
 
 from functools import lru_cache

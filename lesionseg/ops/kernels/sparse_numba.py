@@ -4,23 +4,12 @@ The cost follows the voxels that are set; the empty rest of a volume is only ski
 at a time. 2-D arrays come as 3-D ones of one slice.
 """
 
-from collections.abc import Callable
-from typing import Any, TypeVar, cast
+from typing import Any
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
 
-Function = TypeVar("Function", bound=Callable[..., Any])
-
-
-def compiled(function: Function) -> Function:
-    """Machine code that runs without Python's lock, kept where a folder can be written."""
-    options: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
-    try:
-        return cast(Function, numba.njit(cache=True, **options)(function))
-    except RuntimeError:
-        return cast(Function, numba.njit(**options)(function))
+from lesionseg.ops.kernels.compiled_code import compiled
 
 
 @compiled
@@ -48,7 +37,8 @@ def nonzero(
 
 
 @compiled
-def _root(parent: NDArray[np.int64], i: int) -> int:
+def root_of(parent: NDArray[np.int64], i: int) -> int:
+    """The one by which a set is known, of `parent` `[n]` in a forest; halves the way there."""
     while parent[i] != i:
         parent[i] = parent[parent[i]]
         i = parent[i]
@@ -57,7 +47,7 @@ def _root(parent: NDArray[np.int64], i: int) -> int:
 
 @compiled
 def _join(parent: NDArray[np.int64], a: int, b: int) -> None:
-    a, b = _root(parent, a), _root(parent, b)
+    a, b = root_of(parent, a), root_of(parent, b)
     if a < b:
         parent[b] = a
     else:
@@ -88,7 +78,7 @@ def _numbered(
     first = np.empty(parent.size, dtype=np.int64)
     n = 0
     for run in range(parent.size):
-        root = _root(parent, run)
+        root = root_of(parent, run)
         if root == run:
             number[run] = n
             first[n] = low[run]

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lesionseg.ops.kernels.sparse_numba import compiled
+from lesionseg.ops.kernels.compiled_code import compiled
 
 
 @compiled
@@ -51,7 +51,7 @@ def corners_of(
                 n += 1
             codes[corner] |= 1 << bit
     full = (1 << steps.size) - 1
-    corners, found = np.empty((n, dims), dtype=np.int64), np.empty(n, dtype=np.uint8)
+    corners, corner_codes = np.empty((n, dims), dtype=np.int64), np.empty(n, dtype=np.uint8)
     n_surface = 0
     for corner in touched[:n]:
         if codes[corner] == full:
@@ -60,9 +60,9 @@ def corners_of(
         for axis in range(dims - 1, -1, -1):
             corners[n_surface, axis] = rest % shape[axis] + low[axis]
             rest //= shape[axis]
-        found[n_surface] = codes[corner]
+        corner_codes[n_surface] = codes[corner]
         n_surface += 1
-    return corners[:n_surface].copy(), found[:n_surface].copy()
+    return corners[:n_surface].copy(), corner_codes[:n_surface].copy()
 
 
 @compiled
@@ -70,13 +70,13 @@ def block_of(
     points: NDArray[np.int64], block: NDArray[np.int64], grid: NDArray[np.int64]
 ) -> NDArray[np.int64]:
     """Number `[n]` of the block of each point, of `grid` blocks along each axis."""
-    found = np.empty(len(points), dtype=np.int64)
+    numbers = np.empty(len(points), dtype=np.int64)
     for i in range(len(points)):
         number = 0
         for axis in range(3):
             number = number * grid[axis] + points[i, axis] // block[axis]
-        found[i] = number
-    return found
+        numbers[i] = number
+    return numbers
 
 
 @compiled
@@ -91,15 +91,15 @@ def nearest(
     `near` `[k, 3]`: steps to look at, by ascending distance `near_mm` `[k]`.
     """
     n_z, n_y, n_x = surface.shape
-    found = np.full(len(points), -1.0)
+    distances = np.full(len(points), -1.0)
     for i in range(len(points)):
         z, y, x = points[i, 0], points[i, 1], points[i, 2]
         for k in range(len(near)):
             a, b, c = z + near[k, 0], y + near[k, 1], x + near[k, 2]
             if 0 <= a < n_z and 0 <= b < n_y and 0 <= c < n_x and surface[a, b, c]:
-                found[i] = near_mm[k]
+                distances[i] = near_mm[k]
                 break
-    return found
+    return distances
 
 
 @compiled
@@ -153,9 +153,10 @@ def nearest_by_block(
 
     Both are sorted into blocks: block b has the points `of_points[b]:of_points[b + 1]` and the box
     `point_boxes[b]` (lowest, highest) around them. A block of others is looked at only if it may
-    hold what is nearest to some point of the block, and by a point only if nearer than the best.
+    hold what is nearest to some point of the block. A point looks at it only if it is nearer than
+    the best so far.
     """
-    found = np.empty(len(points))
+    distances = np.empty(len(points))
     chosen = np.empty(len(other_boxes), dtype=np.int64)
     last = 0  # what was nearest to the point before is near this one
     for block in range(len(point_boxes)):
@@ -169,5 +170,5 @@ def nearest_by_block(
                     square = _squared(points[i], others[j])
                     if square < best:
                         best, last = square, j
-            found[i] = np.sqrt(best)
-    return found
+            distances[i] = np.sqrt(best)
+    return distances

@@ -5,26 +5,17 @@ instructions; indices are unsigned, because numba tests signed ones for being ne
 come as 3-D ones of one slice. Speed against `grid_sample`: docs/data_loading.md.
 """
 
-from collections.abc import Callable
-from typing import Any, TypeVar, cast
+from typing import Any
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
 
-Function = TypeVar("Function", bound=Callable[..., Any])
+from lesionseg.ops.kernels.compiled_code import compiler
+
+_compiled = compiler("contract", "nsz")
 
 _F, _I, _U = np.float32, np.int32, np.uint32
 _ZERO, _HALF, _ONE = _F(0), _F(0.5), _F(1)
-
-
-def _compiled(function: Function) -> Function:
-    """Machine code that runs without Python's lock, kept where a folder can be written."""
-    options = {"nogil": True, "error_model": "numpy", "fastmath": {"contract", "nsz"}}
-    try:
-        return cast(Function, numba.njit(cache=True, **options)(function))
-    except RuntimeError:
-        return cast(Function, numba.njit(**options)(function))
 
 
 @_compiled

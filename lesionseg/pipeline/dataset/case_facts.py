@@ -68,10 +68,10 @@ class FactsFolder:
         signature = self._signature(files)
         case = read_case(files, self.dataset)
         facts = None if case.reference is None else facts_of(case, case.reference)
-        made = KeptFacts(facts, source_hash(files), image_digests(files))
+        facts_now = KeptFacts(facts, source_hash(files), image_digests(files))
         if signature is not None and signature == self._signature(files):
-            self._keep(signature, made)
-        return made
+            self._keep(signature, facts_now)
+        return facts_now
 
     def source(self, files: CaseFiles) -> str:
         """SHA-256 of the case's files: `source_hash`, remembered."""
@@ -92,8 +92,8 @@ class FactsFolder:
         if states is None:
             return None
         about = [self._about, files.case, files.group, files.annotations, *files.missing]
-        said = [*about, files.columns, states]
-        return hashlib.sha256(json.dumps(said, sort_keys=True, default=str).encode()).hexdigest()
+        content = [*about, files.columns, states]
+        return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
 
     def _path(self, signature: str) -> Path:
         return (self.folder or Path()) / signature[:2] / f"{signature[2:34]}.safetensors"
@@ -101,18 +101,20 @@ class FactsFolder:
     def _kept(self, signature: str) -> KeptFacts | None:
         try:
             with safe_open(self._path(signature), framework="numpy") as file:
-                said = json.loads(file.metadata()["facts"])
+                content = json.loads(file.metadata()["facts"])
                 arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            facts = _facts(said["facts"], arrays)
-            return KeptFacts(facts, said["source"], tuple(said["images"]))
+            facts = _facts(content["facts"], arrays)
+            return KeptFacts(facts, content["source"], tuple(content["images"]))
         except (OSError, SafetensorError, ValueError, KeyError, TypeError):
             return None  # missing or damaged: read again
 
-    def _keep(self, signature: str, made: KeptFacts) -> None:
+    def _keep(self, signature: str, kept_facts: KeptFacts) -> None:
         """Keep facts; a disk that refuses them costs time at the next start, nothing else."""
-        said = None if made.facts is None else asdict(made.facts)
-        arrays = {} if said is None else {name: said.pop(name) for name in _ARRAYS}
-        text = json.dumps({"facts": said, "source": made.source, "images": made.images})
+        values = None if kept_facts.facts is None else asdict(kept_facts.facts)
+        arrays = {} if values is None else {name: values.pop(name) for name in _ARRAYS}
+        text = json.dumps(
+            {"facts": values, "source": kept_facts.source, "images": kept_facts.images}
+        )
         try:
             with atomic_path(self._path(signature)) as path:
                 save_file(arrays, path, metadata={"facts": text})
@@ -129,9 +131,9 @@ def look_at_all(
     are thinned to `voxels`.
     """
     known = [_thinned(folder.known(files), voxels) for files in cases]
-    left = [files for files, kept in zip(cases, known, strict=True) if kept is None]
-    with _pool(workers or min(cores(), MAX_WORKERS), len(left)) as run:
-        read = run(partial(_look, folder, voxels), left)
+    unknown = [files for files, kept in zip(cases, known, strict=True) if kept is None]
+    with _pool(workers or min(cores(), MAX_WORKERS), len(unknown)) as run:
+        read = run(partial(_look, folder, voxels), unknown)
         yield from (next(read) if kept is None else kept for kept in known)
 
 
@@ -171,16 +173,16 @@ def _thinned(kept: KeptFacts | None, voxels: int) -> KeptFacts | None:
 
 def _about(dataset: Dataset) -> str:
     """What of a dataset, besides a case's own files, decides how the case is read."""
-    said = {f.name: getattr(dataset, f.name) for f in fields(dataset)}
+    settings = {f.name: getattr(dataset, f.name) for f in fields(dataset)}
     for name in ("name", "root", "cases", "problems", "incomplete_reference", "may_lack"):
-        del said[name]
-    return json.dumps([FACTS_VERSION, said], sort_keys=True, default=str)
+        del settings[name]
+    return json.dumps([FACTS_VERSION, settings], sort_keys=True, default=str)
 
 
-def _facts(said: dict[str, Any] | None, arrays: dict[str, Any]) -> CaseFacts | None:
-    if said is None:
+def _facts(values: dict[str, Any] | None, arrays: dict[str, Any]) -> CaseFacts | None:
+    if values is None:
         return None
-    lists = {name: _tuples(value) for name, value in said.items()}
+    lists = {name: _tuples(value) for name, value in values.items()}
     return CaseFacts(**lists, **{name: arrays[name] for name in _ARRAYS})
 
 

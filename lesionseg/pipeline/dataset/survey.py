@@ -51,11 +51,11 @@ class Survey:
 def take_survey(data: DataSettings, seed: int, facts: Path | None = None) -> Survey:
     """Read every case and divide the dataset. All folds: as the first one.
 
-    Facts of cases are kept in the folder `facts` (None: nowhere), and a case that they tell of is
-    not read again while its files are the same. The fingerprint is taken from development cases
-    only: those a dataset calls test are read and checked, not counted. Raises `DatasetError` naming
-    every bad file, an unlabelled dataset, one without any lesion, and one whose only group leaves
-    nothing to validate on.
+    Facts of cases are kept in the folder `facts` (None: nowhere). A case that they tell of is not
+    read again while its files are the same. The fingerprint is taken from development cases only:
+    those a dataset calls test are read and checked, not counted. Raises `DatasetError` naming every
+    bad file, an unlabelled dataset, one without any lesion, and one whose only group leaves nothing
+    to validate on.
     """
     dataset = open_dataset(data)
     folder = FactsFolder(facts, dataset)

@@ -36,17 +36,17 @@ class LesionNotes:
         Raises `DatasetError` for a line about no lesion of its case, or one named before.
         """
         by_case = {r.case: r for r in results}
-        found: dict[tuple[str, int], Mapping[str, str]] = {}
+        noted: dict[tuple[str, int], Mapping[str, str]] = {}
         for where, key, columns in self.rows:
             if key.case not in by_case:
                 continue
             lesion = _named(key, by_case[key.case].lesions, where)
-            if (key.case, lesion) in found:
+            if (key.case, lesion) in noted:
                 raise DatasetError(
                     "Two lines are about one lesion.", where=where, seen=f"{key.case}, {lesion}"
                 )
-            found[key.case, lesion] = columns
-        return found
+            noted[key.case, lesion] = columns
+        return noted
 
 
 def read_lesion_notes(path: Path, cases: Collection[str]) -> LesionNotes:

@@ -1,44 +1,35 @@
 """The recipe of `evaluate`: judge predicted files against reference files, case by case."""
 
-import logging
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from lesionseg.core import CaseFiles, Dataset, OperatingPoint
-from lesionseg.errors import ConfigError, DatasetError
-from lesionseg.evaluation import Preset, find_preset
+from lesionseg.core import Dataset, OperatingPoint
+from lesionseg.errors import ConfigError
+from lesionseg.evaluation import CaseResult, Preset, find_preset
 from lesionseg.evaluation.adjudication import AdjudicationRow, adjudicate, read_verdicts
 from lesionseg.evaluation.statistics.compare import compare as compare_models
 from lesionseg.evaluation.statistics.further_scores import second_reader_numbers
 from lesionseg.evaluation.statistics.reader_agreement import TwoReaders
 from lesionseg.inference.candidates.acceptance import choose_operating_point
-from lesionseg.io.atomic import locks, read_csv
+from lesionseg.io.atomic import read_csv
+from lesionseg.io.folder_locks import locks
 from lesionseg.io.layouts.conventions import assign_groups
 from lesionseg.io.predictions import find_predictions
 from lesionseg.io.zones import ZoneFolder, find_zones
 from lesionseg.pipeline.evaluate.lesion_notes import read_lesion_notes
 from lesionseg.pipeline.evaluate.reference_cases import (
+    JudgedCases,
     cases_of,
     check_role,
     of_role,
     open_reference,
     stated_role,
 )
-from lesionseg.pipeline.judging.case_pairs import (
-    CasePair,
-    Opener,
-    Scoring,
-    judge_pairs,
-    openers,
-    prediction_reader,
-    read_columns,
-)
+from lesionseg.pipeline.judging.case_pairs import CasePair, Scoring, judge_pairs, read_columns
 from lesionseg.pipeline.run.outcome import Advance, CommandOutcome, bar, scores_lines
-
-_log = logging.getLogger(__name__)
 
 COMPARED = "compare"  # where the second model's tables lie in an output folder
 
@@ -111,7 +102,7 @@ def evaluate(
         lesion_columns: a CSV file with `case`, `lesion` (or `centre_x_mm` and so on) as lesions.csv
             has them, and further columns: sensitivity by what they say of the lesions.
         zones: a folder of anatomy masks named by case, on any grid, and a table of names; lesions,
-            candidates, sensitivity and false positives are told by zone (`io.zones`).
+            candidates, sensitivity and false positives are given by zone (`io.zones`).
         subgroups: columns to divide by; None takes all that divide the cases, empty none.
         resample: predictions on another grid are brought onto the reference's, else an error.
         replicates: of the bootstrap behind every interval.
@@ -125,22 +116,15 @@ def evaluate(
     labelled = cases_of(reference, dataset)
     predicted = of_role(labelled, find_predictions(prediction), evaluated_on)
     role = evaluated_on or stated_role(predicted)
+    ids = {c.case for c in labelled}
     cases = assign_groups(predicted, groups, setting="groups")
-    known = {c.case for c in labelled}
-    opened = openers(cases, dataset, images)
-    pairs = _pairs(cases, dataset, opened, prediction, known, role, resample)
+    judged = JudgedCases(cases, dataset, ids, role, resample)
+    pairs = judged.pairs(prediction, images)
     if zones is not None:
         pairs = _in_zones(pairs, find_zones(Path(zones)))
-    table = None if lesion_columns is None else read_lesion_notes(Path(lesion_columns), known)
-    others = None
-    if compare is not None:
-        opened = openers(cases, dataset)
-        others = _pairs(cases, dataset, opened, Path(compare), known, role, resample)
-    second_reader = None
-    if reader2 is not None:
-        read = [c for c in cases if c.case in find_predictions(Path(reader2))]
-        opened = openers(read or cases, dataset)
-        second_reader = _pairs(read or cases, dataset, opened, Path(reader2), known, role, resample)
+    notes = None if lesion_columns is None else read_lesion_notes(Path(lesion_columns), ids)
+    others = None if compare is None else judged.pairs(Path(compare))
+    second_reader = None if reader2 is None else judged.of_reader(Path(reader2))
     verdicts = None if adjudication is None else _adjudication(Path(adjudication))
     scoring = Scoring(
         preset=find_preset(preset) if isinstance(preset, str) else preset,
@@ -155,8 +139,8 @@ def evaluate(
     )
     with bar("Judging") if progress is None else nullcontext(progress) as advance:
         results = judge_pairs(pairs, scoring.preset, operating_point=point, progress=advance)
-    if table is not None:
-        scoring = replace(scoring, lesion_columns=table.columns_of(results))
+    if notes is not None:
+        scoring = replace(scoring, lesion_columns=notes.columns_of(results))
     scores = scoring.sum_up(results)
     if others is not None:
         second = judge_pairs(others, scoring.preset)
@@ -168,14 +152,7 @@ def evaluate(
             replicates=replicates,
             seed=seed,
         )
-        own = Scoring(
-            scoring.preset,
-            scoring.evaluated_on,
-            labels=scoring.labels,
-            replicates=replicates,
-            seed=seed,
-        )
-        own.write(output / COMPARED, second, own.sum_up(second))
+        _write_alone(second, scoring, output / COMPARED)
     if second_reader is not None:
         second = judge_pairs(second_reader, scoring.preset)
         scores["second_reader"] = second_reader_numbers(second, scoring.preset)
@@ -187,6 +164,13 @@ def evaluate(
         )
     scoring.write(output, results, scores)
     return EvaluateOutcome(scores, output)
+
+
+def _write_alone(results: Sequence[CaseResult], scoring: Scoring, folder: Path) -> None:
+    """Write the tables of another model, at its own operating point."""
+    n, seed, labels = scoring.replicates, scoring.seed, scoring.labels
+    own = Scoring(scoring.preset, scoring.evaluated_on, labels=labels, replicates=n, seed=seed)
+    own.write(folder, results, own.sum_up(results))
 
 
 def _adjudication(path: Path) -> TwoReaders | list[AdjudicationRow]:
@@ -220,59 +204,6 @@ def _operating_point(point: OperatingPoint | str | float | None) -> OperatingPoi
             remedy="give the score itself; the bundle's plan.json lists its operating_points.",
         )
     return choose_operating_point((), point)
-
-
-def _pairs(
-    cases: Sequence[CaseFiles],
-    dataset: Dataset | None,
-    opened: Mapping[str, Opener],
-    folder: Path,
-    labelled: Collection[str],
-    evaluated_on: str,
-    resample: bool,
-) -> list[CasePair]:
-    """Pair references and predictions by case id; says which have no counterpart.
-
-    Args:
-        cases: to be judged.
-        dataset: theirs; None for a folder of masks.
-        opened: how to open each case.
-        folder: of the predictions.
-        labelled: all cases with a reference, those that are not judged included.
-        evaluated_on: the role of cases that state none.
-        resample: see `evaluate`.
-    """
-    files_of = find_predictions(folder)
-    ids = {c.case for c in cases}
-    missing, extra = sorted(ids - set(files_of)), sorted(set(files_of) - set(labelled))
-    if len(missing) == len(ids):
-        raise DatasetError(
-            "No prediction has the name of a reference.",
-            where=folder,
-            seen=", ".join(extra[:3]),
-            expected=", ".join(missing[:3]),
-            remedy="name the predictions <case>_mask.* or <case>.* after the references.",
-        )
-    if missing:
-        _log.warning("No prediction; all lesions count as missed: %s", ", ".join(missing))
-    if extra:
-        _log.warning("No reference; these predictions are not judged: %s", ", ".join(extra))
-    regions = dataset.regions if dataset else ()
-    return [
-        CasePair(
-            case=files.case,
-            open=opened[files.case],
-            prediction=prediction_reader(
-                files_of[files.case], resample=resample, united=bool(regions)
-            )
-            if files.case in files_of
-            else None,
-            group=files.group,
-            role=files.role or evaluated_on,
-            regions=regions,
-        )
-        for files in cases
-    ]
 
 
 def _provenance(dataset: Dataset | None) -> dict[str, Any]:

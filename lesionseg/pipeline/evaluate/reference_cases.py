@@ -1,19 +1,81 @@
-"""Which cases `evaluate` judges: what a reference folder holds, and of which role."""
+"""Which cases `evaluate` judges, of which role, and the predictions that belong to them."""
 
 import logging
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import get_args
 
 from lesionseg.core import UNKNOWN_ROLE, CaseFiles, Dataset, Role
-from lesionseg.errors import ConfigError, DatasetError
-from lesionseg.io.formats.volumes import is_image_file
+from lesionseg.errors import DatasetError, one_of
 from lesionseg.io.layouts.conventions import read_dataset, recognised
-from lesionseg.io.predictions import find_masks
+from lesionseg.io.predictions import find_masks, find_predictions
+from lesionseg.io.volumes import is_image_file
+from lesionseg.pipeline.judging.case_pairs import CasePair, openers, prediction_reader
 
 _log = logging.getLogger(__name__)
 
 UNSTATED = ("train", "validation")  # what a case without a stated role may be
+
+
+@dataclass(frozen=True, eq=False)
+class JudgedCases:
+    """The cases to judge, to be paired with predictions by id.
+
+    `dataset`: theirs; None for a folder of masks. `labelled`: ids of all cases with a reference,
+    those that are not judged included. `role`: of cases that state none. `resample`: predictions on
+    another grid are brought onto the reference's, else an error.
+    """
+
+    cases: Sequence[CaseFiles]
+    dataset: Dataset | None
+    labelled: Collection[str]
+    role: str
+    resample: bool
+
+    def pairs(self, folder: Path, images: str | Path | None = None) -> list[CasePair]:
+        """Each case with its prediction in `folder`; warns of those without a counterpart.
+
+        `images`: see `openers`. Raises `DatasetError` when no prediction is a case's.
+        """
+        opened, files_of = openers(self.cases, self.dataset, images), find_predictions(folder)
+        self._say_what_is_alone(folder, files_of)
+        regions = self.dataset.regions if self.dataset else ()
+        read = partial(prediction_reader, resample=self.resample, united=bool(regions))
+        return [
+            CasePair(
+                case=files.case,
+                open=opened[files.case],
+                prediction=read(files_of[files.case]) if files.case in files_of else None,
+                group=files.group,
+                role=files.role or self.role,
+                regions=regions,
+            )
+            for files in self.cases
+        ]
+
+    def of_reader(self, folder: Path) -> list[CasePair]:
+        """The pairs of those cases alone that a reader has masks of."""
+        read = find_predictions(folder)
+        cases = [c for c in self.cases if c.case in read]
+        return replace(self, cases=cases or self.cases).pairs(folder)
+
+    def _say_what_is_alone(self, folder: Path, files_of: Collection[str]) -> None:
+        ids = {c.case for c in self.cases}
+        missing, extra = sorted(ids - {*files_of}), sorted({*files_of} - {*self.labelled})
+        if len(missing) == len(ids):
+            raise DatasetError(
+                "No prediction has the name of a reference.",
+                where=folder,
+                seen=", ".join(extra[:3]),
+                expected=", ".join(missing[:3]),
+                remedy="name the predictions <case>_mask.* or <case>.* after the references.",
+            )
+        if missing:
+            _log.warning("No prediction; all lesions count as missed: %s", ", ".join(missing))
+        if extra:
+            _log.warning("No reference; these predictions are not judged: %s", ", ".join(extra))
 
 
 def open_reference(folder: Path) -> Dataset | None:
@@ -32,7 +94,7 @@ def cases_of(folder: Path, dataset: Dataset | None) -> list[CaseFiles]:
     if dataset is None:
         masks = find_masks(folder)
         return [CaseFiles(case, (), reference=path) for case, path in masks.items()]
-    labelled = [c for c in dataset.cases if c.reference is not None or c.annotations]
+    labelled = [c for c in dataset.cases if c.is_labelled]
     if not labelled:
         raise DatasetError("No case has a reference to judge by.", where=dataset.root)
     return labelled
@@ -40,13 +102,8 @@ def cases_of(folder: Path, dataset: Dataset | None) -> list[CaseFiles]:
 
 def check_role(evaluated_on: str | None) -> None:
     """A mistyped role would pass development data off as untouched; None states none."""
-    if evaluated_on is not None and evaluated_on not in get_args(Role):
-        raise ConfigError(
-            "There is no such role.",
-            where="evaluated_on",
-            seen=evaluated_on,
-            expected=" or ".join(get_args(Role)),
-        )
+    if evaluated_on is not None:
+        one_of("role", evaluated_on, get_args(Role), where="evaluated_on")
 
 
 def stated_role(cases: Sequence[CaseFiles]) -> str:

@@ -7,7 +7,7 @@ from typing import Any, Literal, get_args
 
 from lesionseg import __version__
 from lesionseg.data.transforms import refuse_strangers
-from lesionseg.errors import ConfigError
+from lesionseg.errors import ConfigError, one_of
 from lesionseg.inference.bundles import monai_bundle
 from lesionseg.inference.bundles.bundle import CARD, Bundle, bundle_digest, resolve_bundle
 from lesionseg.inference.bundles.ensemble import ensemble
@@ -24,7 +24,8 @@ from lesionseg.inference.bundles.network_export import (
     write_program,
 )
 from lesionseg.inference.candidates.box_candidates import MOST_IN_A_TILE, SAME_LESION_IN_A_TILE
-from lesionseg.io.atomic import locks, write_json, write_text
+from lesionseg.io.atomic import write_json, write_text
+from lesionseg.io.folder_locks import locks
 from lesionseg.models.build import NetworkFactory, trusting
 from lesionseg.models.retinanet import planned_anchors
 from lesionseg.pipeline.run.outcome import CommandOutcome
@@ -68,13 +69,7 @@ def export(
     unusable bundle, `ConfigError` for an unknown format, a missing package or a network that cannot
     be exported, `OutputError` when the result differs.
     """
-    if format not in get_args(Format):
-        raise ConfigError(
-            "The format is unknown.",
-            where="format",
-            seen=format,
-            expected=" or ".join(get_args(Format)),
-        )
+    one_of("format", format, get_args(Format), where="format")
     given = (bundle,) if isinstance(bundle, (str, Path)) else tuple(bundle)
     read, folder = ensemble(given, trusting(trust, architectures)), Path(output)
     digest = "+".join(bundle_digest(Path(b)) for b in given)

@@ -9,16 +9,16 @@ from lesionseg import __version__
 from lesionseg.evaluation.change import LesionChange
 from lesionseg.io.dicom.source_images import REPORT, ResultOrigin, read_source, require_highdicom
 from lesionseg.io.dicom.sr_write import SinceBefore, write_report
-from lesionseg.io.formats.volumes import is_dicom_image
+from lesionseg.io.volumes import is_dicom_image
 from lesionseg.pipeline.follow.visit_pairs import PairFiles, VisitPair
 
 
 def is_reported(files: PairFiles) -> bool:
     """Whether the later scan is DICOM; raises `ConfigError` without highdicom if it is."""
-    found = files.after_image is not None and is_dicom_image(files.after_image)
-    if found:
+    is_dicom = files.after_image is not None and is_dicom_image(files.after_image)
+    if is_dicom:
         require_highdicom()
-    return found
+    return is_dicom
 
 
 def report_changes(
@@ -35,10 +35,10 @@ def report_changes(
         lesion: SinceBefore(c.state, c.volume_before_ml) for c in shown for lesion in c.lesion_after
     }
     gone = [f"{c.volume_before_ml or 0:.3g} ml" for c in shown if c.state == "gone"]
-    found = [replace(c, accepted=c.id in since) for c in pair.prediction.candidates]
-    lesions = replace(pair.prediction, candidates=tuple(found), operating_point=None)
+    candidates = [replace(c, accepted=c.id in since) for c in pair.prediction.candidates]
+    lesions = replace(pair.prediction, candidates=tuple(candidates), operating_point=None)
     key = blake2b(repr(changes).encode(), digest_size=8).hexdigest()
-    names = {c.label: f"lesion of label {c.label}" for c in found}
+    names = {c.label: f"lesion of label {c.label}" for c in candidates}
     remark = f"Compared with an earlier visit. Gone since: {', '.join(gone) or 'nothing'}."
     write_report(
         folder / f"{files.case}{REPORT}",

@@ -6,17 +6,20 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 import lesionseg
-from lesionseg.core import OperatingPoint
+from lesionseg.core import Lesions, OperatingPoint
 from lesionseg.evaluation import CaseResult
 from lesionseg.evaluation.change import STATES, ChangeRule, LesionChange
 from lesionseg.evaluation.table_row import TableRow, write_table
 from lesionseg.io.cases import read_mask
 from lesionseg.pipeline.follow.change_report import is_reported, report_changes
 from lesionseg.pipeline.follow.new_lesions import apply_point, judge_new, new_lesions
-from lesionseg.pipeline.follow.pictures_of_change import draw_changes
-from lesionseg.pipeline.follow.visit_pairs import PairFiles, PairList, VisitPair
-from lesionseg.report.sections.follow_page import write_follow_page
+from lesionseg.pipeline.follow.visit_pairs import PairFiles, PairList, VisitPair, scan_on
+from lesionseg.report.figures.pictures import Scene
+from lesionseg.report.sections.follow_page import MAX_PICTURES, draw_change, write_follow_page
 from lesionseg.report.sections.gallery import GalleryCard
 
 
@@ -44,7 +47,7 @@ class PairRow(TableRow):
 
 @dataclass
 class Gathered:
-    """What is kept of the pairs once their arrays are let go; `names` are those on the page.
+    """What is kept of the pairs once their arrays are freed; `names` are those on the page.
 
     `reports`: the folder for DICOM reports; None: none are written.
     """
@@ -69,7 +72,7 @@ class Gathered:
         decided = apply_point(changes, new, point)
         self.changes += decided
         self.rows.append(_pair_row(files, pair, decided))
-        self.cards += draw_changes(files, pair, decided, self.names[pair.case])
+        self.cards += _cards(files, pair, decided, self.names[pair.case])
         if self.reports is not None and is_reported(files):
             report_changes(self.reports, files, pair, decided)
         if reference is not None:
@@ -81,6 +84,35 @@ class Gathered:
         write_table(folder / "pairs.csv", self.rows, PairRow)
         words = _rule_words(rule, point)
         write_follow_page(folder / "follow.html", self.changes, self.names, self.cards, words)
+
+
+def _cards(
+    files: PairFiles, pair: VisitPair, changes: Sequence[LesionChange], name: str
+) -> list[tuple[LesionChange, GalleryCard]]:
+    """A card for each change that counts; none without both scans, and none to draw reads none."""
+    shown = [c for c in changes if c.accepted][:MAX_PICTURES]
+    if not shown or files.before_image is None or files.after_image is None:
+        return []
+    grid = pair.prediction.geometry
+    masks = pair.moved.mask() > 0, pair.prediction.mask() > 0
+    before = Scene(scan_on(files.before_image, pair.placed, grid), grid, *masks)
+    after = Scene(scan_on(files.after_image, grid, grid), grid, *masks)
+    return [(c, draw_change(c, name, before, after, _box(pair, c))) for c in shown]
+
+
+def _box(pair: VisitPair, change: LesionChange) -> NDArray[np.float64]:
+    """Start and stop `[2, dims]` of the box around a change's lesions of both visits."""
+    boxes = np.concatenate(
+        [
+            _boxes(pair.before.placed, change.lesion_before),
+            _boxes(pair.after.placed, change.lesion_after),
+        ]
+    ).reshape(-1, 2, pair.prediction.geometry.dims)
+    return np.stack([boxes[:, 0].min(axis=0), boxes[:, 1].max(axis=0)])
+
+
+def _boxes(lesions: Lesions, ids: Sequence[int]) -> NDArray[np.float64]:
+    return lesions.boxes[np.isin(lesions.ids, ids)]
 
 
 def summary_json(lists: PairList, rule: ChangeRule, point: OperatingPoint | None) -> dict[str, Any]:
@@ -117,12 +149,12 @@ def _rule_words(rule: ChangeRule, point: OperatingPoint | None) -> str:
     if rule.repeatability != 1:
         source += f" times {rule.repeatability:.2f}, as measured on test–retest pairs"
     share = f"{rule.confidence:.0%} of stable lesions lie within {source}"
-    said = f"Smallest detectable change: {share}."
+    smallest = f"Smallest detectable change: {share}."
     if point is None:
-        return f"{said} Every new lesion counts: no stable pairs were given to choose by."
+        return f"{smallest} Every new lesion counts: no stable pairs were given to choose by."
     rate = point.false_positives_per_case
     counted = f"{rate:.2f} false new lesions per stable pair"
-    return f"{said} New lesions count from a score of {point.score:.2f}: {counted}."
+    return f"{smallest} New lesions count from a score of {point.score:.2f}: {counted}."
 
 
 def _point_json(point: OperatingPoint) -> dict[str, Any]:

@@ -23,13 +23,13 @@ def new_lesions(prediction: Prediction, changes: Sequence[LesionChange]) -> Pred
     Bare masks have no scores; there the diameter d ranks, as d / (d + 10 mm).
     """
     ids = {c.lesion_after[0] for c in changes if c.state == "new" and c.accepted}
-    chosen = [_ranked(c, prediction.scored) for c in prediction.candidates if c.id in ids]
+    candidates = [_ranked(c, prediction.scored) for c in prediction.candidates if c.id in ids]
     instances = prediction.instances
     if instances is not None:
         instances = np.where(np.isin(instances, sorted(ids)), instances, 0).astype(np.int32)
-    chosen.sort(key=lambda c: (-c.score, c.id))
+    candidates.sort(key=lambda c: (-c.score, c.id))
     return replace(
-        prediction, candidates=tuple(chosen), instances=instances, scored=True, removed=()
+        prediction, candidates=tuple(candidates), instances=instances, scored=True, removed=()
     )
 
 

@@ -16,7 +16,8 @@ from lesionseg.evaluation.change import (
     find_changes,
     repeatability,
 )
-from lesionseg.io.atomic import locks, write_json
+from lesionseg.io.atomic import write_json
+from lesionseg.io.folder_locks import locks
 from lesionseg.io.predictions import find_masks
 from lesionseg.pipeline.follow.change_report import is_reported
 from lesionseg.pipeline.follow.gathered_pairs import Gathered, summary_json
@@ -241,33 +242,33 @@ def _stable_pairs(
     if isinstance(stable, str | Path) and Path(stable).is_dir():
         return _pairs_in(Path(stable))
     named = {str(stable)} if isinstance(stable, str | Path) else set(stable)
-    chosen = [pair for pair in pairs if pair.case in named]
+    stable_pairs = [pair for pair in pairs if pair.case in named]
     unknown = sorted(named - {pair.case for pair in pairs})
-    if unknown or not chosen:
+    if unknown or not stable_pairs:
         raise DatasetError(
             "A stable case is not among the pairs.",
             where="stable",
             seen=", ".join(unknown) or "no case",
             expected=f"a folder, or cases such as {', '.join(pair.case for pair in pairs[:3])}",
         )
-    return chosen
+    return stable_pairs
 
 
 def _reference_masks(folder: Path, pairs: Sequence[PairFiles]) -> Mapping[str, Path]:
     """The masks of change of the pairs; those without one are named in a warning, not judged."""
     masks = find_masks(folder)
-    found = {pair.case: masks[pair.case] for pair in pairs if pair.case in masks}
-    if not found:
+    present = {pair.case: masks[pair.case] for pair in pairs if pair.case in masks}
+    if not present:
         raise DatasetError(
             "No reference of change has the name of a pair.",
             where=folder,
             seen=", ".join(list(masks)[:3]),
             expected=", ".join(pair.case for pair in pairs[:3]),
         )
-    missing = [pair.case for pair in pairs if pair.case not in found]
+    missing = [pair.case for pair in pairs if pair.case not in present]
     if missing:
         _log.warning("No reference of change; not judged: %s", ", ".join(missing))
-    return found
+    return present
 
 
 def _path(given: str | Path | None) -> Path | None:

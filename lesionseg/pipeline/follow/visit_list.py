@@ -33,8 +33,8 @@ def read_timelines(table: Path) -> list[Timeline]:
     """The visits of each patient by a table `case, image, group, visit`, in order of `visit`.
 
     `group` is the patient, `visit` a number or a date (2024-05-31 or 20240531). Raises
-    `DatasetError` for a table without these columns, for a visit that has no place in time, and
-    for two visits of a patient at the same time; also as `read_scan_list`.
+    `DatasetError` for a table without these columns, a visit without a place in time, and two
+    visits of a patient at the same time; also as `read_scan_list`.
     """
     patients: dict[str, list[CaseFiles]] = {}
     for files in read_scan_list(table):
@@ -51,18 +51,18 @@ def read_timelines(table: Path) -> list[Timeline]:
 
 
 def _in_order(visits: Sequence[CaseFiles], table: Path) -> tuple[CaseFiles, ...]:
-    said = [files.columns.get("visit", "").strip() for files in visits]
+    visit_names = [files.columns.get("visit", "").strip() for files in visits]
     for pattern in (_DATE, _NUMBER):
-        if all(map(pattern.fullmatch, said)) and len(set(said)) == len(said):
-            dates = [one.replace("-", "") for one in said]
-            times = np.array(dates if pattern is _DATE else [float(one) for one in said])
+        if all(map(pattern.fullmatch, visit_names)) and len(set(visit_names)) == len(visit_names):
+            dates = [one.replace("-", "") for one in visit_names]
+            times = np.array(dates if pattern is _DATE else [float(one) for one in visit_names])
             return tuple(visits[i] for i in np.argsort(times))
     if len(visits) == 1:
         return tuple(visits)
     raise DatasetError(
         "The visits of a patient have no order.",
         where=table,
-        seen=f"group {visits[0].group}: visits {', '.join(said)}",
+        seen=f"group {visits[0].group}: visits {', '.join(visit_names)}",
         expected="different numbers, or dates as 2024-05-31",
         remedy="give each visit its own number or date in the column visit.",
     )

@@ -14,10 +14,10 @@ from lesionseg.errors import ConfigError, ContentError, DatasetError, GeometryEr
 from lesionseg.evaluation.case.evaluate_case import describe_grid
 from lesionseg.evaluation.case.regrid import onto_grid
 from lesionseg.evaluation.change import Visit
-from lesionseg.io.formats.volumes import read_volume
 from lesionseg.io.layouts.input_images import find_images
 from lesionseg.io.predictions import PredictionFiles, find_predictions, read_prediction
 from lesionseg.io.registration import MIN_FOREGROUND_DICE, Alignment, register_rigid
+from lesionseg.io.volumes import read_volume
 from lesionseg.ops.components import candidates_of
 
 _log = logging.getLogger(__name__)
@@ -180,9 +180,9 @@ def _scans(folder: Path | None) -> Mapping[str, Path]:
 
 def _read(files: PredictionFiles) -> Prediction:
     """A prediction whose accepted candidates all have masks; others without are left out."""
-    found = read_prediction(files)
-    bare = [c.id for c in found.candidates if c.accepted and not c.has_mask]
-    if bare or found.instances is None:
+    prediction = read_prediction(files)
+    bare = [c.id for c in prediction.candidates if c.accepted and not c.has_mask]
+    if bare or prediction.instances is None:
         raise ContentError(
             "Boxes alone cannot be followed: they have no size to compare.",
             where=files.candidates,
@@ -190,7 +190,7 @@ def _read(files: PredictionFiles) -> Prediction:
             expected="masks",
             remedy="give masks or instances; a detector writes them with model.candidates=voxels.",
         )
-    return replace(found, candidates=tuple(c for c in found.candidates if c.has_mask))
+    return replace(prediction, candidates=tuple(c for c in prediction.candidates if c.has_mask))
 
 
 def _registered(files: PairFiles) -> Alignment:

@@ -35,11 +35,11 @@ from lesionseg.evaluation.rows import (
 )
 from lesionseg.evaluation.statistics.subgroups import Columns, LesionColumns
 from lesionseg.io.atomic import read_csv, write_csv, write_json
-from lesionseg.io.cases import pixel_mm, read_case, read_grid, read_mask
+from lesionseg.io.cases import read_case, read_grid, read_mask
 from lesionseg.io.cases import read_reference as read_case_reference
-from lesionseg.io.formats.volumes import read_geometry, read_volume
 from lesionseg.io.layouts.input_images import find_images
 from lesionseg.io.predictions import PredictionFiles, read_prediction
+from lesionseg.io.volumes import read_geometry, read_volume
 from lesionseg.pipeline.run.outcome import Advance
 
 _log = logging.getLogger(__name__)
@@ -73,7 +73,7 @@ def match_pairs(
     see: See | None = None,
     progress: Advance | None = None,
 ) -> Iterator[MatchedCase]:
-    """The match of each pair in turn; what was read for it is let go before the next.
+    """The match of each pair in turn; what was read for it is freed before the next.
 
     `see` is shown the cases that have an image and a prediction.
     """
@@ -153,12 +153,12 @@ def _open_reference(
 
     Of a radiograph that states what it hides the pixels are read as well.
     """
-    volume = None if image is None else read_volume(image, raster_mm=pixel_mm(files))
+    volume = None if image is None else read_volume(image, raster_mm=files.pixel_mm)
     reference = None
     if dataset is not None:
         reference = read_case_reference(files, dataset, read_grid(files, dataset))
     elif files.reference is not None:
-        reference = read_mask(files.reference, raster_mm=pixel_mm(files))
+        reference = read_mask(files.reference, raster_mm=files.pixel_mm)
     if reference is None:
         raise DatasetError("The case has no reference.", where=f"case {files.case}")
     return reference, volume

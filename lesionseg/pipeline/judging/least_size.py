@@ -1,7 +1,7 @@
 """The least diameter of a candidate, chosen out of fold and only where it clearly helps.
 
 A false positive stays one whatever else is dropped, and a lesion can only lose the candidate that
-finds it. So dropping only the small false positives bounds what a least diameter can gain, and the
+finds it. So dropping only the small false positives bounds what a least diameter can gain. The
 cases are judged again only where that bound is worth it.
 """
 
@@ -40,8 +40,8 @@ def choose_least_size(
     """Choose among 0 and three small quantiles of the diameters of candidates that find a lesion.
 
     `judge` judges all cases without the candidates under a diameter. A diameter is taken when the
-    mean recall at `RATES` false positives per case rises by at least `MIN_GAIN` and the 95 %
-    interval of the rise (bootstrap, paired by group) lies above 0; the largest rise wins.
+    mean recall at `RATES` false positives per case rises by at least `MIN_GAIN`. The 95 % interval
+    of the rise (bootstrap, paired by group) must lie above 0; the largest rise wins.
     """
     best = LeastSize(0.0, results, "none: dropping small candidates does not clearly help.")
     most = 0.0
@@ -95,8 +95,8 @@ def _gain(
         return (0.0 if np.isnan(gain) else gain), -np.inf
     rng = np.random.default_rng(settings.seed)
     weights = draw_groups(n_groups, settings.replicates, rng).astype(np.float64)
-    drawn = _mean_recall(new, weights) - _mean_recall(old, weights)
-    defined = drawn[~np.isnan(drawn)]
+    gains = _mean_recall(new, weights) - _mean_recall(old, weights)
+    defined = gains[~np.isnan(gains)]
     return gain, float(np.quantile(defined, 0.025)) if len(defined) else -np.inf
 
 

@@ -32,8 +32,8 @@ class LevelCounts:
 
     def add(self, p: NDArray[np.float32], lesion: NDArray[np.bool_]) -> None:
         """Count voxels of one shape: their probabilities, and whether they are lesion."""
-        kept = np.clip(p, 1e-6, 1 - 1e-6)
-        place = np.log(kept / (1 - kept))
+        clipped = np.clip(p, 1e-6, 1 - 1e-6)
+        place = np.log(clipped / (1 - clipped))
         place = ((place - _LEVELS[0]) / (_LEVELS[1] - _LEVELS[0]) + 0.5).astype(np.intp)
         place = place.clip(0, len(_LEVELS) - 1).ravel()
         self.voxels[:] += np.bincount(place, minlength=len(_LEVELS))
@@ -82,11 +82,11 @@ def choose_voxel_calibration(
     fold = {group: i % _N_FOLDS for i, group in enumerate(groups)}
     gains = []
     for number in sorted(set(fold.values())):
-        held = [case for case in counts if fold.get(case.group) == number]
+        held_out = [case for case in counts if fold.get(case.group) == number]
         rest = [case for case in counts if fold.get(case.group) != number]
         a, b = _fit(rest if len(groups) > 1 else counts)
         if b > 0:
-            gains += [case.dice((level - a) / b) - case.dice(level) for case in held]
+            gains += [case.dice((level - a) / b) - case.dice(level) for case in held_out]
     gain = float(np.nanmean(gains)) if gains else 0.0
     if gain < MIN_GAIN:
         return None, f"none: Dice of all voxels would change by {gain:+.3f}."

@@ -23,8 +23,8 @@ from lesionseg.io.dicom.source_images import (
     require_highdicom,
 )
 from lesionseg.io.dicom.sr_write import write_report
-from lesionseg.io.formats.volumes import is_dicom_image, result_suffix, write_volume
 from lesionseg.io.predictions import MASK_ENDINGS, MaskNames, write_prediction
+from lesionseg.io.volumes import is_dicom_image, result_suffix, write_volume
 from lesionseg.ops.components import candidates_of, present_values
 from lesionseg.pipeline.predict.study_table import Burden, burden
 from lesionseg.plan.plan import Plan
@@ -153,7 +153,7 @@ def write_case(
     suffix = result_suffix(files.images[0], plan.dims)
     like, names = files.images[0], targets.names
     write_prediction(targets.folder, prediction, suffix=suffix, like=like, names=names)
-    verdict = prediction.input or InputVerdict()
+    verdict, point = prediction.input or InputVerdict(), prediction.operating_point
     return {
         "n_candidates": len(prediction.candidates),
         "n_accepted": sum(c.accepted for c in prediction.candidates),
@@ -161,10 +161,8 @@ def write_case(
         "warning": verdict.warning,
         "input_score": None if verdict.score is None else round(verdict.score, 3),
         "missing": ", ".join(verdict.missing),
-        "operating_point": predictor.decide.point(inferred.missing).name,
-        **burden(
-            prediction.candidates, plan.lesion_labels, _names(zones), prediction.operating_point
-        ),
+        "operating_point": point.name if point else "",
+        **burden(prediction.candidates, plan.lesion_labels, _names(zones), point),
     }
 
 

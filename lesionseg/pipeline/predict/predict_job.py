@@ -21,13 +21,14 @@ from lesionseg.io.dicom.source_images import ResultOrigin
 from lesionseg.io.dicom.stack import Tilt
 from lesionseg.io.formats.decoder import CRASHED
 from lesionseg.io.formats.guard import FileLimits, limits
-from lesionseg.io.formats.volumes import read_geometry
 from lesionseg.io.local_files import content_files, fetch_images
 from lesionseg.io.predictions import MaskNames
 from lesionseg.io.remote.mirror import send
+from lesionseg.io.volumes import read_geometry
 from lesionseg.io.zones import find_zones
 from lesionseg.models.build import NetworkFactory
 from lesionseg.ops.host_memory import peak_memory_mb
+from lesionseg.pipeline.dataset.capabilities import require_voxels
 from lesionseg.pipeline.predict.case_pipeline import (
     CaseTask,
     MemoryBudget,
@@ -42,7 +43,6 @@ from lesionseg.pipeline.predict.case_writing import (
 )
 from lesionseg.pipeline.predict.predictions_table import PredictionRow, Status
 from lesionseg.pipeline.predict.stages import Halt
-from lesionseg.pipeline.run.capabilities import require_voxels
 from lesionseg.pipeline.run.run_log import redact_any
 
 logger = logging.getLogger(__name__)

@@ -122,7 +122,7 @@ class PredictionTable:
 
     Each shard has a table of its own, so that no two processes write the same file; what is read
     is the rows of all tables, and what is written without shards is their union. The file is
-    always whole. It is written with the first row that is `put` and then seldom enough to cost
+    always whole. It is written with the first row that is `put` and then rarely enough to cost
     next to nothing, and by `close`; a run killed in between finds the results of a few cases
     without their rows, and predicts these again.
     """

@@ -17,7 +17,7 @@ from lesionseg.inference.predictor import Predictor
 from lesionseg.io.local_files import fetch_images
 from lesionseg.io.predictions import find_predictions, read_prediction
 from lesionseg.io.remote.mirror import send
-from lesionseg.pipeline.run.capabilities import require_voxels
+from lesionseg.pipeline.dataset.capabilities import require_voxels
 from lesionseg.plan.plan import Plan
 
 
@@ -94,8 +94,8 @@ def _peaks(prediction: Prediction, outcome: Inferred | Exception | None) -> NDAr
 
 
 def _row(prediction: Prediction, peaks: Sequence[NDArray[np.float64]]) -> RankRow:
-    found = prediction.candidates
-    entropy = entropies(c.score if c.probability is None else c.probability for c in found)
+    candidates = prediction.candidates
+    entropy = entropies(c.score if c.probability is None else c.probability for c in candidates)
     spread = np.std(peaks, axis=0)
     return RankRow(
         rank=0,

@@ -3,8 +3,8 @@
 Every machine must see bundle, input and output under the same paths. A worker takes a batch of
 cases through the overlapped pipeline: one is read while another is inferred. Ray replaces a worker
 that dies and gives its batch to another, which takes the cases left one by one. Each attempt leaves
-a file in the output folder, so that a case which kills its workers, for want of memory say, is
-given up after three of them.
+a file in the output folder. So a case that kills its workers, because it needs too much memory say,
+is given up after three of them.
 """
 
 import hashlib
@@ -153,7 +153,7 @@ class Worker:
             if n_before < MAX_ATTEMPTS:
                 list(self._predict([(files, earlier)], attempts))
             else:
-                message = f"{n_before} workers died of this case, perhaps for want of memory."
+                message = f"{n_before} workers died of this case, perhaps out of memory."
                 attempts.end(files.case, PredictionRow(_shown(files), "failed", message))
         rows = (attempts.row(files.case) for files, _ in cases)
         return [{"row": row} for row in rows if row is not None]

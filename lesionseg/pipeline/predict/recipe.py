@@ -8,7 +8,8 @@ from typing import Any, Literal, get_args
 from lesionseg.core import CaseFiles
 from lesionseg.errors import DatasetError, one_of, require
 from lesionseg.inference.inference_settings import InferenceSettings
-from lesionseg.io.atomic import locked_folder, private_files
+from lesionseg.io.atomic import private_files
+from lesionseg.io.folder_locks import locked_folder
 from lesionseg.io.layouts.input_images import find_images
 from lesionseg.io.predictions import MaskNames
 from lesionseg.io.remote.local_disk import LocalDisk, local_disk
@@ -62,13 +63,13 @@ def predict(
     """Predict every case found in `input`; one row each, by case id.
 
     Writes mask, instances and candidates of each case to `output`, in the scan's own geometry and
-    format, and `predictions.csv` and, unless sharded, `study.csv`, in which rows of other cases
-    stay. A case that fails does not stop the others. Started again, it leaves out what is done and
-    unchanged. Reading, the network and writing overlap. What is written is its user's alone (files
-    0600, folders 0700). Input and output may be URLs: a scan comes when its turn does, and results
-    go as they are done. Raises `BundleError` or `ConfigError` for an unusable bundle or setting
-    and an output folder that is the input folder, `DatasetError` when there is no case,
-    `OutputError` for an output folder into which another process writes.
+    format. Beside them lie `predictions.csv` and, unless sharded, `study.csv`, in which rows of
+    other cases stay. A case that fails does not stop the others. Started again, it leaves out what
+    is done and unchanged. Reading, the network and writing overlap. What is written is its user's
+    alone (files 0600, folders 0700). Input and output may be URLs: a scan comes when its turn does,
+    and results go as they are done. Raises `BundleError` or `ConfigError` for an unusable bundle or
+    setting, `DatasetError` when there is no case. `OutputError`: another process writes into the
+    output folder.
 
     Args:
         bundle: a run directory or a bundle's folder, or several that are averaged.
@@ -83,7 +84,7 @@ def predict(
         names: "nnunet" calls masks `<case>.nii.gz`, in place of `<case>_mask.nii.gz`.
         dicom_output: DICOM scans also get a segmentation object and a structured report.
         zones: a folder of anatomy masks named by case, on any grid, and a table of names;
-            candidates and burden are told by zone (`io.zones`).
+            candidates and burden are given by zone (`io.zones`).
         rank: also write `ranking.csv`, the scans in the order in which to label them; see
             `rank_cases`. Each scan is seen again, by every member or mirrored along every axis.
         identifiers: messages of failed cases name folders and files.
@@ -96,9 +97,7 @@ def predict(
         architectures: the caller's own networks; see `Predictor`.
         progress: called with case, number done and total after every case, in place of a bar.
     """
-    engines, what = get_args(EngineName), "There is no such engine."
-    expected = " or ".join(engines)
-    require(engine in engines, what, where="engine", seen=engine, expected=expected)
+    one_of("engine", engine, get_args(EngineName), where="engine")
     one_of("choice of names", names, get_args(MaskNames), where="names")
     folders = (bundle,) if isinstance(bundle, (str, Path)) else tuple(bundle)
     disk = local_disk(local_dir, local_gb)
@@ -138,9 +137,9 @@ def predict(
             write_study(job.output, cases, table.rows)
         if rank:
             failed = {row.case for row in rows if row.status == "failed"}
-            left = [files for files in cases if files.case not in failed]
+            predicted = [files for files in cases if files.case not in failed]
             with bar("Ranking") as advance:
-                rank_cases(predictors[0], left, job.output, advance)
+                rank_cases(predictors[0], predicted, job.output, advance)
     return PredictOutcome(sorted(rows, key=lambda row: row.case))
 
 

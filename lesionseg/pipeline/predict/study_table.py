@@ -63,13 +63,13 @@ def burden(
     Volumes are left out altogether where one of them is not known, and intervals where `point`,
     by which candidates were accepted, knows none.
     """
-    taken = [c for c in candidates if c.accepted]
-    by_label = [(labels.get(c.label, str(c.label)), c.volume_ml) for c in taken]
-    by_zone = [(c.zone, c.volume_ml) for c in taken if c.zone]
+    accepted = [c for c in candidates if c.accepted]
+    by_label = [(labels.get(c.label, str(c.label)), c.volume_ml) for c in accepted]
+    by_zone = [(c.zone, c.volume_ml) for c in accepted if c.zone]
     count, ml = _sums(by_label, labels.values())
     zone_count, zone_ml = _sums(by_zone, zones)
     errors = (point.count_error, point.volume_error) if point else (None, None)
-    n_low, n_high = (None, None) if errors[0] is None else count_interval(len(taken), errors[0])
+    n_low, n_high = (None, None) if errors[0] is None else count_interval(len(accepted), errors[0])
     known = None if errors[1] is None or not ml else volume_interval(sum(ml.values()), errors[1])
     ml_low, ml_high = known or (None, None)
     return {
@@ -120,9 +120,9 @@ def write_study(
 
 def _row(row: PredictionRow, files: CaseFiles) -> StudyRow:
     visit = files.columns.get("visit", "")
-    said = StudyRow(case=row.case, group=files.group, visit=visit, status=row.status)
+    study_row = StudyRow(case=row.case, group=files.group, visit=visit, status=row.status)
     if row.status == "failed":
-        return said
+        return study_row
     same = {name: getattr(row, name) for name in _SAME}
     volume = round(sum(row.ml.values()), 6) if row.ml else None
-    return replace(said, n_lesions=row.n_accepted, volume_ml=volume, **same)
+    return replace(study_row, n_lesions=row.n_accepted, volume_ml=volume, **same)

@@ -38,7 +38,7 @@ def check_dataset(dataset: Dataset, page: Path, *, identifiers: bool = False) ->
             traces.append(_trace(files, dataset, name))
             advance(name, number, len(dataset.cases))
     names = {t.files.case: t.look.pseudonym for t in traces}
-    findings = [_listed(p, dataset, names) for p in dataset.problems if not _told(p, names)]
+    findings = [_listed(p, dataset, names) for p in dataset.problems if not _is_repeated(p, names)]
     findings += [f for trace in traces for f in trace.flaws]
     findings += compare_cases(traces)
     order = {case: i for i, case in enumerate(names)}
@@ -50,7 +50,7 @@ def check_dataset(dataset: Dataset, page: Path, *, identifiers: bool = False) ->
     return CheckOutcome(len(traces), tuple(findings), names, page, identifiers)
 
 
-def _told(problem: Problem, names: dict[str, str]) -> bool:
+def _is_repeated(problem: Problem, names: dict[str, str]) -> bool:
     """Whether reading the case says it as well."""
     return problem.repeated and problem.case in names
 
@@ -63,8 +63,8 @@ def _listed(problem: Problem, dataset: Dataset, names: dict[str, str]) -> Findin
 
 
 def _remarks(case: str, findings: Sequence[Finding]) -> tuple[Remark, ...]:
-    found = (Remark(f.kind, f.severity) for f in findings if f.case == case)
-    return tuple(dict.fromkeys(found))
+    remarks = (Remark(f.kind, f.severity) for f in findings if f.case == case)
+    return tuple(dict.fromkeys(remarks))
 
 
 def _remarks_of_none(findings: Sequence[Finding], names: dict[str, str]) -> int:
@@ -73,61 +73,57 @@ def _remarks_of_none(findings: Sequence[Finding], names: dict[str, str]) -> int:
 
 
 def _trace(files: CaseFiles, dataset: Dataset, pseudonym: str) -> Trace:
-    found = inspect_case(files, dataset)
+    inspected = inspect_case(files, dataset)
     role, taken = files.role or "", tuple(files.columns.get(name, "") for name in _TAKEN)
-    known = Trace(files, CaseLook(pseudonym, role, taken=taken), patient=found.patient)
-    flaws = [
-        Finding(
-            files.case,
-            fault.kind,
-            "error",
-            str(fault.error),
-            redact_error(fault.error, files, pseudonym),
-        )
-        for fault in found.faults
-    ]
-    flaws += [
-        Finding(
-            files.case,
-            "remark",
-            "note",
-            f"{MEANING['remark']} {text}",
-            f"{MEANING['remark']} {redact(text, files, pseudonym)}",
-        )
-        for text in found.remarks
-    ]
-    if found.burned_in:
-        flaws.append(known.finding("burned_in", "warning"))
-    if found.case is None:
-        return replace(known, flaws=tuple(flaws))
-    image, reference = found.case.image, found.case.reference
+    known = Trace(files, CaseLook(pseudonym, role, taken=taken), patient=inspected.patient)
+    known = replace(known, flaws=tuple(_stated_flaws(known, inspected)))
+    return known if inspected.case is None else _measured(known, inspected, inspected.case)
+
+
+def _stated_flaws(known: Trace, inspected: Inspected) -> Iterator[Finding]:
+    """What inspecting the case's files has said of it."""
+    files, pseudonym = known.files, known.look.pseudonym
+    for fault in inspected.faults:
+        public = redact_error(fault.error, files, pseudonym)
+        yield Finding(files.case, fault.kind, "error", str(fault.error), public)
+    for text in inspected.remarks:
+        texts = (f"{MEANING['remark']} {t}" for t in (text, redact(text, files, pseudonym)))
+        yield Finding(files.case, "remark", "note", *texts)
+    if inspected.burned_in:
+        yield known.finding("burned_in", "warning")
+
+
+def _measured(known: Trace, inspected: Inspected, case: Case) -> Trace:
+    """The trace of a readable case, with what its voxels tell."""
+    image, reference = case.image, case.reference
     lesions = None if reference is None else lesion_mask(reference)
     diameters = [] if reference is None else lesions_of(reference).diameters_mm.tolist()
+    look = replace(
+        known.look,
+        shape=image.geometry.shape,
+        spacing_mm=_canonical(image.geometry),
+        diameters=tuple(diameters),
+        ranges=tuple(_range(channel) for channel in image.array),
+        thumbnail=draw_thumbnail(image.array[0], image.geometry, lesions),
+    )
     return replace(
         known,
-        look=replace(
-            known.look,
-            shape=image.geometry.shape,
-            spacing_mm=_canonical(image.geometry),
-            diameters=tuple(diameters),
-            ranges=tuple(_range(channel) for channel in image.array),
-            thumbnail=draw_thumbnail(image.array[0], image.geometry, lesions),
-        ),
+        look=look,
         images=tuple(_digest(channel) for channel in image.present),
         reference=_digest(lesions) if lesions is not None and lesions.sum() >= _TELLING else None,
         axes=_axes(image.geometry),
         unit=image.geometry.size_unit,
-        flaws=(*flaws, *_single_flaws(known, found, found.case, lesions)),
+        flaws=(*known.flaws, *_single_flaws(known, inspected, case, lesions)),
     )
 
 
 def _single_flaws(
-    known: Trace, found: Inspected, case: Case, lesions: NDArray[np.bool_] | None
+    known: Trace, inspected: Inspected, case: Case, lesions: NDArray[np.bool_] | None
 ) -> Iterator[Finding]:
     """What can be said of a readable case by itself."""
     if any(channel.min() == channel.max() for channel in case.image.present):
         yield known.finding("constant", "warning")
-    if not found.oriented:
+    if not inspected.oriented:
         yield known.finding("unoriented", "warning")
     if case.image.geometry.unit != "mm":
         yield known.finding("detector", "note")

@@ -51,7 +51,7 @@ def compare_cases(traces: Sequence[Trace]) -> Iterator[Finding]:
     yield from _same_patient(traces)
     yield from _leaks(traces)
     yield from _spacing_outliers(traces)
-    yield from _turned(traces)
+    yield from _with_other_axes(traces)
 
 
 def _same_content(traces: Sequence[Trace]) -> Iterator[Finding]:
@@ -132,7 +132,7 @@ def _spacing_outliers(traces: Sequence[Trace]) -> Iterator[Finding]:
             yield trace.finding("spacing", "warning", f" {sizes} mm; usual {usual} mm.")
 
 
-def _turned(traces: Sequence[Trace]) -> Iterator[Finding]:
+def _with_other_axes(traces: Sequence[Trace]) -> Iterator[Finding]:
     """Cases whose axes run otherwise than those of most."""
     readable = [t for t in traces if t.axes]
     usual = Counter(t.axes for t in readable).most_common(1)

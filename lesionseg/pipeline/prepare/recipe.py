@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from lesionseg.data.transforms import PrepareSettings
-from lesionseg.io.atomic import locks, write_text
+from lesionseg.io.atomic import write_text
+from lesionseg.io.folder_locks import locks
 from lesionseg.pipeline.dataset.data_settings import DataSettings
 from lesionseg.pipeline.dataset.survey import open_dataset, take_survey
 from lesionseg.pipeline.prepare.check import check_dataset
@@ -81,8 +82,8 @@ def prepare(
 def _untried(plan: Plan, run: Path) -> Plan:
     """The plan, which says that no step of it has been taken: `prepare` knows no loss."""
     before = plan.reasons.get("memory", "").removesuffix(NOT_TRIED).removesuffix("; ")
-    said = "; ".join(filter(None, (before, NOT_TRIED)))
-    marked = plan.with_(reasons={**plan.reasons, "memory": said})
+    reason = "; ".join(filter(None, (before, NOT_TRIED)))
+    marked = plan.with_(reasons={**plan.reasons, "memory": reason})
     write_text(run / "plan.json", marked.to_json())
     return marked
 

@@ -4,8 +4,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lesionseg.core import Dataset
-from lesionseg.errors import ConfigError, ReadError
-from lesionseg.io.atomic import locks
+from lesionseg.errors import ReadError, one_of, require
+from lesionseg.io.folder_locks import locks
 from lesionseg.pipeline.run.outcome import CommandOutcome, bar
 from lesionseg.report.sections.gallery import Limits
 from lesionseg.report.text import NAMES
@@ -44,20 +44,14 @@ class ReportSettings:
 
     def __post_init__(self) -> None:
         for name in ("missed", "false_positives", "found"):
-            if getattr(self, name) < 0:
-                raise ConfigError(
-                    "The number of pictures must not be negative.",
-                    where=f"report.{name}",
-                    seen=getattr(self, name),
-                    remedy="take 0 for none.",
-                )
-        if self.gallery not in GALLERIES:
-            raise ConfigError(
-                "There is no such gallery.",
-                where="report.gallery",
-                seen=self.gallery,
-                expected=" or ".join(GALLERIES),
+            require(
+                getattr(self, name) >= 0,
+                "The number of pictures must not be negative.",
+                where=f"report.{name}",
+                seen=getattr(self, name),
+                remedy="take 0 for none.",
             )
+        one_of("gallery", self.gallery, GALLERIES, where="report.gallery")
 
     def options(self, title: str | None = None) -> Options:
         """The same as `lesionseg.report` takes it."""

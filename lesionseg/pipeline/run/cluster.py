@@ -46,15 +46,15 @@ def _ended(ray: Any, begun: Any) -> Any:
     try:
         return ray.get(begun)
     except ray.exceptions.WorkerCrashedError:
-        return TrainingError(f"{MAX_ATTEMPTS} workers died of this, perhaps for want of memory.")
+        return TrainingError(f"{MAX_ATTEMPTS} workers died of this, perhaps out of memory.")
 
 
 @contextmanager
 def connected(ray: Any) -> Iterator[None]:
     """Connected to a cluster, and quiet; a connection made here is closed again.
 
-    The cluster is the one that this process is connected to, else the one that `ray.init` finds,
-    else one on this machine alone for the time being.
+    The cluster is the one that this process is connected to. Else it is the one that `ray.init`
+    finds, else one on this machine alone for the time being.
     """
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     ray.data.DataContext.get_current().enable_progress_bars = False

@@ -91,8 +91,8 @@ def _cell(scores: Mapping[str, Any], name: str) -> str:
 
 
 def _note(stage: str, done: int, total: int, seconds: float) -> None:
-    left = round(seconds / done * (total - done), 1) if done else None
-    known = {"stage": stage, "done": done, "total": total, "eta_s": left}
+    remaining = round(seconds / done * (total - done), 1) if done else None
+    known = {"stage": stage, "done": done, "total": total, "eta_s": remaining}
     extra = {"progress": known | {"memory_mb": peak_memory_mb()}}
     log.debug("%s: %d of %d", stage, done, total, extra=extra)
 
@@ -113,14 +113,14 @@ def bar(what: str) -> Iterator[Advance]:
         TextColumn("{task.fields[item]}"),
     )
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        task, begin, said = progress.add_task(what, total=None, item=""), monotonic(), 0.0
+        task, begin, noted_at = progress.add_task(what, total=None, item=""), monotonic(), 0.0
 
         def advance(item: str, done: int, total: int) -> None:
-            nonlocal said
+            nonlocal noted_at
             progress.update(task, completed=done, total=total, item=item)
             now = monotonic()
-            if now - said >= 1 or done == total:
-                said = now
+            if now - noted_at >= 1 or done == total:
+                noted_at = now
                 _note(what, done, total, now - begin)
 
         yield advance

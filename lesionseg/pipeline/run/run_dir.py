@@ -112,18 +112,24 @@ def _differences(before: Any, now: Any, key: str = "") -> Iterable[str]:
         yield f"{key}: {before} → {now}"
 
 
-def provenance(dataset: Dataset, seed: int, device: str, simulated: bool) -> dict[str, Any]:
-    """Versions, git commit, machine, seed and a hash of all the dataset's files."""
+def provenance(
+    dataset: Dataset, config: Mapping[str, Any], seed: int, device: str
+) -> dict[str, Any]:
+    """Versions, git commit, machine, seed and a hash of all the dataset's files.
+
+    `simulated`: whether the configuration simulated the data, or the dataset's name says so.
+    """
+    has_phantoms = bool(config.get("data", {}).get("phantoms"))
     return {
         "lesionseg": lesionseg.__version__,
         "git_commit": git_commit(),
         "python": platform.python_version(),
         "packages": dict(_versions(PACKAGES)),
-        "device": device,
+        "device": device_name(device),
         "seed": seed,
         "convention": dataset.convention,
         "data_sha256": data_hash(dataset),
-        "simulated": simulated,
+        "simulated": has_phantoms or "simulated" in dataset.name.lower(),
     }
 
 
@@ -168,11 +174,6 @@ def device_name(device: str) -> str:
     if device.startswith("cuda") and torch.cuda.is_available():
         return torch.cuda.get_device_name(device)
     return f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
-
-
-def is_simulated(settings: Mapping[str, Any], dataset: Dataset) -> bool:
-    """Whether the configuration simulated the data, or the dataset says that it is simulated."""
-    return bool(settings.get("phantoms")) or "simulated" in dataset.name.lower()
 
 
 def refuse_other_cases(run: Path, splits: Splits) -> None:

@@ -11,8 +11,8 @@ from pathlib import Path
 import lesionseg
 from lesionseg.core import CaseFiles
 from lesionseg.errors import LesionsegError
-from lesionseg.io.formats.volumes import strip_suffix
 from lesionseg.io.local_files import content_files
+from lesionseg.io.volumes import strip_suffix
 from lesionseg.pipeline.run.run_dir import is_claimed
 
 LOG = "train.log"
@@ -68,13 +68,13 @@ def kept_log(run: Path) -> Iterator[Callable[[str], None]]:
 
     What is printed stays as it is. An error that ends the run is the log's last line.
     """
-    with _heard(log := RunLog(run)):
-        yield from _noted(log)
+    with _attached(log := RunLog(run)):
+        yield from _with_its_ends(log)
 
 
 @contextmanager
-def _heard(log: RunLog) -> Iterator[None]:
-    """Let the log hear all; where nobody has set logging up, warnings are still printed."""
+def _attached(log: RunLog) -> Iterator[None]:
+    """Attach the log to all loggers; warnings are still printed where nobody set logging up."""
     root, ours = logging.getLogger(), logging.getLogger(lesionseg.__name__)
     level, bare = ours.level, not root.handlers
     handlers = [log, logging.lastResort] if bare and logging.lastResort else [log]
@@ -91,8 +91,8 @@ def _heard(log: RunLog) -> Iterator[None]:
         log.close()
 
 
-def _noted(log: RunLog) -> Iterator[Callable[[str], None]]:
-    """Note how it begins and, where it does so with an error, how it ends."""
+def _with_its_ends(log: RunLog) -> Iterator[Callable[[str], None]]:
+    """Note how a run begins and, where it does so with an error, how it ends."""
     log.note(f"Training begins or goes on, lesionseg {lesionseg.__version__}.")
     try:
         yield log.note
@@ -110,7 +110,7 @@ def _noted(log: RunLog) -> Iterator[Callable[[str], None]]:
 def redact_error(error: LesionsegError, files: CaseFiles | None, pseudonym: str) -> str:
     """What is wrong, what was seen and what to do, with a case's names replaced by `pseudonym`.
 
-    Of a case that is not known (None) only what is wrong and what to do is said, quotes emptied.
+    Of a case that is not known (None) it gives what is wrong and what to do, quotes emptied.
     """
     if files is None:
         message = " ".join(part for part in (error.what, error.remedy) if part)
@@ -122,13 +122,13 @@ def redact_error(error: LesionsegError, files: CaseFiles | None, pseudonym: str)
 
 
 def redact_any(error: Exception, files: CaseFiles, pseudonym: str) -> str:
-    """What any error says of a case, redacted; only its class where the names are not to be had."""
+    """What any error says of a case, redacted; only its class where names are unknown."""
     try:
         if isinstance(error, LesionsegError):
             return redact_error(error, files, pseudonym)
         return redact(repr(error), files, pseudonym)
     except Exception:  # a path that no disk takes, or links that lead in a circle
-        return f"{type(error).__name__}; what it says is not told, for it may name the patient."
+        return f"{type(error).__name__}; its text is withheld, for it may name the patient."
 
 
 def redact(text: str, files: CaseFiles, pseudonym: str) -> str:

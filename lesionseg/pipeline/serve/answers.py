@@ -11,9 +11,9 @@ from typing import Any
 
 from lesionseg.errors import ContentError, DatasetError, LesionsegError, ReadError
 from lesionseg.inference.predictor import Predictor
-from lesionseg.io.formats.volumes import result_suffix
 from lesionseg.io.layouts.input_images import find_images
 from lesionseg.io.predictions import write_prediction
+from lesionseg.io.volumes import result_suffix
 from lesionseg.pipeline.serve.uploads import CASE
 from lesionseg.report.figures.pictures import Scene
 from lesionseg.report.viewer import viewer_data
@@ -86,9 +86,9 @@ class Answerer:
         volume = self.predictor.scans.read(files)
         _go_on(halt)
         prediction = self.predictor.predict_volume(volume, CASE, on_tile=lambda *_: _go_on(halt))
-        chosen = suffix or result_suffix(files.images[0], plan.dims)
+        mask_suffix = suffix or result_suffix(files.images[0], plan.dims)
         with tempfile.TemporaryDirectory(dir=folder.parent, ignore_cleanup_errors=True) as output:
-            write_prediction(Path(output), prediction, suffix=chosen, like=files.images[0])
+            write_prediction(Path(output), prediction, suffix=mask_suffix, like=files.images[0])
             written = {p.name: p.read_bytes() for p in sorted(Path(output).iterdir())}
         accepted = sum(c.accepted for c in prediction.candidates)
         scene = Scene(volume.array[0], volume.geometry, prediction=prediction)

@@ -22,7 +22,7 @@ from lesionseg.pipeline.serve.answers import Answer, Answerer
 from lesionseg.pipeline.serve.gate import Gate
 from lesionseg.pipeline.serve.label_api import label_router
 from lesionseg.pipeline.serve.turns import Turns, form_of, uploads_in
-from lesionseg.pipeline.serve.uploads import ServeLimits, Shelf, home, scratch, store
+from lesionseg.pipeline.serve.uploads import ServeLimits, UploadStore, home, scratch, store
 from lesionseg.report import viewer
 from lesionseg.report.page import render
 
@@ -50,18 +50,18 @@ def make_app(
     and as localhost. `token`: see `Gate`.
     """
     answerer = Answerer(predictor)
-    shelf, turns = Shelf(limits.max_waiting), Turns(limits.request_seconds)
+    uploads, turns = UploadStore(limits.max_waiting), Turns(limits.request_seconds)
     has_viewer = viewer.NIIVUE.is_file()
     page = render("serve.html.j2", viewer=has_viewer)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        with home() as shelf.home:
-            sweeper = asyncio.create_task(_sweep_by_the_clock(shelf))
+        with home() as uploads.home:
+            sweeper = asyncio.create_task(_sweep_by_the_clock(uploads))
             yield
             sweeper.cancel()
             await turns.close()
-            shelf.close()
+            uploads.close()
 
     # FastAPI's own pages of documentation load scripts from elsewhere
     app = FastAPI(title="lesionseg", version=__version__, openapi_url=None, lifespan=lifespan)
@@ -70,7 +70,7 @@ def make_app(
     )
     app.add_middleware(Gate, limits=limits, policy=_policy(page, has_viewer), token=token)
     app.add_exception_handler(LesionsegError, _say)
-    app.include_router(label_router(answerer, shelf, turns, limits))
+    app.include_router(label_router(answerer, uploads, turns, limits))
     if has_viewer:
         app.mount("/niivue", StaticFiles(directory=viewer.NIIVUE.parent))
 
@@ -91,7 +91,7 @@ def make_app(
 
     @app.post("/predict", response_class=Response)
     async def predict(request: Request, result: Result = "mask") -> Response:
-        async with scratch(shelf.home) as scan:
+        async with scratch(uploads.home) as scan:
             async with form_of(request, limits.max_files) as form:
                 await run_in_threadpool(store, uploads_in(form, "file"), scan, limits)
             answer = await turns.take(
@@ -104,9 +104,11 @@ def make_app(
 
 def _policy(page: str, has_viewer: bool) -> str:
     """The Content-Security-Policy by which a browser runs what stands in the page, and NiiVue."""
-    found = (re.search(rf"<{tag}>(.*?)</{tag}>", page, re.DOTALL) for tag in ("script", "style"))
+    elements = (re.search(rf"<{tag}>(.*?)</{tag}>", page, re.DOTALL) for tag in ("script", "style"))
     script, style = (
-        base64.b64encode(hashlib.sha256(one[1].encode()).digest()).decode() for one in found if one
+        base64.b64encode(hashlib.sha256(one[1].encode()).digest()).decode()
+        for one in elements
+        if one
     )
     niivue = " 'self'; img-src data:" if has_viewer else ""  # it has its letters as pictures
     return (
@@ -115,11 +117,11 @@ def _policy(page: str, has_viewer: bool) -> str:
     )
 
 
-async def _sweep_by_the_clock(shelf: Shelf) -> None:
+async def _sweep_by_the_clock(uploads: UploadStore) -> None:
     """Old scans leave even if nobody asks for anything."""
     while True:
         await asyncio.sleep(SWEEP_SECONDS)
-        await asyncio.to_thread(shelf.sweep)
+        await asyncio.to_thread(uploads.sweep)
 
 
 def _response(answer: Answer, result: Result) -> Response:

@@ -17,7 +17,7 @@ from starlette.concurrency import run_in_threadpool
 from lesionseg import __version__
 from lesionseg.pipeline.serve.answers import Answer, Answerer
 from lesionseg.pipeline.serve.turns import Turns, form_of, uploads_in
-from lesionseg.pipeline.serve.uploads import ServeLimits, Shelf, scratch, store
+from lesionseg.pipeline.serve.uploads import ServeLimits, UploadStore, scratch, store
 from lesionseg.plan.plan import Plan
 
 MODEL = "lesionseg"
@@ -25,15 +25,17 @@ _SUFFIXES = (".nrrd", ".nii.gz", ".nii", ".mha")
 Output = Literal["image", "json", "all"]
 
 
-def label_router(answerer: Answerer, shelf: Shelf, turns: Turns, limits: ServeLimits) -> APIRouter:
-    """The routes; uploaded volumes wait on `shelf` for the requests that follow."""
+def label_router(
+    answerer: Answerer, uploads: UploadStore, turns: Turns, limits: ServeLimits
+) -> APIRouter:
+    """The routes; uploaded volumes wait in `uploads` for the requests that follow."""
     router, plan = APIRouter(), answerer.predictor.plan
 
     async def put(request: Request, field: str) -> str:
         # a name that a client gives (`image=`) is no key: two may call their scans the same
         key = uuid.uuid4().hex
         async with form_of(request, limits.max_files) as form:
-            await run_in_threadpool(shelf.put, key, uploads_in(form, field), limits)
+            await run_in_threadpool(uploads.put, key, uploads_in(form, field), limits)
         return key
 
     @router.get("/info/")
@@ -55,13 +57,13 @@ def label_router(answerer: Answerer, shelf: Shelf, turns: Turns, limits: ServeLi
 
     @router.get("/session/{key}")
     def session(key: str) -> dict[str, str]:
-        if shelf.get(key) is None:
+        if uploads.get(key) is None:
             raise HTTPException(404, "There is no such session, or no longer.")
         return {"name": key}
 
     @router.delete("/session/{key}")
     def remove_session(key: str) -> dict[str, str]:
-        if not shelf.remove(key):
+        if not uploads.remove(key):
             raise HTTPException(404, "There is no such session, or no longer.")
         return {"name": key}
 
@@ -75,14 +77,14 @@ def label_router(answerer: Answerer, shelf: Shelf, turns: Turns, limits: ServeLi
     ) -> Response:
         if model != MODEL:
             raise HTTPException(404, f"There is no such model; there is {MODEL}.")
-        async with scratch(shelf.home) as folder:
+        async with scratch(uploads.home) as folder:
             async with form_of(request, limits.max_files) as form:
                 suffix = _result_suffix(form.get("params"), plan)
                 sent = uploads_in(form, "file")
                 if sent:
                     await run_in_threadpool(store, sent, folder, limits)
-            kept = await run_in_threadpool(shelf.get, session_id or image)
-            scan = folder if sent else kept
+            stored = await run_in_threadpool(uploads.get, session_id or image)
+            scan = folder if sent else stored
             if scan is None:
                 raise HTTPException(404, _NO_IMAGE)
             answer = await turns.take(

@@ -70,23 +70,23 @@ class Turns:
         """
         halt, job = threading.Event(), Future[T]()
         done: asyncio.Future[T] = asyncio.wrap_future(job)
-        gone = asyncio.create_task(_departure(request))
+        departure = asyncio.create_task(_departure(request))
         # nobody may be left to ask
         done.add_done_callback(lambda d: d.cancelled() or d.exception())
         self._going[halt] = job
         self._queue.put(partial(_fulfil, job, partial(work, halt)))
         try:
-            first: set[asyncio.Future[Any]] = {done, gone}
+            first: set[asyncio.Future[Any]] = {done, departure}
             await asyncio.wait(first, timeout=self._seconds, return_when=_FIRST)
             if halt.is_set():
                 raise HTTPException(503, "The server stops.")
             if done.done():
                 return done.result()
-            if gone.done():
+            if departure.done():
                 raise HTTPException(499, "The client has left.")
             raise HTTPException(503, "The scan took too long.", {"Retry-After": "60"})
         finally:
-            gone.cancel()
+            departure.cancel()
             halt.set()
             job.cancel()
             # the scan's folder is the caller's to remove: not before the work has let go of it

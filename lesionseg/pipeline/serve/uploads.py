@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 from lesionseg.errors import ContentError, OutputError, ReadError
-from lesionseg.io.atomic import locked_folder
-from lesionseg.io.formats.volumes import case_suffix, is_image_file
+from lesionseg.io.folder_locks import locked_folder
+from lesionseg.io.volumes import case_suffix, is_image_file
 
 CASE = "scan"
 _PIECE = 2**20
@@ -165,7 +165,7 @@ def _too_much(limits: ServeLimits) -> ContentError:
     return ContentError("The zip holds more than may be sent.", expected=most)
 
 
-class Shelf:
+class UploadStore:
     """Scans that stay for further requests, by key: few, for a while, in temporary folders.
 
     At most `size` are kept, the one asked for longest ago goes first; none stays longer than

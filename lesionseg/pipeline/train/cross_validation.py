@@ -64,11 +64,11 @@ def cross_validate(recipe: Recipe, survey: Survey, run: Path) -> Callable[[], Tr
 
     What it returns gathers what they predicted, and keeps one ensemble.
 
-    A finished fold is kept, one begun goes on, also where another process or another machine
-    made it. The budget of the trainer is each fold's own. Where there are devices for several,
-    folds are trained side by side; the weights are the same. Raises `ConfigError` for a fold that
-    was made by other settings or by another plan, `DatasetError` for one that began with other
-    cases, `TrainingError` naming a fold that failed.
+    A finished fold is kept, one begun goes on, also where another process or another machine made
+    it. The budget of the trainer is each fold's own. Where there are devices for several, folds are
+    trained side by side; the weights are the same. Raises `ConfigError` for a fold that was made by
+    other settings or by another plan, `DatasetError` for one that began with other cases.
+    `TrainingError` names a fold that failed.
     """
     folds = [
         FoldRun(k, divided(survey, recipe.data, recipe.learning.seed, k), run / f"fold_{k}")
@@ -175,8 +175,8 @@ def _is_finished(fold: FoldRun) -> bool:
 
 def _plan_of_finished(folds: Sequence[FoldRun]) -> Plan | None:
     """The plan of folds that were trained one by one, perhaps on a machine with other memory."""
-    made = (fold.run / BUNDLE / "plan.json" for fold in folds)
-    path = next((path for path in made if path.is_file()), None)
+    plans = (fold.run / BUNDLE / "plan.json" for fold in folds)
+    path = next((path for path in plans if path.is_file()), None)
     return undecided(Plan.from_json(path.read_text("utf-8"), path)) if path else None
 
 

@@ -49,14 +49,14 @@ def checkpoint_stages(model: PlanOverrides, dims: int) -> Architecture | None:
     if model.init_from is None or not is_checkpoint(model.init_from):
         return None
     weights = read_checkpoint(Path(model.init_from))
-    found = architecture_of(weights, model.architecture, model.init_from)
+    architecture = architecture_of(weights, model.architecture, model.init_from)
     require(
-        len(found.block) == dims,
+        len(architecture.block) == dims,
         "Training cannot start from this checkpoint: another number of spatial axes.",
         where="model.init_from",
-        seen=f"{len(found.block)} axes in the checkpoint, {dims} here",
+        seen=f"{len(architecture.block)} axes in the checkpoint, {dims} here",
     )
-    return found
+    return architecture
 
 
 def read_as_typed(bundle: Path, network: Mapping[str, Any]) -> Bundle:
@@ -115,8 +115,8 @@ def _say(source: str, done: Transfer) -> None:
     if done.fresh:
         why = f" ({done.why_fresh})" if done.why_fresh else ""
         log.info("Newly initialised%s: %s.", why, _parts(done.fresh))
-    if done.left:
-        log.info("There, but not needed: %s.", _parts(done.left))
+    if done.unused:
+        log.info("There, but not needed: %s.", _parts(done.unused))
 
 
 def _parts(names: Sequence[str]) -> str:

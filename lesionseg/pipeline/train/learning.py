@@ -10,7 +10,8 @@ import numpy as np
 import pytorch_lightning as pl
 from torch import nn
 
-from lesionseg.data.cache.case_cache import CachedCase, source_hash
+from lesionseg.data.cache.cached_case import CachedCase
+from lesionseg.data.cache.case_cache import source_hash
 from lesionseg.data.cache.fill import fill_cache
 from lesionseg.data.transforms import Spec
 from lesionseg.errors import ConfigError
@@ -193,8 +194,8 @@ def settle(learning: Learning, plan: Plan) -> Learning:
     optimiser = learning.optimiser
     rate = optimiser.lr * batch_factor(optimiser, plan)
     limits = ((trainer.max_steps, "steps"), (trainer.max_minutes, "minutes"))
-    said = " or ".join(f"{value:g} {what}" for value, what in limits if value is not None)
-    log.info("Training ends after %s; learning rate %.2g.", said, rate)
+    text = " or ".join(f"{value:g} {what}" for value, what in limits if value is not None)
+    log.info("Training ends after %s; learning rate %.2g.", text, rate)
     return replace(learning, trainer=trainer, optimiser=replace(optimiser, lr=rate))
 
 

@@ -24,8 +24,8 @@ _REMEDY = (
 def check_losses(plan: Plan, loss: nn.Module, detection: DetectionLoss) -> None:
     """Raise `ConfigError` naming the setting that does not fit the plan's labels.
 
-    What is known only with the labels, such as one α a class, would else be refused at the first
-    step, when the run already belongs to it.
+    Some faults show only with the labels, such as a number of α that is not that of the classes.
+    They would else be refused at the first step, when the run already belongs to it.
     """
     batch = some_batch(plan, 1, torch.device("cpu"))
     if plan.has_voxels:

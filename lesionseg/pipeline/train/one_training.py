@@ -11,7 +11,7 @@ from typing import Any
 import pytorch_lightning as pl
 from torch import nn
 
-from lesionseg.data.cache.case_cache import CachedCase
+from lesionseg.data.cache.cached_case import CachedCase
 from lesionseg.data.transforms import PrepareSettings
 from lesionseg.evaluation import Preset
 from lesionseg.inference.bundles.bundle import write_bundle
@@ -22,6 +22,7 @@ from lesionseg.inference.inference_settings import InferenceSettings
 from lesionseg.inference.input_check import InputCheck
 from lesionseg.inference.predictor import Predictor
 from lesionseg.io.atomic import write_text
+from lesionseg.pipeline.dataset.capabilities import require_masks, require_voxels
 from lesionseg.pipeline.dataset.data_settings import DataSettings
 from lesionseg.pipeline.dataset.survey import Survey
 from lesionseg.pipeline.judging.choice import Choice, ChoiceSettings
@@ -34,15 +35,7 @@ from lesionseg.pipeline.judging.judge_role import (
 )
 from lesionseg.pipeline.judging.volume_scores import VolumeJudge, VolumeScores
 from lesionseg.pipeline.report.recipe import ReportSettings
-from lesionseg.pipeline.run.capabilities import require_masks, require_voxels
-from lesionseg.pipeline.run.run_dir import (
-    claim,
-    device_name,
-    is_claimed,
-    is_simulated,
-    provenance,
-    refuse_other_cases,
-)
+from lesionseg.pipeline.run.run_dir import claim, is_claimed, provenance, refuse_other_cases
 from lesionseg.pipeline.train.fine_tuning import training_cases
 from lesionseg.pipeline.train.learning import (
     affordable,
@@ -104,8 +97,7 @@ class Recipe:
 
     def origin(self, survey: Survey, device: str) -> dict[str, Any]:
         """What made the results: versions, seed, data, machine."""
-        simulated = is_simulated(self.config.get("data", {}), survey.dataset)
-        return provenance(survey.dataset, self.learning.seed, device_name(device), simulated)
+        return provenance(survey.dataset, self.config, self.learning.seed, device)
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,7 +121,7 @@ class TrainResult:
 def begin(recipe: Recipe, survey: Survey, run: Path, plan: Plan | None = None) -> Plan:
     """Plan (or take the one given), check it, and claim the run directory for the recipe.
 
-    By the first process; others that train with it are told the plan.
+    By the first process; others that train with it receive the plan.
     """
     return from_first(partial(_begin, recipe, survey, run, plan))
 

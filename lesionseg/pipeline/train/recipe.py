@@ -13,15 +13,15 @@ from lesionseg.data.sampling import SamplingSettings
 from lesionseg.data.transforms import PrepareSettings
 from lesionseg.evaluation import Preset
 from lesionseg.inference.inference_settings import InferenceSettings
-from lesionseg.io.atomic import locked_folder
+from lesionseg.io.folder_locks import locked_folder
 from lesionseg.losses.detection_loss import DetectionLoss
 from lesionseg.losses.monai_losses import completed
+from lesionseg.pipeline.dataset.capabilities import warn_of_unused_loss
 from lesionseg.pipeline.dataset.data_settings import ALL_FOLDS, DataSettings
 from lesionseg.pipeline.dataset.survey import Survey, take_survey
 from lesionseg.pipeline.judging.choice import CHOSEN, ChoiceSettings
 from lesionseg.pipeline.judging.judge_role import judge_untouched
 from lesionseg.pipeline.report.recipe import ReportSettings, report_run
-from lesionseg.pipeline.run.capabilities import warn_of_unheard_loss
 from lesionseg.pipeline.run.outcome import CommandOutcome, scores_lines
 from lesionseg.pipeline.run.run_dir import check_claim, default_run_dir
 from lesionseg.pipeline.run.run_log import kept_log
@@ -170,7 +170,7 @@ def _work(recipe: Recipe, run: Path) -> TrainOutcome:
     """What all processes of a training go through together, step by step."""
     started, learning = time.monotonic(), recipe.learning
     if is_first():
-        warn_of_unheard_loss(recipe.model.architecture, learning.loss, learning.detection)
+        warn_of_unused_loss(recipe.model.architecture, learning.loss, learning.detection)
     survey = from_first(lambda: take_survey(recipe.data, learning.seed, recipe.data.facts(run)))
     train_all = cross_validate if recipe.data.fold == ALL_FOLDS else _hold_out
     judge = train_all(recipe, survey, run)

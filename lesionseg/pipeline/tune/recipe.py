@@ -14,20 +14,18 @@ from lesionseg.data.transforms import PrepareSettings
 from lesionseg.errors import ConfigError, DatasetError, LesionsegError
 from lesionseg.evaluation import Preset
 from lesionseg.inference.inference_settings import InferenceSettings
-from lesionseg.io.atomic import locks
+from lesionseg.io.folder_locks import locks
+from lesionseg.pipeline.dataset.capabilities import require_masks
 from lesionseg.pipeline.dataset.data_settings import DataSettings
 from lesionseg.pipeline.dataset.survey import Survey, take_survey
 from lesionseg.pipeline.judging.volume_scores import VolumeJudge
-from lesionseg.pipeline.run.capabilities import require_masks
 from lesionseg.pipeline.run.cluster import run_tasks
 from lesionseg.pipeline.run.outcome import CommandOutcome, aligned
 from lesionseg.pipeline.run.run_dir import (
     check_claim,
     claim,
     default_run_dir,
-    device_name,
     is_claimed,
-    is_simulated,
     provenance,
     refuse_other_cases,
 )
@@ -37,7 +35,6 @@ from lesionseg.pipeline.tune.search import Search, TuneSettings, require_optuna
 from lesionseg.pipeline.tune.trial import TrialRecipe
 from lesionseg.pipeline.tune.tune_results import (
     Circumstances,
-    describe,
     refuse_other_rule,
     write_results,
 )
@@ -129,7 +126,7 @@ def tune(
     require_masks(survey, model.architecture)
     refuse_other_cases(run, survey.splits)  # its trials would not compare
     refuse_other_rule(run, preset.match_rule)
-    cases = [c for c in survey.of_role("validation") if c.reference is not None or c.annotations]
+    cases = [c for c in survey.of_role("validation") if c.is_labelled]
     lesions = _count_lesions(survey, cases, data)
     learning = partial(
         Learning,
@@ -159,29 +156,25 @@ def tune(
         fp_per_case=tune.fp_per_case,
         run=run,
     )
-    origin = _origin(survey, seed, trainer, config)
-    about = Circumstances(
-        tune,
-        seed,
-        _budget(trainer),
-        len(cases),
-        lesions,
-        losses.first,
-        origin,
-        preset.match_rule,
-    )
+    device = training_device(trainer.accelerator)
+    origin = provenance(survey.dataset, config, seed, device)
+    budget, rule = _budget(trainer), preset.match_rule
+    about = Circumstances(tune, seed, budget, len(cases), lesions, losses.first, origin, rule)
     search = Search(run, tune, seed=seed, first=losses.first)
     if tune.ray_workers:
-        gpus = int(training_device(trainer.accelerator) != "cpu")
-        ends = run_tasks([partial(_take_part, recipe, about)] * tune.ray_workers, gpus=gpus)
-        failed = next((end for end in ends if isinstance(end, LesionsegError)), None)
-        if failed is not None:
-            raise failed
+        _search_on_ray(recipe, about, gpus=int(device != "cpu"))
     else:
         search.run(recipe, partial(_write, search, about))
     # once more: a start after the last trial may be there for the files alone
-    write_results(run, search.trials(), about)
-    return TuneOutcome(run, describe(search.trials(), about), losses.groups)
+    return TuneOutcome(run, write_results(run, search.trials(), about), losses.groups)
+
+
+def _search_on_ray(recipe: TrialRecipe, about: Circumstances, gpus: int) -> None:
+    """Let workers of a cluster run the trials, each with so many GPUs; raises what one did."""
+    workers = about.settings.ray_workers
+    for end in run_tasks([partial(_take_part, recipe, about)] * workers, gpus=gpus):
+        if isinstance(end, LesionsegError):
+            raise end
 
 
 def _take_part(recipe: TrialRecipe, about: Circumstances) -> None:
@@ -237,14 +230,6 @@ def _budget(trainer: TrainerSettings) -> str:
         if value is not None
     ]
     return f"a training of at most {' or '.join(limits)}"
-
-
-def _origin(
-    survey: Survey, seed: int, trainer: TrainerSettings, config: Mapping[str, Any]
-) -> dict[str, Any]:
-    simulated = is_simulated(config.get("data", {}), survey.dataset)
-    device = device_name(training_device(trainer.accelerator))
-    return provenance(survey.dataset, seed, device, simulated)
 
 
 def _log_trial(trial: TuningTrial) -> None:

@@ -19,7 +19,8 @@ import numpy as np
 
 from lesionseg.data.cache.claims import is_alive
 from lesionseg.errors import ConfigError, OutputError, pip_install
-from lesionseg.io.atomic import locked_folder, writing
+from lesionseg.io.folder_locks import locked_folder
+from lesionseg.pipeline.tune.journal import Journal
 from lesionseg.report.sections.tuning_page import State, TuningTrial
 
 log = logging.getLogger(__name__)
@@ -108,7 +109,7 @@ Objective = Callable[[OpenTrial], float]
 
 
 class Search:
-    """A search in `folder`, begun or gone on with.
+    """A search in `folder`, new or resumed.
 
     `first` is the pair that is tried before all others, what one would take without a search.
     Raises `ConfigError` when Optuna is not installed.
@@ -144,9 +145,7 @@ class Search:
     def trials(self) -> tuple[TuningTrial, ...]:
         """Every trial so far, of all processes, by number; those that were freed left out."""
         with _quiet(self._optuna):
-            trials = self._study.get_trials(deepcopy=False)
-        shown = [t for t in trials if t.state.name in ("COMPLETE", "PRUNED", "RUNNING")]
-        return tuple(self._result(t) for t in shown if "gamma" in t.params)
+            return tuple(self._result(t) for t in self._taken() if "gamma" in t.params)
 
     def _open(self, path: Path) -> Any:
         pruner = self._optuna.pruners.MedianPruner(
@@ -154,7 +153,7 @@ class Search:
         )
         return self._optuna.create_study(
             study_name=NAME,
-            storage=self._optuna.storages.JournalStorage(_Journal(path)),
+            storage=self._optuna.storages.JournalStorage(Journal(path)),
             direction="maximize",
             pruner=pruner if self.settings.prune else self._optuna.pruners.NopPruner(),
             load_if_exists=True,
@@ -173,10 +172,10 @@ class Search:
     def _next(self) -> Any:
         """A trial that its process has left, or a new one; None when there are enough."""
         with _turn(self.folder), _quiet(self._optuna):
-            left = next(filter(_is_left, self._taken()), None)
-            if left is not None:
-                log.info("Trial %d goes on where it was interrupted.", left.number)
-                return self._proposed(left)
+            abandoned = next(filter(_is_left, self._taken()), None)
+            if abandoned is not None:
+                log.info("Trial %d goes on where it was interrupted.", abandoned.number)
+                return self._proposed(abandoned)
             enough = len(self._taken()) >= self.settings.n_trials
             return None if enough else self._proposed(self._study.ask())
 
@@ -242,42 +241,6 @@ class Search:
             seconds=None if trial.duration is None else trial.duration.total_seconds(),
             note=trial.user_attrs.get("note", ""),
         )
-
-
-class _Journal:
-    """Optuna's journal in a file; what the disk refuses is a sentence, and leaves no half a line.
-
-    Raises `OutputError`.
-    """
-
-    def __init__(self, path: Path) -> None:
-        from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
-
-        self.path = path
-        # a lock by opening a file works on Windows and on network folders alike
-        lock = JournalFileOpenLock(str(path))
-        with writing(path):
-            self._journal = JournalFileBackend(str(path), lock_obj=lock)
-            lock.acquire()
-            try:
-                _cut_half_line(path)
-            finally:
-                lock.release()
-
-    def read_logs(self, log_number_from: int) -> Any:
-        """What was written from a number on."""
-        return self._journal.read_logs(log_number_from)
-
-    def append_logs(self, logs: Any) -> None:
-        """Write more."""
-        with writing(self.path):
-            self._journal.append_logs(logs)
-
-
-def _cut_half_line(path: Path) -> None:
-    content = path.read_bytes()
-    if not content.endswith(b"\n"):
-        os.truncate(path, content.rfind(b"\n") + 1)
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from typing import Any
 import pytorch_lightning as pl
 from torch import nn
 
-from lesionseg.data.cache.case_cache import CachedCase
+from lesionseg.data.cache.cached_case import CachedCase
 from lesionseg.errors import TrainingError
 from lesionseg.evaluation import choose
 from lesionseg.evaluation.statistics.bootstrap import value_of
@@ -23,7 +23,7 @@ from lesionseg.plan.plan import Plan
 from lesionseg.training.callbacks.step_callbacks import AfterStep
 from lesionseg.training.fit import CHECKPOINT
 from lesionseg.training.learning_settings import Learning
-from lesionseg.training.step.module import LesionModule
+from lesionseg.training.lightning_module import LesionModule
 
 # Recall moves in steps of one lesion. Between pairs that find the same lesions the average
 # precision decides, with a weight too small to outweigh a lesion in a set of under a hundred.

@@ -61,7 +61,7 @@ def balance_warnings(folder: Path) -> tuple[str, ...]:
     if not path.is_file():
         return ()
     try:
-        return tuple(f"Step {said['step']}: {said['sentence']}" for said in read_json(path))
+        return tuple(f"Step {row['step']}: {row['sentence']}" for row in read_json(path))
     except (KeyError, TypeError) as error:
         raise ContentError("The warnings cannot be read.", where=path, seen=repr(error)) from error
 

@@ -96,9 +96,9 @@ def anchor_charts(folder: Path) -> dict[str, Chart]:
     fit = read_fit(folder)
     if fit is None:
         return {}
-    said = text.anchors_text(fit.mean_iou or 0.0, fit.small_recall or 0.0)
+    caption = text.anchors_text(fit.mean_iou or 0.0, fit.small_recall or 0.0)
     alt = text.alt_anchors(len(fit.lesions), sum(len(level) for level in fit.levels))
-    return {"anchors": Chart(partial(draw_fit, fit=fit), 3.8, said, alt)}
+    return {"anchors": Chart(partial(draw_fit, fit=fit), 3.8, caption, alt)}
 
 
 def read_fit(folder: Path) -> Fit | None:

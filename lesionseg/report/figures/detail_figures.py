@@ -96,10 +96,10 @@ def draw_cells(onto: "FigureBase", cells: Sequence[ContrastCell], unit: str) -> 
         y, x = sizes.index(cell.size), contrasts.index(cell.contrast)
         few = cell.recall.ci95 is None and cell.n < text.MIN_FOR_PERCENT
         share = shares[y, x] = np.nan if few else cell.detected / cell.n
-        said = text.of(cell.detected, cell.n) if cell.n else text.NONE
+        words = text.of(cell.detected, cell.n) if cell.n else text.NONE
         colour = "white" if share < DARK else INK
         # fields lie between whole numbers
-        axes.text(x + 0.5, y + 0.5, said, ha="center", va="center", color=colour)
+        axes.text(x + 0.5, y + 0.5, words, ha="center", va="center", color=colour)
     axes.set_facecolor(GRID)
     axes.pcolormesh(shares, cmap=SHADES, vmin=0, vmax=1, edgecolors="white", linewidth=2)
     axes.set_xlim(0, len(contrasts))

@@ -13,7 +13,6 @@ from lesionseg.core import Case, CaseFiles, Dataset, Geometry, Prediction, Refer
 from lesionseg.core.lesions import box_slices
 from lesionseg.errors import DatasetError, GeometryError, ReadError
 from lesionseg.io.cases import read_case, read_mask
-from lesionseg.io.formats.volumes import read_volume
 from lesionseg.io.layouts.conventions import read_dataset
 from lesionseg.io.layouts.input_images import find_images
 from lesionseg.io.predictions import (
@@ -22,6 +21,7 @@ from lesionseg.io.predictions import (
     find_predictions,
     read_prediction,
 )
+from lesionseg.io.volumes import read_volume
 from lesionseg.ops.components import filled_boxes, lesion_mask
 from lesionseg.report.figures.pictures import Mask, Scene
 

@@ -25,7 +25,7 @@ def origin(scores: Scores, run: Path, *, identifiers: bool) -> list[tuple[str, s
 
     Nested keys are joined by dots. Without `identifiers`, paths and hashes are withheld.
     """
-    said = {
+    facts = {
         "preset": scores.preset,
         "evaluated_on": scores.evaluated_on,
         "split_is_group_safe": scores.split_is_group_safe,
@@ -33,7 +33,7 @@ def origin(scores: Scores, run: Path, *, identifiers: bool) -> list[tuple[str, s
         **scores.provenance,
         **({"config": config} if (config := _config(run)) else {}),
     }
-    lines = [(key, _words(value)) for key, value in _flatten(said)]
+    lines = [(key, _words(value)) for key, value in _flatten(facts)]
     return [(key, value if identifiers else withhold(key, value)) for key, value in lines]
 
 

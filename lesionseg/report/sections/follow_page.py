@@ -76,10 +76,10 @@ def write_follow_page(
     """
     accepted = [c for c in changes if c.accepted]
     counts = Counter(c.state for c in accepted)
-    said = ", ".join(f"{counts[state]} {state}" for state in STATES if counts[state])
+    summary = ", ".join(f"{counts[state]} {state}" for state in STATES if counts[state])
     page = FollowPage(
         TITLE,
-        f"{text.count(len(names), 'pair')}: {said or 'no change'}.",
+        f"{text.count(len(names), 'pair')}: {summary or 'no change'}.",
         rule,
         listing(_HEADINGS_PAIRS, (_pair_line(case, names[case], changes) for case in names)),
         listing(_HEADINGS_CHANGES, (_change_line(names[c.case], c) for c in accepted)),
@@ -111,11 +111,11 @@ def _caption(change: LesionChange) -> str:
         "" if size is None else f"{size:.1f} mm"
         for size in (change.diameter_before_mm, change.diameter_after_mm)
     ]
-    said = " → ".join(size for size in sizes if size)
+    sizes_text = " → ".join(size for size in sizes if size)
     if change.change_percent is None:
-        return said
+        return sizes_text
     least = f"detectable from {change.smallest_change_percent:.0f} %"
-    return f"{said}, {change.change_percent:+.0f} % ({least})"
+    return f"{sizes_text}, {change.change_percent:+.0f} % ({least})"
 
 
 def _pair_line(case: str, name: str, changes: Sequence[LesionChange]) -> Line:

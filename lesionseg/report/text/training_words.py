@@ -70,17 +70,17 @@ def alt_course(gradient: Sequence[float]) -> str:
     if not gradient:
         return "Highest probabilities in lesions and in background over training."
     shares = (f"{name} {share:.0%}" for name, share in zip(PART_NAMES, gradient, strict=True))
-    said = ", ".join(shares)
-    return f"Shares of loss and gradient over training; of the gradient at the end: {said}."
+    parts = ", ".join(shares)
+    return f"Shares of loss and gradient over training; of the gradient at the end: {parts}."
 
 
 def alt_cumulative(tenths: Mapping[str, float]) -> str:
     """The cumulative curves in words, from the share that the hardest tenth of voxels holds."""
-    said = (
+    parts = (
         f"the hardest tenth of {name} voxels holds {share:.0%} of their loss"
         for name, share in tenths.items()
     )
-    return f"Cumulative loss: {'; '.join(said)}."
+    return f"Cumulative loss: {'; '.join(parts)}."
 
 
 def training_scan(n: int) -> str:

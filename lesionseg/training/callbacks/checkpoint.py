@@ -14,7 +14,8 @@ from lesionseg.errors import TrainingError
 from lesionseg.io.atomic import atomic_path
 from lesionseg.training.callbacks.history import WRITING_SHARE
 from lesionseg.training.callbacks.step_callbacks import AfterStep, ours
-from lesionseg.training.step.module import Counters, LesionModule
+from lesionseg.training.lightning_module import LesionModule
+from lesionseg.training.step.schedule import Counters
 
 log = logging.getLogger(__name__)
 
@@ -131,10 +132,10 @@ class Resume(AfterStep):
 class SaveCheckpoint(AfterStep):
     """Writes checkpoints/last.ckpt every few minutes and at the end.
 
-    The last of the callbacks: what the others write of a step is there before its checkpoint, and
-    what they write at the end before the one that says that training is over. Slow writing happens
-    less often, so that it takes no more than `WRITING_SHARE` of the time; every 0 minutes is after
-    each step, whatever it costs.
+    The last of the callbacks: what the others write of a step is there before its checkpoint. What
+    they write at the end is there before the checkpoint that says that training is over. Slow
+    writing happens less often, so that it takes no more than `WRITING_SHARE` of the time; every 0
+    minutes is after each step, whatever it costs.
     """
 
     def __init__(self, path: Path, every_minutes: float) -> None:

@@ -39,7 +39,7 @@ from lesionseg.training.callbacks.degeneration import (
 from lesionseg.training.callbacks.history import History
 from lesionseg.training.callbacks.step_callbacks import AfterStep
 from lesionseg.training.device.accelerator import LateFigures
-from lesionseg.training.step.module import LesionModule
+from lesionseg.training.lightning_module import LesionModule
 from lesionseg.training.step.supervision import LevelTargets
 
 log = logging.getLogger(__name__)
@@ -86,11 +86,11 @@ class FocalBalance(AfterStep):
     """Writes which voxels get loss and gradient, on the first process, and warns once of each kind.
 
     focal_balance.csv, one row per measurement: `loss` is the mean of the whole training loss since
-    the row before; `loss_…` and `gradient_…` are shares of the loss's focal term and of the L1
-    norm of its gradient by the finest logits that come from lesion elements, from the hardest 1 %
-    of background and from the easy rest, with the sums beside them; empty for a loss without a
-    focal term. `lesion_p`: mean over `n_lesions` of the highest probability in each.
-    loss_curves.csv: mean cumulative loss of the measurements in the last tenth of the budget.
+    the row before; `loss_…` and `gradient_…` are shares of the loss's focal term and of the L1 norm
+    of its gradient by the finest logits. They tell what comes from lesion elements, from the
+    hardest 1 % of background and from the easy rest. The sums stand beside them; all are empty for
+    a loss without a focal term. `lesion_p`: mean over `n_lesions` of the highest probability in
+    each. loss_curves.csv: mean cumulative loss of the measurements in the last tenth of the budget.
     focal_balance.json: a list of {step, kind, sentence}. A resumed training goes on with all.
     """
 

@@ -8,7 +8,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
-from lesionseg.training.step.module import LesionModule
+from lesionseg.training.lightning_module import LesionModule
 from lesionseg.training.step.supervision import LevelTargets
 
 

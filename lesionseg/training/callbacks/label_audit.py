@@ -22,7 +22,8 @@ from scipy import ndimage
 from torch import nn
 
 from lesionseg.core import equivalent_diameter_mm
-from lesionseg.data.cache.cached_case import CachedCase, CachedLesion
+from lesionseg.data.cache.cached_case import CachedCase
+from lesionseg.data.cache.lesion_table import CachedLesion
 from lesionseg.errors import ReadError
 from lesionseg.evaluation.rows import SuspectRow
 from lesionseg.evaluation.table_row import write_table
@@ -38,8 +39,8 @@ from lesionseg.training.callbacks.suspects import (
     rank_suspects,
     snapshot_from_json,
 )
+from lesionseg.training.lightning_module import LesionModule
 from lesionseg.training.settings import AuditSettings
-from lesionseg.training.step.module import LesionModule
 
 log = logging.getLogger(__name__)
 
@@ -80,8 +81,8 @@ class LabelAudit(AfterStep):
 
     def _take(self, trainer: pl.Trainer, module: LesionModule) -> None:
         """One snapshot stands for all shares passed since the one before."""
-        taken = max((snapshot.share for snapshot in self.snapshots), default=0.0)
-        due = [share for share in self.settings.at if taken < share <= module.progress]
+        latest = max((snapshot.share for snapshot in self.snapshots), default=0.0)
+        due = [share for share in self.settings.at if latest < share <= module.progress]
         if not due:
             return
         share = max(due)
@@ -157,13 +158,13 @@ def spots_seen(case: CachedCase, p: NDArray[np.float32], plan: Plan) -> list[Obs
     Of labels that the case does not annotate there are none.
     """
     unannotated = {plan.mask_values[k - 1] for k in case.unannotated}
-    found = find_by_plan(p, case.geometry, plan)
+    candidate_set = find_by_plan(p, case.geometry, plan)
     known = np.asarray(case.labels) > 0
     if case.valid is not None:
         known |= ~np.asarray(case.valid)
     # a mark that ends beside a lesion is a badly drawn outline, no second lesion
     known = ndimage.binary_dilation(known, np.ones((3,) * known.ndim))
-    touching = set(np.unique(found.instances[known]).tolist())
+    touching = set(np.unique(candidate_set.instances[known]).tolist())
     return [
         Observation(
             kind="spot",
@@ -175,7 +176,7 @@ def spots_seen(case: CachedCase, p: NDArray[np.float32], plan: Plan) -> list[Obs
             diameter_mm=candidate.diameter_mm,
             p=candidate.score,
         )
-        for candidate in found.candidates
+        for candidate in candidate_set.candidates
         if candidate.id not in touching and candidate.label not in unannotated
     ]
 

@@ -18,7 +18,7 @@ import pytorch_lightning as pl
 from numpy.typing import NDArray
 from PIL import Image
 
-from lesionseg.errors import ConfigError, ReadError, pip_install
+from lesionseg.errors import ConfigError, ReadError, one_of, pip_install
 from lesionseg.io.atomic import read_json, write_json
 from lesionseg.training.callbacks.step_callbacks import Record, tell
 
@@ -53,13 +53,7 @@ class LoggerSettings:
         return 0 if self.previews_every_minutes is None else self.preview_tiles
 
     def __post_init__(self) -> None:
-        if self.kind not in _MAKERS and self.kind != "csv":
-            raise ConfigError(
-                "There is no such logger.",
-                where="logger.kind",
-                seen=self.kind,
-                expected=", ".join(["csv", *_MAKERS]),
-            )
+        one_of("logger", self.kind, ["csv", *_MAKERS], where="logger.kind")
         every = self.previews_every_minutes
         if (every is not None and every <= 0) or self.preview_tiles < 1:
             raise ConfigError(
@@ -150,15 +144,15 @@ def _mlflow(settings: LoggerSettings, run_dir: Path) -> Any:
 
     server = settings.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
     here = run_dir.resolve()
-    made = MLFlowLogger(
+    logger = MLFlowLogger(
         experiment_name=settings.project,
         run_name=settings.name or run_dir.name,
         tracking_uri=server or f"sqlite:///{here / 'mlflow.db'}",
         artifact_location=None if server else (here / "mlflow").as_uri(),
         run_id=_known(run_dir).get("mlflow"),
     )
-    _remember(run_dir, "mlflow", str(made.run_id))
-    return made
+    _remember(run_dir, "mlflow", str(logger.run_id))
+    return logger
 
 
 def _wandb(settings: LoggerSettings, run_dir: Path) -> Any:

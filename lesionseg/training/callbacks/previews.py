@@ -28,7 +28,7 @@ from lesionseg.training.callbacks.drawing import (
     stacked,
 )
 from lesionseg.training.callbacks.step_callbacks import AfterStep
-from lesionseg.training.step.module import LesionModule
+from lesionseg.training.lightning_module import LesionModule
 
 PREVIEWS = Path("previews")
 LEAST_P = 0.2  # of boxes; a detector's first ones are timid
@@ -221,10 +221,10 @@ def _case_row(image: Volume, reference: Reference, prediction: Prediction) -> _R
     if not lesion.any():
         return None
     cut = fullest(lesion)
-    plane, drawn = image.array[0][cut].copy(), lesion[cut].copy()
+    plane, lesion_plane = image.array[0][cut].copy(), lesion[cut].copy()
     values = None if prediction.values is None else prediction.values[cut].copy()
     sliced = replace(prediction, instances=prediction.instances[cut].copy(), values=values)
-    return lambda decide: masks_side_by_side(plane, drawn, decide(sliced).mask() > 0)
+    return lambda decide: masks_side_by_side(plane, lesion_plane, decide(sliced).mask() > 0)
 
 
 def _case_row_of_boxes(image: Volume, reference: Reference, prediction: Prediction) -> _Row | None:
@@ -240,7 +240,7 @@ def _case_row_of_boxes(image: Volume, reference: Reference, prediction: Predicti
 
     def draw(decide: Decide) -> Picture:
         candidates = [c for c in decide(bare).candidates if c.score >= LEAST_P]
-        drawn = crossing([c.start_vox + c.stop_vox for c in candidates], cut)
-        return boxes_side_by_side(plane, crossing(boxes, cut), drawn)
+        predicted = crossing([c.start_vox + c.stop_vox for c in candidates], cut)
+        return boxes_side_by_side(plane, crossing(boxes, cut), predicted)
 
     return draw

@@ -70,16 +70,16 @@ def take_best(network: nn.Module, run_dir: Path, select: str | None) -> bool:
     `select`: `last` never, `best` always, None when there were two validations or more. Raises
     `TrainingError` when the file does not fit the network.
     """
-    kept = _read(run_dir / BEST)
-    if kept is None and select == "best":
+    state = _read(run_dir / BEST)
+    if state is None and select == "best":
         log.warning("No validation was made while training: the last weights are kept.")
-    if kept is None or select == "last" or (select is None and kept["n"] < 2):
+    if state is None or select == "last" or (select is None and state["n"] < 2):
         return False
-    best = Best(*(kept[name] for name in ("value", "latest", "n")))
+    best = Best(*(state[name] for name in ("value", "latest", "n")))
     if best.value <= best.latest:
         log.info("The last weights are the best of %d validations (%.3f).", best.n, best.latest)
         return False
-    weights: dict[str, Tensor] = kept["weights"]
+    weights: dict[str, Tensor] = state["weights"]
     try:
         network.load_state_dict(weights)
     except RuntimeError as error:
@@ -98,8 +98,8 @@ def _read(path: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
-        kept = torch.load(path, map_location="cpu", weights_only=True)
-        return {name: kept[name] for name in ("value", "latest", "n", "weights")}
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        return {name: state[name] for name in ("value", "latest", "n", "weights")}
     except Exception as error:  # torch.load raises half a dozen kinds for a broken file
         # by its name alone: the text advises to load without `weights_only`
         raise _unusable(path, type(error).__name__) from error

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from lesionseg.training.callbacks.history import History
 from lesionseg.training.device.accelerator import LateFigures
-from lesionseg.training.step.module import LesionModule, StepReport
+from lesionseg.training.lightning_module import LesionModule, StepReport
 
 log = logging.getLogger(__name__)
 
@@ -241,9 +241,9 @@ def _means(reports: list[StepReport]) -> dict[str, Tensor]:
     terms = {name: [report.terms[name] for report in reports] for name in reports[-1].terms}
     losses = {"loss": [report.loss for report in reports]}
     losses |= {f"loss_{name}": values for name, values in terms.items()}
-    kept = {name: torch.stack(v).masked_fill(skipped, 0).sum() for name, v in losses.items()}
+    sums = {name: torch.stack(v).masked_fill(skipped, 0).sum() for name, v in losses.items()}
     return {
-        **{name: total / (~skipped).sum() for name, total in kept.items()},
+        **{name: total / (~skipped).sum() for name, total in sums.items()},
         "positives": torch.stack([report.positives for report in reports]).mean(),
         "skipped": skipped.sum().float(),
     }

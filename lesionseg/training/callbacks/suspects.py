@@ -51,10 +51,10 @@ Track = tuple[Observation, tuple[float, ...]]
 class Suspect:
     """A place with the probabilities of all snapshots and a suspicion in [0, 1].
 
-    With p the mean over the snapshots. A lesion: 1 − p / expected, that being how well lesions
-    of its size are usually seen, so that a faint dot among faint dots is no suspect. A spot: p,
-    times its diameter in median lesion diameters where it is smaller than that, since most of what
-    a network takes for lesions without reason is small.
+    With p the mean over the snapshots. A lesion: 1 − p / expected, that being how well lesions of
+    its size are usually seen. So a faint dot among faint dots is no suspect. A spot: p, times its
+    diameter in median lesion diameters where it is smaller than that. Most of what a network takes
+    for lesions without reason is small.
     """
 
     place: Observation
@@ -66,15 +66,15 @@ def rank_suspects(snapshots: Sequence[Snapshot]) -> list[Suspect]:
     """All places, the most suspicious first; ties by kind, case and position.
 
     A lesion is known by its id, a spot by its position: two spots of one case and label in
-    different snapshots are one when their centres are closer than the larger one's diameter, the
-    nearest pairs first. A spot missing from a snapshot has p = 0 there. Place and size are those of
-    the latest snapshot that saw it. A lesion is expected to be seen as the median of the
+    different snapshots are one when their centres are closer than the larger one's diameter. The
+    nearest pairs go first. A spot missing from a snapshot has p = 0 there. Place and size are those
+    of the latest snapshot that saw it. A lesion is expected to be seen as the median of the
     `N_ALIKE` lesions around it in order of size. No snapshot gives no suspects.
     """
     lesions = _lesions(snapshots)
     expected = _expected(lesions)
     usual_mm = float(np.median([place.diameter_mm for place, _ in lesions])) if lesions else 0.0
-    found = [
+    suspects = [
         *(
             Suspect(place, p, min(max(1 - _mean(p) / float(usual), 0.0), 1.0))
             for (place, p), usual in zip(lesions, expected, strict=True)
@@ -85,7 +85,7 @@ def rank_suspects(snapshots: Sequence[Snapshot]) -> list[Suspect]:
         ),
     ]
     return sorted(
-        found, key=lambda s: (-s.suspicion, s.place.kind, s.place.case, s.place.centre_mm)
+        suspects, key=lambda s: (-s.suspicion, s.place.kind, s.place.case, s.place.centre_mm)
     )
 
 
@@ -150,13 +150,13 @@ def _extend(
         if (distance := dist(place.centre_mm, spot.centre_mm))
         < max(place.diameter_mm, spot.diameter_mm)
     )
-    taken: dict[int, int] = {}
+    spot_of: dict[int, int] = {}
     for _, i, j in pairs:
-        if i not in taken and j not in taken.values():
-            taken[i] = j
+        if i not in spot_of and j not in spot_of.values():
+            spot_of[i] = j
     for i, track in enumerate(tracks):
-        track.append(spots[taken[i]] if i in taken else None)
-    free = [spot for j, spot in enumerate(spots) if j not in taken.values()]
+        track.append(spots[spot_of[i]] if i in spot_of else None)
+    free = [spot for j, spot in enumerate(spots) if j not in spot_of.values()]
     tracks.extend([*[None] * done, spot] for spot in free)
 
 

@@ -103,7 +103,9 @@ def fitted_to_memory(plan: Plan, probe: Probe, larger: Larger = lambda plan, pea
     smaller: Plan | None = plan
     while smaller is not None and len(tried) <= MAX_STEPS_DOWN:
         if (peak_gb := probe.peak_gb(smaller)) is not None:
-            return _said(plan, smaller) if tried else _grown(plan, probe, larger(plan, peak_gb))
+            return (
+                _with_reason(plan, smaller) if tried else _grown(plan, probe, larger(plan, peak_gb))
+            )
         log.warning("Out of memory at %s.", _size(smaller))
         tried.append(smaller)
         smaller = step_down(smaller)
@@ -138,7 +140,7 @@ def step_down(plan: Plan) -> Plan | None:
     return plan.with_(batch_size=1) if plan.batch_size > 1 else None
 
 
-def _said(plan: Plan, smaller: Plan) -> Plan:
+def _with_reason(plan: Plan, smaller: Plan) -> Plan:
     log.warning(
         "Training goes on with %s: the planned %s ran out of memory.", _size(smaller), _size(plan)
     )

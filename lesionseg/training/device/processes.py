@@ -131,17 +131,17 @@ def from_first(make: Callable[[], T]) -> T:
     """What the first process makes, on all of them; they wait for it, and fail with it."""
     if not distributed.is_initialized():
         return make()
-    said: list[tuple[T | None, LesionsegError | None]] = [(None, None)]
+    answer: list[tuple[T | None, LesionsegError | None]] = [(None, None)]
     if is_first():
         try:
-            said = [(make(), None)]
+            answer = [(make(), None)]
         except LesionsegError as error:
-            said = [(None, error)]
-    distributed.broadcast_object_list(said)
-    made, wrong = said[0]
+            answer = [(None, error)]
+    distributed.broadcast_object_list(answer)
+    result, wrong = answer[0]
     if wrong is not None:
         raise wrong
-    return made  # type: ignore[return-value]  # nothing went wrong
+    return result  # type: ignore[return-value]  # nothing went wrong
 
 
 def first_on_node(make: Callable[[], T]) -> T:
@@ -150,8 +150,8 @@ def first_on_node(make: Callable[[], T]) -> T:
         return make()
     rank = os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID"))
     if rank == "0":
-        made = make()
+        result = make()
         distributed.barrier()
-        return made
+        return result
     distributed.barrier()
     return make()

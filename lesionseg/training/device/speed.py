@@ -81,13 +81,13 @@ def choose_speed(
             teacher.compile(BACKEND)
         return time_step(trial, teacher, plan, device, dtype, mode)
 
-    chosen = timed_choice(network, seconds, layouts(plan.dims), wanted_modes(settings))
-    if settings.max_steps and chosen.seconds:
-        hours = settings.max_steps * settings.accumulate * chosen.seconds / 3600
+    speed = timed_choice(network, seconds, layouts(plan.dims), wanted_modes(settings))
+    if settings.max_steps and speed.seconds:
+        hours = settings.max_steps * settings.accumulate * speed.seconds / 3600
         log.info("%d steps take about %.1f hours or somewhat more.", settings.max_steps, hours)
     gc.collect()
     torch.cuda.empty_cache()  # processes that are started next need it
-    return chosen
+    return speed
 
 
 def tune_kernels(device: torch.device) -> None:
@@ -127,19 +127,19 @@ def timed_choice(
     """The fastest way by `seconds` of a step; a mode in which compiling fails is not taken."""
     by_layout = {f: _or_never(partial(seconds, _copy(network, f), None)) for f in formats}
     layout = min(formats, key=lambda f: by_layout[f])
-    said = [f"{f} {1000 * by_layout[f]:.0f} ms" for f in formats]
+    timings = [f"{f} {1000 * by_layout[f]:.0f} ms" for f in formats]
     by_mode: dict[Mode | None, float] = {None: by_layout[layout]}
     if len(modes) == 1:
-        log.info("A step: %s; compiled: %s.", ", ".join(said), modes[0] or "no")
+        log.info("A step: %s; compiled: %s.", ", ".join(timings), modes[0] or "no")
         return Speed(layout, modes[0], by_layout[layout] if modes[0] is None else None)
     for mode in (mode for mode in modes if mode is not None):
         try:
             by_mode[mode] = seconds(_compiled(_copy(network, layout), mode), mode)
-            said.append(f"compiled ({mode}) {1000 * by_mode[mode]:.0f} ms")
+            timings.append(f"compiled ({mode}) {1000 * by_mode[mode]:.0f} ms")
         except Exception as error:  # whatever a compiler raises, training works without it
-            said.append(f"compiling ({mode}) failed: {type(error).__name__}")
+            timings.append(f"compiling ({mode}) failed: {type(error).__name__}")
     torch.compiler.reset()  # gives back the memory of the trials' graphs
-    log.info("A step: %s.", ", ".join(said))
+    log.info("A step: %s.", ", ".join(timings))
     fastest = min(by_mode, key=lambda mode: by_mode[mode])
     return Speed(layout, fastest, by_mode[fastest])
 
@@ -181,7 +181,7 @@ def time_step(
     batch = some_batch(plan, plan.batch_size, device)
     targets = objective.targets(batch)
     normalisers = [torch.ones((), device=device) for _ in targets.counts()]
-    taken = []
+    seconds = []
     for _ in range(WARM_UP + TIMED):
         started = time.perf_counter()
         begin_forward(mode)
@@ -191,6 +191,6 @@ def time_step(
         torch.stack(list(terms.values())).sum().backward()  # type: ignore[no-untyped-call]
         if device.type == "cuda":
             torch.cuda.synchronize(device)
-        taken.append(time.perf_counter() - started)
+        seconds.append(time.perf_counter() - started)
         network.zero_grad()
-    return statistics.median(taken[WARM_UP:])
+    return statistics.median(seconds[WARM_UP:])

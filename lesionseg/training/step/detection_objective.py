@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from lesionseg.losses.detection_loss import AnchorTargets, DetectionLoss
 from lesionseg.losses.gradient_balance import FocalTerm
-from lesionseg.losses.partial_labels import known_logits
+from lesionseg.losses.voxel_loss import known_logits
 from lesionseg.models.heads import DetectorOutput
 from lesionseg.models.retinanet import planned_anchors
 from lesionseg.ops.anchors import BACKGROUND, IGNORED, AnchorLevel, grid_anchors
@@ -109,10 +109,10 @@ class DetectionObjective(Objective):
         )
         hidden = ~_at_centres(finest.valid & _known(finest.instances, table), anchors)
         assigned = torch.where(hidden & (assigned == BACKGROUND), IGNORED, assigned)
-        row, found = assigned.clamp(min=0), assigned >= 0
+        row, is_positive = assigned.clamp(min=0), assigned >= 0
         return DetectionTargets(
-            labels=torch.where(found, table.labels.gather(1, row), 0),
-            instances=torch.where(found, table.ids.gather(1, row), 0),
+            labels=torch.where(is_positive, table.labels.gather(1, row), 0),
+            instances=torch.where(is_positive, table.ids.gather(1, row), 0),
             valid=assigned != IGNORED,
             rows=assigned,
             boxes=table.boxes,

@@ -11,8 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lesionseg.losses.gradient_balance import FocalTerm, focal_terms
-from lesionseg.losses.partial_labels import known_logits
-from lesionseg.losses.voxel_loss import count_positives
+from lesionseg.losses.voxel_loss import count_positives, known_logits
 from lesionseg.plan.plan import Plan
 from lesionseg.training.step.supervision import (
     LevelTargets,

@@ -26,18 +26,18 @@ def make_optimiser(network: nn.Module, settings: OptimiserSettings) -> torch.opt
     fused = all(weight.device.type in FUSED for weight in weights)
     if settings.name == "adamw":
         betas = (settings.momentum, settings.beta2)
-        made: torch.optim.Optimizer = torch.optim.AdamW(
+        optimiser: torch.optim.Optimizer = torch.optim.AdamW(
             groups, lr=settings.lr, betas=betas, fused=fused
         )
     else:
         momentum = settings.momentum
-        made = torch.optim.SGD(
+        optimiser = torch.optim.SGD(
             groups, lr=settings.lr, momentum=momentum, nesterov=momentum > 0, fused=fused
         )
         if momentum > 0:  # torch would take over unset memory if the first step were left out
-            made.state.update({w: {"momentum_buffer": torch.zeros_like(w)} for w in weights})
-    made.register_load_state_dict_post_hook(_fit_state)
-    return made
+            optimiser.state.update({w: {"momentum_buffer": torch.zeros_like(w)} for w in weights})
+    optimiser.register_load_state_dict_post_hook(_fit_state)
+    return optimiser
 
 
 def _fit_state(optimiser: torch.optim.Optimizer) -> None:

@@ -40,13 +40,13 @@ def settled(settings: TrainerSettings, plan: Plan, device: str) -> TrainerSettin
         seen = NNUNET_VOXELS[plan.dims] / (plan.batch_size * prod(plan.tile_shape))
         wanted = round(NNUNET_STEPS * (1.0 if budget == "full" else min(seen, 1.0)))
         steps = min(steps or wanted, wanted)
-    found = replace(settings, max_minutes=minutes, max_steps=steps, budget=None)
+    complete = replace(settings, max_minutes=minutes, max_steps=steps, budget=None)
     if settings.validate_every_minutes == "auto":
         by_steps = VALIDATION_MINUTES if budget in ("standard", "full") else None
         every = minutes / N_VALIDATIONS if minutes and minutes > LONG else None
         every = by_steps if minutes is None else every
-        found = replace(found, validate_every_minutes=every)
-    return found
+        complete = replace(complete, validate_every_minutes=every)
+    return complete
 
 
 def batch_factor(settings: OptimiserSettings, plan: Plan) -> float:
@@ -57,6 +57,19 @@ def batch_factor(settings: OptimiserSettings, plan: Plan) -> float:
     """
     times = plan.batch_size / BATCHES[plan.dims]
     return times if settings.name == "sgd" else sqrt(times)
+
+
+@dataclass
+class Counters:
+    """How far training has come; steps count skipped ones too, as they used up their tiles.
+
+    On a GPU, the last step is not yet among the skipped: `LesionModule.settle` takes it in.
+    """
+
+    steps: int = 0
+    minutes: float = 0.0
+    skipped: int = 0
+    skipped_in_a_row: int = 0
 
 
 @dataclass(frozen=True)

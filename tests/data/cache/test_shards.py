@@ -207,8 +207,8 @@ def test_a_table_that_names_another_folder_is_refused(fill, url, dataset, plan, 
 
 def test_a_web_server_gives_what_is_there_and_takes_nothing(fill, web, plan, dataset, tmp_path):
     root, site = web
-    shelf = f"file://{root}/cache"
-    fill_at(fill, shelf, LocalDisk(tmp_path / "a"))
+    bucket = f"file://{root}/cache"
+    fill_at(fill, bucket, LocalDisk(tmp_path / "a"))
     found = fill_at(fill, f"{site}/cache", LocalDisk(tmp_path / "b"))
     assert found[4].image.shape == (1, *SHAPE)
     dataset.cases[0].images[0].write_text("55")

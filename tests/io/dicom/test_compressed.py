@@ -21,7 +21,7 @@ from pydicom.uid import (
 
 from lesionseg.errors import ReadError
 from lesionseg.io.dicom.headers import read_header
-from lesionseg.io.formats.volumes import read_volume
+from lesionseg.io.volumes import read_volume
 from tests.io.dicom_files import CT, DX, save
 
 Series = Callable[..., Path]

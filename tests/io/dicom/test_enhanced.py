@@ -8,7 +8,7 @@ import pytest
 
 from lesionseg.core import Geometry
 from lesionseg.errors import ReadError
-from lesionseg.io.formats.volumes import read_volume
+from lesionseg.io.volumes import read_volume
 from tests.io.dicom_files import (
     enhanced,
     voxels,

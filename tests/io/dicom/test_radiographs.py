@@ -15,8 +15,8 @@ from lesionseg.errors import ReadError
 from lesionseg.io.cases import read_case, read_reference
 from lesionseg.io.dicom.headers import read_header
 from lesionseg.io.dicom.radiographs import pixel_size, radiograph_columns, read_hidden
-from lesionseg.io.formats.volumes import read_geometry, read_volume, write_volume
 from lesionseg.io.layouts.conventions import read_dataset
+from lesionseg.io.volumes import read_geometry, read_volume, write_volume
 
 DX = "1.2.840.10008.5.1.4.1.1.1.1"
 PIXELS = np.array([[0, 100, 200], [300, 400, 500]], dtype=np.uint16)

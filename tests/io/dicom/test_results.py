@@ -20,8 +20,8 @@ from lesionseg.io.dicom.headers import is_image
 from lesionseg.io.dicom.seg_write import write_segmentation
 from lesionseg.io.dicom.source_images import ResultOrigin, SourceSeries, read_source
 from lesionseg.io.dicom.sr_write import write_report
-from lesionseg.io.formats.volumes import read_geometry
 from lesionseg.io.layouts.conventions import read_dataset
+from lesionseg.io.volumes import read_geometry
 from tests.io.dicom_files import DX, LPS, enhanced, manifest, save, write_series
 
 hd = pytest.importorskip("highdicom")

@@ -10,11 +10,11 @@ import pytest
 from lesionseg.core import Geometry
 from lesionseg.errors import GeometryError, LesionsegError, ReadError
 from lesionseg.io.dicom.headers import image_header
-from lesionseg.io.formats.volumes import read_geometry, read_volume, write_volume
 from lesionseg.io.inspection import inspect_case
 from lesionseg.io.layouts.conventions import read_dataset
 from lesionseg.io.layouts.input_images import find_images
 from lesionseg.io.local_files import content_files
+from lesionseg.io.volumes import read_geometry, read_volume, write_volume
 from tests.io.dicom_files import (
     LPS,
     SECONDARY_CAPTURE,

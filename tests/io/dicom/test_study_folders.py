@@ -8,10 +8,10 @@ import pytest
 
 from lesionseg.errors import DatasetError, ReadError
 from lesionseg.io.cases import read_case
-from lesionseg.io.formats.volumes import read_volume
 from lesionseg.io.layouts.conventions import read_dataset
 from lesionseg.io.layouts.input_images import find_images
 from lesionseg.io.local_files import content_files
+from lesionseg.io.volumes import read_volume
 from tests.io.dicom_files import CT, DX, SECONDARY_CAPTURE, save, voxels
 
 Series = Callable[..., Path]

@@ -13,7 +13,7 @@ from lesionseg.io.formats import guard
 from lesionseg.io.formats.decoder import decode
 from lesionseg.io.formats.guard import FileLimits
 from lesionseg.io.formats.raster import write_raster
-from lesionseg.io.formats.volumes import read_volume
+from lesionseg.io.volumes import read_volume
 
 
 @pytest.fixture

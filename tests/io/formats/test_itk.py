@@ -7,7 +7,7 @@ import pytest
 import SimpleITK as sitk
 
 from lesionseg.errors import ReadError
-from lesionseg.io.formats.volumes import read_geometry, read_volume, write_volume
+from lesionseg.io.volumes import read_geometry, read_volume, write_volume
 
 
 @pytest.mark.parametrize("suffix", [".nrrd", ".mha"])

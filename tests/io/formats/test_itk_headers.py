@@ -14,10 +14,10 @@ import SimpleITK as sitk
 from lesionseg.core import CaseFiles
 from lesionseg.errors import ReadError
 from lesionseg.io.formats.header_fields import MOST_HEADER_BYTES
-from lesionseg.io.formats.volumes import read_geometry, read_volume
 from lesionseg.io.local_files import content_files, fetch_images
 from lesionseg.io.remote.local_disk import LocalDisk
 from lesionseg.io.remote.mirror import mirror
+from lesionseg.io.volumes import read_geometry, read_volume
 from lesionseg.pipeline.run.run_log import redact
 
 VOXELS = np.arange(24, dtype=np.int16).reshape(2, 3, 4)
@@ -89,7 +89,7 @@ def test_c1_headers_that_ended_the_process_are_refused(tmp_path: Path) -> None:
     nrrd(tmp_path / "axes.nrrd", changes={"dimension": "2000000000"})
     code = (
         "import sys\nfrom pathlib import Path\nfrom lesionseg.errors import ReadError\n"
-        "from lesionseg.io.formats.volumes import read_geometry, read_volume\n"
+        "from lesionseg.io.volumes import read_geometry, read_volume\n"
         "for path in sorted(Path(sys.argv[1]).iterdir()):\n"
         "    for read in (read_geometry, read_volume):\n"
         "        try:\n            read(path)\n"

@@ -10,7 +10,7 @@ import pytest
 
 from lesionseg.core import Geometry, Volume
 from lesionseg.errors import GeometryError, ReadError
-from lesionseg.io.formats.volumes import read_geometry, read_volume, write_volume
+from lesionseg.io.volumes import read_geometry, read_volume, write_volume
 
 Write = Callable[..., Path]
 

@@ -11,7 +11,7 @@ from PIL import Image, ImageOps
 
 from lesionseg.core import Geometry, Volume
 from lesionseg.errors import ContentError, OutputError, ReadError
-from lesionseg.io.formats.volumes import read_geometry, read_volume, write_volume
+from lesionseg.io.volumes import read_geometry, read_volume, write_volume
 
 GREY = np.arange(12, dtype=np.uint8).reshape(3, 4) * 20
 

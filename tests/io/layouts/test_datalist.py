@@ -10,9 +10,9 @@ import pytest
 from lesionseg.core import Geometry, Reference, Volume
 from lesionseg.errors import ContentError, DatasetError
 from lesionseg.io.cases import read_case
-from lesionseg.io.formats.volumes import write_volume
 from lesionseg.io.layouts.conventions import read_dataset
 from lesionseg.io.layouts.datalist import BoxSpace, TableBoxes
+from lesionseg.io.volumes import write_volume
 
 # starts and stops in array order (z, y, x), half-open
 BOX = (2.0, 3.0, 4.0, 5.0, 5.0, 10.0)

@@ -10,8 +10,8 @@ import pytest
 from lesionseg.core import Case, Dataset, Geometry, Volume, equivalent_diameter_mm
 from lesionseg.errors import ContentError, DatasetError, GeometryError
 from lesionseg.io.cases import read_case
-from lesionseg.io.formats.volumes import write_volume
 from lesionseg.io.layouts.conventions import read_dataset
+from lesionseg.io.volumes import write_volume
 
 Write = Callable[..., Path]
 SHAPE = (5, 4, 3)  # x, y, z in the file

@@ -8,12 +8,12 @@ import pytest
 from lesionseg.core import Geometry, Volume
 from lesionseg.errors import ReadError
 from lesionseg.io.cases import read_case
-from lesionseg.io.formats.volumes import write_volume
 from lesionseg.io.layouts.conventions import read_dataset
 from lesionseg.io.remote import mirror as mirrors
 from lesionseg.io.remote.local_disk import LocalDisk
 from lesionseg.io.remote.mirror import bring, mirror, send, states
 from lesionseg.io.remote.remote_folder import RemoteFolder
+from lesionseg.io.volumes import write_volume
 
 pytest.importorskip("fsspec")
 

@@ -8,7 +8,7 @@ import pytest
 
 from lesionseg.core import CaseFiles, Geometry, Volume
 from lesionseg.errors import DatasetError
-from lesionseg.io.formats.volumes import write_volume
+from lesionseg.io.volumes import write_volume
 from lesionseg.pipeline.evaluate.recipe import evaluate
 from lesionseg.pipeline.evaluate.reference_cases import of_role, open_reference
 from tests.pipeline.evaluate.test_evaluate_recipe import GEOMETRY, SHAPE, lesions, write_mask

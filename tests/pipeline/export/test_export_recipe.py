@@ -23,7 +23,7 @@ from lesionseg.inference.inference_settings import InferenceSettings
 from lesionseg.inference.predictor import Predictor
 from lesionseg.inference.probabilities import label_probabilities
 from lesionseg.inference.sliding.sliding_window import predict_probabilities
-from lesionseg.io.formats.volumes import read_volume, write_volume
+from lesionseg.io.volumes import read_volume, write_volume
 from lesionseg.models.build import build_network
 from lesionseg.pipeline.export.recipe import export
 from lesionseg.plan.anchor_plan import AnchorPlan
@@ -325,7 +325,7 @@ def test_a_network_that_cannot_be_exported_is_refused(plan: Plan, network: nn.Mo
 
 
 def test_wrong_requests_are_refused(bundle: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="onnx or monai"):
+    with pytest.raises(ConfigError, match="onnx, monai"):
         export(bundle, tmp_path / "out", format="tflite")  # type: ignore[arg-type]
     shutil.rmtree(bundle / "bundle")
     with pytest.raises(BundleError):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from lesionseg.core import Volume
-from lesionseg.io.formats.volumes import read_geometry, write_volume
+from lesionseg.io.volumes import read_geometry, write_volume
 from lesionseg.pipeline.follow import follow
 from tests.io.dicom.test_results import GRIDS, series
 

@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 from lesionseg.core import Candidate, Geometry, Prediction, Volume
 from lesionseg.errors import ConfigError, ContentError, DatasetError, GeometryError
 from lesionseg.io.atomic import read_csv, read_json
-from lesionseg.io.formats.volumes import read_volume, write_volume
 from lesionseg.io.predictions import write_prediction
+from lesionseg.io.volumes import read_volume, write_volume
 from lesionseg.phantoms import VisitSettings, write_visit_phantoms
 from lesionseg.pipeline.follow import follow
 

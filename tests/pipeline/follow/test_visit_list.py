@@ -10,7 +10,7 @@ from lesionseg.core import Geometry, Volume
 from lesionseg.errors import ConfigError, DatasetError
 from lesionseg.inference.bundles.bundle import write_bundle
 from lesionseg.io.atomic import read_csv
-from lesionseg.io.formats.volumes import write_volume
+from lesionseg.io.volumes import write_volume
 from lesionseg.pipeline.follow import follow
 from lesionseg.pipeline.follow.visit_list import read_timelines
 from lesionseg.pipeline.predict.predict_job import PredictJob

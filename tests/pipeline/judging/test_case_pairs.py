@@ -5,8 +5,8 @@ import pytest
 
 from lesionseg.core import Geometry, Volume
 from lesionseg.errors import ConfigError, DatasetError, GeometryError
-from lesionseg.io.formats.volumes import write_volume
 from lesionseg.io.predictions import write_prediction
+from lesionseg.io.volumes import write_volume
 from lesionseg.pipeline.evaluate.recipe import evaluate
 from tests.evaluation.hand_cases import prediction_of
 from tests.pipeline.evaluate.test_evaluate_recipe import (

@@ -13,7 +13,7 @@ from lesionseg.inference.bundles.bundle import write_bundle
 from lesionseg.inference.bundles.model_card import model_card
 from lesionseg.inference.bundles.training_cases import TrainingCase, hashed, read_training_cases
 from lesionseg.io.atomic import read_csv
-from lesionseg.io.formats.volumes import write_volume
+from lesionseg.io.volumes import write_volume
 from lesionseg.models.build import build_network
 from lesionseg.pipeline.dataset.data_settings import DataSettings
 from lesionseg.pipeline.dataset.survey import take_survey

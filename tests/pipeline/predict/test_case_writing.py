@@ -12,8 +12,8 @@ from pydicom import dcmread
 from lesionseg.core import Geometry
 from lesionseg.errors import ConfigError
 from lesionseg.inference.decision import NOT_CHECKED
-from lesionseg.io.formats.volumes import read_volume
 from lesionseg.io.predictions import find_predictions
+from lesionseg.io.volumes import read_volume
 from lesionseg.pipeline.evaluate.recipe import evaluate
 from lesionseg.pipeline.predict.case_writing import NO_SEGMENTATION
 from lesionseg.pipeline.predict.predictions_table import PredictOutcome

@@ -20,7 +20,7 @@ from lesionseg.errors import ConfigError
 from lesionseg.inference.bundles.bundle import write_bundle
 from lesionseg.inference.predictor import Predictor
 from lesionseg.io.atomic import read_csv
-from lesionseg.io.formats.volumes import write_volume
+from lesionseg.io.volumes import write_volume
 from lesionseg.models.build import build_network
 from lesionseg.pipeline.predict import ray_engine
 from lesionseg.pipeline.predict.predict_job import PredictJob, predict_cases
@@ -97,7 +97,7 @@ def test_more_shards_than_cases_leave_some_without(
     [
         ({"num_shards": 2, "shard_index": 2}, "shard_index from 0"),
         ({"num_shards": 0}, "shard_index from 0"),
-        ({"engine": "spark"}, "local or ray"),
+        ({"engine": "spark"}, "local, ray"),
     ],
 )
 def test_wrong_requests_are_refused(

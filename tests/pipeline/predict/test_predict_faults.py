@@ -17,11 +17,12 @@ from lesionseg.inference.decision import CaseDecision, Inferred
 from lesionseg.inference.inference_settings import InferenceSettings
 from lesionseg.inference.open_scan import ScanOpener
 from lesionseg.inference.sliding.scan_tiles import ScanTiles
-from lesionseg.io.atomic import locked_folder
+from lesionseg.io import volumes
 from lesionseg.io.case_ids import MAX_ID_BYTES
-from lesionseg.io.formats import decoder, volumes
-from lesionseg.io.formats.volumes import read_volume, write_volume
+from lesionseg.io.folder_locks import locked_folder
+from lesionseg.io.formats import decoder
 from lesionseg.io.predictions import find_predictions
+from lesionseg.io.volumes import read_volume, write_volume
 from lesionseg.pipeline.predict import case_writing as predict_write
 from lesionseg.pipeline.predict import predict_job
 from lesionseg.pipeline.predict import predictions_table as predict_table

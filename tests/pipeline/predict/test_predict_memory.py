@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from lesionseg.core import Geometry, Volume
-from lesionseg.io.formats.volumes import write_volume
+from lesionseg.io.volumes import write_volume
 from lesionseg.plan.plan import Architecture, Normalisation, Plan
 
 _PROGRAM = """

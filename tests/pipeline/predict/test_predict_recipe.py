@@ -12,8 +12,8 @@ from lesionseg.errors import BundleError, ConfigError, DatasetError
 from lesionseg.inference.bundles.bundle import write_bundle
 from lesionseg.inference.inference_settings import InferenceSettings
 from lesionseg.io.atomic import read_csv
-from lesionseg.io.formats.volumes import read_volume, write_volume
 from lesionseg.io.predictions import find_predictions, read_prediction
+from lesionseg.io.volumes import read_volume, write_volume
 from lesionseg.pipeline.predict.predictions_table import PredictOutcome
 from lesionseg.pipeline.predict.recipe import predict
 from lesionseg.pipeline.predict.study_table import burden

@@ -14,7 +14,7 @@ from lesionseg.inference.bundles.bundle import Bundle, write_bundle
 from lesionseg.inference.inference_settings import InferenceSettings
 from lesionseg.inference.predictor import Predictor
 from lesionseg.io.atomic import read_csv
-from lesionseg.io.formats.volumes import write_volume
+from lesionseg.io.volumes import write_volume
 from lesionseg.pipeline.predict.ranking import entropies
 from lesionseg.pipeline.predict.recipe import predict
 from lesionseg.plan.plan import Plan

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from lesionseg.core import Geometry, Volume
-from lesionseg.io.formats.volumes import write_volume
 from lesionseg.io.layouts.conventions import read_dataset
+from lesionseg.io.volumes import write_volume
 from lesionseg.pipeline.prepare.check import check_dataset
 from lesionseg.pipeline.prepare.findings import CheckOutcome
 from tests.io.dicom_files import DX, save

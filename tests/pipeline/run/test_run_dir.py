@@ -6,7 +6,7 @@ import pytest
 from lesionseg.cli import run
 from lesionseg.core import Role
 from lesionseg.errors import ConfigError, DatasetError, OutputError
-from lesionseg.io.atomic import locked_folder
+from lesionseg.io.folder_locks import locked_folder
 from lesionseg.phantoms import write_xray_phantoms
 from lesionseg.pipeline.run.run_dir import check_claim, claim, default_run_dir, refuse_other_cases
 from lesionseg.plan.splits import Splits

@@ -16,7 +16,7 @@ from fastapi import FastAPI
 from lesionseg.core import Geometry, Volume
 from lesionseg.inference.predictor import Predictor
 from lesionseg.inference.sliding.sliding_window import OnTile
-from lesionseg.io.formats.volumes import write_volume
+from lesionseg.io.volumes import write_volume
 from lesionseg.pipeline.serve.app import make_app
 from lesionseg.pipeline.serve.gate import HeadInTime
 from lesionseg.pipeline.serve.uploads import ServeLimits

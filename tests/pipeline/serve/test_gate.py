@@ -15,7 +15,7 @@ from urllib.request import urlopen
 import pytest
 
 from lesionseg.errors import ConfigError
-from lesionseg.io.atomic import locked_folder
+from lesionseg.io.folder_locks import locked_folder
 from lesionseg.pipeline.serve import gate
 from lesionseg.pipeline.serve.recipe import serve
 from lesionseg.pipeline.serve.uploads import ServeLimits, home

@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 from lesionseg.core import Volume
 from lesionseg.errors import ConfigError
 from lesionseg.inference.predictor import Predictor
-from lesionseg.io.formats.volumes import read_volume, write_volume
+from lesionseg.io.volumes import read_volume, write_volume
 from lesionseg.pipeline.serve import app as app_module
 from lesionseg.pipeline.serve.recipe import serve
-from lesionseg.pipeline.serve.uploads import ServeLimits, Shelf, Upload
+from lesionseg.pipeline.serve.uploads import ServeLimits, Upload, UploadStore
 from tests.pipeline.serve.conftest import MINE, NAME, TestClient, app_of, asking, kept
 
 
@@ -245,19 +245,19 @@ def test_uploads_leave_with_the_server(bundle: Path, scan: Path, temporary: Path
     assert not list(temporary.iterdir())
 
 
-def test_a_shelf_keeps_few_and_not_for_long(temporary: Path) -> None:
-    shelf = Shelf(size=2)
+def test_a_store_keeps_few_and_not_for_long(temporary: Path) -> None:
+    store = UploadStore(size=2)
     for key in "abc":
-        shelf.put(key, [Upload("x.nii", io.BytesIO(b"1"))], ServeLimits(10))
-    assert shelf.get("a") is None
-    kept = shelf.get("b")
+        store.put(key, [Upload("x.nii", io.BytesIO(b"1"))], ServeLimits(10))
+    assert store.get("a") is None
+    kept = store.get("b")
     assert kept is not None
     assert [p.name for p in kept.iterdir()] == ["scan.nii"]
     assert len(list(temporary.iterdir())) == 2
-    forgetful = Shelf(seconds=-1.0)
+    forgetful = UploadStore(seconds=-1.0)
     forgetful.put("a", [Upload("x.nii", io.BytesIO(b"1"))], ServeLimits(10))
     assert forgetful.get("a") is None
-    shelf.close()
+    store.close()
     assert not list(temporary.iterdir())
 
 
@@ -267,12 +267,12 @@ def test_an_expired_scan_leaves_at_the_next_request_whatever_it_is(temporary: Pa
         lambda s: s.put("b", [Upload("x.nii", io.BytesIO(b"1"))], ServeLimits(10)),
         lambda s: s.remove("b"),
     ):
-        shelf = Shelf(seconds=0.0)
-        shelf.put("a", [Upload("x.nii", io.BytesIO(b"1"))], ServeLimits(10))
+        store = UploadStore(seconds=0.0)
+        store.put("a", [Upload("x.nii", io.BytesIO(b"1"))], ServeLimits(10))
         (old,) = temporary.iterdir()
-        ask(shelf)
+        ask(store)
         assert not old.exists()
-        shelf.close()
+        store.close()
 
 
 def test_an_expired_scan_leaves_by_the_clock(
@@ -281,7 +281,7 @@ def test_an_expired_scan_leaves_by_the_clock(
     import time
 
     monkeypatch.setattr(app_module, "SWEEP_SECONDS", 0.01)
-    monkeypatch.setattr(app_module, "Shelf", partial(Shelf, seconds=0.0))
+    monkeypatch.setattr(app_module, "UploadStore", partial(UploadStore, seconds=0.0))
     app = app_of(bundle)
     with asking(app) as client:
         client.put("/session/", files={"files": (NAME, scan.read_bytes())})

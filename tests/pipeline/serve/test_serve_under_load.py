@@ -20,7 +20,7 @@ import pytest
 
 from lesionseg.core import Geometry, Volume
 from lesionseg.inference.bundles.bundle import write_bundle
-from lesionseg.io.formats.volumes import write_volume
+from lesionseg.io.volumes import write_volume
 from lesionseg.models import build_network
 from lesionseg.plan.plan import Plan
 from tests.pipeline.serve.conftest import until

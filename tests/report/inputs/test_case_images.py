@@ -7,9 +7,9 @@ import pytest
 
 from lesionseg.core import Candidate, Geometry, Prediction, Volume
 from lesionseg.errors import GeometryError, ReadError
-from lesionseg.io.formats.volumes import write_volume
 from lesionseg.io.layouts.conventions import read_dataset
 from lesionseg.io.predictions import write_prediction
+from lesionseg.io.volumes import write_volume
 from lesionseg.report.inputs.case_images import Sources
 
 GEOMETRY = Geometry.from_spacing((12, 14, 16), (3.0, 1.0, 1.0))

@@ -9,7 +9,7 @@ from lesionseg.errors import ConfigError
 from lesionseg.losses import FocalLoss
 from lesionseg.losses.detection_loss import DetectionLoss
 from lesionseg.models import build_network
-from lesionseg.training import run_trainer
+from lesionseg.training import lightning_module, run_trainer
 from lesionseg.training.device import speed
 from lesionseg.training.device.speed import (
     CHOICES,
@@ -22,7 +22,6 @@ from lesionseg.training.device.speed import (
     wanted_modes,
 )
 from lesionseg.training.settings import TrainerSettings
-from lesionseg.training.step import module as training_module
 from lesionseg.training.step.detection_objective import make_objective
 
 FIRST, LAST = torch.contiguous_format, torch.channels_last
@@ -108,7 +107,7 @@ def test_a_compiled_network_has_the_same_names_and_weights(train, tmp_path, monk
         compiled.append(network)
 
     monkeypatch.setattr(nn.Module, "compile", compile_)
-    assert training_module.BACKEND == "inductor"
+    assert lightning_module.BACKEND == "inductor"
     one, two = (
         train(run_dir=tmp_path / str(c), max_steps=4, compile=c).network for c in (False, True)
     )

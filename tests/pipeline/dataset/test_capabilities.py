@@ -13,7 +13,7 @@ from torch import nn
 from lesionseg.cli import compose, run
 from lesionseg.losses import CrossEntropyLoss, DiceFocalLoss, FocalLoss
 from lesionseg.losses.detection_loss import DetectionLoss
-from lesionseg.pipeline.run.capabilities import warn_of_unheard_loss
+from lesionseg.pipeline.dataset.capabilities import warn_of_unused_loss
 
 
 def boxed(root: Path, *, masks: bool = False, box: tuple[float, ...] = (8, 10, 9, 8)) -> Path:
@@ -91,7 +91,7 @@ def test_a_box_outside_names_case_and_lesion(
 def test_a_loss_that_teaches_nothing_is_told(
     model: str, loss: nn.Module, said: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
-    warn_of_unheard_loss(model, loss, DetectionLoss())
+    warn_of_unused_loss(model, loss, DetectionLoss())
     assert ("taught by detection=focal (α 0.25, γ 2.0)" in caplog.text) == said
 
 
@@ -100,6 +100,6 @@ def test_the_default_loss_of_the_configuration_was_not_chosen(
 ) -> None:
     cfg = compose("train", ["data.root=x", "model=retinanet"])
     loss, detection = (instantiate(cfg[name], _convert_="all") for name in ("loss", "detection"))
-    warn_of_unheard_loss("retinanet", loss, detection)
+    warn_of_unused_loss("retinanet", loss, detection)
     assert caplog.text == ""
     assert (detection.alpha, detection.gamma) == (0.25, 2.0)

@@ -1,4 +1,4 @@
-"""The whole walk on toy files: train, resume, predict, evaluate, report, by the command line."""
+"""End to end on toy files by the command line: train, resume, predict, evaluate, report."""
 
 import csv
 import json
@@ -28,7 +28,7 @@ SMALL = [
 @pytest.fixture(scope="module")
 def mri_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run of 20 steps on seven small phantoms, one of them in the test role."""
-    folder = tmp_path_factory.mktemp("walk")
+    folder = tmp_path_factory.mktemp("end_to_end")
     write_mri_phantoms(
         folder / "raw", 7, seed=0, n_test=1, shape=(32, 40, 32), spacing_mm=(4.0, 4.0, 4.0)
     )
@@ -121,7 +121,7 @@ def test_scans_are_compared_with_the_training_scans(mri_run: Path, tmp_path: Pat
     assert float(row["input_score"]) > 1
 
 
-def test_the_same_walk_in_two_dimensions(tmp_path: Path) -> None:
+def test_the_same_run_in_two_dimensions(tmp_path: Path) -> None:
     write_xray_phantoms(tmp_path / "raw", 6, seed=0, shape=(96, 96), pixel_mm=4.0)
     overrides = [f"data.root={tmp_path / 'raw'}", f"run_dir={tmp_path / 'run'}", *SMALL]
     assert run("train", [*overrides, "trainer.max_steps=4", "model.tile_shape=[32,32]"]) == 0

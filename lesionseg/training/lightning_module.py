@@ -24,7 +24,7 @@ from lesionseg.training.step.optimiser import (
     step_if,
 )
 from lesionseg.training.step.scaling import LossScale, fp16_context
-from lesionseg.training.step.schedule import Clock, TrainingBudget, learning_rate
+from lesionseg.training.step.schedule import Clock, Counters, TrainingBudget, learning_rate
 from lesionseg.training.step.supervision import LevelTargets
 
 log = logging.getLogger(__name__)
@@ -47,19 +47,6 @@ class StepReport:
     terms: Mapping[str, Tensor]
     positives: Tensor
     skipped: Tensor
-
-
-@dataclass
-class Counters:
-    """How far training has come; steps count skipped ones too, as they used up their tiles.
-
-    On a GPU, the last step is not yet among the skipped: `LesionModule.settle` takes it in.
-    """
-
-    steps: int = 0
-    minutes: float = 0.0
-    skipped: int = 0
-    skipped_in_a_row: int = 0
 
 
 class LesionModule(pl.LightningModule):
@@ -309,7 +296,5 @@ class LesionModule(pl.LightningModule):
 
     def _remedy(self) -> str:
         if self.scale is not None:
-            return (
-                "set trainer.precision=bf16-mixed or 32-true; if that diverges too, lower optim.lr."
-            )
+            return "set trainer.precision=bf16-mixed or 32-true; if those diverge, lower optim.lr."
         return "lower optim.lr, set trainer.precision=32-true, or look at the images."

@@ -11,7 +11,7 @@ import SimpleITK as sitk
 
 from lesionseg.core import Geometry, Volume
 from lesionseg.errors import OutputError, ReadError
-from lesionseg.io.formats.volumes import (
+from lesionseg.io.volumes import (
     case_suffix,
     is_image_file,
     read_geometry,

@@ -1,4 +1,4 @@
-"""Importing the room loads no library of a file format; reading one format loads no other's."""
+"""Importing the package loads no library of a file format; reading one format loads no other's."""
 
 import subprocess
 import sys

@@ -44,7 +44,7 @@ def require_voxels(plan_or_name: Plan | str, where: str, what: str) -> None:
     )
 
 
-def warn_of_unheard_loss(architecture: str, loss: nn.Module, detection: DetectionLoss) -> None:
+def warn_of_unused_loss(architecture: str, loss: nn.Module, detection: DetectionLoss) -> None:
     """Say what teaches a network without voxels where a loss of voxels was chosen for it.
 
     The default loss was not chosen.
