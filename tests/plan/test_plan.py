@@ -93,7 +93,7 @@ def test_an_unknown_score_of_a_candidate_is_refused(plan: Plan) -> None:
     raw = json.loads(plan.to_json())
     raw["candidate_rule"]["score"] = "median"
     with pytest.raises(
-        BundleError, match=r"candidate_rule\.score is wrong.*Seen: median\. Expected: max, top, mean"
+        BundleError, match=r"candidate_rule\.score is wrong.*median\. Expected: max, top, mean"
     ):
         Plan.from_json(json.dumps(raw))
 
