@@ -49,7 +49,7 @@ def test_the_file_is_what_the_script_writes_of_types_and_page() -> None:
 def test_every_table_that_is_written_is_in_it() -> None:
     sources = (DOCS.parent / "lesionseg").rglob("*.py")
     text = "\n".join(path.read_text(encoding="utf-8") for path in sources)
-    written = set(re.findall(r'(?:/ |Path\(|[A-Z]+ = )"(\w+\.csv)"', text)) - FOREIGN
+    written = set(re.findall(r'(?:/ |Path\(|TABLE = |STUDY = )"(\w+\.csv)"', text)) - FOREIGN
     assert written == set(SCHEMA["$defs"])
 
 
