@@ -97,6 +97,7 @@ def write_data(root: Path) -> None:
         write_mri_phantoms(root / "raw", 5, seed=0, n_test=1, shape=size, spacing_mm=(8.0,) * 3)
         write_visit_phantoms(root / "part", 6, VisitSettings(shape=(16, 40, 40)))
         (root / "part").rename(root / "visits")
+        time.sleep(3)  # what is learnt of files that changed a moment ago is not kept
 
 
 def undisturbed(root: Path, name: str) -> None:

@@ -32,6 +32,7 @@ _ROLES: tuple[tuple[str, Role | None], ...] = (
     ("testing", "test"),
 )
 BoxSpace = Literal["LPS", "RAS", "voxel"]
+MOST_CLASSES = 255  # as many as a mask of bytes holds
 BOX_MODES = ("xyxy", "xyzxyz", "xxyy", "xxyyzz", "xywh", "xyzwhd", "ccwh", "cccwhd")
 BOX_SPACES: tuple[BoxSpace, ...] = get_args(BoxSpace)
 # what MONAI's own detection tutorial writes, by the number of axes
@@ -267,7 +268,7 @@ def _to_array(
 def parse_boxes(
     entry_boxes: Any, entry_labels: Any, mode: str, space: BoxSpace, where: Path, case: str
 ) -> TableBoxes:
-    """The boxes and labels (from 0) of one entry. Raises `ContentError` when they do not fit."""
+    """The boxes and labels (from 0) of one entry; raises `ContentError` when they do not fit."""
     boxes = entry_boxes if isinstance(entry_boxes, Sequence) else None
     labels = entry_labels if isinstance(entry_labels, Sequence) else None
     n_numbers = len(mode) if mode else 0
@@ -277,14 +278,15 @@ def parse_boxes(
         and len(boxes) == len(labels)
         and all(isinstance(b, Sequence) and len(b) == n_numbers for b in boxes)
         and all(is_number(v) for b in boxes for v in b)
-        and all(isinstance(k, int) and k >= 0 for k in labels)
+        and all(isinstance(k, int) and 0 <= k < MOST_CLASSES for k in labels)
     )
     if not well_formed or boxes is None or labels is None:
         raise ContentError(
             f"The boxes of {case!r} cannot be read.",
             where=where,
             seen=f"box {str(entry_boxes)[:80]}, label {str(entry_labels)[:40]}",
-            expected=f"box: a list of {n_numbers} numbers each ({mode}); label: as many from 0 on",
+            expected=f"box: a list of {n_numbers} numbers each ({mode}); label: as many from 0 to "
+            f"{MOST_CLASSES - 1}",
         )
     return TableBoxes(
         tuple(tuple(float(v) for v in box) for box in boxes),

@@ -114,6 +114,7 @@ def test_a_box_beside_its_image_is_refused(tmp_path: Path, grid: Geometry) -> No
         ({"box": [[1, 2, 3]], "label": [0]}, {}, "cannot be read"),
         ({"box": [[1, 2, 3, 4, 5, 6]], "label": []}, {}, "cannot be read"),
         ({"box": [[1, 2, 3, 4, 5, 6]], "label": [-1]}, {}, "cannot be read"),
+        ({"box": [[1, 2, 3, 4, 5, 6]], "label": [10**9]}, {}, "cannot be read"),
         ({"box": [[1, 2, 3, 4, 5, 6]], "label": [0]}, {"box_mode": "xyxy"}, "not known"),
         ({"box": [[1, 2, 3, 4, 5, 6]], "label": [0]}, {"box_space": "ras"}, "not known"),
     ],
