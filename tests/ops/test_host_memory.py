@@ -1,0 +1,26 @@
+"""What the machine says of memory."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from lesionseg.ops.host_memory import peak_memory_mb
+
+MEBIBYTE = 2**20
+
+
+def test_the_peak_is_what_was_held_at_one_time() -> None:
+    before = peak_memory_mb()
+    held = np.ones((before + 64) * MEBIBYTE, np.uint8)  # beyond every earlier peak
+    del held
+    assert before + 64 <= peak_memory_mb() < 3 * before + 256
+
+
+def test_the_peak_is_not_that_of_the_parent(repository: Path) -> None:
+    held = np.ones(600 * MEBIBYTE, np.uint8)
+    program = "from lesionseg.ops.host_memory import peak_memory_mb; print(peak_memory_mb())"
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, cwd=repository, capture_output=True, text=True, check=True)
+    assert 0 < int(done.stdout) < 500 < held.nbytes // MEBIBYTE
