@@ -27,7 +27,8 @@ from lesionseg.io.atomic import read_json, write_json
 from lesionseg.phantoms import write_mri_phantoms
 from lesionseg.pipeline.dataset.survey import Survey, take_survey
 from lesionseg.pipeline.judging.choice import ChoiceSettings
-from lesionseg.pipeline.judging.judge_role import Rules, judge_validation
+from lesionseg.pipeline.judging.judge_role import judge_validation
+from lesionseg.pipeline.judging.role_steps import Rules
 from lesionseg.pipeline.run.run_dir import data_hash
 from lesionseg.pipeline.train.learning import decide, learn, linked, prepare_cases
 from lesionseg.plan.make import PlanOverrides

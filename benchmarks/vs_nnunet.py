@@ -49,7 +49,8 @@ from lesionseg.io.cases import read_case, read_image
 from lesionseg.io.predictions import write_prediction
 from lesionseg.pipeline.dataset.survey import Survey, take_survey
 from lesionseg.pipeline.judging.choice import ChoiceSettings
-from lesionseg.pipeline.judging.judge_role import Rules, judge_predicted, labelled
+from lesionseg.pipeline.judging.judge_role import judge_predicted
+from lesionseg.pipeline.judging.role_steps import Rules, labelled
 from lesionseg.pipeline.train.learning import decide
 from lesionseg.plan.plan import Plan
 from lesionseg.training.settings import TrainerSettings

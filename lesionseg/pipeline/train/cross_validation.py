@@ -25,13 +25,9 @@ from lesionseg.io.atomic import read_json, write_json
 from lesionseg.io.predictions import find_predictions
 from lesionseg.pipeline.dataset.survey import Survey, divided, folds_of
 from lesionseg.pipeline.judging.choice import undecided
-from lesionseg.pipeline.judging.judge_role import (
-    FoldRun,
-    choose_missing,
-    judge_out_of_fold,
-    judge_untouched,
-    labelled,
-)
+from lesionseg.pipeline.judging.judge_folds import FoldRun, choose_missing, judge_out_of_fold
+from lesionseg.pipeline.judging.judge_role import judge_untouched
+from lesionseg.pipeline.judging.role_steps import labelled
 from lesionseg.pipeline.judging.voxel_calibration import mean_calibration
 from lesionseg.pipeline.run.run_dir import SPLITS, check_claim, refuse_other_cases
 from lesionseg.pipeline.train.fine_tuning import bundle_plan, read_as_typed, training_cases

@@ -26,13 +26,9 @@ from lesionseg.pipeline.dataset.capabilities import require_masks, require_voxel
 from lesionseg.pipeline.dataset.data_settings import DataSettings
 from lesionseg.pipeline.dataset.survey import Survey
 from lesionseg.pipeline.judging.choice import Choice, ChoiceSettings
-from lesionseg.pipeline.judging.judge_role import (
-    RoleScores,
-    Rules,
-    judge_missing,
-    judge_validation,
-    labelled,
-)
+from lesionseg.pipeline.judging.judge_folds import judge_missing
+from lesionseg.pipeline.judging.judge_role import judge_validation
+from lesionseg.pipeline.judging.role_steps import RoleScores, Rules, labelled
 from lesionseg.pipeline.judging.volume_scores import VolumeJudge, VolumeScores
 from lesionseg.pipeline.report.recipe import ReportSettings
 from lesionseg.pipeline.run.run_dir import claim, is_claimed, provenance, refuse_other_cases

@@ -13,7 +13,7 @@ from lesionseg.inference.inference_settings import InferenceSettings
 from lesionseg.phantoms import write_xray_phantoms
 from lesionseg.pipeline.dataset.data_settings import DataSettings
 from lesionseg.pipeline.dataset.survey import take_survey
-from lesionseg.pipeline.judging.judge_role import labelled
+from lesionseg.pipeline.judging.role_steps import labelled
 from lesionseg.pipeline.judging.volume_scores import VolumeJudge, VolumeScores, overlaps
 from lesionseg.pipeline.train.learning import decide
 from lesionseg.plan.make import PlanOverrides

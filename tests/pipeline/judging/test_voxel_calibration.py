@@ -13,7 +13,8 @@ from lesionseg.phantoms import write_mri_phantoms
 from lesionseg.pipeline.dataset.data_settings import DataSettings
 from lesionseg.pipeline.dataset.survey import take_survey
 from lesionseg.pipeline.judging.choice import ChoiceSettings, undecided
-from lesionseg.pipeline.judging.judge_role import Rules, judge_validation
+from lesionseg.pipeline.judging.judge_role import judge_validation
+from lesionseg.pipeline.judging.role_steps import Rules
 from lesionseg.pipeline.judging.voxel_calibration import (
     LevelCounts,
     choose_voxel_calibration,

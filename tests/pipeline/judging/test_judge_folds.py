@@ -17,12 +17,8 @@ from lesionseg.phantoms import write_mri_phantoms
 from lesionseg.pipeline.dataset.data_settings import DataSettings
 from lesionseg.pipeline.dataset.survey import Survey, divided, folds_of, take_survey
 from lesionseg.pipeline.judging.choice import ChoiceSettings, undecided
-from lesionseg.pipeline.judging.judge_role import (
-    FoldRun,
-    Rules,
-    choose_missing,
-    judge_out_of_fold,
-)
+from lesionseg.pipeline.judging.judge_folds import FoldRun, choose_missing, judge_out_of_fold
+from lesionseg.pipeline.judging.role_steps import Rules
 from lesionseg.plan.plan import ChannelSet, Plan
 
 RULES = Rules(PRESETS["lesionseg"], ChoiceSettings(replicates=50), {"folds": 3})
