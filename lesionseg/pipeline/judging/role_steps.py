@@ -1,4 +1,4 @@
-"""The steps by which the cases of a role are predicted, matched with their references, and scored."""
+"""The steps by which a role's cases are predicted, matched with their references, and scored."""
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
