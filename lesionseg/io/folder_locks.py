@@ -103,3 +103,16 @@ def _locked(file: Path, kind: int) -> int:
             if os.path.samestat(os.fstat(descriptor), file.stat()):
                 return descriptor
         os.close(descriptor)
+
+
+def is_alive(pid: int) -> bool:
+    """Whether such a process runs here; on Windows, where to ask is to end it, always."""
+    if os.name == "nt":
+        return True
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # it exists and belongs to somebody else
+        return True
+    return True

@@ -11,7 +11,6 @@ import hashlib
 import json
 import logging
 import shutil
-import uuid
 from abc import ABC, abstractmethod
 from dataclasses import asdict
 from pathlib import Path
@@ -29,7 +28,7 @@ from lesionseg.data.prepare_reference import PreparedReference
 from lesionseg.errors import ContentError, OutputError, ReadError
 from lesionseg.io.case_ids import bounded_name
 from lesionseg.io.local_files import content_files
-from lesionseg.io.remote.local_disk import PARTIAL, sweep
+from lesionseg.io.remote.local_disk import partial_name, sweep
 from lesionseg.io.remote.mirror import bring
 from lesionseg.plan.plan import Plan
 
@@ -68,7 +67,7 @@ class CaseStore(ABC):
 
     @abstractmethod
     def sweep(self) -> None:
-        """Remove what runs that were killed have left behind a day ago or earlier."""
+        """Remove what runs that were killed have left behind."""
 
 
 class Cache(CaseStore):
@@ -122,7 +121,7 @@ class Cache(CaseStore):
         """Nothing to do: a stored case is there at once."""
 
     def sweep(self) -> None:
-        """Remove what runs that were killed have left behind a day ago or earlier."""
+        """Remove what runs that were killed have left behind (`local_disk.sweep`)."""
         sweep(self.folder)
 
     def _entry(self, case: str) -> Path:
@@ -130,7 +129,7 @@ class Cache(CaseStore):
         return self.folder / prefix / bounded_name(case)
 
     def _scratch(self) -> Path:
-        return self.folder / f"{PARTIAL}{uuid.uuid4().hex}"
+        return self.folder / partial_name()
 
     def _refused(self, error: OSError) -> OutputError:
         return OutputError(

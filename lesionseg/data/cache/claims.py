@@ -15,6 +15,7 @@ from typing import Protocol
 from lesionseg.errors import ReadError
 from lesionseg.io.atomic import create_file
 from lesionseg.io.case_ids import bounded_name
+from lesionseg.io.folder_locks import is_alive
 
 # longer than any case takes, and than a shard of them is kept back
 STALE_SECONDS = 1800.0
@@ -91,16 +92,3 @@ def _left_behind(claim: bytes) -> bool:
     if time.time() - since > STALE_SECONDS:
         return True
     return host == socket.gethostname() and not is_alive(pid)
-
-
-def is_alive(pid: int) -> bool:
-    """Whether such a process runs here; on Windows, where to ask is to end it, always."""
-    if os.name == "nt":
-        return True
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:  # it exists and belongs to somebody else
-        return True
-    return True

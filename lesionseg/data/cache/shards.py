@@ -37,7 +37,7 @@ from lesionseg.data.cache.case_cache import CaseStore, reference_of
 from lesionseg.data.cache.claims import Claims
 from lesionseg.data.prepare import PreparedCase
 from lesionseg.errors import OutputError, ReadError
-from lesionseg.io.remote.local_disk import PARTIAL, LocalDisk, folder_bytes, sweep
+from lesionseg.io.remote.local_disk import PARTIAL, LocalDisk, folder_bytes, partial_name, sweep
 from lesionseg.io.remote.remote_folder import RemoteFolder
 
 SHARD_BYTES = 10**9
@@ -63,7 +63,7 @@ class ShardPart:
     def fetch(self, folder: Path) -> None:
         """Copy the case to `folder`; whole, or not at all. Raises `ReadError`."""
         packed = self.shard.read(self.name, self.start, self.stop)
-        scratch = folder.with_name(f"{PARTIAL}{uuid.uuid4().hex}")
+        scratch = folder.with_name(partial_name())
         try:
             scratch.mkdir(parents=True)
             _unpack(packed, scratch)
@@ -108,7 +108,7 @@ class ShardCache(CaseStore):
         """Put a case into the shard that is being filled; a full one is sent off."""
         reference = reference_of(prepared)
         folder = self._copy_of(source)
-        scratch = folder.with_name(f"{PARTIAL}{uuid.uuid4().hex}")
+        scratch = folder.with_name(partial_name())
         try:
             scratch.mkdir(parents=True)
             write_cached_case(scratch, prepared, reference, source)

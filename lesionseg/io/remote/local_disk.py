@@ -3,12 +3,16 @@
 import contextlib
 import os
 import random
+import re
 import shutil
+import socket
 import time
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from lesionseg.io.folder_locks import is_alive
 
 PARTIAL = ".partial-"
 _DAY_SECONDS = 86400
@@ -61,7 +65,7 @@ def local_disk(folder: str | Path | None, gigabytes: float) -> LocalDisk:
 
 def remove_whole(folder: Path) -> None:
     """Remove a folder so that no process sees half of it."""
-    away = folder.with_name(f"{PARTIAL}{uuid.uuid4().hex}")
+    away = folder.with_name(partial_name())
     try:
         folder.replace(away)
     except OSError:  # another process was first
@@ -69,17 +73,32 @@ def remove_whole(folder: Path) -> None:
     shutil.rmtree(away, ignore_errors=True)
 
 
+def partial_name() -> str:
+    """A name for what is being made, and goes to its place whole; it says by which process."""
+    return f"{PARTIAL}{uuid.uuid4().hex}-{os.getpid()}-{socket.gethostname()}"
+
+
 def sweep(folder: Path) -> None:
-    """Remove what runs that were killed have left in a folder a day ago or earlier."""
+    """Remove what runs that were killed have left in a folder.
+
+    Those of this machine at once; of others what is a day old.
+    """
     for partial in folder.glob(f"{PARTIAL}*"):
         try:
-            old = time.time() - partial.stat().st_mtime > _DAY_SECONDS
+            left = _is_left(partial)
         except FileNotFoundError:
             continue
-        if old and partial.is_file():
+        if left and partial.is_file():
             partial.unlink(missing_ok=True)
-        elif old:
+        elif left:
             shutil.rmtree(partial, ignore_errors=True)
+
+
+def _is_left(partial: Path) -> bool:
+    made_by = re.fullmatch(r"[0-9a-f]+-(\d+)-(.+)", partial.name.removeprefix(PARTIAL))
+    if made_by and made_by[2] == socket.gethostname() and not is_alive(int(made_by[1])):
+        return True
+    return time.time() - partial.stat().st_mtime > _DAY_SECONDS
 
 
 def folder_bytes(folder: Path) -> int:

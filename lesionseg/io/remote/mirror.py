@@ -14,14 +14,13 @@ import math
 import os
 import sqlite3
 import time
-import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
 from lesionseg.errors import ReadError
-from lesionseg.io.remote.local_disk import PARTIAL, LocalDisk, sweep
+from lesionseg.io.remote.local_disk import LocalDisk, partial_name, sweep
 from lesionseg.io.remote.remote_folder import RemoteFile, RemoteFolder
 
 INDEX = ".lesionseg-mirror.sqlite"
@@ -161,7 +160,7 @@ def _follow(index: sqlite3.Connection, root: Path, files: list[RemoteFile]) -> N
 def _fetch(base: Path, files: Mapping[Path, RemoteFile]) -> None:
     """Copy files next to their places, then move them there under the index's lock."""
     folder, disk = _about(base)
-    copies = {path: base / f"{PARTIAL}{uuid.uuid4().hex}" for path in files}
+    copies = {path: base / partial_name() for path in files}
     try:
         folder.get({files[path].path: copy for path, copy in copies.items()})
         sizes = {path: copy.stat().st_size for path, copy in copies.items()}
@@ -211,7 +210,7 @@ def _make_room(
 
 def _hold_place(path: Path) -> None:
     """Put a placeholder: one byte, so that no reader takes it for the file or for an empty one."""
-    temporary = path.with_name(f"{PARTIAL}{uuid.uuid4().hex}")
+    temporary = path.with_name(partial_name())
     temporary.touch()
     os.truncate(temporary, 1)
     temporary.replace(path)

@@ -17,9 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from lesionseg.data.cache.claims import is_alive
 from lesionseg.errors import ConfigError, OutputError, pip_install
-from lesionseg.io.folder_locks import locked_folder
+from lesionseg.io.folder_locks import is_alive, locked_folder
 from lesionseg.pipeline.tune.journal import Journal
 from lesionseg.report.sections.tuning_page import State, TuningTrial
 

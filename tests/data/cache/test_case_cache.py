@@ -1,10 +1,13 @@
 import gc
 import json
+import os
 import pickle
+import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from threading import Lock
 
 import numpy as np
@@ -17,6 +20,7 @@ from lesionseg.data.cache.fill import fill_cache
 from lesionseg.data.cache.lesion_table import LesionTable, find_lesions
 from lesionseg.data.prepare_reference import PreparedReference
 from lesionseg.errors import ContentError, ReadError
+from lesionseg.io.remote.local_disk import partial_name, sweep
 from lesionseg.plan.plan import Normalisation
 
 
@@ -279,3 +283,19 @@ def test_an_entry_knows_where_to_teach_and_whether_a_lesion_has_parts(fill, data
     assert len(seeds) == min(512, 5 * 10 * 11 - 12)
     assert seeds[:, 0].max() < 5
     assert (cached.instances[tuple(seeds.T)] == 0).all()
+
+
+def test_what_a_killed_process_left_goes_at_once_and_what_a_live_one_makes_stays(
+    tmp_path: Path,
+) -> None:
+    ours, theirs = tmp_path / partial_name(), tmp_path / partial_name()
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    theirs = tmp_path / theirs.name.replace(f"-{os.getpid()}-", f"-{dead.pid}-")
+    elsewhere = tmp_path / f"{theirs.name}.other"  # the same number on another machine
+    old = tmp_path / f"{elsewhere.name}.old"
+    for folder in (ours, theirs, elsewhere, old):
+        folder.mkdir()
+    os.utime(old, (0, 0))
+    sweep(tmp_path)
+    assert [f.exists() for f in (ours, theirs, elsewhere, old)] == [True, False, True, False]
