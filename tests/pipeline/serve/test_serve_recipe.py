@@ -213,7 +213,7 @@ def test_a_session_of_slicers_plug_in(
     assert only["n_accepted"] > 0
 
 
-def test_two_users_who_call_their_scans_the_same_get_their_own_masks(
+def test_h5_two_users_who_call_their_scans_the_same_get_their_own_masks(
     client: TestClient, scan: Path, tmp_path: Path
 ) -> None:
     other = read_volume(scan)
