@@ -233,7 +233,7 @@ def _doubt(point: OperatingPoint, results: Sequence[CaseResult], settings: Choic
 
 def _sentence(point: OperatingPoint) -> str:
     how = f"chosen on {point.chosen_on} cases" if point.chosen_on else "given by hand"
-    gave = f"{point.name} accepts from score {point.score:.3g}, {how}"
+    gave = f"{point.name} accepts from score {point.score:.6g}, {how}"
     if point.lesion_recall is None or point.false_positives_per_case is None:
         return f"{gave}."
     gave += (
