@@ -68,12 +68,12 @@ def serve(
             where="token",
             remedy="Quote a number twice: token='\"2718\"'.",
         )
-    import monai.transforms  # noqa: F401 (takes seconds, for which the first scan would wait)
-
+    from lesionseg.data.adaptor import import_monai
     from lesionseg.pipeline.serve.app import make_app
     from lesionseg.pipeline.serve.gate import HeadInTime
     from lesionseg.pipeline.serve.uploads import ServeLimits
 
+    import_monai()  # takes seconds, for which the first scan would wait
     folders = (bundle,) if isinstance(bundle, (str, Path)) else tuple(bundle)
     predictor = Predictor(
         folders, device=device, operating_point=operating_point, settings=inference, trust=trust
