@@ -24,7 +24,8 @@ from vs_nnunet_table import SMALL_MM, found_of_size, number
 
 from lesionseg.io.atomic import write_text
 from lesionseg.pipeline.dataset.survey import Survey, take_survey
-from lesionseg.plan.plan import CandidateRule, Plan
+from lesionseg.plan.candidate_rule import CandidateRule
+from lesionseg.plan.plan import Plan
 
 HEADER = ("cell", "ratio", "extent", "join", "recall", "under 10 mm", "Dice, accepted", "AP")
 

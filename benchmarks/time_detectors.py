@@ -33,7 +33,8 @@ from lesionseg.models.build import build_network  # noqa: E402
 from lesionseg.models.precision import fast_dtype, fast_memory_format  # noqa: E402
 from lesionseg.models.retinanet import RetinaNet  # noqa: E402
 from lesionseg.plan.anchor_plan import AnchorPlan  # noqa: E402
-from lesionseg.plan.plan import Architecture, CandidateRule, Normalisation, Plan  # noqa: E402
+from lesionseg.plan.candidate_rule import CandidateRule  # noqa: E402
+from lesionseg.plan.plan import Architecture, Normalisation, Plan  # noqa: E402
 from lesionseg.training.step.detection_objective import make_objective  # noqa: E402
 
 TILE, BATCH = 64, 2

@@ -10,7 +10,8 @@ from torch import nn
 
 from lesionseg.models.build import build_network
 from lesionseg.plan.anchor_plan import AnchorPlan
-from lesionseg.plan.plan import SOURCES, Architecture, CandidateRule, Normalisation, Plan
+from lesionseg.plan.candidate_rule import SOURCES, CandidateRule
+from lesionseg.plan.plan import Architecture, Normalisation, Plan
 from lesionseg.training.device.memory_probe import Probe, some_batch
 from lesionseg.training.device.step_memory import CONTEXT_GB, StepMemory
 from lesionseg.training.step.detection_objective import make_objective

@@ -12,8 +12,9 @@ from lesionseg.errors import ConfigError
 from lesionseg.plan import rules, tile_rules
 from lesionseg.plan.anchor_plan import AnchorPlan
 from lesionseg.plan.anchor_rules import fit_anchors
+from lesionseg.plan.candidate_rule import CandidateSource, sources_of
 from lesionseg.plan.fingerprint import Fingerprint
-from lesionseg.plan.plan import Architecture, CandidateSource, Normalisation, Plan, sources_of
+from lesionseg.plan.plan import Architecture, Normalisation, Plan
 from lesionseg.plan.plan_overrides import FOLLOWED, SIZES_GB, PlanOverrides, followed_architecture
 
 logger = logging.getLogger(__name__)

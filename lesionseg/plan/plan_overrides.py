@@ -7,17 +7,14 @@ from typing import Any, get_args
 
 from lesionseg.errors import ConfigError, one_of, require
 from lesionseg.plan.anchor_plan import Merge
+from lesionseg.plan.candidate_rule import SOURCES, CandidateSource, ComponentScore, sources_of
 from lesionseg.plan.plan import (
-    SOURCES,
     Activation,
     Architecture,
-    CandidateSource,
-    ComponentScore,
     Layout,
     Modality,
     Plan,
     Stem,
-    sources_of,
     tuples,
 )
 from lesionseg.plan.tile_rules import total_stride

@@ -10,8 +10,9 @@ from typing import Generic, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from lesionseg.plan.candidate_rule import CandidateRule
 from lesionseg.plan.fingerprint import ChannelStatistics
-from lesionseg.plan.plan import CandidateRule, Normalisation, ThickSlices
+from lesionseg.plan.plan import Normalisation, ThickSlices
 
 T = TypeVar("T")
 

@@ -25,7 +25,8 @@ from lesionseg.inference.bundles import monai_reader
 from lesionseg.inference.bundles.monai_reader import is_monai_bundle, read_monai_bundle
 from lesionseg.inference.input_check import InputCheck
 from lesionseg.models.build import NetworkFactory, build_network
-from lesionseg.plan.plan import SOURCES, Plan
+from lesionseg.plan.candidate_rule import SOURCES
+from lesionseg.plan.plan import Plan
 
 WEIGHTS, PLAN, CARD = "weights.safetensors", "plan.json", "model_card.md"
 CHECK = "input_check.safetensors"

@@ -5,10 +5,7 @@ FOLDER/configs/inference.json (or .yaml), configs/metadata.json and models/model
 are read only where they are plain values.
 """
 
-import ast
-import json
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -17,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from lesionseg.errors import BundleError, LesionsegError
-from lesionseg.io.atomic import read_yaml
+from lesionseg.inference.bundles.monai_config import MonaiConfig, read_object
 from lesionseg.models.foreign_network import TARGET, as_levels, load
 from lesionseg.plan.plan import Activation, Architecture, Modality, Normalisation, Plan
 
@@ -77,11 +74,11 @@ def read_monai_bundle(folder: Path, *, trust: bool) -> tuple[nn.Module, Plan]:
     Weights are read as tensors alone. Raises `BundleError` naming what cannot be read here.
     """
     path, metadata, weights = bundle_files(folder)
-    config = _Config(path, _json(path) if path.suffix == ".json" else read_yaml(path))
+    config = MonaiConfig.read(path)
     spec = config.value("network_def")
     if not isinstance(spec, Mapping) or TARGET not in spec:
         raise config.fault("network_def", spec, f"a dictionary with {TARGET}")
-    plan = _plan(config, _json(metadata))
+    plan = _plan(config, read_object(metadata))
     network = _network(dict(spec), path, trust)
     try:
         network.load_state_dict(_weights(weights))
@@ -92,55 +89,6 @@ def read_monai_bundle(folder: Path, *, trust: bool) -> tuple[nn.Module, Plan]:
             seen=str(error).splitlines()[0],
         ) from error
     return Reoriented(network, _axcodes(config)).eval(), plan
-
-
-@dataclass(frozen=True)
-class _Config:
-    """The inference file, whose `@name` is another key and whose `$…` is a value or refused."""
-
-    path: Path
-    raw: Mapping[str, Any]
-
-    def value(self, key: str) -> Any:
-        """What a key holds; `a#b` is b within a."""
-        found: Any = self.raw
-        for part in key.split("#"):
-            if not isinstance(found, Mapping) or part not in found:
-                raise self.fault(key, "nothing", "the key")
-            found = found[part]
-        try:
-            return self.plain(found, key)
-        except RecursionError:
-            raise self.fault(key, "references in a circle", "a value") from None
-
-    def plain(self, given: Any, key: str) -> Any:
-        """The value with its references followed, as far as it is plain."""
-        if isinstance(given, str) and given.startswith("@") and given[1:] != key:
-            return self.value(given[1:])
-        if isinstance(given, str) and given.startswith("$"):
-            try:
-                return ast.literal_eval(given[1:])
-            except (ValueError, SyntaxError) as error:
-                raise self.fault(key, given, "a value; expressions are not run") from error
-        if isinstance(given, Mapping):
-            return {name: self.plain(value, key) for name, value in given.items()}
-        return [self.plain(value, key) for value in given] if isinstance(given, list) else given
-
-    def transforms(self, key: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
-        """Names and raw settings of a chain's transforms that are not disabled."""
-        chain = self.raw.get(key, {})
-        for entry in chain.get("transforms", ()) if isinstance(chain, Mapping) else ():
-            if self.plain(entry.get("_disabled_"), key) is not True:
-                yield str(entry.get(TARGET, "")).rpartition(".")[2], entry
-
-    def fault(self, key: str, seen: object, expected: str) -> BundleError:
-        """The refusal of what stands under a key."""
-        return BundleError(
-            "The MONAI bundle holds what cannot be taken over.",
-            where=f"{self.path}: {key}",
-            seen=seen,
-            expected=expected,
-        )
 
 
 def _network(spec: dict[str, Any], config: Path, trust: bool) -> nn.Module:
@@ -184,7 +132,7 @@ def _weights(path: Path) -> dict[str, Tensor]:
     return dict(state)
 
 
-def _plan(config: _Config, metadata: Mapping[str, Any]) -> Plan:
+def _plan(config: MonaiConfig, metadata: Mapping[str, Any]) -> Plan:
     try:
         formats = metadata["network_data_format"]
         image, output = formats["inputs"]["image"], formats["outputs"]["pred"]
@@ -228,7 +176,7 @@ def _names(part: Mapping[str, Any], n: int, word: str) -> tuple[str, ...]:
     return tuple(str(titles.get(str(k), f"{word}_{k}")) for k in range(n))
 
 
-def _activation(config: _Config) -> Activation:
+def _activation(config: MonaiConfig) -> Activation:
     for name, entry in config.transforms("postprocessing"):
         if name == "Activationsd" and entry.get("sigmoid") is True:
             return "sigmoid"
@@ -239,7 +187,7 @@ def _activation(config: _Config) -> Activation:
     raise config.fault("postprocessing", "no activation", "Activationsd with sigmoid or softmax")
 
 
-def _preprocessing(config: _Config) -> _Steps:
+def _preprocessing(config: MonaiConfig) -> _Steps:
     """Every transform that is not harmless; unknown ones are refused by name."""
     steps = tuple(config.transforms("preprocessing"))
     known = (*_HARMLESS, *_GRID, *_INTENSITY, *_OF_IMAGE)
@@ -254,7 +202,7 @@ def _preprocessing(config: _Config) -> _Steps:
     return tuple(step for step in steps if step[0] not in _HARMLESS)
 
 
-def _axcodes(config: _Config) -> str:
+def _axcodes(config: MonaiConfig) -> str:
     """The axes that the network sees, such as RAS."""
     chain = dict(config.transforms("preprocessing"))
     axes = config.plain(chain.get("Orientationd", {}).get("axcodes"), "preprocessing")
@@ -263,13 +211,13 @@ def _axcodes(config: _Config) -> str:
     return axes
 
 
-def _on_our_axes(config: _Config, values: Sequence[Any]) -> list[Any]:
+def _on_our_axes(config: MonaiConfig, values: Sequence[Any]) -> list[Any]:
     """One value per axis of the network as (z, y, x)."""
     by_axis = {_DIRECTIONS[code]: v for code, v in zip(_axcodes(config), values, strict=True)}
     return [by_axis[axis] for axis in (2, 3, 4)]
 
 
-def _spacing(config: _Config, steps: _Steps) -> tuple[float, ...]:
+def _spacing(config: MonaiConfig, steps: _Steps) -> tuple[float, ...]:
     names, given = [name for name, _ in steps], dict(steps).get("Spacingd", {})
     pixdim = config.plain(given.get("pixdim"), "preprocessing")
     if not isinstance(pixdim, list | tuple) or len(pixdim) != 3:
@@ -283,7 +231,7 @@ def _spacing(config: _Config, steps: _Steps) -> tuple[float, ...]:
 
 
 def _intensities(
-    config: _Config, steps: _Steps
+    config: MonaiConfig, steps: _Steps
 ) -> tuple[Normalisation, tuple[Mapping[str, Any], ...]]:
     """Ours where it says the same, else none and MONAI's transforms in their order."""
     chain = [step for step in steps if step[0] not in _GRID]
@@ -294,7 +242,7 @@ def _intensities(
     return Normalisation("dataset"), tuple(_spec(config, *step) for step in chain)
 
 
-def _spec(config: _Config, name: str, entry: Mapping[str, Any]) -> dict[str, Any]:
+def _spec(config: MonaiConfig, name: str, entry: Mapping[str, Any]) -> dict[str, Any]:
     """A transform as `prepare.extra` names it: MONAI's, whatever its `_target_` said before."""
     given: dict[str, Any] = config.plain(entry, "preprocessing")
     if given.get("keys") not in ("image", ["image"]):
@@ -310,10 +258,3 @@ def _scale(given: Mapping[str, Any]) -> Normalisation:
     std = (high - low) / (last - first)
     lower, upper = (low, high) if given.get("clip") else (None, None)
     return Normalisation("dataset", lower, upper, mean=low - first * std, std=std)
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        return dict(json.loads(path.read_text("utf-8")))
-    except (OSError, ValueError, TypeError) as error:
-        raise BundleError("The MONAI bundle cannot be read.", where=path, seen=error) from error

@@ -8,7 +8,8 @@ from lesionseg.errors import DatasetError, require
 from lesionseg.losses import DiceFocalLoss
 from lesionseg.losses.detection_loss import DetectionLoss
 from lesionseg.pipeline.dataset.survey import Survey
-from lesionseg.plan.plan import Plan, sources_of
+from lesionseg.plan.candidate_rule import sources_of
+from lesionseg.plan.plan import Plan
 
 log = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ import lesionseg.losses
 from lesionseg.errors import ConfigError
 from lesionseg.losses import VoxelLoss, completed
 from lesionseg.losses.detection_loss import DetectionLoss
-from lesionseg.plan.plan import sources_of
+from lesionseg.plan.candidate_rule import sources_of
 
 LossOfPair = Callable[..., nn.Module]  # a loss whose α and γ are still open
 AnchorLossOfPair = Callable[..., DetectionLoss]

@@ -8,7 +8,7 @@ from lesionseg.core import Geometry
 from lesionseg.inference.candidates.peaks import Above, PeakRegion, collect_above, grow_regions
 from lesionseg.inference.candidates.postprocess import CandidateSet, find_candidates, join_regions
 from lesionseg.ops.components import label_components
-from lesionseg.plan.plan import CandidateRule
+from lesionseg.plan.candidate_rule import CandidateRule
 
 RULE = CandidateRule(ratio=2.5, extent=1.0, min_voxels=1, join=10.0, join_mm=0.0)
 
