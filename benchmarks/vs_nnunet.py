@@ -42,7 +42,7 @@ from vs_nnunet_table import markdown, report
 
 from lesionseg.core import CaseFiles, Prediction, Volume
 from lesionseg.evaluation import PRESETS
-from lesionseg.evaluation.case.overlap import VoxelCounts
+from lesionseg.evaluation.results import VoxelCounts
 from lesionseg.inference.decision import find_by_plan
 from lesionseg.io.atomic import read_json, write_json, write_text
 from lesionseg.io.cases import read_case, read_image

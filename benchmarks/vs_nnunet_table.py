@@ -9,7 +9,8 @@ import numpy as np
 import table
 
 from lesionseg.evaluation import PRESETS
-from lesionseg.evaluation.statistics.bootstrap import MIN_GROUPS, draw_groups
+from lesionseg.evaluation.edge_cases import MIN_GROUPS
+from lesionseg.evaluation.statistics.bootstrap import draw_groups
 
 Cell = Mapping[str, Any]
 Cells = Mapping[str, Mapping[str, Sequence[Cell]]]  # by set, then tool; one a seed

@@ -8,10 +8,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from lesionseg.evaluation.adjudication import AdjudicationRow
 from lesionseg.evaluation.change import LesionChange
+from lesionseg.evaluation.readers.adjudication import AdjudicationRow
+from lesionseg.evaluation.readers.reader_agreement import KeyRow, SheetRow
 from lesionseg.evaluation.rows import CandidateRow, CaseRow, LesionRow, SuspectRow
-from lesionseg.evaluation.statistics.reader_agreement import KeyRow, SheetRow
 from lesionseg.evaluation.table_row import TableRow
 from lesionseg.io.atomic import write_json
 from lesionseg.pipeline.follow.gathered_pairs import PairRow

@@ -3,7 +3,7 @@
 Knows neither networks nor files: results in, numbers out.
 """
 
-from lesionseg.evaluation.case.evaluate_case import MatchedCase, evaluate_case, match_case
+from lesionseg.evaluation.one_case import MatchedCase, evaluate_case, match_case
 from lesionseg.evaluation.presets import PRESETS, Criterion, Preset, find_preset
 from lesionseg.evaluation.results import CandidateResult, CaseResult, LesionResult
 from lesionseg.evaluation.scores import summarise

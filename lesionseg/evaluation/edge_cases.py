@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from lesionseg.evaluation.statistics.bootstrap import MIN_GROUPS
+MIN_GROUPS = 5  # fewer give no interval
 
 MIN_CASES_FOR_CPM = 8
 

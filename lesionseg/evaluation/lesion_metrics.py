@@ -16,7 +16,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from lesionseg.core import Candidate, Geometry, Prediction, Reference
-from lesionseg.evaluation.case.evaluate_case import evaluate_case
+from lesionseg.evaluation.one_case import evaluate_case
 from lesionseg.evaluation.presets import find_preset
 from lesionseg.ops.components import lesion_instances
 

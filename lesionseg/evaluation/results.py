@@ -8,7 +8,29 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lesionseg.core import OperatingPoint
-from lesionseg.evaluation.case.overlap import VoxelCounts
+
+NEVER = -np.inf  # the score at which a lesion is found that no candidate finds
+
+
+@dataclass(frozen=True)
+class VoxelCounts:
+    """Voxels of the reference, of the prediction and of both."""
+
+    reference: int
+    predicted: int
+    shared: int
+
+    @property
+    def dice(self) -> float | None:
+        """`2·|A∩B| / (|A|+|B|)`; None when both are empty."""
+        total = self.reference + self.predicted
+        return 2 * self.shared / total if total else None
+
+    @property
+    def iou(self) -> float | None:
+        """`|A∩B| / |A∪B|`; None when both are empty."""
+        union = self.reference + self.predicted - self.shared
+        return self.shared / union if union else None
 
 
 @dataclass(frozen=True, eq=False)

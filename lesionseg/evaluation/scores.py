@@ -13,11 +13,11 @@ from typing import Any
 from lesionseg.core import OperatingPoint, joint_unit
 from lesionseg.evaluation import edge_cases
 from lesionseg.evaluation.case.region_parts import REGION_LABEL
+from lesionseg.evaluation.edge_cases import MIN_GROUPS
 from lesionseg.evaluation.official import score_cases, score_intervals
 from lesionseg.evaluation.presets import Preset, Scorer
 from lesionseg.evaluation.results import CaseResult
 from lesionseg.evaluation.rows import region_names
-from lesionseg.evaluation.statistics.bootstrap import MIN_GROUPS
 from lesionseg.evaluation.statistics.estimates import as_list
 from lesionseg.evaluation.statistics.further_scores import detail_numbers
 from lesionseg.evaluation.statistics.pooled import PooledResults

@@ -137,8 +137,8 @@ def make_plan(
         }
     )
     if step_memory is not None and device.startswith("cuda"):
-        said = f"a training step takes about {step_memory(plan):.1f} GB, by prediction"
-        plan = plan.with_(reasons={**plan.reasons, "memory": said})
+        reason = f"a training step takes about {step_memory(plan):.1f} GB, by prediction"
+        plan = plan.with_(reasons={**plan.reasons, "memory": reason})
     return (
         plan
         if before is None

@@ -8,7 +8,7 @@ import pytest
 
 from lesionseg.core import OperatingPoint
 from lesionseg.evaluation import PRESETS, summarise
-from lesionseg.evaluation.adjudication import adjudicate
+from lesionseg.evaluation.readers.adjudication import adjudicate
 from lesionseg.evaluation.rows import CANDIDATE_COLUMNS, CASE_COLUMNS, LESION_COLUMNS
 from lesionseg.evaluation.statistics.compare import compare
 from tests.evaluation.statistics.test_further_scores import grown

@@ -14,11 +14,17 @@ from lesionseg.evaluation.case.lesion_measures import (
     measure_extents,
 )
 from lesionseg.evaluation.case.match_case import CaseMatch
-from lesionseg.evaluation.case.matching import NEVER
-from lesionseg.evaluation.case.overlap import VoxelCounts, voxel_counts
+from lesionseg.evaluation.case.overlap import voxel_counts
 from lesionseg.evaluation.case.surface import surface_distances
 from lesionseg.evaluation.presets import Preset
-from lesionseg.evaluation.results import CandidateResult, LesionResult, Pairs, WhyMissed
+from lesionseg.evaluation.results import (
+    NEVER,
+    CandidateResult,
+    LesionResult,
+    Pairs,
+    VoxelCounts,
+    WhyMissed,
+)
 
 ALL_LABELS = 0
 

@@ -8,10 +8,10 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from lesionseg.core import Lesions, OperatingPoint, Prediction, Reference
-from lesionseg.evaluation.case.matching import NEVER, Links, detection_scores, find_links, match
+from lesionseg.evaluation.case.matching import Links, detection_scores, find_links, match
 from lesionseg.evaluation.case.overlap import Overlaps, overlap_table
 from lesionseg.evaluation.presets import INSTANCES, SIDE_CRITERIA, Criterion
-from lesionseg.evaluation.results import Outcome, OutcomeCounts
+from lesionseg.evaluation.results import NEVER, Outcome, OutcomeCounts
 from lesionseg.ops.components import candidates_of, lesions_of
 
 # a candidate with a larger share in what is not judged is neither true nor false

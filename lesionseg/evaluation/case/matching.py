@@ -28,8 +28,8 @@ from lesionseg.evaluation.case.overlap import (
     score_of_cover,
 )
 from lesionseg.evaluation.presets import Assignment, Criterion
+from lesionseg.evaluation.results import NEVER
 
-NEVER = -np.inf
 # Outweighs rounding, and no difference between IoUs that anybody would notice.
 _KEEP_FOUND = 1e-9
 # rows of candidates, rows of lesions, weights

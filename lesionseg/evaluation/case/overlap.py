@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from lesionseg.core import Lesions
+from lesionseg.evaluation.results import VoxelCounts
 from lesionseg.ops.boxes import box_iou
 
 
@@ -39,27 +40,6 @@ class Overlaps:
     def where(self, kept: NDArray[np.bool_]) -> "Overlaps":
         """The chosen pairs `[pairs]`."""
         return Overlaps(self.candidate[kept], self.lesion[kept], self.voxels[kept], self.iou[kept])
-
-
-@dataclass(frozen=True)
-class VoxelCounts:
-    """Voxels of the reference, of the prediction and of both."""
-
-    reference: int
-    predicted: int
-    shared: int
-
-    @property
-    def dice(self) -> float | None:
-        """`2·|A∩B| / (|A|+|B|)`; None when both are empty."""
-        total = self.reference + self.predicted
-        return 2 * self.shared / total if total else None
-
-    @property
-    def iou(self) -> float | None:
-        """`|A∩B| / |A∪B|`; None when both are empty."""
-        union = self.reference + self.predicted - self.shared
-        return self.shared / union if union else None
 
 
 def overlap_table(candidates: Lesions, lesions: Lesions) -> Overlaps:

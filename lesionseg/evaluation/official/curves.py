@@ -6,8 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from lesionseg.evaluation.case.matching import NEVER
-from lesionseg.evaluation.results import CaseResult
+from lesionseg.evaluation.results import NEVER, CaseResult
 from lesionseg.evaluation.statistics import detection
 from lesionseg.evaluation.statistics.bootstrap import value_of
 from lesionseg.evaluation.statistics.detection import Pool, pool_results

@@ -12,7 +12,6 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import gammaincinv, ndtr, stdtrit
 
-MIN_GROUPS = 5
 MAX_UNDEFINED = 0.05  # of the replicates: they are not undefined at random
 Z95 = 1.959963984540054
 _MAX_ELEMENTS = 4_000_000  # of a temporary `[replicates, items]`: 32 MB

@@ -8,13 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lesionseg.evaluation import edge_cases
-from lesionseg.evaluation.edge_cases import EdgeCase
-from lesionseg.evaluation.statistics.bootstrap import (
-    MIN_GROUPS,
-    Z95,
-    Statistic,
-    Weights,
-)
+from lesionseg.evaluation.edge_cases import MIN_GROUPS, EdgeCase
+from lesionseg.evaluation.statistics.bootstrap import Z95, Statistic, Weights
 from lesionseg.evaluation.statistics.estimates import Estimate, proportion
 from lesionseg.evaluation.statistics.pooled import PooledResults
 

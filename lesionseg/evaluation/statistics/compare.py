@@ -20,10 +20,10 @@ from numpy.typing import NDArray
 
 from lesionseg.errors import DatasetError, require
 from lesionseg.evaluation import edge_cases
+from lesionseg.evaluation.edge_cases import MIN_GROUPS
 from lesionseg.evaluation.results import CaseResult
 from lesionseg.evaluation.statistics import detection
 from lesionseg.evaluation.statistics.bootstrap import (
-    MIN_GROUPS,
     Statistic,
     Weights,
     draw_groups,

@@ -11,8 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from lesionseg.evaluation.case.matching import NEVER
-from lesionseg.evaluation.results import CaseResult
+from lesionseg.evaluation.results import NEVER, CaseResult
 from lesionseg.evaluation.rows import CandidateRow, LesionRow
 from lesionseg.evaluation.statistics.bootstrap import Statistic, Weights
 from lesionseg.evaluation.statistics.estimates import Estimate, auroc

@@ -11,8 +11,7 @@ from scipy.special import betainc
 from lesionseg.core import OperatingPoint
 from lesionseg.errors import ConfigError, ContentError
 from lesionseg.evaluation import edge_cases
-from lesionseg.evaluation.case.matching import NEVER
-from lesionseg.evaluation.results import CaseResult
+from lesionseg.evaluation.results import NEVER, CaseResult
 from lesionseg.evaluation.statistics.bootstrap import count_design_effect, few_groups_factor
 from lesionseg.evaluation.statistics.burden import burden_errors
 from lesionseg.evaluation.statistics.detection import Pool, ThresholdSweep, pool_results

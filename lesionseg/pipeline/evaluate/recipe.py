@@ -9,10 +9,10 @@ from typing import Any
 from lesionseg.core import Dataset, OperatingPoint
 from lesionseg.errors import ConfigError
 from lesionseg.evaluation import CaseResult, Preset, find_preset
-from lesionseg.evaluation.adjudication import AdjudicationRow, adjudicate, read_verdicts
+from lesionseg.evaluation.readers.adjudication import AdjudicationRow, adjudicate, read_verdicts
+from lesionseg.evaluation.readers.reader_agreement import TwoReaders
 from lesionseg.evaluation.statistics.compare import compare as compare_models
 from lesionseg.evaluation.statistics.further_scores import second_reader_numbers
-from lesionseg.evaluation.statistics.reader_agreement import TwoReaders
 from lesionseg.inference.candidates.acceptance import choose_operating_point
 from lesionseg.io.atomic import read_csv
 from lesionseg.io.folder_locks import locks

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 
 from lesionseg.core import Geometry, Prediction
 from lesionseg.errors import ConfigError, ContentError, DatasetError, GeometryError, one_of
-from lesionseg.evaluation.case.evaluate_case import describe_grid
 from lesionseg.evaluation.case.regrid import onto_grid
 from lesionseg.evaluation.change import Visit
+from lesionseg.evaluation.one_case import describe_grid
 from lesionseg.io.layouts.input_images import find_images
 from lesionseg.io.predictions import PredictionFiles, find_predictions, read_prediction
 from lesionseg.io.registration import MIN_FOREGROUND_DICE, Alignment, register_rigid

@@ -23,8 +23,8 @@ from lesionseg.core import (
 )
 from lesionseg.errors import ConfigError, DatasetError, GeometryError
 from lesionseg.evaluation import CaseResult, MatchedCase, Preset, match_case, summarise
-from lesionseg.evaluation.case.evaluate_case import describe_grid
 from lesionseg.evaluation.case.regrid import onto_grid
+from lesionseg.evaluation.one_case import describe_grid
 from lesionseg.evaluation.rows import (
     CANDIDATE_COLUMNS,
     LESION_COLUMNS,

@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lesionseg.evaluation import CaseResult
-from lesionseg.evaluation.statistics.bootstrap import MIN_GROUPS, draw_groups
+from lesionseg.evaluation.edge_cases import MIN_GROUPS
+from lesionseg.evaluation.statistics.bootstrap import draw_groups
 from lesionseg.evaluation.statistics.detection import Pool, froc, pool_results
 from lesionseg.pipeline.judging.choice import RATES, ChoiceSettings
 

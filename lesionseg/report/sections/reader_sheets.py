@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from lesionseg.evaluation.adjudication import AdjudicationRow
+from lesionseg.evaluation.readers.adjudication import AdjudicationRow
+from lesionseg.evaluation.readers.reader_agreement import KEY_TABLE, SHEETS, KeyRow, SheetRow
 from lesionseg.evaluation.rows import CandidateRow
-from lesionseg.evaluation.statistics.reader_agreement import KEY_TABLE, SHEETS, KeyRow, SheetRow
 from lesionseg.evaluation.table_row import read_table, write_table
 from lesionseg.io.atomic import private_files, read_csv, write_csv
 from lesionseg.report.inputs.result_tables import Tables

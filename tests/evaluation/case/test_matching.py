@@ -5,7 +5,8 @@ from itertools import combinations, permutations
 import numpy as np
 import pytest
 
-from lesionseg.evaluation.case.matching import NEVER, Links, detection_scores, match
+from lesionseg.evaluation.case.matching import Links, detection_scores, match
+from lesionseg.evaluation.results import NEVER
 
 
 def random_links(rng, n_candidates, n_lesions, density=0.4):

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from lesionseg.evaluation.case.matching import NEVER
+from lesionseg.evaluation.results import NEVER
 from lesionseg.evaluation.statistics.detection import (
     Pool,
     average_precision,

@@ -7,7 +7,7 @@ import pytest
 from lesionseg.core import Reference
 from lesionseg.errors import ConfigError, ContentError, DatasetError
 from lesionseg.evaluation import PRESETS, evaluate_case, summarise
-from lesionseg.evaluation.adjudication import adjudicate, read_verdicts
+from lesionseg.evaluation.readers.adjudication import adjudicate, read_verdicts
 from lesionseg.evaluation.statistics.calibration_curve import (
     Judgements,
     describe_calibration,

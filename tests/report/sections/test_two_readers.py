@@ -9,8 +9,8 @@ import pytest
 
 from lesionseg.core import Geometry, Volume
 from lesionseg.errors import ContentError
+from lesionseg.evaluation.readers.reader_agreement import kappa
 from lesionseg.evaluation.statistics.bootstrap import value_of
-from lesionseg.evaluation.statistics.reader_agreement import kappa
 from lesionseg.io.volumes import write_volume
 from lesionseg.pipeline.evaluate.recipe import evaluate
 from lesionseg.report import write_report

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from lesionseg.errors import ContentError
 from lesionseg.evaluation import edge_cases
-from lesionseg.evaluation.adjudication import (
+from lesionseg.evaluation.readers.adjudication import (
     LESION,
     NO_LESION,
     UNSURE,
