@@ -65,7 +65,7 @@ def set_pages(html: str, form: Literal["pdf", "svg"]) -> list[bytes]:
 
 
 def read_tree(html: str) -> Node:
-    """The page's title, and its elements as nodes: tag, class, words and nodes within.
+    """The page's title and language, and its elements as nodes: tag, class, words, nodes within.
 
     >>> read_tree("<title>T</title><body><p class='note'>a &lt; <b>b</b></p></body>")["kids"]
     [{'tag': 'p', 'class': ['note'], 'kids': ['a < ', {'tag': 'b', 'class': [], 'kids': ['b']}]}]
@@ -81,11 +81,13 @@ class _Reader(HTMLParser):
 
     def __init__(self) -> None:
         super().__init__()
-        self.root = _node("", {})
+        self.root = {"lang": "en", **_node("", {})}
         self.title = ""
         self._open = [self.root]
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag == "html":
+            self.root["lang"] = dict(attrs).get("lang") or "en"
         if tag in ("html", "body"):
             return
         node = _node(tag, dict(attrs))
@@ -113,8 +115,6 @@ def _node(tag: str, attrs: dict[str, str | None]) -> Node:
         node |= {"svg": _svg(attrs["src"] or ""), "alt": attrs.get("alt") or ""}
     if tag == "details":
         node["open"] = "open" in attrs
-    if attrs.get("lang"):
-        node["lang"] = attrs["lang"]
     return node
 
 
