@@ -21,6 +21,7 @@ from lesionseg.evaluation.statistics.estimates import UNSTATED
 from lesionseg.report import text, write
 from lesionseg.report.figures import chart_drawing
 from lesionseg.report.page import render
+from lesionseg.report.pdf import write_pdf
 from lesionseg.report.text import dataset_words
 from lesionseg.report.write import Options, write_report
 from tests.report.conftest import Evaluation, three_scans
@@ -30,6 +31,7 @@ from tests.report.figures.test_balance_charts import write as write_rows
 from tests.report.inputs.test_score_details import ALL, DIFFERENCE
 from tests.report.sections.test_audit_section import HEADER as AUDIT
 from tests.report.sections.test_clinical_sections import NUMBERS, number
+from tests.report.test_pdf import make_paper, outside, overlapping, runs
 
 catalogs = importlib.import_module("lesionseg.report.text.catalog")  # not its function catalog
 LETTERS = str.maketrans(
@@ -143,7 +145,7 @@ def everything(folder: Path) -> tuple[Path, Evaluation]:
             **ALL["comparison"],
             "lesion_recall": {**DIFFERENCE, "margin": 0.1, "non_inferior": True, "primary": True},
         },
-        "simulated": True,
+        "provenance": {"simulated": True},
         "evaluated_on": "validation",
         "split_is_group_safe": False,
         "recall_by_half": halves,
@@ -304,18 +306,21 @@ def test_no_english_word_is_left_in_the_german_catalog() -> None:
     assert [word for word in words if f" {word.lower()} " in ENGLISH] == []
 
 
-def test_the_german_report_has_numbers_in_its_sentences(tmp_path: Path) -> None:
-    scores = three_scans().write(tmp_path / "scores")
-    page = write_report(scores, tmp_path / "out", options=Options(pdf=True, language="de"))
-    html = page.read_text(encoding="utf-8")
+def test_the_german_report_has_numbers_and_stays_on_its_sheets(tmp_path: Path) -> None:
+    html = make_paper(three_scans(), tmp_path, Options(pdf=True, language="de"))
     assert '<html lang="de">' in html
     for said in (
         "Läsionssensitivität 2/3 bei ≥ 5 mm Äquivalentdurchmesser, 1/2 darunter; dabei 0.67 "
         "falsch-positive Befunde pro Aufnahme (Ziel 0.5).",
         "Alle Läsionen gefunden: 1 von 2 Patienten mit Läsionen",
+        "Kandidat 7",
     ):
         assert said in html
-    assert re.search(rb"/Lang ?\(de\)", page.with_suffix(".pdf").read_bytes())
+    found = runs(html)
+    assert outside(found) == []
+    assert overlapping(found) == []
+    write_pdf(tmp_path / "report.pdf", html)
+    assert re.search(rb"/Lang ?\(de\)", (tmp_path / "report.pdf").read_bytes())
     assert text.TITLE == "Standalone performance of lesion detection"  # over with the page
 
 
