@@ -64,6 +64,18 @@ def test_every_module_is_imported_without_what_linux_has(tmp_path: Path) -> None
     _run(IMPORTS, tmp_path)
 
 
+def test_help_is_said_in_an_encoding_that_lacks_its_signs(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "lesionseg", "--help"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONUTF8": "0", "PYTHONIOENCODING": "cp1252"},  # a pipe on Windows
+        capture_output=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert b"? and ?" in done.stdout
+
+
 @pytest.mark.slow
 def test_predict_and_evaluate_work_without_what_linux_has(
     plan: Plan, toy_case: Case, tmp_path: Path

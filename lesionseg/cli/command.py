@@ -177,4 +177,6 @@ def _config_for(plain: dict[str, Any]) -> dict[str, Any]:
 
 
 def _say(text: str) -> None:
-    sys.stdout.write(text + "\n")
+    """Write to standard output; a sign that its encoding lacks, as Windows' in a pipe, is a `?`."""
+    encoding = sys.stdout.encoding or "utf-8"
+    sys.stdout.write(text.encode(encoding, "replace").decode(encoding) + "\n")

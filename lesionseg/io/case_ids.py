@@ -1,6 +1,7 @@
 """What a case may be named: its id becomes the name of every file that is written about it."""
 
 import hashlib
+import sys
 from pathlib import Path
 from unicodedata import category
 from urllib.parse import quote
@@ -14,6 +15,8 @@ MAX_ID_BYTES = 200
 # control and format characters (bidirectional ones among them), what no encoding knows, line ends
 _INVISIBLE = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
 _SEPARATORS = "/\\"
+# there, what follows a colon would be a hidden part of another file
+_NOT_ON_WINDOWS = frozenset('<>:"|?*')
 
 
 def check_case_id(
@@ -22,7 +25,8 @@ def check_case_id(
     """Raise `error` unless the id can be a part of file names; `where` is what it comes from.
 
     Refused are nothing, a dot in front (`.` and `..` too), spaces at an end, `/` and backslash,
-    characters that do not show, and more than `MAX_ID_BYTES` in UTF-8. Letters of any script pass.
+    characters that do not show, and more than `MAX_ID_BYTES` in UTF-8; on Windows any of
+    `<>:"|?*`. Letters of any script pass.
     """
     fault = _fault(case)
     if fault is None:
@@ -62,5 +66,7 @@ def _fault(case: str) -> str | None:
         return "holds a path separator"
     if any(category(sign) in _INVISIBLE for sign in case):
         return "holds a character that does not show"
+    if sys.platform == "win32" and not _NOT_ON_WINDOWS.isdisjoint(case):
+        return "holds a character that Windows has in no name"
     n_bytes = len(case.encode())
     return f"is too long, {n_bytes} bytes" if n_bytes > MAX_ID_BYTES else None

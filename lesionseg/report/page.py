@@ -23,7 +23,7 @@ from lesionseg.report.inputs.study_file import Flow, Study, make_flow
 from lesionseg.report.sections import detail_tables
 from lesionseg.report.sections import table_cells as tables_of
 from lesionseg.report.sections.audit_section import AuditSection
-from lesionseg.report.sections.checklists import CHECKLISTS, State
+from lesionseg.report.sections.checklists import CHECKLISTS
 from lesionseg.report.sections.clinical_sections import ClinicalSection, make_clinical_sections
 from lesionseg.report.sections.first_screen import Banner, Fact, banners, facts, unstated
 from lesionseg.report.sections.gallery import GallerySection, trim
@@ -38,9 +38,6 @@ FEWER = (100, 80, 60, 45, 30, 20, 12, 6, 3, 1, 0)
 
 
 TEMPLATES = Path(__file__).parent / "templates"
-
-
-STATES: tuple[State, ...] = ("automatic", "supplied", "not stated")
 
 
 # sections that are there when their chart is
@@ -149,7 +146,7 @@ class Page:
             Guide(
                 guide.name,
                 guide.source,
-                text.checklist_sentence(*(guide.n(state, self.study, there) for state in STATES)),
+                text.say("CHECKLIST", **guide.counts(self.study, there)),
                 tables_of.list_items(guide, self.study, there),
             )
             for guide in CHECKLISTS
@@ -172,7 +169,7 @@ class Page:
         return {
             "summary": text.SLIDER_SUMMARY,
             "free": text.SLIDER_FREE,
-            "of": text.SLIDER_OF,
+            "of": text.OF,
             "never": text.SLIDER_NEVER,
             "unit": self.scores.size_unit,
             "froc": froc_range(self.scores),
@@ -189,7 +186,7 @@ def make_page(
     identifiers: bool = False,
     audit: AuditSection | None = None,
     pair: ModelPair | None = None,
-    names: tuple[str, str] = text.NAMES,
+    names: tuple[str, str] | None = None,
     acceptance: AcceptancePlan | None = None,
     elsewhere: Scores | None = None,
 ) -> Page:
@@ -203,10 +200,11 @@ def make_page(
         identifiers: whether real names and paths are printed.
         audit: references worth a second look.
         pair: a second model or reader on the same scans.
-        names: what the model and the one it is compared with are called.
+        names: what the model and the one it is compared with are called; None: the usual words.
         acceptance: the criteria that these scans must meet.
         elsewhere: the same model's scores on other scans.
     """
+    names = names or text.NAMES
     scores, details, unit = tables.scores, tables.details, tables.scores.size_unit
     curve, calibration = details.size_curve, details.calibration
     lines = origin(scores, tables.folder, identifiers=identifiers)

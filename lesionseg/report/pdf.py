@@ -24,8 +24,10 @@ VOID = ("br", "hr", "img", "input", "link", "meta")
 OMITTED_TAGS = ("head", "nav", "script", "style", "title")
 OMITTED_CLASSES = {"control", "skip", "more"}
 # A line may break within a word too long for a sheet, or for a column: after these signs, and
-# elsewhere after so many letters. Other words are left as they are, to be copied.
+# elsewhere after so many letters. Other words are left as they are, to be copied; English ones are
+# not hyphenated, so that in other languages names alone may break within a column.
 LONG_WORD, LONG_IN_COLUMN = re.compile(r"\S{41,}"), re.compile(r"\S{13,}")
+LONG_NAME = re.compile(r"(?=\S*[\d_/]|\S{41})\S{13,}")
 PIECE = re.compile(r"[^\s_\-/.,=:]{1,10}[_\-/.,=:]*|[_\-/.,=:]+")
 BREAK = "\N{ZERO WIDTH SPACE}"
 
@@ -65,7 +67,7 @@ def set_pages(html: str, form: Literal["pdf", "svg"]) -> list[bytes]:
 
 
 def read_tree(html: str) -> Node:
-    """The page's title, and its elements as nodes: tag, class, words and nodes within.
+    """The page's title and language, and its elements as nodes: tag, class, words, nodes within.
 
     >>> read_tree("<title>T</title><body><p class='note'>a &lt; <b>b</b></p></body>")["kids"]
     [{'tag': 'p', 'class': ['note'], 'kids': ['a < ', {'tag': 'b', 'class': [], 'kids': ['b']}]}]
@@ -81,11 +83,13 @@ class _Reader(HTMLParser):
 
     def __init__(self) -> None:
         super().__init__()
-        self.root = _node("", {})
+        self.root = {"lang": "en", **_node("", {})}
         self.title = ""
         self._open = [self.root]
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag == "html":
+            self.root["lang"] = dict(attrs).get("lang") or "en"
         if tag in ("html", "body"):
             return
         node = _node(tag, dict(attrs))
@@ -103,7 +107,8 @@ class _Reader(HTMLParser):
         if self._open[-1]["tag"] == "title":
             self.title = words.strip()
         narrow = any(n["tag"] in ("td", "th") or "caption" in n["class"] for n in self._open)
-        long_word = LONG_IN_COLUMN if narrow else LONG_WORD
+        in_column = LONG_IN_COLUMN if self.root["lang"] == "en" else LONG_NAME
+        long_word = in_column if narrow else LONG_WORD
         self._open[-1]["kids"].append(long_word.sub(_breakable, words))
 
 
@@ -113,8 +118,6 @@ def _node(tag: str, attrs: dict[str, str | None]) -> Node:
         node |= {"svg": _svg(attrs["src"] or ""), "alt": attrs.get("alt") or ""}
     if tag == "details":
         node["open"] = "open" in attrs
-    if attrs.get("lang"):
-        node["lang"] = attrs["lang"]
     return node
 
 

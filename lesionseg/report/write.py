@@ -57,11 +57,11 @@ class Options:
 
     `identifiers` True prints the real names of cases and patients. `whole_gallery` writes every
     miss and every false positive into the folder `gallery`. `study` is a study.yaml. `names`: what
-    this model or reader and the one it is compared with are called. `acceptance`: a file of limits
-    that these scans must meet. `elsewhere`: the same model's evaluation of other scans. `viewer`:
-    a page for every scan, in the folder `viewer`.
+    this model or reader and the one it is compared with are called; None: the usual words.
+    `acceptance`: a file of limits that these scans must meet. `elsewhere`: the same model's
+    evaluation of other scans. `viewer`: a page for every scan, in the folder `viewer`.
     `two_readers`: sheets and pictures for two blinded readers, in the folder `adjudication`.
-    `language`: of the first sheet, `en` or `de`; what follows it is in English.
+    `language`: `en` or `de`.
     """
 
     title: str | None = None
@@ -70,7 +70,7 @@ class Options:
     identifiers: bool = False
     whole_gallery: bool = False
     study: Path | None = None
-    names: tuple[str, str] = text.NAMES
+    names: tuple[str | None, str | None] = (None, None)
     acceptance: Path | None = None
     elsewhere: Path | None = None
     viewer: bool = False
@@ -118,7 +118,9 @@ def write_report(
 
             require_niivue()
         tables, study = read_tables(scores_dir), read_study(options.study)
-        pair = None if compare is None else read_pair(tables, compare, options.names)
+        given, usual = options.names, text.NAMES
+        one, other = given[0] or usual[0], given[1] or usual[1]
+        pair = None if compare is None else read_pair(tables, compare, (one, other))
         names = None if options.identifiers else make_pseudonyms(tables)
         shown = tables if names is None else rename(tables, names)
         page = make_page(
@@ -128,7 +130,7 @@ def write_report(
             title=options.title,
             identifiers=options.identifiers,
             pair=pair,
-            names=options.names,
+            names=(one, other),
             acceptance=None if options.acceptance is None else read_acceptance(options.acceptance),
             elsewhere=_scores_elsewhere(options.elsewhere, tables),
             audit=_audit(scores_dir, images, reference, tables.scores.size_unit, options),
@@ -149,9 +151,8 @@ def write_report(
             if items and images is not None:
                 _write_items(folder, page, draw_items(items, shown, load, progress))
         if pair is not None:
-            other = pair.other if names is None else rename(pair.other, names)
-            readings = dict(zip(options.names, (shown, other), strict=True))
-            write_reader_study(output / "reader_study", readings)
+            beside = pair.other if names is None else rename(pair.other, names)
+            write_reader_study(output / "reader_study", {one: shown, other: beside})
         if names is not None:
             with private_files():  # who reads it knows the patients
                 write_pseudonyms(output / "pseudonyms.csv", tables, names)
@@ -242,7 +243,8 @@ def _write_gallery(folder: Path, page: Page, gallery: Sequence[GallerySection]) 
     for section in gallery:
         for first in range(0, len(section.cards), PER_GALLERY_PAGE):
             cards = section.cards[first : first + PER_GALLERY_PAGE]
-            title = text.gallery_page(section.title, first + 1, first + len(cards))
+            ends = {"first": first + 1, "last": first + len(cards)}
+            title = text.say("GALLERY_PAGE", title=section.title, **ends)
             name = f"{section.kind}-{first // PER_GALLERY_PAGE + 1}.html"
             part = replace(section, title=title, cards=cards, sentence=text.ALL_SHOWN)
             (part,) = link([part], {c.case: f"../{c.link}" for c in cards if c.link})

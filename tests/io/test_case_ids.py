@@ -1,5 +1,6 @@
 """A case id names files: which ids may, and that every way a case comes in refuses the others."""
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -54,6 +55,13 @@ def test_h6_an_id_that_cannot_name_files_is_refused(case: str, fault: str) -> No
 def test_other_ids_pass_in_any_script(case: str) -> None:
     check_case_id(case, None)
     assert printable_id(case) == case
+
+
+def test_on_windows_its_signs_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    check_case_id("10:30", None)
+    monkeypatch.setattr(sys, "platform", "win32")
+    with pytest.raises(DatasetError, match="Windows has in no name"):
+        check_case_id("10:30", None)
 
 
 def test_the_caller_chooses_the_class_of_the_error() -> None:

@@ -13,6 +13,8 @@ import pytest
 from lesionseg.core import Geometry
 from lesionseg.report.figures.pictures import Scene
 
+# Words that claim more than a standalone comparison can show.
+FORBIDDEN = ("safe", "clinically validated", "rules out", "outperforms")
 SIZES = ((0.0, 3.0), (3.0, 5.0), (5.0, 10.0), (10.0, 20.0), (20.0, None))
 SHAPE, SPACING = (40, 120, 100), (3.0, 1.0, 1.0)
 

@@ -207,4 +207,4 @@ def _reserve(descriptor: int, n_bytes: int) -> None:
     if hasattr(os, "posix_fallocate"):
         os.posix_fallocate(descriptor, 0, n_bytes)
     else:
-        os.truncate(descriptor, n_bytes)
+        os.ftruncate(descriptor, n_bytes)

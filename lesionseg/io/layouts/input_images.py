@@ -132,9 +132,10 @@ def _root(source: Path) -> Path:
 
 
 def _ids(keys: Sequence[Path], root: Path) -> dict[Path, str]:
-    count = Counter(key.name for key in keys)
+    # Windows and macOS take `P1` and `p1` for one file
+    count = Counter(key.name.casefold() for key in keys)
     ids = {
-        key: key.name if count[key.name] == 1 else "_".join(key.relative_to(root).parts)
+        key: key.name if count[key.name.casefold()] == 1 else "_".join(key.relative_to(root).parts)
         for key in keys
     }
     if len(set(ids.values())) < len(ids):

@@ -8,7 +8,6 @@ from lesionseg.errors import ReadError, one_of, require
 from lesionseg.io.folder_locks import locks
 from lesionseg.pipeline.run.outcome import CommandOutcome, bar
 from lesionseg.report.sections.gallery import Limits
-from lesionseg.report.text import NAMES
 from lesionseg.report.write import Options, write_report
 
 GALLERIES = ("page", "all")
@@ -23,9 +22,9 @@ class ReportSettings:
     grow too large. `gallery`: `page`, or `all` to write every miss and every false positive into
     the folder `gallery` as well. `identifiers`: print the real names of cases and patients.
     `study`: a study.yaml with what a report cannot know by itself. `name`, `other_name`: what this
-    model or reader and the one it is compared with are called. `viewer`: a page for every scan, to
-    scroll through. `two_readers`: sheets and pictures for two blinded readers. `language`: of the
-    first sheet.
+    model or reader and the one it is compared with are called; None: the usual words. `viewer`: a
+    page for every scan, to scroll through. `two_readers`: sheets and pictures for two blinded
+    readers. `language`: `en` or `de`.
     """
 
     title: str | None = None
@@ -36,8 +35,8 @@ class ReportSettings:
     identifiers: bool = False
     study: str | None = None
     pdf: bool = True
-    name: str = NAMES[0]
-    other_name: str = NAMES[1]
+    name: str | None = None
+    other_name: str | None = None
     viewer: bool = False
     two_readers: bool = False
     language: str = "en"

@@ -61,7 +61,9 @@ def balance_warnings(folder: Path) -> tuple[str, ...]:
     if not path.is_file():
         return ()
     try:
-        return tuple(f"Step {row['step']}: {row['sentence']}" for row in read_json(path))
+        return tuple(
+            text.say("STEP", step=row["step"], sentence=row["sentence"]) for row in read_json(path)
+        )
     except (KeyError, TypeError) as error:
         raise ContentError("The warnings cannot be read.", where=path, seen=repr(error)) from error
 
@@ -128,7 +130,7 @@ def draw_course(onto: "FigureBase", course: Course) -> None:
     for axes, what, shares in zip(
         grid[0], ("loss", "gradient"), (course.loss, course.gradient), strict=True
     ):
-        _stack(axes, course.steps, shares, text.share_of(what))
+        _stack(axes, course.steps, shares, text.SHARE_OF[what])
     for axes, p, name, colour in zip(
         grid[1],
         (course.lesion_p, course.background_p),
@@ -167,7 +169,7 @@ def draw_curves(onto: "FigureBase", curves: dict[str, NDArray[np.float64]]) -> N
         colour = FOUND if name == "lesion" else ACCENT
         axes.plot(100 * curves["quantile"], curves[name], color=colour, linewidth=2)
         axes.plot([0, 100], [0, 1], ":", color=INK, linewidth=1)
-        axes.set_xlabel(text.axis_voxels(name))
+        axes.set_xlabel(text.AXIS_VOXELS[name])
         axes.set_ylabel(text.AXIS_THEIR_LOSS)
         axes.set_xlim(0, 100)
         _frame(axes)

@@ -50,7 +50,7 @@ def recall_by_size(onto: "FigureBase", scores: Scores, lesions: Sequence[LesionR
     groups = scores.recall_by_size
     _draw_shares(shares, groups)
     _draw_counts(counts, groups, lesions)
-    labels = [f"{text.size_range(g, scores.size_unit)}\n{g.detected} of {g.n}" for g in groups]
+    labels = [f"{text.size_range(g, scores.size_unit)}\n{text.of(g.detected, g.n)}" for g in groups]
     counts.set_xticks(np.arange(len(groups)), labels)
     counts.set_xlim(-0.5, len(groups) - 0.5)
     counts.set_xlabel(text.axis_sizes(scores.size_said))

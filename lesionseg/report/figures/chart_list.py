@@ -28,7 +28,6 @@ class Chart:
     height: float
     caption: str
     alt: str
-    title: str = ""
 
     @cached_property
     def drawing(self) -> figures.Drawing:
@@ -62,7 +61,7 @@ def make_charts(tables: Tables, history: Path | None) -> dict[str, Chart]:
     charts |= _detail_charts(tables)
     curves = () if history is None else read_history(history)
     if curves:
-        alt = text.alt_training([curve.name for curve in curves])
+        alt = text.say("ALT_TRAINING", names=", ".join(curve.name for curve in curves))
         draw = partial(figures.training_curves, curves=curves)
         charts["training"] = Chart(draw, 3.2, text.TRAINING_TEXT, alt)
     return charts
@@ -97,16 +96,15 @@ def _detail_charts(tables: Tables) -> dict[str, Chart]:
 
 
 def comparison_charts(
-    tables: Tables, pair: ModelPair | None, names: tuple[str, str] = text.NAMES
+    tables: Tables, pair: ModelPair | None, names: tuple[str, str]
 ) -> dict[str, Chart]:
     """The differences that scores.json holds, and the curves of both where both are given."""
     charts, rows = {}, tables.details.differences
     if rows:
         draw = partial(comparison.draw_differences, differences=rows)
         alt = text.alt_differences(rows)
-        charts["differences"] = Chart(
-            draw, 1.6 + 0.3 * len(rows), text.differences_text(*names), alt
-        )
+        said = text.say("DIFFERENCES_TEXT", name=names[0], other=names[1])
+        charts["differences"] = Chart(draw, 1.6 + 0.3 * len(rows), said, alt)
     if pair is None:
         return charts
     both = [tables.scores for tables, _ in pair.looks()]

@@ -96,8 +96,9 @@ def anchor_charts(folder: Path) -> dict[str, Chart]:
     fit = read_fit(folder)
     if fit is None:
         return {}
-    caption = text.anchors_text(fit.mean_iou or 0.0, fit.small_recall or 0.0)
-    alt = text.alt_anchors(len(fit.lesions), sum(len(level) for level in fit.levels))
+    caption = text.say("ANCHORS_TEXT", iou=fit.mean_iou or 0.0, small=fit.small_recall or 0.0)
+    n_sizes = sum(len(level) for level in fit.levels)
+    alt = text.say("ALT_ANCHORS", lesions=len(fit.lesions), sizes=n_sizes)
     return {"anchors": Chart(partial(draw_fit, fit=fit), 3.8, caption, alt)}
 
 
@@ -144,7 +145,7 @@ def draw_fit(onto: "FigureBase", fit: Fit) -> None:
             color=ACCENT,
             fillstyle="none",
             markersize=7 + 2 * number,
-            label=text.anchor_level(number),
+            label=text.say("ANCHOR_LEVEL", n=number),
         )
     axes.set_xscale("log")
     axes.set_yscale("log")

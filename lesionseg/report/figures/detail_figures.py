@@ -27,7 +27,6 @@ from lesionseg.report.figures.chart_drawing import (
     shorten,
     tidy,
 )
-from lesionseg.report.text import clinical_words as words
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -148,7 +147,7 @@ def draw_reliability(onto: "FigureBase", calibration: CalibrationScores) -> None
     )
     counts.locator_params(axis="y", integer=True, nbins=3)
     counts.set_xlim(0, 1)
-    counts.set_xlabel(text.axis_stated(calibration.of))
+    counts.set_xlabel(text.AXIS_STATED[calibration.of == "probability"])
 
 
 def forest_height(subgroups: Sequence[SubgroupScores]) -> float:
@@ -246,7 +245,7 @@ def draw_patients(onto: "FigureBase", patients: Sequence[Patient]) -> None:
     shares.set_ylim(0, TOP)
     tidy(counts, text.AXIS_LESIONS)
     counts.plot(at, [one.n_lesions for one in patients], "o", color=INK, clip_on=False)
-    tidy(false, words.AXIS_FALSE)
+    tidy(false, text.AXIS_FALSE_SHORT)
     rates = [one.n_false_positive / one.n_scans for one in patients]
     false.plot(at, rates, "o", color=ACCENT, clip_on=False)
     for axes, most in ((counts, max(one.n_lesions for one in patients)), (false, max(rates))):
@@ -256,7 +255,7 @@ def draw_patients(onto: "FigureBase", patients: Sequence[Patient]) -> None:
     if len(patients) <= NAMED:
         names = [shorten(one.name, NAME_POINTS, 8) for one in patients]
         false.set_xticklabels(names, rotation=90, fontsize=8)
-    false.set_xlabel(words.AXIS_PATIENTS, labelpad=8)
+    false.set_xlabel(text.AXIS_PATIENTS, labelpad=8)
 
 
 def volumes(cases: Iterable[CaseRow]) -> list[tuple[float, float]]:
@@ -273,7 +272,7 @@ def draw_load(
 ) -> None:
     """Predicted minus reference volume against their mean (Bland & Altman 1986)."""
     axes = onto.subplots()
-    tidy(axes, words.AXIS_DIFFERENCE_ML)
+    tidy(axes, text.AXIS_DIFFERENCE_ML)
     known = volumes(cases)
     mean = [(x + y) / 2 for x, y in known]
     axes.plot(mean, [y - x for x, y in known], "o", color=FOUND, alpha=0.75, clip_on=False)
@@ -283,7 +282,7 @@ def draw_load(
             style = "-" if name == "bias" else "--"
             axes.axhline(value, color=ACCENT, linestyle=style, linewidth=1.2)
             axes.annotate(
-                f"{words.LINE_NAMES[name]} {text.signed(value)} ml",
+                f"{text.LINE_NAMES[name]} {text.signed(value)} ml",
                 (1, value),
                 xycoords=("axes fraction", "data"),
                 xytext=(4, 0),
@@ -294,4 +293,4 @@ def draw_load(
             )
     if min(mean) > 0 and max(mean) > 10 * min(mean):
         log_axis(axes)
-    axes.set_xlabel(words.AXIS_MEAN_ML)
+    axes.set_xlabel(text.AXIS_MEAN_ML)

@@ -54,7 +54,8 @@ def withhold(key: str, value: str) -> str:
     """
     module = key.endswith("_target_")
     found = HASH.search(value) or PATH.search(value) or ABOUT_DATA.search(key)
-    return text.WITHHELD if found and not module and value != text.NOT_STATED else value
+    known = not found or module or value == text.NOT_STATED
+    return value if known else text.say("WITHHELD")
 
 
 def _config(run: Path) -> Mapping[str, Any]:
@@ -67,8 +68,8 @@ def _words(value: Any) -> str:
     if isinstance(value, list | tuple):
         return ", ".join(_words(item) for item in value)
     if isinstance(value, bool):
-        return "yes" if value else "no"
-    return text.NOT_STATED if value is None else str(value)
+        return str(text.ANSWERS[value])
+    return str(text.NOT_STATED if value is None else value)
 
 
 def _flatten(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -51,7 +51,7 @@ def shown_names(rows: Sequence[SuspectRow], *, identifiers: bool) -> dict[str, s
     cases = dict.fromkeys(row.case for row in rows)
     if identifiers:
         return {case: case for case in cases}
-    return {case: text.training_scan(n) for n, case in enumerate(cases, start=1)}
+    return {case: text.say("TRAINING_SCAN", n=n) for n, case in enumerate(cases, start=1)}
 
 
 def read_suspects(path: Path) -> tuple[SuspectRow, ...]:
@@ -98,7 +98,7 @@ def _card(
 ) -> GalleryCard:
     caption = text.caption_suspect(row.kind, f"{row.diameter_mm:.1f} {unit}", row.p)
     views = () if scene is None else _views(row, scene)
-    return GalleryCard(name, text.rank(row.rank), caption, views, note)
+    return GalleryCard(name, text.say("RANK", n=row.rank), caption, views, note)
 
 
 def _views(row: SuspectRow, scene: Scene) -> tuple[View, ...]:

@@ -4,22 +4,45 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Literal
 
+from lesionseg.report import text
 from lesionseg.report.inputs.study_file import Study
-from lesionseg.report.text import study_words as guidelines
 
-State = Literal["automatic", "supplied", "not stated"]
+# number and answers of each item; what it asks for is in the catalog, by number
+_STARD_AI = """
+1* #summary; 2 #summary; 3* intended_use; 4 objectives; 5 design; 6* ethics; 7* eligibility; 8
+population; 9 sites dates; 10 sampling; 11* data_source; 12* reference_readers; 13* scanners;
+14* acquisition; 15a model; 15b* training_data; 15c threshold; 15d* users; 16a
+reference_readers; 16b reference_rationale; 16c #definitions; 17a test_blinding; 17b
+reference_blinding; 18 #definitions; 19 indeterminate; 20 #flow; 21 #subgroups #size; 22
+sample_size; 23* #why&fairness; 24 #flow&=found; 25* population; 26a #size; 26b alternatives; 27
+interval; 28* representativeness; 29* representativeness; 30 #cases; 31 #size&=intervals; 32
+harm; 33 limitations; 34 implications; 35* fairness; 36 registration; 37 registration; 38
+funding; 39* interests; 40a* availability; 40b* #candidates
+"""
+_CLAIM = """
+1 #provenance; 2 #summary; 3 intended_use; 4 objectives; 5 design; 6 objectives; 7 data_source
+sites; 8 eligibility; 9 #provenance; 10 exclusions; 11 deidentification; 12 #flow; 13
+acquisition scanners; 14 reference_readers; 15 reference_rationale; 16 reference_readers; 17
+reference_tools; 18 reference_consensus; 19 training_data; 20 #provenance&=split; 21
+sample_size; 22 model; 23 #provenance; 24 model; 25 #training model; 26 model; 27 model; 28
+#definitions; 29 #definitions&=intervals; 30 robustness; 31 explainability; 32 #summary&=test;
+33 #summary&=external; 34 registration; 35 #flow&=found; 36 population; 37; 38 #size&=intervals;
+39 #why #cases; 40 limitations; 41 implications; 42 registration; 43 availability; 44 funding
+"""
+
+State = Literal["automatic", "supplied", "missing"]
+STATES: tuple[State, ...] = ("automatic", "supplied", "missing")
 
 
 @dataclass(frozen=True)
 class Item:
-    """One item: its number, what it asks for, and what may answer it.
+    """One item: its number, and what may answer it.
 
     Each of `answers` is enough if all its parts are there: `#section` of the report, `=fact` of the
     scores, or a key of study.yaml. An item without any belongs into the paper around the report.
     """
 
     number: str
-    asks: str
     answers: tuple[tuple[str, ...], ...] = ()
 
     @property
@@ -41,33 +64,42 @@ class Item:
         """How far a report answers the item; `there` are its sections and facts."""
         parts = self.answer(study, there)
         if not parts:
-            return "not stated"
+            return "missing"
         return "automatic" if all(part[0] in "#=" for part in parts) else "supplied"
 
 
 @dataclass(frozen=True)
 class Checklist:
-    """A guideline's items in its own order."""
+    """A guideline's items in its own order; its words stand under `key` in the catalog."""
 
-    name: str
-    source: str
+    key: str
     items: tuple[Item, ...]
 
-    def n(self, state: State, study: Study, there: Collection[str]) -> int:
-        """How many items are in a state."""
-        return sum(item.state(study, there) == state for item in self.items)
+    @property
+    def name(self) -> str:
+        """What it is called."""
+        return text.say(f"{self.key}_NAME")
+
+    @property
+    def source(self) -> str:
+        """Where it is published."""
+        return text.say(f"{self.key}_SOURCE")
+
+    def asks(self, item: Item) -> str:
+        """What an item asks for."""
+        return str(getattr(text, self.key)[item.number])
+
+    def counts(self, study: Study, there: Collection[str]) -> dict[str, int]:
+        """How many items are in each state."""
+        states = [item.state(study, there) for item in self.items]
+        return {state: states.count(state) for state in STATES}
 
 
-def _items(rows: guidelines.Rows) -> tuple[Item, ...]:
-    return tuple(_item(number, asks, answers.split()) for number, asks, answers in rows)
+def _items(rows: str) -> tuple[Item, ...]:
+    words = (row.split() for row in rows.split(";"))
+    return tuple(Item(n, tuple(tuple(one.split("&")) for one in answers)) for n, *answers in words)
 
 
-def _item(number: str, asks: str, answers: list[str]) -> Item:
-    return Item(number, asks, tuple(tuple(answer.split("&")) for answer in answers))
-
-
-STARD_AI = Checklist(
-    guidelines.STARD_AI_NAME, guidelines.STARD_AI_SOURCE, _items(guidelines.STARD_AI)
-)
-CLAIM = Checklist(guidelines.CLAIM_NAME, guidelines.CLAIM_SOURCE, _items(guidelines.CLAIM))
+STARD_AI = Checklist("STARD_AI", _items(_STARD_AI))
+CLAIM = Checklist("CLAIM", _items(_CLAIM))
 CHECKLISTS = (STARD_AI, CLAIM)

@@ -13,7 +13,6 @@ from lesionseg.report.figures import detail_figures as figures
 from lesionseg.report.figures.chart_list import Chart
 from lesionseg.report.inputs.result_tables import Tables
 from lesionseg.report.sections.table_cells import Listing, TableCell
-from lesionseg.report.text import clinical_words as words
 
 
 @dataclass(frozen=True)
@@ -39,41 +38,43 @@ def make_clinical_sections(
 def _acceptance(tables: Tables, plan: AcceptancePlan) -> ClinicalSection:
     results = judge(plan, tables.scores)
     verdicts = Listing(
-        words.HEADINGS_VERDICTS,
+        text.HEADINGS_VERDICTS,
         tuple(
             (
                 TableCell(text.measure_name(one.criterion.number)),
-                TableCell(words.limit(one.criterion)),
+                TableCell(text.limit(one.criterion)),
                 TableCell(text.measure(one.found)),
-                TableCell(words.verdict(one.passed)),
+                TableCell(text.VERDICT[one.passed]),
             )
             for one in results
         ),
     )
     samples = Listing(
-        words.HEADINGS_SAMPLES,
+        text.HEADINGS_SAMPLES,
         tuple(
             (
                 TableCell(text.measure_name(one.criterion.number)),
                 TableCell(f"{one.criterion.expected:g}"),
-                TableCell(words.sample(one.criterion, one.n_needed, one.scans_needed)),
+                TableCell(text.sample(one.criterion, one.n_needed, one.scans_needed)),
                 TableCell(str(one.n_there), one.n_there),
             )
             for one in results
         ),
     )
     passed = all(one.passed for one in results)
-    sentences = (words.acceptance_sentence(passed), words.stated_sentence(plan))
+    result = text.say("ACCEPTANCE", verdict=text.VERDICT[passed])
+    sentences = (result, text.stated_sentence(plan))
     return ClinicalSection("acceptance", sentences, (), (verdicts, samples))
 
 
 def _elsewhere(here: Scores, there: Scores) -> ClinicalSection:
     """Case mix and performance on these scans and on others, with unpaired differences."""
     both = (here, there)
-    mix = ((TableCell(name), *(TableCell(said(s)) for s in both)) for name, said in CASE_MIX)
-    pairs = {
-        text.measure_name(key): (here.estimate(key), there.estimate(key)) for key in words.ELSEWHERE
-    }
+    mix = (
+        (TableCell(text.CASE_MIX[key]), *(TableCell(said(scores)) for scores in both))
+        for key, said in CASE_MIX.items()
+    )
+    pairs = {text.measure_name(key): (here.estimate(key), there.estimate(key)) for key in ELSEWHERE}
     others = {half.from_mm: half for half in there.recall_by_half if half.n}
     for half in here.recall_by_half:
         if half.n and half.from_mm in others:
@@ -84,8 +85,8 @@ def _elsewhere(here: Scores, there: Scores) -> ClinicalSection:
         if all(one.value is not None for one in pair)
     )
     rows = (*((*line, TableCell("")) for line in mix), *lines)
-    table = Listing(words.HEADINGS_ELSEWHERE, rows)
-    return ClinicalSection("elsewhere", (words.ELSEWHERE_TEXT,), (), (table,))
+    table = Listing(text.HEADINGS_ELSEWHERE, rows)
+    return ClinicalSection("elsewhere", (text.ELSEWHERE_TEXT,), (), (table,))
 
 
 def _measure(found: Estimate) -> TableCell:
@@ -97,12 +98,19 @@ def _small(scores: Scores) -> str:
     return text.of(sum(half.n for half in halves), scores.n_lesions)
 
 
-CASE_MIX: tuple[tuple[str, Callable[[Scores], str]], ...] = (
-    (words.ROLE, lambda s: text.role_words(s.evaluated_on)),
-    (words.SCANS, lambda s: str(s.n_cases)),
-    (words.LESION_FREE, lambda s: text.of(s.n_lesion_free_cases, s.n_cases)),
-    (words.PER_SCAN, lambda s: text.rate(s.n_lesions / s.n_cases) if s.n_cases else text.NONE),
-    (words.SMALL, _small),
+CASE_MIX: Mapping[str, Callable[[Scores], str]] = {
+    "role": lambda s: text.role_words(s.evaluated_on),
+    "scans": lambda s: str(s.n_cases),
+    "free": lambda s: text.of(s.n_lesion_free_cases, s.n_cases),
+    "per_scan": lambda s: text.rate(s.n_lesions / s.n_cases) if s.n_cases else text.NONE,
+    "small": _small,
+}
+ELSEWHERE = (
+    "lesion_recall",
+    "false_positives_per_case",
+    "case_sensitivity",
+    "case_specificity",
+    "dice",
 )
 
 
@@ -111,8 +119,8 @@ def _patients(tables: Tables) -> ClinicalSection | None:
     if not any(one.n_lesions for one in patients):
         return None
     draw = partial(figures.draw_patients, patients=patients)
-    chart = Chart(draw, 4.2, words.PATIENTS_CAPTION, words.alt_patients(patients))
-    return ClinicalSection("patients", (words.patients_sentence(patients),), (chart,))
+    chart = Chart(draw, 4.2, text.PATIENTS_CAPTION, text.alt_patients(patients))
+    return ClinicalSection("patients", (text.patients_sentence(patients),), (chart,))
 
 
 def _scans(tables: Tables) -> ClinicalSection | None:
@@ -121,25 +129,25 @@ def _scans(tables: Tables) -> ClinicalSection | None:
         return None
     rows = found["predictive_values"]
     counts = Listing(
-        words.HEADINGS_FOUR,
+        text.HEADINGS_FOUR,
         (
-            (TableCell(words.CALLED), *_count_cells(found, "true_positive", "false_positive")),
-            (TableCell(words.NOT_CALLED), *_count_cells(found, "false_negative", "true_negative")),
+            (TableCell(text.CALLED), *_count_cells(found, "true_positive", "false_positive")),
+            (TableCell(text.NOT_CALLED), *_count_cells(found, "false_negative", "true_negative")),
         ),
     )
     values = Listing(
-        words.HEADINGS_VALUES,
+        text.HEADINGS_VALUES,
         tuple(
             (
                 TableCell(text.percent(row["prevalence"])),
-                TableCell(words.share(Estimate.from_json(row, "ppv"))),
-                TableCell(words.share(Estimate.from_json(row, "npv"))),
+                TableCell(text.predictive_value(Estimate.from_json(row, "ppv"))),
+                TableCell(text.predictive_value(Estimate.from_json(row, "npv"))),
             )
             for row in rows
         ),
     )
     sure = any(Estimate.from_json(row, "ppv").ci95 is not None for row in rows)
-    said = words.SCANS_TEXT if sure else words.SCANS_TOO_FEW
+    said = text.SCANS_TEXT if sure else text.SCANS_TOO_FEW
     return ClinicalSection("scans", (said,), (), (counts, values) if sure else (counts,))
 
 
@@ -154,14 +162,14 @@ def _load(tables: Tables) -> ClinicalSection | None:
     sure = any(Estimate.from_json(one, "bias").ci95 is not None for one in found.values())
     lines = tuple(
         (
-            TableCell(words.LOADS[key]),
+            TableCell(text.LOADS[key]),
             TableCell(str(found[key]["n"]), found[key]["n"]),
             *(
                 TableCell(text.measure(Estimate.from_json(found[key], name)))
                 for name in ("bias", "lower_limit", "upper_limit", "icc")
             ),
         )
-        for key in words.LOADS
+        for key in text.LOADS
         if found[key]["n"]
     )
     charts: tuple[Chart, ...] = ()
@@ -171,9 +179,7 @@ def _load(tables: Tables) -> ClinicalSection | None:
             for n in figures.LINES
         }
         draw = partial(figures.draw_load, cases=tables.cases, numbers=numbers)
-        charts = (Chart(draw, 3.8, words.LOAD_CAPTION, words.alt_load(numbers)),)
+        charts = (Chart(draw, 3.8, text.LOAD_CAPTION, text.alt_load(numbers)),)
     if not sure:
-        return ClinicalSection("load", (words.LOAD_FEW,), charts) if charts else None
-    return ClinicalSection(
-        "load", (words.LOAD_TEXT,), charts, (Listing(words.HEADINGS_LOAD, lines),)
-    )
+        return ClinicalSection("load", (text.LOAD_FEW,), charts) if charts else None
+    return ClinicalSection("load", (text.LOAD_TEXT,), charts, (Listing(text.HEADINGS_LOAD, lines),))

@@ -143,7 +143,7 @@ def _absent(tables: Tables, compared: bool) -> Iterator[tuple[str, str]]:
     for key, present in there.items():
         if not present:
             alike = key == "recall_by_size_and_contrast" and details.cells
-            why = text.ALIKE if alike else text.in_scans(details.reasons[key])
+            why = text.ALIKE if alike else text.reason_words(details.reasons[key])
             yield text.ABSENT[key], why
     reader = tables.scores.second_reader
     if not compared and not details.differences and reader is None:

@@ -59,13 +59,13 @@ def facts(tables: Tables, study: Study | None = None) -> tuple[Fact, ...]:
     scores, answers = tables.scores, study.answers if study else {}
     false, ignored = (text.OUTCOMES[name] for name in ("false_positive", "ignored"))
     sides = zip((1, 0), reversed(scores.recall_by_half), strict=False)
-    labels = text.FACTS
+    labels, lost = text.FACTS, text.STATUS["missing"]
     stated = text.role_is_stated(scores.evaluated_on)
-    role = text.role_words(scores.evaluated_on) if stated else text.NOT_STATED_HERE
+    role = text.role_words(scores.evaluated_on) if stated else text.NOT_STATED
     model = answers.get("model") or trained_model(scores, tables.folder)
     rows = (
         Fact(text.headline(tables)),
-        Fact(model or text.NOT_STATED_HERE, labels["model"]),
+        Fact(model or text.NOT_STATED, labels["model"]),
         Fact(text.stated(answers, "intended_use", "users"), labels["use"]),
         Fact(text.stated(answers, "population", "sites"), labels["population"]),
         Fact(text.scans_sentence(tables), labels["scans"], "lesion", "case-table"),
@@ -88,7 +88,7 @@ def facts(tables: Tables, study: Study | None = None) -> tuple[Fact, ...]:
         Fact(
             text.ignored_sentence(scores), labels["ignored"], "ignored", "candidate-table", ignored
         ),
-        Fact(text.failed_sentence(tables), labels["failed"], "failed", "case-table", text.FAILED),
+        Fact(text.failed_sentence(tables), labels["failed"], "failed", "case-table", lost),
         Fact(text.warned_sentence(tables), labels["warned"], "warned", "case-table"),
         Fact(text.interval_sentence(tables), labels["interval"], "interval"),
         Fact(text.rule_words(scores), labels["rule"], "found"),

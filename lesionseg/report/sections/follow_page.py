@@ -79,7 +79,7 @@ def write_follow_page(
     summary = ", ".join(f"{counts[state]} {state}" for state in STATES if counts[state])
     page = FollowPage(
         TITLE,
-        f"{text.count(len(names), 'pair')}: {summary or 'no change'}.",
+        f"{text.counted(len(names), 'pair')}: {summary or 'no change'}.",
         rule,
         listing(_HEADINGS_PAIRS, (_pair_line(case, names[case], changes) for case in names)),
         listing(_HEADINGS_CHANGES, (_change_line(names[c.case], c) for c in accepted)),

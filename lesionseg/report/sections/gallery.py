@@ -162,7 +162,10 @@ def draw_items(
     unit = tables.scores.size_unit
     cards = tuple(
         replace(
-            card, case=f"item {n}", name=card.case, caption=f"{item.subject.diameter_mm:.1f} {unit}"
+            card,
+            case=text.say("ITEM", n=n),
+            name=card.case,
+            caption=f"{item.subject.diameter_mm:.1f} {unit}",
         )
         for n, (card, item) in enumerate(zip(section.cards, items, strict=True), start=1)
     )
@@ -226,9 +229,10 @@ def _card(
 ) -> GalleryCard:
     subject = item.subject
     if isinstance(subject, LesionRow):
-        name, caption = f"lesion {subject.lesion}", text.caption_lesion(subject, unit)
+        name, caption = text.say("LESION", n=subject.lesion), text.caption_lesion(subject, unit)
     else:
-        name, caption = f"candidate {subject.candidate}", text.caption_candidate(subject, unit)
+        name = text.say("CANDIDATE", n=subject.candidate)
+        caption = text.caption_candidate(subject, unit)
     rank = subject.diameter_mm if item.kind == "missed" else 0.0
     card = GalleryCard(item.case, name, caption, note=note, rank=rank)
     if scene is None:

@@ -92,8 +92,8 @@ def _value(row: Mapping[str, Any], key: str) -> str:
     value = row.get(key)
     if isinstance(value, bool) or value is None:
         reason = Estimate.from_json(row, key).reason if key in (row.get("reasons") or {}) else ""
-        words = {True: text.YES, False: text.NO, None: text.NONE}[value]
-        return f"{words} ({reason})" if reason else words
+        words = text.NONE if value is None else str(text.ANSWERS[value])
+        return f"{words} ({text.reason_words(reason)})" if reason else words
     if isinstance(value, int | str):
         return str(value)
     if isinstance(value, list | tuple):
@@ -102,7 +102,7 @@ def _value(row: Mapping[str, Any], key: str) -> str:
 
 
 def _words(key: str) -> str:
-    return text.EXTRA_WORDS.get(key, str(key).replace("_", " "))
+    return str(text.EXTRA_WORDS.get(key, str(key).replace("_", " ")))
 
 
 def slider_json(tables: Tables) -> str:

@@ -137,11 +137,13 @@ def list_measures(scores: Scores) -> Listing:
     """One line per number of scores.json, linked to its definition."""
     lines = (
         (
-            TableCell(words.format(unit=scores.size_unit), link=f"def-{definition}"),
+            TableCell(
+                text.measure_name(key).format(unit=scores.size_unit), link=f"def-{definition}"
+            ),
             TableCell(text.measure(scores.estimate(key))),
             TableCell(text.TABLE_NAMES[rows], link=rows),
         )
-        for key, (words, definition, rows) in text.MEASURES.items()
+        for key, (definition, rows) in text.MEASURES.items()
         if key in scores.raw
     )
     return listing(text.HEADINGS_MEASURES, lines)
@@ -179,9 +181,8 @@ def list_rules(scores: Scores, lesions: Sequence[LesionRow]) -> Listing:
     differ = len({tuple(cell.shown for cell in line[1:]) for line in (own, *others)}) > 1
     note = text.sharing_sentence(scores)
     if others and not differ and not note:
-        return Listing(
-            text.HEADINGS_RULES, (), note=text.rules_agree(line[0].shown for line in others)
-        )
+        agree = text.say("RULES_AGREE", rules="; ".join(line[0].shown for line in others))
+        return Listing(text.HEADINGS_RULES, (), note=agree)
     return replace(listing(text.HEADINGS_RULES, [own, *others] if others else []), note=note)
 
 
@@ -222,19 +223,17 @@ def list_pairs(headings: tuple[str, str], pairs: Iterable[tuple[str, str]]) -> L
 def list_items(checklist: Checklist, study: Study, sections: Iterable[str]) -> Listing:
     """A guideline's items, whether they are answered, and where."""
     there = frozenset(sections)
-    lines = (_item_line(item, study, there) for item in checklist.items)
+    lines = (
+        (TableCell(item.number), TableCell(checklist.asks(item)), *_state_cells(item, study, there))
+        for item in checklist.items
+    )
     return listing(text.HEADINGS_CHECKLIST, lines)
 
 
-def _item_line(item: Item, study: Study, there: frozenset[str]) -> Line:
+def _state_cells(item: Item, study: Study, there: frozenset[str]) -> Line:
     state, section = item.state(study, there), item.section(study, there)
     where = text.SECTIONS[section] if section else ""
-    return (
-        TableCell(item.number),
-        TableCell(item.asks),
-        TableCell(text.STATES[state]),
-        TableCell(where, link=section),
-    )
+    return TableCell(text.STATES[state]), TableCell(where, link=section)
 
 
 def size_index(diameter_mm: float, groups: Sequence[SizeGroup]) -> int:
@@ -250,10 +249,11 @@ def listing(headings: tuple[str, ...], lines: Iterable[Line]) -> Listing:
 
 
 def _case_line(case: CaseRow) -> Line:
+    status = case.status or "ok"
     return (
         TableCell(case.case),
         TableCell(case.group),
-        TableCell(case.warning or case.status or text.OK),
+        TableCell(case.warning or text.STATUS.get(status, status)),
         *(number_cell(n, 0) for n in (case.n_lesions, case.n_detected, case.n_missed)),
         number_cell(case.n_false_positive, 0),
         number_cell(case.dice, 2),
@@ -273,7 +273,7 @@ def _lesion_line(row: LesionRow, size: str, unit: str) -> Line:
         size_cell(row.long_axis_mm, unit),
         TableCell(size),
         TableCell(text.FOUND if row.detected else text.MISSED),
-        TableCell(text.YES if row.near_resolution else ""),
+        TableCell(text.ANSWERS[True] if row.near_resolution else ""),
         number_cell(row.detected_at if row.detected else None, 2),
         number_cell(row.iou if row.detected else None, 2),
         TableCell("" if row.detected else text.why_missed(row.why_missed)),
@@ -289,7 +289,7 @@ def _candidate_line(row: CandidateRow, unit: str) -> Line:
         number_cell(row.probability, 2),
         size_cell(row.diameter_mm, unit),
         TableCell(text.OUTCOMES.get(row.outcome, row.outcome)),
-        TableCell(text.YES if row.touches_lesion else ""),
+        TableCell(text.ANSWERS[True] if row.touches_lesion else ""),
     )
 
 

@@ -11,23 +11,12 @@ from lesionseg.evaluation.statistics.score_parts import SizeGroup
 from lesionseg.report.inputs.result_tables import Tables
 from lesionseg.report.text.catalog import counted, said, say
 
+ROWS_ON_PAPER, CASES_ON_PAPER = 40, 25  # of a table; of the one below each patient's dots
 # Under this many lesions a percentage without an interval pretends to a precision it lacks.
 MIN_FOR_PERCENT = 10
 # Under this many patients there is no interval (docs/metrics.md).
 MIN_GROUPS = 5
 NONE = "–"
-NO_LESION = "no such lesion"
-NO_INTERVAL, NO_CI = "none", "no CI"
-NOT_STATED = "not stated"
-
-
-def count(n: int, one: str, many: str | None = None) -> str:
-    """`n` things, in the singular or plural.
-
-    >>> count(1, "scan"), count(2, "scan")
-    ('1 scan', '2 scans')
-    """
-    return f"{n:,} {one if n == 1 else many or one + 's'}".replace(",", " ")
 
 
 def number(value: float | None, digits: int = 2) -> str:
@@ -83,7 +72,12 @@ def rate_interval(value: float | None, ci95: CI | None) -> str:
     """
     if value is None or ci95 is None:
         return optional_rate(value)
-    return f"{rate(value)} ({rate(ci95[0])} to {rate(ci95[1])})"
+    return f"{rate(value)} ({between(*map(rate, ci95))})"
+
+
+def between(low: object, high: object) -> str:
+    """From one end to the other."""
+    return say("BETWEEN", low=low, high=high)
 
 
 def range_words(low: float, high: float | None, unit: str, form: str = "g") -> str:
@@ -96,8 +90,9 @@ def range_words(low: float, high: float | None, unit: str, form: str = "g") -> s
     """
     after = f" {unit}" if unit else ""
     if high is None:
-        return f"{low:{form}}{after} and more"
-    return f"under {high:{form}}{after}" if low == 0 else f"{low:{form}} to {high:{form}}{after}"
+        return say("AND_MORE", low=f"{low:{form}}{after}")
+    end = f"{high:{form}}{after}"
+    return say("UNDER", high=end) if low == 0 else between(f"{low:{form}}", end)
 
 
 def size_range(group: SizeGroup, unit: str) -> str:
@@ -120,12 +115,18 @@ def size(value: float | None) -> str:
 
 def size_heading(unit: str) -> str:
     """The heading of a column of sizes: where they were measured when that matters."""
-    return "Equivalent diameter" if unit in ("mm", "px") else f"Equivalent diameter ({unit})"
+    name = str(said("HEADINGS_SIZE")[0])
+    return name if unit in ("mm", "px") else f"{name} ({measured(unit)})"
+
+
+def measured(unit: str) -> str:
+    """A unit, and where it was measured, in the reader's language."""
+    return str(said("MEASURED").get(unit, unit))
 
 
 def interval(estimate: Estimate) -> str:
     """The 95 % CI of a share; why there may be none is said once, on page 1."""
-    return NO_CI if estimate.ci95 is None else bounds(estimate)
+    return say("NO_CI") if estimate.ci95 is None else bounds(estimate)
 
 
 def and_interval(estimate: Estimate) -> str:
@@ -147,9 +148,9 @@ def in_brackets(estimate: Estimate, shown: Callable[[float], str] | None = None)
 def bounds(estimate: Estimate) -> str:
     """The ends of an interval in percent; `none` without one."""
     if estimate.ci95 is None:
-        return NO_INTERVAL
+        return say("NO_INTERVAL")
     low, high = _percents(estimate.ci95)
-    return f"{low} to {high}\N{NO-BREAK SPACE}%"
+    return between(low, f"{high}\N{NO-BREAK SPACE}%")
 
 
 def _percents(ends: CI) -> tuple[int, int]:
@@ -174,7 +175,7 @@ def share_found(found: int, of: int, estimate: Estimate) -> str:
     '2/3'
     """
     if of == 0:
-        return say("NO_SUCH_LESION")
+        return say("NO_LESION")
     if estimate.ci95 is None and of < MIN_FOR_PERCENT:
         return f"{found}/{of}"
     return f"{percent(found / of)} ({found}/{of}{and_interval(estimate)})"
@@ -197,10 +198,11 @@ def diameter(
 
     if outside is None or observed is None:
         return _with_interval(size, show, f" {unit}")
-    words = f"{show(high if outside == 'above' else low)} {unit} (outside data"
+    beyond = f"{show(high if outside == 'above' else low)} {unit}"
     if size.ci95 is None:
-        return f"{words})"
-    return f"{words}; 95 % CI {show(size.ci95[0])} to {show(size.ci95[1])} {unit})"
+        return say("OUTSIDE", size=beyond)
+    start, stop = map(show, size.ci95)
+    return say("OUTSIDE_INTERVAL", size=beyond, low=start, high=f"{stop} {unit}")
 
 
 def difference(estimate: Estimate) -> str:
@@ -221,7 +223,7 @@ def points(value: float | None, ci95: CI | None) -> str:
     if value is None:
         return NONE
     shown = [f"{round(100 * v):+d}".replace("-", "\N{MINUS SIGN}") for v in (value, *(ci95 or ()))]
-    return f"{shown[0]} ({shown[1]} to {shown[2]})" if ci95 else shown[0]
+    return f"{shown[0]} ({between(*shown[1:])})" if ci95 else shown[0]
 
 
 def signed(value: float) -> str:
@@ -237,7 +239,7 @@ def p_value(p: float | None) -> str:
     """
     if p is None:
         return NONE
-    return "under 0.001" if p < 0.001 else f"{p:.2g}"
+    return say("UNDER", high=0.001) if p < 0.001 else f"{p:.2g}"
 
 
 def measure(estimate: Estimate) -> str:
@@ -249,12 +251,17 @@ def measure(estimate: Estimate) -> str:
 
 def _with_interval(estimate: Estimate, show: Callable[[float], str], unit: str = "") -> str:
     if estimate.value is None:
-        return f"not defined: {in_scans(estimate.reason or UNSTATED)}"
+        return undefined(estimate.reason)
     shown = f"{show(estimate.value)}{unit}"
     if estimate.ci95 is None:
         return shown
     low, high = map(show, estimate.ci95)
-    return f"{shown} (95 % CI {low} to {high}{unit})"
+    return shown + say("IN_BRACKETS", low=low, high=f"{high}{unit}")
+
+
+def undefined(reason: str | None) -> str:
+    """That a number is not defined, and why."""
+    return say("UNDEFINED", reason=reason_words(reason))
 
 
 def interval_sentence(tables: Tables) -> str:
@@ -264,26 +271,21 @@ def interval_sentence(tables: Tables) -> str:
     width takes four times as many in all. Patients without lesions do not count towards any.
     """
     reasons = {
-        reason.removesuffix(" are too few for an interval").replace("groups", "patients")
+        reason_words(reason.removesuffix(" are too few for an interval"))
         for reason in _reasons(tables.scores.raw)
     }
-    why = "; ".join(reason_words(reason) for reason in sorted(reasons))
-    none = say("NO_INTERVALS", reasons=why) if reasons else ""
+    none = say("NO_INTERVALS", reasons="; ".join(sorted(reasons))) if reasons else ""
     return f"{none} {_more_patients(tables)}".strip()
 
 
 def reason_words(reason: str | None) -> str:
-    """Why there is no number: what scores.json says, in the reader's language where known."""
-    return str(said("REASONS").get(reason, reason))
+    """Why there is no number, as scores.json says; in the reader's language where it is known.
 
-
-def in_scans(reason: str) -> str:
-    """A reason of scores.json in the page's words.
-
-    >>> in_scans("fewer than 5 groups, or no case with a lesion")
+    >>> reason_words("fewer than 5 groups, or no case with a lesion")
     'fewer than 5 patients, or no scan with a lesion'
     """
-    return re.sub(r"\bcase", "scan", re.sub(r"\bgroup", "patient", reason))
+    why = re.sub(r"\bcase", "scan", re.sub(r"\bgroup", "patient", reason or UNSTATED))
+    return str(said("REASONS").get(why, why))
 
 
 def _reasons(node: Any) -> Iterator[str]:

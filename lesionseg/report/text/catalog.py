@@ -1,6 +1,6 @@
-"""The first sheet's sentences in the reader's language, from `en.yaml`, `de.yaml` and so on.
+"""Every sentence of the report in the reader's language, from `en.yaml`, `de.yaml` and so on.
 
-`en.yaml` has them all; what another file lacks is said in English. Braces stand for numbers.
+All files have the same names. Braces stand for numbers, and for words said elsewhere.
 """
 
 from collections.abc import Iterator, Mapping
@@ -20,7 +20,7 @@ _language: ContextVar[str] = ContextVar("language", default="en")
 
 @contextmanager
 def speaking(language: str) -> Iterator[None]:
-    """Say the first sheet in `language`; raises `ConfigError` for one that there is none of."""
+    """Say all in `language`; raises `ConfigError` for one that there is none of."""
     if language not in LANGUAGES:
         raise ConfigError(
             "There is no report in this language.",
@@ -37,19 +37,26 @@ def speaking(language: str) -> Iterator[None]:
 
 @cache
 def catalog(language: str) -> Mapping[str, Any]:
-    """All that is said in a language, by name."""
-    return read_yaml(HERE / f"{language}.yaml")
+    """All that is said in a language, by name; lists are tuples."""
+    content: dict[str, Any] = _fixed(read_yaml(HERE / f"{language}.yaml"))
+    return content
+
+
+def _fixed(node: Any) -> Any:
+    if isinstance(node, list):
+        return tuple(map(_fixed, node))
+    return {key: _fixed(one) for key, one in node.items()} if isinstance(node, dict) else node
 
 
 def said(name: str) -> Any:
     """What stands under a name; raises `AttributeError` where there is none."""
-    for language in (_language.get(), "en"):
-        if name in catalog(language):
-            return catalog(language)[name]
-    raise AttributeError(name)
+    try:
+        return catalog(_language.get())[name]
+    except KeyError:
+        raise AttributeError(name) from None
 
 
-def say(name: str, **values: object) -> str:
+def say(name: str, /, **values: object) -> str:
     """A sentence with its values put in."""
     return str(said(name)).format(**values)
 

@@ -1,96 +1,28 @@
-"""Words of the sections by patient, by scan and of the lesion load."""
+"""Sentences of the sections by patient, by scan, of the lesion load, and of an acceptance test."""
 
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from lesionseg.evaluation.acceptance import UNITS, AcceptanceCriterion, AcceptancePlan
-from lesionseg.evaluation.statistics.estimates import UNSTATED, Estimate
-from lesionseg.report.text.amounts import bounds, count, in_scans, percent, signed
-
-AXIS_FALSE = "false positives\nper scan"
-AXIS_PATIENTS = "patients, those with most lesions first"
-AXIS_MEAN_ML = "mean of reference and detected volume (ml)"
-AXIS_DIFFERENCE_ML = "detected minus reference (ml)"
-LINE_NAMES: Mapping[str, str] = {
-    "bias": "bias",
-    "lower_limit": "lower limit",
-    "upper_limit": "upper limit",
-}
-PATIENTS_CAPTION = (
-    "Each dot is one patient: sensitivity for this patient's lesions (none without lesions), "
-    "number of lesions, and false positives per scan."
-)
-SCANS_TEXT = (
-    "A scan is positive when it has any detection, wherever it lies. PPV and NPV depend on how "
-    "many scans have lesions: here they are given for shares that may be met elsewhere, by "
-    "sensitivity and specificity of these scans. In brackets: 95 % CI."
-)
-SCANS_TOO_FEW = (
-    "A scan is positive when it has any detection, wherever it lies. PPV and NPV are not given: "
-    "they need 5 patients with lesions and 5 without."
-)
-CALLED, NOT_CALLED = "Any detection", "No detection"
-HEADINGS_FOUR = ("", "Scans with lesions", "Scans without")
-HEADINGS_VALUES = ("If so many scans have lesions", "PPV of a scan", "NPV of a scan")
-ELSEWHERE_TEXT = (
-    "These scans beside those of another evaluation of the same model, such as its test set. The "
-    "patients are others, so a difference may lie in them as well as in how the model does."
-)
-HEADINGS_ELSEWHERE = ("", "Here", "There", "Here minus there")
-ROLE, SCANS, LESION_FREE = "Role", "Scans", "Scans without lesions"
-PER_SCAN, SMALL = "Lesions per scan", "Lesions under 5 mm"
-ELSEWHERE = (
-    "lesion_recall",
-    "false_positives_per_case",
-    "case_sensitivity",
-    "case_specificity",
-    "dice",
-)
-LOAD_TEXT = (
-    "Whether the lesion load of a scan, as it is followed in time, agrees with the reference. "
-    "Bias is the mean of detected minus reference; 95 of 100 scans are expected between the limits "
-    "of agreement. ICC: 1 is perfect agreement."
-)
-LOAD_FEW = (
-    "Whether the lesion load of a scan, as it is followed in time, agrees with the reference. "
-    "Limits of agreement need 5 patients."
-)
-LOAD_CAPTION = (
-    "Each dot is one scan (Bland and Altman). Line: bias; dashed: limits of agreement, where "
-    "given. Scans that lie higher have more volume detected than the reference has."
-)
-LOADS: Mapping[str, str] = {"volume_ml": "Volume (ml)", "n_lesions": "Number of lesions"}
-HEADINGS_LOAD = ("Load", "Scans", "Bias", "Lower limit", "Upper limit", "ICC")
-HEADINGS_VERDICTS = ("Measure", "Limit", "Here", "Result")
-HEADINGS_SAMPLES = ("Measure", "Expected", "Needed to show it", "Here")
+from lesionseg.evaluation.statistics.estimates import Estimate
+from lesionseg.report.text.amounts import bounds, percent, signed, undefined
+from lesionseg.report.text.catalog import counted, said, say
 
 
 def limit(criterion: AcceptanceCriterion) -> str:
     """What the whole interval must be."""
-    return f"{'at most' if criterion.upper else 'at least'} {criterion.limit:g}"
-
-
-def verdict(passed: bool) -> str:
-    """Pass or fail."""
-    return "pass" if passed else "fail"
-
-
-def acceptance_sentence(passed: bool) -> str:
-    """The result of all criteria together."""
-    return (
-        f"Result: {verdict(passed)}. A criterion passes when its whole 95 % CI meets the "
-        "limit; all must pass."
-    )
+    return say("AT_MOST" if criterion.upper else "AT_LEAST", limit=criterion.limit)
 
 
 def stated_sentence(plan: AcceptancePlan) -> str:
     """When the criteria were stated, by whom, in which file; what the samples rest on."""
-    by = f" by {plan.stated_by}" if plan.stated_by else ""
-    return (
-        f"Criteria stated on {plan.stated_on:%Y-%m-%d}{by}, as their file says; its SHA-256 is "
-        f"{plan.sha256}. Samples are planned for a chance of {percent(plan.power)} to pass if "
-        "what is expected is true, with a design effect of "
-        f"{plan.design_effect:g} of lesions and false positives of one patient."
+    return say(
+        "CRITERIA",
+        date=f"{plan.stated_on:%Y-%m-%d}",
+        by=say("CRITERIA_BY", who=plan.stated_by) if plan.stated_by else "",
+        sha256=plan.sha256,
+        power=percent(plan.power),
+        effect=plan.design_effect,
     )
 
 
@@ -101,9 +33,8 @@ def sample(criterion: AcceptanceCriterion, n: int, scans: int | None) -> str:
     '216 lesions, in about 54 scans like these'
     """
     unit = UNITS[criterion.number][0]
-    first, *rest = unit.split()
-    said = count(n, unit, " ".join([f"{first}s", *rest]))
-    return said if unit == "scan" or scans is None else f"{said}, in about {scans} scans like these"
+    needed = counted(n, unit)
+    return needed if unit == "scan" or scans is None else say("SAMPLE", n=needed, scans=scans)
 
 
 class Counts(Protocol):
@@ -125,31 +56,29 @@ class Counts(Protocol):
 def patients_sentence(patients: Sequence[Counts]) -> str:
     """How unlike the patients are."""
     ill = [one for one in patients if one.n_lesions]
-    all_found = sum(one.n_detected == one.n_lesions for one in ill)
-    none_found = sum(one.n_detected == 0 for one in ill)
-    clean = sum(one.n_false_positive == 0 for one in patients)
-    most = ill[0].n_lesions / sum(one.n_lesions for one in ill)
-    said = (
-        f"All lesions were found in {all_found} of {count(len(ill), 'patient')} with lesions, "
-        f"no lesion in {none_found}. "
-        f"No false positive in {clean} of {count(len(patients), 'patient')}."
+    unlike = say(
+        "UNLIKE",
+        all=sum(one.n_detected == one.n_lesions for one in ill),
+        ill=counted(len(ill), "patient"),
+        none=sum(one.n_detected == 0 for one in ill),
+        clean=sum(one.n_false_positive == 0 for one in patients),
+        patients=counted(len(patients), "patient"),
     )
-    return f"{said} The patient with most lesions has {percent(most)} of all." if ill[1:] else said
+    most = ill[0].n_lesions / sum(one.n_lesions for one in ill)
+    return f"{unlike} {say('HEAVIEST', share=percent(most))}" if ill[1:] else unlike
 
 
 def alt_patients(patients: Sequence[Counts]) -> str:
     """The dots in words."""
     ill = [one.n_detected / one.n_lesions for one in patients if one.n_lesions]
-    return (
-        f"Sensitivity of {count(len(ill), 'patient')} from {percent(min(ill))} to "
-        f"{percent(max(ill))}."
-    )
+    ends = {"low": percent(min(ill)), "high": percent(max(ill))}
+    return say("ALT_PATIENTS", patients=counted(len(ill), "patient"), **ends)
 
 
-def share(estimate: Estimate) -> str:
+def predictive_value(estimate: Estimate) -> str:
     """A predictive value with its interval, or why there is none."""
     if estimate.value is None:
-        return f"not defined: {in_scans(estimate.reason or UNSTATED)}"
+        return undefined(estimate.reason)
     if estimate.ci95 is None:
         return percent(estimate.value)  # page 1 says why
     return f"{percent(estimate.value)} ({bounds(estimate)})"
@@ -157,5 +86,5 @@ def share(estimate: Estimate) -> str:
 
 def alt_load(numbers: Mapping[str, float | None]) -> str:
     """The lines in words."""
-    said = [f"{LINE_NAMES[k]} {signed(v)} ml" for k, v in numbers.items() if v is not None]
-    return f"Difference of volume by scan: {', '.join(said) or 'a dot each'}."
+    lines = [f"{said('LINE_NAMES')[k]} {signed(v)} ml" for k, v in numbers.items() if v is not None]
+    return say("ALT_LOAD", lines=", ".join(lines) or say("DOT_EACH"))

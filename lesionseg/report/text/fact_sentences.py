@@ -10,7 +10,6 @@ from lesionseg.evaluation.statistics.score_parts import SizeGroup
 from lesionseg.report.inputs.result_tables import Tables
 from lesionseg.report.text.amounts import (
     MIN_FOR_PERCENT,
-    count,
     in_brackets,
     percent,
     rate,
@@ -19,16 +18,7 @@ from lesionseg.report.text.amounts import (
     share_found,
 )
 from lesionseg.report.text.catalog import counted, said, say
-from lesionseg.report.text.chart_captions import (
-    FROC_BAND,
-    FROC_BEYOND,
-    FROC_EXPECTED,
-    FROC_READER,
-    FROC_TARGET,
-    FROC_TEXT,
-)
 from lesionseg.report.text.definitions import meanings
-from lesionseg.report.text.frame import UNTOUCHED_ROLES
 from lesionseg.report.text.headline import (
     aim,
     by_halves,
@@ -58,9 +48,8 @@ def trained(network: str, version: str, commit: str) -> str:
 
 def stated(answers: Mapping[str, str], *keys: str) -> str:
     """What a study file says under the keys, or `not stated`."""
-    return "; ".join(answers[key].rstrip(".") for key in keys if key in answers) or say(
-        "NOT_STATED_HERE"
-    )
+    given = (answers[key].rstrip(".") for key in keys if key in answers)
+    return "; ".join(given) or say("NOT_STATED")
 
 
 def unstated_words(answers: Mapping[str, str]) -> str:
@@ -133,7 +122,7 @@ def second_reader_sentence(scores: Scores) -> str:
     sides = [side for side in reader.recall_by_half if side.n]
     scans = counted(scores.n_cases, "scan")
     extra = reader.false_positives_per_case
-    shown = say("NOT_STATED_HERE") if extra.value is None else rate(extra.value)
+    shown = say("NOT_STATED") if extra.value is None else rate(extra.value)
     some = reader.n_cases < scores.n_cases
     return say(
         "READER",
@@ -156,13 +145,13 @@ def froc_text(scores: Scores) -> str:
     """What the FROC curve shows, and each of its marks that is there."""
     upright = aim(scores)[0] == "fp_per_case" and aim(scores)[1] is not None
     marks = {
-        FROC_BEYOND: any(not point.reached for point in scores.froc),
-        FROC_BAND: any(point.ci95 for point in scores.froc),
-        FROC_TARGET: upright,
-        FROC_EXPECTED: None not in expected(scores),
-        FROC_READER: scores.second_reader is not None,
+        "FROC_BEYOND": any(not point.reached for point in scores.froc),
+        "FROC_BAND": any(point.ci95 for point in scores.froc),
+        "FROC_TARGET": upright,
+        "FROC_EXPECTED": None not in expected(scores),
+        "FROC_READER": scores.second_reader is not None,
     }
-    return " ".join([FROC_TEXT, *(words for words, there in marks.items() if there)])
+    return " ".join(map(say, ["FROC_TEXT", *(name for name, there in marks.items() if there)]))
 
 
 def _lesion_free(scores: Scores) -> str:
@@ -199,7 +188,7 @@ def role_words(role: str) -> str:
 
 def role_is_stated(role: str) -> bool:
     """Whether somebody said what these scans were to the model; only then the page repeats it."""
-    return role in said("DEVELOPMENT_TEXT") or role in UNTOUCHED_ROLES
+    return role in said("ROLES")
 
 
 def ignored_sentence(scores: Scores) -> str:
@@ -216,8 +205,8 @@ def sharing_sentence(scores: Scores) -> str:
     splits, merges = (int(scores.raw.get(key) or 0) for key in ("splits", "merges"))
     if not splits and not merges:
         return ""
-    lesions, detections = count(splits, "lesion"), count(merges, "detection")
-    return f"Overlapped by several detections: {lesions}; over several lesions: {detections}."
+    lesions, detections = counted(splits, "lesion"), counted(merges, "detection")
+    return say("SHARING", lesions=lesions, detections=detections)
 
 
 def failed_sentence(tables: Tables) -> str:

@@ -6,7 +6,7 @@ from lesionseg.evaluation.score_sections import Scores
 from lesionseg.evaluation.statistics.estimates import as_float
 from lesionseg.evaluation.statistics.score_parts import SizeGroup
 from lesionseg.report.inputs.result_tables import Tables
-from lesionseg.report.text.amounts import percent, rate, share_found
+from lesionseg.report.text.amounts import measured, percent, rate, share_found
 from lesionseg.report.text.catalog import noun, say
 
 WORTH_SAYING = 0.05  # a difference in sensitivity between match rules
@@ -41,7 +41,7 @@ def by_halves(sides: Sequence[SizeGroup], scores: Scores) -> str:
 
 def _size(side: SizeGroup, scores: Scores) -> str:
     """The lesions under or from 5 mm in short, and what of them is measured."""
-    return say("EDGE", edge=edge_words(side), unit=scores.size_said.split(",")[0])
+    return say("EDGE", edge=edge_words(side), unit=measured(scores.size_said).split(",")[0])
 
 
 def edge_words(side: SizeGroup) -> str:

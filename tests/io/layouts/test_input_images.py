@@ -70,6 +70,11 @@ def test_equal_names_get_their_folders_before_them(tmp_path: Path) -> None:
     assert list(_found(tmp_path / "sub-*" / "flair.nii.gz")) == ["sub-01_flair", "sub-02_flair"]
 
 
+def test_names_that_are_one_to_other_systems_get_their_folders(tmp_path: Path) -> None:
+    _touch(tmp_path, "x/P1.nii", "y/p1.nii")
+    assert list(_found(tmp_path)) == ["x_P1", "y_p1"]
+
+
 def test_one_file(tmp_path: Path) -> None:
     _touch(tmp_path, "a_0000.nii.gz", "a_0001.nii.gz")
     assert _found(tmp_path / "a_0000.nii.gz") == {"a": ["a_0000.nii.gz"]}

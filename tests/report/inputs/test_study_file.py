@@ -117,11 +117,11 @@ def test_items_are_automatic_only_where_all_that_they_ask_for_is_there() -> None
     study = Study({"fairness": "by sex"})
     assert items["23*"].state(study, ["#why"]) == "supplied"
     assert items["23*"].section(study, ["#why"]) == "why"
-    assert items["23*"].state(study, ["#cases"]) == "not stated"
-    assert items["23*"].state(Study(), ["#why"]) == "not stated"
-    assert items["31"].state(study, ["#size"]) == "not stated"
+    assert items["23*"].state(study, ["#cases"]) == "missing"
+    assert items["23*"].state(Study(), ["#why"]) == "missing"
+    assert items["31"].state(study, ["#size"]) == "missing"
     assert items["31"].state(study, ["#size", "=intervals"]) == "automatic"
-    assert items["24"].state(study, ["#flow"]) == "not stated"
+    assert items["24"].state(study, ["#flow"]) == "missing"
 
 
 def test_page_shows_study_flow_and_guidelines(scores_dir: Path, tmp_path: Path) -> None:
@@ -131,4 +131,4 @@ def test_page_shows_study_flow_and_guidelines(scores_dir: Path, tmp_path: Path) 
     assert page.count(text.NOT_STATED) > 20
     assert "STARD" in page
     assert text.FLOW_EXCLUDED in page
-    assert STARD_AI.n("supplied", read_study(path), ()) == 1
+    assert STARD_AI.counts(read_study(path), ())["supplied"] == 1
