@@ -16,11 +16,8 @@ TREES = {path: ast.parse(path.read_text(encoding="utf-8")) for path in MODULES}
 FOLDERS = sorted({path.parent for path in MODULES})
 MOST_ENTRIES = 15
 MOST_REPEATED_STEMS = 5
-UNORDERED = {"lesionseg.report"}  # folders in them import each other
 # names say what a thing is, not what became of it
 RETIRED_NAMES = {"said", "told", "wishes", "seer", "lesson"}
-# their names go with the next change of these files
-NOT_YET = ("lesionseg.report.",)
 
 
 def dotted(path: Path) -> str:
@@ -95,7 +92,7 @@ def test_things_have_names_of_things() -> None:
         nodes = list(ast.walk(tree))
         names = {n.id for n in nodes if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
         names |= {n.arg for n in nodes if isinstance(n, ast.arg)}
-        if names & RETIRED_NAMES and not dotted(path).startswith(NOT_YET):
+        if names & RETIRED_NAMES:
             retired[dotted(path)] = names & RETIRED_NAMES
     assert retired == {}
 
@@ -132,8 +129,7 @@ def test_what_lies_in_a_folder_has_an_order(folder: Path) -> None:
     try:
         TopologicalSorter(graph).prepare()
     except CycleError as error:
-        if package not in UNORDERED:
-            pytest.fail(" -> ".join(error.args[1]))
+        pytest.fail(" -> ".join(error.args[1]))
 
 
 def imported(tree: ast.Module, known: set[str]) -> Iterator[str]:

@@ -34,7 +34,7 @@ class Run:
     @property
     def scores(self) -> dict[str, Any]:
         """What `scores.json` holds; raises `ReadError` without one."""
-        from lesionseg.report.inputs.result_tables import read_scores
+        from lesionseg.report.result_tables import read_scores
 
         return dict(read_scores(self.folder / "scores.json").raw)
 
@@ -48,7 +48,7 @@ class Run:
         from matplotlib.figure import Figure
 
         from lesionseg.report.figures.froc_figure import froc_curve
-        from lesionseg.report.inputs.result_tables import read_scores
+        from lesionseg.report.result_tables import read_scores
 
         figure = Figure(figsize=(6, 4), layout="constrained")
         froc_curve(figure, read_scores(self.folder / "scores.json"))

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lesionseg import __version__
 from lesionseg.errors import OutputError
 from lesionseg.evaluation.acceptance import AcceptancePlan
 from lesionseg.evaluation.score_sections import Scores
@@ -16,10 +15,11 @@ from lesionseg.report.figures.chart_drawing import TOP
 from lesionseg.report.figures.chart_list import Chart, comparison_charts, make_charts
 from lesionseg.report.figures.dataset_figures import anchor_charts
 from lesionseg.report.figures.froc_figure import froc_range
+from lesionseg.report.figures.second_model import ModelPair
 from lesionseg.report.inputs.origin import origin
-from lesionseg.report.inputs.result_tables import Tables
-from lesionseg.report.inputs.second_model import ModelPair
 from lesionseg.report.inputs.study_file import Flow, Study, make_flow
+from lesionseg.report.rendering import render
+from lesionseg.report.result_tables import Tables
 from lesionseg.report.sections import detail_tables
 from lesionseg.report.sections import table_cells as tables_of
 from lesionseg.report.sections.audit_section import AuditSection
@@ -35,9 +35,6 @@ MAX_BYTES = 15_000_000
 
 # Pictures of each kind, tried in turn until the page is small enough.
 FEWER = (100, 80, 60, 45, 30, 20, 12, 6, 3, 1, 0)
-
-
-TEMPLATES = Path(__file__).parent / "templates"
 
 
 # sections that are there when their chart is
@@ -127,8 +124,8 @@ class Page:
         named = {fact.definition for fact in self.facts}
         charts = {"size-curve": "size_curve", "reliability": "calibration"}
         return {
-            key: said
-            for key, said in text.meanings(self.scores.match_rule).items()
+            key: meaning
+            for key, meaning in text.meanings(self.scores.match_rule).items()
             if (key in named or key not in text.OF_SOME_SCANS)
             and (key not in charts or charts[key] in self.charts)
         }
@@ -268,19 +265,3 @@ def write_page(path: Path, page: Page, gallery: Sequence[GallerySection]) -> str
         raise OutputError("The report is too large.", seen=len(html.encode()), expected=MAX_BYTES)
     write_text(path, html)
     return html
-
-
-def render(template: str, page: object = None, **more: object) -> str:
-    """Fill a template; names from tables are escaped. `more` goes before the usual names."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template(template).render(
-        **{"paper": False, "page": page, "text": text, "version": __version__, **more}
-    )

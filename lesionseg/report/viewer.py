@@ -19,9 +19,8 @@ from lesionseg.core import Geometry, Prediction, Volume
 from lesionseg.errors import require
 from lesionseg.io.atomic import write_text
 from lesionseg.io.volumes import write_volume
-from lesionseg.report.figures.pictures import Scene
-from lesionseg.report.inputs.case_images import candidate_ids
-from lesionseg.report.page import render
+from lesionseg.report.inputs.case_images import Scene, candidate_ids
+from lesionseg.report.rendering import render
 
 NIIVUE = Path(__file__).parent / "niivue" / "niivue.umd.js"
 MAX_VOXELS = 32_000_000  # beyond, every 2nd, 3rd … voxel of each axis is shown

@@ -11,7 +11,9 @@ from lesionseg.evaluation.acceptance import read_acceptance
 from lesionseg.evaluation.score_sections import Scores
 from lesionseg.io.atomic import private_files, write_text
 from lesionseg.report import text
-from lesionseg.report.figures.pictures import Load, Scene
+from lesionseg.report.figures.pictures import Load
+from lesionseg.report.figures.second_model import check_rule, read_pair
+from lesionseg.report.inputs.case_images import Scene
 from lesionseg.report.inputs.origin import (
     Names,
     make_pseudonyms,
@@ -19,11 +21,11 @@ from lesionseg.report.inputs.origin import (
     rename,
     write_pseudonyms,
 )
-from lesionseg.report.inputs.result_tables import Tables, read_scores, read_tables
-from lesionseg.report.inputs.second_model import check_rule, read_pair
 from lesionseg.report.inputs.study_file import read_study
-from lesionseg.report.page import Page, make_page, render, write_page
+from lesionseg.report.page import Page, make_page, write_page
 from lesionseg.report.pdf import write_pdf
+from lesionseg.report.rendering import render
+from lesionseg.report.result_tables import Tables, read_scores, read_tables
 from lesionseg.report.sections.audit_section import (
     AuditSection,
     make_audit_section,

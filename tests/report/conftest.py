@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from lesionseg.core import Geometry
-from lesionseg.report.figures.pictures import Scene
+from lesionseg.report.inputs.case_images import Scene
 
 # Words that claim more than a standalone comparison can show.
 FORBIDDEN = ("safe", "clinically validated", "rules out", "outperforms")

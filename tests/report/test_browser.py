@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lesionseg.report.inputs.result_tables import read_tables
 from lesionseg.report.inputs.study_file import Study
 from lesionseg.report.page import MAX_BYTES, make_page, write_page
+from lesionseg.report.result_tables import read_tables
 from lesionseg.report.sections.gallery import choose_items, draw_gallery
 from tests.report.conftest import Blob, Evaluation
 from tests.report.inputs.test_score_details import ALL

@@ -20,8 +20,8 @@ from lesionseg.evaluation.edge_cases import EDGE_CASES
 from lesionseg.evaluation.statistics.estimates import UNSTATED
 from lesionseg.report import text, write
 from lesionseg.report.figures import chart_drawing
-from lesionseg.report.page import render
 from lesionseg.report.pdf import write_pdf
+from lesionseg.report.rendering import render
 from lesionseg.report.text import dataset_words
 from lesionseg.report.write import Options, write_report
 from tests.report.conftest import Evaluation, three_scans

@@ -8,9 +8,10 @@ import pytest
 from lesionseg.errors import ReadError
 from lesionseg.report import text
 from lesionseg.report.inputs.origin import make_pseudonyms, rename
-from lesionseg.report.inputs.result_tables import Tables, read_scores, read_tables
 from lesionseg.report.inputs.study_file import Study
-from lesionseg.report.page import make_page, render
+from lesionseg.report.page import make_page
+from lesionseg.report.rendering import render
+from lesionseg.report.result_tables import Tables, read_scores, read_tables
 from lesionseg.report.sections.first_screen import banners, facts
 from lesionseg.report.sections.gallery import GallerySection, choose_items, draw_gallery, trim
 from lesionseg.report.text.fact_sentences import operating_point_sentence

@@ -9,7 +9,7 @@ from lesionseg.evaluation.rows import CandidateRow, LesionRow
 from lesionseg.evaluation.statistics.estimates import Estimate
 from lesionseg.evaluation.statistics.score_parts import SizeGroup
 from lesionseg.report import text
-from lesionseg.report.inputs.result_tables import read_tables
+from lesionseg.report.result_tables import read_tables
 from lesionseg.report.sections.table_cells import list_lesions, list_rules
 from lesionseg.report.write import Options, write_report
 from tests.report.conftest import FORBIDDEN, Evaluation

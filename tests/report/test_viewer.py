@@ -16,7 +16,7 @@ import pytest
 from lesionseg.core import Candidate, Geometry, OperatingPoint, Prediction
 from lesionseg.errors import ConfigError
 from lesionseg.report import viewer, write
-from lesionseg.report.figures.pictures import Scene
+from lesionseg.report.inputs.case_images import Scene
 from lesionseg.report.viewer import viewer_page, write_viewer
 from lesionseg.report.write import Options, write_report
 from tests.report.conftest import Evaluation

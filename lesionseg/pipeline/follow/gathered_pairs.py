@@ -18,7 +18,7 @@ from lesionseg.io.cases import read_mask
 from lesionseg.pipeline.follow.change_report import is_reported, report_changes
 from lesionseg.pipeline.follow.new_lesions import apply_point, judge_new, new_lesions
 from lesionseg.pipeline.follow.visit_pairs import PairFiles, PairList, VisitPair, scan_on
-from lesionseg.report.figures.pictures import Scene
+from lesionseg.report.inputs.case_images import Scene
 from lesionseg.report.sections.follow_page import MAX_PICTURES, draw_change, write_follow_page
 from lesionseg.report.sections.gallery import GalleryCard
 

@@ -15,7 +15,7 @@ from lesionseg.io.layouts.input_images import find_images
 from lesionseg.io.predictions import write_prediction
 from lesionseg.io.volumes import result_suffix
 from lesionseg.pipeline.serve.uploads import CASE
-from lesionseg.report.figures.pictures import Scene
+from lesionseg.report.inputs.case_images import Scene
 from lesionseg.report.viewer import viewer_data
 
 

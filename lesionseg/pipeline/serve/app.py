@@ -24,7 +24,7 @@ from lesionseg.pipeline.serve.label_api import label_router
 from lesionseg.pipeline.serve.turns import Turns, form_of, uploads_in
 from lesionseg.pipeline.serve.uploads import ServeLimits, UploadStore, home, scratch, store
 from lesionseg.report import viewer
-from lesionseg.report.page import render
+from lesionseg.report.rendering import render
 
 Result = Literal["mask", "candidates", "all", "view"]
 SWEEP_SECONDS = 60.0

@@ -13,7 +13,7 @@ from lesionseg.evaluation.rows import CaseRow, LesionRow
 from lesionseg.evaluation.score_sections import Scores
 from lesionseg.evaluation.statistics.score_parts import SizeGroup
 from lesionseg.report import text
-from lesionseg.report.inputs.result_tables import HistoryCurve
+from lesionseg.report.result_tables import HistoryCurve
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

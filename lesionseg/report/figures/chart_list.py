@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 from lesionseg.report import text
 from lesionseg.report.figures import chart_drawing as figures
 from lesionseg.report.figures import detail_figures, froc_figure
-from lesionseg.report.inputs import second_model as comparison
-from lesionseg.report.inputs.result_tables import Tables, read_history
-from lesionseg.report.inputs.second_model import ModelPair
+from lesionseg.report.figures import second_model as comparison
+from lesionseg.report.figures.second_model import ModelPair
+from lesionseg.report.result_tables import Tables, read_history
 
 # more lines than this are in the table alone
 MOST_SUBGROUPS = 30
@@ -103,8 +103,8 @@ def comparison_charts(
     if rows:
         draw = partial(comparison.draw_differences, differences=rows)
         alt = text.alt_differences(rows)
-        said = text.say("DIFFERENCES_TEXT", name=names[0], other=names[1])
-        charts["differences"] = Chart(draw, 1.6 + 0.3 * len(rows), said, alt)
+        caption = text.say("DIFFERENCES_TEXT", name=names[0], other=names[1])
+        charts["differences"] = Chart(draw, 1.6 + 0.3 * len(rows), caption, alt)
     if pair is None:
         return charts
     both = [tables.scores for tables, _ in pair.looks()]

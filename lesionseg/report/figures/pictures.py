@@ -2,15 +2,15 @@
 
 import itertools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lesionseg.core import Geometry, Prediction
-from lesionseg.core.lesions import box_slices
+from lesionseg.core import Geometry
 from lesionseg.report.figures.slice_views import PictureSlice, View, trace_loops
+from lesionseg.report.inputs.case_images import Mask, Scene
 
 # Wide enough to recognise the place; narrow enough that no face can be rebuilt.
 MIN_SIDE_MM = 64.0
@@ -37,33 +37,6 @@ PLANES = ("axial", "coronal", "sagittal")
 
 # letter on the left and on the upper edge of each plane, once axes run to I, P, L
 EDGES = (("R", "A"), ("R", "S"), ("A", "S"))
-
-
-Mask = NDArray[np.bool_]
-
-
-@dataclass(frozen=True, eq=False)
-class Scene:
-    """One case to be drawn: the first channel it has `[*spatial]`, and masks on its grid, or None.
-
-    `reference` holds all reference lesions, `accepted` all detections, `below` the ids of the
-    candidates whose score is too low to count, 0 elsewhere; `prediction` all of them.
-    """
-
-    image: NDArray[Any]
-    geometry: Geometry
-    reference: Mask | None = None
-    accepted: Mask | None = None
-    below: NDArray[np.integer[Any]] | None = None
-    prediction: Prediction | None = None
-
-    def ids_below(self, start: Sequence[float], stop: Sequence[float]) -> frozenset[int]:
-        """Candidates too low to count that lie in the box, and on reference lesions there."""
-        if self.below is None:
-            return frozenset()
-        inside = box_slices((*start, *stop), self.image.ndim)
-        on_lesions = True if self.reference is None else self.reference[inside]
-        return frozenset(np.unique(self.below[inside] * on_lesions).tolist()) - {0}
 
 
 # (case, ids of the candidates that count) -> scene; raises LesionsegError

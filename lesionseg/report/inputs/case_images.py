@@ -1,7 +1,7 @@
 """Images, reference and detections of one case from the folders a report is given."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,12 +23,37 @@ from lesionseg.io.predictions import (
 )
 from lesionseg.io.volumes import read_volume
 from lesionseg.ops.components import filled_boxes, lesion_mask
-from lesionseg.report.figures.pictures import Mask, Scene
 
 _log = logging.getLogger(__name__)
 
 # In voxels: programs round a grid differently, and no outline moves visibly by this.
 GRID_TOLERANCE = 0.05
+
+Mask = NDArray[np.bool_]
+
+
+@dataclass(frozen=True, eq=False)
+class Scene:
+    """One case to be drawn: the first channel it has `[*spatial]`, and masks on its grid, or None.
+
+    `reference` holds all reference lesions, `accepted` all detections, `below` the ids of the
+    candidates whose score is too low to count, 0 elsewhere; `prediction` all of them.
+    """
+
+    image: NDArray[Any]
+    geometry: Geometry
+    reference: Mask | None = None
+    accepted: Mask | None = None
+    below: NDArray[np.integer[Any]] | None = None
+    prediction: Prediction | None = None
+
+    def ids_below(self, start: Sequence[float], stop: Sequence[float]) -> frozenset[int]:
+        """Candidates too low to count that lie in the box, and on reference lesions there."""
+        if self.below is None:
+            return frozenset()
+        inside = box_slices((*start, *stop), self.image.ndim)
+        on_lesions = True if self.reference is None else self.reference[inside]
+        return frozenset(np.unique(self.below[inside] * on_lesions).tolist()) - {0}
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,7 +11,7 @@ from lesionseg.evaluation.score_sections import Scores
 from lesionseg.evaluation.table_row import TableRow, write_table
 from lesionseg.io.atomic import read_yaml
 from lesionseg.report import text
-from lesionseg.report.inputs.result_tables import Tables
+from lesionseg.report.result_tables import Tables
 
 # Long hexadecimal numbers: hashes of data, which others could recompute from the same files.
 HASH = re.compile(r"\b[0-9a-fA-F]{32,}\b")

@@ -9,7 +9,7 @@ from typing import Any
 from lesionseg.errors import ConfigError
 from lesionseg.io.atomic import read_yaml
 from lesionseg.report import text
-from lesionseg.report.inputs.result_tables import Tables
+from lesionseg.report.result_tables import Tables
 
 COUNTS = ("n_found", "n_excluded")
 

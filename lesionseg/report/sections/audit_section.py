@@ -11,8 +11,9 @@ from lesionseg.errors import LesionsegError
 from lesionseg.evaluation.rows import SuspectRow
 from lesionseg.evaluation.table_row import read_table
 from lesionseg.report import text
-from lesionseg.report.figures.pictures import Load, Scene, cut_views
+from lesionseg.report.figures.pictures import Load, cut_views
 from lesionseg.report.figures.slice_views import View
+from lesionseg.report.inputs.case_images import Scene
 from lesionseg.report.sections.gallery import GalleryCard, GallerySection
 from lesionseg.report.sections.table_cells import Listing, TableCell
 

@@ -11,7 +11,7 @@ from lesionseg.evaluation.statistics.estimates import Estimate, difference
 from lesionseg.report import text
 from lesionseg.report.figures import detail_figures as figures
 from lesionseg.report.figures.chart_list import Chart
-from lesionseg.report.inputs.result_tables import Tables
+from lesionseg.report.result_tables import Tables
 from lesionseg.report.sections.table_cells import Listing, TableCell
 
 
@@ -71,8 +71,8 @@ def _elsewhere(here: Scores, there: Scores) -> ClinicalSection:
     """Case mix and performance on these scans and on others, with unpaired differences."""
     both = (here, there)
     mix = (
-        (TableCell(text.CASE_MIX[key]), *(TableCell(said(scores)) for scores in both))
-        for key, said in CASE_MIX.items()
+        (TableCell(text.CASE_MIX[key]), *(TableCell(value(scores)) for scores in both))
+        for key, value in CASE_MIX.items()
     )
     pairs = {text.measure_name(key): (here.estimate(key), there.estimate(key)) for key in ELSEWHERE}
     others = {half.from_mm: half for half in there.recall_by_half if half.n}
@@ -147,8 +147,8 @@ def _scans(tables: Tables) -> ClinicalSection | None:
         ),
     )
     sure = any(Estimate.from_json(row, "ppv").ci95 is not None for row in rows)
-    said = text.SCANS_TEXT if sure else text.SCANS_TOO_FEW
-    return ClinicalSection("scans", (said,), (), (counts, values) if sure else (counts,))
+    sentence = text.SCANS_TEXT if sure else text.SCANS_TOO_FEW
+    return ClinicalSection("scans", (sentence,), (), (counts, values) if sure else (counts,))
 
 
 def _count_cells(found: Mapping[str, Any], *keys: str) -> tuple[TableCell, ...]:

@@ -11,7 +11,7 @@ from lesionseg.io.atomic import write_text
 from lesionseg.report.figures import dataset_figures
 from lesionseg.report.figures.chart_drawing import draw_svg
 from lesionseg.report.figures.slice_views import Thumbnail
-from lesionseg.report.page import render
+from lesionseg.report.rendering import render
 from lesionseg.report.text import dataset_words as dataset_text
 
 

@@ -14,7 +14,7 @@ from lesionseg.evaluation.statistics.score_parts import (
 )
 from lesionseg.report import text
 from lesionseg.report.figures.detail_figures import contrasts_differ
-from lesionseg.report.inputs.result_tables import Tables
+from lesionseg.report.result_tables import Tables
 from lesionseg.report.sections.table_cells import (
     Line,
     Listing,

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from lesionseg.evaluation.score_sections import Scores
 from lesionseg.report import text
 from lesionseg.report.inputs.origin import trained_model
-from lesionseg.report.inputs.result_tables import Tables
 from lesionseg.report.inputs.study_file import Study
+from lesionseg.report.result_tables import Tables
 
 
 @dataclass(frozen=True)

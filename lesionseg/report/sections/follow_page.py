@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 from lesionseg.evaluation.change import STATES, LesionChange
 from lesionseg.io.atomic import write_text
 from lesionseg.report import text
-from lesionseg.report.figures.pictures import Scene, cut_views
+from lesionseg.report.figures.pictures import cut_views
 from lesionseg.report.figures.slice_views import View
-from lesionseg.report.page import render
+from lesionseg.report.inputs.case_images import Scene
+from lesionseg.report.rendering import render
 from lesionseg.report.sections.gallery import GalleryCard, GallerySection
 from lesionseg.report.sections.table_cells import Line, Listing, TableCell, listing, number_cell
 

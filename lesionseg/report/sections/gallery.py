@@ -11,9 +11,10 @@ from lesionseg.errors import LesionsegError
 from lesionseg.evaluation.rows import CandidateRow, LesionRow
 from lesionseg.evaluation.statistics.score_parts import SizeGroup
 from lesionseg.report import text
-from lesionseg.report.figures.pictures import Load, Scene, cut_views
+from lesionseg.report.figures.pictures import Load, cut_views
 from lesionseg.report.figures.slice_views import View
-from lesionseg.report.inputs.result_tables import Tables
+from lesionseg.report.inputs.case_images import Scene
+from lesionseg.report.result_tables import Tables
 from lesionseg.report.sections.table_cells import size_index
 
 Kind = Literal["missed", "false_positive", "found"]

@@ -12,7 +12,7 @@ from typing import Any
 from lesionseg.evaluation.score_sections import Scores
 from lesionseg.evaluation.statistics.estimates import Estimate
 from lesionseg.report import text
-from lesionseg.report.inputs.result_tables import Tables
+from lesionseg.report.result_tables import Tables
 from lesionseg.report.sections.table_cells import Listing, TableCell, size_index
 
 # section of the page: keys of scores.json that it prints

@@ -12,7 +12,7 @@ from lesionseg.evaluation.readers.reader_agreement import KEY_TABLE, SHEETS, Key
 from lesionseg.evaluation.rows import CandidateRow
 from lesionseg.evaluation.table_row import read_table, write_table
 from lesionseg.io.atomic import private_files, read_csv, write_csv
-from lesionseg.report.inputs.result_tables import Tables
+from lesionseg.report.result_tables import Tables
 
 Readings = Mapping[str, Tables]  # by the name of the reader or model
 TRUTH = ("CaseID", "LesionID", "Weight")

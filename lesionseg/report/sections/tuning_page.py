@@ -79,7 +79,7 @@ def _row(trial: TuningTrial, names: list[str]) -> list[str]:
 def write_tuning_page(search: TuningSearch, path: Path) -> Path:
     """Write the sentences, the heat map and the table as one page that needs no network."""
     from lesionseg.report.figures.chart_list import Chart
-    from lesionseg.report.page import render
+    from lesionseg.report.rendering import render
 
     caption = (
         f"Colour: {search.objective}, averaged over nearby trials that were trained to the end; "

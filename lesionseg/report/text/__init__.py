@@ -10,7 +10,7 @@ from typing import Any
 from lesionseg.report.text.amounts import *
 from lesionseg.report.text.catalog import catalog as catalog
 from lesionseg.report.text.catalog import counted as counted
-from lesionseg.report.text.catalog import said
+from lesionseg.report.text.catalog import entry
 from lesionseg.report.text.catalog import say as say
 from lesionseg.report.text.catalog import speaking as speaking
 from lesionseg.report.text.chart_captions import *
@@ -24,4 +24,4 @@ from lesionseg.report.text.table_words import *
 
 def __getattr__(name: str) -> Any:
     """What a catalog says under the name."""
-    return said(name)
+    return entry(name)

@@ -8,8 +8,8 @@ from typing import Any
 
 from lesionseg.evaluation.statistics.estimates import CI, UNSTATED, Estimate
 from lesionseg.evaluation.statistics.score_parts import SizeGroup
-from lesionseg.report.inputs.result_tables import Tables
-from lesionseg.report.text.catalog import counted, said, say
+from lesionseg.report.result_tables import Tables
+from lesionseg.report.text.catalog import counted, entry, say
 
 ROWS_ON_PAPER, CASES_ON_PAPER = 40, 25  # of a table; of the one below each patient's dots
 # Under this many lesions a percentage without an interval pretends to a precision it lacks.
@@ -115,13 +115,13 @@ def size(value: float | None) -> str:
 
 def size_heading(unit: str) -> str:
     """The heading of a column of sizes: where they were measured when that matters."""
-    name = str(said("HEADINGS_SIZE")[0])
+    name = str(entry("HEADINGS_SIZE")[0])
     return name if unit in ("mm", "px") else f"{name} ({measured(unit)})"
 
 
 def measured(unit: str) -> str:
     """A unit, and where it was measured, in the reader's language."""
-    return str(said("MEASURED").get(unit, unit))
+    return str(entry("MEASURED").get(unit, unit))
 
 
 def interval(estimate: Estimate) -> str:
@@ -285,7 +285,7 @@ def reason_words(reason: str | None) -> str:
     'fewer than 5 patients, or no scan with a lesion'
     """
     why = re.sub(r"\bcase", "scan", re.sub(r"\bgroup", "patient", reason or UNSTATED))
-    return str(said("REASONS").get(why, why))
+    return str(entry("REASONS").get(why, why))
 
 
 def _reasons(node: Any) -> Iterator[str]:

@@ -48,7 +48,7 @@ def _fixed(node: Any) -> Any:
     return {key: _fixed(one) for key, one in node.items()} if isinstance(node, dict) else node
 
 
-def said(name: str) -> Any:
+def entry(name: str) -> Any:
     """What stands under a name; raises `AttributeError` where there is none."""
     try:
         return catalog(_language.get())[name]
@@ -58,12 +58,12 @@ def said(name: str) -> Any:
 
 def say(name: str, /, **values: object) -> str:
     """A sentence with its values put in."""
-    return str(said(name)).format(**values)
+    return str(entry(name)).format(**values)
 
 
 def noun(name: str, one: bool) -> str:
     """A noun of the catalog, by what it is in English, in the singular or plural."""
-    return str(said("NOUNS")[name][0 if one else 1])
+    return str(entry("NOUNS")[name][0 if one else 1])
 
 
 def counted(n: int, name: str) -> str:

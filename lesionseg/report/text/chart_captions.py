@@ -20,7 +20,7 @@ from lesionseg.report.text.amounts import (
     signed,
     size_range,
 )
-from lesionseg.report.text.catalog import counted, said, say
+from lesionseg.report.text.catalog import counted, entry, say
 from lesionseg.report.text.definitions import measure_name
 
 
@@ -126,13 +126,13 @@ def margin_sentence(differences: Mapping[str, Difference], names: tuple[str, str
     """Whether the one is not inferior by the margin stated for the primary endpoint; else empty."""
     for key, row in differences.items():
         if row.margin is not None:
-            verdict = said("NON_INFERIOR")[row.non_inferior].format(low=signed(-row.margin))
+            verdict = entry("NON_INFERIOR")[row.non_inferior].format(low=signed(-row.margin))
             name = measure_name(key)
             return say(
                 "NON_INFERIORITY",
                 name=names[0],
                 other=names[1],
-                measure=name if said("NOUNS_ARE_CAPITAL") else name.lower(),
+                measure=name if entry("NOUNS_ARE_CAPITAL") else name.lower(),
                 margin=row.margin,
                 verdict=verdict,
             )
@@ -169,11 +169,11 @@ def alt_course(gradient: Sequence[float]) -> str:
     """The chart of shares in words, from the last shares of the gradient."""
     if not gradient:
         return say("ALT_HIGHEST")
-    parts = zip(said("PART_NAMES"), gradient, strict=True)
+    parts = zip(entry("PART_NAMES"), gradient, strict=True)
     return say("ALT_COURSE", parts=", ".join(f"{name} {share:.0%}" for name, share in parts))
 
 
 def alt_cumulative(tenths: Mapping[str, float]) -> str:
     """The cumulative curves in words, from the share that the hardest tenth of voxels holds."""
-    tenth = said("HARDEST_TENTH")
+    tenth = entry("HARDEST_TENTH")
     return _joined("ALT_CUMULATIVE", (tenth[n].format(share=s) for n, s in tenths.items()))

@@ -6,7 +6,7 @@ from typing import Protocol
 from lesionseg.evaluation.acceptance import UNITS, AcceptanceCriterion, AcceptancePlan
 from lesionseg.evaluation.statistics.estimates import Estimate
 from lesionseg.report.text.amounts import bounds, percent, signed, undefined
-from lesionseg.report.text.catalog import counted, said, say
+from lesionseg.report.text.catalog import counted, entry, say
 
 
 def limit(criterion: AcceptanceCriterion) -> str:
@@ -86,5 +86,7 @@ def predictive_value(estimate: Estimate) -> str:
 
 def alt_load(numbers: Mapping[str, float | None]) -> str:
     """The lines in words."""
-    lines = [f"{said('LINE_NAMES')[k]} {signed(v)} ml" for k, v in numbers.items() if v is not None]
+    lines = [
+        f"{entry('LINE_NAMES')[k]} {signed(v)} ml" for k, v in numbers.items() if v is not None
+    ]
     return say("ALT_LOAD", lines=", ".join(lines) or say("DOT_EACH"))

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from lesionseg.report.text.catalog import said
+from lesionseg.report.text.catalog import entry
 
 OF_SOME_SCANS = ("failed", "warned", "ignored", "second-reader")  # only where page 1 has them
 # key of scores.json: definition, table whose rows it is counted from
@@ -30,10 +30,10 @@ MEASURES: Mapping[str, tuple[str, str]] = {
 
 def meanings(match_rule: str) -> Mapping[str, tuple[str, str]]:
     """What each number means under a match rule, by its key."""
-    rules = said("DEFINITIONS_BY_RULE")
-    return {**said("DEFINITIONS"), **rules.get(match_rule, rules["other"])}
+    rules = entry("DEFINITIONS_BY_RULE")
+    return {**entry("DEFINITIONS"), **rules.get(match_rule, rules["other"])}
 
 
 def measure_name(key: str) -> str:
     """What a number of scores.json is called; its key in words when it has no name."""
-    return str(said("MEASURE_NAMES").get(key, key.replace("_", " ")))
+    return str(entry("MEASURE_NAMES").get(key, key.replace("_", " ")))

@@ -7,7 +7,7 @@ from lesionseg.evaluation.rows import without_failed
 from lesionseg.evaluation.score_sections import Scores
 from lesionseg.evaluation.statistics.estimates import Estimate
 from lesionseg.evaluation.statistics.score_parts import SizeGroup
-from lesionseg.report.inputs.result_tables import Tables
+from lesionseg.report.result_tables import Tables
 from lesionseg.report.text.amounts import (
     MIN_FOR_PERCENT,
     in_brackets,
@@ -17,7 +17,7 @@ from lesionseg.report.text.amounts import (
     score,
     share_found,
 )
-from lesionseg.report.text.catalog import counted, said, say
+from lesionseg.report.text.catalog import counted, entry, say
 from lesionseg.report.text.definitions import meanings
 from lesionseg.report.text.headline import (
     aim,
@@ -54,18 +54,18 @@ def stated(answers: Mapping[str, str], *keys: str) -> str:
 
 def unstated_words(answers: Mapping[str, str]) -> str:
     """Which of what the first page must say nobody stated; empty when all of it is."""
-    missing = ", ".join(words for key, words in said("UNSTATED").items() if key not in answers)
+    missing = ", ".join(words for key, words in entry("UNSTATED").items() if key not in answers)
     return missing[:1].upper() + missing[1:]
 
 
 def side_label(side: SizeGroup, scores: Scores) -> str:
     """What the sensitivity under or from 5 mm is called on the first page."""
-    return str(said("FACTS")["side"]).format(edge=edge_words(side), unit=scores.size_unit)
+    return str(entry("FACTS")["side"]).format(edge=edge_words(side), unit=scores.size_unit)
 
 
 def rule_words(scores: Scores) -> str:
     """What counts as found, and whose rule it is."""
-    words = said("FOUND_BY")
+    words = entry("FOUND_BY")
     found = words.get(scores.match_rule, words.get("other"))
     found = found or meanings(scores.match_rule)["found"][1]
     return say("PRESET", found=found, preset=scores.preset)
@@ -183,19 +183,19 @@ def scans_sentence(tables: Tables) -> str:
 
 def role_words(role: str) -> str:
     """What a role means for trust."""
-    return str(said("ROLES").get(role, said("NO_ROLE")))
+    return str(entry("ROLES").get(role, entry("NO_ROLE")))
 
 
 def role_is_stated(role: str) -> bool:
     """Whether somebody said what these scans were to the model; only then the page repeats it."""
-    return role in said("ROLES")
+    return role in entry("ROLES")
 
 
 def ignored_sentence(scores: Scores) -> str:
     """Detections that count neither way; empty when there are none."""
     if not scores.n_ignored:
         return ""
-    one, many = said("IGNORED_JOINT" if scores.match_rule == JOINT_RULE else "IGNORED")
+    one, many = entry("IGNORED_JOINT" if scores.match_rule == JOINT_RULE else "IGNORED")
     more = counted(scores.n_ignored, "further detection")
     return str(one if scores.n_ignored == 1 else many).format(n=more)
 
@@ -253,7 +253,7 @@ def operating_point_sentence(scores: Scores) -> str:
     point = scores.operating_point
     if point.score is None:
         return say("NO_SCORE")
-    on, data = point.chosen_on, said("DATA")
+    on, data = point.chosen_on, entry("DATA")
     where = str(data.get(on, data["other"])).format(role=on)
     chosen = say("CHOSEN_ON", data=where) if on else say("BY_HAND")
     counts = say("POINT", score=score(point.score), chosen=chosen)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from lesionseg.evaluation.rows import CandidateRow, LesionRow
 from lesionseg.report.text.amounts import rate, size
-from lesionseg.report.text.catalog import said, say
+from lesionseg.report.text.catalog import entry, say
 from lesionseg.report.text.table_words import why_missed
 
 
@@ -19,7 +19,7 @@ def shows(slice_mm: float) -> str:
 
 def caption_lesion(lesion: LesionRow, unit: str) -> str:
     """What a picture of a lesion shows."""
-    part = said("CAPTION")
+    part = entry("CAPTION")
     shown = str(part["size"]).format(size=size(lesion.diameter_mm), unit=unit)
     if lesion.long_axis_mm:
         shown += part["long_axis"].format(size=size(lesion.long_axis_mm), unit=unit)
@@ -44,7 +44,7 @@ def scores_below(scores: Sequence[float]) -> str:
 
 def caption_candidate(candidate: CandidateRow, unit: str) -> str:
     """What a picture of a false positive shows."""
-    part = said("CAPTION")
+    part = entry("CAPTION")
     score = "" if candidate.score is None else part["score"].format(score=candidate.score)
     touch = part["touches"] if candidate.touches_lesion else ""
     return f"{score}{part['size'].format(size=size(candidate.diameter_mm), unit=unit)}{touch}"
@@ -53,7 +53,7 @@ def caption_candidate(candidate: CandidateRow, unit: str) -> str:
 def caption_suspect(kind: str, size: str, probabilities: Sequence[float]) -> str:
     """Beside a picture of the audit: what it is, and its probability at each look."""
     p = " → ".join(f"{value:.2f}" for value in probabilities)
-    return say("SUSPECT", kind=said("AUDIT_KINDS").get(kind, kind), size=size, p=p)
+    return say("SUSPECT", kind=entry("AUDIT_KINDS").get(kind, kind), size=size, p=p)
 
 
 def shown_sentence(shown: int, total: int, what: str) -> str:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from lesionseg.evaluation.score_sections import Scores
 from lesionseg.evaluation.statistics.estimates import as_float
 from lesionseg.evaluation.statistics.score_parts import SizeGroup
-from lesionseg.report.inputs.result_tables import Tables
+from lesionseg.report.result_tables import Tables
 from lesionseg.report.text.amounts import measured, percent, rate, share_found
 from lesionseg.report.text.catalog import noun, say
 

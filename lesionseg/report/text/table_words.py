@@ -3,7 +3,7 @@
 import re
 from collections.abc import Sequence
 
-from lesionseg.report.text.catalog import counted, said, say
+from lesionseg.report.text.catalog import counted, entry, say
 
 
 def subgroups_sentence(by: Sequence[str], stated: str = "") -> str:
@@ -15,16 +15,16 @@ def subgroups_sentence(by: Sequence[str], stated: str = "") -> str:
     columns = list(dict.fromkeys(by))
     before = [name for name in columns if name in re.split(r"[;,]\s*", stated)]
     after = [name for name in columns if name not in before]
-    kinds = zip(said("PRESPECIFIED"), (before, after), strict=True)
+    kinds = zip(entry("PRESPECIFIED"), (before, after), strict=True)
     split = "; ".join(f"{kind}: {', '.join(names)}" for kind, names in kinds if names)
     groups, of = counted(len(by), "group"), counted(len(columns), "column")
     split = f"{split[:1].upper()}{split[1:]}."
-    return f"{say('LOOKED_AT', groups=groups, columns=of)} {split} {said('EXTRAS')['subgroups']}"
+    return f"{say('LOOKED_AT', groups=groups, columns=of)} {split} {entry('EXTRAS')['subgroups']}"
 
 
 def why_missed(reason: str) -> str:
     """The reason for a miss in words; unknown reasons as they stand."""
-    return str(said("WHY_MISSED").get(reason.replace(" ", "_"), reason))
+    return str(entry("WHY_MISSED").get(reason.replace(" ", "_"), reason))
 
 
 def supplied(n: int, of: int) -> str:

@@ -6,7 +6,7 @@ from matplotlib.figure import Figure, FigureBase
 
 from lesionseg.report.figures import chart_drawing as figures
 from lesionseg.report.figures import froc_figure
-from lesionseg.report.inputs.result_tables import HistoryCurve, Tables, read_tables
+from lesionseg.report.result_tables import HistoryCurve, Tables, read_tables
 from tests.report.conftest import Blob, Evaluation
 
 

@@ -8,8 +8,9 @@ import pytest
 from PIL import Image
 
 from lesionseg.core import Geometry
-from lesionseg.report.figures.pictures import Scene, cut_views, display_axes
+from lesionseg.report.figures.pictures import cut_views, display_axes
 from lesionseg.report.figures.slice_views import View
+from lesionseg.report.inputs.case_images import Scene
 
 SPACING = (2.0, 1.0, 1.5)
 SHAPE = (30, 50, 40)

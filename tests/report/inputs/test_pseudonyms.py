@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from lesionseg.report.inputs.origin import make_pseudonyms, names_in, rename
-from lesionseg.report.inputs.result_tables import read_tables
+from lesionseg.report.result_tables import read_tables
 from lesionseg.report.write import Options, write_report
 from tests.report.conftest import Evaluation
 

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from lesionseg.errors import ContentError, ReadError
-from lesionseg.report.inputs.result_tables import read_history, read_tables
+from lesionseg.report.result_tables import read_history, read_tables
 
 
 def test_rows_are_read_with_undefined_numbers_as_none(scores_dir: Path) -> None:

@@ -9,13 +9,13 @@ from lesionseg.errors import ContentError
 from lesionseg.evaluation.score_sections import Details
 from lesionseg.report import text
 from lesionseg.report.figures import detail_figures
-from lesionseg.report.inputs.result_tables import read_tables
-from lesionseg.report.inputs.second_model import (
+from lesionseg.report.figures.second_model import (
     draw_differences,
     draw_froc_pair,
     draw_sizes_pair,
     read_pair,
 )
+from lesionseg.report.result_tables import read_tables
 from lesionseg.report.write import Options, write_report
 from tests.report.conftest import Blob, Evaluation
 

@@ -7,8 +7,8 @@ from lesionseg.errors import ContentError, ReadError
 from lesionseg.evaluation.score_sections import FrocPoint
 from lesionseg.evaluation.statistics.estimates import UNSTATED, Estimate
 from lesionseg.report import text
-from lesionseg.report.inputs.result_tables import read_scores, read_tables
-from lesionseg.report.inputs.second_model import read_pair
+from lesionseg.report.figures.second_model import read_pair
+from lesionseg.report.result_tables import read_scores, read_tables
 from lesionseg.report.sections.table_cells import list_rules
 from tests.report.conftest import Evaluation
 

@@ -6,8 +6,8 @@ import yaml
 
 from lesionseg.errors import ConfigError, ReadError
 from lesionseg.report import text
-from lesionseg.report.inputs.result_tables import read_tables
 from lesionseg.report.inputs.study_file import COUNTS, Study, make_flow, read_study
+from lesionseg.report.result_tables import read_tables
 from lesionseg.report.sections.checklists import CHECKLISTS, CLAIM, STARD_AI
 from lesionseg.report.sections.first_screen import facts
 from lesionseg.report.sections.table_cells import list_cases

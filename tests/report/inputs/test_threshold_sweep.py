@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from lesionseg.evaluation.statistics.detection import ThresholdSweep
-from lesionseg.report.inputs.result_tables import read_tables
+from lesionseg.report.result_tables import read_tables
 from lesionseg.report.sections.optional_sections import slider_json
 from tests.report.conftest import Blob, Evaluation
 

@@ -2,7 +2,7 @@ import csv
 from pathlib import Path
 
 from lesionseg.io.atomic import write_csv
-from lesionseg.report.inputs.result_tables import Tables, read_tables
+from lesionseg.report.result_tables import Tables, read_tables
 from lesionseg.report.sections.reader_sheets import COLUMNS, write_adjudication
 from tests.report.conftest import Evaluation
 

@@ -14,7 +14,7 @@ from lesionseg.evaluation.rows import CaseRow
 from lesionseg.report import text, write_report
 from lesionseg.report.figures.detail_figures import draw_load, draw_patients, sum_patients
 from lesionseg.report.figures.froc_figure import froc_curve
-from lesionseg.report.inputs.result_tables import Tables, read_tables
+from lesionseg.report.result_tables import Tables, read_tables
 from lesionseg.report.sections.clinical_sections import make_clinical_sections
 from lesionseg.report.text import clinical_words as words
 from lesionseg.report.write import Options

@@ -1,7 +1,7 @@
 from pathlib import Path
 
 from lesionseg.evaluation.rows import LesionRow
-from lesionseg.report.inputs.result_tables import read_tables
+from lesionseg.report.result_tables import read_tables
 from lesionseg.report.sections.gallery import Limits, choose_items
 from tests.report.conftest import Blob, Evaluation
 

@@ -1,7 +1,7 @@
 from pathlib import Path
 from typing import Any
 
-from lesionseg.report.inputs.result_tables import read_scores
+from lesionseg.report.result_tables import read_scores
 from lesionseg.report.sections.optional_sections import make_extras
 from lesionseg.report.sections.table_cells import Listing
 from lesionseg.report.write import write_report

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from lesionseg.io.atomic import read_csv
 from lesionseg.report import write_report
-from lesionseg.report.inputs.result_tables import read_tables
+from lesionseg.report.result_tables import read_tables
 from lesionseg.report.sections.reader_sheets import write_reader_study
 from lesionseg.report.write import Options
 from tests.report.conftest import Evaluation

@@ -20,7 +20,7 @@ from lesionseg.report.figures.chart_drawing import (
     tidy,
 )
 from lesionseg.report.figures.froc_figure import doubling_axis, froc_range
-from lesionseg.report.inputs.result_tables import Tables, read_tables
+from lesionseg.report.result_tables import Tables, read_tables
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
