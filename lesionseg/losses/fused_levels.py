@@ -1,11 +1,10 @@
 """Dice with focal loss of all supervised levels at once, where a GPU has kernels for it."""
 
-from collections.abc import Sequence
-from types import ModuleType
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Shaped
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
@@ -17,6 +16,7 @@ from lesionseg.losses.compound import (
 )
 from lesionseg.losses.inputs import sigmoid_weights, softmax_weights
 from lesionseg.losses.voxel_loss import LossTerms
+from lesionseg.ops.kernels.focal_plain import Voxels
 from lesionseg.ops.kernels.on_gpu import gpu_kernels
 
 
@@ -31,29 +31,29 @@ def has_level_kernels(loss: nn.Module, device_type: str = "cuda") -> bool:
 def fused_level_terms(
     loss: nn.Module,
     logits: Sequence[Float[Tensor, "b c *spatial"]],
-    labels: Sequence[Shaped[Tensor, "b *any"]],
-    valid: Sequence[Bool[Tensor, "b *spatial"]],
+    targets: Sequence[tuple[Tensor, Tensor]],
     level_weights: Sequence[float],
     normalisers: Float[Tensor, " levels"],
 ) -> LossTerms | None:
     """The terms of a loss, weighted and summed over the levels; None where it has no kernels.
 
-    Those are for label maps in at most single precision. fp32, differentiable once.
+    `targets`: labels and valid mask of each level. The kernels are for label maps and at most
+    single precision. fp32, differentiable once.
     """
-    label_maps = all(y.ndim == x.ndim - 1 for x, y in zip(logits, labels, strict=True))
+    label_maps = all(y.ndim == x.ndim - 1 for x, (y, _) in zip(logits, targets, strict=True))
     usable = all(x.numel() > 0 and x.dtype != torch.float64 for x in logits)
-    if not (label_maps and usable and has_level_kernels(loss, logits[0].device.type)):
+    device = logits[0].device.type
+    if not (label_maps and usable and has_level_kernels(loss, device)):
         return None
-    kernels = gpu_kernels("levels_triton", logits[0].device.type)
-    return level_terms(kernels, loss, logits, labels, valid, level_weights, normalisers)
+    kernels = gpu_kernels("levels_triton", device)
+    return level_terms(kernels, loss, logits, targets, level_weights, normalisers)
 
 
 def level_terms(
-    kernels: Any | ModuleType,
+    kernels: Any,
     loss: Any,
     logits: Sequence[Tensor],
-    labels: Sequence[Tensor],
-    valid: Sequence[Tensor],
+    targets: Sequence[tuple[Tensor, Tensor]],
     level_weights: Sequence[float],
     normalisers: Tensor,
 ) -> LossTerms:
@@ -74,10 +74,10 @@ def level_terms(
         loss.per_tile,
         tuple(level_weights),
     )
-    flat = [x.flatten(2) for x in logits]
-    targets = ([y.flatten(1) for y in labels], [v.flatten(1) for v in valid])
-    dice, of_focal = _LevelTerms.apply(settings, *targets, normalisers, *flat)  # type: ignore[no-untyped-call]
-    return {"dice": dice, name: of_focal}
+    flat = [(labels.flatten(1), valid.flatten(1)) for labels, valid in targets]
+    apply: Callable[..., tuple[Tensor, Tensor]] = _LevelTerms.apply
+    dice, weighted = apply(settings, flat, normalisers, *(x.flatten(2) for x in logits))
+    return {"dice": dice, name: weighted}
 
 
 class _LevelTerms(torch.autograd.Function):
@@ -85,20 +85,19 @@ class _LevelTerms(torch.autograd.Function):
     def forward(
         ctx: Any,
         settings: Any,
-        labels: list[Tensor],
-        valid: list[Tensor],
+        targets: list[tuple[Tensor, Tensor]],
         normalisers: Tensor,
         *logits: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        terms, factors = settings.sums(logits, labels, valid, normalisers)
-        ctx.settings, ctx.targets = settings, (labels, valid)
+        levels = [Voxels(x, *target) for x, target in zip(logits, targets, strict=True)]
+        terms, factors = settings.sums(levels, normalisers)
+        ctx.settings, ctx.targets = settings, targets
         ctx.save_for_backward(factors, *logits)
-        dice, focal = terms.unbind()
-        return dice, focal
+        return terms[0], terms[1]
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *scales: Tensor) -> tuple[Tensor | None, ...]:
         factors, *logits = ctx.saved_tensors
-        gradients = ctx.settings.gradients(logits, *ctx.targets, factors, scales)
-        return None, None, None, None, *gradients
+        levels = [Voxels(x, *target) for x, target in zip(logits, ctx.targets, strict=True)]
+        return None, None, None, *ctx.settings.gradients(levels, factors, scales)

@@ -21,7 +21,7 @@ from jaxtyping import Bool, Float, Integer, Shaped
 from torch import Tensor
 
 from lesionseg.ops.kernels import on_gpu
-from lesionseg.ops.kernels.focal_plain import FocalSums
+from lesionseg.ops.kernels.focal_plain import FocalSums, Voxels
 
 BLOCK = 2048  # voxels of one program: 16 for each of 128 threads, loads of 16 bytes
 _LOWEST = tl.constexpr(-1e30)  # below any logit, yet it can be subtracted from itself
@@ -281,7 +281,7 @@ def sigmoid_sums(
     gamma: float,
 ) -> FocalSums:
     """Summed loss, lesion voxels and valid logits; `weights` of lesions and of background."""
-    sums = _sums(_sigmoid_sums, logits, labels, valid, weights, gamma)
+    sums = _sums(_sigmoid_sums, Voxels(logits, labels, valid), weights, gamma)
     return sums._replace(n_valid=sums.n_valid * logits.shape[1])
 
 
@@ -294,7 +294,7 @@ def sigmoid_gradient(
     scale: Float[Tensor, ""],
 ) -> Float[Tensor, "b k s"]:
     """Derivative of `scale` times the summed loss by the logits, in their dtype."""
-    return gradient(_sigmoid_gradient, logits, labels, valid, weights, gamma, scale)
+    return gradient(_sigmoid_gradient, Voxels(logits, labels, valid), weights, gamma, scale)
 
 
 def softmax_sums(
@@ -305,7 +305,7 @@ def softmax_sums(
     gamma: float,
 ) -> FocalSums:
     """Summed loss, lesion voxels and valid voxels; `weights` holds one tuple, one a class."""
-    return _sums(_softmax_sums, logits, labels, valid, weights, gamma)
+    return _sums(_softmax_sums, Voxels(logits, labels, valid), weights, gamma)
 
 
 def softmax_gradient(
@@ -317,20 +317,13 @@ def softmax_gradient(
     scale: Float[Tensor, ""],
 ) -> Float[Tensor, "b c s"]:
     """Derivative of `scale` times the summed loss by the logits, in their dtype."""
-    return gradient(_softmax_gradient, logits, labels, valid, weights, gamma, scale)
+    return gradient(_softmax_gradient, Voxels(logits, labels, valid), weights, gamma, scale)
 
 
-def _sums(
-    kernel: Any,
-    logits: Tensor,
-    labels: Tensor,
-    valid: Tensor | None,
-    weights: Weights,
-    gamma: float,
-) -> FocalSums:
-    n_programs = len(logits) * n_blocks(logits)
-    sums = torch.zeros(max(n_programs, 1), 3, device=logits.device)
-    write_sums(kernel, sums, logits, labels, valid, weights, gamma)
+def _sums(kernel: Any, of: Voxels, weights: Weights, gamma: float) -> FocalSums:
+    n_programs = len(of.logits) * n_blocks(of.logits)
+    sums = torch.zeros(max(n_programs, 1), 3, device=of.logits.device)
+    write_sums(kernel, sums, of, weights, gamma)
     # fp64, because a count of 2^24 voxels and more has no room in fp32
     return FocalSums(*sums.sum(0, dtype=torch.float64).float().unbind())
 
@@ -338,9 +331,7 @@ def _sums(
 def write_sums(
     kernel: Any,
     sums: Float[Tensor, "programs n"],
-    logits: Float[Tensor, "b c s"],
-    labels: Shaped[Tensor, "b s"],
-    valid: Shaped[Tensor, "b s"] | None,
+    of: Voxels,
     weights: Weights,
     gamma: float,
     *,
@@ -350,28 +341,28 @@ def write_sums(
 
     With `dice` Σ p·y, Σ p and Σ y of each lesion class too.
     """
-    arguments, options = _arguments(logits, labels, valid, weights, gamma, dice)
-    if logits.numel():
-        on_gpu.launch(kernel, len(logits) * n_blocks(logits), [*arguments, sums], options)
+    arguments, options = _arguments(of, weights, gamma, dice)
+    if of.logits.numel():
+        on_gpu.launch(kernel, len(of.logits) * n_blocks(of.logits), [*arguments, sums], options)
 
 
 def gradient(
     kernel: Any,
-    logits: Tensor,
-    labels: Tensor,
-    valid: Tensor | None,
+    of: Voxels,
     weights: Weights,
     gamma: float,
-    scale: Tensor,
+    scale: Float[Tensor, ""],
     dice: tuple[Tensor, Tensor, int] | None = None,
-) -> Tensor:
-    """`dice`: the scale of Dice, the factors of both, and how many of them each sample has."""
-    slopes = torch.empty_like(logits)
-    arguments, options = _arguments(logits, labels, valid, weights, gamma, dice is not None)
-    arguments += [scale.contiguous(), *(dice or (scale, scale, 0))]
-    if logits.numel():
-        arguments += [slopes, *slopes.stride()]
-        on_gpu.launch(kernel, len(logits) * n_blocks(logits), arguments, options)
+) -> Float[Tensor, "b c s"]:
+    """Derivative of `scale` times the summed loss by the logits, in their dtype.
+
+    `dice`: the scale of Dice, the factors of both losses, and how many of these a sample has.
+    """
+    slopes = torch.empty_like(of.logits)
+    arguments, options = _arguments(of, weights, gamma, dice is not None)
+    arguments += [scale.contiguous(), *(dice or (scale, scale, 0)), slopes, *slopes.stride()]
+    if of.logits.numel():
+        on_gpu.launch(kernel, len(of.logits) * n_blocks(of.logits), arguments, options)
     return slopes
 
 
@@ -381,15 +372,10 @@ def n_blocks(logits: Float[Tensor, "b c s"]) -> int:
 
 
 def _arguments(
-    logits: Tensor,
-    labels: Tensor,
-    valid: Tensor | None,
-    weights: Weights,
-    gamma: float,
-    dice: bool,
+    of: Voxels, weights: Weights, gamma: float, dice: bool
 ) -> tuple[list[Any], dict[str, Any]]:
     """What all four kernels take, in order and by name."""
-    labels = labels.contiguous()
+    logits, labels, valid = of.logits, of.labels.contiguous(), of.valid
     mask = labels if valid is None else valid.contiguous()
     table = on_device(weights, logits.device)
     values = [logits.detach(), *logits.stride(), labels, mask, table, gamma, logits.shape[2]]

@@ -17,6 +17,7 @@ from jaxtyping import Bool, Float, Int32, Shaped
 from torch import Tensor
 
 from lesionseg.ops.kernels import focal_triton, on_gpu
+from lesionseg.ops.kernels.focal_plain import Voxels
 from lesionseg.ops.kernels.focal_triton import Weights, _add, on_device
 
 BLOCK = 1024  # voxels of the targets that a program makes
@@ -76,13 +77,13 @@ def _column(total, columns, i):  # type: ignore[no-untyped-def]
 def _add_up(  # type: ignore[no-untyped-def]
     sums, table, level_weights, normalisers, factors, terms, smooth, dice_weight, focal_weight,
     LEVELS: tl.constexpr, ROWS: tl.constexpr, K: tl.constexpr, WIDTH: tl.constexpr,
-    DIVISOR: tl.constexpr, LOOPS: tl.constexpr, HELD: tl.constexpr, PADDED: tl.constexpr,
+    NORMALISER: tl.constexpr, LOOPS: tl.constexpr, HELD: tl.constexpr, PADDED: tl.constexpr,
 ):  # fmt: skip
     """Terms of the loss from the sums of all programs, and what their gradients are made of.
 
     `table` has of each level its first program, and the programs of each of `ROWS` Dice ratios.
     `factors` gets of each level that of the focal loss, then for each row and class Dice's
-    derivatives by a probability of background and of lesion. `DIVISOR`: how often a valid voxel
+    derivatives by a probability of background and of lesion. `NORMALISER`: how often a valid voxel
     counts in a mean, 0 for a sum, −1 for `normalisers`.
     """
     columns, rows = tl.arange(0, PADDED)[None, :], tl.arange(0, HELD // PADDED)[:, None]
@@ -114,9 +115,9 @@ def _add_up(  # type: ignore[no-untyped-def]
                 tl.store(to, (share * overlap / below).to(tl.float32))
                 tl.store(to + 1, (share * (overlap - 2.0) / below).to(tl.float32))
         factor = weight * focal_weight
-        if DIVISOR > 0:
-            factor = factor / tl.where(kept * DIVISOR > 1.0, kept * DIVISOR, 1.0)
-        if DIVISOR < 0:
+        if NORMALISER > 0:
+            factor = factor / tl.where(kept * NORMALISER > 1.0, kept * NORMALISER, 1.0)
+        if NORMALISER < 0:
             factor = factor / tl.load(normalisers + level).to(tl.float64)
         focal += loss * factor
         tl.store(out, factor.to(tl.float32))
@@ -180,40 +181,37 @@ class LevelLoss(NamedTuple):
     level_weights: tuple[float, ...]
 
     def sums(
-        self,
-        logits: Sequence[Float[Tensor, "b c s"]],
-        labels: Sequence[Shaped[Tensor, "b s"]],
-        valid: Sequence[Shaped[Tensor, "b s"]],
-        normalisers: Float[Tensor, " levels"],
+        self, levels: Sequence[Voxels], normalisers: Float[Tensor, " levels"]
     ) -> tuple[Float[Tensor, "2"], Float[Tensor, "levels n"]]:
         """The terms of Dice and of the focal loss, and the factors of their gradients."""
-        n_tiles, n_channels = logits[0].shape[:2]
+        n_tiles, n_channels = levels[0].logits.shape[:2]
         n_classes = n_channels - self.softmax
         rows, width = n_tiles if self.per_tile else 1, 3 + 3 * n_classes
-        blocks = [focal_triton.n_blocks(x) for x in logits]
-        firsts = [n_tiles * sum(blocks[:level]) for level in range(len(blocks))]
-        counts = [n_tiles * n // rows for n in blocks]
-        sums = logits[0].new_empty((n_tiles * sum(blocks), width), dtype=torch.float32)
+        programs = [n_tiles * focal_triton.n_blocks(level.logits) for level in levels]
+        firsts = [sum(programs[:level]) for level in range(len(levels))]
+        sums = normalisers.new_empty((sum(programs), width))
         kernel = focal_triton._softmax_sums if self.softmax else focal_triton._sigmoid_sums
-        for first, n, x, y, v in zip(firsts, blocks, logits, labels, valid, strict=True):
-            part = sums[first : first + n_tiles * n]
-            focal_triton.write_sums(kernel, part, x, y, v, self.weights, self.gamma, dice=True)
-        factors = sums.new_empty((len(blocks), 1 + 2 * rows * n_classes))
+        for part, level in zip(torch.split(sums, programs), levels, strict=True):
+            focal_triton.write_sums(kernel, part, level, self.weights, self.gamma, dice=True)
+        factors = sums.new_empty((len(levels), 1 + 2 * rows * n_classes))
         terms, padded = sums.new_empty(2), triton.next_power_of_2(width)
         held = max(HELD, padded)
-        per_voxel = 1 if self.softmax else n_channels
         options = {
-            "LEVELS": len(blocks),
+            "LEVELS": len(levels),
             "ROWS": rows,
             "K": n_classes,
             "WIDTH": width,
-            "DIVISOR": {"sum": 0, "mean": per_voxel}.get(self.reduction, -1),
-            "LOOPS": triton.next_power_of_2(-(-max(counts) * padded // held)),
+            "NORMALISER": {"sum": 0, "mean": 1 if self.softmax else n_channels}.get(
+                self.reduction, -1
+            ),
+            "LOOPS": triton.next_power_of_2(triton.cdiv(max(programs) // rows * padded, held)),
             "HELD": held,
             "PADDED": padded,
             "num_warps": 8,
         }
-        table = on_device(tuple(zip(firsts, counts, strict=True)), sums.device)
+        table = on_device(
+            tuple((f, n // rows) for f, n in zip(firsts, programs, strict=True)), sums.device
+        )
         weights = on_device(self.level_weights, sums.device)
         given = [sums, table, weights, normalisers.contiguous(), factors, terms]
         numbers = [self.smooth, self.dice_weight, self.focal_weight]
@@ -222,17 +220,16 @@ class LevelLoss(NamedTuple):
 
     def gradients(
         self,
-        logits: Sequence[Float[Tensor, "b c s"]],
-        labels: Sequence[Shaped[Tensor, "b s"]],
-        valid: Sequence[Shaped[Tensor, "b s"]],
+        levels: Sequence[Voxels],
         factors: Float[Tensor, "levels n"],
         scales: Sequence[Float[Tensor, ""]],
     ) -> list[Float[Tensor, "b c s"]]:
         """Derivatives of the terms, each times its scale, by the logits, in their dtype."""
         kernel = focal_triton._softmax_gradient if self.softmax else focal_triton._sigmoid_gradient
-        a_sample = (factors.shape[1] - 1) // len(logits[0]) if self.per_tile else 0
-        of_dice = [(scales[0], factor, a_sample) for factor in factors]
+        a_tile = (factors.shape[1] - 1) // len(levels[0].logits) if self.per_tile else 0
         return [
-            focal_triton.gradient(kernel, x, y, v, self.weights, self.gamma, scales[1], dice)
-            for x, y, v, dice in zip(logits, labels, valid, of_dice, strict=True)
+            focal_triton.gradient(
+                kernel, level, self.weights, self.gamma, scales[1], (scales[0], of_level, a_tile)
+            )
+            for level, of_level in zip(levels, factors, strict=True)
         ]

@@ -121,8 +121,7 @@ class VoxelObjective(Objective):
         fused = fused_level_terms(
             self.loss,
             output,
-            [t.labels for t in taught],
-            [t.valid for t in taught],
+            [(t.labels, t.valid) for t in taught],
             level_weights(len(output)),
             normalisers,
         )

@@ -56,8 +56,8 @@ of_targets = {"LEVELS": 4, "BLOCK": levels_triton.BLOCK}
 of_sums = {"LEVELS": 4, "ROWS": 2, "K": 3, "WIDTH": 12, "LOOPS": 4, "HELD": 2048, "PADDED": 16}
 for kernel, options in (
     (levels_triton._targets, of_targets),
-    (levels_triton._add_up, of_sums | {"DIVISOR": -1}),
-    (levels_triton._add_up, of_sums | {"DIVISOR": 3, "ROWS": 1, "K": 1}),
+    (levels_triton._add_up, of_sums | {"NORMALISER": -1}),
+    (levels_triton._add_up, of_sums | {"NORMALISER": 3, "ROWS": 1, "K": 1}),
 ):
     known = types | dict.fromkeys(options, "constexpr")
     source = ASTSource(kernel, {name: known.get(name, "i32") for name in kernel.arg_names}, options)

@@ -63,8 +63,8 @@ def one_by_one(loss: Any, logits: Any, targets: Any, normalisers: Any) -> dict[s
 
 
 def at_once(module: Any, loss: Any, logits: Any, targets: Any, normalisers: Any) -> Any:
-    labels, valid = [t.labels for t in targets], [t.valid for t in targets]
-    return level_terms(module, loss, logits, labels, valid, WEIGHTS, normalisers)
+    taught = [(t.labels, t.valid) for t in targets]
+    return level_terms(module, loss, logits, taught, WEIGHTS, normalisers)
 
 
 def with_gradients(terms: dict[str, Tensor], logits: list[Tensor]) -> tuple[Any, Any]:
@@ -145,8 +145,8 @@ def with_gradients_of(module: Any, loss: Any, logits: Any, *of: Any) -> tuple[An
 def test_a_cpu_regions_and_other_losses_keep_the_formula() -> None:
     loss = DiceFocalLoss()
     logits, targets, normalisers = levels_of(loss, "cpu", 1)
-    labels, valid = [t.labels for t in targets], [t.valid for t in targets]
-    assert fused_level_terms(loss, logits, labels, valid, WEIGHTS, normalisers) is None
+    taught = [(t.labels, t.valid) for t in targets]
+    assert fused_level_terms(loss, logits, taught, WEIGHTS, normalisers) is None
 
 
 def test_samples_of_more_than_32_bits_are_reached(levels_triton: Any) -> None:
