@@ -4,13 +4,16 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
+from importlib.util import find_spec
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Self
 from unittest.mock import patch
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from lesionseg.ops.kernels import on_gpu
 
 # the host reads what they give, or must know how much it is
 READS = re.compile(
@@ -43,6 +46,23 @@ class OperationCounts(TorchDispatchMode):
         self.device = device
         self.launches: Counter[str] = Counter()
         self.waits: Counter[str] = Counter()
+
+    def __enter__(self) -> Self:
+        """Count the launches of Triton's kernels too, which no dispatch sees."""
+        self._launch = on_gpu.launch
+        on_gpu.launch = self._count_kernel
+        super().__enter__()
+        return self
+
+    def __exit__(self, *raised: Any) -> None:
+        """Count no more."""
+        super().__exit__(*raised)
+        on_gpu.launch = self._launch
+
+    def _count_kernel(self, kernel: Any, *given: Any) -> None:
+        self.launches[kernel.fn.__name__] += 1
+        if self.device != "meta":
+            self._launch(kernel, *given)
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -133,12 +153,18 @@ def counted_step(
 
 @contextmanager
 def as_on_a_gpu() -> Iterator[None]:
-    """Let the meta device fuse optimisers and lists of tensors; it has no autocast, off here."""
+    """Let the meta device fuse optimisers and lists of tensors, and have Triton's kernels.
+
+    It has no autocast, which is off here.
+    """
     devices, known = ["cpu", "cuda", "meta"], "kernels_supported_devices"
     with ExitStack() as stack:
         for place in ("torch.utils._foreach_utils", "torch.optim.optimizer"):
             for kind in ("foreach", "fused"):
                 stack.enter_context(patch(f"{place}._get_{kind}_{known}", lambda: devices))
         stack.enter_context(patch("lesionseg.training.step.optimiser.FUSED", devices))
+        stack.enter_context(patch.object(on_gpu, "DEVICES", ("cuda", "meta")))
+        has_triton = find_spec("triton") is not None
+        stack.enter_context(patch.object(on_gpu, "_launches", lambda _: has_triton))
         stack.enter_context(patch("torch.autocast", lambda *_, **__: nullcontext()))
         yield

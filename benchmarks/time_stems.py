@@ -63,7 +63,7 @@ def step_of(shape: Architecture) -> Callable[[], None]:
     objective = make_objective(FocalLoss(), DetectionLoss(), plan)
     batch = some_batch(plan, BATCH, CPU)
     targets = objective.targets(batch)
-    normalisers = [torch.ones(()) for _ in targets.counts()]
+    normalisers = torch.ones_like(targets.counts())
     dtype = fast_dtype(CPU)
 
     def step() -> None:

@@ -57,7 +57,7 @@ def one_step(plan: Plan, device: torch.device, dtype: torch.dtype) -> tuple[floa
     objective = make_objective(chosen.loss, chosen.detection, plan)
     batch = some_batch(plan, plan.batch_size, device)
     targets = objective.targets(batch)
-    normalisers = [torch.ones((), device=device) for _ in targets.counts()]
+    normalisers = torch.ones_like(targets.counts())
     with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
         output = network(batch["image"])
     loss = torch.stack(list(objective.terms(output, targets, normalisers).values())).sum()

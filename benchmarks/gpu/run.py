@@ -45,6 +45,7 @@ PARTS: dict[int, tuple[str, dict[str, float]]] = {
         "speed",
         {
             "focal": 90,
+            "level_loss": 90,
             "nms": 60,
             "augmentation": 60,
             "step_eager": 60,

@@ -32,7 +32,9 @@ from lesionseg.models.build import build_network
 from lesionseg.ops import nms as keep_highest
 from lesionseg.phantoms import write_mri_phantoms
 from lesionseg.training.device.accelerator import loader_workers
+from lesionseg.training.device.memory_probe import some_batch
 from lesionseg.training.learning_settings import Learning
+from lesionseg.training.step.objective import VoxelObjective
 
 ROOT = Path(__file__).resolve().parents[2]
 FOCAL_GOAL_MS, NMS_GOAL_MS, TILES_GOAL, BUSY_GOAL = 0.35, 10.0, 200.0, 0.95
@@ -83,6 +85,32 @@ def focal(setting: Setting) -> Iterator[Row]:
         yield absent(f"focal_{what}", why)
 
 
+def level_loss(setting: Setting) -> Iterator[Row]:
+    """Targets and loss of all levels as a step makes them: by Triton, and by torch's compiler."""
+    plan = plan_of("unet", 3, setting.pick((32, 64, 128, 256, 320, 320), (4, 8, 8)), side(setting))
+    ours, formula = (VoxelObjective(recipe().learning.loss, plan) for _ in range(2))
+    for name in setting.pick(("targets", "terms"), ()):  # compiling takes a minute of a processor
+        setattr(formula, name, torch.compile(getattr(formula, name)))
+    batch = some_batch(plan, plan.batch_size, torch.device(setting.device))
+    shapes = [target.valid.shape for target in ours.targets(batch).levels]
+    logits = [torch.zeros(n, 1, *s, device=setting.device).requires_grad_() for n, *s in shapes]
+
+    def step(objective: VoxelObjective) -> None:
+        targets = objective.targets(batch)
+        terms = objective.terms(logits, targets, torch.ones_like(targets.counts()))
+        torch.stack(list(terms.values())).sum().backward()
+
+    runs = {"level_loss": partial(step, ours), "level_loss_formula": partial(step, formula)}
+    rounds = setting.pick(50, 1)
+    for what, took in table.interleaved_ms(runs, rounds=rounds, device=setting.device).items():
+        yield Row(what, took, "ms", note=f"{len(logits)} levels of {side(setting)}³")
+
+
+def side(setting: Setting) -> int:
+    """Of a tile."""
+    return setting.pick(128, 16)
+
+
 def nms(setting: Setting) -> Iterator[Row]:
     """Boxes of a scan: by `ops.nms` on the device, and as `predict` merges them."""
     boxes, scores = boxes_of_a_scan(setting.pick(30, 1))
@@ -113,17 +141,17 @@ def augmentation(setting: Setting) -> Iterator[Row]:
     """Augmented tiles a second as training gets them, read by workers."""
     case, workers = setting.scratch / "case", n_workers(setting)
     bench_loading.make_case(case)
-    side, n = setting.pick((128, 200), (16, 4))
+    n = setting.pick(200, 4)
     took = bench_loading.stream_ms(
         case,
-        (side,) * 3,
+        (side(setting),) * 3,
         n=n,
         workers=workers,
         cuda=setting.device == "cuda",
         warm_up=setting.pick(20, 2),
     )
     goal = setting.pick(TILES_GOAL, None)
-    note = f"{side}³, {workers} workers"
+    note = f"{side(setting)}³, {workers} workers"
     yield Row("augmentation", 1e3 / took, "tiles/s", goal, at_least=True, note=note)
 
 

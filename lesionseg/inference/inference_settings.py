@@ -22,7 +22,8 @@ class InferenceSettings:
     it natively, else fp32. `body_mask`: what lies outside the patient's body is background, and
     tiles wholly there are left out (see `inference.sliding.body`). `max_memory_gb`: memory for all
     cases at work, network left out; None is a fraction of what is free. Above it, cases go one by
-    one and probabilities go to a temporary file.
+    one and probabilities go to a temporary file. `readers`: threads that read and prepare scans for
+    each device, and as many that write; "auto" is one on a CPU, and half a GPU's cores, at most 4.
     """
 
     overlap: float = 0.5
@@ -31,6 +32,7 @@ class InferenceSettings:
     precision: Precision = "auto"
     body_mask: bool = True
     max_memory_gb: float | None = None
+    readers: int | Literal["auto"] = "auto"
 
     def __post_init__(self) -> None:
         if not 0 <= self.overlap < 1:
@@ -41,6 +43,8 @@ class InferenceSettings:
             raise _wrong("precision", self.precision, ", ".join(get_args(Precision)))
         if self.max_memory_gb is not None and not self.max_memory_gb > 0:
             raise _wrong("max_memory_gb", self.max_memory_gb, "gigabytes above 0, or null")
+        if self.readers != "auto" and not (isinstance(self.readers, int) and self.readers > 0):
+            raise _wrong("readers", self.readers, "at least 1, or auto")
 
     def dtype(self, device: torch.device) -> torch.dtype:
         """The number format to compute in on `device`."""
@@ -50,7 +54,7 @@ class InferenceSettings:
 
     def that_matter(self) -> tuple[Any, ...]:
         """The settings that may change a result, and not only what it takes."""
-        return astuple(replace(self, max_memory_gb=None))
+        return astuple(replace(self, max_memory_gb=None, readers="auto"))[:-1]
 
 
 def choose_device(name: str | torch.device) -> torch.device:

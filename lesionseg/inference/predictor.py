@@ -23,7 +23,13 @@ from lesionseg.inference.inference_settings import InferenceSettings, Precision,
 from lesionseg.inference.input_check import InputCheck, judge_input
 from lesionseg.inference.open_scan import PreparedScan, ScanOpener, StrPath, case_files
 from lesionseg.inference.sliding.scan_tiles import ScanTiles
-from lesionseg.inference.sliding.sliding_window import OnTile, SlidingWindow, Task, flip_axes
+from lesionseg.inference.sliding.sliding_window import (
+    OnTile,
+    SlidingWindow,
+    Task,
+    device_of,
+    flip_axes,
+)
 from lesionseg.inference.sliding.stitch import Store
 from lesionseg.io.dicom.stack import Tilt
 from lesionseg.models.build import NetworkFactory, trusting
@@ -122,6 +128,11 @@ class Predictor:
         other = copy(self)
         other.plan, other.decide = plan, replace(self.decide, plan=plan)
         return other
+
+    @property
+    def device(self) -> torch.device:
+        """Where the networks are shown scans."""
+        return self._device or device_of(self._networks[0])
 
     def views(self) -> "tuple[Predictor, ...]":
         """The members of an ensemble by themselves; of one network, its mirrored images.

@@ -95,10 +95,10 @@ class PositiveAverage(nn.Module):
 
     One noisy count is poison: a lesion-free 96³ tile at p = ½ divided by 1 is a loss of 10⁵.
     `expected` (positives a batch, from the fingerprint's lesion fraction; floored at 1) is the
-    first value and the floor. `update` takes the count over all tiles and processes of an
-    optimiser step (the caller adds them up) and knows nothing of other processes: where these
-    average their gradients, each divides by the result over their number. detectron2's RetinaNet
-    keeps the same average.
+    first value and the floor; several numbers make as many averages. `update` takes the count over
+    all tiles and processes of an optimiser step (the caller adds them up) and knows nothing of
+    other processes: where these average their gradients, each divides by the result over their
+    number. detectron2's RetinaNet keeps the same average.
 
     >>> average = PositiveAverage(expected=100, momentum=0.9)
     >>> average.update(torch.tensor(1100.0)).item()
@@ -108,28 +108,21 @@ class PositiveAverage(nn.Module):
     """
 
     average: Tensor
+    floor: Tensor
 
-    def __init__(self, expected: float, momentum: float = 0.9) -> None:
+    def __init__(self, expected: float | Sequence[float], momentum: float = 0.9) -> None:
         super().__init__()
-        finite, inside = 0 <= expected < float("inf"), 0 <= momentum < 1
+        several = expected if isinstance(expected, Sequence) else (expected,)
+        finite, inside = all(0 <= n < float("inf") for n in several), 0 <= momentum < 1
         require(finite, "A count must be at least 0.", where="expected", seen=expected)
         require(inside, "The momentum must lie in [0, 1).", where="momentum", seen=momentum)
-        self.expected, self.momentum = max(float(expected), 1.0), momentum
-        self.register_buffer("average", torch.tensor(self.expected))
+        self.momentum = momentum
+        floor = torch.tensor(expected, dtype=torch.float32).clamp(min=1)
+        self.register_buffer("floor", floor, persistent=False)
+        self.register_buffer("average", floor.clone())
 
     @torch.no_grad()
-    def update(self, count: Float[Tensor, ""]) -> Float[Tensor, ""]:
-        """Take in the positives of a batch; the normaliser for it, as a new 0-d tensor."""
+    def update(self, count: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
+        """Take in the positives of a batch; the normaliser for it, as a new tensor."""
         self.average.lerp_(count.to(self.average), 1 - self.momentum)
-        return self.average.clamp_min(self.expected)
-
-
-@torch.no_grad()
-def update_all(
-    averages: Sequence[PositiveAverage], counts: Float[Tensor, " n"], shares: int
-) -> list[Float[Tensor, ""]]:
-    """`update` of averages of one momentum, each divided by `shares`, in three launches."""
-    means = [a.average for a in averages]
-    torch._foreach_lerp_(means, list(counts.to(means[0]).unbind()), 1 - averages[0].momentum)
-    floored = torch._foreach_clamp_min(means, [a.expected for a in averages])
-    return list(torch._foreach_div(floored, shares))
+        return self.average.clamp_min(self.floor)

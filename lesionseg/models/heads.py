@@ -157,5 +157,8 @@ class DetectorOutput:
 
     def tile(self, number: int) -> "DetectorOutput":
         """The output of one tile, as a batch of one and without its voxels."""
-        rows = slice(number, number + 1)
+        return self.tiles(slice(number, number + 1))
+
+    def tiles(self, rows: slice) -> "DetectorOutput":
+        """The output of some tiles, without their voxels."""
         return DetectorOutput(self.class_logits[rows], self.box_deltas[rows])

@@ -1,17 +1,17 @@
 """One training step: tiles in, named loss terms, gradients, an update of the weights."""
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, cast
 
 import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
 from lesionseg.errors import TrainingError
-from lesionseg.losses.voxel_loss import PositiveAverage, update_all
+from lesionseg.losses.voxel_loss import PositiveAverage
 from lesionseg.plan.plan import Plan
 from lesionseg.training.device.accelerator import LateFigures
 from lesionseg.training.device.speed import BACKEND, GRAPHS, Mode, begin_forward, tune_kernels
@@ -19,9 +19,10 @@ from lesionseg.training.settings import OptimiserSettings, TrainerSettings
 from lesionseg.training.step.objective import BatchTargets, Objective, add_terms
 from lesionseg.training.step.optimiser import (
     WarmAverage,
+    clipped_step,
+    gradient_norm,
     make_optimiser,
     set_learning_rate,
-    step_if,
 )
 from lesionseg.training.step.scaling import LossScale, fp16_context
 from lesionseg.training.step.schedule import Clock, Counters, TrainingBudget, learning_rate
@@ -75,7 +76,7 @@ class LesionModule(pl.LightningModule):
         self.averaged = (
             None if settings.ema_decay is None else WarmAverage(network, settings.ema_decay)
         )
-        self.normalisers = nn.ModuleList()
+        self.normalisers: PositiveAverage | None = None
         self.scale: LossScale | None = None
         self.compiled: Mode | None = None
         self.budget = TrainingBudget(settings.max_steps, settings.max_minutes)
@@ -128,10 +129,10 @@ class LesionModule(pl.LightningModule):
         if self.compiled:
             self.network._compiled_call_impl = None
 
-    def make_normalisers(self, n_processes: int) -> nn.ModuleList:
-        """One average of positives per normaliser, from what the objective expects of a step."""
+    def make_normalisers(self, n_processes: int) -> PositiveAverage:
+        """An average of positives per normaliser, from what the objective expects of a step."""
         n_tiles = self.plan.batch_size * self.settings.accumulate * n_processes
-        return nn.ModuleList(PositiveAverage(n) for n in self.objective.expected(n_tiles))
+        return PositiveAverage(self.objective.expected(n_tiles))
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """The optimiser over the network's weights."""
@@ -169,16 +170,19 @@ class LesionModule(pl.LightningModule):
         self.watchers.clear()
         if self.scale is not None:
             self.scale.unscale(self.network.parameters())
-        norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.settings.gradient_clip)
-        loss, minutes, terms = self._agree(total, terms)
-        finite = torch.isfinite(loss + norm)
-        step_if(optimiser, finite)
+        norm = gradient_norm(self.network)
+        loss, agreed, terms = self._agree(total, terms)
+        both = loss + norm
+        finite = both - both == 0  # half the launches of isfinite
+        skipped = ~finite
+        left_out = skipped.float()
+        clipped_step(optimiser, norm, self.settings.gradient_clip, left_out)
         if self.averaged is not None:
             self.averaged.update_parameters(self.network, finite)
         if self.scale is not None:
             self.scale.update(finite)
-        self._count(torch.stack([finite.to(loss), loss, minutes]))
-        return StepReport(self.counters.steps, lr, loss, terms, positives, ~finite)
+        self._count(torch.stack([left_out, loss, *agreed]))
+        return StepReport(self.counters.steps, lr, loss, terms, positives, skipped)
 
     def _clear_gradients(self, optimiser: Any) -> None:
         """None, or zeros where CUDA graphs compute the gradients.
@@ -192,15 +196,15 @@ class LesionModule(pl.LightningModule):
                 if weight.requires_grad and weight.grad is None:
                     weight.grad = torch.zeros_like(weight)
 
-    def _normalise(self, targets: BatchTargets) -> tuple[list[Tensor], Tensor]:
+    def _normalise(self, targets: BatchTargets) -> tuple[Tensor, Tensor]:
         """The normaliser of each group of terms, and the first's positives on all processes."""
-        counts = self._reduce(torch.stack(targets.counts()), "sum")
+        counts = self._reduce(targets.counts(), "sum")
         shares = self.settings.accumulate * self.trainer.world_size
-        averages: Any = list(self.normalisers)
-        return update_all(averages, counts, shares), counts[0]
+        normalisers = cast(PositiveAverage, self.normalisers).update(counts)
+        return normalisers / shares if shares > 1 else normalisers, counts[0]
 
     def _accumulate(
-        self, batch: Mapping[str, Tensor], targets: BatchTargets, normalisers: Sequence[Tensor]
+        self, batch: Mapping[str, Tensor], targets: BatchTargets, normalisers: Tensor
     ) -> tuple[dict[str, Tensor], Tensor]:
         """Add up the gradients of all parts; the named terms' means over them, and their sum."""
         size = self.plan.batch_size
@@ -241,13 +245,16 @@ class LesionModule(pl.LightningModule):
 
     def _agree(
         self, loss: Tensor, terms: dict[str, Tensor]
-    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """The means of loss, minutes and terms over processes: all of them stop together."""
-        minutes = torch.full_like(loss, self.clock.minutes())
+    ) -> tuple[Tensor, tuple[Tensor, ...], dict[str, Tensor]]:
+        """The means of loss, minutes and terms over processes: all of them stop together.
+
+        No minutes where one process trains, which goes by its own clock.
+        """
         if self.trainer.world_size == 1:
-            return loss, minutes, terms
+            return loss, (), terms
+        minutes = torch.full_like(loss, self.clock.minutes())
         means = self._reduce(torch.stack([loss, minutes, *terms.values()]), "mean")
-        return means[0], means[1], dict(zip(terms, means[2:], strict=True))
+        return means[0], (means[1],), dict(zip(terms, means[2:], strict=True))
 
     def _reduce(self, values: Tensor, how: str) -> Tensor:
         reduced: Tensor = self.trainer.strategy.reduce(values, reduce_op=how)
@@ -272,11 +279,12 @@ class LesionModule(pl.LightningModule):
             return
         step, figures = self._unread
         self._unread = None
-        finite, self.latest_loss, self._agreed_minutes = figures.read()
-        if finite:
-            self.counters.skipped_in_a_row = 0
-        else:
+        left_out, self.latest_loss, *agreed = figures.read()
+        self._agreed_minutes = agreed[0] if agreed else self._agreed_minutes
+        if left_out:
             self._count_skipped(step)
+        else:
+            self.counters.skipped_in_a_row = 0
 
     def _count_skipped(self, step: int) -> None:
         self.counters.skipped += 1

@@ -5,7 +5,6 @@ import torch
 
 from lesionseg.errors import ConfigError
 from lesionseg.losses import PositiveAverage, count_positives
-from lesionseg.losses.voxel_loss import update_all
 
 
 def test_counts_valid_lesion_voxels() -> None:
@@ -53,7 +52,7 @@ def test_refuses_settings_without_meaning() -> None:
 
 
 def test_all_averages_at_once_are_those_one_by_one():
-    one, all_ = ([PositiveAverage(expected=n) for n in (10, 100)] for _ in range(2))
+    one, all_ = [PositiveAverage(expected=n) for n in (10, 100)], PositiveAverage((10.0, 100.0))
     for counts in (torch.tensor([50.0, 1000.0]), torch.zeros(2)):
-        expected = [a.update(n) / 4 for a, n in zip(one, counts, strict=True)]
-        assert torch.equal(torch.stack(update_all(all_, counts, 4)), torch.stack(expected))
+        expected = [a.update(n) for a, n in zip(one, counts, strict=True)]
+        assert torch.equal(all_.update(counts), torch.stack(expected))

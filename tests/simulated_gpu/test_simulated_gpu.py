@@ -115,7 +115,8 @@ def test_heads_are_learnt_and_predicted(
     assert "Trained 3 steps" in said
     scan = sorted((heads / "imagesTr").glob("*_0000.nii.gz"))[0]
     output = tmp_path / "masks"
-    on_gpu(library, "predict", f"bundle={tmp_path}", f"input={scan}", f"output={output}")
+    given = [f"bundle={tmp_path}", f"input={scan}", f"output={output}"]
+    on_gpu(library, "predict", *given, "inference=best", "inference.readers=2")
     (row,) = read_csv(output / "predictions.csv")
     assert row["status"] == "done"
 

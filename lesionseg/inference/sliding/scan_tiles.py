@@ -16,6 +16,7 @@ from lesionseg.inference.sliding.body import Body
 from lesionseg.inference.sliding.stitch import Stitcher, Store
 from lesionseg.models.heads import DetectorOutput
 from lesionseg.ops.boxes import split_box
+from lesionseg.ops.transfers import to_device
 from lesionseg.ops.windows import gaussian_weight
 from lesionseg.plan.plan import Plan
 
@@ -76,7 +77,7 @@ class ScanTiles:
         grid = TileGrid(tuple(covered.shape[1:]), plan.tile_shape, overlap)
         n_sums = (n_channels + 1) * prod(grid.padded_shape[1:]) * plan.tile_shape[0]
         memory = _memory(device or image.device, covered.numel() + n_sums)
-        self._image = _pad(covered.to(device=memory, dtype=torch.float32), grid)
+        self._image = _pad(to_device(covered, memory).float(), grid)
         self._grid = grid
         inside = [i for i in range(len(grid)) if self._touches_body(grid.slices(i))]
         self._tiles = inside if skip else list(range(len(grid)))
@@ -155,7 +156,7 @@ class ScanTiles:
         where = (slice(start + offset, stop + offset), *self._region[1:])
         if self._body is not None:
             mask = self._body.rows(where[0].start, where[0].stop)[(slice(None), *where[1:])]
-            rows = rows * torch.from_numpy(mask).to(rows.device)
+            rows = rows * to_device(torch.from_numpy(mask), rows.device)
         self.store.write(where, rows)
         self.store.release()
 

@@ -1,5 +1,6 @@
 """A network slid over whole volumes in overlapping tiles."""
 
+import logging
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
@@ -20,6 +21,8 @@ from lesionseg.inference.sliding.stitch import Store
 from lesionseg.models.heads import DetectorOutput
 from lesionseg.models.precision import fast_dtype
 from lesionseg.plan.plan import Plan
+
+log = logging.getLogger(__name__)
 
 OnTile = Callable[[int, int], None]
 Tag = TypeVar("Tag")
@@ -109,6 +112,8 @@ class SlidingWindow:
         self.batch_size = batch_size or (plan.batch_size if self.device.type == "cuda" else 1)
         all_axes = flip_axes(plan) if flips else ((),)
         self._mirrored = flips if isinstance(flips, tuple) else all_axes
+        # views that go through a network as one batch
+        self._at_once = len(self._mirrored) if self.device.type == "cuda" else 1
 
     @classmethod
     def by_settings(
@@ -166,20 +171,43 @@ class SlidingWindow:
         return len(self._networks) * len(self._mirrored)
 
     def predict(self, tiles: Float[Tensor, "b c *tile"]) -> TileOutput:
-        """The mean over networks and mirrored views; raises `GeometryError` for a misfit."""
+        """The mean over networks and mirrored views; raises `GeometryError` for a misfit.
+
+        On a GPU the views of a network are one batch, unless its memory does not suffice for them.
+        """
+        try:
+            return self._predict(tiles)
+        except torch.OutOfMemoryError:  # not tried again in here, where it holds on to memory
+            if self._at_once == 1:
+                raise
+        log.info("The GPU's memory does not suffice for all mirrored views at once.")
+        self._at_once = 1
+        return self._predict(tiles)
+
+    def _predict(self, tiles: Tensor) -> TileOutput:
         total: Tensor | None = None
         views = []
         for network in self._networks:
-            for axes in self._mirrored:
-                flipped = [axis + 2 for axis in axes]
-                output = network(tiles.flip(flipped) if axes else tiles)
-                if isinstance(output, DetectorOutput):
-                    views.append(BoxView(output, axes))
-                p = self._probabilities(output, tiles)
-                p = p.flip(flipped) if axes else p
-                total = p if total is None else total + p
+            for first in range(0, len(self._mirrored), self._at_once):
+                some = self._mirrored[first : first + self._at_once]
+                shown = [_mirrored(tiles, axes) for axes in some]
+                seen = torch.cat(shown) if len(shown) > 1 else shown[0]
+                output = network(seen)
+                for axes, rows, p in self._of_views(some, self._probabilities(output, seen)):
+                    if isinstance(output, DetectorOutput):
+                        views.append(BoxView(output.tiles(rows), axes))
+                    total = p if total is None else total + p
         mean = torch.as_tensor(total)
         return TileOutput(mean if self.n_views == 1 else mean / self.n_views, tuple(views))
+
+    def _of_views(
+        self, views: Sequence[tuple[int, ...]], p: Tensor
+    ) -> Iterator[tuple[tuple[int, ...], slice, Tensor]]:
+        """Of each view its axes, its rows in the batch and its probabilities, turned back."""
+        n = len(p) // len(views)
+        for i, axes in enumerate(views):
+            rows = slice(i * n, (i + 1) * n)
+            yield axes, rows, _mirrored(p[rows], axes)
 
     def _probabilities(self, output: Sequence[Tensor] | DetectorOutput, tiles: Tensor) -> Tensor:
         levels = output.segmentation if isinstance(output, DetectorOutput) else output
@@ -258,6 +286,11 @@ def flip_axes(plan: Plan) -> tuple[tuple[int, ...], ...]:
     """
     axes = () if plan.modality == "xray" else tuple(range(plan.dims))
     return tuple(c for n in range(len(axes) + 1) for c in combinations(axes, n))
+
+
+def _mirrored(tiles: Tensor, axes: Sequence[int]) -> Tensor:
+    """Tiles `[B, C, *tile]` mirrored along spatial axes."""
+    return tiles.flip([axis + 2 for axis in axes]) if axes else tiles
 
 
 def device_of(network: nn.Module) -> torch.device:

@@ -8,6 +8,7 @@ rows ──▶  done   │   at work: one tile high   │  to come
 import mmap
 import os
 import tempfile
+from collections import deque
 from collections.abc import Callable, Sequence
 from math import prod
 from pathlib import Path
@@ -18,10 +19,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lesionseg.errors import ContentError, GeometryError, OutputError
+from lesionseg.ops.transfers import to_host
 
 TakeRows = Callable[[int, Tensor], None]
 # rows handed over at a time are about this large: temporaries the allocator finds room for
 _HANDED_BYTES = 1 << 22
+_ON_THEIR_WAY = 4  # of such pieces
 _NUMPY = {torch.float16: np.float16, torch.float32: np.float32}
 # the smallest number above 0 that float16 has: 1 itself needs a sign
 _SMALLEST = 2.0**-24
@@ -154,9 +157,10 @@ class Store:
         folder: Path | None = None,
     ) -> None:
         self._map: mmap.mmap | None = None
+        self._coming: deque[tuple[Sequence[slice], Tensor, torch.cuda.Event | None]] = deque()
         if folder is None:
             # numpy's zeros take no memory before they are written
-            self.values = torch.from_numpy(np.zeros(tuple(shape), dtype=_NUMPY[dtype]))
+            self._values = torch.from_numpy(np.zeros(tuple(shape), dtype=_NUMPY[dtype]))
             return
         n_bytes = prod(shape) * dtype.itemsize
         try:
@@ -173,7 +177,13 @@ class Store:
                 expected=f"{n_bytes / 2**20:.0f} MiB",
                 remedy="free some space, or raise inference.max_memory_gb.",
             ) from error
-        self.values = torch.frombuffer(self._map, dtype=dtype).view(tuple(shape))
+        self._values = torch.frombuffer(self._map, dtype=dtype).view(tuple(shape))
+
+    @property
+    def values(self) -> Tensor:
+        """All of it, once what a GPU has still to send is there."""
+        self._take_in(0)
+        return self._values
 
     @property
     def in_file(self) -> bool:
@@ -181,20 +191,34 @@ class Store:
         return self._map is not None
 
     def write(self, where: Sequence[slice], probabilities: Tensor) -> None:
-        """Put probabilities `[K, *where]` in their place, as the store's numbers."""
+        """Put probabilities `[K, *where]` in their place, as the store's numbers.
+
+        Those of a GPU are on their way while it goes on.
+        """
         p = probabilities
-        if self.values.dtype == torch.float16:
+        if self._values.dtype == torch.float16:
             p = torch.where(p > 0.5, (p - 1).clamp_max(-_SMALLEST), p)
-        self.values[(slice(None), *where)] = p.to(self.values.device, self.values.dtype)
+        numbers, sent = to_host(p.to(self._values.dtype))
+        self._coming.append((where, numbers, sent))
+        self._take_in(_ON_THEIR_WAY if sent is not None else 0)
+
+    def _take_in(self, n_left: int) -> None:
+        """Write what was sent, all but the last few."""
+        while len(self._coming) > n_left:
+            where, numbers, sent = self._coming.popleft()
+            if sent is not None:
+                sent.synchronize()
+            self._values[(slice(None), *where)] = numbers
 
     def decode(self, values: Tensor) -> Tensor:
         """Probabilities float32, of numbers in the store."""
         p = values.float()
-        return p.add_(p < 0) if self.values.dtype == torch.float16 else p
+        return p.add_(p < 0) if self._values.dtype == torch.float16 else p
 
     def close(self) -> None:
         """Give all of it up."""
-        self.values = self.values.new_empty(0)
+        self._coming.clear()
+        self._values = self._values.new_empty(0)
         self._map = None
 
     def release(self) -> None:

@@ -141,23 +141,22 @@ def softmax_kernels(module: ModuleType) -> FocalKernels:
 def _sigmoid_kernels(logits: Tensor) -> FocalKernels | None:
     if not _has_kernels(logits):
         return None
-    if logits.device.type == "cuda":
-        return None if (module := gpu_kernels("focal_triton")) is None else sigmoid_kernels(module)
+    if logits.device.type != "cpu":
+        module = gpu_kernels("focal_triton", logits.device.type)
+        return None if module is None else sigmoid_kernels(module)
     fits = logits.numel() >= SMALL and logits.shape[1] < 255  # classes are bytes there
     return sigmoid_kernels(_numba()) if fits else None
 
 
 def _softmax_kernels(logits: Tensor) -> FocalKernels | None:
-    if not _has_kernels(logits) or logits.device.type != "cuda":
-        return None
-    return None if (module := gpu_kernels("focal_triton")) is None else softmax_kernels(module)
+    module = gpu_kernels("focal_triton", logits.device.type) if _has_kernels(logits) else None
+    return None if module is None else softmax_kernels(module)
 
 
 def _has_kernels(logits: Tensor) -> bool:
     """Whether there are kernels for this device and precision, and a use for them."""
     return (
-        logits.device.type in ("cpu", "cuda")
-        and logits.dtype != torch.float64
+        logits.dtype != torch.float64
         and logits.numel() > 0
         and not torch.compiler.is_compiling()  # a compiler fuses the plain formula by itself
     )

@@ -31,6 +31,14 @@ class FocalSums(NamedTuple):
     n_valid: Float[Tensor, ""]
 
 
+class Voxels(NamedTuple):
+    """Logits `[b, c, s]`, labels `[b, s]` and the valid mask `[b, s]`, None for all."""
+
+    logits: Tensor
+    labels: Tensor
+    valid: Tensor | None
+
+
 def focal_term(error_logit: Float[Tensor, "*shape"], gamma: float) -> Float[Tensor, "*shape"]:
     """(1 − p_t)^γ · (−log p_t) of each error logit (Lin et al. 2017, equation 4)."""
     cross_entropy = -F.logsigmoid(-error_logit)

@@ -2,7 +2,8 @@
 
 Each way reads a voxel's logits and integer label once (and its valid mask, if there is one);
 backward computes everything again from them, so about 14 bytes a voxel move in all (fp32, uint8
-labels) and nothing is stored but the gradient. Sums are deterministic: each program writes its
+labels) and nothing is stored but the gradient. With `DICE` the sums of soft Dice and its gradient
+are made of the same reads, for `levels_triton`. Sums are deterministic: each program writes its
 own. Offsets within a block are 32 bit, everything larger 64 bit, so that tensors may have more
 than 2^31 elements. Nothing makes the host wait for the device.
 
@@ -19,7 +20,8 @@ import triton.language as tl
 from jaxtyping import Bool, Float, Integer, Shaped
 from torch import Tensor
 
-from lesionseg.ops.kernels.focal_plain import FocalSums
+from lesionseg.ops.kernels import on_gpu
+from lesionseg.ops.kernels.focal_plain import FocalSums, Voxels
 
 BLOCK = 2048  # voxels of one program: 16 for each of 128 threads, loads of 16 bytes
 _LOWEST = tl.constexpr(-1e30)  # below any logit, yet it can be subtracted from itself
@@ -106,52 +108,78 @@ def _logits(logits, inside, kept):  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def _store_sums(sums, loss, lesion, kept):  # type: ignore[no-untyped-def]
+def _store_sums(slot, loss, lesion, kept):  # type: ignore[no-untyped-def]
     """Write this program's summed loss, lesion voxels and valid voxels."""
-    slot = sums + tl.program_id(0).to(tl.int64) * 3
     tl.store(slot, tl.reduce(loss, 0, _add))
     tl.store(slot + 1, tl.reduce(lesion.to(tl.float32), 0, _add))
     tl.store(slot + 2, tl.reduce(kept.to(tl.float32), 0, _add))
 
 
 @triton.jit
+def _store_overlap(slot, p, lesion, kept):  # type: ignore[no-untyped-def]
+    """Write this program's Σ p·y, Σ p and Σ y of one class."""
+    tl.store(slot, tl.reduce(tl.where(kept & lesion, p, 0.0), 0, _add))
+    tl.store(slot + 1, tl.reduce(tl.where(kept, p, 0.0), 0, _add))
+    tl.store(slot + 2, tl.reduce((kept & lesion).to(tl.float32), 0, _add))
+
+
+@triton.jit
+def _by_p(factors, scale, lesion, kept):  # type: ignore[no-untyped-def]
+    """Derivative of Dice by each probability of a class: one of background, one of lesions."""
+    slope = tl.where(lesion, tl.load(factors + 1), tl.load(factors))
+    return tl.where(kept, slope, 0.0) * tl.load(scale).to(tl.float32)
+
+
+@triton.jit
 def _sigmoid_sums(  # type: ignore[no-untyped-def]
     x, x_sample, x_class, x_voxel,
     labels, valid, weights, gamma, n_voxels, sums,
-    C: tl.constexpr, POWER: tl.constexpr, VALID: tl.constexpr, BLOCK: tl.constexpr,
+    C: tl.constexpr, POWER: tl.constexpr, VALID: tl.constexpr, DICE: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):  # fmt: skip
     sample, start, offsets, inside = _block(n_voxels, BLOCK)
     label, kept = _labels(labels, valid, sample * n_voxels + start, offsets, inside, VALID)
     logits = x + sample * x_sample + start * x_voxel + offsets * x_voxel
+    slot = sums + tl.program_id(0).to(tl.int64) * (3 + 3 * C * DICE)
     loss = tl.full([BLOCK], 0.0, tl.float32)
     for k in range(C):
         value = _logits(logits, inside, kept)
         lesion = label == k + 1
-        focus, _, _, cross_entropy = _parts(tl.where(lesion, -value, value), gamma, POWER)
+        focus, error, truth, cross_entropy = _parts(tl.where(lesion, -value, value), gamma, POWER)
+        if DICE:
+            _store_overlap(slot + 3 + 3 * k, tl.where(lesion, truth, error), lesion, kept)
         weight = tl.where(lesion, tl.load(weights + k), tl.load(weights + C + k))
         loss += tl.where(kept, weight, 0.0) * focus * cross_entropy
         logits += x_class  # a step of the 64-bit pointer: k · x_class could leave 32 bits
-    _store_sums(sums, loss, kept & (label > 0) & (label <= C), kept)
+    _store_sums(slot, loss, kept & (label > 0) & (label <= C), kept)
 
 
 @triton.jit
 def _sigmoid_gradient(  # type: ignore[no-untyped-def]
     x, x_sample, x_class, x_voxel,
-    labels, valid, weights, gamma, n_voxels, scale,
+    labels, valid, weights, gamma, n_voxels, scale, dice_scale, factors, factors_sample,
     out, out_sample, out_class, out_voxel,
-    C: tl.constexpr, POWER: tl.constexpr, VALID: tl.constexpr, BLOCK: tl.constexpr,
+    C: tl.constexpr, POWER: tl.constexpr, VALID: tl.constexpr, DICE: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):  # fmt: skip
     sample, start, offsets, inside = _block(n_voxels, BLOCK)
     label, kept = _labels(labels, valid, sample * n_voxels + start, offsets, inside, VALID)
     logits = x + sample * x_sample + start * x_voxel + offsets * x_voxel
     slots = out + sample * out_sample + start * out_voxel + offsets * out_voxel
     factor = tl.load(scale).to(tl.float32)
+    if DICE:
+        factor *= tl.load(factors)
+        factors += 1 + sample * factors_sample
     for k in range(C):
         value = _logits(logits, inside, kept)
         lesion = label == k + 1
-        slope = _slope(tl.where(lesion, -value, value), gamma, POWER)
+        z = tl.where(lesion, -value, value)
         weight = tl.where(lesion, -tl.load(weights + k), tl.load(weights + C + k))
-        gradient = tl.where(kept, weight, 0.0) * factor * slope
+        gradient = tl.where(kept, weight, 0.0) * factor * _slope(z, gamma, POWER)
+        if DICE:
+            _, error, truth, _ = _parts(z, gamma, POWER)
+            by_p = _by_p(factors + 2 * k, dice_scale, lesion, kept)
+            gradient += by_p * error * truth
         tl.store(slots, gradient.to(out.dtype.element_ty), mask=inside)
         logits += x_class
         slots += out_class
@@ -161,9 +189,9 @@ def _sigmoid_gradient(  # type: ignore[no-untyped-def]
 def _softmax_parts(  # type: ignore[no-untyped-def]
     logits, x_class, label, inside, kept, weights, C: tl.constexpr,
 ):  # fmt: skip
-    """Error logit, log-sum-exp of the classes that are not the truth, weight of the truth.
+    """Error logit, log-sum-exp of the classes that are not the truth, and of all, truth's weight.
 
-    The sum is kept relative to the largest logit so far, so that one pass is enough.
+    The first sum is kept relative to the largest logit so far, so that one pass is enough.
     """
     top = tl.full(label.shape, _LOWEST, tl.float32)
     total, truth, weight = top * 0.0, top * 0.0, top * 0.0
@@ -178,41 +206,65 @@ def _softmax_parts(  # type: ignore[no-untyped-def]
         top = new_top
         logits += x_class
     others = top + tl.log(total)
-    return others - truth, others, tl.where(kept, weight, 0.0)
+    z = others - truth
+    all_of_them = _larger(others, truth) + _log1p(tl.exp(-tl.abs(z)))
+    return z, others, all_of_them, tl.where(kept, weight, 0.0)
 
 
 @triton.jit
 def _softmax_sums(  # type: ignore[no-untyped-def]
     x, x_sample, x_class, x_voxel,
     labels, valid, weights, gamma, n_voxels, sums,
-    C: tl.constexpr, POWER: tl.constexpr, VALID: tl.constexpr, BLOCK: tl.constexpr,
+    C: tl.constexpr, POWER: tl.constexpr, VALID: tl.constexpr, DICE: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):  # fmt: skip
     sample, start, offsets, inside = _block(n_voxels, BLOCK)
     label, kept = _labels(labels, valid, sample * n_voxels + start, offsets, inside, VALID)
     logits = x + sample * x_sample + start * x_voxel + offsets * x_voxel
-    z, _, weight = _softmax_parts(logits, x_class, label, inside, kept, weights, C)
+    z, _, total, weight = _softmax_parts(logits, x_class, label, inside, kept, weights, C)
     focus, _, _, cross_entropy = _parts(z, gamma, POWER)
-    _store_sums(sums, weight * focus * cross_entropy, kept & (label > 0) & (label < C), kept)
+    slot = sums + tl.program_id(0).to(tl.int64) * (3 + 3 * (C - 1) * DICE)
+    if DICE:
+        for c in range(1, C):
+            logits += x_class
+            p = tl.exp(_logits(logits, inside, kept) - total)
+            _store_overlap(slot + 3 * c, p, label == c, kept)
+    _store_sums(slot, weight * focus * cross_entropy, kept & (label > 0) & (label < C), kept)
 
 
 @triton.jit
 def _softmax_gradient(  # type: ignore[no-untyped-def]
     x, x_sample, x_class, x_voxel,
-    labels, valid, weights, gamma, n_voxels, scale,
+    labels, valid, weights, gamma, n_voxels, scale, dice_scale, factors, factors_sample,
     out, out_sample, out_class, out_voxel,
-    C: tl.constexpr, POWER: tl.constexpr, VALID: tl.constexpr, BLOCK: tl.constexpr,
+    C: tl.constexpr, POWER: tl.constexpr, VALID: tl.constexpr, DICE: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):  # fmt: skip
     sample, start, offsets, inside = _block(n_voxels, BLOCK)
     label, kept = _labels(labels, valid, sample * n_voxels + start, offsets, inside, VALID)
     logits = x + sample * x_sample + start * x_voxel + offsets * x_voxel
     slots = out + sample * out_sample + start * out_voxel + offsets * out_voxel
-    z, others, weight = _softmax_parts(logits, x_class, label, inside, kept, weights, C)
+    z, others, total, weight = _softmax_parts(logits, x_class, label, inside, kept, weights, C)
     slope = weight * tl.load(scale).to(tl.float32) * _slope(z, gamma, POWER)
+    mean = slope * 0.0
+    if DICE:
+        slope *= tl.load(factors)
+        factors += 1 + sample * factors_sample - 2  # background has none
+        lesions = logits
+        for c in range(1, C):
+            lesions += x_class
+            p = tl.exp(_logits(lesions, inside, kept) - total)
+            mean += p * _by_p(factors + 2 * c, dice_scale, label == c, kept)
     for c in range(C):  # these logits come from the cache
         value = _logits(logits, inside, kept)
         is_truth = label == c
         share = tl.exp(tl.where(is_truth, _LOWEST, value) - others)
         gradient = tl.where(is_truth, -slope, slope * share)
+        if DICE:
+            by_p = mean * 0.0
+            if c > 0:
+                by_p = _by_p(factors + 2 * c, dice_scale, is_truth, kept)
+            gradient += tl.exp(value - total) * (by_p - mean)
         tl.store(slots, gradient.to(out.dtype.element_ty), mask=inside)
         logits += x_class
         slots += out_class
@@ -229,7 +281,7 @@ def sigmoid_sums(
     gamma: float,
 ) -> FocalSums:
     """Summed loss, lesion voxels and valid logits; `weights` of lesions and of background."""
-    sums = _sums(_sigmoid_sums, logits, labels, valid, weights, gamma)
+    sums = _sums(_sigmoid_sums, Voxels(logits, labels, valid), weights, gamma)
     return sums._replace(n_valid=sums.n_valid * logits.shape[1])
 
 
@@ -242,7 +294,7 @@ def sigmoid_gradient(
     scale: Float[Tensor, ""],
 ) -> Float[Tensor, "b k s"]:
     """Derivative of `scale` times the summed loss by the logits, in their dtype."""
-    return _gradient(_sigmoid_gradient, logits, labels, valid, weights, gamma, scale)
+    return gradient(_sigmoid_gradient, Voxels(logits, labels, valid), weights, gamma, scale)
 
 
 def softmax_sums(
@@ -253,7 +305,7 @@ def softmax_sums(
     gamma: float,
 ) -> FocalSums:
     """Summed loss, lesion voxels and valid voxels; `weights` holds one tuple, one a class."""
-    return _sums(_softmax_sums, logits, labels, valid, weights, gamma)
+    return _sums(_softmax_sums, Voxels(logits, labels, valid), weights, gamma)
 
 
 def softmax_gradient(
@@ -265,60 +317,73 @@ def softmax_gradient(
     scale: Float[Tensor, ""],
 ) -> Float[Tensor, "b c s"]:
     """Derivative of `scale` times the summed loss by the logits, in their dtype."""
-    return _gradient(_softmax_gradient, logits, labels, valid, weights, gamma, scale)
+    return gradient(_softmax_gradient, Voxels(logits, labels, valid), weights, gamma, scale)
 
 
-def _sums(
-    kernel: Any,
-    logits: Tensor,
-    labels: Tensor,
-    valid: Tensor | None,
-    weights: Weights,
-    gamma: float,
-) -> FocalSums:
-    n_programs = _n_programs(logits)
-    sums = torch.zeros(max(n_programs, 1), 3, device=logits.device)
-    if n_programs:
-        arguments, options = _arguments(logits, labels, valid, weights, gamma)
-        kernel[(n_programs,)](*arguments, sums, **options)
+def _sums(kernel: Any, of: Voxels, weights: Weights, gamma: float) -> FocalSums:
+    n_programs = len(of.logits) * n_blocks(of.logits)
+    sums = torch.zeros(max(n_programs, 1), 3, device=of.logits.device)
+    write_sums(kernel, sums, of, weights, gamma)
     # fp64, because a count of 2^24 voxels and more has no room in fp32
     return FocalSums(*sums.sum(0, dtype=torch.float64).float().unbind())
 
 
-def _gradient(
+def write_sums(
     kernel: Any,
-    logits: Tensor,
-    labels: Tensor,
-    valid: Tensor | None,
+    sums: Float[Tensor, "programs n"],
+    of: Voxels,
     weights: Weights,
     gamma: float,
-    scale: Tensor,
-) -> Tensor:
-    gradient = torch.empty_like(logits)
-    if logits.numel():
-        arguments, options = _arguments(logits, labels, valid, weights, gamma)
-        kernel[(_n_programs(logits),)](
-            *arguments, scale.contiguous(), gradient, *gradient.stride(), **options
-        )
-    return gradient
+    *,
+    dice: bool = False,
+) -> None:
+    """Fill in the sums of each program, `n_blocks` a sample: loss, lesion and valid voxels.
+
+    With `dice` Σ p·y, Σ p and Σ y of each lesion class too.
+    """
+    arguments, options = _arguments(of, weights, gamma, dice)
+    if of.logits.numel():
+        on_gpu.launch(kernel, len(of.logits) * n_blocks(of.logits), [*arguments, sums], options)
 
 
-def _n_programs(logits: Tensor) -> int:
-    return logits.shape[0] * -(-logits.shape[2] // BLOCK) if logits.numel() else 0
+def gradient(
+    kernel: Any,
+    of: Voxels,
+    weights: Weights,
+    gamma: float,
+    scale: Float[Tensor, ""],
+    dice: tuple[Tensor, Tensor, int] | None = None,
+) -> Float[Tensor, "b c s"]:
+    """Derivative of `scale` times the summed loss by the logits, in their dtype.
+
+    `dice`: the scale of Dice, the factors of both losses, and how many of these a sample has.
+    """
+    slopes = torch.empty_like(of.logits)
+    arguments, options = _arguments(of, weights, gamma, dice is not None)
+    arguments += [scale.contiguous(), *(dice or (scale, scale, 0)), slopes, *slopes.stride()]
+    if of.logits.numel():
+        on_gpu.launch(kernel, len(of.logits) * n_blocks(of.logits), arguments, options)
+    return slopes
+
+
+def n_blocks(logits: Float[Tensor, "b c s"]) -> int:
+    """Programs a sample."""
+    return -(-logits.shape[2] // BLOCK) if logits.numel() else 0
 
 
 def _arguments(
-    logits: Tensor, labels: Tensor, valid: Tensor | None, weights: Weights, gamma: float
+    of: Voxels, weights: Weights, gamma: float, dice: bool
 ) -> tuple[list[Any], dict[str, Any]]:
     """What all four kernels take, in order and by name."""
-    labels = labels.contiguous()
+    logits, labels, valid = of.logits, of.labels.contiguous(), of.valid
     mask = labels if valid is None else valid.contiguous()
-    table = _table(weights, logits.device)
+    table = on_device(weights, logits.device)
     values = [logits.detach(), *logits.stride(), labels, mask, table, gamma, logits.shape[2]]
     options = {
         "C": logits.shape[1],
         "POWER": int(gamma) if gamma in (0, 2) else -1,
         "VALID": valid is not None,
+        "DICE": dice,
         "BLOCK": BLOCK,
         "num_warps": 4,
         "enable_fp_fusion": True,
@@ -327,6 +392,8 @@ def _arguments(
 
 
 @lru_cache(maxsize=64)
-def _table(weights: Weights, device: torch.device) -> Tensor:
-    """The class weights on the device, sent there once."""
-    return torch.tensor(weights).to(device, non_blocking=True)
+def on_device(numbers: tuple[Any, ...], device: torch.device) -> Tensor:
+    """Numbers on the device, fp32 or int32, sent there once."""
+    table = torch.tensor(numbers)
+    table = table if table.is_floating_point() else table.int()
+    return table.to(device, non_blocking=True)

@@ -4,19 +4,32 @@ import logging
 from functools import lru_cache
 from importlib import import_module
 from types import ModuleType
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
 log = logging.getLogger(__name__)
 
 
-@lru_cache
-def gpu_kernels(name: Literal["focal_triton", "nms_triton"]) -> ModuleType | None:
-    """The module of kernels of this name; None where Triton is missing or cannot launch any."""
+DEVICES = ("cuda",)  # that Triton has kernels for
+Name = Literal["focal_triton", "levels_triton", "nms_triton"]
+
+
+def gpu_kernels(name: Name, device_type: str = "cuda") -> ModuleType | None:
+    """The module of kernels of this name; None where there are none for the device.
+
+    Triton is missing or cannot launch any, or torch's compiler fuses the plain formula by itself.
+    """
+    if device_type not in DEVICES or torch.compiler.is_compiling():
+        return None
     if not _launches(torch.device("cuda")):
         return None
     return import_module(f"lesionseg.ops.kernels.{name}")
+
+
+def launch(kernel: Any, n_programs: int, arguments: list[Any], options: dict[str, Any]) -> None:
+    """Launch a kernel of Triton."""
+    kernel[(n_programs,)](*arguments, **options)
 
 
 @lru_cache

@@ -51,12 +51,15 @@ def through_steps(
     read: Callable[[Task, Halt], None],
     write: Callable[[Task], None],
     spill: Callable[[Task], Path | None] = lambda _: None,
+    *,
+    readers: int = 1,
 ) -> Generator[Task]:
-    """Read, infer and write cases, each step in a thread of its own; yields each when written.
+    """Read, infer and write cases, each step in threads of its own; yields each when written.
 
-    Order is kept with one predictor; several share the cases. `read` fills `prepared`, or leaves it
-    where nothing is to be inferred; `write` finds `inferred` or `error`. What they raise is raised
-    here and ends the run, as closing the generator does. `spill`: see `Predictor.infer_all`.
+    Order is kept with one predictor and one of its `readers`; several share the cases. `read` fills
+    `prepared`, or leaves it where nothing is to be inferred; `write`, in as many threads, finds
+    `inferred` or `error`. What they raise is raised here and ends the run, as closing the generator
+    does. `spill`: see `Predictor.infer_all`.
     """
     alone = len(predictors) == 1
 
@@ -94,11 +97,11 @@ def through_steps(
             task.inferred = None
             yield task
 
-    # a GPU is fed by a thread that reads and relieved by one that writes
+    # a GPU is fed by threads that read and relieved by as many that write
     steps = (
-        [reading] * len(predictors),
+        [reading] * (readers * len(predictors)),
         [inferring(predictor) for predictor in predictors],
-        [writing] * len(predictors),
+        [writing] * (readers * len(predictors)),
     )
     with closing(overlapped(tasks, *steps)) as finished:
         yield from finished

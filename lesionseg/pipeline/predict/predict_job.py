@@ -12,6 +12,7 @@ import torch
 
 from lesionseg import __version__
 from lesionseg.core import CaseFiles
+from lesionseg.data.cache.fill import cores
 from lesionseg.errors import LesionsegError
 from lesionseg.inference.bundles.bundle import bundle_digest
 from lesionseg.inference.inference_settings import InferenceSettings
@@ -47,6 +48,7 @@ from lesionseg.pipeline.run.run_log import redact_any
 
 logger = logging.getLogger(__name__)
 
+MOST_READERS = 4  # of a GPU
 NAME = "this case"  # what a message calls it whose file is not to be named
 
 
@@ -110,19 +112,29 @@ def predict_cases(
 ) -> Generator[PredictionRow]:
     """Predict cases into `job.output`; yields the row of each as soon as it is written.
 
-    Rows come in the order of `cases`, with several devices as they are done. `known` are rows of
-    earlier runs: what is unchanged is kept. A case that fails gives a row that says why; nothing it
-    wrote is left. `predictors` saves building the job's again: one per device, which share the
-    cases. Close the generator to give the rest up: what is written stays.
+    Rows come in the order of `cases`, with several devices or readers as they are done. `known` are
+    rows of earlier runs: what is unchanged is kept. A case that fails gives a row that says why;
+    nothing it wrote is left. `predictors` saves building the job's again: one per device, which
+    share the cases. Close the generator to give the rest up: what is written stays.
     """
     predictors = predictors or job.predictors()
     steps = _JobSteps(job, predictors[0], known or {})
     tasks = (_JobTask(files) for files in cases)
-    run = through_steps(tasks, predictors, steps.read, steps.write, steps.spill)
+    readers = readers_of(job.inference, predictors)
+    run = through_steps(tasks, predictors, steps.read, steps.write, steps.spill, readers=readers)
     with closing(run) as finished:
         for task in finished:
             if task.row is not None:
                 yield task.row
+
+
+def readers_of(inference: InferenceSettings, predictors: Sequence[Predictor]) -> int:
+    """Threads that read for each predictor, and as many that write."""
+    if inference.readers != "auto":
+        return inference.readers
+    if any(predictor.device.type == "cpu" for predictor in predictors):
+        return 1
+    return min(max(cores() // (2 * len(predictors)), 1), MOST_READERS)
 
 
 @dataclass(eq=False)

@@ -86,6 +86,20 @@ class Queue:
             return bool(self._items)
 
 
+class _Shared:
+    """An iterator that several threads may ask, such as a generator alone would refuse."""
+
+    def __init__(self, source: Iterable[Any]) -> None:
+        self._source, self._lock = iter(source), threading.Lock()
+
+    def __iter__(self) -> Iterator[Any]:
+        return self
+
+    def __next__(self) -> Any:
+        with self._lock:
+            return next(self._source)
+
+
 def overlapped(
     source: Iterable[Any], *steps: Step | Sequence[Step], ahead: int = 1
 ) -> Generator[Any]:
@@ -119,7 +133,7 @@ def overlapped(
         finally:
             outgoing.end()
 
-    inputs: list[Iterator[Any]] = [iter(source), *queues[:-1]]
+    inputs: list[Iterator[Any]] = [_Shared(source), *queues[:-1]]
     threads = [
         threading.Thread(target=work, args=(step, incoming, outgoing), daemon=True)
         for group, incoming, outgoing in zip(groups, inputs, queues, strict=True)

@@ -41,7 +41,7 @@ def _try_voxels(objective: VoxelObjective, plan: Plan, batch: dict[str, Tensor])
     n_logits = len(plan.label_values) + (plan.activation == "softmax")
     targets = objective.targets(batch)
     logits = torch.zeros((1, n_logits, *plan.tile_shape))
-    objective.terms([logits], targets, _ones(targets.counts()))
+    objective.terms([logits], targets, torch.ones_like(targets.counts()))
 
 
 @torch.no_grad()
@@ -50,11 +50,7 @@ def _try_anchors(objective: DetectionObjective, plan: Plan, batch: dict[str, Ten
     n_anchors = targets.labels.shape[1]
     scores = torch.zeros((1, n_anchors, len(plan.lesion_labels)))
     boxes = torch.zeros((1, n_anchors, 2 * plan.dims))
-    objective.terms(DetectorOutput(scores, boxes), targets, _ones(targets.counts()))
-
-
-def _ones(counts: list[Tensor]) -> list[Tensor]:
-    return [torch.ones(()) for _ in counts]
+    objective.terms(DetectorOutput(scores, boxes), targets, torch.ones_like(targets.counts()))
 
 
 @contextmanager

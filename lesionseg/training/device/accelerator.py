@@ -8,6 +8,7 @@ from torch import Tensor
 from lesionseg.data.cache.fill import cores
 from lesionseg.errors import ConfigError
 from lesionseg.ops.host_memory import physical_bytes
+from lesionseg.ops.transfers import to_host
 
 MOST_WORKERS = 8  # a GPU is fed by as many
 AHEAD = 2  # steps that each worker reads ahead
@@ -55,13 +56,7 @@ class LateFigures(NamedTuple):
     @classmethod
     def of(cls, figures: Tensor) -> Self:
         """Send them; nothing waits."""
-        if not figures.is_cuda:
-            return cls(figures, None)
-        host = torch.empty(figures.shape, dtype=figures.dtype, pin_memory=True)
-        host.copy_(figures, non_blocking=True)
-        sent: torch.cuda.Event = torch.cuda.Event()  # type: ignore[no-untyped-call]
-        sent.record()
-        return cls(host, sent)
+        return cls(*to_host(figures))
 
     def read(self) -> list[float]:
         """The numbers; waits for what was computed before they were sent, and no more."""

@@ -62,7 +62,7 @@ class Probe:
         averaged = None if decay is None else WarmAverage(network, decay)
         batch = some_batch(plan, plan.batch_size, self.device)
         targets = objective.targets(batch)
-        normalisers = [torch.ones((), device=self.device) for _ in targets.counts()]
+        normalisers = torch.ones_like(targets.counts())
         for _ in range(2):
             optimiser.zero_grad()
             with self._autocast():

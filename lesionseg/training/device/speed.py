@@ -180,7 +180,7 @@ def time_step(
     network.to(device).train()
     batch = some_batch(plan, plan.batch_size, device)
     targets = objective.targets(batch)
-    normalisers = [torch.ones((), device=device) for _ in targets.counts()]
+    normalisers = torch.ones_like(targets.counts())
     seconds = []
     for _ in range(WARM_UP + TIMED):
         started = time.perf_counter()

@@ -137,7 +137,7 @@ def saved_by_losses(objective: Objective, output: Any, batch: dict[str, Tensor])
     targets = objective.targets(batch)
     saved = _Saved()
     with saved.hooks():
-        objective.terms(output, targets, [torch.ones(()) for _ in targets.counts()])
+        objective.terms(output, targets, torch.ones_like(targets.counts()))
     return saved.n_bytes
 
 

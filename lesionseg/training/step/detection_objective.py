@@ -44,10 +44,10 @@ class DetectionTargets(BatchTargets):
     boxes: Tensor
     voxels: VoxelTargets | None
 
-    def counts(self) -> list[Tensor]:
+    def counts(self) -> Tensor:
         """Positive anchors, then lesion voxels of each level."""
-        anchors = (self.labels > 0).sum().float()
-        return [anchors, *(self.voxels.counts() if self.voxels else ())]
+        anchors = (self.labels > 0).sum(dtype=torch.float32)[None]
+        return torch.cat([anchors, self.voxels.counts()]) if self.voxels else anchors
 
     def split(self, size: int) -> "list[DetectionTargets]":
         """Part by part."""
@@ -120,7 +120,7 @@ class DetectionObjective(Objective):
         )
 
     def terms(
-        self, output: DetectorOutput, targets: DetectionTargets, normalisers: Sequence[Tensor]
+        self, output: DetectorOutput, targets: DetectionTargets, normalisers: Tensor
     ) -> Terms:
         """The anchors' terms, and the voxels' by their own names; computed in fp32."""
         with torch.autocast(output.class_logits.device.type, enabled=False):

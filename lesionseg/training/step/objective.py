@@ -5,20 +5,20 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from lesionseg.losses.fused_levels import fused_level_terms, has_level_kernels
 from lesionseg.losses.gradient_balance import FocalTerm, focal_terms
 from lesionseg.losses.voxel_loss import count_positives, known_logits
 from lesionseg.plan.plan import Plan
 from lesionseg.training.step.supervision import (
     LevelTargets,
-    coarsen,
     level_weights,
-    middles,
     supervised_strides,
+    targets_of_levels,
 )
 
 Terms = dict[str, Tensor]
@@ -28,8 +28,8 @@ class BatchTargets(ABC):
     """The targets of some tiles."""
 
     @abstractmethod
-    def counts(self) -> list[Tensor]:
-        """Positives by which each group of terms is divided, 0-d; the first is the one recorded."""
+    def counts(self) -> Tensor:
+        """Positives that divide each group of terms, `[n]`; the first is the one recorded."""
 
     @abstractmethod
     def split(self, size: int) -> "Sequence[BatchTargets]":
@@ -52,8 +52,8 @@ class Objective(ABC):
         """The targets of a batch of tiles."""
 
     @abstractmethod
-    def terms(self, output: Any, targets: Any, normalisers: Sequence[Tensor]) -> Terms:
-        """The terms of the loss."""
+    def terms(self, output: Any, targets: Any, normalisers: Tensor) -> Terms:
+        """The terms of the loss; `normalisers` `[n]`."""
 
     @abstractmethod
     def known(self, output: Any, unannotated: Tensor) -> Any:
@@ -74,27 +74,21 @@ class Objective(ABC):
 
 @dataclass(frozen=True, eq=False)
 class VoxelTargets(BatchTargets):
-    """The targets of every supervised level, finest first, and their lesion voxels `[levels]`."""
+    """The targets of every supervised level, finest first; their `positives`, once counted."""
 
     levels: tuple[LevelTargets, ...]
-    positives: Tensor
+    positives: Tensor | None = None
 
-    @classmethod
-    def of(cls, levels: Sequence[LevelTargets]) -> Self:
-        """Targets, counted."""
-        counts = [count_positives(level.labels, level.valid) for level in levels]
-        return cls(tuple(levels), torch.stack(counts))
-
-    def counts(self) -> list[Tensor]:
+    def counts(self) -> Tensor:
         """Lesion voxels of each level."""
-        return list(self.positives.unbind())
+        if self.positives is not None:
+            return self.positives
+        return torch.stack([count_positives(t.labels, t.valid) for t in self.levels])
 
     def split(self, size: int) -> "list[VoxelTargets]":
         """Part by part."""
         parts = list(zip(*(t.split(size) for t in self.levels), strict=True))
-        if len(parts) == 1:
-            return [self]
-        return [VoxelTargets.of(part) for part in parts]
+        return [self] if len(parts) == 1 else [VoxelTargets(part) for part in parts]
 
 
 class VoxelObjective(Objective):
@@ -112,14 +106,27 @@ class VoxelObjective(Objective):
 
     def targets(self, batch: Mapping[str, Tensor]) -> VoxelTargets:
         """The label map at every level."""
-        finest = LevelTargets.of(batch, self.plan.label_regions)
-        coarser = middles if self.plan.architecture.layout == "nnunet" else coarsen
-        return VoxelTargets.of([coarser(finest, stride) for stride in self.strides])
+        levels, positives = targets_of_levels(
+            batch,
+            self.strides,
+            self.plan.label_regions,
+            middle=self.plan.architecture.layout == "nnunet",
+            ids=self._takes_instances,
+        )
+        return VoxelTargets(tuple(levels), positives)
 
-    def terms(
-        self, output: Sequence[Tensor], targets: VoxelTargets, normalisers: Sequence[Tensor]
-    ) -> Terms:
+    def terms(self, output: Sequence[Tensor], targets: VoxelTargets, normalisers: Tensor) -> Terms:
         """The loss's terms, weighted and summed over the levels; computed in fp32."""
+        taught = targets.levels[: len(output)]
+        fused = fused_level_terms(
+            self.loss,
+            output,
+            [(t.labels, t.valid) for t in taught],
+            level_weights(len(output)),
+            normalisers,
+        )
+        if fused is not None:
+            return fused
         total: Terms = {}
         with torch.autocast(output[0].device.type, enabled=False):
             for weight, level, level_targets, normaliser in zip(
@@ -142,7 +149,9 @@ class VoxelObjective(Objective):
         return focal_terms(self.loss)
 
     def compile(self, backend: str) -> None:
-        """Both: some eighty operations a level become a few kernels."""
+        """Both: some eighty operations a level become a few kernels, unless they have their own."""
+        if has_level_kernels(self.loss):
+            return
         for name in ("targets", "terms"):
             setattr(self, name, torch.compile(getattr(self, name), backend=backend))
 

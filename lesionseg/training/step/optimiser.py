@@ -1,11 +1,11 @@
 """The optimisers by name, and the running average of weights that training hands over."""
 
 from collections.abc import Iterator, Sequence
+from copy import deepcopy
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
 
 from lesionseg.models.transfer import is_head
 from lesionseg.training.settings import OptimiserSettings
@@ -17,9 +17,9 @@ def make_optimiser(network: nn.Module, settings: OptimiserSettings) -> torch.opt
     """AdamW, or SGD with Nesterov momentum, over the weights of `network` that learn.
 
     Fused, on the device that the weights lie on: few launches, and steps that the device itself
-    can leave out (`step_if`). Weight decay falls on kernels only, unless `decay` is all: shrinking
-    a norm's scale or the prior bias of a head towards 0 regularises nothing. All but the heads
-    learn at `backbone_lr_scale` of the rate.
+    can leave out (`clipped_step`). Weight decay falls on kernels only, unless `decay` is all:
+    shrinking a norm's scale or the prior bias of a head towards 0 regularises nothing. All but the
+    heads learn at `backbone_lr_scale` of the rate.
     """
     groups = list(_groups(network, settings))
     weights = [weight for group in groups for weight in group["params"]]
@@ -52,12 +52,24 @@ def _fit_state(optimiser: torch.optim.Optimizer) -> None:
                     optimiser.state[weight][name] = value.to(weight.device)
 
 
-def step_if(optimiser: Any, finite: Tensor) -> None:
-    """A step of the optimiser (Lightning's wrapper) that changes nothing unless `finite`, a 0-d
-    bool on the device, which the host does not read.
+def gradient_norm(network: nn.Module) -> Tensor:
+    """The norm of all gradients of a network together, 0-d."""
+    gradients = [p.grad for p in network.parameters() if p.grad is not None]
+    return nn.utils.get_total_norm(gradients)
+
+
+def clipped_step(optimiser: Any, norm: Tensor, most: float, skipped: Tensor) -> None:
+    """A step of the optimiser (Lightning's wrapper) by gradients of at most the norm `most`.
+
+    Where `skipped` is 1.0 (0-d fp32 on the device, which the host does not read) nothing changes.
+    `norm` is that of the gradients, which a fused optimiser divides as it reads them.
     """
     if optimiser.optimizer.defaults["fused"]:
-        optimiser.optimizer.found_inf = finite.logical_not().float()
+        optimiser.optimizer.found_inf = skipped
+        optimiser.optimizer.grad_scale = (norm / most).clamp(min=1)
+    else:
+        weights = [p for group in optimiser.optimizer.param_groups for p in group["params"]]
+        nn.utils.clip_grads_with_norm_(weights, most, norm)
     optimiser.step()
 
 
@@ -86,18 +98,26 @@ def set_learning_rate(optimiser: torch.optim.Optimizer, lr: float) -> float:
     return lr
 
 
-class WarmAverage(AveragedModel):
+class WarmAverage(nn.Module):
     """A copy of a network that holds an exponential moving average of its weights.
 
     After n updates the decay is min(`decay`, (1+n)/(10+n)): short trainings would otherwise end
     with an average still full of their first, random weights. Buffers follow the newest values.
-    Only on a CPU does the host read n; all weights are moved by three launches elsewhere.
+    The host counts n and reads a flag on a CPU only, so that a GPU's n has the steps left out too.
     """
 
     def __init__(self, network: nn.Module, decay: float) -> None:
-        super().__init__(network)
-        self.decay = decay
+        super().__init__()
+        self.module, self.decay, self.n_averaged = deepcopy(network), decay, 0
         self.requires_grad_(False)
+
+    def get_extra_state(self) -> Tensor:
+        """The number of updates."""
+        return torch.tensor(self.n_averaged)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Go on from there."""
+        self.n_averaged = int(state)
 
     @torch.no_grad()
     def update_parameters(self, model: nn.Module, finite: Tensor | None = None) -> None:
@@ -105,19 +125,17 @@ class WarmAverage(AveragedModel):
 
         Where `finite` (0-d bool, on the device) is False, the average stays as it is.
         """
-        n: Tensor = self.n_averaged
-        old = [p.detach() for p in self.module.parameters()]
+        if finite is not None and finite.is_cpu and not finite:
+            return
+        n, old = self.n_averaged, [p.detach() for p in self.module.parameters()]
         new = [p.detach() for p in model.parameters()]
-        # 1 − (1 + n) / (10 + n), and 1 where n = 0
-        share = (9 / (n + n.clamp(max=1) + 9)).clamp(min=1 - self.decay)
-        if finite is not None:
-            share = share * finite
-        if not n.is_cpu:
-            change = torch._foreach_sub(new, old)
-            torch._foreach_mul_(change, share)
-            torch._foreach_add_(old, change)
+        share = max(9 / (10 + n), 1 - self.decay) if n else 1.0  # 1 − (1 + n) / (10 + n)
+        if finite is None or finite.is_cpu:
+            torch._foreach_lerp_(old, new, share)
         else:
-            torch._foreach_lerp_(old, new, float(share))
+            change = torch._foreach_sub(new, old)
+            torch._foreach_mul_(change, finite * share)
+            torch._foreach_add_(old, change)
         if buffers := list(self.module.buffers()):
             torch._foreach_copy_(buffers, list(model.buffers()))
-        self.n_averaged += 1 if finite is None else finite
+        self.n_averaged += 1

@@ -2,13 +2,16 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from math import prod
 from typing import Any, Self
 
 import torch
-from jaxtyping import Shaped
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from lesionseg.losses.inputs import region_target
+from lesionseg.ops.kernels.on_gpu import gpu_kernels
 from lesionseg.plan.anchor_plan import total_strides
 from lesionseg.plan.plan import Architecture
 
@@ -18,8 +21,9 @@ class LevelTargets:
     """The reference of a batch of tiles at one resolution, each `[B, *spatial]`.
 
     `labels` holds 0 for background and k for class k; with regions it is `[B, K, *spatial]` and
-    says whether a voxel belongs to each. `instances` holds lesion ids, `valid` is False where a
-    voxel teaches nothing.
+    says whether a voxel belongs to each. `valid` is False where a voxel teaches nothing.
+    `instances` holds lesion ids; where no loss asks for them those of coarse levels are the ids of
+    one voxel a block.
     """
 
     labels: Tensor
@@ -46,25 +50,60 @@ class LevelTargets:
         return [LevelTargets(*part) for part in zip(*parts, strict=True)]
 
 
-def coarsen(targets: LevelTargets, stride: Sequence[int]) -> LevelTargets:
+def targets_of_levels(
+    batch: Mapping[str, Tensor],
+    strides: Sequence[Sequence[int]],
+    regions: Sequence[Sequence[int]] = (),
+    *,
+    middle: bool = False,
+    ids: bool = True,
+) -> tuple[list[LevelTargets], Float[Tensor, " levels"] | None]:
+    """The targets of a batch at every level, and the lesion voxels of each where it counted them.
+
+    By `coarsen`, or by `middles`; on a GPU by kernels (`ops.kernels.levels_triton`) where label
+    maps are taught and no loss asks for the `ids` of lesions. Ids of invalid voxels stay there.
+    """
+    kernels = gpu_kernels("levels_triton", batch["labels"].device.type)
+    if kernels is None or regions or ids:
+        finest = LevelTargets.of(batch, regions)
+        coarser = middles if middle else partial(coarsen, ids=ids)
+        return [coarser(finest, stride) for stride in strides], None
+    labels, valid, counts = kernels.level_targets(
+        batch["labels"], batch["valid"].bool(), strides, middle=middle
+    )
+    one_a_block = [batch["instances"][_every(stride)] for stride in strides]
+    return [
+        LevelTargets(*of) for of in zip(labels, one_a_block, valid, strict=True)
+    ], counts.float()
+
+
+def coarsen(targets: LevelTargets, stride: Sequence[int], *, ids: bool = True) -> LevelTargets:
     """Targets on a grid `stride` times coarser; spatial axes are multiples of `stride`.
 
     A coarse voxel takes the highest label in its block, or belongs to every region in it. Nearest
     sampling would drop a lesion of a few voxels and teach the coarse levels that it is background:
     exactly the lesions that matter here. A block with an invalid voxel is invalid unless a lesion
-    is known to be in it.
+    is known to be in it. Without `ids` its instances are those of a voxel.
     """
+    if prod(stride) == 1:
+        return targets
     labels = _block_max(targets.labels, stride)
     complete = ~_block_max(~targets.valid, stride)
     known = labels.any(1) if labels.ndim > complete.ndim else labels > 0
-    return LevelTargets(labels, _block_max(targets.instances, stride), complete | known)
+    instances = _block_max(targets.instances, stride) if ids else targets.instances[_every(stride)]
+    return LevelTargets(labels, instances, complete | known)
 
 
 def middles(targets: LevelTargets, stride: Sequence[int]) -> LevelTargets:
     """Targets on a grid `stride` times coarser: the voxel in the middle of each block, as nnU-Net
     teaches; of an even number the one after the middle. A small lesion may be lost."""
-    places: tuple[Any, ...] = (..., *(slice(s // 2, None, s) for s in stride))
+    places = _every(stride)
     return LevelTargets(targets.labels[places], targets.instances[places], targets.valid[places])
+
+
+def _every(stride: Sequence[int]) -> tuple[Any, ...]:
+    """An index of the voxel in the middle of each block."""
+    return (..., *(slice(s // 2, None, s) for s in stride))
 
 
 def _block_max(

@@ -5,7 +5,11 @@ import torch
 from torch import Tensor, nn
 
 from lesionseg.errors import GeometryError
-from lesionseg.inference.sliding.sliding_window import flip_axes, predict_probabilities
+from lesionseg.inference.sliding.sliding_window import (
+    SlidingWindow,
+    flip_axes,
+    predict_probabilities,
+)
 from lesionseg.plan.plan import Plan
 from tests.inference.networks import Identity
 
@@ -64,6 +68,34 @@ def test_flips_average_probabilities_over_all_mirrored_images(plan: Plan) -> Non
     found = predict_probabilities(_LooksRight(), image, plan, flips=True, dtype=FLOAT32)
     expected = (image.roll(-1, -1).sigmoid() + image.roll(1, -1).sigmoid()) / 2
     torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-6)
+
+
+class _Small(_LooksRight):
+    """Has no memory for more than `most` tiles; remembers how many it saw."""
+
+    def __init__(self, most: int = 100) -> None:
+        super().__init__()
+        self.most, self.seen = most, list[int]()
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        self.seen.append(len(image))
+        if len(image) > self.most:
+            raise torch.OutOfMemoryError
+        return super().forward(image)
+
+
+@pytest.mark.parametrize(("most", "seen"), [(16, [16]), (8, [16, *[2] * 8])])
+def test_mirrored_views_are_one_batch_where_memory_suffices(
+    plan: Plan, most: int, seen: list[int]
+) -> None:
+    """As on a GPU; else one after the other, with the same result."""
+    tiles, network = _image(2, 1, *plan.tile_shape), _Small(most)
+    one_by_one = SlidingWindow((_Small(),), plan, batch_size=2, flips=True, dtype=FLOAT32)
+    together = SlidingWindow((network,), plan, batch_size=2, flips=True, dtype=FLOAT32)
+    together._at_once = 8
+    expected = one_by_one.predict(tiles).probabilities
+    torch.testing.assert_close(together.predict(tiles).probabilities, expected)
+    assert network.seen == seen
 
 
 def test_every_set_of_axes_is_mirrored_but_an_xray_never(plan: Plan) -> None:

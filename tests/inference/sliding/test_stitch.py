@@ -1,6 +1,7 @@
 import errno
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -158,6 +159,25 @@ def test_float32_is_kept_as_it_is() -> None:
     store = Store((1, 3), dtype=torch.float32)
     store.write((slice(0, 3),), torch.tensor([[0.1, 0.7, 1.0]]))
     assert store.decode(store.values).tolist() == torch.tensor([[0.1, 0.7, 1.0]]).tolist()
+
+
+def test_what_is_on_its_way_is_taken_in_order_and_all_of_it_when_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As from a GPU, whose numbers are there once their event has come."""
+    waited: list[int] = []
+
+    def sent_later(p: torch.Tensor) -> tuple[torch.Tensor, SimpleNamespace]:
+        host, n = torch.zeros_like(p), len(waited)
+        return host, SimpleNamespace(synchronize=lambda: (waited.append(n), host.copy_(p)))
+
+    monkeypatch.setattr("lesionseg.inference.sliding.stitch.to_host", sent_later)
+    store = Store((1, 9), dtype=torch.float32)
+    for i in range(9):
+        store.write((slice(i, i + 1),), torch.tensor([[i / 10]]))
+    assert len(waited) == 5
+    torch.testing.assert_close(store.values, torch.arange(9)[None] / 10)
+    assert len(waited) == 9
 
 
 def test_a_full_disk_is_said_before_anything_is_written(

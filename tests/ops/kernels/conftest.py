@@ -2,6 +2,7 @@
 
 import importlib
 import importlib.util
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from types import ModuleType
 import pytest
 import torch
 
+from lesionseg.ops import kernels
 from lesionseg.ops.kernels import focal_numba
 
 
@@ -24,8 +26,18 @@ class Backend:
 @pytest.fixture(scope="session")
 def focal_triton() -> Iterator[Backend]:
     """Triton's kernels of the focal loss."""
-    with _triton("focal_triton", BLOCK=256) as backend:
+    with _triton("focal_triton", BLOCK=64) as backend:
         yield backend
+
+
+@pytest.fixture(scope="session")
+def levels_triton(focal_triton: Backend) -> Iterator[Backend]:
+    """Triton's kernels of all levels, which call those of the focal loss."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "lesionseg.ops.kernels.focal_triton", focal_triton.module)
+        patch.setattr(kernels, "focal_triton", focal_triton.module, raising=False)
+        with _triton("levels_triton", BLOCK=32, HELD=16) as backend:
+            yield backend
 
 
 @pytest.fixture(scope="session")

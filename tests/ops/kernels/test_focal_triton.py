@@ -16,10 +16,12 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, compile
 from lesionseg.ops.kernels import focal_triton
 
-types = dict.fromkeys(("weights", "sums", "scale"), "*fp32")
+types = dict.fromkeys(("weights", "sums", "scale", "dice_scale", "factors"), "*fp32")
 types |= {"labels": "*u8", "valid": "*i1", "gamma": "fp32"}
-for dtype, C, POWER, VALID in (("*fp32", 1, 2, False), ("*bf16", 3, -1, True)):
-    options = {"C": C, "POWER": POWER, "VALID": VALID, "BLOCK": focal_triton.BLOCK}
+for dtype, C, POWER, VALID, DICE in (
+    ("*fp32", 2, 2, False, False), ("*bf16", 3, -1, True, False), ("*fp32", 3, 0, True, True)
+):
+    options = {"C": C, "POWER": POWER, "VALID": VALID, "DICE": DICE, "BLOCK": focal_triton.BLOCK}
     known = types | dict.fromkeys(options, "constexpr") | {"x": dtype, "out": dtype}
     for kind in ("_sigmoid", "_softmax"):
         for part in ("_sums", "_gradient"):
@@ -38,6 +40,33 @@ for dtype, C, POWER, VALID in (("*fp32", 1, 2, False), ("*bf16", 3, -1, True)):
 def test_compiles_for_an_h200_without_one(tmp_path: Path) -> None:
     """The interpreter takes more than the compiler does."""
     done = _compile(COMPILE, tmp_path)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+COMPILE_LEVELS = """
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource, compile
+from lesionseg.ops.kernels import levels_triton
+
+pointers = ("sums", "level_weights", "normalisers", "factors", "terms")
+types = dict.fromkeys(pointers, "*fp32") | dict.fromkeys(("table", "counts"), "*i32")
+types |= {"labels": "*u8", "out_labels": "*u8", "valid": "*i1", "out_valid": "*i1"}
+types |= dict.fromkeys(("smooth", "dice_weight", "focal_weight"), "fp32")
+of_targets = {"LEVELS": 4, "BLOCK": levels_triton.BLOCK}
+of_sums = {"LEVELS": 4, "ROWS": 2, "K": 3, "WIDTH": 12, "LOOPS": 4, "HELD": 2048, "PADDED": 16}
+for kernel, options in (
+    (levels_triton._targets, of_targets),
+    (levels_triton._add_up, of_sums | {"NORMALISER": -1}),
+    (levels_triton._add_up, of_sums | {"NORMALISER": 3, "ROWS": 1, "K": 1}),
+):
+    known = types | dict.fromkeys(options, "constexpr")
+    source = ASTSource(kernel, {name: known.get(name, "i32") for name in kernel.arg_names}, options)
+    assert compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": 8}).asm["cubin"]
+"""
+
+
+def test_the_kernels_of_all_levels_compile_for_an_h200(tmp_path: Path) -> None:
+    done = _compile(COMPILE_LEVELS, tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
 
 
@@ -60,12 +89,15 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, compile
 from lesionseg.ops.kernels import focal_triton
 
-pointers = ("x", "labels", "valid", "weights", "sums", "scale", "out")
+pointers = (
+    "x", "labels", "valid", "weights", "sums", "scale", "dice_scale", "factors", "out"
+)
 types = dict.fromkeys(pointers, "*fp32") | {"labels": "*u8", "valid": "*i1", "gamma": "fp32"}
 for C, kind in ((1, "_sigmoid"), (2, "_softmax")):
     for kernel in (getattr(focal_triton, kind + part) for part in ("_sums", "_gradient")):
-        for VALID in (False, True):
-            options = {"C": C, "POWER": 2, "VALID": VALID, "BLOCK": focal_triton.BLOCK}
+        for VALID, DICE in ((False, False), (True, False), (True, True)):
+            options = {"C": C, "POWER": 2, "VALID": VALID, "DICE": DICE}
+            options["BLOCK"] = focal_triton.BLOCK
             options |= {name: 1 for name in ("x_voxel", "out_voxel") if name in kernel.arg_names}
             known = types | dict.fromkeys(options, "constexpr")
             signature = {name: known.get(name, "i32") for name in kernel.arg_names}
@@ -80,16 +112,16 @@ for C, kind in ((1, "_sigmoid"), (2, "_softmax")):
                 target=GPUTarget("cuda", 90, 32),
                 options={"num_warps": 4, "enable_fp_fusion": True},
             )
-            print(made.asm["ptx"].count("ld.global.v4"), kernel.fn.__name__, VALID)
+            print(made.asm["ptx"].count("ld.global.v4"), kernel.fn.__name__, VALID, DICE)
 """
 
 
 def test_logits_are_loaded_16_bytes_at_a_time(tmp_path: Path) -> None:
-    """Also with a valid mask, which training always has."""
+    """Also with a valid mask, which training always has, and where Dice's sums are made too."""
     done = _compile(COUNT_LOADS, tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
     rows = [line.split() for line in done.stdout.splitlines()]
-    assert len(rows) == 8
+    assert len(rows) == 12
     for n_loads, *kernel in rows:  # 2048 voxels by 128 threads, 4 a load, in a loop over classes
         assert int(n_loads) >= 4, kernel
 

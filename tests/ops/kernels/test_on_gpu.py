@@ -11,11 +11,9 @@ from lesionseg.ops.kernels.on_gpu import gpu_kernels
 @pytest.fixture(autouse=True)
 def anew():
     """Each test asks for the first time, and so does whoever comes after."""
-    for cached in (gpu_kernels, on_gpu._launches):
-        cached.cache_clear()
+    on_gpu._launches.cache_clear()
     yield
-    for cached in (gpu_kernels, on_gpu._launches):
-        cached.cache_clear()
+    on_gpu._launches.cache_clear()
 
 
 def check_that(monkeypatch: pytest.MonkeyPatch, launch) -> None:

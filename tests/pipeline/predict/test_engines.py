@@ -9,21 +9,24 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from torch import Tensor
 
 from lesionseg.core import CaseFiles, Geometry, Volume
 from lesionseg.errors import ConfigError
 from lesionseg.inference.bundles.bundle import write_bundle
+from lesionseg.inference.inference_settings import InferenceSettings
 from lesionseg.inference.predictor import Predictor
 from lesionseg.io.atomic import read_csv
 from lesionseg.io.volumes import write_volume
 from lesionseg.models.build import build_network
 from lesionseg.pipeline.predict import ray_engine
-from lesionseg.pipeline.predict.predict_job import PredictJob, predict_cases
+from lesionseg.pipeline.predict.predict_job import PredictJob, predict_cases, readers_of
 from lesionseg.pipeline.predict.predictions_table import PredictOutcome
 from lesionseg.pipeline.predict.ray_engine import ATTEMPTS, Worker, Workers, share_out
 from lesionseg.pipeline.predict.recipe import predict
@@ -33,6 +36,7 @@ from tests.inference.networks import Bright
 SHAPE = (12, 18, 20)
 MINE = {"mine": lambda _: Bright()}
 CASES = [f"c{i}" for i in range(7)]
+CPU = torch.device("cpu")
 
 
 @pytest.fixture
@@ -130,11 +134,30 @@ def test_devices_share_the_cases(
 
 
 def test_devices_share_a_small_memory_too(bundle: Path, scans: Path, tmp_path: Path) -> None:
-    from lesionseg.inference.inference_settings import InferenceSettings
-
     tight = InferenceSettings(max_memory_gb=1e-6)
     rows = _run(bundle, scans, tmp_path / "out", device=["cpu"] * 3, inference=tight)
     assert [row.status for row in rows] == ["done"] * len(CASES)
+
+
+def test_several_readers_and_writers_of_a_device_do_everything_once(
+    bundle: Path, scans: Path, tmp_path: Path
+) -> None:
+    _run(bundle, scans, tmp_path / "one")
+    several = InferenceSettings(readers=3)
+    rows = _run(bundle, scans, tmp_path / "three", inference=several)
+    assert [(row.case, row.status) for row in rows] == [(case, "done") for case in CASES]
+    assert _files(tmp_path / "three") == _files(tmp_path / "one")
+    tight = replace(several, max_memory_gb=1e-6)
+    rows = _run(bundle, scans, tmp_path / "tight", inference=tight)
+    assert [row.status for row in rows] == ["done"] * len(CASES)
+
+
+def test_a_gpu_is_fed_by_up_to_four_readers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lesionseg.pipeline.predict.predict_job.cores", lambda: 12)
+    gpu, cpu = SimpleNamespace(device=torch.device("cuda")), SimpleNamespace(device=CPU)
+    for given, n in (([gpu], 4), ([gpu] * 2, 3), ([gpu] * 8, 1), ([cpu], 1)):
+        assert readers_of(InferenceSettings(), given) == n  # type: ignore[arg-type]
+    assert readers_of(InferenceSettings(readers=7), [cpu]) == 7  # type: ignore[arg-type]
 
 
 def test_every_gpu_is_used_unless_one_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

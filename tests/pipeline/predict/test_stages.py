@@ -63,6 +63,17 @@ def test_several_workers_share_the_items() -> None:
     assert sorted(found) == list(range(1, 41))
 
 
+def test_several_workers_may_begin_with_a_generator() -> None:
+    """Which refuses two threads at once."""
+
+    def source() -> Iterator[int]:
+        for i in range(40):
+            time.sleep(0.001)
+            yield i
+
+    assert sorted(overlapped(source(), [_plus(1)] * 4)) == list(range(1, 41))
+
+
 def test_what_a_step_raises_is_raised_and_ends_the_others() -> None:
     before = set(threading.enumerate())
 

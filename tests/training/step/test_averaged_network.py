@@ -28,7 +28,7 @@ def test_the_average_starts_at_the_first_weights_and_its_memory_grows():
 
 def test_the_decay_never_exceeds_the_one_asked_for():
     averaged = WarmAverage(with_weight(1.0), decay=0.9)
-    averaged.n_averaged.fill_(10_000)
+    averaged.n_averaged = 10_000
     averaged.update_parameters(with_weight(0.0))
     assert averaged.module.weight.item() == pytest.approx(0.9)
 

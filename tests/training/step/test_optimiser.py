@@ -8,7 +8,12 @@ from torch import nn
 
 from lesionseg.models import build_network
 from lesionseg.training.settings import OptimiserSettings
-from lesionseg.training.step.optimiser import make_optimiser, set_learning_rate, step_if
+from lesionseg.training.step.optimiser import (
+    clipped_step,
+    gradient_norm,
+    make_optimiser,
+    set_learning_rate,
+)
 
 
 def test_a_smaller_rate_for_the_backbone_keeps_its_ratio_through_the_schedule(make_plan):
@@ -49,7 +54,8 @@ def test_all_weights_decay_where_that_is_asked_for(make_plan):
 
 def step(network, optimiser, *, finite=True):
     network(torch.ones(1, 2, 4, 4)).sum().backward()
-    step_if(SimpleNamespace(optimizer=optimiser, step=optimiser.step), torch.tensor(finite))
+    wrapped = SimpleNamespace(optimizer=optimiser, step=optimiser.step)
+    clipped_step(wrapped, gradient_norm(network), 1.0, torch.tensor(float(not finite)))
     optimiser.zero_grad()
     return [weight.detach().clone() for weight in network.parameters()]
 
