@@ -45,6 +45,8 @@ _TITLES: Mapping[str, str] = {
     "features": "other image features",
 }
 TOGETHER = 0.97  # of training scans, left out, under all limits
+SWAP_MARGIN = 1.25  # another order of the channels fits better by so much: they are swapped
+_PER_CHANNEL = ("intensity", "empty", "sharpness")  # kinds of numbers that follow their channels
 LEAST_SCANS, N_SCANS = 5, 64  # needed for a check, and looked at
 _TENSORS = ("mean", "scale", "precision", "low", "high", "limit")
 
@@ -64,15 +66,17 @@ class InputCheck:
 
         Raises `BundleError` for statistics of another network.
         """
-        vectors, ratios = self._compared(scan)
-        score = max(ratios.values())
-        beyond = [kind for kind in FLOORS if ratios.get(kind, 0) > 1]
-        if not beyond:
+        vectors = {**scan.vectors, "orientation": orientation(scan.thumbnail, self.template)}
+        ratios = {kind: self._ratio(kind, v) for kind, v in vectors.items() if kind in self.norms}
+        order, fit, gain = self._other_order(scan, ratios)
+        score = max(gain, *ratios.values())
+        first, *others = [kind for kind in FLOORS if ratios.get(kind, 0) > 1] or [""]
+        if gain > 1 >= fit:
+            names = ", ".join(plan.channel_names[order.index(k)] for k in range(len(order)))
+            return InputVerdict(score, f"The channels seem swapped: they look like {names}.")
+        if not first:
             return InputVerdict(score)
-        first, *others = beyond
-        reason = self._swapped(scan, ratios, plan) or _sentence(
-            first, vectors[first], self.norms[first], others, plan
-        )
+        reason = _sentence(first, vectors[first], self.norms[first], others, plan)
         return InputVerdict(score, reason)
 
     def without(self, missing: Sequence[int]) -> "InputCheck":
@@ -86,28 +90,33 @@ class InputCheck:
             norms[kind] = norm.of([i for i, of in enumerate(owners) if not of & set(missing)])
         return InputCheck(norms, np.delete(self.template, missing, 0))
 
-    def _compared(self, scan: ScanStatistics) -> tuple[dict[str, Vector], dict[str, float]]:
-        """The vectors of each kind, and their distances as shares of the limits."""
-        turned = orientation(scan.thumbnail, self.template)
-        vectors = {**scan.vectors, "orientation": turned}
-        shared = {kind: norm for kind, norm in self.norms.items() if kind in vectors}
-        return vectors, {k: norm.distance(vectors[k]) / norm.limit for k, norm in shared.items()}
+    def _ratio(self, kind: str, vector: Vector) -> float:
+        """The distance of a vector from the training scans' as a share of the limit."""
+        return self.norms[kind].distance(vector) / self.norms[kind].limit
 
-    def _swapped(self, scan: ScanStatistics, seen: Mapping[str, float], plan: Plan) -> str:
-        """In what other order of the channels the scan would be like the training scans, if any."""
-        names = plan.channel_names
-        orders = permutations(range(len(names))) if 1 < len(names) < 6 else ()
-        fits: dict[tuple[int, ...], float] = {}
-        for order in orders:
-            n_pairs = {"intensity": comb(len(order), 2), "empty": 0, "sharpness": 0}
-            vectors = {k: _reordered(scan.vectors[k], order, n) for k, n in n_pairs.items()}
-            _, ratios = self._compared(ScanStatistics(vectors, scan.thumbnail[list(order)]))
-            fits[order] = max(ratios.values())
-        best = min(fits, key=lambda o: fits[o], default=())
-        if not best or fits[best] > 1 or max(seen[kind] for kind in ratios) <= 1:
-            return ""
-        given = ", ".join(names[best.index(k)] for k in range(len(names)))
-        return f"The channels seem swapped: they look like {given}."
+    def _other_order(
+        self, scan: ScanStatistics, given: Mapping[str, float]
+    ) -> tuple[tuple[int, ...], float, float]:
+        """The order of the channels, other than as given, in which a scan is most like the others.
+
+        Its score, and the given one's in units of it and of the margin: above 1 they are swapped.
+        Up to five channels; of fewer than two `(), inf, 0`.
+        """
+        n = len(self.template)
+        others = list(permutations(range(n)))[1:] if n < 6 else []
+        n_pairs = {"intensity": comb(n, 2)}
+        fits = [
+            max(
+                self._ratio(kind, _reordered(scan.vectors[kind], order, n_pairs.get(kind, 0)))
+                for kind in _PER_CHANNEL
+            )
+            for order in others
+        ]
+        if not fits:
+            return (), np.inf, 0.0
+        fit = max(min(fits), 1e-6)
+        own = max(given[kind] for kind in _PER_CHANNEL)
+        return others[int(np.argmin(fits))], fit, own / (SWAP_MARGIN * fit)
 
     def tensors(self) -> dict[str, Tensor]:
         """All of it by name, float32, for a safetensors file."""
@@ -176,13 +185,14 @@ def make_input_check(
     """What new scans are compared with; None for fewer than five scans or a single patient.
 
     Limits are such that a scan keeps them whose patient (`groups`) is left out of the statistics.
-    `grids`: rows of `grid_vector`, of the training scans' files in any order.
+    `grids`: rows of `grid_vector`, of the training scans' files in any order; the scans' own grids,
+    which are the plan's, do not count.
     """
     if len(scans) < LEAST_SCANS or len(set(groups)) < 2:
         return None
     owners = np.array(groups)
     thumbnails = np.stack([scan.thumbnail for scan in scans])
-    kinds = [kind for kind in FLOORS if kind in scans[0].vectors]
+    kinds = [kind for kind in FLOORS if kind in scans[0].vectors and kind != "grid"]
     table = {kind: np.stack([scan.vectors[kind] for scan in scans]) for kind in kinds}
     table["orientation"] = np.stack(
         [
@@ -190,15 +200,19 @@ def make_input_check(
             for scan, group in zip(scans, groups, strict=True)
         ]
     )
-    left_out = {kind: left_out_distances(kind, rows, owners) for kind, rows in table.items()}
-    limits = {kind: limit_of(distances) for kind, distances in left_out.items()}
-    worst = np.max([left_out[kind] / limits[kind] for kind in table], axis=0)
-    factor = max(1.0, float(np.quantile(worst, TOGETHER)))
-    norms = {kind: norm_of(kind, rows, limits[kind] * factor) for kind, rows in table.items()}
+    limits = _limits({kind: left_out_distances(kind, v, owners) for kind, v in table.items()})
+    norms = {kind: norm_of(kind, rows, limits[kind]) for kind, rows in table.items()}
     alone = left_out_distances("grid", grids, np.arange(len(grids)))
-    return InputCheck(
-        {"grid": norm_of("grid", grids, limit_of(alone)), **norms}, thumbnails.mean(0)
-    )
+    norms["grid"] = norm_of("grid", grids, _limits({"grid": alone})["grid"])
+    return InputCheck(norms, thumbnails.mean(0))
+
+
+def _limits(distances: Mapping[str, Vector]) -> dict[str, float]:
+    """Of each kind what 99 % stay under; raised where the scans but the oddest 3 % exceed it."""
+    limits = {kind: limit_of(values) for kind, values in distances.items()}
+    worst = np.max([values / limits[kind] for kind, values in distances.items()], axis=0)
+    usual = np.argsort(worst, kind="stable")[: round(TOGETHER * len(worst))]
+    return {kind: max(limits[kind], float(v[usual].max())) for kind, v in distances.items()}
 
 
 def _reordered(vector: Vector, order: Sequence[int], n_pairs: int) -> Vector:

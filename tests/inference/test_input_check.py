@@ -16,6 +16,7 @@ from lesionseg.inference.bundles.bundle import bundle_digest, read_bundle, write
 from lesionseg.inference.decision import NOT_CHECKED
 from lesionseg.inference.input_check import (
     InputCheck,
+    _limits,
     _reordered,
     judge_input,
     make_input_check,
@@ -29,7 +30,7 @@ from lesionseg.inference.scan_statistics import (
     pooled_features,
     scan_statistics,
 )
-from lesionseg.inference.training_norms import Norm
+from lesionseg.inference.training_norms import Norm, limit_of
 from lesionseg.models.build import build_network
 from lesionseg.plan.plan import Architecture, ChannelSet, Normalisation, Plan
 from tests.inference.networks import Bright
@@ -140,6 +141,41 @@ def test_thick_slices_are_told_by_their_millimetres(
     thick = Volume(array, Geometry.from_spacing(array.shape[1:], (4.0, 1.0, 1.0)))
     warning = _verdict(check, thick, network, plan).warning
     assert "the spacing along S in mm is 4, in training 1 to 1 (also: " in warning
+
+
+def test_the_grid_is_compared_with_the_files_and_not_with_the_plan(
+    network: nn.Module, plan: Plan
+) -> None:
+    scans = [scan_statistics(_scan(i).array, _scan(i).geometry, network, plan) for i in range(8)]
+    files = np.stack([grid_vector(SHAPE, (s, 1.0, 1.0)) for s in np.linspace(2, 5, 8)])
+    check = make_input_check(scans, list("abcdefgh"), files)
+    assert check is not None
+    assert np.exp(check.norms["grid"].low[0]) == pytest.approx(2)
+    assert np.exp(check.norms["grid"].high[0]) == pytest.approx(5)
+
+
+def test_swapped_channels_within_all_limits_are_told_by_the_better_order(
+    check: InputCheck, network: nn.Module, plan: Plan
+) -> None:
+    wide = {kind: replace(norm, limit=norm.limit * 50) for kind, norm in check.norms.items()}
+    check = InputCheck(wide, check.template)
+    scan = _scan(200)
+    verdict = _verdict(check, replace(scan, array=scan.array[::-1].copy()), network, plan)
+    assert verdict.warning == "The channels seem swapped: they look like T1, FLAIR."
+    assert verdict.score is not None
+    assert verdict.score > 1
+    given = _verdict(check, scan, network, plan)
+    assert given.warning == ""
+    assert given.score is not None
+    assert given.score < 1
+
+
+def test_one_kind_with_odd_scans_leaves_the_other_limits(rng: np.random.Generator) -> None:
+    usual, odd = np.exp(rng.normal(0, 0.2, (2, 60)))
+    odd[[3, 30]], odd[50] = 100, 9
+    limits = _limits({"sharpness": usual, "empty": odd})
+    assert limits["sharpness"] == pytest.approx(limit_of(usual))
+    assert limits["empty"] == pytest.approx(max(9, limit_of(odd)))
 
 
 def test_a_channel_without_contrast_is_named_without_any_check(
