@@ -24,19 +24,21 @@ _FORMULA = re.compile(r"'*[=+\-@]")
 
 
 @contextmanager
-def atomic_path(path: Path) -> Iterator[Path]:
+def atomic_path(path: Path, *, lasting: bool = True) -> Iterator[Path]:
     """Yield a temporary path beside `path`, renamed onto it on success and deleted on failure.
 
     The temporary name begins with a dot, which readers of the folder pass by, and keeps the suffix,
-    by which writers go. Missing parent folders are made. Raises `OutputError` where the disk
-    refuses; errors of the caller's own pass through.
+    by which writers go. Missing parent folders are made. What is not `lasting` may be empty after a
+    power cut, and saves the wait for the disk. Raises `OutputError` where the disk refuses; errors
+    of the caller's own pass through.
     """
     temporary = path.with_name(f".{uuid.uuid4().hex[:8]}-{path.name}")
     try:
         with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             yield temporary
-            _flush(temporary)
+            if lasting:
+                _flush(temporary)
             temporary.replace(path)
     finally:
         with suppress(OSError):  # its folder may be a file: then nothing was written either
