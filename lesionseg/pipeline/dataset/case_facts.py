@@ -155,7 +155,7 @@ def _pool(workers: int, n_cases: int) -> Iterator[_Run]:
 def _forked(
     workers: int, look: Callable[[CaseFiles], Any], cases: Sequence[CaseFiles]
 ) -> Iterator[Any]:
-    """As `map`. The first case is read here: what it loads and compiles, the processes then have."""
+    """As `map`. The first case is read here: the processes then have what it loads and compiles."""
     yield look(cases[0])
     chunk = min(16, -(-len(cases) // (4 * workers)))
     with ProcessPoolExecutor(workers, mp_context=get_context("fork")) as processes:
