@@ -105,22 +105,22 @@ def private_files() -> Iterator[None]:
         os.umask(before)
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write UTF-8 text atomically."""
-    with atomic_path(path) as temporary:
+def write_text(path: Path, text: str, *, lasting: bool = True) -> None:
+    """Write UTF-8 text atomically; `lasting`: see `atomic_path`."""
+    with atomic_path(path, lasting=lasting) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
-def write_json(path: Path, obj: object) -> None:
+def write_json(path: Path, obj: object, *, lasting: bool = True) -> None:
     """Write JSON atomically; numpy numbers and paths become plain ones.
 
-    Raises `OutputError` for NaN and infinity: what is undefined is written as null.
+    `lasting`: see `atomic_path`. Raises `OutputError` for NaN and infinity: what is undefined is written as null.
     """
     try:
         text = json.dumps(obj, indent=1, allow_nan=False, ensure_ascii=False, default=_plain)
     except (ValueError, TypeError) as error:
         raise OutputError(f"The content does not fit JSON: {error}.", where=path) from error
-    write_text(path, text + "\n")
+    write_text(path, text + "\n", lasting=lasting)
 
 
 def _plain(value: object) -> object:

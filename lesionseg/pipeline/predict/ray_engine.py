@@ -173,8 +173,8 @@ class _Attempts:
         return n_before
 
     def end(self, case: str, row: PredictionRow) -> None:
-        """Keep the row of a case that is done."""
-        write_json(self._path(case).with_suffix(".json"), asdict(row))
+        """Keep the row of a case that is done, for as long as this machine runs."""
+        write_json(self._path(case).with_suffix(".json"), asdict(row), lasting=False)
 
     def row(self, case: str) -> str | None:
         """The row as JSON, if the case is done."""
