@@ -114,7 +114,8 @@ def write_text(path: Path, text: str, *, lasting: bool = True) -> None:
 def write_json(path: Path, obj: object, *, lasting: bool = True) -> None:
     """Write JSON atomically; numpy numbers and paths become plain ones.
 
-    `lasting`: see `atomic_path`. Raises `OutputError` for NaN and infinity: what is undefined is written as null.
+    `lasting`: see `atomic_path`. Raises `OutputError` for NaN and infinity: what is undefined is
+    written as null.
     """
     try:
         text = json.dumps(obj, indent=1, allow_nan=False, ensure_ascii=False, default=_plain)

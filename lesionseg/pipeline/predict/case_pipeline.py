@@ -51,10 +51,12 @@ def through_steps(
     read: Callable[[Task, Halt], None],
     write: Callable[[Task], None],
     spill: Callable[[Task], Path | None] = lambda _: None,
+    hands: int = 1,
 ) -> Generator[Task]:
     """Read, infer and write cases, each step in a thread of its own; yields each when written.
 
-    Order is kept with one predictor; several share the cases. `read` fills `prepared`, or leaves it
+    For each predictor `hands` threads read and as many write. Order is kept with one predictor and
+    one reader; several share the cases. `read` fills `prepared`, or leaves it
     where nothing is to be inferred; `write` finds `inferred` or `error`. What they raise is raised
     here and ends the run, as closing the generator does. `spill`: see `Predictor.infer_all`.
     """
@@ -94,12 +96,10 @@ def through_steps(
             task.inferred = None
             yield task
 
-    # a GPU is fed by a thread that reads and relieved by one that writes
-    steps = (
-        [reading] * len(predictors),
-        [inferring(predictor) for predictor in predictors],
-        [writing] * len(predictors),
-    )
+    # a GPU is fed by threads that read and relieved by others that write
+    n_hands = hands * len(predictors)
+    network = [inferring(predictor) for predictor in predictors]
+    steps = ([reading] * n_hands, network, [writing] * n_hands)
     with closing(overlapped(tasks, *steps)) as finished:
         yield from finished
 

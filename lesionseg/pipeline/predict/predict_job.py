@@ -12,9 +12,10 @@ import torch
 
 from lesionseg import __version__
 from lesionseg.core import CaseFiles
+from lesionseg.data.cache.fill import cores
 from lesionseg.errors import LesionsegError
 from lesionseg.inference.bundles.bundle import bundle_digest
-from lesionseg.inference.inference_settings import InferenceSettings
+from lesionseg.inference.inference_settings import InferenceSettings, choose_device
 from lesionseg.inference.predictor import Predictor
 from lesionseg.io.case_ids import printable_id
 from lesionseg.io.dicom.source_images import ResultOrigin
@@ -47,6 +48,7 @@ from lesionseg.pipeline.run.run_log import redact_any
 
 logger = logging.getLogger(__name__)
 
+_MOST_HANDS = 4
 NAME = "this case"  # what a message calls it whose file is not to be named
 
 
@@ -110,19 +112,29 @@ def predict_cases(
 ) -> Generator[PredictionRow]:
     """Predict cases into `job.output`; yields the row of each as soon as it is written.
 
-    Rows come in the order of `cases`, with several devices as they are done. `known` are rows of
-    earlier runs: what is unchanged is kept. A case that fails gives a row that says why; nothing it
-    wrote is left. `predictors` saves building the job's again: one per device, which share the
-    cases. Close the generator to give the rest up: what is written stays.
+    Rows come in the order of `cases`, on GPUs and several devices as they are done. `known` are
+    rows of earlier runs: what is unchanged is kept. A case that fails gives a row that says why;
+    nothing it wrote is left. `predictors` saves building the job's again: one per device, which
+    share the cases. Close the generator to give the rest up: what is written stays.
     """
     predictors = predictors or job.predictors()
     steps = _JobSteps(job, predictors[0], known or {})
-    tasks = (_JobTask(files) for files in cases)
-    run = through_steps(tasks, predictors, steps.read, steps.write, steps.spill)
+    tasks = map(_JobTask, cases)  # several threads take from it, which a generator refuses
+    run = through_steps(tasks, predictors, steps.read, steps.write, steps.spill, hands(job))
     with closing(run) as finished:
         for task in finished:
             if task.row is not None:
                 yield task.row
+
+
+def hands(job: PredictJob) -> int:
+    """Threads that read, and that write, for each device: a GPU infers faster than one reads.
+
+    How many cases are in memory at a time is decided by their bytes.
+    """
+    if choose_device(job.devices[0]).type != "cuda":
+        return 1
+    return max(1, min(_MOST_HANDS, cores() // (2 * len(job.devices))))
 
 
 @dataclass(eq=False)

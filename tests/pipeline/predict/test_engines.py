@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from torch import Tensor
 
 from lesionseg.core import CaseFiles, Geometry, Volume
@@ -22,8 +23,8 @@ from lesionseg.inference.predictor import Predictor
 from lesionseg.io.atomic import read_csv
 from lesionseg.io.volumes import write_volume
 from lesionseg.models.build import build_network
-from lesionseg.pipeline.predict import ray_engine
-from lesionseg.pipeline.predict.predict_job import PredictJob, predict_cases
+from lesionseg.pipeline.predict import predict_job, ray_engine
+from lesionseg.pipeline.predict.predict_job import PredictJob, hands, predict_cases
 from lesionseg.pipeline.predict.predictions_table import PredictOutcome
 from lesionseg.pipeline.predict.ray_engine import ATTEMPTS, Worker, Workers, share_out
 from lesionseg.pipeline.predict.recipe import predict
@@ -127,6 +128,35 @@ def test_devices_share_the_cases(
     assert [(row.case, row.status) for row in rows] == [(case, "done") for case in CASES]
     assert len(set(seen)) == 2
     assert _files(tmp_path / "two") == _files(tmp_path / "one")
+
+
+def test_several_read_for_one_gpu(
+    bundle: Path, scans: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _run(bundle, scans, tmp_path / "one")
+    meeting, fetch, readers = threading.Barrier(2), predict_job.fetch_images, set[int]()
+
+    def together(paths: Sequence[Path]) -> None:
+        """Two scans are read at the same time."""
+        if threading.get_ident() not in readers and len(readers) < 2:
+            readers.add(threading.get_ident())
+            meeting.wait(timeout=20)
+        fetch(paths)
+
+    monkeypatch.setattr(predict_job, "fetch_images", together)
+    monkeypatch.setattr(predict_job, "hands", lambda job: 3)
+    rows = _run(bundle, scans, tmp_path / "three")
+    assert [(row.case, row.status) for row in rows] == [(case, "done") for case in CASES]
+    assert _files(tmp_path / "three") == _files(tmp_path / "one")
+
+
+def test_hands_are_as_many_as_cores_feed_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    job = PredictJob((Path("b"),), Path("o"), device=("cuda:0", "cuda:1"))
+    for n_cores, n_hands in {1: 1, 8: 2, 64: 4}.items():
+        monkeypatch.setattr(predict_job, "cores", lambda n=n_cores: n)
+        monkeypatch.setattr(predict_job, "choose_device", torch.device)
+        assert hands(job) == n_hands
+        assert hands(replace(job, device="cpu")) == 1
 
 
 def test_devices_share_a_small_memory_too(bundle: Path, scans: Path, tmp_path: Path) -> None:
