@@ -24,19 +24,21 @@ _FORMULA = re.compile(r"'*[=+\-@]")
 
 
 @contextmanager
-def atomic_path(path: Path) -> Iterator[Path]:
+def atomic_path(path: Path, *, lasting: bool = True) -> Iterator[Path]:
     """Yield a temporary path beside `path`, renamed onto it on success and deleted on failure.
 
     The temporary name begins with a dot, which readers of the folder pass by, and keeps the suffix,
-    by which writers go. Missing parent folders are made. Raises `OutputError` where the disk
-    refuses; errors of the caller's own pass through.
+    by which writers go. Missing parent folders are made. What is not `lasting` may be empty after a
+    power cut, and saves the wait for the disk. Raises `OutputError` where the disk refuses; errors
+    of the caller's own pass through.
     """
     temporary = path.with_name(f".{uuid.uuid4().hex[:8]}-{path.name}")
     try:
         with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             yield temporary
-            _flush(temporary)
+            if lasting:
+                _flush(temporary)
             temporary.replace(path)
     finally:
         with suppress(OSError):  # its folder may be a file: then nothing was written either
@@ -103,22 +105,23 @@ def private_files() -> Iterator[None]:
         os.umask(before)
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write UTF-8 text atomically, on every system with the same bytes."""
-    with atomic_path(path) as temporary:
+def write_text(path: Path, text: str, *, lasting: bool = True) -> None:
+    """Write UTF-8 text atomically, with the same bytes everywhere; `lasting`: see `atomic_path`."""
+    with atomic_path(path, lasting=lasting) as temporary:
         temporary.write_text(text, encoding="utf-8", newline="\n")
 
 
-def write_json(path: Path, obj: object) -> None:
+def write_json(path: Path, obj: object, *, lasting: bool = True) -> None:
     """Write JSON atomically; numpy numbers and paths become plain ones.
 
-    Raises `OutputError` for NaN and infinity: what is undefined is written as null.
+    `lasting`: see `atomic_path`. Raises `OutputError` for NaN and infinity: what is undefined is
+    written as null.
     """
     try:
         text = json.dumps(obj, indent=1, allow_nan=False, ensure_ascii=False, default=_plain)
     except (ValueError, TypeError) as error:
         raise OutputError(f"The content does not fit JSON: {error}.", where=path) from error
-    write_text(path, text + "\n")
+    write_text(path, text + "\n", lasting=lasting)
 
 
 def _plain(value: object) -> object:

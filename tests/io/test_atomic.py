@@ -145,6 +145,9 @@ def test_the_content_is_on_the_disk_before_its_name(
     monkeypatch.setattr("os.fsync", lambda _: order.append((tmp_path / "a").exists()))
     write_text(tmp_path / "a", "x")
     assert order == [False]
+    with atomic_path(tmp_path / "b", lasting=False) as temporary:  # need not outlive a power cut
+        temporary.write_text("x")
+    assert order == [False]
 
 
 BILLION = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(

@@ -14,7 +14,7 @@ from scipy.special import gammaincinv, ndtr, stdtrit
 
 MAX_UNDEFINED = 0.05  # of the replicates: they are not undefined at random
 Z95 = 1.959963984540054
-_MAX_ELEMENTS = 4_000_000  # of a temporary `[replicates, items]`: 32 MB
+_MAX_ELEMENTS = 1_000_000  # of a temporary `[replicates, items]`: 8 MB, of which some live at once
 
 Weights = NDArray[np.float64]
 Draws = NDArray[np.uint8]

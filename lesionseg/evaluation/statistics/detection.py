@@ -119,13 +119,12 @@ def froc(pool: Pool, fp_per_case: Sequence[float]) -> Statistic:
         n_cases = weights[:, pool.case_group] @ pool.case_share
         false = weights[:, false_group].cumsum(1)
         found = _cumulative(weights[:, lesion_group])
-        columns = []
-        for x in fp_per_case:
-            # the first false positive that is one too many, or the end of the list
-            allowed = (false <= (x * n_cases + 1e-9)[:, None]).sum(1)
-            n_found = np.take_along_axis(found, found_before[allowed][:, None], 1)[:, 0]
-            columns.append(_divide(n_found, found[:, -1]))
-        return np.stack(columns, axis=1)
+        limits = np.outer(n_cases, fp_per_case) + 1e-9
+        # the first false positive that is one too many, or the end of the list
+        rows = zip(false, limits, strict=True)
+        allowed = np.stack([np.searchsorted(row, limit, side="right") for row, limit in rows])
+        n_found = np.take_along_axis(found, found_before[allowed], 1)
+        return _divide(n_found, found[:, -1:])
 
     return statistic
 

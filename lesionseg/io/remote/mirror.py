@@ -23,7 +23,7 @@ from lesionseg.errors import ReadError
 from lesionseg.io.remote.local_disk import LocalDisk, partial_name, sweep
 from lesionseg.io.remote.remote_folder import RemoteFile, RemoteFolder
 
-INDEX = ".lesionseg-mirror.sqlite"
+FOLDER, INDEX = "mirrors", ".lesionseg-mirror.sqlite"
 # read to recognise a dataset, or to know what else belongs to a case: fetched at once, and kept
 TABLES = (".json", ".jsonl", ".csv", ".tsv", ".txt", ".mhd", ".nhdr")
 # a file that was asked for so recently is being read: it stays
@@ -50,7 +50,7 @@ def mirror(url: str, disk: LocalDisk, *, new: bool = False, tables: Sequence[str
     removed. Files together take `disk.most_bytes` at most, tables and files just in use aside.
     Raises `ReadError` when the store cannot be listed, or, unless it may be `new`, has no file.
     """
-    base = disk.folder / "mirrors" / hashlib.sha256(url.encode()).hexdigest()[:16]
+    base = disk.folder / FOLDER / hashlib.sha256(url.encode()).hexdigest()[:16]
     root = base / (PurePosixPath(url).name or "data")
     files = _listed(RemoteFolder(url))
     if not files and not new:
@@ -256,7 +256,9 @@ def _files(path: Path) -> list[Path]:
 
 
 def _base(path: Path) -> Path | None:
-    """The folder with the index above a mirrored path."""
+    """The folder with the index above a mirrored path; most paths need no look at the disk."""
+    if FOLDER not in path.parts:
+        return None
     return next((folder for folder in path.parents if (folder / INDEX).is_file()), None)
 
 

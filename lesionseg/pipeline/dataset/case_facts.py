@@ -116,7 +116,7 @@ class FactsFolder:
             {"facts": values, "source": kept_facts.source, "images": kept_facts.images}
         )
         try:
-            with atomic_path(self._path(signature)) as path:
+            with atomic_path(self._path(signature), lasting=False) as path:
                 save_file(arrays, path, metadata={"facts": text})
         except (OutputError, SafetensorError):
             return
@@ -149,9 +149,17 @@ def _pool(workers: int, n_cases: int) -> Iterator[_Run]:
         with ThreadPoolExecutor(min(workers, n_cases)) as threads:
             yield threads.map
     else:
-        chunk = min(16, -(-n_cases // (4 * workers)))
-        with ProcessPoolExecutor(workers, mp_context=get_context("fork")) as processes:
-            yield partial(processes.map, chunksize=chunk)
+        yield partial(_forked, workers)
+
+
+def _forked(
+    workers: int, look: Callable[[CaseFiles], Any], cases: Sequence[CaseFiles]
+) -> Iterator[Any]:
+    """As `map`. The first case is read here: the processes then have what it loads and compiles."""
+    yield look(cases[0])
+    chunk = min(16, -(-len(cases) // (4 * workers)))
+    with ProcessPoolExecutor(workers, mp_context=get_context("fork")) as processes:
+        yield from processes.map(look, cases[1:], chunksize=chunk)
 
 
 def _look(folder: FactsFolder, voxels: int, files: CaseFiles) -> KeptFacts | LesionsegError:

@@ -1,8 +1,9 @@
 """The first look at a dataset: simulate or read it, refuse bad cases, count lesions, divide."""
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -17,6 +18,7 @@ from lesionseg.io.remote.mirror import mirror
 from lesionseg.io.remote.remote_folder import is_url
 from lesionseg.pipeline.dataset.case_facts import FactsFolder, look_at_all
 from lesionseg.pipeline.dataset.data_settings import ALL_FOLDS, DataSettings
+from lesionseg.pipeline.run.cluster import EngineName, spread
 from lesionseg.pipeline.run.outcome import bar
 from lesionseg.plan.fingerprint import CaseFacts, Fingerprint, fingerprint_of, voxels_per_case
 from lesionseg.plan.splits import Splits, fold_numbers, make_splits
@@ -48,17 +50,24 @@ class Survey:
         return tuple(c for c in self.dataset.cases if self.splits.roles.get(c.case) == role)
 
 
-def take_survey(data: DataSettings, seed: int, facts: Path | None = None) -> Survey:
+def take_survey(
+    data: DataSettings, seed: int, facts: Path | None = None, engine: EngineName = "local"
+) -> Survey:
     """Read every case and divide the dataset. All folds: as the first one.
 
     Facts of cases are kept in the folder `facts` (None: nowhere). A case that they tell of is not
-    read again while its files are the same. The fingerprint is taken from development cases only:
-    those a dataset calls test are read and checked, not counted. Raises `DatasetError` naming every
-    bad file, an unlabelled dataset, one without any lesion, and one whose only group leaves nothing
-    to validate on.
+    read again while its files are the same. The engine "ray" has a cluster read the others, whose
+    machines see dataset and `facts` under the same paths. The fingerprint is taken from development
+    cases only: those a dataset calls test are read and checked, not counted. Raises `DatasetError`
+    naming every bad file, an unlabelled dataset, one without any lesion, and one whose only group
+    leaves nothing to validate on.
     """
     dataset = open_dataset(data)
     folder = FactsFolder(facts, dataset)
+    if engine == "ray":  # what the cluster learns is kept, and known here
+        unread = [files for files in dataset.cases if folder.known(files) is None]
+        alone = FactsFolder(facts, replace(dataset, cases=()))  # travels with every call
+        spread("Reading the dataset", partial(_keep_facts, alone), unread)
     known, problems = _look(folder)
     _refuse(problems, data.root)
     taken = [
@@ -166,6 +175,12 @@ def _look(folder: FactsFolder) -> tuple[dict[str, CaseFacts], list[LesionsegErro
                 known[files.case] = kept.facts
             advance(files.case, done, len(cases))
     return known, problems
+
+
+def _keep_facts(folder: FactsFolder, cases: Sequence[CaseFiles]) -> None:
+    """Keep the facts of cases; what is wrong with some is said by who asks for them."""
+    for _ in look_at_all(folder, cases, 1, workers=1):
+        pass
 
 
 def _refuse(problems: list[LesionsegError], root: str) -> None:

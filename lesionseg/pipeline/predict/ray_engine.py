@@ -27,11 +27,9 @@ from lesionseg.models.build import NetworkFactory
 from lesionseg.pipeline.predict.case_pipeline import default_budget
 from lesionseg.pipeline.predict.predict_job import PredictJob, predict_cases
 from lesionseg.pipeline.predict.predictions_table import PredictionRow
-from lesionseg.pipeline.run.cluster import MAX_ATTEMPTS, connected, ray_package
+from lesionseg.pipeline.run.cluster import MAX_ATTEMPTS, batch_size, connected, ray_package
 
 ATTEMPTS = ".attempts"
-MOST_PER_BATCH = 32
-_CALLS = 4  # for each worker, so that none waits long for the last
 # a CPU worker's cores: one reads and writes slower than it computes
 _CORES = 2
 
@@ -117,15 +115,6 @@ def _rows(
         yield PredictionRow(**json.loads(row["row"]))
 
 
-def batch_size(n_cases: int, n_workers: int) -> int:
-    """Cases a call: enough that reading and writing overlap, and four calls for each worker.
-
-    >>> batch_size(10_000, 4), batch_size(20, 2), batch_size(1, 1)
-    (32, 3, 1)
-    """
-    return max(1, min(MOST_PER_BATCH, -(-n_cases // (_CALLS * n_workers))))
-
-
 class Worker:
     """Predicts a batch of cases per call; the networks stay from one to the next."""
 
@@ -184,8 +173,8 @@ class _Attempts:
         return n_before
 
     def end(self, case: str, row: PredictionRow) -> None:
-        """Keep the row of a case that is done."""
-        write_json(self._path(case).with_suffix(".json"), asdict(row))
+        """Keep the row of a case that is done, for as long as this machine runs."""
+        write_json(self._path(case).with_suffix(".json"), asdict(row), lasting=False)
 
     def row(self, case: str) -> str | None:
         """The row as JSON, if the case is done."""

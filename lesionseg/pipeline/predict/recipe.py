@@ -3,7 +3,7 @@
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 from lesionseg.core import CaseFiles
 from lesionseg.errors import DatasetError, one_of, require
@@ -29,10 +29,9 @@ from lesionseg.pipeline.predict.predictions_table import (
 from lesionseg.pipeline.predict.ranking import check_rank, rank_cases
 from lesionseg.pipeline.predict.ray_engine import predict_on_ray
 from lesionseg.pipeline.predict.study_table import write_study
+from lesionseg.pipeline.run.cluster import EngineName
 from lesionseg.pipeline.run.outcome import Advance, bar
 from lesionseg.plan.plan import Plan
-
-EngineName = Literal["local", "ray"]
 
 
 def predict(

@@ -2,17 +2,20 @@
 
 import logging
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from lesionseg.data.transforms import PrepareSettings
+from lesionseg.errors import one_of
 from lesionseg.io.atomic import write_text
 from lesionseg.io.folder_locks import locks
 from lesionseg.pipeline.dataset.data_settings import DataSettings
 from lesionseg.pipeline.dataset.survey import open_dataset, take_survey
 from lesionseg.pipeline.prepare.check import check_dataset
 from lesionseg.pipeline.prepare.findings import CheckOutcome
+from lesionseg.pipeline.run.cluster import EngineName, connected, ray_package
 from lesionseg.pipeline.run.outcome import CommandOutcome
 from lesionseg.pipeline.run.run_dir import check_claim, claim, default_run_dir
 from lesionseg.pipeline.train.learning import decide, prepare_cases
@@ -51,6 +54,7 @@ def prepare(
     identifiers: bool,
     seed: int,
     config: Mapping[str, Any],
+    engine: EngineName = "local",
 ) -> PrepareOutcome | CheckOutcome:
     """Prepare a dataset for training, or only `check` it: list every problem, and write a page.
 
@@ -64,17 +68,20 @@ def prepare(
         identifiers: print the names and files of cases, which are called by number otherwise.
         seed: of the split.
         config: the resolved configuration, kept in `run_dir`.
+        engine: "local", or "ray" for a cluster whose machines all see the same folders.
     """
+    one_of("engine", engine, get_args(EngineName), where="engine")
     if check:
         return _check(data, run_dir, identifiers)
     run = Path(run_dir) if run_dir else default_run_dir(data.root, model.architecture)
     check_claim(run, config)
-    survey = take_survey(data, seed, data.facts(run))
-    plan = _untried(decide(survey, model, trainer, run, extra=prepare.extra), run)
-    claim(run, config)
-    if run_dir is None:  # its name holds the time: the same command would begin again
-        log.info("Results go to %s; run_dir=%s resumes it.", run, run)
-    cases = prepare_cases(survey, plan, data, run)
+    with connected(ray_package()) if engine == "ray" else nullcontext():
+        survey = take_survey(data, seed, data.facts(run), engine)
+        plan = _untried(decide(survey, model, trainer, run, extra=prepare.extra), run)
+        claim(run, config)
+        if run_dir is None:  # its name holds the time: the same command would begin again
+            log.info("Results go to %s; run_dir=%s resumes it.", run, run)
+        cases = prepare_cases(survey, plan, data, run, engine)
     lines = [f"{name}: {reason}" for name, reason in plan.reasons.items()]
     return PrepareOutcome((*lines, f"{len(cases)} training cases prepared; the plan is in {run}."))
 

@@ -4,13 +4,18 @@ import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from lesionseg.errors import ConfigError, LesionsegError, TrainingError, pip_install
 from lesionseg.io.formats.guard import FileLimits, limits, set_limits
+from lesionseg.pipeline.run.outcome import bar
 
+EngineName = Literal["local", "ray"]
 MAX_ATTEMPTS = 3
+MOST_PER_BATCH = 32
+_CALLS = 4  # for each worker, so that none waits long for the last
 T = TypeVar("T")
 
 
@@ -23,12 +28,52 @@ def run_tasks(tasks: Sequence[Callable[[], T]], *, gpus: int = 0) -> list[T | Le
     """
     ray = ray_package()
     with connected(ray):
-        cores = int(ray.cluster_resources().get("CPU", 1)) // max(len(tasks), 1)
+        cores = _cores(ray) // max(len(tasks), 1)
         takes = {"num_gpus": gpus} if gpus else {"num_cpus": max(1, cores)}
-        work = ray.remote(max_retries=MAX_ATTEMPTS - 1, max_calls=1, **takes)(_work)
-        packed = [ray.cloudpickle.dumps(task) for task in tasks]
-        begun = [work.remote(task, Path.cwd(), limits()) for task in packed]
-        return [_ended(ray, one) for one in begun]
+        return list(_ends(ray, tasks, max_calls=1, **takes))
+
+
+def spread(
+    what: str, work: Callable[[Sequence[T]], None], items: Sequence[T], *, n_bytes: int = 0
+) -> None:
+    """Let `work` go through all items on a Ray cluster, some a call, under a bar called `what`.
+
+    As many calls at a time as the cluster has cores, and room for `n_bytes` each: Ray counts them.
+    A call whose worker dies is made again: see `run_tasks`. Raises the first of our errors.
+    """
+    ray = ray_package()
+    with connected(ray), bar(what) as advance:
+        size = batch_size(len(items), _cores(ray))
+        shares = [items[i : i + size] for i in range(0, len(items), size)]
+        room = max(int(node["Resources"].get("memory", 0)) for node in ray.nodes())
+        tasks = [partial(work, share) for share in shares]
+        ends = _ends(ray, tasks, num_cpus=1, memory=min(n_bytes, room))
+        for done, end in enumerate(ends, start=1):
+            if isinstance(end, LesionsegError):
+                raise end
+            advance("", min(done * size, len(items)), len(items))
+
+
+def batch_size(n_cases: int, n_workers: int) -> int:
+    """Cases a call: enough that reading and writing overlap, and four calls for each worker.
+
+    >>> batch_size(10_000, 4), batch_size(20, 2), batch_size(1, 1)
+    (32, 3, 1)
+    """
+    return max(1, min(MOST_PER_BATCH, -(-n_cases // (_CALLS * n_workers))))
+
+
+def _cores(ray: Any) -> int:
+    return int(ray.cluster_resources().get("CPU", 1))
+
+
+def _ends(
+    ray: Any, tasks: Sequence[Callable[[], T]], **options: int
+) -> Iterator[T | LesionsegError]:
+    work = ray.remote(max_retries=MAX_ATTEMPTS - 1, **options)(_work)
+    packed = [ray.cloudpickle.dumps(task) for task in tasks]
+    begun = [work.remote(task, Path.cwd(), limits()) for task in packed]
+    return (_ended(ray, one) for one in begun)
 
 
 def _work(task: bytes, folder: Path, file_limits: FileLimits) -> Any:

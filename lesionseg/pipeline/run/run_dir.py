@@ -25,6 +25,7 @@ CLAIM = "config.yaml"
 # settings that do not change the result: a whole group, or one of its settings
 FREE = (
     "debug",
+    "engine",
     "limits",
     "logger",
     "report",

@@ -2,13 +2,14 @@
 
 import os
 import signal
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
 import pytest
 
 from lesionseg.errors import DatasetError, LesionsegError, TrainingError
-from lesionseg.pipeline.run.cluster import run_tasks
+from lesionseg.pipeline.run.cluster import run_tasks, spread
 from lesionseg.pipeline.run.run_log import LOG
 from lesionseg.pipeline.train.parallel import Job, run_on_ray
 from lesionseg.pipeline.tune.search import OpenTrial, Search, TuneSettings
@@ -78,3 +79,21 @@ def test_a_search_is_shared_by_workers_and_a_killed_one_is_replaced(cluster, tmp
     assert [trial.state for trial in found] == ["complete"] * 6
     assert all(trial.value == pytest.approx(trial.alpha) for trial in found)
     assert (tmp_path / "killed").exists()
+
+
+def keep_names(folder: Path, names: Sequence[str]) -> None:
+    for name in names:
+        die_once(folder, name)
+        (folder / name).write_text("whole")
+
+
+def refuse_names(names: Sequence[str]) -> None:
+    refuse()
+
+
+def test_items_are_spread_though_workers_die_and_no_machine_has_the_room(cluster, tmp_path):
+    spread("Writing", partial(keep_names, tmp_path), ["a", "b"], n_bytes=10**15)
+    assert [(tmp_path / name).read_text() for name in "ab"] == ["whole"] * 2
+    with pytest.raises(DatasetError, match="no case"):
+        spread("Refusing", refuse_names, ["a"])
+    spread("Nothing", refuse_names, [])
