@@ -50,10 +50,10 @@ def test_few_lesions_without_interval_get_no_percentage() -> None:
 
 
 def test_intervals_agree_with_two_digits_and_keep_room_at_their_ends() -> None:
-    assert text.interval(Estimate(0.5, (0.309, 0.691))) == "31 to 69\xa0%"
-    assert text.interval(Estimate(0.5, (0.3, 0.7))) == "30 to 70\xa0%"
-    assert text.interval(Estimate(1.0, (0.997, 1.0))) == "99 to 100\xa0%"
-    assert text.interval(Estimate(0.0, (0.0, 0.003))) == "0 to 1\xa0%"
+    assert text.bounds(Estimate(0.5, (0.309, 0.691))) == "31 to 69\xa0%"
+    assert text.bounds(Estimate(0.5, (0.3, 0.7))) == "30 to 70\xa0%"
+    assert text.bounds(Estimate(1.0, (0.997, 1.0))) == "99 to 100\xa0%"
+    assert text.bounds(Estimate(0.0, (0.0, 0.003))) == "0 to 1\xa0%"
 
 
 def test_undefined_measure_prints_its_reason() -> None:

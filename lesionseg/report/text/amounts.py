@@ -124,11 +124,6 @@ def measured(unit: str) -> str:
     return str(entry("MEASURED").get(unit, unit))
 
 
-def interval(estimate: Estimate) -> str:
-    """The 95 % CI of a share; why there may be none is said once, on page 1."""
-    return say("NO_CI") if estimate.ci95 is None else bounds(estimate)
-
-
 def and_interval(estimate: Estimate) -> str:
     """The 95 % CI to be put behind a share; empty without one."""
     if estimate.ci95 is None:
