@@ -6,7 +6,6 @@ from pathlib import Path
 
 import torch
 from recipe import recipe
-from torch import nn
 
 from lesionseg.models.build import build_network
 from lesionseg.plan.anchor_plan import AnchorPlan
@@ -15,6 +14,7 @@ from lesionseg.plan.plan import Architecture, Normalisation, Plan
 from lesionseg.training.device.memory_probe import Probe, some_batch
 from lesionseg.training.device.step_memory import CONTEXT_GB, StepMemory
 from lesionseg.training.step.detection_objective import make_objective
+from lesionseg.training.step.optimiser import gradient_norm
 
 NETWORKS = tuple(SOURCES)  # the table of networks that can be planned
 
@@ -63,12 +63,6 @@ def one_step(plan: Plan, device: torch.device, dtype: torch.dtype) -> tuple[floa
     loss = torch.stack(list(objective.terms(output, targets, normalisers).values())).sum()
     loss.backward()
     return float(loss), float(gradient_norm(network))
-
-
-def gradient_norm(network: nn.Module) -> torch.Tensor:
-    """Of all weights together."""
-    gradients = [p.grad for p in network.parameters() if p.grad is not None]
-    return nn.utils.get_total_norm(gradients)
 
 
 def probe(device: torch.device, dtype: torch.dtype) -> Probe:

@@ -14,7 +14,7 @@ from training_work import covered, on_gpu
 
 # the first that fits; names of CUDA kernels and of torch's operations on a CPU
 FAMILIES = {
-    "focal": r"_(sigmoid|softmax)_(sums|gradient)|focal",
+    "loss": r"_(sigmoid|softmax)_(sums|gradient)|^_targets|^_add_up|focal",
     "optimiser": r"multi_tensor|foreach|fused_adam|lerp",
     "copy": r"memcpy|memset|copy_|nchw|nhwc|contiguous|transpose_",
     "norm": r"norm",

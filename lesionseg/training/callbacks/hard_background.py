@@ -8,6 +8,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
+from lesionseg.training.device.accelerator import LateFigures
 from lesionseg.training.lightning_module import LesionModule
 from lesionseg.training.step.supervision import LevelTargets
 
@@ -16,16 +17,19 @@ class WatchBackground(pl.Callback):
     """Calls `report(number, voxel, score)` with the worst voxel of each tile without a lesion.
 
     One process only: of several, each sees tiles of its own, and a checkpoint keeps the first's.
+    A GPU is not waited for: it is asked at the next step.
     """
 
     def __init__(self, report: Callable[[int, tuple[int, ...], float], None]) -> None:
         self.report = report
         self._n_seen = 0  # tiles of this step
+        self._unread: list[tuple[int, torch.Size, LateFigures]] = []
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_args: Any, **_kwargs: Any
     ) -> None:
         """Watch every step."""
+        self._tell()
         if trainer.world_size == 1:
             self._n_seen = 0
             module = cast(LesionModule, pl_module)
@@ -40,12 +44,20 @@ class WatchBackground(pl.Callback):
         flat = worst.flatten(1)
         highest, where = flat.max(dim=1)
         free = (targets.labels.flatten(1) == 0).all(dim=1)
-        shape = worst.shape[1:]
-        rows = zip(highest.tolist(), where.tolist(), free.tolist(), strict=True)
-        for place, (score, index, lesion_free) in enumerate(rows):
-            if lesion_free and score > -torch.inf:
-                voxel = tuple(int(v) for v in torch.unravel_index(torch.tensor(index), shape))
-                self.report(first + place, voxel, score)
+        figures = torch.stack([highest.double(), where.double(), free.double()], 1).flatten()
+        self._unread.append((first, worst.shape[1:], LateFigures.of(figures)))
+        if figures.is_cpu:
+            self._tell()
+
+    def _tell(self) -> None:
+        """Report what was found."""
+        for first, shape, figures in self._unread:
+            numbers = iter(figures.read())
+            for place, (score, index, free) in enumerate(zip(*[numbers] * 3, strict=True)):
+                if free and score > -torch.inf:
+                    voxel = torch.unravel_index(torch.tensor(int(index)), shape)
+                    self.report(first + place, tuple(int(v) for v in voxel), score)
+        self._unread.clear()
 
 
 def lesion_score(logits: Tensor, activation: str) -> Tensor:

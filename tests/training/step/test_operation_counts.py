@@ -17,6 +17,7 @@ from lesionseg.losses import (
 )
 from lesionseg.plan.plan import Architecture
 from lesionseg.training.callbacks.focal_balance import FocalBalance
+from lesionseg.training.callbacks.hard_background import WatchBackground
 
 KERNELS = {"_targets", "_sigmoid_sums", "_add_up", "_sigmoid_gradient"}
 
@@ -57,9 +58,11 @@ def test_a_whole_step_never_waits(make_module, tmp_path, name, assign):
         module.objective.loss.assign = assign
     balance = FocalBalance(tmp_path)
     balance.terms = module.objective.focal_terms()
-    counts = counted_step(module, batch, watchers=[partial(balance._watch, module)])
+    hard = WatchBackground(lambda *_: None)
+    watchers = [partial(balance._watch, module), partial(hard._watch, module)]
+    counts = counted_step(module, batch, watchers=watchers)
     assert counts.waits == {}
-    assert len(balance._balances) == 2
+    assert len(balance._balances) == len(hard._unread) == 2
 
 
 @pytest.mark.parametrize(
