@@ -1,6 +1,6 @@
 """Does labelling by `predict rank=true` beat random order? Simulated heads, tiny trainings.
 
-    python benchmarks/which_case_next.py --seeds 2 3 4 5 6 --output runs/which_case_next
+    python benchmarks/which_case_next.py --seeds 2 3 4 5 6 7 --output runs/which_case_next
 
 Of each seed: a network taught by two scans, of which one has six to eight lesions, ranks 16, half
 of which have none and half up to 30. The first four by a column of `ranking.csv`, or four at
@@ -148,7 +148,7 @@ def interval(gains: Iterable[float]) -> str:
 def main() -> None:
     """Print a line per seed and way, and the mean difference with its interval."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[2, 3, 4, 5, 6])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[2, 3, 4, 5, 6, 7])
     parser.add_argument("--steps", type=int, nargs=2, default=(250, 150), help="first, then more")
     parser.add_argument("--by", default="expected_lesions", help="the column of ranking.csv")
     parser.add_argument("--draws", type=int, default=2, help="random orders, averaged")
