@@ -27,7 +27,8 @@ class RankRow(TableRow):
 
     `gain`: Σ h(p)·s over all candidates, where h is the entropy of the calibrated probability p
     in bits and s the standard deviation of the candidate's peak among the views. `uncertainty`:
-    Σ h(p); `disagreement`: the mean of s.
+    Σ h(p); `disagreement`: the mean of s. `expected_lesions`: Σ p, by which to sort where scans
+    with lesions are wanted first.
     """
 
     rank: int
@@ -35,6 +36,7 @@ class RankRow(TableRow):
     gain: float
     uncertainty: float
     disagreement: float | None = None
+    expected_lesions: float = 0.0
     n_candidates: int = 0
 
 
@@ -95,7 +97,8 @@ def _peaks(prediction: Prediction, outcome: Inferred | Exception | None) -> NDAr
 
 def _row(prediction: Prediction, peaks: Sequence[NDArray[np.float64]]) -> RankRow:
     candidates = prediction.candidates
-    entropy = entropies(c.score if c.probability is None else c.probability for c in candidates)
+    p = [c.score if c.probability is None else c.probability for c in candidates]
+    entropy = entropies(p)
     spread = np.std(peaks, axis=0)
     return RankRow(
         rank=0,
@@ -103,7 +106,8 @@ def _row(prediction: Prediction, peaks: Sequence[NDArray[np.float64]]) -> RankRo
         gain=round(float((entropy * spread).sum()), 6),
         uncertainty=round(float(entropy.sum()), 6),
         disagreement=round(float(spread.mean()), 6) if len(spread) else None,
-        n_candidates=len(entropy),
+        expected_lesions=round(float(sum(p)), 6),
+        n_candidates=len(p),
     )
 
 

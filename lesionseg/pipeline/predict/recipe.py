@@ -84,7 +84,7 @@ def predict(
         dicom_output: DICOM scans also get a segmentation object and a structured report.
         zones: a folder of anatomy masks named by case, on any grid, and a table of names;
             candidates and burden are given by zone (`io.zones`).
-        rank: also write `ranking.csv`, the scans in the order in which to label them; see
+        rank: also write `ranking.csv`, a proposal of the order in which to label the scans; see
             `rank_cases`. Each scan is seen again, by every member or mirrored along every axis.
         identifiers: messages of failed cases name folders and files.
         trust: networks and transforms that the bundle names may be imported; see `Predictor`.

@@ -13,7 +13,7 @@ from lesionseg.errors import ConfigError
 from lesionseg.inference.bundles.bundle import Bundle, write_bundle
 from lesionseg.inference.inference_settings import InferenceSettings
 from lesionseg.inference.predictor import Predictor
-from lesionseg.io.atomic import read_csv
+from lesionseg.io.atomic import read_csv, read_json
 from lesionseg.io.volumes import write_volume
 from lesionseg.pipeline.predict.ranking import entropies
 from lesionseg.pipeline.predict.recipe import predict
@@ -79,6 +79,10 @@ def test_scans_on_which_mirrored_views_disagree_come_first(
     assert rows[0]["case"] == "two"
     gains = {row["case"]: float(row["gain"]) for row in rows}
     assert gains["two"] > gains["one"] >= gains["none"]
+    expected = {row["case"]: float(row["expected_lesions"]) for row in rows}
+    candidates = read_json(tmp_path / "out" / "two_candidates.json")["candidates"]
+    assert expected["two"] == pytest.approx(sum(c["score"] for c in candidates), abs=1e-5)
+    assert expected["two"] > expected["one"] > 0
     first = (tmp_path / "out" / "ranking.csv").read_bytes()
     predict(bundle, scans, tmp_path / "out", **given)  # type: ignore[arg-type]
     assert (tmp_path / "out" / "ranking.csv").read_bytes() == first
