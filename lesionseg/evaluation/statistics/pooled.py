@@ -297,8 +297,8 @@ class PooledResults:
 def _of_label(r: CaseResult, label: int) -> CaseResult:
     """A case with one label alone: itself where it has no other, so that no copies are held."""
     part = r.within_labels or r
-    if part is r and not r.annotated and all(x.label == label for x in (*r.lesions, *r.candidates)):
-        return r
     lesions = tuple(x for x in part.lesions if x.label == label)
     candidates = tuple(c for c in part.candidates if c.label == label)
+    if part is r and not r.annotated and (lesions, candidates) == (r.lesions, r.candidates):
+        return r
     return replace(r, annotated={}, lesions=lesions, candidates=candidates)
