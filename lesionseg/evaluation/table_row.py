@@ -2,6 +2,7 @@
 
 import math
 import re
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
 from functools import cache
@@ -10,7 +11,7 @@ from types import NoneType
 from typing import Any, ClassVar, Literal, Self, TypeVar, get_args, get_origin, get_type_hints
 
 from lesionseg.errors import ContentError
-from lesionseg.io.atomic import read_csv, write_csv
+from lesionseg.io.atomic import iterate_csv, write_csv
 
 Row = dict[str, Any]
 Point = tuple[float, ...]
@@ -144,7 +145,7 @@ def read_table(path: Path, kind: type[RowType]) -> tuple[RowType, ...]:
     Raises `ReadError` without a readable file, `ContentError` naming a line that does not fit.
     """
     rows = []
-    for line, row in enumerate(read_csv(path), start=2):
+    for line, row in enumerate(iterate_csv(path), start=2):
         try:
             rows.append(kind.from_csv(row))
         except ValueError as error:
@@ -222,7 +223,7 @@ def _whole(cell: str) -> int | None:
 
 
 _READERS: Mapping[Any, Callable[[str], Any]] = {
-    str: str,
+    str: sys.intern,  # a group, a label or an outcome stands in many rows
     float: float,
     int: lambda cell: _whole(cell) or 0,
     bool: lambda cell: cell.lower() in ("true", "1", "1.0", "yes"),

@@ -121,8 +121,9 @@ def froc(pool: Pool, fp_per_case: Sequence[float]) -> Statistic:
         found = _cumulative(weights[:, lesion_group])
         limits = np.outer(n_cases, fp_per_case) + 1e-9
         # the first false positive that is one too many, or the end of the list
-        rows = zip(false, limits, strict=True)
-        allowed = np.stack([np.searchsorted(row, limit, side="right") for row, limit in rows])
+        allowed = np.empty(limits.shape, np.intp)
+        for i, (row, limit) in enumerate(zip(false, limits, strict=True)):
+            allowed[i] = np.searchsorted(row, limit, side="right")
         n_found = np.take_along_axis(found, found_before[allowed], 1)
         return _divide(n_found, found[:, -1:])
 

@@ -63,17 +63,7 @@ class PooledResults:
 
         Of the cases in which a reader looked for it.
         """
-        results = tuple(
-            replace(
-                r,
-                annotated={},
-                lesions=tuple(x for x in part.lesions if x.label == label),
-                candidates=tuple(c for c in part.candidates if c.label == label),
-            )
-            for r in self.results
-            if r.annotated.get(label, True)
-            for part in [r.within_labels or r]
-        )
+        results = tuple(_of_label(r, label) for r in self.results if r.annotated.get(label, True))
         pool, whole = pool_results(results), self.estimator
         if len(pool.groups) < whole.n_groups:
             whole = Estimator.seeded(len(pool.groups), len(whole.weights), whole.seed)
@@ -302,3 +292,13 @@ class PooledResults:
         false = [c for r in self.results for c in r.candidates if c.outcome == "false_positive"]
         touching = sum(c.touches_lesion for c in false)
         return {"touching_lesion": touching, "elsewhere": len(false) - touching}
+
+
+def _of_label(r: CaseResult, label: int) -> CaseResult:
+    """A case with one label alone: itself where it has no other, so that no copies are held."""
+    part = r.within_labels or r
+    lesions = tuple(x for x in part.lesions if x.label == label)
+    candidates = tuple(c for c in part.candidates if c.label == label)
+    if part is r and not r.annotated and (lesions, candidates) == (r.lesions, r.candidates):
+        return r
+    return replace(r, annotated={}, lesions=lesions, candidates=candidates)
