@@ -58,8 +58,14 @@ class FactsFolder:
         self.dataset = dataset
         self._about = _about(dataset)
 
+    def alone(self) -> "FactsFolder":
+        """The same without the list of cases, which would travel to a process with each share."""
+        return FactsFolder(self.folder, replace(self.dataset, cases=()))
+
     def known(self, files: CaseFiles) -> KeptFacts | None:
         """What is kept of the case, if its files are those it was read from."""
+        if self.folder is None or not self.folder.is_dir():  # a first start
+            return None
         signature = self._signature(files)
         return None if signature is None else self._kept(signature)
 
@@ -133,7 +139,7 @@ def look_at_all(
     known = [_thinned(folder.known(files), voxels) for files in cases]
     unknown = [files for files, kept in zip(cases, known, strict=True) if kept is None]
     with _pool(workers or min(cores(), MAX_WORKERS), len(unknown)) as run:
-        read = run(partial(_look, folder, voxels), unknown)
+        read = run(partial(_look, folder.alone(), voxels), unknown)
         yield from (next(read) if kept is None else kept for kept in known)
 
 

@@ -66,8 +66,7 @@ def take_survey(
     folder = FactsFolder(facts, dataset)
     if engine == "ray":  # what the cluster learns is kept, and known here
         unread = [files for files in dataset.cases if folder.known(files) is None]
-        alone = FactsFolder(facts, replace(dataset, cases=()))  # travels with every call
-        spread("Reading the dataset", partial(_keep_facts, alone), unread)
+        spread("Reading the dataset", partial(_keep_facts, folder.alone()), unread)
     known, problems = _look(folder)
     _refuse(problems, data.root)
     taken = [

@@ -1,6 +1,7 @@
 """Facts of cases: read once, known until a file changes."""
 
 import os
+import pickle
 import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -131,3 +132,12 @@ def test_any_number_of_workers_gives_the_same_in_order(
 def test_samples_of_many_cases_stay_within_bounds() -> None:
     assert voxels_per_case(0) == voxels_per_case(512) == 8192
     assert voxels_per_case(10**6) == 64
+
+
+def test_what_travels_to_a_process_does_not_grow_with_the_cases(
+    dataset: Dataset, tmp_path: Path
+) -> None:
+    """Each share of cases carries it: a list of all of them would make a first start quadratic."""
+    many = replace(dataset, cases=dataset.cases * 100)
+    sizes = [len(pickle.dumps(FactsFolder(tmp_path, d).alone())) for d in (dataset, many)]
+    assert sizes[0] == sizes[1]
