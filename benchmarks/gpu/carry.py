@@ -33,6 +33,7 @@ PEERS = (
     "nnunetv2==2.8.1", "dynamic-network-architectures==0.4.4", "acvl-utils==0.2.6",
     "batchgenerators==0.25.5", "batchgeneratorsv2==0.3.6", "fft-conv-pytorch==1.2.0",
     "blosc2==4.14.1", "ndindex==1.10.1", "numexpr==2.14.2", "graphviz==0.21", "yacs==0.1.8",
+    "httpx==0.28.1", "httpcore==1.0.9", "h11==0.16.0", "anyio==4.16.0",  # blosc2 imports them
 )  # fmt: skip
 SOURCES_ALONE = ("antlr4-python3-runtime", "acvl-utils")  # built here, for any machine
 PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_27_x86_64", "manylinux_2_24_x86_64")
@@ -53,13 +54,13 @@ def main() -> None:
     if options.what == "install":
         install(CARRIED / "wheels", CARRIED / "site")
         return
+    shutil.rmtree(CARRIED / "site", ignore_errors=True)  # it would count as carried
     fetch([*pinned(OURS), *(() if options.no_peers else PEERS)], CARRIED / "wheels")
     if options.data:
         shutil.rmtree(CARRIED / "data", ignore_errors=True)
         shutil.copytree(options.data / WHOLE, CARRIED / "data" / WHOLE.name)
         room = options.megabytes * 2**20 - size(CARRIED)
         carry_cases(options.data / IN_PART, CARRIED / "data" / IN_PART.name, room)
-    shutil.rmtree(CARRIED / "site", ignore_errors=True)  # of earlier wheels
     for folder in ("wheels", "data"):
         print(f".gpu/{folder}: {size(CARRIED / folder) / 2**20:.1f} MB")
     tracked = sum(p.stat().st_size for p in repository_files())

@@ -306,6 +306,8 @@ def seconds_a_step(run: Path) -> float:
     rows = [row for row in read_csv(run / "metrics.csv") if row["loss"]]
     marks = [(int(row["step"]), 60 * float(row["minutes"])) for row in rows]
     first, last = marks[len(marks) // 4], marks[-1]
+    if first == last:
+        raise RuntimeError(f"metrics.csv has {len(marks)} rows: too few steps for a rate")
     return (last[1] - first[1]) / (last[0] - first[0])
 
 
