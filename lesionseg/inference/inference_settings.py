@@ -54,7 +54,8 @@ class InferenceSettings:
 
     def that_matter(self) -> tuple[Any, ...]:
         """The settings that may change a result, and not only what it takes."""
-        return astuple(replace(self, max_memory_gb=None, readers="auto"))[:-1]
+        *matter, _readers = astuple(replace(self, max_memory_gb=None))
+        return tuple(matter)
 
 
 def choose_device(name: str | torch.device) -> torch.device:
