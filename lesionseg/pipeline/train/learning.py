@@ -22,7 +22,6 @@ from lesionseg.io.atomic import write_text
 from lesionseg.losses.detection_loss import DetectionLoss
 from lesionseg.models.build import TRUSTED, build_network
 from lesionseg.models.network_trial import backbone_pyramid, tried
-from lesionseg.pipeline.dataset.case_facts import FactsFolder
 from lesionseg.pipeline.dataset.data_settings import CACHE, DataSettings
 from lesionseg.pipeline.dataset.survey import Survey, take_survey
 from lesionseg.pipeline.judging.choice import undecided
@@ -233,7 +232,7 @@ def prepare_cases(
     memory holds of the largest.
     """
     cases, n_bytes = survey.of_role("train"), _most_bytes(survey.fingerprint, plan)
-    facts = survey.facts and FactsFolder(survey.facts.folder, replace(survey.dataset, cases=()))
+    facts = survey.facts and survey.facts.alone()
     fill = partial(
         fill_cache,
         replace(survey.dataset, cases=()),
