@@ -117,12 +117,17 @@ def tile_within(own: list[int], spacing: list[float], job: dict[str, Any]) -> tu
 
 
 def train(trainer: nnUNetTrainer, until: float, most: int | None) -> list[float]:
-    """nnU-Net's step until the time (or `most` steps) is over, its rate falling over all of it."""
+    """nnU-Net's step until the time (or `most` steps) is over, its rate falling over all of it.
+
+    None where preparing took all the time.
+    """
     began = time.time()
     losses: list[float] = []
 
     def done() -> float:
-        return len(losses) / most if most else (time.time() - began) / (until - began)
+        if most:
+            return len(losses) / most
+        return (time.time() - began) / (until - began) if began < until else 1.0
 
     trainer.network.train()
     while (progress := done()) < 1:

@@ -30,7 +30,7 @@ def nnunet(setting: Setting) -> Iterator[Row]:
         vs_nnunet.PEERS = Path(sys.executable)
     if not can_import("SimpleITK"):  # nnU-Net then reads by nibabel
         os.environ["PYTHONPATH"] = os.pathsep.join([os.environ["PYTHONPATH"], str(STAND_IN)])
-    yield from cell(setting, "nnunet", [])
+    yield from cell(setting, setting.pick("nnunet", "nnunet_cut"), [])
 
 
 def can_import(name: str) -> bool:
@@ -45,12 +45,12 @@ def can_import(name: str) -> bool:
 def cell(setting: Setting, tool: str, overrides: list[str]) -> Iterator[Row]:
     """One tool's training, prediction and scores, as rows."""
     data, _ = dataset(setting, "luna_nodules", n_test=setting.pick(4, 2))
-    minutes = setting.pick(max(setting.seconds - LEFT_OVER, 60) / 60, 0.4)
+    minutes = max(setting.seconds - LEFT_OVER, 60) / 60
     options = Namespace(
         output=setting.scratch / "out",
         accelerator=setting.pick("gpu", "cpu"),
         minutes=minutes,
-        steps=None,
+        steps=setting.pick(None, 5),
         threads=setting.pick(len(os.sched_getaffinity(0)), 1),
         workers=n_workers(setting),
         overrides=overrides,
