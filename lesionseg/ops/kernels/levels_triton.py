@@ -1,6 +1,6 @@
 """Targets and Dice with focal loss of all supervised levels, in few launches.
 
-One launch makes the targets of all levels. The kernels of the focal loss (`focal_triton`, with
+One launch makes the targets of all levels. The kernels of the focal loss (`focal_kernels`, with
 `DICE`) read each level once forward and once backward; in between one launch adds up what all
 their programs found, and makes of it the loss's terms and the factors of the gradients. Nothing
 makes the host wait; all but counts is summed in a fixed order, and ends in fp64.
@@ -17,8 +17,9 @@ from jaxtyping import Bool, Float, Int32, Shaped
 from torch import Tensor
 
 from lesionseg.ops.kernels import focal_triton, on_gpu
+from lesionseg.ops.kernels.focal_kernels import SIGMOID, SOFTMAX, add
 from lesionseg.ops.kernels.focal_plain import Voxels
-from lesionseg.ops.kernels.focal_triton import Weights, _add, on_device
+from lesionseg.ops.kernels.focal_triton import Weights, on_device
 
 BLOCK = 1024  # voxels of the targets that a program makes
 HELD = 2048  # sums that the one program of `_add_up` reads at a time
@@ -65,12 +66,12 @@ def _targets(  # type: ignore[no-untyped-def]
     slots = tl.load(row + 1).to(tl.int64) * 16 + sample * n_out + place
     tl.store(out_labels + slots, highest.to(out_labels.dtype.element_ty), mask=inside)
     tl.store(out_valid + slots, complete | (highest > 0), mask=inside)
-    tl.atomic_add(counts + level, tl.reduce((inside & (highest > 0)).to(tl.int32), 0, _add))
+    tl.atomic_add(counts + level, tl.reduce((inside & (highest > 0)).to(tl.int32), 0, add))
 
 
 @triton.jit
 def _column(total, columns, i):  # type: ignore[no-untyped-def]
-    return tl.reduce(tl.where(columns == i, total, 0.0), 0, _add)
+    return tl.reduce(tl.where(columns == i, total, 0.0), 0, add)
 
 
 @triton.jit
@@ -101,7 +102,7 @@ def _add_up(  # type: ignore[no-untyped-def]
                 at = rows + i * (HELD // PADDED)
                 there = (at < n) & (columns < WIDTH)
                 held += tl.load(slot + at * WIDTH + columns, mask=there, other=0.0).to(tl.float64)
-            total, place = tl.reduce(held, 0, _add), tl.arange(0, PADDED)
+            total, place = tl.reduce(held, 0, add), tl.arange(0, PADDED)
             slot += n.to(tl.int64) * WIDTH
             loss += _column(total, place, 0)
             kept += _column(total, place, 2)
@@ -190,7 +191,7 @@ class LevelLoss(NamedTuple):
         programs = [n_tiles * focal_triton.n_blocks(level.logits) for level in levels]
         firsts = [sum(programs[:level]) for level in range(len(levels))]
         sums = normalisers.new_empty((sum(programs), width))
-        kernel = focal_triton._softmax_sums if self.softmax else focal_triton._sigmoid_sums
+        kernel = (SOFTMAX if self.softmax else SIGMOID).sums
         for part, level in zip(torch.split(sums, programs), levels, strict=True):
             focal_triton.write_sums(kernel, part, level, self.weights, self.gamma, dice=True)
         factors = sums.new_empty((len(levels), 1 + 2 * rows * n_classes))
@@ -225,7 +226,7 @@ class LevelLoss(NamedTuple):
         scales: Sequence[Float[Tensor, ""]],
     ) -> list[Float[Tensor, "b c s"]]:
         """Derivatives of the terms, each times its scale, by the logits, in their dtype."""
-        kernel = focal_triton._softmax_gradient if self.softmax else focal_triton._sigmoid_gradient
+        kernel = (SOFTMAX if self.softmax else SIGMOID).gradient
         a_tile = (factors.shape[1] - 1) // len(levels[0].logits) if self.per_tile else 0
         return [
             focal_triton.gradient(

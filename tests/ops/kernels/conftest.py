@@ -24,20 +24,25 @@ class Backend:
 
 
 @pytest.fixture(scope="session")
-def focal_triton() -> Iterator[Backend]:
+def focal_kernels() -> Iterator[Backend]:
     """Triton's kernels of the focal loss."""
-    with _triton("focal_triton", BLOCK=64) as backend:
+    with _triton("focal_kernels") as backend:
         yield backend
 
 
 @pytest.fixture(scope="session")
-def levels_triton(focal_triton: Backend) -> Iterator[Backend]:
+def focal_triton(focal_kernels: Backend) -> Iterator[Backend]:
+    """What launches them."""
+    with _in_place(focal_kernels), _triton("focal_triton", BLOCK=64) as backend:
+        yield backend
+
+
+@pytest.fixture(scope="session")
+def levels_triton(focal_kernels: Backend, focal_triton: Backend) -> Iterator[Backend]:
     """Triton's kernels of all levels, which call those of the focal loss."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(sys.modules, "lesionseg.ops.kernels.focal_triton", focal_triton.module)
-        patch.setattr(kernels, "focal_triton", focal_triton.module, raising=False)
-        with _triton("levels_triton", BLOCK=32, HELD=16) as backend:
-            yield backend
+    used = focal_kernels, focal_triton
+    with _in_place(*used), _triton("levels_triton", BLOCK=32, HELD=16) as backend:
+        yield backend
 
 
 @pytest.fixture(scope="session")
@@ -45,6 +50,16 @@ def nms_triton() -> Iterator[Backend]:
     """Triton's kernels of non-maximum suppression."""
     with _triton("nms_triton", ROWS=128) as backend:
         yield backend
+
+
+@contextmanager
+def _in_place(*backends: Backend) -> Iterator[None]:
+    """What is imported meanwhile calls these copies."""
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (backend.module for backend in backends):
+            patch.setitem(sys.modules, module.__name__, module)
+            patch.setattr(kernels, module.__name__.rpartition(".")[2], module, raising=False)
+        yield
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from lesionseg.ops.kernels.focal_fused import run, sigmoid_kernels, softmax_kern
 COMPILE = """
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, compile
-from lesionseg.ops.kernels import focal_triton
+from lesionseg.ops.kernels import focal_kernels, focal_triton
 
 types = dict.fromkeys(("weights", "sums", "scale", "dice_scale", "factors"), "*fp32")
 types |= {"labels": "*u8", "valid": "*i1", "gamma": "fp32"}
@@ -25,7 +25,7 @@ for dtype, C, POWER, VALID, DICE in (
     known = types | dict.fromkeys(options, "constexpr") | {"x": dtype, "out": dtype}
     for kind in ("_sigmoid", "_softmax"):
         for part in ("_sums", "_gradient"):
-            kernel = getattr(focal_triton, kind + part)
+            kernel = getattr(focal_kernels, kind + part)
             signature = {name: known.get(name, "i64") for name in kernel.arg_names}
             source = ASTSource(kernel, signature=signature, constexprs=options)
             made = compile(
@@ -87,14 +87,14 @@ def _compile(script: str, tmp_path: Path) -> "subprocess.CompletedProcess[str]":
 COUNT_LOADS = """
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, compile
-from lesionseg.ops.kernels import focal_triton
+from lesionseg.ops.kernels import focal_kernels, focal_triton
 
 pointers = (
     "x", "labels", "valid", "weights", "sums", "scale", "dice_scale", "factors", "out"
 )
 types = dict.fromkeys(pointers, "*fp32") | {"labels": "*u8", "valid": "*i1", "gamma": "fp32"}
 for C, kind in ((1, "_sigmoid"), (2, "_softmax")):
-    for kernel in (getattr(focal_triton, kind + part) for part in ("_sums", "_gradient")):
+    for kernel in (getattr(focal_kernels, kind + part) for part in ("_sums", "_gradient")):
         for VALID, DICE in ((False, False), (True, False), (True, True)):
             options = {"C": C, "POWER": 2, "VALID": VALID, "DICE": DICE}
             options["BLOCK"] = focal_triton.BLOCK
