@@ -27,12 +27,18 @@ class HeldOut:
         return replace(found, splits=replace(found.splits, roles=roles))
 
 
-def held_out(root: Path, cache: Path, validation_fraction: float = 0.3) -> HeldOut:
-    """The test role is judged where a dataset has one, else a share of the patients."""
+def held_out(
+    root: Path, cache: Path, validation_fraction: float = 0.3, group: str | None = None
+) -> HeldOut:
+    """The test role is judged where a dataset has one, else a share of the patients.
+
+    `group`: an expression that finds a case's patient or scan in its name, as `data.group`.
+    """
     roles = {case.role for case in read_dataset(root).cases}
     role = "test" if "test" in roles else "validation"
     share = 0.0 if role == "test" else validation_fraction
-    return HeldOut(DataSettings(str(root), validation_fraction=share, cache_dir=str(cache)), role)
+    settings = DataSettings(str(root), validation_fraction=share, cache_dir=str(cache), group=group)
+    return HeldOut(settings, role)
 
 
 def cases_judged(folder: Path) -> list[dict[str, Any]]:
@@ -40,6 +46,7 @@ def cases_judged(folder: Path) -> list[dict[str, Any]]:
     return [
         {
             "case": row["case"],
+            "group": row["group"],
             "n_false_positive": int(row["n_false_positive"]),
             "dice": float(row["dice"]) if int(row["n_lesions"]) else None,
         }
@@ -48,7 +55,10 @@ def cases_judged(folder: Path) -> list[dict[str, Any]]:
 
 
 def lesions_found(folder: Path) -> list[dict[str, Any]]:
-    """Every lesion of `folder/lesions.csv`: its case, number, group, size, and whether found."""
+    """Every lesion of `folder/lesions.csv`: its case, number, group and size; whether found.
+
+    `detected_at`: the score by which it is, or None. `iou50`: whether by a mask of IoU ≥ ½.
+    """
     return [
         {
             "case": row["case"],
@@ -56,6 +66,15 @@ def lesions_found(folder: Path) -> list[dict[str, Any]]:
             "group": row["group"],
             "diameter_mm": float(row["diameter_mm"]),
             "found": row["detected"].lower() in ("true", "1"),
+            "detected_at": float(row["detected_at"]) if row["detected_at"] else None,
+            "iou50": row["iou50"].lower() in ("true", "1"),
         }
         for row in read_csv(folder / "lesions.csv")
     ]
+
+
+def false_positives(folder: Path) -> list[float]:
+    """Scores of all in `folder/candidates.csv` that find nothing, highest first."""
+    rows = read_csv(folder / "candidates.csv")
+    scores = [float(row["score"]) for row in rows if row["outcome"] == "false_positive"]
+    return sorted(scores, reverse=True)

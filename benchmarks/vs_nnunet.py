@@ -27,7 +27,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -35,14 +35,14 @@ from typing import Any
 import numpy as np
 import table
 import torch
-from held_out import held_out, lesions_found
+from held_out import cases_judged, false_positives, held_out, lesions_found
 from recipe import recipe
 from scipy.ndimage import maximum
+from voxel_dice import voxel_dice
 from vs_nnunet_table import markdown, report
 
 from lesionseg.core import CaseFiles, Prediction, Volume
 from lesionseg.evaluation import PRESETS
-from lesionseg.evaluation.results import VoxelCounts
 from lesionseg.inference.decision import find_by_plan
 from lesionseg.io.atomic import read_json, write_json, write_text
 from lesionseg.io.cases import read_case, read_image
@@ -138,6 +138,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of either tool")
     parser.add_argument("--workers", type=int, default=1, help="of nnU-Net; ours: --overrides")
     parser.add_argument("--accelerator", choices=["cpu", "gpu"], default="cpu")
+    parser.add_argument("--group", help="data.group, by which intervals are made")
     parser.add_argument("--overrides", nargs="*", default=[], help="of train.py; part of the name")
     parser.add_argument("--output", type=Path, default=Path("runs/vs_nnunet"))
     parser.add_argument(
@@ -152,7 +153,7 @@ def arguments() -> argparse.Namespace:
 def prepare(root: Path, options: argparse.Namespace) -> Setting:
     """Divide the set as both tools will have it."""
     name = root.name
-    held = held_out(root, options.output / "cache")
+    held = held_out(root, options.output / "cache", group=options.group)
     found = held.as_development(take_survey(held.data, seed=0))
     folder = options.output / "plans" / name
     folder.mkdir(parents=True, exist_ok=True)
@@ -314,35 +315,22 @@ def judge(setting: Setting, folder: Path) -> dict[str, Any]:
         "recall": scores["lesion_recall"]["value"],
         "false_positives_per_case": scores["false_positives_per_case"],
         "dice_accepted": scores["dice"]["mean"],
-        "dice_half": half_dice(setting, folder),
+        **voxel_dice(folder, setting.judged, setting.found.dataset),
         "average_precision": scores["average_precision"],
         "cpm": scores["cpm"],
+        "panoptic_quality": scores["panoptic_quality"]["value"],
+        "matched_lesion_dice": scores["matched_lesion_dice"]["value"],
         "froc": {key: scores["froc"][key] for key in ("fp_per_case", "recall")},
         "n_cases": scores["n_cases"],
         "lesions": lesions_found(folder),
+        "cases": cases_judged(folder),
+        "false_positives": false_positives(folder),
     }
 
 
 def identity(setting: Setting) -> list[str]:
     """The judged cases: cells of different divisions must not be compared."""
     return [files.case for files in setting.judged]
-
-
-def half_dice(setting: Setting, folder: Path) -> float | None:
-    """Mean Dice of the voxels with p ≥ ½ over the judged cases that have a lesion."""
-    found = list(_half_dice(setting, folder))
-    return float(np.mean(found)) if found else None
-
-
-def _half_dice(setting: Setting, folder: Path) -> Iterator[float]:
-    for files in setting.judged:
-        reference = read_case(files, setting.found.dataset).reference
-        if reference is None or reference.labels is None or not reference.labels.any():
-            continue
-        lesion = reference.labels > 0
-        drawn = np.load(folder / f"{files.case}.npy").max(axis=0) >= 0  # log-odds
-        counts = VoxelCounts(int(lesion.sum()), int(drawn.sum()), int((drawn & lesion).sum()))
-        yield counts.dice or 0.0
 
 
 if __name__ == "__main__":

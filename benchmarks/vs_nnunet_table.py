@@ -1,6 +1,6 @@
 """The cells of vs_nnunet.py as a Markdown table and as benchmark rows."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from math import inf
 from typing import Any
@@ -16,12 +16,16 @@ Cell = Mapping[str, Any]
 Cells = Mapping[str, Mapping[str, Sequence[Cell]]]  # by set, then tool; one a seed
 
 SMALL_MM = 10.0
+OUTLINED_MM = 8.0  # Dice of what is accepted is shown for smaller lesions too
+STRICT = 1 / 8  # false positives a case at which outlines are counted
 OURS = "lesionseg"
 LEAST_LESIONS = 20  # fewer small lesions are described, not compared
 HEADER = (
-    *("set", "tool", "steps", "Dice, p ≥ ½", "Dice, accepted"),
-    *("recall", "under 10 mm", "by size", "recall at ½ / 2 / 4 FP", "AP"),
+    *("set", "tool", "steps", "Dice, p ≥ ½", "best", "accepted", "under 8 mm"),
+    *("recall", "under 10 mm", "IoU ≥ ½ at ⅛ FP", "by size", "recall at ½ / 2 / 4 FP", "AP"),
+    *("PQ", "lesion-wise Dice"),
 )
+Values = Callable[[Cell], Sequence[tuple[str, float]]]  # of a cell's lesions or cases: group, value
 
 
 def markdown(cells: Cells) -> str:
@@ -35,17 +39,22 @@ def markdown(cells: Cells) -> str:
 
 def _line(name: str, made: Sequence[Cell]) -> tuple[str, ...]:
     froc = {rate: _mean([_recall_at(cell, rate) for cell in made]) for rate in (0.5, 2.0, 4.0)}
+
+    def mean(key: str) -> str:
+        return number(_mean([cell[key] for cell in made]))
+
     return (
         name,
         made[0]["tool"],
         " ".join(str(cell["steps"]) for cell in made),
-        number(_mean([cell["dice_half"] for cell in made])),
-        number(_mean([cell["dice_accepted"] for cell in made])),
+        *(mean(key) for key in ("dice_half", "dice_best", "dice_accepted")),
+        number(_mean([value for cell in made for _, value in _small_dice(cell)])),
         found_of_size(made, 0, inf),
         found_of_size(made, 0, SMALL_MM),
+        f"{_mean([sum(v for _, v in _outlined(cell)) for cell in made]):.3g}",
         _by_size(made),
         " / ".join(number(value) for value in froc.values()),
-        number(_mean([cell["average_precision"] for cell in made])),
+        *(mean(key) for key in ("average_precision", "panoptic_quality", "matched_lesion_dice")),
     )
 
 
@@ -84,13 +93,53 @@ def _sentence(name: str, ours: Sequence[Cell], peer: Sequence[Cell]) -> str:
     a, b = (_small_misses(made) for made in (ours, peer))
     n = len(_of_size(ours[0], 0, SMALL_MM))
     ratio = f"{a / b:.2f}×" if b else "–"
-    interval = paired_interval(ours, peer)
-    said = "no interval (fewer than 5 groups)" if interval is None else _signed(*interval)
+    compared = {
+        "recall of them": _small_found,
+        "accepted Dice": _dice,
+        "share with IoU ≥ ½ at ⅛ false positive": _outlined,
+    }
+    differences = "; ".join(
+        f"difference of {what} {_signed(paired_interval(ours, peer, of))}"
+        for what, of in compared.items()
+    )
     weight = "" if n >= LEAST_LESIONS else f" {n} such lesions: descriptive."
     return (
         f"- `{name}`, {peer[0]['tool']}: of {n} lesions under 10 mm ours misses {a:.3g}, "
-        f"it {b:.3g} ({ratio}); difference of recall {said}.{weight}"
+        f"it {b:.3g} ({ratio}); {differences}.{weight}"
     )
+
+
+def _small_found(cell: Cell) -> list[tuple[str, float]]:
+    return [(lesion["group"], float(lesion["found"])) for lesion in _of_size(cell, 0, SMALL_MM)]
+
+
+def _dice(cell: Cell) -> list[tuple[str, float]]:
+    return [(case["group"], case["dice"]) for case in cell["cases"] if case["dice"] is not None]
+
+
+def _small_dice(cell: Cell) -> list[tuple[str, float]]:
+    """Of the cases whose lesions are all small."""
+    largest: dict[str, float] = {}
+    for lesion in cell["lesions"]:
+        largest[lesion["case"]] = max(largest.get(lesion["case"], 0), lesion["diameter_mm"])
+    small = [case for case in cell["cases"] if largest.get(case["case"], inf) < OUTLINED_MM]
+    return _dice({"cases": small})
+
+
+def _outlined(cell: Cell) -> list[tuple[str, float]]:
+    """Whether each lesion is found by a mask of IoU ≥ ½ at a score that few false positives have.
+
+    A lesion that is found at the very score of the first false positive too many does not count.
+    """
+    allowed = int(STRICT * len(cell["cases"]))
+    below = [*cell["false_positives"], *[-inf] * (allowed + 1)][allowed]
+    return [
+        (
+            x["group"],
+            float(x["iou50"] and x["detected_at"] is not None and x["detected_at"] > below),
+        )
+        for x in cell["lesions"]
+    ]
 
 
 def _small_misses(made: Sequence[Cell]) -> float:
@@ -99,26 +148,24 @@ def _small_misses(made: Sequence[Cell]) -> float:
 
 
 def paired_interval(
-    ours: Sequence[Cell], peer: Sequence[Cell], *, replicates: int = 2000
+    ours: Sequence[Cell], peer: Sequence[Cell], of: Values, *, replicates: int = 2000
 ) -> tuple[float, float, float] | None:
-    """Recall of lesions under 10 mm, ours minus the peer's, and its 95 % bootstrap interval.
+    """Mean value, ours minus the peer's, and its 95 % bootstrap interval.
 
     Whole groups are drawn, the same for both tools and for all seeds. None under 5 groups.
     """
-    groups = sorted({lesion["group"] for lesion in _of_size(ours[0], 0, SMALL_MM)})
+    groups = sorted({group for group, _ in of(ours[0])})
     if len(groups) < MIN_GROUPS:
         return None
     weights = draw_groups(len(groups), replicates, np.random.default_rng(0))
-    hits, totals = (np.zeros((2, len(groups))) for _ in range(2))
+    sums, totals = (np.zeros((2, len(groups))) for _ in range(2))
     for which, made in enumerate((ours, peer)):
-        for cell in made:
-            for lesion in _of_size(cell, 0, SMALL_MM):
-                place = groups.index(lesion["group"])
-                hits[which, place] += lesion["found"]
-                totals[which, place] += 1
-    recall = (weights @ hits.T) / (weights @ totals.T)
-    drawn = recall[:, 0] - recall[:, 1]
-    whole = hits.sum(1) / totals.sum(1)
+        for group, value in (pair for cell in made for pair in of(cell)):
+            sums[which, groups.index(group)] += value
+            totals[which, groups.index(group)] += 1
+    mean = (weights @ sums.T) / (weights @ totals.T)
+    drawn = mean[:, 0] - mean[:, 1]
+    whole = sums.sum(1) / totals.sum(1)
     low, high = np.quantile(drawn[np.isfinite(drawn)], [0.025, 0.975])
     return float(whole[0] - whole[1]), float(low), float(high)
 
@@ -168,5 +215,8 @@ def number(value: float | None) -> str:
     return "–" if value is None else f"{value:.2f}"
 
 
-def _signed(value: float, low: float, high: float) -> str:
-    return f"{value:+.2f} ({low:+.2f} to {high:+.2f})"
+def _signed(interval: tuple[float, float, float] | None) -> str:
+    if interval is None:
+        return "no interval (fewer than 5 groups)"
+    value, low, high = interval
+    return f"{value:+.3f} ({low:+.3f} to {high:+.3f})"

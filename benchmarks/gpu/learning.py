@@ -54,6 +54,7 @@ def cell(setting: Setting, tool: str, overrides: list[str]) -> Iterator[Row]:
         threads=setting.pick(len(os.sched_getaffinity(0)), 1),
         workers=n_workers(setting),
         overrides=overrides,
+        group=None,
         judge_anew=False,
     )
     try:

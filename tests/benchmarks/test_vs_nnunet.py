@@ -34,19 +34,31 @@ def setting(versus: ModuleType, tmp_path: Path) -> Any:
     write_mri_phantoms(
         tmp_path / "raw", 4, seed=1, shape=(32, 40, 32), spacing_mm=(4.0,) * 3, n_test=1
     )
-    options = argparse.Namespace(output=tmp_path / "out", accelerator="cpu", overrides=[])
+    options = argparse.Namespace(
+        output=tmp_path / "out", accelerator="cpu", overrides=[], group=None
+    )
     return versus.prepare(tmp_path / "raw", options)
 
 
 def cell(tool: str, found: list[bool], **more: Any) -> dict[str, Any]:
     """A lesion of 4 mm in each of as many patients as there are answers."""
     lesions = [
-        {"case": f"c{i}", "lesion": 1, "group": f"P{i}", "diameter_mm": 4.0, "found": hit}
+        {
+            "case": f"c{i}",
+            "group": f"P{i}",
+            "diameter_mm": 4.0,
+            "found": hit,
+            "detected_at": 0.9 if hit else None,
+            "iou50": hit,
+        }
         for i, hit in enumerate(found)
     ]
+    cases = [{"case": f"c{i}", "group": f"P{i}", "dice": 0.1 * i} for i in range(len(found))]
     numbers = {"steps": 7, "dice_half": 0.5, "dice_accepted": 0.4, "recall": 0.3}
+    numbers |= {"dice_best": 0.6, "panoptic_quality": 0.2, "matched_lesion_dice": None}
     froc = {"fp_per_case": [0.5, 1.0, 2.0, 4.0], "recall": [0.1, 0.2, 0.3, 0.4]}
     kept = {"tool": tool, "average_precision": None, "froc": froc, "lesions": lesions}
+    kept |= {"cases": cases, "false_positives": []}
     return {**numbers, **kept, **more}
 
 
@@ -93,7 +105,10 @@ def test_misses_of_small_lesions_are_compared(versus: ModuleType) -> None:
     said = versus.markdown({"ms": {"lesionseg": ours, "nnunet": peer}})
     assert "of 21 lesions under 10 mm ours misses 6, it 12 (0.50×)" in said
     assert "descriptive" not in said
-    assert "| ms | nnunet | 7 | 0.50 | 0.40 | 9 of 21 | 9 of 21 | 3–5: 9 of 21 |" in said
+    assert (
+        "| ms | nnunet | 7 | 0.50 | 0.60 | 0.40 | 1.00 | 9 of 21 | 9 of 21 | 9 | 3–5: 9 of 21 |"
+        in said
+    )
 
 
 def test_few_lesions_are_described_and_few_groups_have_no_interval(versus: ModuleType) -> None:
@@ -105,16 +120,45 @@ def test_few_lesions_are_described_and_few_groups_have_no_interval(versus: Modul
 def test_the_interval_is_paired(versus: ModuleType) -> None:
     table = sys.modules["vs_nnunet_table"]
     answers = [True, False] * 5
-    same = table.paired_interval([cell("a", answers)], [cell("b", answers)])
+    found = table._small_found
+    same = table.paired_interval([cell("a", answers)], [cell("b", answers)], found)
     assert same == (0, 0, 0)  # what the patients have in common cancels
-    better = table.paired_interval([cell("a", [True] * 10)], [cell("b", answers)])
+    better = table.paired_interval([cell("a", [True] * 10)], [cell("b", answers)], found)
     assert better[0] == pytest.approx(0.5)
     assert 0 < better[1] < 0.5 < better[2]
 
 
+def test_outlines_count_above_the_score_of_an_eighth_of_a_false_positive(
+    versus: ModuleType,
+) -> None:
+    table = sys.modules["vs_nnunet_table"]
+    made = cell("a", [True] * 8 + [False] * 8)  # 16 cases: two false positives are allowed
+    assert sum(v for _, v in table._outlined(made | {"false_positives": [0.99, 0.95]})) == 8
+    assert sum(v for _, v in table._outlined(made | {"false_positives": [0.99, 0.95, 0.9]})) == 0
+    made["lesions"][0]["iou50"] = False
+    assert sum(v for _, v in table._outlined(made)) == 7
+
+
+def test_dice_of_voxels_at_one_half_and_at_its_best(versus: ModuleType, setting: Any) -> None:
+    from voxel_dice import voxel_dice
+
+    (files,) = setting.judged
+    folder = setting.options.output
+    labels = versus.read_case(files, setting.found.dataset).reference.labels
+    odds = np.where(labels > 0, -1.0, -2.0)[None]  # p = .27 and .12
+    np.save(folder / f"{files.case}.npy", odds.astype(np.float32))
+    found = voxel_dice(folder, setting.judged, setting.found.dataset)
+    assert found["dice_half"] == 0
+    assert found["dice_best"] == 1
+    assert 0.12 < found["best_threshold"] < 0.27
+    assert voxel_dice(folder, (), setting.found.dataset)["dice_best"] is None
+
+
 def test_radiographs_are_handed_over_as_png(versus: ModuleType, tmp_path: Path) -> None:
     write_xray_phantoms(tmp_path / "raw", 4, seed=1, shape=(64, 64), pixel_mm=4.0)
-    options = argparse.Namespace(output=tmp_path / "out", accelerator="cpu", overrides=[])
+    options = argparse.Namespace(
+        output=tmp_path / "out", accelerator="cpu", overrides=[], group=None
+    )
     setting = versus.prepare(tmp_path / "raw", options)
     job = versus.nnunet_job(setting, "nnunet", tmp_path / "nnunet")
     raw = tmp_path / "nnunet" / "raw" / versus.DATASET
