@@ -96,13 +96,11 @@ def _ended(ray: Any, begun: Any) -> Any:
 
 @contextmanager
 def connected(ray: Any) -> Iterator[None]:
-    """Connected to a cluster, and quiet; a connection made here is closed again.
+    """Connected to a cluster; a connection made here is quiet, and closed again.
 
     The cluster is the one that this process is connected to. Else it is the one that `ray.init`
     finds, else one on this machine alone for the time being.
     """
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
-    ray.data.DataContext.get_current().enable_progress_bars = False
     ours = not ray.is_initialized()
     if ours:
         ray.init(include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
@@ -120,7 +118,6 @@ def ray_package() -> Any:
     try:
         import ray
         import ray.cloudpickle
-        import ray.data
     except ImportError as error:
         raise ConfigError(
             "The engine ray needs packages that are not installed.",
