@@ -44,7 +44,7 @@ ON_RAY = {
 }
 WORKERS = ("ray::Worker", "ray::_work")  # what Ray calls the processes that work for us
 LONGEST_S = 15.0  # of a worker's processor; a third of it goes into imports
-COPIES = 16  # of each of the five heads
+COPIES = 16  # of each of the four heads
 
 
 def main() -> None:
@@ -71,7 +71,7 @@ def main() -> None:
 
 
 def write_many(root: Path) -> None:
-    """Eighty heads and masks: each of the five eight times in one volume, moved."""
+    """Sixty-four heads and masks: each of four, eight times in one volume, moved."""
     if (root / "many").is_dir():
         return
     part = root / "part"
@@ -119,7 +119,7 @@ def killed(child: "subprocess.Popen[bytes]", draw: random.Random, most: int) -> 
     ends: dict[int, float] = {}
     n_killed = 0
     while child.poll() is None:
-        time.sleep(0.05)
+        time.sleep(0.2)
         for process in workers() if n_killed < most else ():
             end = ends.setdefault(process, draw.uniform(0, LONGEST_S))
             with suppress(OSError):  # it is gone

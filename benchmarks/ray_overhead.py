@@ -14,6 +14,7 @@ one. Beside it, what the same rows take without Ray.
 import argparse
 import json
 import os
+import pickle
 import shutil
 import statistics
 import subprocess
@@ -45,7 +46,7 @@ def main() -> None:
     parser.add_argument("--cases", type=int, default=128)
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--turns", type=int, default=3)
-    parser.add_argument("--memory", type=int, nargs="+", help="numbers of cases that are not read")
+    parser.add_argument("--memory", type=int, nargs="+", help="of so many cases that are not read")
     parser.add_argument("--engine", choices=ENGINES, help=argparse.SUPPRESS)
     options = parser.parse_args()
     os.environ.update(OMP_NUM_THREADS="1", RAY_worker_niceness="0")
@@ -153,8 +154,8 @@ def done(files: CaseFiles) -> PredictionRow:
     )
 
 
-def memory(engine: str, n_cases: int) -> dict[str, float]:
-    """MB that the driver holds beyond the list of cases, at most; and seconds."""
+def memory(engine: str, n_cases: int) -> dict[str, Any]:
+    """MB of the driver beyond the list of cases, after each tenth and at the end; and seconds."""
     ray = ray_package()
     ray_engine.Worker = NotReading  # type: ignore[misc]
     with tempfile.TemporaryDirectory() as name:
@@ -163,18 +164,19 @@ def memory(engine: str, n_cases: int) -> dict[str, float]:
             ray.init("local", num_cpus=4, include_dashboard=False, object_store_memory=2**28)
         cases = [CaseFiles(f"c{i:06}", (folder / f"c{i:06}.nii.gz",)) for i in range(n_cases)]
         before, begin = resident_mb(), time.perf_counter()
-        table, most = PredictionTable(folder), 0.0
+        table, held = PredictionTable(folder), list[float]()
         job = PredictJob((folder,), folder, device="cpu")
-        rows = ray_engine.predict_on_ray(job, cases, {}) if engine == "ray" else map(done, cases)
-        for i, row in enumerate(rows):
+        if engine == "ray":
+            rows: Iterator[PredictionRow] = ray_engine.predict_on_ray(job, cases, {})
+        else:  # each with strings of its own, as real ones have
+            rows = (pickle.loads(pickle.dumps(done(files))) for files in cases)
+        for i, row in enumerate(rows, start=1):
             table.put(row)
-            if i % 100 == 0:
-                most = max(most, resident_mb())
+            if i % (n_cases // 10) == 0:
+                held.append(round(resident_mb() - before, 1))
         table.close()
         assert len(table.rows) == n_cases
-        most = max(most, resident_mb())
-        seconds = time.perf_counter() - begin
-    return {"mb": round(most - before, 1), "seconds": round(seconds, 1)}
+        return {"mb": [*held, round(resident_mb() - before, 1)], "s": time.perf_counter() - begin}
 
 
 def resident_mb() -> float:
