@@ -139,7 +139,7 @@ def start(root: Path, name: str, folder: Path, full_at: int = 0) -> int:
                 refuse_writes(folder, full_at)
             os.dup2(log, 1)
             os.dup2(log, 2)
-            status = run(name, COMMANDS[name].format(root).split())
+            status = run(name.partition("-")[0], COMMANDS[name].format(root).split())
         except BaseException:
             traceback.print_exc()
         finally:

@@ -149,7 +149,7 @@ class _JobTask(CaseTask):
 
 
 class _JobSteps:
-    """What a job does before and after the nettask."""
+    """What a job does before and after the network."""
 
     def __init__(
         self, job: PredictJob, predictor: Predictor, known: Mapping[str, PredictionRow]

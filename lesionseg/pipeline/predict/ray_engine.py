@@ -1,26 +1,26 @@
-"""Cases as a Ray Data job: the same steps, on workers all over a cluster.
+"""Cases on a Ray cluster: the same steps, on workers (Ray's actors) all over it.
 
 Every machine must see bundle, input and output under the same paths. A worker takes a batch of
-cases through the overlapped pipeline: one is read while another is inferred. Ray replaces a worker
-that dies and gives its batch to another, which takes the cases left one by one. Each attempt leaves
-a file in the output folder. So a case that kills its workers, because it needs too much memory say,
-is given up after three of them.
+cases through the overlapped pipeline: one is read while another is inferred. One that dies is
+replaced, and its batch goes to the next that is free, which takes the cases left one by one. Each
+attempt leaves a file in the output folder. So a case that kills its workers, because it needs too
+much memory say, is given up after three of them.
 """
 
 import hashlib
-import json
+import logging
 import os
-import pickle
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from shutil import rmtree
 from typing import Any
 
 from lesionseg.core import CaseFiles
 from lesionseg.errors import ConfigError
-from lesionseg.inference.predictor import Predictor
-from lesionseg.io.atomic import write_json
+from lesionseg.io.atomic import read_json, write_json
 from lesionseg.io.case_ids import printable_id
 from lesionseg.io.formats.guard import set_limits
 from lesionseg.models.build import NetworkFactory
@@ -29,9 +29,13 @@ from lesionseg.pipeline.predict.predict_job import PredictJob, predict_cases
 from lesionseg.pipeline.predict.predictions_table import PredictionRow
 from lesionseg.pipeline.run.cluster import MAX_ATTEMPTS, batch_size, connected, ray_package
 
+logger = logging.getLogger(__name__)
+
 ATTEMPTS = ".attempts"
 # a CPU worker's cores: one reads and writes slower than it computes
 _CORES = 2
+# a case and the row of an earlier run, if there is one
+Batch = Sequence[tuple[CaseFiles, PredictionRow | None]]
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,10 @@ class Workers:
     cores: int
     gpus: int
     per_machine: int
+
+    def each(self) -> dict[str, int]:
+        """What Ray is to keep for one of them."""
+        return {"num_gpus": self.gpus} if self.gpus else {"num_cpus": self.cores}
 
 
 def predict_on_ray(
@@ -66,7 +74,10 @@ def predict_on_ray(
         rmtree(attempts, ignore_errors=True)
         attempts.mkdir(parents=True)
         try:
-            yield from _rows(ray, job, cases, known, architectures, workers)
+            held = ray.put(architectures)  # once for all workers, however large
+            actor = ray.remote(**workers.each())(Worker)
+            start = partial(actor.remote, job, held, workers.per_machine)
+            yield from _rows(ray, start, workers.number, cases, known)
         finally:
             rmtree(attempts, ignore_errors=True)
 
@@ -92,48 +103,73 @@ def share_out(nodes: Sequence[Mapping[str, Any]], *, wants_gpu: bool = True) -> 
 
 def _rows(
     ray: Any,
-    job: PredictJob,
+    start: Callable[[], Any],
+    n_workers: int,
     cases: Sequence[CaseFiles],
     known: Mapping[str, PredictionRow],
-    architectures: Mapping[str, NetworkFactory] | None,
-    workers: Workers,
 ) -> Iterator[PredictionRow]:
-    order = ray.cloudpickle.dumps((job, architectures, workers.per_machine))
-    whole = [replace(c, images=tuple(p.absolute() for p in c.images)) for c in cases]
-    n_workers = min(workers.number, len(cases))
-    size = batch_size(len(cases), n_workers)
-    batches = [whole[i : i + size] for i in range(0, len(whole), size)]
-    items = [{"cases": pickle.dumps([(c, known.get(c.case)) for c in b])} for b in batches]
-    takes = {"num_gpus": workers.gpus} if workers.gpus else {"num_cpus": workers.cores}
-    rows = ray.data.from_items(items, override_num_blocks=len(items)).flat_map(
-        Worker,
-        fn_constructor_args=(order,),
-        compute=ray.data.ActorPoolStrategy(size=n_workers),
-        **takes,
-    )
-    for row in rows.iter_rows():
-        yield PredictionRow(**json.loads(row["row"]))
+    """Each worker has one batch in hand; batches are made when their turn comes."""
+    size = batch_size(len(cases), min(n_workers, len(cases)))
+    left = deque(range(0, len(cases), size))
+    n_left, under_way = len(left), dict[Any, tuple[Any, int | None]]()
+
+    def begin() -> None:
+        worker = start()
+        under_way[worker.__ray_ready__.remote()] = worker, None
+
+    for _ in range(min(n_workers, n_left)):
+        begin()
+    while n_left:  # a worker that the cluster has no room for yet is not waited for
+        (done,), _ = ray.wait(list(under_way))
+        worker, in_hand = under_way.pop(done)
+        rows = _answer(ray, done)
+        if rows is None:
+            left.extendleft(() if in_hand is None else (in_hand,))
+            begin()
+            continue
+        if left:
+            first = left.popleft()
+            batch = [(_absolute(c), known.get(c.case)) for c in cases[first : first + size]]
+            under_way[worker.predict.remote(batch)] = worker, first
+        if in_hand is not None:
+            n_left -= 1
+            yield from rows
+
+
+def _answer(ray: Any, done: Any) -> Any:
+    """What a call returned; None where its worker has died."""
+    try:
+        return ray.get(done)
+    except (ray.exceptions.RayActorError, ray.exceptions.OutOfMemoryError) as error:
+        if getattr(error, "actor_init_failed", False):  # it raised, as the next one would
+            raise
+        logger.warning("A worker died; another takes the cases that it had in hand.")
+        return None
+
+
+def _absolute(files: CaseFiles) -> CaseFiles:
+    """With paths that mean the same in a worker's folder."""
+    return replace(files, images=tuple(path.absolute() for path in files.images))
 
 
 class Worker:
     """Predicts a batch of cases per call; the networks stay from one to the next."""
 
-    def __init__(self, order: bytes) -> None:
-        job, architectures, sharers = pickle.loads(order)  # our own, from `_rows`
+    def __init__(
+        self, job: PredictJob, architectures: Mapping[str, NetworkFactory] | None, sharers: int
+    ) -> None:
         set_limits(job.limits)
         os.umask(0o077)  # results are their user's alone
         if job.inference.max_memory_gb is None:
             share = default_budget() / 2**30 / sharers
             job = replace(job, inference=replace(job.inference, max_memory_gb=share))
-        self._job: PredictJob = job
-        self._predictors: tuple[Predictor, ...] = job.predictors(architectures)
+        self._job = job
+        self._predictors = job.predictors(architectures)
 
-    def __call__(self, item: Mapping[str, bytes]) -> list[dict[str, str]]:
-        """The cases' rows as JSON: Arrow would give all rows the labels that one of them has."""
-        cases: list[tuple[CaseFiles, PredictionRow | None]] = pickle.loads(item["cases"])
+    def predict(self, cases: Batch) -> list[PredictionRow]:
+        """The cases' rows; those are kept that an attempt before this one has left."""
         attempts = _Attempts(self._job.output / ATTEMPTS)
-        batch = hashlib.sha256(item["cases"]).hexdigest()
-        if attempts.begin(batch) == 0:
+        if attempts.begin(f"batch of {cases[0][0].case}") == 0:
             list(self._predict(cases, attempts))
         for files, earlier in cases:  # a worker died of one of them
             if attempts.row(files.case) is not None:
@@ -145,11 +181,9 @@ class Worker:
                 message = f"{n_before} workers died of this case, perhaps out of memory."
                 attempts.end(files.case, PredictionRow(_shown(files), "failed", message))
         rows = (attempts.row(files.case) for files, _ in cases)
-        return [{"row": row} for row in rows if row is not None]
+        return [row for row in rows if row is not None]
 
-    def _predict(
-        self, cases: Sequence[tuple[CaseFiles, PredictionRow | None]], attempts: "_Attempts"
-    ) -> Iterator[PredictionRow]:
+    def _predict(self, cases: Batch, attempts: "_Attempts") -> Iterator[PredictionRow]:
         known = {files.case: row for files, row in cases if row is not None}
         by_name = {_shown(files): files.case for files, _ in cases}
         files = [f for f, _ in cases]
@@ -176,10 +210,10 @@ class _Attempts:
         """Keep the row of a case that is done, for as long as this machine runs."""
         write_json(self._path(case).with_suffix(".json"), asdict(row), lasting=False)
 
-    def row(self, case: str) -> str | None:
-        """The row as JSON, if the case is done."""
+    def row(self, case: str) -> PredictionRow | None:
+        """The row, if the case is done."""
         path = self._path(case).with_suffix(".json")
-        return path.read_text(encoding="utf-8") if path.is_file() else None
+        return PredictionRow(**read_json(path)) if path.is_file() else None
 
     def _path(self, name: str) -> Path:
         return self.folder / hashlib.sha256(name.encode()).hexdigest()

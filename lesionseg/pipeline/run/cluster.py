@@ -2,13 +2,15 @@
 
 import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+from lesionseg.core import CaseFiles
 from lesionseg.errors import ConfigError, LesionsegError, TrainingError, pip_install
+from lesionseg.io.case_ids import printable_id
 from lesionseg.io.formats.guard import FileLimits, limits, set_limits
 from lesionseg.pipeline.run.outcome import bar
 
@@ -34,24 +36,42 @@ def run_tasks(tasks: Sequence[Callable[[], T]], *, gpus: int = 0) -> list[T | Le
 
 
 def spread(
-    what: str, work: Callable[[Sequence[T]], None], items: Sequence[T], *, n_bytes: int = 0
+    what: str,
+    work: Callable[[Sequence[CaseFiles]], None],
+    cases: Sequence[CaseFiles],
+    *,
+    n_bytes: int = 0,
 ) -> None:
-    """Let `work` go through all items on a Ray cluster, some a call, under a bar called `what`.
+    """Let `work` go through all cases on a Ray cluster, some a call, under a bar called `what`.
 
     As many calls at a time as the cluster has cores, and room for `n_bytes` each: Ray counts them.
-    A call whose worker dies is made again: see `run_tasks`. Raises the first of our errors.
+    A call whose worker dies is made again: see `run_tasks`; after three, its cases go one by one.
+    Raises the first of our errors, and `TrainingError` naming a case of which three workers died.
     """
     ray = ray_package()
     with connected(ray), bar(what) as advance:
-        size = batch_size(len(items), _cores(ray))
-        shares = [items[i : i + size] for i in range(0, len(items), size)]
+        size, n_done = batch_size(len(cases), _cores(ray)), 0
+        shares = [cases[i : i + size] for i in range(0, len(cases), size)]
         room = max(int(node["Resources"].get("memory", 0)) for node in ray.nodes())
-        tasks = [partial(work, share) for share in shares]
-        ends = _ends(ray, tasks, num_cpus=1, memory=min(n_bytes, room))
-        for done, end in enumerate(ends, start=1):
-            if isinstance(end, LesionsegError):
-                raise end
-            advance("", min(done * size, len(items)), len(items))
+        ends_of = partial(_ends, ray, num_cpus=1, memory=min(n_bytes, room))
+        ends = ends_of([partial(work, share) for share in shares])
+        for share, end in zip(shares, ends, strict=True):
+            if isinstance(end, TrainingError):
+                _raise(share, ends_of([partial(work, [files]) for files in share]))
+            else:
+                _raise(share, [end])
+            n_done += len(share)
+            advance("", n_done, len(cases))
+
+
+def _raise(cases: Sequence[CaseFiles], ends: Iterable[LesionsegError | None]) -> None:
+    """The first of the errors, if there is one."""
+    for files, end in zip(cases, ends, strict=False):
+        if isinstance(end, TrainingError):
+            name = printable_id(files.case)
+            raise TrainingError(f"Case {name}: {end}") from end
+        if end is not None:
+            raise end
 
 
 def batch_size(n_cases: int, n_workers: int) -> int:
@@ -96,13 +116,11 @@ def _ended(ray: Any, begun: Any) -> Any:
 
 @contextmanager
 def connected(ray: Any) -> Iterator[None]:
-    """Connected to a cluster, and quiet; a connection made here is closed again.
+    """Connected to a cluster; a connection made here is quiet, and closed again.
 
     The cluster is the one that this process is connected to. Else it is the one that `ray.init`
     finds, else one on this machine alone for the time being.
     """
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
-    ray.data.DataContext.get_current().enable_progress_bars = False
     ours = not ray.is_initialized()
     if ours:
         ray.init(include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
@@ -120,7 +138,6 @@ def ray_package() -> Any:
     try:
         import ray
         import ray.cloudpickle
-        import ray.data
     except ImportError as error:
         raise ConfigError(
             "The engine ray needs packages that are not installed.",

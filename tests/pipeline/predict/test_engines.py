@@ -1,9 +1,7 @@
 """One set of cases, many workers: shards of a job array, several devices, a cluster."""
 
 import hashlib
-import json
 import os
-import pickle
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -27,7 +25,7 @@ from lesionseg.io.volumes import write_volume
 from lesionseg.models.build import build_network
 from lesionseg.pipeline.predict import ray_engine
 from lesionseg.pipeline.predict.predict_job import PredictJob, predict_cases, readers_of
-from lesionseg.pipeline.predict.predictions_table import PredictOutcome
+from lesionseg.pipeline.predict.predictions_table import PredictionRow, PredictOutcome
 from lesionseg.pipeline.predict.ray_engine import ATTEMPTS, Worker, Workers, share_out
 from lesionseg.pipeline.predict.recipe import predict
 from lesionseg.plan.plan import Plan
@@ -182,17 +180,15 @@ def test_a_cluster_is_shared_out_by_gpus_else_by_cores() -> None:
 
 
 @pytest.fixture
-def on_a_worker(plan: Plan, scans: Path, tmp_path: Path) -> Callable[[], list[dict[str, Any]]]:
+def on_a_worker(plan: Plan, scans: Path, tmp_path: Path) -> Callable[[], list[PredictionRow]]:
     """A worker that is new to the same batch of three cases each time."""
     write_bundle(tmp_path / "bundle", build_network(plan), plan, "")
     job = PredictJob((tmp_path / "bundle",), tmp_path / "out", device="cpu")
     (tmp_path / "out" / ATTEMPTS).mkdir(parents=True)
     cases = [(CaseFiles(c, (scans / f"{c}.nii.gz",)), None) for c in CASES[:3]]
 
-    def rows() -> list[dict[str, Any]]:
-        answers = Worker(pickle.dumps((job, None, 2)))({"cases": pickle.dumps(cases)})
-        assert all(list(answer) == ["row"] for answer in answers)  # one text: see `Worker.__call__`
-        return [json.loads(answer["row"]) for answer in answers]
+    def rows() -> list[PredictionRow]:
+        return Worker(job, None, 2).predict(cases)
 
     return rows
 
@@ -202,7 +198,7 @@ def _begun(out: Path, case: str) -> Path:
 
 
 def test_a_batch_that_killed_its_worker_goes_on_with_the_cases_that_are_left(
-    on_a_worker: Callable[[], list[dict[str, Any]]],
+    on_a_worker: Callable[[], list[PredictionRow]],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -218,20 +214,61 @@ def test_a_batch_that_killed_its_worker_goes_on_with_the_cases_that_are_left(
     monkeypatch.setattr(ray_engine, "predict_cases", deadly)
     with pytest.raises(SystemExit):
         on_a_worker()
-    assert [row["status"] for row in on_a_worker()] == ["done"] * 3
+    assert [row.status for row in on_a_worker()] == ["done"] * 3
     assert seen == [["c0", "c1", "c2"], ["c1"], ["c2"]]
     assert _begun(out, "c1").stat().st_size == 1
 
 
 def test_a_case_that_killed_three_workers_is_given_up(
-    on_a_worker: Callable[[], list[dict[str, Any]]], tmp_path: Path
+    on_a_worker: Callable[[], list[PredictionRow]], tmp_path: Path
 ) -> None:
-    assert [row["status"] for row in on_a_worker()] == ["done"] * 3
+    assert [row.status for row in on_a_worker()] == ["done"] * 3
     _begun(tmp_path / "out", "c1").with_suffix(".json").unlink()
     _begun(tmp_path / "out", "c1").write_bytes(b"xxx")
     rows = on_a_worker()
-    assert [row["status"] for row in rows] == ["done", "failed", "done"]
-    assert "3 workers died" in rows[1]["message"]
+    assert [row.status for row in rows] == ["done", "failed", "done"]
+    assert "3 workers died" in rows[1].message
+
+
+class _Died(Exception):
+    """What Ray raises of a dead worker."""
+
+
+class _Actor:
+    """The second dies of its first batch; for the third the cluster has no room."""
+
+    n_begun = 0
+
+    def __init__(self) -> None:
+        _Actor.n_begun += 1
+        self.number = _Actor.n_begun
+        self.__ray_ready__ = SimpleNamespace(remote=lambda: self._answer(None))
+        self.predict = SimpleNamespace(remote=self._answer)
+
+    def _answer(self, batch: Any) -> Callable[[], Any]:
+        def answer() -> Any:
+            if self.number == 2 and batch is not None:
+                raise _Died
+            return batch is None or [files.case for files, _ in batch]
+
+        answer.has_room = self.number != 3  # type: ignore[attr-defined]
+        return answer
+
+
+def test_a_dead_workers_batch_goes_to_another_and_one_without_room_is_not_waited_for(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_Actor, "n_begun", 0)
+    ray = SimpleNamespace(
+        wait=lambda calls: ([next(call for call in calls if call.has_room)], []),
+        get=lambda call: call(),
+        exceptions=SimpleNamespace(RayActorError=_Died, OutOfMemoryError=_Died),
+    )
+    cases = [CaseFiles(f"{i:03}", (Path(f"{i}.nii"),)) for i in range(100)]
+    rows = ray_engine._rows(ray, _Actor, 3, cases, {})
+    assert sorted(rows) == [files.case for files in cases]  # type: ignore[type-var]
+    assert _Actor.n_begun == 4
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
 
 
 def test_a_missing_package_is_named_with_the_way_to_install_it(
@@ -240,7 +277,7 @@ def test_a_missing_package_is_named_with_the_way_to_install_it(
     import sys
 
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(ConfigError, match=r'pip install "ray\[data\]>='):
+    with pytest.raises(ConfigError, match='pip install "ray'):
         _run(bundle, scans, tmp_path / "out", engine="ray")
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from lesionseg.core import CaseFiles
 from lesionseg.errors import DatasetError, LesionsegError, TrainingError
 from lesionseg.pipeline.run.cluster import run_tasks, spread
 from lesionseg.pipeline.run.run_log import LOG
@@ -81,19 +82,34 @@ def test_a_search_is_shared_by_workers_and_a_killed_one_is_replaced(cluster, tmp
     assert (tmp_path / "killed").exists()
 
 
-def keep_names(folder: Path, names: Sequence[str]) -> None:
-    for name in names:
-        die_once(folder, name)
-        (folder / name).write_text("whole")
+def named(*names: str) -> list[CaseFiles]:
+    return [CaseFiles(name, (Path(name),)) for name in names]
 
 
-def refuse_names(names: Sequence[str]) -> None:
+def keep_names(folder: Path, cases: Sequence[CaseFiles]) -> None:
+    """The worker dies of some cases, so many times; each begin is a letter in the case's file."""
+    for files in cases:
+        name = folder / files.case
+        n_before = len(name.read_text()) if name.exists() else 0
+        name.write_text("x" * (n_before + 1))
+        if n_before < {"a": 1, "hard": 3, "deadly": 99}.get(files.case, 0):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def refuse_names(cases: Sequence[CaseFiles]) -> None:
     refuse()
 
 
-def test_items_are_spread_though_workers_die_and_no_machine_has_the_room(cluster, tmp_path):
-    spread("Writing", partial(keep_names, tmp_path), ["a", "b"], n_bytes=10**15)
-    assert [(tmp_path / name).read_text() for name in "ab"] == ["whole"] * 2
+def test_cases_are_spread_though_workers_die_and_no_machine_has_the_room(cluster, tmp_path):
+    spread("Writing", partial(keep_names, tmp_path), named("a", "b"), n_bytes=10**15)
+    assert [(tmp_path / name).read_text() for name in "ab"] == ["xx", "x"]
     with pytest.raises(DatasetError, match="no case"):
-        spread("Refusing", refuse_names, ["a"])
+        spread("Refusing", refuse_names, named("a"))
     spread("Nothing", refuse_names, [])
+
+
+def test_cases_of_a_call_that_killed_three_workers_go_one_by_one(cluster, tmp_path):
+    spread("Writing", partial(keep_names, tmp_path), named("hard"))
+    assert (tmp_path / "hard").read_text() == "xxxx"
+    with pytest.raises(TrainingError, match="Case deadly: 3 workers died"):
+        spread("Writing", partial(keep_names, tmp_path), named("deadly"))
