@@ -16,8 +16,8 @@ MAX_UNDEFINED = 0.05  # of the replicates: they are not undefined at random
 Z95 = 1.959963984540054
 _MAX_ELEMENTS = 1_000_000  # of a temporary `[replicates, items]`: 8 MB, of which some live at once
 
-Weights = NDArray[np.float64]
 Draws = NDArray[np.uint8]
+Weights = NDArray[np.float64] | Draws
 Statistic = Callable[[Weights], NDArray[np.float64]]
 
 
@@ -64,10 +64,7 @@ def percentile_intervals(
     """
     chunk = max(1, _MAX_ELEMENTS // max(items, 1))
     values = np.concatenate(
-        [
-            statistic(weights[i : i + chunk].astype(np.float64))
-            for i in range(0, max(len(weights), 1), chunk)
-        ]
+        [statistic(weights[i : i + chunk]) for i in range(0, max(len(weights), 1), chunk)]
     )
     groups = weights.shape[1] if informative is None else informative
     return [percentiles(column, groups) for column in values.T]
