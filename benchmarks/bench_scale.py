@@ -144,11 +144,11 @@ def evaluate(folder: Path, n_cases: int) -> None:
     from lesionseg.evaluation import PRESETS
     from lesionseg.pipeline.judging.case_pairs import Scoring
 
-    results = judged_cases(n_cases)
+    results = judged_cases(n_cases or 8)  # a few load what is loaded late
+    scoring = Scoring(PRESETS["lesionseg"], "test", OperatingPoint("score:0.5", 0.5))
+    scores = scoring.sum_up(results)
     if n_cases:
-        point = OperatingPoint("score:0.5", 0.5)
-        scoring = Scoring(PRESETS["lesionseg"], "test", point)
-        scoring.write(folder / "scores", results, scoring.sum_up(results))
+        scoring.write(folder / "scores", results, scores)
 
 
 def report(folder: Path, n_cases: int) -> None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.sparse import csr_array
 from scipy.special import gammaincinv, ndtr, stdtrit
 
 MAX_UNDEFINED = 0.05  # of the replicates: they are not undefined at random
@@ -45,6 +46,13 @@ def draw_groups(n_groups: int, replicates: int, rng: np.random.Generator) -> Dra
         part = drawn[i : i + step]
         part[:] = rng.multinomial(n_groups, np.full(n_groups, 1 / n_groups), len(part))
     return drawn
+
+
+def place_sums(
+    values: NDArray[np.float64], group: NDArray[np.int64], place: NDArray[np.int64], n_groups: int
+) -> csr_array:
+    """Sums `[groups, places]` of values `[n]`; sparse, as most places are empty in each group."""
+    return csr_array((values, (group, place)), shape=(n_groups, int(place.max(initial=-1)) + 1))
 
 
 def value_of(statistic: Statistic, n_groups: int) -> list[float | None]:
