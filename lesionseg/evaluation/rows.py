@@ -11,7 +11,7 @@ from lesionseg.evaluation.table_row import Point, Row, Series, TableRow
 _OF_REGION = ("dice", "n_lesions", "n_detected")
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class CaseRow(TableRow):
     """One line of cases.csv; None where a number is not defined."""
 
@@ -54,7 +54,7 @@ class CaseRow(TableRow):
         return self.status not in ("", "ok")
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class LesionRow(TableRow):
     """One line of lesions.csv: a reference lesion; the fields are those of `LesionResult`."""
 
@@ -88,7 +88,7 @@ class LesionRow(TableRow):
     zone: str = ""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class CandidateRow(TableRow):
     """One line of candidates.csv: a retained candidate; fields as those of `CandidateResult`."""
 

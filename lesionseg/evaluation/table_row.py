@@ -5,7 +5,7 @@ import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from types import NoneType
 from typing import Any, ClassVar, Literal, Self, TypeVar, get_args, get_origin, get_type_hints
@@ -37,7 +37,7 @@ def axis_columns(name: str) -> tuple[str, ...]:
     return tuple(f"{stem}_{axis}_{unit}" for axis in _AXES[unit])
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class TableRow:
     """Base of dataclasses that are one line of a table, one field a column, in order.
 
@@ -209,6 +209,7 @@ def _cell(kind: Any, cell: str, column: str) -> Any:
         raise ValueError(f"{cell!r} in column {column}") from error
 
 
+@lru_cache(2**14)  # places in voxels repeat, and rows of a large table share them
 def _number(cell: str) -> float | None:
     """A finite number, or None for an empty or undefined cell."""
     if cell.lower() in ("", "none", "null", "nan"):

@@ -4,25 +4,22 @@ A dataset at a URL is a folder of placeholders (`io.remote.mirror`). What opens 
 into a dataset, fetches its files here first; every reader below is handed plain local paths.
 """
 
-import gzip
 import hashlib
-import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from time import monotonic, time_ns
 
 from lesionseg.core import CaseFiles
-from lesionseg.errors import ReadError
 from lesionseg.io.dicom.headers import SUFFIXES as DICOM
 from lesionseg.io.dicom.headers import is_dicom
 from lesionseg.io.dicom.series import series_headers, split_series, starts_with_radiograph
 from lesionseg.io.formats import itk
+from lesionseg.io.formats.content import file_digest
 from lesionseg.io.formats.header_fields import MOST_HEADER_BYTES
 from lesionseg.io.remote.mirror import IN_USE_SECONDS, bring, is_mirrored, states
 
 # a store may be so slow that the first files have made room for others before the last are here
 _MOST_PASSES = 3
-_PIECE = 2**22
 # a file that changed so shortly before may change again within one tick of its clock
 _SETTLED_NS = 2_000_000_000
 
@@ -83,19 +80,8 @@ def image_digests(files: CaseFiles) -> tuple[str, ...]:
 
 
 def _digest_of_all(paths: Iterable[Path]) -> str:
-    digests = sorted(map(_digest, paths))
+    digests = sorted(file_digest(path, unpacked=True).hex() for path in paths)
     return hashlib.sha256("".join(digests).encode()).hexdigest()[:16]
-
-
-def _digest(path: Path) -> str:
-    digest = hashlib.sha256()
-    try:
-        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-            while piece := file.read(_PIECE):
-                digest.update(piece)
-    except (OSError, EOFError, zlib.error) as error:
-        raise ReadError("The file cannot be read.", where=path, seen=error) from error
-    return digest.hexdigest()
 
 
 def file_states(paths: Iterable[Path]) -> tuple[tuple[str, int, int | str], ...] | None:

@@ -16,6 +16,7 @@ USUAL_TRIM, USUAL_MMAP = 2**26, 2**25
 # "ru_maxrss" counts kilobytes, but bytes on a Mac
 _RSS_PER_MB = 2**20 if sys.platform == "darwin" else 2**10
 _UNKNOWN_BYTES = 8 * 2**30
+_DEFAULT_SHARE = 0.6  # of what is free
 
 
 def physical_bytes() -> int:
@@ -26,6 +27,15 @@ def physical_bytes() -> int:
     with suppress(AttributeError):  # Windows alone has it
         ctypes.windll.kernel32.GetPhysicallyInstalledSystemMemory(ctypes.byref(kilobytes))  # type: ignore[attr-defined]
     return 1024 * kilobytes.value or _UNKNOWN_BYTES
+
+
+def default_budget() -> int:
+    """Bytes for all cases together: a share of what is free now; 4 GiB where that is unknown."""
+    info = Path("/proc/meminfo")
+    for line in info.read_text().splitlines() if info.is_file() else ():
+        if line.startswith("MemAvailable:"):
+            return int(int(line.split()[1]) * 1024 * _DEFAULT_SHARE)
+    return _UNKNOWN_BYTES // 2
 
 
 def peak_memory_mb() -> int:

@@ -27,6 +27,7 @@ from lesionseg.data.prepare import PreparedCase
 from lesionseg.data.prepare_reference import PreparedReference
 from lesionseg.errors import ContentError, OutputError, ReadError
 from lesionseg.io.case_ids import bounded_name
+from lesionseg.io.formats.content import file_digest
 from lesionseg.io.local_files import content_files
 from lesionseg.io.remote.local_disk import partial_name, sweep
 from lesionseg.io.remote.mirror import bring
@@ -187,11 +188,7 @@ def source_hash(files: CaseFiles) -> str:
     named = (*files.images, *((files.reference,) if files.reference else ()))
     for path in (part for image in named for part in content_files(image)):
         bring(path)
-        try:
-            with path.open("rb") as stream:
-                digest.update(hashlib.file_digest(stream, "sha256").digest())
-        except OSError as error:
-            raise ReadError("The file cannot be read.", where=path, seen=error) from error
+        digest.update(file_digest(path))
     facts = [files.annotations, files.group, *files.annotated, *files.missing]
     digest.update(json.dumps(facts, sort_keys=True, default=str).encode())
     return digest.hexdigest()

@@ -10,14 +10,15 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.sparse import csr_array
 from scipy.special import gammaincinv, ndtr, stdtrit
 
 MAX_UNDEFINED = 0.05  # of the replicates: they are not undefined at random
 Z95 = 1.959963984540054
 _MAX_ELEMENTS = 1_000_000  # of a temporary `[replicates, items]`: 8 MB, of which some live at once
 
-Weights = NDArray[np.float64]
 Draws = NDArray[np.uint8]
+Weights = NDArray[np.float64] | Draws
 Statistic = Callable[[Weights], NDArray[np.float64]]
 
 
@@ -47,6 +48,13 @@ def draw_groups(n_groups: int, replicates: int, rng: np.random.Generator) -> Dra
     return drawn
 
 
+def place_sums(
+    values: NDArray[np.float64], group: NDArray[np.int64], place: NDArray[np.int64], n_groups: int
+) -> csr_array:
+    """Sums `[groups, places]` of values `[n]`; sparse, as most places are empty in each group."""
+    return csr_array((values, (group, place)), shape=(n_groups, int(place.max(initial=-1)) + 1))
+
+
 def value_of(statistic: Statistic, n_groups: int) -> list[float | None]:
     """The statistic of the data themselves; None where undefined."""
     values = statistic(np.ones((1, n_groups)))[0]
@@ -64,10 +72,7 @@ def percentile_intervals(
     """
     chunk = max(1, _MAX_ELEMENTS // max(items, 1))
     values = np.concatenate(
-        [
-            statistic(weights[i : i + chunk].astype(np.float64))
-            for i in range(0, max(len(weights), 1), chunk)
-        ]
+        [statistic(weights[i : i + chunk]) for i in range(0, max(len(weights), 1), chunk)]
     )
     groups = weights.shape[1] if informative is None else informative
     return [percentiles(column, groups) for column in values.T]

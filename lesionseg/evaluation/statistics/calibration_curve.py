@@ -17,7 +17,7 @@ from lesionseg.core.prediction import CalibrationKind, logit
 from lesionseg.errors import ContentError
 from lesionseg.evaluation.edge_cases import NOTHING_ACCEPTED
 from lesionseg.evaluation.results import CaseResult
-from lesionseg.evaluation.statistics.bootstrap import Statistic, Weights
+from lesionseg.evaluation.statistics.bootstrap import Statistic, Weights, place_sums
 from lesionseg.evaluation.statistics.estimates import Estimate, Estimator, as_list
 from lesionseg.evaluation.statistics.logistic import fit_counts, fit_logistic, fit_offset
 from lesionseg.evaluation.statistics.score_parts import CalibrationBin
@@ -151,18 +151,16 @@ def _calibration_statistic(data: Judgements, n_groups: int) -> Statistic:
     """Statistic: the numbers of `BOOTSTRAPPED`, from sums by group and by logit."""
     p, y = data.values, data.true.astype(np.float64)
     steps, place = np.unique(np.round(logit(p) / LOGIT_STEP), return_inverse=True)
-    x, cell = steps * LOGIT_STEP, (data.group, place)
-    totals, hits, chances = (np.zeros((n_groups, len(x))) for _ in range(3))
-    for sums, values in ((totals, 1.0), (hits, y), (chances, p)):
-        np.add.at(sums, cell, values)
-    squares = np.bincount(data.group, (p - y) ** 2, n_groups)
+    x, counts = steps * LOGIT_STEP, np.bincount(place).astype(np.float64)
+    totals, hits = (place_sums(v, data.group, place, n_groups) for v in (np.ones(len(y)), y))
+    squares, chances = (np.bincount(data.group, v, n_groups) for v in ((p - y) ** 2, p))
 
     def statistic(weights: Weights) -> NDArray[np.float64]:
         n, true = weights @ totals, weights @ hits
-        slope = fit_counts(x, true, n, totals.sum(0), ridge=1e-6)[:, 1]
+        slope = fit_counts(x, true, n, counts, ridge=1e-6)[:, 1]
         with np.errstate(invalid="ignore", divide="ignore"):
             brier = (weights @ squares) / n.sum(1)
-            ratio = true.sum(1) / (weights @ chances).sum(1)
+            ratio = true.sum(1) / (weights @ chances)
         known = np.stack([brier, slope, fit_offset(x, true, n), ratio], axis=1)
         mixed = (true.sum(1) > 0) & (true.sum(1) < n.sum(1))
         return np.where(mixed[:, None], known, np.nan)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from lesionseg.evaluation.statistics.bootstrap import Statistic, Weights
+from lesionseg.evaluation.statistics.bootstrap import Statistic, Weights, place_sums
 
 MIN_FOR_CURVE = 5  # lesions found and lesions missed
 _RIDGE = 1 / 2.5**2
@@ -168,13 +168,12 @@ def size_statistic(
     """
     low, high = float(diameters_mm.min()), float(diameters_mm.max())
     values, place = np.unique(diameters_mm, return_inverse=True)  # counts of voxels repeat
-    x, shape = np.log(values), (n_groups, len(values))
-    totals, hits = np.zeros(shape), np.zeros(shape)
-    np.add.at(totals, (group, place), 1)
-    np.add.at(hits, (group[found], place[found]), 1)
+    x, counts = np.log(values), np.bincount(place).astype(np.float64)
+    totals = place_sums(np.ones(len(place)), group, place, n_groups)
+    hits = place_sums(found.astype(np.float64), group, place, n_groups)
 
     def statistic(weights: Weights) -> NDArray[np.float64]:
-        fits = fit_counts(x, weights @ hits, weights @ totals, totals.sum(0), ridge=_RIDGE)
+        fits = fit_counts(x, weights @ hits, weights @ totals, counts, ridge=_RIDGE)
         intercept, slope = fits[:, :1], fits[:, 1:]
         curve = 1 / (1 + np.exp(-np.clip(intercept + slope * np.log(along_mm), -500, 500)))
         passed = np.clip(_diameters(fits[:, 0], fits[:, 1], low, high), low, high)

@@ -1,9 +1,6 @@
 """NIfTI files: arrays lie as (x, y, z) in the file and as (z, y, x) in memory."""
 
-import gzip
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from itertools import product
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -13,6 +10,7 @@ from numpy.typing import NDArray
 
 from lesionseg.core import Geometry, Volume
 from lesionseg.errors import ReadError
+from lesionseg.io.formats.content import opened
 from lesionseg.io.formats.guard import check_claim, check_grid, reading
 
 logger = logging.getLogger(__name__)
@@ -30,7 +28,7 @@ def read_nifti(path: Path) -> Volume:
     A file of two axes gives two spatial axes, one slice of a three-axis file stays 3-D. Raises
     `ReadError` for truncated, damaged, colour and 4-D files.
     """
-    with reading(path), _open(path) as stream:
+    with reading(path), opened(path) as stream:
         image = _parse(path, stream)
         geometry = _geometry(path, image)
         _warn_of_two_places(path, image)
@@ -41,13 +39,13 @@ def read_nifti(path: Path) -> Volume:
 
 def read_nifti_geometry(path: Path) -> Geometry:
     """Read shape and affine from the header alone."""
-    with reading(path), _open(path) as stream:
+    with reading(path), opened(path) as stream:
         return _geometry(path, _parse(path, stream))
 
 
 def states_orientation(path: Path) -> bool:
     """Whether the header says how the patient lay: its sform or qform code is not 0."""
-    with reading(path), _open(path) as stream:
+    with reading(path), opened(path) as stream:
         header = _parse(path, stream).header
         return bool(header["sform_code"] or header["qform_code"])
 
@@ -71,7 +69,7 @@ def write_nifti(path: Path, array: NDArray[Any], geometry: Geometry, like: Path 
 
 
 def _copy_forms(image: Any, like: Path, geometry: Geometry) -> None:
-    with reading(like), _open(like) as stream:
+    with reading(like), opened(like) as stream:
         source = _parse(like, stream)
         same = _geometry(like, source).matches(geometry)
         sform_code, qform_code = (int(source.header[f"{n}form_code"]) for n in "sq")
@@ -81,16 +79,6 @@ def _copy_forms(image: Any, like: Path, geometry: Geometry) -> None:
     if sform_code or qform_code:  # else both stay at 1: the scan names no frame
         image.set_qform(qform if qform_code else None, code=qform_code)
         image.set_sform(sform if sform_code else None, code=sform_code)
-
-
-@contextmanager
-def _open(path: Path) -> Iterator[BinaryIO]:
-    if path.name.lower().endswith(".gz"):
-        with gzip.open(path) as stream:
-            yield stream  # type: ignore[misc]  # GzipFile is a binary stream in all but name
-    else:
-        with path.open("rb") as file:
-            yield file
 
 
 def _parse(path: Path, stream: BinaryIO) -> Any:

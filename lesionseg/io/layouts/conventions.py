@@ -142,8 +142,9 @@ def _choose(root: Path, name: str | None) -> Convention:
     known = conventions()
     if name is not None:
         one_of("convention", name, [c.name for c in known], where="data.convention")
-    fitting = [c for c in known if (c.recognises(root) if name is None else c.name == name)]
-    if not fitting:
+    fitting = (c for c in known if (c.recognises(root) if name is None else c.name == name))
+    chosen = next(fitting, None)
+    if chosen is None:
         raise DatasetError(
             "The folder follows no convention known here.",
             where=root,
@@ -151,7 +152,7 @@ def _choose(root: Path, name: str | None) -> Convention:
             expected="; ".join(f"{c.name}: {c.looks_for}" for c in known),
             remedy="Write a manifest.csv with the columns case, image and reference.",
         )
-    return fitting[0]
+    return chosen
 
 
 def _distinct(dataset: Dataset) -> Dataset:

@@ -5,6 +5,7 @@ Layouts: nnU-Net documentation/dataset_format.md; medicaldecathlon.com.
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +29,8 @@ def recognises_nnunet(root: Path) -> bool:
 def recognises_msd(root: Path) -> bool:
     """Whether it also has `imagesTr` files without a channel number, such as `lung_001`."""
     files = _image_files(root / "imagesTr")
-    unnumbered = files and not any(_CHANNEL.fullmatch(strip_suffix(f)) for f in files)
-    return recognises_nnunet(root) and bool(unnumbered)
+    numbered = (_CHANNEL.fullmatch(strip_suffix(file)) for file in files)
+    return recognises_nnunet(root) and bool(files) and not any(numbered)
 
 
 def read_nnunet(root: Path) -> Dataset:
@@ -154,7 +155,8 @@ def collect_cases(
 
 
 def _image_files(folder: Path) -> list[Path]:
-    return sorted(f for f in folder.iterdir() if is_image_file(f)) if folder.is_dir() else []
+    files = filter(is_image_file, folder.iterdir()) if folder.is_dir() else ()
+    return sorted(files, key=attrgetter("name"))
 
 
 def channel_files(files: Sequence[Path], problems: Problems) -> dict[str, dict[int, Path]]:

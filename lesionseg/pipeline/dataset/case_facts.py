@@ -26,12 +26,15 @@ from lesionseg.data.cache.fill import MAX_WORKERS, cores
 from lesionseg.errors import LesionsegError, OutputError
 from lesionseg.io.atomic import atomic_path
 from lesionseg.io.cases import read_case
+from lesionseg.io.formats.content import hashed_once
 from lesionseg.io.local_files import file_states, image_digests
+from lesionseg.ops.host_memory import default_budget
 from lesionseg.plan.fingerprint import CaseFacts, facts_of
 
 FACTS_VERSION = 1
 # below it, processes take longer to start than threads take to read
 _CASES_FOR_PROCESSES = 64
+_LARGE_CASE_BYTES = 2**32  # what reading a CT of 512 × 512 × 1000 voxels takes
 _ARRAYS = ("sample", "lesion_sample")
 
 
@@ -72,9 +75,10 @@ class FactsFolder:
     def look(self, files: CaseFiles) -> KeptFacts:
         """Read the case, and keep its facts."""
         signature = self._signature(files)
-        case = read_case(files, self.dataset)
-        facts = None if case.reference is None else facts_of(case, case.reference)
-        facts_now = KeptFacts(facts, source_hash(files), image_digests(files))
+        with hashed_once():
+            case = read_case(files, self.dataset)
+            facts = None if case.reference is None else facts_of(case, case.reference)
+            facts_now = KeptFacts(facts, source_hash(files), image_digests(files))
         if signature is not None and signature == self._signature(files):
             self._keep(signature, facts_now)
         return facts_now
@@ -138,9 +142,14 @@ def look_at_all(
     """
     known = [_thinned(folder.known(files), voxels) for files in cases]
     unknown = [files for files, kept in zip(cases, known, strict=True) if kept is None]
-    with _pool(workers or min(cores(), MAX_WORKERS), len(unknown)) as run:
+    with _pool(workers or _workers(), len(unknown)) as run:
         read = run(partial(_look, folder.alone(), voxels), unknown)
         yield from (next(read) if kept is None else kept for kept in known)
+
+
+def _workers() -> int:
+    """One per core: eight, and more where the memory holds a large CT for each."""
+    return min(cores(), max(MAX_WORKERS, default_budget() // _LARGE_CASE_BYTES))
 
 
 _Run = Callable[[Callable[[CaseFiles], Any], Sequence[CaseFiles]], Iterator[Any]]

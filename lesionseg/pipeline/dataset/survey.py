@@ -5,10 +5,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from statistics import median
 from tempfile import TemporaryDirectory
 from typing import Any
-
-import numpy as np
 
 from lesionseg.core import CaseFiles, Dataset
 from lesionseg.errors import DatasetError, LesionsegError, OutputError, require
@@ -75,7 +74,7 @@ def take_survey(
         if files.case in known and files.role not in ("test", "external")
     ]
     burden = {case: len(kept.diameters_mm) for case, kept in known.items()}
-    sizes = {case: float(np.median(k.diameters_mm or (0.0,))) for case, k in known.items()}
+    sizes = {case: median(k.diameters_mm or (0.0,)) for case, k in known.items()}
     boxed = {case: burden[case] for case, kept in known.items() if kept.boxed}
     if not taken:
         raise DatasetError(

@@ -12,14 +12,12 @@ from lesionseg.core import CaseFiles, Geometry, Prediction, Volume
 from lesionseg.inference.decision import Inferred, Watch
 from lesionseg.inference.open_scan import PreparedScan
 from lesionseg.inference.predictor import Predictor
-from lesionseg.ops.host_memory import trim_memory
+from lesionseg.ops.host_memory import default_budget, trim_memory
 from lesionseg.pipeline.predict.stages import Halt, Queue, overlapped
 from lesionseg.plan.plan import Plan
 
 # the most that a case needs at one time, in copies of its larger grid in float32
 COPIES = 2.5
-# of what the machine has free at the start
-_DEFAULT_SHARE = 0.6
 # bytes per voxel of the file for instances and masks while they are written
 _DECISION = 8
 _GIB = 2**30
@@ -163,15 +161,6 @@ def needed_bytes(geometry: Geometry, plan: Plan) -> int:
     image = 4 * len(plan.channel_names)
     probabilities = 2 * len(plan.label_values)
     return int(n_voxels * max(COPIES * image, image + probabilities + _DECISION))
-
-
-def default_budget() -> int:
-    """Bytes for all cases together: a share of what is free now; 4 GiB where that is unknown."""
-    info = Path("/proc/meminfo")
-    for line in info.read_text().splitlines() if info.is_file() else ():
-        if line.startswith("MemAvailable:"):
-            return int(int(line.split()[1]) * 1024 * _DEFAULT_SHARE)
-    return 4 * _GIB
 
 
 class MemoryBudget:

@@ -24,7 +24,7 @@ from lesionseg.io.atomic import read_json, write_json
 from lesionseg.io.case_ids import printable_id
 from lesionseg.io.formats.guard import set_limits
 from lesionseg.models.build import NetworkFactory
-from lesionseg.pipeline.predict.case_pipeline import default_budget
+from lesionseg.ops.host_memory import default_budget
 from lesionseg.pipeline.predict.predict_job import PredictJob, predict_cases
 from lesionseg.pipeline.predict.predictions_table import PredictionRow
 from lesionseg.pipeline.run.cluster import MAX_ATTEMPTS, batch_size, connected, ray_package

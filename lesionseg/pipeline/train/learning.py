@@ -22,10 +22,11 @@ from lesionseg.io.atomic import write_text
 from lesionseg.losses.detection_loss import DetectionLoss
 from lesionseg.models.build import TRUSTED, build_network
 from lesionseg.models.network_trial import backbone_pyramid, tried
+from lesionseg.ops.host_memory import default_budget
 from lesionseg.pipeline.dataset.data_settings import CACHE, DataSettings
 from lesionseg.pipeline.dataset.survey import Survey, take_survey
 from lesionseg.pipeline.judging.choice import undecided
-from lesionseg.pipeline.predict.case_pipeline import default_budget, needed_bytes
+from lesionseg.pipeline.predict.case_pipeline import needed_bytes
 from lesionseg.pipeline.run.cluster import EngineName, spread
 from lesionseg.pipeline.run.outcome import bar
 from lesionseg.pipeline.run.run_dir import SPLITS, is_claimed

@@ -152,11 +152,13 @@ def names_in(page: str, names: Names) -> tuple[str, ...]:
     """Real names of cases and groups that stand in a page's text, pictures left out."""
     words = re.sub(r"data:image/[^\"']*", "", page)
     real = {*names.cases, *names.groups} - {*names.cases.values(), *names.groups.values()}
+    parts = set(re.findall(r"\w+", words))
     return tuple(
         name
         for name in sorted(real)
-        # the plain search first: it is many times faster, and nearly always finds nothing
+        # what is quick first: of 100 000 names nearly none has all its parts in the page
         if len(name) >= MIN_SEARCHED
+        and parts.issuperset(re.findall(r"\w+", name))
         and name in words
         and re.search(rf"(?<!\w){re.escape(name)}(?!\w)", words)
     )

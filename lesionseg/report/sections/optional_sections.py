@@ -15,6 +15,8 @@ from lesionseg.report import text
 from lesionseg.report.result_tables import Tables
 from lesionseg.report.sections.table_cells import Listing, TableCell, size_index
 
+# lesions and false positives that the slider moves over: 4 MB of the page at most
+MOST_MOVED = 100_000
 # section of the page: keys of scores.json that it prints
 KEYS: Mapping[str, tuple[str, ...]] = {
     "official": ("official",),
@@ -106,9 +108,12 @@ def _words(key: str) -> str:
 
 
 def slider_json(tables: Tables) -> str:
-    """The columns as JSON, safe inside a script element; empty where there is nothing to move."""
+    """The columns as JSON, safe inside a script element.
+
+    Empty where there is nothing to move, or more than a page should carry.
+    """
     sweep, scores = tables.sweep, tables.scores
-    if sweep is None:
+    if sweep is None or len(tables.lesions) + len(sweep.false_score) > MOST_MOVED:
         return ""
     free = {case.case for case in tables.cases if not case.n_lesions}
     false = [row for row in tables.candidates if row.outcome_any == "false_positive"]

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -100,16 +101,18 @@ def write_adjudication(path: Path, tables: Tables) -> int:
     """
     false = [row for row in tables.candidates if row.outcome == "false_positive"]
     false.sort(key=lambda row: (-(row.score or 0.0), row.case, row.candidate))
-    rows = [_row(row).to_csv() for row in false]
-    before = {_identity(row): row for row in _filled(path)}
-    for row in rows:
-        row.update({key: before.get(_identity(row), {}).get(key, "") for key in FILLED})
-    left = [row for key, row in before.items() if key not in {_identity(row) for row in rows}]
+    left = {_identity(row): row for row in _filled(path)}
+
+    def judged(row: CandidateRow) -> Mapping[str, Any]:
+        cells = _row(row).to_csv()
+        before = left.pop(_identity(cells), {})
+        return {**cells, **{key: before.get(key, "") for key in FILLED}}
+
+    if false or left:  # a row at a time: there may be a million
+        write_csv(path, chain(map(judged, false), left.values()), COLUMNS)
     if left:
         _log.warning("%d verdicts in %s are of candidates no longer there; kept.", len(left), path)
-    if rows or left:
-        write_csv(path, [*rows, *left], COLUMNS)
-    return len(rows)
+    return len(false)
 
 
 def write_blinded(folder: Path, tables: Tables, shown: Tables) -> list[CandidateRow]:

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from heapq import nsmallest
 
 import numpy as np
 
@@ -51,25 +52,28 @@ class Listing:
 
 def list_cases(cases: Sequence[CaseRow], unit: str) -> Listing:
     """One line per case, those with most missed lesions first."""
-    ordered = sorted(cases, key=lambda case: (-case.n_missed, -case.n_false_positive, case.case))
     headings = tuple(heading.format(unit=unit) for heading in text.HEADINGS_CASES)
-    return listing(headings, map(_case_line, ordered))
+    first = nsmallest(
+        MAX_ROWS, cases, key=lambda case: (-case.n_missed, -case.n_false_positive, case.case)
+    )
+    return Listing(headings, tuple(map(_case_line, first)), len(cases) - len(first))
 
 
 def list_lesions(lesions: Sequence[LesionRow], groups: tuple[SizeGroup, ...], unit: str) -> Listing:
     """One line per reference lesion, missed ones first, by descending size."""
-    ordered = sorted(lesions, key=lambda row: (row.detected, -row.diameter_mm, row.case))
+    first = nsmallest(MAX_ROWS, lesions, key=lambda row: (row.detected, -row.diameter_mm, row.case))
     names = [text.size_range(group, unit) for group in groups]
-    return listing(
-        text.HEADINGS_LESIONS,
-        (_lesion_line(row, names[size_index(row.diameter_mm, groups)], unit) for row in ordered),
-    )
+    lines = (_lesion_line(x, names[size_index(x.diameter_mm, groups)], unit) for x in first)
+    return Listing(text.HEADINGS_LESIONS, tuple(lines), len(lesions) - len(first))
 
 
 def list_candidates(candidates: Sequence[CandidateRow], unit: str) -> Listing:
     """One line per candidate, by descending score."""
-    ordered = sorted(candidates, key=lambda row: (-(row.score or 0.0), row.case, row.candidate))
-    return listing(text.HEADINGS_CANDIDATES, (_candidate_line(row, unit) for row in ordered))
+    first = nsmallest(
+        MAX_ROWS, candidates, key=lambda row: (-(row.score or 0.0), row.case, row.candidate)
+    )
+    lines = tuple(_candidate_line(row, unit) for row in first)
+    return Listing(text.HEADINGS_CANDIDATES, lines, len(candidates) - len(first))
 
 
 def list_sizes(scores: Scores) -> Listing:

@@ -7,6 +7,7 @@ import pytest
 
 from lesionseg.evaluation.statistics.detection import ThresholdSweep
 from lesionseg.report.result_tables import read_tables
+from lesionseg.report.sections import optional_sections
 from lesionseg.report.sections.optional_sections import slider_json
 from tests.report.conftest import Blob, Evaluation
 
@@ -82,6 +83,13 @@ def test_no_sweep_without_an_operating_point(tmp_path: Path, changes: dict[str, 
     tables = read_tables(one.write(tmp_path))
     assert tables.sweep is None
     assert slider_json(tables) == ""
+
+
+def test_the_page_does_not_carry_more_than_it_should(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(optional_sections, "MOST_MOVED", 10)
+    assert slider_json(read_tables(folder)) == ""
 
 
 def test_no_sweep_without_lesions(tmp_path: Path) -> None:
