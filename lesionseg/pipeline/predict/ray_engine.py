@@ -34,6 +34,8 @@ logger = logging.getLogger(__name__)
 ATTEMPTS = ".attempts"
 # a CPU worker's cores: one reads and writes slower than it computes
 _CORES = 2
+# workers in a row that may die before they take a case
+_MOST_STILLBORN = 10
 # a case and the row of an earlier run, if there is one
 Batch = Sequence[tuple[CaseFiles, PredictionRow | None]]
 
@@ -111,7 +113,7 @@ def _rows(
     """Each worker has one batch in hand; batches are made when their turn comes."""
     size = batch_size(len(cases), min(n_workers, len(cases)))
     left = deque(range(0, len(cases), size))
-    n_left, under_way = len(left), dict[Any, tuple[Any, int | None]]()
+    n_left, n_stillborn, under_way = len(left), 0, dict[Any, tuple[Any, int | None]]()
 
     def begin() -> None:
         worker = start()
@@ -124,9 +126,12 @@ def _rows(
         worker, in_hand = under_way.pop(done)
         rows = _answer(ray, done)
         if rows is None:
+            n_stillborn += in_hand is None
+            _refuse_stillborn(n_stillborn)
             left.extendleft(() if in_hand is None else (in_hand,))
             begin()
             continue
+        n_stillborn = 0
         if left:
             first = left.popleft()
             batch = [(_absolute(c), known.get(c.case)) for c in cases[first : first + size]]
@@ -145,6 +150,17 @@ def _answer(ray: Any, done: Any) -> Any:
             raise
         logger.warning("A worker died; another takes the cases that it had in hand.")
         return None
+
+
+def _refuse_stillborn(n: int) -> None:
+    if n >= _MOST_STILLBORN:
+        raise ConfigError(
+            "Ray's workers die before they take a case.",
+            where="engine",
+            seen=f"{n} in a row",
+            remedy="see the cluster's logs (session_latest/logs in Ray's temporary folder); a "
+            "machine may lack memory or a library. engine=local does without Ray.",
+        )
 
 
 def _absolute(files: CaseFiles) -> CaseFiles:

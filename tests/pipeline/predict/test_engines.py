@@ -255,20 +255,39 @@ class _Actor:
         return answer
 
 
-def test_a_dead_workers_batch_goes_to_another_and_one_without_room_is_not_waited_for(
-    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(_Actor, "n_begun", 0)
+class _Stillborn(_Actor):
+    """Dies before it has loaded the networks."""
+
+    def _answer(self, batch: Any) -> Callable[[], Any]:
+        def answer() -> Any:
+            raise _Died
+
+        answer.has_room = True  # type: ignore[attr-defined]
+        return answer
+
+
+def _rows_of(actor: type[_Actor], cases: Sequence[CaseFiles]) -> list[Any]:
     ray = SimpleNamespace(
         wait=lambda calls: ([next(call for call in calls if call.has_room)], []),
         get=lambda call: call(),
         exceptions=SimpleNamespace(RayActorError=_Died, OutOfMemoryError=_Died),
     )
+    return list(ray_engine._rows(ray, actor, 3, cases, {}))
+
+
+def test_a_dead_workers_batch_goes_to_another_and_one_without_room_is_not_waited_for(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_Actor, "n_begun", 0)
     cases = [CaseFiles(f"{i:03}", (Path(f"{i}.nii"),)) for i in range(100)]
-    rows = ray_engine._rows(ray, _Actor, 3, cases, {})
-    assert sorted(rows) == [files.case for files in cases]  # type: ignore[type-var]
+    assert sorted(_rows_of(_Actor, cases)) == [files.case for files in cases]
     assert _Actor.n_begun == 4
     assert [record.levelname for record in caplog.records] == ["WARNING"]
+
+
+def test_workers_that_all_die_at_their_start_end_the_command() -> None:
+    with pytest.raises(ConfigError, match="10 in a row"):
+        _rows_of(_Stillborn, [CaseFiles("a", (Path("a.nii"),))])
 
 
 def test_a_missing_package_is_named_with_the_way_to_install_it(
