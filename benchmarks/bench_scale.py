@@ -182,6 +182,13 @@ def report(folder: Path, n_cases: int) -> None:
 
 def judged_cases(n_cases: int, kinds: int = 40) -> list[Any]:
     """Results of so many cases: copies of a few that were judged, with names of their own."""
+    from lesionseg.ops.host_memory import without_collection
+
+    with without_collection():  # a command judges case by case, which takes far longer
+        return _copies(n_cases, kinds)
+
+
+def _copies(n_cases: int, kinds: int) -> list[Any]:
     from lesionseg.core import Candidate, Geometry, Prediction, Reference
     from lesionseg.evaluation import PRESETS, evaluate_case
 

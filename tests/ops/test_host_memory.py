@@ -1,12 +1,14 @@
 """What the machine says of memory."""
 
+import gc
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 
-from lesionseg.ops.host_memory import peak_memory_mb
+from lesionseg.ops.host_memory import peak_memory_mb, without_collection
 
 MEBIBYTE = 2**20
 
@@ -24,3 +26,17 @@ def test_the_peak_is_not_that_of_the_parent(repository: Path) -> None:
     command = [sys.executable, "-c", program]
     done = subprocess.run(command, cwd=repository, capture_output=True, text=True, check=True)
     assert 0 < int(done.stdout) < 500 < held.nbytes // MEBIBYTE
+
+
+def test_cycles_are_looked_for_again_afterwards() -> None:
+    with pytest.raises(ValueError, match="within"), without_collection():
+        assert not gc.isenabled()
+        raise ValueError("within")
+    assert gc.isenabled()
+    gc.disable()
+    try:
+        with without_collection():
+            pass
+        assert not gc.isenabled()  # as it was
+    finally:
+        gc.enable()

@@ -40,6 +40,7 @@ from lesionseg.io.cases import read_reference as read_case_reference
 from lesionseg.io.layouts.input_images import find_images
 from lesionseg.io.predictions import PredictionFiles, read_prediction
 from lesionseg.io.volumes import read_geometry, read_volume
+from lesionseg.ops.host_memory import without_collection
 from lesionseg.pipeline.run.outcome import Advance
 
 _log = logging.getLogger(__name__)
@@ -258,6 +259,7 @@ class Scoring:
     subgroups: Sequence[str] | None = None
     lesion_columns: LesionColumns | None = None
 
+    @without_collection()
     def sum_up(self, results: Sequence[CaseResult]) -> dict[str, Any]:
         """The content of scores.json."""
         return summarise(
@@ -275,6 +277,7 @@ class Scoring:
             lesion_columns=self.lesion_columns,
         )
 
+    @without_collection()
     def write(self, output: Path, results: Sequence[CaseResult], scores: Mapping[str, Any]) -> None:
         """Write the three tables and, last, scores.json; each atomically."""
         output.mkdir(parents=True, exist_ok=True)
