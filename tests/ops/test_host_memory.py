@@ -3,10 +3,10 @@
 import gc
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
-import pytest
 
 from lesionseg.ops.host_memory import peak_memory_mb, without_collection
 
@@ -29,9 +29,9 @@ def test_the_peak_is_not_that_of_the_parent(repository: Path) -> None:
 
 
 def test_cycles_are_looked_for_again_afterwards() -> None:
-    with pytest.raises(ValueError, match="within"), without_collection():
+    with suppress(ValueError), without_collection():
         assert not gc.isenabled()
-        raise ValueError("within")
+        raise ValueError
     assert gc.isenabled()
     gc.disable()
     try:
