@@ -113,7 +113,7 @@ def _halves(folder: Path, n_cases: int, cores: Sequence[int]) -> float:
 
 def _in_process(stage: str, folder: Path, n_cases: int) -> Measured:
     command = [sys.executable, __file__, "--stage", stage, "--folder", folder, "--cases", n_cases]
-    done = subprocess.run([str(c) for c in command], check=True, capture_output=True, text=True)
+    done = subprocess.run([str(c) for c in command], check=True, stdout=subprocess.PIPE, text=True)
     return dict(json.loads(done.stdout.splitlines()[-1]))
 
 

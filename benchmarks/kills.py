@@ -29,7 +29,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -63,6 +63,9 @@ COMMANDS = {
     "tune": f"data.root={{0}}/raw run_dir=run tune.n_trials=2 {SMALL}",
 }
 WRITING = os.O_WRONLY | os.O_RDWR
+
+# of a generator of random numbers and the most kills: how many, and what differs afterwards
+Round = Callable[[random.Random, int], tuple[int, list[str]]]
 
 
 def main() -> None:
@@ -148,18 +151,26 @@ def start(root: Path, name: str, folder: Path, full_at: int = 0) -> int:
 
 
 def kill(root: Path, name: str, n: int) -> dict[str, object]:
-    """Kill a command `n` times in as many rounds as it takes; the tally is kept in `tally.json`."""
-    file = root / name / "tally.json"
-    tally = json.loads(file.read_text()) if file.is_file() else {"kills": 0, "same": 0, "rounds": 0}
+    """Kill a command `n` times in as many rounds as it takes."""
     longest = 1.2 * float((root / name / "seconds.txt").read_text())
-    while tally["kills"] < n:
-        draw, folder = random.Random(tally["rounds"]), root / name / "killed"
-        shutil.rmtree(folder, ignore_errors=True)
+
+    def once(draw: random.Random, most: int) -> tuple[int, list[str]]:
         n_killed = 0
-        while tally["kills"] + n_killed < n and killed(root, name, draw.uniform(0, longest)):
+        while n_killed < most and killed(root, name, draw.uniform(0, longest)):
             n_killed += 1
-        os.waitpid(start(root, name, folder), 0)
-        wrong = differences(root / name)
+        os.waitpid(start(root, name, root / name / "killed"), 0)
+        return n_killed, differences(root / name)
+
+    return tally_of(root, name, n, once)
+
+
+def tally_of(root: Path, name: str, n: int, once: Round) -> dict[str, object]:
+    """Rounds of a command until `n` kills; the tally is kept in `tally.json`."""
+    file, folder = root / name / "tally.json", root / name / "killed"
+    tally = json.loads(file.read_text()) if file.is_file() else {"kills": 0, "same": 0, "rounds": 0}
+    while tally["kills"] < n:
+        shutil.rmtree(folder, ignore_errors=True)
+        n_killed, wrong = once(random.Random(tally["rounds"]), n - tally["kills"])
         tally["rounds"] += 1
         tally["kills"] += n_killed
         tally["same"] += 0 if wrong else n_killed

@@ -30,8 +30,8 @@ from kills import (
     SMALL,
     differences,
     processor_seconds,
+    tally_of,
     undisturbed,
-    volatile,
     write_data,
 )
 
@@ -89,25 +89,15 @@ def write_many(root: Path) -> None:
 
 
 def kill(root: Path, name: str, n: int) -> dict[str, object]:
-    """Run a command until `n` of its workers were killed; the tally is kept in `tally.json`."""
-    file, folder = root / name / "tally.json", root / name / "killed"
-    tally = json.loads(file.read_text()) if file.is_file() else {"kills": 0, "same": 0, "rounds": 0}
-    while tally["kills"] < n:
-        shutil.rmtree(folder, ignore_errors=True)
-        child = start(root, name, folder)
-        n_killed = killed(
-            child, random.Random(tally["rounds"]), n - tally["kills"], LONGEST_S[name]
-        )
+    """Run a command until `n` of its workers were killed."""
+
+    def once(draw: random.Random, most: int) -> tuple[int, list[str]]:
+        child = start(root, name, root / name / "killed")
+        n_killed = killed(child, draw, most, LONGEST_S[name])
         wrong = [what for what in differences(root / name) if what != SAYS_ENGINE]
-        wrong += [f"exit status {child.wait()}"] * bool(child.wait())
-        tally["rounds"] += 1
-        tally["kills"] += n_killed
-        tally["same"] += 0 if wrong else n_killed
-        if wrong:
-            folder.rename(folder.with_name(f"wrong{tally['rounds']}"))
-        file.write_text(json.dumps(tally))
-        print(f"{name} round {tally['rounds']}, {tally}", *wrong, sep="\n  ", flush=True)
-    return {"command": name, **tally, "volatile": volatile(root / name)}
+        return n_killed, wrong + [f"exit status {child.wait()}"] * bool(child.wait())
+
+    return tally_of(root, name, n, once)
 
 
 def start(root: Path, name: str, folder: Path) -> "subprocess.Popen[bytes]":

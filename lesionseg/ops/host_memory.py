@@ -32,7 +32,7 @@ def physical_bytes() -> int:
 
 
 def default_budget() -> int:
-    """Bytes for all cases together: a share of what is free now; 4 GiB where that is unknown."""
+    """Bytes that a command may take: 60 % of what is free now; 4 GiB where that is unknown."""
     info = Path("/proc/meminfo")
     for line in info.read_text().splitlines() if info.is_file() else ():
         if line.startswith("MemAvailable:"):

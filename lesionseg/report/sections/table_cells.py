@@ -1,9 +1,10 @@
 """The report's tables: rows of cells that carry what is shown and what they sort by."""
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from heapq import nsmallest
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -15,6 +16,8 @@ from lesionseg.report import text
 from lesionseg.report.inputs.study_file import Study
 from lesionseg.report.sections.checklists import Checklist, Item
 
+Row = TypeVar("Row")
+Order = tuple[Any, ...]
 # Rows beyond this make a page slow to open; the omitted number is printed.
 MAX_ROWS = 3000
 
@@ -53,27 +56,44 @@ class Listing:
 def list_cases(cases: Sequence[CaseRow], unit: str) -> Listing:
     """One line per case, those with most missed lesions first."""
     headings = tuple(heading.format(unit=unit) for heading in text.HEADINGS_CASES)
-    first = nsmallest(
-        MAX_ROWS, cases, key=lambda case: (-case.n_missed, -case.n_false_positive, case.case)
-    )
-    return Listing(headings, tuple(map(_case_line, first)), len(cases) - len(first))
+
+    def order(case: CaseRow) -> Order:
+        return -case.n_missed, -case.n_false_positive, case.case
+
+    return _first(headings, cases, order, _case_line)
 
 
 def list_lesions(lesions: Sequence[LesionRow], groups: tuple[SizeGroup, ...], unit: str) -> Listing:
     """One line per reference lesion, missed ones first, by descending size."""
-    first = nsmallest(MAX_ROWS, lesions, key=lambda row: (row.detected, -row.diameter_mm, row.case))
     names = [text.size_range(group, unit) for group in groups]
-    lines = (_lesion_line(x, names[size_index(x.diameter_mm, groups)], unit) for x in first)
-    return Listing(text.HEADINGS_LESIONS, tuple(lines), len(lesions) - len(first))
+
+    def order(row: LesionRow) -> Order:
+        return row.detected, -row.diameter_mm, row.case
+
+    def line(row: LesionRow) -> Line:
+        return _lesion_line(row, names[size_index(row.diameter_mm, groups)], unit)
+
+    return _first(text.HEADINGS_LESIONS, lesions, order, line)
 
 
 def list_candidates(candidates: Sequence[CandidateRow], unit: str) -> Listing:
     """One line per candidate, by descending score."""
-    first = nsmallest(
-        MAX_ROWS, candidates, key=lambda row: (-(row.score or 0.0), row.case, row.candidate)
-    )
-    lines = tuple(_candidate_line(row, unit) for row in first)
-    return Listing(text.HEADINGS_CANDIDATES, lines, len(candidates) - len(first))
+
+    def order(row: CandidateRow) -> Order:
+        return -(row.score or 0.0), row.case, row.candidate
+
+    return _first(text.HEADINGS_CANDIDATES, candidates, order, lambda r: _candidate_line(r, unit))
+
+
+def _first(
+    headings: tuple[str, ...],
+    rows: Sequence[Row],
+    order: Callable[[Row], Order],
+    line: Callable[[Row], Line],
+) -> Listing:
+    """A table of the first rows in an order; no other becomes cells of text."""
+    shown = nsmallest(MAX_ROWS, rows, key=order)
+    return Listing(headings, tuple(map(line, shown)), len(rows) - len(shown))
 
 
 def list_sizes(scores: Scores) -> Listing:
