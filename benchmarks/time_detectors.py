@@ -18,7 +18,7 @@ from itertools import pairwise
 
 import torch
 from memory import peak_bytes
-from torch import Tensor, nn
+from torch import Tensor
 from torchvision_on_cpu import supply_nms
 
 supply_nms()
@@ -31,7 +31,6 @@ from lesionseg.losses import FocalLoss  # noqa: E402
 from lesionseg.losses.detection_loss import DetectionLoss  # noqa: E402
 from lesionseg.models.build import build_network  # noqa: E402
 from lesionseg.models.precision import fast_dtype, fast_memory_format  # noqa: E402
-from lesionseg.models.retinanet import RetinaNet  # noqa: E402
 from lesionseg.plan.anchor_plan import AnchorPlan  # noqa: E402
 from lesionseg.plan.candidate_rule import CandidateRule  # noqa: E402
 from lesionseg.plan.plan import Architecture, Normalisation, Plan  # noqa: E402
@@ -100,38 +99,10 @@ def ours(side: int) -> dict[str, Callable[[], object]]:
 
 def monai(side: int) -> dict[str, Callable[[], object]]:
     """MONAI's training step and volume."""
-    from monai.apps.detection.networks.retinanet_detector import RetinaNetDetector
-    from monai.apps.detection.networks.retinanet_network import RetinaNet as MonaiRetinaNet
-    from monai.apps.detection.utils.anchor_utils import AnchorGeneratorWithAnchorShape
+    from monai_detector import build_detector
 
-    network = MonaiRetinaNet(
-        spatial_dims=3,
-        num_classes=1,
-        num_anchors=len(SHAPES),
-        feature_extractor=Backbone(),
-        size_divisible=(8, 8, 8),
-    )
-    detector = RetinaNetDetector(
-        network=network.to(DEVICE),
-        anchor_generator=AnchorGeneratorWithAnchorShape(
-            feature_map_scales=(1, 2, 4), base_anchor_shapes=SHAPES
-        ),
-        spatial_dims=3,
-        num_classes=1,
-        size_divisible=8,
-    )
-    detector.set_atss_matcher(num_candidates=4, center_in_gt=False)
-    detector.set_hard_negative_sampler(
-        batch_size_per_image=64, positive_fraction=0.3, pool_size=20, min_neg=16
-    )
-    detector.set_target_keys(box_key="box", label_key="label")
-    detector.set_box_selector_parameters(
-        score_thresh=0.02, topk_candidates_per_level=1000, nms_thresh=0.22, detections_per_img=300
-    )
-    detector.set_sliding_window_inferer(
-        roi_size=(TILE,) * 3, overlap=0.5, sw_batch_size=1, mode="gaussian", device="cpu"
-    )
-    optimiser = torch.optim.AdamW(network.parameters())
+    detector = build_detector(plan(), DEVICE)
+    optimiser = torch.optim.AdamW(detector.network.parameters())
     images = list(tiles()["image"].to(DEVICE))
     box = torch.tensor([[float(a) for a in LESION[:3]] + [float(b) for b in LESION[3:]]])
     targets = [
@@ -158,25 +129,6 @@ def monai(side: int) -> dict[str, Callable[[], object]]:
             return len(detector([image], use_inferer=True)[0]["box"])
 
     return {"step": step, "volume": volume}
-
-
-class Backbone(nn.Module):
-    """Our encoder and decoder as MONAI's feature extractor: one map a level, equally wide."""
-
-    out_channels = 32
-
-    def __init__(self) -> None:
-        super().__init__()
-        network = build_network(plan())
-        assert isinstance(network, RetinaNet)
-        self.encoder, self.decoder = network.encoder, network.decoder
-        self.laterals = network.head.laterals
-
-    def forward(self, image: Tensor) -> dict[str, Tensor]:
-        """The levels by name."""
-        maps = self.decoder(self.encoder(image)[1:])
-        pairs = zip(self.laterals, maps, strict=True)
-        return {str(i): lateral(x) for i, (lateral, x) in enumerate(pairs)}
 
 
 LESION = (20, 20, 20, 25, 25, 25)

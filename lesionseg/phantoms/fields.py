@@ -112,6 +112,31 @@ def tube_thickness(tubes: Iterable[Tube], shape: Sequence[int], pixel_mm: float)
     return np.maximum(np.asarray(shadow, dtype=np.float32), 0)
 
 
+def tube_share(
+    tubes: Iterable[Tube],
+    shape: Sequence[int],
+    spacing_mm: Sequence[float],
+    middle: Sequence[float],
+) -> Field:
+    """Share 0..1 of each voxel `[*shape]` that lies in a tube; the volume's middle is at `middle`.
+
+    Tubes finer than a voxel fill as much of it as their cross-section does.
+    """
+    share = np.zeros(shape, dtype=np.float32)
+    spacing, side = np.asarray(spacing_mm), float(np.mean(spacing_mm))
+    for tube in tubes:
+        at = (tube.points - np.asarray(middle)) / spacing + (np.asarray(shape) - 1) / 2
+        half = np.ceil((tube.radius_mm + side / 2) / spacing).astype(int)
+        around = np.stack(np.meshgrid(*(np.arange(-h, h + 1) for h in half), indexing="ij"), -1)
+        voxels = np.rint(at).astype(int)[:, None] + around.reshape(-1, 3)
+        distance = np.linalg.norm((voxels - at[:, None]) * spacing, axis=-1)
+        filled = inside(tube.radius_mm - distance, side)
+        filled *= np.float32(min(1.0, np.pi * (tube.radius_mm / side) ** 2))
+        within = ((voxels >= 0) & (voxels < shape)).all(axis=-1) & (filled > 0)
+        np.maximum.at(share, tuple(voxels[within].T), filled[within])
+    return share
+
+
 def _splat(
     tubes: Sequence[Tube], shape: Sequence[int], size: Sequence[int], pixel_mm: float, margin: int
 ) -> Field:

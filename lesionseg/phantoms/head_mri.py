@@ -10,14 +10,13 @@ from scipy import ndimage
 
 from lesionseg.core import Case, Geometry, Reference, Volume
 from lesionseg.errors import require
-from lesionseg.io.atomic import write_json
-from lesionseg.io.volumes import write_volume
 from lesionseg.ops.components import label_components
 from lesionseg.phantoms.fields import Field, is_lesion_free, smooth_field
 from lesionseg.phantoms.head import Head, simulate_head
+from lesionseg.phantoms.lesion_shapes import lesion_share
+from lesionseg.phantoms.scan_folder import describe, write_case
 
 WHITE_LEVEL = 300.0  # stored value of white matter, before each case's own scale
-SUBSAMPLES = 3  # a lesion's share of a voxel is counted on 3³ points
 TRIES = 40  # places tried for a lesion before it is given up
 
 
@@ -159,41 +158,6 @@ def _place(
     return (where, filled) if free and label_components(mask).max() == 1 else None
 
 
-def lesion_share(
-    rng: np.random.Generator,
-    diameter_mm: float,
-    spacing_mm: Sequence[float],
-    jitter: NDArray[np.float64],
-) -> Field:
-    """Share 0..1 of each voxel of an odd box that an irregular blob at its middle covers.
-
-    A random ellipsoid whose radius is rippled by three plane waves, cut at the level where its
-    volume is that of a sphere of `diameter_mm`. `jitter` `[3]` moves it off the middle, in voxels.
-    """
-    spacing = np.asarray(spacing_mm, dtype=np.float64)
-    half = np.ceil(0.95 * diameter_mm / spacing).astype(int) + 1
-    fine = [
-        ((np.arange((2 * h + 1) * SUBSAMPLES) + 0.5) / SUBSAMPLES - h - 0.5 - j) * s
-        for h, s, j in zip(half, spacing, jitter, strict=True)
-    ]
-    points = np.stack([g.ravel() for g in np.meshgrid(*fine, indexing="ij")], axis=1)
-    level = _rippled_radius(rng, points / (diameter_mm / 2))
-    n_inside = round(np.pi / 6 * diameter_mm**3 / (spacing.prod() / SUBSAMPLES**3))
-    cut = np.partition(level, min(n_inside, level.size - 1))[min(n_inside, level.size - 1)]
-    shape = [n for h in half for n in (2 * h + 1, SUBSAMPLES)]
-    covered = (level < cut).reshape(shape).mean(axis=(1, 3, 5))
-    return np.asarray(covered, dtype=np.float32)
-
-
-def _rippled_radius(rng: np.random.Generator, points: NDArray[np.float64]) -> NDArray[np.float64]:
-    """|A·x| of a random ellipsoid plus ripples, at `points` `[n, 3]` in units of the radius."""
-    turn, _ = np.linalg.qr(rng.standard_normal((3, 3)))
-    stretch = np.exp(rng.normal(0, 0.2, size=3))
-    radius = np.linalg.norm(points @ (turn * (stretch / stretch.prod() ** (1 / 3))), axis=1)
-    waves, phases = rng.normal(0, 1.8, size=(3, 3)), rng.uniform(0, 2 * np.pi, size=3)
-    return np.asarray(radius + 0.12 * np.cos(points @ waves + phases).sum(axis=1))
-
-
 def write_mri_phantoms(
     folder: Path,
     n_cases: int,
@@ -235,34 +199,11 @@ def write_mri_phantoms(
         free = is_lesion_free(index, lesion_free_share)
         rng = np.random.default_rng([seed, index])
         case = simulate_mri_case(f"SIM_{index:03d}", rng, settings, lesion_free=free)
-        _write_case(folder, case, "Tr" if index < n_cases - n_test else "Ts")
+        write_case(folder, case, "Tr" if index < n_cases - n_test else "Ts")
         if progress:
             progress(case.case, index + 1, n_cases)
-    write_json(folder / "dataset.json", _description(n_cases - n_test, n_test, seed))
-
-
-def _write_case(folder: Path, case: Case, part: str) -> None:
-    """Image as int16 and mask as uint8, in the part's folders."""
-    images, labels = folder / f"images{part}", folder / f"labels{part}"
-    for place in (images, labels):
-        place.mkdir(parents=True, exist_ok=True)
-    geometry = case.image.geometry
-    stored = np.clip(np.rint(case.image.array), 0, 32767).astype(np.int16)
-    write_volume(images / f"{case.case}_0000.nii.gz", Volume(stored, geometry))
-    if case.reference is not None and case.reference.labels is not None:
-        mask = Volume(case.reference.labels[None], geometry)
-        write_volume(labels / f"{case.case}.nii.gz", mask)
-
-
-def _description(n_train: int, n_test: int, seed: int) -> dict[str, object]:
-    return {
-        "name": "simulated_flair",
-        "description": "SIMULATED FLAIR scans of heads with white-matter lesions; no patient. "
-        f"Signal equation, partial volume, coil shading and Rician noise; seed {seed}.",
-        "licence": "CC0-1.0",
-        "channel_names": {"0": "FLAIR"},
-        "labels": {"background": 0, "lesion": 1},
-        "numTraining": n_train,
-        "numTest": n_test,
-        "file_ending": ".nii.gz",
-    }
+    about = (
+        "SIMULATED FLAIR scans of heads with white-matter lesions; no patient. "
+        f"Signal equation, partial volume, coil shading and Rician noise; seed {seed}."
+    )
+    describe(folder, "simulated_flair", about, "FLAIR", n_cases - n_test, n_test)

@@ -49,7 +49,7 @@ def simulate_thorax(rng: np.random.Generator, shape: Sequence[int], pixel_mm: fl
     mm = pixel_mm / person  # anatomy below is in millimetres of a standard person
     body, lung = _organs(rng, shape, mm)
     bone = _skeleton(rng, shape, mm)
-    vessel = tube_thickness(_vessels(rng), shape, mm) * inside(lung - 12, 12)
+    vessel = tube_thickness(vessels(rng), shape, mm) * inside(lung - 12, 12)
     aerated = PER_MM["lung"] * rng.uniform(0.85, 1.25) * (1 + 0.035 * _texture(rng, shape, mm))
     soft = np.maximum(body - lung - _airway(shape, mm), 0)
     total = PER_MM["soft"] * soft + aerated * lung
@@ -75,7 +75,7 @@ def _organs(rng: np.random.Generator, shape: Sequence[int], mm: float) -> tuple[
     body, lung = _torso_mm(z, x, build), np.zeros(coarse, np.float32)
     step = np.float32(DEPTHS_MM[1] - DEPTHS_MM[0])
     for y in DEPTHS_MM.astype(np.float32):
-        lung += step * inside(_lung_depth(bent_z, bent_x, y, build), 2 * mm)
+        lung += step * inside(lung_depth(bent_z, bent_x, y, build), 2 * mm)
     body, lung = (ndimage.zoom(a, 2, order=1, grid_mode=True, mode="nearest") for a in (body, lung))
     return body[: shape[0], : shape[1]], lung[: shape[0], : shape[1]]
 
@@ -94,8 +94,12 @@ def chest_half_width(z: Field | float) -> Field:
     return np.asarray(134 * np.sqrt(1 - up**2.6) * (0.9 + 0.1 * (1 - up)), dtype=np.float32)
 
 
-def _lung_depth(z: Field, x: Field, y: np.float32, build: Field) -> Field:
-    """Signed depth in either lung: inside the ribs, above the diaphragm, beside the middle."""
+def lung_depth(z: Field, x: Field, y: Field | np.float32, build: Field) -> Field:
+    """Signed depth in mm in either lung: inside the ribs, above the diaphragm, beside the middle.
+
+    Height `z`, `x` to the left and `y` to the front broadcast; `build` `[8]` is how this person
+    differs from the standard one, in standard deviations.
+    """
     width = np.maximum(chest_half_width(z), 1)
     cage = (1 - np.hypot(x / width, (y + 4) / (0.66 * width))) * 0.66 * width
     is_left = x > 0
@@ -108,10 +112,10 @@ def _lung_depth(z: Field, x: Field, y: np.float32, build: Field) -> Field:
         - 15 * np.exp(-(((y + 15) / 45) ** 2)) * (1 + np.exp(-(((z - 95) / 30) ** 2)) / 4)
     )
     depth = np.minimum(np.minimum(cage, above), beside)
-    return np.asarray(np.minimum(depth, -_mediastinum_depth(z, x, y, build)), dtype=np.float32)
+    return np.asarray(np.minimum(depth, -mediastinum_depth(z, x, y, build)), dtype=np.float32)
 
 
-def _mediastinum_depth(z: Field, x: Field, y: np.float32, build: Field) -> Field:
+def mediastinum_depth(z: Field, x: Field, y: Field | np.float32, build: Field) -> Field:
     """Signed depth in heart, great vessels and hila."""
     turn = np.deg2rad(38)
     along = (x - 26) * np.cos(turn) - (z + 48) * np.sin(turn)
@@ -143,7 +147,8 @@ def _texture(rng: np.random.Generator, shape: Sequence[int], mm: float) -> Field
     )
 
 
-def _vessels(rng: np.random.Generator) -> list[Tube]:
+def vessels(rng: np.random.Generator) -> list[Tube]:
+    """The arteries of both lungs."""
     return [
         tube
         for side in (-1, 1)
@@ -154,7 +159,7 @@ def _vessels(rng: np.random.Generator) -> list[Tube]:
 def _skeleton(rng: np.random.Generator, shape: Sequence[int], mm: float) -> Field:
     """Millimetres of mineral: ribs and collar bones as shells, vertebrae, shoulder blades."""
     offset = rng.uniform(-4, 4)
-    ribs = [_rib(rng, k, side, offset) for k in range(10) for side in (-1, 1)]
+    ribs = [rib(rng, k, side, offset) for k in range(10) for side in (-1, 1)]
     collar = [
         polyline([(84, 60, s * 14), (90, 60, s * 55), (104, 30, s * 105), (110, 0, s * 165)], 0.0)
         for s in (-1, 1)
@@ -173,7 +178,7 @@ def _shell(
     return outer - np.float32(1 - SPONGY) * tube_thickness(inner, shape, mm)
 
 
-def _rib(rng: np.random.Generator, k: int, side: int, offset: float) -> Tube:
+def rib(rng: np.random.Generator, k: int, side: int, offset: float) -> Tube:
     """The middle line of rib `k`: from the spine around the back and side, falling to the front."""
     angle = np.deg2rad(np.linspace(14, 118 + 1.5 * k, 60))
     level = 108 + offset - 20.5 * k
