@@ -1,11 +1,13 @@
-"""torchvision's `retinanet_resnet50_fpn`, from scratch, on listed images for some minutes.
+"""torchvision's RetinaNet, from scratch, on listed images for some minutes or steps.
 
-    .peers/bin/python benchmarks/train_torchvision.py LIST.json MINUTES SEED OUTPUT
+    .peers/bin/python benchmarks/train_torchvision.py LIST.json JOB.json OUTPUT
 
 Run by `vs_torchvision.py` in the peers' environment. LIST.json holds `train` and `test`: a list of
-{case, image, boxes}, boxes as starts and stops in (y, x). Writes `<case>_candidates.json` of the
-test images to OUTPUT and prints one JSON line. AdamW with a warm-up and a cosine over the minutes,
-mirrored images, batches of two: what learnt fastest of the usual choices in so short a time.
+{case, image, boxes}, boxes as starts and stops in (y, x); JOB.json `minutes` or `steps`, `seed`,
+`side` and `backbone` (`resnet50`: torchvision's own `retinanet_resnet50_fpn`; `resnet18`: the same
+on a lighter one). Writes `<case>_candidates.json` of the test images to OUTPUT and prints one JSON
+line. AdamW with a warm-up and a cosine over the training, mirrored images, batches of two: what
+learnt fastest of the usual choices in so short a time.
 """
 
 import json
@@ -23,21 +25,21 @@ from torchvision_on_cpu import supply_nms
 
 supply_nms()
 
-from torchvision.models.detection import retinanet_resnet50_fpn  # noqa: E402
+from torchvision.models.detection import RetinaNet, retinanet_resnet50_fpn  # noqa: E402
+from torchvision.models.detection.backbone_utils import resnet_fpn_backbone  # noqa: E402
+from torchvision.ops.feature_pyramid_network import LastLevelP6P7  # noqa: E402
 
-BATCH, RATE, SIDE = 2, 2e-4, 512
+BATCH, RATE = 2, 2e-4
 
 
 def main() -> None:
     """Train, predict, write."""
     listed = json.loads(Path(sys.argv[1]).read_text())
-    minutes, seed, output = float(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[4])
-    torch.manual_seed(seed)
+    job, output = json.loads(Path(sys.argv[2]).read_text()), Path(sys.argv[3])
+    torch.manual_seed(job["seed"])
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    network = retinanet_resnet50_fpn(
-        weights=None, weights_backbone=None, num_classes=2, min_size=SIDE, max_size=2 * SIDE
-    ).to(device)
-    steps = train(network, listed["train"], minutes, seed, device)
+    network = build(job["backbone"], job["side"]).to(device)
+    steps = train(network, listed["train"], job, device)
     network.eval()
     output.mkdir(parents=True, exist_ok=True)
     for case in listed["test"]:
@@ -45,15 +47,35 @@ def main() -> None:
     print(json.dumps({"steps": steps}))
 
 
+def build(backbone: str, side: int) -> torch.nn.Module:
+    """A RetinaNet for one kind of lesion, without any weights from elsewhere."""
+    size = {"min_size": side, "max_size": 2 * side}
+    if backbone == "resnet50":
+        return retinanet_resnet50_fpn(weights=None, weights_backbone=None, num_classes=2, **size)
+    pyramid = resnet_fpn_backbone(
+        backbone_name=backbone,
+        weights=None,
+        trainable_layers=5,
+        returned_layers=[2, 3, 4],
+        norm_layer=torch.nn.BatchNorm2d,
+        extra_blocks=LastLevelP6P7(256, 256),
+    )
+    return RetinaNet(pyramid, num_classes=2, **size)
+
+
 def train(
-    network: torch.nn.Module, cases: list[Any], minutes: float, seed: int, device: torch.device
+    network: torch.nn.Module, cases: list[Any], job: dict[str, Any], device: torch.device
 ) -> int:
-    """Steps until the minutes are over."""
+    """So many steps, or until the minutes are over."""
     optimiser = torch.optim.AdamW(network.parameters(), lr=RATE, weight_decay=1e-4)
-    draw = np.random.default_rng(seed)
+    draw = np.random.default_rng(job["seed"])
     network.train()
-    begin, steps = time.monotonic(), 0
-    while (spent := (time.monotonic() - begin) / (60 * minutes)) < 1:
+    begin, steps, most = time.monotonic(), 0, job["steps"]
+
+    def progress() -> float:
+        return steps / most if most else (time.monotonic() - begin) / (60 * job["minutes"])
+
+    while (spent := progress()) < 1:
         warm = min(1.0, (steps + 1) / 20)
         for group in optimiser.param_groups:
             group["lr"] = RATE * warm * 0.5 * (1 + math.cos(math.pi * spent))

@@ -4,9 +4,10 @@
 
 Both train on the same images, ours with everything that belongs to `train.py model=retinanet`
 (reading and planning not counted), torchvision's `retinanet_resnet50_fpn` from scratch at 512
-pixels in the peers' environment (`make peers`; see `train_torchvision.py`). The validation images
-that neither learnt from are scored by `evaluate`; the recall is that at 1 false positive an image.
-A set that was done is not done again.
+pixels in the peers' environment (`make peers`; see `train_torchvision.py`). With `--steps` both
+learn for so many steps instead; `--backbone resnet18 --side 256` is a peer for machines without a
+GPU. The validation images that neither learnt from are scored by `evaluate`; the recall is that at
+1 false positive an image. A set that was done is not done again.
 """
 
 import argparse
@@ -23,6 +24,7 @@ import table
 
 from lesionseg.cli import run
 from lesionseg.core import Reference
+from lesionseg.io.atomic import write_json
 from lesionseg.io.cases import read_case
 from lesionseg.io.layouts.conventions import read_dataset
 from lesionseg.ops.components import lesion_instances, mask_boxes
@@ -36,6 +38,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, nargs="+", required=True, help="COCO folders")
     parser.add_argument("--minutes", type=float, default=8.0, help="of training each")
+    parser.add_argument("--steps", type=int, help="of either, in place of minutes")
+    parser.add_argument("--backbone", default="resnet50", help="torchvision's: resnet18 is lighter")
+    parser.add_argument("--side", type=int, default=512, help="pixels of torchvision's images")
+    parser.add_argument("--overrides", nargs="*", default=[], help="of train.py")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, default=Path("runs/vs_torchvision"))
     options = parser.parse_args()
@@ -62,7 +68,9 @@ def main() -> None:
 
 def measured(who: str, data: Path, options: argparse.Namespace) -> dict[str, Any]:
     """What one of them reached on one set; from an earlier run where there is one."""
-    folder = options.output / f"{data.name}__s{options.seed}__{options.minutes:g}min"
+    limit = f"{options.steps}steps" if options.steps else f"{options.minutes:g}min"
+    peer = f"{options.backbone}_{options.side}"
+    folder = options.output / f"{data.name}__s{options.seed}__{limit}__{peer}"
     path = folder / f"{who}.json"
     if not path.is_file():
         {"ours": train_ours, "torchvision": train_peer}[who](data, folder, options)
@@ -75,7 +83,7 @@ def measured(who: str, data: Path, options: argparse.Namespace) -> dict[str, Any
             "n_cases": scores["n_cases"],
             "n_lesions": scores["n_lesions"],
             "seed": options.seed,
-            "minutes": options.minutes,
+            "limit": limit,
         }
         path.write_text(json.dumps(found))
     kept: dict[str, Any] = json.loads(path.read_text())
@@ -90,10 +98,13 @@ def train_ours(data: Path, folder: Path, options: argparse.Namespace) -> None:
         f"data.cache_dir={options.output / 'cache'}",
         "model=retinanet",
         f"seed={options.seed}",
-        f"trainer.max_minutes={options.minutes}",
+        f"trainer.max_minutes={'null' if options.steps else options.minutes}",
+        f"trainer.max_steps={options.steps or 'null'}",
+        "trainer.budget=null",
         "trainer.progress=false",
         "report=tables",
         "replicates=200",
+        *options.overrides,
     ]
     if run("train", settings):
         sys.exit("our training failed")
@@ -114,8 +125,9 @@ def train_peer(data: Path, folder: Path, options: argparse.Namespace) -> None:
         listed[part].append({"case": files.case, "image": str(files.images[0]), "boxes": boxes})
     (folder / "list.json").write_text(json.dumps(listed))
     command = [str(PEERS), str(ROOT / "benchmarks" / "train_torchvision.py")]
-    command += [str(folder / "list.json"), str(options.minutes), str(options.seed)]
-    command += [str(folder / "torchvision_found")]
+    names = ("minutes", "steps", "seed", "side", "backbone")
+    write_json(folder / "job.json", {name: getattr(options, name) for name in names})
+    command += [str(folder / name) for name in ("list.json", "job.json", "torchvision_found")]
     subprocess.run(command, check=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
     chosen = folder / "reference"
     write_part(data, {row["case"] for row in listed["test"]}, chosen)
