@@ -73,25 +73,27 @@ def measured(tool: str, seed: int, data: Path, options: argparse.Namespace) -> M
     path = folder / "cell.json"
     if not path.is_file():
         folder.mkdir(parents=True, exist_ok=True)
-        found = train_monai if tool == "monai" else train_ours
-        write_json(path, cell(found(tool, seed, data, folder, options)))
+        predicted = folder / "run"
+        if tool == "monai":
+            train_monai(seed, data, folder, options)
+        else:
+            train_ours(tool, seed, data, folder, options)
+            predicted = folder / "run" / "test" / "predictions"
+        write_json(path, cell(judge(predicted, data, folder, options)))
     kept: Mapping[str, Any] = read_json(path)
     return kept
 
 
-def train_ours(tool: str, seed: int, data: Path, folder: Path, options: argparse.Namespace) -> Path:
-    """Train, predict and judge by the command line; the folder of the judged test scans."""
+def train_ours(tool: str, seed: int, data: Path, folder: Path, options: argparse.Namespace) -> None:
+    """Train and predict by the command line."""
     settings = [f"data.root={data}", f"run_dir={folder / 'run'}", f"model={tool}"]
     settings += [f"data.cache_dir={folder / 'cache'}", f"seed={seed}", *equal(options)]
     settings += ["trainer.progress=false", "report=tables", "replicates=100", "preset=luna16"]
     command(folder, "train", settings, options)
-    return folder / "run" / "test"
 
 
-def train_monai(
-    _tool: str, seed: int, data: Path, folder: Path, options: argparse.Namespace
-) -> Path:
-    """The same cases and tiles; the folder of the judged test scans."""
+def train_monai(seed: int, data: Path, folder: Path, options: argparse.Namespace) -> None:
+    """The same cases and tiles."""
     job = {
         "data": str(data),
         "output": str(folder / "run"),
@@ -105,10 +107,14 @@ def train_monai(
     write_json(folder / "job.json", job)
     script = HERE / "cell_monai_detector.py"
     call(folder, [str(PEERS), str(script), str(folder / "job.json")], options)
+
+
+def judge(predicted: Path, data: Path, folder: Path, options: argparse.Namespace) -> Path:
+    """The folder of scores, with every candidate accepted: false positives at any score count."""
     judged = folder / "judged"
-    evaluate = [f"reference={data / 'labelsTs'}", f"prediction={folder / 'run'}"]
-    evaluate += [f"output={judged}", "preset=luna16", "replicates=100"]
-    command(folder, "evaluate", evaluate, options)
+    settings = [f"reference={data / 'labelsTs'}", f"prediction={predicted}", f"output={judged}"]
+    rule = ["preset=luna16", "operating_point=score:0", "replicates=100"]
+    command(folder, "evaluate", [*settings, *rule], options)
     return judged
 
 
