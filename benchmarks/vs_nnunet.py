@@ -37,7 +37,7 @@ import table
 import torch
 from held_out import cases_judged, false_positives, held_out, lesions_found
 from recipe import recipe
-from scipy.ndimage import maximum
+from scipy.ndimage import labeled_comprehension
 from voxel_dice import voxel_dice
 from vs_nnunet_table import markdown, report
 
@@ -63,6 +63,8 @@ TOOLS = ("lesionseg", "nnunet_cut", "nnunet")
 DATASET = "Dataset001_compared"
 SIZES = ("model.tile_shape=", "model.base_features=")
 BATCH = {2: 4, 3: 2}  # tiles of nnU-Net's cut plan
+HIGHEST = 8  # voxels by which a candidate is ranked
+SPREAD = 10.0  # log-odds that a score of 3/4 stands for
 
 
 @dataclass(frozen=True)
@@ -84,8 +86,9 @@ class Setting:
 class Kept:
     """In a predictor's place: candidates of the log-odds that a tool has left.
 
-    Extents follow the candidate rule on float32 probabilities. Scores come from the log-odds: many
-    a softmax rounds to 1, and candidates of one score cannot be told apart.
+    Extents follow the candidate rule on float32 probabilities. As by default, a candidate is ranked
+    by its eight highest voxels, but by the mean of their log-odds: many a softmax rounds to 1, and
+    candidates of one score cannot be told apart.
     """
 
     def __init__(self, folder: Path, plan: Plan) -> None:
@@ -95,10 +98,15 @@ class Kept:
         """The candidates of one case, none of them accepted yet."""
         odds = np.load(self.folder / f"{case}.npy")
         found = find_by_plan(probabilities(odds).astype(np.float32), volume.geometry, self.plan)
-        highest = maximum(odds.max(axis=0), found.instances, [c.id for c in found.candidates])
+        if not found.candidates:
+            return Prediction(case, volume.geometry, (), found.instances)
+        numbers = [candidate.id for candidate in found.candidates]
+        scores = labeled_comprehension(
+            odds.max(axis=0), found.instances, numbers, score, np.float64, 0.0
+        )
         scored = tuple(
-            replace(candidate, score=float(probabilities(value)))
-            for candidate, value in zip(found.candidates, np.asarray(highest), strict=True)
+            replace(candidate, score=float(value))
+            for candidate, value in zip(found.candidates, scores, strict=True)
         )
         return Prediction(case, volume.geometry, scored, found.instances)
 
@@ -106,6 +114,11 @@ class Kept:
 def probabilities(odds: Any) -> Any:
     """Of log-odds, in float64."""
     return 1 / (1 + np.exp(-np.asarray(odds, np.float64)))
+
+
+def score(odds: "np.ndarray[Any, Any]") -> float:
+    """0 to 1 of a candidate's log-odds: grows with the mean of its eight highest, up to any."""
+    return 0.5 + float(np.arctan(np.sort(odds)[-HIGHEST:].mean(dtype=np.float64) / SPREAD)) / np.pi
 
 
 def main() -> None:

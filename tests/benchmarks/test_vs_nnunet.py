@@ -66,14 +66,20 @@ def test_candidates_whose_probability_rounds_to_1_keep_their_rank(
     versus: ModuleType, setting: Any, tmp_path: Path
 ) -> None:
     odds = np.full((1, 12, 12, 12), -20, np.float32)
-    odds[0, 2:5, 2:5, 2:5], odds[0, 8:11, 8:11, 8:11] = 20, 25
+    odds[0, 2:5, 2:5, 2:5], odds[0, 8:11, 8:11, 8:11] = 40, 60
     np.save(tmp_path / "a.npy", odds)
-    assert np.float32(versus.probabilities(20)) == np.float32(versus.probabilities(25)) == 1
+    assert versus.probabilities(40) == versus.probabilities(60) == 1
     volume = Volume(odds, Geometry((12, 12, 12), np.eye(4)))
     found = versus.Kept(tmp_path, setting.plan).predict_volume(volume, "a").candidates
     first, second = sorted(found, key=lambda c: c.score, reverse=True)
     assert first.start_vox == (8, 8, 8)
     assert first.score > second.score
+
+
+def test_eight_voxels_rank_a_candidate(versus: ModuleType) -> None:
+    assert versus.score(np.array([10.0] * 8 + [-5.0] * 30)) == 0.75  # arctan 1 is a quarter of π
+    assert versus.score(np.array([0.0])) == 0.5
+    assert versus.score(np.full(20, 63.0)) > versus.score(np.full(20, 40.0))
 
 
 def test_no_candidate_in_bare_background(versus: ModuleType, setting: Any, tmp_path: Path) -> None:
