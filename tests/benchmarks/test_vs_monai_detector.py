@@ -1,4 +1,4 @@
-"""The comparison of detectors without a training: recall at a rate of false positives, the table."""
+"""The comparison of detectors without a training: recall at a rate, the table."""
 
 import importlib
 import sys
