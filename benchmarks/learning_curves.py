@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lesionseg.io.atomic import atomic_path, read_json
-from lesionseg.report.figures.chart_drawing import ACCENT, INK, draw_svg, log_axis, tidy
+from lesionseg.report.figures.chart_drawing import ACCENT, INK, draw_svg, tidy
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -38,12 +38,14 @@ def main() -> None:
     """Draw the figure and print its numbers."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--cells", type=Path, required=True)
+    parser.add_argument("--sets", nargs="+", help="those drawn; without, all")
     parser.add_argument("--figure", type=Path, help="an SVG file")
     options = parser.parse_args()
     curves = read_curves(options.cells)
     print(markdown(curves))
     if options.figure:
-        drawn = draw_svg(partial(draw, curves=curves), ROW_INCHES * len(curves))
+        drawn_sets = {name: curves[name] for name in options.sets or curves}
+        drawn = draw_svg(partial(draw, curves=drawn_sets), ROW_INCHES * len(drawn_sets))
         with atomic_path(options.figure) as path:
             path.write_bytes(drawn.svg)
 
@@ -66,11 +68,14 @@ def draw(figure: "FigureBase", curves: Curves) -> None:
         for axes, (key, label) in zip(row, MEASURES.items(), strict=True):
             for tool, made in tools.items():
                 draw_line(axes, tool, made, key)
-            log_axis(axes)
+            axes.set_xscale("log")
+            steps = sorted({n for made in tools.values() for n in made})
+            axes.set_xticks(steps, [f"{n / 1000:g}k" for n in steps], minor=False)
+            axes.set_xticks([], minor=True)
             axes.set_xlabel("steps")
             tidy(axes, label)
         row[0].set_title(name.replace("_", " "), loc="left")
-    grid[0, 0].legend(frameon=False)
+    grid[0, -1].legend(frameon=False, loc="lower right")
 
 
 def draw_line(axes: "Axes", tool: str, made: Mapping[int, Sequence[Cell]], key: str) -> None:
