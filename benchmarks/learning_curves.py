@@ -75,7 +75,7 @@ def draw(figure: "FigureBase", curves: Curves) -> None:
             axes.set_xlabel("steps")
             tidy(axes, label)
         row[0].set_title(name.replace("_", " "), loc="left")
-    grid[0, -1].legend(frameon=False, loc="lower right")
+    figure.legend(*grid[0, 0].get_legend_handles_labels(), loc="outside upper right", ncols=2)
 
 
 def draw_line(axes: "Axes", tool: str, made: Mapping[int, Sequence[Cell]], key: str) -> None:
