@@ -12,12 +12,8 @@ from lesionseg.io.volumes import read_volume
 from lesionseg.ops.components import label_components
 from lesionseg.phantoms.fields import ellipsoid_depth, inside, millimetre_axes, smooth_field
 from lesionseg.phantoms.head import TISSUES, Tissue, flair_signal, inversion_time_ms
-from lesionseg.phantoms.head_mri import (
-    MriSettings,
-    lesion_share,
-    simulate_mri_case,
-    write_mri_phantoms,
-)
+from lesionseg.phantoms.head_mri import MriSettings, simulate_mri_case, write_mri_phantoms
+from lesionseg.phantoms.lesion_shapes import lesion_share
 
 SMALL = MriSettings(shape=(40, 44, 40), spacing_mm=(3.0, 3.0, 3.0), n_lesions=(6, 8))
 
