@@ -9,9 +9,7 @@ test cases in voxels of their own grid, which has to be the plan's.
 """
 
 import json
-import math
 import sys
-from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +32,12 @@ from lesionseg.pipeline.dataset.survey import Survey, take_survey  # noqa: E402
 from lesionseg.pipeline.train.learning import decide, prepare_cases  # noqa: E402
 from lesionseg.plan.plan import Plan  # noqa: E402
 from lesionseg.training.fit import tiles_of  # noqa: E402
-from lesionseg.training.settings import OptimiserSettings  # noqa: E402
+from lesionseg.training.step.optimiser import (  # noqa: E402
+    WarmAverage,
+    make_optimiser,
+    set_learning_rate,
+)
+from lesionseg.training.step.schedule import learning_rate  # noqa: E402
 
 
 def main() -> None:
@@ -88,17 +91,11 @@ def train(detector: Any, stream: Any, chosen: Recipe, steps: int) -> dict[str, T
     """So many steps by our optimiser and schedule; the averaged weights."""
     settings, trainer = chosen.learning.optimiser, chosen.learning.trainer
     network = detector.network
-    optimiser = torch.optim.AdamW(
-        network.parameters(),
-        lr=settings.lr,
-        betas=(settings.momentum, settings.beta2),
-        weight_decay=settings.weight_decay,
-    )
-    averaged = deepcopy(network).requires_grad_(False)
+    optimiser = make_optimiser(network, settings)
+    averaged = WarmAverage(network, trainer.ema_decay or 0.0)
     detector.train()
     for step, (images, targets) in zip(range(steps), stream, strict=False):
-        for group in optimiser.param_groups:
-            group["lr"] = settings.lr * pace(settings, step / steps)
+        set_learning_rate(optimiser, learning_rate(step / steps, settings))
         device = images[0].device
         dtype = fast_dtype(device)
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=dtype != torch.float32):
@@ -107,19 +104,10 @@ def train(detector: Any, stream: Any, chosen: Recipe, steps: int) -> dict[str, T
         torch.stack(list(terms.values())).sum().backward()
         nn.utils.clip_grad_norm_(network.parameters(), trainer.gradient_clip)
         optimiser.step()
-        decay = min(trainer.ema_decay or 0.0, (1 + step) / (10 + step))
-        for mean, value in zip(averaged.parameters(), network.parameters(), strict=True):
-            mean.lerp_(value, 1 - decay)
+        averaged.update_parameters(network)
         if step % 100 == 0:
             print(step, {name: round(term.item(), 3) for name, term in terms.items()}, flush=True)
-    return dict(averaged.state_dict())
-
-
-def pace(settings: OptimiserSettings, progress: float) -> float:
-    """Share of the rate: linear warm-up, then a cosine to 0."""
-    warm = min(1.0, (progress + 1e-3) / settings.warmup_fraction)
-    rest = max(0.0, progress - settings.warmup_fraction) / (1 - settings.warmup_fraction)
-    return warm * 0.5 * (1 + math.cos(math.pi * rest))
+    return dict(averaged.module.state_dict())
 
 
 @torch.no_grad()

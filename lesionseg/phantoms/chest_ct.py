@@ -10,16 +10,23 @@ from scipy import ndimage
 
 from lesionseg.core import Case, Geometry, Reference, Volume
 from lesionseg.errors import require
-from lesionseg.ops.components import label_components
-from lesionseg.phantoms.fields import Field, inside, is_lesion_free
-from lesionseg.phantoms.lesion_shapes import Outline, RecordedOutlines, lesion_share, rippled
+from lesionseg.phantoms.fields import Field, inside
+from lesionseg.phantoms.lesion_shapes import (
+    Outline,
+    RecordedOutlines,
+    draw_diameters,
+    lesion_share,
+    place_at,
+    rippled,
+)
 from lesionseg.phantoms.lungs import Chest, simulate_chest
-from lesionseg.phantoms.scan_folder import describe, write_case
+from lesionseg.phantoms.scan_folder import describe, write_cases
 
 BLUR_MM = 0.6  # standard deviation of the scanner's point spread
 GRAIN_MM = 0.5  # of its noise
 TRIES = 60  # places tried for a nodule before it is given up
 GAP = 2  # voxels left between two nodules
+LEAST_INSIDE = 0.6  # of a nodule lies in the lung
 # where nodules grow: at the pleura, at a vessel, or anywhere
 AT_PLEURA, AT_VESSEL = 0.3, 0.25
 GROUND_GLASS = 0.2  # share of nodules that are not solid
@@ -88,11 +95,18 @@ def _add_nodules(
     labels: NDArray[np.uint8],
 ) -> None:
     """Write nodules into the chest and `labels`, large ones first."""
-    for diameter in _diameters(rng, settings):
+    lung = inside(chest.lung_mm, float(np.mean(settings.spacing_mm)))
+    sizes = (settings.n_nodules, settings.diameter_mm, settings.log_spread)
+    for diameter in draw_diameters(rng, *sizes):
         level = _level(rng)
         for _ in range(TRIES):
-            placed = _place(rng, chest, settings, outline, diameter, labels)
-            if placed is None:
+            centre = _centre(rng, chest, diameter)
+            if centre is None:
+                continue
+            jitter = rng.uniform(-0.5, 0.5, size=3)
+            whole = lesion_share(rng, diameter, settings.spacing_mm, jitter, outline)
+            placed = place_at(centre, whole, lung, labels, GAP)
+            if placed is None or placed[1].sum() <= LEAST_INSIDE * whole.sum():
                 continue
             where, filled = placed
             around = chest.hounsfield[where]
@@ -100,14 +114,6 @@ def _add_nodules(
             chest.hounsfield[where] = around + filled * np.float32(settings.contrast) * gain
             labels[where][filled >= 0.5] = 1
             break
-
-
-def _diameters(rng: np.random.Generator, settings: CtSettings) -> list[float]:
-    """Equivalent diameters in mm, log-normal and clipped, in descending order."""
-    least, median, most = settings.diameter_mm
-    n = int(rng.integers(settings.n_nodules[0], settings.n_nodules[1] + 1))
-    diameters = np.exp(rng.normal(np.log(median), settings.log_spread, size=n))
-    return sorted(np.clip(diameters, least, most).tolist(), reverse=True)
 
 
 def _level(rng: np.random.Generator) -> float:
@@ -128,35 +134,6 @@ def _centre(rng: np.random.Generator, chest: Chest, diameter_mm: float) -> NDArr
     if len(places) == 0:
         return None
     return np.array(np.unravel_index(int(rng.choice(places)), depth.shape))
-
-
-def _place(
-    rng: np.random.Generator,
-    chest: Chest,
-    settings: CtSettings,
-    outline: Outline,
-    diameter_mm: float,
-    labels: NDArray[np.uint8],
-) -> tuple[tuple[slice, ...], Field] | None:
-    """A free place and the nodule's share of each voxel there; None when this try does not fit."""
-    centre = _centre(rng, chest, diameter_mm)
-    if centre is None:
-        return None
-    jitter = rng.uniform(-0.5, 0.5, size=3)
-    filled = lesion_share(rng, diameter_mm, settings.spacing_mm, jitter, outline)
-    half = np.array(filled.shape) // 2
-    start, stop = centre - half, centre + half + 1
-    if (start < GAP).any() or (stop > np.array(labels.shape) - GAP).any():
-        return None
-    where = tuple(slice(a, b) for a, b in zip(start, stop, strict=True))
-    whole = filled.sum()
-    filled = filled * inside(chest.lung_mm[where], float(np.mean(settings.spacing_mm)))
-    wide = tuple(slice(a - GAP, b + GAP) for a, b in zip(start, stop, strict=True))
-    mask = filled >= 0.5
-    near = ndimage.maximum_filter(np.pad(mask, GAP), 2 * GAP + 1)
-    free = not (labels[wide][near] > 0).any()
-    fits = filled.sum() > 0.6 * whole and label_components(mask).max() == 1
-    return (where, filled) if free and fits else None
 
 
 def write_ct_phantoms(
@@ -194,18 +171,14 @@ def write_ct_phantoms(
             ellipsoids.
         progress: called with case, number done and total after every case.
     """
-    fits = 0 <= n_test <= n_cases and n_cases >= 1
-    require(fits, "Cannot simulate these cases.", seen=f"{n_cases=}, {n_test=}")
     settings = CtSettings(shape, spacing_mm, contrast, noise_hu, n_nodules)
     outline = rippled if outlines is None else RecordedOutlines(outlines)
-    for index in range(n_cases):
-        free = is_lesion_free(index, lesion_free_share)
-        rng = np.random.default_rng([seed, index])
-        name = f"SIMC_{index:03d}"
-        case = simulate_ct_case(name, rng, settings, lesion_free=free, outline=outline)
-        write_case(folder, case, "Tr" if index < n_cases - n_test else "Ts")
-        if progress:
-            progress(name, index + 1, n_cases)
+
+    def simulate(index: int, *, lesion_free: bool) -> Case:
+        rng, name = np.random.default_rng([seed, index]), f"SIMC_{index:03d}"
+        return simulate_ct_case(name, rng, settings, lesion_free=lesion_free, outline=outline)
+
+    write_cases(folder, n_cases, n_test, lesion_free_share, simulate, progress)
     about = (
         "SIMULATED chest CT with lung nodules; no patient. Analytic lungs with vessels, airways "
         f"and fissures, partial volume, point spread and noise; seed {seed}."

@@ -14,6 +14,7 @@ from lesionseg.errors import require
 from lesionseg.io.atomic import write_json
 from lesionseg.io.volumes import write_volume
 from lesionseg.phantoms.fields import Field, is_lesion_free
+from lesionseg.phantoms.lesion_shapes import draw_diameters
 from lesionseg.phantoms.thorax import PER_MM, Thorax, simulate_thorax
 
 GREY_LEVELS = 4095  # 12 bit
@@ -97,10 +98,8 @@ def _add_nodules(
     instances: NDArray[np.int32],
 ) -> None:
     """Write nodules' attenuation and ids 1..n, large ones first, with a gap between them."""
-    least, median, most = settings.diameter_mm
-    n = int(rng.integers(settings.n_nodules[0], settings.n_nodules[1] + 1))
-    diameters = np.exp(rng.normal(np.log(median), settings.log_spread, size=n))
-    for diameter in sorted(np.clip(diameters, least, most).tolist(), reverse=True):
+    sizes = (settings.n_nodules, settings.diameter_mm, settings.log_spread)
+    for diameter in draw_diameters(rng, *sizes):
         for _ in range(TRIES):
             chord = _nodule_mm(rng, thorax.lung_mm, diameter, settings.pixel_mm)
             mask = chord > 0

@@ -6,15 +6,13 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
 
 from lesionseg.core import Case, Geometry, Reference, Volume
 from lesionseg.errors import require
-from lesionseg.ops.components import label_components
-from lesionseg.phantoms.fields import Field, is_lesion_free, smooth_field
+from lesionseg.phantoms.fields import Field, smooth_field
 from lesionseg.phantoms.head import Head, simulate_head
-from lesionseg.phantoms.lesion_shapes import lesion_share
-from lesionseg.phantoms.scan_folder import describe, write_case
+from lesionseg.phantoms.lesion_shapes import draw_diameters, lesion_share, place_at
+from lesionseg.phantoms.scan_folder import describe, write_cases
 
 WHITE_LEVEL = 300.0  # stored value of white matter, before each case's own scale
 TRIES = 40  # places tried for a lesion before it is given up
@@ -87,7 +85,8 @@ def _add_lesions(
     zones = _zones(head)
     share = np.inf if settings.lesion_fraction is None else settings.lesion_fraction
     budget = share * labels.size
-    for diameter in _diameters(rng, settings):
+    sizes = (settings.n_lesions, settings.diameter_mm, settings.log_spread)
+    for diameter in draw_diameters(rng, *sizes):
         excess = _severity(rng, diameter) * head.signals["lesion"] - head.signals["white"]
         for _ in range(TRIES):
             placed = _place(rng, head, settings, zones, diameter, labels)
@@ -102,14 +101,6 @@ def _add_lesions(
         budget -= voxels
         signal[where] += filled * np.float32(settings.contrast * max(excess, 0.0))
         labels[where][filled >= 0.5] = 1
-
-
-def _diameters(rng: np.random.Generator, settings: MriSettings) -> list[float]:
-    """Equivalent diameters in mm, log-normal and clipped, in descending order."""
-    least, median, most = settings.diameter_mm
-    n = int(rng.integers(settings.n_lesions[0], settings.n_lesions[1] + 1))
-    diameters = np.exp(rng.normal(np.log(median), settings.log_spread, size=n))
-    return sorted(np.clip(diameters, least, most).tolist(), reverse=True)
 
 
 def _severity(rng: np.random.Generator, diameter_mm: float) -> float:
@@ -145,17 +136,7 @@ def _place(
     centre = np.array(np.unravel_index(int(rng.choice(voxels)), settings.shape))
     jitter = rng.uniform(-0.5, 0.5, size=3) * min(1.0, diameter_mm / 5)
     filled = lesion_share(rng, diameter_mm, settings.spacing_mm, jitter)
-    half = np.array(filled.shape) // 2
-    start, stop = centre - half, centre + half + 1
-    if (start < 1).any() or (stop > np.array(settings.shape) - 1).any():
-        return None
-    where = tuple(slice(a, b) for a, b in zip(start, stop, strict=True))
-    filled = filled * head.parenchyma[where]
-    mask = filled >= 0.5
-    wide = tuple(slice(a - 1, b + 1) for a, b in zip(start, stop, strict=True))
-    touched = ndimage.binary_dilation(np.pad(mask, 1), np.ones((3, 3, 3)))
-    free = not (labels[wide][touched] > 0).any()
-    return (where, filled) if free and label_components(mask).max() == 1 else None
+    return place_at(centre, filled, head.parenchyma, labels, gap=1)
 
 
 def write_mri_phantoms(
@@ -192,16 +173,13 @@ def write_mri_phantoms(
         lesion_fraction: caps the share of lesion voxels; None: no cap.
         progress: called with case, number done and total after every case.
     """
-    fits = 0 <= n_test <= n_cases and n_cases >= 1
-    require(fits, "Cannot simulate these cases.", seen=f"{n_cases=}, {n_test=}")
     settings = MriSettings(shape, spacing_mm, contrast, noise, n_lesions, lesion_fraction)
-    for index in range(n_cases):
-        free = is_lesion_free(index, lesion_free_share)
+
+    def simulate(index: int, *, lesion_free: bool) -> Case:
         rng = np.random.default_rng([seed, index])
-        case = simulate_mri_case(f"SIM_{index:03d}", rng, settings, lesion_free=free)
-        write_case(folder, case, "Tr" if index < n_cases - n_test else "Ts")
-        if progress:
-            progress(case.case, index + 1, n_cases)
+        return simulate_mri_case(f"SIM_{index:03d}", rng, settings, lesion_free=lesion_free)
+
+    write_cases(folder, n_cases, n_test, lesion_free_share, simulate, progress)
     about = (
         "SIMULATED FLAIR scans of heads with white-matter lesions; no patient. "
         f"Signal equation, partial volume, coil shading and Rician noise; seed {seed}."

@@ -1,4 +1,4 @@
-"""What lesions are shaped like: rippled ellipsoids, or the outlines of recorded ones."""
+"""Sizes, outlines and places of lesions: rippled ellipsoids, or the outlines of recorded ones."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -92,3 +92,45 @@ def lesion_share(
     shape = [n for h in half for n in (2 * h + 1, SUBSAMPLES)]
     covered = (level < cut).reshape(shape).mean(axis=(1, 3, 5))
     return np.asarray(covered, dtype=np.float32)
+
+
+def draw_diameters(
+    rng: np.random.Generator,
+    n_lesions: tuple[int, int],
+    diameter_mm: tuple[float, float, float],
+    log_spread: float,
+) -> list[float]:
+    """Equivalent diameters in mm of so many lesions (least, most), in descending order.
+
+    Log-normal; `diameter_mm` is least, median and most.
+    """
+    least, median, most = diameter_mm
+    n = int(rng.integers(n_lesions[0], n_lesions[1] + 1))
+    diameters = np.exp(rng.normal(np.log(median), log_spread, size=n))
+    return sorted(np.clip(diameters, least, most).tolist(), reverse=True)
+
+
+def place_at(
+    centre: NDArray[np.int64],
+    filled: Field,
+    tissue: Field,
+    labels: NDArray[np.uint8],
+    gap: int,
+) -> tuple[tuple[slice, ...], Field] | None:
+    """Where a lesion's box lies, and its share of each voxel there; None where it does not fit.
+
+    `filled` is a lesion's share of its odd box, `tissue` `[*shape]` the share of each voxel in
+    which it may grow. It fits where the box and `gap` voxels around it are inside, it is one piece,
+    and no lesion of `labels` is within `gap` voxels.
+    """
+    half = np.array(filled.shape) // 2
+    start, stop = centre - half, centre + half + 1
+    if (start < gap).any() or (stop > np.array(labels.shape) - gap).any():
+        return None
+    where = tuple(slice(a, b) for a, b in zip(start, stop, strict=True))
+    wide = tuple(slice(a - gap, b + gap) for a, b in zip(start, stop, strict=True))
+    filled = filled * tissue[where]
+    mask = filled >= 0.5
+    near = ndimage.maximum_filter(np.pad(mask, gap), 2 * gap + 1)
+    free = not (labels[wide][near] > 0).any()
+    return (where, filled) if free and label_components(mask).max() == 1 else None

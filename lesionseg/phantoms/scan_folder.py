@@ -1,13 +1,42 @@
 """Simulated 3-D scans as an nnU-Net raw folder."""
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 
 from lesionseg.core import Case, Volume
+from lesionseg.errors import require
 from lesionseg.io.atomic import write_json
 from lesionseg.io.volumes import write_volume
+from lesionseg.phantoms.fields import is_lesion_free
+
+
+class Simulate(Protocol):
+    """Draws case number `index`, the same one every time."""
+
+    def __call__(self, index: int, *, lesion_free: bool) -> Case:
+        """The case."""
+        ...
+
+
+def write_cases(
+    folder: Path,
+    n_cases: int,
+    n_test: int,
+    lesion_free_share: float,
+    simulate: Simulate,
+    progress: Callable[[str, int, int], None] | None,
+) -> None:
+    """Write each case, the last `n_test` as test cases; `ConfigError` for impossible numbers."""
+    fits = 0 <= n_test <= n_cases and n_cases >= 1
+    require(fits, "Cannot simulate these cases.", seen=f"{n_cases=}, {n_test=}")
+    for index in range(n_cases):
+        case = simulate(index, lesion_free=is_lesion_free(index, lesion_free_share))
+        write_case(folder, case, "Tr" if index < n_cases - n_test else "Ts")
+        if progress:
+            progress(case.case, index + 1, n_cases)
 
 
 def write_case(folder: Path, case: Case, part: Literal["Tr", "Ts"]) -> None:
