@@ -56,3 +56,9 @@ def test_runs_take_turns_and_the_best_time_counts(table: ModuleType) -> None:
     times = table.interleaved_ms(runs, rounds=3)
     assert order == ["a", "a", "b", "b"] + ["a", "b"] * 3
     assert all(time >= 0 for time in times.values())
+
+
+def test_the_list_of_benchmarks_names_each_script(repository: Path) -> None:
+    folder = repository / "benchmarks"
+    listed = (folder / "README.md").read_text(encoding="utf-8")
+    assert [path.name for path in folder.glob("*.py") if f"`{path.name}`" not in listed] == []
