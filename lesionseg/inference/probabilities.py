@@ -14,6 +14,8 @@ from lesionseg.ops.anchors import grid_anchors
 from lesionseg.ops.boxes import decode_boxes
 from lesionseg.plan.plan import Plan
 
+SURE = 8.0  # log-odds: p = 0.9997
+
 
 def label_probabilities(
     logits: Float[Tensor, "b k *spatial"], plan: Plan
@@ -25,20 +27,46 @@ def label_probabilities(
     """
     logits = logits.float()
     if plan.activation == "softmax":
-        return logits.softmax(1)[:, 1:]
-    if plan.link is not None:
+        logits = _against_the_others(logits)[:, 1:]
+    elif plan.link is not None:
         logits = posterior_logits(logits, alpha=plan.link.alpha, gamma=plan.link.gamma)
-    return logits.sigmoid()
+    return _sigmoid(logits, plan)
+
+
+def tempered(logits: Float[Tensor, "*any"]) -> Float[Tensor, "*any"]:
+    """Log-odds that grow by their logarithm beyond ±8, so that probabilities keep their order.
+
+    float32 knows no p between 1 and 1 − 6e-8, log-odds of 16.6; Dice drives them beyond in patients
+    unlike those it learnt from, and what ties at 1 cannot be ranked.
+
+    >>> [round(float(x), 2) for x in tempered(torch.tensor([-5.0, 8.0, 16.6, 200.0]))]
+    [-5.0, 8.0, 10.26, 13.26]
+    """
+    beyond = (logits.abs() - SURE).clamp_min(0).log1p()
+    return logits.clamp(-SURE, SURE) + beyond * logits.sign()
+
+
+def _sigmoid(logits: Tensor, plan: Plan) -> Tensor:
+    return (tempered(logits) if plan.tempered else logits).sigmoid()
+
+
+def _against_the_others(logits: Tensor) -> Tensor:
+    """Log-odds of each channel `[B, K, *spatial]` under softmax: itself against all others."""
+    others = [
+        torch.cat((logits[:, :k], logits[:, k + 1 :]), dim=1).logsumexp(1)
+        for k in range(logits.shape[1])
+    ]
+    return logits - torch.stack(others, dim=1)
 
 
 def box_scores(logits: Float[Tensor, "*n k"], plan: Plan) -> Float[Tensor, "*n k"]:
     """Probabilities float32 of a detector's anchors; the focal loss's effect is undone."""
     logits, anchors = logits.float(), planned_anchors(plan)
     if anchors.gamma is None:
-        return logits.sigmoid()
+        return _sigmoid(logits, plan)
     by_label = logits.reshape(-1, logits.shape[-1]).T[None]
     undone = posterior_logits(by_label, alpha=anchors.alpha, gamma=anchors.gamma)
-    return undone[0].T.reshape(logits.shape).sigmoid()
+    return _sigmoid(undone[0].T.reshape(logits.shape), plan)
 
 
 def calibrated_voxels(p: Tensor, fit: Calibration | None) -> Tensor:

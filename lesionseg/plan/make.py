@@ -91,6 +91,7 @@ def make_plan(
         lesion_fraction=prior.value,
         activation=chosen.activation,
         thick_slices=slices.value,
+        tempered=True,
         candidate_rule=replace(
             candidates.value, source=candidate_source(chosen), score=chosen.component_score
         ),

@@ -123,6 +123,8 @@ class Plan:
     is. `n_members`: networks whose probabilities are averaged. `prepare_extra`: further transforms
     of a prepared image (`lesionseg.data.transforms`). `channel_sets`: what a scan may lack.
     `thick_slices`: of a dataset of thin and thick ones; None where all are about alike.
+    `tempered`: whether probabilities beyond .9997 are kept apart (`inference.probabilities`); not
+    in plans from before, whose operating points were chosen without.
     `reasons` explains each decision in one sentence.
     """
 
@@ -149,6 +151,7 @@ class Plan:
     prepare_extra: tuple[Mapping[str, Any], ...] = ()
     channel_sets: tuple[ChannelSet, ...] = ()
     thick_slices: ThickSlices | None = None
+    tempered: bool = False
     reasons: Mapping[str, str] = field(default_factory=dict)
     schema_version: int = PLAN_VERSION
 

@@ -1,0 +1,53 @@
+"""Probabilities of logits: in order however sure the network is."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+from lesionseg.inference.probabilities import label_probabilities, tempered
+from lesionseg.plan.plan import Plan
+
+SURER = torch.tensor([7.0, 8.0, 12.0, 17.0, 20.0, 40.0, 80.0])
+
+
+def test_the_surer_voxel_has_the_higher_probability() -> None:
+    p = tempered(SURER).sigmoid()
+    assert (p[1:] > p[:-1]).all()
+    assert (tempered(-SURER).sigmoid()[1:] < tempered(-SURER).sigmoid()[:-1]).all()
+    assert torch.sigmoid(SURER)[-1] == torch.sigmoid(SURER)[-3] == 1  # as they are, these tie
+
+
+def test_what_is_in_doubt_stays_as_it_is() -> None:
+    doubtful = torch.linspace(-8, 8, 33)
+    assert torch.equal(tempered(doubtful), doubtful)
+
+
+def test_no_voxel_gives_none() -> None:
+    assert tempered(torch.zeros(0)).shape == (0,)
+
+
+@pytest.mark.parametrize("n", [2, 3, 4])
+def test_softmax_gives_its_own_probabilities(n: int, plan: Plan) -> None:
+    logits = torch.randn(2, n, 3, 4, 5, generator=torch.manual_seed(0))
+    found = label_probabilities(logits, replace(plan, activation="softmax"))
+    assert torch.allclose(found, logits.softmax(1)[:, 1:], atol=1e-6)
+
+
+def test_softmax_of_sure_channels_keeps_their_order(plan: Plan) -> None:
+    logits = torch.stack([-SURER, SURER, torch.zeros_like(SURER)])[None]
+    found = label_probabilities(logits, replace(plan, activation="softmax", tempered=True))[0, 0]
+    assert (found[1:] > found[:-1]).all()
+
+
+def test_plans_from_before_keep_the_probabilities_that_their_points_were_chosen_by(
+    plan: Plan,
+) -> None:
+    raw = json.loads(replace(plan, tempered=True).to_json())
+    del raw["tempered"]
+    old = Plan.from_json(json.dumps(raw))
+    logits = SURER[None, None]
+    assert torch.equal(label_probabilities(logits, old), logits.sigmoid())
+    new = label_probabilities(logits, replace(plan, tempered=True))
+    assert torch.equal(new, tempered(logits).sigmoid())
