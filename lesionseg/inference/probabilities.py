@@ -27,7 +27,7 @@ def label_probabilities(
     """
     logits = logits.float()
     if plan.activation == "softmax":
-        logits = _against_the_others(logits)[:, 1:]
+        logits = _against_the_others(logits)
     elif plan.link is not None:
         logits = posterior_logits(logits, alpha=plan.link.alpha, gamma=plan.link.gamma)
     return _sigmoid(logits, plan)
@@ -36,8 +36,8 @@ def label_probabilities(
 def tempered(logits: Float[Tensor, "*any"]) -> Float[Tensor, "*any"]:
     """Log-odds that grow by their logarithm beyond ±8, so that probabilities keep their order.
 
-    float32 knows no p between 1 and 1 − 6e-8, log-odds of 16.6; Dice drives them beyond in patients
-    unlike those it learnt from, and what ties at 1 cannot be ranked.
+    Of any shape, also empty; signs are kept. float32 knows no p between 1 and 1 − 6e-8, log-odds
+    of 16.6; networks that Dice teaches go beyond, and what ties at 1 cannot be ranked.
 
     >>> [round(float(x), 2) for x in tempered(torch.tensor([-5.0, 8.0, 16.6, 200.0]))]
     [-5.0, 8.0, 10.26, 13.26]
@@ -51,12 +51,12 @@ def _sigmoid(logits: Tensor, plan: Plan) -> Tensor:
 
 
 def _against_the_others(logits: Tensor) -> Tensor:
-    """Log-odds of each channel `[B, K, *spatial]` under softmax: itself against all others."""
+    """Log-odds of each label under softmax: itself against all other channels, background first."""
     others = [
         torch.cat((logits[:, :k], logits[:, k + 1 :]), dim=1).logsumexp(1)
-        for k in range(logits.shape[1])
+        for k in range(1, logits.shape[1])
     ]
-    return logits - torch.stack(others, dim=1)
+    return logits[:, 1:] - torch.stack(others, dim=1)
 
 
 def box_scores(logits: Float[Tensor, "*n k"], plan: Plan) -> Float[Tensor, "*n k"]:
