@@ -89,6 +89,7 @@ def measured(who: str, data: Path, options: argparse.Namespace) -> dict[str, Any
             "n_lesions": scores["n_lesions"],
             "seed": options.seed,
             "limit": limit,
+            "overrides": options.overrides if who == "ours" else [],
         }
         path.write_text(json.dumps(found))
     kept: dict[str, Any] = json.loads(path.read_text())
@@ -118,7 +119,10 @@ def train_ours(data: Path, folder: Path, options: argparse.Namespace) -> None:
 
 def train_peer(data: Path, folder: Path, options: argparse.Namespace) -> None:
     """Train torchvision's on the same split, and judge its boxes."""
-    roles = json.loads((folder / "ours" / "splits.json").read_text())["roles"]
+    split = folder / "ours" / "splits.json"
+    if not split.is_file():
+        sys.exit(f"{split} is missing: run --tools ours first, whose split torchvision's takes.")
+    roles = json.loads(split.read_text())["roles"]
     listed: dict[str, list[dict[str, Any]]] = {"train": [], "test": []}
     dataset = read_dataset(data)
     for files in dataset.cases:
