@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lesionseg.core import Case, Geometry, Volume
 from lesionseg.data.onto_grid import SAME_MM, copy_float32, normalise, read_linear, turned
@@ -80,15 +81,15 @@ def plan_geometry(oriented: Geometry, plan: Plan) -> Geometry:
     """The plan's grid over an oriented one: what it covers, about the same centre, new spacing.
 
     A shear (a tilted CT gantry) is straightened. Axes within 1e-3 mm of the plan's spacing keep
-    theirs; if all do, the very same geometry is returned.
+    theirs; if all do and nothing is sheared, the very same geometry is returned.
     """
     target = [
         own if abs(own - wanted) <= SAME_MM else wanted
         for own, wanted in zip(oriented.spacing_mm, plan.spacing_mm, strict=True)
     ]
-    if target == list(oriented.spacing_mm):
-        return oriented
     linear = oriented.affine[:-1, :-1]
+    if target == list(oriented.spacing_mm) and not _is_sheared(linear):
+        return oriented
     # the orthonormal directions of the axes: the first stays, a shear leaves the others
     upper = np.linalg.cholesky(linear.T @ linear).T
     directions = linear @ np.linalg.inv(upper)
@@ -99,6 +100,12 @@ def plan_geometry(oriented: Geometry, plan: Plan) -> Geometry:
     centre = oriented.to_mm((np.array(oriented.shape) - 1) / 2)
     affine[:-1, -1] = centre - affine[:-1, :-1] @ ((shape - 1) / 2)
     return Geometry(tuple(shape.tolist()), affine)
+
+
+def _is_sheared(linear: NDArray[np.float64]) -> bool:
+    """Whether axes are off a right angle by more than 1e-3: half a voxel over 500."""
+    axes = linear / np.linalg.norm(linear, axis=0)
+    return bool(np.abs(axes.T @ axes - np.eye(len(axes))).max() > 1e-3)
 
 
 def _on_plan_grid(volume: Volume, plan: Plan, *, where: str | None, overwrite: bool) -> Volume:

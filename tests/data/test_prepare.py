@@ -122,6 +122,30 @@ def test_the_grid_covers_what_the_files_covers():
     np.testing.assert_allclose(there.mean(axis=0), (np.array(SHAPE) - 1) / 2, atol=1e-9)
 
 
+@pytest.mark.parametrize("spacing", [(1.0, 1.0, 1.0), (2.0, 1.0, 1.0)])
+def test_a_shear_is_straightened_whatever_the_spacing(spacing):
+    """A tilted gantry: slices 1 mm apart along a line 30 degrees off their normal."""
+    affine = np.eye(4)
+    affine[:3, 0] = (np.cos(np.pi / 6), np.sin(np.pi / 6), 0.0)
+    image = np.zeros((1, 24, 40, 24), np.float32)
+    image[0, 10:14, 18:22, 10:14] = 1.0
+    volume = Volume(image, Geometry((24, 40, 24), affine))
+    prepared = prepare_image(volume, make_plan(spacing))
+    axes = prepared.geometry.affine[:3, :3] / prepared.geometry.spacing_mm
+    np.testing.assert_allclose(np.abs(axes.T @ axes), np.eye(3), atol=1e-6)
+    assert prepared.geometry.shape[1] > 40  # all that the slices cover, shifted as they are
+    bright = np.argwhere(prepared.array[0] > 0.5).mean(axis=0)
+    centre = volume.geometry.to_mm((11.5, 19.5, 11.5))
+    np.testing.assert_allclose(prepared.geometry.to_mm(bright), centre, atol=0.5)
+
+
+def test_a_header_rounded_to_six_digits_is_no_shear():
+    geometry = oblique()
+    rounded = Geometry(geometry.shape, np.round(geometry.affine, 6))
+    plan = make_plan(rounded.spacing_mm)
+    assert plan_geometry(rounded, plan) is rounded
+
+
 def test_finer_resampling_agrees_with_monai(rng):
     volume = Volume(rng.normal(size=(1, *SHAPE)).astype(np.float32), oblique())
     ours = prepare_image(volume, make_plan((0.8, 0.7, 0.9)))
