@@ -28,7 +28,7 @@ from table import Row, device_name, print_report, versions
 from lesionseg.core import Candidate, Geometry, Prediction, Reference
 from lesionseg.evaluation import PRESETS, CaseResult, evaluate_case, summarise
 from lesionseg.evaluation.case.match_case import link_case
-from lesionseg.evaluation.case.overlap import voxel_counts
+from lesionseg.evaluation.case.overlap_table import voxel_counts
 from lesionseg.io.predictions import find_masks
 from lesionseg.io.volumes import read_volume
 from lesionseg.ops.components import lesion_instances, mask_boxes

@@ -41,8 +41,8 @@ from lesionseg.core import Geometry, Volume
 from lesionseg.data.augmentation.augment import AugmentationSettings
 from lesionseg.data.augmentation.monai_chain import monai_chain
 from lesionseg.data.cache.cached_case import CachedCase, read_cached_case, write_cached_case
-from lesionseg.data.prepare import PreparedCase
-from lesionseg.data.prepare_reference import PreparedReference
+from lesionseg.data.prepared_case import PreparedCase
+from lesionseg.data.prepared_reference import PreparedReference
 from lesionseg.data.sampling import SamplingSettings
 from lesionseg.data.tile_dataset import TileDataset
 from lesionseg.io.volumes import write_volume

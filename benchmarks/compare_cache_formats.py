@@ -24,7 +24,7 @@ from bench_loading import CASE, TILE, lesions, make_plan
 from zarr.codecs import BloscCodec
 
 from lesionseg.core import Case, Geometry, Reference, Volume
-from lesionseg.data.prepare import prepare_case
+from lesionseg.data.prepared_case import prepare_case
 from lesionseg.data.tiling import read_tile
 
 Array = np.ndarray[Any, Any]

@@ -42,7 +42,10 @@ def test_every_option_composes_and_instantiates(command: str, group: str, option
             assert instantiate(settings, _convert_="all") is not None
 
 
-@pytest.mark.parametrize("option", ["augment=auto", "sampling=lesions", "optim=adamw"])
+@pytest.mark.parametrize(
+    "option",
+    ["augment=auto", "sampling=lesions", "optim=adamw", "inference=balanced"],
+)
 def test_a_first_option_says_what_its_class_says(option: str) -> None:
     from hydra.utils import instantiate
     from omegaconf import OmegaConf

@@ -1,6 +1,7 @@
 """Each room's door lists in `__all__` exactly what it re-exports."""
 
 import importlib
+from pkgutil import iter_modules
 from types import ModuleType
 
 import pytest
@@ -35,6 +36,8 @@ def test_door_lists_what_it_exports(room: str) -> None:
     assert len(listed) == len(set(listed)), "without doubles; ruff sorts them"
     for name in listed:
         assert hasattr(door, name)
+    modules = {module.name for module in iter_modules(door.__path__)}
+    assert not modules & set(listed), "the module, once imported, would hide the name"
     public = {
         n for n, v in vars(door).items() if not n.startswith("_") and not isinstance(v, ModuleType)
     }

@@ -17,11 +17,11 @@ if TYPE_CHECKING:
     from lesionseg.data.cache.fill import fill_cache as fill_cache
     from lesionseg.data.cache.fill import open_dataset as open_dataset
     from lesionseg.data.hard_places import HardPoint as HardPoint
-    from lesionseg.data.prepare import PreparedCase as PreparedCase
-    from lesionseg.data.prepare import prepare_case as prepare_case
-    from lesionseg.data.prepare import prepare_image as prepare_image
-    from lesionseg.data.prepare_reference import PreparedReference as PreparedReference
-    from lesionseg.data.prepare_reference import prepare_reference as prepare_reference
+    from lesionseg.data.prepared_case import PreparedCase as PreparedCase
+    from lesionseg.data.prepared_case import prepare_case as prepare_case
+    from lesionseg.data.prepared_case import prepare_image as prepare_image
+    from lesionseg.data.prepared_reference import PreparedReference as PreparedReference
+    from lesionseg.data.prepared_reference import prepare_reference as prepare_reference
     from lesionseg.data.sampling import SamplingSettings as SamplingSettings
     from lesionseg.data.sampling import TileSampler as TileSampler
     from lesionseg.data.tile_dataset import TileDataset as TileDataset
@@ -31,17 +31,17 @@ _MODULES = {
     "Cache": "cache.case_cache",
     "CachedCase": "cache.cached_case",
     "HardPoint": "hard_places",
-    "PreparedCase": "prepare",
-    "PreparedReference": "prepare_reference",
+    "PreparedCase": "prepared_case",
+    "PreparedReference": "prepared_reference",
     "SamplingSettings": "sampling",
     "TileDataset": "tile_dataset",
     "TileSampler": "sampling",
     "build_augmentation": "augmentation.augment",
     "fill_cache": "cache.fill",
     "open_dataset": "cache.fill",
-    "prepare_case": "prepare",
-    "prepare_image": "prepare",
-    "prepare_reference": "prepare_reference",
+    "prepare_case": "prepared_case",
+    "prepare_image": "prepared_case",
+    "prepare_reference": "prepared_reference",
 }
 
 __all__ = ["TileGrid", *_MODULES]

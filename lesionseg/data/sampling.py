@@ -1,4 +1,4 @@
-"""Which tiles per epoch shows: lesion, hard and background tiles in an exact mix.
+"""Which tiles an epoch shows: lesion, hard and background tiles in an exact mix.
 
 A tile is a function of (seed, epoch, index) alone, so that any number of workers, in any order,
 reads the same tiles. Lesions are chosen, not cases: otherwise a small lesion in a scan full of them

@@ -16,7 +16,7 @@ from scipy.special import ndtri
 from lesionseg.core import Lesions
 from lesionseg.core.lesions import equivalent_diameter_mm
 from lesionseg.errors import ContentError, require
-from lesionseg.evaluation.case.overlap import overlap_table
+from lesionseg.evaluation.case.overlap_table import overlap_table
 from lesionseg.evaluation.table_row import Ids, TableRow
 
 State = Literal["new", "enlarged", "stable", "shrunk", "gone", "merged", "split"]

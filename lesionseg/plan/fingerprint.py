@@ -16,6 +16,7 @@ from lesionseg.errors import DatasetError
 from lesionseg.ops.components import lesion_mask, lesions_of
 from lesionseg.plan.plan import Modality
 
+CLIPPED = (0.5, 99.5)  # percentiles to which CT is clipped (Isensee et al. 2021)
 FINGERPRINT_VERSION = 1
 SAMPLED = 8192  # voxels looked at per case and kind, evenly spaced: memory stays bounded
 MOST_SAMPLED = 2**22  # ... and of all cases together, per channel
@@ -273,7 +274,7 @@ def _spread(values: NDArray[np.float32]) -> Spread | None:
     if values.size == 0:
         return None
     wide = values.astype(np.float64)
-    lower, upper = np.percentile(wide, (0.5, 99.5))
+    lower, upper = np.percentile(wide, CLIPPED)
     return Spread(float(wide.mean()), float(wide.std()), float(lower), float(upper))
 
 

@@ -98,7 +98,12 @@ def budget(
     if not device.startswith("cuda"):
         found = DeviceBudget(
             lambda *step: multiplications(*step, n_channels=n_channels) <= PROCESSOR,
-            *(80, 320, 16, 128, 4, 4),
+            longest=80,
+            longest_2d=320,
+            base_features=16,
+            widest=128,
+            batch=4,
+            batch_2d=4,
         )
         return Decision(
             found, "planned for a processor: about a second a training step on two cores"
@@ -111,7 +116,12 @@ def budget(
         )
     found = DeviceBudget(
         lambda *step: step_gb(*step) <= SHARE * memory_gb,
-        *(256, 2048, 32, 320, 8, 16),
+        longest=256,
+        longest_2d=2048,
+        base_features=32,
+        widest=320,
+        batch=8,
+        batch_2d=16,
         start=64,
         start_2d=256,
         wider=WIDER,

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lesionseg.errors import OutputError
-from lesionseg.evaluation.acceptance import AcceptancePlan
+from lesionseg.evaluation.local_acceptance import AcceptancePlan
 from lesionseg.evaluation.score_sections import Scores
 from lesionseg.io.atomic import write_text
 from lesionseg.report import text

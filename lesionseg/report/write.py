@@ -7,7 +7,7 @@ from pathlib import Path
 
 from lesionseg.core import Dataset
 from lesionseg.errors import LesionsegError, ReadError
-from lesionseg.evaluation.acceptance import read_acceptance
+from lesionseg.evaluation.local_acceptance import read_acceptance
 from lesionseg.evaluation.score_sections import Scores
 from lesionseg.io.atomic import private_files, write_text
 from lesionseg.report import text

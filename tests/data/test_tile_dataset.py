@@ -14,8 +14,8 @@ from lesionseg.data import tile_dataset
 from lesionseg.data.augmentation.augment import AugmentationSettings
 from lesionseg.data.augmentation.batch import finish
 from lesionseg.data.cache.cached_case import read_cached_case, write_cached_case
-from lesionseg.data.prepare import PreparedCase
-from lesionseg.data.prepare_reference import PreparedReference
+from lesionseg.data.prepared_case import PreparedCase
+from lesionseg.data.prepared_reference import PreparedReference
 from lesionseg.data.sampling import SamplingSettings, TileSampler
 from lesionseg.data.tile_dataset import TileDataset
 from lesionseg.errors import ConfigError

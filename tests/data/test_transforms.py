@@ -15,8 +15,8 @@ from lesionseg.core import CaseFiles, Dataset, Geometry, Volume
 from lesionseg.data import AugmentationSettings, TileDataset, fill_cache, open_dataset
 from lesionseg.data.cache.cached_case import read_cached_case, write_cached_case
 from lesionseg.data.cache.case_cache import cache_key
-from lesionseg.data.prepare import PreparedCase, prepare_image
-from lesionseg.data.prepare_reference import PreparedReference
+from lesionseg.data.prepared_case import PreparedCase, prepare_image
+from lesionseg.data.prepared_reference import PreparedReference
 from lesionseg.data.transforms import PrepareSettings, moves, refuse_strangers, with_masks
 from lesionseg.errors import BundleError, ConfigError
 from lesionseg.phantoms import write_mri_phantoms

@@ -11,8 +11,8 @@ from monai.data import DataLoader
 from lesionseg.core import Geometry, Volume
 from lesionseg.data.augmentation.augment import AugmentationSettings
 from lesionseg.data.cache.cached_case import read_cached_case, write_cached_case
-from lesionseg.data.prepare import PreparedCase
-from lesionseg.data.prepare_reference import PreparedReference
+from lesionseg.data.prepared_case import PreparedCase
+from lesionseg.data.prepared_reference import PreparedReference
 from lesionseg.data.sampling import SamplingSettings
 from lesionseg.data.tile_dataset import RawTiles, TileDataset
 from lesionseg.errors import ConfigError

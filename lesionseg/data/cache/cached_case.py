@@ -24,8 +24,8 @@ from numpy.typing import NDArray
 
 from lesionseg.core import Geometry
 from lesionseg.data.cache.lesion_table import CachedLesion, LesionTable, find_lesions
-from lesionseg.data.prepare import PreparedCase
-from lesionseg.data.prepare_reference import PreparedReference
+from lesionseg.data.prepared_case import PreparedCase
+from lesionseg.data.prepared_reference import PreparedReference
 from lesionseg.errors import ReadError
 
 CACHE_VERSION = 3

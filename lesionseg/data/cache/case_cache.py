@@ -23,8 +23,8 @@ from lesionseg.data.cache.cached_case import (
     write_cached_case,
 )
 from lesionseg.data.cache.claims import ClaimFolder, Claims
-from lesionseg.data.prepare import PreparedCase
-from lesionseg.data.prepare_reference import PreparedReference
+from lesionseg.data.prepared_case import PreparedCase
+from lesionseg.data.prepared_reference import PreparedReference
 from lesionseg.errors import ContentError, OutputError, ReadError
 from lesionseg.io.case_ids import bounded_name
 from lesionseg.io.formats.content import file_digest

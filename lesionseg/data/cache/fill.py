@@ -13,7 +13,7 @@ from lesionseg.core import Case, CaseFiles, Dataset
 from lesionseg.data.cache.cached_case import CachedCase
 from lesionseg.data.cache.case_cache import Cache, CaseStore, cache_key, source_hash
 from lesionseg.data.cache.shards import ShardCache
-from lesionseg.data.prepare import prepare_case
+from lesionseg.data.prepared_case import prepare_case
 from lesionseg.io.cases import read_case
 from lesionseg.io.layouts.conventions import read_dataset
 from lesionseg.io.remote.local_disk import LocalDisk

@@ -7,7 +7,7 @@ from typing import Any, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from lesionseg.data.prepare_reference import PreparedReference
+from lesionseg.data.prepared_reference import PreparedReference
 
 MAX_SEEDS = 32
 # columns of the table before a lesion's box

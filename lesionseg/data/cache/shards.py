@@ -35,7 +35,7 @@ from lesionseg.data.cache.cached_case import (
 )
 from lesionseg.data.cache.case_cache import CaseStore, reference_of
 from lesionseg.data.cache.claims import Claims
-from lesionseg.data.prepare import PreparedCase
+from lesionseg.data.prepared_case import PreparedCase
 from lesionseg.errors import OutputError, ReadError
 from lesionseg.io.remote.local_disk import PARTIAL, LocalDisk, folder_bytes, partial_name, sweep
 from lesionseg.io.remote.remote_folder import RemoteFolder

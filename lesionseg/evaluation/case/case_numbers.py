@@ -14,7 +14,7 @@ from lesionseg.evaluation.case.lesion_measures import (
     measure_extents,
 )
 from lesionseg.evaluation.case.match_case import CaseMatch
-from lesionseg.evaluation.case.overlap import voxel_counts
+from lesionseg.evaluation.case.overlap_table import voxel_counts
 from lesionseg.evaluation.case.surface import surface_distances
 from lesionseg.evaluation.presets import Preset
 from lesionseg.evaluation.results import (

@@ -9,7 +9,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from lesionseg.core import Lesions, OperatingPoint, Prediction, Reference
 from lesionseg.evaluation.case.matching import Links, detection_scores, find_links, match
-from lesionseg.evaluation.case.overlap import Overlaps, overlap_table
+from lesionseg.evaluation.case.overlap_table import Overlaps, overlap_table
 from lesionseg.evaluation.presets import INSTANCES, SIDE_CRITERIA, Criterion
 from lesionseg.evaluation.results import NEVER, Outcome, OutcomeCounts
 from lesionseg.ops.components import candidates_of, lesions_of

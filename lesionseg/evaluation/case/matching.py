@@ -1,6 +1,7 @@
 """Which candidate finds which lesion: one core for all presets, told apart by `Criterion`.
 
-By default several candidates find a lesion by what they cover of it together (`case.overlap`).
+By default several candidates find a lesion by what they cover of it together
+(`case.overlap_table`).
 
 One to one at every threshold: candidates enter by descending score, ties together. After each
 entry the matching has as many pairs as possible and, among such, the largest summed IoU. Adding a
@@ -19,7 +20,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from lesionseg.core import Lesions
-from lesionseg.evaluation.case.overlap import (
+from lesionseg.evaluation.case.overlap_table import (
     Boxes,
     Overlaps,
     box_ious,

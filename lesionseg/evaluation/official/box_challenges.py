@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from lesionseg.core import Lesions
 from lesionseg.evaluation.case.match_case import MOSTLY, CaseMatch
-from lesionseg.evaluation.case.overlap import box_ious
+from lesionseg.evaluation.case.overlap_table import box_ious
 from lesionseg.evaluation.official.curves import Values, froc_curve, froc_values
 from lesionseg.evaluation.results import BoxMatches
 

@@ -22,7 +22,7 @@ from lesionseg.plan.plan import Plan
 log = logging.getLogger(__name__)
 
 MOST_IN_A_TILE = 200  # boxes that go on from one view of a tile
-SAME_LESION_IN_A_TILE = 0.3  # IoU
+SAME_LESION_IN_A_TILE = 0.3  # NMS threshold (IoU) in one look; of all: `AnchorPlan.merge_iou`
 
 
 @dataclass(frozen=True, eq=False)

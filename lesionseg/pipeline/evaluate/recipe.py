@@ -18,7 +18,7 @@ from lesionseg.io.atomic import read_csv
 from lesionseg.io.folder_locks import locks
 from lesionseg.io.layouts.conventions import assign_groups
 from lesionseg.io.predictions import find_predictions
-from lesionseg.io.zones import ZoneFolder, find_zones
+from lesionseg.io.zone_files import ZoneFolder, find_zones
 from lesionseg.pipeline.evaluate.lesion_notes import read_lesion_notes
 from lesionseg.pipeline.evaluate.reference_cases import (
     JudgedCases,
@@ -102,7 +102,7 @@ def evaluate(
         lesion_columns: a CSV file with `case`, `lesion` (or `centre_x_mm` and so on) as lesions.csv
             has them, and further columns: sensitivity by what they say of the lesions.
         zones: a folder of anatomy masks named by case, on any grid, and a table of names; lesions,
-            candidates, sensitivity and false positives are given by zone (`io.zones`).
+            candidates, sensitivity and false positives are given by zone (`io.zone_files`).
         subgroups: columns to divide by; None takes all that divide the cases, empty none.
         resample: predictions on another grid are brought onto the reference's, else an error.
         replicates: of the bootstrap behind every interval.

@@ -26,7 +26,7 @@ from lesionseg.io.local_files import content_files, fetch_images
 from lesionseg.io.predictions import MaskNames
 from lesionseg.io.remote.mirror import send
 from lesionseg.io.volumes import read_geometry
-from lesionseg.io.zones import find_zones
+from lesionseg.io.zone_files import find_zones
 from lesionseg.models.build import NetworkFactory
 from lesionseg.ops.host_memory import peak_memory_mb
 from lesionseg.pipeline.dataset.capabilities import require_voxels

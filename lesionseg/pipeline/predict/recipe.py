@@ -15,7 +15,7 @@ from lesionseg.io.predictions import MaskNames
 from lesionseg.io.remote.local_disk import LocalDisk, local_disk
 from lesionseg.io.remote.mirror import mirror
 from lesionseg.io.remote.remote_folder import is_url
-from lesionseg.io.zones import find_zones
+from lesionseg.io.zone_files import find_zones
 from lesionseg.models.build import NetworkFactory
 from lesionseg.pipeline.dataset.data_settings import DicomSettings
 from lesionseg.pipeline.predict.case_writing import SaveProbabilities, check_dicom_output
@@ -83,7 +83,7 @@ def predict(
         names: "nnunet" calls masks `<case>.nii.gz`, in place of `<case>_mask.nii.gz`.
         dicom_output: DICOM scans also get a segmentation object and a structured report.
         zones: a folder of anatomy masks named by case, on any grid, and a table of names;
-            candidates and burden are given by zone (`io.zones`).
+            candidates and burden are given by zone (`io.zone_files`).
         rank: also write `ranking.csv`, a proposal of the order in which to label the scans; see
             `rank_cases`. Each scan is seen again, by every member or mirrored along every axis.
         identifiers: messages of failed cases name folders and files.

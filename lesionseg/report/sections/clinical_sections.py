@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from lesionseg.evaluation.acceptance import AcceptancePlan, judge
+from lesionseg.evaluation.local_acceptance import AcceptancePlan, judge
 from lesionseg.evaluation.score_sections import Scores
 from lesionseg.evaluation.statistics.estimates import Estimate, difference
 from lesionseg.report import text

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
-from lesionseg.evaluation.acceptance import UNITS, AcceptanceCriterion, AcceptancePlan
+from lesionseg.evaluation.local_acceptance import UNITS, AcceptanceCriterion, AcceptancePlan
 from lesionseg.evaluation.statistics.estimates import Estimate
 from lesionseg.report.text.amounts import bounds, percent, signed, undefined
 from lesionseg.report.text.catalog import counted, entry, say

@@ -18,7 +18,7 @@ from lesionseg.data.cache.cached_case import _map_array
 from lesionseg.data.cache.case_cache import Cache, cache_key, source_hash
 from lesionseg.data.cache.fill import fill_cache
 from lesionseg.data.cache.lesion_table import LesionTable, find_lesions
-from lesionseg.data.prepare_reference import PreparedReference
+from lesionseg.data.prepared_reference import PreparedReference
 from lesionseg.errors import ContentError, ReadError
 from lesionseg.io.remote.local_disk import partial_name, sweep
 from lesionseg.plan.plan import Normalisation

@@ -16,7 +16,7 @@ from torch import nn
 
 from lesionseg.cli import run
 from lesionseg.core import Geometry, Volume
-from lesionseg.data.prepare import prepare_image
+from lesionseg.data.prepared_case import prepare_image
 from lesionseg.errors import BundleError
 from lesionseg.inference.bundles.bundle import bundle_digest, read_bundle
 from lesionseg.inference.bundles.monai_bundle import metadata

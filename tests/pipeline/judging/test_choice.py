@@ -10,7 +10,7 @@ from lesionseg.core import OperatingPoint
 from lesionseg.errors import ConfigError
 from lesionseg.evaluation import PRESETS, CaseResult, evaluate_case
 from lesionseg.pipeline.judging.choice import Choice, ChoiceSettings, make_choice, undecided
-from lesionseg.pipeline.judging.least_size import choose_least_size
+from lesionseg.pipeline.judging.least_candidate_size import choose_least_size
 from lesionseg.plan.plan import Plan
 from tests.evaluation.hand_cases import HandCase, make_prediction, make_reference
 

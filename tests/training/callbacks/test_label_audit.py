@@ -12,8 +12,8 @@ from torch import nn
 
 from lesionseg.core import Geometry, Volume
 from lesionseg.data.cache.cached_case import read_cached_case, write_cached_case
-from lesionseg.data.prepare import PreparedCase
-from lesionseg.data.prepare_reference import PreparedReference
+from lesionseg.data.prepared_case import PreparedCase
+from lesionseg.data.prepared_reference import PreparedReference
 from lesionseg.errors import ConfigError
 from lesionseg.training.callbacks.label_audit import LabelAudit, look, read_snapshots
 from lesionseg.training.settings import AuditSettings

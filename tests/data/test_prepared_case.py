@@ -8,8 +8,8 @@ from monai.transforms import SpatialResample
 
 from lesionseg.core import Case, Geometry, Reference, Volume
 from lesionseg.data.adaptor import geometry_of, shell
-from lesionseg.data.prepare import plan_geometry, prepare_case, prepare_image
-from lesionseg.data.prepare_reference import prepare_reference
+from lesionseg.data.prepared_case import plan_geometry, prepare_case, prepare_image
+from lesionseg.data.prepared_reference import prepare_reference
 from lesionseg.errors import ContentError, GeometryError
 from lesionseg.ops.components import lesion_instances
 from lesionseg.plan.plan import Architecture, Normalisation, Plan

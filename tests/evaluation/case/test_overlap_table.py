@@ -3,7 +3,7 @@ import pytest
 
 from lesionseg.core import Geometry, Reference
 from lesionseg.errors import ContentError
-from lesionseg.evaluation.case.overlap import overlap_table, voxel_counts
+from lesionseg.evaluation.case.overlap_table import overlap_table, voxel_counts
 from lesionseg.ops.components import candidates_of, lesion_instances, lesions_of
 from tests.evaluation.hand_cases import prediction_of
 

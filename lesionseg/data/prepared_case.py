@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from lesionseg.core import Case, Geometry, Volume
 from lesionseg.data.onto_grid import SAME_MM, copy_float32, normalise, read_linear, turned
-from lesionseg.data.prepare_reference import PreparedReference, prepare_reference
+from lesionseg.data.prepared_reference import PreparedReference, prepare_reference
 from lesionseg.data.transforms import run_on_volume
 from lesionseg.errors import ContentError, GeometryError
 from lesionseg.io.formats.guard import limits

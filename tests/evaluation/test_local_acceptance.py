@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from lesionseg.errors import ConfigError, ReadError
-from lesionseg.evaluation.acceptance import AcceptanceCriterion, judge, read_acceptance
+from lesionseg.evaluation.local_acceptance import AcceptanceCriterion, judge, read_acceptance
 from lesionseg.evaluation.statistics.bootstrap import garwood_interval, wilson_interval
 from lesionseg.evaluation.statistics.estimates import Estimate
 

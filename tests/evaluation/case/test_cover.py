@@ -8,7 +8,7 @@ import pytest
 from lesionseg.core import Geometry, LabelRegion, OperatingPoint, Prediction, Reference
 from lesionseg.evaluation import PRESETS, evaluate_case, summarise
 from lesionseg.evaluation.case.match_case import link_case
-from lesionseg.evaluation.case.overlap import score_of_cover, union_volume
+from lesionseg.evaluation.case.overlap_table import score_of_cover, union_volume
 from lesionseg.evaluation.results import NEVER
 from lesionseg.ops.components import mask_boxes
 from tests.evaluation.hand_cases import HAND_CASES, make_prediction, make_reference, prediction_of

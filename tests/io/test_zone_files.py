@@ -9,7 +9,7 @@ import pytest
 from lesionseg.core import Geometry, Volume
 from lesionseg.errors import ContentError, DatasetError
 from lesionseg.io.volumes import write_volume
-from lesionseg.io.zones import find_zones, read_zone_names
+from lesionseg.io.zone_files import find_zones, read_zone_names
 
 EXPECTED = {10: "Left-Thalamus", 17: "Left-Hippocampus"}
 TABLES = {
