@@ -51,13 +51,13 @@ def prepare_image(
 
     In 3-D the axes end up along +S, +A, +R, as near as the file's own axes allow; in 2-D they stay.
     Spacing becomes `plan.spacing_mm` by linear interpolation; an axis within 1e-3 mm of it keeps
-    its own, and if all do no voxel is changed. The geometry returned maps the new indices to the
-    patient's millimetres. The same voxels in whatever orientation give the same array. Holds the
-    image and the result, or, where `overwrite` gives leave and the image lies on the plan's grid,
-    the image alone. `look` is called before normalisation, and may not keep what it is shown. The
-    plan's further transforms come last. A missing channel is 0 in the end, the mean of its scale.
-    Raises `ContentError` when channels or axes are not the plan's, `GeometryError` when the plan's
-    grid would hold more than `limits.max_voxels`.
+    its own, and if all do and nothing is sheared no voxel is changed. The geometry returned maps
+    the new indices to the patient's millimetres. The same voxels in whatever orientation give the
+    same array. Holds the image and the result, or, where `overwrite` gives leave and the image lies
+    on the plan's grid, the image alone. `look` is called before normalisation, and may not keep
+    what it is shown. The plan's further transforms come last. A missing channel is 0 in the end,
+    the mean of its scale. Raises `ContentError` when channels or axes are not the plan's,
+    `GeometryError` when the plan's grid would hold more than `limits.max_voxels`.
     """
     if volume.array.shape[0] != len(plan.channel_names) or volume.geometry.dims != plan.dims:
         raise ContentError(
