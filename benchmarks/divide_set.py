@@ -6,7 +6,7 @@
 
 Copies a raw folder of nnU-Net: the judged of its development cases become the test cases, its own
 test cases are left out. Judged is a case in whose name `--judge` finds something, or of every
-`--every`-th patient (or scan), in the order of what `--group` finds in the names.
+`--every`-th patient (or scan), in the order of their names; `--group` is `data.group`.
 """
 
 import argparse
@@ -16,7 +16,7 @@ from pathlib import Path
 
 from lesionseg.core import CaseFiles
 from lesionseg.io.atomic import read_json, write_json
-from lesionseg.io.layouts.conventions import read_dataset
+from lesionseg.io.layouts.conventions import assign_groups, read_dataset
 
 
 def main() -> None:
@@ -25,20 +25,22 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--judge", default="", help="expression found in a judged case's name")
     parser.add_argument("--every", type=int, default=0, help="every n-th patient is judged")
-    parser.add_argument("--group", default="(.*)", help="expression that finds the patient")
+    parser.add_argument("--group", help="expression that finds the patient, as data.group")
     parser.add_argument("--output", type=Path, required=True)
     options = parser.parse_args()
-    cases = [case for case in read_dataset(options.data).cases if case.role != "test"]
-    groups = sorted({group_of(case, options.group) for case in cases})
+    found = [case for case in read_dataset(options.data).cases if case.role != "test"]
+    cases = assign_groups(found, options.group)
+    groups = sorted({case.group for case in cases})
     chosen = set(groups[:: options.every]) if options.every else set()
     judged = [
         case
         for case in cases
-        if (options.judge and re.search(options.judge, case.case))
-        or group_of(case, options.group) in chosen
+        if (options.judge and re.search(options.judge, case.case)) or case.group in chosen
     ]
     if not judged or len(judged) == len(cases):
         raise SystemExit(f"{len(judged)} of {len(cases)} cases would be judged: see --help.")
+    if unlabelled := [case.case for case in cases if case.reference is None]:
+        raise SystemExit(f"No label file (this divides masks alone): {', '.join(unlabelled)}.")
     for case in cases:
         copy(case, options.output, "Ts" if case in judged else "Tr")
     description = read_json(options.data / "dataset.json")
@@ -47,17 +49,9 @@ def main() -> None:
     print(f"{len(cases) - len(judged)} cases teach, {len(judged)} are judged: {options.output}")
 
 
-def group_of(case: CaseFiles, expression: str) -> str:
-    """The patient or scan that a case's name tells."""
-    found = re.search(expression, case.case)
-    return found[1] if found else case.case
-
-
 def copy(case: CaseFiles, folder: Path, part: str) -> None:
     """A case's images and its label into `imagesTr` and `labelsTr`, or `…Ts`."""
-    if case.reference is None:
-        raise SystemExit(f"{case.case} has no label file: this divides masks alone.")
-    for kind, files in (("images", case.images), ("labels", (case.reference,))):
+    for kind, files in (("images", case.images), ("labels", filter(None, [case.reference]))):
         (folder / f"{kind}{part}").mkdir(parents=True, exist_ok=True)
         for file in files:
             shutil.copyfile(file, folder / f"{kind}{part}" / file.name)

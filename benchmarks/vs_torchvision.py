@@ -93,8 +93,10 @@ def measured(who: str, data: Path, options: argparse.Namespace) -> dict[str, Any
         }
         path.write_text(json.dumps(found))
     kept: dict[str, Any] = json.loads(path.read_text())
-    if who == "ours" and kept["overrides"] != options.overrides:
-        sys.exit(f"{path} was made with the overrides {kept['overrides']}: use a new --output")
+    if who == "ours" and kept.get("overrides", []) != options.overrides:
+        sys.exit(
+            f"{path} was made with the overrides {kept.get('overrides', [])}: use a new --output"
+        )
     return kept
 
 
