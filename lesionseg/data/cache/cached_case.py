@@ -28,7 +28,7 @@ from lesionseg.data.prepared_case import PreparedCase
 from lesionseg.data.prepared_reference import PreparedReference
 from lesionseg.errors import ReadError
 
-CACHE_VERSION = 3
+CACHE_VERSION = 4
 MAX_VALID_SEEDS = 512
 _HALF_MAX = float(np.finfo(np.float16).max)
 # Version 1.0 of the .npy format, C order, numbers only: what `_save` writes.
