@@ -69,9 +69,9 @@ $(NIIVUE)/niivue.umd.js:
 
 peers: .peers/.installed  ## the packages that benchmarks and tests compare with
 
-.peers/.installed: benchmarks/peers.txt tests/evaluation/peers/programs.txt
+.peers/.installed: benchmarks/peers/peers.txt tests/evaluation/peers/programs.txt
 	$(PYTHON) -m venv .peers
-	.peers/bin/python -m pip install --quiet -r benchmarks/peers.txt
+	.peers/bin/python -m pip install --quiet -r benchmarks/peers/peers.txt
 	while read -r name url commit; do \
 	  rm -rf .peers/programs/$$name; \
 	  git clone --quiet $$url .peers/programs/$$name; \
@@ -101,7 +101,7 @@ sbom: .sbom/.installed  ## sbom.json: all that a user installs (CycloneDX), then
 FUZZ_SECONDS ?= 600
 
 fuzz: .fuzz/.installed  ## change files towards lines that no file has reached, of every reader (Linux; hours)
-	.fuzz/bin/python -m benchmarks.fuzz_readers --seconds $(FUZZ_SECONDS)
+	.fuzz/bin/python -m benchmarks.robustness.fuzz_readers --seconds $(FUZZ_SECONDS)
 
 .fuzz/.installed: requirements.lock
 	$(PYTHON) -m venv .fuzz

@@ -15,11 +15,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-import table
 import torch
 from monai.data.box_utils import non_max_suppression
 from torch import Tensor
 
+from benchmarks.common import table
 from lesionseg.ops import nms
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -98,7 +98,7 @@ def detector_rows(side: int, rounds: int, skipped: dict[str, str]) -> list[table
 
 
 def _measure(who: str, side: int, rounds: int) -> dict[str, float]:
-    command = [str(PEERS), str(ROOT / "benchmarks" / "time_detectors.py"), who, str(side)]
+    command = [str(PEERS), str(ROOT / "benchmarks" / "peers" / "time_detectors.py"), who, str(side)]
     done = subprocess.run(
         [*command, str(rounds)],
         capture_output=True,

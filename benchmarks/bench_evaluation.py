@@ -23,8 +23,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from table import Row, device_name, print_report, versions
 
+from benchmarks.common.table import Row, device_name, print_report, versions
 from lesionseg.core import Candidate, Geometry, Prediction, Reference
 from lesionseg.evaluation import PRESETS, CaseResult, evaluate_case, summarise
 from lesionseg.evaluation.case.match_case import link_case
@@ -134,7 +134,7 @@ def peers_times(cases: list[Pair], rounds: int) -> dict[str, dict]:
         arrays = {f"{i}/reference": case.reference for i, case in enumerate(cases)}
         arrays |= {f"{i}/prediction": case.prediction for i, case in enumerate(cases)}
         np.savez_compressed(source, **arrays)
-        script = ROOT / "benchmarks/time_evaluation_peers.py"
+        script = ROOT / "benchmarks/peers/time_evaluation_peers.py"
         run = [PEERS, script, source, target, str(rounds)]
         subprocess.run(run, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         return json.loads(target.read_text())

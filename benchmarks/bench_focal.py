@@ -15,13 +15,13 @@ import importlib.util
 import shutil
 from collections.abc import Callable
 
-import table
 import torch
-from memory import peak_bytes
 from monai.losses import FocalLoss as MonaiFocalLoss
 from torch import Tensor
 from torch.nn import functional as F
 
+from benchmarks.common import table
+from benchmarks.common.memory import peak_bytes
 from lesionseg.losses import sigmoid_focal_loss
 
 Loss = Callable[[Tensor], Tensor]

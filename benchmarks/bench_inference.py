@@ -30,10 +30,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import table
 import torch
 from torch import Tensor, nn
 
+from benchmarks.common import table
 from lesionseg.core import Geometry, Volume
 from lesionseg.inference.bundles.bundle import Bundle, read_bundle, write_bundle
 from lesionseg.inference.inference_settings import InferenceSettings
@@ -234,7 +234,7 @@ def run_peer(peer: str, folder: Path, skipped: dict[str, str]) -> dict[str, floa
     if not PEERS.exists():
         skipped[peer] = "there is no .peers; make peers"
         return {}
-    script = Path(__file__).with_name("peer_inference.py")
+    script = ROOT / "benchmarks" / "peers" / "peer_inference.py"
     places = {f"nnUNet_{n}": str(folder / n) for n in ("raw", "preprocessed", "results")}
     done = subprocess.run(
         [PEERS, script, peer, folder],

@@ -33,10 +33,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import table
 import torch
 from monai import transforms as mt
 
+from benchmarks.common import table
 from lesionseg.core import Geometry, Volume
 from lesionseg.data.augmentation.augment import AugmentationSettings
 from lesionseg.data.augmentation.monai_chain import monai_chain
@@ -92,7 +92,7 @@ def main() -> None:
 
 def memory_rows(quick: bool) -> list[table.Row]:
     """Peak memory of many cases against few."""
-    from memory_loading import QUICK, Sizes, measure
+    from benchmarks.speed.memory_loading import QUICK, Sizes, measure
 
     few, many = measure([10, 1000], QUICK if quick else Sizes()).values()
     print(
@@ -240,7 +240,7 @@ def peer(what: str, folder: Path, *arguments: str, skipped: dict[str, str]) -> d
     if not (PEERS / "python").exists():
         skipped["nnunet"] = "there is no .peers; make peers"
         return {}
-    script = Path(__file__).with_name("peer_nnunet.py")
+    script = ROOT / "benchmarks" / "peers" / "peer_nnunet.py"
     done = subprocess.run(
         [PEERS / "python", script, what, *arguments],
         env=os.environ | peer_environment(folder),

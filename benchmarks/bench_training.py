@@ -36,9 +36,10 @@ from dataclasses import replace
 from pathlib import Path
 from statistics import mean
 
-import table
 import torch
-from training_work import SIZES, Job
+
+from benchmarks.common import table
+from benchmarks.peers.training_work import SIZES, Job
 
 ROOT = Path(__file__).resolve().parent.parent
 PEERS = ROOT / ".peers" / "bin"
@@ -110,7 +111,7 @@ def prepare(
         raw.symlink_to(options.data.resolve())
     elif not raw.exists():
         write_scans(raw, 2 if options.quick else 8, SIZES[job.size].side)
-    ours = [sys.executable, str(ROOT / "benchmarks" / "train_ours.py"), "prepare"]
+    ours = [sys.executable, str(ROOT / "benchmarks" / "peers" / "train_ours.py"), "prepare"]
     theirs = [str(PEERS / "nnUNetv2_plan_and_preprocess"), "-d", "1", "-c", "3d_fullres"]
     commands = {"ours": [*ours, str(folder), job.size]}
     if Path(theirs[0]).exists():
@@ -237,7 +238,7 @@ def busy_rows(mine: Found, theirs: Found | None, skipped: dict[str, str]) -> lis
 def curve_rows(job: Job, steps: int, skipped: dict[str, str]) -> list[table.Row]:
     """How far the losses of the equal networks differ, relative to nnU-Net's."""
     python = peer_python()
-    script = str(ROOT / "benchmarks" / "peer_training.py")
+    script = str(ROOT / "benchmarks" / "peers" / "peer_training.py")
     command = [python, script, "curve", json.dumps(job.to_json()), str(steps)]
     said = run(command, job, skipped, "curve")
     if said is None:
@@ -277,13 +278,13 @@ def difference(losses: Sequence[float], others: Sequence[float]) -> float:
 
 def run_ours(job: Job, skipped: dict[str, str], what: str) -> Found | None:
     """Our worker's numbers."""
-    script = str(ROOT / "benchmarks" / "train_ours.py")
+    script = str(ROOT / "benchmarks" / "peers" / "train_ours.py")
     return numbers([sys.executable, script, json.dumps(job.to_json())], job, skipped, what)
 
 
 def run_peer(kind: str, job: Job, skipped: dict[str, str], what: str) -> Found | None:
     """The numbers of nnU-Net's worker."""
-    script = str(ROOT / "benchmarks" / "peer_training.py")
+    script = str(ROOT / "benchmarks" / "peers" / "peer_training.py")
     command = [peer_python(), script, kind, json.dumps(job.to_json())]
     return numbers(command, job, skipped, what)
 

@@ -14,6 +14,7 @@ LIBRARY = ROOT / "lesionseg"
 MODULES = sorted(LIBRARY.rglob("*.py"))
 TREES = {path: ast.parse(path.read_text(encoding="utf-8")) for path in MODULES}
 FOLDERS = sorted({path.parent for path in MODULES})
+BENCHMARKS = sorted({path.parent for path in (ROOT / "benchmarks").rglob("*.py")})
 MOST_ENTRIES = 15
 MOST_REPEATED_STEMS = 5
 # names say what a thing is, not what became of it
@@ -25,7 +26,7 @@ def dotted(path: Path) -> str:
     return name.removesuffix(".__init__")
 
 
-@pytest.mark.parametrize("folder", FOLDERS, ids=dotted)
+@pytest.mark.parametrize("folder", [*FOLDERS, *BENCHMARKS], ids=dotted)
 def test_a_folder_shows_at_most_fifteen_entries(folder: Path) -> None:
     entries = {
         path.name

@@ -10,16 +10,16 @@ from itertools import product
 from pathlib import Path
 
 import torch
-from bench_detection import IOU, boxes_of_a_scan
-from bench_training import difference
-from memory import peak_bytes
 from plans import NETWORKS, one_step, plan_of, predicted_gb, probe
-from recipe import recipe
 from rows import Row, Setting, failed, guarded
 from torch import Tensor
-from train_ours import InMemory
-from training_work import SIZES
 
+from benchmarks.bench_detection import IOU, boxes_of_a_scan
+from benchmarks.bench_training import difference
+from benchmarks.common.memory import peak_bytes
+from benchmarks.common.recipe import recipe
+from benchmarks.peers.train_ours import InMemory
+from benchmarks.peers.training_work import SIZES
 from lesionseg.io.atomic import read_csv
 from lesionseg.losses import sigmoid_focal_loss, softmax_focal_loss
 from lesionseg.models.build import build_network

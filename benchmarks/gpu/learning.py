@@ -8,9 +8,10 @@ from argparse import Namespace
 from collections.abc import Iterator
 from pathlib import Path
 
-import vs_nnunet
 from rows import NOTE, Row, Setting, absent
 from speed import dataset, n_workers
+
+from benchmarks.learning import vs_nnunet
 
 STAND_IN = Path(__file__).with_name("stand_in")
 LEFT_OVER = 80.0  # seconds for preparing the comparison, predicting and judging

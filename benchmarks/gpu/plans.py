@@ -5,8 +5,8 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from recipe import recipe
 
+from benchmarks.common.recipe import recipe
 from lesionseg.models.build import build_network
 from lesionseg.plan.anchor_plan import AnchorPlan
 from lesionseg.plan.candidate_rule import SOURCES, CandidateRule

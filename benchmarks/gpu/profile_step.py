@@ -10,7 +10,8 @@ import pytorch_lightning as pl
 import torch
 from rows import Row, absent
 from torch.profiler import ProfilerActivity, profile
-from training_work import covered, on_gpu
+
+from benchmarks.peers.training_work import covered, on_gpu
 
 # the first that fits; names of CUDA kernels and of torch's operations on a CPU
 FAMILIES = {

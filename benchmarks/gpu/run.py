@@ -165,7 +165,7 @@ def measured(
 
 def surroundings(rehearse: bool = False) -> dict[str, str]:
     """The environment of a row: carried packages can be imported, in a rehearsal fewer."""
-    paths = [*[HERE / "bare"] * rehearse, ROOT, HERE.parent, HERE, CARRIED / "site"]
+    paths = [*[HERE / "bare"] * rehearse, ROOT, HERE, CARRIED / "site"]
     old = [os.environ["PYTHONPATH"]] if os.environ.get("PYTHONPATH") else []
     found = os.environ | {"PYTHONPATH": os.pathsep.join([*map(str, paths), *old])}
     return found | {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""} if rehearse else found

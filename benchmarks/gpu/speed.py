@@ -8,22 +8,19 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-import bench_focal
-import bench_inference
-import bench_loading
-import peer_training
-import table
 import torch
-import train_ours
-from bench_detection import IOU, boxes_of_a_scan
-from bench_training import GOALS_MS, gpu_jobs
 from plans import plan_of, read_plan
 from profile_step import ProfileSteps
-from recipe import recipe
 from rows import NOTE, Row, Setting, absent, guarded
 from torch import Tensor
-from training_work import Job, Laps
 
+from benchmarks import bench_focal, bench_inference, bench_loading
+from benchmarks.bench_detection import IOU, boxes_of_a_scan
+from benchmarks.bench_training import GOALS_MS, gpu_jobs
+from benchmarks.common import table
+from benchmarks.common.recipe import recipe
+from benchmarks.peers import peer_training, train_ours
+from benchmarks.peers.training_work import Job, Laps
 from lesionseg.data.tiling import TileGrid
 from lesionseg.inference.candidates.box_candidates import BoxCollector
 from lesionseg.io.atomic import read_csv

@@ -1,27 +1,14 @@
 """The ablation's harness: tiny cells end with the promised line, and are not made twice."""
 
-import importlib.util
 import json
 import subprocess
 import sys
 import time
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
-
-@pytest.fixture
-def ablate(repository: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(str(repository / "benchmarks"))
-    path = repository / "benchmarks" / "ablation_table.py"
-    spec = importlib.util.spec_from_file_location("ablation_table", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "ablation_table", module)  # dataclasses look there
-    spec.loader.exec_module(module)
-    return module
+from benchmarks.learning import ablation_table as ablate
 
 
 def cell(found: list[bool]) -> dict[str, object]:
@@ -32,7 +19,7 @@ def cell(found: list[bool]) -> dict[str, object]:
     return {"lesions": [*lesions, {"group": "P0", "diameter_mm": 12.0, "found": found[6]}]}
 
 
-def test_seeds_are_averaged_and_add_no_lesions(ablate: ModuleType) -> None:
+def test_seeds_are_averaged_and_add_no_lesions() -> None:
     once = ablate.pooled([cell([True] * 3 + [False] * 3 + [True])])
     assert once.n == 7
     assert once.number.value == pytest.approx(4 / 7)
@@ -40,7 +27,7 @@ def test_seeds_are_averaged_and_add_no_lesions(ablate: ModuleType) -> None:
     assert twice == once  # the same answers again make no interval narrower
 
 
-def test_sizes_are_counted_apart(ablate: ModuleType) -> None:
+def test_sizes_are_counted_apart() -> None:
     cells = [cell([False] * 6 + [True])]
     assert ablate.pooled(cells, 3, 5).number.value == 0
     assert ablate.pooled(cells, 10, 20).number.value == 1
@@ -52,7 +39,13 @@ def test_sizes_are_counted_apart(ablate: ModuleType) -> None:
 def test_quick_cells_end_with_the_promised_line_and_are_kept(
     repository: Path, tmp_path: Path
 ) -> None:
-    command = [sys.executable, "benchmarks/ablate_focal.py", "--quick", "--accelerator", "cpu"]
+    command = [
+        sys.executable,
+        "benchmarks/learning/ablate_focal.py",
+        "--quick",
+        "--accelerator",
+        "cpu",
+    ]
     command += ["--output", str(tmp_path / "out"), "--table", str(tmp_path / "table.md")]
 
     def run() -> str:

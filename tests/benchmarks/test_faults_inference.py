@@ -20,13 +20,13 @@ def _rows(repository: Path, *command: str) -> list[dict[str, Any]]:
 
 @pytest.mark.slow
 def test_faults_stay_with_their_case(repository: Path) -> None:
-    rows = _rows(repository, "benchmarks/faults_inference.py")
+    rows = _rows(repository, "benchmarks/robustness/faults_inference.py")
     assert len(rows) == 11
     assert all(row["held"] for row in rows)
 
 
 @pytest.mark.slow
 def test_kills_leave_no_trace(repository: Path) -> None:
-    rows = _rows(repository, "benchmarks/kills.py", "--kills", "3", "--full", "20")
+    rows = _rows(repository, "benchmarks/robustness/kills.py", "--kills", "3", "--full", "20")
     assert [row["same"] for row in rows] == [3] * 7
     assert all(all(row["full"]) and row["full"] for row in rows)

@@ -4,7 +4,7 @@ from functools import partial
 
 import pytest
 
-from benchmarks import interval_coverage as bench
+from benchmarks.robustness import interval_coverage as bench
 
 
 @pytest.mark.parametrize(

@@ -1,35 +1,24 @@
 """The comparison with nnU-Net without nnU-Net: candidates of log-odds, the hand-over, the table."""
 
 import argparse
-import importlib
-import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
 
+from benchmarks.learning import vs_nnunet as versus
+from benchmarks.learning import vs_nnunet_table as table
+from benchmarks.learning.voxel_dice import voxel_dice
 from lesionseg.core import Geometry, Volume
 from lesionseg.io.atomic import read_json, write_json
 from lesionseg.phantoms import write_mri_phantoms, write_xray_phantoms
 from lesionseg.plan.plan import Plan
 
-MINE = ("vs_nnunet", "recipe", "vs_nnunet_table", "held_out", "table")
-
 
 @pytest.fixture
-def versus(repository: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
-    monkeypatch.syspath_prepend(repository / "benchmarks")
-    yield importlib.import_module("vs_nnunet")
-    for name in MINE:
-        sys.modules.pop(name, None)
-
-
-@pytest.fixture
-def setting(versus: ModuleType, tmp_path: Path) -> Any:
+def setting(tmp_path: Path) -> Any:
     """Four tiny heads, one of which is judged."""
     write_mri_phantoms(
         tmp_path / "raw", 4, seed=1, shape=(32, 40, 32), spacing_mm=(4.0,) * 3, n_test=1
@@ -63,7 +52,7 @@ def cell(tool: str, found: list[bool], **more: Any) -> dict[str, Any]:
 
 
 def test_candidates_whose_probability_rounds_to_1_keep_their_rank(
-    versus: ModuleType, setting: Any, tmp_path: Path
+    setting: Any, tmp_path: Path
 ) -> None:
     odds = np.full((1, 12, 12, 12), -20, np.float32)
     odds[0, 2:5, 2:5, 2:5], odds[0, 8:11, 8:11, 8:11] = 40, 60
@@ -76,22 +65,20 @@ def test_candidates_whose_probability_rounds_to_1_keep_their_rank(
     assert first.score > second.score
 
 
-def test_eight_voxels_rank_a_candidate(versus: ModuleType) -> None:
+def test_eight_voxels_rank_a_candidate() -> None:
     assert versus.score(np.array([10.0] * 8 + [-5.0] * 30)) == 0.75  # arctan 1 is a quarter of π
     assert versus.score(np.array([0.0])) == 0.5
     assert versus.score(np.full(20, 63.0)) > versus.score(np.full(20, 40.0))
 
 
-def test_no_candidate_in_bare_background(versus: ModuleType, setting: Any, tmp_path: Path) -> None:
+def test_no_candidate_in_bare_background(setting: Any, tmp_path: Path) -> None:
     odds = np.full((1, 8, 8, 8), -20, np.float32)
     np.save(tmp_path / "a.npy", odds)
     volume = Volume(odds, Geometry((8, 8, 8), np.eye(4)))
     assert versus.Kept(tmp_path, setting.plan).predict_volume(volume, "a").candidates == ()
 
 
-def test_the_peer_gets_the_learning_cases_and_our_size(
-    versus: ModuleType, setting: Any, tmp_path: Path
-) -> None:
+def test_the_peer_gets_the_learning_cases_and_our_size(setting: Any, tmp_path: Path) -> None:
     job = versus.nnunet_job(setting, "nnunet_cut", tmp_path / "nnunet")
     raw = tmp_path / "nnunet" / "raw" / versus.DATASET
     learning = {files.case for files in setting.found.of_role("train")}
@@ -105,7 +92,7 @@ def test_the_peer_gets_the_learning_cases_and_our_size(
     assert list(described["channel_names"].values()) == list(plan.channel_names)
 
 
-def test_misses_of_small_lesions_are_compared(versus: ModuleType) -> None:
+def test_misses_of_small_lesions_are_compared() -> None:
     ours = [cell("lesionseg", [True] * 15 + [False] * 6)]
     peer = [cell("nnunet", [True] * 9 + [False] * 12)]
     said = versus.markdown({"ms": {"lesionseg": ours, "nnunet": peer}})
@@ -117,14 +104,13 @@ def test_misses_of_small_lesions_are_compared(versus: ModuleType) -> None:
     )
 
 
-def test_few_lesions_are_described_and_few_groups_have_no_interval(versus: ModuleType) -> None:
+def test_few_lesions_are_described_and_few_groups_have_no_interval() -> None:
     ours, peer = [cell("lesionseg", [True] * 4)], [cell("nnunet", [False] * 4)]
     said = versus.markdown({"ms": {"lesionseg": ours, "nnunet": peer}})
     assert "no interval (fewer than 5 groups). 4 such lesions: descriptive." in said
 
 
-def test_the_interval_is_paired(versus: ModuleType) -> None:
-    table = sys.modules["vs_nnunet_table"]
+def test_the_interval_is_paired() -> None:
     answers = [True, False] * 5
     found = table._small_found
     same = table.paired_interval([cell("a", answers)], [cell("b", answers)], found)
@@ -134,10 +120,7 @@ def test_the_interval_is_paired(versus: ModuleType) -> None:
     assert 0 < better[1] < 0.5 < better[2]
 
 
-def test_outlines_count_above_the_score_of_an_eighth_of_a_false_positive(
-    versus: ModuleType,
-) -> None:
-    table = sys.modules["vs_nnunet_table"]
+def test_outlines_count_above_the_score_of_an_eighth_of_a_false_positive() -> None:
     made = cell("a", [True] * 8 + [False] * 8)  # 16 cases: two false positives are allowed
     assert sum(v for _, v in table._outlined(made | {"false_positives": [0.99, 0.95]})) == 8
     assert sum(v for _, v in table._outlined(made | {"false_positives": [0.99, 0.95, 0.9]})) == 0
@@ -145,9 +128,7 @@ def test_outlines_count_above_the_score_of_an_eighth_of_a_false_positive(
     assert sum(v for _, v in table._outlined(made)) == 7
 
 
-def test_dice_of_voxels_at_one_half_and_at_its_best(versus: ModuleType, setting: Any) -> None:
-    from voxel_dice import voxel_dice
-
+def test_dice_of_voxels_at_one_half_and_at_its_best(setting: Any) -> None:
     (files,) = setting.judged
     folder = setting.options.output
     labels = versus.read_case(files, setting.found.dataset).reference.labels
@@ -160,7 +141,7 @@ def test_dice_of_voxels_at_one_half_and_at_its_best(versus: ModuleType, setting:
     assert voxel_dice(folder, (), setting.found.dataset)["dice_best"] is None
 
 
-def test_radiographs_are_handed_over_as_png(versus: ModuleType, tmp_path: Path) -> None:
+def test_radiographs_are_handed_over_as_png(tmp_path: Path) -> None:
     write_xray_phantoms(tmp_path / "raw", 4, seed=1, shape=(64, 64), pixel_mm=4.0)
     options = argparse.Namespace(
         output=tmp_path / "out", accelerator="cpu", overrides=[], group=None
@@ -176,9 +157,7 @@ def test_radiographs_are_handed_over_as_png(versus: ModuleType, tmp_path: Path) 
     assert len(list((raw / "labelsTr").iterdir())) == len(setting.found.of_role("train"))
 
 
-def test_a_cell_of_another_match_rule_is_judged_anew_or_refused(
-    versus: ModuleType, setting: Any
-) -> None:
+def test_a_cell_of_another_match_rule_is_judged_anew_or_refused(setting: Any) -> None:
     more = {"overrides": [], "minutes": 1.0, "steps": None, "threads": 1, "judge_anew": False}
     setting = replace(setting, options=argparse.Namespace(**vars(setting.options) | more))
     path = setting.options.output / "cells" / f"{setting.name}__nnunet__1min__1t__s0.json"

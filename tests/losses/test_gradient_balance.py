@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.operation_counts import OperationCounts
+from benchmarks.speed.operation_counts import OperationCounts
 from lesionseg.losses import (
     CrossEntropyLoss,
     DiceFocalLoss,

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from benchmarks.operation_counts import OperationCounts
+from benchmarks.speed.operation_counts import OperationCounts
 from lesionseg.errors import ConfigError, GeometryError
 from lesionseg.losses import DiceFocalLoss, FocalLoss, InstanceWise, LesionWiseFocalLoss
 

@@ -14,7 +14,7 @@ STRETCH = 20
 # Of the gradient. Where a sigmoid's bias has settled, its gradients of lesions and background
 # cancel, so that all background together takes half; Dice beside it moves the balance (0.51 in the
 # demo by default). Well above, the outliers alone decide. Simulated brain MRI with a tenth of its
-# labels corrupted reached 0.31 under focal loss alone (benchmarks/trial_label_audit.py).
+# labels corrupted reached 0.31 under focal loss alone (benchmarks/options/trial_label_audit.py).
 HARD_LIMIT = 0.65
 # Of the gradient: a hundredth of the half that lesions take where things are in balance.
 LESION_LIMIT = 0.01

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.operation_counts import OperationCounts
+from benchmarks.speed.operation_counts import OperationCounts
 from lesionseg.data.augmentation.augment import AugmentationSettings, apply, build_augmentation
 from lesionseg.data.augmentation.batch import finish, pack
 

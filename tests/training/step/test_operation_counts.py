@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch._inductor.metrics
 
-from benchmarks.operation_counts import OperationCounts, as_on_a_gpu, counted_step
+from benchmarks.speed.operation_counts import OperationCounts, as_on_a_gpu, counted_step
 from lesionseg.losses import (
     DiceCrossEntropyLoss,
     DiceFocalLoss,

@@ -1,0 +1,351 @@
+"""nnU-Net v2 and lesionseg from the same raw folder in the same minutes: who finds the lesions?
+
+    python benchmarks/learning/vs_nnunet.py --data DIR [DIR …] --minutes 20 --output runs/vs_nnunet
+    python benchmarks/learning/vs_nnunet.py --data DIR --tools lesionseg nnunet_cut \
+        --seeds 0 1 2 --threads 1
+    python benchmarks/learning/vs_nnunet.py --data DIR --tools lesionseg --overrides loss=dice_focal
+
+Same cases to learn from (the test role is judged where a set has one, else a share of patients),
+same device, threads and worker processes, same wall-clock minutes from the raw files on: plans and
+preprocessing are counted, prediction is not. Both tools' log-odds then go through the same
+candidate rule and scores; strictness is that of 1 false positive a case on the judged cases, for
+each tool alike. `nnunet` follows its own plan, `nnunet_cut` the same plan with a tile and features
+that the device can afford, our own plan's size (see `cell_nnunet.py`; under `--overrides` of tile
+and features too); both stretch their schedule over the minutes. nnU-Net runs in the peers'
+environment (`make peers`).
+
+With `--steps` both learn for so many steps instead, whatever time that takes.
+
+A finished cell (set × tool × minutes or steps × seed) is a file in OUTPUT/cells and is not made
+again, but judged again with `--judge-anew`, since its log-odds are kept; one that was interrupted
+begins anew, since its minutes count.
+"""
+
+import argparse
+import logging
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.ndimage import labeled_comprehension
+
+from benchmarks.common import table
+from benchmarks.common.recipe import recipe
+from benchmarks.learning.held_out import cases_judged, false_positives, held_out, lesions_found
+from benchmarks.learning.voxel_dice import voxel_dice
+from benchmarks.learning.vs_nnunet_table import markdown, report
+from lesionseg.core import CaseFiles, Prediction, Volume
+from lesionseg.evaluation import PRESETS
+from lesionseg.inference.decision import find_by_plan
+from lesionseg.io.atomic import read_json, write_json, write_text
+from lesionseg.io.cases import read_case, read_image
+from lesionseg.io.predictions import write_prediction
+from lesionseg.pipeline.dataset.survey import Survey, take_survey
+from lesionseg.pipeline.judging.choice import ChoiceSettings
+from lesionseg.pipeline.judging.judge_role import judge_predicted
+from lesionseg.pipeline.judging.role_steps import Rules, labelled
+from lesionseg.pipeline.train.learning import decide
+from lesionseg.plan.plan import Plan
+from lesionseg.training.settings import TrainerSettings
+
+ROOT = Path(__file__).resolve().parents[2]
+PEERS = ROOT / ".peers" / "bin" / "python"
+CHOICE = ChoiceSettings(calibration="none", rate_confidence=None)
+RULES = Rules(PRESETS["lesionseg"], CHOICE, {})  # for all tools
+TOOLS = ("lesionseg", "nnunet_cut", "nnunet")
+DATASET = "Dataset001_compared"
+SIZES = ("model.tile_shape=", "model.base_features=")
+BATCH = {2: 4, 3: 2}  # tiles of nnU-Net's cut plan
+HIGHEST = 8  # voxels by which a candidate is ranked
+SPREAD = 10.0  # log-odds that a score of 3/4 stands for
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One set: what is known of it, the plan whose candidate rule judges all tools, and where."""
+
+    name: str
+    root: Path
+    found: Survey
+    plan: Plan
+    options: argparse.Namespace
+
+    @property
+    def judged(self) -> tuple[CaseFiles, ...]:
+        """The cases that no tool learns from."""
+        return self.found.of_role("validation")
+
+
+class Kept:
+    """In a predictor's place: candidates of the log-odds that a tool has left.
+
+    Extents follow the candidate rule on float32 probabilities. As by default, a candidate is ranked
+    by its eight highest voxels, but by the mean of their log-odds: many a softmax rounds to 1, and
+    candidates of one score cannot be told apart.
+    """
+
+    def __init__(self, folder: Path, plan: Plan) -> None:
+        self.folder, self.plan = folder, plan
+
+    def predict_volume(self, volume: Volume, case: str) -> Prediction:
+        """The candidates of one case, none of them accepted yet."""
+        odds = np.load(self.folder / f"{case}.npy")
+        found = find_by_plan(probabilities(odds).astype(np.float32), volume.geometry, self.plan)
+        if not found.candidates:
+            return Prediction(case, volume.geometry, (), found.instances)
+        numbers = [candidate.id for candidate in found.candidates]
+        scores = labeled_comprehension(
+            odds.max(axis=0), found.instances, numbers, score, np.float64, 0.0
+        )
+        scored = tuple(
+            replace(candidate, score=float(value))
+            for candidate, value in zip(found.candidates, scores, strict=True)
+        )
+        return Prediction(case, volume.geometry, scored, found.instances)
+
+
+def probabilities(odds: Any) -> Any:
+    """Of log-odds, in float64."""
+    return 1 / (1 + np.exp(-np.asarray(odds, np.float64)))
+
+
+def score(odds: "np.ndarray[Any, Any]") -> float:
+    """0 to 1 of a candidate's log-odds: grows with the mean of its eight highest, up to any."""
+    return 0.5 + float(np.arctan(np.sort(odds)[-HIGHEST:].mean(dtype=np.float64) / SPREAD)) / np.pi
+
+
+def main() -> None:
+    """Make the missing cells, then print and write the table."""
+    options = arguments()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    logging.getLogger("lesionseg").setLevel(logging.ERROR)
+    cells: dict[str, dict[str, list[Mapping[str, Any]]]] = {}
+    for root in options.data:
+        setting = prepare(root.resolve(), options)
+        cells[setting.name] = {
+            tool: [make_cell(setting, tool, seed) for seed in options.seeds]
+            for tool in options.tools
+        }
+    text = markdown(cells)
+    if options.table:
+        write_text(options.table, text)
+    print(f"\n{text}")
+    report(cells, options.accelerator)
+
+
+def arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, nargs="+", required=True, help="dataset folders")
+    parser.add_argument("--tools", nargs="+", choices=TOOLS, default=list(TOOLS))
+    parser.add_argument("--minutes", type=float, default=20.0, help="of wall clock a cell")
+    parser.add_argument("--steps", type=int, help="of either tool, in place of minutes")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of either tool")
+    parser.add_argument("--workers", type=int, default=1, help="of nnU-Net; ours: --overrides")
+    parser.add_argument("--accelerator", choices=["cpu", "gpu"], default="cpu")
+    parser.add_argument("--group", help="data.group, by which intervals are made")
+    parser.add_argument("--overrides", nargs="*", default=[], help="of train.py; part of the name")
+    parser.add_argument("--output", type=Path, default=Path("runs/vs_nnunet"))
+    parser.add_argument(
+        "--judge-anew", action="store_true", help="finished cells, by today's rules"
+    )
+    parser.add_argument("--table", type=Path, help="where a Markdown table goes")
+    options = parser.parse_args()
+    options.output = options.output.resolve()
+    return options
+
+
+def prepare(root: Path, options: argparse.Namespace) -> Setting:
+    """Divide the set as both tools will have it."""
+    name = root.name
+    held = held_out(root, options.output / "cache", group=options.group)
+    found = held.as_development(take_survey(held.data, seed=0))
+    folder = options.output / "plans" / name
+    folder.mkdir(parents=True, exist_ok=True)
+    plan = decide(
+        found,
+        recipe(sizes(options), root).model,
+        TrainerSettings(budget="auto", accelerator=options.accelerator),
+        folder,
+    )
+    return Setting(name, root, found, plan, options)
+
+
+def sizes(options: argparse.Namespace) -> list[str]:
+    """The overrides that nnU-Net's cut plan follows too."""
+    return [o for o in options.overrides if o.startswith(SIZES)]
+
+
+def make_cell(setting: Setting, tool: str, seed: int) -> Mapping[str, Any]:
+    """The cell's numbers: read where they are, else made and judged."""
+    options = setting.options
+    variant = "_".join([tool, *(options.overrides if tool == "lesionseg" else sizes(options))])
+    limit = f"{options.steps}steps" if options.steps else f"{options.minutes:g}min"
+    name = f"{setting.name}__{variant}__{limit}__{options.threads}t__s{seed}"
+    path = options.output / "cells" / f"{name}.json"
+    folder = options.output / "runs" / name
+    if path.is_file():
+        kept: Mapping[str, Any] = read_json(path)
+        if kept["identity"] != identity(setting):
+            sys.exit(f"{path} judged other cases: use a new --output")
+        if not options.judge_anew:
+            if kept.get("match_rule") != RULES.preset.match_rule:
+                sys.exit(f"{path} was judged by another match rule: use --judge-anew")
+            return kept
+        made = read_json(folder / "made.json")
+    else:
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        made = run_tool(setting, tool, seed, folder)
+    cell = {"set": setting.name, "tool": variant, "seed": seed, **made, **judge(setting, folder)}
+    write_json(path, cell)
+    for left in ("nnunet", "cache", "checkpoints"):
+        shutil.rmtree(folder / left, ignore_errors=True)
+    logging.info("%s: %d steps, recall %.3f", name, cell["steps"], cell["recall"] or 0)
+    return cell
+
+
+def run_tool(setting: Setting, tool: str, seed: int, folder: Path) -> dict[str, Any]:
+    """Let one tool learn and predict, in a process of its own whose start is counted."""
+    options = setting.options
+    job: dict[str, Any] = {
+        "data": str(setting.root),
+        "output": str(folder),
+        "minutes": options.minutes,
+        "steps": options.steps,
+        "seed": seed,
+        "threads": options.threads,
+        "accelerator": options.accelerator,
+        "device": "cuda" if options.accelerator == "gpu" else "cpu",
+    }
+    paths = [str(ROOT), os.environ.get("PYTHONPATH", "")]
+    environment = os.environ | {
+        "OMP_NUM_THREADS": str(options.threads),
+        "PYTHONPATH": os.pathsep.join(filter(None, paths)),
+    }
+    if tool == "lesionseg":
+        job |= {"overrides": options.overrides}
+        python, script = sys.executable, "cell_lesionseg.py"
+    else:
+        job |= nnunet_job(setting, tool, folder / "nnunet")
+        folders = ("raw", "preprocessed", "results")
+        environment |= {f"nnUNet_{name}": str(folder / "nnunet" / name) for name in folders}
+        environment |= {"nnUNet_n_proc_DA": str(options.workers)}
+        python, script = str(PEERS), "cell_nnunet.py"
+    job["began"] = time.time()
+    write_json(folder / "job.json", job)
+    with (folder / "log.txt").open("w") as log:
+        command = [python, str(ROOT / "benchmarks" / "peers" / script), str(folder / "job.json")]
+        subprocess.run(command, check=True, env=environment, stdout=log, stderr=subprocess.STDOUT)
+    made: dict[str, Any] = read_json(folder / "made.json")
+    return made
+
+
+def nnunet_job(setting: Setting, tool: str, folder: Path) -> dict[str, Any]:
+    """Write the cases as nnU-Net wants them (not counted), and what else it is told."""
+    dims, plan = setting.plan.dims, setting.plan
+    raw = folder / "raw" / DATASET
+    for part in ("imagesTr", "labelsTr", "imagesTs"):
+        (raw / part).mkdir(parents=True)
+    for part in ("preprocessed", "results"):
+        (folder / part).mkdir()
+    hand_over = link_case if dims == 3 else draw_case
+    learning = setting.found.of_role("train")
+    taught = [hand_over(setting, files, raw, "Tr") for files in learning]
+    scans = {files.case: hand_over(setting, files, raw, "Ts") for files in setting.judged}
+    described = {
+        "channel_names": {str(i): name for i, name in enumerate(plan.channel_names)},
+        "labels": {"background": 0, "lesion": 1},
+        "numTraining": len(learning),
+        "file_ending": "".join(taught[0][0].suffixes),
+    }
+    write_json(raw / "dataset.json", described)
+    return {
+        "dataset": DATASET,
+        "plan": "cut" if tool == "nnunet_cut" else "own",
+        "configuration": "2d" if dims == 2 else "3d_fullres",
+        "tile_voxels": int(np.prod(plan.tile_shape)),
+        "batch": BATCH[dims],
+        "features": [plan.architecture.features[0], max(plan.architecture.features)],
+        "scans": {case: [str(path) for path in paths] for case, paths in scans.items()},
+    }
+
+
+def link_case(setting: Setting, files: CaseFiles, raw: Path, part: str) -> list[Path]:
+    """A case's files under nnU-Net's names; returns those of its channels."""
+    suffix = "".join(files.images[0].suffixes)
+    paths = [
+        raw / f"images{part}" / f"{files.case}_{i:04d}{suffix}" for i in range(len(files.images))
+    ]
+    for link, path in zip(paths, files.images, strict=True):
+        link.symlink_to(path.resolve())
+    if part == "Tr" and files.reference is not None:
+        (raw / "labelsTr" / f"{files.case}{suffix}").symlink_to(files.reference.resolve())
+    return paths
+
+
+def judge_kept(kept: Kept, found: Survey, run: Path) -> Mapping[str, Any]:
+    """Write a tool's candidates of the validation cases into `run/validation`; their scores."""
+    cases = labelled(found, "validation")
+    if not cases:
+        sys.exit(f"{run}: no case to judge")
+    for files in cases:
+        image = read_image(files, found.dataset)
+        write_prediction(run / "validation", kept.predict_volume(image, files.case))
+    return judge_predicted(found, run, RULES).scores
+
+
+def draw_case(setting: Setting, files: CaseFiles, raw: Path, part: str) -> list[Path]:
+    """A radiograph and its mask as PNG, which nnU-Net reads; it takes no JPEG."""
+    from PIL import Image
+
+    case = read_case(files, setting.found.dataset)
+    paths = [raw / f"images{part}" / f"{files.case}_{i:04d}.png" for i in range(len(files.images))]
+    for channel, path in zip(case.image.array, paths, strict=True):
+        Image.fromarray(channel.astype(np.uint8 if channel.max() < 256 else np.uint16)).save(path)
+    labels = case.reference.labels if case.reference is not None else None
+    drawn = np.zeros(case.image.geometry.shape, np.uint8) if labels is None else labels > 0
+    if part == "Tr":
+        Image.fromarray(drawn.astype(np.uint8)).save(raw / "labelsTr" / f"{files.case}.png")
+    return paths
+
+
+def judge(setting: Setting, folder: Path) -> dict[str, Any]:
+    """Candidates, scores at 1 false positive a case, and Dice of the bare probabilities."""
+    scores = judge_kept(Kept(folder, setting.plan), setting.found, folder)
+    return {
+        "identity": identity(setting),
+        "match_rule": scores["match_rule"],
+        "device": table.device_name("cuda" if torch.cuda.is_available() else "cpu"),
+        "recall": scores["lesion_recall"]["value"],
+        "false_positives_per_case": scores["false_positives_per_case"],
+        "dice_accepted": scores["dice"]["mean"],
+        **voxel_dice(folder, setting.judged, setting.found.dataset),
+        "average_precision": scores["average_precision"],
+        "cpm": scores["cpm"],
+        "panoptic_quality": scores["panoptic_quality"]["value"],
+        "matched_lesion_dice": scores["matched_lesion_dice"]["value"],
+        "froc": {key: scores["froc"][key] for key in ("fp_per_case", "recall")},
+        "n_cases": scores["n_cases"],
+        "lesions": lesions_found(folder),
+        "cases": cases_judged(folder),
+        "false_positives": false_positives(folder),
+    }
+
+
+def identity(setting: Setting) -> list[str]:
+    """The judged cases: cells of different divisions must not be compared."""
+    return [files.case for files in setting.judged]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,74 @@
+"""lesionseg from raw files to log-odds within a number of minutes or steps; run by vs_nnunet.py.
+
+    python benchmarks/peers/cell_lesionseg.py JOB.json
+
+Reading, checking, planning and preparing are counted; the schedule runs over the minutes that are
+left. JOB's `overrides` are those of `train.py`. Prediction (not counted) is `inference=balanced`,
+without mirroring.
+"""
+
+import json
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from benchmarks.common.recipe import recipe
+from benchmarks.learning.held_out import held_out
+from lesionseg.inference.predictor import Predictor
+from lesionseg.io.cases import read_case
+from lesionseg.pipeline.dataset.survey import take_survey
+from lesionseg.pipeline.train.learning import decide, learn, linked, prepare_cases
+from lesionseg.training.settings import TrainerSettings
+
+
+def main() -> None:
+    """Plan, prepare, train until the minutes are over, predict, and say what it took."""
+    job = json.loads(Path(sys.argv[1]).read_text())
+    torch.set_num_threads(job["threads"])
+    output = Path(job["output"])
+    chosen = recipe(job["overrides"], Path(job["data"]))
+    held = held_out(Path(job["data"]), output / "cache")
+    found = held.as_development(take_survey(held.data, seed=0))
+    plan = decide(
+        found, chosen.model, TrainerSettings(budget="auto", accelerator=job["accelerator"]), output
+    )
+    cases = prepare_cases(found, plan, held.data, output)
+    before = (time.time() - job["began"]) / 60
+    trainer = replace(
+        chosen.learning.trainer,
+        max_minutes=None if job["steps"] else job["minutes"] - before,
+        max_steps=job["steps"],
+        accelerator=job["accelerator"],
+        progress=False,
+    )
+    learning = replace(chosen.learning, trainer=trainer, seed=job["seed"])
+    fitted = learn(plan, cases, learning, output)
+    spent = (time.time() - job["began"]) / 60
+    predictor = Predictor.from_network(
+        fitted.network,
+        linked(plan, learning.loss, learning.detection),
+        device=fitted.device,
+        settings=chosen.inference,
+    )
+    for files in found.of_role("validation"):
+        image = read_case(files, found.dataset).image
+        p = np.clip(predictor.probabilities(image).astype(np.float64), 1e-38, 1 - 2**-53)
+        np.save(output / f"{files.case}.npy", (np.log(p) - np.log1p(-p)).astype(np.float32))
+    made = {
+        "steps": fitted.steps,
+        "minutes": spent,
+        "minutes_before_training": before,
+        "tile": list(plan.tile_shape),
+        "batch": plan.batch_size,
+        "features": list(plan.architecture.features),
+        "threads": job["threads"],
+    }
+    (output / "made.json").write_text(json.dumps(made, indent=1))
+
+
+if __name__ == "__main__":
+    main()

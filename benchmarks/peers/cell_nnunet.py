@@ -1,0 +1,177 @@
+"""nnU-Net v2 from raw files to log-odds within a number of minutes or steps; run by vs_nnunet.py.
+
+    python benchmarks/peers/cell_nnunet.py JOB.json
+
+in the peers' environment, with nnU-Net's three folders in the environment. Fingerprint, plan and
+preprocessing are counted; a trainer's step, loss, augmentation and sampler are nnU-Net's own, its
+polynomial schedule runs over the minutes that are left, and pseudo-Dice epochs are left out to its
+favour. The plan is nnU-Net's own, or that plan with the tile and the features that the device can
+afford ("cut"). Prediction (not counted) is nnU-Net's, without mirroring, in one go.
+"""
+
+import json
+import sys
+import time
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.peers.torchvision_on_cpu import supply_nms
+
+supply_nms()  # nnU-Net imports torchvision
+
+from nnunetv2.experiment_planning.experiment_planners.network_topology import (  # noqa: E402
+    get_pool_and_conv_props,
+)
+from nnunetv2.experiment_planning.plan_and_preprocess_api import (  # noqa: E402
+    extract_fingerprints,
+    plan_experiments,
+    preprocess,
+)
+from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor  # noqa: E402
+from nnunetv2.paths import nnUNet_preprocessed  # noqa: E402
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer  # noqa: E402
+
+EXPONENT = 0.9  # of nnU-Net's polynomial schedule
+PLANS = "nnUNetPlans"
+SMALLEST_MAP = 4  # voxels an axis at the coarsest stage, as nnU-Net plans
+
+
+def main() -> None:
+    """Plan, preprocess, train until the minutes are over, predict, and say what it took."""
+    job = json.loads(Path(sys.argv[1]).read_text())
+    torch.set_num_threads(job["threads"])
+    torch.manual_seed(job["seed"])
+    np.random.seed(job["seed"])  # noqa: NPY002 - what nnU-Net draws from
+    until = job["began"] + 60 * job["minutes"]
+    trainer = prepare(job)
+    began_training = time.time()
+    losses = train(trainer, until, job["steps"])
+    spent = time.time() - job["began"]
+    output = Path(job["output"])
+    predict(trainer, job["scans"], output)
+    config = trainer.configuration_manager
+    made = {
+        "steps": len(losses),
+        "minutes": spent / 60,
+        "minutes_before_training": (began_training - job["began"]) / 60,
+        "tile": [int(n) for n in config.patch_size],
+        "batch": int(config.batch_size),
+        "features": list(config.network_arch_init_kwargs["features_per_stage"]),
+        "last_loss": float(np.mean(losses[-20:])) if losses else None,
+        "threads": job["threads"],
+    }
+    (output / "made.json").write_text(json.dumps(made, indent=1))
+
+
+def prepare(job: dict[str, Any]) -> nnUNetTrainer:
+    """nnU-Net's three steps before training, and its trainer, ready to step."""
+    configuration = job["configuration"]
+    extract_fingerprints([1], num_processes=job["threads"])
+    plan_experiments([1])
+    folder = Path(str(nnUNet_preprocessed)) / job["dataset"]
+    plans = json.loads((folder / f"{PLANS}.json").read_text())
+    if job["plan"] == "cut":
+        cut(plans["configurations"][configuration], job)
+        (folder / f"{PLANS}.json").write_text(json.dumps(plans))
+    preprocess([1], configurations=[configuration], num_processes=[job["threads"]])
+    described = json.loads((folder / "dataset.json").read_text())
+    plans["continue_training"] = False
+    device = torch.device(job["device"])
+    trainer = nnUNetTrainer(plans, configuration, "all", described, device=device)
+    trainer.initialize()
+    trainer.on_train_start()
+    return trainer
+
+
+def cut(config: dict[str, Any], job: dict[str, Any]) -> None:
+    """The same plan with a tile of at most `tile_voxels`, `batch` tiles and narrower stages."""
+    strides, kernels, tile = tile_within(config["patch_size"], config["spacing"], job)
+    n = len(strides)
+    first, most = job["features"]
+    config["patch_size"] = [int(size) for size in tile]
+    config["batch_size"] = min(config["batch_size"], job["batch"])
+    config["architecture"]["arch_kwargs"] |= {
+        "n_stages": n,
+        "features_per_stage": [min(first * 2**i, most) for i in range(n)],
+        "kernel_sizes": [list(map(int, k)) for k in kernels],
+        "strides": [list(map(int, s)) for s in strides],
+        "n_conv_per_stage": [2] * n,
+        "n_conv_per_stage_decoder": [2] * (n - 1),
+    }
+
+
+def tile_within(own: list[int], spacing: list[float], job: dict[str, Any]) -> tuple[Any, Any, Any]:
+    """Strides, kernels and tile of nnU-Net's rules for the largest tile that is small enough."""
+    shrink = min(1.0, (job["tile_voxels"] / prod(own)) ** (1 / len(own)))
+    while True:
+        wanted = [max(2 * SMALLEST_MAP, round(n * shrink)) for n in own]
+        _, strides, kernels, tile, _ = get_pool_and_conv_props(
+            spacing, wanted, SMALLEST_MAP, 999999
+        )
+        if prod(tile) <= job["tile_voxels"]:
+            return strides, kernels, tile
+        shrink *= 0.95
+
+
+def train(trainer: nnUNetTrainer, until: float, most: int | None) -> list[float]:
+    """nnU-Net's step until the time (or `most` steps) is over, its rate falling over all of it.
+
+    None where preparing took all the time.
+    """
+    began = time.time()
+    losses: list[float] = []
+
+    def done() -> float:
+        if most:
+            return len(losses) / most
+        return (time.time() - began) / (until - began) if began < until else 1.0
+
+    trainer.network.train()
+    while (progress := done()) < 1:
+        for group in trainer.optimizer.param_groups:
+            group["lr"] = trainer.initial_lr * (1 - progress) ** EXPONENT
+        losses.append(float(trainer.train_step(next(trainer.dataloader_train))["loss"]))
+        if len(losses) % 50 == 0:
+            print(f"step {len(losses)}: loss {np.mean(losses[-50:]):.3f}", flush=True)
+    trainer.dataloader_train._finish()
+    trainer.dataloader_val._finish()
+    return losses
+
+
+def predict(trainer: nnUNetTrainer, scans: dict[str, list[str]], output: Path) -> None:
+    """Log-odds `[1, *spatial]` float32 of the lesion label, on each scan's own grid."""
+    predictor = nnUNetPredictor(
+        tile_step_size=0.5,
+        use_mirroring=False,
+        perform_everything_on_device=trainer.device.type == "cuda",
+        device=trainer.device,
+        allow_tqdm=False,
+    )
+    network = trainer.network
+    trainer.set_deep_supervision_enabled(False)
+    predictor.manual_initialization(
+        network,
+        trainer.plans_manager,
+        trainer.configuration_manager,
+        [network.state_dict()],
+        trainer.dataset_json,
+        "nnUNetTrainer",
+        None,
+    )
+    reader = trainer.plans_manager.image_reader_writer_class()
+    for case, files in scans.items():
+        image, properties = reader.read_images(files)
+        _, found = predictor.predict_single_npy_array(image, properties, None, None, True)
+        # of both probabilities the smaller one keeps what the larger one rounds to 1
+        background, lesion = np.clip(found.astype(np.float64), 1e-38, 1)
+        odds = np.log(lesion) - np.log(background)
+        odds = odds[0] if trainer.configuration_name == "2d" else odds
+        np.save(output / f"{case}.npy", odds[None].astype(np.float32))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,156 @@
+"""lesionseg's training, timed; run by bench_training.py.
+
+    python benchmarks/peers/train_ours.py prepare FOLDER SIZE
+    python benchmarks/peers/train_ours.py JOB
+
+The first prepares the raw dataset FOLDER/raw/Dataset001_Bench on the grid of a plan, FOLDER/plan.
+JOB is a `training_work.Job` as JSON. The last line is JSON. Training goes through `fit`, the public
+way, with the configuration's own loss, optimiser, sampling, augmentation and averaged weights.
+"""
+
+import json
+import logging
+import sys
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from benchmarks.common.recipe import recipe
+from benchmarks.peers.training_work import SIZES, Job, Laps, Size, memory_mb
+from lesionseg.data.cache.cached_case import CachedCase, read_cached_case
+from lesionseg.models.build import build_network
+from lesionseg.plan.plan import Normalisation, Plan
+from lesionseg.training.device.memory_probe import some_batch
+from lesionseg.training.fit import fit, fit_tiles
+from lesionseg.training.learning_settings import Learning
+
+
+class Watch(pl.Callback):
+    """Shows the clock every step and ends training when it has seen enough."""
+
+    def __init__(self, laps: Laps) -> None:
+        self.laps = laps
+
+    def on_train_batch_start(self, *_: object) -> None:
+        """The batch is on the device."""
+        self.laps.begin()
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: object) -> None:
+        """Optimiser and averages are done, and the other callbacks."""
+        if self.laps.end():
+            trainer.should_stop = True
+
+
+class InMemory(Dataset[dict[str, Tensor]]):
+    """The same few tiles again and again."""
+
+    def __init__(self, batch: dict[str, Tensor]) -> None:
+        self.batch = batch
+
+    def __getitem__(self, number: int) -> dict[str, Tensor]:
+        return {name: t[number % len(t)] for name, t in self.batch.items()}
+
+
+def main() -> None:
+    """Do the job, and print what it took."""
+    logging.getLogger("lesionseg").setLevel(logging.WARNING)
+    if sys.argv[1] == "prepare":
+        prepare(Path(sys.argv[2]), SIZES[sys.argv[3]])
+        return
+    print(json.dumps(work(Job.from_json(json.loads(sys.argv[1])))))
+
+
+def prepare(folder: Path, size: Size) -> None:
+    """Fill the cache from the raw files, all of them for training, on the grid they suggest."""
+    from lesionseg.pipeline.dataset.data_settings import DataSettings
+    from lesionseg.pipeline.dataset.survey import take_survey
+    from lesionseg.pipeline.train.learning import prepare_cases
+    from lesionseg.plan.make import PlanOverrides, make_plan
+
+    data = DataSettings(str(folder / "raw" / "Dataset001_Bench"), validation_fraction=0)
+    found = take_survey(data, seed=0)
+    made = make_plan(
+        found.fingerprint, found.dataset, memory_gb=8, device="cpu", overrides=PlanOverrides()
+    )
+    plan = made.with_(tile_shape=size.tile, batch_size=size.batch, architecture=size.architecture())
+    (folder / "plan.json").write_text(plan.to_json())
+    prepare_cases(found, plan, data, folder / "run")
+    print(json.dumps({"cases": len(cached(folder))}))
+
+
+def cached(folder: Path) -> list[CachedCase]:
+    """The prepared cases."""
+    return [read_cached_case(p.parent) for p in sorted((folder / "cache").rglob("case.json"))]
+
+
+def plan_of(job: Job) -> Plan:
+    """What was planned of the data, or for a batch in memory one that knows none."""
+    path, size = Path(job.folder) / "plan.json", SIZES[job.size]
+    shape = size.architecture(space_to_depth=job.space_to_depth)
+    if path.is_file():
+        return Plan.from_json(path.read_text()).with_(architecture=shape)
+    return Plan(
+        dims=3,
+        modality="mri",
+        channel_names=("FLAIR",),
+        label_values=(1,),
+        label_names=("lesion",),
+        spacing_mm=(1.0,) * 3,
+        normalisation=(Normalisation("zscore"),),
+        tile_shape=size.tile,
+        batch_size=size.batch,
+        architecture=shape,
+        lesion_fraction=0.01,
+    )
+
+
+def fit_in_memory(
+    network: nn.Module, plan: Plan, learning: Learning, run: Path, watch: pl.Callback
+) -> None:
+    """Train on one batch again and again, until `watch` has seen enough."""
+    tiles = InMemory(some_batch(plan, plan.batch_size, torch.device("cpu")))
+    fit_tiles(network, plan, tiles, learning, run, callbacks=[watch])
+
+
+def work(job: Job) -> dict[str, float]:
+    """Train, and say what steps and tiles took, and how much memory."""
+    torch.set_num_threads(job.threads)
+    plan, laps = plan_of(job), Laps(job)
+    learning = recipe().learning
+    trainer = replace(
+        learning.trainer,
+        max_minutes=None,
+        max_steps=10**9,
+        accelerator="gpu" if job.device.startswith("cuda") else "cpu",
+        precision=job.precision,
+        compile=job.compile,
+        workers=job.workers if job.what == "tiles" else 0,
+        progress=False,
+    )
+    learning = replace(learning, trainer=trainer)
+    base = memory_mb("VmRSS")
+    network = build_network(plan)
+    weights = sum(p.numel() for p in network.parameters())
+    with tempfile.TemporaryDirectory() as run:
+        if job.what == "step":
+            fit_in_memory(network, plan, learning, Path(run), Watch(laps))
+        else:
+            fit(
+                network,
+                plan,
+                cached(Path(job.folder)),
+                learning,
+                Path(run),
+                callbacks=[Watch(laps)],
+            )
+    grown = memory_mb("VmHWM") - base
+    return {"peak_mb": grown, "weights": weights} | laps.result()
+
+
+if __name__ == "__main__":
+    main()
