@@ -51,10 +51,10 @@ class BoxCollector:
     A view is one network's output on one tile, mirrored or not. Within a view NMS leaves one box
     per lesion; boxes without volume or not finite are dropped and counted. A box that the tile's
     edge cuts (an edge inside the volume) is damped by the tile weight at its centre: a neighbour
-    sees it whole. All views together are merged by weighted box clustering, weighted by the tile
-    weight. Views without a box there count as 0, as in the average of probabilities. Or NMS merges
-    them, where the plan's anchors say so (`merge`). `tiles` are those that are computed, all when
-    None. All is done where the network's outputs lie, and comes to the CPU at the end.
+    sees it whole. All views together are merged as the plan's anchors say (`merge`): NMS keeps the
+    highest; or weighted box clustering averages them, weighted by the tile weight, where views
+    without a box count as 0. `tiles` are those that are computed, all when None. All is done where
+    the network's outputs lie, and comes to the CPU at the end.
     """
 
     def __init__(
