@@ -39,7 +39,7 @@ class PreparedScan:
 class ScanOpener:
     """Opens scans for one plan.
 
-    `raster_mm`: pixel size of images that state none; None: the plan's spacing. `tilt`: see
+    `raster_mm`: pixel size of images that state none; None: that of the training images. `tilt`: see
     `Predictor`. `body_mask`: whether the patient is looked for.
     """
 
@@ -116,7 +116,7 @@ class ScanOpener:
         """The files with a pixel size, for images that state none themselves."""
         if self.plan.dims != 2 or "pixel_mm" in files.columns:
             return files
-        mm = self.raster_mm or self.plan.spacing_mm[0]
+        mm = self.raster_mm or self.plan.raster_mm or self.plan.spacing_mm[0]
         return replace(files, columns={**files.columns, "pixel_mm": str(mm)})
 
 

@@ -60,8 +60,8 @@ class Predictor:
         flips: average over mirrored images too.
         batch_size: tiles per batch; None: the plan's on a GPU, 1 on a CPU.
         precision: of the network's arithmetic; see `InferenceSettings`.
-        raster_mm: pixel size in mm of images that state none (PNG); None is the plan's spacing, so
-            that they are not resampled.
+        raster_mm: pixel size in mm of images that state none (PNG); None is that of the training
+            images.
         tilt: "resample" brings the slices of a tilted CT gantry upright, and the prediction lies
             on those.
         settings: all of overlap, flips, batch size and precision at once, and more.

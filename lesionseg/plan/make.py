@@ -92,6 +92,7 @@ def make_plan(
         activation=chosen.activation,
         thick_slices=slices.value,
         tempered=True,
+        raster_mm=rules.raster_mm(fingerprint.spacings_mm),
         candidate_rule=replace(
             candidates.value, source=candidate_source(chosen), score=chosen.component_score
         ),

@@ -124,7 +124,8 @@ class Plan:
     of a prepared image (`lesionseg.data.transforms`). `channel_sets`: what a scan may lack.
     `thick_slices`: of a dataset of thin and thick ones; None where all are about alike.
     `tempered`: whether probabilities beyond .9997 are kept apart (`inference.probabilities`); not
-    in plans from before, whose operating points were chosen without.
+    in plans from before, whose operating points were chosen without. `raster_mm`: the pixel size
+    taken for radiographs that state none, the median of the training images'; None: `spacing_mm`.
     `reasons` explains each decision in one sentence.
     """
 
@@ -152,6 +153,7 @@ class Plan:
     channel_sets: tuple[ChannelSet, ...] = ()
     thick_slices: ThickSlices | None = None
     tempered: bool = False
+    raster_mm: Annotated[float | None, Range(1e-3, 100)] = None
     reasons: Mapping[str, str] = field(default_factory=dict)
     schema_version: int = PLAN_VERSION
 

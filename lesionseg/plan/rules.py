@@ -103,6 +103,20 @@ def halved_resolution(
     return Decision(_rounded(np.where(fine, 2 * spacing, spacing)), reason)
 
 
+def raster_mm(spacings_mm: Sequence[Sequence[float]]) -> float | None:
+    """The pixel size taken for a radiograph that states none; None for volumes.
+
+    The median of the training images along the first axis: rasters that are predicted are then
+    resampled as those of the training were.
+
+    >>> raster_mm([(1.0, 1.0), (0.5, 0.5), (1.0, 1.0)])
+    1.0
+    """
+    if not spacings_mm or len(spacings_mm[0]) != 2:
+        return None
+    return float(np.median([spacing[0] for spacing in spacings_mm]))
+
+
 def is_anisotropic(spacing_mm: Sequence[float]) -> bool:
     """Whether the coarsest spacing is over three times the finest (nnU-Net).
 

@@ -121,10 +121,11 @@ def test_scans_are_compared_with_the_training_scans(mri_run: Path, tmp_path: Pat
     assert float(row["input_score"]) > 1
 
 
-def test_the_same_run_in_two_dimensions(tmp_path: Path) -> None:
+def test_the_same_run_in_two_dimensions_on_a_coarser_grid(tmp_path: Path) -> None:
     write_xray_phantoms(tmp_path / "raw", 6, seed=0, shape=(96, 96), pixel_mm=4.0)
     overrides = [f"data.root={tmp_path / 'raw'}", f"run_dir={tmp_path / 'run'}", *SMALL]
-    assert run("train", [*overrides, "trainer.max_steps=4", "model.tile_shape=[32,32]"]) == 0
+    overrides += ["trainer.max_steps=4", "model.tile_shape=[32,32]", "model.spacing_mm=[6,6]"]
+    assert run("train", overrides) == 0
     assert (tmp_path / "run" / "report.html").is_file()
     output = tmp_path / "predicted"
     images = tmp_path / "raw" / "images"
@@ -132,6 +133,8 @@ def test_the_same_run_in_two_dimensions(tmp_path: Path) -> None:
         run("predict", [f"bundle={tmp_path / 'run'}", f"input={images}", f"output={output}"]) == 0
     )
     assert len(list(output.glob("*_mask.png"))) == 6
+    with (output / "predictions.csv").open() as stream:  # as large as in training
+        assert [r["case"] for r in csv.DictReader(stream) if "Another grid" in r["warning"]] == []
 
 
 def test_prepare_checks_and_prepares(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

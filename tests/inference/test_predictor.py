@@ -200,14 +200,16 @@ def test_a_bundle_and_a_path_are_all_it_takes(
     assert prediction.geometry.matches(geometry)
 
 
-def test_rasters_without_a_pixel_size_have_the_plans(
-    rng: np.random.Generator, plan: Plan, tmp_path: Path
+@pytest.mark.parametrize(("trained_at", "taken"), [(0.1, 0.1), (None, 0.2)])
+def test_rasters_without_a_pixel_size_have_that_of_the_training(
+    rng: np.random.Generator, plan: Plan, tmp_path: Path, trained_at: float | None, taken: float
 ) -> None:
     flat = replace(plan, dims=2, modality="xray", tile_shape=(16, 16), spacing_mm=(0.2, 0.2))
+    flat = replace(flat, raster_mm=trained_at)
     image = rng.integers(0, 255, (1, 40, 30)).astype(np.uint8)
     write_volume(tmp_path / "x.png", Volume(image, Geometry.from_spacing((40, 30), (1, 1))))
     predictor = Predictor.from_network(Bright(), flat)
-    assert predictor(tmp_path / "x.png").geometry.spacing_mm == (0.2, 0.2)
+    assert predictor(tmp_path / "x.png").geometry.spacing_mm == (taken, taken)
 
 
 def test_several_channels_come_as_several_files(
