@@ -39,8 +39,8 @@ class PreparedScan:
 class ScanOpener:
     """Opens scans for one plan.
 
-    `raster_mm`: pixel size of images that state none; None: that of the training images. `tilt`: see
-    `Predictor`. `body_mask`: whether the patient is looked for.
+    `raster_mm`: pixel size of images that state none; None: that of the training images. `tilt`:
+    see `Predictor`. `body_mask`: whether the patient is looked for.
     """
 
     plan: Plan

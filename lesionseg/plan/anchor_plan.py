@@ -21,7 +21,7 @@ class AnchorPlan:
     at the start. `alpha` and `gamma`: of the focal loss that taught the scores, which inference
     undoes (`losses.focal`); None where there is none to undo. `merge_iou`: boxes that overlap
     by more are taken for one lesion, and `merge` says what becomes of them: the highest alone is
-    kept (`nms`, which is planned) or their weighted average (`wbc`, `ops.clustering`). `mean_iou` and
+    kept (`nms`, which is planned) or they are averaged (`wbc`, `ops.clustering`). `mean_iou` and
     `small_recall` say how well the sizes fit the training lesions: mean IoU with the best one, and
     the share of the smallest tenth with IoU ≥ 0.5, both sharing their centre; None without a
     lesion. An unknown `merge` is a `ValueError`.
