@@ -13,7 +13,7 @@ from lesionseg.plan.rules import Decision
 
 N_SHAPES = 3  # anchors a cell and level
 MOST_LEVELS = 4
-# averages rank small lesions worse: half of the tiles that see one score it low
+# averages over tiles rank small lesions worse (docs/results.md, how boxes are merged)
 MERGE: Merge = "nms"
 SMALL_SHARE = 10  # percent: the smallest tenth counts as much as all lesions together
 WELL_COVERED = 0.5  # IoU
