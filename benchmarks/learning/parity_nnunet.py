@@ -1,6 +1,7 @@
 """nnU-Net's network, loss and optimiser, and ours: one loss curve from the same batches?
 
-    .peers/bin/python benchmarks/learning/parity_nnunet.py [--steps 50] [--residual] [--per-tile]
+    PYTHONPATH=. .peers/bin/python benchmarks/learning/parity_nnunet.py [--steps 50] [--residual] \
+        [--per-tile]
 
 in the peers' environment (`make peers`). nnU-Net's own trainer makes its network, loss and
 optimiser from a small plan and takes its own training steps. Our engine (`fit_tiles`, with

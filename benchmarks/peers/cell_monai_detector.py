@@ -1,6 +1,6 @@
 """MONAI's RetinaNet on the tiles that teach ours, for as many steps; by vs_monai_detector.py.
 
-    .peers/bin/python benchmarks/peers/cell_monai_detector.py JOB.json
+    PYTHONPATH=. .peers/bin/python benchmarks/peers/cell_monai_detector.py JOB.json
 
 Cases, tiles, augmentation, backbone, anchors' sizes, optimiser, rate, clipping and averaged weights
 are those of our `model=retinanet` with JOB's overrides; heads, matching, loss (BCE with mined

@@ -1,6 +1,6 @@
 """nnU-Net v2 from raw files to log-odds within a number of minutes or steps; run by vs_nnunet.py.
 
-    python benchmarks/peers/cell_nnunet.py JOB.json
+    PYTHONPATH=. .peers/bin/python benchmarks/peers/cell_nnunet.py JOB.json
 
 in the peers' environment, with nnU-Net's three folders in the environment. Fingerprint, plan and
 preprocessing are counted; a trainer's step, loss, augmentation and sampler are nnU-Net's own, its

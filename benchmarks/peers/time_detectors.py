@@ -1,6 +1,6 @@
 """One detector, ours or MONAI's: a training step and a volume, and the memory they took.
 
-    .peers/bin/python benchmarks/peers/time_detectors.py ours|monai SIDE ROUNDS
+    PYTHONPATH=. .peers/bin/python benchmarks/peers/time_detectors.py ours|monai SIDE ROUNDS
 
 Run by `bench_detection.py`, one process each. Both have the backbone of our U-Net with the same
 anchors per place, bf16 where the processor has it, the same tile, overlap and Gaussian weights.

@@ -1,6 +1,6 @@
 """torchvision's RetinaNet, from scratch, on listed images for some minutes or steps.
 
-    .peers/bin/python benchmarks/peers/train_torchvision.py LIST.json JOB.json OUTPUT
+    PYTHONPATH=. .peers/bin/python benchmarks/peers/train_torchvision.py LIST.json JOB.json OUTPUT
 
 Run by `vs_torchvision.py` in the peers' environment. LIST.json holds `train` and `test`: a list of
 {case, image, boxes}, boxes as starts and stops in (y, x); JOB.json `minutes` or `steps`, `seed`,
