@@ -177,13 +177,13 @@ def candidate_rule(
 ) -> Decision[CandidateRule]:
     """How probabilities become candidates on the file's grid.
 
-    A candidate under a tenth of the smallest lesions (5th percentile) could match none of them at
-    IoU 0.1, so it is dropped: 1 voxel is kept where lesions have up to 3, else 2 to 10 are asked
-    for (PI-CAI drops those of 10 and fewer). A peak no higher than the prior says nothing, so the
+    A candidate under a tenth of the smallest lesions (5th percentile) covers a tenth of none of
+    them, so it is dropped: 1 voxel is kept where lesions have up to 10, else 2 to 10 are asked for
+    (PI-CAI drops those of 10 and fewer). A peak no higher than the prior says nothing, so the
     floor is at least π. Four times the most lesions of a case are kept, never under 300.
     """
     smallest = float(np.percentile(lesion_voxels, 5)) if len(lesion_voxels) else 0.0
-    least = 1 if smallest <= 3 else int(min(max(smallest // 10, 2), 10))
+    least = 1 if smallest <= 10 else int(min(max(smallest // 10, 2), 10))
     rule = CandidateRule(
         floor=max(CandidateRule().floor, prior_),
         min_voxels=least,

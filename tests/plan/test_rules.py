@@ -147,7 +147,8 @@ def test_the_prior_is_the_lesion_fraction_within_bounds(fraction: float, expecte
 
 
 @pytest.mark.parametrize(
-    ("voxels", "least"), [([1, 2, 900], 1), ([3] * 9, 1), ([16] * 9, 2), ([45] * 9, 4), ([999], 10)]
+    ("voxels", "least"),
+    [([1, 2, 900], 1), ([10] * 9, 1), ([11] * 9, 2), ([16] * 9, 2), ([45] * 9, 4), ([999], 10)],
 )
 def test_the_smallest_candidate_is_a_tenth_of_the_smallest_lesion(voxels: list[int], least: int):
     assert rules.candidate_rule(voxels, [len(voxels)], 1e-3).value.min_voxels == least
