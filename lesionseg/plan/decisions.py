@@ -104,6 +104,19 @@ def chosen_spacing(
     return rules.Decision(coarse.value, reason)
 
 
+def for_lesions(
+    grid: DatasetGrid, allowed: tile_rules.DeviceBudget, chosen: PlanOverrides
+) -> tile_rules.DeviceBudget:
+    """The budget, spent on smaller tiles where the largest would be crowded with lesions.
+
+    Not where tile or batch are chosen: the one cannot make up for the other then.
+    """
+    if chosen.tile_shape is not None or chosen.batch_size is not None:
+        return allowed
+    lesions = grid.fingerprint.lesions_per_case
+    return tile_rules.uncrowded(allowed, grid.median_shape, grid.spacing_mm, grid.n_voxels, lesions)
+
+
 def chosen_tile(
     grid: DatasetGrid, allowed: tile_rules.DeviceBudget, chosen: PlanOverrides
 ) -> rules.Decision[tuple[int, ...]]:

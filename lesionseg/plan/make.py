@@ -20,6 +20,7 @@ from lesionseg.plan.decisions import (
     chosen_scales,
     chosen_spacing,
     chosen_tile,
+    for_lesions,
     large_heads,
     whole_cells,
 )
@@ -112,21 +113,22 @@ def make_plan(
         )
 
     step_gb = None if step_memory is None else lambda *step: step_memory(sized(*step))
-    allowed = allowed_budget(device, memory_gb, chosen, step_gb, len(dataset.channel_names))
-    tile = chosen_tile(grid, allowed.value, chosen)
+    device_allows = allowed_budget(device, memory_gb, chosen, step_gb, len(dataset.channel_names))
+    allowed = for_lesions(grid, device_allows.value, chosen)
+    tile = chosen_tile(grid, allowed, chosen)
     if pyramid is not None:
         tile = whole_cells(tile, pyramid, chosen)
-    shape = chosen_architecture(tile.value, spacing.value, allowed.value, chosen, before)
+    shape = chosen_architecture(tile.value, spacing.value, allowed, chosen, before)
     if pyramid is not None:
         shape = rules.Decision(
             pyramid,
             f"{pyramid.network.get('_target_', FOLLOWED_CHECKPOINT)}, {len(pyramid.features)} maps",
         )
-    batch = chosen_batch(grid, shape.value, tile.value, allowed.value, chosen)
+    batch = chosen_batch(grid, shape.value, tile.value, allowed, chosen)
     anchors = anchors_of(shape.value)
     plan = sized(shape.value, tile.value, batch.value).with_(
         reasons={
-            "budget": allowed.reason,
+            "budget": device_allows.reason,
             "spacing_mm": spacing.reason,
             "normalisation": "; ".join(dict.fromkeys(scale.reason for scale in scales)),
             "tile_shape": tile.reason,

@@ -5,7 +5,7 @@ nnU-Net below is Isensee F et al., Nature Methods 2021;18:203, with its suppleme
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from math import prod
+from math import inf, prod
 
 from lesionseg.errors import ConfigError
 from lesionseg.plan.plan import Architecture, Stem
@@ -57,6 +57,8 @@ StepGb = Callable[[Architecture, Sequence[int], int], float]
 SHARE = 0.9  # of a GPU's memory is planned with: what a step takes is known to 15 %
 PROCESSOR = 1.4 * 65e9  # multiplications a step
 WIDER = (1.5, 2.0)  # times nnU-Net's features, where memory is left
+SHORTEST_UNCROWDED = 32  # voxels: what a lesion's surroundings take at least
+MOST_UNCROWDED = 16  # such tiles a step
 
 
 @dataclass(frozen=True)
@@ -66,8 +68,9 @@ class DeviceBudget:
     `fits(architecture, tile_shape, batch_size)`: whether it affords such a training step.
     `start`, `start_2d`: sides of the smallest tile worth trying; `longest` and `longest_2d`: of the
     longest; widths of the first and widest stage, which may be multiplied by `wider`; `batch` and
-    `batch_2d`: the most tiles a step, `capped` in 3-D by the dataset's size; the network is called
-    `architecture` and has that `stem`.
+    `batch_2d`: the most tiles a step, `capped` in 3-D by the dataset's size; `crowded`: a tile may
+    hold many lesions; it has at most `room` voxels; the network is called `architecture` and has
+    that `stem`.
     """
 
     fits: Callable[[Architecture, Sequence[int], int], bool]
@@ -81,6 +84,8 @@ class DeviceBudget:
     start_2d: int = 16
     wider: tuple[float, ...] = ()
     capped: bool = True
+    crowded: bool = True
+    room: float = inf
     architecture: str = "unet"
     stem: Stem = "full"
 
@@ -104,6 +109,7 @@ def budget(
             widest=128,
             batch=4,
             batch_2d=4,
+            crowded=False,
         )
         return Decision(
             found, "planned for a processor: about a second a training step on two cores"
@@ -233,7 +239,31 @@ def tile_shape(
         fitted = _filled(fitted, most, spacing_mm, allowed)
     whole = all(n >= m for n, m in zip(fitted, median_shape, strict=True))
     what = "the median volume fits" if whole else "the largest the device allows at batch 2"
+    if allowed.room < inf:
+        what = "about one lesion each, so that a step sees more patients"
     return Decision(fitted, f"{' × '.join(map(str, fitted))}: {what}")
+
+
+def uncrowded(
+    allowed: DeviceBudget,
+    median_shape: Sequence[int],
+    spacing_mm: Sequence[float],
+    n_voxels: float,
+    lesions_per_case: Sequence[int],
+) -> DeviceBudget:
+    """The same budget for tiles of about one lesion each, where the largest would hold several.
+
+    Several lesions of a tile are one patient's, those of as many small tiles are many patients', at
+    the same cost. Of a dataset in 3-D of `n_voxels` on the plan's grid, two lesions or more a case.
+    On a GPU, whose trainings are long enough to see them all, nothing changes (not measured there).
+    """
+    n = sum(lesions_per_case)
+    if allowed.crowded or len(median_shape) < 3 or n < 2 * max(len(lesions_per_case), 1):
+        return allowed
+    side = max(8 * int((n_voxels / n) ** (1 / 3) // 8), SHORTEST_UNCROWDED)
+    if prod(tile_shape(median_shape, spacing_mm, allowed).value) <= side**3:
+        return allowed
+    return replace(allowed, room=side**3, batch=MOST_UNCROWDED, capped=False)
 
 
 def _filled(
@@ -266,7 +296,8 @@ def widened(shape: Architecture, tile: Sequence[int], allowed: DeviceBudget) -> 
 
 def _affordable(tile: Sequence[int], spacing_mm: Sequence[float], allowed: DeviceBudget) -> bool:
     """Whether a training step of two such tiles keeps within the budget."""
-    return allowed.fits(_shape(tile, spacing_mm, allowed), tile, 2)
+    fits = allowed.fits(_shape(tile, spacing_mm, allowed), tile, 2)
+    return fits and prod(tile) <= allowed.room
 
 
 def _shape(tile: Sequence[int], spacing_mm: Sequence[float], allowed: DeviceBudget) -> Architecture:
