@@ -9,8 +9,8 @@ Same cases to learn from (the test role is judged where a set has one, else a sh
 same device, threads and worker processes, same wall-clock minutes from the raw files on: plans and
 preprocessing are counted, prediction is not. Both tools' log-odds then go through the same
 candidate rule and scores; strictness is that of 1 false positive a case on the judged cases, for
-each tool alike. `nnunet` follows its own plan, `nnunet_cut` the same plan with a tile and features
-that the device can afford, our own plan's size (see `cell_nnunet.py`; under `--overrides` of tile
+each tool alike. `nnunet` follows its own plan, `nnunet_cut` the same plan with two tiles a step, as
+large as ours are at two a step, and our features (see `cell_nnunet.py`; under `--overrides` of tile
 and features too); both stretch their schedule over the minutes. nnU-Net runs in the peers'
 environment (`make peers`).
 
@@ -62,6 +62,7 @@ CHOICE = ChoiceSettings(calibration="none", rate_confidence=None)
 RULES = Rules(PRESETS["lesionseg"], CHOICE, {})  # for all tools
 TOOLS = ("lesionseg", "nnunet_cut", "nnunet")
 DATASET = "Dataset001_compared"
+LARGEST = "model.batch_size=2"  # a plan with few tiles has the largest
 SIZES = ("model.tile_shape=", "model.base_features=")
 BATCH = {2: 4, 3: 2}  # tiles of nnU-Net's cut plan
 HIGHEST = 8  # voxels by which a candidate is ranked
@@ -165,7 +166,7 @@ def arguments() -> argparse.Namespace:
 
 
 def prepare(root: Path, options: argparse.Namespace) -> Setting:
-    """Divide the set as both tools will have it."""
+    """Divide the set as both tools will have it, and plan as nnU-Net's cut plan needs it."""
     name = root.name
     held = held_out(root, options.output / "cache", group=options.group)
     found = held.as_development(take_survey(held.data, seed=0))
@@ -173,7 +174,7 @@ def prepare(root: Path, options: argparse.Namespace) -> Setting:
     folder.mkdir(parents=True, exist_ok=True)
     plan = decide(
         found,
-        recipe(sizes(options), root).model,
+        recipe([LARGEST, *sizes(options)], root).model,
         TrainerSettings(budget="auto", accelerator=options.accelerator),
         folder,
     )

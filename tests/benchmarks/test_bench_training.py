@@ -75,10 +75,10 @@ def test_a_job_travels_as_json() -> None:
     assert work.Job.from_json(json.loads(json.dumps(job.to_json())) | {"later": 1}) == job
 
 
-def test_what_cannot_run_is_skipped_with_its_reason() -> None:
+def test_what_cannot_run_is_skipped_with_its_reason(tmp_path: Path) -> None:
     skipped: dict[str, str] = {}
     command = [sys.executable, "-c", "raise SystemExit('no such thing')"]
-    job = work.Job("step", "")
+    job = work.Job("step", str(tmp_path))
     assert bench.run(command, job, skipped, "train_step") is None
     assert skipped == {"train_step": "no such thing"}
 
