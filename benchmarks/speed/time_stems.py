@@ -16,8 +16,9 @@ import torch
 from lesionseg.losses import FocalLoss
 from lesionseg.losses.detection_loss import DetectionLoss
 from lesionseg.models import build_network, fast_dtype
+from lesionseg.plan.device_budget import multiplications
 from lesionseg.plan.plan import Architecture, Normalisation, Plan
-from lesionseg.plan.tile_rules import multiplications, network_shape
+from lesionseg.plan.tile_rules import network_shape
 from lesionseg.training.device.memory_probe import some_batch
 from lesionseg.training.step.detection_objective import make_objective
 

@@ -13,6 +13,7 @@ from lesionseg.plan import rules, tile_rules
 from lesionseg.plan.anchor_plan import AnchorPlan
 from lesionseg.plan.anchor_rules import fit_anchors
 from lesionseg.plan.candidate_rule import CandidateSource, sources_of
+from lesionseg.plan.device_budget import DeviceBudget, StepGb, budget, for_space_to_depth
 from lesionseg.plan.fingerprint import Fingerprint
 from lesionseg.plan.plan import Architecture, Normalisation, Plan
 from lesionseg.plan.plan_overrides import FOLLOWED, SIZES_GB, PlanOverrides, followed_architecture
@@ -75,17 +76,17 @@ def allowed_budget(
     device: str,
     memory_gb: float,
     chosen: PlanOverrides,
-    step_gb: tile_rules.StepGb | None,
+    step_gb: StepGb | None,
     n_channels: int,
-) -> rules.Decision[tile_rules.DeviceBudget]:
+) -> rules.Decision[DeviceBudget]:
     """What the device allows, with the architecture, stem and width that were chosen."""
     memory_gb = min(memory_gb, SIZES_GB.get(chosen.size or "", memory_gb))
-    found = tile_rules.budget(device, memory_gb, step_gb, n_channels)
+    found = budget(device, memory_gb, step_gb, n_channels)
     # nnU-Net's presets of residual networks take more than 5 % of a dataset, too
     capped = not (device.startswith("cuda") and chosen.architecture == "residual_unet")
     allowed = replace(found.value, architecture=chosen.architecture, capped=capped)
     if chosen.stem == "space_to_depth":
-        allowed = tile_rules.for_space_to_depth(allowed)
+        allowed = for_space_to_depth(allowed)
     if (base := chosen.base_features) is not None:
         widest = max(allowed.widest * base // allowed.base_features, base)
         allowed = replace(allowed, base_features=base, widest=widest, wider=())
@@ -104,9 +105,7 @@ def chosen_spacing(
     return rules.Decision(coarse.value, reason)
 
 
-def for_lesions(
-    grid: DatasetGrid, allowed: tile_rules.DeviceBudget, chosen: PlanOverrides
-) -> tile_rules.DeviceBudget:
+def for_lesions(grid: DatasetGrid, allowed: DeviceBudget, chosen: PlanOverrides) -> DeviceBudget:
     """The budget, spent on smaller tiles where the largest would be crowded with lesions.
 
     Not where tile or batch are chosen: the one cannot make up for the other then.
@@ -118,7 +117,7 @@ def for_lesions(
 
 
 def chosen_tile(
-    grid: DatasetGrid, allowed: tile_rules.DeviceBudget, chosen: PlanOverrides
+    grid: DatasetGrid, allowed: DeviceBudget, chosen: PlanOverrides
 ) -> rules.Decision[tuple[int, ...]]:
     """Shape of a tile in voxels of the plan's grid."""
     if chosen.tile_shape is not None:
@@ -146,7 +145,7 @@ def whole_cells(
 def chosen_architecture(
     tile: Sequence[int],
     spacing_mm: Sequence[float],
-    allowed: tile_rules.DeviceBudget,
+    allowed: DeviceBudget,
     chosen: PlanOverrides,
     before: Plan | None,
 ) -> rules.Decision[Architecture]:
@@ -237,7 +236,7 @@ def chosen_batch(
     grid: DatasetGrid,
     shape: Architecture,
     tile: Sequence[int],
-    allowed: tile_rules.DeviceBudget,
+    allowed: DeviceBudget,
     chosen: PlanOverrides,
 ) -> rules.Decision[int]:
     """Tiles per training step."""
