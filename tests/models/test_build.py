@@ -6,7 +6,7 @@ from torch import nn
 
 from lesionseg.errors import ConfigError
 from lesionseg.models import build_network
-from lesionseg.models.precision import fast_dtype, fast_memory_format
+from lesionseg.models.precision import bf16_is_faster, fast_dtype, fast_memory_format
 from lesionseg.plan.plan import Architecture, Plan
 
 
@@ -58,3 +58,17 @@ def test_a_cpu_computes_channels_last():
     assert fast_memory_format(3, gpu) == torch.contiguous_format
     assert fast_dtype(cpu) in (torch.float32, torch.bfloat16)
     assert fast_dtype(torch.device("meta")) == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("says", "faster"),
+    [
+        ("vendor_id : AuthenticAMD\nflags : avx512_bf16", True),
+        ("vendor_id : GenuineIntel\nflags : avx512_bf16 amx_bf16", True),
+        ("vendor_id : GenuineIntel\nflags : avx512_bf16", False),  # measured: slower than fp32
+        ("vendor_id : AuthenticAMD\nflags : avx2", False),
+        ("", False),
+    ],
+)
+def test_a_processor_computes_in_bf16_where_that_is_faster(says, faster):
+    assert bf16_is_faster(says) is faster
