@@ -18,8 +18,8 @@ class InferenceSettings:
 
     `overlap` in [0, 1): the fraction of a tile that its neighbour covers too. `flips` averages over
     mirrored images: 2^dims times the work; or along the sets of axes that it holds. `batch_size`
-    None is the plan's on a GPU, 1 on a CPU. `precision`: "auto" is bf16 where the device computes
-    it natively, else fp32. `body_mask`: what lies outside the patient's body is background, and
+    None is the plan's on a GPU, 1 on a CPU. `precision`: "auto" is bf16 where the device is
+    faster in it, else fp32. `body_mask`: what lies outside the patient's body is background, and
     tiles wholly there are left out (see `inference.sliding.body`). `max_memory_gb`: memory for all
     cases at work, network left out; None is a fraction of what is free. Above it, cases go one by
     one and probabilities go to a temporary file. `readers`: threads that read and prepare scans for
