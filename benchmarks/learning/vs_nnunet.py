@@ -62,7 +62,7 @@ CHOICE = ChoiceSettings(calibration="none", rate_confidence=None)
 RULES = Rules(PRESETS["lesionseg"], CHOICE, {})  # for all tools
 TOOLS = ("lesionseg", "nnunet_cut", "nnunet")
 DATASET = "Dataset001_compared"
-LARGEST = "model.batch_size=2"  # a plan with few tiles has the largest
+LARGEST_TILES = "model.batch_size=2"  # a plan whose batch is chosen keeps the largest tiles
 SIZES = ("model.tile_shape=", "model.base_features=")
 BATCH = {2: 4, 3: 2}  # tiles of nnU-Net's cut plan
 HIGHEST = 8  # voxels by which a candidate is ranked
@@ -174,7 +174,7 @@ def prepare(root: Path, options: argparse.Namespace) -> Setting:
     folder.mkdir(parents=True, exist_ok=True)
     plan = decide(
         found,
-        recipe([LARGEST, *sizes(options)], root).model,
+        recipe([LARGEST_TILES, *sizes(options)], root).model,
         TrainerSettings(budget="auto", accelerator=options.accelerator),
         folder,
     )

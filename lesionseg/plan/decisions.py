@@ -105,15 +105,22 @@ def chosen_spacing(
     return rules.Decision(coarse.value, reason)
 
 
-def for_lesions(grid: DatasetGrid, allowed: DeviceBudget, chosen: PlanOverrides) -> DeviceBudget:
-    """The budget, spent on smaller tiles where the largest would be crowded with lesions.
+def budget_for_lesions(
+    grid: DatasetGrid, allowed: DeviceBudget, chosen: PlanOverrides
+) -> DeviceBudget:
+    """The budget, spent on smaller tiles where the largest would hold several lesions.
 
     Not where tile or batch are chosen: the one cannot make up for the other then.
     """
     if chosen.tile_shape is not None or chosen.batch_size is not None:
         return allowed
-    lesions = grid.fingerprint.lesions_per_case
-    return tile_rules.uncrowded(allowed, grid.median_shape, grid.spacing_mm, grid.n_voxels, lesions)
+    return tile_rules.for_one_lesion_a_tile(
+        allowed,
+        grid.median_shape,
+        grid.spacing_mm,
+        grid.n_voxels,
+        grid.fingerprint.lesions_per_case,
+    )
 
 
 def chosen_tile(

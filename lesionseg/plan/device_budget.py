@@ -12,8 +12,8 @@ from lesionseg.plan.rules import Decision
 StepGb = Callable[[Architecture, Sequence[int], int], float]
 SHARE = 0.9  # of a GPU's memory is planned with: what a step takes is known to 15 %
 PROCESSOR = 1.4 * 65e9  # multiplications a step
-_BACKWARD = 3  # a training step costs about three forward passes
 WIDER = (1.5, 2.0)  # times nnU-Net's features, where memory is left
+_BACKWARD = 3  # a training step costs about three forward passes
 
 
 @dataclass(frozen=True)
@@ -28,8 +28,9 @@ class DeviceBudget:
         start, start_2d: side of the smallest tile worth trying, in voxels.
         wider: by what the features may be multiplied, where the tile leaves room.
         capped: in 3-D the tiles of a step are at most a share of the dataset.
-        crowded: a tile may hold many lesions.
-        room: the most voxels of a tile.
+        small_tiles: where the largest tile would hold several lesions, several small ones are
+            taken in its place.
+        most_voxels: of a tile.
         architecture, stem: of the network it is spent on.
     """
 
@@ -44,8 +45,8 @@ class DeviceBudget:
     start_2d: int = 16
     wider: tuple[float, ...] = ()
     capped: bool = True
-    crowded: bool = True
-    room: float = inf
+    small_tiles: bool = False
+    most_voxels: float = inf
     architecture: str = "unet"
     stem: Stem = "full"
 
@@ -69,7 +70,7 @@ def budget(
             widest=128,
             batch=4,
             batch_2d=4,
-            crowded=False,
+            small_tiles=True,
         )
         return Decision(
             found, "planned for a processor: about a second a training step on two cores"

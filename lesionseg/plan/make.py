@@ -11,6 +11,7 @@ from lesionseg.plan.anchor_plan import AnchorPlan
 from lesionseg.plan.decisions import (
     DatasetGrid,
     allowed_budget,
+    budget_for_lesions,
     candidate_source,
     check_axes,
     check_regions,
@@ -20,7 +21,6 @@ from lesionseg.plan.decisions import (
     chosen_scales,
     chosen_spacing,
     chosen_tile,
-    for_lesions,
     large_heads,
     whole_cells,
 )
@@ -113,8 +113,8 @@ def make_plan(
         )
 
     step_gb = None if step_memory is None else lambda *step: step_memory(sized(*step))
-    device_allows = allowed_budget(device, memory_gb, chosen, step_gb, len(dataset.channel_names))
-    allowed = for_lesions(grid, device_allows.value, chosen)
+    device_budget = allowed_budget(device, memory_gb, chosen, step_gb, len(dataset.channel_names))
+    allowed = budget_for_lesions(grid, device_budget.value, chosen)
     tile = chosen_tile(grid, allowed, chosen)
     if pyramid is not None:
         tile = whole_cells(tile, pyramid, chosen)
@@ -128,7 +128,7 @@ def make_plan(
     anchors = anchors_of(shape.value)
     plan = sized(shape.value, tile.value, batch.value).with_(
         reasons={
-            "budget": device_allows.reason,
+            "budget": device_budget.reason,
             "spacing_mm": spacing.reason,
             "normalisation": "; ".join(dict.fromkeys(scale.reason for scale in scales)),
             "tile_shape": tile.reason,

@@ -16,8 +16,8 @@ NARROWEST = 4  # voxels an axis keeps at the coarsest stage
 # convolution a stage (Isensee et al. 2024, nnU-Net's ResEnc M, L and XL alike)
 RESIDUAL_BLOCKS = (1, 3, 4, 6, 6, 6)
 ROUND_UP = 1.15  # by how much a tile may exceed the median volume to fit the total stride
-SHORTEST_UNCROWDED = 32  # voxels: what a lesion's surroundings take at least
-MOST_UNCROWDED = 16  # such tiles a step
+SMALLEST_SIDE = 32  # voxels of a tile for one lesion: its surroundings take as many
+MOST_SMALL_TILES = 16  # a step
 
 
 def network_shape(
@@ -119,12 +119,12 @@ def tile_shape(
         fitted = _filled(fitted, most, spacing_mm, allowed)
     whole = all(n >= m for n, m in zip(fitted, median_shape, strict=True))
     what = "the median volume fits" if whole else "the largest the device allows at batch 2"
-    if allowed.room < inf:
+    if allowed.most_voxels < inf:
         what = "about one lesion each, so that a step sees more patients"
     return Decision(fitted, f"{' × '.join(map(str, fitted))}: {what}")
 
 
-def uncrowded(
+def for_one_lesion_a_tile(
     allowed: DeviceBudget,
     median_shape: Sequence[int],
     spacing_mm: Sequence[float],
@@ -138,12 +138,12 @@ def uncrowded(
     On a GPU, whose trainings are long enough to see them all, nothing changes (not measured there).
     """
     n = sum(lesions_per_case)
-    if allowed.crowded or len(median_shape) < 3 or n < 2 * max(len(lesions_per_case), 1):
+    if not allowed.small_tiles or len(median_shape) < 3 or n < 2 * max(len(lesions_per_case), 1):
         return allowed
-    side = max(8 * int((n_voxels / n) ** (1 / 3) // 8), SHORTEST_UNCROWDED)
+    side = max(8 * int((n_voxels / n) ** (1 / 3) // 8), SMALLEST_SIDE)
     if prod(tile_shape(median_shape, spacing_mm, allowed).value) <= side**3:
         return allowed
-    return replace(allowed, room=side**3, batch=MOST_UNCROWDED, capped=False)
+    return replace(allowed, most_voxels=side**3, batch=MOST_SMALL_TILES, capped=False)
 
 
 def _filled(
@@ -177,7 +177,7 @@ def widened(shape: Architecture, tile: Sequence[int], allowed: DeviceBudget) -> 
 def _affordable(tile: Sequence[int], spacing_mm: Sequence[float], allowed: DeviceBudget) -> bool:
     """Whether a training step of two such tiles keeps within the budget."""
     fits = allowed.fits(_shape(tile, spacing_mm, allowed), tile, 2)
-    return fits and prod(tile) <= allowed.room
+    return fits and prod(tile) <= allowed.most_voxels
 
 
 def _shape(tile: Sequence[int], spacing_mm: Sequence[float], allowed: DeviceBudget) -> Architecture:

@@ -8,10 +8,10 @@ import pytest
 from lesionseg.plan.device_budget import PROCESSOR, budget, for_space_to_depth, multiplications
 from lesionseg.plan.tile_rules import (
     batch_size,
+    for_one_lesion_a_tile,
     network_shape,
     tile_shape,
     total_stride,
-    uncrowded,
     widened,
 )
 
@@ -151,7 +151,7 @@ def test_batch_is_two_at_least_and_bounded_by_budget_and_dataset():
 
 def test_where_a_tile_would_hold_several_lesions_it_is_smaller_and_there_are_more():
     median, n_voxels = (96, 112, 96), 16 * 96 * 112 * 96  # 46 391 voxels a lesion: 35.9 across
-    spent = uncrowded(CPU, median, (1.5,) * 3, n_voxels, (20, 25) * 8)
+    spent = for_one_lesion_a_tile(CPU, median, (1.5,) * 3, n_voxels, (20, 25) * 8)
     tile = tile_shape(median, (1.5,) * 3, spent)
     assert (tile.value, "about one lesion each" in tile.reason) == ((32, 32, 32), True)
     shape = network_shape(tile.value, (1.5,) * 3, 16, 128)
@@ -161,7 +161,7 @@ def test_where_a_tile_would_hold_several_lesions_it_is_smaller_and_there_are_mor
 
 def test_thick_slices_keep_a_tile_of_about_one_lesion():
     median = (24, 256, 256)
-    spent = uncrowded(CPU, median, (5.0, 1.0, 1.0), 10 * prod(median), (30,) * 10)
+    spent = for_one_lesion_a_tile(CPU, median, (5.0, 1.0, 1.0), 10 * prod(median), (30,) * 10)
     tile = tile_shape(median, (5.0, 1.0, 1.0), spent).value
     assert 16 * 32 * 32 <= prod(tile) <= prod(median) / 30
     assert tile[1] > tile[0]
@@ -180,9 +180,11 @@ def test_thick_slices_keep_a_tile_of_about_one_lesion():
 )
 def test_other_tiles_stay_as_large_as_the_device_allows(allowed, median, lesions):
     n_voxels = len(lesions) * prod(median)
-    assert uncrowded(allowed, median, (1.0,) * len(median), n_voxels, lesions) is allowed
+    assert (
+        for_one_lesion_a_tile(allowed, median, (1.0,) * len(median), n_voxels, lesions) is allowed
+    )
 
 
 def test_tiny_lesions_by_the_hundred_leave_a_tile_its_surroundings():
-    spent = uncrowded(CPU, (160, 160, 160), (1.0,) * 3, 160**3, (2000,))
+    spent = for_one_lesion_a_tile(CPU, (160, 160, 160), (1.0,) * 3, 160**3, (2000,))
     assert tile_shape((160, 160, 160), (1.0,) * 3, spent).value == (32, 32, 32)

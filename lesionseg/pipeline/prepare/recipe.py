@@ -83,7 +83,7 @@ def prepare(
             log.info("Results go to %s; run_dir=%s resumes it.", run, run)
         cases = prepare_cases(survey, plan, data, run, engine)
     lines = [f"{name}: {reason}" for name, reason in plan.reasons.items()]
-    return PrepareOutcome((*lines, f"{len(cases)} training cases prepared; the plan is in {run}."))
+    return PrepareOutcome((*lines, f"Training cases prepared: {len(cases)}. The plan is in {run}."))
 
 
 def _untried(plan: Plan, run: Path) -> Plan:
