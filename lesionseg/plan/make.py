@@ -69,15 +69,72 @@ def make_plan(
         chosen = _following(before, chosen, fingerprint, dataset)
     check_axes(chosen, fingerprint.dims)
     check_regions(chosen, dataset)
+    draft = _draft(fingerprint, dataset, device, chosen, before)
+    grid = DatasetGrid(fingerprint, draft.spacing_mm)
+
+    @cache
+    def anchors_of(shape: Architecture) -> rules.Decision[AnchorPlan | None]:
+        found = chosen_anchors(fingerprint, draft.spacing_mm, shape, chosen, before)
+        return large_heads(found) if device.startswith("cuda") and before is None else found
+
+    def sized(shape: Architecture, tile: Sequence[int], batch: int) -> Plan:
+        return draft.with_(
+            architecture=shape,
+            tile_shape=tuple(tile),
+            batch_size=batch,
+            anchors=anchors_of(shape).value,
+        )
+
+    step_gb = None if step_memory is None else lambda *step: step_memory(sized(*step))
+    device_budget = allowed_budget(device, memory_gb, chosen, step_gb, len(dataset.channel_names))
+    allowed = budget_for_lesions(grid, device_budget.value, chosen)
+    tile = chosen_tile(grid, allowed, chosen)
+    if pyramid is not None:
+        tile = whole_cells(tile, pyramid, chosen)
+    shape = chosen_architecture(tile.value, draft.spacing_mm, allowed, chosen, before)
+    if pyramid is not None:
+        shape = rules.Decision(
+            pyramid,
+            f"{pyramid.network.get('_target_', FOLLOWED_CHECKPOINT)}, {len(pyramid.features)} maps",
+        )
+    batch = chosen_batch(grid, shape.value, tile.value, allowed, chosen)
+    anchors = anchors_of(shape.value)
+    plan = sized(shape.value, tile.value, batch.value).with_(
+        reasons={
+            **draft.reasons,
+            "budget": device_budget.reason,
+            "tile_shape": tile.reason,
+            "architecture": shape.reason,
+            "batch_size": batch.reason,
+            **({"anchors": anchors.reason} if anchors.value else {}),
+        }
+    )
+    if step_memory is not None and device.startswith("cuda"):
+        reason = f"a training step takes about {step_memory(plan):.1f} GB, by prediction"
+        plan = plan.with_(reasons={**plan.reasons, "memory": reason})
+    return (
+        plan
+        if before is None
+        else said_to_follow(plan, chose_tile=bool(overrides and overrides.tile_shape))
+    )
+
+
+def _draft(
+    fingerprint: Fingerprint,
+    dataset: Dataset,
+    device: str,
+    chosen: PlanOverrides,
+    before: Plan | None,
+) -> Plan:
+    """All of the plan that no tile, network or batch decides, with the reasons for it."""
     spacing = chosen_spacing(fingerprint, device, chosen)
-    grid = DatasetGrid(fingerprint, spacing.value)
-    slices = rules.thick_slices(fingerprint.spacings_mm)
     scales = chosen_scales(fingerprint, before)
     prior = rules.prior(fingerprint.lesion_fraction)
     candidates = rules.candidate_rule(
         fingerprint.lesion_voxels, fingerprint.lesions_per_case, prior.value
     )
-    draft = Plan(
+    slices = rules.thick_slices(fingerprint.spacings_mm)
+    return Plan(
         dims=fingerprint.dims,
         modality=fingerprint.modality,
         channel_names=dataset.channel_names,
@@ -97,56 +154,13 @@ def make_plan(
         candidate_rule=replace(
             candidates.value, source=candidate_source(chosen), score=chosen.component_score
         ),
-    )
-
-    @cache
-    def anchors_of(shape: Architecture) -> rules.Decision[AnchorPlan | None]:
-        found = chosen_anchors(fingerprint, spacing.value, shape, chosen, before)
-        return large_heads(found) if device.startswith("cuda") and before is None else found
-
-    def sized(shape: Architecture, tile: Sequence[int], batch: int) -> Plan:
-        return draft.with_(
-            architecture=shape,
-            tile_shape=tuple(tile),
-            batch_size=batch,
-            anchors=anchors_of(shape).value,
-        )
-
-    step_gb = None if step_memory is None else lambda *step: step_memory(sized(*step))
-    device_budget = allowed_budget(device, memory_gb, chosen, step_gb, len(dataset.channel_names))
-    allowed = budget_for_lesions(grid, device_budget.value, chosen)
-    tile = chosen_tile(grid, allowed, chosen)
-    if pyramid is not None:
-        tile = whole_cells(tile, pyramid, chosen)
-    shape = chosen_architecture(tile.value, spacing.value, allowed, chosen, before)
-    if pyramid is not None:
-        shape = rules.Decision(
-            pyramid,
-            f"{pyramid.network.get('_target_', FOLLOWED_CHECKPOINT)}, {len(pyramid.features)} maps",
-        )
-    batch = chosen_batch(grid, shape.value, tile.value, allowed, chosen)
-    anchors = anchors_of(shape.value)
-    plan = sized(shape.value, tile.value, batch.value).with_(
         reasons={
-            "budget": device_budget.reason,
             "spacing_mm": spacing.reason,
             "normalisation": "; ".join(dict.fromkeys(scale.reason for scale in scales)),
-            "tile_shape": tile.reason,
-            "architecture": shape.reason,
-            "batch_size": batch.reason,
             "lesion_fraction": prior.reason,
             "candidate_rule": candidates.reason,
-            **({"anchors": anchors.reason} if anchors.value else {}),
             **({"thick_slices": slices.reason} if slices.reason else {}),
-        }
-    )
-    if step_memory is not None and device.startswith("cuda"):
-        reason = f"a training step takes about {step_memory(plan):.1f} GB, by prediction"
-        plan = plan.with_(reasons={**plan.reasons, "memory": reason})
-    return (
-        plan
-        if before is None
-        else said_to_follow(plan, chose_tile=bool(overrides and overrides.tile_shape))
+        },
     )
 
 
