@@ -47,6 +47,14 @@ class DatasetGrid:
         """Voxels of all cases together."""
         return float(self.shapes.prod(axis=1).sum())
 
+    @property
+    def lesion_voxels(self) -> NDArray[np.float64]:
+        """Voxels of every lesion `[n]`: of a ball, in 2-D a disc, of its diameter."""
+        dims = self.fingerprint.dims
+        unit = np.pi / (6 if dims == 3 else 4)
+        diameters = np.asarray(self.fingerprint.diameters_mm, dtype=np.float64)
+        return np.asarray(unit * diameters**dims / np.prod(self.spacing_mm))
+
 
 def check_axes(chosen: PlanOverrides, dims: int) -> None:
     """Refuse spacings and tiles of another number of axes than the dataset's."""
@@ -114,12 +122,12 @@ def budget_for_lesions(
     """
     if chosen.tile_shape is not None or chosen.batch_size is not None:
         return allowed
-    return tile_rules.for_one_lesion_a_tile(
+    return tile_rules.for_small_tiles(
         allowed,
         grid.median_shape,
         grid.spacing_mm,
         grid.n_voxels,
-        grid.fingerprint.lesions_per_case,
+        grid.lesion_voxels,
     )
 
 

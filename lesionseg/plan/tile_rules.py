@@ -7,6 +7,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from math import inf, prod
 
+import numpy as np
+from numpy.typing import NDArray
+
 from lesionseg.plan.device_budget import DeviceBudget
 from lesionseg.plan.plan import Architecture, Stem
 from lesionseg.plan.rules import Decision
@@ -16,7 +19,8 @@ NARROWEST = 4  # voxels an axis keeps at the coarsest stage
 # convolution a stage (Isensee et al. 2024, nnU-Net's ResEnc M, L and XL alike)
 RESIDUAL_BLOCKS = (1, 3, 4, 6, 6, 6)
 ROUND_UP = 1.15  # by how much a tile may exceed the median volume to fit the total stride
-SMALLEST_SIDE = 32  # voxels of a tile for one lesion: its surroundings take as many
+CROWDED = 2  # lesions in a tile, from which on small tiles are taken
+SMALL_TILE = 32**3  # voxels: a small lesion and what surrounds it
 MOST_SMALL_TILES = 16  # a step
 
 
@@ -120,30 +124,33 @@ def tile_shape(
     whole = all(n >= m for n, m in zip(fitted, median_shape, strict=True))
     what = "the median volume fits" if whole else "the largest the device allows at batch 2"
     if allowed.most_voxels < inf:
-        what = "about one lesion each, so that a step sees more patients"
+        what = "small, as large ones would hold several lesions, all of one patient"
     return Decision(fitted, f"{' × '.join(map(str, fitted))}: {what}")
 
 
-def for_one_lesion_a_tile(
+def for_small_tiles(
     allowed: DeviceBudget,
     median_shape: Sequence[int],
     spacing_mm: Sequence[float],
     n_voxels: float,
-    lesions_per_case: Sequence[int],
+    lesion_voxels: Sequence[float] | NDArray[np.float64],
 ) -> DeviceBudget:
-    """The same budget for tiles of about one lesion each, where the largest would hold several.
+    """The same budget for small tiles, where the largest would hold two lesions or more.
 
     Several lesions of a tile are one patient's, those of as many small tiles are many patients', at
-    the same cost. Of a dataset in 3-D of `n_voxels` on the plan's grid, two lesions or more a case.
-    On a GPU, whose trainings are long enough to see them all, nothing changes (not measured there).
+    the same cost. Not where one lesion of ten fills an eighth of such a tile or more. On a GPU,
+    whose trainings are long enough to see them all, nothing changes (neither was measured).
+
+    `n_voxels` and `lesion_voxels`: of the whole dataset and of each lesion, on the plan's grid.
     """
-    n = sum(lesions_per_case)
-    if not allowed.small_tiles or len(median_shape) < 3 or n < 2 * max(len(lesions_per_case), 1):
+    if not allowed.small_tiles or len(median_shape) < 3 or not len(lesion_voxels):
         return allowed
-    side = max(8 * int((n_voxels / n) ** (1 / 3) // 8), SMALLEST_SIDE)
-    if prod(tile_shape(median_shape, spacing_mm, allowed).value) <= side**3:
+    largest = prod(tile_shape(median_shape, spacing_mm, allowed).value)
+    crowded = len(lesion_voxels) * largest >= CROWDED * n_voxels
+    small = np.percentile(lesion_voxels, 90) < SMALL_TILE / 8
+    if largest <= SMALL_TILE or not (crowded and small):
         return allowed
-    return replace(allowed, most_voxels=side**3, batch=MOST_SMALL_TILES, capped=False)
+    return replace(allowed, most_voxels=SMALL_TILE, batch=MOST_SMALL_TILES, capped=False)
 
 
 def _filled(

@@ -8,6 +8,7 @@ import pytest
 from lesionseg.core import Case, Dataset, LabelRegion
 from lesionseg.errors import ConfigError
 from lesionseg.plan import Fingerprint, Plan, PlanOverrides, make_plan, take_fingerprint
+from lesionseg.plan.decisions import DatasetGrid
 from lesionseg.plan.plan import ThickSlices
 from lesionseg.plan.plan_overrides import SIZES_GB
 
@@ -127,6 +128,12 @@ def test_overrides_win_and_are_said(fingerprint: Fingerprint, dataset: Dataset):
 def test_a_coarser_grid_has_a_smaller_median_volume(fingerprint: Fingerprint, dataset: Dataset):
     plan = plan_of(fingerprint, dataset, spacing_mm=[4, 4, 4])
     assert plan.tile_shape == (40, 48, 40)  # 160, 190, 160 mm; coarsest map of 5 or 6 voxels
+
+
+def test_lesions_on_a_grid_have_the_voxels_of_their_volume(fingerprint: Fingerprint):
+    as_files = DatasetGrid(fingerprint, (2.0, 1.0, 1.0)).lesion_voxels
+    assert sorted(as_files) == pytest.approx(sorted(fingerprint.lesion_voxels), rel=1e-3)
+    assert DatasetGrid(fingerprint, (2.0, 2.0, 2.0)).lesion_voxels == pytest.approx(as_files / 4)
 
 
 @pytest.mark.parametrize(

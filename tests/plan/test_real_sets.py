@@ -33,6 +33,7 @@ def test_small_white_matter_lesions_keep_the_finest_grid():
     assert plan.spacing_mm == (1.0, 1.0, 1.0)
     assert plan.candidate_rule.min_voxels == 1
     assert "less than 3 voxels across" in plan.reasons["spacing_mm"]
+    assert (plan.tile_shape, plan.batch_size) == ((32, 32, 32), 16)
 
 
 @pytest.mark.data

@@ -8,7 +8,7 @@ import pytest
 from lesionseg.plan.device_budget import PROCESSOR, budget, for_space_to_depth, multiplications
 from lesionseg.plan.tile_rules import (
     batch_size,
-    for_one_lesion_a_tile,
+    for_small_tiles,
     network_shape,
     tile_shape,
     total_stride,
@@ -149,42 +149,42 @@ def test_batch_is_two_at_least_and_bounded_by_budget_and_dataset():
     assert batch_size(network_shape(flat, (1, 1), 16, 128), flat, CPU, 1e5).value == 4
 
 
-def test_where_a_tile_would_hold_several_lesions_it_is_smaller_and_there_are_more():
-    median, n_voxels = (96, 112, 96), 16 * 96 * 112 * 96  # 46 391 voxels a lesion: 35.9 across
-    spent = for_one_lesion_a_tile(CPU, median, (1.5,) * 3, n_voxels, (20, 25) * 8)
+def test_where_a_tile_would_hold_several_lesions_it_is_small_and_there_are_more():
+    median, n_voxels = (96, 112, 96), 16 * 96 * 112 * 96  # 5.6 lesions to a tile of 64³
+    spent = for_small_tiles(CPU, median, (1.5,) * 3, n_voxels, [200] * 356)
     tile = tile_shape(median, (1.5,) * 3, spent)
-    assert (tile.value, "about one lesion each" in tile.reason) == ((32, 32, 32), True)
+    assert (tile.value, "several lesions" in tile.reason) == ((32, 32, 32), True)
     shape = network_shape(tile.value, (1.5,) * 3, 16, 128)
     assert batch_size(shape, tile.value, spent, n_voxels).value == 16
     assert 2 * prod(tile_shape(median, (1.5,) * 3, CPU).value) == 16 * 32**3
 
 
-def test_thick_slices_keep_a_tile_of_about_one_lesion():
+def test_small_tiles_of_thick_slices_are_small_too():
     median = (24, 256, 256)
-    spent = for_one_lesion_a_tile(CPU, median, (5.0, 1.0, 1.0), 10 * prod(median), (30,) * 10)
+    spent = for_small_tiles(CPU, median, (5.0, 1.0, 1.0), 10 * prod(median), [50] * 300)
     tile = tile_shape(median, (5.0, 1.0, 1.0), spent).value
-    assert 16 * 32 * 32 <= prod(tile) <= prod(median) / 30
+    assert 16 * 32 * 32 <= prod(tile) <= 32**3
     assert tile[1] > tile[0]
+
+
+@pytest.mark.parametrize(("lesions", "small"), [(31, False), (32, True)])
+def test_two_lesions_make_a_tile_crowded(lesions: int, small: bool):
+    median = (128, 128, 256)  # sixteen tiles of 64³
+    spent = for_small_tiles(CPU, median, (1.0,) * 3, prod(median), [100] * lesions)
+    assert (tile_shape(median, (1.0,) * 3, spent).value == (32, 32, 32)) is small
 
 
 @pytest.mark.parametrize(
     ("allowed", "median", "lesions"),
     [
-        (GPU, (160, 160, 160), (200,)),  # long trainings: not measured
-        (CPU, (160, 160, 160), (1, 2, 1)),  # fewer than two a case
-        (CPU, (160, 160, 160), (4,)),  # the tile holds less than one
-        (CPU, (24, 24, 24), (50,)),  # as small as a tile gets
-        (CPU, (1024, 1024), (50,)),
-        (CPU, (160, 160, 160), ()),
+        (GPU, (160, 160, 160), [9] * 200),  # long trainings: not measured
+        (CPU, (160, 160, 160), [9] * 4),  # the tile holds less than one
+        (CPU, (160, 160, 160), [9] * 150 + [4096] * 50),  # some would fill it
+        (CPU, (24, 24, 24), [9] * 50),  # as small as a tile gets
+        (CPU, (1024, 1024), [9] * 50),
+        (CPU, (160, 160, 160), []),
     ],
 )
 def test_other_tiles_stay_as_large_as_the_device_allows(allowed, median, lesions):
-    n_voxels = len(lesions) * prod(median)
-    assert (
-        for_one_lesion_a_tile(allowed, median, (1.0,) * len(median), n_voxels, lesions) is allowed
-    )
-
-
-def test_tiny_lesions_by_the_hundred_leave_a_tile_its_surroundings():
-    spent = for_one_lesion_a_tile(CPU, (160, 160, 160), (1.0,) * 3, 160**3, (2000,))
-    assert tile_shape((160, 160, 160), (1.0,) * 3, spent).value == (32, 32, 32)
+    spent = for_small_tiles(allowed, median, (1.0,) * len(median), prod(median), lesions)
+    assert spent is allowed
