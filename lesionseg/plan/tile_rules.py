@@ -19,7 +19,9 @@ NARROWEST = 4  # voxels an axis keeps at the coarsest stage
 # convolution a stage (Isensee et al. 2024, nnU-Net's ResEnc M, L and XL alike)
 RESIDUAL_BLOCKS = (1, 3, 4, 6, 6, 6)
 ROUND_UP = 1.15  # by how much a tile may exceed the median volume to fit the total stride
-CROWDED = 2  # lesions in a tile, from which on small tiles are taken
+# Lesions in a tile from which on small ones are taken: with 1 (nodules) large tiles were better,
+# with 1.8 and more (MS, simulated heads) small ones
+CROWDED = 1.5
 SMALL_TILE = 32**3  # voxels: a small lesion and what surrounds it
 MOST_SMALL_TILES = 16  # a step
 
@@ -135,7 +137,7 @@ def for_small_tiles(
     n_voxels: float,
     lesion_voxels: Sequence[float] | NDArray[np.float64],
 ) -> DeviceBudget:
-    """The same budget for small tiles, where the largest would hold two lesions or more.
+    """The same budget for small tiles, where the largest would hold several lesions.
 
     Several lesions of a tile are one patient's, those of as many small tiles are many patients', at
     the same cost. Not where one lesion of ten fills an eighth of such a tile or more. On a GPU,
@@ -145,7 +147,7 @@ def for_small_tiles(
     """
     if not allowed.small_tiles or len(median_shape) < 3 or not len(lesion_voxels):
         return allowed
-    largest = prod(tile_shape(median_shape, spacing_mm, allowed).value)
+    largest = min(prod(tile_shape(median_shape, spacing_mm, allowed).value), prod(median_shape))
     crowded = len(lesion_voxels) * largest >= CROWDED * n_voxels
     small = np.percentile(lesion_voxels, 90) < SMALL_TILE / 8
     if largest <= SMALL_TILE or not (crowded and small):

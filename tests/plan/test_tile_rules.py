@@ -167,9 +167,16 @@ def test_small_tiles_of_thick_slices_are_small_too():
     assert tile[1] > tile[0]
 
 
-@pytest.mark.parametrize(("lesions", "small"), [(31, False), (32, True)])
-def test_two_lesions_make_a_tile_crowded(lesions: int, small: bool):
-    median = (128, 128, 256)  # sixteen tiles of 64³
+@pytest.mark.parametrize(
+    ("median", "lesions", "small"),
+    [
+        ((128, 128, 256), 23, False),  # sixteen tiles of 64³
+        ((128, 128, 256), 24, True),
+        ((50, 50, 50), 1, False),  # a tile of 56³ holds no more than there is
+        ((50, 50, 50), 2, True),
+    ],
+)
+def test_where_a_tile_holds_one_and_a_half_lesions_it_is_small(median, lesions: int, small: bool):
     spent = for_small_tiles(CPU, median, (1.0,) * 3, prod(median), [100] * lesions)
     assert (tile_shape(median, (1.0,) * 3, spent).value == (32, 32, 32)) is small
 
