@@ -28,7 +28,7 @@ def settled(settings: TrainerSettings, plan: Plan, device: str) -> TrainerSettin
     its 250 000 steps of 2 × 128³ (9 hours of an A100), in at most so many steps. `full`: 250 000
     steps of the plan's own batch, as ResEnc L takes. `auto`: `standard` on a GPU, an hour on a
     processor; nothing where a limit is given. Validation: six times in a training of more than half
-    an hour, every 20 minutes where steps are the budget.
+    an hour, every 20 minutes of `standard` and `full`, never with `max_steps` alone.
     """
     minutes, steps, budget = settings.max_minutes, settings.max_steps, settings.budget
     if budget == "auto" and minutes is None and steps is None:
