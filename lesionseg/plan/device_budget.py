@@ -28,9 +28,9 @@ class DeviceBudget:
         start, start_2d: side of the smallest tile worth trying, in voxels.
         wider: by what the features may be multiplied, where the tile leaves room.
         capped: in 3-D the tiles of a step are at most a share of the dataset.
-        small_tiles: where the largest tile would hold several lesions, several small ones are
-            taken in its place.
-        most_voxels: of a tile.
+        small_tiles: whether several small tiles may take the place of a large one that would hold
+            several lesions (`tile_rules.for_small_tiles`).
+        most_voxels: the most voxels of a tile.
         architecture, stem: of the network it is spent on.
     """
 

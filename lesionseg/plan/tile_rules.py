@@ -140,17 +140,16 @@ def for_small_tiles(
     """The same budget for small tiles, where the largest would hold several lesions.
 
     Several lesions of a tile are one patient's, those of as many small tiles are many patients', at
-    the same cost. Not where one lesion of ten fills an eighth of such a tile or more. On a GPU,
-    whose trainings are long enough to see them all, nothing changes (neither was measured).
+    the same cost. Not where one lesion of ten fills an eighth of a small tile or more (not
+    measured), nor on a GPU, whose trainings are long enough to see them all (not measured).
 
     `n_voxels` and `lesion_voxels`: of the whole dataset and of each lesion, on the plan's grid.
     """
-    if not allowed.small_tiles or len(median_shape) < 3 or not len(lesion_voxels):
+    if not allowed.small_tiles or len(median_shape) < 3:
         return allowed
     largest = min(prod(tile_shape(median_shape, spacing_mm, allowed).value), prod(median_shape))
     crowded = len(lesion_voxels) * largest >= CROWDED * n_voxels
-    small = np.percentile(lesion_voxels, 90) < SMALL_TILE / 8
-    if largest <= SMALL_TILE or not (crowded and small):
+    if largest <= SMALL_TILE or not crowded or np.percentile(lesion_voxels, 90) >= SMALL_TILE / 8:
         return allowed
     return replace(allowed, most_voxels=SMALL_TILE, batch=MOST_SMALL_TILES, capped=False)
 
