@@ -1,0 +1,68 @@
+"""Values that must not change: compared with JSON files made by the code before it was cut.
+
+`GOLDEN_WRITE=1 pytest tests/golden` writes them anew; only a change of a definition calls for that.
+"""
+
+import json
+import math
+import os
+from pathlib import Path
+
+import numpy as np
+
+HERE = Path(__file__).parent
+
+
+def check(name, values, rtol=1e-5, atol=1e-6):
+    """Compare a tree of numbers, texts, lists and mappings with `<name>.json`."""
+    path, found = HERE / f"{name}.json", plain(values)
+    if os.environ.get("GOLDEN_WRITE"):
+        lines = (f"{json.dumps(key)}: {json.dumps(value)}" for key, value in found.items())
+        path.write_text("{\n" + ",\n".join(lines) + "\n}\n")
+        return
+    wanted = json.loads(path.read_text())
+    differences = list(compared(wanted, found, rtol, atol, name))
+    assert not differences, f"{len(differences)} differ:\n" + "\n".join(differences[:12])
+
+
+def compared(wanted, found, rtol, atol, at):
+    """One line for each value of `wanted` that `found` lacks or has otherwise."""
+    if isinstance(wanted, dict) and isinstance(found, dict):
+        for key in sorted({*wanted, *found}):
+            if key in wanted and key in found:
+                yield from compared(wanted[key], found[key], rtol, atol, f"{at}.{key}")
+            else:
+                yield f"{at}.{key}: only in the {'golden' if key in wanted else 'new'} values"
+    elif isinstance(wanted, list) and isinstance(found, list) and len(wanted) == len(found):
+        for i, (a, b) in enumerate(zip(wanted, found, strict=True)):
+            yield from compared(a, b, rtol, atol, f"{at}[{i}]")
+    elif is_number(wanted) and is_number(found):
+        if not math.isclose(wanted, found, rel_tol=rtol, abs_tol=atol):
+            yield f"{at}: {wanted!r} became {found!r}"
+    elif wanted != found:
+        yield f"{at}: {str(wanted)[:80]} became {str(found)[:80]}"
+
+
+def is_number(value):
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def plain(value):
+    """As JSON has it, with eight digits."""
+    if isinstance(value, dict):
+        return {str(key): plain(v) for key, v in value.items()}
+    if hasattr(value, "tolist"):
+        return plain(value.tolist())
+    if isinstance(value, list | tuple):
+        return [plain(v) for v in value]
+    return float(f"{value:.8g}") if isinstance(value, float) else value
+
+
+def gist(array, n=5):
+    """Sum, norm, a sum by place and n entries, evenly spaced, of an array or tensor."""
+    if hasattr(array, "detach"):
+        array = array.detach().double().cpu().numpy()
+    flat = np.asarray(array, float).ravel()
+    at = np.linspace(0, max(len(flat) - 1, 0), min(n, len(flat))).astype(int)
+    by_place = flat @ np.cos(np.arange(len(flat)))
+    return [flat.sum(), np.linalg.norm(flat), by_place, *flat[at]]

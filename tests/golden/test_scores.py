@@ -1,0 +1,192 @@
+"""Scores of cases drawn by hand and at random, from files to tables."""
+
+import csv
+import json
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from tests.golden.common import check
+
+POINT = 0.4  # of the random cases
+
+
+def evaluate(reference, prediction, output, preset):
+    """The one call of the library."""
+    import lesionseg
+
+    lesionseg.evaluate(reference, prediction, output, preset=preset)
+
+
+# drawings: a digit is an id, a dot is background; rows by spaces, slices by bars
+HAND = {  # name: reference, prediction, scores, (labels of candidates, accepted from)
+    "perfect": (".... .11. .11. ....", ".... .11. .11. ....", (0.9,)),
+    "nothing": (".... ....", ".... ....", ()),
+    "false_alarm": (".... ....", "11.. ....", (0.4,)),
+    "missed": (".... .11.", ".... ....", ()),
+    "elsewhere": ("11..... .......", "....111 .......", (0.8,)),
+    "exactly_a_tenth": ("1......... ..........", "1111111111 ..........", (0.5,)),
+    "under_a_tenth": ("1.......... ...........", "11111111111 ...........", (0.5,)),
+    "split": ("111111 ......", "111122 ......", (0.6, 0.9)),
+    "merge": ("111.22 ......", "111111 ......", (0.7,)),
+    "stolen": ("111122.. ........", "21111... ........", (0.9, 0.5)),
+    "tie": ("111222 ......", "222111 ......", (0.5, 0.5)),
+    "below_the_point": (".11. .11.", ".11. .11.", (0.3,), (1,), 0.5),
+    "late_better_fit": ("1111 ....", "12.. 12..", (0.9, 0.4)),
+    "fragments": ("11111 11111 11111 11111", "1.... ..... ..2.. .....", (0.9, 0.4)),
+    "contained": ("11111 11111 11111 11111", "1.... ..... ..... .....", (0.9,)),
+    "umbrella": ("1..2..3..4..5 .............", "1111111111111 .............", (0.6,)),
+    "unsupported": ("11111........ 11111........", "....111111111 ..........111", (0.6,)),
+    "wrong_label": (".11. .11.", ".11. .11.", (0.9,), (2,)),
+    "three_axes": ("11 11|11 11|11 11", "11 11|11 11|.. ..", (0.8,)),
+    "two_of_three": ("11.22.33 ........", "11122... ........", (0.6, 0.8)),
+}
+
+
+def draw(text):
+    slices = [
+        [[int(c.replace(".", "0")) for c in row] for row in s.split()] for s in text.split("|")
+    ]
+    return np.array(slices, np.int32)
+
+
+def hand_cases():
+    for name, (reference, prediction, scores, *more) in HAND.items():
+        labels, start = (*more, *((), 0.0)[len(more) :])
+        yield name, name, draw(reference), draw(prediction), scores, labels, start, (1.0,) * 3
+
+
+def random_cases(n=40):
+    """Lesions and candidates of boxes; patients of one to four cases."""
+    rng, patient, left = np.random.default_rng(7), 0, 0
+    for i in range(n):
+        patient, left = (patient, left - 1) if left else (patient + 1, int(rng.integers(1, 4)))
+        shape = np.array([9, 14, 16])
+        reference, drawn = np.zeros(shape, np.int32), np.zeros(shape, np.int32)
+        boxes = [
+            (rng.integers(0, shape - 2), rng.integers(1, 6, 3))
+            for _ in range(0 if i % 5 == 0 else rng.integers(1, 6))
+        ]
+        for corner, sides in boxes:
+            paint(reference, corner, sides, rng)
+            if rng.random() < 0.8:
+                moved = np.maximum(corner + rng.integers(-1, 2, 3), 0)
+                paint(drawn, moved, np.maximum(sides + rng.integers(-2, 3, 3), 1), rng)
+        for _ in range(rng.integers(0, 4)):
+            paint(drawn, rng.integers(0, shape - 1), rng.integers(1, 4, 3), rng)
+        reference, drawn = renumbered(reference), renumbered(drawn)
+        scores = (rng.integers(1, 20, int(drawn.max())) / 20).tolist()
+        spacing = rng.choice([0.5, 1.0, 1.5, 3.0], 3).tolist()
+        yield f"case{i:02d}", f"p{patient}", reference, drawn, scores, (), POINT, spacing
+
+
+def paint(array, corner, sides, rng):
+    """A ragged box with the next id."""
+    box = array[tuple(slice(a, a + b) for a, b in zip(corner, sides, strict=True))]
+    box[rng.random(box.shape) > 0.1] = array.max() + 1
+
+
+def renumbered(ids):
+    return np.unique(np.append(ids.ravel(), 0), return_inverse=True)[1][:-1].reshape(ids.shape)
+
+
+def write(folder, cases, point=None):
+    """The reference with its manifest, and the prediction's three files of each case."""
+    reference, prediction = folder / "reference", folder / "prediction"
+    reference.mkdir()
+    prediction.mkdir()
+    lines = ["case,image,instances,group"]
+    for case, group, lesions, drawn, scores, labels, start, spacing in cases:
+        lines.append(f"{case},{case}.nii.gz,{case}.nii.gz,{group}")
+        save(reference / f"{case}.nii.gz", lesions, spacing)
+        save(prediction / f"{case}_instances.nii.gz", drawn, spacing)
+        accepted = [i for i, score in enumerate(scores, 1) if score >= start]
+        label_of = np.array([0, *(labels or (1,) * len(scores))])
+        shown = np.where(np.isin(drawn, accepted), label_of[drawn], 0)
+        save(prediction / f"{case}_mask.nii.gz", shown, spacing)
+        found = []
+        for i, score in enumerate(scores, 1):
+            places = np.argwhere(drawn == i)
+            box = places.min(0).tolist(), (places.max(0) + 1).tolist()
+            found.append(
+                {
+                    "id": i,
+                    "label": int(label_of[i]),
+                    "score": score,
+                    "start_vox": box[0],
+                    "stop_vox": box[1],
+                    "has_mask": True,
+                    "accepted": i in accepted,
+                }
+            )
+        content = {"schema_version": 1, "case": case, "voxel_threshold": 0.5, "candidates": found}
+        content["operating_point"] = None if point is None else {"score": point}
+        (prediction / f"{case}_candidates.json").write_text(json.dumps(content))
+    (reference / "manifest.csv").write_text("\n".join(lines) + "\n")
+    return reference, prediction
+
+
+def save(path, array, spacing):
+    affine = np.diag([*spacing[::-1], 1.0])
+    nib.save(nib.Nifti1Image(array.T.astype(np.uint8), affine), path)
+
+
+def values_of(output):
+    """The values by names of our own: the one place that knows keys and columns."""
+    scores = json.loads((output / "scores.json").read_text())
+    keys = (
+        *("n_cases", "n_groups", "n_lesion_free_cases", "n_lesions", "n_candidates"),
+        *("n_true_positive", "n_false_positive", "n_missed", "lesion_precision", "lesion_f1"),
+        *("false_positives_per_case", "false_positives_per_lesion_free_case", "specificity"),
+        *("cpm", "average_precision", "case_auroc"),
+    )
+    pooled = {key: scores[key] for key in keys}
+    pooled |= {key: scores[key]["value"] for key in ("lesion_recall", "panoptic_quality")}
+    pooled["dice"] = [scores["dice"][key] for key in ("mean", "median")]
+    pooled["surface_dice"] = [scores["surface_dice"][key] for key in ("mean", "median")]
+    pooled["hd95_mm"] = [scores["hd95_mm"][key] for key in ("mean", "median")]
+    pooled["recall_by_size"] = [
+        [row[key] for key in ("from_mm", "to_mm", "n", "detected", "recall")]
+        for row in scores["recall_by_size"]
+    ]
+    pooled["froc"] = [scores["froc"]["fp_per_case"], scores["froc"]["recall"]]
+    return {
+        "pooled": pooled,
+        "cases": {
+            row["case"]: [number(row[key]) for key in ("dice", "surface_dice", "hd95_mm")]
+            for row in rows(output / "cases.csv")
+        },
+        "lesions": {  # found at the operating point, the score from which on it is, mm
+            f"{row['case']} {row['lesion']}": [
+                row["detected"].lower() in ("1", "true"),
+                *(number(row[key]) for key in ("detected_at", "diameter_mm")),
+            ]
+            for row in rows(output / "lesions.csv")
+        },
+        "candidates": {  # accepted, and what it is if all are
+            f"{row['case']} {row['candidate']}": [
+                row["accepted"].lower() in ("1", "true"),
+                row["outcome_any"],
+            ]
+            for row in rows(output / "candidates.csv")
+        },
+    }
+
+
+def rows(path):
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def number(text):
+    return float(text) if text else None
+
+
+@pytest.mark.parametrize("preset", ["lesionseg", "instances"])
+@pytest.mark.parametrize("kind", ["hand", "random"])
+def test_scores(kind, preset, tmp_path):
+    cases, point = (hand_cases(), None) if kind == "hand" else (random_cases(), POINT)
+    reference, prediction = write(tmp_path, cases, point)
+    evaluate(reference, prediction, tmp_path / "scores", preset)
+    check(f"scores_{kind}_{preset}", values_of(tmp_path / "scores"))
