@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 WORKERS ?= 2
 
-.PHONY: demo test setup check slow data bench gpu docs viewer peers lock check-lock wheelhouse sbom fuzz
+.PHONY: demo test setup check slow data bench gpu docs viewer peers lock check-lock wheelhouse sbom
 
 demo: $(VENV)/.runtime  ## train, predict, evaluate and report on simulated brain MRI
 	$(BIN)/python scripts/train.py experiment=demo_mri
@@ -41,13 +41,8 @@ data: setup  ## tests on real scans (LESIONSEG_DATA, or ../shared/data)
 bench: setup  ## every speed claim, quickly
 	for b in benchmarks/bench_*.py; do $(BIN)/python $$b --quick || exit 1; done
 
-PART ?= 1
-MINUTES ?= 9
-GPU_PYTHON := $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
-
-gpu:  ## measure a part of docs/gpu.md on this machine's GPU: PART=1, 2 or 3
-	$(GPU_PYTHON) benchmarks/gpu/carry.py install
-	$(GPU_PYTHON) benchmarks/gpu/run.py --part $(PART) --minutes $(MINUTES) $(ARGS)
+gpu:  ## loss, training step, NMS and inference on this machine's GPU, in ten minutes
+	$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) benchmarks/gpu.py
 
 docs: setup  ## the site, into site/: pages, notebooks and the API from its docstrings; no network
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
@@ -96,14 +91,4 @@ sbom: .sbom/.installed  ## sbom.json: all that a user installs (CycloneDX), then
 .sbom/.installed:
 	$(PYTHON) -m venv .sbom
 	.sbom/bin/python -m pip install --quiet 'cyclonedx-bom>=7,<8' 'pip-audit>=2.10,<3'
-	touch $@
-
-FUZZ_SECONDS ?= 600
-
-fuzz: .fuzz/.installed  ## change files towards lines that no file has reached, of every reader (Linux; hours)
-	.fuzz/bin/python -m benchmarks.robustness.fuzz_readers --seconds $(FUZZ_SECONDS)
-
-.fuzz/.installed: requirements.lock
-	$(PYTHON) -m venv .fuzz
-	.fuzz/bin/python -m pip install --quiet -r requirements.lock 'atheris>=3,<4'
 	touch $@
