@@ -66,3 +66,10 @@ def gist(array, n=5):
     at = np.linspace(0, max(len(flat) - 1, 0), min(n, len(flat))).astype(int)
     by_place = flat @ np.cos(np.arange(len(flat)))
     return [flat.sum(), np.linalg.norm(flat), by_place, *flat[at]]
+
+
+def command(name, **settings):
+    """Run a command of the command line; its exit status."""
+    from lesionseg.cli import run
+
+    return run(name, [f"{key.replace('__', '.')}={value}" for key, value in settings.items()])

@@ -1,0 +1,85 @@
+"""A small U-Net whose weights are drawn by numpy, and phantoms for it to see."""
+
+import nibabel as nib
+import numpy as np
+import torch
+
+SPACING = (3.0, 1.1, 0.9)  # of the phantoms, (z, y, x)
+SHAPE = (14, 30, 36)
+
+
+def plan_and_network():
+    """A plan of two stages, and its network."""
+    from lesionseg.models.build import build_network
+    from lesionseg.plan.plan import Architecture, Normalisation, Plan
+
+    stages = ((1, 1, 1), (1, 2, 2)), ((1, 3, 3), (3, 3, 3))
+    plan = Plan(
+        dims=3,
+        modality="mri",
+        channel_names=("T1",),
+        label_values=(1,),
+        label_names=("lesion",),
+        spacing_mm=(3.0, 1.0, 1.0),
+        normalisation=(Normalisation("zscore"),),
+        tile_shape=(8, 16, 16),
+        batch_size=2,
+        architecture=Architecture("unet", (4, 8), *stages, 1, 2),
+        lesion_fraction=0.02,
+    )
+    return plan, seeded(build_network(plan))
+
+
+def seeded(network):
+    """Kernels drawn in the order of the network's parameters; norms and biases as they are.
+
+    Those of the outputs sum to 0 and are larger, so that probabilities are high and low.
+    """
+    rng = np.random.default_rng(12)
+    with torch.no_grad():
+        for weights in network.parameters():
+            if weights.ndim > 1:
+                std = (2 / np.prod(weights.shape[1:])) ** 0.5
+                drawn = rng.normal(0, std, tuple(weights.shape))
+                drawn = 3 * (drawn - drawn.mean()) if len(weights) == 1 else drawn
+                weights.copy_(torch.from_numpy(drawn))
+    return network.eval()
+
+
+def write_bundle(folder):
+    from lesionseg.inference.bundles.bundle import write_bundle
+
+    plan, network = plan_and_network()
+    write_bundle(folder, network, plan, "A model card.")
+    return folder
+
+
+def phantom(seed):
+    """A body of smooth noise with bright blobs, `[z, y, x]` float32."""
+    rng = np.random.default_rng(seed)
+    grid = np.stack(np.meshgrid(*[np.arange(n) for n in SHAPE], indexing="ij"), -1)
+    image = rng.normal(100, 5, SHAPE)
+    for _ in range(4):
+        centre, radius = rng.uniform(3, np.array(SHAPE) - 3), rng.uniform(2, 4)
+        apart = (grid - centre) * (2, 1, 1)
+        image += rng.uniform(60, 120) * ((apart**2).sum(-1) < radius**2)
+    middle = (grid - np.array(SHAPE) / 2) / (np.array(SHAPE) / 2)
+    return np.where((middle**2).sum(-1) < 1.6, image, 0).astype(np.float32)
+
+
+def oblique_affine():
+    """Array index (x, y, z) to RAS millimetres, in a head turned by 12 and 7 degrees."""
+    a, b = np.deg2rad(12), np.deg2rad(7)
+    about_z = np.array([[np.cos(a), -np.sin(a), 0], [np.sin(a), np.cos(a), 0], [0, 0, 1]])
+    about_x = np.array([[1, 0, 0], [0, np.cos(b), -np.sin(b)], [0, np.sin(b), np.cos(b)]])
+    affine = np.eye(4)
+    affine[:3, :3] = about_z @ about_x @ np.diag(SPACING[::-1])
+    affine[:3, 3] = (-20, 12.5, 40)
+    return affine
+
+
+def write_nifti(path, array, affine=None):
+    """A file of an array `[z, y, x]`."""
+    affine = oblique_affine() if affine is None else affine
+    nib.save(nib.Nifti1Image(array.T, affine), path)
+    return path

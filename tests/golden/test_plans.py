@@ -1,0 +1,130 @@
+"""Plans of fixed fingerprints, for processors and GPUs."""
+
+import random
+from math import prod
+from pathlib import Path
+
+from tests.golden.common import check
+
+DATASETS = {  # modality, channels, shape, spacing (mm), diameters (mm), cases
+    "x-ray": ("xray", 1, (1024, 880), (0.2, 0.2), (4.0, 30.0), 60),
+    "thick-slice MRI": ("mri", 1, (24, 320, 320), (5.0, 0.7, 0.7), (4.0, 40.0), 40),
+    "isotropic CT": ("ct", 1, (330, 420, 420), (0.9, 0.8, 0.8), (5.0, 30.0), 100),
+    "small lesions": ("mri", 1, (180, 220, 190), (1.0, 1.0, 1.0), (2.0, 5.0), 30),
+    "two channels": ("mri", 2, (150, 190, 160), (1.0, 1.0, 1.0), (5.0, 60.0), 200),
+    "small volumes": ("ct", 1, (40, 48, 36), (2.0, 2.0, 2.0), (8.0, 20.0), 12),
+    "large lesions": ("ct", 1, (200, 512, 512), (2.5, 0.7, 0.7), (30.0, 120.0), 50),
+    "four channels, 2-D": ("xray", 4, (400, 300), (1.0, 1.0), (5.0, 25.0), 20),
+}
+DEVICES = {"cpu": ("cpu", 16), "11 GB": ("cuda:0", 11), "80 GB": ("cuda:0", 80)}
+
+
+def plan_of(name, device, memory_gb, **chosen):
+    """The one place that knows how a plan is made."""
+    from lesionseg.core import CaseFiles, Dataset
+    from lesionseg.plan import Fingerprint, PlanOverrides, make_plan
+    from lesionseg.plan.fingerprint import ChannelStatistics, Spread
+
+    facts = facts_of(name)
+    names = tuple(f"channel{i}" for i in range(facts.pop("n_channels")))
+    modality = facts["modality"]
+    body, lesion = Spread(90.0, 40.0, -5.0, 240.0), Spread(130.0, 35.0, 10.0, 250.0)
+    fingerprint = Fingerprint(
+        channels=tuple(ChannelStatistics(n, modality == "ct", body, lesion, 0.7) for n in names),
+        **facts,
+    )
+    cases = tuple(
+        CaseFiles(f"c{i}", (Path(f"c{i}.nii.gz"),), group=f"g{i}")
+        for i in range(len(facts["shapes"]))
+    )
+    labels = {1: "lesion"}
+    dataset = Dataset(name, Path("toy"), "nnunet", facts["dims"], names, labels, cases)
+    return make_plan(
+        fingerprint,
+        dataset,
+        memory_gb=memory_gb,
+        device=device,
+        overrides=PlanOverrides(**chosen),
+        step_memory=step_gb,
+    )
+
+
+def step_gb(plan):
+    """Memory of a training step, made up: so many floats a voxel and feature."""
+    width, voxels = plan.architecture.features[0], plan.batch_size * prod(plan.tile_shape)
+    return 1.5 + 34e-9 * width * voxels * (1 + 0.02 * len(plan.architecture.features))
+
+
+def facts_of(name):
+    """Shapes, spacings and lesions that vary from case to case by a fixed rule."""
+    modality, n_channels, shape, spacing, (small, large), n = DATASETS[name]
+    rng, dims = random.Random(name), len(shape)
+    shapes = tuple(tuple(round(s * rng.uniform(0.85, 1.15)) for s in shape) for _ in range(n))
+    spacings = tuple(tuple(s * rng.choice((0.9, 1.0, 1.0, 1.2)) for s in spacing) for _ in range(n))
+    lesions = tuple(rng.choice((0, 1, 2, 5)) for _ in range(n))
+    diameters = tuple(small * (large / small) ** rng.random() for _ in range(sum(lesions)))
+    volumes = [d**dims * (0.5236 if dims == 3 else 0.7854) for d in diameters]
+    scanned = sum(prod(s) * prod(mm) for s, mm in zip(shapes, spacings, strict=True))
+    return {
+        "dims": dims,
+        "modality": modality,
+        "n_channels": n_channels,
+        "shapes": shapes,
+        "spacings_mm": spacings,
+        "lesions_per_case": lesions,
+        "diameters_mm": diameters,
+        "lesion_voxels": tuple(max(1, round(v / prod(spacing))) for v in volumes),
+        "lesion_fraction": sum(volumes) / scanned,
+        "extents_mm": tuple(tuple(d * rng.uniform(0.8, 1.3) for _ in shape) for d in diameters),
+    }
+
+
+def decided(plan):
+    shape, rule = plan.architecture, plan.candidate_rule
+    found = {
+        "spacing_mm": plan.spacing_mm,
+        "tile_shape": plan.tile_shape,
+        "batch_size": plan.batch_size,
+        "features": shape.features,
+        "strides": shape.strides,
+        "kernels": shape.kernels,
+        "lesion_fraction": plan.lesion_fraction,
+        "normalisation": [[n.scheme, n.lower, n.upper, n.mean, n.std] for n in plan.normalisation],
+        "floor": rule.floor,
+    }
+    if plan.anchors is not None:
+        found["anchors"] = {"stages": plan.anchors.stages, "sizes": plan.anchors.sizes}
+    return found
+
+
+def test_plans_of_segmenting_networks():
+    check(
+        "plans",
+        {
+            f"{name}, {device}": decided(plan_of(name, *of))
+            for name in DATASETS
+            for device, of in DEVICES.items()
+        },
+    )
+
+
+def test_plans_of_detectors():
+    names = ("x-ray", "thick-slice MRI", "isotropic CT", "small lesions")
+    check(
+        "plans_detectors",
+        {
+            f"{name}, {device}": decided(plan_of(name, *of, architecture="retina_unet"))
+            for name in names
+            for device, of in DEVICES.items()
+        },
+    )
+
+
+def test_plans_with_choices():
+    choices = {"spacing_mm": (2.0, 1.5, 1.5), "tile_shape": (48, 64, 64), "base_features": 8}
+    found = {
+        key: decided(plan_of("isotropic CT", "cpu", 16, **{key: value}))
+        for key, value in choices.items()
+    }
+    found["batch_size"] = decided(plan_of("isotropic CT", "cpu", 16, batch_size=3))
+    check("plans_choices", found)

@@ -1,0 +1,201 @@
+"""What a small network makes of oblique files, damaged files and a DICOM series."""
+
+import csv
+import json
+
+import nibabel as nib
+import numpy as np
+import pytest
+from pydicom import dcmread
+from pydicom.dataset import FileDataset, FileMetaDataset
+
+from tests.golden.common import check, command, gist
+from tests.golden.small_network import (
+    SHAPE,
+    SPACING,
+    oblique_affine,
+    phantom,
+    plan_and_network,
+    write_bundle,
+    write_nifti,
+)
+
+POINT = "score:0.5"
+
+
+def probabilities_of(image, affine, **settings):
+    """Probabilities `[z, y, x]` of an image `[z, y, x]` on its own grid."""
+    from lesionseg.core import Geometry, Volume
+    from lesionseg.inference.inference_settings import InferenceSettings
+    from lesionseg.inference.predictor import Predictor
+
+    plan, network = plan_and_network()
+    how = InferenceSettings(precision="fp32", **settings)
+    backwards = np.eye(4)
+    backwards[:3, :3] = np.eye(3)[::-1]  # of the array's index
+    volume = Volume(image[None], Geometry(image.shape, affine @ backwards))
+    return Predictor.from_network(network, plan, settings=how).probabilities(volume)[0]
+
+
+def table(path):
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def described(folder, case):
+    """The first candidates, voxels of masks and their geometry, of a case's files."""
+    mask, ids = (nib.load(folder / f"{case}_{kind}.nii.gz") for kind in ("mask", "instances"))
+    candidates = json.loads((folder / f"{case}_candidates.json").read_text())["candidates"]
+    keys = ("id", "score", "start_vox", "stop_vox", "centre_mm", "diameter_mm", "accepted")
+    return {
+        "shape": mask.shape,
+        "affine": mask.affine,
+        "mask voxels": int(np.asarray(mask.dataobj).sum()),
+        "voxels of candidates": np.bincount(np.asarray(ids.dataobj).ravel())[1:],
+        "candidates": [[c[key] for key in keys] for c in candidates[:12]],
+    }
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory):
+    return write_bundle(tmp_path_factory.mktemp("golden") / "bundle")
+
+
+def test_probabilities_of_an_oblique_volume():
+    found = {}
+    for name, settings in {
+        "plain": {"overlap": 0.5},
+        "little overlap": {"overlap": 0.25, "body_mask": False},
+        "flips": {"overlap": 0.5, "flips": True},
+    }.items():
+        found[name] = gist(probabilities_of(phantom(0), oblique_affine(), **settings), 40)
+    check("probabilities", found, rtol=1e-4, atol=1e-5)
+
+
+def test_files_good_and_damaged(bundle, tmp_path):
+    scans, output = tmp_path / "scans", tmp_path / "output"
+    scans.mkdir()
+    for seed, name in enumerate(("good1", "good2", "cut")):
+        write_nifti(scans / f"{name}.nii.gz", phantom(seed))
+    whole = (scans / "cut.nii.gz").read_bytes()
+    (scans / "cut.nii.gz").write_bytes(whole[: len(whole) // 2])
+    (scans / "text.nii.gz").write_text("no image")
+    broken = phantom(3)
+    broken[3, 4, 5:9] = np.nan
+    write_nifti(scans / "nan.nii.gz", broken)
+    status = command(
+        "predict",
+        bundle=bundle,
+        input=scans,
+        output=output,
+        operating_point=POINT,
+        device="cpu",
+        inference__precision="fp32",
+    )
+    found = {
+        "exit status": status,
+        "status": {row["case"]: row["status"] for row in table(output / "predictions.csv")},
+        "good1": described(output, "good1"),
+        "good2": described(output, "good2"),
+        "written": sorted(f.name.split("_")[0] for f in output.glob("*_mask.nii.gz")),
+    }
+    check("predictions", found, rtol=1e-4, atol=1e-5)
+
+
+def test_dicom_segmentation(bundle, tmp_path):
+    """Voxels per segment, by pydicom alone, and the same when it is read as a reference."""
+    write_series(tmp_path / "scan", phantom(1))
+    status = command(
+        "predict",
+        bundle=bundle,
+        input=tmp_path / "scan",
+        output=tmp_path / "output",
+        operating_point=POINT,
+        device="cpu",
+        inference__precision="fp32",
+    )
+    assert status == 0
+    (path,) = (f for f in (tmp_path / "output").rglob("*.dcm") if dcmread(f).Modality == "SEG")
+    (case,) = (row["case"] for row in table(tmp_path / "output" / "predictions.csv"))
+    (tmp_path / "manifest.csv").write_text(
+        f"case,image,reference\n{case},scan,{path.relative_to(tmp_path)}\n"
+    )
+    status = command(
+        "evaluate",
+        reference=tmp_path,
+        prediction=tmp_path / "output",
+        output=tmp_path / "scores",
+    )
+    assert status == 0
+    (row,) = table(tmp_path / "scores" / "cases.csv")
+    found = {
+        "voxels": segments(path),
+        "files": described(tmp_path / "output", case),
+        "as reference": {key: float(row[key]) for key in ("dice", "n_lesions", "reference_ml")},
+    }
+    check("dicom_segmentation", found, rtol=1e-4, atol=1e-5)
+
+
+def segments(path):
+    """Voxels and the mean place (patient millimetres) of each segment."""
+    raw = dcmread(path)
+    shared = raw.SharedFunctionalGroupsSequence[0]
+    across, down = np.reshape(shared.PlaneOrientationSequence[0].ImageOrientationPatient, (2, 3))
+    down_mm, across_mm = map(float, shared.PixelMeasuresSequence[0].PixelSpacing)
+    points = {}
+    frames = raw.pixel_array.reshape(-1, raw.Rows, raw.Columns)
+    for pixels, group in zip(frames, raw.PerFrameFunctionalGroupsSequence, strict=True):
+        named = group if "SegmentIdentificationSequence" in group else shared
+        number = int(named.SegmentIdentificationSequence[0].ReferencedSegmentNumber)
+        origin = np.array(group.PlanePositionSequence[0].ImagePositionPatient, float)
+        rows, columns = np.nonzero(pixels)
+        places = origin + np.outer(columns * across_mm, across) + np.outer(rows * down_mm, down)
+        points.setdefault(number, []).extend(places.tolist())
+    return {n: [len(p), *np.mean(p, axis=0)] for n, p in sorted(points.items())}
+
+
+def write_series(folder, image):
+    """An MR series of an image `[z, y, x]`, axial."""
+    folder.mkdir()
+    for z, pixels in enumerate(image.round().astype(np.uint16)):
+        meta = FileMetaDataset()
+        meta.TransferSyntaxUID = "1.2.840.10008.1.2.1"
+        meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.4"
+        meta.MediaStorageSOPInstanceUID = f"1.2.3.4.{z + 1}"
+        path = folder / f"{z:02d}.dcm"
+        made = FileDataset(str(path), {}, file_meta=meta, preamble=b"\0" * 128)
+        elements = {
+            "SOPClassUID": meta.MediaStorageSOPClassUID,
+            "SOPInstanceUID": meta.MediaStorageSOPInstanceUID,
+            "StudyInstanceUID": "1.2.3",
+            "SeriesInstanceUID": "1.2.3.4",
+            "FrameOfReferenceUID": "1.2.3.9",
+            "Modality": "MR",
+            "PatientID": "P1",
+            "PatientName": "Phantom",
+            "PatientBirthDate": "",
+            "PatientSex": "",
+            "StudyID": "1",
+            "StudyDate": "20240131",
+            "StudyTime": "101112",
+            "AccessionNumber": "",
+            "ReferringPhysicianName": "",
+            "SeriesNumber": 1,
+            "InstanceNumber": z + 1,
+            "ImageOrientationPatient": [1, 0, 0, 0, 1, 0],
+            "ImagePositionPatient": [-12.0, 7.5, 3.0 * z],
+            "PixelSpacing": list(SPACING[1:]),
+            "SliceThickness": SPACING[0],
+            "Rows": SHAPE[1],
+            "Columns": SHAPE[2],
+            "SamplesPerPixel": 1,
+            "PhotometricInterpretation": "MONOCHROME2",
+            "BitsAllocated": 16,
+            "BitsStored": 16,
+            "HighBit": 15,
+            "PixelRepresentation": 0,
+            "PixelData": pixels.tobytes(),
+        }
+        for key, value in elements.items():
+            setattr(made, key, value)
+        made.save_as(path, enforce_file_format=True)

@@ -1,0 +1,112 @@
+"""Tiles of a fixed seed: where they lie, and what they hold once they are changed."""
+
+import numpy as np
+import pytest
+
+from tests.golden.common import check, gist
+from tests.golden.small_network import phantom, write_nifti
+
+N_TILES, TILE = 24, (8, 16, 16)
+AFFINE = np.diag([0.9, 1.1, 3.0, 1.0])
+OFF = {"spatial_probability": 0.0, "intensity_probability": 0.0, "flip_probability": 0.0}
+CHANGES = {  # None: not at all
+    "none": None,
+    "flips": {**OFF, "flip_probability": 0.5},
+    "spatial": {**OFF, "spatial_probability": 1.0},
+    "intensity": {**OFF, "intensity_probability": 1.0},
+    "default": {},
+}
+
+
+def tile_sets(root, cache):
+    """Prepared cases and, by name, a sequence of tiles with `image`, `label` and `instances`."""
+    from dataclasses import replace
+
+    from lesionseg.data import (
+        AugmentationSettings,
+        SamplingSettings,
+        TileDataset,
+        fill_cache,
+        open_dataset,
+    )
+    from tests.golden.small_network import plan_and_network
+
+    dataset, plan = open_dataset(root), plan_and_network()[0]
+    plan = replace(plan, tile_shape=TILE, spacing_mm=(3.0, 1.0, 1.0))
+    cases = fill_cache(dataset, dataset.cases, plan, cache)
+    sets = {
+        name: TileDataset(
+            cases,
+            plan,
+            SamplingSettings(lesion_share=0.5),
+            None if settings is None else AugmentationSettings(**settings),
+            n_tiles=N_TILES,
+            seed=5,
+        )
+        for name, settings in CHANGES.items()
+    }
+    return cases, sets
+
+
+def starts_of(tiles, numbers):
+    """Case and first voxel of tiles."""
+    choices = [tiles.sampler.choose(*divmod(i, N_TILES)) for i in numbers]
+    return [[choice.case, *choice.start, choice.kind] for choice in choices]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    root = tmp_path_factory.mktemp("golden") / "data"
+    root.mkdir()
+    lines = ["case,image,reference,group"]
+    for seed in range(4):
+        image = phantom(seed)
+        labels = (image > 145).astype(np.uint8) * (seed != 2)  # one is free of lesions
+        write_nifti(root / f"image{seed}.nii.gz", image, AFFINE)
+        write_nifti(root / f"label{seed}.nii.gz", labels, AFFINE)
+        lines.append(f"c{seed},image{seed}.nii.gz,label{seed}.nii.gz,g{seed}")
+    (root / "manifest.csv").write_text("\n".join(lines) + "\n")
+    return tile_sets(root, root.parent / "cache")
+
+
+def boxes(instances):
+    """Box and voxels of each lesion."""
+    found = []
+    for number in np.unique(instances[instances > 0]):
+        places = np.argwhere(instances == number)
+        found.append([*places.min(0), *(places.max(0) + 1), len(places)])
+    return found
+
+
+def test_prepared_cases(made):
+    cases, _ = made
+    found = {
+        case.case: {
+            "shape": case.shape,
+            "affine": case.geometry.affine,
+            "image": gist(np.asarray(case.image, np.float32), 12),
+            "labels": int((np.asarray(case.labels) > 0).sum()),
+            "boxes": boxes(np.asarray(case.instances)),
+        }
+        for case in cases
+    }
+    check("prepared", found, rtol=1e-4, atol=1e-4)
+
+
+def test_where_tiles_lie(made):
+    check("tiles_starts", {"tiles": starts_of(made[1]["none"], range(3 * N_TILES))})
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_what_tiles_hold(name, made):
+    found = {}
+    for i in range(N_TILES):
+        item = made[1][name][i]
+        image, instances = (np.asarray(item[key][0]) for key in ("image", "instances"))
+        found[str(i)] = {
+            "image": [image.mean(), image.std(), *gist(image, 6)],
+            "labels": gist(item["label"], 0),
+            "valid": int(np.asarray(item["valid"]).sum()),
+            "boxes": boxes(instances),
+        }
+    check(f"tiles_{name}", found, rtol=1e-4, atol=1e-3)
