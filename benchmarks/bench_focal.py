@@ -40,13 +40,11 @@ def main() -> None:
     skipped: dict[str, str] = {}
     for batch, side in sizes:
         rows += measure(batch, side, options.device, 15 if options.quick else 100, skipped)
-    if not options.device.startswith("cuda"):
-        skipped["the Triton kernel"] = "no GPU here; the CPU's rows are numba's"
     table.print_report(
         "focal",
         rows,
         device=table.device_name(options.device),
-        versions=table.versions("monai", "torchvision", "numba", "triton"),
+        versions=table.versions("monai", "torchvision"),
         skipped=skipped,
     )
 

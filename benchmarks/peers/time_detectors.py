@@ -28,8 +28,7 @@ from lesionseg.inference.inference_settings import InferenceSettings  # noqa: E4
 from lesionseg.inference.sliding.scan_tiles import ScanTiles  # noqa: E402
 from lesionseg.inference.sliding.sliding_window import SlidingWindow, Task  # noqa: E402
 from lesionseg.inference.sliding.stitch import Store  # noqa: E402
-from lesionseg.losses import FocalLoss  # noqa: E402
-from lesionseg.losses.detection_loss import DetectionLoss  # noqa: E402
+from lesionseg.losses import DetectionLoss, FocalLoss  # noqa: E402
 from lesionseg.models.build import build_network  # noqa: E402
 from lesionseg.models.precision import fast_dtype, fast_memory_format  # noqa: E402
 from lesionseg.plan.anchor_plan import AnchorPlan  # noqa: E402

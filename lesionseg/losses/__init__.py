@@ -3,7 +3,18 @@
 The functions are the losses themselves, the modules what training is configured with.
 """
 
-from lesionseg.losses.compound import (
+from lesionseg.losses.base import (
+    CustomLoss,
+    LossTerms,
+    PositiveAverage,
+    VoxelLoss,
+    complete_loss,
+    count_positives,
+    mask_unannotated,
+    region_target,
+)
+from lesionseg.losses.detection import AnchorTargets, DetectionLoss
+from lesionseg.losses.dice import (
     CrossEntropyLoss,
     DiceCrossEntropyLoss,
     DiceFocalLoss,
@@ -11,34 +22,27 @@ from lesionseg.losses.compound import (
     dice_loss,
 )
 from lesionseg.losses.focal import posterior_logits, sigmoid_focal_loss, softmax_focal_loss
-from lesionseg.losses.instance_wise import InstanceWise, LesionWiseFocalLoss
-from lesionseg.losses.monai_losses import CustomLoss, MonaiFocalLoss, completed
-from lesionseg.losses.quality import quality_focal_loss, varifocal_loss
-from lesionseg.losses.trimmed import MinedCrossEntropyLoss, TrimmedFocalLoss
-from lesionseg.losses.tversky import FocalTverskyLoss, UnifiedFocalLoss
-from lesionseg.losses.voxel_loss import PositiveAverage, VoxelLoss, count_positives
+from lesionseg.losses.per_lesion import InstanceWise, LesionWiseFocalLoss
 
 __all__ = [
+    "AnchorTargets",
     "CrossEntropyLoss",
     "CustomLoss",
+    "DetectionLoss",
     "DiceCrossEntropyLoss",
     "DiceFocalLoss",
     "FocalLoss",
-    "FocalTverskyLoss",
     "InstanceWise",
     "LesionWiseFocalLoss",
-    "MinedCrossEntropyLoss",
-    "MonaiFocalLoss",
+    "LossTerms",
     "PositiveAverage",
-    "TrimmedFocalLoss",
-    "UnifiedFocalLoss",
     "VoxelLoss",
-    "completed",
+    "complete_loss",
     "count_positives",
     "dice_loss",
+    "mask_unannotated",
     "posterior_logits",
-    "quality_focal_loss",
+    "region_target",
     "sigmoid_focal_loss",
     "softmax_focal_loss",
-    "varifocal_loss",
 ]

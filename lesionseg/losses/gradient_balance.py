@@ -17,17 +17,34 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lesionseg.losses.compound import FocalLoss, lesion_probabilities
-from lesionseg.losses.inputs import (
-    Alpha,
-    everywhere,
-    lesion_target,
-    sigmoid_weights,
-    softmax_weights,
-)
-from lesionseg.losses.trimmed import TrimmedFocalLoss
+from lesionseg.losses.base import lesion_target
+from lesionseg.losses.dice import FocalLoss
+from lesionseg.losses.focal import Alpha, _per_class
+from lesionseg.losses.focal import _class_tensor as class_tensor
 from lesionseg.ops.fixed_rows import lesion_table
-from lesionseg.ops.kernels.focal_plain import class_tensor
+
+
+def lesion_probabilities(logits: Tensor, activation: str) -> Tensor:
+    if activation == "softmax":
+        return torch.softmax(logits.float(), dim=1)[:, 1:]
+    return torch.sigmoid(logits.float())
+
+
+def everywhere(logits: Tensor) -> Tensor:
+    return torch.ones((len(logits), *logits.shape[2:]), dtype=torch.bool, device=logits.device)
+
+
+def sigmoid_weights(alpha: Alpha, n: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    if alpha is None:
+        return (1.0,) * n, (1.0,) * n
+    positive = _per_class(alpha, n)
+    return positive, tuple(1 - a for a in positive)
+
+
+def softmax_weights(alpha: Alpha, n: int) -> tuple[float, ...]:
+    weights = (1.0,) * n if alpha is None else _per_class(alpha, n)
+    return (1 - weights[0], *weights[1:]) if isinstance(alpha, int | float) else weights
+
 
 HARD_SHARE = 0.01  # of the background: its hardest elements
 N_QUANTILES = 101  # 0, 1 … 100 % of the elements
@@ -124,7 +141,7 @@ def focal_terms(loss: nn.Module) -> tuple[FocalTerm, ...]:
 
     Reductions are not looked at: they divide lesion and background alike.
     """
-    losses = [m for m in loss.modules() if isinstance(m, FocalLoss | TrimmedFocalLoss)]
+    losses = [m for m in loss.modules() if isinstance(m, FocalLoss)]
     return tuple(FocalTerm(m.alpha, m.gamma, m.weight) for m in losses)
 
 

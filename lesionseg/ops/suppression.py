@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lesionseg.errors import ContentError
-from lesionseg.ops.kernels.on_gpu import gpu_kernels
 
 
 def nms(
@@ -20,9 +19,8 @@ def nms(
 
     `boxes` `[n, 2·dims]`: starts then stops, half-open. Returns the kept indices by descending
     score, ties by index; none for no boxes. A box is dropped when its IoU with a kept box of
-    higher rank is above the threshold (equal is kept). Computed in float32, on the boxes'
-    device: the same boxes stay on a GPU (by Triton; without it, and beyond 131 072 boxes, on the
-    CPU). Raises `ContentError` for shapes that do not fit.
+    higher rank is above the threshold (equal is kept). Computed in float32, on the CPU whatever
+    the boxes' device. Raises `ContentError` for shapes that do not fit.
 
     >>> boxes = torch.tensor([[0.0, 0, 4, 4], [0, 1, 4, 5], [9, 9, 10, 10]])
     >>> nms(boxes, torch.tensor([0.5, 0.9, 0.1]), 0.5).tolist()
@@ -68,10 +66,6 @@ def batched_nms(
 
 def kept_by_rank(ranked: Float[Tensor, "n two_d"], iou_threshold: float) -> Bool[Tensor, " n"]:
     """Which of the boxes, already by descending score, stay; on their device."""
-    kernels = gpu_kernels("nms_triton") if ranked.is_cuda else None
-    if kernels is not None and len(ranked) <= kernels.MOST_BOXES:
-        is_kept: Tensor = kernels.kept_by_rank(ranked, iou_threshold)
-        return is_kept
     kept = torch.from_numpy(kept_on_cpu(ranked.cpu().numpy(), iou_threshold))
     return kept.to(ranked.device)
 

@@ -7,7 +7,7 @@ from torch import nn
 from lesionseg.data.augmentation.augment import AugmentationSettings
 from lesionseg.data.sampling import SamplingSettings
 from lesionseg.errors import ConfigError
-from lesionseg.losses.detection_loss import DetectionLoss
+from lesionseg.losses import DetectionLoss
 from lesionseg.training.device.accelerator import AHEAD, loader_workers, training_device
 from lesionseg.training.settings import OptimiserSettings, TrainerSettings
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lesionseg.errors import TrainingError
-from lesionseg.losses.voxel_loss import PositiveAverage
+from lesionseg.losses import PositiveAverage
 from lesionseg.plan.plan import Plan
 from lesionseg.training.device.accelerator import LateFigures
 from lesionseg.training.device.speed import BACKEND, GRAPHS, Mode, begin_forward, tune_kernels

@@ -19,7 +19,7 @@ SHAPES = {"2d": (9, 8), "3d": (5, 6, 7)}
 
 def detection_loss(logits, deltas, anchors, labels, valid, boxes, **settings):
     """The terms `anchors` and `boxes` of the detector's loss."""
-    from lesionseg.losses.detection_loss import AnchorTargets, DetectionLoss
+    from lesionseg.losses import AnchorTargets, DetectionLoss
 
     return DetectionLoss(**settings)(logits, deltas, anchors, AnchorTargets(labels, valid, boxes))
 
@@ -138,7 +138,7 @@ def test_detection_loss():
         for name, settings in {
             "focal": {},
             "focal alpha gamma": {"alpha": 0.4, "gamma": 1.0},
-            "hard negatives": {"classification": "hard_negatives"},
+            "hard negatives": {"hard_negatives": True},
         }.items():
             for key, mine in (("", labels), (" no lesion", labels * 0)):
                 there = boxes if not key else boxes[:0]

@@ -62,5 +62,5 @@ def test_losses_say_what_undoes_them() -> None:
     assert FocalLoss(0.25, 2.0).link is not None
     assert FocalLoss(0.25, 2.0).link == (0.25, 2.0)
     assert CrossEntropyLoss(lesion_weight=3.0).link == (0.75, 0.0)
-    assert DiceFocalLoss(0.25, 2.0).link == (0.25, 2.0)
+    assert DiceFocalLoss(0.25, 2.0).link is None
     assert DiceCrossEntropyLoss().link is None

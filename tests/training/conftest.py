@@ -5,8 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from lesionseg.losses import DiceCrossEntropyLoss, FocalLoss
-from lesionseg.losses.detection_loss import DetectionLoss
+from lesionseg.losses import DetectionLoss, DiceCrossEntropyLoss, FocalLoss
 from lesionseg.models import build_network
 from lesionseg.plan.anchor_plan import AnchorPlan
 from lesionseg.plan.plan import Architecture, Normalisation, Plan

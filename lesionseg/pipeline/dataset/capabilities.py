@@ -5,8 +5,7 @@ import logging
 from torch import nn
 
 from lesionseg.errors import DatasetError, require
-from lesionseg.losses import DiceFocalLoss
-from lesionseg.losses.detection_loss import DetectionLoss
+from lesionseg.losses import DetectionLoss, DiceFocalLoss
 from lesionseg.pipeline.dataset.survey import Survey
 from lesionseg.plan.candidate_rule import sources_of
 from lesionseg.plan.plan import Plan
@@ -50,16 +49,12 @@ def warn_of_unused_loss(architecture: str, loss: nn.Module, detection: Detection
 
     The default loss was not chosen.
     """
-    is_default = (  # that of `conf/loss/dice_focal.yaml`, untouched
-        isinstance(loss, DiceFocalLoss) and (loss.focal.alpha, loss.focal.gamma) == (0.5, 0.0)
-    )
-    if "segmentation" not in sources_of(architecture) and not is_default:
+    if "segmentation" not in sources_of(architecture) and type(loss) is not DiceFocalLoss:
         log.warning(
-            "model=%s has no voxels: %s teaches it nothing. Its anchors are taught by detection=%s "
-            "(α %s, γ %s).",
+            "model=%s has no voxels: %s is not used. Its anchors learn by detection.alpha=%s and "
+            "detection.gamma=%s.",
             architecture,
             type(loss).__name__,
-            detection.classification,
             detection.alpha,
             detection.gamma,
         )

@@ -19,7 +19,7 @@ from lesionseg.errors import ConfigError
 from lesionseg.inference.input_check import LEAST_SCANS, N_SCANS, InputCheck, make_input_check
 from lesionseg.inference.scan_statistics import grid_vector, scan_statistics
 from lesionseg.io.atomic import write_text
-from lesionseg.losses.detection_loss import DetectionLoss
+from lesionseg.losses import DetectionLoss
 from lesionseg.models.build import TRUSTED, build_network
 from lesionseg.models.network_trial import backbone_pyramid, tried
 from lesionseg.ops.host_memory import default_budget

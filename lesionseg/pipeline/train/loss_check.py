@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lesionseg.errors import ConfigError
-from lesionseg.losses.detection_loss import DetectionLoss
+from lesionseg.losses import DetectionLoss
 from lesionseg.models.heads import DetectorOutput
 from lesionseg.plan.plan import Plan
 from lesionseg.training.device.memory_probe import some_batch

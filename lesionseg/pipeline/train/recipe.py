@@ -14,8 +14,7 @@ from lesionseg.data.transforms import PrepareSettings
 from lesionseg.evaluation import Preset
 from lesionseg.inference.inference_settings import InferenceSettings
 from lesionseg.io.folder_locks import locked_folder
-from lesionseg.losses.detection_loss import DetectionLoss
-from lesionseg.losses.monai_losses import completed
+from lesionseg.losses import DetectionLoss, complete_loss
 from lesionseg.pipeline.dataset.capabilities import warn_of_unused_loss
 from lesionseg.pipeline.dataset.data_settings import ALL_FOLDS, DataSettings
 from lesionseg.pipeline.dataset.survey import Survey, take_survey
@@ -101,7 +100,7 @@ def train(
             that each fold's network never saw (see `cross_validate`).
         model: architecture and what else of the plan is not to be derived from the data;
             `init_from`, a bundle whose weights come first.
-        loss: of voxels, a `losses.VoxelLoss`, or what `losses.completed` makes one of.
+        loss: of voxels, a `losses.VoxelLoss`, or what `losses.complete_loss` makes one of.
         detection: the loss of a detector's anchors.
         prepare: what else is done to each image, in training and prediction.
         sampling: the mix of tiles.
@@ -124,7 +123,7 @@ def train(
         config: the resolved configuration as plain data, kept in the run directory.
     """
     learning = Learning(
-        completed(loss, model.activation),
+        complete_loss(loss, model.activation),
         trainer,
         sampling,
         augment,

@@ -9,15 +9,13 @@ from torch import nn
 
 import lesionseg.losses
 from lesionseg.errors import ConfigError
-from lesionseg.losses import VoxelLoss, completed
-from lesionseg.losses.detection_loss import DetectionLoss
+from lesionseg.losses import DetectionLoss, VoxelLoss, complete_loss
 from lesionseg.plan.candidate_rule import sources_of
 
 LossOfPair = Callable[..., nn.Module]  # a loss whose α and γ are still open
 AnchorLossOfPair = Callable[..., DetectionLoss]
 
 PAIR = {"alpha", "gamma"}
-_WITH_PAIR = ("focal", "varifocal")  # classifications of anchors that have both α and γ
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,21 +34,14 @@ class PairLosses:
 
     def __post_init__(self) -> None:
         pair_of(self.voxels)
-        kind = self.anchors().classification
-        if not self._has_voxels and kind not in _WITH_PAIR:
-            raise ConfigError(
-                "This loss of anchors has no α and γ to tune.",
-                where="detection.classification",
-                seen=kind,
-                expected=", ".join(_WITH_PAIR),
-                remedy="take detection=focal or detection=varifocal.",
-            )
+        if not self._has_voxels and self.anchors().hard_negatives:
+            raise ConfigError("detection.hard_negatives=true has no α and γ to tune; set it false.")
 
     def __call__(self, alpha: float, gamma: float) -> tuple[nn.Module, DetectionLoss]:
         """The loss of the voxels and the loss of the anchors."""
         pair = {"alpha": alpha, "gamma": gamma}
         anchors = self.anchors(**pair) if "detection" in self.groups else self.anchors()
-        return completed(partial(self.voxels, **pair), self.activation), anchors
+        return complete_loss(partial(self.voxels, **pair), self.activation), anchors
 
     @property
     def groups(self) -> tuple[str, ...]:
@@ -73,7 +64,7 @@ class PairLosses:
 
     @property
     def _anchors_have_pair(self) -> bool:
-        return self.anchors().classification in _WITH_PAIR
+        return not self.anchors().hard_negatives
 
 
 def pair_of(loss: LossOfPair) -> tuple[float, float] | None:

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
-from lesionseg.losses import DiceFocalLoss
-from lesionseg.losses.detection_loss import DetectionLoss
+from lesionseg.losses import DetectionLoss, DiceFocalLoss
 from lesionseg.models.build import build_network
 from lesionseg.models.heads import DetectorOutput
 from lesionseg.plan.plan import Plan

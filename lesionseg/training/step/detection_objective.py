@@ -7,12 +7,17 @@ from functools import lru_cache
 import torch
 from torch import Tensor, nn
 
-from lesionseg.losses.detection_loss import AnchorTargets, DetectionLoss
+from lesionseg.losses import AnchorTargets, DetectionLoss, mask_unannotated
 from lesionseg.losses.gradient_balance import FocalTerm
-from lesionseg.losses.voxel_loss import known_logits
 from lesionseg.models.heads import DetectorOutput
 from lesionseg.models.retinanet import planned_anchors
-from lesionseg.ops.anchors import BACKGROUND, IGNORED, AnchorLevel, grid_anchors
+from lesionseg.ops.anchors import (
+    BACKGROUND,
+    IGNORED,
+    AnchorLevel,
+    assign_atss,
+    grid_anchors,
+)
 from lesionseg.ops.boxes import split_box
 from lesionseg.ops.fixed_rows import TileLesions, at_most, first_places, lesion_table
 from lesionseg.plan.plan import Plan
@@ -104,9 +109,7 @@ class DetectionObjective(Objective):
         finest = LevelTargets.of(batch)
         labels = finest.labels.sign() if self.plan.regions else finest.labels  # one lesion, one box
         table = lesion_table(finest.instances, labels)
-        assigned = torch.stack(
-            [self.loss.assigner(levels, anchors, boxes) for boxes in table.boxes]
-        )
+        assigned = torch.stack([assign_atss(levels, anchors, boxes) for boxes in table.boxes])
         hidden = ~_at_centres(finest.valid & _known(finest.instances, table), anchors)
         assigned = torch.where(hidden & (assigned == BACKGROUND), IGNORED, assigned)
         row, is_positive = assigned.clamp(min=0), assigned >= 0
@@ -138,7 +141,7 @@ class DetectionObjective(Objective):
 
     def known(self, output: DetectorOutput, unannotated: Tensor) -> DetectorOutput:
         """The anchors' scores, which are independent, and the voxels."""
-        scores = known_logits(output.class_logits.transpose(1, 2), unannotated, "sigmoid")
+        scores = mask_unannotated(output.class_logits.transpose(1, 2), unannotated, "sigmoid")
         levels = output.segmentation
         if self.voxels is not None:
             levels = tuple(self.voxels.known(levels, unannotated))

@@ -10,9 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lesionseg.losses.fused_levels import fused_level_terms, has_level_kernels
+from lesionseg.losses import count_positives, mask_unannotated
 from lesionseg.losses.gradient_balance import FocalTerm, focal_terms
-from lesionseg.losses.voxel_loss import count_positives, known_logits
 from lesionseg.plan.plan import Plan
 from lesionseg.training.step.supervision import (
     LevelTargets,
@@ -57,7 +56,7 @@ class Objective(ABC):
 
     @abstractmethod
     def known(self, output: Any, unannotated: Tensor) -> Any:
-        """The output as it is judged where labels `[B, K]` were not annotated: `known_logits`."""
+        """The output where labels `[B, K]` were not annotated: `mask_unannotated`."""
 
     @abstractmethod
     def shown(self, output: Any, targets: Any) -> tuple[Tensor, LevelTargets]:
@@ -74,15 +73,12 @@ class Objective(ABC):
 
 @dataclass(frozen=True, eq=False)
 class VoxelTargets(BatchTargets):
-    """The targets of every supervised level, finest first; their `positives`, once counted."""
+    """The targets of every supervised level, finest first."""
 
     levels: tuple[LevelTargets, ...]
-    positives: Tensor | None = None
 
     def counts(self) -> Tensor:
         """Lesion voxels of each level."""
-        if self.positives is not None:
-            return self.positives
         return torch.stack([count_positives(t.labels, t.valid) for t in self.levels])
 
     def split(self, size: int) -> "list[VoxelTargets]":
@@ -106,27 +102,17 @@ class VoxelObjective(Objective):
 
     def targets(self, batch: Mapping[str, Tensor]) -> VoxelTargets:
         """The label map at every level."""
-        levels, positives = targets_of_levels(
+        levels = targets_of_levels(
             batch,
             self.strides,
             self.plan.label_regions,
             middle=self.plan.architecture.layout == "nnunet",
             ids=self._takes_instances,
         )
-        return VoxelTargets(tuple(levels), positives)
+        return VoxelTargets(tuple(levels))
 
     def terms(self, output: Sequence[Tensor], targets: VoxelTargets, normalisers: Tensor) -> Terms:
         """The loss's terms, weighted and summed over the levels; computed in fp32."""
-        taught = targets.levels[: len(output)]
-        fused = fused_level_terms(
-            self.loss,
-            output,
-            [(t.labels, t.valid) for t in taught],
-            level_weights(len(output)),
-            normalisers,
-        )
-        if fused is not None:
-            return fused
         total: Terms = {}
         with torch.autocast(output[0].device.type, enabled=False):
             for weight, level, level_targets, normaliser in zip(
@@ -138,7 +124,7 @@ class VoxelObjective(Objective):
 
     def known(self, output: Sequence[Tensor], unannotated: Tensor) -> list[Tensor]:
         """Every level."""
-        return [known_logits(level, unannotated, self.plan.activation) for level in output]
+        return [mask_unannotated(level, unannotated, self.plan.activation) for level in output]
 
     def shown(self, output: Sequence[Tensor], targets: VoxelTargets) -> tuple[Tensor, LevelTargets]:
         """The finest level."""
@@ -149,9 +135,7 @@ class VoxelObjective(Objective):
         return focal_terms(self.loss)
 
     def compile(self, backend: str) -> None:
-        """Both: some eighty operations a level become a few kernels, unless they have their own."""
-        if has_level_kernels(self.loss):
-            return
+        """Both: some eighty operations a level become a few kernels."""
         for name in ("targets", "terms"):
             setattr(self, name, torch.compile(getattr(self, name), backend=backend))
 

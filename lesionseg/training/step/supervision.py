@@ -7,11 +7,10 @@ from math import prod
 from typing import Any, Self
 
 import torch
-from jaxtyping import Float, Shaped
+from jaxtyping import Shaped
 from torch import Tensor
 
-from lesionseg.losses.inputs import region_target
-from lesionseg.ops.kernels.on_gpu import gpu_kernels
+from lesionseg.losses import region_target
 from lesionseg.plan.anchor_plan import total_strides
 from lesionseg.plan.plan import Architecture
 
@@ -57,24 +56,11 @@ def targets_of_levels(
     *,
     middle: bool = False,
     ids: bool = True,
-) -> tuple[list[LevelTargets], Float[Tensor, " levels"] | None]:
-    """The targets of a batch at every level, and the lesion voxels of each where it counted them.
-
-    By `coarsen`, or by `middles`; on a GPU by kernels (`ops.kernels.levels_triton`) where label
-    maps are taught and no loss asks for the `ids` of lesions. Ids of invalid voxels stay there.
-    """
-    kernels = gpu_kernels("levels_triton", batch["labels"].device.type)
-    if kernels is None or regions or ids:
-        finest = LevelTargets.of(batch, regions)
-        coarser = middles if middle else partial(coarsen, ids=ids)
-        return [coarser(finest, stride) for stride in strides], None
-    labels, valid, counts = kernels.level_targets(
-        batch["labels"], batch["valid"].bool(), strides, middle=middle
-    )
-    one_a_block = [batch["instances"][_every(stride)] for stride in strides]
-    return [
-        LevelTargets(*of) for of in zip(labels, one_a_block, valid, strict=True)
-    ], counts.float()
+) -> list[LevelTargets]:
+    """The targets of a batch at every level, by `coarsen` or by `middles`."""
+    finest = LevelTargets.of(batch, regions)
+    coarser = middles if middle else partial(coarsen, ids=ids)
+    return [coarser(finest, stride) for stride in strides]
 
 
 def coarsen(targets: LevelTargets, stride: Sequence[int], *, ids: bool = True) -> LevelTargets:

@@ -11,8 +11,7 @@ from PIL import Image
 from torch import nn
 
 from lesionseg.cli import compose, run
-from lesionseg.losses import CrossEntropyLoss, DiceFocalLoss, FocalLoss
-from lesionseg.losses.detection_loss import DetectionLoss
+from lesionseg.losses import CrossEntropyLoss, DetectionLoss, DiceFocalLoss, FocalLoss
 from lesionseg.pipeline.dataset.capabilities import warn_of_unused_loss
 
 

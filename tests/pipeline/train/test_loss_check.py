@@ -11,8 +11,7 @@ import torch
 
 from lesionseg.cli import run
 from lesionseg.errors import ConfigError
-from lesionseg.losses import DiceFocalLoss, FocalLoss, LesionWiseFocalLoss
-from lesionseg.losses.detection_loss import DetectionLoss
+from lesionseg.losses import DetectionLoss, DiceFocalLoss, FocalLoss, LesionWiseFocalLoss
 from lesionseg.phantoms import write_xray_phantoms
 from lesionseg.pipeline.train.loss_check import check_losses
 from lesionseg.plan.anchor_plan import AnchorPlan

@@ -19,8 +19,13 @@ from lesionseg.data.transforms import PrepareSettings
 from lesionseg.errors import ConfigError, DatasetError
 from lesionseg.evaluation import PRESETS
 from lesionseg.inference.inference_settings import InferenceSettings
-from lesionseg.losses import CrossEntropyLoss, DiceFocalLoss, FocalLoss, FocalTverskyLoss
-from lesionseg.losses.detection_loss import DetectionLoss
+from lesionseg.losses import (
+    CrossEntropyLoss,
+    DetectionLoss,
+    DiceFocalLoss,
+    FocalLoss,
+    FocalTverskyLoss,
+)
 from lesionseg.phantoms import write_xray_phantoms
 from lesionseg.pipeline.dataset.data_settings import DataSettings
 from lesionseg.pipeline.judging.volume_scores import VolumeJudge

@@ -5,8 +5,7 @@ import torch
 from torch import nn
 
 from lesionseg.errors import TrainingError
-from lesionseg.losses import FocalLoss
-from lesionseg.losses.detection_loss import DetectionLoss
+from lesionseg.losses import DetectionLoss, FocalLoss
 from lesionseg.models import build_network
 from lesionseg.training.device.memory_probe import Probe, fitted_to_memory, step_down
 from lesionseg.training.settings import OptimiserSettings, TrainerSettings

@@ -6,8 +6,7 @@ import torch
 from torch import nn
 
 from lesionseg.errors import ConfigError
-from lesionseg.losses import FocalLoss
-from lesionseg.losses.detection_loss import DetectionLoss
+from lesionseg.losses import DetectionLoss, FocalLoss
 from lesionseg.models import build_network
 from lesionseg.training import lightning_module, run_trainer
 from lesionseg.training.device import speed

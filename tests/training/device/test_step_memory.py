@@ -7,8 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from lesionseg.losses import DiceCrossEntropyLoss, FocalLoss, LesionWiseFocalLoss
-from lesionseg.losses.detection_loss import DetectionLoss
+from lesionseg.losses import DetectionLoss, DiceCrossEntropyLoss, FocalLoss, LesionWiseFocalLoss
 from lesionseg.models.build import build_network
 from lesionseg.models.heads import SegmentationHead
 from lesionseg.plan.anchor_rules import fit_anchors

@@ -9,8 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lesionseg.losses import FocalLoss
-from lesionseg.losses.detection_loss import Classification, DetectionLoss
+from lesionseg.losses import Classification, DetectionLoss, FocalLoss
 from lesionseg.models.build import build_network
 from lesionseg.ops import anchors as assigning
 from lesionseg.ops import fixed_rows
@@ -201,7 +200,7 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 from lesionseg.losses import FocalLoss
-from lesionseg.losses.detection_loss import Classification, DetectionLoss
+from lesionseg.losses import Classification, DetectionLoss
 from lesionseg.models.build import build_network
 from lesionseg.training.step.detection_objective import make_objective
 from tests.training.step.test_detection_objective import _batch, _plan

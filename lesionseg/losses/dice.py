@@ -1,49 +1,20 @@
 """Focal loss, cross-entropy, and both with Dice, as modules with named terms."""
 
-from typing import cast
-
 import torch
 from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
-from lesionseg.errors import require
-from lesionseg.losses.focal import sigmoid_focal_loss, softmax_focal_loss
-from lesionseg.losses.inputs import (
+from lesionseg.errors import ConfigError
+from lesionseg.losses.base import LossTerms, VoxelLoss, lesion_target
+from lesionseg.losses.focal import (
     Alpha,
     Normaliser,
     Reduction,
     check_alpha,
-    check_settings,
-    check_valid,
-    lesion_target,
+    check_focal,
+    sigmoid_focal_loss,
+    softmax_focal_loss,
 )
-from lesionseg.losses.voxel_loss import LossTerms, VoxelLoss
-
-
-def lesion_probabilities(
-    logits: Float[Tensor, "b c *spatial"], activation: str
-) -> Float[Tensor, "b k *spatial"]:
-    """Probabilities of the K lesion classes in fp32; a softmax's background is dropped."""
-    if activation == "softmax":
-        return torch.softmax(logits.float(), dim=1)[:, 1:]
-    return torch.sigmoid(logits.float())
-
-
-def overlap_sums(
-    probabilities: Float[Tensor, "b k *spatial"],
-    lesion: Bool[Tensor, "b k *spatial"],
-    valid: Bool[Tensor, "b *spatial"] | None = None,
-    *,
-    per_tile: bool = False,
-) -> Float[Tensor, "3 *k"]:
-    """Σ p·y, Σ p and Σ y of the valid voxels per class, over the whole batch or `per_tile`."""
-    if valid is not None:
-        keep = valid.bool().unsqueeze(1)
-        probabilities = probabilities.masked_fill(~keep, 0)
-        lesion = lesion & keep
-    axes = (*([] if per_tile else [0]), *range(2, probabilities.ndim))
-    hit = torch.where(lesion, probabilities, 0).sum(axes)
-    return torch.stack([hit, probabilities.sum(axes), lesion.sum(axes).to(hit)])
 
 
 def dice_loss(
@@ -62,11 +33,17 @@ def dice_loss(
     Summing over the batch and `smooth` (in voxels) keep the loss of a lesion-free batch within
     [0, 1] with a gradient that lowers p. Empty input gives 0. fp32.
     """
-    check_valid(logits, valid)
-    probabilities = lesion_probabilities(logits, activation)
-    lesion = lesion_target(labels, probabilities)
-    hit, predicted, present = overlap_sums(probabilities, lesion, valid, per_tile=per_tile)
-    overlap: Tensor = (2 * hit + smooth) / (predicted + present + smooth)
+    if activation == "softmax":
+        p = torch.softmax(logits.float(), dim=1)[:, 1:]
+    else:
+        p = torch.sigmoid(logits.float())
+    lesion = lesion_target(labels, p)
+    if valid is not None:
+        keep = valid.bool().unsqueeze(1)
+        p, lesion = p.masked_fill(~keep, 0), lesion & keep
+    axes = (*([] if per_tile else [0]), *range(2, p.ndim))
+    hit = torch.where(lesion, p, 0).sum(axes)
+    overlap: Tensor = (2 * hit + smooth) / (p.sum(axes) + lesion.sum(axes) + smooth)
     return (1 - overlap).sum() / max(overlap.numel(), 1)
 
 
@@ -82,15 +59,15 @@ class FocalLoss(VoxelLoss):
         weight: float = 1.0,
     ) -> None:
         super().__init__(activation)
-        one = reduction != "none"
-        require(one, "A training loss is one number.", where="reduction", seen=reduction)
-        check_settings(gamma, reduction, None)  # here, not at the first step of a training
+        if reduction == "none":
+            raise ConfigError("loss.reduction=none: a training loss must be one number.")
+        check_focal(gamma, reduction)  # here, not at the first step of a training
         check_alpha(alpha)
         self.alpha, self.gamma, self.reduction, self.weight = alpha, gamma, reduction, weight
 
     @property
     def link(self) -> tuple[Alpha, float] | None:
-        """α and γ for independent classes; nothing is undone for exclusive ones."""
+        """α and γ for independent classes; exclusive ones are not corrected."""
         return (self.alpha, self.gamma) if self.activation == "sigmoid" else None
 
     def forward(
@@ -129,8 +106,8 @@ class CrossEntropyLoss(VoxelLoss):
         weight: float = 1.0,
     ) -> None:
         super().__init__(activation)
-        positive = 0 < lesion_weight < float("inf")
-        require(positive, "A weight must be above 0.", where="lesion_weight", seen=lesion_weight)
+        if not 0 < lesion_weight < float("inf"):
+            raise ConfigError(f"loss.lesion_weight={lesion_weight} must be above 0.")
         # α : 1 − α = lesion_weight : 1
         alpha = lesion_weight / (1 + lesion_weight)
         self.focal = FocalLoss(alpha, 0.0, reduction, activation, weight * (1 + lesion_weight))
@@ -153,41 +130,14 @@ class CrossEntropyLoss(VoxelLoss):
         return {"cross_entropy": terms["focal"]}
 
 
-class _DiceAnd(VoxelLoss):
-    """Soft Dice as the term `dice`, and the terms of another loss."""
+class DiceFocalLoss(VoxelLoss):
+    """Soft Dice plus focal loss, the terms `dice` and `focal`.
 
-    def __init__(self, other: VoxelLoss, dice_weight: float, smooth: float, per_tile: bool) -> None:
-        super().__init__(other.activation)
-        self.other = other
-        self.dice_weight, self.smooth, self.per_tile = dice_weight, smooth, per_tile
-
-    def forward(
-        self,
-        logits: Float[Tensor, "b c *spatial"],
-        labels: Shaped[Tensor, "b *any"],
-        *,
-        valid: Bool[Tensor, "b *spatial"] | None = None,
-        normaliser: Normaliser = None,
-    ) -> LossTerms:
-        """The term `dice` and the other loss's."""
-        dice = dice_loss(
-            logits,
-            labels,
-            activation=self.activation,
-            valid=valid,
-            smooth=self.smooth,
-            per_tile=self.per_tile,
-        )
-        terms: LossTerms = self.other(logits, labels, valid=valid, normaliser=normaliser)
-        return {"dice": self.dice_weight * dice, **terms}
-
-
-class DiceFocalLoss(_DiceAnd):
-    """Soft Dice plus focal loss, the terms `dice` and `focal`; `per_tile` as in `dice_loss`.
+    Its scores are not corrected (`link` is None). Dice already pushes a voxel of chance q to 1
+    above q = Dice/2 and to 0 below; undoing γ as well would sharpen twice.
 
     With a softmax, α ½, γ 0, `reduction` mean, `focal_weight` 2 and `smooth` 1e-5 it is nnU-Net's
-    loss plus 1 (there −Dice stands for 1 − Dice); `per_tile` is what its plans call a `batch_dice`
-    of false.
+    loss plus 1; `per_tile` is what its plans call a `batch_dice` of false.
 
     Args:
         alpha: of the focal loss: the weight of lesions, 0 to 1, or one per class; None for none.
@@ -211,31 +161,35 @@ class DiceFocalLoss(_DiceAnd):
         smooth: float = 1.0,
         per_tile: bool = False,
     ) -> None:
-        focal = FocalLoss(alpha, gamma, reduction, activation, focal_weight)
-        super().__init__(focal, dice_weight, smooth, per_tile)
+        super().__init__(activation)
+        self.other: VoxelLoss = FocalLoss(alpha, gamma, reduction, activation, focal_weight)
+        self.dice_weight, self.smooth, self.per_tile = dice_weight, smooth, per_tile
 
-    @property
-    def focal(self) -> FocalLoss:
-        """The focal term."""
-        return cast(FocalLoss, self.other)
+    def forward(
+        self,
+        logits: Float[Tensor, "b c *spatial"],
+        labels: Shaped[Tensor, "b *any"],
+        *,
+        valid: Bool[Tensor, "b *spatial"] | None = None,
+        normaliser: Normaliser = None,
+    ) -> LossTerms:
+        """The term `dice` and the other loss's."""
+        dice = dice_loss(
+            logits,
+            labels,
+            activation=self.activation,
+            valid=valid,
+            smooth=self.smooth,
+            per_tile=self.per_tile,
+        )
+        terms: LossTerms = self.other(logits, labels, valid=valid, normaliser=normaliser)
+        return {"dice": self.dice_weight * dice, **terms}
 
-    @property
-    def link(self) -> tuple[Alpha, float] | None:
-        """The focal term's; Dice asks for 0 or 1, which undoing α and γ leaves as they are."""
-        return self.focal.link
 
+class DiceCrossEntropyLoss(DiceFocalLoss):
+    """Soft Dice plus cross-entropy, the terms `dice` and `cross_entropy`.
 
-class DiceCrossEntropyLoss(_DiceAnd):
-    """Soft Dice plus cross-entropy, the terms `dice` and `cross_entropy`; no link.
-
-    Args:
-        lesion_weight: of a lesion voxel against one of background.
-        reduction: of the cross-entropy, see `sigmoid_focal_loss`.
-        activation: `sigmoid` or `softmax`.
-        cross_entropy_weight: factor of the term `cross_entropy`.
-        dice_weight: factor of the term `dice`.
-        smooth: voxels added above and below Dice's fraction line, so that empty tiles have a value.
-        per_tile: one Dice for each tile and their mean, in place of one for the batch.
+    `lesion_weight`: of a lesion voxel against one of background; all else as `DiceFocalLoss`.
     """
 
     def __init__(
@@ -248,5 +202,7 @@ class DiceCrossEntropyLoss(_DiceAnd):
         smooth: float = 1.0,
         per_tile: bool = False,
     ) -> None:
-        other = CrossEntropyLoss(lesion_weight, reduction, activation, cross_entropy_weight)
-        super().__init__(other, dice_weight, smooth, per_tile)
+        super().__init__(
+            activation=activation, dice_weight=dice_weight, smooth=smooth, per_tile=per_tile
+        )
+        self.other = CrossEntropyLoss(lesion_weight, reduction, activation, cross_entropy_weight)

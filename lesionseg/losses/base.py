@@ -1,0 +1,208 @@
+"""What the losses of a voxel network have in common, and anybody's loss among them."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from inspect import signature
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Integer, Shaped
+from torch import Tensor, nn
+
+from lesionseg.errors import ConfigError
+from lesionseg.losses.focal import Alpha, Normaliser, check_shapes, lesion_of_class
+
+LossTerms = dict[str, Float[Tensor, ""]]
+SURE = 30.0  # a logit at which a probability is 0 or 1 to thirteen digits
+
+
+class VoxelLoss(nn.Module, ABC):
+    """What every loss of a voxel network is: settings, an activation and named terms.
+
+    `forward` takes logits `[B, K, *spatial]` (sigmoid) or `[B, 1+K, *spatial]` (softmax), labels
+    `[B, *spatial]` (0 background, k = class k; for a sigmoid also 0/1 of the logits' shape, where
+    classes overlap), `valid` `[B, *spatial]` (False leaves a voxel out) and `normaliser`, by which
+    terms reduced `per_positive` are divided; other terms ignore it. It returns fp32 scalars by
+    name, each already weighted: the loss is their sum. Where `needs_instances`, `forward` also
+    takes `instances` `[B, *spatial]`, lesion ids from 1.
+    """
+
+    needs_instances = False
+
+    def __init__(self, activation: str = "sigmoid") -> None:
+        super().__init__()
+        if activation not in ("sigmoid", "softmax"):
+            raise ConfigError(f"activation={activation!r} must be sigmoid or softmax.")
+        self.activation = activation
+
+    @property
+    def link(self) -> tuple[Alpha, float] | None:
+        """(α, γ) by which `posterior_logits` corrects the scores; None for no correction."""
+        return None
+
+    @abstractmethod
+    def forward(
+        self,
+        logits: Float[Tensor, "b c *spatial"],
+        labels: Shaped[Tensor, "b *any"],
+        *,
+        valid: Bool[Tensor, "b *spatial"] | None = None,
+        normaliser: Normaliser = None,
+    ) -> LossTerms:
+        """The loss's terms."""
+
+
+def lesion_target(
+    labels: Shaped[Tensor, "b *any"], like: Float[Tensor, "b k *spatial"]
+) -> Bool[Tensor, "b k *spatial"]:
+    """Whether each voxel is a lesion of each of the K classes that `like` has channels for.
+
+    `labels`: a label map, or 0/1 of the shape of `like`. Raises as `check_shapes`.
+    """
+    check_shapes(like, labels, None)
+    return labels.bool() if labels.shape == like.shape else lesion_of_class(labels, like.shape[1])
+
+
+def region_target(
+    labels: Integer[Tensor, "b *spatial"], regions: Sequence[Sequence[int]]
+) -> Bool[Tensor, "b k *spatial"]:
+    """Whether each voxel belongs to each region, a set of labels: regions may overlap.
+
+    >>> region_target(torch.tensor([[0, 1, 2]]), [(1, 2), (2,)]).int().tolist()
+    [[[0, 1, 1], [0, 0, 1]]]
+    """
+    parts = [torch.isin(labels, torch.tensor(list(r), device=labels.device)) for r in regions]
+    return torch.stack(parts, dim=1)
+
+
+def mask_unannotated(
+    logits: Float[Tensor, "b c *spatial"], unannotated: Bool[Tensor, "b k"], activation: str
+) -> Float[Tensor, "b c *spatial"]:
+    """The logits of what the reference tells apart; `unannotated` has the others' classes per tile.
+
+    Their lesions count as background in the labels. Any loss of the result is the marginal loss of
+    Shi et al. 2021 (Marginal loss and exclusion loss for partially supervised multi-organ
+    segmentation, Medical Image Analysis 70): with a softmax, classes exclude each other and
+
+        p'_0 = p_0 + sum of p_u over unannotated u,    p'_u = 0,    p'_k = p_k of all others,
+
+    so that background may be of any class that nobody looked for. With a sigmoid, p'_u = 0 is a
+    constant: its gradient is 0, and its loss too, to thirteen digits. fp32, of the logits' shape.
+
+    >>> mask_unannotated(torch.zeros(1, 2, 1), torch.tensor([[False, True]]), "sigmoid").tolist()
+    [[[0.0], [-30.0]]]
+    """
+    logits = logits.float()
+    unknown = unannotated.view(*unannotated.shape, *(1,) * (logits.ndim - 2))
+    if activation == "sigmoid":
+        return logits.masked_fill(unknown, -SURE)
+    background, lesions = logits[:, :1], logits[:, 1:]
+    merged = torch.cat([background, lesions.masked_fill(~unknown, -torch.inf)], 1)
+    outside = merged.logsumexp(1, keepdim=True)
+    return torch.cat([outside, torch.where(unknown, outside.detach() - SURE, lesions)], 1)
+
+
+def count_positives(
+    labels: Shaped[Tensor, "b *any"], valid: Bool[Tensor, "b *spatial"] | None = None
+) -> Float[Tensor, ""]:
+    """Number of valid voxels (anchors) with a label above 0; of a target `[B, K, …]` per class."""
+    lesion = labels > 0
+    if valid is not None:
+        lesion = lesion & (valid.unsqueeze(1) if lesion.ndim > valid.ndim else valid)
+    return lesion.sum().float()
+
+
+class PositiveAverage(nn.Module):
+    """Exponential moving average of the positives of the whole batch, never below `expected`.
+
+    One noisy count is poison: a lesion-free 96³ tile at p = ½ divided by 1 is a loss of 10⁵.
+    `expected` (positives per batch, from the fingerprint's lesion fraction, at least 1) is the
+    first value and the floor; several numbers make as many averages. `update` takes the count over
+    all tiles and processes of an optimiser step, as detectron2's RetinaNet does.
+
+    >>> average = PositiveAverage(expected=100, momentum=0.9)
+    >>> average.update(torch.tensor(1100.0)).item()
+    200.0
+    >>> average.update(torch.tensor(0.0)).item()
+    180.0
+    """
+
+    average: Tensor
+    floor: Tensor
+
+    def __init__(self, expected: float | Sequence[float], momentum: float = 0.9) -> None:
+        super().__init__()
+        self.momentum = momentum
+        floor = torch.tensor(expected, dtype=torch.float32).clamp(min=1)
+        self.register_buffer("floor", floor, persistent=False)
+        self.register_buffer("average", floor.clone())
+
+    @torch.no_grad()
+    def update(self, count: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
+        """Take in the positives of a batch; the normaliser for it, as a new tensor."""
+        self.average.lerp_(count.to(self.average), 1 - self.momentum)
+        return self.average.clamp_min(self.floor)
+
+
+class CustomLoss(VoxelLoss):
+    """Any loss `(logits, target) → number` on one-hot targets of the logits' shape: MONAI's, say.
+
+    Voxels that are not valid become certain background: they have no gradient, but count in a
+    mean. The normaliser is not used. The term has the name of the class.
+    """
+
+    def __init__(self, loss: nn.Module, activation: str = "sigmoid") -> None:
+        super().__init__(activation)
+        self.loss = loss
+
+    def forward(
+        self,
+        logits: Float[Tensor, "b c *spatial"],
+        labels: Shaped[Tensor, "b *any"],
+        *,
+        valid: Bool[Tensor, "b *spatial"] | None = None,
+        normaliser: Normaliser = None,
+    ) -> LossTerms:
+        """The loss as one term; raises `ConfigError` where it is not a single number."""
+        softmax = self.activation == "softmax"
+        target = lesion_target(labels, logits[:, 1:] if softmax else logits)
+        if valid is not None:
+            left_out = ~valid.bool().unsqueeze(1)
+            target = target & ~left_out
+            logits = logits.masked_fill(left_out, -SURE)
+            if softmax:
+                logits = torch.cat([logits[:, :1].masked_fill(left_out, SURE), logits[:, 1:]], 1)
+        if softmax:
+            target = torch.cat([~target.any(1, keepdim=True), target], dim=1)
+        value = self.loss(logits, target.to(logits.dtype))
+        name = type(self.loss).__name__
+        if not isinstance(value, Tensor) or value.numel() != 1:
+            raise ConfigError(f"{name} returns more than one number. Give it a reduction.")
+        return {name: value.reshape(()).float()}
+
+
+def complete_loss(loss: Any, activation: str) -> nn.Module:
+    """A loss that training takes: ours as it is, another's in a `CustomLoss`.
+
+    A partial, as `loss=custom` gives it, is called with what its constructor has for the plan's
+    activation: `sigmoid`, `softmax`, `use_softmax`, `activation`. Raises `ConfigError` for what is
+    no loss.
+    """
+    if not isinstance(loss, nn.Module):
+        takes = signature(getattr(loss, "func", loss)).parameters
+        given = getattr(loss, "keywords", {})
+        if given.get("to_onehot_y"):
+            raise ConfigError("loss.to_onehot_y must be false: the targets are one-hot already.")
+        softmax = activation == "softmax"
+        fitting: dict[str, bool | str] = {"sigmoid": not softmax, "activation": activation}
+        fitting |= {"softmax": softmax, "use_softmax": softmax}
+        try:
+            loss = loss(**{k: v for k, v in fitting.items() if k in takes and k not in given})
+        except (TypeError, ValueError) as error:
+            known = ", ".join(takes)
+            raise ConfigError(f"loss: {error}. It takes {known}.") from error
+        if not isinstance(loss, nn.Module):
+            raise ConfigError(f"loss._target_ makes a {type(loss).__name__}, which is no loss.")
+    if isinstance(loss, VoxelLoss) or "valid" in signature(loss.forward).parameters:
+        return loss
+    return CustomLoss(loss, activation)

@@ -1,0 +1,109 @@
+"""What teaches a detector: focal loss over all anchors, overlap and offsets of positive ones."""
+
+from dataclasses import dataclass
+
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lesionseg.losses.base import LossTerms
+from lesionseg.losses.focal import (
+    Alpha,
+    Normaliser,
+    check_alpha,
+    check_focal,
+    lesion_of_class,
+    sigmoid_focal_loss,
+)
+from lesionseg.ops.boxes import decode_boxes, encode_boxes, paired_giou
+
+OVERLAP_WEIGHT, OFFSET_WEIGHT = 1.0, 0.5  # of GIoU and of the offsets' smooth L1
+NEGATIVES = 3  # background anchors per positive in hard-negative mining, at least so many a tile
+
+
+@dataclass(frozen=True, eq=False)
+class AnchorTargets:
+    """What the anchors of a batch are to find; B tiles of n anchors each.
+
+    `labels` `[B, n]` int64: 0 background, k for the plan's k-th label. `valid` `[B, n]`: False
+    where an anchor teaches nothing. `boxes` `[p, 2·dims]` float32: the lesion of each positive
+    anchor, in the order of `labels > 0`.
+    """
+
+    labels: Int64[Tensor, "b n"]
+    valid: Bool[Tensor, "b n"]
+    boxes: Float[Tensor, "p two_d"]
+
+
+class DetectionLoss(nn.Module):
+    """Scores over *all* valid anchors, boxes over positive ones, both divided by the positives.
+
+    Scores: focal loss (Lin et al. 2017). Boxes: 1 − GIoU (Rezatofighi et al. 2019,
+    arXiv 1902.09630) + ½ · smooth L1 of the offsets (Girshick 2015, equation 3, β = 1/9). A batch
+    without a lesion has a box term of 0 that is still attached to the network, so that no
+    parameter goes unused.
+
+    `alpha`, `gamma`: of the focal loss. `hard_negatives`: cross-entropy over the positives and the
+    worst background anchors in its place, as nnDetection and MONAI do, for comparison. Raises
+    `ConfigError`.
+    """
+
+    def __init__(
+        self, alpha: Alpha = 0.25, gamma: float = 2.0, hard_negatives: bool = False
+    ) -> None:
+        super().__init__()
+        check_alpha(alpha)
+        check_focal(gamma, "sum")
+        self.alpha, self.gamma, self.hard_negatives = alpha, gamma, hard_negatives
+
+    @property
+    def link(self) -> tuple[Alpha, float] | None:
+        """(α, γ) by which `posterior_logits` corrects the scores; None unless they are focal's."""
+        return None if self.hard_negatives else (self.alpha, self.gamma)
+
+    def forward(
+        self,
+        class_logits: Float[Tensor, "b n k"],
+        box_deltas: Float[Tensor, "b n two_d"],
+        anchors: Float[Tensor, "n two_d"],
+        targets: AnchorTargets,
+        *,
+        normaliser: Normaliser = None,
+    ) -> LossTerms:
+        """The terms `anchors` and `boxes`, fp32 scalars; their sum is the loss.
+
+        `normaliser`: by default the positives, at least 1. No anchor gives 0.
+        """
+        positive = targets.labels > 0
+        place = positive.flatten().nonzero()[:, 0]
+        of_lesions = anchors[place % max(len(anchors), 1)].float()
+        deltas = box_deltas.flatten(0, 1).index_select(0, place).float()
+        overlap = 1 - paired_giou(decode_boxes(deltas, of_lesions), targets.boxes.float())
+        offsets = encode_boxes(targets.boxes, of_lesions)
+        distance = F.smooth_l1_loss(deltas, offsets, beta=1 / 9, reduction="none").sum(-1)
+        boxes = (OVERLAP_WEIGHT * overlap + OFFSET_WEIGHT * distance).sum()
+        attached = 0 * box_deltas.float().sum()
+        normaliser = positive.sum().clamp(min=1) if normaliser is None else normaliser
+        if self.hard_negatives:
+            scores = self._mined(class_logits, targets)
+        else:
+            scores = sigmoid_focal_loss(
+                class_logits.float().transpose(1, 2),
+                targets.labels,
+                alpha=self.alpha,
+                gamma=self.gamma,
+                reduction="sum",
+                valid=targets.valid,
+            )
+        return {"anchors": scores / normaliser, "boxes": (boxes + attached) / normaliser}
+
+    def _mined(self, logits: Tensor, targets: AnchorTargets) -> Tensor:
+        """Cross-entropy of the positives and of the worst background anchors of the batch."""
+        x, labels, valid = logits.float().flatten(0, 1), targets.labels.flatten(), targets.valid
+        truth = lesion_of_class(labels, x.shape[-1]).to(x.dtype)
+        loss = F.binary_cross_entropy_with_logits(x, truth, reduction="none").sum(-1)
+        positive, kept = labels > 0, valid.flatten()
+        n = max(NEGATIVES * int((positive & kept).sum()), NEGATIVES * len(targets.labels))
+        background = loss[kept & ~positive]
+        hardest = background.topk(min(n, len(background))).values
+        return loss[positive & kept].sum() + hardest.sum() + 0 * x.sum()
