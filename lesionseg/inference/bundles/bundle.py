@@ -21,8 +21,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from lesionseg.errors import BundleError, OutputError
-from lesionseg.inference.bundles import monai_reader
-from lesionseg.inference.bundles.monai_reader import is_monai_bundle, read_monai_bundle
 from lesionseg.inference.input_check import InputCheck
 from lesionseg.models.build import NetworkFactory, build_network
 from lesionseg.plan.candidate_rule import SOURCES
@@ -91,10 +89,8 @@ def read_bundle(folder: Path, architectures: Mapping[str, NetworkFactory] | None
     The network is built from the plan by the closed table of `models.build` and the caller's own
     `architectures`. Raises `BundleError` for a missing file, a pickle in place of safetensors, a
     plan of another version, tensors that are missing, extra, of another shape or not finite;
-    `ConfigError` for an unknown architecture. MONAI's bundles are read too (`monai_reader`).
+    `ConfigError` for an unknown architecture.
     """
-    if is_monai_bundle(folder):
-        return Bundle(*read_monai_bundle(folder, trust="custom" in (architectures or {})))
     folder = resolve_bundle(folder)
     plan = Plan.from_json((folder / PLAN).read_text("utf-8", "replace"), folder / PLAN)
     paths = [folder / name for name in _weight_files(plan)]
@@ -128,10 +124,6 @@ def resolve_bundle(path: Path) -> Path:
 def bundle_digest(folder: Path) -> str:
     """Sixteen hexadecimal digits that change whenever the weights or the plan change."""
     digest = blake2b(digest_size=8)
-    if is_monai_bundle(folder):
-        for path in monai_reader.bundle_files(folder):
-            digest.update(path.read_bytes())
-        return digest.hexdigest()
     folder = resolve_bundle(folder)
     further = sorted((*folder.glob("weights_*.safetensors"), *folder.glob(CHECK)))
     for path in (folder / WEIGHTS, folder / PLAN, *further):
