@@ -17,7 +17,6 @@ from lesionseg.io.atomic import write_json
 from lesionseg.pipeline.follow.gathered_pairs import PairRow
 from lesionseg.pipeline.overlap.recipe import OverlapRow
 from lesionseg.pipeline.predict.predictions_table import PredictionRow
-from lesionseg.pipeline.predict.ranking import RankRow
 from lesionseg.pipeline.predict.study_table import StudyRow
 from lesionseg.report.inputs.origin import PseudonymRow
 from lesionseg.training.callbacks.focal_balance import CurveRow, FocalBalanceRow
@@ -31,7 +30,6 @@ TABLES: Mapping[str, type[TableRow]] = {
     "candidates.csv": CandidateRow,
     "predictions.csv": PredictionRow,
     "study.csv": StudyRow,
-    "ranking.csv": RankRow,
     "changes.csv": LesionChange,
     "pairs.csv": PairRow,
     "overlap.csv": OverlapRow,

@@ -134,34 +134,6 @@ class Predictor:
         """Where the networks are shown scans."""
         return self._device or device_of(self._networks[0])
 
-    def views(self) -> "tuple[Predictor, ...]":
-        """The members of an ensemble by themselves; of one network, its mirrored images.
-
-        These are the image as it is and mirrored along each axis. Raises `ConfigError` for one
-        network of radiographs, which are seen only as they are.
-        """
-        if len(self._networks) > 1:
-            return tuple(self._with(networks=(network,)) for network in self._networks)
-        axes = tuple(one for one in flip_axes(self.plan) if len(one) < 2)
-        require(
-            len(axes) > 1,
-            "One network has one view of a radiograph: nothing can disagree.",
-            where="bundle",
-            remedy="give the bundles of several folds: bundle=[runs/cv/fold_0,runs/cv/fold_1].",
-        )
-        settings = (replace(self._settings, flips=(one,)) for one in axes)
-        return tuple(self._with(settings=one) for one in settings)
-
-    def _with(
-        self,
-        networks: Sequence[nn.Module] | None = None,
-        settings: InferenceSettings | None = None,
-    ) -> "Predictor":
-        other = copy(self)
-        other._networks = tuple(networks or self._networks)
-        other._settings = settings or self._settings
-        return other
-
     def __call__(
         self,
         image: StrPath | Sequence[StrPath] | NDArray[Any],

@@ -26,7 +26,6 @@ from lesionseg.pipeline.predict.predictions_table import (
     PredictOutcome,
     Shard,
 )
-from lesionseg.pipeline.predict.ranking import check_rank, rank_cases
 from lesionseg.pipeline.predict.ray_engine import predict_on_ray
 from lesionseg.pipeline.predict.study_table import write_study
 from lesionseg.pipeline.run.cluster import EngineName
@@ -48,7 +47,6 @@ def predict(
     names: MaskNames = "lesionseg",
     dicom_output: bool = True,
     zones: str | Path | None = None,
-    rank: bool = False,
     identifiers: bool = False,
     trust: bool = False,
     engine: EngineName = "local",
@@ -84,8 +82,6 @@ def predict(
         dicom_output: DICOM scans also get a segmentation object and a structured report.
         zones: a folder of anatomy masks named by case, on any grid, and a table of names;
             candidates and burden are given by zone (`io.zone_files`).
-        rank: also write `ranking.csv`, a proposal of the order in which to label the scans; see
-            `rank_cases`. Each scan is seen again, by every member or mirrored along every axis.
         identifiers: messages of failed cases name folders and files.
         trust: networks and transforms that the bundle names may be imported; see `Predictor`.
         engine: "local", or "ray" for a cluster whose machines all see the same folders.
@@ -120,9 +116,6 @@ def predict(
     cases = shard.of(find_cases(_local(input, disk), job.output, predictors[0].plan))
     if dicom_output:
         check_dicom_output(cases)
-    if rank:
-        check_rank(predictors[0].plan, num_shards)
-        predictors[0].views()
     if job.zones is not None:
         find_zones(job.zones).check([files.case for files in cases])
     with _locked(job.output, shard):
@@ -134,11 +127,6 @@ def predict(
         rows = _gather(finished, table, len(cases), progress)
         if num_shards == 1:  # else several would write it
             write_study(job.output, cases, table.rows)
-        if rank:
-            failed = {row.case for row in rows if row.status == "failed"}
-            predicted = [files for files in cases if files.case not in failed]
-            with bar("Ranking") as advance:
-                rank_cases(predictors[0], predicted, job.output, advance)
     return PredictOutcome(sorted(rows, key=lambda row: row.case))
 
 
