@@ -15,7 +15,6 @@ from lesionseg.evaluation.rows import CandidateRow, CaseRow, LesionRow, SuspectR
 from lesionseg.evaluation.table_row import TableRow
 from lesionseg.io.atomic import write_json
 from lesionseg.pipeline.follow.gathered_pairs import PairRow
-from lesionseg.pipeline.overlap.recipe import OverlapRow
 from lesionseg.pipeline.predict.predictions_table import PredictionRow
 from lesionseg.pipeline.predict.study_table import StudyRow
 from lesionseg.report.inputs.origin import PseudonymRow
@@ -32,7 +31,6 @@ TABLES: Mapping[str, type[TableRow]] = {
     "study.csv": StudyRow,
     "changes.csv": LesionChange,
     "pairs.csv": PairRow,
-    "overlap.csv": OverlapRow,
     "adjudicate.csv": AdjudicationRow,
     "reader_A.csv": SheetRow,
     "key.csv": KeyRow,

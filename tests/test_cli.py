@@ -19,7 +19,6 @@ REQUIRED = {
     "predict": ["bundle=b", "input=i", "output=o"],
     "evaluate": ["reference=r", "prediction=p", "output=o"],
     "follow": ["before=b", "after=a", "output=o"],
-    "overlap": ["bundle=b", "data=d"],
     "report": ["scores=s", "output=o"],
     "export": ["bundle=b", "output=o"],
     "serve": ["bundle=b"],

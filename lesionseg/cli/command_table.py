@@ -87,15 +87,6 @@ COMMANDS: dict[str, Command] = {
             "before=DIR after=DIR output=changes stable=[P1,P2] reference=new_lesions",
         ),
     ),
-    "overlap": Command(
-        "which cases of a test set a model has seen in training",
-        ("bundle", "input", "output", "group"),
-        (
-            "bundle=runs/a data=DIR",
-            "bundle=runs/a data=scans output=checks",
-            "bundle=[runs/a,runs/b] data=DIR 'group=(P[0-9]+)_'",
-        ),
-    ),
     "report": Command(
         "one page a clinician can read, from the tables that evaluate wrote",
         ("scores", "output", "images", "reference", "prediction", "compare", *_PAGE),

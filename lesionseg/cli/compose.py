@@ -105,8 +105,6 @@ def compose(command: str, argv: Sequence[str], *, complete: bool = True) -> Any:
 def typed_overrides(command: str, argv: Sequence[str]) -> list[str]:
     """What was typed, quoted, by the names of today, with all places that hold configurations."""
     texts = COMMANDS[command].texts
-    if command == "overlap":  # Hydra would look for an option of the group `data`
-        argv = [re.sub(r"^data=", "input=", a) for a in argv]
     return with_search_path(opened([renamed(quoted(a, texts)) for a in argv]))
 
 

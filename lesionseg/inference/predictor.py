@@ -28,7 +28,6 @@ from lesionseg.inference.sliding.sliding_window import (
     SlidingWindow,
     Task,
     device_of,
-    flip_axes,
 )
 from lesionseg.inference.sliding.stitch import Store
 from lesionseg.io.dicom.stack import Tilt

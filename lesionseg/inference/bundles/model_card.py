@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lesionseg.core import UNKNOWN_ROLE, OperatingPoint
-from lesionseg.inference.bundles.training_cases import TrainingCase, card_lines
 from lesionseg.plan.plan import Plan
 
 _CAUTIONS = {
@@ -18,13 +17,12 @@ def model_card(
     plan: Plan,
     scores: Mapping[str, Any] | None = None,
     provenance: Mapping[str, Any] | None = None,
-    cases: Sequence[TrainingCase] = (),
 ) -> str:
     """Model card of a network trained by `plan`.
 
     `scores` is the content of a `scores.json`, `provenance` whatever is known of the run (version,
-    date, data, seed), `cases` what it has seen; each may be missing, and the card says so. Values
-    that are undefined are written as such, never as a number.
+    date, data, seed); each may be missing, and the card says so. Values that are undefined are
+    written as such, never as a number.
     """
     sections = {
         "Purpose": _purpose(plan),
@@ -33,7 +31,6 @@ def model_card(
         "Performance": _performance(scores),
         "Decisions": [f"- {name}: {reason}" for name, reason in sorted(plan.reasons.items())],
         "Provenance": [f"- {name}: {value}" for name, value in (provenance or {}).items()],
-        "Training cases": card_lines(cases),
     }
     parts = [f"# Lesion model: {', '.join(plan.label_names)}"]
     for title, lines in sections.items():

@@ -30,7 +30,7 @@ from lesionseg.pipeline.judging.judge_role import judge_untouched
 from lesionseg.pipeline.judging.role_steps import labelled
 from lesionseg.pipeline.judging.voxel_calibration import mean_calibration
 from lesionseg.pipeline.run.run_dir import SPLITS, check_claim, refuse_other_cases
-from lesionseg.pipeline.train.fine_tuning import bundle_plan, read_as_typed, training_cases
+from lesionseg.pipeline.train.fine_tuning import bundle_plan, read_as_typed
 from lesionseg.pipeline.train.learning import kept_plan
 from lesionseg.pipeline.train.one_training import (
     BUNDLE,
@@ -135,8 +135,7 @@ def _gather(recipe: Recipe, survey: Survey, folds: Sequence[FoldRun], run: Path)
     choice = replace(judged.choice, voxel_calibration=voxels)
     plan = choice.added_to(undecided(members.plan)).with_(n_members=len(folds))
     plan = choose_missing(plan, folds, recipe.rules(origin))
-    seen = training_cases(survey, recipe.learning.init_from)
-    keep_bundle(members.networks, plan, judged.scores, origin, seen, run, members.check)
+    keep_bundle(members.networks, plan, judged.scores, origin, run, members.check)
     complete = replace(members, plan=plan)
     predictor = Predictor(complete, device=device, settings=recipe.inference, trust=True)
     tested = judge_untouched(predictor, whole, run / "test", "test", recipe.rules(origin))

@@ -2,13 +2,12 @@
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from torch import nn
 
-from lesionseg.errors import BundleError, require
+from lesionseg.errors import require
 from lesionseg.inference.bundles.bundle import (
     PLAN,
     Bundle,
@@ -16,18 +15,13 @@ from lesionseg.inference.bundles.bundle import (
     read_bundle,
     resolve_bundle,
 )
-from lesionseg.inference.bundles.training_cases import TrainingCase, hashed, read_training_cases
 from lesionseg.models.build import TRUSTED
 from lesionseg.models.nnunet_weights import architecture_of, is_checkpoint, read_checkpoint
 from lesionseg.models.transfer import Transfer, new_heads, take_tensors, take_weights
-from lesionseg.pipeline.dataset.case_facts import FactsFolder
-from lesionseg.pipeline.dataset.survey import Survey
 from lesionseg.plan.plan import Architecture, Plan
 from lesionseg.plan.plan_overrides import PlanOverrides
 
 log = logging.getLogger(__name__)
-
-_SEEN: tuple[Literal["train", "validation"], ...] = ("train", "validation")
 
 
 def bundle_plan(bundle: str) -> Plan:
@@ -84,28 +78,6 @@ def start_from(bundle: str, network: nn.Module, plan: Plan) -> None:
         )
     done = take_weights(network, plan, before.network, before.plan)
     _say(f"bundle {bundle_digest(Path(bundle))}", done)
-
-
-def training_cases(survey: Survey, init_from: str | None) -> tuple[TrainingCase, ...]:
-    """What a network has seen: the survey's cases of both roles, and those of `init_from`."""
-    facts = survey.facts or FactsFolder(None, survey.dataset)
-    seen = tuple(
-        TrainingCase(role, hashed(c.case), hashed(c.group or c.case), facts.images(c))
-        for role in _SEEN
-        for c in survey.of_role(role)
-    )
-    return seen if init_from is None else (*seen, *_earlier(init_from))
-
-
-def _earlier(init_from: str) -> list[TrainingCase]:
-    """The cases of the weights that training began with; one `unknown` where nobody listed them."""
-    if is_checkpoint(init_from):
-        return [TrainingCase("unknown")]
-    try:
-        before = read_training_cases(Path(init_from))
-    except BundleError:
-        return [TrainingCase("unknown")]
-    return [c if c.seen_as == "unknown" else replace(c, seen_as="earlier") for c in before]
 
 
 def _say(source: str, done: Transfer) -> None:

@@ -16,7 +16,6 @@ from lesionseg.data.transforms import PrepareSettings
 from lesionseg.evaluation import Preset
 from lesionseg.inference.bundles.bundle import write_bundle
 from lesionseg.inference.bundles.model_card import model_card
-from lesionseg.inference.bundles.training_cases import TrainingCase
 from lesionseg.inference.candidates.acceptance import DEFAULT_POINT
 from lesionseg.inference.inference_settings import InferenceSettings
 from lesionseg.inference.input_check import InputCheck
@@ -32,7 +31,6 @@ from lesionseg.pipeline.judging.role_steps import RoleScores, Rules, labelled
 from lesionseg.pipeline.judging.volume_scores import VolumeJudge, VolumeScores
 from lesionseg.pipeline.report.recipe import ReportSettings
 from lesionseg.pipeline.run.run_dir import claim, is_claimed, provenance, refuse_other_cases
-from lesionseg.pipeline.train.fine_tuning import training_cases
 from lesionseg.pipeline.train.learning import (
     affordable,
     decide,
@@ -203,8 +201,7 @@ def _judged(
     if validation:
         complete = judge_missing(predictor(complete), survey, run, recipe.rules(origin))
     scores = validation.scores if validation else None
-    seen = training_cases(survey, recipe.learning.init_from)
-    keep_bundle([fitted.network], complete, scores, origin, seen, run, check)
+    keep_bundle([fitted.network], complete, scores, origin, run, check)
     return Trained(predictor(complete), complete, validation, origin)
 
 
@@ -237,7 +234,6 @@ def keep_bundle(
     plan: Plan,
     scores: Mapping[str, Any] | None,
     origin: Mapping[str, Any],
-    seen: Sequence[TrainingCase],
     run: Path,
     check: InputCheck | None = None,
 ) -> None:
@@ -248,11 +244,10 @@ def keep_bundle(
         plan: what was decided and chosen.
         scores: of the validation cases, or None.
         origin: what made the model, for its card.
-        seen: the cases it has learnt from or was chosen on.
         run: the run directory.
         check: what tells scans that are unlike the training scans, or None.
     """
     plan = plan.with_(n_members=len(networks))
-    card = model_card(plan, scores, origin, seen)
+    card = model_card(plan, scores, origin)
     write_bundle(run / BUNDLE, networks, plan, card, check)
     write_text(run / "plan.json", plan.to_json())
