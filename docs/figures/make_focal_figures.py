@@ -3,27 +3,23 @@
     python docs/figures/make_focal_figures.py
 
 Writes focal_*.svg beside this file, and the numbers that the text quotes to focal_numbers.json.
-Nothing is sketched: values and gradients come from `sigmoid_focal_loss` and its backward pass.
-The heat map is that of a search for α and γ whose tune.json is kept here as focal_search.json.
+Values and gradients come from `sigmoid_focal_loss` and its backward pass.
 """
 
+import json
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+import matplotlib as mpl
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from lesionseg.io.atomic import atomic_path, read_json, write_json
 from lesionseg.losses import sigmoid_focal_loss
-from lesionseg.report.figures.chart_drawing import ACCENT, FOUND, GRID, INK, STYLES, draw_svg
-from lesionseg.report.sections.tuning_page import TuningSearch, TuningTrial, draw_surface
 
-if TYPE_CHECKING:
-    from matplotlib.figure import FigureBase
-
+INK, FOUND, ACCENT, GRID = "#1a1a1a", "#0072b2", "#d55e00", "#d9d9d9"
+STYLES = ("-", "--", ":", "-.")
 HERE = Path(__file__).resolve().parent
 GAMMAS = (0.0, 0.5, 1.0, 2.0, 5.0)
 COLOURS = (INK, "#56b4e9", FOUND, ACCENT, "#cc79a7")  # Okabe and Ito 2008
@@ -38,17 +34,19 @@ PAPER = ((0.0, 0.75), (0.5, 0.5), (1.0, 0.25), (2.0, 0.25), (5.0, 0.25))
 
 def main() -> None:
     """Draw them all."""
+    mpl.rcParams.update({"svg.hashsalt": "lesionseg", "font.size": 10})
     write("focal_curves", curves, 3.6)
     write("focal_gradient_share", gradient_share, 3.6)
     write("focal_calibration", calibration, 3.8)
-    write("focal_search", partial(draw_surface, search=read_search()), 4.6)
-    write_json(HERE / "focal_numbers.json", numbers())
+    text = json.dumps(numbers(), indent=2, ensure_ascii=False) + "\n"
+    (HERE / "focal_numbers.json").write_text(text, encoding="utf-8")
 
 
-def write(name: str, draw: "Callable[[FigureBase], None]", height: float) -> None:
+def write(name: str, draw: Callable[[Figure], None], height: float) -> None:
     """One figure as SVG beside this file."""
-    with atomic_path(HERE / f"{name}.svg") as path:
-        path.write_bytes(draw_svg(draw, height).svg)
+    figure = Figure(figsize=(7.6, height), layout="constrained")
+    draw(figure)
+    figure.savefig(HERE / f"{name}.svg", metadata={"Date": None})
 
 
 def loss_and_gradient(
@@ -62,7 +60,7 @@ def loss_and_gradient(
     return loss.detach().numpy()[:, 0], slope.numpy()[:, 0]
 
 
-def curves(onto: "FigureBase") -> None:
+def curves(onto: Figure) -> None:
     """The loss, and the size of its gradient in the logit, against p_t."""
     left, right = onto.subplots(1, 2)
     p = np.linspace(1e-3, 1 - 1e-3, 400)
@@ -92,7 +90,7 @@ def shares(fraction: float, gamma: float, alpha: float) -> tuple[float, float, f
     return push.sum() / total, pull[easy].sum() / total, pull[~easy].sum() / total
 
 
-def gradient_share(onto: "FigureBase") -> None:
+def gradient_share(onto: Figure) -> None:
     """Who gets the gradient, against γ, at three lesion fractions."""
     gammas = np.linspace(0, 5, 51)
     panels = onto.subplots(1, len(FRACTIONS), sharey=True)
@@ -124,7 +122,7 @@ def minimiser(q: NDArray[np.float64], gamma: float, alpha: float) -> NDArray[np.
     return 1 / (1 + np.exp(-(low + high) / 2))
 
 
-def calibration(onto: "FigureBase") -> None:
+def calibration(onto: Figure) -> None:
     """What a score means: the taught probability against the true chance, by γ and by α."""
     q = np.logspace(-4, np.log10(0.999), 200)
     left, right = onto.subplots(1, 2, sharey=True)
@@ -140,18 +138,6 @@ def calibration(onto: "FigureBase") -> None:
         axes.title.set_fontsize(10)
     left.set_ylabel("probability taught, p*")
     _tidy(left, right)
-
-
-def read_search() -> TuningSearch:
-    """The search as its tune.json keeps it."""
-    raw = read_json(HERE / "focal_search.json")
-    return TuningSearch(
-        alpha=tuple(raw["search"]["alpha"]),
-        gamma=tuple(raw["search"]["gamma"]),
-        trials=tuple(TuningTrial(**trial) for trial in raw["trials"]),
-        objective=raw["objective"].partition(" + ")[0],
-        title="",
-    )
 
 
 def numbers() -> dict[str, object]:
