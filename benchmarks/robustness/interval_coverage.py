@@ -5,7 +5,7 @@
 Patients have 1 lesion or more, on average 5 and sometimes 40, as in multiple sclerosis; lesions of
 one patient are alike, and false positives crowd in some (negative binomials with k = 0.7). Half of
 the patients of the AUROC have no lesion. The truth of a curve is that of 40 000 patients. Prints
-the table of docs/metrics.md: the share of studies whose interval holds the truth, in percent, and
+the table of evaluation.md: the share of studies whose interval holds the truth, in percent, and
 in brackets that of studies with an interval where not all have one.
 """
 

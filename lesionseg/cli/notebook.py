@@ -39,7 +39,7 @@ class Run:
         return dict(read_scores(self.folder / "scores.json").raw)
 
     def to_pandas(self, table: str = "lesions") -> "DataFrame":
-        """One of `TABLES`, with the columns of the CSV; see docs/tables.md."""
+        """One of `TABLES`, with the columns of the CSV; see docs/reference.md."""
         one_of("table", table, TABLES, where="to_pandas")
         return _table(self.folder / f"{table}.csv")
 

@@ -167,7 +167,7 @@ class Pairs:
 class CaseResult:
     """One judged case.
 
-    `dice`, `surface_dice` and `hd95_mm` are None where docs/metrics.md says so. `counts` holds
+    `dice`, `surface_dice` and `hd95_mm` are None where docs/evaluation.md says so. `counts` holds
     voxels by label, all labels as one under 0, and is empty where there are no masks to compare.
     `sides` holds the counts under the side criteria, `pairs` those of the preset's pairs, version
     1's where it has none: what panoptic quality is of. `splits`: lesions overlapped by several

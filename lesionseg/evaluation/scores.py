@@ -59,7 +59,7 @@ def summarise(
     subgroups: Sequence[str] | None = None,
     lesion_columns: LesionColumns | None = None,
 ) -> dict[str, Any]:
-    """The content of scores.json, as DESIGN's contract and docs/metrics.md describe it.
+    """The content of scores.json, as DESIGN's contract and docs/evaluation.md describe it.
 
     No result at all gives nulls throughout.
 

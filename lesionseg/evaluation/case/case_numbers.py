@@ -48,7 +48,7 @@ def counts_by_label(judged: CaseMatch) -> dict[int, VoxelCounts]:
 
 
 def case_dice(judged: CaseMatch, counts: dict[int, VoxelCounts]) -> float | None:
-    """Dice of all labels taken as one; see docs/metrics.md for what has none."""
+    """Dice of all labels taken as one; see docs/evaluation.md for what has none."""
     if len(judged.lesions) == 0:
         return edge_cases.CASE_WITHOUT_LESION.value
     if not counts:

@@ -97,7 +97,7 @@ def with_intervals(point: OperatingPoint, results: Sequence[CaseResult]) -> Oper
     groups. They hold although the same cases chose the score: the rate at the k-th false positive
     has the gamma distribution whose quantiles are Garwood's ends, as the share at the k-th lesion
     has the beta distribution of a binomial interval (Garwood 1936, Clopper & Pearson 1934).
-    Bootstraps that choose anew in every replicate cover less (docs/metrics.md).
+    Bootstraps that choose anew in every replicate cover less (docs/evaluation.md).
     """
     pool = pool_results(results)
     lesions = _by_group(pool, pool.lesion_group)
