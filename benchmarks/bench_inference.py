@@ -35,15 +35,19 @@ from torch import Tensor, nn
 
 from benchmarks.common import table
 from lesionseg.core import Geometry, Volume
-from lesionseg.inference.bundles.bundle import Bundle, read_bundle, write_bundle
+from lesionseg.inference.bundle import Bundle, read_bundle, write_bundle
 from lesionseg.inference.inference_settings import InferenceSettings
 from lesionseg.inference.predictor import Predictor
 from lesionseg.io.formats import decoder
 from lesionseg.io.formats.itk import read_itk, read_itk_geometry
 from lesionseg.io.volumes import read_geometry, read_volume, write_volume
 from lesionseg.models.build import build_network
-from lesionseg.pipeline.predict.predict_job import PredictJob, predict_cases
-from lesionseg.pipeline.predict.recipe import find_cases
+from lesionseg.pipeline.predict import (
+    PredictSettings,
+    find_cases,
+    make_predictor,
+    predict_cases,
+)
 from lesionseg.plan.plan import Architecture, Normalisation, Plan
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -134,7 +138,7 @@ def random_bundle(*, quick: bool) -> Bundle:
         ),
         lesion_fraction=0.02,
     )
-    return Bundle(build_network(plan, seed=0).eval(), plan)
+    return Bundle((build_network(plan, seed=0).eval(),), plan)
 
 
 def head(shape: tuple[int, int, int], seed: int) -> Volume:
@@ -260,16 +264,19 @@ def predict_folder(name: str, folder: Path, device: str = "cpu") -> dict[str, An
     settings = replace(
         PRESETS[name], max_memory_gb=0.001 if folder.name.startswith("grow") else None
     )
-    job = PredictJob((folder / "bundle",), folder / name, settings, device=device)
-    predictor = job.predictors({"nothing": lambda _: Nothing()})[0]
-    cases = find_cases(folder / "in", job.output, predictor.plan)
+    output = folder / name
+    cfg = PredictSettings(
+        (str(folder / "bundle"),), str(folder / "in"), str(output), settings, device=device
+    )
+    predictor = make_predictor(cfg, {"nothing": lambda _: Nothing()})
+    cases = find_cases(folder / "in", output, predictor.plan)
     _warm(predictor)
     spent = [0.0]
-    for network in predictor._networks:
+    for network in predictor.window.networks:
         _timed(network, spent)
     base = _memory_mb("VmRSS")
     begin, processor_s = time.perf_counter(), time.process_time()
-    rows = list(predict_cases(job, cases, predictors=[predictor]))
+    rows = list(predict_cases(cfg, predictor, output, cases, {}))
     seconds = (time.perf_counter() - begin) / len(cases)
     processor_s = (time.process_time() - processor_s) / len(cases)
     for row in rows:

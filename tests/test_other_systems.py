@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from lesionseg.core import Case, Volume
-from lesionseg.inference.bundles.bundle import write_bundle
+from lesionseg.inference.bundle import write_bundle
 from lesionseg.io.volumes import write_volume
 from lesionseg.models.build import build_network
 from lesionseg.plan.plan import Plan

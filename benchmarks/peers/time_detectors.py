@@ -24,10 +24,7 @@ from benchmarks.peers.torchvision_on_cpu import supply_nms
 
 supply_nms()
 
-from lesionseg.inference.inference_settings import InferenceSettings  # noqa: E402
-from lesionseg.inference.sliding.scan_tiles import ScanTiles  # noqa: E402
-from lesionseg.inference.sliding.sliding_window import SlidingWindow, Task  # noqa: E402
-from lesionseg.inference.sliding.stitch import Store  # noqa: E402
+from lesionseg.inference.sliding.window import SlidingWindow  # noqa: E402
 from lesionseg.losses import DetectionLoss, FocalLoss  # noqa: E402
 from lesionseg.models.build import build_network  # noqa: E402
 from lesionseg.models.precision import fast_dtype, fast_memory_format  # noqa: E402
@@ -85,14 +82,8 @@ def ours(side: int) -> dict[str, Callable[[], object]]:
     image = torch.randn(1, side, side, side)
 
     def volume() -> int:
-        settings = InferenceSettings(overlap=0.5)
-        slider = SlidingWindow.by_settings([network], plan(), settings, DEVICE)
-        store = Store((0, side, side, side))
-        slide = ScanTiles(image, plan(), store, overlap=0.5, device=DEVICE)
-        list(slider.run(iter([Task(None, slide)])))
-        if slide.error is not None:
-            raise slide.error
-        return len(slide.boxes or ())
+        window = SlidingWindow([network], plan(), device=DEVICE)
+        return len(window(image)[1] or ())
 
     return {"step": step, "volume": volume}
 

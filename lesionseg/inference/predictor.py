@@ -1,69 +1,73 @@
-"""The predictor: from a scan's file to its candidates, by one bundle."""
+"""The predictor: from a scan's file to its candidates, by one bundle or several."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import re
+from collections.abc import Mapping, Sequence
 from copy import copy
-from dataclasses import replace
-from functools import cached_property
+from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
-from typing import Any, TypeVar
+from time import perf_counter
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import nn
 
-from lesionseg.core import CaseFiles, Geometry, Prediction, Volume
+from lesionseg.core import CaseFiles, Dataset, Geometry, OperatingPoint, Prediction, Volume
+from lesionseg.data.prepared_case import prepare_image
 from lesionseg.data.transforms import refuse_strangers
-from lesionseg.errors import ContentError, one_of, require
-from lesionseg.inference.bundles.bundle import Bundle
-from lesionseg.inference.bundles.ensemble import ensemble
-from lesionseg.inference.decision import CaseDecision, Inferred
-from lesionseg.inference.inference_settings import InferenceSettings, Precision, choose_device
-from lesionseg.inference.input_check import InputCheck, judge_input
-from lesionseg.inference.open_scan import PreparedScan, ScanOpener, StrPath, case_files
-from lesionseg.inference.sliding.scan_tiles import ScanTiles
-from lesionseg.inference.sliding.sliding_window import (
-    OnTile,
-    SlidingWindow,
-    Task,
-    device_of,
-)
+from lesionseg.errors import ConfigError, ContentError, DatasetError, one_of
+from lesionseg.inference.bundle import Bundle, ensemble
+from lesionseg.inference.decision import Inferred, Watch, decide, operating_point
+from lesionseg.inference.inference_settings import InferenceSettings, choose_device
+from lesionseg.inference.input_check import InputCheck, check_scan
+from lesionseg.inference.sliding.body import Body, find_body
 from lesionseg.inference.sliding.stitch import Store
-from lesionseg.io.dicom.stack import Tilt
+from lesionseg.inference.sliding.window import OnBatch, SlidingWindow, device_of
+from lesionseg.io.cases import read_image
+from lesionseg.io.volumes import strip_suffix
 from lesionseg.models.build import NetworkFactory, trusting
-from lesionseg.models.precision import fast_memory_format, timed_memory_format
+from lesionseg.models.precision import fast_memory_format
 from lesionseg.plan.plan import Plan
 
-Tag = TypeVar("Tag")
+StrPath = str | PathLike[str]
+
+
+@dataclass(frozen=True, eq=False)
+class PreparedScan:
+    """A scan on the plan's grid as the networks see it, and its own file's grid.
+
+    `body`: where the patient is; None: everywhere. `valid`: see `core.Volume`, on the file's grid.
+    Channels that are missing (`image.missing`) are 0.
+    """
+
+    image: Volume
+    file_geometry: Geometry
+    body: Body | None = None
+    valid: NDArray[np.bool_] | None = None
 
 
 class Predictor:
-    """A network and its plan, ready for scans.
+    """Networks and their plan, ready for scans.
 
     >>> predictor = Predictor("runs/ms")  # doctest: +SKIP
     >>> prediction = predictor("scan.nii.gz")  # doctest: +SKIP
     >>> [(c.score, c.centre_mm) for c in prediction.candidates if c.accepted]  # doctest: +SKIP
 
-    A case goes through three steps, which many cases may go through at once: `scans.open`,
-    `infer_all`, `decide`. Raises `BundleError` for an unusable bundle, `ConfigError` for a wrong
-    device or operating point.
+    A case goes through `prepare` (or `read` and `prepare_volume`), `infer` and `decide`; one may be
+    prepared while another is inferred. Raises `BundleError` for an unusable bundle, `ConfigError`
+    for a wrong device or operating point.
 
     Args:
         bundle: a bundle's folder, a run's folder or a `Bundle`, or several of them whose
             probabilities are averaged (an ensemble; the first one's plan decides).
+        settings: overlap of tiles, mirrored views, batch size and memory.
         device: "auto", "cpu", "cuda", …; None is "auto" for a folder and where the network lies
             for a `Bundle`.
         operating_point: accepts candidates; see `choose_operating_point`.
-        overlap: of neighbouring tiles, as a share of a tile.
-        flips: average over mirrored images too.
-        batch_size: tiles per batch; None: the plan's on a GPU, 1 on a CPU.
-        precision: of the network's arithmetic; see `InferenceSettings`.
         raster_mm: pixel size in mm of images that state none (PNG); None is that of the training
             images.
-        tilt: "resample" brings the slices of a tilted CT gantry upright, and the prediction lies
-            on those.
-        settings: all of overlap, flips, batch size and precision at once, and more.
         architectures: maps a name in the plan to the caller's own factory.
         trust: import whatever networks and transforms the bundle names; else only our own, and
             MONAI's transforms.
@@ -73,33 +77,37 @@ class Predictor:
         self,
         bundle: StrPath | Bundle | Sequence[StrPath | Bundle],
         *,
+        settings: InferenceSettings | None = None,
         device: str | torch.device | None = None,
         operating_point: str | None = None,
-        overlap: float = 0.5,
-        flips: bool = False,
-        batch_size: int | None = None,
-        precision: Precision = "auto",
         raster_mm: float | None = None,
-        tilt: Tilt = "refuse",
-        settings: InferenceSettings | None = None,
         architectures: Mapping[str, NetworkFactory] | None = None,
         trust: bool = False,
     ) -> None:
-        given = (bundle,) if isinstance(bundle, (str, PathLike, Bundle)) else tuple(bundle)
-        # networks read here are nobody else's
-        self._own = not any(isinstance(b, Bundle) for b in given)
-        if not all(isinstance(b, Bundle) for b in given):
-            device = device or "auto"
-        members = ensemble(given, trusting(trust, architectures))
-        self.plan = members.plan
+        given = [bundle] if isinstance(bundle, (str, PathLike, Bundle)) else list(bundle)
+        joint = ensemble(given, trusting(trust, architectures))
         if not trust:
-            refuse_strangers(self.plan.prepare_extra, "plan.json")
-        self._networks, self._check = members.networks, members.check
-        self._device = None if device is None else choose_device(device)
-        self._settings = settings or InferenceSettings(overlap, flips, batch_size, precision)
-        self.scans = ScanOpener(self.plan, raster_mm, tilt, self._settings.body_mask)
-        self.decide = CaseDecision(self.plan, operating_point)
-        self.operating_point = self.decide.point()
+            refuse_strangers(joint.plan.prepare_extra, "plan.json")
+        self.plan, self.settings = joint.plan, settings or InferenceSettings()
+        self.raster_mm, self._accepted_by, self._check = raster_mm, operating_point, joint.check
+        in_memory = all(isinstance(one, Bundle) for one in given)
+        self.device = (
+            device_of(joint.networks[0])
+            if device is None and in_memory
+            else choose_device(device or "auto")
+        )
+        self.window = SlidingWindow(
+            joint.networks,
+            self.plan,
+            overlap=self.settings.overlap,
+            flips=self.settings.flips,
+            batch_size=self.settings.batch_size,
+            device=self.device,
+            dtype=self.settings.dtype(self.device),
+            # the layout of a network in memory, which may be in training, is its owner's
+            memory_format=None if in_memory else fast_memory_format(self.plan.dims, self.device),
+        )
+        self.operating_point()
 
     @classmethod
     def from_network(
@@ -113,25 +121,23 @@ class Predictor:
         check: InputCheck | None = None,
     ) -> "Predictor":
         """A predictor of a network in memory; it stays where it lies unless `device` is given."""
-        settings = settings or InferenceSettings()
         return cls(
-            Bundle(network, plan, check=check),
+            Bundle((network,), plan, check),
+            settings=settings,
             device=device,
             operating_point=operating_point,
-            settings=settings,
             trust=True,
         )
 
-    def following(self, plan: Plan) -> "Predictor":
+    def with_plan(self, plan: Plan) -> "Predictor":
         """The same networks by another plan, which differs in what is decided after them."""
         other = copy(self)
-        other.plan, other.decide = plan, replace(self.decide, plan=plan)
+        other.plan = plan
         return other
 
-    @property
-    def device(self) -> torch.device:
-        """Where the networks are shown scans."""
-        return self._device or device_of(self._networks[0])
+    def operating_point(self, missing: Sequence[int] = ()) -> OperatingPoint:
+        """What accepts candidates, in scans that lack these channels; raises `ConfigError`."""
+        return operating_point(self.plan, self._accepted_by, missing)
 
     def __call__(
         self,
@@ -152,122 +158,139 @@ class Predictor:
             one_of("channel", name, self.plan.channel_names, where="missing")
         lacking = tuple(c for c, n in enumerate(self.plan.channel_names) if n in missing)
         if not isinstance(image, np.ndarray):
-            return self.predict_files(replace(case_files(image, self.plan), missing=lacking))
-        where = "affine"
-        require(affine is not None, "An array needs its affine.", where=where, seen=affine)
+            paths = (image,) if isinstance(image, (str, PathLike)) else tuple(image)
+            if not paths:
+                raise DatasetError(f"A case needs files of {', '.join(self.plan.channel_names)}.")
+            files = CaseFiles(case_id(Path(paths[0])), tuple(map(Path, paths)), missing=lacking)
+            return self.decide(self.infer(self.prepare(files)), files.case)
+        if affine is None:
+            raise ConfigError("affine: an array needs one, from its index to RAS millimetres.")
         channels = image[None] if image.ndim == self.plan.dims else image
-        if len(channels) + len(lacking) == len(self.plan.channel_names):  # else it is refused
+        if len(channels) + len(lacking) == len(self.plan.channel_names):
             for channel in lacking:
                 channels = np.insert(channels, channel, 0, axis=0)
         grid = Geometry(channels.shape[1:], np.asarray(affine, dtype=np.float64))
         return self.predict_volume(Volume(channels, grid, missing=lacking), "array")
 
-    def predict_files(self, files: CaseFiles) -> Prediction:
-        """Predict one case of known files; see `__call__`."""
-        return self.decide(self._infer(self.scans.open(files)), files.case)
-
     def predict_volume(
-        self, volume: Volume, case: str, *, on_tile: OnTile | None = None
+        self, volume: Volume, case: str, *, on_batch: OnBatch | None = None
     ) -> Prediction:
         """Predict a volume `[C, *spatial]`; candidates and masks lie on its own grid.
 
         Raises `ContentError` naming `case` for wrong channels or axes, NaN or infinity.
         """
-        return self.decide(self._infer(self.scans.prepare(volume, case), on_tile), case)
+        return self.decide(self.infer(self.prepare_volume(volume, case), on_batch=on_batch), case)
 
-    def probabilities(
-        self, volume: Volume, *, on_tile: OnTile | None = None
-    ) -> NDArray[np.float32]:
+    def probabilities(self, volume: Volume) -> NDArray[np.float32]:
         """Probabilities `[K, *spatial]` float32 of the plan's labels, on the volume's own grid."""
-        inferred = self._infer(self.scans.prepare(volume, "volume"), on_tile)
-        return np.stack([np.concatenate(list(slabs)) for slabs in inferred.restored()])
+        inferred = self.infer(self.prepare_volume(volume, "volume"))
+        return np.stack([np.concatenate(list(slabs)) for slabs in inferred.restored(self.plan)])
 
-    def infer_all(
-        self,
-        scans: Iterator[tuple[Tag, PreparedScan | None]],
-        *,
-        ready: Callable[[], bool] = lambda: True,
-        on_tile: OnTile | None = None,
-        spill: Callable[[Tag], Path | None] = lambda _: None,
-    ) -> Iterator[tuple[Tag, Inferred | Exception | None]]:
-        """What the networks say of many scans, in order; their tiles share batches.
+    def read(self, files: CaseFiles) -> Volume:
+        """A case's channels as one volume `[C, *spatial]` float32, on the file's grid.
 
-        What comes with a scan goes with it; None passes as it is, and what goes wrong with one is
-        its outcome. `ready`, `on_tile`: see `SlidingWindow.run`. Probabilities go to memory, or to
-        a nameless file in the folder that `spill` names.
+        Raises `DatasetError` for channels that are too many, or missing where the plan cannot do
+        without; `ReadError`, `GeometryError` or `ContentError` naming the file at fault.
         """
-        window = SlidingWindow.by_settings(
-            self._networks, self.plan, self._settings, self._device, self._layout
-        )
-
-        def tasks() -> Iterator[Task[tuple[Tag, Inferred | Exception | None]]]:
-            for tag, prepared in scans:
-                task = self._task(tag, prepared, window, spill)
-                del prepared  # the task keeps what it needs, and only until it is done
-                yield task
-
-        for task in window.run(tasks(), ready=ready, on_tile=on_tile):
-            (tag, outcome), scan = task.tag, task.scan
-            if scan is not None and isinstance(outcome, Inferred):
-                outcome = scan.error or replace(outcome, seconds=scan.seconds, boxes=scan.boxes)
-            del task, scan
-            yield tag, outcome
-            del tag, outcome  # nothing here holds on to a volume while the next one is made
-
-    @cached_property
-    def _layout(self) -> torch.memory_format | None:
-        """How the weights lie in memory: known for a CPU, timed once on a GPU; None: as they do."""
-        if not self._own or self._device is None:
-            return None
-        if self._device.type != "cuda":
-            return fast_memory_format(self.plan.dims, self._device)
-        n_tiles = self._settings.batch_size or self.plan.batch_size
-        shape = (n_tiles, len(self.plan.channel_names), *self.plan.tile_shape)
-        tiles = torch.zeros(shape, device=self._device)
-        network = self._networks[0].to(self._device).eval()
-        return timed_memory_format(network, tiles, self._settings.dtype(self._device))
-
-    def _infer(self, prepared: PreparedScan, on_tile: OnTile | None = None) -> Inferred:
-        """What the network says of every voxel of the plan's grid."""
-        ((_, outcome),) = self.infer_all(iter([(None, prepared)]), on_tile=on_tile)
-        if not isinstance(outcome, Inferred):
-            raise outcome or ContentError("There is nothing to infer.")
-        return outcome
-
-    def _task(
-        self,
-        tag: Tag,
-        prepared: PreparedScan | None,
-        window: SlidingWindow,
-        spill: Callable[[Tag], Path | None],
-    ) -> Task[tuple[Tag, Inferred | Exception | None]]:
-        if prepared is None:
-            return Task((tag, None), None)
-        image = prepared.image
-        try:
-            n_channels = self.plan.n_voxel_channels
-            folder = spill(tag) if n_channels else None
-            network = self._networks[0]
-            verdict = judge_input(self._check, image, prepared.file_geometry, network, self.plan)
-            store = Store((n_channels, *image.geometry.shape), folder=folder)
-            scan = ScanTiles(
-                torch.from_numpy(image.array),
-                self.plan,
-                store,
-                overlap=self._settings.overlap,
-                body=prepared.body,
-                n_views=window.n_views,
-                device=window.device,
+        plan = self.plan
+        if len(files.images) + len(files.missing) != len(plan.channel_names):
+            raise DatasetError(
+                f"Case {files.case!r} has {len(files.images)} files; this model needs "
+                f"{len(plan.channel_names)} ({', '.join(plan.channel_names)}). "
+                "Name them <case>_0000, <case>_0001, … by channel."
             )
-        except Exception as error:
-            return Task((tag, error), None)
-        inferred = Inferred(
+        plan.without(files.missing)
+        if plan.dims == 2 and "pixel_mm" not in files.columns:
+            mm = self.raster_mm or plan.raster_mm or plan.spacing_mm[0]
+            files = replace(files, columns={**files.columns, "pixel_mm": str(mm)})
+        unlabelled = Dataset(
+            "input",
+            files.images[0].parent,
+            "files",
+            plan.dims,
+            plan.channel_names,
+            plan.lesion_labels,
+            (),
+            may_lack=True,
+        )
+        return read_image(files, unlabelled)
+
+    def prepare(self, files: CaseFiles) -> PreparedScan:
+        """A case read and prepared, in the memory of one volume where that is possible."""
+        return self.prepare_volume(self.read(files), str(files.images[0]), overwrite=True)
+
+    def prepare_volume(
+        self, volume: Volume, where: str, *, overwrite: bool = False
+    ) -> PreparedScan:
+        """The volume on the plan's grid, normalised; with `overwrite` it may lose its own values.
+
+        Raises `ContentError` naming `where` for other channels or axes than the plan's, NaN and
+        infinity, and `DatasetError` for channels that the plan cannot do without.
+        """
+        plan = self.plan
+        plan.without(volume.missing)
+        seen = (volume.array.shape[0], volume.geometry.dims)
+        if seen != (len(plan.channel_names), plan.dims):
+            raise ContentError(
+                f"{where}: {seen[0]} channels and {seen[1]} spatial axes; this model was trained "
+                f"on {len(plan.channel_names)} ({', '.join(plan.channel_names)}) and {plan.dims}."
+            )
+        wrong = sum(int(np.count_nonzero(~np.isfinite(channel))) for channel in volume.array)
+        if wrong:
+            raise ContentError(
+                f"{where}: {wrong} voxels are NaN or infinite. Replace them, by 0 say."
+            )
+        body: list[Body | None] = [None]
+
+        def look(image: Volume) -> None:
+            given = np.delete(image.array, volume.missing, 0) if volume.missing else image.array
+            body[0] = find_body(Volume(given, image.geometry), plan.modality)
+
+        image = prepare_image(
+            volume,
+            plan,
+            where=where,
+            overwrite=overwrite,
+            look=look if self.settings.body_mask else None,
+        )
+        return PreparedScan(image, volume.geometry, body[0], volume.valid)
+
+    def infer(
+        self, scan: PreparedScan, *, on_batch: OnBatch | None = None, folder: Path | None = None
+    ) -> Inferred:
+        """What the networks say of every voxel of the plan's grid.
+
+        Probabilities lie in memory, or in a nameless file in `folder`. `on_batch` is called after
+        every batch with the tiles done and all tiles; what it raises ends the inference.
+        """
+        begin, image = perf_counter(), scan.image
+        verdict = check_scan(self._check, image.array, scan.file_geometry, self.plan, image.missing)
+        store, boxes = self.window(
+            torch.from_numpy(image.array),
+            body=scan.body,
+            store=Store((self.plan.n_voxel_channels, *image.geometry.shape), folder=folder),
+            on_batch=on_batch,
+        )
+        return Inferred(
             store,
             image.geometry,
-            prepared.file_geometry,
-            valid=prepared.valid,
-            calibration=self.plan.voxel_calibration,
-            input=verdict,
+            scan.file_geometry,
+            verdict,
+            boxes,
+            seconds=perf_counter() - begin,
+            valid=scan.valid,
             missing=image.missing,
         )
-        return Task((tag, inferred), scan)
+
+    def decide(self, inferred: Inferred, case: str, watch: Watch | None = None) -> Prediction:
+        """The prediction of a case on its file's grid; see `decision.decide`."""
+        return decide(inferred, case, self.plan, self._accepted_by, watch)
+
+
+def case_id(path: Path) -> str:
+    """The case a file belongs to: its name without suffix and channel number.
+
+    >>> case_id(Path("scans/ms_03_0000.nii.gz"))
+    'ms_03'
+    """
+    return re.sub(r"_\d{4}$", "", strip_suffix(path))

@@ -98,17 +98,12 @@ class ProbabilityNetwork(nn.Module):
         for network in self.networks:
             outputs = network(image)
             if not isinstance(outputs, list):
-                raise self._no_segmentation()
+                raise ConfigError(
+                    f"{self._plan.architecture.name}: only a network that segments has "
+                    "probabilities to export; its output must be a list of logits."
+                )
             total = total + label_probabilities(outputs[0], self._plan)
         return calibrated_voxels(total / len(self.networks), self._plan.voxel_calibration)
-
-    def _no_segmentation(self) -> ConfigError:
-        return ConfigError(
-            "Only a network that segments can be exported.",
-            where="plan.architecture.name",
-            seen=self._plan.architecture.name,
-            expected="a network whose output is a list of logits",
-        )
 
 
 class DetectorNetwork(nn.Module):

@@ -47,7 +47,7 @@ def seeded(network):
 
 
 def write_bundle(folder):
-    from lesionseg.inference.bundles.bundle import write_bundle
+    from lesionseg.inference.bundle import write_bundle
 
     plan, network = plan_and_network()
     write_bundle(folder, network, plan, "A model card.")

@@ -13,7 +13,7 @@ import pytest
 
 from lesionseg.core import Geometry
 from lesionseg.errors import LesionsegError
-from lesionseg.inference.bundles.bundle import read_bundle
+from lesionseg.inference.bundle import read_bundle
 from lesionseg.io.atomic import read_json
 from lesionseg.io.candidate_file import read_candidates
 from lesionseg.io.cases import read_case, read_mask
@@ -21,7 +21,7 @@ from lesionseg.io.formats.decoder import CRASHED
 from lesionseg.io.inspection import inspect_case
 from lesionseg.io.layouts.conventions import read_dataset
 from lesionseg.io.volumes import read_geometry, read_volume
-from lesionseg.pipeline.predict.predictions_table import PredictionTable
+from lesionseg.pipeline.predict_tables import PredictionTable
 from lesionseg.pipeline.run.run_dir import check_claim
 from lesionseg.plan.fingerprint import Fingerprint
 from lesionseg.plan.plan import Plan
@@ -70,7 +70,7 @@ READERS: dict[str, Callable[[Path], object]] = {
     "bundle": lambda path: read_bundle(path.parent),
     "fingerprint.json": lambda path: Fingerprint.from_json(path.read_text("utf-8", "replace")),
     "splits.json": _read_splits,
-    "predictions.csv": lambda path: PredictionTable(path.parent),
+    "predictions.csv": lambda path: PredictionTable(path.parent).read(),
     "study.yaml": read_study,
     "config.yaml": lambda path: check_claim(path.parent, {"_target_": "x", "data": {"root": "y"}}),
 }

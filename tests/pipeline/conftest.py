@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from lesionseg.inference.bundles.bundle import write_bundle
+from lesionseg.inference.bundle import write_bundle
 from lesionseg.plan.plan import Plan
 from tests.inference.networks import Bright
 

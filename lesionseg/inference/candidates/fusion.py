@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from math import prod
 
 import numpy as np
@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from lesionseg.core import Candidate, Geometry
 from lesionseg.errors import GeometryError
-from lesionseg.inference.candidates.box_candidates import FoundBoxes
-from lesionseg.inference.candidates.postprocess import CandidateSet
+from lesionseg.inference.candidates.boxes import Boxes
+from lesionseg.inference.candidates.find import CandidateSet
 from lesionseg.ops.boxes import box_iou
 from lesionseg.plan.candidate_rule import CandidateRule
 
@@ -30,7 +30,7 @@ def restore_boxes(
     """
     dims = plan_geometry.dims
     if file_geometry.dims != dims or boxes.shape[1] != 2 * dims:
-        raise GeometryError("The boxes do not fit the grids.", seen=boxes.shape, expected=dims)
+        raise GeometryError(f"Boxes {boxes.shape} do not fit grids of {dims} axes.")
     if len(boxes) == 0:
         return boxes
     sides = boxes.astype(np.float64).reshape(-1, 2, dims)
@@ -44,7 +44,7 @@ def restore_boxes(
 
 
 def box_candidates(
-    detections: FoundBoxes,
+    detections: Boxes,
     plan_geometry: Geometry,
     file_geometry: Geometry,
     rule: CandidateRule,
@@ -81,26 +81,20 @@ def fuse(voxels: CandidateSet, boxes: Sequence[Candidate]) -> CandidateSet:
     with 0, as an ensemble's member that saw nothing would. Ids follow the new scores.
     """
     partner = _partners(voxels.candidates, boxes)
-    merged = [
-        _Scored(c, (c.score + (boxes[partner[i]].score if i in partner else 0.0)) / 2)
+    scored = [
+        (c, (c.score + (boxes[partner[i]].score if i in partner else 0.0)) / 2)
         for i, c in enumerate(voxels.candidates)
     ]
     partners = set(partner.values())
-    merged += [_Scored(b, b.score / 2) for j, b in enumerate(boxes) if j not in partners]
-    merged.sort(key=lambda m: -m.score)  # stable: ties with the voxels' first
+    scored += [(b, b.score / 2) for j, b in enumerate(boxes) if j not in partners]
+    scored.sort(key=lambda pair: -pair[1])  # stable: ties with the voxels' first
     ids = np.zeros(len(voxels.candidates) + 1, dtype=np.int32)
-    for number, one in enumerate(merged, start=1):
-        if one.candidate.has_mask:
-            ids[one.candidate.id] = number
-    candidates = [replace(one.candidate, score=one.score) for one in merged]
+    for number, (candidate, _) in enumerate(scored, start=1):
+        if candidate.has_mask:
+            ids[candidate.id] = number
+    candidates = _numbered([replace(candidate, score=score) for candidate, score in scored])
     removed = tuple(replace(c, score=c.score / 2) for c in voxels.removed)
-    return CandidateSet(_numbered(candidates), ids[voxels.instances], voxels.values, removed)
-
-
-@dataclass(frozen=True)
-class _Scored:
-    candidate: Candidate
-    score: float
+    return CandidateSet(candidates, ids[voxels.instances], voxels.values, removed)
 
 
 def _numbered(candidates: Sequence[Candidate]) -> tuple[Candidate, ...]:
@@ -111,7 +105,8 @@ def _partners(voxels: Sequence[Candidate], boxes: Sequence[Candidate]) -> dict[i
     """Which box goes with which candidate of the voxels."""
     if not voxels or not boxes:
         return {}
-    overlap = box_iou(_table(voxels), _table(boxes)).numpy()
+    tables = ([[*c.start_vox, *c.stop_vox] for c in side] for side in (voxels, boxes))
+    overlap = box_iou(*(torch.tensor(table) for table in tables)).numpy()
     same = np.array([[v.label == b.label for b in boxes] for v in voxels])
     overlap = np.where(same, overlap, 0)
     partner: dict[int, int] = {}
@@ -124,7 +119,3 @@ def _partners(voxels: Sequence[Candidate], boxes: Sequence[Candidate]) -> dict[i
             partner[i] = j
             used.add(j)
     return partner
-
-
-def _table(candidates: Sequence[Candidate]) -> torch.Tensor:
-    return torch.tensor([[*c.start_vox, *c.stop_vox] for c in candidates])

@@ -1,4 +1,4 @@
-"""Local peaks of a probability volume and the voxels that each of them claims (compiled).
+"""Local peaks of a probability volume and the voxels that belong to each of them (compiled).
 
 Only voxels that can belong to a candidate are held, not the volume: memory grows with what the
 network finds.
@@ -13,16 +13,16 @@ from numpy.typing import NDArray
 
 from lesionseg.errors import ContentError, GeometryError
 from lesionseg.ops.kernels.compiled_code import compiled
-from lesionseg.plan.candidate_rule import CandidateRule, ComponentScore
+from lesionseg.plan.candidate_rule import CandidateRule
 
 Ints = NDArray[np.integer[Any]]
 
-TOP_VOXELS = 8  # two a side in 3-D
+TOP_VOXELS = 8  # whose mean is a candidate's score: two a side in 3-D
 _FREE, _NO_PEAK = 0, -1
 
 
 @dataclass(frozen=True, eq=False)
-class Above:
+class SparseProbabilities:
     """The voxels of one label's volume that matter for candidates.
 
     `shape` is the volume's; `index` `[n]` flat indices ascending, `probabilities` `[n]` float32.
@@ -45,13 +45,11 @@ class PeakRegion:
         """The highest probability of its voxels."""
         return float(self.probabilities.max())
 
-    def score(self, kind: ComponentScore) -> float:
-        """What a candidate of these voxels scores: see `CandidateRule.score`."""
-        if kind == "max":
-            return self.height
+    @property
+    def score(self) -> float:
+        """The mean of its eight highest probabilities, of all if there are fewer."""
         p = self.probabilities
-        if kind == "top" and len(p) > TOP_VOXELS:
-            p = np.partition(p, -TOP_VOXELS)[-TOP_VOXELS:]
+        p = np.partition(p, -TOP_VOXELS)[-TOP_VOXELS:] if len(p) > TOP_VOXELS else p
         return float(p.mean(dtype=np.float64))
 
     @property
@@ -59,14 +57,10 @@ class PeakRegion:
         """Flat index of the first voxel that has the highest probability."""
         return int(self.voxels[self.probabilities.argmax()])
 
-    def part(self, keep: NDArray[np.bool_]) -> "PeakRegion":
-        """Only the voxels `[n]` marked in `keep`."""
-        return PeakRegion(self.voxels[keep], self.probabilities[keep])
 
-
-def collect_above(
+def collect_sparse(
     slabs: Iterable[NDArray[np.floating[Any]]], shape: tuple[int, ...], rule: CandidateRule
-) -> Above:
+) -> SparseProbabilities:
     """The voxels that a candidate of `rule` may hold, from slabs `[rows, *shape[1:]]` in order.
 
     A candidate ends at floor / ratio, or at the rule's extent, at the lowest. Holds one slab and
@@ -75,54 +69,49 @@ def collect_above(
     """
     # half the memory wherever 32 bits suffice
     kind = np.int32 if int(np.prod(shape, dtype=np.int64)) < 2**31 else np.int64
-    lowest = min(rule.floor / max(rule.ratio, 1.0), rule.extent)
-    limit = np.float32(lowest * (1 - 1e-6))
+    limit = np.float32(min(rule.floor / max(rule.ratio, 1.0), rule.extent) * (1 - 1e-6))
     indices, values, row = [], [], 0
     for slab in slabs:
-        if slab.shape[1:] != shape[1:]:
-            raise _misfit(slab.shape, shape)
         flat = np.ascontiguousarray(slab).reshape(-1)
         index = np.flatnonzero(~(flat < limit))  # NaN is found too
         values.append(flat[index].astype(np.float32))
         offset = row * (flat.size // max(len(slab), 1))
         indices.append((index + offset).astype(kind))
         row += len(slab)
+        if slab.shape[1:] != shape[1:] or row > shape[0]:
+            raise GeometryError(f"Probabilities {slab.shape} do not fit the grid {shape}.")
     if row != shape[0]:
-        raise _misfit((row, *shape[1:]), shape)
+        raise GeometryError(f"Probabilities of {row} rows do not fit the grid {shape}.")
     p = np.concatenate(values)
     if np.isnan(p).any():
         raise ContentError("The probabilities hold NaN.")
-    return Above(shape, np.concatenate(indices), p)
+    return SparseProbabilities(shape, np.concatenate(indices), p)
 
 
-def grow_regions(above: Above, rule: CandidateRule) -> list[PeakRegion]:
+def grow_regions(sparse: SparseProbabilities, rule: CandidateRule) -> list[PeakRegion]:
     """The regions of one label, by descending peak, ties by index.
 
-    Each peak claims, highest first, the unclaimed voxels connected to it with p ≥ peak / ratio or
-    p ≥ extent. Regions that are shoulders are left out, but what they claimed stays claimed. Of
-    those under `min_voxels` there are at most `max_candidates` as well.
+    Each peak takes, highest first, the free voxels connected to it with p ≥ peak / ratio or
+    p ≥ extent. Regions that are shoulders are left out, but what they took stays taken. Of those
+    under `min_voxels` there are at most `max_candidates` as well.
     """
-    p = above.probabilities
-    shape = (1, *above.shape)[-3:]  # 2-D is 3-D with one slice
-    starts = row_starts(above.index, shape)
+    p = sparse.probabilities
+    shape = (1, *sparse.shape)[-3:]  # 2-D is 3-D with one slice
+    starts = row_starts(sparse.index, shape)
     state = np.zeros(len(p), dtype=np.int32)
-    peaks = _peaks(p, above.index, starts, shape, np.float32(rule.floor), state)
+    peaks = _peaks(p, sparse.index, starts, shape, np.float32(rule.floor), state)
     peaks = peaks[np.argsort(-p[peaks], kind="stable")]
     ends_at = (rule.ratio, np.float32(rule.extent))
     limits = (*ends_at, rule.prominence, rule.min_voxels, rule.max_candidates)
-    claimed, ends = _claim(p, above.index, starts, shape, peaks, state, limits)
-    spans = [np.sort(span) for span in np.split(claimed, ends[:-1])] if len(ends) else []
-    return [PeakRegion(above.index[span], p[span]) for span in spans]
+    taken, ends = _grow(p, sparse.index, starts, shape, peaks, state, limits)
+    spans = [np.sort(span) for span in np.split(taken, ends[:-1])] if len(ends) else []
+    return [PeakRegion(sparse.index[span], p[span]) for span in spans]
 
 
 def row_starts(index: Ints, shape: tuple[int, ...]) -> NDArray[np.int64]:
     """Where in `index` each row of a volume of three axes begins, and its end."""
     n_rows, n_x = shape[0] * shape[1], shape[2]
     return np.searchsorted(index, np.arange(n_rows + 1, dtype=np.int64) * n_x)
-
-
-def _misfit(seen: tuple[int, ...], expected: tuple[int, ...]) -> GeometryError:
-    return GeometryError("The probabilities do not fit the grid.", seen=seen, expected=expected)
 
 
 @compiled
@@ -182,10 +171,10 @@ def _peaks(p: Any, index: Any, starts: Any, shape: Any, floor: Any, state: Any) 
 
 
 @compiled
-def _claim(p: Any, index: Any, starts: Any, shape: Any, peaks: Any, state: Any, limits: Any) -> Any:
+def _grow(p: Any, index: Any, starts: Any, shape: Any, peaks: Any, state: Any, limits: Any) -> Any:
     """Positions of the kept regions one after the other, and where each region ends."""
     ratio, extent, prominence, min_voxels, max_candidates = limits
-    claimed = np.empty(1024, dtype=np.int64)
+    taken = np.empty(1024, dtype=np.int64)
     ends = np.empty(2 * max_candidates, dtype=np.int64)
     places = np.empty(27, dtype=np.int64)
     begin = n_kept = n_small = number = 0
@@ -195,27 +184,27 @@ def _claim(p: Any, index: Any, starts: Any, shape: Any, peaks: Any, state: Any, 
         if n_kept - n_small == max_candidates:
             break
         number += 1
-        bar, contact = min(p[peak] / ratio, extent), -1.0
-        claimed[begin], state[peak] = peak, number
+        bar, saddle = min(p[peak] / ratio, extent), -1.0
+        taken[begin], state[peak] = peak, number
         here, end = begin, begin + 1
         while here < end:
-            v = claimed[here]
+            v = taken[here]
             here += 1
-            if end + 27 > len(claimed):
-                claimed = np.concatenate((claimed, np.empty_like(claimed)))
+            if end + 27 > len(taken):
+                taken = np.concatenate((taken, np.empty_like(taken)))
             for k in range(neighbours(index, starts, shape, v, places)):
                 u = places[k]
                 if state[u] == _FREE and p[u] >= bar:
                     state[u] = number
-                    claimed[end] = u
+                    taken[end] = u
                     end += 1
                 elif state[u] != _FREE and state[u] != number:
-                    contact = max(contact, p[v])
-        shoulder = p[peak] < prominence * contact
+                    saddle = max(saddle, p[v])
+        shoulder = p[peak] < prominence * saddle
         small = end - begin < min_voxels
         if not shoulder and not (small and n_small == max_candidates):
             n_small += small
             ends[n_kept] = end
             n_kept += 1
             begin = end
-    return claimed[:begin], ends[:n_kept]
+    return taken[:begin], ends[:n_kept]

@@ -95,7 +95,9 @@ def find_body(image: Volume, modality: Modality) -> Body | None:
     highest = [_block_maxima(channel, block) for channel in image.array]
     limits = [_tissue_limit(channel, modality) for channel in image.array]
     tissue = np.logical_or.reduce([h > t for h, t in zip(highest, limits, strict=True)])
-    blocks = _grown(_enclosed(_without_crumbs(tissue)))
+    cube = np.ones((3,) * tissue.ndim, dtype=np.bool_)
+    inside = _enclosed(_without_crumbs(tissue))
+    blocks = np.asarray(ndimage.binary_dilation(inside, cube, iterations=_MARGIN_BLOCKS))
     body = Body(blocks, block, image.geometry.shape, _bounds(image.array))
     # a box that is smaller than the volume may be full
     share = blocks.mean() * prod(s.stop - s.start for s in body.box) / prod(body.shape)
@@ -114,20 +116,12 @@ def _tissue_limit(channel: NDArray[np.float32], modality: Modality) -> float:
 
 def _bounds(array: NDArray[np.float32]) -> tuple[slice, ...] | None:
     """The box outside of which every channel has its lowest value; None when all have."""
-    bounds: tuple[slice, ...] | None = None
-    for channel in array:
-        lowest = channel.min()
-        ends = [_ends(channel, axis, lowest) for axis in range(channel.ndim)]
-        if bounds is None:
-            bounds = tuple(ends)
-        else:
-            bounds = tuple(
-                slice(min(a.start, b.start), max(a.stop, b.stop))
-                for a, b in zip(bounds, ends, strict=True)
-            )
-    if bounds is None or any(s.start >= s.stop for s in bounds):
-        return None
-    return bounds
+    ends = [[_ends(c, axis, c.min()) for axis in range(c.ndim)] for c in array]
+    bounds = tuple(
+        slice(min(s.start for s in axis), max(s.stop for s in axis))
+        for axis in zip(*ends, strict=True)
+    )
+    return None if any(s.start >= s.stop for s in bounds) or not bounds else bounds
 
 
 def _ends(channel: NDArray[np.float32], axis: int, lowest: np.float32) -> slice:
@@ -143,17 +137,12 @@ def _ends(channel: NDArray[np.float32], axis: int, lowest: np.float32) -> slice:
 
 def _block_maxima(channel: NDArray[np.float32], block: tuple[int, ...]) -> NDArray[np.float32]:
     """The highest voxel of each block, the last ones cut off at the volume's end."""
-    rows = [
-        _maxima(channel[start : start + block[0]].max(axis=0), block[1:])
-        for start in range(0, len(channel), block[0])
-    ]
-    return np.stack(rows)
-
-
-def _maxima(plane: NDArray[np.float32], block: tuple[int, ...]) -> NDArray[np.float32]:
-    for axis, b in enumerate(block):
-        plane = np.maximum.reduceat(plane, np.arange(0, plane.shape[axis], b), axis=axis)
-    return plane
+    rows = range(0, len(channel), block[0])
+    highest = np.stack([channel[start : start + block[0]].max(axis=0) for start in rows])
+    for axis, b in enumerate(block[1:], start=1):
+        starts = np.arange(0, highest.shape[axis], b)
+        highest = np.maximum.reduceat(highest, starts, axis=axis)
+    return highest
 
 
 def _without_crumbs(tissue: NDArray[np.bool_]) -> NDArray[np.bool_]:
@@ -172,8 +161,3 @@ def _enclosed(tissue: NDArray[np.bool_]) -> NDArray[np.bool_]:
         after = np.flip(np.logical_or.accumulate(np.flip(tissue, axis), axis=axis), axis)
         filled |= before & after
     return filled
-
-
-def _grown(blocks: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    cube = np.ones((3,) * blocks.ndim, dtype=np.bool_)
-    return np.asarray(ndimage.binary_dilation(blocks, cube, iterations=_MARGIN_BLOCKS))

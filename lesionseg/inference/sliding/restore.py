@@ -79,15 +79,20 @@ def restore_slabs(
     0. Raises `GeometryError` when the probabilities do not lie on `plan_geometry` or the numbers of
     axes differ.
     """
-    _refuse_misfit(tuple(probabilities.shape), plan_geometry, file_geometry)
+    shape = tuple(probabilities.shape)
+    if shape != plan_geometry.shape or file_geometry.dims != plan_geometry.dims:
+        raise GeometryError(
+            f"Probabilities {shape} do not lie on the plan's grid {plan_geometry.shape}, or the "
+            f"file has other axes ({file_geometry.dims})."
+        )
     matrix = np.linalg.inv(plan_geometry.affine) @ file_geometry.affine
     exact = signed_permutation(matrix, file_geometry.shape)
     if exact is not None:
         for stored in exact.slabs(probabilities.cpu().numpy(), file_geometry.shape):
             yield decode(torch.from_numpy(stored)).numpy()
         return
-    shape = file_geometry.shape
-    for _, slab in linear_slabs(probabilities[None], matrix, shape, slab=_SLAB_ROWS, decode=decode):
+    out, rows = file_geometry.shape, _SLAB_ROWS
+    for _, slab in linear_slabs(probabilities[None], matrix, out, slab=rows, decode=decode):
         yield slab[0].cpu().numpy()
 
 
@@ -121,14 +126,3 @@ def _span(n_out: int, n_in: int, sign: int, offset: int) -> tuple[slice, slice]:
     first, last = sign * inside[0] + offset, sign * inside[-1] + offset
     end = last + sign
     return slice(inside[0], inside[-1] + 1), slice(first, end if end >= 0 else None, sign)
-
-
-def _refuse_misfit(
-    shape: tuple[int, ...], plan_geometry: Geometry, file_geometry: Geometry
-) -> None:
-    if shape != plan_geometry.shape or file_geometry.dims != plan_geometry.dims:
-        raise GeometryError(
-            "The probabilities do not lie on the plan's grid.",
-            seen=f"{shape} to be restored to {file_geometry.dims} axes",
-            expected=plan_geometry.shape,
-        )

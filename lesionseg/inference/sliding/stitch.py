@@ -8,7 +8,6 @@ rows ──▶  done   │   at work: one tile high   │  to come
 import mmap
 import os
 import tempfile
-from collections import deque
 from collections.abc import Callable, Sequence
 from math import prod
 from pathlib import Path
@@ -19,12 +18,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lesionseg.errors import ContentError, GeometryError, OutputError
-from lesionseg.ops.transfers import to_host
 
 TakeRows = Callable[[int, Tensor], None]
 # rows handed over at a time are about this large: temporaries the allocator finds room for
 _HANDED_BYTES = 1 << 22
-_ON_THEIR_WAY = 4  # of such pieces
 _NUMPY = {torch.float16: np.float16, torch.float32: np.float32}
 # the smallest number above 0 that float16 has: 1 itself needs a sign
 _SMALLEST = 2.0**-24
@@ -59,9 +56,7 @@ class Stitcher:
     ) -> None:
         if weight.ndim != len(shape) or not bool((weight > 0).all()):
             raise ContentError(
-                "The tile weight must be positive and have as many axes as the grid.",
-                seen=tuple(weight.shape),
-                expected=f"{len(shape)} axes",
+                f"The tile weight {tuple(weight.shape)} must be positive, with {len(shape)} axes."
             )
         self._weight = weight.to(device=device, dtype=torch.float32)
         self._shape, self._take_rows, self._gaps = tuple(shape), take_rows, gaps
@@ -83,16 +78,11 @@ class Stitcher:
         spans = tuple(s.stop - s.start for s in slices)
         if tile_output.shape != expected or spans != expected[1:] or not inside:
             raise GeometryError(
-                "A tile's output does not fit its place in the volume.",
-                seen=(tuple(tile_output.shape), [(s.start, s.stop) for s in slices]),
-                expected=expected,
+                f"A tile's output {tuple(tile_output.shape)} does not fit its place {slices} in "
+                f"the volume {self._shape}; tiles are {expected}."
             )
         if rows.start < self._first_row:
-            raise GeometryError(
-                "A tile comes too late: its first rows are handed over.",
-                seen=rows.start,
-                expected=f"{self._first_row} or later",
-            )
+            raise GeometryError(f"A tile from row {rows.start} comes after {self._first_row}.")
         self._hand_over(rows.start)
         self._sum[(slice(None), slice(None), *rest)].addcmul_(
             tile_output.to(self._sum), self._weight
@@ -116,11 +106,10 @@ class Stitcher:
             self._first_row += n
 
     def _hand_over_rows(self, first: int, last: int) -> None:
-        """Hand over the held rows from `first` to `last`."""
         total = self._total[first:last]
         uncovered = 0 if self._gaps else int((total == 0).sum())
         if uncovered:
-            raise ContentError("No tile covers part of the volume.", seen=f"{uncovered} voxels")
+            raise ContentError(f"No tile covers {uncovered} voxels of the volume.")
         # where the total is 0, so is the sum
         average = self._sum[:, first:last] / total.clamp_min(torch.finfo(torch.float32).tiny)
         self._take_rows(self._first_row + first, average)
@@ -140,13 +129,12 @@ def _move_up(sums: Tensor, n: int) -> None:
 
 
 class Store:
-    """Zeros `[K, *shape]` to be written and read by slabs; `values` is all of it.
+    """Zeros `[K, *shape]` on the CPU, to be written and read by slabs; `values` is all of it.
 
     float16 holds 11 binary digits, more than the probabilities are worth, of p up to one half and
-    of 1 − p above it (as a negative number): what is almost certain keeps its rank. With `folder`
-    the values lie in a nameless file there, which is gone when the process ends, however it ends.
-    `release` then takes the pages read or written so far out of this process's memory. Raises
-    `OutputError` when the disk has no room.
+    of 1 − p above it (as the negative number p − 1): what is almost certain keeps its rank. With
+    `folder` the values lie in a nameless file there, which is gone when the process ends, however
+    it ends. Raises `OutputError` when the disk has no room.
     """
 
     def __init__(
@@ -157,78 +145,50 @@ class Store:
         folder: Path | None = None,
     ) -> None:
         self._map: mmap.mmap | None = None
-        self._coming: deque[tuple[Sequence[slice], Tensor, torch.cuda.Event | None]] = deque()
-        if folder is None:
+        shape, kind = tuple(shape), _NUMPY[dtype]
+        if folder is None or not prod(shape):
             # numpy's zeros take no memory before they are written
-            self._values = torch.from_numpy(np.zeros(tuple(shape), dtype=_NUMPY[dtype]))
+            self.values = torch.from_numpy(np.zeros(shape, dtype=kind))
             return
         n_bytes = prod(shape) * dtype.itemsize
         try:
             folder.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=folder) as file:
-                # a hole in the file would turn a full disk into a crash at the first write
-                _reserve(file.fileno(), n_bytes)
-                self._map = mmap.mmap(file.fileno(), n_bytes)
+                if hasattr(os, "posix_fallocate"):
+                    # a hole in the file would turn a full disk into a crash at the first write
+                    os.posix_fallocate(file.fileno(), 0, n_bytes)
+                mapped = np.memmap(file, dtype=kind, mode="r+", shape=shape)
         except OSError as error:
             raise OutputError(
-                "There is not enough disk space for a temporary file of probabilities.",
-                where=folder,
-                seen=error,
-                expected=f"{n_bytes / 2**20:.0f} MiB",
-                remedy="free some space, or raise inference.max_memory_gb.",
+                f"{folder}: no room for {n_bytes / 2**20:.0f} MiB of probabilities "
+                f"({error.strerror}). Free some space, or raise inference.max_memory_gb."
             ) from error
-        self._values = torch.frombuffer(self._map, dtype=dtype).view(tuple(shape))
-
-    @property
-    def values(self) -> Tensor:
-        """All of it, once what a GPU has still to send is there."""
-        self._take_in(0)
-        return self._values
+        self._map = mapped._mmap  # type: ignore[attr-defined]
+        self.values = torch.from_numpy(mapped)
 
     @property
     def in_file(self) -> bool:
         """Whether the values lie in a file."""
         return self._map is not None
 
-    def write(self, where: Sequence[slice], probabilities: Tensor) -> None:
-        """Put probabilities `[K, *where]` in their place, as the store's numbers.
-
-        Those of a GPU are on their way while it goes on.
-        """
+    def write(self, where: Sequence[slice], probabilities: Float[Tensor, "k *where"]) -> None:
+        """Put probabilities in their place, as the store's numbers."""
         p = probabilities
-        if self._values.dtype == torch.float16:
+        if self.values.dtype == torch.float16:
             p = torch.where(p > 0.5, (p - 1).clamp_max(-_SMALLEST), p)
-        numbers, sent = to_host(p.to(self._values.dtype))
-        self._coming.append((where, numbers, sent))
-        self._take_in(_ON_THEIR_WAY if sent is not None else 0)
-
-    def _take_in(self, n_left: int) -> None:
-        """Write what was sent, all but the last few."""
-        while len(self._coming) > n_left:
-            where, numbers, sent = self._coming.popleft()
-            if sent is not None:
-                sent.synchronize()
-            self._values[(slice(None), *where)] = numbers
+        self.values[(slice(None), *where)] = p.to(self.values.dtype).cpu()
+        self.release()
 
     def decode(self, values: Tensor) -> Tensor:
         """Probabilities float32, of numbers in the store."""
-        p = values.float()
-        return p.add_(p < 0) if self._values.dtype == torch.float16 else p
+        p = values.float()  # 1 − p was stored as a negative number
+        return p.add_(p < 0) if self.values.dtype == torch.float16 else p
 
     def close(self) -> None:
         """Give all of it up."""
-        self._coming.clear()
-        self._values = self._values.new_empty(0)
-        self._map = None
+        self.values, self._map = self.values.new_empty(0), None
 
     def release(self) -> None:
-        """Give the memory of a file's pages back; the values stay."""
+        """Take a file's pages that were read or written out of this process's memory."""
         if self._map is not None and hasattr(mmap, "MADV_DONTNEED"):
             self._map.madvise(mmap.MADV_DONTNEED)
-
-
-def _reserve(descriptor: int, n_bytes: int) -> None:
-    if hasattr(os, "posix_fallocate"):
-        os.posix_fallocate(descriptor, 0, n_bytes)
-    else:
-        os.ftruncate(descriptor, n_bytes)

@@ -13,7 +13,7 @@ from lesionseg.evaluation.readers.adjudication import AdjudicationRow, adjudicat
 from lesionseg.evaluation.readers.reader_agreement import TwoReaders
 from lesionseg.evaluation.statistics.compare import compare as compare_models
 from lesionseg.evaluation.statistics.further_scores import second_reader_numbers
-from lesionseg.inference.candidates.acceptance import choose_operating_point
+from lesionseg.inference.candidates.accept import choose_operating_point
 from lesionseg.io.atomic import read_csv
 from lesionseg.io.folder_locks import locks
 from lesionseg.io.layouts.conventions import assign_groups

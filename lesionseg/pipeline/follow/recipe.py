@@ -192,7 +192,7 @@ def _predict(
     progress: Advance | None,
 ) -> int:
     """Predict all visits; how many could not be."""
-    from lesionseg.pipeline.predict.recipe import predict  # here: masks alone need no network
+    from lesionseg.pipeline.predict import predict  # here: masks alone need no network
 
     rows = predict(bundle, table, output, operating_point=operating_point, progress=progress)
     for row in rows:

@@ -57,7 +57,7 @@ def judge_validation(
     fit, why = choose_voxel_calibration(counts, plan.candidate_rule.extent, "validation")
     _log.info("Chosen, voxel calibration: %s", why)
     if fit is not None:
-        again = predictor.following(plan.with_(voxel_calibration=fit))
+        again = predictor.with_plan(plan.with_(voxel_calibration=fit))
         write_predictions(again, survey, cases, folder)
     judged = judge_predicted(survey, run, rules, see)
     reasons = {**judged.choice.reasons, "voxel calibration": why}
@@ -93,7 +93,7 @@ def judge_untouched(
         cases = labelled(survey, role, missing)
         if not cases:
             return None
-        folder, point = output / "predictions", predictor.decide.point(missing)
+        folder, point = output / "predictions", predictor.operating_point(missing)
         write_predictions(predictor, survey, cases, folder, missing=missing)
         matches = match(pairs_of(survey, cases, folder, role), rules)
         return score(matches, output, rules.scoring(survey, cases, role, point))

@@ -8,7 +8,7 @@ from typing import Any
 
 from lesionseg.core import CaseFiles, Geometry, OperatingPoint, Prediction, Volume
 from lesionseg.evaluation import CaseResult, MatchedCase, Preset
-from lesionseg.inference.candidates.acceptance import without_small
+from lesionseg.inference.candidates.accept import without_small
 from lesionseg.inference.decision import Watch
 from lesionseg.inference.predictor import Predictor
 from lesionseg.io.cases import read_image
@@ -24,7 +24,7 @@ from lesionseg.pipeline.judging.case_pairs import (
     read_columns,
 )
 from lesionseg.pipeline.judging.choice import Choice, ChoiceSettings
-from lesionseg.pipeline.predict.case_pipeline import predict_volumes
+from lesionseg.pipeline.predict import predict_volumes
 from lesionseg.pipeline.run.outcome import bar
 
 

@@ -16,7 +16,7 @@ from lesionseg.inference.predictor import Predictor
 from lesionseg.io.cases import read_case
 from lesionseg.pipeline.dataset.survey import Survey
 from lesionseg.pipeline.judging.case_pairs import See
-from lesionseg.pipeline.predict.case_pipeline import predict_volumes
+from lesionseg.pipeline.predict import predict_volumes
 from lesionseg.plan.plan import Plan
 
 log = logging.getLogger(__name__)
@@ -83,7 +83,6 @@ class VolumeJudge:
             spread(self.cases, self.n_cases),
             read,
             judge,
-            max_memory_gb=self.inference.max_memory_gb,
             overwrite=self.see is None,
         )
         with closing(judged) as volumes:

@@ -19,7 +19,7 @@ from typing import Any
 
 from lesionseg.core import CaseFiles
 from lesionseg.errors import ConfigError
-from lesionseg.inference.bundles.ensemble import ensemble
+from lesionseg.inference.bundle import ensemble
 from lesionseg.inference.predictor import Predictor
 from lesionseg.io.atomic import read_json, write_json
 from lesionseg.io.predictions import find_predictions

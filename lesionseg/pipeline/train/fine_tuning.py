@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from lesionseg.errors import require
-from lesionseg.inference.bundles.bundle import (
+from lesionseg.inference.bundle import (
     PLAN,
     Bundle,
     bundle_digest,
@@ -72,11 +72,11 @@ def start_from(bundle: str, network: nn.Module, plan: Plan) -> None:
         log.info("Grid and normalisation are this dataset's own, not the checkpoint's.")
         return
     before = read_as_typed(Path(bundle), plan.architecture.network)
-    if before.others:
+    if len(before.networks) > 1:
         log.info(
             "The bundle is an ensemble of %d; its first network is taken.", before.plan.n_members
         )
-    done = take_weights(network, plan, before.network, before.plan)
+    done = take_weights(network, plan, before.networks[0], before.plan)
     _say(f"bundle {bundle_digest(Path(bundle))}", done)
 
 

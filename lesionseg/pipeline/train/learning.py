@@ -16,8 +16,14 @@ from lesionseg.data.cache.case_cache import source_hash
 from lesionseg.data.cache.fill import cores, fill_cache
 from lesionseg.data.transforms import Spec
 from lesionseg.errors import ConfigError
-from lesionseg.inference.input_check import LEAST_SCANS, N_SCANS, InputCheck, make_input_check
-from lesionseg.inference.scan_statistics import grid_vector, scan_statistics
+from lesionseg.inference.input_check import (
+    LEAST_SCANS,
+    N_SCANS,
+    InputCheck,
+    grid_statistics,
+    image_statistics,
+    make_input_check,
+)
 from lesionseg.io.atomic import write_text
 from lesionseg.losses import DetectionLoss
 from lesionseg.models.build import TRUSTED, build_network
@@ -26,7 +32,7 @@ from lesionseg.ops.host_memory import default_budget
 from lesionseg.pipeline.dataset.data_settings import CACHE, DataSettings
 from lesionseg.pipeline.dataset.survey import Survey, take_survey
 from lesionseg.pipeline.judging.choice import undecided
-from lesionseg.pipeline.predict.case_pipeline import needed_bytes
+from lesionseg.pipeline.predict import needed_bytes
 from lesionseg.pipeline.run.cluster import EngineName, spread
 from lesionseg.pipeline.run.outcome import bar
 from lesionseg.pipeline.run.run_dir import SPLITS, is_claimed
@@ -261,7 +267,7 @@ def _most_bytes(fingerprint: Fingerprint, plan: Plan) -> int:
 
 
 def learnt_scans(
-    network: nn.Module, cases: Sequence[CachedCase], plan: Plan, fingerprint: Fingerprint
+    cases: Sequence[CachedCase], plan: Plan, fingerprint: Fingerprint
 ) -> InputCheck | None:
     """What a new scan is compared with: statistics of up to 64 training scans, evenly chosen.
 
@@ -271,10 +277,9 @@ def learnt_scans(
     if len(cases) < LEAST_SCANS:
         return None
     some = [cases[i] for i in sorted(set(np.linspace(0, len(cases) - 1, N_SCANS).astype(int)))]
-    scans = [scan_statistics(case.image, case.geometry, network, plan) for case in some]
+    images = [image_statistics(case.image, plan.channel_names) for case in some]
     sides = zip(fingerprint.shapes, fingerprint.spacings_mm, strict=True)
-    grids = np.stack([grid_vector(*pair) for pair in sides])
-    return make_input_check(scans, [case.group for case in some], grids)
+    return make_input_check([grid_statistics(*pair) for pair in sides], images)
 
 
 def prepared(

@@ -14,11 +14,11 @@ from torch import nn
 from lesionseg.data.cache.cached_case import CachedCase
 from lesionseg.data.transforms import PrepareSettings
 from lesionseg.evaluation import Preset
-from lesionseg.inference.bundles.bundle import write_bundle
-from lesionseg.inference.bundles.model_card import model_card
-from lesionseg.inference.candidates.acceptance import DEFAULT_POINT
+from lesionseg.inference.bundle import write_bundle
+from lesionseg.inference.candidates.accept import DEFAULT_POINT
 from lesionseg.inference.inference_settings import InferenceSettings
 from lesionseg.inference.input_check import InputCheck
+from lesionseg.inference.model_card import model_card
 from lesionseg.inference.predictor import Predictor
 from lesionseg.io.atomic import write_text
 from lesionseg.pipeline.dataset.capabilities import require_masks, require_voxels
@@ -185,7 +185,7 @@ def _judged(
     origin = recipe.origin(survey, fitted.device)
     origin |= {"training_minutes": round(fitted.minutes, 3), "training_steps": fitted.steps}
 
-    check = learnt_scans(fitted.network, cases, plan, survey.fingerprint)
+    check = learnt_scans(cases, plan, survey.fingerprint)
 
     def predictor(by: Plan) -> Predictor:
         return Predictor.from_network(

@@ -28,7 +28,7 @@ from lesionseg.errors import ReadError
 from lesionseg.evaluation.rows import SuspectRow
 from lesionseg.evaluation.table_row import write_table
 from lesionseg.inference.decision import find_by_plan
-from lesionseg.inference.sliding.sliding_window import predict_probabilities
+from lesionseg.inference.sliding.window import predict_probabilities
 from lesionseg.io.atomic import read_json, write_text
 from lesionseg.plan.plan import Plan
 from lesionseg.training.callbacks.step_callbacks import AfterStep

@@ -6,9 +6,9 @@ import torch
 
 from lesionseg.core import Candidate, Geometry
 from lesionseg.errors import GeometryError
-from lesionseg.inference.candidates.box_candidates import FoundBoxes
+from lesionseg.inference.candidates.boxes import Boxes
+from lesionseg.inference.candidates.find import CandidateSet
 from lesionseg.inference.candidates.fusion import box_candidates, fuse, restore_boxes
-from lesionseg.inference.candidates.postprocess import CandidateSet
 from lesionseg.plan.candidate_rule import CandidateRule
 
 PLAN = Geometry.from_spacing((20, 20, 20), (2.0, 1.0, 1.0))
@@ -46,7 +46,7 @@ def test_no_box_and_wrong_axes() -> None:
 
 def test_boxes_become_candidates_without_masks() -> None:
     boxes = torch.tensor([[2.0, 3, 4, 4, 7, 8], [0, 0, 0, 0.1, 0.1, 0.1]])
-    found = FoundBoxes(boxes, torch.tensor([0.9, 0.8]), torch.tensor([2, 1]))
+    found = Boxes(boxes, torch.tensor([0.9, 0.8]), torch.tensor([2, 1]))
     (candidate,) = box_candidates(found, PLAN, PLAN, CandidateRule(), (5, 7))
     assert (candidate.id, candidate.label, candidate.has_mask) == (1, 7, False)
     assert candidate.score == pytest.approx(0.9)

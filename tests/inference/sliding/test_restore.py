@@ -80,5 +80,5 @@ def test_zooms_and_rotations_are_no_signed_permutation() -> None:
 
 
 def test_refuses_probabilities_off_the_grid() -> None:
-    with pytest.raises(GeometryError, match="plan's grid"):
+    with pytest.raises(GeometryError):
         restore(torch.zeros(1, 4, 4, 4), FILE, FILE)

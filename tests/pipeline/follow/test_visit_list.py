@@ -8,12 +8,12 @@ import pytest
 
 from lesionseg.core import Geometry, Volume
 from lesionseg.errors import ConfigError, DatasetError
-from lesionseg.inference.bundles.bundle import write_bundle
+from lesionseg.inference.bundle import write_bundle
 from lesionseg.io.atomic import read_csv
 from lesionseg.io.volumes import write_volume
+from lesionseg.pipeline import predict as predict_module
 from lesionseg.pipeline.follow import follow
 from lesionseg.pipeline.follow.visit_list import read_timelines
-from lesionseg.pipeline.predict.predict_job import PredictJob
 from lesionseg.plan.plan import Plan
 from tests.inference.networks import Bright
 
@@ -71,15 +71,17 @@ def test_a_bundle_predicts_the_visits_first(
 ) -> None:
     mine = replace(plan, architecture=replace(plan.architecture, name="mine"))
     write_bundle(tmp_path / "bundle", Bright(), mine, "")
-    made = PredictJob.predictors
-    monkeypatch.setattr(PredictJob, "predictors", lambda job, _: made(job, {"mine": _bright}))
+    made = predict_module.make_predictor
+    own = {"mine": _bright}
+    monkeypatch.setattr(predict_module, "make_predictor", lambda cfg, _: made(cfg, own))
     rows = visits.read_text().splitlines()
     lines = table(tmp_path, rows[1], rows[2], "lost,nowhere.nii.gz,P1,2025-01-01")
     outcome = follow(None, None, tmp_path / "out", visits=lines, bundle=tmp_path / "bundle")
     assert (outcome.n_pairs, outcome.exit_status) == (1, 1)
     accepted = [c.state for c in outcome.changes if c.accepted]
     assert accepted.count("new") == 1
-    study = {row["case"]: row for row in read_csv(tmp_path / "out" / "predictions" / "study.csv")}
+    rows = read_csv(tmp_path / "out" / "predictions" / "predictions.csv")
+    study = {row["case"]: row for row in rows}
     assert study["lost"]["status"] == "failed"
     assert (study["m12"]["group"], study["m12"]["visit"]) == ("P1", "2024-01-31")
 

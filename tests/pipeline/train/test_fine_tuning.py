@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from lesionseg.errors import BundleError, ConfigError
-from lesionseg.inference.bundles.bundle import write_bundle
+from lesionseg.inference.bundle import write_bundle
 from lesionseg.models import build_network
 from lesionseg.pipeline.train.fine_tuning import (
     bundle_before,

@@ -1,0 +1,221 @@
+"""A bundle: a network's weights and its plan in a folder, readable without running any of it.
+
+bundle/
+├── weights.safetensors   tensors by name; its header holds the ranges of the training scans
+├── weights_1.safetensors … those of an ensemble's other members; plan.json says how many
+├── plan.json             grid, normalisation, architecture by name, operating points, calibration
+└── model_card.md         for people
+"""
+
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from hashlib import blake2b
+from os import PathLike
+from pathlib import Path
+from uuid import uuid4
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from lesionseg.errors import BundleError, OutputError
+from lesionseg.inference.input_check import InputCheck
+from lesionseg.models.build import NetworkFactory, build_network
+from lesionseg.plan.candidate_rule import SOURCES
+from lesionseg.plan.plan import Plan
+
+WEIGHTS, PLAN, CARD = "weights.safetensors", "plan.json", "model_card.md"
+_CHECK = "input_check"
+_PICKLES = (b"PK\x03\x04", b"\x80")  # torch.save's zip archive, and bare pickles
+# what must be the same, for tiles and channels of an ensemble's members to lie on each other
+_SHARED = (
+    *("dims", "modality", "channel_names", "label_values", "regions", "spacing_mm"),
+    *("normalisation", "prepare_extra", "tile_shape", "activation", "link"),
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Bundle:
+    """Networks, in eval mode on the CPU, and the plan they were trained by.
+
+    Of several (an ensemble) probabilities are averaged. `check`: the ranges of the training scans,
+    None where they are not known.
+    """
+
+    networks: tuple[nn.Module, ...]
+    plan: Plan
+    check: InputCheck | None = None
+
+
+def write_bundle(
+    folder: Path,
+    network: nn.Module | Sequence[nn.Module],
+    plan: Plan,
+    card: str,
+    check: InputCheck | None = None,
+) -> None:
+    """Write the bundle in one go: `folder` appears complete or not at all; an old one is replaced.
+
+    Several networks make an ensemble. Tensors keep their dtype. Raises `OutputError` when the disk
+    refuses.
+    """
+    networks = (network,) if isinstance(network, nn.Module) else tuple(network)
+    plan = plan.with_(n_members=len(networks))
+    metadata = {} if check is None else {_CHECK: check.to_json()}
+    new = _beside(folder)
+    try:
+        new.mkdir(parents=True)
+        (new / PLAN).write_text(plan.to_json() + "\n", encoding="utf-8")
+        (new / CARD).write_text(card, encoding="utf-8")
+        for name, member in zip(_weight_files(plan), networks, strict=True):
+            # own copies: safetensors refuses tensors that share memory
+            state = member.state_dict().items()
+            tensors = {key: t.detach().cpu().contiguous().clone() for key, t in state}
+            save_file(tensors, new / name, metadata=metadata)
+            # safetensors lets only the owner read
+            (new / name).chmod((new / PLAN).stat().st_mode & 0o777)
+        old = folder.rename(_beside(folder)) if folder.exists() else None
+        try:
+            new.rename(folder)
+        except OSError:
+            if old is not None:
+                old.rename(folder)
+            raise
+        if old is not None:
+            shutil.rmtree(old, ignore_errors=True)
+    except (OSError, SafetensorError) as error:
+        raise OutputError(f"{folder}: the bundle cannot be written: {error}") from error
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+
+
+def read_bundle(
+    folder: str | PathLike[str], architectures: Mapping[str, NetworkFactory] | None = None
+) -> Bundle:
+    """Read a bundle, or the bundle of a run; nothing in it is executed or imported.
+
+    The network is built from the plan by the closed table of `models.build` and the caller's own
+    `architectures`. Raises `BundleError` for a missing file, a pickle in place of safetensors, a
+    plan of another version, tensors that are missing, extra, of another shape or not finite;
+    `ConfigError` for an unknown architecture.
+    """
+    folder = resolve_bundle(Path(folder))
+    plan = Plan.from_json((folder / PLAN).read_text("utf-8", "replace"), folder / PLAN)
+    paths = [folder / name for name in _weight_files(plan)]
+    missing = [path.name for path in paths if not path.is_file()]
+    if missing:
+        raise BundleError(f"{folder}: no {', '.join(missing)}. Copy the bundle again.")
+    networks = tuple(_read_network(path, plan, architectures) for path in paths)
+    with safe_open(paths[0], framework="pt") as file:
+        text = (file.metadata() or {}).get(_CHECK)
+    check = None if text is None else InputCheck.from_json(text, paths[0])
+    return Bundle(networks, plan, check)
+
+
+def ensemble(
+    bundles: Sequence[str | PathLike[str] | Bundle],
+    architectures: Mapping[str, NetworkFactory] | None = None,
+) -> Bundle:
+    """One bundle with the networks of all; the plan is the first one's.
+
+    A scan may lack what all of them can do without. Raises `BundleError` when there is none or
+    they do not share grid, labels and normalisation.
+    """
+    members = [b if isinstance(b, Bundle) else read_bundle(b, architectures) for b in bundles]
+    if not members:
+        raise BundleError("bundle: there is none. Name at least one.")
+    first, *others = members
+    for number, member in enumerate(others, start=2):
+        different = [n for n in _SHARED if getattr(first.plan, n) != getattr(member.plan, n)]
+        if different:
+            raise BundleError(
+                f"bundle: number {number} has another {', '.join(different)} than the first. "
+                "Average bundles of one plan, such as the folds of a cross-validation."
+            )
+    networks = tuple(network for member in members for network in member.networks)
+    lacks = [{s.missing for s in member.plan.channel_sets} for member in members]
+    sets = tuple(s for s in first.plan.channel_sets if all(s.missing in some for some in lacks))
+    return replace(
+        first,
+        networks=networks,
+        plan=first.plan.with_(n_members=len(networks), channel_sets=sets),
+    )
+
+
+def resolve_bundle(path: Path) -> Path:
+    """The bundle folder meant by `path`: the folder itself, or `bundle` inside a run's folder.
+
+    Raises `BundleError` when neither holds weights and plan.
+    """
+    for folder in (path, path / "bundle"):
+        if (folder / WEIGHTS).is_file() and (folder / PLAN).is_file():
+            return folder
+    names = sorted(p.name for p in path.iterdir())[:8] if path.is_dir() else ["no folder"]
+    raise BundleError(
+        f"{path}: no bundle, there is {', '.join(names) or 'nothing'}. Name the folder of a "
+        f"finished training, or one that holds {WEIGHTS} and {PLAN}."
+    )
+
+
+def bundle_digest(folder: Path) -> str:
+    """Sixteen hexadecimal digits that change whenever the weights or the plan change."""
+    folder, digest = resolve_bundle(folder), blake2b(digest_size=8)
+    for path in (folder / WEIGHTS, folder / PLAN, *sorted(folder.glob("weights_*.safetensors"))):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def _weight_files(plan: Plan) -> list[str]:
+    stem, _, suffix = WEIGHTS.partition(".")
+    return [WEIGHTS, *(f"{stem}_{k}.{suffix}" for k in range(1, plan.n_members))]
+
+
+def _beside(folder: Path) -> Path:
+    """A hidden name in the same folder that nothing has yet."""
+    return folder.with_name(f".{uuid4().hex[:8]}-{folder.name}")
+
+
+def _read_network(
+    path: Path, plan: Plan, architectures: Mapping[str, NetworkFactory] | None
+) -> nn.Module:
+    tensors = _read_tensors(path)
+    sides = {side for tensor in tensors.values() for side in tensor.shape}
+    wide = sorted({*plan.architecture.features} - sides)
+    if plan.architecture.name in SOURCES and wide:  # nor is memory asked for on their account
+        raise BundleError(
+            f"{path}: no tensor of {wide} channels, which plan.json has. "
+            "Use weights and plan of the same training run."
+        )
+    network = build_network(plan, architectures=architectures)
+    expected = network.state_dict()
+    common = tensors.keys() & expected.keys()
+    faults = {
+        "missing": expected.keys() - tensors.keys(),
+        "extra": tensors.keys() - expected.keys(),
+        "of another shape": {n for n in common if tensors[n].shape != expected[n].shape},
+        "not finite": {n for n in common if not bool(torch.isfinite(tensors[n]).all())},
+    }
+    seen = [f"{what}: {', '.join(sorted(names)[:5])}" for what, names in faults.items() if names]
+    if seen:
+        raise BundleError(
+            f"{path}: the weights do not fit the plan's network ({'; '.join(seen)}). "
+            "Use weights and plan of the same training run."
+        )
+    network.load_state_dict(tensors)
+    return network.eval()
+
+
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    with path.open("rb") as file:
+        start = file.read(4)
+    if start.startswith(_PICKLES):
+        raise BundleError(
+            f"{path}: a pickle, which could run any code; it was not opened. "
+            "Save the weights by safetensors.torch.save_file."
+        )
+    try:
+        return load_file(path)
+    except (SafetensorError, ValueError, OSError) as error:
+        raise BundleError(f"{path}: the weights cannot be read: {error}") from error

@@ -1,0 +1,153 @@
+"""The model card: what a bundle is, how well it did and what it is not for, in Markdown."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from jinja2 import Environment, StrictUndefined
+
+from lesionseg.core import UNKNOWN_ROLE
+from lesionseg.plan.plan import Plan
+
+_CAUTIONS = {
+    "test": "not used in training",
+    "external": "not used in training",
+    UNKNOWN_ROLE: "their role was not stated: they may have been used in training",
+}
+_MODALITIES = {"mri": "MRI", "ct": "CT", "xray": "X-ray images"}
+_CARD = """\
+# Lesion model: {{ plan.label_names | join(", ") }}
+
+## Purpose
+
+Marks {{ plan.label_names | join(", ") }} in {{ modality }}, as an aid to research. It is no \
+medical device, gives no diagnosis and must not be used in the care of patients without the \
+validation and approval that this requires. Scans that differ from the training data in scanner, \
+protocol or population may give worse results than those stated here.
+
+## Input
+
+- channels, in this order: {{ plan.channel_names | join(", ") }}
+- spatial axes: {{ plan.dims }}
+- resampled to {{ plan.spacing_mm | map("number") | join(" × ") }} mm, in tiles of \
+{{ plan.tile_shape | join(" × ") }} voxels
+- network: {{ plan.architecture.network.get("_target_", plan.architecture.name) }}, \
+features {{ plan.architecture.features | join(", ") }}\
+{% if plan.n_members > 1 %}; the mean of {{ plan.n_members }}{% endif %}
+
+## Output
+
+{% for value, name in labels %}
+{% if plan.regions %}
+- region {{ name }}: mask values {{ plan.regions[loop.index0] | join(", ") }}, \
+painted as {{ value }}
+{% else %}
+- mask value {{ value }}: {{ name }}
+{% endif %}
+{% endfor %}
+{% if plan.regions %}
+- a lesion is what touches, of whatever region; later regions are painted over earlier
+{% endif %}
+- candidates from score {{ plan.candidate_rule.floor | number }}, each with its extent
+{% for p in plan.operating_points %}
+- operating point {{ p.name }}: accepted from score {{ p.score | number }}\
+{% if p.chosen_on %}, chosen on {{ p.chosen_on }} data{% endif %}\
+{% if p.match_rule %} by match rule {{ p.match_rule }}{% endif %}\
+{% if p.lesion_recall is not none %}; there, lesion recall \
+{{ p.lesion_recall | interval(p.lesion_recall_ci95) }} with \
+{{ p.false_positives_per_case | interval(p.false_positives_per_case_ci95) }} false positives per \
+case{% endif %}\
+{% if p.expected_recall is not none %}; to expect: {{ p.expected_recall | number }} with \
+{{ p.expected_false_positives_per_case | interval(p.expected_false_positives_per_case_ci95) }}\
+{% endif %}
+
+{% else %}
+- no operating point was chosen; accepted from score 0.5
+{% endfor %}
+{% if plan.calibration %}
+- each candidate's probability: {{ plan.calibration.kind }} calibration of its score, fitted on \
+{{ plan.calibration.n_true }} true and {{ plan.calibration.n_false }} false candidates of \
+{{ plan.calibration.fitted_on }} data
+{% else %}
+- scores are not calibrated: they rank candidates and are no probabilities
+{% endif %}
+
+## Performance
+
+{% if scores is none %}
+Not evaluated.
+{% else %}
+On {{ scores.get("evaluated_on") }} data ({{ caution }}).
+
+| score | value |
+|---|---|
+{% for name, value in numbers %}
+| {{ name }} | {{ value | number }} |
+{% endfor %}
+{% endif %}
+
+## Decisions
+
+{% for name, reason in plan.reasons | dictsort %}
+- {{ name }}: {{ reason }}
+{% else %}
+Not recorded.
+{% endfor %}
+
+## Provenance
+
+{% for name, value in provenance.items() %}
+- {{ name }}: {{ value }}
+{% else %}
+Not recorded.
+{% endfor %}
+"""
+
+
+def model_card(
+    plan: Plan,
+    scores: Mapping[str, Any] | None = None,
+    provenance: Mapping[str, Any] | None = None,
+) -> str:
+    """Model card of a network trained by `plan`.
+
+    `scores` is the content of a `scores.json`, `provenance` whatever is known of the run (version,
+    date, data, seed); each may be missing, and the card says so. Values that are undefined are
+    written as such, never as a number.
+    """
+
+    def score(name: str, key: str) -> Any:
+        value = (scores or {}).get(name)
+        return value.get(key) if isinstance(value, Mapping) else value
+
+    numbers = [
+        ("cases", (scores or {}).get("n_cases")),
+        ("lesions", (scores or {}).get("n_lesions")),
+        ("lesion recall", score("lesion_recall", "value")),
+        ("lesion recall, 95 % confidence", score("lesion_recall", "ci95")),
+        ("false positives per case", score("false_positives_per_case", "value")),
+        ("Dice, mean of cases with a lesion", score("dice", "mean")),
+        ("CPM (mean recall of the FROC)", score("cpm", "value")),
+    ]
+    page = Environment(trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)
+    page.filters |= {"number": _number, "interval": _with_interval}
+    return page.from_string(_CARD).render(
+        plan=plan,
+        modality=_MODALITIES[plan.modality],
+        labels=list(zip(plan.label_values, plan.label_names, strict=True)),
+        scores=scores,
+        caution=_CAUTIONS.get(str(score("evaluated_on", "")), "development data: optimistic"),
+        numbers=numbers,
+        provenance=provenance or {},
+    )
+
+
+def _number(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.3g}"
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return " to ".join(map(_number, value))
+    return "undefined" if value is None or isinstance(value, Mapping) else str(value)
+
+
+def _with_interval(value: Any, ci95: Sequence[float] | None) -> str:
+    return _number(value) + (f" ({_number(ci95)})" if ci95 else "")

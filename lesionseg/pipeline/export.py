@@ -1,0 +1,150 @@
+"""`export`: a bundle's network for other programs, as ONNX or in MONAI's layout."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from lesionseg import __version__
+from lesionseg.data.transforms import refuse_strangers
+from lesionseg.errors import ConfigError, one_of
+from lesionseg.inference import monai_bundle
+from lesionseg.inference.bundle import CARD, bundle_digest, ensemble, resolve_bundle
+from lesionseg.inference.candidates.boxes import MOST_IN_A_TILE, SAME_LESION_IN_A_TILE
+from lesionseg.inference.export import (
+    BOXES,
+    INPUT,
+    OPSET,
+    PROBABILITIES,
+    SCORES,
+    largest_difference,
+    output_names,
+    trace,
+    write_onnx,
+    write_program,
+)
+from lesionseg.io.atomic import write_json, write_text
+from lesionseg.io.folder_locks import locks
+from lesionseg.models.build import NetworkFactory, trusting
+from lesionseg.models.retinanet import planned_anchors
+from lesionseg.pipeline.run.outcome import CommandOutcome
+from lesionseg.plan.plan import Plan
+
+Format = Literal["onnx", "monai"]
+ONNX, ONNX_NOTE = "model.onnx", "model.json"
+
+
+@dataclass(frozen=True)
+class ExportOutcome(CommandOutcome):
+    """What was written, and how far its probabilities are from the bundle's own (random tiles)."""
+
+    folder: Path
+    format: Format
+    largest_difference: float
+
+    def summary(self) -> list[str]:
+        """Where it lies, what was checked and what to do with it."""
+        run = {
+            "onnx": f"Next: read {self.folder / ONNX_NOTE}, which says what to do around {ONNX}.",
+            "monai": f"Next: python -m monai.bundle run --bundle_root {self.folder} "
+            f"--config_file {self.folder / monai_bundle.CONFIG} --dataset_dir scans",
+        }
+        return [
+            f"Exported as {self.format}: {self.folder}",
+            f"Largest difference from the bundle's probabilities: {self.largest_difference:.2g}",
+            run[self.format],
+        ]
+
+
+@locks("output")
+def export(
+    bundle: str | Path | Sequence[str | Path],
+    output: str | Path,
+    *,
+    format: Format = "onnx",
+    opset: int = OPSET,
+    trust: bool = False,
+    architectures: Mapping[str, NetworkFactory] | None = None,
+) -> ExportOutcome:
+    """Write a bundle's network, or the mean of several, so that other programs can run it.
+
+    `onnx`: `model.onnx` and `model.json`, which says what has to be done around it. `monai`: a
+    folder that `monai.bundle` runs. What was written is run on a random tile and compared with the
+    bundle. `trust`: classes that the bundle names may be imported. Raises `BundleError` for an
+    unusable bundle, `ConfigError` for an unknown format, a missing package or a network that cannot
+    be exported, `OutputError` when the result differs.
+    """
+    one_of("format", format, get_args(Format), where="format")
+    given = (bundle,) if isinstance(bundle, (str, Path)) else tuple(bundle)
+    read, folder = ensemble(given, trusting(trust, architectures)), Path(output)
+    plan, digest = read.plan, "+".join(bundle_digest(Path(b)) for b in given)
+    if format == "onnx":
+        run = write_onnx(folder / ONNX, trace(read), opset, output_names(plan))
+        difference = largest_difference(read, run)
+        write_json(folder / ONNX_NOTE, onnx_note(plan, digest, opset, difference))
+        return ExportOutcome(folder, format, difference)
+    if plan.anchors is not None:
+        raise ConfigError(f"format=monai: {plan.architecture.name} gives boxes; use onnx.")
+    refuse_strangers(plan.prepare_extra, "plan.json")  # MONAI would run them
+    difference = largest_difference(read, write_program(folder / monai_bundle.PROGRAM, trace(read)))
+    write_json(folder / monai_bundle.CONFIG, monai_bundle.inference_config(plan))
+    write_json(folder / monai_bundle.METADATA, monai_bundle.metadata(plan, digest))
+    card = resolve_bundle(Path(given[0])) / CARD
+    write_text(folder / monai_bundle.README, card.read_text("utf-8") if card.is_file() else "")
+    return ExportOutcome(folder, format, difference)
+
+
+def onnx_note(plan: Plan, digest: str, opset: int, difference: float) -> dict[str, Any]:
+    """What a program needs to know around the ONNX file: grid, intensities, tiles, output."""
+    labels = [{"value": v, "name": n} for v, n in plan.lesion_labels.items()]
+    note = {
+        "schema_version": 1,
+        "lesionseg_version": __version__,
+        "bundle": digest,
+        "opset": opset,
+        "largest_difference": difference,
+        "input": {
+            "name": INPUT,
+            "shape": ["batch", len(plan.channel_names), *plan.tile_shape],
+            "dtype": "float32",
+            "channels": list(plan.channel_names),
+            "axes": ["S", "A", "R"] if plan.dims == 3 else ["row", "column"],
+            "spacing_mm": list(plan.spacing_mm),
+            "normalisation": [asdict(n) for n in plan.normalisation],
+            "prepare_extra": [dict(spec) for spec in plan.prepare_extra],
+        },
+        "tiles": {
+            "shape": list(plan.tile_shape),
+            "overlap": 0.5,
+            "outside": 0.0,
+            "weight": "Gaussian, standard deviation an eighth of the tile along each axis",
+        },
+        "candidate_rule": asdict(plan.candidate_rule),
+        "operating_points": [asdict(point) for point in plan.operating_points],
+    }
+    if plan.has_voxels:
+        pairs = zip(plan.label_values, plan.label_names, strict=True)
+        note["output"] = {
+            "name": PROBABILITIES,
+            "shape": ["batch", len(plan.label_values), *plan.tile_shape],
+            "dtype": "float32",
+            "labels": [{"value": value, "name": name} for value, name in pairs],
+            "regions": [list(values) for values in plan.regions],
+            "focal_correction": None if plan.link is None else asdict(plan.link),
+        }
+    if plan.anchors is not None:
+        anchors = planned_anchors(plan)
+        levels = anchors.levels(plan.architecture.strides, plan.tile_shape)
+        n = sum(level.n_anchors for level in levels)
+        note["boxes"] = {  # of a box per anchor; `inference.candidates` is what to do with them
+            "scores": {"name": SCORES, "shape": ["batch", n, len(plan.lesion_labels)]},
+            "boxes": {"name": BOXES, "shape": ["batch", n, 2 * plan.dims]},
+            "dtype": "float32",
+            "box": "starts, then stops, half-open, in voxels of the tile",
+            "labels": labels,
+            "focal_correction": {"alpha": anchors.alpha, "gamma": anchors.gamma},
+            "lowest_score": plan.candidate_rule.floor,
+            "one_lesion_in_a_tile": {"iou": SAME_LESION_IN_A_TILE, "most": MOST_IN_A_TILE},
+            "one_lesion_in_all_tiles": {"iou": anchors.merge_iou, "by": "nms"},
+        }
+    return note

@@ -1,0 +1,530 @@
+"""`predict`: a bundle and a folder of scans in; masks, candidates and a status per scan out."""
+
+import logging
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing, contextmanager, nullcontext, suppress
+from dataclasses import dataclass, field, replace
+from hashlib import blake2b
+from math import prod
+from pathlib import Path
+from time import perf_counter
+from typing import Any, Literal, TypeVar
+
+import numpy as np
+
+from lesionseg import __version__
+from lesionseg.core import CaseFiles, Geometry, Prediction, Volume
+from lesionseg.errors import ConfigError, DatasetError, OutputError
+from lesionseg.inference.bundle import bundle_digest
+from lesionseg.inference.decision import Inferred, Slab, Watch
+from lesionseg.inference.inference_settings import InferenceSettings
+from lesionseg.inference.predictor import Predictor, PreparedScan
+from lesionseg.io.atomic import atomic_path, private_files
+from lesionseg.io.case_ids import check_case_id, printable_id
+from lesionseg.io.dicom.seg_write import write_segmentation
+from lesionseg.io.dicom.source_images import (
+    REPORT,
+    SEGMENTATION,
+    ResultOrigin,
+    read_source,
+    require_highdicom,
+)
+from lesionseg.io.dicom.sr_write import write_report
+from lesionseg.io.folder_locks import locked_folder
+from lesionseg.io.layouts.input_images import find_images
+from lesionseg.io.local_files import content_files, fetch_images
+from lesionseg.io.predictions import MASK_ENDINGS, MaskNames, write_prediction
+from lesionseg.io.remote.local_disk import local_disk
+from lesionseg.io.remote.mirror import mirror, send
+from lesionseg.io.remote.remote_folder import is_url
+from lesionseg.io.volumes import is_dicom_image, read_geometry, result_suffix
+from lesionseg.io.zone_files import ZoneFolder, find_zones
+from lesionseg.models.build import NetworkFactory
+from lesionseg.ops.components import candidates_of, present_values
+from lesionseg.ops.host_memory import default_budget, peak_memory_mb, trim_memory
+from lesionseg.pipeline.predict_tables import (
+    PredictionRow,
+    PredictionTable,
+    PredictOutcome,
+    counts_of,
+)
+from lesionseg.pipeline.run.outcome import Advance, bar
+from lesionseg.plan.plan import Plan
+
+logger = logging.getLogger(__name__)
+
+NO_SEGMENTATION = "No DICOM segmentation: no accepted candidate has voxels."
+_LOCAL_GB = 100.0  # that copies of remote files may take
+# the most that a case needs at one time, in copies of its larger grid in float32
+_COPIES = 2.5
+# bytes per voxel of the file for instances and masks while they are written
+_DECISION = 8
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class PredictSettings:
+    """What `predict` does; see conf/predict.yaml. Plain values, which a worker elsewhere gets."""
+
+    bundle: tuple[str, ...]
+    input: str
+    output: str
+    inference: InferenceSettings = field(default_factory=InferenceSettings)
+    operating_point: str | None = None
+    device: str = "auto"
+    raster_mm: float | None = None
+    save_probabilities: bool = False
+    names: MaskNames = "lesionseg"
+    dicom_output: bool = True
+    zones: str | None = None
+    trust: bool = False
+    engine: Literal["local", "ray"] = "local"
+    num_shards: int = 1
+    shard_index: int = 0
+
+
+def predict(
+    bundle: str | Path | Sequence[str | Path],
+    input: str | Path,
+    output: str | Path,
+    *,
+    architectures: Mapping[str, NetworkFactory] | None = None,
+    progress: Advance | None = None,
+    **settings: Any,
+) -> PredictOutcome:
+    """Predict every case found in `input`; one row each, by case id.
+
+    Writes mask, instances and candidates of each case to `output`, in the scan's own geometry and
+    format, and `predictions.csv`, in which rows of other cases stay. A case that fails does not
+    stop the others. Started again, it leaves out what is done and unchanged. What is written is its
+    user's alone (files 0600, folders 0700). Input and output may be URLs.
+
+    Args:
+        bundle: a run directory or a bundle's folder, or several that are averaged.
+        input: a folder, a glob, a file or a manifest (see `find_images`), or a folder's URL.
+        output: where results go.
+        architectures: the caller's own networks; see `Predictor`.
+        progress: called with case, number done and total after every case, in place of a bar.
+        settings: see `PredictSettings` and conf/predict.yaml.
+
+    Raises:
+        BundleError, ConfigError: for an unusable bundle or setting.
+        DatasetError: when there is no case.
+        OutputError: when another process writes into the output folder.
+    """
+    bundles = (bundle,) if isinstance(bundle, (str, Path)) else bundle
+    cfg = PredictSettings(tuple(map(str, bundles)), str(input), str(output), **settings)
+    if not 0 <= cfg.shard_index < cfg.num_shards:
+        raise ConfigError(f"shard_index={cfg.shard_index}: not from 0 to {cfg.num_shards - 1}.")
+    predictor = make_predictor(cfg, architectures)
+    if cfg.save_probabilities and not predictor.plan.has_voxels:
+        raise ConfigError("save_probabilities=true: a network without voxels has none to save.")
+    folder = _local(cfg.output, new=True)
+    cases = find_cases(_local(cfg.input), folder, predictor.plan)[cfg.shard_index :: cfg.num_shards]
+    if cfg.dicom_output and any(map(_is_dicom, cases)):
+        require_highdicom()
+    if cfg.zones is not None:
+        find_zones(Path(cfg.zones)).check([files.case for files in cases])
+    table = PredictionTable(folder, cfg.shard_index, cfg.num_shards)
+    rows: list[PredictionRow] = []
+    with (
+        private_files(),
+        locked_folder(folder, shared=True),
+        locked_folder(folder, f".{table.path.name}.lock"),
+        closing(table),
+        bar("Predicting") if progress is None else nullcontext(progress) as advance,
+    ):
+        table.read()
+        if cfg.engine == "ray":
+            from lesionseg.pipeline.predict_ray import predict_on_ray
+
+            finished = predict_on_ray(cfg, folder, cases, table.rows, architectures)
+        else:
+            finished = predict_cases(cfg, predictor, folder, cases, table.rows)
+        with closing(finished):
+            for row in finished:
+                table.put(row)
+                rows.append(row)
+                advance(row.case, len(rows), len(cases))
+    return PredictOutcome(sorted(rows, key=lambda row: row.case), folder)
+
+
+def make_predictor(
+    cfg: PredictSettings, architectures: Mapping[str, NetworkFactory] | None = None
+) -> Predictor:
+    """The predictor that the settings ask for."""
+    return Predictor(
+        cfg.bundle,
+        settings=cfg.inference,
+        device=cfg.device,
+        operating_point=cfg.operating_point,
+        raster_mm=cfg.raster_mm,
+        architectures=architectures,
+        trust=cfg.trust,
+    )
+
+
+def find_cases(source: Path, output: Path, plan: Plan) -> list[CaseFiles]:
+    """The cases of `source`, results of an earlier run in `output` left out."""
+    if output.exists() and not output.is_dir():
+        raise ConfigError(f"output={output}: a file. Name a folder; a new one is made.")
+    if source.is_dir() and output.exists() and source.samefile(output):
+        raise ConfigError(
+            f"output={output}: the input folder itself, whose masks would be taken for scans. "
+            "Name another one; it may lie inside the input folder."
+        )
+    results = output.resolve()
+
+    def is_result(path: Path) -> bool:
+        try:
+            return results in path.resolve().parents
+        except (OSError, ValueError, RuntimeError):  # no such path, or a circle: reading says so
+            return False
+
+    scans = find_images(source, len(plan.channel_names))
+    cases = [files for files in scans if not any(map(is_result, files.images))]
+    if not cases:
+        raise DatasetError(f"{source}: no scan to predict.")
+    return cases
+
+
+def predict_cases(
+    cfg: PredictSettings,
+    predictor: Predictor,
+    output: Path,
+    cases: Sequence[CaseFiles],
+    known: Mapping[str, PredictionRow],
+) -> Generator[PredictionRow]:
+    """Predict cases into `output`; yields the row of each, in order, as soon as it is written.
+
+    `known`: rows of earlier runs; what is unchanged is kept. A case that fails gives a row that
+    says why; nothing it wrote is left. Close the generator to give the rest up: what is written
+    stays.
+    """
+    work = CaseWork(cfg, predictor, output, known)
+    for task in read_ahead(map(CaseTask, cases), work.read, work.infer, work.write, fits=work.fits):
+        if task.row is not None:
+            yield task.row
+
+
+def read_ahead(
+    items: Iterable[T],
+    read: Callable[[T], Any],
+    infer: Callable[[T], Any],
+    write: Callable[[T], Any],
+    *,
+    fits: Callable[[Sequence[T]], bool] = lambda _: True,
+) -> Generator[T]:
+    """Take items through three steps; the next is read and the last written beside the second.
+
+    Order is kept; each is yielded when written. `fits`: whether the items written, inferred and
+    read may be in memory together; else one goes after the other. What a step raises is raised
+    here. Closing the generator ends it after the steps that run.
+    """
+    with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer:
+        writing: deque[tuple[T, Future[Any]]] = deque()
+
+        def written(most: int) -> Iterator[T]:
+            while len(writing) > most:
+                item, future = writing.popleft()
+                future.result()
+                yield item
+
+        coming = iter(items)
+        item = next(coming, None)
+        reading = None if item is None else reader.submit(read, item)
+        while item is not None and reading is not None:
+            reading.result()
+            following = next(coming, None)
+            alone = following is not None and not fits([*(i for i, _ in writing), item, following])
+            if alone:
+                yield from written(0)
+            reading = None if following is None or alone else reader.submit(read, following)
+            infer(item)
+            yield from written(0)
+            writing.append((item, writer.submit(write, item)))
+            if alone and following is not None:
+                yield from written(0)
+                reading = reader.submit(read, following)
+            item = following
+        yield from written(0)
+
+
+def predict_volumes(
+    predictor: Predictor,
+    cases: Iterable[CaseFiles],
+    read: Callable[[CaseFiles], Volume],
+    use: Callable[[CaseFiles, Prediction], T],
+    *,
+    watch: Callable[[CaseFiles], Watch | None] = lambda _: None,
+    overwrite: bool = True,
+) -> Generator[T]:
+    """What `use` makes of each case's prediction, in the order of `cases`.
+
+    `read` gives a case's volume, in a thread of its own; `use` is called in another. `watch`: what
+    is shown a case's probabilities (`decision.decide`). With `overwrite` the volume's memory may be
+    used. What goes wrong with a case is raised here.
+    """
+    budget = default_budget()
+
+    def prepare(task: CaseTask) -> None:
+        volume = read(task.files)
+        task.n_bytes = needed_bytes(volume.geometry, predictor.plan)
+        task.scan = predictor.prepare_volume(volume, task.files.case, overwrite=overwrite)
+
+    def infer(task: CaseTask) -> None:
+        scan, task.scan = task.scan, None
+        task.inferred = None if scan is None else predictor.infer(scan)
+
+    def decide(task: CaseTask) -> None:
+        inferred, task.inferred = task.inferred, None
+        if inferred is not None:
+            prediction = predictor.decide(inferred, task.files.case, watch(task.files))
+            task.result = use(task.files, prediction)
+
+    def fits(tasks: Sequence[CaseTask]) -> bool:
+        return len(tasks) * max(task.n_bytes for task in tasks) <= budget
+
+    for task in read_ahead(map(CaseTask, cases), prepare, infer, decide, fits=fits):
+        yield task.result
+
+
+def needed_bytes(geometry: Geometry, plan: Plan) -> int:
+    """Memory that a case on a file's grid takes at most on its way, the network left out.
+
+    Two copies of the image, file and plan, or image and probabilities, and half a one to spare.
+    """
+    finer = prod(geometry.spacing_mm) / prod(plan.spacing_mm)
+    n_voxels = prod(geometry.shape) * max(1.0, finer)
+    image, probabilities = 4 * len(plan.channel_names), 2 * len(plan.label_values)
+    return int(n_voxels * max(_COPIES * image, image + probabilities + _DECISION))
+
+
+@dataclass(eq=False)
+class CaseTask:
+    """A case on its way: what the step before has left; `row` when nothing is left to do."""
+
+    files: CaseFiles
+    scan: PreparedScan | None = None
+    inferred: Inferred | None = None
+    row: PredictionRow | None = None
+    result: Any = None
+    key: str = ""
+    seconds: float = 0.0
+    n_bytes: int = 0
+
+
+class CaseWork:
+    """The three steps of a case of the command; whatever a step raises becomes the case's row."""
+
+    def __init__(
+        self,
+        cfg: PredictSettings,
+        predictor: Predictor,
+        output: Path,
+        known: Mapping[str, PredictionRow],
+    ) -> None:
+        self.cfg, self.predictor, self.output, self.known = cfg, predictor, output, known
+        self.zones: ZoneFolder | None = None if cfg.zones is None else find_zones(Path(cfg.zones))
+        self.bundle = "+".join(bundle_digest(Path(folder)) for folder in cfg.bundle)
+        gigabytes = cfg.inference.max_memory_gb
+        self.budget = default_budget() if gigabytes is None else int(gigabytes * 2**30)
+
+    def fits(self, tasks: Sequence[CaseTask]) -> bool:
+        """Whether these cases may be in memory together."""
+        for task in tasks:
+            if not task.n_bytes:
+                with suppress(Exception):  # reading it says what is wrong
+                    fetch_images(task.files.images)
+                    geometry = read_geometry(task.files.images[0], raster_mm=1.0)
+                    task.n_bytes = needed_bytes(geometry, self.predictor.plan)
+        return sum(task.n_bytes for task in tasks) <= self.budget
+
+    def read(self, task: CaseTask) -> None:
+        """Keep what is unchanged; read the rest and bring it to the plan's grid."""
+        with self._guarded(task):
+            fetch_images(task.files.images)
+            task.key = self._key(task.files)
+            row = self.known.get(task.files.case)
+            if row is not None and row.key == task.key and row.status != "failed":
+                segmented = row.message != NO_SEGMENTATION
+                if all(path.is_file() for path in self._paths(task.files, segmented)):
+                    task.row = replace(row, status="kept")
+                    return
+            self._clear(task.files)
+            self.fits([task])
+            task.scan = self.predictor.prepare(task.files)
+            trim_memory()
+
+    def infer(self, task: CaseTask) -> None:
+        """What the networks say; too large a case keeps its probabilities in a file."""
+        scan, task.scan = task.scan, None
+        if scan is None:
+            return
+        with self._guarded(task):
+            folder = self.output if task.n_bytes > self.budget else None
+            task.inferred = self.predictor.infer(scan, folder=folder)
+            trim_memory()  # glibc would keep what tiles have freed beside what follows
+
+    def write(self, task: CaseTask) -> None:
+        """Back to the file's grid, candidates, files; the candidates' file comes last."""
+        inferred, task.inferred = task.inferred, None
+        if inferred is None:
+            return
+        with self._guarded(task):
+            files, plan = task.files, self.predictor.plan
+            image = files.images[0]
+            missing = inferred.missing
+            if self.cfg.save_probabilities:
+                prediction = self._decide_and_save(inferred, files)
+            else:
+                prediction = self.predictor.decide(inferred, files.case)
+            zones = self.zones.read(files.case) if self.zones else None
+            if zones is not None:
+                pairs = zip(prediction.candidates, zones.of(candidates_of(prediction)), strict=True)
+                prediction = replace(
+                    prediction, candidates=tuple(replace(c, zone=zone) for c, zone in pairs)
+                )
+            point = self.predictor.operating_point(missing)
+            message = ""
+            if self.cfg.dicom_output and _is_dicom(files):
+                source = read_source(image)
+                origin = ResultOrigin(__version__, self.bundle, task.key, point)
+                values = dict(zip(plan.label_values, plan.label_names, strict=True))
+                path = self.output / f"{files.case}{SEGMENTATION}"
+                segmentation = write_segmentation(path, prediction, source, origin, values)
+                report = self.output / f"{files.case}{REPORT}"
+                write_report(report, prediction, source, origin, plan.lesion_labels, segmentation)
+                if segmentation is None and prediction.instances is not None:
+                    message = NO_SEGMENTATION
+            suffix, names = result_suffix(image, plan.dims), self.cfg.names
+            write_prediction(self.output, prediction, suffix=suffix, like=image, names=names)
+            send(path for path in self._paths(files) if path.is_file())
+            present = [] if zones is None else [v for v in present_values(zones.values) if v > 0]
+            zone_names = [] if zones is None else [zones.names.get(v, str(v)) for v in present]
+            task.row = self._row(
+                task,
+                "done",
+                message,
+                n_candidates=len(prediction.candidates),
+                n_accepted=sum(c.accepted for c in prediction.candidates),
+                warning=prediction.input.warning if prediction.input else "",
+                input_score=prediction.input.score if prediction.input else None,
+                missing=" ".join(plan.names_of(missing)),
+                operating_point=point.name,
+                **counts_of(prediction.candidates, plan.lesion_labels, zone_names),
+            )
+
+    def _decide_and_save(self, inferred: Inferred, files: CaseFiles) -> Prediction:
+        """The prediction; probabilities `[K, *file]` float16 go to `<case>_probabilities.npz`."""
+        shape = (len(self.predictor.plan.label_values), *inferred.file_geometry.shape)
+        kept = np.empty(shape, dtype=np.float16)
+
+        def watch(label: int, slabs: Iterator[Slab]) -> Iterator[Slab]:
+            row = 0
+            for slab in slabs:
+                kept[label, row : row + len(slab)] = slab
+                row += len(slab)
+                yield slab
+
+        prediction = self.predictor.decide(inferred, files.case, watch)
+        with atomic_path(self.output / f"{files.case}_probabilities.npz") as path:
+            np.savez_compressed(path, probabilities=kept)
+        return prediction
+
+    def _key(self, files: CaseFiles) -> str:
+        """Changes with bundle, settings, and size or time of change of a case's files."""
+        cfg, paths = self.cfg, [path for image in files.images for path in content_files(image)]
+        if self.zones is not None and files.case in self.zones.masks:
+            paths.append(self.zones.masks[files.case])
+        states = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
+        how = replace(cfg.inference, max_memory_gb=None)
+        choices = (self.bundle, how, self.predictor.operating_point(), cfg.raster_mm)
+        written = (cfg.save_probabilities, cfg.names, cfg.dicom_output, files.missing)
+        whole = repr((__version__, choices, written, states))
+        return blake2b(whole.encode(), digest_size=8).hexdigest()
+
+    def _paths(self, files: CaseFiles, segmented: bool = True) -> list[Path]:
+        """The files that a case has when it is done; `segmented`: if something was accepted.
+
+        Raises `DatasetError` for an id that cannot name files, or would name others.
+        """
+        check_case_id(files.case, files.images[0])
+        plan, suffix = self.predictor.plan, result_suffix(files.images[0], self.predictor.plan.dims)
+        with_masks = plan.candidate_rule.source != "detection"
+        names = ["_candidates.json"]
+        if with_masks:
+            names += [f"{MASK_ENDINGS[self.cfg.names]}{suffix}", f"_instances{suffix}"]
+        if with_masks and plan.regions:
+            names.append(f"_regions{suffix}")
+        if self.cfg.save_probabilities:
+            names.append("_probabilities.npz")
+        if self.cfg.dicom_output and _is_dicom(files):
+            names += [REPORT, SEGMENTATION] if segmented and with_masks else [REPORT]
+        return [self.output / f"{files.case}{name}" for name in names]
+
+    def _clear(self, files: CaseFiles) -> None:
+        """Remove a case's files and what a killed run left: old ones are not to pass for new."""
+        for path in self._paths(files):
+            literal = "".join(f"[{c}]" if c in "*?[" else c for c in path.name)
+            for file in (path, *self.output.glob(f".????????-{literal}")):
+                try:
+                    file.unlink(missing_ok=True)
+                except OSError as error:
+                    raise OutputError(
+                        f"{file}: an earlier result cannot be removed ({error.strerror}). "
+                        "Remove it, or name another output folder."
+                    ) from error
+
+    def _row(
+        self, task: CaseTask, status: Literal["done", "failed"], message: str, **counts: Any
+    ) -> PredictionRow:
+        return PredictionRow(
+            case=printable_id(task.files.case),
+            group=task.files.group,
+            visit=task.files.columns.get("visit", ""),
+            status=status,
+            message=message,
+            peak_memory_mb=peak_memory_mb(),
+            bundle=self.bundle,
+            key=task.key,
+            **counts,
+        )
+
+    @contextmanager
+    def _guarded(self, task: CaseTask) -> Iterator[None]:
+        """Time a step; whatever it raises becomes the case's row, and what it wrote is removed."""
+        begin = perf_counter()
+        try:
+            yield
+        except Exception as error:  # a damaged file may make any library raise anything
+            text = str(error) or repr(error)
+            for image in task.files.images:  # where a scan lies may name a patient
+                text = text.replace(f"{image.parent}/", "")
+            text = text.encode("utf-8", "backslashreplace").decode()
+            task.row = self._row(task, "failed", text)
+            logger.warning("Case %s failed: %s", task.row.case, text)
+            logger.debug("Case %s failed.", task.row.case, exc_info=error)
+            with suppress(Exception):  # what cannot even be named was not written by us
+                self._clear(task.files)
+        finally:
+            task.seconds += perf_counter() - begin
+            if task.row is not None and task.row.status != "kept":
+                task.row = replace(task.row, seconds=round(task.seconds, 3))
+
+
+def _is_dicom(files: CaseFiles) -> bool:
+    with suppress(OSError):  # a file that cannot be opened fails by itself
+        return is_dicom_image(files.images[0])
+    return False
+
+
+def _local(place: str, *, new: bool = False) -> Path:
+    """The folder itself; of a URL, the local folder that mirrors it."""
+    if not is_url(place):
+        return Path(place)
+    disk = local_disk(None, _LOCAL_GB)
+    return mirror(place, disk, new=True, tables=(".csv",)) if new else mirror(place, disk)

@@ -1,0 +1,352 @@
+"""Exported networks: what other programs compute from them is what the bundle computes."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from lesionseg.core import CaseFiles, Geometry, Volume
+from lesionseg.data.tiling import TileGrid
+from lesionseg.errors import BundleError, ConfigError, OutputError
+from lesionseg.inference.bundle import Bundle, read_bundle, write_bundle
+from lesionseg.inference.candidates.boxes import BoxCollector
+from lesionseg.inference.export import largest_difference, trace, write_onnx
+from lesionseg.inference.inference_settings import InferenceSettings
+from lesionseg.inference.monai_bundle import inference_config
+from lesionseg.inference.predictor import Predictor
+from lesionseg.inference.probabilities import label_probabilities
+from lesionseg.inference.sliding.window import predict_probabilities
+from lesionseg.io.volumes import read_volume, write_volume
+from lesionseg.models.build import build_network
+from lesionseg.pipeline.export import export
+from lesionseg.plan.anchor_plan import AnchorPlan
+from lesionseg.plan.plan import Activation, FocalLink, Normalisation, Plan
+
+onnxruntime = pytest.importorskip("onnxruntime")
+SAR = np.array([[0, 0, 1.5, -9], [0, 1, 0, -4], [2, 0, 0, 3], [0, 0, 0, 1.0]])
+# coarser than the plan: there both interpolate; where it is finer ours averages, MONAI samples
+LPS = np.array([[0, -1.8, 0, 40], [0.1, 0, -1.6, 30], [2.4, 0, 0.1, 3], [0, 0, 0, 1.0]])
+
+
+def _plan(plan: Plan, dims: int, n_channels: int, activation: Activation) -> Plan:
+    """A plan of two labels taught by a focal loss."""
+    names = ("T1", "FLAIR")[:n_channels]
+    unet = replace(
+        plan.architecture, strides=((1,) * dims, (2,) * dims), kernels=((3,) * dims,) * 2
+    )
+    return replace(
+        plan,
+        dims=dims,
+        modality="mri" if dims == 3 else "xray",
+        channel_names=names,
+        label_values=(1, 4),
+        label_names=("ring", "spot"),
+        spacing_mm=(2.0, 1.0, 1.5) if dims == 3 else (0.2, 0.2),
+        normalisation=(Normalisation("zscore"), Normalisation("dataset", -50.0, 180.0, 60.0, 30.0))[
+            :n_channels
+        ]
+        if dims == 3
+        else (Normalisation("range"),),
+        tile_shape=(16, 16, 24)[3 - dims :],
+        architecture=unet,
+        activation=activation,
+        link=FocalLink((0.25, 0.5), 2.0) if activation == "sigmoid" else None,
+    )
+
+
+def _lively(plan: Plan) -> nn.Module:
+    """A U-Net whose logits spread widely, as a trained one's do."""
+    network = build_network(plan)
+    with torch.no_grad():
+        for parameter in network.heads.parameters():  # type: ignore[union-attr, operator]
+            parameter.mul_(150.0 if parameter.ndim > 1 else 0.2)
+    return network.eval()
+
+
+@pytest.fixture
+def bundle(tmp_path: Path, plan: Plan) -> Path:
+    two = _plan(plan, 3, 2, "sigmoid")
+    write_bundle(tmp_path / "run" / "bundle", _lively(two), two, "# the card\n")
+    return tmp_path / "run"
+
+
+@pytest.mark.parametrize(("dims", "block"), [(2, 1), (3, 1), (3, 2)])
+@pytest.mark.parametrize("activation", ["sigmoid", "softmax"])
+def test_onnx_gives_the_bundles_probabilities_for_any_number_of_tiles(
+    tmp_path: Path,
+    plan: Plan,
+    dims: int,
+    block: int,
+    activation: Activation,
+    rng: np.random.Generator,
+) -> None:
+    two = _plan(plan, dims, 1, activation)
+    strides = ((block,) * dims, *two.architecture.strides[1:])  # 2: a space-to-depth stem
+    two = two.with_(architecture=replace(two.architecture, strides=strides))
+    network = _lively(two)
+    run = write_onnx(tmp_path / "model.onnx", trace(Bundle((network,), two)))
+    for n_tiles in (1, 3):
+        tiles = rng.normal(size=(n_tiles, 1, *two.tile_shape)).astype(np.float32)
+        (found,) = run(tiles)
+        assert found.shape == (n_tiles, 2, *two.tile_shape)
+        for tile, probabilities in zip(tiles, found, strict=True):
+            own = predict_probabilities(
+                network, torch.from_numpy(tile), two, dtype=torch.float32
+            ).numpy()
+            assert own.std() > 0.05
+            np.testing.assert_allclose(probabilities, own, atol=2e-5)
+
+
+def _detector(plan: Plan, dims: int, name: str) -> Plan:
+    """A plan of two labels for a detector of two levels, of boxes taught by a focal loss."""
+    sizes = (((3.0,) * dims, (5.0,) * dims), ((9.0,) * dims, (12.0,) * dims))
+    anchors = AnchorPlan(
+        (0, 1), sizes, width=8, prior=0.5, alpha=(0.25, 0.5), gamma=2.0, merge="nms"
+    )
+    two = _plan(plan, dims, 1, "sigmoid")
+    return two.with_(architecture=replace(two.architecture, name=name), anchors=anchors)
+
+
+@pytest.mark.parametrize(("name", "dims"), [("retinanet", 2), ("retina_unet", 3)])
+def test_onnx_gives_the_scores_and_boxes_of_a_detector(
+    tmp_path: Path, plan: Plan, dims: int, name: str, rng: np.random.Generator
+) -> None:
+    planned = _detector(plan, dims, name)
+    network = build_network(planned).eval()
+    write_bundle(tmp_path / "bundle", network, planned, "")
+    assert export(tmp_path / "bundle", tmp_path / "out").largest_difference < 1e-4
+    note = json.loads((tmp_path / "out/model.json").read_text())
+    names = [node["name"] for node in (note["boxes"]["scores"], note["boxes"]["boxes"])]
+    session = onnxruntime.InferenceSession(str(tmp_path / "out/model.onnx"))
+    tiles = rng.normal(size=(3, 1, *planned.tile_shape)).astype(np.float32)
+    with torch.no_grad():
+        output = network(torch.from_numpy(tiles))
+    for i, (scores, boxes) in enumerate(zip(*session.run(names, {"image": tiles}), strict=True)):
+        assert list(scores.shape) == note["boxes"]["scores"]["shape"][1:]
+        collector = BoxCollector(TileGrid(planned.tile_shape, planned.tile_shape, 0.0), planned)
+        collector.add(output.tile(i), [0], ())
+        own = collector.finish()
+        best = np.unravel_index(scores.argmax(), scores.shape)
+        assert own.scores[0] == pytest.approx(scores[best], abs=1e-5)
+        assert int(own.labels[0]) == best[1] + 1
+        inside = np.clip(boxes[best[0]], 0, planned.tile_shape * 2)
+        np.testing.assert_allclose(own.boxes[0], inside, atol=1e-3)
+    if name == "retina_unet":
+        (found,) = session.run([note["output"]["name"]], {"image": tiles})
+        own_voxels = label_probabilities(output.segmentation[0], planned)
+        np.testing.assert_allclose(found, own_voxels, atol=2e-5)
+    else:
+        assert "output" not in note
+
+
+def test_what_has_no_place_for_boxes_is_refused(tmp_path: Path, plan: Plan) -> None:
+    planned = _detector(plan, 2, "retinanet")
+    network = build_network(planned)
+    write_bundle(tmp_path / "bundle", network, planned, "")
+    with pytest.raises(ConfigError):
+        export(tmp_path / "bundle", tmp_path / "out", format="monai")
+    assert not (tmp_path / "out").exists() or not list((tmp_path / "out").iterdir())
+    with pytest.raises(ConfigError):
+        trace(Bundle((network, network), planned))
+
+
+class Certain(nn.Module):
+    """Logits from −48 to 48: a long training is as certain as that."""
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        logits = 16 * image.clamp(-3, 3)
+        return [torch.cat([logits, -logits], 1)]
+
+
+def test_certain_networks_give_numbers_as_onnx_too(tmp_path: Path, plan: Plan) -> None:
+    certain = Bundle((Certain(),), _plan(plan, 3, 1, "sigmoid"))
+    run = write_onnx(tmp_path / "model.onnx", trace(certain))
+    assert largest_difference(certain, run) < 1e-5
+
+
+def test_the_note_beside_the_onnx_file_says_what_it_needs(bundle: Path, tmp_path: Path) -> None:
+    import onnx
+
+    outcome = export(bundle, tmp_path / "out")
+    assert outcome.largest_difference < 1e-4
+    assert str(tmp_path / "out") in outcome.summary()[0]
+    model = onnx.load(tmp_path / "out" / "model.onnx")
+    note = json.loads((tmp_path / "out" / "model.json").read_text())
+    assert [o.version for o in model.opset_import if o.domain == ""] == [18] == [note["opset"]]
+    (image,), (found,) = model.graph.input, model.graph.output
+    for node, said in ((image, note["input"]), (found, note["output"])):
+        axes = [d.dim_param or d.dim_value for d in node.type.tensor_type.shape.dim]
+        assert (node.name, axes) == (said["name"], said["shape"])
+    assert note["input"]["spacing_mm"] == [2.0, 1.0, 1.5]
+    assert note["input"]["normalisation"][1]["mean"] == 60.0
+    assert note["output"]["labels"][1] == {"value": 4, "name": "spot"}
+    assert note["output"]["focal_correction"] == {"alpha": [0.25, 0.5], "gamma": 2.0}
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["model.json", "model.onnx"]
+
+
+def _scan(rng: np.random.Generator, shape: tuple[int, ...]) -> NDArray[np.float32]:
+    """Smooth noise with two bright spots in air."""
+    image = rng.normal(100, 8, shape).astype(np.float32)
+    image[(slice(4, 8), slice(6, 11), slice(20, 25))[-len(shape) :]] += 80
+    image[(slice(18, 22), slice(14, 18), slice(8, 12))[-len(shape) :]] += 60
+    image[..., :3] = 0
+    return image
+
+
+def _run_monai(folder: Path, images: Path, output: Path, overlap: float = 0.5) -> None:
+    """Run the exported folder as `python -m monai.bundle run` does."""
+    from monai.bundle import run
+
+    run(
+        bundle_root=str(folder),
+        config_file=str(folder / "configs/inference.json"),
+        meta_file=str(folder / "configs/metadata.json"),
+        logging_file=False,
+        device="$torch.device('cpu')",
+        dataset_dir=str(images),
+        output_dir=str(output),
+        **{"inferer#overlap": overlap},
+    )
+
+
+@pytest.mark.parametrize(
+    ("affine", "shape", "overlap", "largest", "mean"),
+    # lesionseg keeps probabilities as float16 between its steps; MONAI lifts its Gaussian weight to
+    # at least 1e-3, and lays the last tiles elsewhere
+    [
+        (SAR, (32, 32, 48), 0.0, 3e-4, 5e-5),
+        (SAR, (24, 32, 48), 0.5, 0.03, 1e-3),
+        (LPS, (20, 40, 20), 0.5, 0.05, 2e-3),
+    ],
+    ids=["the very same tiles", "overlapping tiles", "turned and of another spacing"],
+)
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
+def test_monai_runs_the_exported_folder_to_our_probabilities(
+    bundle: Path,
+    tmp_path: Path,
+    rng: np.random.Generator,
+    affine: NDArray[np.float64],
+    shape: tuple[int, ...],
+    overlap: float,
+    largest: float,
+    mean: float,
+) -> None:
+    geometry = Geometry(shape, affine)
+    files = [tmp_path / "images" / f"a_000{c}.nii.gz" for c in range(2)]
+    for file in files:
+        write_volume(file, Volume(_scan(rng, shape)[None], geometry))
+    export(bundle, tmp_path / "monai", format="monai")
+    assert (tmp_path / "monai/docs/README.md").read_text() == "# the card\n"
+    assert "lesionseg." not in (tmp_path / "monai/configs/inference.json").read_text()
+    _run_monai(tmp_path / "monai", tmp_path / "images", tmp_path / "out", overlap)
+    # MONAI's layout has no place for our mask of the body: air is computed like all else
+    settings = InferenceSettings(overlap=overlap, precision="fp32", body_mask=False)
+    predictor = Predictor(bundle, device="cpu", settings=settings)
+    own = predictor.probabilities(predictor.read(CaseFiles("a", tuple(files))))
+    image = nibabel.load(tmp_path / "out" / "a_0000_prob.nii.gz")
+    found = np.asarray(image.dataobj).transpose(3, 2, 1, 0)
+    assert own.std() > 0.05
+    # the outermost voxels are read beyond the centres of the last ones, which each does its way
+    difference = np.abs(found - own)[:, 2:-2, 2:-2, 2:-2]
+    assert difference.max() < largest
+    assert difference.mean() < mean
+    mask = read_volume(tmp_path / "out" / "a_0000_mask.nii.gz")
+    np.testing.assert_allclose(mask.geometry.affine, affine, atol=1e-4)
+    labels = np.where(found.max(0) >= 0.5, np.array([1, 4])[found.argmax(0)], 0)
+    np.testing.assert_array_equal(mask.array[0], labels)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
+def test_monai_runs_a_network_for_radiographs(
+    plan: Plan, tmp_path: Path, rng: np.random.Generator
+) -> None:
+    flat = _plan(plan, 2, 1, "softmax")
+    write_bundle(tmp_path / "bundle", _lively(flat), flat, "")
+    image = np.clip(_scan(rng, (32, 48)), 0, 255).astype(np.uint8)
+    write_volume(
+        tmp_path / "images" / "x.png", Volume(image[None], Geometry.from_spacing((32, 48), (1, 1)))
+    )
+    export(tmp_path / "bundle", tmp_path / "monai", format="monai")
+    _run_monai(tmp_path / "monai", tmp_path / "images", tmp_path / "out")
+    predictor = Predictor(
+        tmp_path / "bundle", device="cpu", settings=InferenceSettings(precision="fp32")
+    )
+    own = predictor.probabilities(predictor.read(CaseFiles("x", (tmp_path / "images/x.png",))))
+    mask = read_volume(tmp_path / "out" / "x_mask.png").array[0]
+    labels = np.where(own.max(0) >= 0.5, np.array([1, 4])[own.argmax(0)], 0)
+    assert 0 < (labels > 0).mean() < 1
+    assert (mask == labels).mean() > 0.999
+
+
+def test_regions_are_painted_later_over_earlier_ones(plan: Plan) -> None:
+    two = replace(_plan(plan, 3, 1, "sigmoid"), regions=((1, 4), (4,)))
+    steps = inference_config(two)["postprocessing"]["transforms"]
+    (text,) = (step["func"] for step in steps if step["_target_"] == "Lambdad")
+    paint = eval(text.removeprefix("$").replace("@threshold", "0.5"), {"torch": torch})
+    probabilities = torch.tensor([[0.9, 0.9, 0.1, 0.6], [0.8, 0.2, 0.1, 0.5]])[:, None, None]
+    assert paint(probabilities).flatten().tolist() == [4, 1, 0, 4]
+
+
+def test_an_ensemble_is_exported_as_its_mean(plan: Plan, tmp_path: Path) -> None:
+    two = _plan(plan, 2, 1, "sigmoid")
+    members = [_lively(two), _lively(two)]
+    with torch.no_grad():
+        members[1].encoder.stages[0][0].conv.weight.mul_(-1)  # type: ignore[index, union-attr]
+    write_bundle(tmp_path / "bundle", members, two, "")
+    export(tmp_path / "bundle", tmp_path / "out")
+    run = write_onnx(tmp_path / "one.onnx", trace(Bundle((members[0],), two)))
+    with pytest.raises(OutputError):
+        largest_difference(read_bundle(tmp_path / "bundle"), run)
+
+
+class _Unexportable(nn.Module):
+    def forward(self, image: Tensor) -> list[Tensor]:
+        if float(image.sum()) > 0:
+            return [image]
+        return [-image]
+
+
+class _Detector(nn.Module):
+    def forward(self, image: Tensor) -> Tensor:
+        return image
+
+
+@pytest.mark.parametrize("network", [_Unexportable(), _Detector()])
+def test_a_network_that_cannot_be_exported_is_refused(plan: Plan, network: nn.Module) -> None:
+    with pytest.raises(ConfigError):
+        trace(Bundle((network,), plan))
+
+
+def test_wrong_requests_are_refused(bundle: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError):
+        export(bundle, tmp_path / "out", format="tflite")  # type: ignore[arg-type]
+    shutil.rmtree(bundle / "bundle")
+    with pytest.raises(BundleError):
+        export(bundle, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_file_that_computes_something_else_is_refused(bundle: Path) -> None:
+    read = read_bundle(bundle)
+    with pytest.raises(OutputError):
+        largest_difference(read, lambda tiles: [np.zeros((1, 2, 16, 16, 24), np.float32)])
+    nothing = np.full((1, 2, 16, 16, 24), np.nan, np.float32)
+    with pytest.raises(OutputError):
+        largest_difference(read, lambda tiles: [nothing])
+
+
+def test_a_missing_package_is_named_with_the_way_to_install_it(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import sys
+
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(ConfigError):
+        export(bundle, tmp_path / "out")

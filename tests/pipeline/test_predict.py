@@ -1,0 +1,298 @@
+"""`predict`: files in their own geometry, one row each, faults apart, resumed after a kill."""
+
+import gzip
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lesionseg.core import Geometry, Volume
+from lesionseg.errors import BundleError, ConfigError, DatasetError
+from lesionseg.inference.bundle import write_bundle
+from lesionseg.inference.inference_settings import InferenceSettings
+from lesionseg.io.atomic import read_csv
+from lesionseg.io.predictions import find_predictions, read_prediction
+from lesionseg.io.volumes import read_volume, write_volume
+from lesionseg.pipeline.predict import predict, read_ahead
+from lesionseg.pipeline.predict_tables import PredictionRow, PredictOutcome, counts_of
+from lesionseg.plan.plan import Plan
+from tests.inference.networks import Bright
+
+SHAPE = (12, 18, 20)
+MINE = {"mine": lambda _: Bright()}
+
+
+@pytest.fixture
+def scans(tmp_path: Path, rng: np.random.Generator) -> Path:
+    """Three scans stored in three ways, two of them one level down."""
+    folder = tmp_path / "scans with = and, [x]"
+    image = rng.normal(100, 3, SHAPE).astype(np.float32)
+    image[3:6, 4:8, 5:9] += 60
+    image[8:11, 10:14, 12:17] += 80
+    for name, affine in {
+        "a.nii.gz": np.array([[0, 0, -1, 9], [0, 1, 0, -4], [2, 0, 0, 3], [0, 0, 0, 1]]),
+        "more/b.mha": np.array([[0, 1.0, 0, 0], [0, 0, 1, 0], [-1, 0, 0, 5], [0, 0, 0, 1]]),
+        "more/c.nii": np.array([[0.8, 0, 0, 0], [0, -0.8, 0, 0], [0, 0, 1.7, 0], [0, 0, 0, 1]]),
+    }.items():
+        write_volume(folder / name, Volume(image[None], Geometry(SHAPE, affine)))
+    return folder
+
+
+def run(bundle: Path, source: Path | str, output: Path, **options: object) -> PredictOutcome:
+    return predict(bundle, source, output, architectures=MINE, **options)  # type: ignore[arg-type]
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every result by name, unpacked; the table has times in it."""
+    return {
+        f.name: gzip.decompress(f.read_bytes()) if f.suffix == ".gz" else f.read_bytes()
+        for f in sorted(folder.iterdir())
+        if f.is_file() and f.suffix != ".csv"
+    }
+
+
+def test_every_scan_gets_its_files_in_its_own_format_and_geometry(
+    bundle: Path, scans: Path, tmp_path: Path
+) -> None:
+    rows = run(bundle, scans, tmp_path / "out")
+    assert rows.exit_status == 0
+    assert [(r.case, r.status, r.n_accepted) for r in rows] == [(c, "done", 2) for c in "abc"]
+    for case, suffix in (("a", ".nii.gz"), ("b", ".mha"), ("c", ".nii")):
+        scan = next(scans.rglob(f"{case}{suffix}"))
+        mask = read_volume(tmp_path / "out" / f"{case}_mask{suffix}")
+        np.testing.assert_allclose(
+            mask.geometry.affine, read_volume(scan).geometry.affine, atol=1e-5
+        )
+        assert mask.geometry.shape == SHAPE
+        files = find_predictions(tmp_path / "out")[case]
+        prediction = read_prediction(files)
+        assert [c.id for c in prediction.candidates] == [1, 2]
+        np.testing.assert_array_equal(mask.array[0] > 0, prediction.instances > 0)  # type: ignore[operator]
+    told = "\n".join(rows.summary())
+    assert "3 predicted" in told
+    assert f"evaluate reference=DIR prediction={tmp_path / 'out'}" in told
+
+
+def test_the_table_says_how_much_was_found(bundle: Path, scans: Path, tmp_path: Path) -> None:
+    run(bundle, scans, tmp_path / "out")
+    row = read_csv(tmp_path / "out" / "predictions.csv")[0]
+    assert float(row["count_lesion"]) == 2
+    listed = json.loads((tmp_path / "out" / "a_candidates.json").read_text())["candidates"]
+    volume = sum(c["volume_ml"] for c in listed if c["accepted"])
+    assert float(row["volume_ml"]) == pytest.approx(volume, abs=1e-5)
+    assert PredictionRow.from_csv(row).to_csv().keys() == row.keys()  # type: ignore[union-attr]
+    assert PredictionRow.from_csv({"case": "other program"}) is None
+
+
+def test_amounts_by_label_and_zone_count_what_is_accepted() -> None:
+    from lesionseg.core import Candidate
+
+    def candidate(label: int, ml: float | None, zone: str = "", accepted: bool = True) -> Candidate:
+        box = (0.0,) * 3, (1.0,) * 3, (0.0,) * 3
+        return Candidate(1, label, 0.9, *box, 3.0, ml, True, accepted, zone=zone)
+
+    some = [candidate(1, 0.5, "left lobe"), candidate(2, 0.25), candidate(2, 1.0, accepted=False)]
+    assert counts_of(some, {1: "a", 2: "b"}, ["right"]) == {
+        "volume_ml": 0.75,
+        "amounts": {
+            "count_a": 1,
+            "ml_a": 0.5,
+            "count_b": 1,
+            "ml_b": 0.25,
+            "zone_count_right": 0,
+            "zone_ml_right": 0.0,
+            "zone_count_left_lobe": 1,
+            "zone_ml_left_lobe": 0.5,
+        },
+    }
+    assert counts_of([candidate(1, None)], {1: "a"})["volume_ml"] is None
+    assert counts_of([], {1: "a"}) == {"volume_ml": 0.0, "amounts": {"count_a": 0, "ml_a": 0.0}}
+
+
+def test_started_again_it_leaves_out_what_is_unchanged(
+    bundle: Path, scans: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    run(bundle, scans, out)
+    before = contents(out)
+    (out / "b_mask.mha").unlink()
+    os.utime(scans / "more" / "c.nii", (1, 1))
+    again = run(bundle, scans, out)
+    assert [r.status for r in again] == ["kept", "done", "done"]
+    assert contents(out) == before
+    assert [r.status for r in run(bundle, scans, out, operating_point="score:0.2")] == ["done"] * 3
+
+
+def test_faults_are_rows_and_leave_no_files(bundle: Path, scans: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    run(bundle, scans, out)
+    whole = (scans / "a.nii.gz").read_bytes()
+    (scans / "a.nii.gz").write_bytes(whole[: len(whole) // 2])
+    (scans / "flat.nii.gz").write_text("no image")
+    nan = read_volume(scans / "more" / "c.nii")
+    nan.array[0, 0, 0, 0] = np.nan
+    write_volume(scans / "nan.nii", nan)
+    rows = run(bundle, scans, out)
+    status = {r.case: r.status for r in rows}
+    assert status["b"] == status["c"] == "kept"
+    assert all(status[case] == "failed" for case in ("a", "flat", "nan"))
+    assert rows.exit_status == 1
+    assert not list(out.glob("a_*"))
+    assert not list(out.glob(".*-*"))
+    assert all(r.message and str(scans) not in r.message for r in rows if r.status == "failed")
+
+
+@pytest.mark.parametrize(
+    ("source", "output", "error"),
+    [("none", "out", DatasetError), (".", ".", ConfigError), (".", "file", ConfigError)],
+)
+def test_input_and_output_that_cannot_be(
+    bundle: Path, tmp_path: Path, scans: Path, source: str, output: str, error: type[Exception]
+) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(error):
+        run(bundle, tmp_path / source, tmp_path / output)
+    with pytest.raises(BundleError):
+        run(tmp_path / "empty", scans, tmp_path / "out")
+    with pytest.raises(ConfigError):
+        run(bundle, scans, tmp_path / "out", num_shards=2, shard_index=2)
+
+
+def test_shards_share_the_cases_and_a_last_call_joins_their_tables(
+    bundle: Path, scans: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    shares = [run(bundle, scans, out, num_shards=2, shard_index=i) for i in (0, 1)]
+    assert [[r.case for r in share] for share in shares] == [["a", "c"], ["b"]]
+    assert not (out / "predictions.csv").exists()
+    assert [r.status for r in run(bundle, scans, out)] == ["kept"] * 3
+    assert [row["case"] for row in read_csv(out / "predictions.csv")] == ["a", "b", "c"]
+
+
+def test_little_memory_changes_no_result(bundle: Path, scans: Path, tmp_path: Path) -> None:
+    run(bundle, scans, tmp_path / "plenty")
+    run(bundle, scans, tmp_path / "little", inference=InferenceSettings(max_memory_gb=1e-6))
+    assert contents(tmp_path / "plenty") == contents(tmp_path / "little")
+
+
+def test_probabilities_are_kept_as_float16(bundle: Path, scans: Path, tmp_path: Path) -> None:
+    run(bundle, scans, tmp_path / "out", save_probabilities=True)
+    with np.load(tmp_path / "out" / "a_probabilities.npz") as file:
+        p = file["probabilities"]
+    assert (p.dtype, p.shape) == (np.float16, (1, *SHAPE))
+    mask = read_volume(tmp_path / "out" / "a_mask.nii.gz").array[0] > 0
+    assert p[0][mask].min() >= 0.35 > p[0][~mask].max()
+
+
+def test_a_private_folder_and_a_second_process(bundle: Path, scans: Path, tmp_path: Path) -> None:
+    run(bundle, scans, tmp_path / "out", names="nnunet")
+    assert (tmp_path / "out" / "a.nii.gz").stat().st_mode & 0o077 == 0
+    assert not (tmp_path / "out" / "a_mask.nii.gz").exists()
+
+
+def test_regions_are_painted_and_zones_named(plan: Plan, scans: Path, tmp_path: Path) -> None:
+    regions = replace(
+        plan,
+        architecture=replace(plan.architecture, name="mine"),
+        label_values=(1, 2),
+        label_names=("whole", "core"),
+        regions=((1, 2), (2,)),
+    )
+    write_bundle(tmp_path / "bundle", Bright(n_labels=2), regions, "")
+    zones = np.ones(SHAPE, np.uint8)
+    zones[:, 9:] = 2
+    for path in (p for p in scans.rglob("*.n*")):
+        volume = Volume(zones[None], read_volume(path).geometry)
+        write_volume(tmp_path / "zones" / f"{path.name.partition('.')[0]}.nii.gz", volume)
+    (tmp_path / "zones" / "names.csv").write_text("1,front\n2,back\n")
+    both = {"mine": lambda _: Bright(n_labels=2)}
+    rows = predict(
+        tmp_path / "bundle",
+        scans / "a.nii.gz",
+        tmp_path / "out",
+        architectures=both,
+        zones=tmp_path / "zones",
+    )
+    assert rows[0].amounts["zone_count_front"] == rows[0].amounts["zone_count_back"] == 1
+    assert (tmp_path / "out" / "a_regions.nii.gz").is_file()
+
+
+KILLED = """
+import sys, time
+from lesionseg.pipeline.predict import predict
+from tests.inference.networks import Bright
+class Slow(Bright):
+    def forward(self, image):
+        time.sleep(0.05)
+        return super().forward(image)
+predict(sys.argv[1], sys.argv[2], sys.argv[3], architectures={"mine": lambda _: Slow()})
+"""
+
+
+def test_killed_and_started_again_it_writes_the_same_files(
+    bundle: Path, scans: Path, tmp_path: Path, repository: Path
+) -> None:
+    run(bundle, scans, tmp_path / "whole")
+    out = tmp_path / "killed"
+    command = [sys.executable, "-c", KILLED, str(bundle), str(scans), str(out)]
+    process = subprocess.Popen(command, cwd=repository)
+    end = time.monotonic() + 60
+    while not list(out.glob("a_mask*")) and process.poll() is None and time.monotonic() < end:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    run(bundle, scans, out)
+    assert contents(out) == contents(tmp_path / "whole")
+
+
+def test_steps_overlap_in_order_and_one_after_the_other_where_memory_is_short() -> None:
+    def steps(fits: bool) -> tuple[list[int], list[str]]:
+        log: list[str] = []
+        slow = {"read": 0.0, "infer": 0.03, "write": 0.01}
+
+        def step(name: str, item: int) -> None:
+            time.sleep(slow[name])
+            log.append(f"{name} {item}")
+
+        items = read_ahead(
+            range(3),
+            lambda i: step("read", i),
+            lambda i: step("infer", i),
+            lambda i: step("write", i),
+            fits=lambda _: fits,
+        )
+        return list(items), log
+
+    assert steps(True)[0] == steps(False)[0] == [0, 1, 2]
+    assert steps(False)[1] == [f"{s} {i}" for i in range(3) for s in ("read", "infer", "write")]
+    together = steps(True)[1]
+    assert together.index("read 1") < together.index("infer 0")
+    assert list(read_ahead([], print, print, print)) == []
+
+
+def test_what_a_step_raises_is_raised() -> None:
+    def broken(_: object) -> None:
+        raise ValueError("broken")
+
+    for place in range(3):
+        steps = [broken if i == place else (lambda _: None) for i in range(3)]
+        with pytest.raises(ValueError, match="broken"):
+            list(read_ahead([1, 2], *steps))
+
+
+@pytest.mark.slow
+def test_a_cluster_writes_what_this_machine_does(
+    cluster: None, bundle: Path, scans: Path, tmp_path: Path
+) -> None:
+    (scans / "bad.nii.gz").write_text("no image")
+    here = run(bundle, scans, tmp_path / "here")
+    there = run(bundle, scans, tmp_path / "there", engine="ray", device="cpu")
+    assert [(r.case, r.status) for r in there] == [(r.case, r.status) for r in here]
+    assert contents(tmp_path / "there") == contents(tmp_path / "here")

@@ -1,0 +1,194 @@
+"""The server: a scan in, its mask out, limits, and nothing kept."""
+
+import base64
+import email
+import io
+import json
+import tempfile
+import threading
+import time
+import warnings
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lesionseg.core import Geometry, Volume
+from lesionseg.inference.predictor import Predictor
+from lesionseg.io.volumes import read_volume, write_volume
+from tests.inference.networks import Bright
+
+pytest.importorskip("fastapi")
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # starlette says that it would rather have httpx2
+    from fastapi.testclient import TestClient
+
+from fastapi import HTTPException
+
+from lesionseg.pipeline.serve.app import make_app
+from lesionseg.pipeline.serve.uploads import InferenceQueue, ServeLimits
+
+SHAPE = (12, 18, 20)
+NAME = "Doe_Jane_1970.nii.gz"
+
+
+@pytest.fixture
+def predictor(bundle: Path) -> Predictor:
+    return Predictor(bundle, device="cpu", architectures={"mine": lambda _: Bright()})
+
+
+@pytest.fixture
+def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where everything temporary goes, to see that nothing stays."""
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    return tmp_path / "temporary"
+
+
+@pytest.fixture
+def scan(tmp_path: Path, rng: np.random.Generator) -> bytes:
+    image = rng.normal(100, 3, SHAPE).astype(np.float32)
+    image[3:6, 4:8, 5:9] += 60
+    image[8:11, 10:14, 12:17] += 80
+    affine = np.array([[0, 0, -1, 9], [0, 1, 0, -4], [2, 0, 0, 3], [0, 0, 0, 1.0]])
+    write_volume(tmp_path / NAME, Volume(image[None], Geometry(SHAPE, affine)))
+    return (tmp_path / NAME).read_bytes()
+
+
+@pytest.fixture
+def client(predictor: Predictor, temporary: Path) -> Iterator[TestClient]:
+    limits = ServeLimits(max_bytes=2**19, max_waiting=1)
+    app = make_app(predictor, bundle="x", limits=limits, hosts=["scans.example"])
+    with TestClient(app, base_url="http://localhost") as asking:
+        yield asking
+    assert not list(temporary.iterdir())
+
+
+def kept(folder: Path) -> list[Path]:
+    return [p for p in folder.rglob("*") if p.is_file()]
+
+
+def test_a_scan_gives_its_mask_and_nothing_stays(
+    client: TestClient, predictor: Predictor, scan: bytes, tmp_path: Path, temporary: Path
+) -> None:
+    own = predictor(tmp_path / NAME)
+    answer = client.post("/predict", files={"file": (NAME, scan)})
+    assert answer.status_code == 200
+    assert answer.headers["content-disposition"] == 'attachment; filename="scan_mask.nii.gz"'
+    assert int(answer.headers["x-candidates"]) == len(own.candidates) == 2
+    (tmp_path / "m.nii.gz").write_bytes(answer.content)
+    np.testing.assert_array_equal(read_volume(tmp_path / "m.nii.gz").array[0], own.mask())
+    found = client.post("/predict?result=all", files={"file": (NAME, scan)})
+    with zipfile.ZipFile(io.BytesIO(found.content)) as archive:
+        assert len(archive.namelist()) == 3
+        listed = json.loads(archive.read("scan_candidates.json"))
+    assert (listed["case"], len(listed["candidates"])) == ("scan", 2)
+    assert "Doe" not in found.text
+    assert not kept(temporary)
+
+
+def test_the_page_shows_the_scan_and_an_example(client: TestClient, scan: bytes) -> None:
+    page = client.get("/").text
+    assert "Try the example scan" in page
+    assert "make viewer" in page or "niivue/niivue.umd.js" in page
+    answer = client.post("/predict?result=view", files={"file": (NAME, scan)}).json()
+    assert set(answer["view"]["volumes"]) == {"image", "candidates"}
+    assert zipfile.is_zipfile(io.BytesIO(base64.b64decode(answer["zip"])))
+    assert int(client.post("/example").headers["x-accepted"]) >= 1
+    assert client.get("/health").json()["labels"] == {"lesion": 1}
+
+
+@pytest.mark.parametrize(
+    ("files", "status"),
+    [
+        ({"file": ("a.nii.gz", b"no image")}, 422),
+        ({"file": ("a.zip", b"PK\3\4 cut")}, 422),
+        ({"other": ("a.nii.gz", b"")}, 422),
+        ({"file": ("a.nii", b"0" * 2**20)}, 413),
+    ],
+)
+def test_what_cannot_be_predicted_says_why(
+    client: TestClient, files: dict[str, tuple[str, bytes]], status: int, temporary: Path
+) -> None:
+    answer = client.post("/predict", files=files)
+    assert answer.status_code == status
+    assert answer.json()["detail"]
+    assert str(temporary) not in answer.text
+
+
+def test_a_zip_bomb_is_not_unpacked(client: TestClient) -> None:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("../../a.dcm", bytes(2**21))
+    assert client.post("/predict", files={"file": ("a.zip", buffer.getvalue())}).status_code == 422
+
+
+def test_only_its_own_names_and_pages_may_ask(client: TestClient) -> None:
+    assert client.get("/health", headers={"host": "evil.example"}).status_code == 400
+    assert client.get("/health", headers={"host": "scans.example"}).status_code == 200
+    assert client.post("/example", headers={"origin": "http://evil.example"}).status_code == 403
+
+
+def test_slicer_sends_a_volume_and_asks_by_the_key_it_got(
+    client: TestClient, scan: bytes, temporary: Path
+) -> None:
+    assert client.get("/info/").json()["models"]["lesionseg"]["labels"] == {"lesion": 1}
+    keys = [
+        client.put("/session/", files={"files": (NAME, scan)}).json()["session_id"]
+        for _ in range(2)
+    ]
+    assert keys[0] != keys[1]
+    params = {"params": json.dumps({"result_extension": ".nrrd"})}
+    answer = client.post(f"/infer/lesionseg?session_id={keys[0]}", data=params)
+    head = f"Content-Type: {answer.headers['content-type']}\r\n\r\n".encode()
+    about, mask = email.message_from_bytes(head + answer.content).get_payload()  # type: ignore[misc]
+    assert json.loads(about.get_payload())["n_accepted"] == 2  # type: ignore[union-attr,arg-type]
+    assert mask.get_payload(decode=True).startswith(b"NRRD")  # type: ignore[union-attr]
+    sent = client.post("/infer/lesionseg?output=json", files={"file": (NAME, scan)})
+    assert sent.json()["label_names"] == {"lesion": 1}
+    assert client.delete(f"/session/{keys[0]}").status_code == 200
+    assert client.get(f"/session/{keys[0]}").status_code == 404
+    assert client.post("/infer/lesionseg?session_id=guess").status_code == 404
+    assert client.post("/infer/other").status_code == 404
+    assert len(kept(temporary)) == 1
+
+
+class Asking:
+    """A request whose client leaves when told to."""
+
+    def __init__(self) -> None:
+        self.has_left = False
+
+    async def is_disconnected(self) -> bool:
+        return self.has_left
+
+
+@pytest.mark.parametrize(("seconds", "status"), [(60.0, 499), (0.3, 503)])
+def test_nobody_waiting_ends_the_work(seconds: float, status: int) -> None:
+    import asyncio
+
+    queue, request = InferenceQueue(ServeLimits(max_waiting=1, request_seconds=seconds)), Asking()
+    begun, ended = threading.Event(), threading.Event()
+
+    def work(stop: threading.Event) -> None:
+        begun.set()
+        while not stop.is_set():
+            time.sleep(0.01)
+        ended.set()
+
+    async def leave() -> int:
+        asked = asyncio.create_task(queue.run(request, work))  # type: ignore[arg-type]
+        await asyncio.to_thread(begun.wait)
+        with pytest.raises(HTTPException) as full:
+            queue.check_room()
+        assert full.value.status_code == 503
+        request.has_left = status == 499
+        with pytest.raises(HTTPException) as error:
+            await asked
+        return error.value.status_code
+
+    assert asyncio.run(leave()) == status
+    assert ended.is_set()
+    queue.close()
