@@ -66,8 +66,8 @@ COMMANDS: dict[str, Command] = {
     "evaluate": Command(
         "Dice, lesion recall by size and FROC of anybody's masks or candidates",
         (
-            *("reference", "prediction", "output", "compare", "reader2", "adjudication"),
-            *("images", "columns", "lesion_columns", "groups", "zones"),
+            *("reference", "prediction", "output", "compare", "adjudication"),
+            *("images", "columns", "groups", "zones"),
         ),
         (
             "reference=labels prediction=predictions output=scores",

@@ -34,9 +34,9 @@ class Run:
     @property
     def scores(self) -> dict[str, Any]:
         """What `scores.json` holds; raises `ReadError` without one."""
-        from lesionseg.report.result_tables import read_scores
+        from lesionseg.io.atomic import read_json
 
-        return dict(read_scores(self.folder / "scores.json").raw)
+        return dict(read_json(self.folder / "scores.json"))
 
     def to_pandas(self, table: str = "lesions") -> "DataFrame":
         """One of `TABLES`, with the columns of the CSV; see docs/reference.md."""
@@ -47,12 +47,11 @@ class Run:
         """Sensitivity against false positives per scan, with the operating point."""
         from matplotlib.figure import Figure
 
-        from lesionseg.report.figures.froc_figure import froc_curve
-        from lesionseg.report.result_tables import read_scores
+        from lesionseg.report.charts import froc_chart
+        from lesionseg.report.tables import read_tables
 
-        figure = Figure(figsize=(6, 4), layout="constrained")
-        froc_curve(figure, read_scores(self.folder / "scores.json"))
-        return figure
+        chart = froc_chart([("", read_tables(self.folder))])
+        return Figure() if chart is None else chart.figure
 
     def predictor(self, **settings: Any) -> "Predictor":
         """The trained model, ready for scans; `settings` as `Predictor` takes them."""

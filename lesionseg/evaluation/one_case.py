@@ -36,7 +36,6 @@ from lesionseg.evaluation.case.region_parts import (
     reference_of,
     united,
 )
-from lesionseg.evaluation.official import score_case
 from lesionseg.evaluation.presets import Preset
 from lesionseg.evaluation.results import CaseResult, Status
 
@@ -126,7 +125,6 @@ class MatchedCase:
             pairs=lesion_pairs(judged),
             operating_point=point or given.operating_point,
             unit=lesions.geometry.size_unit,
-            official=score_case(self.preset.official, judged),
             regions={
                 name: part.result(operating_point, surface=surface)
                 for name, part in self.regions.items()

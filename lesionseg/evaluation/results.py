@@ -5,7 +5,6 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from lesionseg.core import OperatingPoint
 
@@ -31,26 +30,6 @@ class VoxelCounts:
         """`|A∩B| / |A∪B|`; None when both are empty."""
         union = self.reference + self.predicted - self.shared
         return self.shared / union if union else None
-
-
-@dataclass(frozen=True, eq=False)
-class BoxMatches:
-    """One label of one case in one range of areas.
-
-    `scores` `[boxes]` descending; `matched` and `ignored` `[ious, boxes]`; `n_lesions` counts
-    those that are not ignored.
-    """
-
-    label: int
-    area: str
-    scores: NDArray[np.float64]
-    matched: NDArray[np.bool_]
-    ignored: NDArray[np.bool_]
-    n_lesions: int
-
-
-# numbers by name of scorers of masks, matches by label and range of scorers of boxes
-OfficialCase = Mapping[str, float | None] | tuple[BoxMatches, ...] | None
 
 
 Outcome = Literal["true_positive", "false_positive", "ignored", "not_accepted"]
@@ -174,7 +153,7 @@ class CaseResult:
     accepted candidates; `merges`: accepted candidates that overlap several lesions. `case_score`:
     the highest judged candidate's, 0 without one, None without scores. `scored`: whether
     candidates have scores. `unit`: what lengths are, "mm", "mm at the detector" or, without a pixel
-    size, "px". `official`: what the preset's official scorer takes from the case. `regions`: each
+    size, "px". `regions`: each
     region by name, judged by itself. `within_labels`: the same case with each label judged by
     itself, where the labels are pooled and there are several. `warning` and `input_score`: of
     `core.InputVerdict`. `slice_spacing_mm`: the largest spacing of a volume's voxels, to 0.1 mm.
@@ -203,7 +182,6 @@ class CaseResult:
     operating_point: OperatingPoint | None = None
     unit: str = "mm"
     seconds: float = 0.0
-    official: OfficialCase = None
     regions: Mapping[str, "CaseResult"] = field(default_factory=dict)
     within_labels: "CaseResult | None" = None
     warning: str = ""

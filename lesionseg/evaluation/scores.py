@@ -13,9 +13,7 @@ from typing import Any
 from lesionseg.core import OperatingPoint, joint_unit
 from lesionseg.evaluation import edge_cases
 from lesionseg.evaluation.case.region_parts import REGION_LABEL
-from lesionseg.evaluation.edge_cases import MIN_GROUPS
-from lesionseg.evaluation.official import score_cases, score_intervals
-from lesionseg.evaluation.presets import Preset, Scorer
+from lesionseg.evaluation.presets import Preset
 from lesionseg.evaluation.results import CaseResult
 from lesionseg.evaluation.rows import region_names
 from lesionseg.evaluation.statistics.estimates import as_list
@@ -80,8 +78,6 @@ def summarise(
     summary = PooledResults.of(results, preset, replicates, seed)
     plain = {**summary.detection_numbers(), **summary.curve_numbers()}
     reasons = {key: number.reason for key, number in plain.items() if number.reason}
-    if preset.official is None:
-        reasons["official"] = edge_cases.NOT_OFFICIAL.reason
     froc = summary.froc()
     if froc is None:
         reasons["froc"] = (edge_cases.NO_LESION if summary.scored else edge_cases.UNSCORED).reason
@@ -119,7 +115,6 @@ def summarise(
         "false_positives": summary.false_positives(),
         "splits": sum(r.splits for r in results),
         "merges": sum(r.merges for r in results),
-        "official": _official(summary),
         "per_label": _per_label(summary, labels or {}),
         "per_region": {
             name: _one_region(
@@ -146,39 +141,6 @@ def summarise(
             },
         },
     }
-
-
-def _official(summary: PooledResults) -> dict[str, Any] | None:
-    """The numbers of the preset's official scorer; None for presets of our own."""
-    scorer, results = summary.preset.official, summary.results
-    if scorer is None:
-        return None
-    found = score_cases(scorer, results)
-    undefined = [name for name, value in found.values.items() if value is None]
-    why = found.reason or (edge_cases.OFFICIAL_UNDEFINED.reason if undefined else None)
-    intervals = _official_intervals(scorer, summary, found.values)
-    if why is None and None in intervals.values():
-        few = len(summary.pool.groups) < MIN_GROUPS
-        why = (edge_cases.TOO_FEW_GROUPS if few else edge_cases.UNSTABLE).reason
-    scored = {
-        "scorer": found.scorer,
-        "authority": summary.preset.authority,
-        "n_cases": found.n,
-        "values": found.values,
-        "ci95": intervals,
-    }
-    return scored if why is None else {**scored, "reason": why}
-
-
-def _official_intervals(
-    scorer: Scorer, summary: PooledResults, values: Mapping[str, float | None]
-) -> dict[str, list[float] | None]:
-    """Under 5 groups, and without replicates, there are none."""
-    weights = summary.estimator.weights
-    if len(summary.pool.groups) < MIN_GROUPS or not len(weights):
-        return dict.fromkeys(values)
-    found = score_intervals(scorer, summary.results, weights)
-    return {name: as_list(found[name].ci95) for name in values}
 
 
 def _per_label(summary: PooledResults, labels: Mapping[int, str]) -> dict[str, Any]:
@@ -222,7 +184,6 @@ def _one_region(part: PooledResults) -> dict[str, Any]:
             "tolerance_mm": part.preset.surface_tolerance_mm,
         },
         "hd95_mm": part.distance(),
-        "official": _official(part),
     }
 
 

@@ -1,136 +1,127 @@
-"""The page on paper: its HTML read as a tree, and set as a tagged PDF by typst.
-
-Templates write the words once, as HTML; `templates/report.typ` says how each tag and class looks on
-A4. The tree travels as JSON, so that no name of a case is ever read as markup. What a reader of
-paper cannot use is left out: links within the page, controls, and what is folded away.
-"""
+"""The report on paper: the first screen on page 1, then missed lesions and the numbers."""
 
 import base64
-import json
-import os
-import re
-from html.parser import HTMLParser
+import io
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
-from urllib.parse import unquote
+from textwrap import wrap
+from typing import Any
 
-from lesionseg.errors import OutputError
+import numpy as np
+from matplotlib import rc_context
+from matplotlib.backends.backend_pdf import PdfPages
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from PIL import Image
+
 from lesionseg.io.atomic import atomic_path
+from lesionseg.report.charts import ACCENT, FOUND, RC
+from lesionseg.report.pictures import Card
 
-TEMPLATE = Path(__file__).parent / "templates" / "report.typ"
-Node = dict[str, Any]
-VOID = ("br", "hr", "img", "input", "link", "meta")
-# as the page's own style for print has it
-OMITTED_TAGS = ("head", "nav", "script", "style", "title")
-OMITTED_CLASSES = {"control", "skip", "more"}
-# A line may break within a word too long for a sheet, or for a column: after these signs, and
-# elsewhere after so many letters. Other words are left as they are, to be copied; English ones are
-# not hyphenated, so that in other languages names alone may break within a column.
-LONG_WORD, LONG_IN_COLUMN = re.compile(r"\S{41,}"), re.compile(r"\S{13,}")
-LONG_NAME = re.compile(r"(?=\S*[\d_/]|\S{41})\S{13,}")
-PIECE = re.compile(r"[^\s_\-/.,=:]{1,10}[_\-/.,=:]*|[_\-/.,=:]+")
-BREAK = "\N{ZERO WIDTH SPACE}"
+A4 = (8.27, 11.69)
+PER_PAGE = 15
 
 
-def write_pdf(path: Path, html: str) -> None:
-    """Set a page of the report as PDF/UA, whole or not at all.
-
-    Every figure of the page must have words that stand for it. The same page gives the same bytes:
-    the file has no date, unless the environment's SOURCE_DATE_EPOCH gives one. Letters are those of
-    DejaVu Sans, which comes with matplotlib; other scripts are taken from the system's fonts.
-
-    Raises `OutputError` when the page cannot be set.
-    """
-    with atomic_path(path) as temporary:
-        try:
-            (found,) = set_pages(html, "pdf")
-        except RuntimeError as error:
-            raise OutputError("The page cannot be set as PDF.", where=path, seen=error) from error
-        temporary.write_bytes(found)
+def write_pdf(path: Path, values: Mapping[str, Any]) -> None:
+    """Write the report's values, as its template gets them, to a PDF. Raises `OutputError`."""
+    made = {"Title": values["title"], "CreationDate": None}
+    with (
+        rc_context({**RC, "pdf.fonttype": 42}),
+        atomic_path(path) as unfinished,
+        PdfPages(unfinished, metadata=made) as pdf,
+    ):
+        pdf.savefig(_first_page(values))
+        missed = values["pictures"].get("missed", [])[: 2 * PER_PAGE]
+        for at in range(0, len(missed), PER_PAGE):
+            pdf.savefig(_picture_page("Missed lesions, largest first", missed[at:][:PER_PAGE]))
+        pdf.savefig(_numbers_page(values))
 
 
-def set_pages(html: str, form: Literal["pdf", "svg"]) -> list[bytes]:
-    """The page on paper as one PDF, or as one SVG per sheet."""
-    import typst
-    from matplotlib import get_data_path
+def _page() -> Figure:
+    return Figure(figsize=A4)
 
-    epoch = os.environ.get("SOURCE_DATE_EPOCH")
-    found = typst.compile(
-        TEMPLATE,
-        font_paths=[Path(get_data_path(), "fonts", "ttf")],
-        sys_inputs={"page": json.dumps(read_tree(html)), **({"dated": "yes"} if epoch else {})},
-        format=form,
-        pdf_standards="ua-1" if form == "pdf" else [],
-        timestamp=int(epoch) if epoch else None,
+
+def _first_page(values: Mapping[str, Any]) -> Figure:
+    page = _page()
+    tags = "  ·  ".join(f"{name.upper()}: {words}" for name, words in values["tags"])
+    page.text(0.06, 0.965, tags or " ", fontsize=8, fontweight="bold")
+    page.text(0.94, 0.965, f"{values['role']} · research use only", fontsize=8, ha="right")
+    page.text(
+        0.06,
+        0.945,
+        "\n".join(wrap(values["headline"], 62)),
+        fontsize=16,
+        fontweight="bold",
+        va="top",
     )
-    return found if isinstance(found, list) else [found]
+    for k, tile in enumerate(values["tiles"]):
+        left = 0.06 + 0.225 * k
+        colour = ACCENT if tile.weak else FOUND
+        page.add_artist(Rectangle((left, 0.815), 0.004, 0.06, color=colour))
+        page.text(left + 0.012, 0.86, tile.value, fontsize=14, fontweight="bold")
+        words = "\n".join(wrap(tile.words, 27)[:3])
+        page.text(left + 0.012, 0.852, words, fontsize=7.5, va="top")
+    for k, chart in enumerate(values["charts"]):
+        bottom = 0.535 - 0.265 * k
+        page.text(0.06, bottom + 0.245, chart.title, fontsize=11, fontweight="bold", va="top")
+        axes = page.add_axes((0.06, bottom + 0.012, 0.88, 0.215))
+        axes.imshow(_pixels(chart.figure), aspect="equal")
+        axes.set_axis_off()
+        page.text(0.06, bottom + 0.008, "\n".join(wrap(chart.caption, 115)), fontsize=7.5, va="top")
+    top = values["pictures"].get("top", [])
+    if top:
+        page.text(0.06, 0.225, "The largest lesions it missed", fontsize=11, fontweight="bold")
+        _draw_cards(page, top, top=0.215, columns=3, height=0.12)
+    page.text(
+        0.06, 0.045, "\n".join(wrap("Limits. " + values["limits"], 115)), fontsize=8, va="top"
+    )
+    return page
 
 
-def read_tree(html: str) -> Node:
-    """The page's title and language, and its elements as nodes: tag, class, words, nodes within.
-
-    >>> read_tree("<title>T</title><body><p class='note'>a &lt; <b>b</b></p></body>")["kids"]
-    [{'tag': 'p', 'class': ['note'], 'kids': ['a < ', {'tag': 'b', 'class': [], 'kids': ['b']}]}]
-    """
-    reader = _Reader()
-    reader.feed(html)
-    reader.close()
-    return {"title": reader.title, **reader.root}
+def _picture_page(title: str, cards: Sequence[Card]) -> Figure:
+    page = _page()
+    page.text(0.06, 0.95, title, fontsize=13, fontweight="bold")
+    _draw_cards(page, cards, top=0.925, columns=3, height=0.1)
+    return page
 
 
-class _Reader(HTMLParser):
-    """Builds the tree; what is left out is built, too, but hung up nowhere."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.root = {"lang": "en", **_node("", {})}
-        self.title = ""
-        self._open = [self.root]
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        if tag == "html":
-            self.root["lang"] = dict(attrs).get("lang") or "en"
-        if tag in ("html", "body"):
-            return
-        node = _node(tag, dict(attrs))
-        if not _is_omitted(tag, node, self._open[-1]):
-            self._open[-1]["kids"].append(node)
-        if tag not in VOID:
-            self._open.append(node)
-
-    def handle_endtag(self, tag: str) -> None:
-        if self._open[-1]["tag"] == tag:
-            self._open.pop()
-
-    def handle_data(self, data: str) -> None:
-        words = re.sub(r"[ \t\n]+", " ", data)
-        if self._open[-1]["tag"] == "title":
-            self.title = words.strip()
-        narrow = any(n["tag"] in ("td", "th") or "caption" in n["class"] for n in self._open)
-        in_column = LONG_IN_COLUMN if self.root["lang"] == "en" else LONG_NAME
-        long_word = in_column if narrow else LONG_WORD
-        self._open[-1]["kids"].append(long_word.sub(_breakable, words))
+def _draw_cards(
+    page: Figure, cards: Sequence[Card], *, top: float, columns: int, height: float
+) -> None:
+    for k, card in enumerate(cards):
+        row, column = divmod(k, columns)
+        left, bottom = 0.06 + column * 0.295, top - (row + 1) * (height + 0.055) + 0.055
+        axes = page.add_axes((left, bottom, 0.28, height))
+        image = Image.open(io.BytesIO(base64.b64decode(card.uri.partition(",")[2])))
+        axes.imshow(np.asarray(image))
+        axes.set_anchor("NW")
+        axes.set_axis_off()
+        words = "\n".join(wrap(f"{card.size} · {card.case}. {card.words}", 44)[:3])
+        page.text(left, bottom - 0.006, words, fontsize=7.5, va="top")
 
 
-def _node(tag: str, attrs: dict[str, str | None]) -> Node:
-    node: Node = {"tag": tag, "class": (attrs.get("class") or "").split(), "kids": []}
-    if tag == "img":
-        node |= {"svg": _svg(attrs["src"] or ""), "alt": attrs.get("alt") or ""}
-    if tag == "details":
-        node["open"] = "open" in attrs
-    return node
+def _numbers_page(values: Mapping[str, Any]) -> Figure:
+    page = _page()
+    page.text(0.06, 0.95, "About this test", fontsize=13, fontweight="bold")
+    y = 0.925
+    for name, words in values["about"]:
+        lines = wrap(words, 80) or [""]
+        page.text(0.06, y, name, fontsize=8, va="top", fontweight="bold")
+        page.text(0.28, y, "\n".join(lines), fontsize=8, va="top")
+        y -= 0.016 * len(lines) + 0.004
+    page.text(0.06, y - 0.02, "All measures", fontsize=13, fontweight="bold")
+    y -= 0.04
+    for name, value, more in values["measures"]:
+        if y < 0.04:
+            break
+        page.text(0.06, y, name, fontsize=7.5, va="top")
+        page.text(0.42, y, value, fontsize=7.5, va="top", ha="right")
+        page.text(0.45, y, more[:75], fontsize=7.5, va="top")
+        y -= 0.0145
+    return page
 
 
-def _is_omitted(tag: str, node: Node, parent: Node) -> bool:
-    folded = parent["tag"] == "details" and not parent["open"] and tag != "summary"
-    return folded or tag in OMITTED_TAGS or bool(OMITTED_CLASSES & {*node["class"]})
-
-
-def _svg(source: str) -> str:
-    """The drawing in a data URI."""
-    head, _, data = source.partition(",")
-    return base64.b64decode(data).decode() if head.endswith("base64") else unquote(data)
-
-
-def _breakable(word: re.Match[str]) -> str:
-    return BREAK.join(PIECE.findall(word[0]))
+def _pixels(figure: Figure) -> Any:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=200, facecolor="white")
+    return np.asarray(Image.open(buffer))

@@ -1,15 +1,76 @@
-"""Templates filled with a page's numbers and words."""
+"""Templates filled with numbers: words stand in the templates, these filters print numbers."""
 
+import math
 from pathlib import Path
+from typing import Any
 
 from lesionseg import __version__
-from lesionseg.report import text
 
 TEMPLATES = Path(__file__).parent / "templates"
 
 
-def render(template: str, page: object = None, **more: object) -> str:
-    """Fill a template; names from tables are escaped. `more` goes before the usual names."""
+def is_number(value: Any) -> bool:
+    """Whether a cell holds a number that can be shown."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def percent(share: float | None) -> str:
+    """A share in whole per cent; only all is 100 %, only none is 0 %.
+
+    >>> percent(0.997), percent(0.004), percent(1.0), percent(None)
+    ('99 %', '1 %', '100 %', '–')
+    """
+    if share is None:
+        return "–"
+    shown = round(100 * share)
+    if shown == 100 and share < 1:
+        shown = 99
+    if shown == 0 and share > 0:
+        shown = 1
+    return f"{shown} %"
+
+
+def rate(value: float | None) -> str:
+    """A rate in two digits.
+
+    >>> rate(0.75), rate(1.0), rate(12.3), rate(0.0)
+    ('0.75', '1', '12', '0')
+    """
+    if value is None:
+        return "–"
+    return f"{value:.0f}" if value >= 10 else f"{value:.2g}"
+
+
+def count(n: int, noun: str, nouns: str = "") -> str:
+    """A number with its noun.
+
+    >>> count(1, "patient"), count(3, "patient"), count(2, "study", "studies")
+    ('1 patient', '3 patients', '2 studies')
+    """
+    return f"{n} {noun if n == 1 else nouns or noun + 's'}"
+
+
+def ci(pair: Any, of: str = "percent") -> str:
+    """An interval in brackets, or nothing without one."""
+    if not pair:
+        return ""
+    words = percent if of == "percent" else rate
+    return f"(95 % interval {words(pair[0])} to {words(pair[1])})"
+
+
+def cell(value: Any) -> str:
+    """What a cell of a table shows: three digits of a number, yes or no, – for nothing."""
+    if value is None or value is Ellipsis or (isinstance(value, float) and math.isnan(value)):
+        return "–"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.3g}"
+    return str(value)
+
+
+def render(template: str, **values: object) -> str:
+    """Fill a template of this package; what comes from tables is escaped."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(
@@ -19,6 +80,6 @@ def render(template: str, page: object = None, **more: object) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return environment.get_template(template).render(
-        **{"paper": False, "page": page, "text": text, "version": __version__, **more}
-    )
+    environment.filters |= {"percent": percent, "rate": rate, "ci": ci, "cell": cell}
+    environment.globals |= {"count": count, "is_number": is_number, "version": __version__}
+    return environment.get_template(template).render(**values)

@@ -19,7 +19,7 @@ from lesionseg.core import Geometry, Prediction, Volume
 from lesionseg.errors import require
 from lesionseg.io.atomic import write_text
 from lesionseg.io.volumes import write_volume
-from lesionseg.report.inputs.case_images import Scene, candidate_ids
+from lesionseg.report.images import Scene, candidate_ids
 from lesionseg.report.rendering import render
 
 NIIVUE = Path(__file__).parent / "niivue" / "niivue.umd.js"

@@ -1,83 +1,58 @@
-"""Everything a report leaves on disk: the page, its PDF, pseudonyms, false positives to judge."""
+"""The report of an evaluation: what is found, what is missed, and how sure that is."""
 
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
+from typing import Any
+
+import pandas as pd
 
 from lesionseg.core import Dataset
-from lesionseg.errors import LesionsegError, ReadError
-from lesionseg.evaluation.local_acceptance import read_acceptance
-from lesionseg.evaluation.score_sections import Scores
-from lesionseg.io.atomic import private_files, write_text
-from lesionseg.report import text
-from lesionseg.report.figures.pictures import Load
-from lesionseg.report.figures.second_model import check_rule, read_pair
-from lesionseg.report.inputs.case_images import Scene
-from lesionseg.report.inputs.origin import (
-    Names,
-    make_pseudonyms,
-    names_in,
-    rename,
-    write_pseudonyms,
-)
-from lesionseg.report.inputs.study_file import read_study
-from lesionseg.report.page import Page, make_page, write_page
+from lesionseg.errors import LesionsegError
+from lesionseg.io.atomic import private_files, write_csv, write_text
+from lesionseg.report import charts
+from lesionseg.report.images import Scene, Sources
 from lesionseg.report.pdf import write_pdf
-from lesionseg.report.rendering import render
-from lesionseg.report.result_tables import Tables, read_scores, read_tables
-from lesionseg.report.sections.audit_section import (
-    AuditSection,
-    make_audit_section,
-    read_suspects,
-)
-from lesionseg.report.sections.gallery import (
-    ALL,
-    GallerySection,
-    Limits,
-    Progress,
-    choose_items,
-    draw_gallery,
-    draw_items,
-    link,
-    trim,
-)
-from lesionseg.report.sections.reader_sheets import (
-    write_adjudication,
-    write_blinded,
-    write_reader_study,
-)
+from lesionseg.report.pictures import Card, data_uri, draw_cutout
+from lesionseg.report.rendering import count, percent, rate, render
+from lesionseg.report.study import QUESTIONS, read_study
+from lesionseg.report.tables import SMALL_MM, Tables, number, read_tables
 
-_log = logging.getLogger(__name__)
-ON_PAPER = 9  # pictures of a kind: as many as fit a sheet
-PER_GALLERY_PAGE = 60
+log = logging.getLogger(__name__)
+MOST_MISSED, MOST_FALSE, MOST_FOUND, ON_TOP = 60, 30, 12, 3  # pictures
+MOST_MOVED = 100_000  # lesions and false positives that the slider moves over
+Progress = Callable[[str, int, int], None]
+VERDICTS = ("verdict", "reader", "comment")  # what a person fills in
+_SAME = ("case", "candidate", "start_z_vox", "start_y_vox", "start_x_vox")
+WHY = {
+    "no_response": "not seen at all",
+    "below_operating_point": "seen, but rated below the limit",
+    "touched": "touched, but covered too little to count",
+    "taken_by_another": "seen together with another lesion",
+    "missing": "the scan has no result",
+}
 
 
 @dataclass(frozen=True)
-class Options:
-    """What a report is: its title, how many pictures, and what goes beside the page.
-
-    `identifiers` True prints the real names of cases and patients. `whole_gallery` writes every
-    miss and every false positive into the folder `gallery`. `study` is a study.yaml. `names`: what
-    this model or reader and the one it is compared with are called; None: the usual words.
-    `acceptance`: a file of limits that these scans must meet. `elsewhere`: the same model's
-    evaluation of other scans. `viewer`: a page for every scan, in the folder `viewer`.
-    `two_readers`: sheets and pictures for two blinded readers, in the folder `adjudication`.
-    `language`: `en` or `de`.
-    """
+class ReportOptions:
+    """What a report is: its title, study file, names, and what lies beside the page."""
 
     title: str | None = None
-    limits: Limits = field(default_factory=Limits)
-    pdf: bool = False
-    identifiers: bool = False
-    whole_gallery: bool = False
     study: Path | None = None
-    names: tuple[str | None, str | None] = (None, None)
-    acceptance: Path | None = None
-    elsewhere: Path | None = None
+    identifiers: bool = False
+    pdf: bool = True
     viewer: bool = False
-    two_readers: bool = False
-    language: str = "en"
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A number of the first screen; `weak` where few patients stand behind it or much is missed."""
+
+    value: str
+    words: str
+    weak: bool = False
 
 
 def write_report(
@@ -89,167 +64,395 @@ def write_report(
     prediction: Path | None = None,
     history: Path | None = None,
     compare: Path | None = None,
-    options: Options | None = None,
+    options: ReportOptions | None = None,
     progress: Progress | None = None,
 ) -> Path:
-    """Write `output/report.html` from the tables in `scores_dir`, and return its path.
+    """Write `output/report.html` from the tables in `scores_dir`; returns its path.
 
-    The page needs no network and has at most 15 MB; it is written whole or not at all.
-    Beside it: `adjudicate.csv`, with `compare` the tables of a reader study, `pseudonyms.csv`
-    unless identifiers are printed, `report.pdf` and the folder `gallery` where the options say so.
-
-    Raises `ReadError` and `ContentError` for tables that are missing, unreadable or of different
-    evaluations, `ConfigError` for a study file that is wrong, `OutputError` when the page cannot
-    be kept within its size.
+    The page needs no network. Beside it: `adjudicate.csv` with the false positives,
+    `pseudonyms.csv` unless names are printed, `report.pdf` where the options say so.
 
     Args:
         scores_dir: what `evaluate` or `train` wrote.
         output: folder of the page.
-        images: a dataset's root, a dataset or a folder of bare files; None for no pictures.
+        images: a dataset, its root or a folder of images; None for no pictures.
         reference: a dataset's root or a folder of masks, drawn into the pictures.
         prediction: a folder of prediction files, drawn into the pictures.
         history: a training's metrics.csv.
-        compare: another model's or reader's evaluation of the same scans.
-        options: what the page shows; None for the defaults.
+        compare: another model's evaluation of the same scans.
+        options: title, study file, names, PDF, viewer.
         progress: told the case, how many are drawn and how many there are to draw.
+
+    Raises `ReadError`, `ContentError` (tables that are missing, unreadable or do not belong
+    together), `ConfigError` (a study file with an unknown key) and `OutputError`.
     """
-    options = options or Options()
-    with text.speaking(options.language):
-        if options.viewer:
-            from lesionseg.report.viewer import require_niivue
-
-            require_niivue()
-        tables, study = read_tables(scores_dir), read_study(options.study)
-        given, usual = options.names, text.NAMES
-        one, other = given[0] or usual[0], given[1] or usual[1]
-        pair = None if compare is None else read_pair(tables, compare, (one, other))
-        names = None if options.identifiers else make_pseudonyms(tables)
-        shown = tables if names is None else rename(tables, names)
-        page = make_page(
-            shown,
-            study,
-            history=history,
-            title=options.title,
-            identifiers=options.identifiers,
-            pair=pair,
-            names=(one, other),
-            acceptance=None if options.acceptance is None else read_acceptance(options.acceptance),
-            elsewhere=_scores_elsewhere(options.elsewhere, tables),
-            audit=_audit(scores_dir, images, reference, tables.scores.size_unit, options),
-        )
-        gallery: tuple[GallerySection, ...] = ()
-        if images is not None:
-            selections = choose_items(shown, ALL if options.whole_gallery else options.limits)
-            load = _loader(images, reference, prediction, names)
-            gallery = draw_gallery(selections, shown, load, progress)
-            if options.viewer:
-                gallery = link(gallery, _write_viewers(output / "viewer", shown, load))
-        output.mkdir(parents=True, exist_ok=True)
-        html = write_page(output / "report.html", page, gallery)
-        write_adjudication(output / "adjudicate.csv", tables)
-        if options.two_readers:
-            folder = output / "adjudication"
-            items = write_blinded(folder, tables, shown)
-            if items and images is not None:
-                _write_items(folder, page, draw_items(items, shown, load, progress))
-        if pair is not None:
-            beside = pair.other if names is None else rename(pair.other, names)
-            write_reader_study(output / "reader_study", {one: shown, other: beside})
-        if names is not None:
-            with private_files():  # who reads it knows the patients
-                write_pseudonyms(output / "pseudonyms.csv", tables, names)
-            _warn_of(names_in(html, names))
-        if options.whole_gallery and gallery:
-            _write_gallery(output / "gallery", page, gallery)
-        if options.pdf:
-            few = trim(gallery, ON_PAPER)
-            write_pdf(
-                output / "report.pdf", render("report.html.j2", page, gallery=few, paper=True)
-            )
-        return output / "report.html"
+    options = options or ReportOptions()
+    tables = read_tables(scores_dir, identifiers=options.identifiers)
+    study = read_study(options.study)
+    models = [("this program", tables)]
+    if compare is not None:
+        models.append(("the other", read_tables(compare, identifiers=options.identifiers)))
+    pictures = _pictures(tables, images, reference, prediction, output, options, progress)
+    first = [c for c in (charts.size_chart(tables), charts.froc_chart(models)) if c]
+    makers = (
+        *(charts.dice_chart, charts.curve_chart, charts.subgroup_chart),
+        *(charts.reliability_chart, charts.load_chart),
+    )
+    annex = [c for make in makers if (c := make(tables))] + charts.training_charts(history)
+    title = options.title or study.get("title") or "What the program finds, and what it misses"
+    values: dict[str, Any] = {
+        "title": title,
+        "tags": tags(tables),
+        "role": role_words(str(tables.scores.get("evaluated_on") or "unknown")),
+        "headline": headline(tables),
+        "tiles": tiles(tables),
+        "charts": first,
+        "pictures": pictures,
+        "limits": limits(tables, study),
+        "more": annex,
+        "slider": slider(tables),
+        "measures": measures(tables.scores),
+        "case_rows": case_rows(tables),
+        "about": about(tables, study),
+        "comparison": tables.scores.get("comparison"),
+        "unit": tables.unit,
+    }
+    output.mkdir(parents=True, exist_ok=True)
+    write_text(output / "report.html", render("report.html.j2", **values))
+    write_adjudication(output / "adjudicate.csv", tables)
+    if tables.names:
+        with private_files():  # who reads it knows the patients
+            rows = [{"pseudonym": shown, "name": real} for shown, real in tables.names.items()]
+            write_csv(output / "pseudonyms.csv", rows, ("pseudonym", "name"))
+    if options.pdf:
+        write_pdf(output / "report.pdf", values)
+    return output / "report.html"
 
 
-def _scores_elsewhere(folder: Path | None, tables: Tables) -> Scores | None:
-    """The scores of other scans; `ContentError` when they count by another match rule."""
-    if folder is None:
-        return None
-    there, here = read_scores(folder / "scores.json"), tables.scores
-    check_rule(folder, there, here)
-    return there
+def tags(tables: Tables) -> list[tuple[str, str]]:
+    """What changes how the page is to be read, with one sentence each."""
+    role = tables.scores.get("evaluated_on")
+    found = []
+    if tables.simulated:
+        found.append(("Simulated scans", "made by a program: they say nothing about patients"))
+    if role in ("train", "validation"):
+        found.append(("Development data", "these scans helped to choose the program: optimistic"))
+    elif role not in ("test", "external"):
+        found.append(("Role unknown", "nobody has said whether the program learned from them"))
+    if tables.scores.get("split_is_group_safe") is False:
+        found.append(("One patient on both sides", "the same patient taught and is tested"))
+    return found
 
 
-def _audit(
-    folder: Path, images: Path | Dataset | None, reference: Path | None, unit: str, options: Options
-) -> AuditSection | None:
-    """What a run directory says of the references it was trained on."""
-    suspects = read_suspects(folder / "label_audit.csv")
-    # the audit has the real names, and no predictions
-    load = None if images is None or not suspects else _loader(images, reference, None, None)
-    return make_audit_section(suspects, load, unit, identifiers=options.identifiers)
+def role_words(role: str) -> str:
+    """On which scans the page is."""
+    words = {
+        "test": "test scans, not used in training",
+        "external": "scans from elsewhere, not used in training",
+        "validation": "validation scans",
+        "train": "training scans",
+    }
+    return words.get(role, "scans whose role is not stated")
 
 
-def _loader(
-    images: Path | Dataset, reference: Path | None, prediction: Path | None, names: Names | None
-) -> Load:
-    # the readers of images are loaded only where there are images to read
-    from lesionseg.report.inputs.case_images import Sources
+def share_words(hits: int, n: int) -> str:
+    """A share as one says it.
 
-    sources = Sources(images, reference, prediction)
-    if names is None:
-        return sources.load
-
-    def load(case: str, accepted: frozenset[int]) -> Scene:
-        try:
-            return sources.load(names.real_case(case), accepted)
-        except LesionsegError as error:
-            _log.warning("%s is %s: %s", case, names.real_case(case), error)
-            raise ReadError(text.UNREADABLE) from error
-
-    return load
-
-
-def _warn_of(found: Sequence[str]) -> None:
-    """Names that came in by a title or a study file."""
-    if found:
-        _log.warning(
-            "The page names %s: look at its title, study file and labels before passing it on.",
-            ", ".join(found),
-        )
+    >>> share_words(64, 70), share_words(6, 23), share_words(5, 5), share_words(0, 8)
+    ('9 in 10', '1 in 4', 'all 5', 'none of 8')
+    >>> share_words(1, 2), share_words(199, 200), share_words(1, 300)
+    ('1 in 2', 'nearly all', 'almost none')
+    """
+    if n and hits == n:
+        return f"all {n}"
+    if hits == 0:
+        return f"none of {n}"
+    if n <= 5:
+        return f"{hits} of {n}"
+    share = hits / n
+    if share > 0.95:
+        return "nearly all"
+    if share < 0.05:
+        return "almost none"
+    options = [Fraction(k, 10) for k in range(1, 10)]
+    options += [Fraction(1, 4), Fraction(3, 4), Fraction(1, 3), Fraction(2, 3)]
+    near = min(options, key=lambda f: (round(abs(float(f) - share), 3), f.denominator))
+    return f"{near.numerator} in {near.denominator}"
 
 
-def _write_viewers(folder: Path, tables: Tables, load: Load) -> dict[str, str]:
-    """A page for each scan that can be read; where they lie beside the report, by case."""
-    from lesionseg.report.viewer import write_viewer  # as above
+def headline(tables: Tables) -> str:
+    """One plain sentence from the two size classes and the false alarms."""
+    n_cases, false = len(tables.cases), int(tables.scores.get("n_false_positive") or 0)
+    scans = count(n_cases, "scan")
+    if not n_cases:
+        return "No scan was evaluated."
+    alarms = f"without a false alarm on {scans}"
+    if false:
+        alarms = f"with {rate(false / n_cases)} false alarms per scan"
+    if not len(tables.lesions):
+        called = int((tables.cases["n_false_positive"] > 0).sum())
+        return f"{scans} without lesions: {called} with a false alarm, {n_cases - called} without."
+    short = tables.unit.split(",")[0].split(" ")[0]
+    parts = []
+    for small in (False, True):
+        own = tables.size_class(small)
+        if len(own):
+            size = f"under {SMALL_MM:g}" if small else f"of {SMALL_MM:g}"
+            tail = f"{short}" if small else f"{short} or more"
+            parts.append((share_words(int(own["detected"].sum()), len(own)), f"{size} {tail}"))
+    if len(parts) == 2:
+        (large, size), (little, _) = parts
+        return f"Finds {large} lesions {size}, {little} smaller ones, {alarms}."
+    return f"Finds {parts[0][0]} lesions {parts[0][1]}, {alarms}."
 
-    pages = {}
-    for case in [row.case for row in tables.cases]:
-        try:
-            scene = load(case, frozenset())
-        except LesionsegError as error:
-            _log.warning("No page on the scan of %s: %s", case, error)
+
+def tiles(tables: Tables) -> list[Tile]:
+    """The four numbers of the first screen."""
+    found = []
+    for small in (False, True):
+        own = tables.size_class(small)
+        hits, sign = int(own["detected"].sum()), "<" if small else "≥"
+        size = f"lesions {sign} {SMALL_MM:g} {tables.unit.split(',')[0]}"
+        if not len(own):
+            found.append(Tile("none", f"{size} in these scans", True))
             continue
-        page = write_viewer(folder, case.replace(" ", "-"), case, scene)
-        pages[case] = f"{folder.name}/{page.name}"
-    return pages
+        share = hits / len(own)
+        words = f"{size} found ({percent(share)})"
+        found.append(Tile(f"{hits} of {len(own)}", words, share < 0.5))
+    n, false = len(tables.cases), int(tables.scores.get("n_false_positive") or 0)
+    if false:
+        value, interval = number(tables.scores, "false_positives_per_case")
+        shown = f"false alarms per scan ({false} on {count(n, 'scan')})"
+        if interval:
+            shown += f"; 95 % interval {rate(interval[0])} to {rate(interval[1])}"
+        found.append(Tile(rate(value), shown, (value or 0) > 2))
+    else:
+        could = f"so few scans could hide {rate(3 / n)} per scan" if n else "no scan"
+        found.append(Tile(f"0 on {count(n, 'scan')}", f"false alarms; {could}", n < 20))
+    ill = tables.cases[tables.cases["n_lesions"] > 0]["group"].nunique()
+    well = tables.cases["group"].nunique() - ill
+    who = "patient" if tables.patients_stated else "scan"
+    words = f"with lesions, {well} without" + (": a very small test" if ill < charts.FEW else "")
+    found.append(Tile(count(ill, who), words, ill < charts.FEW))
+    return found
 
 
-def _write_items(folder: Path, page: Page, section: GallerySection) -> None:
-    """What both readers look at: no score, no order."""
-    write_text(folder / "pictures.html", render("gallery.html.j2", page, gallery=[section]))
+def limits(tables: Tables, study: Mapping[str, str]) -> str:
+    """What the page cannot say, in one line."""
+    words = (
+        "An empty result does not exclude a lesion. Program alone: no reader was tested with it."
+    )
+    if not tables.simulated and "reader" not in study:
+        words += " Who marked the lesions is not stated."
+    if "population" not in study and not tables.simulated:
+        words += " The author has not said who these patients are."
+    warned = int((tables.cases["warning"] != "").sum()) if "warning" in tables.cases else 0
+    if warned:
+        words += f" {count(warned, 'scan')} unlike the training scans."
+    missing = tables.scores.get("missing_predictions") or ()
+    if missing:
+        words += f" {count(len(missing), 'scan')} without a result: their lesions count as missed."
+    return words
 
 
-def _write_gallery(folder: Path, page: Page, gallery: Sequence[GallerySection]) -> None:
-    """All pictures, a page for every sixty of a kind, and the list of these pages."""
-    folder.mkdir(parents=True, exist_ok=True)
-    pages = []
-    for section in gallery:
-        for first in range(0, len(section.cards), PER_GALLERY_PAGE):
-            cards = section.cards[first : first + PER_GALLERY_PAGE]
-            ends = {"first": first + 1, "last": first + len(cards)}
-            title = text.say("GALLERY_PAGE", title=section.title, **ends)
-            name = f"{section.kind}-{first // PER_GALLERY_PAGE + 1}.html"
-            part = replace(section, title=title, cards=cards, sentence=text.ALL_SHOWN)
-            (part,) = link([part], {c.case: f"../{c.link}" for c in cards if c.link})
-            write_text(folder / name, render("gallery.html.j2", page, gallery=[part]))
-            pages.append((name, title))
-    write_text(folder / "index.html", render("index.html.j2", page, pages=pages))
+def about(tables: Tables, study: Mapping[str, str]) -> list[tuple[str, str]]:
+    """The annex: what was tested, how, and by whose word."""
+    scores, point = tables.scores, tables.scores.get("operating_point") or {}
+    made = scores.get("provenance") or {}
+    lines = [(QUESTIONS[key], text) for key, text in study.items() if key != "title"]
+    lines.append(("Scans", role_words(str(scores.get("evaluated_on") or "unknown"))))
+    lines.append(
+        (
+            "Lesions",
+            "put in by the program that made the scans"
+            if tables.simulated
+            else "as marked in the reference; it may be incomplete",
+        )
+    )
+    lines.append(
+        (
+            "Counts as found",
+            "markings cover at least 10 % of the lesion; a marking of "
+            "which less than 10 % lies in lesions is a false alarm"
+            if scores.get("preset") == "lesionseg"
+            else f"by the rule {scores.get('preset')}",
+        )
+    )
+    if tables.threshold is not None:
+        how = f"markings rated {tables.threshold:.3g} or higher are shown"
+        if point.get("chosen_on"):
+            how += f"; chosen on {point['chosen_on']} scans"
+        if point.get("expected_false_positives_per_case") is not None:
+            how += f", {rate(point['expected_false_positives_per_case'])} false alarms expected"
+        lines.append(("Setting", how))
+    lines.append(("Made with", f"lesionseg {made.get('lesionseg', '')}"))
+    return lines
+
+
+def measures(scores: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """Every number of scores.json with its interval or reason; new ones appear by themselves."""
+    found: list[tuple[str, str, str]] = []
+    for key, node in scores.items():
+        if isinstance(node, Mapping) and not {"value", "mean"} & set(node):
+            continue
+        value, interval = number(scores, key)
+        reason = node.get("reason") if isinstance(node, Mapping) else None
+        reason = reason or (scores.get("reasons") or {}).get(key)
+        if isinstance(value, bool | str | list) or (value is None and reason is None):
+            continue
+        shown = "–" if value is None else f"{value:.4g}"
+        more = f"{interval[0]:.3g} to {interval[1]:.3g}" if interval else (reason or "")
+        found.append((key.replace("_", " "), shown, more))
+    return found
+
+
+def case_rows(tables: Tables) -> list[dict[str, Any]]:
+    """A row per scan."""
+    columns = {
+        "case": "scan",
+        "group": "patient",
+        "n_lesions": "lesions",
+        "n_detected": "found",
+        "n_false_positive": "false alarms",
+        "dice": "Dice",
+        "reference_ml": "marked, ml",
+        "predicted_ml": "predicted, ml",
+        "warning": "warning",
+    }
+    kept = {old: new for old, new in columns.items() if old in tables.cases}
+    if not tables.patients_stated:
+        kept.pop("group", None)
+    rows: list[dict[str, Any]] = (
+        tables.cases[list(kept)].rename(columns=kept).astype(object).to_dict("records")
+    )
+    return rows
+
+
+def slider(tables: Tables) -> dict[str, Any] | None:
+    """What the threshold slider moves over; None without scores, or where there is too much."""
+    if tables.threshold is None or len(tables.lesions) + len(tables.false_scores) > MOST_MOVED:
+        return None
+    sizes = [b for b in tables.scores.get("recall_by_size") or () if b["n"]]
+    found = tables.lesions[["detected_at", "diameter_mm", "case", "lesion"]].astype(object)
+    rows = found.where(found.notna(), None).to_numpy().tolist()
+    return {
+        "cases": len(tables.cases),
+        "start": tables.threshold,
+        "lesions": rows,
+        "false": tables.false_scores.tolist(),
+        "sizes": [[b["from_mm"], b["to_mm"], charts.size_words(b, tables.unit)] for b in sizes],
+    }
+
+
+def write_adjudication(path: Path, tables: Tables) -> int:
+    """Write one row per false positive, by descending score; verdicts filled in before are kept."""
+    false = tables.candidates[tables.candidates["outcome"] == "false_positive"]
+    false = false.sort_values("score", ascending=False, na_position="last").copy()
+    false["case"] = false["case"].map(lambda name: tables.names.get(name, name))
+    if path.is_file():
+        before = pd.read_csv(path, dtype=str).fillna("")
+        filled = before[(before[list(VERDICTS)] != "").any(axis=1)]
+        same = [name for name in _SAME if name in filled and name in false]
+        verdicts = filled.set_index([filled[c].astype(str) for c in same])[list(VERDICTS)]
+        keys = pd.MultiIndex.from_frame(false[same].astype(str))
+        for name in VERDICTS:
+            false[name] = [verdicts[name].get(key, "") for key in keys]
+    else:
+        false = false.assign(**dict.fromkeys(VERDICTS, ""))
+    places = [c for c in false if c.endswith(("_vox", "_mm")) and c != "diameter_mm"]
+    columns = ("case", "candidate", "label", "score", "diameter_mm", *places)
+    columns = (*columns, "touches_lesion", *VERDICTS)
+    rows = false[list(columns)].astype(object).where(false[list(columns)].notna(), None)
+    if len(rows):
+        write_csv(path, rows.to_dict("records"), columns)
+    return len(rows)
+
+
+def _pictures(
+    tables: Tables,
+    images: Path | Dataset | None,
+    reference: Path | None,
+    prediction: Path | None,
+    output: Path,
+    options: ReportOptions,
+    progress: Progress | None,
+) -> dict[str, list[Card]]:
+    """Cards by kind: top, missed, false alarms, found; empty without images."""
+    found: dict[str, list[Card]] = {kind: [] for kind in ("top", "missed", "false", "found")}
+    if images is None:
+        return found
+    wanted = list(_wanted(tables))
+    sources, scenes, drawn = Sources(images, reference, prediction), {}, {}
+    order = sorted(range(len(wanted)), key=lambda i: wanted[i][1]["case"])
+    for done, i in enumerate(order, 1):
+        kind, row, words = wanted[i]
+        case = str(row["case"])
+        if case not in scenes:
+            scenes = {case: _scene(sources, tables, case)}  # one scan at a time in memory
+            if options.viewer and scenes[case] is not None:
+                _write_viewer(output / "viewer", case, scenes[case])
+        if (scene := scenes[case]) is not None:
+            drawn[i] = kind, _card(scene, row, words, kind, tables.unit)
+        if progress is not None:
+            progress(case, done, len(wanted))
+    for i in sorted(drawn):
+        found[drawn[i][0]].append(drawn[i][1])
+    return found
+
+
+def _wanted(tables: Tables) -> Iterator[tuple[str, pd.Series, str]]:
+    """What is drawn: by rule, never by hand."""
+    missed = tables.lesions[~tables.lesions["detected"].astype(bool)]
+    missed = missed.sort_values(["diameter_mm", "case", "lesion"], ascending=[False, True, True])
+    top = missed.drop_duplicates("group").head(ON_TOP)
+    top = pd.concat([top, missed.drop(top.index)]).head(ON_TOP)
+    for _, row in top.sort_values("diameter_mm", ascending=False).iterrows():
+        yield "top", row, why_missed(row, tables)
+    for _, row in missed.head(MOST_MISSED).iterrows():
+        yield "missed", row, why_missed(row, tables)
+    false = tables.candidates[tables.candidates["outcome"] == "false_positive"]
+    for _, row in false.sort_values("score", ascending=False).head(MOST_FALSE).iterrows():
+        score = "" if pd.isna(row["score"]) else f"rated {row['score']:.2f}"
+        touches = ", touches a lesion" if row.get("touches_lesion") else ""
+        yield "false", row, f"{score}{touches}".strip(", ")
+    hits = tables.lesions[tables.lesions["detected"].astype(bool)].sort_values("diameter_mm")
+    step = max(1, len(hits) // MOST_FOUND)
+    for _, row in hits.iloc[::step].head(MOST_FOUND).iterrows():
+        score = row["detected_at"]
+        yield "found", row, "" if pd.isna(score) else f"found from a rating of {score:.2f}"
+
+
+def why_missed(row: Mapping[str, Any], tables: Tables) -> str:
+    """Why a lesion was missed, in words."""
+    why = str(row.get("why_missed") or "")
+    score = row.get("detected_at")
+    if why == "below_operating_point" and tables.threshold is not None:
+        if score is None or pd.isna(score):
+            return WHY["touched"]
+        near = "just below" if score > 0.9 * tables.threshold else "below"
+        return f"seen, but rated {near} the limit ({score:.2f}; limit {tables.threshold:.2f})"
+    return WHY.get(why, why.replace("_", " "))
+
+
+def _scene(sources: Sources, tables: Tables, case: str) -> Scene | None:
+    own = tables.candidates[(tables.candidates["case"] == case) & tables.candidates["accepted"]]
+    try:
+        return sources.load(tables.names.get(case, case), frozenset(own["candidate"].astype(int)))
+    except LesionsegError as error:
+        log.warning("No pictures of %s: %s", tables.names.get(case, case), error)
+        return None
+
+
+def _write_viewer(folder: Path, case: str, scene: Scene | None) -> None:
+    from lesionseg.report.viewer import write_viewer
+
+    if scene is not None:
+        write_viewer(folder, case.replace(" ", "-"), case, scene)
+
+
+def _card(scene: Scene, row: Mapping[str, Any], words: str, kind: str, unit: str) -> Card:
+    axes = "zyx" if scene.geometry.dims == 3 else "yx"
+    start, stop = ([float(row[f"{end}_{a}_vox"]) for a in axes] for end in ("start", "stop"))
+    figure = draw_cutout(scene, start, stop, planes=1 if kind == "top" else 3)
+    size = f"{row['diameter_mm']:.1f} {unit.split(',')[0].split(' ')[0]}"
+    return Card(data_uri(figure), str(row["case"]), size, words)

@@ -57,7 +57,7 @@ def test_nothing_to_judge_is_no_number() -> None:
 
 def test_an_unknown_preset_and_other_shapes_are_refused() -> None:
     predicted, reference = cases()
-    with pytest.raises(ConfigError, match="no such preset"):
+    with pytest.raises(ConfigError, match="no preset"):
         LesionMetric("mine")(y_pred=predicted, y=reference)
     with pytest.raises(ValueError, match=r"masks \[B, 1"):
         LesionMetric()(y_pred=predicted, y=reference[:, :, :8])

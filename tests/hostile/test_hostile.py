@@ -10,6 +10,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
+from lesionseg.report.inputs.study_file import read_study
 
 from lesionseg.core import Geometry
 from lesionseg.errors import LesionsegError
@@ -26,7 +27,6 @@ from lesionseg.pipeline.run.run_dir import check_claim
 from lesionseg.plan.fingerprint import Fingerprint
 from lesionseg.plan.plan import Plan
 from lesionseg.plan.splits import Splits, roles_in
-from lesionseg.report.inputs.study_file import read_study
 from tests.hostile.document_files import DOCUMENTS
 from tests.hostile.hostile_file import HostileFile, each
 from tests.hostile.image_files import IMAGES, bombs

@@ -179,7 +179,7 @@ class CaseLinks:
 
     @cached_property
     def _detected_at(self) -> NDArray[np.float64]:
-        return detection_scores(self.links[self.criterion], self.scores, self.candidates.ids)
+        return detection_scores(self.links[self.criterion], self.scores)
 
     @cached_property
     def _at_any(self) -> CriterionMatch:
@@ -190,15 +190,14 @@ class CaseLinks:
         self, rule: Criterion, present: NDArray[np.bool_], prefer: NDArray[np.bool_]
     ) -> CriterionMatch:
         """Match the `present` candidates under one criterion; lesions of `prefer` stay found."""
-        links, ids = self.links[rule], self.candidates.ids
-        candidate_of = match(links, prefer, present=present, scores=self.scores, ids=ids)
+        links = self.links[rule]
+        candidate_of = match(links, prefer, present=present)
         matched = np.zeros_like(present)
         matched[candidate_of[candidate_of >= 0]] = True
         linked = links.linked()
         if rule.assignment == "jointly":
             matched = linked  # the supported ones, whether or not they suffice
-        spared = linked if rule.unmatched == "ignored" else np.zeros_like(present)
-        spared = spared | self.set_aside.mostly
+        spared = linked | self.set_aside.mostly
         return CriterionMatch(candidate_of, _outcomes(present, spared, matched))
 
 

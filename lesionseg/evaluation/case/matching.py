@@ -23,7 +23,6 @@ from lesionseg.core import Lesions
 from lesionseg.evaluation.case.overlap_table import (
     Boxes,
     Overlaps,
-    box_ious,
     covered,
     covering_pairs,
     score_of_cover,
@@ -92,10 +91,8 @@ def find_links(
         return everyone.where(supported)
     if criterion.measure == "centre":
         candidate, lesion, weight = _near_pairs(criterion, candidates, lesions)
-    elif criterion.measure == "box_iou":
-        candidate, lesion, weight = _box_pairs(criterion, candidates, lesions)
     else:
-        weight = _iou(overlaps, criterion.epsilon)
+        weight = overlaps.iou
         enough = overlaps.iou > 0
         if criterion.measure == "iou":
             enough = weight >= criterion.threshold
@@ -105,13 +102,8 @@ def find_links(
     return found.where(candidates.labels[candidate] == lesions.labels[lesion])
 
 
-def detection_scores(
-    links: Links, scores: NDArray[np.float64], ids: NDArray[np.int64] | None = None
-) -> NDArray[np.float64]:
-    """The highest score `[n_lesions]` at which each lesion is found; `NEVER` when it never is.
-
-    `ids` `[n_candidates]`: see `match`.
-    """
+def detection_scores(links: Links, scores: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The highest score `[n_lesions]` at which each lesion is found; `NEVER` when it never is."""
     if links.assignment == "every_threshold":
         return _scores_of_each_threshold(links, scores)
     found_at = np.full(links.n_lesions, NEVER)
@@ -120,13 +112,8 @@ def detection_scores(
             part = links.where(pairs)
             score = score_of_cover(scores[part.candidate], part.weight, part.common, links.enough)
             found_at[part.lesion] = NEVER if score is None else score
-    elif links.assignment == "all":
-        np.maximum.at(found_at, links.lesion, scores[links.candidate])
     else:
-        nobody = np.zeros(links.n_lesions, dtype=np.bool_)
-        candidate_of = match(links, nobody, scores=scores, ids=ids)
-        found = candidate_of >= 0
-        found_at[found] = scores[candidate_of[found]]
+        np.maximum.at(found_at, links.lesion, scores[links.candidate])
     return found_at
 
 
@@ -135,28 +122,16 @@ def match(
     prefer: NDArray[np.bool_],
     *,
     present: NDArray[np.bool_] | None = None,
-    scores: NDArray[np.float64] | None = None,
-    ids: NDArray[np.int64] | None = None,
 ) -> NDArray[np.int64]:
     """The candidate `[n_lesions]` that finds each lesion, -1 for none.
 
     Of the candidates that are `present` (all by default), as the links' `assignment` has it. At
     every threshold: as many pairs as possible, then the largest summed weight, then the lesions in
-    `prefer`. All, jointly: the candidate of the largest weight. `once` pairs all candidates,
-    present or not, and of equal pairings takes the one that suits the order of `ids`.
+    `prefer`. All, jointly: the candidate of the largest weight.
     """
     if present is None:
         present = np.ones(links.n_candidates, dtype=np.bool_)
-    if links.assignment == "once":
-        candidate_of = _match_once(links, np.arange(links.n_candidates) if ids is None else ids)
-        candidate_of[~np.append(present, False)[candidate_of]] = -1
-        return candidate_of
     links = links.among(present)
-    if links.assignment == "by_score" and scores is not None:
-        order = np.lexsort((-links.lesion, -links.weight, _ranks(links, scores)))
-        return _match_greedily(links, order)
-    if links.assignment in ("by_score", "by_overlap"):
-        return _match_greedily(links, np.argsort(-links.weight, kind="stable"))
     candidate_of = np.full(links.n_lesions, -1, dtype=np.int64)
     if links.assignment in ("all", "jointly"):
         order = np.argsort(links.weight, kind="stable")
@@ -186,35 +161,6 @@ def _scores_of_each_threshold(links: Links, scores: NDArray[np.float64]) -> NDAr
             new = part.lesions[columns]
             found_at[new] = np.maximum(found_at[new], score)
     return found_at
-
-
-def _match_once(links: Links, ids: NDArray[np.int64]) -> NDArray[np.int64]:
-    """One assignment of the largest summed 1 + weight; equal ones as scipy breaks the tie."""
-    order = np.argsort(ids, kind="stable")
-    place = np.argsort(order)
-    gain = np.zeros((links.n_lesions, links.n_candidates))
-    gain[links.lesion, place[links.candidate]] = 1 + links.weight
-    rows, columns = linear_sum_assignment(gain, maximize=True)
-    real = gain[rows, columns] > 0
-    candidate_of = np.full(links.n_lesions, -1, dtype=np.int64)
-    candidate_of[rows[real]] = order[columns[real]]
-    return candidate_of
-
-
-def _ranks(links: Links, scores: NDArray[np.float64]) -> NDArray[np.int64]:
-    """Each link's candidate by descending score, ties by row."""
-    return np.argsort(np.argsort(-scores, kind="stable"))[links.candidate]
-
-
-def _match_greedily(links: Links, order: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Go through the links in an order and pair what is still free on both sides."""
-    candidate_of = np.full(links.n_lesions, -1, dtype=np.int64)
-    taken = np.zeros(links.n_candidates, dtype=np.bool_)
-    for link in order:
-        candidate, lesion = links.candidate[link], links.lesion[link]
-        if candidate_of[lesion] < 0 and not taken[candidate]:
-            candidate_of[lesion], taken[candidate] = candidate, True
-    return candidate_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -276,19 +222,3 @@ def _near_pairs(criterion: Criterion, candidates: Lesions, lesions: Lesions) -> 
     distance = np.linalg.norm(apart, axis=-1)
     candidate, lesion = np.nonzero(distance < criterion.threshold * lesions.diameters_mm / 2)
     return candidate, lesion, 1 / (1 + distance[candidate, lesion])
-
-
-def _box_pairs(criterion: Criterion, candidates: Lesions, lesions: Lesions) -> _Pairs:
-    """Pairs whose boxes overlap enough, masks or not."""
-    iou = box_ious(candidates.boxes, lesions.boxes)
-    candidate, lesion = np.nonzero((iou >= criterion.threshold) & (iou > 0))
-    return candidate, lesion, iou[candidate, lesion]
-
-
-def _iou(overlaps: Overlaps, epsilon: float) -> NDArray[np.float64]:
-    """The pairs' IoU, `epsilon` added above and below the fraction bar where both have masks."""
-    if epsilon == 0:
-        return overlaps.iou
-    shared = overlaps.voxels
-    union = np.rint(np.divide(shared, overlaps.iou))
-    return np.where(shared > 0, (shared + epsilon) / (union + epsilon), overlaps.iou)

@@ -9,17 +9,14 @@ from typing import Any
 from lesionseg.core import Dataset, OperatingPoint
 from lesionseg.errors import ConfigError
 from lesionseg.evaluation import CaseResult, Preset, find_preset
-from lesionseg.evaluation.readers.adjudication import AdjudicationRow, adjudicate, read_verdicts
-from lesionseg.evaluation.readers.reader_agreement import TwoReaders
+from lesionseg.evaluation.readers.adjudication import adjudicate, read_verdicts
 from lesionseg.evaluation.statistics.compare import compare as compare_models
-from lesionseg.evaluation.statistics.further_scores import second_reader_numbers
 from lesionseg.inference.candidates.accept import choose_operating_point
 from lesionseg.io.atomic import read_csv
 from lesionseg.io.folder_locks import locks
 from lesionseg.io.layouts.conventions import assign_groups
 from lesionseg.io.predictions import find_predictions
 from lesionseg.io.zone_files import ZoneFolder, find_zones
-from lesionseg.pipeline.evaluate.lesion_notes import read_lesion_notes
 from lesionseg.pipeline.evaluate.reference_cases import (
     JudgedCases,
     cases_of,
@@ -59,11 +56,9 @@ def evaluate(
     groups: str | None = None,
     compare: str | Path | None = None,
     margin: float | None = None,
-    reader2: str | Path | None = None,
     adjudication: str | Path | None = None,
     images: str | Path | None = None,
     columns: str | Path | None = None,
-    lesion_columns: str | Path | None = None,
     zones: str | Path | None = None,
     subgroups: Sequence[str] | None = None,
     resample: bool = False,
@@ -92,15 +87,10 @@ def evaluate(
             at its own operating point, and compared; its tables go into `output/compare`.
         margin: by how much the sensitivity at one false positive per case (of masks: the F1) may
             be lower than that of `compare`, to be called not inferior.
-        reader2: a folder of a second reader's masks, of these cases or of some: judged against the
-            reference by the same rule, so that the model can be seen beside a reader.
-        adjudication: adjudicate.csv, filled in by a person, or the report's folder `adjudication`
-            with the sheets of two readers.
+        adjudication: adjudicate.csv, filled in by a person.
         images: a folder of images named by case, or `dataset` for the reference's own, to measure
             the lesions' contrast in.
         columns: a CSV file with a column `case`, beside the columns of the dataset's manifest.
-        lesion_columns: a CSV file with `case`, `lesion` (or `centre_x_mm` and so on) as lesions.csv
-            has them, and further columns: sensitivity by what they say of the lesions.
         zones: a folder of anatomy masks named by case, on any grid, and a table of names; lesions,
             candidates, sensitivity and false positives are given by zone (`io.zone_files`).
         subgroups: columns to divide by; None takes all that divide the cases, empty none.
@@ -122,10 +112,10 @@ def evaluate(
     pairs = judged.pairs(prediction, images)
     if zones is not None:
         pairs = _in_zones(pairs, find_zones(Path(zones)))
-    notes = None if lesion_columns is None else read_lesion_notes(Path(lesion_columns), ids)
     others = None if compare is None else judged.pairs(Path(compare))
-    second_reader = None if reader2 is None else judged.of_reader(Path(reader2))
-    verdicts = None if adjudication is None else _adjudication(Path(adjudication))
+    verdicts = None
+    if adjudication is not None:
+        verdicts = read_verdicts(read_csv(Path(adjudication)), str(adjudication))
     scoring = Scoring(
         preset=find_preset(preset) if isinstance(preset, str) else preset,
         evaluated_on=role,
@@ -139,8 +129,6 @@ def evaluate(
     )
     with bar("Judging") if progress is None else nullcontext(progress) as advance:
         results = judge_pairs(pairs, scoring.preset, operating_point=point, progress=advance)
-    if notes is not None:
-        scoring = replace(scoring, lesion_columns=notes.columns_of(results))
     scores = scoring.sum_up(results)
     if others is not None:
         second = judge_pairs(others, scoring.preset)
@@ -153,15 +141,8 @@ def evaluate(
             seed=seed,
         )
         _write_alone(second, scoring, output / COMPARED)
-    if second_reader is not None:
-        second = judge_pairs(second_reader, scoring.preset)
-        scores["second_reader"] = second_reader_numbers(second, scoring.preset)
     if verdicts is not None:
-        scores["adjudication"] = (
-            verdicts.numbers(results, replicates, seed)
-            if isinstance(verdicts, TwoReaders)
-            else adjudicate(results, verdicts)
-        )
+        scores["adjudication"] = adjudicate(results, verdicts)
     scoring.write(output, results, scores)
     return EvaluateOutcome(scores, output)
 
@@ -171,13 +152,6 @@ def _write_alone(results: Sequence[CaseResult], scoring: Scoring, folder: Path) 
     n, seed, labels = scoring.replicates, scoring.seed, scoring.labels
     own = Scoring(scoring.preset, scoring.evaluated_on, labels=labels, replicates=n, seed=seed)
     own.write(folder, results, own.sum_up(results))
-
-
-def _adjudication(path: Path) -> TwoReaders | list[AdjudicationRow]:
-    """A folder has the sheets of two readers, a file the verdicts of one."""
-    if path.is_dir():
-        return TwoReaders.read(path)
-    return read_verdicts(read_csv(path), str(path))
 
 
 def _in_zones(pairs: Sequence[CasePair], folder: ZoneFolder) -> list[CasePair]:

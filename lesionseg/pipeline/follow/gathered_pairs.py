@@ -18,9 +18,9 @@ from lesionseg.io.cases import read_mask
 from lesionseg.pipeline.follow.change_report import is_reported, report_changes
 from lesionseg.pipeline.follow.new_lesions import apply_point, judge_new, new_lesions
 from lesionseg.pipeline.follow.visit_pairs import PairFiles, PairList, VisitPair, scan_on
-from lesionseg.report.inputs.case_images import Scene
-from lesionseg.report.sections.follow_page import MAX_PICTURES, draw_change, write_follow_page
-from lesionseg.report.sections.gallery import GalleryCard
+from lesionseg.report.follow import MAX_PICTURES, draw_change, write_follow_page
+from lesionseg.report.images import Scene
+from lesionseg.report.pictures import Card
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +57,7 @@ class Gathered:
     changes: list[LesionChange] = field(default_factory=list)
     rows: list[PairRow] = field(default_factory=list)
     judged: list[CaseResult] = field(default_factory=list)
-    cards: list[tuple[LesionChange, GalleryCard]] = field(default_factory=list)
+    cards: list[tuple[LesionChange, Card]] = field(default_factory=list)
 
     def add(
         self,
@@ -88,7 +88,7 @@ class Gathered:
 
 def _cards(
     files: PairFiles, pair: VisitPair, changes: Sequence[LesionChange], name: str
-) -> list[tuple[LesionChange, GalleryCard]]:
+) -> list[tuple[LesionChange, Card]]:
     """A card for each change that counts; none without both scans, and none to draw reads none."""
     shown = [c for c in changes if c.accepted][:MAX_PICTURES]
     if not shown or files.before_image is None or files.after_image is None:

@@ -38,7 +38,6 @@ from lesionseg.pipeline.follow.visit_pairs import (
 )
 from lesionseg.pipeline.judging.case_pairs import Scoring
 from lesionseg.pipeline.run.outcome import Advance, CommandOutcome, aligned, bar
-from lesionseg.report import text
 
 _log = logging.getLogger(__name__)
 
@@ -204,7 +203,7 @@ def _predict(
 def _shown_names(pairs: Sequence[PairFiles], identifiers: bool) -> dict[str, str]:
     """What each case is called on the page: its name, or its place in pairs.csv."""
     cases = [files.case for files in pairs]
-    numbered = {case: f"{text.PSEUDONYM_CASE} {n}" for n, case in enumerate(cases, start=1)}
+    numbered = {case: f"case {n}" for n, case in enumerate(cases, start=1)}
     return {case: case for case in cases} if identifiers else numbered
 
 

@@ -21,7 +21,6 @@ from lesionseg.evaluation.statistics.operating_point import (
 )
 from lesionseg.inference.candidates.accept import accept, choose_operating_point, without_small
 from lesionseg.plan.plan import ChannelSet, Plan
-from lesionseg.report.text import amounts
 
 _log = logging.getLogger(__name__)
 
@@ -234,7 +233,7 @@ def _doubt(point: OperatingPoint, results: Sequence[CaseResult], settings: Choic
 
 def _sentence(point: OperatingPoint) -> str:
     how = f"chosen on {point.chosen_on} cases" if point.chosen_on else "given by hand"
-    gave = f"{point.name} accepts from score {amounts.score(point.score)}, {how}"
+    gave = f"{point.name} accepts from score {point.score:.3g}, {how}"
     if point.lesion_recall is None or point.false_positives_per_case is None:
         return f"{gave}."
     gave += (

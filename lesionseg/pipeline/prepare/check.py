@@ -16,9 +16,8 @@ from lesionseg.pipeline.prepare.findings import CheckOutcome, Finding
 from lesionseg.pipeline.run.outcome import bar
 from lesionseg.pipeline.run.run_log import redact, redact_error
 from lesionseg.plan.fingerprint import canonical_order
-from lesionseg.report.figures.slice_views import draw_thumbnail
-from lesionseg.report.sections.dataset_page import CaseLook, Remark, write_dataset_report
-from lesionseg.report.text.dataset_words import MEANING, PIXELS
+from lesionseg.report.dataset import MEANING, PIXELS, CaseLook, write_dataset_report
+from lesionseg.report.pictures import draw_overview
 
 _TELLING = 100  # voxels from which two equal references are no coincidence
 _SAMPLED = 100_000  # voxels looked at for the percentiles of a channel
@@ -37,7 +36,7 @@ def check_dataset(dataset: Dataset, page: Path, *, identifiers: bool = False) ->
             name = f"case {number:0{len(str(len(dataset.cases)))}d}"
             traces.append(_trace(files, dataset, name))
             advance(name, number, len(dataset.cases))
-    names = {t.files.case: t.look.pseudonym for t in traces}
+    names = {t.files.case: t.look.name for t in traces}
     findings = [_listed(p, dataset, names) for p in dataset.problems if not _is_repeated(p, names)]
     findings += [f for trace in traces for f in trace.flaws]
     findings += compare_cases(traces)
@@ -62,8 +61,8 @@ def _listed(problem: Problem, dataset: Dataset, names: dict[str, str]) -> Findin
     return Finding(case, "listed", "error", str(problem.error), public)
 
 
-def _remarks(case: str, findings: Sequence[Finding]) -> tuple[Remark, ...]:
-    remarks = (Remark(f.kind, f.severity) for f in findings if f.case == case)
+def _remarks(case: str, findings: Sequence[Finding]) -> tuple[tuple[str, str], ...]:
+    remarks = ((f.kind, f.severity) for f in findings if f.case == case)
     return tuple(dict.fromkeys(remarks))
 
 
@@ -75,14 +74,18 @@ def _remarks_of_none(findings: Sequence[Finding], names: dict[str, str]) -> int:
 def _trace(files: CaseFiles, dataset: Dataset, pseudonym: str) -> Trace:
     inspected = inspect_case(files, dataset)
     role, taken = files.role or "", tuple(files.columns.get(name, "") for name in _TAKEN)
-    known = Trace(files, CaseLook(pseudonym, role, taken=taken), patient=inspected.patient)
+    known = Trace(
+        files,
+        CaseLook(pseudonym, role, taken=", ".join(t.lower() for t in taken if t)),
+        patient=inspected.patient,
+    )
     known = replace(known, flaws=tuple(_stated_flaws(known, inspected)))
     return known if inspected.case is None else _measured(known, inspected, inspected.case)
 
 
 def _stated_flaws(known: Trace, inspected: Inspected) -> Iterator[Finding]:
     """What inspecting the case's files has said of it."""
-    files, pseudonym = known.files, known.look.pseudonym
+    files, pseudonym = known.files, known.look.name
     for fault in inspected.faults:
         public = redact_error(fault.error, files, pseudonym)
         yield Finding(files.case, fault.kind, "error", str(fault.error), public)
@@ -104,7 +107,7 @@ def _measured(known: Trace, inspected: Inspected, case: Case) -> Trace:
         spacing_mm=_canonical(image.geometry),
         diameters=tuple(diameters),
         ranges=tuple(_range(channel) for channel in image.array),
-        thumbnail=draw_thumbnail(image.array[0], image.geometry, lesions),
+        picture=draw_overview(image.array[0], image.geometry, lesions),
     )
     return replace(
         known,

@@ -8,8 +8,7 @@ import numpy as np
 
 from lesionseg.core import CaseFiles
 from lesionseg.pipeline.prepare.findings import Finding
-from lesionseg.report.sections.dataset_page import CaseLook
-from lesionseg.report.text.dataset_words import MEANING
+from lesionseg.report.dataset import MEANING, CaseLook
 
 SPACING_FACTOR = 2.0  # from the median of the cases: beyond it a case is an outlier
 
@@ -37,7 +36,7 @@ class Trace:
         """A finding of this case; `others` are named behind the detail."""
         text = f"{MEANING[kind]}{detail}"
         named = ", ".join(t.files.case for t in others)
-        called = ", ".join(t.look.pseudonym for t in others)
+        called = ", ".join(t.look.name for t in others)
         if not others:
             return Finding(self.files.case, kind, severity, text, text)
         return Finding(

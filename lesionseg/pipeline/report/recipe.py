@@ -1,70 +1,35 @@
 """The recipe of `report`: a page from the tables that `evaluate` wrote, and the images."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from lesionseg.core import Dataset
-from lesionseg.errors import ReadError, one_of, require
+from lesionseg.errors import ReadError
 from lesionseg.io.folder_locks import locks
 from lesionseg.pipeline.run.outcome import CommandOutcome, bar
-from lesionseg.report.sections.gallery import Limits
-from lesionseg.report.write import Options, write_report
+from lesionseg.report.write import ReportOptions, write_report
 
-GALLERIES = ("page", "all")
 COMPARED = "compare"  # the second model's tables in an output folder of evaluate
 
 
 @dataclass(frozen=True)
 class ReportSettings:
-    """What a report is: its title, the most pictures of each kind, and what lies beside the page.
-
-    `missed`, `false_positives`, `found`: the most pictures; fewer are shown where the page would
-    grow too large. `gallery`: `page`, or `all` to write every miss and every false positive into
-    the folder `gallery` as well. `identifiers`: print the real names of cases and patients.
-    `study`: a study.yaml with what a report cannot know by itself. `name`, `other_name`: what this
-    model or reader and the one it is compared with are called; None: the usual words. `viewer`: a
-    page for every scan, to scroll through. `two_readers`: sheets and pictures for two blinded
-    readers. `language`: `en` or `de`.
-    """
+    """What a report is: title, study.yaml, PDF, viewer, and whether names are printed."""
 
     title: str | None = None
-    missed: int = 120
-    false_positives: int = 60
-    found: int = 12
-    gallery: str = "page"
-    identifiers: bool = False
     study: str | None = None
+    identifiers: bool = False
     pdf: bool = True
-    name: str | None = None
-    other_name: str | None = None
     viewer: bool = False
-    two_readers: bool = False
-    language: str = "en"
 
-    def __post_init__(self) -> None:
-        for name in ("missed", "false_positives", "found"):
-            require(
-                getattr(self, name) >= 0,
-                "The number of pictures must not be negative.",
-                where=f"report.{name}",
-                seen=getattr(self, name),
-                remedy="take 0 for none.",
-            )
-        one_of("gallery", self.gallery, GALLERIES, where="report.gallery")
-
-    def options(self, title: str | None = None) -> Options:
-        """The same as `lesionseg.report` takes it."""
-        return Options(
+    def options(self, title: str | None = None) -> ReportOptions:
+        """The same as `write_report` takes it."""
+        return ReportOptions(
             title=title or self.title,
-            limits=Limits(self.missed, self.false_positives, self.found),
-            pdf=self.pdf,
-            identifiers=self.identifiers,
-            whole_gallery=self.gallery == "all",
             study=None if self.study is None else Path(self.study),
-            names=(self.name, self.other_name),
+            identifiers=self.identifiers,
+            pdf=self.pdf,
             viewer=self.viewer,
-            two_readers=self.two_readers,
-            language=self.language,
         )
 
 
@@ -88,8 +53,6 @@ def report(
     reference: str | Path | None = None,
     prediction: str | Path | None = None,
     compare: str | Path | None = None,
-    acceptance: str | Path | None = None,
-    elsewhere: str | Path | None = None,
     title: str | None = None,
     report: ReportSettings | None = None,
 ) -> ReportOutcome:
@@ -106,10 +69,6 @@ def report(
         prediction: the folder of the predictions; None: the run directory's own.
         compare: the output folder of `evaluate` for another model or reader on the same scans;
             None: the folder `compare` in `scores`, if there is one.
-        acceptance: a YAML file of limits stated beforehand; the page says whether these scans meet
-            them. None: no such test.
-        elsewhere: the output folder of `evaluate` for the same model on other scans, such as its
-            test set: the page lays case mix and numbers side by side. None: none.
         title: of the page; None: that of `report`.
         report: the number of pictures, names, the PDF.
     """
@@ -128,9 +87,7 @@ def report(
         reference=_path(reference),
         prediction=_path(prediction),
         compare=_path(compare),
-        options=replace(
-            settings.options(title), acceptance=_path(acceptance), elsewhere=_path(elsewhere)
-        ),
+        options=settings.options(title),
     )
     return ReportOutcome(page)
 
@@ -153,7 +110,7 @@ def _write(
     output: Path,
     *,
     images: Path | Dataset | None,
-    options: Options,
+    options: ReportOptions,
     reference: Path | None = None,
     prediction: Path | None = None,
     compare: Path | None = None,

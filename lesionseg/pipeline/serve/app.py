@@ -34,7 +34,7 @@ from lesionseg.pipeline.serve.uploads import (
     store_form,
 )
 from lesionseg.report import viewer
-from lesionseg.report.inputs.case_images import Scene
+from lesionseg.report.images import Scene
 from lesionseg.report.rendering import render
 
 Result = Literal["mask", "candidates", "all", "view"]

@@ -39,7 +39,7 @@ from lesionseg.pipeline.tune.tune_results import (
     write_results,
 )
 from lesionseg.plan.make import PlanOverrides
-from lesionseg.report.sections.tuning_page import TuningSearch, TuningTrial, steadiest, table
+from lesionseg.report.tuning import TuningSearch, TuningTrial, steadiest, table
 from lesionseg.training.device.accelerator import require_device, training_device
 from lesionseg.training.learning_settings import Learning
 from lesionseg.training.settings import OptimiserSettings, TrainerSettings

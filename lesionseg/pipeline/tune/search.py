@@ -20,7 +20,7 @@ import numpy as np
 from lesionseg.errors import ConfigError, OutputError, pip_install
 from lesionseg.io.folder_locks import is_alive, locked_folder
 from lesionseg.pipeline.tune.journal import Journal
-from lesionseg.report.sections.tuning_page import State, TuningTrial
+from lesionseg.report.tuning import State, TuningTrial
 
 log = logging.getLogger(__name__)
 

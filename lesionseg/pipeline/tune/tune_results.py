@@ -9,7 +9,7 @@ from lesionseg.errors import require
 from lesionseg.evaluation.statistics.bootstrap import wilson_interval
 from lesionseg.io.atomic import read_json, write_json
 from lesionseg.pipeline.tune.search import TuneSettings
-from lesionseg.report.sections.tuning_page import (
+from lesionseg.report.tuning import (
     TuningSearch,
     TuningTrial,
     steadiest,

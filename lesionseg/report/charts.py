@@ -1,0 +1,275 @@
+"""The report's charts: each a function of the tables that returns a figure, or None."""
+
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from lesionseg.report.rendering import rate
+from lesionseg.report.tables import Tables, wilson
+
+# Okabe and Ito 2008: told apart by the colour-blind, and in grey
+FOUND, MISSED, ACCENT, INK, GRID, OTHER = (
+    *("#0072b2", "#e4e8ea", "#d55e00", "#1a1a1a"),
+    *("#e0e3e5", "#999999"),
+)
+RC: Any = {
+    "font.family": "sans-serif",
+    "font.sans-serif": ["Helvetica", "Arial", "Liberation Sans", "DejaVu Sans"],
+    "font.size": 10,
+    "svg.fonttype": "path",
+    "svg.hashsalt": "lesionseg",
+    "text.parse_math": False,  # a name of the user's may hold dollars
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+}
+MOST_RINGS = 12  # patients drawn one by one
+FEW = 5  # fewer patients give no interval that holds
+
+
+@dataclass(frozen=True, eq=False)
+class Chart:
+    """A figure with its title, its caption and the words for those who do not see it."""
+
+    title: str
+    caption: str
+    figure: Figure
+
+    def svg(self) -> str:
+        """The figure as text of an SVG element."""
+        buffer = io.StringIO()
+        with rc_context(RC):
+            self.figure.savefig(buffer, format="svg", metadata={"Date": None}, transparent=True)
+        text = buffer.getvalue()
+        return text[text.index("<svg") :]
+
+
+def new_figure(width: float = 5.2, height: float = 3.0) -> tuple[Figure, Axes]:
+    """An empty figure in the report's style."""
+    with rc_context(RC):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        axes = figure.add_subplot()
+    axes.tick_params(length=0)
+    axes.grid(axis="y", color=GRID, linewidth=0.8)
+    axes.set_axisbelow(True)
+    return figure, axes
+
+
+def size_chart(tables: Tables) -> Chart | None:
+    """Lesions found and missed by size, with an interval and a ring per patient."""
+    bins = [b for b in tables.scores.get("recall_by_size") or () if b["n"]]
+    if not bins:
+        return None
+    figure, axes = new_figure()
+    patients = list(tables.lesions["group"].unique())
+    narrow = False
+    for x, part in enumerate(bins):
+        low, high = part["from_mm"], part["to_mm"] or np.inf
+        axes.bar(x, 1, color=MISSED, width=0.5)
+        axes.bar(x, part["recall"], color=FOUND, width=0.5)
+        interval = part.get("ci95")
+        narrow |= not interval
+        ends = interval or wilson(part["detected"], part["n"])
+        style = "-" if interval else (0, (3, 2))
+        axes.plot([x, x], ends, color=INK, linestyle=style, linewidth=1.4)
+        if 1 < len(patients) <= MOST_RINGS:
+            own = tables.lesions[tables.lesions["diameter_mm"].between(low, high, inclusive="left")]
+            shares = own.groupby("group")["detected"].mean()
+            at = x + 0.32 + 0.05 * np.arange(len(shares))
+            axes.plot(at, shares, "o", markersize=4.5, mfc="white", mec="#555555", clip_on=False)
+    names = [f"{size_words(b, tables.unit)}\n{b['detected']} of {b['n']}" for b in bins]
+    axes.set_xticks(range(len(bins)), names)
+    axes.set_ylim(0, 1.02)
+    axes.set_yticks([0, 0.25, 0.5, 0.75, 1], ["0 %", "25 %", "50 %", "75 %", "100 %"])
+    caption = "Blue: found. Grey: missed."
+    if 1 < len(patients) <= MOST_RINGS:
+        caption += " Rings: one per patient."
+    if narrow:
+        caption += (
+            f" Dashed: 95 % interval that takes lesions as independent; with {len(patients)} "
+            f"patient{'s' if len(patients) != 1 else ''} it is too narrow."
+        )
+    return Chart("The smaller the lesion, the more are missed", caption, figure)
+
+
+def size_words(part: Mapping[str, Any], unit: str) -> str:
+    """A size group as the charts name it."""
+    short = unit.split(",")[0].split(" ")[0]
+    if not part["from_mm"]:
+        return f"under {part['to_mm']:g} {short}"
+    if part["to_mm"] is None:
+        return f"{part['from_mm']:g} {short} and more"
+    return f"{part['from_mm']:g} to {part['to_mm']:g} {short}"
+
+
+def froc_chart(models: Sequence[tuple[str, Tables]]) -> Chart | None:
+    """Sensitivity against false alarms per scan, of one model or several on the same scans."""
+    first = models[0][1]
+    if first.threshold is None or not len(first.lesions):
+        return None
+    figure, axes = new_figure()
+    colours = (FOUND, OTHER, INK)
+    for (name, tables), colour in zip(models, colours, strict=False):
+        scores = np.unique(tables.lesions["detected_at"].dropna())[::-1]
+        points = [tables.at(score) for score in scores]
+        n, cases = max(len(tables.lesions), 1), max(len(tables.cases), 1)
+        x = [0.0, *(false / cases for _, false in points)]
+        y = [0.0, *(found / n for found, _ in points)]
+        axes.step(x, y, where="post", color=colour, linewidth=2.2, label=name)
+    cases = max(len(first.cases), 1)
+    found, false = first.at(first.threshold)
+    here = (false / cases, found / len(first.lesions))
+    words = f"as set: {found} of {len(first.lesions)} found, {_alarms(false, cases)}"
+    axes.plot(*here, "o", markersize=10, color=ACCENT, mec="white", mew=1.5, zorder=5)
+    axes.annotate(words, here, (9, -15), textcoords="offset points", fontweight="bold")
+    looser = looser_setting(first)
+    if looser is not None:
+        spot = (looser[2] / cases, looser[1] / len(first.lesions))
+        axes.plot(*spot, "o", markersize=7, mfc="white", mec=FOUND, mew=1.6, zorder=4)
+        axes.annotate(
+            f"looser: {looser[1]} of {len(first.lesions)} at {rate(looser[2] / cases)} per scan",
+            spot,
+            (7, -13),
+            textcoords="offset points",
+        )
+    right = max(2.0, 2.2 * here[0], 1.3 * (looser[2] / cases if looser else 0))
+    axes.set_xlim(-0.02 * right, right)
+    axes.set_ylim(0, 1.02)
+    axes.set_yticks([0, 0.25, 0.5, 0.75, 1], ["0 %", "25 %", "50 %", "75 %", "100 %"])
+    axes.set_xlabel("false alarms per scan")
+    if len(models) > 1:
+        axes.legend(frameon=False, loc="lower right")
+    caption = "Share of lesions found against false alarms per scan, for every threshold."
+    return Chart("A looser setting finds more, with more false alarms", caption, figure)
+
+
+def looser_setting(tables: Tables) -> tuple[float, int, int] | None:
+    """Threshold, lesions found and false alarms at about twice the rate; None for no gain."""
+    if tables.threshold is None:
+        return None
+    found, false = tables.at(tables.threshold)
+    allowed = max(2 * false, len(tables.cases))
+    scores = np.unique(tables.lesions["detected_at"].dropna())
+    better = [(float(s), *tables.at(s)) for s in scores if s < tables.threshold]
+    better = [one for one in better if one[2] <= allowed and one[1] > found]
+    return max(better, key=lambda one: (one[1], -one[2])) if better else None
+
+
+def _alarms(false: int, cases: int) -> str:
+    return "no false alarm" if not false else f"{rate(false / cases)} false alarms per scan"
+
+
+def dice_chart(tables: Tables) -> Chart | None:
+    """Dice of each scan, sorted."""
+    values = np.sort(tables.cases["dice"].dropna().to_numpy(np.float64))
+    if not len(values):
+        return None
+    figure, axes = new_figure()
+    axes.plot(np.arange(1, len(values) + 1), values, "o", color=FOUND, markersize=5)
+    axes.axhline(values.mean(), color=ACCENT, linestyle="--", linewidth=1.2)
+    axes.set(ylim=(0, 1.02), xlabel="scans with a lesion, sorted", ylabel="Dice")
+    caption = f"Agreement of outlines per scan; dashed: mean {values.mean():.2f}."
+    return Chart("Outlines", caption, figure)
+
+
+def curve_chart(tables: Tables) -> Chart | None:
+    """The fitted chance to be found against diameter."""
+    curve = tables.scores.get("size_curve") or {}
+    if curve.get("slope") is None:
+        return None
+    figure, axes = new_figure()
+    low, high = curve["observed_mm"]
+    x = np.geomspace(max(low, 1e-3), max(high, low * 1.01), 200)
+    axes.plot(x, 1 / (1 + np.exp(-curve["intercept"] - curve["slope"] * np.log(x))), color=FOUND)
+    lesions = tables.lesions
+    axes.plot(lesions["diameter_mm"], lesions["detected"] * 1.0, "|", color=INK, alpha=0.4)
+    axes.set(xlabel=f"diameter, {tables.unit}", ylabel="chance to be found", ylim=(-0.03, 1.03))
+    return Chart("Chance to be found by size", "A logistic curve; ticks are lesions.", figure)
+
+
+def subgroup_chart(tables: Tables) -> Chart | None:
+    """Sensitivity by subgroup."""
+    groups = [g for g in tables.scores.get("subgroups") or () if _recall(g)[0] is not None][:24]
+    if not groups:
+        return None
+    figure, axes = new_figure(6.4, 0.9 + 0.28 * len(groups))
+    for y, group in enumerate(groups[::-1]):
+        value, interval = _recall(group)
+        if interval:
+            axes.plot(interval, [y, y], color=INK, linewidth=1.2)
+        axes.plot(value or 0.0, y, "o", color=FOUND)
+    names = [f"{g['by']}: {g['value']} ({g['n_lesions']} lesions)" for g in groups[::-1]]
+    axes.set_yticks(range(len(groups)), names)
+    axes.set(xlim=(0, 1.02), xlabel="sensitivity")
+    axes.grid(axis="x", color=GRID)
+    return Chart("Subgroups", "With 95 % intervals where there are five patients.", figure)
+
+
+def _recall(group: Mapping[str, Any]) -> tuple[float | None, Any]:
+    node = group.get("lesion_recall", group.get("recall"))
+    if isinstance(node, Mapping):
+        return node.get("value"), node.get("ci95")
+    return node, group.get("ci95")
+
+
+def reliability_chart(tables: Tables) -> Chart | None:
+    """Share of true candidates against their stated probability."""
+    rows = (tables.scores.get("calibration") or {}).get("reliability") or ()
+    rows = [r for r in rows if r.get("n")]
+    if not rows:
+        return None
+    figure, axes = new_figure(4.2, 3.6)
+    axes.plot([0, 1], [0, 1], color=OTHER, linewidth=1)
+    x, y = [r["mean_probability"] for r in rows], [r["true_share"] for r in rows]
+    axes.scatter(x, y, s=[20 + 3 * min(r["n"], 60) for r in rows], color=FOUND, alpha=0.8)
+    axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
+    axes.set(xlabel="stated probability", ylabel="share that was a lesion")
+    return Chart("Calibration", "On the line, probabilities mean what they say.", figure)
+
+
+def load_chart(tables: Tables) -> Chart | None:
+    """Predicted minus reference volume per scan (Bland and Altman 1986)."""
+    both = tables.cases[["reference_ml", "predicted_ml"]].dropna()
+    if len(both) < 2:
+        return None
+    difference = both["predicted_ml"] - both["reference_ml"]
+    mean, limits = difference.mean(), 1.96 * difference.std(ddof=1)
+    figure, axes = new_figure()
+    axes.plot(both.mean(axis=1), difference, "o", color=FOUND)
+    for level, style in ((mean, "-"), (mean - limits, "--"), (mean + limits, "--")):
+        axes.axhline(level, color=ACCENT, linestyle=style, linewidth=1.2)
+    axes.set(xlabel="mean of both volumes, ml", ylabel="predicted − reference, ml")
+    caption = f"Mean difference {mean:+.2g} ml; dashed: limits of agreement, ±{limits:.2g} ml."
+    return Chart("Lesion load", caption, figure)
+
+
+def training_charts(history: Path | None) -> list[Chart]:
+    """Loss terms, and who got the gradient, over the training's steps; none without a history."""
+    if history is None or not history.is_file():
+        return []
+    rows = pd.read_csv(history)
+    step = rows["step"] if "step" in rows else pd.Series(range(len(rows)))
+    kinds = {
+        "Training: loss": [n for n in rows if "loss" in n],
+        "Training: focal statistics": [n for n in rows if n.startswith(("grad", "focal", "p/"))],
+    }
+    charts = []
+    for title, names in kinds.items():
+        columns = [n for n in names if pd.to_numeric(rows[n], errors="coerce").notna().sum() > 1]
+        if not columns:
+            continue
+        figure, axes = new_figure()
+        for name in columns:
+            values = pd.to_numeric(rows[name], errors="coerce")
+            axes.plot(step[values.notna()], values.dropna(), linewidth=1.2, label=name)
+        axes.set_xlabel("step")
+        axes.legend(frameon=False, fontsize=8)
+        charts.append(Chart(title, "As metrics.csv has it.", figure))
+    return charts

@@ -1,0 +1,124 @@
+"""A dataset on one page: faults, a picture of every case, lesion sizes, intensities, spacings."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from lesionseg.io.atomic import write_text
+from lesionseg.report.charts import FOUND, Chart, new_figure
+from lesionseg.report.rendering import count, render
+
+# kind of finding: what it means to whoever reads the page
+MEANING: Mapping[str, str] = {
+    "listed": "The dataset's list has a wrong entry for a case.",
+    "unreadable": "A file cannot be read.",
+    "channels": "Channel files are missing or too many.",
+    "geometry": "Files of the case do not lie on one grid, or slices are missing.",
+    "not_finite": "The image holds NaN or infinite voxels.",
+    "labels": "The reference holds values that are no labels, or does not fit its table.",
+    "constant": "A channel has the same value everywhere.",
+    "duplicate": "An image is there twice.",
+    "same_patient": "The same patient seems to be there under two groups: a split could cut them.",
+    "leak": "The same image or patient is in training and in the test role.",
+    "spacing": "The voxel size is far from that of the other cases.",
+    "orientation": "The patient lies otherwise than in most cases (turned when prepared).",
+    "unoriented": "The file does not say how the patient lay: left and right may be swapped.",
+    "burned_in": "Letters are burned into the pixels, says the file: perhaps the patient's name.",
+    "detector": "Sizes are measured at the detector: things in the body look larger than they are.",
+    "remark": "The file's reader remarked on it.",
+    "lesion_free": "The reference is empty: the case counts as lesion-free.",
+    "unlabelled": "There is no reference.",
+}
+SEVERITY: Mapping[str, str] = {
+    "error": "cannot be used",
+    "warning": "look at it",
+    "note": "for information",
+}
+PIXELS = "pixels"
+
+
+@dataclass(frozen=True)
+class CaseLook:
+    """What the page shows of one case; empty where it cannot be read.
+
+    `spacing_mm` along S, A, R (2-D: down, across); `ranges` has the 0.5, 50 and 99.5 percentile
+    of each channel; `picture` a data URI; `taken` how a radiograph was taken; `remarks` pairs of
+    kind (`MEANING`) and severity.
+    """
+
+    name: str
+    role: str = ""
+    shape: tuple[int, ...] = ()
+    spacing_mm: tuple[float, ...] = ()
+    diameters: tuple[float, ...] = ()
+    ranges: tuple[tuple[float, float, float], ...] = ()
+    picture: str = ""
+    taken: str = ""
+    remarks: tuple[tuple[str, str], ...] = ()
+
+
+def write_dataset_report(
+    path: Path, looks: Sequence[CaseLook], channels: Sequence[str], unit: str, n_unlisted: int = 0
+) -> Path:
+    """Write the page to `path`, whole or not at all, and return it.
+
+    `unit` is that of sizes; `n_unlisted` entries of the dataset's list were no case at all.
+    """
+    diameters = [d for look in looks for d in look.diameters]
+    free = sum(("lesion_free", "note") in look.remarks for look in looks)
+    summary = f"{count(len(looks), 'case')}, {count(len(diameters), 'lesion')}; {free} without any."
+    if n_unlisted:
+        entries = count(n_unlisted, "entry", "entries")
+        summary += f" {entries} of the list could not be taken as a case."
+    findings = []
+    for severity, words in SEVERITY.items():
+        for kind, meaning in MEANING.items():
+            names = [look.name for look in looks if (kind, severity) in look.remarks]
+            if names:
+                shown = ", ".join(names[:20]) + (" …" if len(names) > 20 else "")
+                findings.append({"": words, "what": meaning, "cases": len(names), "which": shown})
+    html = render(
+        "dataset.html.j2",
+        summary=summary,
+        findings=findings,
+        looks=looks,
+        unit=unit,
+        charts=[*_charts(looks, diameters, channels, unit)],
+    )
+    write_text(path, html)
+    return path
+
+
+def _charts(
+    looks: Sequence[CaseLook], diameters: Sequence[float], channels: Sequence[str], unit: str
+) -> list[Chart]:
+    charts = []
+    readable = [look for look in looks if look.ranges]
+    if diameters:
+        figure, axes = new_figure()
+        axes.hist(diameters, bins=min(30, max(5, len(diameters) // 3)), color=FOUND)
+        axes.set(xlabel=f"diameter, {unit}", ylabel="lesions")
+        charts.append(Chart("Lesion sizes", "Equivalent diameters of all lesions.", figure))
+    for k, channel in enumerate(channels if readable else ()):
+        figure, axes = new_figure()
+        rows = np.array([look.ranges[k] for look in readable if len(look.ranges) > k])
+        if not len(rows):
+            continue
+        axes.vlines(np.arange(len(rows)), rows[:, 0], rows[:, 2], color=FOUND)
+        axes.plot(np.arange(len(rows)), rows[:, 1], "o", color="white", mec=FOUND, markersize=4)
+        axes.set(xlabel="case", ylabel="value")
+        caption = "From the 0.5 to the 99.5 percentile of each case; the ring is the median."
+        charts.append(Chart(f"Intensities: {channel}", caption, figure))
+    if readable and unit != PIXELS:
+        figure, axes = new_figure()
+        spacings = np.array([look.spacing_mm for look in readable], dtype=float)
+        for axis in range(spacings.shape[1]):
+            jitter = axis + np.linspace(-0.2, 0.2, len(spacings))
+            axes.plot(jitter, spacings[:, axis], "o", color=FOUND, alpha=0.6)
+        names = ("slices", "rows", "columns")[-spacings.shape[1] :]
+        axes.set_xticks(range(spacings.shape[1]), names)
+        axes.set(ylabel=f"spacing, {unit}", ylim=(0, None))
+        charts.append(Chart("Spacings", "Voxel size of each case along each axis.", figure))
+    return charts

@@ -1,1 +1,0 @@
-"""Charts and pictures, drawn from the report's inputs; matplotlib is imported when one is drawn."""

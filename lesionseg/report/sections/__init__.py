@@ -1,1 +1,0 @@
-"""The parts of the page beside the charts: tables, gallery, checklists and further pages."""

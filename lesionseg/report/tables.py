@@ -1,0 +1,138 @@
+"""What `evaluate` and `train` wrote, as the report reads it: scores.json and three tables."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from lesionseg.errors import ContentError, ReadError
+from lesionseg.io.atomic import read_json
+
+SMALL_MM = 5.0  # lesions under this have a number of their own on the first screen
+_TEXT = (
+    *("case", "group", "role", "status", "label", "zone", "warning"),
+    *("why_missed", "outcome", "outcome_any"),
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Tables:
+    """One evaluation; `names` maps the cases and groups that the page shows to the real ones."""
+
+    folder: Path
+    scores: Mapping[str, Any]
+    cases: pd.DataFrame
+    lesions: pd.DataFrame
+    candidates: pd.DataFrame
+    names: Mapping[str, str]
+
+    @property
+    def threshold(self) -> float | None:
+        """The score from which candidates are accepted; None for bare masks."""
+        score = (self.scores.get("operating_point") or {}).get("score")
+        return None if score is None else float(score)
+
+    @property
+    def unit(self) -> str:
+        """Of sizes: mm, mm at the detector, or px."""
+        return str(self.scores.get("size_unit") or "mm")
+
+    @property
+    def simulated(self) -> bool:
+        """Whether a program made the scans."""
+        return bool((self.scores.get("provenance") or {}).get("simulated"))
+
+    @property
+    def patients_stated(self) -> bool:
+        """Whether groups are known beyond the cases' own names."""
+        return bool((self.cases["group"] != self.cases["case"]).any())
+
+    @cached_property
+    def false_scores(self) -> NDArray[np.float64]:
+        """Scores of all false positives, whatever the threshold, descending."""
+        column = "outcome_any" if "outcome_any" in self.candidates else "outcome"
+        false = self.candidates[self.candidates[column] == "false_positive"]
+        return np.sort(false["score"].fillna(1.0).to_numpy(np.float64))[::-1]
+
+    def at(self, threshold: float) -> tuple[int, int]:
+        """Lesions found and false positives at a threshold."""
+        found = int((self.lesions["detected_at"] >= threshold).sum())
+        return found, int((self.false_scores >= threshold).sum())
+
+    def size_class(self, small: bool) -> pd.DataFrame:
+        """The lesions under 5 mm, or those of 5 mm and more."""
+        return self.lesions[(self.lesions["diameter_mm"] < SMALL_MM) == small]
+
+
+def number(scores: Mapping[str, Any], key: str) -> tuple[float | None, Any]:
+    """A number of scores.json and its interval, in either of its two shapes."""
+    node = scores.get(key)
+    if isinstance(node, Mapping):
+        return node.get("value", node.get("mean")), node.get("ci95")
+    return node, (scores.get("ci95") or {}).get(key)
+
+
+def read_tables(folder: Path, *, identifiers: bool = False) -> Tables:
+    """Read an evaluation; cases and groups become `case 1` and `patient 1` unless `identifiers`.
+
+    Raises `ReadError` for a file that is missing, `ContentError` for one that cannot be read or
+    tables that do not belong to scores.json.
+    """
+    path = folder / "scores.json"
+    if not path.is_file():
+        raise ReadError(f"{path}: there are no scores. Run evaluate first and give its output.")
+    scores = read_json(path)
+    if not isinstance(scores, Mapping) or "n_lesions" not in scores:
+        raise ContentError(f"{path}: this is no scores.json. Run evaluate again.")
+    cases, lesions, candidates = (
+        _read(folder / f"{name}.csv") for name in ("cases", "lesions", "candidates")
+    )
+    if len(lesions) != scores["n_lesions"]:
+        raise ContentError(
+            f"{folder}: lesions.csv has {len(lesions)} lesions, scores.json {scores['n_lesions']}. "
+            "Run evaluate again; it writes all tables together."
+        )
+    cases["group"] = cases["group"].where(cases["group"] != "", cases["case"])
+    found = Tables(folder, scores, cases, lesions, candidates, {})
+    return found if identifiers else _with_pseudonyms(found)
+
+
+def _read(path: Path) -> pd.DataFrame:
+    if not path.is_file():
+        raise ReadError(f"{path}: a table of the evaluation is missing. Run evaluate again.")
+    try:
+        table = pd.read_csv(path, dtype=dict.fromkeys(_TEXT, str), na_values=[""])
+    except (ValueError, pd.errors.ParserError) as error:
+        raise ContentError(f"{path}: this table cannot be read ({error}).") from error
+    for name in (name for name in _TEXT if name in table):
+        table[name] = table[name].fillna("")
+    return table
+
+
+def _with_pseudonyms(tables: Tables) -> Tables:
+    cases = {name: f"case {n}" for n, name in enumerate(tables.cases["case"].unique(), 1)}
+    groups = {name: f"patient {n}" for n, name in enumerate(tables.cases["group"].unique(), 1)}
+    if not tables.patients_stated:
+        groups = cases
+
+    def renamed(table: pd.DataFrame) -> pd.DataFrame:
+        return table.assign(
+            case=table["case"].map(cases).fillna("–"), group=table["group"].map(groups).fillna("–")
+        )
+
+    parts = (renamed(t) for t in (tables.cases, tables.lesions, tables.candidates))
+    names = {shown: real for real, shown in (groups | cases).items()}
+    cases_, lesions, candidates = parts
+    return replace(tables, cases=cases_, lesions=lesions, candidates=candidates, names=names)
+
+
+def wilson(hits: float, n: float) -> tuple[float, float]:
+    """Wilson's 95 % interval of a share, lesions taken as independent (Wilson 1927)."""
+    z = 1.959964
+    centre, spread = hits + z * z / 2, z * np.sqrt(hits * (n - hits) / n + z * z / 4)
+    return float((centre - spread) / (n + z * z)), float((centre + spread) / (n + z * z))

@@ -1,0 +1,29 @@
+const sweep = JSON.parse(document.getElementById("sweep").textContent);
+const at = id => document.getElementById(id), input = at("threshold");
+const scores = sweep.lesions.map(lesion => lesion[0]).filter(score => score !== null);
+const levels = [...new Set([...scores, ...sweep.false, sweep.start])].sort((a, b) => b - a);
+const short = value => Number(value.toPrecision(3));
+
+function show() {
+  const threshold = levels[input.value];
+  const hit = lesion => lesion[0] !== null && lesion[0] >= threshold;
+  const found = sweep.lesions.filter(hit).length, alarms = sweep.false.filter(score => score >= threshold).length;
+  at("rating").textContent = short(threshold);
+  at("summary").textContent = `${found} of ${sweep.lesions.length} lesions found, ` +
+    `${short(alarms / Math.max(1, sweep.cases))} false alarms per scan (${alarms} on ${sweep.cases}).`;
+  const body = at("sizes").tBodies[0];
+  body.replaceChildren();
+  for (const [low, high, words] of sweep.sizes) {
+    const all = sweep.lesions.filter(lesion => lesion[1] >= low && (high === null || lesion[1] < high));
+    const line = body.insertRow();
+    line.insertCell().textContent = words;
+    line.insertCell().textContent = `${all.filter(hit).length} of ${all.length}`;
+  }
+}
+
+const back = () => { input.value = levels.indexOf(sweep.start); show(); };
+input.max = levels.length - 1;
+input.addEventListener("input", show);
+at("back").addEventListener("click", back);
+at("slider").hidden = false;
+back();

@@ -1,0 +1,125 @@
+"""What a search for α and γ found, on a page: the pairs coloured by recall, and a table."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lesionseg.io.atomic import write_text
+from lesionseg.report.charts import Chart, new_figure
+from lesionseg.report.rendering import render
+
+State = Literal["complete", "pruned", "running", "failed"]
+
+
+@dataclass(frozen=True)
+class TuningTrial:
+    """One pair of α and γ and how training with it went.
+
+    `value` is what is searched for, None where there is none; a pruned trial's is the one at which
+    it was stopped. `scores`: the numbers behind it by name. `note`: what was odd.
+    """
+
+    number: int
+    alpha: float
+    gamma: float
+    state: State
+    value: float | None
+    scores: Mapping[str, float]
+    seconds: float | None = None
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class TuningSearch:
+    """The rectangle that was searched, its trials, and what to say of them.
+
+    `objective` names the trials' value. `notes` are paragraphs in plain words.
+    """
+
+    alpha: tuple[float, float]
+    gamma: tuple[float, float]
+    trials: tuple[TuningTrial, ...]
+    objective: str
+    title: str
+    notes: tuple[str, ...] = ()
+
+    @property
+    def best(self) -> TuningTrial | None:
+        """The trial trained to its end that has the highest value, the earliest of equals."""
+        return max(
+            (t for t in self.trials if t.state == "complete" and t.value is not None),
+            key=lambda t: (t.value or 0.0, -t.number),
+            default=None,
+        )
+
+
+def table(search: TuningSearch) -> list[list[str]]:
+    """A header and one row per trial, in the order of trials; what there is none of is a dash."""
+    names = list(dict.fromkeys(name for t in search.trials for name in t.scores))
+    header = ["trial", "α", "γ", *(n.replace("_", " ") for n in names), "state", "seconds", "note"]
+    return [header, *(_row(trial, names) for trial in search.trials)]
+
+
+def _row(trial: TuningTrial, names: list[str]) -> list[str]:
+    scores = [f"{trial.scores[n]:.3f}" if n in trial.scores else "–" for n in names]
+    seconds = "–" if trial.seconds is None else f"{trial.seconds:.0f}"
+    pair = [f"{trial.alpha:.3f}", f"{trial.gamma:.2f}"]
+    return [str(trial.number), *pair, *scores, trial.state, seconds, trial.note]
+
+
+def write_tuning_page(search: TuningSearch, path: Path) -> Path:
+    """Write the sentences, the pairs and the table as one page that needs no network."""
+    figure, axes = new_figure(6, 4.4)
+    done = _finished(search)
+    colours = [t.value or 0.0 for t in done]
+    dots = axes.scatter([t.alpha for t in done], [t.gamma for t in done], c=colours, s=90)
+    if done:
+        figure.colorbar(dots, label=search.objective)
+    axes.set(xlabel="α", ylabel="γ", xlim=search.alpha, ylim=search.gamma)
+    caption = "Each dot is a training to its end; colour: what is searched for."
+    header, *rows = table(search)
+    html = render(
+        "tuning.html.j2",
+        search=search,
+        chart_of_pairs=Chart("The pairs", caption, figure),
+        rows=[dict(zip(header, row, strict=True)) for row in rows],
+    )
+    write_text(path, html)
+    return path
+
+
+BANDWIDTH = 0.12  # of each axis' length: how far a trial speaks for its surroundings
+
+
+def steadiest(search: TuningSearch) -> TuningTrial | None:
+    """The finished trial that is best together with its neighbours: noise moves it less.
+
+    Each trial is given the weighted mean of the trials around it and of one more with the mean of
+    all, so that a trial without neighbours cannot win by luck. None without a finished trial.
+    """
+    finished = _finished(search)
+    if not finished:
+        return None
+    weights = _weights(search, np.array([[t.alpha, t.gamma] for t in finished]))
+    values = _values(search)
+    means = ((weights * values).sum(-1) + values.mean()) / (weights.sum(-1) + 1)
+    return finished[int(means.argmax())]
+
+
+def _weights(search: TuningSearch, points: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Weights `[..., trials]` of the finished trials at points `[..., 2]` of α and γ."""
+    at = np.array([[t.alpha, t.gamma] for t in _finished(search)]).reshape(-1, 2)
+    span = np.array([np.ptp(search.alpha), np.ptp(search.gamma)]) * BANDWIDTH
+    return np.asarray(np.exp(-(((points[..., None, :] - at) / span) ** 2).sum(-1) / 2))
+
+
+def _values(search: TuningSearch) -> NDArray[np.float64]:
+    return np.array([t.value for t in _finished(search)], dtype=np.float64)
+
+
+def _finished(search: TuningSearch) -> list[TuningTrial]:
+    return [t for t in search.trials if t.state == "complete" and t.value is not None]

@@ -1,0 +1,213 @@
+"""The page of an evaluation: its words, its charts, its pictures, and what it hides."""
+
+import json
+import re
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+import pytest
+
+from lesionseg.cli import run
+from lesionseg.errors import ConfigError, ContentError, ReadError
+from lesionseg.report.rendering import ci, count, percent, rate
+from lesionseg.report.study import read_study
+from lesionseg.report.tables import number, read_tables, wilson
+from lesionseg.report.write import (
+    ReportOptions,
+    headline,
+    share_words,
+    tags,
+    tiles,
+    why_missed,
+    write_adjudication,
+    write_report,
+)
+
+
+def save(path: Path, array: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nib.save(nib.Nifti1Image(array, np.diag([1.0, 1.0, 2.0, 1.0])), path)
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four scans: two large lesions each, the small one missed, one false positive; one is free."""
+    root = tmp_path_factory.mktemp("study")
+    rng = np.random.default_rng(0)
+    for k in range(4):
+        image = rng.normal(100, 10, (32, 32, 16)).astype(np.float32)
+        truth = np.zeros(image.shape, np.uint8)
+        if k < 3:
+            truth[4:10, 4:10, 3:6] = 1
+            truth[20:22, 20:22, 8:9] = 1
+        found = np.zeros_like(truth)
+        found[5:10, 4:9, 3:6] = truth[5:10, 4:9, 3:6]
+        if k != 1:
+            found[25:28, 4:7, 10:12] = 1
+        save(root / f"scans/P{k}_$x$.nii.gz", image + 50 * truth)
+        save(root / f"masks/P{k}_$x$.nii.gz", truth)
+        instances = found.astype(np.uint16)
+        instances[25:28, 4:7, 10:12] *= 2
+        save(root / f"found/P{k}_$x$_instances.nii.gz", instances)
+        save(root / f"found/P{k}_$x$_mask.nii.gz", found)
+        listed = []
+        for value, score in ((1, 0.9), (2, 0.6)):
+            places = np.argwhere(value == instances.T)
+            if len(places):
+                low, high = places.min(0).tolist(), (places.max(0) + 1).tolist()
+                listed.append(
+                    {
+                        "id": value,
+                        "label": 1,
+                        "score": score,
+                        "start_vox": low,
+                        "stop_vox": high,
+                        "centre_mm": [0.0, 0.0, 0.0],
+                        "diameter_mm": 5.0,
+                        "volume_ml": 0.1,
+                        "has_mask": True,
+                        "accepted": True,
+                    }
+                )
+        point = {"name": "score:0.5", "score": 0.5, "chosen_on": "validation"}
+        content = {
+            "schema_version": 1,
+            "case": f"P{k}_$x$",
+            "voxel_threshold": 0.5,
+            "operating_point": point,
+            "candidates": listed,
+        }
+        (root / f"found/P{k}_$x$_candidates.json").write_text(json.dumps(content))
+    status = run(
+        "evaluate",
+        [
+            f"reference={root / 'masks'}",
+            f"prediction={root / 'found'}",
+            f"output={root / 'scores'}",
+            "evaluated_on=test",
+        ],
+    )
+    assert status == 0
+    return root
+
+
+@pytest.fixture(scope="module")
+def page(study: Path) -> str:
+    places = {"images": study / "scans", "reference": study / "masks"}
+    path = write_report(study / "scores", study / "page", prediction=study / "found", **places)
+    return path.read_text(encoding="utf-8")
+
+
+def test_first_screen_says_what_is_found_and_missed(study: Path, page: str) -> None:
+    tables = read_tables(study / "scores")
+    words = headline(tables)
+    assert words == "Finds all 3 lesions of 5 mm or more, none of 3 smaller ones, with 0.75 " + (
+        "false alarms per scan."
+    )
+    assert words in page
+    values = [tile.value for tile in tiles(tables)]
+    assert values == ["3 of 3", "0 of 3", "0.75", "3 scans"]
+    assert tags(tables) == []
+    assert "test scans, not used in training" in page
+    order = ["<h1>", "The smaller the lesion", "A looser setting", "The largest lesions", "Limits."]
+    places = [page.index(part) for part in order]
+    assert places == sorted(places)
+
+
+def test_pictures_are_there_and_names_are_not(study: Path, page: str) -> None:
+    assert page.count("data:image/jpeg;base64") == 3 + 3 + 3 + 3  # top, missed, false, found
+    text = re.sub(r"base64,[^\"']*", "", page)
+    assert "P0_" not in text
+    assert "case 1" in text
+    named = pd.read_csv(study / "page/pseudonyms.csv").set_index("pseudonym")["name"]
+    assert named["case 1"] == "P0_$x$"
+    assert (study / "page/report.pdf").stat().st_size > 10_000
+    assert not re.search(r"(?:src|href)=.https?:", text)
+
+
+def test_names_on_request_and_no_pictures_without_images(study: Path, tmp_path: Path) -> None:
+    options = ReportOptions(identifiers=True, pdf=False, title="<b>Ours</b> $x^$")
+    page = write_report(study / "scores", tmp_path, options=options).read_text(encoding="utf-8")
+    assert "P0_$x$" in page
+    assert "<b>Ours</b>" not in page
+    assert "data:image/jpeg" not in page
+    assert not (tmp_path / "pseudonyms.csv").exists()
+    assert not (tmp_path / "report.pdf").exists()
+
+
+def test_a_verdict_stays_with_its_false_positive(study: Path, tmp_path: Path) -> None:
+    tables, path = read_tables(study / "scores"), tmp_path / "adjudicate.csv"
+    assert write_adjudication(path, tables) == 3
+    rows = pd.read_csv(path, dtype=str)
+    assert rows["case"].tolist() == ["P0_$x$", "P2_$x$", "P3_$x$"]
+    rows.loc[1, "verdict"] = "lesion"
+    rows.to_csv(path, index=False)
+    write_adjudication(path, tables)
+    again = pd.read_csv(path, dtype=str)
+    assert again["verdict"].fillna("").tolist() == ["", "lesion", ""]
+
+
+def test_a_new_number_appears_by_itself(study: Path, tmp_path: Path) -> None:
+    for name in ("cases.csv", "lesions.csv", "candidates.csv"):
+        (tmp_path / name).write_bytes((study / "scores" / name).read_bytes())
+    scores = json.loads((study / "scores/scores.json").read_text())
+    scores["lesion_f2"] = {"value": 0.123, "ci95": [0.1, 0.2]}
+    scores["evaluated_on"] = "unknown"
+    (tmp_path / "scores.json").write_text(json.dumps(scores))
+    page = write_report(tmp_path, tmp_path / "page", options=ReportOptions(pdf=False)).read_text()
+    assert "lesion f2" in page
+    assert "0.1 to 0.2" in page
+    assert "Role unknown" in page
+
+
+def test_why_a_lesion_was_missed() -> None:
+    class Known:
+        threshold = 0.92
+
+    at = {"why_missed": "below_operating_point", "detected_at": 0.89}
+    assert why_missed(at, Known) == "seen, but rated just below the limit (0.89; limit 0.92)"
+    assert "covered too little" in why_missed(at | {"detected_at": np.nan}, Known)
+    assert why_missed({"why_missed": "no_response"}, Known) == "not seen at all"
+
+
+def test_tables_that_do_not_fit_are_named(study: Path, tmp_path: Path) -> None:
+    with pytest.raises(ReadError, match=r"scores\.json"):
+        read_tables(tmp_path)
+    for name in ("scores.json", "cases.csv", "candidates.csv"):
+        (tmp_path / name).write_bytes((study / "scores" / name).read_bytes())
+    with pytest.raises(ReadError, match=r"lesions\.csv"):
+        read_tables(tmp_path)
+    lines = (study / "scores/lesions.csv").read_text().splitlines()
+    (tmp_path / "lesions.csv").write_text("\n".join(lines[:-1]) + "\n")
+    with pytest.raises(ContentError, match=r"lesions\.csv has 5 lesions"):
+        read_tables(tmp_path)
+
+
+def test_words_for_numbers() -> None:
+    assert [share_words(*pair) for pair in ((64, 70), (6, 23), (0, 9))] == [
+        "9 in 10",
+        "1 in 4",
+        "none of 9",
+    ]
+    assert (percent(0.999), percent(0.001), rate(0.254), count(1, "scan")) == (
+        "99 %",
+        "1 %",
+        "0.25",
+        "1 scan",
+    )
+    assert ci([0.1, 0.25]) == "(95 % interval 10 % to 25 %)"
+    assert number({"a": {"mean": 1.0, "ci95": None}}, "a") == (1.0, None)
+    assert number({"a": 2.0, "ci95": {"a": [1, 3]}}, "a") == (2.0, [1, 3])
+    assert wilson(0, 8) == pytest.approx((0, 0.324), abs=1e-3)
+
+
+def test_a_study_file_with_an_unknown_key_names_the_nearest(tmp_path: Path) -> None:
+    path = tmp_path / "study.yaml"
+    path.write_text("population: 40 adults\nreader: [A, B]\n")
+    assert read_study(path) == {"population": "40 adults", "reader": "A; B"}
+    assert read_study(None) == {}
+    path.write_text("populaton: 40 adults\n")
+    with pytest.raises(ConfigError, match="population"):
+        read_study(path)
