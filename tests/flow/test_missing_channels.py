@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from lesionseg.report.inputs.case_images import Sources
 
 import lesionseg
 from lesionseg.cli import run
@@ -15,7 +16,6 @@ from lesionseg.errors import ConfigError, DatasetError
 from lesionseg.io.volumes import read_volume, write_volume
 from lesionseg.phantoms import write_mri_phantoms
 from lesionseg.plan.plan import Plan
-from lesionseg.report.inputs.case_images import Sources
 
 SMALL = [
     "trainer.max_minutes=null",

@@ -5,8 +5,8 @@ from statistics import mean
 import numpy as np
 import pytest
 import torch
-
 from benchmarks.speed.operation_counts import OperationCounts
+
 from lesionseg.data.augmentation.augment import AugmentationSettings, apply, build_augmentation
 from lesionseg.data.augmentation.batch import finish, pack
 
