@@ -88,7 +88,7 @@ def train_ours(tool: str, seed: int, data: Path, folder: Path, options: argparse
     """Train and predict by the command line."""
     settings = [f"data.root={data}", f"run_dir={folder / 'run'}", f"model={tool}"]
     settings += [f"data.cache_dir={folder / 'cache'}", f"seed={seed}", *equal(options)]
-    settings += ["trainer.progress=false", "report=tables", "replicates=100", "preset=luna16"]
+    settings += ["trainer.progress=false", "report.pdf=false", "replicates=100", "preset=luna16"]
     command(folder, "train", settings, options)
 
 

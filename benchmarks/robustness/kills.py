@@ -50,7 +50,7 @@ TIMES = ("seconds", "minutes", "peak_memory_mb")
 WITH_TIMES = ("run/tune.html",)  # which say them in words
 # in the order in which each finds what it needs; {0} is the folder of the data
 COMMANDS = {
-    "train": f"data.root={{0}}/raw run_dir=run replicates=20 report=tables {SMALL}",
+    "train": f"data.root={{0}}/raw run_dir=run replicates=20 report.pdf=false {SMALL}",
     "prepare": f"data.root={{0}}/raw run_dir=run {SMALL}",
     "predict": "bundle={0}/train/calm/run/bundle input={0}/raw/imagesTr output=out "
     "save_probabilities=uint8",

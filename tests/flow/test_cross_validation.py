@@ -24,7 +24,7 @@ SMALL = [
     "model.batch_size=2",
     "model.tile_shape=[16,16,16]",
     "replicates=20",
-    "report=tables",
+    "report.pdf=false",
     "report.pdf=false",
 ]
 

@@ -102,7 +102,7 @@ def volumes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_two_labels_are_detected_and_outlined_in_volumes(volumes: Path, tmp_path: Path) -> None:
-    settings = ["model=retina_unet", "model.tile_shape=[16,16,16]", "report=tables"]
+    settings = ["model=retina_unet", "model.tile_shape=[16,16,16]", "report.pdf=false"]
     scores = train(volumes / "raw", tmp_path / "run", *settings)
     assert set(scores["per_label"]) == {"core", "spot"}
     plan = json.loads((tmp_path / "run" / "plan.json").read_text())
@@ -111,7 +111,7 @@ def test_two_labels_are_detected_and_outlined_in_volumes(volumes: Path, tmp_path
 
 
 def test_a_datalist_of_boxes_trains_a_detector(volumes: Path, tmp_path: Path) -> None:
-    settings = ["model=retinanet", "model.tile_shape=[16,16,16]", "report=tables"]
+    settings = ["model=retinanet", "model.tile_shape=[16,16,16]", "report.pdf=false"]
     scores = train(volumes / "boxes", tmp_path / "run", *settings)
     assert scores["n_lesions"] > 0
     assert scores["dice"]["mean"] is None
@@ -120,7 +120,7 @@ def test_a_datalist_of_boxes_trains_a_detector(volumes: Path, tmp_path: Path) ->
 def test_probabilities_of_voxels_cannot_be_had_of_a_detector(
     volumes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    settings = ["model=retinanet", "model.tile_shape=[16,16,16]", "report=tables"]
+    settings = ["model=retinanet", "model.tile_shape=[16,16,16]", "report.pdf=false"]
     train(volumes / "boxes", tmp_path / "run", *settings)
     where = [f"bundle={tmp_path / 'run'}", f"input={volumes / 'boxes'}", f"output={tmp_path / 'o'}"]
     assert run("predict", [*where, "save_probabilities=float16"]) == 2

@@ -24,7 +24,7 @@ SETTINGS = [
     "model.tile_shape=[16,16,16]",
     "replicates=10",
     "augment=none",
-    "report=tables",
+    "report.pdf=false",
 ]
 
 

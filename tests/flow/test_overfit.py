@@ -44,7 +44,7 @@ def test_four_cases_are_learnt_by_heart(dims: int, model: str, tmp_path: Path) -
         "trainer.max_steps=300",
         "trainer.workers=0",
         "trainer.progress=false",
-        "report=tables",
+        "report.pdf=false",
     ]
     assert run("train", training) == 0
     images = raw / ("imagesTr" if dims == 3 else "images")

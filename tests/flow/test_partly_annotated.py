@@ -26,7 +26,7 @@ SETTINGS = [
     "model.batch_size=2",
     "model.tile_shape=[16,16,16]",
     "replicates=20",
-    "report=tables",
+    "report.pdf=false",
 ]
 Places = Mapping[tuple[int, int, int], int]  # corner of a cube of 8 voxels: its label
 

@@ -27,7 +27,7 @@ SETTINGS = [
     "optim.lr=0.02",
     "loss=dice_focal",
     "augment=none",
-    "report=tables",
+    "report.pdf=false",
     "operating_point=score:0.3",
 ]
 

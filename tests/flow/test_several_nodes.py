@@ -27,7 +27,7 @@ TRAIN = shlex.split("""lesionseg train optim=sgd optim.lr=0.05 model.batch_size=
     model.base_features=4
     model.tile_shape=[16,16,16] trainer.max_steps=8 trainer.steps_per_epoch=3 trainer.log_every=1
     trainer.workers=0 trainer.checkpoint_every_minutes=0 trainer.progress=false
-    trainer.precision=32-true trainer.accelerator=cpu replicates=20 report=tables report.pdf=false
+    trainer.precision=32-true trainer.accelerator=cpu replicates=20 report.pdf=false
     """)
 LOOPBACK = {
     "GLOO_SOCKET_IFNAME": "lo",

@@ -157,7 +157,7 @@ def test_a_finished_training_is_not_judged_on_what_taught_it(
     small = [f"trainer.{setting}" for setting in settings] + ["model.base_features=4"]
     small += ["model.tile_shape=[32,32]", "model.batch_size=1", "replicates=5", "report.pdf=false"]
     same = [f"data.root={tmp_path / 'raw'}", f"run_dir={tmp_path / 'run'}", f"data.fold={fold}"]
-    same += ["data.n_folds=2", "report=tables", "logger.previews_every_minutes=null", *small]
+    same += ["data.n_folds=2", "report.pdf=false", "logger.previews_every_minutes=null", *small]
     write_xray_phantoms(tmp_path / "raw", 4, seed=0, shape=(48, 48), pixel_mm=8.0)
     assert run("train", same) == 0
     before = (tmp_path / "run" / "splits.json").read_bytes()

@@ -90,7 +90,7 @@ def small_training(folder: Path) -> list[str]:
     write_xray_phantoms(folder / "raw", 3, seed=0, shape=(48, 48), pixel_mm=8.0)
     command = [f"data.root={folder / 'raw'}", f"run_dir={folder / 'run'}", "replicates=5"]
     command += ["trainer.max_minutes=null", "trainer.max_steps=1", "trainer.workers=0"]
-    command += ["trainer.progress=false", "report=tables", "report.pdf=false"]
+    command += ["trainer.progress=false", "report.pdf=false"]
     return [*command, "model.tile_shape=[32,32]", "model.batch_size=1", "model.base_features=4"]
 
 
