@@ -34,7 +34,6 @@ VARIANTS: Mapping[str, Sequence[str]] = {
     REFERENCE: (),
     "uniform_sampling": ("sampling=uniform",),
     "smaller_oftener": ("sampling.size_weight=0.5",),
-    "hard_background": ("sampling.hard_share=0.2",),
     "instance_wise": ("loss=lesion_wise",),
     "dice_focal": ("loss=dice_focal",),
     "dice_cross_entropy": ("loss=dice_cross_entropy",),

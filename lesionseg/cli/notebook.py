@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from lesionseg.inference.predictor import Predictor
 
 StrPath = str | PathLike[str]
-TABLES = ("cases", "lesions", "candidates", "metrics", "focal_balance", "label_audit")
+TABLES = ("cases", "lesions", "candidates", "metrics")
 _TEXT = ("case", "group", "label", "role", "status", "message", "why_missed")
 
 

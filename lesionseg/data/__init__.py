@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from lesionseg.data.cache.case_cache import Cache as Cache
     from lesionseg.data.cache.fill import fill_cache as fill_cache
     from lesionseg.data.cache.fill import open_dataset as open_dataset
-    from lesionseg.data.hard_places import HardPoint as HardPoint
     from lesionseg.data.prepared_case import PreparedCase as PreparedCase
     from lesionseg.data.prepared_case import prepare_case as prepare_case
     from lesionseg.data.prepared_case import prepare_image as prepare_image
@@ -30,7 +29,6 @@ _MODULES = {
     "AugmentationSettings": "augmentation.augment",
     "Cache": "cache.case_cache",
     "CachedCase": "cache.cached_case",
-    "HardPoint": "hard_places",
     "PreparedCase": "prepared_case",
     "PreparedReference": "prepared_reference",
     "SamplingSettings": "sampling",

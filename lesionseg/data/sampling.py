@@ -1,4 +1,4 @@
-"""Which tiles an epoch shows: lesion, hard and background tiles in an exact mix.
+"""Which tiles an epoch shows: lesion and background tiles in an exact mix.
 
 A tile is a function of (seed, epoch, index) alone, so that any number of workers, in any order,
 reads the same tiles. Lesions are chosen, not cases: otherwise a small lesion in a scan full of them
@@ -14,11 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lesionseg.data.cache.cached_case import CachedCase
-from lesionseg.data.hard_places import HardPoint
 from lesionseg.data.tiling import clip_start
 from lesionseg.errors import ConfigError
 
-TileKind = Literal["lesion", "hard", "background"]
+TileKind = Literal["lesion", "background"]
 
 # share of the tile, around its centre, in which a lesion's seed voxel may come to lie
 INNER_SHARE = 0.75
@@ -35,13 +34,12 @@ class SamplingSettings:
     """The mix of tiles; the fields are those of `TileSampler`."""
 
     lesion_share: float = 0.5
-    hard_share: float = 0.0
     size_weight: float = 0.0
     avoid_lesions: bool = True
     patient_cap: float | None = 4.0
 
     def __post_init__(self) -> None:
-        _refuse_shares(self.lesion_share, self.hard_share)
+        _check_share(self.lesion_share)
         if self.patient_cap is not None and self.patient_cap < 1:
             raise ConfigError(
                 "A patient's lesions cannot be held below an equal share.",
@@ -63,15 +61,15 @@ class TileChoice:
 class TileSampler:
     """Chooses tiles for every epoch.
 
-    round(`lesion_share` · n) tiles hold a lesion, round(`hard_share` · n) a hard point, the others
-    are background: anywhere in any case, free of lesions where ten draws find such a place (unless
-    `avoid_lesions` is False), and around a voxel that teaches where some do not. Within an epoch
-    every lesion is chosen equally often (to within one, from `MANY` lesions on within two), or in
-    proportion to voxels^−`size_weight`. But the lesions of one patient (group) fill at most
-    `patient_cap` times an equal share of the patients with lesions, or one with 500 lesions would
-    outweigh 500 with one. The lesion's seed voxel lies anywhere in the inner three quarters of the
-    tile, which is then moved into the volume. Without a lesion, or a hard point, their share goes
-    to the background. Raises `ConfigError` for shares outside [0, 1] and for no case.
+    round(`lesion_share` · n) tiles hold a lesion, the others are background: anywhere in any case,
+    free of lesions where ten draws find such a place (unless `avoid_lesions` is False), and around
+    a voxel that teaches where some do not. Within an epoch every lesion is chosen equally often (to
+    within one, from `MANY` lesions on within two), or in proportion to voxels^−`size_weight`. But
+    the lesions of one patient (group) fill at most `patient_cap` times an equal share of the
+    patients with lesions, or one with 500 lesions would outweigh 500 with one. The lesion's seed
+    voxel lies anywhere in the inner three quarters of the tile, which is then moved into the
+    volume. Without a lesion their share goes to the background. Raises `ConfigError` for shares
+    outside [0, 1] and for no case.
 
     Args:
         cases: to take tiles from, at least one.
@@ -79,7 +77,6 @@ class TileSampler:
         n_tiles: per epoch.
         seed: of the choice, which depends on it and the epoch alone.
         lesion_share: of the tiles, 0 to 1.
-        hard_share: of the tiles, 0 to 1; both shares together at most 1.
         size_weight: 0 chooses lesions equally often, 1 in inverse proportion to their voxels.
         avoid_lesions: whether background tiles are drawn again where they meet a lesion.
         patient_cap: in equal shares; None for whatever a patient's lesions fill.
@@ -93,12 +90,11 @@ class TileSampler:
         n_tiles: int,
         seed: int,
         lesion_share: float = 0.5,
-        hard_share: float = 0.0,
         size_weight: float = 0.0,
         avoid_lesions: bool = True,
         patient_cap: float | None = 4.0,
     ) -> None:
-        _refuse_shares(lesion_share, hard_share)
+        _check_share(lesion_share)
         if not cases or n_tiles < 1:
             raise ConfigError(
                 "There is nothing to take tiles from.",
@@ -110,9 +106,7 @@ class TileSampler:
         self.n_tiles = n_tiles
         self.seed = seed
         self.lesion_share = lesion_share
-        self.hard_share = hard_share
         self.avoid_lesions = avoid_lesions
-        self._hard: tuple[HardPoint, ...] = ()
         self._tables = [case.lesions for case in self.cases]
         # lesions are counted through all cases: those of case i from _first[i] on
         self._first = np.cumsum([0, *(len(table) for table in self._tables)])
@@ -139,44 +133,30 @@ class TileSampler:
         )
         return (
             f"{self.lesion_share:.0%} of {self.n_tiles} hold one of {len(self._weights)} lesions "
-            f"of {n_patients} patients, at most {capped_share:.0%} of these one patient's{capped}; "
-            f"{self.hard_share:.0%} hard background."
+            f"of {n_patients} patients, at most {capped_share:.0%} of these one patient's{capped}."
         )
-
-    def set_hard(self, points: Sequence[HardPoint]) -> None:
-        """Replace the hard points; workers that already run keep the old ones."""
-        self._hard = tuple(points)
-        self._table.cache_clear()
 
     def choose(self, epoch: int, index: int) -> TileChoice:
         """Tile `index` of 0 … n_tiles−1 in `epoch`."""
         pick = int(self._table(epoch)[index])
         rng = _Numbers([self.seed, epoch, index, 1])
-        n_lesions = len(self._weights)
         if pick < 0:
             return self._background(rng)
-        if pick < n_lesions:
-            case = int(np.searchsorted(self._first, pick, side="right")) - 1
-            seeds = self._tables[case].seeds(pick - int(self._first[case]))
-            centre = seeds[rng.below(len(seeds))].tolist()
-            return TileChoice(case, self._around(case, centre, rng), "lesion")
-        point = self._hard[pick - n_lesions]
-        return TileChoice(point.case, self._around(point.case, point.centre, rng), "hard")
+        case = int(np.searchsorted(self._first, pick, side="right")) - 1
+        seeds = self._tables[case].seeds(pick - int(self._first[case]))
+        centre = seeds[rng.below(len(seeds))].tolist()
+        return TileChoice(case, self._around(case, centre, rng), "lesion")
 
     def _epoch_table(self, epoch: int) -> NDArray[np.int64]:
-        """One number per tile: a lesion, a hard point (counted after the lesions) or −1."""
+        """One number per tile: a lesion or −1."""
         rng = np.random.default_rng([self.seed, epoch])
-        n_lesions, n_hard = len(self._weights), len(self._hard)
+        n_lesions = len(self._weights)
         lesion_tiles = round(self.lesion_share * self.n_tiles) if n_lesions else 0
-        hard_tiles = round(self.hard_share * self.n_tiles) if n_hard else 0
-        hard_tiles = min(hard_tiles, self.n_tiles - lesion_tiles)
         table = np.full(self.n_tiles, -1, dtype=np.int64)
         if n_lesions < MANY:
             table[:lesion_tiles] = spread(self._weights, lesion_tiles, rng)
         else:
             table[:lesion_tiles] = spread_of_many(self._upper, lesion_tiles, rng)
-        hard = spread(np.ones(n_hard), hard_tiles, rng)
-        table[lesion_tiles : lesion_tiles + hard_tiles] = n_lesions + hard
         return rng.permutation(table)
 
     def _around(self, case: int, centre: Sequence[int], rng: "_Numbers") -> tuple[int, ...]:
@@ -286,10 +266,10 @@ def spread_of_many(
     return rng.permutation(np.minimum(place, len(upper) - 1))
 
 
-def _refuse_shares(lesion_share: float, hard_share: float) -> None:
-    if min(lesion_share, hard_share) < 0 or lesion_share + hard_share > 1:
+def _check_share(lesion_share: float) -> None:
+    if not 0 <= lesion_share <= 1:
         raise ConfigError(
-            "The tiles' mix is wrong.",
-            seen=f"lesion_share={lesion_share}, hard_share={hard_share}",
-            expected="shares of at least 0 that add up to at most 1",
+            "The share of tiles with a lesion is a number in [0, 1].",
+            where="sampling.lesion_share",
+            seen=lesion_share,
         )

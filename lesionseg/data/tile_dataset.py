@@ -25,10 +25,9 @@ from lesionseg.data.augmentation.batch import PackedBatch, pack
 from lesionseg.data.augmentation.draws import Draw, tile_generator
 from lesionseg.data.augmentation.pasting import Donors, TileArrays, paste
 from lesionseg.data.cache.cached_case import CachedCase
-from lesionseg.data.hard_places import HardPlaces, HardPoint
 from lesionseg.data.sampling import SamplingSettings, TileChoice, TileSampler
 from lesionseg.data.tiling import read_tile
-from lesionseg.data.transforms import TileItem, Transform, build, moves, run_on_tile, with_masks
+from lesionseg.data.transforms import TileItem, Transform, build, run_on_tile, with_masks
 from lesionseg.errors import ConfigError
 from lesionseg.plan.plan import Plan
 
@@ -52,11 +51,9 @@ class TileDataset(Dataset):  # type: ignore[misc]  # MONAI ships no types
     outside the volume and where the reference is to be ignored. Where some case does not annotate
     all labels, also `unannotated` `[K]` bool: the labels of which nothing is known in the tile.
 
-    A tile is a function of `seed` and i alone, in any process and order, and of `hard`: the hard
-    background collected two epochs before. A checkpoint has to keep nothing else. `len` is that of
-    an epoch; for more give a loader `sampler=range(n)`. Raises what `TileSampler` refuses on first
-    use. `ConfigError`: hard background would be looked for in moved tiles, or the plan cannot do
-    without some channel.
+    A tile is a function of `seed` and i alone, in any process and order. `len` is that of an epoch;
+    for more give a loader `sampler=range(n)`. Raises what `TileSampler` refuses on first use, and
+    `ConfigError` where the plan cannot do without some channel.
 
     Args:
         cases: prepared cases, of `fill_cache`.
@@ -86,12 +83,7 @@ class TileDataset(Dataset):  # type: ignore[misc]  # MONAI ships no types
         super().__init__(range(n_tiles), [*_chain(augmentation, plan), *further])
         self.cases, self.plan, self.n_tiles, self.seed = tuple(cases), plan, n_tiles, seed
         self.sampling, self.augmentation = sampling or SamplingSettings(), augmentation
-        n_hard = round(self.sampling.hard_share * n_tiles)
-        self.hard = HardPlaces(plan.dims, n_hard) if n_hard else None
-        self._hard_epoch = -1
         self._is_partial = any(case.unannotated for case in self.cases)
-        if self.hard is not None:
-            _refuse_moved(augmentation)
         self.channel_dropout = channel_dropout
         if channel_dropout and not plan.channel_sets:
             raise ConfigError("The plan knows of no channel to do without.", where="channel_sets")
@@ -194,9 +186,6 @@ class TileDataset(Dataset):  # type: ignore[misc]  # MONAI ships no types
     def choice(self, number: int) -> TileChoice:
         """Where the tile lies."""
         epoch, index = divmod(number, self.n_tiles)
-        if self.hard is not None and self._hard_epoch != epoch:
-            self.sampler.set_hard(self.hard.of(epoch))
-            self._hard_epoch = epoch
         return self.sampler.choose(epoch, index)
 
     def change(self, number: int) -> Change:
@@ -209,19 +198,6 @@ class TileDataset(Dataset):  # type: ignore[misc]  # MONAI ships no types
         if not draw.happens(self.channel_dropout):
             return change
         return replace(change, missing=known[draw.seed() % len(known)].missing)
-
-    def report(self, number: int, voxel: tuple[int, ...], score: float) -> None:
-        """Keep that voxel of that tile as hard background for a later epoch."""
-        if self.hard is None:
-            return
-        choice, change = self.choice(number), self.change(number)
-        case, away = self.cases[choice.case], change.movement.place(voxel, self.plan.tile_shape)
-        centre = tuple(
-            min(max(start + step, 0), n - 1)
-            for start, step, n in zip(choice.start, away, case.shape, strict=True)
-        )
-        if case.valid is None or case.valid[centre]:  # rounding may have led it into the ignored
-            self.hard.add(number // self.n_tiles, number, HardPoint(choice.case, centre), score)
 
     def __getstate__(self) -> dict[str, object]:
         """Settings only: the sampler's tables do not travel to other processes."""
@@ -250,16 +226,6 @@ def _chain(settings: AugmentationSettings | None, plan: Plan) -> list[Transform]
     from lesionseg.data.augmentation.monai_chain import monai_chain
 
     return [*monai_chain(settings, plan), *extra]
-
-
-def _refuse_moved(settings: AugmentationSettings | None) -> None:
-    """The worst voxel's place in the case must be known."""
-    if settings is not None and (settings.library == "monai" or any(map(moves, settings.extra))):
-        raise ConfigError(
-            "Hard background cannot be found again in tiles that other transforms move.",
-            where="sampling.hard_share",
-            expected="augment=auto, and augment.extra with keys: image alone",
-        )
 
 
 def _masks(

@@ -157,11 +157,6 @@ def with_masks(spec: Spec) -> Spec:
     return extended
 
 
-def moves(spec: Spec) -> bool:
-    """Whether a transform may move voxels: it may unless it names the image as its only key."""
-    return spec.get("keys") not in ("image", ["image"], ("image",))
-
-
 def run_on_tile(chain: "Compose", tile: TileItem, seed: int) -> TileItem:
     """The tile after all transforms, which draw the same for the same seed, in any process.
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
 from lesionseg.evaluation.results import CandidateResult, CaseResult, LesionResult
-from lesionseg.evaluation.table_row import Point, Row, Series, TableRow
+from lesionseg.evaluation.table_row import Point, Row, TableRow
 
 _OF_REGION = ("dice", "n_lesions", "n_detected")
 
@@ -110,30 +110,6 @@ class CandidateRow(TableRow):
     touches_lesion: bool = False
     outcome_any: str = ""
     zone: str = ""
-
-
-@dataclass(frozen=True, kw_only=True)
-class SuspectRow(TableRow):
-    """One line of label_audit.csv: a place where the reference is likely wrong.
-
-    `p_at`: the probability at each snapshot, by the share of the training in percent.
-    """
-
-    rank: int
-    kind: str
-    case: str
-    group: str = ""
-    label: str = ""
-    lesion: int | None = None
-    centre_mm: Point
-    diameter_mm: float
-    suspicion: float
-    p_at: Series
-
-    @property
-    def p(self) -> tuple[float, ...]:
-        """The probabilities, oldest first."""
-        return tuple(self.p_at.values())
 
 
 CASE_COLUMNS = CaseRow.columns()

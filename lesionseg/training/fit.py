@@ -11,7 +11,6 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from lesionseg.data.cache.cached_case import CachedCase
-from lesionseg.data.hard_places import HardPlaces
 from lesionseg.data.tile_dataset import TileDataset
 from lesionseg.errors import ConfigError
 from lesionseg.models.build import TRUSTED, build_network
@@ -22,7 +21,6 @@ from lesionseg.training.callbacks.checkpoint import (
     SaveCheckpoint,
     read_checkpoint,
 )
-from lesionseg.training.callbacks.hard_background import WatchBackground
 from lesionseg.training.callbacks.step_callbacks import (
     ProgressLine,
     Record,
@@ -159,9 +157,6 @@ def fit_tiles(
     settings = module.settings
     checkpoint = from_first(lambda: read_checkpoint(path) if path.is_file() else None)
     device = training_device(settings.accelerator)
-    if isinstance(tiles, TileDataset) and tiles.hard is not None:
-        _require_voxels(plan)
-        callbacks = [*callbacks, _remember(tiles, tiles.hard, module, checkpoint)]
     counters = Counters(**checkpoint.counters) if checkpoint else Counters()
     if checkpoint is None or module.budget.progress(counters.steps, counters.minutes) < 1:
         save = SaveCheckpoint(path, settings.checkpoint_every_minutes)
@@ -184,29 +179,6 @@ def check_activation(loss: nn.Module, plan: Plan) -> None:
             seen=f"{plan.activation} for the network, {activation} for the loss",
             remedy=f"set model.activation={activation}, or +loss.activation={plan.activation}.",
         )
-
-
-def _require_voxels(plan: Plan) -> None:
-    """Hard background is the worst voxel of a tile: there must be voxels."""
-    if not plan.has_voxels:
-        raise ConfigError(
-            "Hard background cannot be collected from a network without voxels.",
-            where="sampling.hard_share",
-            expected=f"0 for model={plan.architecture.name}",
-        )
-
-
-def _remember(
-    tiles: TileDataset, hard: HardPlaces, module: LesionModule, checkpoint: Checkpoint | None
-) -> WatchBackground:
-    """Let the module's checkpoints carry the hard background, and fill it from the last one.
-
-    At once and not with the rest of the state: tiles are read ahead before training starts.
-    """
-    module.add_module("hard", hard)
-    if checkpoint is not None and "hard._extra_state" in checkpoint.module:
-        hard.set_extra_state(checkpoint.module["hard._extra_state"])
-    return WatchBackground(tiles.report)
 
 
 def our_callbacks(

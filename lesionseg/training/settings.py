@@ -169,32 +169,6 @@ class TrainerSettings:
         return int(self.devices[process]) if isinstance(self.devices, list | tuple) else process
 
 
-@dataclass(frozen=True)
-class AuditSettings:
-    """Whether and when training looks for references that are likely wrong (label_audit.csv).
-
-    `at`: ascending shares of the budget, in (0, 1], after which all training cases are predicted
-    with tiles that overlap by `overlap`. `max_rows` of the list are kept. Each look costs as much
-    as predicting the training set once: about 2 s for a head of 96 × 112 × 96 voxels on one CPU
-    core, a fraction of that on a GPU. All but the look at the end come out of `max_minutes`, so
-    on a CPU keep the audit for trainings of an hour and more, or take `at: [1.0]`.
-    """
-
-    enabled: bool = False
-    at: Sequence[float] = (0.5, 0.75, 1.0)
-    overlap: float = 0.25
-    max_rows: int = 200
-
-    def __post_init__(self) -> None:
-        shares = tuple(self.at)
-        object.__setattr__(self, "at", shares)
-        holds = len(shares) > 0 and sorted(set(shares)) == list(shares)
-        holds = holds and shares[0] > 0 and shares[-1] <= 1
-        _require("audit.at", shares, holds, "ascending shares in (0, 1]")
-        _require("audit.overlap", self.overlap, 0 <= self.overlap < 1, "a share in [0, 1)")
-        _require("audit.max_rows", self.max_rows, self.max_rows >= 1, "1 or more")
-
-
 def _require(where: str, seen: object, holds: bool, expected: str) -> None:
     if not holds:
         raise ConfigError("A training setting is wrong.", where=where, seen=seen, expected=expected)

@@ -8,7 +8,6 @@ import pytest
 from lesionseg.core import Geometry
 from lesionseg.data.cache.cached_case import CachedCase
 from lesionseg.data.cache.lesion_table import CachedLesion, LesionTable
-from lesionseg.data.hard_places import HardPoint
 from lesionseg.data.sampling import (
     SamplingSettings,
     TileChoice,
@@ -177,15 +176,6 @@ def test_a_volume_smaller_than_the_tile_sits_in_its_middle():
     assert {(c.start[0], c.start[2]) for c in choices(sampler)} == {(-1, 0)}
 
 
-def test_hard_points_get_their_share_once_they_are_given(cases):
-    sampler = TileSampler(cases, TILE, n_tiles=40, seed=0, lesion_share=0.5, hard_share=0.2)
-    assert Counter(c.kind for c in choices(sampler))["hard"] == 0
-    sampler.set_hard([HardPoint(4, (10, 11, 12)), HardPoint(7, (0, 0, 0))])
-    found = choices(sampler)
-    assert Counter(c.kind for c in found) == {"lesion": 20, "hard": 8, "background": 12}
-    assert {c.case for c in found if c.kind == "hard"} == {4, 7}
-
-
 def test_a_case_full_of_lesions_still_gives_background_tiles():
     case = make_case("full", [((0, 0, 0), 20)], shape=(20, 20, 20))
     sampler = TileSampler([case], TILE, n_tiles=10, seed=0)
@@ -193,9 +183,7 @@ def test_a_case_full_of_lesions_still_gives_background_tiles():
 
 
 def test_wrong_shares_and_no_cases_are_refused(cases):
-    with pytest.raises(ConfigError, match="mix"):
-        TileSampler(cases, TILE, n_tiles=4, seed=0, lesion_share=0.8, hard_share=0.4)
-    with pytest.raises(ConfigError, match="mix"):
+    with pytest.raises(ConfigError, match="lesion_share"):
         SamplingSettings(lesion_share=-0.1)
     with pytest.raises(ConfigError, match="nothing"):
         TileSampler([], TILE, n_tiles=4, seed=0)

@@ -17,7 +17,7 @@ from lesionseg.data.cache.cached_case import read_cached_case, write_cached_case
 from lesionseg.data.cache.case_cache import cache_key
 from lesionseg.data.prepared_case import PreparedCase, prepare_image
 from lesionseg.data.prepared_reference import PreparedReference
-from lesionseg.data.transforms import PrepareSettings, moves, refuse_strangers, with_masks
+from lesionseg.data.transforms import PrepareSettings, refuse_strangers, with_masks
 from lesionseg.errors import BundleError, ConfigError
 from lesionseg.phantoms import write_mri_phantoms
 from lesionseg.plan.plan import Plan
@@ -196,18 +196,6 @@ def test_masks_move_with_the_label():
     assert moved["mode"] == ["bilinear", "nearest", "nearest", "nearest"]
     bias = spec("RandBiasFieldd")
     assert with_masks(bias) == bias
-    assert moves(rotate)
-    assert not moves(bias)
-
-
-def test_hard_background_is_refused_where_others_move_tiles(case, plan):
-    from lesionseg.data import SamplingSettings
-
-    sampling = SamplingSettings(hard_share=0.5)
-    TileDataset([case], plan, sampling, AugmentationSettings(extra=[spec("RandBiasFieldd")]))
-    for settings in ({"library": "monai"}, {"extra": [spec("RandFlipd", ["image", "label"])]}):
-        with pytest.raises(ConfigError, match="Hard background"):
-            TileDataset([case], plan, sampling, AugmentationSettings(**settings))
 
 
 @pytest.mark.parametrize("dims", [2, 3])

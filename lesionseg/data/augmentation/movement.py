@@ -93,14 +93,6 @@ class Movement:
         coarse[:, -1] += matrix[:, :-1] @ ((step - 1) / 2) - starts
         return coarse
 
-    def place(self, voxel: Sequence[int], tile_shape: Sequence[int]) -> tuple[int, ...]:
-        """The voxel of the tile as it lies (may be outside) that was read for `voxel`."""
-        where = self.matrix(tile_shape) @ np.array([*voxel, 1.0])
-        if self.bend is not None:
-            at = [np.array([float(v)]) for v in voxel]
-            where = where + self.bend.at(at, torch.device("cpu")).reshape(-1).numpy()
-        return tuple(int(v) for v in np.floor(where + 0.5))
-
 
 def grid_positions(
     tile_shape: Sequence[int], out_shape: Sequence[int], n: Sequence[int] | None = None

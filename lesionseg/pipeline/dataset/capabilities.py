@@ -4,11 +4,10 @@ import logging
 
 from torch import nn
 
-from lesionseg.errors import DatasetError, require
+from lesionseg.errors import DatasetError
 from lesionseg.losses import DetectionLoss, DiceFocalLoss
 from lesionseg.pipeline.dataset.survey import Survey
 from lesionseg.plan.candidate_rule import sources_of
-from lesionseg.plan.plan import Plan
 
 log = logging.getLogger(__name__)
 
@@ -26,21 +25,6 @@ def require_masks(survey: Survey, architecture: str) -> None:
         where=f"{case}: lesion 1",
         seen=f"{n_boxes} boxes and no mask; so in {len(survey.boxed)} case(s)",
         remedy="train a detector, model=retinanet, or add masks.",
-    )
-
-
-def require_voxels(plan_or_name: Plan | str, where: str, what: str) -> None:
-    """Raise `ConfigError` for a setting that asks for voxels of a network that gives boxes."""
-    if isinstance(plan_or_name, str):
-        name, has_voxels = plan_or_name, "segmentation" in sources_of(plan_or_name)
-    else:
-        name, has_voxels = plan_or_name.architecture.name, plan_or_name.has_voxels
-    require(
-        has_voxels,
-        f"There are no {what} of a network without voxels.",
-        where=where,
-        seen=f"model={name}",
-        remedy=f"leave {where} at its default, or train model=retina_unet.",
     )
 
 

@@ -21,7 +21,7 @@ from lesionseg.inference.input_check import InputCheck
 from lesionseg.inference.model_card import model_card
 from lesionseg.inference.predictor import Predictor
 from lesionseg.io.atomic import write_text
-from lesionseg.pipeline.dataset.capabilities import require_masks, require_voxels
+from lesionseg.pipeline.dataset.capabilities import require_masks
 from lesionseg.pipeline.dataset.data_settings import DataSettings
 from lesionseg.pipeline.dataset.survey import Survey
 from lesionseg.pipeline.judging.choice import Choice, ChoiceSettings
@@ -46,7 +46,6 @@ from lesionseg.pipeline.train.loss_check import check_losses
 from lesionseg.plan.make import PlanOverrides
 from lesionseg.plan.plan import Plan
 from lesionseg.training.callbacks.focal_balance import FocalBalance
-from lesionseg.training.callbacks.label_audit import LabelAudit
 from lesionseg.training.callbacks.loggers import Follow, LoggerSettings, show_afterwards
 from lesionseg.training.callbacks.previews import Previews, ValidationSlices
 from lesionseg.training.callbacks.selection import KeepBest, take_best
@@ -55,7 +54,6 @@ from lesionseg.training.device.accelerator import require_device
 from lesionseg.training.device.processes import first_on_node, from_first
 from lesionseg.training.fit import FitResult, check_activation
 from lesionseg.training.learning_settings import Learning
-from lesionseg.training.settings import AuditSettings
 
 log = logging.getLogger(__name__)
 
@@ -69,7 +67,6 @@ class Recipe:
     data: DataSettings
     model: PlanOverrides
     learning: Learning
-    audit: AuditSettings
     logger: LoggerSettings
     inference: InferenceSettings
     preset: Preset
@@ -124,8 +121,6 @@ def _begin(recipe: Recipe, survey: Survey, run: Path, plan: Plan | None) -> Plan
     refuse_other_cases(run, survey.splits)
     learning, name = recipe.learning, recipe.model.architecture
     require_masks(survey, name)
-    if recipe.audit.enabled:
-        require_voxels(name, "audit", "suspects among the voxels")
     is_new = plan is None and not is_claimed(run)
     if is_new:
         require_device(learning.trainer.accelerator)
@@ -158,7 +153,6 @@ def train_once(recipe: Recipe, survey: Survey, plan: Plan, run: Path) -> Callabl
     learning = settle(replace(recipe.learning, loss=deepcopy(recipe.learning.loss)), plan)
     recipe = replace(recipe, learning=learning)
     watchers: list[pl.Callback] = [FocalBalance(run)]
-    watchers += [LabelAudit(cases, plan, recipe.audit, run)] if recipe.audit.enabled else []
     follow = Follow(recipe.logger, run, recipe.logged())
     slices = ValidationSlices(run, recipe.logger.n_previews, follow.show)
     watchers += [*_previews(recipe.logger, run, follow), slices, follow]

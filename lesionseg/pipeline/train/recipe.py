@@ -30,7 +30,7 @@ from lesionseg.plan.make import PlanOverrides
 from lesionseg.training.callbacks.loggers import LoggerSettings, require_logger
 from lesionseg.training.device.processes import from_first, is_first, joined
 from lesionseg.training.learning_settings import Learning
-from lesionseg.training.settings import AuditSettings, OptimiserSettings, TrainerSettings
+from lesionseg.training.settings import OptimiserSettings, TrainerSettings
 
 Scores = Mapping[str, Any]
 
@@ -75,7 +75,6 @@ def train(
     augment: AugmentationSettings,
     optim: OptimiserSettings,
     trainer: TrainerSettings,
-    audit: AuditSettings,
     logger: LoggerSettings,
     inference: InferenceSettings,
     preset: Preset,
@@ -107,7 +106,6 @@ def train(
         augment: how tiles are changed.
         optim: the optimiser and its learning rate.
         trainer: how long (minutes or steps), on what and how.
-        audit: whether and when references that are likely wrong are looked for.
         logger: where else than in metrics.csv the training is followed.
         inference: how whole volumes are predicted.
         preset: by what rules detections are matched to lesions and scored.
@@ -137,7 +135,6 @@ def train(
         data=data,
         model=model,
         learning=learning,
-        audit=audit,
         logger=logger,
         inference=inference,
         preset=preset,

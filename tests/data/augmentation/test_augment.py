@@ -277,21 +277,6 @@ def test_no_corner_is_empty_where_the_volume_goes_on(plan):
         assert (changed["image"] - 1).abs().max() < 1e-5
 
 
-def test_the_centre_stays_and_place_says_where_a_voxel_came_from(plan):
-    shape = (13, 15, 17)
-    for movement in [*movements(plan, elastic_share=0.5), Movement((0, 2)), Movement()]:
-        index = np.stack(np.meshgrid(*map(np.arange, shape), indexing="ij"))
-        starts = [start for start, _ in movement.source(shape)]
-        ids = np.meshgrid(*(np.arange(a, b) for a, b in movement.source(shape)), indexing="ij")
-        piece = {"image": torch.zeros(1, *ids[0].shape)}
-        piece |= {str(a): torch.from_numpy(np.ascontiguousarray(ids[a])) for a in range(3)}
-        changed = apply(piece, Change(movement, Intensity()), shape)
-        for voxel in [(0, 0, 0), (3, 14, 8), (12, 7, 16)]:
-            found = tuple(int(changed[str(a)][voxel]) for a in range(3))
-            assert found == movement.place(voxel, shape)
-        assert len(starts) == index.shape[0]
-
-
 def test_a_turn_is_a_turn_in_millimetres(plan):
     squeezed = plan.with_(spacing_mm=(2.0, 1.0, 1.5))
     settings = {"scale": 0, "shear": 0, "elastic_share": 0, "flip_probability": 0}

@@ -53,19 +53,6 @@ def test_boxes_alone_teach_no_voxels(
     assert not folder.exists()
 
 
-@pytest.mark.parametrize("setting", ["audit=on", "sampling.hard_share=0.2"])
-def test_a_detector_has_no_voxels_to_judge(
-    setting: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    root = boxed(tmp_path / "raw")
-    where = [f"data.root={root}", f"run_dir={tmp_path / 'run'}"]
-    settings = ["model=retinanet", "model.tile_shape=[32,32]", "trainer.max_steps=1"]
-    assert run("train", [*where, *settings, setting]) == 2
-    told = capsys.readouterr().err
-    assert setting.split("=")[0] in told
-    assert "without voxels" in told
-
-
 def test_a_box_outside_names_case_and_lesion(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
