@@ -78,7 +78,7 @@ def test_a_loss_that_teaches_nothing_is_told(
     model: str, loss: nn.Module, said: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     warn_of_unused_loss(model, loss, DetectionLoss())
-    assert ("taught by detection=focal (α 0.25, γ 2.0)" in caplog.text) == said
+    assert ("detection.gamma=2.0" in caplog.text) == said
 
 
 def test_the_default_loss_of_the_configuration_was_not_chosen(
