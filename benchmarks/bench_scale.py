@@ -135,8 +135,7 @@ def _kilobytes(whose: int) -> int:
 
 def survey(folder: Path, n_cases: int) -> None:
     """Read every case, count lesions, divide: what every start of a training does first."""
-    from lesionseg.pipeline.dataset.data_settings import DataSettings
-    from lesionseg.pipeline.dataset.survey import take_survey
+    from lesionseg.pipeline.dataset import DataSettings, take_survey
 
     if n_cases:
         taken = take_survey(DataSettings(str(folder / "data")), 0, folder / "facts")

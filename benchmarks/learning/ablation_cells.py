@@ -24,7 +24,7 @@ from lesionseg.errors import LesionsegError
 from lesionseg.inference.predictor import Predictor
 from lesionseg.io.atomic import read_json, write_json
 from lesionseg.phantoms import write_mri_phantoms
-from lesionseg.pipeline.dataset.survey import Survey, take_survey
+from lesionseg.pipeline.dataset import Survey, take_survey
 from lesionseg.pipeline.judging.choice import ChoiceSettings
 from lesionseg.pipeline.judging.judge_role import judge_validation
 from lesionseg.pipeline.judging.role_steps import Rules

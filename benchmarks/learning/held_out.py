@@ -6,8 +6,7 @@ from typing import Any
 
 from lesionseg.io.atomic import read_csv
 from lesionseg.io.layouts.conventions import read_dataset
-from lesionseg.pipeline.dataset.data_settings import DataSettings
-from lesionseg.pipeline.dataset.survey import Survey
+from lesionseg.pipeline.dataset import DataSettings, Survey
 
 
 @dataclass(frozen=True)

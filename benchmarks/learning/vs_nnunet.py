@@ -48,7 +48,7 @@ from lesionseg.inference.decision import find_by_plan
 from lesionseg.io.atomic import read_json, write_json, write_text
 from lesionseg.io.cases import read_case, read_image
 from lesionseg.io.predictions import write_prediction
-from lesionseg.pipeline.dataset.survey import Survey, take_survey
+from lesionseg.pipeline.dataset import Survey, take_survey
 from lesionseg.pipeline.judging.choice import ChoiceSettings
 from lesionseg.pipeline.judging.judge_role import judge_predicted
 from lesionseg.pipeline.judging.role_steps import Rules, labelled

@@ -20,7 +20,7 @@ from benchmarks.common.recipe import recipe
 from benchmarks.learning.held_out import held_out
 from lesionseg.inference.predictor import Predictor
 from lesionseg.io.cases import read_case
-from lesionseg.pipeline.dataset.survey import take_survey
+from lesionseg.pipeline.dataset import take_survey
 from lesionseg.pipeline.train.learning import decide, learn, linked, prepare_cases
 from lesionseg.training.settings import TrainerSettings
 

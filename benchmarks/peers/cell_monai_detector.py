@@ -27,8 +27,11 @@ from benchmarks.peers.monai_detector import build_detector  # noqa: E402
 from lesionseg.data.prepared_case import prepare_image  # noqa: E402
 from lesionseg.io.cases import read_image  # noqa: E402
 from lesionseg.models.precision import fast_dtype  # noqa: E402
-from lesionseg.pipeline.dataset.data_settings import DataSettings  # noqa: E402
-from lesionseg.pipeline.dataset.survey import Survey, take_survey  # noqa: E402
+from lesionseg.pipeline.dataset import (  # noqa: E402
+    DataSettings,
+    Survey,
+    take_survey,
+)
 from lesionseg.pipeline.train.learning import decide, prepare_cases  # noqa: E402
 from lesionseg.plan.plan import Plan  # noqa: E402
 from lesionseg.training.fit import tiles_of  # noqa: E402

@@ -67,8 +67,7 @@ def main() -> None:
 
 def prepare(folder: Path, size: Size) -> None:
     """Fill the cache from the raw files, all of them for training, on the grid they suggest."""
-    from lesionseg.pipeline.dataset.data_settings import DataSettings
-    from lesionseg.pipeline.dataset.survey import take_survey
+    from lesionseg.pipeline.dataset import DataSettings, take_survey
     from lesionseg.pipeline.train.learning import prepare_cases
     from lesionseg.plan.make import PlanOverrides, make_plan
 

@@ -157,10 +157,8 @@ class Dataset:
     which predicted masks are painted; empty where each label is learnt by itself. A lesion then is
     a component of all of them together, one lesion and not one a region. `convention` names how
     the folder was read. `merged_values` are the mask values that all count as the one label 1,
-    when the user asked for that; else empty. `resample_tilt`: DICOM series of a tilted gantry are
-    resampled upright, not refused. `may_lack`: cases may lack channels; they are refused otherwise.
-    `problems`: what is wrong with single cases, in a dataset that was read to look for it; else
-    empty.
+    when the user asked for that; else empty. `may_lack`: cases may lack channels; else that is an
+    error. `problems`: what is wrong with single cases, in a dataset that was read to look for it.
     """
 
     name: str
@@ -173,7 +171,6 @@ class Dataset:
     ignore_label: int | None = None
     incomplete_reference: bool = False
     merged_values: tuple[int, ...] = ()
-    resample_tilt: bool = False
     regions: tuple[LabelRegion, ...] = ()
     may_lack: bool = False
     problems: tuple[Problem, ...] = ()

@@ -14,7 +14,6 @@ from lesionseg.data.prepared_case import prepare_image
 from lesionseg.errors import ContentError, DatasetError
 from lesionseg.inference.sliding.body import Body, find_body
 from lesionseg.io.cases import read_image
-from lesionseg.io.dicom.stack import Tilt
 from lesionseg.io.volumes import strip_suffix
 from lesionseg.plan.plan import Plan
 
@@ -39,13 +38,12 @@ class PreparedScan:
 class ScanOpener:
     """Opens scans for one plan.
 
-    `raster_mm`: pixel size of images that state none; None: that of the training images. `tilt`:
-    see `Predictor`. `body_mask`: whether the patient is looked for.
+    `raster_mm`: pixel size of images that state none; None: that of the training images.
+    `body_mask`: whether the patient is looked for.
     """
 
     plan: Plan
     raster_mm: float | None = None
-    tilt: Tilt = "refuse"
     body_mask: bool = False
 
     def open(self, files: CaseFiles) -> PreparedScan:
@@ -79,7 +77,6 @@ class ScanOpener:
             plan.channel_names,
             plan.lesion_labels,
             (),
-            resample_tilt=self.tilt == "resample",
             may_lack=True,
         )
         return read_image(self._with_pixel_mm(files), unlabelled)

@@ -13,7 +13,6 @@ from lesionseg.errors import ContentError, DatasetError, GeometryError
 from lesionseg.io.dicom.dicom_reference import read_dicom_reference
 from lesionseg.io.dicom.headers import is_dicom
 from lesionseg.io.dicom.radiographs import is_radiograph, read_hidden
-from lesionseg.io.dicom.stack import Tilt
 from lesionseg.io.layouts.case_problems import LACKING
 from lesionseg.io.layouts.coco_reference import read_coco_reference
 from lesionseg.io.layouts.datalist import read_boxes
@@ -54,21 +53,21 @@ def read_image(files: CaseFiles, dataset: Dataset) -> Volume:
 def read_grid(files: CaseFiles, dataset: Dataset) -> Geometry:
     """The grid of a case's first file, from its header alone."""
     fetch_images(files.images[:1])
-    return read_geometry(files.images[0], raster_mm=files.pixel_mm, tilt=tilt_of(dataset))
+    return read_geometry(files.images[0], raster_mm=files.pixel_mm)
 
 
 def _read_image(files: CaseFiles, dataset: Dataset) -> Volume:
     check_channels(files, dataset)
-    raster_mm, tilt = files.pixel_mm, tilt_of(dataset)
+    raster_mm = files.pixel_mm
     valid: NDArray[np.bool_] | None = None
-    first = read_volume(files.images[0], raster_mm=raster_mm, tilt=tilt)
+    first = read_volume(files.images[0], raster_mm=raster_mm)
     check_dims(files.images[0], first.geometry, dataset.dims)
     n_channels = len(dataset.channel_names)
     array = np.zeros((n_channels, *first.geometry.shape), dtype=np.float32)
     present = [c for c in range(n_channels) if c not in files.missing]
     for channel, file in zip(present, files.images, strict=True):
         is_first = channel == present[0]
-        volume = first if is_first else read_volume(file, raster_mm=raster_mm, tilt=tilt)
+        volume = first if is_first else read_volume(file, raster_mm=raster_mm)
         check_grid(file, volume.geometry, files.images[0], first.geometry)
         if volume.valid is not None:
             valid = volume.valid if valid is None else valid & volume.valid
@@ -231,11 +230,6 @@ def _read_named(path: Path, dataset: Dataset, geometry: Geometry) -> Reference:
         ignore = values == left_out
         reference = replace(reference, labels=np.where(ignore, 0, values), ignore=ignore)
     return _united(reference) if dataset.regions else reference
-
-
-def tilt_of(dataset: Dataset) -> Tilt:
-    """What the dataset wants done with DICOM series of a tilted gantry."""
-    return "resample" if dataset.resample_tilt else "refuse"
 
 
 def check_dims(path: Path, geometry: Geometry, dims: int) -> None:

@@ -4,11 +4,10 @@ import hashlib
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
-from lesionseg.core import Case, CaseFiles, Dataset, Geometry, Volume
+from lesionseg.core import Case, CaseFiles, Dataset, Geometry
 from lesionseg.errors import GeometryError, LesionsegError, ReadError
 from lesionseg.io.cases import (
     check_channels,
@@ -18,62 +17,47 @@ from lesionseg.io.cases import (
     mask_mm,
     read_case,
     read_reference,
-    tilt_of,
 )
 from lesionseg.io.dicom.headers import is_dicom, is_secondary_capture, read_header
 from lesionseg.io.formats.guard import reading
 from lesionseg.io.formats.nifti import SUFFIXES as NIFTI
 from lesionseg.io.formats.nifti import states_orientation
-from lesionseg.io.local_files import content_files, fetch_images
+from lesionseg.io.local_files import content_files
 from lesionseg.io.volumes import read_geometry, read_volume
-
-FaultKind = Literal["unreadable", "geometry", "not_finite", "labels", "channels"]
-
-
-@dataclass(frozen=True, eq=False)
-class Fault:
-    """Why a case cannot be used: what kind of fault, and the error that says so in full."""
-
-    kind: FaultKind
-    error: LesionsegError
 
 
 @dataclass(frozen=True, eq=False)
 class Inspected:
     """A case that can be used, or its faults; `case` is None exactly when there are any.
 
-    `patient` is a hash of the patient's identifier where the files hold one, None elsewhere;
-    `burned_in`: the files say that letters are burned into the picture, or are screen shots that
-    do not deny it; `oriented` is False when the files leave open how the patient lay. `remarks`:
-    what the readers warned about.
+    `faults`: the kind (`unreadable`, `geometry`, `not_finite`, `labels`, `channels`) and error of
+    each. `patient`: a hash of the patient's identifier, "" where the files hold none; `burned_in`:
+    the files say that letters are burned into the picture, or are screen shots that do not deny it;
+    `oriented` is False when the files leave open how the patient lay. `remarks`: what the readers
+    warned about.
     """
 
     case: Case | None
-    faults: tuple[Fault, ...] = ()
-    patient: str | None = None
-    burned_in: bool = False
-    oriented: bool = True
-    remarks: tuple[str, ...] = ()
+    faults: tuple[tuple[str, LesionsegError], ...]
+    patient: str
+    burned_in: bool
+    oriented: bool
+    remarks: tuple[str, ...]
 
 
 def inspect_case(files: CaseFiles, dataset: Dataset) -> Inspected:
     """Read a case; where that fails, look at each of its files by itself and list every fault."""
+    case, faults, oriented = None, list[tuple[str, LesionsegError]](), True
     with _warnings() as remarks:
-        inspected = _read(files, dataset)
+        try:
+            case = read_case(files, dataset)
+            nifti = [file for file in files.images if file.name.lower().endswith(NIFTI)]
+            oriented = all(states_orientation(file) for file in nifti)
+        except LesionsegError as error:
+            faults = _all_faults(files, dataset) or [("unreadable", error)]
     patient, burned_in = _dicom_facts(files.images)
-    return replace(
-        inspected, patient=patient, burned_in=burned_in, remarks=tuple(dict.fromkeys(remarks))
-    )
-
-
-def _read(files: CaseFiles, dataset: Dataset) -> Inspected:
-    try:
-        case = read_case(files, dataset)
-    except LesionsegError as error:
-        faults = _all_faults(files, dataset)
-        return Inspected(None, faults or (Fault("unreadable", error),))
-    oriented = [states_orientation(f) for f in files.images if f.name.lower().endswith(NIFTI)]
-    return Inspected(case, oriented=all(oriented))
+    unique = tuple(dict.fromkeys(remarks))
+    return Inspected(case, tuple(faults), patient, burned_in, oriented, unique)
 
 
 @contextmanager
@@ -96,92 +80,64 @@ def _warnings() -> Iterator[list[str]]:
         logger.removeHandler(collector)
 
 
-@contextmanager
-def _noted(faults: list[Fault], kind: FaultKind) -> Iterator[None]:
-    """Note what is raised within; `kind` is that of errors which do not tell their own."""
-    try:
-        yield
-    except GeometryError as error:
-        faults.append(Fault("geometry", error))
-    except ReadError as error:
-        faults.append(Fault("unreadable", error))
-    except LesionsegError as error:
-        faults.append(Fault(kind, error))
+def _all_faults(files: CaseFiles, dataset: Dataset) -> list[tuple[str, LesionsegError]]:
+    """Each check of `read_case` by itself, one after the other."""
+    faults: list[tuple[str, LesionsegError]] = []
 
+    @contextmanager
+    def noted(kind: str) -> Iterator[None]:
+        try:
+            yield
+        except GeometryError as error:
+            faults.append(("geometry", error))
+        except ReadError as error:
+            faults.append(("unreadable", error))
+        except LesionsegError as error:
+            faults.append((kind, error))
 
-def _all_faults(files: CaseFiles, dataset: Dataset) -> tuple[Fault, ...]:
-    faults: list[Fault] = []
-    with _noted(faults, "channels"):
+    with noted("channels"):
         check_channels(files, dataset)
-    first: tuple[Path, Geometry] | None = None
+    grid: Geometry | None = None
     for file in files.images:
-        geometry = _check_image(file, files, dataset, faults)
-        if geometry is not None and first is not None:
-            with _noted(faults, "geometry"):
-                check_grid(file, geometry, *first)
-        first = first or (None if geometry is None else (file, geometry))
-    _check_reference(files, dataset, first, faults)
-    return tuple(faults)
-
-
-def _check_image(
-    path: Path, files: CaseFiles, dataset: Dataset, faults: list[Fault]
-) -> Geometry | None:
-    """Note the faults of one image file; its geometry when it can be read."""
-    volume: Volume | None = None
-    with _noted(faults, "unreadable"):
-        fetch_images([path])
-        volume = read_volume(path, raster_mm=files.pixel_mm, tilt=tilt_of(dataset))
-    if volume is None:
-        return None
-    with _noted(faults, "geometry"):
-        check_dims(path, volume.geometry, dataset.dims)
-    with _noted(faults, "not_finite"):
-        check_finite(path, volume.array.astype("float32", copy=False))
-    return volume.geometry
-
-
-def _check_reference(
-    files: CaseFiles, dataset: Dataset, image: tuple[Path, Geometry] | None, faults: list[Fault]
-) -> None:
-    """Note the faults of the reference: its values even where its grid is wrong."""
+        with noted("unreadable"):
+            volume = read_volume(file, raster_mm=files.pixel_mm)
+            first, grid = grid, grid or volume.geometry
+            with noted("not_finite"):
+                check_finite(file, volume.array.astype("float32", copy=False))
+            check_dims(file, volume.geometry, dataset.dims)
+            if first is not None:
+                check_grid(file, volume.geometry, files.images[0], first)
     own = _own_geometry(files)
-    if image is not None and own is not None and files.reference is not None:
-        with _noted(faults, "geometry"):
-            check_grid(files.reference, own, *image)
-    geometry = own or (image[1] if image else None)
-    if geometry is None and files.reference is None:
-        return
-    of_values: list[Fault] = []
-    with _noted(of_values, "labels"):
-        read_reference(files, dataset, geometry or read_geometry(files.images[0]))
-    # on its own grid the values are judged alone; a wrong grid is noted above
-    faults += [f for f in of_values if own is None or f.kind != "geometry"]
+    if files.reference is not None and own is not None and grid is not None:
+        with noted("geometry"):
+            check_grid(files.reference, own, files.images[0], grid)
+    if own is not None or grid is not None:
+        n_before = len(faults)
+        with noted("labels"):
+            read_reference(files, dataset, own or grid)  # type: ignore[arg-type]  # one is there
+        if own is not None and len(faults) > n_before and faults[-1][0] == "geometry":
+            faults.pop()  # on its own grid the values count alone; a wrong grid is noted above
+    return faults
 
 
 def _own_geometry(files: CaseFiles) -> Geometry | None:
     """The grid a mask states itself; None for DICOM references, tables and unreadable files."""
-    if files.reference is None:
-        return None
-    with suppress(LesionsegError):  # reading the reference says so
-        fetch_images([files.reference])
-    if "lesions" in files.annotations or is_dicom(files.reference):
+    if files.reference is None or "lesions" in files.annotations or is_dicom(files.reference):
         return None
     mm = None
     with suppress(LesionsegError):
         mm = files.pixel_mm
-        image = read_geometry(files.images[0], raster_mm=mm, tilt="resample")
-        mm = mask_mm(files, image)
+        mm = mask_mm(files, read_geometry(files.images[0], raster_mm=mm))
     with suppress(LesionsegError):
         return read_geometry(files.reference, raster_mm=mm)
     return None
 
 
-def _dicom_facts(images: tuple[Path, ...]) -> tuple[str | None, bool]:
+def _dicom_facts(images: tuple[Path, ...]) -> tuple[str, bool]:
     """Hash of the patient's identifier, and whether letters are burned in."""
-    patient, burned_in = None, False
+    patient, burned_in = "", False
     for image in images:
-        try:
+        with suppress(LesionsegError):  # noted already
             file = next(iter(content_files(image)), image)
             if not is_dicom(file):
                 continue
@@ -189,9 +145,6 @@ def _dicom_facts(images: tuple[Path, ...]) -> tuple[str | None, bool]:
             with reading(file):
                 name = str(header.get("PatientID", "") or "").strip()
                 stated = str(header.get("BurnedInAnnotation", "") or "").upper()
-                captured = is_secondary_capture(header)
-        except LesionsegError:  # noted already
-            continue
-        patient = patient or (hashlib.sha256(name.encode()).hexdigest() if name else None)
-        burned_in |= stated == "YES" or (not stated and captured)
+                burned_in |= stated == "YES" or (not stated and is_secondary_capture(header))
+            patient = patient or (hashlib.sha256(name.encode()).hexdigest() if name else "")
     return patient, burned_in

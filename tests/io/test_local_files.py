@@ -78,6 +78,6 @@ def test_a_file_that_the_store_lost_is_the_fault_of_its_case(store: Path, tmp_pa
     (store / "b_mask.nii.gz").unlink()
     with pytest.raises(ReadError, match=r"no such file.*b_mask"):
         read_case(dataset.cases[1], dataset)
-    (fault,) = inspect_case(dataset.cases[1], dataset).faults
-    assert fault.kind == "unreadable"
-    assert "b_mask" in str(fault.error)
+    ((kind, error),) = inspect_case(dataset.cases[1], dataset).faults
+    assert kind == "unreadable"
+    assert "b_mask" in str(error)

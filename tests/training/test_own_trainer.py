@@ -8,7 +8,7 @@ from pytorch_lightning.callbacks import EMAWeightAveraging, ModelCheckpoint
 from lesionseg.io.atomic import read_csv
 from lesionseg.losses import FocalLoss
 from lesionseg.phantoms import write_mri_phantoms
-from lesionseg.pipeline.dataset.data_settings import DataSettings
+from lesionseg.pipeline.dataset import DataSettings
 from lesionseg.pipeline.train.learning import prepared
 from lesionseg.plan.make import PlanOverrides
 from lesionseg.training import Learning, LesionData, TrainerSettings, lesion_module, tiles_of

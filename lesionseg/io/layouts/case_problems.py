@@ -88,12 +88,12 @@ def refuse_problems(problems: Sequence[Problem], root: Path) -> None:
 
 
 def count_axes(cases: Sequence[CaseFiles]) -> int:
-    """Spatial axes of the first image that can be read, whatever the tilt of its gantry.
+    """Spatial axes of the first image that can be read.
 
     Three when none can: reading the cases says what is wrong with them.
     """
     for file in (file for case in cases for file in case.images[:1]):
         with suppress(LesionsegError):
             fetch_images([file])
-            return read_geometry(file, tilt="resample").dims
+            return read_geometry(file).dims
     return 3

@@ -76,7 +76,6 @@ def read_dataset(
     group: str | None = None,
     convention: str | None = None,
     merge_labels: bool = False,
-    resample_tilt: bool = False,
     may_lack: bool = False,
     lenient: bool = False,
 ) -> Dataset:
@@ -92,7 +91,6 @@ def read_dataset(
         group: a regular expression that finds the patient in a case id (see `assign_groups`).
         convention: names the layout instead of recognising it.
         merge_labels: makes all labels one, `{1: "lesion"}`.
-        resample_tilt: takes DICOM series of a tilted gantry.
         may_lack: takes cases without all of their channels (nnU-Net raw folders, manifests).
         lenient: leaves cases with faults in `Dataset.problems` instead.
     """
@@ -106,7 +104,7 @@ def read_dataset(
     if not dataset.cases:
         raise DatasetError("The dataset has no case.", where=root)
     cases = tuple(_with_radiograph_columns(c) for c in assign_groups(dataset.cases, group))
-    dataset = replace(dataset, cases=cases, resample_tilt=resample_tilt)
+    dataset = replace(dataset, cases=cases)
     _warn_of_shared_groups(dataset.cases)
     logger.info(
         "%s read as %s: %d cases of %d groups.",

@@ -9,7 +9,7 @@ from lesionseg.core import CaseFiles
 from lesionseg.errors import DatasetError
 from lesionseg.evaluation import CaseResult
 from lesionseg.inference.predictor import Predictor
-from lesionseg.pipeline.dataset.survey import Survey
+from lesionseg.pipeline.dataset import Survey
 from lesionseg.pipeline.judging.choice import MISSING, make_choice
 from lesionseg.pipeline.judging.least_candidate_size import choose_least_size
 from lesionseg.pipeline.judging.role_steps import (

@@ -9,7 +9,7 @@ from typing import Any
 from lesionseg.core import CaseFiles
 from lesionseg.inference.decision import Watch
 from lesionseg.inference.predictor import Predictor
-from lesionseg.pipeline.dataset.survey import Survey
+from lesionseg.pipeline.dataset import Survey
 from lesionseg.pipeline.judging.case_pairs import (
     See,
     openers,

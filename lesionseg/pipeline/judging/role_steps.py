@@ -13,7 +13,7 @@ from lesionseg.inference.decision import Watch
 from lesionseg.inference.predictor import Predictor
 from lesionseg.io.cases import read_image
 from lesionseg.io.predictions import find_predictions, write_prediction
-from lesionseg.pipeline.dataset.survey import Survey
+from lesionseg.pipeline.dataset import Survey
 from lesionseg.pipeline.judging.case_pairs import (
     CasePair,
     Scoring,

@@ -14,7 +14,7 @@ from lesionseg.evaluation import CaseResult, Preset, choose, match_case
 from lesionseg.inference.inference_settings import InferenceSettings
 from lesionseg.inference.predictor import Predictor
 from lesionseg.io.cases import read_case
-from lesionseg.pipeline.dataset.survey import Survey
+from lesionseg.pipeline.dataset import Survey
 from lesionseg.pipeline.judging.case_pairs import See
 from lesionseg.pipeline.predict import predict_volumes
 from lesionseg.plan.plan import Plan

@@ -23,7 +23,7 @@ from lesionseg.inference.bundle import ensemble
 from lesionseg.inference.predictor import Predictor
 from lesionseg.io.atomic import read_json, write_json
 from lesionseg.io.predictions import find_predictions
-from lesionseg.pipeline.dataset.survey import Survey, divided, folds_of
+from lesionseg.pipeline.dataset import Survey, divided, folds_of
 from lesionseg.pipeline.judging.choice import undecided
 from lesionseg.pipeline.judging.judge_folds import FoldRun, choose_missing, judge_out_of_fold
 from lesionseg.pipeline.judging.judge_role import judge_untouched

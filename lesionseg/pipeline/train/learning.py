@@ -1,7 +1,7 @@
 """Plan, prepare and learn: the steps that every training goes through, whoever orders it."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -10,7 +10,7 @@ import numpy as np
 import pytorch_lightning as pl
 from torch import nn
 
-from lesionseg.core import CaseFiles, Geometry
+from lesionseg.core import Geometry
 from lesionseg.data.cache.cached_case import CachedCase
 from lesionseg.data.cache.case_cache import source_hash
 from lesionseg.data.cache.fill import cores, fill_cache
@@ -29,11 +29,9 @@ from lesionseg.losses import DetectionLoss
 from lesionseg.models.build import TRUSTED, build_network
 from lesionseg.models.network_trial import backbone_pyramid, tried
 from lesionseg.ops.host_memory import default_budget
-from lesionseg.pipeline.dataset.data_settings import CACHE, DataSettings
-from lesionseg.pipeline.dataset.survey import Survey, take_survey
+from lesionseg.pipeline.dataset import CACHE, DataSettings, Survey, take_survey
 from lesionseg.pipeline.judging.choice import undecided
 from lesionseg.pipeline.predict import needed_bytes
-from lesionseg.pipeline.run.cluster import EngineName, spread
 from lesionseg.pipeline.run.outcome import bar
 from lesionseg.pipeline.run.run_dir import SPLITS, is_claimed
 from lesionseg.pipeline.train.fine_tuning import bundle_before, checkpoint_stages, start_from
@@ -230,34 +228,23 @@ def linked(plan: Plan, loss: nn.Module, detection: DetectionLoss | None = None) 
     return plan.with_(link=FocalLink(tuple(alpha) if isinstance(alpha, Sequence) else alpha, gamma))
 
 
-def prepare_cases(
-    survey: Survey, plan: Plan, data: DataSettings, run: Path, engine: EngineName = "local"
-) -> list[CachedCase]:
+def prepare_cases(survey: Survey, plan: Plan, data: DataSettings, run: Path) -> list[CachedCase]:
     """The training cases on the plan's grid, from the cache where it has them.
 
-    As many at a time as there are cores, here or in the cluster of the engine "ray", and as the
-    memory holds of the largest.
+    As many at a time as there are cores, and as the memory holds of the largest.
     """
     cases, n_bytes = survey.of_role("train"), _most_bytes(survey.fingerprint, plan)
-    facts = survey.facts and survey.facts.alone()
     fill = partial(
         fill_cache,
         replace(survey.dataset, cases=()),
         plan=plan,
         folder=data.cache_dir or run.parent / CACHE,
         disk=data.disk,
-        source=source_hash if facts is None else facts.source,
+        source=lambda files: survey.sources.get(files.case) or source_hash(files),
     )
-    if engine == "ray":
-        spread("Preparing cases", partial(_fill, fill), cases, n_bytes=n_bytes)
     with bar("Preparing cases") as advance:
         workers = min(cores(), max(1, default_budget() // n_bytes))
         return fill(cases, progress=advance, workers=workers)
-
-
-def _fill(fill: Callable[..., list[CachedCase]], cases: Sequence[CaseFiles]) -> None:
-    """Prepare cases one by one; what is made lies in the cache, which others see, too."""
-    fill(cases, workers=1)
 
 
 def _most_bytes(fingerprint: Fingerprint, plan: Plan) -> int:

@@ -21,9 +21,7 @@ from lesionseg.inference.input_check import InputCheck
 from lesionseg.inference.model_card import model_card
 from lesionseg.inference.predictor import Predictor
 from lesionseg.io.atomic import write_text
-from lesionseg.pipeline.dataset.capabilities import require_masks
-from lesionseg.pipeline.dataset.data_settings import DataSettings
-from lesionseg.pipeline.dataset.survey import Survey
+from lesionseg.pipeline.dataset import DataSettings, Survey, require_masks
 from lesionseg.pipeline.judging.choice import Choice, ChoiceSettings
 from lesionseg.pipeline.judging.judge_folds import judge_missing
 from lesionseg.pipeline.judging.judge_role import judge_validation

@@ -1,5 +1,6 @@
 """The recipe of `train`: from a folder of scans to a bundle, scores and a report."""
 
+import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -14,10 +15,8 @@ from lesionseg.data.transforms import PrepareSettings
 from lesionseg.evaluation import Preset
 from lesionseg.inference.inference_settings import InferenceSettings
 from lesionseg.io.folder_locks import locked_folder
-from lesionseg.losses import DetectionLoss, complete_loss
-from lesionseg.pipeline.dataset.capabilities import warn_of_unused_loss
-from lesionseg.pipeline.dataset.data_settings import ALL_FOLDS, DataSettings
-from lesionseg.pipeline.dataset.survey import Survey, take_survey
+from lesionseg.losses import DetectionLoss, DiceFocalLoss, complete_loss
+from lesionseg.pipeline.dataset import ALL_FOLDS, DataSettings, Survey, take_survey
 from lesionseg.pipeline.judging.choice import CHOSEN, ChoiceSettings
 from lesionseg.pipeline.judging.judge_role import judge_untouched
 from lesionseg.pipeline.report.recipe import ReportSettings, report_run
@@ -26,11 +25,14 @@ from lesionseg.pipeline.run.run_dir import check_claim, default_run_dir
 from lesionseg.pipeline.run.run_log import kept_log
 from lesionseg.pipeline.train.cross_validation import cross_validate
 from lesionseg.pipeline.train.one_training import Recipe, TrainResult, begin, train_once
+from lesionseg.plan.candidate_rule import sources_of
 from lesionseg.plan.make import PlanOverrides
 from lesionseg.training.callbacks.loggers import LoggerSettings, require_logger
 from lesionseg.training.device.processes import from_first, is_first, joined
 from lesionseg.training.learning_settings import Learning
 from lesionseg.training.settings import OptimiserSettings, TrainerSettings
+
+log = logging.getLogger(__name__)
 
 Scores = Mapping[str, Any]
 
@@ -165,8 +167,16 @@ def _run(recipe: Recipe, run: Path) -> TrainOutcome:
 def _work(recipe: Recipe, run: Path) -> TrainOutcome:
     """What all processes of a training go through together, step by step."""
     started, learning = time.monotonic(), recipe.learning
-    if is_first():
-        warn_of_unused_loss(recipe.model.architecture, learning.loss, learning.detection)
+    has_voxels = "segmentation" in sources_of(recipe.model.architecture)
+    if is_first() and not has_voxels and type(learning.loss) is not DiceFocalLoss:  # the default
+        log.warning(
+            "model=%s has no voxels: %s is not used. Its anchors learn by detection.alpha=%s and "
+            "detection.gamma=%s.",
+            recipe.model.architecture,
+            type(learning.loss).__name__,
+            learning.detection.alpha,
+            learning.detection.gamma,
+        )
     survey = from_first(lambda: take_survey(recipe.data, learning.seed, recipe.data.facts(run)))
     train_all = cross_validate if recipe.data.fold == ALL_FOLDS else _hold_out
     judge = train_all(recipe, survey, run)

@@ -15,9 +15,7 @@ from lesionseg.errors import ConfigError, DatasetError, LesionsegError
 from lesionseg.evaluation import Preset
 from lesionseg.inference.inference_settings import InferenceSettings
 from lesionseg.io.folder_locks import locks
-from lesionseg.pipeline.dataset.capabilities import require_masks
-from lesionseg.pipeline.dataset.data_settings import DataSettings
-from lesionseg.pipeline.dataset.survey import Survey, take_survey
+from lesionseg.pipeline.dataset import DataSettings, Survey, require_masks, take_survey
 from lesionseg.pipeline.judging.volume_scores import VolumeJudge
 from lesionseg.pipeline.run.cluster import run_tasks
 from lesionseg.pipeline.run.outcome import CommandOutcome, aligned

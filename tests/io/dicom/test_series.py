@@ -173,8 +173,8 @@ def test_inspection_tells_of_a_slice_that_was_cut_short(series: Series, tmp_path
     for n in (140, 400, 745):
         file.write_bytes(whole[:n])
         found = inspect_case(dataset.cases[0], dataset)
-        assert [fault.kind for fault in found.faults] == ["unreadable"]
-        assert "b.dcm" in str(found.faults[0].error)
+        assert [kind for kind, _ in found.faults] == ["unreadable"]
+        assert "b.dcm" in str(found.faults[0][1])
 
 
 def test_what_is_no_image_is_left_out_by_name(

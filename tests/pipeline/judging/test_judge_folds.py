@@ -14,8 +14,7 @@ from lesionseg.io.cases import read_case
 from lesionseg.io.predictions import write_prediction
 from lesionseg.ops.components import lesion_instances
 from lesionseg.phantoms import write_mri_phantoms
-from lesionseg.pipeline.dataset.data_settings import DataSettings
-from lesionseg.pipeline.dataset.survey import Survey, divided, folds_of, take_survey
+from lesionseg.pipeline.dataset import DataSettings, Survey, divided, folds_of, take_survey
 from lesionseg.pipeline.judging.choice import ChoiceSettings, undecided
 from lesionseg.pipeline.judging.judge_folds import FoldRun, choose_missing, judge_out_of_fold
 from lesionseg.pipeline.judging.role_steps import Rules

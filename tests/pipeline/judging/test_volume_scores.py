@@ -11,8 +11,7 @@ from lesionseg.core import Candidate, Geometry, Prediction, Reference
 from lesionseg.evaluation import PRESETS
 from lesionseg.inference.inference_settings import InferenceSettings
 from lesionseg.phantoms import write_xray_phantoms
-from lesionseg.pipeline.dataset.data_settings import DataSettings
-from lesionseg.pipeline.dataset.survey import take_survey
+from lesionseg.pipeline.dataset import DataSettings, take_survey
 from lesionseg.pipeline.judging.role_steps import labelled
 from lesionseg.pipeline.judging.volume_scores import VolumeJudge, VolumeScores, overlaps
 from lesionseg.pipeline.train.learning import decide

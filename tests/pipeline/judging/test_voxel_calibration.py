@@ -10,8 +10,7 @@ from lesionseg.core import Calibration, Geometry, Reference
 from lesionseg.evaluation import PRESETS
 from lesionseg.inference.predictor import Predictor
 from lesionseg.phantoms import write_mri_phantoms
-from lesionseg.pipeline.dataset.data_settings import DataSettings
-from lesionseg.pipeline.dataset.survey import take_survey
+from lesionseg.pipeline.dataset import DataSettings, take_survey
 from lesionseg.pipeline.judging.choice import ChoiceSettings, undecided
 from lesionseg.pipeline.judging.judge_role import judge_validation
 from lesionseg.pipeline.judging.role_steps import Rules

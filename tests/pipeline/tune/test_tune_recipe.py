@@ -26,7 +26,7 @@ from lesionseg.losses import (
     FocalLoss,
 )
 from lesionseg.phantoms import write_xray_phantoms
-from lesionseg.pipeline.dataset.data_settings import DataSettings
+from lesionseg.pipeline.dataset import DataSettings
 from lesionseg.pipeline.judging.volume_scores import VolumeJudge
 from lesionseg.pipeline.tune.pair_losses import PairLosses, pair_of, tunable_losses
 from lesionseg.pipeline.tune.recipe import TuneOutcome, tune

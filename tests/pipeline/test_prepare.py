@@ -1,4 +1,4 @@
-"""`prepare` on this machine and on a small Ray cluster: the same plan, facts and cache."""
+"""How many cases `prepare` takes at a time."""
 
 import os
 from pathlib import Path
@@ -9,10 +9,9 @@ import pytest
 
 from lesionseg.core import Geometry, Volume
 from lesionseg.data.transforms import PrepareSettings
-from lesionseg.errors import ConfigError, LesionsegError
 from lesionseg.io.volumes import write_volume
-from lesionseg.pipeline.dataset.data_settings import DataSettings
-from lesionseg.pipeline.prepare.recipe import prepare
+from lesionseg.pipeline.dataset import DataSettings
+from lesionseg.pipeline.prepare import prepare
 from lesionseg.pipeline.train import learning
 from lesionseg.plan.make import PlanOverrides
 from lesionseg.training.settings import TrainerSettings
@@ -40,8 +39,7 @@ def raw(tmp_path: Path) -> Path:
     return root
 
 
-def _run(raw: Path, folder: Path, engine: Any) -> dict[str, bytes]:
-    """What `prepare` leaves in the folder, its log and locks aside."""
+def _run(raw: Path, folder: Path) -> None:
     prepare(
         DataSettings(str(raw)),
         PlanOverrides(),
@@ -52,15 +50,7 @@ def _run(raw: Path, folder: Path, engine: Any) -> dict[str, bytes]:
         identifiers=False,
         seed=0,
         config={},
-        engine=engine,
     )
-    files = [path for path in folder.rglob("*") if path.is_file() and "." in path.name.strip(".")]
-    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
-
-
-def test_an_engine_that_there_is_not_is_refused(raw: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="local, ray"):
-        _run(raw, tmp_path / "a", "spark")
 
 
 def test_as_many_cases_are_prepared_at_a_time_as_memory_holds(
@@ -78,17 +68,5 @@ def test_as_many_cases_are_prepared_at_a_time_as_memory_holds(
     one = 16 * 18 * 20 * 14  # `needed_bytes` of a case
     for n_bytes in (3 * one, one - 1):
         monkeypatch.setattr(learning, "default_budget", lambda n=n_bytes: n)
-        _run(raw, tmp_path / str(n_bytes), "local")
+        _run(raw, tmp_path / str(n_bytes))
     assert taken == [3, 1]
-
-
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore")
-def test_a_cluster_prepares_what_one_machine_does(raw: Path, tmp_path: Path, cluster: None) -> None:
-    alone, together = (_run(raw, tmp_path / engine, engine) for engine in ("local", "ray"))
-    assert set(alone) == set(together)
-    assert sum(name.startswith("cache/facts") for name in together) == 5
-    assert {n for n in alone if alone[n] != together[n]} <= {"run/config.yaml"}
-    (raw / "labelsTr" / "c1.nii.gz").write_bytes(b"no mask")
-    with pytest.raises(LesionsegError, match="c1"):
-        _run(raw, tmp_path / "broken", "ray")

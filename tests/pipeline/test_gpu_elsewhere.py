@@ -6,8 +6,7 @@ import torch
 from lesionseg.errors import ConfigError
 from lesionseg.losses import FocalLoss
 from lesionseg.phantoms import write_xray_phantoms
-from lesionseg.pipeline.dataset.data_settings import DataSettings
-from lesionseg.pipeline.dataset.survey import take_survey
+from lesionseg.pipeline.dataset import DataSettings, take_survey
 from lesionseg.pipeline.train import learning
 from lesionseg.pipeline.train.learning import decide
 from lesionseg.plan.make import PlanOverrides

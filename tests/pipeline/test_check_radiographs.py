@@ -8,8 +8,7 @@ import pytest
 from lesionseg.core import Geometry, Volume
 from lesionseg.io.layouts.conventions import read_dataset
 from lesionseg.io.volumes import write_volume
-from lesionseg.pipeline.prepare.check import check_dataset
-from lesionseg.pipeline.prepare.findings import CheckOutcome
+from lesionseg.pipeline.check import CheckOutcome, check_dataset
 from tests.io.dicom_files import DX, save
 
 
@@ -42,7 +41,7 @@ def checked(tmp_path: Path) -> CheckOutcome:
 
 def test_the_page_says_how_they_were_taken_and_what_a_millimetre_is(checked: CheckOutcome) -> None:
     page = checked.page.read_text()
-    for said in ("for processing", "for presentation", "at the detector", "How the radiographs"):
+    for said in ("for processing", "for presentation", "at the detector"):
         assert said in page
     assert "laterality" not in page  # no file states it
     assert "Miller" not in page

@@ -1,0 +1,282 @@
+"""`prepare check=true`: every problem of every case, and a page that shows them."""
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lesionseg.core import CaseFiles, Dataset, Geometry, joint_unit
+from lesionseg.io.inspection import inspect_case
+from lesionseg.ops.components import lesion_mask, lesions_of
+from lesionseg.pipeline.run.outcome import CommandOutcome, bar
+from lesionseg.plan.fingerprint import canonical_order
+from lesionseg.report.dataset import MEANING, PIXELS, CaseLook, write_dataset_report
+from lesionseg.report.pictures import draw_overview
+
+SPACING_FACTOR = 2.0  # from the median of the cases: beyond it a case is an outlier
+SAME_REFERENCE_VOXELS = 100  # from here on two equal references are no coincidence
+_SAMPLED = 100_000  # voxels looked at for the percentiles of a channel
+_SHOWN = 5  # cases named with a note that many share
+_TAKEN = ("laterality", "view", "presentation_intent", "pixel_size_source")  # of a radiograph
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One problem of one case; `case` is "" for an entry of the list that is no case.
+
+    `kind`: see `report.dataset.MEANING`. `detail` names nobody, `named` may name files and
+    patients; `others`: cases that share the problem.
+    """
+
+    case: str
+    kind: str
+    severity: str
+    detail: str = ""
+    named: str = ""
+    others: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class CheckOutcome(CommandOutcome):
+    """All findings, what each case is called on the page, and where the page lies."""
+
+    findings: tuple[Finding, ...]
+    pseudonyms: Mapping[str, str]
+    page: Path
+    identifiers: bool = False
+
+    @property
+    def exit_status(self) -> int:
+        """1 when a case cannot be used."""
+        return int(any(f.severity == "error" for f in self.findings))
+
+    def summary(self) -> list[str]:
+        """A line a finding, totals, and where the page lies; equal notes share a line."""
+        lines, notes = [], dict[str, list[str]]()
+        for finding in self.findings:
+            name, text = self._name(finding.case), MEANING[finding.kind] + finding.detail
+            if finding.others:
+                text += f" Also: {', '.join(map(self._name, finding.others))}."
+            if self.identifiers and finding.named:
+                text = finding.named
+            if finding.severity == "note":
+                notes.setdefault(text, []).append(name)
+            else:
+                lines.append(f"- {finding.severity}, {name}: {text}")
+        for text, names in notes.items():
+            shown = ", ".join(names[:_SHOWN]) + (" …" if len(names) > _SHOWN else "")
+            lines.append(f"- note, {len(names)} case{'s'[: len(names) - 1]} ({shown}): {text}")
+        if lines and not self.identifiers:
+            lines.append("identifiers=true prints the names of cases and files, and what is wrong.")
+        bad, odd = (
+            len({f.case for f in self.findings if f.severity == severity})
+            for severity in ("error", "warning")
+        )
+        total = f"{len(self.pseudonyms)} cases read, {bad} cannot be used, {odd} need a look."
+        return [*lines, total, f"Dataset report: {self.page}"]
+
+    def _name(self, case: str) -> str:
+        known = self.pseudonyms.get(case, "the list of cases")
+        return case if self.identifiers and case else known
+
+
+@dataclass(frozen=True)
+class _Trace:
+    """What is kept of a case to compare it with the others, once its arrays are freed.
+
+    `images` and `reference` are hashes of voxels, `patient` one of the patient's identifier; `axes`
+    says where the array axes run.
+    """
+
+    files: CaseFiles
+    look: CaseLook
+    findings: tuple[Finding, ...]
+    patient: str = ""
+    images: tuple[str, ...] = ()
+    reference: str = ""
+    axes: str = ""
+    unit: str = ""
+
+    @property
+    def content(self) -> tuple[str, ...]:
+        return (*self.images, self.reference) if self.reference else self.images
+
+
+def check_dataset(dataset: Dataset, page: Path, *, identifiers: bool = False) -> CheckOutcome:
+    """Inspect every case, one after the other in memory, compare them, and write the page.
+
+    The page names nobody; with `identifiers` the summary that is printed does.
+    """
+    traces = []
+    with bar("Checking the dataset") as advance:
+        for number, files in enumerate(dataset.cases, start=1):
+            name = f"case {number:0{len(str(len(dataset.cases)))}d}"
+            traces.append(_inspect(files, dataset, name))
+            advance(name, number, len(dataset.cases))
+    names = {t.files.case: t.look.name for t in traces}
+    findings = [
+        Finding(p.case if p.case in names else "", "listed", "error", named=str(p.error))
+        for p in dataset.problems
+        if not (p.repeated and p.case in names)  # inspecting the case has said so
+    ]
+    findings += [finding for trace in traces for finding in trace.findings]
+    findings += _compare(traces)
+    order = {case: i for i, case in enumerate(names)}
+    findings.sort(key=lambda f: order.get(f.case, -1))
+    remarks: dict[str, dict[tuple[str, str], None]] = {case: {} for case in (*names, "")}
+    for finding in findings:
+        remarks[finding.case][finding.kind, finding.severity] = None
+    looks = [replace(t.look, remarks=tuple(remarks[t.files.case])) for t in traces]
+    unit = joint_unit(t.unit for t in traces if t.unit).replace("px", PIXELS)
+    unlisted = sum(not finding.case for finding in findings)
+    write_dataset_report(page, looks, dataset.channel_names, unit, unlisted)
+    return CheckOutcome(tuple(findings), names, page, identifiers)
+
+
+def _inspect(files: CaseFiles, dataset: Dataset, pseudonym: str) -> _Trace:
+    """What is wrong with one case by itself, and what of it is compared with others."""
+    found, case_id = inspect_case(files, dataset), files.case
+    flaws = [Finding(case_id, kind, "error", named=str(e)) for kind, e in found.faults]
+    flaws += [
+        Finding(case_id, "remark", "note", named=f"{MEANING['remark']} {text}")
+        for text in found.remarks
+    ]
+    if found.burned_in:
+        flaws.append(Finding(case_id, "burned_in", "warning"))
+    taken = ", ".join(files.columns[name].lower() for name in _TAKEN if files.columns.get(name))
+    look = CaseLook(pseudonym, files.role or "", taken=taken)
+    if found.case is None:
+        return _Trace(files, look, tuple(flaws), found.patient)
+    image, reference = found.case.image, found.case.reference
+    lesions = None if reference is None else lesion_mask(reference)
+    for kind, severity, applies in (
+        ("constant", "warning", any(c.min() == c.max() for c in image.present)),
+        ("unoriented", "warning", not found.oriented),
+        ("detector", "note", image.geometry.unit != "mm"),
+        ("unlabelled", "note", lesions is None),
+        ("lesion_free", "note", lesions is not None and not lesions.any()),
+    ):
+        if applies:
+            flaws.append(Finding(case_id, kind, severity))
+    look = replace(
+        look,
+        shape=image.geometry.shape,
+        spacing_mm=tuple(
+            round(image.geometry.spacing_mm[a], 6) for a in canonical_order(image.geometry)
+        ),
+        diameters=() if reference is None else tuple(lesions_of(reference).diameters_mm.tolist()),
+        ranges=tuple(_range(channel) for channel in image.array),
+        picture=draw_overview(image.array[0], image.geometry, lesions),
+    )
+    telling = lesions is not None and np.count_nonzero(lesions) >= SAME_REFERENCE_VOXELS
+    return _Trace(
+        files,
+        look,
+        tuple(flaws),
+        found.patient,
+        tuple(_digest(channel) for channel in image.present),
+        _digest(lesions) if lesions is not None and telling else "",
+        _axes(image.geometry),
+        image.geometry.size_unit,
+    )
+
+
+def _compare(traces: Sequence[_Trace]) -> Iterator[Finding]:
+    """What only shows when the cases are compared with each other."""
+    for trace in traces:
+        if len(set(trace.images)) < len(trace.images):
+            detail = " Two of its channels are equal."
+            yield Finding(trace.files.case, "duplicate", "warning", detail)
+    for group in _sharing(traces, lambda t: t.images):
+        for trace in group:
+            yield _shared(trace, "duplicate", group)
+    patients, contents, groups = (
+        list(_sharing(traces, key))
+        for key in (lambda t: (t.patient,), lambda t: t.content, lambda t: (t.files.group,))
+    )
+    once = set[object]()
+    for group in (*patients, *contents):
+        cases = tuple(t.files.case for t in group)
+        if len({t.files.group for t in group}) > 1 and cases not in once:
+            once.add(cases)
+            for trace in group:
+                yield _shared(trace, "same_patient", group)
+    leaked = {
+        trace.files.case
+        for group in (*patients, *contents, *groups)
+        if len({t.files.role in ("test", "external") for t in group}) > 1
+        for trace in group
+    }
+    yield from (Finding(case, "leak", "warning") for case in sorted(leaked))
+    yield from _spacing_outliers([t for t in traces if t.look.spacing_mm])
+    turned = [t for t in traces if t.axes]
+    for usual, _ in Counter(t.axes for t in turned).most_common(1):
+        for trace in turned:
+            if trace.axes != usual:
+                detail = f" Axes {trace.axes}; most cases {usual}."
+                yield Finding(trace.files.case, "orientation", "note", detail)
+
+
+def _shared(trace: _Trace, kind: str, group: Sequence[_Trace]) -> Finding:
+    others = tuple(t.files.case for t in group if t is not trace)
+    return Finding(trace.files.case, kind, "warning", others=others)
+
+
+def _sharing(
+    traces: Sequence[_Trace], keys: Callable[[_Trace], tuple[str, ...]]
+) -> Iterator[list[_Trace]]:
+    """Groups of two or more cases that share a key; each group once."""
+    by_key: dict[str, dict[str, _Trace]] = {}
+    for trace in traces:
+        for key in filter(None, keys(trace)):
+            by_key.setdefault(key, {})[trace.files.case] = trace
+    groups = {tuple(members): list(members.values()) for members in by_key.values()}
+    yield from (group for group in groups.values() if len(group) > 1)
+
+
+def _spacing_outliers(readable: Sequence[_Trace]) -> Iterator[Finding]:
+    """Cases whose spacing is more than twice, or less than half, the median along an axis."""
+    axes = max((len(t.look.spacing_mm) for t in readable), default=0)
+    alike = [t for t in readable if len(t.look.spacing_mm) == axes]
+    if len(readable) < 3:
+        return
+    median = np.median([t.look.spacing_mm for t in alike], axis=0)
+    for trace in alike:
+        ratio = np.array(trace.look.spacing_mm) / median
+        if (np.maximum(ratio, 1 / ratio) > SPACING_FACTOR).any():
+            own, usual = (
+                " × ".join(f"{s:.3g}" for s in sizes) for sizes in (trace.look.spacing_mm, median)
+            )
+            detail = f" {own} mm; usual {usual} mm."
+            yield Finding(trace.files.case, "spacing", "warning", detail)
+
+
+def _axes(geometry: Geometry) -> str:
+    """Where the array axes run, as letters such as SAR; empty in 2-D."""
+    if geometry.dims != 3:
+        return ""
+    directions = geometry.affine[:3, :3] / np.asarray(geometry.spacing_mm)
+    along = [int(np.abs(column).argmax()) for column in directions.T]
+    return "".join(
+        ("LR", "PA", "IS")[row][int(directions[row, axis] > 0)] for axis, row in enumerate(along)
+    )
+
+
+def _range(channel: NDArray[np.float32]) -> tuple[float, float, float]:
+    """The 0.5, 50 and 99.5 percentile of a channel, its lowest value (background) left out."""
+    flat = channel.reshape(-1)
+    sample = flat[:: max(1, flat.size // _SAMPLED)]
+    above = sample[sample > sample.min()]
+    low, middle, high = np.percentile(above if above.size else sample, (0.5, 50, 99.5))
+    return float(low), float(middle), float(high)
+
+
+def _digest(array: NDArray[np.generic]) -> str:
+    """Hash of shape and values: the same voxels in another file or format give the same."""
+    digest = hashlib.sha256(repr((array.shape, str(array.dtype))).encode())
+    digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()

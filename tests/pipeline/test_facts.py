@@ -1,0 +1,116 @@
+"""facts.json: a case is read once, and again when one of its files changes."""
+
+import json
+import os
+import shutil
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lesionseg.core import Dataset
+from lesionseg.errors import LesionsegError
+from lesionseg.io.cases import read_case
+from lesionseg.io.layouts.conventions import read_dataset
+from lesionseg.phantoms.head_mri import write_mri_phantoms
+from lesionseg.pipeline.facts import FILE, CaseRecord, read_records
+from lesionseg.plan.fingerprint import facts_of
+
+OLD = 1_600_000_000
+
+
+def quiet(case: str, done: int, total: int) -> None: ...
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("facts") / "data"
+    write_mri_phantoms(root, 3, seed=0, lesion_free_share=0, shape=(40, 40, 40))
+    return root
+
+
+@pytest.fixture
+def dataset(made: Path, tmp_path: Path) -> Dataset:
+    root = tmp_path / "data"
+    shutil.copytree(made, root)
+    for file in root.rglob("*"):
+        os.utime(file, (OLD, OLD))
+    return read_dataset(root)
+
+
+def kept(dataset: Dataset, folder: Path) -> dict[str, object]:
+    """The entries of facts.json by case, as objects that differ when a case was read again."""
+    (entries,) = json.loads((folder / FILE).read_text()).values()
+    return dict(entries)
+
+
+def same(one: CaseRecord | LesionsegError, other: CaseRecord | LesionsegError) -> bool:
+    assert isinstance(one, CaseRecord)
+    assert isinstance(other, CaseRecord)
+    assert one.facts is not None
+    assert other.facts is not None
+    pairs = zip(asdict(one.facts).values(), asdict(other.facts).values(), strict=True)
+    return one.source == other.source and all(np.array_equal(a, b) for a, b in pairs)
+
+
+def test_records_are_those_of_the_cases_read_or_remembered(
+    dataset: Dataset, tmp_path: Path
+) -> None:
+    first = read_records(dataset, tmp_path / "facts", quiet)
+    case = read_case(dataset.cases[0], dataset)
+    assert case.reference is not None
+    assert isinstance(first[0], CaseRecord)
+    assert same(first[0], CaseRecord(facts_of(case, case.reference), first[0].source))
+    for files in dataset.cases:  # other voxels of the same size and time: nobody looks at them
+        state = files.images[0].stat()
+        files.images[0].write_bytes(b"\0" * state.st_size)
+        os.utime(files.images[0], (OLD, OLD))
+    again = read_records(dataset, tmp_path / "facts", quiet)
+    assert all(same(a, b) for a, b in zip(first, again, strict=True))
+
+
+def test_a_changed_file_is_read_again_and_a_bad_one_fails_alone(
+    dataset: Dataset, tmp_path: Path
+) -> None:
+    before = read_records(dataset, tmp_path / "facts", quiet)
+    files, other, bad = dataset.cases
+    shutil.copy(other.images[0], files.images[0])
+    os.utime(files.images[0], (OLD + 1, OLD + 1))
+    bad.images[0].write_bytes(b"no scan")
+    after = read_records(dataset, tmp_path / "facts", quiet)
+    assert not same(before[0], after[0])
+    assert same(before[1], after[1])
+    assert isinstance(after[2], LesionsegError)
+
+
+def test_a_file_of_this_second_and_another_reading_are_not_relied_on(
+    dataset: Dataset, tmp_path: Path
+) -> None:
+    dataset.cases[0].images[0].touch()
+    read_records(dataset, tmp_path / "facts", quiet)
+    assert set(kept(dataset, tmp_path / "facts")) == {c.case for c in dataset.cases[1:]}
+    read_records(replace(dataset, merged_values=(1, 2)), tmp_path / "facts", quiet)
+    assert len(json.loads((tmp_path / "facts" / FILE).read_text())) == 2
+
+
+@pytest.mark.parametrize("text", ["", "no JSON", "[1]"])
+def test_a_damaged_file_and_one_that_cannot_be_written_cost_time_alone(
+    dataset: Dataset, tmp_path: Path, text: str
+) -> None:
+    (tmp_path / "facts").mkdir()
+    (tmp_path / "facts" / FILE).write_text(text)
+    first = read_records(dataset, tmp_path / "facts", quiet)
+    (tmp_path / "file").write_text("a file")
+    second = read_records(dataset, tmp_path / "file", quiet)
+    assert all(same(a, b) for a, b in zip(first, second, strict=True))
+    assert len(kept(dataset, tmp_path / "facts")) == 3
+
+
+def test_an_interrupted_start_keeps_what_it_read(dataset: Dataset, tmp_path: Path) -> None:
+    def interrupt(case: str, done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        read_records(dataset, tmp_path / "facts", interrupt)
+    assert dataset.cases[0].case in kept(dataset, tmp_path / "facts")
