@@ -43,7 +43,7 @@ def test_the_runtimes_lock_is_a_part_of_the_developers() -> None:
         name: pin.specifier for name, pin in runtime.items()
     }
     assert {Requirement(line).name.lower() for line in PROJECT["dependencies"]} <= runtime.keys()
-    tools = {"ray", "mypy", "pytest", "onnx", "pandas", "optuna", "pydicom", "fastapi"}
+    tools = {"ray", "mypy", "pytest", "onnx", "optuna", "pydicom", "fastapi"}
     assert not runtime.keys() & tools
 
 
@@ -61,27 +61,10 @@ def test_the_lock_names_one_exact_version_of_each_and_no_local_build() -> None:
         assert "+" not in only.version
 
 
-def test_no_file_asks_an_index_for_lesionseg() -> None:
-    asked = "lesionseg" + "["
-    folders = ("benchmarks", "conf", "docs", "lesionseg", "scripts", "tests")
-    files = [*ROOT.glob("*.*"), *(file for name in folders for file in (ROOT / name).rglob("*.*"))]
-    texts = [f for f in files if f.suffix in {".md", ".py", ".yaml", ".toml", ".lock", ".txt"}]
-    assert len(texts) > 100
-    assert [f for f in texts if asked in f.read_text(encoding="utf-8")] == []
-
-
 @pytest.mark.parametrize("extra", sorted(EXTRAS.keys() - {"test", "docs"}))
 def test_an_extra_is_installed_by_the_names_of_its_packages(extra: str) -> None:
     named = re.findall(r'"([^"]*)"', pip_install(extra))
     assert {Requirement(name) for name in named} == {Requirement(name) for name in EXTRAS[extra]}
-
-
-@pytest.mark.parametrize("extra", sorted(EXTRAS.keys() - {"test", "docs"}))
-def test_the_documentation_names_the_packages_of_an_extra(extra: str) -> None:
-    pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
-    text = "\n".join(page.read_text(encoding="utf-8").replace('"', "") for page in pages)
-    said = [set(names.split()) for names in re.findall("pip install ([^`#]*)", text)]
-    assert any({name.partition(">")[0] for name in EXTRAS[extra]} <= names for names in said)
 
 
 def test_without_metadata_an_extra_is_installed_in_the_clone(

@@ -36,14 +36,14 @@ def predict_on_ray(
     """Predict cases on a Ray cluster; yields rows as they are done.
 
     The cluster is the one that this process is connected to or that `ray.init` finds, else one on
-    this machine for the time being. Raises `ConfigError` without the extra `distributed`, or when
+    this machine for the time being. Raises `ConfigError` without the extra `ray`, or when
     the cluster has no core.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing leaves this machine
     try:
         import ray
     except ImportError as error:
-        raise ConfigError(f"engine=ray: {error}. {pip_install('distributed')}") from error
+        raise ConfigError(f"engine=ray: {error}. {pip_install('ray')}") from error
     bundles = tuple(str(Path(bundle).resolve()) for bundle in cfg.bundle)  # actors run elsewhere
     cfg = replace(cfg, bundle=bundles)
     ours = not ray.is_initialized()

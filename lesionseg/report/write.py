@@ -160,8 +160,8 @@ def share_words(hits: int, n: int) -> str:
 
     >>> share_words(64, 70), share_words(6, 23), share_words(5, 5), share_words(0, 8)
     ('9 in 10', '1 in 4', 'all 5', 'none of 8')
-    >>> share_words(1, 2), share_words(199, 200), share_words(1, 300)
-    ('1 in 2', 'nearly all', 'almost none')
+    >>> share_words(1, 2), share_words(4, 8), share_words(199, 200), share_words(1, 300)
+    ('1 of 2', '1 in 2', 'nearly all', 'almost none')
     """
     if n and hits == n:
         return f"all {n}"

@@ -1,7 +1,6 @@
 """The table all benchmarks print."""
 
 import json
-from pathlib import Path
 
 import pytest
 
@@ -45,11 +44,3 @@ def test_runs_take_turns_and_the_best_time_counts() -> None:
     times = table.interleaved_ms(runs, rounds=3)
     assert order == ["a", "a", "b", "b"] + ["a", "b"] * 3
     assert all(time >= 0 for time in times.values())
-
-
-def test_the_list_of_benchmarks_names_each_script(repository: Path) -> None:
-    folder = repository / "benchmarks"
-    listed = (folder / "README.md").read_text(encoding="utf-8")
-    parts = [p for p in folder.rglob("*.py") if p.parent.name not in ("gpu", "bare", "stand_in")]
-    names = [str(path.relative_to(folder)) for path in parts]
-    assert [name for name in names if f"`{name}`" not in listed] == []

@@ -26,9 +26,6 @@ SMALL = [
     "model.batch_size=2",
     "model.tile_shape=[16,16,16]",
     "replicates=20",
-    "report.missed=1",
-    "report.false_positives=0",
-    "report.found=1",
 ]
 
 

@@ -143,6 +143,6 @@ def ray_package() -> Any:
             "The engine ray needs packages that are not installed.",
             where="engine",
             seen=str(error),
-            remedy=pip_install("distributed"),
+            remedy=pip_install("ray"),
         ) from error
     return ray
