@@ -39,7 +39,6 @@ def test_a_run_leaves_everything_that_is_promised(mri_run: Path) -> None:
         train.log metrics.csv validation
         scores.json cases.csv lesions.csv candidates.csv report.html
         bundle/weights.safetensors bundle/plan.json bundle/model_card.md
-        
         test/scores.json test/cases.csv test/lesions.csv test/candidates.csv test/report.html"""
     assert [name for name in promised.split() if not (mri_run / name).exists()] == []
     left_over = [p for p in mri_run.rglob("*") if "tmp" in p.name.lower() or "partial" in p.name]
