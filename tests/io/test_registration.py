@@ -20,12 +20,13 @@ def movement(degrees: float, shift_mm: tuple[float, float, float]) -> np.ndarray
 
 def test_a_known_movement_is_found_again_each_time_alike() -> None:
     """The earlier scan's header is turned by 6 degrees and moved by 9 mm; noise differs."""
-    settings = VisitSettings(shape=(24, 40, 40), spacing_mm=(3, 2, 2), shift_mm=0.0, bias=0.05)
-    pair = simulate_visits(np.random.default_rng(0), settings)
+    settings = VisitSettings(shape=(48, 72, 64), spacing_mm=(3, 2, 2))
+    scans, _ = simulate_visits(np.random.default_rng(0), settings)
     away = movement(6, (7, -4, 5))
-    geometry = pair.before_scan.geometry
-    moved = Volume(pair.before_scan.array, Geometry(geometry.shape, away @ geometry.affine))
-    found, again = (register_rigid(pair.after_scan, moved) for _ in range(2))
+    geometry = Geometry.from_spacing(settings.shape, settings.spacing_mm)
+    later = Volume(scans["after"][None], geometry)
+    moved = Volume(scans["before"][None], Geometry(geometry.shape, away @ geometry.affine))
+    found, again = (register_rigid(later, moved) for _ in range(2))
     corners = geometry.to_mm(
         np.array(np.meshgrid(*[(0.15 * n, 0.85 * n) for n in geometry.shape])).reshape(3, -1).T
     )

@@ -143,7 +143,7 @@ def test_a_retest_widens_the_smallest_change(visits: Path) -> None:
 
 def test_scans_that_the_headers_place_apart_are_registered_and_drawn(tmp_path: Path) -> None:
     """The earlier scan's header is moved by 15 mm: by headers alone nothing would match."""
-    settings = VisitSettings(shape=(24, 40, 40), spacing_mm=(2, 2, 2), n_false=0.0)
+    settings = VisitSettings(shape=(24, 40, 40), spacing_mm=(2, 2, 2))
     write_visit_phantoms(tmp_path, 1, settings, seed=4)
     for name in ("before", "before_images"):
         path = tmp_path / name / "simulated_000.nii.gz"

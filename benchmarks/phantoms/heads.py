@@ -1,11 +1,36 @@
-"""A simulated head: ellipsoids, folds of cortex and relaxation times become a FLAIR signal."""
+"""Anatomical heads: FLAIR scans with white-matter lesions, as the tables of docs/results.md use.
 
+    python benchmarks/phantoms/heads.py FOLDER --cases 16 --test 4 --seed 1
+
+Ellipsoids, folds of cortex and relaxation times become a FLAIR signal.
+"""
+
+import argparse
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.random import Generator
+from numpy.typing import NDArray
 
-from lesionseg.phantoms.fields import Field, ellipsoid_depth, inside, millimetre_axes, smooth_field
+from lesionseg.phantoms import (
+    Field,
+    Placed,
+    Range,
+    Simulated,
+    each_case,
+    ellipsoid_depth,
+    inside,
+    lesion_share,
+    millimetre_axes,
+    place_at,
+    smooth_field,
+    write_nnunet_raw,
+)
+
+TRIES = 40  # places tried for a lesion before it is given up
 
 
 @dataclass(frozen=True)
@@ -74,9 +99,7 @@ class Head:
     signals: Mapping[str, float]
 
 
-def simulate_head(
-    rng: np.random.Generator, shape: Sequence[int], spacing_mm: Sequence[float]
-) -> Head:
+def simulate_head(rng: Generator, shape: Sequence[int], spacing_mm: Sequence[float]) -> Head:
     """Draw a head of random size, shape, folding and tissue properties that fills the grid."""
     half_mm = np.asarray(shape) * np.asarray(spacing_mm) / 2
     outer = np.minimum(0.96 * half_mm, ADULT_MM) * rng.uniform(0.95, 1.0, size=3)
@@ -103,7 +126,7 @@ def simulate_head(
     return Head(signal.astype(np.float32), white, brain, -ventricle, depth, signals)
 
 
-def _signals(rng: np.random.Generator) -> dict[str, float]:
+def _signals(rng: Generator) -> dict[str, float]:
     """Tissue signals with the T2 of each tissue 4 % apart between people."""
     return {
         name: flair_signal(Tissue(t.t1_ms, t.t2_ms * rng.normal(1, 0.04), t.density))
@@ -112,7 +135,7 @@ def _signals(rng: np.random.Generator) -> dict[str, float]:
 
 
 def _deformed_axes(
-    rng: np.random.Generator, shape: Sequence[int], spacing_mm: Sequence[float], scale: float
+    rng: Generator, shape: Sequence[int], spacing_mm: Sequence[float], scale: float
 ) -> list[Field]:
     """Coordinates in mm, bent by about 2 mm, so that no head is a perfect ellipsoid."""
     return [
@@ -134,7 +157,7 @@ def _envelope(depth: Field, voxel: float, scale: float, signals: Mapping[str, fl
 
 
 def _surface_mm(
-    rng: np.random.Generator,
+    rng: Generator,
     axes: Sequence[Field],
     depth: Field,
     shape: Sequence[int],
@@ -153,7 +176,7 @@ def _surface_mm(
     return np.asarray(np.minimum(depth, np.minimum(sulci, fissure)), dtype=np.float32)
 
 
-def _ventricle_depth(rng: np.random.Generator, axes: Sequence[Field], scale: float) -> Field:
+def _ventricle_depth(rng: Generator, axes: Sequence[Field], scale: float) -> Field:
     """Signed depth in mm inside the lateral ventricles (two arcs) and the third one."""
     z, y, x = (a / np.float32(scale) for a in axes)
     wide = rng.uniform(0.8, 1.5)
@@ -174,7 +197,7 @@ def _nuclei_depth(axes: Sequence[Field], scale: float) -> Field:
 
 
 def _flow_artefacts(
-    rng: np.random.Generator,
+    rng: Generator,
     shape: Sequence[int],
     spacing_mm: Sequence[float],
     scale: float,
@@ -197,3 +220,150 @@ def _plexus(axes: Sequence[Field], ventricle: Field, voxel: float, scale: float)
 def _caps(ventricle: Field, scale: float) -> Field:
     """The thin bright lining that healthy ventricles have, fading within about 2 mm."""
     return np.exp(np.minimum(ventricle, 0) / np.float32(2 * scale))
+
+
+@dataclass(frozen=True)
+class MriSettings:
+    """What the simulated scans look like.
+
+    `contrast` multiplies the lesions' difference from white matter; `noise` and `bias`: of the
+    receiver as a share of white matter's signal, and of the log of the coil's shading (standard
+    deviations). `lesion_fraction` caps the share of lesion voxels in the grid.
+    """
+
+    shape: tuple[int, ...] = (96, 112, 96)
+    spacing_mm: tuple[float, ...] = (1.5, 1.5, 1.5)
+    contrast: float = 1.0
+    noise: float = 0.05
+    n_lesions: tuple[int, int] = (10, 40)
+    lesion_fraction: float | None = None
+    diameter_mm: tuple[float, float, float] = (2.0, 7.0, 15.0)  # least, median, most
+    log_std: float = 0.4  # of the diameters, in log mm
+    bias: float = 0.12
+
+
+def simulate_mri_case(rng: Generator, settings: MriSettings, n_lesions: Range) -> Simulated:
+    """Draw one head: anatomy, FLAIR signal, lesions, coil shading, Rician noise.
+
+    A voxel is lesion when at least half of it is. Voxels of different lesions never touch.
+    """
+    head = simulate_head(rng, settings.shape, settings.spacing_mm)
+    signal, labels = head.signal.copy(), np.zeros(settings.shape, dtype=np.uint8)
+    if n_lesions[1]:
+        _add_lesions(rng, head, settings, signal, labels)
+    shading = smooth_field(rng, settings.shape, settings.spacing_mm, 220.0)
+    shaded = (
+        signal / np.float32(head.signals["white"]) * np.exp(np.float32(settings.bias) * shading)
+    )
+    noise = rng.standard_normal((2, *settings.shape), dtype=np.float32) * settings.noise
+    scale = 300.0 * np.exp(rng.normal(0, 0.2))
+    return np.asarray(np.hypot(shaded + noise[0], noise[1]) * scale, dtype=np.float32), labels
+
+
+def draw_diameters(
+    rng: Generator,
+    n_lesions: tuple[int, int],
+    diameter_mm: tuple[float, float, float],
+    log_std: float,
+) -> list[float]:
+    """Log-normal diameters (least, median, most) of so many lesions (least, most), descending."""
+    least, median, most = diameter_mm
+    n = int(rng.integers(n_lesions[0], n_lesions[1] + 1))
+    diameters = np.exp(rng.normal(np.log(median), log_std, size=n))
+    return sorted(np.clip(diameters, least, most).tolist(), reverse=True)
+
+
+def _add_lesions(
+    rng: Generator,
+    head: Head,
+    settings: MriSettings,
+    signal: Field,
+    labels: NDArray[np.uint8],
+) -> None:
+    """Write lesions into `signal` and `labels`, large ones first, while the budget lasts."""
+    zones = _zones(head)
+    share = np.inf if settings.lesion_fraction is None else settings.lesion_fraction
+    budget = share * labels.size
+    sizes = (settings.n_lesions, settings.diameter_mm, settings.log_std)
+    for diameter in draw_diameters(rng, *sizes):
+        excess = _severity(rng, diameter) * head.signals["lesion"] - head.signals["white"]
+        for _ in range(TRIES):
+            placed = _place(rng, head, settings, zones, diameter, labels)
+            if placed is not None:
+                break
+        else:
+            continue
+        where, filled = placed
+        voxels = int((filled >= 0.5).sum())
+        if voxels > budget:
+            continue
+        budget -= voxels
+        signal[where] += filled * np.float32(settings.contrast * max(excess, 0.0))
+        labels[where][filled >= 0.5] = 1
+
+
+def _severity(rng: Generator, diameter_mm: float) -> float:
+    """Signal relative to a fully demyelinated plaque: small lesions tend to be fainter."""
+    typical = 0.72 * (diameter_mm / 6.0) ** 0.1
+    return float(np.clip(typical * np.exp(rng.normal(0, 0.15)), 0.55, 1.0))
+
+
+def _zones(head: Head) -> list[tuple[float, NDArray[np.int64]]]:
+    """Where lesions start, as (probability, flat voxel indices), as multiple sclerosis has them.
+
+    Around the ventricles, in deep white matter, and under the cortex (Filippi M et al., Brain
+    2019;142:1858).
+    """
+    near = (head.ventricle_mm > 0.5) & (head.ventricle_mm < 8) & (head.white > 0.5)
+    deep = (head.ventricle_mm >= 8) & (head.white > 0.98)
+    rim = (head.white > 0.4) & (head.white < 0.9) & (head.ventricle_mm >= 8)
+    zones = [(0.4, near), (0.4, deep), (0.2, rim)]
+    return [(p, np.flatnonzero(zone)) for p, zone in zones if zone.any()]
+
+
+def _place(
+    rng: Generator,
+    head: Head,
+    settings: MriSettings,
+    zones: Sequence[tuple[float, NDArray[np.int64]]],
+    diameter_mm: float,
+    labels: NDArray[np.uint8],
+) -> Placed | None:
+    """A free place and the lesion's share of each voxel there; None when this try does not fit."""
+    weight = np.array([p for p, _ in zones])
+    voxels = zones[int(rng.choice(len(zones), p=weight / weight.sum()))][1]
+    centre = np.array(np.unravel_index(int(rng.choice(voxels)), settings.shape))
+    jitter = rng.uniform(-0.5, 0.5, size=3) * min(1.0, diameter_mm / 5)
+    filled = lesion_share(rng, diameter_mm, settings.spacing_mm, jitter)
+    return place_at(centre, filled, head.parenchyma, labels, gap=1)
+
+
+def write_mri_phantoms(
+    folder: Path,
+    n_cases: int,
+    *,
+    seed: int,
+    n_test: int = 0,
+    lesion_free_share: float = 1 / 6,
+    **chosen: Any,
+) -> None:
+    """Write simulated FLAIR scans as an nnU-Net raw folder; `chosen`: of `MriSettings`."""
+    settings = MriSettings(**chosen)
+
+    def simulate(rng: Generator, n_lesions: Range) -> Simulated:
+        return simulate_mri_case(rng, settings, n_lesions)
+
+    about = f"SIMULATED FLAIR scans of heads with white-matter lesions; no patient. Seed {seed}."
+    grid, n = (settings.shape, settings.spacing_mm), settings.n_lesions
+    cases = each_case(simulate, "SIM", n_cases, seed, lesion_free_share, grid, n, None)
+    write_nnunet_raw(folder, cases, n_cases, n_test, "simulated_flair", "FLAIR", about)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--cases", type=int, default=16)
+    parser.add_argument("--test", type=int, default=4)
+    parser.add_argument("--seed", type=int, default=1)
+    asked = parser.parse_args()
+    write_mri_phantoms(asked.folder, asked.cases, seed=asked.seed, n_test=asked.test)

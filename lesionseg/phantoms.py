@@ -1,0 +1,499 @@
+"""Simulated scans with exact references, for trying lesionseg out where no patient's data may go.
+
+One generator: smooth tissue, lesions with rippled outlines in it, and what a scanner makes of both.
+Case i of a set depends on the seed and on i alone. What is simulated says so in its own files; no
+number measured on it is a claim about patients.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.random import Generator, default_rng
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from lesionseg.core import Geometry, Volume
+from lesionseg.errors import ConfigError
+from lesionseg.io.atomic import write_json
+from lesionseg.io.volumes import write_volume
+from lesionseg.ops.components import label_components
+
+__all__ = [
+    "VisitSettings",
+    "simulate_visits",
+    "write_ct_phantoms",
+    "write_mri_phantoms",
+    "write_visit_phantoms",
+    "write_xray_phantoms",
+]
+
+Field = NDArray[np.floating[Any]]
+Outline = Callable[[Generator, Field], Field]
+Shape = Sequence[int]
+Spacing = Sequence[float]
+Grid = tuple[Shape, Spacing]  # the latter in mm
+Placed = tuple[tuple[slice, ...], Field]  # a lesion's box, and its share 0..1 of each voxel there
+Range = tuple[int, int]  # least and most
+Simulated = tuple[Field, NDArray[Any]]  # image and lesions `[*shape]`
+SimulatedCase = tuple[str, Field, NDArray[Any], Geometry]
+Images = Mapping[str, NDArray[Any]]
+Progress = Callable[[str, int, int], None]
+SUBSAMPLES = 3  # a lesion's share of a voxel is counted on 3 points along each axis
+TRIES = 60  # places tried for a lesion before it is given up
+
+
+def millimetre_axes(shape: Shape, spacing_mm: Spacing) -> list[Field]:
+    """Open grid of voxel centres in mm, the middle of the volume at 0; one broadcastable per axis.
+
+    >>> [axis.ravel().tolist() for axis in millimetre_axes((2, 3), (1.0, 2.0))]
+    [[-0.5, 0.5], [-2.0, 0.0, 2.0]]
+    """
+    axes = [(np.arange(n) - (n - 1) / 2) * s for n, s in zip(shape, spacing_mm, strict=True)]
+    return [np.asarray(axis, dtype=np.float32) for axis in np.ix_(*axes)]
+
+
+def smooth_field(rng: Generator, shape: Shape, spacing_mm: Spacing, wave_mm: float) -> Field:
+    """Gaussian random field `[*shape]` of zero mean, unit variance and about the given wavelength.
+
+    Noise on a grid with two and a half nodes per wavelength, upsampled by cubic B-splines: its
+    cost hardly depends on the wavelength, which a Gaussian filter's would.
+    """
+    node_mm = wave_mm / 2.5
+    nodes = [int(np.ceil(n * s / node_mm)) + 3 for n, s in zip(shape, spacing_mm, strict=True)]
+    field = ndimage.spline_filter(rng.standard_normal(nodes), order=3, output=np.float32)
+    for axis, (n, s) in enumerate(zip(shape, spacing_mm, strict=True)):
+        position = 1.0 + rng.random() * 0.5 + np.arange(n) * s / node_mm
+        node = np.floor(position).astype(int)
+        t = position - node
+        weights = ((1 - t) ** 3, 3 * t**3 - 6 * t**2 + 4, -3 * t**3 + 3 * t**2 + 3 * t + 1, t**3)
+        matrix = np.zeros((n, field.shape[axis]), dtype=np.float32)
+        for offset, weight in enumerate(weights):
+            column = np.clip(node - 1 + offset, 0, field.shape[axis] - 1)
+            np.add.at(matrix, (np.arange(n), column), weight / 6)
+        field = np.moveaxis(np.tensordot(matrix, field, axes=(1, axis)), 0, axis)
+    return np.asarray((field - field.mean()) / max(float(field.std()), 1e-6), dtype=np.float32)
+
+
+def inside(depth_mm: Field, width_mm: float) -> Field:
+    """Share of a voxel inside a surface `depth_mm` away (positive inside); linear over a voxel."""
+    return np.asarray(np.clip(depth_mm / np.float32(width_mm) + np.float32(0.5), 0, 1))
+
+
+def ellipsoid_depth(
+    axes: Sequence[Field | np.floating[Any]], centre_mm: Sequence[float], radii_mm: Sequence[float]
+) -> Field:
+    """Approximate signed distance in mm to an ellipsoid's surface, positive inside.
+
+    First order: (1 − f) · f / |∇f| with f = |x / r|; exact for a sphere.
+    """
+    each = zip(axes, centre_mm, radii_mm, strict=True)
+    scaled = [(a - np.float32(c)) / np.float32(r) for a, c, r in each]
+    floor = np.float32(1e-3)  # keeps the quotient at the centre finite and equal to the radius
+    value = np.sqrt(sum(x * x for x in scaled)) + floor
+    slope = np.sqrt(sum((x / np.float32(r)) ** 2 for x, r in zip(scaled, radii_mm, strict=True)))
+    return np.asarray((1 - value) * value / (slope + floor / min(radii_mm)), dtype=np.float32)
+
+
+def rippled(rng: Generator, points: Field) -> Field:
+    """|A·x| of a random ellipsoid plus ripples, at `points` `[n, d]` in units of the radius."""
+    dims = points.shape[1]
+    turn, _ = np.linalg.qr(rng.standard_normal((dims, dims)))
+    stretch = np.exp(rng.normal(0, 0.2, size=dims))
+    radius = np.linalg.norm(points @ (turn * (stretch / stretch.prod() ** (1 / dims))), axis=1)
+    waves, phases = rng.normal(0, 1.8, size=(dims, 3)), rng.uniform(0, 2 * np.pi, size=3)
+    return np.asarray(radius + 0.12 * np.cos(points @ waves + phases).sum(axis=1))
+
+
+def lesion_share(
+    rng: Generator, diameter: float, spacing_mm: Spacing, jitter: Field, outline: Outline = rippled
+) -> Field:
+    """Share 0..1 of each voxel of an odd box that an irregular blob at its middle covers.
+
+    `outline` grows outwards from the blob's middle; it is cut at the level where the volume is
+    that of a ball of that `diameter` in mm. `jitter` `[d]` moves it off the middle, in voxels.
+    """
+    spacing, dims = np.asarray(spacing_mm, dtype=np.float64), len(spacing_mm)
+    half = np.ceil(0.95 * diameter / spacing).astype(int) + 1
+    fine = [
+        ((np.arange((2 * h + 1) * SUBSAMPLES) + 0.5) / SUBSAMPLES - h - 0.5 - j) * s
+        for h, s, j in zip(half, spacing, jitter, strict=True)
+    ]
+    points = np.stack([g.ravel() for g in np.meshgrid(*fine, indexing="ij")], axis=1)
+    level = outline(rng, points / (diameter / 2))
+    ball = np.pi / (2 * dims) * diameter**dims
+    n_inside = min(round(ball / (spacing.prod() / SUBSAMPLES**dims)), level.size - 1)
+    covered = level < np.partition(level, n_inside)[n_inside]
+    shape = [n for h in half for n in (2 * h + 1, SUBSAMPLES)]
+    return np.asarray(covered.reshape(shape).mean(axis=tuple(range(1, 2 * dims, 2))), np.float32)
+
+
+def place_at(
+    centre: NDArray[np.int64], share: Field, tissue: Field, labels: NDArray[Any], gap: int
+) -> Placed | None:
+    """A lesion (its share of each voxel of an odd box) cut to the tissue in which it may grow.
+
+    None where it does not fit: the box and `gap` voxels around it must lie in the volume, the
+    lesion is one piece, and no lesion of `labels` is within `gap` voxels.
+    """
+    half = np.array(share.shape) // 2
+    start, stop = centre - half, centre + half + 1
+    if (start < gap).any() or (stop > np.array(labels.shape) - gap).any():
+        return None
+    box = tuple(slice(a, b) for a, b in zip(start, stop, strict=True))
+    wide = tuple(slice(a - gap, b + gap) for a, b in zip(start, stop, strict=True))
+    share = share * tissue[box]
+    near = ndimage.maximum_filter(np.pad(share >= 0.5, gap), 2 * gap + 1)
+    is_free = not (labels[wide][near] > 0).any()
+    return (box, share) if is_free and label_components(share >= 0.5).max() == 1 else None
+
+
+def _place_lesions(
+    rng: Generator,
+    tissue: Field,
+    spacing_mm: Spacing,
+    n_lesions: Range,
+    diameter_mm: tuple[float, float, float],
+    gap: int,
+) -> tuple[list[tuple[*Placed, float]], NDArray[np.int32]]:
+    """Lesions in a tissue, each with its diameter in mm, and their instances 1..n `[*shape]`.
+
+    So many (least, most), of log-normal diameters (least, median, most), large ones first. A voxel
+    is lesion when at least half of it is. Lesions never touch; one without a place is left out.
+    """
+    instances = np.zeros(tissue.shape, dtype=np.int32)
+    lesions: list[tuple[*Placed, float]] = []
+    places = np.flatnonzero(tissue > 0.5)
+    n = int(rng.integers(n_lesions[0], n_lesions[1] + 1)) if len(places) else 0
+    drawn = np.exp(rng.normal(np.log(diameter_mm[1]), 0.45, size=n))
+    for diameter in np.sort(np.clip(drawn, diameter_mm[0], diameter_mm[2]))[::-1].tolist():
+        for _ in range(TRIES):
+            centre = np.array(np.unravel_index(int(rng.choice(places)), tissue.shape))
+            whole = lesion_share(rng, diameter, spacing_mm, rng.uniform(-0.5, 0.5, tissue.ndim))
+            placed = place_at(centre, whole, tissue, instances, gap)
+            if placed is not None and placed[1].sum() > 0.6 * whole.sum():
+                lesions.append((*placed, diameter))
+                instances[placed[0]][placed[1] >= 0.5] = len(lesions)
+                break
+    return lesions, instances
+
+
+def _head(rng: Generator, grid: Grid) -> tuple[Field, Field]:
+    """FLAIR signal of a head relative to white matter, and the share of white matter.
+
+    Skin, dark bone, folded cortex, white matter and dark ventricles; the head fills the grid.
+    """
+    half = np.asarray(grid[0]) * np.asarray(grid[1]) / 2
+    scale, voxel = float(half.min()) / 75, float(np.mean(grid[1]))  # 75 mm: an adult's head
+    bend = np.float32(2.5 * scale)
+    z, y, x = (a + bend * smooth_field(rng, *grid, 120 * scale) for a in millimetre_axes(*grid))
+    skin = ellipsoid_depth((z, y, x), (0, 0, 0), 0.95 * half * rng.uniform(0.95, 1, size=3))
+    brain = skin - np.float32(12 * scale)
+    wave = 26 * scale  # of the cortex's folds, whose sulci are the zero sheets of a field
+    folds = np.abs(smooth_field(rng, *grid, wave)) * np.float32(wave / (2 * np.pi))
+    sulci = np.hypot(folds, np.maximum(brain - 14 * scale, 0))
+    fissure = np.hypot(x, np.maximum(brain - 26 * scale, 0))
+    surface = np.minimum(brain, np.minimum(sulci, fissure))
+    wide, bow = scale * rng.uniform(0.8, 1.4), (y / (32 * scale)) ** 2 * np.float32(8 * scale)
+    horns = (z - 10 * scale + bow, y, np.abs(x) - 8 * scale - bow)
+    ventricle = inside(ellipsoid_depth(horns, (0, 0, 0), (6 * wide, 32 * scale, 4.5 * wide)), voxel)
+    tissue = inside(surface - 0.7 * scale, voxel) * (1 - ventricle)
+    white = inside(surface - 3.6 * scale, voxel) * (1 - ventricle)
+    texture = 1 + 0.04 * smooth_field(rng, *grid, 14 * scale)
+    scalp = inside(skin, voxel) - inside(skin - 5 * scale, voxel)
+    signal = 0.9 * scalp + (0.12 * inside(brain, voxel) + white + 1.12 * (tissue - white)) * texture
+    return np.asarray(signal, dtype=np.float32), white
+
+
+def _acquire_mri(rng: Generator, signal: Field, spacing_mm: Spacing) -> Field:
+    """Coil shading, Rician noise (Gudbjartsson & Patz, Magn Reson Med 1995;34:910), any scale."""
+    coil = np.exp(np.float32(0.12) * smooth_field(rng, signal.shape, spacing_mm, 220.0))
+    noise = rng.standard_normal((2, *signal.shape), dtype=np.float32) * np.float32(0.05)
+    scale = np.float32(300 * np.exp(rng.normal(0, 0.2)))
+    return np.asarray(np.hypot(signal * coil + noise[0], noise[1]) * scale, dtype=np.float32)
+
+
+def write_mri_phantoms(
+    folder: Path,
+    n_cases: int,
+    *,
+    seed: int,
+    n_test: int = 0,
+    lesion_free_share: float = 1 / 6,
+    shape: tuple[int, ...] = (96, 112, 96),
+    spacing_mm: tuple[float, ...] = (1.5, 1.5, 1.5),
+    contrast: float = 1.0,
+    n_lesions: Range = (10, 40),
+    progress: Progress | None = None,
+) -> None:
+    """Write simulated FLAIR scans of heads with white-matter lesions as an nnU-Net raw folder.
+
+    The last `n_test` cases are test cases. A `lesion_free_share` of all, spread evenly, has no
+    lesion, the others `n_lesions` (least, most) of 2 to 15 mm, median 7. `shape` and `spacing_mm`:
+    of z, y and x. `contrast` multiplies the lesions' difference from the tissue around them.
+    `progress` gets case, number done and total. Raises `ConfigError` for impossible numbers.
+    """
+
+    def simulate(rng: Generator, n: Range) -> Simulated:
+        signal, white = _head(rng, (shape, spacing_mm))
+        lesions, instances = _place_lesions(rng, white, spacing_mm, n, (2.0, 7.0, 15.0), gap=1)
+        for box, share, diameter in lesions:  # small ones tend to be fainter
+            excess = 0.62 * (diameter / 6) ** 0.25 * np.exp(rng.normal(0, 0.25))
+            signal[box] += share * np.float32(contrast * np.clip(excess, 0.25, 1.2))
+        return _acquire_mri(rng, signal, spacing_mm), instances
+
+    about = f"SIMULATED FLAIR scans of heads with white-matter lesions; no patient. Seed {seed}."
+    grid, described = (shape, spacing_mm), ("simulated_flair", "FLAIR", about)
+    cases = each_case(simulate, "SIM", n_cases, seed, lesion_free_share, grid, n_lesions, progress)
+    write_nnunet_raw(folder, cases, n_cases, n_test, *described)
+
+
+def _threads(rng: Generator, grid: Grid, wave_mm: float, radius_mm: Field) -> Field:
+    """Share of each voxel in winding vessels: where two random fields vanish."""
+    distance = np.hypot(*(smooth_field(rng, *grid, wave_mm) for _ in range(2)))
+    return inside(radius_mm - distance * np.float32(wave_mm / (2 * np.pi)), float(np.mean(grid[1])))
+
+
+def _chest(rng: Generator, grid: Grid) -> tuple[Field, Field]:
+    """Hounsfield units of a chest that fills the grid, and the share of lung."""
+    half, voxel = np.asarray(grid[0]) * np.asarray(grid[1]) / 2, float(np.mean(grid[1]))
+    (up, front, side), bend = half, np.float32(0.02 * half.min())
+    z, y, x = (a + bend * smooth_field(rng, *grid, 90) for a in millimetre_axes(*grid))
+    size = rng.uniform(0.92, 1.0, size=3)
+    torso = ellipsoid_depth((0 * z, y, x), (0, 0, 0), (1, 0.96 * front, 0.98 * side) * size)
+    narrow = 1 + 0.35 * np.clip(z / up, 0, 1) ** 2  # the lungs are narrower at their tops
+    both = (z, y * narrow, (np.abs(x) - 0.44 * side) * narrow)
+    lungs = ellipsoid_depth(both, (0, 0, 0), (0.92 * up, 0.72 * front, 0.36 * side) * size)
+    heart = ellipsoid_depth((z, y, x), (-0.3 * up, 0.15 * front, 0.12 * side), 0.4 * half)
+    lung = inside(np.minimum(lungs, -heart), voxel)
+    hilum = np.sqrt(z**2 + y**2 + (np.abs(x) - 0.2 * side) ** 2) / np.float32(half.min())
+    large = _threads(rng, grid, 55, 4.5 * np.exp(-1.5 * hilum))
+    small = _threads(rng, grid, 24, 1.4 * np.exp(-0.7 * hilum))
+    fine, coarse = (smooth_field(rng, *grid, wave) for wave in (7.0, 25.0))
+    air = rng.normal(-860, 20) - np.float32(0.4) * y + 12 * fine + 18 * coarse
+    rib = inside(4 - np.abs(torso - 10), voxel) * (np.cos((z + 0.5 * y) * 2 * np.pi / 24) > 0.2)
+    spine = inside(15 - np.hypot(x, y + 0.7 * front), voxel)
+    hounsfield = np.full(grid[0], -1000, dtype=np.float32)
+    filled = ((inside(torso, voxel), 40), (rib, 350), (spine, 180), (lung, air))
+    for share, value in (*filled, (lung * np.maximum(large, small), 45)):
+        hounsfield += share * (value - hounsfield)
+    return hounsfield, lung
+
+
+def write_ct_phantoms(
+    folder: Path,
+    n_cases: int,
+    *,
+    seed: int,
+    n_test: int = 0,
+    lesion_free_share: float = 1 / 3,
+    shape: tuple[int, ...] = (152, 128, 192),
+    spacing_mm: tuple[float, ...] = (1.5, 1.5, 1.5),
+    contrast: float = 1.0,
+    n_nodules: Range = (1, 6),
+    progress: Progress | None = None,
+) -> None:
+    """Write simulated chest CT scans with nodules of 3 to 15 mm as an nnU-Net raw folder.
+
+    A third of the scans has no nodule, as in LUNA16. Arguments as of `write_mri_phantoms`.
+    """
+
+    def simulate(rng: Generator, n: Range) -> Simulated:
+        hounsfield, lung = _chest(rng, (shape, spacing_mm))
+        lesions, instances = _place_lesions(rng, lung, spacing_mm, n, (3.0, 6.0, 15.0), gap=2)
+        for box, share, _ in lesions:
+            is_solid = rng.random() > 0.2  # the others are ground glass
+            level = rng.uniform(-60, 80) if is_solid else rng.uniform(-650, -400)
+            excess = np.maximum(np.float32(level) - hounsfield[box], 0)
+            hounsfield[box] += share * np.float32(contrast) * excess
+        white = rng.standard_normal(shape, dtype=np.float32)
+        grain = ndimage.gaussian_filter(white, [0.5 / s for s in spacing_mm])  # of 0.5 mm
+        blurred = ndimage.gaussian_filter(hounsfield, [0.6 / s for s in spacing_mm])
+        return blurred + np.float32(40 / grain.std()) * grain, instances
+
+    about = f"SIMULATED chest CT with lung nodules; no patient. Seed {seed}."
+    grid, described = (shape, spacing_mm), ("simulated_chest_ct", "CT", about)
+    cases = each_case(simulate, "SIMC", n_cases, seed, lesion_free_share, grid, n_nodules, progress)
+    write_nnunet_raw(folder, cases, n_cases, n_test, *described)
+
+
+def _radiograph(rng: Generator, attenuation: Field) -> Field:
+    """Levels 0..4095 of Poisson counts behind the chest, after scatter; white stops most light."""
+    wide = 0.09 * min(attenuation.shape)  # pixels over which light scatters
+    light = np.exp(-attenuation)
+    light = light + 0.3 * ndimage.gaussian_filter(light, wide, truncate=2.0)
+    photons = 4e5  # a pixel receives without a patient
+    counts = rng.poisson(ndimage.gaussian_filter(light, 0.6) * photons)
+    density = -np.log(np.maximum(counts, 1) / photons)
+    density -= 0.5 * ndimage.gaussian_filter(density, wide, mode="nearest", truncate=2.0)
+    lower, upper = np.percentile(density, (0.02, 99.7))
+    return np.asarray(np.rint(np.clip((density - lower) / (upper - lower), 0, 1) * 4095))
+
+
+def write_xray_phantoms(
+    folder: Path,
+    n_cases: int,
+    *,
+    seed: int,
+    lesion_free_share: float = 1 / 4,
+    shape: tuple[int, int] = (512, 512),
+    pixel_mm: float = 0.7,
+    contrast: float = 1.0,
+    n_nodules: Range = (1, 4),
+    progress: Progress | None = None,
+) -> None:
+    """Write simulated radiographs with nodules of 5 to 30 mm as a COCO folder with instance masks.
+
+    A chest as of `write_ct_phantoms`, projected along parallel rays; `images/` holds 12-bit levels
+    in 16-bit PNG, `masks/` nodule ids in 8-bit PNG. Arguments as of `write_mri_phantoms`.
+    """
+    depth_mm = 0.66 * min(shape) * pixel_mm / 48
+    volume = (-(-shape[0] // 2), 48, -(-shape[1] // 2)), (2 * pixel_mm, depth_mm, 2 * pixel_mm)
+    grid = shape, (pixel_mm, pixel_mm)
+
+    def simulate(rng: Generator, n: Range) -> Simulated:
+        hounsfield, lung = _chest(rng, volume)
+        per_mm = 0.0205 * np.maximum(1 + hounsfield / 1000, 0)  # of water at 60 keV (NISTIR 5632)
+        rays = (a.sum(axis=1)[::-1] * depth_mm for a in (per_mm, lung))
+        attenuation, lung_mm = (ndimage.zoom(a, 2, order=1)[: shape[0], : shape[1]] for a in rays)
+        deep = np.asarray(lung_mm > 0.4 * lung_mm.max(), dtype=np.float32)
+        lesions, instances = _place_lesions(rng, deep, grid[1], n, (5.0, 15.0, 30.0), gap=3)
+        for box, share, diameter in lesions:
+            depth = ndimage.distance_transform_edt(np.pad(share >= 0.5, 1))[1:-1, 1:-1]
+            thickness = diameter * np.sqrt(depth / depth.max() * (2 - depth / depth.max()))
+            density = 0.0164 * rng.uniform(0.9, 2.0)  # lung becomes tissue, often with calcium
+            attenuation[box] += np.float32(contrast * density) * share * thickness
+        return _radiograph(rng, attenuation), instances
+
+    size = {"width": shape[1], "height": shape[0], "pixel_mm": pixel_mm}
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    cases = each_case(simulate, "SIMX", n_cases, seed, lesion_free_share, grid, n_nodules, progress)
+    for index, (case, levels, instances, geometry) in enumerate(cases, start=1):
+        png = f"{case}.png"
+        _write(folder / "images" / png, levels.astype(np.uint16), geometry)
+        _write(folder / "masks" / png, instances.astype(np.uint8), geometry)
+        images.append({"id": index, "file_name": png, "mask_file": png, "patient": case, **size})
+        for label, (rows, columns) in enumerate(ndimage.find_objects(instances), start=1):
+            box = columns.start, rows.start, columns.stop - columns.start, rows.stop - rows.start
+            extent = {"bbox": [float(v) for v in box], "area": int((instances == label).sum())}
+            ids = {"id": len(annotations) + 1, "image_id": index, "category_id": 1}
+            annotations.append({**ids, **extent, "iscrowd": 0, "mask_label": label})
+    about = f"SIMULATED chest radiographs with nodules; no patient. Seed {seed}."
+    info = {"info": {"description": about, "license": "CC0-1.0"}}
+    categories = {"categories": [{"id": 1, "name": "nodule", "supercategory": "lesion"}]}
+    document = {**info, **categories, "images": images, "annotations": annotations}
+    write_json(folder / "annotations.json", document)
+
+
+@dataclass(frozen=True)
+class VisitSettings:
+    """What pairs of visits look like.
+
+    `n_lesions`: new, gone, enlarged, shrunk and stable ones; `diameter_mm`: least and most,
+    log-uniform. `growth` multiplies the diameter of an enlarged lesion, divides a shrunk one's.
+    """
+
+    shape: tuple[int, ...] = (48, 96, 96)
+    spacing_mm: tuple[float, ...] = (1.0, 1.0, 1.0)
+    n_lesions: tuple[int, ...] = (2, 1, 1, 1, 8)
+    diameter_mm: tuple[float, float] = (3.0, 12.0)
+    growth: float = 1.5
+
+
+def simulate_visits(rng: Generator, settings: VisitSettings) -> tuple[Images, Images]:
+    """Draw a head with lesions seen twice, each time with its own noise and shading.
+
+    Returns scans (`before`, `after`) and masks (`before`, `after`, `new`) `[Z, Y, X]`; `new` holds
+    the lesions that the later visit alone has.
+    """
+    shape, spacing_mm, growth = settings.shape, settings.spacing_mm, settings.growth
+    radii = 0.375 * np.asarray(shape) * np.asarray(spacing_mm)
+    within = ellipsoid_depth(millimetre_axes(shape, spacing_mm), (0, 0, 0), radii) > 0
+    brain, places = np.asarray(within, dtype=np.float32), np.argwhere(within)
+    shares = {name: np.zeros(shape, dtype=np.float32) for name in ("before", "after", "new")}
+    fates = [(0, 1, 1), (1, 0, 0), (1, growth, 0), (1, 1 / growth, 0), (1, 1, 0)]
+    log_least, log_most = np.log(settings.diameter_mm)
+    for factors, n in zip(fates, settings.n_lesions, strict=True):
+        for diameter in np.exp(rng.uniform(log_least, log_most, size=n)).tolist():
+            outline, jitter = int(rng.integers(2**31)), rng.uniform(-0.5, 0.5, size=3)
+            drawn = {  # of one outline, whatever the size
+                name: lesion_share(default_rng(outline), diameter * factor, spacing_mm, jitter)
+                for name, factor in zip(shares, factors, strict=True)
+                if factor
+            }
+            taken = np.maximum(shares["before"], shares["after"]) >= 0.5
+            for centre in rng.permutation(places)[:TRIES]:
+                fits = {k: place_at(centre, share, brain, taken, 3) for k, share in drawn.items()}
+                placed = {name: place for name, place in fits.items() if place}
+                if len(placed) == len(drawn):
+                    for name, (box, share) in placed.items():
+                        shares[name][box] = np.maximum(shares[name][box], share)
+                    break
+    tissue, _ = _head(rng, (shape, spacing_mm))
+    signals = {visit: tissue + np.float32(0.6) * shares[visit] for visit in ("before", "after")}
+    scans = {visit: _acquire_mri(rng, signal, spacing_mm) for visit, signal in signals.items()}
+    return scans, {name: (share >= 0.5).astype(np.uint8) for name, share in shares.items()}
+
+
+def write_visit_phantoms(
+    folder: Path, n: int, settings: VisitSettings | None = None, seed: int = 0
+) -> Path:
+    """Write `n` pairs into `before`, `after`, `before_images`, `after_images` and `new`."""
+    settings = settings or VisitSettings()
+    geometry = Geometry.from_spacing(settings.shape, settings.spacing_mm)
+    for number in range(n):
+        scans, masks = simulate_visits(default_rng((seed, number)), settings)
+        for place, array in {**masks, **{f"{v}_images": scan for v, scan in scans.items()}}.items():
+            _write(folder / place / f"simulated_{number:03d}.nii.gz", array, geometry)
+    return folder
+
+
+def each_case(
+    simulate: Callable[[Generator, Range], Simulated],
+    prefix: str,
+    n_cases: int,
+    seed: int,
+    lesion_free_share: float,
+    grid: Grid,
+    n_lesions: Range,
+    progress: Progress | None,
+) -> Iterator[SimulatedCase]:
+    """Case by case what `simulate(rng, n_lesions)` draws; lesion-free ones are spread evenly."""
+    shape, spacing_mm = grid
+    if n_cases < 1 or len(shape) != len(spacing_mm) or not 1 <= n_lesions[0] <= n_lesions[1]:
+        raise ConfigError(f"Cannot simulate {n_cases=}, {shape=}, {spacing_mm=}, {n_lesions=}.")
+    geometry = Geometry.from_spacing(tuple(shape), tuple(spacing_mm))
+    for index in range(n_cases):
+        n_free = [int(i * lesion_free_share + 1e-9) for i in (index, index + 1)]
+        n = (0, 0) if n_free[1] > n_free[0] else n_lesions
+        case = f"{prefix}_{index:03d}"
+        yield case, *simulate(default_rng([seed, index]), n), geometry
+        if progress:
+            progress(case, index + 1, n_cases)
+
+
+def write_nnunet_raw(
+    folder: Path, cases: Iterable[SimulatedCase], n_cases: int, n_test: int, *described: str
+) -> None:
+    """Write an nnU-Net raw folder `described` by name, channel and words; images as int16."""
+    if not 0 <= n_test <= n_cases:
+        raise ConfigError(f"n_test must be 0 to n_cases, not {n_test=} of {n_cases=}.")
+    for index, (case, image, lesions, geometry) in enumerate(cases):
+        part = "Tr" if index < n_cases - n_test else "Ts"
+        stored = np.clip(np.rint(image), -32768, 32767).astype(np.int16)
+        _write(folder / f"images{part}" / f"{case}_0000.nii.gz", stored, geometry)
+        mask = (lesions > 0).astype(np.uint8)
+        _write(folder / f"labels{part}" / f"{case}.nii.gz", mask, geometry)
+    name, channel, about = described
+    about_set = {"name": name, "description": about, "licence": "CC0-1.0", "file_ending": ".nii.gz"}
+    labels = {"channel_names": {"0": channel}, "labels": {"background": 0, "lesion": 1}}
+    numbers = {"numTraining": n_cases - n_test, "numTest": n_test}
+    write_json(folder / "dataset.json", {**about_set, **labels, **numbers})
+
+
+def _write(path: Path, array: NDArray[Any], geometry: Geometry) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_volume(path, Volume(array[None], geometry))

@@ -1,0 +1,139 @@
+"""Simulated scans: exact references, reproducible, neither trivial nor hopeless."""
+
+import json
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+import pytest
+
+from lesionseg.errors import ConfigError
+from lesionseg.io.volumes import read_volume
+from lesionseg.ops.components import label_components
+from lesionseg.phantoms import (
+    VisitSettings,
+    ellipsoid_depth,
+    inside,
+    lesion_share,
+    millimetre_axes,
+    simulate_visits,
+    smooth_field,
+    write_ct_phantoms,
+    write_mri_phantoms,
+    write_visit_phantoms,
+    write_xray_phantoms,
+)
+
+SMALL = {"shape": (32, 36, 32), "spacing_mm": (4.0, 4.0, 4.0)}
+write_mri = partial(write_mri_phantoms, n_lesions=(3, 8), **SMALL)
+write_ct = partial(write_ct_phantoms, n_nodules=(3, 3), **SMALL)
+
+
+def test_partial_volume_of_a_sphere_adds_up_to_its_volume():
+    axes = millimetre_axes((24, 24, 24), (1.0, 1.0, 1.0))
+    share = inside(ellipsoid_depth(axes, (0.2, 0.1, 0), (9, 9, 9)), 1.0)
+    assert share.sum() == pytest.approx(4 / 3 * np.pi * 9**3, rel=0.01)
+
+
+def test_a_smooth_field_is_standardised_and_smooth():
+    field = smooth_field(np.random.default_rng(0), (40, 40, 40), (1.0, 1.0, 1.0), 20.0)
+    assert field.mean() == pytest.approx(0, abs=1e-4)
+    assert field.std() == pytest.approx(1, abs=1e-3)
+    assert 0.1 < np.abs(np.diff(field, axis=0)).mean() < 0.5  # 20 mm: about 0.2
+
+
+@pytest.mark.parametrize("diameter", [3.0, 6.0, 12.0])
+@pytest.mark.parametrize("spacing", [(1.5, 1.0, 2.0), (1.0, 0.5)])
+def test_a_lesion_has_the_volume_of_its_ball(diameter, spacing):
+    share = lesion_share(np.random.default_rng(1), diameter, spacing, np.zeros(len(spacing)))
+    ball = np.pi / 6 * diameter**3 if len(spacing) == 3 else np.pi / 4 * diameter**2
+    assert share.sum() * np.prod(spacing) == pytest.approx(ball, rel=0.05)
+    assert not any(share.take(i, axis).any() for axis in range(share.ndim) for i in (0, -1))
+
+
+@pytest.mark.parametrize("write", [write_mri, write_ct])
+def test_a_folder_in_nnunet_s_form_whose_lesions_are_brighter_than_their_surroundings(
+    write, tmp_path
+):
+    write(tmp_path, 4, seed=1, n_test=1, lesion_free_share=0.5, contrast=2.0)
+    meta = json.loads((tmp_path / "dataset.json").read_text())
+    assert "SIMULATED" in meta["description"]
+    assert (meta["numTraining"], meta["numTest"]) == (3, 1)
+    images = sorted((tmp_path / "imagesTr").iterdir())
+    assert [p.name[-11:] for p in images] == ["0000.nii.gz"] * 3
+    masks = [read_volume(p) for p in sorted((tmp_path / "labelsTr").iterdir())]
+    assert [bool(m.array.any()) for m in masks] == [True, False, True]
+    assert len(list((tmp_path / "labelsTs").iterdir())) == 1
+    image = read_volume(images[0])
+    assert image.geometry.matches(masks[0].geometry)
+    assert image.geometry.spacing_mm == pytest.approx((4, 4, 4))
+    lesion = masks[0].array[0] > 0
+    near = np.roll(lesion, 3, axis=0) & ~lesion
+    assert image.array[0][lesion].mean() > image.array[0][near].mean()
+
+
+def test_lesions_are_separate_and_of_plausible_size(tmp_path):
+    write_mri_phantoms(tmp_path, 1, seed=0, n_lesions=(20, 20), lesion_free_share=0)
+    instances = label_components(read_volume(tmp_path / "labelsTr/SIM_000.nii.gz").array[0] > 0)
+    assert 17 <= instances.max() <= 20  # one that finds no free place is left out
+    diameters = np.cbrt(np.bincount(instances.ravel())[1:] * 1.5**3 * 6 / np.pi)
+    assert diameters.max() < 16
+    assert 5 < np.median(diameters) < 9
+
+
+def test_a_longer_set_begins_with_the_shorter_one_and_tells_its_progress(tmp_path):
+    told: list[tuple[str, int, int]] = []
+    write_mri(tmp_path / "one", 1, seed=2)
+    write_mri(tmp_path / "two", 2, seed=2, progress=lambda *done: told.append(done))
+    assert told == [("SIM_000", 1, 2), ("SIM_001", 2, 2)]
+    one, two = (read_volume(tmp_path / n / "imagesTr/SIM_000_0000.nii.gz") for n in ("one", "two"))
+    np.testing.assert_array_equal(one.array, two.array)
+    other = read_volume(tmp_path / "two/imagesTr/SIM_001_0000.nii.gz")
+    assert not np.array_equal(one.array, other.array)
+
+
+def test_radiographs_in_coco_s_form(tmp_path):
+    write_xray_phantoms(tmp_path, 2, seed=3, shape=(96, 80), pixel_mm=3.0, lesion_free_share=0.5)
+    told = json.loads((tmp_path / "annotations.json").read_text())
+    assert "SIMULATED" in told["info"]["description"]
+    first, second = told["images"]
+    assert first["patient"] != second["patient"]
+    assert (first["height"], first["width"], first["pixel_mm"]) == (96, 80, 3.0)
+    image, mask = (read_volume(tmp_path / p / first["file_name"]) for p in ("images", "masks"))
+    assert image.array.shape == mask.array.shape == (1, 96, 80)
+    assert 2000 < image.array.max() <= 4095
+    ids = mask.array[0]
+    assert len(told["annotations"]) == ids.max() > 0
+    for annotation in told["annotations"]:
+        x, y, width, height = (int(v) for v in annotation["bbox"])
+        here = ids == annotation["mask_label"]
+        assert annotation["image_id"] == 1
+        assert here[y : y + height, x : x + width].sum() == here.sum() == annotation["area"]
+
+
+def test_two_visits_differ_by_what_is_said_to_change():
+    settings = VisitSettings(n_lesions=(3, 0, 0, 0, 4), diameter_mm=(4, 7))
+    scans, masks = simulate_visits(np.random.default_rng(0), settings)
+    np.testing.assert_array_equal(masks["after"] - masks["before"], masks["new"])
+    assert label_components(masks["new"] > 0).max() == 3
+    before, after = (scans[v][masks["new"] > 0].mean() / scans[v].mean() for v in scans)
+    assert after > 1.2 * before
+    for fates, factor in (((0, 0, 1, 0, 0), 1.5**3), ((0, 0, 0, 1, 0), 1.5**-3)):
+        changed = replace(settings, n_lesions=fates, diameter_mm=(9, 10))
+        _, masks = simulate_visits(np.random.default_rng(1), changed)
+        assert masks["after"].sum() / masks["before"].sum() == pytest.approx(factor, rel=0.1)
+
+
+def test_visits_are_written_in_five_folders(tmp_path):
+    write_visit_phantoms(tmp_path, 1, VisitSettings(shape=(24, 24, 24)))
+    folders = ["after", "after_images", "before", "before_images", "new"]
+    assert sorted(p.parent.name for p in tmp_path.rglob("*.nii.gz")) == folders
+
+
+def test_refuses_impossible_numbers(tmp_path):
+    with pytest.raises(ConfigError, match="n_test=3"):
+        write_mri_phantoms(tmp_path, 2, seed=0, n_test=3)
+    with pytest.raises(ConfigError, match="n_lesions"):
+        write_mri_phantoms(tmp_path, 2, seed=0, n_lesions=(5, 2))
+    with pytest.raises(ConfigError, match="shape"):
+        write_ct_phantoms(tmp_path, 2, seed=0, shape=(32, 32))
