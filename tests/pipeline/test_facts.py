@@ -13,7 +13,7 @@ from lesionseg.core import Dataset
 from lesionseg.errors import LesionsegError
 from lesionseg.io.cases import read_case
 from lesionseg.io.layouts.conventions import read_dataset
-from lesionseg.phantoms.head_mri import write_mri_phantoms
+from lesionseg.phantoms import write_mri_phantoms
 from lesionseg.pipeline.facts import FILE, CaseRecord, read_records
 from lesionseg.plan.fingerprint import facts_of
 
