@@ -3,7 +3,7 @@
     python benchmarks/learning/vs_monai_detector.py --outlines MASKS --steps 3000
 
 Nodules of 3 to 20 mm with the outlines of recorded masks (`--outlines`; without, rippled ones)
-among vessels, bronchi and fissures, a third of the scans without any (`benchmarks/phantoms/chests.py`).
+among vessels, bronchi and fissures, a third of the scans without any (`phantoms/chests.py`).
 `retinanet`, `retina_unet` and `unet` are trained by `train`, MONAI's detector on the same cases,
 tiles, backbone, anchors and optimiser (`cell_monai_detector.py`; peers' environment, `make peers`).
 The test scans are judged by the rule of LUNA16 (`preset=luna16`): CPM is the mean recall at 1/8 to
