@@ -10,8 +10,7 @@ transforms on a tile already in memory. `augment_alone`: the same without ours a
 `prepare`: from raw files to the cache, as commands, start-up included, against
 `nnUNetv2_plan_and_preprocess`. nnU-Net runs in the peers' environment (`make peers`).
 `cases_1000_memory`: peak memory of preparing and reading 1 000 small cases, against 10
-(memory_loading.py). `gpu_tile`: a 128³ tile read by workers and augmented on the GPU, where there
-is one, against the goal of 200 a second.
+(memory_loading.py).
 
 Times are processor time of one thread: on an idle core that is the time of the clock, and on a
 busy machine it is what can still be compared. Waiting, which nnU-Net's processes do for one
@@ -37,18 +36,16 @@ import torch
 from monai import transforms as mt
 
 from benchmarks.common import table
+from benchmarks.peers.monai_chain import monai_chain
 from lesionseg.core import Geometry, Volume
-from lesionseg.data.augmentation.augment import AugmentationSettings
-from lesionseg.data.augmentation.monai_chain import monai_chain
-from lesionseg.data.cache.cached_case import CachedCase, read_cached_case, write_cached_case
-from lesionseg.data.prepared_case import PreparedCase
-from lesionseg.data.prepared_reference import PreparedReference
+from lesionseg.data.augment import AugmentationSettings
+from lesionseg.data.cache import CachedCase, read_cached_case, write_cached_case
+from lesionseg.data.prepare import PreparedCase, PreparedReference
 from lesionseg.data.sampling import SamplingSettings
-from lesionseg.data.tile_dataset import TileDataset
+from lesionseg.data.tiles import TileDataset
 from lesionseg.io.volumes import write_volume
 from lesionseg.ops.components import label_components
 from lesionseg.plan.plan import Architecture, Normalisation, Plan
-from lesionseg.training.tile_stream import TileStream
 
 ROOT = Path(__file__).resolve().parent.parent
 PEERS = ROOT / ".peers" / "bin"
@@ -67,7 +64,6 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         rows = tiles(folder, n_tiles, quick=options.quick)
-        rows += gpu_rows(folder, skipped)
         # each is a process, and one of nnU-Net's takes as long as the others together
         with ThreadPoolExecutor(2 if options.quick else 1) as pool:
             preparing = prepare(pool, folder, n_cases, skipped)
@@ -102,40 +98,6 @@ def memory_rows(quick: bool) -> list[table.Row]:
     return [table.Row("cases_1000_memory", many.peak_mb, "MB", "10_cases", few.peak_mb)]
 
 
-def gpu_rows(folder: Path, skipped: dict[str, str], n: int = 200) -> list[table.Row]:
-    """Milliseconds of the clock a 128³ tile on the GPU, four workers reading for it."""
-    if not torch.cuda.is_available():
-        skipped["gpu_tile, 200 tiles of 128³ a second"] = "no GPU here"
-        return []
-    took = stream_ms(folder / "case", (128, 128, 128), n=n, workers=4, cuda=True)
-    return [table.Row("gpu_tile", took, "ms", "goal", 5.0)]
-
-
-def stream_ms(
-    case: Path, shape: tuple[int, ...], *, n: int, workers: int, cuda: bool, warm_up: int = 20
-) -> float:
-    """Milliseconds of the clock a tile, as training gets them: in batches of two, augmented."""
-    batch = 2
-    tiles = TileDataset(
-        [read_cached_case(case)],
-        make_plan().with_(tile_shape=shape),
-        SamplingSettings(),
-        AugmentationSettings(),
-        n_tiles=n + warm_up,
-        seed=0,
-    )
-    stream = iter(TileStream(tiles, batch, first_step=0, workers=workers, pin=cuda))
-    wait = torch.cuda.synchronize if cuda else lambda: None
-    for _ in range(warm_up // batch):  # workers start, kernels are loaded
-        next(stream)
-    wait()
-    begin = time.perf_counter()
-    for _ in range(n // batch):
-        next(stream)
-    wait()
-    return (time.perf_counter() - begin) * 1e3 / n
-
-
 def tiles(folder: Path, n: int, *, quick: bool) -> list[table.Row]:
     """Rows of reading and augmenting; augmenting alone is left out when it has to be quick."""
     case, plan = make_case(folder / "case"), make_plan()
@@ -146,7 +108,7 @@ def tiles(folder: Path, n: int, *, quick: bool) -> list[table.Row]:
         "image": torch.from_numpy(np.asarray(case.image, np.float32)),
         "labels": torch.from_numpy(np.array(case.labels))[None],
     }
-    chain = mt.Compose(monai_chain(AugmentationSettings(), plan, masks=("labels",)))
+    chain = mt.Compose(monai_chain(AugmentationSettings(), masks=("labels",)))
     crop = monai_crop()
     read = turns(
         n,
@@ -281,7 +243,7 @@ def make_case(folder: Path) -> CachedCase:
     reference = PreparedReference(labels, instances, (1,) * int(instances.max()), None)
     volume = Volume(image, Geometry.from_spacing(CASE, (1.0, 1.0, 1.0)))
     folder.mkdir()
-    write_cached_case(folder, PreparedCase("a", "a", volume, reference), reference, "none")
+    write_cached_case(folder, PreparedCase("a", "a", volume, reference), "none")
     return read_cached_case(folder)
 
 

@@ -144,16 +144,11 @@ def survey(folder: Path, n_cases: int) -> None:
 
 def sample(folder: Path, n_cases: int) -> None:
     """Choose the tiles of an epoch of 50 steps, ten lesions a case."""
-    from lesionseg.data.sampling import MANY, spread, spread_of_many
+    from lesionseg.data.sampling import systematic_sample
 
     weights = np.ones(10 * n_cases)
-    upper = np.cumsum(weights)
     for epoch in range(20 if n_cases else 0):
-        rng = np.random.default_rng(epoch)
-        if len(weights) < MANY:
-            spread(weights, 50, rng)
-        else:
-            spread_of_many(upper, 50, rng)
+        systematic_sample(weights, 50, np.random.default_rng(epoch))
 
 
 def evaluate(folder: Path, n_cases: int) -> None:

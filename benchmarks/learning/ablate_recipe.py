@@ -42,7 +42,6 @@ VARIANTS: Mapping[str, Sequence[str]] = {
     NO_PRIOR: (),
     "no_averaged_weights": ("trainer.ema_decay=null",),
     "long_memory": ("optim.beta2=0.999",),
-    "copied_lesions": ("augment.paste_probability=0.5",),
     "no_augmentation": ("augment=none",),
 }
 

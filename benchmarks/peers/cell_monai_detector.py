@@ -24,7 +24,7 @@ supply_nms()  # MONAI's detector imports torchvision
 
 from benchmarks.common.recipe import Recipe, recipe  # noqa: E402
 from benchmarks.peers.monai_detector import build_detector  # noqa: E402
-from lesionseg.data.prepared_case import prepare_image  # noqa: E402
+from lesionseg.data.prepare import prepare_image  # noqa: E402
 from lesionseg.io.cases import read_image  # noqa: E402
 from lesionseg.models.precision import fast_dtype  # noqa: E402
 from lesionseg.pipeline.dataset import (  # noqa: E402

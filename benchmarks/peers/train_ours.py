@@ -22,7 +22,7 @@ from torch.utils.data import Dataset
 
 from benchmarks.common.recipe import recipe
 from benchmarks.peers.training_work import SIZES, Job, Laps, Size, memory_mb
-from lesionseg.data.cache.cached_case import CachedCase, read_cached_case
+from lesionseg.data.cache import CachedCase, read_cached_case
 from lesionseg.models.build import build_network
 from lesionseg.plan.plan import Normalisation, Plan
 from lesionseg.training.device.memory_probe import some_batch

@@ -5,13 +5,11 @@
 Each number of cases runs in a process of its own, which prepares all of them with as many workers
 as there are cores and then reads augmented tiles. Prints the peak resident memory in MB, and how
 many bytes each case takes: its names (`CaseFiles`), its entry of the open cache, its share of the
-sampler (counted by tracemalloc), and its line in a shard's table. `--quick`: smaller cases.
+sampler (counted by tracemalloc). `--quick`: smaller cases.
 """
 
 import argparse
 import gc
-import gzip
-import json
 import multiprocessing
 import resource
 import tempfile
@@ -27,10 +25,10 @@ import torch
 
 from benchmarks.bench_loading import lesions, make_plan
 from lesionseg.core import Case, CaseFiles, Dataset, Geometry, Reference, Volume
-from lesionseg.data.augmentation.augment import AugmentationSettings
-from lesionseg.data.cache.fill import fill_cache
+from lesionseg.data.augment import AugmentationSettings
+from lesionseg.data.cache import fill_cache
 from lesionseg.data.sampling import SamplingSettings, TileSampler
-from lesionseg.data.tile_dataset import TileDataset
+from lesionseg.data.tiles import TileDataset
 
 
 @dataclass(frozen=True)
@@ -48,13 +46,12 @@ COUNTED = 200  # cases; each takes as many bytes as the next, and counting is sl
 
 @dataclass(frozen=True)
 class Used:
-    """Peak resident memory in MB, and bytes that one case takes in memory and in a table."""
+    """Peak resident memory in MB, and bytes that one case takes in memory."""
 
     peak_mb: float
     files: float
     entry: float
     sampler: float
-    table: float
     lesions: float
 
 
@@ -67,8 +64,7 @@ def main() -> None:
     for n, used in measure(chosen.n, QUICK if chosen.quick else Sizes()).items():
         print(
             f"{n:5} cases: peak {used.peak_mb:.0f} MB; bytes a case of {used.lesions:.1f} lesions: "
-            f"names {used.files:.0f}, entry {used.entry:.0f}, sampler {used.sampler:.0f}, "
-            f"line in a shard's table {used.table:.0f}",
+            f"names {used.files:.0f}, entry {used.entry:.0f}, sampler {used.sampler:.0f}",
             flush=True,
         )
 
@@ -101,13 +97,12 @@ def walk(n: int, sizes: Sizes) -> Used:
         peak = peak_mb()
         some = dataset.cases[:COUNTED]
         again = partial(fill_cache, dataset, some, plan, place / "cache", read=refuse, workers=1)
-        told = [json.loads((case.folder / "case.json").read_text()) for case in cases]
+        sampler = partial(TileSampler, settings=SamplingSettings())
         return Used(
             peak,
             files=growth(lambda: name(source, n)) / n,
             entry=growth(again) / len(some),
-            sampler=growth(lambda: TileSampler(cases, sizes.tile, n_tiles=100, seed=0)) / n,
-            table=len(gzip.compress(json.dumps(told).encode())) / n,
+            sampler=growth(lambda: sampler(cases, sizes.tile, n_tiles=100, seed=0)) / n,
             lesions=sum(len(case.lesions) for case in cases) / n,
         )
 

@@ -13,25 +13,28 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from lesionseg.data.cache.cached_case import CachedCase
+from lesionseg.data.cache import CachedCase
 from lesionseg.data.tiling import clip_start
 from lesionseg.errors import ConfigError
-
-TileKind = Literal["lesion", "background"]
 
 # share of the tile, around its centre, in which a lesion's seed voxel may come to lie
 INNER_SHARE = 0.75
 # draws for a background tile free of lesions before one with lesions is taken
 _BACKGROUND_DRAWS = 10
-# lesions from which on an epoch's table no longer takes time in proportion to their number
-MANY = 2**15
 # as many as ten draws of a case and a place in it need, in up to four dimensions
 _NUMBERS = 6 * _BACKGROUND_DRAWS
 
 
 @dataclass(frozen=True)
 class SamplingSettings:
-    """The mix of tiles; the fields are those of `TileSampler`."""
+    """The mix of tiles.
+
+    round(`lesion_share` · n) of n tiles hold a lesion; the others are background from any case,
+    with `avoid_lesions` free of lesions where ten draws find such a place. Lesions are chosen
+    equally often, or in proportion to voxels^−`size_weight`. The lesions of one patient (group)
+    fill at most `patient_cap` times an equal share of the patients with lesions, or one with 500
+    lesions would outweigh 500 with one; None: whatever they fill.
+    """
 
     lesion_share: float = 0.5
     size_weight: float = 0.0
@@ -39,14 +42,10 @@ class SamplingSettings:
     patient_cap: float | None = 4.0
 
     def __post_init__(self) -> None:
-        _check_share(self.lesion_share)
+        if not 0 <= self.lesion_share <= 1:
+            raise ConfigError(f"sampling.lesion_share={self.lesion_share}: not from 0 to 1.")
         if self.patient_cap is not None and self.patient_cap < 1:
-            raise ConfigError(
-                "A patient's lesions cannot be held below an equal share.",
-                where="sampling.patient_cap",
-                seen=self.patient_cap,
-                expected="at least 1, or null",
-            )
+            raise ConfigError(f"sampling.patient_cap={self.patient_cap}: at least 1, or null.")
 
 
 @dataclass(frozen=True)
@@ -55,68 +54,40 @@ class TileChoice:
 
     case: int
     start: tuple[int, ...]
-    kind: TileKind
+    kind: Literal["lesion", "background"]
 
 
 class TileSampler:
-    """Chooses tiles for every epoch.
+    """Chooses the `n_tiles` tiles of `tile_shape` of every epoch.
 
-    round(`lesion_share` · n) tiles hold a lesion, the others are background: anywhere in any case,
-    free of lesions where ten draws find such a place (unless `avoid_lesions` is False), and around
-    a voxel that teaches where some do not. Within an epoch every lesion is chosen equally often (to
-    within one, from `MANY` lesions on within two), or in proportion to voxels^−`size_weight`. But
-    the lesions of one patient (group) fill at most `patient_cap` times an equal share of the
-    patients with lesions, or one with 500 lesions would outweigh 500 with one. The lesion's seed
-    voxel lies anywhere in the inner three quarters of the tile, which is then moved into the
-    volume. Without a lesion their share goes to the background. Raises `ConfigError` for shares
-    outside [0, 1] and for no case.
-
-    Args:
-        cases: to take tiles from, at least one.
-        tile_shape: voxels (z, y, x), in 2-D (y, x).
-        n_tiles: per epoch.
-        seed: of the choice, which depends on it and the epoch alone.
-        lesion_share: of the tiles, 0 to 1.
-        size_weight: 0 chooses lesions equally often, 1 in inverse proportion to their voxels.
-        avoid_lesions: whether background tiles are drawn again where they meet a lesion.
-        patient_cap: in equal shares; None for whatever a patient's lesions fill.
+    Within an epoch every lesion is chosen equally often, to within one, or as `settings` say. Its
+    seed voxel lies anywhere in the inner three quarters of the tile, which is then moved into the
+    volume. Background is around a voxel that teaches where some do not. Without a lesion all is
+    background. The choice depends on `seed` and the epoch alone. Raises `ConfigError` for no case.
     """
 
     def __init__(
         self,
         cases: Sequence[CachedCase],
         tile_shape: Sequence[int],
+        settings: SamplingSettings,
         *,
         n_tiles: int,
         seed: int,
-        lesion_share: float = 0.5,
-        size_weight: float = 0.0,
-        avoid_lesions: bool = True,
-        patient_cap: float | None = 4.0,
     ) -> None:
-        _check_share(lesion_share)
         if not cases or n_tiles < 1:
-            raise ConfigError(
-                "There is nothing to take tiles from.",
-                seen=f"{len(cases)} cases, {n_tiles} tiles per epoch",
-                expected="at least one of each",
-            )
-        self.cases = tuple(cases)
-        self.tile_shape = tuple(tile_shape)
-        self.n_tiles = n_tiles
-        self.seed = seed
-        self.lesion_share = lesion_share
-        self.avoid_lesions = avoid_lesions
+            raise ConfigError(f"{len(cases)} cases, {n_tiles} tiles: nothing to take tiles from.")
+        self.cases, self.tile_shape = tuple(cases), tuple(tile_shape)
+        self.settings, self.n_tiles, self.seed = settings, n_tiles, seed
         self._tables = [case.lesions for case in self.cases]
         # lesions are counted through all cases: those of case i from _first[i] on
         self._first = np.cumsum([0, *(len(table) for table in self._tables)])
         voxels = np.concatenate([table.voxels for table in self._tables]).astype(np.float64)
         groups = np.unique([case.group for case in self.cases], return_inverse=True)[1]
-        group_of = np.repeat(groups, np.diff(self._first))
-        equal = voxels ** -float(size_weight)
-        self._weights = equal if patient_cap is None else capped(equal, group_of, patient_cap)
-        self._upper = np.cumsum(self._weights)
-        self._largest = tuple(_largest_share(w, group_of) for w in (equal, self._weights))
+        self._groups = np.repeat(groups, np.diff(self._first))
+        self._weights = voxels ** -float(settings.size_weight)
+        if settings.patient_cap is not None:
+            self._weights = capped(self._weights, self._groups, settings.patient_cap)
         self._table = lru_cache(maxsize=2)(self._epoch_table)
         self._reach = lru_cache(maxsize=256)(self._reach_of)
 
@@ -126,37 +97,32 @@ class TileSampler:
     @property
     def mix(self) -> str:
         """What an epoch shows, in a sentence."""
-        n_patients = len({c.group for c, t in zip(self.cases, self._tables, strict=True) if len(t)})
-        free, capped_share = self._largest
-        capped = (
-            f" (held; {free:.0%} by the number of lesions)" if capped_share < free - 1e-9 else ""
-        )
+        sums = np.bincount(self._groups, weights=self._weights)
+        largest = sums.max() / sums.sum() if len(sums) else 0.0
         return (
-            f"{self.lesion_share:.0%} of {self.n_tiles} hold one of {len(self._weights)} lesions "
-            f"of {n_patients} patients, at most {capped_share:.0%} of these one patient's{capped}."
+            f"{self.settings.lesion_share:.0%} of the {self.n_tiles} tiles per epoch contain a "
+            f"lesion ({len(self._weights)} lesions, {(sums > 0).sum()} patients; at most "
+            f"{largest:.0%} from one patient)."
         )
 
     def choose(self, epoch: int, index: int) -> TileChoice:
         """Tile `index` of 0 … n_tiles−1 in `epoch`."""
-        pick = int(self._table(epoch)[index])
+        lesion = int(self._table(epoch)[index])
         rng = _Numbers([self.seed, epoch, index, 1])
-        if pick < 0:
+        if lesion < 0:
             return self._background(rng)
-        case = int(np.searchsorted(self._first, pick, side="right")) - 1
-        seeds = self._tables[case].seeds(pick - int(self._first[case]))
+        case = int(np.searchsorted(self._first, lesion, side="right")) - 1
+        seeds = self._tables[case].seeds_of(lesion - int(self._first[case]))
         centre = seeds[rng.below(len(seeds))].tolist()
         return TileChoice(case, self._around(case, centre, rng), "lesion")
 
     def _epoch_table(self, epoch: int) -> NDArray[np.int64]:
-        """One number per tile: a lesion or −1."""
+        """One number per tile: a lesion, or −1 for background."""
         rng = np.random.default_rng([self.seed, epoch])
-        n_lesions = len(self._weights)
-        lesion_tiles = round(self.lesion_share * self.n_tiles) if n_lesions else 0
         table = np.full(self.n_tiles, -1, dtype=np.int64)
-        if n_lesions < MANY:
-            table[:lesion_tiles] = spread(self._weights, lesion_tiles, rng)
-        else:
-            table[:lesion_tiles] = spread_of_many(self._upper, lesion_tiles, rng)
+        if len(self._weights):
+            n = round(self.settings.lesion_share * self.n_tiles)
+            table[:n] = systematic_sample(self._weights, n, rng)
         return rng.permutation(table)
 
     def _around(self, case: int, centre: Sequence[int], rng: "_Numbers") -> tuple[int, ...]:
@@ -171,7 +137,7 @@ class TileSampler:
         for _ in range(_BACKGROUND_DRAWS):
             case = rng.below(len(self.cases))
             start = self._anywhere(case, rng)
-            clear = not (self.avoid_lesions and self._meets_lesion(start, case))
+            clear = not (self.settings.avoid_lesions and self._meets_lesion(start, case))
             if clear and self.cases[case].valid_seeds != ():
                 break
         return TileChoice(case, start, "background")
@@ -232,16 +198,13 @@ def capped(
     return np.asarray(weights * factor[groups], dtype=np.float64)
 
 
-def _largest_share(weights: NDArray[np.float64], groups: NDArray[np.int64]) -> float:
-    sums = np.bincount(groups, weights=weights)
-    return float(sums.max() / sums.sum()) if sums.sum() else 0.0
-
-
-def spread(weights: NDArray[np.float64], n: int, rng: np.random.Generator) -> NDArray[np.int64]:
+def systematic_sample(
+    weights: NDArray[np.float64], n: int, rng: np.random.Generator
+) -> NDArray[np.int64]:
     """Choose n indices in proportion to `weights`, each within one of its exact share.
 
-    Systematic sampling: equidistant points with one random offset on the cumulated weights of a
-    shuffled order (Madow 1949). No weights or n = 0 give an empty array.
+    Equidistant points with one random offset on the cumulated weights of a shuffled order (Madow
+    1949). No weights or n = 0 give an empty array.
     """
     if n == 0 or len(weights) == 0:
         return np.empty(0, dtype=np.int64)
@@ -250,26 +213,3 @@ def spread(weights: NDArray[np.float64], n: int, rng: np.random.Generator) -> ND
     points = (np.arange(n) + rng.random()) / n * upper[-1]
     place = np.searchsorted(upper, points, side="right")
     return rng.permutation(order[np.minimum(place, len(order) - 1)])
-
-
-def spread_of_many(
-    upper: NDArray[np.float64], n: int, rng: np.random.Generator
-) -> NDArray[np.int64]:
-    """Choose n indices in proportion to weights whose sums up to each are `upper`, at least one.
-
-    Stratified sampling: a random point in each of n equal parts of the sum (Cochran 1977, ch. 5),
-    so that neighbours in the order, the lesions of one case, come rarely together. Takes
-    n·log(len) steps, however many there are.
-    """
-    points = (np.arange(n) + rng.random(n)) / n * upper[-1]
-    place = np.searchsorted(upper, points, side="right")
-    return rng.permutation(np.minimum(place, len(upper) - 1))
-
-
-def _check_share(lesion_share: float) -> None:
-    if not 0 <= lesion_share <= 1:
-        raise ConfigError(
-            "The share of tiles with a lesion is a number in [0, 1].",
-            where="sampling.lesion_share",
-            seen=lesion_share,
-        )

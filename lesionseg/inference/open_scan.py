@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lesionseg.core import CaseFiles, Dataset, Geometry, Volume
-from lesionseg.data.prepared_case import prepare_image
+from lesionseg.data.prepare import prepare_image
 from lesionseg.errors import ContentError, DatasetError
 from lesionseg.inference.sliding.body import Body, find_body
 from lesionseg.io.cases import read_image

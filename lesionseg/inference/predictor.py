@@ -15,8 +15,8 @@ from numpy.typing import ArrayLike, NDArray
 from torch import nn
 
 from lesionseg.core import CaseFiles, Dataset, Geometry, OperatingPoint, Prediction, Volume
-from lesionseg.data.prepared_case import prepare_image
-from lesionseg.data.transforms import refuse_strangers
+from lesionseg.data.prepare import prepare_image
+from lesionseg.data.transforms import require_trusted
 from lesionseg.errors import ConfigError, ContentError, DatasetError, one_of
 from lesionseg.inference.bundle import Bundle, ensemble
 from lesionseg.inference.decision import Inferred, Watch, decide, operating_point
@@ -87,7 +87,7 @@ class Predictor:
         given = [bundle] if isinstance(bundle, (str, PathLike, Bundle)) else list(bundle)
         joint = ensemble(given, trusting(trust, architectures))
         if not trust:
-            refuse_strangers(joint.plan.prepare_extra, "plan.json")
+            require_trusted(joint.plan.prepare_extra, "plan.json")
         self.plan, self.settings = joint.plan, settings or InferenceSettings()
         self.raster_mm, self._accepted_by, self._check = raster_mm, operating_point, joint.check
         in_memory = all(isinstance(one, Bundle) for one in given)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from lesionseg import __version__
-from lesionseg.data.transforms import refuse_strangers
+from lesionseg.data.transforms import require_trusted
 from lesionseg.errors import ConfigError, one_of
 from lesionseg.inference import monai_bundle
 from lesionseg.inference.bundle import CARD, bundle_digest, ensemble, resolve_bundle
@@ -85,7 +85,7 @@ def export(
         return ExportOutcome(folder, format, difference)
     if plan.anchors is not None:
         raise ConfigError(f"format=monai: {plan.architecture.name} gives boxes; use onnx.")
-    refuse_strangers(plan.prepare_extra, "plan.json")  # MONAI would run them
+    require_trusted(plan.prepare_extra, "plan.json")  # MONAI would run them
     difference = largest_difference(read, write_program(folder / monai_bundle.PROGRAM, trace(read)))
     write_json(folder / monai_bundle.CONFIG, monai_bundle.inference_config(plan))
     write_json(folder / monai_bundle.METADATA, monai_bundle.metadata(plan, digest))

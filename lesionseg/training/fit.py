@@ -10,8 +10,8 @@ import torch
 from torch import nn
 from torch.utils.data import Dataset
 
-from lesionseg.data.cache.cached_case import CachedCase
-from lesionseg.data.tile_dataset import TileDataset
+from lesionseg.data.cache import CachedCase
+from lesionseg.data.tiles import TileDataset
 from lesionseg.errors import ConfigError
 from lesionseg.models.build import TRUSTED, build_network
 from lesionseg.plan.plan import Plan

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 from torch import nn
 
-from lesionseg.data.augmentation.augment import AugmentationSettings
+from lesionseg.data.augment import AugmentationSettings
 from lesionseg.data.sampling import SamplingSettings
 from lesionseg.losses import DetectionLoss
 from lesionseg.training.settings import OptimiserSettings, TrainerSettings

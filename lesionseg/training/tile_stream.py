@@ -14,8 +14,7 @@ from monai.data import DataLoader
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler, default_collate
 
-from lesionseg.data.augmentation.batch import PackedBatch, finish
-from lesionseg.data.tile_dataset import RawTiles, TileDataset
+from lesionseg.data.tiles import TileDataset
 from lesionseg.data.transforms import TileItem
 from lesionseg.plan.plan import Plan
 from lesionseg.training.device.accelerator import AHEAD, loader_workers
@@ -59,9 +58,8 @@ class TileStream:
     A plain iterable and no loader itself: the trainer would take a loader apart and put it together
     again. Its restart in mid-epoch could not keep the order of tiles. `tiles`: a `TileDataset`, or
     any that gives `image`, `labels`, `instances` and `valid` as `to_batch` does (`unannotated` or
-    not), for any number from 0 on and the same each time. With `pin` the batches go to this
-    process's GPU, and a `TileDataset` is augmented there; without, and where other libraries'
-    transforms have a part in it, the workers do it.
+    not), for any number from 0 on and the same each time. With `pin` the batches lie in
+    memory from which a GPU copies by itself.
     """
 
     def __init__(
@@ -79,9 +77,6 @@ class TileStream:
     def __iter__(self) -> Iterator[Batch]:
         if not isinstance(self.tiles, TileDataset):
             return iter(self._loader(self.tiles, default_collate))
-        if self.pin and not self.tiles.has_transforms:
-            device = torch.device("cuda", torch.cuda.current_device())
-            return finished(self._loader(RawTiles(self.tiles), self.tiles.pack), device)
         return iter(self._loader(self.tiles, to_batch))
 
     def _loader(self, tiles: Dataset[Any], collate: Callable[[list[Any]], Any]) -> Iterable[Any]:
@@ -155,8 +150,7 @@ class LesionData(pl.LightningDataModule):
 
 
 def tile_bytes(plan: Plan) -> int:
-    """Of a tile as a worker hands it over: an image in fp32 and three masks, or as read for a GPU,
-    half of that a voxel and some four times as many, since turned tiles reach farther."""
+    """Of a tile as a worker hands it over: an image in fp32 and three masks."""
     return prod(plan.tile_shape) * (8 * len(plan.channel_names) + 12)
 
 
@@ -183,31 +177,6 @@ def fitting_workers(workers: int, step_bytes: int, n_processes: int = 1) -> int:
             fit,
         )
     return min(fit, workers)
-
-
-def finished(batches: Iterable[PackedBatch], device: torch.device) -> Iterator[Batch]:
-    """Batches augmented on `device`: on a stream of its own, one ahead of the one handed over."""
-    if device.type != "cuda":
-        yield from (finish(packed.to(device)) for packed in batches)
-        return
-    stream, ahead = torch.cuda.Stream(device), None  # type: ignore[no-untyped-call]
-    for packed in batches:
-        with torch.cuda.stream(stream):
-            batch_and_event = finish(packed.to(device)), stream.record_event()
-        if ahead is not None:
-            yield _handed_over(*ahead)
-        ahead = batch_and_event
-    if ahead is not None:
-        yield _handed_over(*ahead)
-
-
-def _handed_over(batch: Batch, event: torch.cuda.Event) -> Batch:
-    """To the current stream: it waits for the batch, and its memory for what uses it there."""
-    current = torch.cuda.current_stream()
-    current.wait_event(event)
-    for tensor in batch.values():
-        tensor.record_stream(current)
-    return batch
 
 
 def _process() -> tuple[int, int]:

@@ -6,15 +6,13 @@ import numpy as np
 import pytest
 
 from lesionseg.core import Geometry
-from lesionseg.data.cache.cached_case import CachedCase
-from lesionseg.data.cache.lesion_table import CachedLesion, LesionTable
+from lesionseg.data.cache import CachedCase, LesionTable
 from lesionseg.data.sampling import (
     SamplingSettings,
     TileChoice,
     TileSampler,
     capped,
-    spread,
-    spread_of_many,
+    systematic_sample,
 )
 from lesionseg.errors import ConfigError
 
@@ -23,21 +21,29 @@ TILE = (8, 8, 8)
 
 def make_case(name, lesions=(), shape=(20, 24, 28)):
     """A cached case without arrays; `lesions` are (first voxel, side)."""
-    table = tuple(
-        CachedLesion(
-            id=i + 1,
-            label=1,
-            start=first,
-            stop=tuple(f + side for f in first),
-            voxels=side**3,
-            seeds=(first, tuple(f + side - 1 for f in first)),
-        )
-        for i, (first, side) in enumerate(lesions)
+    dims, ends = len(shape), [(first, [f + side - 1 for f in first]) for first, side in lesions]
+    table = LesionTable.from_json(
+        dims,
+        ids=range(1, len(lesions) + 1),
+        labels=[1] * len(lesions),
+        voxels=[side**dims for _, side in lesions],
+        boxes=[[*first, *(v + 1 for v in last)] for first, last in ends],
+        # as many seeds as a table of so many voxels has
+        seeds=[
+            seed for (_, n), pair in zip(lesions, ends, strict=True) for seed in spaced(pair, n)
+        ],
     )
-    geometry = Geometry.from_spacing(shape, (1,) * len(shape))
-    return CachedCase(
-        name, name, Path(name), "hash", geometry, 1, LesionTable(table, len(shape)), False
-    )
+    geometry = Geometry.from_spacing(shape, (1,) * dims)
+    return CachedCase(name, name, Path(name), "hash", geometry, 1, table, False)
+
+
+def spaced(pair, side):
+    """Its two corners, alternately."""
+    return [pair[k % 2] for k in range(min(side**3, 32))]
+
+
+def sampler_of(cases, n_tiles, seed=0, tile=(8, 8, 8), **settings):
+    return TileSampler(cases, tile, SamplingSettings(**settings), n_tiles=n_tiles, seed=seed)
 
 
 @pytest.fixture
@@ -51,29 +57,28 @@ def choices(sampler, epoch=0):
     return [sampler.choose(epoch, i) for i in range(len(sampler))]
 
 
-def holds(choice, lesion):
-    return any(
-        all(s <= v < s + t for s, v, t in zip(choice.start, seed, TILE, strict=True))
-        for seed in lesion.seeds
-    )
+def held(choice, case):
+    """Rows of the case's lesions that have a seed in the tile."""
+    table, start = case.lesions, np.array(choice.start)
+    return [
+        row
+        for row in range(len(table))
+        if any((start <= s).all() and (s < start + TILE).all() for s in table.seeds_of(row))
+    ]
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.5, 1.0])
 def test_the_mix_is_met_exactly_however_many_cases_are_free_of_lesions(cases, share):
-    sampler = TileSampler(cases, TILE, n_tiles=50, seed=1, lesion_share=share)
+    sampler = sampler_of(cases, 50, 1, lesion_share=share)
     kinds = Counter(c.kind for c in choices(sampler, epoch=3))
     assert kinds["lesion"] == round(share * 50)
     assert kinds["background"] == 50 - round(share * 50)
 
 
 def test_lesion_tiles_hold_a_lesion_and_background_tiles_none(cases):
-    sampler = TileSampler(cases, TILE, n_tiles=200, seed=0)
+    sampler = sampler_of(cases, 200, 0)
     for choice in choices(sampler):
-        lesions = cases[choice.case].lesions
-        if choice.kind == "lesion":
-            assert any(holds(choice, lesion) for lesion in lesions)
-        else:
-            assert not any(holds(choice, lesion) for lesion in lesions)
+        assert bool(held(choice, cases[choice.case])) == (choice.kind == "lesion")
         stop = np.array(choice.start) + TILE
         assert min(choice.start) >= 0
         assert (stop <= cases[choice.case].shape).all()
@@ -81,45 +86,43 @@ def test_lesion_tiles_hold_a_lesion_and_background_tiles_none(cases):
 
 def test_background_may_be_from_anywhere(cases):
     """It then holds a lesion as often as any place does."""
-    sampler = TileSampler(cases, TILE, n_tiles=300, seed=0, lesion_share=0, avoid_lesions=False)
-    found = [any(holds(c, x) for x in cases[c.case].lesions) for c in choices(sampler)]
+    sampler = sampler_of(cases, 300, 0, lesion_share=0, avoid_lesions=False)
+    found = [bool(held(c, cases[c.case])) for c in choices(sampler)]
     rng, spread = np.random.default_rng(0), []
     for case in (cases[i] for i in rng.integers(len(cases), size=3000)):
         start = [rng.integers(n - t + 1) for n, t in zip(case.shape, TILE, strict=True)]
         anywhere = TileChoice(0, tuple(start), "background")
-        spread.append(any(holds(anywhere, x) for x in case.lesions))
+        spread.append(bool(held(anywhere, case)))
     assert 0 < np.mean(found) == pytest.approx(np.mean(spread), abs=0.07)
 
 
 def test_every_lesion_is_equally_likely_whatever_case_it_lies_in(cases):
-    sampler = TileSampler(cases, TILE, n_tiles=120, seed=0, lesion_share=0.5)
+    sampler = sampler_of(cases, 120, 0, lesion_share=0.5)
     counts = Counter()
     for choice in choices(sampler):
         if choice.kind == "lesion":
-            lesions = cases[choice.case].lesions
-            (found,) = [lesion.id for lesion in lesions if holds(choice, lesion)]
+            (found,) = held(choice, cases[choice.case])
             counts[choice.case, found] += 1
     assert set(counts.values()) == {20}
 
 
 def test_small_lesions_can_be_shown_more_often(cases):
-    sampler = TileSampler(cases, TILE, n_tiles=300, seed=0, lesion_share=1, size_weight=1)
-    small = sum(holds(c, cases[0].lesions[0]) for c in choices(sampler) if c.case == 0)
-    large = sum(holds(c, cases[0].lesions[1]) for c in choices(sampler) if c.case == 0)
+    sampler = sampler_of(cases, 300, 0, lesion_share=1, size_weight=1)
+    small = sum(0 in held(c, cases[0]) for c in choices(sampler) if c.case == 0)
+    large = sum(1 in held(c, cases[0]) for c in choices(sampler) if c.case == 0)
     assert small / large == pytest.approx(27, rel=0.2)
 
 
 def test_a_patient_full_of_lesions_does_not_outweigh_the_others():
     full = [((i % 10 * 2, i // 10 * 2, 0), 1) for i in range(60)]
     cases = [make_case("full", full)] + [make_case(f"p{i}", [((9, 9, 9), 2)]) for i in range(20)]
-    sampler = TileSampler(cases, TILE, n_tiles=420, seed=0, lesion_share=1)
+    sampler = sampler_of(cases, 420, 0, lesion_share=1)
     shares = Counter(c.case for c in choices(sampler))
     assert shares[0] == pytest.approx(420 * 4 / 21, abs=2)
     assert max(shares[i] for i in range(1, 21)) - min(shares[i] for i in range(1, 21)) <= 1
-    assert "at most 19% of these one patient's (held; 75% by the number of lesions)" in sampler.mix
-    free = TileSampler(cases, TILE, n_tiles=420, seed=0, lesion_share=1, patient_cap=None)
+    assert "80 lesions, 21 patients; at most 19% from one patient" in sampler.mix
+    free = sampler_of(cases, 420, 0, lesion_share=1, patient_cap=None)
     assert Counter(c.case for c in choices(free))[0] == pytest.approx(420 * 0.75, abs=2)
-    assert "held" not in free.mix
 
 
 def test_a_patients_scans_share_its_cap():
@@ -127,7 +130,7 @@ def test_a_patients_scans_share_its_cap():
         return replace(make_case(name, [((i, 0, 0), 1) for i in range(n)]), group=name[0])
 
     cases = [scan("a1", 15), scan("a2", 15), *(scan(name, 1) for name in "bcdefghij")]
-    sampler = TileSampler(cases, TILE, n_tiles=400, seed=0, lesion_share=1, patient_cap=2.0)
+    sampler = sampler_of(cases, 400, 0, lesion_share=1, patient_cap=2.0)
     shares = Counter(c.case for c in choices(sampler))
     assert shares[0] + shares[1] == pytest.approx(400 * 2 / 10, abs=2)
 
@@ -150,76 +153,59 @@ def test_no_group_exceeds_its_cap_and_those_below_keep_their_proportions(seed, m
 
 def test_the_lesion_comes_to_lie_all_over_the_inner_tile():
     case = make_case("a", [((50, 50, 50), 1)], shape=(100, 100, 100))
-    sampler = TileSampler([case], TILE, n_tiles=400, seed=0, lesion_share=1)
+    sampler = sampler_of([case], 400, 0, lesion_share=1)
     places = np.array([50 - np.array(c.start) for c in choices(sampler)])
     assert (places.min(axis=0) == 1).all()
     assert (places.max(axis=0) == 6).all()
 
 
 def test_a_tile_depends_on_seed_epoch_and_index_alone(cases):
-    first = TileSampler(cases, TILE, n_tiles=30, seed=5)
-    second = TileSampler(cases, TILE, n_tiles=30, seed=5)
+    first = sampler_of(cases, 30, 5)
+    second = sampler_of(cases, 30, 5)
     backwards = [second.choose(2, i) for i in reversed(range(30))][::-1]
     assert choices(first, 2) == backwards
     assert choices(first, 3) != backwards
-    assert choices(TileSampler(cases, TILE, n_tiles=30, seed=6), 2) != backwards
+    assert choices(sampler_of(cases, 30, 6), 2) != backwards
 
 
 def test_without_any_lesion_all_tiles_are_background():
-    sampler = TileSampler([make_case("free")], TILE, n_tiles=12, seed=0, lesion_share=0.9)
+    sampler = sampler_of([make_case("free")], 12, 0, lesion_share=0.9)
     assert {c.kind for c in choices(sampler)} == {"background"}
 
 
 def test_a_volume_smaller_than_the_tile_sits_in_its_middle():
     case = make_case("a", [((2, 3, 4), 1)], shape=(5, 20, 8))
-    sampler = TileSampler([case], TILE, n_tiles=10, seed=0)
+    sampler = sampler_of([case], 10, 0)
     assert {(c.start[0], c.start[2]) for c in choices(sampler)} == {(-1, 0)}
 
 
 def test_a_case_full_of_lesions_still_gives_background_tiles():
     case = make_case("full", [((0, 0, 0), 20)], shape=(20, 20, 20))
-    sampler = TileSampler([case], TILE, n_tiles=10, seed=0)
+    sampler = sampler_of([case], 10, 0)
     assert Counter(c.kind for c in choices(sampler))["background"] == 5
 
 
-def test_wrong_shares_and_no_cases_are_refused(cases):
+def test_wrong_shares_and_no_cases_are_errors():
     with pytest.raises(ConfigError, match="lesion_share"):
         SamplingSettings(lesion_share=-0.1)
+    with pytest.raises(ConfigError, match="patient_cap"):
+        SamplingSettings(patient_cap=0.5)
     with pytest.raises(ConfigError, match="nothing"):
-        TileSampler([], TILE, n_tiles=4, seed=0)
+        sampler_of([], 4)
 
 
 def test_spreading_is_within_one_of_the_exact_share(rng):
     weights = np.array([1.0, 2.0, 3.0, 0.5])
-    counts = np.bincount(spread(weights, 65, rng), minlength=4)
+    counts = np.bincount(systematic_sample(weights, 65, rng), minlength=4)
     assert (np.abs(counts - weights / weights.sum() * 65) <= 1).all()
-    assert len(spread(np.array([]), 5, rng)) == 0
-
-
-def test_many_are_drawn_in_proportion_and_within_two_of_their_share(rng):
-    weights = np.array([1.0, 2.0, 4.0, 0.0, 3.0])
-    draws = [
-        np.bincount(spread_of_many(np.cumsum(weights), 65, rng), minlength=5) for _ in range(200)
-    ]
-    share = 65 * weights / weights.sum()
-    assert np.abs(draws - share).max() < 2
-    assert np.allclose(np.mean(draws, axis=0), share, atol=0.2)
-    assert len(spread_of_many(np.ones(1), 0, rng)) == 0
-
-
-def test_an_epoch_of_many_lesions_keeps_its_mix(cases, monkeypatch):
-    monkeypatch.setattr("lesionseg.data.sampling.MANY", 1)
-    sampler = TileSampler(cases, (4, 4, 4), n_tiles=40, seed=0, lesion_share=0.5)
-    chosen = [sampler.choose(0, i) for i in range(40)]
-    assert Counter(c.kind for c in chosen)["lesion"] == 20
-    assert chosen == [sampler.choose(0, i) for i in range(40)]
+    assert len(systematic_sample(np.array([]), 5, rng)) == 0
 
 
 def test_background_is_taken_around_voxels_that_teach():
     seeds = ((2, 3, 4), (17, 20, 25), (10, 4, 20))
     sparse = replace(make_case("sparse"), has_valid=True, valid_seeds=seeds)
     blind = replace(make_case("blind"), has_valid=True, valid_seeds=())
-    sampler = TileSampler([sparse, blind], TILE, n_tiles=60, seed=0)
+    sampler = sampler_of([sparse, blind], 60, 0)
     met = set()
     for choice in choices(sampler):
         inside = [

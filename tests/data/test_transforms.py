@@ -13,11 +13,9 @@ from scipy.ndimage import binary_erosion
 
 from lesionseg.core import CaseFiles, Dataset, Geometry, Volume
 from lesionseg.data import AugmentationSettings, TileDataset, fill_cache, open_dataset
-from lesionseg.data.cache.cached_case import read_cached_case, write_cached_case
-from lesionseg.data.cache.case_cache import cache_key
-from lesionseg.data.prepared_case import PreparedCase, prepare_image
-from lesionseg.data.prepared_reference import PreparedReference
-from lesionseg.data.transforms import PrepareSettings, refuse_strangers, with_masks
+from lesionseg.data.cache import cache_key, read_cached_case, write_cached_case
+from lesionseg.data.prepare import PreparedCase, PreparedReference, prepare_image
+from lesionseg.data.transforms import PrepareSettings, require_trusted, with_masks
 from lesionseg.errors import BundleError, ConfigError
 from lesionseg.phantoms import write_mri_phantoms
 from lesionseg.plan.plan import Plan
@@ -45,7 +43,7 @@ def case(tmp_path):
     reference = PreparedReference(labels, instances, (1, 2), None)
     prepared = PreparedCase("a", "a", Volume(image.astype(np.float32), geometry), reference)
     (tmp_path / "a").mkdir()
-    write_cached_case(tmp_path / "a", prepared, reference, "hash")
+    write_cached_case(tmp_path / "a", prepared, "hash")
     return read_cached_case(tmp_path / "a")
 
 
@@ -84,9 +82,8 @@ def spec(name, keys="image", **arguments):
                 spec("RandFlipd", ["image", "label"], prob=1.0, spatial_axis=1),
             ]
         },
-        {"library": "monai", "spatial_probability": 1.0},
     ],
-    ids=["plain", "flips", "moved", "turned by MONAI", "zoomed and flipped by MONAI", "monai"],
+    ids=["plain", "flips", "moved", "turned by MONAI", "zoomed and flipped by MONAI"],
 )
 def test_a_voxel_of_a_tile_lies_where_its_affine_says(tiles, case, settings):
     dataset = tiles(**settings)
@@ -163,24 +160,13 @@ def test_a_transform_object_runs_last(tiles):
 @pytest.mark.parametrize(
     ("extra", "message"),
     [
-        ({"keys": "image"}, "not described"),
-        (spec("RandBiasFieldd", prob={1, 2}), "not described"),
+        ({"keys": "image"}, "_target_"),
+        (spec("RandBiasFieldd", prob={1, 2}), "not JSON"),
         (spec("RandBiasFieldddd"), "RandBiasFieldddd"),
         (spec("RandBiasFieldd", probability=1), "probability"),
         (spec("RandBiasFieldd", ["picture"], prob=1.0), "failed.*picture"),
-        (spec("DeleteItemsd", ["label"]), "dropped or reshaped 'label'.*nothing"),
-        (spec("RandSpatialCropd", ["image", "label"], roi_size=8), "reshaped.*8, 8, 8"),
-        (spec("RandFlipd", prob=1.0), "moved a part"),
-        (spec("RandRotated", ["image", "label"], prob=1.0, range_x=0.3), "interpolated 'label'"),
-        (
-            spec(
-                "RandCropByPosNegLabeld",
-                ["image", "label"],
-                label_key="label",
-                spatial_size=list(TILE),
-            ),
-            "no dictionary",
-        ),
+        (spec("DeleteItemsd", ["label"]), "failed.*label"),
+        (spec("RandSpatialCropd", ["image", "label"], roi_size=8), "shape.*8, 8, 8"),
     ],
 )
 def test_what_a_transform_must_not_do_is_said(tiles, extra, message):
@@ -198,33 +184,6 @@ def test_masks_move_with_the_label():
     assert with_masks(bias) == bias
 
 
-@pytest.mark.parametrize("dims", [2, 3])
-@pytest.mark.parametrize("modality", ["mri", "ct", "xray"])
-def test_the_whole_chain_by_monai_fits_every_kind_of_tile(dims, modality, plan):
-    from monai.transforms import Compose
-
-    from lesionseg.data.adaptor import as_meta_tensor
-    from lesionseg.data.augmentation.monai_chain import monai_chain
-    from lesionseg.data.transforms import run_on_tile
-
-    always = AugmentationSettings(1.0, spatial_probability=1.0, intensity_probability=1.0)
-    thick = plan.with_(dims=dims, modality=modality, spacing_mm=(5.0, 1.0, 1.0)[-dims:])
-    shape = (16,) * dims
-    masks = torch.zeros(1, *shape, dtype=torch.int32)
-    masks[(0, *(slice(4, 9),) * dims)] = 1
-    tile = {
-        "image": as_meta_tensor(torch.rand(1, *shape), np.eye(dims + 1)),
-        "label": as_meta_tensor(masks.byte(), np.eye(dims + 1)),
-        "instances": masks,
-        "valid": masks >= 0,
-    }
-    made = run_on_tile(Compose(monai_chain(always, thick)), tile, 3)
-    assert {key: made[key].dtype for key in tile} == {key: tile[key].dtype for key in tile}
-    assert not torch.equal(made["image"], tile["image"])
-    if dims == 3:  # slices are not turned into each other
-        assert abs(float(made["image"].affine[0, 1])) < 1e-6
-
-
 # --- prepare.extra -------------------------------------------------------------------------------
 
 SMOOTH = spec("GaussianSmoothd", sigma=1.0)
@@ -239,7 +198,7 @@ def test_a_plan_s_transforms_come_after_normalisation(plan, rng):
     np.testing.assert_allclose(after.array, 2 * before.array, rtol=1e-6)
     assert after.geometry.matches(before.geometry)
     for wrong, message in (
-        (spec("Resized", spatial_size=[4, 4, 4]), "reshaped 'image'"),
+        (spec("Resized", spatial_size=[4, 4, 4]), "shape of image"),
         (spec("Flipd", spatial_axis=0), "moved the image"),
         (spec("Flipd", ["image", "label"], spatial_axis=0), "failed.*label"),
     ):
@@ -249,7 +208,7 @@ def test_a_plan_s_transforms_come_after_normalisation(plan, rng):
 
 def test_settings_of_prepare_are_plain_and_not_random():
     assert PrepareSettings([{**SMOOTH, "sigma": (1, 2)}]).extra == ({**SMOOTH, "sigma": [1, 2]},)
-    with pytest.raises(ConfigError, match=r"random.*RandBiasField"):
+    with pytest.raises(ConfigError, match="RandBiasFieldd is random"):
         PrepareSettings([spec("RandBiasFieldd")])
 
 
@@ -279,13 +238,13 @@ def test_a_plan_keeps_its_transforms_and_the_cache_tells_them_apart(plan, tmp_pa
 def test_a_bundle_may_not_name_just_anything(target):
     for specs in ([{"_target_": target}], [SMOOTH, {**SMOOTH, "sigma": [{"_target_": target}]}]):
         with pytest.raises(BundleError, match=rf"{target}.*trust=true"):
-            refuse_strangers(specs, "plan.json")
+            require_trusted(specs, "plan.json")
 
 
 def test_a_bundle_may_name_transforms_of_monai_without_expressions():
-    refuse_strangers([SMOOTH, spec("MedianSmoothd", radius=[1, 1, 1])], "plan.json")
+    require_trusted([SMOOTH, spec("MedianSmoothd", radius=[1, 1, 1])], "plan.json")
     with pytest.raises(BundleError, match=r"\$import os"):
-        refuse_strangers([{**SMOOTH, "sigma": "$import os"}], "plan.json")
+        require_trusted([{**SMOOTH, "sigma": "$import os"}], "plan.json")
 
 
 # --- pieces for loops of one's own ---------------------------------------------------------------

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from lesionseg.cli import run
-from lesionseg.data import tile_dataset
+from lesionseg.data import tiles as tile_module
 from lesionseg.evaluation import one_case
 from lesionseg.io import cases
 from lesionseg.phantoms import write_mri_phantoms
@@ -26,7 +26,7 @@ def test_a_validation_case_is_opened_four_times_and_matched_once_and_a_tile_goes
     matched: Counter[str] = Counter()
     handed_on: list[int] = []
     read_volume, link_case = cases.read_volume, one_case.link_case
-    read_tile = tile_dataset.read_tile
+    read_tile = tile_module.read_tile
 
     def read(path: Path, **options: Any) -> Any:
         opened[path.name] += 1
@@ -42,7 +42,7 @@ def test_a_validation_case_is_opened_four_times_and_matched_once_and_a_tile_goes
         return read_tile(*arguments)
 
     monkeypatch.setattr(cases, "read_volume", read)
-    monkeypatch.setattr(tile_dataset, "read_tile", tile)
+    monkeypatch.setattr(tile_module, "read_tile", tile)
     monkeypatch.setattr(one_case, "link_case", link)
     raw, folder = tmp_path / "raw", tmp_path / "run"
     write_mri_phantoms(raw, 5, seed=0, n_test=0, shape=(24, 28, 24), spacing_mm=(5.0, 5.0, 5.0))

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from lesionseg.data.onto_grid import normalise
+from lesionseg.data.prepare import normalise
 from lesionseg.plan import rules
 from lesionseg.plan.fingerprint import ChannelStatistics, Spread
 from lesionseg.plan.plan import Normalisation, ThickSlices

@@ -6,22 +6,20 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from monai.data import DataLoader
 
 from lesionseg.core import Geometry, Volume
-from lesionseg.data.augmentation.augment import AugmentationSettings
-from lesionseg.data.cache.cached_case import read_cached_case, write_cached_case
-from lesionseg.data.prepared_case import PreparedCase
-from lesionseg.data.prepared_reference import PreparedReference
+from lesionseg.data.augment import AugmentationSettings
+from lesionseg.data.cache import read_cached_case, write_cached_case
+from lesionseg.data.prepare import PreparedCase, PreparedReference
 from lesionseg.data.sampling import SamplingSettings
-from lesionseg.data.tile_dataset import RawTiles, TileDataset
+from lesionseg.data.tiles import TileDataset
 from lesionseg.errors import ConfigError
 from lesionseg.losses import FocalLoss
 from lesionseg.models import build_network
 from lesionseg.training.fit import fit
 from lesionseg.training.learning_settings import Learning
 from lesionseg.training.settings import OptimiserSettings, TrainerSettings
-from lesionseg.training.tile_stream import finished, to_batch
+from lesionseg.training.tile_stream import to_batch
 
 
 @pytest.fixture
@@ -39,13 +37,13 @@ def cases(tmp_path, rng):
         reference = PreparedReference((instances > 0).astype(np.uint8), instances, (1,) * n, None)
         prepared = PreparedCase(name, name, Volume(image, geometry), reference)
         (tmp_path / name).mkdir()
-        write_cached_case(tmp_path / name, prepared, reference, "hash")
+        write_cached_case(tmp_path / name, prepared, "hash")
         made.append(read_cached_case(tmp_path / name))
     return made
 
 
-def stream(cases, plan, seed=0, noise_std=0.15):
-    sampling, augmentation = SamplingSettings(), AugmentationSettings(noise_std=noise_std)
+def stream(cases, plan, seed=0):
+    sampling, augmentation = SamplingSettings(), AugmentationSettings()
     return TileDataset(cases, plan, sampling, augmentation, n_tiles=6, seed=seed)
 
 
@@ -64,23 +62,6 @@ def test_each_epoch_keeps_the_mix_and_shows_new_tiles(cases, plan):
     for epoch in epochs:
         assert sum(bool(tile["label"].any()) for tile in epoch) >= 3
     assert not torch.equal(epochs[0][0]["image"], epochs[1][0]["image"])
-
-
-def test_tiles_finished_on_the_training_device_are_those_the_workers_finish(cases, plan):
-    tiles = stream(cases, plan, noise_std=0.0)  # a GPU draws its own noise
-    numbers = ([0, 1, 2], [7, 8, 9])
-    packed = DataLoader(
-        RawTiles(tiles),
-        batch_sampler=numbers,
-        collate_fn=tiles.pack,
-        num_workers=1,
-        multiprocessing_context="fork",
-    )
-    for made, batch in zip(finished(packed, torch.device("cpu")), numbers, strict=True):
-        expected = to_batch([tiles[number] for number in batch])
-        image = expected.pop("image")
-        torch.testing.assert_close(made.pop("image"), image, atol=5e-3, rtol=0)
-        assert all((made[key] == mask).float().mean() > 0.999 for key, mask in expected.items())
 
 
 def test_fit_trains_on_cases(cases, plan, tmp_path):
@@ -109,15 +90,12 @@ def test_no_case_is_refused_before_training(plan, tmp_path):
 
 
 def test_tiles_say_which_labels_their_case_does_not_annotate(cases, plan):
-    """On both ways to a batch; and nothing at all where every case annotates all."""
-    tiles = stream([replace(cases[0], unannotated=(1,)), cases[1]], plan, noise_std=0.0)
+    """And nothing at all where every case annotates all."""
+    tiles = stream([replace(cases[0], unannotated=(1,)), cases[1]], plan)
     expected = to_batch([tiles[number] for number in range(6)])["unannotated"]
-    of_case = [[tiles.choice(number).case == 0] for number in range(6)]
+    of_case = [[tiles.raw(number).choice.case == 0] for number in range(6)]
     assert expected.tolist() == of_case
     assert {True, False} == {each for (each,) in of_case}
-    packed = DataLoader(RawTiles(tiles), batch_size=6, collate_fn=tiles.pack)
-    (made,) = finished(packed, torch.device("cpu"))
-    assert made["unannotated"].tolist() == of_case
     assert "unannotated" not in to_batch([stream(cases, plan)[0]])
 
 

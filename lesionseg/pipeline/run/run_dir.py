@@ -16,7 +16,7 @@ import yaml
 
 import lesionseg
 from lesionseg.core import Dataset, Role
-from lesionseg.data.cache.case_cache import source_hash
+from lesionseg.data.cache import source_hash
 from lesionseg.errors import DatasetError, OutputError, require
 from lesionseg.io.atomic import read_json, read_yaml, write_text
 from lesionseg.plan.splits import Splits, roles_in

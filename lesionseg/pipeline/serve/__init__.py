@@ -61,11 +61,9 @@ def serve(
         import uvicorn
     except ImportError as error:
         raise ConfigError(f"serve: {error}. {pip_install('serve')}") from error
-    from lesionseg.data.adaptor import import_monai
     from lesionseg.pipeline.serve.app import make_app
     from lesionseg.pipeline.serve.uploads import ServeLimits
 
-    import_monai()  # takes seconds, for which the first scan would wait
     bundles = (bundle,) if isinstance(bundle, (str, Path)) else tuple(bundle)
     predictor = Predictor(
         bundles, device=device, operating_point=operating_point, settings=inference, trust=trust

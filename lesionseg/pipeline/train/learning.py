@@ -11,9 +11,9 @@ import pytorch_lightning as pl
 from torch import nn
 
 from lesionseg.core import Geometry
-from lesionseg.data.cache.cached_case import CachedCase
-from lesionseg.data.cache.case_cache import source_hash
-from lesionseg.data.cache.fill import cores, fill_cache
+from lesionseg.data.cache import CachedCase
+from lesionseg.data.cache import source_hash
+from lesionseg.data.cache import cores, fill_cache
 from lesionseg.data.transforms import Spec
 from lesionseg.errors import ConfigError
 from lesionseg.inference.input_check import (
@@ -239,7 +239,6 @@ def prepare_cases(survey: Survey, plan: Plan, data: DataSettings, run: Path) -> 
         replace(survey.dataset, cases=()),
         plan=plan,
         folder=data.cache_dir or run.parent / CACHE,
-        disk=data.disk,
         source=lambda files: survey.sources.get(files.case) or source_hash(files),
     )
     with bar("Preparing cases") as advance:

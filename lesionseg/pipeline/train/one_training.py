@@ -11,7 +11,7 @@ from typing import Any
 import pytorch_lightning as pl
 from torch import nn
 
-from lesionseg.data.cache.cached_case import CachedCase
+from lesionseg.data.cache import CachedCase
 from lesionseg.data.transforms import PrepareSettings
 from lesionseg.evaluation import Preset
 from lesionseg.inference.bundle import write_bundle

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from lesionseg.data.augmentation.augment import AugmentationSettings
+from lesionseg.data.augment import AugmentationSettings
 from lesionseg.data.sampling import SamplingSettings
 from lesionseg.data.transforms import PrepareSettings
 from lesionseg.evaluation import Preset

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lesionseg.core import CaseFiles
-from lesionseg.data.augmentation.augment import AugmentationSettings
+from lesionseg.data.augment import AugmentationSettings
 from lesionseg.data.sampling import SamplingSettings
 from lesionseg.data.transforms import PrepareSettings
 from lesionseg.errors import ConfigError, DatasetError, LesionsegError

@@ -10,7 +10,7 @@ from typing import Any
 import pytorch_lightning as pl
 from torch import nn
 
-from lesionseg.data.cache.cached_case import CachedCase
+from lesionseg.data.cache import CachedCase
 from lesionseg.errors import TrainingError
 from lesionseg.evaluation import choose
 from lesionseg.evaluation.statistics.bootstrap import value_of

@@ -5,7 +5,7 @@ from typing import Literal, NamedTuple, Self
 import torch
 from torch import Tensor
 
-from lesionseg.data.cache.fill import cores
+from lesionseg.data.cache import cores
 from lesionseg.errors import ConfigError
 from lesionseg.ops.host_memory import physical_bytes
 from lesionseg.ops.transfers import to_host

@@ -13,7 +13,7 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from lesionseg.cli import compose
-from lesionseg.data.augmentation.augment import AugmentationSettings
+from lesionseg.data.augment import AugmentationSettings
 from lesionseg.data.sampling import SamplingSettings
 from lesionseg.data.transforms import PrepareSettings
 from lesionseg.errors import ConfigError, DatasetError

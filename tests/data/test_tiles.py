@@ -1,8 +1,6 @@
 import subprocess
 import sys
-import traceback
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,14 +8,11 @@ import torch
 from monai.data import DataLoader, Dataset, MetaTensor
 
 from lesionseg.core import Geometry, Volume
-from lesionseg.data import tile_dataset
-from lesionseg.data.augmentation.augment import AugmentationSettings
-from lesionseg.data.augmentation.batch import finish
-from lesionseg.data.cache.cached_case import read_cached_case, write_cached_case
-from lesionseg.data.prepared_case import PreparedCase
-from lesionseg.data.prepared_reference import PreparedReference
+from lesionseg.data.augment import AugmentationSettings
+from lesionseg.data.cache import read_cached_case, write_cached_case
+from lesionseg.data.prepare import PreparedCase, PreparedReference
 from lesionseg.data.sampling import SamplingSettings, TileSampler
-from lesionseg.data.tile_dataset import TileDataset
+from lesionseg.data.tiles import TileDataset
 from lesionseg.errors import ConfigError
 from lesionseg.plan.plan import ChannelSet
 
@@ -41,7 +36,7 @@ def cases(tmp_path, rng):
             name, name, Volume(image, Geometry.from_spacing(shape, (1, 1, 1))), reference
         )
         (tmp_path / name).mkdir()
-        write_cached_case(tmp_path / name, prepared, reference, "hash")
+        write_cached_case(tmp_path / name, prepared, "hash")
         made.append(read_cached_case(tmp_path / name))
     return made
 
@@ -57,7 +52,7 @@ def tiles_of(cases, plan, augmentation, n_tiles, seed):
 
 
 def test_an_item_is_the_tile_that_the_sampler_chose(cases, plan):
-    sampler = TileSampler(cases, TILE, n_tiles=20, seed=0)
+    sampler = TileSampler(cases, TILE, SamplingSettings(), n_tiles=20, seed=0)
     dataset = tiles_of(cases, plan, None, n_tiles=20, seed=0)
     for i in range(20):
         choice, item = sampler.choose(0, i), dataset[i]
@@ -91,15 +86,14 @@ def test_types_are_those_promised(dataset):
     assert isinstance(item["label"], MetaTensor)
 
 
-def loader(dataset, batch_size, epoch=0, workers=0, rank=0, n_ranks=1):
+def loader(dataset, batch_size, epoch=0, workers=0):
     """The batches of an epoch of nine tiles, an incomplete last one left out."""
     n = dataset.n_tiles
-    numbers = range(n * epoch, n * epoch + n - n % n_ranks)[rank::n_ranks]
     context = "fork" if workers else None
     return DataLoader(
         dataset,
         batch_size=batch_size,
-        sampler=numbers,
+        sampler=range(n * epoch, n * epoch + n),
         num_workers=workers,
         drop_last=True,
         multiprocessing_context=context,
@@ -125,49 +119,12 @@ def test_batches_are_the_same_for_any_number_of_workers_and_follow_the_epoch(dat
     assert same(epochs[0], batches(loader(dataset, 2, 0, workers=2)))
 
 
-def test_ranks_share_the_tiles_evenly(dataset):
-    ranks = [loader(dataset, 1, rank=r, n_ranks=2) for r in (0, 1)]
-    assert [len(its) for its in ranks] == [4, 4]
-    first, second = (batches(its) for its in ranks)
-    assert torch.equal(first[1]["image"][0], dataset[2]["image"])
-    assert torch.equal(second[1]["image"][0], dataset[3]["image"])
-
-
-def test_the_sampler_is_made_for_the_dataset_s_own_cases_and_tiles(dataset, cases):
-    assert dataset.sampler.cases == tuple(cases)
-    assert dataset.sampler.tile_shape == TILE
-
-
-def test_a_tile_passes_at_most_three_frames_of_ours(dataset, monkeypatch):
-    """From the loader's request to the read of the volume: item, raw tile, read."""
-    frames = []
-    read = tile_dataset.read_tile
-
-    def spy(*arguments):
-        stack = traceback.extract_stack()[:-1]
-        frames.append([f.name for f in stack if "lesionseg" in Path(f.filename).parts[-3:-1]])
-        return read(*arguments)
-
-    monkeypatch.setattr(tile_dataset, "read_tile", spy)
-    next(iter(DataLoader(dataset, sampler=[0])))
-    assert frames[0] == ["_transform", "raw"]  # and `read_tile` itself
-
-
 def test_tiling_is_imported_without_torch():
     code = (
         "import sys, lesionseg.data.tiling, lesionseg.data; lesionseg.data.TileGrid\n"
         "sys.exit('torch' in sys.modules or 'monai' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
-
-
-def test_the_package_s_public_api_has_every_name():
-    import lesionseg.data
-
-    for name in lesionseg.data.__all__:
-        assert getattr(lesionseg.data, name) is not None
-    with pytest.raises(AttributeError, match="nonsense"):
-        _ = lesionseg.data.nonsense
 
 
 EITHER = (ChannelSet((0,)), ChannelSet((1,)))
@@ -195,15 +152,6 @@ def test_a_channel_is_left_out_of_some_tiles_and_nothing_else_changes(cases, pla
         assert all(torch.equal(item[key], before[key]) for key in ("label", "instances", "valid"))
 
 
-def test_a_gpus_batch_leaves_out_the_same_channels(cases, plan):
-    tiles = dropping(cases, plan, 0.9, AugmentationSettings())
-    raws = [tiles.raw(i) for i in range(4)]
-    image = finish(tiles.pack(raws))["image"]
-    assert any(raw.change.missing for raw in raws)
-    for tile, raw in zip(image, raws, strict=True):
-        assert [c for c in range(2) if not tile[c].any()] == list(raw.change.missing)
-
-
 def test_channels_are_left_out_after_others_transforms(cases, plan):
     tiles = dropping(cases, plan, 0.9, transform=lambda item: item | {"image": item["image"] + 1})
     assert tiles.raw(0).change.missing == (0,) or tiles.raw(1).change.missing
@@ -215,7 +163,6 @@ def test_channels_are_left_out_after_others_transforms(cases, plan):
 def test_what_a_case_lacks_stays_missing_and_nothing_is_left_out_beside(cases, plan):
     tiles = dropping([replace(case, missing=(1,)) for case in cases], plan, 0.9)
     assert {tiles.raw(i).change.missing for i in range(20)} == {(1,)}
-    assert len(tiles.donors) == 0
 
 
 def test_a_plan_that_cannot_do_without_is_refused(cases, plan):

@@ -1,7 +1,7 @@
 """Training tiles by number: one endless MONAI dataset over cached cases."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from typing import Any
 
@@ -11,23 +11,28 @@ from monai.data import Dataset
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lesionseg.data.adaptor import as_meta_tensor
-from lesionseg.data.augmentation.augment import (
+from lesionseg.data.augment import (
     NO_CHANGE,
     Augmentation,
     AugmentationSettings,
     Change,
+    Draw,
     TileTensors,
     apply,
     build_augmentation,
+    tile_generator,
 )
-from lesionseg.data.augmentation.batch import PackedBatch, pack
-from lesionseg.data.augmentation.draws import Draw, tile_generator
-from lesionseg.data.augmentation.pasting import Donors, TileArrays, paste
-from lesionseg.data.cache.cached_case import CachedCase
+from lesionseg.data.cache import CachedCase
 from lesionseg.data.sampling import SamplingSettings, TileChoice, TileSampler
 from lesionseg.data.tiling import read_tile
-from lesionseg.data.transforms import TileItem, Transform, build, run_on_tile, with_masks
+from lesionseg.data.transforms import (
+    TileItem,
+    Transform,
+    as_meta_tensor,
+    build,
+    run_on_tile,
+    with_masks,
+)
 from lesionseg.errors import ConfigError
 from lesionseg.plan.plan import Plan
 
@@ -52,7 +57,7 @@ class TileDataset(Dataset):  # type: ignore[misc]  # MONAI ships no types
     all labels, also `unannotated` `[K]` bool: the labels of which nothing is known in the tile.
 
     A tile is a function of `seed` and i alone, in any process and order. `len` is that of an epoch;
-    for more give a loader `sampler=range(n)`. Raises what `TileSampler` refuses on first use, and
+    for more give a loader `sampler=range(n)`. Raises what `TileSampler` raises on first use, and
     `ConfigError` where the plan cannot do without some channel.
 
     Args:
@@ -79,62 +84,53 @@ class TileDataset(Dataset):  # type: ignore[misc]  # MONAI ships no types
         transform: Transform | Sequence[Transform] = (),
         channel_dropout: float = 0.0,
     ) -> None:
+        extra = augmentation.extra if augmentation is not None else ()
         further = [transform] if callable(transform) else transform
-        super().__init__(range(n_tiles), [*_chain(augmentation, plan), *further])
+        chain = [*(build(with_masks(spec), "augment.extra") for spec in extra), *further]
+        super().__init__(range(n_tiles), chain)
         self.cases, self.plan, self.n_tiles, self.seed = tuple(cases), plan, n_tiles, seed
         self.sampling, self.augmentation = sampling or SamplingSettings(), augmentation
         self._is_partial = any(case.unannotated for case in self.cases)
         self.channel_dropout = channel_dropout
         if channel_dropout and not plan.channel_sets:
-            raise ConfigError("The plan knows of no channel to do without.", where="channel_sets")
+            raise ConfigError("data.channel_dropout: the plan has no channel to do without.")
 
     @cached_property
     def sampler(self) -> TileSampler:
         """What chooses the tiles, made once in each process."""
-        return TileSampler(
-            self.cases,
-            self.plan.tile_shape,
-            n_tiles=self.n_tiles,
-            seed=self.seed,
-            **asdict(self.sampling),
-        )
+        shape = self.plan.tile_shape
+        return TileSampler(self.cases, shape, self.sampling, n_tiles=self.n_tiles, seed=self.seed)
 
     @cached_property
     def _changes(self) -> Augmentation | None:
-        if self.augmentation is None:
-            return None
-        return build_augmentation(self.augmentation, self.plan)
+        return build_augmentation(self.augmentation, self.plan) if self.augmentation else None
 
-    @cached_property
-    def donors(self) -> Donors:
-        """The lesions to copy, searched once in each process that copies any."""
-        whole = [case for case in self.cases if not case.missing]  # all channels show a lesion
-        return Donors(whole, self.plan.tile_shape)
-
-    @property
-    def has_transforms(self) -> bool:
-        """Whether other libraries' transforms have a part in a tile."""
-        return len(self.transform.transforms) > 0
+    def __getstate__(self) -> dict[str, object]:
+        """Settings only: the sampler's tables do not travel to other processes."""
+        return {k: v for k, v in vars(self).items() if k not in ("sampler", "_changes")}
 
     def set_random_state(self, *_args: object, **_kwargs: object) -> None:
         """Nothing: MONAI's loaders would seed here, but a tile depends on its number alone."""
 
     def _transform(self, index: int) -> TileItem:
         raw = self.raw(index)
-        tile = self.finish(raw)
-        name, affine = self.cases[raw.choice.case].case, self.affine(raw)
+        tile, case = self.finish(raw), self.cases[raw.choice.case]
+        affine = self.affine(raw)
         item: TileItem = {
-            "image": as_meta_tensor(tile["image"], affine, name),
-            "label": as_meta_tensor(tile["labels"][None], affine, name),
+            "image": as_meta_tensor(tile["image"], affine, case.case),
+            "label": as_meta_tensor(tile["labels"][None], affine, case.case),
             "instances": tile["instances"][None],
             "valid": tile["valid"][None],
         }
-        if self.has_transforms:
+        if self.transform.transforms:
             generator = tile_generator(self.seed, *divmod(index, self.n_tiles), 3)
             item = run_on_tile(self.transform, item, generator.initial_seed() % 2**32)
             for channel in raw.change.missing:
                 item["image"][channel] = 0
-        return item | self._unannotated(raw.choice.case)
+        if self._is_partial:
+            labels = range(1, len(self.plan.label_values) + 1)
+            item["unannotated"] = torch.tensor([k in case.unannotated for k in labels])
+        return item
 
     def affine(self, raw: RawTile) -> NDArray[np.float64]:
         """Maps an index of the changed tile (without its bend) to RAS millimetres."""
@@ -149,21 +145,17 @@ class TileDataset(Dataset):  # type: ignore[misc]  # MONAI ships no types
         With as much around it as a change moves into it. The image is float16, as in the cache,
         and few instances are uint8: less to move.
         """
-        choice, change = self.choice(number), self.change(number)
+        choice, change = self.sampler.choose(*divmod(number, self.n_tiles)), self.change(number)
         case, source = self.cases[choice.case], change.movement.source(self.plan.tile_shape)
         change = replace(change, missing=case.missing or change.missing)
         start = [s + first for s, (first, _) in zip(choice.start, source, strict=True)]
         shape = [stop - first for first, stop in source]
-        image, valid = read_tile(case.image, start, shape), _valid(case, start, shape)
         labels, instances = _masks(case, start, shape)
-        if change.pasting is not None:
-            arrays = TileArrays(image, labels, instances, valid.numpy(), case.unannotated)
-            paste(arrays, self.donors, change.pasting)
         tensors = {
-            "image": torch.from_numpy(image),
+            "image": torch.from_numpy(read_tile(case.image, start, shape)),
             "labels": torch.from_numpy(labels),
             "instances": torch.from_numpy(instances),
-            "valid": valid,
+            "valid": _valid(case, start, shape),
         }
         return RawTile(tensors, change, choice)
 
@@ -172,60 +164,15 @@ class TileDataset(Dataset):  # type: ignore[misc]  # MONAI ships no types
         tile = apply(raw.tensors, raw.change, self.plan.tile_shape)
         return tile | {"instances": tile["instances"].int()}
 
-    def pack(self, raws: Sequence[RawTile]) -> PackedBatch:
-        """Raw tiles as one batch, for `augmentation.batch.finish` on a GPU."""
-        pieces = [r.tensors | self._unannotated(r.choice.case) for r in raws]
-        return pack(pieces, [r.change for r in raws], self.plan.tile_shape)
-
-    def _unannotated(self, case: int) -> TileTensors:
-        if not self._is_partial:
-            return {}
-        labels = range(1, len(self.plan.label_values) + 1)
-        return {"unannotated": torch.tensor([k in self.cases[case].unannotated for k in labels])}
-
-    def choice(self, number: int) -> TileChoice:
-        """Where the tile lies."""
-        epoch, index = divmod(number, self.n_tiles)
-        return self.sampler.choose(epoch, index)
-
     def change(self, number: int) -> Change:
         """How the tile is changed."""
         key = self.seed, *divmod(number, self.n_tiles)
         change = self._changes.draw(tile_generator(*key, 2)) if self._changes else NO_CHANGE
-        if not self.channel_dropout:
-            return change
-        draw, known = Draw(tile_generator(*key, 4)), self.plan.channel_sets
-        if not draw.happens(self.channel_dropout):
-            return change
-        return replace(change, missing=known[draw.seed() % len(known)].missing)
-
-    def __getstate__(self) -> dict[str, object]:
-        """Settings only: the sampler's tables do not travel to other processes."""
-        caches = ("sampler", "donors", "_changes")
-        return {name: value for name, value in vars(self).items() if name not in caches}
-
-
-class RawTiles(Dataset):  # type: ignore[misc]
-    """The same tiles, left for `TileDataset.pack`."""
-
-    def __init__(self, tiles: TileDataset) -> None:
-        super().__init__(range(tiles.n_tiles))
-        self.tiles = tiles
-
-    def _transform(self, index: int) -> RawTile:
-        return self.tiles.raw(index)
-
-
-def _chain(settings: AugmentationSettings | None, plan: Plan) -> list[Transform]:
-    """The transforms of other libraries that the settings ask for, in order."""
-    if settings is None:
-        return []
-    extra = [build(with_masks(spec), "augment.extra") for spec in settings.extra]
-    if settings.library != "monai":
-        return extra
-    from lesionseg.data.augmentation.monai_chain import monai_chain
-
-    return [*monai_chain(settings, plan), *extra]
+        if self.channel_dropout:
+            draw, known = Draw(tile_generator(*key, 4)), self.plan.channel_sets
+            if draw.happens(self.channel_dropout):
+                return replace(change, missing=known[draw.seed() % len(known)].missing)
+        return change
 
 
 def _masks(
@@ -241,7 +188,7 @@ def _masks(
     touched = (low < high).all(axis=1)
     if not touched.any():
         return labels, instances
-    source, table = case.instances, lesions.label_table()
+    source, table = case.instances, lesions.label_of_id()
     kinds = case.labels if case.is_mixed else None
     for a, b in zip(low[touched].tolist(), high[touched].tolist(), strict=True):
         here = tuple(map(slice, a, b))

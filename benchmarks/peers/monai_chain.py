@@ -1,0 +1,38 @@
+"""MONAI's transforms with the steps and probabilities of ours, to compare the time they take."""
+
+from collections.abc import Sequence
+from math import radians
+from typing import Any
+
+from monai import transforms as mt
+
+from lesionseg.data import augment
+from lesionseg.data.augment import AugmentationSettings
+
+
+def monai_chain(settings: AugmentationSettings, masks: Sequence[str]) -> list[Any]:
+    """For 3-D tiles of MRI with voxels of one spacing; `masks` are moved with the image."""
+    keys, p = ("image", *masks), settings.intensity_probability
+    sigma = augment.BLUR_SIGMA
+    affine: dict[str, Any] = {
+        "rotate_range": [radians(settings.rotate_degrees)] * 3,
+        "shear_range": [settings.shear] * 6,
+        "scale_range": [settings.scale] * 3,
+        "mode": ("bilinear", *("nearest" for _ in masks)),
+        "padding_mode": "zeros",
+    }
+    bent = settings.spatial_probability * settings.elastic_share
+    bend = {"sigma_range": (5, 8), "magnitude_range": (50, 150)}
+    return [
+        mt.RandAffined(keys, prob=settings.spatial_probability - bent, **affine),
+        mt.Rand3DElasticd(keys, prob=bent, **bend, **affine),
+        *(mt.RandFlipd(keys, settings.flip_probability, axis) for axis in range(3)),
+        mt.RandSimulateLowResolutiond(
+            "image", prob=p, zoom_range=augment.LOW_RESOLUTION, upsample_mode="trilinear"
+        ),
+        mt.RandGaussianSmoothd("image", sigma_x=sigma, sigma_y=sigma, sigma_z=sigma, prob=p),
+        mt.RandScaleIntensityd("image", factors=augment.CONTRAST, prob=p),
+        mt.RandShiftIntensityd("image", offsets=augment.BRIGHTNESS, prob=p),
+        mt.RandGaussianNoised("image", std=augment.NOISE_STD, prob=p),
+        mt.RandAdjustContrastd("image", prob=p, gamma=augment.GAMMA, retain_stats=True),
+    ]

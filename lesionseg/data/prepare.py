@@ -1,0 +1,450 @@
+"""A case on the plan's grid: oriented, resampled, normalised; the reference moves along.
+
+The grid covers what the file's covers. The image is read on it one slab at a time, as inference
+does on the way back to the file's grid. Every scheme of `plan.Normalisation` is one straight line
+for all voxels of a channel after clipping: air of a brain scan gets a constant below the tissue,
+and no edge between air and tissue is bent by it. No lesion of a reference is lost on the way.
+"""
+
+import itertools
+import logging
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from nibabel.orientations import io_orientation
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from lesionseg.core import Case, Geometry, Reference, Volume
+from lesionseg.data.transforms import run_on_volume
+from lesionseg.errors import ContentError, GeometryError
+from lesionseg.io.formats.guard import limits
+from lesionseg.ops.components import lesions_of
+from lesionseg.ops.resample import resample_area, resample_linear, resample_nearest
+from lesionseg.plan.plan import Normalisation, Plan
+
+logger = logging.getLogger(__name__)
+
+# spacings and grids closer than this (millimetres) are the same
+SAME_MM = 1e-3
+# a lesion that covers less of its voxel than this does not show in the image
+VISIBLE_SHARE = 0.1
+# percentiles that the scheme `range` takes from each case
+RANGE_PERCENTILES = (0.5, 99.5)
+# rows made at a time: temporaries of a few per cent of the volume
+_SLAB_ROWS = 8
+_SLAB_VOXELS = 1 << 18
+# percentiles of larger arrays are taken from evenly spaced voxels: sorting copies what it sorts
+_MAX_SORTED = 1 << 22
+# unsigned integers that torch cannot flip, pad or index
+_WIDER = {"uint16": np.int32, "uint32": np.int64, "uint64": np.int64}
+
+
+@dataclass(frozen=True, eq=False)
+class PreparedReference:
+    """What a reader marked, on the plan's grid.
+
+    `labels` `[*spatial]` uint8: 0 background, k for `plan.mask_values[k-1]` (without regions:
+    network channel k-1). `instances` `[*spatial]` int32: lesion ids 1..n. `instance_labels[id-1]`:
+    the label k of lesion id, 1 for all with regions, 0 for an id without a lesion. `valid`
+    `[*spatial]` bool: voxels that teach; None when all do. `unannotated`: the k of which nothing
+    is known here.
+    """
+
+    labels: NDArray[np.uint8]
+    instances: NDArray[np.int32]
+    instance_labels: tuple[int, ...]
+    valid: NDArray[np.bool_] | None
+    unannotated: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class PreparedCase:
+    """A case as the network meets it: image `[C, *spatial]` float32 on the plan's grid."""
+
+    case: str
+    group: str
+    image: Volume
+    reference: PreparedReference | None
+
+
+def prepare_case(case: Case, plan: Plan) -> PreparedCase:
+    """Bring image and reference to the plan's grid; errors name the case."""
+    image = prepare_image(case.image, plan, where=case.case)
+    reference = None
+    if case.reference is not None:
+        reference = prepare_reference(case.reference, image.geometry, plan, where=case.case)
+    return PreparedCase(case.case, case.group, image, reference)
+
+
+def prepare_image(
+    volume: Volume,
+    plan: Plan,
+    *,
+    where: str | None = None,
+    overwrite: bool = False,
+    look: Callable[[Volume], None] | None = None,
+) -> Volume:
+    """Orient, resample and normalise an image `[C, *file]`; `[C, *plan]` float32, a new array.
+
+    In 3-D the axes end up along +S, +A, +R, as near as the file's own axes allow; in 2-D they stay.
+    Spacing becomes `plan.spacing_mm` by linear interpolation; an axis within 1e-3 mm of it keeps
+    its own, and if all do and nothing is sheared no voxel is changed. The geometry returned maps
+    the new indices to the patient's millimetres. The same voxels in whatever orientation give the
+    same array. Holds the image and the result, or, where `overwrite` gives leave and the image lies
+    on the plan's grid, the image alone. `look` is called before normalisation, and may not keep
+    what it is shown. The plan's further transforms come last. A missing channel is 0 in the end,
+    the mean of its scale. Raises `ContentError` when channels or axes are not the plan's,
+    `GeometryError` when the plan's grid would hold more than `limits.max_voxels`.
+    """
+    kind = f"{volume.array.shape[0]} channels, {volume.geometry.dims} axes"
+    expected = f"{len(plan.channel_names)} channels, {plan.dims} axes"
+    if kind != expected:
+        raise ContentError(f"{where or 'image'}: has {kind}; the plan is for {expected}.")
+    prepared = _on_plan_grid(volume, plan, where=where, overwrite=overwrite)
+    if look is not None:
+        look(prepared)
+    normalise(prepared.array, plan.normalisation)
+    if plan.prepare_extra:
+        prepared = run_on_volume(plan.prepare_extra, prepared, where)
+    for channel in volume.missing:
+        prepared.array[channel] = 0
+    return Volume(prepared.array, prepared.geometry, missing=volume.missing)
+
+
+def _on_plan_grid(volume: Volume, plan: Plan, *, where: str | None, overwrite: bool) -> Volume:
+    """Oriented and resampled, float32 in C order, in memory of its own unless `overwrite`."""
+    view = to_canonical(volume)
+    geometry = plan_geometry(view.geometry, plan)
+    if geometry is view.geometry:
+        array = np.ascontiguousarray(view.array, dtype=np.float32)
+        if not overwrite and np.may_share_memory(array, volume.array):
+            array = array.copy()
+        return Volume(array, geometry)
+    # a small file with large voxels must not ask for more memory than any machine has
+    if math.prod(geometry.shape) > limits().max_voxels:
+        sizes = " × ".join(map(str, geometry.shape))
+        raise GeometryError(
+            f"{where or 'image'}: would have {sizes} voxels on the plan's grid, above "
+            f"limits.max_voxels={limits().max_voxels}. Check the voxel size in the file's header."
+        )
+    return read_linear(view, geometry)
+
+
+def to_canonical(volume: Volume) -> Volume:
+    """The volume with its axes along +S, +A, +R (closest to it when oblique); a raster as it is.
+
+    A view of the same voxels, whose strides may be negative.
+    """
+    if volume.geometry.dims != 3:
+        return volume
+    ways = io_orientation(volume.geometry.affine)  # of each axis: its world axis, and the sign
+    axes = [int(np.flatnonzero(ways[:, 0] == world)[0]) for world in (2, 1, 0)]
+    matrix, shape = np.zeros((4, 4)), volume.geometry.shape
+    matrix[3, 3] = 1
+    for new, old in enumerate(axes):
+        matrix[old, new] = ways[old, 1]
+        matrix[old, 3] = shape[old] - 1 if ways[old, 1] < 0 else 0
+    flips = tuple(slice(None, None, int(ways[axis, 1])) for axis in axes)
+    view = volume.array.transpose(0, *(1 + axis for axis in axes))[(slice(None), *flips)]
+    return Volume(view, Geometry(view.shape[1:], volume.geometry.affine @ matrix))
+
+
+def plan_geometry(oriented: Geometry, plan: Plan) -> Geometry:
+    """The plan's grid over an oriented one: what it covers, about the same centre, new spacing.
+
+    A shear (a tilted CT gantry) is straightened. Axes within 1e-3 mm of the plan's spacing keep
+    theirs; if all do and nothing is sheared, the very same geometry is returned.
+    """
+    target = [
+        own if abs(own - wanted) <= SAME_MM else wanted
+        for own, wanted in zip(oriented.spacing_mm, plan.spacing_mm, strict=True)
+    ]
+    linear = oriented.affine[:-1, :-1]
+    axes = linear / np.linalg.norm(linear, axis=0)
+    # off a right angle by more than 1e-3: half a voxel over 500
+    is_sheared = np.abs(axes.T @ axes - np.eye(len(axes))).max() > 1e-3
+    if target == list(oriented.spacing_mm) and not is_sheared:
+        return oriented
+    # the orthonormal directions of the axes: the first stays, a shear leaves the others
+    upper = np.linalg.cholesky(linear.T @ linear).T
+    directions = linear @ np.linalg.inv(upper)
+    extent = np.abs(directions.T @ linear) @ np.array(oriented.shape)
+    shape = np.maximum(np.rint(extent / target), 1).astype(int)
+    affine = np.eye(oriented.dims + 1)
+    affine[:-1, :-1] = directions * target
+    centre = oriented.to_mm((np.array(oriented.shape) - 1) / 2)
+    affine[:-1, -1] = centre - affine[:-1, :-1] @ ((shape - 1) / 2)
+    return Geometry(tuple(shape.tolist()), affine)
+
+
+def read_linear(volume: Volume, geometry: Geometry) -> Volume:
+    """Read an image `[C, *spatial]` on another grid that covers about the same place.
+
+    Linear between voxel centres; on a coarser grid the mean over each voxel.
+
+    Where the grid reaches over the volume (its last voxel may, by half of its own size), the
+    outermost voxels go on: an edge to nothing would look like air. Temporaries are the input rows
+    that one slab of the output needs.
+    """
+    matrix = np.linalg.inv(volume.geometry.affine) @ geometry.affine
+    lengths = np.array(volume.geometry.shape)
+    out = np.empty((len(volume.array), *geometry.shape), dtype=np.float32)
+    for start in range(0, geometry.shape[0], _SLAB_ROWS):
+        shape = (min(_SLAB_ROWS, geometry.shape[0] - start), *geometry.shape[1:])
+        there = matrix.copy()
+        there[:-1, -1] += start * matrix[:-1, 0]
+        # the input that the slab reads, voxels to their edges: a coarser one is a mean over these
+        reach = _corners([(-0.5, n - 0.5) for n in shape], there)
+        lowest = np.floor(reach.min(axis=0)).astype(int) - 1
+        highest = np.ceil(reach.max(axis=0)).astype(int) + 1
+        first, last = lowest.clip(0, lengths - 1), highest.clip(0, lengths - 1)
+        inside = tuple(slice(a, b + 1) for a, b in zip(first, last, strict=True))
+        padding = [(0, 0), *zip(first - lowest, highest - last, strict=True)]
+        piece = np.pad(volume.array[(slice(None), *inside)], padding, mode="edge")
+        there[:-1, -1] -= lowest
+        slab = resample_linear(as_torch(piece), there, shape, average=True)
+        out[:, start : start + shape[0]] = slab.numpy()
+    return Volume(out, geometry)
+
+
+def _corners(
+    sides: Sequence[tuple[float, float]], matrix: NDArray[np.floating[Any]]
+) -> NDArray[np.float64]:
+    """Where `matrix` takes the corners of a box, `[2^dims, dims]`."""
+    corners = np.array(list(itertools.product(*sides)))
+    return np.asarray(corners @ matrix[:-1, :-1].T + matrix[:-1, -1])
+
+
+def as_torch(array: NDArray[Any]) -> torch.Tensor:
+    """The array as a tensor, sharing memory unless torch cannot take it as it is.
+
+    Foreign byte order, negative strides and read-only memory are copied; unsigned integers of 16
+    bits and more become int32 or int64.
+    """
+    wider = _WIDER.get(array.dtype.name)
+    if wider is not None or not array.dtype.isnative:
+        array = array.astype(wider or array.dtype.newbyteorder("="))
+    if not array.flags.writeable or any(stride < 0 for stride in array.strides):
+        array = array.copy()
+    return torch.from_numpy(array)
+
+
+def normalise(array: NDArray[np.float32], schemes: Sequence[Normalisation]) -> None:
+    """Normalise `[C, *spatial]` float32 in place, channel c by `schemes[c]`.
+
+    A constant channel becomes 0 under `zscore` and `range`; so does one without a non-zero voxel.
+    Temporaries stay under half a copy of one channel.
+    """
+    for channel, scheme in zip(array, schemes, strict=True):
+        # zero means air before clipping, so the mask is taken first
+        inside = channel != 0 if scheme.scheme == "zscore" else None
+        lower, upper = scheme.lower, scheme.upper
+        if scheme.scheme == "range":
+            step = -(-channel.size // _MAX_SORTED)
+            lower, upper = np.percentile(channel.reshape(-1)[::step], RANGE_PERCENTILES).tolist()
+        if lower is not None or upper is not None:
+            np.clip(channel, lower, upper, out=channel)
+        mean, std = scheme.mean, scheme.std
+        if scheme.scheme != "dataset":
+            mean, std = _moments(channel, inside)
+        channel -= np.float32(mean)
+        channel /= np.float32(std if std > 0 else 1.0)
+
+
+def _moments(channel: NDArray[np.float32], inside: NDArray[np.bool_] | None) -> tuple[float, float]:
+    """Mean and standard deviation in float64, a slab at a time; std 0 when nothing varies."""
+    count, total = 0, 0.0
+    for values in _slabs(channel, inside):
+        count += values.size
+        total += float(values.sum())
+    if count == 0:
+        return 0.0, 0.0
+    mean = total / count
+    squares = sum(float(np.square(values - mean).sum()) for values in _slabs(channel, inside))
+    std = float(np.sqrt(squares / count))
+    # rounding of float32 input is no variation
+    return mean, std if std > 1e-6 * abs(mean) else 0.0
+
+
+def _slabs(
+    channel: NDArray[np.float32], inside: NDArray[np.bool_] | None
+) -> Iterator[NDArray[np.float64]]:
+    rows = max(1, _SLAB_VOXELS * len(channel) // max(channel.size, 1))
+    for start in range(0, len(channel), rows):
+        slab = channel[start : start + rows]
+        inner = slab if inside is None else slab[inside[start : start + rows]]
+        yield inner.astype(np.float64)
+
+
+def prepare_reference(
+    reference: Reference, geometry: Geometry, plan: Plan, *, where: str | None = None
+) -> PreparedReference:
+    """Bring a reference to the plan's grid `geometry` (that of the prepared image).
+
+    Lesions are the reference's instances; else the components of its labels; else its boxes,
+    filled, the smaller over the larger. A voxel is lesion where lesions cover half of it, and
+    belongs to the one that covers most. A lesion that would vanish keeps the voxel at its centre;
+    where it covers less than a tenth of that, so that the image cannot show it, the voxel does not
+    teach. What is ignored holds no lesion. No lesion gives zeros. Raises `ContentError` for a
+    label the plan does not know.
+    """
+    lesions = lesions_of(reference)
+    instances = lesions.drawn()
+    if reference.ignore is not None:  # a box may reach into what is ignored
+        instances[reference.ignore] = 0
+    values = np.unique(lesions.labels)
+    inside: NDArray[np.integer[Any]] = np.ones(np.count_nonzero(instances), dtype=np.uint8)
+    if plan.regions:  # the mask value of each lesion voxel, in C order; 1 without a label map
+        inside = inside if reference.labels is None else reference.labels[instances > 0]
+        values = np.unique(inside)
+    if unknown := sorted(set(values.tolist()) - set(plan.mask_values)):
+        raise ContentError(
+            f"{where or 'reference'}: holds the labels {unknown}, which are not among the plan's "
+            f"{list(plan.mask_values)}."
+        )
+    moved, covered = _read_instances(instances, reference.geometry, geometry)
+    channel = np.zeros(int(lesions.ids.max(initial=0)) + 1, dtype=np.uint8)
+    _restore_lost(moved, instances, len(channel) - 1, reference.geometry, geometry)
+    if plan.regions:
+        channel[1:] = 1
+        labels = _parts(inside, instances, moved, (reference.geometry, geometry), plan)
+    else:
+        channel[lesions.ids] = [plan.label_values.index(v) + 1 for v in lesions.labels.tolist()]
+        labels = channel[moved]
+    valid = None
+    invisible = (moved > 0) & (covered < VISIBLE_SHARE)
+    if reference.ignore is not None or invisible.any():
+        valid = ~invisible
+    if reference.ignore is not None:
+        ignore = reference.ignore.astype(np.uint8)
+        # a lesion restored beside its place is still one
+        valid &= (_read_nearest(ignore, reference.geometry, geometry) == 0) | (moved > 0)
+    unannotated = tuple(
+        plan.mask_values.index(v) + 1 for v in reference.unannotated if v in plan.mask_values
+    )
+    return PreparedReference(labels, moved, tuple(channel[1:].tolist()), valid, unannotated)
+
+
+def _parts(
+    values: NDArray[np.integer[Any]],
+    instances: NDArray[np.int32],
+    moved: NDArray[np.int32],
+    geometry: tuple[Geometry, Geometry],
+    plan: Plan,
+) -> NDArray[np.uint8]:
+    """The prepared labels within lesions that hold several.
+
+    `values`: mask value of each voxel of `instances`. `geometry`: the file's grid and the plan's.
+    """
+    place = np.zeros(max(plan.mask_values) + 1, dtype=np.uint8)
+    place[list(plan.mask_values)] = np.arange(1, len(plan.mask_values) + 1)
+    covered = np.zeros(instances.shape, dtype=np.uint8)
+    covered[instances > 0] = place[values]
+    labels = np.where(moved > 0, _read_nearest(covered, *geometry), np.uint8(0))
+    # a restored lesion may lie where its mask does not: there it is what most of it is
+    for lesion in np.unique(moved[(moved > 0) & (labels == 0)]):
+        usual = np.bincount(covered[instances == lesion]).argmax()
+        labels[(moved == lesion) & (labels == 0)] = usual
+    return labels
+
+
+def _read_nearest(array: NDArray[Any], source: Geometry, geometry: Geometry) -> NDArray[Any]:
+    """`array` `[*file]` on the plan's grid: oriented only where that is enough, else nearest.
+
+    Where the grid reaches farther than half a voxel over the volume, the outermost voxels go on.
+    """
+    view = to_canonical(Volume(array[np.newaxis], source))
+    if view.geometry.matches(geometry, SAME_MM):
+        return np.ascontiguousarray(view.array[0])
+    matrix = np.linalg.inv(view.geometry.affine) @ geometry.affine
+    reach = _corners([(0, n - 1) for n in geometry.shape], matrix)
+    over = reach.max(axis=0) - np.array(view.geometry.shape) + 1
+    before = np.ceil(-reach.min(axis=0) - 0.5 - SAME_MM).clip(0).astype(int)
+    after = np.ceil(over - 0.5 - SAME_MM).clip(0).astype(int)
+    matrix[:-1, -1] += before
+    padding = [(0, 0), *zip(before.tolist(), after.tolist(), strict=True)]
+    padded = as_torch(np.pad(view.array, padding, mode="edge"))
+    return resample_nearest(padded, matrix, geometry.shape)[0].numpy()
+
+
+def _read_instances(
+    instances: NDArray[np.int32], source: Geometry, geometry: Geometry
+) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+    """Lesion ids on the plan's grid, and the share of each voxel that lesions cover."""
+    view = to_canonical(Volume(instances[np.newaxis], source))
+    if view.geometry.matches(geometry, SAME_MM):
+        moved = np.ascontiguousarray(view.array[0])
+        return moved, (moved > 0).astype(np.float32)
+    moved = np.zeros(geometry.shape, dtype=np.int32)
+    most, total = (np.zeros(geometry.shape, dtype=np.float32) for _ in range(2))
+    matrix = np.linalg.inv(view.geometry.affine) @ geometry.affine
+    for number, place in enumerate(ndimage.find_objects(view.array[0]), start=1):
+        if place is not None:
+            mask = view.array[0][place] == number
+            there, share = _share_of_voxels(mask, place, matrix, geometry.shape)
+            more = share > most[there]
+            moved[there][more], most[there][more] = number, share[more]
+            total[there] += share
+    moved[total < 0.5 - 1e-6] = 0
+    return moved, total
+
+
+def _share_of_voxels(
+    mask: NDArray[np.bool_],
+    place: tuple[slice, ...],
+    matrix: NDArray[np.float64],
+    shape: tuple[int, ...],
+) -> tuple[tuple[slice, ...], NDArray[np.float32]]:
+    """The part of the plan's grid that a mask at `place` of the file's reaches; its share there.
+
+    `matrix` maps an index of the plan's grid to one of the file's.
+    """
+    reached = _corners([(s.start - 0.5, s.stop - 0.5) for s in place], np.linalg.inv(matrix))
+    first = np.floor(reached.min(axis=0) + 0.5).clip(0, np.array(shape) - 1).astype(int)
+    last = np.ceil(reached.max(axis=0) - 0.5).clip(first, np.array(shape) - 1).astype(int)
+    there = tuple(slice(a, b + 1) for a, b in zip(first.tolist(), last.tolist(), strict=True))
+    # nothing around it: a voxel that reaches over the mask is not all mask
+    border = math.ceil(np.abs(matrix[:-1, :-1]).max())
+    part = torch.from_numpy(np.pad(mask, border)[np.newaxis])
+    moved, begin = matrix.copy(), np.array([s.start for s in place]) - border
+    moved[:-1, -1] += matrix[:-1, :-1] @ first - begin
+    return there, resample_area(part, moved, tuple((last - first + 1).tolist()))[0].numpy()
+
+
+def _restore_lost(
+    moved: NDArray[np.int32],
+    instances: NDArray[np.int32],
+    n: int,
+    source: Geometry,
+    geometry: Geometry,
+) -> None:
+    """Give each lesion that resampling lost one voxel: its centre, or the nearest free one."""
+    present = np.bincount(moved.reshape(-1), minlength=n + 1)
+    lost = set(np.flatnonzero(present[1:] == 0) + 1)
+    if not lost:
+        return
+    voxels = np.argwhere(np.isin(instances, list(lost)))
+    ids = instances[tuple(voxels.T)]
+    # one lesion's voxel must not be taken from a lesion that has only that one
+    for lesion in np.unique(ids):
+        centre = geometry.to_index(source.to_mm(voxels[ids == lesion].mean(axis=0)))
+        moved[_free_voxel(moved, np.atleast_2d(centre)[0])] = lesion
+    logger.debug("%d lesions were smaller than a voxel of the plan's grid.", len(lost))
+
+
+def _free_voxel(moved: NDArray[np.int32], centre: NDArray[np.float64]) -> tuple[int, ...]:
+    """The background voxel nearest to `centre` among the 3^d around it; the centre if none is."""
+    limit = np.array(moved.shape) - 1
+    middle = np.rint(centre).astype(int).clip(0, limit)
+    around = middle + np.array(list(itertools.product((-1, 0, 1), repeat=moved.ndim)))
+    around = around.clip(0, limit)
+    distance = np.square(around - centre).sum(axis=1)
+    for voxel in around[np.argsort(distance, kind="stable")]:
+        if moved[tuple(voxel)] == 0:
+            return tuple(int(v) for v in voxel)
+    return tuple(int(v) for v in middle)
