@@ -15,9 +15,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from nibabel.orientations import io_orientation
 from numpy.typing import NDArray
-from scipy import ndimage
+from scipy import ndimage, optimize
 
 from lesionseg.core import Case, Geometry, Reference, Volume
 from lesionseg.data.transforms import run_on_volume
@@ -142,16 +141,18 @@ def to_canonical(volume: Volume) -> Volume:
     """
     if volume.geometry.dims != 3:
         return volume
-    ways = io_orientation(volume.geometry.affine)  # of each axis: its world axis, and the sign
-    axes = [int(np.flatnonzero(ways[:, 0] == world)[0]) for world in (2, 1, 0)]
-    matrix, shape = np.zeros((4, 4)), volume.geometry.shape
+    geometry = volume.geometry
+    cosines = geometry.affine[:3, :3] / geometry.spacing_mm
+    axes = optimize.linear_sum_assignment(-np.abs(cosines))[1][::-1].tolist()  # of S, A and R
+    matrix = np.zeros((4, 4))
     matrix[3, 3] = 1
+    signs = [1 if cosines[2 - new, old] > 0 else -1 for new, old in enumerate(axes)]
     for new, old in enumerate(axes):
-        matrix[old, new] = ways[old, 1]
-        matrix[old, 3] = shape[old] - 1 if ways[old, 1] < 0 else 0
-    flips = tuple(slice(None, None, int(ways[axis, 1])) for axis in axes)
+        matrix[old, new] = signs[new]
+        matrix[old, 3] = geometry.shape[old] - 1 if signs[new] < 0 else 0
+    flips = tuple(slice(None, None, sign) for sign in signs)
     view = volume.array.transpose(0, *(1 + axis for axis in axes))[(slice(None), *flips)]
-    return Volume(view, Geometry(view.shape[1:], volume.geometry.affine @ matrix))
+    return Volume(view, Geometry(view.shape[1:], geometry.affine @ matrix))
 
 
 def plan_geometry(oriented: Geometry, plan: Plan) -> Geometry:

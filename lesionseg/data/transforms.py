@@ -9,6 +9,7 @@ import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -73,16 +74,25 @@ def checked(specs: Sequence[Spec], where: str) -> tuple[Spec, ...]:
 
 def build(spec: Spec, where: str) -> Transform:
     """The transform; raises `ConfigError` naming it where it cannot be imported or made."""
-    from hydra.errors import InstantiationException
-    from hydra.utils import instantiate
-
     try:
-        transform = instantiate(dict(spec), _convert_="all")
-    except (InstantiationException, ImportError) as error:
+        transform: Transform = _instantiate(spec)
+        if not callable(transform):
+            raise TypeError("not a transform")
+    except Exception as error:
         raise ConfigError(f"{where}: cannot make {spec.get(TARGET)}: {error}") from error
-    if not callable(transform):
-        raise ConfigError(f"{where}: {spec.get(TARGET)} is not a transform.")
-    return transform  # type: ignore[no-any-return]
+    return transform
+
+
+def _instantiate(value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        return [_instantiate(part) for part in value]
+    if not isinstance(value, Mapping):
+        return value
+    arguments = {name: _instantiate(part) for name, part in value.items() if name != TARGET}
+    if TARGET not in value:
+        return arguments
+    package, _, name = value[TARGET].rpartition(".")
+    return getattr(import_module(package), name)(**arguments)
 
 
 def require_trusted(specs: Sequence[Spec], where: Path | str) -> None:
