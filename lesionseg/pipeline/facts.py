@@ -16,8 +16,7 @@ from typing import Any
 import numpy as np
 
 from lesionseg.core import CaseFiles, Dataset
-from lesionseg.data.cache import source_hash
-from lesionseg.data.cache import cores
+from lesionseg.data.cache import cores, source_hash
 from lesionseg.errors import LesionsegError, OutputError
 from lesionseg.io.atomic import write_text
 from lesionseg.io.cases import read_case

@@ -11,9 +11,7 @@ import pytorch_lightning as pl
 from torch import nn
 
 from lesionseg.core import Geometry
-from lesionseg.data.cache import CachedCase
-from lesionseg.data.cache import source_hash
-from lesionseg.data.cache import cores, fill_cache
+from lesionseg.data.cache import CachedCase, cores, fill_cache, source_hash
 from lesionseg.data.transforms import Spec
 from lesionseg.errors import ConfigError
 from lesionseg.inference.input_check import (
