@@ -79,7 +79,7 @@ COMMANDS: dict[str, Command] = {
         "what became of each lesion between two visits: new, enlarged, stable, shrunk, gone",
         (
             *("before", "after", "output", "before_images", "after_images"),
-            *("reference", "retest", "visits", "bundle", "predictions"),
+            *("reference", "visits", "bundle", "predictions"),
         ),
         (
             "before=DIR after=DIR output=changes before_images=DIR after_images=DIR",

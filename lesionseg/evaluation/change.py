@@ -3,7 +3,7 @@
 Sizes are measured on each visit's own grid; which lesions belong together is decided on one grid.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -15,13 +15,12 @@ from scipy.special import ndtri
 
 from lesionseg.core import Lesions
 from lesionseg.core.lesions import equivalent_diameter_mm
-from lesionseg.errors import ContentError, require
+from lesionseg.errors import require
 from lesionseg.evaluation.case.overlap_table import overlap_table
 from lesionseg.evaluation.table_row import Ids, TableRow
 
 State = Literal["new", "enlarged", "stable", "shrunk", "gone", "merged", "split"]
 STATES: tuple[State, ...] = ("new", "enlarged", "stable", "shrunk", "gone", "merged", "split")
-MIN_FOR_REPEATABILITY = 10  # lesions seen in both scans of test–retest pairs
 
 Rows = NDArray[np.int64]
 
@@ -32,13 +31,11 @@ class ChangeRule:
 
     `overlap`: the least share of the smaller of two lesions that both cover. `confidence`: the
     share of stable lesions that are to be called stable; 0.95 gives Bland and Altman's 1.96
-    standard deviations. `repeatability` multiplies the error that the grid explains, see
-    `size_errors`. Raises `ConfigError`.
+    standard deviations. Raises `ConfigError`.
     """
 
     overlap: float = 0.1
     confidence: float = 0.99
-    repeatability: float = 1.0
 
     def __post_init__(self) -> None:
         for name in ("overlap", "confidence"):
@@ -133,34 +130,6 @@ def find_changes(
     return sorted(found, key=lambda c: (STATES.index(c.state), c.lesion_before, c.lesion_after))
 
 
-def repeatability(changes: Sequence[LesionChange], rule: ChangeRule | None = None) -> float:
-    """By how much test–retest pairs differ more (or less) than the grid explains.
-
-    `changes` are those that `find_changes` gave under `rule` on pairs in which nothing changed.
-    Differences are divided by what the grid predicts for each lesion, since small lesions differ by
-    a larger share than large ones (Bland and Altman 1999, section 3.2). Taken is their root mean
-    square or, where tails are heavier than normal, what keeps `rule.confidence` of them stable.
-    Raises `ContentError` under 10 lesions that both scans show.
-    """
-    rule = rule or ChangeRule()
-    ratios = [
-        c.change_percent / c.smallest_change_percent * rule.n_deviations * rule.repeatability
-        for c in changes
-        if c.change_percent is not None
-    ]
-    if len(ratios) < MIN_FOR_REPEATABILITY:
-        raise ContentError(
-            "Too few lesions to estimate the repeatability from.",
-            where="retest",
-            seen=f"{len(ratios)} lesions in both scans",
-            expected=f"at least {MIN_FOR_REPEATABILITY}",
-            remedy="give more test–retest pairs, or none: then the grid's own error is taken.",
-        )
-    normal = float(np.sqrt(np.mean(np.square(ratios))))
-    tail = float(np.quantile(np.abs(ratios), rule.confidence)) / rule.n_deviations
-    return max(normal, tail)
-
-
 @dataclass(frozen=True, eq=False)
 class _Side:
     """What one visit has of a group: ids, the size of all together in mm³ or mm², its error."""
@@ -204,10 +173,8 @@ class _Side:
 
 def _change(case: str, before: _Side, after: _Side, rule: ChangeRule) -> LesionChange:
     both, volume = bool(before.ids and after.ids), before.dims == 3
-    # what a visit lacks altogether was measured by no retest: there the grid's error is the least
-    factor = rule.repeatability if both else max(rule.repeatability, 1.0)
     error = float(np.sqrt((before.errors**2).sum() + (after.errors**2).sum()))
-    smallest, difference = factor * rule.n_deviations * error, after.size - before.size
+    smallest, difference = rule.n_deviations * error, after.size - before.size
     state = _state(before, after, smallest, rule)
     whole = before.size or after.size
     return LesionChange(

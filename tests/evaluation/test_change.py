@@ -4,13 +4,11 @@ import numpy as np
 import pytest
 
 from lesionseg.core import Geometry, Lesions
-from lesionseg.errors import ConfigError, ContentError
+from lesionseg.errors import ConfigError
 from lesionseg.evaluation.change import (
     ChangeRule,
-    LesionChange,
     Visit,
     find_changes,
-    repeatability,
     size_errors,
 )
 from lesionseg.ops.components import listed_lesions
@@ -148,28 +146,6 @@ def test_the_confidence_sets_the_standard_deviations() -> None:
     error = float(size_errors(lesions((1, 1, 1, 4)))[0])
     expected = ChangeRule().n_deviations * np.sqrt(2) * error
     assert one.smallest_change_ml == pytest.approx(expected / 1000)
-
-
-def test_repeatability_is_recovered_from_pairs_without_change() -> None:
-    """Differences drawn with twice the deviation that the grid predicts."""
-    rule, rng = ChangeRule(confidence=0.95), np.random.default_rng(1)
-
-    def change(ratio: float) -> LesionChange:
-        return LesionChange(
-            case="a",
-            label=1,
-            lesion_before=(1,),
-            lesion_after=(1,),
-            state="stable",
-            accepted=False,
-            change_percent=ratio * 30 / rule.n_deviations,
-            smallest_change_percent=30,
-        )
-
-    changes = [change(ratio) for ratio in rng.normal(0, 2, 400)]
-    assert repeatability(changes, rule) == pytest.approx(2, rel=0.1)
-    with pytest.raises(ContentError, match="Too few lesions"):
-        repeatability(changes[:9], rule)
 
 
 def test_in_two_dimensions_there_are_diameters_and_no_volumes() -> None:

@@ -12,8 +12,7 @@ from lesionseg.inference.bundle import write_bundle
 from lesionseg.io.atomic import read_csv
 from lesionseg.io.volumes import write_volume
 from lesionseg.pipeline import predict as predict_module
-from lesionseg.pipeline.follow import follow
-from lesionseg.pipeline.follow.visit_list import read_timelines
+from lesionseg.pipeline.follow import follow, read_visits
 from lesionseg.plan.plan import Plan
 from tests.inference.networks import Bright
 
@@ -63,7 +62,7 @@ def test_each_visit_is_compared_with_the_one_before(
         ("m6", "base", "P1"),
         ("m12", "m6", "P1"),
     ]
-    assert "No other visit; not followed: once" in caplog.text
+    assert "not followed: once" in caplog.text
 
 
 def test_a_bundle_predicts_the_visits_first(
@@ -92,14 +91,14 @@ def _bright(_: object) -> Bright:
 
 def test_dates_are_ordered_however_they_are_written(tmp_path: Path) -> None:
     lines = table(tmp_path, "a,a.nii,P,2024-06-01", "b,b.nii,P,20240531", "c,c.nii,P,2023-12-31")
-    (timeline,) = read_timelines(lines)
-    assert [files.case for files in timeline.visits] == ["c", "b", "a"]
+    (timeline,) = read_visits(lines)
+    assert [files.case for files in timeline] == ["c", "b", "a"]
 
 
 def test_numbers_are_ordered_as_numbers(tmp_path: Path) -> None:
     lines = table(tmp_path, "a,a.nii,P,10", "b,b.nii,P,9", "c,c.nii,P,9.5")
-    (timeline,) = read_timelines(lines)
-    assert [files.case for files in timeline.visits] == ["b", "c", "a"]
+    (timeline,) = read_visits(lines)
+    assert [files.case for files in timeline] == ["b", "c", "a"]
 
 
 @pytest.mark.parametrize(
@@ -107,12 +106,12 @@ def test_numbers_are_ordered_as_numbers(tmp_path: Path) -> None:
     [
         (["a,a.nii,P,first", "b,b.nii,P,second"], "first, second"),
         (["a,a.nii,P,2", "b,b.nii,P,2"], "have no order"),
-        (["a,a.nii,P,1", "b,b.nii,Q,2"], "No patient has two visits"),
+        (["a,a.nii,P,1", "b,b.nii,Q,2"], "no patient has two visits"),
     ],
 )
 def test_a_table_without_an_order_is_refused(lines: list[str], words: str, tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match=words):
-        read_timelines(table(tmp_path, *lines))
+        read_visits(table(tmp_path, *lines))
 
 
 @pytest.mark.parametrize(
@@ -128,7 +127,7 @@ def test_a_table_without_an_order_is_refused(lines: list[str], words: str, tmp_p
 )
 def test_what_is_to_be_followed_must_be_clear(given: dict[str, str], tmp_path: Path) -> None:
     folders = {"before": None, "after": None, **given}
-    with pytest.raises(ConfigError, match="not clear what is to be followed"):
+    with pytest.raises(ConfigError, match="Give before= and after="):
         follow(output=tmp_path / "out", **folders)  # type: ignore[arg-type]
 
 

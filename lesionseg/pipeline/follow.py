@@ -1,0 +1,597 @@
+"""`follow`: what became of each lesion between two visits of a patient."""
+
+import logging
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from hashlib import blake2b
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+import lesionseg
+from lesionseg.core import CaseFiles, Geometry, OperatingPoint, Prediction, Reference
+from lesionseg.errors import ConfigError, ContentError, DatasetError, GeometryError, one_of
+from lesionseg.evaluation import CaseResult, choose, find_preset, match_case
+from lesionseg.evaluation.case.regrid import onto_grid
+from lesionseg.evaluation.change import STATES, ChangeRule, LesionChange, Visit, find_changes
+from lesionseg.evaluation.one_case import describe_grid
+from lesionseg.evaluation.statistics.operating_point import describe, with_intervals
+from lesionseg.evaluation.table_row import write_table
+from lesionseg.io.atomic import write_csv
+from lesionseg.io.cases import read_mask
+from lesionseg.io.dicom.source_images import REPORT, ResultOrigin, read_source, require_highdicom
+from lesionseg.io.dicom.sr_write import SinceBefore, write_report
+from lesionseg.io.folder_locks import locks
+from lesionseg.io.layouts.input_images import find_images
+from lesionseg.io.layouts.manifest import read_scan_list
+from lesionseg.io.predictions import (
+    PredictionFiles,
+    find_masks,
+    find_predictions,
+    read_prediction,
+)
+from lesionseg.io.registration import MIN_FOREGROUND_DICE, Alignment, register_rigid
+from lesionseg.io.volumes import is_dicom_image, read_volume
+from lesionseg.ops.components import candidates_of
+from lesionseg.pipeline.judging.case_pairs import Scoring
+from lesionseg.pipeline.run.outcome import Advance, CommandOutcome, aligned, bar
+from lesionseg.report.follow import MAX_PICTURES, draw_change, write_follow_page
+from lesionseg.report.images import Scene
+from lesionseg.report.pictures import Card
+
+__all__ = ["FollowOutcome", "follow"]
+
+_log = logging.getLogger(__name__)
+
+Register = Literal["auto", "headers", "rigid"]
+HALF_SCORE_MM = 10.0  # a lesion of this diameter has score ½ where only its size ranks it
+PAIR_COLUMNS = (
+    *("case", *STATES, "new_accepted", "volume_before_ml", "volume_after_ml", "registered"),
+    *("mutual_information", "foreground_dice", "earlier", "group"),
+)
+
+
+@dataclass(frozen=True)
+class Pair:
+    """The files of two visits; the scans are None where none were given.
+
+    `case` names the later visit, `earlier` the other where it has a name of its own; `group`: the
+    patient.
+    """
+
+    case: str
+    before: PredictionFiles
+    after: PredictionFiles
+    before_image: Path | None = None
+    after_image: Path | None = None
+    earlier: str = ""
+    group: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class OpenPair:
+    """Both visits in memory, and what became of each lesion.
+
+    `prediction` is the later one, `moved` the earlier one on its grid, `placed` the grid of the
+    earlier visit in the space of the later one. `alignment` is None where headers were trusted.
+    """
+
+    before: Visit
+    after: Visit
+    prediction: Prediction
+    moved: Prediction
+    placed: Geometry
+    alignment: Alignment | None
+    changes: list[LesionChange]
+
+
+@dataclass(frozen=True)
+class FollowOutcome(CommandOutcome):
+    """The changes, as they stand in `output/changes.csv`, and how many pairs there were.
+
+    `rule`: what counts as a change, in words. `n_failed`: visits that could not be predicted.
+    """
+
+    changes: tuple[LesionChange, ...]
+    n_pairs: int
+    output: Path
+    rule: str
+    n_failed: int = 0
+
+    @property
+    def exit_status(self) -> int:
+        """1 when a visit could not be predicted, else 0."""
+        return int(self.n_failed > 0)
+
+    def summary(self) -> list[str]:
+        """How many lesions are in each state, how many of them count, and per pair."""
+        everyone = Counter(c.state for c in self.changes)
+        accepted = Counter(c.state for c in self.changes if c.accepted)
+        rows = [
+            (s, str(everyone[s]), str(accepted[s]), f"{accepted[s] / self.n_pairs:.2f}")
+            for s in STATES
+        ]
+        lines = aligned([("", "lesions", "accepted", "per pair"), *rows])
+        return [*lines, self.rule, f"{self.n_pairs} pairs: {self.output / 'changes.csv'}"]
+
+
+@locks("output")
+def follow(
+    before: str | Path | None,
+    after: str | Path | None,
+    output: str | Path,
+    *,
+    visits: str | Path | None = None,
+    bundle: str | Path | Sequence[str | Path] | None = None,
+    predictions: str | Path | None = None,
+    operating_point: str | None = None,
+    before_images: str | Path | None = None,
+    after_images: str | Path | None = None,
+    register: Register = "auto",
+    reference: str | Path | None = None,
+    stable: str | Sequence[str] | None = None,
+    false_new_per_pair: float = 0.5,
+    overlap: float = 0.1,
+    confidence: float = 0.99,
+    replicates: int = 1000,
+    dicom_output: bool = True,
+    identifiers: bool = False,
+    seed: int = 0,
+    progress: Advance | None = None,
+) -> FollowOutcome:
+    """Compare two visits case by case; writes changes.csv, pairs.csv and follow.html.
+
+    Settings are those of `conf/follow.yaml`. Either two folders, or a table of visits, each
+    compared with the one before; with a `bundle` they are predicted first, into
+    `output/predictions`. `progress` is called with case, number done and total, in place of a bar.
+    Raises `ConfigError`, `DatasetError`, `ReadError`, `GeometryError` or `ContentError`.
+    """
+    one_of("way to register", register, ("auto", "headers", "rigid"), where="register")
+    if false_new_per_pair < 0:
+        raise ConfigError(f"false_new_per_pair={false_new_per_pair} must be 0 or more.")
+    rule, folder, n_failed = ChangeRule(overlap, confidence), Path(output), 0
+    one_source = (bundle is None) != (predictions is None)
+    if before is not None and after is not None and visits is bundle is predictions is None:
+        pairs = pairs_of_folders(Path(before), Path(after), before_images, after_images)
+    elif visits is not None and one_source and before is after is None:
+        timelines = read_visits(Path(visits))
+        if bundle is not None:
+            n_failed = _predict(bundle, Path(visits), folder, operating_point, progress)
+        pairs = pairs_of_visits(timelines, Path(predictions or folder / "predictions"))
+    else:
+        raise ConfigError(
+            "Give before= and after=, or visits= with either bundle= or predictions=."
+        )
+    masks = {} if reference is None else _reference_masks(Path(reference), pairs)
+    if dicom_output and any(p.after_image and is_dicom_image(p.after_image) for p in pairs):
+        require_highdicom()  # before anything is read
+    point = None
+    if stable is not None:
+        stable_pairs = _named(pairs, [stable] if isinstance(stable, str) else stable)
+        results = [
+            _score_new(_new_lesions(o), None) for _, o in _opened(stable_pairs, rule, register)
+        ]
+        point = _choose_point(results, false_new_per_pair)
+
+    names = {p.case: p.case if identifiers else f"case {n}" for n, p in enumerate(pairs, start=1)}
+    changes, rows, scored = list[LesionChange](), list[dict[str, Any]](), list[CaseResult]()
+    cards = list[tuple[LesionChange, Card]]()
+    with bar("Following") if progress is None else nullcontext(progress) as advance:
+        for done, (pair, opened) in enumerate(_opened(pairs, rule, register), start=1):
+            new = _new_lesions(opened)
+            decided = _apply_point(opened.changes, new, point)
+            changes += decided
+            rows.append(_row(pair, opened, decided))
+            cards += _cards(pair, opened, decided, names[pair.case])
+            if pair.case in masks:
+                scored.append(_score_new(new, read_mask(masks[pair.case]), point))
+            if dicom_output and pair.after_image and is_dicom_image(pair.after_image):
+                report_changes(folder, pair, opened.prediction, decided)
+            advance(pair.case, done, len(pairs))
+    if scored:
+        scoring = Scoring(
+            find_preset("lesionseg"),
+            "unknown",
+            operating_point=point,
+            replicates=replicates,
+            seed=seed,
+            provenance={"scored": "new lesions between two visits"},
+        )
+        scoring.write(folder, scored, scoring.sum_up(scored))
+    write_table(folder / "changes.csv", changes, LesionChange)
+    write_csv(folder / "pairs.csv", rows, PAIR_COLUMNS)
+    words = _rule_words(rule, point)
+    write_follow_page(folder / "follow.html", changes, names, cards, words)
+    return FollowOutcome(tuple(changes), len(pairs), folder, words, n_failed)
+
+
+def _predict(
+    bundle: str | Path | Sequence[str | Path],
+    table: Path,
+    folder: Path,
+    operating_point: str | None,
+    progress: Advance | None,
+) -> int:
+    """Predict all visits; how many could not be."""
+    from lesionseg.pipeline.predict import predict  # here: masks alone need no network
+
+    rows = predict(
+        bundle, table, folder / "predictions", operating_point=operating_point, progress=progress
+    )
+    failed = [row for row in rows if row.status == "failed"]
+    for row in failed:
+        _log.warning("Visit %s could not be predicted: %s", row.case, row.message)
+    return len(failed)
+
+
+# --- which visits belong together ----------------------------------------------------------------
+
+
+def pairs_of_folders(
+    before: Path,
+    after: Path,
+    before_images: str | Path | None = None,
+    after_images: str | Path | None = None,
+) -> list[Pair]:
+    """The cases of both folders by name; a warning names those of one alone."""
+    if (before_images is None) != (after_images is None):
+        raise ConfigError("Give both before_images= and after_images=, or neither.")
+    first, second = find_predictions(before), find_predictions(after)
+    scans: list[Mapping[str, Path]] = [
+        {} if folder is None else {f.case: f.images[0] for f in find_images(Path(folder), 1)}
+        for folder in (before_images, after_images)
+    ]
+    common, alone = sorted(set(first) & set(second)), sorted(set(first) ^ set(second))
+    if not common:
+        raise DatasetError(
+            f"{before} (with {', '.join(list(first)[:3])}) and {after} (with "
+            f"{', '.join(list(second)[:3])}) have no case in common. Name a patient's files alike."
+        )
+    if alone:
+        _log.warning("No other visit; not followed: %s", ", ".join(alone))
+    return [Pair(c, first[c], second[c], scans[0].get(c), scans[1].get(c)) for c in common]
+
+
+def read_visits(table: Path) -> list[list[CaseFiles]]:
+    """The visits of each patient by a table `case, image, group, visit`, the earliest first.
+
+    `group` is the patient, `visit` a number or a date (2024-05-31 or 20240531). Raises
+    `DatasetError` where no patient has two visits, and for visits without an order.
+    """
+    patients: dict[str, list[CaseFiles]] = {}
+    for files in read_scan_list(table):
+        patients.setdefault(files.group, []).append(files)
+    if all(len(visits) < 2 for visits in patients.values()):
+        raise DatasetError(
+            f"{table}: no patient has two visits. The column group names the patient of each."
+        )
+    return [_in_order(visits, table) for visits in patients.values()]
+
+
+def _in_order(visits: list[CaseFiles], table: Path) -> list[CaseFiles]:
+    texts = [files.columns.get("visit", "").strip() for files in visits]
+    times: list[Any] = texts
+    if all(re.fullmatch(r"\d{4}-\d\d-\d\d.*|\d{8}", text) for text in texts):
+        times = [text.replace("-", "") for text in texts]
+    elif all(re.fullmatch(r"\d+(\.\d+)?", text) for text in texts):
+        times = [float(text) for text in texts]
+    elif len(visits) > 1:
+        times = []
+    if len(set(times)) < len(visits):
+        raise DatasetError(
+            f"{table}: the visits of {visits[0].group} have no order ({', '.join(texts)}). Give "
+            "each its own number, or date as 2024-05-31, in the column visit."
+        )
+    return [visits[i] for i in sorted(range(len(visits)), key=lambda i: times[i])]
+
+
+def pairs_of_visits(timelines: Sequence[Sequence[CaseFiles]], folder: Path) -> list[Pair]:
+    """Each visit with the one before, as far as `folder` has predictions of both."""
+    predictions = find_predictions(folder)
+    pairs, alone = list[Pair](), list[str]()
+    for visits in timelines:
+        there = [files for files in visits if files.case in predictions]
+        alone += [f.case for f in visits if f not in there or len(there) == 1]
+        pairs += [
+            Pair(
+                later.case,
+                predictions[earlier.case],
+                predictions[later.case],
+                earlier.images[0],
+                later.images[0],
+                earlier.case,
+                later.group,
+            )
+            for earlier, later in pairwise(there)
+        ]
+    if alone:
+        _log.warning("No other visit, or no prediction; not followed: %s", ", ".join(alone))
+    if not pairs:
+        raise DatasetError(f"{folder}: no patient has predictions of two visits.")
+    return pairs
+
+
+def _named(pairs: Sequence[Pair], cases: Sequence[str]) -> list[Pair]:
+    unknown = set(cases) - {pair.case for pair in pairs}
+    if unknown or not cases:
+        raise ConfigError(f"stable names no pair: {', '.join(sorted(unknown)) or 'no case'}.")
+    return [pair for pair in pairs if pair.case in cases]
+
+
+def _reference_masks(folder: Path, pairs: Sequence[Pair]) -> Mapping[str, Path]:
+    """The masks of change of the pairs; those without one are named in a warning."""
+    masks = find_masks(folder)
+    missing = [pair.case for pair in pairs if pair.case not in masks]
+    if len(missing) == len(pairs):
+        raise DatasetError(
+            f"{folder}: no reference of change has the name of a pair, such as {pairs[0].case}."
+        )
+    if missing:
+        _log.warning("No reference of change; not scored: %s", ", ".join(missing))
+    return masks
+
+
+# --- both visits on one grid ---------------------------------------------------------------------
+
+
+def _opened(
+    pairs: Sequence[Pair], rule: ChangeRule, register: Register
+) -> Iterator[tuple[Pair, OpenPair]]:
+    """Each pair in memory; raises `ContentError` in the end where the visits' labels differ."""
+    labels: tuple[set[int], set[int]] = set(), set()
+    for pair in pairs:
+        opened = open_pair(pair, rule, register)
+        for seen, visit in zip(labels, (opened.before, opened.after), strict=True):
+            seen |= set(visit.lesions.labels.tolist())
+        yield pair, opened
+    if all(labels) and not labels[0] & labels[1]:
+        raise ContentError(
+            f"The visits have different labels: before {sorted(labels[0])}, after "
+            f"{sorted(labels[1])}. Write both with the same values."
+        )
+
+
+def open_pair(pair: Pair, rule: ChangeRule, register: Register = "auto") -> OpenPair:
+    """Read both visits, the earlier one also on the grid of the later, and find the changes.
+
+    `register`: see `follow`. Raises `GeometryError` for a registration that is poor and grids that
+    share no space; `ContentError` for boxes alone.
+    """
+    before, after = _read(pair.before), _read(pair.after)
+    one_grid = before.geometry.matches(after.geometry)
+    alignment = None
+    if register == "rigid" or (register == "auto" and not one_grid and pair.before_image):
+        alignment = _registered(pair)
+    elif not one_grid:
+        _log.info("%s: the two grids differ; the files' own positions are trusted.", pair.case)
+    matrix = np.eye(before.geometry.dims + 1) if alignment is None else alignment.matrix
+    placed = Geometry(before.geometry.shape, matrix @ before.geometry.affine)
+    if before.geometry.dims != after.geometry.dims or not _share_space(placed, after.geometry):
+        raise GeometryError(
+            f"Case {pair.case}: the visits share no space; before {describe_grid(placed)}, after "
+            f"{describe_grid(after.geometry)}. Give before_images= and after_images= to register."
+        )
+    moved = before
+    if not placed.matches(after.geometry):
+        moved = onto_grid(replace(before, geometry=placed), after.geometry)
+    lesions = candidates_of(before), candidates_of(after)
+    centres = placed.to_mm(before.geometry.to_index(lesions[0].centres_mm))
+    accepted = (
+        np.array([c.accepted for c in prediction.candidates], dtype=np.bool_)
+        for prediction in (before, after)
+    )
+    inside = _inside(centres, after.geometry), _inside(lesions[1].centres_mm, placed)
+    first = Visit(lesions[0], candidates_of(moved), next(accepted), inside[0])
+    second = Visit(lesions[1], lesions[1], next(accepted), inside[1])
+    changes = find_changes(pair.case, first, second, rule)
+    return OpenPair(first, second, after, moved, placed, alignment, changes)
+
+
+def _read(files: PredictionFiles) -> Prediction:
+    """A prediction whose accepted candidates all have masks; others without are left out."""
+    prediction = read_prediction(files)
+    bare = any(c.accepted and not c.has_mask for c in prediction.candidates)
+    if bare or prediction.instances is None:
+        raise ContentError(
+            f"{files.candidates}: boxes alone cannot be followed, they have no size to compare. "
+            "Give masks; a detector writes them with model.candidates=voxels."
+        )
+    return replace(prediction, candidates=tuple(c for c in prediction.candidates if c.has_mask))
+
+
+def _registered(pair: Pair) -> Alignment:
+    if pair.before_image is None or pair.after_image is None:
+        raise DatasetError(
+            f"Case {pair.case} has no scan to register with. Give before_images= and "
+            "after_images=, named by case, or register=headers."
+        )
+    alignment = register_rigid(read_volume(pair.after_image), read_volume(pair.before_image))
+    if alignment.foreground_dice < MIN_FOREGROUND_DICE:
+        raise GeometryError(
+            f"Case {pair.case}: the registration is poor (Dice of foregrounds "
+            f"{alignment.foreground_dice:.2f}, not {MIN_FOREGROUND_DICE}). Register the scans with "
+            "another program and give register=headers."
+        )
+    return alignment
+
+
+def _share_space(one: Geometry, other: Geometry) -> bool:
+    """Whether the middle of one grid lies in the other."""
+    return any(
+        bool(_inside(a.to_mm([[(n - 1) / 2 for n in a.shape]]), b).any())
+        for a, b in ((one, other), (other, one))
+    )
+
+
+def _inside(points_mm: NDArray[np.float64], geometry: Geometry) -> NDArray[np.bool_]:
+    index = geometry.to_index(points_mm)
+    return np.asarray(((index >= -0.5) & (index <= np.array(geometry.shape) - 0.5)).all(axis=1))
+
+
+# --- new lesions as a prediction of their own ----------------------------------------------------
+
+
+def _new_lesions(pair: OpenPair) -> Prediction:
+    """The later visit's prediction with nothing but the new lesions that exceed the grid's error.
+
+    Bare masks have no scores; there the diameter d ranks, as d / (d + 10 mm).
+    """
+    after = pair.prediction
+    ids = {c.lesion_after[0] for c in pair.changes if c.state == "new" and c.accepted}
+    candidates = [
+        replace(
+            c,
+            score=c.score if after.scored else c.diameter_mm / (c.diameter_mm + HALF_SCORE_MM),
+            accepted=True,
+        )
+        for c in after.candidates
+        if c.id in ids
+    ]
+    instances = after.instances
+    if instances is not None:
+        instances = np.where(np.isin(instances, sorted(ids)), instances, 0).astype(np.int32)
+    candidates.sort(key=lambda c: (-c.score, c.id))
+    return replace(
+        after, candidates=tuple(candidates), instances=instances, scored=True, removed=()
+    )
+
+
+def _apply_point(
+    changes: Sequence[LesionChange], new: Prediction, point: OperatingPoint | None
+) -> list[LesionChange]:
+    """The changes with the scores of new lesions; those below the operating point do not count."""
+    score_of = {c.id: c.score for c in new.candidates}
+    least = 0.0 if point is None else point.score
+    return [
+        replace(c, score=(score := score_of.get(c.lesion_after[0])), accepted=(score or 0) >= least)
+        if c.state == "new" and c.accepted
+        else c
+        for c in changes
+    ]
+
+
+def _score_new(
+    new: Prediction, reference: Reference | None, point: OperatingPoint | None = None
+) -> CaseResult:
+    """New lesions against a reference of change; None: a pair in which nothing is new."""
+    role = "unknown" if reference else "stable"
+    marked = reference or Reference(new.geometry, np.zeros(new.geometry.shape, dtype=np.uint8))
+    preset = find_preset("lesionseg")
+    return match_case(marked, new, preset, case=new.case, group=new.case, role=role).result(point)
+
+
+def _choose_point(results: Sequence[CaseResult], rate: float) -> OperatingPoint:
+    """The lowest score with `rate` false new lesions expected per stable pair, with its interval.
+
+    Where all new lesions together stay within the rate, all are accepted: score 0.
+    """
+    point = choose(results, fp_per_case=rate, quiet=True)
+    if point.score <= min((c.score or 0.0 for r in results for c in r.candidates), default=1.0):
+        point = describe(point.name, 0.0, results)
+    return with_intervals(point, results)
+
+
+# --- rows, pictures, report ----------------------------------------------------------------------
+
+
+def _row(pair: Pair, opened: OpenPair, changes: Sequence[LesionChange]) -> dict[str, Any]:
+    """The pair's line of pairs.csv."""
+    states, alignment = Counter(c.state for c in changes), opened.alignment
+    return {
+        "case": pair.case,
+        **{state: states[state] for state in STATES},
+        "new_accepted": sum(c.state == "new" and c.accepted for c in changes),
+        "volume_before_ml": sum(c.volume_before_ml or 0.0 for c in changes),
+        "volume_after_ml": sum(c.volume_after_ml or 0.0 for c in changes),
+        "registered": "rigid" if alignment else "headers",
+        "mutual_information": alignment and alignment.mutual_information,
+        "foreground_dice": alignment and alignment.foreground_dice,
+        "earlier": pair.earlier,
+        "group": pair.group,
+    }
+
+
+def _cards(
+    pair: Pair, opened: OpenPair, changes: Sequence[LesionChange], name: str
+) -> list[tuple[LesionChange, Card]]:
+    """A card for each change that counts; none without both scans."""
+    shown = [c for c in changes if c.accepted][:MAX_PICTURES]
+    if not shown or pair.before_image is None or pair.after_image is None:
+        return []
+    grid = opened.prediction.geometry
+    masks = opened.moved.mask() > 0, opened.prediction.mask() > 0
+    scenes = (
+        Scene(_scan_on(pair.before_image, opened.placed, grid), grid, *masks),
+        Scene(_scan_on(pair.after_image, grid, grid), grid, *masks),
+    )
+    cards = []
+    for change in shown:
+        sides = (
+            (opened.before.placed, change.lesion_before),
+            (opened.after.placed, change.lesion_after),
+        )
+        boxes = np.concatenate([visit.boxes[np.isin(visit.ids, ids)] for visit, ids in sides])
+        starts, stops = boxes[:, : grid.dims].min(axis=0), boxes[:, grid.dims :].max(axis=0)
+        cards.append((change, draw_change(change, name, *scenes, np.stack([starts, stops]))))
+    return cards
+
+
+def _scan_on(path: Path, own: Geometry, geometry: Geometry) -> NDArray[np.float32]:
+    """The first channel of a scan, which lies where `own` says, on the grid `geometry`."""
+    import torch
+
+    from lesionseg.ops.resample import resample_linear
+
+    array = np.ascontiguousarray(read_volume(path).array[:1], dtype=np.float32)
+    if own.matches(geometry):
+        return np.asarray(array[0])
+    matrix = np.linalg.inv(own.affine) @ geometry.affine
+    moved = resample_linear(torch.from_numpy(array), matrix, geometry.shape)
+    return np.asarray(moved[0].numpy(), dtype=np.float32)
+
+
+def report_changes(
+    folder: Path, pair: Pair, prediction: Prediction, changes: Sequence[LesionChange]
+) -> None:
+    """Write `<case>_sr.dcm`: the lesions of the later visit, what became of each, what is gone.
+
+    New lesions below the operating point are left out. Raises `OutputError`.
+    """
+    since = {
+        lesion: SinceBefore(c.state, c.volume_before_ml)
+        for c in changes
+        if c.accepted or c.state != "new"
+        for lesion in c.lesion_after
+    }
+    gone = [f"{c.volume_before_ml or 0:.3g} ml" for c in changes if c.state == "gone"]
+    candidates = tuple(replace(c, accepted=c.id in since) for c in prediction.candidates)
+    key = blake2b(repr(changes).encode(), digest_size=8).hexdigest()
+    write_report(
+        folder / f"{pair.case}{REPORT}",
+        replace(prediction, candidates=candidates, operating_point=None),
+        read_source(pair.after_image),  # type: ignore[arg-type]  # the caller has one
+        ResultOrigin(lesionseg.__version__, "follow-up", key),
+        {c.label: f"lesion of label {c.label}" for c in candidates},
+        since=since,
+        remark=f"Compared with an earlier visit. Gone since: {', '.join(gone) or 'nothing'}.",
+    )
+
+
+def _rule_words(rule: ChangeRule, point: OperatingPoint | None) -> str:
+    """How the page says what counts as a change."""
+    smallest = (
+        f"Smallest detectable change: {rule.confidence:.0%} of stable lesions lie within the "
+        "grid's own error."
+    )
+    if point is None:
+        return f"{smallest} Every new lesion counts: no stable pairs were given to choose by."
+    return (
+        f"{smallest} New lesions count from a score of {point.score:.2f}: "
+        f"{point.false_positives_per_case:.2f} false new lesions per stable pair."
+    )
