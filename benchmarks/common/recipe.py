@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lesionseg.cli import compose
-from lesionseg.inference.inference_settings import InferenceSettings
+from lesionseg.inference.settings import InferenceSettings
 from lesionseg.plan.make import PlanOverrides
 from lesionseg.training.learning_settings import Learning
 

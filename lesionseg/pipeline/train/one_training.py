@@ -14,12 +14,12 @@ from torch import nn
 from lesionseg.data.cache import CachedCase
 from lesionseg.data.transforms import PrepareSettings
 from lesionseg.evaluation import Preset
+from lesionseg.inference.accept import DEFAULT_POINT
 from lesionseg.inference.bundle import write_bundle
-from lesionseg.inference.candidates.accept import DEFAULT_POINT
-from lesionseg.inference.inference_settings import InferenceSettings
 from lesionseg.inference.input_check import InputCheck
 from lesionseg.inference.model_card import model_card
 from lesionseg.inference.predictor import Predictor
+from lesionseg.inference.settings import InferenceSettings
 from lesionseg.io.atomic import write_text
 from lesionseg.pipeline.dataset import DataSettings, Survey, require_masks
 from lesionseg.pipeline.judging.choice import Choice, ChoiceSettings

@@ -13,7 +13,7 @@ from lesionseg.data.augment import AugmentationSettings
 from lesionseg.data.sampling import SamplingSettings
 from lesionseg.data.transforms import PrepareSettings
 from lesionseg.evaluation import Preset
-from lesionseg.inference.inference_settings import InferenceSettings
+from lesionseg.inference.settings import InferenceSettings
 from lesionseg.io.folder_locks import locked_folder
 from lesionseg.losses import DetectionLoss, DiceFocalLoss, complete_loss
 from lesionseg.pipeline.dataset import ALL_FOLDS, DataSettings, Survey, take_survey

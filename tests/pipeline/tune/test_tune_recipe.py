@@ -18,7 +18,7 @@ from lesionseg.data.sampling import SamplingSettings
 from lesionseg.data.transforms import PrepareSettings
 from lesionseg.errors import ConfigError, DatasetError
 from lesionseg.evaluation import PRESETS
-from lesionseg.inference.inference_settings import InferenceSettings
+from lesionseg.inference.settings import InferenceSettings
 from lesionseg.losses import (
     CrossEntropyLoss,
     DetectionLoss,
