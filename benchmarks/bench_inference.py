@@ -36,8 +36,8 @@ from torch import Tensor, nn
 from benchmarks.common import table
 from lesionseg.core import Geometry, Volume
 from lesionseg.inference.bundle import Bundle, read_bundle, write_bundle
+from lesionseg.inference.inference_settings import InferenceSettings
 from lesionseg.inference.predictor import Predictor
-from lesionseg.inference.settings import InferenceSettings
 from lesionseg.io.formats import decoder
 from lesionseg.io.formats.itk import read_itk, read_itk_geometry
 from lesionseg.io.volumes import read_geometry, read_volume, write_volume

@@ -166,10 +166,10 @@ def evaluate(folder: Path, n_cases: int) -> None:
 
 def report(folder: Path, n_cases: int) -> None:
     """The page of what `evaluate` has written, without pictures."""
-    from lesionseg.pipeline.report.recipe import ReportSettings, report
+    from lesionseg.api import report
 
     if n_cases:
-        made = report(folder / "scores", folder / "page", report=ReportSettings(pdf=False))
+        made = report(folder / "scores", folder / "page", report__pdf=False)
         n_bytes = made.page.stat().st_size
         assert n_bytes <= MOST_PAGE_BYTES, f"the page has {n_bytes / 1e6:.1f} MB"
 

@@ -4,11 +4,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lesionseg.cli.notebook import Predictions as Predictions
-    from lesionseg.cli.notebook import Run as Run
-    from lesionseg.cli.notebook import evaluate as evaluate
-    from lesionseg.cli.notebook import predict as predict
-    from lesionseg.cli.notebook import train as train
+    from lesionseg.api import Predictions as Predictions
+    from lesionseg.api import Run as Run
+    from lesionseg.api import evaluate as evaluate
+    from lesionseg.api import predict as predict
+    from lesionseg.api import train as train
     from lesionseg.inference.predictor import Predictor as Predictor
 
 __version__ = "0.1.0"
@@ -30,5 +30,5 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'lesionseg' has no attribute {name!r}")
     if name == "report":  # the command and the package; see there
         return import_module("lesionseg.report")
-    home = "inference.predictor" if name == "Predictor" else "cli.notebook"
+    home = "inference.predictor" if name == "Predictor" else "api"
     return getattr(import_module(f"lesionseg.{home}"), name)

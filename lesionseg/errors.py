@@ -124,3 +124,32 @@ def one_of(what: str, value: object, choices: Iterable[str], *, where: object) -
         expected=", ".join(known),
         remedy=f"write {near[0]}." if near else None,
     )
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """` Did you mean …?`, or nothing when no known word is near.
+
+    >>> nearest("los.gamma", ["loss.gamma", "seed"])
+    " Did you mean 'loss.gamma'?"
+    """
+    near = get_close_matches(word, list(known), n=1, cutoff=0.5)
+    return f" Did you mean {near[0]!r}?" if near else ""
+
+
+def misfits(error: Any, raw: object) -> str:
+    """What pydantic's `ValidationError` says of plain data, as one sentence: each key and value."""
+    said: dict[str, tuple[object, list[str]]] = {}
+    for one in error.errors():
+        value, key = raw, ""
+        for part in one["loc"]:  # pydantic adds the names of a union's members, which are no keys
+            if isinstance(value, list | tuple) and isinstance(part, int) and part < len(value):
+                value, key = value[part], f"{key}[{part}]"
+            elif isinstance(value, dict) and part in value:
+                value, key = value[part], f"{key}.{part}".lstrip(".")
+            elif one["type"] == "missing":
+                value, key = None, f"{key}.{part}".lstrip(".")
+        said.setdefault(key, (value, []))[1].append(one["msg"].removeprefix("Value error, "))
+    return "; ".join(
+        f"{key or 'the content'}: {str(value)[:60]}, {' or '.join(dict.fromkeys(messages))}"
+        for key, (value, messages) in said.items()
+    )

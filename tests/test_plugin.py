@@ -44,9 +44,16 @@ def test_its_layout_is_read_and_its_experiment_composed(
     assert "read as pairs: 4 cases" in said(
         environment, "prepare", root, "check=true", f"run_dir={tmp_path / 'check'}"
     )
-    assert "max_minutes: 5" in said(environment, "train", root, "experiment=short", "--cfg")
+    assert "max_minutes: 5" in said(
+        environment,
+        "train",
+        "--config-dir",
+        "pkg://lesionseg_example.conf",
+        "experiment=short",
+        "--cfg",
+    )
 
 
 def test_without_it_neither_is_known() -> None:
     plain = {**os.environ, "PYTHONPATH": str(ROOT)}
-    assert "There is no option 'short'" in said(plain, "train", "experiment=short", "--cfg")
+    assert "There is no experiment=short" in said(plain, "train", "experiment=short", "--cfg")

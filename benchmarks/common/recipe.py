@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from lesionseg.cli import compose
-from lesionseg.inference.settings import InferenceSettings
+from lesionseg.inference.inference_settings import InferenceSettings
+from lesionseg.losses import complete_loss
+from lesionseg.pipeline.from_config import detection_of, loss_of, training_of
 from lesionseg.plan.make import PlanOverrides
 from lesionseg.training.learning_settings import Learning
 
@@ -22,18 +24,14 @@ class Recipe:
 
 def recipe(overrides: Sequence[str] = (), root: Path = Path("data")) -> Recipe:
     """The configuration's own recipe, changed by `overrides`."""
-    from hydra.utils import instantiate
-    from omegaconf import OmegaConf
-
-    config = compose("train", [f"data.root={root}", *overrides])
-    plain: Any = OmegaConf.to_container(config, resolve=True)
-    chosen = instantiate({**plain, "_partial_": True}, _convert_="all").keywords
+    config: Any = compose("train", [f"data.root={root}", *overrides])
+    chosen = training_of(config)
     learning = Learning(
-        loss=chosen["loss"],
+        loss=complete_loss(loss_of(config), config.model.activation),
         sampling=chosen["sampling"],
         augmentation=chosen["augment"],
         optimiser=chosen["optim"],
         trainer=chosen["trainer"],
-        detection=chosen["detection"],
+        detection=detection_of(config)(),
     )
     return Recipe(learning, chosen["model"], chosen["inference"])

@@ -88,7 +88,7 @@ def train_ours(tool: str, seed: int, data: Path, folder: Path, options: argparse
     """Train and predict by the command line."""
     settings = [f"data.root={data}", f"run_dir={folder / 'run'}", f"model={tool}"]
     settings += [f"data.cache_dir={folder / 'cache'}", f"seed={seed}", *equal(options)]
-    settings += ["trainer.progress=false", "report.pdf=false", "replicates=100", "preset=luna16"]
+    settings += ["report.pdf=false", "preset=luna16"]
     command(folder, "train", settings, options)
 
 
@@ -122,7 +122,7 @@ def equal(options: argparse.Namespace) -> list[str]:
     """What is the same for all tools."""
     accelerator = "gpu" if options.device == "cuda" else "cpu"
     steps = [f"trainer.max_steps={options.steps}", "trainer.max_minutes=null"]
-    return [*options.overrides, *steps, "trainer.budget=null", f"trainer.accelerator={accelerator}"]
+    return [*options.overrides, *steps, f"trainer.accelerator={accelerator}"]
 
 
 def command(folder: Path, name: str, settings: Sequence[str], options: argparse.Namespace) -> None:

@@ -41,8 +41,8 @@ from lesionseg.io import atomic
 from lesionseg.phantoms import VisitSettings, write_mri_phantoms, write_visit_phantoms
 
 SMALL = (
-    "trainer.max_minutes=null trainer.max_steps=6 trainer.workers=0 trainer.progress=false "
-    "trainer.precision=32-true trainer.accelerator=cpu trainer.checkpoint_every_minutes=0 "
+    "trainer.max_minutes=null trainer.max_steps=6 trainer.workers=0 "
+    "trainer.precision=32-true trainer.accelerator=cpu "
     "model.base_features=4 model.batch_size=2 model.tile_shape=[16,16,16]"
 )
 OF_THE_DAY = (b"training_minutes", b"git_commit", b'"seconds"')

@@ -1,119 +1,123 @@
-"""What a command offers: the page of its help, that of a group, and completion by the tab key."""
+"""What a command offers, from the comments of its YAML files: its help, and docs/settings.md."""
 
-import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from lesionseg.cli.command_table import COMMANDS
-from lesionseg.cli.compose import compose, config_dirs, groups, setting_names
-from lesionseg.cli.overrides import nearest
-from lesionseg.errors import ConfigError, one_of
+from lesionseg.cli.compose import conf_dir, groups
+from lesionseg.config import COMMANDS
+
+EXAMPLES: Mapping[str, tuple[str, ...]] = {
+    "train": (
+        "data.root=DIR",
+        "data.root=DIR run_dir=runs/a loss=focal loss.gamma=2 trainer.max_minutes=20",
+        "experiment=demo_mri",
+    ),
+    "prepare": ("data.root=DIR check=true", "data.root=DIR 'data.group=(P[0-9]+)_'"),
+    "tune": (
+        "data.root=DIR run_dir=runs/pair loss=focal tune.n_trials=40 trainer.max_minutes=10",
+        "data.root=DIR 'tune.alpha=[0.2,0.8]' 'tune.gamma=[1,3]'",
+    ),
+    "predict": (
+        "bundle=runs/a input=scans output=predictions",
+        "bundle=runs/a/bundle input='scans/*.nii.gz' output=predictions inference=fast",
+        "bundle=runs/a input=scan.nii.gz output=predictions operating_point=score:0.37",
+    ),
+    "evaluate": (
+        "reference=labels prediction=predictions output=scores",
+        "reference=labels prediction=predictions output=scores 'groups=(P[0-9]+)_'",
+    ),
+    "follow": (
+        "before=DIR after=DIR output=changes before_images=DIR after_images=DIR",
+        "visits=visits.csv bundle=runs/a output=changes",
+    ),
+    "report": (
+        "scores=scores output=report images=scans reference=labels prediction=predictions",
+        "scores=runs/a output=report images=DIR",
+    ),
+    "export": ("bundle=runs/a output=exported", "bundle=runs/a output=exported format=monai"),
+    "serve": ("bundle=runs/a", "bundle=runs/a host=0.0.0.0 max_upload_mb=200"),
+}
 
 
-def help_page(command: str, program: str = "python") -> str:
-    """The command's page of help, from the first comment of each configuration file.
+def summary(command: str) -> str:
+    """What a command does, from the first line of its file."""
+    return _first_comment(conf_dir() / f"{command}.yaml").partition(" does: ")[2]
 
-    Its examples begin with `program`, which is `python` for the scripts of the repository.
-    """
-    entry = COMMANDS[command]
-    lines = [f"{command}: {entry.summary}.", "", "Examples:"]
-    typed = f"python scripts/{command}.py" if program == "python" else f"{program} {command}"
-    lines += [f"  {typed} {example}" for example in entry.examples]
-    lines += ["", "Settings (key=value):"]
-    lines += [f"  {line}" for line in _own_settings(_file(f"{command}.yaml"))]
+
+def help_page(command: str, program: str | None = None) -> str:
+    """The command's examples, settings, groups and options, with the comments of their files."""
+    typed = f"{program} {command}" if program else f"python scripts/{command}.py"
+    lines = [f"{command}: {summary(command)}", "", "Examples:"]
+    lines += [f"  {typed} {example}" for example in EXAMPLES[command]]
+    lines += ["", "Settings (key=value, or section.key=value):"]
+    lines += [f"  {line}" for file in _files(command) for line in _settings(file)]
     for group, options in groups(command).items():
         lines += ["", f"Group {group} (group=option; its settings are {group}.key=value):"]
-        lines += [
-            f"  {group}={o:<20} {_first_comment(_file(f'{group}/{o}.yaml'))}" for o in options
-        ]
-    lines += ["", "Any setting of any group can be overridden; a mistyped one names the nearest."]
-    lines += (
-        [f"`{command} --help GROUP` prints the settings of a group."] if groups(command) else []
-    )
-    lines += [f"`{command} … --cfg` prints the whole configuration of a command line, and stops."]
+        for option in options:
+            file = conf_dir() / group / f"{option}.yaml"
+            lines += [f"  {group}={option:<20} {_first_comment(file)}"]
+            if group != "experiment":
+                lines += [f"    {line}" for line in _settings(file)]
+    lines += [
+        "",
+        "A mistyped setting names the nearest. --config-dir DIR adds your own options.",
+    ]
+    lines += ["--multirun runs every combination of a=1,2; --cfg prints the settings and stops."]
     return "\n".join(lines)
 
 
-def group_page(command: str, group: str) -> str:
-    """Every option of a group, as its file has it; raises `ConfigError` for one that is not there.
+def settings_page() -> str:
+    """docs/settings.md: every command, group and option as their files have them."""
+    lines = [
+        "# Every setting",
+        "",
+        "<!-- written by `make docs` from conf/*.yaml: change those -->",
+        "",
+        "A setting is written `key=value` behind the command, an option of a group `group=option`: "
+        "`python scripts/train.py data.root=DIR optim=sgd optim.lr=0.02`. `???` must be given; "
+        "`null` means none, or that lesionseg decides. What a class of your own takes is added "
+        "with a plus: `+loss.power=3`. A mistyped key names the nearest one.",
+        "",
+        "`--config-dir DIR` adds a folder laid out as `conf/` is, `pkg://package.conf` for DIR "
+        "that of a package: `DIR/experiment/mine.yaml`, beginning with `# @package _global_`, is "
+        "then `experiment=mine`. `--cfg` prints the settings and stops. `-i` and `-o` are `input=` "
+        "and `output=`.",
+    ]
+    used: dict[str, list[str]] = {}
+    for command in COMMANDS:
+        for group in groups(command):
+            used.setdefault(group, []).append(command)
+        named = ", ".join(f"[`{group}`](#group-{group})" for group in groups(command))
+        lines += ["", f"## Command `{command}`", "", f"{summary(command)[:1].upper()}"]
+        lines[-1] += summary(command)[1:] + (f" Groups: {named}." if named else "")
+        own = [line for line in _settings(conf_dir() / f"{command}.yaml") if line]
+        lines += ["", "```yaml", *own, "```"] if own else []
+    for group, commands in used.items():
+        by = ", ".join(f"`{command}`" for command in commands)
+        lines += ["", f"## Group `{group}`", "", f"Of {by}."]
+        for file in sorted((conf_dir() / group).glob("*.yaml")):
+            text = file.read_text(encoding="utf-8").removeprefix("# @package _global_\n")
+            lines += ["", "```yaml", f"# {group}={file.stem}", text.strip(), "```"]
+    return "\n".join(lines) + "\n"
 
-    >>> print(group_page("train", "optim").splitlines()[0])
-    === optim=adamw ===
-    """
-    known = groups(command)
-    if group not in known:
-        raise ConfigError(
-            f"{command} has no group {group!r}.{nearest(group, known)}",
-            where="--help",
-            expected=" | ".join(known) or "no group",
-        )
-    files = {option: _file(f"{group}/{option}.yaml") for option in known[group]}
-    return "\n".join(
-        f"=== {group}={option} ===\n{file.read_text(encoding='utf-8')}"
-        for option, file in files.items()
-    )
+
+def _files(command: str) -> Iterable[Path]:
+    """A command's file, and those that it builds on."""
+    text = (conf_dir() / f"{command}.yaml").read_text(encoding="utf-8")
+    yield conf_dir() / f"{command}.yaml"
+    for name in re.findall(r"^  - (\w+)$", text, re.MULTILINE):
+        if name != "_self_":
+            yield from _files(name)
 
 
-def _file(name: str) -> Path:
-    """A configuration's file, in our folder or an installed package's."""
-    return next(root / name for root in config_dirs() if (root / name).is_file())
-
-
-def _own_settings(path: Path) -> list[str]:
-    text = path.read_text(encoding="utf-8").split("_target_:", 1)[1]
-    return [line for line in text.splitlines()[1:] if re.match(r"^\w+: *\S", line)]
+def _settings(path: Path) -> list[str]:
+    """A file's lines but for its defaults and its first comment."""
+    text = path.read_text(encoding="utf-8")
+    text = re.sub(r"^defaults:(?: \[.*\]\n|\n(?:  .*\n)+)", "", text, flags=re.MULTILINE)
+    return [line for line in text.splitlines() if line and not line.startswith("#")]
 
 
 def _first_comment(path: Path) -> str:
     lines = path.read_text(encoding="utf-8").splitlines()
     return next(line for line in lines if "@package" not in line).lstrip("# ").strip()
-
-
-_INSTALL = """_lesionseg() {
-  mapfile -t COMPREPLY < <(COMP_LINE="$COMP_LINE" COMP_POINT="$COMP_POINT" lesionseg -sc query=bash)
-  [[ "${COMPREPLY[*]}" == *= ]] && compopt -o nospace
-}
-COMP_WORDBREAKS=${COMP_WORDBREAKS//=}
-complete -o default -F _lesionseg lesionseg"""
-_UNINSTALL = "complete -r lesionseg"
-
-
-def completion(action: str, environment: Mapping[str, str] = os.environ) -> str:
-    """What the shell is to run or to offer.
-
-    `action` is `install=bash`, `uninstall=bash` or `query=bash`, which reads `COMP_LINE` up to
-    `COMP_POINT` and gives one proposal per line. Raises `ConfigError` for another.
-    """
-    known = ("install=bash", "uninstall=bash", "query=bash")
-    one_of("action", action, known, where="-sc")
-    if action != "query=bash":
-        return _INSTALL if action == "install=bash" else _UNINSTALL
-    line = environment.get("COMP_LINE", "")
-    return "\n".join(proposals(line[: int(environment.get("COMP_POINT", len(line)))]))
-
-
-def proposals(line: str) -> list[str]:
-    """How the last word of a command line may go on, sorted.
-
-    >>> proposals("lesionseg pre")
-    ['predict', 'prepare']
-    >>> proposals("lesionseg train optim=")
-    ['optim=adamw', 'optim=sgd']
-    """
-    words = line.split()
-    last = "" if line[-1:].isspace() or not words else words[-1]
-    given = words[1:-1] if last else words[1:]
-    if not given:
-        return sorted(name for name in COMMANDS if name.startswith(last))
-    if given[0] not in COMMANDS:
-        return []
-    return sorted(word for word in _words(given[0], last) if word.startswith(last))
-
-
-def _words(command: str, last: str) -> list[str]:
-    options, group = groups(command), last.partition("=")[0]
-    if "=" in last:
-        return [f"{group}={option}" for option in options.get(group, ())]
-    settings = setting_names(compose(command, [], complete=False))
-    return [f"{name}=" for name in (*options, *settings)]

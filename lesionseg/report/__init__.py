@@ -18,7 +18,7 @@ class _PackageAndCommand(types.ModuleType):
     """The package and the command have one name, and notebooks call the command by it."""
 
     def __call__(self, *arguments: Any, **settings: Any) -> Any:
-        return import_module("lesionseg.cli.notebook").report(*arguments, **settings)
+        return import_module("lesionseg.api").report(*arguments, **settings)
 
 
 sys.modules[__name__].__class__ = _PackageAndCommand

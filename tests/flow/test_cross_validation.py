@@ -17,13 +17,11 @@ SMALL = [
     "trainer.max_minutes=null",
     "trainer.max_steps=3",
     "trainer.workers=0",
-    "trainer.progress=false",
     "trainer.precision=32-true",
     "trainer.accelerator=cpu",
     "model.base_features=4",
     "model.batch_size=2",
     "model.tile_shape=[16,16,16]",
-    "replicates=20",
     "report.pdf=false",
     "report.pdf=false",
 ]
@@ -116,40 +114,6 @@ def test_a_fold_of_other_settings_is_refused_by_name(
     printed = capsys.readouterr().err
     assert "fold_1" in printed
     assert "loss.gamma: 0.0 → 3" in printed
-
-
-def test_folds_side_by_side_learn_what_they_learn_in_turn(
-    cv_run: Path, raw: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    folder = raw.parent / "parallel"
-    both = ["data.fold=all", "data.parallel_folds=2", f"run_dir={folder}"]
-    assert run("train", [f"data.root={raw}", *both, *SMALL]) == 0
-    for k in (0, 1):
-        name = Path(f"fold_{k}") / "bundle" / "weights.safetensors"
-        assert (folder / name).read_bytes() == (cv_run / name).read_bytes()
-        assert "Trained 3 steps" in (folder / f"fold_{k}" / "train.log").read_text()
-        assert f"Fold {k} is finished." in caplog.text
-    ours, theirs = (
-        json.loads((run / "oof" / "scores.json").read_text()) for run in (folder, cv_run)
-    )
-    assert ours["operating_point"] == theirs["operating_point"]
-    assert ours["froc"] == theirs["froc"]
-
-
-@pytest.mark.slow
-def test_a_fold_that_fails_is_named_and_the_other_is_kept(
-    cv_run: Path, raw: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    folder = raw.parent / "failing"
-    (folder / "fold_1").mkdir(parents=True)
-    (folder / "fold_1" / "checkpoints").touch()  # where a folder is to be
-    both = ["data.fold=all", "data.parallel_folds=2", f"run_dir={folder}"]
-    assert run("train", [f"data.root={raw}", *both, *SMALL]) == 1
-    printed = capsys.readouterr().err
-    assert "Fold 1 failed" in printed
-    assert "Fold 0 failed" not in printed
-    name = Path("fold_0") / "bundle" / "weights.safetensors"
-    assert (folder / name).read_bytes() == (cv_run / name).read_bytes()
 
 
 @pytest.mark.slow

@@ -15,14 +15,12 @@ from lesionseg.phantoms import write_xray_phantoms
 SETTINGS = [
     "trainer.max_minutes=null",
     "trainer.workers=0",
-    "trainer.progress=false",
     "trainer.precision=32-true",
     "trainer.max_steps=4",
     "trainer.ema_decay=null",
     "model.base_features=4",
     "model.batch_size=2",
     "data.validation_fraction=0.34",
-    "replicates=10",
     "augment=none",
 ]
 

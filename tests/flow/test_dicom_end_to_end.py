@@ -19,13 +19,11 @@ SHAPE = (20, 24, 28)
 SMALL = [
     "trainer.max_minutes=null",
     "trainer.workers=0",
-    "trainer.progress=false",
     "trainer.precision=32-true",
     "trainer.max_steps=4",
     "model.base_features=4",
     "model.batch_size=2",
     "model.tile_shape=[16,16,16]",
-    "replicates=20",
 ]
 
 

@@ -14,11 +14,9 @@ from lesionseg.phantoms import write_mri_phantoms, write_xray_phantoms
 SMALL = [
     "trainer.max_minutes=null",
     "trainer.workers=0",
-    "trainer.progress=false",
     "trainer.precision=32-true",
     "model.base_features=4",
     "model.batch_size=2",
-    "replicates=50",
 ]
 
 

@@ -16,13 +16,11 @@ SETTINGS = [
     "trainer.max_steps=40",
     "optim.lr=0.01",
     "trainer.workers=0",
-    "trainer.progress=false",
     "trainer.precision=32-true",
     "trainer.ema_decay=null",
     "model.base_features=4",
     "model.batch_size=2",
     "model.tile_shape=[16,16,16]",
-    "replicates=10",
     "augment=none",
     "report.pdf=false",
 ]

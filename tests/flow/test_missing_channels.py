@@ -20,13 +20,11 @@ SMALL = [
     "trainer.max_minutes=null",
     "trainer.max_steps=4",
     "trainer.workers=0",
-    "trainer.progress=false",
     "trainer.precision=32-true",
     "trainer.accelerator=cpu",
     "model.base_features=4",
     "model.batch_size=2",
     "model.tile_shape=[16,16,16]",
-    "replicates=20",
     "report.pdf=false",
 ]
 

@@ -43,7 +43,6 @@ def test_four_cases_are_learnt_by_heart(dims: int, model: str, tmp_path: Path) -
         "trainer.max_minutes=null",
         "trainer.max_steps=300",
         "trainer.workers=0",
-        "trainer.progress=false",
         "report.pdf=false",
     ]
     assert run("train", training) == 0

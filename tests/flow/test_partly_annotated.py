@@ -18,14 +18,12 @@ LESION, CYST = 1, 2
 SETTINGS = [
     "trainer.max_minutes=null",
     "trainer.workers=0",
-    "trainer.progress=false",
     "trainer.precision=32-true",
     "trainer.max_steps=6",
     "trainer.ema_decay=null",
     "model.base_features=4",
     "model.batch_size=2",
     "model.tile_shape=[16,16,16]",
-    "replicates=20",
     "report.pdf=false",
 ]
 Places = Mapping[tuple[int, int, int], int]  # corner of a cube of 8 voxels: its label

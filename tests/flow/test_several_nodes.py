@@ -25,16 +25,16 @@ ROOT = Path(__file__).parents[2]
 MODULE = [sys.executable, "-m"]
 TRAIN = shlex.split("""lesionseg train optim=sgd optim.lr=0.05 model.batch_size=1
     model.base_features=4
-    model.tile_shape=[16,16,16] trainer.max_steps=8 trainer.steps_per_epoch=3 trainer.log_every=1
-    trainer.workers=0 trainer.checkpoint_every_minutes=0 trainer.progress=false
-    trainer.precision=32-true trainer.accelerator=cpu replicates=20 report.pdf=false
+    model.tile_shape=[16,16,16] trainer.max_steps=8
+    trainer.workers=0
+    trainer.precision=32-true trainer.accelerator=cpu report.pdf=false
     """)
 LOOPBACK = {
     "GLOO_SOCKET_IFNAME": "lo",
     "OMP_NUM_THREADS": "1",
     "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
 }
-NODES = ["trainer.devices=2", "trainer.num_nodes=2"]
+NODES = ["trainer.devices=2", "trainer.lightning.num_nodes=2"]
 
 
 class DieOnce(pl.Callback):
@@ -120,7 +120,7 @@ def test_two_nodes_learn_what_one_process_learns(raw, one):
 def test_a_killed_process_is_started_again_and_all_end_with_the_same_weights(raw, one):
     run, file = raw.parent / "killed", raw.parent / "died"
     die = f"{{_target_: tests.flow.test_several_nodes.DieOnce, file: {file}, step: 4}}"
-    on_two_nodes(raw, run, f"trainer.callbacks=[{die}]")
+    on_two_nodes(raw, run, f"callbacks=[{die}]")
     assert file.exists()
     assert "Resuming at step" in (run / "train.log").read_text()
     assert curve(run) == pytest.approx(curve(one), rel=1e-5)

@@ -11,7 +11,7 @@ from lesionseg.errors import ConfigError
 from lesionseg.evaluation import CaseResult, Preset, find_preset
 from lesionseg.evaluation.readers.adjudication import adjudicate, read_verdicts
 from lesionseg.evaluation.statistics.compare import compare as compare_models
-from lesionseg.inference.accept import choose_operating_point
+from lesionseg.inference.candidates.accept import choose_operating_point
 from lesionseg.io.atomic import read_csv
 from lesionseg.io.folder_locks import locks
 from lesionseg.io.layouts.conventions import assign_groups

@@ -19,7 +19,7 @@ from lesionseg.evaluation.statistics.operating_point import (
     with_expectation,
     with_intervals,
 )
-from lesionseg.inference.accept import accept, choose_operating_point, without_small
+from lesionseg.inference.candidates.accept import accept, choose_operating_point, without_small
 from lesionseg.plan.plan import ChannelSet, Plan
 
 _log = logging.getLogger(__name__)

@@ -8,7 +8,7 @@ from typing import Any
 
 from lesionseg.core import CaseFiles, Geometry, OperatingPoint, Prediction, Volume
 from lesionseg.evaluation import CaseResult, MatchedCase, Preset
-from lesionseg.inference.accept import without_small
+from lesionseg.inference.candidates.accept import without_small
 from lesionseg.inference.decision import Watch
 from lesionseg.inference.predictor import Predictor
 from lesionseg.io.cases import read_image

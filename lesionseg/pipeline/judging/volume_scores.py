@@ -11,8 +11,8 @@ from torch import nn
 
 from lesionseg.core import Case, CaseFiles, Prediction, Reference, Volume
 from lesionseg.evaluation import CaseResult, Preset, choose, match_case
+from lesionseg.inference.inference_settings import InferenceSettings
 from lesionseg.inference.predictor import Predictor
-from lesionseg.inference.settings import InferenceSettings
 from lesionseg.io.cases import read_case
 from lesionseg.pipeline.dataset import Survey
 from lesionseg.pipeline.judging.case_pairs import See

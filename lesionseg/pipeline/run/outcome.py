@@ -1,18 +1,10 @@
 """What every command shows and returns: a bar on the terminal, lines to print, an exit status."""
 
-import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from time import monotonic
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-from lesionseg.ops.host_memory import peak_memory_mb
-
-log = logging.getLogger("lesionseg.progress")
-Advance = Callable[[str, int, int], None]
+from lesionseg.pipeline.log import Advance as Advance
+from lesionseg.pipeline.log import bar as bar
 
 
 class CommandOutcome:
@@ -88,39 +80,3 @@ def _cell(scores: Mapping[str, Any], name: str) -> str:
     if value is None:
         return "–"
     return str(value) if isinstance(value, int) else f"{value:.3f}"
-
-
-def _note(stage: str, done: int, total: int, seconds: float) -> None:
-    remaining = round(seconds / done * (total - done), 1) if done else None
-    known = {"stage": stage, "done": done, "total": total, "eta_s": remaining}
-    extra = {"progress": known | {"memory_mb": peak_memory_mb()}}
-    log.debug("%s: %d of %d", stage, done, total, extra=extra)
-
-
-@contextmanager
-def bar(what: str) -> Iterator[Advance]:
-    """A bar on standard error; call what it yields with (item, done, total).
-
-    Nothing is drawn where standard error is no terminal. Who listens to `lesionseg.progress` hears
-    each second how far it is, as the record's `progress`.
-    """
-    console = Console(stderr=True)
-    columns = (
-        TextColumn("{task.description:<22}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[item]}"),
-    )
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        task, begin, noted_at = progress.add_task(what, total=None, item=""), monotonic(), 0.0
-
-        def advance(item: str, done: int, total: int) -> None:
-            nonlocal noted_at
-            progress.update(task, completed=done, total=total, item=item)
-            now = monotonic()
-            if now - noted_at >= 1 or done == total:
-                noted_at = now
-                _note(what, done, total, now - begin)
-
-        yield advance

@@ -25,20 +25,11 @@ CLAIM = "config.yaml"
 # settings that do not change the result: a whole group, or one of its settings
 FREE = (
     "debug",
-    "engine",
-    "limits",
     "logger",
     "report",
     "run_dir",
     "data.cache_dir",
-    "data.local_dir",
-    "data.local_gb",
-    "data.parallel_folds",
-    "trainer.checkpoint_every_minutes",
-    "trainer.lightning.logger",
     "trainer.lightning.profiler",
-    "trainer.log_every",
-    "trainer.progress",
     "trainer.workers",
 )
 PACKAGES = ("torch", "monai", "nibabel", "pytorch-lightning", "numpy", "hydra-core")
@@ -98,7 +89,7 @@ def claim(run_dir: Path, config: Mapping[str, Any]) -> None:
 
 def _command(config: Mapping[str, Any]) -> str:
     """The recipe that a configuration calls: `train`, `prepare` or `tune`."""
-    return str(config.get("_target_", "")).rpartition(".")[2]
+    return str(config.get("command", ""))
 
 
 def _differences(before: Any, now: Any, key: str = "") -> Iterable[str]:

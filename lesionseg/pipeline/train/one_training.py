@@ -11,15 +11,16 @@ from typing import Any
 import pytorch_lightning as pl
 from torch import nn
 
+from lesionseg.config import ReportSection
 from lesionseg.data.cache import CachedCase
 from lesionseg.data.transforms import PrepareSettings
 from lesionseg.evaluation import Preset
-from lesionseg.inference.accept import DEFAULT_POINT
 from lesionseg.inference.bundle import write_bundle
+from lesionseg.inference.candidates.accept import DEFAULT_POINT
+from lesionseg.inference.inference_settings import InferenceSettings
 from lesionseg.inference.input_check import InputCheck
 from lesionseg.inference.model_card import model_card
 from lesionseg.inference.predictor import Predictor
-from lesionseg.inference.settings import InferenceSettings
 from lesionseg.io.atomic import write_text
 from lesionseg.pipeline.dataset import DataSettings, Survey, require_masks
 from lesionseg.pipeline.judging.choice import Choice, ChoiceSettings
@@ -27,7 +28,6 @@ from lesionseg.pipeline.judging.judge_folds import judge_missing
 from lesionseg.pipeline.judging.judge_role import judge_validation
 from lesionseg.pipeline.judging.role_steps import RoleScores, Rules, labelled
 from lesionseg.pipeline.judging.volume_scores import VolumeJudge, VolumeScores
-from lesionseg.pipeline.report.recipe import ReportSettings
 from lesionseg.pipeline.run.run_dir import claim, is_claimed, provenance, refuse_other_cases
 from lesionseg.pipeline.train.learning import (
     affordable,
@@ -68,7 +68,7 @@ class Recipe:
     logger: LoggerSettings
     inference: InferenceSettings
     preset: Preset
-    report: ReportSettings
+    report: ReportSection
     choice: ChoiceSettings
     config: Mapping[str, Any]
     prepare: PrepareSettings = field(default_factory=PrepareSettings)

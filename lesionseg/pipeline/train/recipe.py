@@ -9,17 +9,18 @@ from typing import Any
 
 from torch import nn
 
+from lesionseg.config import ReportSection
 from lesionseg.data.augment import AugmentationSettings
 from lesionseg.data.sampling import SamplingSettings
 from lesionseg.data.transforms import PrepareSettings
 from lesionseg.evaluation import Preset
-from lesionseg.inference.settings import InferenceSettings
+from lesionseg.inference.inference_settings import InferenceSettings
 from lesionseg.io.folder_locks import locked_folder
 from lesionseg.losses import DetectionLoss, DiceFocalLoss, complete_loss
 from lesionseg.pipeline.dataset import ALL_FOLDS, DataSettings, Survey, take_survey
 from lesionseg.pipeline.judging.choice import CHOSEN, ChoiceSettings
 from lesionseg.pipeline.judging.judge_role import judge_untouched
-from lesionseg.pipeline.report.recipe import ReportSettings, report_run
+from lesionseg.pipeline.report import report_run
 from lesionseg.pipeline.run.outcome import CommandOutcome, scores_lines
 from lesionseg.pipeline.run.run_dir import check_claim, default_run_dir
 from lesionseg.pipeline.run.run_log import kept_log
@@ -80,7 +81,7 @@ def train(
     logger: LoggerSettings,
     inference: InferenceSettings,
     preset: Preset,
-    report: ReportSettings,
+    report: ReportSection,
     operating_point: str,
     rate_confidence: float | None,
     calibration: str,

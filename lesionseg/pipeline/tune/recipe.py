@@ -13,7 +13,7 @@ from lesionseg.data.sampling import SamplingSettings
 from lesionseg.data.transforms import PrepareSettings
 from lesionseg.errors import ConfigError, DatasetError, LesionsegError
 from lesionseg.evaluation import Preset
-from lesionseg.inference.settings import InferenceSettings
+from lesionseg.inference.inference_settings import InferenceSettings
 from lesionseg.io.folder_locks import locks
 from lesionseg.pipeline.dataset import DataSettings, Survey, require_masks, take_survey
 from lesionseg.pipeline.judging.volume_scores import VolumeJudge

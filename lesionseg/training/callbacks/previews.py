@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from lesionseg.core import Prediction, Reference, Volume
 from lesionseg.data.tiling import TileGrid
-from lesionseg.inference.boxes import BoxCollector
+from lesionseg.inference.candidates.boxes import BoxCollector
 from lesionseg.io.atomic import atomic_path
 from lesionseg.models.heads import DetectorOutput
 from lesionseg.ops.components import lesions_of, mask_boxes

@@ -9,11 +9,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from lesionseg.api import report
 from lesionseg.core import Geometry
 from lesionseg.errors import ContentError, DatasetError, ReadError
 from lesionseg.io.predictions import write_prediction
 from lesionseg.pipeline.evaluate.recipe import evaluate
-from lesionseg.pipeline.report.recipe import ReportSettings, report
 from tests.evaluation.hand_cases import prediction_of
 from tests.pipeline.evaluate.test_evaluate_recipe import (
     GEOMETRY,

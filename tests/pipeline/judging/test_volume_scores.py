@@ -9,7 +9,7 @@ from torch import nn
 
 from lesionseg.core import Candidate, Geometry, Prediction, Reference
 from lesionseg.evaluation import PRESETS
-from lesionseg.inference.settings import InferenceSettings
+from lesionseg.inference.inference_settings import InferenceSettings
 from lesionseg.phantoms import write_xray_phantoms
 from lesionseg.pipeline.dataset import DataSettings, take_survey
 from lesionseg.pipeline.judging.role_steps import labelled

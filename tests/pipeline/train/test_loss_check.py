@@ -88,9 +88,9 @@ def test_the_loss_is_left_as_it_was(planned: Planned) -> None:
 def small_training(folder: Path) -> list[str]:
     """The command of a training of one step, of radiographs that are drawn for it."""
     write_xray_phantoms(folder / "raw", 3, seed=0, shape=(48, 48), pixel_mm=8.0)
-    command = [f"data.root={folder / 'raw'}", f"run_dir={folder / 'run'}", "replicates=5"]
+    command = [f"data.root={folder / 'raw'}", f"run_dir={folder / 'run'}"]
     command += ["trainer.max_minutes=null", "trainer.max_steps=1", "trainer.workers=0"]
-    command += ["trainer.progress=false", "report.pdf=false"]
+    command += ["report.pdf=false"]
     return [*command, "model.tile_shape=[32,32]", "model.batch_size=1", "model.base_features=4"]
 
 

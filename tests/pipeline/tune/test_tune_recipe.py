@@ -9,8 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from hydra.utils import instantiate
-from omegaconf import OmegaConf
 
 from lesionseg.cli import compose
 from lesionseg.data.augment import AugmentationSettings
@@ -18,7 +16,7 @@ from lesionseg.data.sampling import SamplingSettings
 from lesionseg.data.transforms import PrepareSettings
 from lesionseg.errors import ConfigError, DatasetError
 from lesionseg.evaluation import PRESETS
-from lesionseg.inference.settings import InferenceSettings
+from lesionseg.inference.inference_settings import InferenceSettings
 from lesionseg.losses import (
     CrossEntropyLoss,
     DetectionLoss,
@@ -27,6 +25,7 @@ from lesionseg.losses import (
 )
 from lesionseg.phantoms import write_xray_phantoms
 from lesionseg.pipeline.dataset import DataSettings
+from lesionseg.pipeline.from_config import detection_of, loss_of
 from lesionseg.pipeline.judging.volume_scores import VolumeJudge
 from lesionseg.pipeline.tune.pair_losses import PairLosses, pair_of, tunable_losses
 from lesionseg.pipeline.tune.recipe import TuneOutcome, tune
@@ -198,7 +197,8 @@ def test_a_detectors_anchors_are_taught_by_the_trials_pair(search: Tune, tmp_pat
     ],
 )
 def test_the_advice_makes_the_losses_of_the_trial(architecture: str, detection: str) -> None:
-    options = ["data.root=x", f"model={architecture}", f"detection={detection}", "loss=focal"]
+    negatives = f"detection.hard_negatives={detection == 'hard_negatives'}"
+    options = ["data.root=x", f"model={architecture}", negatives, "loss=focal"]
     searched = made(compose("tune", options))
     losses = PairLosses(architecture, searched["loss"], searched["detection"])
     voxels, anchors = losses(0.6, 1.5)
@@ -206,16 +206,14 @@ def test_the_advice_makes_the_losses_of_the_trial(architecture: str, detection: 
     trained = made(compose("train", [*options, *advice.split()]))
     if architecture != "retinanet":
         assert (voxels.alpha, voxels.gamma) == (0.6, 1.5)
-        assert (trained["loss"].alpha, trained["loss"].gamma) == (0.6, 1.5)
+        assert (trained["loss"]().alpha, trained["loss"]().gamma) == (0.6, 1.5)
     if architecture != "unet":
-        assert vars_of(anchors) == vars_of(trained["detection"])
+        assert vars_of(anchors) == vars_of(trained["detection"]())
         assert (anchors.alpha == 0.6) == (detection != "hard_negatives")
 
 
 def made(cfg: Any) -> dict[str, Any]:
-    plain = OmegaConf.to_container(cfg, resolve=True)
-    assert isinstance(plain, dict)
-    return {name: instantiate(plain[name], _convert_="all") for name in ("loss", "detection")}
+    return {"loss": loss_of(cfg), "detection": detection_of(cfg)}
 
 
 def vars_of(loss: DetectionLoss) -> dict[str, Any]:

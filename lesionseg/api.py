@@ -1,0 +1,147 @@
+"""The commands as functions, for notebooks: the same words in, results that show themselves.
+
+run = lesionseg.train("data", loss="focal", trainer__max_minutes=5)
+run.scores["lesion_recall"]["value"], run.to_pandas("lesions"), run.plot()
+"""
+
+from dataclasses import dataclass
+from html import escape
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lesionseg.cli.compose import compose
+from lesionseg.errors import ConfigError, ReadError, one_of
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from pandas import DataFrame
+
+    from lesionseg.inference.predictor import Predictor
+
+StrPath = str | PathLike[str]
+TABLES = ("cases", "lesions", "candidates", "metrics")
+_TEXT = ("case", "group", "label", "role", "status", "message", "why_missed")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A folder that `train` or `evaluate` wrote. In a notebook it shows its scores."""
+
+    folder: Path
+
+    @property
+    def scores(self) -> dict[str, Any]:
+        """What `scores.json` holds; raises `ReadError` without one."""
+        from lesionseg.io.atomic import read_json
+
+        return dict(read_json(self.folder / "scores.json"))
+
+    def to_pandas(self, table: str = "lesions") -> "DataFrame":
+        """One of `TABLES`, with the columns of the CSV; see docs/reference.md."""
+        one_of("table", table, TABLES, where="to_pandas")
+        return _table(self.folder / f"{table}.csv")
+
+    def plot(self) -> "Figure":
+        """Sensitivity against false positives per scan, with the operating point."""
+        from matplotlib.figure import Figure
+
+        from lesionseg.report.charts import froc_chart
+        from lesionseg.report.tables import read_tables
+
+        chart = froc_chart([("", read_tables(self.folder))])
+        return Figure() if chart is None else chart.figure
+
+    def predictor(self, **settings: Any) -> "Predictor":
+        """The trained model, ready for scans; `settings` as `Predictor` takes them."""
+        from lesionseg.inference.predictor import Predictor
+
+        return Predictor(self.folder, **settings)
+
+    def _repr_html_(self) -> str:
+        from lesionseg.pipeline.run.outcome import score_cells
+
+        rows = "".join(
+            f"<tr><td>{escape(name)}</td><td>{escape(cell)}</td></tr>"
+            for name, cell in score_cells(self.scores)
+        )
+        return f"<table><caption>{escape(str(self.folder))}</caption>{rows}</table>"
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """A folder that `predict` wrote, one row per case in `predictions.csv`."""
+
+    folder: Path
+
+    def to_pandas(self) -> "DataFrame":
+        """The status of each case."""
+        return _table(self.folder / "predictions.csv")
+
+    def _repr_html_(self) -> str:
+        return str(self.to_pandas().to_html(index=False))
+
+
+def train(root: StrPath, **settings: Any) -> Run:
+    """Train on a folder of scans, as `lesionseg train data.root=root` does.
+
+    `settings` are overrides: `loss="focal"`, and `trainer__max_minutes=5` for
+    `trainer.max_minutes=5`. Raises `ConfigError` naming the nearest key, and as the command does.
+    """
+    return Run(_call("train", {"data.root": root, **settings}).run_dir)
+
+
+def predict(bundle: StrPath, input: StrPath, output: StrPath, **settings: Any) -> Predictions:
+    """Predict scans into a folder, as `lesionseg predict` does; failed ones are in its table."""
+    _call("predict", {"bundle": bundle, "input": input, "output": output, **settings})
+    return Predictions(Path(output))
+
+
+def evaluate(reference: StrPath, prediction: StrPath, output: StrPath, **settings: Any) -> Run:
+    """Score masks or candidates against references, as `lesionseg evaluate` does."""
+    _call(
+        "evaluate", {"reference": reference, "prediction": prediction, "output": output} | settings
+    )
+    return Run(Path(output))
+
+
+def report(scores: StrPath, output: StrPath, **settings: Any) -> Path:
+    """Write the page on scores, as `lesionseg report` does; returns the page's path."""
+    page: Path = _call("report", {"scores": scores, "output": output, **settings})
+    return page
+
+
+def _call(command: str, settings: dict[str, Any]) -> Any:
+    from lesionseg.pipeline.from_config import run
+
+    typed = [f"{key.replace('__', '.')}={_typed(value)}" for key, value in settings.items()]
+    return run(command, compose(command, typed))
+
+
+def _typed(value: Any) -> str:
+    """A value as it would be typed behind `key=`.
+
+    >>> _typed([0.5, None, True]), _typed("focal")
+    ('[0.5,null,true]', 'focal')
+    """
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, list | tuple):
+        return f"[{','.join(map(_typed, value))}]"
+    if not isinstance(value, str | int | float | PathLike):
+        raise ConfigError(f"{value!r}: a setting is a number, a text or a list.")
+    return str(value)
+
+
+def _table(path: Path) -> "DataFrame":
+    """A CSV with its own columns; raises `ReadError` without it."""
+    import pandas
+
+    from lesionseg.io.atomic import plain_text
+
+    if not path.is_file():
+        raise ReadError(f"{path}: there is no such table.")
+    frame = pandas.read_csv(path, dtype=dict.fromkeys(_TEXT, str))  # the case 007 is no number 7
+    for name in frame.columns.intersection(_TEXT):
+        frame[name] = frame[name].map(plain_text, na_action="ignore")
+    return frame

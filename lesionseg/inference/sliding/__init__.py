@@ -1,0 +1,1 @@
+"""A network over whole volumes: tiles laid, computed, blended, restored to the file's grid."""

@@ -1,0 +1,225 @@
+"""From the settings of a command to the call of its recipe: the one place that builds objects.
+
+What is no setting is a constant where it is used, or here. Losses, callbacks, loggers and networks
+of the user's own are built by their `_target_`.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+from lesionseg import config
+from lesionseg.errors import ConfigError, LesionsegError, nearest
+
+PREVIEWS_EVERY_MINUTES = 10.0  # pictures of training tiles in run_dir/previews
+TRIAL_MINUTES = 5.0  # of `tune`, where the settings name no budget
+TRIAL_OVERLAP = 0.125  # of tiles when a trial's validation cases are predicted: twice as fast
+# what SGD's users expect (nnU-Net's); AdamW has the defaults of `OptimiserSettings`
+SGD: Mapping[str, Any] = {"momentum": 0.99, "warmup_fraction": 0.0, "schedule": "poly"}
+
+
+def run(command: str, cfg: config.Settings) -> Any:
+    """Call the recipe of a command with its settings; returns what it returns."""
+    from lesionseg.io.formats.guard import FileLimits, set_limits
+
+    if isinstance(cfg, config.Command):
+        set_limits(FileLimits(max_voxels=cfg.max_voxels))
+    return _RECIPES[command](cfg)
+
+
+def build(spec: Mapping[str, Any], key: str, *, partially: bool = False) -> Any:
+    """The object of a `_target_` and its arguments; raises `ConfigError` where there is none."""
+    from hydra.errors import InstantiationException
+    from hydra.utils import instantiate
+
+    try:
+        return instantiate({**spec, "_partial_": partially}, _convert_="all")
+    except InstantiationException as error:
+        if isinstance(error.__cause__, LesionsegError):
+            raise error.__cause__ from None
+        raise ConfigError(f"{key}: {error}") from error
+
+
+def loss_of(cfg: config.TrainConfig) -> Callable[..., Any]:
+    """The loss of voxels, whose α, γ and activation may still be given.
+
+    Raises `ConfigError` for an argument that its class does not take, naming the nearest.
+    """
+    from inspect import signature
+
+    loss: Callable[..., Any] = build(cfg.loss.plain(), "loss", partially=True)
+    takes = signature(getattr(loss, "func", loss)).parameters
+    for name in getattr(loss, "keywords", {}):
+        if name not in takes and not any(p.kind is p.VAR_KEYWORD for p in takes.values()):
+            raise ConfigError(f"loss takes no setting {name!r}.{nearest(name, takes)}")
+    return loss
+
+
+def detection_of(cfg: config.TrainConfig) -> Callable[..., Any]:
+    """The loss of anchors, whose α and γ may still be given."""
+    from lesionseg.losses import DetectionLoss
+
+    return partial(DetectionLoss, **cfg.detection.plain())
+
+
+def data_of(cfg: config.TrainConfig) -> Any:
+    """The dataset's settings, with what simulates it where it is simulated."""
+    import lesionseg.phantoms
+    from lesionseg.pipeline.dataset import DataSettings
+
+    given = cfg.data.plain()
+    if phantoms := given.pop("phantoms", None):
+        options = dict(phantoms)
+        kind = str(options.pop("kind", ""))
+        write = getattr(lesionseg.phantoms, f"write_{kind}_phantoms", None)
+        if write is None:
+            raise ConfigError(f"data.phantoms.kind={kind}: not mri, ct or xray.")
+        given["phantoms"] = partial(write, **options)
+    return DataSettings(**given)
+
+
+def training_of(cfg: config.TrainConfig) -> dict[str, Any]:
+    """What `train`, `prepare` and `tune` share, as their recipes take it."""
+    from lesionseg.data.augment import AugmentationSettings
+    from lesionseg.data.sampling import SamplingSettings
+    from lesionseg.data.transforms import PrepareSettings
+    from lesionseg.inference.inference_settings import InferenceSettings
+    from lesionseg.plan.make import PlanOverrides
+    from lesionseg.training.settings import OptimiserSettings, TrainerSettings
+
+    trainer = cfg.trainer.plain()
+    if cfg.trainer.max_minutes is None and cfg.trainer.max_steps is None:
+        trainer["budget"] = "auto"
+    lightning = dict(trainer.pop("lightning"))
+    if cfg.logger:
+        lightning["logger"] = [build(spec, "logger") for spec in cfg.logger]
+    callbacks = [build(spec, "callbacks") for spec in cfg.callbacks]
+    trainer |= {"lightning": lightning or None, "callbacks": callbacks or None}
+    optim = {**(SGD if cfg.optim.name == "sgd" else {}), **cfg.optim.plain()}
+    return {
+        "data": data_of(cfg),
+        "model": PlanOverrides(**cfg.model.plain()),
+        "prepare": PrepareSettings(**cfg.prepare.plain()),
+        "sampling": SamplingSettings(**cfg.sampling.plain()),
+        "augment": AugmentationSettings(**cfg.augment.plain()),
+        "optim": OptimiserSettings(**optim),
+        "trainer": TrainerSettings(**trainer),
+        "inference": InferenceSettings(**cfg.inference.plain()),
+        "run_dir": cfg.run_dir,
+        "seed": cfg.seed,
+    }
+
+
+def _train(cfg: config.TrainConfig) -> Any:
+    from lesionseg.evaluation import find_preset
+    from lesionseg.losses import complete_loss
+    from lesionseg.pipeline.train import train
+    from lesionseg.training.callbacks.loggers import LoggerSettings
+
+    shared = training_of(cfg)
+    return train(
+        **shared,
+        loss=complete_loss(loss_of(cfg), cfg.model.activation),
+        detection=detection_of(cfg)(),
+        logger=LoggerSettings(previews_every_minutes=PREVIEWS_EVERY_MINUTES),
+        preset=find_preset(cfg.preset),
+        report=cfg.report,
+        operating_point=cfg.operating_point,
+        rate_confidence=cfg.rate_confidence,
+        calibration="platt",
+        calibrate_voxels=True,
+        replicates=1000,
+        config={"command": "train", **cfg.plain()},
+    )
+
+
+def _prepare(cfg: config.PrepareConfig) -> Any:
+    from lesionseg.pipeline.prepare import prepare
+
+    shared = training_of(cfg)
+    return prepare(
+        **{name: shared[name] for name in ("data", "model", "trainer", "prepare")},
+        run_dir=cfg.run_dir,
+        seed=cfg.seed,
+        check=cfg.check,
+        identifiers=cfg.identifiers,
+        config={"command": "prepare", **cfg.plain()},
+    )
+
+
+def _tune(cfg: config.TuneConfig) -> Any:
+    from dataclasses import replace
+
+    from lesionseg.evaluation import find_preset
+    from lesionseg.pipeline.tune import tune
+    from lesionseg.pipeline.tune.search import TuneSettings
+
+    shared = training_of(cfg)
+    if cfg.trainer.max_minutes is None and cfg.trainer.max_steps is None:
+        shared["trainer"] = replace(shared["trainer"], budget=None, max_minutes=TRIAL_MINUTES)
+    shared["inference"] = replace(shared["inference"], overlap=TRIAL_OVERLAP)
+    return tune(
+        **shared,
+        loss=loss_of(cfg),
+        detection=detection_of(cfg),
+        preset=find_preset(cfg.preset),
+        tune=TuneSettings(**cfg.tune.plain()),
+        config={"command": "tune", **cfg.plain()},
+    )
+
+
+def _predict(cfg: config.PredictConfig) -> Any:
+    from lesionseg.inference.inference_settings import InferenceSettings
+    from lesionseg.pipeline.predict import predict
+
+    inference = InferenceSettings(**cfg.inference.plain())
+    return predict(**{**_flat(cfg), "inference": inference})
+
+
+def _serve(cfg: config.ServeConfig) -> Any:
+    from lesionseg.inference.inference_settings import InferenceSettings
+    from lesionseg.pipeline.serve import serve
+
+    return serve(**{**_flat(cfg), "inference": InferenceSettings(**cfg.inference.plain())})
+
+
+def _evaluate(cfg: config.EvaluateConfig) -> Any:
+    from lesionseg.pipeline.evaluate import evaluate
+
+    return evaluate(**_flat(cfg))
+
+
+def _follow(cfg: config.FollowConfig) -> Any:
+    from lesionseg.pipeline.follow import follow
+
+    return follow(**_flat(cfg))
+
+
+def _report(cfg: config.ReportConfig) -> Any:
+    from lesionseg.pipeline.report import report
+
+    return report(cfg)
+
+
+def _export(cfg: config.ExportConfig) -> Any:
+    from lesionseg.pipeline.export import export
+
+    return export(**_flat(cfg))
+
+
+def _flat(cfg: config.Settings, without: Sequence[str] = ("max_voxels", "debug")) -> dict[str, Any]:
+    """The settings as the arguments of a recipe."""
+    return {key: value for key, value in cfg.plain().items() if key not in without}
+
+
+_RECIPES: Mapping[str, Callable[[Any], Any]] = {
+    "train": _train,
+    "prepare": _prepare,
+    "tune": _tune,
+    "predict": _predict,
+    "evaluate": _evaluate,
+    "follow": _follow,
+    "report": _report,
+    "export": _export,
+    "serve": _serve,
+}

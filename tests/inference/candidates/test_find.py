@@ -1,0 +1,302 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from lesionseg.core import Geometry, OperatingPoint, Prediction
+from lesionseg.errors import ConfigError, ContentError, GeometryError
+from lesionseg.inference.candidates.accept import (
+    apply_operating_point,
+    choose_operating_point,
+    without_small,
+)
+from lesionseg.inference.candidates.find import CandidateSet, find_candidates
+from lesionseg.ops.components import label_components
+from lesionseg.plan.candidate_rule import CandidateRule
+
+RULE = CandidateRule(ratio=2.5, extent=1.0, min_voxels=1, join=1)  # by the peak alone
+
+
+def _find(
+    *channels: list[list[float]] | NDArray[np.float32], rule: CandidateRule = RULE
+) -> CandidateSet:
+    arrays = [np.asarray(channel, dtype=np.float32) for channel in channels]
+    geometry = Geometry.from_spacing(arrays[0].shape, (1.0,) * arrays[0].ndim)
+    return find_candidates(arrays, geometry, rule, tuple(range(1, len(arrays) + 1)))
+
+
+def _scores(found: CandidateSet) -> list[float]:
+    return [round(c.score, 3) for c in found.candidates]
+
+
+# --- the rule, by hand -----------------------------------------------------------------------
+
+
+def test_a_peak_extends_to_its_own_share_of_the_peak() -> None:
+    # 0.9 / 2.5 = 0.36: 0.36 belongs to it, 0.35 does not
+    found = _find([[0.1, 0.36, 0.9, 0.5, 0.35, 0.1]])
+    assert found.instances.tolist() == [[0, 1, 1, 1, 0, 0]]
+    assert _scores(found) == [0.587]
+
+
+def test_faint_lesions_extend_further_down_than_bright_ones() -> None:
+    found = _find([[0.9, 0.3, 0.0, 0.3, 0.2, 0.13, 0.11]])
+    assert found.instances.tolist() == [[1, 0, 0, 2, 2, 2, 0]]
+
+
+def test_the_extent_may_go_below_the_floor_but_the_peak_may_not() -> None:
+    rule = replace(RULE, floor=0.3)
+    found = _find([[0.3, 0.2, 0.0, 0.29, 0.2]], rule=rule)
+    assert found.instances.tolist() == [[1, 1, 0, 0, 0]]
+
+
+def test_a_sure_candidate_ends_at_the_extent_and_a_faint_one_near_its_peak() -> None:
+    rule = replace(RULE, ratio=1.6, extent=0.35)
+    # 0.9 / 1.6 = 0.56, but 0.36 is still likely; 0.2 / 1.6 = 0.125
+    found = _find([[0.34, 0.36, 0.9, 0.5, 0.0, 0.12, 0.13, 0.2]], rule=rule)
+    assert found.instances.tolist() == [[0, 1, 1, 1, 0, 0, 2, 2]]
+    assert len(_find([[0.9, 0.4, 0.8]], rule=rule).candidates) == 1
+
+
+def test_a_candidate_may_score_the_mean_of_its_eight_highest_voxels() -> None:
+    flat, spike = [0.8] * 9 + [0.7] * 4, [0.9, 0.5, 0.4]
+    found = _find([[*flat, 0.0, *spike]], rule=RULE)
+    assert _scores(found) == [0.8, 0.6]  # nine of 0.8; all three of the higher peak
+    assert (found.instances == 1).sum() == 13
+
+
+def test_a_shoulder_is_dropped() -> None:
+    # 0.34 is a local peak beside the extent of 0.9 (p ≥ 0.36); 0.34 < 1.5 · 0.3
+    found = _find([[0.9, 0.5, 0.30, 0.34, 0.1]])
+    assert found.instances.tolist() == [[1, 1, 0, 0, 0]]
+
+
+def test_a_prominent_neighbour_is_kept() -> None:
+    # 0.5 ≥ 1.5 · 0.3: a lesion of its own, although it touches the first one's extent
+    found = _find([[0.9, 0.5, 0.3, 0.5, 0.1]])
+    assert found.instances.tolist() == [[1, 1, 2, 2, 0]]
+    assert _scores(found) == [0.7, 0.4]
+
+
+def test_what_a_shoulder_claimed_is_not_given_to_a_lower_peak() -> None:
+    # the shoulder 0.35 claims down to 0.14; 0.2 beyond it is no candidate either
+    found = _find([[0.9, 0.35, 0.34, 0.35, 0.15, 0.2, 0.0]])
+    assert _scores(found) == [0.9]
+
+
+def test_a_plateau_is_one_peak() -> None:
+    found = _find([[0.0, 0.6, 0.6, 0.6, 0.0]])
+    assert found.instances.tolist() == [[0, 1, 1, 1, 0]]
+
+
+def test_a_ledge_below_a_higher_voxel_is_no_peak() -> None:
+    # the 0.3 ledge is level, but rises into 0.9 at one end
+    found = _find([[0.9, 0.3, 0.3, 0.3, 0.3, 0.0]], rule=replace(RULE, prominence=0.0))
+    assert _scores(found) == [0.9]
+
+
+def test_equal_peaks_are_ranked_by_index() -> None:
+    found = _find([[0.5, 0.0, 0.7, 0.0, 0.5, 0.0, 0.7]])
+    assert found.instances.tolist() == [[3, 0, 1, 0, 4, 0, 2]]
+
+
+def test_small_candidates_are_dropped() -> None:
+    found = _find([[0.9, 0.0, 0.6, 0.5]], rule=CandidateRule(min_voxels=2))
+    assert found.instances.tolist() == [[0, 0, 1, 1]]
+
+
+def test_only_the_highest_are_kept() -> None:
+    found = _find([[0.3, 0.0, 0.9, 0.0, 0.6]], rule=replace(RULE, max_candidates=2))
+    assert found.instances.tolist() == [[0, 0, 1, 0, 2]]
+
+
+def test_nothing_above_the_floor_is_no_candidate() -> None:
+    found = _find([[0.01, 0.04]])
+    assert found.candidates == ()
+    assert found.instances.tolist() == [[0, 0]]
+
+
+# --- several labels --------------------------------------------------------------------------
+
+
+def test_a_voxel_of_two_labels_belongs_to_the_higher_probability() -> None:
+    found = _find([[0.9, 0.6, 0.5, 0.0]], [[0.0, 0.5, 0.8, 0.7]])
+    assert found.instances.tolist() == [[1, 1, 2, 2]]
+    assert _scores(found) == [0.75, 0.75]
+
+
+def test_a_candidate_beaten_everywhere_disappears() -> None:
+    found = _find([[0.9, 0.8]], [[0.7, 0.7]])
+    assert [c.label for c in found.candidates] == [1]
+
+
+# --- what a candidate says of itself ---------------------------------------------------------
+
+
+def test_a_candidate_is_measured_in_voxels_and_millimetres() -> None:
+    p = np.zeros((4, 5, 6), np.float32)
+    p[1:3, 2:4, 3:5] = 0.8
+    geometry = Geometry.from_spacing(p.shape, (3.0, 2.0, 1.0))
+    (candidate,) = find_candidates(p[None], geometry, RULE, (4,)).candidates
+    assert (candidate.id, candidate.label) == (1, 4)
+    assert candidate.start_vox == (1, 2, 3)
+    assert candidate.stop_vox == (3, 4, 5)
+    assert candidate.centre_mm == (3.5, 5.0, 4.5)
+    assert candidate.volume_ml == pytest.approx(8 * 6 / 1000)
+    assert candidate.diameter_mm == pytest.approx(2 * (3 * 48 / (4 * np.pi)) ** (1 / 3))
+
+
+# --- properties ------------------------------------------------------------------------------
+
+
+def _blobs(rng: np.random.Generator, shape: tuple[int, ...]) -> NDArray[np.float32]:
+    grid = np.stack(np.meshgrid(*[np.arange(n) for n in shape], indexing="ij"), -1)
+    p = np.zeros(shape)
+    for _ in range(12):
+        centre, width = rng.uniform(0, shape), rng.uniform(0.7, 2.5)
+        height = rng.uniform(0.02, 1)
+        p = np.maximum(p, height * np.exp(-((grid - centre) ** 2).sum(-1) / (2 * width**2)))
+    return p.astype(np.float32)
+
+
+def _naive(p: NDArray[np.float32], rule: CandidateRule) -> NDArray[np.int32]:
+    """The rule in slow words: one mask a step."""
+    claimed, out = np.zeros(p.shape, int), np.zeros(p.shape, np.int32)
+    padded = np.pad(p, 1, constant_values=-1)
+    windows = np.lib.stride_tricks.sliding_window_view(padded, (3,) * p.ndim)
+    higher = windows.max(axis=tuple(range(p.ndim, 2 * p.ndim))) > p
+    order = sorted(np.flatnonzero(~higher & (p >= rule.floor)), key=lambda i: -p.flat[i])
+    n = 0
+    for step, seed in enumerate(order, start=1):
+        if claimed.flat[seed]:
+            continue
+        bar = min(np.float64(p.flat[seed]) / rule.ratio, np.float64(np.float32(rule.extent)))
+        parts = label_components((p >= bar) & (claimed == 0))
+        region = parts == parts.flat[seed]
+        near = np.pad(claimed > 0, 1)
+        touching = np.lib.stride_tricks.sliding_window_view(near, (3,) * p.ndim)
+        contact = region & touching.any(axis=tuple(range(p.ndim, 2 * p.ndim)))
+        claimed[region] = step
+        shoulder = contact.any() and p.flat[seed] < rule.prominence * p[contact].max()
+        if not shoulder and region.sum() >= rule.min_voxels:
+            n += 1
+            out[region] = n
+    return out
+
+
+@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("shape", [(9, 10, 11), (24, 20)])
+def test_equals_the_slow_wording_of_the_rule(seed: int, shape: tuple[int, ...]) -> None:
+    p = _blobs(np.random.default_rng(seed), shape)
+    rule = CandidateRule(min_voxels=2, join=1)
+    found, slow = _find(p, rule=rule).instances, _naive(p, rule)
+    pairs = np.unique(np.stack([found, slow]).reshape(2, -1), axis=1)  # ids are by another order
+    assert pairs.shape[1] == found.max() + 1 == slow.max() + 1
+
+
+def test_mirrored_probabilities_give_mirrored_candidates(rng: np.random.Generator) -> None:
+    p = _blobs(rng, (10, 11, 12))
+    mirrored = _find(p[:, ::-1]).instances[:, ::-1]
+    assert np.array_equal(_find(p).instances, mirrored)
+
+
+def test_large_regions_are_followed_to_their_end() -> None:
+    found = _find(np.full((30, 30, 30), 0.7, np.float32))
+    assert int((found.instances == 1).sum()) == 30**3
+
+
+# --- refusals --------------------------------------------------------------------------------
+
+
+def test_refuses_nan() -> None:
+    with pytest.raises(ContentError):
+        _find([[float("nan"), 0.2]])
+
+
+def test_refuses_a_channel_too_many_and_a_channel_off_the_grid() -> None:
+    geometry = Geometry.from_spacing((2, 2), (1, 1))
+    with pytest.raises(GeometryError):
+        find_candidates(np.zeros((2, 2, 2), np.float32), geometry, RULE, (1,))
+    with pytest.raises(GeometryError):
+        find_candidates(np.zeros((1, 3, 2), np.float32), geometry, RULE, (1,))
+
+
+# --- operating points ------------------------------------------------------------------------
+
+POINTS = (OperatingPoint("fp_per_case:1", 0.4), OperatingPoint("sensitivity:0.9", 0.2))
+
+
+def test_the_operating_point_accepts_from_its_score_up() -> None:
+    found = _find([[0.9, 0.0, 0.5, 0.0, 0.4]])
+    geometry = Geometry.from_spacing((1, 5), (1, 1))
+    prediction = Prediction("a", geometry, found.candidates, found.instances)
+    half = apply_operating_point(prediction, OperatingPoint("score:0.5", 0.5))
+    assert [c.accepted for c in half.candidates] == [True, True, False]
+    assert half.mask().tolist() == [[1, 0, 1, 0, 0]]
+    assert half.operating_point == OperatingPoint("score:0.5", 0.5)
+
+
+def test_points_are_found_by_name_whatever_the_digits() -> None:
+    assert choose_operating_point(POINTS) is POINTS[0]
+    assert choose_operating_point(POINTS, "sensitivity:0.90") is POINTS[1]
+    assert choose_operating_point(POINTS, "score:0.37").score == 0.37
+    assert choose_operating_point(()).score == 0.5
+
+
+@pytest.mark.parametrize("name", ["fp_per_case:2", "score:1.5", "score:x", "dice", "sensitivity"])
+def test_an_unknown_point_is_refused_naming_those_there_are(name: str) -> None:
+    with pytest.raises(ConfigError):
+        choose_operating_point(POINTS, name)
+
+
+def test_a_least_diameter_drops_candidates_afterwards_as_in_the_rule() -> None:
+    # 1 and 3 pixels: discs of 1.13 and 1.95 mm
+    channel = [[0.9, 0.0, 0.0, 0.6, 0.6, 0.6]]
+    found = _find(channel)
+    whole = Prediction(
+        "a", Geometry.from_spacing((1, 6), (1.0, 1.0)), found.candidates, found.instances
+    )
+    assert without_small(whole, 1.1) is whole
+    kept = without_small(whole, 1.5)
+    assert [c.score for c in kept.candidates] == pytest.approx([0.6])
+    assert kept.instances is not None
+    assert kept.instances.tolist() == [[0, 0, 0, 2, 2, 2]]
+    ruled = _find(channel, rule=replace(RULE, min_diameter_mm=1.5))
+    assert _scores(ruled) == [0.6]
+    assert ruled.instances.tolist() == [[0, 0, 0, 1, 1, 1]]
+
+
+def test_a_sensitivity_out_of_reach_is_refused_with_what_was_in_reach() -> None:
+    points = (OperatingPoint("fp_per_case:1", 0.4, "out-of-fold", attainable_recall=0.834),)
+    with pytest.raises(ConfigError):
+        choose_operating_point(points, "sensitivity:0.9")
+
+
+def test_what_is_dropped_for_its_size_is_remembered_as_boxes() -> None:
+    channel = [[0.9, 0.0, 0.0, 0.6, 0.6, 0.6, 0.0, 0.3]]
+    for rule in (replace(RULE, min_voxels=2), replace(RULE, min_diameter_mm=1.5)):
+        found = _find(channel, rule=rule)
+        assert _scores(found) == [0.6]
+        assert [round(c.score, 3) for c in found.removed] == [0.9, 0.3]
+        assert [c.start_vox for c in found.removed] == [(0.0, 0.0), (0.0, 7.0)]
+        assert not any(c.has_mask or c.accepted for c in found.removed)
+    few = _find(channel, rule=replace(RULE, min_voxels=2, max_candidates=1))
+    assert [round(c.score, 3) for c in few.removed] == [0.9]
+    assert _find(channel).removed == ()
+
+
+def test_what_is_dropped_afterwards_joins_what_was_dropped_before() -> None:
+    channel = [[0.9, 0.0, 0.6, 0.6, 0.0, 0.5, 0.5, 0.5]]
+    found = _find(channel, rule=replace(RULE, min_voxels=2))
+    whole = Prediction(
+        "a",
+        Geometry.from_spacing((1, 8), (1.0, 1.0)),
+        found.candidates,
+        found.instances,
+        removed=found.removed,
+    )
+    kept = without_small(whole, 1.7)
+    assert [c.score for c in kept.candidates] == pytest.approx([0.5])
+    assert [c.score for c in kept.removed] == pytest.approx([0.9, 0.6])
+    assert [c.id for c in kept.removed] == [1, 2]

@@ -1,0 +1,101 @@
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lesionseg.errors import GeometryError
+from lesionseg.inference.sliding.window import (
+    SlidingWindow,
+    flip_axes,
+    predict_probabilities,
+)
+from lesionseg.plan.plan import Plan
+from tests.inference.networks import Identity
+
+FLOAT32 = torch.float32
+
+
+def _image(*shape: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("shape", [(40, 24, 17), (10, 20, 16), (5, 7, 9)])
+def test_an_identity_network_gives_the_sigmoid_of_the_image(
+    plan: Plan, shape: tuple[int, ...]
+) -> None:
+    image = _image(1, *shape)
+    found = predict_probabilities(Identity(), image, plan, dtype=FLOAT32)
+    torch.testing.assert_close(found, image.sigmoid(), atol=1e-6, rtol=1e-6)
+
+
+def test_two_axes_work_alike(plan: Plan) -> None:
+    flat = replace(plan, dims=2, tile_shape=(16, 16))
+    image = _image(1, 40, 12)
+    found = predict_probabilities(Identity(), image, flat, dtype=FLOAT32)
+    torch.testing.assert_close(found, image.sigmoid(), atol=1e-6, rtol=1e-6)
+
+
+def test_softmax_drops_the_background(plan: Plan) -> None:
+    two = replace(plan, activation="softmax", channel_names=("a", "b", "c"), label_values=(1, 2))
+    image = _image(3, 20, 20, 20)
+    found = predict_probabilities(Identity(), image, two, dtype=FLOAT32)
+    torch.testing.assert_close(found, image.softmax(0)[1:], atol=1e-6, rtol=1e-6)
+
+
+def test_tiles_go_in_batches_and_are_counted(plan: Plan) -> None:
+    network, calls = Identity(), []
+    window = SlidingWindow((network,), plan, batch_size=3)
+    window(_image(1, 16, 16, 40), on_batch=lambda done, total: calls.append((done, total)))
+    assert [shape[0] for shape in network.seen] == [3, 1]
+    assert calls == [(3, 4), (4, 4)]
+
+
+class _LooksRight(nn.Module):
+    """Logit: the right neighbour's value, so that mirroring matters."""
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        return [image.roll(-1, dims=-1)]
+
+
+def test_flips_average_probabilities_over_all_mirrored_images(plan: Plan) -> None:
+    image = _image(1, 16, 16, 16)
+    found = predict_probabilities(_LooksRight(), image, plan, flips=True, dtype=FLOAT32)
+    expected = (image.roll(-1, -1).sigmoid() + image.roll(1, -1).sigmoid()) / 2
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-6)
+
+
+def test_every_set_of_axes_is_mirrored_but_an_xray_never(plan: Plan) -> None:
+    assert len(flip_axes(plan)) == 8
+    assert flip_axes(plan)[0] == ()
+    assert flip_axes(replace(plan, dims=2, modality="xray")) == ((),)
+
+
+def test_low_precision_changes_probabilities_little(plan: Plan) -> None:
+    network = nn.Conv3d(1, 1, 3, padding=1)
+
+    class Wrapped(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = network
+
+        def forward(self, image: Tensor) -> list[Tensor]:
+            return [self.inner(image)]
+
+    image = _image(1, 20, 20, 20)
+    exact = predict_probabilities(Wrapped(), image, plan, dtype=FLOAT32)
+    fast = predict_probabilities(Wrapped(), image, plan, dtype=torch.bfloat16)
+    assert fast.dtype == FLOAT32
+    assert 0 < float((exact - fast).abs().max()) < 0.02
+
+
+@pytest.mark.parametrize("shape", [(2, 20, 20, 20), (1, 20, 20)])
+def test_refuses_an_image_that_does_not_fit_the_plan(plan: Plan, shape: tuple[int, ...]) -> None:
+    with pytest.raises(GeometryError):
+        predict_probabilities(Identity(), torch.zeros(shape), plan)
+
+
+def test_refuses_a_network_that_does_not_fit_the_plan(plan: Plan) -> None:
+    two = replace(plan, label_values=(1, 2), label_names=("a", "b"))
+    with pytest.raises(GeometryError):
+        predict_probabilities(Identity(), torch.zeros(1, 16, 16, 16), two)
