@@ -100,36 +100,27 @@ def metadata(plan: Plan, digest: str) -> dict[str, Any]:
         "authors": "see docs/README.md",
         "copyright": "see docs/README.md",
         "network_data_format": {
-            "inputs": {"image": _image_format(plan)},
-            "outputs": {"pred": _probability_format(plan)},
+            "inputs": {
+                "image": _format(plan, plan.channel_names)
+                | {"type": "image", "format": "magnitude", "modality": _MODALITIES[plan.modality]}
+            },
+            "outputs": {
+                "pred": _format(plan, plan.label_names)
+                | {"type": "probabilities", "format": "segmentation", "value_range": [0, 1]}
+            },
         },
     }
 
 
-def _image_format(plan: Plan) -> dict[str, Any]:
+def _format(plan: Plan, names: Sequence[str]) -> dict[str, Any]:
+    """What MONAI's metadata says of a tensor whose channels have these names."""
     return {
-        "type": "image",
-        "format": "magnitude",
-        "modality": _MODALITIES[plan.modality],
-        "num_channels": len(plan.channel_names),
+        "num_channels": len(names),
         "spatial_shape": list(plan.tile_shape),
         "dtype": "float32",
         "value_range": [],
         "is_patch_data": True,
-        "channel_def": {str(c): name for c, name in enumerate(plan.channel_names)},
-    }
-
-
-def _probability_format(plan: Plan) -> dict[str, Any]:
-    return {
-        "type": "probabilities",
-        "format": "segmentation",
-        "num_channels": len(plan.label_values),
-        "spatial_shape": list(plan.tile_shape),
-        "dtype": "float32",
-        "value_range": [0, 1],
-        "is_patch_data": True,
-        "channel_def": {str(k): name for k, name in enumerate(plan.label_names)},
+        "channel_def": {str(c): name for c, name in enumerate(names)},
     }
 
 
@@ -188,7 +179,15 @@ def _to_plan_grid(plan: Plan) -> list[dict[str, Any]]:
 def _postprocessing(plan: Plan) -> list[dict[str, Any]]:
     values = list(plan.label_values)
     dtype = "np.uint8" if max(values) < 256 else "np.uint16"
-    label_map = _painted(values) if plan.regions else _highest(values)
+    label_map = (  # the label of the highest probability, where it reaches the threshold
+        "$lambda p: (p.amax(0, keepdim=True) >= @threshold) * "
+        f"torch.tensor({values})[p.argmax(0, keepdim=True)]"
+    )
+    if plan.regions:  # they overlap: the last that reaches the threshold is painted over the others
+        label_map = (
+            f"$lambda p: torch.tensor({[0, *values]})[((p >= @threshold) * torch.arange(1, "
+            "len(p) + 1).reshape(-1, *[1] * (p.ndim - 1))).amax(0, keepdim=True)]"
+        )
     return [
         {
             "_target_": "Invertd",
@@ -201,22 +200,6 @@ def _postprocessing(plan: Plan) -> list[dict[str, Any]]:
         {"_target_": "Lambdad", "keys": "pred", "func": label_map, "overwrite": "mask"},
         _saved("mask", "mask", ".png" if plan.dims == 2 else ".nii.gz", f"${dtype}"),
     ]
-
-
-def _highest(values: Sequence[int]) -> str:
-    """The label of the highest probability, where it reaches the threshold."""
-    return (
-        "$lambda p: (p.amax(0, keepdim=True) >= @threshold) * "
-        f"torch.tensor({list(values)})[p.argmax(0, keepdim=True)]"
-    )
-
-
-def _painted(values: Sequence[int]) -> str:
-    """Regions overlap: the last one that reaches the threshold is painted over the others."""
-    return (
-        f"$lambda p: torch.tensor({[0, *values]})[((p >= @threshold) * torch.arange(1, len(p) + 1)"
-        ".reshape(-1, *[1] * (p.ndim - 1))).amax(0, keepdim=True)]"
-    )
 
 
 def _saved(key: str, postfix: str, suffix: str, dtype: str) -> dict[str, Any]:
