@@ -65,14 +65,9 @@ $(NIIVUE)/niivue.umd.js:
 
 peers: .peers/.installed  ## the packages that benchmarks and tests compare with
 
-.peers/.installed: benchmarks/peers/peers.txt tests/evaluation/peers/programs.txt
+.peers/.installed: benchmarks/peers/peers.txt
 	$(PYTHON) -m venv .peers
 	.peers/bin/python -m pip install --quiet -r benchmarks/peers/peers.txt
-	while read -r name url commit; do \
-	  rm -rf .peers/programs/$$name; \
-	  git clone --quiet $$url .peers/programs/$$name; \
-	  git -C .peers/programs/$$name checkout --quiet $$commit || exit 1; \
-	done < tests/evaluation/peers/programs.txt
 	touch $@
 
 lock:  ## write both locks anew, for every platform; versions in them stay unless pyproject.toml forbids

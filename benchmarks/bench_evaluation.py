@@ -1,36 +1,28 @@
-"""Judging one brain case of 1 mm, against panoptica and surface-distance on the same masks.
+"""Evaluating one brain case of 1 mm, against panoptica and surface-distance on the same masks.
 
-python benchmarks/bench_evaluation.py [--quick] [--masks FOLDER]
+    python benchmarks/bench_evaluation.py [--quick]
 
-Both get two label masks and find the components themselves. Row `panoptic_quality`: Dice of the
-masks and panoptic quality alone, ours as panoptica's. Row `evaluate_case`: ours does everything
-`evaluate` does for a case, matching under four criteria, Dice, surface Dice, HD95, sizes, rows of
-tables; panoptica the same as before, or what it does by default (`panoptica_defaults`, surface
-distances of instances too); surface-distance the surface Dice and HD95 of the whole masks. Equal
-numbers are checked before any time is printed. `--masks`: reference masks to take instead of
-made-up ones; lesions are then moved by a voxel, thinned out or missed. The peers live in an
-environment of their own: `make peers`.
+All get two label masks and find the components themselves. `evaluate_case`: ours does everything
+`evaluate` does for a case (matching under four criteria, Dice, surface Dice, HD95, sizes, rows of
+tables); panoptica Dice and panoptic quality alone, or what it does by default
+(`panoptica_defaults`, surface distances of instances too); surface-distance the surface Dice and
+HD95 of the whole masks. Dice, surface Dice and HD95 are checked to be equal before any time is
+printed. The peers live in an environment of their own: `make peers`.
 """
 
 import argparse
 import json
 import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from benchmarks.common.table import Row, device_name, print_report, versions
 from lesionseg.core import Candidate, Geometry, Prediction, Reference
-from lesionseg.evaluation import PRESETS, CaseResult, evaluate_case, summarise
-from lesionseg.evaluation.case.match_case import link_case
-from lesionseg.evaluation.case.overlap_table import voxel_counts
-from lesionseg.io.predictions import find_masks
-from lesionseg.io.volumes import read_volume
+from lesionseg.evaluation import PRESETS, CaseResult, evaluate_case
 from lesionseg.ops.components import lesion_instances, mask_boxes
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -45,27 +37,12 @@ class Pair:
     reference: np.ndarray
     prediction: np.ndarray
 
-    def quality(self) -> dict[str, float]:
-        """What panoptica is asked for alone: Dice of the masks and panoptic quality."""
-        geometry = Geometry.from_spacing(self.reference.shape, (1.0, 1.0, 1.0))
-        reference = Reference(geometry, labels=self.reference)
-        prediction = as_prediction(self.prediction, geometry)
-        judged = link_case(reference, prediction, PRESETS["panoptica"].criterion).accept(
-            prediction, None
-        )
-        of = judged.at_point.candidate_of
-        pairs = judged.overlaps
-        found = of[pairs.lesion] == pairs.candidate
-        both = len(of) + len(judged.candidates)
-        counts = voxel_counts(judged.candidates, judged.lesions, pairs, judged.accepted)
-        return {"dice": counts.dice, "pq": 2 * float(pairs.iou[found].sum()) / both}
-
-    def judge(self, preset: str = "lesionseg") -> CaseResult:
+    def evaluate(self) -> CaseResult:
         """Everything `evaluate` does for the masks of a case."""
         geometry = Geometry.from_spacing(self.reference.shape, (1.0, 1.0, 1.0))
         reference = Reference(geometry, labels=self.reference)
         prediction = as_prediction(self.prediction, geometry)
-        return evaluate_case(reference, prediction, PRESETS[preset], case="case")
+        return evaluate_case(reference, prediction, PRESETS["lesionseg"], case="case")
 
 
 def as_prediction(mask: np.ndarray, geometry: Geometry) -> Prediction:
@@ -94,35 +71,19 @@ def brain_case(seed: int, n_lesions: int = 30) -> Pair:
     return Pair(reference, predicted)
 
 
-def real_case(path: Path, seed: int) -> Pair:
-    """A reference mask and what a middling model makes of it: small lesions are missed more."""
-    rng = np.random.default_rng(seed)
-    reference = (read_volume(path).array[0] > 0).astype(np.uint8)
-    found = lesion_instances(reference)
-    predicted = np.zeros_like(reference)
-    for number in range(1, len(found.labels) + 1):
-        voxels = np.argwhere(found.instances == number)
-        if rng.random() < len(voxels) / (len(voxels) + 8):
-            moved = (voxels + rng.integers(-1, 2, 3)).clip(0, np.array(reference.shape) - 1)
-            predicted[tuple(moved[rng.random(len(moved)) < 0.95].T)] = 1
-    for _ in range(10):
-        _ball(predicted, rng.integers(20, 160, 3), rng.uniform(1.0, 3.0))
-    return Pair(reference, predicted)
-
-
 def _ball(mask: np.ndarray, centre: np.ndarray, radius: float) -> None:
     reach = int(np.ceil(radius))
     grid = np.stack(np.meshgrid(*[np.arange(-reach, reach + 1)] * 3, indexing="ij"), -1)
     mask[tuple((grid[(grid**2).sum(-1) <= radius**2] + centre).T)] = 1
 
 
-def time_ours(judge: Callable[[Pair], object], cases: list[Pair], rounds: int) -> float:
+def time_ours(cases: list[Pair], rounds: int) -> float:
     """Milliseconds a case, the best round."""
     times = []
     for _ in range(rounds):
         begin = time.perf_counter()
         for case in cases:
-            judge(case)
+            case.evaluate()
         times.append((time.perf_counter() - begin) / len(cases) * 1e3)
     return min(times)
 
@@ -143,55 +104,28 @@ def peers_times(cases: list[Pair], rounds: int) -> dict[str, dict]:
 def check_equal(cases: list[Pair], peers: dict[str, dict]) -> None:
     """Refuse to print times of unequal numbers."""
     for i, case in enumerate(cases):
-        ours = case.judge("panoptica")
-        values = dict(ours.official)
-        for name in ("panoptica", "panoptica_defaults"):
-            theirs = peers[name]["numbers"][i]
-            np.testing.assert_allclose(ours.dice, theirs["dice"], rtol=1e-9)
-            np.testing.assert_allclose(values["pq"], theirs["pq"], rtol=1e-9)
-            for key, value in case.quality().items():
-                np.testing.assert_allclose(value, theirs[key], rtol=1e-9)
-        surface = peers["surface_distance"]["numbers"][i]
+        ours, surface = case.evaluate(), peers["surface_distance"]["numbers"][i]
+        np.testing.assert_allclose(ours.dice, peers["panoptica"]["numbers"][i]["dice"], rtol=1e-9)
         np.testing.assert_allclose(ours.surface_dice, surface["surface_dice"], rtol=1e-9)
         np.testing.assert_allclose(ours.hd95_mm, surface["hd95_mm"], rtol=1e-9)
-
-
-def time_hundred(cases: list[Pair]) -> float:
-    """Seconds for 100 cases (these, over and over) and 1000 bootstraps, reading left out."""
-    begin = time.perf_counter()
-    results = [
-        replace(cases[i % len(cases)].judge(), case=f"case{i}", group=f"case{i}")
-        for i in range(100)
-    ]
-    summarise(results, PRESETS["lesionseg"], evaluated_on="test", replicates=1000)
-    return time.perf_counter() - begin
 
 
 def main() -> None:
     """Print the table and the line of JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--masks", type=Path)
-    given = parser.parse_args()
-    quick, n = given.quick, 2 if given.quick else 5
+    n = 2 if parser.parse_args().quick else 5
     cases = [brain_case(seed) for seed in range(n)]
-    if given.masks:
-        paths = list(find_masks(given.masks).values())[:n]
-        cases = [real_case(path, seed) for seed, path in enumerate(paths)]
-    cases[0].judge()  # compiles
-    ours, rows, skipped = time_ours(Pair.judge, cases, 5), [], {}
+    cases[0].evaluate()  # compiles
+    ours, rows, skipped = time_ours(cases, 5), [], {}
     if PEERS.is_file():
         peers = peers_times(cases, 2)
         check_equal(cases, peers)
         rows = [Row("evaluate_case", ours, "ms", k, p["ms"]) for k, p in peers.items()]
-        same = time_ours(Pair.quality, cases, 5)
-        rows.append(Row("panoptic_quality", same, "ms", "panoptica", peers["panoptica"]["ms"]))
         both = sum(peers[name]["ms"] for name in ("panoptica", "surface_distance"))
         rows.append(Row("evaluate_case", ours, "ms", "panoptica+surface_distance", both))
     else:
         skipped["evaluate_case"] = "make peers"
-    if not quick:
-        sys.stdout.write(f"100 cases with 1000 bootstraps: {time_hundred(cases):.1f} s\n")
     print_report(
         "evaluation",
         rows,

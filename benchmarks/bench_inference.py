@@ -1,20 +1,13 @@
-"""Prediction, NIfTI to NIfTI, on a CPU: time against nnU-Net and MONAI, overhead, and memory.
+"""Prediction, NIfTI to NIfTI, on a CPU: time and memory against nnU-Net and MONAI.
 
-    python benchmarks/bench_inference.py [--quick] [--bundle RUN --input DIR [--reference DIR]]
+    python benchmarks/bench_inference.py [--quick] [--bundle RUN --input DIR]
 
 `inference_balanced` and `inference_fast`: seconds a case with all that belongs to it (reading,
 preparing, network, restoring, candidates, writing), against nnU-Net's predictor (mirroring off)
 and a script with MONAI's `sliding_window_inference`, both with half-overlapping tiles as `balanced`
 has; the same network with the same weights in each, each in a process of its own, imports left out.
-`overhead`: the share of ours that is not the network. `overhead_decoder`: what it costs that
-another process decodes a scan (here MetaImage), beside reading it in this one, as a share of the
-case; both in seconds of the processor, so that other work of the machine does not count. `dice_…`:
-voxels of our masks against those of float32 on the same tiles, as what is missing to 1.
-`…_memory`: the most memory that a process held, and for growing volumes how many copies in float32
-of each further voxel that is, with a network that does nearly nothing.
-Without `--bundle` the weights are random and the scans heads of noise, which is enough for times;
-agreement and, with `--reference`, `recall_…` (lesions missed at the bundle's operating point) want
-a trained one.
+`overhead`: the share of ours that is not the network. `inference_memory`: the most memory that a
+process held. Without `--bundle` the weights are random and the scans heads of noise.
 """
 
 import argparse
@@ -24,23 +17,19 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from benchmarks.common import table
 from lesionseg.core import Geometry, Volume
 from lesionseg.inference.bundle import Bundle, read_bundle, write_bundle
 from lesionseg.inference.inference_settings import InferenceSettings
 from lesionseg.inference.predictor import Predictor
-from lesionseg.io.formats import decoder
-from lesionseg.io.formats.itk import read_itk, read_itk_geometry
-from lesionseg.io.volumes import read_geometry, read_volume, write_volume
+from lesionseg.io.volumes import write_volume
 from lesionseg.models.build import build_network
 from lesionseg.pipeline.predict import (
     PredictSettings,
@@ -55,16 +44,7 @@ PEERS = ROOT / ".peers" / "bin" / "python"
 PRESETS = {
     "balanced": InferenceSettings(),
     "fast": InferenceSettings(overlap=0.125),
-    "exact": InferenceSettings(precision="fp32"),
 }
-
-
-class Nothing(nn.Module):
-    """A network that does nearly nothing."""
-
-    def forward(self, image: Tensor) -> list[Tensor]:
-        """Logits: high in bright spots, low in all other tissue."""
-        return [10 * (image[:, :1] - 5)]
 
 
 def main() -> None:
@@ -77,9 +57,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         make_work(folder, options)
-        rows = speed(folder, options, skipped)
-        if not options.no_memory:
-            rows += memory(folder, (96, 192) if options.quick else (128, 256, 384, 512))
+        rows = speed(folder, skipped)
     table.print_report(
         "inference",
         rows,
@@ -96,8 +74,6 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="a smaller network and volume")
     parser.add_argument("--bundle", type=Path, help="a trained run or bundle")
     parser.add_argument("--input", type=Path, help="a folder of scans for it")
-    parser.add_argument("--reference", type=Path, help="masks of their lesions")
-    parser.add_argument("--no-memory", action="store_true", help="leave the growing volumes out")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     return parser.parse_args()
@@ -154,8 +130,8 @@ def head(shape: tuple[int, int, int], seed: int) -> Volume:
     return Volume(image.astype(np.int16)[None], Geometry.from_spacing(shape, (1.0, 1.0, 1.0)))
 
 
-def speed(folder: Path, options: argparse.Namespace, skipped: dict[str, str]) -> list[table.Row]:
-    """Rows of time, overhead, agreement and memory."""
+def speed(folder: Path, skipped: dict[str, str]) -> list[table.Row]:
+    """Rows of time, overhead and memory."""
     ours = {name: run_ours(name, folder) for name in PRESETS}
     rows: list[table.Row] = []
     for peer in ("nnunet", "monai"):
@@ -169,61 +145,6 @@ def speed(folder: Path, options: argparse.Namespace, skipped: dict[str, str]) ->
     for name in ("balanced", "fast"):
         share = 100 * (1 - ours[name]["network_s"] / ours[name]["seconds"])
         rows.append(table.Row(f"overhead_{name}", max(share, 0.01), "% of time", "allowed", 15))
-        if options.bundle:
-            missing = max(1 - agreement(folder / name, folder / "exact"), 1e-6)
-            rows.append(table.Row(f"dice_{name}", missing, "1 - Dice", "allowed", 0.005))
-    share = max(100 * decoder_seconds(folder) / ours["balanced"]["processor_s"], 0.01)
-    rows.append(table.Row("overhead_decoder", share, "% of time", "allowed", 3))
-    if options.reference:
-        for name in PRESETS:
-            missed = 1 - recall(options.reference, folder / name)
-            rows.append(table.Row(f"recall_{name}", missed, "missed", "exact", max(missed, 1e-6)))
-        exact = rows[-1].ours
-        rows[-3:] = [replace(row, peer_value=exact) for row in rows[-3:]]
-    return rows
-
-
-def decoder_seconds(folder: Path) -> float:
-    """What a scan's way through the decoder's process costs, the mean of nine pairs of reads."""
-    scan = folder / "decoded.mha"
-    write_volume(scan, read_volume(min((folder / "in").iterdir())))
-    differences = []
-    for _ in range(10):  # the first starts the process, which serves all cases
-        begin = _processor_seconds()
-        read_geometry(scan), read_volume(scan)
-        middle = _processor_seconds()
-        read_itk_geometry(scan), read_itk(scan)
-        differences.append(2 * middle - begin - _processor_seconds())
-    return float(np.mean(differences[1:]))
-
-
-def _processor_seconds() -> float:
-    """Of this process and the one that decodes."""
-    worker = decoder._decoder._process
-    fields = (
-        Path(f"/proc/{worker.pid}/stat").read_text().rpartition(")")[2].split() if worker else []
-    )
-    ticks = sum(int(field) for field in fields[11:13])
-    return time.process_time() + ticks / os.sysconf("SC_CLK_TCK")
-
-
-def memory(folder: Path, sides: Sequence[int]) -> list[table.Row]:
-    """Rows of copies of the volume that each further voxel costs, on the file's grid and off it."""
-    rows = []
-    for name, spacing in (("same", 1.0), ("finer", 0.9)):
-        plan = replace(random_bundle(quick=True).plan, spacing_mm=(spacing,) * 3)
-        plan = replace(plan, architecture=replace(plan.architecture, name="nothing"))
-        work = folder / f"grow_{name}"
-        write_bundle(work / "bundle", Nothing(), plan, "")
-        peaks = []
-        for side in sides:
-            write_volume(work / "in" / "scan.nii.gz", head((side,) * 3, 0))
-            peaks.append(run_ours("balanced", work)["peak_mb"])
-        for side, peak in zip(sides[1:], peaks[1:], strict=True):
-            voxels = (side**3 - sides[0] ** 3) / spacing**3
-            copies = (peak - peaks[0]) * 2**20 / (4 * voxels)
-            what = f"grow_{sides[0]}_to_{side}_{name}_memory"
-            rows.append(table.Row(what, copies, "copies", "allowed", 2.5))
     return rows
 
 
@@ -261,30 +182,25 @@ def _last_line(done: "subprocess.CompletedProcess[str]") -> dict[str, float]:
 
 def predict_folder(name: str, folder: Path, device: str = "cpu") -> dict[str, Any]:
     """Predict all scans of a folder, and say what it took."""
-    settings = replace(
-        PRESETS[name], max_memory_gb=0.001 if folder.name.startswith("grow") else None
-    )
     output = folder / name
-    cfg = PredictSettings(
-        (str(folder / "bundle"),), str(folder / "in"), str(output), settings, device=device
-    )
-    predictor = make_predictor(cfg, {"nothing": lambda _: Nothing()})
+    source = (str(folder / "bundle"),), str(folder / "in"), str(output)
+    cfg = PredictSettings(*source, PRESETS[name], device=device)
+    predictor = make_predictor(cfg)
     cases = find_cases(folder / "in", output, predictor.plan)
     _warm(predictor)
     spent = [0.0]
     for network in predictor.window.networks:
         _timed(network, spent)
     base = _memory_mb("VmRSS")
-    begin, processor_s = time.perf_counter(), time.process_time()
+    begin = time.perf_counter()
     rows = list(predict_cases(cfg, predictor, output, cases, {}))
     seconds = (time.perf_counter() - begin) / len(cases)
-    processor_s = (time.process_time() - processor_s) / len(cases)
     for row in rows:
         if row.status != "done":
             sys.exit(row.message)
     peak = _memory_mb("VmHWM")  # the kernel's ru_maxrss begins with what the parent held
     network_s = spent[0] / len(cases)
-    times = {"seconds": seconds, "network_s": network_s, "processor_s": processor_s}
+    times = {"seconds": seconds, "network_s": network_s}
     return {**times, "peak_mb": peak, "base_mb": base}
 
 
@@ -312,30 +228,6 @@ def _timed(network: nn.Module, spent: list[float]) -> None:
 def _memory_mb(name: str) -> float:
     status = Path("/proc/self/status").read_text().splitlines()
     return int(next(line for line in status if line.startswith(name)).split()[1]) / 1024
-
-
-def agreement(ours: Path, exact: Path) -> float:
-    """Dice over the voxels of all masks together."""
-    both = total = 0
-    for path in sorted(exact.glob("*_mask.nii.gz")):
-        a, b = read_volume(ours / path.name).array > 0, read_volume(path).array > 0
-        both += int((a & b).sum())
-        total += int(a.sum()) + int(b.sum())
-    return 2 * both / total if total else 1.0
-
-
-def recall(reference: Path, prediction: Path) -> float:
-    """Lesion recall at the operating point, by this project's own evaluation."""
-    from lesionseg.pipeline.evaluate.recipe import evaluate
-
-    with tempfile.TemporaryDirectory() as output:
-        names = {p.name.removesuffix("_mask.nii.gz") for p in prediction.glob("*_mask.nii.gz")}
-        for name in names:
-            (Path(output) / "reference").mkdir(exist_ok=True)
-            source = next(reference.glob(f"{name.removesuffix('_0000')}.nii.gz"))
-            (Path(output) / "reference" / f"{name}.nii.gz").symlink_to(source.resolve())
-        scores = evaluate(Path(output) / "reference", prediction, Path(output) / "scores").scores
-    return float(scores["lesion_recall"]["value"])
 
 
 if __name__ == "__main__":

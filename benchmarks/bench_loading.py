@@ -6,11 +6,9 @@
 `RandCropByPosNegLabeld` on the same case in memory (medians). `augment_tile`: reading and
 augmentation as in training, the mean over tiles, as each undergoes something else; against
 MONAI's crop and the same steps at the same probabilities, and against nnU-Net's own training
-transforms on a tile already in memory. `augment_alone`: the same without ours and MONAI's reading.
+transforms on a tile already in memory.
 `prepare`: from raw files to the cache, as commands, start-up included, against
 `nnUNetv2_plan_and_preprocess`. nnU-Net runs in the peers' environment (`make peers`).
-`cases_1000_memory`: peak memory of preparing and reading 1 000 small cases, against 10
-(memory_loading.py).
 
 Times are processor time of one thread: on an idle core that is the time of the clock, and on a
 busy machine it is what can still be compared. Waiting, which nnU-Net's processes do for one
@@ -63,12 +61,11 @@ def main() -> None:
     n_tiles, n_cases = (16, 2) if options.quick else (200, 12)
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
-        rows = tiles(folder, n_tiles, quick=options.quick)
+        rows = tiles(folder, n_tiles)
         # each is a process, and one of nnU-Net's takes as long as the others together
         with ThreadPoolExecutor(2 if options.quick else 1) as pool:
             preparing = prepare(pool, folder, n_cases, skipped)
             theirs = pool.submit(peer, "augment", folder, str(n_tiles), skipped=skipped)
-            memory = pool.submit(memory_rows, options.quick)
         if theirs.result():
             ours = next(row.ours for row in rows if row.what == "augment_tile")
             mean = theirs.result()["mean_ms"]
@@ -76,7 +73,6 @@ def main() -> None:
         if preparing:
             seconds = [future.result() / n_cases for future in preparing]
             rows.append(table.Row("prepare", seconds[0], "s/case", "nnunet", seconds[1]))
-        rows += memory.result()
     table.print_report(
         "loading",
         rows,
@@ -86,20 +82,8 @@ def main() -> None:
     )
 
 
-def memory_rows(quick: bool) -> list[table.Row]:
-    """Peak memory of many cases against few."""
-    from benchmarks.speed.memory_loading import QUICK, Sizes, measure
-
-    few, many = measure([10, 1000], QUICK if quick else Sizes()).values()
-    print(
-        f"bytes that a case of {many.lesions:.1f} lesions takes: names {many.files:.0f}, "
-        f"entry {many.entry:.0f}, sampler {many.sampler:.0f}"
-    )
-    return [table.Row("cases_1000_memory", many.peak_mb, "MB", "10_cases", few.peak_mb)]
-
-
-def tiles(folder: Path, n: int, *, quick: bool) -> list[table.Row]:
-    """Rows of reading and augmenting; augmenting alone is left out when it has to be quick."""
+def tiles(folder: Path, n: int) -> list[table.Row]:
+    """Rows of reading and augmenting."""
     case, plan = make_case(folder / "case"), make_plan()
     plan = plan.with_(tile_shape=TILE)
     plain = TileDataset([case], plan, SamplingSettings(), None, n_tiles=n, seed=0)
@@ -116,21 +100,11 @@ def tiles(folder: Path, n: int, *, quick: bool) -> list[table.Row]:
         monai=lambda i: crop(whole),
     )
     made = turns(n, ours=full.__getitem__, monai=lambda i: chain(crop(whole)[0]))
-    rows = [
+    return [
         row("read_tile", read, np.median),
         row("read_tile_clock", read, np.median, clock=True),
         row("augment_tile", made, np.mean),
     ]
-    if quick:
-        return rows
-    raws = [full.raw(n + i) for i in range(24)]
-    ready = [crop(whole)[0] for _ in raws]
-    alone = turns(
-        n,
-        ours=lambda i: full.finish(raws[i % len(raws)]),
-        monai=lambda i: chain(dict(ready[i % len(ready)])),
-    )
-    return [*rows, row("augment_alone", alone, np.mean)]
 
 
 Times = dict[str, list[tuple[float, float]]]

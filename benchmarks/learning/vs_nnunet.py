@@ -17,8 +17,7 @@ environment (`make peers`).
 With `--steps` both learn for so many steps instead, whatever time that takes.
 
 A finished cell (set × tool × minutes or steps × seed) is a file in OUTPUT/cells and is not made
-again, but judged again with `--judge-anew`, since its log-odds are kept; one that was interrupted
-begins anew, since its minutes count.
+again; one that was interrupted begins anew, since its minutes count.
 """
 
 import argparse
@@ -156,9 +155,6 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--group", help="data.group, by which intervals are made")
     parser.add_argument("--overrides", nargs="*", default=[], help="of train.py; part of the name")
     parser.add_argument("--output", type=Path, default=Path("runs/vs_nnunet"))
-    parser.add_argument(
-        "--judge-anew", action="store_true", help="finished cells, by today's rules"
-    )
     parser.add_argument("--table", type=Path, help="where a Markdown table goes")
     options = parser.parse_args()
     options.output = options.output.resolve()
@@ -198,15 +194,10 @@ def make_cell(setting: Setting, tool: str, seed: int) -> Mapping[str, Any]:
         kept: Mapping[str, Any] = read_json(path)
         if kept["identity"] != identity(setting):
             sys.exit(f"{path} judged other cases: use a new --output")
-        if not options.judge_anew:
-            if kept.get("match_rule") != RULES.preset.match_rule:
-                sys.exit(f"{path} was judged by another match rule: use --judge-anew")
-            return kept
-        made = read_json(folder / "made.json")
-    else:
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
-        made = run_tool(setting, tool, seed, folder)
+        return kept
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    made = run_tool(setting, tool, seed, folder)
     cell = {"set": setting.name, "tool": variant, "seed": seed, **made, **judge(setting, folder)}
     write_json(path, cell)
     for left in ("nnunet", "cache", "checkpoints"):

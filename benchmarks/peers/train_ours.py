@@ -62,7 +62,7 @@ def main() -> None:
     if sys.argv[1] == "prepare":
         prepare(Path(sys.argv[2]), SIZES[sys.argv[3]])
         return
-    print(json.dumps(work(Job.from_json(json.loads(sys.argv[1])))))
+    print(json.dumps(work(Job(**json.loads(sys.argv[1])))))
 
 
 def prepare(folder: Path, size: Size) -> None:
@@ -90,7 +90,7 @@ def cached(folder: Path) -> list[CachedCase]:
 def plan_of(job: Job) -> Plan:
     """What was planned of the data, or for a batch in memory one that knows none."""
     path, size = Path(job.folder) / "plan.json", SIZES[job.size]
-    shape = size.architecture(space_to_depth=job.space_to_depth)
+    shape = size.architecture()
     if path.is_file():
         return Plan.from_json(path.read_text()).with_(architecture=shape)
     return Plan(
@@ -127,7 +127,6 @@ def work(job: Job) -> dict[str, float]:
         max_steps=10**9,
         accelerator="gpu" if job.device.startswith("cuda") else "cpu",
         precision=job.precision,
-        compile=job.compile,
         workers=job.workers if job.what == "tiles" else 0,
         progress=False,
     )
