@@ -15,8 +15,6 @@ import pytest
 
 from lesionseg.core import Case, Geometry, Reference, Volume
 from lesionseg.plan.plan import Architecture, Normalisation, Plan
-from tests.s3_server import s3 as s3
-from tests.s3_server import s3_server as s3_server
 
 
 @pytest.fixture

@@ -235,7 +235,7 @@ def test_an_experiment_of_the_users_own_folder_is_found(
 
 
 def test_the_largest_file_is_a_setting(tmp_path: Path) -> None:
-    from lesionseg.io.formats.guard import FileLimits, limits, set_limits
+    from lesionseg.io.limits import FileLimits, limits, set_limits
 
     try:
         nowhere = ["reference=/nowhere", "prediction=/nowhere", f"output={tmp_path}"]

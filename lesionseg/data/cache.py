@@ -35,10 +35,8 @@ from lesionseg.data.prepare import PreparedCase, PreparedReference, prepare_case
 from lesionseg.errors import ConfigError, ContentError, OutputError, ReadError
 from lesionseg.io.case_ids import bounded_name
 from lesionseg.io.cases import read_case
-from lesionseg.io.formats.content import file_digest
 from lesionseg.io.layouts.conventions import read_dataset
-from lesionseg.io.local_files import content_files
-from lesionseg.io.remote.mirror import bring
+from lesionseg.io.local_files import content_files, file_digest
 from lesionseg.plan.plan import Plan
 
 logger = logging.getLogger(__name__)
@@ -436,7 +434,6 @@ def source_hash(files: CaseFiles) -> str:
     digest = hashlib.sha256()
     named = (*files.images, *((files.reference,) if files.reference else ()))
     for path in (part for image in named for part in content_files(image)):
-        bring(path)
         digest.update(file_digest(path))
     facts = [files.annotations, files.group, *files.annotated, *files.missing]
     digest.update(json.dumps(facts, sort_keys=True, default=str).encode())

@@ -21,7 +21,7 @@ from scipy import ndimage, optimize
 from lesionseg.core import Case, Geometry, Reference, Volume
 from lesionseg.data.transforms import run_on_volume
 from lesionseg.errors import ContentError, GeometryError
-from lesionseg.io.formats.guard import limits
+from lesionseg.io.limits import limits
 from lesionseg.ops.components import lesions_of
 from lesionseg.ops.resample import resample_area, resample_linear, resample_nearest
 from lesionseg.plan.plan import Normalisation, Plan

@@ -14,11 +14,11 @@ from lesionseg.io.atomic import write_text as write_text
 from lesionseg.io.cases import read_case as read_case
 from lesionseg.io.cases import read_image as read_image
 from lesionseg.io.cases import read_mask as read_mask
-from lesionseg.io.formats.guard import FileLimits as FileLimits
-from lesionseg.io.formats.guard import set_limits as set_limits
 from lesionseg.io.layouts.conventions import Convention as Convention
 from lesionseg.io.layouts.conventions import read_dataset as read_dataset
 from lesionseg.io.layouts.input_images import find_images as find_images
+from lesionseg.io.limits import FileLimits as FileLimits
+from lesionseg.io.limits import set_limits as set_limits
 from lesionseg.io.local_files import content_files as content_files
 from lesionseg.io.predictions import PredictionFiles as PredictionFiles
 from lesionseg.io.predictions import find_masks as find_masks

@@ -1,5 +1,6 @@
 """Cases in memory: channels on one grid and the reference that belongs to them."""
 
+import logging
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,18 +11,20 @@ from numpy.typing import NDArray
 
 from lesionseg.core import Case, CaseFiles, Dataset, Geometry, Reference, Volume
 from lesionseg.errors import ContentError, DatasetError, GeometryError
-from lesionseg.io.dicom.dicom_reference import read_dicom_reference
 from lesionseg.io.dicom.headers import is_dicom
-from lesionseg.io.dicom.radiographs import is_radiograph, read_hidden
+from lesionseg.io.dicom.radiograph import read_hidden
+from lesionseg.io.dicom.reference import read_dicom_reference
 from lesionseg.io.layouts.case_problems import LACKING
 from lesionseg.io.layouts.coco_reference import read_coco_reference
 from lesionseg.io.layouts.datalist import read_boxes
 from lesionseg.io.layouts.luna16 import read_balls
 from lesionseg.io.layouts.nndetection import read_instances
 from lesionseg.io.layouts.nnunet_labels import IGNORE
-from lesionseg.io.local_files import fetch_case, fetch_images
+from lesionseg.io.raster import SUFFIXES as RASTERS
 from lesionseg.io.volumes import read_geometry, read_volume
 from lesionseg.ops.components import lesion_instances, present_values
+
+logger = logging.getLogger(__name__)
 
 TOLERANCE_MM = 1e-3
 
@@ -35,7 +38,6 @@ def read_case(files: CaseFiles, dataset: Dataset) -> Case:
     Raises `DatasetError` when channels are missing, `GeometryError` when files lie further than
     0.001 mm apart, `ContentError` for NaN, infinity and mask values that are no label.
     """
-    fetch_case(files)
     image = _read_image(files, dataset)
     reference = _ignoring(
         _read_reference(files, dataset, image.geometry),
@@ -46,13 +48,11 @@ def read_case(files: CaseFiles, dataset: Dataset) -> Case:
 
 def read_image(files: CaseFiles, dataset: Dataset) -> Volume:
     """Read the channels of one case alone, as `read_case` does."""
-    fetch_images(files.images)
     return _read_image(files, dataset)
 
 
 def read_grid(files: CaseFiles, dataset: Dataset) -> Geometry:
     """The grid of a case's first file, from its header alone."""
-    fetch_images(files.images[:1])
     return read_geometry(files.images[0], raster_mm=files.pixel_mm)
 
 
@@ -64,6 +64,9 @@ def _read_image(files: CaseFiles, dataset: Dataset) -> Volume:
     check_dims(files.images[0], first.geometry, dataset.dims)
     n_channels = len(dataset.channel_names)
     array = np.zeros((n_channels, *first.geometry.shape), dtype=np.float32)
+    if is_colour(files, n_channels):
+        array[:] = first.array  # a grey picture among coloured ones: three times the same
+        return Volume(array, first.geometry)
     present = [c for c in range(n_channels) if c not in files.missing]
     for channel, file in zip(present, files.images, strict=True):
         is_first = channel == present[0]
@@ -72,7 +75,7 @@ def _read_image(files: CaseFiles, dataset: Dataset) -> Volume:
         if volume.valid is not None:
             valid = volume.valid if valid is None else valid & volume.valid
         with np.errstate(over="ignore"):  # too large for float32 becomes infinite, which is refused
-            array[channel] = volume.array[0]
+            array[channel] = _grey(file, volume)
         if volume.array.dtype.kind == "f":
             check_finite(file, array[channel])
     return Volume(array, first.geometry, valid, files.missing)
@@ -124,9 +127,25 @@ def mask_mm(files: CaseFiles, image: Geometry) -> float | None:
     return image.spacing_mm[0] if square else files.pixel_mm
 
 
+def is_colour(files: CaseFiles, n_channels: int) -> bool:
+    """Whether a case is one picture whose red, green and blue are the dataset's three channels."""
+    one = len(files.images) == 1 and n_channels == 3 and not files.missing
+    return one and files.images[0].suffix.lower() in RASTERS
+
+
+def _grey(path: Path, volume: Volume) -> NDArray[Any]:
+    """The one channel of a file; of a picture in colour its brightness, by ITU-R BT.601."""
+    if len(volume.array) == 1:
+        return volume.array[0]
+    logger.warning("%s is in colour: its brightness alone is read.", path)
+    return np.rint(np.tensordot([0.299, 0.587, 0.114], volume.array, axes=1))
+
+
 def check_channels(files: CaseFiles, dataset: Dataset) -> None:
     """Raise `DatasetError` unless the case has one file per channel that it may not lack."""
     n_files = len(files.images) + (len(files.missing) if dataset.may_lack else 0)
+    if is_colour(files, len(dataset.channel_names)):
+        return
     if not files.images or n_files != len(dataset.channel_names):
         raise DatasetError(
             f"The case {files.case!r} does not have one file per channel.",
@@ -162,12 +181,11 @@ def check_grid(path: Path, seen: Geometry, other: Path, expected: Geometry) -> N
 def read_reference(files: CaseFiles, dataset: Dataset, geometry: Geometry) -> Reference | None:
     """Read the reference of one case, whose image has the given `geometry`.
 
-    What a radiograph's padding, shutter or collimator hides becomes `ignore`, but for lesions.
+    What a radiograph's padding hides becomes `ignore`, but for lesions.
     """
-    fetch_case(files if geometry.dims == 2 else replace(files, images=()))
     reference = _read_reference(files, dataset, geometry)
     for file in files.images if reference is not None and geometry.dims == 2 else ():
-        if is_dicom(file) and is_radiograph(file):
+        if is_dicom(file):
             reference = _ignoring(reference, read_hidden(file))
     return reference
 

@@ -19,10 +19,10 @@ from lesionseg.io.cases import (
     read_reference,
 )
 from lesionseg.io.dicom.headers import is_dicom, is_secondary_capture, read_header
-from lesionseg.io.formats.guard import reading
-from lesionseg.io.formats.nifti import SUFFIXES as NIFTI
-from lesionseg.io.formats.nifti import states_orientation
+from lesionseg.io.limits import reading
 from lesionseg.io.local_files import content_files
+from lesionseg.io.nifti import SUFFIXES as NIFTI
+from lesionseg.io.nifti import states_orientation
 from lesionseg.io.volumes import read_geometry, read_volume
 
 

@@ -17,7 +17,7 @@ from lesionseg.errors import ContentError, DatasetError, OutputError, ReadError
 from lesionseg.io.candidate_file import read_candidates, write_candidates
 from lesionseg.io.case_ids import check_case_id
 from lesionseg.io.cases import check_grid, read_mask
-from lesionseg.io.dicom.source_images import REPORT, SEGMENTATION
+from lesionseg.io.dicom.seg import REPORT, SEGMENTATION
 from lesionseg.io.volumes import (
     is_image_file,
     read_geometry,

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from lesionseg.core import Volume
 from lesionseg.errors import GeometryError
-from lesionseg.io.formats.itk import itk_image
+from lesionseg.io.itk import itk_image
 
 MIN_FOREGROUND_DICE = 0.8  # heads a few degrees apart reach 0.95; another body part stays below
 _SHARE_SAMPLED = 0.2

@@ -12,9 +12,7 @@ from lesionseg.core import CaseFiles, Dataset
 from lesionseg.errors import ConfigError, DatasetError, LesionsegError, OutputError
 from lesionseg.io.atomic import read_json, write_json
 from lesionseg.io.layouts.conventions import read_dataset
-from lesionseg.io.remote.local_disk import LocalDisk, local_disk
-from lesionseg.io.remote.mirror import mirror
-from lesionseg.io.remote.remote_folder import is_url
+from lesionseg.io.remote import download
 from lesionseg.pipeline.facts import read_records
 from lesionseg.pipeline.run.outcome import bar
 from lesionseg.plan.candidate_rule import sources_of
@@ -49,8 +47,6 @@ class DataSettings:
     parallel_folds: int | str = "auto"
     splits: str | None = None
     cache_dir: str | None = None
-    local_dir: str | None = None
-    local_gb: float = 100.0
     phantoms: Callable[..., None] | None = None
     channel_dropout: float = 0.0
     most_missing: int = 1
@@ -62,7 +58,6 @@ class DataSettings:
             (0 <= self.channel_dropout < 1, "channel_dropout", "a share from 0 to under 1"),
             (self.most_missing >= 1, "most_missing", "1 or more"),
             (self.n_folds >= 2, "n_folds", "2 or more"),
-            (self.local_gb > 0, "local_gb", "above 0"),
             # a file may have more folds than n_folds
             (isinstance(fold, int) and fold >= 0, "fold", f"a fold from 0 on, or {ALL_FOLDS}"),
         ):
@@ -71,9 +66,7 @@ class DataSettings:
 
     def facts(self, run: Path) -> Path:
         """The folder of `facts.json`: with the prepared cases, on this machine."""
-        if self.cache_dir is None:
-            return run.parent / CACHE / FACTS
-        return (self.disk.folder if is_url(self.cache_dir) else Path(self.cache_dir)) / FACTS
+        return (run.parent / CACHE if self.cache_dir is None else Path(self.cache_dir)) / FACTS
 
     def channel_sets(self, channels: Sequence[str]) -> tuple[ChannelSet, ...]:
         """What a scan of these channels may lack; raises `ConfigError` where none might be left."""
@@ -86,11 +79,6 @@ class DataSettings:
             )
         counts, places = range(1, self.most_missing + 1), range(len(channels))
         return tuple(ChannelSet(some) for n in counts for some in combinations(places, n))
-
-    @property
-    def disk(self) -> LocalDisk:
-        """Where copies of what lies at a URL may be."""
-        return local_disk(self.local_dir, self.local_gb)
 
 
 @dataclass(frozen=True)
@@ -188,7 +176,7 @@ def open_dataset(data: DataSettings, *, lenient: bool = False) -> Dataset:
     `lenient`: see `read_dataset`. Raises `DatasetError`, or `ConfigError` where other settings
     simulated it.
     """
-    root = mirror(data.root, data.disk) if is_url(data.root) else Path(data.root)
+    root = download(data.root)
     if data.phantoms is not None:
         simulate_once(root, data.phantoms)
     dataset = read_dataset(

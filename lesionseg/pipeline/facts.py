@@ -20,7 +20,6 @@ from lesionseg.data.cache import cores, source_hash
 from lesionseg.errors import LesionsegError, OutputError
 from lesionseg.io.atomic import write_text
 from lesionseg.io.cases import read_case
-from lesionseg.io.formats.content import hashed_once
 from lesionseg.io.local_files import file_states
 from lesionseg.plan.fingerprint import CaseFacts, facts_of, voxels_per_case
 
@@ -62,11 +61,10 @@ def read_records(
             entries[files.case] = entry
             return CaseRecord(_facts(entry["facts"]), entry["source"])
         try:
-            with hashed_once():
-                case = read_case(files, dataset)
-                marked = case.reference
-                facts = None if marked is None else facts_of(case, marked).thinned(voxels)
-                made = CaseRecord(facts, source_hash(files))
+            case = read_case(files, dataset)
+            marked = case.reference
+            facts = None if marked is None else facts_of(case, marked).thinned(voxels)
+            made = CaseRecord(facts, source_hash(files))
         except LesionsegError as error:
             return error
         if state is not None and state == _state(files):

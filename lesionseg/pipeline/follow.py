@@ -25,8 +25,8 @@ from lesionseg.evaluation.statistics.operating_point import describe, with_inter
 from lesionseg.evaluation.table_row import write_table
 from lesionseg.io.atomic import write_csv
 from lesionseg.io.cases import read_mask
-from lesionseg.io.dicom.source_images import REPORT, ResultOrigin, read_source, require_highdicom
-from lesionseg.io.dicom.sr_write import SinceBefore, write_report
+from lesionseg.io.dicom.seg import REPORT, ResultOrigin, read_source, require_highdicom
+from lesionseg.io.dicom.sr import SinceBefore, write_report
 from lesionseg.io.folder_locks import locks
 from lesionseg.io.layouts.input_images import find_images
 from lesionseg.io.layouts.manifest import read_scan_list

@@ -20,7 +20,7 @@ SGD: Mapping[str, Any] = {"momentum": 0.99, "warmup_fraction": 0.0, "schedule": 
 
 def run(command: str, cfg: config.Settings) -> Any:
     """Call the recipe of a command with its settings; returns what it returns."""
-    from lesionseg.io.formats.guard import FileLimits, set_limits
+    from lesionseg.io.limits import FileLimits, set_limits
 
     if isinstance(cfg, config.Command):
         set_limits(FileLimits(max_voxels=cfg.max_voxels))

@@ -23,22 +23,20 @@ from lesionseg.inference.inference_settings import InferenceSettings
 from lesionseg.inference.predictor import Predictor, PreparedScan
 from lesionseg.io.atomic import atomic_path, private_files
 from lesionseg.io.case_ids import check_case_id, printable_id
-from lesionseg.io.dicom.seg_write import write_segmentation
-from lesionseg.io.dicom.source_images import (
+from lesionseg.io.dicom.seg import (
     REPORT,
     SEGMENTATION,
     ResultOrigin,
     read_source,
     require_highdicom,
+    write_segmentation,
 )
-from lesionseg.io.dicom.sr_write import write_report
+from lesionseg.io.dicom.sr import write_report
 from lesionseg.io.folder_locks import locked_folder
 from lesionseg.io.layouts.input_images import find_images
-from lesionseg.io.local_files import content_files, fetch_images
+from lesionseg.io.local_files import content_files
 from lesionseg.io.predictions import MASK_ENDINGS, MaskNames, write_prediction
-from lesionseg.io.remote.local_disk import local_disk
-from lesionseg.io.remote.mirror import mirror, send
-from lesionseg.io.remote.remote_folder import is_url
+from lesionseg.io.remote import download, upload
 from lesionseg.io.volumes import is_dicom_image, read_geometry, result_suffix
 from lesionseg.io.zone_files import ZoneFolder, find_zones
 from lesionseg.models.build import NetworkFactory
@@ -56,7 +54,6 @@ from lesionseg.plan.plan import Plan
 logger = logging.getLogger(__name__)
 
 NO_SEGMENTATION = "No DICOM segmentation: no accepted candidate has voxels."
-_LOCAL_GB = 100.0  # that copies of remote files may take
 # the most that a case needs at one time, in copies of its larger grid in float32
 _COPIES = 2.5
 # bytes per voxel of the file for instances and masks while they are written
@@ -122,13 +119,15 @@ def predict(
     predictor = make_predictor(cfg, architectures)
     if cfg.save_probabilities and not predictor.plan.has_voxels:
         raise ConfigError("save_probabilities=true: a network without voxels has none to save.")
-    folder = _local(cfg.output, new=True)
-    cases = find_cases(_local(cfg.input), folder, predictor.plan)[cfg.shard_index :: cfg.num_shards]
+    folder = download(cfg.output, new=True)
+    cases = find_cases(download(cfg.input), folder, predictor.plan)[
+        cfg.shard_index :: cfg.num_shards
+    ]
     if cfg.dicom_output and any(map(_is_dicom, cases)):
         require_highdicom()
     if cfg.zones is not None:
         find_zones(Path(cfg.zones)).check([files.case for files in cases])
-    table = PredictionTable(folder, cfg.shard_index, cfg.num_shards)
+    table = PredictionTable(folder, cfg.shard_index, cfg.num_shards, url=cfg.output)
     rows: list[PredictionRow] = []
     with (
         private_files(),
@@ -338,7 +337,6 @@ class CaseWork:
         for task in tasks:
             if not task.n_bytes:
                 with suppress(Exception):  # reading it says what is wrong
-                    fetch_images(task.files.images)
                     geometry = read_geometry(task.files.images[0], raster_mm=1.0)
                     task.n_bytes = needed_bytes(geometry, self.predictor.plan)
         return sum(task.n_bytes for task in tasks) <= self.budget
@@ -346,7 +344,6 @@ class CaseWork:
     def read(self, task: CaseTask) -> None:
         """Keep what is unchanged; read the rest and bring it to the plan's grid."""
         with self._guarded(task):
-            fetch_images(task.files.images)
             task.key = self._key(task.files)
             row = self.known.get(task.files.case)
             if row is not None and row.key == task.key and row.status != "failed":
@@ -402,7 +399,8 @@ class CaseWork:
                     message = NO_SEGMENTATION
             suffix, names = result_suffix(image, plan.dims), self.cfg.names
             write_prediction(self.output, prediction, suffix=suffix, like=image, names=names)
-            send(path for path in self._paths(files) if path.is_file())
+            written = [path for path in self._paths(files) if path.is_file()]
+            upload(written, self.output, self.cfg.output)
             present = [] if zones is None else [v for v in present_values(zones.values) if v > 0]
             zone_names = [] if zones is None else [zones.names.get(v, str(v)) for v in present]
             task.row = self._row(
@@ -520,11 +518,3 @@ def _is_dicom(files: CaseFiles) -> bool:
     with suppress(OSError):  # a file that cannot be opened fails by itself
         return is_dicom_image(files.images[0])
     return False
-
-
-def _local(place: str, *, new: bool = False) -> Path:
-    """The folder itself; of a URL, the local folder that mirrors it."""
-    if not is_url(place):
-        return Path(place)
-    disk = local_disk(None, _LOCAL_GB)
-    return mirror(place, disk, new=True, tables=(".csv",)) if new else mirror(place, disk)

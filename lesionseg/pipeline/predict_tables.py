@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from lesionseg.core import Candidate
 from lesionseg.io.atomic import read_csv, write_csv
-from lesionseg.io.remote.mirror import send
+from lesionseg.io.remote import upload
 from lesionseg.pipeline.run.outcome import CommandOutcome
 
 logger = logging.getLogger(__name__)
@@ -143,7 +143,10 @@ class PredictionTable:
     without their rows, and predicts these again.
     """
 
-    def __init__(self, output: Path, shard_index: int = 0, num_shards: int = 1) -> None:
+    def __init__(
+        self, output: Path, shard_index: int = 0, num_shards: int = 1, *, url: str = ""
+    ) -> None:
+        self._url = url
         name = TABLE if num_shards == 1 else f"predictions_{shard_index}_of_{num_shards}.csv"
         self.path, self._alone = output / name, num_shards == 1
         self.rows: dict[str, PredictionRow] = {}
@@ -180,7 +183,7 @@ class PredictionTable:
             plain = [f.name for f in fields(PredictionRow) if f.name != "amounts"]
             further = sorted({name for row in cells for name in row} - set(plain))
             write_csv(self.path, cells, [*plain, *further])
-            send([self.path])
+            upload([self.path], self.path.parent, self._url)
         finally:
             end = perf_counter()
             self._next_write = end + (end - begin) / _WRITING_SHARE

@@ -1,6 +1,7 @@
-"""What holds for every format: round trips on an oblique grid, suffixes and refusals."""
+"""Volumes of every format: voxels, numbers and places come back; damaged files are named."""
 
 import itertools
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,9 +9,13 @@ import nibabel
 import numpy as np
 import pytest
 import SimpleITK as sitk
+import tifffile
+from PIL import Image
 
-from lesionseg.core import Geometry, Volume
-from lesionseg.errors import OutputError, ReadError
+from lesionseg.core import CaseFiles, Dataset, Geometry, Volume
+from lesionseg.errors import LesionsegError, OutputError, ReadError
+from lesionseg.io.cases import read_image
+from lesionseg.io.local_files import content_files, file_states
 from lesionseg.io.volumes import (
     case_suffix,
     is_image_file,
@@ -20,207 +25,296 @@ from lesionseg.io.volumes import (
     write_volume,
 )
 
-VOLUME_SUFFIXES = [".nii", ".nii.gz", ".nrrd", ".mha"]
-NUMBERS = ["uint8", "int16", "uint16", "int32", "float32", "float64"]
+Write = Callable[..., Path]
+VOLUMES = (".nii.gz", ".nii", ".nrrd", ".mha")
+GREY = np.arange(12, dtype=np.uint8).reshape(3, 4) * 20
+PLANE = Geometry.from_spacing((3, 4), (1, 1))
 
 
-def _ramp(geometry: Geometry, dtype: str = "int16") -> Volume:
-    return Volume(
-        np.arange(np.prod(geometry.shape)).reshape(1, *geometry.shape).astype(dtype), geometry
-    )
+def ramp(geometry: Geometry, dtype: str = "int16") -> Volume:
+    n = int(np.prod(geometry.shape))
+    return Volume(np.arange(n).astype(dtype).reshape(1, *geometry.shape), geometry)
 
 
-def _reoriented(geometry: Geometry, axes: tuple[int, ...], signs: tuple[int, ...]) -> Geometry:
-    """The same oblique grid with its array axes permuted and turned round."""
-    affine = geometry.affine.copy()
-    affine[:3, :3] = affine[:3, list(axes)] * np.array(signs)
-    return Geometry(tuple(geometry.shape[a] for a in axes), affine)
-
-
-@pytest.mark.parametrize("suffix", VOLUME_SUFFIXES)
+@pytest.mark.parametrize("suffix", VOLUMES)
 @pytest.mark.parametrize("axes", list(itertools.permutations(range(3))))
-@pytest.mark.parametrize("signs", [(1, 1, 1), (-1, 1, -1), (1, -1, 1)])
 def test_every_orientation_comes_back(
-    tmp_path: Path, oblique: Geometry, suffix: str, axes: tuple[int, ...], signs: tuple[int, ...]
+    tmp_path: Path, oblique: Geometry, suffix: str, axes: tuple[int, ...]
 ) -> None:
-    volume = _ramp(_reoriented(oblique, axes, signs))
-    path = tmp_path / f"scan{suffix}"
-    write_volume(path, volume)
-    back = read_volume(path)
-    np.testing.assert_array_equal(back.array, volume.array)
-    np.testing.assert_allclose(back.geometry.affine, volume.geometry.affine, atol=1e-5)
-    assert read_geometry(path).matches(back.geometry, 0)
+    affine = oblique.affine.copy()
+    affine[:3, :3] = affine[:3, axes] * (-1, 1, -1)
+    volume = ramp(Geometry((3, 4, 5), affine))
+    write_volume(tmp_path / f"a{suffix}", volume)
+    again = read_volume(tmp_path / f"a{suffix}")
+    np.testing.assert_array_equal(again.array, volume.array)
+    assert again.geometry.distance_mm(volume.geometry) < 1e-4
+    assert read_geometry(tmp_path / f"a{suffix}").matches(again.geometry)
 
 
-@pytest.mark.parametrize("axcodes", ["RAS", "LPS", "PIR", "SAL", "LAS", "ASR"])
-def test_nibabel_reads_and_writes_the_same(tmp_path: Path, oblique: Geometry, axcodes: str) -> None:
-    """Voxel (x, y, z) of the file is array[z, y, x] and lies where nibabel says it lies."""
-    image = nibabel.Nifti1Image(
-        np.arange(60, dtype=np.int16).reshape(5, 4, 3), np.diag([2, 3, 4, 1])
-    )
-    image = image.as_reoriented(
-        nibabel.orientations.ornt_transform(
-            nibabel.orientations.axcodes2ornt("RAS"), nibabel.orientations.axcodes2ornt(axcodes)
-        )
-    )
-    nibabel.save(image, tmp_path / "a.nii.gz")
-    volume = read_volume(tmp_path / "a.nii.gz")
-    np.testing.assert_array_equal(volume.array[0].T, np.asarray(image.dataobj))
-    np.testing.assert_allclose(
-        volume.geometry.to_mm([[0, 1, 2]])[0],
-        image.affine @ [2, 1, 0, 1] @ np.eye(4)[:, :3],
-        atol=1e-5,
-    )
-    write_volume(tmp_path / "b.nii.gz", volume)
-    again = nibabel.load(tmp_path / "b.nii.gz")
-    assert nibabel.aff2axcodes(again.affine) == tuple(axcodes)
-    np.testing.assert_allclose(again.affine, image.affine, atol=1e-5)
-    np.testing.assert_array_equal(np.asarray(again.dataobj), np.asarray(image.dataobj))
-
-
-@pytest.mark.parametrize("suffix", VOLUME_SUFFIXES)
+@pytest.mark.parametrize("suffix", VOLUMES)
 def test_simpleitk_sees_the_same_voxels_at_the_same_place(
     tmp_path: Path, oblique: Geometry, suffix: str
 ) -> None:
-    volume = _ramp(oblique)
+    volume = ramp(oblique)
     write_volume(tmp_path / f"a{suffix}", volume)
     image = sitk.ReadImage(str(tmp_path / f"a{suffix}"))
     np.testing.assert_array_equal(sitk.GetArrayFromImage(image), volume.array[0])
-    for index in ([0, 0, 0], [2, 1, 3]):
-        left, posterior, superior = image.TransformIndexToPhysicalPoint(index[::-1])
-        expected = [-left, -posterior, superior]
-        np.testing.assert_allclose(oblique.to_mm([index])[0], expected, atol=1e-4)
+    lps = image.TransformIndexToPhysicalPoint((4, 3, 2))  # x, y, z
+    np.testing.assert_allclose(
+        np.array(lps) * (-1, -1, 1), oblique.to_mm([[2, 3, 4]])[0], atol=1e-4
+    )
 
 
-@pytest.mark.parametrize("suffix", [".nrrd", ".mha", ".mhd"])
+@pytest.mark.parametrize("suffix", [".nrrd", ".mha", ".mhd", ".nhdr"])
 def test_files_of_simpleitk_are_read_where_it_wrote_them(tmp_path: Path, suffix: str) -> None:
     image = sitk.GetImageFromArray(np.arange(24, dtype=np.int16).reshape(2, 3, 4))
-    image.SetSpacing((1, 2, 3))
-    image.SetOrigin((10, 20, 30))
-    image.SetDirection((0, 0, 1, 1, 0, 0, 0, 1, 0))
-    sitk.WriteImage(image, str(tmp_path / f"a{suffix}"), suffix != ".mhd")
+    image.SetSpacing((0.5, 0.75, 3))
+    image.SetOrigin((10, -20, 30))
+    sitk.WriteImage(image, str(tmp_path / f"a{suffix}"), suffix == ".mhd")
     volume = read_volume(tmp_path / f"a{suffix}")
     np.testing.assert_array_equal(volume.array[0], sitk.GetArrayFromImage(image))
-    point = image.TransformIndexToPhysicalPoint((3, 2, 1))
-    np.testing.assert_allclose(
-        volume.geometry.to_mm([[1, 2, 3]])[0], [-point[0], -point[1], point[2]], atol=1e-9
-    )
-    assert volume.geometry.spacing_mm == (3, 2, 1)
+    np.testing.assert_allclose(volume.geometry.to_mm([[1, 1, 1]]), [[-10.5, 19.25, 33]])
+    n_files = 2 if suffix in (".mhd", ".nhdr") else 1
+    assert len(content_files(tmp_path / f"a{suffix}")) == n_files
 
 
-@pytest.mark.parametrize("suffix", VOLUME_SUFFIXES)
-@pytest.mark.parametrize("dtype", NUMBERS)
+@pytest.mark.parametrize("suffix", VOLUMES)
+@pytest.mark.parametrize("dtype", ["uint8", "int16", "uint16", "int32", "float32", "float64"])
 def test_number_types_are_kept(tmp_path: Path, oblique: Geometry, suffix: str, dtype: str) -> None:
-    volume = _ramp(oblique, dtype)
-    write_volume(tmp_path / f"a{suffix}", volume)
-    back = read_volume(tmp_path / f"a{suffix}").array
-    assert back.dtype == dtype
-    np.testing.assert_array_equal(back, volume.array)
+    write_volume(tmp_path / f"a{suffix}", ramp(oblique, dtype))
+    assert read_volume(tmp_path / f"a{suffix}").array.dtype == dtype
 
 
 @pytest.mark.parametrize(
-    ("given", "stored"), [("bool", "uint8"), ("int64", "int32"), ("float16", "float32")]
+    ("dtype", "stored"), [("bool", "uint8"), ("float16", "float32"), ("int64", "int32")]
 )
-def test_number_types_unknown_to_formats_are_widened(
-    tmp_path: Path, oblique: Geometry, given: str, stored: str
+def test_other_number_types_are_widened(
+    tmp_path: Path, oblique: Geometry, dtype: str, stored: str
 ) -> None:
-    write_volume(tmp_path / "a.nii.gz", Volume(_ramp(oblique).array.astype(given), oblique))
+    write_volume(tmp_path / "a.nii.gz", ramp(oblique, dtype))
     assert read_volume(tmp_path / "a.nii.gz").array.dtype == stored
 
 
-def test_integers_beyond_32_bits_are_refused(tmp_path: Path) -> None:
-    geometry = Geometry.from_spacing((1, 1, 1), (1, 1, 1))
-    with pytest.raises(OutputError, match="32 bits"):
-        write_volume(tmp_path / "a.nii", Volume(np.full((1, 1, 1, 1), 2**40), geometry))
-
-
-def test_two_channels_are_not_one_file(tmp_path: Path, oblique: Geometry) -> None:
-    with pytest.raises(OutputError, match="one channel"):
-        write_volume(tmp_path / "a.nii", Volume(np.zeros((2, *oblique.shape)), oblique))
-
-
-@pytest.mark.parametrize("name", ["a.mhd", "a.jpg", "a.xyz"])
-def test_formats_that_are_not_written(tmp_path: Path, name: str) -> None:
-    plane = Geometry.from_spacing((2, 2), (1, 1))
+@pytest.mark.parametrize("name", ["a.mhd", "a.jpg", "a.xyz", "a.png", "two.nii.gz", "long.nii.gz"])
+def test_what_a_format_does_not_hold_is_not_written(tmp_path: Path, name: str) -> None:
+    volume = Volume(np.zeros((1, 3, 4), np.float32), PLANE)
+    if name.startswith("two"):
+        volume = Volume(np.zeros((2, 3, 4), np.uint8), PLANE)
+    if name.startswith("long"):
+        volume = Volume(np.full((1, 3, 4), 2**40), PLANE)
     with pytest.raises(OutputError, match=name):
-        write_volume(tmp_path / name, Volume(np.zeros((1, 2, 2), np.uint8), plane))
-    assert list(tmp_path.iterdir()) == []
+        write_volume(tmp_path / name, volume)
+    assert not list(tmp_path.iterdir())
 
 
-def test_a_volume_too_long_for_nifti_is_refused_by_name(tmp_path: Path) -> None:
-    geometry = Geometry.from_spacing((40000, 1, 1), (1, 1, 1))
-    with pytest.raises(OutputError, match=r"long\.nii"):
-        write_volume(tmp_path / "long.nii", Volume(np.zeros((1, 40000, 1, 1), np.uint8), geometry))
+def test_suffixes() -> None:
+    names = ["a.nii.gz", "a.v2.NII", "b.tiff", "c.d", "e"]
+    assert [case_suffix(Path(n)) for n in names] == [".nii.gz", ".NII", ".tiff", ".d", ""]
+    assert [strip_suffix(Path(n)) for n in names] == ["a", "a.v2", "b", "c", "e"]
+    assert not is_image_file(Path(".hidden.nii"))
 
 
-@pytest.mark.parametrize(
-    ("name", "suffix", "stem"),
-    [
-        ("a.nii.gz", ".nii.gz", "a"),
-        ("a.b.NII.GZ", ".NII.GZ", "a.b"),
-        ("a_0000.nrrd", ".nrrd", "a_0000"),
-        ("v1.2.png", ".png", "v1.2"),
-        ("table.csv", ".csv", "table"),
-        ("noend", "", "noend"),
-    ],
-)
-def test_suffixes(name: str, suffix: str, stem: str) -> None:
-    assert case_suffix(Path(name)) == suffix
-    assert strip_suffix(Path(name)) == stem
+# NIfTI
 
 
-def test_hidden_files_are_no_images() -> None:
-    assert is_image_file(Path("a.PNG"))
-    assert not is_image_file(Path("._a.nii.gz"))
-    assert not is_image_file(Path("a.csv"))
+def test_nifti_scaled_by_its_header_gives_float32(tmp_path: Path) -> None:
+    image = nibabel.Nifti1Image(np.arange(8, dtype=np.int16).reshape(2, 2, 2), np.eye(4))
+    image.header.set_slope_inter(0.5, -10)
+    nibabel.save(image, tmp_path / "a.nii.gz")
+    volume = read_volume(tmp_path / "a.nii.gz")
+    assert volume.array.dtype == np.float32
+    np.testing.assert_array_equal(volume.array[0].T, np.arange(8).reshape(2, 2, 2) * 0.5 - 10)
 
 
-@pytest.mark.parametrize("read", [read_volume, read_geometry])
-@pytest.mark.parametrize("suffix", [*VOLUME_SUFFIXES, ".mhd", ".png", ".jpg", ".bmp", ".tif"])
+def test_nifti_big_endian_version_2_and_units(tmp_path: Path) -> None:
+    array = np.arange(24).reshape(2, 3, 4)
+    header = nibabel.Nifti2Image(array.astype(np.int16), np.eye(4)).header
+    header.set_xyzt_units("micron")
+    affine = np.diag([1000.0, 2000, 3000, 1])
+    image = nibabel.Nifti2Image(array.astype(">i2"), affine, header.as_byteswapped(">"))
+    image.to_filename(tmp_path / "a.nii")
+    volume = read_volume(tmp_path / "a.nii")
+    (tmp_path / "a.nii").unlink()  # the array outlives its file
+    assert volume.array.dtype.isnative
+    np.testing.assert_array_equal(volume.array[0].T, array)
+    assert volume.geometry.spacing_mm == (3, 2, 1)
+
+
+def test_nifti_of_two_axes(tmp_path: Path, write_nifti: Write) -> None:
+    affine = np.diag([-0.5, 2.0, 1, 1])
+    affine[:2, 3] = (7, 8)
+    array = np.arange(20, dtype=np.uint8).reshape(5, 4)
+    volume = read_volume(write_nifti(tmp_path / "a.nii.gz", array, affine))
+    np.testing.assert_array_equal(volume.array[0].T, array)
+    np.testing.assert_allclose(volume.geometry.to_mm([[1, 2]]), [[6, 10]])
+    write_volume(tmp_path / "b.nii.gz", volume)
+    assert read_volume(tmp_path / "b.nii.gz").geometry.matches(volume.geometry, 1e-5)
+    for shape, axes in (((5, 4, 1), (1, 1, 4, 5)), ((5, 4, 3, 1), (1, 3, 4, 5))):
+        path = write_nifti(tmp_path / "c.nii", np.zeros(shape, np.uint8))
+        assert read_volume(path).array.shape == axes
+
+
+def test_nifti_form_codes_and_matrices_of_the_scan_are_taken_over(
+    tmp_path: Path, oblique: Geometry
+) -> None:
+    write_volume(tmp_path / "scan.nii.gz", ramp(oblique))
+    scan = nibabel.load(tmp_path / "scan.nii.gz")
+    scan.set_sform(scan.affine, code=4)
+    scan.set_qform(None, code=0)
+    nibabel.save(scan, tmp_path / "scan.nii.gz")
+    write_volume(tmp_path / "mask.nii.gz", ramp(oblique, "uint8"), like=tmp_path / "scan.nii.gz")
+    mask = nibabel.load(tmp_path / "mask.nii.gz")
+    assert (int(mask.header["sform_code"]), int(mask.header["qform_code"])) == (4, 0)
+    np.testing.assert_array_equal(mask.get_sform(), scan.get_sform())
+
+
+@pytest.mark.parametrize("shape", [(5, 4, 3, 2), (7,)])
+def test_nifti_of_other_axes_is_an_error(
+    tmp_path: Path, write_nifti: Write, shape: tuple[int, ...]
+) -> None:
+    path = write_nifti(tmp_path / "many.nii.gz", np.zeros(shape, np.uint8))
+    for read in (read_volume, read_geometry):
+        with pytest.raises(ReadError, match=r"many\.nii\.gz"):
+            read(path)
+
+
+# pictures
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.tif"])
+@pytest.mark.parametrize("dtype", ["uint8", "uint16"])
+def test_pictures_come_back(tmp_path: Path, name: str, dtype: str) -> None:
+    write_volume(tmp_path / name, Volume(GREY.astype(dtype)[np.newaxis] * 1, PLANE))
+    volume = read_volume(tmp_path / name, raster_mm=0.2)
+    assert volume.array.dtype == dtype
+    np.testing.assert_array_equal(volume.array[0], GREY)
+    assert volume.geometry.spacing_mm == (0.2, 0.2)
+    assert read_geometry(tmp_path / name, raster_mm=0.2).matches(volume.geometry, 0)
+    np.testing.assert_allclose(volume.geometry.to_mm([[2, 1]]), [[0.2, 0.4]])  # rows run down
+
+
+COLOUR = np.stack([GREY, GREY.T.reshape(3, 4), 255 - GREY], axis=-1)
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.tif", "a.bmp", "planes.tif", "wide.tif", "rgba.png"])
+def test_a_colour_picture_has_three_channels(tmp_path: Path, name: str) -> None:
+    picture = COLOUR.astype(np.uint16) * 256 if name == "wide.tif" else COLOUR
+    if name == "planes.tif":
+        planes = np.ascontiguousarray(np.moveaxis(COLOUR, -1, 0))
+        tifffile.imwrite(tmp_path / name, planes, photometric="rgb", planarconfig="separate")
+    elif name.endswith(".tif"):
+        tifffile.imwrite(tmp_path / name, picture, photometric="rgb")
+    else:
+        mode = "RGBA" if name == "rgba.png" else "RGB"
+        Image.fromarray(COLOUR).convert(mode).save(tmp_path / name)
+    volume = read_volume(tmp_path / name)
+    np.testing.assert_array_equal(volume.array, np.moveaxis(picture, -1, 0))
+    assert volume.geometry.shape == read_geometry(tmp_path / name).shape == (3, 4)
+    with pytest.raises(ReadError, match="mask in colour"):
+        read_volume(tmp_path / name, as_labels=True)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "LA"])
+def test_grey_stored_as_colour_is_one_channel(tmp_path: Path, mode: str) -> None:
+    Image.fromarray(GREY).convert(mode).save(tmp_path / "a.png")
+    np.testing.assert_array_equal(read_volume(tmp_path / "a.png").array, GREY[np.newaxis])
+
+
+def test_colour_fills_three_named_channels_or_becomes_brightness(tmp_path: Path) -> None:
+    Image.fromarray(COLOUR).save(tmp_path / "a.png")
+    Image.fromarray(GREY).save(tmp_path / "grey.png")
+
+    def read(name: str, *channels: str) -> np.ndarray:
+        dataset = Dataset("x", tmp_path, "nnunet", 2, channels, {1: "lesion"}, ())
+        files = CaseFiles("a", images=(tmp_path / name,), reference=None, group="a")
+        return np.asarray(read_image(files, dataset).array)
+
+    np.testing.assert_array_equal(read("a.png", "R", "G", "B"), np.moveaxis(COLOUR, -1, 0))
+    np.testing.assert_array_equal(read("grey.png", "R", "G", "B"), np.stack([GREY] * 3))
+    luma = np.rint(COLOUR @ [0.299, 0.587, 0.114])
+    np.testing.assert_array_equal(read("a.png", "photo"), luma[np.newaxis])
+    with pytest.raises(LesionsegError, match="one file per channel"):
+        read("a.png", "R", "G")
+
+
+def test_palettes_bits_and_white_as_zero(tmp_path: Path) -> None:
+    image = Image.fromarray(np.array([[0, 1], [2, 2]], np.uint8))
+    image.putpalette([0, 0, 0, 128, 128, 128, 255, 255, 255])
+    image.save(tmp_path / "a.png")
+    assert read_volume(tmp_path / "a.png").array.tolist() == [[[0, 128], [255, 255]]]
+    assert read_volume(tmp_path / "a.png", as_labels=True).array.tolist() == [[[0, 1], [2, 2]]]
+    Image.fromarray(np.array([[True, False]])).save(tmp_path / "bits.png")
+    assert read_volume(tmp_path / "bits.png", as_labels=True).array.tolist() == [[[1, 0]]]
+    tifffile.imwrite(tmp_path / "a.tif", GREY, photometric="miniswhite")
+    np.testing.assert_array_equal(read_volume(tmp_path / "a.tif").array[0], 255 - GREY)
+    Image.fromarray(GREY).save(tmp_path / "lzw.tif", compression="tiff_lzw")
+    np.testing.assert_array_equal(read_volume(tmp_path / "lzw.tif").array[0], GREY)
+    tifffile.imwrite(tmp_path / "two.tif", np.zeros((2, 8, 9), np.uint8), photometric="minisblack")
+    with pytest.raises(ReadError, match=r"two\.tif: 2 pages"):
+        read_volume(tmp_path / "two.tif")
+
+
+@pytest.mark.parametrize("turn", range(1, 9))
+@pytest.mark.parametrize("suffix", [".jpg", ".tif"])
+def test_a_stated_rotation_is_followed(tmp_path: Path, suffix: str, turn: int) -> None:
+    picture = np.zeros((16, 24), np.uint8)  # bright at the upper left, dim at the upper right
+    picture[:8, :8], picture[:8, 16:] = 200, 100
+    stored, path = picture, tmp_path / f"a{suffix}"
+    stored = stored[:, ::-1] if turn in (2, 3, 6, 7) else stored
+    stored = stored[::-1] if turn in (3, 4, 7, 8) else stored
+    stored = np.ascontiguousarray(stored.T if turn > 4 else stored)
+    if suffix == ".tif":
+        tifffile.imwrite(path, stored, extratags=[(274, "H", 1, turn, True)])
+    else:
+        exif = Image.Exif()
+        exif[274] = turn
+        Image.fromarray(stored).save(path, exif=exif, quality=100)
+    volume = read_volume(path)
+    assert np.abs(volume.array[0].astype(int) - picture).max() < 8
+    assert read_geometry(path).matches(volume.geometry)
+
+
+# damage
+
+
+@pytest.mark.parametrize("suffix", [*VOLUMES, ".mhd", ".png", ".jpg", ".bmp", ".tif", ".xyz"])
 @pytest.mark.parametrize("content", [b"", b"no image at all, but some text " * 40])
-def test_empty_files_and_wrong_magic_are_refused_by_name(
-    tmp_path: Path, read: Callable[[Path], object], suffix: str, content: bytes
-) -> None:
-    path = tmp_path / f"broken{suffix}"
-    path.write_bytes(content)
-    with pytest.raises(ReadError, match="broken"):
-        read(path)
+def test_what_is_no_image_is_named(tmp_path: Path, suffix: str, content: bytes) -> None:
+    (tmp_path / f"bad{suffix}").write_bytes(content)
+    for read in (read_volume, read_geometry):
+        for name in (f"bad{suffix}", f"gone{suffix}"):
+            with pytest.raises(ReadError, match=name.replace(".", r"\.")):
+                read(tmp_path / name)
 
 
-@pytest.mark.parametrize("read", [read_volume, read_geometry])
-def test_what_is_not_there_is_refused_by_name(
-    tmp_path: Path, read: Callable[[Path], object]
-) -> None:
-    with pytest.raises(ReadError, match=r"gone\.nii.*does not exist|does not exist.*gone\.nii"):
-        read(tmp_path / "gone.nii")
-    with pytest.raises(ReadError, match="A folder stands"):
-        read(tmp_path)
-    (tmp_path / "a.xyz").write_text("x")
-    with pytest.raises(ReadError, match=r"format is unknown.*\.xyz"):
-        read(tmp_path / "a.xyz")
-
-
-@pytest.mark.parametrize("suffix", [*VOLUME_SUFFIXES, ".png", ".tif"])
+@pytest.mark.parametrize("suffix", [*VOLUMES, ".png", ".tif"])
 @pytest.mark.parametrize("keep", [0.5, 0.98])
-def test_truncated_files_are_refused_by_name(tmp_path: Path, suffix: str, keep: float) -> None:
-    shape = (60, 70) if suffix in (".png", ".tif") else (10, 20, 30)
-    noise = np.random.default_rng(0).integers(0, 60000, (1, *shape)).astype(np.uint16)
-    path = tmp_path / f"short{suffix}"
-    write_volume(path, Volume(noise, Geometry.from_spacing(shape, (1,) * len(shape))))
-    content = path.read_bytes()
-    path.write_bytes(content[: int(keep * len(content))])
-    with pytest.raises(ReadError, match="short"):
+def test_truncated_files_are_named(tmp_path: Path, suffix: str, keep: float) -> None:
+    path = tmp_path / f"cut{suffix}"
+    noise = np.random.default_rng(0).integers(0, 255, (1, 30, 31)).astype(np.uint8)
+    write_volume(path, Volume(noise, Geometry.from_spacing((30, 31), (1, 1))))
+    path.write_bytes(path.read_bytes()[: int(path.stat().st_size * keep)])
+    with pytest.raises(ReadError, match="cut"):
         read_volume(path)
 
 
 @pytest.mark.parametrize("suffix", [".nii.gz", ".png", ".nrrd"])
 def test_flipped_bytes_in_compressed_voxels_are_noticed(tmp_path: Path, suffix: str) -> None:
-    shape = (60, 70) if suffix == ".png" else (10, 20, 30)
-    noise = np.random.default_rng(0).integers(0, 60000, (1, *shape)).astype(np.uint16)
-    path = tmp_path / f"flipped{suffix}"
-    write_volume(path, Volume(noise, Geometry.from_spacing(shape, (1,) * len(shape))))
+    path = tmp_path / f"a{suffix}"
+    noise = np.random.default_rng(0).integers(0, 255, (1, 30, 31)).astype(np.uint8)
+    write_volume(path, Volume(noise, Geometry.from_spacing((30, 31), (1, 1))))
     content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 0x55
+    content[-60] ^= 0xFF
     path.write_bytes(bytes(content))
-    with pytest.raises(ReadError, match="flipped"):
+    with pytest.raises(ReadError, match="a"):
         read_volume(path)
+
+
+def test_the_state_of_a_file_that_just_changed_is_unknown(
+    tmp_path: Path, write_nifti: Write
+) -> None:
+    write_nifti(tmp_path / "a.nii", np.zeros((2, 3, 4), np.uint8))
+    assert file_states([tmp_path / "a.nii"]) is None
+    assert file_states([tmp_path / "gone.nii"]) is None
+    os.utime(tmp_path / "a.nii", (1, 1))
+    assert file_states([tmp_path / "a.nii"]) == ((str(tmp_path / "a.nii"), 376, 10**9),)

@@ -8,7 +8,7 @@ import pytest
 from lesionseg.core import Volume
 from lesionseg.io.volumes import read_geometry, write_volume
 from lesionseg.pipeline.follow import follow
-from tests.io.dicom.test_results import GRIDS, series
+from tests.io.test_dicom_results import GRIDS, series
 
 hd = pytest.importorskip("highdicom")
 

@@ -1,17 +1,19 @@
-"""DICOM headers: which files are DICOM, and which of those are images we read."""
+"""DICOM files: which are images that we read, their elements and their stored pixels."""
 
 import logging
 import re
 import warnings
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from zlib import MAX_WBITS, decompressobj
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lesionseg.errors import ReadError, pip_install
-from lesionseg.io.formats.guard import reading
+from lesionseg.io.limits import check_claim, reading
+from lesionseg.io.worker import in_worker
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset as Header
@@ -22,16 +24,8 @@ logger = logging.getLogger(__name__)
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 SUFFIXES = (".dcm", ".dicom", ".ima")
 _SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
-# storage classes of CR, DX, mammography and intra-oral radiographs, PS3.4 table B.5-1
-_XRAY = (
-    "1.2.840.10008.5.1.4.1.1.1",
-    "1.2.840.10008.5.1.4.1.1.1.1",
-    "1.2.840.10008.5.1.4.1.1.1.1.1",
-    "1.2.840.10008.5.1.4.1.1.1.2",
-    "1.2.840.10008.5.1.4.1.1.1.2.1",
-    "1.2.840.10008.5.1.4.1.1.1.3",
-    "1.2.840.10008.5.1.4.1.1.1.3.1",
-)
+# CR, DX, mammography, intra-oral, each for presentation and processing: PS3.4 table B.5-1
+_XRAY = re.compile(r"1\.2\.840\.10008\.5\.1\.4\.1\.1\.1(\.[123](\.1)?)?")
 _NO_IMAGE = ("SEG", "RTSTRUCT", "RTPLAN", "RTDOSE", "SR", "PR", "KO", "REG", "DOC")
 # storage classes without an image of the patient, PS3.4 table B.5-1: waveforms, presentation
 # states, raw data, registrations, segmentations, reports, documents, radiotherapy but its images
@@ -42,11 +36,11 @@ _SORTED_BY = (
     *("SOPClassUID", "Modality", "ImageType", "SeriesInstanceUID", "SeriesNumber"),
     *("NumberOfFrames", "SamplesPerPixel"),
 )
+_LOCALISERS = {"LOCALIZER", "LOCALISER", "SCOUT", "TOPOGRAM"}
 _PREAMBLE = 132
 _GROUP_2 = 144  # behind the element that holds the length of group 2, PS3.10 section 7.1
 _DEFLATED = b"1.2.840.10008.1.2.1.99"
-_MOST_HEADER_BYTES = 2**25  # thousands of frames describe themselves in a few MB
-_LOCALISERS = {"LOCALIZER", "LOCALISER", "SCOUT", "TOPOGRAM"}
+_MOST_INFLATED = 2**28
 
 
 def is_dicom(path: Path) -> bool:
@@ -63,53 +57,31 @@ def read_header(path: Path, *, pixels: bool = False) -> "Header":
     """Read a file's elements, its pixels only when asked. Raises `ReadError`."""
     try:
         from pydicom import dcmread
+        from pydicom.uid import DeflatedExplicitVRLittleEndian
     except ImportError as error:
-        what = "DICOM files need the package pydicom."
-        raise ReadError(what, where=path, remedy=pip_install("dicom")) from error
+        install = pip_install("dicom")
+        raise ReadError(f"{path}: DICOM files need the package pydicom: {install}.") from error
     logging.getLogger("pydicom").setLevel(logging.CRITICAL)  # it quotes what it finds odd
     with reading(path), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what vendors write differently is no fault of the user's
-        if _is_deflated(path):
-            return _deflated(path, pixels)
-        return dcmread(path, stop_before_pixels=not pixels)
+        with path.open("rb") as stream:
+            deflated = _DEFLATED in stream.read(2**10)
+        header = dcmread(_inflated(path) if deflated else path, stop_before_pixels=not pixels)
+        if deflated:
+            header.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
+        return header
 
 
-def pixel_bytes(header: "Header") -> int:
-    """The bytes of pixels that a header claims: rows, columns, frames, samples and bits."""
-    frames = header.get("PerFrameFunctionalGroupsSequence", None) or ()
-    n_frames = max(int(header.get("NumberOfFrames", None) or 1), len(frames))
-    n_bits = int(header.get("BitsAllocated", 8)) * int(header.get("SamplesPerPixel", 1))
-    return int(header.get("Rows", 0)) * int(header.get("Columns", 0)) * n_frames * n_bits // 8
-
-
-def _is_deflated(path: Path) -> bool:
-    """Whether the transfer syntax, in the first elements, is the one that deflates headers too."""
-    with path.open("rb") as stream:
-        return _DEFLATED in stream.read(2**10)
-
-
-def _deflated(path: Path, pixels: bool) -> "Header":
-    """A deflated file, inflated no further than its header, or what that claims, asks for."""
-    from pydicom import dcmread
-    from pydicom.uid import DeflatedExplicitVRLittleEndian
-
-    most = _MOST_HEADER_BYTES + (pixel_bytes(_deflated(path, False)) if pixels else 0)
+def _inflated(path: Path) -> BytesIO:
+    """A deflated file as one of the plain syntax; pydicom would inflate gigabytes."""
     data = path.read_bytes()
     start = _GROUP_2 + int.from_bytes(data[_GROUP_2 - 4 : _GROUP_2], "little")
     inflater = decompressobj(-MAX_WBITS)
-    content = inflater.decompress(data[start:], most)
-    if pixels and inflater.unconsumed_tail:
-        raise ReadError(
-            "The deflated DICOM file holds more than its header claims.",
-            where=path,
-            expected=f"at most {most} bytes",
-            remedy="Export the images again, uncompressed.",
-        )
-    # inflated, the file is one of the plain syntax: the same without the last three characters
-    plain = data[:start].replace(_DEFLATED, _DEFLATED[:-3] + b"\0\0\0")
-    header = dcmread(BytesIO(plain + content), stop_before_pixels=not pixels)
-    header.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
-    return header
+    content = inflater.decompress(data[start:], _MOST_INFLATED)
+    if inflater.unconsumed_tail:
+        raise ReadError(f"{path}: inflates to over 256 MiB. Export the images uncompressed.")
+    # the plain syntax is the same without the last three characters
+    return BytesIO(data[:start].replace(_DEFLATED, _DEFLATED[:-3] + b"\0\0\0") + content)
 
 
 def image_headers(folder: Path) -> dict[Path, "Header"]:
@@ -135,11 +107,14 @@ def image_header(file: Path) -> "Header | None":
 
     Raises `ReadError` for a file that ends before it says which of the two it is.
     """
+    short = f"{file}: the DICOM file is cut short ({file.stat().st_size} bytes). Copy it again."
     if file.name.upper() == "DICOMDIR":
         return None
     if not is_dicom(file):
-        if _ends_in_preamble(file):
-            raise _cut_short(file)
+        # a file without a suffix may be DICOM of which no more than its start was copied
+        is_start = not file.suffix.strip(".").isalpha() and file.stat().st_size < _PREAMBLE
+        if is_start and b"DICM".startswith(file.read_bytes().strip(b"\0")):
+            raise ReadError(short)
         return None
     header = read_header(file)
     with reading(file):
@@ -147,9 +122,12 @@ def image_header(file: Path) -> "Header | None":
             header.get(name)
     if is_image(header):
         return header
-    if "SeriesInstanceUID" in header and _is_other_object(header):
-        return None
-    raise _cut_short(file)
+    uid = str(header.get("SOPClassUID", ""))
+    is_other = str(header.get("Modality", "")) in _NO_IMAGE or _OTHER_OBJECTS.match(uid)
+    is_private = bool(uid) and not uid.startswith("1.2.840.10008.")
+    if "SeriesInstanceUID" not in header or not (is_other or is_private):
+        raise ReadError(short)
+    return None
 
 
 def is_image(header: "Header") -> bool:
@@ -157,33 +135,9 @@ def is_image(header: "Header") -> bool:
     return "Rows" in header and str(header.get("Modality", "")) not in _NO_IMAGE
 
 
-def _is_other_object(header: "Header") -> bool:
-    """Whether it is a report, segmentation, plan or the like, or a vendor's own without pixels."""
-    uid = str(header.get("SOPClassUID", ""))
-    if str(header.get("Modality", "")) in _NO_IMAGE or _OTHER_OBJECTS.match(uid):
-        return True
-    return bool(uid) and not uid.startswith("1.2.840.10008.")
-
-
-def _ends_in_preamble(file: Path) -> bool:
-    """Whether a file without a suffix may be DICOM of which no more than its start was copied."""
-    if file.suffix.strip(".").isalpha():
-        return False
-    return file.stat().st_size < _PREAMBLE and b"DICM".startswith(file.read_bytes().strip(b"\0"))
-
-
-def _cut_short(file: Path) -> ReadError:
-    return ReadError(
-        "The DICOM file is cut short: it ends before its image.",
-        where=file,
-        seen=f"{file.stat().st_size} bytes",
-        remedy="Copy it again from its source, or take it out of the folder if it is not an image.",
-    )
-
-
 def is_xray(header: "Header") -> bool:
     """Whether it is a projection radiograph: CR, DX, mammogram or intra-oral."""
-    return str(header.get("SOPClassUID", "")) in _XRAY
+    return _XRAY.fullmatch(str(header.get("SOPClassUID", ""))) is not None
 
 
 def is_secondary_capture(header: "Header") -> bool:
@@ -191,31 +145,66 @@ def is_secondary_capture(header: "Header") -> bool:
     return str(header.get("SOPClassUID", "")).startswith(_SECONDARY_CAPTURE)
 
 
-def refuse_unfit(path: Path, header: "Header") -> None:
-    """Raise `ReadError` for localisers, secondary captures, colour and frames without a place."""
-    kinds = {str(value).upper() for value in header.get("ImageType", None) or ()}
+def unfit(header: "Header") -> str:
+    """Why an image is never read: localiser, secondary capture, colour, frames without a place.
+
+    Empty for all others.
+    """
     n_frames = int(header.get("NumberOfFrames", None) or 1)
-    for wrong, what, remedy in (
-        (
-            is_secondary_capture(header),
-            "The DICOM file is a secondary capture (a screen shot), not a scan",
-            "Leave it out of the dataset; take the series that it shows.",
-        ),
-        (
-            bool(kinds & _LOCALISERS),
-            "The DICOM file is a localiser",
-            "Leave it out of the series' folder.",
-        ),
-        (
-            int(header.get("SamplesPerPixel", 1)) != 1,
-            "The DICOM image is in colour",
-            "Leave it out: a scan has one value per voxel.",
-        ),
-        (
-            n_frames > 1 and "PerFrameFunctionalGroupsSequence" not in header,
-            f"The DICOM file holds {n_frames} frames without saying where each lies",
-            "Take the enhanced or the classic single-frame form of the series.",
-        ),
-    ):
-        if wrong:
-            raise ReadError(f"{what}.", where=path, seen=sorted(kinds) or None, remedy=remedy)
+    if is_secondary_capture(header):
+        return "a secondary capture (a screen shot), not a scan. Leave it out."
+    if _LOCALISERS & {str(value).upper() for value in header.get("ImageType", None) or ()}:
+        return "a localiser. Leave it out of the series' folder."
+    if int(header.get("SamplesPerPixel", 1)) != 1:
+        return "in colour; a scan has one value per voxel. Leave it out."
+    if n_frames > 1 and "PerFrameFunctionalGroupsSequence" not in header:
+        return f"{n_frames} frames without a place. Export single-frame files."
+    return ""
+
+
+def check_scan(path: Path, header: "Header") -> None:
+    """Raise `ReadError` for what is unfit, or claims more pixels than the file can hold."""
+    with reading(path):
+        if reason := unfit(header):
+            raise ReadError(f"{path}: {reason}")
+        frames = header.get("PerFrameFunctionalGroupsSequence", None) or ()
+        n_frames = max(int(header.get("NumberOfFrames", None) or 1), len(frames))
+        n_pixels = int(header.get("Rows", 0)) * int(header.get("Columns", 0)) * n_frames
+        syntax = _syntax(header)
+        packed = syntax is not None and (syntax.is_compressed or syntax.is_deflated)
+        n_bits = int(header.get("BitsAllocated", 8))
+        check_claim(path, n_pixels * n_bits // 8, compressed=packed)
+
+
+def stored_pixels(path: Path, header: "Header") -> NDArray[Any]:
+    """The pixels of a header that was read with them, as stored: `[y, x]` or `[frame, y, x]`.
+
+    Compressed ones are decoded in the worker. Raises `ReadError` for damaged pixels and where no
+    decoder is installed.
+    """
+    from pydicom.pixels.decoders.base import get_decoder
+
+    syntax = _syntax(header)
+    if syntax is not None and syntax.is_compressed:
+        try:
+            available = get_decoder(syntax).is_available
+        except NotImplementedError:  # video, or one that pydicom does not know
+            available = False
+        if not available:
+            raise ReadError(
+                f"{path}: nothing installed decodes {syntax.name}. "
+                'pip install "pylibjpeg[all]" pyjpegls, or export the images uncompressed.'
+            )
+        return in_worker(_decoded, path)
+    with reading(path), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of more frames than stated: whoever wants one says so
+        return header.pixel_array
+
+
+def _decoded(path: Path) -> NDArray[Any]:
+    with reading(path):
+        return read_header(path, pixels=True).pixel_array
+
+
+def _syntax(header: "Header") -> Any:
+    return header.file_meta.get("TransferSyntaxUID") if hasattr(header, "file_meta") else None

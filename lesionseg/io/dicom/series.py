@@ -5,25 +5,33 @@ file exists: it is how a manifest, and prediction on a whole study, point into t
 """
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from lesionseg.core import Geometry, Volume
-from lesionseg.errors import ReadError
+from lesionseg.errors import GeometryError, ReadError
 from lesionseg.io.dicom.headers import (
+    LPS_TO_RAS,
+    SUFFIXES,
+    check_scan,
     image_header,
     image_headers,
     is_dicom,
     is_image,
     is_xray,
     read_header,
-    refuse_unfit,
+    stored_pixels,
+    unfit,
 )
-from lesionseg.io.dicom.radiographs import read_radiograph, read_radiograph_geometry
-from lesionseg.io.dicom.slices import read_slices, read_values
-from lesionseg.io.dicom.stack import Stack, Tilt, settle_tilt, settled_geometry, stack_slices
-from lesionseg.io.formats.guard import check_grid
+from lesionseg.io.dicom.radiograph import read_radiograph, read_radiograph_geometry
+from lesionseg.io.limits import check_grid, reading
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset as Header
@@ -31,6 +39,77 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _PREFIX = "series="
+# b-values that vendors kept to themselves before the standard had one: Siemens, Philips, GE
+_B_VALUES = (0x00189087, (0x0019, 0x100C), (0x2001, 0x1003), (0x0043, 0x1039))
+UNEVEN = 0.05  # share of the slice distance by which a step may differ from the others
+_SAME_PLACE_MM = 1e-2
+_SAME_DIRECTION = 1e-4
+_DRIFT_PIXELS = 0.5  # over the whole stack: less moves no voxel to its neighbour
+
+
+@dataclass(frozen=True, eq=False)
+class DicomSlice:
+    """One slice: a classic file, or frame `frame` of an enhanced one.
+
+    `position`: centre of the first pixel, LPS millimetres; `across`, `down`: unit vectors along
+    rows and columns; `pixel_mm`: (down, across). Values are `slope · stored + intercept`. `kind`
+    holds what must not differ within a volume; `phase` what may tell repeated positions apart.
+    """
+
+    path: Path
+    frame: int | None
+    series: str
+    uid: str
+    shape: tuple[int, int]
+    position: NDArray[np.float64]
+    across: NDArray[np.float64]
+    down: NDArray[np.float64]
+    pixel_mm: tuple[float, float]
+    thickness_mm: float | None
+    slope: float
+    intercept: float
+    kind: Mapping[str, str]
+    phase: Mapping[str, str]
+
+    @property
+    def name(self) -> str:
+        """File, and frame counted from 1, for messages."""
+        return self.path.name if self.frame is None else f"{self.path.name} frame {self.frame + 1}"
+
+
+def read_dicom(path: Path) -> Volume:
+    """Read a series' folder or one file as a volume `[1, *spatial]` float32.
+
+    Slices are sorted by their position along the normal and rescaled each by its own slope;
+    distances come from positions, never from the thickness. Radiographs (CR, DX, MG) have two
+    axes: see `radiograph`. Raises `ReadError` and `GeometryError` naming the file at fault.
+    """
+    radiograph = radiograph_file(path)
+    if radiograph is not None:
+        return read_radiograph(radiograph)
+    slices, geometry = read_stack(path)
+    values = np.empty((1, *geometry.shape), dtype=np.float32)
+    by_path: dict[Path, list[int]] = {}
+    for index, piece in enumerate(slices):
+        by_path.setdefault(piece.path, []).append(index)
+    for file, indices in by_path.items():
+        stored = stored_pixels(file, read_header(file, pixels=True))
+        for index in indices:
+            piece = slices[index]
+            several = stored.ndim == 3 and (piece.frame or 0) < len(stored)
+            pixels = stored[piece.frame] if several and piece.frame is not None else stored
+            if pixels.shape != piece.shape:
+                raise ReadError(f"{file}: pixels {pixels.shape}, the header says {piece.shape}.")
+            values[0, index] = pixels.astype(np.float64) * piece.slope + piece.intercept
+    return Volume(values, geometry)
+
+
+def read_dicom_geometry(path: Path) -> Geometry:
+    """Read the geometry from the headers alone."""
+    radiograph = radiograph_file(path)
+    if radiograph is not None:
+        return read_radiograph_geometry(radiograph)
+    return read_stack(path)[1]
 
 
 def split_series(path: Path) -> tuple[Path, str] | None:
@@ -54,11 +133,8 @@ def series_headers(path: Path) -> dict[Path, "Header"]:
     everything = image_headers(folder)
     headers = {f: h for f, h in everything.items() if name in (_number(h), _uid(h))}
     if not headers:
-        raise ReadError(
-            "The folder holds no such series.",
-            where=path,
-            expected=sorted({_PREFIX + _number(h) for h in everything.values()}),
-        )
+        known = ", ".join(sorted({_PREFIX + _number(h) for h in everything.values()}))
+        raise ReadError(f"{path}: the folder holds no such series, only {known or 'none'}.")
     return headers
 
 
@@ -70,26 +146,8 @@ def group_files(files: Sequence[Path]) -> dict[Path, str]:
     Localisers, secondary captures and the like are left out, and named in the log. A file that is
     damaged counts as an image, so that reading it says so; beside series, reading those does.
     """
-    images, damaged = _images(files)
-    names = {file: _stem(file) for file, header in images.items() if is_xray(header)}
-    by_series: dict[str, dict[Path, Header]] = {}
-    for file, header in images.items():
-        if file not in names:
-            by_series.setdefault(_uid(header), {})[file] = header
-    fit = [series for series in by_series.values() if not _is_left_out(series)]
-    if not fit:
-        names |= {file: _stem(file) for file in damaged}
-    if len(fit) == 1 == len(by_series) and len(fit[0]) == 1:
-        return {**names, **{file: _stem(file) for file in fit[0]}}
-    if len(fit) == len(by_series) == 1:
-        folder = next(iter(fit[0])).parent
-        return {**names, folder: folder_name(folder)}
-    return {**names, **_named(fit)}
-
-
-def _images(files: Sequence[Path]) -> tuple[dict[Path, "Header"], list[Path]]:
-    """Headers of the images among the files, and the files that are damaged."""
-    images: dict[Path, Header] = {}
+    names: dict[Path, str] = {}
+    series: dict[str, dict[Path, Header]] = {}
     damaged = []
     for file in files:
         try:
@@ -101,72 +159,33 @@ def _images(files: Sequence[Path]) -> tuple[dict[Path, "Header"], list[Path]]:
             continue
         if header is None:
             logger.info("%s is left out: it is not a DICOM image.", file)
+        elif is_xray(header):
+            names[file] = _stem(file)
         else:
-            images[file] = header
-    return images, damaged
-
-
-def _named(fit: Sequence[Mapping[Path, "Header"]]) -> dict[Path, str]:
-    """Paths and names of series that share their folder, perhaps with what was left out."""
-    numbers = [_number(next(iter(series.values()))) for series in fit]
-    names = {}
-    for number, series in zip(numbers, fit, strict=True):
-        file, header = next(iter(series.items()))
-        unique = bool(number) and numbers.count(number) == 1
-        key = number if unique else _uid(header)
-        folder = folder_name(file.parent)
-        called = folder if len(fit) == 1 else f"{folder}_{key}"
+            series.setdefault(_uid(header), {})[file] = header
+    fit = []
+    for headers in series.values():
+        reasons = [unfit(header) for header in headers.values()]
+        if all(reasons):
+            logger.warning(
+                "%s (%d files) left out: %s", next(iter(headers)), len(headers), reasons[0]
+            )
+        else:
+            fit.append(headers)
+    if not fit:
+        names |= {file: _stem(file) for file in damaged}
+    if len(series) == len(fit) == 1:
+        (headers,) = fit
+        file = next(iter(headers))
+        one = len(headers) == 1
+        return {**names, (file if one else file.parent): _stem(file) if one else _folder(file)}
+    numbers = [_number(next(iter(headers.values()))) for headers in fit]
+    for number, headers in zip(numbers, fit, strict=True):
+        file, header = next(iter(headers.items()))
+        key = number if number and numbers.count(number) == 1 else _uid(header)
+        called = _folder(file) if len(fit) == 1 else f"{_folder(file)}_{key}"
         names[file.parent / f"{_PREFIX}{key}"] = called
     return names
-
-
-def _is_left_out(series: Mapping[Path, "Header"]) -> bool:
-    """Whether all files of a series are of a kind that is never read; says so."""
-    reason = ""
-    for file, header in series.items():
-        try:
-            refuse_unfit(file, header)
-        except ReadError as error:
-            reason = error.what
-        else:
-            return False
-    logger.warning("%s: left out (%d files). %s", next(iter(series)), len(series), reason)
-    return True
-
-
-def _stem(file: Path) -> str:
-    return file.stem if file.suffix.lower() in (".dcm", ".dicom", ".ima") else file.name
-
-
-def _number(header: "Header") -> str:
-    return str(header.get("SeriesNumber", None) or "")
-
-
-def _uid(header: "Header") -> str:
-    return str(header.get("SeriesInstanceUID", ""))
-
-
-def read_dicom(path: Path, *, tilt: Tilt = "refuse") -> Volume:
-    """Read a series' folder or one file as a volume `[1, *spatial]` float32.
-
-    Slices are sorted by their position along the normal and rescaled each by its own slope;
-    distances come from positions, never from the thickness. Radiographs (CR, DX, MG) have two
-    axes: see `radiographs`. Raises `ReadError` and `GeometryError` naming the file at fault.
-    """
-    radiograph = radiograph_file(path)
-    if radiograph is not None:
-        return read_radiograph(radiograph)
-    stack = _stack(path)
-    check_grid(path, settled_geometry(stack, tilt, path))
-    return settle_tilt(stack, read_values(list(stack.slices)), tilt, path)
-
-
-def read_dicom_geometry(path: Path, *, tilt: Tilt = "refuse") -> Geometry:
-    """Read the geometry from the headers alone."""
-    radiograph = radiograph_file(path)
-    if radiograph is not None:
-        return read_radiograph_geometry(radiograph)
-    return check_grid(path, settled_geometry(_stack(path), tilt, path))
 
 
 def radiograph_file(path: Path) -> Path | None:
@@ -176,45 +195,204 @@ def radiograph_file(path: Path) -> Path | None:
     """
     if path.is_file():
         return path if is_dicom(path) and is_xray(read_header(path)) else None
-    if not path.is_dir() or not starts_with_radiograph(sorted(path.iterdir())):
+    if not path.is_dir():
+        return None
+    first = next(
+        (h for f in sorted(path.iterdir()) if is_dicom(f) and (h := image_header(f))), None
+    )
+    if first is None or not is_xray(first):  # a series' other files need not be opened
         return None
     headers = image_headers(path)
-    if len(headers) == 1:
-        (file, header), *_ = headers.items()
-        return file if is_xray(header) else None
-    if headers and all(is_xray(header) for header in headers.values()):
-        raise ReadError(
-            "The folder holds several radiographs: each is an image of its own.",
-            where=path,
-            seen=", ".join(file.name for file in list(headers)[:4]),
-            remedy="Name the file, not the folder.",
-        )
-    return None
+    if len(headers) > 1 and all(is_xray(header) for header in headers.values()):
+        raise ReadError(f"{path}: {len(headers)} radiographs. Name one file, not the folder.")
+    return next(iter(headers)) if len(headers) == 1 else None
 
 
-def starts_with_radiograph(files: Iterable[Path]) -> bool:
-    """Whether the first image among the files is one; none behind it is opened."""
-    for file in files:
-        if is_dicom(file):
-            header = image_header(file)
-            if header is not None:
-                return is_xray(header)
-    return False
+def read_stack(path: Path) -> tuple[list[DicomSlice], Geometry]:
+    """The slices of a folder's series, or of one file, in ascending order; and their grid.
 
-
-def _stack(path: Path) -> Stack:
+    Raises `ReadError` and `GeometryError` naming the files at fault: several series, differing
+    shapes, directions or pixel sizes, mixed echoes, b-values or times, two slices at one place,
+    steps that differ by more than 5 % of the slice distance, a tilted gantry.
+    """
     headers = {path: read_header(path)} if path.is_file() else series_headers(path)
     if not headers:
-        raise ReadError(
-            "A folder stands where an image file was expected.",
-            where=path,
-            expected="an image file, or a folder with the files of one DICOM series",
-        )
-    for file, header in headers.items():
-        if not is_image(header):
-            raise ReadError(
-                "The DICOM file holds no image.", where=file, seen=header.get("Modality")
-            )
-        refuse_unfit(file, header)
+        raise ReadError(f"{path}: a folder without a DICOM image.")
     slices = [piece for file, header in headers.items() for piece in read_slices(file, header)]
-    return stack_slices(slices, path)
+    first = slices[0]
+    series = Counter(piece.series for piece in slices)
+    if len(series) > 1:
+        odd = next(p for p in slices if p.series != series.most_common(1)[0][0])
+        raise ReadError(
+            f"{path}: {len(series)} DICOM series ({odd.name} is of another than the most). "
+            "Sort the files into one folder a series."
+        )
+    for what in first.kind:
+        values = sorted({piece.kind[what] for piece in slices})
+        if len(values) > 1:
+            seen = ", ".join(v or "none" for v in values[:6])
+            raise ReadError(
+                f"{path}: the series mixes images of different {what} ({seen}). "
+                "Sort the files into one folder for each, or name one as its own channel."
+            )
+    for piece in slices:
+        turned = np.abs([piece.across - first.across, piece.down - first.down]).max()
+        for differs, what in (
+            (turned > _SAME_DIRECTION, "direction"),
+            (piece.shape != first.shape, "number of pixels"),
+            (not np.allclose(piece.pixel_mm, first.pixel_mm, rtol=1e-4), "pixel size"),
+        ):
+            if differs:
+                raise GeometryError(
+                    f"{path}: {piece.name} and {first.name} differ in their {what}. "
+                    "Keep the slices of one stack in the folder."
+                )
+    normal = np.cross(first.across, first.down)
+    order = sorted(slices, key=lambda piece: float(piece.position @ normal))
+    for one, other in pairwise(order):
+        if float((other.position - one.position) @ normal) <= _SAME_PLACE_MM:
+            phases = [what for what in one.phase if one.phase[what] != other.phase[what]]
+            if one.uid != other.uid and phases:
+                raise ReadError(
+                    f"{path}: several phases of one place: {phases[0]} of {one.name} and "
+                    f"{other.name} differs. Sort the files into one folder a phase."
+                )
+            raise ReadError(
+                f"{path}: {one.name} and {other.name} are duplicates: they lie at the same "
+                "place. Keep one of the two files."
+            )
+    if len(order) == 1:
+        logger.warning("%s: a single slice; its thickness stands for the slice distance.", path)
+        step = normal * (first.thickness_mm or 1.0)
+        return order, check_grid(path, _grid(order, step))
+    places = np.stack([piece.position for piece in order])
+    steps = np.diff(places, axis=0)
+    usual = np.median(steps, axis=0)
+    off = np.linalg.norm(steps - usual, axis=1) / np.linalg.norm(usual)
+    if (off > UNEVEN).any():
+        n = int(off.argmax())
+        raise GeometryError(
+            f"{path}: not evenly spaced: {np.linalg.norm(steps[n]):.4g} mm between "
+            f"{order[n].name} and {order[n + 1].name}, elsewhere {np.linalg.norm(usual):.4g} mm. "
+            "Copy the missing file, or leave the series out."
+        )
+    whole = places[-1] - places[0]
+    drift = np.array([whole @ first.down, whole @ first.across]) / first.pixel_mm
+    if np.abs(drift).max() > _DRIFT_PIXELS:
+        angle = np.degrees(np.arccos(np.clip(whole @ normal / np.linalg.norm(whole), -1, 1)))
+        raise GeometryError(
+            f"{path}: the gantry was tilted by {angle:.1f} degrees. Convert the series with "
+            "dcm2niix, which straightens it, and use its NIfTI file."
+        )
+    return order, check_grid(path, _grid(order, whole / (len(order) - 1)))
+
+
+def _grid(slices: Sequence[DicomSlice], step: NDArray[np.float64]) -> Geometry:
+    """The grid of slices with `step` (LPS millimetres) from one to the next."""
+    first = slices[0]
+    affine = np.eye(4)
+    affine[:3, 0] = step
+    affine[:3, 1] = first.down * first.pixel_mm[0]
+    affine[:3, 2] = first.across * first.pixel_mm[1]
+    affine[:3, 3] = first.position
+    return Geometry((len(slices), *first.shape), LPS_TO_RAS @ affine)
+
+
+def read_slices(path: Path, header: "Header") -> list[DicomSlice]:
+    """The slices of a file: one, or one per frame. Raises `ReadError` for what has no place."""
+    if not is_image(header):
+        raise ReadError(f"{path}: no image ({header.get('Modality')}).")
+    check_scan(path, header)
+    with reading(path):
+        if "PerFrameFunctionalGroupsSequence" not in header:
+            if "ModalityLUTSequence" in header:
+                raise ReadError(f"{path}: maps its values by a table, which is not read.")
+            return [_slice(path, header, None, ())]
+        shared = header.get("SharedFunctionalGroupsSequence", None) or ()
+        frames = enumerate(header.PerFrameFunctionalGroupsSequence)
+        return [_slice(path, header, n, (frame, *shared[:1])) for n, frame in frames]
+
+
+def _slice(path: Path, header: "Header", frame: int | None, groups: tuple[Any, ...]) -> DicomSlice:
+    """A classic file's slice, or a frame's, whose elements lie in functional groups."""
+
+    def get(sequence: str, name: str) -> Any:
+        if frame is None:
+            return header.get(name)
+        group: Any = next((g.get(sequence)[0] for g in groups if g.get(sequence)), {})
+        return group.get(name)
+
+    def numbers(sequence: str, name: str, n: int) -> NDArray[np.float64]:
+        value = get(sequence, name)
+        values = np.array([] if value in (None, "") else [float(v) for v in np.ravel(value)])
+        if len(values) != n or (n == 2 and values.min() <= 0):
+            raise ReadError(f"{path}: {name} {values.tolist()} does not place its {n} numbers.")
+        return values
+
+    def text(value: Any) -> str:
+        if isinstance(value, float):  # DS, FD: the same number is written in many ways
+            return f"{value:g}"
+        return "" if value is None else str(value)
+
+    def number(sequence: str, name: str) -> float | None:
+        value = get(sequence, name)
+        return None if value in (None, "") else float(value)
+
+    directions = numbers("PlaneOrientationSequence", "ImageOrientationPatient", 6)
+    pixel_mm = numbers("PixelMeasuresSequence", "PixelSpacing", 2)
+    slope = number("PixelValueTransformationSequence", "RescaleSlope")
+    echo_time = "EchoTime" if frame is None else "EffectiveEchoTime"
+    time = "TemporalPositionIdentifier" if frame is None else "TemporalPositionIndex"
+    b_value = get("MRDiffusionSequence", "DiffusionBValue")
+    return DicomSlice(
+        path=path,
+        frame=frame,
+        series=_uid(header),
+        uid=str(header.get("SOPInstanceUID", "")) + ("" if frame is None else f" {frame}"),
+        shape=(int(header.Rows), int(header.Columns)),
+        position=numbers("PlanePositionSequence", "ImagePositionPatient", 3),
+        across=directions[:3] / np.linalg.norm(directions[:3]),
+        down=directions[3:] / np.linalg.norm(directions[3:]),
+        pixel_mm=(float(pixel_mm[0]), float(pixel_mm[1])),
+        thickness_mm=number("PixelMeasuresSequence", "SliceThickness"),
+        slope=1.0 if slope is None else slope,
+        intercept=number("PixelValueTransformationSequence", "RescaleIntercept") or 0.0,
+        kind={
+            "echo": text(get("", "EchoNumbers")),
+            "echo time": text(get("MREchoSequence", echo_time)),
+            "b-value": _b_value(header) if frame is None else text(b_value),
+            "temporal position": text(get("FrameContentSequence", time)),
+        },
+        phase={
+            "acquisition": text(header.get("AcquisitionNumber")),
+            "trigger time": text(header.get("TriggerTime")),
+            "cardiac delay": text(header.get("NominalCardiacTriggerDelayTime")),
+            "image type": text(header.get("ImageType")),
+        },
+    )
+
+
+def _b_value(header: "Header") -> str:
+    for tag in _B_VALUES:
+        value = header.get(tag)
+        stated = None if value is None else value.value
+        if not isinstance(stated, bytes) and stated not in ("", None):
+            first: Any = np.ravel(stated)[0]
+            return str(int(float(first)) % 100000)  # GE adds 1e9 to say that it means it
+    return ""
+
+
+def _stem(file: Path) -> str:
+    return file.stem if file.suffix.lower() in SUFFIXES else file.name
+
+
+def _folder(file: Path) -> str:
+    return folder_name(file.parent)
+
+
+def _number(header: "Header") -> str:
+    return str(header.get("SeriesNumber", None) or "")
+
+
+def _uid(header: "Header") -> str:
+    return str(header.get("SeriesInstanceUID", ""))

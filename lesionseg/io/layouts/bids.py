@@ -11,7 +11,6 @@ from pathlib import Path
 from lesionseg.core import CaseFiles, Dataset, Geometry
 from lesionseg.errors import DatasetError, LesionsegError
 from lesionseg.io.layouts.case_problems import Problems, count_axes
-from lesionseg.io.local_files import fetch_images
 from lesionseg.io.volumes import is_image_file, read_geometry, strip_suffix
 
 logger = logging.getLogger(__name__)
@@ -117,7 +116,6 @@ def _channels(
         return ()
     shared = set.intersection(*(set(channels) for channels in images.values()))
     first = next(iter(masks))
-    fetch_images([masks[first]])
     grid = read_geometry(masks[first])
     fitting = [name for name in sorted(shared) if _fits(images[first][name], grid)]
     everything = {name for channels in images.values() for name in channels}
@@ -137,7 +135,6 @@ def _channels(
 
 def _fits(image: Path, grid: Geometry) -> bool:
     try:
-        fetch_images([image])
         return read_geometry(image).matches(grid)
     except LesionsegError:
         return False

@@ -8,7 +8,6 @@ from pathlib import Path
 from lesionseg.core import CaseFiles, Problem
 from lesionseg.errors import DatasetError, LesionsegError
 from lesionseg.io.dicom.series import split_series
-from lesionseg.io.local_files import fetch_images
 from lesionseg.io.volumes import read_geometry
 
 LACKING = "add the file; where scans may lack a channel, train with data.channel_dropout=0.3."
@@ -94,6 +93,5 @@ def count_axes(cases: Sequence[CaseFiles]) -> int:
     """
     for file in (file for case in cases for file in case.images[:1]):
         with suppress(LesionsegError):
-            fetch_images([file])
             return read_geometry(file).dims
     return 3

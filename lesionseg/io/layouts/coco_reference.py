@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 
 from lesionseg.core import CaseFiles, Geometry, Reference
 from lesionseg.errors import ContentError, GeometryError
-from lesionseg.io.formats.decoder import decode
 from lesionseg.io.layouts.coco import CocoLesion
 from lesionseg.io.volumes import read_volume
+from lesionseg.io.worker import in_worker
 
 logger = logging.getLogger(__name__)
 
@@ -99,7 +99,7 @@ def _instances(
         return _from_mask(files, lesions, shape)
     if any(lesion.segmentation is None for lesion in lesions):
         return None
-    masks = [decode(_drawn, files.case, lesion, shape) for lesion in lesions]
+    masks = [in_worker(_drawn, files.case, lesion, shape) for lesion in lesions]
     instances = np.zeros(shape, dtype=np.int32)
     for index in np.argsort([-int(mask.sum()) for mask in masks], kind="stable"):
         instances[masks[index]] = index + 1
@@ -205,7 +205,7 @@ def _ignored(case: str, crowds: Sequence[CocoLesion], shape: tuple[int, ...]) ->
     boxes = _boxes(case, crowds, shape)
     for crowd, box in zip(crowds, boxes, strict=True):
         if crowd.segmentation is not None:
-            ignore |= decode(_drawn, case, crowd, shape)
+            ignore |= in_worker(_drawn, case, crowd, shape)
         else:
             ignore[_pixels(box)] = True
     return ignore

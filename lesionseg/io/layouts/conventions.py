@@ -12,7 +12,7 @@ from lesionseg.core import UNION, CaseFiles, Dataset
 from lesionseg.errors import ConfigError, DatasetError, LesionsegError, one_of
 from lesionseg.io.case_ids import check_case_id
 from lesionseg.io.dicom.headers import SUFFIXES as DICOM
-from lesionseg.io.dicom.radiographs import radiograph_columns
+from lesionseg.io.dicom.radiograph import radiograph_columns
 from lesionseg.io.dicom.series import radiograph_file
 from lesionseg.io.layouts.bids import read_bids, recognises_bids
 from lesionseg.io.layouts.case_problems import Problems, refuse_problems
@@ -22,7 +22,6 @@ from lesionseg.io.layouts.luna16 import read_luna16, recognises_luna16
 from lesionseg.io.layouts.manifest import read_manifest, recognises_manifest
 from lesionseg.io.layouts.nndetection import read_nndetection, recognises_nndetection
 from lesionseg.io.layouts.nnunet import read_msd, read_nnunet, recognises_msd, recognises_nnunet
-from lesionseg.io.local_files import fetch_radiograph
 from lesionseg.io.volumes import SUFFIXES
 
 logger = logging.getLogger(__name__)
@@ -81,7 +80,7 @@ def read_dataset(
 ) -> Dataset:
     """Read what a data folder holds, without opening more than one image's header.
 
-    Radiographs in DICOM get the columns of `radiographs.radiograph_columns`. Raises `DatasetError`
+    Radiographs in DICOM get the columns of `radiograph.radiograph_columns`. Raises `DatasetError`
     for a folder that is missing, not recognised or without cases. Another one names every case that
     is there twice, lacks a file, or says of itself what cannot be. Raises `ReadError` for
     unreadable tables.
@@ -180,7 +179,6 @@ def _with_radiograph_columns(case: CaseFiles) -> CaseFiles:
     if path.name.lower().endswith(NOT_DICOM):
         return case
     with suppress(LesionsegError):  # reading the case says what is wrong with it
-        fetch_radiograph(path)
         file = radiograph_file(path)
         if file is not None:
             return replace(case, columns={**radiograph_columns(file), **case.columns})

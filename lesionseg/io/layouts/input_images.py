@@ -11,7 +11,6 @@ from lesionseg.io.dicom.headers import SUFFIXES as DICOM
 from lesionseg.io.dicom.headers import is_dicom
 from lesionseg.io.dicom.series import folder_name, group_files, split_series
 from lesionseg.io.layouts.manifest import read_scan_list
-from lesionseg.io.local_files import fetch_images
 from lesionseg.io.volumes import SUFFIXES, is_image_file, strip_suffix
 
 _CHANNEL = re.compile(r"(.+)_(\d{4})")
@@ -80,11 +79,7 @@ def _named_files(source: Path) -> dict[Path, str]:
 
 
 def _dicom_images(entries: Sequence[Path]) -> dict[Path, str]:
-    """The radiographs and series among the files and in the folders, by what to call each.
-
-    At a URL the files that may be DICOM are fetched, as their headers say what belongs together.
-    """
-    fetch_images({f.parent for f in entries if f.name.lower().endswith(DICOM) or not f.suffix})
+    """The radiographs and series among the files and in the folders, by what to call each."""
     inside = [file for folder in entries if folder.is_dir() for file in folder.iterdir()]
     folders: dict[Path, list[Path]] = {}
     for file in sorted({*entries, *inside}):

@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeVar
 from lesionseg.core import CaseFiles
 from lesionseg.errors import ConfigError, LesionsegError, TrainingError, pip_install
 from lesionseg.io.case_ids import printable_id
-from lesionseg.io.formats.guard import FileLimits, limits, set_limits
+from lesionseg.io.limits import FileLimits, limits, set_limits
 from lesionseg.pipeline.run.outcome import bar
 
 EngineName = Literal["local", "ray"]

@@ -17,7 +17,7 @@ from threading import Thread
 import torch
 
 from lesionseg.errors import ConfigError, LesionsegError, TrainingError
-from lesionseg.io.formats.guard import FileLimits, limits, set_limits
+from lesionseg.io.limits import FileLimits, limits, set_limits
 from lesionseg.pipeline.run.cluster import run_tasks
 from lesionseg.pipeline.run.run_log import LINE, LOG
 from lesionseg.training.device.accelerator import training_device

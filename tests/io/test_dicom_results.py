@@ -14,15 +14,19 @@ from pydicom.dataset import Dataset
 from lesionseg.core import Candidate, Geometry, OperatingPoint, Prediction
 from lesionseg.errors import ConfigError, OutputError
 from lesionseg.io.cases import read_case
-from lesionseg.io.dicom import seg_write as dicom_seg_write
-from lesionseg.io.dicom.dicom_reference import read_dicom_reference
 from lesionseg.io.dicom.headers import is_image
-from lesionseg.io.dicom.seg_write import write_segmentation
-from lesionseg.io.dicom.source_images import ResultOrigin, SourceSeries, read_source
-from lesionseg.io.dicom.sr_write import write_report
+from lesionseg.io.dicom.reference import read_dicom_reference
+from lesionseg.io.dicom.seg import (
+    MOST_SEGMENTS,
+    ResultOrigin,
+    SourceSeries,
+    read_source,
+    write_segmentation,
+)
+from lesionseg.io.dicom.sr import write_report
 from lesionseg.io.layouts.conventions import read_dataset
 from lesionseg.io.volumes import read_geometry
-from tests.io.dicom_files import DX, LPS, enhanced, manifest, save, write_series
+from tests.io.dicom_files import CT, DX, LPS, enhanced, manifest, place, save, write_series
 
 hd = pytest.importorskip("highdicom")
 
@@ -333,37 +337,29 @@ def test_a_radiograph_has_its_segments_and_regions_on_the_image(
     assert region.value.tolist() == [[1, 0], [5, 0], [5, 2], [1, 2], [1, 0]]
 
 
-def test_a_tilted_gantry_is_segmented_on_its_upright_slices(tmp_path: Path) -> None:
-    sheared = GRIDS["axial"].affine.copy()
-    sheared[:3, 0] += sheared[:3, 1] * 0.8
-    grid = Geometry((5, 4, 6), sheared)
-    folder = series(tmp_path, grid)
-    geometry, source = read_geometry(folder, tilt="resample"), read_source(folder)
-    assert not source.aligned
-    ids = np.zeros(geometry.shape, np.int32)
-    ids[0, 1, 2:5], ids[1, 1, 2], ids[4, -1, -1] = 1, 1, 2
-    seg, _ = written(tmp_path, predict(geometry, ids), source)
-    assert points_of(seg) == {n: expected_points(geometry, ids == n) for n in (1, 2)}
-    _, boxes = written(tmp_path / "b", predict(geometry, None), source)
-    group = hd.sr.srread(boxes).content.get_planar_roi_measurement_groups()[0]
-    centre = np.array(predict(geometry, None).candidates[0].centre_mm)
-    np.testing.assert_allclose(group.roi.value[0] * LPS, centre, atol=1e-3)
-
-
-def test_very_many_candidates_are_one_segment_a_label(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(dicom_seg_write, "MOST_SEGMENTS", 1)
-    source = read_source(series(tmp_path, GRIDS["axial"]))
-    geometry = read_geometry(tmp_path / "scan")
-    prediction = predict(geometry, lesions())
-    seg, sr = written(tmp_path, prediction, source)
-    assert [s.SegmentLabel for s in dcmread(seg).SegmentSequence] == ["lesion", "cyst"]
-    np.testing.assert_array_equal(
-        read_dicom_reference(seg, geometry, LABELS).labels, prediction.mask()
+def test_very_many_candidates_are_one_segment_a_label(tmp_path: Path) -> None:
+    grid = grid_of(3, -2, -1)
+    grid = Geometry((5, 12, 12), grid.affine)
+    folder = tmp_path / "scan"
+    for z in range(5):
+        pixels = np.zeros((12, 12), np.int16)
+        elements = {**PATIENT, "Modality": "CT", **place(grid, z)}
+        save(folder / f"{z}.dcm", pixels, CT, **elements)
+    ids = np.zeros((5, 12, 12), np.int32)
+    ids[0] = np.arange(1, 145).reshape(12, 12)
+    assert ids.max() > MOST_SEGMENTS
+    made = tuple(
+        Candidate(n, 1 + n % 2, 0.5, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), (0.0, 0.0, 0.0), 1.0, 0.1)
+        for n in range(1, 145)
     )
-    groups = hd.sr.srread(sr).content.get_volumetric_roi_measurement_groups()
-    assert [len(g.roi) for g in groups] == [3, 2]
+    prediction = Prediction("A", read_geometry(folder), made, instances=ids)
+    seg = tmp_path / "A_seg.dcm"
+    segmentation = write_segmentation(seg, prediction, read_source(folder), ORIGIN, LABELS)
+    assert segmentation is not None
+    assert not segmentation.of_candidate
+    assert [s.SegmentLabel for s in dcmread(seg).SegmentSequence] == ["lesion", "cyst"]
+    reference = read_dicom_reference(seg, prediction.geometry, LABELS)
+    np.testing.assert_array_equal(reference.labels, prediction.mask())
 
 
 def test_regions_are_one_segment_a_mask_value(tmp_path: Path) -> None:
@@ -412,7 +408,7 @@ def test_what_the_library_refuses_is_told_without_the_patient(tmp_path: Path) ->
         write_segmentation(
             tmp_path / "a.dcm",
             prediction,
-            SourceSeries((broken,), source.slices),
+            SourceSeries((broken,), source.slices, source.moment),
             ORIGIN,
             LABELS,
         )

@@ -1,0 +1,135 @@
+"""DICOM radiographs (CR, DX, mammograms): grey values as they are meant to be looked at.
+
+Order of PS3.3 C.11: modality table or slope, then values of interest, then presentation; each is
+applied once.
+"""
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lesionseg.core import Geometry, Volume
+from lesionseg.errors import ReadError
+from lesionseg.io.dicom.headers import check_scan, is_xray, read_header, stored_pixels
+from lesionseg.io.limits import check_grid, reading
+
+if TYPE_CHECKING:
+    from pydicom.dataset import Dataset as Header
+
+logger = logging.getLogger(__name__)
+
+CALIBRATED = "calibrated"
+MAGNIFIED = "at the detector, divided by the magnification"
+DETECTOR = "at the detector"
+UNKNOWN = "unknown"
+_EVERYTHING = 0.99  # of the pixels: a padding that hides more is stated wrongly
+
+
+def read_radiograph(path: Path) -> Volume:
+    """Read a radiograph `[1, y, x]` float32: bright is dense, whatever the file's photometry.
+
+    Padding takes the darkest value of the image proper and is not `valid`. Raises `ReadError`.
+    """
+    from pydicom.pixels.processing import apply_modality_lut, apply_voi_lut
+
+    header = read_header(path, pixels=True)
+    geometry, stored = _geometry(path, header), stored_pixels(path, header)
+    with reading(path):
+        grey = apply_modality_lut(stored, header)
+        if header.get("VOILUTSequence") or header.get("WindowCenter") is not None:
+            if grey.dtype.kind == "f" and header.get("VOILUTSequence"):
+                grey = grey.astype(np.int64)  # a table is indexed by whole numbers
+            grey = apply_voi_lut(grey, header, index=0)
+        grey = np.asarray(grey, dtype=np.float64)
+        photometry = str(header.get("PhotometricInterpretation", ""))
+        # DX states it twice, and it is meant once
+        if photometry == "MONOCHROME1" or header.get("PresentationLUTShape", "") == "INVERSE":
+            grey = grey.max() + grey.min() - grey
+        valid = None
+        if header.get("PixelPaddingValue") is not None:
+            low = int(header.PixelPaddingValue)
+            limit = header.get("PixelPaddingRangeLimit")
+            low, high = sorted((low, low if limit is None else int(limit)))
+            hidden = (stored >= low) & (stored <= high)
+            if hidden.mean() > _EVERYTHING:
+                logger.warning("%s: its padding would hide the whole image; ignored.", path)
+            elif hidden.any():
+                valid = ~hidden
+                grey[hidden] = grey[valid].min()
+    return Volume(grey[np.newaxis].astype(np.float32), geometry, valid)
+
+
+def read_radiograph_geometry(path: Path) -> Geometry:
+    """Read shape and pixel size from the header alone."""
+    return _geometry(path, read_header(path))
+
+
+def read_hidden(path: Path) -> NDArray[np.bool_] | None:
+    """The padding of a radiograph; None for other images, and where there is none."""
+    header = read_header(path)
+    if not is_xray(header) or "PixelPaddingValue" not in header:
+        return None
+    valid = read_radiograph(path).valid
+    return None if valid is None else ~valid
+
+
+def pixel_size(header: "Header") -> tuple[tuple[float, float], str]:
+    """Pixel height and width in millimetres, and what they are measured on.
+
+    `PixelSpacing` is trusted only when the file says how it was calibrated; else the detector's
+    spacing, divided by the magnification where that is known (PS3.3 10.7.1.3). At the detector,
+    objects in the body appear larger than they are; a pixel of unknown size counts as 1 mm.
+    """
+
+    def pair(name: str) -> tuple[float, float] | None:
+        value = header.get(name)
+        numbers = [float(v) for v in np.ravel(value)] if value is not None else []
+        if len(numbers) == 2 and min(numbers) > 0:
+            return numbers[0], numbers[1]
+        if value is not None:
+            logger.warning("A radiograph's %s is not two positive numbers and is not used.", name)
+        return None
+
+    claimed, imager = pair("PixelSpacing"), pair("ImagerPixelSpacing")
+    if claimed and header.get("PixelSpacingCalibrationType"):
+        return claimed, CALIBRATED
+    base = imager or pair("NominalScannedPixelSpacing") or claimed
+    if base is None:
+        return (1.0, 1.0), UNKNOWN
+    factor = header.get("EstimatedRadiographicMagnificationFactor")
+    detector, patient = (header.get(f"DistanceSourceTo{what}") for what in ("Detector", "Patient"))
+    if not factor and detector and patient:
+        factor = float(detector) / float(patient)
+    if imager and factor and float(factor) >= 1:
+        return (base[0] / float(factor), base[1] / float(factor)), MAGNIFIED
+    return base, DETECTOR
+
+
+def radiograph_columns(path: Path) -> dict[str, str]:
+    """What a report may group radiographs by: laterality, view, intent and worth of the size."""
+    header = read_header(path)
+    with reading(path):
+        side = header.get("ImageLaterality") or header.get("Laterality") or ""
+        return {
+            "laterality": str(side),
+            "view": str(header.get("ViewPosition", "") or ""),
+            "presentation_intent": str(header.get("PresentationIntentType", "") or ""),
+            "pixel_size_source": pixel_size(header)[1],
+        }
+
+
+def _geometry(path: Path, header: "Header") -> Geometry:
+    check_scan(path, header)
+    with reading(path):
+        if int(header.get("NumberOfFrames", None) or 1) > 1:
+            raise ReadError(f"{path}: a radiograph of several frames.")
+        if str(header.get("PresentationIntentType", "")) == "FOR PROCESSING":
+            logger.warning("%s is a radiograph for processing: its grey values are raw.", path)
+        shape, (mm, source) = (int(header.Rows), int(header.Columns)), pixel_size(header)
+        unit = (
+            f"mm {DETECTOR}" if source == DETECTOR else "mm"
+        )  # where lengths are larger than true
+        return check_grid(path, Geometry.from_spacing(shape, mm, unit))

@@ -1,0 +1,122 @@
+"""NRRD and MetaImage files through SimpleITK, whose axes point left, posterior, superior."""
+
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lesionseg.core import Geometry, Volume
+from lesionseg.errors import ReadError
+from lesionseg.io.limits import check_claim, check_grid, reading
+
+_NRRD = (".nrrd", ".nhdr")
+SUFFIXES = (*_NRRD, ".mha", ".mhd")
+_MOST_HEADER_BYTES = 2**20  # Slicer's headers of many segments are a few 100 kB long
+
+
+def read_itk(path: Path) -> Volume:
+    """Read a volume `[1, *spatial]` in the file's own dtype; two-axis files give two axes.
+
+    Runs in the worker. Raises `ReadError` for truncated, damaged, colour and 4-D files.
+    """
+    import SimpleITK as sitk
+
+    with reading(path):
+        reader, geometry = _header(path)
+        array = np.asarray(sitk.GetArrayFromImage(reader.Execute()))
+        return Volume(array[np.newaxis], geometry)
+
+
+def read_itk_geometry(path: Path) -> Geometry:
+    """Read shape and affine from the header alone, in the worker."""
+    with reading(path):
+        return _header(path)[1]
+
+
+def write_itk(path: Path, array: NDArray[Any], geometry: Geometry) -> None:
+    """Write `array` `[*spatial]`, compressed."""
+    import SimpleITK as sitk
+
+    sitk.WriteImage(itk_image(array, geometry), str(path), True)
+
+
+def itk_image(array: NDArray[Any], geometry: Geometry) -> Any:
+    """An array `[*spatial]` as SimpleITK's image, at its place in the patient."""
+    import SimpleITK as sitk
+
+    image = sitk.GetImageFromArray(array)
+    spacing = np.asarray(geometry.spacing_mm)[::-1]
+    affine = _flip_left_posterior(geometry.dims) @ _reverse_axes(geometry.affine)
+    image.SetSpacing(spacing.tolist())
+    image.SetOrigin(affine[:-1, -1].tolist())
+    image.SetDirection((affine[:-1, :-1] / spacing).ravel().tolist())
+    return image
+
+
+def voxel_file(path: Path) -> Path:
+    """The file with the voxels: the header's own, or a regular file in the same folder.
+
+    ITK would read any path or pattern that a header names. Raises `ReadError` for those.
+    """
+    with reading(path), path.open("rb") as stream:
+        head = stream.read(_MOST_HEADER_BYTES)
+    if path.suffix.lower() in _NRRD:  # the header ends at an empty line
+        head, *rest = re.split(rb"\r?\n\r?\n", head, maxsplit=1)
+        names = re.findall(rb"(?i)data ?file[ \t]*:=?([^\r\n]*)", head)
+        ends = bool(rest or names)
+    else:  # at the name of the file
+        found = re.search(rb"ElementDataFile[^=:]*[=:]([^\r\n]*)", head)
+        head, names = (head, []) if found is None else (head[: found.end()], [found[1]])
+        ends = found is not None
+    if not ends or re.search(rb"[\x00-\x08\x0b\x0c\x0e-\x1f]", head):
+        raise ReadError(f"{path}: the header is damaged. Write the image again as .nii.gz.")
+    named = [name.decode("utf-8", "replace").strip() for name in names]
+    if not named or (named[0].upper() == "LOCAL" and path.suffix.lower() not in _NRRD):
+        return path
+    file: Path = path.parent / named[0]
+    is_beside = Path(named[0]).name == named[0] and file.resolve().parent == path.parent.resolve()
+    if len(named) > 1 or "%" in named[0] or not is_beside or not file.is_file():
+        raise ReadError(
+            f"{path}: the header names voxels elsewhere ({named[0][:60]!r}); they must lie in one "
+            "file next to it. Copy that file there, or write the image again as .nii.gz."
+        )
+    return file
+
+
+def _header(path: Path) -> tuple[Any, Geometry]:
+    """ITK's reader of a file whose header has been checked, and the grid."""
+    import SimpleITK as sitk
+
+    voxels = voxel_file(path)
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(path))
+    reader.SetImageIO("NrrdImageIO" if path.suffix.lower() in _NRRD else "MetaImageIO")
+    reader.ReadImageInformation()
+    dims, n_channels, size = reader.GetDimension(), reader.GetNumberOfComponents(), reader.GetSize()
+    if dims not in (2, 3) or n_channels != 1:
+        raise ReadError(
+            f"{path}: {dims} axes and {n_channels} values per voxel, expected 2 or 3 axes and one "
+            "value. Split it into one file per channel: <case>_0000, <case>_0001, …."
+        )
+    one_voxel = sitk.Image([1] * dims, reader.GetPixelID())
+    check_claim(voxels, math.prod(size) * one_voxel.GetSizeOfPixelComponent())
+    affine = np.eye(dims + 1)
+    direction = np.asarray(reader.GetDirection()).reshape(dims, dims)
+    affine[:-1, :-1] = direction * np.asarray(reader.GetSpacing())
+    affine[:-1, -1] = reader.GetOrigin()
+    affine = _flip_left_posterior(dims) @ _reverse_axes(affine)
+    return reader, check_grid(path, Geometry(size[::-1], affine))
+
+
+def _flip_left_posterior(dims: int) -> NDArray[np.float64]:
+    """Turns left and posterior into right and anterior, and back."""
+    return np.diag([-1.0, -1.0, *[1.0] * (dims - 1)])
+
+
+def _reverse_axes(affine: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The affine of reversed index order: (x, y, z) for (z, y, x) and back."""
+    dims = len(affine) - 1
+    return affine[:, [*range(dims)[::-1], dims]]

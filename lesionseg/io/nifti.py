@@ -1,0 +1,160 @@
+"""NIfTI files: arrays lie as (x, y, z) in the file and as (z, y, x) in memory."""
+
+import gzip
+import logging
+import math
+from itertools import product
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lesionseg.core import Geometry, Volume
+from lesionseg.errors import ReadError
+from lesionseg.io.limits import check_claim, check_grid, reading
+
+logger = logging.getLogger(__name__)
+
+SUFFIXES = (".nii.gz", ".nii")
+_MM_PER_UNIT = {1: 1000.0, 3: 0.001}  # metres, micrometres; any other code is taken as mm
+_MOST_OFFSET = 2**26  # header and extensions; what else there may be behind the voxels
+_SAME_PLACE_MM = 1.0
+_KINDS = {348: "Nifti1Image", 540: "Nifti2Image"}  # by the header's bytes
+
+
+def read_nifti(path: Path) -> Volume:
+    """Read a volume `[1, *spatial]` in the file's own dtype; scaled files give float32.
+
+    A file of two axes gives two spatial axes, one slice of a three-axis file stays 3-D. Raises
+    `ReadError` for truncated, damaged, colour and 4-D files.
+    """
+    with reading(path), _opened(path) as stream:
+        image = _parse(path, stream)
+        geometry, data = _geometry(path, image), image.dataobj
+        _warn_of_two_places(path, image)
+        if data.dtype.kind not in "biuf":
+            raise ReadError(f"{path}: the voxels are not plain numbers ({data.dtype}).")
+        array = np.asarray(data.get_unscaled())
+        if (data.slope, data.inter) != (1, 0):
+            array = array.astype(np.float32)
+            array *= np.float32(data.slope)
+            array += np.float32(data.inter)
+        copy = True if isinstance(array, np.memmap) else None  # the file may be renamed over
+        array = np.array(array, array.dtype.newbyteorder("="), order="F", copy=copy)
+        array = array.reshape(geometry.shape[::-1])
+        n_behind = 0  # a gzip file's checksum stands at its end, and is compared only there
+        while piece := stream.read(2**20):
+            n_behind += len(piece)
+            if n_behind > _MOST_OFFSET:
+                raise ReadError(f"{path}: over {_MOST_OFFSET} bytes behind the voxels.")
+        return Volume(np.ascontiguousarray(array.T)[np.newaxis], geometry)
+
+
+def read_nifti_geometry(path: Path) -> Geometry:
+    """Read shape and affine from the header alone."""
+    with reading(path), _opened(path) as stream:
+        return _geometry(path, _parse(path, stream))
+
+
+def states_orientation(path: Path) -> bool:
+    """Whether the header says how the patient lay: its sform or qform code is not 0."""
+    with reading(path), _opened(path) as stream:
+        header = _parse(path, stream).header
+        return bool(header["sform_code"] or header["qform_code"])
+
+
+def write_nifti(path: Path, array: NDArray[Any], geometry: Geometry, like: Path | None) -> None:
+    """Write `array` `[*spatial]`, in millimetres, sform and qform alike.
+
+    Their codes are 1 (scanner) unless `like` is a NIfTI file: then its codes, and its very
+    matrices when it has the same grid, so that viewers overlay the two exactly.
+    """
+    import nibabel
+
+    columns = [*range(geometry.dims)[::-1], geometry.dims]
+    affine = np.eye(4)  # a plane is laid at z = 0
+    rows = [0, 1, 2, 3] if geometry.dims == 3 else [0, 1, 3]
+    affine[np.ix_(rows, rows)] = geometry.affine[:, columns]
+    image = nibabel.Nifti1Image(array.T, affine)
+    image.header.set_xyzt_units("mm")
+    image.set_sform(affine, code=1)
+    image.set_qform(affine, code=1)
+    if like is not None and like.name.lower().endswith(SUFFIXES):
+        with reading(like), _opened(like) as stream:
+            source = _parse(like, stream)
+            same = _geometry(like, source).matches(geometry)
+        sform_code, qform_code = (int(source.header[f"{n}form_code"]) for n in "sq")
+        sform = _mm_scale(source) @ source.get_sform() if same else image.affine
+        qform = _mm_scale(source) @ source.get_qform() if same else image.affine
+        if sform_code or qform_code:  # else both stay at 1: the scan names no frame
+            image.set_qform(qform if qform_code else None, code=qform_code)
+            image.set_sform(sform if sform_code else None, code=sform_code)
+    nibabel.save(image, path)
+
+
+def _opened(path: Path) -> Any:
+    """The file's bytes, a `.gz` one unpacked."""
+    return gzip.open(path) if path.name.lower().endswith(".gz") else path.open("rb")
+
+
+def _parse(path: Path, stream: BinaryIO) -> Any:
+    """Header and unread voxels, once the header's claim is believable."""
+    import nibabel
+
+    start = stream.read(4)
+    names = [_KINDS.get(int.from_bytes(start, order)) for order in ("little", "big")]
+    name = names[0] or names[1]
+    if name is None:
+        raise ReadError(f"{path}: not a NIfTI image (first bytes {start!r}).")
+    kind = getattr(nibabel, name)
+    block = start + stream.read(kind.header_class.sizeof_hdr - len(start))
+    offset = float(kind.header_class(block, check=False)["vox_offset"])
+    if not 0 <= offset <= _MOST_OFFSET:
+        raise ReadError(f"{path}: the header is too long ({offset:g} bytes before the voxels).")
+    stream.seek(0)
+    image = kind.from_stream(stream)
+    if min(image.shape, default=0) < 1:
+        raise ReadError(f"{path}: the header names no voxels (shape {tuple(image.shape)}).")
+    n_voxels = math.prod(int(n) for n in image.shape)
+    compressed = path.name.lower().endswith(".gz")
+    check_claim(path, n_voxels * image.get_data_dtype().itemsize, compressed=compressed)
+    return image
+
+
+def _geometry(path: Path, image: Any) -> Geometry:
+    shape = tuple(int(n) for n in image.shape)
+    while len(shape) > 3 and shape[-1] == 1:
+        shape = shape[:-1]
+    if len(shape) not in (2, 3):
+        raise ReadError(
+            f"{path}: shape {shape}, expected two or three axes. Split a 4-D file into one 3-D "
+            "file per channel: <case>_0000, <case>_0001, …."
+        )
+    affine = _mm_scale(image) @ np.asarray(image.affine, dtype=np.float64)
+    if len(shape) == 3:
+        return check_grid(path, Geometry(shape[::-1], affine[:, [2, 1, 0, 3]]))
+    spacing = np.linalg.norm(affine[:3, :2], axis=0)
+    if np.allclose(affine[2, :2], 0, atol=1e-6 * spacing.min()):  # in the x-y plane
+        return check_grid(path, Geometry(shape[::-1], affine[np.ix_([0, 1, 3], [1, 0, 3])]))
+    return check_grid(path, Geometry.from_spacing(shape[::-1], spacing[::-1].tolist()))
+
+
+def _mm_scale(image: Any) -> NDArray[np.float64]:
+    factor = _MM_PER_UNIT.get(int(image.header["xyzt_units"]) & 7, 1.0)
+    return np.diag([factor, factor, factor, 1.0])
+
+
+def _warn_of_two_places(path: Path, image: Any) -> None:
+    """A header may state the patient's place twice; where both differ, the sform counts."""
+    header = image.header
+    if len(image.shape) < 3 or not (header["sform_code"] and header["qform_code"]):
+        return
+    from nibabel.affines import apply_affine
+
+    ends = np.array([*product(*((0, n - 1) for n in image.shape[:3]))])
+    sform, qform = (apply_affine(form, ends) for form in (image.get_sform(), image.get_qform()))
+    apart = float(np.linalg.norm(sform - qform, axis=1).max() * _mm_scale(image)[0, 0])
+    if apart > _SAME_PLACE_MM:
+        message = "%s: sform and qform lie %.1f mm apart; the sform is taken."
+        logger.warning(message, path, apart)

@@ -1,0 +1,458 @@
+"""DICOM in: series sorted, placed and rescaled; radiographs; references; what is damaged."""
+
+import io
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+from PIL import Image
+from pydicom import Dataset as Elements
+from pydicom import dcmread
+from pydicom.encaps import encapsulate
+from pydicom.sequence import Sequence
+from pydicom.uid import (
+    DeflatedExplicitVRLittleEndian,
+    JPEG2000Lossless,
+    JPEGBaseline8Bit,
+    RLELossless,
+)
+
+from lesionseg.core import Geometry, Volume
+from lesionseg.errors import DatasetError, GeometryError, LesionsegError, ReadError
+from lesionseg.io.cases import read_case, read_reference
+from lesionseg.io.dicom.headers import read_header
+from lesionseg.io.dicom.radiograph import pixel_size, radiograph_columns, read_hidden
+from lesionseg.io.dicom.reference import fill_polygon
+from lesionseg.io.layouts.conventions import read_dataset
+from lesionseg.io.layouts.input_images import find_images
+from lesionseg.io.local_files import content_files
+from lesionseg.io.volumes import read_geometry, read_volume, write_volume
+from tests.io.dicom_files import (
+    CT,
+    DX,
+    LPS,
+    RTSTRUCT,
+    SECONDARY_CAPTURE,
+    blob,
+    enhanced,
+    item,
+    lps,
+    manifest,
+    place,
+    save,
+    segmentation,
+    voxels,
+)
+
+Series = Callable[..., Path]
+
+
+# series
+
+
+def test_slices_are_sorted_by_position_and_rescaled_each_by_its_own_slope(
+    series: Series, grid: Geometry
+) -> None:
+    volume = read_volume(series())
+    expected = voxels() * np.arange(1, 6)[:, None, None] - 1000.0
+    np.testing.assert_array_equal(volume.array[0], expected)
+    assert volume.geometry.distance_mm(grid) < 1e-6  # 3 mm by position, not 5 by thickness
+    assert read_geometry(series()).distance_mm(grid) < 1e-6
+
+
+def test_an_independent_reader_sees_the_same_scan(series: Series) -> None:
+    folder = series({z: {"RescaleSlope": 2} for z in range(5)})
+    reader = sitk.ImageSeriesReader()
+    reader.SetFileNames(reader.GetGDCMSeriesFileNames(str(folder)))
+    image = reader.Execute()
+    volume = read_volume(folder)
+    np.testing.assert_array_equal(volume.array[0], sitk.GetArrayFromImage(image))
+    for index in ((0, 0, 0), (4, 3, 5), (1, 2, 0)):
+        theirs = np.array(image.TransformIndexToPhysicalPoint(index[::-1])) * LPS
+        np.testing.assert_allclose(volume.geometry.to_mm([index])[0], theirs, atol=1e-6)
+
+
+def test_enhanced_files_are_read_through_their_per_frame_groups(
+    tmp_path: Path, grid: Geometry
+) -> None:
+    volume = read_volume(enhanced(tmp_path / "mr.dcm", grid))
+    np.testing.assert_array_equal(volume.array[0], voxels() * np.arange(1, 6)[:, None, None])
+    assert volume.geometry.distance_mm(grid) < 1e-6
+    with pytest.raises(ReadError, match="different echo time"):
+        read_volume(enhanced(tmp_path / "mixed.dcm", grid, echo=True))
+
+
+UNFIT: list[tuple[dict[str, Any], type[LesionsegError], str]] = [
+    ({"ImageType": ["ORIGINAL", "PRIMARY", "LOCALIZER"]}, ReadError, r"c\.dcm: a localiser"),
+    ({"SOPClassUID": SECONDARY_CAPTURE}, ReadError, r"c\.dcm: a secondary capture"),
+    ({"EchoTime": 80.0}, ReadError, "different echo time.*80"),
+    ({"EchoNumbers": 2}, ReadError, "different echo"),
+    ({"DiffusionBValue": 1000.0}, ReadError, "different b-value.*1000"),
+    ({"TemporalPositionIdentifier": 2}, ReadError, "different temporal position"),
+    ({"ImagePositionPatient": None}, ReadError, r"c\.dcm: ImagePositionPatient"),
+    ({"PixelSpacing": [-1, 1]}, ReadError, r"c\.dcm: PixelSpacing"),
+    ({"SeriesInstanceUID": "1.2.3.5"}, ReadError, r"2 DICOM series.*c\.dcm"),
+    ({"PixelSpacing": [0.75, 0.6]}, GeometryError, r"c\.dcm.*pixel size"),
+    ({"Rows": 3, "PixelData": b"\0" * 36}, GeometryError, r"c\.dcm.*number of pixels"),
+    ({"ImageOrientationPatient": [1, 0, 0, 0, 1, 0]}, GeometryError, "direction"),
+    ({"SamplesPerPixel": 3}, ReadError, r"c\.dcm: in colour"),
+    ({"NumberOfFrames": 2}, ReadError, r"c\.dcm: 2 frames"),
+    ({"Rows": 60000, "Columns": 60000}, ReadError, r"c\.dcm: .*claims more voxels"),
+]
+
+
+@pytest.mark.parametrize(("change", "error", "named"), UNFIT, ids=[next(iter(r[0])) for r in UNFIT])
+def test_what_is_no_slice_of_one_volume_is_named(
+    series: Series, change: dict[str, Any], error: type[LesionsegError], named: str
+) -> None:
+    with pytest.raises(error, match=named):
+        read_volume(series({2: change}))
+
+
+def test_slices_twice_apart_or_missing(series: Series, grid: Geometry) -> None:
+    at_one = place(grid, 1)
+    with pytest.raises(ReadError, match="duplicates"):
+        read_volume(series({2: at_one}))
+    with pytest.raises(ReadError, match="several phases of one place: acquisition"):
+        read_volume(series({2: {**at_one, "AcquisitionNumber": 2}}))
+    read_volume(series({2: {"ImagePositionPatient": lps(grid, (2.04, 0, 0))}}))
+    with pytest.raises(GeometryError, match="not evenly spaced"):  # by over 5 %
+        read_volume(series({2: {"ImagePositionPatient": lps(grid, (2.06, 0, 0))}}))
+    folder = series()
+    (folder / "c.dcm").unlink()
+    with pytest.raises(GeometryError, match="not evenly spaced"):
+        read_volume(folder)
+    assert read_volume(folder / "d.dcm").geometry.spacing_mm[0] == pytest.approx(5)  # its thickness
+
+
+def test_a_tilted_gantry_is_an_error_that_names_dcm2niix(series: Series, grid: Geometry) -> None:
+    for drift, is_tilted in ((0.12, False), (0.13, True)):  # rows a slice: half a row over all five
+        changes = {z: {"ImagePositionPatient": lps(grid, (z, drift * z, 0))} for z in range(5)}
+        folder = series(changes)
+        if is_tilted:
+            with pytest.raises(GeometryError, match="dcm2niix"):
+                read_volume(folder)
+        else:
+            assert read_volume(folder).array.shape == (1, 5, 4, 6)
+
+
+@pytest.mark.parametrize("bare", [False, True], ids=["dcm", "without suffix"])
+def test_a_last_slice_cut_anywhere_is_named(series: Series, bare: bool) -> None:
+    """However much of it was copied, the scan is not read as one of four slices."""
+    folder = series()
+    for file in list(folder.iterdir()) if bare else ():
+        file.rename(file.with_suffix(""))
+    assert read_volume(folder).array.shape == (1, 5, 4, 6)
+    assert len(content_files(folder)) == 5
+    file = folder / ("b" if bare else "b.dcm")  # the last in place
+    whole = file.read_bytes()
+    for n in (0, 50, 131, 132, 140, 300, 500, 650, 745, len(whole) - 1):
+        file.write_bytes(whole[:n])
+        with pytest.raises(LesionsegError, match=r"\bb(\.dcm)?\b"):
+            read_volume(folder)
+        assert [c.images for c in find_images(folder, 1)] == [(folder,)]  # told by reading it
+
+
+def test_a_damaged_element_is_an_error_wherever_it_is_asked_for(series: Series) -> None:
+    file = next(series().glob("d.dcm"))
+    content = bytearray(file.read_bytes())
+    at = content.index(b"\x08\x00\x16\x00UI") + 4  # SOPClassUID, of no known representation
+    content[at : at + 2] = b"U\x13"
+    file.write_bytes(content)
+    for read in (read_volume, read_geometry):
+        with pytest.raises(ReadError, match=r"d\.dcm: cannot be read"):
+            read(file)
+
+
+# folders of a study
+
+
+def scout(folder: Path) -> Path:
+    kind = {"ImageType": ["ORIGINAL", "PRIMARY", "LOCALIZER"], "SeriesInstanceUID": "1.2.3.77"}
+    pixels = np.ones((4, 6), np.uint16)
+    return save(folder / "scout.dcm", pixels, CT, Modality="CT", SeriesNumber=1, **kind)
+
+
+def test_what_is_no_scan_is_left_out(series: Series, tmp_path: Path) -> None:
+    folder = series()
+    for name, kind in {
+        "report.dcm": "1.2.840.10008.5.1.4.1.1.88.11",
+        "plan.dcm": "1.2.840.10008.5.1.4.1.1.481.5",
+        "state.dcm": "1.2.840.10008.5.1.4.1.1.11.1",
+        "vendor.dcm": "1.3.12.2.1107.5.9.1",
+    }.items():
+        save(folder / name, None, kind, Modality="OT")
+    (folder / "DICOMDIR").write_bytes(b"\0" * 128 + b"DICM")
+    (folder / "README").write_text("Scan of a phantom.")
+    assert read_volume(folder).array.shape == (1, 5, 4, 6)
+    scout(folder)
+    (found,) = find_images(folder, 1)
+    assert found.case == "scan"
+    assert read_volume(found.images[0]).array.shape == (1, 5, 4, 6)
+    scout(tmp_path / "other")
+    with pytest.raises(DatasetError):
+        find_images(tmp_path / "other", 1)
+
+
+def test_each_series_of_a_flat_folder_is_a_case(series: Series, tmp_path: Path) -> None:
+    folder = series({z: {"SeriesNumber": 4} for z in range(5)})
+    for file in list(folder.iterdir()):
+        file.rename(file.with_name(f"first_{file.name}"))
+    other = {"SeriesInstanceUID": "1.2.3.5", "SeriesNumber": 7, "RescaleSlope": 1}
+    series(dict.fromkeys(range(5), other))
+    found = {c.case: c.images[0] for c in find_images(folder, 1)}
+    assert set(found) == {"scan_4", "scan_7"}
+    assert found["scan_7"] == folder / "series=7"
+    np.testing.assert_array_equal(read_volume(found["scan_7"]).array[0], voxels() - 1000.0)
+    (tmp_path / "manifest.csv").write_text("case,image\nA,scan/series=1.2.3.5\n")
+    dataset = read_dataset(tmp_path)
+    assert read_case(dataset.cases[0], dataset).image.array.shape == (1, 5, 4, 6)
+    with pytest.raises(ReadError, match="series=7"):
+        read_volume(folder / "series=8")
+
+
+# compressed
+
+
+def test_a_series_in_rle_or_deflated_is_the_same_scan(series: Series) -> None:
+    for syntax in (RLELossless, DeflatedExplicitVRLittleEndian):
+        folder = series()
+        plain = read_volume(folder)
+        for file in folder.iterdir():
+            header = dcmread(file)
+            if syntax == RLELossless:
+                header.compress(syntax)
+            header.file_meta.TransferSyntaxUID = syntax
+            header.save_as(file, enforce_file_format=True)
+        packed = read_volume(folder)
+        np.testing.assert_array_equal(packed.array, plain.array)
+        assert packed.geometry.matches(plain.geometry)
+
+
+def in_jpeg(path: Path, content: bytes, syntax: str) -> Path:
+    """A radiograph of 16 x 24 pixels whose pixels are `content`."""
+    save(path, np.zeros((16, 24), np.uint16), DX, Modality="DX")
+    header = dcmread(path)
+    header.BitsAllocated, header.BitsStored, header.HighBit = 8, 8, 7
+    header.PixelData = encapsulate([content])
+    header["PixelData"].VR = "OB"
+    header.file_meta.TransferSyntaxUID = syntax
+    header.save_as(path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("syntax", "kind", "off"), [(JPEGBaseline8Bit, "jpeg", 6), (JPEG2000Lossless, "jpeg2000", 0)]
+)
+def test_jpeg_is_decoded_by_pillow(tmp_path: Path, syntax: str, kind: str, off: int) -> None:
+    y, x = np.mgrid[:16, :24]
+    smooth, stream = (5 * y + 4 * x).astype(np.uint8), io.BytesIO()
+    options = {"irreversible": False, "no_jp2": True} if off == 0 else {"quality": 95}
+    Image.fromarray(smooth).save(stream, kind, **options)
+    path = in_jpeg(tmp_path / "a.dcm", stream.getvalue(), syntax)
+    assert np.abs(read_volume(path).array[0] - smooth).max() <= off
+
+
+def test_what_nothing_decodes_is_named(tmp_path: Path) -> None:
+    video = "1.2.840.10008.1.2.4.102"
+    with pytest.raises(ReadError, match=r"a\.dcm: nothing installed decodes MPEG-4"):
+        read_volume(in_jpeg(tmp_path / "a.dcm", b"\0\0", video))
+
+
+def test_a_deflate_bomb_is_an_error(tmp_path: Path) -> None:
+    path = save(tmp_path / "a.dcm", np.zeros((4, 4), np.uint16), CT)
+    header = dcmread(path)
+    header.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
+    header.save_as(path, enforce_file_format=True)
+    content = path.read_bytes()
+    start = 144 + int.from_bytes(content[140:144], "little")
+    packer = zlib.compressobj(1, zlib.DEFLATED, -zlib.MAX_WBITS)
+    packed = packer.compress(zlib.decompress(content[start:], -zlib.MAX_WBITS))
+    packed += b"".join(packer.compress(bytes(2**24)) for _ in range(17)) + packer.flush()
+    path.write_bytes(content[:start] + packed)
+    with pytest.raises(ReadError, match=r"a\.dcm: inflates to over 256 MiB"):
+        read_volume(path)
+
+
+# radiographs
+
+PIXELS = np.array([[0, 100, 200], [300, 400, 500]], dtype=np.uint16)
+
+
+def xray(path: Path, **elements: Any) -> Path:
+    return save(path, PIXELS, DX, Modality="DX", BitsStored=12, HighBit=11, **elements)
+
+
+@pytest.mark.parametrize("shape", [None, "INVERSE"])
+def test_bright_is_dense(tmp_path: Path, shape: str | None) -> None:
+    volume = read_volume(xray(tmp_path / "a.dcm"))
+    np.testing.assert_array_equal(volume.array, PIXELS[np.newaxis].astype(np.float32))
+    inverted = {"PhotometricInterpretation": "MONOCHROME1", "PresentationLUTShape": shape}
+    seen = read_volume(xray(tmp_path / "b.dcm", **inverted)).array[0]
+    np.testing.assert_array_equal(seen, 500.0 - PIXELS)
+
+
+def test_values_of_interest_are_applied_once(tmp_path: Path) -> None:
+    seen = read_volume(xray(tmp_path / "a.dcm", WindowCenter=250, WindowWidth=200)).array[0]
+    assert seen.min() == seen[0, 0] == seen[0, 1] == 0
+    assert seen.max() == seen[1, 1] == seen[1, 2] == 4095
+    assert 0 < seen[0, 2] < seen[1, 0] < 4095
+    table = Elements()
+    table.LUTDescriptor = [501, 0, 16]
+    table.LUTData = (2 * np.arange(501, dtype=np.uint16)).tobytes()
+    path = xray(tmp_path / "b.dcm", VOILUTSequence=Sequence([table]))
+    np.testing.assert_array_equal(read_volume(path).array[0], 2.0 * PIXELS)
+
+
+def test_padding_is_dark_not_valid_and_ignored_but_for_lesions(tmp_path: Path) -> None:
+    path = xray(tmp_path / "a.dcm", PixelPaddingValue=0, PixelPaddingRangeLimit=150)
+    volume = read_volume(path)
+    np.testing.assert_array_equal(volume.array[0], [[200, 200, 200], [300, 400, 500]])
+    np.testing.assert_array_equal(volume.valid, [[0, 0, 1], [1, 1, 1]])
+    np.testing.assert_array_equal(read_hidden(path), ~np.asarray(volume.valid))
+    mask = np.zeros((1, 2, 3), np.uint8)
+    mask[0, 0, 1] = mask[0, 1, 2] = 1
+    write_volume(tmp_path / "m.png", Volume(mask, Geometry.from_spacing((2, 3), (1, 1))))
+    (tmp_path / "manifest.csv").write_text("case,image,reference\nA,a.dcm,m.png\n")
+    dataset = read_dataset(tmp_path)
+    case = read_case(dataset.cases[0], dataset)
+    again = read_reference(dataset.cases[0], dataset, case.image.geometry)
+    for reference in (case.reference, again):
+        assert reference is not None
+        np.testing.assert_array_equal(reference.ignore, [[1, 0, 0], [0, 0, 0]])
+    everything = xray(tmp_path / "b.dcm", PixelPaddingValue=0, PixelPaddingRangeLimit=500)
+    assert read_volume(everything).valid is None
+
+
+MAGNIFIED = "at the detector, divided by the magnification"
+SIZES: list[tuple[dict[str, Any], float, str]] = [
+    ({"PixelSpacing": [0.1, 0.1], "PixelSpacingCalibrationType": "GEOMETRY"}, 0.1, "calibrated"),
+    ({"PixelSpacing": [0.1, 0.1], "ImagerPixelSpacing": [0.2, 0.2]}, 0.2, "at the detector"),
+    (
+        {"ImagerPixelSpacing": [0.2, 0.2], "EstimatedRadiographicMagnificationFactor": 1.25},
+        0.16,
+        MAGNIFIED,
+    ),
+    (
+        {
+            "ImagerPixelSpacing": [0.2, 0.2],
+            "DistanceSourceToDetector": 1800,
+            "DistanceSourceToPatient": 1500,
+        },
+        0.2 / 1.2,
+        MAGNIFIED,
+    ),
+    ({"PixelSpacing": [0.1, 0.1]}, 0.1, "at the detector"),
+    ({"PixelSpacing": [-1, 1]}, 1.0, "unknown"),
+    ({}, 1.0, "unknown"),
+]
+
+
+@pytest.mark.parametrize(("elements", "mm", "source"), SIZES)
+def test_the_pixel_size_is_trusted_only_when_calibrated(
+    tmp_path: Path, elements: dict[str, Any], mm: float, source: str
+) -> None:
+    path = xray(tmp_path / "a.dcm", ImageLaterality="L", ViewPosition="MLO", **elements)
+    assert read_volume(path).geometry.spacing_mm == pytest.approx((mm, mm))
+    assert pixel_size(read_header(path))[1] == source
+    unit = {"at the detector": "mm at the detector", "unknown": "px"}.get(source, "mm")
+    assert read_geometry(path).size_unit == unit
+    columns = {"laterality": "L", "view": "MLO", "presentation_intent": ""}
+    assert radiograph_columns(path) == {**columns, "pixel_size_source": source}
+
+
+def test_a_folder_of_several_radiographs_is_no_image(tmp_path: Path) -> None:
+    xray(tmp_path / "a.dcm")
+    assert read_volume(tmp_path).geometry.dims == 2
+    xray(tmp_path / "b.dcm")
+    assert {c.case for c in find_images(tmp_path, 1)} == {"a", "b"}
+    with pytest.raises(ReadError, match="2 radiographs"):
+        read_volume(tmp_path)
+
+
+# references
+
+
+def marked(root: Path, reference: str, labels: str | None = None) -> tuple[Any, Any]:
+    dataset = read_dataset(manifest(root, "scan", reference, labels))
+    found = read_case(dataset.cases[0], dataset).reference
+    assert found is not None
+    return found.labels, found.ignore
+
+
+def test_a_segmentation_object_is_read_as_label_values(
+    series: Series, grid: Geometry, tmp_path: Path
+) -> None:
+    series()
+    masks = {"Lung": blob((0, 0, 0)), "LESION": blob((1, 2, 3), (3, 1, 0)), "cyst": blob((4, 3, 5))}
+    segmentation(tmp_path / "seg.dcm", grid, {**masks, "Ignore": blob((2, 2, 2))})
+    labels, ignore = marked(tmp_path, "seg.dcm", '{"1": "lesion", "2": "cyst", "9": "ignore"}')
+    np.testing.assert_array_equal(labels, masks["LESION"] + 2 * masks["cyst"])
+    np.testing.assert_array_equal(ignore, blob((2, 2, 2)))
+    segmentation(tmp_path / "seg.dcm", grid, {"a": blob((1, 2, 3)), "b": blob((1, 1, 1))})
+    with pytest.raises(LesionsegError, match=r"seg\.dcm: no segment or contour set is called"):
+        marked(tmp_path, "seg.dcm")
+    affine = grid.affine.copy()
+    affine[:3, 3] += 1.0
+    segmentation(tmp_path / "seg.dcm", Geometry(grid.shape, affine), {"lesion": blob((1, 2, 3))})
+    with pytest.raises(GeometryError, match=r"seg\.dcm: not drawn on the image's grid"):
+        marked(tmp_path, "seg.dcm")
+
+
+def test_contours_are_filled_and_inner_ones_are_holes(
+    series: Series, grid: Geometry, tmp_path: Path
+) -> None:
+    series()
+
+    def struct(*contours: tuple[float, tuple[tuple[float, float], ...]]) -> None:
+        drawn = [
+            item(
+                ContourGeometricType="CLOSED_PLANAR",
+                ContourData=[v for y, x in corners for v in lps(grid, (z, y, x))],
+            )
+            for z, corners in contours
+        ]
+        roi = item(ReferencedROINumber=7, ContourSequence=Sequence(drawn))
+        save(
+            tmp_path / "rt.dcm",
+            None,
+            RTSTRUCT,
+            Modality="RTSTRUCT",
+            StructureSetROISequence=Sequence([item(ROINumber=7, ROIName="Lesion")]),
+            ROIContourSequence=Sequence([roi]),
+        )
+
+    outer = (2.0, ((-0.5, -0.5), (-0.5, 4.5), (3.5, 4.5), (3.5, -0.5)))
+    inner = (2.0, ((0.5, 0.5), (0.5, 2.5), (2.5, 2.5), (2.5, 0.5)))
+    struct(outer, inner)
+    expected = np.zeros((5, 4, 6), dtype=np.uint8)
+    expected[2, :, :5] = 1
+    expected[2, 1:3, 1:3] = 0
+    np.testing.assert_array_equal(marked(tmp_path, "rt.dcm")[0], expected)
+    struct((2.4, ((0, 0), (0, 2), (2, 2))))
+    with pytest.raises(GeometryError, match=r"rt\.dcm"):
+        marked(tmp_path, "rt.dcm")
+
+
+def test_a_polygon_is_what_a_plain_loop_finds() -> None:
+    rng = np.random.default_rng(0)
+
+    def is_inside(corners: np.ndarray, y: float, x: float) -> bool:
+        inside = False
+        for (y0, x0), (y1, x1) in zip(corners, np.roll(corners, -1, axis=0), strict=True):
+            if (y0 <= y) != (y1 <= y) and x0 + (y - y0) * (x1 - x0) / (y1 - y0) <= x:
+                inside = not inside
+        return inside
+
+    for _ in range(20):
+        corners = rng.uniform(-2, 12, (rng.integers(3, 9), 2))
+        expected = [[is_inside(corners, y, x) for x in range(9)] for y in range(10)]
+        if np.any(expected):
+            np.testing.assert_array_equal(fill_polygon(corners, (10, 9)), expected)
+    small = np.array([[2.4, 3.4], [2.4, 3.6], [2.6, 3.5]])
+    assert np.argwhere(fill_polygon(small, (5, 5))).tolist() == [[2, 4]]  # the nearest pixel
+    assert not fill_polygon(small + 20, (5, 5)).any()

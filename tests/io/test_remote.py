@@ -1,0 +1,49 @@
+"""Folders at a URL: downloaded once, followed when they change, results uploaded."""
+
+from pathlib import Path
+
+import pytest
+
+from lesionseg.errors import ConfigError, ReadError
+from lesionseg.io.remote import download, upload
+
+fsspec = pytest.importorskip("fsspec")
+
+
+def files(folder: Path) -> dict[str, str]:
+    found = (path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): path.read_text() for path in found}
+
+
+def test_a_folder_is_downloaded_and_followed(tmp_path: Path) -> None:
+    store = fsspec.filesystem("memory")
+    store.pipe({"/set/a.nii": b"one", "/set/deep/b.csv": b"two"})
+    copy = download("memory://set", str(tmp_path))
+    assert copy.name == "set"
+    assert files(copy) == {"a.nii": "one", "deep/b.csv": "two"}
+    untouched = (copy / "a.nii").stat().st_mtime_ns
+    store.rm("/set/deep/b.csv")
+    store.pipe("/set/c.nii", b"three")
+    assert download("memory://set", str(tmp_path)) == copy
+    assert files(copy) == {"a.nii": "one", "c.nii": "three"}
+    assert (copy / "a.nii").stat().st_mtime_ns == untouched
+    assert download(str(copy)) == copy  # a path is no URL
+
+
+def test_results_are_uploaded(tmp_path: Path) -> None:
+    copy = download("memory://results", str(tmp_path), new=True)
+    assert files(copy) == {}
+    (copy / "deep").mkdir()
+    (copy / "deep" / "a_mask.nii.gz").write_text("mask")
+    upload([copy / "deep" / "a_mask.nii.gz"], copy, "memory://results")
+    assert fsspec.filesystem("memory").cat("/results/deep/a_mask.nii.gz") == b"mask"
+    assert files(download("memory://results", str(tmp_path / "other"))) == {
+        "deep/a_mask.nii.gz": "mask"
+    }
+
+
+def test_what_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ReadError, match="memory://nothing"):
+        download("memory://nothing", str(tmp_path))
+    with pytest.raises(ConfigError, match="nosuch://x"):
+        download("nosuch://x", str(tmp_path))
