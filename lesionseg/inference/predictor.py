@@ -25,7 +25,7 @@ from lesionseg.inference.input_check import InputCheck, check_scan
 from lesionseg.inference.sliding.body import Body, find_body
 from lesionseg.inference.sliding.stitch import Store
 from lesionseg.inference.sliding.window import OnBatch, SlidingWindow, device_of
-from lesionseg.io.cases import read_image
+from lesionseg.io.cases import is_colour, read_image
 from lesionseg.io.volumes import strip_suffix
 from lesionseg.models.build import NetworkFactory, trusting
 from lesionseg.models.precision import fast_memory_format
@@ -193,7 +193,8 @@ class Predictor:
         without; `ReadError`, `GeometryError` or `ContentError` naming the file at fault.
         """
         plan = self.plan
-        if len(files.images) + len(files.missing) != len(plan.channel_names):
+        n_channels, n_files = len(plan.channel_names), len(files.images) + len(files.missing)
+        if n_files != n_channels and not is_colour(files, n_channels):
             raise DatasetError(
                 f"Case {files.case!r} has {len(files.images)} files; this model needs "
                 f"{len(plan.channel_names)} ({', '.join(plan.channel_names)}). "

@@ -138,7 +138,7 @@ def _grey(path: Path, volume: Volume) -> NDArray[Any]:
     if len(volume.array) == 1:
         return volume.array[0]
     logger.warning("%s is in colour: its brightness alone is read.", path)
-    return np.rint(np.tensordot([0.299, 0.587, 0.114], volume.array, axes=1))
+    return np.asarray(np.rint(np.tensordot([0.299, 0.587, 0.114], volume.array, axes=1)))
 
 
 def check_channels(files: CaseFiles, dataset: Dataset) -> None:
