@@ -135,10 +135,11 @@ def is_colour(files: CaseFiles, n_channels: int) -> bool:
 
 def _grey(path: Path, volume: Volume) -> NDArray[Any]:
     """The one channel of a file; of a picture in colour its brightness, by ITU-R BT.601."""
-    if len(volume.array) == 1:
-        return volume.array[0]
+    array: NDArray[Any] = volume.array
+    if len(array) == 1:
+        return np.asarray(array[0])
     logger.warning("%s is in colour: its brightness alone is read.", path)
-    return np.asarray(np.rint(np.tensordot([0.299, 0.587, 0.114], volume.array, axes=1)))
+    return np.asarray(np.rint(np.tensordot([0.299, 0.587, 0.114], array, axes=1)))
 
 
 def check_channels(files: CaseFiles, dataset: Dataset) -> None:
