@@ -13,8 +13,7 @@ from torch import Tensor, nn
 
 from lesionseg.models.build import build_network
 from lesionseg.models.retinanet import RetinaNet, planned_anchors
-from lesionseg.plan.anchor_plan import total_strides
-from lesionseg.plan.plan import Plan
+from lesionseg.plan.plan import Plan, total_strides
 
 OVERLAP = 0.5
 

@@ -28,9 +28,13 @@ from lesionseg.inference.sliding.window import SlidingWindow  # noqa: E402
 from lesionseg.losses import DetectionLoss, FocalLoss  # noqa: E402
 from lesionseg.models.build import build_network  # noqa: E402
 from lesionseg.models.precision import fast_dtype, fast_memory_format  # noqa: E402
-from lesionseg.plan.anchor_plan import AnchorPlan  # noqa: E402
-from lesionseg.plan.candidate_rule import CandidateRule  # noqa: E402
-from lesionseg.plan.plan import Architecture, Normalisation, Plan  # noqa: E402
+from lesionseg.plan.plan import (  # noqa: E402
+    AnchorPlan,
+    Architecture,
+    CandidateRule,
+    Normalisation,
+    Plan,
+)
 from lesionseg.training.step.detection_objective import make_objective  # noqa: E402
 
 TILE, BATCH = 64, 2

@@ -6,10 +6,10 @@ from typing import Annotated, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from pydantic import Field
 
 from lesionseg.core.geometry import Geometry
 from lesionseg.core.lesions import box_centres_mm, box_diameters_mm, equivalent_diameter_mm
-from lesionseg.core.schema import Range
 
 CalibrationKind = Literal["platt", "isotonic"]
 
@@ -30,10 +30,10 @@ class Calibration:
     intercept: float = 0.0
     slope: float = 1.0
     knots: tuple[float, ...] = ()
-    probabilities: Annotated[tuple[float, ...], Range(0, 1)] = ()
+    probabilities: tuple[Annotated[float, Field(ge=0, le=1)], ...] = ()
     fitted_on: str | None = None
-    n_true: Annotated[int, Range(0, 2**63)] = 0
-    n_false: Annotated[int, Range(0, 2**63)] = 0
+    n_true: Annotated[int, Field(ge=0)] = 0
+    n_false: Annotated[int, Field(ge=0)] = 0
 
     def probability(self, scores: ArrayLike) -> NDArray[np.float64]:
         """The chance of being a lesion of each score in [0, 1]."""

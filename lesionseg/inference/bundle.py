@@ -23,8 +23,7 @@ from torch import Tensor, nn
 from lesionseg.errors import BundleError, OutputError
 from lesionseg.inference.input_check import InputCheck
 from lesionseg.models.build import NetworkFactory, build_network
-from lesionseg.plan.candidate_rule import SOURCES
-from lesionseg.plan.plan import Plan
+from lesionseg.plan.plan import SOURCES, Plan
 
 WEIGHTS, PLAN, CARD = "weights.safetensors", "plan.json", "model_card.md"
 _CHECK = "input_check"

@@ -9,7 +9,7 @@ from lesionseg.models.build import ARCHITECTURES, NetworkFactory, build_network
 from lesionseg.models.heads import SegmentationHead, prior_bias
 from lesionseg.models.precision import fast_dtype, fast_memory_format
 from lesionseg.models.unet import UNet
-from lesionseg.plan.tile_rules import total_stride
+from lesionseg.plan.plan import total_stride
 
 __all__ = [
     "ARCHITECTURES",

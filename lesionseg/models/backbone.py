@@ -8,9 +8,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from lesionseg.errors import ConfigError, GeometryError
-from lesionseg.models.blocks import Stage, Up, initialise, layers, space_to_depth
-from lesionseg.plan.plan import Architecture
-from lesionseg.plan.tile_rules import total_stride
+from lesionseg.models.blocks import Stage, Up, initialise, layers
+from lesionseg.plan.plan import Architecture, total_stride
 
 
 class Encoder(nn.Module):
@@ -24,11 +23,11 @@ class Encoder(nn.Module):
         super().__init__()
         check_architecture(architecture, dims)
         self.total_stride = total_stride(architecture)
-        self.channels, self.block = architecture.features, architecture.block
+        self.channels = architecture.features
         self.stages = nn.ModuleList(
             Stage(dims, before, after, kernel=kernel, stride=stride, n_blocks=architecture.blocks)
             for before, after, kernel, stride in zip(
-                (in_channels * prod(self.block), *architecture.features),
+                (in_channels, *architecture.features),
                 architecture.features,
                 architecture.kernels,
                 ((1,) * dims, *architecture.strides[1:]),
@@ -41,7 +40,7 @@ class Encoder(nn.Module):
     ) -> list[Tensor]:
         """Feature maps, finest first; of the first `n_stages` alone where that is given."""
         check_input(tuple(x.shape[2:]), self.total_stride)
-        pyramid, x = [], space_to_depth(x, self.block)
+        pyramid = []
         for stage in self.stages[:n_stages]:
             x = stage(x)
             pyramid.append(x)

@@ -137,32 +137,13 @@ def initialise(conv: Conv | Up) -> None:
         nn.init.zeros_(conv.bias)
 
 
-def space_to_depth(
-    x: Shaped[Tensor, "b c *spatial"], block: Sequence[int]
-) -> Shaped[Tensor, "b cn *smaller"]:
-    """Every block of voxels as channels of one voxel, no value lost: n per channel, in C order.
-
-    What a space-to-depth stem does (pixel unshuffle: Shi et al. 2016, arXiv 1609.05158).
-    Spatial axes are multiples of `block`; one of ones gives `x` itself.
-
-    >>> import torch
-    >>> space_to_depth(torch.tensor([[[[1, 2], [3, 4]]]]), (2, 2)).flatten().tolist()
-    [1, 2, 3, 4]
-    """
-    if prod(block) == 1:
-        return x
-    dims, sizes = len(block), list(x.shape[:2])  # not len(x), which an export takes as constant
-    for n, side in zip(x.shape[2:], block, strict=True):
-        sizes += [n // side, side]
-    grid, inside = range(2, 2 + 2 * dims, 2), range(3, 3 + 2 * dims, 2)
-    small = [n // side for n, side in zip(x.shape[2:], block, strict=True)]
-    return x.reshape(sizes).permute(0, 1, *inside, *grid).reshape(x.shape[0], -1, *small)
-
-
 def depth_to_space(
     x: Shaped[Tensor, "b cn *smaller"], block: Sequence[int]
 ) -> Shaped[Tensor, "b c *spatial"]:
-    """The way back: `depth_to_space(space_to_depth(x, block), block)` is x."""
+    """Channels as the voxels of a block: n per channel, in C order (pixel shuffle).
+
+    What a head on a map coarser than the image makes full resolution of (Shi et al. 2016).
+    """
     if prod(block) == 1:
         return x
     dims, small = len(block), x.shape[2:]

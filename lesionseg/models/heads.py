@@ -10,8 +10,7 @@ from torch import Tensor, nn
 
 from lesionseg.errors import ConfigError
 from lesionseg.models.blocks import depth_to_space, initialise, layers
-from lesionseg.plan.anchor_plan import AnchorPlan
-from lesionseg.plan.plan import Activation
+from lesionseg.plan.plan import Activation, AnchorPlan
 
 HEAD_STD = 0.01  # Lin et al. 2017, section 4.1
 

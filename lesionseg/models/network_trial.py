@@ -11,8 +11,7 @@ from torch import Tensor, nn
 from lesionseg.errors import ConfigError
 from lesionseg.models.build import TRUSTED, build_network
 from lesionseg.models.foreign_network import READY, TARGET, foreign_backbone, n_logits
-from lesionseg.plan.anchor_plan import total_strides
-from lesionseg.plan.plan import Architecture, Normalisation, Plan
+from lesionseg.plan.plan import Architecture, Normalisation, Plan, total_strides
 
 _MULTIPLES = (1, 2, 4, 8, 16, 32, 64)
 _SIDE = 64  # of the tile on which a backbone's strides are looked at

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from lesionseg.errors import BundleError, ConfigError
+from lesionseg.plan.make import backbone_kind
 from lesionseg.plan.plan import Architecture
-from lesionseg.plan.plan_overrides import backbone_kind
 
 Weights = Mapping[str, Tensor]
 SUFFIXES = (".pth", ".pt")

@@ -10,8 +10,7 @@ from lesionseg.errors import ConfigError
 from lesionseg.models.backbone import Decoder, Encoder
 from lesionseg.models.foreign_network import foreign_backbone
 from lesionseg.models.heads import DetectionHead, DetectorOutput, SegmentationHead, prior_bias
-from lesionseg.plan.anchor_plan import AnchorPlan
-from lesionseg.plan.plan import Architecture, Plan
+from lesionseg.plan.plan import AnchorPlan, Architecture, Plan
 
 
 class RetinaNet(nn.Module):
@@ -80,7 +79,7 @@ class RetinaUNet(nn.Module):
         channels = [self.decoder.channels[stage] for stage in self.stages]
         self.head = DetectionHead(dims, channels, n_labels, anchors)
         self.segmentation = nn.ModuleList(
-            SegmentationHead(dims, width, bias, architecture.block)
+            SegmentationHead(dims, width, bias, architecture.strides[0])
             for width in self.decoder.channels[: architecture.n_supervised]
         )
 

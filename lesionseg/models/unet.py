@@ -1,7 +1,6 @@
 """U-Nets: a backbone, plain or of residual blocks, and one segmentation head per level."""
 
 from collections.abc import Sequence
-from math import prod
 
 import torch
 from jaxtyping import Float
@@ -19,11 +18,9 @@ from lesionseg.models.blocks import (
     InstanceNorm,
     initialise,
     layers,
-    space_to_depth,
 )
 from lesionseg.models.heads import SegmentationHead, prior_bias
-from lesionseg.plan.plan import Architecture, Plan
-from lesionseg.plan.tile_rules import total_stride
+from lesionseg.plan.plan import Architecture, Plan, total_stride
 
 
 class UNet(nn.Module):
@@ -31,7 +28,7 @@ class UNet(nn.Module):
 
     `forward`: image `[B, C, *spatial]` to a list of fp32 logits `[B, K, *spatial]`. In eval mode
     the list has one entry, at full resolution; in train mode `architecture.n_supervised`, finest
-    first, each at its stage's resolution. Heads undo a space-to-depth stem: the finest is at full
+    first, each at its stage's resolution.
     resolution with one too. K = `len(bias)`. Raises `GeometryError` for inputs that the total
     stride does not divide. `encoder`: another one than the plain one.
     """
@@ -49,7 +46,7 @@ class UNet(nn.Module):
         self.encoder = encoder or Encoder(dims, in_channels, architecture)
         self.decoder = Decoder(dims, architecture)
         heads = [
-            SegmentationHead(dims, width, bias, architecture.block)
+            SegmentationHead(dims, width, bias)
             for width in self.decoder.channels[: architecture.n_supervised]
         ]
         if architecture.layout == "nnunet":
@@ -132,10 +129,10 @@ class ResidualEncoder(nn.Module):
         check_architecture(architecture, dims)
         self.total_stride = total_stride(architecture)
         self.channels = architecture.features
-        self.block, ones = architecture.block, (1,) * dims
+        ones = (1,) * dims
         self.stem = ConvBlock(
             dims,
-            in_channels * prod(self.block),
+            in_channels,
             self.channels[0],
             kernel=architecture.kernels[0],
             stride=ones,
@@ -169,7 +166,7 @@ class ResidualEncoder(nn.Module):
     def forward(self, x: Float[Tensor, "b c *spatial"]) -> list[Tensor]:
         """Feature maps, finest first."""
         check_input(tuple(x.shape[2:]), self.total_stride)
-        x = self.stem(space_to_depth(x, self.block))
+        x = self.stem(x)
         pyramid: list[torch.Tensor] = []
         for stage in self.stages:
             x = stage(x)

@@ -15,9 +15,8 @@ from lesionseg.io.layouts.conventions import read_dataset
 from lesionseg.io.remote import download
 from lesionseg.pipeline.facts import read_records
 from lesionseg.pipeline.run.outcome import bar
-from lesionseg.plan.candidate_rule import sources_of
 from lesionseg.plan.fingerprint import Fingerprint, fingerprint_of
-from lesionseg.plan.plan import ChannelSet
+from lesionseg.plan.plan import ChannelSet, sources_of
 from lesionseg.plan.splits import Splits, fold_numbers, make_splits
 
 log = logging.getLogger(__name__)

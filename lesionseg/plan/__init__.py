@@ -1,9 +1,8 @@
 """From dataset statistics to decisions: fingerprint, rules, plan and splits; no network here."""
 
-from lesionseg.plan.candidate_rule import CandidateRule
 from lesionseg.plan.fingerprint import Fingerprint, take_fingerprint
 from lesionseg.plan.make import PlanOverrides, make_plan
-from lesionseg.plan.plan import Architecture, Normalisation, Plan
+from lesionseg.plan.plan import Architecture, CandidateRule, Normalisation, Plan
 from lesionseg.plan.splits import Splits, make_splits
 
 __all__ = [

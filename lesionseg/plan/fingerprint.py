@@ -5,19 +5,19 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import permutations
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field, FiniteFloat
 
 from lesionseg.core import Case, Dataset, Geometry, Reference
-from lesionseg.core.schema import Range, build
 from lesionseg.errors import DatasetError
 from lesionseg.ops.components import lesion_mask, lesions_of
-from lesionseg.plan.plan import Modality
+from lesionseg.plan.plan import Millimetres, Modality, Share, read_record
 
 CLIPPED = (0.5, 99.5)  # percentiles to which CT is clipped (Isensee et al. 2021)
-FINGERPRINT_VERSION = 1
+FINGERPRINT_VERSION: Final = 1
 SAMPLED = 8192  # voxels looked at per case and kind, evenly spaced: memory stays bounded
 MOST_SAMPLED = 2**22  # ... and of all cases together, per channel
 AIR_HU = -950.0  # CT values above it belong to the body, aerated lung included
@@ -28,10 +28,10 @@ NO_MAGNITUDE = -500.0  # values below it occur in CT (air at -1000 HU), never in
 class Spread:
     """Mean, standard deviation and the 0.5 and 99.5 percentiles of some voxels."""
 
-    mean: float
-    std: float
-    lower: float
-    upper: float
+    mean: FiniteFloat
+    std: FiniteFloat
+    lower: FiniteFloat
+    upper: FiniteFloat
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class ChannelStatistics:
     is_ct: bool
     body: Spread
     lesion: Spread | None
-    nonzero_share: float
+    nonzero_share: FiniteFloat
 
 
 @dataclass(frozen=True)
@@ -56,22 +56,21 @@ class Fingerprint:
     Per case: `shapes` and `spacings_mm` (3-D: axes turned along +S, +A, +R, as prepared images
     have them) and `lesions_per_case`. Per lesion, in no order that matters: `diameters_mm` (the
     equivalent diameter), `lesion_voxels` on the file's grid and `extents_mm`, the sides of its box
-    along the axes of `spacings_mm`; none in a file written before they were taken.
-    `lesion_fraction` is the share of
-    the scanned volume that is lesion, what is to be ignored left out.
+    along the axes of `spacings_mm`. `lesion_fraction` is the share of the scanned volume that is
+    lesion, what is to be ignored left out.
     """
 
     dims: int
     modality: Modality
     channels: tuple[ChannelStatistics, ...]
-    shapes: Annotated[tuple[tuple[int, ...], ...], Range(1, 2**31 - 1)]
-    spacings_mm: Annotated[tuple[tuple[float, ...], ...], Range(1e-3, 100)]
-    lesions_per_case: Annotated[tuple[int, ...], Range(0, 2**31 - 1)]
-    diameters_mm: tuple[float, ...]
+    shapes: tuple[tuple[Annotated[int, Field(ge=1, lt=2**31)], ...], ...]
+    spacings_mm: tuple[tuple[Millimetres, ...], ...]
+    lesions_per_case: tuple[Annotated[int, Field(ge=0, lt=2**31)], ...]
+    diameters_mm: tuple[FiniteFloat, ...]
     lesion_voxels: tuple[int, ...]
-    lesion_fraction: Annotated[float, Range(0, 1)]
-    extents_mm: tuple[tuple[float, ...], ...] = ()
-    schema_version: int = FINGERPRINT_VERSION
+    lesion_fraction: Share
+    extents_mm: tuple[tuple[FiniteFloat, ...], ...] = ()
+    schema_version: Literal[1] = FINGERPRINT_VERSION
 
     @property
     def n_cases(self) -> int:
@@ -90,25 +89,14 @@ class Fingerprint:
 
     def to_json(self) -> str:
         """The fingerprint as JSON, with the counts spelled out for readers."""
-        counts = {name: getattr(self, name) for name in _COUNTS}
+        names = ("n_cases", "n_lesions", "n_lesion_free_cases")
+        counts = {name: getattr(self, name) for name in names}
         return json.dumps({**counts, **asdict(self)}, indent=1, allow_nan=False)
 
     @classmethod
     def from_json(cls, text: str, where: str | Path = "fingerprint.json") -> "Fingerprint":
         """Read a fingerprint; raises `DatasetError` naming `where` when it is none."""
-        try:
-            return _fingerprint(json.loads(text))
-        except (ValueError, RecursionError) as error:
-            raise DatasetError(
-                "The fingerprint cannot be read.",
-                where=where,
-                seen=error,
-                expected=f"a fingerprint of schema_version {FINGERPRINT_VERSION}",
-                remedy="delete the file; it is taken again from the data.",
-            ) from error
-
-
-_COUNTS = ("n_cases", "n_lesions", "n_lesion_free_cases")
+        return read_record(cls, text, where, DatasetError)
 
 
 @dataclass(frozen=True, eq=False)
@@ -188,15 +176,12 @@ def take_fingerprint(dataset: Dataset, cases: Iterable[Case]) -> Fingerprint:
 def fingerprint_of(dataset: Dataset, facts: Sequence[CaseFacts]) -> Fingerprint:
     """The fingerprint of cases of which facts were kept. Raises `DatasetError` for none."""
     if not facts:
-        raise DatasetError(
-            "No labelled case to plan from.",
-            where=dataset.root,
-            remedy="add reference masks or boxes for some cases.",
-        )
+        raise DatasetError(f"{dataset.root}: no labelled case to plan from.")
     kinds = [_is_ct(dataset, facts, c) for c in range(len(dataset.channel_names))]
+    scanned = sum(n.scanned_mm for n in facts)  # 0 where every voxel is to be ignored
     return Fingerprint(
         dims=dataset.dims,
-        modality=_modality(dataset.dims, kinds),
+        modality="xray" if dataset.dims == 2 else "ct" if any(kinds) else "mri",
         channels=tuple(
             _channel(name, kinds[c], facts, c) for c, name in enumerate(dataset.channel_names)
         ),
@@ -205,14 +190,9 @@ def fingerprint_of(dataset: Dataset, facts: Sequence[CaseFacts]) -> Fingerprint:
         lesions_per_case=tuple(len(n.lesion_voxels) for n in facts),
         diameters_mm=tuple(round(d, 4) for n in facts for d in n.diameters_mm),
         lesion_voxels=tuple(v for n in facts for v in n.lesion_voxels),
-        lesion_fraction=_share(sum(n.lesion_mm for n in facts), sum(n.scanned_mm for n in facts)),
+        lesion_fraction=sum(n.lesion_mm for n in facts) / scanned if scanned > 0 else 0.0,
         extents_mm=tuple(side for n in facts for side in n.extents_mm),
     )
-
-
-def _share(part: float, whole: float) -> float:
-    """The part of a whole; 0 of nothing, as where every voxel is to be ignored."""
-    return part / whole if whole > 0 else 0.0
 
 
 def canonical_order(geometry: Geometry) -> tuple[int, ...]:
@@ -245,12 +225,6 @@ def _is_ct(dataset: Dataset, facts: Sequence[CaseFacts], channel: int) -> bool:
     return bool(lowest < NO_MAGNITUDE)
 
 
-def _modality(dims: int, channels_are_ct: Sequence[bool]) -> Modality:
-    if dims == 2:
-        return "xray"
-    return "ct" if any(channels_are_ct) else "mri"
-
-
 def _channel(name: str, is_ct: bool, facts: Sequence[CaseFacts], c: int) -> ChannelStatistics:
     facts = _with(facts, c)
     whole = [n.sample[c] for n in facts]
@@ -276,10 +250,3 @@ def _spread(values: NDArray[np.float32]) -> Spread | None:
     wide = values.astype(np.float64)
     lower, upper = np.percentile(wide, CLIPPED)
     return Spread(float(wide.mean()), float(wide.std()), float(lower), float(upper))
-
-
-def _fingerprint(raw: Any) -> Fingerprint:
-    version = raw.get("schema_version") if isinstance(raw, dict) else None
-    if version != FINGERPRINT_VERSION:
-        raise ValueError(f"schema_version {version}")
-    return build(Fingerprint, {key: raw[key] for key in raw if key not in _COUNTS})

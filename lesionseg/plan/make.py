@@ -1,38 +1,95 @@
 """From a fingerprint to a plan: the rules in their order, each decision with its reason."""
 
 import logging
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cache
+from typing import Any, TypeVar, get_args
+
+import numpy as np
 
 from lesionseg.core import Dataset
+from lesionseg.errors import ConfigError
 from lesionseg.plan import rules
-from lesionseg.plan.anchor_plan import AnchorPlan
-from lesionseg.plan.decisions import (
-    DatasetGrid,
-    allowed_budget,
-    budget_for_lesions,
-    candidate_source,
-    check_axes,
-    check_regions,
-    chosen_anchors,
-    chosen_architecture,
-    chosen_batch,
-    chosen_scales,
-    chosen_spacing,
-    chosen_tile,
-    large_heads,
-    whole_cells,
-)
+from lesionseg.plan.anchors import fit_anchors
 from lesionseg.plan.fingerprint import Fingerprint
-from lesionseg.plan.plan import Architecture, Plan
-from lesionseg.plan.plan_overrides import FOLLOWED_CHECKPOINT, refuse_stranger, said_to_follow
-from lesionseg.plan.plan_overrides import PlanOverrides as PlanOverrides
+from lesionseg.plan.plan import (
+    SOURCES,
+    Activation,
+    AnchorPlan,
+    Architecture,
+    CandidateSource,
+    Layout,
+    Plan,
+    sources_of,
+    total_stride,
+    tuples,
+)
+from lesionseg.plan.rules import Decision, DeviceBudget
 
 logger = logging.getLogger(__name__)
 
-
+T = TypeVar("T")
 StepMemory = Callable[[Plan], float]
+
+BY_HAND = "chosen by hand"
+FOLLOWED = "as in the bundle that training starts from"
+FOLLOWED_CHECKPOINT = "as in the checkpoint that training starts from"
+# Of a detector on a GPU: at least so many channels, and so many convolutions (Lin et al. 2017)
+HEAD_WIDTH, HEAD_DEPTH = 128, 4
+# Networks whose encoder and decoder are built alike, so that one's weights serve the other
+_BACKBONES: Mapping[str, str] = {"unet": "plain", "retinanet": "plain", "retina_unet": "plain"}
+
+
+@dataclass(frozen=True)
+class PlanOverrides:
+    """What somebody decides instead of the rules; None leaves it to them.
+
+    `init_from`: the bundle, or the run, whose weights training starts from; its grid,
+    normalisation and backbone are followed (`make_plan`'s `before`). `layout`: nnunet gives our own
+    networks nnU-Net's details (`Architecture`). `network`: the arguments of a network that is not
+    ours, with `_target_` which class it is where `architecture` is "custom". `backbone`: likewise
+    of a detector's feature maps.
+    """
+
+    architecture: str = "unet"
+    spacing_mm: Sequence[float] | None = None
+    tile_shape: Sequence[int] | None = None
+    batch_size: int | None = None
+    base_features: int | None = None
+    activation: Activation = "sigmoid"
+    candidates: CandidateSource | None = None
+    init_from: str | None = None
+    layout: Layout | None = None
+    network: Mapping[str, Any] | None = None
+    backbone: Mapping[str, Any] | None = None
+
+    @property
+    def spec(self) -> dict[str, Any]:
+        """The network or backbone that is not ours, as `Architecture.network` has it."""
+        return dict(tuples(dict(self.network or self.backbone or {})))
+
+    def __post_init__(self) -> None:
+        ours, sources = self.architecture in SOURCES, sources_of(self.architecture)
+        if (self.network and ours) or (self.backbone and "detection" not in sources):
+            raise ConfigError(
+                f"model.network, model.backbone: a {self.architecture} takes no other. Take "
+                "model=custom for a network of your own, model=retinanet for a backbone."
+            )
+        if not ours and self.layout not in (None, "lesionseg"):
+            raise ConfigError(f"model.layout: {self.architecture} is not one of our own networks.")
+        sizes = (*(self.spacing_mm or ()), *(self.tile_shape or ()))
+        sizes += tuple(n for n in (self.batch_size, self.base_features) if n is not None)
+        if min(sizes, default=1) <= 0:
+            raise ConfigError(f"model: sizes of a plan are positive, not {list(sizes)}.")
+        for name, choices in (
+            ("candidates", (None, *sources)),
+            ("layout", (None, *get_args(Layout))),
+            ("activation", get_args(Activation)),
+        ):
+            if getattr(self, name) not in choices:
+                shown = ", ".join(map(str, choices))
+                raise ConfigError(f"model.{name}={getattr(self, name)}: not one of {shown}.")
 
 
 def make_plan(
@@ -64,18 +121,26 @@ def make_plan(
     Raises `ConfigError` for overrides that do not fit the dataset or `before`, and for a GPU
     without `step_memory`.
     """
-    chosen = overrides or PlanOverrides()
+    chosen = asked = overrides or PlanOverrides()
     if before is not None:
-        chosen = _following(before, chosen, fingerprint, dataset)
-    check_axes(chosen, fingerprint.dims)
-    check_regions(chosen, dataset)
+        check_compatible(before, chosen, fingerprint, dataset)
+        tile_shape = chosen.tile_shape or before.tile_shape
+        chosen = replace(chosen, spacing_mm=before.spacing_mm, tile_shape=tile_shape)
+    on_gpu = device.startswith("cuda")
     draft = _draft(fingerprint, dataset, device, chosen, before)
-    grid = DatasetGrid(fingerprint, draft.spacing_mm)
 
     @cache
-    def anchors_of(shape: Architecture) -> rules.Decision[AnchorPlan | None]:
-        found = chosen_anchors(fingerprint, draft.spacing_mm, shape, chosen, before)
-        return large_heads(found) if device.startswith("cuda") and before is None else found
+    def anchors_of(shape: Architecture) -> Decision[AnchorPlan | None]:
+        if "detection" not in sources_of(shape.name):
+            return Decision(None, "")
+        if before is not None and before.anchors is not None:
+            return Decision(before.anchors, FOLLOWED)
+        extents = np.asarray(fingerprint.extents_mm).reshape(-1, fingerprint.dims)
+        found = fit_anchors((extents / np.asarray(draft.spacing_mm)).tolist(), shape)
+        if on_gpu and before is None and found.value is not None:  # heads as the paper has them
+            width = max(found.value.width, HEAD_WIDTH)
+            found = replace(found, value=replace(found.value, width=width, depth=HEAD_DEPTH))
+        return found
 
     def sized(shape: Architecture, tile: Sequence[int], batch: int) -> Plan:
         return draft.with_(
@@ -86,37 +151,58 @@ def make_plan(
         )
 
     step_gb = None if step_memory is None else lambda *step: step_memory(sized(*step))
-    device_budget = allowed_budget(device, memory_gb, chosen, step_gb, len(dataset.channel_names))
-    allowed = budget_for_lesions(grid, device_budget.value, chosen)
-    tile = chosen_tile(grid, allowed, chosen)
-    if pyramid is not None:
-        tile = whole_cells(tile, pyramid, chosen)
-    shape = chosen_architecture(tile.value, draft.spacing_mm, allowed, chosen, before)
-    if pyramid is not None:
-        shape = rules.Decision(
-            pyramid,
-            f"{pyramid.network.get('_target_', FOLLOWED_CHECKPOINT)}, {len(pyramid.features)} maps",
-        )
-    batch = chosen_batch(grid, shape.value, tile.value, allowed, chosen)
-    anchors = anchors_of(shape.value)
-    plan = sized(shape.value, tile.value, batch.value).with_(
-        reasons={
-            **draft.reasons,
-            "budget": device_budget.reason,
-            "tile_shape": tile.reason,
-            "architecture": shape.reason,
-            "batch_size": batch.reason,
-            **({"anchors": anchors.reason} if anchors.value else {}),
-        }
+    budget = rules.budget(device, memory_gb, step_gb, len(dataset.channel_names))
+    # nnU-Net's presets of residual networks take more than 5 % of a dataset, too
+    capped = not (on_gpu and chosen.architecture == "residual_unet")
+    allowed = replace(budget.value, architecture=chosen.architecture, capped=capped)
+    if (base := chosen.base_features) is not None:
+        widest = max(allowed.widest * base // allowed.base_features, base)
+        allowed = replace(allowed, base_features=base, widest=widest, wider=())
+    # cases and lesions on the plan's grid; a lesion is a ball, in 2-D a disc, of its diameter
+    sizes_mm = np.asarray(fingerprint.shapes) * np.asarray(fingerprint.spacings_mm)
+    shapes = np.maximum(np.round(sizes_mm / np.asarray(draft.spacing_mm)), 1)
+    median_shape = tuple(int(n) for n in np.ceil(np.median(shapes, axis=0)))
+    n_voxels = float(shapes.prod(axis=1).sum())
+    if chosen.tile_shape is None and chosen.batch_size is None:
+        unit = np.pi / (6 if draft.dims == 3 else 4) / np.prod(draft.spacing_mm)
+        lesions = unit * np.asarray(fingerprint.diameters_mm, dtype=np.float64) ** draft.dims
+        allowed = rules.for_small_tiles(allowed, median_shape, draft.spacing_mm, n_voxels, lesions)
+    tile = _pick(
+        None if chosen.tile_shape is None else tuple(int(n) for n in chosen.tile_shape),
+        lambda: rules.tile_shape(median_shape, draft.spacing_mm, allowed),
     )
-    if step_memory is not None and device.startswith("cuda"):
-        reason = f"a training step takes about {step_memory(plan):.1f} GB, by prediction"
-        plan = plan.with_(reasons={**plan.reasons, "memory": reason})
-    return (
-        plan
-        if before is None
-        else said_to_follow(plan, chose_tile=bool(overrides and overrides.tile_shape))
+    if pyramid is not None:
+        tile = _whole_cells(tile, pyramid, by_hand=chosen.tile_shape is not None)
+        name = pyramid.network.get("_target_", FOLLOWED_CHECKPOINT)
+        shape = Decision(pyramid, f"{name}, {len(pyramid.features)} maps")
+    elif before is not None:
+        _check_divisible(tile.value, before.architecture)
+        shape = Decision(replace(before.architecture, name=chosen.architecture), FOLLOWED)
+    else:
+        shape = _architecture(tile.value, draft.spacing_mm, allowed, chosen)
+    batch = _pick(
+        chosen.batch_size, lambda: rules.batch_size(shape.value, tile.value, allowed, n_voxels)
     )
+    plan = sized(shape.value, tile.value, batch.value)
+    reasons = {
+        **draft.reasons,
+        "budget": budget.reason,
+        "tile_shape": tile.reason,
+        "architecture": shape.reason,
+        "batch_size": batch.reason,
+    }
+    if plan.anchors is not None:
+        reasons["anchors"] = anchors_of(shape.value).reason
+    if step_memory is not None and on_gpu:
+        reasons["memory"] = f"a training step takes about {step_memory(plan):.1f} GB, by prediction"
+    if before is not None:  # not chosen by hand
+        reasons["spacing_mm"] = FOLLOWED
+        reasons["tile_shape"] = tile.reason if asked.tile_shape else FOLLOWED
+    return plan.with_(reasons=reasons)
+
+
+def _pick(chosen: T | None, rule: Callable[[], Decision[T]]) -> Decision[T]:
+    return rule() if chosen is None else Decision(chosen, BY_HAND)
 
 
 def _draft(
@@ -127,13 +213,28 @@ def _draft(
     before: Plan | None,
 ) -> Plan:
     """All of the plan that no tile, network or batch decides, with the reasons for it."""
-    spacing = chosen_spacing(fingerprint, device, chosen)
-    scales = chosen_scales(fingerprint, before)
+    for name in ("spacing_mm", "tile_shape"):
+        value = getattr(chosen, name)
+        if value is not None and len(value) != fingerprint.dims:
+            axes = "z, y, x" if fingerprint.dims == 3 else "y, x"
+            raise ConfigError(f"model.{name}={list(value)}: wrong number of axes; give {axes}.")
+    if dataset.regions and chosen.activation == "softmax":
+        raise ConfigError(
+            "model.activation=softmax: regions overlap. Take sigmoid, or data.merge_labels=true."
+        )
+    spacing = _pick(
+        None if chosen.spacing_mm is None else tuple(float(s) for s in chosen.spacing_mm),
+        lambda: rules.spacing(fingerprint.spacings_mm, fingerprint.diameters_mm, device),
+    )
+    if before is not None:
+        scales = [Decision(scale, FOLLOWED) for scale in before.normalisation]
+    else:
+        scales = [rules.normalisation(c, fingerprint.dims) for c in fingerprint.channels]
     prior = rules.prior(fingerprint.lesion_fraction)
     candidates = rules.candidate_rule(
         fingerprint.lesion_voxels, fingerprint.lesions_per_case, prior.value
     )
-    slices = rules.thick_slices(fingerprint.spacings_mm)
+    source = chosen.candidates or sources_of(chosen.architecture)[0]
     return Plan(
         dims=fingerprint.dims,
         modality=fingerprint.modality,
@@ -148,37 +249,102 @@ def _draft(
         architecture=Architecture(chosen.architecture, (), (), ()),
         lesion_fraction=prior.value,
         activation=chosen.activation,
-        thick_slices=slices.value,
         tempered=True,
         raster_mm=rules.raster_mm(fingerprint.spacings_mm),
-        candidate_rule=replace(
-            candidates.value, source=candidate_source(chosen), score=chosen.component_score
-        ),
+        candidate_rule=replace(candidates.value, source=source),
         reasons={
             "spacing_mm": spacing.reason,
             "normalisation": "; ".join(dict.fromkeys(scale.reason for scale in scales)),
             "lesion_fraction": prior.reason,
             "candidate_rule": candidates.reason,
-            **({"thick_slices": slices.reason} if slices.reason else {}),
         },
     )
 
 
-def _following(
-    before: Plan, chosen: PlanOverrides, fingerprint: Fingerprint, dataset: Dataset
-) -> PlanOverrides:
-    """The choices with which the rules come to the grid and the tile of `before`."""
-    refuse_stranger(
-        before,
-        dims=fingerprint.dims,
-        modality=fingerprint.modality,
-        channel_names=dataset.channel_names,
-        architecture=chosen.architecture,
-        spacing_mm=chosen.spacing_mm,
-        base_features=chosen.base_features,
-        stem=chosen.stem,
-        layout=chosen.layout,
-        network=chosen.spec,
+def _whole_cells(
+    tile: Decision[tuple[int, ...]], pyramid: Architecture, *, by_hand: bool
+) -> Decision[tuple[int, ...]]:
+    """The tile, its sides multiples of the coarsest map's stride."""
+    if by_hand:
+        _check_divisible(tile.value, pyramid)
+    stride = total_stride(pyramid)
+    whole = tuple(max(round(n / s), 1) * s for n, s in zip(tile.value, stride, strict=True))
+    return replace(tile, value=whole)
+
+
+def _check_divisible(tile: Sequence[int], architecture: Architecture) -> None:
+    stride = total_stride(architecture)
+    if any(n % s for n, s in zip(tile, stride, strict=True)):
+        raise ConfigError(
+            f"model.tile_shape={list(tile)}: the network takes multiples of {list(stride)}."
+        )
+
+
+def _architecture(
+    tile: Sequence[int], spacing_mm: Sequence[float], allowed: DeviceBudget, chosen: PlanOverrides
+) -> Decision[Architecture]:
+    """Stages and features; raises `ConfigError` for a tile that cannot be halved."""
+    by_hand = chosen.tile_shape is not None and not chosen.spec  # others have rules of their own
+    features = allowed.base_features, allowed.widest
+    shape = rules.network_shape(
+        tile, spacing_mm, *features, name=chosen.architecture, exact=by_hand
     )
-    tile = chosen.tile_shape or before.tile_shape
-    return replace(chosen, spacing_mm=before.spacing_mm, tile_shape=tile)
+    if by_hand and len(shape.features) == 1:
+        raise ConfigError(
+            f"model.tile_shape={list(tile)}: cannot be halved once. Give multiples of 16."
+        )
+    shape = rules.widened(shape, tile, allowed)
+    shape = replace(shape, network=chosen.spec, layout=chosen.layout or shape.layout)
+    if chosen.layout == "nnunet":  # all levels but the two coarsest
+        shape = replace(shape, n_supervised=max(len(shape.features) - 2, 1))
+    rest = [n // s for n, s in zip(tile, total_stride(shape), strict=True)]
+    kind = "anisotropic" if rules.is_anisotropic(spacing_mm) else "all axes alike"
+    reason = f"{len(shape.features)} stages, {shape.features[0]} to {shape.features[-1]} features, "
+    return Decision(shape, reason + f"coarsest map {rest} voxels wide; {kind}")
+
+
+def backbone_kind(architecture: str) -> str:
+    """Networks of one kind share their backbone; a user's own network is a kind of its own."""
+    return _BACKBONES.get(architecture, architecture)
+
+
+def check_compatible(
+    before: Plan, chosen: PlanOverrides, fingerprint: Fingerprint, dataset: Dataset
+) -> None:
+    """Raise `ConfigError` when the weights of `before` cannot serve the plan that is asked for.
+
+    Channels that are called otherwise are warned of.
+    """
+    theirs, shape = before.channel_names, before.architecture
+    for what, has, wanted in (
+        ("number of axes", before.dims, fingerprint.dims),
+        ("modality", before.modality, fingerprint.modality),
+        ("number of channels", len(theirs), len(dataset.channel_names)),
+        # what a bundle names is imported only where the user names it too
+        ("network", dict(shape.network), chosen.spec),
+        ("kind of backbone", backbone_kind(shape.name), backbone_kind(chosen.architecture)),
+    ):
+        if has != wanted:
+            raise ConfigError(
+                f"model.init_from: the bundle has another {what}: {has}, here {wanted}."
+            )
+    # weights and normalisation go over by a channel's place: no name may have moved
+    there, here = (
+        [n.strip().casefold() for n in names] for names in (theirs, dataset.channel_names)
+    )
+    seen = f"{', '.join(theirs)} in the bundle, {', '.join(dataset.channel_names)} here"
+    if any(a != b and b in there for a, b in zip(there, here, strict=True)):
+        raise ConfigError(f"model.init_from: the channels have another order: {seen}.")
+    if there != here:
+        logger.warning("Channels are named differently (%s) and taken by their place.", seen)
+    wanted_here: dict[str, tuple[object, object]] = {
+        "spacing_mm": (
+            None if chosen.spacing_mm is None else tuple(float(s) for s in chosen.spacing_mm),
+            before.spacing_mm,
+        ),
+        "base_features": (chosen.base_features, shape.features[0]),
+        "layout": (chosen.layout, shape.layout),
+    }
+    for name, (value, has) in wanted_here.items():
+        if value is not None and value != has:
+            raise ConfigError(f"model.{name}={value}: the bundle to start from has {has}.")

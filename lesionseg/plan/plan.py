@@ -3,22 +3,49 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from itertools import accumulate
 from math import prod
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal, TypeVar
+
+from pydantic import Field, FiniteFloat, TypeAdapter, ValidationError
 
 from lesionseg.core import UNION, Calibration, OperatingPoint
-from lesionseg.core.schema import MisfitError, Range, build
-from lesionseg.errors import BundleError, DatasetError
-from lesionseg.plan.anchor_plan import AnchorPlan
-from lesionseg.plan.candidate_rule import SHARE, SOURCES, CandidateRule
+from lesionseg.errors import BundleError, DatasetError, LesionsegError
+from lesionseg.ops.anchors import AnchorLevel
 
-PLAN_VERSION = 1
+T = TypeVar("T")
+
+PLAN_VERSION: Final = 1
 _MOST_TILE_VOXELS = 2**28  # 1 GiB per channel of float32
 Modality = Literal["mri", "ct", "xray"]
 Activation = Literal["sigmoid", "softmax"]
-Stem = Literal["full", "space_to_depth"]
 Layout = Literal["lesionseg", "nnunet"]
+CandidateSource = Literal["segmentation", "detection", "both"]
+
+# ranges of what a file may hold; pydantic takes no NaN and no infinity for them
+Share = Annotated[float, Field(ge=0, le=1)]
+Count = Annotated[int, Field(ge=0, le=2**31)]
+Millimetres = Annotated[float, Field(ge=1e-3, le=100)]
+LabelValue = Annotated[int, Field(ge=1, le=255)]
+Channel = Annotated[int, Field(ge=0, le=255)]
+Voxels = Annotated[int, Field(ge=1, le=2**16)]
+Gamma = Annotated[float, Field(ge=0, le=100)]
+_Factor = Annotated[float, Field(ge=0, le=1e9)]
+_Blocks = Annotated[int, Field(ge=1, le=100)]
+
+# what candidates of our own networks may come from, the default first
+SOURCES: Mapping[str, tuple[CandidateSource, ...]] = {
+    "unet": ("segmentation",),
+    "residual_unet": ("segmentation",),
+    "retinanet": ("detection",),
+    "retina_unet": ("both", "detection", "segmentation"),
+}
+
+
+def sources_of(architecture: str) -> tuple[CandidateSource, ...]:
+    """What candidates of a network to be planned may come from; of an unknown one: its voxels."""
+    return SOURCES.get(architecture, ("segmentation",))
 
 
 @dataclass(frozen=True)
@@ -31,21 +58,20 @@ class Normalisation:
     """
 
     scheme: Literal["zscore", "dataset", "range"]
-    lower: float | None = None
-    upper: float | None = None
-    mean: float = 0.0
-    std: Annotated[float, Range(1e-12, 1e12)] = 1.0
+    lower: FiniteFloat | None = None
+    upper: FiniteFloat | None = None
+    mean: FiniteFloat = 0.0
+    std: Annotated[float, Field(ge=1e-12, le=1e12)] = 1.0
 
 
 @dataclass(frozen=True)
 class Architecture:
     """A network by name from the closed table in `models.build`, and its shape.
 
-    One entry per resolution stage in `features`, `strides` and `kernels`. The stride of stage 0 is
-    the `block` of voxels that a space-to-depth stem turns into channels; all ones for none.
-    `blocks` per stage; `encoder_blocks` are a residual encoder's own, one number per stage.
-    `layout` nnunet: transposed convolutions have biases, all starts as there (He, residual branches
-    at 0, no prior), and coarse levels are taught the voxel in the middle of each block.
+    One entry per resolution stage in `features`, `strides` and `kernels`. `blocks` per stage;
+    `encoder_blocks` are a residual encoder's own, one number per stage. `layout` nnunet: transposed
+    convolutions have biases, all starts as there (He, residual branches at 0, no prior), and coarse
+    levels are taught the voxel in the middle of each block.
 
     `network` names a network or backbone that is not ours (`_target_`) and its arguments, as JSON
     has them. `levels`: its supervised outputs, as the input's voxels per output voxel, finest
@@ -53,25 +79,102 @@ class Architecture:
     """
 
     name: str
-    features: Annotated[tuple[int, ...], Range(1, 2**12)]
-    strides: Annotated[tuple[tuple[int, ...], ...], Range(1, 64)]
-    kernels: Annotated[tuple[tuple[int, ...], ...], Range(1, 31)]
-    blocks: Annotated[int, Range(1, 100)] = 2
-    n_supervised: Annotated[int, Range(0, 32)] = 3
-    encoder_blocks: Annotated[tuple[int, ...], Range(1, 100)] = ()
+    features: tuple[Annotated[int, Field(ge=1, le=2**12)], ...]
+    strides: tuple[tuple[Annotated[int, Field(ge=1, le=64)], ...], ...]
+    kernels: tuple[tuple[Annotated[int, Field(ge=1, le=31)], ...], ...]
+    blocks: _Blocks = 2
+    n_supervised: Annotated[int, Field(ge=0, le=32)] = 3
+    encoder_blocks: tuple[_Blocks, ...] = ()
     network: Mapping[str, Any] = field(default_factory=dict, hash=False)
-    levels: Annotated[tuple[tuple[int, ...], ...], Range(1, 2**12)] = ()
+    levels: tuple[tuple[Annotated[int, Field(ge=1, le=2**12)], ...], ...] = ()
     layout: Layout = "lesionseg"
 
-    @property
-    def block(self) -> tuple[int, ...]:
-        """Voxels along each axis that one voxel of the first stage stands for."""
-        return self.strides[0]
+
+def total_strides(strides: Sequence[tuple[int, ...]]) -> tuple[tuple[int, ...], ...]:
+    """Stride from the input to each stage.
+
+    >>> total_strides(((1, 1), (1, 2), (2, 2)))
+    ((1, 1), (1, 2), (2, 4))
+    """
+    return tuple(accumulate(strides, lambda a, b: tuple(x * y for x, y in zip(a, b, strict=True))))
+
+
+def total_stride(architecture: Architecture) -> tuple[int, ...]:
+    """By how much each axis shrinks to the coarsest stage: a tile's sides are multiples of it."""
+    return total_strides(architecture.strides)[-1]
+
+
+@dataclass(frozen=True)
+class CandidateRule:
+    """How probabilities become candidates: local peaks, and the voxels around that are as likely.
+
+    A voxel belongs to a candidate where p ≥ peak / `ratio`, and where p ≥ `extent`: a sure
+    candidate ends where its voxels are no longer likely, a faint one keeps to its peak. Peaks under
+    `floor` are dropped; so are candidates of fewer than `min_voxels`, all but the `max_candidates`
+    highest, and peaks that are only the shoulder of a higher candidate: whose region touches it and
+    whose peak is below `prominence` times the highest probability there. Peaks below `join` times
+    the pass to a higher one are one candidate with it, if either is large: `join_mm` in equivalent
+    diameter (`candidates.postprocess`; a `join` of 1 joins none).
+    Candidates under `min_diameter_mm` (equivalent diameter) are dropped too: 0 unless
+    cross-validation showed that they are false positives. `source`: whether candidates come from
+    the voxels, from a detector's boxes or from both (`candidates.fusion`).
+    """
+
+    ratio: Annotated[float, Field(ge=1, le=1e6)] = 1.6
+    extent: Share = 0.35
+    floor: Share = 0.05
+    min_voxels: Count = 2
+    max_candidates: Annotated[int, Field(ge=1, le=2**31)] = 300
+    prominence: _Factor = 1.5
+    join: _Factor = 20.0
+    join_mm: _Factor = 10.0
+    min_diameter_mm: _Factor = 0.0
+    source: CandidateSource = "segmentation"
+
+
+@dataclass(frozen=True)
+class AnchorPlan:
+    """Which stages of the backbone look for lesions, and the boxes they start from.
+
+    `stages`: their numbers, finest first. `sizes[level]`: side lengths in voxels of the anchors at
+    each cell, the same number at every level. `width` and `depth`: channels and convolutions of the
+    two heads that all levels share. `prior`: the share of anchors that are expected to be positive
+    at the start. `alpha` and `gamma`: of the focal loss that taught the scores, which inference
+    undoes (`losses.focal`); None where there is none to undo. `merge_iou`: of boxes that overlap by
+    more the highest alone is kept. `mean_iou` and `small_recall` say how well the sizes fit the
+    training lesions: mean IoU with the best one, and the share of the smallest tenth with
+    IoU ≥ 0.5, both sharing their centre; None without a lesion.
+    """
+
+    stages: tuple[Annotated[int, Field(ge=0, le=31)], ...]
+    sizes: tuple[tuple[tuple[Annotated[float, Field(ge=1e-3, le=1e6)], ...], ...], ...]
+    width: Voxels = 32
+    depth: Annotated[int, Field(ge=0, le=64)] = 1
+    prior: Share = 0.01
+    alpha: Share | tuple[Share, ...] | None = None
+    gamma: Gamma | None = None
+    merge_iou: Share = 0.2
+    mean_iou: FiniteFloat | None = None
+    small_recall: FiniteFloat | None = None
 
     @property
-    def stem(self) -> Stem:
-        """Whether the first stage has a voxel for each of the image's, or for a block of them."""
-        return "space_to_depth" if max(self.block) > 1 else "full"
+    def n_shapes(self) -> int:
+        """Anchors at each cell."""
+        return len(self.sizes[0])
+
+    def levels(
+        self, strides: Sequence[tuple[int, ...]], tile_shape: Sequence[int]
+    ) -> tuple[AnchorLevel, ...]:
+        """The grids on a tile of this shape, for a backbone of these strides per stage."""
+        totals = total_strides(strides)
+        return tuple(
+            AnchorLevel(
+                tuple(n // s for n, s in zip(tile_shape, totals[stage], strict=True)),
+                totals[stage],
+                sizes,
+            )
+            for stage, sizes in zip(self.stages, self.sizes, strict=True)
+        )
 
 
 @dataclass(frozen=True)
@@ -81,8 +184,8 @@ class FocalLink:
     Inference undoes them (`losses.focal`), so that its probabilities mean probabilities.
     """
 
-    alpha: Annotated[float | tuple[float, ...] | None, SHARE]
-    gamma: Annotated[float, Range(0, 100)]
+    alpha: Share | tuple[Share, ...] | None
+    gamma: Gamma
 
 
 @dataclass(frozen=True)
@@ -93,20 +196,9 @@ class ChannelSet:
     development cases shown without them, as in `Plan`.
     """
 
-    missing: Annotated[tuple[int, ...], Range(0, 255)]
+    missing: tuple[Channel, ...]
     operating_points: tuple[OperatingPoint, ...] = ()
     calibration: Calibration | None = None
-
-
-@dataclass(frozen=True)
-class ThickSlices:
-    """Slices of some cases that are over twice as far apart as those of others.
-
-    `axis`: of the plan's grid, across them. `spacing_mm`: least and most of these cases.
-    """
-
-    axis: Annotated[int, Range(0, 2)]
-    spacing_mm: Annotated[tuple[float, float], Range(1e-3, 100)]
 
 
 @dataclass(frozen=True)
@@ -122,24 +214,22 @@ class Plan:
     what a voxel's probability is worth, put right before candidates are found; None takes it as it
     is. `n_members`: networks whose probabilities are averaged. `prepare_extra`: further transforms
     of a prepared image (`lesionseg.data.transforms`). `channel_sets`: what a scan may lack.
-    `thick_slices`: of a dataset of thin and thick ones; None where all are about alike.
-    `tempered`: whether probabilities beyond .9997 are kept apart (`inference.probabilities`); not
-    in plans from before, whose operating points were chosen without. `raster_mm`: the pixel size
-    taken for radiographs that state none, the median of the training images'; None: `spacing_mm`.
-    `reasons` explains each decision in one sentence.
+    `tempered`: whether probabilities beyond .9997 are kept apart (`inference.probabilities`).
+    `raster_mm`: the pixel size taken for radiographs that state none, the median of the training
+    images'; None: `spacing_mm`. `reasons` explains each decision in one sentence.
     """
 
-    dims: Annotated[int, Range(2, 3)]
+    dims: Annotated[int, Field(ge=2, le=3)]
     modality: Modality
     channel_names: tuple[str, ...]
-    label_values: Annotated[tuple[int, ...], Range(1, 255)]
+    label_values: tuple[LabelValue, ...]
     label_names: tuple[str, ...]
-    spacing_mm: Annotated[tuple[float, ...], Range(1e-3, 100)]
+    spacing_mm: tuple[Millimetres, ...]
     normalisation: tuple[Normalisation, ...]
-    tile_shape: Annotated[tuple[int, ...], Range(1, 2**16)]
-    batch_size: Annotated[int, Range(1, 2**16)]
+    tile_shape: tuple[Voxels, ...]
+    batch_size: Voxels
     architecture: Architecture
-    lesion_fraction: Annotated[float, SHARE]
+    lesion_fraction: Share
     activation: Activation = "sigmoid"
     candidate_rule: CandidateRule = field(default_factory=CandidateRule)
     operating_points: tuple[OperatingPoint, ...] = ()
@@ -147,15 +237,14 @@ class Plan:
     anchors: AnchorPlan | None = None
     calibration: Calibration | None = None
     voxel_calibration: Calibration | None = None
-    n_members: Annotated[int, Range(1, 1000)] = 1
-    regions: Annotated[tuple[tuple[int, ...], ...], Range(1, 255)] = ()
+    n_members: Annotated[int, Field(ge=1, le=1000)] = 1
+    regions: tuple[tuple[LabelValue, ...], ...] = ()
     prepare_extra: tuple[Mapping[str, Any], ...] = ()
     channel_sets: tuple[ChannelSet, ...] = ()
-    thick_slices: ThickSlices | None = None
     tempered: bool = False
-    raster_mm: Annotated[float | None, Range(1e-3, 100)] = None
+    raster_mm: Millimetres | None = None
     reasons: Mapping[str, str] = field(default_factory=dict)
-    schema_version: int = PLAN_VERSION
+    schema_version: Literal[1] = PLAN_VERSION
 
     @property
     def has_boxes(self) -> bool:
@@ -212,11 +301,8 @@ class Plan:
                 return known
         lacking = " or ".join(", ".join(self.names_of(s.missing)) for s in self.channel_sets)
         raise DatasetError(
-            "The scan lacks a channel that this model needs.",
-            seen=f"no {', '.join(self.names_of(missing))}",
-            expected=", ".join(self.channel_names)
-            + (f"; it may lack {lacking}" if lacking else ""),
-            remedy="give the missing file, or train with data.channel_dropout=0.3, say.",
+            f"The scan has no {', '.join(self.names_of(missing))}, which this model needs; it may "
+            f"lack {lacking or 'nothing'}. Train with data.channel_dropout=0.3, say."
         )
 
     def with_(self, **changes: Any) -> "Plan":
@@ -230,65 +316,51 @@ class Plan:
     @classmethod
     def from_json(cls, text: str, where: str | Path = "plan.json") -> "Plan":
         """Read a plan; raises `BundleError` naming `where` and the key that is wrong."""
-        try:
-            return _plan(json.loads(text))
-        except MisfitError as error:
-            raise BundleError(
-                f"The plan's {error.key} is wrong.",
-                where=where,
-                seen=error.seen,
-                expected=error.expected,
-                remedy="correct it, or train again.",
-            ) from error
-        except (TypeError, ValueError, RecursionError) as error:
-            raise BundleError(
-                "The plan cannot be read.",
-                where=where,
-                seen=repr(error),
-                expected=f"a plan of schema_version {PLAN_VERSION}",
-                remedy="use a bundle written by this version of lesionseg, or train again.",
-            ) from error
+        plan = read_record(cls, text, where, BundleError)
+        network = dict(tuples(plan.architecture.network))  # as it was written
+        _check_lengths(plan, where)
+        return plan.with_(architecture=replace(plan.architecture, network=network))
 
 
-def _plan(raw: Any) -> Plan:
-    version = raw.get("schema_version") if isinstance(raw, dict) else None
-    if version != PLAN_VERSION:
-        raise ValueError(f"schema_version {version}")
-    # operating points of older plans were fitted without joining, and by the peak alone
-    rule = {"join": 1.0, "extent": 1.0, **(raw.get("candidate_rule") or {})}
-    raw = {**raw, "candidate_rule": rule}
-    plan = build(Plan, raw)
-    _check_lengths(plan)
-    network = dict(tuples(plan.architecture.network))  # as it was written
-    return plan.with_(architecture=replace(plan.architecture, network=network))
+def read_record(kind: type[T], text: str, where: str | Path, error: type[LesionsegError]) -> T:
+    """A dataclass from JSON; raises `error` naming `where` and the first key that is wrong."""
+    try:
+        return TypeAdapter(kind).validate_json(text)
+    except ValidationError as failed:
+        first = failed.errors(include_url=False)[0]
+        key = ".".join(map(str, first["loc"])) or "the content"
+        raise error(f"{where}: {key} is {str(first['input'])[:60]}. {first['msg']}.") from failed
 
 
-def _check_lengths(plan: Plan) -> None:
+def _check_lengths(plan: Plan, where: str | Path) -> None:
     """Lists that belong together are of one length; a mask value names one channel."""
-    n, dims, stages = len(plan.label_values), plan.dims, len(plan.architecture.features)
-    for key, length, expected in (
-        ("label_names", len(plan.label_names), n),
-        ("label_values", len(set(plan.label_values)), max(n, 1)),
-        ("regions", len(plan.regions) or n, n),
-        ("normalisation", len(plan.normalisation), len(plan.channel_names)),
-        ("spacing_mm", len(plan.spacing_mm), dims),
-        ("tile_shape", len(plan.tile_shape), dims),
-        ("architecture.strides", len(plan.architecture.strides), stages),
-        ("architecture.kernels", len(plan.architecture.kernels), stages),
-    ):
-        if length != expected:
-            raise MisfitError(key, f"{length} entries", f"{expected} different ones")
-    n_channels = len(plan.channel_names)
-    for known in plan.channel_sets:
-        kept = 0 < len(known.missing) < n_channels and max(known.missing) < n_channels
-        if not (kept and sorted(set(known.missing)) == list(known.missing)):
-            some = f"some of the {n_channels} channels, ascending"
-            raise MisfitError("channel_sets.missing", known.missing, some)
-    if prod(plan.tile_shape) > _MOST_TILE_VOXELS:
-        raise MisfitError("tile_shape", plan.tile_shape, f"at most {_MOST_TILE_VOXELS} voxels")
+    n, stages, channels = (
+        len(plan.label_values),
+        len(plan.architecture.features),
+        len(plan.channel_names),
+    )
     anchors = plan.anchors
-    if anchors and not (len(anchors.sizes) == len(anchors.stages) and max(anchors.stages) < stages):
-        raise MisfitError("anchors.stages", anchors.stages, f"stages of the {stages}, with sizes")
+    for key, fits in {
+        "label_names": len(plan.label_names) == n,
+        "label_values": len(set(plan.label_values)) == n > 0,
+        "regions": len(plan.regions) in (0, n),
+        "normalisation": len(plan.normalisation) == channels,
+        "spacing_mm": len(plan.spacing_mm) == plan.dims,
+        "tile_shape": len(plan.tile_shape) == plan.dims
+        and prod(plan.tile_shape) <= _MOST_TILE_VOXELS,
+        "architecture.strides": len(plan.architecture.strides) == stages,
+        "architecture.kernels": len(plan.architecture.kernels) == stages,
+        "channel_sets": all(
+            s.missing == tuple(sorted(set(s.missing)))
+            and set(s.missing) < set(range(channels))
+            and s.missing
+            for s in plan.channel_sets
+        ),
+        "anchors.stages": not anchors
+        or (len(anchors.sizes) == len(anchors.stages) > 0 and max(anchors.stages) < stages),
+    }.items():
+        if not fits:
+            raise BundleError(f"{where}: {key} does not fit the rest of the plan.")
 
 
 def tuples(value: Any) -> Any:

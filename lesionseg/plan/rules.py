@@ -3,22 +3,24 @@
 nnU-Net below is Isensee F et al., Nature Methods 2021;18:203, with its supplement.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from math import inf, prod
 from typing import Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lesionseg.plan.candidate_rule import CandidateRule
+from lesionseg.errors import ConfigError
 from lesionseg.plan.fingerprint import ChannelStatistics
-from lesionseg.plan.plan import Normalisation, ThickSlices
+from lesionseg.plan.plan import Architecture, CandidateRule, Normalisation, total_stride
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
 ANISOTROPIC = 3.0  # ratio of coarsest to finest spacing from which a set counts as anisotropic
-MIXED = 2.0  # ratio from which slices are thick beside those of other cases
-ACROSS = ("from feet to head", "from back to front", "from left to right")
 RESOLVED_VOXELS = 3  # voxels across a lesion that should be seen as more than a dot
 LARGE_VOXELS = 20  # voxels across from which half the resolution still shows a lesion well
 PRIOR_RANGE = (1e-6, 0.2)
@@ -29,6 +31,22 @@ NAMED_SCALES: Mapping[str, Normalisation] = {
     "rgb_to_0_1": Normalisation("dataset", std=255.0),
 }
 UNKNOWN_SCALES = ("rescale_to_0_1", "rescale_0_1")  # such names too, that ours cannot express
+# GB that a training step of a network takes, with tiles of a shape and so many of them
+StepGb = Callable[[Architecture, Sequence[int], int], float]
+SHARE = 0.9  # of a GPU's memory is planned with: what a step takes is known to 15 %
+PROCESSOR = 1.4 * 65e9  # multiplications a step
+WIDER = (1.5, 2.0)  # times nnU-Net's features, where memory is left
+_BACKWARD = 3  # a training step costs about three forward passes
+NARROWEST = 4  # voxels an axis keeps at the coarsest stage
+# Residual blocks of each encoder stage, the last for all further ones; the decoder has one
+# convolution a stage (Isensee et al. 2024, nnU-Net's ResEnc M, L and XL alike)
+RESIDUAL_BLOCKS = (1, 3, 4, 6, 6, 6)
+ROUND_UP = 1.15  # by how much a tile may exceed the median volume to fit the total stride
+# Lesions in a tile from which on small ones are taken: with 1 (nodules) large tiles were better,
+# with 1.8 and more (MS, simulated heads) small ones
+CROWDED = 1.5
+SMALL_TILE = 32**3  # voxels: a small lesion and what surrounds it
+MOST_SMALL_TILES = 16  # a step
 
 
 @dataclass(frozen=True)
@@ -65,24 +83,13 @@ def target_spacing(
     return Decision(_rounded(spacing), reason)
 
 
-def thick_slices(spacings_mm: Sequence[Sequence[float]]) -> Decision[ThickSlices | None]:
-    """Which slices are over twice as far apart as the thin ones, the 10th percentile over cases.
-
-    A case's slices lie across its coarsest axis. Where thick ones lie across several axes, those
-    most cases have count. None in 2-D, and where there are none.
-    """
-    table = np.asarray(spacings_mm, dtype=float)
-    if table.shape[1] != len(ACROSS):
-        return Decision(None, "")
-    apart, axes = table.max(axis=1), table.argmax(axis=1)
-    thick = apart > MIXED * np.percentile(apart, 10)
-    if not thick.any():
-        return Decision(None, f"slices {_range_mm(apart)} apart in all cases")
-    axis = int(np.bincount(axes[thick]).argmax())
-    found = apart[thick & (axes == axis)]
-    reason = f"mixed: slices {_range_mm(apart[~thick])} apart in {int((~thick).sum())} cases, "
-    reason += f"{_range_mm(found)} {ACROSS[axis]} in {len(found)} of {len(table)}"
-    return Decision(ThickSlices(axis, (float(found.min()), float(found.max()))), reason)
+def spacing(
+    spacings_mm: Sequence[Sequence[float]], diameters_mm: Sequence[float], device: str
+) -> Decision[tuple[float, ...]]:
+    """`target_spacing`, and `halved_resolution` of it."""
+    found = target_spacing(spacings_mm, diameters_mm)
+    coarse = halved_resolution(found.value, diameters_mm, device)
+    return Decision(coarse.value, "; ".join(r for r in (found.reason, coarse.reason) if r))
 
 
 def halved_resolution(
@@ -135,7 +142,13 @@ def normalisation(channel: ChannelStatistics, dims: int) -> Decision[Normalisati
     MRI has arbitrary units: each case's z-score. A name by which nnU-Net chooses goes before all
     of this.
     """
-    name = scale_name(channel.name)
+    name = channel.name.strip().casefold()
+    if name in UNKNOWN_SCALES:
+        logger.warning(
+            "%s: there is no scaling of each image to 0..1; it is scaled as a channel of any other "
+            "name. Scale the images yourself and call the channel noNorm.",
+            channel.name,
+        )
     if name in NAMED_SCALES:
         return Decision(NAMED_SCALES[name], f"as the channel is called: {channel.name}")
     if dims == 2 and not channel.is_ct:
@@ -153,11 +166,6 @@ def normalisation(channel: ChannelStatistics, dims: int) -> Decision[Normalisati
         std=round(max(float(np.sqrt(spread)), 1e-3), 3),
     )
     return Decision(scale, f"Hounsfield units clipped to {scale.lower:.0f}..{scale.upper:.0f}")
-
-
-def scale_name(channel_name: str) -> str:
-    """A channel's name as it is looked for among those by which nnU-Net chooses."""
-    return channel_name.strip().casefold()
 
 
 def prior(lesion_fraction: float) -> Decision[float]:
@@ -193,10 +201,279 @@ def candidate_rule(
     return Decision(rule, f"at least {least} voxels: {reason}")
 
 
-def _range_mm(values: NDArray[np.float64]) -> str:
-    low, high = f"{values.min():.3g}", f"{values.max():.3g}"
-    return f"{low} mm" if low == high else f"{low} to {high} mm"
-
-
 def _rounded(spacing: Iterable[float]) -> tuple[float, ...]:
     return tuple(round(float(s), 6) for s in spacing)
+
+
+@dataclass(frozen=True)
+class DeviceBudget:
+    """What the device allows.
+
+    Attributes:
+        fits: `fits(architecture, tile_shape, batch_size)`: whether it affords such a step.
+        longest, longest_2d: side of the longest tile, in voxels.
+        base_features, widest: features of the first stage, and the most of any.
+        batch, batch_2d: the most tiles a step.
+        start, start_2d: side of the smallest tile worth trying, in voxels.
+        wider: by what the features may be multiplied, where the tile leaves room.
+        capped: in 3-D the tiles of a step are at most a share of the dataset.
+        small_tiles: whether several small tiles may take the place of a large one that would hold
+            several lesions (`for_small_tiles`).
+        most_voxels: the most voxels of a tile.
+        architecture: of the network it is spent on.
+    """
+
+    fits: Callable[[Architecture, Sequence[int], int], bool]
+    longest: int
+    longest_2d: int
+    base_features: int
+    widest: int
+    batch: int
+    batch_2d: int
+    start: int = 16
+    start_2d: int = 16
+    wider: tuple[float, ...] = ()
+    capped: bool = True
+    small_tiles: bool = False
+    most_voxels: float = inf
+    architecture: str = "unet"
+
+
+def budget(
+    device: str, memory_gb: float, step_gb: StepGb | None = None, n_channels: int = 1
+) -> Decision[DeviceBudget]:
+    """What a training step may take on a device with `memory_gb` of memory.
+
+    A processor: 16 to 128 features and about 1.4 s a step on two cores at 65·10⁹ fp32
+    multiplications a second (0.72 s for the forward pass of 96³ voxels with 16 to 160 features);
+    its memory suffices for that. A GPU: nnU-Net's 32 to 320 features, and nine tenths of the memory
+    by `step_gb`, without which it is a `ConfigError`.
+    """
+    if not device.startswith("cuda"):
+        found = DeviceBudget(
+            lambda *step: multiplications(*step, n_channels=n_channels) <= PROCESSOR,
+            longest=80,
+            longest_2d=320,
+            base_features=16,
+            widest=128,
+            batch=4,
+            batch_2d=4,
+            small_tiles=True,
+        )
+        return Decision(
+            found, "planned for a processor: about a second a training step on two cores"
+        )
+    if step_gb is None:
+        raise ConfigError("make_plan: a plan for a GPU needs step_memory.")
+    found = DeviceBudget(
+        lambda *step: step_gb(*step) <= SHARE * memory_gb,
+        longest=256,
+        longest_2d=2048,
+        base_features=32,
+        widest=320,
+        batch=8,
+        batch_2d=16,
+        start=64,
+        start_2d=256,
+        wider=WIDER,
+    )
+    return Decision(found, f"planned for a GPU with {memory_gb:.0f} GB")
+
+
+def multiplications(
+    architecture: Architecture, tile_shape: Sequence[int], batch_size: int, *, n_channels: int = 1
+) -> float:
+    """Multiply-accumulates of a training step, with two equal halves or a residual encoder.
+
+    A stage of f features on v voxels with b blocks of a kernel of k voxels costs, encoder and
+    decoder together, v·k·(f_before·f + 2f·f + 2(b−1)·f²); the last stage has an encoder only. A
+    residual block has two convolutions, and the stem is in the first stage.
+    """
+    macs, voxels, n = 0.0, float(prod(tile_shape)), len(architecture.features)
+    before = n_channels
+    rows = zip(architecture.features, architecture.strides, architecture.kernels, strict=True)
+    for stage, (width, stride, kernel) in enumerate(rows):
+        voxels /= prod(stride)
+        decoder = architecture.blocks if stage < n - 1 else 0
+        encoder = architecture.blocks
+        if architecture.encoder_blocks:
+            encoder = 2 * architecture.encoder_blocks[stage] + (stage == 0)
+        per_voxel = prod(kernel) * (before * width + (encoder - 1) * width**2)
+        per_voxel += prod(kernel) * (decoder + 1) * width**2 if decoder else 0
+        per_voxel += before * width * prod(stride) if stage else 0  # the way back up
+        macs += voxels * per_voxel
+        before = width
+    return _BACKWARD * batch_size * macs
+
+
+def network_shape(
+    tile_shape: Sequence[int],
+    spacing_mm: Sequence[float],
+    base_features: int,
+    widest: int,
+    *,
+    name: str = "unet",
+    exact: bool = False,
+) -> Architecture:
+    """Stages, strides, kernels and features for a tile (nnU-Net).
+
+    An axis is halved while it keeps 4 voxels and is less than twice as coarse as the finest axis
+    that can be halved; an axis over twice as coarse as the finest has kernels of 1, so that it is
+    mixed only once the others have caught up. Features double from stage to stage.
+
+    Args:
+        tile_shape: voxels (z, y, x), in 2-D (y, x).
+        spacing_mm: of these axes.
+        base_features: of the first stage.
+        widest: the most features of a stage.
+        name: of the architecture.
+        exact: only halvings that the tile's own numbers allow, for a tile somebody has chosen.
+    """
+    size, spacing = list(map(float, tile_shape)), list(map(float, spacing_mm))
+    strides, kernels = [(1,) * len(size)], [_kernel(size, spacing)]
+    while any(stride := _stride(size, spacing, exact)):
+        size = [n / 2 if halved else n for n, halved in zip(size, stride, strict=True)]
+        spacing = [s * 2 if halved else s for s, halved in zip(spacing, stride, strict=True)]
+        strides.append(tuple(2 if halved else 1 for halved in stride))
+        kernels.append(_kernel(size, spacing))
+    n, residual = len(strides), name == "residual_unet"
+    blocks = (*RESIDUAL_BLOCKS, *(RESIDUAL_BLOCKS[-1],) * n)[:n]
+    return Architecture(
+        name=name,
+        features=tuple(min(base_features * 2**i, widest) for i in range(n)),
+        strides=tuple(strides),
+        kernels=tuple(kernels),
+        blocks=1 if residual else 2,
+        n_supervised=min(max(n - 2, 1), 3),
+        encoder_blocks=blocks if residual else (),
+    )
+
+
+def _stride(size: Sequence[float], spacing: Sequence[float], exact: bool) -> tuple[bool, ...]:
+    """Which axes to halve next."""
+    able = [n >= 2 * NARROWEST and (n % 2 == 0 or not exact) for n in size]
+    finest = min((s for s, can in zip(spacing, able, strict=True) if can), default=0.0)
+    return tuple(can and s < 2 * finest for s, can in zip(spacing, able, strict=True))
+
+
+def _kernel(size: Sequence[float], spacing: Sequence[float]) -> tuple[int, ...]:
+    finest = min(spacing)
+    return tuple(1 if s > 2 * finest or n < 2 else 3 for n, s in zip(size, spacing, strict=True))
+
+
+def tile_shape(
+    median_shape: Sequence[int], spacing_mm: Sequence[float], allowed: DeviceBudget
+) -> Decision[tuple[int, ...]]:
+    """The largest tile whose training step at batch 2 the budget allows (nnU-Net).
+
+    Grown 8 voxels at a time along the axis that covers the fewest millimetres, at most to the
+    median volume, whose sides may be rounded up by 15 % to a multiple of the total stride. On a GPU
+    what rounding down leaves goes to single axes, a total stride at a time.
+    """
+    volumes = len(median_shape) == 3
+    longest = allowed.longest if volumes else allowed.longest_2d
+    limit = [min(n, longest) for n in median_shape]
+    tile = [min(n, allowed.start if volumes else allowed.start_2d) for n in limit]
+    if not _affordable(tile, spacing_mm, allowed):
+        tile = [min(n, 16) for n in limit]
+    growing = {axis for axis, n in enumerate(tile) if n < limit[axis]}
+    while growing:
+        axis = min(growing, key=lambda a: (tile[a] * spacing_mm[a], a))
+        larger = [*tile[:axis], min(tile[axis] + 8, limit[axis]), *tile[axis + 1 :]]
+        if _affordable(larger, spacing_mm, allowed):
+            tile = larger
+        if tile != larger or tile[axis] == limit[axis]:
+            growing.remove(axis)
+    stride = total_stride(_shape(tile, spacing_mm, allowed))
+    fitted = tuple(
+        up if n == m and (up := -(-n // s) * s) <= ROUND_UP * n else max(n // s, 1) * s
+        for n, s, m in zip(tile, stride, median_shape, strict=True)
+    )
+    if allowed.wider:
+        most = [min(int(ROUND_UP * m), longest) for m in median_shape]
+        fitted = _filled(fitted, most, spacing_mm, allowed)
+    whole = all(n >= m for n, m in zip(fitted, median_shape, strict=True))
+    what = "the median volume fits" if whole else "the largest the device allows at batch 2"
+    if allowed.most_voxels < inf:
+        what = "small, as large ones would hold several lesions, all of one patient"
+    return Decision(fitted, f"{' × '.join(map(str, fitted))}: {what}")
+
+
+def for_small_tiles(
+    allowed: DeviceBudget,
+    median_shape: Sequence[int],
+    spacing_mm: Sequence[float],
+    n_voxels: float,
+    lesion_voxels: Sequence[float] | NDArray[np.float64],
+) -> DeviceBudget:
+    """The same budget for small tiles, where the largest would hold several lesions.
+
+    Several lesions of a tile are one patient's, those of as many small tiles are many patients', at
+    the same cost. Not where one lesion of ten fills an eighth of a small tile or more (not
+    measured), nor on a GPU, whose trainings are long enough to see them all (not measured).
+
+    `n_voxels` and `lesion_voxels`: of the whole dataset and of each lesion, on the plan's grid.
+    """
+    if not allowed.small_tiles or len(median_shape) < 3:
+        return allowed
+    largest = min(prod(tile_shape(median_shape, spacing_mm, allowed).value), prod(median_shape))
+    crowded = len(lesion_voxels) * largest >= CROWDED * n_voxels
+    if largest <= SMALL_TILE or not crowded or np.percentile(lesion_voxels, 90) >= SMALL_TILE / 8:
+        return allowed
+    return replace(allowed, most_voxels=SMALL_TILE, batch=MOST_SMALL_TILES, capped=False)
+
+
+def _filled(
+    tile: tuple[int, ...], most: Sequence[int], spacing_mm: Sequence[float], allowed: DeviceBudget
+) -> tuple[int, ...]:
+    """The tile, longer by total strides along the axes that cover the fewest millimetres first."""
+    growing = set(range(len(tile)))
+    while growing:
+        axis = min(growing, key=lambda a: (tile[a] * spacing_mm[a], a))
+        stride = total_stride(_shape(tile, spacing_mm, allowed))
+        larger = (*tile[:axis], tile[axis] + stride[axis], *tile[axis + 1 :])
+        multiple = total_stride(_shape(larger, spacing_mm, allowed))
+        divisible = all(n % s == 0 for n, s in zip(larger, multiple, strict=True))
+        if larger[axis] <= most[axis] and divisible and _affordable(larger, spacing_mm, allowed):
+            tile = larger
+        else:
+            growing.remove(axis)
+    return tile
+
+
+def widened(shape: Architecture, tile: Sequence[int], allowed: DeviceBudget) -> Architecture:
+    """The network as wide as the budget allows at batch 2, once the tile is as large as it gets."""
+    best = shape
+    for times in allowed.wider:
+        wider = replace(shape, features=tuple(int(times * f) for f in shape.features))
+        if allowed.fits(wider, tile, 2):
+            best = wider
+    return best
+
+
+def _affordable(tile: Sequence[int], spacing_mm: Sequence[float], allowed: DeviceBudget) -> bool:
+    """Whether a training step of two such tiles keeps within the budget."""
+    fits = allowed.fits(_shape(tile, spacing_mm, allowed), tile, 2)
+    return fits and prod(tile) <= allowed.most_voxels
+
+
+def _shape(tile: Sequence[int], spacing_mm: Sequence[float], allowed: DeviceBudget) -> Architecture:
+    features = allowed.base_features, allowed.widest
+    return network_shape(tile, spacing_mm, *features, name=allowed.architecture)
+
+
+def batch_size(
+    shape: Architecture, tile: Sequence[int], allowed: DeviceBudget, n_voxels: float
+) -> Decision[int]:
+    """Tiles a step: 2, or more where the budget allows; in 3-D up to 5 % of all voxels (nnU-Net).
+
+    `n_voxels` is the number of voxels of the whole dataset on the plan's grid.
+    """
+    most = allowed.batch if len(tile) == 3 else allowed.batch_2d
+    if len(tile) == 3 and allowed.capped:
+        most = min(most, max(2, int(0.05 * n_voxels / prod(tile))))
+    batch = 2
+    while batch < most and allowed.fits(shape, tile, batch + 1):
+        batch += 1
+    why = "the most it makes sense to take" if batch == most else "more would break the budget"
+    return Decision(batch, f"{batch} tiles a step: {why}")

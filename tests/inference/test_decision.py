@@ -6,8 +6,7 @@ import pytest
 from lesionseg.core import Geometry
 from lesionseg.errors import GeometryError
 from lesionseg.inference.decision import find_by_plan
-from lesionseg.plan.candidate_rule import CandidateRule
-from lesionseg.plan.plan import Architecture, Normalisation, Plan
+from lesionseg.plan.plan import Architecture, CandidateRule, Normalisation, Plan
 
 GRID = Geometry.from_spacing((1, 8), (1.0, 1.0))
 

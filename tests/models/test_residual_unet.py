@@ -8,10 +8,9 @@ import torch
 from lesionseg.errors import ConfigError
 from lesionseg.models.build import build_network
 from lesionseg.models.unet import ResidualBlock
-from lesionseg.plan.device_budget import multiplications
 from lesionseg.plan.make import PlanOverrides
 from lesionseg.plan.plan import Architecture, Normalisation, Plan
-from lesionseg.plan.tile_rules import network_shape
+from lesionseg.plan.rules import multiplications, network_shape
 
 
 def plan_of(dims: int, blocks: tuple[int, ...] = (1, 3, 2)) -> Plan:

@@ -9,8 +9,7 @@ from lesionseg.errors import ConfigError
 from lesionseg.models.build import build_network
 from lesionseg.models.retinanet import RetinaNet, planned_anchors
 from lesionseg.ops.anchors import grid_anchors
-from lesionseg.plan.anchor_plan import AnchorPlan
-from lesionseg.plan.plan import Architecture, Normalisation, Plan
+from lesionseg.plan.plan import AnchorPlan, Architecture, Normalisation, Plan
 
 
 def _plan(dims: int, name: str, n_labels: int = 1) -> Plan:

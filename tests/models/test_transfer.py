@@ -7,8 +7,7 @@ import torch
 
 from lesionseg.models.build import build_network
 from lesionseg.models.transfer import is_head, take_weights
-from lesionseg.plan.anchor_plan import AnchorPlan
-from lesionseg.plan.plan import Architecture, Normalisation, Plan
+from lesionseg.plan.plan import AnchorPlan, Architecture, Normalisation, Plan
 
 SIZES = (((4.0, 4.0), (6.0, 6.0)),)
 

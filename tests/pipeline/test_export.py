@@ -26,8 +26,7 @@ from lesionseg.inference.sliding.window import predict_probabilities
 from lesionseg.io.volumes import read_volume, write_volume
 from lesionseg.models.build import build_network
 from lesionseg.pipeline.export import export
-from lesionseg.plan.anchor_plan import AnchorPlan
-from lesionseg.plan.plan import Activation, FocalLink, Normalisation, Plan
+from lesionseg.plan.plan import Activation, AnchorPlan, FocalLink, Normalisation, Plan
 
 onnxruntime = pytest.importorskip("onnxruntime")
 SAR = np.array([[0, 0, 1.5, -9], [0, 1, 0, -4], [2, 0, 0, 3], [0, 0, 0, 1.0]])

@@ -3,9 +3,8 @@
 import numpy as np
 import pytest
 
-from lesionseg.plan.anchor_plan import AnchorPlan, total_strides
-from lesionseg.plan.anchor_rules import fit_anchors
-from lesionseg.plan.plan import Architecture
+from lesionseg.plan.anchors import fit_anchors
+from lesionseg.plan.plan import AnchorPlan, Architecture, total_strides
 
 
 def _architecture(dims: int, n_stages: int = 5) -> Architecture:

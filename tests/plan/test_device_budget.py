@@ -3,9 +3,8 @@
 import pytest
 
 from lesionseg.errors import ConfigError
-from lesionseg.plan.device_budget import budget, multiplications
 from lesionseg.plan.plan import Architecture
-from lesionseg.plan.tile_rules import network_shape
+from lesionseg.plan.rules import budget, multiplications, network_shape
 
 
 def test_cost_of_one_stage_by_hand():

@@ -8,9 +8,8 @@ import pytest
 from lesionseg.core import Case, Dataset, LabelRegion
 from lesionseg.errors import ConfigError
 from lesionseg.plan import Fingerprint, Plan, PlanOverrides, make_plan, take_fingerprint
-from lesionseg.plan.decisions import DatasetGrid
+from lesionseg.plan.make import SIZES_GB, DatasetGrid
 from lesionseg.plan.plan import ThickSlices
-from lesionseg.plan.plan_overrides import SIZES_GB
 
 
 @pytest.fixture

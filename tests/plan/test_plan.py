@@ -6,8 +6,7 @@ import pytest
 
 from lesionseg.core import Calibration, OperatingPoint
 from lesionseg.errors import BundleError, DatasetError
-from lesionseg.plan.anchor_plan import AnchorPlan
-from lesionseg.plan.plan import ChannelSet, FocalLink, Plan
+from lesionseg.plan.plan import AnchorPlan, ChannelSet, FocalLink, Plan
 
 ANCHORS = AnchorPlan(stages=(1,), sizes=(((3.0, 3.0, 3.0),),))
 POINT = OperatingPoint(

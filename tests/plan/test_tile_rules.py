@@ -5,10 +5,13 @@ from math import prod
 
 import pytest
 
-from lesionseg.plan.device_budget import PROCESSOR, budget, for_space_to_depth, multiplications
-from lesionseg.plan.tile_rules import (
+from lesionseg.plan.rules import (
+    PROCESSOR,
     batch_size,
+    budget,
     for_small_tiles,
+    for_space_to_depth,
+    multiplications,
     network_shape,
     tile_shape,
     total_stride,

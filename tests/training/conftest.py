@@ -7,8 +7,7 @@ import torch
 
 from lesionseg.losses import DetectionLoss, DiceCrossEntropyLoss, FocalLoss
 from lesionseg.models import build_network
-from lesionseg.plan.anchor_plan import AnchorPlan
-from lesionseg.plan.plan import Architecture, Normalisation, Plan
+from lesionseg.plan.plan import AnchorPlan, Architecture, Normalisation, Plan
 from lesionseg.training.device.memory_probe import some_batch
 from lesionseg.training.fit import fit_tiles
 from lesionseg.training.learning_settings import Learning

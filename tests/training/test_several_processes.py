@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from lesionseg.io.atomic import read_csv
-from lesionseg.plan.anchor_plan import AnchorPlan
+from lesionseg.plan.plan import AnchorPlan
 from lesionseg.training import run_trainer
 from lesionseg.training.settings import OptimiserSettings, TrainerSettings
 

@@ -23,7 +23,7 @@ from lesionseg.inference.candidates.peaks import (
 )
 from lesionseg.ops.kernels.compiled_code import compiled
 from lesionseg.ops.kernels.sparse_numba import root_of
-from lesionseg.plan.candidate_rule import CandidateRule
+from lesionseg.plan.plan import CandidateRule
 
 _UNSEEN, _NO_REGION = -1, -1
 

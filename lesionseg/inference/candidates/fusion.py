@@ -14,7 +14,7 @@ from lesionseg.errors import GeometryError
 from lesionseg.inference.candidates.boxes import Boxes
 from lesionseg.inference.candidates.find import CandidateSet
 from lesionseg.ops.boxes import box_iou
-from lesionseg.plan.candidate_rule import CandidateRule
+from lesionseg.plan.plan import CandidateRule
 
 SAME_LESION = 0.1  # IoU of boxes from which both heads mean one lesion: the match rule's own
 

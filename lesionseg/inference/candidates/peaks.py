@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from lesionseg.errors import ContentError, GeometryError
 from lesionseg.ops.kernels.compiled_code import compiled
-from lesionseg.plan.candidate_rule import CandidateRule
+from lesionseg.plan.plan import CandidateRule
 
 Ints = NDArray[np.integer[Any]]
 

@@ -18,8 +18,8 @@ from lesionseg.inference.bundle import (
 from lesionseg.models.build import TRUSTED
 from lesionseg.models.nnunet_weights import architecture_of, is_checkpoint, read_checkpoint
 from lesionseg.models.transfer import Transfer, new_heads, take_tensors, take_weights
+from lesionseg.plan.make import PlanOverrides
 from lesionseg.plan.plan import Architecture, Plan
-from lesionseg.plan.plan_overrides import PlanOverrides
 
 log = logging.getLogger(__name__)
 
@@ -45,10 +45,10 @@ def checkpoint_stages(model: PlanOverrides, dims: int) -> Architecture | None:
     weights = read_checkpoint(Path(model.init_from))
     architecture = architecture_of(weights, model.architecture, model.init_from)
     require(
-        len(architecture.block) == dims,
+        len(architecture.strides[0]) == dims,
         "Training cannot start from this checkpoint: another number of spatial axes.",
         where="model.init_from",
-        seen=f"{len(architecture.block)} axes in the checkpoint, {dims} here",
+        seen=f"{len(architecture.strides[0])} axes in the checkpoint, {dims} here",
     )
     return architecture
 

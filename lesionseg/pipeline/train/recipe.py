@@ -26,8 +26,8 @@ from lesionseg.pipeline.run.run_dir import check_claim, default_run_dir
 from lesionseg.pipeline.run.run_log import kept_log
 from lesionseg.pipeline.train.cross_validation import cross_validate
 from lesionseg.pipeline.train.one_training import Recipe, TrainResult, begin, train_once
-from lesionseg.plan.candidate_rule import sources_of
 from lesionseg.plan.make import PlanOverrides
+from lesionseg.plan.plan import sources_of
 from lesionseg.training.callbacks.loggers import LoggerSettings, require_logger
 from lesionseg.training.device.processes import from_first, is_first, joined
 from lesionseg.training.learning_settings import Learning

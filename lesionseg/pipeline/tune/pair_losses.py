@@ -10,7 +10,7 @@ from torch import nn
 import lesionseg.losses
 from lesionseg.errors import ConfigError
 from lesionseg.losses import DetectionLoss, VoxelLoss, complete_loss
-from lesionseg.plan.candidate_rule import sources_of
+from lesionseg.plan.plan import sources_of
 
 LossOfPair = Callable[..., nn.Module]  # a loss whose α and γ are still open
 AnchorLossOfPair = Callable[..., DetectionLoss]

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lesionseg.errors import TrainingError
-from lesionseg.plan.plan import Plan
-from lesionseg.plan.tile_rules import total_stride
+from lesionseg.plan.plan import Plan, total_stride
 from lesionseg.training.settings import OptimiserSettings, TrainerSettings
 from lesionseg.training.step.objective import Objective
 from lesionseg.training.step.optimiser import WarmAverage, make_optimiser

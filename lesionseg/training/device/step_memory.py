@@ -12,8 +12,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from lesionseg.losses import DetectionLoss, DiceFocalLoss
 from lesionseg.models.build import build_network
 from lesionseg.models.heads import DetectorOutput
-from lesionseg.plan.plan import Plan
-from lesionseg.plan.tile_rules import total_stride
+from lesionseg.plan.plan import Plan, total_stride
 from lesionseg.training.device.memory_probe import some_batch
 from lesionseg.training.settings import OptimiserSettings
 from lesionseg.training.step.detection_objective import make_objective

@@ -11,8 +11,7 @@ from jaxtyping import Shaped
 from torch import Tensor
 
 from lesionseg.losses import region_target
-from lesionseg.plan.anchor_plan import total_strides
-from lesionseg.plan.plan import Architecture
+from lesionseg.plan.plan import Architecture, total_strides
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,7 +111,7 @@ def supervised_strides(architecture: Architecture) -> tuple[tuple[int, ...], ...
     """
     if architecture.levels:
         return architecture.levels
-    ones = (1,) * len(architecture.block)  # heads undo a space-to-depth stem
+    ones = (1,) * len(architecture.strides[0])  # heads undo the stride of a foreign first map
     return total_strides((ones, *architecture.strides[1:]))[: architecture.n_supervised]
 
 

@@ -11,8 +11,7 @@ from lesionseg.models.heads import DetectorOutput
 from lesionseg.models.retinanet import planned_anchors
 from lesionseg.ops.anchors import grid_anchors
 from lesionseg.ops.boxes import box_iou, encode_boxes
-from lesionseg.plan.anchor_plan import AnchorPlan
-from lesionseg.plan.plan import Architecture, Normalisation, Plan
+from lesionseg.plan.plan import AnchorPlan, Architecture, Normalisation, Plan
 
 STRIDES = ((1, 1), (2, 2))
 

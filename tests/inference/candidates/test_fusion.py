@@ -9,7 +9,7 @@ from lesionseg.errors import GeometryError
 from lesionseg.inference.candidates.boxes import Boxes
 from lesionseg.inference.candidates.find import CandidateSet
 from lesionseg.inference.candidates.fusion import box_candidates, fuse, restore_boxes
-from lesionseg.plan.candidate_rule import CandidateRule
+from lesionseg.plan.plan import CandidateRule
 
 PLAN = Geometry.from_spacing((20, 20, 20), (2.0, 1.0, 1.0))
 

@@ -13,7 +13,7 @@ from lesionseg.inference.candidates.peaks import (
     grow_regions,
 )
 from lesionseg.ops.components import label_components
-from lesionseg.plan.candidate_rule import CandidateRule
+from lesionseg.plan.plan import CandidateRule
 
 RULE = CandidateRule(ratio=2.5, extent=1.0, min_voxels=1, join=10.0, join_mm=0.0)
 

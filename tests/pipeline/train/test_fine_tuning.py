@@ -15,8 +15,8 @@ from lesionseg.pipeline.train.fine_tuning import (
     checkpoint_stages,
     start_from,
 )
+from lesionseg.plan.make import PlanOverrides
 from lesionseg.plan.plan import Architecture, Normalisation, Plan
-from lesionseg.plan.plan_overrides import PlanOverrides
 
 PLAN = Plan(
     dims=2,

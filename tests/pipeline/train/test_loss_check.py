@@ -14,8 +14,7 @@ from lesionseg.errors import ConfigError
 from lesionseg.losses import DetectionLoss, DiceFocalLoss, FocalLoss, LesionWiseFocalLoss
 from lesionseg.phantoms import write_xray_phantoms
 from lesionseg.pipeline.train.loss_check import check_losses
-from lesionseg.plan.anchor_plan import AnchorPlan
-from lesionseg.plan.plan import Plan
+from lesionseg.plan.plan import AnchorPlan, Plan
 from lesionseg.training.device.accelerator import require_device
 
 ANCHORS = AnchorPlan(stages=(1,), sizes=(((4.0,) * 3, (6.0,) * 3),), width=8, depth=1)

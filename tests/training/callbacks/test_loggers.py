@@ -10,7 +10,7 @@ from PIL import Image
 
 from lesionseg.errors import ConfigError
 from lesionseg.io.atomic import read_csv
-from lesionseg.plan.anchor_plan import AnchorPlan
+from lesionseg.plan.plan import AnchorPlan
 from lesionseg.training.callbacks import loggers
 from lesionseg.training.callbacks.drawing import PREDICTED, REFERENCE, outline, painted, tinted
 from lesionseg.training.callbacks.loggers import Follow, LoggerSettings

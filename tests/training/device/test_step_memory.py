@@ -10,9 +10,9 @@ from torch import nn
 from lesionseg.losses import DetectionLoss, DiceCrossEntropyLoss, FocalLoss, LesionWiseFocalLoss
 from lesionseg.models.build import build_network
 from lesionseg.models.heads import SegmentationHead
-from lesionseg.plan.anchor_rules import fit_anchors
+from lesionseg.plan.anchors import fit_anchors
 from lesionseg.plan.plan import Normalisation, Plan
-from lesionseg.plan.tile_rules import network_shape
+from lesionseg.plan.rules import network_shape
 from lesionseg.training.device.step_memory import StepMemory, saved_by_network
 from lesionseg.training.settings import OptimiserSettings
 from lesionseg.training.step.detection_objective import make_objective

@@ -13,8 +13,7 @@ from lesionseg.losses import Classification, DetectionLoss, FocalLoss
 from lesionseg.models.build import build_network
 from lesionseg.ops import anchors as assigning
 from lesionseg.ops import fixed_rows
-from lesionseg.plan.anchor_plan import AnchorPlan
-from lesionseg.plan.plan import Architecture, Normalisation, Plan
+from lesionseg.plan.plan import AnchorPlan, Architecture, Normalisation, Plan
 from lesionseg.training.step.detection_objective import (
     DetectionObjective,
     make_objective,

@@ -7,14 +7,11 @@ import torch
 from numpy.typing import NDArray
 
 from lesionseg.ops.anchors import centred_iou
-from lesionseg.plan.anchor_plan import AnchorPlan, Merge, total_strides
-from lesionseg.plan.plan import Architecture
+from lesionseg.plan.plan import AnchorPlan, Architecture, total_strides
 from lesionseg.plan.rules import Decision
 
 N_SHAPES = 3  # anchors a cell and level
 MOST_LEVELS = 4
-# averages over tiles rank small lesions worse (docs/results.md, how boxes are merged)
-MERGE: Merge = "nms"
 SMALL_SHARE = 10  # percent: the smallest tenth counts as much as all lesions together
 WELL_COVERED = 0.5  # IoU
 _CELLS_ACROSS = 1.5  # cells of the finest level across the smallest tenth
@@ -54,7 +51,6 @@ def fit_anchors(
             for level in np.split(shapes, len(stages))
         ),
         width=_width(architecture, stages[0]),
-        merge=MERGE,
         mean_iou=round(float(best.mean()), 4),
         small_recall=round(float((small >= WELL_COVERED).mean()), 4),
     )
@@ -91,7 +87,7 @@ def _levels(sides: Extents, strides: Extents) -> tuple[int, ...]:
 
 
 def _finest_allowed(strides: Extents) -> int:
-    """The first stage coarser than the image, or the only one; 0 with a space-to-depth stem."""
+    """The first stage coarser than the image, or the only one."""
     return min(int(strides[0].max() == 1), len(strides) - 1)
 
 
@@ -155,4 +151,4 @@ def _without_lesions(architecture: Architecture, strides: Extents) -> AnchorPlan
         tuple(tuple(float(round(2 * s * f, 2)) for s in strides[i]) for f in octaves)
         for i in stages
     )
-    return AnchorPlan(stages, sizes, width=_width(architecture, stages[0]), merge=MERGE)
+    return AnchorPlan(stages, sizes, width=_width(architecture, stages[0]))
