@@ -28,9 +28,9 @@ class UNet(nn.Module):
 
     `forward`: image `[B, C, *spatial]` to a list of fp32 logits `[B, K, *spatial]`. In eval mode
     the list has one entry, at full resolution; in train mode `architecture.n_supervised`, finest
-    first, each at its stage's resolution.
-    resolution with one too. K = `len(bias)`. Raises `GeometryError` for inputs that the total
-    stride does not divide. `encoder`: another one than the plain one.
+    first, each at its stage's resolution. K = `len(bias)`. Raises
+    `GeometryError` for inputs that the total stride does not divide. `encoder`: another one than
+    the plain one.
     """
 
     def __init__(

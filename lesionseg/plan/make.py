@@ -18,7 +18,6 @@ from lesionseg.plan.plan import (
     Activation,
     AnchorPlan,
     Architecture,
-    CandidateSource,
     Layout,
     Plan,
     sources_of,
@@ -35,7 +34,7 @@ StepMemory = Callable[[Plan], float]
 BY_HAND = "chosen by hand"
 FOLLOWED = "as in the bundle that training starts from"
 FOLLOWED_CHECKPOINT = "as in the checkpoint that training starts from"
-# Of a detector on a GPU: at least so many channels, and so many convolutions (Lin et al. 2017)
+# Heads of a detector on a GPU: at least so many channels, so many convolutions (Lin et al. 2017)
 HEAD_WIDTH, HEAD_DEPTH = 128, 4
 # Networks whose encoder and decoder are built alike, so that one's weights serve the other
 _BACKBONES: Mapping[str, str] = {"unet": "plain", "retinanet": "plain", "retina_unet": "plain"}
@@ -58,7 +57,6 @@ class PlanOverrides:
     batch_size: int | None = None
     base_features: int | None = None
     activation: Activation = "sigmoid"
-    candidates: CandidateSource | None = None
     init_from: str | None = None
     layout: Layout | None = None
     network: Mapping[str, Any] | None = None
@@ -83,7 +81,6 @@ class PlanOverrides:
         if min(sizes, default=1) <= 0:
             raise ConfigError(f"model: sizes of a plan are positive, not {list(sizes)}.")
         for name, choices in (
-            ("candidates", (None, *sources)),
             ("layout", (None, *get_args(Layout))),
             ("activation", get_args(Activation)),
         ):
@@ -234,7 +231,6 @@ def _draft(
     candidates = rules.candidate_rule(
         fingerprint.lesion_voxels, fingerprint.lesions_per_case, prior.value
     )
-    source = chosen.candidates or sources_of(chosen.architecture)[0]
     return Plan(
         dims=fingerprint.dims,
         modality=fingerprint.modality,
@@ -251,7 +247,7 @@ def _draft(
         activation=chosen.activation,
         tempered=True,
         raster_mm=rules.raster_mm(fingerprint.spacings_mm),
-        candidate_rule=replace(candidates.value, source=source),
+        candidate_rule=replace(candidates.value, source=sources_of(chosen.architecture)[0]),
         reasons={
             "spacing_mm": spacing.reason,
             "normalisation": "; ".join(dict.fromkeys(scale.reason for scale in scales)),
@@ -337,7 +333,7 @@ def check_compatible(
         raise ConfigError(f"model.init_from: the channels have another order: {seen}.")
     if there != here:
         logger.warning("Channels are named differently (%s) and taken by their place.", seen)
-    wanted_here: dict[str, tuple[object, object]] = {
+    decided: dict[str, tuple[object, object]] = {
         "spacing_mm": (
             None if chosen.spacing_mm is None else tuple(float(s) for s in chosen.spacing_mm),
             before.spacing_mm,
@@ -345,6 +341,6 @@ def check_compatible(
         "base_features": (chosen.base_features, shape.features[0]),
         "layout": (chosen.layout, shape.layout),
     }
-    for name, (value, has) in wanted_here.items():
-        if value is not None and value != has:
-            raise ConfigError(f"model.{name}={value}: the bundle to start from has {has}.")
+    for name, (value, own) in decided.items():
+        if value is not None and value != own:
+            raise ConfigError(f"model.{name}={value}: the bundle to start from has {own}.")

@@ -8,7 +8,6 @@ import torch
 from lesionseg.errors import ConfigError
 from lesionseg.models.build import build_network
 from lesionseg.models.unet import ResidualBlock
-from lesionseg.plan.make import PlanOverrides
 from lesionseg.plan.plan import Architecture, Normalisation, Plan
 from lesionseg.plan.rules import multiplications, network_shape
 
@@ -117,10 +116,3 @@ def test_a_table_of_another_length_is_refused() -> None:
     plan = plan_of(2)
     with pytest.raises(ConfigError, match="encoder blocks per stage"):
         build_network(plan.with_(architecture=replace(plan.architecture, encoder_blocks=(1, 2))))
-
-
-def test_sizes_are_those_of_every_network() -> None:
-    for name in ("unet", "residual_unet", "retinanet", "retina_unet"):
-        assert PlanOverrides(name, size="XL").size == "XL"
-        with pytest.raises(ConfigError, match=r"model\.size"):
-            PlanOverrides(name, size="XXL")

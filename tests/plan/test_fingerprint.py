@@ -159,7 +159,7 @@ def test_one_case_is_in_memory_at_a_time(dataset: Dataset, cases: list[Case]):
 def test_unlabelled_cases_are_skipped_and_none_left_is_refused(dataset: Dataset, cases: list[Case]):
     unlabelled = replace(cases[1], reference=None)
     assert take_fingerprint(dataset, [cases[0], unlabelled]).n_cases == 1
-    with pytest.raises(DatasetError, match="No labelled case"):
+    with pytest.raises(DatasetError, match="no labelled case"):
         take_fingerprint(dataset, [unlabelled])
 
 

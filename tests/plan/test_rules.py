@@ -8,7 +8,7 @@ import pytest
 from lesionseg.data.prepare import normalise
 from lesionseg.plan import rules
 from lesionseg.plan.fingerprint import ChannelStatistics, Spread
-from lesionseg.plan.plan import Normalisation, ThickSlices
+from lesionseg.plan.plan import Normalisation
 
 
 def test_spacing_is_the_median_of_each_axis():
@@ -37,20 +37,6 @@ def test_what_stays_unresolved_is_said():
     found = rules.target_spacing([(1.0, 1.0, 1.0)], [2.0] * 10 + [9.0] * 10)
     assert found.value == (1.0, 1.0, 1.0)
     assert "under 2.0 mm" in found.reason
-
-
-def test_thick_slices_are_told_from_thin_ones():
-    thin, thick = [(1.0, 0.9, 0.9)] * 3 + [(1.2, 1.0, 1.0)] * 2, [(5.0, 0.8, 0.8)] * 3
-    found = rules.thick_slices([*thin, *thick, (0.8, 0.8, 6.0)])
-    assert found.value == ThickSlices(0, (5.0, 5.0))
-    assert found.reason == (
-        "mixed: slices 1 to 1.2 mm apart in 5 cases, 5 mm from feet to head in 3 of 9"
-    )
-    alike = rules.thick_slices([(1.0, 1.0, 1.0), (2.0, 1.0, 1.0)])
-    assert (alike.value, alike.reason) == (None, "slices 1 to 2 mm apart in all cases")
-    # the grid is a thick one: a single thin case is the exception
-    assert rules.thick_slices([(1.0, 1.0, 1.0)] + [(5.0, 1.0, 1.0)] * 19).value is None
-    assert rules.thick_slices([(0.1, 0.1), (1.0, 1.0)]).value is None
 
 
 def test_no_lesion_leaves_the_median():

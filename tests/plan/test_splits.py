@@ -170,7 +170,7 @@ def test_a_fold_and_no_validation_contradict_each_other(dataset: Dataset, tmp_pa
     path = tmp_path / "splits.json"
     path.write_text(json.dumps({"roles": dict.fromkeys(TEN, "train") | {"c1": "validation"}}))
     for asked in ({"fold": 1}, {"given": path}):
-        with pytest.raises(ConfigError, match="asks for validation cases, another for none"):
+        with pytest.raises(ConfigError, match="contradicts"):
             make_splits(built, burden, validation_fraction=0, **asked)
     path.write_text(json.dumps({"roles": dict.fromkeys(TEN, "train")}))
     assert of_role(make_splits(built, burden, validation_fraction=0, given=path), "train") == set(
@@ -195,7 +195,7 @@ def test_follows_a_given_split_of_either_kind(dataset: Dataset, tmp_path: Path):
         ({"train": [*TEN, "ghost"], "val": []}, "no reference here"),
         ({"train": ["c1", "c2"], "val": ["c3"]}, "leaves out"),
         ({"train": list(TEN), "val": []}, "test cases"),
-        ({"val": []}, "cannot be used"),
+        ({"val": []}, "no split"),
     ],
 )
 def test_refuses_a_given_split_that_does_not_fit(
@@ -213,7 +213,7 @@ def test_json_round_trip_and_refusal(dataset: Dataset):
     splits = make_splits(build(dataset, TEN), dict.fromkeys(TEN, 1))
     assert Splits.from_json(splits.to_json()) == splits
     for text in ("[]", "{}", "x", '{"roles": {"a": "umpire"}, "group_safe": true}'):
-        with pytest.raises(DatasetError, match="cannot be read"):
+        with pytest.raises(DatasetError, match=r"splits\.json"):
             Splits.from_json(text)
 
 
@@ -245,10 +245,10 @@ def test_folds_are_balanced_by_burden_and_by_size(dataset: Dataset):
 
 
 def test_a_fold_that_does_not_exist_is_refused(dataset: Dataset):
-    with pytest.raises(DatasetError, match=r"no such fold.*data\.fold=5"):
+    with pytest.raises(DatasetError, match=r"data\.fold=5"):
         make_splits(build(dataset, TEN), dict.fromkeys(TEN, 1), fold=5)
     few = {"a": "a", "b": "b"}
-    with pytest.raises(DatasetError, match="no such fold"):
+    with pytest.raises(DatasetError, match=r"data\.fold="):
         make_splits(build(dataset, few), dict.fromkeys(few, 1), fold=2)
 
 
@@ -264,7 +264,7 @@ def test_a_fold_of_the_dataset_and_of_a_given_file(dataset: Dataset, tmp_path: P
     splits = make_splits(built, burden, given=given, fold=1)
     assert of_role(splits, "validation") == set(sides[1])
     assert splits.note == "as given in splits_final.json, fold 1"
-    with pytest.raises(DatasetError, match="no such fold"):
+    with pytest.raises(DatasetError, match=r"data\.fold="):
         make_splits(built, burden, given=given, fold=2)
 
 
@@ -295,5 +295,5 @@ def test_one_split_and_one_fold_are_no_cross_validation(dataset: Dataset, tmp_pa
         fold_numbers(one, {"a": 1})
     given = tmp_path / "splits.json"
     given.write_text(json.dumps({"roles": {}}))
-    with pytest.raises(DatasetError, match="single one"):
+    with pytest.raises(DatasetError, match="single split"):
         fold_numbers(one, {"a": 1}, given=given)

@@ -5,23 +5,23 @@ from math import prod
 
 import pytest
 
+from lesionseg.errors import ConfigError
+from lesionseg.plan.plan import Architecture, total_stride
 from lesionseg.plan.rules import (
     PROCESSOR,
     batch_size,
     budget,
     for_small_tiles,
-    for_space_to_depth,
     multiplications,
     network_shape,
     tile_shape,
-    total_stride,
     widened,
 )
 
 
 def step_gb(shape, tile, batch):
     """About what a plain U-Net takes: 3 GB, and 34 bytes a voxel and feature of the first stage."""
-    return 3 + 34e-9 * shape.features[0] * batch * prod(tile) / prod(shape.block)
+    return 3 + 34e-9 * shape.features[0] * batch * prod(tile)
 
 
 CPU = budget("cpu", 16.0).value
@@ -55,28 +55,6 @@ def test_two_axes_and_a_single_slice():
     flat = network_shape((1, 64, 64), (5, 1, 1), 16, 128)
     assert total_stride(flat)[0] == 1
     assert all(kernel[0] == 1 for kernel in flat.kernels)
-
-
-@pytest.mark.parametrize("name", ["unet", "residual_unet"])
-@pytest.mark.parametrize("spacing", [(1.0, 1.0, 1.0), (5.0, 1.0, 1.0)])
-def test_a_space_to_depth_stem_takes_the_place_of_the_first_stage(name, spacing):
-    tile = (32, 64, 64)
-    full = network_shape(tile, spacing, 16, 128, name=name)
-    half = network_shape(tile, spacing, 32, 128, name=name, stem="space_to_depth")
-    for table in ("features", "strides", "kernels", "encoder_blocks"):
-        assert getattr(half, table) == getattr(full, table)[1:]
-    assert (full.stem, half.stem) == ("full", "space_to_depth")
-    assert half.block == ((2, 2, 2) if spacing[0] == 1 else (1, 2, 2))
-    assert total_stride(half) == total_stride(full)
-
-
-def test_what_cannot_be_halved_is_not_a_block():
-    assert network_shape((6, 6), (1, 1), 16, 128, stem="space_to_depth").stem == "full"
-
-
-def test_a_space_to_depth_stem_gets_larger_tiles():
-    for allowed, tile in ((CPU, (80,) * 3), (GPU, (160, 192, 160))):
-        assert tile_shape((160, 192, 160), (1, 1, 1), for_space_to_depth(allowed)).value == tile
 
 
 def test_an_exact_tile_is_halved_only_where_it_is_even():
@@ -198,3 +176,24 @@ def test_where_a_tile_holds_one_and_a_half_lesions_it_is_small(median, lesions: 
 def test_other_tiles_stay_as_large_as_the_device_allows(allowed, median, lesions):
     spent = for_small_tiles(allowed, median, (1.0,) * len(median), prod(median), lesions)
     assert spent is allowed
+
+
+def test_cost_of_one_stage_by_hand():
+    flat = Architecture("unet", (4,), ((1, 1),), ((3, 3),), blocks=2)
+    # 9·(3·4 + 4·4) multiplications a pixel, 64 pixels, 2 tiles, forward and backward (3)
+    cost = 3 * 2 * 64 * 9 * (3 * 4 + 4 * 4)
+    assert multiplications(flat, (8, 8), 2, n_channels=3) == cost
+
+
+def test_cost_grows_with_voxels_batch_and_features():
+    shape = network_shape((64, 64, 64), (1, 1, 1), 16, 128)
+    base = multiplications(shape, (64, 64, 64), 2)
+    assert multiplications(shape, (64, 64, 64), 4) == 2 * base
+    assert multiplications(shape, (128, 64, 64), 2) == 2 * base
+    wide = multiplications(network_shape((64, 64, 64), (1, 1, 1), 32, 256), (64, 64, 64), 2)
+    assert 3.5 < wide / base < 4
+
+
+def test_a_gpu_needs_to_know_what_a_step_takes():
+    with pytest.raises(ConfigError, match="step_memory"):
+        budget("cuda", 24.0)
