@@ -62,7 +62,7 @@ def test_weights_halve_from_level_to_level_and_sum_to_one():
     assert level_weights(1) == (1.0,)
 
 
-def test_a_space_to_depth_stem_leaves_the_finest_level_at_full_resolution():
+def test_a_first_map_of_a_foreign_backbone_is_taught_at_full_resolution():
     strides = ((2, 2, 2), (1, 2, 2), (2, 2, 2))
     table = Architecture("unet", (4,) * 3, strides, ((3, 3, 3),) * 3, n_supervised=3)
     assert supervised_strides(table) == ((1, 1, 1), (1, 2, 2), (2, 4, 4))
