@@ -12,6 +12,9 @@ from torch import Tensor, nn
 from lesionseg.errors import ConfigError
 from lesionseg.losses.focal import Alpha, Normaliser, check_shapes, lesion_of_class
 
+Logits = Float[Tensor, "b c *spatial"]
+Labels = Shaped[Tensor, "b *any"]
+Valid = Bool[Tensor, "b *spatial"] | None
 LossTerms = dict[str, Float[Tensor, ""]]
 SURE = 30.0  # a logit at which a probability is 0 or 1 to thirteen digits
 
@@ -42,12 +45,7 @@ class VoxelLoss(nn.Module, ABC):
 
     @abstractmethod
     def forward(
-        self,
-        logits: Float[Tensor, "b c *spatial"],
-        labels: Shaped[Tensor, "b *any"],
-        *,
-        valid: Bool[Tensor, "b *spatial"] | None = None,
-        normaliser: Normaliser = None,
+        self, logits: Logits, labels: Labels, *, valid: Valid = None, normaliser: Normaliser = None
     ) -> LossTerms:
         """The loss's terms."""
 
@@ -156,12 +154,7 @@ class CustomLoss(VoxelLoss):
         self.loss = loss
 
     def forward(
-        self,
-        logits: Float[Tensor, "b c *spatial"],
-        labels: Shaped[Tensor, "b *any"],
-        *,
-        valid: Bool[Tensor, "b *spatial"] | None = None,
-        normaliser: Normaliser = None,
+        self, logits: Logits, labels: Labels, *, valid: Valid = None, normaliser: Normaliser = None
     ) -> LossTerms:
         """The loss as one term; raises `ConfigError` where it is not a single number."""
         softmax = self.activation == "softmax"

@@ -85,7 +85,15 @@ class DetectionLoss(nn.Module):
         attached = 0 * box_deltas.float().sum()
         normaliser = positive.sum().clamp(min=1) if normaliser is None else normaliser
         if self.hard_negatives:
-            scores = self._mined(class_logits, targets)
+            # cross-entropy of the positives and of the worst background anchors of the batch
+            x, labels = class_logits.float().flatten(0, 1), targets.labels.flatten()
+            truth = lesion_of_class(labels, x.shape[-1]).to(x.dtype)
+            loss = F.binary_cross_entropy_with_logits(x, truth, reduction="none").sum(-1)
+            kept, lesion = targets.valid.flatten(), positive.flatten()
+            n = NEGATIVES * max(int((lesion & kept).sum()), len(targets.labels))
+            background = loss[kept & ~lesion]
+            hardest = background.topk(min(n, len(background))).values
+            scores = loss[lesion & kept].sum() + hardest.sum() + 0 * x.sum()
         else:
             scores = sigmoid_focal_loss(
                 class_logits.float().transpose(1, 2),
@@ -96,14 +104,3 @@ class DetectionLoss(nn.Module):
                 valid=targets.valid,
             )
         return {"anchors": scores / normaliser, "boxes": (boxes + attached) / normaliser}
-
-    def _mined(self, logits: Tensor, targets: AnchorTargets) -> Tensor:
-        """Cross-entropy of the positives and of the worst background anchors of the batch."""
-        x, labels, valid = logits.float().flatten(0, 1), targets.labels.flatten(), targets.valid
-        truth = lesion_of_class(labels, x.shape[-1]).to(x.dtype)
-        loss = F.binary_cross_entropy_with_logits(x, truth, reduction="none").sum(-1)
-        positive, kept = labels > 0, valid.flatten()
-        n = max(NEGATIVES * int((positive & kept).sum()), NEGATIVES * len(targets.labels))
-        background = loss[kept & ~positive]
-        hardest = background.topk(min(n, len(background))).values
-        return loss[positive & kept].sum() + hardest.sum() + 0 * x.sum()

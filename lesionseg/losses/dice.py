@@ -1,11 +1,13 @@
 """Focal loss, cross-entropy, and both with Dice, as modules with named terms."""
 
+from typing import Any
+
 import torch
-from jaxtyping import Bool, Float, Shaped
+from jaxtyping import Float
 from torch import Tensor
 
 from lesionseg.errors import ConfigError
-from lesionseg.losses.base import LossTerms, VoxelLoss, lesion_target
+from lesionseg.losses.base import Labels, Logits, LossTerms, Valid, VoxelLoss, lesion_target
 from lesionseg.losses.focal import (
     Alpha,
     Normaliser,
@@ -18,11 +20,11 @@ from lesionseg.losses.focal import (
 
 
 def dice_loss(
-    logits: Float[Tensor, "b c *spatial"],
-    labels: Shaped[Tensor, "b *any"],
+    logits: Logits,
+    labels: Labels,
     *,
     activation: str = "sigmoid",
-    valid: Bool[Tensor, "b *spatial"] | None = None,
+    valid: Valid = None,
     smooth: float = 1.0,
     per_tile: bool = False,
 ) -> Float[Tensor, ""]:
@@ -50,6 +52,8 @@ def dice_loss(
 class FocalLoss(VoxelLoss):
     """Focal loss as the term `focal`; settings as in `sigmoid_focal_loss`."""
 
+    term = "focal"
+
     def __init__(
         self,
         alpha: Alpha = 0.25,
@@ -71,14 +75,9 @@ class FocalLoss(VoxelLoss):
         return (self.alpha, self.gamma) if self.activation == "sigmoid" else None
 
     def forward(
-        self,
-        logits: Float[Tensor, "b c *spatial"],
-        labels: Shaped[Tensor, "b *any"],
-        *,
-        valid: Bool[Tensor, "b *spatial"] | None = None,
-        normaliser: Normaliser = None,
+        self, logits: Logits, labels: Labels, *, valid: Valid = None, normaliser: Normaliser = None
     ) -> LossTerms:
-        """The term `focal`."""
+        """The term, weighted."""
         function = softmax_focal_loss if self.activation == "softmax" else sigmoid_focal_loss
         loss = function(
             logits,
@@ -89,14 +88,16 @@ class FocalLoss(VoxelLoss):
             valid=valid,
             normaliser=normaliser if self.reduction == "per_positive" else None,
         )
-        return {"focal": self.weight * loss}
+        return {self.term: self.weight * loss}
 
 
-class CrossEntropyLoss(VoxelLoss):
-    """Cross-entropy (binary for a sigmoid) as the term `cross_entropy`.
+class CrossEntropyLoss(FocalLoss):
+    """Cross-entropy (binary for a sigmoid) as the term `cross_entropy`: a focal loss with γ = 0.
 
-    Lesion voxels count `lesion_weight` times. It is a focal loss with γ = 0.
+    Lesion voxels count `lesion_weight` times.
     """
+
+    term = "cross_entropy"
 
     def __init__(
         self,
@@ -105,29 +106,10 @@ class CrossEntropyLoss(VoxelLoss):
         activation: str = "sigmoid",
         weight: float = 1.0,
     ) -> None:
-        super().__init__(activation)
         if not 0 < lesion_weight < float("inf"):
             raise ConfigError(f"loss.lesion_weight={lesion_weight} must be above 0.")
-        # α : 1 − α = lesion_weight : 1
-        alpha = lesion_weight / (1 + lesion_weight)
-        self.focal = FocalLoss(alpha, 0.0, reduction, activation, weight * (1 + lesion_weight))
-
-    @property
-    def link(self) -> tuple[Alpha, float] | None:
-        """α of the weight, γ = 0."""
-        return self.focal.link
-
-    def forward(
-        self,
-        logits: Float[Tensor, "b c *spatial"],
-        labels: Shaped[Tensor, "b *any"],
-        *,
-        valid: Bool[Tensor, "b *spatial"] | None = None,
-        normaliser: Normaliser = None,
-    ) -> LossTerms:
-        """The term `cross_entropy`."""
-        terms = self.focal(logits, labels, valid=valid, normaliser=normaliser)
-        return {"cross_entropy": terms["focal"]}
+        alpha = lesion_weight / (1 + lesion_weight)  # α : 1 − α = lesion_weight : 1
+        super().__init__(alpha, 0.0, reduction, activation, weight * (1 + lesion_weight))
 
 
 class DiceFocalLoss(VoxelLoss):
@@ -166,22 +148,15 @@ class DiceFocalLoss(VoxelLoss):
         self.dice_weight, self.smooth, self.per_tile = dice_weight, smooth, per_tile
 
     def forward(
-        self,
-        logits: Float[Tensor, "b c *spatial"],
-        labels: Shaped[Tensor, "b *any"],
-        *,
-        valid: Bool[Tensor, "b *spatial"] | None = None,
-        normaliser: Normaliser = None,
+        self, logits: Logits, labels: Labels, *, valid: Valid = None, normaliser: Normaliser = None
     ) -> LossTerms:
         """The term `dice` and the other loss's."""
-        dice = dice_loss(
-            logits,
-            labels,
-            activation=self.activation,
-            valid=valid,
-            smooth=self.smooth,
-            per_tile=self.per_tile,
-        )
+        how: dict[str, Any] = {
+            "activation": self.activation,
+            "smooth": self.smooth,
+            "per_tile": self.per_tile,
+        }
+        dice = dice_loss(logits, labels, valid=valid, **how)
         terms: LossTerms = self.other(logits, labels, valid=valid, normaliser=normaliser)
         return {"dice": self.dice_weight * dice, **terms}
 

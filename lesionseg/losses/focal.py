@@ -76,10 +76,13 @@ def sigmoid_focal_loss(
     is_map = target.shape != logits.shape
     check_labels(target, valid, n_classes if is_map else 1)
     lesion = lesion_of_class(target, n_classes) if is_map else target
-    keep = None if valid is None else _as_logits(valid.bool(), logits)
+    keep = None if valid is None else valid.bool()
+    if keep is not None and keep.shape != logits.shape:
+        keep = keep.unsqueeze(1).expand_as(logits)
     if lesion.is_floating_point() or _needs_formula(logits, reduction):
         # zero where left out: a NaN there must reach neither value nor gradient
-        x = _single(logits if keep is None else logits.masked_fill(~keep, 0))
+        x = logits if keep is None else logits.masked_fill(~keep, 0)
+        x = x if x.dtype == torch.float64 else x.float()
         loss = _sigmoid_formula(x, lesion, positive, negative, gamma)
         loss = loss if keep is None else loss.masked_fill(~keep, 0)
         if reduction == "none":
@@ -88,7 +91,10 @@ def sigmoid_focal_loss(
     else:
         lesion = lesion.bool()
         same = len(set(positive)) == len(set(negative)) == 1
-        columns = [(logits, lesion, keep)] if same else _by_class(logits, lesion, keep)
+        columns: Any = [(logits, lesion, keep)]
+        if not same:
+            masks = [None] * n_classes if keep is None else keep.unbind(1)
+            columns = zip(logits.unbind(1), lesion.unbind(1), masks, strict=True)
         weights = zip(positive, negative, strict=True)
         sums: list[Any] = [
             _SummedFocal.apply(x, y, mask, a, b, gamma)  # type: ignore[no-untyped-call]
@@ -140,7 +146,8 @@ def softmax_focal_loss(
     n_positive = (target > 0 if valid is None else (target > 0) & valid).sum()
     if n_classes > 2 or _needs_formula(logits, reduction):
         labels = (target if valid is None else target.masked_fill(~valid, 0)).long()
-        x = _single(logits if valid is None else logits.masked_fill(~valid.unsqueeze(1), 0))
+        x = logits if valid is None else logits.masked_fill(~valid.unsqueeze(1), 0)
+        x = x if x.dtype == torch.float64 else x.float()
         index = labels.unsqueeze(1)
         others = torch.logsumexp(x.scatter(1, index, -torch.inf), dim=1)
         error_logit = others - x.gather(1, index)[:, 0]
@@ -282,25 +289,10 @@ def _divided(
     return total / normaliser
 
 
-def _by_class(
-    logits: Tensor, lesion: Tensor, keep: Tensor | None
-) -> list[tuple[Tensor, Tensor, Tensor | None]]:
-    masks = [None] * logits.shape[1] if keep is None else keep.unbind(1)
-    return list(zip(logits.unbind(1), lesion.unbind(1), masks, strict=True))
-
-
-def _as_logits(mask: Tensor, logits: Tensor) -> Tensor:
-    return mask if mask.shape == logits.shape else mask.unsqueeze(1).expand_as(logits)
-
-
 def _needs_formula(logits: Tensor, reduction: str) -> bool:
     """Whether single losses, a compiler's fusion or several derivatives (fp64) are asked for."""
     double = logits.dtype == torch.float64
     return reduction == "none" or double or torch.compiler.is_compiling()
-
-
-def _single(logits: Tensor) -> Tensor:
-    return logits if logits.dtype == torch.float64 else logits.float()
 
 
 def _class_tensor(weights: Sequence[float], like: Tensor) -> Float[Tensor, " k"]:

@@ -1,12 +1,12 @@
 """Each lesion counts alike, whether it has 20 voxels or 20 000."""
 
 import torch
-from jaxtyping import Bool, Float, Integer, Shaped
+from jaxtyping import Integer
 from scipy import ndimage
 from torch import Tensor
 
 from lesionseg.errors import ConfigError, GeometryError
-from lesionseg.losses.base import LossTerms, VoxelLoss
+from lesionseg.losses.base import Labels, Logits, LossTerms, Valid, VoxelLoss
 from lesionseg.losses.dice import FocalLoss
 from lesionseg.losses.focal import Alpha, Normaliser
 
@@ -46,10 +46,10 @@ class InstanceWise(VoxelLoss):
 
     def forward(
         self,
-        logits: Float[Tensor, "b c *spatial"],
-        labels: Shaped[Tensor, "b *any"],
+        logits: Logits,
+        labels: Labels,
         *,
-        valid: Bool[Tensor, "b *spatial"] | None = None,
+        valid: Valid = None,
         normaliser: Normaliser = None,
         instances: Integer[Tensor, "b *spatial"] | None = None,
     ) -> LossTerms:
@@ -61,41 +61,28 @@ class InstanceWise(VoxelLoss):
         if valid is not None:
             instances = instances.masked_fill(~valid.bool(), 0)  # what is left out is no lesion
         whole: LossTerms = self.loss(logits, labels, valid=valid, normaliser=normaliser)
+        wide = max(spatial) if self.margin is None else self.margin
         lesions: list[LossTerms] = []
         for b, sample in enumerate(instances.cpu().numpy()):
             for index, box in enumerate(ndimage.find_objects(sample), 1):
-                if box is not None:
-                    around = slice(b, b + 1), *self._around(box, spatial[1:])
-                    lesions.append(self._of_lesion(index, around, logits, labels, valid, instances))
+                if box is None:
+                    continue
+                around = (
+                    slice(b, b + 1),
+                    *(slice(max(s.start - wide, 0), s.stop + wide) for s in box),
+                )
+                inside = (around[0], slice(None), *around[1:])
+                ids = instances[around]
+                keep = (ids == index) | (ids == 0)  # blind to the other lesions
+                if valid is not None:
+                    keep = keep & valid[around].bool()
+                target = labels[around] if labels.shape == instances.shape else labels[inside]
+                lesions.append(self.loss(logits[inside], target, valid=keep))
         terms = {name: self.tile_weight * term for name, term in whole.items()}
         for name, term in whole.items():
             own = [of[name] for of in lesions]
             mean = torch.stack(own).mean() if own else 0 * term.detach()
             terms[f"lesion_{name}"] = self.lesion_weight * mean
-        return terms
-
-    def _around(self, box: tuple[slice, ...], shape: tuple[int, ...]) -> tuple[slice, ...]:
-        wide = max(shape) if self.margin is None else self.margin
-        pairs = zip(box, shape, strict=True)
-        return tuple(slice(max(s.start - wide, 0), min(s.stop + wide, n)) for s, n in pairs)
-
-    def _of_lesion(
-        self,
-        index: int,
-        around: tuple[slice, ...],
-        logits: Tensor,
-        labels: Tensor,
-        valid: Tensor | None,
-        instances: Tensor,
-    ) -> LossTerms:
-        """The loss in one lesion's box, blind to the other lesions."""
-        ids = instances[around]
-        kept = (ids == index) | (ids == 0)
-        if valid is not None:
-            kept = kept & valid[around].bool()
-        inside = (around[0], slice(None), *around[1:])
-        target = labels[around] if labels.shape == instances.shape else labels[inside]
-        terms: LossTerms = self.loss(logits[inside], target, valid=kept)
         return terms
 
 

@@ -1,14 +1,14 @@
 """Anchors: boxes on the grid of each pyramid level, and which of them are to find which lesion."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from math import prod
 
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
 from lesionseg.ops.boxes import box_iou, box_volume, paired_iou, split_box
-from lesionseg.ops.fixed_rows import at_most, readable
 
 
 @dataclass(frozen=True)
@@ -26,10 +26,7 @@ class AnchorLevel:
     @property
     def n_anchors(self) -> int:
         """Anchors of the whole level."""
-        n = len(self.sizes)
-        for cells in self.shape:
-            n *= cells
-        return n
+        return len(self.sizes) * prod(self.shape)
 
 
 def grid_anchors(
@@ -45,17 +42,16 @@ def grid_anchors(
     """
     if not levels:
         return torch.zeros((0, 0), device=device)
-    return torch.cat([_level_anchors(level, device) for level in levels])
-
-
-def _level_anchors(level: AnchorLevel, device: torch.device | None) -> Tensor:
-    axes = [
-        (torch.arange(n, device=device, dtype=torch.float32) + 0.5) * s
-        for n, s in zip(level.shape, level.stride, strict=True)
-    ]
-    centres = torch.cartesian_prod(*axes).reshape(-1, 1, len(axes))
-    half = torch.tensor(level.sizes, device=device, dtype=torch.float32)[None] / 2
-    return torch.cat([centres - half, centres + half], dim=-1).flatten(0, 1)
+    anchors = []
+    for level in levels:
+        axes = [
+            (torch.arange(n, device=device, dtype=torch.float32) + 0.5) * s
+            for n, s in zip(level.shape, level.stride, strict=True)
+        ]
+        centres = torch.cartesian_prod(*axes).reshape(-1, 1, len(axes))
+        half = torch.tensor(level.sizes, device=device, dtype=torch.float32)[None] / 2
+        anchors.append(torch.cat([centres - half, centres + half], dim=-1).flatten(0, 1))
+    return torch.cat(anchors)
 
 
 def nearest_cells(
@@ -97,20 +93,7 @@ def centred_iou(a: Float[Tensor, "n d"], b: Float[Tensor, "m d"]) -> Float[Tenso
     return shared / (a.prod(-1)[:, None] + b.prod(-1)[None] - shared)
 
 
-def cell_anchors(cells: Tensor, n_shapes: int) -> Tensor:
-    """Anchor numbers within a level `[m, k · n_shapes]` of cells `[m, k]`."""
-    shapes = torch.arange(n_shapes, device=cells.device)
-    return (cells[..., None] * n_shapes + shapes).flatten(-2)
-
-
-def level_offsets(levels: Sequence[AnchorLevel]) -> tuple[int, ...]:
-    """Number of the first anchor of each level."""
-    counts = [level.n_anchors for level in levels]
-    return tuple(sum(counts[:i]) for i in range(len(counts)))
-
-
 BACKGROUND, IGNORED = -1, -2
-MOST_LEFT = 8  # lesions of a tile without an anchor that are given one, off a CPU
 _CHUNK = 8  # lesions compared with all anchors at a time: 2 million anchors are then 130 MB
 
 
@@ -132,13 +115,26 @@ def assign_atss(
     """
     if len(boxes) == 0 or len(anchors) == 0:
         return torch.full((len(anchors),), BACKGROUND, device=anchors.device)
-    candidates = _candidates(levels, boxes, n_nearest)
+    centres, first, numbers = split_box(boxes.float())[0], 0, []
+    for level in levels:
+        cells, _ = nearest_cells(level, centres, n_nearest)
+        shapes = torch.arange(len(level.sizes), device=boxes.device)
+        numbers.append((cells[..., None] * len(shapes) + shapes).flatten(1) + first)
+        first += level.n_anchors
+    candidates = torch.cat(numbers, dim=1)
     owner = torch.arange(len(boxes), device=boxes.device)[:, None].expand_as(candidates)
     overlap = paired_iou(anchors[candidates.flatten()], boxes[owner.flatten()])
     overlap = overlap.view_as(candidates)
     threshold = overlap.mean(1) + overlap.std(1, correction=0)
     wanted = (overlap >= threshold[:, None]) & (overlap > 0)
-    assigned = _given(len(anchors), candidates, owner, torch.where(wanted, overlap, 0))
+    # each anchor goes to the highest overlap above 0, ties to the lower lesion
+    overlap_wanted, flat, none = torch.where(wanted, overlap, 0), candidates.flatten(), len(boxes)
+    best = torch.zeros(len(anchors), device=overlap.device)
+    best = best.scatter_reduce_(0, flat, overlap_wanted.flatten(), "amax")
+    is_best = (overlap_wanted > 0) & (overlap_wanted == best[candidates])
+    lesion = torch.full((len(anchors),), none, device=owner.device)
+    lesion.scatter_reduce_(0, flat, torch.where(is_best, owner, none).flatten(), "amin")
+    assigned = torch.where(lesion < none, lesion, BACKGROUND)
     _leave_none_out(assigned, candidates, overlap, box_volume(boxes) > 0)
     return assigned
 
@@ -176,61 +172,22 @@ def assign_by_iou(
     return assigned
 
 
-Assigner = Callable[
-    [Sequence[AnchorLevel], Float[Tensor, "n two_d"], Float[Tensor, "m two_d"]], Int64[Tensor, " n"]
-]
-
-
-def _candidates(levels: Sequence[AnchorLevel], boxes: Tensor, n_nearest: int) -> Tensor:
-    """Anchor numbers `[m, c]` at the cells of each level nearest to each box's centre."""
-    centres = split_box(boxes.float())[0]
-    anchors = []
-    for level, offset in zip(levels, level_offsets(levels), strict=True):
-        cells, _ = nearest_cells(level, centres, n_nearest)
-        anchors.append(cell_anchors(cells, len(level.sizes)) + offset)
-    return torch.cat(anchors, dim=1)
-
-
-def _given(n_anchors: int, candidates: Tensor, owner: Tensor, overlap: Tensor) -> Tensor:
-    """Each anchor's lesion, by the highest overlap above 0; ties to the lower lesion."""
-    flat, none = candidates.flatten(), len(candidates)
-    best = torch.zeros(n_anchors, device=overlap.device)
-    best = best.scatter_reduce_(0, flat, overlap.flatten(), "amax")
-    first = (overlap > 0) & (overlap == best[candidates])
-    lesion = torch.full((n_anchors,), none, device=owner.device)
-    lesion.scatter_reduce_(0, flat, torch.where(first, owner, none).flatten(), "amin")
-    return torch.where(lesion < none, lesion, BACKGROUND)
-
-
 def _leave_none_out(assigned: Tensor, candidates: Tensor, overlap: Tensor, exists: Tensor) -> None:
     """Give every lesion without an anchor its best candidate. In place.
 
     Lesions of the largest overlap choose first; an anchor that is a lesion's only one is not taken
-    from it. Off a CPU, only the first `MOST_LEFT` of them choose.
+    from it.
     """
-    counts = _counts(assigned, len(candidates))
-    is_without = exists & (counts == 0)
-    rank = torch.where(is_without, overlap.amax(1), -1)
-    order = torch.argsort(rank, descending=True, stable=True)
-    for turn in range(at_most(is_without.sum(), min(MOST_LEFT, len(order)))):
-        lesion = order[turn : turn + 1]
-        row = candidates.index_select(0, lesion)[0]
+    counts = torch.bincount(assigned.clamp(min=-1) + 1, minlength=len(candidates) + 1)[1:]
+    without = (exists & (counts == 0)).nonzero()[:, 0]
+    order = torch.argsort(overlap.amax(1)[without], descending=True, stable=True)
+    for lesion in without[order]:
+        row = candidates[lesion]
         owner = assigned[row]
         free = (owner < 0) | (counts[owner.clamp(min=0)] > 1)
-        wish = torch.where(free, overlap.index_select(0, lesion)[0], -1)
-        place = wish.argmax(0, keepdim=True)
-        takes, before = is_without[lesion] & free[place], owner[place]
-        counts.index_add_(0, before.clamp(min=0), -(takes & (before >= 0)).long())
-        counts.index_add_(0, lesion, takes.long())
-        assigned[row[place]] = torch.where(takes, lesion, before)
-
-
-def _counts(assigned: Tensor, n_lesions: int) -> Tensor:
-    """How many anchors each lesion has `[n_lesions]`."""
-    if readable(assigned):
-        return torch.bincount(assigned.clamp(min=-1) + 1, minlength=n_lesions + 1)[1:]
-    # background is spread over many sums: additions to a single one would queue
-    spare = n_lesions + torch.arange(len(assigned), device=assigned.device) % 1024
-    counts = torch.zeros(n_lesions + 1024, dtype=torch.int64, device=assigned.device)
-    rows = torch.where(assigned >= 0, assigned, spare)
-    return counts.scatter_add_(0, rows, torch.ones_like(rows))[:n_lesions]
+        place = torch.where(free, overlap[lesion], -1).argmax()
+        if free[place]:
+            if owner[place] >= 0:
+                counts[owner[place]] -= 1
+            counts[lesion] += 1
+            assigned[row[place]] = lesion

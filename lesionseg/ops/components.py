@@ -78,7 +78,7 @@ def lesion_voxels(labels: NDArray[np.integer[Any]]) -> LesionVoxels:
     ([0, 1, 3], [0, 0, 1], (3, 2))
     """
     if labels.ndim not in FULL_CONNECTIVITY:
-        raise ContentError("A label map has two or three axes.", seen=labels.shape)
+        raise ContentError(f"A label map has two or three axes, not the shape {labels.shape}.")
     index = nonzero_voxels(labels)
     values = _native(labels.reshape(-1)[index])
     owner, first = sparse_numba.components(index, values, (1, *labels.shape)[-3:])
@@ -255,10 +255,6 @@ def _rows(ids: NDArray[np.int64], values: NDArray[np.integer[Any]]) -> NDArray[n
     row_of[ids] = np.arange(len(ids))
     rows: NDArray[np.int64] = row_of[values]
     if (rows < 0).any():
-        raise ContentError(
-            "The instance mask holds ids that are not listed.",
-            seen=np.unique(values[rows < 0])[:10].tolist(),
-            expected=f"the {len(ids)} listed ones",
-            remedy="write the list and the mask together, with the same ids.",
-        )
+        unlisted = np.unique(values[rows < 0])[:10].tolist()
+        raise ContentError(f"The instance mask holds ids that are not listed: {unlisted}.")
     return rows

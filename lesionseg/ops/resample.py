@@ -82,7 +82,12 @@ def linear_slabs(
             yield rows, torch.stack(parts).mean(0) if len(parts) > 1 else parts[0]
         return
     lines = [plan.line(axis) for axis in range(len(plan.source))]
-    takes = [_taker(plan.ratio(axis) if average else 0) for axis in range(len(plan.source))]
+    takes: list[_Take] = [
+        partial(_take_mean, ratio=plan.ratio(axis))
+        if average and plan.ratio(axis) > _COARSER
+        else _take_linear
+        for axis in range(len(plan.source))
+    ]
     along, last = 1 + plan.source[0], array.shape[1 + plan.source[0]] - 1
     half = plan.ratio(0) / 2 if average else 0
     for rows in _slabs(out_shape[0], slab):
@@ -180,11 +185,8 @@ def _plan(array: Tensor, matrix: ArrayLike, out_shape: Sequence[int]) -> _Resamp
     checked = np.asarray(matrix, dtype=np.float64)
     dims = array.ndim - 1
     if checked.shape != (dims + 1, dims + 1) or len(out_shape) != dims:
-        raise GeometryError(
-            "The resampling matrix does not fit the array.",
-            seen=(checked.shape, tuple(out_shape)),
-            expected=f"a matrix of {dims + 1} rows and columns and a shape of {dims} axes",
-        )
+        seen = checked.shape, tuple(out_shape)
+        raise GeometryError(f"The resampling matrix does not fit an array of {dims} axes: {seen}.")
     shape = tuple(int(n) for n in out_shape)
     return _Resampling(checked, shape, _unmixed(checked[:dims, :dims], shape))
 
@@ -210,10 +212,6 @@ def _by_axes(
     for axis, (places_there, take) in enumerate(zip(places, takes, strict=True), start=1):
         piece = take(piece, axis, places_there)
     return piece
-
-
-def _taker(ratio: float) -> _Take:
-    return _take_linear if ratio <= _COARSER else partial(_take_mean, ratio=ratio)
 
 
 def _take_mean(array: Tensor, axis: int, x: NDArray[np.float64], *, ratio: float) -> Tensor:

@@ -1,11 +1,9 @@
 """Non-maximum suppression of boxes of any number of axes."""
 
-from typing import Any
-
 import numba
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Float, Int64
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -27,13 +25,23 @@ def nms(
     [1, 2]
     """
     if boxes.ndim != 2 or boxes.shape[1] % 2 or scores.shape != boxes.shape[:1]:
-        raise ContentError(
-            "Boxes and scores do not fit together.",
-            seen=(tuple(boxes.shape), tuple(scores.shape)),
-            expected="boxes [n, 2·dims] and scores [n]",
-        )
+        shapes = tuple(boxes.shape), tuple(scores.shape)
+        raise ContentError(f"Boxes [n, 2·dims] and scores [n] do not fit together: {shapes}.")
     order = torch.argsort(scores.detach(), descending=True, stable=True)
-    return order[kept_by_rank(boxes.detach()[order].float(), float(iou_threshold))]
+    ranked = boxes.detach()[order].float().cpu().numpy()
+    n, dims = len(ranked), ranked.shape[1] // 2
+    if n == 0:
+        return order
+    # what reaches a box lies, along the axis on which the boxes are spread most, between its start
+    # less the longest side, and its stop
+    longest = np.maximum((ranked[:, dims:] - ranked[:, :dims]).max(axis=0), 1e-6)
+    axis = int(np.argmax(np.ptp(ranked[:, :dims], axis=0) / longest))
+    place = np.argsort(ranked[:, axis], kind="stable")
+    position = np.empty(n, dtype=np.int64)
+    position[place] = np.arange(n)
+    starts, stops = (np.ascontiguousarray(b[place].T) for b in np.hsplit(ranked, [dims]))
+    kept = _sweep(starts, stops, position, axis, longest[axis], np.float32(iou_threshold))
+    return order[torch.from_numpy(kept).to(order.device)]
 
 
 def batched_nms(
@@ -51,54 +59,14 @@ def batched_nms(
     [1, 0]
     """
     if groups.shape != scores.shape:
-        raise ContentError(
-            "There is not one group a box.", seen=tuple(groups.shape), expected=tuple(scores.shape)
-        )
-    groups_kept = [
-        index[nms(boxes[index], scores[index], iou_threshold)]
-        for index in (
-            torch.nonzero(groups == group)[:, 0] for group in sorted(set(groups.tolist()))
-        )
-    ]
-    together = torch.cat(groups_kept).sort().values if groups_kept else groups.long()
+        shapes = tuple(groups.shape), tuple(scores.shape)
+        raise ContentError(f"There is not one group for each box: {shapes}.")
+    kept = [groups.new_zeros(0, dtype=torch.int64)]
+    for group in sorted(set(groups.tolist())):
+        index = torch.nonzero(groups == group)[:, 0]
+        kept.append(index[nms(boxes[index], scores[index], iou_threshold)])
+    together = torch.cat(kept).sort().values
     return together[torch.argsort(scores[together], descending=True, stable=True)]
-
-
-def kept_by_rank(ranked: Float[Tensor, "n two_d"], iou_threshold: float) -> Bool[Tensor, " n"]:
-    """Which of the boxes, already by descending score, stay; on their device."""
-    kept = torch.from_numpy(kept_on_cpu(ranked.cpu().numpy(), iou_threshold))
-    return kept.to(ranked.device)
-
-
-def sorted_along(boxes: NDArray[Any]) -> tuple[NDArray[np.int64], int, Any]:
-    """Numbers of the boxes by start along the axis they are most spread on, and that axis.
-
-    Last, the longest side on it: what reaches a box lies between its start less that, and its stop.
-    """
-    n, dims = len(boxes), boxes.shape[1] // 2
-    if n == 0:
-        return np.zeros(0, dtype=np.int64), 0, 0.0
-    start, stop = boxes[:, :dims], boxes[:, dims:]
-    longest = np.maximum((stop - start).max(axis=0), 1e-6)
-    axis = int(np.argmax(np.ptp(start, axis=0) / longest))
-    return np.argsort(start[:, axis], kind="stable"), axis, longest[axis]
-
-
-def kept_on_cpu(ranked: NDArray[np.float32], iou_threshold: float) -> NDArray[np.bool_]:
-    """Which of the boxes, already by descending score, stay.
-
-    Only boxes in reach of a kept one are compared with it, in loops over contiguous memory.
-    """
-    n, dims = ranked.shape[0], ranked.shape[1] // 2
-    if n == 0:
-        return np.zeros(0, dtype=np.bool_)
-    place, axis, longest = sorted_along(ranked)
-    position = np.empty(n, dtype=np.int64)
-    position[place] = np.arange(n)
-    starts, stops = (np.ascontiguousarray(b[place].T) for b in np.hsplit(ranked, [dims]))
-    threshold = np.float32(iou_threshold)
-    kept: NDArray[np.bool_] = _sweep(starts, stops, position, axis, longest, threshold)
-    return kept
 
 
 @numba.njit(cache=True, error_model="numpy", nogil=True)  # 10 000 boxes of 3-D: 15 to 40 ms

@@ -34,11 +34,8 @@ class Warp:
         dims = len(self.shape)
         bent = None if self.bend is None else tuple(self.bend.shape)
         if self.matrix.shape != (dims, dims + 1) or bent not in (None, (dims, *self.shape)):
-            raise GeometryError(
-                "A warp does not fit its output.",
-                seen=(self.matrix.shape, bent),
-                expected=((dims, dims + 1), (dims, *self.shape)),
-            )
+            seen = self.matrix.shape, bent
+            raise GeometryError(f"A warp {seen} does not fit its output {self.shape}.")
 
 
 def warp_linear(image: Shaped[Tensor, "c *inp"], warp: Warp) -> Float[Tensor, "c *out"]:

@@ -4,17 +4,8 @@ import pytest
 import torch
 
 from lesionseg.errors import ContentError
-from lesionseg.ops import clustering
 from lesionseg.ops.boxes import box_iou
-from lesionseg.ops.clustering import clustered_by_rank, weighted_box_clustering
-
-
-@pytest.fixture(autouse=True, params=["one by one", "all at once"])
-def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As a CPU does it, and as a GPU."""
-    if request.param == "all at once":
-        monkeypatch.setattr(clustering, "_clustered_on_cpu", clustered_by_rank)
-        monkeypatch.setattr(clustering, "_CHUNK", 7)
+from lesionseg.ops.clustering import weighted_box_clustering
 
 
 def test_one_box_stays_as_it_is() -> None:

@@ -93,5 +93,5 @@ def test_batched_nms_of_nothing_keeps_nothing_and_wants_a_group_a_box():
     assert (
         batched_nms(torch.zeros((0, 4)), torch.zeros(0), torch.zeros(0).long(), 0.5).tolist() == []
     )
-    with pytest.raises(ContentError, match="one group a box"):
+    with pytest.raises(ContentError, match="one group for each box"):
         batched_nms(torch.zeros((2, 4)), torch.zeros(2), torch.zeros(1).long(), 0.5)
