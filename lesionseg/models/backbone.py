@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from lesionseg.errors import ConfigError, GeometryError
-from lesionseg.models.blocks import Stage, Up, initialise, layers
+from lesionseg.models.blocks import Stage, initialise, layers
 from lesionseg.plan.plan import Architecture, total_stride
 
 
@@ -61,10 +61,12 @@ class Decoder(nn.Module):
         self.channels = architecture.features
         fine, coarse = architecture.features[:-1], architecture.features[1:]
         ones, n_blocks = (1,) * dims, architecture.blocks
-        self.ups = nn.ModuleList(
-            _up(dims, wide, narrow, stride, bias=architecture.layout == "nnunet")
-            for wide, narrow, stride in zip(coarse, fine, architecture.strides[1:], strict=True)
-        )
+        self.ups = nn.ModuleList()
+        for wide, narrow, stride in zip(coarse, fine, architecture.strides[1:], strict=True):
+            bias = architecture.layout == "nnunet"
+            up = layers(dims).up(wide, narrow, kernel_size=stride, stride=stride, bias=bias)
+            initialise(up)
+            self.ups.append(up)
         self.stages = nn.ModuleList(
             Stage(dims, 2 * width, width, kernel=kernel, stride=ones, n_blocks=n_blocks)
             for width, kernel in zip(fine, architecture.kernels[:-1], strict=True)
@@ -79,14 +81,6 @@ class Decoder(nn.Module):
             x = stage(torch.cat([up(x), skip], dim=1))
             decoded.insert(0, x)
         return decoded
-
-
-def _up(dims: int, in_channels: int, out_channels: int, stride: Sequence[int], *, bias: bool) -> Up:
-    layer = layers(dims).up(
-        in_channels, out_channels, kernel_size=tuple(stride), stride=tuple(stride), bias=bias
-    )
-    initialise(layer)
-    return layer
 
 
 def check_architecture(architecture: Architecture, dims: int) -> None:
@@ -106,9 +100,7 @@ def check_architecture(architecture: Architecture, dims: int) -> None:
     }
     for rule, holds in rules.items():
         if not holds:
-            raise ConfigError(
-                "The architecture's tables do not fit.", seen=architecture, expected=rule
-            )
+            raise ConfigError(f"The architecture needs {rule}: {architecture}.")
 
 
 def check_input(shape: Sequence[int], stride: Sequence[int]) -> None:
@@ -119,8 +111,6 @@ def check_input(shape: Sequence[int], stride: Sequence[int]) -> None:
     fits = len(shape) == len(stride) and all(n % s == 0 for n, s in zip(shape, stride, strict=True))
     if not fits or prod(shape) <= prod(stride):
         raise GeometryError(
-            "The network cannot take an input of this size.",
-            seen=tuple(shape),
-            expected=f"positive multiples of {tuple(stride)}, at least one axis above it",
-            remedy="plan tiles divisible by the network's total stride.",
+            f"The network cannot take an input of {tuple(shape)}: plan tiles of multiples of "
+            f"{tuple(stride)}, along one axis at least larger."
         )

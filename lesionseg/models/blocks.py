@@ -34,7 +34,7 @@ LAYERS: Mapping[int, Layers] = {
 def layers(dims: int) -> Layers:
     """The layers for `dims` spatial axes; raises `ConfigError` unless 2 or 3."""
     if dims not in LAYERS:
-        raise ConfigError("No layers for this many axes.", seen=dims, expected=sorted(LAYERS))
+        raise ConfigError(f"A network has two or three axes, not {dims}.")
     return LAYERS[dims]
 
 
@@ -115,19 +115,10 @@ class Stage(nn.Sequential):
         stride: Sequence[int],
         n_blocks: int,
     ) -> None:
-        ones = (1,) * dims
-        super().__init__(
-            *(
-                ConvBlock(
-                    dims,
-                    in_channels if i == 0 else out_channels,
-                    out_channels,
-                    kernel=kernel,
-                    stride=stride if i == 0 else ones,
-                )
-                for i in range(n_blocks)
-            )
-        )
+        super().__init__()
+        for _ in range(n_blocks):
+            self.append(ConvBlock(dims, in_channels, out_channels, kernel=kernel, stride=stride))
+            in_channels, stride = out_channels, (1,) * dims
 
 
 def initialise(conv: Conv | Up) -> None:

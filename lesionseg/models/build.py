@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from lesionseg.errors import BundleError, ConfigError
-from lesionseg.models.foreign_network import READY, TARGET, custom_network, ready_network
+from lesionseg.models.foreign import TARGET, custom_network
 from lesionseg.models.retinanet import retina_unet, retinanet
 from lesionseg.models.unet import residual_unet, unet
 from lesionseg.plan.plan import Plan
@@ -19,7 +19,6 @@ ARCHITECTURES: Mapping[str, NetworkFactory] = {
     "residual_unet": residual_unet,
     "retinanet": retinanet,
     "retina_unet": retina_unet,
-    **dict.fromkeys(READY, ready_network),
     "custom": custom_network,
 }
 # as `architectures`: what the plan names may be imported
@@ -41,18 +40,17 @@ def build_network(
     table = {**ARCHITECTURES, **(architectures or {})}
     name = plan.architecture.name
     if name not in table:
+        near = "".join(f"; did you mean {n!r}?" for n in get_close_matches(name, table, n=1))
         raise ConfigError(
-            f"There is no network named {name!r}.",
-            where="plan.architecture.name",
-            expected=", ".join(sorted(table)),
-            remedy=_remedy(name, table),
+            f"plan.architecture.name: there is no network {name!r}, but {', '.join(sorted(table))}"
+            f"{near or '.'} A bundle with a network of your own is read from Python, by "
+            "Predictor(bundle, architectures={name: factory})."
         )
     target = plan.architecture.network.get(TARGET)
     if target is not None and name not in (architectures or {}):
         raise BundleError(
-            f"The bundle's network is code from elsewhere: {target} would be imported.",
-            where="plan.architecture.network",
-            remedy="add trust=true, if you trust whoever made the bundle.",
+            f"The bundle's network is code from elsewhere: {target} would be imported. Add "
+            "trust=true, if you trust whoever made the bundle."
         )
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
@@ -64,12 +62,3 @@ def trusting(
 ) -> Mapping[str, NetworkFactory]:
     """The caller's own `architectures`, and what a bundle names where the user trusts it."""
     return {**(TRUSTED if trust else {}), **(architectures or {})}
-
-
-def _remedy(name: str, table: Mapping[str, NetworkFactory]) -> str:
-    near = get_close_matches(name, table, n=1)
-    hint = f"write {near[0]!r}. " if near else ""
-    return (
-        hint + "A bundle that holds a network of your own is read from Python, with "
-        "Predictor(bundle, architectures={name: factory}); `train` takes the networks listed here."
-    )

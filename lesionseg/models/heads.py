@@ -73,10 +73,8 @@ def prior_bias(lesion_fraction: float, n_labels: int, activation: Activation) ->
     """
     if not 0 < lesion_fraction < 1 or n_labels < 1:
         raise ConfigError(
-            "The prior of the network's last layer cannot be set.",
-            where="plan.lesion_fraction",
-            seen=f"lesion_fraction {lesion_fraction} over {n_labels} labels",
-            expected="a fraction between 0 and 1, both excluded, and at least one label",
+            f"plan.lesion_fraction={lesion_fraction} over {n_labels} labels: give a fraction "
+            "between 0 and 1, both excluded, and at least one label."
         )
     p = lesion_fraction / n_labels
     if activation == "sigmoid":

@@ -57,18 +57,14 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
     theirs = {_WRAPPED.sub("", str(k)): v for k, v in content.items() if isinstance(v, Tensor)}
     ours = dict(renamed(theirs))
     if not any(name.startswith("encoder.stages.0.0.") for name in ours):
-        raise BundleError(
-            "The checkpoint holds no U-Net of nnU-Net v2's.",
-            where=path,
-            seen=", ".join([*theirs][:3]) or "no tensor",
-            expected="network_weights of a PlainConvUNet or a ResidualEncoderUNet",
-        )
+        seen = ", ".join([*theirs][:3]) or "no tensor"
+        raise BundleError(f"{path} holds no U-Net of nnU-Net v2's: {seen}.")
     return ours
 
 
 def _read(path: Path) -> Mapping[str, Any]:
     if not path.is_file():
-        raise BundleError("There is no such checkpoint.", where=path)
+        raise BundleError(f"There is no such checkpoint: {path}.")
     scalar: Any = np.float64(0).__reduce__()[0]  # how numpy keeps single numbers: nnU-Net's log
     kinds = {type(np.dtype(kind)) for kind in ("f2", "f4", "f8", "i4", "i8", "?")}
     names = ("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar")
@@ -77,22 +73,16 @@ def _read(path: Path) -> Mapping[str, Any]:
         with torch.serialization.safe_globals(plain):
             read: Any = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
+        named = re.search(r"GLOBAL (\S+)", str(error))
         raise BundleError(
-            "The checkpoint holds more than tensors and numbers; it was not read.",
-            where=path,
-            seen=_named(str(error)),
-            remedy="where you trust whoever made it, keep its weights alone: torch.save("
-            "{'network_weights': torch.load(FILE, weights_only=False)['network_weights']}, NEW).",
+            f"{path} holds more than tensors and numbers and was not read: "
+            f"{named[1] if named else str(error).splitlines()[0]}. Where you trust whoever made "
+            "it, keep its weights alone: torch.save({'network_weights': torch.load(FILE, "
+            "weights_only=False)['network_weights']}, NEW)."
         ) from error
     except (RuntimeError, EOFError, OSError, ValueError) as error:
-        raise BundleError("The checkpoint cannot be read.", where=path, seen=error) from error
+        raise BundleError(f"The checkpoint {path} cannot be read: {error}.") from error
     return read if isinstance(read, Mapping) else {}
-
-
-def _named(error: str) -> str:
-    """What torch would have had to import, or all that it says."""
-    match = re.search(r"GLOBAL (\S+)", error)
-    return match[1] if match else error.splitlines()[0]
 
 
 def renamed(theirs: Weights) -> Iterator[tuple[str, Tensor]]:
@@ -124,10 +114,8 @@ def architecture_of(weights: Weights, name: str, where: str) -> Architecture:
     kind, wanted = "residual_unet" if residual else "plain", backbone_kind(name)
     if kind != wanted:
         raise ConfigError(
-            "Training cannot start from this checkpoint: another kind of backbone.",
-            where="model.init_from",
-            seen=f"{kind} in {where}, {wanted} here",
-            remedy=f"set model={'residual_unet' if residual else 'unet'}.",
+            f"model.init_from: {where} is of a {kind} backbone, the network of a {wanted} one. Set "
+            f"model={'residual_unet' if residual else 'unet'}."
         )
     conv = "first.conv.weight" if residual else "conv.weight"
     first = list(_in_turn(weights, f"encoder.stages.{{}}.0.{conv}"))
@@ -139,11 +127,8 @@ def architecture_of(weights: Weights, name: str, where: str) -> Architecture:
     alike = decoder if residual else {*decoder, *depths}
     if len(ups) != n - 1 or len(alike) != 1:
         raise BundleError(
-            "Our U-Net has no such form.",
-            where=where,
-            seen=f"{depths} blocks in the encoder, {sorted(decoder)} in the decoder's stages, "
-            f"{len(ups)} transposed convolutions",
-            expected="a decoder stage for each encoder stage but one, all equally deep",
+            f"Our U-Net has no such form as {where}: {depths} blocks in the encoder, "
+            f"{sorted(decoder)} in the decoder's stages, {len(ups)} transposed convolutions."
         )
     return Architecture(
         name=name,

@@ -1,12 +1,9 @@
 """Which number format makes convolutions fastest on a device."""
 
-import statistics
-import time
 from functools import cache
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
 
 
 def fast_dtype(device: torch.device) -> torch.dtype:
@@ -18,11 +15,12 @@ def fast_dtype(device: torch.device) -> torch.dtype:
     """
     if device.type == "cpu":
         return torch.bfloat16 if _cpu_has_bf16() else torch.float32
-    return torch.bfloat16 if device.type == "cuda" and _gpu_has_bf16() else torch.float32
+    gpu = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.bfloat16 if gpu else torch.float32
 
 
 def fast_memory_format(dims: int, device: torch.device) -> torch.memory_format:
-    """Channels-last on CPUs, whose convolutions want it; contiguous for all else (GPUs are timed).
+    """Channels-last on CPUs, whose convolutions want it; contiguous for all else.
 
     Forward, focal loss and backward of the 3-D U-Net (features 16 to 128, batch 2 × 64³) on a core
     with amx_bf16: bf16 0.91 s channels-last and 1.18 s contiguous, fp32 2.2 and 3.1 s; on one of
@@ -32,40 +30,6 @@ def fast_memory_format(dims: int, device: torch.device) -> torch.memory_format:
     if device.type == "cpu":
         return torch.channels_last_3d if dims == 3 else torch.channels_last
     return torch.contiguous_format
-
-
-def timed_memory_format(
-    network: nn.Module, tiles: Tensor, dtype: torch.dtype
-) -> torch.memory_format:
-    """Which layout of the weights makes a forward pass of tiles `[B, C, *tile]` fastest, by trying.
-
-    For a GPU, where it depends on the card, the network and the tile. The network keeps the layout;
-    cuDNN is let measure its kernels, since all tiles have one shape. Median of 3 passes after 2.
-    """
-    torch.backends.cudnn.benchmark = True
-    last = torch.channels_last_3d if tiles.ndim == 5 else torch.channels_last
-    seconds = {
-        form: _seconds(network, tiles, dtype, form) for form in (torch.contiguous_format, last)
-    }
-    fastest = min(seconds, key=lambda form: seconds[form])
-    network.to(memory_format=fastest)  # type: ignore[call-overload]  # torch's stub lacks it
-    return fastest
-
-
-def _seconds(
-    network: nn.Module, tiles: Tensor, dtype: torch.dtype, form: torch.memory_format
-) -> float:
-    network.to(memory_format=form)  # type: ignore[call-overload]
-    seconds = []
-    mixed = torch.autocast(tiles.device.type, dtype, enabled=dtype != torch.float32)
-    with torch.inference_mode(), mixed:
-        for _ in range(5):
-            begin = time.perf_counter()
-            network(tiles)
-            if tiles.device.type == "cuda":
-                torch.cuda.synchronize(tiles.device)
-            seconds.append(time.perf_counter() - begin)
-    return statistics.median(seconds[2:])
 
 
 @cache
@@ -78,7 +42,3 @@ def bf16_is_faster(cpu_info: str) -> bool:
     """Whether a processor that says this of itself (`/proc/cpuinfo`) gains from bf16."""
     words = set(cpu_info.split())
     return "amx_bf16" in words or {"avx512_bf16", "AuthenticAMD"} <= words
-
-
-def _gpu_has_bf16() -> bool:
-    return bool(torch.cuda.is_bf16_supported(including_emulation=False))

@@ -1,4 +1,4 @@
-"""RetinaNet on the U-Net's backbone or another: a feature pyramid and heads for all levels."""
+"""RetinaNet and Retina U-Net, on the U-Net's backbone or another."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -8,17 +8,20 @@ from torch import Tensor, nn
 
 from lesionseg.errors import ConfigError
 from lesionseg.models.backbone import Decoder, Encoder
-from lesionseg.models.foreign_network import foreign_backbone
+from lesionseg.models.foreign import foreign_backbone
 from lesionseg.models.heads import DetectionHead, DetectorOutput, SegmentationHead, prior_bias
 from lesionseg.plan.plan import AnchorPlan, Architecture, Plan
 
 
 class RetinaNet(nn.Module):
-    """Encoder, the decoder's part above the finest level looked at, heads (Lin et al. 2017).
+    """Encoder, decoder as feature pyramid, and a detector's heads on some of its levels.
 
-    `forward`: image `[B, C, *spatial]` to a `DetectorOutput` without segmentation. The decoder's
-    coarse-to-fine path with skips is the feature pyramid. Raises `GeometryError` for inputs that
-    the total stride does not divide.
+    `forward`: image `[B, C, *spatial]` to a `DetectorOutput`. Without `bias` it is a RetinaNet (Lin
+    et al. 2017), whose decoder ends at the finest level that the anchors stand on. With `bias` (one
+    number per channel of the segmentation) it is a Retina U-Net (Jaeger et al. 2020, arXiv
+    1811.08661): the whole decoder also feeds `segmentation`, of `architecture.n_supervised` levels
+    in train mode and the finest alone in eval mode. `encoder`: in place of our own. Raises
+    `GeometryError` for inputs that the total stride does not divide.
     """
 
     def __init__(
@@ -29,133 +32,71 @@ class RetinaNet(nn.Module):
         n_labels: int,
         anchors: AnchorPlan,
         encoder: nn.Module | None = None,
+        bias: Sequence[float] = (),
     ) -> None:
         super().__init__()
-        check_stages(anchors, architecture)
-        self.finest = anchors.stages[0]
-        self.stages = tuple(stage - self.finest for stage in anchors.stages)
+        n, stages = len(architecture.features), anchors.stages
+        fits = len(stages) == len(anchors.sizes) > 0 and sorted(set(stages)) == list(stages)
+        if not fits or stages[0] < 0 or stages[-1] >= n or len({len(s) for s in anchors.sizes}) > 1:
+            raise ConfigError(
+                f"plan.anchors {anchors} do not fit the network: give levels among the stages 0 to "
+                f"{n - 1}, finest first, with as many sizes each."
+            )
         self.encoder = encoder or Encoder(dims, in_channels, architecture)
-        self.decoder = Decoder(dims, _from_stage(architecture, self.finest))
-        channels = [self.decoder.channels[stage] for stage in self.stages]
-        self.head = DetectionHead(dims, channels, n_labels, anchors)
-
-    def forward(self, image: Float[Tensor, "b c *spatial"]) -> DetectorOutput:
-        """Scores and boxes of every anchor."""
-        pyramid = self.decoder(self.encoder(image)[self.finest :])
-        return DetectorOutput(*self.head([pyramid[stage] for stage in self.stages]))
-
-
-class RetinaUNet(nn.Module):
-    """A U-Net whose decoder also feeds a detector's heads (Jaeger et al. 2020, arXiv 1811.08661).
-
-    `forward`: image `[B, C, *spatial]` to a `DetectorOutput`; its `segmentation` has
-    `architecture.n_supervised` levels in train mode and the finest alone in eval mode.
-
-    Args:
-        dims: 2 or 3.
-        in_channels: of the image.
-        architecture: stages, features, strides and kernels.
-        bias: where the logits of the segmentation begin, one per channel of it.
-        n_labels: that boxes may have.
-        anchors: their sizes, and the stages that they stand on.
-        encoder: in place of our own; None for that of `architecture`.
-    """
-
-    def __init__(
-        self,
-        dims: int,
-        in_channels: int,
-        architecture: Architecture,
-        bias: Sequence[float],
-        n_labels: int,
-        anchors: AnchorPlan,
-        encoder: nn.Module | None = None,
-    ) -> None:
-        super().__init__()
-        check_stages(anchors, architecture)
-        self.stages = anchors.stages
-        self.encoder = encoder or Encoder(dims, in_channels, architecture)
-        self.decoder = Decoder(dims, architecture)
-        channels = [self.decoder.channels[stage] for stage in self.stages]
-        self.head = DetectionHead(dims, channels, n_labels, anchors)
-        self.segmentation = nn.ModuleList(
-            SegmentationHead(dims, width, bias, architecture.strides[0])
-            for width in self.decoder.channels[: architecture.n_supervised]
+        self.finest = 0 if bias else stages[0]
+        self.stages = tuple(stage - self.finest for stage in stages)
+        ones = (1,) * dims
+        table = replace(
+            architecture,
+            features=architecture.features[self.finest :],
+            strides=(ones, *architecture.strides[self.finest + 1 :]),
+            kernels=architecture.kernels[self.finest :],
+            n_supervised=1,
         )
+        self.decoder = Decoder(dims, architecture if bias else table)
+        channels = self.decoder.channels
+        self.head = DetectionHead(dims, [channels[s] for s in self.stages], n_labels, anchors)
+        if bias:
+            self.segmentation = nn.ModuleList(
+                SegmentationHead(dims, width, bias, architecture.strides[0])
+                for width in channels[: architecture.n_supervised]
+            )
 
     def forward(self, image: Float[Tensor, "b c *spatial"]) -> DetectorOutput:
-        """Scores and boxes of every anchor, and the voxels' logits."""
-        pyramid = self.decoder(self.encoder(image))
+        """Scores and boxes of every anchor, and the voxels' logits where there are any."""
+        pyramid = self.decoder(self.encoder(image)[self.finest :])
         logits, deltas = self.head([pyramid[stage] for stage in self.stages])
-        heads = list(self.segmentation) if self.training else [self.segmentation[0]]
-        voxels = tuple(
-            head(x) for head, x in zip(heads, pyramid, strict=False)
-        )  # rest unsupervised
+        heads = list(getattr(self, "segmentation", ()))
+        heads = heads if self.training else heads[:1]
+        voxels = tuple(head(x) for head, x in zip(heads, pyramid, strict=False))
         return DetectorOutput(logits, deltas, voxels)
 
 
 def retinanet(plan: Plan) -> RetinaNet:
     """The RetinaNet that `plan` describes; raises `ConfigError` for a plan without anchors."""
+    return _detector(plan, ())
+
+
+def retina_unet(plan: Plan) -> RetinaNet:
+    """The Retina U-Net that `plan` describes; raises `ConfigError` for a plan without anchors."""
+    n_labels = len(plan.label_values)
+    return _detector(plan, prior_bias(plan.lesion_fraction, n_labels, plan.activation))
+
+
+def _detector(plan: Plan, bias: Sequence[float]) -> RetinaNet:
     return RetinaNet(
         plan.dims,
         len(plan.channel_names),
         plan.architecture,
         len(plan.lesion_labels),
         planned_anchors(plan),
-        _encoder(plan),
+        foreign_backbone(plan) if plan.architecture.network else None,
+        bias,
     )
-
-
-def retina_unet(plan: Plan) -> RetinaUNet:
-    """The Retina U-Net that `plan` describes; raises `ConfigError` for a plan without anchors."""
-    n_labels = len(plan.label_values)
-    return RetinaUNet(
-        plan.dims,
-        len(plan.channel_names),
-        plan.architecture,
-        prior_bias(plan.lesion_fraction, n_labels, plan.activation),
-        len(plan.lesion_labels),
-        planned_anchors(plan),
-        _encoder(plan),
-    )
-
-
-def _encoder(plan: Plan) -> nn.Module | None:
-    """The backbone that the plan names; None for our own."""
-    return foreign_backbone(plan) if plan.architecture.network else None
 
 
 def planned_anchors(plan: Plan) -> AnchorPlan:
     """The plan's anchors; raises `ConfigError` when there are none."""
     if plan.anchors is None:
-        raise ConfigError(
-            "The plan has no anchors, which a detector needs.",
-            where="plan.anchors",
-            remedy="make the plan for model=retinanet or model=retina_unet.",
-        )
+        raise ConfigError("plan.anchors: none; plan for model=retinanet or model=retina_unet.")
     return plan.anchors
-
-
-def check_stages(anchors: AnchorPlan, architecture: Architecture) -> None:
-    """Raise `ConfigError` when the anchors' levels are not stages of the architecture, in order."""
-    n, stages = len(architecture.features), anchors.stages
-    fits = len(stages) == len(anchors.sizes) > 0 and sorted(set(stages)) == list(stages)
-    if not fits or stages[0] < 0 or stages[-1] >= n or len({len(s) for s in anchors.sizes}) != 1:
-        raise ConfigError(
-            "The anchors do not fit the network.",
-            where="plan.anchors",
-            seen=anchors,
-            expected=f"levels among the stages 0 to {n - 1}, finest first, with as many sizes each",
-        )
-
-
-def _from_stage(architecture: Architecture, first: int) -> Architecture:
-    """The architecture's stages from `first` on, as a table of its own."""
-    ones = (1,) * len(architecture.strides[0])
-    return replace(
-        architecture,
-        features=architecture.features[first:],
-        strides=(ones, *architecture.strides[first + 1 :]),
-        kernels=architecture.kernels[first:],
-        n_supervised=1,
-    )

@@ -38,8 +38,16 @@ def take_weights(network: nn.Module, plan: Plan, before: nn.Module, plan_before:
     voxels by the labels (and regions) and the activation, a detector's by the labels and the
     anchors.
     """
-    reasons = _different_meanings(plan, plan_before)
-    return take_tensors(network, before.state_dict(), reasons, first=_first(before))
+    reasons: dict[str, str] = {}
+    if (plan.label_names, plan.regions) != (plan_before.label_names, plan_before.regions):
+        were, are = ", ".join(plan_before.label_names), ", ".join(plan.label_names)
+        reasons = new_heads(f"the labels were {were} and are {are}")
+    elif plan.activation != plan_before.activation:
+        reasons["voxels"] = f"the activation was {plan_before.activation} and is {plan.activation}"
+    sizes = [p.anchors.sizes if p.anchors else None for p in (plan, plan_before)]
+    if all(sizes) and sizes[0] != sizes[1]:
+        reasons.setdefault("anchors", "the anchors are others")
+    return take_tensors(network, before.state_dict(), reasons, first=getattr(before, "finest", 0))
 
 
 def take_tensors(
@@ -51,7 +59,7 @@ def take_tensors(
     """
     theirs = {place: (name, t) for place, name, t in _places(before, first)}
     taken, fresh, used = [], [], set()
-    for place, name, tensor in _places(network.state_dict(), _first(network)):
+    for place, name, tensor in _places(network.state_dict(), getattr(network, "finest", 0)):
         name_before, value = theirs.get(place, ("", None))
         means_the_same = place.partition(".")[0] not in reasons
         if value is not None and value.shape == tensor.shape and means_the_same:
@@ -61,34 +69,14 @@ def take_tensors(
         else:
             fresh.append(name)
     unused = tuple(name for name, _ in theirs.values() if name not in used)
-    why = "; ".join(sorted({reasons[part] for part in _parts(fresh) if part in reasons}))
+    parts = {_HEADS.get(name.partition(".")[0], "") for name in fresh}
+    why = "; ".join(sorted({reasons[part] for part in parts if part in reasons}))
     return Transfer(tuple(taken), tuple(fresh), unused, why)
-
-
-def _different_meanings(plan: Plan, before: Plan) -> dict[str, str]:
-    """For each kind of head that does not mean the same in both: why."""
-    reasons: dict[str, str] = {}
-    if (plan.label_names, plan.regions) != (before.label_names, before.regions):
-        were, are = ", ".join(before.label_names), ", ".join(plan.label_names)
-        reasons = new_heads(f"the labels were {were} and are {are}")
-    elif plan.activation != before.activation:
-        reasons["voxels"] = f"the activation was {before.activation} and is {plan.activation}"
-    if plan.anchors and before.anchors and plan.anchors.sizes != before.anchors.sizes:
-        reasons.setdefault("anchors", "the anchors are others")
-    return reasons
-
-
-def _parts(names: list[str]) -> set[str]:
-    return {_HEADS.get(name.partition(".")[0], "") for name in names}
 
 
 def new_heads(why: str) -> dict[str, str]:
     """The reasons by which `take_tensors` leaves all heads as they are."""
     return dict.fromkeys(_HEADS.values(), why)
-
-
-def _first(network: nn.Module) -> int:
-    return int(getattr(network, "finest", 0))
 
 
 def _places(tensors: Mapping[str, Tensor], first: int) -> Iterator[tuple[str, str, Tensor]]:

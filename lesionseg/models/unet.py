@@ -2,23 +2,11 @@
 
 from collections.abc import Sequence
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from lesionseg.models.backbone import (
-    Decoder,
-    Encoder,
-    check_architecture,
-    check_input,
-)
-from lesionseg.models.blocks import (
-    LEAKY_SLOPE,
-    ConvBlock,
-    InstanceNorm,
-    initialise,
-    layers,
-)
+from lesionseg.models.backbone import Decoder, Encoder, check_architecture, check_input
+from lesionseg.models.blocks import LEAKY_SLOPE, ConvBlock, InstanceNorm, initialise, layers
 from lesionseg.models.heads import SegmentationHead, prior_bias
 from lesionseg.plan.plan import Architecture, Plan, total_stride
 
@@ -95,26 +83,20 @@ class ResidualBlock(nn.Module):
         )
         initialise(self.second)
         self.norm = InstanceNorm(out_channels)
-        self.past = _past(dims, in_channels, out_channels, stride)
+        self.past = nn.Sequential()  # empty where nothing changes
+        if any(s > 1 for s in stride):
+            self.past.append(layers(dims).average(tuple(stride), tuple(stride)))
+        if in_channels != out_channels:
+            past = layers(dims).conv(in_channels, out_channels, kernel_size=1, bias=False)
+            initialise(past)
+            self.past.append(past)
+            self.past.append(InstanceNorm(out_channels))
         self.activation = nn.LeakyReLU(LEAKY_SLOPE, inplace=True)
 
     def forward(self, x: Float[Tensor, "b c *spatial"]) -> Float[Tensor, "b k *smaller"]:
         """Features of the block."""
         out: Tensor = self.activation(self.norm(self.second(self.first(x))) + self.past(x))
         return out
-
-
-def _past(dims: int, in_channels: int, out_channels: int, stride: Sequence[int]) -> nn.Sequential:
-    """The way past a block; empty where nothing changes."""
-    way = nn.Sequential()
-    if any(s > 1 for s in stride):
-        way.append(layers(dims).average(tuple(stride), tuple(stride)))
-    if in_channels != out_channels:
-        conv = layers(dims).conv(in_channels, out_channels, kernel_size=1, bias=False)
-        initialise(conv)
-        way.append(conv)
-        way.append(InstanceNorm(out_channels))
-    return way
 
 
 class ResidualEncoder(nn.Module):
@@ -129,36 +111,21 @@ class ResidualEncoder(nn.Module):
         check_architecture(architecture, dims)
         self.total_stride = total_stride(architecture)
         self.channels = architecture.features
-        ones = (1,) * dims
-        self.stem = ConvBlock(
-            dims,
-            in_channels,
-            self.channels[0],
-            kernel=architecture.kernels[0],
-            stride=ones,
-        )
-        self.stages = nn.ModuleList(
-            nn.Sequential(
-                *(
-                    ResidualBlock(
-                        dims,
-                        before if i == 0 else after,
-                        after,
-                        kernel=kernel,
-                        stride=stride if i == 0 else ones,
-                    )
-                    for i in range(n_blocks)
-                )
-            )
-            for before, after, kernel, stride, n_blocks in zip(
-                (self.channels[0], *self.channels),
-                self.channels,
-                architecture.kernels,
-                (ones, *architecture.strides[1:]),
-                architecture.encoder_blocks or (architecture.blocks,) * len(self.channels),
-                strict=False,  # the last stage feeds no further one
-            )
-        )
+        ones, n = (1,) * dims, len(self.channels)
+        kernels = architecture.kernels
+        self.stem = ConvBlock(dims, in_channels, self.channels[0], kernel=kernels[0], stride=ones)
+        self.stages = nn.ModuleList()
+        depths = architecture.encoder_blocks or (architecture.blocks,) * n
+        strides = (ones, *architecture.strides[1:])
+        before = self.channels[0]
+        for after, kernel, stride, depth in zip(
+            self.channels, kernels, strides, depths, strict=True
+        ):
+            stage = nn.Sequential()
+            for _ in range(depth):
+                stage.append(ResidualBlock(dims, before, after, kernel=kernel, stride=stride))
+                before, stride = after, ones
+            self.stages.append(stage)
         if architecture.layout == "nnunet":  # every block starts as its way past
             for block in (module for module in self.modules() if isinstance(module, ResidualBlock)):
                 nn.init.zeros_(block.norm.weight)
@@ -167,7 +134,7 @@ class ResidualEncoder(nn.Module):
         """Feature maps, finest first."""
         check_input(tuple(x.shape[2:]), self.total_stride)
         x = self.stem(x)
-        pyramid: list[torch.Tensor] = []
+        pyramid: list[Tensor] = []
         for stage in self.stages:
             x = stage(x)
             pyramid.append(x)

@@ -42,7 +42,7 @@ def test_building_leaves_the_global_random_state_alone():
 
 
 def test_an_unknown_name_is_refused_with_the_nearest_known_one():
-    with pytest.raises(ConfigError, match=r"no network named 'unett'.*write 'unet'"):
+    with pytest.raises(ConfigError, match=r"no network 'unett'.*did you mean 'unet'"):
         build_network(plan("unett"))
 
 

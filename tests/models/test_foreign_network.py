@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from lesionseg.errors import BundleError, ConfigError
 from lesionseg.models.build import TRUSTED, build_network, trusting
-from lesionseg.models.network_trial import backbone_pyramid, tried
+from lesionseg.models.foreign import backbone_pyramid, probe_network
 from lesionseg.plan.plan import Architecture, Normalisation, Plan
 from lesionseg.training.step.supervision import supervised_strides
 
@@ -111,16 +111,17 @@ def test_a_bundle_s_class_is_imported_only_with_trust(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("name", "arguments", "n_levels"),
-    [("segresnet", {"init_filters": 8}, 1), ("dynunet", {}, 2), ("mednext", MEDNEXT, 3)],
+    [("SegResNet", {"init_filters": 8}, 1), ("MedNeXt", MEDNEXT, 3)],
 )
 @pytest.mark.parametrize("tile", [(16, 16, 16), (16, 32)])
-def test_monai_s_networks_need_no_trust(
+def test_monai_s_networks_are_named_by_target(
     name: str, arguments: dict[str, Any], n_levels: int, tile: tuple[int, ...]
 ) -> None:
-    ready = tried(plan(name, tile, **arguments), by_hand=True)
+    spec = {"_target_": f"monai.networks.nets.{name}", **arguments}
+    ready = probe_network(plan(tile=tile, **spec), by_hand=True)
     assert len(supervised_strides(ready.architecture)) == n_levels
     assert Plan.from_json(ready.to_json()) == ready
-    network = build_network(ready).eval()
+    network = build_network(ready, architectures=TRUSTED).eval()
     with torch.no_grad():
         (logits,) = network(torch.zeros(1, 2, *ready.tile_shape))
     assert logits.shape == (1, 1, *ready.tile_shape)
@@ -128,14 +129,14 @@ def test_monai_s_networks_need_no_trust(
 
 def test_a_swin_transformer_s_tile_is_rounded_to_what_it_takes() -> None:
     pytest.importorskip("einops")
-    small = plan("swin_unetr", (72, 72), feature_size=12)
-    assert tried(small, by_hand=False).tile_shape == (64, 64)
+    small = plan(tile=(72, 72), _target_="monai.networks.nets.SwinUNETR", feature_size=12)
+    assert probe_network(small, by_hand=False).tile_shape == (64, 64)
     with pytest.raises(ConfigError, match=r"set model.tile_shape=\[64, 64\]"):
-        tried(small, by_hand=True)
+        probe_network(small, by_hand=True)
 
 
 def test_coarser_outputs_are_supervised_on_their_own_grid() -> None:
-    ready = tried(plan(tile=(20, 16, 16), **target("Halves")), by_hand=False)
+    ready = probe_network(plan(tile=(20, 16, 16), **target("Halves")), by_hand=False)
     assert ready.tile_shape == (16, 16, 16)
     assert ready.architecture.levels == ((1, 1, 1), (2, 2, 2))
     assert ready.architecture.strides[1] == (16, 16, 16)
@@ -147,12 +148,12 @@ def test_coarser_outputs_are_supervised_on_their_own_grid() -> None:
 
 def test_wrong_channels_name_what_is_expected() -> None:
     with pytest.raises(ConfigError, match="logits do not fit the labels"):
-        tried(plan(**target("Halves", wide=3)), by_hand=False)
+        probe_network(plan(**target("Halves", wide=3)), by_hand=False)
 
 
 def test_our_own_plans_are_left_alone() -> None:
     ours = plan("unet")
-    assert tried(ours, by_hand=False) is ours
+    assert probe_network(ours, by_hand=False) is ours
 
 
 def test_a_backbone_s_maps_are_the_stages_of_a_detector() -> None:

@@ -127,7 +127,7 @@ def test_files_that_are_no_checkpoints_are_refused(tmp_path: Path) -> None:
     with pytest.raises(BundleError, match="no such checkpoint"):
         read_checkpoint(path)
     path.write_bytes(b"no checkpoint at all")
-    with pytest.raises(BundleError, match=r"checkpoint (cannot|holds)"):
+    with pytest.raises(BundleError, match=r"cannot be read|holds more"):
         read_checkpoint(path)
     torch.save({"network_weights": {"blocks.0.attention": torch.zeros(2)}}, path)
     with pytest.raises(BundleError, match=r"no U-Net[\s\S]*blocks\.0\.attention"):
@@ -136,7 +136,9 @@ def test_files_that_are_no_checkpoints_are_refused(tmp_path: Path) -> None:
 
 def test_another_kind_of_backbone_and_unlike_stages_are_refused(tmp_path: Path) -> None:
     path, _ = written(tmp_path, RESIDUAL)
-    with pytest.raises(ConfigError, match=r"kind of backbone[\s\S]*model=residual_unet"):
+    with pytest.raises(
+        ConfigError, match=r"is of a residual_unet backbone[\s\S]*model=residual_unet"
+    ):
         architecture_of(read_checkpoint(path), "unet", path.name)
     weights = read_checkpoint(written(tmp_path, PLAIN)[0])
     assert architecture_of(weights, "retina_unet", "x").features == PLAIN.features

@@ -79,7 +79,7 @@ def test_the_same_head_serves_all_levels_and_all_weights_learn() -> None:
 
 def test_a_plan_without_anchors_or_with_wrong_levels_is_refused() -> None:
     plan = _plan(2, "retinanet")
-    with pytest.raises(ConfigError, match="no anchors"):
+    with pytest.raises(ConfigError, match="anchors: none"):
         build_network(plan.with_(anchors=None))
     wrong = AnchorPlan(stages=(2, 7), sizes=(((3.0, 3.0),), ((3.0, 3.0),)))
     with pytest.raises(ConfigError, match="do not fit"):

@@ -25,7 +25,7 @@ from lesionseg.inference.input_check import (
 from lesionseg.io.atomic import write_text
 from lesionseg.losses import DetectionLoss
 from lesionseg.models.build import TRUSTED, build_network
-from lesionseg.models.network_trial import backbone_pyramid, tried
+from lesionseg.models.foreign import backbone_pyramid, probe_network
 from lesionseg.ops.host_memory import default_budget
 from lesionseg.pipeline.dataset import CACHE, DataSettings, Survey, take_survey
 from lesionseg.pipeline.judging.choice import undecided
@@ -123,7 +123,7 @@ def _planned(
             expected=list(before.prepare_extra),
         )
     plan = _plan_for(device, memory_gb, survey, model, memory).with_(prepare_extra=tuple(extra))
-    plan = tried(plan, by_hand=bool(model.tile_shape or before))
+    plan = probe_network(plan, by_hand=bool(model.tile_shape or before))
     for decision, reason in plan.reasons.items():
         log.info("Plan, %s: %s", decision, reason)
     return plan
@@ -185,7 +185,7 @@ def affordable(
         if predicted < LEFT * measured:
             return None
         more = _plan_for("cuda", memory_gb * predicted / measured, survey, model, memory)
-        more = tried(more, by_hand=False).with_(prepare_extra=plan.prepare_extra)
+        more = probe_network(more, by_hand=False).with_(prepare_extra=plan.prepare_extra)
         return linked(more, learning.loss, learning.detection)
 
     fitted = fitted_to_memory(plan, probe, larger)

@@ -1,0 +1,249 @@
+"""Networks that are not ours, MONAI's, an installed package's or the user's, by name and arguments.
+
+In come a plan and what `Architecture.network` names; out goes a module that trains as ours do.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from inspect import Parameter, signature
+from itertools import pairwise
+from pkgutil import resolve_name
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from lesionseg.errors import ConfigError
+from lesionseg.models.heads import prior_bias
+from lesionseg.plan.plan import Architecture, Normalisation, Plan, total_strides
+
+TARGET = "_target_"
+# names of the arguments that the plan fills in: channels, logits, axes, tile
+_INPUTS = ("in_channels", "in_chans", "input_channels", "n_channels")
+_OUTPUTS = ("out_channels", "num_classes", "n_classes")
+_AXES = ("spatial_dims", "dimensions", "dims")
+_TILE = ("img_size", "image_size", "input_size", "tile_shape")
+_BACKBONE_SIDE = 64  # of the tile on which a backbone's strides are looked at
+
+
+class ForeignNetwork(nn.Module):
+    """A network of logits, whatever it returns, as one that gives a list of them, finest first.
+
+    It may return a tensor `[B, K, *tile]`, several of any resolutions, or one `[B, n, K, *tile]`
+    (MONAI's `DynUNet`). In eval mode the finest alone is returned. `bias` is added to every level,
+    so that training starts at the lesion fraction, as with our own heads.
+    """
+
+    def __init__(self, network: nn.Module, bias: Sequence[float]) -> None:
+        super().__init__()
+        self.network = network
+        self.bias = nn.Parameter(torch.tensor(list(bias)))
+
+    def forward(self, image: Float[Tensor, "b c *tile"]) -> list[Tensor]:
+        """Logits, finest first."""
+        levels = as_levels(self.network(image), image.ndim)
+        bias = self.bias.reshape(-1, *(1,) * (image.ndim - 2))
+        return [level + bias for level in (levels if self.training else levels[:1])]
+
+
+class ForeignBackbone(nn.Module):
+    """A backbone whose feature maps, finest first, are those of whatever it returns."""
+
+    def __init__(self, backbone: nn.Module) -> None:
+        super().__init__()
+        self.backbone = backbone
+
+    def forward(self, image: Float[Tensor, "b c *tile"]) -> list[Tensor]:
+        """Feature maps."""
+        return as_levels(self.backbone(image), image.ndim)
+
+
+def as_levels(output: Any, ndim: int) -> list[Tensor]:
+    """The tensors of a network's output, finest first; raises `ConfigError` for what is no tensor.
+
+    >>> [tuple(x.shape) for x in as_levels((torch.zeros(1, 2, 4), torch.zeros(1, 2, 8)), 3)]
+    [(1, 2, 8), (1, 2, 4)]
+    """
+    levels: list[Any] = [output]
+    if isinstance(output, Tensor):
+        levels = list(output.unbind(1)) if output.ndim == ndim + 1 else [output]
+    elif isinstance(output, Mapping | list | tuple):
+        levels = list(output.values() if isinstance(output, Mapping) else output)
+    if not levels or not all(isinstance(x, Tensor) and x.ndim == ndim for x in levels):
+        seen = [list(getattr(x, "shape", [type(x)])) for x in levels]
+        raise ConfigError(f"model.network gives {seen}, not tensors [B, K, *tile].")
+    # not by their product, of which an export would make a condition
+    return sorted(levels, key=lambda x: -x.shape[-1]) if len(levels) > 1 else levels
+
+
+def custom_network(plan: Plan) -> ForeignNetwork:
+    """The network that the plan names by `_target_`; raises `ConfigError` where it cannot be."""
+    bias = prior_bias(plan.lesion_fraction, len(plan.label_values), plan.activation)
+    return ForeignNetwork(_construct(plan, "model.network"), bias)
+
+
+def foreign_backbone(plan: Plan) -> ForeignBackbone:
+    """The backbone that the plan of a detector names."""
+    return ForeignBackbone(_construct(plan, "model.backbone"))
+
+
+def _construct(plan: Plan, where: str) -> nn.Module:
+    """What the plan names, with its arguments; channels, axes and tile are filled in."""
+    given = dict(plan.architecture.network)
+    target = str(given.pop(TARGET, ""))
+    try:
+        make: Callable[..., Any] = resolve_name(target)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(
+            f"{where}.{TARGET}={target}: no such network ({error}). Name package.module.Class, "
+            "such as monai.networks.nets.SegResNet."
+        ) from error
+    try:
+        takes = signature(make).parameters
+    except ValueError:  # written in another language than Python
+        takes = {"kwargs": Parameter("kwargs", Parameter.VAR_KEYWORD)}  # type: ignore[assignment]
+    unknown = [name for name in given if name not in takes]
+    if unknown and not any(p.kind is Parameter.VAR_KEYWORD for p in takes.values()):
+        known = ", ".join(takes)
+        raise ConfigError(f"{where} takes no argument {unknown[0]!r}. It takes {known}.")
+    values = (len(plan.channel_names), n_logits(plan), plan.dims, plan.tile_shape)
+    names = zip((_INPUTS, _OUTPUTS, _AXES, _TILE), values, strict=True)
+    filled = {name: value for alike, value in names for name in alike if name in takes}
+    try:
+        network = make(**{**filled, **given})
+    except Exception as error:  # of the constructor's own choice
+        known = ", ".join(takes)
+        raise ConfigError(
+            f"{where} cannot be built: {type(error).__name__}: {error}. Set {where}.<argument>, of "
+            f"{known}."
+        ) from error
+    if not isinstance(network, nn.Module):
+        raise ConfigError(f"{where}: a {type(network).__name__} is no torch.nn.Module.")
+    return network
+
+
+def n_logits(plan: Plan) -> int:
+    """Channels of logits: one per label, and the background's of a softmax."""
+    return len(plan.label_values) + (plan.activation == "softmax")
+
+
+def probe_network(plan: Plan, *, by_hand: bool) -> Plan:
+    """The plan of a network that is not ours, with its supervised levels; ours are returned as is.
+
+    A tile that it cannot take is rounded to multiples of 8 to 64, unless it was chosen `by_hand`.
+    It is run on torch's meta device, which computes no number, or the CPU where that fails. Raises
+    `ConfigError` with what the network said.
+    """
+    if plan.architecture.name != "custom":
+        return plan
+    said = ""
+    for multiple in (1, 8, 16, 32, 64):
+        tile = tuple(max(round(n / multiple), 1) * multiple for n in plan.tile_shape)
+        fits = plan.with_(tile_shape=tile)
+        try:
+            levels = _levels(fits)
+            break
+        except ConfigError:  # of another thing than the tile
+            raise
+        except ImportError as error:
+            raise ConfigError(f"model.network needs a missing package: {error}.") from error
+        except Exception as error:  # of the network's own choice
+            said = said or f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+    else:
+        raise ConfigError(
+            f"The network does not take tiles of {list(plan.tile_shape)}: {said}. Look at the "
+            "arguments model.network.…; channels are filled in under their usual names alone."
+        )
+    if by_hand and tile != plan.tile_shape:
+        raise ConfigError(
+            f"The network does not take tiles of {list(plan.tile_shape)}: {said}. Please set "
+            f"model.tile_shape={list(tile)}."
+        )
+    step = max(tile)  # by how many voxels a tile may grow
+    for multiple in (1, 2, 4, 8, 16, 32, 64):
+        try:
+            _levels(fits.with_(tile_shape=tuple(n + multiple for n in tile)))
+        except Exception:  # whatever it says: the next
+            continue
+        step = multiple
+        break
+    features, ones = plan.architecture.features[0], (1,) * plan.dims
+    architecture = replace(  # two stages that say nothing but that step
+        plan.architecture,
+        levels=levels,
+        n_supervised=len(levels),
+        features=(features, features),
+        strides=(ones, (step,) * plan.dims),
+        kernels=((3,) * plan.dims,) * 2,
+    )
+    summary = (
+        f"{plan.architecture.network.get(TARGET)}, {len(levels)} supervised outputs, tiles in "
+        f"multiples of {step}"
+    )
+    reasons = {**plan.reasons, "architecture": summary}
+    return fits.with_(architecture=architecture, reasons=reasons)
+
+
+def _levels(plan: Plan) -> tuple[tuple[int, ...], ...]:
+    """Voxels of the tile per voxel of each output; raises what the network raises."""
+    try:
+        outputs = _run(custom_network(plan), plan, "meta")
+    except ConfigError:
+        raise
+    except Exception:  # what the meta device cannot do, or a tile that does not fit
+        outputs = _run(custom_network(plan), plan, "cpu")
+    levels = _strides(outputs, plan)
+    if {int(x.shape[1]) for x in outputs} != {n_logits(plan)} or max(levels[0]) > 1:
+        raise ConfigError(
+            f"The network's logits do not fit the labels: {[list(x.shape) for x in outputs]}, not "
+            f"{n_logits(plan)} channels of {list(plan.tile_shape)} voxels."
+        )
+    return levels
+
+
+def backbone_pyramid(name: str, spec: dict[str, Any], dims: int, n_channels: int) -> Architecture:
+    """The stages of a detector called `name` on the backbone that `spec` names.
+
+    Raises `ConfigError` for a backbone whose maps do not divide a tile of 64 voxels a side.
+    """
+    ones = (1,) * dims
+    bare = Architecture(name, (1,), (ones,), ((3,) * dims,), network=spec)
+    plan = Plan(
+        dims=dims,
+        modality="ct",
+        channel_names=tuple(map(str, range(n_channels))),
+        label_values=(1,),
+        label_names=("lesion",),
+        spacing_mm=(1.0,) * dims,
+        normalisation=(Normalisation("zscore"),) * n_channels,
+        tile_shape=(_BACKBONE_SIDE,) * dims,
+        batch_size=1,
+        architecture=bare,
+        lesion_fraction=0.01,
+    )
+    maps = _run(foreign_backbone(plan), plan, "meta")
+    totals = (ones, *_strides(maps, plan))
+    strides = tuple(
+        tuple(b // a for a, b in zip(fine, coarse, strict=True))
+        for fine, coarse in pairwise(totals)
+    )
+    if total_strides(strides) != totals[1:]:
+        raise ConfigError(f"model.backbone: maps of strides {totals[1:]} are no pyramid.")
+    features, kernels = tuple(int(x.shape[1]) for x in maps), ((3,) * dims,) * len(maps)
+    return replace(bare, features=features, strides=strides, kernels=kernels, n_supervised=1)
+
+
+def _run(network: nn.Module, plan: Plan, device: str) -> list[Tensor]:
+    """Its outputs for a tile of zeros, in train mode; one tile, as norms refuse a single value."""
+    tiles = torch.zeros((1, len(plan.channel_names), *plan.tile_shape), device=device)
+    with torch.no_grad():
+        outputs: list[Tensor] = network.to(device).train()(tiles)
+    return outputs
+
+
+def _strides(outputs: Sequence[Tensor], plan: Plan) -> tuple[tuple[int, ...], ...]:
+    shapes, tile = [tuple(x.shape[2:]) for x in outputs], plan.tile_shape
+    if any(n % max(m, 1) for shape in shapes for n, m in zip(tile, shape, strict=True)):
+        raise ConfigError(f"The network's outputs {shapes} do not divide a tile of {list(tile)}.")
+    return tuple(tuple(n // m for n, m in zip(tile, shape, strict=True)) for shape in shapes)
