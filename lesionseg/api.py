@@ -43,13 +43,14 @@ class Run:
         return _table(self.folder / f"{table}.csv")
 
     def plot(self) -> "Figure":
-        """Sensitivity against false positives per scan, with the operating point."""
+        """Sensitivity against false positives per scan; of masks without scores, by size."""
         from matplotlib.figure import Figure
 
-        from lesionseg.report.charts import froc_chart
+        from lesionseg.report.charts import froc_chart, size_chart
         from lesionseg.report.tables import read_tables
 
-        chart = froc_chart([("", read_tables(self.folder))])
+        tables = read_tables(self.folder)
+        chart = froc_chart([("", tables)]) or size_chart(tables)
         return Figure() if chart is None else chart.figure
 
     def predictor(self, **settings: Any) -> "Predictor":

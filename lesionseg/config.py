@@ -30,7 +30,7 @@ class Settings(BaseModel):
 
     def plain(self) -> dict[str, Any]:
         """The same as plain data, as the YAML files have it."""
-        return self.model_dump(by_alias=True, exclude_unset=True)
+        return self.model_dump(mode="json", by_alias=True, exclude_unset=True)
 
 
 class DataConfig(Settings):

@@ -105,6 +105,7 @@ def test_values_of_several_kinds_pass() -> None:
     }
     own = composed("train", "loss=custom", "loss._target_=my.Loss", "loss.power=3").loss
     assert own.plain() == {"_target_": "my.Loss", "power": 3}
+    assert composed("train", "model.tile_shape=[8,8]").plain()["model"]["tile_shape"] == [8, 8]
 
 
 @pytest.mark.parametrize("argument", ["model", "=3", "loss.gamma=[1", "--fast", "--config-dir"])

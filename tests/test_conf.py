@@ -9,6 +9,7 @@ from lesionseg.cli import COMMANDS, compose, conf_dir
 from lesionseg.cli.compose import compose_plain, groups
 from lesionseg.config import keys
 from lesionseg.errors import ConfigError
+from lesionseg.losses import complete_loss
 from lesionseg.pipeline.from_config import detection_of, loss_of, training_of
 from tests.test_cli import REQUIRED
 
@@ -26,8 +27,8 @@ def test_every_option_composes(command: str, group: str, option: str) -> None:
     cfg: Any = compose(command, [*REQUIRED[command], f"{group}={option}"])
     if command == "train":
         training_of(cfg)
-        loss_of(cfg)()
-        detection_of(cfg)()
+        complete_loss(loss_of(cfg), cfg.model.activation)
+        detection_of(cfg)
         assert group != "experiment" or cfg.run_dir == f"runs/{option}"
 
 

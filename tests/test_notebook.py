@@ -45,8 +45,8 @@ def test_ids_stay_text_and_boxes_are_numbers(judged: lesionseg.Run, tmp_path: Pa
     assert frame["centre_x_mm"].tolist() == [4.5, 16.5] * 2
 
 
-def test_masks_without_scores_have_no_curve(judged: lesionseg.Run) -> None:
-    assert judged.plot().axes == []
+def test_masks_without_scores_have_sensitivity_by_size(judged: lesionseg.Run) -> None:
+    assert judged.plot().axes
 
 
 def test_what_is_not_there_is_named(judged: lesionseg.Run, tmp_path: Path) -> None:

@@ -32,6 +32,6 @@ def recipe(overrides: Sequence[str] = (), root: Path = Path("data")) -> Recipe:
         augmentation=chosen["augment"],
         optimiser=chosen["optim"],
         trainer=chosen["trainer"],
-        detection=detection_of(config)(),
+        detection=detection_of(config),
     )
     return Recipe(learning, chosen["model"], chosen["inference"])

@@ -1,13 +1,13 @@
 """`export`: a bundle's network for other programs, as ONNX or in MONAI's layout."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from lesionseg import __version__
 from lesionseg.data.transforms import require_trusted
-from lesionseg.errors import ConfigError, one_of
+from lesionseg.errors import ConfigError
 from lesionseg.inference import monai_bundle
 from lesionseg.inference.bundle import CARD, bundle_digest, ensemble, resolve_bundle
 from lesionseg.inference.candidates.boxes import MOST_IN_A_TILE, SAME_LESION_IN_A_TILE
@@ -27,33 +27,11 @@ from lesionseg.io.atomic import write_json, write_text
 from lesionseg.io.folder_locks import locks
 from lesionseg.models.build import NetworkFactory, trusting
 from lesionseg.models.retinanet import planned_anchors
-from lesionseg.pipeline.run.outcome import CommandOutcome
+from lesionseg.pipeline.log import say
 from lesionseg.plan.plan import Plan
 
 Format = Literal["onnx", "monai"]
 ONNX, ONNX_NOTE = "model.onnx", "model.json"
-
-
-@dataclass(frozen=True)
-class ExportOutcome(CommandOutcome):
-    """What was written, and how far its probabilities are from the bundle's own (random tiles)."""
-
-    folder: Path
-    format: Format
-    largest_difference: float
-
-    def summary(self) -> list[str]:
-        """Where it lies, what was checked and what to do with it."""
-        run = {
-            "onnx": f"Next: read {self.folder / ONNX_NOTE}, which says what to do around {ONNX}.",
-            "monai": f"Next: python -m monai.bundle run --bundle_root {self.folder} "
-            f"--config_file {self.folder / monai_bundle.CONFIG} --dataset_dir scans",
-        }
-        return [
-            f"Exported as {self.format}: {self.folder}",
-            f"Largest difference from the bundle's probabilities: {self.largest_difference:.2g}",
-            run[self.format],
-        ]
 
 
 @locks("output")
@@ -65,8 +43,10 @@ def export(
     opset: int = OPSET,
     trust: bool = False,
     architectures: Mapping[str, NetworkFactory] | None = None,
-) -> ExportOutcome:
+) -> float:
     """Write a bundle's network, or the mean of several, so that other programs can run it.
+
+    Returns the largest difference from the bundle's own probabilities.
 
     `onnx`: `model.onnx` and `model.json`, which says what has to be done around it. `monai`: a
     folder that `monai.bundle` runs. What was written is run on a random tile and compared with the
@@ -74,7 +54,6 @@ def export(
     unusable bundle, `ConfigError` for an unknown format, a missing package or a network that cannot
     be exported, `OutputError` when the result differs.
     """
-    one_of("format", format, get_args(Format), where="format")
     given = (bundle,) if isinstance(bundle, (str, Path)) else tuple(bundle)
     read, folder = ensemble(given, trusting(trust, architectures)), Path(output)
     plan, digest = read.plan, "+".join(bundle_digest(Path(b)) for b in given)
@@ -82,7 +61,9 @@ def export(
         run = write_onnx(folder / ONNX, trace(read), opset, output_names(plan))
         difference = largest_difference(read, run)
         write_json(folder / ONNX_NOTE, onnx_note(plan, digest, opset, difference))
-        return ExportOutcome(folder, format, difference)
+        say(f"Difference from the bundle's probabilities: {difference:.2g} at most")
+        say(f"Next: read {folder / ONNX_NOTE}, which says what to do around {ONNX}.")
+        return difference
     if plan.anchors is not None:
         raise ConfigError(f"format=monai: {plan.architecture.name} gives boxes; use onnx.")
     require_trusted(plan.prepare_extra, "plan.json")  # MONAI would run them
@@ -91,7 +72,12 @@ def export(
     write_json(folder / monai_bundle.METADATA, monai_bundle.metadata(plan, digest))
     card = resolve_bundle(Path(given[0])) / CARD
     write_text(folder / monai_bundle.README, card.read_text("utf-8") if card.is_file() else "")
-    return ExportOutcome(folder, format, difference)
+    say(f"Difference from the bundle's probabilities: {difference:.2g} at most")
+    say(
+        f"Next: python -m monai.bundle run --bundle_root {folder} "
+        f"--config_file {folder / monai_bundle.CONFIG} --dataset_dir scans"
+    )
+    return difference
 
 
 def onnx_note(plan: Plan, digest: str, opset: int, difference: float) -> dict[str, Any]:

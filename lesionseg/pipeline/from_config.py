@@ -6,14 +6,13 @@ of the user's own are built by their `_target_`.
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from inspect import signature
 from typing import Any
 
 from lesionseg import config
 from lesionseg.errors import ConfigError, LesionsegError, nearest
 
 PREVIEWS_EVERY_MINUTES = 10.0  # pictures of training tiles in run_dir/previews
-TRIAL_MINUTES = 5.0  # of `tune`, where the settings name no budget
-TRIAL_OVERLAP = 0.125  # of tiles when a trial's validation cases are predicted: twice as fast
 # what SGD's users expect (nnU-Net's); AdamW has the defaults of `OptimiserSettings`
 SGD: Mapping[str, Any] = {"momentum": 0.99, "warmup_fraction": 0.0, "schedule": "poly"}
 
@@ -40,26 +39,25 @@ def build(spec: Mapping[str, Any], key: str, *, partially: bool = False) -> Any:
         raise ConfigError(f"{key}: {error}") from error
 
 
-def loss_of(cfg: config.TrainConfig) -> Callable[..., Any]:
-    """The loss of voxels, whose α, γ and activation may still be given.
+def loss_of(cfg: config.TrainConfig, **pair: float) -> Any:
+    """The loss of voxels, with α and γ of a `pair` in place of its own.
 
-    Raises `ConfigError` for an argument that its class does not take, naming the nearest.
+    It is a partial, for what it still takes from the plan (`losses.complete_loss`). Raises
+    `ConfigError` for an argument that its class does not take, naming the nearest.
     """
-    from inspect import signature
-
-    loss: Callable[..., Any] = build(cfg.loss.plain(), "loss", partially=True)
-    takes = signature(getattr(loss, "func", loss)).parameters
-    for name in getattr(loss, "keywords", {}):
-        if name not in takes and not any(p.kind is p.VAR_KEYWORD for p in takes.values()):
+    loss = build({**cfg.loss.plain(), **pair}, "loss", partially=True)
+    takes = signature(loss.func).parameters
+    if all(parameter.kind is not parameter.VAR_KEYWORD for parameter in takes.values()):
+        for name in loss.keywords.keys() - takes.keys():
             raise ConfigError(f"loss takes no setting {name!r}.{nearest(name, takes)}")
     return loss
 
 
-def detection_of(cfg: config.TrainConfig) -> Callable[..., Any]:
-    """The loss of anchors, whose α and γ may still be given."""
+def detection_of(cfg: config.TrainConfig, **pair: float) -> Any:
+    """The loss of anchors, likewise."""
     from lesionseg.losses import DetectionLoss
 
-    return partial(DetectionLoss, **cfg.detection.plain())
+    return DetectionLoss(**{**cfg.detection.plain(), **pair})
 
 
 def data_of(cfg: config.TrainConfig) -> Any:
@@ -120,7 +118,7 @@ def _train(cfg: config.TrainConfig) -> Any:
     return train(
         **shared,
         loss=complete_loss(loss_of(cfg), cfg.model.activation),
-        detection=detection_of(cfg)(),
+        detection=detection_of(cfg),
         logger=LoggerSettings(previews_every_minutes=PREVIEWS_EVERY_MINUTES),
         preset=find_preset(cfg.preset),
         report=cfg.report,
@@ -148,24 +146,9 @@ def _prepare(cfg: config.PrepareConfig) -> Any:
 
 
 def _tune(cfg: config.TuneConfig) -> Any:
-    from dataclasses import replace
-
-    from lesionseg.evaluation import find_preset
     from lesionseg.pipeline.tune import tune
-    from lesionseg.pipeline.tune.search import TuneSettings
 
-    shared = training_of(cfg)
-    if cfg.trainer.max_minutes is None and cfg.trainer.max_steps is None:
-        shared["trainer"] = replace(shared["trainer"], budget=None, max_minutes=TRIAL_MINUTES)
-    shared["inference"] = replace(shared["inference"], overlap=TRIAL_OVERLAP)
-    return tune(
-        **shared,
-        loss=loss_of(cfg),
-        detection=detection_of(cfg),
-        preset=find_preset(cfg.preset),
-        tune=TuneSettings(**cfg.tune.plain()),
-        config={"command": "tune", **cfg.plain()},
-    )
+    return tune(cfg)
 
 
 def _predict(cfg: config.PredictConfig) -> Any:

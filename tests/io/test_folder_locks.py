@@ -12,8 +12,6 @@ from lesionseg.pipeline.evaluate import evaluate
 from lesionseg.pipeline.export import export
 from lesionseg.pipeline.follow import follow
 from lesionseg.pipeline.prepare import prepare
-from lesionseg.pipeline.report import report
-from lesionseg.pipeline.tune import tune
 
 
 def test_m3_a_locked_folder_is_refused_to_others_until_it_is_free(tmp_path: Path) -> None:
@@ -53,7 +51,7 @@ def test_m3_who_locks_a_folder_removes_what_killed_processes_left(tmp_path: Path
     assert all(file.exists() for file in kept)
 
 
-COMMANDS = (prepare, tune, evaluate, report, follow, export)
+COMMANDS = (prepare, evaluate, follow, export)
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=[command.__name__ for command in COMMANDS])

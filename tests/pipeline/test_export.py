@@ -120,7 +120,7 @@ def test_onnx_gives_the_scores_and_boxes_of_a_detector(
     planned = _detector(plan, dims, name)
     network = build_network(planned).eval()
     write_bundle(tmp_path / "bundle", network, planned, "")
-    assert export(tmp_path / "bundle", tmp_path / "out").largest_difference < 1e-4
+    assert export(tmp_path / "bundle", tmp_path / "out") < 1e-4
     note = json.loads((tmp_path / "out/model.json").read_text())
     names = [node["name"] for node in (note["boxes"]["scores"], note["boxes"]["boxes"])]
     session = onnxruntime.InferenceSession(str(tmp_path / "out/model.onnx"))
@@ -173,9 +173,7 @@ def test_certain_networks_give_numbers_as_onnx_too(tmp_path: Path, plan: Plan) -
 def test_the_note_beside_the_onnx_file_says_what_it_needs(bundle: Path, tmp_path: Path) -> None:
     import onnx
 
-    outcome = export(bundle, tmp_path / "out")
-    assert outcome.largest_difference < 1e-4
-    assert str(tmp_path / "out") in outcome.summary()[0]
+    assert export(bundle, tmp_path / "out") < 1e-4
     model = onnx.load(tmp_path / "out" / "model.onnx")
     note = json.loads((tmp_path / "out" / "model.json").read_text())
     assert [o.version for o in model.opset_import if o.domain == ""] == [18] == [note["opset"]]
@@ -324,8 +322,6 @@ def test_a_network_that_cannot_be_exported_is_refused(plan: Plan, network: nn.Mo
 
 
 def test_wrong_requests_are_refused(bundle: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError):
-        export(bundle, tmp_path / "out", format="tflite")  # type: ignore[arg-type]
     shutil.rmtree(bundle / "bundle")
     with pytest.raises(BundleError):
         export(bundle, tmp_path / "out")

@@ -1,0 +1,309 @@
+"""`tune`: α and γ of a focal loss, searched together by short trainings; Optuna proposes them.
+
+`run_dir/journal.log` is Optuna's storage: processes that are started with the same run_dir share
+the search, and the same command goes on with it. A trial that was killed begins again.
+"""
+
+import logging
+import shutil
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from inspect import signature
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from lesionseg.config import TuneConfig
+from lesionseg.errors import ConfigError, DatasetError, TrainingError, pip_install
+from lesionseg.evaluation import choose, find_preset
+from lesionseg.evaluation.statistics.bootstrap import value_of, wilson_interval
+from lesionseg.evaluation.statistics.detection import average_precision, pool_results
+from lesionseg.io.atomic import write_json
+from lesionseg.io.folder_locks import locked_folder
+from lesionseg.losses import complete_loss
+from lesionseg.pipeline.dataset import require_masks, take_survey
+from lesionseg.pipeline.from_config import detection_of, loss_of, training_of
+from lesionseg.pipeline.judging.volume_scores import VolumeJudge
+from lesionseg.pipeline.log import say
+from lesionseg.pipeline.run.outcome import aligned
+from lesionseg.pipeline.run.run_dir import (
+    check_claim,
+    claim,
+    default_run_dir,
+    is_claimed,
+    provenance,
+    refuse_other_cases,
+)
+from lesionseg.pipeline.train.learning import affordable, decide, learn, linked, prepare_cases
+from lesionseg.plan.plan import sources_of
+from lesionseg.report.tuning import (
+    State,
+    TuningSearch,
+    TuningTrial,
+    steadiest,
+    table,
+    write_tuning_page,
+)
+from lesionseg.training.device.accelerator import require_device, training_device
+from lesionseg.training.learning_settings import Learning
+from lesionseg.training.step.schedule import batch_factor, settled
+
+log = logging.getLogger(__name__)
+
+TRIAL_MINUTES = 5.0  # where the settings name no budget
+TRIAL_OVERLAP = 0.125  # of tiles when validation cases are predicted: twice as fast as 0.5
+N_VALIDATIONS = 4  # of a trial, the last one included
+N_STARTUP = 8  # pairs that are spread over the rectangle before the sampler goes by their values
+# Recall moves in steps of one lesion. Between pairs that find the same lesions the average
+# precision decides, with a weight too small to outweigh a lesion in a set of under a hundred.
+TIE_WEIGHT = 0.01
+STATES: Mapping[str, State] = {"COMPLETE": "complete", "PRUNED": "pruned", "FAIL": "failed"}
+
+
+def tune(cfg: TuneConfig) -> TuningSearch:
+    """Search for the α and γ with which the validation lesions are found best.
+
+    Each trial is a training as `train` does it, in `run_dir/trials`, with the same first weights
+    and tiles. tune.json and tune.html are written after each. Raises the `LesionsegError` of
+    whatever is wrong.
+    """
+    optuna = _optuna()
+    groups = tuned_groups(cfg)
+    run = Path(cfg.run_dir or default_run_dir(cfg.data.root, f"{cfg.model.architecture}_tune"))
+    config = {"command": "tune", **cfg.plain()}
+    config["tune"] = {k: v for k, v in config["tune"].items() if k != "n_trials"}  # may be raised
+    check_claim(run, config)
+    shared = training_of(cfg.model_copy(update={"trainer": _trial_trainer(cfg)}))
+    data, model, trainer = shared["data"], shared["model"], shared["trainer"]
+    if not trainer.has_one_device:
+        raise ConfigError("trainer.devices: a trial has one; start the command once for each.")
+    require_device(trainer.accelerator)
+
+    with locked_folder(run, shared=True):
+        survey = take_survey(data, cfg.seed, data.facts(run))
+        require_masks(survey, model.architecture)
+        refuse_other_cases(run, survey.splits)  # its trials would not compare
+        cases = [c for c in survey.of_role("validation") if c.is_labelled]
+        n_lesions = sum(survey.burden.get(files.case, 0) for files in cases)
+        if n_lesions == 0:
+            raise DatasetError(
+                f"{data.root}: {len(cases)} validation cases without a lesion cannot tell pairs "
+                "apart. Raise data.validation_fraction, or give other splits."
+            )
+        plan = decide(survey, model, trainer, run, extra=shared["prepare"].extra)
+        plan = plan.with_(channel_sets=data.channel_sets(plan.channel_names))
+
+        def learning(**pair: float) -> Learning:
+            rate = shared["optim"].lr * batch_factor(shared["optim"], plan)
+            voxels, anchors = (pair if group in groups else {} for group in ("loss", "detection"))
+            return Learning(
+                loss=complete_loss(loss_of(cfg, **voxels), model.activation),
+                detection=detection_of(cfg, **anchors),
+                sampling=shared["sampling"],
+                augmentation=shared["augment"],
+                optimiser=replace(shared["optim"], lr=rate),
+                trainer=trainer,
+                seed=cfg.seed,
+                init_from=model.init_from,
+                channel_dropout=data.channel_dropout,
+            )
+
+        if not is_claimed(run):  # once for all trials: whatever the pair, it takes the same memory
+            plan = affordable(plan, learning(alpha=0.5, gamma=1.0), run, survey, model)
+        device = training_device(trainer.accelerator)
+        trainer = settled(trainer, plan, device)
+        claim(run, config)
+        prepared = prepare_cases(survey, plan, data, run)
+        inference, preset = replace(shared["inference"], overlap=TRIAL_OVERLAP), cfg.preset
+
+        def objective(trial: Any) -> float:
+            alpha = trial.suggest_float("alpha", *cfg.tune.alpha)
+            gamma = trial.suggest_float("gamma", *cfg.tune.gamma)
+            mine, folder = learning(alpha=alpha, gamma=gamma), run / f"trials/{trial.number:03d}"
+            taught, values = linked(plan, mine.loss, mine.detection), list[float]()
+            judge = VolumeJudge(survey, cases, taught, inference, find_preset(preset))
+
+            def validate(network: nn.Module) -> dict[str, float]:
+                results = [volume.result for volume in judge(network)]
+                recall = choose(results, fp_per_case=cfg.tune.fp_per_case).lesion_recall or 0.0
+                pool = pool_results(results)
+                precision = value_of(average_precision(pool), len(pool.groups))[0] or 0.0
+                scores = {"recall": recall, "average_precision": precision}
+                trial.set_user_attr("scores", scores)
+                values.append(recall + TIE_WEIGHT * precision)
+                trial.report(values[-1], len(values))
+                if trial.should_prune():
+                    raise optuna.TrialPruned
+                return scores
+
+            try:
+                trained = learn(plan, prepared, mine, folder, validate=validate)
+                if not values:
+                    validate(trained.network)
+            except TrainingError as error:  # it diverged
+                trial.set_user_attr("scores", {"recall": 0.0, "average_precision": 0.0})
+                trial.set_user_attr("note", str(error))
+                return 0.0
+            finally:
+                shutil.rmtree(folder / "checkpoints", ignore_errors=True)  # a search leaves numbers
+            log.info("Trial %d: α %.3f, γ %.2f: %.3f.", trial.number, alpha, gamma, values[-1])
+            return values[-1]
+
+        limits = [(trainer.max_minutes, "minutes"), (trainer.max_steps, "steps")]
+        facts = {
+            "match_rule": find_preset(preset).match_rule,
+            "n_cases": len(cases),
+            "n_lesions": n_lesions,
+            "budget": " or ".join(f"{value:g} {unit}" for value, unit in limits if value),
+            "seed": cfg.seed,
+            "provenance": provenance(survey.dataset, config, cfg.seed, device),
+        }
+        study = _study(cfg, run, groups[0])
+        done = (optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED)
+        if len(study.get_trials(deepcopy=False, states=done)) < cfg.tune.n_trials:
+            enough = optuna.study.MaxTrialsCallback(cfg.tune.n_trials, states=done)
+            study.optimize(
+                objective, callbacks=[enough, lambda *_: write_results(cfg, study, facts, run)]
+            )
+        search = write_results(cfg, study, facts, run)
+    say("\n".join([*aligned(table(search)), "", *search.notes]))
+    if (best := steadiest(search)) is not None and best.value:
+        pair = [f"{g}.alpha={best.alpha:.3f} {g}.gamma={best.gamma:.2f}" for g in groups]
+        say(f"\nTo train with this pair, add to your `train`: {' '.join(pair)}")
+    say(f"Page: {run / 'tune.html'}")
+    return search
+
+
+def tuned_groups(cfg: TuneConfig) -> tuple[str, ...]:
+    """The settings whose `alpha` and `gamma` a trial changes: those of voxels, anchors or both.
+
+    Raises `ConfigError` where nothing that teaches the architecture has an α and a γ.
+    """
+    sources, groups = sources_of(cfg.model.architecture), list[str]()
+    if "segmentation" in sources:
+        if not signature(loss_of(cfg).func).parameters.keys() >= {"alpha", "gamma"}:
+            raise ConfigError(
+                f"loss: {cfg.loss.target} has no α and γ to tune. Take loss=focal, loss=dice_focal "
+                "or loss=lesion_wise."
+            )
+        groups.append("loss")
+    if "detection" in sources and not cfg.detection.hard_negatives:
+        groups.append("detection")
+    if not groups:
+        raise ConfigError("detection.hard_negatives=true has no α and γ to tune; set it false.")
+    return tuple(groups)
+
+
+def _trial_trainer(cfg: TuneConfig) -> Any:
+    """The settings of a trial: some minutes, and some validations."""
+    trainer, minutes = cfg.trainer, cfg.trainer.max_minutes
+    if minutes is None and trainer.max_steps is None:
+        minutes = TRIAL_MINUTES
+    every = trainer.validate_every_minutes
+    if every == "auto":
+        every = minutes / N_VALIDATIONS if minutes else None
+    return trainer.model_copy(update={"max_minutes": minutes, "validate_every_minutes": every})
+
+
+def _study(cfg: TuneConfig, run: Path, group: str) -> Any:
+    """The search in `run`, new or gone on with; the pair that one takes without it comes first."""
+    optuna = _optuna()
+    path = run / "journal.log"
+    # a lock by opening a file works on Windows and on network folders alike
+    lock = optuna.storages.journal.JournalFileOpenLock(str(path))
+    seed = None if path.is_file() else cfg.seed  # a second process proposes other pairs
+    study = optuna.create_study(
+        study_name="alpha and gamma",
+        storage=optuna.storages.JournalStorage(
+            optuna.storages.journal.JournalFileBackend(str(path), lock_obj=lock)
+        ),
+        direction="maximize",
+        load_if_exists=True,
+        sampler=optuna.samplers.TPESampler(
+            seed=seed,
+            multivariate=True,  # the better γ depends on α
+            constant_liar=True,  # keeps away from what other processes are at
+            n_startup_trials=N_STARTUP,
+        ),
+        # the first validation ends no trial: it is before the weights' average has settled
+        pruner=optuna.pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=1)
+        if cfg.tune.prune
+        else optuna.pruners.NopPruner(),
+    )
+    first = getattr(cfg, group)
+    if isinstance(first.alpha, float) and first.gamma is not None:
+        study.enqueue_trial({"alpha": first.alpha, "gamma": first.gamma}, skip_if_exists=True)
+    return study
+
+
+def write_results(cfg: TuneConfig, study: Any, facts: Mapping[str, Any], run: Path) -> TuningSearch:
+    """Write tune.json and tune.html into `run`, each whole, and return what they show."""
+    trials = [
+        TuningTrial(
+            number=trial.number,
+            alpha=trial.params["alpha"],
+            gamma=trial.params["gamma"],
+            state=STATES.get(trial.state.name, "running"),
+            value=trial.value,
+            scores=trial.user_attrs.get("scores", {}),
+            seconds=None if trial.duration is None else trial.duration.total_seconds(),
+            note=trial.user_attrs.get("note", ""),
+        )
+        for trial in study.get_trials(deepcopy=False)
+        if {"alpha", "gamma"} <= trial.params.keys()  # it has begun
+    ]
+    objective = f"lesion recall at {cfg.tune.fp_per_case:g} false positives per case"
+    search = TuningSearch(
+        cfg.tune.alpha, cfg.tune.gamma, tuple(trials), objective, "Search for α and γ"
+    )
+    search = replace(search, notes=tuple(_notes(search, facts)))
+    best, steady = search.best, steadiest(search)
+    document = {
+        "schema_version": 1,
+        "objective": f"{objective} + {TIE_WEIGHT} · average precision",
+        "evaluated_on": "validation",
+        **facts,
+        "search": cfg.tune.plain(),
+        "best": None if best is None else asdict(best),
+        "steadiest": None if steady is None else asdict(steady),
+        "trials": [asdict(trial) for trial in trials],
+    }
+    write_json(run / "tune.json", document)
+    write_tuning_page(search, run / "tune.html")
+    return search
+
+
+def _notes(search: TuningSearch, facts: Mapping[str, Any]) -> Sequence[str]:
+    """What can be said of the trials, in sentences."""
+    best, steady = search.best, steadiest(search)
+    if best is None or steady is None or not best.value:
+        return ["No trial has found a lesion yet: give a trial more time."]
+
+    def words(trial: TuningTrial) -> str:
+        recall, n = trial.scores.get("recall", 0.0), facts["n_lesions"]
+        low, high = wilson_interval(recall * n, n)
+        pair = f"α = {trial.alpha:.3f}, γ = {trial.gamma:.2f}"
+        return f"{pair}, recall {recall:.3f} (95 % interval {low:.2f} to {high:.2f})"
+
+    return [
+        f"Best: {words(best)}. Best together with its neighbours, and the one to take: "
+        f"{words(steady)}.",
+        f"Scored on {facts['n_cases']} validation cases with {facts['n_lesions']} lesions, after "
+        f"at most {facts['budget']} a trial. Pairs whose intervals overlap cannot be told apart, "
+        "and the best of many noisy trials looks better than it is. These are development data: "
+        "none of these numbers is a result.",
+    ]
+
+
+def _optuna() -> Any:
+    """Optuna's module, quiet; raises `ConfigError` naming the way to install it."""
+    try:
+        import optuna
+        import optuna.storages.journal
+    except ImportError as error:
+        raise ConfigError(f"tune needs Optuna: {pip_install('tune')}") from error
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
+    return optuna

@@ -1,0 +1,97 @@
+"""The search for α and γ: it goes on, and a trial is worth its recall."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lesionseg.cli import compose, run
+from lesionseg.errors import ConfigError, TrainingError
+from lesionseg.phantoms import write_xray_phantoms
+from lesionseg.pipeline.from_config import detection_of, loss_of
+from lesionseg.pipeline.tune import TuningSearch, tune, tuned_groups
+
+SMALL = [
+    *("data.validation_fraction=0.4", "inference.overlap=0", "optim.lr=0.01", "augment=none"),
+    *("model.tile_shape=[32,32]", "model.batch_size=2", "model.base_features=4", "loss=focal"),
+    *("trainer.max_steps=2", "trainer.accelerator=cpu", "trainer.workers=0"),
+]
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data") / "radiographs"
+    write_xray_phantoms(folder, 6, seed=3, shape=(64, 64), pixel_mm=4.0, lesion_free_share=0.0)
+    return folder
+
+
+def search(root: Path, folder: Path, *more: str) -> TuningSearch:
+    cfg: Any = compose("tune", [f"data.root={root}", f"run_dir={folder}", *SMALL, *more])
+    return tune(cfg)
+
+
+def test_a_search_leaves_table_page_and_journal_and_goes_on(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "run"
+    typed = [f"data.root={root}", f"run_dir={folder}", *SMALL, "tune.n_trials=2"]
+    assert run("tune", typed) == 0
+    kept = json.loads((folder / "tune.json").read_text())
+    assert [trial["number"] for trial in kept["trials"]] == [0, 1]
+    assert (kept["trials"][0]["alpha"], kept["trials"][0]["gamma"]) == (0.25, 2.0)
+    for trial in kept["trials"]:
+        scores = trial["scores"]
+        assert trial["value"] == scores["recall"] + 0.01 * scores["average_precision"]
+    assert kept["evaluated_on"] == "validation"
+    assert kept["n_lesions"] > 0
+    assert 'src="http' not in (folder / "tune.html").read_text()
+    assert not list(folder.rglob("*.ckpt"))
+    assert "γ" in capsys.readouterr().out
+    again = search(root, folder, "tune.n_trials=3")
+    assert [trial.number for trial in again.trials] == [0, 1, 2]
+    with pytest.raises(ConfigError, match="seed: 0 → 1"):
+        search(root, folder, "tune.n_trials=3", "seed=1")
+
+
+def test_a_training_that_diverges_is_worth_nothing_and_the_search_goes_on(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def diverges(*_: Any, **__: Any) -> Any:
+        raise TrainingError("The loss is no number.")
+
+    monkeypatch.setattr("lesionseg.pipeline.tune.learn", diverges)
+    found = search(root, tmp_path / "run", "tune.n_trials=2")
+    assert [(trial.state, trial.value) for trial in found.trials] == [("complete", 0.0)] * 2
+    assert "no number" in found.trials[0].note
+
+
+@pytest.mark.parametrize(
+    ("more", "groups"),
+    [
+        (["loss=focal"], ("loss",)),
+        (["model=retinanet", "loss=cross_entropy"], ("detection",)),
+        (["model=retina_unet"], ("loss", "detection")),
+        (["model=retina_unet", "detection.hard_negatives=true"], ("loss",)),
+    ],
+)
+def test_the_pair_is_that_of_voxels_anchors_or_both(more: list[str], groups: tuple[str]) -> None:
+    cfg: Any = compose("tune", ["data.root=x", *more])
+    assert tuned_groups(cfg) == groups
+    loss = loss_of(cfg, alpha=0.6, gamma=1.5)() if "loss" in groups else None
+    assert loss is None or (loss.alpha, loss.gamma) == (0.6, 1.5)
+    anchors = detection_of(cfg, alpha=0.6, gamma=1.5)
+    assert (anchors.alpha, anchors.gamma) == (0.6, 1.5)
+
+
+@pytest.mark.parametrize(
+    ("more", "named"),
+    [
+        (["loss=cross_entropy"], "loss=focal"),
+        (["model=retinanet", "detection.hard_negatives=true"], "hard_negatives"),
+    ],
+)
+def test_what_has_no_pair_is_an_error(more: list[str], named: str) -> None:
+    cfg: Any = compose("tune", ["data.root=x", *more])
+    with pytest.raises(ConfigError, match=named):
+        tuned_groups(cfg)
