@@ -4,16 +4,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import cc3d
 import numpy as np
 from numpy.typing import NDArray
+from scipy import ndimage
 
 from lesionseg.core import Geometry, Lesions, Prediction, Reference
 from lesionseg.core.lesions import box_slices
 from lesionseg.errors import ContentError
-from lesionseg.ops.kernels import sparse_numba
 
 FULL_CONNECTIVITY = {2: 8, 3: 26}
-_CHUNK = 1 << 22  # voxels looked at together
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,19 +25,6 @@ class LesionInstances:
     """
 
     instances: NDArray[np.int32]
-    labels: tuple[int, ...]
-
-
-@dataclass(frozen=True, eq=False)
-class LesionVoxels:
-    """The lesions of a label map, as a list of voxels.
-
-    `index` `[v]`: flat indices, ascending; `owner` `[v]`: the lesion of each, from 0 in the order
-    of first voxels; `labels[owner]` is its label value.
-    """
-
-    index: NDArray[np.int64]
-    owner: NDArray[np.int64]
     labels: tuple[int, ...]
 
 
@@ -64,48 +51,24 @@ def lesion_instances(labels: NDArray[np.integer[Any]]) -> LesionInstances:
     >>> found.instances.tolist(), found.labels
     ([[1, 1, 0], [2, 0, 0]], (3, 2))
     """
-    voxels = lesion_voxels(labels)
-    instances = np.zeros(labels.shape, dtype=np.int32)
-    instances.reshape(-1)[voxels.index] = voxels.owner + 1
-    return LesionInstances(instances, voxels.labels)
-
-
-def lesion_voxels(labels: NDArray[np.integer[Any]]) -> LesionVoxels:
-    """The lesions of a label map as `lesion_instances` finds them, without the map.
-
-    >>> found = lesion_voxels(np.array([[3, 3, 0], [2, 0, 0]]))
-    >>> found.index.tolist(), found.owner.tolist(), found.labels
-    ([0, 1, 3], [0, 0, 1], (3, 2))
-    """
     if labels.ndim not in FULL_CONNECTIVITY:
         raise ContentError(f"A label map has two or three axes, not the shape {labels.shape}.")
-    index = nonzero_voxels(labels)
-    values = _native(labels.reshape(-1)[index])
-    owner, first = sparse_numba.components(index, values, (1, *labels.shape)[-3:])
-    return LesionVoxels(index, owner, tuple(values[first].tolist()))
+    array = np.ascontiguousarray(labels, dtype=labels.dtype.newbyteorder("="))
+    # cc3d numbers in the order of first voxels, too
+    found = cc3d.connected_components(array, connectivity=FULL_CONNECTIVITY[labels.ndim])
+    index = nonzero_voxels(found)
+    _, first = np.unique(found.reshape(-1)[index], return_index=True)
+    values = tuple(array.reshape(-1)[index[first]].tolist())
+    return LesionInstances(found.astype(np.int32, copy=False), values)
 
 
 def nonzero_voxels(array: NDArray[Any]) -> NDArray[np.int64]:
-    """Flat indices of the voxels that are not 0, ascending; of an array mostly 0 it is quick.
+    """Flat indices of the voxels that are not 0, ascending.
 
     >>> nonzero_voxels(np.array([[0, 2], [0, 5]])).tolist()
     [1, 3]
     """
-    items = _native(np.ascontiguousarray(array).reshape(-1))
-    if items.dtype.kind == "b":
-        items = items.view(np.uint8)
-    if items.dtype.kind not in "iu":
-        return np.flatnonzero(items)
-    per_word = 8 // items.itemsize
-    whole = items[: items.size // per_word * per_word]
-    if whole.ctypes.data % 8:  # a piece of an array that begins between two words
-        whole = whole[:0]
-    return sparse_numba.nonzero(items, whole.view(np.uint64), per_word)
-
-
-def _native(array: NDArray[Any]) -> NDArray[Any]:
-    """In this machine's order of bytes: files may have the other, compiled code does not."""
-    return array.astype(array.dtype.newbyteorder("="), copy=False)
+    return np.flatnonzero(np.ascontiguousarray(array).reshape(-1) != 0)
 
 
 def present_values(array: NDArray[np.integer[Any]]) -> list[int]:
@@ -114,15 +77,9 @@ def present_values(array: NDArray[np.integer[Any]]) -> list[int]:
     >>> present_values(np.array([[3, 0], [0, 1]])), present_values(np.array([2, 2]))
     ([0, 1, 3], [2])
     """
-    items = np.ascontiguousarray(array).reshape(-1)
-    values_present: set[int] = set()
-    for start in range(0, items.size, _CHUNK):
-        piece = items[start : start + _CHUNK]
-        inside = nonzero_voxels(piece)
-        values_present.update(np.unique(piece[inside]).tolist())
-        if len(inside) < len(piece):
-            values_present.add(0)
-    return sorted(values_present)
+    others = array[array != 0]
+    zero = {0} if others.size < array.size else set()
+    return sorted({*zero, *np.unique(others).tolist()})
 
 
 def foreground_slices(array: NDArray[Any]) -> tuple[slice, ...] | None:
@@ -152,10 +109,12 @@ def mask_boxes(instances: NDArray[np.integer[Any]], n: int) -> NDArray[np.float3
     >>> mask_boxes(np.array([[0, 1, 1], [2, 0, 0]]), 2).tolist()
     [[0.0, 1.0, 1.0, 3.0], [1.0, 0.0, 2.0, 1.0]]
     """
-    index = nonzero_voxels(instances)
-    ids = np.ascontiguousarray(instances).reshape(-1)[index].astype(np.int64)
-    shape = np.array(instances.shape, dtype=np.int64)
-    return sparse_numba.boxes(index, ids, shape, n).astype(np.float32)
+    dims, boxes = instances.ndim, np.zeros((n, 2 * instances.ndim), dtype=np.float32)
+    array = np.where((instances > 0) & (instances <= n), instances, 0).astype(np.int32)
+    for box, found in zip(boxes, ndimage.find_objects(array, n), strict=False):
+        if found is not None:
+            box[:dims], box[dims:] = [s.start for s in found], [s.stop for s in found]
+    return boxes
 
 
 def lesions_of(reference: Reference) -> Lesions:
@@ -212,7 +171,7 @@ def listed_lesions(
     if ignore is not None:
         judged = ~ignore.reshape(-1)[index]
         index, owner = index[judged], owner[judged]
-    order, first = sparse_numba.grouped(owner, len(ids))
+    order, first = _grouped(owner, len(ids))
     return Lesions.measured(geometry, ids, labels, boxes, index[order], first)
 
 
@@ -242,10 +201,19 @@ def _components(
     """The components of the labels."""
     if ignore is not None:
         labels = np.where(ignore, 0, labels)
-    voxels = lesion_voxels(labels)
-    ids = np.arange(1, len(voxels.labels) + 1)
-    order, first = sparse_numba.grouped(voxels.owner, len(ids))
-    return Lesions.measured(geometry, ids, voxels.labels, None, voxels.index[order], first)
+    found = lesion_instances(labels)
+    ids = np.arange(1, len(found.labels) + 1)
+    index = nonzero_voxels(found.instances)
+    order, first = _grouped(found.instances.reshape(-1)[index] - 1, len(ids))
+    return Lesions.measured(geometry, ids, found.labels, None, index[order], first)
+
+
+def _grouped(
+    owner: NDArray[np.integer[Any]], n: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The order `[v]` that puts owners 0..n−1 together, as it was within, and n + 1 bounds."""
+    bounds = np.concatenate([[0], np.cumsum(np.bincount(owner, minlength=n))])
+    return np.argsort(owner, kind="stable"), bounds.astype(np.int64)
 
 
 def _rows(ids: NDArray[np.int64], values: NDArray[np.integer[Any]]) -> NDArray[np.int64]:
