@@ -131,7 +131,6 @@ def predict(
     rows: list[PredictionRow] = []
     with (
         private_files(),
-        locked_folder(folder, shared=True),
         locked_folder(folder, f".{table.path.name}.lock"),
         closing(table),
         bar("Predicting") if progress is None else nullcontext(progress) as advance,

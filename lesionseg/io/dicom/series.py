@@ -39,8 +39,18 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _PREFIX = "series="
-# b-values that vendors kept to themselves before the standard had one: Siemens, Philips, GE
-_B_VALUES = (0x00189087, (0x0019, 0x100C), (0x2001, 0x1003), (0x0043, 0x1039))
+# by which images of one place differ: group of an enhanced file, its element, a classic file's
+_TELLING = {
+    "echo time": ("MREchoSequence", "EffectiveEchoTime", "EchoTime"),
+    "b-value": ("MRDiffusionSequence", "DiffusionBValue", "DiffusionBValue"),
+    "time": ("FrameContentSequence", "TemporalPositionIndex", "TemporalPositionIdentifier"),
+    "acquisition": ("FrameContentSequence", "FrameAcquisitionNumber", "AcquisitionNumber"),
+    "trigger time": (
+        "CardiacSynchronizationSequence",
+        "NominalCardiacTriggerDelayTime",
+        "TriggerTime",
+    ),
+}
 UNEVEN = 0.05  # share of the slice distance by which a step may differ from the others
 _SAME_PLACE_MM = 1e-2
 _SAME_DIRECTION = 1e-4
@@ -52,14 +62,13 @@ class DicomSlice:
     """One slice: a classic file, or frame `frame` of an enhanced one.
 
     `position`: centre of the first pixel, LPS millimetres; `across`, `down`: unit vectors along
-    rows and columns; `pixel_mm`: (down, across). Values are `slope · stored + intercept`. `kind`
-    holds what must not differ within a volume; `phase` what may tell repeated positions apart.
+    rows and columns; `pixel_mm`: (down, across). Values are `slope · stored + intercept`.
+    `telling`: what may tell repeated positions apart.
     """
 
     path: Path
     frame: int | None
     series: str
-    uid: str
     shape: tuple[int, int]
     position: NDArray[np.float64]
     across: NDArray[np.float64]
@@ -68,8 +77,7 @@ class DicomSlice:
     thickness_mm: float | None
     slope: float
     intercept: float
-    kind: Mapping[str, str]
-    phase: Mapping[str, str]
+    telling: Mapping[str, str]
 
     @property
     def name(self) -> str:
@@ -212,8 +220,8 @@ def read_stack(path: Path) -> tuple[list[DicomSlice], Geometry]:
     """The slices of a folder's series, or of one file, in ascending order; and their grid.
 
     Raises `ReadError` and `GeometryError` naming the files at fault: several series, differing
-    shapes, directions or pixel sizes, mixed echoes, b-values or times, two slices at one place,
-    steps that differ by more than 5 % of the slice distance, a tilted gantry.
+    shapes, directions or pixel sizes, two slices at one place, steps that differ by more than 5 %
+    of the slice distance, a tilted gantry.
     """
     headers = {path: read_header(path)} if path.is_file() else series_headers(path)
     if not headers:
@@ -227,14 +235,6 @@ def read_stack(path: Path) -> tuple[list[DicomSlice], Geometry]:
             f"{path}: {len(series)} DICOM series ({odd.name} is of another than the most). "
             "Sort the files into one folder a series."
         )
-    for what in first.kind:
-        values = sorted({piece.kind[what] for piece in slices})
-        if len(values) > 1:
-            seen = ", ".join(v or "none" for v in values[:6])
-            raise ReadError(
-                f"{path}: the series mixes images of different {what} ({seen}). "
-                "Sort the files into one folder for each, or name one as its own channel."
-            )
     for piece in slices:
         turned = np.abs([piece.across - first.across, piece.down - first.down]).max()
         for differs, what in (
@@ -251,15 +251,11 @@ def read_stack(path: Path) -> tuple[list[DicomSlice], Geometry]:
     order = sorted(slices, key=lambda piece: float(piece.position @ normal))
     for one, other in pairwise(order):
         if float((other.position - one.position) @ normal) <= _SAME_PLACE_MM:
-            phases = [what for what in one.phase if one.phase[what] != other.phase[what]]
-            if one.uid != other.uid and phases:
-                raise ReadError(
-                    f"{path}: several phases of one place: {phases[0]} of {one.name} and "
-                    f"{other.name} differs. Sort the files into one folder a phase."
-                )
+            differ = [what for what in _TELLING if one.telling[what] != other.telling[what]]
             raise ReadError(
-                f"{path}: {one.name} and {other.name} are duplicates: they lie at the same "
-                "place. Keep one of the two files."
+                f"{path}: {one.name} and {other.name} lie at the same place "
+                f"({' and '.join(differ) + ' differ' if differ else 'duplicates'}). "
+                "Keep one of the two files, or sort them into a folder each."
             )
     if len(order) == 1:
         logger.warning("%s: a single slice; its thickness stands for the slice distance.", path)
@@ -326,13 +322,8 @@ def _slice(path: Path, header: "Header", frame: int | None, groups: tuple[Any, .
         value = get(sequence, name)
         values = np.array([] if value in (None, "") else [float(v) for v in np.ravel(value)])
         if len(values) != n or (n == 2 and values.min() <= 0):
-            raise ReadError(f"{path}: {name} {values.tolist()} does not place its {n} numbers.")
+            raise ReadError(f"{path}: {name} is {values.tolist()}, expected {n} numbers.")
         return values
-
-    def text(value: Any) -> str:
-        if isinstance(value, float):  # DS, FD: the same number is written in many ways
-            return f"{value:g}"
-        return "" if value is None else str(value)
 
     def number(sequence: str, name: str) -> float | None:
         value = get(sequence, name)
@@ -341,14 +332,10 @@ def _slice(path: Path, header: "Header", frame: int | None, groups: tuple[Any, .
     directions = numbers("PlaneOrientationSequence", "ImageOrientationPatient", 6)
     pixel_mm = numbers("PixelMeasuresSequence", "PixelSpacing", 2)
     slope = number("PixelValueTransformationSequence", "RescaleSlope")
-    echo_time = "EchoTime" if frame is None else "EffectiveEchoTime"
-    time = "TemporalPositionIdentifier" if frame is None else "TemporalPositionIndex"
-    b_value = get("MRDiffusionSequence", "DiffusionBValue")
     return DicomSlice(
         path=path,
         frame=frame,
         series=_uid(header),
-        uid=str(header.get("SOPInstanceUID", "")) + ("" if frame is None else f" {frame}"),
         shape=(int(header.Rows), int(header.Columns)),
         position=numbers("PlanePositionSequence", "ImagePositionPatient", 3),
         across=directions[:3] / np.linalg.norm(directions[:3]),
@@ -357,29 +344,11 @@ def _slice(path: Path, header: "Header", frame: int | None, groups: tuple[Any, .
         thickness_mm=number("PixelMeasuresSequence", "SliceThickness"),
         slope=1.0 if slope is None else slope,
         intercept=number("PixelValueTransformationSequence", "RescaleIntercept") or 0.0,
-        kind={
-            "echo": text(get("", "EchoNumbers")),
-            "echo time": text(get("MREchoSequence", echo_time)),
-            "b-value": _b_value(header) if frame is None else text(b_value),
-            "temporal position": text(get("FrameContentSequence", time)),
-        },
-        phase={
-            "acquisition": text(header.get("AcquisitionNumber")),
-            "trigger time": text(header.get("TriggerTime")),
-            "cardiac delay": text(header.get("NominalCardiacTriggerDelayTime")),
-            "image type": text(header.get("ImageType")),
+        telling={
+            what: str(get(group, element if frame is not None else classic))
+            for what, (group, element, classic) in _TELLING.items()
         },
     )
-
-
-def _b_value(header: "Header") -> str:
-    for tag in _B_VALUES:
-        value = header.get(tag)
-        stated = None if value is None else value.value
-        if not isinstance(stated, bytes) and stated not in ("", None):
-            first: Any = np.ravel(stated)[0]
-            return str(int(float(first)) % 100000)  # GE adds 1e9 to say that it means it
-    return ""
 
 
 def _stem(file: Path) -> str:

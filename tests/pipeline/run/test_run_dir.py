@@ -51,7 +51,7 @@ def test_m3_a_second_training_in_the_same_run_is_refused(
 ) -> None:
     with locked_folder(tmp_path / "run"):
         assert run("train", [f"data.root={tmp_path}", f"run_dir={tmp_path / 'run'}"]) == 1
-    assert "Another process is writing into this folder" in capsys.readouterr().err
+    assert "another process is writing into this folder" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 
 
