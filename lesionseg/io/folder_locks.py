@@ -1,7 +1,6 @@
 """Locks on folders: of several processes one writes, and what killed ones left half is removed."""
 
 import inspect
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import wraps
@@ -70,16 +69,3 @@ def locked_folder(folder: Path, name: str = LOCK) -> Iterator[None]:
             if is_new:  # and nothing came into it
                 folder.rmdir()
         lock.release()
-
-
-def is_alive(pid: int) -> bool:
-    """Whether such a process runs here; on Windows, where to ask is to end it, always."""
-    if os.name == "nt":
-        return True
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:  # it exists and belongs to somebody else
-        return True
-    return True

@@ -21,7 +21,6 @@ from lesionseg.evaluation import choose, find_preset
 from lesionseg.evaluation.statistics.bootstrap import value_of, wilson_interval
 from lesionseg.evaluation.statistics.detection import average_precision, pool_results
 from lesionseg.io.atomic import write_json
-from lesionseg.io.folder_locks import locked_folder
 from lesionseg.losses import complete_loss
 from lesionseg.pipeline.dataset import require_masks, take_survey
 from lesionseg.pipeline.from_config import detection_of, loss_of, training_of
@@ -81,93 +80,93 @@ def tune(cfg: TuneConfig) -> TuningSearch:
         raise ConfigError("trainer.devices: a trial has one; start the command once for each.")
     require_device(trainer.accelerator)
 
-    with locked_folder(run, shared=True):
-        survey = take_survey(data, cfg.seed, data.facts(run))
-        require_masks(survey, model.architecture)
-        refuse_other_cases(run, survey.splits)  # its trials would not compare
-        cases = [c for c in survey.of_role("validation") if c.is_labelled]
-        n_lesions = sum(survey.burden.get(files.case, 0) for files in cases)
-        if n_lesions == 0:
-            raise DatasetError(
-                f"{data.root}: {len(cases)} validation cases without a lesion cannot tell pairs "
-                "apart. Raise data.validation_fraction, or give other splits."
-            )
-        plan = decide(survey, model, trainer, run, extra=shared["prepare"].extra)
-        plan = plan.with_(channel_sets=data.channel_sets(plan.channel_names))
+    run.mkdir(parents=True, exist_ok=True)
+    survey = take_survey(data, cfg.seed, data.facts(run))
+    require_masks(survey, model.architecture)
+    refuse_other_cases(run, survey.splits)  # its trials would not compare
+    cases = [c for c in survey.of_role("validation") if c.is_labelled]
+    n_lesions = sum(survey.burden.get(files.case, 0) for files in cases)
+    if n_lesions == 0:
+        raise DatasetError(
+            f"{data.root}: {len(cases)} validation cases without a lesion cannot tell pairs "
+            "apart. Raise data.validation_fraction, or give other splits."
+        )
+    plan = decide(survey, model, trainer, run, extra=shared["prepare"].extra)
+    plan = plan.with_(channel_sets=data.channel_sets(plan.channel_names))
 
-        def learning(**pair: float) -> Learning:
-            rate = shared["optim"].lr * batch_factor(shared["optim"], plan)
-            voxels, anchors = (pair if group in groups else {} for group in ("loss", "detection"))
-            return Learning(
-                loss=complete_loss(loss_of(cfg, **voxels), model.activation),
-                detection=detection_of(cfg, **anchors),
-                sampling=shared["sampling"],
-                augmentation=shared["augment"],
-                optimiser=replace(shared["optim"], lr=rate),
-                trainer=trainer,
-                seed=cfg.seed,
-                init_from=model.init_from,
-                channel_dropout=data.channel_dropout,
-            )
+    def learning(**pair: float) -> Learning:
+        rate = shared["optim"].lr * batch_factor(shared["optim"], plan)
+        voxels, anchors = (pair if group in groups else {} for group in ("loss", "detection"))
+        return Learning(
+            loss=complete_loss(loss_of(cfg, **voxels), model.activation),
+            detection=detection_of(cfg, **anchors),
+            sampling=shared["sampling"],
+            augmentation=shared["augment"],
+            optimiser=replace(shared["optim"], lr=rate),
+            trainer=trainer,
+            seed=cfg.seed,
+            init_from=model.init_from,
+            channel_dropout=data.channel_dropout,
+        )
 
-        if not is_claimed(run):  # once for all trials: whatever the pair, it takes the same memory
-            plan = affordable(plan, learning(alpha=0.5, gamma=1.0), run, survey, model)
-        device = training_device(trainer.accelerator)
-        trainer = settled(trainer, plan, device)
-        claim(run, config)
-        prepared = prepare_cases(survey, plan, data, run)
-        inference, preset = replace(shared["inference"], overlap=TRIAL_OVERLAP), cfg.preset
+    if not is_claimed(run):  # once for all trials: whatever the pair, it takes the same memory
+        plan = affordable(plan, learning(alpha=0.5, gamma=1.0), run, survey, model)
+    device = training_device(trainer.accelerator)
+    trainer = settled(trainer, plan, device)
+    claim(run, config)
+    prepared = prepare_cases(survey, plan, data, run)
+    inference, preset = replace(shared["inference"], overlap=TRIAL_OVERLAP), cfg.preset
 
-        def objective(trial: Any) -> float:
-            alpha = trial.suggest_float("alpha", *cfg.tune.alpha)
-            gamma = trial.suggest_float("gamma", *cfg.tune.gamma)
-            mine, folder = learning(alpha=alpha, gamma=gamma), run / f"trials/{trial.number:03d}"
-            taught, values = linked(plan, mine.loss, mine.detection), list[float]()
-            judge = VolumeJudge(survey, cases, taught, inference, find_preset(preset))
+    def objective(trial: Any) -> float:
+        alpha = trial.suggest_float("alpha", *cfg.tune.alpha)
+        gamma = trial.suggest_float("gamma", *cfg.tune.gamma)
+        mine, folder = learning(alpha=alpha, gamma=gamma), run / f"trials/{trial.number:03d}"
+        taught, values = linked(plan, mine.loss, mine.detection), list[float]()
+        judge = VolumeJudge(survey, cases, taught, inference, find_preset(preset))
 
-            def validate(network: nn.Module) -> dict[str, float]:
-                results = [volume.result for volume in judge(network)]
-                recall = choose(results, fp_per_case=cfg.tune.fp_per_case).lesion_recall or 0.0
-                pool = pool_results(results)
-                precision = value_of(average_precision(pool), len(pool.groups))[0] or 0.0
-                scores = {"recall": recall, "average_precision": precision}
-                trial.set_user_attr("scores", scores)
-                values.append(recall + TIE_WEIGHT * precision)
-                trial.report(values[-1], len(values))
-                if trial.should_prune():
-                    raise optuna.TrialPruned
-                return scores
+        def validate(network: nn.Module) -> dict[str, float]:
+            results = [volume.result for volume in judge(network)]
+            recall = choose(results, fp_per_case=cfg.tune.fp_per_case).lesion_recall or 0.0
+            pool = pool_results(results)
+            precision = value_of(average_precision(pool), len(pool.groups))[0] or 0.0
+            scores = {"recall": recall, "average_precision": precision}
+            trial.set_user_attr("scores", scores)
+            values.append(recall + TIE_WEIGHT * precision)
+            trial.report(values[-1], len(values))
+            if trial.should_prune():
+                raise optuna.TrialPruned
+            return scores
 
-            try:
-                trained = learn(plan, prepared, mine, folder, validate=validate)
-                if not values:
-                    validate(trained.network)
-            except TrainingError as error:  # it diverged
-                trial.set_user_attr("scores", {"recall": 0.0, "average_precision": 0.0})
-                trial.set_user_attr("note", str(error))
-                return 0.0
-            finally:
-                shutil.rmtree(folder / "checkpoints", ignore_errors=True)  # a search leaves numbers
-            log.info("Trial %d: α %.3f, γ %.2f: %.3f.", trial.number, alpha, gamma, values[-1])
-            return values[-1]
+        try:
+            trained = learn(plan, prepared, mine, folder, validate=validate)
+            if not values:
+                validate(trained.network)
+        except TrainingError as error:  # it diverged
+            trial.set_user_attr("scores", {"recall": 0.0, "average_precision": 0.0})
+            trial.set_user_attr("note", str(error))
+            return 0.0
+        finally:
+            shutil.rmtree(folder / "checkpoints", ignore_errors=True)  # a search leaves numbers
+        log.info("Trial %d: α %.3f, γ %.2f: %.3f.", trial.number, alpha, gamma, values[-1])
+        return values[-1]
 
-        limits = [(trainer.max_minutes, "minutes"), (trainer.max_steps, "steps")]
-        facts = {
-            "match_rule": find_preset(preset).match_rule,
-            "n_cases": len(cases),
-            "n_lesions": n_lesions,
-            "budget": " or ".join(f"{value:g} {unit}" for value, unit in limits if value),
-            "seed": cfg.seed,
-            "provenance": provenance(survey.dataset, config, cfg.seed, device),
-        }
-        study = _study(cfg, run, groups[0])
-        done = (optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED)
-        if len(study.get_trials(deepcopy=False, states=done)) < cfg.tune.n_trials:
-            enough = optuna.study.MaxTrialsCallback(cfg.tune.n_trials, states=done)
-            study.optimize(
-                objective, callbacks=[enough, lambda *_: write_results(cfg, study, facts, run)]
-            )
-        search = write_results(cfg, study, facts, run)
+    limits = [(trainer.max_minutes, "minutes"), (trainer.max_steps, "steps")]
+    facts = {
+        "match_rule": find_preset(preset).match_rule,
+        "n_cases": len(cases),
+        "n_lesions": n_lesions,
+        "budget": " or ".join(f"{value:g} {unit}" for value, unit in limits if value),
+        "seed": cfg.seed,
+        "provenance": provenance(survey.dataset, config, cfg.seed, device),
+    }
+    study = _study(cfg, run, groups[0])
+    done = (optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED)
+    if len(study.get_trials(deepcopy=False, states=done)) < cfg.tune.n_trials:
+        enough = optuna.study.MaxTrialsCallback(cfg.tune.n_trials, states=done)
+        study.optimize(
+            objective, callbacks=[enough, lambda *_: write_results(cfg, study, facts, run)]
+        )
+    search = write_results(cfg, study, facts, run)
     say("\n".join([*aligned(table(search)), "", *search.notes]))
     if (best := steadiest(search)) is not None and best.value:
         pair = [f"{g}.alpha={best.alpha:.3f} {g}.gamma={best.gamma:.2f}" for g in groups]
