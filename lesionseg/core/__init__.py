@@ -20,26 +20,3 @@ from lesionseg.core.prediction import InputVerdict as InputVerdict
 from lesionseg.core.prediction import OperatingPoint as OperatingPoint
 from lesionseg.core.prediction import Prediction as Prediction
 from lesionseg.core.zones import Zones as Zones
-
-__all__ = [
-    "UNION",
-    "UNKNOWN_ROLE",
-    "Calibration",
-    "Candidate",
-    "Case",
-    "CaseFiles",
-    "Dataset",
-    "Geometry",
-    "InputVerdict",
-    "LabelRegion",
-    "Lesions",
-    "OperatingPoint",
-    "Prediction",
-    "Problem",
-    "Reference",
-    "Role",
-    "Volume",
-    "Zones",
-    "equivalent_diameter_mm",
-    "joint_unit",
-]

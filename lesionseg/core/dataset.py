@@ -95,11 +95,8 @@ class Reference:
         for name in ("labels", "instances", "ignore"):
             array = getattr(self, name)
             if array is not None and array.shape != self.geometry.shape:
-                raise GeometryError(
-                    f"The reference's {name} do not fit its grid.",
-                    seen=array.shape,
-                    expected=self.geometry.shape,
-                )
+                shapes = f"{array.shape}, not {self.geometry.shape}"
+                raise GeometryError(f"The reference's {name} do not fit its grid: {shapes}.")
 
     def mask(self) -> NDArray[np.bool_] | None:
         """Voxels `[*spatial]` of any lesion; None where there are boxes alone."""

@@ -43,13 +43,9 @@ class Geometry:
         object.__setattr__(self, "shape", tuple(int(n) for n in self.shape))
         object.__setattr__(self, "affine", affine)
         if affine.shape != (self.dims + 1, self.dims + 1):
-            raise GeometryError(
-                "The affine does not fit the number of axes.",
-                seen=affine.shape,
-                expected=(self.dims + 1, self.dims + 1),
-            )
+            raise GeometryError(f"An affine of {affine.shape} does not fit {self.dims} axes.")
         if not np.all(np.isfinite(affine)) or abs(np.linalg.det(affine)) < 1e-12:
-            raise GeometryError("The affine cannot be inverted.", seen=affine.tolist())
+            raise GeometryError(f"The affine cannot be inverted: {affine.tolist()}.")
 
     @classmethod
     def from_spacing(
@@ -73,9 +69,7 @@ class Geometry:
     @property
     def spacing_mm(self) -> tuple[float, ...]:
         """Distance between neighbouring voxels along each array axis, in millimetres."""
-        return tuple(
-            float(s) for s in np.linalg.norm(self.affine[: self.dims, : self.dims], axis=0)
-        )
+        return tuple(np.linalg.norm(self.affine[: self.dims, : self.dims], axis=0).tolist())
 
     @property
     def size_unit(self) -> str:
@@ -92,16 +86,11 @@ class Geometry:
 
     def to_mm(self, index: ArrayLike) -> NDArray[np.float64]:
         """RAS millimetres `[n, dims]` (x, y, z) of array indices `[n, dims]` (z, y, x)."""
-        points = np.asarray(index, dtype=np.float64)
-        moved = points @ self.affine[: self.dims, : self.dims].T + self.affine[: self.dims, -1]
-        return np.asarray(moved, dtype=np.float64)
+        return _moved(index, self.affine)
 
     def to_index(self, mm: ArrayLike) -> NDArray[np.float64]:
         """Array indices `[n, dims]` (z, y, x), not rounded, of RAS millimetres `[n, dims]`."""
-        inverse = np.linalg.inv(self.affine)
-        points = np.asarray(mm, dtype=np.float64)
-        moved = points @ inverse[: self.dims, : self.dims].T + inverse[: self.dims, -1]
-        return np.asarray(moved, dtype=np.float64)
+        return _moved(mm, np.linalg.inv(self.affine))
 
     def distance_mm(self, other: "Geometry") -> float:
         """Largest distance between the same corner of the two grids; infinite if shapes differ."""
@@ -114,6 +103,10 @@ class Geometry:
     def matches(self, other: "Geometry", tolerance_mm: float = 1e-3) -> bool:
         """Whether both grids have the same shape and all corners within `tolerance_mm`."""
         return self.distance_mm(other) <= tolerance_mm
+
+
+def _moved(points: ArrayLike, affine: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
+    return np.asarray(np.asarray(points, np.float64) @ affine[:-1, :-1].T + affine[:-1, -1])
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,8 +130,5 @@ class Volume:
 
     def __post_init__(self) -> None:
         if self.array.shape[1:] != self.geometry.shape:
-            raise GeometryError(
-                "The array does not fit its geometry.",
-                seen=self.array.shape,
-                expected=("C", *self.geometry.shape),
-            )
+            shapes = f"{self.array.shape}, not {('C', *self.geometry.shape)}"
+            raise GeometryError(f"The array does not fit its geometry: {shapes}.")

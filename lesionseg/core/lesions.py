@@ -98,14 +98,21 @@ class Lesions:
         if boxes is not None:
             sides[:] = boxes
         voxels = np.stack(np.unravel_index(index, geometry.shape), axis=1)
-        _bound(sides, voxels, first)
+        masked = np.flatnonzero(counts)
+        if len(masked):
+            sides[masked, : geometry.dims] = np.minimum.reduceat(voxels, first[masked], axis=0)
+            sides[masked, geometry.dims :] = np.maximum.reduceat(voxels, first[masked], axis=0) + 1
+        centres = box_centres_mm(sides, geometry)
+        if len(masked):
+            sums = np.add.reduceat(voxels, first[masked], axis=0)
+            centres[masked] = geometry.to_mm(sums / counts[masked, None])
         diameters = equivalent_diameter_mm(counts * geometry.voxel_size, geometry.dims)
         return cls(
             geometry,
             ids[present],
             np.asarray(labels, dtype=np.int64)[present],
             sides,
-            _centres_mm(geometry, voxels, first, sides),
+            centres,
             np.where(counts > 0, diameters, box_diameters_mm(sides, geometry)),
             voxels,
             first,
@@ -159,27 +166,3 @@ class Lesions:
                 instances[box_slices(self.boxes[row], dims)] = self.ids[row]
         instances[tuple(self.voxels.T)] = np.repeat(self.ids, self.n_voxels)
         return instances
-
-
-def _bound(boxes: NDArray[np.float64], voxels: NDArray[np.int64], first: NDArray[np.int64]) -> None:
-    """Replace the boxes of the rows that have voxels by those around the voxels."""
-    masked = np.flatnonzero(np.diff(first))
-    if len(masked):
-        dims = voxels.shape[1]
-        boxes[masked, :dims] = np.minimum.reduceat(voxels, first[masked], axis=0)
-        boxes[masked, dims:] = np.maximum.reduceat(voxels, first[masked], axis=0) + 1
-
-
-def _centres_mm(
-    geometry: Geometry,
-    voxels: NDArray[np.int64],
-    first: NDArray[np.int64],
-    boxes: NDArray[np.float64],
-) -> NDArray[np.float64]:
-    """Mean of the voxels' centres; of a bare box its middle."""
-    centres = box_centres_mm(boxes, geometry)
-    masked = np.flatnonzero(np.diff(first))
-    if len(masked):
-        sums = np.add.reduceat(voxels, first[masked], axis=0)
-        centres[masked] = geometry.to_mm(sums / np.diff(first)[masked, None])
-    return centres

@@ -25,30 +25,24 @@ class Zones:
 
         Of equals the smaller value; of a bare box its centre counts. Empty without any zone.
         """
-        return [self._zone(self._points_mm(lesions, row)) for row in range(len(lesions))]
-
-    def _points_mm(self, lesions: Lesions, row: int) -> NDArray[np.float64]:
-        voxels = lesions.voxels_of(row)
-        return lesions.geometry.to_mm(voxels) if len(voxels) else lesions.centres_mm[[row]]
+        places = (lesions.geometry.to_mm(lesions.voxels_of(row)) for row in range(len(lesions)))
+        middles = (lesions.centres_mm[[row]] for row in range(len(lesions)))
+        return [self._zone(p if len(p) else m) for p, m in zip(places, middles, strict=True)]
 
     def _zone(self, points_mm: NDArray[np.float64]) -> str:
         index = np.rint(self.geometry.to_index(points_mm)).astype(np.int64)
         inside = ((index >= 0) & (index < self.geometry.shape)).all(axis=1)
         values = self.values[tuple(index[inside].T)]
-        values = values[values > 0] if (values > 0).any() else self._nearest(points_mm)
+        values = values[values > 0]
+        tree, surface = self._surface
+        if not len(values) and tree is not None:
+            distances, rows = tree.query(points_mm)
+            values = surface[rows[[distances.argmin()]]]
         if not len(values):
             return ""
         distinct, counts = np.unique(values, return_counts=True)
         value = int(distinct[counts.argmax()])
         return self.names.get(value, str(value))
-
-    def _nearest(self, points_mm: NDArray[np.float64]) -> NDArray[np.integer[Any]]:
-        """The value of the zone voxel that is nearest to any of the points; none without zones."""
-        tree, values = self._surface
-        if tree is None:
-            return values
-        distances, rows = tree.query(points_mm)
-        return np.asarray(values[rows[[distances.argmin()]]])
 
     @cached_property
     def _surface(self) -> tuple[Any, NDArray[np.integer[Any]]]:
