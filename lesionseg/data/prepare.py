@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy import ndimage, optimize
+from scipy import ndimage
 
 from lesionseg.core import Case, Geometry, Reference, Volume
 from lesionseg.data.transforms import run_on_volume
@@ -24,6 +24,7 @@ from lesionseg.errors import ContentError, GeometryError
 from lesionseg.io.limits import limits
 from lesionseg.ops.components import lesions_of
 from lesionseg.ops.resample import resample_area, resample_linear, resample_nearest
+from lesionseg.plan.fingerprint import canonical_order
 from lesionseg.plan.plan import Normalisation, Plan
 
 logger = logging.getLogger(__name__)
@@ -143,7 +144,7 @@ def to_canonical(volume: Volume) -> Volume:
         return volume
     geometry = volume.geometry
     cosines = geometry.affine[:3, :3] / geometry.spacing_mm
-    axes = optimize.linear_sum_assignment(-np.abs(cosines))[1][::-1].tolist()  # of S, A and R
+    axes = canonical_order(geometry)
     matrix = np.zeros((4, 4))
     matrix[3, 3] = 1
     signs = [1 if cosines[2 - new, old] > 0 else -1 for new, old in enumerate(axes)]

@@ -35,73 +35,49 @@ def fit_anchors(
     """
     sides = np.maximum(np.asarray(extents, dtype=float), 1.0)
     strides = np.asarray(total_strides(architecture.strides), dtype=float)
+    finest = min(int(strides[0].max() == 1), len(strides) - 1)  # coarser than the image if any is
     if sides.size == 0:
-        return Decision(_without_lesions(architecture, strides), "no lesion to fit anchors to")
+        stages = tuple(range(finest, min(len(strides), finest + MOST_LEVELS)))
+        octaves = 2 ** (np.arange(N_SHAPES) / N_SHAPES)
+        shapes = np.concatenate([2 * strides[i] * octaves[:, None] for i in stages])
+        return Decision(_anchors(stages, shapes, architecture), "no lesion to fit anchors to")
     sides = sides[np.argsort(sides.prod(axis=1), kind="stable")]
     sides = sides[np.linspace(0, len(sides) - 1, min(len(sides), _MOST_LESIONS)).astype(int)]
-    stages = _levels(sides, strides)
-    weights = _weights(sides)
-    shapes = _clusters(sides, weights, N_SHAPES * len(stages))
-    best = _centred_iou(sides, shapes).max(axis=1)
-    small = best[_smallest(sides)]
-    found = AnchorPlan(
-        stages=stages,
-        sizes=tuple(
-            tuple(tuple(round(float(x), 2) for x in shape) for shape in level)
-            for level in np.split(shapes, len(stages))
-        ),
-        width=_width(architecture, stages[0]),
-        mean_iou=round(float(best.mean()), 4),
-        small_recall=round(float((small >= WELL_COVERED).mean()), 4),
+    stages = _levels(sides, strides, finest)
+    volume = sides.prod(axis=1)
+    small = volume <= np.percentile(volume, SMALL_SHARE)  # at least one
+    shapes = _clusters(sides, 1 / len(sides) + small / small.sum(), N_SHAPES * len(stages))
+    best = _best_iou(sides, shapes)
+    iou, recall = float(best.mean()), float((best[small] >= WELL_COVERED).mean())
+    found = _anchors(stages, shapes, architecture, mean_iou=iou, small_recall=recall)
+    step = strides[stages[0]]
+    reason = (
+        f"{len(stages)} levels from a stride of {' × '.join(f'{s:g}' for s in step)}, {N_SHAPES} "
+        f"sizes each; mean IoU of a lesion with its best anchor size {iou:.2f}, "
+        f"{100 * recall:.0f} % of the smallest tenth at {WELL_COVERED:g} or more"
     )
-    return Decision(found, _reason(found, sides, strides))
+    if (_CELLS_ACROSS * step > np.percentile(sides, SMALL_SHARE, axis=0)).any():
+        reason += "; the smallest tenth are under 1.5 cells across even so"
+    return Decision(found, reason)
 
 
-def _reason(found: AnchorPlan, sides: Extents, strides: Extents) -> str:
-    finest = " × ".join(f"{s:g}" for s in strides[found.stages[0]])
-    small = np.percentile(sides, SMALL_SHARE, axis=0)
-    text = (
-        f"{len(found.stages)} levels from a stride of {finest}, {found.n_shapes} sizes each; mean "
-        f"IoU of a lesion with its best anchor size {found.mean_iou:.2f}, "
-        f"{100 * (found.small_recall or 0):.0f} % of the smallest tenth at {WELL_COVERED:g} or more"
-    )
-    if (_CELLS_ACROSS * strides[found.stages[0]] > small).any():
-        text += "; the smallest tenth are under 1.5 cells across even so"
-    return text
+def _anchors(
+    stages: tuple[int, ...], shapes: Extents, architecture: Architecture, **fit: float
+) -> AnchorPlan:
+    """The heads get the backbone's own channels at their finest level, within 16 and 128."""
+    sizes = [tuple(map(tuple, level.round(2).tolist())) for level in np.split(shapes, len(stages))]
+    width = min(max(architecture.features[stages[0]], 16), 128)
+    rounded = {name: round(value, 4) for name, value in fit.items()}
+    return AnchorPlan(stages, tuple(sizes), width=width, **rounded)  # type: ignore[arg-type]
 
 
-def _width(architecture: Architecture, finest: int) -> int:
-    """Channels of the heads: the backbone's own at their finest level, within 16 and 128."""
-    return min(max(architecture.features[finest], 16), 128)
-
-
-def _levels(sides: Extents, strides: Extents) -> tuple[int, ...]:
+def _levels(sides: Extents, strides: Extents, finest: int) -> tuple[int, ...]:
     """Stages from the finest that is fine enough for the smallest to one that suits the largest."""
     n, smallest = len(strides), np.percentile(sides, SMALL_SHARE, axis=0)
-    allowed = _finest_allowed(strides)
-    fine = [i for i in range(allowed, n) if (_CELLS_ACROSS * strides[i] <= smallest).all()]
-    first = max(fine, default=allowed)
+    fine = [i for i in range(finest, n) if (_CELLS_ACROSS * strides[i] <= smallest).all()]
+    first = max(fine, default=finest)
     coarse = [i for i in range(first, n) if (2 * strides[i] <= sides.max(axis=0)).any()]
-    last = min(max(coarse, default=first), first + MOST_LEVELS - 1)
-    return tuple(range(first, last + 1))
-
-
-def _finest_allowed(strides: Extents) -> int:
-    """The first stage coarser than the image, or the only one."""
-    return min(int(strides[0].max() == 1), len(strides) - 1)
-
-
-def _smallest(sides: Extents) -> NDArray[np.bool_]:
-    """Which lesions are the smallest tenth by volume; at least one."""
-    volume = sides.prod(axis=1)
-    found: NDArray[np.bool_] = volume <= np.percentile(volume, SMALL_SHARE)
-    return found
-
-
-def _weights(sides: Extents) -> NDArray[np.float64]:
-    small = _smallest(sides)
-    found: NDArray[np.float64] = 1 / len(sides) + small / small.sum()
-    return found
+    return tuple(range(first, min(max(coarse, default=first), first + MOST_LEVELS - 1) + 1))
 
 
 def _clusters(sides: Extents, weights: NDArray[np.float64], k: int) -> Extents:
@@ -110,45 +86,22 @@ def _clusters(sides: Extents, weights: NDArray[np.float64], k: int) -> Extents:
     They start evenly spaced in the logarithm of volume; then one side at a time is stretched or
     shrunk by smaller and smaller steps, and what helps stays. Deterministic.
     """
-    volume = np.sort(np.log(sides.prod(axis=1)))
-    edges = np.interp(np.linspace(0.02, 0.98, k), np.linspace(0, 1, len(volume)), volume)
+    logs = np.log(sides.prod(axis=1))
+    edges = np.interp(np.linspace(0.02, 0.98, k), np.linspace(0, 1, len(logs)), np.sort(logs))
     wanted = (edges + np.linspace(edges[0], edges[-1], k)) / 2  # by rank and by size in equal parts
-    nearest = np.abs(np.log(sides.prod(axis=1))[:, None] - wanted).argmin(axis=0)
-    shapes = sides[nearest]
+    shapes = sides[np.abs(logs[:, None] - wanted).argmin(axis=0)]
     for step in _STEPS:
-        shapes = _refined(sides, weights, shapes, step)
-    by_volume: Extents = shapes[np.argsort(shapes.prod(axis=1), kind="stable")]
-    return by_volume
+        score = weights @ _best_iou(sides, shapes)
+        for row, axis in np.ndindex(*shapes.shape):
+            for factor in (step, 1 / step):
+                candidate = shapes.copy()
+                candidate[row, axis] *= factor
+                if (better := weights @ _best_iou(sides, candidate)) > score:
+                    shapes, score = candidate, better
+    return np.asarray(shapes[np.argsort(shapes.prod(axis=1), kind="stable")])
 
 
-def _refined(sides: Extents, weights: NDArray[np.float64], shapes: Extents, step: float) -> Extents:
-    score = _objective(sides, weights, shapes)
-    for row, axis in np.ndindex(*shapes.shape):
-        for factor in (step, 1 / step):
-            tried = shapes.copy()
-            tried[row, axis] *= factor
-            better = _objective(sides, weights, tried)
-            if better > score:
-                shapes, score = tried, better
-    return shapes
-
-
-def _objective(sides: Extents, weights: NDArray[np.float64], shapes: Extents) -> float:
-    return float(weights @ _centred_iou(sides, shapes).max(axis=1))
-
-
-def _centred_iou(a: Extents, b: Extents) -> NDArray[np.float64]:
-    """`ops.anchors.centred_iou` of arrays."""
-    found: NDArray[np.float64] = centred_iou(torch.from_numpy(a), torch.from_numpy(b)).numpy()
-    return found
-
-
-def _without_lesions(architecture: Architecture, strides: Extents) -> AnchorPlan:
-    first = _finest_allowed(strides)
-    stages = tuple(range(first, min(len(strides), first + MOST_LEVELS)))
-    octaves = 2 ** (np.arange(N_SHAPES) / N_SHAPES)
-    sizes = tuple(
-        tuple(tuple(float(round(2 * s * f, 2)) for s in strides[i]) for f in octaves)
-        for i in stages
-    )
-    return AnchorPlan(stages, sizes, width=_width(architecture, stages[0]))
+def _best_iou(sides: Extents, shapes: Extents) -> NDArray[np.float64]:
+    """IoU of each lesion with the best of the sizes, at one centre."""
+    iou = centred_iou(torch.from_numpy(sides), torch.from_numpy(shapes))
+    return np.asarray(iou.numpy().max(axis=1))

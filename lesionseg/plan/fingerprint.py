@@ -177,14 +177,12 @@ def fingerprint_of(dataset: Dataset, facts: Sequence[CaseFacts]) -> Fingerprint:
     """The fingerprint of cases of which facts were kept. Raises `DatasetError` for none."""
     if not facts:
         raise DatasetError(f"{dataset.root}: no labelled case to plan from.")
-    kinds = [_is_ct(dataset, facts, c) for c in range(len(dataset.channel_names))]
+    channels = tuple(_channel(dataset, facts, c) for c in range(len(dataset.channel_names)))
     scanned = sum(n.scanned_mm for n in facts)  # 0 where every voxel is to be ignored
     return Fingerprint(
         dims=dataset.dims,
-        modality="xray" if dataset.dims == 2 else "ct" if any(kinds) else "mri",
-        channels=tuple(
-            _channel(name, kinds[c], facts, c) for c, name in enumerate(dataset.channel_names)
-        ),
+        modality="xray" if dataset.dims == 2 else "ct" if any(c.is_ct for c in channels) else "mri",
+        channels=channels,
         shapes=tuple(n.shape for n in facts),
         spacings_mm=tuple(n.spacing_mm for n in facts),
         lesions_per_case=tuple(len(n.lesion_voxels) for n in facts),
@@ -215,33 +213,21 @@ def _sampled(values: NDArray[Any], most: int = SAMPLED) -> NDArray[np.float32]:
     return np.array(values[:, step // 2 :: step], dtype=np.float32)
 
 
-def _is_ct(dataset: Dataset, facts: Sequence[CaseFacts], channel: int) -> bool:
-    """By the channel's name (nnU-Net's convention), else by values only Hounsfield units have."""
-    if dataset.channel_names[channel].strip().casefold() == "ct":
-        return True
-    if dataset.dims != 3:
-        return False
-    lowest = np.median([n.sample[channel].min() for n in _with(facts, channel)])
-    return bool(lowest < NO_MAGNITUDE)
-
-
-def _channel(name: str, is_ct: bool, facts: Sequence[CaseFacts], c: int) -> ChannelStatistics:
-    facts = _with(facts, c)
-    whole = [n.sample[c] for n in facts]
-    body = [s[s > AIR_HU] if is_ct else s[s != 0] for s in whole]
-    lesion = np.concatenate([n.lesion_sample[c] for n in facts])
+def _channel(dataset: Dataset, facts: Sequence[CaseFacts], c: int) -> ChannelStatistics:
+    """CT by the channel's name (nnU-Net's convention), else by values only Hounsfield units have."""
+    # a channel is 0 in the cases that lack it
+    facts = [n for n in facts if n.nonzero[c] > 0] or facts
+    samples, name = [n.sample[c] for n in facts], dataset.channel_names[c]
+    is_ct = name.strip().casefold() == "ct"
+    is_ct |= dataset.dims == 3 and bool(np.median([s.min() for s in samples]) < NO_MAGNITUDE)
+    body = np.concatenate([s[s > AIR_HU] if is_ct else s[s != 0] for s in samples])
     return ChannelStatistics(
         name=name,
         is_ct=is_ct,
-        body=_spread(np.concatenate(body)) or Spread(0.0, 1.0, 0.0, 0.0),
-        lesion=_spread(lesion),
+        body=_spread(body) or Spread(0.0, 1.0, 0.0, 0.0),
+        lesion=_spread(np.concatenate([n.lesion_sample[c] for n in facts])),
         nonzero_share=float(np.mean([n.nonzero[c] for n in facts])),
     )
-
-
-def _with(facts: Sequence[CaseFacts], channel: int) -> Sequence[CaseFacts]:
-    """The cases that have something in a channel: it is 0 in those that lack it."""
-    return [n for n in facts if n.nonzero[channel] > 0] or facts
 
 
 def _spread(values: NDArray[np.float32]) -> Spread | None:

@@ -148,7 +148,8 @@ def make_plan(
         )
 
     step_gb = None if step_memory is None else lambda *step: step_memory(sized(*step))
-    budget = rules.budget(device, memory_gb, step_gb, len(dataset.channel_names))
+    sizes: dict[str, int] = {"n_channels": len(dataset.channel_names), "dims": draft.dims}
+    budget = rules.budget(device, memory_gb, step_gb, **sizes)
     # nnU-Net's presets of residual networks take more than 5 % of a dataset, too
     capped = not (on_gpu and chosen.architecture == "residual_unet")
     allowed = replace(budget.value, architecture=chosen.architecture, capped=capped)

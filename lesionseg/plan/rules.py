@@ -211,10 +211,10 @@ class DeviceBudget:
 
     Attributes:
         fits: `fits(architecture, tile_shape, batch_size)`: whether it affords such a step.
-        longest, longest_2d: side of the longest tile, in voxels.
+        longest: side of the longest tile, in voxels.
         base_features, widest: features of the first stage, and the most of any.
-        batch, batch_2d: the most tiles a step.
-        start, start_2d: side of the smallest tile worth trying, in voxels.
+        batch: the most tiles a step.
+        start: side of the smallest tile worth trying, in voxels.
         wider: by what the features may be multiplied, where the tile leaves room.
         capped: in 3-D the tiles of a step are at most a share of the dataset.
         small_tiles: whether several small tiles may take the place of a large one that would hold
@@ -225,22 +225,29 @@ class DeviceBudget:
 
     fits: Callable[[Architecture, Sequence[int], int], bool]
     longest: int
-    longest_2d: int
     base_features: int
     widest: int
     batch: int
-    batch_2d: int
     start: int = 16
-    start_2d: int = 16
     wider: tuple[float, ...] = ()
     capped: bool = True
     small_tiles: bool = False
     most_voxels: float = inf
     architecture: str = "unet"
 
+    def network(self, tile: Sequence[int], spacing_mm: Sequence[float]) -> Architecture:
+        """The network that a tile is planned with."""
+        features = self.base_features, self.widest
+        return network_shape(tile, spacing_mm, *features, name=self.architecture)
+
 
 def budget(
-    device: str, memory_gb: float, step_gb: StepGb | None = None, n_channels: int = 1
+    device: str,
+    memory_gb: float,
+    step_gb: StepGb | None = None,
+    *,
+    n_channels: int = 1,
+    dims: int = 3,
 ) -> Decision[DeviceBudget]:
     """What a training step may take on a device with `memory_gb` of memory.
 
@@ -252,29 +259,22 @@ def budget(
     if not device.startswith("cuda"):
         found = DeviceBudget(
             lambda *step: multiplications(*step, n_channels=n_channels) <= PROCESSOR,
-            longest=80,
-            longest_2d=320,
+            longest=80 if dims == 3 else 320,
             base_features=16,
             widest=128,
             batch=4,
-            batch_2d=4,
-            small_tiles=True,
+            small_tiles=dims == 3,
         )
-        return Decision(
-            found, "planned for a processor: about a second a training step on two cores"
-        )
+        return Decision(found, "planned for a processor: about a second a step on two cores")
     if step_gb is None:
         raise ConfigError("make_plan: a plan for a GPU needs step_memory.")
     found = DeviceBudget(
         lambda *step: step_gb(*step) <= SHARE * memory_gb,
-        longest=256,
-        longest_2d=2048,
+        longest=256 if dims == 3 else 2048,
         base_features=32,
         widest=320,
-        batch=8,
-        batch_2d=16,
-        start=64,
-        start_2d=256,
+        batch=8 if dims == 3 else 16,
+        start=64 if dims == 3 else 256,
         wider=WIDER,
     )
     return Decision(found, f"planned for a GPU with {memory_gb:.0f} GB")
@@ -370,33 +370,51 @@ def tile_shape(
     median volume, whose sides may be rounded up by 15 % to a multiple of the total stride. On a GPU
     what rounding down leaves goes to single axes, a total stride at a time.
     """
-    volumes = len(median_shape) == 3
-    longest = allowed.longest if volumes else allowed.longest_2d
-    limit = [min(n, longest) for n in median_shape]
-    tile = [min(n, allowed.start if volumes else allowed.start_2d) for n in limit]
-    if not _affordable(tile, spacing_mm, allowed):
-        tile = [min(n, 16) for n in limit]
-    growing = {axis for axis, n in enumerate(tile) if n < limit[axis]}
-    while growing:
-        axis = min(growing, key=lambda a: (tile[a] * spacing_mm[a], a))
-        larger = [*tile[:axis], min(tile[axis] + 8, limit[axis]), *tile[axis + 1 :]]
-        if _affordable(larger, spacing_mm, allowed):
-            tile = larger
-        if tile != larger or tile[axis] == limit[axis]:
-            growing.remove(axis)
-    stride = total_stride(_shape(tile, spacing_mm, allowed))
-    fitted = tuple(
+
+    def stride(tile: Sequence[int]) -> tuple[int, ...]:
+        return total_stride(allowed.network(tile, spacing_mm))
+
+    def affordable(tile: Sequence[int]) -> bool:
+        fits = allowed.fits(allowed.network(tile, spacing_mm), tile, 2)
+        return fits and prod(tile) <= allowed.most_voxels
+
+    def grown(
+        tile: tuple[int, ...],
+        step: Callable[[tuple[int, ...], int], int],
+        fits: Callable[[tuple[int, ...], int], bool],
+    ) -> tuple[int, ...]:
+        """Longer by `step(tile, axis)` along the axes that cover the fewest millimetres first."""
+        growing = set(range(len(tile)))
+        while growing:
+            axis = min(growing, key=lambda a: (tile[a] * spacing_mm[a], a))
+            larger = (*tile[:axis], tile[axis] + step(tile, axis), *tile[axis + 1 :])
+            if larger != tile and fits(larger, axis) and affordable(larger):
+                tile = larger
+            else:
+                growing.remove(axis)
+        return tile
+
+    limit = [min(n, allowed.longest) for n in median_shape]
+    tile = tuple(min(n, allowed.start) for n in limit)
+    if not affordable(tile):
+        tile = tuple(min(n, 16) for n in limit)
+    tile = grown(tile, lambda t, a: min(8, limit[a] - t[a]), lambda t, a: True)
+    tile = tuple(
         up if n == m and (up := -(-n // s) * s) <= ROUND_UP * n else max(n // s, 1) * s
-        for n, s, m in zip(tile, stride, median_shape, strict=True)
+        for n, s, m in zip(tile, stride(tile), median_shape, strict=True)
     )
     if allowed.wider:
-        most = [min(int(ROUND_UP * m), longest) for m in median_shape]
-        fitted = _filled(fitted, most, spacing_mm, allowed)
-    whole = all(n >= m for n, m in zip(fitted, median_shape, strict=True))
+        most = [min(int(ROUND_UP * m), allowed.longest) for m in median_shape]
+        tile = grown(
+            tile,
+            lambda t, a: stride(t)[a],
+            lambda t, a: t[a] <= most[a] and not any(np.remainder(t, stride(t))),
+        )
+    whole = all(n >= m for n, m in zip(tile, median_shape, strict=True))
     what = "the median volume fits" if whole else "the largest the device allows at batch 2"
     if allowed.most_voxels < inf:
         what = "small, as large ones would hold several lesions, all of one patient"
-    return Decision(fitted, f"{' × '.join(map(str, fitted))}: {what}")
+    return Decision(tile, f"{' × '.join(map(str, tile))}: {what}")
 
 
 def for_small_tiles(
@@ -414,7 +432,7 @@ def for_small_tiles(
 
     `n_voxels` and `lesion_voxels`: of the whole dataset and of each lesion, on the plan's grid.
     """
-    if not allowed.small_tiles or len(median_shape) < 3:
+    if not allowed.small_tiles:
         return allowed
     largest = min(prod(tile_shape(median_shape, spacing_mm, allowed).value), prod(median_shape))
     crowded = len(lesion_voxels) * largest >= CROWDED * n_voxels
@@ -423,43 +441,12 @@ def for_small_tiles(
     return replace(allowed, most_voxels=SMALL_TILE, batch=MOST_SMALL_TILES, capped=False)
 
 
-def _filled(
-    tile: tuple[int, ...], most: Sequence[int], spacing_mm: Sequence[float], allowed: DeviceBudget
-) -> tuple[int, ...]:
-    """The tile, longer by total strides along the axes that cover the fewest millimetres first."""
-    growing = set(range(len(tile)))
-    while growing:
-        axis = min(growing, key=lambda a: (tile[a] * spacing_mm[a], a))
-        stride = total_stride(_shape(tile, spacing_mm, allowed))
-        larger = (*tile[:axis], tile[axis] + stride[axis], *tile[axis + 1 :])
-        multiple = total_stride(_shape(larger, spacing_mm, allowed))
-        divisible = all(n % s == 0 for n, s in zip(larger, multiple, strict=True))
-        if larger[axis] <= most[axis] and divisible and _affordable(larger, spacing_mm, allowed):
-            tile = larger
-        else:
-            growing.remove(axis)
-    return tile
-
-
 def widened(shape: Architecture, tile: Sequence[int], allowed: DeviceBudget) -> Architecture:
     """The network as wide as the budget allows at batch 2, once the tile is as large as it gets."""
-    best = shape
-    for times in allowed.wider:
-        wider = replace(shape, features=tuple(int(times * f) for f in shape.features))
-        if allowed.fits(wider, tile, 2):
-            best = wider
-    return best
-
-
-def _affordable(tile: Sequence[int], spacing_mm: Sequence[float], allowed: DeviceBudget) -> bool:
-    """Whether a training step of two such tiles keeps within the budget."""
-    fits = allowed.fits(_shape(tile, spacing_mm, allowed), tile, 2)
-    return fits and prod(tile) <= allowed.most_voxels
-
-
-def _shape(tile: Sequence[int], spacing_mm: Sequence[float], allowed: DeviceBudget) -> Architecture:
-    features = allowed.base_features, allowed.widest
-    return network_shape(tile, spacing_mm, *features, name=allowed.architecture)
+    wider = [
+        replace(shape, features=tuple(int(k * f) for f in shape.features)) for k in allowed.wider
+    ]
+    return ([shape] + [each for each in wider if allowed.fits(each, tile, 2)])[-1]
 
 
 def batch_size(
@@ -469,7 +456,7 @@ def batch_size(
 
     `n_voxels` is the number of voxels of the whole dataset on the plan's grid.
     """
-    most = allowed.batch if len(tile) == 3 else allowed.batch_2d
+    most = allowed.batch
     if len(tile) == 3 and allowed.capped:
         most = min(most, max(2, int(0.05 * n_voxels / prod(tile))))
     batch = 2

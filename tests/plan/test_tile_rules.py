@@ -84,7 +84,8 @@ def test_the_tiles_known_from_practice():
     assert tile_shape((160, 192, 160), (1, 1, 1), CPU).value == (64, 64, 64)
     assert tile_shape((160, 192, 160), (1, 1, 1), GPU).value == (128, 128, 128)
     assert tile_shape((51, 51, 51), (1, 1, 1), CPU).value == (56, 56, 56)
-    assert tile_shape((1024, 1024), (1, 1), CPU).value == (320, 320)
+    flat = budget("cpu", 16.0, dims=2).value
+    assert tile_shape((1024, 1024), (1, 1), flat).value == (320, 320)
 
 
 def test_more_memory_never_makes_a_smaller_tile():
