@@ -214,7 +214,7 @@ def _sampled(values: NDArray[Any], most: int = SAMPLED) -> NDArray[np.float32]:
 
 
 def _channel(dataset: Dataset, facts: Sequence[CaseFacts], c: int) -> ChannelStatistics:
-    """CT by the channel's name (nnU-Net's convention), else by values only Hounsfield units have."""
+    """CT by the channel's name (nnU-Net), else by values that only Hounsfield units have."""
     # a channel is 0 in the cases that lack it
     facts = [n for n in facts if n.nonzero[c] > 0] or facts
     samples, name = [n.sample[c] for n in facts], dataset.channel_names[c]
