@@ -4,7 +4,7 @@ A key is in one model here and in one YAML file there; `read` checks what Hydra 
 files and the overrides. An unknown key is an error that names the nearest one.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
@@ -156,8 +156,6 @@ class TuneSection(Settings):
 
 
 class TrainConfig(Settings):
-    """conf/train.yaml."""
-
     data: DataConfig
     model: ModelConfig
     loss: LossConfig
@@ -180,28 +178,22 @@ class TrainConfig(Settings):
 
 
 class PrepareConfig(TrainConfig):
-    """conf/prepare.yaml: that of `train`, of which only what decides plan and cases is used."""
-
     check: bool
     identifiers: bool
 
 
 class TuneConfig(TrainConfig):
-    """conf/tune.yaml: that of `train`, the same for every trial but for α and γ."""
-
     tune: TuneSection
 
 
 class Command(Settings):
-    """What every command but the trainings has too."""
+    """What the commands that read files of others have in common."""
 
     max_voxels: Annotated[int, Field(ge=1, lt=2**31)]
     debug: bool
 
 
 class PredictConfig(Command):
-    """conf/predict.yaml."""
-
     bundle: Bundles
     input: str
     output: str
@@ -220,8 +212,6 @@ class PredictConfig(Command):
 
 
 class EvaluateConfig(Command):
-    """conf/evaluate.yaml."""
-
     reference: str
     prediction: str
     output: str
@@ -242,8 +232,6 @@ class EvaluateConfig(Command):
 
 
 class FollowConfig(Command):
-    """conf/follow.yaml."""
-
     before: str | None
     after: str | None
     output: str
@@ -266,8 +254,6 @@ class FollowConfig(Command):
 
 
 class ReportConfig(Command):
-    """conf/report.yaml."""
-
     scores: str
     output: str
     images: str | None
@@ -278,8 +264,6 @@ class ReportConfig(Command):
 
 
 class ExportConfig(Settings):
-    """conf/export.yaml."""
-
     bundle: Bundles
     output: str
     format: Literal["onnx", "monai"]
@@ -289,8 +273,6 @@ class ExportConfig(Settings):
 
 
 class ServeConfig(Command):
-    """conf/serve.yaml."""
-
     bundle: Bundles
     inference: InferenceConfig
     host: str
@@ -323,38 +305,29 @@ def read(kind: type[S], plain: Mapping[str, Any]) -> S:
     try:
         return kind.model_validate(dict(plain))
     except ValidationError as error:
-        known = list(keys(kind))
-        unknown = [
-            ".".join(map(str, e["loc"])) for e in error.errors() if e["type"] == "extra_forbidden"
-        ]
-        for key in unknown:
-            near = nearest(key, known)
-            raise ConfigError(f"There is no setting {key!r}.{near}") from None
+        for one in error.errors():
+            if one["type"] == "extra_forbidden":
+                key = ".".join(map(str, one["loc"]))
+                near = nearest(key, (known for known, _ in keys(kind)))
+                raise ConfigError(f"There is no setting {key!r}.{near}") from None
         raise ConfigError(misfits(error, plain)) from None
 
 
-def keys(kind: type[BaseModel], prefix: str = "") -> Iterable[str]:
-    """Every key of the settings, `section.key` for those of a section."""
+def keys(kind: type[BaseModel], prefix: str = "") -> Iterable[tuple[str, bool]]:
+    """Every key, `section.key` for those of a section, and whether it holds text.
+
+    A path or other free text needs no quotes on the command line.
+    """
     for name, field in kind.model_fields.items():
-        key = f"{prefix}{field.alias or name}"
-        inner = field.annotation
+        key, inner = f"{prefix}{field.alias or name}", field.annotation
         if isinstance(inner, type) and issubclass(inner, BaseModel):
             yield from keys(inner, f"{key}.")
         else:
-            yield key
+            kinds = {*_kinds(inner)}
+            yield key, str in kinds and kinds <= {str, NoneType, Ellipsis}
 
 
-def texts(kind: type[BaseModel], prefix: str = "") -> Iterable[str]:
-    """The keys that hold a path or other free text, which need no quotes on the command line."""
-    for name, field in kind.model_fields.items():
-        inner = field.annotation
-        if isinstance(inner, type) and issubclass(inner, BaseModel):
-            yield from texts(inner, f"{prefix}{name}.")
-        elif str in (kinds := _kinds(inner)) and {*kinds} <= {str, NoneType, Ellipsis}:
-            yield f"{prefix}{field.alias or name}"
-
-
-def _kinds(hint: Any) -> Sequence[Any]:
+def _kinds(hint: Any) -> Iterable[Any]:
     """The types of an annotation; of lists and tuples those of their items."""
     if get_origin(hint) in (Union, UnionType, tuple, list, Annotated):
         return [kind for inner in get_args(hint) for kind in _kinds(inner)]

@@ -10,7 +10,7 @@ import pytest
 
 from lesionseg.cli import COMMANDS, compose, main, run
 from lesionseg.cli.compose import groups
-from lesionseg.cli.help import EXAMPLES, settings_page
+from lesionseg.cli.help import examples, settings_page
 from lesionseg.errors import ConfigError
 
 REQUIRED = {
@@ -56,7 +56,7 @@ def test_quoted_and_null_paths_stay_as_hydra_reads_them() -> None:
 
 
 @pytest.mark.parametrize(
-    ("command", "example"), [(c, example) for c, several in EXAMPLES.items() for example in several]
+    ("command", "example"), [(c, example) for c in COMMANDS for example in examples(c)]
 )
 def test_every_example_of_the_help_composes(command: str, example: str) -> None:
     compose(command, shlex.split(example))
@@ -126,7 +126,7 @@ def test_help_lists_examples_settings_groups_and_options(
 ) -> None:
     assert main([command, "--help"]) == 0
     page = capsys.readouterr().out
-    assert f"  lesionseg {command} {EXAMPLES[command][0]}" in page
+    assert f"  lesionseg {command} {examples(command)[0]}" in page
     for group, options in groups(command).items():
         assert f"Group {group} " in page
         assert all(f"  {group}={option} " in page for option in options)

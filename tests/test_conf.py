@@ -40,7 +40,7 @@ def test_the_files_have_the_keys_of_the_settings(command: str) -> None:
         "model.backbone",
         "model.layout",
     }  # of some options alone
-    declared = {key for key in keys(COMMANDS[command]) if key not in own}
+    declared = {key for key, _ in keys(COMMANDS[command]) if key not in own}
     assert set(_leaves(compose_plain(command, []))) == declared | (
         {"loss.focal_weight"} if "loss._target_" in declared else set()
     )

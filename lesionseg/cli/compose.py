@@ -7,7 +7,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from lesionseg.config import COMMANDS, Settings, read, texts
+from lesionseg.config import COMMANDS, Settings, keys, read
 from lesionseg.errors import ConfigError, nearest
 
 PACKAGE = Path(__file__).resolve().parents[1]
@@ -54,8 +54,8 @@ def override_list(command: str, argv: Sequence[str]) -> list[str]:
 
     Raises `ConfigError` for a key or an option that is not there, naming the nearest.
     """
-    free = set(texts(COMMANDS[command]))
-    overrides = [quoted(a, free) for a in argv]
+    texts = {key for key, is_text in keys(COMMANDS[command]) if is_text}
+    overrides = [quoted(a, texts) for a in argv]
     options = groups(command, overrides)
     chosen = {key_of(o): o.partition("=")[2].strip("'\"") for o in overrides}
     for group in sorted(options.keys() & chosen.keys()):

@@ -1,43 +1,11 @@
 """What a command offers, from the comments of its YAML files: its help, and docs/settings.md."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 
 from lesionseg.cli.compose import conf_dir, groups
 from lesionseg.config import COMMANDS
-
-EXAMPLES: Mapping[str, tuple[str, ...]] = {
-    "train": (
-        "data.root=DIR",
-        "data.root=DIR run_dir=runs/a loss=focal loss.gamma=2 trainer.max_minutes=20",
-        "experiment=demo_mri",
-    ),
-    "prepare": ("data.root=DIR check=true", "data.root=DIR 'data.group=(P[0-9]+)_'"),
-    "tune": (
-        "data.root=DIR run_dir=runs/pair loss=focal tune.n_trials=40 trainer.max_minutes=10",
-        "data.root=DIR 'tune.alpha=[0.2,0.8]' 'tune.gamma=[1,3]'",
-    ),
-    "predict": (
-        "bundle=runs/a input=scans output=predictions",
-        "bundle=runs/a/bundle input='scans/*.nii.gz' output=predictions inference=fast",
-        "bundle=runs/a input=scan.nii.gz output=predictions operating_point=score:0.37",
-    ),
-    "evaluate": (
-        "reference=labels prediction=predictions output=scores",
-        "reference=labels prediction=predictions output=scores 'groups=(P[0-9]+)_'",
-    ),
-    "follow": (
-        "before=DIR after=DIR output=changes before_images=DIR after_images=DIR",
-        "visits=visits.csv bundle=runs/a output=changes",
-    ),
-    "report": (
-        "scores=scores output=report images=scans reference=labels prediction=predictions",
-        "scores=runs/a output=report images=DIR",
-    ),
-    "export": ("bundle=runs/a output=exported", "bundle=runs/a output=exported format=monai"),
-    "serve": ("bundle=runs/a", "bundle=runs/a host=0.0.0.0 max_upload_mb=200"),
-}
 
 
 def summary(command: str) -> str:
@@ -45,11 +13,17 @@ def summary(command: str) -> str:
     return _first_comment(conf_dir() / f"{command}.yaml").partition(" does: ")[2]
 
 
+def examples(command: str) -> list[str]:
+    """What may be typed behind a command, from the same comment."""
+    text = (conf_dir() / f"{command}.yaml").read_text(encoding="utf-8")
+    return re.findall(r"^# Example: (.*)$", text, re.MULTILINE)
+
+
 def help_page(command: str, program: str | None = None) -> str:
     """The command's examples, settings, groups and options, with the comments of their files."""
     typed = f"{program} {command}" if program else f"python scripts/{command}.py"
     lines = [f"{command}: {summary(command)}", "", "Examples:"]
-    lines += [f"  {typed} {example}" for example in EXAMPLES[command]]
+    lines += [f"  {typed} {example}" for example in examples(command)]
     lines += ["", "Settings (key=value, or section.key=value):"]
     lines += [f"  {line}" for file in _files(command) for line in _settings(file)]
     for group, options in groups(command).items():

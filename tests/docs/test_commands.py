@@ -8,7 +8,7 @@ import pytest
 
 from lesionseg.cli import COMMANDS, compose
 from lesionseg.cli.compose import read_flags
-from lesionseg.cli.help import EXAMPLES
+from lesionseg.cli.help import examples
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -27,7 +27,7 @@ def commands(page: Path) -> list[tuple[str, list[str]]]:
         typed = TYPED.match(line.strip().replace("…", ""))
         if typed and (name := typed[1] or typed[2]) in COMMANDS:
             words = shlex.split(ANY_NUMBER.sub("3", typed[3]), comments=True)
-            left_out = shlex.split(EXAMPLES[name][0]) if "…" in line else []
+            left_out = shlex.split(examples(name)[0]) if "…" in line else []
             found.append((name, left_out + read_flags(words)[1]))
     return found
 
