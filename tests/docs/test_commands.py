@@ -28,7 +28,9 @@ def commands(page: Path) -> list[tuple[str, list[str]]]:
         if typed and (name := typed[1] or typed[2]) in COMMANDS:
             words = shlex.split(ANY_NUMBER.sub("3", typed[3]), comments=True)
             left_out = shlex.split(examples(name)[0]) if "…" in line else []
-            found.append((name, left_out + read_flags(words)[1]))
+            flags, overrides = read_flags(words)
+            overrides = [o.split(",")[0] if "--multirun" in flags else o for o in overrides]
+            found.append((name, [*left_out, *(o for o in overrides if "launcher" not in o)]))
     return found
 
 
